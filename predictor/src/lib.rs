@@ -1,0 +1,1 @@
+//! Forecasts one step-sized latency series; no clock, no network.

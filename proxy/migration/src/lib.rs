@@ -1,0 +1,15 @@
+//! Godwit's decision and cutover core: pure functions. No I/O, no clock, no luck, no serialisation.
+//!
+//! - [`world`] holds every fact that a decision may use; [`policy`] what the operator wants;
+//! - [`score`] computes the Migration Score, [`decide`] turns it into a decision with its [`report`];
+//! - [`cutover`] is the machine that carries a decision out.
+//!
+//! Deliberately absent: tokio, serde, pingora, tracing. Whoever needs them wraps this crate.
+
+pub mod cutover;
+pub mod decide;
+pub mod policy;
+pub mod report;
+pub mod score;
+pub mod units;
+pub mod world;

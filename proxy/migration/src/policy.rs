@@ -1,0 +1,174 @@
+//! What the operator wants: when a move pays and what it may cost.
+
+use std::time::Duration;
+
+use crate::units::{ByteCount, Ratio};
+
+/// How far Godwit may go by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Scores only.
+    Observe,
+    /// Proposes; a person starts the move.
+    Advise,
+    /// Moves by itself.
+    Auto,
+}
+
+/// What to do when the drain takes too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDrainTimeout {
+    /// Abort the cutover: the old primary serves on.
+    Abort,
+}
+
+/// Where the replication stands to commits. This version runs `async`; the others are refused by the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicationMode {
+    /// Commits never wait for the shadow.
+    Async,
+}
+
+/// Weights of the Migration Score's terms.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Weights {
+    /// Of the predicted latency increase.
+    pub latency: f64,
+    /// Of the cost difference.
+    pub cost: f64,
+    /// Of the utilisation difference.
+    pub utilization: f64,
+}
+
+/// Raw parts of a [`Policy`]; every field is public so that a parser can fill it, [`Policy::new`] checks it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyParts {
+    /// Its name.
+    pub name: String,
+    /// How far Godwit may go.
+    pub mode: Mode,
+    /// Weights of the terms, each ≥ 0 and finite.
+    pub weights: Weights,
+    /// Score above which moving pays.
+    pub threshold: f64,
+    /// For how long it must stay above.
+    pub sustain: Duration,
+    /// How far ahead to forecast.
+    pub horizon: Duration,
+    /// One step of the forecast.
+    pub step: Duration,
+    /// Confidence of the lower bound, 0.5..1.
+    pub confidence: f64,
+    /// Score that a move itself costs.
+    pub disruption: f64,
+    /// Shortest time between two moves.
+    pub cooldown: Duration,
+    /// Most moves in 24 h.
+    pub max_moves_per_day: u32,
+    /// Lag above which no cutover starts.
+    pub max_lag: ByteCount,
+    /// Longest hold before a cutover gives up.
+    pub max_hold: Duration,
+    /// Longest wait for requests in flight.
+    pub drain_timeout: Duration,
+    /// What then.
+    pub on_drain_timeout: OnDrainTimeout,
+    /// Keep a shadow.
+    pub shadow_enabled: bool,
+    /// Capacity of the shadow, share of the primary's.
+    pub shadow_capacity: Ratio,
+    /// How changes travel.
+    pub replication: ReplicationMode,
+    /// How long the old primary soaks at full capacity before it is retired to a shadow.
+    pub retire_after: Duration,
+    /// Retire only after a clean verification.
+    pub require_verified: bool,
+}
+
+impl Default for PolicyParts {
+    fn default() -> Self {
+        Self {
+            name: "default".into(),
+            mode: Mode::Observe,
+            weights: Weights { latency: 1.0, cost: 0.3, utilization: 0.2 },
+            threshold: 0.25,
+            sustain: Duration::from_secs(180),
+            horizon: Duration::from_secs(1800),
+            step: Duration::from_secs(10),
+            confidence: 0.8,
+            disruption: 0.05,
+            cooldown: Duration::from_secs(3600),
+            max_moves_per_day: 2,
+            max_lag: ByteCount(16 << 20),
+            max_hold: Duration::from_millis(500),
+            drain_timeout: Duration::from_secs(5),
+            on_drain_timeout: OnDrainTimeout::Abort,
+            shadow_enabled: true,
+            shadow_capacity: Ratio::new(0.25).unwrap_or_default(),
+            replication: ReplicationMode::Async,
+            retire_after: Duration::from_secs(24 * 3600),
+            require_verified: true,
+        }
+    }
+}
+
+/// A rule that the parts break; `key` is the dotted key of the policy file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {what}")]
+pub struct PolicyError {
+    /// `score.threshold` and the like.
+    pub key: &'static str,
+    /// What is wrong and what would be right.
+    pub what: String,
+}
+
+/// A checked policy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy(PolicyParts);
+
+impl Policy {
+    /// Checks every rule and returns all that are broken.
+    pub fn new(parts: PolicyParts) -> Result<Self, Vec<PolicyError>> {
+        let mut broken = Vec::new();
+        let mut rule = |key, holds: bool, what: &str| {
+            if !holds {
+                broken.push(PolicyError { key, what: what.to_owned() });
+            }
+        };
+        let p = &parts;
+        let weight = |w: f64| w.is_finite() && w >= 0.0;
+        rule("name", !p.name.is_empty(), "must not be empty");
+        rule("score.weights.latency", weight(p.weights.latency), "must be a number of at least 0");
+        rule("score.weights.cost", weight(p.weights.cost), "must be a number of at least 0");
+        rule("score.weights.utilization", weight(p.weights.utilization), "must be a number of at least 0");
+        rule("score.threshold", p.threshold.is_finite() && p.threshold > 0.0, "must be above 0");
+        rule("score.disruption", p.disruption.is_finite() && p.disruption >= 0.0, "must be at least 0");
+        rule(
+            "score.confidence",
+            p.confidence >= 0.5 && p.confidence < 1.0,
+            "must be at least 0.5 and below 1",
+        );
+        rule("score.step", p.step >= Duration::from_millis(100), "must be at least 100ms");
+        rule("score.horizon", p.horizon >= p.step, "must be at least one step (score.step)");
+        rule("score.sustain", p.sustain >= p.step, "must be at least one step (score.step)");
+        rule("limits.max_moves_per_day", p.max_moves_per_day > 0, "must be at least 1");
+        rule("limits.max_hold", !p.max_hold.is_zero(), "must be above 0");
+        rule("limits.drain_timeout", !p.drain_timeout.is_zero(), "must be above 0");
+        rule("shadow.capacity", p.shadow_capacity.get() > 0.0, "must be above 0% and at most 100%");
+        if broken.is_empty() { Ok(Self(parts)) } else { Err(broken) }
+    }
+
+    /// Steps in the horizon, at least one.
+    pub fn horizon_steps(&self) -> usize {
+        let steps = self.horizon.as_millis() / self.step.as_millis().max(1);
+        usize::try_from(steps).unwrap_or(usize::MAX).max(1)
+    }
+}
+
+impl std::ops::Deref for Policy {
+    type Target = PolicyParts;
+
+    fn deref(&self) -> &PolicyParts {
+        &self.0
+    }
+}

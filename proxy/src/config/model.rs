@@ -1,0 +1,182 @@
+//! The validated configuration: nothing here can hold an invalid value.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use migration::policy::Policy;
+
+/// Everything a node was told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This process.
+    pub node: Node,
+    /// Places, by name.
+    pub zones: BTreeMap<String, Zone>,
+    /// How placements are provisioned, by name.
+    pub drivers: BTreeMap<String, Driver>,
+    /// Services, by name.
+    pub resources: BTreeMap<String, Resource>,
+}
+
+/// This process.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Name, unique among the nodes; in the certificate of its link.
+    pub name: String,
+    /// The zone it runs in.
+    pub zone: String,
+    /// Directory of the embedded database.
+    pub state: PathBuf,
+    /// Admin listener (API, metrics, probes).
+    pub admin: SocketAddr,
+    /// The link to nodes in other zones.
+    pub link: Option<NodeLink>,
+    /// Worker threads of the fronts.
+    pub threads: usize,
+    /// What the gates may hold.
+    pub hold: HoldLimits,
+}
+
+/// The QUIC listener for nodes of other zones.
+#[derive(Clone, Debug)]
+pub struct NodeLink {
+    /// UDP address.
+    pub listen: SocketAddr,
+    /// Certificates for mTLS.
+    pub tls: LinkTls,
+}
+
+/// PEM files of the link.
+#[derive(Clone, Debug)]
+pub struct LinkTls {
+    /// This node's certificate chain.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The authority that signs every node.
+    pub ca: PathBuf,
+}
+
+/// Bounds of a gate, per resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldLimits {
+    /// Requests held at once.
+    pub requests: usize,
+    /// Bytes of request headers held at once.
+    pub bytes: usize,
+    /// Longest time one request is held before it gets 503.
+    pub time: Duration,
+}
+
+/// A place.
+#[derive(Clone, Debug)]
+pub struct Zone {
+    /// Cloud or owner.
+    pub provider: Option<String>,
+    /// The provider's name of it.
+    pub region: Option<String>,
+    /// Latitude and longitude, degrees.
+    pub location: Option<(f64, f64)>,
+    /// Address of the link of the node there, `host:port`; none: this node reaches the zone's database itself.
+    pub link: Option<String>,
+    /// Name of that node, checked against its certificate.
+    pub node: Option<String>,
+}
+
+/// A named service.
+#[derive(Clone, Debug)]
+pub struct Resource {
+    /// Its name.
+    pub name: String,
+    /// What clients connect to; none on a node that only serves the link.
+    pub http: Option<HttpFront>,
+    /// By zone.
+    pub placements: BTreeMap<String, Placement>,
+    /// The primary at first start; afterwards the journal knows.
+    pub primary: String,
+    /// When to move.
+    pub policy: Policy,
+}
+
+impl Resource {
+    /// The placement that is not `primary`: two placements are what this version moves between.
+    pub fn other(&self, zone: &str) -> Option<&Placement> {
+        self.placements.values().find(|placement| placement.zone != zone)
+    }
+}
+
+/// An HTTP front.
+#[derive(Clone, Debug)]
+pub struct HttpFront {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Host names served; empty: every host on this listener.
+    pub hosts: Vec<String>,
+}
+
+/// The resource in one zone.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// Its zone.
+    pub zone: String,
+    /// HTTP endpoints as this node reaches them, `host:port`; with a driver, worker i answers at endpoint i.
+    pub http: Vec<String>,
+    /// Path of the HTTP probe.
+    pub probe: String,
+    /// Its database.
+    pub postgres: Option<Database>,
+    /// Workers at full capacity.
+    pub capacity: u32,
+    /// Cost of one worker for an hour, in the operator's currency.
+    pub cost_per_hour: Option<f64>,
+    /// Name of its driver.
+    pub driver: Option<String>,
+}
+
+/// A database of a placement.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// Connection parameters, password included.
+    pub dsn: tokio_postgres::Config,
+    /// Directory with `pg_dump` for the first copy of the schema; none: found on PATH.
+    pub bin: Option<PathBuf>,
+    /// Roles that applications use: the fence takes CONNECT from them and ends their sessions. Empty: all but Godwit's own.
+    pub app_roles: Vec<String>,
+}
+
+/// A way of provisioning.
+#[derive(Clone, Debug)]
+pub enum Driver {
+    /// Processes of this machine.
+    Process(ProcessDriver),
+}
+
+/// The `process` driver's settings.
+#[derive(Clone, Debug)]
+pub struct ProcessDriver {
+    /// Where pid files and logs go.
+    pub directory: PathBuf,
+    /// The service's command; `{listen}` and `{dsn}` are filled in.
+    pub argv: Vec<String>,
+    /// Where worker i listens; as many as the placement's capacity.
+    pub listen: Vec<SocketAddr>,
+    /// What the service connects to, text for `{dsn}`.
+    pub service_dsn: String,
+    /// Path that answers 200 when a worker is ready.
+    pub ready: String,
+    /// A cluster to start (and create when missing).
+    pub cluster: Option<ProcessCluster>,
+}
+
+/// A PostgreSQL cluster run by the `process` driver.
+#[derive(Clone, Debug)]
+pub struct ProcessCluster {
+    /// Directory with `initdb` and `pg_ctl`.
+    pub bin: PathBuf,
+    /// Data directory.
+    pub data: PathBuf,
+    /// Where it listens.
+    pub listen: SocketAddr,
+}

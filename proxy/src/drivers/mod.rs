@@ -1,0 +1,3 @@
+//! Effects out: what Godwit does to the world.
+
+pub mod process;

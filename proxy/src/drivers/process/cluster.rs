@@ -1,0 +1,225 @@
+//! One PostgreSQL cluster on this machine: initdb, start, stop.
+//!
+//! PostgreSQL refuses to run as root, so every program is started as user `postgres` when the caller is root.
+//! Never deletes a directory that it did not create.
+
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A cluster operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// A program could not be started.
+    #[error("cannot run {program}")]
+    Spawn {
+        /// Path of the program.
+        program: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A program ran and failed.
+    #[error("{program} failed ({status}): {output}")]
+    Failed {
+        /// Path of the program.
+        program: PathBuf,
+        /// Its exit status.
+        status: std::process::ExitStatus,
+        /// What it printed, both streams.
+        output: String,
+    },
+    /// A file of the cluster could not be written or read.
+    #[error("cannot prepare {path}")]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Running as root, and there is no user `postgres` to drop to.
+    #[error("PostgreSQL does not run as root and there is no user \"postgres\" to run it as")]
+    NoUser,
+}
+
+/// Where PostgreSQL's programs are, and the cluster they work on.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Directory with `initdb`, `pg_ctl`, `postgres`.
+    pub bin: PathBuf,
+    /// Data directory.
+    pub data: PathBuf,
+    /// Address to listen on.
+    pub host: String,
+    /// TCP port on it.
+    pub port: u16,
+}
+
+/// The user that database programs run as when the caller is root.
+#[derive(Clone, Copy, Debug)]
+pub struct DropTo {
+    uid: u32,
+    gid: u32,
+}
+
+impl DropTo {
+    /// `None` when the caller is not root and needs no drop.
+    pub fn find() -> Result<Option<Self>, ClusterError> {
+        let root = rustix::process::geteuid().is_root();
+        if !root {
+            return Ok(None);
+        }
+        let passwd = Path::new("/etc/passwd");
+        let text = std::fs::read_to_string(passwd)
+            .map_err(|source| ClusterError::File { path: passwd.to_owned(), source })?;
+        let user = text.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next() == Some("postgres")).then_some(())?;
+            let uid = fields.nth(1)?.parse().ok()?;
+            let gid = fields.next()?.parse().ok()?;
+            Some(Self { uid, gid })
+        });
+        user.map(Some).ok_or(ClusterError::NoUser)
+    }
+
+    /// Gives `path` to this user.
+    pub fn own(self, path: &Path) -> Result<(), ClusterError> {
+        std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))
+            .map_err(|source| ClusterError::File { path: path.to_owned(), source })
+    }
+
+    /// Makes `command` run as this user.
+    pub fn apply(self, command: &mut Command) {
+        command.uid(self.uid).gid(self.gid);
+    }
+}
+
+/// Settings that every cluster of the `process` driver gets; later lines win.
+const SETTINGS: &str = "
+wal_level = logical
+max_wal_senders = 20
+max_replication_slots = 20
+max_connections = 200
+unix_socket_directories = ''
+logging_collector = off
+log_min_messages = warning
+shared_buffers = 64MB
+";
+
+impl Cluster {
+    /// True once `initdb` has finished in the data directory.
+    pub fn exists(&self) -> bool {
+        self.data.join("godwit.ready").exists()
+    }
+
+    /// Creates the cluster (superuser `postgres`, trust on loopback) with `extra` settings lines.
+    ///
+    /// Idempotent: an initialised cluster is left as it is.
+    pub fn init(&self, extra: &str) -> Result<(), ClusterError> {
+        if self.exists() {
+            return Ok(());
+        }
+        let file = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ClusterError::File { path, source }
+        };
+        if self.data.exists() {
+            // A half-made cluster of an earlier, killed call: initdb refuses a directory that is not empty.
+            std::fs::remove_dir_all(&self.data).map_err(file(&self.data))?;
+        }
+        std::fs::create_dir_all(&self.data).map_err(file(&self.data))?;
+        if let Some(user) = DropTo::find()? {
+            user.own(&self.data)?;
+        }
+        let data = self.data.display().to_string();
+        self.program(
+            "initdb",
+            &["-D", &data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale", "C.UTF-8"],
+        )?;
+        let conf = self.data.join("postgresql.conf");
+        let mut text = std::fs::read_to_string(&conf).map_err(file(&conf))?;
+        text.push_str(SETTINGS);
+        text.push_str(extra);
+        std::fs::write(&conf, text).map_err(file(&conf))?;
+        let ready = self.data.join("godwit.ready");
+        std::fs::write(&ready, "initdb finished\n").map_err(file(&ready))
+    }
+
+    /// Starts the server and returns when it accepts connections. Idempotent.
+    pub fn start(&self) -> Result<(), ClusterError> {
+        if self.running()? {
+            return Ok(());
+        }
+        let data = self.data.display().to_string();
+        let log = self.data.join("server.log").display().to_string();
+        let options = format!("-c listen_addresses={} -c port={}", self.host, self.port);
+        self.program("pg_ctl", &["-D", &data, "-l", &log, "-w", "-t", "60", "-o", &options, "start"])
+            .map(drop)
+    }
+
+    /// Stops the server; `mode` is pg_ctl's `smart`, `fast` or `immediate`. Idempotent.
+    pub fn stop(&self, mode: &str) -> Result<(), ClusterError> {
+        if !self.running()? {
+            return Ok(());
+        }
+        let data = self.data.display().to_string();
+        self.program("pg_ctl", &["-D", &data, "-w", "-t", "60", "-m", mode, "stop"]).map(drop)
+    }
+
+    /// Whether a server runs on the data directory.
+    pub fn running(&self) -> Result<bool, ClusterError> {
+        if !self.exists() {
+            return Ok(false);
+        }
+        let data = self.data.display().to_string();
+        Ok(self.output("pg_ctl", &["-D", &data, "status"])?.status.success())
+    }
+
+    fn program(&self, name: &str, arguments: &[&str]) -> Result<Output, ClusterError> {
+        let output = self.output(name, arguments)?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        if let Ok(log) = std::fs::read_to_string(self.data.join("server.log")) {
+            let tail: Vec<&str> = log.lines().rev().take(5).collect();
+            text.push_str(&tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+        Err(ClusterError::Failed { program: self.bin.join(name), status: output.status, output: text })
+    }
+
+    fn output(&self, name: &str, arguments: &[&str]) -> Result<Output, ClusterError> {
+        let program = self.bin.join(name);
+        let mut command = Command::new(&program);
+        // Files, not pipes: pg_ctl's server would inherit a pipe and keep it open for ever.
+        let capture = tempfile::tempfile()
+            .map_err(|source| ClusterError::Spawn { program: program.clone(), source })?;
+        let clone = |f: &std::fs::File| {
+            f.try_clone().map_err(|source| ClusterError::Spawn { program: program.clone(), source })
+        };
+        command
+            .args(arguments)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(clone(&capture)?)
+            .stderr(clone(&capture)?)
+            // Its own group: a Ctrl-C on the terminal must not stop the database.
+            .process_group(0);
+        if let Some(user) = DropTo::find()? {
+            user.apply(&mut command);
+        }
+        let status =
+            command.status().map_err(|source| ClusterError::Spawn { program: program.clone(), source })?;
+        let text = read_from_start(capture).map_err(|source| ClusterError::Spawn { program, source })?;
+        Ok(Output { status, stdout: text, stderr: Vec::new() })
+    }
+}
+
+fn read_from_start(mut file: std::fs::File) -> std::io::Result<Vec<u8>> {
+    use std::io::{Read, Seek};
+    file.rewind()?;
+    let mut text = Vec::with_capacity(file.metadata()?.size() as usize);
+    file.read_to_end(&mut text)?;
+    Ok(text)
+}

@@ -1,0 +1,15 @@
+//! Godwit: moves a live service and its PostgreSQL between zones without stopping it.
+
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod controller;
+pub mod demo;
+pub mod drivers;
+pub mod feeds;
+pub mod fronts;
+pub mod rng;
+pub mod store;
+pub mod telemetry;

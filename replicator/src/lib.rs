@@ -1,0 +1,32 @@
+//! Godwit's PostgreSQL logical replicator.
+//!
+//! One row change travels: WAL → [`postgres`] (stream) → [`pgoutput`] (bytes to [`change::Transaction`]) →
+//! [`session`] sender → [`wire`] → [`link`] ⇢ other zone ⇢ [`session`] receiver → [`apply`] (rows and checkpoint commit
+//! together) → acknowledgement → feedback to the source (the durable position, never the received one).
+//! Delivery is at least once; applying is exactly once by checkpoint.
+//!
+//! Around the stream: [`preflight`] (is this database ready), [`schema`] and [`copy`] (the start), [`fence`] and
+//! [`sequences`] (the cutover), [`verify`] (are both sides equal).
+//!
+//! `pgoutput`, `wire` and `session` do no I/O.
+
+pub mod apply;
+pub mod change;
+pub mod copy;
+pub mod error;
+pub mod fence;
+pub mod link;
+pub mod lsn;
+pub mod pgoutput;
+pub mod postgres;
+pub mod preflight;
+pub mod pump;
+pub mod schema;
+pub mod sequences;
+pub mod session;
+pub mod status;
+pub mod verify;
+pub mod wire;
+
+pub use error::{Error, ErrorKind};
+pub use lsn::Lsn;

@@ -1,0 +1,62 @@
+//! What a running stream says of itself: published on a `tokio::sync::watch`, read by the controller, metrics and the CLI.
+
+use std::time::Duration;
+
+use crate::lsn::Lsn;
+
+/// What the stream is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Opening connections and the link.
+    #[default]
+    Connecting,
+    /// Initial copy.
+    Copying {
+        /// Tables finished.
+        tables_done: u32,
+        /// Tables in all.
+        tables: u32,
+        /// Rows copied so far.
+        rows: u64,
+        /// Bytes of row data copied so far.
+        bytes: u64,
+        /// Estimated rows in all (planner's estimate).
+        rows_estimate: u64,
+    },
+    /// Following the source.
+    Streaming,
+    /// Stopped by an error; `retrying` says whether it will try again by itself.
+    Failed {
+        /// The error with its sources.
+        error: String,
+        /// True when the pump reconnects by itself.
+        retrying: bool,
+    },
+    /// Ended because it was told to.
+    Stopped,
+}
+
+/// A snapshot of one stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamStatus {
+    /// What it is doing.
+    pub phase: Phase,
+    /// The source's newest WAL position that we have heard of.
+    pub source_lsn: Lsn,
+    /// Received and decoded up to here.
+    pub received_lsn: Lsn,
+    /// Durably applied on the target up to here.
+    pub applied_lsn: Lsn,
+    /// `source_lsn - applied_lsn`, bytes.
+    pub lag_bytes: u64,
+    /// Age of the oldest change not yet applied; zero when caught up.
+    pub lag: Duration,
+    /// Newest end marker applied: its generation.
+    pub applied_marker: Option<u64>,
+    /// Row changes seen after an end marker: a client went round the fence.
+    pub rows_after_marker: u64,
+    /// Transactions applied since this process started.
+    pub transactions: u64,
+    /// Row changes applied since this process started.
+    pub changes: u64,
+}

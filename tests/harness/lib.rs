@@ -1,0 +1,3 @@
+//! Real PostgreSQL, real sockets, for tests.
+
+pub mod postgres;

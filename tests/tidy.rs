@@ -1,0 +1,1 @@
+//! The crate graph and the tree, checked.
