@@ -1,1 +1,113 @@
-//! Not written yet.
+//! Every fact that a decision may use, frozen at one moment.
+
+use std::time::Duration;
+
+use crate::cutover::Phase;
+use crate::units::{ByteCount, Timestamp, Zone};
+
+/// A fact with its provenance, or why there is none.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fact<T> {
+    /// Known.
+    Known {
+        /// The value.
+        value: T,
+        /// How old it is.
+        age: Duration,
+        /// Where it comes from.
+        source: String,
+    },
+    /// Not known; a decision must not assume it.
+    Unknown {
+        /// Why not.
+        why: String,
+    },
+}
+
+impl<T> Fact<T> {
+    /// A fact seen just now.
+    pub fn known(value: T, age: Duration, source: impl Into<String>) -> Self {
+        Self::Known { value, age, source: source.into() }
+    }
+
+    /// Why there is none.
+    pub fn unknown(why: impl Into<String>) -> Self {
+        Self::Unknown { why: why.into() }
+    }
+
+    /// The value, if known.
+    pub fn value(&self) -> Option<&T> {
+        match self {
+            Self::Known { value, .. } => Some(value),
+            Self::Unknown { .. } => None,
+        }
+    }
+
+    /// Why it is unknown.
+    pub fn why_unknown(&self) -> Option<&str> {
+        match self {
+            Self::Known { .. } => None,
+            Self::Unknown { why } => Some(why),
+        }
+    }
+
+    /// The same provenance, another value.
+    pub fn map<U>(&self, change: impl FnOnce(&T) -> U) -> Fact<U> {
+        match self {
+            Self::Known { value, age, source } => {
+                Fact::Known { value: change(value), age: *age, source: source.clone() }
+            }
+            Self::Unknown { why } => Fact::Unknown { why: why.clone() },
+        }
+    }
+}
+
+/// A latency forecast over the horizon: the middle step's quantiles, milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outlook {
+    /// Lower confidence bound.
+    pub lower_ms: f64,
+    /// Median.
+    pub median_ms: f64,
+    /// Upper confidence bound.
+    pub upper_ms: f64,
+}
+
+/// What is known of a resource at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct World {
+    /// Who serves.
+    pub primary: Zone,
+    /// Who follows.
+    pub shadow: Zone,
+    /// Where the machine stands.
+    pub phase: Phase,
+    /// The migration under way.
+    pub running: Option<String>,
+    /// The latency that is usual for this resource, milliseconds (p95 of the request path).
+    pub baseline_ms: Fact<f64>,
+    /// Forecast of the request path's p95 where it is served now.
+    pub latency: Fact<Outlook>,
+    /// Forecast of the probe of the primary.
+    pub primary_probe: Fact<Outlook>,
+    /// Forecast of the same probe of the shadow.
+    pub shadow_probe: Fact<Outlook>,
+    /// Cost of the primary at full capacity, per hour.
+    pub primary_cost: Fact<f64>,
+    /// Cost of the shadow at the same capacity, per hour.
+    pub shadow_cost: Fact<f64>,
+    /// In-flight / capacity of the primary, 0..=1.
+    pub primary_utilization: Fact<f64>,
+    /// The same of the shadow.
+    pub shadow_utilization: Fact<f64>,
+    /// Bytes that the shadow is behind.
+    pub lag: Fact<ByteCount>,
+    /// What stands in the way in the databases, e.g. a prepared transaction.
+    pub blockers: Vec<String>,
+    /// End of the last committed migration.
+    pub last_move: Option<Timestamp>,
+    /// Committed migrations in the last 24 h.
+    pub moves_last_day: u32,
+    /// Since when the score has been above the threshold without a break.
+    pub above_since: Option<Timestamp>,
+}

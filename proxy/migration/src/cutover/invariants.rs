@@ -1,0 +1,74 @@
+//! What must hold of every state, and of every move between two: checked by [`super::step`], by the journal when it
+//! reads, and by the model checker.
+
+use super::state::{Phase, Run, State};
+
+/// What is wrong with `state`, if anything.
+pub fn check(state: &State) -> Result<(), String> {
+    let broken = |what: &str| Err(format!("{} in phase {}: {what}", state.resource, state.phase.name()));
+    if state.primary == state.shadow {
+        return broken("primary and shadow are the same zone");
+    }
+    let Some(run) = &state.run else {
+        return if state.phase <= Phase::Shadowing { Ok(()) } else { broken("no migration is recorded") };
+    };
+    if state.phase <= Phase::Shadowing {
+        return broken("a migration is recorded although none is under way");
+    }
+    let committed = state.phase.past_commit();
+    let (primary, shadow) = if committed { (&run.to, &run.from) } else { (&run.from, &run.to) };
+    if (&state.primary, &state.shadow) != (primary, shadow) {
+        return broken("primary and shadow do not fit the migration");
+    }
+    let expected = if committed { state.generation } else { state.generation.next() };
+    if run.generation != expected {
+        return broken("the migration's generation does not fit the resource's");
+    }
+    if state.phase == Phase::Aborting {
+        return if run.aborted.is_some() { Ok(()) } else { broken("the reason of the abort is missing") };
+    }
+    match missing_fact(state.phase, run) {
+        Some(fact) => broken(&format!("{fact} must hold here")),
+        None => Ok(()),
+    }
+}
+
+/// The first fact that `phase` rests on and `run` lacks.
+fn missing_fact(phase: Phase, run: &Run) -> Option<&'static str> {
+    let needs = [
+        (Phase::Armed, run.guarded, "guards passed"),
+        (Phase::Armed, run.held_since.is_some(), "the hold's start"),
+        (Phase::Fenced, run.fence.is_some(), "the fence's marker"),
+        (Phase::CaughtUp, run.caught_up, "the marker applied"),
+        (Phase::Sequenced, run.sequenced, "the sequences set"),
+        (Phase::Committed, run.reverse_slot, "the reverse slot"),
+        (Phase::Swapped, run.opened, "the new primary open"),
+        (Phase::Swapped, run.swapped, "the pool swapped"),
+        (Phase::Watching, run.reversed, "the reverse stream"),
+    ];
+    needs.into_iter().find(|(from, holds, _)| phase >= *from && !holds).map(|(_, _, fact)| fact)
+}
+
+/// What is wrong with going from `before` to `after`, if anything.
+pub fn check_move(before: &State, after: &State) -> Result<(), String> {
+    let broken = |what: &str| {
+        Err(format!("{}: {} → {}: {what}", before.resource, before.phase.name(), after.phase.name()))
+    };
+    check(after)?;
+    if before.resource != after.resource {
+        return broken("the resource changed");
+    }
+    if after.generation == before.generation {
+        return if after.primary == before.primary {
+            Ok(())
+        } else {
+            broken("the primary changed without a commit")
+        };
+    }
+    let commit = before.phase.may_abort() && after.phase == Phase::Committed;
+    if commit && after.generation == before.generation.next() && after.primary == before.shadow {
+        Ok(())
+    } else {
+        broken("the generation moves only at a commit, by one")
+    }
+}

@@ -1,0 +1,231 @@
+//! The whole machine: every phase × event as a snapshot, and random walks under the invariants.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::effect::Effect;
+use super::event::Event;
+use super::state::{Limits, Phase, State, Trigger};
+use super::step::step;
+use crate::units::{Position, Timestamp, Zone};
+
+const START: Timestamp = Timestamp(1_000_000);
+
+fn limits() -> Limits {
+    Limits {
+        scale: Duration::from_secs(60),
+        arm: Duration::from_secs(30),
+        drain: Duration::from_secs(5),
+        hold: Duration::from_millis(500),
+        watch: Duration::from_secs(1),
+        retire_after: Duration::from_secs(60),
+        require_verified: true,
+    }
+}
+
+fn migrate(id: &str, to: &str) -> Event {
+    Event::MigrateRequested { id: id.into(), to: to.into(), trigger: Trigger::Score, limits: limits() }
+}
+
+fn every_event() -> Vec<Event> {
+    vec![
+        Event::ShadowEnabled,
+        Event::ShadowDisabled,
+        Event::StreamUp,
+        migrate("m2", "b"),
+        migrate("m2", "a"),
+        migrate("m2", "c"),
+        Event::ShadowScaled,
+        Event::GuardsPassed,
+        Event::GuardsFailed { why: "lag".into() },
+        Event::ReverseSlotMade,
+        Event::GateClosed,
+        Event::DrainFinished,
+        Event::HoldNearlyFull { why: "70%".into() },
+        Event::FenceUp { marker: Position(42) },
+        Event::MarkerApplied,
+        Event::SequencesSet,
+        Event::FenceLifted,
+        Event::PoolSwapped,
+        Event::GateOpened,
+        Event::OldStreamGone,
+        Event::Compared { equal: true },
+        Event::Compared { equal: false },
+        Event::OldPrimaryRetired,
+        Event::EffectFailed { effect: "fence", why: "lock timeout".into() },
+        Event::EffectFailed { effect: "lift_fence", why: "gone".into() },
+        Event::AbortRequested { by: "ann".into() },
+        Event::Tick,
+        Event::Restarted,
+    ]
+}
+
+/// The straight road, one event after the other; the state after each.
+fn road() -> Vec<State> {
+    let first = State::first("orders", "a".into(), "b".into(), START);
+    let events = [
+        Event::ShadowEnabled,
+        Event::StreamUp,
+        migrate("m1", "b"),
+        Event::ShadowScaled,
+        Event::ReverseSlotMade,
+        Event::GuardsPassed,
+        Event::GateClosed,
+        Event::DrainFinished,
+        Event::FenceUp { marker: Position(7) },
+        Event::MarkerApplied,
+        Event::SequencesSet,
+        Event::ReverseSlotMade,
+        Event::FenceLifted,
+        Event::PoolSwapped,
+        Event::GateOpened,
+        Event::StreamUp,
+        Event::OldStreamGone,
+        Event::Compared { equal: true },
+    ];
+    let mut states = vec![first];
+    for event in events {
+        let (next, _) = step(states.last().expect("not empty"), event, START).expect("the straight road");
+        states.push(next);
+    }
+    states
+}
+
+fn representatives() -> Vec<State> {
+    let road = road();
+    let mut states: Vec<State> = Phase::ALL
+        .into_iter()
+        .filter_map(|phase| road.iter().find(|state| state.phase == phase).cloned())
+        .collect();
+    let abort_from = |phase| {
+        let state = road.iter().find(|state| state.phase == phase).expect("on the road");
+        step(state, Event::AbortRequested { by: "ann".into() }, START).expect("may abort").0
+    };
+    states.push(abort_from(Phase::Warm));
+    states.push(abort_from(Phase::Fenced));
+    states
+}
+
+fn describe(result: &Result<(State, Vec<Effect>), super::step::Refused>) -> String {
+    match result {
+        Ok((after, effects)) => {
+            let names: Vec<&str> = effects.iter().map(Effect::name).collect();
+            format!("{} [{}]", after.phase.name(), names.join(", "))
+        }
+        Err(refused) => format!("refused: {refused}"),
+    }
+}
+
+#[test]
+fn every_phase_is_on_the_road_or_its_abort() {
+    let states = representatives();
+    for phase in Phase::ALL {
+        assert!(states.iter().any(|state| state.phase == phase), "no example of {}", phase.name());
+    }
+}
+
+#[test]
+fn every_state_and_event() {
+    let mut table = String::new();
+    for state in representatives() {
+        let fence = state.run.as_ref().is_some_and(|run| run.lift_fence);
+        let _ = writeln!(table, "{}{}", state.phase.name(), if fence { " (fenced)" } else { "" });
+        for event in every_event() {
+            let mut name = event.name().to_owned();
+            match &event {
+                Event::MigrateRequested { to, .. } => name = format!("{name} to {to}"),
+                Event::EffectFailed { effect, .. } => name = format!("{name} {effect}"),
+                Event::Compared { equal } => name = format!("{name} {equal}"),
+                _ => {}
+            }
+            let _ = writeln!(table, "  {name:<26} {}", describe(&step(&state, event, START)));
+        }
+        let late = START.after(Duration::from_secs(3600));
+        let _ =
+            writeln!(table, "  {:<26} {}", "Tick, an hour late", describe(&step(&state, Event::Tick, late)));
+    }
+    insta::assert_snapshot!(table);
+}
+
+#[test]
+fn the_road_swaps_the_roles_once() {
+    let road = road();
+    let end = road.last().expect("not empty");
+    assert_eq!((end.generation.0, &end.primary, &end.shadow), (2, &Zone::from("b"), &Zone::from("a")));
+    let late = START.after(Duration::from_secs(61));
+    let (_, effects) = step(end, Event::Tick, late).expect("a tick");
+    assert_eq!(effects.iter().map(Effect::name).collect::<Vec<_>>(), ["scale_down"]);
+    let (after, effects) = step(end, Event::OldPrimaryRetired, late).expect("retired");
+    assert_eq!(after.phase, Phase::Shadowing);
+    assert!(after.run.is_none());
+    assert!(matches!(effects.first(), Some(Effect::CloseRun { .. })));
+}
+
+#[test]
+fn an_abort_before_the_fence_touches_no_database() {
+    for state in road().into_iter().filter(|state| state.phase.may_abort()) {
+        let (undone, effects) =
+            step(&state, Event::AbortRequested { by: "ann".into() }, START).expect("may abort");
+        let lifts = effects.iter().any(|effect| matches!(effect, Effect::LiftFence { .. }));
+        assert_eq!(lifts, state.phase >= Phase::Drained, "in {}", state.phase.name());
+        assert_eq!(undone.primary, state.primary);
+        assert_eq!(undone.starts_closed(), lifts);
+    }
+}
+
+/// What the outside world looks like if every effect is carried out at once, to check who may write.
+#[derive(Default)]
+struct Outside {
+    fenced: Vec<Zone>,
+    gate_closed: bool,
+}
+
+fn apply(outside: &mut Outside, effect: &Effect) {
+    match effect {
+        Effect::Fence { zone, .. } => outside.fenced.push(zone.clone()),
+        Effect::LiftFence { zone, .. } => outside.fenced.retain(|fenced| fenced != zone),
+        Effect::RunStream { target, .. } if !outside.fenced.contains(target) => {
+            outside.fenced.push(target.clone());
+        }
+        Effect::CloseGate => outside.gate_closed = true,
+        Effect::OpenGate => outside.gate_closed = false,
+        _ => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Any order of events, with restarts anywhere: `step` checks the invariants itself; here also that never two
+    /// databases take writes while clients are let through, and that the one that does is the primary.
+    #[test]
+    fn random_walks_keep_one_writer(choices in proptest::collection::vec((0_usize..28, 0_u64..400), 1..120)) {
+        let mut state = State::first("orders", "a".into(), "b".into(), START);
+        let mut outside = Outside::default();
+        let mut now = START;
+        for (choice, wait) in choices {
+            now = now.after(Duration::from_millis(wait));
+            let mut event = every_event().swap_remove(choice);
+            if let Event::MigrateRequested { to, .. } = &mut event {
+                *to = state.shadow.clone();
+            }
+            if event == Event::Restarted {
+                outside.gate_closed = state.starts_closed();
+            }
+            // A fact may only be reported when its effect could have been carried out.
+            if let Ok((after, effects)) = step(&state, event, now) {
+                prop_assert!(after.generation >= state.generation);
+                for effect in &effects {
+                    apply(&mut outside, effect);
+                }
+                state = after;
+            }
+            if !outside.gate_closed && state.phase > Phase::Preparing {
+                prop_assert!(outside.fenced.contains(&state.shadow), "shadow takes writes in {:?}", state.phase);
+                prop_assert!(!outside.fenced.contains(&state.primary), "primary is fenced in {:?}", state.phase);
+            }
+        }
+    }
+}
