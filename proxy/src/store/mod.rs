@@ -1,1 +1,9 @@
-//! Not written yet.
+//! The embedded database under `node.state`: journal of the cutover machine and history of its runs.
+//!
+//! SQLite in WAL mode with `synchronous = FULL`: a record that [`Journal::append`] returned from survives a power cut.
+//! One process at a time: the database is locked exclusively.
+
+mod journal;
+mod record;
+
+pub use journal::{Journal, JournalRow, RunRow, StoreError};

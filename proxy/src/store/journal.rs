@@ -1,0 +1,433 @@
+//! The journal: what the machine decided, before anything of it is done.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use migration::cutover::{Outcome, State};
+use migration::units::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+use sha2::{Digest, Sha256};
+
+use super::record;
+
+/// The store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite refused.
+    #[error("state database {path}")]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// The directory cannot be made.
+    #[error("state directory {path}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another process has it.
+    #[error("state database {path} is in use: another godwit runs on this state directory")]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A record cannot be trusted.
+    #[error("journal record {sequence} of {resource} is damaged: {why}")]
+    Damaged {
+        /// Its number.
+        sequence: i64,
+        /// The resource.
+        resource: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A state cannot be written down.
+    #[error("journal record cannot be encoded")]
+    Encode(#[source] serde_json::Error),
+}
+
+/// One record, for timelines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalRow {
+    /// Number, ascending.
+    pub sequence: i64,
+    /// When.
+    pub at: Timestamp,
+    /// The phase entered or kept.
+    pub phase: String,
+    /// The event that led to it.
+    pub event: String,
+}
+
+/// One migration of the history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunRow {
+    /// Its id.
+    pub id: String,
+    /// The resource.
+    pub resource: String,
+    /// Old primary.
+    pub from: String,
+    /// New primary.
+    pub to: String,
+    /// `score` or the operator's name.
+    pub trigger: String,
+    /// The generation it committed or tried to.
+    pub generation: u64,
+    /// When it was accepted.
+    pub started: Timestamp,
+    /// When it ended.
+    pub ended: Option<Timestamp>,
+    /// `retired`, `superseded`, `aborted`; none while it runs.
+    pub outcome: Option<String>,
+    /// Why it was aborted.
+    pub reason: Option<String>,
+    /// When it was committed.
+    pub committed: Option<Timestamp>,
+    /// How long the gate was closed, milliseconds.
+    pub held_ms: Option<u64>,
+    /// The end marker's position.
+    pub fence: Option<u64>,
+    /// Both sides were compared: equal or not.
+    pub verified: Option<bool>,
+    /// The decision that started it, JSON.
+    pub decision: Option<String>,
+}
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS journal (
+  sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+  at_ms INTEGER NOT NULL,
+  resource TEXT NOT NULL,
+  run TEXT,
+  phase TEXT NOT NULL,
+  event TEXT NOT NULL,
+  state TEXT NOT NULL,
+  checksum TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS journal_by_resource ON journal (resource, sequence);
+CREATE INDEX IF NOT EXISTS journal_by_run ON journal (run, sequence) WHERE run IS NOT NULL;
+CREATE TABLE IF NOT EXISTS run (
+  id TEXT PRIMARY KEY,
+  resource TEXT NOT NULL,
+  from_zone TEXT NOT NULL,
+  to_zone TEXT NOT NULL,
+  trigger TEXT NOT NULL,
+  generation INTEGER NOT NULL,
+  started_ms INTEGER NOT NULL,
+  ended_ms INTEGER,
+  outcome TEXT,
+  reason TEXT,
+  committed_ms INTEGER,
+  held_ms INTEGER,
+  fence INTEGER,
+  verified INTEGER,
+  decision TEXT
+) STRICT;
+CREATE INDEX IF NOT EXISTS run_by_start ON run (started_ms);
+";
+
+/// The open store.
+pub struct Journal {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+impl Journal {
+    /// Opens or creates `godwit.db` in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(directory)
+            .map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
+        let path = directory.join("godwit.db");
+        let prepare = || -> rusqlite::Result<Connection> {
+            let connection = Connection::open(&path)?;
+            connection.busy_timeout(std::time::Duration::from_secs(5))?;
+            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            connection.execute_batch(SCHEMA)?;
+            Ok(connection)
+        };
+        match prepare() {
+            Ok(connection) => Ok(Self { path, connection: Mutex::new(connection) }),
+            Err(source) if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => {
+                Err(StoreError::Locked { path })
+            }
+            Err(source) => Err(StoreError::Database { path, source }),
+        }
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn database(&self) -> impl FnOnce(rusqlite::Error) -> StoreError + '_ {
+        |source| StoreError::Database { path: self.path.clone(), source }
+    }
+
+    /// Writes `state` and returns when it is on disk. A run's first record also opens its line in the history, its
+    /// commit and verification complete it: in the same transaction.
+    pub fn append(&self, state: &State, event: &str, at: Timestamp) -> Result<(), StoreError> {
+        let text = record::encode(state).map_err(StoreError::Encode)?;
+        let write = || {
+            let mut connection = self.connection();
+            let transaction = connection.transaction()?;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO journal (at_ms, resource, run, phase, event, state, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                )?
+                .execute(params![
+                    at.0,
+                    state.resource,
+                    state.run.as_ref().map(|run| &run.id),
+                    state.phase.name(),
+                    event,
+                    text,
+                    checksum(&text)
+                ])?;
+            if let Some(run) = &state.run {
+                let trigger = match &run.trigger {
+                    migration::cutover::Trigger::Score => "score",
+                    migration::cutover::Trigger::Operator(name) => name.as_str(),
+                };
+                let committed = state.phase.past_commit().then_some(at.0);
+                transaction
+                    .prepare_cached(
+                        "INSERT INTO run (id, resource, from_zone, to_zone, trigger, generation, started_ms)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                         ON CONFLICT (id) DO UPDATE SET committed_ms = coalesce(committed_ms, ?8),
+                           fence = coalesce(?9, fence), verified = coalesce(?10, verified)",
+                    )?
+                    .execute(params![
+                        run.id,
+                        state.resource,
+                        run.from.to_string(),
+                        run.to.to_string(),
+                        trigger,
+                        run.generation.0,
+                        run.started.0,
+                        committed,
+                        run.fence.map(|position| position.0),
+                        run.verified.then_some(true)
+                    ])?;
+            }
+            transaction.commit()
+        };
+        write().map_err(self.database())
+    }
+
+    /// The last state of a resource, if it has one.
+    pub fn latest(&self, resource: &str) -> Result<Option<State>, StoreError> {
+        let row = self
+            .connection()
+            .query_row(
+                "SELECT sequence, state, checksum FROM journal WHERE resource = ? ORDER BY sequence DESC LIMIT 1",
+                [resource],
+                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)),
+            )
+            .optional()
+            .map_err(self.database())?;
+        let Some((sequence, text, sum)) = row else { return Ok(None) };
+        let damaged = |why: String| StoreError::Damaged { sequence, resource: resource.to_owned(), why };
+        if checksum(&text) != sum {
+            return Err(damaged("its checksum does not match".into()));
+        }
+        record::decode(&text).map(Some).map_err(damaged)
+    }
+
+    /// The records of a run, oldest first.
+    pub fn timeline(&self, run: &str) -> Result<Vec<JournalRow>, StoreError> {
+        let read = || {
+            let connection = self.connection();
+            let mut statement = connection.prepare_cached(
+                "SELECT sequence, at_ms, phase, event FROM journal WHERE run = ? ORDER BY sequence",
+            )?;
+            let rows = statement.query_map([run], |row| {
+                Ok(JournalRow {
+                    sequence: row.get(0)?,
+                    at: Timestamp(row.get(1)?),
+                    phase: row.get(2)?,
+                    event: row.get(3)?,
+                })
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        read().map_err(self.database())
+    }
+
+    /// Ends a run in the history.
+    pub fn close_run(&self, id: &str, outcome: &Outcome, at: Timestamp) -> Result<(), StoreError> {
+        let (outcome, reason) = match outcome {
+            Outcome::Retired => ("retired", None),
+            Outcome::Superseded => ("superseded", None),
+            Outcome::Aborted(why) => ("aborted", Some(why.as_str())),
+        };
+        self.execute(
+            "UPDATE run SET outcome = ?2, reason = ?3, ended_ms = ?4 WHERE id = ?1 AND outcome IS NULL",
+            params![id, outcome, reason, at.0],
+        )
+    }
+
+    /// How long the gate was closed for a run.
+    pub fn note_hold(&self, id: &str, held_ms: u64) -> Result<(), StoreError> {
+        self.execute("UPDATE run SET held_ms = ?2 WHERE id = ?1", params![id, held_ms])
+    }
+
+    /// The comparison of a run found a difference.
+    pub fn note_difference(&self, id: &str) -> Result<(), StoreError> {
+        self.execute("UPDATE run SET verified = 0 WHERE id = ?1", params![id])
+    }
+
+    /// The decision that started a run.
+    pub fn note_decision(&self, id: &str, decision: &str) -> Result<(), StoreError> {
+        self.execute("UPDATE run SET decision = ?2 WHERE id = ?1", params![id, decision])
+    }
+
+    fn execute(&self, sql: &str, values: impl rusqlite::Params) -> Result<(), StoreError> {
+        self.connection().execute(sql, values).map(drop).map_err(self.database())
+    }
+
+    /// Runs, newest first, of one resource or of all.
+    pub fn runs(&self, resource: Option<&str>, limit: u32) -> Result<Vec<RunRow>, StoreError> {
+        self.read_runs("WHERE ?1 IS NULL OR resource = ?1", params![resource, limit])
+    }
+
+    /// One run.
+    pub fn run(&self, id: &str) -> Result<Option<RunRow>, StoreError> {
+        Ok(self.read_runs("WHERE id = ?1", params![id, 1])?.pop())
+    }
+
+    /// Commits of a resource since a moment, and the newest one's time.
+    pub fn commits_since(
+        &self,
+        resource: &str,
+        since: Timestamp,
+    ) -> Result<(u32, Option<Timestamp>), StoreError> {
+        self.connection()
+            .query_row(
+                "SELECT count(*) FILTER (WHERE committed_ms >= ?2), max(committed_ms) FROM run WHERE resource = ?1",
+                params![resource, since.0],
+                |row| Ok((row.get(0)?, row.get::<_, Option<u64>>(1)?.map(Timestamp))),
+            )
+            .map_err(self.database())
+    }
+
+    fn read_runs(&self, filter: &str, values: impl rusqlite::Params) -> Result<Vec<RunRow>, StoreError> {
+        let read = || {
+            let connection = self.connection();
+            let mut statement = connection.prepare_cached(&format!(
+                "SELECT id, resource, from_zone, to_zone, trigger, generation, started_ms, ended_ms, outcome, reason,
+                 committed_ms, held_ms, fence, verified, decision FROM run {filter}
+                 ORDER BY started_ms DESC, id DESC LIMIT ?2"
+            ))?;
+            let rows = statement.query_map(values, |row| {
+                Ok(RunRow {
+                    id: row.get(0)?,
+                    resource: row.get(1)?,
+                    from: row.get(2)?,
+                    to: row.get(3)?,
+                    trigger: row.get(4)?,
+                    generation: row.get(5)?,
+                    started: Timestamp(row.get(6)?),
+                    ended: row.get::<_, Option<u64>>(7)?.map(Timestamp),
+                    outcome: row.get(8)?,
+                    reason: row.get(9)?,
+                    committed: row.get::<_, Option<u64>>(10)?.map(Timestamp),
+                    held_ms: row.get(11)?,
+                    fence: row.get(12)?,
+                    verified: row.get(13)?,
+                    decision: row.get(14)?,
+                })
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        read().map_err(self.database())
+    }
+}
+
+fn checksum(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        use std::fmt::Write as _;
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use migration::cutover::{Event, Limits, Phase, Trigger, step};
+    use migration::policy::{Policy, PolicyParts};
+
+    use super::*;
+
+    fn walk(journal: &Journal) -> State {
+        let policy = Policy::new(PolicyParts::default()).expect("the default is valid");
+        let mut state = State::first("orders", "a".into(), "b".into(), Timestamp(1));
+        let events = [
+            Event::ShadowEnabled,
+            Event::StreamUp,
+            Event::MigrateRequested {
+                id: "m1".into(),
+                to: "b".into(),
+                trigger: Trigger::Operator("ann".into()),
+                limits: Limits::of(&policy),
+            },
+            Event::ShadowScaled,
+        ];
+        for (index, event) in events.into_iter().enumerate() {
+            let name = event.name();
+            let at = Timestamp(10 + index as u64);
+            state = step(&state, event, at).expect("the straight road").0;
+            journal.append(&state, name, at).expect("append");
+        }
+        state
+    }
+
+    #[test]
+    fn a_reopened_journal_has_the_last_state_and_the_runs() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let state = {
+            let journal = Journal::open(directory.path()).expect("open");
+            walk(&journal)
+        };
+        let journal = Journal::open(directory.path()).expect("open again");
+        assert_eq!(journal.latest("orders").expect("read"), Some(state));
+        assert_eq!(journal.latest("other").expect("read"), None);
+        let phases: Vec<String> =
+            journal.timeline("m1").expect("read").into_iter().map(|row| row.phase).collect();
+        assert_eq!(phases, [Phase::Requested.name(), Phase::Warm.name()]);
+        journal.close_run("m1", &Outcome::Aborted("tested".into()), Timestamp(99)).expect("close");
+        let run = journal.run("m1").expect("read").expect("the run");
+        assert_eq!((run.trigger.as_str(), run.outcome.as_deref()), ("ann", Some("aborted")));
+        assert_eq!(journal.commits_since("orders", Timestamp(0)).expect("read"), (0, None));
+    }
+
+    #[test]
+    fn a_damaged_record_is_named_not_trusted() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Journal::open(directory.path()).expect("open");
+        walk(&journal);
+        journal
+            .connection()
+            .execute(
+                "UPDATE journal SET state = replace(state, '\"primary\":\"a\"', '\"primary\":\"b\"')",
+                [],
+            )
+            .expect("tamper");
+        assert!(matches!(journal.latest("orders"), Err(StoreError::Damaged { .. })));
+    }
+
+    #[test]
+    fn two_processes_cannot_share_it() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let first = Journal::open(directory.path()).expect("open");
+        walk(&first);
+        let second = Connection::open(directory.path().join("godwit.db")).expect("a second connection");
+        let refused = second.query_row("SELECT count(*) FROM journal", [], |row| row.get::<_, i64>(0));
+        assert!(refused.is_err(), "the exclusive lock must keep others out");
+    }
+}
