@@ -73,7 +73,5 @@ fn connection(item: &Item<'_>) -> Option<tokio_postgres::Config> {
 /// Whether two connection strings mean the same database of the same server, as far as the text tells.
 pub(super) fn same(a: &Database, b: &Database) -> bool {
     let port = |database: &Database| database.dsn.get_ports().first().copied().unwrap_or(5432);
-    a.dsn.get_hosts() == b.dsn.get_hosts()
-        && port(a) == port(b)
-        && a.dsn.get_dbname() == b.dsn.get_dbname()
+    a.dsn.get_hosts() == b.dsn.get_hosts() && port(a) == port(b) && a.dsn.get_dbname() == b.dsn.get_dbname()
 }

@@ -100,7 +100,10 @@ fn arguments(item: &Item<'_>, service: &Section<'_>) -> Option<Vec<String>> {
         return None;
     }
     if mentions("{dsn}") && !service.has("dsn") {
-        item.wrong("mentions {dsn}, and the service has no dsn", "add dsn: postgres://USER@HOST:PORT/DATABASE");
+        item.wrong(
+            "mentions {dsn}, and the service has no dsn",
+            "add dsn: postgres://USER@HOST:PORT/DATABASE",
+        );
         return None;
     }
     Some(arguments)

@@ -109,11 +109,30 @@ impl Report {
             file: self.file.clone(),
             line: at.line,
             column: at.column,
-            key: key.into(),
-            what: what.into(),
-            right: right.into(),
+            key: one_line(&key.into()),
+            what: one_line(&what.into()),
+            right: one_line(&right.into()),
         });
     }
+}
+
+/// A problem is one line of bounded length, whatever the file holds.
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let mut line: String = String::with_capacity(text.len().min(LONGEST));
+    for (i, c) in text.chars().enumerate() {
+        if i == LONGEST {
+            line.push('…');
+            break;
+        }
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
+}
+
+/// `1 endpoint`, `2 endpoints`.
+pub(super) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// `did you mean …?` when a candidate is close to `wrong`, else the list of candidates.

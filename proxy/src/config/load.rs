@@ -26,11 +26,7 @@ pub(super) struct Surroundings<'s> {
 /// Returns every problem at once. Reads secrets, and nothing over the network.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
-    let around = Surroundings {
-        folder,
-        variable: &|name| std::env::var(name).ok(),
-        read: &read_file,
-    };
+    let around = Surroundings { folder, variable: &|name| std::env::var(name).ok(), read: &read_file };
     let (policy_files, listing) = policy_files(&folder.join("policies"));
     read_all(path, &policy_files, listing, &around)
 }
@@ -52,13 +48,14 @@ pub(super) fn read_all(
             let read = policy::read(stem, &text, &report);
             if policies.iter().any(|earlier| earlier.name == read.name) {
                 let what = format!("`{}` is the name of an earlier policy file, too", read.name);
-                report.note(Position::START, "name", what, "a name of its own");
+                report.note(read.at, "name", what, "a name of its own");
             }
             policies.push(read);
         }
         reports.push(report);
     }
-    let config = text_of(path, around, &main).and_then(|text| validate::read(&text, &policies, around, &main));
+    let config =
+        text_of(path, around, &main).and_then(|text| validate::read(&text, &policies, around, &main));
     reports.insert(0, main);
     reports.extend(listing);
     match (ConfigErrors::gather(reports), config) {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::error::counted;
 use super::listeners::Listeners;
 use super::load::Surroundings;
 use super::model::{HoldLimits, LinkTls, Node, NodeLink, Zone};
@@ -40,7 +41,10 @@ pub(super) fn read<'a>(
     };
     let admin = match section.optional("admin") {
         Some(item) => admin(&item, listeners),
-        None => Some(ADMIN),
+        None => {
+            listeners.add(item, ADMIN, "the admin listener");
+            Some(ADMIN)
+        }
     };
     let link = section.optional("link").map(|item| link(&item, around));
     let threads = match section.optional("threads") {
@@ -162,7 +166,7 @@ fn coordinates(item: &Item<'_>) -> Option<(f64, f64)> {
     let right = "[latitude, longitude] in degrees, such as [50.11, 8.68]";
     let list = item.list("two numbers, [latitude, longitude]")?;
     let [latitude, longitude] = list.as_slice() else {
-        item.wrong(format!("has {} elements", list.len()), right);
+        item.wrong(format!("has {}", counted(list.len(), "element")), right);
         return None;
     };
     let degrees = |item: &Item<'_>, most: f64| {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use migration::policy::{Mode, OnDrainTimeout, Policy, PolicyParts, ReplicationMode};
 
-use super::error::Report;
+use super::error::{Position, Report};
 use super::raw::{self, Value};
 use super::walk::{Item, Section};
 
@@ -13,6 +13,8 @@ pub(super) struct ReadPolicy {
     /// Its name, also when the rest is wrong: references to it are not dangling.
     pub(super) name: String,
     pub(super) policy: Option<Policy>,
+    /// Where the name stands.
+    pub(super) at: Position,
 }
 
 /// Items by dotted key, so that a broken rule finds its position.
@@ -39,7 +41,7 @@ impl<'a> Filled<'a> {
 
 /// Reads one file; `stem` is its name without `.yaml`, the policy's name unless it gives one.
 pub(super) fn read(stem: &str, text: &str, report: &Report) -> ReadPolicy {
-    let failed = ReadPolicy { name: stem.to_owned(), policy: None };
+    let failed = ReadPolicy { name: stem.to_owned(), policy: None, at: Position::START };
     let Some(document) = raw::parse(text, report) else { return failed };
     let root = Item::root(&document, report);
     let Some(mut section) = root.section() else { return failed };
@@ -59,8 +61,9 @@ pub(super) fn read(stem: &str, text: &str, report: &Report) -> ReadPolicy {
     section.finish();
 
     let name = parts.name.clone();
+    let at = filled.items.iter().find(|item| item.key == "name").map_or(Position::START, Item::at);
     match Policy::new(parts) {
-        Ok(policy) => ReadPolicy { name, policy: Some(policy) },
+        Ok(policy) => ReadPolicy { name, policy: Some(policy), at },
         Err(broken) => {
             for error in broken {
                 // A rule about a key that was not read has been reported as something else already.
@@ -68,7 +71,7 @@ pub(super) fn read(stem: &str, text: &str, report: &Report) -> ReadPolicy {
                     item.wrong("is out of range", error.what);
                 }
             }
-            ReadPolicy { name, policy: None }
+            ReadPolicy { name, policy: None, at }
         }
     }
 }
@@ -156,6 +159,6 @@ fn unless_empty(section: &mut Section<'_>, name: &'static str, what: &str, right
         }
     }
     if asks(item.value()) {
-        item.unsupported(what, right);
+        item.wrong_key(what, right);
     }
 }

@@ -149,7 +149,7 @@ pub(super) fn parse(text: &str, report: &Report) -> Option<Node> {
             render.snippets = SnippetMode::Off;
             let message = error.render_with_options(render);
             let what = format!("is not readable YAML: {}", one_line(&message));
-            report.note(at, "", what, "mend the syntax; nothing after this place was checked");
+            report.note(at, "", what, "mend the syntax; nothing else in this file was checked");
             None
         }
     }

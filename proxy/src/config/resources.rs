@@ -6,6 +6,7 @@ use std::time::Duration;
 use migration::policy::{Policy, PolicyParts};
 
 use super::database;
+use super::error::{counted, suggest};
 use super::listeners::Listeners;
 use super::load::Surroundings;
 use super::model::{Driver, HttpFront, Placement, Resource};
@@ -88,7 +89,7 @@ pub(super) fn read<'a>(
         None => find_policy(DEFAULT_POLICY, known).map_or_else(default_policy, |read| read.policy.clone()),
     };
     if !has_front && !known.link {
-        item.unsupported(
+        item.wrong_key(
             "has no front, and this node has no link: nobody would use it",
             "add fronts: {http: {listen: ADDRESS}}, or give node.link",
         );
@@ -146,8 +147,8 @@ fn placement<'a>(
     if let Some(zones) = &known.zones
         && !zones.contains(&zone)
     {
-        let right = super::error::suggest(zone, zones.iter().copied());
-        item.unsupported(format!("there is no zone `{zone}`"), right);
+        let right = suggest(zone, zones.iter().copied());
+        item.wrong_key(format!("there is no zone `{zone}`"), right);
     }
     let mut section = item.section()?;
     let http = if has_front {
@@ -184,8 +185,11 @@ fn placement<'a>(
         && workers != endpoints.len()
         && has_front
     {
-        let what =
-            format!("has {} endpoints, and the driver has {workers} workers (service.listen)", endpoints.len());
+        let what = format!(
+            "has {}, and the driver has {} (service.listen)",
+            counted(endpoints.len(), "endpoint"),
+            counted(workers, "worker")
+        );
         item.wrong(what, "one endpoint for each worker, in the same order");
     }
     let full = workers.or(endpoints.as_ref().map(Vec::len)).and_then(|count| u32::try_from(count).ok());
@@ -195,7 +199,8 @@ fn placement<'a>(
             if let (Some(capacity), Some(workers)) = (capacity, workers)
                 && capacity as usize > workers
             {
-                let what = format!("{capacity} is more than the driver's {workers} workers (service.listen)");
+                let what =
+                    format!("is more than the driver's {} (service.listen)", counted(workers, "worker"));
                 item.wrong(what, format!("at most {workers}, or more addresses in service.listen"));
             }
             capacity
@@ -237,7 +242,7 @@ fn count_of_placements(item: &Item<'_>, zones: &[&str], has_front: bool, known: 
         2 => {}
         1 if !has_front => {}
         count => {
-            let what = format!("has {count} placements");
+            let what = format!("has {}", counted(count, "placement"));
             item.wrong(what, "two: this version moves a resource between two zones");
         }
     }
@@ -260,7 +265,7 @@ fn whole(items: &[(&str, Item<'_>)], placements: &BTreeMap<String, Placement>) {
         (Some(a), Some(b)) => {
             if database::same(a, b) {
                 let what = format!("has the same database as the placement in {}", first.zone);
-                item.unsupported(what, "a database of its own: its changes are replicated");
+                item.wrong_key(what, "a database of its own: its changes are replicated");
             }
         }
         (None, None) => {}
@@ -269,7 +274,7 @@ fn whole(items: &[(&str, Item<'_>)], placements: &BTreeMap<String, Placement>) {
             let lacking = items.iter().find(|(zone, _)| *zone == without.zone);
             if let Some((_, item)) = lacking {
                 let what = format!("has no postgres, and the placement in {} has", with.zone);
-                item.unsupported(what, "postgres: {dsn: …} in both or in none");
+                item.wrong_key(what, "postgres: {dsn: …} in both or in none");
             }
         }
     }
@@ -285,7 +290,8 @@ fn default_policy() -> Option<Policy> {
 
 fn policy(item: &Item<'_>, known: &Known<'_>) -> Option<Policy> {
     let names = known.policies.iter().map(|policy| policy.name.as_str());
-    let name = item.reference("policy", names.chain([DEFAULT_POLICY]))?;
+    let built_in = find_policy(DEFAULT_POLICY, known).is_none().then_some(DEFAULT_POLICY);
+    let name = item.reference("policy", names.chain(built_in))?;
     let policy = match find_policy(name, known) {
         Some(read) => read.policy.clone()?,
         None => default_policy()?,

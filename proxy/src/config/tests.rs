@@ -131,7 +131,8 @@ fn five_mistakes_are_reported_at_once() {
 #[test]
 fn problems_of_policies_come_after_those_of_the_main_file() {
     let main = BASE.replace("primary: west", "primry: west").replace("careful", "hasty");
-    let hasty = "name: hasty\nmode: always\nscore:\n  threshold: 0\n  sustain: 3\nlimits: { max_hodl: 500ms }\n";
+    let hasty =
+        "name: hasty\nmode: always\nscore:\n  threshold: 0\n  sustain: 3\nlimits: { max_hodl: 500ms }\n";
     insta::assert_snapshot!(
         load_all(&main, &[("careful.yaml", "modus: auto\n"), ("hasty.yaml", hasty)]).unwrap_err()
     );
@@ -154,7 +155,8 @@ fn syntax_errors_have_a_position() {
         "? [a, b]\n: 1\n3: x\n",
         "a: .nan\n",
     ];
-    let report: String = texts.iter().map(|text| format!("{text:?}\n{}\n\n", load(text).unwrap_err())).collect();
+    let report: String =
+        texts.iter().map(|text| format!("{text:?}\n{}\n\n", load(text).unwrap_err())).collect();
     assert!(!report.contains("hunter3\n  "));
     insta::assert_snapshot!(report);
 }
@@ -303,13 +305,14 @@ replication: { mode: hybrid, critical: [public.payments], fallback: { after: 5s,
 ";
     let main = BASE.replace("hosts: [orders.example] }", "tls: {} }, postgres: { listen: 0.0.0.0:6432 }");
     insta::assert_snapshot!(load_all(&main, &[("careful.yaml", policy)]).unwrap_err());
-    let harmless = "limits: { freeze: [] }\nshadow: { zones: { allow: [], deny: [] } }\nreplication: { critical: [] }\n";
+    let harmless =
+        "limits: { freeze: [] }\nshadow: { zones: { allow: [], deny: [] } }\nreplication: { critical: [] }\n";
     assert!(load_all(BASE, &[("careful.yaml", harmless)]).is_ok());
 }
 
 #[test]
 fn policies() {
-    let same = [("a.yaml", "name: careful\n"), ("careful.yaml", POLICY)];
+    let same = [("careful.yaml", POLICY), ("z.yaml", "mode: auto\nname: careful\n")];
     insta::assert_snapshot!(load_all(BASE, &same).unwrap_err());
     let long = [("careful.yaml", "limits: { max_hold: 30s }\n")];
     insta::assert_snapshot!(load_all(BASE, &long).unwrap_err());
@@ -332,10 +335,9 @@ resources:
 
 #[test]
 fn drivers() {
-    let driven = BASE.replace("resources:\n", DRIVERS).replace(
-        "http: [\"127.0.0.1:8001\"]\n",
-        "http: [\"127.0.0.1:8001\"]\n        driver: local\n",
-    );
+    let driven = BASE
+        .replace("resources:\n", DRIVERS)
+        .replace("http: [\"127.0.0.1:8001\"]\n", "http: [\"127.0.0.1:8001\"]\n        driver: local\n");
     let config = load(&driven).expect("a driver is valid");
     let Driver::Process(process) = &config.drivers["local"];
     assert_eq!(process.ready, "/healthz");
@@ -420,13 +422,17 @@ fn placements_and_names() {
         ("  orders:\n", "  or ders:\n"),
         ("  orders:\n", "  a-name-that-is-so-long-that-no-slot-could-hold-it:\n"),
         ("  orders:\n", "  17:\n"),
+        ("  orders:\n", "  \"two\\nlines\":\n"),
     ]));
 }
 
 #[test]
 fn anchors_and_merges_keep_their_positions() {
     let edits = [
-        ("        http: [\"127.0.0.1:8001\"]\n", "        <<: &shared { probe: /ok, cost: 3 }\n        http: [\"127.0.0.1:8001\"]\n"),
+        (
+            "        http: [\"127.0.0.1:8001\"]\n",
+            "        <<: &shared { probe: /ok, cost: 3 }\n        http: [\"127.0.0.1:8001\"]\n",
+        ),
         ("        http: [\"127.0.0.1:8002\"]\n", "        <<: *shared\n        http: [\"127.0.0.1:8002\"]\n"),
     ];
     insta::assert_snapshot!(with(&edits));
@@ -454,7 +460,8 @@ fn the_shipped_files_are_valid() {
             }
         }
         let other = folder.path().join("godwit.yaml");
-        std::fs::write(&other, text.replace("policy: latency-first", &format!("policy: {name}"))).expect("written");
+        std::fs::write(&other, text.replace("policy: latency-first", &format!("policy: {name}")))
+            .expect("written");
         let config = super::load(&other).unwrap_or_else(|errors| panic!("{errors}"));
         assert_eq!(config.resources["orders"].policy.name, name);
     }

@@ -24,14 +24,22 @@ fn split(text: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
+/// The problem of a right unit after a space, or of one that is none.
+fn not_a_unit(text: &str, unit: &str, of: &str) -> String {
+    if unit.starts_with(char::is_whitespace) {
+        format!("{} has a space before its unit", quoted(text))
+    } else {
+        format!("{} is not a unit of {of}", quoted(unit))
+    }
+}
+
 /// A quantity that is longer than this is not quoted in full.
 fn quoted(text: &str) -> String {
     let short: String = text.chars().take(40).collect();
     if short.len() < text.len() { format!("`{short}…`") } else { format!("`{short}`") }
 }
 
-const DURATIONS: [(&str, f64); 5] =
-    [("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86_400.0)];
+const DURATIONS: [(&str, f64); 5] = [("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86_400.0)];
 const DURATION_RIGHT: &str = "a duration such as 500ms, 5s, 3m, 24h or 30d";
 
 /// `500ms`, `1.5s`, `3m`, `24h`, `30d`: one number and one unit.
@@ -52,7 +60,7 @@ pub fn duration(text: &str) -> Result<Duration, WrongUnit> {
             "d" | "day" | "days" => format!("write {number}d"),
             _ => DURATION_RIGHT.to_owned(),
         };
-        return wrong(format!("{} is not a unit of time", quoted(unit.trim())), right);
+        return wrong(not_a_unit(text, unit, "time"), right);
     };
     match Duration::try_from_secs_f64(value * seconds) {
         // Rounded to whole microseconds: 0.1ms is not 99.999µs.
@@ -85,7 +93,7 @@ pub fn bytes(text: &str) -> Result<ByteCount, WrongUnit> {
             "t" | "tb" | "tib" => format!("write {number}TiB"),
             _ => BYTES_RIGHT.to_owned(),
         };
-        return wrong(format!("{} is not a unit of bytes", quoted(unit.trim())), right);
+        return wrong(not_a_unit(text, unit, "bytes"), right);
     };
     let count = value * *size as f64;
     if count > (1_u64 << 53) as f64 {
@@ -126,10 +134,9 @@ pub fn cost_per_hour(text: &str) -> Result<f64, WrongUnit> {
         "/h" if value <= 1e9 => Ok(value),
         "/h" => wrong(format!("{} is too much", quoted(text)), "at most 1000000000/h"),
         "" => wrong(format!("{} has no unit", quoted(text)), format!("write {number}/h")),
-        _ => wrong(
-            format!("{} is not a unit of cost", quoted(unit.trim())),
-            "the cost for an hour, without a currency, such as 0.40/h",
-        ),
+        _ => {
+            wrong(not_a_unit(text, unit, "cost"), "the cost for an hour, without a currency, such as 0.40/h")
+        }
     }
 }
 
@@ -162,7 +169,10 @@ mod tests {
             texts.iter().map(line).collect()
         }
         let report = [
-            lines(duration, &["500", "5min", "5 s", "-5s", "1h30m", "1..5s", "", "soon", "1e9d", "99999999d"]),
+            lines(
+                duration,
+                &["500", "5min", "5 s", "-5s", "1h30m", "1..5s", "", "soon", "1e9d", "99999999d"],
+            ),
             lines(bytes, &["16", "16MB", "16 MiB", "16m", "0.5B", "9999999TiB", "-1B", "much"]),
             lines(ratio, &["0.25", "25", "101%", "25 %", "quarter", "-5%"]),
             lines(cost_per_hour, &["0.40", "$0.40/h", "0.40/d", "0.40 EUR/h", "9999999999/h"]),

@@ -35,9 +35,8 @@ pub(super) fn read(
         Some(item) => item.named("drivers"),
         None => Some(Vec::new()),
     };
-    let drivers: BTreeMap<String, Driver> = understood(driver_items.as_deref(), |name, item| {
-        drivers::read(name, item, around, &mut listeners)
-    });
+    let drivers: BTreeMap<String, Driver> =
+        understood(driver_items.as_deref(), |name, item| drivers::read(name, item, around, &mut listeners));
 
     let names = |items: &Option<Vec<(&'_ str, Item<'_>)>>| -> Option<Vec<String>> {
         items.as_ref().map(|items| items.iter().map(|(name, _)| (*name).to_owned()).collect())
@@ -103,7 +102,7 @@ fn links(
     if let Some((name, _)) = linked
         && !has_link
     {
-        node.unsupported(
+        node.wrong_key(
             format!("has no link, and zones.{name}.link needs this node's certificates"),
             "add link: {listen: 0.0.0.0:9443, tls: {cert: FILE, key: FILE, ca: FILE}}",
         );
@@ -117,7 +116,7 @@ fn slots(items: &[(&str, Item<'_>)]) {
         let safe = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
         let slot: String = name.chars().map(safe).collect();
         if let Some(other) = seen.insert(slot, name) {
-            item.unsupported(
+            item.wrong_key(
                 format!("has the same replication slot as `{other}`"),
                 "names that differ in more than case and punctuation",
             );

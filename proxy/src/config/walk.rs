@@ -46,8 +46,8 @@ impl<'a> Item<'a> {
         None
     }
 
-    /// Notes a key that names something which this version does not do.
-    pub(super) fn unsupported(&self, what: impl Into<String>, right: impl Into<String>) {
+    /// Notes a problem of the key, or of everything under it.
+    pub(super) fn wrong_key(&self, what: impl Into<String>, right: impl Into<String>) {
         self.report.note(self.key_at, self.key.clone(), what, right);
     }
 
@@ -189,7 +189,11 @@ impl<'a> Item<'a> {
 
     /// A mapping with fixed keys.
     pub(super) fn section(&self) -> Option<Section<'a>> {
-        Some(Section { item: self.clone(), entries: self.entries("a mapping (key: value)")?, asked: Vec::new() })
+        Some(Section {
+            item: self.clone(),
+            entries: self.entries("a mapping (key: value)")?,
+            asked: Vec::new(),
+        })
     }
 
     /// A mapping whose keys are names the operator chose.
@@ -277,7 +281,8 @@ impl<'a> Section<'a> {
     /// The value of `name`; `right` says what to add when it is missing.
     pub(super) fn required(&mut self, name: &'static str, right: &str) -> Option<Item<'a>> {
         if !self.has(name) {
-            let key = if self.item.key.is_empty() { name.into() } else { format!("{}.{name}", self.item.key) };
+            let key =
+                if self.item.key.is_empty() { name.into() } else { format!("{}.{name}", self.item.key) };
             self.item.report.note(self.item.key_at, key, "is missing", format!("add {right}"));
         }
         self.optional(name)
@@ -287,7 +292,7 @@ impl<'a> Section<'a> {
     pub(super) fn unsupported(&mut self, name: &'static str, what: &str, right: &str) {
         self.asked.push(name);
         if let Some((_, item)) = self.entries.iter().find(|(key, _)| *key == name) {
-            item.unsupported(what, right);
+            item.wrong_key(what, right);
         }
     }
 
