@@ -249,10 +249,10 @@ resources:
 
     /// What `check` prints for `yaml`, with the folder's name taken out.
     fn printed(yaml: &str, format: Format) -> (String, u8) {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("password"), "hunter2\n").unwrap();
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("password"), "hunter2\n").expect("written");
         let path = folder.path().join("godwit.yaml");
-        fs::write(&path, yaml).unwrap();
+        fs::write(&path, yaml).expect("written");
         let (text, status) = answer(&path, &config::load(&path), format);
         assert!(!text.contains("hunter2"), "{text}");
         (text.replace(&format!("{}/", folder.path().display()), ""), status)

@@ -39,12 +39,11 @@ pub(super) fn read<'a>(
         Some(item) => item.path(around.folder),
         None => Some(PathBuf::from(STATE)),
     };
-    let admin = match section.optional("admin") {
-        Some(item) => admin(&item, listeners),
-        None => {
-            listeners.add(item, ADMIN, "the admin listener");
-            Some(ADMIN)
-        }
+    let admin = if let Some(item) = section.optional("admin") {
+        admin(&item, listeners)
+    } else {
+        listeners.add(item, ADMIN, "the admin listener");
+        Some(ADMIN)
     };
     let link = section.optional("link").map(|item| link(&item, around));
     let threads = match section.optional("threads") {

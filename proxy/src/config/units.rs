@@ -64,7 +64,7 @@ pub fn duration(text: &str) -> Result<Duration, WrongUnit> {
     };
     match Duration::try_from_secs_f64(value * seconds) {
         // Rounded to whole microseconds: 0.1ms is not 99.999µs.
-        Ok(span) if span < Duration::from_secs(100 * 365 * 86_400) => {
+        Ok(span) if span < Duration::from_hours(100 * 365 * 24) => {
             Ok(Duration::from_micros((value * seconds * 1e6).round() as u64))
         }
         _ => wrong(format!("{} is too long", quoted(text)), "at most 100 years"),
@@ -150,9 +150,9 @@ mod tests {
     fn right_quantities() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
-        assert_eq!(duration("3m"), Ok(Duration::from_secs(180)));
-        assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
-        assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 86_400)));
+        assert_eq!(duration("3m"), Ok(Duration::from_mins(3)));
+        assert_eq!(duration("24h"), Ok(Duration::from_hours(24)));
+        assert_eq!(duration("30d"), Ok(Duration::from_hours(30 * 24)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
         assert_eq!(bytes("16MiB"), Ok(ByteCount(16 << 20)));
         assert_eq!(bytes("1.5KiB"), Ok(ByteCount(1536)));
