@@ -1,3 +1,28 @@
-//! The configuration: read → spanned raw → validated [`model`]; every problem at once.
+//! The configuration: read → spanned [`raw`] tree → validated [`model`]; every problem at once.
+//!
+//! One serde pass stops at its first type error, so serde only builds a tree in which every key and value knows
+//! its position ([`raw`]). Typed getters then walk that tree ([`walk`]), note each problem ([`error`]) and go on;
+//! a [`Config`](model::Config) exists only when nothing was noted.
+//!
+//! Never here: text substitution, secrets in messages, a guess about what a bare number means.
 
+mod database;
+mod drivers;
+mod error;
+mod listeners;
+mod load;
 pub mod model;
+mod node;
+mod policy;
+mod raw;
+mod resources;
+mod secret;
+pub mod units;
+mod validate;
+mod walk;
+
+pub use error::{ConfigErrors, Problem};
+pub use load::load;
+
+#[cfg(test)]
+mod tests;

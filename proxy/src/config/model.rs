@@ -1,6 +1,7 @@
 //! The validated configuration: nothing here can hold an invalid value.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -154,7 +155,7 @@ pub enum Driver {
 }
 
 /// The `process` driver's settings.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ProcessDriver {
     /// Where pid files and logs go.
     pub directory: PathBuf,
@@ -162,12 +163,24 @@ pub struct ProcessDriver {
     pub argv: Vec<String>,
     /// Where worker i listens; as many as the placement's capacity.
     pub listen: Vec<SocketAddr>,
-    /// What the service connects to, text for `{dsn}`.
+    /// What the service connects to, text for `{dsn}`; may hold a password, so `Debug` leaves it out.
     pub service_dsn: String,
     /// Path that answers 200 when a worker is ready.
     pub ready: String,
     /// A cluster to start (and create when missing).
     pub cluster: Option<ProcessCluster>,
+}
+
+impl fmt::Debug for ProcessDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessDriver")
+            .field("directory", &self.directory)
+            .field("argv", &self.argv)
+            .field("listen", &self.listen)
+            .field("ready", &self.ready)
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A PostgreSQL cluster run by the `process` driver.

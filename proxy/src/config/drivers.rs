@@ -1,0 +1,166 @@
+//! How placements are provisioned.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::listeners::Listeners;
+use super::load::Surroundings;
+use super::model::{Driver, ProcessCluster, ProcessDriver};
+use super::raw::Value;
+use super::secret;
+use super::walk::{Item, Section};
+
+/// `{process: {…}}`.
+pub(super) fn read<'a>(
+    name: &str,
+    item: &Item<'a>,
+    around: &Surroundings<'_>,
+    listeners: &mut Listeners<'a>,
+) -> Option<Driver> {
+    let mut section = item.section()?;
+    let process = section.optional("process");
+    let mut other = false;
+    for kind in ["exec", "webhook", "kube"] {
+        other |= section.has(kind);
+        section.unsupported(kind, &format!("the {kind} driver is not in this version"), "process: {…}");
+    }
+    if !section.has("process") && !other {
+        item.wrong("names no kind of driver", "process: {directory, service: {argv, listen, dsn, ready}}");
+    }
+    section.finish();
+    process_driver(name, &process?, around, listeners).map(Driver::Process)
+}
+
+struct Service {
+    argv: Vec<String>,
+    listen: Vec<SocketAddr>,
+    dsn: String,
+    ready: String,
+}
+
+fn process_driver<'a>(
+    name: &str,
+    item: &Item<'a>,
+    around: &Surroundings<'_>,
+    listeners: &mut Listeners<'a>,
+) -> Option<ProcessDriver> {
+    let mut section = item.section()?;
+    let directory = section.required("directory", "directory: PATH for pid files and logs");
+    let directory: Option<PathBuf> = directory.and_then(|item| item.path(around.folder));
+    let service = section.required("service", "service: {argv, listen, dsn, ready}");
+    let service = service.and_then(|item| service_of(name, &item, around, listeners));
+    let cluster = section.optional("cluster").map(|item| cluster_of(name, &item, around, listeners));
+    section.finish();
+    let (directory, service) = (directory?, service?);
+    Some(ProcessDriver {
+        directory,
+        argv: service.argv,
+        listen: service.listen,
+        service_dsn: service.dsn,
+        ready: service.ready,
+        cluster: cluster.map_or(Some(None), |cluster| cluster.map(Some))?,
+    })
+}
+
+fn service_of<'a>(
+    name: &str,
+    item: &Item<'a>,
+    around: &Surroundings<'_>,
+    listeners: &mut Listeners<'a>,
+) -> Option<Service> {
+    let mut section = item.section()?;
+    let argv = section.required("argv", "argv: [PROGRAM, ARGUMENT, …]");
+    let argv = argv.and_then(|item| arguments(&item, &section));
+    let listen = section.required("listen", "listen: [ADDRESS, …], one for each worker");
+    let listen = listen.and_then(|item| workers(name, &item, listeners));
+    let dsn = match section.optional("dsn") {
+        Some(item) => service_dsn(&item, around),
+        None => Some(String::new()),
+    };
+    let ready = match section.optional("ready") {
+        Some(item) => item.url_path(),
+        None => Some("/healthz".to_owned()),
+    };
+    section.finish();
+    Some(Service { argv: argv?, listen: listen?, dsn: dsn?, ready: ready? })
+}
+
+fn arguments(item: &Item<'_>, service: &Section<'_>) -> Option<Vec<String>> {
+    let list = item.list("the program and its arguments")?;
+    let arguments: Option<Vec<String>> =
+        list.iter().map(|item| item.text("an argument").map(str::to_owned)).collect();
+    let arguments = arguments?;
+    let mentions = |hole: &str| arguments.iter().any(|argument| argument.contains(hole));
+    if arguments.is_empty() {
+        item.wrong("has no program", "[PROGRAM, ARGUMENT, …]");
+        return None;
+    }
+    if !mentions("{listen}") {
+        item.wrong("does not mention {listen}: no worker would know where to listen", "add \"{listen}\"");
+        return None;
+    }
+    if mentions("{dsn}") && !service.has("dsn") {
+        item.wrong(
+            "mentions {dsn}, and the service has no dsn",
+            "add dsn: postgres://USER@HOST:PORT/DATABASE",
+        );
+        return None;
+    }
+    Some(arguments)
+}
+
+fn workers<'a>(name: &str, item: &Item<'a>, listeners: &mut Listeners<'a>) -> Option<Vec<SocketAddr>> {
+    let list = item.list("addresses, one for each worker")?;
+    if list.is_empty() {
+        item.wrong("has no address", "one address for each worker");
+        return None;
+    }
+    let mut addresses = Vec::with_capacity(list.len());
+    for (i, item) in list.iter().enumerate() {
+        let Some(address) = item.address() else { continue };
+        if address.port() == 0 {
+            item.wrong("port 0 cannot be reached", "the port of this worker");
+        }
+        listeners.add(item, address, format!("worker {i} of the driver {name}"));
+        addresses.push(address);
+    }
+    (addresses.len() == list.len()).then_some(addresses)
+}
+
+/// Text for `{dsn}`: written out without a password, or a secret as a whole.
+fn service_dsn(item: &Item<'_>, around: &Surroundings<'_>) -> Option<String> {
+    if matches!(item.value(), Value::Map(_)) {
+        return secret::read(item, around);
+    }
+    let text = item.text("a connection string, {file: PATH} or {env: NAME}")?;
+    if text.parse::<tokio_postgres::Config>().is_ok_and(|config| config.get_password().is_some()) {
+        item.wrong("holds a password", "{file: PATH} or {env: NAME} with the whole connection string");
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+fn cluster_of<'a>(
+    name: &str,
+    item: &Item<'a>,
+    around: &Surroundings<'_>,
+    listeners: &mut Listeners<'a>,
+) -> Option<ProcessCluster> {
+    let mut section = item.section()?;
+    let bin = section.required("bin", "bin: DIRECTORY with initdb and pg_ctl");
+    let bin = bin.and_then(|item| item.path(around.folder));
+    let data = section.required("data", "data: DIRECTORY of the cluster");
+    let data = data.and_then(|item| item.path(around.folder));
+    let listen = section.required("listen", "listen: 127.0.0.1:5432");
+    section.finish();
+    let listen = listen.and_then(|item| {
+        let address = item.address()?;
+        if address.port() == 0 {
+            item.wrong("port 0 cannot be reached", "the port of this cluster");
+            return None;
+        }
+        listeners.add(&item, address, format!("the cluster of the driver {name}"));
+        Some(address)
+    });
+    Some(ProcessCluster { bin: bin?, data: data?, listen: listen? })
+}

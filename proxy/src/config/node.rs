@@ -1,0 +1,181 @@
+//! This process, and the places it knows.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::error::counted;
+use super::listeners::Listeners;
+use super::load::Surroundings;
+use super::model::{HoldLimits, LinkTls, Node, NodeLink, Zone};
+use super::walk::{Item, Section};
+
+const STATE: &str = "/var/lib/godwit";
+const ADMIN: std::net::SocketAddr =
+    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9900);
+
+/// What a node holds unless it is told otherwise.
+const HOLD: HoldLimits = HoldLimits { requests: 10_000, bytes: 16 << 20, time: Duration::from_secs(10) };
+
+/// `node`, with the items that are checked against the rest of the file.
+pub(super) struct ReadNode<'a> {
+    pub(super) node: Option<Node>,
+    pub(super) zone: Option<Item<'a>>,
+    /// Whether the key is there, right or wrong.
+    pub(super) link: bool,
+    pub(super) hold_time: Option<Duration>,
+}
+
+/// `{name, zone, state, admin, link, threads, hold}`.
+pub(super) fn read<'a>(
+    item: &Item<'a>,
+    around: &Surroundings<'_>,
+    listeners: &mut Listeners<'a>,
+) -> Option<ReadNode<'a>> {
+    let mut section = item.section()?;
+    let name = section.required("name", "name: NAME, unique among the nodes");
+    let name = name.and_then(|item| item.name());
+    let zone = section.required("zone", "zone: ZONE, one of zones");
+    let state = match section.optional("state") {
+        Some(item) => item.path(around.folder),
+        None => Some(PathBuf::from(STATE)),
+    };
+    let admin = if let Some(item) = section.optional("admin") {
+        admin(&item, listeners)
+    } else {
+        listeners.add(item, ADMIN, "the admin listener");
+        Some(ADMIN)
+    };
+    let link = section.optional("link").map(|item| link(&item, around));
+    let threads = match section.optional("threads") {
+        Some(item) => item.count(1, 1024).map(|threads| threads as usize),
+        None => Some(std::thread::available_parallelism().map_or(2, usize::from)),
+    };
+    let hold = match section.optional("hold") {
+        Some(item) => hold(&item),
+        None => Some(HOLD),
+    };
+    let has_link = section.has("link");
+    section.finish();
+
+    let zone_name = zone.as_ref().and_then(|zone| zone.text("the name of a zone"));
+    let node = || {
+        Some(Node {
+            name: name?.to_owned(),
+            zone: zone_name?.to_owned(),
+            state: state?,
+            admin: admin?,
+            link: match link {
+                Some(link) => Some(link?),
+                None => None,
+            },
+            threads: threads?,
+            hold: hold?,
+        })
+    };
+    Some(ReadNode { node: node(), zone, link: has_link, hold_time: hold.map(|hold| hold.time) })
+}
+
+fn admin<'a>(item: &Item<'a>, listeners: &mut Listeners<'a>) -> Option<std::net::SocketAddr> {
+    let mut section = item.section()?;
+    let listen = section.required("listen", "listen: 127.0.0.1:9900");
+    section.unsupported("tls", "TLS on the admin listener is not in this version", "listen on loopback");
+    section.unsupported("tokens", "API tokens are not in this version", "listen on loopback");
+    section.finish();
+    let listen = listen?;
+    let address = listen.address()?;
+    listeners.add(&listen, address, "the admin listener");
+    if !address.ip().is_loopback() {
+        let port = address.port();
+        listen.wrong(
+            "is not loopback, and this version has neither TLS nor tokens for the admin listener",
+            format!("127.0.0.1:{port}"),
+        );
+        return None;
+    }
+    Some(address)
+}
+
+fn link(item: &Item<'_>, around: &Surroundings<'_>) -> Option<NodeLink> {
+    let mut section = item.section()?;
+    let listen = section.required("listen", "listen: 0.0.0.0:9443").and_then(|item| item.address());
+    let tls = section.required("tls", "tls: {cert: FILE, key: FILE, ca: FILE}");
+    section.finish();
+    let mut tls: Section<'_> = tls?.section()?;
+    let mut file = |name: &'static str| {
+        tls.required(name, &format!("{name}: FILE (PEM)")).and_then(|item| item.path(around.folder))
+    };
+    let (cert, key, ca) = (file("cert"), file("key"), file("ca"));
+    tls.finish();
+    Some(NodeLink { listen: listen?, tls: LinkTls { cert: cert?, key: key?, ca: ca? } })
+}
+
+fn hold(item: &Item<'_>) -> Option<HoldLimits> {
+    let mut section = item.section()?;
+    let requests = match section.optional("requests") {
+        Some(item) => item.count(1, 10_000_000).map(|requests| requests as usize),
+        None => Some(HOLD.requests),
+    };
+    let bytes = match section.optional("bytes") {
+        Some(item) => item.bytes().and_then(|bytes| {
+            let enough = bytes.0 >= 1024;
+            if !enough {
+                item.wrong(format!("{bytes} would hold no request"), "at least 1KiB");
+            }
+            usize::try_from(bytes.0).ok().filter(|_| enough)
+        }),
+        None => Some(HOLD.bytes),
+    };
+    let time = match section.optional("time") {
+        Some(item) => item.duration().filter(|time| {
+            let enough = *time >= Duration::from_millis(100);
+            if !enough {
+                item.wrong("is too short to hold a request across a swap", "at least 100ms");
+            }
+            enough
+        }),
+        None => Some(HOLD.time),
+    };
+    section.finish();
+    Some(HoldLimits { requests: requests?, bytes: bytes?, time: time? })
+}
+
+/// `{provider, region, location, link, node}`.
+pub(super) fn zone(item: &Item<'_>) -> Option<Zone> {
+    let mut section = item.section()?;
+    let provider = section.optional("provider").map(|item| item.text("the name of a provider"));
+    let region = section.optional("region").map(|item| item.text("the name of a region"));
+    let location = section.optional("location").map(|item| coordinates(&item));
+    let link = section.optional("link").map(|item| item.endpoint());
+    let node = section.optional("node").map(|item| item.name());
+    if section.has("link") && !section.has("node") {
+        section.item.wrong("has a link but no node", "add node: NAME, the name in that node's certificate");
+    }
+    section.finish();
+    let text = |text: Option<Option<&str>>| text.map_or(Some(None), |text| text.map(|t| Some(t.to_owned())));
+    Some(Zone {
+        provider: text(provider)?,
+        region: text(region)?,
+        location: location.map_or(Some(None), |location| location.map(Some))?,
+        link: link.map_or(Some(None), |link| link.map(Some))?,
+        node: text(node)?,
+    })
+}
+
+fn coordinates(item: &Item<'_>) -> Option<(f64, f64)> {
+    let right = "[latitude, longitude] in degrees, such as [50.11, 8.68]";
+    let list = item.list("two numbers, [latitude, longitude]")?;
+    let [latitude, longitude] = list.as_slice() else {
+        item.wrong(format!("has {}", counted(list.len(), "element")), right);
+        return None;
+    };
+    let degrees = |item: &Item<'_>, most: f64| {
+        let value = item.number("a number of degrees")?;
+        let fits = value.abs() <= most;
+        if !fits {
+            item.wrong(format!("{value} is out of range"), format!("from -{most} to {most} degrees"));
+        }
+        fits.then_some(value)
+    };
+    let (latitude, longitude) = (degrees(latitude, 90.0), degrees(longitude, 180.0));
+    Some((latitude?, longitude?))
+}

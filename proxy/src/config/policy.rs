@@ -1,0 +1,164 @@
+//! A policy file.
+
+use std::time::Duration;
+
+use migration::policy::{Mode, OnDrainTimeout, Policy, PolicyParts, ReplicationMode};
+
+use super::error::{Position, Report};
+use super::raw::{self, Value};
+use super::walk::{Item, Section};
+
+/// A policy file as far as it was understood.
+pub(super) struct ReadPolicy {
+    /// Its name, also when the rest is wrong: references to it are not dangling.
+    pub(super) name: String,
+    pub(super) policy: Option<Policy>,
+    /// Where the name stands.
+    pub(super) at: Position,
+}
+
+/// Items by dotted key, so that a broken rule finds its position.
+struct Filled<'a> {
+    items: Vec<Item<'a>>,
+}
+
+impl<'a> Filled<'a> {
+    /// Reads an optional key into `slot` and remembers where it stood.
+    fn take<T>(
+        &mut self,
+        section: &mut Section<'a>,
+        name: &'static str,
+        slot: &mut T,
+        read: impl FnOnce(&Item<'a>) -> Option<T>,
+    ) {
+        let Some(item) = section.optional(name) else { return };
+        if let Some(value) = read(&item) {
+            *slot = value;
+            self.items.push(item);
+        }
+    }
+}
+
+/// Reads one file; `stem` is its name without `.yaml`, the policy's name unless it gives one.
+pub(super) fn read(stem: &str, text: &str, report: &Report) -> ReadPolicy {
+    let failed = ReadPolicy { name: stem.to_owned(), policy: None, at: Position::START };
+    let Some(document) = raw::parse(text, report) else { return failed };
+    let root = Item::root(&document, report);
+    let Some(mut section) = root.section() else { return failed };
+    let mut parts = PolicyParts { name: stem.to_owned(), ..PolicyParts::default() };
+    let mut filled = Filled { items: Vec::new() };
+
+    filled.take(&mut section, "name", &mut parts.name, |item| item.name().map(str::to_owned));
+    filled.take(&mut section, "mode", &mut parts.mode, |item| {
+        item.choice(&[("observe", Mode::Observe), ("advise", Mode::Advise), ("auto", Mode::Auto)])
+    });
+    for (name, read) in PARTS {
+        if let Some(mut part) = section.optional(name).and_then(|item| item.section()) {
+            read(&mut part, &mut filled, &mut parts);
+            part.finish();
+        }
+    }
+    section.finish();
+
+    let name = parts.name.clone();
+    let at = filled.items.iter().find(|item| item.key == "name").map_or(Position::START, Item::at);
+    match Policy::new(parts) {
+        Ok(policy) => ReadPolicy { name, policy: Some(policy), at },
+        Err(broken) => {
+            for error in broken {
+                // A rule about a key that was not read has been reported as something else already.
+                if let Some(item) = filled.items.iter().find(|item| item.key == error.key) {
+                    item.wrong("is out of range", error.what);
+                }
+            }
+            ReadPolicy { name, policy: None, at }
+        }
+    }
+}
+
+/// Reads one mapping of the file.
+type Part = for<'a> fn(&mut Section<'a>, &mut Filled<'a>, &mut PolicyParts);
+
+const PARTS: [(&str, Part); 5] = [
+    ("score", score),
+    ("limits", limits),
+    ("shadow", shadow),
+    ("replication", replication),
+    ("retire", retire),
+];
+
+fn score<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
+    let number = |item: &Item<'a>| item.number("a plain number, such as 0.25");
+    if let Some(mut weights) = section.optional("weights").and_then(|item| item.section()) {
+        filled.take(&mut weights, "latency", &mut parts.weights.latency, number);
+        filled.take(&mut weights, "cost", &mut parts.weights.cost, number);
+        filled.take(&mut weights, "utilization", &mut parts.weights.utilization, number);
+        weights.finish();
+    }
+    filled.take(section, "threshold", &mut parts.threshold, number);
+    filled.take(section, "sustain", &mut parts.sustain, Item::duration);
+    filled.take(section, "horizon", &mut parts.horizon, Item::duration);
+    filled.take(section, "confidence", &mut parts.confidence, number);
+    filled.take(section, "disruption", &mut parts.disruption, number);
+    let read_before = filled.items.len();
+    filled.take(section, "step", &mut parts.step, Item::duration);
+    if section.has("step") && filled.items.len() == read_before {
+        // The step is wrong by itself: no further complaint about what is compared with it.
+        parts.step = Duration::from_millis(100);
+    }
+}
+
+fn limits<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
+    filled.take(section, "cooldown", &mut parts.cooldown, Item::duration);
+    filled.take(section, "max_moves_per_day", &mut parts.max_moves_per_day, |item| item.count(1, 1000));
+    filled.take(section, "max_lag", &mut parts.max_lag, Item::bytes);
+    filled.take(section, "max_hold", &mut parts.max_hold, Item::duration);
+    filled.take(section, "drain_timeout", &mut parts.drain_timeout, Item::duration);
+    filled.take(section, "on_drain_timeout", &mut parts.on_drain_timeout, |item| {
+        item.choice(&[("abort", OnDrainTimeout::Abort)])
+    });
+    unless_empty(section, "freeze", "freeze windows are not in this version", "[] (and `godwit freeze`)");
+}
+
+fn shadow<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
+    filled.take(section, "enabled", &mut parts.shadow_enabled, Item::boolean);
+    filled.take(section, "capacity", &mut parts.shadow_capacity, Item::ratio);
+    let what = "choosing the shadow's zone is not in this version";
+    let right = "leave it out; the resource names both zones under placements";
+    unless_empty(section, "zones", what, right);
+    section.unsupported("choose", what, right);
+}
+
+fn replication<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
+    filled.take(section, "mode", &mut parts.replication, |item| {
+        let mode = item.choice(&[("async", true), ("sync", false), ("hybrid", false)])?;
+        if !mode {
+            item.wrong("only asynchronous replication is in this version", "async");
+        }
+        mode.then_some(ReplicationMode::Async)
+    });
+    let what = "belongs to synchronous replication, which is not in this version";
+    unless_empty(section, "critical", what, "leave it out");
+    section.unsupported("fallback", what, "leave it out");
+}
+
+fn retire<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
+    filled.take(section, "after", &mut parts.retire_after, Item::duration);
+    filled.take(section, "require_verified", &mut parts.require_verified, Item::boolean);
+}
+
+/// A key of a later version: harmless while its value asks for nothing.
+fn unless_empty(section: &mut Section<'_>, name: &'static str, what: &str, right: &str) {
+    let Some(item) = section.optional(name) else { return };
+    fn asks(value: &Value) -> bool {
+        match value {
+            Value::Null => false,
+            Value::List(list) => list.iter().any(|node| asks(&node.value)),
+            Value::Map(map) => map.iter().any(|(_, node)| asks(&node.value)),
+            _ => true,
+        }
+    }
+    if asks(item.value()) {
+        item.wrong_key(what, right);
+    }
+}

@@ -1,0 +1,309 @@
+//! Services: their fronts and their placements.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use migration::policy::{Policy, PolicyParts};
+
+use super::database;
+use super::error::{counted, suggest};
+use super::listeners::Listeners;
+use super::load::Surroundings;
+use super::model::{Driver, HttpFront, Placement, Resource};
+use super::policy::ReadPolicy;
+use super::walk::Item;
+
+/// What a resource may refer to. `None`: that part was unreadable, so that references to it are not judged.
+pub(super) struct Known<'k> {
+    pub(super) zones: Option<Vec<&'k str>>,
+    pub(super) drivers: Option<Vec<&'k str>>,
+    pub(super) policies: &'k [ReadPolicy],
+    /// Drivers that were understood.
+    pub(super) drivers_read: &'k BTreeMap<String, Driver>,
+    /// The zone of this node.
+    pub(super) here: Option<&'k str>,
+    /// Whether this node has a link.
+    pub(super) link: bool,
+    /// How long this node holds a request.
+    pub(super) hold_time: Option<Duration>,
+}
+
+/// The policy of a resource that names none.
+const DEFAULT_POLICY: &str = "default";
+
+/// `{location, fronts, placements, primary, policy}`.
+pub(super) fn read<'a>(
+    name: &str,
+    item: &Item<'a>,
+    known: &Known<'_>,
+    around: &Surroundings<'_>,
+    listeners: &mut Listeners<'a>,
+    used_drivers: &mut BTreeMap<&'a str, u64>,
+) -> Option<Resource> {
+    let mut section = item.section()?;
+    section.unsupported(
+        "location",
+        "choosing and provisioning a zone is not in this version",
+        "leave it out and name both zones under placements",
+    );
+    let fronts = section.optional("fronts");
+    let has_front = fronts.is_some();
+    let http = fronts.map(|item| front(name, &item, listeners));
+    let placements = section.required("placements", "placements: {ZONE: {…}, ZONE: {…}}");
+    let placement_items = placements.as_ref().and_then(|item| item.named("placements"));
+    let mut read_placements = BTreeMap::new();
+    for (zone, item) in placement_items.iter().flatten() {
+        if let Some(placement) = placement(zone, item, has_front, known, around, used_drivers) {
+            read_placements.insert((*zone).to_owned(), placement);
+        }
+    }
+    let zones: Option<Vec<&str>> =
+        placement_items.as_ref().map(|items| items.iter().map(|(zone, _)| *zone).collect());
+    if let (Some(item), Some(zones)) = (&placements, &zones) {
+        count_of_placements(item, zones, has_front, known);
+    }
+    if let Some(items) = &placement_items {
+        whole(items, &read_placements);
+    }
+
+    let primary = if has_front {
+        section.required("primary", "primary: ZONE, one of the placements")
+    } else {
+        section.optional("primary")
+    };
+    let primary = match (primary, has_front) {
+        (Some(item), true) => match &zones {
+            Some(zones) => item.reference("placement", zones.iter().copied()),
+            None => item.text("the name of a zone"),
+        },
+        // A node that only serves the link may know one placement of the two.
+        (Some(item), false) => match &known.zones {
+            Some(zones) => item.reference("zone", zones.iter().copied()),
+            None => item.text("the name of a zone"),
+        },
+        (None, true) => None,
+        (None, false) => zones.as_ref().and_then(|zones| zones.first().copied()),
+    };
+    let policy = match section.optional("policy") {
+        Some(item) => policy(&item, known),
+        None => find_policy(DEFAULT_POLICY, known).map_or_else(default_policy, |read| read.policy.clone()),
+    };
+    if !has_front && !known.link {
+        item.wrong_key(
+            "has no front, and this node has no link: nobody would use it",
+            "add fronts: {http: {listen: ADDRESS}}, or give node.link",
+        );
+    }
+    section.finish();
+    Some(Resource {
+        name: name.to_owned(),
+        http: http.map_or(Some(None), |http| http.map(Some))?,
+        placements: read_placements,
+        primary: primary?.to_owned(),
+        policy: policy?,
+    })
+}
+
+fn front<'a>(resource: &str, item: &Item<'a>, listeners: &mut Listeners<'a>) -> Option<HttpFront> {
+    let mut section = item.section()?;
+    let http = section.optional("http");
+    let (has_http, has_postgres) = (section.has("http"), section.has("postgres"));
+    section.unsupported(
+        "postgres",
+        "a PostgreSQL front is not in this version",
+        "leave it out; applications reach the database through the service",
+    );
+    section.finish();
+    if !has_http && !has_postgres {
+        item.wrong("names no front", "http: {listen: ADDRESS, hosts: [NAME]}");
+    }
+    let mut section = http?.section()?;
+    let listen = section.required("listen", "listen: 0.0.0.0:8080");
+    let hosts = section.optional("hosts");
+    section.unsupported("tls", "TLS on a front is not in this version", "end TLS in front of Godwit");
+    section.finish();
+    let address = listen.as_ref().and_then(Item::address);
+    let named = match &hosts {
+        Some(item) => item.list("host names").map(|list| {
+            let named: Vec<_> =
+                list.into_iter().filter_map(|item| item.host().map(|host| (host, item))).collect();
+            named
+        }),
+        None => Some(Vec::new()),
+    }?;
+    let (listen, address) = (listen?, address?);
+    listeners.add_front(&listen, address, resource, &named);
+    Some(HttpFront { listen: address, hosts: named.into_iter().map(|(host, _)| host).collect() })
+}
+
+fn placement<'a>(
+    zone: &str,
+    item: &Item<'a>,
+    has_front: bool,
+    known: &Known<'_>,
+    around: &Surroundings<'_>,
+    used_drivers: &mut BTreeMap<&'a str, u64>,
+) -> Option<Placement> {
+    if let Some(zones) = &known.zones
+        && !zones.contains(&zone)
+    {
+        let right = suggest(zone, zones.iter().copied());
+        item.wrong_key(format!("there is no zone `{zone}`"), right);
+    }
+    let mut section = item.section()?;
+    let http = if has_front {
+        section.required("http", "http: [\"HOST:PORT\", …], the endpoints of the service here")
+    } else {
+        section.optional("http")
+    };
+    let endpoints = match &http {
+        Some(item) => endpoints(item, has_front),
+        None => (!has_front).then(Vec::new),
+    };
+    let probe = match section.optional("probe") {
+        Some(item) => item.url_path(),
+        None => Some("/healthz".to_owned()),
+    };
+    let postgres = section.optional("postgres").map(|item| database::read(&item, around));
+    let cost = section.optional("cost").map(|item| item.cost_per_hour());
+    let driver = section.optional("driver").map(|item| {
+        let name = match &known.drivers {
+            Some(drivers) => item.reference("driver", drivers.iter().copied()),
+            None => item.text("the name of a driver"),
+        }?;
+        if let Some(line) = used_drivers.insert(name, item.at().line) {
+            let what = format!("`{name}` provisions another placement already (line {line})");
+            item.wrong(what, "a driver of its own for each placement");
+        }
+        Some(name)
+    });
+    let workers = driver.flatten().and_then(|name| known.drivers_read.get(name)).map(|driver| {
+        let Driver::Process(process) = driver;
+        process.listen.len()
+    });
+    if let (Some(workers), Some(endpoints), Some(item)) = (workers, &endpoints, &http)
+        && workers != endpoints.len()
+        && has_front
+    {
+        let what = format!(
+            "has {}, and the driver has {} (service.listen)",
+            counted(endpoints.len(), "endpoint"),
+            counted(workers, "worker")
+        );
+        item.wrong(what, "one endpoint for each worker, in the same order");
+    }
+    let full = workers.or(endpoints.as_ref().map(Vec::len)).and_then(|count| u32::try_from(count).ok());
+    let capacity = match section.optional("capacity") {
+        Some(item) => {
+            let capacity = item.count(1, 100_000);
+            if let (Some(capacity), Some(workers)) = (capacity, workers)
+                && capacity as usize > workers
+            {
+                let what =
+                    format!("is more than the driver's {} (service.listen)", counted(workers, "worker"));
+                item.wrong(what, format!("at most {workers}, or more addresses in service.listen"));
+            }
+            capacity
+        }
+        None => Some(full.unwrap_or(1).max(1)),
+    };
+    section.finish();
+    Some(Placement {
+        zone: zone.to_owned(),
+        http: endpoints?,
+        probe: probe?,
+        postgres: postgres.map_or(Some(None), |postgres| postgres.map(Some))?,
+        capacity: capacity?,
+        cost_per_hour: cost.map_or(Some(None), |cost| cost.map(Some))?,
+        driver: driver.map_or(Some(None), |driver| driver.map(|name| Some(name.to_owned())))?,
+    })
+}
+
+fn endpoints(item: &Item<'_>, needed: bool) -> Option<Vec<String>> {
+    let list = item.list("endpoints, such as [\"10.0.1.10:8000\"]")?;
+    if list.is_empty() && needed {
+        item.wrong("has no endpoint", "at least one, such as [\"10.0.1.10:8000\"]");
+        return None;
+    }
+    let mut endpoints: Vec<String> = Vec::with_capacity(list.len());
+    for item in &list {
+        let Some(endpoint) = item.endpoint() else { continue };
+        if endpoints.contains(&endpoint) {
+            item.wrong(format!("`{endpoint}` is listed twice"), "each endpoint once");
+        }
+        endpoints.push(endpoint);
+    }
+    (endpoints.len() == list.len()).then_some(endpoints)
+}
+
+/// A front moves between two placements; a node that only serves the link needs the one of its own zone.
+fn count_of_placements(item: &Item<'_>, zones: &[&str], has_front: bool, known: &Known<'_>) {
+    match zones.len() {
+        2 => {}
+        1 if !has_front => {}
+        count => {
+            let what = format!("has {}", counted(count, "placement"));
+            item.wrong(what, "two: this version moves a resource between two zones");
+        }
+    }
+    if let Some(here) = known.here
+        && !has_front
+        && !zones.contains(&here)
+        && !zones.is_empty()
+    {
+        let what = format!("has none in this node's zone `{here}`, and no front");
+        item.wrong(what, format!("the placement in {here}"));
+    }
+}
+
+/// What the placements of a resource must have in common.
+fn whole(items: &[(&str, Item<'_>)], placements: &BTreeMap<String, Placement>) {
+    let read: Vec<(&Item<'_>, &Placement)> =
+        items.iter().filter_map(|(zone, item)| Some((item, placements.get(*zone)?))).collect();
+    let [(_, first), (item, second)] = read.as_slice() else { return };
+    match (&first.postgres, &second.postgres) {
+        (Some(a), Some(b)) => {
+            if database::same(a, b) {
+                let what = format!("has the same database as the placement in {}", first.zone);
+                item.wrong_key(what, "a database of its own: its changes are replicated");
+            }
+        }
+        (None, None) => {}
+        (a, _) => {
+            let (with, without) = if a.is_some() { (first, second) } else { (second, first) };
+            let lacking = items.iter().find(|(zone, _)| *zone == without.zone);
+            if let Some((_, item)) = lacking {
+                let what = format!("has no postgres, and the placement in {} has", with.zone);
+                item.wrong_key(what, "postgres: {dsn: …} in both or in none");
+            }
+        }
+    }
+}
+
+fn find_policy<'k>(name: &str, known: &Known<'k>) -> Option<&'k ReadPolicy> {
+    known.policies.iter().find(|policy| policy.name == name)
+}
+
+fn default_policy() -> Option<Policy> {
+    Policy::new(PolicyParts::default()).ok()
+}
+
+fn policy(item: &Item<'_>, known: &Known<'_>) -> Option<Policy> {
+    let names = known.policies.iter().map(|policy| policy.name.as_str());
+    let built_in = find_policy(DEFAULT_POLICY, known).is_none().then_some(DEFAULT_POLICY);
+    let name = item.reference("policy", names.chain(built_in))?;
+    let policy = match find_policy(name, known) {
+        Some(read) => read.policy.clone()?,
+        None => default_policy()?,
+    };
+    if let Some(most) = known.hold_time
+        && policy.max_hold > most
+    {
+        let what = format!(
+            "`{name}` holds requests for up to {:?}, and this node for at most {most:?} (node.hold.time)",
+            policy.max_hold
+        );
+        item.wrong(what, "a shorter limits.max_hold or a longer node.hold.time");
+    }
+    Some(policy)
+}

@@ -1,0 +1,506 @@
+//! What the loader says about whole files.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use migration::policy::Mode;
+use proptest::prelude::*;
+
+use super::load::{Surroundings, read_all};
+use super::model::{Config, Driver};
+
+const SECRET: &str = "hunter2";
+
+const BASE: &str = "\
+node:
+  name: edge-1
+  zone: west
+zones:
+  west: { provider: own, location: [53.3, -6.2] }
+  east: {}
+resources:
+  orders:
+    fronts: { http: { listen: 127.0.0.1:8080, hosts: [orders.example] } }
+    placements:
+      west:
+        http: [\"127.0.0.1:8001\"]
+        postgres: { dsn: \"postgres://godwit@127.0.0.1/orders\", password: { file: secret } }
+      east:
+        http: [\"127.0.0.1:8002\"]
+        postgres: { dsn: \"postgres://godwit@127.0.0.1:5433/orders\", password: { env: PGPASS } }
+    primary: west
+    policy: careful
+";
+
+const POLICY: &str = "mode: auto\nscore: { threshold: 0.5 }\n";
+
+/// Loads files that exist only here: `godwit.yaml` and the policies.
+fn load_all(main: &str, policies: &[(&str, &str)]) -> Result<Config, String> {
+    let mut files = BTreeMap::from([
+        (PathBuf::from("godwit.yaml"), main.to_owned()),
+        (PathBuf::from("secret"), format!("{SECRET}\n")),
+        (PathBuf::from("empty"), "\n".to_owned()),
+    ]);
+    let mut names = Vec::new();
+    for (name, text) in policies {
+        let path = Path::new("policies").join(name);
+        names.push(path.clone());
+        files.insert(path, (*text).to_owned());
+    }
+    let around = Surroundings {
+        folder: Path::new(""),
+        variable: &|name| match name {
+            "PGPASS" => Some(SECRET.to_owned()),
+            "BLANK" => Some(String::new()),
+            _ => None,
+        },
+        read: &|path| files.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into()),
+    };
+    let loaded = read_all(Path::new("godwit.yaml"), &names, None, &around);
+    let text = format!("{loaded:?}");
+    assert!(!text.contains(SECRET), "a secret is printed: {text}");
+    loaded.map_err(|errors| {
+        let mut positions: Vec<_> = errors.problems().iter().map(|p| (p.line, p.column)).collect();
+        if policies.is_empty() {
+            positions.sort_unstable();
+            let reported: Vec<_> = errors.problems().iter().map(|p| (p.line, p.column)).collect();
+            assert_eq!(reported, positions);
+        }
+        errors.to_string()
+    })
+}
+
+fn load(main: &str) -> Result<Config, String> {
+    load_all(main, &[("careful.yaml", POLICY)])
+}
+
+/// The problems of `BASE` after each `(from, to)` replacement.
+#[track_caller]
+fn with(edits: &[(&str, &str)]) -> String {
+    let mut text = BASE.to_owned();
+    for (from, to) in edits {
+        assert!(text.contains(from), "{from} is not in the base");
+        text = text.replacen(from, to, 1);
+    }
+    match load(&text) {
+        Ok(_) => "valid".into(),
+        Err(errors) => errors,
+    }
+}
+
+/// Each case alone, one after the other.
+fn cases(cases: &[(&str, &str)]) -> String {
+    cases.iter().map(|case| format!("{:?}\n{}\n", case.1, with(&[*case]))).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_base_is_understood() {
+    let config = load(BASE).expect("the base is valid");
+    assert_eq!(config.node.name, "edge-1");
+    assert_eq!(config.node.state, Path::new("/var/lib/godwit"));
+    assert_eq!(config.node.admin.to_string(), "127.0.0.1:9900");
+    assert_eq!(config.node.hold.requests, 10_000);
+    assert_eq!(config.node.hold.bytes, 16 << 20);
+    assert_eq!(config.node.hold.time, Duration::from_secs(10));
+    let orders = &config.resources["orders"];
+    assert_eq!(orders.policy.name, "careful");
+    assert_eq!(orders.policy.mode, Mode::Auto);
+    assert_eq!(orders.placements["west"].capacity, 1);
+    assert_eq!(orders.placements["west"].probe, "/healthz");
+    for placement in orders.placements.values() {
+        let dsn = &placement.postgres.as_ref().expect("a database").dsn;
+        assert_eq!(dsn.get_password(), Some(SECRET.as_bytes()));
+    }
+}
+
+#[test]
+fn five_mistakes_are_reported_at_once() {
+    let report = with(&[
+        ("name: edge-1", "name: edge-1\n  hold: { time: 10 }"),
+        ("zone: west\n", "zone: wset\n"),
+        ("provider: own", "provder: own"),
+        ("policy: careful", "policy: carefull"),
+        ("primary: west", "primary: north"),
+    ]);
+    insta::assert_snapshot!(report);
+    assert_eq!(report.lines().count(), 5);
+}
+
+#[test]
+fn problems_of_policies_come_after_those_of_the_main_file() {
+    let main = BASE.replace("primary: west", "primry: west").replace("careful", "hasty");
+    let hasty =
+        "name: hasty\nmode: always\nscore:\n  threshold: 0\n  sustain: 3\nlimits: { max_hodl: 500ms }\n";
+    insta::assert_snapshot!(
+        load_all(&main, &[("careful.yaml", "modus: auto\n"), ("hasty.yaml", hasty)]).expect_err("refused")
+    );
+}
+
+#[test]
+fn syntax_errors_have_a_position() {
+    let texts = [
+        "node: { name: a\nzones: {}\n",
+        "node:\n  name: a\n bad\n",
+        "node: [a, b\n",
+        "node: \"open\n",
+        "node:\n\tname: a\n",
+        "node: *nowhere\n",
+        "a: 1\n---\nb: 2\n",
+        "password: \"hunter3\n",
+        "",
+        "just text",
+        "- a\n- b\n",
+        "? [a, b]\n: 1\n3: x\n",
+        "a: .nan\n",
+    ];
+    let report: Vec<String> = texts
+        .map(|text| {
+            let errors = load(text).expect_err("refused");
+            assert!(!errors.contains("hunter3"), "{errors}");
+            format!("{text:?}\n{errors}\n")
+        })
+        .into();
+    insta::assert_snapshot!(report.join("\n"));
+}
+
+#[test]
+fn unknown_and_repeated_keys() {
+    insta::assert_snapshot!(cases(&[
+        ("primary: west", "primry: west\n    primary: west"),
+        ("primary: west", "primary: west\n    primary: east"),
+        ("primary: west", "favourite: west\n    primary: west"),
+        ("node:", "nodes: {}\nnode:"),
+        ("  east: {}", "  east: {}\n  east: {}\n  east: {}"),
+        ("  east: {}", "  east:"),
+        ("    placements:", "    placements:\n      placements: {}"),
+    ]));
+}
+
+#[test]
+fn missing_keys() {
+    insta::assert_snapshot!(cases(&[
+        ("  name: edge-1\n", ""),
+        ("  zone: west\n", ""),
+        ("    primary: west\n", ""),
+        ("dsn: \"postgres://godwit@127.0.0.1/orders\", ", ""),
+        ("        http: [\"127.0.0.1:8001\"]\n", ""),
+        ("listen: 127.0.0.1:8080, ", ""),
+    ]));
+    insta::assert_snapshot!(load("node: {}\n").expect_err("refused"));
+}
+
+#[test]
+fn wrong_types() {
+    insta::assert_snapshot!(cases(&[
+        ("name: edge-1", "name: 17"),
+        ("name: edge-1", "name: [edge-1]"),
+        ("name: edge-1", "name: edge 1"),
+        ("name: edge-1", "name: edge-1\n  threads: many"),
+        ("name: edge-1", "name: edge-1\n  threads: 0"),
+        ("name: edge-1", "name: edge-1\n  threads: 1.5"),
+        ("name: edge-1", "name: edge-1\n  hold: 10s"),
+        ("name: edge-1", "name: edge-1\n  hold: { requests: 0, bytes: 16, time: 10ms }"),
+        ("[53.3, -6.2]", "[53.3]"),
+        ("[53.3, -6.2]", "[153.3, -181]"),
+        ("[53.3, -6.2]", "Dublin"),
+        ("[\"127.0.0.1:8001\"]", "127.0.0.1:8001"),
+        ("[\"127.0.0.1:8001\"]", "[]"),
+        ("[\"127.0.0.1:8001\"]", "[\"http://127.0.0.1:8001\", \"x\", \"[::1]:80\", \"a:0\"]"),
+        ("[\"127.0.0.1:8001\"]", "[\"127.0.0.1:8001\"]\n        probe: healthz"),
+        ("[\"127.0.0.1:8001\"]", "[\"127.0.0.1:8001\"]\n        cost: 0.40"),
+        ("[\"127.0.0.1:8001\"]", "[\"127.0.0.1:8001\"]\n        capacity: 0"),
+        ("[orders.example]", "[\"*.example\", \"a:80\", \"http://b\", \"ü\"]"),
+    ]));
+}
+
+#[test]
+fn dangling_references() {
+    insta::assert_snapshot!(cases(&[
+        ("zone: west", "zone: wast"),
+        ("      east:\n", "      eats:\n"),
+        ("primary: west", "primary: wst"),
+        ("policy: careful", "policy: brave"),
+        ("primary: west", "primary: west\n    location: flexible"),
+        ("        http: [\"127.0.0.1:8002\"]", "        http: [\"127.0.0.1:8002\"]\n        driver: kube"),
+    ]));
+}
+
+#[test]
+fn a_broken_part_does_not_make_references_to_it_dangle() {
+    insta::assert_snapshot!(cases(&[
+        ("zones:\n  west: { provider: own, location: [53.3, -6.2] }\n  east: {}", "zones: 3"),
+        ("provider: own", "provider: 3"),
+    ]));
+    insta::assert_snapshot!(load_all(BASE, &[("careful.yaml", "mode: never\n")]).expect_err("refused"));
+}
+
+#[test]
+fn listeners_and_hosts() {
+    insta::assert_snapshot!(cases(&[
+        ("127.0.0.1:8080", "127.0.0.1:9900"),
+        ("127.0.0.1:8080", "0.0.0.0:9900"),
+        ("127.0.0.1:8080", "8080"),
+        ("127.0.0.1:8080", "\":8080\""),
+        ("127.0.0.1:8080", "localhost:8080"),
+        ("127.0.0.1:8080", "127.0.0.1"),
+        ("[orders.example]", "[orders.example, Orders.Example]"),
+        ("name: edge-1", "name: edge-1\n  admin: { listen: 0.0.0.0:9900 }"),
+        ("name: edge-1", "name: edge-1\n  admin: { listen: 127.0.0.1:9900, tls: {} }"),
+    ]));
+    let second = |front: &str| {
+        let at = BASE.find("  orders:\n").expect("the resource");
+        let copy = BASE[at..]
+            .replace("  orders:\n", "  billing:\n")
+            .replace("/orders\"", "/billing\"")
+            .replace("listen: 127.0.0.1:8080, hosts: [orders.example]", front);
+        load(&format!("{BASE}{copy}")).map_or_else(|errors| errors, |_| "valid".into())
+    };
+    let report: Vec<String> = [
+        "listen: 127.0.0.1:8080, hosts: [billing.example]",
+        "listen: 127.0.0.1:8080, hosts: [ORDERS.example]",
+        "listen: 127.0.0.1:8080",
+        "listen: 0.0.0.0:8080, hosts: [billing.example]",
+        "listen: \"[::]:8080\"",
+        "listen: 127.0.0.1:8081",
+    ]
+    .map(|front| format!("{front}\n{}\n", second(front)))
+    .into();
+    insta::assert_snapshot!(report.join("\n"));
+}
+
+#[test]
+fn databases_and_secrets() {
+    let dsn = "postgres://godwit@127.0.0.1/orders";
+    insta::assert_snapshot!(cases(&[
+        (dsn, "postgres://godwit:hunter2@127.0.0.1/orders"),
+        (dsn, "host=127.0.0.1 user=godwit dbname=orders password=hunter2"),
+        (dsn, "postgres://127.0.0.1"),
+        (dsn, "postgres://godwit@127.0.0.1,127.0.0.2/orders"),
+        (dsn, "postgres://godwit@127.0.0.1/orders?sslmode=require"),
+        (dsn, "postgres://godwit@127.0.0.1/orders?hunter2=1"),
+        (dsn, "host=/tmp user=godwit dbname=orders"),
+        (dsn, "postgres://other@127.0.0.1:5433/orders"),
+        ("{ file: secret }", "hunter2"),
+        ("{ file: secret }", "{ file: nowhere }"),
+        ("{ file: secret }", "{ file: empty }"),
+        ("{ file: secret }", "{ env: UNSET }"),
+        ("{ file: secret }", "{ env: BLANK }"),
+        ("{ file: secret }", "{ env: PGPASS, file: secret }"),
+        ("{ file: secret }", "{ evn: PGPASS }"),
+        ("{ file: secret }", "{}"),
+        ("password: { file: secret }", "app_roles: orders"),
+    ]));
+    let without = BASE.replace(
+        "        postgres: { dsn: \"postgres://godwit@127.0.0.1:5433/orders\", password: { env: PGPASS } }\n",
+        "",
+    );
+    insta::assert_snapshot!(load(&without).expect_err("refused"));
+}
+
+#[test]
+fn features_of_later_versions_are_named() {
+    let policy = "\
+score: { confidence: 1.5, horizon: 5s }
+limits: { freeze: [\"Fri 16:00\"], on_drain_timeout: kill }
+shadow: { capacity: 0%, zones: { allow: [], min_distance_km: 100 }, choose: { distance: 0.3 } }
+replication: { mode: hybrid, critical: [public.payments], fallback: { after: 5s, to: async } }
+";
+    let main = BASE.replace("hosts: [orders.example] }", "tls: {} }, postgres: { listen: 0.0.0.0:6432 }");
+    insta::assert_snapshot!(load_all(&main, &[("careful.yaml", policy)]).expect_err("refused"));
+    let harmless =
+        "limits: { freeze: [] }\nshadow: { zones: { allow: [], deny: [] } }\nreplication: { critical: [] }\n";
+    assert!(load_all(BASE, &[("careful.yaml", harmless)]).is_ok());
+}
+
+#[test]
+fn policies() {
+    let same = [("careful.yaml", POLICY), ("z.yaml", "mode: auto\nname: careful\n")];
+    insta::assert_snapshot!(load_all(BASE, &same).expect_err("refused"));
+    let long = [("careful.yaml", "limits: { max_hold: 30s }\n")];
+    insta::assert_snapshot!(load_all(BASE, &long).expect_err("refused"));
+    let config = load_all(&BASE.replace("    policy: careful\n", ""), &[]).expect("the default policy");
+    assert_eq!(config.resources["orders"].policy.mode, Mode::Observe);
+}
+
+const DRIVERS: &str = "\
+drivers:
+  local:
+    process:
+      directory: state/west
+      service:
+        argv: [orders, --listen, \"{listen}\", \"{dsn}\"]
+        listen: [127.0.0.1:8001]
+        dsn: postgres://app@127.0.0.1/orders
+      cluster: { bin: /usr/bin, data: state/data, listen: 127.0.0.1:5432 }
+resources:
+";
+
+#[test]
+fn drivers() {
+    let driven = BASE
+        .replace("resources:\n", DRIVERS)
+        .replace("http: [\"127.0.0.1:8001\"]\n", "http: [\"127.0.0.1:8001\"]\n        driver: local\n");
+    let config = load(&driven).expect("a driver is valid");
+    let Driver::Process(process) = &config.drivers["local"];
+    assert_eq!(process.ready, "/healthz");
+    assert_eq!(config.resources["orders"].placements["west"].driver.as_deref(), Some("local"));
+
+    let report: Vec<String> = [
+        ("directory: state/west", "folder: state/west"),
+        ("\"{listen}\", ", ""),
+        ("        dsn: postgres://app@127.0.0.1/orders\n", ""),
+        ("dsn: postgres://app@127.0.0.1/orders", "dsn: postgres://app:hunter2@127.0.0.1/orders"),
+        ("dsn: postgres://app@127.0.0.1/orders", "dsn: { env: UNSET }"),
+        ("argv: [orders, --listen, \"{listen}\", \"{dsn}\"]", "argv: orders"),
+        ("[127.0.0.1:8001]\n", "[127.0.0.1:8001, 127.0.0.1:8001]\n"),
+        ("[127.0.0.1:8001]\n", "[127.0.0.1:0]\n"),
+        ("listen: 127.0.0.1:5432", "listen: 127.0.0.1:8080"),
+        ("    process:", "    kube: {}\n    process:"),
+        ("driver: local", "driver: local\n        capacity: 2"),
+        ("driver: local", "driver: loacl"),
+        ("[\"127.0.0.1:8002\"]", "[\"127.0.0.1:8002\"]\n        driver: local"),
+    ]
+    .map(|(from, to)| {
+        assert!(driven.contains(from), "{from}");
+        let errors = load(&driven.replacen(from, to, 1)).map_or_else(|errors| errors, |_| "valid".into());
+        format!("{to:?}\n{errors}\n")
+    })
+    .into();
+    insta::assert_snapshot!(report.join("\n"));
+
+    let secret = driven.replace("dsn: postgres://app@127.0.0.1/orders", "dsn: { file: secret }");
+    let config = load(&secret).expect("a secret dsn is valid");
+    let Driver::Process(process) = &config.drivers["local"];
+    assert_eq!(process.service_dsn, SECRET);
+}
+
+const AGENT: &str = "\
+node:
+  name: edge-2
+  zone: east
+  link: { listen: 0.0.0.0:9443, tls: { cert: a.crt, key: a.key, ca: ca.crt } }
+zones: { west: {}, east: {} }
+resources:
+  orders:
+    placements:
+      east: { postgres: { dsn: \"postgres://godwit@127.0.0.1/orders\" } }
+";
+
+#[test]
+fn links_and_nodes_without_fronts() {
+    let config = load(AGENT).expect("a node that only serves the link is valid");
+    assert!(config.resources["orders"].http.is_none());
+    assert_eq!(config.resources["orders"].primary, "east");
+    let link = config.node.link.expect("a link");
+    assert_eq!(link.tls.ca, Path::new("ca.crt"));
+
+    let report: Vec<String> = [
+        ("zone: east", "zone: west"),
+        ("  link: { listen: 0.0.0.0:9443, tls: { cert: a.crt, key: a.key, ca: ca.crt } }\n", ""),
+        (", ca: ca.crt", ""),
+        (", tls: { cert: a.crt, key: a.key, ca: ca.crt }", ""),
+    ]
+    .map(|(from, to)| {
+        let errors = load(&AGENT.replacen(from, to, 1)).map_or_else(|errors| errors, |_| "valid".into());
+        format!("{from:?} -> {to:?}\n{errors}\n")
+    })
+    .into();
+    insta::assert_snapshot!(report.join("\n"));
+    insta::assert_snapshot!(cases(&[
+        ("  east: {}", "  east: { link: \"edge-2:9443\" }"),
+        ("  east: {}", "  east: { link: \"edge-2:9443\", node: edge-2 }"),
+        ("  east: {}", "  east: { link: edge-2, node: edge-2 }"),
+    ]));
+}
+
+#[test]
+fn placements_and_names() {
+    let third = "      north:\n        http: [\"127.0.0.1:8003\"]\n    primary: west";
+    insta::assert_snapshot!(with(&[("  east: {}", "  east: {}\n  north: {}"), ("    primary: west", third)]));
+    let at = BASE.find("  orders:\n").expect("the resource");
+    let copy = BASE[at..].replace("  orders:\n", "  Orders:\n").replace(":8080", ":8081");
+    insta::assert_snapshot!(load(&format!("{BASE}{copy}")).expect_err("refused"));
+    insta::assert_snapshot!(cases(&[
+        ("  orders:\n", "  or ders:\n"),
+        ("  orders:\n", "  a-name-that-is-so-long-that-no-slot-could-hold-it:\n"),
+        ("  orders:\n", "  17:\n"),
+        ("  orders:\n", "  \"two\\nlines\":\n"),
+    ]));
+}
+
+#[test]
+fn anchors_and_merges_keep_their_positions() {
+    let edits = [
+        (
+            "        http: [\"127.0.0.1:8001\"]\n",
+            "        <<: &shared { probe: /ok, cost: 3 }\n        http: [\"127.0.0.1:8001\"]\n",
+        ),
+        ("        http: [\"127.0.0.1:8002\"]\n", "        <<: *shared\n        http: [\"127.0.0.1:8002\"]\n"),
+    ];
+    insta::assert_snapshot!(with(&edits));
+    let right = [(edits[0].0, &*edits[0].1.replace("cost: 3", "cost: 3/h")), edits[1]];
+    assert_eq!(with(&right), "valid");
+}
+
+#[test]
+fn the_shipped_files_are_valid() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/godwit.yaml");
+    let config = super::load(&path).unwrap_or_else(|errors| panic!("{errors}"));
+    let orders = &config.resources["orders"];
+    assert_eq!(orders.policy.name, "latency-first");
+    assert_eq!(orders.policy.mode, Mode::Auto);
+    // Each of the others, in its place.
+    let text = std::fs::read_to_string(&path).expect("readable");
+    for name in ["cost-first", "watch"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        for part in ["policies", "secrets"] {
+            std::fs::create_dir(folder.path().join(part)).expect("a folder");
+            for entry in std::fs::read_dir(path.with_file_name(part)).expect("shipped") {
+                let from = entry.expect("an entry").path();
+                let to = folder.path().join(part).join(from.file_name().expect("a name"));
+                std::fs::copy(&from, to).expect("copied");
+            }
+        }
+        let other = folder.path().join("godwit.yaml");
+        std::fs::write(&other, text.replace("policy: latency-first", &format!("policy: {name}")))
+            .expect("written");
+        let config = super::load(&other).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(config.resources["orders"].policy.name, name);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn arbitrary_text_never_panics(text in ".*", policy in "(?s).{0,200}") {
+        let _ = load_all(&text, &[("careful.yaml", &policy)]);
+    }
+
+    #[test]
+    fn yaml_like_text_never_panics(text in "[a-z:\\-\\[\\]{}\\n \"'&*!|>?#%@,0-9<.]{0,200}") {
+        let _ = load_all(&text, &[("careful.yaml", &text)]);
+    }
+
+    #[test]
+    fn a_damaged_file_never_panics_and_never_prints_its_secret(
+        from in 0..BASE.len(),
+        length in 0_usize..40,
+        with in "[a-z:\\-\\[\\]{}\\n \"&*!|>?%,0-9]{0,8}",
+    ) {
+        let mut text = BASE.to_owned();
+        text.replace_range(from..(from + length).min(BASE.len()), &with);
+        let _ = load(&text);
+    }
+
+    #[test]
+    fn deep_nesting_is_refused(depth in 1_usize..5000) {
+        for open in ["[", "{a: "] {
+            prop_assert!(load(&open.repeat(depth)).is_err());
+        }
+        let block: Vec<String> = (0..depth.min(400)).map(|i| format!("{}a:", " ".repeat(i))).collect();
+        prop_assert!(load(&block.join("\n")).is_err());
+    }
+}

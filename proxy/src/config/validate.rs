@@ -1,0 +1,125 @@
+//! The whole file: each part, then what must hold between the parts.
+
+use std::collections::BTreeMap;
+
+use super::error::Report;
+use super::listeners::Listeners;
+use super::load::Surroundings;
+use super::model::{Config, Driver, Resource, Zone};
+use super::policy::ReadPolicy;
+use super::raw;
+use super::resources::{self, Known};
+use super::walk::Item;
+use super::{drivers, node};
+
+/// Reads `godwit.yaml`; every problem is noted in `report`.
+pub(super) fn read(
+    text: &str,
+    policies: &[ReadPolicy],
+    around: &Surroundings<'_>,
+    report: &Report,
+) -> Option<Config> {
+    let document = raw::parse(text, report)?;
+    let root = Item::root(&document, report);
+    let mut section = root.section()?;
+    let mut listeners = Listeners::default();
+
+    let node_item = section.required("node", "node: {name: NAME, zone: ZONE}");
+    let node = node_item.as_ref().and_then(|item| node::read(item, around, &mut listeners));
+
+    let zone_items = section.required("zones", "zones: {NAME: {…}, NAME: {…}}");
+    let zone_items = zone_items.and_then(|item| item.named("zones"));
+    let zones: BTreeMap<String, Zone> = understood(zone_items.as_deref(), |_, item| node::zone(item));
+
+    let driver_items = match section.optional("drivers") {
+        Some(item) => item.named("drivers"),
+        None => Some(Vec::new()),
+    };
+    let drivers: BTreeMap<String, Driver> =
+        understood(driver_items.as_deref(), |name, item| drivers::read(name, item, around, &mut listeners));
+
+    let names = |items: &Option<Vec<(&'_ str, Item<'_>)>>| -> Option<Vec<String>> {
+        items.as_ref().map(|items| items.iter().map(|(name, _)| (*name).to_owned()).collect())
+    };
+    let (zone_names, driver_names) = (names(&zone_items), names(&driver_items));
+
+    let here = node.as_ref().and_then(|node| node.zone.as_ref()).and_then(|item| match &zone_names {
+        Some(zones) => item.reference("zone", zones.iter().map(String::as_str)),
+        None => item.text("the name of a zone"),
+    });
+    let known = Known {
+        zones: zone_names.as_ref().map(|names| names.iter().map(String::as_str).collect()),
+        drivers: driver_names.as_ref().map(|names| names.iter().map(String::as_str).collect()),
+        policies,
+        drivers_read: &drivers,
+        here,
+        // A node that could not be read may well have a link.
+        link: node.as_ref().is_none_or(|node| node.link),
+        hold_time: node.as_ref().and_then(|node| node.hold_time),
+    };
+    let resource_items = section.required("resources", "resources: {NAME: {…}}");
+    let resource_items = resource_items.and_then(|item| {
+        let named = item.named("resources")?;
+        if named.is_empty() {
+            item.wrong("has no resource", "NAME: {fronts, placements, primary, policy}");
+        }
+        Some(named)
+    });
+    let mut used_drivers = BTreeMap::new();
+    let resources: BTreeMap<String, Resource> = understood(resource_items.as_deref(), |name, item| {
+        resources::read(name, item, &known, around, &mut listeners, &mut used_drivers)
+    });
+    section.finish();
+
+    if let (Some(read), Some(item)) = (&node, &node_item) {
+        links(item, read.link, here, zone_items.as_deref().unwrap_or_default(), &zones);
+    }
+    slots(resource_items.as_deref().unwrap_or_default());
+    listeners.check();
+    Some(Config { node: node?.node?, zones, drivers, resources })
+}
+
+/// The entries that could be read; what is missing here has been noted as a problem.
+fn understood<'a, T>(
+    items: Option<&[(&'a str, Item<'a>)]>,
+    mut read: impl FnMut(&'a str, &Item<'a>) -> Option<T>,
+) -> BTreeMap<String, T> {
+    let entries = items.unwrap_or_default().iter();
+    entries.filter_map(|(name, item)| Some(((*name).to_owned(), read(name, item)?))).collect()
+}
+
+/// A node that reaches another over the link needs certificates of its own.
+fn links(
+    node: &Item<'_>,
+    has_link: bool,
+    here: Option<&str>,
+    items: &[(&str, Item<'_>)],
+    zones: &BTreeMap<String, Zone>,
+) {
+    let linked = items.iter().find(|(name, _)| {
+        here.is_some_and(|here| here != *name) && zones.get(*name).is_some_and(|zone| zone.link.is_some())
+    });
+    if let Some((name, _)) = linked
+        && !has_link
+    {
+        node.wrong_key(
+            format!("has no link, and zones.{name}.link needs this node's certificates"),
+            "add link: {listen: 0.0.0.0:9443, tls: {cert: FILE, key: FILE, ca: FILE}}",
+        );
+    }
+}
+
+/// Resources whose names give the same replication slot.
+fn slots(items: &[(&str, Item<'_>)]) {
+    let mut seen: BTreeMap<String, &str> = BTreeMap::new();
+    for (name, item) in items {
+        let safe = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+        let slot: String = name.chars().map(safe).collect();
+        if let Some(other) = seen.insert(slot, name) {
+            item.wrong_key(
+                format!("has the same replication slot as `{other}`"),
+                "names that differ in more than case and punctuation",
+            );
+        }
+    }
+}
