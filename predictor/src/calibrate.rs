@@ -1,0 +1,103 @@
+//! Moves the quantiles until they cover as often as they promise.
+//!
+//! Quantile tracking (Angelopoulos, Candès & Tibshirani 2023, "Conformal PID control"; adaptive conformal inference:
+//! Gibbs & Candès 2021): every scored forecast moves each quantile a little up when the value lay above it and down
+//! when below, in the proportion of its level, so that in the long run the share below is the level, whatever the
+//! series does. Offsets are in units of the recent miss, so they fit whether it is calm or not.
+
+use crate::forecast::{LEVELS, Quantiles};
+
+/// How fast offsets and unit follow.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// The step of an offset, in units.
+    pub offset: f64,
+    /// The weight of the newest miss in the unit.
+    pub unit: f64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { offset: 0.08, unit: 0.03 }
+    }
+}
+
+/// Offsets stay within this many units: a long storm of misses must not leave a band that takes hours to come back.
+const FURTHEST: f64 = 20.0;
+/// One miss counts for at most this many units.
+const WILDEST: f64 = 10.0;
+
+/// The offsets of one horizon.
+#[derive(Clone, Debug)]
+pub struct Calibrator {
+    pace: Pace,
+    offsets: Quantiles,
+    unit: Option<f64>,
+}
+
+impl Calibrator {
+    /// No offsets yet.
+    pub fn new(pace: Pace) -> Self {
+        Self { pace, offsets: [0.0; LEVELS.len()], unit: None }
+    }
+
+    /// `quantiles` with their offsets, in order. The median stays where it is.
+    pub fn adjust(&self, quantiles: &Quantiles) -> Quantiles {
+        let unit = self.unit.unwrap_or(0.0);
+        let mut adjusted = *quantiles;
+        for (value, offset) in adjusted.iter_mut().zip(self.offsets) {
+            *value += offset * unit;
+        }
+        adjusted.sort_unstable_by(f64::total_cmp);
+        adjusted
+    }
+
+    /// Learns that `value` came where `issued` (as adjusted then) had been forecast.
+    pub fn learn(&mut self, issued: &Quantiles, value: f64) {
+        for (place, level) in LEVELS.into_iter().enumerate() {
+            if place == LEVELS.len() / 2 {
+                continue;
+            }
+            let below = if value <= issued[place] { 1.0 } else { 0.0 };
+            self.offsets[place] =
+                (self.offsets[place] + self.pace.offset * (level - below)).clamp(-FURTHEST, FURTHEST);
+        }
+        let miss = (value - issued[LEVELS.len() / 2]).abs();
+        self.unit = Some(match self.unit {
+            None => miss,
+            Some(unit) if unit > 0.0 => unit + self.pace.unit * (miss.min(unit * WILDEST) - unit),
+            Some(_) => miss * self.pace.unit,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A small linear congruence: numbers between 0 and 1 that look uniform.
+    fn uniform(count: usize) -> impl Iterator<Item = f64> {
+        let mut state = 12345_u64;
+        (0..count).map(move |_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 11) as f64 / (1_u64 << 53) as f64
+        })
+    }
+
+    #[test]
+    fn a_band_that_is_far_too_narrow_comes_to_cover() {
+        let narrow = [49.0, 49.5, 50.0, 50.5, 51.0];
+        let mut calibrator = Calibrator::new(Pace::default());
+        let mut inside = 0;
+        for (count, value) in uniform(3000).enumerate() {
+            let value = value * 100.0;
+            let issued = calibrator.adjust(&narrow);
+            if count >= 1000 {
+                inside += usize::from(issued[0] <= value && value <= issued[4]);
+            }
+            calibrator.learn(&issued, value);
+        }
+        let coverage = inside as f64 / 2000.0;
+        assert!((coverage - 0.90).abs() < 0.02, "{coverage}");
+    }
+}

@@ -1,0 +1,98 @@
+//! What the default forecaster promises on series whose truth is known.
+
+use predictor::backtest::walk_forward;
+use predictor::{Forecaster, default_forecaster};
+
+/// Seeded noise: uniform numbers in 0..1 (splitmix64).
+struct Noise(u64);
+
+impl Noise {
+    fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Latency-like: a floor, an exponential tail, now and then a spike.
+    fn latency(&mut self, level: f64) -> f64 {
+        let tail = -(1.0 - self.uniform()).ln() * 0.2 * level;
+        let spike = if self.uniform() < 0.02 { 5.0 * level } else { 0.0 };
+        level + tail + spike
+    }
+}
+
+#[test]
+fn a_jump_that_stays_is_followed_within_eight_steps() {
+    for seed in 0..40 {
+        let mut noise = Noise(seed);
+        for (before, after) in [(20.0, 160.0), (2.0, 5.0), (100.0, 40.0)] {
+            let mut model = default_forecaster(seed);
+            for step in 0..60 {
+                model.observe(step, Some(noise.latency(before)));
+            }
+            for step in 60..68 {
+                model.observe(step, Some(noise.latency(after)));
+            }
+            let outlook = model.forecast(120);
+            let forecast = outlook.forecast().unwrap();
+            for level in [0.5, 0.95] {
+                let seen = forecast.over_horizon(level);
+                let nearer = (seen - after).abs() < (seen - before).abs();
+                assert!(
+                    nearer || level > 0.9 && after < before,
+                    "seed {seed}: {before} -> {after}, {level}: {seen}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_promised_band_covers_on_calm_and_on_jumping_series() {
+    let mut noise = Noise(7);
+    let calm: Vec<Option<f64>> = (0..3000).map(|_| Some(noise.latency(30.0))).collect();
+    let jumping: Vec<Option<f64>> = (0..3000)
+        .map(|step| {
+            let level = if step / 150 % 2 == 0 { 30.0 } else { 120.0 };
+            (step % 17 != 0).then(|| noise.latency(level))
+        })
+        .collect();
+    for (name, series, slack) in [("calm", calm, 0.03), ("jumping", jumping, 0.08)] {
+        let reports = walk_forward(default_forecaster(1).as_mut(), &series, &[1, 8, 48], 200);
+        for (report, distance) in reports.iter().zip([1, 8, 48]) {
+            println!("{name} at {distance}: coverage {:.3} skill {:.3}", report.coverage(), report.skill());
+            assert!((report.coverage() - 0.9).abs() < slack, "{name} at {distance}: {}", report.coverage());
+            assert_eq!(report.abstained, 0);
+        }
+    }
+}
+
+#[test]
+fn noise_around_a_level_is_forecast_better_than_by_persistence() {
+    let mut noise = Noise(11);
+    let series: Vec<Option<f64>> = (0..1500).map(|_| Some(noise.latency(30.0))).collect();
+    for report in walk_forward(default_forecaster(1).as_mut(), &series, &[1, 16, 48], 100) {
+        assert!(report.skill() > 0.15, "{report:?}");
+    }
+}
+
+#[test]
+fn a_forecast_does_not_change_when_the_future_does() {
+    let mut noise = Noise(3);
+    let shared: Vec<f64> = (0..300).map(|_| noise.latency(30.0)).collect();
+    let forecast = |model: &dyn Forecaster| model.forecast(60);
+    let mut model = default_forecaster(1);
+    for (step, value) in shared.iter().enumerate() {
+        model.observe(step as u64, Some(*value));
+    }
+    let alone = forecast(model.as_ref());
+    let mut replayed = default_forecaster(1);
+    for (step, value) in shared.iter().enumerate() {
+        replayed.observe(step as u64, Some(*value));
+        // Asking must not teach.
+        let _ = forecast(replayed.as_ref());
+    }
+    assert_eq!(alone, forecast(replayed.as_ref()));
+}
