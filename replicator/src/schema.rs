@@ -1,1 +1,333 @@
-//! Not written yet.
+//! The schema, by `pg_dump`: taken from the source, made loadable by any major version from 14 to 18, loaded on the target.
+//!
+//! Taken in two parts under one snapshot: what must exist before rows arrive, and what is quicker or only right after them
+//! (indexes, constraints, triggers, materialised views' content). Owners and grants travel; roles and tablespaces do not.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::process::Command;
+use tokio_postgres::Client;
+use tokio_postgres::config::SslMode;
+
+use crate::error::Error;
+use crate::postgres::connection::{Address, addresses};
+use crate::postgres::{connect, place};
+
+/// Settings of the receiving session that a dump changes; [`load`] puts them back.
+const CHANGED_SETTINGS: [&str; 9] = [
+    "check_function_bodies",
+    "client_min_messages",
+    "default_table_access_method",
+    "default_tablespace",
+    "row_security",
+    "search_path",
+    "standard_conforming_strings",
+    "xmloption",
+    "quote_all_identifiers",
+];
+/// Settings in a dump's head that are the loading session's own business; `transaction_timeout` is unknown before 17.
+const FOREIGN_SETTINGS: [&str; 5] = [
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "transaction_timeout",
+];
+/// How much of a program's complaint is repeated.
+const COMPLAINT_LIMIT: usize = 2000;
+
+/// SQL for an empty database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaDump {
+    /// Before the rows: schemas, types, tables, functions, views, sequences.
+    pub pre_data: String,
+    /// After the rows: indexes, keys, triggers, rules.
+    pub post_data: String,
+}
+
+/// Dumps the schema of `dsn`'s database with the `pg_dump` in directory `bin`, or the one on `PATH`.
+///
+/// A `pg_dump` older than the server is refused. The password goes by environment, never by argument.
+pub async fn dump(dsn: &tokio_postgres::Config, bin: Option<&Path>) -> Result<SchemaDump, Error> {
+    let context = || format!("dump the schema of {}", place(dsn));
+    let client = connect(dsn, "godwit schema").await?;
+    let program = program(bin);
+    let server = server_version(&client).await?;
+    let major = dump_version(&program).await?;
+    if major < server / 10_000 {
+        return Err(Error::Unready(format!(
+            "{} is version {major} and cannot dump the PostgreSQL {} server at {}: install pg_dump {} or newer",
+            program.display(),
+            server / 10_000,
+            place(dsn),
+            server / 10_000
+        )));
+    }
+    client
+        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        .await
+        .map_err(Error::database(context()))?;
+    let row = client
+        .query_one("SELECT pg_catalog.pg_export_snapshot()", &[])
+        .await
+        .map_err(Error::database(context()))?;
+    let snapshot: &str = row.get(0);
+    let section = |name: &str| {
+        let mut command = command(&program, dsn, major);
+        command.arg(format!("--section={name}")).arg(format!("--snapshot={snapshot}"));
+        command
+    };
+    let (pre_data, post_data) =
+        tokio::try_join!(run(section("pre-data"), &program), run(section("post-data"), &program))?;
+    client.batch_execute("COMMIT").await.map_err(Error::database(context()))?;
+    Ok(SchemaDump { pre_data: portable(&pre_data), post_data: portable(&post_data) })
+}
+
+/// Runs one part of a [`SchemaDump`] on a session of the target, as one transaction or inside the caller's.
+///
+/// The settings that a dump changes (`search_path` above all) are put back.
+pub async fn load(client: &Client, sql: &str) -> Result<(), Error> {
+    let names = CHANGED_SETTINGS.as_slice();
+    let before = client
+        .query("SELECT name, setting FROM pg_catalog.pg_settings WHERE name = ANY($1)", &[&names])
+        .await
+        .map_err(Error::database("read the session's settings"))?;
+    let sql = for_target(sql, server_version(client).await?);
+    client.batch_execute(&sql).await.map_err(|error| {
+        let at = error.as_db_error().and_then(|error| match error.position() {
+            Some(tokio_postgres::error::ErrorPosition::Original(position)) => {
+                Some(statement_at(&sql, *position))
+            }
+            _ => None,
+        });
+        Error::database(match at {
+            Some(line) => format!("load the schema, at: {line}"),
+            None => "load the schema".into(),
+        })(error)
+    })?;
+    let (names, values): (Vec<&str>, Vec<&str>) =
+        before.iter().map(|row| (row.get::<_, &str>(0), row.get::<_, &str>(1))).unzip();
+    client
+        .execute(
+            "SELECT pg_catalog.set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS s(name, value)",
+            &[&names, &values],
+        )
+        .await
+        .map_err(Error::database("put the session's settings back"))?;
+    Ok(())
+}
+
+/// `server_version_num`, such as 150014.
+async fn server_version(client: &Client) -> Result<u32, Error> {
+    let row = client
+        .query_one("SELECT current_setting('server_version_num')::int", &[])
+        .await
+        .map_err(Error::database("ask for the server's version"))?;
+    Ok(row.get::<_, i32>(0).unsigned_abs())
+}
+
+fn program(bin: Option<&Path>) -> PathBuf {
+    match bin {
+        None => "pg_dump".into(),
+        Some(path) if path.is_dir() => path.join("pg_dump"),
+        Some(path) => path.to_owned(),
+    }
+}
+
+async fn dump_version(program: &Path) -> Result<u32, Error> {
+    let mut command = Command::new(program);
+    command.arg("--version");
+    let answer = run(command, program).await?;
+    parse_version(&answer).ok_or_else(|| {
+        Error::Unready(format!("{} --version says {answer:?}: not pg_dump", program.display()))
+    })
+}
+
+/// Major version in `pg_dump (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)`.
+fn parse_version(answer: &str) -> Option<u32> {
+    let number = answer.strip_prefix("pg_dump (PostgreSQL) ")?;
+    let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+    number[..end].parse().ok()
+}
+
+fn command(program: &Path, dsn: &tokio_postgres::Config, major: u32) -> Command {
+    let mut command = Command::new(program);
+    command.args([
+        "--no-password",
+        "--no-publications",
+        "--no-subscriptions",
+        "--no-tablespaces",
+        // Large objects are not carried; this spelling is understood by every version.
+        "-B",
+        "--exclude-schema=godwit",
+        "--encoding=UTF8",
+        // A word that is free in one version may be reserved in another.
+        "--quote-all-identifiers",
+        "--lock-wait-timeout=30000",
+    ]);
+    if major >= 18 {
+        command.arg("--no-statistics");
+    }
+    let mut environment = |name: &str, value: Option<&OsStr>| {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    };
+    let (hosts, ports): (Vec<String>, Vec<String>) = addresses(dsn)
+        .into_iter()
+        .map(|address| match address {
+            Address::Tcp(host, port) => (host, port.to_string()),
+            Address::Unix(socket) => {
+                let port = socket.extension().unwrap_or_default().to_string_lossy().into_owned();
+                (socket.parent().unwrap_or(Path::new("/")).display().to_string(), port)
+            }
+        })
+        .unzip();
+    let user = dsn.get_user().map(OsStr::new);
+    environment("PGHOST", Some(OsStr::new(&hosts.join(","))));
+    environment("PGPORT", Some(OsStr::new(&ports.join(","))));
+    environment("PGUSER", user);
+    // Not by argument: a name with "=" in it would be read as connection parameters.
+    environment("PGDATABASE", dsn.get_dbname().map(OsStr::new).or(user));
+    let password = dsn.get_password().map(String::from_utf8_lossy);
+    environment("PGPASSWORD", password.as_deref().map(OsStr::new));
+    let tls = if dsn.get_ssl_mode() == SslMode::Disable { "disable" } else { "prefer" };
+    environment("PGSSLMODE", Some(OsStr::new(tls)));
+    environment("PGOPTIONS", dsn.get_options().map(OsStr::new));
+    environment("PGAPPNAME", Some(OsStr::new("godwit schema")));
+    let timeout = dsn.get_connect_timeout().map_or(10, |limit| limit.as_secs().max(2)).to_string();
+    environment("PGCONNECT_TIMEOUT", Some(OsStr::new(&timeout)));
+    for inherited in ["PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGTARGETSESSIONATTRS"] {
+        environment(inherited, None);
+    }
+    command
+}
+
+async fn run(mut command: Command, program: &Path) -> Result<String, Error> {
+    let output =
+        command.stdin(Stdio::null()).env("LC_MESSAGES", "C").kill_on_drop(true).output().await.map_err(
+            |source| match source.kind() {
+                std::io::ErrorKind::NotFound => Error::Unready(format!(
+                    "{} is not there: install PostgreSQL's client programs, or say where they are",
+                    program.display()
+                )),
+                _ => Error::Io { context: format!("run {}", program.display()), source },
+            },
+        )?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        let complaint: String = complaint.trim().chars().take(COMPLAINT_LIMIT).collect();
+        return Err(Error::Unready(format!("{} failed ({}): {complaint}", program.display(), output.status)));
+    }
+    String::from_utf8(output.stdout)
+        .map_err(|_| Error::Unready(format!("what {} printed is not UTF-8", program.display())))
+}
+
+/// Takes out of a dump what only psql, only newer versions or only the source understands.
+fn portable(dump: &str) -> String {
+    let mut text = String::with_capacity(dump.len());
+    let mut key = None;
+    let mut head = true;
+    for line in dump.split_inclusive('\n') {
+        let content = line.trim_end();
+        if head {
+            if let Some(found) = content.strip_prefix("\\restrict ") {
+                key = Some(found);
+                continue;
+            }
+            let setting = content.strip_prefix("SET ").and_then(|rest| rest.split([' ', '=']).next());
+            if setting.is_some_and(|name| FOREIGN_SETTINGS.contains(&name)) {
+                continue;
+            }
+            head = content.is_empty()
+                || content.starts_with("--")
+                || setting.is_some()
+                || content.starts_with("SELECT pg_catalog.set_config(");
+        }
+        let unrestrict = key.is_some() && content.strip_prefix("\\unrestrict ") == key;
+        if !unrestrict && !fence_trigger(content) {
+            text.push_str(line);
+        }
+    }
+    text
+}
+
+/// The fence of a former shadow belongs to that database alone.
+fn fence_trigger(line: &str) -> bool {
+    line.starts_with("CREATE TRIGGER \"godwit_fence\" ")
+        && line.ends_with(';')
+        && line.contains("\"godwit\".")
+}
+
+/// Adapts a portable dump to the version that loads it: `MAINTAIN` came with 17.
+fn for_target(sql: &str, server: u32) -> String {
+    if server >= 170_000 || !sql.contains("MAINTAIN") {
+        return sql.to_owned();
+    }
+    sql.split_inclusive('\n').filter_map(without_maintain).collect()
+}
+
+fn without_maintain(line: &str) -> Option<String> {
+    let grant = ["GRANT ", "REVOKE ", "ALTER DEFAULT PRIVILEGES "].iter().any(|word| line.starts_with(word));
+    let Some((privileges, rest)) = line.split_once(" ON ").filter(|_| grant) else {
+        return Some(line.to_owned());
+    };
+    let (verb, list) = privileges.rsplit_once(' ')?;
+    let kept: Vec<&str> = list.split(',').filter(|privilege| *privilege != "MAINTAIN").collect();
+    (!kept.is_empty()).then(|| format!("{verb} {} ON {rest}", kept.join(",")))
+}
+
+/// The line of `sql` around the server's error position (characters, from 1).
+fn statement_at(sql: &str, position: u32) -> &str {
+    let byte = sql.char_indices().nth(position.saturating_sub(1) as usize).map_or(sql.len(), |(at, _)| at);
+    let start = sql[..byte].rfind('\n').map_or(0, |at| at + 1);
+    sql[start..].lines().next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_loses_what_is_not_portable_and_nothing_else() {
+        let dump = "--\n-- PostgreSQL database dump\n--\n\n\\restrict aBc9\n\nSET statement_timeout = 0;\nSET transaction_timeout = 0;\n\
+             SET client_encoding = 'UTF8';\nSELECT pg_catalog.set_config('search_path', '', false);\nSET row_security = off;\n\n\
+             CREATE FUNCTION \"f\"() RETURNS \"text\" AS $$\nSET statement_timeout = 0;\n\\restrict aBc9\n\\unrestrict other\n$$;\n\
+             CREATE TRIGGER \"godwit_fence\" BEFORE INSERT ON \"public\".\"t\" FOR EACH STATEMENT EXECUTE FUNCTION \"godwit\".\"refuse_write\"();\n\
+             CREATE TRIGGER \"own\" BEFORE INSERT ON \"public\".\"t\" FOR EACH ROW EXECUTE FUNCTION \"public\".\"f\"();\n\n\\unrestrict aBc9\n\n";
+        let expected = "--\n-- PostgreSQL database dump\n--\n\n\n\
+             SET client_encoding = 'UTF8';\nSELECT pg_catalog.set_config('search_path', '', false);\nSET row_security = off;\n\n\
+             CREATE FUNCTION \"f\"() RETURNS \"text\" AS $$\nSET statement_timeout = 0;\n\\restrict aBc9\n\\unrestrict other\n$$;\n\
+             CREATE TRIGGER \"own\" BEFORE INSERT ON \"public\".\"t\" FOR EACH ROW EXECUTE FUNCTION \"public\".\"f\"();\n\n\n";
+        assert_eq!(portable(dump), expected);
+    }
+
+    #[test]
+    fn maintain_is_granted_only_where_it_exists() {
+        let sql = "GRANT SELECT,MAINTAIN,UPDATE ON TABLE \"t\" TO \"app\";\nGRANT MAINTAIN ON TABLE \"t\" TO \"b\";\n-- MAINTAIN\n";
+        assert_eq!(for_target(sql, 180_000), sql);
+        assert_eq!(for_target(sql, 150_000), "GRANT SELECT,UPDATE ON TABLE \"t\" TO \"app\";\n-- MAINTAIN\n");
+    }
+
+    #[test]
+    fn versions_of_pg_dump() {
+        assert_eq!(parse_version("pg_dump (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)\n"), Some(15));
+        assert_eq!(parse_version("pg_dump (PostgreSQL) 19devel\n"), Some(19));
+        assert_eq!(parse_version("pg_restore 1"), None);
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_says_so() {
+        let error = dump_version(Path::new("/nowhere/pg_dump")).await.expect_err("not there");
+        assert!(error.to_string().contains("/nowhere/pg_dump is not there"), "{error}");
+    }
+
+    #[test]
+    fn an_error_position_names_its_line() {
+        assert_eq!(statement_at("é one;\ntwo three;\nfour", 12), "two three;");
+        assert_eq!(statement_at("x", 99), "x");
+    }
+}

@@ -1,0 +1,422 @@
+//! A minimal client for PostgreSQL's replication protocol, which `tokio_postgres` does not speak.
+//!
+//! Start-up (trust, clear-text, MD5 and SCRAM-SHA-256), simple queries and copy-both. No TLS.
+//! Sources: PostgreSQL documentation, chapters 55.2 "Message Flow", 55.4 "Streaming Replication Protocol".
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use postgres_protocol::authentication::{md5_hash, sasl};
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_postgres::config::{ChannelBinding, Host};
+
+use super::{CONNECT_TIMEOUT, place, refuse_tls};
+use crate::error::Error;
+use crate::pgoutput::reader::Reader;
+
+/// The largest message believed: PostgreSQL itself cannot build one of more than 1 GiB, its header apart.
+const MESSAGE_LIMIT: usize = (1 << 30) + (1 << 16);
+/// How much is read at once.
+const READ_SIZE: usize = 64 * 1024;
+
+/// Settings that make the text output of values independent of the server's, the database's and the role's defaults,
+/// and keep the server from cutting a long wait short.
+pub(crate) const SESSION_SETTINGS: [(&str, &str); 9] = [
+    ("datestyle", "ISO"),
+    ("intervalstyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("search_path", ""),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+];
+
+trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Address {
+    Tcp(String, u16),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// The addresses that connection parameters name, in order. One port counts for every host.
+pub(crate) fn addresses(dsn: &tokio_postgres::Config) -> Vec<Address> {
+    let ports = dsn.get_ports();
+    let port = |at: usize| ports.get(at).or(ports.first()).copied().unwrap_or(5432);
+    let numbers = dsn.get_hostaddrs();
+    if !numbers.is_empty() {
+        return numbers.iter().enumerate().map(|(at, ip)| Address::Tcp(ip.to_string(), port(at))).collect();
+    }
+    dsn.get_hosts()
+        .iter()
+        .enumerate()
+        .map(|(at, host)| match host {
+            Host::Tcp(name) => Address::Tcp(name.clone(), port(at)),
+            Host::Unix(directory) => Address::Unix(directory.join(format!(".s.PGSQL.{}", port(at)))),
+        })
+        .collect()
+}
+
+/// One message from the server.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) tag: u8,
+    pub(crate) body: Bytes,
+}
+
+/// A row of a simple query's result.
+pub(crate) type TextRow = Vec<Option<Bytes>>;
+
+/// A replication connection.
+pub(crate) struct Connection {
+    socket: Box<dyn Socket>,
+    received: BytesMut,
+    /// Whole messages on their way out: a cancelled send is finished by whatever call comes next.
+    outgoing: BytesMut,
+}
+
+impl Connection {
+    /// Connects and authenticates, with `replication=database`; the addresses are tried in order.
+    pub(crate) async fn open(dsn: &tokio_postgres::Config, application_name: &str) -> Result<Self, Error> {
+        refuse_tls(dsn)?;
+        if dsn.get_channel_binding() == ChannelBinding::Require {
+            return Err(Error::Unready(format!(
+                "the connection to {} demands channel binding, which needs TLS: not supported yet",
+                place(dsn)
+            )));
+        }
+        let limit = dsn.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+        let mut failure = Error::Unready("the connection parameters name no host".into());
+        for address in addresses(dsn) {
+            let context = format!("open a replication connection to {address}");
+            match within(limit, &context, Self::open_at(dsn, application_name, &address)).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    async fn open_at(
+        dsn: &tokio_postgres::Config,
+        application_name: &str,
+        address: &Address,
+    ) -> Result<Self, Error> {
+        let context = || format!("open a replication connection to {address}");
+        let socket: Box<dyn Socket> = match address {
+            Address::Tcp(host, port) => {
+                let socket =
+                    TcpStream::connect((host.as_str(), *port)).await.map_err(Error::io(context()))?;
+                socket.set_nodelay(true).map_err(Error::io(context()))?;
+                Box::new(socket)
+            }
+            Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(Error::io(context()))?),
+        };
+        let mut this = Self { socket, received: BytesMut::new(), outgoing: BytesMut::new() };
+        let user = dsn
+            .get_user()
+            .ok_or_else(|| Error::Unready(format!("no user is given for the connection to {address}")))?;
+        let mut parameters = vec![
+            ("user", user),
+            ("database", dsn.get_dbname().unwrap_or(user)),
+            ("replication", "database"),
+            ("client_encoding", "UTF8"),
+            ("application_name", application_name),
+        ];
+        parameters.extend(dsn.get_options().map(|options| ("options", options)));
+        parameters.extend(SESSION_SETTINGS);
+        frontend::startup_message(parameters, &mut this.outgoing).map_err(Error::io(context()))?;
+        this.authenticate(user, dsn.get_password(), &context()).await?;
+        Ok(this)
+    }
+
+    async fn authenticate(
+        &mut self,
+        user: &str,
+        password: Option<&[u8]>,
+        context: &str,
+    ) -> Result<(), Error> {
+        let password_for = |method: &str| {
+            password.ok_or_else(|| {
+                Error::Unready(format!("{context}: the server asks for {method} and no password is given"))
+            })
+        };
+        let mut scram: Option<sasl::ScramSha256> = None;
+        loop {
+            let frame = self.frame(context).await?;
+            let mut reader = match frame.tag {
+                b'R' => Reader::new("authentication", frame.body),
+                b'E' => return Err(server_error(context, frame.body)),
+                b'Z' => return Ok(()),
+                // Parameter status, key data, notices.
+                b'S' | b'K' | b'N' => continue,
+                tag => return Err(unexpected(tag, context)),
+            };
+            match reader.i32("method")? {
+                0 => {}
+                3 => frontend::password_message(password_for("a password")?, &mut self.outgoing)
+                    .map_err(Error::io(context))?,
+                5 => {
+                    let salt = reader.u32("salt")?.to_be_bytes();
+                    let hash = md5_hash(user.as_bytes(), password_for("an MD5 password")?, salt);
+                    frontend::password_message(hash.as_bytes(), &mut self.outgoing)
+                        .map_err(Error::io(context))?;
+                }
+                10 => {
+                    let mut offered = Vec::new();
+                    while reader.remaining() > 1 {
+                        offered.push(reader.text("mechanism")?);
+                    }
+                    if !offered.iter().any(|mechanism| mechanism == sasl::SCRAM_SHA_256) {
+                        return Err(Error::Unready(format!(
+                            "{context}: the server offers only {}, not SCRAM-SHA-256",
+                            offered.join(", ")
+                        )));
+                    }
+                    let exchange = sasl::ScramSha256::new(
+                        password_for("SCRAM-SHA-256")?,
+                        sasl::ChannelBinding::unsupported(),
+                    );
+                    frontend::sasl_initial_response(
+                        sasl::SCRAM_SHA_256,
+                        exchange.message(),
+                        &mut self.outgoing,
+                    )
+                    .map_err(Error::io(context))?;
+                    scram = Some(exchange);
+                }
+                11 => {
+                    let exchange = scram.as_mut().ok_or_else(|| unexpected(b'R', context))?;
+                    exchange.update(&reader.rest()).map_err(Error::io(context))?;
+                    frontend::sasl_response(exchange.message(), &mut self.outgoing)
+                        .map_err(Error::io(context))?;
+                }
+                12 => {
+                    // The server's proof: a server that does not know the password is refused here.
+                    let mut exchange = scram.take().ok_or_else(|| unexpected(b'R', context))?;
+                    exchange.finish(&reader.rest()).map_err(Error::io(context))?;
+                }
+                other => {
+                    return Err(Error::Unready(format!(
+                        "{context}: the server asks for authentication method {other}, which is not supported: \
+                         use scram-sha-256"
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Runs one command and returns its rows.
+    pub(crate) async fn query(&mut self, sql: &str, context: &str) -> Result<Vec<TextRow>, Error> {
+        frontend::query(sql, &mut self.outgoing).map_err(Error::io(context))?;
+        let mut rows = Vec::new();
+        let mut failure = None;
+        loop {
+            let frame = self.frame(context).await?;
+            match frame.tag {
+                b'D' => rows.push(text_row(frame.body)?),
+                b'E' => failure = Some(server_error(context, frame.body)),
+                b'Z' => return failure.map_or(Ok(rows), Err),
+                b'T' | b'C' | b'N' | b'S' | b'I' => {}
+                tag => return Err(unexpected(tag, context)),
+            }
+        }
+    }
+
+    /// Runs the command that turns the connection into a two-way copy.
+    pub(crate) async fn copy_both(&mut self, sql: &str, context: &str) -> Result<(), Error> {
+        frontend::query(sql, &mut self.outgoing).map_err(Error::io(context))?;
+        loop {
+            let frame = self.frame(context).await?;
+            match frame.tag {
+                b'W' => return Ok(()),
+                b'E' => return Err(server_error(context, frame.body)),
+                b'N' | b'S' => {}
+                tag => return Err(unexpected(tag, context)),
+            }
+        }
+    }
+
+    /// Queues the content of one copy message; [`Self::flush`] or [`Self::fill`] sends it.
+    pub(crate) fn queue_copy(&mut self, content: &[u8]) -> Result<(), Error> {
+        frontend::CopyData::new(content)
+            .map(|message| message.write(&mut self.outgoing))
+            .map_err(Error::io("send on the replication connection"))
+    }
+
+    /// Bytes that were queued and not sent yet.
+    pub(crate) fn unsent(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Sends what is queued. Cancel-safe.
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| {
+            while !self.outgoing.is_empty() {
+                match Pin::new(&mut self.socket).poll_write(cx, &self.outgoing) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(count)) => self.outgoing.advance(count),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    /// Waits for more bytes, sending meanwhile what is queued. Cancel-safe.
+    pub(crate) async fn fill(&mut self) -> io::Result<()> {
+        poll_fn(|cx| {
+            if !self.outgoing.is_empty()
+                && let Poll::Ready(Err(error)) = pin!(self.flush()).poll(cx)
+            {
+                return Poll::Ready(Err(error));
+            }
+            self.received.reserve(READ_SIZE / 4);
+            let read = pin!(self.socket.read_buf(&mut self.received));
+            read.poll(cx).map(|count| match count? {
+                0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
+                _ => Ok(()),
+            })
+        })
+        .await
+    }
+
+    /// The next whole message among the bytes received, if there is one.
+    pub(crate) fn buffered(&mut self) -> Result<Option<Frame>, Error> {
+        let Some(&[tag, a, b, c, d]) = self.received.first_chunk() else {
+            return Ok(None);
+        };
+        // The length counts itself, not the tag.
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        if !(4..=MESSAGE_LIMIT).contains(&length) {
+            return Err(Error::Protocol(format!(
+                "a message {:?} of {length} bytes on the replication connection",
+                char::from(tag)
+            )));
+        }
+        if self.received.len() < length + 1 {
+            return Ok(None);
+        }
+        let mut body = self.received.split_to(length + 1).freeze();
+        body.advance(5);
+        Ok(Some(Frame { tag, body }))
+    }
+
+    async fn frame(&mut self, context: &str) -> Result<Frame, Error> {
+        loop {
+            if let Some(frame) = self.buffered()? {
+                return Ok(frame);
+            }
+            self.fill().await.map_err(Error::io(context))?;
+        }
+    }
+}
+
+/// What the server's ErrorResponse says.
+pub(crate) fn server_error(context: &str, body: Bytes) -> Error {
+    let mut reader = Reader::new("error", body);
+    let (mut sqlstate, mut message) = (String::new(), String::new());
+    while let Ok(field @ 1..) = reader.u8("field") {
+        let Ok(text) = reader.text("text") else { break };
+        match field {
+            b'C' => sqlstate = text,
+            b'M' => message = text,
+            b'D' => {
+                message.push_str(": ");
+                message.push_str(&text);
+            }
+            _ => {}
+        }
+    }
+    Error::Server { context: context.to_owned(), sqlstate, message }
+}
+
+fn text_row(body: Bytes) -> Result<TextRow, Error> {
+    let mut reader = Reader::new("row", body);
+    let count = usize::from(reader.u16("column count")?);
+    let mut row = Vec::with_capacity(count.min(reader.remaining()));
+    for _ in 0..count {
+        let length = reader.i32("value length")?;
+        row.push(match usize::try_from(length) {
+            Ok(length) => Some(reader.take(length, "value")?),
+            Err(_) => None,
+        });
+    }
+    Ok(row)
+}
+
+fn unexpected(tag: u8, context: &str) -> Error {
+    Error::Protocol(format!("unexpected message {:?} while trying to {context}", char::from(tag)))
+}
+
+/// Runs `work` for at most `limit`.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    context: &str,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        Err(Error::Io { context: context.to_owned(), source: io::ErrorKind::TimedOut.into() })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_port_counts_for_every_host() {
+        let dsn: tokio_postgres::Config = "host=a,b port=6000".parse().expect("valid");
+        let found: Vec<String> = addresses(&dsn).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["a:6000", "b:6000"]);
+        let dsn: tokio_postgres::Config = "host=/run/postgresql".parse().expect("valid");
+        assert_eq!(addresses(&dsn), [Address::Unix("/run/postgresql/.s.PGSQL.5432".into())]);
+    }
+
+    #[test]
+    fn a_server_error_keeps_state_message_and_detail() {
+        let body = Bytes::from_static(b"SERROR\0C55006\0Mslot is active\0Dby process 1\0\0");
+        let Error::Server { sqlstate, message, .. } = server_error("start", body) else { panic!() };
+        assert_eq!((sqlstate.as_str(), message.as_str()), ("55006", "slot is active: by process 1"));
+        // Nonsense is still an error with a context, not a panic.
+        assert!(matches!(server_error("start", Bytes::from_static(b"Cxx")), Error::Server { .. }));
+    }
+
+    #[tokio::test]
+    async fn impossible_lengths_are_refused_and_partial_messages_awaited() {
+        let (_server, client) = tokio::io::duplex(64);
+        let mut connection =
+            Connection { socket: Box::new(client), received: BytesMut::new(), outgoing: BytesMut::new() };
+        connection.received.extend_from_slice(b"d\0\0\0\x06ab");
+        let frame = connection.buffered().expect("valid").expect("whole");
+        assert_eq!((frame.tag, &frame.body[..]), (b'd', &b"ab"[..]));
+        connection.received.extend_from_slice(b"d\0\0\0\x06a");
+        assert!(connection.buffered().expect("valid").is_none());
+        connection.received.clear();
+        connection.received.extend_from_slice(b"d\xff\xff\xff\xff");
+        assert!(matches!(connection.buffered(), Err(Error::Protocol(_))));
+    }
+}

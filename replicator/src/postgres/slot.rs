@@ -1,0 +1,274 @@
+//! Replication slots and publications, by SQL.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use super::quote_ident;
+use crate::error::Error;
+use crate::lsn::Lsn;
+
+/// How long a slot may stay in use after its walsender was told to end.
+const DROP_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a slot in use is tried again.
+const DROP_RETRY: Duration = Duration::from_millis(25);
+/// Longest resource part that fits a 63-byte name beside `godwit_`, `_g` and any generation.
+const RESOURCE_LIMIT: usize = 34;
+
+/// SQL condition on `pg_class c`, `pg_namespace n`: the tables that are replicated. Permanent tables and leaf partitions of
+/// users; an extension's own tables come with the extension.
+pub(crate) const USER_TABLES: &str = "c.relkind = 'r' AND c.relpersistence = 'p' \
+     AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'godwit') \
+     AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+         AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e')";
+
+/// A replication slot as the server sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotInfo {
+    /// Name.
+    pub name: String,
+    /// A walsender uses it now.
+    pub active: bool,
+    /// The position up to which the consumer has confirmed.
+    pub confirmed_flush: Option<Lsn>,
+    /// The oldest position that the server keeps for it.
+    pub restart: Option<Lsn>,
+    /// WAL kept for it, from `restart` to now.
+    pub retained_bytes: u64,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: String,
+}
+
+/// Name of the slot of a resource's stream in this generation.
+pub fn slot_name(resource: &str, generation: u64) -> String {
+    format!("godwit_{}_g{generation}", name_part(resource))
+}
+
+/// Name of a resource's publication.
+pub fn publication_name(resource: &str) -> String {
+    format!("godwit_{}", name_part(resource))
+}
+
+/// Name of a resource's replication origin on the target.
+pub fn origin_name(resource: &str) -> String {
+    format!("godwit_{}", name_part(resource))
+}
+
+/// What slot names allow: `[a-z0-9_]`, and short enough. A name that is too long keeps its start and gets a checksum.
+fn name_part(resource: &str) -> String {
+    let safe: String = resource
+        .chars()
+        .map(|c| c.to_ascii_lowercase())
+        .map(|c| if matches!(c, 'a'..='z' | '0'..='9') { c } else { '_' })
+        .collect();
+    if safe.len() <= RESOURCE_LIMIT {
+        return safe;
+    }
+    format!("{}_{:08x}", &safe[..RESOURCE_LIMIT - 9], crc32fast::hash(resource.as_bytes()))
+}
+
+/// Makes a logical `pgoutput` slot and returns where it starts. Idempotent: an existing slot of this name in this database
+/// returns its confirmed position.
+///
+/// Waits for the transactions that are running now to end.
+pub async fn create_slot(client: &Client, name: &str) -> Result<Lsn, Error> {
+    if let Some(position) = existing_slot(client, name).await? {
+        return Ok(position);
+    }
+    let created = client
+        .query_one(
+            "SELECT lsn::text FROM pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')",
+            &[&name],
+        )
+        .await;
+    match created {
+        Ok(row) => lsn(row.get(0)),
+        Err(error) if error.code() == Some(&SqlState::DUPLICATE_OBJECT) => existing_slot(client, name)
+            .await?
+            .ok_or_else(|| Error::Unready(format!("slot {name} came and went while it was being created"))),
+        Err(error) => Err(Error::database(format!("create slot {name}"))(error)),
+    }
+}
+
+async fn existing_slot(client: &Client, name: &str) -> Result<Option<Lsn>, Error> {
+    let row = client
+        .query_opt(
+            "SELECT coalesce(plugin::text, ''), coalesce(database::text, ''), current_database()::text, \
+                    coalesce(wal_status, ''), confirmed_flush_lsn::text \
+             FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
+            &[&name],
+        )
+        .await
+        .map_err(Error::database(format!("look for slot {name}")))?;
+    let Some(row) = row else { return Ok(None) };
+    let (plugin, database, here): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+    if plugin != "pgoutput" || database != here {
+        return Err(Error::Unready(format!(
+            "slot {name} exists already, for plugin {plugin:?} in database {database:?}: \
+             a pgoutput slot in {here:?} is needed"
+        )));
+    }
+    if row.get::<_, &str>(3) == "lost" {
+        return Err(Error::Unready(format!(
+            "slot {name} is lost: the server has removed WAL that it needed (max_slot_wal_keep_size); \
+             drop it and copy again"
+        )));
+    }
+    match row.get::<_, Option<&str>>(4) {
+        Some(text) => lsn(text).map(Some),
+        // Another session is still waiting for its starting point.
+        None => Err(Error::Server {
+            context: format!("create slot {name}"),
+            sqlstate: "55006".into(),
+            message: "the slot is being created by another session".into(),
+        }),
+    }
+}
+
+/// Drops a slot. Idempotent: a slot that is not there is fine. A walsender that uses it is told to end, and waited for.
+pub async fn drop_slot(client: &Client, name: &str) -> Result<(), Error> {
+    let context = || format!("drop slot {name}");
+    let deadline = Instant::now() + DROP_TIMEOUT;
+    loop {
+        // Terminating is best done again each time: a consumer may have reconnected in between.
+        client
+            .execute(
+                "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots \
+                 WHERE slot_name = $1 AND active_pid IS NOT NULL AND active_pid <> pg_catalog.pg_backend_pid()",
+                &[&name],
+            )
+            .await
+            .map_err(Error::database(context()))?;
+        let dropped = client
+            .execute(
+                "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots \
+                 WHERE slot_name = $1",
+                &[&name],
+            )
+            .await;
+        match dropped {
+            Ok(_) => return Ok(()),
+            Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => return Ok(()),
+            Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) && Instant::now() < deadline => {
+                sleep(DROP_RETRY).await;
+            }
+            Err(error) => return Err(Error::database(context())(error)),
+        }
+    }
+}
+
+/// What the server says of a slot; `None` when there is no such slot.
+pub async fn slot_info(client: &Client, name: &str) -> Result<Option<SlotInfo>, Error> {
+    let row = client
+        .query_opt(
+            "SELECT active, confirmed_flush_lsn::text, restart_lsn::text, coalesce(wal_status, 'reserved'), \
+                    coalesce(greatest(pg_catalog.pg_wal_lsn_diff( \
+                        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+                             ELSE pg_catalog.pg_current_wal_lsn() END, restart_lsn), 0), 0)::bigint \
+             FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
+            &[&name],
+        )
+        .await
+        .map_err(Error::database(format!("look at slot {name}")))?;
+    let Some(row) = row else { return Ok(None) };
+    let position = |at: usize| row.get::<_, Option<&str>>(at).map(lsn).transpose();
+    Ok(Some(SlotInfo {
+        name: name.to_owned(),
+        active: row.get(0),
+        confirmed_flush: position(1)?,
+        restart: position(2)?,
+        retained_bytes: row.get::<_, i64>(4).unsigned_abs(),
+        wal_status: row.get(3),
+    }))
+}
+
+fn lsn(text: &str) -> Result<Lsn, Error> {
+    text.parse().map_err(|error| Error::Protocol(format!("{error}")))
+}
+
+/// Makes the publication `name` hold exactly the user tables of this database, all operations, leaf partitions by
+/// their own name; returns how many tables. Touches no table when the list is already right.
+pub async fn ensure_publication(client: &Client, name: &str) -> Result<u32, Error> {
+    let context = || format!("set up publication {name}");
+    let publication = quote_ident(name);
+    let created = client.batch_execute(&format!("CREATE PUBLICATION {publication}")).await;
+    match created {
+        Ok(()) => {}
+        // The second is what the loser of a race gets.
+        Err(error)
+            if matches!(error.code(), Some(&SqlState::DUPLICATE_OBJECT | &SqlState::UNIQUE_VIOLATION)) => {}
+        Err(error) => return Err(Error::database(context())(error)),
+    }
+    let row = client
+        .query_one(
+            "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot \
+             FROM pg_catalog.pg_publication WHERE pubname = $1",
+            &[&name],
+        )
+        .await
+        .map_err(Error::database(context()))?;
+    if row.get(0) {
+        return Err(Error::Unready(format!(
+            "publication {name} is FOR ALL TABLES, which would replicate Godwit's own tables: \
+             DROP PUBLICATION {publication}"
+        )));
+    }
+    let mut changes = Vec::new();
+    if !row.get::<_, bool>(1) {
+        changes.push(format!(
+            "ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate', \
+             publish_via_partition_root = false)"
+        ));
+    }
+    // to_jsonb: row filters and column lists came with 15.
+    let rows = client
+        .query(
+            &format!(
+                "SELECT n.nspname::text, c.relname::text, wanted.oid IS NOT NULL, \
+                        p.prrelid IS NOT NULL AND to_jsonb(p)->>'prqual' IS NULL AND to_jsonb(p)->>'prattrs' IS NULL \
+                 FROM (SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                       WHERE {USER_TABLES}) wanted \
+                 FULL JOIN (SELECT r.* FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication b \
+                            ON b.oid = r.prpubid WHERE b.pubname = $1) p ON p.prrelid = wanted.oid \
+                 JOIN pg_catalog.pg_class c ON c.oid = coalesce(wanted.oid, p.prrelid) \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2"
+            ),
+            &[&name],
+        )
+        .await
+        .map_err(Error::database(context()))?;
+    let (mut wanted, mut unwanted, mut right) = (Vec::new(), Vec::new(), true);
+    for row in &rows {
+        let table = format!("{}.{}", quote_ident(row.get(0)), quote_ident(row.get(1)));
+        let (want, have): (bool, bool) = (row.get(2), row.get(3));
+        right &= want == have;
+        if want { wanted.push(format!("ONLY {table}")) } else { unwanted.push(table) }
+    }
+    if !right && !wanted.is_empty() {
+        changes.push(format!("ALTER PUBLICATION {publication} SET TABLE {}", wanted.join(", ")));
+    } else if !right {
+        changes.push(format!("ALTER PUBLICATION {publication} DROP TABLE {}", unwanted.join(", ")));
+    }
+    if !changes.is_empty() {
+        client.batch_execute(&changes.join("; ")).await.map_err(Error::database(context()))?;
+    }
+    Ok(u32::try_from(wanted.len()).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_safe_short_and_distinct() {
+        assert_eq!(slot_name("Orders-EU", 3), "godwit_orders_eu_g3");
+        assert_eq!(publication_name("orders"), "godwit_orders");
+        assert_eq!(origin_name("orders"), "godwit_orders");
+        let (a, b) = ("x".repeat(200), "x".repeat(201));
+        assert!(slot_name(&a, u64::MAX).len() <= 63);
+        assert_ne!(slot_name(&a, 1), slot_name(&b, 1));
+        assert_eq!(slot_name("größe", 1), "godwit_gr__e_g1");
+    }
+}

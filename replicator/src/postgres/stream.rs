@@ -1,0 +1,242 @@
+//! The replication stream: committed transactions out of a slot, progress back into it.
+
+use std::io;
+use std::pin::Pin;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::connection::{Connection, server_error, within};
+use super::{CONNECT_TIMEOUT, quote_ident, quote_literal};
+use crate::change::Transaction;
+use crate::error::Error;
+use crate::lsn::Lsn;
+use crate::pgoutput::Decoder;
+use crate::pgoutput::reader::Reader;
+
+/// After this long without a byte the server is asked for a sign of life …
+const ASK_AFTER: Duration = Duration::from_secs(20);
+/// … and after this long more the connection counts as dead. Together PostgreSQL's own default (`wal_sender_timeout`).
+const DEAD_AFTER: Duration = Duration::from_secs(40);
+/// How long the server may take to begin streaming: it first reads the WAL that the slot retains.
+const START_TIMEOUT: Duration = Duration::from_mins(1);
+/// From 1970-01-01 to 2000-01-01, PostgreSQL's epoch: 30 years, 7 of them leap.
+const POSTGRES_EPOCH: Duration = Duration::from_hours((30 * 365 + 7) * 24);
+
+/// What the stream brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamEvent {
+    /// A committed transaction, whole.
+    Transaction(Transaction),
+    /// The server is alive.
+    Keepalive {
+        /// Every transaction that ended before this position has been handed out.
+        wal_end: Lsn,
+        /// The server wants a report soon, or it will close the connection.
+        reply_requested: bool,
+    },
+}
+
+/// Progress to report to the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Feedback {
+    /// Received up to here.
+    pub write: Lsn,
+    /// Durable up to here: the server may forget what lies before.
+    pub flush: Lsn,
+    /// Applied up to here.
+    pub apply: Lsn,
+    /// Ask for a keepalive in return.
+    pub reply_requested: bool,
+}
+
+/// A running logical replication stream; dropping it closes the connection and frees the slot.
+pub struct ReplicationStream {
+    connection: Connection,
+    decoder: Decoder,
+    wal_end: Lsn,
+    reported: Feedback,
+    silence: Pin<Box<Sleep>>,
+    asked: bool,
+}
+
+impl ReplicationStream {
+    /// Starts streaming `publication` out of `slot`: every transaction whose commit is at or after `from`, or after the
+    /// slot's confirmed position where that is later (so [`Lsn::ZERO`] means "from the slot's position").
+    ///
+    /// A slot that another session still holds is SQLSTATE 55006, which passes.
+    pub async fn start(
+        dsn: &tokio_postgres::Config,
+        slot: &str,
+        publication: &str,
+        from: Lsn,
+    ) -> Result<Self, Error> {
+        let context = format!("start streaming from slot {slot}");
+        let mut connection = Connection::open(dsn, slot).await?;
+        let sql = format!(
+            "START_REPLICATION SLOT {} LOGICAL {from} \
+             (proto_version '2', publication_names {}, messages 'true', binary 'false')",
+            quote_ident(slot),
+            quote_literal(&quote_ident(publication)).trim_start(),
+        );
+        within(START_TIMEOUT, &context, connection.copy_both(&sql, &context)).await?;
+        Ok(Self {
+            connection,
+            decoder: Decoder::new(),
+            wal_end: from,
+            reported: Feedback::default(),
+            silence: Box::pin(sleep(ASK_AFTER)),
+            asked: false,
+        })
+    }
+
+    /// The next event. Keepalives come out at once, also from inside a transaction that is still arriving.
+    ///
+    /// Cancel-safe: what has been received stays in the stream. After an error the stream must be dropped.
+    pub async fn next(&mut self) -> Result<StreamEvent, Error> {
+        loop {
+            while let Some(frame) = self.connection.buffered()? {
+                match frame.tag {
+                    b'd' => {
+                        if let Some(event) = self.copy_data(frame.body)? {
+                            return Ok(event);
+                        }
+                    }
+                    b'E' => return Err(server_error("stream changes", frame.body)),
+                    // CopyDone, CommandComplete: the server is shutting down.
+                    b'c' | b'C' => return Err(ended("the server ended the replication stream")),
+                    b'N' | b'S' => {}
+                    tag => {
+                        return Err(Error::Protocol(format!(
+                            "unexpected message {:?} in the replication stream",
+                            char::from(tag)
+                        )));
+                    }
+                }
+            }
+            tokio::select! {
+                // Bytes that are there count before a timer that ran out while nobody was asking for them.
+                biased;
+                received = self.connection.fill() => {
+                    received.map_err(Error::io("receive changes"))?;
+                    self.asked = false;
+                    self.silence.as_mut().reset(Instant::now() + ASK_AFTER);
+                }
+                () = self.silence.as_mut() => {
+                    if self.asked {
+                        return Err(ended("the server has been silent for a minute"));
+                    }
+                    self.asked = true;
+                    self.silence.as_mut().reset(Instant::now() + DEAD_AFTER);
+                    self.queue(Feedback { reply_requested: true, ..self.reported })?;
+                }
+            }
+        }
+    }
+
+    /// Sends a standby status update. A position never goes back: the highest reported so far is sent.
+    ///
+    /// Cancel-safe: a report is sent whole, at the latest by the next call.
+    pub async fn report(&mut self, feedback: Feedback) -> Result<(), Error> {
+        self.reported = Feedback {
+            write: self.reported.write.max(feedback.write),
+            flush: self.reported.flush.max(feedback.flush),
+            apply: self.reported.apply.max(feedback.apply),
+            reply_requested: false,
+        };
+        self.queue(Feedback { reply_requested: feedback.reply_requested, ..self.reported })?;
+        within(CONNECT_TIMEOUT, "report progress", async {
+            self.connection.flush().await.map_err(Error::io("report progress"))
+        })
+        .await
+    }
+
+    /// The newest position of the server that the stream has heard of.
+    pub fn wal_end(&self) -> Lsn {
+        self.wal_end
+    }
+
+    fn queue(&mut self, feedback: Feedback) -> Result<(), Error> {
+        // A server that takes nothing must not make us collect reports: the ones under way say nearly the same.
+        if self.connection.unsent() > 4096 {
+            return Ok(());
+        }
+        let mut message = Vec::with_capacity(34);
+        message.push(b'r');
+        for position in [feedback.write, feedback.flush, feedback.apply] {
+            message.extend_from_slice(&position.0.to_be_bytes());
+        }
+        message.extend_from_slice(&postgres_now().to_be_bytes());
+        message.push(u8::from(feedback.reply_requested));
+        self.connection.queue_copy(&message)
+    }
+
+    fn copy_data(&mut self, body: Bytes) -> Result<Option<StreamEvent>, Error> {
+        let mut reader = Reader::new("replication", body);
+        match reader.u8("kind")? {
+            b'w' => {
+                let start = reader.lsn("start position")?;
+                let end = reader.lsn("end position")?;
+                reader.i64("time")?;
+                self.wal_end = self.wal_end.max(start).max(end);
+                let transaction = self.decoder.decode(reader.rest())?;
+                Ok(transaction.map(|transaction| {
+                    self.wal_end = self.wal_end.max(transaction.end_lsn);
+                    StreamEvent::Transaction(transaction)
+                }))
+            }
+            b'k' => {
+                let wal_end = reader.lsn("end position")?;
+                reader.i64("time")?;
+                let reply_requested = reader.u8("reply flag")? != 0;
+                self.wal_end = self.wal_end.max(wal_end);
+                Ok(Some(StreamEvent::Keepalive { wal_end, reply_requested }))
+            }
+            kind => Err(Error::Protocol(format!("unknown replication message {:?}", char::from(kind)))),
+        }
+    }
+}
+
+fn ended(why: &str) -> Error {
+    Error::Io { context: "receive changes".into(), source: io::Error::new(io::ErrorKind::UnexpectedEof, why) }
+}
+
+/// Microseconds since PostgreSQL's epoch; the server only shows it (`pg_stat_replication.reply_time`).
+fn postgres_now() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH + POSTGRES_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// A new slot with the snapshot of its starting point, both held by a replication connection of their own.
+///
+/// The snapshot can be imported (`SET TRANSACTION SNAPSHOT`) until this is dropped; transactions that have imported it
+/// keep it. The slot stays.
+pub struct ExportedSlot {
+    /// The slot streams everything committed after this position; the snapshot shows everything before it.
+    pub consistent_point: Lsn,
+    /// Name of the snapshot.
+    pub snapshot: String,
+    _held: Connection,
+}
+
+impl ExportedSlot {
+    /// Makes the slot `name` and exports its snapshot. An existing slot of that name is an error (42710): its snapshot is
+    /// gone, so drop it first.
+    ///
+    /// Waits for the transactions that are running now to end. Dropping the future closes the connection.
+    pub async fn create(dsn: &tokio_postgres::Config, name: &str) -> Result<Self, Error> {
+        let context = format!("create slot {name} with a snapshot");
+        let mut connection = Connection::open(dsn, name).await?;
+        // The older spelling, which every version from 14 on takes.
+        let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", quote_ident(name));
+        let rows = connection.query(&sql, &context).await?;
+        let field =
+            |at: usize| -> Option<&str> { std::str::from_utf8(rows.first()?.get(at)?.as_deref()?).ok() };
+        let answer = field(1).and_then(|lsn| lsn.parse().ok()).zip(field(2));
+        let (consistent_point, snapshot) = answer
+            .ok_or_else(|| Error::Protocol(format!("{context}: the answer lacks position or snapshot")))?;
+        Ok(Self { consistent_point, snapshot: snapshot.to_owned(), _held: connection })
+    }
+}
