@@ -1,0 +1,416 @@
+-- What Godwit keeps in each database: tables, trigger function, and the server's half of close, guard and open.
+-- Runs as one simple query, so as one transaction. Safe to repeat and to run from several nodes at once.
+-- What the client calls takes and returns jsonb, so that its signature never changes between versions; a helper whose
+-- result changes needs a DROP before its CREATE OR REPLACE.
+-- SQLSTATE ZG001: an operator must change something. ZG002: fenced off by a newer generation.
+SET LOCAL client_min_messages = warning;
+SET LOCAL search_path = pg_catalog;
+SET LOCAL synchronous_commit = local;
+SELECT pg_advisory_xact_lock(7221037481926144001);
+
+CREATE SCHEMA IF NOT EXISTS godwit;
+REVOKE ALL ON SCHEMA godwit FROM PUBLIC;
+
+CREATE TABLE IF NOT EXISTS godwit.epoch (
+  resource text PRIMARY KEY,
+  generation bigint NOT NULL,
+  fenced boolean NOT NULL,
+  marker_lsn pg_lsn,
+  tables integer,
+  updated_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE IF NOT EXISTS godwit.progress (
+  stream text PRIMARY KEY,
+  applied_lsn pg_lsn NOT NULL,
+  marker_generation bigint,
+  copied boolean NOT NULL DEFAULT false,
+  generation bigint NOT NULL,
+  updated_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- CONNECT grants that a fence took away (given = false) or added for Godwit's own role (given = true).
+-- grantee is NULL for PUBLIC; place is the order in which they are given back.
+CREATE TABLE IF NOT EXISTS godwit.connect_grants (
+  place bigint PRIMARY KEY,
+  grantee name,
+  grantor name NOT NULL,
+  grantable boolean NOT NULL,
+  given boolean NOT NULL DEFAULT false
+);
+
+-- The trigger. Its arguments are the resource and the generation: it reads no table, so writers need no rights here.
+CREATE OR REPLACE FUNCTION godwit.refuse_write() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION 'this database is fenced by godwit: generation %', TG_ARGV[1] USING
+    ERRCODE = '25006',
+    DETAIL = format('resource %s, table %s.%s', TG_ARGV[0], TG_TABLE_SCHEMA, TG_TABLE_NAME),
+    HINT = 'Reconnect through the proxy: the writable database is in another zone.';
+END $$;
+
+-- Every table a client could write: plain tables, leaf partitions and partitioned parents, unlogged ones too.
+-- A table of an extension counts only where this role may put a trigger on it.
+CREATE OR REPLACE FUNCTION godwit.user_tables() RETURNS TABLE (id oid, schema name, name name)
+LANGUAGE sql STABLE AS $$
+  SELECT c.oid, n.nspname, c.relname
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+    AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
+    AND (pg_catalog.pg_has_role(c.relowner, 'USAGE') OR NOT EXISTS (
+      SELECT FROM pg_catalog.pg_depend d
+      WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'))
+  ORDER BY n.nspname, c.relname
+$$;
+
+-- Exact state of every user sequence, identity and serial ones included (pg_sequences loses is_called).
+CREATE OR REPLACE FUNCTION godwit.sequence_states()
+RETURNS TABLE (schema name, name name, last_value bigint, is_called boolean) LANGUAGE plpgsql AS $$
+BEGIN
+  FOR schema, name IN
+    SELECT n.nspname, c.relname
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'S' AND c.relpersistence <> 't'
+      AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
+      AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_depend d
+        WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+    ORDER BY n.nspname, c.relname
+  LOOP
+    EXECUTE format('SELECT s.last_value, s.is_called FROM %I.%I s', schema, name) INTO last_value, is_called;
+    RETURN NEXT;
+  END LOOP;
+END $$;
+
+-- CONNECT grants on this database, in the order of its access list.
+CREATE OR REPLACE FUNCTION godwit.connect_acl()
+RETURNS TABLE (place bigint, grantee oid, grantor oid, grantable boolean, owner oid) LANGUAGE sql STABLE AS $$
+  SELECT a.ordinality, a.grantee, a.grantor, a.is_grantable, d.datdba
+  FROM pg_catalog.pg_database d,
+       pg_catalog.aclexplode(coalesce(d.datacl, pg_catalog.acldefault('d', d.datdba)))
+         WITH ORDINALITY a (grantor, grantee, privilege_type, is_grantable, ordinality)
+  WHERE d.datname = pg_catalog.current_database() AND a.privilege_type = 'CONNECT'
+$$;
+
+-- Which of these grants let an application in. app_roles empty: every one but those of superusers (who need none),
+-- of replication roles and of our own. Otherwise PUBLIC, the named roles and the groups they are in.
+CREATE OR REPLACE FUNCTION godwit.connect_acl_of_apps(app_roles text[])
+RETURNS TABLE (place bigint, grantee oid, grantor oid, grantable boolean, owner oid) LANGUAGE sql STABLE AS $$
+  SELECT a.* FROM godwit.connect_acl() a LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.grantee
+  WHERE a.grantee = 0
+     OR (r.rolname <> current_user AND NOT r.rolsuper AND CASE
+           WHEN a.grantor <> a.owner THEN true
+           WHEN cardinality(app_roles) = 0 THEN NOT r.rolreplication
+           ELSE r.rolname = ANY (app_roles::name[]) OR EXISTS (
+             SELECT FROM pg_catalog.pg_roles app
+             WHERE app.rolname = ANY (app_roles::name[]) AND pg_catalog.pg_has_role(app.oid, r.oid, 'MEMBER'))
+         END)
+$$;
+
+-- Gives or takes one CONNECT grant in the name of its grantor.
+CREATE OR REPLACE FUNCTION godwit.change_connect(statement text, grantor name) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  IF grantor IN (SELECT r.rolname FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba
+                 WHERE d.datname = current_database()) THEN
+    EXECUTE statement;
+    RETURN;
+  END IF;
+  DECLARE
+    before text := current_setting('role');
+  BEGIN
+    EXECUTE format('SET LOCAL ROLE %I', grantor);
+    EXECUTE statement;
+    PERFORM set_config('role', before, true);
+  END;
+END $$;
+
+CREATE OR REPLACE FUNCTION godwit.revoke_connect(app_roles text[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  base bigint := coalesce((SELECT max(place) FROM godwit.connect_grants), 0);
+  held record;
+  left_over text;
+BEGIN
+  -- Our own role may hold CONNECT through PUBLIC or a group only: it gets its own grant first.
+  IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = current_user AND rolsuper)
+     AND NOT EXISTS (SELECT FROM godwit.connect_acl() a
+                     WHERE pg_get_userbyid(a.grantee) = current_user AND a.grantor = a.owner) THEN
+    INSERT INTO godwit.connect_grants
+    SELECT base + 1, current_user, pg_get_userbyid(d.datdba), false, true
+    FROM pg_catalog.pg_database d WHERE d.datname = current_database();
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), current_user);
+    base := base + 1;
+  END IF;
+  -- Last first: a grant made by another grantee goes before the one it depends on.
+  FOR held IN
+    SELECT a.place, r.rolname AS grantee, o.rolname AS grantor, a.grantable
+    FROM godwit.connect_acl_of_apps(app_roles) a
+    LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.grantee JOIN pg_catalog.pg_roles o ON o.oid = a.grantor
+    ORDER BY a.place DESC
+  LOOP
+    INSERT INTO godwit.connect_grants VALUES (base + held.place, held.grantee, held.grantor, held.grantable);
+    PERFORM godwit.change_connect(
+      format('REVOKE CONNECT ON DATABASE %I FROM %s', current_database(),
+             coalesce(quote_ident(held.grantee), 'PUBLIC')), held.grantor);
+  END LOOP;
+  SELECT string_agg(DISTINCT coalesce(r.rolname, 'PUBLIC'), ', ') INTO left_over
+  FROM godwit.connect_acl_of_apps(app_roles) a LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.grantee;
+  IF left_over IS NOT NULL THEN
+    RAISE EXCEPTION 'CONNECT could not be taken from %', left_over USING
+      ERRCODE = 'ZG001', DETAIL = format('role %I does not own database %I', current_user, current_database());
+  END IF;
+END $$;
+
+-- Exactly what revoke_connect changed, in the old order. A role dropped since then is passed over.
+CREATE OR REPLACE FUNCTION godwit.restore_connect() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  held record;
+BEGIN
+  FOR held IN
+    SELECT g.* FROM godwit.connect_grants g
+    WHERE (g.grantee IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = g.grantee))
+      AND EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = g.grantor)
+    ORDER BY g.given, g.place
+  LOOP
+    IF held.given THEN
+      EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM %I', current_database(), held.grantee);
+    ELSE
+      PERFORM godwit.change_connect(
+        format('GRANT CONNECT ON DATABASE %I TO %s%s', current_database(),
+               coalesce(quote_ident(held.grantee), 'PUBLIC'),
+               CASE WHEN held.grantable THEN ' WITH GRANT OPTION' ELSE '' END), held.grantor);
+    END IF;
+  END LOOP;
+  DELETE FROM godwit.connect_grants;
+END $$;
+
+-- Who holds a lock on this table that a trigger's lock must wait for.
+CREATE OR REPLACE FUNCTION godwit.blockers(tbl oid) RETURNS text LANGUAGE sql AS $$
+  SELECT coalesce(string_agg(CASE
+      WHEN l.pid IS NULL THEN 'a prepared transaction'
+      ELSE format('pid %s (%s, application %s, %s for %s s)', l.pid, coalesce(a.usename, a.backend_type, '?'),
+                  coalesce(nullif(quote_literal(a.application_name), ''''''), 'unnamed'), coalesce(a.state, 'active'),
+                  coalesce(round(extract(epoch FROM clock_timestamp() - a.state_change)::numeric, 1)::text, '?'))
+    END, ', '), 'a session that has gone')
+  FROM (SELECT DISTINCT pid FROM pg_catalog.pg_locks
+        WHERE locktype = 'relation' AND relation = tbl AND granted
+          AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+          AND mode <> ALL ('{AccessShareLock,RowShareLock}') AND pid IS DISTINCT FROM pg_backend_pid()) l
+  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+$$;
+
+-- The fence trigger on every user table, within budget_ms in all. Its lock is the drain barrier: once held,
+-- every earlier writer of the table has committed or rolled back. On a timeout nothing is left behind.
+CREATE OR REPLACE FUNCTION godwit.put_fence(resource text, generation bigint, budget_ms bigint) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+  deadline timestamptz := clock_timestamp() + budget_ms * interval '1 millisecond';
+  arguments text := resource || '\000' || generation || '\000';
+  tables integer := 0;
+  tbl record;
+BEGIN
+  -- An autovacuum worker's lock conflicts as well, and it would give way only after deadlock_timeout.
+  BEGIN
+    PERFORM pg_cancel_backend(a.pid) FROM pg_catalog.pg_stat_activity a
+    WHERE a.datname = current_database() AND a.backend_type = 'autovacuum worker';
+  EXCEPTION WHEN insufficient_privilege THEN
+    NULL;
+  END;
+  FOR tbl IN
+    SELECT u.*, coalesce(t.tgenabled = 'O' AND encode(t.tgargs, 'escape') = arguments, false) AS done
+    FROM godwit.user_tables() u LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = u.id AND t.tgname = 'godwit_fence'
+  LOOP
+    tables := tables + 1;
+    CONTINUE WHEN tbl.done;
+    PERFORM set_config('lock_timeout',
+      greatest(1, ceil(extract(epoch FROM deadline - clock_timestamp()) * 1000))::bigint::text, true);
+    EXECUTE format('CREATE OR REPLACE TRIGGER godwit_fence BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I.%I '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION godwit.refuse_write(%L, %L)',
+                   tbl.schema, tbl.name, resource, generation);
+  END LOOP;
+  RETURN tables;
+EXCEPTION WHEN lock_not_available THEN
+  RAISE EXCEPTION 'table %.% stayed locked for more than % ms', tbl.schema, tbl.name, budget_ms USING
+    ERRCODE = 'lock_not_available', DETAIL = 'held by ' || godwit.blockers(tbl.id);
+END $$;
+
+-- Drops the fence triggers. Dropping needs a lock that shuts readers out, so where a reader holds the table
+-- the trigger is only disabled; install, guard and open sweep such leftovers (disabled_only = true).
+CREATE OR REPLACE FUNCTION godwit.drop_fence(disabled_only boolean) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  tbl record;
+BEGIN
+  FOR tbl IN
+    SELECT c.oid AS id, n.nspname AS schema, c.relname AS name, t.tgenabled
+    FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE t.tgname = 'godwit_fence' AND (t.tgenabled = 'D' OR NOT disabled_only)
+    ORDER BY n.nspname, c.relname
+  LOOP
+    BEGIN
+      EXECUTE format('LOCK TABLE ONLY %I.%I IN ACCESS EXCLUSIVE MODE NOWAIT', tbl.schema, tbl.name);
+      EXECUTE format('DROP TRIGGER godwit_fence ON %I.%I', tbl.schema, tbl.name);
+    EXCEPTION WHEN lock_not_available THEN
+      CONTINUE WHEN tbl.tgenabled = 'D';
+      BEGIN
+        EXECUTE format('ALTER TABLE ONLY %I.%I DISABLE TRIGGER godwit_fence', tbl.schema, tbl.name);
+      EXCEPTION WHEN lock_not_available THEN
+        RAISE EXCEPTION 'table %.% stayed locked', tbl.schema, tbl.name USING
+          ERRCODE = 'lock_not_available', DETAIL = 'held by ' || godwit.blockers(tbl.id);
+      END;
+    END;
+  END LOOP;
+END $$;
+
+-- Client sessions on this database that are not Godwit's. Walsenders and background workers are not among them.
+-- app_roles empty: all. Otherwise those roles, and every other role that is no superuser.
+CREATE OR REPLACE FUNCTION godwit.app_sessions(app_roles text[]) RETURNS TABLE (pid integer, described text)
+LANGUAGE sql AS $$
+  SELECT a.pid, format('pid %s (%s, application %s)', a.pid, a.usename,
+                       coalesce(nullif(quote_literal(a.application_name), ''''''), 'unnamed'))
+  FROM pg_catalog.pg_stat_activity a LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid
+  WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
+    -- backend_type is hidden from a role without pg_read_all_stats.
+    AND coalesce(a.backend_type = 'client backend', a.usesysid IS NOT NULL)
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_get_wal_senders() w WHERE w.pid = a.pid)
+    AND (coalesce(a.usename <> current_user AND a.usename = ANY (app_roles::name[]), false) OR NOT (
+          coalesce(a.application_name, '') LIKE 'godwit%'
+          OR (a.usename = current_user AND a.application_name <> ''
+              AND a.application_name = current_setting('application_name'))))
+    AND (cardinality(app_roles) = 0 OR a.usename = ANY (app_roles::name[]) OR NOT coalesce(r.rolsuper, false))
+$$;
+
+CREATE OR REPLACE PROCEDURE godwit.close_fence(args jsonb, INOUT report jsonb) LANGUAGE plpgsql AS $$
+DECLARE
+  wanted_resource text := args ->> 'resource';
+  wanted bigint := (args ->> 'generation')::bigint;
+  app_roles text[] := ARRAY(SELECT jsonb_array_elements_text(args -> 'app_roles'));
+  budget_ms bigint := (args ->> 'lock_timeout_ms')::bigint;
+  kill_ms bigint := (args ->> 'kill_timeout_ms')::bigint;
+  kill_deadline timestamptz;
+  epoch_row godwit.epoch;
+  marker pg_lsn;
+  tables integer;
+  ended integer[] := '{}';
+  session record;
+  remaining text;
+  failure text;
+  failure_state text;
+  failure_detail text;
+BEGIN
+  SELECT string_agg(quote_literal(p.gid), ', ' ORDER BY p.gid) INTO failure
+  FROM pg_catalog.pg_prepared_xacts p WHERE p.database = current_database();
+  IF failure IS NOT NULL THEN
+    RAISE EXCEPTION 'prepared transactions exist: %', failure USING
+      ERRCODE = 'ZG001', DETAIL = 'they block the fence and outlive it: COMMIT PREPARED or ROLLBACK PREPARED each';
+  END IF;
+
+  -- Doors shut first. This commit needs no flush of its own: the next one flushes it as well.
+  PERFORM set_config('synchronous_commit', 'off', true), set_config('lock_timeout', budget_ms::text, true);
+  SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = wanted_resource FOR UPDATE;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'resource % is not installed in this database', wanted_resource USING ERRCODE = 'ZG001';
+  ELSIF epoch_row.generation > wanted THEN
+    RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
+      USING ERRCODE = 'ZG002';
+  END IF;
+  PERFORM godwit.revoke_connect(app_roles);
+  COMMIT;
+
+  PERFORM set_config('synchronous_commit', 'local', true);
+  IF epoch_row.generation = wanted AND epoch_row.fenced AND epoch_row.marker_lsn IS NOT NULL THEN
+    -- Closed before: a repeated call, perhaps after a crash between the triggers and here.
+    marker := epoch_row.marker_lsn;
+    tables := epoch_row.tables;
+  ELSE
+    BEGIN
+      PERFORM set_config('lock_timeout', budget_ms::text, true);
+      SELECT e.generation INTO epoch_row.generation FROM godwit.epoch e WHERE e.resource = wanted_resource FOR UPDATE;
+      IF epoch_row.generation > wanted THEN
+        RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
+          USING ERRCODE = 'ZG002';
+      END IF;
+      tables := godwit.put_fence(wanted_resource, wanted, budget_ms);
+      marker := pg_logical_emit_message(true, 'godwit.fence', wanted::text);
+      UPDATE godwit.epoch e SET generation = wanted, fenced = true, marker_lsn = marker,
+        tables = close_fence.tables, updated_at = now() WHERE e.resource = wanted_resource;
+    EXCEPTION WHEN OTHERS THEN
+      GET STACKED DIAGNOSTICS failure = MESSAGE_TEXT, failure_state = RETURNED_SQLSTATE,
+        failure_detail = PG_EXCEPTION_DETAIL;
+    END;
+    IF failure IS NOT NULL THEN
+      IF NOT epoch_row.fenced THEN
+        PERFORM godwit.restore_connect();
+      END IF;
+      COMMIT;
+      RAISE EXCEPTION '%', failure USING ERRCODE = failure_state, DETAIL = failure_detail;
+    END IF;
+    COMMIT;
+  END IF;
+
+  -- Nobody writes any more; now nobody is connected any more.
+  kill_deadline := clock_timestamp() + kill_ms * interval '1 millisecond';
+  LOOP
+    PERFORM pg_stat_clear_snapshot();
+    remaining := NULL;
+    FOR session IN SELECT s.* FROM godwit.app_sessions(app_roles) s LOOP
+      remaining := concat_ws(', ', remaining, session.described);
+      PERFORM pg_terminate_backend(session.pid);
+      IF session.pid <> ALL (ended) THEN
+        ended := ended || session.pid;
+      END IF;
+    END LOOP;
+    EXIT WHEN remaining IS NULL;
+    IF clock_timestamp() > kill_deadline THEN
+      RAISE EXCEPTION 'sessions did not end within % ms; the triggers stay', kill_ms
+        USING ERRCODE = 'object_in_use', DETAIL = remaining;
+    END IF;
+    PERFORM pg_sleep(0.001);
+  END LOOP;
+
+  report := jsonb_build_object(
+    'marker', marker::text, 'tables', tables, 'terminated', cardinality(ended),
+    'sequences', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM godwit.sequence_states() s));
+END $$;
+
+CREATE OR REPLACE FUNCTION godwit.guard_fence(args jsonb) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+  wanted bigint := (args ->> 'generation')::bigint;
+  budget_ms bigint := (args ->> 'lock_timeout_ms')::bigint;
+  epoch_row godwit.epoch;
+  tables integer;
+BEGIN
+  PERFORM set_config('synchronous_commit', 'local', true), set_config('lock_timeout', budget_ms::text, true);
+  SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = args ->> 'resource' FOR UPDATE;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'resource % is not installed in this database', args ->> 'resource' USING ERRCODE = 'ZG001';
+  ELSIF epoch_row.generation > wanted THEN
+    RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
+      USING ERRCODE = 'ZG002';
+  END IF;
+  tables := godwit.put_fence(args ->> 'resource', wanted, budget_ms);
+  PERFORM godwit.restore_connect();
+  UPDATE godwit.epoch e SET generation = wanted, fenced = true, tables = guard_fence.tables, updated_at = now(),
+    marker_lsn = CASE WHEN epoch_row.generation = wanted THEN e.marker_lsn END
+  WHERE e.resource = args ->> 'resource';
+  RETURN tables;
+END $$;
+
+CREATE OR REPLACE FUNCTION godwit.open_fence(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  wanted bigint := (args ->> 'generation')::bigint;
+  epoch_row godwit.epoch;
+BEGIN
+  PERFORM set_config('synchronous_commit', 'local', true), set_config('lock_timeout', args ->> 'lock_timeout_ms', true);
+  SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = args ->> 'resource' FOR UPDATE;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'resource % is not installed in this database', args ->> 'resource' USING ERRCODE = 'ZG001';
+  ELSIF epoch_row.generation > wanted AND NOT (epoch_row.fenced AND epoch_row.generation = wanted + 1) THEN
+    RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
+      USING ERRCODE = 'ZG002';
+  END IF;
+  PERFORM godwit.drop_fence(false);
+  PERFORM godwit.restore_connect();
+  UPDATE godwit.epoch e SET generation = wanted, fenced = false, marker_lsn = NULL, tables = NULL, updated_at = now()
+  WHERE e.resource = args ->> 'resource';
+END $$;
+
+SELECT godwit.drop_fence(true);

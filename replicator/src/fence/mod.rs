@@ -1,0 +1,289 @@
+//! The fence: stops every write to a database, and knows the position where writing stopped.
+//!
+//! | call      | triggers | CONNECT     | epoch row                    | used for                                   |
+//! |-----------|----------|-------------|------------------------------|--------------------------------------------|
+//! | [`close`] | put      | taken away  | generation, fenced, marker   | the old primary, during a cutover          |
+//! | [`guard`] | put      | given back  | generation, fenced           | a shadow: only the applier writes          |
+//! | [`open`]  | dropped  | given back  | generation, not fenced       | the new primary; the old one on an abort   |
+//!
+//! The trigger raises SQLSTATE 25006 in every session but those with `session_replication_role = replica` (the applier).
+//! Its lock is the drain barrier: once it is held on a table, every earlier writer of that table has ended.
+//! `default_transaction_read_only` is no fence (a session can turn it off), a lease is none either.
+//!
+//! Each call is one round trip: the session settings, the call and their reset go out together, and everything that
+//! waits does so in the server (`install.sql`). A connection lost midway is harmless: the server finishes, and repeating the
+//! call for the same generation continues or returns what was stored.
+//!
+//! Never fenced: DDL, `nextval`, large objects, and superusers that set `session_replication_role` themselves. Their
+//! sessions are ended by [`close`]; what they write later shows as row changes after the marker.
+//!
+//! # Rights
+//! A superuser, or a role with: ownership of (membership in the owner of) every user table and of the database,
+//! `CREATE` on the database for [`install`], `pg_signal_backend`, `pg_read_all_stats`. Without superuser the sessions of
+//! superusers cannot be ended: [`close`] then fails with 42501 unless `app_roles` leaves them out.
+
+use std::time::Duration;
+
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+
+use crate::error::Error;
+use crate::lsn::Lsn;
+use crate::sequences::SequenceState;
+
+/// How to close a database.
+#[derive(Clone, Debug)]
+pub struct FenceSpec {
+    /// Resource name: key of the epoch row.
+    pub resource: String,
+    /// The new generation: content of the end marker.
+    pub generation: u64,
+    /// Roles of the application. Empty: every session and grant that is not Godwit's. Otherwise superusers outside
+    /// this list keep their sessions.
+    pub app_roles: Vec<String>,
+    /// Bound on waiting for table locks, all tables together.
+    pub lock_timeout: Duration,
+    /// Bound on waiting for ended sessions to be gone.
+    pub kill_timeout: Duration,
+}
+
+/// What a closed database reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FenceReport {
+    /// Position of the end marker: every client write committed before it. A shadow that has applied up to here, and
+    /// this generation's marker, has everything.
+    pub marker: Lsn,
+    /// Every user sequence, read after the last session ended.
+    pub sequences: Vec<SequenceState>,
+    /// Tables that carry the trigger.
+    pub tables: u32,
+    /// Sessions ended by this call.
+    pub terminated: u32,
+}
+
+/// The epoch row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochState {
+    /// Newest generation this database heard of.
+    pub generation: u64,
+    /// Triggers are in place.
+    pub fenced: bool,
+    /// End marker of this generation; only after [`close`].
+    pub marker: Option<Lsn>,
+}
+
+/// Bound on lock waits of [`guard`] and [`open`], which have no budget of their own.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Settings that could stop or mislead a fence, made harmless for the time of the call.
+const SETTINGS: &[(&str, &str)] = &[
+    ("statement_timeout", "0"),
+    ("transaction_timeout", "0"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_isolation", "read committed"),
+    ("search_path", "pg_catalog"),
+];
+
+/// Creates or renews schema `godwit` (tables, functions) and the epoch row of `resource` at `generation`, not fenced.
+///
+/// Idempotent; an existing epoch row stays as it is. Safe when called by several nodes at once. One round trip.
+pub async fn install(client: &Client, resource: &str, generation: u64) -> Result<(), Error> {
+    let sql = format!(
+        "{};\nINSERT INTO godwit.epoch (resource, generation, fenced) VALUES ({}, {}, false) ON CONFLICT DO NOTHING",
+        include_str!("install.sql").trim_end().trim_end_matches(';'),
+        literal(resource),
+        sql_generation(generation)?,
+    );
+    client.batch_execute(&sql).await.map_err(refused("cannot install schema godwit"))
+}
+
+/// Stops every client write and session, and emits the end marker.
+///
+/// In this order: refuse if a prepared transaction exists ([`Error::Unready`], naming it); take CONNECT away from PUBLIC
+/// and the application's roles; in one transaction put the trigger on every table, set the epoch row and emit the marker;
+/// end the application's sessions; read the sequences. One round trip.
+///
+/// Idempotent per generation: a repeated call returns the stored marker and the sequences as they are now.
+/// # Errors
+/// An older generation than the epoch row's: [`Error::Fenced`]. A table that stayed locked (55P03, kind `Retry`, names the
+/// holder) or any other failure before the marker: everything is as before, CONNECT given back. Sessions that do not
+/// end in time (55006, kind `Retry`): the fence stays; repeat the call or [`open`].
+///
+/// Not cancel-safe in one respect: the server goes on when the future is dropped.
+pub async fn close(client: &Client, spec: &FenceSpec) -> Result<FenceReport, Error> {
+    let arguments = serde_json::json!({
+        "resource": spec.resource,
+        "generation": sql_generation(spec.generation)?,
+        "app_roles": spec.app_roles,
+        "lock_timeout_ms": millis(spec.lock_timeout),
+        "kill_timeout_ms": millis(spec.kill_timeout),
+    });
+    let sql = format!("CALL godwit.close_fence({}::jsonb, NULL)", literal(&arguments.to_string()));
+    let report = value(&call(client, &sql, "cannot close the fence").await?)?;
+    parse_report(&report)
+        .ok_or_else(|| Error::Protocol(format!("godwit.close_fence returned something unexpected: {report}")))
+}
+
+/// Puts the triggers only, and gives CONNECT back: what a shadow has. Call it again after tables were created.
+///
+/// Idempotent. One round trip. An older generation than the epoch row's: [`Error::Fenced`].
+pub async fn guard(client: &Client, resource: &str, generation: u64) -> Result<(), Error> {
+    let sql = format!("SELECT godwit.guard_fence({}::jsonb)", arguments(resource, generation)?);
+    call(client, &sql, "cannot guard the database").await.map(drop)
+}
+
+/// Drops the triggers, gives CONNECT back and sets the epoch row to `generation`, not fenced.
+///
+/// Where a reader holds a table, the trigger is disabled instead of dropped (dropping needs an exclusive lock); a
+/// later [`install`] or [`open`] sweeps it. Idempotent. One round trip.
+///
+/// An older generation than the epoch row's is [`Error::Fenced`], but for one case: undoing the [`close`] for
+/// `generation + 1`, which is an aborted cutover. Whether that cutover was committed is for the caller's journal to know.
+pub async fn open(client: &Client, resource: &str, generation: u64) -> Result<(), Error> {
+    let sql = format!("SELECT godwit.open_fence({}::jsonb)", arguments(resource, generation)?);
+    call(client, &sql, "cannot open the fence").await.map(drop)
+}
+
+/// The epoch row; `None` when Godwit was never installed for this resource.
+pub async fn state(client: &Client, resource: &str) -> Result<Option<EpochState>, Error> {
+    let sql = format!(
+        "SELECT generation, fenced, marker_lsn FROM godwit.epoch WHERE resource = {}",
+        literal(resource)
+    );
+    let rows = match client.simple_query(&sql).await {
+        Ok(messages) => rows(messages),
+        // No such table or schema.
+        Err(error) if matches!(error.code().map(|c| c.code()), Some("42P01" | "3F000")) => return Ok(None),
+        Err(error) => return Err(refused("cannot read the epoch row")(error)),
+    };
+    let Some(row) = rows.first() else { return Ok(None) };
+    let parsed = || {
+        Some(EpochState {
+            generation: row.get(0)?.parse().ok()?,
+            fenced: row.get(1)? == "t",
+            marker: row.get(2).map(str::parse).transpose().ok()?,
+        })
+    };
+    parsed().map(Some).ok_or_else(|| Error::Protocol("the epoch row cannot be read".into()))
+}
+
+/// Sends settings, `sql` and the reset in one go, and waits for all three.
+async fn call(client: &Client, sql: &str, context: &str) -> Result<Vec<SimpleQueryRow>, Error> {
+    let names: Vec<&str> = SETTINGS.iter().map(|(name, _)| *name).collect();
+    let values: Vec<String> =
+        SETTINGS.iter().map(|(name, value)| format!("({}, {})", literal(name), literal(value))).collect();
+    let set = format!(
+        "SELECT pg_catalog.set_config(n, v, false) FROM (VALUES {}) AS s (n, v) \
+         WHERE pg_catalog.current_setting(n, true) IS NOT NULL",
+        values.join(", ")
+    );
+    let reset = format!(
+        "DO $$ DECLARE n text; BEGIN FOREACH n IN ARRAY '{{{}}}'::text[] LOOP \
+         IF pg_catalog.current_setting(n, true) IS NOT NULL THEN EXECUTE 'RESET ' || n; END IF; END LOOP; END $$",
+        names.join(",")
+    );
+    // The client writes each query when its future is first polled: `join!` sends all three before it reads.
+    let (set, called, reset) =
+        tokio::join!(client.simple_query(&set), client.simple_query(sql), client.batch_execute(&reset));
+    let called = called.map_err(refused(context))?;
+    set.map_err(Error::database("cannot prepare the session"))?;
+    reset.map_err(Error::database("cannot reset the session"))?;
+    Ok(rows(called))
+}
+
+/// An error with the server's own words in its message; `ZG001` and `ZG002` are raised by `install.sql`.
+pub(crate) fn refused(context: &str) -> impl FnOnce(tokio_postgres::Error) -> Error + '_ {
+    move |error| {
+        let Some(server) = error.as_db_error() else { return Error::database(context)(error) };
+        let message = match server.detail() {
+            Some(detail) if !detail.is_empty() => format!("{} ({detail})", server.message()),
+            _ => server.message().to_owned(),
+        };
+        match server.code().code() {
+            "ZG001" => Error::Unready(format!("{context}: {message}")),
+            "ZG002" => Error::Fenced(message),
+            sqlstate => Error::Server { context: context.into(), sqlstate: sqlstate.into(), message },
+        }
+    }
+}
+
+pub(crate) fn rows(messages: Vec<SimpleQueryMessage>) -> Vec<SimpleQueryRow> {
+    messages
+        .into_iter()
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        })
+        .collect()
+}
+
+pub(crate) fn literal(text: &str) -> String {
+    postgres_protocol::escape::escape_literal(text)
+}
+
+fn arguments(resource: &str, generation: u64) -> Result<String, Error> {
+    let arguments = serde_json::json!({
+        "resource": resource,
+        "generation": sql_generation(generation)?,
+        "lock_timeout_ms": millis(LOCK_TIMEOUT),
+    });
+    Ok(literal(&arguments.to_string()))
+}
+
+/// SQL's bigint is signed.
+fn sql_generation(generation: u64) -> Result<i64, Error> {
+    i64::try_from(generation).map_err(|_| Error::Protocol(format!("generation {generation} is out of range")))
+}
+
+/// Whole milliseconds that PostgreSQL accepts as a timeout; never 0, which would mean none.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).clamp(1, i32::MAX as u64)
+}
+
+fn value(rows: &[SimpleQueryRow]) -> Result<serde_json::Value, Error> {
+    let text = rows.first().and_then(|row| row.get(0));
+    let text = text.ok_or_else(|| Error::Protocol("the server returned no report".into()))?;
+    serde_json::from_str(text).map_err(|error| Error::Protocol(format!("report is not JSON: {error}")))
+}
+
+fn parse_report(report: &serde_json::Value) -> Option<FenceReport> {
+    let count = |key: &str| u32::try_from(report.get(key)?.as_u64()?).ok();
+    Some(FenceReport {
+        marker: report.get("marker")?.as_str()?.parse().ok()?,
+        sequences: report
+            .get("sequences")?
+            .as_array()?
+            .iter()
+            .map(SequenceState::from_json)
+            .collect::<Option<_>>()?,
+        tables: count("tables")?,
+        terminated: count("terminated")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_whole_or_not_at_all() {
+        let text = r#"{"marker": "16/B374D848", "tables": 3, "terminated": 2,
+            "sequences": [{"schema": "public", "name": "s", "last_value": -9223372036854775808, "is_called": false}]}"#;
+        let json: serde_json::Value = serde_json::from_str(text).expect("valid");
+        let report = parse_report(&json).expect("complete");
+        assert_eq!(report.marker.to_string(), "16/B374D848");
+        assert_eq!((report.tables, report.terminated), (3, 2));
+        assert_eq!(report.sequences[0].last_value, i64::MIN);
+        for key in ["marker", "tables", "terminated", "sequences"] {
+            let mut less = json.clone();
+            less.as_object_mut().expect("object").remove(key);
+            assert_eq!(parse_report(&less), None, "without {key}");
+        }
+    }
+
+    #[test]
+    fn timeouts_are_never_zero() {
+        assert_eq!(millis(Duration::ZERO), 1);
+        assert_eq!(millis(Duration::from_millis(250)), 250);
+        assert_eq!(millis(Duration::MAX), 2_147_483_647);
+    }
+}
