@@ -1,0 +1,73 @@
+//! How frames get to the other zone: [`quic`] between nodes, [`memory`] inside one process and in tests.
+//!
+//! A link carries whole messages, in order, both ways at once. It never repeats one; when it breaks, what was under way
+//! is lost and the session resumes on a new link. It knows nothing of what the messages mean.
+
+pub mod memory;
+pub mod quic;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::Error;
+
+/// An open link to the other side.
+pub trait Link: Send {
+    /// The two halves; they live and die together.
+    fn split(self: Box<Self>) -> (Box<dyn LinkSend>, Box<dyn LinkRecv>);
+
+    /// The authenticated name of the other side; `None` inside one process.
+    fn peer(&self) -> Option<&str>;
+
+    /// A handle that tells the path's round trip time as long as the link lives.
+    fn round_trip(&self) -> RoundTrip;
+}
+
+/// The sending half.
+#[async_trait]
+pub trait LinkSend: Send {
+    /// Hands over one message; returns when it is buffered, not when it arrived. Not cancel-safe: a cancelled send
+    /// leaves the link unusable.
+    async fn send(&mut self, message: Bytes) -> Result<(), Error>;
+
+    /// Says that nothing more comes and waits, boundedly, until the other side has it all.
+    async fn close(&mut self);
+}
+
+/// The receiving half.
+#[async_trait]
+pub trait LinkRecv: Send {
+    /// The next message; `None` when the other side closed. Cancel-safe.
+    async fn recv(&mut self) -> Result<Option<Bytes>, Error>;
+}
+
+/// Tells the round trip time of a path.
+#[derive(Clone)]
+pub struct RoundTrip(Arc<dyn Fn() -> Option<Duration> + Send + Sync>);
+
+impl RoundTrip {
+    fn new(tell: impl Fn() -> Option<Duration> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    /// The newest estimate; `None` once the link is gone.
+    pub fn get(&self) -> Option<Duration> {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for RoundTrip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("RoundTrip").field(&self.get()).finish()
+    }
+}
+
+/// Opens links to one other side.
+#[async_trait]
+pub trait Dial: Send + Sync {
+    /// Opens a new link.
+    async fn dial(&self) -> Result<Box<dyn Link>, Error>;
+}

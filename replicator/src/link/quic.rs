@@ -1,0 +1,371 @@
+//! Links over QUIC (quinn) with mutual TLS: both sides show a certificate of the same private CA, and each checks the
+//! other's name. One connection and one bidirectional stream per link; messages are length-prefixed.
+//!
+//! It never accepts a side whose name is not asked for, and has no switch to turn verification off.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::sync::Mutex;
+
+use super::{Dial, Link, LinkRecv, LinkSend, RoundTrip};
+use crate::error::Error;
+use crate::wire::MAX_FRAME;
+
+/// How often an idle connection shows that it lives.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// A connection that is silent for so long is dead.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(6);
+
+const ALPN: &[u8] = b"godwit/1";
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+const STREAM_WINDOW: u32 = 32 << 20;
+
+/// One side's certificate, its key, and the CA that both sides must come from, as PEM text.
+#[derive(Clone)]
+pub struct Identity {
+    /// Certificate chain, own certificate first.
+    pub certificate: Vec<u8>,
+    /// Private key.
+    pub key: Vec<u8>,
+    /// CA certificates.
+    pub authority: Vec<u8>,
+}
+
+impl Identity {
+    fn chain(&self) -> Result<Vec<CertificateDer<'static>>, Error> {
+        certificates(&self.certificate, "certificate")
+    }
+
+    fn private_key(&self) -> Result<PrivateKeyDer<'static>, Error> {
+        PrivateKeyDer::from_pem_slice(&self.key)
+            .map_err(|error| Error::Unready(format!("link: private key: {error}")))
+    }
+
+    fn roots(&self) -> Result<Arc<RootCertStore>, Error> {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(&self.authority, "CA")? {
+            roots
+                .add(certificate)
+                .map_err(|error| Error::Unready(format!("link: CA certificate: {error}")))?;
+        }
+        Ok(Arc::new(roots))
+    }
+
+    fn client(&self) -> Result<quinn::ClientConfig, Error> {
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(tls_error)?
+            .with_root_certificates(self.roots()?)
+            .with_client_auth_cert(self.chain()?, self.private_key()?)
+            .map_err(tls_error)?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let crypto =
+            QuicClientConfig::try_from(tls).map_err(|error| Error::Unready(format!("link: {error}")))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(transport()?);
+        Ok(config)
+    }
+
+    fn server(&self) -> Result<quinn::ServerConfig, Error> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(self.roots()?, provider())
+            .build()
+            .map_err(|error| Error::Unready(format!("link: {error}")))?;
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(tls_error)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(self.chain()?, self.private_key()?)
+            .map_err(tls_error)?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let crypto =
+            QuicServerConfig::try_from(tls).map_err(|error| Error::Unready(format!("link: {error}")))?;
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        config.transport_config(transport()?);
+        Ok(config)
+    }
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn tls_error(error: rustls::Error) -> Error {
+    Error::Unready(format!("link: {error}"))
+}
+
+fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let all: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| Error::Unready(format!("link: {what}: {error}")))?;
+    if all.is_empty() {
+        return Err(Error::Unready(format!("link: no {what} in the PEM text")));
+    }
+    Ok(all)
+}
+
+fn transport() -> Result<Arc<quinn::TransportConfig>, Error> {
+    let idle = IDLE_TIMEOUT.try_into().map_err(|_| Error::Unready("link: idle timeout".into()))?;
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(idle))
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window((2 * STREAM_WINDOW).into())
+        .send_window(u64::from(2 * STREAM_WINDOW))
+        .max_concurrent_uni_streams(0u8.into())
+        .max_concurrent_bidi_streams(1u8.into());
+    Ok(Arc::new(transport))
+}
+
+/// Opens links to one address and accepts only one name there.
+pub struct Connector {
+    endpoint: quinn::Endpoint,
+    address: String,
+    name: String,
+    newest: Mutex<Option<RoundTrip>>,
+}
+
+impl Connector {
+    /// `address` is `host:port`, resolved at each dial; `name` is the DNS name that the other side's certificate must
+    /// carry. Needs a Tokio runtime.
+    pub fn new(identity: &Identity, address: &str, name: &str) -> Result<Self, Error> {
+        if ServerName::try_from(name).is_err() {
+            return Err(Error::Unready(format!("link: {name:?} cannot be a certificate name")));
+        }
+        let any = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut endpoint = quinn::Endpoint::client(any).map_err(Error::io("open a UDP socket"))?;
+        endpoint.set_default_client_config(identity.client()?);
+        Ok(Self { endpoint, address: address.into(), name: name.into(), newest: Mutex::new(None) })
+    }
+
+    /// Opens a link. A side that refuses our certificate is noticed at the first receive.
+    pub async fn connect(&self) -> Result<QuicLink, Error> {
+        let address = tokio::net::lookup_host(&self.address)
+            .await
+            .map_err(Error::io(format!("resolve {}", self.address)))?
+            .find(SocketAddr::is_ipv4)
+            .ok_or_else(|| Error::Link(format!("{} has no IPv4 address", self.address)))?;
+        let failed = |why: String| Error::Link(format!("{} ({}): {why}", self.address, self.name));
+        let open = async {
+            let connecting =
+                self.endpoint.connect(address, &self.name).map_err(|error| failed(error.to_string()))?;
+            let connection = connecting.await.map_err(|error| failed(error.to_string()))?;
+            let (send, recv) = connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
+            Ok(QuicLink::new(connection, send, recv, self.name.clone()))
+        };
+        let link = tokio::time::timeout(OPEN_TIMEOUT, open)
+            .await
+            .map_err(|_| failed("no answer".into()))
+            .and_then(|opened| opened)?;
+        *self.newest.lock().await = Some(link.round_trip());
+        Ok(link)
+    }
+
+    /// Round trip time on the newest link; `None` when there is none.
+    pub async fn round_trip(&self) -> Option<Duration> {
+        self.newest.lock().await.as_ref().and_then(RoundTrip::get)
+    }
+}
+
+#[async_trait]
+impl Dial for Connector {
+    async fn dial(&self) -> Result<Box<dyn Link>, Error> {
+        self.connect().await.map(|link| Box::new(link) as Box<dyn Link>)
+    }
+}
+
+/// Accepts links from named sides.
+#[derive(Clone)]
+pub struct Listener {
+    endpoint: quinn::Endpoint,
+    names: Arc<[String]>,
+}
+
+impl Listener {
+    /// Binds `address`; only certificates with one of `names` are let in (DNS names, compared without case).
+    pub fn bind(identity: &Identity, address: SocketAddr, names: &[String]) -> Result<Self, Error> {
+        let endpoint = quinn::Endpoint::server(identity.server()?, address)
+            .map_err(Error::io(format!("listen on {address}/udp")))?;
+        Ok(Self { endpoint, names: names.into() })
+    }
+
+    /// Where it listens.
+    pub fn local_address(&self) -> Result<SocketAddr, Error> {
+        self.endpoint.local_addr().map_err(Error::io("read the UDP socket's address"))
+    }
+
+    /// The next attempt to connect; `None` once closed. Returns before the handshake, so that a slow side does not hold
+    /// up the others: finish each in its own task. Cancel-safe.
+    pub async fn accept(&self) -> Option<Incoming> {
+        let incoming = self.endpoint.accept().await?;
+        Some(Incoming { incoming, names: Arc::clone(&self.names) })
+    }
+
+    /// Stops accepting and drops every link.
+    pub fn close(&self) {
+        self.endpoint.close(0u8.into(), b"closed");
+    }
+}
+
+/// A connection that is not checked yet.
+pub struct Incoming {
+    incoming: quinn::Incoming,
+    names: Arc<[String]>,
+}
+
+impl Incoming {
+    /// Handshake, name check, and the other side's stream.
+    pub async fn finish(self) -> Result<QuicLink, Error> {
+        let from = self.incoming.remote_address();
+        let failed = |why: String| Error::Link(format!("from {from}: {why}"));
+        let open = async {
+            let connection = self.incoming.await.map_err(|error| failed(error.to_string()))?;
+            let names = peer_names(&connection)?;
+            let known = self
+                .names
+                .iter()
+                .find(|known| names.iter().any(|name| name.eq_ignore_ascii_case(known)))
+                .cloned();
+            let Some(peer) = known else {
+                connection.close(1u8.into(), b"certificate name not known here");
+                return Err(failed(format!("certificate names {names:?} are not known here")));
+            };
+            let (send, recv) = connection.accept_bi().await.map_err(|error| failed(error.to_string()))?;
+            Ok(QuicLink::new(connection, send, recv, peer))
+        };
+        tokio::time::timeout(OPEN_TIMEOUT, open)
+            .await
+            .map_err(|_| failed("handshake not finished in time".into()))?
+    }
+}
+
+fn peer_names(connection: &quinn::Connection) -> Result<Vec<String>, Error> {
+    let chain = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or_else(|| Error::Link("no certificate".into()))?;
+    let own = chain.first().ok_or_else(|| Error::Link("no certificate".into()))?;
+    let certificate = webpki::EndEntityCert::try_from(own)
+        .map_err(|error| Error::Link(format!("certificate: {error}")))?;
+    Ok(certificate.valid_dns_names().map(str::to_owned).collect())
+}
+
+/// An open link.
+pub struct QuicLink {
+    connection: Arc<quinn::Connection>,
+    sender: Sender,
+    receiver: Receiver,
+    peer: String,
+}
+
+impl QuicLink {
+    fn new(
+        connection: quinn::Connection,
+        stream: quinn::SendStream,
+        recv: quinn::RecvStream,
+        peer: String,
+    ) -> Self {
+        let connection = Arc::new(connection);
+        Self {
+            sender: Sender { stream, connection: Arc::clone(&connection) },
+            receiver: Receiver { stream: recv, buffer: BytesMut::new(), _connection: Arc::clone(&connection) },
+            connection,
+            peer,
+        }
+    }
+}
+
+impl Link for QuicLink {
+    fn split(self: Box<Self>) -> (Box<dyn LinkSend>, Box<dyn LinkRecv>) {
+        (Box::new(self.sender), Box::new(self.receiver))
+    }
+
+    fn peer(&self) -> Option<&str> {
+        Some(&self.peer)
+    }
+
+    fn round_trip(&self) -> RoundTrip {
+        // Asking for the time must not keep the connection open.
+        let connection = Arc::downgrade(&self.connection);
+        RoundTrip::new(move || {
+            let connection = connection.upgrade()?;
+            connection.close_reason().is_none().then(|| connection.rtt())
+        })
+    }
+}
+
+struct Sender {
+    stream: quinn::SendStream,
+    connection: Arc<quinn::Connection>,
+}
+
+#[async_trait]
+impl LinkSend for Sender {
+    async fn send(&mut self, message: Bytes) -> Result<(), Error> {
+        let mut prefix = BytesMut::with_capacity(4);
+        prefix.put_u32(message.len() as u32);
+        self.stream
+            .write_all_chunks(&mut [prefix.freeze(), message])
+            .await
+            .map_err(|error| Error::Link(error.to_string()))
+    }
+
+    async fn close(&mut self) {
+        if self.stream.finish().is_ok() {
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.stream.stopped()).await;
+        }
+        self.connection.close(0u8.into(), b"done");
+    }
+}
+
+struct Receiver {
+    stream: quinn::RecvStream,
+    buffer: BytesMut,
+    _connection: Arc<quinn::Connection>,
+}
+
+impl Receiver {
+    fn buffered(&mut self) -> Result<Option<Bytes>, Error> {
+        let Some(prefix) = self.buffer.first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_be_bytes(*prefix) as usize;
+        if length > MAX_FRAME {
+            return Err(Error::Protocol(format!("a message of {length} bytes")));
+        }
+        if self.buffer.len() < 4 + length {
+            return Ok(None);
+        }
+        self.buffer.advance(4);
+        Ok(Some(self.buffer.split_to(length).freeze()))
+    }
+}
+
+#[async_trait]
+impl LinkRecv for Receiver {
+    async fn recv(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            if let Some(message) = self.buffered()? {
+                return Ok(Some(message));
+            }
+            // Cancel-safe: a chunk is taken and buffered in one step.
+            let chunk = self.stream.read_chunk(MAX_FRAME, true).await;
+            match chunk.map_err(|error| Error::Link(error.to_string()))? {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk.bytes),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(Error::Link("closed inside a message".into())),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

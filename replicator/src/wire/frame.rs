@@ -1,0 +1,332 @@
+//! The frames of a session, and how each is written.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::PIECE;
+use super::codec::{Reader, Writer};
+use crate::error::{Error, ErrorKind};
+use crate::lsn::Lsn;
+
+/// What one stream is: who, from where, to where.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct StreamSpec {
+    /// Resource name.
+    pub resource: String,
+    /// Generation: the stream flows from the primary of this generation to its shadow.
+    pub generation: u64,
+    /// Replication slot on the source; also the stream's name in `godwit.progress`.
+    pub slot: String,
+    /// Publication on the source.
+    pub publication: String,
+    /// Replication origin on the target.
+    pub origin: String,
+    /// Zone of the source.
+    pub source_zone: String,
+    /// Zone of the target.
+    pub target_zone: String,
+}
+
+/// What the side that opened the link does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// It has the source: it sends.
+    Push,
+    /// It has the target: it receives.
+    Pull,
+}
+
+/// First frame of a link, from the side that opened it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Hello {
+    /// Which half the opening side runs.
+    pub role: Role,
+    /// The stream.
+    pub spec: StreamSpec,
+}
+
+/// Where the target stands; first frame of the receiver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// Durably applied up to here; [`Lsn::ZERO`] when nothing was copied yet.
+    pub applied: Lsn,
+    /// False: the initial copy must be made first.
+    pub copied: bool,
+    /// Newest end marker applied.
+    pub marker: Option<u64>,
+}
+
+/// How far the target is; sent by the receiver whenever it moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Everything received up to here.
+    pub received: Lsn,
+    /// Everything up to here that concerns the target is committed there.
+    pub applied: Lsn,
+    /// The checkpoint on the target's disk: what may be reported to the source.
+    pub durable: Lsn,
+    /// Newest end marker applied.
+    pub marker: Option<u64>,
+    /// Row changes applied after that marker.
+    pub rows_after_marker: u64,
+    /// Transactions applied in this session.
+    pub transactions: u64,
+    /// Row changes applied in this session.
+    pub changes: u64,
+}
+
+/// A table whose rows follow.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CopyTable {
+    /// Schema, unquoted.
+    pub schema: String,
+    /// Name, unquoted.
+    pub name: String,
+    /// Columns in the order of the rows; generated ones are absent.
+    pub columns: Vec<String>,
+}
+
+/// Everything that travels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// Opens a session.
+    Hello(Hello),
+    /// The other side takes part.
+    Welcome,
+    /// The other side does not, and why.
+    Refuse {
+        /// For a person.
+        reason: String,
+    },
+    /// Where the target stands.
+    Resume(Resume),
+    /// Alive; from the sender with the newest position of the source.
+    Heartbeat {
+        /// [`Lsn::ZERO`] when not known.
+        source: Lsn,
+    },
+    /// A piece of an encoded transaction (see [`super::transaction`]).
+    Transaction {
+        /// It is complete with this piece.
+        last: bool,
+        /// At most [`PIECE`] bytes.
+        piece: Bytes,
+    },
+    /// Nothing for the target happened between the last transaction and here.
+    Position {
+        /// Up to where.
+        lsn: Lsn,
+    },
+    /// How far the target is.
+    Progress(Progress),
+    /// Bulk bytes that the sender may send in this session, counted from its start.
+    Credit {
+        /// Only ever grows.
+        granted: u64,
+    },
+    /// The initial copy starts.
+    CopyBegin {
+        /// The snapshot's position: streaming goes on from here.
+        consistent_point: Lsn,
+        /// Tables to come.
+        tables: u32,
+        /// The planner's guess of rows in all.
+        rows_estimate: u64,
+    },
+    /// A piece of the schema as SQL.
+    CopySchema {
+        /// Indexes and constraints, to be made after the rows.
+        post: bool,
+        /// This part is complete.
+        last: bool,
+        /// At most [`PIECE`] bytes.
+        piece: Bytes,
+    },
+    /// Rows of this table follow.
+    CopyTable(CopyTable),
+    /// Rows in COPY text format; pieces may end anywhere.
+    CopyRows {
+        /// At most [`PIECE`] bytes.
+        data: Bytes,
+    },
+    /// That was the table.
+    CopyTableEnd,
+    /// That was the copy.
+    CopyEnd,
+    /// The copy is committed on the target, with its checkpoint.
+    Copied,
+    /// The side that says so ends the session.
+    Failed {
+        /// What the other side should do about it.
+        kind: ErrorKind,
+        /// For a person.
+        reason: String,
+    },
+}
+
+impl Frame {
+    /// The number on the wire.
+    pub fn kind(&self) -> u8 {
+        match self {
+            Self::Hello(_) => 1,
+            Self::Welcome => 2,
+            Self::Refuse { .. } => 3,
+            Self::Resume(_) => 4,
+            Self::Heartbeat { .. } => 5,
+            Self::Transaction { .. } => 6,
+            Self::Position { .. } => 7,
+            Self::Progress(_) => 8,
+            Self::Credit { .. } => 9,
+            Self::CopyBegin { .. } => 10,
+            Self::CopySchema { .. } => 11,
+            Self::CopyTable(_) => 12,
+            Self::CopyRows { .. } => 13,
+            Self::CopyTableEnd => 14,
+            Self::CopyEnd => 15,
+            Self::Copied => 16,
+            Self::Failed { .. } => 17,
+        }
+    }
+
+    /// Bulk bytes in it: what credit counts.
+    pub fn payload_len(&self) -> usize {
+        match self {
+            Self::Transaction { piece, .. } | Self::CopySchema { piece, .. } => piece.len(),
+            Self::CopyRows { data } => data.len(),
+            _ => 0,
+        }
+    }
+
+    pub(super) fn write(&self, out: &mut BytesMut) {
+        match self {
+            Self::Hello(Hello { role, spec }) => {
+                out.put_bool(*role == Role::Pull);
+                out.put_u64(spec.generation);
+                let names = [&spec.resource, &spec.slot, &spec.publication, &spec.origin];
+                for name in names.into_iter().chain([&spec.source_zone, &spec.target_zone]) {
+                    out.put_text(name);
+                }
+            }
+            Self::Welcome | Self::CopyTableEnd | Self::CopyEnd | Self::Copied => {}
+            Self::Refuse { reason } => out.put_text(reason),
+            Self::Resume(Resume { applied, copied, marker }) => {
+                out.put_lsn(*applied);
+                out.put_bool(*copied);
+                out.put_optional_u64(*marker);
+            }
+            Self::Heartbeat { source: lsn } | Self::Position { lsn } => out.put_lsn(*lsn),
+            Self::Transaction { last, piece } => {
+                out.put_bool(*last);
+                out.put_slice(piece);
+            }
+            Self::Progress(progress) => {
+                out.put_lsn(progress.received);
+                out.put_lsn(progress.applied);
+                out.put_lsn(progress.durable);
+                out.put_optional_u64(progress.marker);
+                out.put_u64(progress.rows_after_marker);
+                out.put_u64(progress.transactions);
+                out.put_u64(progress.changes);
+            }
+            Self::Credit { granted } => out.put_u64(*granted),
+            Self::CopyBegin { consistent_point, tables, rows_estimate } => {
+                out.put_lsn(*consistent_point);
+                out.put_u32(*tables);
+                out.put_u64(*rows_estimate);
+            }
+            Self::CopySchema { post, last, piece } => {
+                out.put_bool(*post);
+                out.put_bool(*last);
+                out.put_slice(piece);
+            }
+            Self::CopyTable(CopyTable { schema, name, columns }) => {
+                out.put_text(schema);
+                out.put_text(name);
+                out.put_u32(columns.len() as u32);
+                for column in columns {
+                    out.put_text(column);
+                }
+            }
+            Self::CopyRows { data } => out.put_slice(data),
+            Self::Failed { kind, reason } => {
+                out.put_u8(match kind {
+                    ErrorKind::Retry => 0,
+                    ErrorKind::Operator => 1,
+                    ErrorKind::Never => 2,
+                });
+                out.put_text(reason);
+            }
+        }
+    }
+
+    pub(super) fn read(kind: u8, reader: &mut Reader) -> Result<Self, Error> {
+        Ok(match kind {
+            1 => {
+                let role = if reader.bool()? { Role::Pull } else { Role::Push };
+                let generation = reader.u64()?;
+                let spec = StreamSpec {
+                    generation,
+                    resource: reader.text()?,
+                    slot: reader.text()?,
+                    publication: reader.text()?,
+                    origin: reader.text()?,
+                    source_zone: reader.text()?,
+                    target_zone: reader.text()?,
+                };
+                Self::Hello(Hello { role, spec })
+            }
+            2 => Self::Welcome,
+            3 => Self::Refuse { reason: reader.text()? },
+            4 => Self::Resume(Resume {
+                applied: reader.lsn()?,
+                copied: reader.bool()?,
+                marker: reader.optional_u64()?,
+            }),
+            5 => Self::Heartbeat { source: reader.lsn()? },
+            6 => Self::Transaction { last: reader.bool()?, piece: piece(reader)? },
+            7 => Self::Position { lsn: reader.lsn()? },
+            8 => Self::Progress(Progress {
+                received: reader.lsn()?,
+                applied: reader.lsn()?,
+                durable: reader.lsn()?,
+                marker: reader.optional_u64()?,
+                rows_after_marker: reader.u64()?,
+                transactions: reader.u64()?,
+                changes: reader.u64()?,
+            }),
+            9 => Self::Credit { granted: reader.u64()? },
+            10 => Self::CopyBegin {
+                consistent_point: reader.lsn()?,
+                tables: reader.u32()?,
+                rows_estimate: reader.u64()?,
+            },
+            11 => Self::CopySchema { post: reader.bool()?, last: reader.bool()?, piece: piece(reader)? },
+            12 => {
+                let (schema, name) = (reader.text()?, reader.text()?);
+                let columns = (0..reader.count()?).map(|_| reader.text()).collect::<Result<_, _>>()?;
+                Self::CopyTable(CopyTable { schema, name, columns })
+            }
+            13 => Self::CopyRows { data: piece(reader)? },
+            14 => Self::CopyTableEnd,
+            15 => Self::CopyEnd,
+            16 => Self::Copied,
+            17 => {
+                let kind = match reader.u8()? {
+                    0 => ErrorKind::Retry,
+                    1 => ErrorKind::Operator,
+                    2 => ErrorKind::Never,
+                    other => return Err(Error::Protocol(format!("{other} is not a kind of failure"))),
+                };
+                Self::Failed { kind, reason: reader.text()? }
+            }
+            other => return Err(Error::Protocol(format!("frame kind {other} is not known"))),
+        })
+    }
+}
+
+fn piece(reader: &mut Reader) -> Result<Bytes, Error> {
+    let piece = reader.rest();
+    if piece.len() > PIECE {
+        return Err(Error::Protocol(format!("a piece of {} bytes", piece.len())));
+    }
+    Ok(piece)
+}

@@ -1,0 +1,156 @@
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::change::{Cell, Change, Column, OldRow, PgTimestamp, Relation, ReplicaIdentity, Transaction};
+use crate::error::ErrorKind;
+use crate::lsn::Lsn;
+
+fn spec() -> StreamSpec {
+    StreamSpec {
+        resource: "orders".into(),
+        generation: 7,
+        slot: "godwit_orders_g7".into(),
+        publication: "godwit_orders".into(),
+        origin: "godwit_orders".into(),
+        source_zone: "a".into(),
+        target_zone: "b".into(),
+    }
+}
+
+fn every_frame() -> Vec<Frame> {
+    let piece = Bytes::from_static(b"piece");
+    vec![
+        Frame::Hello(Hello { role: Role::Pull, spec: spec() }),
+        Frame::Welcome,
+        Frame::Refuse { reason: "no".into() },
+        Frame::Resume(Resume { applied: Lsn(9), copied: true, marker: Some(8) }),
+        Frame::Heartbeat { source: Lsn(1) },
+        Frame::Transaction { last: true, piece: piece.clone() },
+        Frame::Position { lsn: Lsn(2) },
+        Frame::Progress(Progress { applied: Lsn(3), marker: None, changes: 4, ..Progress::default() }),
+        Frame::Credit { granted: 5 },
+        Frame::CopyBegin { consistent_point: Lsn(6), tables: 2, rows_estimate: 100 },
+        Frame::CopySchema { post: false, last: true, piece: piece.clone() },
+        Frame::CopyTable(CopyTable {
+            schema: "public".into(),
+            name: "t".into(),
+            columns: vec!["a".into(), "b".into()],
+        }),
+        Frame::CopyRows { data: piece },
+        Frame::CopyTableEnd,
+        Frame::CopyEnd,
+        Frame::Copied,
+        Frame::Failed { kind: ErrorKind::Never, reason: "fenced".into() },
+    ]
+}
+
+#[test]
+fn every_frame_comes_back() {
+    for (number, frame) in every_frame().into_iter().enumerate() {
+        let (sequence, back) = decode(encode(number as u64, &frame)).expect("own frame");
+        assert_eq!((sequence, back), (number as u64, frame));
+    }
+}
+
+/// Changing any of these bytes breaks every deployed node: make a new version instead.
+#[test]
+fn golden_bytes_of_version_1() {
+    use std::fmt::Write;
+    let mut text = String::new();
+    for frame in every_frame() {
+        let name = format!("{frame:?}");
+        let name = name.split([' ', '(']).next().unwrap_or_default();
+        write!(text, "{name}: ").expect("string");
+        for byte in encode(3, &frame) {
+            write!(text, "{byte:02x}").expect("string");
+        }
+        text.push('\n');
+    }
+    let bytes = transaction::Encoder::default().encode(&sample()).expect("small");
+    text.push_str("body of a transaction: ");
+    for byte in &bytes {
+        write!(text, "{byte:02x}").expect("string");
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn damage_is_noticed() {
+    let good = encode(1, &Frame::Position { lsn: Lsn(77) });
+    for at in 0..good.len() {
+        let mut bad = good.to_vec();
+        bad[at] ^= 0x40;
+        assert!(decode(bad.into()).is_err(), "byte {at} was changed");
+    }
+    assert!(decode(good.slice(..good.len() - 1)).is_err());
+}
+
+fn relation(id: u32, name: &str) -> Arc<Relation> {
+    let column = |name: &str, key| Column { name: name.into(), key, type_oid: 25, type_modifier: -1 };
+    Arc::new(Relation {
+        id,
+        schema: "public".into(),
+        name: name.into(),
+        identity: ReplicaIdentity::Default,
+        columns: vec![column("id", true), column("body", false)],
+    })
+}
+
+fn sample() -> Transaction {
+    let table = relation(16_384, "t");
+    let text = |text: &'static str| Cell::Text(Bytes::from_static(text.as_bytes()));
+    Transaction {
+        xid: 700,
+        commit_lsn: Lsn(0x10),
+        end_lsn: Lsn(0x20),
+        commit_time: PgTimestamp(-5),
+        origin: Some("elsewhere".into()),
+        changes: vec![
+            Change::Insert { relation: table.clone(), new: vec![text("1"), Cell::Null] },
+            Change::Update {
+                relation: table.clone(),
+                old: Some(OldRow::Key(vec![text("1"), Cell::Null])),
+                new: vec![text("2"), Cell::Unchanged],
+            },
+            Change::Delete { relation: table.clone(), old: OldRow::Full(vec![text("2"), text("x")]) },
+            Change::Truncate {
+                relations: vec![table, relation(2, "u")],
+                cascade: true,
+                restart_identity: false,
+            },
+            Change::Message { prefix: "p".into(), content: Bytes::from_static(b"c") },
+        ],
+    }
+}
+
+#[test]
+fn a_transaction_comes_back_and_tables_are_described_once() {
+    let (mut encoder, mut decoder) = (transaction::Encoder::default(), transaction::Decoder::default());
+    let first = encoder.encode(&sample()).expect("small");
+    let second = encoder.encode(&sample()).expect("small");
+    assert!(second.len() < first.len());
+    assert_eq!(decoder.decode(first).expect("own bytes"), sample());
+    assert_eq!(decoder.decode(second.clone()).expect("own bytes"), sample());
+    assert!(transaction::Decoder::default().decode(second).is_err(), "undescribed table");
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0u8..20) {
+        let _ = decode(Bytes::from(bytes.clone()));
+        let _ = transaction::Decoder::default().decode(Bytes::from(bytes.clone()));
+        // Past the checksum too.
+        let mut reader = Reader::new(Bytes::from(bytes));
+        let _ = Frame::read(kind, &mut reader);
+    }
+
+    #[test]
+    fn a_damaged_transaction_never_panics(at in 0usize..200, with in any::<u8>()) {
+        let mut bytes = transaction::Encoder::default().encode(&sample()).expect("small").to_vec();
+        let at = at % bytes.len();
+        bytes[at] = with;
+        let _ = transaction::Decoder::default().decode(bytes.into());
+    }
+}
