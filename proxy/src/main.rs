@@ -1,2 +1,5 @@
 //! The `godwit` binary.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    godwit::cli::main()
+}

@@ -1,1 +1,4 @@
-//! Not written yet.
+//! The playground: a small real service, a load generator that checks it, and a WAN between two zones.
+
+pub mod orders;
+pub mod relay;

@@ -1,3 +1,157 @@
 //! Effects out: what Godwit does to the world.
+//!
+//! Every effect that changes something carries an operation id: the controller sends an effect again after a crash or
+//! a lost reply, and the second time must do nothing.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
 
 pub mod process;
+
+/// What a placement has at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlacementStatus {
+    /// Workers that answered their ready path just now.
+    pub ready: u32,
+    /// Workers that were asked for last.
+    pub capacity: u32,
+    /// The database accepts connections; true when it is not this driver's to run.
+    pub database: bool,
+}
+
+/// Provisions one placement. Calls are serialised; each is safe to repeat.
+#[async_trait]
+pub trait Provisioning: Send + Sync {
+    /// Database up, `capacity` workers up and ready.
+    async fn provision(&self, operation: &str, capacity: u32) -> Result<PlacementStatus, DriverError>;
+
+    /// Returns when exactly `capacity` workers are ready; extra ones have ended gracefully.
+    async fn scale(&self, operation: &str, capacity: u32) -> Result<PlacementStatus, DriverError>;
+
+    /// What there is; mends what died since, without waiting for it.
+    async fn status(&self) -> Result<PlacementStatus, DriverError>;
+
+    /// Stops workers and database. Data stays on disk.
+    async fn deprovision(&self, operation: &str) -> Result<(), DriverError>;
+}
+
+/// What to do about a [`DriverError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverErrorKind {
+    /// Never by itself: the request is wrong, or the thing is not ours.
+    Refused,
+    /// Another operation holds the placement: try again.
+    Busy,
+    /// It did not come up in time: try again, and look at the log.
+    NotReady,
+    /// A program, file or socket failed: try again, tell the operator.
+    Failed,
+}
+
+/// A driver did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// An operation id is empty, too long, or was used for something else before.
+    #[error("operation {operation:?} {why}")]
+    Operation {
+        /// The id.
+        operation: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// More workers than the driver has addresses for.
+    #[error("asked for {asked} workers, and the driver has addresses for {most} (service.listen)")]
+    Capacity {
+        /// Asked for.
+        asked: u32,
+        /// Configured.
+        most: u32,
+    },
+    /// A directory or a port is somebody else's.
+    #[error("{what} is not this driver's: {why}")]
+    NotOurs {
+        /// Path or address.
+        what: String,
+        /// How that shows.
+        why: String,
+    },
+    /// Nothing has been provisioned here yet.
+    #[error("nothing is provisioned in {directory}")]
+    NotProvisioned {
+        /// The driver's directory.
+        directory: PathBuf,
+    },
+    /// Another operation runs.
+    #[error("another operation has held {directory} for {waited:?}")]
+    Busy {
+        /// The driver's directory.
+        directory: PathBuf,
+        /// How long this one waited.
+        waited: Duration,
+    },
+    /// Workers did not answer in time.
+    #[error("{}", unready(.workers))]
+    NotReady {
+        /// Each worker that did not.
+        workers: Vec<UnreadyWorker>,
+    },
+    /// The database failed.
+    #[error("database cluster")]
+    Cluster(#[from] process::cluster::ClusterError),
+    /// A statement on a fresh cluster failed.
+    #[error("cannot prepare the database {database}")]
+    Database {
+        /// Its name.
+        database: String,
+        /// Why.
+        source: tokio_postgres::Error,
+    },
+    /// A file or a process call failed.
+    #[error("cannot {doing}")]
+    Io {
+        /// What was tried, with the path or address.
+        doing: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl DriverError {
+    /// What to do about it: the one table.
+    pub fn kind(&self) -> DriverErrorKind {
+        match self {
+            Self::Operation { .. }
+            | Self::Capacity { .. }
+            | Self::NotOurs { .. }
+            | Self::NotProvisioned { .. }
+            | Self::Cluster(process::cluster::ClusterError::NotOurs { .. }) => DriverErrorKind::Refused,
+            Self::Busy { .. } => DriverErrorKind::Busy,
+            Self::NotReady { .. } => DriverErrorKind::NotReady,
+            Self::Cluster(_) | Self::Database { .. } | Self::Io { .. } => DriverErrorKind::Failed,
+        }
+    }
+}
+
+/// A worker that did not become ready.
+#[derive(Clone, Debug)]
+pub struct UnreadyWorker {
+    /// Its number, from 0.
+    pub index: usize,
+    /// Where it should listen.
+    pub listen: SocketAddr,
+    /// What was seen instead.
+    pub why: String,
+    /// The last lines of its log.
+    pub log: String,
+}
+
+fn unready(workers: &[UnreadyWorker]) -> String {
+    let each = workers.iter().map(|worker| {
+        let log = if worker.log.is_empty() { "nothing" } else { worker.log.as_str() };
+        format!("worker {} at {} {}; its log ends with: {log}", worker.index, worker.listen, worker.why)
+    });
+    each.collect::<Vec<_>>().join("; ")
+}

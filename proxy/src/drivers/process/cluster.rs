@@ -3,7 +3,6 @@
 //! PostgreSQL refuses to run as root, so every program is started as user `postgres` when the caller is root.
 //! Never deletes a directory that it did not create.
 
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -36,6 +35,12 @@ pub enum ClusterError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// The data directory holds something that this driver did not make.
+    #[error("{data} was not made by this driver: it is left alone")]
+    NotOurs {
+        /// The data directory.
+        data: PathBuf,
     },
     /// Running as root, and there is no user `postgres` to drop to.
     #[error("PostgreSQL does not run as root and there is no user \"postgres\" to run it as")]
@@ -117,16 +122,24 @@ impl Cluster {
     /// Idempotent: an initialised cluster is left as it is.
     pub fn init(&self, extra: &str) -> Result<(), ClusterError> {
         if self.exists() {
+            // Left by a call that was killed between its last two steps.
+            let _ = std::fs::remove_file(self.half_made());
             return Ok(());
         }
         let file = |path: &Path| {
             let path = path.to_owned();
             move |source| ClusterError::File { path, source }
         };
-        if self.data.exists() {
-            // A half-made cluster of an earlier, killed call: initdb refuses a directory that is not empty.
+        self.check_ours()?;
+        let half_made = self.half_made();
+        if half_made.exists() && self.data.exists() {
+            // Of an earlier, killed call: initdb refuses a directory that is not empty.
             std::fs::remove_dir_all(&self.data).map_err(file(&self.data))?;
         }
+        if let Some(parent) = half_made.parent() {
+            std::fs::create_dir_all(parent).map_err(file(parent))?;
+        }
+        std::fs::write(&half_made, "initdb runs\n").map_err(file(&half_made))?;
         std::fs::create_dir_all(&self.data).map_err(file(&self.data))?;
         if let Some(user) = DropTo::find()? {
             user.own(&self.data)?;
@@ -142,7 +155,28 @@ impl Cluster {
         text.push_str(extra);
         std::fs::write(&conf, text).map_err(file(&conf))?;
         let ready = self.data.join("godwit.ready");
-        std::fs::write(&ready, "initdb finished\n").map_err(file(&ready))
+        std::fs::write(&ready, "initdb finished\n").map_err(file(&ready))?;
+        std::fs::remove_file(&half_made).map_err(file(&half_made))
+    }
+
+    /// Refuses a data directory with content that [`Self::init`] did not make.
+    pub fn check_ours(&self) -> Result<(), ClusterError> {
+        if self.exists() || self.half_made().exists() {
+            return Ok(());
+        }
+        let empty = match std::fs::read_dir(&self.data) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+            Err(source) => return Err(ClusterError::File { path: self.data.clone(), source }),
+        };
+        if empty { Ok(()) } else { Err(ClusterError::NotOurs { data: self.data.clone() }) }
+    }
+
+    /// A file beside the data directory that is there while `initdb` runs.
+    fn half_made(&self) -> PathBuf {
+        let mut name = self.data.clone().into_os_string();
+        name.push(".half-made");
+        name.into()
     }
 
     /// Starts the server and returns when it accepts connections. Idempotent.
@@ -219,7 +253,7 @@ impl Cluster {
 fn read_from_start(mut file: std::fs::File) -> std::io::Result<Vec<u8>> {
     use std::io::{Read, Seek};
     file.rewind()?;
-    let mut text = Vec::with_capacity(file.metadata()?.size() as usize);
+    let mut text = Vec::with_capacity(file.metadata()?.len() as usize);
     file.read_to_end(&mut text)?;
     Ok(text)
 }

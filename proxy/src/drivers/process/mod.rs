@@ -1,3 +1,393 @@
 //! The `process` driver: PostgreSQL clusters and service workers as processes of this machine.
+//!
+//! Everything it started outlives it: pid files and a ledger in its directory let the next process carry on. An
+//! operation that has begun runs to its end even when the caller stops waiting for it.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::fs::{FlockOperation, flock};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::Instant;
+
+use self::cluster::{Cluster, ClusterError};
+use self::ledger::{Action, Ledger, io};
+use self::workers::Workers;
+use super::{DriverError, PlacementStatus, Provisioning};
+use crate::config::model::{ProcessCluster, ProcessDriver};
 
 pub mod cluster;
+mod identity;
+pub mod ledger;
+mod workers;
+
+/// Superuser of the clusters that [`Cluster::init`] makes.
+const SUPERUSER: &str = "postgres";
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From the start of workers until all of them answer.
+    pub ready: Duration,
+    /// Between SIGTERM and SIGKILL.
+    pub stop: Duration,
+    /// For another operation to end.
+    pub turn: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { ready: Duration::from_secs(30), stop: Duration::from_secs(10), turn: Duration::from_secs(120) }
+    }
+}
+
+/// The `process` driver of one placement.
+#[derive(Clone, Debug)]
+pub struct ProcessProvisioning {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    settings: ProcessDriver,
+    timeouts: Timeouts,
+    workers: Arc<Mutex<Workers>>,
+}
+
+/// What `supervise` mended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mended {
+    /// Workers that were started again.
+    pub workers: Vec<usize>,
+    /// The database was started again.
+    pub database: bool,
+}
+
+/// One operation at a time, in this process and among processes.
+struct Turn {
+    workers: OwnedMutexGuard<Workers>,
+    /// Unlocks when closed.
+    _lock: File,
+}
+
+impl ProcessProvisioning {
+    /// A driver with the default [`Timeouts`]. Touches nothing yet.
+    pub fn new(settings: ProcessDriver) -> Self {
+        Self::with_timeouts(settings, Timeouts::default())
+    }
+
+    /// The same with other timeouts.
+    pub fn with_timeouts(mut settings: ProcessDriver, timeouts: Timeouts) -> Self {
+        if let Ok(absolute) = std::path::absolute(&settings.directory) {
+            settings.directory = absolute;
+        }
+        let workers = Arc::new(Mutex::new(Workers::new(settings.clone())));
+        Self { shared: Arc::new(Shared { settings, timeouts, workers }) }
+    }
+
+    /// Starts what died since: workers (not awaited, and ever later while one keeps dying) and the database.
+    ///
+    /// Does nothing while an operation runs, and where nothing is provisioned.
+    pub async fn supervise(&self) -> Result<Mended, DriverError> {
+        let Some(mut turn) = self.shared.try_turn()? else { return Ok(Mended::default()) };
+        let shared = self.shared.clone();
+        to_the_end(async move { shared.mend(&mut turn.workers).await }).await
+    }
+
+    /// Ends everything at once, without grace, without waiting for other operations: for a playground being removed.
+    pub fn kill(&self) -> Result<(), DriverError> {
+        let settings = &self.shared.settings;
+        if Ledger::read(&settings.directory)?.is_some() {
+            // An operation in this process may hold the other `Workers`; the files say the same.
+            match self.shared.workers.try_lock() {
+                Ok(mut workers) => workers.kill_all()?,
+                Err(_) => Workers::new(settings.clone()).kill_all()?,
+            }
+        }
+        match &settings.cluster {
+            Some(settings) => Ok(cluster_of(settings).stop("immediate")?),
+            None => Ok(()),
+        }
+    }
+
+    async fn scale_to(
+        &self,
+        id: &str,
+        action: Action,
+        capacity: u32,
+    ) -> Result<PlacementStatus, DriverError> {
+        let shared = self.shared.clone();
+        let id = id.to_owned();
+        to_the_end(async move {
+            let most = u32::try_from(shared.settings.listen.len()).unwrap_or(u32::MAX);
+            if capacity > most {
+                return Err(DriverError::Capacity { asked: capacity, most });
+            }
+            if action == Action::Provision {
+                shared.claim()?;
+            }
+            let mut turn = shared.turn().await?;
+            let mut ledger = match (Ledger::read(&shared.settings.directory)?, action) {
+                (Some(ledger), Action::Provision) => ledger,
+                (Some(ledger), _) if ledger.capacity.is_some() => ledger,
+                (None, Action::Provision) => Ledger::new(),
+                _ => return Err(shared.not_provisioned()),
+            };
+            if ledger.did(&id, action, capacity)? {
+                tracing::debug!(operation = id, "done before");
+                return Ok(shared.observe(&ledger, &mut turn.workers).await);
+            }
+            if let (Action::Provision, Some(settings)) = (action, &shared.settings.cluster) {
+                start_cluster(cluster_of(settings)).await?;
+                shared.prepare_database(settings).await?;
+            }
+            // First what is wanted, then the work: a process that takes over after a crash finishes it.
+            ledger.capacity = Some(capacity);
+            ledger.write(&shared.settings.directory)?;
+            let count = capacity as usize;
+            for index in 0..count {
+                turn.workers.ensure(index)?;
+            }
+            turn.workers.await_ready(count, shared.timeouts.ready).await?;
+            turn.workers.stop_above(count, shared.timeouts.stop).await?;
+            ledger.note(&id, action, capacity);
+            ledger.write(&shared.settings.directory)?;
+            Ok(shared.observe(&ledger, &mut turn.workers).await)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Provisioning for ProcessProvisioning {
+    async fn provision(&self, operation: &str, capacity: u32) -> Result<PlacementStatus, DriverError> {
+        self.scale_to(operation, Action::Provision, capacity).await
+    }
+
+    async fn scale(&self, operation: &str, capacity: u32) -> Result<PlacementStatus, DriverError> {
+        self.scale_to(operation, Action::Scale, capacity).await
+    }
+
+    async fn status(&self) -> Result<PlacementStatus, DriverError> {
+        let shared = self.shared.clone();
+        let turn = shared.try_turn()?;
+        to_the_end(async move {
+            let ledger = Ledger::read(&shared.settings.directory)?.unwrap_or_default();
+            let Some(mut turn) = turn else {
+                // An operation runs: look on, mend nothing.
+                let mut onlooker = Workers::new(shared.settings.clone());
+                return Ok(shared.observe(&ledger, &mut onlooker).await);
+            };
+            shared.mend(&mut turn.workers).await?;
+            Ok(shared.observe(&ledger, &mut turn.workers).await)
+        })
+        .await
+    }
+
+    async fn deprovision(&self, operation: &str) -> Result<(), DriverError> {
+        let shared = self.shared.clone();
+        let id = operation.to_owned();
+        to_the_end(async move {
+            let directory = &shared.settings.directory;
+            if Ledger::read(directory)?.is_none() {
+                return Err(shared.not_provisioned());
+            }
+            let mut turn = shared.turn().await?;
+            let mut ledger = Ledger::read(directory)?.ok_or_else(|| shared.not_provisioned())?;
+            if ledger.did(&id, Action::Deprovision, 0)? {
+                return Ok(());
+            }
+            let cluster = shared.settings.cluster.as_ref().map(cluster_of);
+            if let Some(cluster) = &cluster {
+                cluster.check_ours()?;
+            }
+            ledger.capacity = None;
+            ledger.write(directory)?;
+            turn.workers.stop_above(0, shared.timeouts.stop).await?;
+            if let Some(cluster) = cluster {
+                blocking(move || cluster.stop("fast")).await?;
+            }
+            ledger.note(&id, Action::Deprovision, 0);
+            ledger.write(directory)
+        })
+        .await
+    }
+}
+
+impl Shared {
+    fn not_provisioned(&self) -> DriverError {
+        DriverError::NotProvisioned { directory: self.settings.directory.clone() }
+    }
+
+    /// Makes the directory ours; one with somebody else's files is refused.
+    fn claim(&self) -> Result<(), DriverError> {
+        let directory = &self.settings.directory;
+        let failed = |doing: &str| {
+            let doing = format!("{doing} {}", directory.display());
+            move |source| io(doing, source)
+        };
+        std::fs::create_dir_all(directory).map_err(failed("create"))?;
+        if Ledger::read(directory)?.is_some() {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(directory).map_err(failed("list"))? {
+            let name = entry.map_err(failed("list"))?.file_name();
+            if name != "lock" {
+                return Err(DriverError::NotOurs {
+                    what: directory.display().to_string(),
+                    why: format!("it holds {} and no ledger", name.display()),
+                });
+            }
+        }
+        Ledger::new().write(directory)
+    }
+
+    fn try_turn(&self) -> Result<Option<Turn>, DriverError> {
+        let Ok(workers) = self.workers.clone().try_lock_owned() else { return Ok(None) };
+        if !self.settings.directory.exists() {
+            return Ok(None);
+        }
+        Ok(try_lock(&self.settings.directory)?.map(|lock| Turn { workers, _lock: lock }))
+    }
+
+    async fn turn(&self) -> Result<Turn, DriverError> {
+        let began = Instant::now();
+        let busy =
+            |_| DriverError::Busy { directory: self.settings.directory.clone(), waited: self.timeouts.turn };
+        let workers = tokio::time::timeout(self.timeouts.turn, self.workers.clone().lock_owned())
+            .await
+            .map_err(busy)?;
+        let left = self.timeouts.turn.saturating_sub(began.elapsed());
+        let lock = async {
+            loop {
+                if let Some(lock) = try_lock(&self.settings.directory)? {
+                    return Ok::<_, DriverError>(lock);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let lock = tokio::time::timeout(left, lock).await.map_err(busy)??;
+        Ok(Turn { workers, _lock: lock })
+    }
+
+    async fn observe(&self, ledger: &Ledger, workers: &mut Workers) -> PlacementStatus {
+        let capacity = ledger.capacity.unwrap_or(0);
+        let database = match &self.settings.cluster {
+            Some(cluster) => connects(cluster.listen).await,
+            None => true,
+        };
+        PlacementStatus { ready: workers.ready(capacity as usize).await, capacity, database }
+    }
+
+    async fn mend(&self, workers: &mut Workers) -> Result<Mended, DriverError> {
+        let ledger = Ledger::read(&self.settings.directory)?;
+        let Some(capacity) = ledger.and_then(|ledger| ledger.capacity) else {
+            return Ok(Mended::default());
+        };
+        let database = match &self.settings.cluster {
+            Some(settings) if !connects(settings.listen).await => {
+                tracing::warn!(listen = %settings.listen, "the database does not accept connections: starting it");
+                start_cluster(cluster_of(settings)).await?;
+                true
+            }
+            _ => false,
+        };
+        Ok(Mended { workers: workers.mend(capacity as usize)?, database })
+    }
+
+    /// The database and the role that the service's connection string names, empty and without rights of its own:
+    /// the first copy brings tables and grants.
+    async fn prepare_database(&self, settings: &ProcessCluster) -> Result<(), DriverError> {
+        let service: tokio_postgres::Config = match self.settings.service_dsn.as_str() {
+            "" => return Ok(()),
+            dsn => dsn.parse().map_err(|source| DriverError::Database {
+                database: "of the service (service.dsn)".into(),
+                source,
+            })?,
+        };
+        let database = service.get_dbname().unwrap_or(SUPERUSER).to_owned();
+        let failed = |source| DriverError::Database { database: database.clone(), source };
+        let (client, connection) = tokio_postgres::Config::new()
+            .host(settings.listen.ip().to_string())
+            .port(settings.listen.port())
+            .user(SUPERUSER)
+            .dbname(SUPERUSER)
+            .connect_timeout(Duration::from_secs(10))
+            .application_name("godwit")
+            .connect(tokio_postgres::NoTls)
+            .await
+            .map_err(failed)?;
+        let connection = tokio::spawn(connection);
+        let make = async {
+            for (catalogue, name, statement) in [
+                ("SELECT 1 FROM pg_roles WHERE rolname = $1", service.get_user(), "CREATE ROLE {} LOGIN"),
+                ("SELECT 1 FROM pg_database WHERE datname = $1", Some(&*database), "CREATE DATABASE {}"),
+            ] {
+                let Some(name) = name else { continue };
+                if client.query_opt(catalogue, &[&name]).await?.is_none() {
+                    let quoted = format!("\"{}\"", name.replace('"', "\"\""));
+                    client.batch_execute(&statement.replace("{}", &quoted)).await?;
+                }
+            }
+            Ok(())
+        };
+        let made = make.await.map_err(failed);
+        drop(client);
+        // Ends with the client; a late error of a connection that is no longer needed says nothing.
+        let _ = connection.await;
+        made
+    }
+}
+
+fn cluster_of(settings: &ProcessCluster) -> Cluster {
+    Cluster {
+        bin: settings.bin.clone(),
+        data: settings.data.clone(),
+        host: settings.listen.ip().to_string(),
+        port: settings.listen.port(),
+    }
+}
+
+async fn start_cluster(cluster: Cluster) -> Result<(), DriverError> {
+    blocking(move || cluster.init("").and_then(|()| cluster.start())).await
+}
+
+async fn blocking(
+    work: impl FnOnce() -> Result<(), ClusterError> + Send + 'static,
+) -> Result<(), DriverError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done?),
+        Err(join) => Err(io("run a database program".into(), std::io::Error::other(join))),
+    }
+}
+
+/// Runs `work` as a task: it ends even when the caller goes away.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, DriverError>> + Send + 'static,
+) -> Result<T, DriverError> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(join) => Err(io("finish the operation".into(), std::io::Error::other(join))),
+    }
+}
+
+async fn connects(address: SocketAddr) -> bool {
+    matches!(tokio::time::timeout(CONNECT, tokio::net::TcpStream::connect(address)).await, Ok(Ok(_)))
+}
+
+/// The directory's lock among processes; `None` when another one has it.
+fn try_lock(directory: &Path) -> Result<Option<File>, DriverError> {
+    let path = directory.join("lock");
+    let failed = |source| io(format!("lock {}", path.display()), source);
+    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(failed(error.into())),
+    }
+}

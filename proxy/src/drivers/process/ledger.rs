@@ -1,0 +1,162 @@
+//! What the driver remembers on disk: that the directory is its own, the capacity asked for, the operations done.
+//!
+//! One JSON file, replaced atomically. Operations are forgotten oldest first, after [`REMEMBERED`] others.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::drivers::DriverError;
+
+/// Operations that are remembered.
+pub const REMEMBERED: usize = 1000;
+/// Longest operation id, bytes.
+const LONGEST: usize = 200;
+/// Format of the file; another one is refused.
+const VERSION: u32 = 1;
+const FILE: &str = "godwit-driver.json";
+
+/// What an operation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Database and workers up.
+    Provision,
+    /// Workers to a number.
+    Scale,
+    /// Everything stopped.
+    Deprovision,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Done {
+    id: String,
+    action: Action,
+    capacity: u32,
+}
+
+/// The file's content.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ledger {
+    version: u32,
+    /// Workers asked for; none: not provisioned, or deprovisioned.
+    pub capacity: Option<u32>,
+    done: Vec<Done>,
+}
+
+impl Ledger {
+    /// A ledger for a directory that has none.
+    pub fn new() -> Self {
+        Self { version: VERSION, capacity: None, done: Vec::new() }
+    }
+
+    /// Reads the directory's ledger; `None` when there is none.
+    pub fn read(directory: &Path) -> Result<Option<Self>, DriverError> {
+        let path = directory.join(FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(io(format!("read {}", path.display()), source)),
+        };
+        let foreign = |why: String| DriverError::NotOurs { what: path.display().to_string(), why };
+        let ledger: Self = serde_json::from_str(&text).map_err(|error| foreign(error.to_string()))?;
+        if ledger.version != VERSION {
+            return Err(foreign(format!("its version is {}, this driver writes {VERSION}", ledger.version)));
+        }
+        Ok(Some(ledger))
+    }
+
+    /// Replaces the directory's ledger.
+    pub fn write(&self, directory: &Path) -> Result<(), DriverError> {
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|error| io("encode the ledger".into(), std::io::Error::other(error)))?;
+        replace(&directory.join(FILE), text.as_bytes())
+    }
+
+    /// Whether this operation has been done; an id that did something else before is refused.
+    pub fn did(&self, id: &str, action: Action, capacity: u32) -> Result<bool, DriverError> {
+        let wrong = |why: String| Err(DriverError::Operation { operation: id.to_owned(), why });
+        if id.is_empty() || id.len() > LONGEST {
+            return wrong(format!("must have 1 to {LONGEST} bytes"));
+        }
+        match self.done.iter().find(|done| done.id == id) {
+            None => Ok(false),
+            Some(done) if done.action == action && done.capacity == capacity => Ok(true),
+            Some(done) => wrong(format!(
+                "was {:?} of {} workers before and cannot be {action:?} of {capacity} now",
+                done.action, done.capacity
+            )),
+        }
+    }
+
+    /// Remembers that it has been done.
+    pub fn note(&mut self, id: &str, action: Action, capacity: u32) {
+        self.done.push(Done { id: id.to_owned(), action, capacity });
+        let extra = self.done.len().saturating_sub(REMEMBERED);
+        self.done.drain(..extra);
+    }
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Writes `bytes` to a new file beside `path`, syncs it and renames it over `path`.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), DriverError> {
+    let new = PathBuf::from(format!("{}.new", path.display()));
+    let write = || {
+        let mut file = std::fs::File::create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)
+    };
+    write().map_err(|source| io(format!("write {}", path.display()), source))
+}
+
+pub(super) fn io(doing: String, source: std::io::Error) -> DriverError {
+    DriverError::Io { doing, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remembers_operations_and_refuses_another_use() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(Ledger::read(directory.path()).unwrap().is_none());
+        let mut ledger = Ledger::new();
+        assert!(!ledger.did("m1", Action::Scale, 3).unwrap());
+        ledger.note("m1", Action::Scale, 3);
+        ledger.capacity = Some(3);
+        ledger.write(directory.path()).unwrap();
+
+        let again = Ledger::read(directory.path()).unwrap().unwrap();
+        assert_eq!(again.capacity, Some(3));
+        assert!(again.did("m1", Action::Scale, 3).unwrap());
+        let error = again.did("m1", Action::Scale, 4).unwrap_err().to_string();
+        assert_eq!(error, "operation \"m1\" was Scale of 3 workers before and cannot be Scale of 4 now");
+        assert!(again.did("", Action::Scale, 3).is_err());
+    }
+
+    #[test]
+    fn forgets_the_oldest_only() {
+        let mut ledger = Ledger::new();
+        for i in 0..=REMEMBERED {
+            ledger.note(&i.to_string(), Action::Scale, 1);
+        }
+        assert!(!ledger.did("0", Action::Scale, 1).unwrap());
+        assert!(ledger.did("1", Action::Scale, 1).unwrap());
+    }
+
+    #[test]
+    fn refuses_a_file_it_did_not_write() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(FILE), "{\"version\": 9}").unwrap();
+        let error = Ledger::read(directory.path()).unwrap_err();
+        assert_eq!(error.kind(), crate::drivers::DriverErrorKind::Refused);
+    }
+}

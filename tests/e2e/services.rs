@@ -1,0 +1,1 @@
+//! The process driver and the order service, with real processes and a real database.
