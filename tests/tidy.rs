@@ -1,1 +1,100 @@
-//! The crate graph and the tree, checked.
+//! What the tree must look like: the crate graph, pure modules, file sizes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Normal dependencies of every workspace crate, by name.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline", "--manifest-path"])
+        .arg(root().join("Cargo.toml"))
+        .output()
+        .expect("cargo metadata runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    metadata["packages"]
+        .as_array()
+        .expect("packages")
+        .iter()
+        .map(|package| {
+            let normal = package["dependencies"].as_array().expect("dependencies").iter();
+            let normal = normal.filter(|dependency| dependency["kind"].is_null());
+            (text(&package["name"]), normal.map(|dependency| text(&dependency["name"])).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn three_leaves_and_one_root() {
+    const PRODUCT: [&str; 4] = ["migration", "replicator", "predictor", "godwit"];
+    let graph = dependencies();
+    let product = |name: &str| -> Vec<&str> {
+        PRODUCT.into_iter().filter(|dependency| graph[name].contains(*dependency)).collect()
+    };
+    for leaf in ["migration", "replicator", "predictor"] {
+        assert_eq!(product(leaf), [""; 0], "{leaf} must know no other product crate");
+    }
+    assert_eq!(product("godwit"), ["migration", "replicator", "predictor"]);
+    for (name, dependencies) in &graph {
+        for unpublished in ["godwit-tests", "godwit-bench"] {
+            assert!(!dependencies.contains(unpublished), "{name} depends on {unpublished}");
+        }
+    }
+}
+
+#[test]
+fn pure_crates_stay_pure() {
+    let graph = dependencies();
+    let only = |name: &str, allowed: &[&str]| {
+        let allowed: BTreeSet<String> = allowed.iter().map(|&dependency| dependency.to_owned()).collect();
+        let more: Vec<_> = graph[name].difference(&allowed).collect();
+        assert!(more.is_empty(), "{name} depends on {more:?}");
+    };
+    only("migration", &["thiserror"]);
+    only("predictor", &["thiserror"]);
+    for module in ["pgoutput", "wire", "session"] {
+        for file in sources(&root().join("replicator/src").join(module)) {
+            let text = std::fs::read_to_string(&file).expect("source file");
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for banned in ["tokio::", "tokio_postgres", "std::net", "quinn", "Instant::now"] {
+                assert!(!code.contains(banned), "{} uses {banned}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn no_file_is_too_long() {
+    for folder in ["proxy", "replicator", "predictor", "bench", "tests"] {
+        for file in sources(&root().join(folder)) {
+            let lines = std::fs::read_to_string(&file).expect("source file").lines().count();
+            assert!(lines <= 800, "{} has {lines} lines: split it", file.display());
+        }
+    }
+}
+
+fn sources(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return Vec::from([path.to_owned()]);
+    }
+    let with_suffix = path.with_extension("rs");
+    let mut files: Vec<PathBuf> = with_suffix.is_file().then_some(with_suffix).into_iter().collect();
+    let Ok(entries) = std::fs::read_dir(path) else { return files };
+    for entry in entries {
+        let entry = entry.expect("directory entry").path();
+        if entry.is_dir() && entry.file_name().is_some_and(|name| name != "target") {
+            files.extend(sources(&entry));
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            files.push(entry);
+        }
+    }
+    files.sort();
+    files.dedup();
+    files
+}

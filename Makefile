@@ -1,0 +1,38 @@
+# Each target does all of its own set-up on a Debian-like machine. See README.md.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+CARGO ?= cargo
+TEST_ARGS ?=
+
+.PHONY: help setup demo test check bench fmt clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## system packages and PostgreSQL 15 and 18, where missing
+	@scripts/setup.sh
+
+demo: setup ## two zones, a live service, a storm: watch it move and come back (under three minutes after the build)
+	$(CARGO) build --release --package godwit
+	target/release/godwit demo
+
+test: setup ## every test: unit, property, snapshot, end to end with real PostgreSQL
+	scripts/test.sh $(TEST_ARGS)
+
+check: setup ## formatting, lints, docs, dependency licences and advisories
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+	scripts/check-dependencies.sh
+
+bench: setup ## side by side with peers; prints medians and ratios
+	$(CARGO) build --release --package godwit-bench --package godwit
+	target/release/godwit-bench all
+
+fmt: ## format the code
+	$(CARGO) fmt --all
+
+clean: ## remove what was built
+	$(CARGO) clean

