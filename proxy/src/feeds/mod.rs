@@ -1,1 +1,140 @@
-//! Not written yet.
+//! Facts in: what Godwit knows about the world, each with its age and source, or why it is not known.
+//!
+//! A feed never waits for the controller and the controller never waits for a feed: feeds publish their newest
+//! reading, and readers look. What failed is a reading too: it says why, and is never a number that stands for
+//! "unknown".
+//!
+//! | module | fact |
+//! |---|---|
+//! | [`http_probe`] | how long one HTTP endpoint takes to answer a fresh connection |
+//! | [`sql_probe`] | how long a database takes to answer `select 1` |
+//! | [`prober`] | both, for every placement at every step, on one [`ProbeBoard`](prober::ProbeBoard) |
+
+pub mod http_probe;
+pub mod prober;
+pub mod sql_probe;
+
+use std::time::Duration;
+
+use migration::units::Timestamp;
+
+/// A fact is not known, and this is why: a lower-case phrase for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unknown(pub String);
+
+/// The newest a feed has to say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading<T> {
+    /// The value, or why there is none.
+    pub value: Result<T, Unknown>,
+    /// When it was taken.
+    pub at: Timestamp,
+    /// Which feed it comes from.
+    pub source: &'static str,
+}
+
+impl<T> Reading<T> {
+    /// How old it is.
+    pub fn age(&self, now: Timestamp) -> Duration {
+        now.since(self.at)
+    }
+
+    /// The value, unless it is unknown or older than `limit`.
+    pub fn fresh(&self, now: Timestamp, limit: Duration) -> Result<&T, Unknown> {
+        let value = self.value.as_ref().map_err(Clone::clone)?;
+        let age = self.age(now);
+        if age > limit {
+            return Err(Unknown(format!(
+                "the newest {} reading is {} ms old, {} ms are allowed",
+                self.source,
+                age.as_millis(),
+                limit.as_millis()
+            )));
+        }
+        Ok(value)
+    }
+}
+
+/// A part of a probe that is timed on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// Looking up the name.
+    Dns,
+    /// Opening the connection.
+    Connect,
+    /// From the request to the head of the answer.
+    FirstByte,
+    /// From the look-up to the last byte of the answer.
+    Total,
+    /// From the statement to its result.
+    Query,
+}
+
+impl Phase {
+    /// As a metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Connect => "connect",
+            Self::FirstByte => "first_byte",
+            Self::Total => "total",
+            Self::Query => "query",
+        }
+    }
+}
+
+/// What one probe found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// How long the answer took, or why there was none. A timeout is a failure, never a long latency.
+    pub latency: Result<Duration, String>,
+    /// The phases that were completed, in their order.
+    pub phases: Vec<(Phase, Duration)>,
+    /// When it ended.
+    pub at: Timestamp,
+}
+
+impl Probe {
+    /// How long `phase` took, if the probe completed it.
+    pub fn phase(&self, phase: Phase) -> Option<Duration> {
+        self.phases.iter().find(|(done, _)| *done == phase).map(|(_, span)| *span)
+    }
+
+    /// As a reading of the feed `source`.
+    pub fn reading(&self, source: &'static str) -> Reading<Duration> {
+        Reading { value: self.latency.clone().map_err(Unknown), at: self.at, source }
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_reading_is_unknown_and_says_so() {
+        let reading = Reading { value: Ok(3), at: Timestamp(1000), source: "probe" };
+        assert_eq!(reading.fresh(Timestamp(1500), Duration::from_secs(1)), Ok(&3));
+        let old = reading.fresh(Timestamp(4000), Duration::from_secs(1)).unwrap_err();
+        assert_eq!(old.to_string(), "the newest probe reading is 3000 ms old, 1000 ms are allowed");
+    }
+
+    #[test]
+    fn a_failed_reading_keeps_its_reason() {
+        let reading =
+            Reading::<u8> { value: Err(Unknown("refused".into())), at: Timestamp(0), source: "probe" };
+        assert_eq!(reading.fresh(Timestamp(0), Duration::ZERO), Err(Unknown("refused".into())));
+    }
+}

@@ -1,0 +1,255 @@
+//! Runs the probes of every placement, step by step, and publishes what they found last.
+//!
+//! Each probe has a task of its own, so a black hole in one zone delays nobody's reading of another. A step that a
+//! slow probe overran is skipped, not made up for. Tasks end when their placement is forgotten or the prober dropped.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use super::Probe;
+use super::http_probe::HttpProbe;
+use super::sql_probe::SqlProbe;
+
+/// A resource in one zone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PlacementKey {
+    /// Name of the resource.
+    pub resource: String,
+    /// Name of the zone.
+    pub zone: String,
+}
+
+impl PlacementKey {
+    /// Of `resource` in `zone`.
+    pub fn new(resource: impl Into<String>, zone: impl Into<String>) -> Self {
+        Self { resource: resource.into(), zone: zone.into() }
+    }
+}
+
+/// The newest probes of one placement; `None` before the first, or where there is nothing to probe.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Probes {
+    /// Of its HTTP endpoints.
+    pub http: Option<Probe>,
+    /// Of its database.
+    pub sql: Option<Probe>,
+}
+
+/// The newest probes of every placement.
+#[derive(Debug)]
+pub struct ProbeBoard {
+    probes: watch::Sender<BTreeMap<PlacementKey, Probes>>,
+}
+
+impl Default for ProbeBoard {
+    fn default() -> Self {
+        Self { probes: watch::Sender::new(BTreeMap::new()) }
+    }
+}
+
+impl ProbeBoard {
+    /// The newest probes of `key`; empty when it is not probed.
+    pub fn get(&self, key: &PlacementKey) -> Probes {
+        self.probes.borrow().get(key).cloned().unwrap_or_default()
+    }
+
+    /// A receiver that sees every change. Do not hold its borrow across an await.
+    pub fn subscribe(&self) -> watch::Receiver<BTreeMap<PlacementKey, Probes>> {
+        self.probes.subscribe()
+    }
+
+    fn post(&self, key: &PlacementKey, change: impl FnOnce(&mut Probes)) {
+        self.probes.send_modify(|all| change(all.entry(key.clone()).or_default()));
+    }
+
+    fn remove(&self, key: &PlacementKey) {
+        self.probes.send_if_modified(|all| all.remove(key).is_some());
+    }
+}
+
+/// What to probe of one placement.
+#[derive(Clone, Debug, Default)]
+pub struct Target {
+    /// HTTP endpoints as `host:port`. Workers of a small shadow may be down: the first that answers counts.
+    pub http: Vec<String>,
+    /// Path and query asked for.
+    pub path: String,
+    /// The database.
+    pub sql: Option<tokio_postgres::Config>,
+}
+
+/// How often, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between the starts of two probes.
+    pub step: Duration,
+    /// For one probe.
+    pub timeout: Duration,
+}
+
+/// Owns the probe tasks. Must be made and used inside a tokio runtime.
+pub struct Prober {
+    board: std::sync::Arc<ProbeBoard>,
+    pace: Pace,
+    tasks: HashMap<PlacementKey, JoinSet<()>>,
+}
+
+impl Prober {
+    /// A prober with nothing to probe, publishing to `board`.
+    pub fn new(board: std::sync::Arc<ProbeBoard>, pace: Pace) -> Self {
+        Self { board, pace, tasks: HashMap::new() }
+    }
+
+    /// Starts probing `key`, in place of what was probed under that key before.
+    pub fn watch(&mut self, key: PlacementKey, target: Target) {
+        self.forget(&key);
+        let mut tasks = JoinSet::new();
+        let Pace { step, timeout } = self.pace;
+        let step = step.max(Duration::from_millis(1));
+        if !target.http.is_empty() {
+            let (board, key) = (self.board.clone(), key.clone());
+            let mut turn = Endpoints::new(target.http, &target.path, timeout);
+            tasks.spawn(async move {
+                let mut ticks = ticks(step);
+                loop {
+                    ticks.tick().await;
+                    let probe = turn.run().await;
+                    board.post(&key, |probes| probes.http = Some(probe));
+                }
+            });
+        }
+        if let Some(config) = target.sql {
+            let (board, key) = (self.board.clone(), key.clone());
+            let mut probe = SqlProbe::new(config, timeout);
+            tasks.spawn(async move {
+                let mut ticks = ticks(step);
+                loop {
+                    ticks.tick().await;
+                    let probe = probe.run().await;
+                    board.post(&key, |probes| probes.sql = Some(probe));
+                }
+            });
+        }
+        self.tasks.insert(key, tasks);
+    }
+
+    /// Stops probing `key` and takes its probes off the board.
+    pub fn forget(&mut self, key: &PlacementKey) {
+        self.tasks.remove(key);
+        self.board.remove(key);
+    }
+
+    /// What is being probed.
+    pub fn watched(&self) -> impl Iterator<Item = &PlacementKey> {
+        self.tasks.keys()
+    }
+}
+
+fn ticks(step: Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(step);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks
+}
+
+/// The endpoints of one placement: the one that answered last is asked first.
+struct Endpoints {
+    probes: Vec<HttpProbe>,
+    first: usize,
+}
+
+impl Endpoints {
+    fn new(endpoints: Vec<String>, path: &str, timeout: Duration) -> Self {
+        let probes = endpoints
+            .into_iter()
+            .map(|endpoint| HttpProbe { endpoint, path: path.to_owned(), timeout })
+            .collect();
+        Self { probes, first: 0 }
+    }
+
+    /// The first success, else the failure of the endpoint that was asked first.
+    async fn run(&mut self) -> Probe {
+        let count = self.probes.len();
+        let mut failure = None;
+        for offset in 0..count {
+            let place = (self.first + offset) % count;
+            let probe = self.probes[place].run().await;
+            if probe.latency.is_ok() {
+                self.first = place;
+                return probe;
+            }
+            failure.get_or_insert(probe);
+        }
+        failure.unwrap_or_else(|| Probe {
+            latency: Err("there is no endpoint to probe".into()),
+            phases: Vec::new(),
+            at: crate::clock::now(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::http_probe::tests::{OK, server};
+    use super::*;
+
+    const PACE: Pace = Pace { step: Duration::from_millis(20), timeout: Duration::from_millis(300) };
+
+    async fn until(
+        board: &ProbeBoard,
+        fact: impl Fn(&BTreeMap<PlacementKey, Probes>) -> bool,
+    ) -> BTreeMap<PlacementKey, Probes> {
+        let mut changes = board.subscribe();
+        let wait = tokio::time::timeout(Duration::from_secs(10), changes.wait_for(|all| fact(all)));
+        wait.await.expect("in time").expect("the board lives").clone()
+    }
+
+    #[tokio::test]
+    async fn every_placement_is_probed_whatever_the_others_do() {
+        let (up, _up) = server(Some(OK), Duration::ZERO).await;
+        let (hole, _hole) = server(None, Duration::ZERO).await;
+        let board = Arc::new(ProbeBoard::default());
+        let mut prober = Prober::new(board.clone(), PACE);
+        let (near, far) = (PlacementKey::new("orders", "near"), PlacementKey::new("orders", "far"));
+        let target = |address: std::net::SocketAddr| Target {
+            http: vec!["127.0.0.1:1".into(), address.to_string()],
+            path: "/".into(),
+            sql: None,
+        };
+        prober.watch(near.clone(), target(up));
+        prober.watch(far.clone(), target(hole));
+        let seen = until(&board, |all| {
+            let done = |key| all.get(key).is_some_and(|probes: &Probes| probes.http.is_some());
+            done(&near) && done(&far)
+        })
+        .await;
+        // A worker that is down does not hide the one that answers.
+        assert!(seen[&near].http.as_ref().unwrap().latency.is_ok());
+        assert!(seen[&far].http.as_ref().unwrap().latency.is_err());
+
+        prober.forget(&far);
+        assert_eq!(board.get(&far), Probes::default());
+        assert_eq!(prober.watched().collect::<Vec<_>>(), [&near]);
+        let before = board.get(&near).http.unwrap().at;
+        until(&board, |all| all[&near].http.as_ref().unwrap().at > before).await;
+    }
+
+    #[tokio::test]
+    async fn a_refusing_database_is_on_the_board_with_its_reason() {
+        let board = Arc::new(ProbeBoard::default());
+        let mut prober = Prober::new(board.clone(), PACE);
+        let key = PlacementKey::new("orders", "near");
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(1).user("godwit");
+        prober.watch(key.clone(), Target { sql: Some(config), ..Target::default() });
+        let seen = until(&board, |all| all.get(&key).is_some_and(|probes| probes.sql.is_some())).await;
+        let why = seen[&key].sql.as_ref().unwrap().latency.clone().unwrap_err();
+        assert!(why.contains("refused"), "{why}");
+        assert_eq!(seen[&key].http, None);
+    }
+}
