@@ -288,7 +288,7 @@ DECLARE
   kill_deadline timestamptz;
   epoch_row godwit.epoch;
   marker pg_lsn;
-  tables integer;
+  fenced_tables integer;
   ended integer[] := '{}';
   session record;
   remaining text;
@@ -319,7 +319,7 @@ BEGIN
   IF epoch_row.generation = wanted AND epoch_row.fenced AND epoch_row.marker_lsn IS NOT NULL THEN
     -- Closed before: a repeated call, perhaps after a crash between the triggers and here.
     marker := epoch_row.marker_lsn;
-    tables := epoch_row.tables;
+    fenced_tables := epoch_row.tables;
   ELSE
     BEGIN
       PERFORM set_config('lock_timeout', budget_ms::text, true);
@@ -328,10 +328,10 @@ BEGIN
         RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
           USING ERRCODE = 'ZG002';
       END IF;
-      tables := godwit.put_fence(wanted_resource, wanted, budget_ms);
+      fenced_tables := godwit.put_fence(wanted_resource, wanted, budget_ms);
       marker := pg_logical_emit_message(true, 'godwit.fence', wanted::text);
       UPDATE godwit.epoch e SET generation = wanted, fenced = true, marker_lsn = marker,
-        tables = close_fence.tables, updated_at = now() WHERE e.resource = wanted_resource;
+        tables = fenced_tables, updated_at = now() WHERE e.resource = wanted_resource;
     EXCEPTION WHEN OTHERS THEN
       GET STACKED DIAGNOSTICS failure = MESSAGE_TEXT, failure_state = RETURNED_SQLSTATE,
         failure_detail = PG_EXCEPTION_DETAIL;
@@ -367,7 +367,7 @@ BEGIN
   END LOOP;
 
   report := jsonb_build_object(
-    'marker', marker::text, 'tables', tables, 'terminated', cardinality(ended),
+    'marker', marker::text, 'tables', fenced_tables, 'terminated', cardinality(ended),
     'sequences', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM godwit.sequence_states() s));
 END $$;
 
@@ -376,7 +376,7 @@ DECLARE
   wanted bigint := (args ->> 'generation')::bigint;
   budget_ms bigint := (args ->> 'lock_timeout_ms')::bigint;
   epoch_row godwit.epoch;
-  tables integer;
+  fenced_tables integer;
 BEGIN
   PERFORM set_config('synchronous_commit', 'local', true), set_config('lock_timeout', budget_ms::text, true);
   SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = args ->> 'resource' FOR UPDATE;
@@ -386,12 +386,12 @@ BEGIN
     RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
       USING ERRCODE = 'ZG002';
   END IF;
-  tables := godwit.put_fence(args ->> 'resource', wanted, budget_ms);
+  fenced_tables := godwit.put_fence(args ->> 'resource', wanted, budget_ms);
   PERFORM godwit.restore_connect();
-  UPDATE godwit.epoch e SET generation = wanted, fenced = true, tables = guard_fence.tables, updated_at = now(),
+  UPDATE godwit.epoch e SET generation = wanted, fenced = true, tables = fenced_tables, updated_at = now(),
     marker_lsn = CASE WHEN epoch_row.generation = wanted THEN e.marker_lsn END
   WHERE e.resource = args ->> 'resource';
-  RETURN tables;
+  RETURN fenced_tables;
 END $$;
 
 CREATE OR REPLACE FUNCTION godwit.open_fence(args jsonb) RETURNS void LANGUAGE plpgsql AS $$

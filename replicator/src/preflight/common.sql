@@ -1,0 +1,31 @@
+-- Findings about a server in either part: severity, subject, problem, remedy. Both parts send and receive in turn.
+WITH setting AS (
+  SELECT name, setting FROM pg_settings WHERE name IN ('wal_level', 'max_replication_slots', 'max_wal_senders')
+), room AS (
+  SELECT name, setting::bigint - (SELECT count(*) FROM pg_replication_slots) AS free, setting::bigint AS size,
+         'replication slots' AS what
+  FROM setting WHERE name = 'max_replication_slots'
+  UNION ALL
+  SELECT name, setting::bigint - (SELECT count(*) FROM pg_stat_get_wal_senders()), setting::bigint, 'walsenders'
+  FROM setting WHERE name = 'max_wal_senders'
+)
+SELECT 'blocker', 'wal_level', format('is %s: logical decoding needs logical', setting),
+       'ALTER SYSTEM SET wal_level = logical; then restart the server'
+FROM setting WHERE name = 'wal_level' AND setting <> 'logical'
+UNION ALL
+SELECT CASE WHEN free < 1 THEN 'blocker' ELSE 'warning' END, name,
+       format('%s of %s %s free; a cutover needs 2', greatest(free, 0), size, what),
+       format('ALTER SYSTEM SET %s = %s; then restart the server', name, size + 2)
+FROM room WHERE free < 2
+UNION ALL
+SELECT 'blocker', 'server', 'is in recovery: a standby can be neither source nor target', 'SELECT pg_promote()'
+WHERE pg_is_in_recovery()
+UNION ALL
+SELECT 'blocker', 'server version', format('%s is too old', current_setting('server_version')), 'upgrade to 14 or later'
+WHERE current_setting('server_version_num')::int < 140000
+UNION ALL
+SELECT 'blocker', datname::text, format('role %I may not create schema godwit in it', current_user),
+       format('GRANT CREATE ON DATABASE %I TO %I', datname, current_user)
+FROM pg_database
+WHERE datname = current_database() AND NOT has_database_privilege(datname, 'CREATE')
+  AND NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'godwit' AND pg_has_role(nspowner, 'USAGE'))

@@ -1,0 +1,140 @@
+//! Is this database ready to move? Every finding says what is wrong and the SQL or setting that mends it.
+//!
+//! Reads only. Both sides need what a sender needs (the reverse stream starts on the target) and the right to set
+//! `session_replication_role` (the reverse stream ends on the source).
+
+use tokio_postgres::Client;
+
+use crate::error::Error;
+use crate::fence::{refused, rows};
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// No migration until it is mended.
+    Blocker,
+    /// A migration works, with a consequence that somebody should know.
+    Warning,
+}
+
+/// One thing that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// Table, role, setting or other object.
+    pub subject: String,
+    /// What is wrong with it.
+    pub problem: String,
+    /// SQL or setting that mends it.
+    pub remedy: Option<String>,
+}
+
+/// Which part the database plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Where the stream starts.
+    Source,
+    /// Where it is applied.
+    Target,
+}
+
+/// Everything wrong with one database; blockers first. Empty when it is ready.
+pub async fn check(client: &Client, side: Side) -> Result<Vec<Finding>, Error> {
+    let mut found = findings(client, include_str!("common.sql")).await?;
+    found.extend(replica_role(client).await?);
+    found.extend(match side {
+        Side::Source => findings(client, include_str!("source.sql")).await?,
+        Side::Target => {
+            let copied = copied(client).await?;
+            findings(client, &include_str!("target.sql").replace("{{copied}}", &copied.to_string())).await?
+        }
+    });
+    found.sort_by(|a, b| (a.severity, &a.subject, &a.problem).cmp(&(b.severity, &b.subject, &b.problem)));
+    Ok(found)
+}
+
+/// What can only be seen with both: extensions the target cannot create, encoding and collation.
+pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
+    let mut found = Vec::new();
+    let installed = strings(source, "SELECT extname FROM pg_extension ORDER BY 1").await?;
+    let available = strings(target, "SELECT name FROM pg_available_extensions").await?;
+    found.extend(installed.into_iter().filter(|name| !available.contains(name)).map(|name| Finding {
+        severity: Severity::Blocker,
+        problem: "the source uses this extension; the target server does not have it".into(),
+        remedy: Some(format!("install the package of extension {name} on the target's server")),
+        subject: name,
+    }));
+    let properties = "SELECT concat_ws('|', pg_encoding_to_char(encoding), datcollate, datctype) \
+                      FROM pg_database WHERE datname = current_database()";
+    let (here, there) = (strings(source, properties).await?, strings(target, properties).await?);
+    if let (Some(here), Some(there)) = (here.first(), there.first()) {
+        let encoding = |text: &str| text.split('|').next().map(str::to_owned);
+        if encoding(here) != encoding(there) {
+            found.push(Finding {
+                severity: Severity::Blocker,
+                subject: "encoding".into(),
+                problem: format!("differs: {here} and {there}"),
+                remedy: encoding(here)
+                    .map(|e| format!("CREATE DATABASE … ENCODING '{e}' TEMPLATE template0 on the target")),
+            });
+        } else if here != there {
+            found.push(Finding {
+                severity: Severity::Warning,
+                subject: "collation".into(),
+                problem: format!("differs ({here} and {there}): text sorts differently after the move"),
+                remedy: Some("CREATE DATABASE … LC_COLLATE … LC_CTYPE … TEMPLATE template0 on the target".into()),
+            });
+        }
+    }
+    Ok(found)
+}
+
+async fn findings(client: &Client, sql: &str) -> Result<Vec<Finding>, Error> {
+    let answer = client.simple_query(sql).await.map_err(refused("cannot check the database"))?;
+    rows(answer)
+        .iter()
+        .map(|row| {
+            Some(Finding {
+                severity: if row.get(0)? == "blocker" { Severity::Blocker } else { Severity::Warning },
+                subject: row.get(1)?.to_owned(),
+                problem: row.get(2)?.to_owned(),
+                remedy: row.get(3).map(str::to_owned),
+            })
+        })
+        .collect::<Option<_>>()
+        .ok_or_else(|| Error::Protocol("a finding cannot be read".into()))
+}
+
+/// Tried rather than looked up: `has_parameter_privilege` exists since 15 only.
+async fn replica_role(client: &Client) -> Result<Option<Finding>, Error> {
+    // One simple query is one transaction: the setting ends with it.
+    let tried = client.batch_execute("SET LOCAL session_replication_role = replica; SELECT 1").await;
+    let Err(error) = tried else { return Ok(None) };
+    if error.code() != Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
+        return Err(refused("cannot check the role's rights")(error));
+    }
+    let role = strings(client, "SELECT quote_ident(current_user)").await?.pop().unwrap_or_default();
+    Ok(Some(Finding {
+        severity: Severity::Blocker,
+        problem: "may not set session_replication_role: the applier could not pass the fence".into(),
+        remedy: Some(format!("GRANT SET ON PARAMETER session_replication_role TO {role} (15 or later), or SUPERUSER")),
+        subject: role,
+    }))
+}
+
+/// Whether some stream has copied into this database.
+async fn copied(client: &Client) -> Result<bool, Error> {
+    let table = strings(client, "SELECT to_regclass('godwit.progress')::text").await?;
+    if table.is_empty() {
+        return Ok(false);
+    }
+    let copied = strings(client, "SELECT coalesce(bool_or(copied), false) FROM godwit.progress").await?;
+    Ok(copied.first().is_some_and(|value| value == "t"))
+}
+
+/// First column of every row; NULLs are left out.
+async fn strings(client: &Client, sql: &str) -> Result<Vec<String>, Error> {
+    let answer = client.simple_query(sql).await.map_err(refused("cannot check the database"))?;
+    Ok(rows(answer).iter().filter_map(|row| row.get(0).map(str::to_owned)).collect())
+}
