@@ -1,1 +1,3 @@
-//! Not written yet.
+//! What Godwit tells about itself.
+
+pub mod names;

@@ -1,0 +1,239 @@
+//! Every way a request can fail here, and the one table from that to what the client gets.
+//!
+//! Nothing of the upstream's or our own error text reaches a client.
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, header};
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorSource, ErrorType};
+
+use crate::fronts::gate::Refused;
+
+/// Why a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// No front serves the host.
+    UnknownHost,
+    /// The gate holds as many as it may.
+    HoldFull,
+    /// The gate held it as long as it may.
+    HoldTooLong,
+    /// The active pool has no endpoint.
+    NoUpstream,
+    /// No endpoint took a connection.
+    Unreachable,
+    /// An endpoint did not answer in time.
+    TimedOut,
+    /// An endpoint closed the connection, or answered what is not HTTP.
+    BadAnswer,
+    /// The request is not HTTP as it should be.
+    BadRequest,
+    /// The client left.
+    ClientLeft,
+    /// A fault of ours.
+    Internal,
+}
+
+/// What a client gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The status.
+    pub status: u16,
+    /// `Retry-After`, seconds.
+    pub retry_after: Option<&'static str>,
+    /// The body: RFC 9457.
+    pub problem: &'static str,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::UnknownHost,
+        Self::HoldFull,
+        Self::HoldTooLong,
+        Self::NoUpstream,
+        Self::Unreachable,
+        Self::TimedOut,
+        Self::BadAnswer,
+        Self::BadRequest,
+        Self::ClientLeft,
+        Self::Internal,
+    ];
+
+    /// The table. None: nobody is there to get a reply.
+    pub fn reply(self) -> Option<Reply> {
+        let (status, retry_after, problem) = match self {
+            Self::UnknownHost => (
+                404,
+                None,
+                r#"{"type":"about:blank","title":"Not Found","status":404,"detail":"no service here answers to this host"}"#,
+            ),
+            Self::HoldFull => (
+                503,
+                Some("1"),
+                r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"as many requests are held as may be; try again"}"#,
+            ),
+            Self::HoldTooLong => (
+                503,
+                Some("1"),
+                r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the request was held as long as it may be and was not processed; try again"}"#,
+            ),
+            Self::NoUpstream => (
+                503,
+                Some("1"),
+                r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the service has no endpoint now"}"#,
+            ),
+            Self::Unreachable => (
+                502,
+                None,
+                r#"{"type":"about:blank","title":"Bad Gateway","status":502,"detail":"the service could not be reached"}"#,
+            ),
+            Self::TimedOut => (
+                504,
+                None,
+                r#"{"type":"about:blank","title":"Gateway Timeout","status":504,"detail":"the service did not answer in time"}"#,
+            ),
+            Self::BadAnswer => (
+                502,
+                None,
+                r#"{"type":"about:blank","title":"Bad Gateway","status":502,"detail":"the service gave no valid answer; the request may have been processed"}"#,
+            ),
+            Self::BadRequest => (
+                400,
+                None,
+                r#"{"type":"about:blank","title":"Bad Request","status":400,"detail":"the request is not valid HTTP"}"#,
+            ),
+            Self::ClientLeft => return None,
+            Self::Internal => (
+                500,
+                None,
+                r#"{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"the proxy failed"}"#,
+            ),
+        };
+        Some(Reply { status, retry_after, problem })
+    }
+
+    /// Its name in logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::UnknownHost => "unknown_host",
+            Self::HoldFull => "hold_full",
+            Self::HoldTooLong => "hold_too_long",
+            Self::NoUpstream => "no_upstream",
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed_out",
+            Self::BadAnswer => "bad_answer",
+            Self::BadRequest => "bad_request",
+            Self::ClientLeft => "client_left",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Whether the operator should hear of it.
+    pub fn is_ours(self) -> bool {
+        !matches!(self, Self::UnknownHost | Self::BadRequest | Self::ClientLeft)
+    }
+
+    /// What an error of the proxy library means.
+    pub fn of(error: &Error) -> Self {
+        use ErrorType::{
+            ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, ConnectionClosed, ReadError,
+            ReadTimedout, WriteError, WriteTimedout,
+        };
+        match (error.esource(), error.etype()) {
+            (ErrorSource::Downstream, ConnectionClosed | ReadError | WriteError | ReadTimedout | WriteTimedout) => {
+                Self::ClientLeft
+            }
+            (ErrorSource::Downstream, _) => Self::BadRequest,
+            (ErrorSource::Upstream, ConnectRefused | ConnectNoRoute | ConnectError) => Self::Unreachable,
+            (ErrorSource::Upstream, ConnectTimedout | ReadTimedout | WriteTimedout) => Self::TimedOut,
+            (ErrorSource::Upstream, _) => Self::BadAnswer,
+            (ErrorSource::Internal | ErrorSource::Unset, _) => Self::Internal,
+        }
+    }
+
+    /// As an error of the proxy library; never retried by it.
+    pub fn raise(self) -> Box<Error> {
+        Error::new(ErrorType::HTTPStatus(self.reply().map_or(499, |reply| reply.status)))
+    }
+}
+
+impl From<Refused> for Fault {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::TooMany | Refused::TooLarge => Self::HoldFull,
+            Refused::TooLong => Self::HoldTooLong,
+        }
+    }
+}
+
+impl Reply {
+    /// Sends it, unless a response has begun. The connection is closed after it.
+    pub(super) async fn send(&self, session: &mut Session) -> pingora::Result<()> {
+        let mut header = ResponseHeader::build(self.status, Some(4))?;
+        header.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))?;
+        header.insert_header(header::CONTENT_LENGTH, self.problem.len())?;
+        header.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+        if let Some(seconds) = self.retry_after {
+            header.insert_header(header::RETRY_AFTER, HeaderValue::from_static(seconds))?;
+        }
+        let bodiless = session.req_header().method == Method::HEAD;
+        let body = if bodiless { Bytes::new() } else { Bytes::from_static(self.problem.as_bytes()) };
+        session.downstream_session.write_error_response(header, body).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn the_table() {
+        let mut table = String::new();
+        for fault in Fault::ALL {
+            let Some(reply) = fault.reply() else {
+                writeln!(table, "{:14} -", fault.label()).unwrap();
+                continue;
+            };
+            let problem: serde_json::Value = serde_json::from_str(reply.problem).unwrap();
+            assert_eq!(problem["status"], reply.status);
+            let title = http::StatusCode::from_u16(reply.status).unwrap().canonical_reason().unwrap();
+            assert_eq!(problem["title"], title);
+            let retry = reply.retry_after.unwrap_or("-");
+            let detail = problem["detail"].as_str().unwrap();
+            writeln!(table, "{:14} {} {retry} {detail}", fault.label(), reply.status).unwrap();
+        }
+        insta::assert_snapshot!(table, @r"
+        unknown_host   404 - no service here answers to this host
+        hold_full      503 1 as many requests are held as may be; try again
+        hold_too_long  503 1 the request was held as long as it may be and was not processed; try again
+        no_upstream    503 1 the service has no endpoint now
+        unreachable    502 - the service could not be reached
+        timed_out      504 - the service did not answer in time
+        bad_answer     502 - the service gave no valid answer; the request may have been processed
+        bad_request    400 - the request is not valid HTTP
+        client_left    -
+        internal       500 - the proxy failed
+        ");
+    }
+
+    #[test]
+    fn errors_are_classified_by_source_and_kind() {
+        let up = |kind| Error::new(kind).into_up();
+        let down = |kind| Error::new(kind).into_down();
+        for (error, fault) in [
+            (up(ErrorType::ConnectRefused), Fault::Unreachable),
+            (up(ErrorType::ConnectTimedout), Fault::TimedOut),
+            (up(ErrorType::ConnectionClosed), Fault::BadAnswer),
+            (up(ErrorType::InvalidHTTPHeader), Fault::BadAnswer),
+            (down(ErrorType::ConnectionClosed), Fault::ClientLeft),
+            (down(ErrorType::InvalidHTTPHeader), Fault::BadRequest),
+            (Error::new(ErrorType::InternalError), Fault::Internal),
+        ] {
+            assert_eq!(Fault::of(&error), fault, "{error}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Puts the front into pingora: the server with its settings, and the service with one listener per address.
+//!
+//! How pingora 0.9.1 stops: SIGINT ends at once; SIGTERM stops accepting, lets kept-alive connections go, waits the *whole*
+//! grace period (it sleeps, it does not look), then ends the runtimes; SIGQUIT hands sockets to a successor, which Godwit
+//! does not use. Each service has its own runtime: make sockets and connections inside it. A listener that cannot be bound
+//! is retried for 30 s and then panics its service, hence [`check_listeners`].
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::proxy::{HttpProxy, http_proxy_service_with_name};
+use pingora::server::configuration::ServerConf;
+use pingora::server::{Server, ShutdownSignal, ShutdownSignalWatch};
+use pingora::services::listening::Service;
+use tokio_util::sync::CancellationToken;
+
+use crate::fronts::latencies::Recorder;
+use crate::fronts::routes::Routes;
+
+use super::HttpFront;
+
+/// The pingora service of the fronts.
+pub type FrontService = Service<HttpProxy<HttpFront>>;
+
+/// How the server runs.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerSettings {
+    /// Threads per service.
+    pub threads: usize,
+    /// Connections to upstreams kept per thread.
+    pub kept_connections: usize,
+    /// How long requests may go on after SIGTERM; whole seconds.
+    pub grace: Duration,
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        Self { threads: 2, kept_connections: 512, grace: Duration::from_secs(2) }
+    }
+}
+
+/// A listener that cannot be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}")]
+pub struct ListenError {
+    /// Where.
+    pub address: SocketAddr,
+    source: std::io::Error,
+}
+
+/// Ends the server at once when the token is cancelled; no signal is looked at.
+pub struct StopOn(pub CancellationToken);
+
+#[async_trait]
+impl ShutdownSignalWatch for StopOn {
+    async fn recv(&self) -> ShutdownSignal {
+        self.0.cancelled().await;
+        ShutdownSignal::FastShutdown
+    }
+}
+
+/// An empty server: add services to it, then `run` or `run_forever`.
+pub fn server(settings: ServerSettings) -> Server {
+    let conf = ServerConf {
+        threads: settings.threads.max(1),
+        upstream_keepalive_pool_size: settings.kept_connections,
+        grace_period_seconds: Some(settings.grace.as_secs()),
+        graceful_shutdown_timeout_seconds: Some(1),
+        daemon: false,
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    server
+}
+
+/// The service for every listener of `routes`.
+pub fn service(server: &Server, routes: &Arc<Routes>, recorder: &Arc<Recorder>) -> FrontService {
+    let front = HttpFront { routes: Arc::clone(routes), recorder: Arc::clone(recorder) };
+    let mut service = http_proxy_service_with_name(&server.configuration, front, "http fronts");
+    for address in routes.listeners() {
+        service.add_tcp(&address.to_string());
+    }
+    service
+}
+
+/// Whether every listener of `routes` can be bound now.
+pub fn check_listeners(routes: &Routes) -> Result<(), ListenError> {
+    for address in routes.listeners() {
+        TcpListener::bind(address).map_err(|source| ListenError { address, source })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! From the request path to those who read latencies: samples go through bounded lock-free queues, one per few threads,
+//! and whoever collects sorts them into histograms and metrics.
+//!
+//! Why queues and not `hdrhistogram::sync` recorders: those need one recorder per thread *and* series, and a `refresh`
+//! that waits until every one of them has recorded again, that is, forever on a thread that got no request. A queue costs
+//! one uncontended push per request and knows nothing of who reads. When it is full the sample is counted as lost; the
+//! request path never waits.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
+use hdrhistogram::Histogram;
+
+use crate::telemetry::names;
+
+use super::stopwatch::{Outcome, Segment, Segments};
+
+/// Samples a queue holds between two collections.
+const QUEUE: usize = 8192;
+/// Significant digits of the histograms.
+const DIGITS: u8 = 3;
+/// The label of a request that reached no resource or no zone.
+const NONE: &str = "none";
+
+/// What is kept of one finished request.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The resource; none: no front serves the host.
+    pub resource: Option<Arc<str>>,
+    /// The zone of the pool it was sent to; none: it was not sent.
+    pub zone: Option<Arc<str>>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How long the gate held it; none: not at all.
+    pub held: Option<Duration>,
+    /// Its segments, if a response came back and was sent whole.
+    pub segments: Option<Segments>,
+}
+
+type Key = (Arc<str>, Arc<str>);
+type Series = [Histogram<u64>; 6];
+
+/// Where the request path leaves samples.
+pub struct Recorder {
+    lanes: Box<[CachePadded<ArrayQueue<Sample>>]>,
+    lost: AtomicU64,
+    collector: Mutex<Collector>,
+}
+
+#[derive(Default)]
+struct Collector {
+    readers: Vec<std::sync::Weak<Mutex<HashMap<Key, Series>>>>,
+    meters: HashMap<(Option<Arc<str>>, Option<Arc<str>>), Meters>,
+    lost: u64,
+}
+
+/// Metric handles of one resource in one zone.
+struct Meters {
+    segments: [metrics::Histogram; 6],
+    hold: metrics::Histogram,
+    codes: HashMap<&'static str, metrics::Counter>,
+}
+
+/// One reader's view: what was recorded since it last took it.
+pub struct Latencies {
+    recorder: Arc<Recorder>,
+    series: Arc<Mutex<HashMap<Key, Series>>>,
+}
+
+impl Recorder {
+    /// Empty.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            lanes: (0..super::shards()).map(|_| CachePadded::new(ArrayQueue::new(QUEUE))).collect(),
+            lost: AtomicU64::new(0),
+            collector: Mutex::default(),
+        })
+    }
+
+    /// Leaves a sample; never waits, and counts it as lost when nobody collects.
+    pub fn record(&self, sample: Sample) {
+        if self.lanes[super::shard()].push(sample).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A new reader, from now on.
+    pub fn reader(self: &Arc<Self>) -> Latencies {
+        let series = Arc::default();
+        lock(&self.collector).readers.push(Arc::downgrade(&series));
+        Latencies { recorder: Arc::clone(self), series }
+    }
+
+    /// Sorts what was left since the last time into the readers' histograms and the metrics.
+    pub fn collect(&self) {
+        let mut collector = lock(&self.collector);
+        let readers: Vec<_> = collector.readers.iter().filter_map(std::sync::Weak::upgrade).collect();
+        collector.readers.retain(|reader| reader.strong_count() > 0);
+        for lane in &self.lanes {
+            // No more than it held when we came: a busy lane must not keep us here.
+            for _ in 0..lane.len() {
+                let Some(sample) = lane.pop() else { break };
+                for reader in &readers {
+                    sort(&mut lock(reader), &sample);
+                }
+                collector.measure(&sample);
+            }
+        }
+        let lost = self.lost.load(Ordering::Relaxed);
+        metrics::counter!(names::REQUEST_SAMPLES_LOST).increment(lost - collector.lost);
+        collector.lost = lost;
+    }
+}
+
+impl Latencies {
+    /// Microseconds of `segment` since this reader last took them, of requests that got a whole response.
+    pub fn take(&self, resource: &str, zone: &str, segment: Segment) -> Histogram<u64> {
+        self.recorder.collect();
+        let mut series = lock(&self.series);
+        series
+            .iter_mut()
+            .find(|((of, at), _)| &**of == resource && &**at == zone)
+            .map_or_else(histogram, |(_, segments)| {
+                std::mem::replace(&mut segments[segment as usize], histogram())
+            })
+    }
+}
+
+impl Collector {
+    fn measure(&mut self, sample: &Sample) {
+        let meters =
+            self.meters.entry((sample.resource.clone(), sample.zone.clone())).or_insert_with_key(Meters::new);
+        let code = sample.outcome.label();
+        let key = (&sample.resource, &sample.zone);
+        meters.codes.entry(code).or_insert_with(|| {
+            let (resource, zone) = labels(key);
+            metrics::counter!(names::REQUESTS, names::RESOURCE => resource, names::ZONE => zone, names::CODE => code)
+        }).increment(1);
+        if let Some(held) = sample.held {
+            meters.hold.record(held.as_secs_f64());
+        }
+        if let Some(segments) = &sample.segments {
+            for segment in Segment::ALL {
+                meters.segments[segment as usize].record(segments.get(segment).as_secs_f64());
+            }
+        }
+    }
+}
+
+impl Meters {
+    fn new(key: &(Option<Arc<str>>, Option<Arc<str>>)) -> Self {
+        let (resource, zone) = labels((&key.0, &key.1));
+        let segments = Segment::ALL.map(|segment| {
+            metrics::histogram!(names::REQUEST_DURATION, names::RESOURCE => resource.clone(),
+                names::ZONE => zone.clone(), names::SEGMENT => segment.label())
+        });
+        Self {
+            segments,
+            hold: metrics::histogram!(names::HOLD_DURATION, names::RESOURCE => resource),
+            codes: HashMap::new(),
+        }
+    }
+}
+
+fn labels((resource, zone): (&Option<Arc<str>>, &Option<Arc<str>>)) -> (String, String) {
+    let text = |name: &Option<Arc<str>>| name.as_deref().unwrap_or(NONE).to_owned();
+    (text(resource), text(zone))
+}
+
+fn sort(series: &mut HashMap<Key, Series>, sample: &Sample) {
+    let (Some(resource), Some(zone), Some(segments)) = (&sample.resource, &sample.zone, &sample.segments)
+    else {
+        return;
+    };
+    let histograms = series
+        .entry((Arc::clone(resource), Arc::clone(zone)))
+        .or_insert_with(|| std::array::from_fn(|_| histogram()));
+    for segment in Segment::ALL {
+        let micros = u64::try_from(segments.get(segment).as_micros()).unwrap_or(u64::MAX);
+        histograms[segment as usize].saturating_record(micros);
+    }
+}
+
+/// Grows to any value; the digits are within what the crate takes.
+fn histogram() -> Histogram<u64> {
+    match Histogram::new(DIGITS) {
+        Ok(histogram) => histogram,
+        Err(error) => unreachable!("{DIGITS} digits are allowed: {error}"),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stopwatch::Stopwatch;
+    use super::*;
+
+    fn sample(first_byte: Duration) -> Sample {
+        let start = super::super::now();
+        let mut watch = Stopwatch::start(start);
+        watch.chosen(start);
+        watch.connected(start);
+        watch.body_sent(start);
+        watch.answered(start + first_byte);
+        Sample {
+            resource: Some("orders".into()),
+            zone: Some("a".into()),
+            outcome: Outcome::Status(200),
+            held: None,
+            segments: watch.finish(start + first_byte),
+        }
+    }
+
+    #[test]
+    fn each_reader_takes_for_itself() {
+        let recorder = Recorder::new();
+        let (one, two) = (recorder.reader(), recorder.reader());
+        recorder.record(sample(Duration::from_millis(10)));
+        recorder.record(Sample { segments: None, outcome: Outcome::Cancelled, ..sample(Duration::ZERO) });
+        let taken = one.take("orders", "a", Segment::Upstream);
+        assert_eq!(taken.len(), 1);
+        assert!(taken.max().abs_diff(10_000) < 20);
+        assert_eq!(one.take("orders", "a", Segment::Upstream).len(), 0);
+        assert_eq!(one.take("orders", "b", Segment::Upstream).len(), 0);
+        recorder.record(sample(Duration::from_millis(20)));
+        assert_eq!(two.take("orders", "a", Segment::FirstByte).len(), 2);
+        assert_eq!(one.take("orders", "a", Segment::FirstByte).len(), 2);
+    }
+
+    #[test]
+    fn a_full_queue_loses_samples_and_says_so() {
+        let recorder = Recorder::new();
+        for _ in 0..=QUEUE {
+            recorder.record(sample(Duration::ZERO));
+        }
+        assert_eq!(recorder.lost.load(Ordering::Relaxed), 1);
+        recorder.collect();
+        assert_eq!(lock(&recorder.collector).lost, 1);
+    }
+}
