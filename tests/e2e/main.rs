@@ -1,3 +1,4 @@
 //! End to end tests: real PostgreSQL, real sockets.
 
 mod services;
+mod source;
