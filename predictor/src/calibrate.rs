@@ -22,8 +22,10 @@ impl Default for Pace {
     }
 }
 
+/// Where [`LEVELS`] has one half.
+const MEDIAN: usize = LEVELS.len() / 2;
 /// Offsets stay within this many units: a long storm of misses must not leave a band that takes hours to come back.
-const FURTHEST: f64 = 20.0;
+const FURTHEST: f64 = 10.0;
 /// One miss counts for at most this many units.
 const WILDEST: f64 = 10.0;
 
@@ -37,7 +39,11 @@ pub struct Calibrator {
 
 impl Calibrator {
     /// No offsets yet.
-    pub fn new(pace: Pace) -> Self {
+    ///
+    /// `lag` is how many steps later a forecast is scored. Misses of one cause then come up to `lag` at a time, and
+    /// are learned from more slowly (by the cube root of `lag`, found by backtest): fast control on late feedback swings.
+    pub fn new(mut pace: Pace, lag: usize) -> Self {
+        pace.offset /= (lag.max(1) as f64).cbrt();
         Self { pace, offsets: [0.0; LEVELS.len()], unit: None }
     }
 
@@ -48,6 +54,14 @@ impl Calibrator {
         for (value, offset) in adjusted.iter_mut().zip(self.offsets) {
             *value += offset * unit;
         }
+        // Sorting alone would let a tail take the median's place, and its miss would then feed the unit.
+        let median = quantiles[MEDIAN];
+        for value in &mut adjusted[..MEDIAN] {
+            *value = value.min(median);
+        }
+        for value in &mut adjusted[MEDIAN + 1..] {
+            *value = value.max(median);
+        }
         adjusted.sort_unstable_by(f64::total_cmp);
         adjusted
     }
@@ -55,14 +69,14 @@ impl Calibrator {
     /// Learns that `value` came where `issued` (as adjusted then) had been forecast.
     pub fn learn(&mut self, issued: &Quantiles, value: f64) {
         for (place, level) in LEVELS.into_iter().enumerate() {
-            if place == LEVELS.len() / 2 {
+            if place == MEDIAN {
                 continue;
             }
             let below = if value <= issued[place] { 1.0 } else { 0.0 };
             self.offsets[place] =
                 (self.offsets[place] + self.pace.offset * (level - below)).clamp(-FURTHEST, FURTHEST);
         }
-        let miss = (value - issued[LEVELS.len() / 2]).abs();
+        let miss = (value - issued[MEDIAN]).abs();
         self.unit = Some(match self.unit {
             None => miss,
             Some(unit) if unit > 0.0 => unit + self.pace.unit * (miss.min(unit * WILDEST) - unit),
@@ -87,7 +101,7 @@ mod tests {
     #[test]
     fn a_band_that_is_far_too_narrow_comes_to_cover() {
         let narrow = [49.0, 49.5, 50.0, 50.5, 51.0];
-        let mut calibrator = Calibrator::new(Pace::default());
+        let mut calibrator = Calibrator::new(Pace::default(), 1);
         let mut inside = 0;
         for (count, value) in uniform(3000).enumerate() {
             let value = value * 100.0;

@@ -34,7 +34,7 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { rate: 0.3, share: 0.01, on_shift: 0.8, pace: Pace::default() }
+        Self { rate: 0.5, share: 0.01, on_shift: 0.8, pace: Pace::default() }
     }
 }
 
@@ -77,13 +77,13 @@ impl Hedge {
     /// Over `experts`, equally weighted at first.
     pub fn new(experts: Vec<Box<dyn Forecaster>>, tuning: Tuning) -> Self {
         let even = 1.0 / experts.len().max(1) as f64;
-        let bucket = || Bucket {
+        let bucket = |lag: &usize| Bucket {
             weights: vec![even; experts.len()],
             unit: None,
-            calibrator: Calibrator::new(tuning.pace),
+            calibrator: Calibrator::new(tuning.pace, *lag),
         };
         Self {
-            buckets: LAGS.iter().map(|_| bucket()).collect(),
+            buckets: LAGS.iter().map(bucket).collect(),
             experts,
             tuning,
             window: Window::new(240),

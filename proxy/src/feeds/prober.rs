@@ -62,8 +62,15 @@ impl ProbeBoard {
         self.probes.subscribe()
     }
 
+    fn add(&self, key: &PlacementKey) {
+        self.probes.send_modify(|all| {
+            all.insert(key.clone(), Probes::default());
+        });
+    }
+
+    /// Nothing when `key` has been forgotten meanwhile: an aborted task may still end its last turn.
     fn post(&self, key: &PlacementKey, change: impl FnOnce(&mut Probes)) {
-        self.probes.send_modify(|all| change(all.entry(key.clone()).or_default()));
+        self.probes.send_if_modified(|all| all.get_mut(key).map(change).is_some());
     }
 
     fn remove(&self, key: &PlacementKey) {
@@ -107,6 +114,7 @@ impl Prober {
     /// Starts probing `key`, in place of what was probed under that key before.
     pub fn watch(&mut self, key: PlacementKey, target: Target) {
         self.forget(&key);
+        self.board.add(&key);
         let mut tasks = JoinSet::new();
         let Pace { step, timeout } = self.pace;
         let step = step.max(Duration::from_millis(1));
