@@ -2,3 +2,4 @@
 
 mod services;
 mod source;
+mod front;

@@ -167,7 +167,10 @@ impl Gate {
                 self.refused.fetch_add(1, SeqCst);
                 return Err(refused);
             }
-            Place { ticket: Some(queue.push(Waiting { release, bytes: header_bytes, since: now() })), gate: self }
+            Place {
+                ticket: Some(queue.push(Waiting { release, bytes: header_bytes, since: now() })),
+                gate: self,
+            }
         };
         let answer = match tokio::time::timeout(self.limits.time, &mut released).await {
             Ok(answer) => answer,
@@ -199,8 +202,11 @@ impl Gate {
     /// What it holds and what it has seen.
     pub fn stats(&self) -> HoldStats {
         let queue = self.queue();
-        let oldest =
-            queue.waiting.values().next().map_or(Duration::ZERO, |w| now().saturating_duration_since(w.since));
+        let oldest = queue
+            .waiting
+            .values()
+            .next()
+            .map_or(Duration::ZERO, |w| now().saturating_duration_since(w.since));
         HoldStats {
             held: queue.waiting.len(),
             held_bytes: queue.bytes,

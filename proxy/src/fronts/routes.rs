@@ -131,9 +131,7 @@ impl Routes {
         if listener.hosts.is_empty() {
             return listener.every.clone();
         }
-        host.and_then(|host| listener.hosts.get(&*bare(host)))
-            .or(listener.every.as_ref())
-            .cloned()
+        host.and_then(|host| listener.hosts.get(&*bare(host))).or(listener.every.as_ref()).cloned()
     }
 }
 

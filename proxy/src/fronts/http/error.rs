@@ -142,9 +142,10 @@ impl Fault {
             ReadTimedout, WriteError, WriteTimedout,
         };
         match (error.esource(), error.etype()) {
-            (ErrorSource::Downstream, ConnectionClosed | ReadError | WriteError | ReadTimedout | WriteTimedout) => {
-                Self::ClientLeft
-            }
+            (
+                ErrorSource::Downstream,
+                ConnectionClosed | ReadError | WriteError | ReadTimedout | WriteTimedout,
+            ) => Self::ClientLeft,
             (ErrorSource::Downstream, _) => Self::BadRequest,
             (ErrorSource::Upstream, ConnectRefused | ConnectNoRoute | ConnectError) => Self::Unreachable,
             (ErrorSource::Upstream, ConnectTimedout | ReadTimedout | WriteTimedout) => Self::TimedOut,

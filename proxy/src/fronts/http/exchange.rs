@@ -21,6 +21,8 @@ pub struct Exchange {
     pub(super) front: Option<Arc<ResourceFront>>,
     pub(super) admission: Option<Admission>,
     pub(super) pick: Option<Pick>,
+    /// The zone of the endpoint it was last at.
+    pub(super) zone: Option<Arc<str>>,
     /// Endpoints that could not be used.
     pub(super) tried: Vec<SocketAddr>,
     /// Why it failed, once that is known.
@@ -35,6 +37,7 @@ impl Exchange {
             front: None,
             admission: None,
             pick: None,
+            zone: None,
             tried: Vec::new(),
             fault: None,
         }
@@ -50,13 +53,14 @@ impl Exchange {
     pub(super) fn give_up_endpoint(&mut self) -> Option<Pick> {
         let pick = self.pick.take()?;
         self.tried.push(pick.address());
+        self.zone = Some(Arc::clone(&pick.zone));
         Some(pick)
     }
 
     /// Leaves the gate and the endpoint, and returns what is kept of it.
     pub(super) fn finish(&mut self, session: &Session, error: Option<&Error>) -> Sample {
         drop(self.admission.take());
-        let zone = self.pick.take().map(|pick| Arc::clone(&pick.zone));
+        let zone = self.pick.take().map(|pick| Arc::clone(&pick.zone)).or_else(|| self.zone.take());
         let status = session.response_written().map(|header| header.status.as_u16());
         let outcome = match (error, self.fault, status) {
             (None, _, Some(status)) => Outcome::Status(status),

@@ -9,8 +9,8 @@
 //! idempotent method only if the connection was a kept one that had died meanwhile. Everything else, POST above all, is
 //! sent at most once.
 
-pub mod error;
 mod client;
+pub mod error;
 mod exchange;
 mod forwarded;
 mod server;
@@ -29,7 +29,9 @@ use pingora::{Error, Result};
 
 use error::Fault;
 pub use exchange::Exchange;
-pub use server::{FrontService, ListenError, ServerSettings, StopOn, check_listeners, server, service};
+pub use server::{
+    Background, FrontService, ListenError, ServerSettings, StopOn, check_listeners, server, service,
+};
 
 use super::latencies::Recorder;
 use super::now;
@@ -159,15 +161,15 @@ impl ProxyHttp for HttpFront {
         error.retry.decide_reuse(client_reused);
         let method = &session.req_header().method;
         let repeatable = session.response_written().is_none() && !session.retry_buffer_truncated();
-        let again = repeatable
-            && match Fault::of(&error) {
-                Fault::BadAnswer if method.is_safe() => {
-                    error.retry() || exchange.tried.is_empty() && exchange.has_other_endpoint()
-                }
-                Fault::BadAnswer => method.is_idempotent() && error.retry(),
-                _ => false,
-            };
-        if again && !error.retry() {
+        let again = match Fault::of(&error) {
+            Fault::BadAnswer if !repeatable => false,
+            Fault::BadAnswer if method.is_safe() => {
+                client_reused || exchange.tried.is_empty() && exchange.has_other_endpoint()
+            }
+            Fault::BadAnswer => method.is_idempotent() && error.retry(),
+            _ => false,
+        };
+        if again && !client_reused {
             exchange.give_up_endpoint();
         }
         error.set_retry(again);
@@ -188,7 +190,10 @@ impl ProxyHttp for HttpFront {
         let Some(reply) = fault.reply() else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
-        if reply.send(session).await.is_ok() {
+        let sent = reply.send(session).await;
+        // It is done: nobody who drains needs to wait for what the client is still sending.
+        exchange.admission = None;
+        if sent.is_ok() {
             linger(session).await;
         }
         FailToProxy { error_code: reply.status, can_reuse_downstream: false }
@@ -202,13 +207,7 @@ impl ProxyHttp for HttpFront {
         true
     }
 
-    fn suppress_proxy_warn_log(
-        &self,
-        _: &Session,
-        _: &Exchange,
-        _: &Error,
-        _: ProxyWarnLogContext,
-    ) -> bool {
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Exchange, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
 }
@@ -216,9 +215,11 @@ impl ProxyHttp for HttpFront {
 impl HttpFront {
     fn find(&self, session: &Session) -> Option<Arc<ResourceFront>> {
         let request = session.req_header();
-        let host = request.uri.authority().map(http::uri::Authority::as_str).or_else(|| {
-            request.headers.get(http::header::HOST).and_then(|host| host.to_str().ok())
-        });
+        let host = request
+            .uri
+            .authority()
+            .map(http::uri::Authority::as_str)
+            .or_else(|| request.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()));
         self.routes.find(host, || inet(session.server_addr()))
     }
 }

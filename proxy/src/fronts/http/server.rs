@@ -7,12 +7,13 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::proxy::{HttpProxy, http_proxy_service_with_name};
 use pingora::server::configuration::ServerConf;
-use pingora::server::{Server, ShutdownSignal, ShutdownSignalWatch};
+use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
 use pingora::services::listening::Service;
 use tokio_util::sync::CancellationToken;
 
@@ -84,6 +85,34 @@ pub fn service(server: &Server, routes: &Arc<Routes>, recorder: &Arc<Recorder>) 
         service.add_tcp(&address.to_string());
     }
     service
+}
+
+/// A server in a thread of its own; dropping it ends the server.
+pub struct Background {
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Background {
+    /// Runs `server` until dropped. Fails when the system gives no thread.
+    pub fn run(server: Server) -> std::io::Result<Self> {
+        let stop = CancellationToken::new();
+        let shutdown_signal = Box::new(StopOn(stop.clone()));
+        let thread = std::thread::Builder::new()
+            .name("fronts".to_owned())
+            .spawn(move || server.run(RunArgs { shutdown_signal }))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            // A panic in there was reported there.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// Whether every listener of `routes` can be bound now.
