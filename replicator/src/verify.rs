@@ -77,7 +77,9 @@ pub fn differences(source: &[TableDigest], target: &[TableDigest]) -> Vec<String
             (Some(a), Some(b)) if a.hash != b.hash => {
                 Some(format!("{table}: {} rows on both, but their content differs", a.rows))
             }
-            (Some(a), None) => Some(format!("{table}: missing on the target ({} rows on the source)", a.rows)),
+            (Some(a), None) => {
+                Some(format!("{table}: missing on the target ({} rows on the source)", a.rows))
+            }
             (None, Some(b)) => Some(format!("{table}: only on the target ({} rows)", b.rows)),
             _ => None,
         })
@@ -144,7 +146,8 @@ async fn digest_table(client: &Client, table: &Table) -> Result<TableDigest, Err
             let half = |column| row.get(column)?.parse::<u64>().ok();
             Some((half(0)?, u128::from(half(1)?) << 64 | u128::from(half(2)?)))
         });
-        let (rows, hash) = parsed.ok_or_else(|| Error::Protocol(format!("{context}: no digest came back")))?;
+        let (rows, hash) =
+            parsed.ok_or_else(|| Error::Protocol(format!("{context}: no digest came back")))?;
         total.rows += rows;
         total.hash = add_halves(total.hash, hash);
         match until {

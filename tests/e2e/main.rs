@@ -3,3 +3,6 @@
 mod services;
 mod source;
 mod front;
+mod fence;
+mod preflight;
+mod verify;

@@ -83,7 +83,9 @@ pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, E
                 severity: Severity::Warning,
                 subject: "collation".into(),
                 problem: format!("differs ({here} and {there}): text sorts differently after the move"),
-                remedy: Some("CREATE DATABASE … LC_COLLATE … LC_CTYPE … TEMPLATE template0 on the target".into()),
+                remedy: Some(
+                    "CREATE DATABASE … LC_COLLATE … LC_CTYPE … TEMPLATE template0 on the target".into(),
+                ),
             });
         }
     }
@@ -118,7 +120,9 @@ async fn replica_role(client: &Client) -> Result<Option<Finding>, Error> {
     Ok(Some(Finding {
         severity: Severity::Blocker,
         problem: "may not set session_replication_role: the applier could not pass the fence".into(),
-        remedy: Some(format!("GRANT SET ON PARAMETER session_replication_role TO {role} (15 or later), or SUPERUSER")),
+        remedy: Some(format!(
+            "GRANT SET ON PARAMETER session_replication_role TO {role} (15 or later), or SUPERUSER"
+        )),
         subject: role,
     }))
 }

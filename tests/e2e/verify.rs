@@ -1,0 +1,83 @@
+//! Digests of equal and unequal databases on two major versions.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use godwit_tests::postgres::{TestCluster, other_major};
+use replicator::verify::{differences, digest};
+
+const SCHEMA: &str = r#"
+    CREATE TYPE mood AS ENUM ('sad', 'ok');
+    CREATE TYPE pair AS (x int, y text);
+    CREATE TABLE kinds (id int PRIMARY KEY, f4 real, f8 double precision, n numeric, t timestamptz, d date, i interval,
+      b bytea, j jsonb, a text[], m mood, p pair, r int4range, money money, u uuid, c char(4), v varchar(9), bo boolean);
+    INSERT INTO kinds VALUES
+      (1, 0.1, 1e-300, 'NaN', '2024-02-29 23:59:59.999999+05:30', '0044-03-15 BC', '1 mon -2 days 03:04:05.6',
+       '\x00ff5c', '{"b": 1, "a": [1.10, null], "é": "\u00e9"}', '{"a,b",NULL,"\"q\""}', 'ok', '(1,"x,y")', '[1,5)', 12.34,
+       'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', 'ab', 'it''s', true),
+      (2, 'Infinity', '-Infinity', -0.0000000000000000000001, '-infinity', 'infinity', '-1 year', '', 'null', '{}', NULL,
+       NULL, 'empty', -1, NULL, '', '', false),
+      (3, 'NaN', 3.141592653589793, 123456789012345678901234567890.5, 'infinity', '1999-01-08', '0', NULL, NULL, NULL, 'sad',
+       '(,)', NULL, NULL, NULL, NULL, NULL, NULL);
+    CREATE TABLE wide (region text, id bigint, at timestamptz, payload text, PRIMARY KEY (region, id, at));
+    CREATE TABLE parts (id int, day int) PARTITION BY RANGE (day);
+    CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10);
+    CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (10) TO (20);
+    INSERT INTO parts SELECT g, g % 20 FROM generate_series(1, 1000) g;
+    CREATE TABLE heap (id int, note text);
+    CREATE TABLE "Empty ""One" ();
+    CREATE TABLE dropped (a int, z int, b text PRIMARY KEY); ALTER TABLE dropped DROP COLUMN z;
+    INSERT INTO dropped VALUES (1, 'x');
+"#;
+
+fn fill(order: &str) -> String {
+    format!(
+        "INSERT INTO wide SELECT 'r' || g % 3, g, timestamptz '2024-01-01 00:00:00Z' + g * interval '1 second',
+           repeat('x', g % 50) FROM (SELECT g FROM generate_series(1, 120000) g ORDER BY g {order}) s;
+         INSERT INTO heap SELECT g, 'n' || g FROM (SELECT g FROM generate_series(1, 3000) g ORDER BY g {order}) s;"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_across_versions_and_every_difference_is_named() -> Result<()> {
+    let (old, new) = (TestCluster::start(15)?, TestCluster::start(other_major())?);
+    let a = old.create_database("shop", &format!("{SCHEMA}{}", fill("ASC"))).await?;
+    let b = new.create_database("shop", &format!("{SCHEMA}{}", fill("DESC"))).await?;
+    // Session settings that change text output must not matter.
+    b.batch_execute(
+        "SET \"TimeZone\" = 'Asia/Kolkata'; SET \"DateStyle\" = 'SQL, DMY'; SET extra_float_digits = -5;
+         SET \"IntervalStyle\" = 'iso_8601'; SET bytea_output = 'escape'",
+    )
+    .await?;
+    let started = Instant::now();
+    let source = digest(&a).await?;
+    eprintln!("{} rows digested in {:?}", source.iter().map(|t| t.rows).sum::<u64>(), started.elapsed());
+    let target = digest(&b).await?;
+    assert_eq!(differences(&source, &target), Vec::<String>::new());
+    let rows = |name: &str| source.iter().find(|t| t.table == name).map(|t| t.rows);
+    assert_eq!(rows("public.wide"), Some(120_000));
+    assert_eq!(rows("public.parts_1"), Some(500));
+    assert_eq!(rows("public.parts"), None, "a parent holds no rows");
+    assert_eq!(rows(r#"public."Empty ""One""#), Some(0));
+    let zone: String = b.query_one("SHOW \"TimeZone\"", &[]).await?.get(0);
+    assert_eq!(zone, "Asia/Kolkata", "the session is as it was");
+
+    b.batch_execute(
+        "UPDATE wide SET payload = payload || 'y' WHERE id = 77777; DELETE FROM heap WHERE id = 5;
+         UPDATE kinds SET f8 = 3.1415926535897936 WHERE id = 3; DROP TABLE parts_2; CREATE TABLE extra (id int);
+         UPDATE heap SET note = NULL WHERE id = 6",
+    )
+    .await?;
+    let found = differences(&source, &digest(&b).await?);
+    assert_eq!(
+        found,
+        [
+            "public.extra: only on the target (0 rows)",
+            "public.heap: 3000 rows on the source, 2999 on the target",
+            "public.kinds: 3 rows on both, but their content differs",
+            "public.parts_2: missing on the target (500 rows on the source)",
+            "public.wide: 120000 rows on both, but their content differs",
+        ]
+    );
+    Ok(())
+}
