@@ -1,1 +1,56 @@
-//! soon
+//! What a stream is applied to: [`postgres`] for real, [`memory`] for tests.
+//!
+//! Rows and checkpoint move in one step, so that applying is exactly once whatever breaks.
+
+pub mod memory;
+pub mod postgres;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::change::Transaction;
+use crate::error::Error;
+use crate::lsn::Lsn;
+use crate::wire::{CopyTable, Resume};
+
+pub use self::postgres::seed_progress;
+
+/// A group's bounds: how much of what is queued goes into one target transaction.
+pub const GROUP_CHANGES: usize = 2_000;
+
+/// See [`GROUP_CHANGES`]; encoded bytes.
+pub const GROUP_BYTES: u64 = 2 << 20;
+
+/// Where changes go.
+///
+/// An error leaves the target as it was before the call or (connection lost at commit) as it should be after it; the
+/// session ends and the next one asks [`Target::resume`].
+#[async_trait]
+pub trait Target: Send {
+    /// Takes the stream over from any earlier session, and tells where it stands.
+    async fn resume(&mut self) -> Result<Resume, Error>;
+
+    /// Applies whole transactions, in order, and moves the checkpoint to the last one's end, in one step.
+    async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error>;
+
+    /// Moves the checkpoint alone.
+    async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error>;
+
+    /// Starts the initial copy on an empty target.
+    async fn begin_copy(&mut self) -> Result<(), Error>;
+
+    /// Runs the schema's SQL: `post` is what comes after the rows.
+    async fn load_schema(&mut self, sql: &str, post: bool) -> Result<(), Error>;
+
+    /// Rows of this table follow.
+    async fn begin_table(&mut self, table: &CopyTable) -> Result<(), Error>;
+
+    /// Rows in COPY text format, cut anywhere.
+    async fn copy_rows(&mut self, data: Bytes) -> Result<(), Error>;
+
+    /// That was the table; tells how many rows it got.
+    async fn end_table(&mut self) -> Result<u64, Error>;
+
+    /// Commits the copy with its checkpoint, in one step.
+    async fn end_copy(&mut self, consistent_point: Lsn) -> Result<(), Error>;
+}

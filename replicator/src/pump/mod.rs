@@ -1,1 +1,300 @@
-//! soon
+//! The shell around a session: database, link, clock and status. Decisions are in [`crate::session`].
+//!
+//! [`maintain`] keeps one stream alive from the side that opens the link; [`serve_link`] answers on the other side.
+//! Inside one process, [`LocalPeer`] stands for the other side.
+
+mod copying;
+mod receive;
+mod send;
+mod transport;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::error::{Error, ErrorKind};
+use crate::link::{Dial, Link, memory};
+use crate::session::chain;
+use crate::status::{Phase, StreamStatus};
+use crate::wire::{Frame, Hello, Role};
+use transport::Joined;
+
+pub use crate::wire::StreamSpec;
+
+/// How often heartbeats, lag and silence are looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How long the other side may take over its part of the opening.
+const OPENING: Duration = Duration::from_secs(30);
+
+/// Waits between attempts: doubled from the first to the last.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// The half of a stream that runs here.
+#[derive(Clone, Debug)]
+pub enum LocalEnd {
+    /// The source is here: send.
+    Source {
+        /// The source database.
+        dsn: tokio_postgres::Config,
+        /// Where `pg_dump` is, if not on the path.
+        bin: Option<PathBuf>,
+    },
+    /// The target is here: receive and apply.
+    Target {
+        /// The target database.
+        dsn: tokio_postgres::Config,
+    },
+}
+
+impl LocalEnd {
+    fn role(&self) -> Role {
+        match self {
+            Self::Source { .. } => Role::Push,
+            Self::Target { .. } => Role::Pull,
+        }
+    }
+}
+
+/// What an answering side gives to a stream.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its half.
+    pub end: LocalEnd,
+    /// Where its status goes.
+    pub status: watch::Sender<StreamStatus>,
+    /// Ends it.
+    pub cancel: CancellationToken,
+}
+
+/// Sends a stream over a link on which the other side runs [`run_receiver`]. Returns when told to stop or on an error.
+///
+/// Not cancel-safe in the sense of going on; dropping it at any moment loses nothing: the next session resumes.
+pub async fn run_sender(
+    source_dsn: &tokio_postgres::Config,
+    source_bin: Option<PathBuf>,
+    spec: StreamSpec,
+    link: Box<dyn Link>,
+    status: watch::Sender<StreamStatus>,
+    cancel: CancellationToken,
+) -> Result<(), Error> {
+    send::run(source_dsn, source_bin, &spec, Joined::new(link), &status, &cancel).await
+}
+
+/// Applies a stream that comes over a link on which the other side runs [`run_sender`]; see there.
+pub async fn run_receiver(
+    target_dsn: &tokio_postgres::Config,
+    spec: StreamSpec,
+    link: Box<dyn Link>,
+    status: watch::Sender<StreamStatus>,
+    cancel: CancellationToken,
+) -> Result<(), Error> {
+    let target = Box::new(crate::apply::postgres::PostgresTarget::new(target_dsn.clone(), spec)?);
+    receive::run(target, Joined::new(link), &status, &cancel).await
+}
+
+async fn run_end(
+    end: &LocalEnd,
+    spec: &StreamSpec,
+    joined: Joined,
+    status: &watch::Sender<StreamStatus>,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
+    match end {
+        LocalEnd::Source { dsn, bin } => send::run(dsn, bin.clone(), spec, joined, status, cancel).await,
+        LocalEnd::Target { dsn } => {
+            let target = crate::apply::postgres::PostgresTarget::new(dsn.clone(), spec.clone())?;
+            receive::run(Box::new(target), joined, status, cancel).await
+        }
+    }
+}
+
+/// Opens one session over `link` and runs this side's half: a source pushes, a target pulls.
+pub async fn start(
+    end: &LocalEnd,
+    spec: &StreamSpec,
+    link: Box<dyn Link>,
+    status: &watch::Sender<StreamStatus>,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
+    let mut joined = Joined::new(link);
+    let hello = Hello { role: end.role(), spec: spec.clone() };
+    joined.say(&Frame::Hello(hello)).await?;
+    match joined.hear(OPENING).await? {
+        Frame::Welcome => run_end(end, spec, joined, status, cancel).await,
+        Frame::Refuse { reason } => Err(Error::Unready(format!("the other side refuses: {reason}"))),
+        other => Err(Error::Protocol(format!("frame kind {} for an answer", other.kind()))),
+    }
+}
+
+/// Answers on a link that the other side opened: asks `resolve` what to do for its hello, and does it.
+///
+/// `resolve` also gets the authenticated name of the other side (`None` inside one process); its error text goes to
+/// the other side. A half that does not fit the role asked for is refused here.
+pub async fn serve_link(
+    link: Box<dyn Link>,
+    resolve: impl Fn(&Hello, Option<&str>) -> Result<Answer, String> + Send,
+) -> Result<(), Error> {
+    let peer = link.peer().map(str::to_owned);
+    let mut joined = Joined::new(link);
+    let hello = match joined.hear(OPENING).await? {
+        Frame::Hello(hello) => hello,
+        other => return Err(Error::Protocol(format!("frame kind {} for a hello", other.kind()))),
+    };
+    let answer = resolve(&hello, peer.as_deref()).and_then(|answer| {
+        if answer.end.role() == hello.role {
+            return Err("both sides have the same half of the stream".into());
+        }
+        Ok(answer)
+    });
+    match answer {
+        Ok(answer) => {
+            joined.say(&Frame::Welcome).await?;
+            run_and_tell(run_end(&answer.end, &hello.spec, joined, &answer.status, &answer.cancel), &answer.status, true)
+                .await
+        }
+        Err(reason) => {
+            joined.say(&Frame::Refuse { reason: reason.clone() }).await?;
+            joined.close().await;
+            Err(Error::Unready(format!("refused stream {}: {reason}", hello.spec.slot)))
+        }
+    }
+}
+
+/// Keeps a stream alive: dials, runs, and after an error dials again, more slowly each time, until told to stop.
+///
+/// Ends by itself only when fenced ([`ErrorKind::Never`]). What waits for a person is tried again at the slowest pace.
+pub async fn maintain(
+    dial: &dyn Dial,
+    spec: &StreamSpec,
+    end: &LocalEnd,
+    status: &watch::Sender<StreamStatus>,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
+    let mut wait = BACKOFF.0;
+    loop {
+        let began = Instant::now();
+        let attempt = async { start(end, spec, dial.dial().await?, status, cancel).await };
+        let result = tokio::select! {
+            () = cancel.cancelled() => Ok(()),
+            result = attempt => result,
+        };
+        let never = matches!(&result, Err(error) if error.kind() == ErrorKind::Never);
+        let operator = matches!(&result, Err(error) if error.kind() == ErrorKind::Operator);
+        let result = run_and_tell(async { result }, status, !never).await;
+        match result {
+            Ok(()) if cancel.is_cancelled() => return Ok(()),
+            Err(error) if never => return Err(error),
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(stream = spec.slot, error = chain(&error), "stream broke; it will be resumed");
+            }
+        }
+        if began.elapsed() > BACKOFF.1 {
+            wait = BACKOFF.0;
+        }
+        let pause = if operator { BACKOFF.1 } else { wait };
+        wait = (wait * 2).min(BACKOFF.1);
+        tokio::select! {
+            () = cancel.cancelled() => {
+                status.send_modify(|status| status.phase = Phase::Stopped);
+                return Ok(());
+            }
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// [`maintain`] for a source here.
+pub async fn start_push(
+    dial: &dyn Dial,
+    source_dsn: tokio_postgres::Config,
+    source_bin: Option<PathBuf>,
+    spec: &StreamSpec,
+    status: &watch::Sender<StreamStatus>,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
+    maintain(dial, spec, &LocalEnd::Source { dsn: source_dsn, bin: source_bin }, status, cancel).await
+}
+
+/// [`maintain`] for a target here.
+pub async fn start_pull(
+    dial: &dyn Dial,
+    target_dsn: tokio_postgres::Config,
+    spec: &StreamSpec,
+    status: &watch::Sender<StreamStatus>,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
+    maintain(dial, spec, &LocalEnd::Target { dsn: target_dsn }, status, cancel).await
+}
+
+async fn run_and_tell(
+    run: impl Future<Output = Result<(), Error>>,
+    status: &watch::Sender<StreamStatus>,
+    retrying: bool,
+) -> Result<(), Error> {
+    let result = run.await;
+    status.send_modify(|status| {
+        status.phase = match &result {
+            Ok(()) => Phase::Stopped,
+            Err(error) => Phase::Failed { error: chain(error), retrying },
+        };
+    });
+    result
+}
+
+/// The other side of a stream in this process: each dial starts a task that answers over a memory link.
+pub struct LocalPeer {
+    end: LocalEnd,
+    options: memory::Options,
+    running: std::sync::Mutex<Option<AbortOnDropHandle<()>>>,
+    newest: std::sync::Mutex<Option<memory::Cut>>,
+}
+
+impl LocalPeer {
+    /// The other half; it ends with this value.
+    pub fn new(end: LocalEnd, options: memory::Options) -> Arc<Self> {
+        Arc::new(Self { end, options, running: None.into(), newest: None.into() })
+    }
+
+    /// Breaks the newest link, for tests.
+    pub fn cut(&self) {
+        if let Some(cut) = self.newest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref() {
+            cut.cut();
+        }
+    }
+}
+
+#[async_trait]
+impl Dial for LocalPeer {
+    async fn dial(&self) -> Result<Box<dyn Link>, Error> {
+        let (near, far, cut) = memory::pair(self.options);
+        let end = self.end.clone();
+        let task = tokio::spawn(async move {
+            let answer = move |_: &Hello, _: Option<&str>| {
+                Ok(Answer {
+                    end: end.clone(),
+                    status: watch::Sender::new(StreamStatus::default()),
+                    cancel: CancellationToken::new(),
+                })
+            };
+            if let Err(error) = serve_link(Box::new(far), answer).await {
+                tracing::debug!(error = chain(&error), "the local half of a stream ended");
+            }
+        });
+        // The older half is aborted: one at a time.
+        *self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Some(AbortOnDropHandle::new(task));
+        *self.newest.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(cut);
+        Ok(Box::new(near))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,58 @@
-//! soon
+//! The two ends of a session, as machines: `handle_*` takes what happened, `poll_*` gives what to do. No I/O, no clock.
+//!
+//! ```text
+//! opener → Hello            acceptor → Welcome | Refuse
+//! receiver → Resume, Credit
+//! sender → [CopyBegin (CopySchema | CopyTable CopyRows* CopyTableEnd)* CopyEnd]   receiver → Copied
+//! sender → (Transaction | Position)*                                             receiver → (Progress | Credit)*
+//! both → Heartbeat, at least each second; either → Failed
+//! ```
+//! Order: frames are numbered, a gap ends the session. Duplicates: a transaction at or before the resume point is
+//! dropped by the receiver. Memory: the sender sends no more bulk bytes than it has credit for.
+
+mod framing;
+mod receiver;
+mod sender;
+
+use crate::lsn::Lsn;
+use crate::status::StreamStatus;
+use crate::wire::Progress;
+
+pub use framing::{Framing, HEARTBEAT, SILENCE};
+pub use receiver::{Receiver, Work};
+pub use sender::Sender;
+
+/// Bulk bytes that may wait at the receiver.
+pub const WINDOW: u64 = 16 << 20;
+
+/// Origins of transactions that Godwit itself applied start so; a sender drops them, or they would go round for ever.
+pub const OWN_ORIGIN_PREFIX: &str = "godwit_";
+
+fn describe(status: &mut StreamStatus, source: Lsn, progress: &Progress) {
+    status.source_lsn = source.max(progress.applied);
+    status.received_lsn = progress.received;
+    status.applied_lsn = progress.applied;
+    status.lag_bytes = status.source_lsn.bytes_since(progress.applied);
+    status.applied_marker = progress.marker;
+    status.rows_after_marker = progress.rows_after_marker;
+    status.transactions = progress.transactions;
+    status.changes = progress.changes;
+}
+
+/// An error with its sources, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! A target in memory, for tests: it remembers every transaction, and can do the work and then lose the reply.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::Target;
+use crate::change::Transaction;
+use crate::error::Error;
+use crate::lsn::Lsn;
+use crate::wire::{CopyTable, Resume};
+
+/// What survives a session.
+#[derive(Debug, Default)]
+pub struct Store {
+    /// Transactions in the order in which they were applied.
+    pub applied: Vec<Transaction>,
+    /// The checkpoint.
+    pub checkpoint: Lsn,
+    /// The initial copy is there.
+    pub copied: bool,
+    /// Newest end marker.
+    pub marker: Option<u64>,
+    /// Rows copied, as text.
+    pub rows: Vec<u8>,
+    /// The next so many calls of `apply` do their work and then fail.
+    pub lose_replies: u32,
+}
+
+/// A session's handle on a [`Store`].
+#[derive(Clone, Debug, Default)]
+pub struct MemoryTarget {
+    store: Arc<Mutex<Store>>,
+    expected: Lsn,
+    rows: Vec<u8>,
+}
+
+impl MemoryTarget {
+    /// On this store.
+    pub fn new(store: Arc<Mutex<Store>>) -> Self {
+        Self { store, expected: Lsn::ZERO, rows: Vec::new() }
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Target for MemoryTarget {
+    async fn resume(&mut self) -> Result<Resume, Error> {
+        let store = self.store();
+        let resume = Resume { applied: store.checkpoint, copied: store.copied, marker: store.marker };
+        drop(store);
+        self.expected = resume.applied;
+        Ok(resume)
+    }
+
+    async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error> {
+        let Some(last) = group.last() else { return Ok(()) };
+        let mut store = self.store();
+        if store.checkpoint != self.expected {
+            return Err(Error::Fenced("the checkpoint moved".into()));
+        }
+        store.applied.extend_from_slice(group);
+        store.checkpoint = last.end_lsn;
+        store.marker = group.iter().filter_map(Transaction::marker).next_back().or(store.marker);
+        if store.lose_replies > 0 {
+            store.lose_replies -= 1;
+            return Err(Error::Link("reply lost".into()));
+        }
+        drop(store);
+        self.expected = last.end_lsn;
+        Ok(())
+    }
+
+    async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error> {
+        let mut store = self.store();
+        if store.checkpoint != self.expected {
+            return Err(Error::Fenced("the checkpoint moved".into()));
+        }
+        store.checkpoint = lsn;
+        drop(store);
+        self.expected = lsn;
+        Ok(())
+    }
+
+    async fn begin_copy(&mut self) -> Result<(), Error> {
+        self.rows.clear();
+        Ok(())
+    }
+
+    async fn load_schema(&mut self, _sql: &str, _post: bool) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn begin_table(&mut self, _table: &CopyTable) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn copy_rows(&mut self, data: Bytes) -> Result<(), Error> {
+        self.rows.extend_from_slice(&data);
+        Ok(())
+    }
+
+    async fn end_table(&mut self) -> Result<u64, Error> {
+        Ok(0)
+    }
+
+    async fn end_copy(&mut self, consistent_point: Lsn) -> Result<(), Error> {
+        let rows = std::mem::take(&mut self.rows);
+        let mut store = self.store();
+        store.rows = rows;
+        store.copied = true;
+        store.checkpoint = consistent_point;
+        drop(store);
+        self.expected = consistent_point;
+        Ok(())
+    }
+}

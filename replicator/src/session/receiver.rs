@@ -1,0 +1,213 @@
+//! The end at the target.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
+
+use super::{Framing, WINDOW};
+use crate::change::Transaction;
+use crate::error::Error;
+use crate::lsn::Lsn;
+use crate::status::StreamStatus;
+use crate::wire::transaction::{Decoder, MAX_TRANSACTION};
+use crate::wire::{Frame, Progress, Resume};
+
+/// What the target must do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A frame of the initial copy, and the credit that it holds.
+    Copy(Frame),
+    /// Apply it; `bytes` is the credit that it holds until then.
+    Transaction {
+        /// What to apply.
+        transaction: Transaction,
+        /// Encoded size.
+        bytes: u64,
+    },
+    /// Nothing for the target up to here.
+    Position(Lsn),
+}
+
+/// Puts transactions together, drops what was applied before, gives credit, reports progress.
+#[derive(Debug)]
+pub struct Receiver {
+    framing: Framing,
+    decoder: Decoder,
+    assembling: BytesMut,
+    work: VecDeque<Work>,
+    /// Newest position heard of at the source.
+    source: Lsn,
+    progress: Progress,
+    resume: Lsn,
+    /// Positions handed on but not applied, and when they came.
+    unapplied: VecDeque<(Lsn, Instant)>,
+    /// Bulk bytes received, held by unfinished work, and granted in all.
+    received: u64,
+    held: u64,
+    granted: u64,
+}
+
+impl Receiver {
+    /// Starts from where the target stands; tells the other side so.
+    pub fn new(mut framing: Framing, resume: Resume, now: Instant) -> Self {
+        framing.push(&Frame::Resume(resume), now);
+        let mut this = Self {
+            framing,
+            decoder: Decoder::default(),
+            assembling: BytesMut::new(),
+            work: VecDeque::new(),
+            source: resume.applied,
+            progress: Progress {
+                received: resume.applied,
+                applied: resume.applied,
+                durable: resume.applied,
+                marker: resume.marker,
+                ..Progress::default()
+            },
+            resume: resume.applied,
+            unapplied: VecDeque::new(),
+            received: 0,
+            held: 0,
+            granted: 0,
+        };
+        this.grant(now);
+        this
+    }
+
+    /// A message from the link.
+    pub fn handle_message(&mut self, message: Bytes, now: Instant) -> Result<(), Error> {
+        let frame = self.framing.open(message, now)?;
+        let bulk = frame.payload_len() as u64;
+        self.received += bulk;
+        if self.received > self.granted {
+            return Err(Error::Protocol("the sender sends more than it was granted".into()));
+        }
+        match frame {
+            Frame::Heartbeat { source } => self.source = self.source.max(source),
+            Frame::Transaction { last, piece } => self.piece(last, &piece, now)?,
+            Frame::Position { lsn } => {
+                self.moved_to(lsn, now);
+                self.work.push_back(Work::Position(lsn));
+            }
+            Frame::CopyBegin { .. }
+            | Frame::CopySchema { .. }
+            | Frame::CopyTable(_)
+            | Frame::CopyRows { .. }
+            | Frame::CopyTableEnd
+            | Frame::CopyEnd => {
+                self.held += bulk;
+                self.work.push_back(Work::Copy(frame));
+            }
+            other => return Err(Error::Protocol(format!("frame kind {} at the receiver", other.kind()))),
+        }
+        self.grant(now);
+        Ok(())
+    }
+
+    fn piece(&mut self, last: bool, piece: &[u8], now: Instant) -> Result<(), Error> {
+        if self.assembling.len() + piece.len() > MAX_TRANSACTION + (1 << 20) {
+            return Err(Error::Protocol("a transaction larger than the protocol carries".into()));
+        }
+        self.assembling.extend_from_slice(piece);
+        if !last {
+            return Ok(());
+        }
+        let bytes = self.assembling.len() as u64;
+        let transaction = self.decoder.decode(std::mem::take(&mut self.assembling).freeze())?;
+        if transaction.end_lsn <= self.resume {
+            return Ok(());
+        }
+        if transaction.end_lsn <= self.progress.received {
+            return Err(Error::Protocol(format!(
+                "transaction {} after {}",
+                transaction.end_lsn, self.progress.received
+            )));
+        }
+        self.moved_to(transaction.end_lsn, now);
+        self.held += bytes;
+        self.work.push_back(Work::Transaction { transaction, bytes });
+        Ok(())
+    }
+
+    fn moved_to(&mut self, lsn: Lsn, now: Instant) {
+        self.progress.received = self.progress.received.max(lsn);
+        self.source = self.source.max(lsn);
+        self.unapplied.push_back((lsn, now));
+    }
+
+    /// Work in hand is the target's; when it is done, [`Self::handle_done`] gives its credit back. Bytes of a transaction
+    /// that is still being put together hold no credit, or one larger than the window would never complete.
+    fn grant(&mut self, now: Instant) {
+        let granted = (WINDOW + self.received).saturating_sub(self.held);
+        // In steps: a credit frame for each small transaction would be waste.
+        if granted > self.granted && (granted - self.granted >= WINDOW / 8 || self.granted == 0) {
+            self.granted = granted;
+            self.framing.push(&Frame::Credit { granted }, now);
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_work(&mut self) -> Option<Work> {
+        self.work.pop_front()
+    }
+
+    /// Work that held `bytes` of credit is done.
+    pub fn handle_done(&mut self, bytes: u64, now: Instant) {
+        self.held = self.held.saturating_sub(bytes);
+        self.grant(now);
+    }
+
+    /// The copy is committed with its checkpoint.
+    pub fn handle_copied(&mut self, consistent_point: Lsn, now: Instant) {
+        self.resume = consistent_point;
+        self.framing.push(&Frame::Copied, now);
+        self.handle_applied(
+            Progress {
+                received: consistent_point,
+                applied: consistent_point,
+                durable: consistent_point,
+                ..self.progress
+            },
+            now,
+        );
+    }
+
+    /// The target moved; `received` is filled in here.
+    pub fn handle_applied(&mut self, progress: Progress, now: Instant) {
+        let received = self.progress.received.max(progress.applied);
+        self.progress = Progress { received, ..progress };
+        while self.unapplied.front().is_some_and(|(end, _)| *end <= progress.applied) {
+            self.unapplied.pop_front();
+        }
+        self.framing.push(&Frame::Progress(self.progress), now);
+    }
+
+    /// Time passes; call it several times a second.
+    pub fn handle_tick(&mut self, now: Instant) -> Result<(), Error> {
+        self.framing.handle_tick(Lsn::ZERO, now)
+    }
+
+    /// Tells the other side why this one ends.
+    pub fn handle_failure(&mut self, error: &Error, now: Instant) {
+        self.framing.push(&Frame::Failed { kind: error.kind(), reason: super::chain(error) }, now);
+    }
+
+    /// The next message for the link.
+    pub fn poll_message(&mut self) -> Option<Bytes> {
+        self.framing.poll_message()
+    }
+
+    /// How far the target is.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Writes what it knows into `status`.
+    pub fn describe(&self, status: &mut StreamStatus, now: Instant) {
+        super::describe(status, self.source, &self.progress);
+        status.lag =
+            self.unapplied.front().map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
+    }
+}

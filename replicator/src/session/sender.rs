@@ -1,0 +1,179 @@
+//! The end at the source.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{Framing, OWN_ORIGIN_PREFIX};
+use crate::change::Transaction;
+use crate::error::Error;
+use crate::lsn::Lsn;
+use crate::status::StreamStatus;
+use crate::wire::transaction::Encoder;
+use crate::wire::{Frame, PIECE, Progress, Resume};
+
+/// Turns transactions into frames within the credit, and tells how far the target is.
+#[derive(Debug)]
+pub struct Sender {
+    framing: Framing,
+    encoder: Encoder,
+    /// Waiting for credit.
+    waiting: VecDeque<Frame>,
+    spent: u64,
+    granted: u64,
+    /// Newest position heard of at the source.
+    source: Lsn,
+    /// Everything of the source up to here was handed to this machine.
+    handed: Lsn,
+    /// End positions not yet applied, and when they were read.
+    unapplied: VecDeque<(Lsn, Instant)>,
+    progress: Progress,
+    copied: bool,
+}
+
+impl Sender {
+    /// Starts from where the target stands.
+    pub fn new(framing: Framing, resume: Resume) -> Self {
+        Self {
+            framing,
+            encoder: Encoder::default(),
+            waiting: VecDeque::new(),
+            spent: 0,
+            granted: 0,
+            source: resume.applied,
+            handed: resume.applied,
+            unapplied: VecDeque::new(),
+            progress: Progress {
+                received: resume.applied,
+                applied: resume.applied,
+                durable: resume.applied,
+                marker: resume.marker,
+                ..Progress::default()
+            },
+            copied: resume.copied,
+        }
+    }
+
+    /// A frame of the initial copy.
+    pub fn handle_copy(&mut self, frame: Frame, now: Instant) {
+        if let Frame::CopyBegin { consistent_point, .. } = &frame {
+            self.source = self.source.max(*consistent_point);
+            self.handed = *consistent_point;
+        }
+        self.waiting.push_back(frame);
+        self.spend(now);
+    }
+
+    /// A transaction from the source. What Godwit itself wrote there is dropped; its position counts.
+    pub fn handle_transaction(&mut self, transaction: &Transaction, now: Instant) -> Result<(), Error> {
+        let end = transaction.end_lsn;
+        self.source = self.source.max(end);
+        if end <= self.handed {
+            return Ok(());
+        }
+        if transaction.origin.as_deref().is_some_and(|origin| origin.starts_with(OWN_ORIGIN_PREFIX)) {
+            self.handle_position(end, now);
+            return Ok(());
+        }
+        let mut body = self.encoder.encode(transaction)?;
+        self.handed = end;
+        self.unapplied.push_back((end, now));
+        while !body.is_empty() {
+            let piece = body.split_to(body.len().min(PIECE));
+            self.waiting.push_back(Frame::Transaction { last: body.is_empty(), piece });
+        }
+        self.spend(now);
+        Ok(())
+    }
+
+    /// The source says that nothing for us lies before `lsn` but what was handed over.
+    pub fn handle_position(&mut self, lsn: Lsn, now: Instant) {
+        self.source = self.source.max(lsn);
+        if lsn <= self.handed {
+            return;
+        }
+        self.handed = lsn;
+        if let Some(Frame::Position { lsn: last }) = self.waiting.back_mut() {
+            *last = lsn;
+        } else {
+            self.waiting.push_back(Frame::Position { lsn });
+        }
+        self.spend(now);
+    }
+
+    /// The newest position of the source, whatever is there.
+    pub fn handle_source(&mut self, lsn: Lsn) {
+        self.source = self.source.max(lsn);
+    }
+
+    /// A message from the link.
+    pub fn handle_message(&mut self, message: Bytes, now: Instant) -> Result<(), Error> {
+        match self.framing.open(message, now)? {
+            Frame::Heartbeat { .. } => {}
+            Frame::Credit { granted } => {
+                self.granted = self.granted.max(granted);
+                self.spend(now);
+            }
+            Frame::Progress(progress) => {
+                self.progress = progress;
+                while self.unapplied.front().is_some_and(|(end, _)| *end <= progress.applied) {
+                    self.unapplied.pop_front();
+                }
+            }
+            Frame::Copied => self.copied = true,
+            other => return Err(Error::Protocol(format!("frame kind {} at the sender", other.kind()))),
+        }
+        Ok(())
+    }
+
+    /// Time passes; call it several times a second.
+    pub fn handle_tick(&mut self, now: Instant) -> Result<(), Error> {
+        self.framing.handle_tick(self.source, now)
+    }
+
+    /// Tells the other side why this one ends.
+    pub fn handle_failure(&mut self, error: &Error, now: Instant) {
+        self.framing.push(&Frame::Failed { kind: error.kind(), reason: super::chain(error) }, now);
+    }
+
+    fn spend(&mut self, now: Instant) {
+        while let Some(frame) = self.waiting.front() {
+            let cost = frame.payload_len() as u64;
+            if cost > 0 && self.spent + cost > self.granted {
+                return;
+            }
+            self.spent += cost;
+            self.framing.push(frame, now);
+            self.waiting.pop_front();
+        }
+    }
+
+    /// The next message for the link.
+    pub fn poll_message(&mut self) -> Option<Bytes> {
+        self.framing.poll_message()
+    }
+
+    /// Whether to read on from the source: not while something waits for credit.
+    pub fn wants_more(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// The initial copy is committed on the target (or was before).
+    pub fn copied(&self) -> bool {
+        self.copied
+    }
+
+    /// How far the target is.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Writes what it knows into `status`.
+    pub fn describe(&self, status: &mut StreamStatus, now: Instant) {
+        super::describe(status, self.source, &self.progress);
+        status.lag =
+            self.unapplied.front().map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
+    }
+}
