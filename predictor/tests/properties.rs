@@ -1,6 +1,6 @@
 //! Whatever comes in: no panic, finite, in order, the same every time.
 
-use predictor::{Forecaster, Outlook, default_forecaster};
+use predictor::{Outlook, default_forecaster};
 use proptest::prelude::*;
 
 fn value() -> impl Strategy<Value = Option<f64>> {

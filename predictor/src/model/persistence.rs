@@ -93,7 +93,7 @@ mod tests {
         }
         let outlook = model.forecast(60);
         let forecast = outlook.forecast().unwrap();
-        let last = (119 * 119 % 97) as f64 / 10.0 + 11.0;
+        let last = f64::from(119 * 119 % 97) / 10.0 + 11.0;
         assert!((forecast.steps[0][2] - last).abs() < 1e-9);
         assert!(forecast.steps[0][0] < last && forecast.steps[0][4] > last);
     }
