@@ -125,8 +125,10 @@ async fn consistency(client: &Client, report: &mut CheckReport) -> Result<(), to
     let ids = async |sql: &str| -> Result<Vec<i64>, tokio_postgres::Error> {
         client.query(sql, &[&EXAMPLES]).await?.iter().map(|row| row.try_get(0)).collect()
     };
-    report.wrongly_paid = ids("SELECT o.id FROM orders o LEFT JOIN payments p ON p.order_id = o.id
-         GROUP BY o.id, o.amount HAVING count(p.id) <> 1 OR sum(p.amount) <> o.amount ORDER BY o.id LIMIT $1")
+    report.wrongly_paid = ids(
+        "SELECT o.id FROM orders o LEFT JOIN payments p ON p.order_id = o.id
+         GROUP BY o.id, o.amount HAVING count(p.id) <> 1 OR sum(p.amount) <> o.amount ORDER BY o.id LIMIT $1",
+    )
     .await?;
     report.payments_without_order = ids("SELECT p.id FROM payments p LEFT JOIN orders o ON o.id = p.order_id
          WHERE o.id IS NULL ORDER BY p.id LIMIT $1")

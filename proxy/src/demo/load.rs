@@ -432,8 +432,8 @@ impl Expect {
         if !good {
             return Err(String::new());
         }
-        let answer: Value =
-            serde_json::from_slice(body).map_err(|error| format!("not the answer of the service ({error}): "))?;
+        let answer: Value = serde_json::from_slice(body)
+            .map_err(|error| format!("not the answer of the service ({error}): "))?;
         let number = |name: &str| answer.get(name).and_then(Value::as_i64);
         let text = |name: &str| answer.get(name).and_then(Value::as_str);
         match self {
@@ -444,7 +444,9 @@ impl Expect {
                 }
                 _ => Err(format!("not the answer to {key}: ")),
             },
-            Self::Order(order) if text("key") == Some(&order.key) && number("id") == Some(order.order) => Ok(None),
+            Self::Order(order) if text("key") == Some(&order.key) && number("id") == Some(order.order) => {
+                Ok(None)
+            }
             Self::Order(order) => Err(format!("not order {} of key {}: ", order.order, order.key)),
             Self::Customer(id) if number("id") == Some(*id) => Ok(None),
             Self::Customer(id) => Err(format!("not customer {id}: ")),

@@ -225,7 +225,8 @@ impl Playground {
             let workers: Vec<SocketAddr> = (0..count).map(|_| next()).collect();
             let mut workers_from_leader = Vec::with_capacity(count);
             for worker in &workers {
-                let relay = Relay::tcp(next(), *worker, path.clone()).await.map_err(io("relay to a worker"))?;
+                let relay =
+                    Relay::tcp(next(), *worker, path.clone()).await.map_err(io("relay to a worker"))?;
                 workers_from_leader.push(relay.listen());
                 relays.push(relay);
             }
@@ -240,9 +241,16 @@ impl Playground {
             let home = directory.join("zones").join(&name);
             let driver = ProcessDriver {
                 directory: home.join("driver"),
-                argv: [&options.program.display().to_string(), "demo-orders", "--listen", "{listen}", "--dsn", "{dsn}"]
-                    .map(str::to_owned)
-                    .to_vec(),
+                argv: [
+                    &options.program.display().to_string(),
+                    "demo-orders",
+                    "--listen",
+                    "{listen}",
+                    "--dsn",
+                    "{dsn}",
+                ]
+                .map(str::to_owned)
+                .to_vec(),
                 listen: workers.clone(),
                 service_dsn: url(SERVICE_ROLE, database),
                 ready: "/healthz".into(),
@@ -287,12 +295,14 @@ impl Playground {
         let mut link_from_leader = None;
         if options.agent {
             certificates::make(&directory.join("pki"), &[LEADER, AGENT])?;
-            let relay = Relay::udp(next(), agent_link, far.path.clone()).await.map_err(io("relay the link"))?;
+            let relay =
+                Relay::udp(next(), agent_link, far.path.clone()).await.map_err(io("relay the link"))?;
             link_from_leader = Some(relay.listen());
             relays.push(relay);
         }
         let files = Files { directory: &directory, options, zones: &zones };
-        let (config, agent_config) = files.write(front, admin, link_from_leader, leader_link, agent_link, agent_admin)?;
+        let (config, agent_config) =
+            files.write(front, admin, link_from_leader, leader_link, agent_link, agent_admin)?;
 
         // From here on the playground itself removes everything.
         remains.drivers.clear();
@@ -348,7 +358,8 @@ fn temporary() -> Result<PathBuf, PlaygroundError> {
 pub fn free_ports(count: usize) -> Result<Vec<u16>, PlaygroundError> {
     use std::hash::{BuildHasher, Hasher};
     let outgoing = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let lowest_outgoing = outgoing.split_whitespace().next().and_then(|port| port.parse().ok()).unwrap_or(32_768_u16);
+    let lowest_outgoing =
+        outgoing.split_whitespace().next().and_then(|port| port.parse().ok()).unwrap_or(32_768_u16);
     let (first, end) = if lowest_outgoing > 12_000 { (10_000, lowest_outgoing) } else { (10_000, 60_000) };
     // Where to begin differs between processes, so that two of them rarely look at the same ports.
     let luck = std::collections::hash_map::RandomState::new().build_hasher().finish();
