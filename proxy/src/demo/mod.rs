@@ -1,4 +1,8 @@
 //! The playground: a small real service, a load generator that checks it, and a WAN between two zones.
 
+pub mod certificates;
+pub mod check;
+pub mod load;
 pub mod orders;
 pub mod relay;
+pub mod zone;

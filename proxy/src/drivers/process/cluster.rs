@@ -197,7 +197,12 @@ impl Cluster {
             return Ok(());
         }
         let data = self.data.display().to_string();
-        self.program("pg_ctl", &["-D", &data, "-w", "-t", "60", "-m", mode, "stop"]).map(drop)
+        self.program("pg_ctl", &["-D", &data, "-w", "-t", "60", "-m", mode, "stop"]).map(drop).or_else(
+            |error| {
+                // It may have died by itself meanwhile, without tidying up.
+                if self.running()? { Err(error) } else { Ok(()) }
+            },
+        )
     }
 
     /// Whether a server runs on the data directory.

@@ -130,6 +130,8 @@ impl ProcessProvisioning {
             }
             if action == Action::Provision {
                 shared.claim()?;
+            } else if Ledger::read(&shared.settings.directory)?.is_none() {
+                return Err(shared.not_provisioned());
             }
             let mut turn = shared.turn().await?;
             let mut ledger = match (Ledger::read(&shared.settings.directory)?, action) {

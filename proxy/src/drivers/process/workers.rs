@@ -314,7 +314,9 @@ impl Workers {
                 identity.signal(Signal::KILL)?;
             }
             if let Some(mut child) = self.children.remove(&index) {
-                child.wait().map_err(|source| io(format!("await the end of worker {index}"), source))?;
+                let failed = |source| io(format!("end worker {index}"), source);
+                child.kill().map_err(failed)?;
+                child.wait().map_err(failed)?;
             }
             self.forget(index)?;
         }
