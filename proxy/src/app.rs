@@ -1,1 +1,268 @@
-//! Not written yet.
+//! The composition root: builds every part, names every task, wires every channel.
+//!
+//! Two runtimes. pingora has its own threads for the fronts, which only share snapshots, gates and recorders with the
+//! rest. Everything else (controllers, streams, probes, admin, link) runs on one tokio runtime of this module.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use migration::cutover::{Capacity, State};
+use migration::units::Zone;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{self, AdminState};
+use crate::clock;
+use crate::config::model::{Config, Driver, Resource};
+use crate::controller::ResourceHandle;
+use crate::controller::databases::Databases;
+use crate::controller::effects::Hands;
+use crate::controller::machine::Machine;
+use crate::controller::measure::Measure;
+use crate::controller::streams::Streams;
+use crate::drivers::Provisioning;
+use crate::drivers::process::ProcessProvisioning;
+use crate::feeds::prober::{Pace, PlacementKey, ProbeBoard, Prober, Target};
+use crate::fronts::http::{ServerSettings, check_listeners, server, service};
+use crate::fronts::latencies::Recorder;
+use crate::fronts::pools::Pool;
+use crate::fronts::routes::{ResourceFront, Routes, report};
+use crate::links::Links;
+use crate::store::Journal;
+use crate::telemetry;
+
+/// How often counters of the fronts reach the metrics.
+const REPORT: Duration = Duration::from_millis(250);
+/// How long a probe may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the parts may take to end.
+const SHUTDOWN: Duration = Duration::from_secs(8);
+
+/// A resource that this node leads: what its controller starts from.
+struct Led {
+    resource: Arc<Resource>,
+    state: State,
+    front: Option<Arc<ResourceFront>>,
+    endpoints: BTreeMap<String, Vec<SocketAddr>>,
+}
+
+/// Runs a node until SIGTERM, SIGINT or SIGQUIT.
+pub fn run(config: Config) -> Result<()> {
+    let journal = Arc::new(Journal::open(&config.node.state)?);
+    let metrics = telemetry::metrics::install()?;
+    let recorder = Recorder::new();
+    let led = config
+        .resources
+        .values()
+        .filter(|resource| resource.http.is_some())
+        .map(|resource| lead(&config, resource, &journal))
+        .collect::<Result<Vec<_>>>()?;
+    let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
+    let routes = Routes::new(&fronts)?;
+    check_listeners(&routes)?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("godwit").enable_all().build()?;
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let links = {
+        let _inside = runtime.enter();
+        Arc::new(Links::new(&config)?)
+    };
+    runtime.block_on(async {
+        let listener = TcpListener::bind(config.node.admin)
+            .await
+            .with_context(|| format!("cannot listen on {} (node.admin.listen)", config.node.admin))?;
+        let handles = start(&config, led, &journal, &recorder, &links, &stop, &tasks);
+        let state =
+            AdminState { resources: Arc::new(handles), journal: journal.clone(), metrics: Some(metrics) };
+        tasks.spawn(admin::serve(listener, state, stop.clone()));
+        links.listen(&config, &tasks, &stop)?;
+        let (routes, recorder) = (routes.clone(), recorder.clone());
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+            report(&routes, &recorder, REPORT).await;
+        }));
+        anyhow::Ok(())
+    })?;
+    tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin, "godwit runs");
+
+    if fronts.is_empty() {
+        runtime.block_on(terminated())?;
+    } else {
+        let mut server = server(ServerSettings { threads: config.node.threads, ..ServerSettings::default() });
+        let fronts = service(&server, &routes, &recorder);
+        server.add_service(fronts);
+        // Returns after SIGTERM, SIGINT or SIGQUIT, when the requests in flight have ended or their grace is over.
+        server.run(pingora::server::RunArgs::default());
+    }
+    tracing::info!("godwit ends");
+    stop.cancel();
+    tasks.close();
+    runtime.block_on(async {
+        if tokio::time::timeout(SHUTDOWN, tasks.wait()).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(())
+}
+
+async fn terminated() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Reads where the resource stands and builds its front for that: closed where a database may be fenced.
+fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Led> {
+    let name = &resource.name;
+    let Some(other) = resource.other(&resource.primary) else {
+        bail!(
+            "resource {name}: this version moves between two placements; there is only {}",
+            resource.primary
+        );
+    };
+    let state = match journal.latest(name)? {
+        Some(state) => state,
+        None => {
+            let (primary, shadow) = (resource.primary.as_str().into(), other.zone.as_str().into());
+            let first = State::first(name, primary, shadow, clock::now());
+            journal.append(&first, "FirstStart", clock::now())?;
+            first
+        }
+    };
+    for zone in [&state.primary, &state.shadow] {
+        if !resource.placements.contains_key(&*zone.0) {
+            bail!(
+                "resource {name}: the journal says that {zone} is one of its zones, and the configuration has no placement there"
+            );
+        }
+    }
+    let mut endpoints = BTreeMap::new();
+    for (zone, placement) in &resource.placements {
+        endpoints.insert(
+            zone.clone(),
+            resolve(&placement.http).with_context(|| format!("resource {name}, zone {zone}"))?,
+        );
+    }
+    let front = resource.http.as_ref().map(|http| {
+        let upstreams = endpoints.get(&*state.primary.0).map_or(&[][..], Vec::as_slice);
+        let pool = Pool::new(state.generation.0, &*state.primary.0, upstreams);
+        let front = ResourceFront::new(name.as_str(), http, config.node.hold, pool);
+        if state.starts_closed() {
+            tracing::warn!(resource = %name, phase = state.phase.name(), "starting with the gate closed: a cutover was under way");
+            front.gate.close();
+        }
+        front
+    });
+    Ok(Led { resource: Arc::new(resource.clone()), state, front, endpoints })
+}
+
+fn resolve(endpoints: &[String]) -> Result<Vec<SocketAddr>> {
+    endpoints
+        .iter()
+        .map(|endpoint| {
+            let mut found =
+                endpoint.to_socket_addrs().with_context(|| format!("cannot resolve endpoint {endpoint}"))?;
+            found.next().with_context(|| format!("endpoint {endpoint} has no address"))
+        })
+        .collect()
+}
+
+fn start(
+    config: &Config,
+    led: Vec<Led>,
+    journal: &Arc<Journal>,
+    recorder: &Arc<Recorder>,
+    links: &Arc<Links>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> BTreeMap<String, ResourceHandle> {
+    let mut handles = BTreeMap::new();
+    for Led { resource, state, front, endpoints } in led {
+        let databases = Arc::new(Databases::new(&resource));
+        let streams = Arc::new(Streams::new(&resource.name, databases.clone(), links.clone()));
+        let drivers = drivers(config, &resource);
+        let board = probe(&resource, stop, tasks);
+        let measure = Measure::new(resource.clone(), recorder.reader(), board);
+        measure.watch(&drivers, &databases, stop);
+        let (reports, answers) = tokio::sync::mpsc::unbounded_channel();
+        let hands = Arc::new(Hands::new(
+            resource.clone(),
+            front,
+            databases,
+            streams.clone(),
+            drivers,
+            endpoints,
+            journal.clone(),
+            reports,
+        ));
+        adopt_primary(&hands, &state.primary, tasks);
+        let (machine, handle) = Machine::new(hands, state, measure, answers, crate::rng::seed());
+        let stopped = stop.clone();
+        tasks.spawn(async move {
+            machine.run(stopped).await;
+            streams.stop().await;
+        });
+        handles.insert(resource.name.clone(), handle);
+    }
+    handles
+}
+
+fn drivers(config: &Config, resource: &Resource) -> BTreeMap<String, Arc<dyn Provisioning>> {
+    let driver = |name: &String| match config.drivers.get(name) {
+        Some(Driver::Process(settings)) => {
+            Some(Arc::new(ProcessProvisioning::new(settings.clone())) as Arc<dyn Provisioning>)
+        }
+        None => None,
+    };
+    resource
+        .placements
+        .iter()
+        .filter_map(|(zone, placement)| Some((zone.clone(), placement.driver.as_ref().and_then(driver)?)))
+        .collect()
+}
+
+fn probe(resource: &Resource, stop: &CancellationToken, tasks: &TaskTracker) -> Arc<ProbeBoard> {
+    let board = Arc::new(ProbeBoard::default());
+    let mut prober = Prober::new(board.clone(), Pace { step: resource.policy.step, timeout: PROBE_TIMEOUT });
+    for (zone, placement) in &resource.placements {
+        let target = Target {
+            http: placement.http.clone(),
+            path: placement.probe.clone(),
+            sql: placement.postgres.as_ref().map(|database| database.dsn.clone()),
+        };
+        prober.watch(PlacementKey::new(&resource.name, zone), target);
+    }
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        stop.cancelled().await;
+        drop(prober);
+    });
+    board
+}
+
+/// The primary's own processes run on without us; what died meanwhile is started again.
+fn adopt_primary(hands: &Arc<Hands>, primary: &Zone, tasks: &TaskTracker) {
+    let Some(driver) = hands.drivers.get(&*primary.0).cloned() else { return };
+    let workers = hands.workers(primary, Capacity::Full);
+    let (zone, name) = (primary.clone(), hands.resource.name.clone());
+    tasks.spawn(async move {
+        let operation = format!("adopt-{}", crate::rng::id());
+        match driver.provision(&operation, workers).await {
+            Ok(status) => tracing::info!(resource = %name, %zone, ready = status.ready, "primary adopted"),
+            Err(error) => {
+                let why = crate::controller::effects::chain(error);
+                tracing::error!(resource = %name, %zone, %why, "the primary's driver failed");
+            }
+        }
+    });
+}

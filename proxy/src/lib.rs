@@ -10,6 +10,7 @@ pub mod demo;
 pub mod drivers;
 pub mod feeds;
 pub mod fronts;
+pub mod links;
 pub mod rng;
 pub mod store;
 pub mod telemetry;

@@ -1,1 +1,15 @@
-//! Not written yet.
+//! The only file that asks for luck.
+
+use rand::Rng;
+
+/// A short id that no other will have: 12 characters of base 32 without look-alikes.
+pub fn id() -> String {
+    const LETTERS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let mut luck = rand::rng();
+    (0..12).map(|_| char::from(LETTERS[luck.random_range(0..LETTERS.len())])).collect()
+}
+
+/// A seed for a generator that must be repeatable within the process.
+pub fn seed() -> u64 {
+    rand::rng().random()
+}

@@ -46,13 +46,25 @@ struct Table {
     key: Vec<(String, String)>,
 }
 
-/// Digests every user table as of one moment, in a transaction of its own.
+/// Digests every user table as of one moment, in a transaction of its own: [`begin_snapshot`], then [`digest_snapshot`].
 ///
 /// The snapshot holds back vacuum for as long as it takes. Use a connection of its own: when the future is dropped midway,
 /// the connection is left inside that transaction. A table without a primary key of built-in types is
 /// one query.
 pub async fn digest(client: &Client) -> Result<Vec<TableDigest>, Error> {
-    client.batch_execute(SESSION).await.map_err(refused("cannot start the verification"))?;
+    begin_snapshot(client).await?;
+    digest_snapshot(client).await
+}
+
+/// Fixes what the connection sees: a read-only transaction whose snapshot is of now. One round trip.
+pub async fn begin_snapshot(client: &Client) -> Result<(), Error> {
+    // SET takes no snapshot; the SELECT does.
+    let sql = format!("{SESSION};\nSELECT 1 FROM pg_class LIMIT 1");
+    client.batch_execute(&sql).await.map_err(refused("cannot start the verification"))
+}
+
+/// Digests what the snapshot of [`begin_snapshot`] sees, and ends it.
+pub async fn digest_snapshot(client: &Client) -> Result<Vec<TableDigest>, Error> {
     let digests = digest_tables(client).await;
     let ended = client.batch_execute("ROLLBACK").await.map_err(refused("cannot end the verification"));
     let digests = digests?;

@@ -1,8 +1,8 @@
 //! End to end tests: real PostgreSQL, real sockets.
 
+mod fence;
+mod front;
+mod preflight;
 mod services;
 mod source;
-mod front;
-mod fence;
-mod preflight;
 mod verify;

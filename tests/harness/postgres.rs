@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use godwit::drivers::process::cluster::Cluster;
+pub use godwit::drivers::process::cluster::installed as bin_directory;
 
 /// A running cluster in a temporary directory.
 pub struct TestCluster {
@@ -16,24 +17,6 @@ pub struct TestCluster {
 /// A port that was free a moment ago.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0)).context("bind a free port")?.local_addr()?.port())
-}
-
-/// Directory with the programs of this PostgreSQL major version, if it is on the machine:
-/// Debian's place, or `postgres-<major>/bin` in the cache folder, where `make` unpacks the wheel.
-pub fn bin_directory(major: u32) -> Option<PathBuf> {
-    let debian = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
-    let cached = cache_directory().map(|cache| cache.join(format!("postgres-{major}/bin")));
-    [Some(debian), cached].into_iter().flatten().find(|bin| bin.join("initdb").exists())
-}
-
-/// `$GODWIT_CACHE`, else `/var/cache/godwit` for root (the database user must be able to read it), else `~/.cache/godwit`.
-fn cache_directory() -> Option<PathBuf> {
-    if let Some(cache) = std::env::var_os("GODWIT_CACHE") {
-        return Some(cache.into());
-    }
-    let home = PathBuf::from(std::env::var_os("HOME")?);
-    let root = std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
-    Some(if root { "/var/cache/godwit".into() } else { home.join(".cache/godwit") })
 }
 
 /// The newest major on this machine other than 15, or 15: the other side of a migration.

@@ -1,1 +1,45 @@
-//! Not written yet.
+//! The admin listener: API, metrics, probes. Loopback only in this version (no access control yet).
+//!
+//! | route | |
+//! |---|---|
+//! | `GET /api/v1/resources` | every resource |
+//! | `GET /api/v1/resources/{id}` | one, with placements, stream, gate and problems |
+//! | `GET /api/v1/resources/{id}/score` | the last decision: terms, guards, why not now |
+//! | `GET /api/v1/resources/{id}/replication` | the stream to the shadow |
+//! | `GET /api/v1/resources/{id}/migrations` | its migrations, newest first |
+//! | `POST /api/v1/resources/{id}/migrations` | `{to?, dry_run?}` → 202 + Location, or 200 with the plan |
+//! | `GET /api/v1/resources/{id}/migrations/{mid}` | state, steps, held_ms, fence position, verification |
+//! | `POST /api/v1/resources/{id}/migrations/{mid}/abort` | undo, before the commit |
+//! | `GET /api/v1/history` | migrations of all resources |
+//! | `GET /metrics`, `/livez`, `/readyz?verbose` | |
+
+mod problem;
+mod routes;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::controller::ResourceHandle;
+use crate::store::Journal;
+
+pub use problem::Problem;
+
+/// What the routes answer from.
+#[derive(Clone)]
+pub struct AdminState {
+    /// By resource.
+    pub resources: Arc<BTreeMap<String, ResourceHandle>>,
+    /// History.
+    pub journal: Arc<Journal>,
+    /// Renders `/metrics`; none: a process without a recorder.
+    pub metrics: Option<PrometheusHandle>,
+}
+
+/// Serves until cancelled.
+pub async fn serve(listener: TcpListener, state: AdminState, stop: CancellationToken) -> std::io::Result<()> {
+    axum::serve(listener, routes::router(state)).with_graceful_shutdown(stop.cancelled_owned()).await
+}

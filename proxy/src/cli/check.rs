@@ -10,7 +10,7 @@ use crate::config::model::{Config, Placement, Resource};
 use crate::config::{self, ConfigErrors};
 
 /// How the answer is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// For people.
     #[default]

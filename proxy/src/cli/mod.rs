@@ -1,51 +1,187 @@
-//! The command line.
+//! The command line. Exit codes: 0 ok, 1 error, 2 usage, 3 configuration invalid, 4 refused by a guard, 5 rolled back.
 
 pub mod check;
+pub mod client;
+pub mod pki;
+mod render;
+mod verbs;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::demo::orders;
+use check::Format as Output;
 
-#[derive(Parser)]
-#[command(name = "godwit", version, about)]
+use crate::demo::{orders, run};
+
+/// Moves a live service and its PostgreSQL between zones without stopping it.
+#[derive(Debug, Parser)]
+#[command(name = "godwit", version, about, max_term_width = 110)]
 struct Arguments {
+    /// How results are printed.
+    #[arg(short, long, global = true, value_enum, default_value = "table")]
+    output: Output,
+    /// Address of a running godwit's admin listener.
+    #[arg(
+        long,
+        global = true,
+        env = "GODWIT_ADMIN",
+        default_value = "127.0.0.1:9900",
+        value_name = "HOST:PORT"
+    )]
+    admin: String,
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
-    /// The playground's order service
+    /// Run a node: fronts, controller, link, admin listener.
+    Run {
+        /// The configuration; policies/*.yaml beside it are read too.
+        #[arg(short, long, value_name = "FILE", default_value = "/etc/godwit/godwit.yaml")]
+        config: PathBuf,
+    },
+    /// Check a configuration and report every problem in it.
+    Check {
+        /// The configuration.
+        #[arg(value_name = "FILE", default_value = "/etc/godwit/godwit.yaml")]
+        config: PathBuf,
+    },
+    /// Show every resource: who serves, the shadow, the stream, problems.
+    Status {
+        /// Only this one.
+        resource: Option<String>,
+        /// Print again every second until interrupted.
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Show the score: each term, every guard, and why not now.
+    Explain {
+        /// The resource.
+        resource: String,
+    },
+    /// Show the exact steps and guards of a migration, without starting it.
+    Plan {
+        /// The resource.
+        resource: String,
+        /// Target zone; default: the shadow's.
+        #[arg(long, value_name = "ZONE")]
+        to: Option<String>,
+    },
+    /// Start a migration.
+    Migrate {
+        /// The resource.
+        resource: String,
+        /// Target zone.
+        #[arg(long, value_name = "ZONE")]
+        to: String,
+        /// Only say what would happen.
+        #[arg(long)]
+        dry_run: bool,
+        /// Wait until clients are served by the new primary, or the migration is rolled back.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Undo the migration under way; possible until it is committed.
+    Abort {
+        /// The resource.
+        resource: String,
+    },
+    /// List past migrations.
+    History {
+        /// Only of this resource.
+        resource: Option<String>,
+        /// At most so many.
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Two zones on this machine, a real service under load, a storm: watch it move and come back.
+    Demo(run::Options),
+    /// The small order service of the demo.
+    #[command(hide = true)]
     DemoOrders {
-        /// Address to listen on
+        /// Address to listen on.
         #[arg(long)]
         listen: SocketAddr,
-        /// PostgreSQL connection string
+        /// PostgreSQL connection string.
         #[arg(long)]
         dsn: tokio_postgres::Config,
-        /// Most connections to the database
+        /// Most connections to the database.
         #[arg(long, default_value_t = 8)]
         connections: usize,
     },
+    /// Certificates of the link between nodes.
+    #[command(subcommand)]
+    Pki(Pki),
 }
 
-/// Runs the program with the process's arguments.
+#[derive(Debug, Subcommand)]
+enum Pki {
+    /// Make a certificate authority and a certificate for each node.
+    Init {
+        /// Where the PEM files go; existing ones are kept, never overwritten.
+        #[arg(long, value_name = "DIRECTORY", default_value = "pki")]
+        directory: PathBuf,
+        /// Names of the nodes, as in `node.name`.
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+}
+
+/// Parses the process' arguments and runs the command.
 pub fn main() -> ExitCode {
-    let Command::DemoOrders { listen, dsn, connections } = Arguments::parse().command;
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
-    let ran = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .and_then(|runtime| runtime.block_on(orders::run(orders::Options { listen, dsn, connections })));
-    match ran {
+    // pingora hard-wires ring; a process has one provider.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was installed before");
+    }
+    let arguments = Arguments::parse();
+    let output = arguments.output;
+    let client = client::Client::new(&arguments.admin);
+    let result = match arguments.command {
+        Command::Run { config } => return run_node(&config, output),
+        Command::Check { config } => return check::run(&config, output),
+        Command::Status { resource, watch } => verbs::status(&client, resource.as_deref(), watch, output),
+        Command::Explain { resource } => verbs::explain(&client, &resource, output),
+        Command::Plan { resource, to } => verbs::plan(&client, &resource, to.as_deref(), output),
+        Command::Migrate { resource, to, dry_run: true, .. } => {
+            verbs::plan(&client, &resource, Some(&to), output)
+        }
+        Command::Migrate { resource, to, wait, .. } => verbs::migrate(&client, &resource, &to, wait, output),
+        Command::Abort { resource } => verbs::abort(&client, &resource),
+        Command::History { resource, limit } => verbs::history(&client, resource.as_deref(), limit, output),
+        Command::Demo(options) => run::run(&options),
+        Command::DemoOrders { listen, dsn, connections } => {
+            demo_orders(orders::Options { listen, dsn, connections })
+        }
+        Command::Pki(Pki::Init { directory, nodes }) => pki::init(&directory, &nodes),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("godwit: {error:#}");
+        ExitCode::from(1)
+    })
+}
+
+fn demo_orders(options: orders::Options) -> anyhow::Result<ExitCode> {
+    crate::telemetry::logging::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(orders::run(options))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_node(path: &std::path::Path, output: Output) -> ExitCode {
+    let config = match crate::config::load(path) {
+        Ok(config) => config,
+        Err(_) => return check::run(path, output),
+    };
+    crate::telemetry::logging::start();
+    match crate::app::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, %listen, "order service failed");
-            ExitCode::FAILURE
+            eprintln!("godwit: {error:#}");
+            ExitCode::from(1)
         }
     }
 }

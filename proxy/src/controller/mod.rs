@@ -1,1 +1,110 @@
-//! Not written yet.
+//! The loop of one resource: world → decide → step → journal → effects. Sole owner of its migration state.
+//!
+//! ```text
+//!        measurements ──► signals ──► World ──► decide() ──► report (API, explain, metrics)
+//!                                                  │ go
+//!   API, CLI ──► Command ──────────────────────────┤
+//!   effects' answers ──► Report ──► cutover::step ─┴─► journal (fsync) ──► effects
+//! ```
+//!
+//! The request path never waits for anything here: it sees a gate that closes and opens and a pool that is swapped.
+
+pub mod compare;
+pub mod databases;
+pub mod effects;
+pub mod machine;
+pub mod measure;
+mod preflight;
+pub mod signals;
+pub mod streams;
+pub mod view;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+
+use view::ResourceView;
+
+/// What a person asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Start a migration.
+    Migrate {
+        /// Where to; none: to the shadow.
+        to: Option<String>,
+        /// Who asks.
+        by: String,
+        /// Only say what would happen.
+        dry_run: bool,
+        /// The answer.
+        reply: oneshot::Sender<Result<Plan, Denied>>,
+    },
+    /// Undo the migration under way.
+    Abort {
+        /// Its id.
+        id: String,
+        /// Who asks.
+        by: String,
+        /// The answer.
+        reply: oneshot::Sender<Result<(), Denied>>,
+    },
+}
+
+/// What a migration would do, or is about to.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Plan {
+    /// The migration's id; none: a dry run.
+    pub id: Option<String>,
+    /// Old primary.
+    pub from: String,
+    /// New primary.
+    pub to: String,
+    /// The steps, in order.
+    pub steps: Vec<String>,
+    /// Every condition.
+    pub guards: Vec<view::GuardView>,
+}
+
+/// Why a command is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// Another migration is under way.
+    #[error("migration {id} is under way ({phase})")]
+    Running {
+        /// Its id.
+        id: String,
+        /// Where it stands.
+        phase: &'static str,
+    },
+    /// A guard does not let it through.
+    #[error("{}", .0.join("; "))]
+    Guards(Vec<String>),
+    /// The request makes no sense now.
+    #[error("{0}")]
+    Conflict(String),
+    /// There is no such migration.
+    #[error("no migration {0}")]
+    NoSuchMigration(String),
+    /// It could not be written down.
+    #[error("the journal cannot be written: {0}")]
+    Journal(String),
+}
+
+/// The way to a resource's controller.
+#[derive(Clone)]
+pub struct ResourceHandle {
+    /// Commands.
+    pub commands: mpsc::Sender<Command>,
+    /// The newest view.
+    pub view: Arc<ArcSwap<ResourceView>>,
+}
+
+impl ResourceHandle {
+    /// Asks and awaits the answer; `None` when the controller is gone.
+    pub async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}

@@ -5,4 +5,5 @@ pub mod check;
 pub mod load;
 pub mod orders;
 pub mod relay;
+pub mod run;
 pub mod zone;

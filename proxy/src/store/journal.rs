@@ -94,6 +94,8 @@ pub struct RunRow {
     pub fence: Option<u64>,
     /// Both sides were compared: equal or not.
     pub verified: Option<bool>,
+    /// What was compared, in words.
+    pub comparison: Option<String>,
     /// The decision that started it, JSON.
     pub decision: Option<String>,
 }
@@ -126,6 +128,7 @@ CREATE TABLE IF NOT EXISTS run (
   held_ms INTEGER,
   fence INTEGER,
   verified INTEGER,
+  comparison TEXT,
   decision TEXT
 ) STRICT;
 CREATE INDEX IF NOT EXISTS run_by_start ON run (started_ms);
@@ -200,7 +203,7 @@ impl Journal {
                         "INSERT INTO run (id, resource, from_zone, to_zone, trigger, generation, started_ms)
                          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
                          ON CONFLICT (id) DO UPDATE SET committed_ms = coalesce(committed_ms, ?8),
-                           fence = coalesce(?9, fence), verified = coalesce(?10, verified)",
+                           fence = coalesce(?9, fence)",
                     )?
                     .execute(params![
                         run.id,
@@ -211,8 +214,7 @@ impl Journal {
                         run.generation.0,
                         run.started.0,
                         committed,
-                        run.fence.map(|position| position.0),
-                        run.verified.then_some(true)
+                        run.fence.map(|position| position.0)
                     ])?;
             }
             transaction.commit()
@@ -277,9 +279,12 @@ impl Journal {
         self.execute("UPDATE run SET held_ms = ?2 WHERE id = ?1", params![id, held_ms])
     }
 
-    /// The comparison of a run found a difference.
-    pub fn note_difference(&self, id: &str) -> Result<(), StoreError> {
-        self.execute("UPDATE run SET verified = 0 WHERE id = ?1", params![id])
+    /// What comparing both sides found.
+    pub fn note_comparison(&self, id: &str, equal: bool, comparison: &str) -> Result<(), StoreError> {
+        self.execute(
+            "UPDATE run SET verified = ?2, comparison = ?3 WHERE id = ?1",
+            params![id, equal, comparison],
+        )
     }
 
     /// The decision that started a run.
@@ -321,7 +326,7 @@ impl Journal {
             let connection = self.connection();
             let mut statement = connection.prepare_cached(&format!(
                 "SELECT id, resource, from_zone, to_zone, trigger, generation, started_ms, ended_ms, outcome, reason,
-                 committed_ms, held_ms, fence, verified, decision FROM run {filter}
+                 committed_ms, held_ms, fence, verified, comparison, decision FROM run {filter}
                  ORDER BY started_ms DESC, id DESC LIMIT ?2"
             ))?;
             let rows = statement.query_map(values, |row| {
@@ -340,7 +345,8 @@ impl Journal {
                     held_ms: row.get(11)?,
                     fence: row.get(12)?,
                     verified: row.get(13)?,
-                    decision: row.get(14)?,
+                    comparison: row.get(14)?,
+                    decision: row.get(15)?,
                 })
             })?;
             rows.collect::<rusqlite::Result<Vec<_>>>()

@@ -1,3 +1,5 @@
-//! What Godwit tells about itself.
+//! What Godwit says of itself: metrics and logs.
 
+pub mod logging;
+pub mod metrics;
 pub mod names;

@@ -11,6 +11,25 @@ pub const HELD_REQUESTS: &str = "godwit_held_requests";
 /// Histogram, seconds: how long a held request was held. Label: resource.
 pub const HOLD_DURATION: &str = "godwit_hold_duration_seconds";
 
+/// Histogram, seconds: how long a gate was closed. Label: resource.
+pub const GATE_CLOSED: &str = "godwit_gate_closed_seconds";
+/// Gauge, bytes: how far the shadow is behind. Label: resource.
+pub const LAG_BYTES: &str = "godwit_replication_lag_bytes";
+/// Gauge, seconds: age of the oldest change not applied. Label: resource.
+pub const LAG_SECONDS: &str = "godwit_replication_lag_seconds";
+/// Histogram, seconds: probes. Labels: zone, probe, phase.
+pub const PROBE: &str = "godwit_probe_duration_seconds";
+/// Gauge, seconds: forecast of the request path's p95. Labels: resource, zone, quantile, step (`first`, `last`).
+pub const FORECAST: &str = "godwit_forecast_latency_seconds";
+/// Gauge: points of the score. Labels: resource, term (the three terms, `total`, `lower_bound`).
+pub const SCORE: &str = "godwit_migration_score";
+/// Gauge: what the score's lower bound must clear. Label: resource.
+pub const THRESHOLD: &str = "godwit_migration_threshold";
+/// Counter: ended migrations. Labels: resource, outcome.
+pub const MIGRATIONS: &str = "godwit_migrations_total";
+/// Histogram, seconds: phases of migrations. Label: step.
+pub const STEP_DURATION: &str = "godwit_migration_step_duration_seconds";
+
 /// Label: a configured resource, or `none`.
 pub const RESOURCE: &str = "resource";
 /// Label: a configured zone, or `none`.
@@ -19,3 +38,35 @@ pub const ZONE: &str = "zone";
 pub const SEGMENT: &str = "segment";
 /// Label: how a request ended.
 pub const CODE: &str = "code";
+/// Label: a term of the score.
+pub const TERM: &str = "term";
+/// Label: how a migration ended.
+pub const OUTCOME: &str = "outcome";
+/// Label: a phase of a migration, or a step of a forecast.
+pub const STEP: &str = "step";
+/// Label: a quantile of a forecast.
+pub const QUANTILE: &str = "quantile";
+/// Label: `http` or `sql`.
+pub const PROBE_KIND: &str = "probe";
+/// Label: a phase of a probe.
+pub const PHASE: &str = "phase";
+
+/// Tells the recorder what the metrics mean: the HELP lines of `/metrics`.
+pub fn describe() {
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    let seconds = Unit::Seconds;
+    describe_histogram!(REQUEST_DURATION, seconds, "A segment of a request");
+    describe_counter!(REQUESTS, "Requests by class of their status");
+    describe_counter!(REQUEST_SAMPLES_LOST, "Requests of which no sample could be kept");
+    describe_gauge!(HELD_REQUESTS, "Requests that the gate holds now");
+    describe_histogram!(HOLD_DURATION, seconds, "How long a held request was held");
+    describe_histogram!(GATE_CLOSED, seconds, "How long a gate was closed");
+    describe_gauge!(LAG_BYTES, Unit::Bytes, "How far the shadow is behind");
+    describe_gauge!(LAG_SECONDS, seconds, "Age of the oldest change not applied on the shadow");
+    describe_histogram!(PROBE, seconds, "Active probes");
+    describe_gauge!(FORECAST, seconds, "Forecast of the request path's p95");
+    describe_gauge!(SCORE, "Points of the Migration Score by term");
+    describe_gauge!(THRESHOLD, "What the score's lower bound must clear");
+    describe_counter!(MIGRATIONS, "Ended migrations");
+    describe_histogram!(STEP_DURATION, seconds, "Phases of migrations");
+}

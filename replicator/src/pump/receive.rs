@@ -167,7 +167,14 @@ impl Applier {
             marker: resume.marker,
             ..Progress::default()
         };
-        Self { target, done, progress, checkpointed: Instant::now(), consistent_point: None, schema: Vec::new() }
+        Self {
+            target,
+            done,
+            progress,
+            checkpointed: Instant::now(),
+            consistent_point: None,
+            schema: Vec::new(),
+        }
     }
 
     fn tell(&self, done: Done) {

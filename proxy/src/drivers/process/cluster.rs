@@ -99,6 +99,27 @@ impl DropTo {
     }
 }
 
+/// Directory with the programs of this PostgreSQL major version, if it is on the machine: Debian's place, or
+/// `postgres-<major>/bin` in the cache folder, where `make setup` unpacks one.
+///
+/// The cache folder is `$GODWIT_CACHE`, else `/var/cache/godwit` for root (the database user must be able to read it),
+/// else `~/.cache/godwit`.
+pub fn installed(major: u32) -> Option<PathBuf> {
+    let debian = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
+    let cached = cache_directory().map(|cache| cache.join(format!("postgres-{major}/bin")));
+    [Some(debian), cached].into_iter().flatten().find(|bin| bin.join("initdb").exists())
+}
+
+fn cache_directory() -> Option<PathBuf> {
+    if let Some(cache) = std::env::var_os("GODWIT_CACHE") {
+        return Some(cache.into());
+    }
+    if rustix::process::geteuid().is_root() {
+        return Some("/var/cache/godwit".into());
+    }
+    Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/godwit"))
+}
+
 /// Settings that every cluster of the `process` driver gets; later lines win.
 const SETTINGS: &str = "
 wal_level = logical

@@ -1,0 +1,69 @@
+//! Errors as problem details (RFC 9457).
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use crate::controller::Denied;
+
+/// A problem document.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// `about:blank#…`: a word for programs.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The status' meaning.
+    pub title: String,
+    /// The status.
+    pub status: u16,
+    /// What is wrong here.
+    pub detail: String,
+    /// The migration in the way, if that is the problem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<String>,
+}
+
+impl Problem {
+    /// With this status and word.
+    pub fn new(status: StatusCode, kind: &str, detail: impl Into<String>) -> Self {
+        Self {
+            kind: format!("about:blank#{kind}"),
+            title: status.canonical_reason().unwrap_or("error").to_owned(),
+            status: status.as_u16(),
+            detail: detail.into(),
+            migration: None,
+        }
+    }
+
+    /// There is no such thing.
+    pub fn not_found(what: &str, name: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not-found", format!("there is no {what} {name:?}"))
+    }
+}
+
+impl From<Denied> for Problem {
+    fn from(denied: Denied) -> Self {
+        let detail = denied.to_string();
+        match denied {
+            Denied::Running { id, .. } => {
+                Self { migration: Some(id), ..Self::new(StatusCode::CONFLICT, "migration-running", detail) }
+            }
+            Denied::Guards(_) => Self::new(StatusCode::CONFLICT, "guard", detail),
+            Denied::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", detail),
+            Denied::NoSuchMigration(_) => Self::new(StatusCode::NOT_FOUND, "not-found", detail),
+            Denied::Journal(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "journal", detail),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self)).into_response();
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}

@@ -1,0 +1,180 @@
+//! Tables for people.
+
+use std::fmt::Write as _;
+
+use crate::controller::Plan;
+use crate::controller::view::{DecisionView, GuardView, MigrationView, ResourceView};
+
+/// Rows of cells, columns as wide as their widest cell.
+fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: &[&str]| {
+        let mut text = String::new();
+        for (cell, width) in cells.iter().zip(&widths) {
+            let _ = write!(text, "{cell:<width$}  ");
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+        text
+    };
+    let mut text = line(head);
+    for row in rows {
+        text.push_str(&line(&row.iter().map(String::as_str).collect::<Vec<_>>()));
+    }
+    text
+}
+
+fn probe(result: Option<&Result<u64, String>>) -> String {
+    match result {
+        Some(Ok(micros)) => format!("{:.1} ms", *micros as f64 / 1000.0),
+        Some(Err(why)) => why.clone(),
+        None => "-".into(),
+    }
+}
+
+pub(super) fn resources(views: &[ResourceView]) -> String {
+    let mut text = String::new();
+    for view in views {
+        let _ = writeln!(
+            text,
+            "{}: {} serves, {} follows; {} (generation {}), policy {} ({})",
+            view.name, view.primary, view.shadow, view.phase, view.generation, view.policy, view.mode
+        );
+        if let Some(id) = &view.migration {
+            let _ = writeln!(text, "  migration    {id}");
+        }
+        if let Some(gate) = &view.gate {
+            let word = if gate.closed { "closed" } else { "open" };
+            let _ = writeln!(text, "  gate         {word}, {} held, {} in flight", gate.held, gate.in_flight);
+        }
+        let stream = &view.replication;
+        let _ = writeln!(
+            text,
+            "  replication  {} {} → {}, {} bytes / {} ms behind, applied {}{}",
+            stream.state,
+            stream.source,
+            stream.target,
+            stream.lag_bytes,
+            stream.lag_ms,
+            stream.applied_lsn,
+            if stream.detail.is_empty() { String::new() } else { format!(" ({})", stream.detail) }
+        );
+        if let Some(decision) = &view.decision {
+            let _ = writeln!(
+                text,
+                "  score        {:.2} (lower bound {:.2}, needs {:.2}): {}",
+                decision.score, decision.lower, decision.needed, decision.because
+            );
+        }
+        let rows: Vec<Vec<String>> = view
+            .placements
+            .iter()
+            .map(|placement| {
+                let number = |value: Option<u32>| value.map_or("-".into(), |value| value.to_string());
+                vec![
+                    format!("  {}", placement.zone),
+                    placement.role.clone(),
+                    format!("{}/{}", number(placement.ready), number(placement.capacity)),
+                    probe(placement.http_probe.as_ref()),
+                    probe(placement.sql_probe.as_ref()),
+                    placement.forecast_ms.map_or("-".into(), |ms| format!("{ms:.1} ms")),
+                ]
+            })
+            .collect();
+        text.push_str(&table(&["  ZONE", "ROLE", "READY", "HTTP PROBE", "SQL PROBE", "FORECAST"], &rows));
+        for problem in &view.problems {
+            let _ = writeln!(text, "  ! {problem}");
+        }
+    }
+    text
+}
+
+fn guards(guards: &[GuardView]) -> String {
+    let rows: Vec<Vec<String>> = guards
+        .iter()
+        .map(|guard| {
+            let mark = if guard.passed { "✓" } else { "✗" };
+            vec![mark.to_owned(), guard.name.clone(), guard.value.clone(), guard.limit.clone()]
+        })
+        .collect();
+    table(&["", "GUARD", "IS", "NEEDS"], &rows)
+}
+
+pub(super) fn decision(decision: &DecisionView) -> String {
+    let rows: Vec<Vec<String>> = decision
+        .terms
+        .iter()
+        .map(|term| {
+            vec![
+                term.name.clone(),
+                term.raw.map_or("unknown".into(), |raw| format!("{raw:+.3}")),
+                format!("{}", term.weight),
+                format!("{:+.3}", term.points),
+                term.age_ms.map_or("-".into(), |age| format!("{age} ms")),
+                format!("{}: {}", term.source, term.detail).trim_end_matches([':', ' ']).to_owned(),
+            ]
+        })
+        .collect();
+    let mut text = format!(
+        "{}: {}\nscore {:+.3}, lower bound {:+.3}, needs above {:.3}\n\n",
+        decision.verdict, decision.because, decision.score, decision.lower, decision.needed
+    );
+    text.push_str(&table(&["TERM", "RAW", "WEIGHT", "POINTS", "AGE", "FROM"], &rows));
+    text.push('\n');
+    text.push_str(&guards(&decision.guards));
+    text
+}
+
+pub(super) fn plan(plan: &Plan) -> String {
+    let mut text = format!("{} → {}\n", plan.from, plan.to);
+    for (index, step) in plan.steps.iter().enumerate() {
+        let _ = writeln!(text, "{:>3}. {step}", index + 1);
+    }
+    text.push('\n');
+    text.push_str(&guards(&plan.guards));
+    text
+}
+
+pub(super) fn migration(view: &MigrationView) -> String {
+    let mut text = format!("{} {}: {} → {}, {}\n", view.resource, view.id, view.from, view.to, view.state);
+    if let Some(reason) = &view.reason {
+        let _ = writeln!(text, "  because {reason}");
+    }
+    if let Some(held) = view.held_ms {
+        let _ = writeln!(text, "  held {held} ms");
+    }
+    for step in &view.steps {
+        let spent = step
+            .ended_ms
+            .map_or("…".into(), |ended| format!("{} ms", ended.saturating_sub(step.started_ms)));
+        let _ = writeln!(text, "  {:<10} {spent}", step.phase);
+    }
+    text
+}
+
+pub(super) fn history(runs: &[MigrationView]) -> String {
+    let rows: Vec<Vec<String>> = runs
+        .iter()
+        .map(|run| {
+            let at =
+                i64::try_from(run.started_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+            vec![
+                at.map_or("-".into(), |at| format!("{at:.0}")),
+                run.resource.clone(),
+                run.id.clone(),
+                format!("{} → {}", run.from, run.to),
+                run.trigger.clone(),
+                run.state.clone(),
+                run.held_ms.map_or("-".into(), |ms| format!("{ms} ms")),
+                run.verified.map_or("-", |equal| if equal { "equal" } else { "DIFFERENT" }).to_owned(),
+                run.reason.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    table(&["STARTED", "RESOURCE", "ID", "MOVE", "BY", "STATE", "HELD", "COMPARED", "REASON"], &rows)
+}

@@ -1,0 +1,124 @@
+//! Commands that ask a running node.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::Output;
+use super::client::{Client, Refusal};
+use super::render;
+use crate::controller::Plan;
+use crate::controller::view::{DecisionView, MigrationView, ResourceView};
+
+/// The exit code of a move that a guard refused.
+const REFUSED: u8 = 4;
+/// The exit code of a move that was rolled back.
+const ROLLED_BACK: u8 = 5;
+
+fn show<T: serde::Serialize>(output: Output, value: &T, table: impl FnOnce(&T) -> String) -> Result<()> {
+    match output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(value)?),
+        Output::Table => print!("{}", table(value)),
+    }
+    Ok(())
+}
+
+pub(super) fn status(
+    client: &Client,
+    resource: Option<&str>,
+    watch: bool,
+    output: Output,
+) -> Result<ExitCode> {
+    loop {
+        let mut views: Vec<ResourceView> = client.get("/api/v1/resources")?;
+        if let Some(name) = resource {
+            views.retain(|view| view.name == name);
+            if views.is_empty() {
+                bail!("there is no resource {name:?}");
+            }
+        }
+        show(output, &views, |views| render::resources(views))?;
+        if !watch {
+            return Ok(ExitCode::SUCCESS);
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+pub(super) fn explain(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
+    let decision: DecisionView = client.get(&format!("/api/v1/resources/{resource}/score"))?;
+    show(output, &decision, render::decision)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn plan(client: &Client, resource: &str, to: Option<&str>, output: Output) -> Result<ExitCode> {
+    let body = serde_json::json!({ "to": to, "dry_run": true });
+    let answer = client.post(&format!("/api/v1/resources/{resource}/migrations"), &body)?;
+    let plan: Plan = serde_json::from_slice(&answer)?;
+    let stopped = plan.guards.iter().any(|guard| guard.binds_operator && !guard.passed);
+    show(output, &plan, render::plan)?;
+    Ok(if stopped { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS })
+}
+
+pub(super) fn migrate(
+    client: &Client,
+    resource: &str,
+    to: &str,
+    wait: bool,
+    output: Output,
+) -> Result<ExitCode> {
+    let body = serde_json::json!({ "to": to });
+    let answer = match client.post(&format!("/api/v1/resources/{resource}/migrations"), &body) {
+        Ok(answer) => answer,
+        Err(error) => {
+            let Some(Refusal(problem)) = error.downcast_ref() else { return Err(error) };
+            eprintln!("godwit: refused: {}", problem.detail);
+            return Ok(ExitCode::from(REFUSED));
+        }
+    };
+    let plan: Plan = serde_json::from_slice(&answer)?;
+    let Some(id) = plan.id else { bail!("the node did not say which migration it started") };
+    if !wait {
+        println!("migration {id} started: {} → {}", plan.from, plan.to);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let path = format!("/api/v1/resources/{resource}/migrations/{id}");
+    let mut shown = 0;
+    loop {
+        let view: MigrationView = client.get(&path)?;
+        if output == Output::Table {
+            for step in view.steps.iter().skip(shown) {
+                eprintln!("{}", step.phase);
+            }
+            shown = view.steps.len();
+        }
+        let aborted = view.state == "aborted";
+        let served = view.steps.iter().any(|step| step.phase == "watching");
+        if aborted || served || view.ended() {
+            show(output, &view, render::migration)?;
+            return Ok(if aborted { ExitCode::from(ROLLED_BACK) } else { ExitCode::SUCCESS });
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+pub(super) fn abort(client: &Client, resource: &str) -> Result<ExitCode> {
+    let view: ResourceView = client.get(&format!("/api/v1/resources/{resource}"))?;
+    let Some(id) = view.migration else { bail!("no migration of {resource} is under way") };
+    client.post(&format!("/api/v1/resources/{resource}/migrations/{id}/abort"), &serde_json::json!({}))?;
+    println!("migration {id} is being undone: {} stays the primary", view.primary);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn history(
+    client: &Client,
+    resource: Option<&str>,
+    limit: u32,
+    output: Output,
+) -> Result<ExitCode> {
+    let filter = resource.map(|name| format!("&resource={name}")).unwrap_or_default();
+    let runs: Vec<MigrationView> = client.get(&format!("/api/v1/history?limit={limit}{filter}"))?;
+    show(output, &runs, |runs| render::history(runs))?;
+    Ok(ExitCode::SUCCESS)
+}

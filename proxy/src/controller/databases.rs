@@ -1,0 +1,88 @@
+//! Control connections: one per zone and purpose, kept open so that a hold never waits for a handshake.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use replicator::Error;
+use tokio::sync::Mutex;
+use tokio_postgres::Client;
+
+use crate::config::model::{Database, Resource};
+
+/// What a connection is for; each has its own, so that one long statement does not hold up the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// Short statements.
+    Control,
+    /// Whether the database is ready for a move.
+    Examine,
+    /// Only the fence: whoever undoes one ends this session first.
+    Fence,
+    /// The snapshot at the end marker.
+    Snapshot,
+}
+
+impl Purpose {
+    /// What the server shows in `pg_stat_activity`.
+    pub fn application_name(self) -> &'static str {
+        match self {
+            Self::Control => "godwit-control",
+            Self::Examine => "godwit-examine",
+            Self::Fence => "godwit-fence",
+            Self::Snapshot => "godwit-snapshot",
+        }
+    }
+}
+
+/// The databases of one resource.
+pub struct Databases {
+    zones: BTreeMap<String, Database>,
+    open: Mutex<BTreeMap<(String, Purpose), Arc<Client>>>,
+}
+
+impl Databases {
+    /// Connects to none yet.
+    pub fn new(resource: &Resource) -> Self {
+        let zones = resource
+            .placements
+            .values()
+            .filter_map(|placement| Some((placement.zone.clone(), placement.postgres.clone()?)))
+            .collect();
+        Self { zones, open: Mutex::default() }
+    }
+
+    /// The settings of a zone's database.
+    pub fn settings(&self, zone: &str) -> Result<&Database, Error> {
+        self.zones
+            .get(zone)
+            .ok_or_else(|| Error::Unready(format!("zone {zone} has no database in the configuration")))
+    }
+
+    /// The open connection, or a new one.
+    pub async fn get(&self, zone: &str, purpose: Purpose) -> Result<Arc<Client>, Error> {
+        let settings = self.settings(zone)?;
+        let key = (zone.to_owned(), purpose);
+        if let Some(client) = self.open.lock().await.get(&key)
+            && !client.is_closed()
+        {
+            return Ok(client.clone());
+        }
+        // Not under the lock: a zone that does not answer must not hold up the others.
+        let client =
+            Arc::new(replicator::postgres::connect(&settings.dsn, purpose.application_name()).await?);
+        self.open.lock().await.insert(key, client.clone());
+        Ok(client)
+    }
+
+    /// Forgets a connection, so that the next `get` makes a new one.
+    pub async fn forget(&self, zone: &str, purpose: Purpose) {
+        self.open.lock().await.remove(&(zone.to_owned(), purpose));
+    }
+
+    /// Takes a connection for oneself.
+    pub async fn take(&self, zone: &str, purpose: Purpose) -> Result<Arc<Client>, Error> {
+        let client = self.get(zone, purpose).await?;
+        self.forget(zone, purpose).await;
+        Ok(client)
+    }
+}

@@ -1,0 +1,425 @@
+//! Carries out effects. Each may run twice; each reports what happened as events of the run it was started for.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use migration::cutover::{Capacity, Effect, Event, Phase, State};
+use migration::policy::Policy;
+use migration::units::{Generation, Position, Zone};
+use replicator::fence::{self, FenceReport, FenceSpec};
+use replicator::{Lsn, sequences};
+use tokio::sync::{Mutex, mpsc};
+use tokio_postgres::Client;
+
+use super::compare;
+use super::databases::{Databases, Purpose};
+use super::streams::Streams;
+use crate::clock;
+use crate::config::model::Resource;
+use crate::drivers::Provisioning;
+use crate::fronts::pools::Pool;
+use crate::fronts::routes::ResourceFront;
+use crate::store::Journal;
+
+/// An event with the run whose effect reports it: a late answer of an ended run must not count for the next one.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The run; none: the resource itself.
+    pub run: Option<String>,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What the effects of one resource work with.
+pub struct Hands {
+    /// The resource.
+    pub resource: Arc<Resource>,
+    /// Its front, if this node has it.
+    pub front: Option<Arc<ResourceFront>>,
+    /// Control connections.
+    pub databases: Arc<Databases>,
+    /// Streams between the placements.
+    pub streams: Arc<Streams>,
+    /// By zone.
+    pub drivers: BTreeMap<String, Arc<dyn Provisioning>>,
+    /// Endpoints by zone, resolved.
+    pub endpoints: BTreeMap<String, Vec<SocketAddr>>,
+    /// History.
+    pub journal: Arc<Journal>,
+    reports: mpsc::UnboundedSender<Report>,
+    /// The last fence's report: the sequences to set.
+    fenced: Mutex<Option<(Generation, FenceReport)>>,
+    /// Held while a fence goes up, so that undoing it never overtakes it.
+    fencing: Mutex<()>,
+    /// Snapshot of the new primary at the end marker.
+    marker_snapshot: Mutex<Option<(Generation, Arc<Client>)>>,
+    /// Snapshots of both sides at the end marker: the old primary's first.
+    comparison: Mutex<Option<(Generation, Arc<Client>, Arc<Client>)>>,
+}
+
+type Failure = String;
+
+impl Hands {
+    /// Nothing is done yet.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        resource: Arc<Resource>,
+        front: Option<Arc<ResourceFront>>,
+        databases: Arc<Databases>,
+        streams: Arc<Streams>,
+        drivers: BTreeMap<String, Arc<dyn Provisioning>>,
+        endpoints: BTreeMap<String, Vec<SocketAddr>>,
+        journal: Arc<Journal>,
+        reports: mpsc::UnboundedSender<Report>,
+    ) -> Self {
+        Self {
+            resource,
+            front,
+            databases,
+            streams,
+            drivers,
+            endpoints,
+            journal,
+            reports,
+            fenced: Mutex::default(),
+            fencing: Mutex::default(),
+            marker_snapshot: Mutex::default(),
+            comparison: Mutex::default(),
+        }
+    }
+
+    fn policy(&self) -> &Policy {
+        &self.resource.policy
+    }
+
+    /// Carries out `effect`, wanted by `state`. Cancelling it is safe but for the fence, which goes on in the server.
+    pub async fn perform(&self, effect: &Effect, state: &State) -> Result<(), Failure> {
+        let run = state.run.as_ref();
+        let say = |event| self.report(run.map(|run| run.id.clone()), event);
+        match effect {
+            Effect::ProvisionShadow { zone } => self.provision(zone).await,
+            Effect::RunStream { generation, source, target } => {
+                if state.phase == Phase::Released {
+                    // The old primary still is what it was at the marker: the last chance to look at it.
+                    self.start_comparison(state, source, target).await;
+                }
+                self.streams.run(*generation, source, target).await?;
+                say(Event::StreamUp);
+                Ok(())
+            }
+            Effect::EndStream { generation, source } => {
+                let stray = self.streams.end(*generation, source).await?;
+                if stray > 0 {
+                    tracing::error!(
+                        resource = %self.resource.name, zone = %source, rows = stray,
+                        "rows were written to the old primary after its fence: a client goes round it"
+                    );
+                }
+                say(Event::OldStreamGone);
+                Ok(())
+            }
+            Effect::Scale { zone, capacity } => {
+                self.scale(zone, *capacity, state).await?;
+                say(match capacity {
+                    Capacity::Full => Event::ShadowScaled,
+                    Capacity::Shadow => Event::OldPrimaryRetired,
+                });
+                Ok(())
+            }
+            // The controller answers it from the world it holds.
+            Effect::CheckGuards | Effect::CloseRun { .. } => Ok(()),
+            Effect::MakeReverseSlot { generation, zone } => {
+                self.make_reverse_slot(*generation, zone).await?;
+                say(Event::ReverseSlotMade);
+                Ok(())
+            }
+            Effect::DropReverseSlot { generation, zone } => {
+                let client = self.control(zone).await?;
+                let slot = replicator::postgres::slot::slot_name(&self.resource.name, generation.0);
+                replicator::postgres::slot::drop_slot(&client, &slot).await.map_err(chain)
+            }
+            Effect::CloseGate => {
+                let Some(front) = &self.front else {
+                    say(Event::GateClosed);
+                    say(Event::DrainFinished);
+                    return Ok(());
+                };
+                front.gate.close();
+                say(Event::GateClosed);
+                front.gate.drained().await;
+                say(Event::DrainFinished);
+                Ok(())
+            }
+            Effect::Fence { zone, generation } => {
+                let marker = self.fence(zone, *generation).await?;
+                say(Event::FenceUp { marker });
+                Ok(())
+            }
+            Effect::AwaitMarker { marker } => {
+                self.streams.applied(state.generation, Lsn(marker.0)).await?;
+                say(Event::MarkerApplied);
+                Ok(())
+            }
+            Effect::SetSequences { zone } => {
+                self.set_sequences(zone, state).await?;
+                say(Event::SequencesSet);
+                Ok(())
+            }
+            Effect::LiftFence { zone, generation } => {
+                self.lift_fence(zone, *generation, state).await?;
+                say(Event::FenceLifted);
+                Ok(())
+            }
+            Effect::SwapPool { zone, generation } => {
+                self.swap_pool(zone, *generation)?;
+                say(Event::PoolSwapped);
+                Ok(())
+            }
+            Effect::OpenGate => {
+                if let Some(front) = &self.front {
+                    front.gate.open();
+                }
+                say(Event::GateOpened);
+                Ok(())
+            }
+            Effect::Compare => {
+                let equal = self.compare(state).await?;
+                say(Event::Compared { equal });
+                if equal { Ok(()) } else { Err("both sides differ".into()) }
+            }
+        }
+    }
+
+    /// Tells the controller.
+    pub fn report(&self, run: Option<String>, event: Event) {
+        // The controller only goes away when the process does.
+        let _ = self.reports.send(Report { run, event });
+    }
+
+    async fn control(&self, zone: &Zone) -> Result<Arc<Client>, Failure> {
+        self.databases.get(&zone.0, Purpose::Control).await.map_err(chain)
+    }
+
+    fn driver(&self, zone: &Zone) -> Option<&Arc<dyn Provisioning>> {
+        self.drivers.get(&*zone.0)
+    }
+
+    /// Workers that a placement has at this capacity.
+    pub fn workers(&self, zone: &Zone, capacity: Capacity) -> u32 {
+        let full = self.resource.placements.get(&*zone.0).map_or(1, |placement| placement.capacity);
+        match capacity {
+            Capacity::Full => full,
+            Capacity::Shadow => self.policy().shadow_capacity.of(full).min(full),
+        }
+    }
+
+    async fn provision(&self, zone: &Zone) -> Result<(), Failure> {
+        let Some(driver) = self.driver(zone) else { return Ok(()) };
+        let operation = operation("provision", zone);
+        driver.provision(&operation, self.workers(zone, Capacity::Shadow)).await.map(drop).map_err(chain)
+    }
+
+    async fn scale(&self, zone: &Zone, capacity: Capacity, state: &State) -> Result<(), Failure> {
+        let workers = self.workers(zone, capacity);
+        if let Some(driver) = self.driver(zone) {
+            driver.scale(&operation("scale", zone), workers).await.map_err(chain)?;
+        }
+        if capacity == Capacity::Full && state.phase == Phase::Requested {
+            // The planner must not meet its first clients with the statistics of an empty table.
+            let client = self.control(zone).await?;
+            client.batch_execute("ANALYZE").await.map_err(|error| format!("ANALYZE in {zone}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    async fn make_reverse_slot(&self, generation: Generation, zone: &Zone) -> Result<(), Failure> {
+        use replicator::postgres::slot;
+        let client = self.control(zone).await?;
+        let name = slot::slot_name(&self.resource.name, generation.0);
+        if slot::slot_info(&client, &name).await.map_err(chain)?.is_none() {
+            // The publication must be older than anything the slot will decode.
+            slot::ensure_publication(&client, &slot::publication_name(&self.resource.name))
+                .await
+                .map_err(chain)?;
+            slot::create_slot(&client, &name).await.map_err(chain)?;
+        }
+        // Under the hold no handshake may be needed: the connections of the fence and the snapshot are made now.
+        if let Some(source) = self.resource.other(&zone.0) {
+            self.databases.get(&source.zone, Purpose::Fence).await.map_err(chain)?;
+        }
+        self.databases.get(&zone.0, Purpose::Snapshot).await.map_err(chain)?;
+        Ok(())
+    }
+
+    async fn fence(&self, zone: &Zone, generation: Generation) -> Result<Position, Failure> {
+        let _fencing = self.fencing.lock().await;
+        let settings = self.databases.settings(&zone.0).map_err(chain)?;
+        let client = self.databases.get(&zone.0, Purpose::Fence).await.map_err(chain)?;
+        let spec = FenceSpec {
+            resource: self.resource.name.clone(),
+            generation: generation.0,
+            app_roles: settings.app_roles.clone(),
+            lock_timeout: self.policy().max_hold / 2,
+            kill_timeout: self.policy().max_hold,
+        };
+        let report = fence::close(&client, &spec).await.map_err(chain)?;
+        tracing::info!(
+            resource = %self.resource.name, %zone, marker = %report.marker, tables = report.tables,
+            sessions = report.terminated, "old primary fenced"
+        );
+        let marker = Position(report.marker.0);
+        *self.fenced.lock().await = Some((generation, report));
+        Ok(marker)
+    }
+
+    async fn set_sequences(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
+        let generation = state.run.as_ref().map(|run| run.generation);
+        let fenced = self.fenced.lock().await;
+        let states =
+            fenced.as_ref().filter(|(of, _)| Some(*of) == generation).map(|(_, report)| &report.sequences);
+        let states = states.ok_or("the fence's sequences are not known to this process")?;
+        sequences::apply(&*self.control(zone).await?, states).await.map_err(chain)
+    }
+
+    async fn lift_fence(&self, zone: &Zone, generation: Generation, state: &State) -> Result<(), Failure> {
+        let client = self.control(zone).await?;
+        if state.phase != Phase::Aborting {
+            // The new primary's contents at the marker, before its first client.
+            let (opened, ()) = tokio::join!(
+                fence::open(&client, &self.resource.name, generation.0),
+                self.take_marker_snapshot(zone, generation)
+            );
+            return opened.map_err(chain);
+        }
+        // A fence that is still going up, of this process or of one that died, must be over first.
+        let _fencing = self.fencing.lock().await;
+        end_sessions(&client, Purpose::Fence).await?;
+        self.databases.forget(&zone.0, Purpose::Fence).await;
+        fence::open(&client, &self.resource.name, generation.0).await.map_err(chain)
+    }
+
+    fn swap_pool(&self, zone: &Zone, generation: Generation) -> Result<(), Failure> {
+        let Some(front) = &self.front else { return Ok(()) };
+        if front.pool.load().generation >= generation.0 {
+            return Ok(());
+        }
+        let upstreams = self.upstreams(zone, Capacity::Full);
+        front
+            .pool
+            .swap(Pool::new(generation.0, &*zone.0, &upstreams))
+            .map(drop)
+            .map_err(|stale| stale.to_string())
+    }
+
+    /// The endpoints of a placement at this capacity.
+    pub fn upstreams(&self, zone: &Zone, capacity: Capacity) -> Vec<SocketAddr> {
+        let all = self.endpoints.get(&*zone.0).map_or(&[][..], Vec::as_slice);
+        let workers =
+            if self.driver(zone).is_some() { self.workers(zone, capacity) as usize } else { all.len() };
+        all[..workers.min(all.len())].to_vec()
+    }
+
+    /// Verification is worth much, but not a longer hold or a failed cutover: a failure here is only logged.
+    async fn take_marker_snapshot(&self, zone: &Zone, generation: Generation) {
+        let taken = async {
+            let client = self.databases.take(&zone.0, Purpose::Snapshot).await.map_err(chain)?;
+            compare::begin(&client).await?;
+            Ok::<_, Failure>(client)
+        };
+        match taken.await {
+            Ok(client) => *self.marker_snapshot.lock().await = Some((generation, client)),
+            Err(why) => {
+                tracing::warn!(%zone, %why, "no snapshot at the end marker: verification will look at live data")
+            }
+        }
+    }
+
+    async fn start_comparison(&self, state: &State, primary: &Zone, old: &Zone) {
+        let Some((generation, new)) = self.marker_snapshot.lock().await.take() else { return };
+        if generation != state.generation {
+            return;
+        }
+        match self.databases.take(&old.0, Purpose::Snapshot).await.map_err(chain) {
+            Ok(client) => match compare::begin(&client).await {
+                Ok(()) => *self.comparison.lock().await = Some((generation, client, new)),
+                Err(why) => {
+                    tracing::warn!(zone = %old, %why, "no snapshot of the old primary at the end marker")
+                }
+            },
+            Err(why) => {
+                tracing::warn!(zone = %old, %why, primary = %primary, "old primary cannot be compared")
+            }
+        }
+    }
+
+    async fn compare(&self, state: &State) -> Result<bool, Failure> {
+        let Some(run) = &state.run else { return Ok(false) };
+        let kept = self.comparison.lock().await.take();
+        let (comparison, at) = match kept {
+            Some((generation, old, new)) if generation == state.generation => {
+                (compare::snapshots(&old, &new).await?, "at the end marker")
+            }
+            _ => {
+                let old = self.databases.get(&run.from.0, Purpose::Control).await.map_err(chain)?;
+                let new = self.databases.get(&run.to.0, Purpose::Control).await.map_err(chain)?;
+                (
+                    compare::live(&new, &old, || self.streams.caught_up(state.generation, &new)).await?,
+                    "on live data",
+                )
+            }
+        };
+        let text = format!("{comparison} {at}");
+        self.journal.note_comparison(&run.id, comparison.equal(), &text).map_err(chain)?;
+        if comparison.equal() {
+            tracing::info!(resource = %self.resource.name, run = %run.id, %text, "both sides are equal");
+        } else {
+            tracing::error!(resource = %self.resource.name, run = %run.id, %text, "both sides differ");
+        }
+        Ok(comparison.equal())
+    }
+}
+
+/// Ends other sessions of Godwit that serve `purpose`, and waits until they are gone.
+async fn end_sessions(client: &Client, purpose: Purpose) -> Result<(), Failure> {
+    let name = purpose.application_name();
+    let deadline = clock::monotonic() + Duration::from_secs(5);
+    loop {
+        let left: i64 = client
+            .query_one(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                 WHERE application_name = $1 AND datname = current_database() AND pid <> pg_backend_pid()",
+                &[&name],
+            )
+            .await
+            .map_err(|error| format!("cannot end the sessions of {name}: {error}"))?
+            .get(0);
+        if left == 0 {
+            return Ok(());
+        }
+        if clock::monotonic() > deadline {
+            return Err(format!("{left} sessions of {name} do not end"));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Unique: what was done under an earlier id says nothing of now.
+fn operation(what: &str, zone: &Zone) -> String {
+    format!("{what}-{zone}-{}", crate::rng::id())
+}
+
+/// An error with its sources, in one line.
+pub fn chain(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

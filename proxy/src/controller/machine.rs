@@ -1,0 +1,473 @@
+//! The actor: takes events and commands, steps the machine, writes the journal, starts effects.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use migration::cutover::{Effect, Event, Limits, Outcome, Phase, Refused, State, Trigger, step};
+use migration::decide::decide;
+use migration::report::{DecisionReport, Verdict};
+use migration::units::Zone;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::effects::{Hands, Report, chain};
+use super::measure::Measure;
+use super::signals::{Moves, Signals};
+use super::view::{DecisionView, GateView, ReplicationView, ResourceView};
+use super::{Command, Denied, Plan, ResourceHandle};
+use crate::clock;
+use crate::telemetry::metrics as telemetry;
+
+/// How often deadlines and the gate are looked at while a migration runs.
+const TICK: Duration = Duration::from_millis(20);
+/// Share of the gate's capacity above which a cutover gives up.
+const HOLD_ALARM: f64 = 0.7;
+/// First and longest pause before a failed effect is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+
+/// One resource's controller.
+pub struct Machine {
+    hands: Arc<Hands>,
+    state: State,
+    signals: Signals,
+    measure: Measure,
+    reports: mpsc::UnboundedReceiver<Report>,
+    commands: mpsc::Receiver<Command>,
+    view: Arc<ArcSwap<ResourceView>>,
+    running: HashMap<String, JoinHandle<()>>,
+    /// Consecutive failures by effect name.
+    failures: HashMap<&'static str, (u32, String)>,
+    decision: Option<(DecisionReport, u64)>,
+    moves: Moves,
+    gate_closed_at: Option<Instant>,
+    last_step: Instant,
+    journal_fails: Option<String>,
+}
+
+impl Machine {
+    /// A controller that starts from `state`, and the way to it.
+    pub fn new(
+        hands: Arc<Hands>,
+        state: State,
+        measure: Measure,
+        reports: mpsc::UnboundedReceiver<Report>,
+        seed: u64,
+    ) -> (Self, ResourceHandle) {
+        let (sender, commands) = mpsc::channel(16);
+        let view = Arc::new(ArcSwap::from_pointee(ResourceView::default()));
+        let handle = ResourceHandle { commands: sender, view: view.clone() };
+        let mut machine = Self {
+            hands,
+            state,
+            signals: Signals::new(seed),
+            measure,
+            reports,
+            commands,
+            view,
+            running: HashMap::new(),
+            failures: HashMap::new(),
+            decision: None,
+            moves: Moves::default(),
+            gate_closed_at: None,
+            last_step: clock::monotonic(),
+            journal_fails: None,
+        };
+        machine.publish();
+        (machine, handle)
+    }
+
+    /// Runs until cancelled.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let policy = self.hands.resource.policy.clone();
+        let mut steps = tokio::time::interval(policy.step);
+        steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        if self.hands.front.as_ref().is_some_and(|front| front.gate.is_closed()) {
+            self.gate_closed_at = Some(clock::monotonic());
+        }
+        self.read_moves();
+        self.take(Event::Restarted);
+        if self.state.phase == Phase::Idle && policy.shadow_enabled {
+            self.take(Event::ShadowEnabled);
+        }
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(report) = self.reports.recv() => self.answer(report),
+                Some(command) = self.commands.recv() => self.command(command),
+                _ = ticks.tick() => self.tick(),
+                _ = steps.tick() => self.step().await,
+            }
+        }
+        for task in self.running.values() {
+            task.abort();
+        }
+    }
+
+    fn answer(&mut self, report: Report) {
+        let current = self.state.run.as_ref().map(|run| &run.id);
+        // What belongs to the resource (a stream that is up) counts for any run; what belongs to a run only for it.
+        if report.run.is_some() && report.run.as_ref() != current {
+            tracing::debug!(event = report.event.name(), "answer of an ended migration ignored");
+            return;
+        }
+        match &report.event {
+            Event::GateClosed => self.gate_closed_at = Some(clock::monotonic()),
+            Event::GateOpened => self.note_hold(),
+            Event::EffectFailed { effect, why } => {
+                let entry = self.failures.entry(effect).or_default();
+                *entry = (entry.0 + 1, why.clone());
+            }
+            _ => {}
+        }
+        self.take(report.event);
+    }
+
+    fn note_hold(&mut self) {
+        let (Some(closed), Some(run)) = (self.gate_closed_at.take(), &self.state.run) else { return };
+        let held = closed.elapsed();
+        telemetry::hold(&self.state.resource, held);
+        if let Err(error) = self.hands.journal.note_hold(&run.id, held.as_millis() as u64) {
+            tracing::warn!(error = chain(error), "hold not written to the history");
+        }
+    }
+
+    fn tick(&mut self) {
+        if self.state.run.is_none() {
+            return;
+        }
+        if let Some(front) = self.hands.front.as_ref().filter(|_| self.state.phase.holds()) {
+            let (stats, limits) = (front.gate.stats(), front.gate.limits());
+            let share = |used: usize, limit: usize| used as f64 / limit.max(1) as f64;
+            let worst = share(stats.held, limits.requests).max(share(stats.held_bytes, limits.bytes));
+            if worst > HOLD_ALARM {
+                let why = format!("{} requests, {} bytes of headers", stats.held, stats.held_bytes);
+                self.take(Event::HoldNearlyFull { why });
+            }
+        }
+        self.take(Event::Tick);
+    }
+
+    /// One event through the machine. The new state is durable before any effect of it starts.
+    fn take(&mut self, event: Event) {
+        let name = event.name();
+        match step(&self.state, event, clock::now()) {
+            Ok((next, effects)) => {
+                if let Err(why) = self.adopt(next, name) {
+                    self.journal_failed(&why);
+                    return;
+                }
+                for effect in effects {
+                    self.start(effect);
+                }
+            }
+            Err(refused @ Refused::NotAwaited { .. }) => tracing::debug!(%refused, "event changes nothing"),
+            Err(refused) => tracing::info!(%refused, "event refused"),
+        }
+    }
+
+    fn adopt(&mut self, next: State, event: &str) -> Result<(), String> {
+        if next == self.state {
+            return Ok(());
+        }
+        let now = clock::now();
+        self.hands.journal.append(&next, event, now).map_err(chain)?;
+        self.journal_fails = None;
+        if next.phase != self.state.phase {
+            let spent = now.since(self.state.since);
+            tracing::info!(
+                resource = %next.resource, from = self.state.phase.name(), to = next.phase.name(), event,
+                spent_ms = spent.as_millis(), "phase"
+            );
+            if self.state.run.is_some() {
+                telemetry::step(self.state.phase.name(), spent);
+            }
+            self.failures.clear();
+            if next.phase == Phase::Aborting {
+                let why = next.run.as_ref().and_then(|run| run.aborted.as_deref()).unwrap_or_default();
+                tracing::warn!(resource = %next.resource, why, "migration aborted: the old primary stays");
+                self.cancel_all_but_fence();
+            }
+            if next.phase == Phase::Committed {
+                self.moves.last = Some(now);
+                self.moves.in_last_day += 1;
+            }
+        }
+        self.state = next;
+        self.publish();
+        Ok(())
+    }
+
+    /// The journal cannot be written: nothing new is done. A gate that closed before any fence opens again at once.
+    fn journal_failed(&mut self, why: &str) {
+        if self.journal_fails.is_none() {
+            tracing::error!(resource = %self.state.resource, %why, "the journal cannot be written: migrations stand still");
+        }
+        self.journal_fails = Some(why.to_owned());
+        if matches!(self.state.phase, Phase::Armed | Phase::Held)
+            && let Some(front) = &self.hands.front
+        {
+            front.gate.open();
+        }
+        self.publish();
+    }
+
+    fn cancel_all_but_fence(&mut self) {
+        for (key, task) in &self.running {
+            // A fence goes on in the server whatever happens here; a stream belongs to the resource.
+            if !key.starts_with("Fence") && !key.starts_with("RunStream") {
+                task.abort();
+            }
+        }
+    }
+
+    fn start(&mut self, effect: Effect) {
+        match effect {
+            Effect::CheckGuards => return self.check_guards(),
+            Effect::CloseRun { id, outcome } => return self.close_run(&id, &outcome),
+            _ => {}
+        }
+        let key = format!("{effect:?}");
+        self.running.retain(|_, task| !task.is_finished());
+        if self.running.contains_key(&key) {
+            return;
+        }
+        let name = effect.name();
+        let pause = match self.failures.get(name) {
+            Some((times, _)) => (RETRY.0 * 2_u32.saturating_pow(times.saturating_sub(1))).min(RETRY.1),
+            None => Duration::ZERO,
+        };
+        let (hands, state) = (self.hands.clone(), self.state.clone());
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let started = clock::monotonic();
+            let outcome = hands.perform(&effect, &state).await;
+            let spent_ms = started.elapsed().as_millis();
+            match outcome {
+                Ok(()) => tracing::debug!(effect = name, spent_ms, "effect done"),
+                Err(why) => {
+                    tracing::warn!(resource = %state.resource, effect = name, %why, "effect failed");
+                    hands.report(state.run.map(|run| run.id), Event::EffectFailed { effect: name, why });
+                }
+            }
+        });
+        self.running.insert(key, task);
+    }
+
+    fn check_guards(&mut self) {
+        let refusals = match &self.decision {
+            // The migration under way is this one.
+            Some((report, _)) => report
+                .guards
+                .iter()
+                .filter(|guard| {
+                    guard.binds_operator && !guard.passed && guard.name != "no migration under way"
+                })
+                .map(|guard| format!("{}: {} (needs {})", guard.name, guard.value, guard.limit))
+                .collect(),
+            None => vec!["nothing is known yet".to_owned()],
+        };
+        let run = self.state.run.as_ref().map(|run| run.id.clone());
+        let event = if refusals.is_empty() {
+            Event::GuardsPassed
+        } else {
+            Event::GuardsFailed { why: refusals.join("; ") }
+        };
+        self.hands.report(run, event);
+    }
+
+    fn close_run(&mut self, id: &str, outcome: &Outcome) {
+        telemetry::migration_ended(&self.state.resource, outcome);
+        if let Err(error) = self.hands.journal.close_run(id, outcome, clock::now()) {
+            tracing::error!(error = chain(error), id, "the migration's end is not in the history");
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Migrate { to, by, dry_run, reply } => {
+                let answer = self.migrate(to.as_deref(), &by, dry_run);
+                let _ = reply.send(answer);
+            }
+            Command::Abort { id, by, reply } => {
+                let _ = reply.send(self.abort(&id, by));
+            }
+        }
+    }
+
+    fn migrate(&mut self, to: Option<&str>, by: &str, dry_run: bool) -> Result<Plan, Denied> {
+        let to: Zone = to.map_or_else(|| self.state.shadow.clone(), Zone::from);
+        let (id, event) = self.request(to.clone(), Trigger::Operator(by.to_owned()));
+        let next = step(&self.state, event.clone(), clock::now());
+        let mut plan = self.plan(&to);
+        if !dry_run {
+            if let Err(refused) = next {
+                return Err(denied(&refused));
+            }
+            let refusals = match &self.decision {
+                Some((report, _)) => report.operator_refusals(),
+                None => vec!["nothing is known of the resource yet: ask again in a moment".to_owned()],
+            };
+            if !refusals.is_empty() {
+                return Err(Denied::Guards(refusals));
+            }
+            self.take(event);
+            if self.state.run.as_ref().is_none_or(|run| run.id != id) {
+                return Err(Denied::Journal(self.journal_fails.clone().unwrap_or_default()));
+            }
+            self.note_decision(&id);
+            plan.id = Some(id);
+        } else if let Err(refused @ (Refused::AlreadyThere(_) | Refused::WrongTarget { .. })) = next {
+            return Err(denied(&refused));
+        }
+        Ok(plan)
+    }
+
+    fn request(&self, to: Zone, trigger: Trigger) -> (String, Event) {
+        let id = crate::rng::id();
+        let limits = Limits::of(&self.hands.resource.policy);
+        (id.clone(), Event::MigrateRequested { id, to, trigger, limits })
+    }
+
+    fn note_decision(&self, id: &str) {
+        let Some((report, at)) = &self.decision else { return };
+        let noted = serde_json::to_string(&DecisionView::of(report, *at))
+            .map_err(chain)
+            .and_then(|text| self.hands.journal.note_decision(id, &text).map_err(chain));
+        if let Err(why) = noted {
+            tracing::warn!(%why, id, "the decision is not in the history");
+        }
+    }
+
+    fn plan(&self, to: &Zone) -> Plan {
+        let from = &self.state.primary;
+        let workers = self.hands.workers(to, migration::cutover::Capacity::Full);
+        let keep = self.hands.workers(from, migration::cutover::Capacity::Shadow);
+        let policy = &self.hands.resource.policy;
+        let steps = vec![
+            format!("scale {to} up to {workers} workers, ANALYZE its database"),
+            format!("make the slot of the way back in {to}; check every guard"),
+            format!("hold requests (at most {} ms), wait for those in flight", policy.max_hold.as_millis()),
+            format!("fence the database in {from}, emit the end marker"),
+            format!("wait until {to} has applied the marker; set its sequences"),
+            format!("commit generation {} (point of no return)", self.state.generation.next()),
+            format!("open the database in {to}, swap the pool, release the held requests"),
+            format!("stream from {to} back to {from}; watch {from} for writes that go round the fence"),
+            format!(
+                "compare both sides; after {} s keep {from} as the shadow with {keep} workers",
+                policy.retire_after.as_secs()
+            ),
+        ];
+        let guards = self.decision.as_ref().map(|(report, at)| DecisionView::of(report, *at).guards);
+        Plan {
+            id: None,
+            from: from.to_string(),
+            to: to.to_string(),
+            steps,
+            guards: guards.unwrap_or_default(),
+        }
+    }
+
+    fn abort(&mut self, id: &str, by: String) -> Result<(), Denied> {
+        if self.state.run.as_ref().is_none_or(|run| run.id != id) {
+            return Err(Denied::NoSuchMigration(id.to_owned()));
+        }
+        let event = Event::AbortRequested { by };
+        step(&self.state, event.clone(), clock::now()).map_err(|refused| denied(&refused))?;
+        self.take(event);
+        match &self.journal_fails {
+            Some(why) => Err(Denied::Journal(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// One step of the seed's loop: measure, score, decide, and move when that pays.
+    async fn step(&mut self) {
+        let (measured, moving) = self.measure.step(&self.hands, &self.state).await;
+        self.last_step = clock::monotonic();
+        self.signals.observe(&self.state.primary.0, measured, moving);
+        self.decide();
+        let Some((report, at)) = self.decision.clone() else { return };
+        telemetry::decision(&self.state.resource, &report, &self.signals, &self.hands.resource.policy);
+        if let Verdict::Move { to } = &report.verdict {
+            let (id, event) = self.request(to.clone(), Trigger::Score);
+            tracing::info!(resource = %self.state.resource, %to, because = %report.because, "the score asks for a move");
+            self.take(event);
+            if self.state.run.as_ref().is_some_and(|run| run.id == id) {
+                self.decision = Some((report, at));
+                self.note_decision(&id);
+            }
+        }
+        self.publish();
+    }
+
+    fn decide(&mut self) {
+        let now = clock::now();
+        let policy = &self.hands.resource.policy;
+        let age = self.last_step.elapsed();
+        let world = self.signals.world(policy, &self.state, self.moves, age, now);
+        self.decision = Some((decide(policy, &world, now), now.0));
+    }
+
+    fn read_moves(&mut self) {
+        let day_ago = migration::units::Timestamp(clock::now().0.saturating_sub(24 * 3_600_000));
+        match self.hands.journal.commits_since(&self.state.resource, day_ago) {
+            Ok((in_last_day, last)) => self.moves = Moves { last, in_last_day },
+            Err(error) => tracing::warn!(error = chain(error), "the history cannot be read"),
+        }
+    }
+
+    fn publish(&mut self) {
+        let resource = &self.hands.resource;
+        let stream = self.hands.streams.status(self.state.generation);
+        let mut problems = self.measure.problems(&self.state);
+        problems.extend(self.failures.iter().map(|(effect, (times, why))| {
+            format!("{effect} failed {times} times: {why}; the service stays in {}", self.state.primary)
+        }));
+        problems.extend(self.journal_fails.iter().map(|why| format!("the journal cannot be written: {why}")));
+        let view = ResourceView {
+            name: resource.name.clone(),
+            primary: self.state.primary.to_string(),
+            shadow: self.state.shadow.to_string(),
+            phase: self.state.phase.name().to_owned(),
+            since_ms: self.state.since.0,
+            generation: self.state.generation.0,
+            policy: resource.policy.name.clone(),
+            mode: format!("{:?}", resource.policy.mode).to_lowercase(),
+            migration: self.state.run.as_ref().map(|run| run.id.clone()),
+            gate: self.hands.front.as_ref().map(|front| {
+                let stats = front.gate.stats();
+                GateView {
+                    closed: front.gate.is_closed(),
+                    held: stats.held,
+                    in_flight: stats.in_flight,
+                    refused_total: stats.refused_total,
+                }
+            }),
+            placements: self.measure.placements(&self.state, &self.signals, &resource.policy),
+            replication: match &stream {
+                Some((source, target, status)) => ReplicationView::of(source, target, status),
+                None => ReplicationView { state: "stopped".into(), ..ReplicationView::default() },
+            },
+            decision: self.decision.as_ref().map(|(report, at)| DecisionView::of(report, *at)),
+            problems,
+        };
+        if let Some((.., status)) = &stream {
+            telemetry::replication(&resource.name, status);
+        }
+        self.view.store(Arc::new(view));
+    }
+}
+
+fn denied(refused: &Refused) -> Denied {
+    match refused {
+        Refused::Running { id, phase } => Denied::Running { id: id.clone(), phase: phase.name() },
+        other => Denied::Conflict(other.to_string()),
+    }
+}

@@ -1,0 +1,206 @@
+//! What is measured for one resource, step by step, and what watches it between the steps.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use migration::cutover::{Capacity, State};
+use migration::policy::Policy;
+use replicator::preflight::Side;
+use replicator::status::Phase as StreamPhase;
+use tokio_util::sync::CancellationToken;
+
+use super::databases::{Databases, Purpose};
+use super::effects::{Hands, chain};
+use super::preflight;
+use super::signals::{Measured, Signals};
+use super::view::PlacementView;
+use crate::config::model::Resource;
+use crate::drivers::{PlacementStatus, Provisioning};
+use crate::feeds::Phase;
+use crate::feeds::prober::{PlacementKey, ProbeBoard};
+use crate::fronts::latencies::Latencies;
+use crate::fronts::stopwatch::Segment;
+use crate::telemetry::metrics as telemetry;
+
+/// How often drivers are asked and dead workers mended.
+const SUPERVISE: Duration = Duration::from_secs(2);
+/// How often the databases are examined.
+const EXAMINE: Duration = Duration::from_secs(10);
+/// A probe older than this says nothing.
+const PROBE_AGE: Duration = Duration::from_secs(15);
+
+/// Results of what watches between the steps.
+#[derive(Default)]
+struct Watched {
+    placements: BTreeMap<String, Result<PlacementStatus, String>>,
+    /// By zone: what stands in the way, or why that is unknown.
+    blockers: BTreeMap<String, Result<Vec<String>, String>>,
+}
+
+/// Measures one resource.
+pub struct Measure {
+    resource: Arc<Resource>,
+    latencies: Latencies,
+    board: Arc<ProbeBoard>,
+    watched: Arc<Mutex<Watched>>,
+}
+
+impl Measure {
+    /// Measures nothing yet.
+    pub fn new(resource: Arc<Resource>, latencies: Latencies, board: Arc<ProbeBoard>) -> Self {
+        Self { resource, latencies, board, watched: Arc::default() }
+    }
+
+    /// Starts what watches between the steps; ends with `stop`.
+    pub fn watch(
+        &self,
+        drivers: &BTreeMap<String, Arc<dyn Provisioning>>,
+        databases: &Arc<Databases>,
+        stop: &CancellationToken,
+    ) {
+        for (zone, driver) in drivers {
+            let (zone, driver, watched) = (zone.clone(), driver.clone(), self.watched.clone());
+            tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+                loop {
+                    let status = driver.status().await.map_err(chain);
+                    lock(&watched).placements.insert(zone.clone(), status);
+                    tokio::time::sleep(SUPERVISE).await;
+                }
+            }));
+        }
+        for zone in self.resource.placements.values().filter(|p| p.postgres.is_some()).map(|p| p.zone.clone())
+        {
+            let (databases, watched) = (databases.clone(), self.watched.clone());
+            tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+                loop {
+                    let found = examine(&databases, &zone).await;
+                    lock(&watched).blockers.insert(zone.clone(), found);
+                    tokio::time::sleep(EXAMINE).await;
+                }
+            }));
+        }
+    }
+
+    /// One step: what was measured, and whether a cutover disturbed it.
+    pub async fn step(&mut self, hands: &Hands, state: &State) -> (Measured, bool) {
+        let primary = state.primary.to_string();
+        let histogram = self.latencies.take(&self.resource.name, &primary, Segment::Upstream);
+        let request_p95_ms =
+            (!histogram.is_empty()).then(|| histogram.value_at_quantile(0.95) as f64 / 1000.0);
+        let mut measured = Measured { request_p95_ms, ..Measured::default() };
+        for (zone, placement) in &self.resource.placements {
+            let probes = self.board.get(&PlacementKey::new(&self.resource.name, zone));
+            if let Some(probe) = &probes.http {
+                let fresh = probe.reading("HTTP probe");
+                let value = fresh.fresh(crate::clock::now(), PROBE_AGE);
+                for (phase, took) in &probe.phases {
+                    telemetry::probe(zone, "http", phase.as_str(), *took);
+                }
+                let ms = value.map(|latency| latency.as_secs_f64() * 1000.0).map_err(|why| why.0);
+                measured.probes_ms.insert(zone.clone(), ms);
+            }
+            if let Some(probe) = &probes.sql
+                && let Some(took) = probe.phase(Phase::Query)
+            {
+                telemetry::probe(zone, "sql", Phase::Query.as_str(), took);
+            }
+            measured.cost.insert(
+                zone.clone(),
+                placement.cost_per_hour.map(|cost| cost * f64::from(placement.capacity)),
+            );
+        }
+        self.utilization(hands, state, &mut measured);
+        measured.lag = hands.streams.status(state.generation).map(|(.., status)| match status.phase {
+            StreamPhase::Streaming => Ok(status.lag_bytes),
+            StreamPhase::Failed { error, .. } => Err(error),
+            other => Err(format!("the stream is not up: {other:?}")),
+        });
+        let watched = lock(&self.watched);
+        for (zone, found) in &watched.blockers {
+            match found {
+                Ok(found) => measured.blockers.extend(found.iter().cloned()),
+                Err(why) => {
+                    measured.blockers.push(format!("the database in {zone} cannot be examined: {why}"))
+                }
+            }
+        }
+        (measured, state.phase.holds())
+    }
+
+    fn utilization(&self, hands: &Hands, state: &State, measured: &mut Measured) {
+        let Some(front) = &hands.front else { return };
+        let in_flight = front.gate.stats().in_flight as f64;
+        for zone in [&state.primary, &state.shadow] {
+            let workers = lock(&self.watched).placements.get(&*zone.0).map_or_else(
+                || Ok(hands.workers(zone, Capacity::Full)),
+                |status| status.clone().map(|status| status.ready),
+            );
+            let load = if *zone == state.primary { in_flight } else { 0.0 };
+            let value = match workers {
+                Ok(0) => Err(format!("no worker answers in {zone}")),
+                Ok(workers) => Ok((load / f64::from(workers)).min(1.0)),
+                Err(why) => Err(why),
+            };
+            measured.utilization.insert(zone.to_string(), value);
+        }
+    }
+
+    /// What is wrong now, in words that say what it means for the service.
+    pub fn problems(&self, state: &State) -> Vec<String> {
+        let watched = lock(&self.watched);
+        let mut problems = Vec::new();
+        for (zone, status) in &watched.placements {
+            if let Err(why) = status {
+                problems.push(format!("driver of {zone}: {why}"));
+            }
+        }
+        for (zone, found) in &watched.blockers {
+            match found {
+                Ok(found) => problems.extend(found.iter().map(|what| format!("not migratable: {what}"))),
+                Err(why) if *zone == *state.shadow.0 => {
+                    problems.push(format!(
+                        "the shadow in {zone} cannot be reached ({why}): the service stays in {}",
+                        state.primary
+                    ));
+                }
+                Err(why) => problems.push(format!("the database in {zone} cannot be examined: {why}")),
+            }
+        }
+        problems
+    }
+
+    /// Both placements as shown.
+    pub fn placements(&self, state: &State, signals: &Signals, policy: &Policy) -> Vec<PlacementView> {
+        let watched = lock(&self.watched);
+        [(&state.primary, "primary"), (&state.shadow, "shadow")]
+            .into_iter()
+            .map(|(zone, role)| {
+                let probes = self.board.get(&PlacementKey::new(&self.resource.name, &*zone.0));
+                let micros = |probe: crate::feeds::Probe| {
+                    probe.latency.map(|latency| u64::try_from(latency.as_micros()).unwrap_or(u64::MAX))
+                };
+                let status = watched.placements.get(&*zone.0).and_then(|status| status.as_ref().ok());
+                PlacementView {
+                    zone: zone.to_string(),
+                    role: role.into(),
+                    ready: status.map(|status| status.ready),
+                    capacity: status.map(|status| status.capacity),
+                    http_probe: probes.http.map(micros),
+                    sql_probe: probes.sql.map(micros),
+                    forecast_ms: signals.probe_forecast(&zone.0, policy),
+                }
+            })
+            .collect()
+    }
+}
+
+async fn examine(databases: &Databases, zone: &str) -> Result<Vec<String>, String> {
+    let client = databases.get(zone, Purpose::Examine).await.map_err(chain)?;
+    // Either side may be the source of the next move: both must fulfil what a source must.
+    preflight::blockers(&client, Side::Source, zone).await
+}
+
+fn lock(watched: &Mutex<Watched>) -> std::sync::MutexGuard<'_, Watched> {
+    watched.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,204 @@
+//! From raw measurements to the facts of a [`World`]: one value per step and series, each with its forecaster.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use migration::cutover::State;
+use migration::policy::Policy;
+use migration::units::{ByteCount, Timestamp};
+use migration::world::{Fact, Outlook, World};
+use predictor::{Forecaster, Outlook as Forecast, default_forecaster};
+
+/// How many steps of the request path's p95 the baseline looks back on.
+const BASELINE_STEPS: usize = 240;
+/// How many of them must be there before there is a baseline.
+const BASELINE_MINIMUM: usize = 12;
+
+/// What was measured in one step.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// p95 of the request path, milliseconds; none: no request in this step.
+    pub request_p95_ms: Option<f64>,
+    /// HTTP probe by zone: total milliseconds, or why it failed.
+    pub probes_ms: BTreeMap<String, Result<f64, String>>,
+    /// Utilisation by zone.
+    pub utilization: BTreeMap<String, Result<f64, String>>,
+    /// Cost at full capacity by zone, per hour.
+    pub cost: BTreeMap<String, Option<f64>>,
+    /// Bytes the shadow is behind, or why that is unknown.
+    pub lag: Option<Result<u64, String>>,
+    /// What stands in the way in the databases.
+    pub blockers: Vec<String>,
+}
+
+/// What history says of moves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Moves {
+    /// The last commit.
+    pub last: Option<Timestamp>,
+    /// Commits in the last 24 h.
+    pub in_last_day: u32,
+}
+
+/// The series of one resource.
+pub struct Signals {
+    seed: u64,
+    step: u64,
+    /// Request path, by the zone that served: a new series begins with each move.
+    requests: Box<dyn Forecaster>,
+    served_by: String,
+    probes: BTreeMap<String, Box<dyn Forecaster>>,
+    history: VecDeque<f64>,
+    above_since: Option<Timestamp>,
+    measured: Measured,
+}
+
+impl Signals {
+    /// Knows nothing yet.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            step: 0,
+            requests: default_forecaster(seed),
+            served_by: String::new(),
+            probes: BTreeMap::new(),
+            history: VecDeque::new(),
+            above_since: None,
+            measured: Measured::default(),
+        }
+    }
+
+    /// Takes the measurements of one step. `moving`: the gate was closed in it, and its latencies are not the zone's.
+    pub fn observe(&mut self, primary: &str, measured: Measured, moving: bool) {
+        self.step += 1;
+        if self.served_by != primary {
+            self.requests = default_forecaster(self.seed);
+            primary.clone_into(&mut self.served_by);
+        }
+        let request = measured.request_p95_ms.filter(|_| !moving);
+        self.requests.observe(self.step, request);
+        if let Some(value) = request {
+            self.history.push_back(value);
+            if self.history.len() > BASELINE_STEPS {
+                self.history.pop_front();
+            }
+        }
+        for (zone, value) in &measured.probes_ms {
+            self.probes
+                .entry(zone.clone())
+                .or_insert_with(|| default_forecaster(self.seed))
+                .observe(self.step, value.as_ref().ok().copied());
+        }
+        self.measured = measured;
+    }
+
+    /// The zone whose request path is forecast.
+    pub fn served_by(&self) -> &str {
+        &self.served_by
+    }
+
+    /// The facts at `now`. `age` is how long ago the last step ended.
+    pub fn world(
+        &mut self,
+        policy: &Policy,
+        state: &State,
+        moves: Moves,
+        age: Duration,
+        now: Timestamp,
+    ) -> World {
+        let primary = state.primary.to_string();
+        let shadow = state.shadow.to_string();
+        let cost = |zone: &str| match self.measured.cost.get(zone).copied().flatten() {
+            Some(value) => Fact::known(value, Duration::ZERO, "configuration"),
+            None => Fact::unknown(format!("no cost is configured for {zone}")),
+        };
+        let utilization = |zone: &str| match self.measured.utilization.get(zone) {
+            Some(Ok(value)) => Fact::known(*value, age, "in-flight / capacity"),
+            Some(Err(why)) => Fact::unknown(why.clone()),
+            None => Fact::unknown(format!("the utilisation of {zone} was not measured yet")),
+        };
+        let mut world = World {
+            primary: state.primary.clone(),
+            shadow: state.shadow.clone(),
+            phase: state.phase,
+            running: state.run.as_ref().map(|run| run.id.clone()),
+            baseline_ms: self.baseline(age),
+            latency: self.request_outlook(policy, age),
+            primary_probe: self.probe_outlook(&primary, policy, age),
+            shadow_probe: self.probe_outlook(&shadow, policy, age),
+            primary_cost: cost(&primary),
+            shadow_cost: cost(&shadow),
+            primary_utilization: utilization(&primary),
+            shadow_utilization: utilization(&shadow),
+            lag: match &self.measured.lag {
+                Some(Ok(bytes)) => Fact::known(ByteCount(*bytes), age, "replication stream"),
+                Some(Err(why)) => Fact::unknown(why.clone()),
+                None => Fact::unknown("no stream runs"),
+            },
+            blockers: self.measured.blockers.clone(),
+            last_move: moves.last,
+            moves_last_day: moves.in_last_day,
+            above_since: self.above_since,
+        };
+        self.above_since = migration::decide::above_since(policy, &world, now);
+        world.above_since = self.above_since;
+        world
+    }
+
+    /// Median forecast of a zone's probe, milliseconds.
+    pub fn probe_forecast(&self, zone: &str, policy: &Policy) -> Option<f64> {
+        match self.probes.get(zone)?.forecast(policy.horizon_steps()) {
+            Forecast::Forecast(forecast) => Some(forecast.over_horizon(0.5)),
+            Forecast::Abstained(_) => None,
+        }
+    }
+
+    /// The request path's forecast by step and quantile, milliseconds, for metrics.
+    pub fn request_forecast(&self, policy: &Policy) -> Option<predictor::Forecast> {
+        match self.requests.forecast(policy.horizon_steps()) {
+            Forecast::Forecast(forecast) => Some(forecast),
+            Forecast::Abstained(_) => None,
+        }
+    }
+
+    /// What is usual: the lower quartile of the last steps' p95, whichever zone served.
+    fn baseline(&self, age: Duration) -> Fact<f64> {
+        if self.history.len() < BASELINE_MINIMUM {
+            return Fact::unknown(format!(
+                "no usual latency yet: {} of {BASELINE_MINIMUM} steps with requests",
+                self.history.len()
+            ));
+        }
+        let mut sorted: Vec<f64> = self.history.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        Fact::known(sorted[sorted.len() / 4], age, "request path")
+    }
+
+    fn request_outlook(&self, policy: &Policy, age: Duration) -> Fact<Outlook> {
+        outlook(self.requests.as_ref(), policy, age, format!("request path in {}", self.served_by))
+    }
+
+    fn probe_outlook(&self, zone: &str, policy: &Policy, age: Duration) -> Fact<Outlook> {
+        match (self.measured.probes_ms.get(zone), self.probes.get(zone)) {
+            (Some(Err(why)), _) => Fact::unknown(format!("the HTTP probe of {zone} fails: {why}")),
+            (Some(Ok(_)), Some(forecaster)) => {
+                outlook(forecaster.as_ref(), policy, age, format!("HTTP probe of {zone}"))
+            }
+            _ => Fact::unknown(format!("{zone} was not probed yet")),
+        }
+    }
+}
+
+fn outlook(forecaster: &dyn Forecaster, policy: &Policy, age: Duration, source: String) -> Fact<Outlook> {
+    match forecaster.forecast(policy.horizon_steps()) {
+        Forecast::Forecast(forecast) => {
+            let value = Outlook {
+                lower_ms: forecast.over_horizon(1.0 - policy.confidence),
+                median_ms: forecast.over_horizon(0.5),
+                upper_ms: forecast.over_horizon(policy.confidence),
+            };
+            Fact::known(value, age, source)
+        }
+        Forecast::Abstained(abstained) => Fact::unknown(format!("{source}: {}", abstained.why)),
+    }
+}

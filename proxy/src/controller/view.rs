@@ -1,0 +1,333 @@
+//! What the controller shows: published after every change, read by the API, the CLI and the metrics. Shapes are the
+//! API's JSON (integers `_ms`, `_bytes`).
+
+use std::time::Duration;
+
+use migration::report::{DecisionReport, Verdict};
+use migration::world::Fact;
+use replicator::status::{Phase as StreamPhase, StreamStatus};
+use serde::{Deserialize, Serialize};
+
+use crate::store::{JournalRow, RunRow};
+
+/// One resource, now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ResourceView {
+    /// Its name.
+    pub name: String,
+    /// Who serves.
+    pub primary: String,
+    /// Who follows.
+    pub shadow: String,
+    /// Where the machine stands.
+    pub phase: String,
+    /// Since when, Unix milliseconds.
+    pub since_ms: u64,
+    /// Fencing number.
+    pub generation: u64,
+    /// Policy name.
+    pub policy: String,
+    /// `observe`, `advise` or `auto`.
+    pub mode: String,
+    /// The migration under way: its id.
+    pub migration: Option<String>,
+    /// The front's gate.
+    pub gate: Option<GateView>,
+    /// By zone.
+    pub placements: Vec<PlacementView>,
+    /// The stream to the shadow.
+    pub replication: ReplicationView,
+    /// The last decision.
+    pub decision: Option<DecisionView>,
+    /// What is wrong now and what it means; empty: nothing.
+    pub problems: Vec<String>,
+}
+
+/// A gate.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GateView {
+    /// Requests wait.
+    pub closed: bool,
+    /// How many.
+    pub held: usize,
+    /// Requests inside.
+    pub in_flight: u64,
+    /// Requests refused because the gate held all it may.
+    pub refused_total: u64,
+}
+
+/// A placement.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlacementView {
+    /// Its zone.
+    pub zone: String,
+    /// `primary` or `shadow`.
+    pub role: String,
+    /// Workers that answer; none: no driver says.
+    pub ready: Option<u32>,
+    /// Workers wanted.
+    pub capacity: Option<u32>,
+    /// Last HTTP probe, microseconds, or why it failed.
+    pub http_probe: Option<Result<u64, String>>,
+    /// Last SQL probe, microseconds, or why it failed.
+    pub sql_probe: Option<Result<u64, String>>,
+    /// Median forecast of the probe, milliseconds.
+    pub forecast_ms: Option<f64>,
+}
+
+/// A stream.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReplicationView {
+    /// `connecting`, `copying`, `streaming`, `failed`, `stopped`.
+    pub state: String,
+    /// Progress of a copy or the error.
+    pub detail: String,
+    /// Source zone.
+    pub source: String,
+    /// Target zone.
+    pub target: String,
+    /// Bytes behind.
+    pub lag_bytes: u64,
+    /// Milliseconds behind.
+    pub lag_ms: u64,
+    /// Newest source position known.
+    pub source_lsn: String,
+    /// Durably applied.
+    pub applied_lsn: String,
+    /// Transactions applied by this process.
+    pub transactions: u64,
+    /// Row changes applied by this process.
+    pub changes: u64,
+}
+
+impl ReplicationView {
+    /// From a stream's own word.
+    pub fn of(source: &str, target: &str, status: &StreamStatus) -> Self {
+        let (state, detail) = match &status.phase {
+            StreamPhase::Connecting => ("connecting", String::new()),
+            StreamPhase::Copying { tables_done, tables, rows, bytes, rows_estimate } => (
+                "copying",
+                format!(
+                    "table {} of {tables}, {rows} of about {rows_estimate} rows, {bytes} bytes",
+                    tables_done + 1
+                ),
+            ),
+            StreamPhase::Streaming => ("streaming", String::new()),
+            StreamPhase::Failed { error, retrying } => {
+                ("failed", if *retrying { format!("{error}; retrying") } else { error.clone() })
+            }
+            StreamPhase::Stopped => ("stopped", String::new()),
+        };
+        Self {
+            state: state.into(),
+            detail,
+            source: source.into(),
+            target: target.into(),
+            lag_bytes: status.lag_bytes,
+            lag_ms: millis(status.lag),
+            source_lsn: status.source_lsn.to_string(),
+            applied_lsn: status.applied_lsn.to_string(),
+            transactions: status.transactions,
+            changes: status.changes,
+        }
+    }
+}
+
+/// A decision.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DecisionView {
+    /// When, Unix milliseconds.
+    pub at_ms: u64,
+    /// `move`, `propose` or `stay`.
+    pub verdict: String,
+    /// One sentence.
+    pub because: String,
+    /// Sum of the terms' points.
+    pub score: f64,
+    /// The same at the lower confidence bound.
+    pub lower: f64,
+    /// What the lower bound must clear.
+    pub needed: f64,
+    /// The terms.
+    pub terms: Vec<TermView>,
+    /// Every condition.
+    pub guards: Vec<GuardView>,
+}
+
+/// A term of the score.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TermView {
+    /// `latency`, `cost` or `utilization`.
+    pub name: String,
+    /// Before weighting; none: unknown.
+    pub raw: Option<f64>,
+    /// The policy's weight.
+    pub weight: f64,
+    /// What it adds.
+    pub points: f64,
+    /// What it adds at the lower bound.
+    pub points_lower: f64,
+    /// Where it comes from, or why it is unknown.
+    pub source: String,
+    /// How old the facts are.
+    pub age_ms: Option<u64>,
+    /// The numbers that went in.
+    pub detail: String,
+}
+
+/// A condition.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuardView {
+    /// Its name.
+    pub name: String,
+    /// Whether it lets the move through.
+    pub passed: bool,
+    /// What was found.
+    pub value: String,
+    /// What is needed.
+    pub limit: String,
+    /// It also binds a move that an operator starts.
+    pub binds_operator: bool,
+}
+
+impl DecisionView {
+    /// The report, unchanged.
+    pub fn of(report: &DecisionReport, at_ms: u64) -> Self {
+        let verdict = match report.verdict {
+            Verdict::Move { .. } => "move",
+            Verdict::Propose { .. } => "propose",
+            Verdict::Stay => "stay",
+        };
+        let term = |term: &migration::score::Term| {
+            let (source, age) = match &term.raw {
+                Fact::Known { source, age, .. } => (source.clone(), Some(millis(*age))),
+                Fact::Unknown { why } => (format!("unknown: {why}"), None),
+            };
+            TermView {
+                name: term.name.into(),
+                raw: term.raw.value().copied(),
+                weight: term.weight,
+                points: term.points,
+                points_lower: term.points_lower,
+                source,
+                age_ms: age,
+                detail: term.detail.clone(),
+            }
+        };
+        Self {
+            at_ms,
+            verdict: verdict.into(),
+            because: report.because.clone(),
+            score: report.score.total,
+            lower: report.score.lower,
+            needed: report.needed,
+            terms: report.score.terms.iter().map(term).collect(),
+            guards: report
+                .guards
+                .iter()
+                .map(|guard| GuardView {
+                    name: guard.name.into(),
+                    passed: guard.passed,
+                    value: guard.value.clone(),
+                    limit: guard.limit.clone(),
+                    binds_operator: guard.binds_operator,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// A migration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MigrationView {
+    /// Its id.
+    pub id: String,
+    /// The resource.
+    pub resource: String,
+    /// Old primary.
+    pub from: String,
+    /// New primary.
+    pub to: String,
+    /// `score` or the operator's name.
+    pub trigger: String,
+    /// The generation it commits.
+    pub generation: u64,
+    /// The phase it is in, or `retired`, `superseded`, `aborted`.
+    pub state: String,
+    /// Why it was aborted.
+    pub reason: Option<String>,
+    /// When it was accepted, Unix milliseconds.
+    pub started_ms: u64,
+    /// When it ended.
+    pub ended_ms: Option<u64>,
+    /// When it passed the point of no return.
+    pub committed_ms: Option<u64>,
+    /// How long the gate was closed.
+    pub held_ms: Option<u64>,
+    /// The end marker's position.
+    pub fence_lsn: Option<String>,
+    /// Comparison of both sides at the end marker; none: not yet.
+    pub verified: Option<bool>,
+    /// What was compared.
+    pub comparison: Option<String>,
+    /// Every phase it went through.
+    pub steps: Vec<StepView>,
+}
+
+/// A phase of a migration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepView {
+    /// The phase.
+    pub phase: String,
+    /// When it was entered, Unix milliseconds.
+    pub started_ms: u64,
+    /// When the next one was.
+    pub ended_ms: Option<u64>,
+}
+
+impl MigrationView {
+    /// From the history's line and the journal's records.
+    pub fn of(run: RunRow, timeline: &[JournalRow]) -> Self {
+        let mut steps: Vec<StepView> = Vec::new();
+        for row in timeline {
+            if steps.last().is_some_and(|last| last.phase == row.phase) {
+                continue;
+            }
+            if let Some(last) = steps.last_mut() {
+                last.ended_ms = Some(row.at.0);
+            }
+            steps.push(StepView { phase: row.phase.clone(), started_ms: row.at.0, ended_ms: None });
+        }
+        if let (Some(last), Some(ended)) = (steps.last_mut(), run.ended) {
+            last.ended_ms = Some(ended.0);
+        }
+        let state = run.outcome.clone().or_else(|| steps.last().map(|step| step.phase.clone()));
+        Self {
+            id: run.id,
+            resource: run.resource,
+            from: run.from,
+            to: run.to,
+            trigger: run.trigger,
+            generation: run.generation,
+            state: state.unwrap_or_else(|| "requested".into()),
+            reason: run.reason,
+            started_ms: run.started.0,
+            ended_ms: run.ended.map(|at| at.0),
+            committed_ms: run.committed.map(|at| at.0),
+            held_ms: run.held_ms,
+            fence_lsn: run.fence.map(|lsn| replicator::Lsn(lsn).to_string()),
+            verified: run.verified,
+            comparison: run.comparison,
+            steps,
+        }
+    }
+
+    /// Nothing more will happen to it.
+    pub fn ended(&self) -> bool {
+        self.ended_ms.is_some()
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

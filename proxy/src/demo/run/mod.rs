@@ -1,0 +1,277 @@
+//! `godwit demo`: a storm comes, the service moves by itself, the storm passes, it comes back. Every claim is checked.
+
+mod proof;
+mod screen;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::load::{Load, Options as LoadOptions};
+use super::orders::schema::Seed;
+use super::zone::{Options as ZoneOptions, Playground, RESOURCE};
+use crate::cli::client::Client;
+use crate::clock;
+use crate::controller::view::{MigrationView, ResourceView};
+use crate::drivers::process::cluster::installed;
+
+use screen::Screen;
+
+/// Quick enough to watch: seconds where a real policy has minutes.
+const POLICY: &str = "\
+name: playground
+mode: auto
+score:
+  weights: {latency: 1.0, cost: 0.3, utilization: 0.2}
+  threshold: 0.25
+  sustain: 3s
+  horizon: 10s
+  step: 500ms
+  confidence: 0.8
+  disruption: 0.05
+limits: {cooldown: 12s, max_moves_per_day: 100, max_lag: 16MiB, max_hold: 2s, drain_timeout: 5s, on_drain_timeout: abort}
+shadow: {enabled: true, capacity: 50%}
+replication: {mode: async}
+retire: {after: 5s, require_verified: true}
+";
+
+/// Quiet seconds before the storm: what is usual must be known.
+const CALM: Duration = Duration::from_secs(12);
+/// How long one stage may take before the demo gives up.
+const STAGE: Duration = Duration::from_secs(60);
+
+/// What the demo can be told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Requests per second.
+    #[arg(long, default_value_t = 200.0)]
+    rate: f64,
+    /// One-way delay between the zones, milliseconds.
+    #[arg(long, default_value_t = 20, value_name = "MS")]
+    wan_ms: u64,
+    /// One-way delay that the storm adds in the first zone, milliseconds.
+    #[arg(long, default_value_t = 60, value_name = "MS")]
+    storm_ms: u64,
+    /// Workers of the order service at full capacity.
+    #[arg(long, default_value_t = 4)]
+    workers: u32,
+    /// Replicate inside one process instead of over QUIC to a second node.
+    #[arg(long)]
+    single_node: bool,
+}
+
+/// Runs the demo; success only if every line of its proof holds.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let proven = runtime.block_on(async {
+        tokio::select! {
+            proven = story(options) => proven,
+            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        }
+    })?;
+    Ok(if proven { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// A `godwit run` of the demo; ended when dropped.
+struct Node {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Node {
+    fn start(program: &Path, config: &Path) -> Result<Self> {
+        let log = config.with_extension("log");
+        let file = std::fs::File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
+        let child = Command::new(program)
+            .args(["run", "-c"])
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        Ok(Self { child, log })
+    }
+
+    /// Fails with the end of its log when it has ended.
+    fn check(&mut self) -> Result<()> {
+        let Some(status) = self.child.try_wait()? else { return Ok(()) };
+        bail!("godwit run ended ({status}); its log ends with:\n{}", self.tail(20))
+    }
+
+    fn tail(&self, lines: usize) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // SIGTERM first: the order in which a service manager would end it.
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let deadline = clock::monotonic() + Duration::from_secs(10);
+        while clock::monotonic() < deadline {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Stage<'a> {
+    client: &'a Client,
+    nodes: &'a mut [Node],
+    screen: &'a mut Screen,
+    load: Option<Load>,
+}
+
+impl Stage<'_> {
+    /// Shows how it goes until `reached` holds.
+    async fn until(&mut self, what: &str, reached: impl Fn(&ResourceView) -> bool) -> Result<ResourceView> {
+        let deadline = clock::monotonic() + STAGE;
+        let mut last = None;
+        loop {
+            for node in self.nodes.iter_mut() {
+                node.check()?;
+            }
+            // A node that is still starting does not answer yet.
+            if let Ok(view) =
+                self.client.fetch::<ResourceView>(&format!("/api/v1/resources/{RESOURCE}")).await
+            {
+                self.screen.show(&view, self.load.as_ref().map(Load::snapshot).as_ref());
+                if reached(&view) {
+                    return Ok(view);
+                }
+                last = Some(view);
+            }
+            if clock::monotonic() > deadline {
+                let state = last.map_or("the node did not answer".into(), |view| {
+                    format!(
+                        "it is {} with {} as primary; {}; {}",
+                        view.phase,
+                        view.primary,
+                        view.decision.map_or_else(String::new, |decision| decision.because),
+                        view.problems.join("; ")
+                    )
+                });
+                let log = self.nodes.first().map_or_else(String::new, |node| node.tail(15));
+                bail!("{what} did not happen within {} s: {state}\n{log}", STAGE.as_secs());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn migrations(&self) -> Result<Vec<MigrationView>> {
+        self.client.fetch(&format!("/api/v1/resources/{RESOURCE}/migrations")).await
+    }
+}
+
+async fn story(options: &Options) -> Result<bool> {
+    let began = clock::monotonic();
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let Some(near) = installed(15) else { bail!("PostgreSQL 15 is not on this machine: run make setup") };
+    let (far, far_major) = match installed(18) {
+        Some(bin) => (bin, 18),
+        None => (near.clone(), 15),
+    };
+    let mut screen = Screen::new(began);
+    screen.say(&format!(
+        "two zones on loopback, {} ms apart each way: eu-west with PostgreSQL 15, eu-central with PostgreSQL {far_major}{}",
+        options.wan_ms,
+        if far_major == 15 { " (18 is not on this machine)" } else { "" }
+    ));
+    let mut zones = ZoneOptions::new(program.clone(), [near, far]);
+    zones.settings = [String::new(), String::new()];
+    zones.workers = options.workers;
+    zones.seed = Seed::default();
+    zones.agent = !options.single_node;
+    zones.near = Duration::from_millis(1);
+    zones.wan = Duration::from_millis(options.wan_ms);
+    zones.policy = POLICY.into();
+    let playground = Playground::start(&zones).await?;
+    screen.say(&format!(
+        "the order service runs in {} with {} workers",
+        playground.zones[0].name, options.workers
+    ));
+
+    let mut nodes = Vec::new();
+    if let Some(config) = &playground.agent_config {
+        nodes.push(Node::start(&program, config)?);
+    }
+    nodes.insert(0, Node::start(&program, &playground.config)?);
+    let proven = scenes(options, &playground, &mut nodes, &mut screen).await;
+    drop(nodes);
+    drop(playground);
+    screen.say(&format!("everything stopped and removed, {:.0} s in all", began.elapsed().as_secs_f64()));
+    proven
+}
+
+async fn scenes(
+    options: &Options,
+    playground: &Playground,
+    nodes: &mut [Node],
+    screen: &mut Screen,
+) -> Result<bool> {
+    let client = Client::new(&playground.admin.to_string());
+    let [near, far] = &playground.zones;
+    let mut stage = Stage { client: &client, nodes, screen, load: None };
+    stage.until("the first copy", |view| view.phase == "shadowing").await?;
+    stage.screen.say(&format!("{} follows {}: schema, rows and stream are there", far.name, near.name));
+
+    let load = Load::start(LoadOptions {
+        target: playground.front,
+        host: "orders.example".into(),
+        rate: options.rate,
+        writes: 0.4,
+        customers: Seed::default().customers,
+        timeout: Duration::from_secs(10),
+        seed: 1,
+        run: "demo".into(),
+    });
+    stage.load = Some(load);
+    stage.screen.say(&format!("load: {} requests/s, readers and writers", options.rate));
+    let calm = clock::monotonic() + CALM;
+    stage.until("the calm", |_| clock::monotonic() >= calm).await?;
+
+    near.path.set_delay(Duration::from_millis(options.storm_ms));
+    stage.screen.say(&format!("STORM in {}: {} ms more each way", near.name, options.storm_ms));
+    let storm = clock::monotonic();
+    stage
+        .until("the move away from the storm", |view| view.primary == far.name && view.phase != "committed")
+        .await?;
+    stage.screen.say(&format!("{} serves, {:.1} s after the storm began", far.name, since(storm)));
+    stage
+        .until("the retirement of the old primary", |view| {
+            view.primary == far.name && view.phase == "shadowing"
+        })
+        .await?;
+    stage.screen.say(&format!("{} is compared, equal, and retired to a shadow", near.name));
+
+    near.path.set_delay(Duration::from_millis(1));
+    stage.screen.say(&format!("the storm in {} has passed", near.name));
+    let passed = clock::monotonic();
+    stage.until("the move back", |view| view.primary == near.name && view.phase != "committed").await?;
+    stage.screen.say(&format!("{} serves again, {:.1} s after the storm passed", near.name, since(passed)));
+    stage
+        .until("the second retirement", |view| view.primary == near.name && view.phase == "shadowing")
+        .await?;
+
+    let migrations = stage.migrations().await?;
+    let Some(load) = stage.load.take() else { bail!("the load is gone") };
+    let outcome = load.stop().await;
+    stage.until("the stream's end", |view| view.replication.lag_bytes == 0).await?;
+    proof::print(playground, &outcome, &migrations).await
+}
+
+fn since(began: Instant) -> f64 {
+    began.elapsed().as_secs_f64()
+}

@@ -1,0 +1,161 @@
+//! Where the halves of a stream run: both here over a memory link, or one on a node of the other zone over QUIC.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use replicator::Error;
+use replicator::link::memory;
+use replicator::link::quic::{Connector, Identity, Listener};
+use replicator::pump::{self, Answer, LocalEnd, LocalPeer, StreamSpec};
+use replicator::status::StreamStatus;
+use replicator::wire::{Hello, Role};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::model::{Config, Database, LinkTls};
+use crate::controller::databases::Databases;
+use crate::controller::effects::chain;
+
+/// The links of this node.
+pub struct Links {
+    /// Nodes of other zones, by zone.
+    peers: BTreeMap<String, Connector>,
+}
+
+impl Links {
+    /// Opens no connection yet. Needs a tokio runtime.
+    pub fn new(config: &Config) -> Result<Self> {
+        let mut peers = BTreeMap::new();
+        for (zone, settings) in &config.zones {
+            let (Some(address), Some(node), Some(own)) = (&settings.link, &settings.node, &config.node.link)
+            else {
+                continue;
+            };
+            if *zone != config.node.zone {
+                let connector = Connector::new(&identity(&own.tls)?, address, node)
+                    .with_context(|| format!("link to zone {zone}"))?;
+                peers.insert(zone.clone(), connector);
+            }
+        }
+        Ok(Self { peers })
+    }
+
+    /// Keeps a stream running until told to stop; an error means it must not run again under its generation.
+    pub async fn run(
+        &self,
+        databases: &Databases,
+        spec: &StreamSpec,
+        publish: &watch::Sender<StreamStatus>,
+        stop: &CancellationToken,
+    ) -> Result<(), Error> {
+        let source = || databases.settings(&spec.source_zone).map(source_end);
+        let target = || databases.settings(&spec.target_zone).map(target_end);
+        match (self.peers.get(&spec.source_zone), self.peers.get(&spec.target_zone)) {
+            (None, Some(peer)) => pump::maintain(peer, spec, &source()?, publish, stop).await,
+            (Some(peer), None) => pump::maintain(peer, spec, &target()?, publish, stop).await,
+            (None, None) => {
+                let peer = LocalPeer::new(target()?, memory::Options::default());
+                pump::maintain(&*peer, spec, &source()?, publish, stop).await
+            }
+            (Some(_), Some(_)) => Err(Error::Unready(format!(
+                "neither {} nor {} is this node's own zone: a stream needs one end here",
+                spec.source_zone, spec.target_zone
+            ))),
+        }
+    }
+
+    /// Answers nodes of other zones: applies what they push, streams what they pull. Binds at once.
+    pub fn listen(&self, config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> Result<()> {
+        let Some(link) = &config.node.link else { return Ok(()) };
+        let names: Vec<String> = config.zones.values().filter_map(|zone| zone.node.clone()).collect();
+        let listener = Listener::bind(&identity(&link.tls)?, link.listen, &names)
+            .with_context(|| format!("cannot listen on {} (node.link.listen)", link.listen))?;
+        let local = Arc::new(Local::new(config));
+        let (tasks, stop) = (tasks.clone(), stop.clone());
+        tasks.clone().spawn(async move {
+            while let Some(incoming) =
+                tokio::select! { incoming = listener.accept() => incoming, () = stop.cancelled() => None }
+            {
+                let local = local.clone();
+                tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+                    match incoming.finish().await {
+                        Ok(link) => {
+                            let served =
+                                pump::serve_link(Box::new(link), |hello, _| local.answer(hello)).await;
+                            if let Err(error) = served {
+                                tracing::warn!(error = chain(error), "stream of another node ended");
+                            }
+                        }
+                        Err(error) => tracing::warn!(error = chain(error), "link refused"),
+                    }
+                }));
+            }
+            listener.close();
+        });
+        Ok(())
+    }
+}
+
+/// What this node's zone has to offer to others.
+struct Local {
+    zone: String,
+    databases: HashMap<String, Database>,
+    /// The newest session of each stream: a peer that dials again has lost the older one.
+    sessions: Mutex<HashMap<String, CancellationToken>>,
+}
+
+impl Local {
+    fn new(config: &Config) -> Self {
+        let databases = config
+            .resources
+            .values()
+            .filter_map(|resource| {
+                let placement = resource.placements.get(&config.node.zone)?;
+                Some((resource.name.clone(), placement.postgres.clone()?))
+            })
+            .collect();
+        Self { zone: config.node.zone.clone(), databases, sessions: Mutex::default() }
+    }
+
+    fn answer(&self, hello: &Hello) -> Result<Answer, String> {
+        let spec = &hello.spec;
+        let database = self
+            .databases
+            .get(&spec.resource)
+            .ok_or_else(|| format!("resource {} has no database in {} here", spec.resource, self.zone))?;
+        let (end, zone) = match hello.role {
+            Role::Push => (target_end(database), &spec.target_zone),
+            Role::Pull => (source_end(database), &spec.source_zone),
+        };
+        if *zone != self.zone {
+            return Err(format!("this node is in {}, not in {zone}", self.zone));
+        }
+        let cancel = CancellationToken::new();
+        let older = self
+            .sessions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(spec.slot.clone(), cancel.clone());
+        if let Some(older) = older {
+            older.cancel();
+        }
+        Ok(Answer { end, status: watch::Sender::new(StreamStatus::default()), cancel })
+    }
+}
+
+fn source_end(database: &Database) -> LocalEnd {
+    LocalEnd::Source { dsn: database.dsn.clone(), bin: database.bin.clone() }
+}
+
+fn target_end(database: &Database) -> LocalEnd {
+    LocalEnd::Target { dsn: database.dsn.clone() }
+}
+
+fn identity(tls: &LinkTls) -> Result<Identity> {
+    let read = |path: &std::path::Path| {
+        std::fs::read(path).with_context(|| format!("cannot read {} (node.link.tls)", path.display()))
+    };
+    Ok(Identity { certificate: read(&tls.cert)?, key: read(&tls.key)?, authority: read(&tls.ca)? })
+}

@@ -1,0 +1,86 @@
+//! Where numbers become metrics. Histograms are recorded as summaries' buckets by the exporter; see [`super::names`].
+
+use std::time::Duration;
+
+use metrics::{counter, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use migration::cutover::Outcome;
+use migration::policy::Policy;
+use migration::report::DecisionReport;
+use replicator::status::StreamStatus;
+
+use super::names;
+use crate::controller::signals::Signals;
+
+/// Buckets of request and hold durations, seconds.
+const BUCKETS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+/// Installs the recorder of this process; the handle renders `/metrics`.
+pub fn install() -> anyhow::Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS)?
+        .install_recorder()?;
+    names::describe();
+    Ok(handle)
+}
+
+/// A closed gate opened again.
+pub fn hold(resource: &str, held: Duration) {
+    histogram!(names::GATE_CLOSED, names::RESOURCE => resource.to_owned()).record(held.as_secs_f64());
+}
+
+/// A phase of a migration ended.
+pub fn step(phase: &'static str, spent: Duration) {
+    histogram!(names::STEP_DURATION, names::STEP => phase).record(spent.as_secs_f64());
+}
+
+/// A migration ended.
+pub fn migration_ended(resource: &str, outcome: &Outcome) {
+    let outcome = match outcome {
+        Outcome::Retired => "retired",
+        Outcome::Superseded => "superseded",
+        Outcome::Aborted(_) => "aborted",
+    };
+    counter!(names::MIGRATIONS, names::RESOURCE => resource.to_owned(), names::OUTCOME => outcome)
+        .increment(1);
+}
+
+/// The newest decision and the forecast behind it.
+pub fn decision(resource: &str, report: &DecisionReport, signals: &Signals, policy: &Policy) {
+    for term in &report.score.terms {
+        gauge!(names::SCORE, names::RESOURCE => resource.to_owned(), names::TERM => term.name)
+            .set(term.points);
+    }
+    gauge!(names::SCORE, names::RESOURCE => resource.to_owned(), names::TERM => "total")
+        .set(report.score.total);
+    gauge!(names::SCORE, names::RESOURCE => resource.to_owned(), names::TERM => "lower_bound")
+        .set(report.score.lower);
+    gauge!(names::THRESHOLD, names::RESOURCE => resource.to_owned()).set(report.needed);
+    let Some(forecast) = signals.request_forecast(policy) else { return };
+    let last = policy.horizon_steps().saturating_sub(1);
+    for (label, step) in [("first", 0), ("last", last)] {
+        for level in predictor::LEVELS {
+            gauge!(
+                names::FORECAST,
+                names::RESOURCE => resource.to_owned(),
+                names::ZONE => signals.served_by().to_owned(),
+                names::QUANTILE => level.to_string(),
+                names::STEP => label
+            )
+            .set(forecast.quantile(step, level) / 1000.0);
+        }
+    }
+}
+
+/// The stream to the shadow.
+pub fn replication(resource: &str, status: &StreamStatus) {
+    gauge!(names::LAG_BYTES, names::RESOURCE => resource.to_owned()).set(status.lag_bytes as f64);
+    gauge!(names::LAG_SECONDS, names::RESOURCE => resource.to_owned()).set(status.lag.as_secs_f64());
+}
+
+/// A probe.
+pub fn probe(zone: &str, probe: &'static str, phase: &'static str, took: Duration) {
+    histogram!(names::PROBE, names::ZONE => zone.to_owned(), names::PROBE_KIND => probe, names::PHASE => phase)
+        .record(took.as_secs_f64());
+}
