@@ -197,7 +197,7 @@ impl Workers {
                 match answer {
                     Ok(()) if runs => {}
                     Err(why) if runs && late => {
-                        unready.push(self.unready(index, format!("{why} for {within:?}")))
+                        unready.push(self.unready(index, format!("{why} for {within:?}")));
                     }
                     _ if runs => still.push(index),
                     _ => {
