@@ -163,6 +163,7 @@ fn given_twice(acknowledged: &[Acknowledged]) -> Vec<i64> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

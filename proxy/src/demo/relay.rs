@@ -22,7 +22,7 @@ const CHUNK: usize = 16 * 1024;
 /// Chunks on their way in one direction of a connection; a full path pushes back (TCP) or drops (UDP).
 const IN_TRANSIT: usize = 4096;
 /// A UDP client that has been silent for so long is forgotten.
-const UDP_IDLE: Duration = Duration::from_secs(60);
+const UDP_IDLE: Duration = Duration::from_mins(1);
 /// UDP clients of one relay.
 const UDP_CLIENTS: usize = 1024;
 
@@ -316,6 +316,7 @@ impl Flow {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

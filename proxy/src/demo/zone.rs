@@ -419,7 +419,8 @@ impl Files<'_> {
         let far = &self.zones[1];
         let _ = write!(
             text,
-            "resources:\n  {RESOURCE}:\n    placements:\n      {}: {{{}, capacity: {}}}\n",
+            "resources:\n  {RESOURCE}:\n    primary: {}\n    placements:\n      {}: {{{}, capacity: {}}}\n",
+            self.zones[0].name,
             far.name,
             self.postgres(1, far.database),
             self.options.workers,
@@ -542,6 +543,7 @@ fn save(path: &FilePath, text: &str) -> Result<(), PlaygroundError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

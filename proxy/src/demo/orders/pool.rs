@@ -81,13 +81,15 @@ impl Pool {
         })
     }
 
+    fn pop(&self) -> Option<Connection> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
     /// Lends a connection that was alive a moment ago: an idle one, or with `fresh` always a new one.
     pub(super) async fn lend(&self, fresh: bool) -> Result<Lent, PoolError> {
         let permit = tokio::time::timeout(WAIT, self.permits.clone().acquire_owned()).await;
         let Ok(Ok(permit)) = permit else { return Err(PoolError::Exhausted) };
-        while !fresh {
-            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some(connection) = idle else { break };
+        while let Some(connection) = if fresh { None } else { self.pop() } {
             // An empty statement: it finds the end of a connection that nobody has read yet.
             if !connection.client.is_closed() && connection.client.simple_query("").await.is_ok() {
                 return Ok(Lent { connection, _permit: permit });

@@ -121,6 +121,7 @@ pub(super) fn io(doing: String, source: std::io::Error) -> DriverError {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -42,7 +42,7 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { ready: Duration::from_secs(30), stop: Duration::from_secs(10), turn: Duration::from_secs(120) }
+        Self { ready: Duration::from_secs(30), stop: Duration::from_secs(10), turn: Duration::from_mins(2) }
     }
 }
 

@@ -197,7 +197,7 @@ impl Workers {
                 match answer {
                     Ok(()) if runs => {}
                     Err(why) if runs && late => {
-                        unready.push(self.unready(index, format!("{why} for {within:?}")))
+                        unready.push(self.unready(index, format!("{why} for {within:?}")));
                     }
                     _ if runs => still.push(index),
                     _ => {
@@ -368,6 +368,7 @@ fn tail(path: &Path) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -376,7 +377,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         assert_eq!(tail(&path), "");
-        let text: String = (0..500).map(|i| format!("line {i}\n\n")).collect();
+        let text = (0..500).map(|i| format!("line {i}\n")).collect::<Vec<_>>().join("\n");
         std::fs::write(&path, text).unwrap();
         assert_eq!(tail(&path), "line 495 | line 496 | line 497 | line 498 | line 499");
     }
