@@ -145,9 +145,10 @@ async fn digest_table(client: &Client, table: &Table) -> Result<TableDigest, Err
     let mut total = TableDigest { table: table.name.clone(), rows: 0, hash: 0 };
     let mut after: Option<String> = None;
     loop {
-        let until = match table.key.is_empty() {
-            true => None,
-            false => boundary(client, table, after.as_deref(), &context).await?,
+        let until = if table.key.is_empty() {
+            None
+        } else {
+            boundary(client, table, after.as_deref(), &context).await?
         };
         let answer = client
             .simple_query(&digest_sql(table, after.as_deref(), until.as_deref()))

@@ -152,7 +152,11 @@ pub async fn state(client: &Client, resource: &str) -> Result<Option<EpochState>
     let rows = match client.simple_query(&sql).await {
         Ok(messages) => rows(messages),
         // No such table or schema.
-        Err(error) if matches!(error.code().map(|c| c.code()), Some("42P01" | "3F000")) => return Ok(None),
+        Err(error)
+            if matches!(error.code().map(tokio_postgres::error::SqlState::code), Some("42P01" | "3F000")) =>
+        {
+            return Ok(None);
+        }
         Err(error) => return Err(refused("cannot read the epoch row")(error)),
     };
     let Some(row) = rows.first() else { return Ok(None) };
