@@ -1,5 +1,7 @@
 //! The HTTP front between real clients and real upstreams: holds, swaps, scales, and what it answers when things break.
 
+#![allow(clippy::unwrap_used)]
+
 mod upstream;
 
 use std::net::SocketAddr;
@@ -31,7 +33,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A front in a thread.
 struct Front {
-    front: Arc<ResourceFront>,
+    resource: Arc<ResourceFront>,
     address: SocketAddr,
     latencies: Latencies,
     client: Client<HttpConnector, Full<Bytes>>,
@@ -42,8 +44,8 @@ impl Front {
     async fn start(hosts: &[&str], hold: HoldLimits, pool: Pool) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
         let hosts = hosts.iter().map(ToString::to_string).collect();
-        let front = ResourceFront::new("orders", &HttpFront { listen: address, hosts }, hold, pool);
-        let routes = Routes::new(&[Arc::clone(&front)]).unwrap();
+        let resource = ResourceFront::new("orders", &HttpFront { listen: address, hosts }, hold, pool);
+        let routes = Routes::new(&[Arc::clone(&resource)]).unwrap();
         let recorder = Recorder::new();
         let latencies = recorder.reader();
         check_listeners(&routes).unwrap();
@@ -54,11 +56,11 @@ impl Front {
         until("the front listens", async || TcpStream::connect(address).await.is_ok()).await;
         let client =
             Client::builder(TokioExecutor::new()).retry_canceled_requests(false).build(HttpConnector::new());
-        Self { front, address, latencies, client, _server: server }
+        Self { resource, address, latencies, client, _server: server }
     }
 
     fn gate(&self) -> &Arc<Gate> {
-        &self.front.gate
+        &self.resource.gate
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> (StatusCode, http::HeaderMap, String) {
@@ -149,7 +151,7 @@ async fn fifty_swaps_under_load_fail_nobody() {
             upstream.serve_as(generation);
         }
         let zone = format!("zone-{}", generation % 2);
-        front.front.pool.swap(Pool::new(generation, zone, &addresses(new))).unwrap();
+        front.resource.pool.swap(Pool::new(generation, zone, &addresses(new))).unwrap();
         active.store(generation, SeqCst);
         front.gate().open();
     }
@@ -181,7 +183,7 @@ async fn a_big_post_held_across_a_swap_arrives_whole_at_the_new_pool() {
         async move { front.send(request).await }
     });
     front.held(1).await;
-    front.front.pool.swap(Pool::new(1, "b", &addresses(&new))).unwrap();
+    front.resource.pool.swap(Pool::new(1, "b", &addresses(&new))).unwrap();
     front.gate().open();
     let (status, headers, _) = sent.await.unwrap();
     assert_eq!(status, StatusCode::OK);
@@ -279,7 +281,7 @@ async fn what_breaks_has_a_problem() {
     }
     let (status, _, text) = at("orders.example", Method::HEAD).await;
     assert_eq!((status.as_u16(), &*text), (502, ""));
-    front.front.pool.set_upstreams(0, &[]).unwrap();
+    front.resource.pool.set_upstreams(0, &[]).unwrap();
     let (status, headers, _) = at("orders.example", Method::GET).await;
     assert_eq!((status.as_u16(), headers["retry-after"].to_str().unwrap()), (503, "1"));
     until("everybody left", async || front.gate().stats().in_flight == 0).await;
@@ -313,9 +315,24 @@ async fn a_post_is_never_sent_twice() {
     assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
     assert_eq!(breaker.seen(), 5);
     // With another endpoint there, what broke goes there.
-    front.front.pool.set_upstreams(0, &[breaker.address(), alive.address()]).unwrap();
+    front.resource.pool.set_upstreams(0, &[breaker.address(), alive.address()]).unwrap();
     for _ in 0..10 {
         assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_generation_makes_its_own_connections() {
+    let upstream = Upstream::start(0).await;
+    let front = Front::start(&[], WIDE, Pool::new(0, "a", &[upstream.address()])).await;
+    for generation in 1..=3 {
+        for _ in 0..5 {
+            assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+        }
+        assert_eq!(upstream.connections(), generation);
+        front.close_and_drain().await;
+        front.resource.pool.swap(Pool::new(generation, "a", &[upstream.address()])).unwrap();
+        front.gate().open();
     }
 }
 
@@ -341,14 +358,14 @@ async fn scaling_down_and_up_fails_nobody() {
         let enough = done.load(SeqCst) + 50;
         until("requests went through", async || done.load(SeqCst) >= enough).await;
         let stays = addresses(&upstreams[..1]);
-        for gone in front.front.pool.set_upstreams(0, &stays).unwrap() {
+        for gone in front.resource.pool.set_upstreams(0, &stays).unwrap() {
             tokio::time::timeout(DEADLINE, gone.idle()).await.expect("idle");
         }
         drop(upstreams.pop());
         let enough = done.load(SeqCst) + 50;
         until("requests went through", async || done.load(SeqCst) >= enough).await;
         upstreams.push(Upstream::start(0).await);
-        front.front.pool.set_upstreams(0, &addresses(&upstreams)).unwrap();
+        front.resource.pool.set_upstreams(0, &addresses(&upstreams)).unwrap();
     }
     stop.store(true, SeqCst);
     for client in clients {

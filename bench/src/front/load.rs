@@ -12,7 +12,7 @@ const REQUEST: &[u8] =
     b"GET /orders/17 HTTP/1.1\r\nhost: bench.example\r\nuser-agent: bench\r\naccept: */*\r\n\r\n";
 /// Bytes of a response's body.
 const BODY: usize = 1024;
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Answers every request with the same response; the address it listens at.
 pub(super) async fn upstream() -> Result<SocketAddr> {

@@ -74,7 +74,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
             let proxy = &proxies[at];
             let before = proxy.cpu()?;
             runtime.block_on(load::requests(proxy.address, plan.connections, plan.requests))?;
-            let cost = (proxy.cpu()? - before).as_secs_f64() * 1e6 / plan.requests as f64;
+            let cost = proxy.cpu()?.saturating_sub(before).as_secs_f64() * 1e6 / plan.requests as f64;
             if round > 0 {
                 println!("round {round}  {:6}  {cost:7.2} us CPU per request", proxy.name());
                 costs[at].push(cost);

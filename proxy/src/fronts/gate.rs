@@ -305,13 +305,14 @@ pub(super) fn thread_number() -> usize {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
 
     const WIDE: HoldLimits =
-        HoldLimits { requests: 100_000, bytes: usize::MAX, time: Duration::from_secs(60) };
+        HoldLimits { requests: 100_000, bytes: usize::MAX, time: Duration::from_mins(1) };
 
     async fn until(gate: &Gate, held: usize) {
         while gate.stats().held != held {
@@ -350,7 +351,7 @@ mod tests {
 
     #[tokio::test]
     async fn refuses_the_newest_over_a_bound() {
-        let gate = Gate::new(HoldLimits { requests: 2, bytes: 100, time: Duration::from_secs(60) });
+        let gate = Gate::new(HoldLimits { requests: 2, bytes: 100, time: Duration::from_mins(1) });
         gate.close();
         let first = wait(&gate, 60);
         until(&gate, 1).await;
@@ -377,7 +378,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiter_that_leaves_gives_its_place_up() {
-        let gate = Gate::new(HoldLimits { requests: 1, bytes: 100, time: Duration::from_secs(60) });
+        let gate = Gate::new(HoldLimits { requests: 1, bytes: 100, time: Duration::from_mins(1) });
         gate.close();
         let gone = wait(&gate, 100);
         until(&gate, 1).await;

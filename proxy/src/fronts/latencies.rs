@@ -41,7 +41,10 @@ pub struct Sample {
     pub segments: Option<Segments>,
 }
 
+/// Resource and zone.
 type Key = (Arc<str>, Arc<str>);
+/// The same, where either may be missing.
+type MeterKey = (Option<Arc<str>>, Option<Arc<str>>);
 type Series = [Histogram<u64>; 6];
 
 /// Where the request path leaves samples.
@@ -54,7 +57,7 @@ pub struct Recorder {
 #[derive(Default)]
 struct Collector {
     readers: Vec<std::sync::Weak<Mutex<HashMap<Key, Series>>>>,
-    meters: HashMap<(Option<Arc<str>>, Option<Arc<str>>), Meters>,
+    meters: HashMap<MeterKey, Meters>,
     lost: u64,
 }
 
@@ -152,7 +155,7 @@ impl Collector {
 }
 
 impl Meters {
-    fn new(key: &(Option<Arc<str>>, Option<Arc<str>>)) -> Self {
+    fn new(key: &MeterKey) -> Self {
         let (resource, zone) = labels((&key.0, &key.1));
         let segments = Segment::ALL.map(|segment| {
             metrics::histogram!(names::REQUEST_DURATION, names::RESOURCE => resource.clone(),
@@ -199,6 +202,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::stopwatch::Stopwatch;
     use super::*;

@@ -146,10 +146,10 @@ impl Table {
             });
             let listener = &mut table.listeners[at];
             let second = Arc::clone(&front.name);
-            if front.hosts.is_empty() {
-                if let Some(other) = listener.every.replace(Arc::clone(front)) {
-                    return Err(RouteError::EveryHost { listen, first: Arc::clone(&other.name), second });
-                }
+            if front.hosts.is_empty()
+                && let Some(other) = listener.every.replace(Arc::clone(front))
+            {
+                return Err(RouteError::EveryHost { listen, first: Arc::clone(&other.name), second });
             }
             for host in &front.hosts {
                 if let Some(other) = listener.hosts.insert(host.clone(), Arc::clone(front)) {
@@ -197,6 +197,7 @@ pub async fn report(routes: &Routes, recorder: &super::latencies::Recorder, ever
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

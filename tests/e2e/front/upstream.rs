@@ -29,6 +29,7 @@ pub(super) struct Upstream {
 struct State {
     generation: AtomicU64,
     seen: AtomicU64,
+    connections: AtomicU64,
     in_progress: AtomicU64,
     misdirected: AtomicU64,
 }
@@ -45,6 +46,7 @@ impl Upstream {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let state = Arc::clone(&served);
+                state.connections.fetch_add(1, SeqCst);
                 connections.spawn(async move {
                     let service = service_fn(move |request| answer(Arc::clone(&state), request));
                     hyper::server::conn::http1::Builder::new()
@@ -66,6 +68,10 @@ impl Upstream {
 
     pub(super) fn seen(&self) -> u64 {
         self.state.seen.load(SeqCst)
+    }
+
+    pub(super) fn connections(&self) -> u64 {
+        self.state.connections.load(SeqCst)
     }
 
     pub(super) fn in_progress(&self) -> u64 {

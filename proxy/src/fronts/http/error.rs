@@ -154,9 +154,9 @@ impl Fault {
         }
     }
 
-    /// As an error of the proxy library; never retried by it.
-    pub fn raise(self) -> Box<Error> {
-        Error::new(ErrorType::HTTPStatus(self.reply().map_or(499, |reply| reply.status)))
+    /// Its status; 499, which nobody gets to see, when the client left.
+    pub fn status(self) -> u16 {
+        self.reply().map_or(499, |reply| reply.status)
     }
 }
 
@@ -186,6 +186,7 @@ impl Reply {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::fmt::Write as _;
 

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pingora::Error;
 use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
 
 use crate::fronts::gate::Admission;
 use crate::fronts::latencies::Sample;
@@ -44,9 +44,10 @@ impl Exchange {
     }
 
     /// Notes why it fails.
-    pub(super) fn fail(&mut self, fault: Fault) -> Box<Error> {
+    pub(super) fn fail<T>(&mut self, fault: Fault) -> Result<T> {
         self.fault = Some(fault);
-        fault.raise()
+        // Never retried by the proxy library.
+        Error::e_explain(ErrorType::HTTPStatus(fault.status()), fault.label())
     }
 
     /// The endpoint it is at could not be used: leaves it, and avoids it from now on.
@@ -65,11 +66,9 @@ impl Exchange {
         let outcome = match (error, self.fault, status) {
             (None, _, Some(status)) => Outcome::Status(status),
             (_, Some(Fault::ClientLeft), _) | (_, None, None) => Outcome::Cancelled,
-            (_, Some(fault), Some(status)) if fault.reply().is_some_and(|reply| reply.status != status) => {
-                Outcome::Aborted
-            }
+            (_, Some(fault), Some(status)) if fault.status() != status => Outcome::Aborted,
             (_, _, Some(status)) => Outcome::Status(status),
-            (_, Some(fault), None) => Outcome::Status(fault.reply().map_or(499, |reply| reply.status)),
+            (_, Some(fault), None) => Outcome::Status(fault.status()),
         };
         let whole = error.is_none();
         Sample {

@@ -40,7 +40,7 @@ use super::routes::{ResourceFront, Routes};
 /// How long a connection to an endpoint may take.
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long an unused connection to an endpoint is kept.
-const KEEP: Duration = Duration::from_secs(60);
+const KEEP: Duration = Duration::from_mins(1);
 /// How much of a refused request's body is read so that the client gets to see the reply, and for how long.
 const LINGER: (usize, Duration) = (1 << 20, Duration::from_millis(500));
 
@@ -62,10 +62,13 @@ impl ProxyHttp for HttpFront {
     fn init_downstream_modules(&self, _: &mut pingora::modules::http::HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
-        let Some(front) = self.find(session) else { return Err(exchange.fail(Fault::UnknownHost)) };
+        let Some(front) = self.find(session) else { return exchange.fail(Fault::UnknownHost) };
         let entered = client::enter(&front.gate, session).await;
         exchange.front = Some(front);
-        let admission = entered.map_err(|fault| exchange.fail(fault))?;
+        let admission = match entered {
+            Ok(admission) => admission,
+            Err(fault) => return exchange.fail(fault),
+        };
         exchange.watch.held(admission.held.unwrap_or_default());
         exchange.admission = Some(admission);
         Ok(false)
@@ -75,7 +78,7 @@ impl ProxyHttp for HttpFront {
         let now = now();
         exchange.watch.chosen(now);
         let pick = exchange.front.as_ref().and_then(|front| front.pool.pick(&exchange.tried, now));
-        let Some(pick) = pick else { return Err(exchange.fail(Fault::NoUpstream)) };
+        let Some(pick) = pick else { return exchange.fail(Fault::NoUpstream) };
         let mut peer = HttpPeer::new(pick.address(), false, String::new());
         peer.group_key = pick.generation;
         peer.options.connection_timeout = Some(CONNECT);
