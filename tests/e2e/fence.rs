@@ -139,6 +139,10 @@ async fn not_one_write_after_close_under_eight_writers() -> Result<()> {
     both(|major| async move {
         let setup = Setup::new(major).await?;
         let acl = setup.acl().await?;
+        setup
+            .admin
+            .batch_execute("SELECT pg_create_logical_replication_slot('witness', 'test_decoding')")
+            .await?;
         let acknowledged = Arc::new(AtomicU64::new(0));
         let config = setup.cluster.config_as("app", "shop");
         let writers = writers(&config, &acknowledged);
@@ -158,7 +162,18 @@ async fn not_one_write_after_close_under_eight_writers() -> Result<()> {
         assert!(acknowledged.load(Ordering::SeqCst) <= u64::try_from(at_close)?);
         assert!(acknowledged_at_close <= u64::try_from(at_close)?);
 
-        // Every committed row's WAL lies before the marker: nothing but the marker's own transaction follows it.
+        // In the WAL every row comes before the marker, and none after it.
+        let decoded = setup
+            .admin
+            .query("SELECT data FROM pg_logical_slot_get_changes('witness', NULL, NULL)", &[])
+            .await?;
+        let decoded: Vec<String> = decoded.iter().map(|row| row.get(0)).collect();
+        let marker =
+            decoded.iter().position(|line| line.contains("prefix: godwit.fence")).context("marker")?;
+        assert!(decoded[marker].contains("transactional: 1") && decoded[marker].ends_with("content:2"));
+        let is_row = |line: &&String| line.starts_with("table public.orders: INSERT");
+        assert_eq!(decoded[..marker].iter().filter(is_row).count(), usize::try_from(at_close)?);
+        assert_eq!(decoded[marker..].iter().filter(is_row).count(), 0);
         let sequence =
             report.sequences.iter().find(|s| s.name == "orders_id_seq").context("serial sequence")?;
         let highest = setup.count("SELECT max(id) FROM orders").await?;
