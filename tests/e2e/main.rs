@@ -1,5 +1,6 @@
 //! End to end tests: real PostgreSQL, real sockets.
 
+mod cutover;
 mod fence;
 mod front;
 mod preflight;

@@ -65,11 +65,20 @@ fn latency(weight: f64, world: &World) -> Term {
     };
     let increase = |ms: f64| if baseline > 0.0 { (ms - baseline) / baseline } else { 0.0 };
     let detail = format!(
-        "p95 forecast {:.1} ms (at least {:.1} ms), usual {baseline:.1} ms",
-        outlook.median_ms, outlook.lower_ms
+        "p95 forecast {:.1} ms (at least {:.1} ms), {} {baseline:.1} ms",
+        outlook.median_ms,
+        outlook.lower_ms,
+        source(&world.baseline_ms)
     );
     let raw = world.latency.map(|outlook| increase(outlook.median_ms));
     term("latency", weight, raw, Some(increase(outlook.lower_ms)), detail)
+}
+
+fn source<T>(fact: &Fact<T>) -> &str {
+    match fact {
+        Fact::Known { source, .. } => source,
+        Fact::Unknown { why } => why,
+    }
 }
 
 fn cost(weight: f64, world: &World) -> Term {

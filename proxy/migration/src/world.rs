@@ -84,7 +84,8 @@ pub struct World {
     pub phase: Phase,
     /// The migration under way.
     pub running: Option<String>,
-    /// The latency that is usual for this resource, milliseconds (p95 of the request path).
+    /// The latency to compare with, milliseconds (p95 of the request path): what is usual for this resource, or what the
+    /// shadow is expected to give where that is lower.
     pub baseline_ms: Fact<f64>,
     /// Forecast of the request path's p95 where it is served now.
     pub latency: Fact<Outlook>,

@@ -117,15 +117,18 @@ impl Signals {
             Some(Err(why)) => Fact::unknown(why.clone()),
             None => Fact::unknown(format!("the utilisation of {zone} was not measured yet")),
         };
+        let latency = self.request_outlook(policy, age);
+        let primary_probe = self.probe_outlook(&primary, policy, age);
+        let shadow_probe = self.probe_outlook(&shadow, policy, age);
         let mut world = World {
             primary: state.primary.clone(),
             shadow: state.shadow.clone(),
             phase: state.phase,
             running: state.run.as_ref().map(|run| run.id.clone()),
-            baseline_ms: self.baseline(age),
-            latency: self.request_outlook(policy, age),
-            primary_probe: self.probe_outlook(&primary, policy, age),
-            shadow_probe: self.probe_outlook(&shadow, policy, age),
+            baseline_ms: baseline(self.usual(age), expected_there(&latency, &primary_probe, &shadow_probe)),
+            latency,
+            primary_probe,
+            shadow_probe,
             primary_cost: cost(&primary),
             shadow_cost: cost(&shadow),
             primary_utilization: utilization(&primary),
@@ -162,7 +165,7 @@ impl Signals {
     }
 
     /// What is usual: the lower quartile of the last steps' p95, whichever zone served.
-    fn baseline(&self, age: Duration) -> Fact<f64> {
+    fn usual(&self, age: Duration) -> Fact<f64> {
         if self.history.len() < BASELINE_MINIMUM {
             return Fact::unknown(format!(
                 "no usual latency yet: {} of {BASELINE_MINIMUM} steps with requests",
@@ -171,7 +174,7 @@ impl Signals {
         }
         let mut sorted: Vec<f64> = self.history.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
-        Fact::known(sorted[sorted.len() / 4], age, "request path")
+        Fact::known(sorted[sorted.len() / 4], age, "usual on the request path")
     }
 
     fn request_outlook(&self, policy: &Policy, age: Duration) -> Fact<Outlook> {
@@ -186,6 +189,28 @@ impl Signals {
             }
             _ => Fact::unknown(format!("{zone} was not probed yet")),
         }
+    }
+}
+
+/// What the request path would take from the shadow: the forecast here, less what the probes say is the difference.
+/// Never less than the shadow's probe itself.
+fn expected_there(
+    here: &Fact<Outlook>,
+    probe_here: &Fact<Outlook>,
+    probe_there: &Fact<Outlook>,
+) -> Option<f64> {
+    let (here, probe_here, probe_there) = (here.value()?, probe_here.value()?, probe_there.value()?);
+    Some((here.median_ms - probe_here.median_ms + probe_there.median_ms).max(probe_there.median_ms))
+}
+
+/// The lower of what is usual and what the shadow would give: a zone that has become slow for good must not count as
+/// usual while a better one stands by.
+fn baseline(usual: Fact<f64>, there: Option<f64>) -> Fact<f64> {
+    match (&usual, there) {
+        (Fact::Known { value, age, .. }, Some(there)) if there < *value => {
+            Fact::known(there, *age, "expected from the shadow")
+        }
+        _ => usual,
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod certificates;
 pub mod check;
 pub mod load;
+pub mod node;
 pub mod orders;
 pub mod relay;
 pub mod run;

@@ -134,6 +134,9 @@ CREATE TABLE IF NOT EXISTS run (
 CREATE INDEX IF NOT EXISTS run_by_start ON run (started_ms);
 ";
 
+/// What to do after each record, for tests that kill the process right there; nothing unless set.
+pub static AFTER_APPEND: std::sync::OnceLock<fn(&State)> = std::sync::OnceLock::new();
+
 /// The open store.
 pub struct Journal {
     path: PathBuf,
@@ -219,7 +222,11 @@ impl Journal {
             }
             transaction.commit()
         };
-        write().map_err(self.database())
+        write().map_err(self.database())?;
+        if let Some(hook) = AFTER_APPEND.get() {
+            hook(state);
+        }
+        Ok(())
     }
 
     /// The last state of a resource, if it has one.

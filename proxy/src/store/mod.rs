@@ -6,4 +6,4 @@
 mod journal;
 mod record;
 
-pub use journal::{Journal, JournalRow, RunRow, StoreError};
+pub use journal::{AFTER_APPEND, Journal, JournalRow, RunRow, StoreError};

@@ -3,13 +3,13 @@
 mod proof;
 mod screen;
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use super::load::{Load, Options as LoadOptions};
+use super::node::Node;
 use super::orders::schema::Seed;
 use super::zone::{Options as ZoneOptions, Playground, RESOURCE};
 use crate::cli::client::Client;
@@ -72,59 +72,6 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         }
     })?;
     Ok(if proven { ExitCode::SUCCESS } else { ExitCode::from(1) })
-}
-
-/// A `godwit run` of the demo; ended when dropped.
-struct Node {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Node {
-    fn start(program: &Path, config: &Path) -> Result<Self> {
-        let log = config.with_extension("log");
-        let file = std::fs::File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
-        let child = Command::new(program)
-            .args(["run", "-c"])
-            .arg(config)
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        Ok(Self { child, log })
-    }
-
-    /// Fails with the end of its log when it has ended.
-    fn check(&mut self) -> Result<()> {
-        let Some(status) = self.child.try_wait()? else { return Ok(()) };
-        bail!("godwit run ended ({status}); its log ends with:\n{}", self.tail(20))
-    }
-
-    fn tail(&self, lines: usize) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let all: Vec<&str> = text.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        // SIGTERM first: the order in which a service manager would end it.
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        let deadline = clock::monotonic() + Duration::from_secs(10);
-        while clock::monotonic() < deadline {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 struct Stage<'a> {
@@ -205,9 +152,9 @@ async fn story(options: &Options) -> Result<bool> {
 
     let mut nodes = Vec::new();
     if let Some(config) = &playground.agent_config {
-        nodes.push(Node::start(&program, config)?);
+        nodes.push(Node::start(&program, config, &[])?);
     }
-    nodes.insert(0, Node::start(&program, &playground.config)?);
+    nodes.insert(0, Node::start(&program, &playground.config, &[])?);
     let proven = scenes(options, &playground, &mut nodes, &mut screen).await;
     drop(nodes);
     drop(playground);
