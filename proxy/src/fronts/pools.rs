@@ -356,28 +356,33 @@ mod tests {
         assert!(active.pick(&[], now).is_none());
     }
 
-    /// After a swap has returned nothing picks from the pool before, however many are picking.
+    /// Once a replaced pool was idle nothing is at it, however many were picking: more threads than cores, so that some
+    /// are stopped between reading the pool and counting themselves.
     #[test]
-    fn nothing_picks_from_a_replaced_pool() {
+    fn nothing_is_sent_to_a_replaced_pool_that_was_idle() {
         let active = ActivePool::new(Pool::new(0, "z", &[address(1), address(2)]));
-        let stop = AtomicBool::new(false);
+        let (stop, floor) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    let now = super::super::now();
-                    while !stop.load(SeqCst) {
-                        let before = active.load().generation;
-                        let pick = active.pick(&[], now).unwrap();
-                        assert!(pick.generation >= before);
-                    }
-                });
-            }
-            for generation in 1..2_000 {
+            let threads: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let now = super::super::now();
+                        while !stop.load(SeqCst) {
+                            let pick = active.pick(&[], now).unwrap();
+                            assert!(pick.generation >= floor.load(SeqCst));
+                        }
+                    })
+                })
+                .collect();
+            for generation in 1..200 {
                 let old = active.swap(Pool::new(generation, "z", &[address(1), address(2)])).unwrap();
-                for endpoint in old.endpoints() {
-                    while endpoint.in_flight() != 0 {
-                        std::thread::yield_now();
-                    }
+                while old.endpoints().iter().any(|endpoint| endpoint.in_flight() != 0) {
+                    std::thread::yield_now();
+                }
+                floor.store(generation, SeqCst);
+                std::thread::yield_now();
+                if threads.iter().any(std::thread::ScopedJoinHandle::is_finished) {
+                    break;
                 }
             }
             stop.store(true, SeqCst);
