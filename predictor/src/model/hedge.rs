@@ -205,7 +205,10 @@ impl Bucket {
     /// Moves the weights by `losses`; an expert that slept moves like the mixture of the others.
     fn learn(&mut self, losses: &[Option<f64>], tuning: &Tuning) {
         let awake: Vec<f64> = losses.iter().filter_map(|loss| *loss).collect();
-        if awake.is_empty() {
+        let (best, worst) =
+            awake.iter().fold((f64::MAX, 0.0_f64), |(low, high), loss| (low.min(*loss), high.max(*loss)));
+        if awake.is_empty() || worst - best <= worst * 1e-9 {
+            // None awake, or all alike (a series that stands still): no evidence, and nothing that should be forgotten for it.
             return;
         }
         let mean = awake.iter().sum::<f64>() / awake.len() as f64;
