@@ -69,10 +69,11 @@ impl Calibrator {
     /// Learns that `value` came where `issued` (as adjusted then) had been forecast.
     pub fn learn(&mut self, issued: &Quantiles, value: f64) {
         for (place, level) in LEVELS.into_iter().enumerate() {
-            if place == MEDIAN {
+            // A value right on the quantile (a series that stands still) says neither up nor down.
+            if place == MEDIAN || value.total_cmp(&issued[place]).is_eq() {
                 continue;
             }
-            let below = if value <= issued[place] { 1.0 } else { 0.0 };
+            let below = if value < issued[place] { 1.0 } else { 0.0 };
             self.offsets[place] =
                 (self.offsets[place] + self.pace.offset * (level - below)).clamp(-FURTHEST, FURTHEST);
         }

@@ -8,7 +8,8 @@
 //! them in order.
 //!
 //! When an expert detects a shift, forecasts put away before it say nothing about the new level: they move no
-//! weights, and the weights start again with most on the expert that saw the shift.
+//! weights. Each expert is judged instead by how far its present forecast is from the new level, and a fixed part of
+//! the weight goes to the expert that saw the shift.
 
 use std::collections::VecDeque;
 
@@ -26,15 +27,17 @@ pub struct Tuning {
     pub rate: f64,
     /// Share of the weight that is given back to the prior at every scored step.
     pub share: f64,
-    /// Weight of the expert that saw the shift, when one was seen.
+    /// Part of the weight that goes to the expert that saw a shift.
     pub on_shift: f64,
+    /// Learning rate when a shift was seen, for a loss in units of the jump.
+    pub shift_rate: f64,
     /// How fast the bands are calibrated.
     pub pace: Pace,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { rate: 0.5, share: 0.01, on_shift: 0.8, pace: Pace::default() }
+        Self { rate: 0.5, share: 0.01, on_shift: 0.5, shift_rate: 12.0, pace: Pace::default() }
     }
 }
 
@@ -122,23 +125,27 @@ impl Hedge {
         }
     }
 
-    /// Puts most of the weight on the experts that saw the newest shift.
+    /// Moves the weights to the experts that are at the new level already, and to those that saw the shift.
     fn follow_shift(&mut self) {
         let newest =
             self.experts.iter().filter_map(|expert| expert.shift()).max_by_key(|shift| shift.detected);
-        if newest.is_none() || newest == self.seen_shift {
-            return;
-        }
+        let Some(shift) = newest.filter(|_| newest != self.seen_shift) else { return };
         self.seen_shift = newest;
-        let saw: Vec<bool> = self.experts.iter().map(|expert| expert.shift() == newest).collect();
-        let seers = saw.iter().filter(|saw| **saw).count();
-        if seers == saw.len() {
-            return;
-        }
-        let each = self.tuning.on_shift / seers as f64;
-        let other = (1.0 - self.tuning.on_shift) / (saw.len() - seers) as f64;
-        for bucket in &mut self.buckets {
-            bucket.weights = saw.iter().map(|saw| if *saw { each } else { other }).collect();
+        let seers: Vec<bool> = self.experts.iter().map(|expert| expert.shift() == newest).collect();
+        let each = self.tuning.on_shift / seers.iter().filter(|saw| **saw).count().max(1) as f64;
+        let outlooks = self.outlooks(LAGS[LAGS.len() - 1]);
+        let jump = (shift.to - shift.from).abs().max(f64::MIN_POSITIVE);
+        for (bucket, lag) in self.buckets.iter_mut().zip(LAGS) {
+            for (weight, outlook) in bucket.weights.iter_mut().zip(&outlooks) {
+                let off =
+                    outlook.as_ref().map_or(1.0, |at| sample::loss(&at.steps[lag - 1], shift.to) / jump);
+                *weight *= (-self.tuning.shift_rate * off.min(1.0)).exp();
+            }
+            let total: f64 = bucket.weights.iter().sum();
+            for (weight, saw) in bucket.weights.iter_mut().zip(&seers) {
+                let kept = if total > 0.0 { *weight / total } else { 0.0 };
+                *weight = kept * (1.0 - self.tuning.on_shift) + if *saw { each } else { 0.0 };
+            }
         }
     }
 
@@ -205,7 +212,10 @@ impl Bucket {
     /// Moves the weights by `losses`; an expert that slept moves like the mixture of the others.
     fn learn(&mut self, losses: &[Option<f64>], tuning: &Tuning) {
         let awake: Vec<f64> = losses.iter().filter_map(|loss| *loss).collect();
-        if awake.is_empty() {
+        let (best, worst) =
+            awake.iter().fold((f64::MAX, 0.0_f64), |(low, high), loss| (low.min(*loss), high.max(*loss)));
+        if awake.is_empty() || worst - best <= worst * 1e-9 {
+            // None awake, or all alike (a series that stands still): no evidence, and nothing that should be forgotten for it.
             return;
         }
         let mean = awake.iter().sum::<f64>() / awake.len() as f64;
@@ -336,7 +346,8 @@ mod tests {
             hedge.observe(step, Some(if step < 100 { 10.0 } else { 80.0 } + ripple(step)));
         }
         for ahead in [1, 4, 20, 60] {
-            assert!(hedge.weights(ahead)[0].1 > 0.7);
+            let weights = hedge.weights(ahead);
+            assert!(weights[0].1 > 0.5 && weights[2].1 < 0.05, "{weights:?}");
         }
     }
 }
