@@ -60,8 +60,7 @@ pub async fn apply(client: &Client, states: &[SequenceState]) -> Result<(), Erro
     }
     let answer =
         client.simple_query(&apply_sql(states)).await.map_err(refused("cannot set the sequences"))?;
-    let missing: Vec<String> =
-        rows(answer).iter().filter_map(|row| row.get(0).map(str::to_owned)).collect();
+    let missing: Vec<String> = rows(answer).iter().filter_map(|row| row.get(0).map(str::to_owned)).collect();
     if missing.is_empty() {
         return Ok(());
     }

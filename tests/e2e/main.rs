@@ -1,1 +1,3 @@
 //! End to end tests: real PostgreSQL, real sockets.
+
+mod stream;

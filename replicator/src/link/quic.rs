@@ -255,8 +255,8 @@ fn peer_names(connection: &quinn::Connection) -> Result<Vec<String>, Error> {
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or_else(|| Error::Link("no certificate".into()))?;
     let own = chain.first().ok_or_else(|| Error::Link("no certificate".into()))?;
-    let certificate = webpki::EndEntityCert::try_from(own)
-        .map_err(|error| Error::Link(format!("certificate: {error}")))?;
+    let certificate =
+        webpki::EndEntityCert::try_from(own).map_err(|error| Error::Link(format!("certificate: {error}")))?;
     Ok(certificate.valid_dns_names().map(str::to_owned).collect())
 }
 
@@ -278,7 +278,11 @@ impl QuicLink {
         let connection = Arc::new(connection);
         Self {
             sender: Sender { stream, connection: Arc::clone(&connection) },
-            receiver: Receiver { stream: recv, buffer: BytesMut::new(), _connection: Arc::clone(&connection) },
+            receiver: Receiver {
+                stream: recv,
+                buffer: BytesMut::new(),
+                _connection: Arc::clone(&connection),
+            },
             connection,
             peer,
         }
@@ -366,6 +370,3 @@ impl LinkRecv for Receiver {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -156,8 +156,12 @@ pub async fn serve_link(
     match answer {
         Ok(answer) => {
             joined.say(&Frame::Welcome).await?;
-            run_and_tell(run_end(&answer.end, &hello.spec, joined, &answer.status, &answer.cancel), &answer.status, true)
-                .await
+            run_and_tell(
+                run_end(&answer.end, &hello.spec, joined, &answer.status, &answer.cancel),
+                &answer.status,
+                true,
+            )
+            .await
         }
         Err(reason) => {
             joined.say(&Frame::Refuse { reason: reason.clone() }).await?;

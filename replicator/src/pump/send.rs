@@ -37,12 +37,8 @@ pub(super) async fn run(
         other => return Err(Error::Protocol(format!("frame kind {} for a resume", other.kind()))),
     };
     let (outgoing, queue) = mpsc::unbounded_channel();
-    let mut pump = Pump {
-        machine: Sender::new(joined.framing, resume),
-        incoming: joined.receiver,
-        outgoing,
-        status,
-    };
+    let mut pump =
+        Pump { machine: Sender::new(joined.framing, resume), incoming: joined.receiver, outgoing, status };
     let mut writer = pin!(write(joined.sender, queue));
     let result = tokio::select! {
         biased;
@@ -53,7 +49,9 @@ pub(super) async fn run(
     let stopped = Error::Link("stopped".into());
     pump.machine.handle_failure(result.as_ref().err().unwrap_or(&stopped), Instant::now());
     pump.flush();
-    drop(pump);
+    // The receiving half stays until the reason is out: dropping it would reset the link.
+    let Pump { outgoing, incoming: _incoming, .. } = pump;
+    drop(outgoing);
     // Best effort: the reason should reach the other side.
     let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
     result
@@ -132,7 +130,12 @@ impl Pump<'_> {
         }
     }
 
-    async fn stream(&mut self, dsn: &tokio_postgres::Config, spec: &StreamSpec, from: Lsn) -> Result<(), Error> {
+    async fn stream(
+        &mut self,
+        dsn: &tokio_postgres::Config,
+        spec: &StreamSpec,
+        from: Lsn,
+    ) -> Result<(), Error> {
         let mut stream = {
             // Starting may wait for an older walsender; heartbeats go on.
             let mut starting = pin!(ReplicationStream::start(dsn, &spec.slot, &spec.publication, from));

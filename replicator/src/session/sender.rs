@@ -173,7 +173,6 @@ impl Sender {
     /// Writes what it knows into `status`.
     pub fn describe(&self, status: &mut StreamStatus, now: Instant) {
         super::describe(status, self.source, &self.progress);
-        status.lag =
-            self.unapplied.front().map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
+        status.lag = self.unapplied.front().map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
     }
 }

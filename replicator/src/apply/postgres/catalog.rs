@@ -57,9 +57,9 @@ impl Table {
         let mut columns = Vec::with_capacity(relation.columns.len());
         let mut primary = Vec::new();
         for (at, column) in relation.columns.iter().enumerate() {
-            let (type_name, always_identity, in_primary) = known
-                .remove(&column.name)
-                .ok_or_else(|| Error::Unready(format!("column {} of {label} is not on the target", column.name)))?;
+            let (type_name, always_identity, in_primary) = known.remove(&column.name).ok_or_else(|| {
+                Error::Unready(format!("column {} of {label} is not on the target", column.name))
+            })?;
             if in_primary {
                 primary.push(at);
             }

@@ -257,20 +257,24 @@ impl Session {
     }
 
     /// Everything at once, one wait.
-    async fn commit(&self, checkpoint: Checkpoint<'_>, statements: &[plan::Statement]) -> Result<(), Failure> {
+    async fn commit(
+        &self,
+        checkpoint: Checkpoint<'_>,
+        statements: &[plan::Statement],
+    ) -> Result<(), Failure> {
         let client = &self.client;
         let mut arrays = Vec::with_capacity(statements.len());
         for statement in statements {
-            arrays.push(statement.parameters.iter().map(|column| texts(column)).collect::<Result<Vec<_>, _>>()?);
+            arrays.push(
+                statement.parameters.iter().map(|column| texts(column)).collect::<Result<Vec<_>, _>>()?,
+            );
         }
         let (to, from) = (PgLsn::from(checkpoint.to.0), PgLsn::from(checkpoint.from.0));
         let parameters: [&(dyn ToSql + Sync); 5] =
             [&to, &checkpoint.marker, &checkpoint.stream, &from, &checkpoint.generation];
         let mut pipeline = Pipeline::default();
         pipeline.push(async { client.batch_execute("BEGIN").await }).await;
-        pipeline
-            .push(async { client.execute(&self.checkpoint, &parameters).await.map(drop) })
-            .await;
+        pipeline.push(async { client.execute(&self.checkpoint, &parameters).await.map(drop) }).await;
         for (statement, arrays) in statements.iter().zip(&arrays) {
             let Some(prepared) = self.statements.get(&statement.sql) else {
                 return Err(Error::Protocol("a statement was not prepared".into()).into());

@@ -121,8 +121,7 @@ impl Planner {
     }
 
     fn update(&mut self, table: Arc<Table>, old: Option<&OldRow>, new: &Row, lsn: Lsn) -> Result<(), Error> {
-        let changed: Vec<usize> =
-            (0..new.len()).filter(|at| !matches!(new[*at], Cell::Unchanged)).collect();
+        let changed: Vec<usize> = (0..new.len()).filter(|at| !matches!(new[*at], Cell::Unchanged)).collect();
         let old_row = match old {
             Some(OldRow::Key(row) | OldRow::Full(row)) => Some(row),
             None => None,
@@ -141,11 +140,8 @@ impl Planner {
         let moved = old_row.is_some_and(|old| {
             table.key.iter().any(|at| !matches!(new[*at], Cell::Unchanged) && new[*at] != old[*at])
         });
-        let set: Vec<usize> = if moved {
-            changed
-        } else {
-            changed.into_iter().filter(|at| !table.key.contains(at)).collect()
-        };
+        let set: Vec<usize> =
+            if moved { changed } else { changed.into_iter().filter(|at| !table.key.contains(at)).collect() };
         let replace = set.iter().any(|at| table.columns[*at].always_identity);
         let mut row = key.clone();
         row.extend(pick(&table, new, &set, lsn)?);

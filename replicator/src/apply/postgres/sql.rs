@@ -100,9 +100,7 @@ fn names(table: &Table, columns: &[usize]) -> String {
 fn assignments(table: &Table, set: &[usize], offset: usize) -> String {
     set.iter()
         .enumerate()
-        .map(|(place, at)| {
-            format!("{} = {}", table.columns[*at].sql_name, value(table, *at, offset + place))
-        })
+        .map(|(place, at)| format!("{} = {}", table.columns[*at].sql_name, value(table, *at, offset + place)))
         .collect::<Vec<_>>()
         .join(", ")
 }
@@ -122,7 +120,11 @@ fn by_key(table: &Table) -> String {
 fn one_by_all(table: &Table, width: usize) -> String {
     let same: Vec<String> = (0..table.columns.len())
         .map(|at| {
-            format!("s.{}::text IS NOT DISTINCT FROM ({})::text", table.columns[at].sql_name, value(table, at, at))
+            format!(
+                "s.{}::text IS NOT DISTINCT FROM ({})::text",
+                table.columns[at].sql_name,
+                value(table, at, at)
+            )
         })
         .collect();
     let same = if same.is_empty() { "true".into() } else { same.join(" AND ") };
