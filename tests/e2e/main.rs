@@ -7,3 +7,4 @@ mod preflight;
 mod services;
 mod source;
 mod verify;
+mod stream;

@@ -370,6 +370,3 @@ impl LinkRecv for Receiver {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -49,7 +49,9 @@ pub(super) async fn run(
     let stopped = Error::Link("stopped".into());
     pump.machine.handle_failure(result.as_ref().err().unwrap_or(&stopped), Instant::now());
     pump.flush();
-    drop(pump);
+    // The receiving half stays until the reason is out: dropping it would reset the link.
+    let Pump { outgoing, incoming: _incoming, .. } = pump;
+    drop(outgoing);
     // Best effort: the reason should reach the other side.
     let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
     result

@@ -1,1 +1,106 @@
+<<<<<<< HEAD
 
+=======
+use std::sync::Mutex;
+
+use super::*;
+use crate::apply::memory::{MemoryTarget, Store};
+use crate::change::{Change, MARKER_PREFIX, PgTimestamp, Transaction};
+use crate::link::LinkRecv;
+use crate::lsn::Lsn;
+use crate::session::Sender;
+
+fn transaction(end: u64, marker: bool) -> Transaction {
+    let change = if marker {
+        Change::Message { prefix: MARKER_PREFIX.into(), content: bytes::Bytes::from_static(b"2") }
+    } else {
+        Change::Truncate { relations: Vec::new(), cascade: false, restart_identity: false }
+    };
+    Transaction {
+        xid: end as u32,
+        commit_lsn: Lsn(end - 1),
+        end_lsn: Lsn(end),
+        commit_time: PgTimestamp(0),
+        origin: None,
+        changes: vec![change],
+    }
+}
+
+/// A sender that plays `history` from where the target stands until all of it is applied.
+async fn play(link: Box<dyn Link>, history: &[Transaction]) -> Result<(), Error> {
+    let mut joined = Joined::new(link);
+    let Frame::Resume(resume) = joined.hear(OPENING).await? else { panic!("a resume comes first") };
+    let mut machine = Sender::new(joined.framing, resume);
+    let mut receiver: Box<dyn LinkRecv> = joined.receiver;
+    let mut rest = history.iter().filter(|t| t.end_lsn > resume.applied);
+    let end = history.last().map(|t| t.end_lsn).unwrap_or_default();
+    while machine.progress().applied < end {
+        if machine.wants_more()
+            && let Some(transaction) = rest.next()
+        {
+            machine.handle_transaction(transaction, Instant::now())?;
+        }
+        while let Some(message) = machine.poll_message() {
+            joined.sender.send(message).await?;
+        }
+        let message = tokio::time::timeout(Duration::from_millis(1), receiver.recv()).await;
+        if let Ok(message) = message {
+            machine.handle_message(message?.ok_or_else(transport::closed)?, Instant::now())?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn over_links_that_are_cut_each_transaction_lands_once() {
+    let history: Vec<_> = (1..=400).map(|n| transaction(n * 10, n == 390)).collect();
+    let store = std::sync::Arc::new(Mutex::new(Store { copied: true, ..Store::default() }));
+    let status = watch::Sender::new(StreamStatus::default());
+    for attempt in 0u64.. {
+        assert!(attempt < 200, "never finished");
+        let delay = Duration::from_micros(attempt % 3 * 700);
+        let (near, far, cut) = memory::pair(memory::Options { delay });
+        let target = Box::new(MemoryTarget::new(std::sync::Arc::clone(&store)));
+        if attempt % 4 == 1 {
+            store.lock().expect("not poisoned").lose_replies = 1;
+        }
+        let cancel = CancellationToken::new();
+        let scissors = async {
+            tokio::time::sleep(Duration::from_millis(5 + attempt * 3)).await;
+            cut.cut();
+            std::future::pending::<()>().await;
+        };
+        let finished = tokio::select! {
+            played = play(Box::new(near), &history) => played.is_ok(),
+            _ = async { receive::run(target, Joined::new(Box::new(far)), &status, &cancel).await } => false,
+            () = scissors => false,
+        };
+        if finished {
+            break;
+        }
+    }
+    let store = store.lock().expect("not poisoned");
+    let landed: Vec<_> = store.applied.iter().map(|t| t.end_lsn).collect();
+    assert_eq!(landed, history.iter().map(|t| t.end_lsn).collect::<Vec<_>>());
+    assert_eq!(store.marker, Some(2));
+}
+
+#[tokio::test]
+async fn both_sides_with_the_same_half_are_refused() {
+    let spec = StreamSpec {
+        resource: "r".into(),
+        generation: 1,
+        slot: "s".into(),
+        publication: "p".into(),
+        origin: "o".into(),
+        source_zone: "a".into(),
+        target_zone: "b".into(),
+    };
+    let end = LocalEnd::Target { dsn: tokio_postgres::Config::new() };
+    let peer = LocalPeer::new(end.clone(), memory::Options::default());
+    let link = peer.dial().await.expect("memory");
+    let status = watch::Sender::new(StreamStatus::default());
+    let result = start(&end, &spec, link, &status, &CancellationToken::new()).await;
+    assert!(matches!(result, Err(Error::Unready(why)) if why.contains("same half")));
+}
+>>>>>>> link

@@ -1,1 +1,219 @@
+<<<<<<< HEAD
 
+=======
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+use super::*;
+use crate::change::{Change, PgTimestamp, Transaction};
+use crate::wire::{Frame, Progress, Resume};
+
+fn transaction(end: u64, size: usize, origin: Option<&str>) -> Transaction {
+    Transaction {
+        xid: end as u32,
+        commit_lsn: Lsn(end - 1),
+        end_lsn: Lsn(end),
+        commit_time: PgTimestamp(0),
+        origin: origin.map(str::to_owned),
+        changes: vec![Change::Message { prefix: "x".into(), content: vec![b'x'; size].into() }],
+    }
+}
+
+/// Sessions that carry a numbered history through any interleaving of work and breaks.
+struct Simulation {
+    now: Instant,
+    history: Vec<Transaction>,
+    /// What the target keeps.
+    applied: Vec<Lsn>,
+    checkpoint: Lsn,
+    sender: Sender,
+    receiver: Receiver,
+    read: usize,
+    greatest_wait: u64,
+    held: u64,
+    pending: Vec<Work>,
+}
+
+impl Simulation {
+    fn new(history: Vec<Transaction>) -> Self {
+        let now = Instant::now();
+        let resume = Resume { copied: true, ..Resume::default() };
+        Self {
+            now,
+            history,
+            applied: Vec::new(),
+            checkpoint: Lsn::ZERO,
+            sender: Sender::new(Framing::new(now), resume),
+            receiver: Receiver::new(Framing::new(now), resume, now),
+            read: 0,
+            greatest_wait: 0,
+            held: 0,
+            pending: Vec::new(),
+        }
+    }
+
+    /// A new link; the source starts `back` transactions before the checkpoint, as a slot may.
+    fn reconnect(&mut self, back: usize) {
+        let resume = Resume { applied: self.checkpoint, copied: true, marker: None };
+        let mut framing = Framing::new(self.now);
+        self.receiver = Receiver::new(Framing::new(self.now), resume, self.now);
+        // The shell hears the resume before it makes the sender.
+        let first = self.receiver.poll_message().expect("resume");
+        let first = framing.open(first, self.now).expect("own frame");
+        assert_eq!(first, Frame::Resume(resume));
+        self.sender = Sender::new(framing, resume);
+        self.pending.clear();
+        self.held = 0;
+        self.read =
+            self.history.iter().position(|t| t.end_lsn > self.checkpoint).unwrap_or(self.history.len());
+        self.read = self.read.saturating_sub(back);
+    }
+
+    fn source(&mut self) {
+        if self.sender.wants_more() && self.read < self.history.len() {
+            let transaction = self.history[self.read].clone();
+            self.sender.handle_transaction(&transaction, self.now).expect("small");
+            self.read += 1;
+        }
+    }
+
+    fn to_receiver(&mut self) -> bool {
+        let Some(message) = self.sender.poll_message() else { return false };
+        self.receiver.handle_message(message, self.now).expect("a good sender");
+        while let Some(work) = self.receiver.poll_work() {
+            if let Work::Transaction { bytes, .. } = &work {
+                self.held += bytes;
+            }
+            self.pending.push(work);
+        }
+        self.greatest_wait = self.greatest_wait.max(self.held);
+        true
+    }
+
+    fn apply(&mut self) {
+        for work in std::mem::take(&mut self.pending) {
+            match work {
+                Work::Transaction { transaction, bytes } => {
+                    assert!(transaction.end_lsn > self.checkpoint, "applied twice");
+                    self.applied.push(transaction.end_lsn);
+                    self.checkpoint = transaction.end_lsn;
+                    self.held -= bytes;
+                    self.receiver.handle_done(bytes, self.now);
+                }
+                Work::Position(lsn) => self.checkpoint = self.checkpoint.max(lsn),
+                Work::Copy(_) => panic!("no copy here"),
+            }
+        }
+        let progress =
+            Progress { applied: self.checkpoint, durable: self.checkpoint, ..self.receiver.progress() };
+        self.receiver.handle_applied(progress, self.now);
+    }
+
+    fn to_sender(&mut self) -> bool {
+        let Some(message) = self.receiver.poll_message() else { return false };
+        self.sender.handle_message(message, self.now).expect("a good receiver");
+        true
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_breaks_each_transaction_is_applied_once(
+        sizes in proptest::collection::vec((0usize..600_000, 0u8..5), 1..60),
+        steps in proptest::collection::vec((0u8..12, 0usize..4), 0..400),
+    ) {
+        let history: Vec<_> = sizes
+            .iter()
+            .enumerate()
+            .map(|(at, (size, own))| {
+                transaction(10 * (at as u64 + 1), *size, (*own == 0).then_some("godwit_orders"))
+            })
+            .collect();
+        let wanted: Vec<Lsn> =
+            history.iter().filter(|t| t.origin.is_none()).map(|t| t.end_lsn).collect();
+        let end = history.last().expect("not empty").end_lsn;
+        let mut it = Simulation::new(history);
+        it.reconnect(0);
+        for (step, back) in steps {
+            it.now += Duration::from_millis(1);
+            match step {
+                0..4 => it.source(),
+                4..7 => drop(it.to_receiver()),
+                7 | 8 => it.apply(),
+                9 | 10 => drop(it.to_sender()),
+                _ => it.reconnect(back),
+            }
+        }
+        for _ in 0..10_000 {
+            it.source();
+            while it.to_receiver() {}
+            it.apply();
+            while it.to_sender() {}
+            if it.sender.progress().applied == end { break }
+        }
+        prop_assert_eq!(&it.applied, &wanted);
+        prop_assert_eq!(it.sender.progress().applied, end, "filtered positions advance too");
+        prop_assert!(it.greatest_wait <= WINDOW + (1 << 20));
+        let mut status = StreamStatus::default();
+        it.sender.describe(&mut status, it.now);
+        prop_assert_eq!((status.lag_bytes, status.lag), (0, Duration::ZERO));
+    }
+}
+
+#[test]
+fn a_transaction_larger_than_the_window_passes() {
+    let mut it = Simulation::new(vec![transaction(10, 3 * WINDOW as usize, None), transaction(20, 1, None)]);
+    it.reconnect(0);
+    for _ in 0..100 {
+        it.source();
+        while it.to_sender() {}
+        it.to_receiver();
+        while it.to_receiver() {}
+        it.apply();
+    }
+    assert_eq!(it.applied, [Lsn(10), Lsn(20)]);
+}
+
+#[test]
+fn a_sender_without_credit_stops_reading() {
+    let mut it = Simulation::new((1..=100).map(|n| transaction(n * 10, 1 << 20, None)).collect());
+    it.reconnect(0);
+    while it.to_sender() {}
+    for _ in 0..200 {
+        it.source();
+        while it.to_receiver() {}
+        while it.to_sender() {}
+    }
+    assert!(!it.sender.wants_more());
+    assert!(it.read < 20, "{} read", it.read);
+    assert!(it.applied.is_empty());
+}
+
+#[test]
+fn a_gap_and_silence_end_the_session() {
+    let mut it = Simulation::new((1..=3).map(|n| transaction(n * 10, 1, None)).collect());
+    it.reconnect(0);
+    while it.to_sender() {}
+    it.source();
+    it.source();
+    let _lost = it.sender.poll_message();
+    let next = it.sender.poll_message().expect("two were sent");
+    assert!(it.receiver.handle_message(next, it.now).is_err());
+    assert!(it.sender.handle_tick(it.now + SILENCE + Duration::from_millis(1)).is_err());
+}
+
+#[test]
+fn both_sides_show_life() {
+    let mut it = Simulation::new(Vec::new());
+    it.reconnect(0);
+    while it.to_sender() {}
+    it.now += HEARTBEAT;
+    it.sender.handle_tick(it.now).expect("not silent yet");
+    it.receiver.handle_tick(it.now).expect("not silent yet");
+    assert!(it.to_receiver());
+    assert!(it.to_sender());
+}
+>>>>>>> link
