@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 use std::sync::Mutex;
 
 use super::*;
@@ -103,4 +100,3 @@ async fn both_sides_with_the_same_half_are_refused() {
     let result = start(&end, &spec, link, &status, &CancellationToken::new()).await;
     assert!(matches!(result, Err(Error::Unready(why)) if why.contains("same half")));
 }
->>>>>>> link

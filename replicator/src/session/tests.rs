@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -216,4 +213,3 @@ fn both_sides_show_life() {
     assert!(it.to_receiver());
     assert!(it.to_sender());
 }
->>>>>>> link

@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 use super::*;
 use crate::apply::postgres::catalog::TargetColumn;
 use crate::change::{Column, PgTimestamp, Relation, ReplicaIdentity};
@@ -107,4 +104,3 @@ fn what_cannot_be_batched_stands_alone() {
     ];
     insta::assert_snapshot!(format!("{keyed}\n{}", show(changes, Order::Lanes, &tables)));
 }
->>>>>>> link
