@@ -218,11 +218,10 @@ fn start(
 }
 
 fn drivers(config: &Config, resource: &Resource) -> BTreeMap<String, Arc<dyn Provisioning>> {
-    let driver = |name: &String| match config.drivers.get(name) {
-        Some(Driver::Process(settings)) => {
-            Some(Arc::new(ProcessProvisioning::new(settings.clone())) as Arc<dyn Provisioning>)
-        }
-        None => None,
+    let driver = |name: &String| {
+        config.drivers.get(name).map(|Driver::Process(settings)| {
+            Arc::new(ProcessProvisioning::new(settings.clone())) as Arc<dyn Provisioning>
+        })
     };
     resource
         .placements

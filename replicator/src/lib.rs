@@ -12,6 +12,7 @@
 
 pub mod apply;
 pub mod change;
+mod clock;
 pub mod copy;
 pub mod error;
 pub mod fence;

@@ -1,10 +1,12 @@
 //! End to end tests: real PostgreSQL, real sockets.
 
+#![allow(clippy::disallowed_methods, reason = "tests wait by the real clock")]
+
 mod cutover;
 mod fence;
 mod front;
 mod preflight;
 mod services;
 mod source;
-mod verify;
 mod stream;
+mod verify;

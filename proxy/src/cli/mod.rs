@@ -37,6 +37,7 @@ struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, at the start")]
 enum Command {
     /// Run a node: fronts, controller, link, admin listener.
     Run {
@@ -172,10 +173,8 @@ fn demo_orders(options: orders::Options) -> anyhow::Result<ExitCode> {
 }
 
 fn run_node(path: &std::path::Path, output: Output) -> ExitCode {
-    let config = match crate::config::load(path) {
-        Ok(config) => config,
-        Err(_) => return check::run(path, output),
-    };
+    // Check says what is wrong with it.
+    let Ok(config) = crate::config::load(path) else { return check::run(path, output) };
     crate::telemetry::logging::start();
     match crate::app::run(config) {
         Ok(()) => ExitCode::SUCCESS,

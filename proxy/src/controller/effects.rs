@@ -56,10 +56,13 @@ pub struct Hands {
     /// Snapshot of the new primary at the end marker.
     marker_snapshot: Mutex<Option<(Generation, Arc<Client>)>>,
     /// Snapshots of both sides at the end marker: the old primary's first.
-    comparison: Mutex<Option<(Generation, Arc<Client>, Arc<Client>)>>,
+    comparison: Mutex<Option<MarkerSnapshots>>,
 }
 
 type Failure = String;
+
+/// The generation that was committed, and sessions whose snapshots are of its end marker: old primary, new primary.
+type MarkerSnapshots = (Generation, Arc<Client>, Arc<Client>);
 
 impl Hands {
     /// Nothing is done yet.
@@ -261,7 +264,8 @@ impl Hands {
             resource: self.resource.name.clone(),
             generation: generation.0,
             app_roles: settings.app_roles.clone(),
-            lock_timeout: self.policy().max_hold / 2,
+            // Under the server's deadlock_timeout: the application must not become the victim of a deadlock with the fence.
+            lock_timeout: (self.policy().max_hold / 2).min(Duration::from_millis(500)),
             kill_timeout: self.policy().max_hold,
         };
         let report = fence::close(&client, &spec).await.map_err(chain)?;
@@ -331,7 +335,7 @@ impl Hands {
         match taken.await {
             Ok(client) => *self.marker_snapshot.lock().await = Some((generation, client)),
             Err(why) => {
-                tracing::warn!(%zone, %why, "no snapshot at the end marker: verification will look at live data")
+                tracing::warn!(%zone, %why, "no snapshot at the end marker: verification will look at live data");
             }
         }
     }
@@ -345,11 +349,11 @@ impl Hands {
             Ok(client) => match compare::begin(&client).await {
                 Ok(()) => *self.comparison.lock().await = Some((generation, client, new)),
                 Err(why) => {
-                    tracing::warn!(zone = %old, %why, "no snapshot of the old primary at the end marker")
+                    tracing::warn!(zone = %old, %why, "no snapshot of the old primary at the end marker");
                 }
             },
             Err(why) => {
-                tracing::warn!(zone = %old, %why, primary = %primary, "old primary cannot be compared")
+                tracing::warn!(zone = %old, %why, primary = %primary, "old primary cannot be compared");
             }
         }
     }

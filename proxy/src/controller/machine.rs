@@ -102,7 +102,7 @@ impl Machine {
                 Some(report) = self.reports.recv() => self.answer(report),
                 Some(command) = self.commands.recv() => self.command(command),
                 _ = ticks.tick() => self.tick(),
-                _ = steps.tick() => self.step().await,
+                _ = steps.tick() => self.step(),
             }
         }
         for task in self.running.values() {
@@ -388,8 +388,8 @@ impl Machine {
     }
 
     /// One step of the seed's loop: measure, score, decide, and move when that pays.
-    async fn step(&mut self) {
-        let (measured, moving) = self.measure.step(&self.hands, &self.state).await;
+    fn step(&mut self) {
+        let (measured, moving) = self.measure.step(&self.hands, &self.state);
         self.last_step = clock::monotonic();
         self.signals.observe(&self.state.primary.0, measured, moving);
         self.decide();

@@ -83,7 +83,7 @@ impl Measure {
     }
 
     /// One step: what was measured, and whether a cutover disturbed it.
-    pub async fn step(&mut self, hands: &Hands, state: &State) -> (Measured, bool) {
+    pub fn step(&mut self, hands: &Hands, state: &State) -> (Measured, bool) {
         let primary = state.primary.to_string();
         let histogram = self.latencies.take(&self.resource.name, &primary, Segment::Upstream);
         let request_p95_ms =
@@ -121,7 +121,7 @@ impl Measure {
             match found {
                 Ok(found) => measured.blockers.extend(found.iter().cloned()),
                 Err(why) => {
-                    measured.blockers.push(format!("the database in {zone} cannot be examined: {why}"))
+                    measured.blockers.push(format!("the database in {zone} cannot be examined: {why}"));
                 }
             }
         }

@@ -188,7 +188,7 @@ impl Load {
         };
         let shared = Arc::new(Shared {
             options,
-            began: Instant::now(),
+            began: crate::clock::tick(),
             accounts: Mutex::new(accounts),
             idle: Mutex::default(),
         });
@@ -354,7 +354,7 @@ impl Shared {
     }
 
     fn succeed(&self, written: Option<Acknowledged>, due: Instant) {
-        let now = Instant::now();
+        let now = crate::clock::tick();
         let took = now.saturating_duration_since(due);
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let mut accounts = self.accounts();
@@ -375,7 +375,7 @@ impl Shared {
         };
         let failure = Failure {
             at: due - self.began,
-            took: Instant::now().saturating_duration_since(due),
+            took: crate::clock::tick().saturating_duration_since(due),
             request: format!("{} {}", planned.method, planned.path),
             key,
             status: status.map(|status| status.as_u16()),
@@ -389,7 +389,7 @@ impl Shared {
     }
 
     fn snapshot(&self) -> Snapshot {
-        let now = Instant::now();
+        let now = crate::clock::tick();
         let mut accounts = self.accounts();
         accounts.forget(now);
         let mut live: Vec<u64> = accounts.live.iter().map(|(_, micros)| *micros).collect();

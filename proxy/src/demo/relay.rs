@@ -78,7 +78,7 @@ impl Path {
     }
 
     fn arrival(&self) -> Instant {
-        Instant::now() + self.delay()
+        crate::clock::tick() + self.delay()
     }
 
     /// Returns when it is whole.
@@ -265,13 +265,13 @@ impl Flow {
     async fn run(self, out: mpsc::Receiver<(Instant, Bytes)>) {
         let this = &self;
         let (enter, back) = mpsc::channel(IN_TRANSIT);
-        let heard = watch::Sender::new(Instant::now());
+        let heard = watch::Sender::new(crate::clock::tick());
         let listen = async {
             let mut buffer = vec![0; 64 * 1024];
             loop {
                 let Ok(length) = self.far.recv(&mut buffer).await else { continue };
                 if !self.path.is_cut() {
-                    heard.send_replace(Instant::now());
+                    heard.send_replace(crate::clock::tick());
                     let _ = enter.try_send((self.path.arrival(), Bytes::copy_from_slice(&buffer[..length])));
                 }
             }
@@ -282,7 +282,7 @@ impl Flow {
         let idle = async {
             loop {
                 let end = *heard.borrow() + UDP_IDLE;
-                if Instant::now() >= end {
+                if crate::clock::tick() >= end {
                     return;
                 }
                 tokio::time::sleep_until(end).await;
@@ -304,7 +304,7 @@ impl Flow {
     ) {
         while let Some((arrival, datagram)) = datagrams.recv().await {
             tokio::time::sleep_until(arrival).await;
-            heard.send_replace(Instant::now());
+            heard.send_replace(crate::clock::tick());
             // Cut while it was under way: lost.
             if !self.path.is_cut()
                 && let Ok(length) = send(datagram).await
@@ -372,7 +372,7 @@ mod tests {
         let relay = Relay::tcp(any(), echo().await, Path::new(delay)).await.unwrap();
         let mut stream = TcpStream::connect(relay.listen()).await.unwrap();
         for _ in 0..3 {
-            let began = Instant::now();
+            let began = crate::clock::tick();
             stream.write_all(b"ping").await.unwrap();
             let mut answer = [0; 4];
             soon(stream.read_exact(&mut answer)).await.unwrap();
@@ -411,7 +411,7 @@ mod tests {
         let path = Path::new(Duration::from_millis(10));
         let relay = Relay::udp(any(), far_address, path.clone()).await.unwrap();
         let clients = [UdpSocket::bind(any()).await.unwrap(), UdpSocket::bind(any()).await.unwrap()];
-        let began = Instant::now();
+        let began = crate::clock::tick();
         for number in 0..50_u8 {
             for (who, client) in clients.iter().enumerate() {
                 client.send_to(&[who as u8, number], relay.listen()).await.unwrap();

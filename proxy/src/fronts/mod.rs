@@ -16,7 +16,7 @@ pub mod stopwatch;
 
 /// Monotonic time; the only place in the fronts that asks for it.
 fn now() -> Instant {
-    Instant::now()
+    crate::clock::monotonic()
 }
 
 /// Into how many shards counters and queues that all threads touch are split; a power of two.

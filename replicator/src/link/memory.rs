@@ -80,7 +80,7 @@ impl LinkSend for Sender {
             return Err(Error::Link("cut".into()));
         }
         let queue = self.queue.as_ref().ok_or_else(gone)?;
-        queue.send((Instant::now() + self.delay, message)).map_err(|_| gone())
+        queue.send((crate::clock::now() + self.delay, message)).map_err(|_| gone())
     }
 
     async fn close(&mut self) {
@@ -101,7 +101,7 @@ impl Receiver {
             self.next = self.messages.recv().await;
         }
         let due = self.next.as_ref()?.0;
-        if due > Instant::now() {
+        if due > crate::clock::now() {
             tokio::time::sleep_until(due).await;
         }
         self.next.take().map(|(_, message)| message)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -130,7 +130,7 @@ async fn existing_slot(client: &Client, name: &str) -> Result<Option<Lsn>, Error
 /// Drops a slot. Idempotent: a slot that is not there is fine. A walsender that uses it is told to end, and waited for.
 pub async fn drop_slot(client: &Client, name: &str) -> Result<(), Error> {
     let context = || format!("drop slot {name}");
-    let deadline = Instant::now() + DROP_TIMEOUT;
+    let deadline = crate::clock::now() + DROP_TIMEOUT;
     loop {
         // Terminating is best done again each time: a consumer may have reconnected in between.
         client
@@ -151,7 +151,9 @@ pub async fn drop_slot(client: &Client, name: &str) -> Result<(), Error> {
         match dropped {
             Ok(_) => return Ok(()),
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => return Ok(()),
-            Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) && Instant::now() < deadline => {
+            Err(error)
+                if error.code() == Some(&SqlState::OBJECT_IN_USE) && crate::clock::now() < deadline =>
+            {
                 sleep(DROP_RETRY).await;
             }
             Err(error) => return Err(Error::database(context())(error)),

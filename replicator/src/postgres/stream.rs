@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep};
 
 use super::connection::{Connection, server_error, within};
 use super::{CONNECT_TIMEOUT, quote_ident, quote_literal};
@@ -121,14 +121,14 @@ impl ReplicationStream {
                 received = self.connection.fill() => {
                     received.map_err(Error::io("receive changes"))?;
                     self.asked = false;
-                    self.silence.as_mut().reset(Instant::now() + ASK_AFTER);
+                    self.silence.as_mut().reset(crate::clock::now() + ASK_AFTER);
                 }
                 () = self.silence.as_mut() => {
                     if self.asked {
                         return Err(ended("the server has been silent for a minute"));
                     }
                     self.asked = true;
-                    self.silence.as_mut().reset(Instant::now() + DEAD_AFTER);
+                    self.silence.as_mut().reset(crate::clock::now() + DEAD_AFTER);
                     self.queue(Feedback { reply_requested: true, ..self.reported })?;
                 }
             }
@@ -204,7 +204,7 @@ fn ended(why: &str) -> Error {
 
 /// Microseconds since PostgreSQL's epoch; the server only shows it (`pg_stat_replication.reply_time`).
 fn postgres_now() -> i64 {
-    SystemTime::now()
+    crate::clock::wall()
         .duration_since(SystemTime::UNIX_EPOCH + POSTGRES_EPOCH)
         .map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -183,7 +182,7 @@ pub async fn maintain(
 ) -> Result<(), Error> {
     let mut wait = BACKOFF.0;
     loop {
-        let began = Instant::now();
+        let began = crate::clock::now();
         let attempt = async { start(end, spec, dial.dial().await?, status, cancel).await };
         let result = tokio::select! {
             () = cancel.cancelled() => Ok(()),

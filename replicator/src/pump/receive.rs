@@ -43,7 +43,7 @@ pub(super) async fn run(
         Ok(resume) => resume,
         Err(error) => {
             let failed = Frame::Failed { kind: error.kind(), reason: crate::session::chain(&error) };
-            framing.push(&failed, Instant::now());
+            framing.push(&failed, crate::clock::now());
             while let Some(message) = framing.poll_message() {
                 sender.send(message).await?;
             }
@@ -55,7 +55,7 @@ pub(super) async fn run(
     let (work, todo) = mpsc::unbounded_channel();
     let (done, finished) = mpsc::unbounded_channel();
     let mut pump = Pump {
-        machine: Receiver::new(framing, resume, Instant::now()),
+        machine: Receiver::new(framing, resume, crate::clock::now()),
         incoming: receiver,
         outgoing,
         work,
@@ -76,7 +76,7 @@ pub(super) async fn run(
         result = &mut writer => result.and_then(|()| Err(closed())),
     };
     let stopped = Error::Link("stopped".into());
-    pump.machine.handle_failure(result.as_ref().err().unwrap_or(&stopped), Instant::now());
+    pump.machine.handle_failure(result.as_ref().err().unwrap_or(&stopped), crate::clock::now());
     pump.flush();
     // The receiving half stays until the reason is out: dropping it would reset the link.
     let Pump { outgoing, incoming: _incoming, .. } = pump;
@@ -117,7 +117,7 @@ impl Pump<'_> {
         loop {
             tokio::select! {
                 Some(done) = finished.recv() => {
-                    let now = Instant::now();
+                    let now = crate::clock::now();
                     match done {
                         Done::Held(bytes) => self.machine.handle_done(bytes, now),
                         Done::Applied(progress) => self.machine.handle_applied(progress, now),
@@ -129,7 +129,7 @@ impl Pump<'_> {
                     }
                 }
                 message = self.incoming.recv() => {
-                    self.machine.handle_message(message?.ok_or_else(closed)?, Instant::now())?;
+                    self.machine.handle_message(message?.ok_or_else(closed)?, crate::clock::now())?;
                     while let Some(work) = self.machine.poll_work() {
                         if let Work::Copy(frame) = &work {
                             self.copy.note(frame);
@@ -138,10 +138,10 @@ impl Pump<'_> {
                         let _ = self.work.send(work);
                     }
                 }
-                _ = tick.tick() => self.machine.handle_tick(Instant::now())?,
+                _ = tick.tick() => self.machine.handle_tick(crate::clock::now())?,
             }
             self.flush();
-            let now = Instant::now();
+            let now = crate::clock::now();
             self.status.send_modify(|status| {
                 self.machine.describe(status, now);
                 if copying {
@@ -173,7 +173,7 @@ impl Applier {
             target,
             done,
             progress,
-            checkpointed: Instant::now(),
+            checkpointed: crate::clock::now(),
             consistent_point: None,
             schema: Vec::new(),
         }
@@ -213,7 +213,7 @@ impl Applier {
             self.target.apply(&transactions).await?;
             self.progress.durable = last.end_lsn;
             self.progress.applied = last.end_lsn;
-            self.checkpointed = Instant::now();
+            self.checkpointed = crate::clock::now();
             for transaction in &transactions {
                 self.count(transaction);
             }
@@ -226,7 +226,7 @@ impl Applier {
             if self.checkpointed.elapsed() >= pause {
                 self.target.checkpoint(lsn).await?;
                 self.progress.durable = lsn;
-                self.checkpointed = Instant::now();
+                self.checkpointed = crate::clock::now();
             }
         } else if transactions.is_empty() {
             return Ok(());
@@ -283,7 +283,7 @@ impl Applier {
                 self.target.end_copy(lsn).await?;
                 self.progress.applied = lsn;
                 self.progress.durable = lsn;
-                self.checkpointed = Instant::now();
+                self.checkpointed = crate::clock::now();
                 self.tell(Done::Copied(lsn));
             }
             other => return Err(Error::Protocol(format!("frame kind {} in a copy", other.kind()))),

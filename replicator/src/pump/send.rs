@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::transport::{Joined, closed, write};
@@ -47,7 +47,7 @@ pub(super) async fn run(
         result = &mut writer => result.and_then(|()| Err(closed())),
     };
     let stopped = Error::Link("stopped".into());
-    pump.machine.handle_failure(result.as_ref().err().unwrap_or(&stopped), Instant::now());
+    pump.machine.handle_failure(result.as_ref().err().unwrap_or(&stopped), crate::clock::now());
     pump.flush();
     // The receiving half stays until the reason is out: dropping it would reset the link.
     let Pump { outgoing, incoming: _incoming, .. } = pump;
@@ -74,12 +74,12 @@ impl Pump<'_> {
 
     fn tell(&mut self) {
         self.flush();
-        let now = Instant::now();
+        let now = crate::clock::now();
         self.status.send_modify(|status| self.machine.describe(status, now));
     }
 
     fn message(&mut self, message: Option<Bytes>) -> Result<(), Error> {
-        self.machine.handle_message(message.ok_or_else(closed)?, Instant::now())
+        self.machine.handle_message(message.ok_or_else(closed)?, crate::clock::now())
     }
 
     async fn run(
@@ -117,12 +117,12 @@ impl Pump<'_> {
                 done = &mut producer, if consistent_point.is_none() => consistent_point = Some(done?),
                 Some(frame) = frames.recv(), if self.machine.wants_more() => {
                     progress.note(&frame);
-                    self.machine.handle_copy(frame, Instant::now());
+                    self.machine.handle_copy(frame, crate::clock::now());
                     self.flush();
                 }
                 message = self.incoming.recv() => self.message(message?)?,
                 _ = tick.tick() => {
-                    self.machine.handle_tick(Instant::now())?;
+                    self.machine.handle_tick(crate::clock::now())?;
                     self.status.send_modify(|status| status.phase = progress.phase());
                 }
             }
@@ -144,7 +144,7 @@ impl Pump<'_> {
                 tokio::select! {
                     started = &mut starting => break started?,
                     message = self.incoming.recv() => self.message(message?)?,
-                    _ = tick.tick() => self.machine.handle_tick(Instant::now())?,
+                    _ = tick.tick() => self.machine.handle_tick(crate::clock::now())?,
                 }
                 self.flush();
             }
@@ -158,15 +158,15 @@ impl Pump<'_> {
             tokio::select! {
                 event = stream.next(), if self.machine.wants_more() => match event? {
                     StreamEvent::Transaction(transaction) => {
-                        self.machine.handle_transaction(&transaction, Instant::now())?;
+                        self.machine.handle_transaction(&transaction, crate::clock::now())?;
                     }
                     StreamEvent::Keepalive { wal_end, reply_requested } => {
-                        self.machine.handle_position(wal_end, Instant::now());
+                        self.machine.handle_position(wal_end, crate::clock::now());
                         reply = reply_requested;
                     }
                 },
                 message = self.incoming.recv() => self.message(message?)?,
-                _ = tick.tick() => self.machine.handle_tick(Instant::now())?,
+                _ = tick.tick() => self.machine.handle_tick(crate::clock::now())?,
                 _ = report.tick() => ask = true,
             }
             self.machine.handle_source(stream.wal_end());

@@ -35,14 +35,14 @@ async fn play(link: Box<dyn Link>, history: &[Transaction]) -> Result<(), Error>
         if machine.wants_more()
             && let Some(transaction) = rest.next()
         {
-            machine.handle_transaction(transaction, Instant::now())?;
+            machine.handle_transaction(transaction, crate::clock::now())?;
         }
         while let Some(message) = machine.poll_message() {
             joined.sender.send(message).await?;
         }
         let message = tokio::time::timeout(Duration::from_millis(1), receiver.recv()).await;
         if let Ok(message) = message {
-            machine.handle_message(message?.ok_or_else(transport::closed)?, Instant::now())?;
+            machine.handle_message(message?.ok_or_else(transport::closed)?, crate::clock::now())?;
         }
     }
     Ok(())

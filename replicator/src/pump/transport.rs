@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::error::Error;
 use crate::link::{Link, LinkRecv, LinkSend};
@@ -21,11 +21,11 @@ pub(super) struct Joined {
 impl Joined {
     pub(super) fn new(link: Box<dyn Link>) -> Self {
         let (sender, receiver) = link.split();
-        Self { framing: Framing::new(Instant::now()), sender, receiver }
+        Self { framing: Framing::new(crate::clock::now()), sender, receiver }
     }
 
     pub(super) async fn say(&mut self, frame: &Frame) -> Result<(), Error> {
-        self.framing.push(frame, Instant::now());
+        self.framing.push(frame, crate::clock::now());
         while let Some(message) = self.framing.poll_message() {
             self.sender.send(message).await?;
         }
@@ -37,7 +37,7 @@ impl Joined {
         let next = async {
             loop {
                 let message = self.receiver.recv().await?.ok_or_else(closed)?;
-                match self.framing.open(message, Instant::now())? {
+                match self.framing.open(message, crate::clock::now())? {
                     Frame::Heartbeat { .. } => {}
                     frame => return Ok(frame),
                 }

@@ -35,7 +35,7 @@ struct Simulation {
 
 impl Simulation {
     fn new(history: Vec<Transaction>) -> Self {
-        let now = Instant::now();
+        let now = crate::clock::now();
         let resume = Resume { copied: true, ..Resume::default() };
         Self {
             now,
@@ -76,7 +76,7 @@ impl Simulation {
         }
     }
 
-    fn to_receiver(&mut self) -> bool {
+    fn towards_receiver(&mut self) -> bool {
         let Some(message) = self.sender.poll_message() else { return false };
         self.receiver.handle_message(message, self.now).expect("a good sender");
         while let Some(work) = self.receiver.poll_work() {
@@ -108,7 +108,7 @@ impl Simulation {
         self.receiver.handle_applied(progress, self.now);
     }
 
-    fn to_sender(&mut self) -> bool {
+    fn towards_sender(&mut self) -> bool {
         let Some(message) = self.receiver.poll_message() else { return false };
         self.sender.handle_message(message, self.now).expect("a good receiver");
         true
@@ -138,17 +138,17 @@ proptest! {
             it.now += Duration::from_millis(1);
             match step {
                 0..4 => it.source(),
-                4..7 => drop(it.to_receiver()),
+                4..7 => drop(it.towards_receiver()),
                 7 | 8 => it.apply(),
-                9 | 10 => drop(it.to_sender()),
+                9 | 10 => drop(it.towards_sender()),
                 _ => it.reconnect(back),
             }
         }
         for _ in 0..10_000 {
             it.source();
-            while it.to_receiver() {}
+            while it.towards_receiver() {}
             it.apply();
-            while it.to_sender() {}
+            while it.towards_sender() {}
             if it.sender.progress().applied == end { break }
         }
         prop_assert_eq!(&it.applied, &wanted);
@@ -166,9 +166,9 @@ fn a_transaction_larger_than_the_window_passes() {
     it.reconnect(0);
     for _ in 0..100 {
         it.source();
-        while it.to_sender() {}
-        it.to_receiver();
-        while it.to_receiver() {}
+        while it.towards_sender() {}
+        it.towards_receiver();
+        while it.towards_receiver() {}
         it.apply();
     }
     assert_eq!(it.applied, [Lsn(10), Lsn(20)]);
@@ -178,11 +178,11 @@ fn a_transaction_larger_than_the_window_passes() {
 fn a_sender_without_credit_stops_reading() {
     let mut it = Simulation::new((1..=100).map(|n| transaction(n * 10, 1 << 20, None)).collect());
     it.reconnect(0);
-    while it.to_sender() {}
+    while it.towards_sender() {}
     for _ in 0..200 {
         it.source();
-        while it.to_receiver() {}
-        while it.to_sender() {}
+        while it.towards_receiver() {}
+        while it.towards_sender() {}
     }
     assert!(!it.sender.wants_more());
     assert!(it.read < 20, "{} read", it.read);
@@ -193,7 +193,7 @@ fn a_sender_without_credit_stops_reading() {
 fn a_gap_and_silence_end_the_session() {
     let mut it = Simulation::new((1..=3).map(|n| transaction(n * 10, 1, None)).collect());
     it.reconnect(0);
-    while it.to_sender() {}
+    while it.towards_sender() {}
     it.source();
     it.source();
     let _lost = it.sender.poll_message();
@@ -206,10 +206,10 @@ fn a_gap_and_silence_end_the_session() {
 fn both_sides_show_life() {
     let mut it = Simulation::new(Vec::new());
     it.reconnect(0);
-    while it.to_sender() {}
+    while it.towards_sender() {}
     it.now += HEARTBEAT;
     it.sender.handle_tick(it.now).expect("not silent yet");
     it.receiver.handle_tick(it.now).expect("not silent yet");
-    assert!(it.to_receiver());
-    assert!(it.to_sender());
+    assert!(it.towards_receiver());
+    assert!(it.towards_sender());
 }

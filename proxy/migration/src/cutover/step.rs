@@ -61,7 +61,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<E
     let name = event.name();
     let not_awaited = || Refused::NotAwaited { phase: state.phase, event: name };
     let next = match event {
-        Event::Tick => tick(state, now),
+        Event::Tick => Some(tick(state, now)),
         Event::Restarted => Some(restarted(state, now)),
         Event::ShadowEnabled => {
             (state.phase == Phase::Idle).then(|| enter(state.clone(), Phase::Preparing, now))
@@ -418,16 +418,12 @@ fn due(state: &State, now: Timestamp) -> Option<Effect> {
     }
 }
 
-fn tick(state: &State, now: Timestamp) -> Next {
+fn tick(state: &State, now: Timestamp) -> (State, Vec<Effect>) {
     if state.phase.may_abort() && state.deadline().is_some_and(|deadline| now >= deadline) {
         let spent = now.since(state.since).as_millis();
-        return Some(abort(
-            state,
-            format!("phase {} was not over after {spent} ms", state.phase.name()),
-            now,
-        ));
+        return abort(state, format!("phase {} was not over after {spent} ms", state.phase.name()), now);
     }
-    Some((state.clone(), due(state, now).into_iter().collect()))
+    (state.clone(), due(state, now).into_iter().collect())
 }
 
 fn restarted(state: &State, now: Timestamp) -> (State, Vec<Effect>) {

@@ -12,7 +12,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use tokio::time::Instant;
 
 use self::cluster::{Cluster, ClusterError};
 use self::ledger::{Action, Ledger, io};
@@ -258,7 +257,7 @@ impl Shared {
     }
 
     async fn turn(&self) -> Result<Turn, DriverError> {
-        let began = Instant::now();
+        let began = crate::clock::tick();
         let busy =
             |_| DriverError::Busy { directory: self.settings.directory.clone(), waited: self.timeouts.turn };
         let workers = tokio::time::timeout(self.timeouts.turn, self.workers.clone().lock_owned())

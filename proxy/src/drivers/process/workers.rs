@@ -165,7 +165,7 @@ impl Workers {
                 }
                 continue;
             }
-            let now = Instant::now();
+            let now = crate::clock::tick();
             let before = self.restarts.get(&index).copied();
             if before.is_some_and(|restart| now < restart.last + restart.pause) {
                 continue;
@@ -183,13 +183,13 @@ impl Workers {
 
     /// Waits until every worker below `capacity` answers, or says which do not and why.
     pub(super) async fn await_ready(&mut self, capacity: usize, within: Duration) -> Result<(), DriverError> {
-        let deadline = Instant::now() + within;
+        let deadline = crate::clock::tick() + within;
         let mut waiting: Vec<usize> = (0..capacity).collect();
         let mut unready = Vec::new();
         let mut pause = PAUSES.0;
         loop {
             let answers = self.probe(&waiting).await;
-            let late = Instant::now() >= deadline;
+            let late = crate::clock::tick() >= deadline;
             let mut still = Vec::new();
             for (index, answer) in waiting.into_iter().zip(answers) {
                 // Looked at after the answer: another process may answer on the address of a worker that failed to bind.
@@ -210,7 +210,7 @@ impl Workers {
                 break;
             }
             waiting = still;
-            tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
+            tokio::time::sleep(pause.min(deadline.saturating_duration_since(crate::clock::tick()))).await;
             pause = (pause * 2).min(PAUSES.1);
         }
         if unready.is_empty() { Ok(()) } else { Err(DriverError::NotReady { workers: unready }) }
@@ -254,13 +254,13 @@ impl Workers {
                 _ => self.forget(index)?,
             }
         }
-        let deadline = Instant::now() + within;
+        let deadline = crate::clock::tick() + within;
         self.await_gone(&mut ending, deadline).await?;
         for (index, identity) in &ending {
             tracing::warn!(worker = index, pid = identity.pid, "killed: it had not ended after {within:?}");
             identity.signal(Signal::KILL)?;
         }
-        self.await_gone(&mut ending, Instant::now() + within).await?;
+        self.await_gone(&mut ending, crate::clock::tick() + within).await?;
         match ending.first() {
             None => Ok(()),
             Some((index, identity)) => Err(io(
@@ -288,7 +288,7 @@ impl Workers {
             for index in gone {
                 self.forget(index)?;
             }
-            if ending.is_empty() || Instant::now() >= deadline {
+            if ending.is_empty() || crate::clock::tick() >= deadline {
                 return Ok(());
             }
             tokio::time::sleep(pause).await;

@@ -21,7 +21,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::SinkExt;
-use tokio::time::Instant;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Client, CopyInSink, Statement};
 
@@ -138,7 +137,7 @@ impl PostgresTarget {
                 return Err(Error::database(context())(error));
             }
         }
-        let start = Instant::now();
+        let start = crate::clock::now();
         loop {
             match client.execute("SELECT pg_replication_origin_session_setup($1)", &[origin]).await {
                 Ok(_) => return Ok(()),
