@@ -1,118 +1,15 @@
 //! The whole road: real nodes, databases, workers and clients; twenty cutovers, and a kill -9 at every journal record.
 
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use godwit::cli::client::{Client, Refusal};
-use godwit::controller::view::{MigrationView, ResourceView};
-use godwit::demo::load::{Load, Options as LoadOptions, Outcome};
-use godwit::demo::node::Node;
-use godwit::demo::orders::schema::Seed;
-use godwit::demo::zone::{GODWIT_ROLE, Options, POLICY, Playground, RESOURCE, Zone};
-use godwit_tests::postgres::{bin_directory, other_major};
+use anyhow::{Context, Result, ensure};
+use godwit::cli::client::Refusal;
+use godwit::controller::view::MigrationView;
+use godwit::demo::load::Outcome;
+use godwit::demo::zone::{Options, Playground, Zone};
 use replicator::verify;
-use serde_json::json;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_godwit-under-test");
-const PATIENCE: Duration = Duration::from_secs(60);
-const SEED: Seed = Seed { customers: 500, orders: 2_000 };
-
-fn options(agent: bool) -> Result<Options> {
-    let bins =
-        [bin_directory(15).context("PostgreSQL 15")?, bin_directory(other_major()).context("PostgreSQL")?];
-    let mut options = Options::new(PROGRAM.into(), bins);
-    options.agent = agent;
-    options.seed = SEED;
-    // Moves only when told to, and is ready for the next one at once.
-    options.policy = POLICY
-        .replace("mode: auto", "mode: observe")
-        .replace("retire: {after: 10s", "retire: {after: 100ms")
-        .replace("step: 500ms", "step: 200ms");
-    Ok(options)
-}
-
-fn load(playground: &Playground, rate: f64, run: &str) -> Load {
-    Load::start(LoadOptions {
-        target: playground.front,
-        host: "orders.example".into(),
-        rate,
-        writes: 0.4,
-        customers: SEED.customers,
-        timeout: Duration::from_secs(10),
-        seed: 7,
-        run: run.into(),
-    })
-}
-
-struct Leader<'a> {
-    node: Node,
-    client: Client,
-    playground: &'a Playground,
-}
-
-impl<'a> Leader<'a> {
-    fn start(playground: &'a Playground, environment: &[(&str, &str)]) -> Result<Self> {
-        let node = Node::start(Path::new(PROGRAM), &playground.config, environment)?;
-        Ok(Self { node, client: Client::new(&playground.admin.to_string()), playground })
-    }
-
-    async fn view(&self) -> Result<ResourceView> {
-        self.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await
-    }
-
-    /// Waits for a state of the resource; the error says what it was instead, with the end of the log.
-    async fn until(&mut self, what: &str, reached: impl Fn(&ResourceView) -> bool) -> Result<ResourceView> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        let mut last = None;
-        loop {
-            self.node.check()?;
-            if let Ok(view) = self.view().await {
-                if reached(&view) {
-                    return Ok(view);
-                }
-                last = Some(view);
-            }
-            if tokio::time::Instant::now() > deadline {
-                bail!("waited in vain: {what}; last seen {last:#?}\n{}", self.node.tail(30));
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// Ready for a migration: it follows, and the guards that bind an operator pass.
-    async fn ready(&mut self) -> Result<ResourceView> {
-        self.until("the shadow is ready", |view| {
-            let guards = view.decision.iter().flat_map(|decision| &decision.guards);
-            view.phase == "shadowing"
-                && view.decision.is_some()
-                && guards.clone().all(|g| g.passed || !g.binds_operator)
-        })
-        .await
-    }
-
-    async fn migrate(&self, to: &str) -> Result<String> {
-        let body = self
-            .client
-            .send(&format!("/api/v1/resources/{RESOURCE}/migrations"), &json!({ "to": to }))
-            .await?;
-        let plan: serde_json::Value = serde_json::from_slice(&body)?;
-        Ok(plan["id"].as_str().context("the migration's id")?.to_owned())
-    }
-
-    async fn migration(&self, id: &str) -> Result<MigrationView> {
-        self.client.fetch(&format!("/api/v1/resources/{RESOURCE}/migrations/{id}")).await
-    }
-
-    fn zone(&self, name: &str) -> &'a Zone {
-        let [one, other] = &self.playground.zones;
-        if one.name == name { one } else { other }
-    }
-}
-
-async fn connect(zone: &Zone) -> Result<tokio_postgres::Client> {
-    Ok(replicator::postgres::connect(&zone.dsn(GODWIT_ROLE), "godwit-test").await?)
-}
+use crate::leader::{Leader, PATIENCE, agent, connect, load, options};
 
 /// Every acknowledged write is in the primary once, whole.
 async fn check_writes(primary: &Zone, outcome: &Outcome) -> Result<()> {
@@ -141,14 +38,10 @@ async fn check_equal(leader: &mut Leader<'_>) -> Result<()> {
     }
 }
 
-fn nodes_agent(playground: &Playground) -> Result<Option<Node>> {
-    playground.agent_config.as_ref().map(|config| Node::start(Path::new(PROGRAM), config, &[])).transpose()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_cutovers_lose_nothing() -> Result<()> {
     let playground = Playground::start(&Options { wan: Duration::from_millis(5), ..options(true)? }).await?;
-    let _agent = nodes_agent(&playground)?;
+    let _agent = agent(&playground)?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
     let load = load(&playground, 200.0, "twenty");

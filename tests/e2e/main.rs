@@ -5,7 +5,9 @@
 mod cutover;
 mod fence;
 mod front;
+mod leader;
 mod preflight;
+mod refusals;
 mod services;
 mod source;
 mod stream;

@@ -79,6 +79,11 @@ impl Databases {
         self.open.lock().await.remove(&(zone.to_owned(), purpose));
     }
 
+    /// Forgets every connection.
+    pub async fn forget_all(&self) {
+        self.open.lock().await.clear();
+    }
+
     /// Takes a connection for oneself.
     pub async fn take(&self, zone: &str, purpose: Purpose) -> Result<Arc<Client>, Error> {
         let client = self.get(zone, purpose).await?;

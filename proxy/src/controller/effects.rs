@@ -97,8 +97,19 @@ impl Hands {
         &self.resource.policy
     }
 
-    /// Carries out `effect`, wanted by `state`. Cancelling it is safe but for the fence, which goes on in the server.
+    /// Carries out `effect`, wanted by `state`, within its patience. Cancelling it is safe but for the fence, which goes
+    /// on in the server.
     pub async fn perform(&self, effect: &Effect, state: &State) -> Result<(), Failure> {
+        let Some(patience) = patience(effect) else { return self.carry_out(effect, state).await };
+        if let Ok(result) = tokio::time::timeout(patience, self.carry_out(effect, state)).await {
+            return result;
+        }
+        // Whatever connection it waited on may be dead without saying so.
+        self.databases.forget_all().await;
+        Err(format!("not done within {} s", patience.as_secs()))
+    }
+
+    async fn carry_out(&self, effect: &Effect, state: &State) -> Result<(), Failure> {
         let run = state.run.as_ref();
         let say = |event| self.report(run.map(|run| run.id.clone()), event);
         match effect {
@@ -382,6 +393,27 @@ impl Hands {
             tracing::error!(resource = %self.resource.name, run = %run.id, %text, "both sides differ");
         }
         Ok(comparison.equal())
+    }
+}
+
+/// How long an effect may take before it counts as failed; none: it waits for the world, and the machine has deadlines.
+fn patience(effect: &Effect) -> Option<Duration> {
+    match effect {
+        Effect::RunStream { .. }
+        | Effect::AwaitMarker { .. }
+        | Effect::CloseGate
+        | Effect::Compare
+        | Effect::CheckGuards
+        | Effect::CloseRun { .. } => None,
+        Effect::ProvisionShadow { .. } | Effect::Scale { .. } => Some(Duration::from_mins(10)),
+        Effect::EndStream { .. }
+        | Effect::MakeReverseSlot { .. }
+        | Effect::DropReverseSlot { .. }
+        | Effect::Fence { .. }
+        | Effect::SetSequences { .. }
+        | Effect::LiftFence { .. }
+        | Effect::SwapPool { .. }
+        | Effect::OpenGate => Some(Duration::from_secs(15)),
     }
 }
 

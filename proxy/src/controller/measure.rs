@@ -27,6 +27,8 @@ use crate::telemetry::metrics as telemetry;
 const SUPERVISE: Duration = Duration::from_secs(2);
 /// How often the databases are examined.
 const EXAMINE: Duration = Duration::from_secs(10);
+/// How long one examination may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// A probe older than this says nothing.
 const PROBE_AGE: Duration = Duration::from_secs(15);
 
@@ -198,7 +200,11 @@ impl Measure {
 async fn examine(databases: &Databases, zone: &str) -> Result<Vec<String>, String> {
     let client = databases.get(zone, Purpose::Examine).await.map_err(chain)?;
     // Either side may be the source of the next move: both must fulfil what a source must.
-    preflight::blockers(&client, Side::Source, zone).await
+    let found = tokio::time::timeout(PATIENCE, preflight::blockers(&client, Side::Source, zone)).await;
+    if !matches!(found, Ok(Ok(_))) {
+        databases.forget(zone, Purpose::Examine).await;
+    }
+    found.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
 }
 
 fn lock(watched: &Mutex<Watched>) -> std::sync::MutexGuard<'_, Watched> {

@@ -22,6 +22,8 @@ use crate::links::Links;
 
 /// Near enough to the tip to call a stream up.
 const NEAR_BYTES: u64 = 1 << 20;
+/// How long the statements around a stream may take.
+const STATEMENTS: Duration = Duration::from_secs(30);
 /// How long a stream may take to end.
 const END: Duration = Duration::from_secs(5);
 
@@ -61,7 +63,7 @@ impl Streams {
         let mut status = match alive {
             Some((status, false)) => status,
             _ => {
-                self.prepare(generation, source, target).await?;
+                self.bounded(self.prepare(generation, source, target)).await?;
                 self.start(generation, source, target)
             }
         };
@@ -77,8 +79,21 @@ impl Streams {
                 return Err("the stream ended".into());
             }
         }
-        let client = self.databases.get(&target.0, Purpose::Control).await.map_err(chain)?;
-        fence::guard(&client, &self.resource, generation.0).await.map_err(chain)
+        self.bounded(async {
+            let client = self.databases.get(&target.0, Purpose::Control).await.map_err(chain)?;
+            fence::guard(&client, &self.resource, generation.0).await.map_err(chain)
+        })
+        .await
+    }
+
+    async fn bounded<T>(&self, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+        match tokio::time::timeout(STATEMENTS, work).await {
+            Ok(result) => result,
+            Err(_) => {
+                self.databases.forget_all().await;
+                Err(format!("the databases did not answer within {} s", STATEMENTS.as_secs()))
+            }
+        }
     }
 
     /// Schema `godwit` on both sides, the publication, and for a way back the checkpoint it starts from.

@@ -16,7 +16,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens an SQL connection and drives it from a task of its own, which ends when the client is dropped.
 ///
-/// `connect_timeout` of `dsn` counts, 10 s otherwise. Connection parameters that demand TLS are refused: this version
+/// `connect_timeout` of `dsn` counts, 10 s otherwise, and bounds the whole of it, the server's answers included: a path that
+/// swallows everything must not hang the caller. Connection parameters that demand TLS are refused: this version
 /// has none, and does not downgrade.
 pub async fn connect(dsn: &tokio_postgres::Config, application_name: &str) -> Result<Client, Error> {
     refuse_tls(dsn)?;
@@ -25,8 +26,16 @@ pub async fn connect(dsn: &tokio_postgres::Config, application_name: &str) -> Re
     if dsn.get_connect_timeout().is_none() {
         dsn.connect_timeout(CONNECT_TIMEOUT);
     }
-    let (client, connection) =
-        dsn.connect(NoTls).await.map_err(Error::database(format!("connect to {}", place(&dsn))))?;
+    let patience = dsn.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+    let context = || format!("connect to {}", place(&dsn));
+    let (client, connection) = tokio::time::timeout(patience, dsn.connect(NoTls))
+        .await
+        .map_err(|_| {
+            Error::io(format!("{}: no answer within {patience:?}", context()))(
+                std::io::ErrorKind::TimedOut.into(),
+            )
+        })?
+        .map_err(Error::database(context()))?;
     tokio::spawn(async move {
         // Every call on the client reports the failure too; this is for the log.
         if let Err(error) = connection.await {

@@ -1,0 +1,123 @@
+//! A leader node under test: the program as a process, its playground, and a client of its API.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use godwit::cli::client::Client;
+use godwit::controller::view::{MigrationView, ResourceView};
+use godwit::demo::load::{Load, Options as LoadOptions};
+use godwit::demo::node::Node;
+use godwit::demo::orders::schema::Seed;
+use godwit::demo::zone::{GODWIT_ROLE, Options, POLICY, Playground, RESOURCE, Zone};
+use godwit_tests::postgres::{bin_directory, other_major};
+use serde_json::json;
+
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_godwit-under-test");
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const SEED: Seed = Seed { customers: 500, orders: 2_000 };
+
+pub(crate) fn options(agent: bool) -> Result<Options> {
+    let bins =
+        [bin_directory(15).context("PostgreSQL 15")?, bin_directory(other_major()).context("PostgreSQL")?];
+    let mut options = Options::new(PROGRAM.into(), bins);
+    options.agent = agent;
+    options.seed = SEED;
+    // Moves only when told to, and is ready for the next one at once.
+    options.policy = POLICY
+        .replace("mode: auto", "mode: observe")
+        .replace("retire: {after: 10s", "retire: {after: 100ms")
+        .replace("step: 500ms", "step: 200ms");
+    Ok(options)
+}
+
+pub(crate) fn load(playground: &Playground, rate: f64, run: &str) -> Load {
+    Load::start(LoadOptions {
+        target: playground.front,
+        host: "orders.example".into(),
+        rate,
+        writes: 0.4,
+        customers: SEED.customers,
+        timeout: Duration::from_secs(10),
+        seed: 7,
+        run: run.into(),
+    })
+}
+
+pub(crate) struct Leader<'a> {
+    pub(crate) node: Node,
+    pub(crate) client: Client,
+    pub(crate) playground: &'a Playground,
+}
+
+impl<'a> Leader<'a> {
+    pub(crate) fn start(playground: &'a Playground, environment: &[(&str, &str)]) -> Result<Self> {
+        let node = Node::start(Path::new(PROGRAM), &playground.config, environment)?;
+        Ok(Self { node, client: Client::new(&playground.admin.to_string()), playground })
+    }
+
+    pub(crate) async fn view(&self) -> Result<ResourceView> {
+        self.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await
+    }
+
+    /// Waits for a state of the resource; the error says what it was instead, with the end of the log.
+    pub(crate) async fn until(
+        &mut self,
+        what: &str,
+        reached: impl Fn(&ResourceView) -> bool,
+    ) -> Result<ResourceView> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let mut last = None;
+        loop {
+            self.node.check()?;
+            if let Ok(view) = self.view().await {
+                if reached(&view) {
+                    return Ok(view);
+                }
+                last = Some(view);
+            }
+            if tokio::time::Instant::now() > deadline {
+                bail!("waited in vain: {what}; last seen {last:#?}\n{}", self.node.tail(30));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ready for a migration: it follows, and the guards that bind an operator pass.
+    pub(crate) async fn ready(&mut self) -> Result<ResourceView> {
+        self.until("the shadow is ready", |view| {
+            let guards = view.decision.iter().flat_map(|decision| &decision.guards);
+            view.phase == "shadowing"
+                && view.decision.is_some()
+                && guards.clone().all(|g| g.passed || !g.binds_operator)
+        })
+        .await
+    }
+
+    pub(crate) async fn migrate(&self, to: &str) -> Result<String> {
+        let body = self
+            .client
+            .send(&format!("/api/v1/resources/{RESOURCE}/migrations"), &json!({ "to": to }))
+            .await?;
+        let plan: serde_json::Value = serde_json::from_slice(&body)?;
+        Ok(plan["id"].as_str().context("the migration's id")?.to_owned())
+    }
+
+    pub(crate) async fn migration(&self, id: &str) -> Result<MigrationView> {
+        self.client.fetch(&format!("/api/v1/resources/{RESOURCE}/migrations/{id}")).await
+    }
+
+    pub(crate) fn zone(&self, name: &str) -> &'a Zone {
+        let [one, other] = &self.playground.zones;
+        if one.name == name { one } else { other }
+    }
+}
+
+pub(crate) async fn connect(zone: &Zone) -> Result<tokio_postgres::Client> {
+    Ok(replicator::postgres::connect(&zone.dsn(GODWIT_ROLE), "godwit-test").await?)
+}
+
+/// The node of the second zone, if the playground has one.
+pub(crate) fn agent(playground: &Playground) -> Result<Option<Node>> {
+    playground.agent_config.as_ref().map(|config| Node::start(Path::new(PROGRAM), config, &[])).transpose()
+}

@@ -1,0 +1,135 @@
+//! What Godwit refuses, and that the service stays where it is meanwhile.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use godwit::cli::client::Refusal;
+use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Playground, RESOURCE};
+use serde_json::json;
+
+use crate::leader::{Leader, connect, load, options};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_not_ready_is_named_before_anything_changes() -> Result<()> {
+    let mut options = options(false)?;
+    options.settings[0].push_str("wal_level = replica\nmax_prepared_transactions = 5\n");
+    let playground = Playground::start(&options).await?;
+    let primary = connect(&playground.zones[0]).await?;
+    primary.batch_execute("CREATE TABLE log (line text)").await?;
+    primary.batch_execute("BEGIN; INSERT INTO log VALUES ('x'); PREPARE TRANSACTION 'left-behind'").await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader
+        .until("the findings are shown", |view| {
+            let text = view.problems.join("\n");
+            ["wal_level", "public.log", "left-behind"].iter().all(|what| text.contains(what))
+        })
+        .await?;
+    ensure!(view.phase == "preparing" && view.primary == playground.zones[0].name, "{view:#?}");
+    let refused = leader.migrate(&view.shadow).await.expect_err("a migration must be refused");
+    ensure!(refused.downcast_ref::<Refusal>().is_some_and(|Refusal(p)| p.status == 409), "{refused:?}");
+    for zone in &playground.zones {
+        let made: bool = connect(zone)
+            .await?
+            .query_one("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'godwit')", &[])
+            .await?
+            .get(0);
+        ensure!(!made, "schema godwit was made in {} although the database is not ready", zone.name);
+    }
+    serves(&playground, &mut leader).await?;
+    primary.batch_execute("ROLLBACK PREPARED 'left-behind'").await?;
+    Ok(())
+}
+
+/// The front answers reads and writes.
+async fn serves(playground: &Playground, leader: &mut Leader<'_>) -> Result<()> {
+    let load = load(playground, 50.0, "serves");
+    leader.until("the service answers", |_| load.snapshot().acknowledged > 10).await?;
+    let outcome = load.stop().await;
+    ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_shadow_keeps_the_service_on_the_primary() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    far.path.cut();
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader
+        .until("status says so", |view| {
+            view.problems.iter().any(|problem| problem.contains(&format!("stays in {}", near.name)))
+        })
+        .await?;
+    ensure!(view.primary == near.name && view.phase == "preparing", "{view:#?}");
+    serves(&playground, &mut leader).await?;
+    far.path.restore();
+    leader.ready().await?;
+
+    // Lost again while it follows: nothing moves, and the stream resumes by itself.
+    far.path.cut();
+    far.path.reset_connections();
+    leader.until("the stream is seen broken", |view| view.replication.state != "streaming").await?;
+    ensure!(leader.migrate(&far.name).await.is_err(), "a shadow out of reach must not be migrated to");
+    serves(&playground, &mut leader).await?;
+    far.path.restore();
+    leader.ready().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_migration_is_refused_with_the_id_of_the_first() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader.ready().await?;
+    let load = load(&playground, 50.0, "second");
+    let first = leader.migrate(&view.shadow).await?;
+    let refused = leader.migrate(&view.shadow).await.expect_err("one at a time");
+    let Refusal(problem) = refused.downcast_ref().context("a problem document")?;
+    ensure!(problem.status == 409 && problem.migration.as_deref() == Some(first.as_str()), "{problem:?}");
+    ensure!(problem.detail.contains(&first), "{problem:?}");
+
+    let abort = format!("/api/v1/resources/{RESOURCE}/migrations/{first}/abort");
+    leader.client.send(&abort, &json!({})).await?;
+    let after = leader.ready().await?;
+    ensure!(after.primary == view.primary, "an aborted migration must leave the primary: {after:#?}");
+    let run = leader.migration(&first).await?;
+    ensure!(run.state == "aborted" && run.reason.is_some(), "{run:#?}");
+    ensure!(leader.client.send(&abort, &json!({})).await.is_err(), "there is nothing left to abort");
+
+    // Nothing of the aborted one is in the way of the next.
+    let second = leader.migrate(&view.shadow).await?;
+    leader.until("the next one", |now| now.primary == view.shadow && now.phase == "shadowing").await?;
+    ensure!(leader.migration(&second).await?.verified == Some(true), "not verified");
+    let outcome = load.stop().await;
+    ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_outlasts_the_fence_aborts_the_cutover() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader.ready().await?;
+    let load = load(&playground, 50.0, "blocked");
+    // A session of the application that holds a row lock and never ends.
+    let mut dsn = playground.zones[0].dsn(GODWIT_ROLE);
+    dsn.dbname(DATABASE).application_name("batch-job");
+    let (blocker, connection) = dsn.connect(tokio_postgres::NoTls).await?;
+    let connection = tokio::spawn(connection);
+    blocker.batch_execute("BEGIN; UPDATE customers SET balance = balance WHERE id = 1").await?;
+    let id = leader.migrate(&view.shadow).await?;
+    leader.until("it is rolled back", |now| now.phase == "shadowing" && now.migration.is_none()).await?;
+    let run = leader.migration(&id).await?;
+    let reason = run.reason.clone().unwrap_or_default();
+    ensure!(
+        run.state == "aborted" && reason.contains("batch-job"),
+        "the reason must name the session: {run:#?}"
+    );
+    blocker.batch_execute("ROLLBACK").await?;
+    drop(blocker);
+    let _ = tokio::time::timeout(Duration::from_secs(5), connection).await?;
+    leader.ready().await?;
+    let outcome = load.stop().await;
+    ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
+    Ok(())
+}
