@@ -1,5 +1,6 @@
-//! Godwit's benchmarks. `godwit-bench front`: what the front costs over a bare pingora proxy.
+//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `cutover`, what clients see of a move.
 
+mod cutover;
 mod front;
 
 use std::net::SocketAddr;
@@ -17,6 +18,10 @@ struct Arguments {
 enum Command {
     /// CPU per request: Godwit's front against a bare pingora proxy, alternating in one run.
     Front(front::Plan),
+    /// What clients see of twenty cutovers over a WAN.
+    Cutover(cutover::Options),
+    /// Both.
+    All,
     /// One of the two proxies; started by `front`.
     #[command(hide = true)]
     Proxy {
@@ -32,6 +37,12 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Front(plan) => front::run(&plan),
+        Command::Cutover(options) => cutover::run(&options),
+        Command::All => {
+            front::run(&front::Plan::default())?;
+            println!();
+            cutover::run(&cutover::Options::default())
+        }
         Command::Proxy { kind, listen, upstream } => front::proxy(kind, listen, upstream),
     }
 }

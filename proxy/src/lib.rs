@@ -11,6 +11,7 @@ pub mod drivers;
 pub mod feeds;
 pub mod fronts;
 pub mod links;
+pub mod pki;
 pub mod rng;
 pub mod store;
 pub mod telemetry;

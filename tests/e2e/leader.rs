@@ -26,7 +26,7 @@ pub(crate) fn options(agent: bool) -> Result<Options> {
     // Moves only when told to, and is ready for the next one at once.
     options.policy = POLICY
         .replace("mode: auto", "mode: observe")
-        .replace("retire: {after: 10s", "retire: {after: 100ms")
+        .replace("retire: {after: 5s", "retire: {after: 100ms")
         .replace("step: 500ms", "step: 200ms");
     Ok(options)
 }

@@ -52,6 +52,12 @@ pub(crate) enum Kind {
     Bare,
 }
 
+impl Default for Plan {
+    fn default() -> Self {
+        Self { connections: 64, requests: 40_000, rounds: 7 }
+    }
+}
+
 /// Runs the comparison and prints it.
 pub(crate) fn run(plan: &Plan) -> Result<()> {
     if cfg!(debug_assertions) {

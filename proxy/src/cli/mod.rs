@@ -2,7 +2,7 @@
 
 pub mod check;
 pub mod client;
-pub mod pki;
+mod pki;
 mod render;
 mod verbs;
 

@@ -1,6 +1,5 @@
 //! The playground: a small real service, a load generator that checks it, and a WAN between two zones.
 
-pub mod certificates;
 pub mod check;
 pub mod load;
 pub mod node;

@@ -9,13 +9,13 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::certificates::{self, CertificateError};
 use super::orders::schema::{self, Seed};
 use super::relay::{Path, Relay};
 use crate::config::model::{ProcessCluster, ProcessDriver};
 use crate::drivers::process::ProcessProvisioning;
 use crate::drivers::process::cluster::{Cluster, ClusterError};
 use crate::drivers::{DriverError, Provisioning};
+use crate::pki::{self, PkiError};
 
 /// Database of the service.
 pub const DATABASE: &str = "orders";
@@ -42,10 +42,10 @@ score:
   step: 500ms
   confidence: 0.8
   disruption: 0.05
-limits: {cooldown: 20s, max_moves_per_day: 1000, max_lag: 16MiB, max_hold: 2s, drain_timeout: 5s, on_drain_timeout: abort}
+limits: {cooldown: 12s, max_moves_per_day: 1000, max_lag: 16MiB, max_hold: 2s, drain_timeout: 5s, on_drain_timeout: abort}
 shadow: {enabled: true, capacity: 50%}
 replication: {mode: async}
-retire: {after: 10s, require_verified: true}
+retire: {after: 5s, require_verified: true}
 ";
 
 /// What the playground is like.
@@ -116,7 +116,7 @@ pub enum PlaygroundError {
     Database(#[from] tokio_postgres::Error),
     /// Certificates could not be made.
     #[error("cannot make the certificates")]
-    Certificates(#[from] CertificateError),
+    Certificates(#[from] PkiError),
     /// A file or socket failed.
     #[error("cannot {doing}")]
     Io {
@@ -294,7 +294,7 @@ impl Playground {
 
         let mut link_from_leader = None;
         if options.agent {
-            certificates::make(&directory.join("pki"), &[LEADER, AGENT])?;
+            pki::make(&directory.join("pki"), &[LEADER, AGENT])?;
             let relay =
                 Relay::udp(next(), agent_link, far.path.clone()).await.map_err(io("relay the link"))?;
             link_from_leader = Some(relay.listen());

@@ -19,24 +19,6 @@ use crate::drivers::process::cluster::installed;
 
 use screen::Screen;
 
-/// Quick enough to watch: seconds where a real policy has minutes.
-const POLICY: &str = "\
-name: playground
-mode: auto
-score:
-  weights: {latency: 1.0, cost: 0.3, utilization: 0.2}
-  threshold: 0.25
-  sustain: 3s
-  horizon: 10s
-  step: 500ms
-  confidence: 0.8
-  disruption: 0.05
-limits: {cooldown: 12s, max_moves_per_day: 100, max_lag: 16MiB, max_hold: 2s, drain_timeout: 5s, on_drain_timeout: abort}
-shadow: {enabled: true, capacity: 50%}
-replication: {mode: async}
-retire: {after: 5s, require_verified: true}
-";
-
 /// Quiet seconds before the storm: what is usual must be known.
 const CALM: Duration = Duration::from_secs(12);
 /// How long one stage may take before the demo gives up.
@@ -143,7 +125,6 @@ async fn story(options: &Options) -> Result<bool> {
     zones.agent = !options.single_node;
     zones.near = Duration::from_millis(1);
     zones.wan = Duration::from_millis(options.wan_ms);
-    zones.policy = POLICY.into();
     let playground = Playground::start(&zones).await?;
     screen.say(&format!(
         "the order service runs in {} with {} workers",

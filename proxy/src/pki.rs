@@ -1,0 +1,112 @@
+//! Certificates of the link between nodes: one authority, one certificate per node with its name as DNS name.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+
+/// Certificates could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A name, key or certificate does not work.
+    #[error("cannot make a certificate for {what}")]
+    Make {
+        /// Whose.
+        what: String,
+        /// Why.
+        source: rcgen::Error,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {doing} {path}")]
+    File {
+        /// `read` or `write`.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+fn cannot(what: &str) -> impl Fn(rcgen::Error) -> PkiError {
+    move |source| PkiError::Make { what: what.to_owned(), source }
+}
+
+fn file(doing: &'static str, path: &Path) -> impl Fn(std::io::Error) -> PkiError {
+    let path = path.to_owned();
+    move |source| PkiError::File { doing, path: path.clone(), source }
+}
+
+/// Makes `ca.pem` with its key, and `<node>.pem`, `<node>.key` for each node; returns the files that were made. Files that
+/// exist are kept: with the authority's key still there, further nodes can be added later.
+pub fn make(directory: &Path, nodes: &[&str]) -> Result<Vec<PathBuf>, PkiError> {
+    std::fs::create_dir_all(directory).map_err(file("write", directory))?;
+    let mut made = Vec::new();
+    let issuer = authority(directory, &mut made)?;
+    for node in nodes {
+        let (path, key_path) = (directory.join(format!("{node}.pem")), directory.join(format!("{node}.key")));
+        if path.exists() {
+            continue;
+        }
+        let fails = cannot(node);
+        let key = KeyPair::generate().map_err(&fails)?;
+        let mut params = CertificateParams::new(vec![(*node).to_owned()]).map_err(&fails)?;
+        params.distinguished_name.push(DnType::CommonName, *node);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&key, &issuer).map_err(&fails)?;
+        write_new(&key_path, &key.serialize_pem(), 0o600)?;
+        write_new(&path, &certificate.pem(), 0o644)?;
+        made.extend([path, key_path]);
+    }
+    Ok(made)
+}
+
+fn authority(directory: &Path, made: &mut Vec<PathBuf>) -> Result<Issuer<'static, KeyPair>, PkiError> {
+    let (path, key_path) = (directory.join("ca.pem"), directory.join("ca.key"));
+    let fails = cannot("the authority");
+    if path.exists() {
+        let read = |path: &Path| std::fs::read_to_string(path).map_err(file("read", path));
+        let key = KeyPair::from_pem(&read(&key_path)?).map_err(&fails)?;
+        return Issuer::from_ca_cert_pem(&read(&path)?, key).map_err(&fails);
+    }
+    let key = KeyPair::generate().map_err(&fails)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "godwit link authority");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let certificate = params.self_signed(&key).map_err(&fails)?;
+    write_new(&key_path, &key.serialize_pem(), 0o600)?;
+    write_new(&path, &certificate.pem(), 0o644)?;
+    made.extend([path, key_path]);
+    Ok(Issuer::new(params, key))
+}
+
+fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
+    let fails = file("write", path);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(&fails)?;
+    file.write_all(text.as_bytes()).map_err(&fails)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn makes_an_authority_once_and_adds_nodes_later() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let made = make(directory.path(), &["a"]).expect("first call");
+        assert_eq!(made.len(), 4);
+        let authority = std::fs::read(directory.path().join("ca.pem")).expect("ca.pem");
+        let made = make(directory.path(), &["a", "b"]).expect("second call");
+        assert_eq!(made.len(), 2, "only node b is new");
+        assert_eq!(std::fs::read(directory.path().join("ca.pem")).expect("ca.pem"), authority);
+    }
+}
