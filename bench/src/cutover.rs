@@ -59,6 +59,8 @@ struct Round {
     closed_ms: u64,
     waited: Duration,
     usual: Duration,
+    /// Milliseconds in each phase under the hold.
+    phases: Vec<(String, u64)>,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -122,6 +124,7 @@ async fn measure(options: &Options) -> Result<()> {
             closed_ms: run.held_ms.unwrap_or_default(),
             waited: longest(&waits, Some(began), None, 1.0),
             usual,
+            phases: under_hold(&run),
         });
     }
     stop.cancel();
@@ -224,6 +227,19 @@ fn longest(waits: &Waits, from: Option<Instant>, until: Option<Instant>, quantil
     within.get((last * quantile).round() as usize).copied().unwrap_or_default()
 }
 
+/// The phases in which the gate is closed.
+fn under_hold(run: &MigrationView) -> Vec<(String, u64)> {
+    const HELD: [&str; 8] =
+        ["armed", "held", "drained", "fenced", "caught_up", "sequenced", "committed", "swapped"];
+    run.steps
+        .iter()
+        .filter(|step| HELD.contains(&step.phase.as_str()))
+        .map(|step| {
+            (step.phase.clone(), step.ended_ms.unwrap_or(step.started_ms).saturating_sub(step.started_ms))
+        })
+        .collect()
+}
+
 fn report(options: &Options, far_major: u32, rounds: &[Round], sent: u64, failed: u64) -> Result<()> {
     println!(
         "cutover: {} cutovers, {} ms each way, {} requests/s, PostgreSQL 15 and {far_major}, QUIC between two nodes",
@@ -232,12 +248,14 @@ fn report(options: &Options, far_major: u32, rounds: &[Round], sent: u64, failed
         options.rate
     );
     for round in rounds {
+        let phases: Vec<String> = round.phases.iter().map(|(phase, ms)| format!("{phase} {ms}")).collect();
         println!(
-            "  {:<24} gate closed {:>4} ms, longest wait {:>4} ms (usual {:>3} ms)",
+            "  {:<24} gate closed {:>4} ms, longest wait {:>4} ms (usual {:>3} ms): {}",
             round.direction,
             round.closed_ms,
             round.waited.as_millis(),
-            round.usual.as_millis()
+            round.usual.as_millis(),
+            phases.join(", ")
         );
     }
     let quantiles = |mut values: Vec<u64>| {

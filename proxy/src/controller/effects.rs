@@ -8,9 +8,10 @@ use std::time::Duration;
 use migration::cutover::{Capacity, Effect, Event, Phase, State};
 use migration::policy::Policy;
 use migration::units::{Generation, Position, Zone};
-use replicator::fence::{self, FenceReport, FenceSpec};
+use replicator::fence::{self, FenceSpec};
+use replicator::sequences::SequenceState;
 use replicator::{Lsn, sequences};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_postgres::Client;
 
 use super::compare;
@@ -49,8 +50,8 @@ pub struct Hands {
     /// History.
     pub journal: Arc<Journal>,
     reports: mpsc::UnboundedSender<Report>,
-    /// The last fence's report: the sequences to set.
-    fenced: Mutex<Option<(Generation, FenceReport)>>,
+    /// What the last fence told so far: the sequences to set.
+    fenced: watch::Sender<Fenced>,
     /// Held while a fence goes up, so that undoing it never overtakes it.
     fencing: Mutex<()>,
     /// Snapshot of the new primary at the end marker.
@@ -60,6 +61,20 @@ pub struct Hands {
 }
 
 type Failure = String;
+
+/// What a fence told so far.
+#[derive(Clone, Default)]
+enum Fenced {
+    /// None was raised.
+    #[default]
+    No,
+    /// Writes are stopped; sessions still end.
+    Raised(Generation, Vec<SequenceState>),
+    /// Nobody is connected any more.
+    Done(Generation, Vec<SequenceState>),
+    /// Sessions did not end.
+    Failed(Failure),
+}
 
 /// The generation that was committed, and sessions whose snapshots are of its end marker: old primary, new primary.
 type MarkerSnapshots = (Generation, Arc<Client>, Arc<Client>);
@@ -86,7 +101,7 @@ impl Hands {
             endpoints,
             journal,
             reports,
-            fenced: Mutex::default(),
+            fenced: watch::Sender::default(),
             fencing: Mutex::default(),
             marker_snapshot: Mutex::default(),
             comparison: Mutex::default(),
@@ -167,9 +182,7 @@ impl Hands {
                 Ok(())
             }
             Effect::Fence { zone, generation } => {
-                let marker = self.fence(zone, *generation).await?;
-                say(Event::FenceUp { marker });
-                Ok(())
+                self.fence(zone, *generation, |marker| say(Event::FenceUp { marker })).await
             }
             Effect::AwaitMarker { marker } => {
                 self.streams.applied(state.generation, Lsn(marker.0)).await?;
@@ -267,7 +280,7 @@ impl Hands {
         Ok(())
     }
 
-    async fn fence(&self, zone: &Zone, generation: Generation) -> Result<Position, Failure> {
+    async fn fence(&self, zone: &Zone, generation: Generation, up: impl Fn(Position)) -> Result<(), Failure> {
         let _fencing = self.fencing.lock().await;
         let settings = self.databases.settings(&zone.0).map_err(chain)?;
         let client = self.databases.get(&zone.0, Purpose::Fence).await.map_err(chain)?;
@@ -279,23 +292,48 @@ impl Hands {
             lock_timeout: (self.policy().max_hold / 2).min(Duration::from_millis(500)),
             kill_timeout: self.policy().max_hold,
         };
-        let report = fence::close(&client, &spec).await.map_err(chain)?;
+        self.fenced.send_replace(Fenced::No);
+        let closed = fence::close_telling(&client, &spec, |raised| {
+            self.fenced.send_replace(Fenced::Raised(generation, raised.sequences));
+            up(Position(raised.marker.0));
+        });
+        let report = closed.await.map_err(chain).inspect_err(|why| {
+            self.fenced.send_replace(Fenced::Failed(why.clone()));
+        })?;
         tracing::info!(
             resource = %self.resource.name, %zone, marker = %report.marker, tables = report.tables,
             sessions = report.terminated, "old primary fenced"
         );
-        let marker = Position(report.marker.0);
-        *self.fenced.lock().await = Some((generation, report));
-        Ok(marker)
+        self.fenced.send_replace(Fenced::Done(generation, report.sequences));
+        Ok(())
     }
 
+    /// Sets them as soon as writes are stopped, and again only if a session took numbers before it ended.
     async fn set_sequences(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
-        let generation = state.run.as_ref().map(|run| run.generation);
-        let fenced = self.fenced.lock().await;
-        let states =
-            fenced.as_ref().filter(|(of, _)| Some(*of) == generation).map(|(_, report)| &report.sequences);
-        let states = states.ok_or("the fence's sequences are not known to this process")?;
-        sequences::apply(&*self.control(zone).await?, states).await.map_err(chain)
+        let wanted = state.run.as_ref().map(|run| run.generation);
+        let client = self.control(zone).await?;
+        let mut fenced = self.fenced.subscribe();
+        let mut set: Option<Vec<SequenceState>> = None;
+        loop {
+            let now = fenced.borrow_and_update().clone();
+            match now {
+                Fenced::Raised(generation, states) if Some(generation) == wanted && set.is_none() => {
+                    sequences::apply(&client, &states).await.map_err(chain)?;
+                    set = Some(states);
+                    continue;
+                }
+                Fenced::Done(generation, states) if Some(generation) == wanted => {
+                    if set.as_ref() != Some(&states) {
+                        sequences::apply(&client, &states).await.map_err(chain)?;
+                    }
+                    return Ok(());
+                }
+                Fenced::Failed(why) => return Err(why),
+                Fenced::No => return Err("the fence's sequences are not known to this process".into()),
+                Fenced::Raised(..) | Fenced::Done(..) => {}
+            }
+            fenced.changed().await.map_err(|_| "the fence is gone")?;
+        }
     }
 
     async fn lift_fence(&self, zone: &Zone, generation: Generation, state: &State) -> Result<(), Failure> {

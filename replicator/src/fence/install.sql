@@ -284,14 +284,9 @@ DECLARE
   wanted bigint := (args ->> 'generation')::bigint;
   app_roles text[] := ARRAY(SELECT jsonb_array_elements_text(args -> 'app_roles'));
   budget_ms bigint := (args ->> 'lock_timeout_ms')::bigint;
-  kill_ms bigint := (args ->> 'kill_timeout_ms')::bigint;
-  kill_deadline timestamptz;
   epoch_row godwit.epoch;
   marker pg_lsn;
   fenced_tables integer;
-  ended integer[] := '{}';
-  session record;
-  remaining text;
   failure text;
   failure_state text;
   failure_detail text;
@@ -346,8 +341,26 @@ BEGIN
     COMMIT;
   END IF;
 
-  -- Nobody writes any more; now nobody is connected any more.
-  kill_deadline := clock_timestamp() + kill_ms * interval '1 millisecond';
+  report := jsonb_build_object('marker', marker::text, 'tables', fenced_tables,
+    'sequences', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM godwit.sequence_states() s));
+END $$;
+
+-- The second half of a fence: nobody writes any more; now nobody is connected any more. Sequences are read after the last
+-- session ended. Does nothing where the first half did not succeed.
+CREATE OR REPLACE FUNCTION godwit.end_sessions(args jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+  app_roles text[] := ARRAY(SELECT jsonb_array_elements_text(args -> 'app_roles'));
+  kill_ms bigint := (args ->> 'kill_timeout_ms')::bigint;
+  kill_deadline timestamptz := clock_timestamp() + kill_ms * interval '1 millisecond';
+  ended integer[] := '{}';
+  session record;
+  remaining text;
+BEGIN
+  PERFORM FROM godwit.epoch e WHERE e.resource = args ->> 'resource' AND e.fenced
+    AND e.generation = (args ->> 'generation')::bigint AND e.marker_lsn IS NOT NULL;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'the fence is not up' USING ERRCODE = 'ZG001';
+  END IF;
   LOOP
     PERFORM pg_stat_clear_snapshot();
     remaining := NULL;
@@ -365,9 +378,7 @@ BEGIN
     END IF;
     PERFORM pg_sleep(0.001);
   END LOOP;
-
-  report := jsonb_build_object(
-    'marker', marker::text, 'tables', fenced_tables, 'terminated', cardinality(ended),
+  RETURN jsonb_build_object('terminated', cardinality(ended),
     'sequences', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM godwit.sequence_states() s));
 END $$;
 

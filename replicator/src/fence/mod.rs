@@ -60,6 +60,15 @@ pub struct FenceReport {
     pub terminated: u32,
 }
 
+/// What is known as soon as writes are stopped, while sessions still end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Raised {
+    /// Position of the end marker.
+    pub marker: Lsn,
+    /// Every user sequence; a session that is not over yet may still take numbers.
+    pub sequences: Vec<SequenceState>,
+}
+
 /// The epoch row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EpochState {
@@ -110,6 +119,15 @@ pub async fn install(client: &Client, resource: &str, generation: u64) -> Result
 ///
 /// Not cancel-safe in one respect: the server goes on when the future is dropped.
 pub async fn close(client: &Client, spec: &FenceSpec) -> Result<FenceReport, Error> {
+    close_telling(client, spec, |_| {}).await
+}
+
+/// [`close`], which also tells when writes are stopped, before sessions have ended: the marker can be awaited meanwhile.
+pub async fn close_telling(
+    client: &Client,
+    spec: &FenceSpec,
+    tell: impl FnOnce(Raised),
+) -> Result<FenceReport, Error> {
     let arguments = serde_json::json!({
         "resource": spec.resource,
         "generation": sql_generation(spec.generation)?,
@@ -117,10 +135,35 @@ pub async fn close(client: &Client, spec: &FenceSpec) -> Result<FenceReport, Err
         "lock_timeout_ms": millis(spec.lock_timeout),
         "kill_timeout_ms": millis(spec.kill_timeout),
     });
-    let sql = format!("CALL godwit.close_fence({}::jsonb, NULL)", literal(&arguments.to_string()));
-    let report = value(&call(client, &sql, "cannot close the fence").await?)?;
-    parse_report(&report)
-        .ok_or_else(|| Error::Protocol(format!("godwit.close_fence returned something unexpected: {report}")))
+    let arguments = literal(&arguments.to_string());
+    let raise = format!("CALL godwit.close_fence({arguments}::jsonb, NULL)");
+    let end = format!("SELECT godwit.end_sessions({arguments}::jsonb)");
+    let context = "cannot close the fence";
+    let raised = async {
+        let report = value(&rows(client.simple_query(&raise).await.map_err(refused(context))?))?;
+        let (raised, tables) = parse_raised(&report).ok_or_else(|| unexpected("close_fence", &report))?;
+        let marker = raised.marker;
+        tell(raised);
+        Ok((marker, tables))
+    };
+    let ended = async {
+        let report = value(&rows(client.simple_query(&end).await.map_err(refused(context))?))?;
+        parse_ended(&report).ok_or_else(|| unexpected("end_sessions", &report))
+    };
+    let [set, reset] = settings();
+    // The client writes each query when its future is first polled: `join!` sends all of them before it reads.
+    let (set, raised, ended, reset) =
+        tokio::join!(client.simple_query(&set), raised, ended, client.batch_execute(&reset));
+    // Where the first half failed, the second only says so.
+    let (marker, tables) = raised?;
+    let (sequences, terminated) = ended?;
+    set.map_err(Error::database("cannot prepare the session"))?;
+    reset.map_err(Error::database("cannot reset the session"))?;
+    Ok(FenceReport { marker, sequences, tables, terminated })
+}
+
+fn unexpected(function: &str, report: &serde_json::Value) -> Error {
+    Error::Protocol(format!("godwit.{function} returned something unexpected: {report}"))
 }
 
 /// Puts the triggers only, and gives CONNECT back: what a shadow has. Call it again after tables were created.
@@ -170,8 +213,8 @@ pub async fn state(client: &Client, resource: &str) -> Result<Option<EpochState>
     parsed().map(Some).ok_or_else(|| Error::Protocol("the epoch row cannot be read".into()))
 }
 
-/// Sends settings, `sql` and the reset in one go, and waits for all three.
-async fn call(client: &Client, sql: &str, context: &str) -> Result<Vec<SimpleQueryRow>, Error> {
+/// What sets [`SETTINGS`], and what resets them.
+fn settings() -> [String; 2] {
     let names: Vec<&str> = SETTINGS.iter().map(|(name, _)| *name).collect();
     let values: Vec<String> =
         SETTINGS.iter().map(|(name, value)| format!("({}, {})", literal(name), literal(value))).collect();
@@ -185,7 +228,12 @@ async fn call(client: &Client, sql: &str, context: &str) -> Result<Vec<SimpleQue
          IF pg_catalog.current_setting(n, true) IS NOT NULL THEN EXECUTE 'RESET ' || n; END IF; END LOOP; END $$",
         names.join(",")
     );
-    // The client writes each query when its future is first polled: `join!` sends all three before it reads.
+    [set, reset]
+}
+
+/// Sends settings, `sql` and the reset in one go, and waits for all three.
+async fn call(client: &Client, sql: &str, context: &str) -> Result<Vec<SimpleQueryRow>, Error> {
+    let [set, reset] = settings();
     let (set, called, reset) =
         tokio::join!(client.simple_query(&set), client.simple_query(sql), client.batch_execute(&reset));
     let called = called.map_err(refused(context))?;
@@ -249,19 +297,18 @@ fn value(rows: &[SimpleQueryRow]) -> Result<serde_json::Value, Error> {
     serde_json::from_str(text).map_err(|error| Error::Protocol(format!("report is not JSON: {error}")))
 }
 
-fn parse_report(report: &serde_json::Value) -> Option<FenceReport> {
-    let count = |key: &str| u32::try_from(report.get(key)?.as_u64()?).ok();
-    Some(FenceReport {
-        marker: report.get("marker")?.as_str()?.parse().ok()?,
-        sequences: report
-            .get("sequences")?
-            .as_array()?
-            .iter()
-            .map(SequenceState::from_json)
-            .collect::<Option<_>>()?,
-        tables: count("tables")?,
-        terminated: count("terminated")?,
-    })
+fn parse_raised(report: &serde_json::Value) -> Option<(Raised, u32)> {
+    let marker = report.get("marker")?.as_str()?.parse().ok()?;
+    let tables = u32::try_from(report.get("tables")?.as_u64()?).ok()?;
+    Some((Raised { marker, sequences: parse_sequences(report)? }, tables))
+}
+
+fn parse_ended(report: &serde_json::Value) -> Option<(Vec<SequenceState>, u32)> {
+    Some((parse_sequences(report)?, u32::try_from(report.get("terminated")?.as_u64()?).ok()?))
+}
+
+fn parse_sequences(report: &serde_json::Value) -> Option<Vec<SequenceState>> {
+    report.get("sequences")?.as_array()?.iter().map(SequenceState::from_json).collect()
 }
 
 #[cfg(test)]
@@ -273,14 +320,19 @@ mod tests {
         let text = r#"{"marker": "16/B374D848", "tables": 3, "terminated": 2,
             "sequences": [{"schema": "public", "name": "s", "last_value": -9223372036854775808, "is_called": false}]}"#;
         let json: serde_json::Value = serde_json::from_str(text).expect("valid");
-        let report = parse_report(&json).expect("complete");
-        assert_eq!(report.marker.to_string(), "16/B374D848");
-        assert_eq!((report.tables, report.terminated), (3, 2));
-        assert_eq!(report.sequences[0].last_value, i64::MIN);
+        let (raised, tables) = parse_raised(&json).expect("complete");
+        assert_eq!((raised.marker.to_string().as_str(), tables), ("16/B374D848", 3));
+        assert_eq!(raised.sequences[0].last_value, i64::MIN);
+        assert_eq!(parse_ended(&json), Some((raised.sequences, 2)));
         for key in ["marker", "tables", "terminated", "sequences"] {
             let mut less = json.clone();
             less.as_object_mut().expect("object").remove(key);
-            assert_eq!(parse_report(&less), None, "without {key}");
+            assert_eq!(parse_raised(&less).is_none(), key != "terminated", "without {key}");
+            assert_eq!(
+                parse_ended(&less).is_none(),
+                ["terminated", "sequences"].contains(&key),
+                "without {key}"
+            );
         }
     }
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::quote_ident;
+use super::{quote_ident, quote_literal};
 use crate::error::Error;
 use crate::lsn::Lsn;
 
@@ -161,28 +161,31 @@ pub async fn drop_slot(client: &Client, name: &str) -> Result<(), Error> {
     }
 }
 
-/// What the server says of a slot; `None` when there is no such slot.
+/// What the server says of a slot; `None` when there is no such slot. One round trip.
 pub async fn slot_info(client: &Client, name: &str) -> Result<Option<SlotInfo>, Error> {
-    let row = client
-        .query_opt(
-            "SELECT active, confirmed_flush_lsn::text, restart_lsn::text, coalesce(wal_status, 'reserved'), \
-                    coalesce(greatest(pg_catalog.pg_wal_lsn_diff( \
-                        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-                             ELSE pg_catalog.pg_current_wal_lsn() END, restart_lsn), 0), 0)::bigint \
-             FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
-            &[&name],
-        )
-        .await
-        .map_err(Error::database(format!("look at slot {name}")))?;
+    let sql = format!(
+        "SELECT active, confirmed_flush_lsn, restart_lsn, coalesce(wal_status, 'reserved'), \
+                coalesce(greatest(pg_catalog.pg_wal_lsn_diff( \
+                    CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+                         ELSE pg_catalog.pg_current_wal_lsn() END, restart_lsn), 0), 0)::bigint \
+         FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
+        quote_literal(name)
+    );
+    let answer = client.simple_query(&sql).await.map_err(Error::database(format!("look at slot {name}")))?;
+    let row = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
     let Some(row) = row else { return Ok(None) };
-    let position = |at: usize| row.get::<_, Option<&str>>(at).map(lsn).transpose();
+    let position = |at: usize| row.get(at).map(lsn).transpose();
+    let text = |at: usize| row.get(at).unwrap_or_default();
     Ok(Some(SlotInfo {
         name: name.to_owned(),
-        active: row.get(0),
+        active: text(0) == "t",
         confirmed_flush: position(1)?,
         restart: position(2)?,
-        retained_bytes: row.get::<_, i64>(4).unsigned_abs(),
-        wal_status: row.get(3),
+        retained_bytes: text(4).parse().unwrap_or_default(),
+        wal_status: text(3).to_owned(),
     }))
 }
 
