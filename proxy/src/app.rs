@@ -37,6 +37,8 @@ use crate::telemetry;
 
 /// How often counters of the fronts reach the metrics.
 const REPORT: Duration = Duration::from_millis(250);
+/// How often the metrics' samples are sorted into buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
 /// How long a probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the parts may take to end.
@@ -54,6 +56,7 @@ struct Led {
 pub fn run(config: Config) -> Result<()> {
     let journal = Arc::new(Journal::open(&config.node.state)?);
     let metrics = telemetry::metrics::install()?;
+    let upkeep = metrics.clone();
     let recorder = Recorder::new();
     let led = config
         .resources
@@ -84,6 +87,13 @@ pub fn run(config: Config) -> Result<()> {
         let (routes, recorder) = (routes.clone(), recorder.clone());
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             report(&routes, &recorder, REPORT).await;
+        }));
+        // Samples wait in memory until they are sorted into buckets: not only when somebody scrapes.
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+            loop {
+                tokio::time::sleep(UPKEEP).await;
+                upkeep.run_upkeep();
+            }
         }));
         anyhow::Ok(())
     })?;

@@ -355,12 +355,20 @@ DECLARE
   ended integer[] := '{}';
   session record;
   remaining text;
+  marker pg_lsn;
+  send_deadline timestamptz := clock_timestamp() + interval '20 milliseconds';
 BEGIN
-  PERFORM FROM godwit.epoch e WHERE e.resource = args ->> 'resource' AND e.fenced
-    AND e.generation = (args ->> 'generation')::bigint AND e.marker_lsn IS NOT NULL;
-  IF NOT FOUND THEN
+  SELECT e.marker_lsn INTO marker FROM godwit.epoch e WHERE e.resource = args ->> 'resource' AND e.fenced
+    AND e.generation = (args ->> 'generation')::bigint;
+  IF marker IS NULL THEN
     RAISE EXCEPTION 'the fence is not up' USING ERRCODE = 'ZG001';
   END IF;
+  -- The marker leaves first: ending many sessions at once takes the CPU that the WAL sender needs for it.
+  WHILE clock_timestamp() < send_deadline
+    AND EXISTS (SELECT FROM pg_catalog.pg_stat_get_wal_senders() w WHERE w.state = 'streaming' AND w.sent_lsn <= marker)
+  LOOP
+    PERFORM pg_sleep(0.001);
+  END LOOP;
   LOOP
     PERFORM pg_stat_clear_snapshot();
     remaining := NULL;
