@@ -1,7 +1,7 @@
-//! The configuration: read → spanned [`raw`] tree → validated [`model`]; every problem at once.
+//! The configuration: read → spanned `raw` tree → validated [`model`]; every problem at once.
 //!
 //! One serde pass stops at its first type error, so serde only builds a tree in which every key and value knows
-//! its position ([`raw`]). Typed getters then walk that tree ([`walk`]), note each problem ([`error`]) and go on;
+//! its position (`raw`). Typed getters then walk that tree (`walk`), note each problem (`error`) and go on;
 //! a [`Config`](model::Config) exists only when nothing was noted.
 //!
 //! Never here: text substitution, secrets in messages, a guess about what a bare number means.

@@ -1,4 +1,4 @@
-//! What must hold of every state, and of every move between two: checked by [`super::step`], by the journal when it
+//! What must hold of every state, and of every move between two: checked by [`super::step()`], by the journal when it
 //! reads, and by the model checker.
 
 use super::state::{Phase, Run, State};

@@ -1,4 +1,4 @@
-//! The machine that moves one resource, as a pure function: [`step`].
+//! The machine that moves one resource, as a pure function: [`step()`].
 //!
 //! ```text
 //! Idle → Preparing → Shadowing → Requested → Warm → Armed → Held → Drained → Fenced → CaughtUp → Sequenced
