@@ -1,6 +1,5 @@
 //! Throw-away PostgreSQL clusters; stopped and removed when dropped.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -14,9 +13,9 @@ pub struct TestCluster {
     directory: PathBuf,
 }
 
-/// A port that was free a moment ago.
+/// A port that nobody uses, claimed for the life of this process.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0)).context("bind a free port")?.local_addr()?.port())
+    godwit::demo::zone::free_ports(1)?.pop().context("no free port")
 }
 
 /// The newest major on this machine other than 15, or 15: the other side of a migration.

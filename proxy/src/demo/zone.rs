@@ -5,6 +5,8 @@
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -370,9 +372,11 @@ pub fn free_ports(count: usize) -> Result<Vec<u16>, PlaygroundError> {
             break;
         }
         let port = first + u16::try_from((luck % span + step) % span).unwrap_or_default();
+        let Some(claim) = claim(port) else { continue };
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, port));
         if let (Ok(tcp), Ok(udp)) = (tcp, udp) {
+            CLAIMS.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(claim);
             held.push((port, tcp, udp));
         }
     }
@@ -380,6 +384,15 @@ pub fn free_ports(count: usize) -> Result<Vec<u16>, PlaygroundError> {
         return Err(io("find free ports")(std::io::ErrorKind::AddrNotAvailable.into()));
     }
     Ok(held.into_iter().map(|(port, ..)| port).collect())
+}
+
+/// Ports that this process was given; other playgrounds leave them alone until it ends.
+static CLAIMS: std::sync::Mutex<Vec<UnixListener>> = std::sync::Mutex::new(Vec::new());
+
+/// Claims a port among all processes of this machine that use this function: an abstract socket name, gone with the process.
+fn claim(port: u16) -> Option<UnixListener> {
+    let name = UnixAddr::from_abstract_name(format!("godwit-playground-port-{port}")).ok()?;
+    UnixListener::bind_addr(&name).ok()
 }
 
 fn url(role: &str, database: SocketAddr) -> String {
