@@ -415,8 +415,9 @@ impl Hands {
                 (compare::snapshots(&old, &new).await?, "at the end marker")
             }
             _ => {
-                let old = self.databases.get(&run.from.0, Purpose::Control).await.map_err(chain)?;
-                let new = self.databases.get(&run.to.0, Purpose::Control).await.map_err(chain)?;
+                // Sessions of their own: a digest runs in a transaction, into which nobody else's statements may fall.
+                let old = self.databases.take(&run.from.0, Purpose::Snapshot).await.map_err(chain)?;
+                let new = self.databases.take(&run.to.0, Purpose::Snapshot).await.map_err(chain)?;
                 (
                     compare::live(&new, &old, || self.streams.caught_up(state.generation, &new)).await?,
                     "on live data",
