@@ -1,11 +1,11 @@
 //! The only file of this crate that asks for the time.
 
-use tokio::time::Instant;
+use std::time::Instant;
 
-/// Monotonic time, to measure spans and set deadlines.
+/// Monotonic time, to measure spans and set deadlines. Stands still where tokio's clock is paused.
 #[expect(clippy::disallowed_methods, reason = "the one place that asks")]
 pub(crate) fn now() -> Instant {
-    Instant::now()
+    tokio::time::Instant::now().into_std()
 }
 
 /// Wall time, only to be shown by the server.

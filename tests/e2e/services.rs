@@ -87,7 +87,11 @@ fn pids(settings: &ProcessDriver) -> Vec<Option<u64>> {
 fn gone(pid: u64) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
-        .and_then(|stat| stat.rsplit(')').next().map(|rest| rest.trim_start().starts_with('Z')))
+        .and_then(|stat| {
+            let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+            // A zombie whose other threads still end holds its sockets.
+            Some(fields[0] == "Z" && fields[17] == "1")
+        })
         .unwrap_or(true)
 }
 

@@ -1,11 +1,10 @@
 //! A link inside one process: both halves of a stream in one node, and tests with a delay or a cut.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Link, LinkRecv, LinkSend, RoundTrip};
@@ -102,7 +101,7 @@ impl Receiver {
         }
         let due = self.next.as_ref()?.0;
         if due > crate::clock::now() {
-            tokio::time::sleep_until(due).await;
+            tokio::time::sleep_until(due.into()).await;
         }
         self.next.take().map(|(_, message)| message)
     }

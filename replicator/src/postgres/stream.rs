@@ -121,14 +121,14 @@ impl ReplicationStream {
                 received = self.connection.fill() => {
                     received.map_err(Error::io("receive changes"))?;
                     self.asked = false;
-                    self.silence.as_mut().reset(crate::clock::now() + ASK_AFTER);
+                    self.silence.as_mut().reset((crate::clock::now() + ASK_AFTER).into());
                 }
                 () = self.silence.as_mut() => {
                     if self.asked {
                         return Err(ended("the server has been silent for a minute"));
                     }
                     self.asked = true;
-                    self.silence.as_mut().reset(crate::clock::now() + DEAD_AFTER);
+                    self.silence.as_mut().reset((crate::clock::now() + DEAD_AFTER).into());
                     self.queue(Feedback { reply_requested: true, ..self.reported })?;
                 }
             }

@@ -1,10 +1,9 @@
 //! Numbered frames in and out, and whether the other side is alive.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
 use crate::lsn::Lsn;

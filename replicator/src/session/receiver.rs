@@ -1,10 +1,9 @@
 //! The end at the target.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use tokio::time::Instant;
 
 use super::{Framing, WINDOW};
 use crate::change::Transaction;

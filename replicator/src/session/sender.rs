@@ -1,10 +1,9 @@
 //! The end at the source.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use super::{Framing, OWN_ORIGIN_PREFIX};
 use crate::change::Transaction;

@@ -1,7 +1,6 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use tokio::time::Instant;
 
 use super::*;
 use crate::change::{Change, PgTimestamp, Transaction};

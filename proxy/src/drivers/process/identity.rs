@@ -23,7 +23,16 @@ pub(super) struct Identity {
 struct Stat {
     state: char,
     group: i32,
+    threads: u64,
     started: u64,
+}
+
+impl Stat {
+    /// Whether nothing of the process runs. The first thread of a killed process is a zombie while others still end,
+    /// and with them the sockets of the process stay open.
+    fn ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+    }
 }
 
 /// `None`: no such process, or a text that is none of `stat`'s.
@@ -36,8 +45,9 @@ fn parse(text: &str) -> Option<Stat> {
     let mut fields = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let group = fields.nth(1)?.parse().ok()?;
-    let started = fields.nth(16)?.parse().ok()?;
-    Some(Stat { state, group, started })
+    let threads = fields.nth(14)?.parse().ok()?;
+    let started = fields.nth(1)?.parse().ok()?;
+    Some(Stat { state, group, threads, started })
 }
 
 fn boot() -> Result<String, DriverError> {
@@ -65,9 +75,9 @@ impl Identity {
         replace(path, text.as_bytes())
     }
 
-    /// Whether this very process runs; a zombie does not.
+    /// Whether this very process runs; a zombie without threads does not.
     pub(super) fn alive(&self) -> bool {
-        stat(self.pid).is_some_and(|stat| stat.started == self.started && !matches!(stat.state, 'Z' | 'X'))
+        stat(self.pid).is_some_and(|stat| stat.started == self.started && !stat.ended())
             && boot().is_ok_and(|boot| boot == self.boot)
     }
 
@@ -103,7 +113,7 @@ impl Identity {
             };
             let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
             let ours = environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes());
-            if ours && stat(pid).is_some_and(|stat| stat.group == pid && stat.state != 'Z') {
+            if ours && stat(pid).is_some_and(|stat| stat.group == pid && !stat.ended()) {
                 return Self::of(pid);
             }
         }
@@ -120,7 +130,15 @@ mod tests {
     fn reads_stat_whatever_the_name_is() {
         let tail = "S 1 42 42 0 -1 4194304 98 0 0 0 0 0 0 0 20 0 1 0 102123 3133440 380";
         let stat = parse(&format!("7 (a) R (b 9) {tail}")).unwrap();
-        assert_eq!((stat.state, stat.group, stat.started), ('S', 42, 102_123));
+        assert_eq!((stat.state, stat.group, stat.threads, stat.started), ('S', 42, 1, 102_123));
+        assert!(!stat.ended());
+        let with_threads =
+            |count: u32| tail.replacen('S', "Z", 1).replace(" 20 0 1 ", &format!(" 20 0 {count} "));
+        assert!(parse(&format!("7 (a) {}", with_threads(1))).unwrap().ended());
+        assert!(
+            !parse(&format!("7 (a) {}", with_threads(2))).unwrap().ended(),
+            "its other threads hold its sockets"
+        );
         assert!(parse("7 (torn) S 1").is_none());
         assert!(parse("").is_none());
     }
