@@ -21,7 +21,7 @@ fn main() -> std::io::Result<()> {
     let mut totals = [Report::default(); 4];
     let mut skills = [const { Vec::new() }; 4];
     for values in series.values() {
-        let reports = walk_forward(default_forecaster(1).as_mut(), values, &distances, 60);
+        let reports = walk_forward(&mut default_forecaster(1), values, &distances, 60);
         for ((total, skills), report) in totals.iter_mut().zip(&mut skills).zip(&reports) {
             total.merge(report);
             if report.scored > 0 {

@@ -18,7 +18,7 @@ pub struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { offset: 0.08, unit: 0.03 }
+        Self { offset: 0.02, unit: 0.03 }
     }
 }
 
@@ -47,23 +47,15 @@ impl Calibrator {
         Self { pace, offsets: [0.0; LEVELS.len()], unit: None }
     }
 
+    /// The offsets, in the unit of the series.
+    pub fn shift(&self) -> Quantiles {
+        let unit = self.unit.unwrap_or(0.0);
+        self.offsets.map(|offset| offset * unit)
+    }
+
     /// `quantiles` with their offsets, in order. The median stays where it is.
     pub fn adjust(&self, quantiles: &Quantiles) -> Quantiles {
-        let unit = self.unit.unwrap_or(0.0);
-        let mut adjusted = *quantiles;
-        for (value, offset) in adjusted.iter_mut().zip(self.offsets) {
-            *value += offset * unit;
-        }
-        // Sorting alone would let a tail take the median's place, and its miss would then feed the unit.
-        let median = quantiles[MEDIAN];
-        for value in &mut adjusted[..MEDIAN] {
-            *value = value.min(median);
-        }
-        for value in &mut adjusted[MEDIAN + 1..] {
-            *value = value.max(median);
-        }
-        adjusted.sort_unstable_by(f64::total_cmp);
-        adjusted
+        adjust(quantiles, &self.shift())
     }
 
     /// Learns that `value` came where `issued` (as adjusted then) had been forecast.
@@ -84,6 +76,24 @@ impl Calibrator {
             Some(_) => miss * self.pace.unit,
         });
     }
+}
+
+/// `quantiles` moved by `shift`, in order. The median stays where it is.
+pub(crate) fn adjust(quantiles: &Quantiles, shift: &Quantiles) -> Quantiles {
+    let mut adjusted = *quantiles;
+    for (value, shift) in adjusted.iter_mut().zip(shift) {
+        *value += shift;
+    }
+    // Sorting alone would let a tail take the median's place, and its miss would then feed the unit.
+    let median = quantiles[MEDIAN];
+    for value in &mut adjusted[..MEDIAN] {
+        *value = value.min(median);
+    }
+    for value in &mut adjusted[MEDIAN + 1..] {
+        *value = value.max(median);
+    }
+    adjusted.sort_unstable_by(f64::total_cmp);
+    adjusted
 }
 
 #[cfg(test)]

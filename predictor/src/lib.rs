@@ -18,12 +18,20 @@
 
 pub mod backtest;
 pub mod calibrate;
+pub mod event;
 pub mod forecast;
 pub mod model;
+pub mod network;
+pub mod quality;
+pub mod rng;
 pub mod sample;
 pub mod shift;
+pub mod sorted;
 pub mod window;
 
 pub use forecast::{Abstained, Forecast, LEVELS, MAX_HORIZON, Outlook, Quantiles};
-pub use model::{Forecaster, default_forecaster};
+pub use event::{Events, Worse};
+pub use model::{Ensemble, Forecaster, Settings, default_forecaster};
+pub use network::{Inputs, Trainer, TrainerSettings, Weights};
+pub use quality::Quality;
 pub use shift::Shift;

@@ -3,7 +3,7 @@
 use crate::forecast::{LEVELS, Quantiles};
 
 /// Turns a median absolute deviation into a standard deviation where the values are normal.
-const MAD_TO_SIGMA: f64 = 1.4826;
+pub(crate) const MAD_TO_SIGMA: f64 = 1.4826;
 
 /// The quantile of `sorted` at `level`, interpolated (Hyndman & Fan 1996, type 7). `None` when empty.
 pub fn quantile(sorted: &[f64], level: f64) -> Option<f64> {

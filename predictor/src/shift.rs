@@ -7,6 +7,7 @@
 //! since then already describe the new level when the alarm comes.
 
 use crate::sample;
+use crate::sorted::SortedWindow;
 use crate::window::{Window, usable};
 
 /// A detected jump of the level.
@@ -38,9 +39,10 @@ pub struct Sensitivity {
 }
 
 impl Default for Sensitivity {
-    /// A jump of four scales or more is found at its fourth value.
+    /// A jump of three scales or more is found at its fourth value. Found on labelled round-trip times; see
+    /// docs/forecasting.md.
     fn default() -> Self {
-        Self { clip: 4.0, allowance: 1.25, alarm: 10.0, median: 2.5, floor: 0.05 }
+        Self { clip: 3.0, allowance: 2.0, alarm: 3.0, median: 2.5, floor: 0.003 }
     }
 }
 
@@ -58,6 +60,8 @@ const CARRIED: f64 = 12.0;
 pub struct ShiftDetector {
     sensitivity: Sensitivity,
     window: Window,
+    /// The values of the present level.
+    level: SortedWindow,
     level_from: u64,
     carried_scale: Option<f64>,
     up: Cusum,
@@ -92,6 +96,7 @@ impl ShiftDetector {
         Self {
             sensitivity,
             window: Window::new(REFERENCE),
+            level: SortedWindow::new(REFERENCE),
             level_from: 0,
             carried_scale: None,
             up: Cusum::default(),
@@ -103,10 +108,14 @@ impl ShiftDetector {
     /// Takes the value of `step`; `Some` when this value makes it a shift. Gaps neither add nor take away.
     pub fn observe(&mut self, step: u64, value: Option<f64>) -> Option<Shift> {
         let reference = self.reference();
+        let before = self.window.newest();
         if !self.window.push(step, value) {
             return None;
         }
-        let value = usable(value)?;
+        let value = usable(value);
+        self.level.skip(before.map_or(0, |before| step - before - 1));
+        self.level.push(value);
+        let value = value?;
         let (level, scale) = reference?;
         let z = ((value - level) / scale).clamp(-self.sensitivity.clip, self.sensitivity.clip);
         self.up.add(step, z - self.sensitivity.allowance);
@@ -125,14 +134,18 @@ impl ShiftDetector {
         self.level_from
     }
 
+    /// The values of the present level, at most the last 120 steps.
+    pub fn level(&self) -> &SortedWindow {
+        &self.level
+    }
+
     /// Median and robust scale of the present level; `None` while it has too few values to be left.
     fn reference(&self) -> Option<(f64, f64)> {
-        let mut values: Vec<f64> = self.window.since(self.level_from).collect();
-        let count = values.len();
+        let count = self.level.len();
         if count < WARM {
             return None;
         }
-        let (level, mut scale) = sample::centre_and_scale(&mut values)?;
+        let (level, mut scale) = self.level.centre_and_scale()?;
         if let Some(carried) = self.carried_scale {
             scale = (scale * count as f64 + carried * CARRIED) / (count as f64 + CARRIED);
         }
@@ -162,6 +175,11 @@ impl ShiftDetector {
         let onset = (0..=span).rev().find(near).map_or(onset, |ago| step - ago as u64);
         let shift = Shift { onset, detected: step, from, to };
         self.level_from = onset;
+        self.level.clear();
+        let since = usize::try_from(step - onset).unwrap_or(usize::MAX).min(REFERENCE - 1);
+        for ago in (0..=since).rev() {
+            self.level.push(self.window.ago(ago));
+        }
         self.carried_scale = Some(scale.max(to.abs() * self.sensitivity.floor));
         self.up = Cusum::default();
         self.down = Cusum::default();

@@ -1,33 +1,40 @@
 //! Judges the forecaster on a folder of series: rolling origin over the last three tenths of each, horizons 12 and 48.
 //!
-//! `cargo run --release -p predictor --example bench_forecast -- <folder> [--stride N] [--only SET]`
+//! `cargo run --release -p predictor --example bench_forecast -- <folder> [--only SET] [--weights FILE|none]`
 
 #[path = "../common/data.rs"]
 mod data;
+mod events;
+#[path = "../common/known.rs"]
+mod known;
 mod score;
+mod table;
+mod walk;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
 
-use predictor::model::{Forecaster, LevelShift, Persistence, SPANS, WindowQuantile, default_forecaster};
+use predictor::network::trainer::Step;
+use predictor::shift::Sensitivity;
+use predictor::{Trainer, TrainerSettings, Weights};
 
-use data::{Series, Set};
-use score::{HORIZONS, Tally};
-
-/// Forecasts of one series that are scored, at most.
-const ORIGINS: usize = 400;
+use data::Set;
+use events::Shifts;
+use walk::{Clock, Outcome, Plan, walk};
 
 struct Options {
     folder: PathBuf,
     only: Option<String>,
+    weights: Option<PathBuf>,
 }
 
 fn options() -> Result<Options, String> {
     let mut arguments = std::env::args().skip(1);
-    let mut options = Options { folder: PathBuf::new(), only: None };
+    let mut options = Options { folder: PathBuf::new(), only: None, weights: None };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--only" => options.only = Some(arguments.next().ok_or("--only needs a set's name")?),
+            "--weights" => options.weights = Some(arguments.next().ok_or("--weights needs a file")?.into()),
             folder => options.folder = PathBuf::from(folder),
         }
     }
@@ -37,153 +44,58 @@ fn options() -> Result<Options, String> {
     Ok(options)
 }
 
-/// What one series showed.
-struct Outcome {
-    own: Tally,
-    naive: Tally,
-    baselines: Vec<Tally>,
+fn outcomes(sets: &[Set], plan: &Plan, clock: &mut Clock) -> Vec<(String, Vec<Outcome>)> {
+    sets.iter()
+        .map(|set| {
+            let walked = set.series.iter().map(|series| walk(set, series, plan, clock));
+            (set.name.clone(), walked.collect())
+        })
+        .collect()
 }
 
-fn baselines() -> Vec<Box<dyn Forecaster>> {
-    let mut all: Vec<Box<dyn Forecaster>> = Vec::new();
-    for span in SPANS {
-        all.push(Box::new(WindowQuantile::new(span)));
-    }
-    all.push(Box::new(LevelShift::new()));
-    all.push(Box::new(Persistence::new()));
-    all
-}
-
-fn walk(series: &Series, clock: &mut Clock) -> Outcome {
-    let furthest = HORIZONS[HORIZONS.len() - 1];
-    let mut own = default_forecaster(1);
-    let mut others = baselines();
-    let mut outcome =
-        Outcome { own: Tally::default(), naive: Tally::default(), baselines: vec![Tally::default(); others.len()] };
-    let from = series.test_from();
-    let stride = (series.values.len() - from).div_ceil(ORIGINS).max(1);
-    let mut last = None;
-    for (row, value) in series.values.iter().enumerate() {
-        let started = now();
-        own.observe(row as u64, *value);
-        clock.observing += started.elapsed();
-        clock.observed += 1;
-        for other in &mut others {
-            other.observe(row as u64, *value);
+fn shifts(sets: &[Set]) {
+    for set in sets {
+        let mut shifts = Shifts::default();
+        for series in &set.series {
+            shifts.judge(series, series.test_from(), series.values.len(), Sensitivity::default());
         }
-        last = value.or(last);
-        if row < from || (row - from) % stride != 0 {
-            continue;
-        }
-        let (Some(last), true) = (last, row + furthest < series.values.len()) else { continue };
-        let came = &series.values[row + 1..=row + furthest];
-        let started = now();
-        let outlook = own.forecast(furthest);
-        clock.forecasting += started.elapsed();
-        clock.forecasts += 1;
-        outcome.own.add(&outlook, came);
-        outcome.naive.add_flat([last; 5], came);
-        for (tally, other) in outcome.baselines.iter_mut().zip(&others) {
-            tally.add(&other.forecast(furthest), came);
-        }
-    }
-    outcome
-}
-
-/// Time spent in the forecaster.
-#[derive(Default)]
-struct Clock {
-    observing: Duration,
-    observed: u32,
-    forecasting: Duration,
-    forecasts: u32,
-}
-
-#[allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
-fn now() -> std::time::Instant {
-    std::time::Instant::now()
-}
-
-fn geometric(values: impl Iterator<Item = f64>) -> f64 {
-    let logs: Vec<f64> = values.filter(|value| *value > 0.0 && value.is_finite()).map(f64::ln).collect();
-    if logs.is_empty() { f64::NAN } else { (logs.iter().sum::<f64>() / logs.len() as f64).exp() }
-}
-
-/// The columns of one set at one horizon.
-struct Line {
-    of_naive: f64,
-    of_window: f64,
-    of_best: f64,
-    best: &'static str,
-    of_best_each: f64,
-    coverage: f64,
-    near: f64,
-}
-
-fn line(outcomes: &[Outcome], horizon: usize, names: &[&'static str]) -> Line {
-    let of = |pick: &dyn Fn(&Outcome) -> f64| {
-        geometric(outcomes.iter().map(|outcome| outcome.own.loss(horizon) / pick(outcome)))
-    };
-    let of_naive = of(&|outcome| outcome.naive.loss(horizon));
-    let each: Vec<f64> =
-        (0..names.len()).map(|place| of(&|outcome| outcome.baselines[place].loss(horizon))).collect();
-    let (best, of_best) = each
-        .iter()
-        .enumerate()
-        .fold((0, f64::MIN), |(best, high), (place, ratio)| if *ratio > high { (place, *ratio) } else { (best, high) });
-    let of_window = each[..SPANS.len()].iter().copied().fold(f64::MIN, f64::max);
-    let of_best_each = of(&|outcome| {
-        outcome.baselines.iter().map(|tally| tally.loss(horizon)).fold(f64::MAX, f64::min)
-    });
-    let scored: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.own.scored(horizon) > 0).collect();
-    let total: f64 = scored.iter().map(|outcome| outcome.own.scored(horizon) as f64).sum();
-    let covered: f64 = scored.iter().map(|outcome| outcome.own.covered(horizon)).sum();
-    let near = scored
-        .iter()
-        .filter(|outcome| (0.88..=0.92).contains(&(outcome.own.covered(horizon) / outcome.own.scored(horizon) as f64)))
-        .count();
-    Line {
-        of_naive,
-        of_window,
-        of_best,
-        best: names[best],
-        of_best_each,
-        coverage: covered / total,
-        near: near as f64 / scored.len().max(1) as f64,
-    }
-}
-
-fn report(sets: &[(String, Vec<Outcome>)], names: &[&'static str]) {
-    for (place, horizon) in HORIZONS.into_iter().enumerate() {
-        println!("horizon {horizon}: quantile loss as a ratio (geometric mean over series), coverage of the 90 % band");
-        println!("{:<18} {:>6} {:>8} {:>8} {:>8} {:<12} {:>10} {:>9} {:>7}", "set", "series", "/naive", "/window", "/best", "(best)", "/best-each", "coverage", "88-92");
-        let mut lines = Vec::new();
-        for (name, outcomes) in sets {
-            let line = line(outcomes, place, names);
+        if shifts.found + shifts.missed > 0 {
+            let delay = predictor::sample::median(&mut shifts.delays).unwrap_or(f64::NAN);
             println!(
-                "{name:<18} {:>6} {:>8.3} {:>8.3} {:>8.3} {:<12} {:>10.3} {:>9.3} {:>7.2}",
-                outcomes.len(), line.of_naive, line.of_window, line.of_best, line.best, line.of_best_each, line.coverage, line.near
+                "shifts of {}: {} labels, precision {:.3}, recall {:.3}, F1 {:.3}, median delay {delay:.0} samples (at most {})",
+                set.name,
+                shifts.found + shifts.missed,
+                shifts.precision(),
+                shifts.recall(),
+                shifts.f1(),
+                events::AFTER,
             );
-            lines.push(line);
         }
-        let mean = |pick: &dyn Fn(&Line) -> f64| geometric(lines.iter().map(pick));
-        let mut pooled = (0.0, 0.0, 0, 0);
-        for (_, outcomes) in sets {
-            for outcome in outcomes {
-                let scored = outcome.own.scored(place) as f64;
-                let share = outcome.own.covered(place) / scored;
-                pooled.0 += outcome.own.covered(place);
-                pooled.1 += scored;
-                pooled.2 += usize::from((0.88..=0.92).contains(&share));
-                pooled.3 += usize::from(scored > 0.0);
+    }
+}
+
+/// What a step of online training costs, on examples of this folder.
+fn training(sets: &[Set], plan: &Plan) -> Result<(), Box<dyn std::error::Error>> {
+    let Some(network) = &plan.network else { return Ok(()) };
+    let mut trainer = Trainer::new(network.as_ref().clone(), TrainerSettings::default())?;
+    for set in sets {
+        for series in set.series.iter().take(3) {
+            for example in walk::examples(set, series) {
+                trainer.keep(example);
             }
         }
-        println!(
-            "{:<18} {:>6} {:>8.3} {:>8.3} {:>8.3} {:<12} {:>10.3} {:>9.3} {:>7.2}\n",
-            "all sets", pooled.3, mean(&|line| line.of_naive), mean(&|line| line.of_window), mean(&|line| line.of_best), "", mean(&|line| line.of_best_each),
-            pooled.0 / pooled.1, pooled.2 as f64 / pooled.3 as f64
-        );
     }
+    let started = walk::now();
+    let mut steps = 0;
+    while steps < 200 {
+        match trainer.step()? {
+            Step::Waiting { .. } => return Ok(()),
+            Step::Learned { .. } | Step::RolledBack => steps += 1,
+        }
+    }
+    let each = started.elapsed().as_secs_f64() * 1e3 / f64::from(steps);
+    println!("{each:.2} ms a training step of {} examples", TrainerSettings::default().batch);
+    Ok(())
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -192,18 +104,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(only) = &options.only {
         sets.retain(|set| set.name == *only);
     }
+    let network = match &options.weights {
+        Some(path) if path.as_os_str() == "none" => None,
+        Some(path) => Some(Arc::new(Weights::read(&std::fs::read(path)?)?)),
+        None => predictor::model::shipped(),
+    };
+    let plan = Plan { network, weather: true, cold: false };
     let mut clock = Clock::default();
-    let outcomes: Vec<(String, Vec<Outcome>)> = sets
-        .iter()
-        .map(|set| (set.name.clone(), set.series.iter().map(|series| walk(series, &mut clock)).collect()))
-        .collect();
-    let names: Vec<&'static str> = baselines().iter().map(|baseline| baseline.name()).collect();
-    report(&outcomes, &names);
-    println!(
-        "{:.1} us to take a value, {:.1} us a forecast of {} steps",
-        clock.observing.as_secs_f64() * 1e6 / f64::from(clock.observed.max(1)),
-        clock.forecasting.as_secs_f64() * 1e6 / f64::from(clock.forecasts.max(1)),
-        HORIZONS[HORIZONS.len() - 1],
-    );
-    Ok(())
+    let walked = outcomes(&sets, &plan, &mut clock);
+    println!("rolling origin over the last three tenths of each series\n");
+    table::losses(&walked);
+    table::events(&sets, &walked);
+    shifts(&sets);
+
+    println!("\ncold start: 240 samples seen, the next 120 origins forecast\n");
+    let cold = Plan { cold: true, ..plan.clone() };
+    table::losses(&outcomes(&sets, &cold, &mut Clock::default()));
+
+    sets.retain(|set| set.inputs.iter().any(|input| input == "x_wind_speed"));
+    let blind = Plan { weather: false, ..plan.clone() };
+    table::weather(&walked, &outcomes(&sets, &blind, &mut Clock::default()));
+    println!("{clock}");
+    training(&data::read_folder(&options.folder)?, &plan)
 }

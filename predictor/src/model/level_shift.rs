@@ -5,13 +5,13 @@
 //! grows with its level). A locally constant level with restarts: the change-point idea of Page (1954) and Chu,
 //! Stinchcombe & White (1996) applied to forecasting.
 
-use super::{Forecaster, enough};
+use super::{Forecaster, Freshness};
 use crate::forecast::{Abstained, Forecast, LEVELS, Outlook, Quantiles};
 use crate::sample;
 use crate::shift::{Shift, ShiftDetector};
 use crate::window::Window;
 
-/// Steps of the present level that are used.
+/// Steps of the level before that a spread is borrowed from.
 const SPAN: usize = 240;
 /// The weight, in values, of the borrowed spread.
 const BORROWED: f64 = 12.0;
@@ -27,6 +27,7 @@ pub struct LevelShift {
     window: Window,
     /// Quantiles of the level before, less its median, scaled to the present level.
     borrowed: Option<Quantiles>,
+    freshness: Freshness,
 }
 
 impl Default for LevelShift {
@@ -38,7 +39,17 @@ impl Default for LevelShift {
 impl LevelShift {
     /// A model that has seen nothing.
     pub fn new() -> Self {
-        Self { detector: ShiftDetector::default(), window: Window::new(SPAN), borrowed: None }
+        Self {
+            detector: ShiftDetector::default(),
+            window: Window::new(SPAN),
+            borrowed: None,
+            freshness: Freshness::default(),
+        }
+    }
+
+    /// First step of the present level.
+    pub fn level_from(&self) -> u64 {
+        self.detector.level_from()
     }
 
     fn spread_before(window: &Window, from: u64, until: u64) -> Option<Quantiles> {
@@ -50,25 +61,28 @@ impl LevelShift {
         (values.len() >= NEEDED).then(|| quantiles.map(|value| value - quantiles[2]))
     }
 
-    fn answer(&self, horizon: usize) -> Result<Forecast, Abstained> {
-        let none = || Abstained::because("no values observed");
-        let window = &self.window;
-        enough(window, NEEDED)?;
-        let mut values: Vec<f64> = window.since(self.detector.level_from()).collect();
-        if values.is_empty() {
-            // The level is older than the window: what is left of it is all there is.
-            values = window.last(SPAN).collect();
-        }
-        let own = sample::quantiles(&mut values).ok_or_else(none)?;
-        let count = values.len() as f64;
+    /// The quantiles; `None` while there are too few values.
+    pub fn quantiles(&self) -> Option<Quantiles> {
+        let level = self.detector.level();
+        let own = level.quantiles()?;
         let mut quantiles = own;
         if let Some(borrowed) = self.borrowed {
+            let count = level.len() as f64;
             let trust = count / (count + BORROWED);
             for place in 0..LEVELS.len() {
                 quantiles[place] = own[2] + (own[place] - own[2]) * trust + borrowed[place] * (1.0 - trust);
             }
+        } else if level.len() < NEEDED {
+            return None;
         }
-        Forecast::flat(quantiles, horizon, values.len())
+        Some(quantiles)
+    }
+
+    fn answer(&self, horizon: usize) -> Result<Forecast, Abstained> {
+        let observed = self.detector.level().len();
+        self.freshness.check(self.window.observed(), NEEDED)?;
+        let quantiles = self.quantiles().ok_or_else(|| Abstained::because("no values observed"))?;
+        Forecast::flat(quantiles, horizon, observed)
     }
 }
 
@@ -78,6 +92,7 @@ impl Forecaster for LevelShift {
         if !self.window.push(step, value) {
             return;
         }
+        self.freshness.advance(step, self.window.ago(0).is_some());
         if let Some(shift) = self.detector.observe(step, value) {
             let ratio = if shift.from.abs() > f64::EPSILON { (shift.to / shift.from).abs() } else { 1.0 };
             let stretch = ratio.clamp(STRETCH.0, STRETCH.1);

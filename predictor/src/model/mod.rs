@@ -1,18 +1,29 @@
 //! The models: one a file, all behind [`Forecaster`].
 
+mod ensemble;
+mod freshness;
 mod hedge;
 mod level_shift;
+mod panel;
 mod persistence;
+mod season;
 mod window_quantile;
 
+pub use ensemble::{Ensemble, Settings};
 pub use hedge::{Hedge, Tuning};
 pub use level_shift::LevelShift;
+pub use panel::{EXPERTS, SPANS};
 pub use persistence::Persistence;
+pub use season::Season;
 pub use window_quantile::WindowQuantile;
 
-use crate::forecast::{Abstained, Outlook};
+pub(crate) use freshness::Freshness;
+
+use std::sync::{Arc, OnceLock};
+
+use crate::forecast::Outlook;
+use crate::network::Weights;
 use crate::shift::Shift;
-use crate::window::Window;
 
 /// A model of one series, fed one step at a time.
 pub trait Forecaster: Send {
@@ -36,32 +47,16 @@ pub trait Forecaster: Send {
 pub const ENOUGH: usize = 6;
 /// How old the newest value may be, in steps.
 pub const STALE: usize = 60;
-/// Spans of the default window experts, in steps.
-pub const SPANS: [usize; 6] = [6, 12, 24, 60, 120, 240];
+/// Steps ahead at which forecasts are scored and learned from.
+pub const LAGS: [usize; 4] = [1, 4, 16, 48];
 
-/// [`Hedge`] over quantiles of the last [`SPANS`] steps, persistence, and the level since the last shift.
-///
-/// None of these models draws luck: every `seed` gives the same answers. It is taken for models that will.
-pub fn default_forecaster(seed: u64) -> Box<dyn Forecaster> {
-    let _ = seed;
-    let mut experts: Vec<Box<dyn Forecaster>> =
-        vec![Box::new(LevelShift::new()), Box::new(Persistence::new())];
-    for span in SPANS {
-        experts.push(Box::new(WindowQuantile::new(span)));
-    }
-    Box::new(Hedge::new(experts, Tuning::default()))
+/// An [`Ensemble`] of all experts with the shipped network. No forecast draws luck: `seed` is of what it learns from.
+pub fn default_forecaster(seed: u64) -> Ensemble {
+    Ensemble::new(Settings { network: shipped(), seed, ..Settings::default() })
 }
 
-/// Why a model that has only `window` to go by should not answer.
-fn enough(window: &Window, needed: usize) -> Result<(), Abstained> {
-    let observed = window.observed();
-    if observed < needed {
-        return Err(Abstained::because(format!("{observed} values observed, {needed} are needed")));
-    }
-    match window.age() {
-        Some(age) if age > STALE => {
-            Err(Abstained::because(format!("the newest value is {age} steps old, {STALE} are allowed")))
-        }
-        _ => Ok(()),
-    }
+/// The shipped network, read once.
+pub fn shipped() -> Option<Arc<Weights>> {
+    static SHIPPED: OnceLock<Option<Arc<Weights>>> = OnceLock::new();
+    SHIPPED.get_or_init(|| Weights::shipped().ok().map(Arc::new)).clone()
 }

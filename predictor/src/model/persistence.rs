@@ -3,13 +3,11 @@
 //! The naive forecast (Hyndman & Athanasopoulos 2021, ch. 5.2) with empirical error quantiles at each distance:
 //! the baseline that every other model has to beat, and an expert where the series wanders.
 
-use super::{Forecaster, enough};
-use crate::forecast::{Abstained, Forecast, LEVELS, Outlook, Quantiles};
-use crate::sample;
-use crate::window::Window;
+use super::{Forecaster, Freshness, LAGS};
+use crate::forecast::{Abstained, Forecast, Outlook, Quantiles, check_horizon};
+use crate::sorted::SortedWindow;
+use crate::window::{Window, usable};
 
-/// Distances, in steps, at which past errors are measured; those between take the nearest below.
-const DISTANCES: [usize; 5] = [1, 2, 4, 16, 48];
 /// Past steps that errors are measured over.
 const SPAN: usize = 240;
 /// Values needed before errors are worth measuring.
@@ -19,6 +17,10 @@ const NEEDED: usize = 6;
 #[derive(Clone, Debug)]
 pub struct Persistence {
     window: Window,
+    last: Option<f64>,
+    /// Changes over each of [`LAGS`] steps.
+    changes: [SortedWindow; LAGS.len()],
+    freshness: Freshness,
 }
 
 impl Default for Persistence {
@@ -30,46 +32,55 @@ impl Default for Persistence {
 impl Persistence {
     /// A model that has seen nothing.
     pub fn new() -> Self {
-        Self { window: Window::new(SPAN) }
+        Self {
+            window: Window::new(LAGS[LAGS.len() - 1] + 1),
+            last: None,
+            changes: LAGS.map(|lag| SortedWindow::new(SPAN - lag)),
+            freshness: Freshness::default(),
+        }
     }
 
-    /// Quantiles of the change over `distance` steps.
-    fn errors(&self, distance: usize) -> Option<Quantiles> {
-        let mut changes: Vec<f64> = (0..SPAN.saturating_sub(distance))
-            .filter_map(|ago| Some(self.window.ago(ago)? - self.window.ago(ago + distance)?))
-            .collect();
-        (changes.len() >= NEEDED).then(|| sample::quantiles(&mut changes)).flatten()
+    /// The band at each of [`LAGS`]; those between take the nearest below. `None` while there are too few values.
+    pub fn bands(&self) -> Option<[Quantiles; LAGS.len()]> {
+        let last = self.last?;
+        if self.changes[0].len() < NEEDED {
+            return None;
+        }
+        let mut known = [0.0; 5];
+        Some(std::array::from_fn(|place| {
+            let changes = &self.changes[place];
+            known = (changes.len() >= NEEDED).then(|| changes.quantiles()).flatten().unwrap_or(known);
+            // The median error is noise where nothing drifts: the centre stays the last value.
+            let centre = known[2];
+            known.map(|error| last + error - centre)
+        }))
+    }
+
+    /// Which of [`LAGS`] answers for the step `ahead`.
+    pub fn band_of(&self, ahead: usize) -> usize {
+        let ahead = ahead + self.freshness.age().unwrap_or(0);
+        LAGS.iter().rposition(|lag| *lag <= ahead).unwrap_or(0)
     }
 
     fn answer(&self, horizon: usize) -> Result<Forecast, Abstained> {
-        crate::forecast::check_horizon(horizon)?;
-        enough(&self.window, NEEDED)?;
-        let last =
-            self.window.last(usize::MAX).next().ok_or_else(|| Abstained::because("no values observed"))?;
-        let age = self.window.age().unwrap_or(0);
-        let mut known = [0.0; LEVELS.len()];
-        let bands: Vec<Quantiles> = DISTANCES
-            .iter()
-            .map(|distance| {
-                known = self.errors(*distance).unwrap_or(known);
-                // The median error is noise where nothing drifts: the centre stays the last value.
-                let centre = known[2];
-                known.map(|error| last + error - centre)
-            })
-            .collect();
-        let steps = (1..=horizon)
-            .map(|ahead| {
-                let nearest = DISTANCES.iter().rposition(|distance| *distance <= ahead + age).unwrap_or(0);
-                bands[nearest]
-            })
-            .collect();
-        Forecast::new(steps, self.window.observed())
+        check_horizon(horizon)?;
+        self.freshness.check(self.changes[0].len(), NEEDED)?;
+        let bands = self.bands().ok_or_else(|| Abstained::because("no values observed"))?;
+        let steps = (1..=horizon).map(|ahead| bands[self.band_of(ahead)]).collect();
+        Forecast::new(steps, self.changes[0].len() + 1)
     }
 }
 
 impl Forecaster for Persistence {
     fn observe(&mut self, step: u64, value: Option<f64>) {
+        let value = usable(value);
+        let Some(skipped) = self.freshness.advance(step, value.is_some()) else { return };
         self.window.push(step, value);
+        self.last = value.or(self.last);
+        for (changes, lag) in self.changes.iter_mut().zip(LAGS) {
+            changes.skip(skipped);
+            changes.push(value.zip(self.window.ago(lag)).map(|(now, then)| now - then));
+        }
     }
 
     fn forecast(&self, horizon: usize) -> Outlook {
@@ -96,5 +107,7 @@ mod tests {
         let last = f64::from(119 * 119 % 97) / 10.0 + 11.0;
         assert!((forecast.steps[0][2] - last).abs() < 1e-9);
         assert!(forecast.steps[0][0] < last && forecast.steps[0][4] > last);
+        let width = |step: usize| forecast.steps[step][4] - forecast.steps[step][0];
+        assert!(width(59) > width(0));
     }
 }

@@ -2,16 +2,17 @@
 //!
 //! Empirical quantiles of a sliding window (historical simulation; Hyndman & Fan 1996 for the interpolation).
 
-use super::{Forecaster, enough};
-use crate::forecast::{Abstained, Forecast, Outlook};
-use crate::sample;
-use crate::window::Window;
+use super::{Forecaster, Freshness};
+use crate::forecast::{Abstained, Forecast, Outlook, Quantiles};
+use crate::sorted::SortedWindow;
+use crate::window::usable;
 
 /// Quantiles of the values among the last `span` steps.
 #[derive(Clone, Debug)]
 pub struct WindowQuantile {
     name: &'static str,
-    window: Window,
+    window: SortedWindow,
+    freshness: Freshness,
 }
 
 /// A window answers once it has this many values, or fewer if its span is shorter.
@@ -29,25 +30,32 @@ impl WindowQuantile {
             240 => "window-240",
             _ => "window",
         };
-        Self { name, window: Window::new(span) }
+        Self { name, window: SortedWindow::new(span), freshness: Freshness::default() }
     }
 
-    fn quantiles(&self, horizon: usize) -> Result<Forecast, Abstained> {
-        enough(&self.window, NEEDED)?;
-        let mut values: Vec<f64> = self.window.last(usize::MAX).collect();
-        let quantiles =
-            sample::quantiles(&mut values).ok_or_else(|| Abstained::because("no values observed"))?;
-        Forecast::flat(quantiles, horizon, values.len())
+    /// The quantiles; `None` while there are too few values.
+    pub fn quantiles(&self) -> Option<Quantiles> {
+        (self.window.len() >= NEEDED).then(|| self.window.quantiles()).flatten()
+    }
+
+    fn answer(&self, horizon: usize) -> Result<Forecast, Abstained> {
+        self.freshness.check(self.window.len(), NEEDED)?;
+        let quantiles = self.quantiles().ok_or_else(|| Abstained::because("no values observed"))?;
+        Forecast::flat(quantiles, horizon, self.window.len())
     }
 }
 
 impl Forecaster for WindowQuantile {
     fn observe(&mut self, step: u64, value: Option<f64>) {
-        self.window.push(step, value);
+        let value = usable(value);
+        if let Some(skipped) = self.freshness.advance(step, value.is_some()) {
+            self.window.skip(skipped);
+            self.window.push(value);
+        }
     }
 
     fn forecast(&self, horizon: usize) -> Outlook {
-        self.quantiles(horizon).into()
+        self.answer(horizon).into()
     }
 
     fn name(&self) -> &'static str {

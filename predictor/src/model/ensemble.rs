@@ -1,0 +1,455 @@
+//! The forecaster of one series: experts and the shared network, weighed by Hedge, calibrated.
+//!
+//! ```text
+//!            ┌► experts ──────────────┬──────────────► Hedge ──► calibration ──► quantiles
+//!   value ───┤                        ├► network ──────┘ ▲            ▲
+//!            └► what was forecast of it earlier ─────────┴────────────┘
+//! ```
+//! What is forecast is linear in what the experts say, so the weights are found at some distances ahead (nodes) and
+//! interpolated between them; the experts themselves are asked for every step.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::hedge::{Hedge, Tuning};
+use super::panel::{EXPERTS, LEVEL, Panel, Present, Said};
+use super::{ENOUGH, Forecaster, Freshness, LAGS};
+use crate::calibrate::{self, Calibrator, Pace};
+use crate::event::{EventWatch, Events, Worse};
+use crate::forecast::{Abstained, Forecast, LEVELS, Outlook, Quantiles, check_horizon};
+use crate::network::features::{Frame, STATE, Sight};
+use crate::network::weights::{Advice, Trunk};
+use crate::network::{Example, FEATURES, INPUTS, Inputs, Weights, inputs};
+use crate::quality::Quality;
+use crate::shift::Shift;
+use crate::window::{Window, usable};
+
+mod collect;
+
+use collect::Collector;
+
+/// The network's part of the weight at first; the experts share the rest.
+const NETWORK_PRIOR: f64 = 0.6;
+/// The weight of the newest loss in what the network sees of an expert's losses.
+const LOSS_PACE: f32 = 0.03;
+/// A mean pinball loss times this is about a standard deviation.
+const OFFSET_UNIT: f64 = 4.0;
+/// Nodes where the network knows something of each step ahead.
+const DENSE: [usize; 14] = [1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48];
+/// The furthest step ahead that each bucket but the last answers for.
+const UNTIL: [usize; 3] = [2, 8, 28];
+
+/// How to forecast a series.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Steps after which the series repeats itself, such as those of a day; none: no season.
+    pub period: Option<usize>,
+    /// What counts as worse.
+    pub worse: Worse,
+    /// The shared network; none: experts only.
+    pub network: Option<Arc<Weights>>,
+    /// An example to learn from is made at every so many steps; 0: never.
+    pub examples_every: usize,
+    /// Of what is drawn for examples. Forecasts draw nothing.
+    pub seed: u64,
+    /// How the weights move.
+    pub tuning: Tuning,
+    /// How fast the bands are calibrated.
+    pub pace: Pace,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            period: None,
+            worse: Worse::default(),
+            network: None,
+            examples_every: 0,
+            seed: 1,
+            tuning: Tuning::default(),
+            pace: Pace::default(),
+        }
+    }
+}
+
+/// The forecaster of one series.
+pub struct Ensemble {
+    settings: Settings,
+    panel: Panel,
+    window: Window,
+    freshness: Freshness,
+    hedges: [Hedge; LAGS.len()],
+    calibrators: [Calibrator; LAGS.len()],
+    /// Recent losses, in units of their mean.
+    losses: [[f32; EXPERTS]; LAGS.len()],
+    issued: [VecDeque<Issued>; LAGS.len()],
+    present: Option<Present>,
+    nodes: Vec<Node>,
+    watch: EventWatch,
+    events: Option<Events>,
+    quality: [Quality; LAGS.len()],
+    abstained: u64,
+    collector: Collector,
+    seen_shift: Option<Shift>,
+    never_negative: bool,
+    sticky: f32,
+    last: Option<f64>,
+    since_change: u32,
+}
+
+/// What was forecast at one step for a later one, as it was then.
+#[derive(Clone, Debug)]
+struct Issued {
+    step: u64,
+    last: f64,
+    /// The next are differences from this.
+    centre: f64,
+    /// The experts', and the network's after them.
+    said: [Option<[f32; LEVELS.len()]>; EXPERTS + 1],
+    mixed: Quantiles,
+}
+
+/// How to mix what the experts say, at one distance ahead.
+#[derive(Clone, Debug)]
+struct Node {
+    ahead: usize,
+    weights: [Quantiles; EXPERTS],
+    /// The network's offsets.
+    offset: Quantiles,
+    /// The calibration's.
+    shift: Quantiles,
+    network: Option<Quantiles>,
+}
+
+impl Ensemble {
+    /// A forecaster that has seen nothing.
+    pub fn new(settings: Settings) -> Self {
+        let mut prior = [(1.0 - NETWORK_PRIOR) / EXPERTS as f64; EXPERTS + 1];
+        prior[EXPERTS] = NETWORK_PRIOR;
+        Self {
+            panel: Panel::new(settings.period),
+            window: Window::new(240),
+            freshness: Freshness::default(),
+            hedges: std::array::from_fn(|_| Hedge::new(&prior, settings.tuning)),
+            calibrators: LAGS.map(|lag| Calibrator::new(settings.pace, lag)),
+            losses: [[1.0; EXPERTS]; LAGS.len()],
+            issued: std::array::from_fn(|_| VecDeque::new()),
+            present: None,
+            nodes: Vec::new(),
+            watch: EventWatch::new(settings.worse),
+            events: None,
+            quality: [Quality::default(); LAGS.len()],
+            abstained: 0,
+            collector: Collector::new(settings.examples_every, settings.seed),
+            seen_shift: None,
+            never_negative: true,
+            sticky: 0.0,
+            last: None,
+            since_change: 0,
+            settings,
+        }
+    }
+
+    /// Exchanges the shared network; forecasts already issued are scored as they were.
+    pub fn set_network(&mut self, network: Arc<Weights>) {
+        self.settings.network = Some(network);
+    }
+
+    /// Like [`Forecaster::observe`]; `known` is what is known of this step and those after it.
+    pub fn observe_knowing(&mut self, step: u64, value: Option<f64>, known: &[Inputs]) {
+        let value = usable(value);
+        let Some(skipped) = self.freshness.advance(step, value.is_some()) else { return };
+        self.window.push(step, value);
+        if let Some(value) = value {
+            self.never_negative &= value >= 0.0;
+            self.score(step, value);
+            let same = self.last.is_some_and(|last| last.total_cmp(&value).is_eq());
+            self.sticky += 0.02 * (if same { 1.0 } else { 0.0 } - self.sticky);
+            self.since_change = if same { self.since_change.saturating_add(1) } else { 0 };
+            self.last = Some(value);
+        }
+        self.panel.observe(step, value);
+        let present = self.panel.present();
+        let shift = self.panel.shift();
+        let shifted = shift != self.seen_shift;
+        let material = shift.is_some_and(|shift| {
+            let worse = self.settings.worse;
+            shifted && (worse.is(shift.from, shift.to) || worse.is(shift.to, shift.from))
+        });
+        self.watch.observe(step, skipped, value, material);
+        if let Some(shift) = shift.filter(|_| shifted) {
+            self.seen_shift = Some(shift);
+            for (hedge, lag) in self.hedges.iter_mut().zip(LAGS) {
+                let said = self.panel.at(&present, lag);
+                let own: Vec<Option<Quantiles>> = said.into_iter().chain([None]).collect();
+                hedge.follow_shift(&own[..EXPERTS], shift.from, shift.to);
+            }
+        }
+        self.issue(step, &present, known);
+        self.present = Some(present);
+        self.collector.resolve(step, &self.window, self.settings.worse);
+    }
+
+    /// Each expert's name and its weight on the median of the step `ahead`, the network's last.
+    pub fn weights(&self, ahead: usize) -> Vec<(&'static str, f64)> {
+        let weights = self.hedges[bucket_of(ahead)].weights(|_| true);
+        weights.iter().enumerate().map(|(place, at)| (Panel::name(place), at[LEVELS.len() / 2])).collect()
+    }
+
+    /// What is foreseen of the level; `None` before there is one, or where it is too old.
+    pub fn events(&self) -> Option<Events> {
+        self.check().ok().and(self.events)
+    }
+
+    /// How good the forecasts were of late, for each of [`LAGS`] steps ahead.
+    pub fn quality(&self) -> [(usize, Quality); LAGS.len()] {
+        std::array::from_fn(|place| (LAGS[place], self.quality[place]))
+    }
+
+    /// Steps at which there was no forecast.
+    pub fn abstained(&self) -> u64 {
+        self.abstained
+    }
+
+    /// Examples that have been completed since this was last asked.
+    pub fn take_examples(&mut self) -> Vec<Example> {
+        self.collector.take()
+    }
+
+    fn check(&self) -> Result<(), Abstained> {
+        self.freshness.check(self.window.observed(), ENOUGH)
+    }
+
+    /// Scores what was forecast of `step`, now that its value is here.
+    fn score(&mut self, step: u64, value: f64) {
+        let level_from = self.seen_shift.map_or(0, |shift| shift.onset);
+        for (place, lag) in LAGS.into_iter().enumerate() {
+            let issued = &mut self.issued[place];
+            let Some(at) = step.checked_sub(lag as u64) else { continue };
+            while issued.front().is_some_and(|issued| issued.step < at) {
+                issued.pop_front();
+            }
+            let Some(then) = issued.front().filter(|issued| issued.step == at) else { continue };
+            self.calibrators[place].learn(&then.mixed, value);
+            self.quality[place].learn(&then.mixed, then.last, value);
+            if then.step < level_from {
+                continue;
+            }
+            let said = then.said.map(|said| said.map(|said| said.map(f64::from)));
+            let Some(losses) = self.hedges[place].learn(&said, value - then.centre) else { continue };
+            for (slot, loss) in self.losses[place].iter_mut().zip(losses) {
+                if let Some(loss) = loss {
+                    *slot += LOSS_PACE * (loss as f32 - *slot);
+                }
+            }
+        }
+    }
+
+    /// Finds the weights of every node, and puts away what is forecast now, to be scored later.
+    fn issue(&mut self, step: u64, present: &Present, known: &[Inputs]) {
+        self.nodes.clear();
+        self.events = None;
+        if self.check().is_err() {
+            self.abstained += 1;
+            return;
+        }
+        let Some(last) = self.last else { return };
+        let next = self.panel.at(present, 1);
+        let centre = next[LEVEL].or(next[2]).map_or(last, |said| said[2]);
+        let spread = next[5].unwrap_or([last; LEVELS.len()]);
+        let frame = Frame::of(&spread, centre);
+        let network = self.settings.network.clone();
+        let features = (network.is_some() || self.collector.wants(step))
+            .then(|| self.features(step, frame, &next, known));
+        let trunk = network.as_ref().zip(features.as_ref()).map(|(network, seen)| network.trunk(seen));
+        self.events = self.watch.issue(step, trunk.as_ref().map(|trunk| trunk.worse));
+        let dense = trunk.is_some() && known.iter().skip(1).any(Inputs::tells);
+        let distances: &[usize] = if dense { &DENSE } else { &LAGS };
+        for ahead in distances {
+            let said = self.panel.at(present, *ahead);
+            let advice = network.as_ref().zip(trunk.as_ref()).map(|(network, trunk)| {
+                self.advice(network, trunk, *ahead, &said, known)
+            });
+            let node = self.node(*ahead, frame, &said, advice.as_ref());
+            if let Some(place) = LAGS.iter().position(|lag| lag == ahead) {
+                let mixed = self.finish(&node.mix(&said), &node.shift);
+                let own = said.into_iter().chain([node.network]);
+                let mut kept = [None; EXPERTS + 1];
+                for (slot, said) in kept.iter_mut().zip(own) {
+                    *slot = said.map(|said: Quantiles| said.map(|value| (value - centre) as f32));
+                }
+                self.issued[place].push_back(Issued { step, last, centre, said: kept, mixed });
+            }
+            self.nodes.push(node);
+        }
+        if let Some(features) = features.filter(|_| self.collector.wants(step)) {
+            let now = self.watch.now();
+            let at = self.collector.draw().map(|ahead| {
+                let bucket = bucket_of(ahead);
+                let unit = self.hedges[bucket].unit().unwrap_or(frame.scale);
+                collect::Said {
+                    ahead,
+                    said: self.panel.at(present, ahead),
+                    losses: self.losses[bucket],
+                    unit,
+                    reach: self.reach(bucket, frame),
+                }
+            });
+            self.collector.begin(step, frame, features, now, known, at);
+        }
+    }
+
+    fn advice(&self, network: &Weights, trunk: &Trunk, ahead: usize, said: &Said, known: &[Inputs]) -> Advice {
+        let inputs = inputs::ahead(known, ahead);
+        network.advise(trunk, ahead, &inputs, &self.losses[bucket_of(ahead)], |place| said[place].is_some())
+    }
+
+    fn node(&self, ahead: usize, frame: Frame, said: &Said, advice: Option<&Advice>) -> Node {
+        let bucket = bucket_of(ahead);
+        let own = self.hedges[bucket].weights(|place| match said.get(place) {
+            Some(said) => said.is_some(),
+            None => advice.is_some(),
+        });
+        let mut node = Node {
+            ahead,
+            weights: std::array::from_fn(|place| own[place]),
+            offset: [0.0; LEVELS.len()],
+            shift: self.calibrators[bucket].shift(),
+            network: None,
+        };
+        if let Some(advice) = advice {
+            let mut network = advice.offsets.map(|offset| f64::from(offset) * self.reach(bucket, frame));
+            for level in 0..LEVELS.len() {
+                node.offset[level] = network[level] * own[EXPERTS][level];
+                for place in 0..EXPERTS {
+                    let share = f64::from(advice.shares[place][level]);
+                    network[level] += share * said[place].map_or(0.0, |said| said[level]);
+                    node.weights[place][level] += share * own[EXPERTS][level];
+                }
+            }
+            network.sort_unstable_by(f64::total_cmp);
+            node.network = Some(network);
+        }
+        node
+    }
+
+    /// What an offset of the network is in units of: about the error of the best expert of late.
+    fn reach(&self, bucket: usize, frame: Frame) -> f64 {
+        let least = self.losses[bucket].iter().copied().fold(f32::MAX, f32::min);
+        self.hedges[bucket].unit().map_or(frame.scale, |unit| unit * f64::from(least) * OFFSET_UNIT)
+    }
+
+    fn features(&self, step: u64, frame: Frame, next: &Said, known: &[Inputs]) -> [f32; FEATURES] {
+        let width = |said: Option<Quantiles>| said.map_or(frame.scale, |at| (at[4] - at[0]) / 3.29);
+        let ratio = |part: f64, whole: f64| ((part + 1e-3 * frame.scale) / (whole + 1e-3 * frame.scale)).ln() as f32;
+        let unit = |place: usize| self.hedges[place].unit().unwrap_or(frame.scale * 0.2);
+        let shift = self.seen_shift.map_or(0.0, |shift| {
+            let fade = (-((step - shift.detected) as f64) / 24.0).exp();
+            f64::from(frame.draw_in(frame.centre + shift.to - shift.from)) * fade
+        });
+        let middle = |place: usize| next[place].map_or(frame.centre, |said| said[2]);
+        let gaps = 60.0 - self.window.last(60).count() as f32;
+        let state: [f32; STATE] = [
+            ((frame.scale / (frame.centre.abs() + 1e-9)).ln() / 4.0) as f32,
+            self.sticky,
+            (self.since_change as f32).ln_1p() / 4.0,
+            ((step.saturating_sub(self.panel.level_from())) as f32).ln_1p() / 5.0,
+            ratio(width(next[2]), width(next[5])),
+            ratio(width(next[0]), width(next[5])),
+            gaps / 60.0,
+            shift as f32,
+            (self.window.observed() as f32).ln_1p() / 5.0,
+            ratio(unit(3), unit(0)),
+            ratio(unit(0), frame.scale),
+            frame.draw_in(frame.centre + middle(0) - middle(3)),
+        ];
+        let mut recent = (0..64).map(|ago| self.window.ago(ago));
+        Sight {
+            frame,
+            recent: &mut recent,
+            said: next,
+            losses: &self.losses,
+            state,
+            inputs: known.first().map_or([0.0; INPUTS], Inputs::vector),
+        }
+        .features()
+    }
+
+    fn finish(&self, mixed: &Quantiles, shift: &Quantiles) -> Quantiles {
+        let mut quantiles = calibrate::adjust(mixed, shift);
+        if self.never_negative {
+            quantiles = quantiles.map(|value| value.max(0.0));
+        }
+        quantiles
+    }
+
+    fn answer(&self, horizon: usize) -> Result<Forecast, Abstained> {
+        check_horizon(horizon)?;
+        self.check()?;
+        let none = || Abstained::because("every expert abstains");
+        let present = self.present.as_ref().ok_or_else(none)?;
+        if self.nodes.is_empty() || present.flat.iter().all(Option::is_none) {
+            return Err(none());
+        }
+        let mut steps = Vec::with_capacity(horizon);
+        let mut right = 0;
+        for ahead in 1..=horizon {
+            while right + 1 < self.nodes.len() && self.nodes[right].ahead < ahead {
+                right += 1;
+            }
+            let (left, right) = (&self.nodes[right.saturating_sub(1)], &self.nodes[right]);
+            let said = self.panel.at(present, ahead);
+            let quantiles = if ahead >= right.ahead || left.ahead == right.ahead {
+                self.finish(&right.mix(&said), &right.shift)
+            } else {
+                let share = (ahead as f64 / left.ahead as f64).ln() / (right.ahead as f64 / left.ahead as f64).ln();
+                let (below, above) = (left.mix(&said), right.mix(&said));
+                let between = |low: &Quantiles, high: &Quantiles| -> Quantiles {
+                    std::array::from_fn(|level| low[level] + (high[level] - low[level]) * share)
+                };
+                self.finish(&between(&below, &above), &between(&left.shift, &right.shift))
+            };
+            steps.push(quantiles);
+        }
+        Forecast::new(steps, self.window.observed())
+    }
+}
+
+impl Node {
+    /// What the experts say, weighed; not yet calibrated.
+    fn mix(&self, said: &Said) -> Quantiles {
+        let mut sum = self.offset;
+        for (said, weights) in said.iter().zip(&self.weights) {
+            if let Some(said) = said {
+                for level in 0..LEVELS.len() {
+                    sum[level] += weights[level] * said[level];
+                }
+            }
+        }
+        sum.sort_unstable_by(f64::total_cmp);
+        sum
+    }
+}
+
+/// Which of [`LAGS`] is nearest to the step `ahead`.
+fn bucket_of(ahead: usize) -> usize {
+    UNTIL.iter().position(|until| ahead <= *until).unwrap_or(UNTIL.len())
+}
+
+impl Forecaster for Ensemble {
+    fn observe(&mut self, step: u64, value: Option<f64>) {
+        self.observe_knowing(step, value, &[]);
+    }
+
+    fn forecast(&self, horizon: usize) -> Outlook {
+        self.answer(horizon).into()
+    }
+
+    fn name(&self) -> &'static str {
+        "ensemble"
+    }
+
+    fn shift(&self) -> Option<Shift> {
+        self.seen_shift
+    }
+}

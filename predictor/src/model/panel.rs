@@ -1,0 +1,101 @@
+//! The experts of one series, side by side.
+
+use super::{Forecaster, LAGS, LevelShift, Persistence, Season, WindowQuantile};
+use crate::forecast::Quantiles;
+use crate::shift::Shift;
+
+/// Spans of the window experts, in steps.
+pub const SPANS: [usize; 6] = [6, 12, 24, 60, 120, 240];
+/// How many experts there are: windows, level shift, persistence, two of the season.
+pub const EXPERTS: usize = SPANS.len() + 4;
+/// The place of the level-shift expert.
+pub(crate) const LEVEL: usize = SPANS.len();
+/// The place of persistence.
+pub(crate) const LAST: usize = LEVEL + 1;
+/// The place of the first of the two season experts.
+pub(crate) const SEASON: usize = LAST + 1;
+/// Spans of the two season experts' differences, in steps.
+const SEASON_SPANS: [usize; 2] = [24, 240];
+
+/// What each expert says of one step ahead; `None` where it sleeps.
+pub(crate) type Said = [Option<Quantiles>; EXPERTS];
+
+/// All experts, fed together.
+#[derive(Clone, Debug)]
+pub(crate) struct Panel {
+    windows: [WindowQuantile; SPANS.len()],
+    level: LevelShift,
+    persistence: Persistence,
+    seasons: Option<[Season; 2]>,
+}
+
+/// What the experts say at present, as far as it is the same for all steps ahead.
+#[derive(Clone, Debug)]
+pub(crate) struct Present {
+    pub(crate) flat: [Option<Quantiles>; LAST],
+    bands: Option<[Quantiles; LAGS.len()]>,
+}
+
+impl Panel {
+    /// Seasons repeat after `period` steps, if any do.
+    pub(crate) fn new(period: Option<usize>) -> Self {
+        Self {
+            windows: SPANS.map(WindowQuantile::new),
+            level: LevelShift::new(),
+            persistence: Persistence::new(),
+            seasons: period.map(|period| SEASON_SPANS.map(|span| Season::new(period, span))),
+        }
+    }
+
+    pub(crate) fn observe(&mut self, step: u64, value: Option<f64>) {
+        for window in &mut self.windows {
+            window.observe(step, value);
+        }
+        self.level.observe(step, value);
+        self.persistence.observe(step, value);
+        for season in self.seasons.iter_mut().flatten() {
+            season.observe(step, value);
+        }
+    }
+
+    pub(crate) fn present(&self) -> Present {
+        let flat = std::array::from_fn(|place| match self.windows.get(place) {
+            Some(window) => window.quantiles(),
+            None => self.level.quantiles(),
+        });
+        Present { flat, bands: self.persistence.bands() }
+    }
+
+    /// What every expert says of the step `ahead`.
+    pub(crate) fn at(&self, present: &Present, ahead: usize) -> Said {
+        std::array::from_fn(|place| match place {
+            0..=LEVEL => present.flat[place],
+            LAST => present.bands.map(|bands| bands[self.persistence.band_of(ahead)]),
+            _ => self.seasons.as_ref().and_then(|seasons| seasons[place - SEASON].quantiles(ahead)),
+        })
+    }
+
+    pub(crate) fn shift(&self) -> Option<Shift> {
+        self.level.shift()
+    }
+
+    pub(crate) fn level_from(&self) -> u64 {
+        self.level.level_from()
+    }
+
+    pub(crate) fn name(place: usize) -> &'static str {
+        const NAMES: [&str; EXPERTS] = [
+            "window-6",
+            "window-12",
+            "window-24",
+            "window-60",
+            "window-120",
+            "window-240",
+            "level-shift",
+            "persistence",
+            "season-short",
+            "season-long",
+        ];
+        NAMES.get(place).copied().unwrap_or("network")
+    }
+}

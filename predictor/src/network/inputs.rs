@@ -1,0 +1,143 @@
+//! What is known of a step beforehand. What is not known is left out; the network was trained with any of it missing.
+
+/// Numbers in a vector of inputs: the values, then which groups are known.
+pub const INPUTS: usize = WEATHER + 3 + CALENDAR + GROUPS;
+/// What the network is told of a step ahead: its inputs, and the mean of those of the four steps before it.
+pub const AHEAD: usize = 2 * INPUTS;
+/// Steps before that count as lately.
+const LATELY: usize = 4;
+const WEATHER: usize = 8;
+const CALENDAR: usize = 4;
+const GROUPS: usize = 5;
+
+/// Weather at one step, in the units of a station report.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Weather {
+    /// Degrees Celsius.
+    pub temperature: Option<f64>,
+    /// Degrees Celsius.
+    pub dew_point: Option<f64>,
+    /// Percent.
+    pub humidity: Option<f64>,
+    /// Metres per second.
+    pub wind: Option<f64>,
+    /// Metres per second.
+    pub gust: Option<f64>,
+    /// Millimetres in the hour.
+    pub precipitation: Option<f64>,
+    /// Hectopascal at sea level.
+    pub pressure: Option<f64>,
+    /// Kilometres.
+    pub visibility: Option<f64>,
+}
+
+/// What is known of one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Inputs {
+    /// The weather there.
+    pub weather: Option<Weather>,
+    /// The load, in multiples of what is usual.
+    pub load: Option<f64>,
+    /// Whether maintenance is announced.
+    pub maintenance: Option<bool>,
+    /// Whether an event that draws people is announced.
+    pub event: Option<bool>,
+    /// The time of day and of the week, each as a share of the whole.
+    pub calendar: Option<(f64, f64)>,
+}
+
+impl Inputs {
+    /// Whether anything is known that only the future's own step can tell.
+    pub fn tells(&self) -> bool {
+        self.weather.is_some() || self.load.is_some() || self.maintenance.is_some() || self.event.is_some()
+    }
+
+    /// As the network takes it.
+    pub fn vector(&self) -> [f32; INPUTS] {
+        let mut out = [0.0; INPUTS];
+        let masks = WEATHER + 3 + CALENDAR;
+        if let Some(weather) = &self.weather {
+            // Centred and scaled by what is usual in temperate climates; skewed ones by their logarithm.
+            let known = [
+                weather.temperature.map(|v| (v - 12.0) / 10.0),
+                weather.dew_point.map(|v| (v - 6.0) / 10.0),
+                weather.humidity.map(|v| (v - 60.0) / 20.0),
+                weather.wind.map(|v| (v - 4.5) / 3.0),
+                weather.gust.map(|v| (v - 6.0) / 4.0),
+                weather.precipitation.map(|v| (1.0 + v.max(0.0) * 4.0).ln()),
+                weather.pressure.map(|v| (v - 1016.0) / 8.0),
+                weather.visibility.map(|v| (16.0 - v.clamp(0.0, 16.0)) / 8.0),
+            ];
+            for (slot, value) in out.iter_mut().zip(known) {
+                *slot = bounded(value.unwrap_or(0.0));
+            }
+            out[masks] = 1.0;
+        }
+        let flag = |known: bool| if known { 1.0 } else { 0.0 };
+        if let Some(load) = self.load {
+            out[WEATHER] = bounded(load.max(0.0).ln_1p() - std::f64::consts::LN_2);
+            out[masks + 1] = 1.0;
+        }
+        if let Some(maintenance) = self.maintenance {
+            out[WEATHER + 1] = flag(maintenance);
+            out[masks + 2] = 1.0;
+        }
+        if let Some(event) = self.event {
+            out[WEATHER + 2] = flag(event);
+            out[masks + 3] = 1.0;
+        }
+        if let Some((day, week)) = self.calendar {
+            for (place, share) in [day, week].into_iter().enumerate() {
+                let (sin, cos) = (share.rem_euclid(1.0) * std::f64::consts::TAU).sin_cos();
+                out[WEATHER + 3 + place * 2] = bounded(sin);
+                out[WEATHER + 4 + place * 2] = bounded(cos);
+            }
+            out[masks + 4] = 1.0;
+        }
+        out
+    }
+
+    /// The places of each group's values and its mask in [`vector`](Self::vector), for feature dropout.
+    pub(crate) fn groups() -> [(std::ops::Range<usize>, usize); GROUPS] {
+        let masks = WEATHER + 3 + CALENDAR;
+        [
+            (0..WEATHER, masks),
+            (WEATHER..WEATHER + 1, masks + 1),
+            (WEATHER + 1..WEATHER + 2, masks + 2),
+            (WEATHER + 2..WEATHER + 3, masks + 3),
+            (WEATHER + 3..WEATHER + 3 + CALENDAR, masks + 4),
+        ]
+    }
+}
+
+/// What is known of the step `ahead` and of the time before it; `known` begins with the present step.
+pub fn ahead(known: &[Inputs], ahead: usize) -> [f32; AHEAD] {
+    let mut out = [0.0; AHEAD];
+    let Some(at) = known.get(ahead) else { return out };
+    out[..INPUTS].copy_from_slice(&at.vector());
+    let before = &known[ahead.saturating_sub(LATELY)..ahead];
+    for inputs in before {
+        for (slot, value) in out[INPUTS..].iter_mut().zip(inputs.vector()) {
+            *slot += value / before.len() as f32;
+        }
+    }
+    out
+}
+
+fn bounded(value: f64) -> f32 {
+    if value.is_finite() { value.clamp(-5.0, 5.0) as f32 } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_masked_and_what_is_wild_is_bounded() {
+        assert_eq!(Inputs::default().vector(), [0.0; INPUTS]);
+        let weather = Weather { wind: Some(f64::NAN), gust: Some(1e9), ..Weather::default() };
+        let inputs = Inputs { weather: Some(weather), calendar: Some((f64::INFINITY, 0.25)), ..Inputs::default() };
+        assert!(inputs.vector().iter().all(|value| value.is_finite() && value.abs() <= 5.0));
+        assert!(inputs.tells());
+    }
+}
