@@ -6,10 +6,10 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TEST_ARGS ?=
 
-.PHONY: help setup demo test check bench fmt clean
+.PHONY: help setup demo test check bench bench-forecast fmt clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: ## system packages and PostgreSQL 15 and 18, where missing
 	@scripts/setup.sh
@@ -30,6 +30,10 @@ check: setup ## formatting, lints, docs, dependency licences and advisories
 bench: setup ## side by side with peers; prints medians and ratios
 	$(CARGO) build --release --package godwit-bench --package godwit
 	target/release/godwit-bench all
+
+bench-forecast: ## the forecaster on a folder of series: make bench-forecast DATA=<folder>
+	@test -n "$(DATA)" || { echo "name the folder: make bench-forecast DATA=<folder> (docs/forecasting.md)" >&2; exit 2; }
+	RAYON_NUM_THREADS=1 $(CARGO) run --release --quiet --package predictor --example bench_forecast -- "$(DATA)"
 
 fmt: ## format the code
 	$(CARGO) fmt --all

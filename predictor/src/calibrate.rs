@@ -41,9 +41,9 @@ impl Calibrator {
     /// No offsets yet.
     ///
     /// `lag` is how many steps later a forecast is scored. Misses of one cause then come up to `lag` at a time, and
-    /// are learned from more slowly (by the cube root of `lag`, found by backtest): fast control on late feedback swings.
+    /// are learned from more slowly (by the fifth root of `lag`, found by backtest): fast control on late feedback swings.
     pub fn new(mut pace: Pace, lag: usize) -> Self {
-        pace.offset /= (lag.max(1) as f64).cbrt();
+        pace.offset /= (lag.max(1) as f64).powf(0.2);
         Self { pace, offsets: [0.0; LEVELS.len()], unit: None }
     }
 

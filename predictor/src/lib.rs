@@ -29,8 +29,8 @@ pub mod shift;
 pub mod sorted;
 pub mod window;
 
-pub use forecast::{Abstained, Forecast, LEVELS, MAX_HORIZON, Outlook, Quantiles};
 pub use event::{Events, Worse};
+pub use forecast::{Abstained, Forecast, LEVELS, MAX_HORIZON, Outlook, Quantiles};
 pub use model::{Ensemble, Forecaster, Settings, default_forecaster};
 pub use network::{Inputs, Trainer, TrainerSettings, Weights};
 pub use quality::Quality;

@@ -55,6 +55,11 @@ const WARM: usize = 6;
 /// The weight, in values, of the scale carried over from the level before.
 const CARRIED: f64 = 12.0;
 
+/// The weight of the newest value in the share of repetitions.
+const REPEATING_PACE: f64 = 0.02;
+/// What a repetition counts at least.
+const LEAST_EVIDENCE: f64 = 0.2;
+
 /// Watches one series.
 #[derive(Clone, Debug)]
 pub struct ShiftDetector {
@@ -67,6 +72,9 @@ pub struct ShiftDetector {
     up: Cusum,
     down: Cusum,
     shift: Option<Shift>,
+    last: Option<f64>,
+    /// Share of values that repeated the one before, of late.
+    repeating: f64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,6 +110,8 @@ impl ShiftDetector {
             up: Cusum::default(),
             down: Cusum::default(),
             shift: None,
+            last: None,
+            repeating: 0.0,
         }
     }
 
@@ -118,10 +128,21 @@ impl ShiftDetector {
         let value = value?;
         let (level, scale) = reference?;
         let z = ((value - level) / scale).clamp(-self.sensitivity.clip, self.sensitivity.clip);
-        self.up.add(step, z - self.sensitivity.allowance);
-        self.down.add(step, -z - self.sensitivity.allowance);
+        let evidence = self.evidence(value);
+        self.up.add(step, evidence * (z - self.sensitivity.allowance));
+        self.down.add(step, evidence * (-z - self.sensitivity.allowance));
         let onset = self.cusum_onset().or_else(|| self.median_onset(level, scale))?;
         Some(self.jump(onset, step, level, scale))
+    }
+
+    /// What a value counts. Where most values repeat the one before exactly, a repetition is an old measurement shown
+    /// again rather than a new one.
+    fn evidence(&mut self, value: f64) -> f64 {
+        let repeats = self.last.is_some_and(|last| last.total_cmp(&value).is_eq());
+        let usual = self.repeating;
+        self.repeating += REPEATING_PACE * (if repeats { 1.0 } else { 0.0 } - usual);
+        self.last = Some(value);
+        if repeats { (1.0 - usual).max(LEAST_EVIDENCE) } else { 1.0 }
     }
 
     /// The last shift that was detected.
@@ -146,8 +167,10 @@ impl ShiftDetector {
             return None;
         }
         let (level, mut scale) = self.level.centre_and_scale()?;
-        if let Some(carried) = self.carried_scale {
-            scale = (scale * count as f64 + carried * CARRIED) / (count as f64 + CARRIED);
+        match self.carried_scale {
+            Some(carried) => scale = (scale * count as f64 + carried * CARRIED) / (count as f64 + CARRIED),
+            // The deviation of a handful of values is often far too small.
+            None => scale *= 1.0 + CARRIED / count as f64,
         }
         Some((level, scale.max(level.abs() * self.sensitivity.floor).max(f64::MIN_POSITIVE.sqrt())))
     }

@@ -1,6 +1,7 @@
 //! Whatever comes in: no panic, finite, in order, the same every time.
 
-use predictor::{Outlook, default_forecaster};
+use predictor::network::inputs::Weather;
+use predictor::{Ensemble, Forecaster, Inputs, Outlook, Settings};
 use proptest::prelude::*;
 
 fn value() -> impl Strategy<Value = Option<f64>> {
@@ -15,26 +16,58 @@ fn value() -> impl Strategy<Value = Option<f64>> {
     ]
 }
 
-fn skip() -> impl Strategy<Value = u64> {
-    prop_oneof![20 => Just(1_u64), 2 => 0_u64..4, 1 => 0_u64..100, 1 => any::<u64>()]
+/// Series of one kind: wild, constant, exploding, with a period, of two samples.
+fn series() -> impl Strategy<Value = Vec<(u64, Option<f64>)>> {
+    let skip = prop_oneof![20 => Just(1_u64), 2 => 0_u64..4, 1 => 0_u64..100, 1 => any::<u64>()];
+    prop_oneof![
+        4 => prop::collection::vec((skip, value()), 0..150),
+        1 => (any::<f64>(), 0_usize..300).prop_map(|(value, count)| vec![(1, Some(value)); count]),
+        1 => (1.0..3.0_f64, 60_i32..200)
+            .prop_map(|(base, count)| (0..count).map(|step| (1, Some(base.powi(step * 4)))).collect()),
+        1 => (0.0..1e6_f64)
+            .prop_map(|high| (0..150).map(|step| (1, (step % 7 != 3).then_some(high * f64::from(step % 12)))).collect()),
+        1 => (value(), value()).prop_map(|(one, other)| vec![(1, one), (1, other)]),
+    ]
+}
+
+fn known() -> impl Strategy<Value = Vec<Inputs>> {
+    let inputs =
+        (any::<Option<f64>>(), any::<Option<f64>>(), any::<Option<bool>>(), any::<Option<(f64, f64)>>());
+    let inputs = inputs.prop_map(|(wind, load, maintenance, calendar)| Inputs {
+        weather: wind.map(|wind| Weather { wind: Some(wind), precipitation: load, ..Weather::default() }),
+        load,
+        maintenance,
+        event: maintenance,
+        calendar,
+    });
+    prop::collection::vec(inputs, 0..60)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn any_input_gives_ordered_finite_quantiles_or_a_reason(
-        input in prop::collection::vec((skip(), value()), 0..150),
+        series in series(),
+        known in known(),
+        period in prop_oneof![Just(None), (0_usize..40).prop_map(Some), Just(Some(usize::MAX))],
         horizon in prop_oneof![0_usize..80, Just(usize::MAX)],
         level in any::<f64>(),
+        network in any::<bool>(),
     ) {
-        let mut first = default_forecaster(1);
-        let mut second = default_forecaster(1);
+        let settings = Settings {
+            period,
+            network: predictor::model::shipped().filter(|_| network),
+            examples_every: 4,
+            ..Settings::default()
+        };
+        let mut first = Ensemble::new(settings.clone());
+        let mut second = Ensemble::new(settings);
         let mut step = 0_u64;
-        for (skip, value) in input {
+        for (skip, value) in series {
             step = step.saturating_add(skip);
-            first.observe(step, value);
-            second.observe(step, value);
+            first.observe_knowing(step, value, &known);
+            second.observe_knowing(step, value, &known);
             let outlook = first.forecast(horizon);
             prop_assert_eq!(&outlook, &second.forecast(horizon));
             match outlook {
@@ -49,6 +82,50 @@ proptest! {
                 }
                 Outlook::Abstained(abstained) => prop_assert!(!abstained.why.is_empty()),
             }
+            if let Some(events) = first.events() {
+                prop_assert!(events.now.is_finite() && events.stays >= 1.0);
+                prop_assert!(events.worse.iter().all(|probability| (0.0..=1.0).contains(probability)));
+            }
         }
+        for (_, quality) in first.quality() {
+            prop_assert!((0.0..=1.0).contains(&quality.coverage) && quality.loss.is_finite());
+        }
+        for example in first.take_examples() {
+            prop_assert!(example.features.iter().all(|feature| feature.is_finite()));
+            if let Some(network) = predictor::model::shipped() {
+                prop_assert!(network.loss(&example).is_finite());
+            }
+        }
+    }
+}
+
+#[test]
+fn too_little_and_too_old_are_reasons() {
+    let mut model = predictor::default_forecaster(1);
+    for step in 0..5 {
+        model.observe(step, Some(10.0));
+    }
+    let Outlook::Abstained(abstained) = model.forecast(3) else { panic!("answered") };
+    assert_eq!(abstained.why, "5 values observed, 6 are needed");
+    assert_eq!(model.abstained(), 5);
+    assert!(model.events().is_none());
+    for step in 5..20 {
+        model.observe(step, Some(10.0));
+    }
+    assert!(model.forecast(3).forecast().is_some());
+    model.observe(100, None);
+    let Outlook::Abstained(abstained) = model.forecast(3) else { panic!("answered") };
+    assert_eq!(abstained.why, "the newest value is 81 steps old, 60 are allowed");
+}
+
+#[test]
+fn a_constant_series_is_forecast_exactly() {
+    let mut model = predictor::default_forecaster(1);
+    for step in 0..300 {
+        model.observe(step, Some(20.1));
+    }
+    let outlook = model.forecast(48);
+    for quantiles in &outlook.forecast().unwrap().steps {
+        assert!(quantiles.iter().all(|value| (value - 20.1).abs() < 1e-3), "{quantiles:?}");
     }
 }

@@ -26,6 +26,7 @@ use crate::controller::measure::Measure;
 use crate::controller::streams::Streams;
 use crate::drivers::Provisioning;
 use crate::drivers::process::ProcessProvisioning;
+use crate::feeds::learning::Learner;
 use crate::feeds::prober::{Pace, PlacementKey, ProbeBoard, Prober, Target};
 use crate::fronts::http::{ServerSettings, check_listeners, server, service};
 use crate::fronts::latencies::Recorder;
@@ -69,6 +70,7 @@ pub fn run(config: Config) -> Result<()> {
     check_listeners(&routes)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("godwit").enable_all().build()?;
+    let learner = Learner::start(&config.node.state, crate::rng::seed())?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let links = {
@@ -79,7 +81,7 @@ pub fn run(config: Config) -> Result<()> {
         let listener = TcpListener::bind(config.node.admin)
             .await
             .with_context(|| format!("cannot listen on {} (node.admin.listen)", config.node.admin))?;
-        let handles = start(&config, led, &journal, &recorder, &links, &stop, &tasks);
+        let handles = start(&config, led, &journal, &recorder, &links, &learner, &stop, &tasks);
         let state =
             AdminState { resources: Arc::new(handles), journal: journal.clone(), metrics: Some(metrics) };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
@@ -193,6 +195,7 @@ fn start(
     journal: &Arc<Journal>,
     recorder: &Arc<Recorder>,
     links: &Arc<Links>,
+    learner: &Learner,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> BTreeMap<String, ResourceHandle> {
@@ -216,7 +219,8 @@ fn start(
             reports,
         ));
         adopt_primary(&hands, &state.primary, tasks);
-        let (machine, handle) = Machine::new(hands, state, measure, answers, crate::rng::seed());
+        let (machine, handle) =
+            Machine::new(hands, state, measure, answers, crate::rng::seed(), Some(learner.clone()));
         let stopped = stop.clone();
         tasks.spawn(async move {
             machine.run(stopped).await;

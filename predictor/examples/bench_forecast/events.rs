@@ -5,21 +5,21 @@ use predictor::shift::{Sensitivity, ShiftDetector};
 use crate::data::Series;
 
 /// A detection counts for a label that lies at most this many samples before it, or two after it (labels are made by hand).
-pub const AFTER: usize = 12;
+pub(crate) const AFTER: usize = 12;
 const BEFORE: usize = 2;
 
 /// Labels found, missed, and alarms without a label.
 #[derive(Default)]
-pub struct Shifts {
-    pub found: usize,
-    pub missed: usize,
-    pub false_alarms: usize,
-    pub delays: Vec<f64>,
+pub(crate) struct Shifts {
+    pub(crate) found: usize,
+    pub(crate) missed: usize,
+    pub(crate) false_alarms: usize,
+    pub(crate) delays: Vec<f64>,
 }
 
 impl Shifts {
     /// Watches the whole series and judges rows `from..until`.
-    pub fn judge(&mut self, series: &Series, from: usize, until: usize, sensitivity: Sensitivity) {
+    pub(crate) fn judge(&mut self, series: &Series, from: usize, until: usize, sensitivity: Sensitivity) {
         let mut detector = ShiftDetector::new(sensitivity);
         let mut alarms: Vec<usize> = Vec::new();
         for (row, value) in series.values[..until].iter().enumerate() {
@@ -43,32 +43,32 @@ impl Shifts {
         self.false_alarms += taken.iter().filter(|taken| !**taken).count();
     }
 
-    pub fn precision(&self) -> f64 {
+    pub(crate) fn precision(&self) -> f64 {
         self.found as f64 / (self.found + self.false_alarms).max(1) as f64
     }
 
-    pub fn recall(&self) -> f64 {
+    pub(crate) fn recall(&self) -> f64 {
         self.found as f64 / (self.found + self.missed).max(1) as f64
     }
 
-    pub fn f1(&self) -> f64 {
+    pub(crate) fn f1(&self) -> f64 {
         2.0 * self.found as f64 / (2 * self.found + self.missed + self.false_alarms).max(1) as f64
     }
 }
 
 /// Probabilities and what came.
 #[derive(Default)]
-pub struct Ranking {
-    pub pairs: Vec<(f64, bool)>,
+pub(crate) struct Ranking {
+    pub(crate) pairs: Vec<(f64, bool)>,
 }
 
 impl Ranking {
-    pub fn base_rate(&self) -> f64 {
+    pub(crate) fn base_rate(&self) -> f64 {
         self.pairs.iter().filter(|(_, came)| *came).count() as f64 / self.pairs.len().max(1) as f64
     }
 
     /// Mean precision over the ranks at which an event lies.
-    pub fn average_precision(&self) -> f64 {
+    pub(crate) fn average_precision(&self) -> f64 {
         let mut sorted = self.pairs.clone();
         sorted.sort_by(|left, right| right.0.total_cmp(&left.0));
         let (mut hits, mut sum) = (0.0, 0.0);
@@ -82,7 +82,7 @@ impl Ranking {
     }
 
     /// Precision and recall of calling an event from `threshold` on.
-    pub fn at(&self, threshold: f64) -> (f64, f64) {
+    pub(crate) fn at(&self, threshold: f64) -> (f64, f64) {
         let called = self.pairs.iter().filter(|(p, _)| *p >= threshold).count();
         let right = self.pairs.iter().filter(|(p, came)| *p >= threshold && *came).count();
         let came = self.pairs.iter().filter(|(_, came)| *came).count();
@@ -90,7 +90,7 @@ impl Ranking {
     }
 
     /// Mean squared error, as a share of that of the base rate.
-    pub fn brier_ratio(&self) -> f64 {
+    pub(crate) fn brier_ratio(&self) -> f64 {
         let base = self.base_rate();
         let miss = |p: f64, came: bool| (p - if came { 1.0 } else { 0.0 }).powi(2);
         let own: f64 = self.pairs.iter().map(|(p, came)| miss(*p, *came)).sum();

@@ -3,26 +3,26 @@
 use predictor::{LEVELS, Outlook, Quantiles, sample};
 
 /// Judged over the steps up to each of these.
-pub const HORIZONS: [usize; 2] = [12, 48];
+pub(crate) const HORIZONS: [usize; 2] = [12, 48];
 
 /// Sums of one model over one series.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     scored: [usize; HORIZONS.len()],
     loss: [f64; HORIZONS.len()],
     covered: [f64; HORIZONS.len()],
-    pub abstained: usize,
+    pub(crate) abstained: usize,
 }
 
 impl Tally {
-    pub fn add(&mut self, outlook: &Outlook, came: &[Option<f64>]) {
+    pub(crate) fn add(&mut self, outlook: &Outlook, came: &[Option<f64>]) {
         match outlook {
             Outlook::Forecast(forecast) => self.score(|ahead| forecast.steps[ahead], came),
             Outlook::Abstained(_) => self.abstained += 1,
         }
     }
 
-    pub fn add_flat(&mut self, quantiles: Quantiles, came: &[Option<f64>]) {
+    pub(crate) fn add_flat(&mut self, quantiles: Quantiles, came: &[Option<f64>]) {
         self.score(|_| quantiles, came);
     }
 
@@ -42,16 +42,20 @@ impl Tally {
         }
     }
 
-    pub fn scored(&self, horizon: usize) -> usize {
+    pub(crate) fn scored(&self, horizon: usize) -> usize {
         self.scored[horizon]
     }
 
     /// The mean loss; infinite where nothing could be scored.
-    pub fn loss(&self, horizon: usize) -> f64 {
-        if self.scored[horizon] == 0 { f64::INFINITY } else { self.loss[horizon] / self.scored[horizon] as f64 }
+    pub(crate) fn loss(&self, horizon: usize) -> f64 {
+        if self.scored[horizon] == 0 {
+            f64::INFINITY
+        } else {
+            self.loss[horizon] / self.scored[horizon] as f64
+        }
     }
 
-    pub fn covered(&self, horizon: usize) -> f64 {
+    pub(crate) fn covered(&self, horizon: usize) -> f64 {
         self.covered[horizon]
     }
 }

@@ -74,12 +74,19 @@ fn coverage<'a>(outcomes: impl Iterator<Item = &'a Outcome>, horizon: usize) -> 
     (series, covered / scored, near as f64 / series.max(1) as f64)
 }
 
-pub fn losses(sets: &[(String, Vec<Outcome>)]) {
-    if std::env::var("EACH").is_ok() { for (n, os) in sets { for (i, o) in os.iter().enumerate() { let b = o.baselines.iter().map(|(_, t)| t.loss(0)).fold(f64::MAX, f64::min); println!("EACH {n} {i} own {:.4e} naive {:.4e} best {:.4e} ratio {:.3}", o.own.loss(0), o.naive.loss(0), b, o.own.loss(0)/b); } } }
+pub(crate) fn losses(sets: &[(String, Vec<Outcome>)]) {
     for (place, horizon) in HORIZONS.into_iter().enumerate() {
         println!(
             "{:<18} {:>6} {:>8} {:>8} {:>8} {:<12} {:>11} {:>9} {:>7}",
-            format!("horizon {horizon}"), "series", "/naive", "/window", "/best", "(best)", "/best each", "coverage", "88-92"
+            format!("horizon {horizon}"),
+            "series",
+            "/naive",
+            "/window",
+            "/best",
+            "(best)",
+            "/best each",
+            "coverage",
+            "88-92"
         );
         let mut lines = Vec::new();
         let mut print = |name: &str, line: &Line, (series, covered, near): (usize, f64, f64)| {
@@ -106,8 +113,10 @@ pub fn losses(sets: &[(String, Vec<Outcome>)]) {
     }
 }
 
-pub fn events(sets: &[Set], walked: &[(String, Vec<Outcome>)]) {
-    println!("median of the horizon worse than now by 20 % and 5 ms (sets in ms), and the level staying within that");
+pub(crate) fn events(sets: &[Set], walked: &[(String, Vec<Outcome>)]) {
+    println!(
+        "median of the horizon worse than now by 20 % and 5 ms (sets in ms), and the level staying within that"
+    );
     println!(
         "{:<18} {:>8} {:>8} {:>7} {:>7} {:>18} {:>18} {:>7} {:>12}",
         "set", "horizon", "moments", "rate", "AP", "P / R at 0.5", "P / R at 0.25", "Brier", "stays Brier"
@@ -122,10 +131,8 @@ pub fn events(sets: &[Set], walked: &[(String, Vec<Outcome>)]) {
         .iter()
         .filter(|(name, _)| sets.iter().any(|set| set.name == *name && set.milliseconds))
         .collect();
-    let mut rows: Vec<(&str, Vec<&Outcome>)> = milliseconds
-        .iter()
-        .map(|(name, outcomes)| (name.as_str(), outcomes.iter().collect()))
-        .collect();
+    let mut rows: Vec<(&str, Vec<&Outcome>)> =
+        milliseconds.iter().map(|(name, outcomes)| (name.as_str(), outcomes.iter().collect())).collect();
     rows.push(("all in ms", milliseconds.iter().flat_map(|(_, outcomes)| outcomes).collect()));
     for (name, picked) in rows {
         for (place, horizon) in HORIZONS.into_iter().enumerate() {
@@ -146,12 +153,14 @@ pub fn events(sets: &[Set], walked: &[(String, Vec<Outcome>)]) {
     println!();
 }
 
-pub fn weather(seeing: &[(String, Vec<Outcome>)], blind: &[(String, Vec<Outcome>)]) {
+pub(crate) fn weather(seeing: &[(String, Vec<Outcome>)], blind: &[(String, Vec<Outcome>)]) {
     for (name, without) in blind {
         let Some((_, with)) = seeing.iter().find(|(seen, _)| seen == name) else { continue };
         for (place, horizon) in HORIZONS.into_iter().enumerate() {
             let ratio = geometric(
-                with.iter().zip(without).map(|(with, without)| with.own.loss(place) / without.own.loss(place)),
+                with.iter()
+                    .zip(without)
+                    .map(|(with, without)| with.own.loss(place) / without.own.loss(place)),
             );
             println!("{name}, horizon {horizon}: loss with weather known ahead / without: {ratio:.3}");
         }

@@ -24,22 +24,22 @@ const NOW: usize = 12;
 
 /// How to walk.
 #[derive(Clone)]
-pub struct Plan {
-    pub network: Option<Arc<Weights>>,
-    pub weather: bool,
-    pub cold: bool,
+pub(crate) struct Plan {
+    pub(crate) network: Option<Arc<Weights>>,
+    pub(crate) weather: bool,
+    pub(crate) cold: bool,
 }
 
 /// What one series showed.
-pub struct Outcome {
-    pub own: Tally,
-    pub naive: Tally,
+pub(crate) struct Outcome {
+    pub(crate) own: Tally,
+    pub(crate) naive: Tally,
     /// The windows first.
-    pub baselines: Vec<(&'static str, Tally)>,
+    pub(crate) baselines: Vec<(&'static str, Tally)>,
     /// Whether it became worse, by horizon.
-    pub worse: [Ranking; HORIZONS.len()],
+    pub(crate) worse: [Ranking; HORIZONS.len()],
     /// Whether it did not, by horizon, with the probability that the level stays.
-    pub stays: [Ranking; HORIZONS.len()],
+    pub(crate) stays: [Ranking; HORIZONS.len()],
 }
 
 fn baselines(period: Option<usize>) -> Vec<Box<dyn Forecaster>> {
@@ -57,11 +57,11 @@ fn baselines(period: Option<usize>) -> Vec<Box<dyn Forecaster>> {
 }
 
 /// What counts as worse in a set: 5 ms where it is milliseconds.
-pub fn worse(set: &Set) -> Worse {
+pub(crate) fn worse(set: &Set) -> Worse {
     if set.milliseconds { Worse::default() } else { Worse { absolute: 0.0, ..Worse::default() } }
 }
 
-pub fn walk(set: &Set, series: &Series, plan: &Plan, clock: &mut Clock) -> Outcome {
+pub(crate) fn walk(set: &Set, series: &Series, plan: &Plan, clock: &mut Clock) -> Outcome {
     let furthest = HORIZONS[HORIZONS.len() - 1];
     let settings = Settings {
         network: plan.network.clone(),
@@ -127,7 +127,7 @@ fn judge_events(outcome: &mut Outcome, own: &Ensemble, series: &Series, row: usi
 }
 
 /// What a network could learn of a series' train part.
-pub fn examples(set: &Set, series: &Series) -> Vec<Example> {
+pub(crate) fn examples(set: &Set, series: &Series) -> Vec<Example> {
     let settings =
         Settings { period: series.day(), worse: worse(set), examples_every: 8, ..Settings::default() };
     let mut ensemble = Ensemble::new(settings);
@@ -139,7 +139,7 @@ pub fn examples(set: &Set, series: &Series) -> Vec<Example> {
 
 /// Time spent in the forecaster.
 #[derive(Default)]
-pub struct Clock {
+pub(crate) struct Clock {
     observing: Duration,
     observed: u32,
     forecasting: Duration,
@@ -178,6 +178,6 @@ impl fmt::Display for Clock {
 }
 
 #[allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
-pub fn now() -> std::time::Instant {
+pub(crate) fn now() -> std::time::Instant {
     std::time::Instant::now()
 }

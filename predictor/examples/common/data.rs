@@ -7,35 +7,35 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 
 /// One set: what it is called and its series.
-pub struct Set {
-    pub name: String,
+pub(crate) struct Set {
+    pub(crate) name: String,
     /// The values are milliseconds.
-    pub milliseconds: bool,
+    pub(crate) milliseconds: bool,
     /// Names of the exogenous columns, `x_` first.
-    pub inputs: Vec<String>,
-    pub series: Vec<Series>,
+    pub(crate) inputs: Vec<String>,
+    pub(crate) series: Vec<Series>,
 }
 
 /// One series on a regular grid: one entry a row.
 #[derive(Default)]
-pub struct Series {
-    pub id: String,
-    pub seconds: Vec<i64>,
-    pub values: Vec<Option<f64>>,
+pub(crate) struct Series {
+    pub(crate) id: String,
+    pub(crate) seconds: Vec<i64>,
+    pub(crate) values: Vec<Option<f64>>,
     /// Rows that were labelled as the first of a new level.
-    pub labels: Vec<usize>,
+    pub(crate) labels: Vec<usize>,
     /// The exogenous columns of each row.
-    pub inputs: Vec<Vec<Option<f64>>>,
+    pub(crate) inputs: Vec<Vec<Option<f64>>>,
 }
 
 impl Series {
     /// The first row of the test part: the last three tenths are never trained or tuned on.
-    pub fn test_from(&self) -> usize {
+    pub(crate) fn test_from(&self) -> usize {
         self.values.len() * 7 / 10
     }
 
     /// Rows in one day; none where the series is shorter.
-    pub fn day(&self) -> Option<usize> {
+    pub(crate) fn day(&self) -> Option<usize> {
         let first = *self.seconds.first()?;
         let rows = self.seconds.iter().take_while(|second| **second < first + 86_400).count();
         (rows >= 4 && rows < self.seconds.len()).then_some(rows)
@@ -43,7 +43,7 @@ impl Series {
 }
 
 /// Every `*.csv.gz` of `folder`, by name.
-pub fn read_folder(folder: &Path) -> io::Result<Vec<Set>> {
+pub(crate) fn read_folder(folder: &Path) -> io::Result<Vec<Set>> {
     let mut paths: Vec<_> =
         std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
     paths.retain(|path| path.to_string_lossy().ends_with(".csv.gz"));
@@ -59,7 +59,8 @@ fn read_set(path: &Path) -> io::Result<Set> {
     let mut lines = BufReader::new(MultiGzDecoder::new(File::open(path)?)).lines();
     let header = lines.next().ok_or_else(|| wrong("no header".into()))??;
     let columns: Vec<&str> = header.split(',').collect();
-    if columns.len() < 3 || columns[0] != "series_id" || columns[1] != "t" || !columns[2].starts_with("value") {
+    if columns.len() < 3 || columns[0] != "series_id" || columns[1] != "t" || !columns[2].starts_with("value")
+    {
         return Err(wrong(format!("the header is {header:?}, not series_id,t,value…")));
     }
     let label = columns.iter().position(|column| *column == "cp");

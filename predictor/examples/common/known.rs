@@ -7,7 +7,7 @@ use crate::data::{Series, Set};
 
 /// What is known of each row. Weather and scheduled departures are taken as perfectly foreseen; requests are not known
 /// beforehand and are left out.
-pub fn known(set: &Set, series: &Series, weather: bool) -> Vec<Inputs> {
+pub(crate) fn known(set: &Set, series: &Series, weather: bool) -> Vec<Inputs> {
     let column = |name: &str| set.inputs.iter().position(|input| input == name);
     let at = |row: usize, name: &str| column(name).and_then(|place| series.inputs[row][place]);
     let has_weather = column("x_wind_speed").is_some();
@@ -26,8 +26,8 @@ pub fn known(set: &Set, series: &Series, weather: bool) -> Vec<Inputs> {
                 visibility: at(row, "x_visib").map(|miles| miles * 1.609),
             }),
             load: at(row, "x_flights").filter(|_| usual > 0.0).map(|flights| flights / usual),
-            calendar: (series.seconds[row] > 1_000_000_000).then(|| {
-                let seconds = series.seconds[row] as f64;
+            calendar: series.seconds.get(row).filter(|second| **second > 1_000_000_000).map(|second| {
+                let seconds = *second as f64;
                 (seconds / 86_400.0, seconds / 604_800.0)
             }),
             ..Inputs::default()

@@ -25,8 +25,10 @@ use crate::shift::Shift;
 use crate::window::{Window, usable};
 
 mod collect;
+mod trust;
 
 use collect::Collector;
+use trust::Trust;
 
 /// The network's part of the weight at first; the experts share the rest.
 const NETWORK_PRIOR: f64 = 0.6;
@@ -91,6 +93,8 @@ pub struct Ensemble {
     abstained: u64,
     collector: Collector,
     seen_shift: Option<Shift>,
+    /// In upward and in downward shifts.
+    trust: [Trust; 2],
     never_negative: bool,
     sticky: f32,
     last: Option<f64>,
@@ -107,6 +111,15 @@ struct Issued {
     /// The experts', and the network's after them.
     said: [Option<[f32; LEVELS.len()]>; EXPERTS + 1],
     mixed: Quantiles,
+}
+
+/// What was made of the present moment.
+struct Seen {
+    frame: Frame,
+    last: f64,
+    features: Option<[f32; FEATURES]>,
+    /// The network's logits of becoming worse.
+    worse: Option<[f32; 2]>,
 }
 
 /// How to mix what the experts say, at one distance ahead.
@@ -142,6 +155,7 @@ impl Ensemble {
             abstained: 0,
             collector: Collector::new(settings.examples_every, settings.seed),
             seen_shift: None,
+            trust: [Trust::default(), Trust::default()],
             never_negative: true,
             sticky: 0.0,
             last: None,
@@ -179,11 +193,12 @@ impl Ensemble {
         self.watch.observe(step, skipped, value, material);
         if let Some(shift) = shift.filter(|_| shifted) {
             self.seen_shift = Some(shift);
-            for (hedge, lag) in self.hedges.iter_mut().zip(LAGS) {
-                let said = self.panel.at(&present, lag);
-                let own: Vec<Option<Quantiles>> = said.into_iter().chain([None]).collect();
-                hedge.follow_shift(&own[..EXPERTS], shift.from, shift.to);
-            }
+            self.find_nodes(step, &present, known);
+            self.follow(&present, shift);
+            self.trust[usize::from(shift.to < shift.from)].begin(shift);
+        }
+        for trust in &mut self.trust {
+            trust.observe(step, self.watch.now());
         }
         self.issue(step, &present, known);
         self.present = Some(present);
@@ -245,15 +260,56 @@ impl Ensemble {
         }
     }
 
-    /// Finds the weights of every node, and puts away what is forecast now, to be scored later.
+    /// Lets the weights follow a shift: all experts, the network too, are judged by what they say now.
+    fn follow(&mut self, present: &Present, shift: Shift) {
+        let trust = self.trust[usize::from(shift.to < shift.from)].share();
+        for (place, lag) in LAGS.into_iter().enumerate() {
+            let network = self.nodes.iter().find(|node| node.ahead == lag).and_then(|node| node.network);
+            let said: Vec<Option<Quantiles>> =
+                self.panel.at(present, lag).into_iter().chain([network]).collect();
+            self.hedges[place].follow_shift(&said, shift.from, shift.to, trust);
+        }
+    }
+
+    /// Puts away what is forecast now, to be scored later.
     fn issue(&mut self, step: u64, present: &Present, known: &[Inputs]) {
-        self.nodes.clear();
         self.events = None;
-        if self.check().is_err() {
+        let Some(sight) = self.find_nodes(step, present, known) else {
             self.abstained += 1;
             return;
+        };
+        self.events = self.watch.issue(step, sight.worse);
+        for place in 0..LAGS.len() {
+            let Some(node) = self.nodes.iter().find(|node| node.ahead == LAGS[place]) else { continue };
+            let said = self.panel.at(present, node.ahead);
+            let mixed = self.finish(&node.mix(&said), &node.shift);
+            let mut kept = [None; EXPERTS + 1];
+            for (slot, said) in kept.iter_mut().zip(said.into_iter().chain([node.network])) {
+                *slot = said.map(|said: Quantiles| said.map(|value| (value - sight.frame.centre) as f32));
+            }
+            let issued = Issued { step, last: sight.last, centre: sight.frame.centre, said: kept, mixed };
+            self.issued[place].push_back(issued);
         }
-        let Some(last) = self.last else { return };
+        let Some(features) = sight.features.filter(|_| self.collector.wants(step)) else { return };
+        let now = self.watch.now();
+        let at = self.collector.draw().map(|ahead| {
+            let bucket = bucket_of(ahead);
+            collect::Said {
+                ahead,
+                said: self.panel.at(present, ahead),
+                losses: self.losses[bucket],
+                unit: self.hedges[bucket].unit().unwrap_or(sight.frame.scale),
+                reach: self.reach(bucket, sight.frame),
+            }
+        });
+        self.collector.begin(step, sight.frame, features, now, known, at);
+    }
+
+    /// Finds the weights at every node; `None`, and no nodes, where there is too little to go by.
+    fn find_nodes(&mut self, step: u64, present: &Present, known: &[Inputs]) -> Option<Seen> {
+        self.nodes.clear();
+        self.check().ok()?;
+        let last = self.last?;
         let next = self.panel.at(present, 1);
         let centre = next[LEVEL].or(next[2]).map_or(last, |said| said[2]);
         let spread = next[5].unwrap_or([last; LEVELS.len()]);
@@ -262,44 +318,27 @@ impl Ensemble {
         let features = (network.is_some() || self.collector.wants(step))
             .then(|| self.features(step, frame, &next, known));
         let trunk = network.as_ref().zip(features.as_ref()).map(|(network, seen)| network.trunk(seen));
-        self.events = self.watch.issue(step, trunk.as_ref().map(|trunk| trunk.worse));
         let dense = trunk.is_some() && known.iter().skip(1).any(Inputs::tells);
         let distances: &[usize] = if dense { &DENSE } else { &LAGS };
         for ahead in distances {
             let said = self.panel.at(present, *ahead);
-            let advice = network.as_ref().zip(trunk.as_ref()).map(|(network, trunk)| {
-                self.advice(network, trunk, *ahead, &said, known)
-            });
-            let node = self.node(*ahead, frame, &said, advice.as_ref());
-            if let Some(place) = LAGS.iter().position(|lag| lag == ahead) {
-                let mixed = self.finish(&node.mix(&said), &node.shift);
-                let own = said.into_iter().chain([node.network]);
-                let mut kept = [None; EXPERTS + 1];
-                for (slot, said) in kept.iter_mut().zip(own) {
-                    *slot = said.map(|said: Quantiles| said.map(|value| (value - centre) as f32));
-                }
-                self.issued[place].push_back(Issued { step, last, centre, said: kept, mixed });
-            }
-            self.nodes.push(node);
+            let advice = network
+                .as_ref()
+                .zip(trunk.as_ref())
+                .map(|(network, trunk)| self.advice(network, trunk, *ahead, &said, known));
+            self.nodes.push(self.node(*ahead, frame, &said, advice.as_ref()));
         }
-        if let Some(features) = features.filter(|_| self.collector.wants(step)) {
-            let now = self.watch.now();
-            let at = self.collector.draw().map(|ahead| {
-                let bucket = bucket_of(ahead);
-                let unit = self.hedges[bucket].unit().unwrap_or(frame.scale);
-                collect::Said {
-                    ahead,
-                    said: self.panel.at(present, ahead),
-                    losses: self.losses[bucket],
-                    unit,
-                    reach: self.reach(bucket, frame),
-                }
-            });
-            self.collector.begin(step, frame, features, now, known, at);
-        }
+        Some(Seen { frame, last, features, worse: trunk.map(|trunk| trunk.worse) })
     }
 
-    fn advice(&self, network: &Weights, trunk: &Trunk, ahead: usize, said: &Said, known: &[Inputs]) -> Advice {
+    fn advice(
+        &self,
+        network: &Weights,
+        trunk: &Trunk,
+        ahead: usize,
+        said: &Said,
+        known: &[Inputs],
+    ) -> Advice {
         let inputs = inputs::ahead(known, ahead);
         network.advise(trunk, ahead, &inputs, &self.losses[bucket_of(ahead)], |place| said[place].is_some())
     }
@@ -341,7 +380,8 @@ impl Ensemble {
 
     fn features(&self, step: u64, frame: Frame, next: &Said, known: &[Inputs]) -> [f32; FEATURES] {
         let width = |said: Option<Quantiles>| said.map_or(frame.scale, |at| (at[4] - at[0]) / 3.29);
-        let ratio = |part: f64, whole: f64| ((part + 1e-3 * frame.scale) / (whole + 1e-3 * frame.scale)).ln() as f32;
+        let ratio =
+            |part: f64, whole: f64| ((part + 1e-3 * frame.scale) / (whole + 1e-3 * frame.scale)).ln() as f32;
         let unit = |place: usize| self.hedges[place].unit().unwrap_or(frame.scale * 0.2);
         let shift = self.seen_shift.map_or(0.0, |shift| {
             let fade = (-((step - shift.detected) as f64) / 24.0).exp();
@@ -362,6 +402,8 @@ impl Ensemble {
             ratio(unit(3), unit(0)),
             ratio(unit(0), frame.scale),
             frame.draw_in(frame.centre + middle(0) - middle(3)),
+            self.trust[0].share() as f32,
+            self.trust[1].share() as f32,
         ];
         let mut recent = (0..64).map(|ago| self.window.ago(ago));
         Sight {
@@ -402,7 +444,8 @@ impl Ensemble {
             let quantiles = if ahead >= right.ahead || left.ahead == right.ahead {
                 self.finish(&right.mix(&said), &right.shift)
             } else {
-                let share = (ahead as f64 / left.ahead as f64).ln() / (right.ahead as f64 / left.ahead as f64).ln();
+                let share =
+                    (ahead as f64 / left.ahead as f64).ln() / (right.ahead as f64 / left.ahead as f64).ln();
                 let (below, above) = (left.mix(&said), right.mix(&said));
                 let between = |low: &Quantiles, high: &Quantiles| -> Quantiles {
                     std::array::from_fn(|level| low[level] + (high[level] - low[level]) * share)

@@ -26,7 +26,7 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { rate: 0.2, share: 0.001, own: 0.5, shift_rate: 3.0 }
+        Self { rate: 0.2, share: 0.001, own: 0.5, shift_rate: 1.0 }
     }
 }
 
@@ -86,8 +86,9 @@ impl Hedge {
         let losses: Vec<Option<(Quantiles, f64)>> =
             said.iter().map(|said| said.map(|said| losses(&said, value))).collect();
         let awake: Vec<&(Quantiles, f64)> = losses.iter().flatten().collect();
-        let (best, worst) =
-            awake.iter().fold((f64::MAX, 0.0_f64), |(low, high), (_, loss)| (low.min(*loss), high.max(*loss)));
+        let (best, worst) = awake
+            .iter()
+            .fold((f64::MAX, 0.0_f64), |(low, high), (_, loss)| (low.min(*loss), high.max(*loss)));
         if awake.is_empty() || worst - best <= worst * 1e-9 {
             // None awake, or all alike (a series that stands still): no evidence, and nothing that should be forgotten for it.
             return None;
@@ -144,13 +145,13 @@ impl Hedge {
     }
 
     /// The level has jumped: what was put away says nothing about the new one. Judges each expert by how far it is from
-    /// the new level at present, in units of the jump.
-    pub fn follow_shift(&mut self, said: &[Option<Quantiles>], from: f64, to: f64) {
+    /// the new level at present, in units of the jump. `trust`, from 0 to 1, is how far the shift is believed.
+    pub fn follow_shift(&mut self, said: &[Option<Quantiles>], from: f64, to: f64, trust: f64) {
         let jump = (to - from).abs().max(f64::MIN_POSITIVE);
         for (weight, said) in self.weights.iter_mut().zip(said) {
             let off = said.map_or(1.0, |said| sample::loss(&said, to) / jump).min(1.0);
             for at in weight.iter_mut() {
-                *at *= (-self.tuning.shift_rate * off).exp();
+                *at *= (-self.tuning.shift_rate * trust * off).exp();
             }
         }
         for level in 0..LEVELS.len() {
@@ -160,8 +161,7 @@ impl Hedge {
 }
 
 fn losses(said: &Quantiles, value: f64) -> (Quantiles, f64) {
-    let at: Quantiles =
-        std::array::from_fn(|level| sample::pinball(LEVELS[level], said[level], value));
+    let at: Quantiles = std::array::from_fn(|level| sample::pinball(LEVELS[level], said[level], value));
     (at, at.iter().sum::<f64>() / LEVELS.len() as f64)
 }
 
@@ -186,8 +186,8 @@ mod tests {
     #[test]
     fn a_shift_moves_the_weight_to_those_who_are_there() {
         let mut hedge = Hedge::new(&[1.0, 1.0], Tuning::default());
-        hedge.follow_shift(&[Some([10.0; 5]), Some([80.0; 5])], 10.0, 80.0);
+        hedge.follow_shift(&[Some([10.0; 5]), Some([80.0; 5])], 10.0, 80.0, 1.0);
         let weights = hedge.weights(|_| true);
-        assert!(weights[1][2] > 0.7, "{weights:?}");
+        assert!(weights[1][2] > 0.6, "{weights:?}");
     }
 }

@@ -9,7 +9,7 @@ const RECENT: usize = 12;
 /// Experts whose every quantile is shown: the windows of 6, 24 and 240 steps and the level.
 const SHOWN: [usize; 4] = [0, 2, 5, 6];
 /// Numbers about the series as a whole.
-pub(crate) const STATE: usize = 12;
+pub(crate) const STATE: usize = 14;
 /// Length of the feature vector.
 pub const FEATURES: usize =
     RECENT + SHOWN.len() * LEVELS.len() + EXPERTS + EXPERTS * LAGS.len() + STATE + INPUTS;
@@ -60,11 +60,8 @@ impl Sight<'_> {
     pub(crate) fn features(self) -> [f32; FEATURES] {
         let mut out = [0.0; FEATURES];
         let frame = self.frame;
-        let recent: Vec<f32> = self
-            .recent
-            .take(RECENT)
-            .map(|value| value.map_or(0.0, |value| frame.draw_in(value)))
-            .collect();
+        let recent: Vec<f32> =
+            self.recent.take(RECENT).map(|value| value.map_or(0.0, |value| frame.draw_in(value))).collect();
         let padded = (0..RECENT).map(|place| recent.get(place).copied().unwrap_or(0.0));
         let shown = SHOWN.iter().flat_map(|place| {
             self.said[*place].map_or([0.0; LEVELS.len()], |said| said.map(|value| frame.draw_in(value)))

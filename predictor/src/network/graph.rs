@@ -110,10 +110,12 @@ impl Graph {
         let worse = series.matmul(self.var(15))?.broadcast_add(self.var(16))?;
         let (count, lags, _) = batch.context.dims3()?;
         let context = batch.context.reshape((count * lags, CONTEXT))?.matmul(self.var(7))?;
-        let spread = series.unsqueeze(1)?.broadcast_as((count, lags, WIDTH))?.reshape((count * lags, WIDTH))?;
+        let spread =
+            series.unsqueeze(1)?.broadcast_as((count, lags, WIDTH))?.reshape((count * lags, WIDTH))?;
         let step = self.gated(&(spread + context)?, 8)?;
         let head = step.matmul(self.var(13))?;
-        let logits = head.narrow(1, 0, HEAD - LEVELS.len())?.reshape((count * lags, EXPERTS, LEVELS.len()))?;
+        let logits =
+            head.narrow(1, 0, HEAD - LEVELS.len())?.reshape((count * lags, EXPERTS, LEVELS.len()))?;
         let trust = batch.losses.broadcast_mul(&self.var(14).reshape((1, 1, LEVELS.len()))?)?;
         let logits = (logits - trust)?.broadcast_add(&batch.asleep)?;
         let raised = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?.exp()?;
@@ -149,3 +151,91 @@ fn sigmoid(values: &Tensor) -> Result<Tensor> {
     ((values * 0.5)?.tanh()? + 1.0)? * 0.5
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Ensemble, Settings};
+    use crate::network::inputs::{Inputs, Weather};
+    use crate::rng::Rng;
+
+    fn examples() -> Vec<Example> {
+        let mut rng = Rng::new(4);
+        let known: Vec<Inputs> = (0..60)
+            .map(|step| Inputs {
+                weather: Some(Weather { wind: Some(f64::from(step)), ..Weather::default() }),
+                load: Some(rng.uniform()),
+                maintenance: Some(step % 2 == 0),
+                event: Some(step % 3 == 0),
+                calendar: Some((0.3, 0.7)),
+            })
+            .collect();
+        let settings = Settings { period: Some(24), examples_every: 3, ..Settings::default() };
+        let mut ensemble = Ensemble::new(settings);
+        for step in 0..300_u64 {
+            let wave = if step % 24 < 12 { 10.0 } else { 30.0 };
+            let value = (step % 11 != 5).then(|| wave + rng.normal() + if step > 200 { 40.0 } else { 0.0 });
+            ensemble.observe_knowing(step, value, &known);
+        }
+        ensemble.take_examples()
+    }
+
+    /// A gradient that candle does not compute would leave a part of the network as it was drawn, and nobody would notice.
+    #[test]
+    fn every_variable_gets_a_gradient() {
+        let examples = examples();
+        let graph = Graph::new(&Weights::random(3)).unwrap();
+        let batch = Batch::new(&examples.iter().collect::<Vec<_>>()).unwrap();
+        let gradients = graph.loss(&batch).unwrap().backward().unwrap();
+        for (var, (name, _)) in graph.vars.iter().zip(TENSORS) {
+            let gradient = gradients.get(var).unwrap_or_else(|| panic!("{name} gets no gradient"));
+            let size = gradient.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(size.is_finite() && size > 0.0, "{name}: {size}");
+        }
+    }
+
+    #[test]
+    fn gradients_are_the_slope_of_the_loss() {
+        let examples = examples();
+        let batch = Batch::new(&examples.iter().collect::<Vec<_>>()).unwrap();
+        let weights = Weights::random(3);
+        let graph = Graph::new(&weights).unwrap();
+        let gradients = graph.loss(&batch).unwrap().backward().unwrap();
+        for (place, (name, _)) in TENSORS.iter().enumerate() {
+            let slope =
+                gradients.get(&graph.vars[place]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            // Along the gradient itself, so that rounding does not drown the difference.
+            let length = slope.iter().map(|value| value * value).sum::<f32>().sqrt();
+            let moved = |sign: f32| {
+                let mut tensors = weights.tensors().to_vec();
+                for (value, slope) in tensors[place].iter_mut().zip(&slope) {
+                    *value += sign * 0.01 * slope / length;
+                }
+                let graph = Graph::new(&Weights::from_tensors(tensors)).unwrap();
+                graph.loss(&batch).unwrap().to_scalar::<f32>().unwrap()
+            };
+            let measured = (moved(1.0) - moved(-1.0)) / 0.02;
+            assert!((measured - length).abs() < 0.1 * length + 2e-4, "{name}: {measured} against {length}");
+        }
+    }
+
+    #[test]
+    fn candle_and_plain_arithmetic_agree() {
+        let examples = examples();
+        assert!(examples.len() > 50);
+        let weights = Weights::random(3);
+        let graph = Graph::new(&weights).unwrap();
+        for example in &examples {
+            let batch = Batch::new(&[example]).unwrap();
+            let (quantiles, worse) = graph.forward(&batch).unwrap();
+            let loss = Graph::row_losses(&batch, &quantiles).unwrap().mean_all().unwrap();
+            let (loss, plain) = (loss.to_scalar::<f32>().unwrap(), weights.loss(example));
+            assert!((loss - plain).abs() <= 1e-4 * plain.abs().max(1.0), "{loss} {plain}");
+            let worse = worse.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let plain = weights.trunk(&example.features).worse;
+            assert!(
+                worse.iter().zip(plain).all(|(one, other)| (one - other).abs() < 1e-3),
+                "{worse:?} {plain:?}"
+            );
+        }
+    }
+}

@@ -136,7 +136,8 @@ mod tests {
     fn what_is_not_known_is_masked_and_what_is_wild_is_bounded() {
         assert_eq!(Inputs::default().vector(), [0.0; INPUTS]);
         let weather = Weather { wind: Some(f64::NAN), gust: Some(1e9), ..Weather::default() };
-        let inputs = Inputs { weather: Some(weather), calendar: Some((f64::INFINITY, 0.25)), ..Inputs::default() };
+        let inputs =
+            Inputs { weather: Some(weather), calendar: Some((f64::INFINITY, 0.25)), ..Inputs::default() };
         assert!(inputs.vector().iter().all(|value| value.is_finite() && value.abs() <= 5.0));
         assert!(inputs.tells());
     }

@@ -39,8 +39,8 @@ impl Default for TrainerSettings {
     fn default() -> Self {
         Self {
             rate: 1e-4,
-            decay: 0.01,
-            batch: 32,
+            decay: 0.3,
+            batch: 16,
             keep: 8192,
             dropout: 0.3,
             tolerance: 0.01,
@@ -311,7 +311,8 @@ impl Trainer {
             let square = read(&format!("square.{name}"), length).ok_or_else(wrong)?;
             moments.push((mean, square));
         }
-        let steps = file.tensor("steps").ok().and_then(|view| Some(u32::from_le_bytes(view.data().try_into().ok()?)));
+        let steps =
+            file.tensor("steps").ok().and_then(|view| Some(u32::from_le_bytes(view.data().try_into().ok()?)));
         self.steps = steps.ok_or(WeightsError::Tensor { name: "steps" })?;
         self.graph = Graph::new(&weights)?;
         self.current = weights;

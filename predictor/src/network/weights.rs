@@ -49,7 +49,9 @@ pub enum WeightsError {
     #[error("the weights are no safetensors file")]
     Format(#[from] safetensors::SafeTensorError),
     /// Another network's.
-    #[error("tensor {name} is missing, of another shape, not f32, or not finite: these weights are of another version")]
+    #[error(
+        "tensor {name} is missing, of another shape, not f32, or not finite: these weights are of another version"
+    )]
     Tensor {
         /// Which.
         name: &'static str,
@@ -246,7 +248,8 @@ impl Weights {
                     "head.trust" => vec![2.0; count],
                     _ if shape.len() == 1 => vec![0.0; count],
                     _ => {
-                        let spread = if *name == "head.weight" { 0.1 } else { 1.0 } / (shape[0] as f64).sqrt();
+                        let spread =
+                            if *name == "head.weight" { 0.1 } else { 1.0 } / (shape[0] as f64).sqrt();
                         (0..count).map(|_| (rng.normal() * spread) as f32).collect()
                     }
                 }

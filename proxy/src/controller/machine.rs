@@ -20,6 +20,7 @@ use super::signals::{Moves, Signals};
 use super::view::{DecisionView, GateView, ReplicationView, ResourceView};
 use super::{Command, Denied, Plan, ResourceHandle};
 use crate::clock;
+use crate::feeds::learning::Learner;
 use crate::telemetry::metrics as telemetry;
 
 /// How often deadlines and the gate are looked at while a migration runs.
@@ -56,14 +57,16 @@ impl Machine {
         measure: Measure,
         reports: mpsc::UnboundedReceiver<Report>,
         seed: u64,
+        learner: Option<Learner>,
     ) -> (Self, ResourceHandle) {
         let (sender, commands) = mpsc::channel(16);
         let view = Arc::new(ArcSwap::from_pointee(ResourceView::default()));
         let handle = ResourceHandle { commands: sender, view: view.clone() };
+        let signals = Signals::new(seed, hands.resource.policy.step, learner);
         let mut machine = Self {
             hands,
             state,
-            signals: Signals::new(seed),
+            signals,
             measure,
             reports,
             commands,

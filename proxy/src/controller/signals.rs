@@ -7,12 +7,19 @@ use migration::cutover::State;
 use migration::policy::Policy;
 use migration::units::{ByteCount, Timestamp};
 use migration::world::{Fact, Outlook, World};
-use predictor::{Forecaster, Outlook as Forecast, default_forecaster};
+use predictor::{Ensemble, Forecaster, Outlook as Forecast, Settings};
+
+use crate::feeds::learning::Learner;
 
 /// How many steps of the request path's p95 the baseline looks back on.
 const BASELINE_STEPS: usize = 240;
 /// How many of them must be there before there is a baseline.
 const BASELINE_MINIMUM: usize = 12;
+
+/// The longest day, in steps, of which forecasters look for the shape.
+const LONGEST_DAY: u128 = 20_000;
+/// A forecaster makes an example to learn from at every so many steps.
+const EXAMPLES_EVERY: usize = 8;
 
 /// What was measured in one step.
 #[derive(Clone, Debug, Default)]
@@ -42,24 +49,34 @@ pub struct Moves {
 
 /// The series of one resource.
 pub struct Signals {
-    seed: u64,
+    settings: Settings,
+    learner: Option<Learner>,
     step: u64,
     /// Request path, by the zone that served: a new series begins with each move.
-    requests: Box<dyn Forecaster>,
+    requests: Ensemble,
     served_by: String,
-    probes: BTreeMap<String, Box<dyn Forecaster>>,
+    probes: BTreeMap<String, Ensemble>,
     history: VecDeque<f64>,
     above_since: Option<Timestamp>,
     measured: Measured,
 }
 
 impl Signals {
-    /// Knows nothing yet.
-    pub fn new(seed: u64) -> Self {
-        Self {
+    /// Knows nothing yet. One value comes every `step`; without a `learner` the shipped network stays as it is.
+    pub fn new(seed: u64, step: Duration, learner: Option<Learner>) -> Self {
+        let day = 86_400_000 / step.as_millis().max(1);
+        let settings = Settings {
+            period: (day <= LONGEST_DAY).then(|| usize::try_from(day).ok()).flatten(),
+            network: predictor::model::shipped(),
+            examples_every: if learner.is_some() { EXAMPLES_EVERY } else { 0 },
             seed,
+            ..Settings::default()
+        };
+        Self {
             step: 0,
-            requests: default_forecaster(seed),
+            requests: Ensemble::new(settings.clone()),
+            settings,
+            learner,
             served_by: String::new(),
             probes: BTreeMap::new(),
             history: VecDeque::new(),
@@ -72,7 +89,7 @@ impl Signals {
     pub fn observe(&mut self, primary: &str, measured: Measured, moving: bool) {
         self.step += 1;
         if self.served_by != primary {
-            self.requests = default_forecaster(self.seed);
+            self.requests = Ensemble::new(self.settings.clone());
             primary.clone_into(&mut self.served_by);
         }
         let request = measured.request_p95_ms.filter(|_| !moving);
@@ -86,10 +103,30 @@ impl Signals {
         for (zone, value) in &measured.probes_ms {
             self.probes
                 .entry(zone.clone())
-                .or_insert_with(|| default_forecaster(self.seed))
+                .or_insert_with(|| Ensemble::new(self.settings.clone()))
                 .observe(self.step, value.as_ref().ok().copied());
         }
+        self.exchange();
         self.measured = measured;
+    }
+
+    /// Hands over what there is to learn, and takes the newest network.
+    fn exchange(&mut self) {
+        let Some(learner) = &self.learner else { return };
+        let newest = learner.network();
+        for forecaster in self.probes.values_mut().chain([&mut self.requests]) {
+            for example in forecaster.take_examples() {
+                // A thread that is behind drops examples; there are always more.
+                learner.learn(example);
+            }
+            forecaster.set_network(newest.clone());
+        }
+        self.settings.network = Some(newest);
+    }
+
+    /// The forecaster of the request path.
+    pub fn requests(&self) -> &Ensemble {
+        &self.requests
     }
 
     /// The zone whose request path is forecast.
@@ -178,14 +215,14 @@ impl Signals {
     }
 
     fn request_outlook(&self, policy: &Policy, age: Duration) -> Fact<Outlook> {
-        outlook(self.requests.as_ref(), policy, age, format!("request path in {}", self.served_by))
+        outlook(&self.requests, policy, age, format!("request path in {}", self.served_by))
     }
 
     fn probe_outlook(&self, zone: &str, policy: &Policy, age: Duration) -> Fact<Outlook> {
         match (self.measured.probes_ms.get(zone), self.probes.get(zone)) {
             (Some(Err(why)), _) => Fact::unknown(format!("the HTTP probe of {zone} fails: {why}")),
             (Some(Ok(_)), Some(forecaster)) => {
-                outlook(forecaster.as_ref(), policy, age, format!("HTTP probe of {zone}"))
+                outlook(forecaster, policy, age, format!("HTTP probe of {zone}"))
             }
             _ => Fact::unknown(format!("{zone} was not probed yet")),
         }

@@ -8,9 +8,11 @@
 //! |---|---|
 //! | [`http_probe`] | how long one HTTP endpoint takes to answer a fresh connection |
 //! | [`sql_probe`] | how long a database takes to answer `select 1` |
+//! | [`learning`] | the network that forecasters share, and the thread it learns on |
 //! | [`prober`] | both, for every placement at every step, on one [`ProbeBoard`](prober::ProbeBoard) |
 
 pub mod http_probe;
+pub mod learning;
 pub mod prober;
 pub mod sql_probe;
 

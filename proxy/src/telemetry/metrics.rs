@@ -57,6 +57,7 @@ pub fn decision(resource: &str, report: &DecisionReport, signals: &Signals, poli
     gauge!(names::SCORE, names::RESOURCE => resource.to_owned(), names::TERM => "lower_bound")
         .set(report.score.lower);
     gauge!(names::THRESHOLD, names::RESOURCE => resource.to_owned()).set(report.needed);
+    quality(resource, signals);
     let Some(forecast) = signals.request_forecast(policy) else { return };
     let last = policy.horizon_steps().saturating_sub(1);
     for (label, step) in [("first", 0), ("last", last)] {
@@ -71,6 +72,45 @@ pub fn decision(resource: &str, report: &DecisionReport, signals: &Signals, poli
             .set(forecast.quantile(step, level) / 1000.0);
         }
     }
+}
+
+/// How good the forecasts were of late, and what is foreseen of the level.
+fn quality(resource: &str, signals: &Signals) {
+    let labels = |step: usize| {
+        [
+            (names::RESOURCE, resource.to_owned()),
+            (names::ZONE, signals.served_by().to_owned()),
+            (names::STEP, step.to_string()),
+        ]
+    };
+    let requests = signals.requests();
+    for (ahead, quality) in requests.quality() {
+        if quality.scored > 0 {
+            gauge!(names::FORECAST_COVERAGE, &labels(ahead)).set(quality.coverage);
+        }
+        if let Some(ratio) = quality.against_last_value() {
+            gauge!(names::FORECAST_LOSS, &labels(ahead)).set(ratio);
+        }
+    }
+    if let Some(events) = requests.events() {
+        for (horizon, probability) in predictor::event::EVENT_HORIZONS.into_iter().zip(events.worse) {
+            gauge!(names::FORECAST_WORSE, &labels(horizon)).set(probability);
+        }
+    }
+    counter!(
+        names::FORECAST_ABSTENTIONS,
+        names::RESOURCE => resource.to_owned(),
+        names::ZONE => signals.served_by().to_owned()
+    )
+    .absolute(requests.abstained());
+}
+
+/// The network that is trained here, against the shipped one.
+pub fn training(against_shipped: Option<f64>, rollbacks: u32) {
+    if let Some(ratio) = against_shipped {
+        gauge!(names::TRAINING_LOSS).set(ratio);
+    }
+    counter!(names::TRAINING_ROLLBACKS).absolute(u64::from(rollbacks));
 }
 
 /// The stream to the shadow.

@@ -21,6 +21,18 @@ pub const LAG_SECONDS: &str = "godwit_replication_lag_seconds";
 pub const PROBE: &str = "godwit_probe_duration_seconds";
 /// Gauge, seconds: forecast of the request path's p95. Labels: resource, zone, quantile, step (`first`, `last`).
 pub const FORECAST: &str = "godwit_forecast_latency_seconds";
+/// Gauge: share of values that the 90 % band covered of late. Labels: resource, zone, step (1, 4, 16, 48 ahead).
+pub const FORECAST_COVERAGE: &str = "godwit_forecast_coverage_ratio";
+/// Gauge: recent quantile loss as a share of the last value's. Labels: resource, zone, step.
+pub const FORECAST_LOSS: &str = "godwit_forecast_loss_ratio";
+/// Counter: steps without a forecast. Labels: resource, zone.
+pub const FORECAST_ABSTENTIONS: &str = "godwit_forecast_abstentions_total";
+/// Gauge: probability that the median of the next steps is worse than now. Labels: resource, zone, step (12, 48).
+pub const FORECAST_WORSE: &str = "godwit_forecast_worse_probability";
+/// Gauge: loss of the network trained here as a share of the shipped one's.
+pub const TRAINING_LOSS: &str = "godwit_forecast_training_loss_ratio";
+/// Counter: times the network trained here was thrown away.
+pub const TRAINING_ROLLBACKS: &str = "godwit_forecast_training_rollbacks_total";
 /// Gauge: points of the score. Labels: resource, term (the three terms, `total`, `lower_bound`).
 pub const SCORE: &str = "godwit_migration_score";
 /// Gauge: what the score's lower bound must clear. Label: resource.
@@ -65,6 +77,12 @@ pub fn describe() {
     describe_gauge!(LAG_SECONDS, seconds, "Age of the oldest change not applied on the shadow");
     describe_histogram!(PROBE, seconds, "Active probes");
     describe_gauge!(FORECAST, seconds, "Forecast of the request path's p95");
+    describe_gauge!(FORECAST_COVERAGE, "Share of values that the 90 % band of the forecast covered of late");
+    describe_gauge!(FORECAST_LOSS, "Recent quantile loss of the forecast as a share of the last value's");
+    describe_counter!(FORECAST_ABSTENTIONS, "Steps without a forecast");
+    describe_gauge!(FORECAST_WORSE, "Probability that the median of the next steps is worse than now");
+    describe_gauge!(TRAINING_LOSS, "Loss of the network trained here as a share of the shipped one's");
+    describe_counter!(TRAINING_ROLLBACKS, "Times the network trained here was thrown away");
     describe_gauge!(SCORE, "Points of the Migration Score by term");
     describe_gauge!(THRESHOLD, "What the score's lower bound must clear");
     describe_counter!(MIGRATIONS, "Ended migrations");

@@ -66,16 +66,14 @@ impl Collector {
         known: &[Inputs],
         at: [Said; LAGS.len()],
     ) {
-        let targets = at.map(|Said { ahead, said, losses, unit, reach }| {
-            Target {
-                ahead,
-                inputs: inputs::ahead(known, ahead),
-                said: said.map(|said| said.map(|said| said.map(|value| frame.standardise(value)))),
-                losses,
-                reach: (reach / frame.scale) as f32,
-                came: None,
-                weight: (1.0 / (unit / frame.scale).max(LEAST)) as f32,
-            }
+        let targets = at.map(|Said { ahead, said, losses, unit, reach }| Target {
+            ahead,
+            inputs: inputs::ahead(known, ahead),
+            said: said.map(|said| said.map(|said| said.map(|value| frame.standardise(value)))),
+            losses,
+            reach: (reach / frame.scale) as f32,
+            came: None,
+            weight: (1.0 / (unit / frame.scale).max(LEAST)) as f32,
         });
         let example = Example { features, targets, worse: [None; EVENT_HORIZONS.len()] };
         self.pending.push_back(Pending { step, frame, now, example });
