@@ -1,8 +1,7 @@
 //! Will it become worse, and how long will it stay as it is?
 //!
 //! Onsets are hard to foresee and persistence is easy. The probabilities say so: they are kept honest by an intercept that
-//! follows what really came (the recalibration in the large of Platt 1999, online), and by a hazard estimated from the
-//! level's own past shifts with a weak prior.
+//! follows what really came (recalibration in the large, online), and the level is expected to stay as often as it used to.
 
 use std::collections::VecDeque;
 
@@ -15,8 +14,10 @@ pub const EVENT_HORIZONS: [usize; 2] = [12, 48];
 const NOW: usize = 12;
 /// How fast an intercept follows.
 const PACE: f64 = 0.03;
-/// Steps in which one shift is expected where none has been seen.
-const PRIOR_STEPS: f64 = 500.0;
+/// How often a level is expected to stay before anything is known, and how many observations that is worth.
+const STAYS: (f64, f64) = (0.95, 20.0);
+/// How fast that follows, once there are many.
+const STAYS_PACE: f64 = 0.01;
 
 /// What counts as worse: the median of the horizon lies above now by both.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,7 +42,7 @@ impl Worse {
     }
 
     /// Whether the median of `values` is worse than `now`; `None` where fewer than half of `steps` have a value.
-    pub(crate) fn within(&self, now: f64, values: &mut Vec<f64>, steps: usize) -> Option<bool> {
+    pub(crate) fn within(&self, now: f64, values: &mut [f64], steps: usize) -> Option<bool> {
         if values.len() * 2 < steps {
             return None;
         }
@@ -56,14 +57,15 @@ pub struct Events {
     pub now: f64,
     /// Probability that the median of the next 12 and of the next 48 steps is worse than now.
     pub worse: [f64; EVENT_HORIZONS.len()],
-    /// Steps that the present level is expected to stay.
-    pub stays: f64,
+    /// Probability that it is neither worse nor better by as much.
+    pub stays: [f64; EVENT_HORIZONS.len()],
 }
 
 impl Events {
-    /// Probability that the present level is still there after `steps`.
-    pub fn stays_for(&self, steps: usize) -> f64 {
-        (-(steps as f64) / self.stays.max(1.0)).exp()
+    /// Steps that the present level is expected to stay, were it left at a constant rate.
+    pub fn expected_stay(&self) -> f64 {
+        let last = EVENT_HORIZONS.len() - 1;
+        -(EVENT_HORIZONS[last] as f64) / self.stays[last].clamp(1e-6, 1.0 - 1e-6).ln()
     }
 }
 
@@ -75,8 +77,8 @@ pub(crate) struct EventWatch {
     later: [SortedWindow; EVENT_HORIZONS.len()],
     issued: VecDeque<Issued>,
     intercepts: [f64; EVENT_HORIZONS.len()],
-    steps: u64,
-    shifts: u64,
+    stays: [f64; EVENT_HORIZONS.len()],
+    judged: [u32; EVENT_HORIZONS.len()],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,27 +99,30 @@ impl EventWatch {
             later: EVENT_HORIZONS.map(SortedWindow::new),
             issued: VecDeque::new(),
             intercepts: [0.0; EVENT_HORIZONS.len()],
-            steps: 0,
-            shifts: 0,
+            stays: [STAYS.0; EVENT_HORIZONS.len()],
+            judged: [0; EVENT_HORIZONS.len()],
         }
     }
 
-    pub(crate) fn observe(&mut self, step: u64, skipped: u64, value: Option<f64>, shifted: bool) {
+    pub(crate) fn observe(&mut self, step: u64, skipped: u64, value: Option<f64>) {
         for window in self.later.iter_mut().chain([&mut self.now]) {
             window.skip(skipped);
             window.push(value);
         }
-        self.steps += 1;
-        self.shifts += u64::from(shifted);
         for (place, horizon) in EVENT_HORIZONS.into_iter().enumerate() {
             let Some(at) = step.checked_sub(horizon as u64) else { continue };
             let Ok(found) = self.issued.binary_search_by_key(&at, |issued| issued.step) else { continue };
             let issued = self.issued[found];
             let later = &self.later[place];
             if let (Some(median), true) = (later.median(), later.len() * 2 >= horizon) {
-                let came = if self.worse.is(issued.now, median) { 1.0 } else { 0.0 };
+                let worse = self.worse.is(issued.now, median);
+                let came = if worse { 1.0 } else { 0.0 };
                 self.intercepts[place] =
                     (self.intercepts[place] + PACE * (came - issued.probability[place])).clamp(-4.0, 4.0);
+                let stayed = !worse && !self.worse.is(median, issued.now);
+                let pace = STAYS_PACE.max(1.0 / (f64::from(self.judged[place]) + STAYS.1));
+                self.stays[place] += pace * (if stayed { 1.0 } else { 0.0 } - self.stays[place]);
+                self.judged[place] = self.judged[place].saturating_add(1);
             }
         }
         let oldest = step.saturating_sub(EVENT_HORIZONS[EVENT_HORIZONS.len() - 1] as u64);
@@ -139,8 +144,7 @@ impl EventWatch {
             1.0 / (1.0 + (-logit).exp())
         });
         self.issued.push_back(Issued { step, now, probability });
-        let stays = (self.steps as f64 + PRIOR_STEPS) / (self.shifts as f64 + 1.0);
-        Some(Events { now, worse: probability, stays })
+        Some(Events { now, worse: probability, stays: self.stays })
     }
 }
 
@@ -164,11 +168,13 @@ mod tests {
         let mut sum = 0.0;
         for step in 0..6000_u64 {
             let value = if step % 100 < 50 { 20.0 } else { 40.0 };
-            watch.observe(step, 0, Some(value), step % 50 == 0);
+            watch.observe(step, 0, Some(value));
             let events = watch.issue(step, None).unwrap();
             if step >= 3000 {
                 sum += events.worse[0];
-                assert!((30.0..70.0).contains(&events.stays), "{}", events.stays);
+                // Of every 50 steps, the last six see the other level in their next twelve.
+                assert!((0.6..0.95).contains(&events.stays[0]), "{:?}", events.stays);
+                assert!(events.expected_stay() < 100.0);
             }
         }
         let mean = sum / 3000.0;

@@ -98,7 +98,7 @@ impl SortedWindow {
             };
             left = right;
             right = next.unwrap_or(right);
-            if place == last / 2 && last % 2 == 0 {
+            if place == last / 2 && last.is_multiple_of(2) {
                 left = right;
                 break;
             }

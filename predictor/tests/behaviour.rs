@@ -38,7 +38,7 @@ fn followed(level: f64, steps: u64) -> [(usize, usize); 2] {
                 model.observe(step, Some(noise.latency(after)));
             }
             let outlook = model.forecast(120);
-            let seen = outlook.forecast().unwrap().over_horizon(level);
+            let seen = outlook.forecast().expect("a forecast").over_horizon(level);
             let count = &mut counts[usize::from(after < before)];
             count.0 += usize::from((seen - after).abs() < (seen - before).abs());
             count.1 += 1;

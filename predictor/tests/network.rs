@@ -1,5 +1,7 @@
 //! The network learns, in candle and in plain arithmetic alike, and falls back when it gets worse.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 use predictor::network::Example;
 use predictor::network::trainer::Step;
 use predictor::rng::Rng;

@@ -83,8 +83,8 @@ proptest! {
                 Outlook::Abstained(abstained) => prop_assert!(!abstained.why.is_empty()),
             }
             if let Some(events) = first.events() {
-                prop_assert!(events.now.is_finite() && events.stays >= 1.0);
-                prop_assert!(events.worse.iter().all(|probability| (0.0..=1.0).contains(probability)));
+                prop_assert!(events.now.is_finite() && events.expected_stay() > 0.0);
+                prop_assert!(events.worse.iter().chain(&events.stays).all(|probability| (0.0..=1.0).contains(probability)));
             }
         }
         for (_, quality) in first.quality() {

@@ -81,7 +81,8 @@ pub fn run(config: Config) -> Result<()> {
         let listener = TcpListener::bind(config.node.admin)
             .await
             .with_context(|| format!("cannot listen on {} (node.admin.listen)", config.node.admin))?;
-        let handles = start(&config, led, &journal, &recorder, &links, &learner, &stop, &tasks);
+        let shared = Shared { recorder: recorder.clone(), links: links.clone(), learner };
+        let handles = start(&config, led, &journal, &shared, &stop, &tasks);
         let state =
             AdminState { resources: Arc::new(handles), journal: journal.clone(), metrics: Some(metrics) };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
@@ -189,23 +190,28 @@ fn resolve(endpoints: &[String]) -> Result<Vec<SocketAddr>> {
         .collect()
 }
 
+/// What every resource's controller uses.
+struct Shared {
+    recorder: Arc<Recorder>,
+    links: Arc<Links>,
+    learner: Learner,
+}
+
 fn start(
     config: &Config,
     led: Vec<Led>,
     journal: &Arc<Journal>,
-    recorder: &Arc<Recorder>,
-    links: &Arc<Links>,
-    learner: &Learner,
+    shared: &Shared,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> BTreeMap<String, ResourceHandle> {
     let mut handles = BTreeMap::new();
     for Led { resource, state, front, endpoints } in led {
         let databases = Arc::new(Databases::new(&resource));
-        let streams = Arc::new(Streams::new(&resource.name, databases.clone(), links.clone()));
+        let streams = Arc::new(Streams::new(&resource.name, databases.clone(), shared.links.clone()));
         let drivers = drivers(config, &resource);
         let board = probe(&resource, stop, tasks);
-        let measure = Measure::new(resource.clone(), recorder.reader(), board);
+        let measure = Measure::new(resource.clone(), shared.recorder.reader(), board);
         measure.watch(&drivers, &databases, stop);
         let (reports, answers) = tokio::sync::mpsc::unbounded_channel();
         let hands = Arc::new(Hands::new(
@@ -220,7 +226,7 @@ fn start(
         ));
         adopt_primary(&hands, &state.primary, tasks);
         let (machine, handle) =
-            Machine::new(hands, state, measure, answers, crate::rng::seed(), Some(learner.clone()));
+            Machine::new(hands, state, measure, answers, crate::rng::seed(), Some(shared.learner.clone()));
         let stopped = stop.clone();
         tasks.spawn(async move {
             machine.run(stopped).await;

@@ -89,7 +89,7 @@ pub(crate) fn losses(sets: &[(String, Vec<Outcome>)]) {
             "88-92"
         );
         let mut lines = Vec::new();
-        let mut print = |name: &str, line: &Line, (series, covered, near): (usize, f64, f64)| {
+        let print = |name: &str, line: &Line, (series, covered, near): (usize, f64, f64)| {
             println!(
                 "{name:<18} {series:>6} {:>8.3} {:>8.3} {:>8.3} {:<12} {:>11.3} {covered:>9.3} {near:>7.2}",
                 line.of_naive, line.of_window, line.of_best, line.best, line.of_best_each

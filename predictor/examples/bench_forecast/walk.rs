@@ -95,7 +95,7 @@ pub(crate) fn walk(set: &Set, series: &Series, plan: &Plan, clock: &mut Clock) -
             other.observe(row as u64, value);
         }
         last = value.or(last);
-        if row < from || (row - from) % stride != 0 {
+        if row < from || !(row - from).is_multiple_of(stride) {
             continue;
         }
         let (Some(last), true) = (last, row + furthest < series.values.len()) else { continue };
@@ -122,7 +122,7 @@ fn judge_events(outcome: &mut Outcome, own: &Ensemble, series: &Series, row: usi
         let Some(later) = middle(&series.values[row + 1..=row + horizon]) else { continue };
         outcome.worse[place].pairs.push((events.worse[place], worse.is(now, later)));
         let stayed = !worse.is(now, later) && !worse.is(later, now);
-        outcome.stays[place].pairs.push((events.stays_for(horizon), stayed));
+        outcome.stays[place].pairs.push((events.stays[place], stayed));
     }
 }
 

@@ -186,11 +186,7 @@ impl Ensemble {
         let present = self.panel.present();
         let shift = self.panel.shift();
         let shifted = shift != self.seen_shift;
-        let material = shift.is_some_and(|shift| {
-            let worse = self.settings.worse;
-            shifted && (worse.is(shift.from, shift.to) || worse.is(shift.to, shift.from))
-        });
-        self.watch.observe(step, skipped, value, material);
+        self.watch.observe(step, skipped, value);
         if let Some(shift) = shift.filter(|_| shifted) {
             self.seen_shift = Some(shift);
             self.find_nodes(step, &present, known);
@@ -279,8 +275,8 @@ impl Ensemble {
             return;
         };
         self.events = self.watch.issue(step, sight.worse);
-        for place in 0..LAGS.len() {
-            let Some(node) = self.nodes.iter().find(|node| node.ahead == LAGS[place]) else { continue };
+        for (place, lag) in LAGS.into_iter().enumerate() {
+            let Some(node) = self.nodes.iter().find(|node| node.ahead == lag) else { continue };
             let said = self.panel.at(present, node.ahead);
             let mixed = self.finish(&node.mix(&said), &node.shift);
             let mut kept = [None; EXPERTS + 1];
@@ -294,7 +290,7 @@ impl Ensemble {
         let now = self.watch.now();
         let at = self.collector.draw().map(|ahead| {
             let bucket = bucket_of(ahead);
-            collect::Said {
+            collect::Moment {
                 ahead,
                 said: self.panel.at(present, ahead),
                 losses: self.losses[bucket],
@@ -302,7 +298,7 @@ impl Ensemble {
                 reach: self.reach(bucket, sight.frame),
             }
         });
-        self.collector.begin(step, sight.frame, features, now, known, at);
+        self.collector.begin(step, sight.frame, &features, now, known, at);
     }
 
     /// Finds the weights at every node; `None`, and no nodes, where there is too little to go by.

@@ -61,7 +61,7 @@ impl Season {
         let place = place * count as f64 / self.period as f64 - 0.5;
         let below = place.floor();
         let share = place - below;
-        let below = (below as i64).rem_euclid(count as i64) as usize;
+        let below = if below < 0.0 { count - 1 } else { (below as usize).min(count - 1) };
         let (left, right) = (self.parts[below], self.parts[(below + 1) % count]);
         match (left, right) {
             (Some(left), Some(right)) => Some(left + (right - left) * share),

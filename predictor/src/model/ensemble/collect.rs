@@ -24,7 +24,7 @@ pub(super) struct Collector {
 }
 
 /// What is known of one distance ahead.
-pub(super) struct Said {
+pub(super) struct Moment {
     pub(super) ahead: usize,
     pub(super) said: panel::Said,
     pub(super) losses: [f32; EXPERTS],
@@ -48,7 +48,7 @@ impl Collector {
 
     /// Whether an example begins at `step`.
     pub(super) fn wants(&self, step: u64) -> bool {
-        self.every > 0 && step % self.every == 0
+        self.every > 0 && step.is_multiple_of(self.every)
     }
 
     /// Four distances for the next example.
@@ -61,12 +61,12 @@ impl Collector {
         &mut self,
         step: u64,
         frame: Frame,
-        features: [f32; FEATURES],
+        features: &[f32; FEATURES],
         now: Option<f64>,
         known: &[Inputs],
-        at: [Said; LAGS.len()],
+        at: [Moment; LAGS.len()],
     ) {
-        let targets = at.map(|Said { ahead, said, losses, unit, reach }| Target {
+        let targets = at.map(|Moment { ahead, said, losses, unit, reach }| Target {
             ahead,
             inputs: inputs::ahead(known, ahead),
             said: said.map(|said| said.map(|said| said.map(|value| frame.standardise(value)))),
@@ -75,7 +75,7 @@ impl Collector {
             came: None,
             weight: (1.0 / (unit / frame.scale).max(LEAST)) as f32,
         });
-        let example = Example { features, targets, worse: [None; EVENT_HORIZONS.len()] };
+        let example = Example { features: *features, targets, worse: [None; EVENT_HORIZONS.len()] };
         self.pending.push_back(Pending { step, frame, now, example });
     }
 
