@@ -6,6 +6,7 @@ mod cutover;
 mod fence;
 mod front;
 mod leader;
+mod modes;
 mod preflight;
 mod refusals;
 mod services;

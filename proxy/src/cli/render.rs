@@ -64,6 +64,21 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
             stream.applied_lsn,
             if stream.detail.is_empty() { String::new() } else { format!(" ({})", stream.detail) }
         );
+        let mode = &stream.mode;
+        let _ = writeln!(
+            text,
+            "  mode         {}{}{}",
+            mode.effective,
+            if mode.effective == mode.wanted { String::new() } else { format!(" (wanted: {})", mode.wanted) },
+            if mode.why.is_empty() { String::new() } else { format!(": {}", mode.why) }
+        );
+        for lane in &stream.lanes {
+            let _ = writeln!(
+                text,
+                "    lane {:<8} {}, {} bytes / {} ms behind, applied {}",
+                lane.name, lane.state, lane.lag_bytes, lane.lag_ms, lane.applied_lsn
+            );
+        }
         if let Some(decision) = &view.decision {
             let _ = writeln!(
                 text,
