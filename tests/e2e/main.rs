@@ -11,5 +11,6 @@ mod preflight;
 mod refusals;
 mod services;
 mod source;
+mod standby;
 mod stream;
 mod verify;

@@ -21,8 +21,12 @@ fn playground(replication: &str, agent: bool) -> Result<Options> {
 
 /// A client of the database itself, whose commits wait or not as the server has it.
 async fn client(zone: &Zone) -> Result<Client> {
+    client_of(zone, DATABASE).await
+}
+
+async fn client_of(zone: &Zone, database: &str) -> Result<Client> {
     let mut dsn = zone.dsn(GODWIT_ROLE);
-    dsn.dbname(DATABASE).application_name("writer");
+    dsn.dbname(database).application_name("writer");
     let (client, connection) = dsn.connect(tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
@@ -37,7 +41,11 @@ struct Commit {
 
 impl Commit {
     async fn start(zone: &Zone, sql: &str) -> Result<Self> {
-        let writer = client(zone).await?;
+        Self::start_in(zone, DATABASE, sql).await
+    }
+
+    async fn start_in(zone: &Zone, database: &str, sql: &str) -> Result<Self> {
+        let writer = client_of(zone, database).await?;
         let pid = writer.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
         let sql = sql.to_owned();
         let task = tokio::spawn(async move { writer.batch_execute(&sql).await });
@@ -124,6 +132,19 @@ async fn a_commit_waits_for_the_shadow_but_never_for_ever() -> Result<()> {
         leader.view().await?.replication.mode.effective == "sync",
         "a short stall is no reason to fall back"
     );
+
+    // What the shadow never gets to see is waited for as well, and acknowledged: another database, DDL, an empty one.
+    let elsewhere = Commit::start_in(near, "postgres", "CREATE TABLE elsewhere AS SELECT 1 AS n").await?;
+    elsewhere.returns().await?;
+    Commit::start(
+        near,
+        "CREATE UNLOGGED TABLE scratch (n int); INSERT INTO scratch VALUES (1); DROP TABLE scratch",
+    )
+    .await?
+    .returns()
+    .await?;
+    let mode = leader.view().await?.replication.mode;
+    ensure!(mode.changes.len() == 1, "it must not take a fall-back: {mode:#?}");
 
     // The link breaks: what waits is let go, what comes later does not wait, and it comes back by itself.
     far.path.cut();
@@ -342,7 +363,7 @@ async fn only_commits_of_critical_tables_wait_and_only_for_their_lane() -> Resul
     let load = load(&playground, 100.0, "lanes");
     for (list, waits, passes) in [
         ("{mode: hybrid, critical: [public.customers, public.orders]", WRITE, WRITE_PAYMENT),
-        ("{mode: hybrid, critical: [public.payments]", WRITE_PAYMENT, WRITE),
+        ("{mode: hybrid, critical: [public.payments, public.refunds]", WRITE_PAYMENT, WRITE),
     ] {
         drop(leader);
         rewrite(&playground, &format!("{list}, fallback: {{after: 20s, back: 1s}}}}"))?;
@@ -356,6 +377,11 @@ async fn only_commits_of_critical_tables_wait_and_only_for_their_lane() -> Resul
         holder.batch_execute("ROLLBACK").await?;
         waiting.returns().await?;
     }
+    leader
+        .until("the missing table is named", |view| {
+            view.problems.iter().any(|problem| problem.contains("public.refunds"))
+        })
+        .await?;
     // The service had no front while the node restarted: what counts is what was acknowledged.
     let outcome = load.stop().await;
     let report = outcome.check(&connect(near).await?).await?;
