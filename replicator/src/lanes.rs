@@ -100,6 +100,7 @@ pub async fn findings(client: &Client, tables: &[String]) -> Result<Vec<Finding>
             remedy: Some("CREATE TABLE …, or take it off the policy's list".into()),
         })
         .collect();
+    found.extend(room(client).await?);
     if critical.leaves.is_empty() {
         return Ok(found);
     }
@@ -126,6 +127,37 @@ pub async fn findings(client: &Client, tables: &[String]) -> Result<Vec<Finding>
         }
     }));
     Ok(found)
+}
+
+/// Two lanes need two slots and two walsenders, and at a cutover two more for the way back.
+async fn room(client: &Client) -> Result<Vec<Finding>, Error> {
+    let context = "count the slots";
+    let sql = "SELECT s.name, s.setting::bigint - u.others, s.setting FROM pg_settings s JOIN (VALUES \
+         ('max_replication_slots', (SELECT count(*) FROM pg_replication_slots WHERE slot_name !~ '^godwit_')), \
+         ('max_wal_senders', (SELECT count(*) FROM pg_stat_replication WHERE application_name !~ '^godwit_')) \
+       ) u(name, others) USING (name) WHERE s.setting::bigint - u.others < 4 ORDER BY 1";
+    let short = rows(client.simple_query(sql).await.map_err(refused(context))?);
+    Ok(short
+        .iter()
+        .map(|row| {
+            let text = |at: usize| row.get(at).unwrap_or_default();
+            let size: i64 = text(2).parse().unwrap_or_default();
+            let free: i64 = text(1).parse().unwrap_or_default();
+            Finding {
+                severity: if free < 2 { Severity::Blocker } else { Severity::Warning },
+                subject: text(0).to_owned(),
+                problem: format!(
+                    "leaves Godwit {} of {size}; two lanes need 2, and 2 more at a cutover",
+                    free.max(0)
+                ),
+                remedy: Some(format!(
+                    "ALTER SYSTEM SET {} = {}; then restart the server",
+                    text(0),
+                    size + 4 - free
+                )),
+            }
+        })
+        .collect())
 }
 
 /// The tables that the critical publication holds, quoted; none: there is no such publication.

@@ -328,7 +328,7 @@ fn replication_modes() {
     ];
     let problems: Vec<String> = wrong
         .iter()
-        .map(|text| load_all(BASE, &[("careful.yaml", text)]).expect_err("refused").to_string())
+        .map(|text| load_all(BASE, &[("careful.yaml", text)]).expect_err("refused"))
         .collect();
     insta::assert_snapshot!(problems.join("\n\n"));
 }

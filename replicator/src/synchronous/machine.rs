@@ -153,21 +153,20 @@ impl Machine {
                     return Some(Action::Join);
                 }
                 if facts.named == Some(false) {
-                    return self.fall_back("the name was taken out of synchronous_standby_names", now);
+                    return Some(self.fall_back("the name was taken out of synchronous_standby_names", now));
                 }
                 if facts.streaming {
                     *silent = now;
                 }
                 (now.duration_since(*silent) >= self.settings.after)
                     .then(|| self.fall_back("nobody streamed after the start", now))
-                    .flatten()
             }
             State::Joining => None,
             State::Synchronous { silent, .. } => {
                 if facts.named == Some(false) {
                     let why = facts.fell_back.clone();
                     let why = why.unwrap_or_else(|| "somebody changed synchronous_standby_names".to_owned());
-                    return self.fall_back(&why, now);
+                    return Some(self.fall_back(&why, now));
                 }
                 if facts.streaming {
                     *silent = None;
@@ -175,7 +174,7 @@ impl Machine {
                     let since = *silent.get_or_insert(now);
                     if now.duration_since(since) >= self.settings.after {
                         let why = format!("nobody streamed for {:?}", self.settings.after);
-                        return self.fall_back(&why, now);
+                        return Some(self.fall_back(&why, now));
                     }
                 }
                 if facts.guarded == Some(false) && facts.streaming {
@@ -195,7 +194,7 @@ impl Machine {
         }
     }
 
-    fn fall_back(&mut self, why: &str, now: Instant) -> Option<Action> {
+    fn fall_back(&mut self, why: &str, now: Instant) -> Action {
         if let State::Synchronous { since, .. } = self.state
             && now.duration_since(since) > self.settings.back.saturating_mul(10)
         {
@@ -203,7 +202,7 @@ impl Machine {
         }
         self.setbacks = self.setbacks.saturating_add(1);
         self.state = State::Leaving { why: why.to_owned(), pause: None, under_way: true };
-        Some(Action::Leave)
+        Action::Leave
     }
 
     /// The answer to [`Action::Join`].
@@ -217,7 +216,7 @@ impl Machine {
                 None
             }
             // Half of it may be done.
-            Err(why) => self.fall_back(&format!("commits cannot wait: {why}"), now),
+            Err(why) => Some(self.fall_back(&format!("commits cannot wait: {why}"), now)),
         }
     }
 
