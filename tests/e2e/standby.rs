@@ -105,8 +105,8 @@ async fn rights(major: u32) -> Result<()> {
     synchronous::leave(&client, &slot).await?;
     tokio::time::timeout(PATIENCE, commit).await???;
     ensure!(text(&client, "SHOW synchronous_standby_names").await?.is_empty());
-    let trace = "SELECT count(*)::text FROM pg_stat_activity WHERE application_name LIKE 'godwit guard%'";
-    ensure!(text(&admin, trace).await? == "0", "a guard is left");
+    let gone = "NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name LIKE 'godwit guard%')";
+    until("the guards end", &admin, gone).await?;
     let file = std::fs::read_to_string(server.cluster.data.join("postgresql.auto.conf"))?;
     ensure!(!file.contains("synchronous_standby_names"), "{file}");
     synchronous::leave(&client, &slot).await?;

@@ -326,10 +326,8 @@ fn replication_modes() {
         "replication: { mode: hybrid }\n",
         "replication: { mode: sync, critical: [public.payments], fallback: { after: 500ms } }\n",
     ];
-    let problems: Vec<String> = wrong
-        .iter()
-        .map(|text| load_all(BASE, &[("careful.yaml", text)]).expect_err("refused"))
-        .collect();
+    let problems: Vec<String> =
+        wrong.iter().map(|text| load_all(BASE, &[("careful.yaml", text)]).expect_err("refused")).collect();
     insta::assert_snapshot!(problems.join("\n\n"));
 }
 
