@@ -1,7 +1,9 @@
-//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `cutover`, what clients see of a move.
+//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `cutover`, what clients see of a move;
+//! `modes`, what waiting for the shadow costs.
 
 mod cutover;
 mod front;
+mod modes;
 
 use std::net::SocketAddr;
 
@@ -20,7 +22,9 @@ enum Command {
     Front(front::Plan),
     /// What clients see of twenty cutovers over a WAN.
     Cutover(cutover::Options),
-    /// Both.
+    /// Commits that wait for the shadow, against native replication; critical commits during a bulk burst.
+    Modes(modes::Options),
+    /// All of them.
     All,
     /// One of the two proxies; started by `front`.
     #[command(hide = true)]
@@ -41,8 +45,11 @@ fn main() -> anyhow::Result<()> {
         Command::All => {
             front::run(&front::Plan::default())?;
             println!();
-            cutover::run(&cutover::Options::default())
+            cutover::run(&cutover::Options::default())?;
+            println!();
+            modes::run(&modes::Options::default())
         }
+        Command::Modes(options) => modes::run(&options),
         Command::Proxy { kind, listen, upstream } => front::proxy(kind, listen, upstream),
     }
 }

@@ -199,7 +199,13 @@ fn start(
     let mut handles = BTreeMap::new();
     for Led { resource, state, front, endpoints } in led {
         let databases = Arc::new(Databases::new(&resource));
-        let streams = Arc::new(Streams::new(&resource.name, databases.clone(), links.clone()));
+        let streams = Arc::new(Streams::new(
+            &resource.name,
+            resource.policy.clone(),
+            databases.clone(),
+            links.clone(),
+            journal.clone(),
+        ));
         let drivers = drivers(config, &resource);
         let board = probe(&resource, stop, tasks);
         let measure = Measure::new(resource.clone(), recorder.reader(), board);

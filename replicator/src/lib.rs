@@ -6,7 +6,8 @@
 //! Delivery is at least once; applying is exactly once by checkpoint.
 //!
 //! Around the stream: [`preflight`] (is this database ready), [`schema`] and [`copy`] (the start), [`fence`] and
-//! [`sequences`] (the cutover), [`verify`] (are both sides equal).
+//! [`sequences`] (the cutover), [`verify`] (are both sides equal), [`synchronous`] (commits
+//! that wait for the shadow), [`lanes`] (critical tables apart).
 //!
 //! `pgoutput`, `wire` and `session` do no I/O.
 
@@ -16,6 +17,7 @@ mod clock;
 pub mod copy;
 pub mod error;
 pub mod fence;
+pub mod lanes;
 pub mod link;
 pub mod lsn;
 pub mod pgoutput;
@@ -26,6 +28,7 @@ pub mod schema;
 pub mod sequences;
 pub mod session;
 pub mod status;
+pub mod synchronous;
 pub mod verify;
 pub mod wire;
 

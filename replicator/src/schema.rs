@@ -248,16 +248,16 @@ fn portable(dump: &str) -> String {
                 || content.starts_with("SELECT pg_catalog.set_config(");
         }
         let unrestrict = key.is_some() && content.strip_prefix("\\unrestrict ") == key;
-        if !unrestrict && !fence_trigger(content) {
+        if !unrestrict && !own_trigger(content) {
             text.push_str(line);
         }
     }
     text
 }
 
-/// The fence of a former shadow belongs to that database alone.
-fn fence_trigger(line: &str) -> bool {
-    line.starts_with("CREATE TRIGGER \"godwit_fence\" ")
+/// The fence of a former shadow, and what makes commits of critical tables wait, belong to that database alone.
+fn own_trigger(line: &str) -> bool {
+    ["fence", "critical"].iter().any(|name| line.starts_with(&format!("CREATE TRIGGER \"godwit_{name}\" ")))
         && line.ends_with(';')
         && line.contains("\"godwit\".")
 }
@@ -297,6 +297,7 @@ mod tests {
              SET client_encoding = 'UTF8';\nSELECT pg_catalog.set_config('search_path', '', false);\nSET row_security = off;\n\n\
              CREATE FUNCTION \"f\"() RETURNS \"text\" AS $$\nSET statement_timeout = 0;\n\\restrict aBc9\n\\unrestrict other\n$$;\n\
              CREATE TRIGGER \"godwit_fence\" BEFORE INSERT ON \"public\".\"t\" FOR EACH STATEMENT EXECUTE FUNCTION \"godwit\".\"refuse_write\"();\n\
+             CREATE TRIGGER \"godwit_critical\" BEFORE INSERT ON \"public\".\"t\" FOR EACH STATEMENT EXECUTE FUNCTION \"godwit\".\"wait_for_shadow\"();\n\
              CREATE TRIGGER \"own\" BEFORE INSERT ON \"public\".\"t\" FOR EACH ROW EXECUTE FUNCTION \"public\".\"f\"();\n\n\\unrestrict aBc9\n\n";
         let expected = "--\n-- PostgreSQL database dump\n--\n\n\n\
              SET client_encoding = 'UTF8';\nSELECT pg_catalog.set_config('search_path', '', false);\nSET row_security = off;\n\n\

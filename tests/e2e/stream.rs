@@ -67,6 +67,7 @@ fn spec(generation: u64) -> StreamSpec {
         origin: slot::origin_name("shop"),
         source_zone: "a".into(),
         target_zone: "b".into(),
+        synchronous: false,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::controller::Plan;
-use crate::controller::view::{DecisionView, GuardView, MigrationView, ResourceView};
+use crate::controller::view::{DecisionView, GuardView, MigrationView, ModeView, ResourceView};
 
 /// Rows of cells, columns as wide as their widest cell.
 fn table(head: &[&str], rows: &[Vec<String>]) -> String {
@@ -64,6 +64,21 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
             stream.applied_lsn,
             if stream.detail.is_empty() { String::new() } else { format!(" ({})", stream.detail) }
         );
+        let mode = &stream.mode;
+        let _ = writeln!(
+            text,
+            "  mode         {}{}{}",
+            mode.effective,
+            if mode.effective == mode.wanted { String::new() } else { format!(" (wanted: {})", mode.wanted) },
+            if mode.why.is_empty() { String::new() } else { format!(": {}", mode.why) }
+        );
+        for lane in &stream.lanes {
+            let _ = writeln!(
+                text,
+                "    lane {:<8} {}, {} bytes / {} ms behind, applied {}",
+                lane.name, lane.state, lane.lag_bytes, lane.lag_ms, lane.applied_lsn
+            );
+        }
         if let Some(decision) = &view.decision {
             let _ = writeln!(
                 text,
@@ -92,6 +107,32 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
         }
     }
     text
+}
+
+/// Which commits wait, why not more, and how that came.
+pub(super) fn mode(mode: &ModeView) -> String {
+    let mut text = format!("replication mode: {}", mode.effective);
+    if mode.effective != mode.wanted {
+        let _ = write!(text, " (the policy wants {}: {})", mode.wanted, mode.why);
+    }
+    if mode.wanted != "async" {
+        let _ = write!(text, "; falls back after {} ms, {} commits wait now", mode.after_ms, mode.waiting);
+    }
+    text.push('\n');
+    let rows: Vec<Vec<String>> = mode
+        .changes
+        .iter()
+        .map(|change| vec![moment(change.at_ms), change.mode.clone(), change.why.clone()])
+        .collect();
+    if !rows.is_empty() {
+        text.push_str(&table(&["SINCE", "MODE", "WHY"], &rows));
+    }
+    text
+}
+
+fn moment(at_ms: u64) -> String {
+    let at = i64::try_from(at_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    at.map_or("-".into(), |at| format!("{at:.0}"))
 }
 
 fn guards(guards: &[GuardView]) -> String {
@@ -161,10 +202,8 @@ pub(super) fn history(runs: &[MigrationView]) -> String {
     let rows: Vec<Vec<String>> = runs
         .iter()
         .map(|run| {
-            let at =
-                i64::try_from(run.started_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
             vec![
-                at.map_or("-".into(), |at| format!("{at:.0}")),
+                moment(run.started_ms),
                 run.resource.clone(),
                 run.id.clone(),
                 format!("{} → {}", run.from, run.to),

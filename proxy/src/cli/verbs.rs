@@ -9,7 +9,7 @@ use super::Output;
 use super::client::{Client, Refusal};
 use super::render;
 use crate::controller::Plan;
-use crate::controller::view::{DecisionView, MigrationView, ResourceView};
+use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 
 /// The exit code of a move that a guard refused.
 const REFUSED: u8 = 4;
@@ -49,6 +49,10 @@ pub(super) fn status(
 pub(super) fn explain(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
     let decision: DecisionView = client.get(&format!("/api/v1/resources/{resource}/score"))?;
     show(output, &decision, render::decision)?;
+    if output == Output::Table {
+        let stream: ReplicationView = client.get(&format!("/api/v1/resources/{resource}/replication"))?;
+        print!("\n{}", render::mode(&stream.mode));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

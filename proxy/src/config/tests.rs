@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use migration::policy::Mode;
+use migration::policy::{Mode, ReplicationMode};
 use proptest::prelude::*;
 
 use super::load::{Surroundings, read_all};
@@ -305,13 +305,30 @@ fn features_of_later_versions_are_named() {
 score: { confidence: 1.5, horizon: 5s }
 limits: { freeze: [\"Fri 16:00\"], on_drain_timeout: kill }
 shadow: { capacity: 0%, zones: { allow: [], min_distance_km: 100 }, choose: { distance: 0.3 } }
-replication: { mode: hybrid, critical: [public.payments], fallback: { after: 5s, to: async } }
 ";
     let main = BASE.replace("hosts: [orders.example] }", "tls: {} }, postgres: { listen: 0.0.0.0:6432 }");
     insta::assert_snapshot!(load_all(&main, &[("careful.yaml", policy)]).expect_err("refused"));
     let harmless =
         "limits: { freeze: [] }\nshadow: { zones: { allow: [], deny: [] } }\nreplication: { critical: [] }\n";
     assert!(load_all(BASE, &[("careful.yaml", harmless)]).is_ok());
+}
+
+#[test]
+fn replication_modes() {
+    let text = "replication: { mode: hybrid, critical: [public.payments, shop.Orders], fallback: { after: 3s, back: 1m, to: async } }\n";
+    let config = load_all(BASE, &[("careful.yaml", text)]).expect("valid");
+    let policy = &config.resources["orders"].policy;
+    assert_eq!(policy.replication, ReplicationMode::Hybrid);
+    assert_eq!(policy.critical, ["public.payments", "shop.Orders"]);
+    assert_eq!((policy.fallback_after.as_secs(), policy.fallback_back.as_secs()), (3, 60));
+    let wrong = [
+        "replication: { mode: hybird, critical: [payments, public.a, public.a, 7], fallback: { after: 5, to: sync, wait: 1s } }\n",
+        "replication: { mode: hybrid }\n",
+        "replication: { mode: sync, critical: [public.payments], fallback: { after: 500ms } }\n",
+    ];
+    let problems: Vec<String> =
+        wrong.iter().map(|text| load_all(BASE, &[("careful.yaml", text)]).expect_err("refused")).collect();
+    insta::assert_snapshot!(problems.join("\n\n"));
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod databases;
 pub mod effects;
 pub mod machine;
 pub mod measure;
+pub mod modes;
 mod preflight;
 pub mod signals;
 pub mod streams;

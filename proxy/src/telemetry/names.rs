@@ -17,6 +17,8 @@ pub const GATE_CLOSED: &str = "godwit_gate_closed_seconds";
 pub const LAG_BYTES: &str = "godwit_replication_lag_bytes";
 /// Gauge, seconds: age of the oldest change not applied. Label: resource.
 pub const LAG_SECONDS: &str = "godwit_replication_lag_seconds";
+/// Gauge: 1 for the replication mode in effect, 0 for the others. Labels: resource, mode.
+pub const REPLICATION_MODE: &str = "godwit_replication_mode";
 /// Histogram, seconds: probes. Labels: zone, probe, phase.
 pub const PROBE: &str = "godwit_probe_duration_seconds";
 /// Gauge, seconds: forecast of the request path's p95. Labels: resource, zone, quantile, step (`first`, `last`).
@@ -48,6 +50,8 @@ pub const STEP: &str = "step";
 pub const QUANTILE: &str = "quantile";
 /// Label: `http` or `sql`.
 pub const PROBE_KIND: &str = "probe";
+/// Label: `async`, `sync` or `hybrid`.
+pub const MODE: &str = "mode";
 /// Label: a phase of a probe.
 pub const PHASE: &str = "phase";
 
@@ -63,6 +67,7 @@ pub fn describe() {
     describe_histogram!(GATE_CLOSED, seconds, "How long a gate was closed");
     describe_gauge!(LAG_BYTES, Unit::Bytes, "How far the shadow is behind");
     describe_gauge!(LAG_SECONDS, seconds, "Age of the oldest change not applied on the shadow");
+    describe_gauge!(REPLICATION_MODE, "1 for the replication mode in effect");
     describe_histogram!(PROBE, seconds, "Active probes");
     describe_gauge!(FORECAST, seconds, "Forecast of the request path's p95");
     describe_gauge!(SCORE, "Points of the Migration Score by term");

@@ -23,6 +23,9 @@ pub async fn connect(dsn: &tokio_postgres::Config, application_name: &str) -> Re
     refuse_tls(dsn)?;
     let mut dsn = dsn.clone();
     dsn.application_name(application_name);
+    // Godwit's own commits never wait for the shadow that it is bringing up; the applier sets its own level.
+    let options = format!("{} -c synchronous_commit=local", dsn.get_options().unwrap_or_default());
+    dsn.options(options.trim_start());
     if dsn.get_connect_timeout().is_none() {
         dsn.connect_timeout(CONNECT_TIMEOUT);
     }

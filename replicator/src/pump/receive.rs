@@ -236,6 +236,10 @@ impl Applier {
     }
 
     fn count(&mut self, transaction: &Transaction) {
+        if transaction.changes.is_empty() {
+            // Only a position.
+            return;
+        }
         self.progress.transactions += 1;
         for change in &transaction.changes {
             match change {

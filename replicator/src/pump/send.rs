@@ -161,7 +161,11 @@ impl Pump<'_> {
                         self.machine.handle_transaction(&transaction, crate::clock::now())?;
                     }
                     StreamEvent::Keepalive { wal_end, reply_requested } => {
-                        self.machine.handle_position(wal_end, crate::clock::now());
+                        if spec.synchronous {
+                            self.machine.handle_awaited_position(wal_end, crate::clock::now())?;
+                        } else {
+                            self.machine.handle_position(wal_end, crate::clock::now());
+                        }
                         reply = reply_requested;
                     }
                 },

@@ -92,6 +92,7 @@ async fn both_sides_with_the_same_half_are_refused() {
         origin: "o".into(),
         source_zone: "a".into(),
         target_zone: "b".into(),
+        synchronous: false,
     };
     let end = LocalEnd::Target { dsn: tokio_postgres::Config::new() };
     let peer = LocalPeer::new(end.clone(), memory::Options::default());

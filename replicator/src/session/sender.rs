@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{Framing, OWN_ORIGIN_PREFIX};
-use crate::change::Transaction;
+use crate::change::{PgTimestamp, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::status::StreamStatus;
@@ -30,6 +30,9 @@ pub struct Sender {
     unapplied: VecDeque<(Lsn, Instant)>,
     progress: Progress,
     copied: bool,
+    /// The newest position that went out as a transaction, and a newer one that waits until it has come back.
+    awaited: Lsn,
+    awaited_next: Option<Lsn>,
 }
 
 impl Sender {
@@ -52,6 +55,8 @@ impl Sender {
                 ..Progress::default()
             },
             copied: resume.copied,
+            awaited: Lsn::ZERO,
+            awaited_next: None,
         }
     }
 
@@ -102,6 +107,30 @@ impl Sender {
         self.spend(now);
     }
 
+    /// As [`Self::handle_position`], where a commit may wait for it: it travels as a transaction without changes, so that
+    /// the target's checkpoint follows at once. One of them at a time.
+    pub fn handle_awaited_position(&mut self, lsn: Lsn, now: Instant) -> Result<(), Error> {
+        self.source = self.source.max(lsn);
+        if lsn <= self.handed {
+            return Ok(());
+        }
+        if self.awaited > self.progress.durable {
+            self.awaited_next = Some(lsn);
+            return Ok(());
+        }
+        self.awaited = lsn;
+        self.awaited_next = None;
+        let nothing = Transaction {
+            xid: 0,
+            commit_lsn: lsn,
+            end_lsn: lsn,
+            commit_time: PgTimestamp::default(),
+            origin: None,
+            changes: Vec::new(),
+        };
+        self.handle_transaction(&nothing, now)
+    }
+
     /// The newest position of the source, whatever is there.
     pub fn handle_source(&mut self, lsn: Lsn) {
         self.source = self.source.max(lsn);
@@ -119,6 +148,9 @@ impl Sender {
                 self.progress = progress;
                 while self.unapplied.front().is_some_and(|(end, _)| *end <= progress.applied) {
                     self.unapplied.pop_front();
+                }
+                if let Some(lsn) = self.awaited_next {
+                    self.handle_awaited_position(lsn, now)?;
                 }
             }
             Frame::Copied => self.copied = true,

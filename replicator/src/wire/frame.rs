@@ -24,6 +24,8 @@ pub struct StreamSpec {
     pub source_zone: String,
     /// Zone of the target.
     pub target_zone: String,
+    /// Commits on the source may wait for this stream: what they wait for is made durable at once.
+    pub synchronous: bool,
 }
 
 /// What the side that opened the link does.
@@ -199,7 +201,7 @@ impl Frame {
     pub(super) fn write(&self, out: &mut BytesMut) {
         match self {
             Self::Hello(Hello { role, spec }) => {
-                out.put_bool(*role == Role::Pull);
+                out.put_u8(u8::from(*role == Role::Pull) | u8::from(spec.synchronous) << 1);
                 out.put_u64(spec.generation);
                 let names = [&spec.resource, &spec.slot, &spec.publication, &spec.origin];
                 for name in names.into_iter().chain([&spec.source_zone, &spec.target_zone]) {
@@ -261,7 +263,11 @@ impl Frame {
     pub(super) fn read(kind: u8, reader: &mut Reader) -> Result<Self, Error> {
         Ok(match kind {
             1 => {
-                let role = if reader.bool()? { Role::Pull } else { Role::Push };
+                let flags = reader.u8()?;
+                if flags > 3 {
+                    return Err(Error::Protocol(format!("unknown flags {flags} in a hello")));
+                }
+                let role = if flags & 1 == 1 { Role::Pull } else { Role::Push };
                 let generation = reader.u64()?;
                 let spec = StreamSpec {
                     generation,
@@ -271,6 +277,7 @@ impl Frame {
                     origin: reader.text()?,
                     source_zone: reader.text()?,
                     target_zone: reader.text()?,
+                    synchronous: flags & 2 == 2,
                 };
                 Self::Hello(Hello { role, spec })
             }

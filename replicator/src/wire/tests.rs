@@ -16,6 +16,7 @@ fn spec() -> StreamSpec {
         origin: "godwit_orders".into(),
         source_zone: "a".into(),
         target_zone: "b".into(),
+        synchronous: false,
     }
 }
 
