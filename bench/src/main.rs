@@ -1,7 +1,9 @@
-//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `cutover`, what clients see of a move.
+//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `cutover`, what clients see of a move;
+//! `catch-up`, a backlog against native logical replication.
 
 mod cutover;
 mod front;
+mod replication;
 
 use std::net::SocketAddr;
 
@@ -20,7 +22,9 @@ enum Command {
     Front(front::Plan),
     /// What clients see of twenty cutovers over a WAN.
     Cutover(cutover::Options),
-    /// Both.
+    /// Catching up with a backlog: Godwit against native logical replication, alternating in one run.
+    CatchUp(replication::catch_up::Plan),
+    /// The front and the cutovers.
     All,
     /// One of the two proxies; started by `front`.
     #[command(hide = true)]
@@ -38,6 +42,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Front(plan) => front::run(&plan),
         Command::Cutover(options) => cutover::run(&options),
+        Command::CatchUp(plan) => replication::catch_up::run(&plan),
         Command::All => {
             front::run(&front::Plan::default())?;
             println!();

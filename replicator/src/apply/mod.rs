@@ -8,7 +8,7 @@ pub mod postgres;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::change::Transaction;
+use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::wire::{CopyTable, Resume};
@@ -32,6 +32,18 @@ pub trait Target: Send {
 
     /// Applies whole transactions, in order, and moves the checkpoint to the last one's end, in one step.
     async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error>;
+
+    /// Opens one target transaction for one large source transaction, whose changes follow in parts.
+    ///
+    /// Until [`Target::end_large`] returns nothing of it is there; a target that is dropped before leaves nothing behind.
+    async fn begin_large(&mut self, header: LargeHeader) -> Result<(), Error>;
+
+    /// The next changes of the large transaction, in order. May return before they are written; an error of an earlier
+    /// part comes out of a later call.
+    async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error>;
+
+    /// Commits the large transaction and moves the checkpoint to its end, in one step.
+    async fn end_large(&mut self) -> Result<(), Error>;
 
     /// Moves the checkpoint alone.
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error>;

@@ -29,11 +29,16 @@ const READ_SIZE: usize = 64 * 1024;
 
 /// Settings that make the text output of values independent of the server's, the database's and the role's defaults,
 /// and keep the server from cutting a long wait short.
-pub(crate) const SESSION_SETTINGS: [(&str, &str); 9] = [
+pub(crate) const SESSION_SETTINGS: [(&str, &str); 13] = [
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
+    ("timezone", "UTC"),
+    // Money travels as the C locale writes it.
+    ("lc_monetary", "C"),
+    ("xmloption", "content"),
+    ("array_nulls", "on"),
     ("search_path", ""),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),

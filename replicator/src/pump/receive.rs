@@ -4,6 +4,8 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::FusedFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -66,7 +68,7 @@ pub(super) async fn run(
     status.send_modify(|status| {
         status.phase = if resume.copied { Phase::Streaming } else { pump.copy.phase() };
     });
-    let mut writer = pin!(write(sender, queue));
+    let mut writer = pin!(write(sender, queue).fuse());
     let mut applier = pin!(Applier::new(target, resume, done).run(todo));
     let result = tokio::select! {
         biased;
@@ -81,7 +83,9 @@ pub(super) async fn run(
     // The receiving half stays until the reason is out: dropping it would reset the link.
     let Pump { outgoing, incoming: _incoming, .. } = pump;
     drop(outgoing);
-    let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
+    if !writer.is_terminated() {
+        let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
+    }
     result
 }
 

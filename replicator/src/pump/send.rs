@@ -5,6 +5,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::FusedFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -39,7 +41,7 @@ pub(super) async fn run(
     let (outgoing, queue) = mpsc::unbounded_channel();
     let mut pump =
         Pump { machine: Sender::new(joined.framing, resume), incoming: joined.receiver, outgoing, status };
-    let mut writer = pin!(write(joined.sender, queue));
+    let mut writer = pin!(write(joined.sender, queue).fuse());
     let result = tokio::select! {
         biased;
         () = cancel.cancelled() => Ok(()),
@@ -53,7 +55,9 @@ pub(super) async fn run(
     let Pump { outgoing, incoming: _incoming, .. } = pump;
     drop(outgoing);
     // Best effort: the reason should reach the other side.
-    let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
+    if !writer.is_terminated() {
+        let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
+    }
     result
 }
 
