@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests wait by the real clock")]
 
+mod apply;
 mod cutover;
 mod fence;
 mod front;

@@ -15,11 +15,14 @@ use crate::wire::{CopyTable, Resume};
 
 pub use self::postgres::seed_progress;
 
-/// A group's bounds: how much of what is queued goes into one target transaction.
-pub const GROUP_CHANGES: usize = 2_000;
+/// A group's bounds: how many changes of what is queued go into one target transaction, at first and at most.
+pub const GROUP_CHANGES: (usize, usize) = (2_000, 100_000);
 
-/// See [`GROUP_CHANGES`]; encoded bytes.
-pub const GROUP_BYTES: u64 = 2 << 20;
+/// See [`GROUP_CHANGES`]; encoded bytes. Less than the session lets wait, so that more arrives meanwhile.
+pub const GROUP_BYTES: u64 = 6 << 20;
+
+/// How long a group may take; the number of its changes follows.
+pub const GROUP_TIME: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Where changes go.
 ///

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use tokio::time::{Sleep, sleep};
@@ -59,6 +59,42 @@ pub struct ReplicationStream {
     reported: Feedback,
     silence: Pin<Box<Sleep>>,
     asked: bool,
+    pace: Pace,
+}
+
+/// Reads less often when much comes in small bits: the server sends every message by itself, and waking up for each costs
+/// both sides more than the message does.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    reads: u32,
+}
+
+impl Pace {
+    /// So many reads within [`Self::SPAN`] are a burst.
+    const BURST: u32 = 64;
+    const SPAN: Duration = Duration::from_millis(8);
+    const REST: Duration = Duration::from_millis(1);
+
+    fn new() -> Self {
+        Self { since: crate::clock::now(), reads: 0 }
+    }
+
+    /// To be called before each read. Cancel-safe.
+    async fn rest(&mut self) {
+        self.reads += 1;
+        if self.reads < Self::BURST {
+            return;
+        }
+        let now = crate::clock::now();
+        if now.duration_since(self.since) > Self::SPAN {
+            (self.since, self.reads) = (now, 0);
+            return;
+        }
+        sleep(Self::REST).await;
+        // Still in the burst unless the next few reads take longer.
+        (self.since, self.reads) = (crate::clock::now(), Self::BURST - 4);
+    }
 }
 
 impl ReplicationStream {
@@ -88,6 +124,7 @@ impl ReplicationStream {
             reported: Feedback::default(),
             silence: Box::pin(sleep(ASK_AFTER)),
             asked: false,
+            pace: Pace::new(),
         })
     }
 
@@ -96,25 +133,10 @@ impl ReplicationStream {
     /// Cancel-safe: what has been received stays in the stream. After an error the stream must be dropped.
     pub async fn next(&mut self) -> Result<StreamEvent, Error> {
         loop {
-            while let Some(frame) = self.connection.buffered()? {
-                match frame.tag {
-                    b'd' => {
-                        if let Some(event) = self.copy_data(frame.body)? {
-                            return Ok(event);
-                        }
-                    }
-                    b'E' => return Err(server_error("stream changes", frame.body)),
-                    // CopyDone, CommandComplete: the server is shutting down.
-                    b'c' | b'C' => return Err(ended("the server ended the replication stream")),
-                    b'N' | b'S' => {}
-                    tag => {
-                        return Err(Error::Protocol(format!(
-                            "unexpected message {:?} in the replication stream",
-                            char::from(tag)
-                        )));
-                    }
-                }
+            if let Some(event) = self.received()? {
+                return Ok(event);
             }
+            self.pace.rest().await;
             tokio::select! {
                 // Bytes that are there count before a timer that ran out while nobody was asking for them.
                 biased;
@@ -133,6 +155,30 @@ impl ReplicationStream {
                 }
             }
         }
+    }
+
+    /// The next event among the bytes that are here already.
+    pub fn received(&mut self) -> Result<Option<StreamEvent>, Error> {
+        while let Some(frame) = self.connection.buffered()? {
+            match frame.tag {
+                b'd' => {
+                    if let Some(event) = self.copy_data(frame.body)? {
+                        return Ok(Some(event));
+                    }
+                }
+                b'E' => return Err(server_error("stream changes", frame.body)),
+                // CopyDone, CommandComplete: the server is shutting down.
+                b'c' | b'C' => return Err(ended("the server ended the replication stream")),
+                b'N' | b'S' => {}
+                tag => {
+                    return Err(Error::Protocol(format!(
+                        "unexpected message {:?} in the replication stream",
+                        char::from(tag)
+                    )));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Sends a standby status update. A position never goes back: the highest reported so far is sent.

@@ -25,6 +25,9 @@ use crate::wire::{Frame, Resume, StreamSpec};
 /// How often the source is asked where it is, and told that we live.
 const REPORT: Duration = Duration::from_millis(500);
 
+/// Events that are taken before the other work of the loop gets its turn.
+const AT_ONCE: usize = 512;
+
 pub(super) async fn run(
     dsn: &tokio_postgres::Config,
     bin: Option<PathBuf>,
@@ -84,6 +87,20 @@ impl Pump<'_> {
 
     fn message(&mut self, message: Option<Bytes>) -> Result<(), Error> {
         self.machine.handle_message(message.ok_or_else(closed)?, crate::clock::now())
+    }
+
+    /// True when the server wants an answer.
+    fn event(&mut self, event: StreamEvent) -> Result<bool, Error> {
+        match event {
+            StreamEvent::Transaction(transaction) => {
+                self.machine.handle_transaction(&transaction, crate::clock::now())?;
+                Ok(false)
+            }
+            StreamEvent::Keepalive { wal_end, reply_requested } => {
+                self.machine.handle_position(wal_end, crate::clock::now());
+                Ok(reply_requested)
+            }
+        }
     }
 
     async fn run(
@@ -160,15 +177,20 @@ impl Pump<'_> {
             let mut ask = false;
             let mut reply = false;
             tokio::select! {
-                event = stream.next(), if self.machine.wants_more() => match event? {
-                    StreamEvent::Transaction(transaction) => {
-                        self.machine.handle_transaction(&transaction, crate::clock::now())?;
+                event = stream.next(), if self.machine.wants_more() => {
+                    // And what came with it.
+                    let mut next = Some(event?);
+                    for _ in 0..AT_ONCE {
+                        let Some(event) = next.take() else { break };
+                        reply |= self.event(event)?;
+                        if self.machine.wants_more() {
+                            next = stream.received()?;
+                        }
                     }
-                    StreamEvent::Keepalive { wal_end, reply_requested } => {
-                        self.machine.handle_position(wal_end, crate::clock::now());
-                        reply = reply_requested;
+                    if let Some(event) = next {
+                        reply |= self.event(event)?;
                     }
-                },
+                }
                 message = self.incoming.recv() => self.message(message?)?,
                 _ = tick.tick() => self.machine.handle_tick(crate::clock::now())?,
                 _ = report.tick() => ask = true,

@@ -86,7 +86,7 @@ impl Transport {
     }
 }
 
-/// Columns; for each its place in the best unique index, and the equality of a unique index that it is in.
+/// Columns (one row without a name if there are none); for each its place in the best unique index, and the equality of a unique index that it is in.
 const COLUMNS: &str = "\
 WITH c AS (SELECT c.oid, c.relkind FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
            WHERE n.nspname = $1::text AND c.relname = $2::text), \
@@ -104,8 +104,9 @@ SELECT a.attname::text, pg_catalog.quote_ident(tn.nspname) || '.' || pg_catalog.
        coalesce(a.attnum = ANY (best.attnums[0:best.indnkeyatts - 1]), false), \
        coalesce(equality.name, 'OPERATOR(pg_catalog.=)'), watched.yes, c.relkind = 'p' \
 FROM c CROSS JOIN watched LEFT JOIN best ON true \
-JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
-JOIN pg_catalog.pg_type t ON t.oid = a.atttypid JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace \
+LEFT JOIN (pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+           JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace) \
+  ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
 LEFT JOIN LATERAL ( \
   SELECT 'OPERATOR(' || pg_catalog.quote_ident(n.nspname) || '.' || o.oprname || ')' AS name \
   FROM pg_catalog.pg_index i CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) AS k(attnum, class) \
@@ -135,7 +136,8 @@ impl Table {
             return Err(Error::Unready(format!("table {label} is not on the target")));
         };
         let (watched, partitioned) = (first.get(7), first.get(8));
-        let mut known: HashMap<String, Found> = rows.iter().map(|row| (row.get(0), found(row))).collect();
+        let mut known: HashMap<String, Found> =
+            rows.iter().filter_map(|row| Some((row.get::<_, Option<String>>(0)?, found(row)))).collect();
         let mut columns = Vec::with_capacity(relation.columns.len());
         let mut best = Vec::new();
         for (at, column) in relation.columns.iter().enumerate() {

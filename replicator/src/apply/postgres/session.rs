@@ -246,8 +246,12 @@ impl Session {
             match &statement.data {
                 Data::None => pipeline.push(step, execute(client, prepared, &[])).await,
                 Data::Arrays(arrays) => pipeline.push(step, execute(client, prepared, arrays)).await,
-                // Nothing else may be on its way while rows are.
+                // Nothing else may be on its way while rows are; and a COPY that the server refuses to begin, as it does
+                // after a failure, would cost the connection.
                 Data::Copy(rows) => {
+                    if pipeline.settle().await {
+                        return Ok(());
+                    }
                     let copied = copy(client, prepared, rows).await;
                     pipeline.note(step, copied).await;
                 }
@@ -368,11 +372,17 @@ impl<'a> Pipeline<'a> {
 
     /// An answer that is there; those before it are awaited first, so that the first error is the first in order.
     async fn note(&mut self, step: Step, result: Result<(), tokio_postgres::Error>) {
+        self.settle().await;
+        self.keep(step, result);
+    }
+
+    /// Waits for what is on its way; true when something failed.
+    async fn settle(&mut self) -> bool {
         for (step, reply) in std::mem::take(&mut self.replies) {
             let result = reply.await;
             self.keep(step, result);
         }
-        self.keep(step, result);
+        self.failed.is_some()
     }
 
     fn keep(&mut self, step: Step, result: Result<(), tokio_postgres::Error>) {
@@ -384,10 +394,7 @@ impl<'a> Pipeline<'a> {
     }
 
     async fn finish(mut self) -> Option<(Step, tokio_postgres::Error)> {
-        for (step, reply) in std::mem::take(&mut self.replies) {
-            let result = reply.await;
-            self.keep(step, result);
-        }
+        self.settle().await;
         self.failed
     }
 }
