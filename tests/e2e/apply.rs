@@ -432,6 +432,39 @@ async fn a_large_transaction_that_is_cut_off_leaves_nothing() -> Result<()> {
     pair.equal().await
 }
 
+/// A group of more changes than are planned at once, with a swap in the middle that no batch can do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_group_goes_in_whole_or_not_at_all() -> Result<()> {
+    let mut pair = Pair::start(15, 15, SCHEMA).await?;
+    pair.from
+        .batch_execute(
+            "BEGIN; INSERT INTO plain SELECT g, g, 'v' FROM generate_series(1, 25000) g; \
+             INSERT INTO heap SELECT g % 100, 'h' FROM generate_series(1, 5000) g; COMMIT; \
+             UPDATE plain SET v = 'w'; DELETE FROM heap WHERE a < 50; \
+             BEGIN; UPDATE plain SET u = -1 WHERE id = 1; UPDATE plain SET u = 1 WHERE id = 2; \
+             UPDATE plain SET u = 2 WHERE id = 1; COMMIT; DELETE FROM plain WHERE id % 2 = 0",
+        )
+        .await?;
+    let all = pair.read().await?;
+    pair.target.apply(&all).await?;
+    pair.equal().await?;
+    pair.from.batch_execute("UPDATE plain SET v = 'x'; UPDATE heap SET b = 'i'").await?;
+    pair.from.batch_execute("UPDATE plain SET u = u + 100000; UPDATE plain SET v = 'y'").await?;
+    let all = pair.read().await?;
+    pair.to.batch_execute("DELETE FROM plain WHERE id = 24001").await?;
+    let before = pair.applied().await?;
+    let (table, lsn, what) = conflict(pair.target.apply(&all).await)?;
+    ensure!(
+        table == "public.plain" && lsn == all[0].end_lsn && what == "(id)=(24001) is not there",
+        "{table} {lsn} {what}"
+    );
+    ensure!(pair.applied().await? == before, "a part of the group stayed");
+    pair.to.batch_execute("INSERT INTO plain VALUES (24001, 24001, 'w')").await?;
+    pair.target.resume().await?;
+    pair.target.apply(&all).await?;
+    pair.equal().await
+}
+
 /// Triggers that are enabled for replicas see each change, in the source's order; the others sleep.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn triggers_and_rules_for_replicas_see_every_change() -> Result<()> {

@@ -25,7 +25,7 @@ use crate::pgoutput::reader::Reader;
 /// The largest message believed: PostgreSQL itself cannot build one of more than 1 GiB, its header apart.
 const MESSAGE_LIMIT: usize = (1 << 30) + (1 << 16);
 /// How much is read at once.
-const READ_SIZE: usize = 64 * 1024;
+const READ_SIZE: usize = 256 * 1024;
 
 /// Settings that make the text output of values independent of the server's, the database's and the role's defaults,
 /// and keep the server from cutting a long wait short.
@@ -291,19 +291,19 @@ impl Connection {
         .await
     }
 
-    /// Waits for more bytes, sending meanwhile what is queued. Cancel-safe.
-    pub(crate) async fn fill(&mut self) -> io::Result<()> {
+    /// Waits for more bytes, sending meanwhile what is queued; tells how many came. Cancel-safe.
+    pub(crate) async fn fill(&mut self) -> io::Result<usize> {
         poll_fn(|cx| {
             if !self.outgoing.is_empty()
                 && let Poll::Ready(Err(error)) = pin!(self.flush()).poll(cx)
             {
                 return Poll::Ready(Err(error));
             }
-            self.received.reserve(READ_SIZE / 4);
+            self.received.reserve(READ_SIZE / 2);
             let read = pin!(self.socket.read_buf(&mut self.received));
             read.poll(cx).map(|count| match count? {
                 0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
-                _ => Ok(()),
+                count => Ok(count),
             })
         })
         .await

@@ -60,6 +60,7 @@ pub struct ReplicationStream {
     silence: Pin<Box<Sleep>>,
     asked: bool,
     pace: Pace,
+    last_read: usize,
 }
 
 /// Reads less often when much comes in small bits: the server sends every message by itself, and waking up for each costs
@@ -74,14 +75,20 @@ impl Pace {
     /// So many reads within [`Self::SPAN`] are a burst.
     const BURST: u32 = 64;
     const SPAN: Duration = Duration::from_millis(8);
-    const REST: Duration = Duration::from_millis(1);
+    /// Until the timer's next tick, which comes each millisecond. Longer, and the server waits for room in the socket.
+    const REST: Duration = Duration::from_micros(100);
+    /// A read of so many bytes is worth its wake-up.
+    const ENOUGH: usize = 32 << 10;
 
     fn new() -> Self {
         Self { since: crate::clock::now(), reads: 0 }
     }
 
-    /// To be called before each read. Cancel-safe.
-    async fn rest(&mut self) {
+    /// To be called before each read, with what the last one brought. Cancel-safe.
+    async fn rest(&mut self, last: usize) {
+        if last >= Self::ENOUGH {
+            return;
+        }
         self.reads += 1;
         if self.reads < Self::BURST {
             return;
@@ -125,6 +132,7 @@ impl ReplicationStream {
             silence: Box::pin(sleep(ASK_AFTER)),
             asked: false,
             pace: Pace::new(),
+            last_read: 0,
         })
     }
 
@@ -136,12 +144,12 @@ impl ReplicationStream {
             if let Some(event) = self.received()? {
                 return Ok(event);
             }
-            self.pace.rest().await;
+            self.pace.rest(std::mem::take(&mut self.last_read)).await;
             tokio::select! {
                 // Bytes that are there count before a timer that ran out while nobody was asking for them.
                 biased;
                 received = self.connection.fill() => {
-                    received.map_err(Error::io("receive changes"))?;
+                    self.last_read = received.map_err(Error::io("receive changes"))?;
                     self.asked = false;
                     self.silence.as_mut().reset((crate::clock::now() + ASK_AFTER).into());
                 }

@@ -26,7 +26,7 @@ use tokio_postgres::{Client, CopyInSink};
 use self::catalog::Tables;
 use self::large::Large;
 use self::plan::{Item, Order};
-use self::session::{Checkpoint, Failure, Session, has_code};
+use self::session::{Checkpoint, Failure, PART, Session, has_code};
 use super::Target;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
@@ -176,13 +176,16 @@ impl PostgresTarget {
             .iter()
             .flat_map(|transaction| transaction.changes.iter().map(|change| (transaction.end_lsn, change)))
             .collect();
-        let statements = plan::plan(&items, Order::Net, &self.tables)?;
-        match session.commit(&step, &statements).await {
+        let done = if items.len() > PART {
+            session.commit_large(&step, &items, &self.tables).await
+        } else {
+            session.commit(&step, &plan::plan(&items, Order::Net, &self.tables)?).await
+        };
+        match done {
             Ok(()) => return Ok(()),
             Err(Failure::Error(error)) => return Err(error),
             Err(Failure::Batch) => {}
         }
-        drop(statements);
         session.commit_in_parts(&step, &items, &self.tables).await
     }
 }

@@ -24,6 +24,9 @@ const STATEMENTS: usize = 1_000;
 /// Fewer changes than this are not halved again but written one after the other.
 const ROW_BY_ROW: usize = 16;
 
+/// A group of more changes is planned and written in parts of this many.
+pub(super) const PART: usize = 20_000;
+
 /// Moves the checkpoint, if it is where it should be.
 const CHECKPOINT: &str = "\
 WITH w AS (UPDATE godwit.progress SET applied_lsn = $1, \
@@ -134,6 +137,29 @@ impl Session {
         this.send(statements, &mut pipeline).await?;
         pipeline.push(Step::Commit, this.client.batch_execute("COMMIT")).await;
         verdict(pipeline.finish().await, Some(step), statements, Order::Net)
+    }
+
+    /// The same for many changes: planned part by part, each while the one before it is being written.
+    pub(super) async fn commit_large(
+        &mut self,
+        step: &Checkpoint,
+        items: &[Item<'_>],
+        tables: &Tables,
+    ) -> Result<(), Failure> {
+        self.begin().await?;
+        let mut parts = items.chunks(PART).map(|part| plan::plan(part, Order::Net, tables));
+        let mut current = parts.next().transpose()?;
+        while let Some(statements) = current {
+            self.prepare(&statements).await?;
+            let mut pipeline = Pipeline::default();
+            self.send(&statements, &mut pipeline).await?;
+            current = parts.next().transpose()?;
+            if let Err(failure) = verdict(pipeline.finish().await, None, &statements, Order::Net) {
+                self.client.batch_execute("ROLLBACK").await.map_err(Error::database("go back"))?;
+                return Err(failure);
+            }
+        }
+        Ok(self.end(step).await?)
     }
 
     /// The transaction again, in parts: as little as possible change by change.
