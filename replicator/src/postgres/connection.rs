@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::{ChannelBinding, Host};
 
+use super::paced::Paced;
 use super::{CONNECT_TIMEOUT, place, refuse_tls};
 use crate::error::Error;
 use crate::pgoutput::reader::Reader;
@@ -134,7 +135,7 @@ impl Connection {
                 let socket =
                     TcpStream::connect((host.as_str(), *port)).await.map_err(Error::io(context()))?;
                 socket.set_nodelay(true).map_err(Error::io(context()))?;
-                Box::new(socket)
+                Box::new(Paced::new(socket))
             }
             Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(Error::io(context()))?),
         };
@@ -291,8 +292,8 @@ impl Connection {
         .await
     }
 
-    /// Waits for more bytes, sending meanwhile what is queued; tells how many came. Cancel-safe.
-    pub(crate) async fn fill(&mut self) -> io::Result<usize> {
+    /// Waits for more bytes, sending meanwhile what is queued. Cancel-safe.
+    pub(crate) async fn fill(&mut self) -> io::Result<()> {
         poll_fn(|cx| {
             if !self.outgoing.is_empty()
                 && let Poll::Ready(Err(error)) = pin!(self.flush()).poll(cx)
@@ -303,7 +304,7 @@ impl Connection {
             let read = pin!(self.socket.read_buf(&mut self.received));
             read.poll(cx).map(|count| match count? {
                 0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
-                count => Ok(count),
+                _ => Ok(()),
             })
         })
         .await

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::time::{Sleep, sleep};
@@ -59,49 +59,6 @@ pub struct ReplicationStream {
     reported: Feedback,
     silence: Pin<Box<Sleep>>,
     asked: bool,
-    pace: Pace,
-    last_read: usize,
-}
-
-/// Reads less often when much comes in small bits: the server sends every message by itself, and waking up for each costs
-/// both sides more than the message does.
-#[derive(Debug)]
-struct Pace {
-    since: Instant,
-    reads: u32,
-}
-
-impl Pace {
-    /// So many reads within [`Self::SPAN`] are a burst.
-    const BURST: u32 = 64;
-    const SPAN: Duration = Duration::from_millis(8);
-    /// Until the timer's next tick, which comes each millisecond. Longer, and the server waits for room in the socket.
-    const REST: Duration = Duration::from_micros(100);
-    /// A read of so many bytes is worth its wake-up.
-    const ENOUGH: usize = 32 << 10;
-
-    fn new() -> Self {
-        Self { since: crate::clock::now(), reads: 0 }
-    }
-
-    /// To be called before each read, with what the last one brought. Cancel-safe.
-    async fn rest(&mut self, last: usize) {
-        if last >= Self::ENOUGH {
-            return;
-        }
-        self.reads += 1;
-        if self.reads < Self::BURST {
-            return;
-        }
-        let now = crate::clock::now();
-        if now.duration_since(self.since) > Self::SPAN {
-            (self.since, self.reads) = (now, 0);
-            return;
-        }
-        sleep(Self::REST).await;
-        // Still in the burst unless the next few reads take longer.
-        (self.since, self.reads) = (crate::clock::now(), Self::BURST - 4);
-    }
 }
 
 impl ReplicationStream {
@@ -131,8 +88,6 @@ impl ReplicationStream {
             reported: Feedback::default(),
             silence: Box::pin(sleep(ASK_AFTER)),
             asked: false,
-            pace: Pace::new(),
-            last_read: 0,
         })
     }
 
@@ -144,12 +99,11 @@ impl ReplicationStream {
             if let Some(event) = self.received()? {
                 return Ok(event);
             }
-            self.pace.rest(std::mem::take(&mut self.last_read)).await;
             tokio::select! {
                 // Bytes that are there count before a timer that ran out while nobody was asking for them.
                 biased;
                 received = self.connection.fill() => {
-                    self.last_read = received.map_err(Error::io("receive changes"))?;
+                    received.map_err(Error::io("receive changes"))?;
                     self.asked = false;
                     self.silence.as_mut().reset((crate::clock::now() + ASK_AFTER).into());
                 }
