@@ -300,7 +300,7 @@ impl Connection {
             {
                 return Poll::Ready(Err(error));
             }
-            self.received.reserve(READ_SIZE / 2);
+            self.received.reserve(READ_SIZE / 4);
             let read = pin!(self.socket.read_buf(&mut self.received));
             read.poll(cx).map(|count| match count? {
                 0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
