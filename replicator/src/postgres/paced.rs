@@ -15,8 +15,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 /// So many reads within [`SPAN`] are a burst.
-const BURST: u32 = 64;
-const SPAN: Duration = Duration::from_millis(8);
+const BURST: u32 = 32;
+const SPAN: Duration = Duration::from_millis(32);
 /// Longer, and the server waits for room in the socket. Finer than tokio's timer, so a thread of its pool keeps it.
 const REST: Duration = Duration::from_micros(400);
 /// A burst is over when nothing came for so long.
