@@ -224,15 +224,20 @@ async fn own(source: &Server, target: &Server, round: &Round, goal: Lsn) -> Resu
     replicator::apply::seed_progress(&to, &spec.slot, round.from, 1).await?;
     let peer = LocalPeer::new(LocalEnd::Target { dsn: target.config(&round.own) }, LinkOptions::default());
     let end = LocalEnd::Source { dsn: source.config(&round.source), bin: None };
-    let (sender, mut status) = watch::channel(StreamStatus::default());
+    let (sender, status) = watch::channel(StreamStatus::default());
     let cancel = CancellationToken::new();
     let began = clock::monotonic();
     let stop = cancel.clone();
     let task = tokio::spawn(async move { maintain(&*peer, &spec, &end, &sender, &stop).await });
-    let done =
-        |status: &StreamStatus| status.applied_lsn >= goal || matches!(status.phase, Phase::Failed { .. });
-    let last =
-        tokio::time::timeout(PATIENCE, status.wait_for(done)).await.context("did not catch up")??.clone();
+    // Looked at as often as native replication is asked: a waiter that is woken by each report would cost more.
+    let last = loop {
+        let now = status.borrow().clone();
+        if now.applied_lsn >= goal || matches!(now.phase, Phase::Failed { .. }) {
+            break now;
+        }
+        ensure!(began.elapsed() < PATIENCE, "did not catch up; last: {now:?}");
+        tokio::time::sleep(ASK).await;
+    };
     let took = began.elapsed();
     if let Phase::Failed { error, .. } = last.phase {
         bail!("the stream failed: {error}");
@@ -302,7 +307,7 @@ async fn round(
     own_rows.batch_execute("CHECKPOINT").await?;
     let (mut theirs, mut ours) = (None, None);
     for turn in 0..2 {
-        if (turn + at) % 2 == 0 {
+        if (turn + at).is_multiple_of(2) {
             ours = Some(own(source, target, &round, goal).await?);
         } else if !plan.alone {
             theirs = Some(native(source, target, &round, goal).await?);

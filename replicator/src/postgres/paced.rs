@@ -27,8 +27,8 @@ const READ: usize = 256 << 10;
 /// What is left of a rest; `None`: it is over.
 type Rest = Option<JoinHandle<()>>;
 
-fn rest() -> Rest {
-    Some(tokio::task::spawn_blocking(|| std::thread::sleep(REST)))
+fn rest() -> JoinHandle<()> {
+    tokio::task::spawn_blocking(|| std::thread::sleep(REST))
 }
 
 fn poll_rest(rest: &mut Rest, cx: &mut Context<'_>) -> Poll<()> {
@@ -95,7 +95,7 @@ impl AsyncRead for Paced {
                     let bytes = buf.filled().len() - before;
                     self.state =
                         if matches!(read, Poll::Ready(Ok(()))) && bytes > 0 && self.burst(bytes, room) {
-                            State::Resting(socket.into_std()?, rest())
+                            State::Resting(socket.into_std()?, Some(rest()))
                         } else {
                             State::Awake(socket)
                         };
@@ -112,13 +112,13 @@ impl AsyncRead for Paced {
                         Ok(bytes) => {
                             buf.advance(bytes);
                             self.since = crate::clock::now();
-                            self.state = State::Resting(socket, if bytes < room { rest() } else { None });
+                            self.state = State::Resting(socket, (bytes < room).then(rest));
                             return Poll::Ready(Ok(()));
                         }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                             let now = crate::clock::now();
                             self.state = if now.duration_since(self.since) < PAUSE {
-                                State::Resting(socket, rest())
+                                State::Resting(socket, Some(rest()))
                             } else {
                                 State::Awake(TcpStream::from_std(socket)?)
                             };
@@ -141,7 +141,7 @@ impl AsyncWrite for Paced {
                     // Tried again after each rest.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         if resting.is_none() {
-                            *resting = rest();
+                            *resting = Some(rest());
                         }
                         ready!(poll_rest(resting, cx));
                     }

@@ -62,10 +62,10 @@ pub(super) fn plan(items: &[Item<'_>], order: Order, tables: &Tables) -> Result<
     for (lsn, change) in items {
         match change {
             Change::Insert { relation, new } => {
-                planner.row(find(relation)?, *lsn, |lane| lane.insert(new, *lsn))?
+                planner.row(find(relation)?, *lsn, |lane| lane.insert(new, *lsn))?;
             }
             Change::Update { relation, old, new } => {
-                planner.row(find(relation)?, *lsn, |lane| lane.update(old.as_ref(), new, *lsn))?
+                planner.row(find(relation)?, *lsn, |lane| lane.update(old.as_ref(), new, *lsn))?;
             }
             Change::Delete { relation, old } => {
                 planner.row(find(relation)?, *lsn, |lane| lane.delete(old, *lsn))?;
