@@ -138,6 +138,21 @@ pub struct Transaction {
     pub changes: Vec<Change>,
 }
 
+/// What is known of a large transaction before its changes: they come in parts, and only once it has committed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LargeHeader {
+    /// Source transaction id.
+    pub xid: u32,
+    /// Position of the commit record.
+    pub commit_lsn: Lsn,
+    /// Position just past the commit record: what is acknowledged once applied.
+    pub end_lsn: Lsn,
+    /// When it was committed, by the source's clock.
+    pub commit_time: PgTimestamp,
+    /// Replication origin: set when another applier, not a client, wrote it.
+    pub origin: Option<String>,
+}
+
 impl Transaction {
     /// The generation of the end marker in this transaction, if it carries one.
     pub fn marker(&self) -> Option<u64> {

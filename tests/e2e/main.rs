@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests wait by the real clock")]
 
+mod apply;
 mod cutover;
 mod fence;
 mod front;
@@ -13,4 +14,5 @@ mod services;
 mod source;
 mod standby;
 mod stream;
+mod types;
 mod verify;

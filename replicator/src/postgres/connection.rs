@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::{ChannelBinding, Host};
 
+use super::paced::Paced;
 use super::{CONNECT_TIMEOUT, place, refuse_tls};
 use crate::error::Error;
 use crate::pgoutput::reader::Reader;
@@ -25,15 +26,20 @@ use crate::pgoutput::reader::Reader;
 /// The largest message believed: PostgreSQL itself cannot build one of more than 1 GiB, its header apart.
 const MESSAGE_LIMIT: usize = (1 << 30) + (1 << 16);
 /// How much is read at once.
-const READ_SIZE: usize = 64 * 1024;
+const READ_SIZE: usize = 256 * 1024;
 
 /// Settings that make the text output of values independent of the server's, the database's and the role's defaults,
 /// and keep the server from cutting a long wait short.
-pub(crate) const SESSION_SETTINGS: [(&str, &str); 9] = [
+pub(crate) const SESSION_SETTINGS: [(&str, &str); 13] = [
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
+    ("timezone", "UTC"),
+    // Money travels as the C locale writes it.
+    ("lc_monetary", "C"),
+    ("xmloption", "content"),
+    ("array_nulls", "on"),
     ("search_path", ""),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
@@ -129,7 +135,7 @@ impl Connection {
                 let socket =
                     TcpStream::connect((host.as_str(), *port)).await.map_err(Error::io(context()))?;
                 socket.set_nodelay(true).map_err(Error::io(context()))?;
-                Box::new(socket)
+                Box::new(Paced::new(socket))
             }
             Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(Error::io(context()))?),
         };

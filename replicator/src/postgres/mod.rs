@@ -1,6 +1,7 @@
 //! The only files that speak to the source database: SQL connections, slots, the replication stream.
 
 pub(crate) mod connection;
+mod paced;
 pub mod slot;
 pub mod stream;
 

@@ -96,24 +96,8 @@ impl ReplicationStream {
     /// Cancel-safe: what has been received stays in the stream. After an error the stream must be dropped.
     pub async fn next(&mut self) -> Result<StreamEvent, Error> {
         loop {
-            while let Some(frame) = self.connection.buffered()? {
-                match frame.tag {
-                    b'd' => {
-                        if let Some(event) = self.copy_data(frame.body)? {
-                            return Ok(event);
-                        }
-                    }
-                    b'E' => return Err(server_error("stream changes", frame.body)),
-                    // CopyDone, CommandComplete: the server is shutting down.
-                    b'c' | b'C' => return Err(ended("the server ended the replication stream")),
-                    b'N' | b'S' => {}
-                    tag => {
-                        return Err(Error::Protocol(format!(
-                            "unexpected message {:?} in the replication stream",
-                            char::from(tag)
-                        )));
-                    }
-                }
+            if let Some(event) = self.received()? {
+                return Ok(event);
             }
             tokio::select! {
                 // Bytes that are there count before a timer that ran out while nobody was asking for them.
@@ -133,6 +117,30 @@ impl ReplicationStream {
                 }
             }
         }
+    }
+
+    /// The next event among the bytes that are here already.
+    pub fn received(&mut self) -> Result<Option<StreamEvent>, Error> {
+        while let Some(frame) = self.connection.buffered()? {
+            match frame.tag {
+                b'd' => {
+                    if let Some(event) = self.copy_data(frame.body)? {
+                        return Ok(Some(event));
+                    }
+                }
+                b'E' => return Err(server_error("stream changes", frame.body)),
+                // CopyDone, CommandComplete: the server is shutting down.
+                b'c' | b'C' => return Err(ended("the server ended the replication stream")),
+                b'N' | b'S' => {}
+                tag => {
+                    return Err(Error::Protocol(format!(
+                        "unexpected message {:?} in the replication stream",
+                        char::from(tag)
+                    )));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Sends a standby status update. A position never goes back: the highest reported so far is sent.

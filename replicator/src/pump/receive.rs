@@ -4,6 +4,8 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::FusedFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -11,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::TICK;
 use super::send::CopyProgress;
 use super::transport::{Joined, closed, write};
-use crate::apply::{GROUP_BYTES, GROUP_CHANGES, Target};
+use crate::apply::{GROUP_BYTES, GROUP_CHANGES, GROUP_TIME, Target};
 use crate::change::{Change, MARKER_PREFIX, Transaction};
 use crate::error::Error;
 use crate::link::LinkRecv;
@@ -26,6 +28,16 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// otherwise keep each other busy with their checkpoints.)
 const CHECKPOINT_SMALL: Duration = Duration::from_secs(10);
 const SMALL_STEP: u64 = 64 << 10;
+
+/// Messages that are taken before the other work of the loop gets its turn.
+const AT_ONCE: usize = 512;
+
+/// While changes keep coming no further apart than this …
+const GAP: Duration = Duration::from_millis(3);
+/// … a group that is [`BUSY`] waits for more, at most so long: a commit costs as much as many rows.
+const LINGER: Duration = Duration::from_millis(50);
+/// Changes that make a group worth waiting with. Fewer are applied at once, so that the lag stays low.
+const BUSY: usize = 256;
 
 pub(super) async fn run(
     mut target: Box<dyn Target>,
@@ -66,7 +78,7 @@ pub(super) async fn run(
     status.send_modify(|status| {
         status.phase = if resume.copied { Phase::Streaming } else { pump.copy.phase() };
     });
-    let mut writer = pin!(write(sender, queue));
+    let mut writer = pin!(write(sender, queue).fuse());
     let mut applier = pin!(Applier::new(target, resume, done).run(todo));
     let result = tokio::select! {
         biased;
@@ -81,7 +93,9 @@ pub(super) async fn run(
     // The receiving half stays until the reason is out: dropping it would reset the link.
     let Pump { outgoing, incoming: _incoming, .. } = pump;
     drop(outgoing);
-    let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
+    if !writer.is_terminated() {
+        let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
+    }
     result
 }
 
@@ -110,6 +124,20 @@ impl Pump<'_> {
         }
     }
 
+    /// True when it was a part of the initial copy.
+    fn message(&mut self, message: Option<Bytes>) -> Result<bool, Error> {
+        self.machine.handle_message(message.ok_or_else(closed)?, crate::clock::now())?;
+        let mut copying = false;
+        while let Some(work) = self.machine.poll_work() {
+            if let Work::Copy(frame) = &work {
+                self.copy.note(frame);
+                copying = true;
+            }
+            let _ = self.work.send(work);
+        }
+        Ok(copying)
+    }
+
     async fn run(&mut self, mut finished: mpsc::UnboundedReceiver<Done>) -> Result<(), Error> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -129,13 +157,15 @@ impl Pump<'_> {
                     }
                 }
                 message = self.incoming.recv() => {
-                    self.machine.handle_message(message?.ok_or_else(closed)?, crate::clock::now())?;
-                    while let Some(work) = self.machine.poll_work() {
-                        if let Work::Copy(frame) = &work {
-                            self.copy.note(frame);
-                            copying = true;
-                        }
-                        let _ = self.work.send(work);
+                    // And what came with it.
+                    let mut next = Some(message);
+                    for _ in 0..AT_ONCE {
+                        let Some(message) = next.take() else { break };
+                        copying |= self.message(message?)?;
+                        next = self.incoming.recv().now_or_never();
+                    }
+                    if let Some(message) = next {
+                        copying |= self.message(message?)?;
                     }
                 }
                 _ = tick.tick() => self.machine.handle_tick(crate::clock::now())?,
@@ -159,6 +189,8 @@ struct Applier {
     checkpointed: Instant,
     consistent_point: Option<Lsn>,
     schema: Vec<u8>,
+    /// Changes in one group.
+    bound: usize,
 }
 
 impl Applier {
@@ -176,6 +208,7 @@ impl Applier {
             checkpointed: crate::clock::now(),
             consistent_point: None,
             schema: Vec::new(),
+            bound: GROUP_CHANGES.0,
         }
     }
 
@@ -187,7 +220,8 @@ impl Applier {
         while let Some(first) = todo.recv().await {
             let mut group = Group::default();
             let mut next = Some(first);
-            // Whatever is there already, up to the bounds; never waits for more.
+            let began = crate::clock::now();
+            // Whatever is there already, up to the bounds.
             while let Some(work) = next.take() {
                 match work {
                     Work::Copy(frame) => {
@@ -198,13 +232,27 @@ impl Applier {
                     Work::Position(lsn) => group.position = Some(lsn),
                     Work::Transaction { transaction, bytes } => group.add(transaction, bytes),
                 }
-                if group.changes < GROUP_CHANGES && group.bytes < GROUP_BYTES {
+                if group.changes < self.bound && group.bytes < GROUP_BYTES {
                     next = todo.try_recv().ok();
+                    if next.is_none() && group.changes >= BUSY && began.elapsed() < LINGER {
+                        next = tokio::time::timeout(GAP, todo.recv()).await.ok().flatten();
+                    }
                 }
             }
+            let (full, began) = (group.changes >= self.bound, crate::clock::now());
             self.apply(group).await?;
+            self.adapt(full, began.elapsed());
         }
         Ok(())
+    }
+
+    /// Groups grow while they take less than [`GROUP_TIME`], and shrink when they take longer.
+    fn adapt(&mut self, full: bool, took: Duration) {
+        if took > GROUP_TIME {
+            self.bound = (self.bound / 2).max(GROUP_CHANGES.0);
+        } else if full && took < GROUP_TIME / 2 {
+            self.bound = (self.bound * 2).min(GROUP_CHANGES.1);
+        }
     }
 
     async fn apply(&mut self, group: Group) -> Result<(), Error> {

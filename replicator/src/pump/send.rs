@@ -5,6 +5,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::FusedFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +25,9 @@ use crate::wire::{Frame, Resume, StreamSpec};
 /// How often the source is asked where it is, and told that we live.
 const REPORT: Duration = Duration::from_millis(500);
 
+/// Events that are taken before the other work of the loop gets its turn.
+const AT_ONCE: usize = 512;
+
 pub(super) async fn run(
     dsn: &tokio_postgres::Config,
     bin: Option<PathBuf>,
@@ -37,9 +42,14 @@ pub(super) async fn run(
         other => return Err(Error::Protocol(format!("frame kind {} for a resume", other.kind()))),
     };
     let (outgoing, queue) = mpsc::unbounded_channel();
-    let mut pump =
-        Pump { machine: Sender::new(joined.framing, resume), incoming: joined.receiver, outgoing, status };
-    let mut writer = pin!(write(joined.sender, queue));
+    let mut pump = Pump {
+        machine: Sender::new(joined.framing, resume),
+        synchronous: spec.synchronous,
+        incoming: joined.receiver,
+        outgoing,
+        status,
+    };
+    let mut writer = pin!(write(joined.sender, queue).fuse());
     let result = tokio::select! {
         biased;
         () = cancel.cancelled() => Ok(()),
@@ -53,12 +63,16 @@ pub(super) async fn run(
     let Pump { outgoing, incoming: _incoming, .. } = pump;
     drop(outgoing);
     // Best effort: the reason should reach the other side.
-    let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
+    if !writer.is_terminated() {
+        let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
+    }
     result
 }
 
 struct Pump<'a> {
     machine: Sender,
+    /// Commits at the source wait for what we report.
+    synchronous: bool,
     incoming: Box<dyn LinkRecv>,
     outgoing: mpsc::UnboundedSender<Bytes>,
     status: &'a watch::Sender<StreamStatus>,
@@ -80,6 +94,25 @@ impl Pump<'_> {
 
     fn message(&mut self, message: Option<Bytes>) -> Result<(), Error> {
         self.machine.handle_message(message.ok_or_else(closed)?, crate::clock::now())
+    }
+
+    /// True when the server wants an answer.
+    fn event(&mut self, event: StreamEvent) -> Result<bool, Error> {
+        match event {
+            StreamEvent::Transaction(transaction) => {
+                self.machine.handle_transaction(&transaction, crate::clock::now())?;
+                Ok(false)
+            }
+            StreamEvent::Keepalive { wal_end, reply_requested } => {
+                let now = crate::clock::now();
+                if self.synchronous {
+                    self.machine.handle_awaited_position(wal_end, now)?;
+                } else {
+                    self.machine.handle_position(wal_end, now);
+                }
+                Ok(reply_requested)
+            }
+        }
     }
 
     async fn run(
@@ -156,19 +189,20 @@ impl Pump<'_> {
             let mut ask = false;
             let mut reply = false;
             tokio::select! {
-                event = stream.next(), if self.machine.wants_more() => match event? {
-                    StreamEvent::Transaction(transaction) => {
-                        self.machine.handle_transaction(&transaction, crate::clock::now())?;
-                    }
-                    StreamEvent::Keepalive { wal_end, reply_requested } => {
-                        if spec.synchronous {
-                            self.machine.handle_awaited_position(wal_end, crate::clock::now())?;
-                        } else {
-                            self.machine.handle_position(wal_end, crate::clock::now());
+                event = stream.next(), if self.machine.wants_more() => {
+                    // And what came with it.
+                    let mut next = Some(event?);
+                    for _ in 0..AT_ONCE {
+                        let Some(event) = next.take() else { break };
+                        reply |= self.event(event)?;
+                        if self.machine.wants_more() {
+                            next = stream.received()?;
                         }
-                        reply = reply_requested;
                     }
-                },
+                    if let Some(event) = next {
+                        reply |= self.event(event)?;
+                    }
+                }
                 message = self.incoming.recv() => self.message(message?)?,
                 _ = tick.tick() => self.machine.handle_tick(crate::clock::now())?,
                 _ = report.tick() => ask = true,
