@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::units::{ByteCount, Ratio};
+use crate::zones;
 
 /// How far Godwit may go by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub struct PolicyParts {
     pub shadow_enabled: bool,
     /// Capacity of the shadow, share of the primary's.
     pub shadow_capacity: Ratio,
+    /// Where the shadow may live, and what matters in choosing.
+    pub zones: zones::Rules,
     /// How changes travel.
     pub replication: ReplicationMode,
     /// How long the old primary soaks at full capacity before it is retired to a shadow.
@@ -105,6 +108,7 @@ impl Default for PolicyParts {
             on_drain_timeout: OnDrainTimeout::Abort,
             shadow_enabled: true,
             shadow_capacity: Ratio::new(0.25).unwrap_or_default(),
+            zones: zones::Rules::default(),
             replication: ReplicationMode::Async,
             retire_after: Duration::from_secs(24 * 3600),
             require_verified: true,
@@ -155,6 +159,18 @@ impl Policy {
         rule("limits.max_hold", !p.max_hold.is_zero(), "must be above 0");
         rule("limits.drain_timeout", !p.drain_timeout.is_zero(), "must be above 0");
         rule("shadow.capacity", p.shadow_capacity.get() > 0.0, "must be above 0% and at most 100%");
+        let [distance, history, cost] =
+            [p.zones.weights.distance, p.zones.weights.history, p.zones.weights.cost];
+        rule("shadow.choose.distance", weight(distance), "must be a number of at least 0");
+        rule("shadow.choose.history", weight(history), "must be a number of at least 0");
+        rule("shadow.choose.cost", weight(cost), "must be a number of at least 0");
+        rule("shadow.choose", distance + history + cost > 0.0, "must have a weight above 0");
+        let nearest = p.zones.min_distance_km;
+        rule(
+            "shadow.zones.min_distance_km",
+            (0.0..=20_000.0).contains(&nearest),
+            "must be between 0 and 20000 kilometres",
+        );
         if broken.is_empty() { Ok(Self(parts)) } else { Err(broken) }
     }
 
