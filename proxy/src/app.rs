@@ -54,6 +54,7 @@ struct Led {
 
 /// Runs a node until SIGTERM, SIGINT or SIGQUIT.
 pub fn run(config: Config) -> Result<()> {
+    let config = Arc::new(config);
     let journal = Arc::new(Journal::open(&config.node.state)?);
     let metrics = telemetry::metrics::install()?;
     let upkeep = metrics.clone();
@@ -80,8 +81,12 @@ pub fn run(config: Config) -> Result<()> {
             .await
             .with_context(|| format!("cannot listen on {} (node.admin.listen)", config.node.admin))?;
         let handles = start(&config, led, &journal, &recorder, &links, &stop, &tasks);
-        let state =
-            AdminState { resources: Arc::new(handles), journal: journal.clone(), metrics: Some(metrics) };
+        let state = AdminState {
+            config: config.clone(),
+            resources: Arc::new(handles),
+            journal: journal.clone(),
+            metrics: Some(metrics),
+        };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
         links.listen(&config, &tasks, &stop)?;
         let (routes, recorder) = (routes.clone(), recorder.clone());

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use godwit::cli::client::Refusal;
+use godwit::controller::zones::ChoiceView;
 use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Playground, RESOURCE};
 use serde_json::json;
 
@@ -81,6 +82,12 @@ async fn a_second_migration_is_refused_with_the_id_of_the_first() -> Result<()> 
     let playground = Playground::start(&options(false)?).await?;
     let mut leader = Leader::start(&playground, &[])?;
     let view = leader.ready().await?;
+    let choice: ChoiceView = leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}/zones")).await?;
+    let [only] = choice.candidates.as_slice() else { bail!("one zone beside the primary: {choice:#?}") };
+    // The playground's zones are on no electricity grid that anybody knows.
+    ensure!(only.zone == view.shadow && only.verdict == "refused" && choice.chosen.is_none(), "{choice:#?}");
+    ensure!(only.terms[0].detail == "1087 km from eu-west", "{choice:#?}");
+
     let load = load(&playground, 50.0, "second");
     let first = leader.migrate(&view.shadow).await?;
     let refused = leader.migrate(&view.shadow).await.expect_err("one at a time");

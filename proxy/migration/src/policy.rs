@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::units::{ByteCount, Ratio};
+use crate::zones;
 
 /// How far Godwit may go by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +98,8 @@ pub struct PolicyParts {
     pub shadow_enabled: bool,
     /// Capacity of the shadow, share of the primary's.
     pub shadow_capacity: Ratio,
+    /// Where the shadow may live, and what matters in choosing.
+    pub zones: zones::Rules,
     /// Which commits wait for the shadow.
     pub replication: ReplicationMode,
     /// Critical tables, `schema.table`; only in hybrid mode.
@@ -131,6 +134,7 @@ impl Default for PolicyParts {
             on_drain_timeout: OnDrainTimeout::Abort,
             shadow_enabled: true,
             shadow_capacity: Ratio::new(0.25).unwrap_or_default(),
+            zones: zones::Rules::default(),
             replication: ReplicationMode::Async,
             critical: Vec::new(),
             fallback_after: Duration::from_secs(5),
@@ -198,6 +202,18 @@ impl Policy {
         rule("replication.fallback.after", p.fallback_after >= second, "must be at least 1s");
         rule("replication.fallback.back", p.fallback_back >= second, "must be at least 1s");
         rule("shadow.capacity", p.shadow_capacity.get() > 0.0, "must be above 0% and at most 100%");
+        let [distance, history, cost] =
+            [p.zones.weights.distance, p.zones.weights.history, p.zones.weights.cost];
+        rule("shadow.choose.distance", weight(distance), "must be a number of at least 0");
+        rule("shadow.choose.history", weight(history), "must be a number of at least 0");
+        rule("shadow.choose.cost", weight(cost), "must be a number of at least 0");
+        rule("shadow.choose", distance + history + cost > 0.0, "must have a weight above 0");
+        let nearest = p.zones.min_distance_km;
+        rule(
+            "shadow.zones.min_distance_km",
+            (0.0..=20_000.0).contains(&nearest),
+            "must be between 0 and 20000 kilometres",
+        );
         if broken.is_empty() { Ok(Self(parts)) } else { Err(broken) }
     }
 

@@ -8,8 +8,10 @@ use anyhow::{Result, bail};
 use super::Output;
 use super::client::{Client, Refusal};
 use super::render;
+use crate::config::catalogue;
 use crate::controller::Plan;
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
+use crate::controller::zones::{ChoiceView, ZoneView};
 
 /// The exit code of a move that a guard refused.
 const REFUSED: u8 = 4;
@@ -63,6 +65,22 @@ pub(super) fn plan(client: &Client, resource: &str, to: Option<&str>, output: Ou
     let stopped = plan.guards.iter().any(|guard| guard.binds_operator && !guard.passed);
     show(output, &plan, render::plan)?;
     Ok(if stopped { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS })
+}
+
+pub(super) fn zones(client: &Client, resource: Option<&str>, output: Output) -> Result<ExitCode> {
+    if let Some(resource) = resource {
+        let choice: ChoiceView = client.get(&format!("/api/v1/resources/{resource}/zones"))?;
+        show(output, &choice, render::choice)?;
+    } else {
+        let zones: Vec<ZoneView> = client.get("/api/v1/zones")?;
+        show(output, &zones, |zones| render::zones(zones))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn catalogue(output: Output) -> Result<ExitCode> {
+    show(output, catalogue::built_in(), render::catalogue)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn migrate(

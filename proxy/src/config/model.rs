@@ -78,8 +78,14 @@ pub struct Zone {
     pub provider: Option<String>,
     /// The provider's name of it.
     pub region: Option<String>,
-    /// Latitude and longitude, degrees.
-    pub location: Option<(f64, f64)>,
+    /// ISO 3166-1 alpha-2.
+    pub country: Option<String>,
+    /// Who balances the electricity there.
+    pub grid: Option<String>,
+    /// Where it is.
+    pub location: Option<migration::zones::Location>,
+    /// Cost of one worker for an hour, where no placement says; in the operator's currency.
+    pub cost_per_hour: Option<f64>,
     /// Address of the link of the node there, `host:port`; none: this node reaches the zone's database itself.
     pub link: Option<String>,
     /// Name of that node, checked against its certificate.

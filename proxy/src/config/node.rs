@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use migration::zones::Location;
+
+use super::catalogue;
 use super::error::counted;
 use super::listeners::Listeners;
 use super::load::Surroundings;
@@ -139,12 +142,15 @@ fn hold(item: &Item<'_>) -> Option<HoldLimits> {
     Some(HoldLimits { requests: requests?, bytes: bytes?, time: time? })
 }
 
-/// `{provider, region, location, link, node}`.
+/// `{provider, region, country, grid, location, cost, link, node}`; the catalogue fills in what is left out.
 pub(super) fn zone(item: &Item<'_>) -> Option<Zone> {
     let mut section = item.section()?;
     let provider = section.optional("provider").map(|item| item.text("the name of a provider"));
     let region = section.optional("region").map(|item| item.text("the name of a region"));
+    let country = section.optional("country").map(|item| country_code(&item));
+    let grid = section.optional("grid").map(|item| item.text("who balances the electricity there"));
     let location = section.optional("location").map(|item| coordinates(&item));
+    let cost = section.optional("cost").map(|item| item.cost_per_hour());
     let link = section.optional("link").map(|item| item.endpoint());
     let node = section.optional("node").map(|item| item.name());
     if section.has("link") && !section.has("node") {
@@ -152,16 +158,34 @@ pub(super) fn zone(item: &Item<'_>) -> Option<Zone> {
     }
     section.finish();
     let text = |text: Option<Option<&str>>| text.map_or(Some(None), |text| text.map(|t| Some(t.to_owned())));
+    let (provider, region) = (text(provider)?, text(region)?);
+    let known = provider.as_ref().zip(region.as_ref()).and_then(|(provider, region)| {
+        catalogue::built_in().get(provider).and_then(|regions| regions.get(region))
+    });
+    let known_location = known.and_then(|known| Location::new(known.location.0, known.location.1));
     Some(Zone {
-        provider: text(provider)?,
-        region: text(region)?,
-        location: location.map_or(Some(None), |location| location.map(Some))?,
+        country: text(country)?.or_else(|| known.map(|known| known.country.clone())),
+        grid: text(grid)?.or_else(|| known.map(|known| known.grid.clone())),
+        location: location.map_or(Some(known_location), |location| location.map(Some))?,
+        cost_per_hour: cost.map_or(Some(None), |cost| cost.map(Some))?,
+        provider,
+        region,
         link: link.map_or(Some(None), |link| link.map(Some))?,
         node: text(node)?,
     })
 }
 
-fn coordinates(item: &Item<'_>) -> Option<(f64, f64)> {
+pub(super) fn country_code<'a>(item: &Item<'a>) -> Option<&'a str> {
+    let right = "two capital letters of ISO 3166-1, such as DE; \"NO\" in quotes";
+    let text = item.text(right)?;
+    let fits = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_uppercase());
+    if !fits {
+        item.wrong(format!("`{text}` is not a country code"), right);
+    }
+    fits.then_some(text)
+}
+
+fn coordinates(item: &Item<'_>) -> Option<Location> {
     let right = "[latitude, longitude] in degrees, such as [50.11, 8.68]";
     let list = item.list("two numbers, [latitude, longitude]")?;
     let [latitude, longitude] = list.as_slice() else {
@@ -177,5 +201,5 @@ fn coordinates(item: &Item<'_>) -> Option<(f64, f64)> {
         fits.then_some(value)
     };
     let (latitude, longitude) = (degrees(latitude, 90.0), degrees(longitude, 180.0));
-    Some((latitude?, longitude?))
+    Location::new(latitude?, longitude?)
 }

@@ -123,10 +123,40 @@ fn limits<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut Po
 fn shadow<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
     filled.take(section, "enabled", &mut parts.shadow_enabled, Item::boolean);
     filled.take(section, "capacity", &mut parts.shadow_capacity, Item::ratio);
-    let what = "choosing the shadow's zone is not in this version";
-    let right = "leave it out; the resource names both zones under placements";
-    unless_empty(section, "zones", what, right);
-    section.unsupported("choose", what, right);
+    let number = |item: &Item<'a>| item.number("a plain number, such as 0.3");
+    if let Some(mut zones) = section.optional("zones").and_then(|item| item.section()) {
+        let rules = &mut parts.zones;
+        filled.take(&mut zones, "allow", &mut rules.allow, names_of_zones);
+        filled.take(&mut zones, "deny", &mut rules.deny, names_of_zones);
+        filled.take(&mut zones, "residency", &mut rules.residency, countries);
+        filled.take(&mut zones, "min_distance_km", &mut rules.min_distance_km, |item| {
+            item.number("a plain number of kilometres, such as 100")
+        });
+        filled.take(&mut zones, "same_grid", &mut rules.same_grid, Item::boolean);
+        zones.finish();
+    }
+    if let Some(item) = section.optional("choose")
+        && let Some(mut choose) = item.section()
+    {
+        let weights = &mut parts.zones.weights;
+        filled.take(&mut choose, "distance", &mut weights.distance, number);
+        filled.take(&mut choose, "history", &mut weights.history, number);
+        filled.take(&mut choose, "cost", &mut weights.cost, number);
+        choose.finish();
+        filled.items.push(item);
+    }
+}
+
+fn names_of_zones(item: &Item<'_>) -> Option<Vec<String>> {
+    let right = "names of zones, PROVIDER/REGION or PROVIDER/*";
+    item.list(right)?.iter().map(|item| item.text(right).map(str::to_owned)).collect()
+}
+
+fn countries(item: &Item<'_>) -> Option<Vec<String>> {
+    item.list("country codes, such as DE")?
+        .iter()
+        .map(|item| super::node::country_code(item).map(str::to_owned))
+        .collect()
 }
 
 fn replication<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {

@@ -304,7 +304,7 @@ fn features_of_later_versions_are_named() {
     let policy = "\
 score: { confidence: 1.5, horizon: 5s }
 limits: { freeze: [\"Fri 16:00\"], on_drain_timeout: kill }
-shadow: { capacity: 0%, zones: { allow: [], min_distance_km: 100 }, choose: { distance: 0.3 } }
+shadow: { capacity: 0% }
 ";
     let main = BASE.replace("hosts: [orders.example] }", "tls: {} }, postgres: { listen: 0.0.0.0:6432 }");
     insta::assert_snapshot!(load_all(&main, &[("careful.yaml", policy)]).expect_err("refused"));
@@ -520,4 +520,44 @@ proptest! {
         let block: Vec<String> = (0..depth.min(400)).map(|i| format!("{}a:", " ".repeat(i))).collect();
         prop_assert!(load(&block.join("\n")).is_err());
     }
+}
+
+#[test]
+fn zones_take_from_the_catalogue_what_they_leave_out() {
+    let zones = "
+  west: { provider: aws, region: eu-west-1, cost: 0.25/h }
+  east: { provider: aws, region: eu-central-1, grid: own, country: \"NO\", location: [1.5, -2] }
+  north: { provider: aws, region: of-tomorrow }
+";
+    let main = BASE.replace("\n  west: { provider: own, location: [53.3, -6.2] }\n  east: {}\n", zones);
+    let config = load_all(&main, &[("careful.yaml", POLICY)]).expect("valid");
+    let of = |name: &str| {
+        let zone = &config.zones[name];
+        let location = zone.location.map(|at| (at.latitude(), at.longitude()));
+        (zone.country.as_deref(), zone.grid.as_deref(), location, zone.cost_per_hour)
+    };
+    assert_eq!(of("west"), (Some("IE"), Some("SEM"), Some((53.35, -6.26)), Some(0.25)));
+    assert_eq!(of("east"), (Some("NO"), Some("own"), Some((1.5, -2.0)), None));
+    assert_eq!(of("north"), (None, None, None, None));
+}
+
+#[test]
+fn the_choice_of_zones_is_read_and_checked() {
+    let policy = "\
+shadow:
+  zones: { allow: [aws/*], deny: [west], residency: [DE, IE], min_distance_km: 250, same_grid: true }
+  choose: { distance: 1, history: 0, cost: 2 }
+";
+    let config = load_all(BASE, &[("careful.yaml", policy)]).expect("valid");
+    let rules = &config.resources["orders"].policy.zones;
+    assert_eq!((&*rules.allow, &*rules.deny), (&["aws/*".to_owned()][..], &["west".to_owned()][..]));
+    assert_eq!((&*rules.residency, rules.same_grid), (&["DE".to_owned(), "IE".to_owned()][..], true));
+    assert_eq!((rules.weights.distance, rules.weights.history, rules.weights.cost), (1.0, 0.0, 2.0));
+    let wrong = "\
+shadow:
+  zones: { allow: all, residency: [Germany], min_distance_km: -1, same_grid: perhaps, moon: 1 }
+  choose: { distance: 0, history: 0, cost: 0 }
+";
+    let main = BASE.replace("east: {}", "east: { country: no, grid: [], cost: 3 }");
+    insta::assert_snapshot!(load_all(&main, &[("careful.yaml", wrong)]).expect_err("refused"));
 }

@@ -19,6 +19,7 @@ mod preflight;
 pub mod signals;
 pub mod streams;
 pub mod view;
+pub mod zones;
 
 use std::sync::Arc;
 
