@@ -1,6 +1,7 @@
 //! Godwit's PostgreSQL logical replicator.
 //!
-//! One row change travels: WAL → [`postgres`] (stream) → [`pgoutput`] (bytes to [`change::Transaction`]) →
+//! One row change travels: WAL → [`postgres`] (stream) → [`pgoutput`] (bytes to changes) → [`spill`] (changes to
+//! transactions, memory bounded) →
 //! [`session`] sender → [`wire`] → [`link`] ⇢ other zone ⇢ [`session`] receiver → [`apply`] (rows and checkpoint commit
 //! together) → acknowledgement → feedback to the source (the durable position, never the received one).
 //! Delivery is at least once; applying is exactly once by checkpoint.
@@ -25,6 +26,7 @@ pub mod pump;
 pub mod schema;
 pub mod sequences;
 pub mod session;
+pub mod spill;
 pub mod status;
 pub mod verify;
 pub mod wire;

@@ -36,6 +36,17 @@ pub enum Phase {
     Stopped,
 }
 
+/// What transactions that have not ended yet take up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenWork {
+    /// How many.
+    pub transactions: u32,
+    /// Of their changes in memory, bytes.
+    pub memory_bytes: u64,
+    /// Of their changes in the spill directory, bytes.
+    pub disk_bytes: u64,
+}
+
 /// A snapshot of one stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamStatus {
@@ -45,8 +56,12 @@ pub struct StreamStatus {
     pub source_lsn: Lsn,
     /// Received and decoded up to here.
     pub received_lsn: Lsn,
-    /// Durably applied on the target up to here.
+    /// Applied on the target up to here.
     pub applied_lsn: Lsn,
+    /// The target's checkpoint: the source may forget what lies before it.
+    pub durable_lsn: Lsn,
+    /// Transactions of the source that are still open, as far as they have been received; all zero at the target's side.
+    pub open: OpenWork,
     /// `source_lsn - applied_lsn`, bytes.
     pub lag_bytes: u64,
     /// Age of the oldest change not yet applied; zero when caught up.

@@ -5,6 +5,7 @@
 mod cutover;
 mod fence;
 mod front;
+mod large;
 mod leader;
 mod preflight;
 mod refusals;

@@ -10,6 +10,7 @@ use replicator::change::{Cell, Change, OldRow, Transaction};
 use replicator::copy::{self, TableToCopy};
 use replicator::postgres::slot::{create_slot, drop_slot, ensure_publication, slot_info};
 use replicator::postgres::stream::{ExportedSlot, Feedback, ReplicationStream, StreamEvent};
+use replicator::spill::{Committed, OpenTransactions, Spill};
 use replicator::{Error, ErrorKind, Lsn, postgres, schema};
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -30,10 +31,19 @@ async fn source(cluster: &TestCluster, sql: &str) -> Result<Client> {
 }
 
 async fn next_transaction(stream: &mut ReplicationStream) -> Result<Transaction> {
+    next_of(stream, &mut OpenTransactions::new(Spill::default())).await
+}
+
+/// The same where transactions come in blocks, some of which have come already.
+async fn next_of(stream: &mut ReplicationStream, open: &mut OpenTransactions) -> Result<Transaction> {
     let next = async {
         loop {
-            if let StreamEvent::Transaction(transaction) = stream.next().await? {
-                return Ok::<_, Error>(transaction);
+            if let StreamEvent::Transaction(event) = stream.next().await? {
+                match open.handle(event).await? {
+                    None => {}
+                    Some(Committed::Whole(transaction)) => return Ok::<_, Error>(transaction),
+                    Some(Committed::Large(transaction)) => return transaction.whole().await,
+                }
             }
         }
     };
@@ -338,6 +348,7 @@ async fn next_may_be_cancelled_at_any_point() -> Result<()> {
     });
     let mut rows = Vec::new();
     let mut cancelled = 0;
+    let mut open = OpenTransactions::new(Spill::default());
     let collect = async {
         while rows.len() < 60_000 {
             match timeout(Duration::from_micros(300), stream.next()).await {
@@ -346,7 +357,13 @@ async fn next_may_be_cancelled_at_any_point() -> Result<()> {
                     stream.report(Feedback::default()).await?;
                 }
                 Ok(event) => {
-                    if let StreamEvent::Transaction(transaction) = event? {
+                    if let StreamEvent::Transaction(event) = event?
+                        && let Some(committed) = open.handle(event).await?
+                    {
+                        let transaction = match committed {
+                            Committed::Whole(transaction) => transaction,
+                            Committed::Large(transaction) => transaction.whole().await?,
+                        };
                         rows.extend(transaction.changes.into_iter().map(|change| match change {
                             Change::Insert { new, .. } => new[0].clone(),
                             other => panic!("{other:?}"),

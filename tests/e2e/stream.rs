@@ -12,6 +12,7 @@ use replicator::link::{Dial, Link};
 use replicator::lsn::Lsn;
 use replicator::postgres::slot;
 use replicator::pump::{Answer, LocalEnd, LocalPeer, StreamSpec, maintain, serve_link};
+use replicator::spill::Spill;
 use replicator::status::{Phase, StreamStatus};
 use replicator::wire::Hello;
 use tokio::sync::watch;
@@ -94,7 +95,7 @@ impl Pair {
         } else {
             &self.source.cluster.bin
         };
-        LocalEnd::Source { dsn: self.source.config(DATABASE), bin: Some(newer.clone()) }
+        LocalEnd::Source { dsn: self.source.config(DATABASE), bin: Some(newer.clone()), spill: Spill::default() }
     }
 
     fn target_end(&self) -> LocalEnd {
@@ -278,7 +279,7 @@ async fn journey(source: u32, target: u32) -> Result<()> {
     replicator::apply::seed_progress(&pair.from, &spec(2).slot, seed, 2).await?;
     let back = LocalPeer::new(LocalEnd::Target { dsn: pair.source.config(DATABASE) }, Options::default());
     let reverse =
-        Running::start(back, spec(2), LocalEnd::Source { dsn: pair.target.config(DATABASE), bin: None });
+        Running::start(back, spec(2), LocalEnd::Source { dsn: pair.target.config(DATABASE), bin: None, spill: Spill::default() });
     pair.to
         .batch_execute("INSERT INTO words VALUES ('back', 7); UPDATE words SET n = 8 WHERE word = 'round'")
         .await?;

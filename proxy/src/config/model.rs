@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use migration::policy::Policy;
+use replicator::spill::Spill;
 
 /// Everything a node was told.
 #[derive(Clone, Debug)]
@@ -38,6 +39,8 @@ pub struct Node {
     pub threads: usize,
     /// What the gates may hold.
     pub hold: HoldLimits,
+    /// What open transactions of a stream's source may take up here, and where the rest goes.
+    pub spill: Spill,
 }
 
 /// The QUIC listener for nodes of other zones.

@@ -102,6 +102,8 @@ fn the_base_is_understood() {
     assert_eq!(config.node.state, Path::new("/var/lib/godwit"));
     assert_eq!(config.node.admin.to_string(), "127.0.0.1:9900");
     assert_eq!(config.node.hold.requests, 10_000);
+    assert_eq!(config.node.spill.memory, 64 << 20);
+    assert_eq!(config.node.spill.directory, config.node.state.join("spill"));
     assert_eq!(config.node.hold.bytes, 16 << 20);
     assert_eq!(config.node.hold.time, Duration::from_secs(10));
     let orders = &config.resources["orders"];
@@ -202,6 +204,9 @@ fn wrong_types() {
         ("name: edge-1", "name: edge-1\n  threads: 1.5"),
         ("name: edge-1", "name: edge-1\n  hold: 10s"),
         ("name: edge-1", "name: edge-1\n  hold: { requests: 0, bytes: 16, time: 10ms }"),
+        ("name: edge-1", "name: edge-1\n  spill: 64MiB"),
+        ("name: edge-1", "name: edge-1\n  spill: { memory: 64, directory: 3 }"),
+        ("name: edge-1", "name: edge-1\n  spill: { memory: 64KiB, dir: x }"),
         ("[53.3, -6.2]", "[53.3]"),
         ("[53.3, -6.2]", "[153.3, -181]"),
         ("[53.3, -6.2]", "Dublin"),

@@ -8,7 +8,7 @@ pub mod postgres;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::change::Transaction;
+use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::wire::{CopyTable, Resume};
@@ -32,6 +32,16 @@ pub trait Target: Send {
 
     /// Applies whole transactions, in order, and moves the checkpoint to the last one's end, in one step.
     async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error>;
+
+    /// Begins a transaction that comes in parts. Until [`Target::end_large`] nothing of it is visible, and an error or a dropped
+    /// target leaves nothing of it.
+    async fn begin_large(&mut self, header: LargeHeader) -> Result<(), Error>;
+
+    /// The next changes of it, in order.
+    async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error>;
+
+    /// Commits it with its checkpoint, in one step.
+    async fn end_large(&mut self) -> Result<(), Error>;
 
     /// Moves the checkpoint alone.
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error>;

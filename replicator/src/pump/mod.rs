@@ -20,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::error::{Error, ErrorKind};
 use crate::link::{Dial, Link, memory};
 use crate::session::chain;
+use crate::spill::Spill;
 use crate::status::{Phase, StreamStatus};
 use crate::wire::{Frame, Hello, Role};
 use transport::Joined;
@@ -44,6 +45,8 @@ pub enum LocalEnd {
         dsn: tokio_postgres::Config,
         /// Where `pg_dump` is, if not on the path.
         bin: Option<PathBuf>,
+        /// Where its open transactions go when they outgrow the memory.
+        spill: Spill,
     },
     /// The target is here: receive and apply.
     Target {
@@ -78,12 +81,14 @@ pub struct Answer {
 pub async fn run_sender(
     source_dsn: &tokio_postgres::Config,
     source_bin: Option<PathBuf>,
+    spill: &Spill,
     spec: StreamSpec,
     link: Box<dyn Link>,
     status: watch::Sender<StreamStatus>,
     cancel: CancellationToken,
 ) -> Result<(), Error> {
-    send::run(source_dsn, source_bin, &spec, Joined::new(link), &status, &cancel).await
+    let source = send::Source { dsn: source_dsn, bin: source_bin, spill };
+    send::run(source, &spec, Joined::new(link), &status, &cancel).await
 }
 
 /// Applies a stream that comes over a link on which the other side runs [`run_sender`]; see there.
@@ -106,7 +111,9 @@ async fn run_end(
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
     match end {
-        LocalEnd::Source { dsn, bin } => send::run(dsn, bin.clone(), spec, joined, status, cancel).await,
+        LocalEnd::Source { dsn, bin, spill } => {
+            send::run(send::Source { dsn, bin: bin.clone(), spill }, spec, joined, status, cancel).await
+        }
         LocalEnd::Target { dsn } => {
             let target = crate::apply::postgres::PostgresTarget::new(dsn.clone(), spec.clone())?;
             receive::run(Box::new(target), joined, status, cancel).await
@@ -219,11 +226,12 @@ pub async fn start_push(
     dial: &dyn Dial,
     source_dsn: tokio_postgres::Config,
     source_bin: Option<PathBuf>,
+    spill: Spill,
     spec: &StreamSpec,
     status: &watch::Sender<StreamStatus>,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
-    maintain(dial, spec, &LocalEnd::Source { dsn: source_dsn, bin: source_bin }, status, cancel).await
+    maintain(dial, spec, &LocalEnd::Source { dsn: source_dsn, bin: source_bin, spill }, status, cancel).await
 }
 
 /// [`maintain`] for a target here.

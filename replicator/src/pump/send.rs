@@ -1,5 +1,6 @@
 //! The half at the source.
 
+use std::future::ready;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
@@ -17,15 +18,22 @@ use crate::lsn::Lsn;
 use crate::postgres::stream::{Feedback, ReplicationStream, StreamEvent};
 use crate::postgres::{connect, slot};
 use crate::session::Sender;
+use crate::spill::{Committed, LargeTransaction, OpenTransactions, Spill};
 use crate::status::{Phase, StreamStatus};
-use crate::wire::{Frame, Resume, StreamSpec};
+use crate::wire::{Frame, Progress, Resume, StreamSpec};
 
 /// How often the source is asked where it is, and told that we live.
 const REPORT: Duration = Duration::from_millis(500);
 
+/// What the half at the source works with.
+pub(super) struct Source<'a> {
+    pub(super) dsn: &'a tokio_postgres::Config,
+    pub(super) bin: Option<PathBuf>,
+    pub(super) spill: &'a Spill,
+}
+
 pub(super) async fn run(
-    dsn: &tokio_postgres::Config,
-    bin: Option<PathBuf>,
+    source: Source<'_>,
     spec: &StreamSpec,
     mut joined: Joined,
     status: &watch::Sender<StreamStatus>,
@@ -43,7 +51,7 @@ pub(super) async fn run(
     let result = tokio::select! {
         biased;
         () = cancel.cancelled() => Ok(()),
-        result = pump.run(dsn, bin, spec, resume) => result,
+        result = pump.run(&source, spec, resume) => result,
         result = &mut writer => result.and_then(|()| Err(closed())),
     };
     let stopped = Error::Link("stopped".into());
@@ -84,18 +92,17 @@ impl Pump<'_> {
 
     async fn run(
         &mut self,
-        dsn: &tokio_postgres::Config,
-        bin: Option<PathBuf>,
+        source: &Source<'_>,
         spec: &StreamSpec,
         resume: Resume,
     ) -> Result<(), Error> {
         let from = if resume.copied {
-            ready(dsn, spec, resume).await?;
+            examine(source.dsn, spec, resume).await?;
             resume.applied
         } else {
-            self.copy(dsn, bin, spec).await?
+            self.copy(source.dsn, source.bin.clone(), spec).await?
         };
-        self.stream(dsn, spec, from).await
+        self.stream(source, spec, from).await
     }
 
     async fn copy(
@@ -130,15 +137,10 @@ impl Pump<'_> {
         }
     }
 
-    async fn stream(
-        &mut self,
-        dsn: &tokio_postgres::Config,
-        spec: &StreamSpec,
-        from: Lsn,
-    ) -> Result<(), Error> {
-        let mut stream = {
+    async fn stream(&mut self, source: &Source<'_>, spec: &StreamSpec, from: Lsn) -> Result<(), Error> {
+        let stream = {
             // Starting may wait for an older walsender; heartbeats go on.
-            let mut starting = pin!(ReplicationStream::start(dsn, &spec.slot, &spec.publication, from));
+            let mut starting = pin!(ReplicationStream::start(source.dsn, &spec.slot, &spec.publication, from));
             let mut tick = ticker(TICK);
             loop {
                 tokio::select! {
@@ -150,45 +152,113 @@ impl Pump<'_> {
             }
         };
         self.status.send_modify(|status| status.phase = Phase::Streaming);
+        self.follow(stream, OpenTransactions::new(source.spill.clone())).await
+    }
+
+    /// Hands on what the stream brings, as fast as it is taken. While nothing is taken nothing is read either, and the
+    /// server waits; the reports that keep it from giving us up go out by the clock, whatever else is stuck.
+    async fn follow(&mut self, mut stream: ReplicationStream, mut open: OpenTransactions) -> Result<(), Error> {
         let (mut tick, mut report) = (ticker(TICK), ticker(REPORT));
-        let mut reported = Lsn::ZERO;
+        let mut reported = Feedback::default();
+        // Committed, and on its way over the link.
+        let mut large: Option<LargeTransaction> = None;
         loop {
             let mut ask = false;
             let mut reply = false;
+            let wanted = self.machine.wants_more();
+            let read = wanted && large.is_none();
             tokio::select! {
-                event = stream.next(), if self.machine.wants_more() => match event? {
-                    StreamEvent::Transaction(transaction) => {
-                        self.machine.handle_transaction(&transaction, crate::clock::now())?;
+                // Again and again with the others in turn: pieces follow each other without a wait.
+                () = ready(()), if wanted && large.is_some() => large = self.piece(large.take()).await?,
+                event = next_or_hold(&mut stream, read) => {
+                    let mut event = Some(event?);
+                    while let Some(found) = event {
+                        match found {
+                            StreamEvent::Transaction(event) => {
+                                if let Some(committed) = open.handle(event).await? {
+                                    large = self.committed(committed)?;
+                                }
+                            }
+                            StreamEvent::Keepalive { wal_end, reply_requested } => {
+                                self.machine.handle_position(wal_end, crate::clock::now());
+                                reply |= reply_requested;
+                            }
+                        }
+                        // What came with it; the buffer bounds how much that is.
+                        let more = large.is_none() && self.machine.wants_more() && !reply;
+                        event = if more { stream.try_next()? } else { None };
                     }
-                    StreamEvent::Keepalive { wal_end, reply_requested } => {
-                        self.machine.handle_position(wal_end, crate::clock::now());
-                        reply = reply_requested;
-                    }
-                },
+                }
                 message = self.incoming.recv() => self.message(message?)?,
-                _ = tick.tick() => self.machine.handle_tick(crate::clock::now())?,
-                _ = report.tick() => ask = true,
+                _ = tick.tick() => {
+                    self.machine.handle_tick(crate::clock::now())?;
+                    self.status.send_modify(|status| status.open = open.work());
+                }
+                // Asking for a position makes sense only if the answer is read.
+                _ = report.tick() => (ask, reply) = (read, true),
             }
             self.machine.handle_source(stream.wal_end());
             self.tell();
-            let progress = self.machine.progress();
-            if ask || reply || progress.durable > reported {
-                reported = progress.durable;
-                // Only what the target has on its disk; the source forgets what is reported.
-                let feedback = Feedback {
-                    write: progress.durable,
-                    flush: progress.durable,
-                    apply: progress.durable,
-                    reply_requested: ask,
-                };
-                stream.report(feedback).await?;
+            let feedback = feedback(&self.machine.progress());
+            if ask || reply || feedback != reported {
+                reported = feedback;
+                stream.queue_report(Feedback { reply_requested: ask, ..feedback })?;
+            }
+        }
+    }
+
+    /// Hands on a transaction; gives it back if it goes in pieces.
+    fn committed(&mut self, committed: Committed) -> Result<Option<LargeTransaction>, Error> {
+        let now = crate::clock::now();
+        match committed {
+            Committed::Whole(transaction) => {
+                self.machine.handle_transaction(&transaction, now)?;
+                Ok(None)
+            }
+            Committed::Large(large) => {
+                Ok(self.machine.handle_large(large.header(), now).then_some(large))
+            }
+        }
+    }
+
+    /// Hands on the next piece; gives back what has more of them.
+    async fn piece(&mut self, large: Option<LargeTransaction>) -> Result<Option<LargeTransaction>, Error> {
+        let Some(mut large) = large else { return Ok(None) };
+        let piece = large.next_piece().await?;
+        let now = crate::clock::now();
+        match piece {
+            Some(piece) => {
+                self.machine.handle_large_piece(piece, now);
+                Ok(Some(large))
+            }
+            None => {
+                self.machine.handle_large_end(now);
+                Ok(None)
             }
         }
     }
 }
 
+async fn next_or_hold(stream: &mut ReplicationStream, read: bool) -> Result<StreamEvent, Error> {
+    if read {
+        return stream.next().await;
+    }
+    match stream.hold().await? {}
+}
+
+/// What the source may know: received by the target, durable there, visible there. Only what is durable lets the source
+/// forget; it is the target's checkpoint, never less and never more.
+fn feedback(progress: &Progress) -> Feedback {
+    Feedback {
+        write: progress.received.max(progress.applied),
+        flush: progress.durable,
+        apply: progress.applied.max(progress.durable),
+        reply_requested: false,
+    }
+}
+
 /// Can the slot still serve a target that stands there?
-async fn ready(dsn: &tokio_postgres::Config, spec: &StreamSpec, resume: Resume) -> Result<(), Error> {
+async fn examine(dsn: &tokio_postgres::Config, spec: &StreamSpec, resume: Resume) -> Result<(), Error> {
     let client = connect(dsn, &format!("godwit check {}", spec.slot)).await?;
     let Some(slot) = slot::slot_info(&client, &spec.slot).await? else {
         return Err(Error::Unready(format!(

@@ -8,6 +8,7 @@
 //! It never skips a change: what cannot be applied is an [`Error::Conflict`].
 
 mod catalog;
+mod large;
 mod plan;
 mod sql;
 
@@ -27,7 +28,7 @@ use tokio_postgres::{Client, CopyInSink, Statement};
 use self::catalog::Table;
 use self::plan::Order;
 use super::Target;
-use crate::change::{Change, Relation, Transaction};
+use crate::change::{Change, LargeHeader, Relation, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::{connect, connection, quote_ident, quote_literal};
@@ -77,6 +78,7 @@ struct Session {
     /// By the source's OID; the relation says whether it is still the same.
     tables: HashMap<u32, Arc<Table>>,
     copying: Option<Copying>,
+    large: Option<large::Large>,
 }
 
 struct Copying {
@@ -206,6 +208,16 @@ struct Checkpoint<'a> {
     generation: i64,
 }
 
+impl Checkpoint<'_> {
+    /// It is not where this session left it.
+    fn moved(&self) -> Error {
+        Error::Fenced(format!(
+            "the checkpoint of {} is not at {} under generation {}: another writer took over",
+            self.stream, self.from, self.generation
+        ))
+    }
+}
+
 impl Session {
     async fn look_up(&mut self, group: &[Transaction]) -> Result<(), Error> {
         for change in group.iter().flat_map(|transaction| &transaction.changes) {
@@ -255,6 +267,23 @@ impl Session {
         Ok(())
     }
 
+    /// Moves the checkpoint and commits what is open.
+    async fn finish(&self, checkpoint: Checkpoint<'_>) -> Result<(), Failure> {
+        let client = &self.client;
+        let (to, from) = (PgLsn::from(checkpoint.to.0), PgLsn::from(checkpoint.from.0));
+        let parameters: [&(dyn ToSql + Sync); 5] =
+            [&to, &checkpoint.marker, &checkpoint.stream, &from, &checkpoint.generation];
+        let mut pipeline = Pipeline::default();
+        pipeline.push(async { client.execute(&self.checkpoint, &parameters).await.map(drop) }).await;
+        pipeline.push(async { client.batch_execute("COMMIT").await }).await;
+        match pipeline.finish().await {
+            None => Ok(()),
+            Some((0, error)) if has_code(&error, &[sql::ROW_MISSING]) => Err(checkpoint.moved().into()),
+            Some((0, error)) => Err(Error::database("move the checkpoint")(error).into()),
+            Some((_, error)) => Err(failure(&[], 0, error)),
+        }
+    }
+
     /// Everything at once, one wait.
     async fn commit(
         &self,
@@ -290,11 +319,7 @@ impl Session {
         // The first error in order is the cause; what follows it failed because of it.
         let Some((at, error)) = pipeline.finish().await else { return Ok(()) };
         match at.checked_sub(2) {
-            None if at == 1 && has_code(&error, &[sql::ROW_MISSING]) => Err(Error::Fenced(format!(
-                "the checkpoint of {} is not at {} under generation {}: another writer took over",
-                checkpoint.stream, checkpoint.from, checkpoint.generation
-            ))
-            .into()),
+            None if at == 1 && has_code(&error, &[sql::ROW_MISSING]) => Err(checkpoint.moved().into()),
             None => Err(Error::database("begin a group")(error).into()),
             Some(at) => Err(failure(statements, at, error)),
         }
@@ -424,6 +449,7 @@ impl Target for PostgresTarget {
             statements: HashMap::new(),
             tables: HashMap::new(),
             copying: None,
+            large: None,
         });
         Ok(resume)
     }
@@ -443,6 +469,18 @@ impl Target for PostgresTarget {
                 what: "a deferred constraint refuses the group".into(),
             }),
         }
+    }
+
+    async fn begin_large(&mut self, header: LargeHeader) -> Result<(), Error> {
+        self.open_large(header).await
+    }
+
+    async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error> {
+        self.large_part(changes).await
+    }
+
+    async fn end_large(&mut self) -> Result<(), Error> {
+        self.close_large().await
     }
 
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error> {
