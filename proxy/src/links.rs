@@ -52,9 +52,8 @@ impl Links {
         publish: &watch::Sender<StreamStatus>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
-        let source = || {
-            databases.settings(&spec.source_zone).map(|database| source_end(database, self.spill.clone()))
-        };
+        let source =
+            || databases.settings(&spec.source_zone).map(|database| source_end(database, self.spill.clone()));
         let target = || databases.settings(&spec.target_zone).map(target_end);
         match (self.peers.get(&spec.source_zone), self.peers.get(&spec.target_zone)) {
             (None, Some(peer)) => pump::maintain(peer, spec, &source()?, publish, stop).await,
@@ -121,7 +120,12 @@ impl Local {
                 Some((resource.name.clone(), placement.postgres.clone()?))
             })
             .collect();
-        Self { zone: config.node.zone.clone(), databases, spill: config.node.spill.clone(), sessions: Mutex::default() }
+        Self {
+            zone: config.node.zone.clone(),
+            databases,
+            spill: config.node.spill.clone(),
+            sessions: Mutex::default(),
+        }
     }
 
     fn answer(&self, hello: &Hello) -> Result<Answer, String> {

@@ -23,7 +23,8 @@ const DATABASE: &str = "bulk";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Blocks begin at once, and the server gives up a client that says nothing for a second.
-const SETTINGS: &str = "fsync = off\nlogical_decoding_work_mem = '64kB'\nwal_sender_timeout = '1s'\nmax_wal_size = '4GB'\n";
+const SETTINGS: &str =
+    "fsync = off\nlogical_decoding_work_mem = '64kB'\nwal_sender_timeout = '1s'\nmax_wal_size = '4GB'\n";
 
 const SCHEMA: &str = "CREATE TABLE t (id bigint PRIMARY KEY, body text, u int UNIQUE); ALTER TABLE t ALTER body SET STORAGE EXTERNAL; \
                       CREATE TABLE small (id bigint PRIMARY KEY, n int)";
@@ -147,7 +148,11 @@ async fn rows(client: &Client, from: i64, to: i64) -> Result<()> {
 
 /// Reads until the transactions of `commits` have ended; counts how often the stream changed from one open transaction to
 /// another, and how many savepoints were taken back.
-async fn follow(stream: &mut ReplicationStream, spill: Spill, commits: usize) -> Result<(Vec<Transaction>, u32, u32)> {
+async fn follow(
+    stream: &mut ReplicationStream,
+    spill: Spill,
+    commits: usize,
+) -> Result<(Vec<Transaction>, u32, u32)> {
     use replicator::pgoutput::Event;
     let mut open = OpenTransactions::new(spill);
     let (mut found, mut switches, mut savepoints, mut last) = (Vec::new(), 0, 0, 0);
@@ -189,10 +194,14 @@ async fn interleaved(major: u32) -> Result<()> {
     let first = cluster.create_database(DATABASE, SCHEMA).await?;
     slot::ensure_publication(&first, &spec().publication).await?;
     slot::create_slot(&first, &spec().slot).await?;
-    let (second, third, fourth) =
-        (cluster.connect(DATABASE).await?, cluster.connect(DATABASE).await?, cluster.connect(DATABASE).await?);
+    let (second, third, fourth) = (
+        cluster.connect(DATABASE).await?,
+        cluster.connect(DATABASE).await?,
+        cluster.connect(DATABASE).await?,
+    );
     let mut stream =
-        ReplicationStream::start(&cluster.config(DATABASE), &spec().slot, &spec().publication, Lsn::ZERO).await?;
+        ReplicationStream::start(&cluster.config(DATABASE), &spec().slot, &spec().publication, Lsn::ZERO)
+            .await?;
     let writers = async {
         first.batch_execute("BEGIN").await?;
         second.batch_execute("BEGIN").await?;
@@ -213,7 +222,11 @@ async fn interleaved(major: u32) -> Result<()> {
         }
         // A table changes shape inside a transaction that never happens, after the stream has told the new shape.
         fourth.batch_execute("ALTER TABLE small ADD COLUMN more text").await?;
-        fourth.batch_execute("INSERT INTO small SELECT g, 1, repeat('x', 900) FROM generate_series(1000, 1999) g").await?;
+        fourth
+            .batch_execute(
+                "INSERT INTO small SELECT g, 1, repeat('x', 900) FROM generate_series(1000, 1999) g",
+            )
+            .await?;
         fourth.batch_execute("ROLLBACK").await?;
         third.batch_execute("INSERT INTO small VALUES (100, 1)").await?;
         second.batch_execute("COMMIT").await?;
@@ -235,7 +248,13 @@ async fn interleaved(major: u32) -> Result<()> {
         let wanted: Vec<i64> = wanted.iter().map(|row| row.get(0)).collect();
         let mut came = ids(transaction);
         came.sort_unstable();
-        ensure!(came == wanted, "transaction {}: {} rows against {}", transaction.xid, came.len(), wanted.len());
+        ensure!(
+            came == wanted,
+            "transaction {}: {} rows against {}",
+            transaction.xid,
+            came.len(),
+            wanted.len()
+        );
     }
     Ok(())
 }
@@ -312,7 +331,8 @@ async fn two_gigabytes_under_the_usual_bound() -> Result<()> {
 /// way.
 async fn blocked(source: &str, held: Duration) -> Result<()> {
     let pair = Pair::start(15, other_major()).await?;
-    pair.from.batch_execute(&format!("ALTER SYSTEM SET wal_sender_timeout = '{source}'; SELECT pg_reload_conf()")).await?;
+    pair.from.batch_execute(&format!("ALTER SYSTEM SET wal_sender_timeout = '{source}'")).await?;
+    pair.from.batch_execute("SELECT pg_reload_conf()").await?;
     let (_peer, stream) = pair.stream(Spill::default());
     stream.wait("streaming", |status| status.phase == Phase::Streaming).await?;
     let (sender, ..) = walsender(&pair.from).await?;
@@ -332,7 +352,8 @@ async fn blocked(source: &str, held: Duration) -> Result<()> {
         apart |= write > flush;
     }
     ensure!(apart, "what was received was never told apart from what is durable");
-    let checkpoint: String = pair.to.query_one("SELECT applied_lsn::text FROM godwit.progress", &[]).await?.get(0);
+    let checkpoint: String =
+        pair.to.query_one("SELECT applied_lsn::text FROM godwit.progress", &[]).await?.get(0);
     let (_, write, flush) = walsender(&pair.from).await?;
     ensure!(flush <= checkpoint.parse()?, "more than what is durable was reported");
     let end = position(&pair.from).await?;

@@ -241,15 +241,26 @@ async fn a_mix_of_changes_comes_out_as_it_went_in() -> Result<()> {
             .batch_execute(
                 "SELECT pg_replication_origin_session_setup('godwit_orders');
                  BEGIN; SELECT pg_replication_origin_xact_setup('0/AB', now()); INSERT INTO t VALUES (4); COMMIT;
-                 SELECT pg_replication_origin_session_reset(); ALTER TABLE t ADD extra text DEFAULT 'new'; UPDATE t SET extra = 'own'",
+                 SELECT pg_replication_origin_session_reset();
+                 SELECT pg_replication_origin_create('theirs'); SELECT pg_replication_origin_session_setup('theirs');
+                 BEGIN; SELECT pg_replication_origin_xact_setup('0/AC', now()); INSERT INTO t VALUES (5); COMMIT;
+                 SELECT pg_replication_origin_session_reset(); DELETE FROM t WHERE id = 5; ALTER TABLE t ADD extra text DEFAULT 'new'; UPDATE t SET extra = 'own'",
             )
             .await?;
         let second = next_transaction(&mut stream).await?;
         assert_eq!(second.origin.as_deref(), Some("godwit_orders"));
-        assert_eq!(lines(&second), ["insert t 4|null|null"]);
+        assert!(
+            second.changes.is_empty(),
+            "what Godwit wrote goes nowhere and is not kept: {:?}",
+            lines(&second)
+        );
         assert!(second.commit_lsn >= first.end_lsn);
+        // Another's is a change like any other.
+        let others = next_transaction(&mut stream).await?;
+        assert_eq!(others.origin.as_deref(), Some("theirs"));
+        assert_eq!(lines(&others), ["insert t 5|null|null"]);
         let third = next_transaction(&mut stream).await?;
-        assert_eq!(lines(&third), ["update t 4|null|null|own"]);
+        assert_eq!(lines(&third), ["delete t key 5|null|null", "update t 4|null|null|own"]);
         assert_eq!(third.origin, None);
         assert!(stream.wal_end() >= third.end_lsn);
     }

@@ -95,7 +95,11 @@ impl Pair {
         } else {
             &self.source.cluster.bin
         };
-        LocalEnd::Source { dsn: self.source.config(DATABASE), bin: Some(newer.clone()), spill: Spill::default() }
+        LocalEnd::Source {
+            dsn: self.source.config(DATABASE),
+            bin: Some(newer.clone()),
+            spill: Spill::default(),
+        }
     }
 
     fn target_end(&self) -> LocalEnd {
@@ -278,8 +282,11 @@ async fn journey(source: u32, target: u32) -> Result<()> {
     slot::ensure_publication(&pair.to, &spec(2).publication).await?;
     replicator::apply::seed_progress(&pair.from, &spec(2).slot, seed, 2).await?;
     let back = LocalPeer::new(LocalEnd::Target { dsn: pair.source.config(DATABASE) }, Options::default());
-    let reverse =
-        Running::start(back, spec(2), LocalEnd::Source { dsn: pair.target.config(DATABASE), bin: None, spill: Spill::default() });
+    let reverse = Running::start(
+        back,
+        spec(2),
+        LocalEnd::Source { dsn: pair.target.config(DATABASE), bin: None, spill: Spill::default() },
+    );
     pair.to
         .batch_execute("INSERT INTO words VALUES ('back', 7); UPDATE words SET n = 8 WHERE word = 'round'")
         .await?;

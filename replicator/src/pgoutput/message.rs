@@ -10,22 +10,55 @@ use crate::lsn::Lsn;
 /// A message as it stands on the wire; relations are still numbers.
 #[derive(Debug)]
 pub(super) enum Message {
-    Begin { final_lsn: Lsn, commit_time: PgTimestamp, xid: u32 },
+    Begin {
+        final_lsn: Lsn,
+        commit_time: PgTimestamp,
+        xid: u32,
+    },
     Commit(Commit),
     /// Changes of an unfinished transaction follow, each with the id of its (sub)transaction.
-    StreamStart { xid: u32, first: bool },
+    StreamStart {
+        xid: u32,
+        first: bool,
+    },
     StreamStop,
-    StreamCommit { xid: u32, commit: Commit },
+    StreamCommit {
+        xid: u32,
+        commit: Commit,
+    },
     /// `sub` is `xid` when the whole transaction is gone.
-    StreamAbort { xid: u32, sub: u32 },
-    Origin { name: String },
+    StreamAbort {
+        xid: u32,
+        sub: u32,
+    },
+    Origin {
+        name: String,
+    },
     Relation(Relation),
     Type,
-    Insert { relation: u32, new: Row },
-    Update { relation: u32, old: Option<OldTuple>, new: Row },
-    Delete { relation: u32, old: OldTuple },
-    Truncate { relations: Vec<u32>, cascade: bool, restart_identity: bool },
-    Logical { transactional: bool, prefix: String, content: Bytes },
+    Insert {
+        relation: u32,
+        new: Row,
+    },
+    Update {
+        relation: u32,
+        old: Option<OldTuple>,
+        new: Row,
+    },
+    Delete {
+        relation: u32,
+        old: OldTuple,
+    },
+    Truncate {
+        relations: Vec<u32>,
+        cascade: bool,
+        restart_identity: bool,
+    },
+    Logical {
+        transactional: bool,
+        prefix: String,
+        content: Bytes,
+    },
 }
 
 /// What a commit says.

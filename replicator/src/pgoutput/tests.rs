@@ -233,7 +233,9 @@ fn a_table_altered_by_an_unfinished_transaction_is_new_only_to_it() {
     let wider = "520000400d7075626c696300660066000301610000000017ffffffff01620000000019ffffffff00630000000019ffffffff";
     let narrow = "490000400d4e00027400000001377400000002c3a9";
     let wide = "490000400d4e00037400000001377400000002c3a96e";
-    for message in [BEGIN, RELATION_F, COMMIT, START_7, &by(7, wider), &by(7, wide), "45", BEGIN, narrow, COMMIT] {
+    for message in
+        [BEGIN, RELATION_F, COMMIT, START_7, &by(7, wider), &by(7, wide), "45", BEGIN, narrow, COMMIT]
+    {
         decoder.decode(hex(message)).expect(message);
     }
     // Taken back, its description goes too.

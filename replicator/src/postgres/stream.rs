@@ -12,8 +12,8 @@ use super::connection::{Connection, server_error, within};
 use super::{CONNECT_TIMEOUT, quote_ident, quote_literal};
 use crate::error::Error;
 use crate::lsn::Lsn;
-use crate::pgoutput::{Decoder, Event};
 use crate::pgoutput::reader::Reader;
+use crate::pgoutput::{Decoder, Event};
 
 /// After this long without a byte the server is asked for a sign of life …
 const ASK_AFTER: Duration = Duration::from_secs(20);

@@ -222,7 +222,9 @@ impl Applier {
     }
 
     fn large(&mut self) -> Result<&mut Large, Error> {
-        self.large.as_mut().ok_or_else(|| Error::Protocol("a part of a transaction that did not begin".into()))
+        self.large
+            .as_mut()
+            .ok_or_else(|| Error::Protocol("a part of a transaction that did not begin".into()))
     }
 
     /// Applies what has come of a large transaction since the last time.
@@ -248,7 +250,8 @@ impl Applier {
         };
         decoder.finish()?;
         self.target.end_large().await?;
-        self.progress = Progress { applied: end, durable: end, transactions: progress.transactions + 1, ..progress };
+        self.progress =
+            Progress { applied: end, durable: end, transactions: progress.transactions + 1, ..progress };
         self.checkpointed = crate::clock::now();
         self.tell(Done::Applied(self.progress));
         Ok(())
@@ -348,7 +351,13 @@ struct Large {
 
 impl Large {
     fn new(header: &LargeHeader, progress: Progress) -> Self {
-        Self { end: header.end_lsn, decoder: large::Decoder::default(), changes: Vec::new(), bytes: 0, progress }
+        Self {
+            end: header.end_lsn,
+            decoder: large::Decoder::default(),
+            changes: Vec::new(),
+            bytes: 0,
+            progress,
+        }
     }
 
     fn feed(&mut self, piece: Bytes) -> Result<(), Error> {

@@ -90,12 +90,7 @@ impl Pump<'_> {
         self.machine.handle_message(message.ok_or_else(closed)?, crate::clock::now())
     }
 
-    async fn run(
-        &mut self,
-        source: &Source<'_>,
-        spec: &StreamSpec,
-        resume: Resume,
-    ) -> Result<(), Error> {
+    async fn run(&mut self, source: &Source<'_>, spec: &StreamSpec, resume: Resume) -> Result<(), Error> {
         let from = if resume.copied {
             examine(source.dsn, spec, resume).await?;
             resume.applied
@@ -140,7 +135,8 @@ impl Pump<'_> {
     async fn stream(&mut self, source: &Source<'_>, spec: &StreamSpec, from: Lsn) -> Result<(), Error> {
         let stream = {
             // Starting may wait for an older walsender; heartbeats go on.
-            let mut starting = pin!(ReplicationStream::start(source.dsn, &spec.slot, &spec.publication, from));
+            let mut starting =
+                pin!(ReplicationStream::start(source.dsn, &spec.slot, &spec.publication, from));
             let mut tick = ticker(TICK);
             loop {
                 tokio::select! {
@@ -157,7 +153,11 @@ impl Pump<'_> {
 
     /// Hands on what the stream brings, as fast as it is taken. While nothing is taken nothing is read either, and the
     /// server waits; the reports that keep it from giving us up go out by the clock, whatever else is stuck.
-    async fn follow(&mut self, mut stream: ReplicationStream, mut open: OpenTransactions) -> Result<(), Error> {
+    async fn follow(
+        &mut self,
+        mut stream: ReplicationStream,
+        mut open: OpenTransactions,
+    ) -> Result<(), Error> {
         let (mut tick, mut report) = (ticker(TICK), ticker(REPORT));
         let mut reported = Feedback::default();
         // Committed, and on its way over the link.
@@ -215,9 +215,7 @@ impl Pump<'_> {
                 self.machine.handle_transaction(&transaction, now)?;
                 Ok(None)
             }
-            Committed::Large(large) => {
-                Ok(self.machine.handle_large(large.header(), now).then_some(large))
-            }
+            Committed::Large(large) => Ok(self.machine.handle_large(large.header(), now).then_some(large)),
         }
     }
 

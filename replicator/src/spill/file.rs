@@ -34,7 +34,8 @@ impl Writer {
             std::fs::create_dir_all(&place)?;
             tempfile::tempfile_in(&place)
         });
-        let file = made.await.map_err(std::io::Error::other).and_then(|file| file).map_err(failed(directory))?;
+        let file =
+            made.await.map_err(std::io::Error::other).and_then(|file| file).map_err(failed(directory))?;
         Ok(Self::on(File::from_std(file), directory))
     }
 

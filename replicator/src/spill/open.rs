@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::log::{LargeTransaction, Log};
 use super::Spill;
+use super::log::{LargeTransaction, Log};
 use crate::change::{Cell, Change, LargeHeader, OldRow, Row, Transaction};
 use crate::error::Error;
 use crate::pgoutput::Event;
@@ -128,7 +128,9 @@ impl OpenTransactions {
     async fn commit(&mut self, header: LargeHeader) -> Result<Committed, Error> {
         let open = self.close(header.xid).unwrap_or_default();
         let Some(log) = open.log else {
-            return Ok(Committed::Whole(header.with(open.small.into_iter().map(|(_, change)| change).collect())));
+            return Ok(Committed::Whole(
+                header.with(open.small.into_iter().map(|(_, change)| change).collect()),
+            ));
         };
         let small = log.bytes() < LARGE_FROM && log.disk() == 0;
         let large = log.commit(header).await?;

@@ -136,7 +136,8 @@ async fn savepoints_are_left_out_of_memory_and_disk_alike() {
                 open.handle(Event::Change { xid: 1, sub: 1 + at % 4, change }).await.expect("kept");
             }
             open.handle(Event::Abort { xid: 1, sub: 3 }).await.expect("kept");
-            let (large, changes) = changes_of(open.handle(Event::Commit(header(1))).await.expect("kept")).await;
+            let (large, changes) =
+                changes_of(open.handle(Event::Commit(header(1))).await.expect("kept")).await;
             let wanted: Vec<Change> =
                 (0..200u32).filter(|at| at % 4 != 2).map(|at| insert(&table, length, at as u8)).collect();
             assert_eq!(changes, wanted);

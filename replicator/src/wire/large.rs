@@ -51,7 +51,8 @@ impl Decoder {
                 }
             }
         }
-        while let Some(length) = record_length(&piece)?.filter(|length| RECORD_HEADER + length <= piece.len()) {
+        while let Some(length) = record_length(&piece)?.filter(|length| RECORD_HEADER + length <= piece.len())
+        {
             piece.advance(RECORD_HEADER);
             let record = piece.split_to(length);
             changes.extend(self.record(record)?);
@@ -139,6 +140,9 @@ mod tests {
             assert!(decoder.finish().is_err(), "cut at {end}");
         }
         let mut decoder = Decoder::default();
-        assert!(decoder.feed(Bytes::from_static(b"\xff\xff\xff\xff"), &mut Vec::new()).is_err(), "far too long");
+        assert!(
+            decoder.feed(Bytes::from_static(b"\xff\xff\xff\xff"), &mut Vec::new()).is_err(),
+            "far too long"
+        );
     }
 }

@@ -3,7 +3,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::{LargeHeader, Cell, Change, Column, OldRow, PgTimestamp, Relation, ReplicaIdentity, Transaction};
+use crate::change::{
+    Cell, Change, Column, LargeHeader, OldRow, PgTimestamp, Relation, ReplicaIdentity, Transaction,
+};
 use crate::error::ErrorKind;
 use crate::lsn::Lsn;
 

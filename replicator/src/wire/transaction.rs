@@ -56,11 +56,7 @@ impl Encoder {
     }
 
     /// Describes the tables of a change that the other side does not know yet: `description` gets a writer for each.
-    pub(crate) fn describe(
-        &mut self,
-        change: &Change,
-        mut description: impl FnMut(&dyn Fn(&mut BytesMut)),
-    ) {
+    pub(crate) fn describe(&mut self, change: &Change, mut description: impl FnMut(&dyn Fn(&mut BytesMut))) {
         for relation in change.relations() {
             if let Some(known) = self.known.get(&relation.id)
                 && (Arc::ptr_eq(known, relation) || known == relation)
