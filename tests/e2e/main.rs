@@ -12,4 +12,5 @@ mod refusals;
 mod services;
 mod source;
 mod stream;
+mod tls;
 mod verify;

@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use godwit_tests::postgres::{TestCluster, bin_directory, other_major};
 use replicator::change::{Cell, Change, OldRow, Transaction};
 use replicator::copy::{self, TableToCopy};
+use replicator::error::Cause;
 use replicator::postgres::slot::{create_slot, drop_slot, ensure_publication, slot_info};
 use replicator::postgres::stream::{ExportedSlot, Feedback, ReplicationStream, StreamEvent};
 use replicator::spill::{Committed, OpenTransactions, Spill};
@@ -486,6 +487,8 @@ async fn every_password_method_is_spoken() -> Result<()> {
             let mut config = cluster.config_as(user, "app");
             let missing = ReplicationStream::start(&config, "s", "godwit_orders", Lsn::ZERO).await.err();
             assert!(matches!(missing, Some(Error::Unready(_))), "{user}: {missing:?}");
+            let missing = postgres::connect(&config, "test").await.expect_err("no password");
+            assert_eq!(missing.cause(), Cause::Credentials, "{user}: {missing:?}");
             config.password("wrong");
             let wrong = ReplicationStream::start(&config, "s", "godwit_orders", Lsn::ZERO).await.err();
             assert!(

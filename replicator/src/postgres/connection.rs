@@ -1,7 +1,8 @@
 //! A minimal client for PostgreSQL's replication protocol, which `tokio_postgres` does not speak.
 //!
-//! Start-up (trust, clear-text, MD5 and SCRAM-SHA-256), simple queries and copy-both. No TLS.
-//! Sources: PostgreSQL documentation, chapters 55.2 "Message Flow", 55.4 "Streaming Replication Protocol".
+//! TLS, start-up (trust, clear-text, MD5, SCRAM-SHA-256 with and without channel binding), simple queries and copy-both.
+//! Sources: PostgreSQL documentation, chapters 55.2 "Message Flow", 55.3 "SASL Authentication", 55.4 "Streaming Replication
+//! Protocol".
 
 use std::fmt;
 use std::future::poll_fn;
@@ -14,11 +15,12 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::frontend;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_postgres::config::{ChannelBinding, Host};
+use tokio_postgres::config::{ChannelBinding, Host, SslNegotiation};
 
-use super::{CONNECT_TIMEOUT, place, refuse_tls};
+use super::tls::Connector;
+use super::{CONNECT_TIMEOUT, Dsn, TlsMode};
 use crate::error::Error;
 use crate::pgoutput::reader::Reader;
 
@@ -61,7 +63,7 @@ impl fmt::Display for Address {
 }
 
 /// The addresses that connection parameters name, in order. One port counts for every host.
-pub(crate) fn addresses(dsn: &tokio_postgres::Config) -> Vec<Address> {
+pub(crate) fn addresses(dsn: &Dsn) -> Vec<Address> {
     let ports = dsn.get_ports();
     let port = |at: usize| ports.get(at).or(ports.first()).copied().unwrap_or(5432);
     let numbers = dsn.get_hostaddrs();
@@ -98,19 +100,17 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Connects and authenticates, with `replication=database`; the addresses are tried in order.
-    pub(crate) async fn open(dsn: &tokio_postgres::Config, application_name: &str) -> Result<Self, Error> {
-        refuse_tls(dsn)?;
-        if dsn.get_channel_binding() == ChannelBinding::Require {
-            return Err(Error::Unready(format!(
-                "the connection to {} demands channel binding, which needs TLS: not supported yet",
-                place(dsn)
-            )));
-        }
+    pub(crate) async fn open(dsn: &Dsn, application_name: &str) -> Result<Self, Error> {
         let limit = dsn.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
         let mut failure = Error::Unready("the connection parameters name no host".into());
-        for address in addresses(dsn) {
+        for (at, address) in addresses(dsn).into_iter().enumerate() {
             let context = format!("open a replication connection to {address}");
-            match within(limit, &context, Self::open_at(dsn, application_name, &address)).await {
+            // Where addresses are given as numbers, the names beside them are what certificates are made for.
+            let name = match (dsn.get_hosts().get(at), &address) {
+                (Some(Host::Tcp(name)), _) | (_, Address::Tcp(name, _)) => name,
+                (_, Address::Unix(_)) => "",
+            };
+            match within(limit, &context, Self::open_at(dsn, application_name, &address, name)).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => failure = error,
             }
@@ -119,19 +119,30 @@ impl Connection {
     }
 
     async fn open_at(
-        dsn: &tokio_postgres::Config,
+        dsn: &Dsn,
         application_name: &str,
         address: &Address,
+        name: &str,
     ) -> Result<Self, Error> {
         let context = || format!("open a replication connection to {address}");
-        let socket: Box<dyn Socket> = match address {
+        let (socket, end_point) = match address {
             Address::Tcp(host, port) => {
                 let socket =
                     TcpStream::connect((host.as_str(), *port)).await.map_err(Error::io(context()))?;
                 socket.set_nodelay(true).map_err(Error::io(context()))?;
-                Box::new(socket)
+                secure(dsn, socket, name, &context()).await?
             }
-            Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(Error::io(context()))?),
+            Address::Unix(_) if !matches!(dsn.tls.mode, TlsMode::Disable | TlsMode::Prefer) => {
+                return Err(Error::Unready(format!(
+                    "{}: TLS is demanded (sslmode={}), which a Unix socket does not have",
+                    context(),
+                    dsn.tls.mode.as_str()
+                )));
+            }
+            Address::Unix(path) => {
+                let socket = UnixStream::connect(path).await.map_err(Error::io(context()))?;
+                (Box::new(socket) as Box<dyn Socket>, None)
+            }
         };
         let mut this = Self { socket, received: BytesMut::new(), outgoing: BytesMut::new() };
         let user = dsn
@@ -147,22 +158,15 @@ impl Connection {
         parameters.extend(dsn.get_options().map(|options| ("options", options)));
         parameters.extend(SESSION_SETTINGS);
         frontend::startup_message(parameters, &mut this.outgoing).map_err(Error::io(context()))?;
-        this.authenticate(user, dsn.get_password(), &context()).await?;
+        let login =
+            Login { user, password: dsn.get_password(), binding: dsn.get_channel_binding(), end_point };
+        this.authenticate(&login, &context()).await?;
         Ok(this)
     }
 
-    async fn authenticate(
-        &mut self,
-        user: &str,
-        password: Option<&[u8]>,
-        context: &str,
-    ) -> Result<(), Error> {
-        let password_for = |method: &str| {
-            password.ok_or_else(|| {
-                Error::Unready(format!("{context}: the server asks for {method} and no password is given"))
-            })
-        };
+    async fn authenticate(&mut self, login: &Login<'_>, context: &str) -> Result<(), Error> {
         let mut scram: Option<sasl::ScramSha256> = None;
+        let mut bound = false;
         loop {
             let frame = self.frame(context).await?;
             let mut reader = match frame.tag {
@@ -173,13 +177,21 @@ impl Connection {
                 b'S' | b'K' | b'N' => continue,
                 tag => return Err(unexpected(tag, context)),
             };
-            match reader.i32("method")? {
+            let method = reader.i32("method")?;
+            // Whatever else the server is content with would not show that it is the one at the other end of the TLS.
+            if matches!(method, 0 | 3 | 5) && login.binding == ChannelBinding::Require && !bound {
+                return Err(Error::Unready(format!(
+                    "{context}: channel_binding=require, and the server asks for something else than SCRAM-SHA-256-PLUS"
+                )));
+            }
+            match method {
                 0 => {}
-                3 => frontend::password_message(password_for("a password")?, &mut self.outgoing)
+                3 => frontend::password_message(login.password("a password", context)?, &mut self.outgoing)
                     .map_err(Error::io(context))?,
                 5 => {
                     let salt = reader.u32("salt")?.to_be_bytes();
-                    let hash = md5_hash(user.as_bytes(), password_for("an MD5 password")?, salt);
+                    let password = login.password("an MD5 password", context)?;
+                    let hash = md5_hash(login.user.as_bytes(), password, salt);
                     frontend::password_message(hash.as_bytes(), &mut self.outgoing)
                         .map_err(Error::io(context))?;
                 }
@@ -188,22 +200,11 @@ impl Connection {
                     while reader.remaining() > 1 {
                         offered.push(reader.text("mechanism")?);
                     }
-                    if !offered.iter().any(|mechanism| mechanism == sasl::SCRAM_SHA_256) {
-                        return Err(Error::Unready(format!(
-                            "{context}: the server offers only {}, not SCRAM-SHA-256",
-                            offered.join(", ")
-                        )));
-                    }
-                    let exchange = sasl::ScramSha256::new(
-                        password_for("SCRAM-SHA-256")?,
-                        sasl::ChannelBinding::unsupported(),
-                    );
-                    frontend::sasl_initial_response(
-                        sasl::SCRAM_SHA_256,
-                        exchange.message(),
-                        &mut self.outgoing,
-                    )
-                    .map_err(Error::io(context))?;
+                    let (mechanism, binding) = login.mechanism(&offered, context)?;
+                    bound = mechanism == sasl::SCRAM_SHA_256_PLUS;
+                    let exchange = sasl::ScramSha256::new(login.password("SCRAM-SHA-256", context)?, binding);
+                    frontend::sasl_initial_response(mechanism, exchange.message(), &mut self.outgoing)
+                        .map_err(Error::io(context))?;
                     scram = Some(exchange);
                 }
                 11 => {
@@ -281,7 +282,8 @@ impl Connection {
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            Poll::Ready(Ok(()))
+            // TLS keeps what the socket did not take.
+            Pin::new(&mut self.socket).poll_flush(cx)
         })
         .await
     }
@@ -289,9 +291,7 @@ impl Connection {
     /// Waits for more bytes, sending meanwhile what is queued. Cancel-safe.
     pub(crate) async fn fill(&mut self) -> io::Result<()> {
         poll_fn(|cx| {
-            if !self.outgoing.is_empty()
-                && let Poll::Ready(Err(error)) = pin!(self.flush()).poll(cx)
-            {
+            if let Poll::Ready(Err(error)) = pin!(self.flush()).poll(cx) {
                 return Poll::Ready(Err(error));
             }
             self.received.reserve(READ_SIZE / 4);
@@ -333,6 +333,100 @@ impl Connection {
             self.fill().await.map_err(Error::io(context))?;
         }
     }
+}
+
+/// Who logs in, and to what the exchange can be bound.
+struct Login<'a> {
+    user: &'a str,
+    password: Option<&'a [u8]>,
+    binding: ChannelBinding,
+    /// Of the server's certificate, where there is TLS.
+    end_point: Option<Vec<u8>>,
+}
+
+impl Login<'_> {
+    fn password(&self, method: &str, context: &str) -> Result<&[u8], Error> {
+        self.password.ok_or_else(|| {
+            Error::Unready(format!("{context}: the server asks for {method} and no password is given"))
+        })
+    }
+
+    /// The best of what is offered. Where we could bind and the server says it cannot, the exchange tells it so: a third party
+    /// that took the offer away is found out.
+    fn mechanism(
+        &self,
+        offered: &[String],
+        context: &str,
+    ) -> Result<(&'static str, sasl::ChannelBinding), Error> {
+        let offers = |mechanism: &str| offered.iter().any(|offer| offer == mechanism);
+        let end_point = self.end_point.as_ref().filter(|_| self.binding != ChannelBinding::Disable);
+        match end_point {
+            Some(hash) if offers(sasl::SCRAM_SHA_256_PLUS) => {
+                return Ok((
+                    sasl::SCRAM_SHA_256_PLUS,
+                    sasl::ChannelBinding::tls_server_end_point(hash.clone()),
+                ));
+            }
+            _ if self.binding == ChannelBinding::Require => {
+                return Err(Error::Unready(format!(
+                    "{context}: channel_binding=require, which this connection cannot have (it needs TLS, a certificate \
+                     whose signature names a hash, and SCRAM-SHA-256-PLUS; the server offers {})",
+                    offered.join(", ")
+                )));
+            }
+            _ if !offers(sasl::SCRAM_SHA_256) => {
+                return Err(Error::Unready(format!(
+                    "{context}: the server offers only {}, not SCRAM-SHA-256",
+                    offered.join(", ")
+                )));
+            }
+            _ => {}
+        }
+        let binding = match end_point {
+            Some(_) => sasl::ChannelBinding::unrequested(),
+            None => sasl::ChannelBinding::unsupported(),
+        };
+        Ok((sasl::SCRAM_SHA_256, binding))
+    }
+}
+
+/// Puts TLS on a fresh connection where that is wanted; gives what an exchange can be bound to.
+async fn secure(
+    dsn: &Dsn,
+    mut socket: TcpStream,
+    name: &str,
+    context: &str,
+) -> Result<(Box<dyn Socket>, Option<Vec<u8>>), Error> {
+    let mode = dsn.tls.mode;
+    if mode == TlsMode::Disable {
+        return Ok((Box::new(socket), None));
+    }
+    let connector = Connector::new(&dsn.tls)?;
+    if dsn.get_ssl_negotiation() == SslNegotiation::Direct {
+        if mode == TlsMode::Prefer {
+            return Err(Error::Unready(format!(
+                "{context}: sslnegotiation=direct knows no way without TLS: use sslmode=verify-full, or at least require"
+            )));
+        }
+    } else {
+        let mut request = BytesMut::new();
+        frontend::ssl_request(&mut request);
+        socket.write_all(&request).await.map_err(Error::io(context))?;
+        // One byte and no more: whatever came behind it in the clear would be read as a broken handshake.
+        match (socket.read_u8().await.map_err(Error::io(context))?, mode) {
+            (b'S', _) => {}
+            (_, TlsMode::Prefer) => return Ok((Box::new(socket), None)),
+            _ => {
+                return Err(Error::Unready(format!(
+                    "{context}: the server has no TLS (ssl = off), and sslmode={} demands it",
+                    mode.as_str()
+                )));
+            }
+        }
+    }
+    let secured = connector.secure(name, socket).await.map_err(Error::io(format!("{context} with TLS")))?;
+    let end_point = secured.end_point();
+    Ok((Box::new(secured), end_point))
 }
 
 /// What the server's ErrorResponse says.
@@ -389,10 +483,10 @@ mod tests {
 
     #[test]
     fn one_port_counts_for_every_host() {
-        let dsn: tokio_postgres::Config = "host=a,b port=6000".parse().expect("valid");
+        let dsn: Dsn = "host=a,b port=6000".parse().expect("valid");
         let found: Vec<String> = addresses(&dsn).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["a:6000", "b:6000"]);
-        let dsn: tokio_postgres::Config = "host=/run/postgresql".parse().expect("valid");
+        let dsn: Dsn = "host=/run/postgresql".parse().expect("valid");
         assert_eq!(addresses(&dsn), [Address::Unix("/run/postgresql/.s.PGSQL.5432".into())]);
     }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::time::{Sleep, sleep};
 
 use super::connection::{Connection, server_error, within};
-use super::{CONNECT_TIMEOUT, quote_ident, quote_literal};
+use super::{CONNECT_TIMEOUT, Dsn, quote_ident, quote_literal};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::pgoutput::reader::Reader;
@@ -70,12 +70,7 @@ impl ReplicationStream {
     /// appliers wrote comes too (`origin` cannot tell ours from theirs); see [`Event::Origin`].
     ///
     /// A slot that another session still holds is SQLSTATE 55006, which passes.
-    pub async fn start(
-        dsn: &tokio_postgres::Config,
-        slot: &str,
-        publication: &str,
-        from: Lsn,
-    ) -> Result<Self, Error> {
+    pub async fn start(dsn: &Dsn, slot: &str, publication: &str, from: Lsn) -> Result<Self, Error> {
         let context = format!("start streaming from slot {slot}");
         let mut connection = Connection::open(dsn, slot).await?;
         let sql = format!(
@@ -252,7 +247,7 @@ impl ExportedSlot {
     /// gone, so drop it first.
     ///
     /// Waits for the transactions that are running now to end. Dropping the future closes the connection.
-    pub async fn create(dsn: &tokio_postgres::Config, name: &str) -> Result<Self, Error> {
+    pub async fn create(dsn: &Dsn, name: &str) -> Result<Self, Error> {
         let context = format!("create slot {name} with a snapshot");
         let mut connection = Connection::open(dsn, name).await?;
         // The older spelling, which every version from 14 on takes.

@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Error, ErrorKind};
 use crate::link::{Dial, Link, memory};
+use crate::postgres::Dsn;
 use crate::session::chain;
 use crate::spill::Spill;
 use crate::status::{Phase, StreamStatus};
@@ -42,7 +43,7 @@ pub enum LocalEnd {
     /// The source is here: send.
     Source {
         /// The source database.
-        dsn: tokio_postgres::Config,
+        dsn: Dsn,
         /// Where `pg_dump` is, if not on the path.
         bin: Option<PathBuf>,
         /// Where its open transactions go when they outgrow the memory.
@@ -51,7 +52,7 @@ pub enum LocalEnd {
     /// The target is here: receive and apply.
     Target {
         /// The target database.
-        dsn: tokio_postgres::Config,
+        dsn: Dsn,
     },
 }
 
@@ -79,7 +80,7 @@ pub struct Answer {
 ///
 /// Not cancel-safe in the sense of going on; dropping it at any moment loses nothing: the next session resumes.
 pub async fn run_sender(
-    source_dsn: &tokio_postgres::Config,
+    source_dsn: &Dsn,
     source_bin: Option<PathBuf>,
     spill: &Spill,
     spec: StreamSpec,
@@ -93,7 +94,7 @@ pub async fn run_sender(
 
 /// Applies a stream that comes over a link on which the other side runs [`run_sender`]; see there.
 pub async fn run_receiver(
-    target_dsn: &tokio_postgres::Config,
+    target_dsn: &Dsn,
     spec: StreamSpec,
     link: Box<dyn Link>,
     status: watch::Sender<StreamStatus>,
@@ -224,7 +225,7 @@ pub async fn maintain(
 /// [`maintain`] for a source here.
 pub async fn start_push(
     dial: &dyn Dial,
-    source_dsn: tokio_postgres::Config,
+    source_dsn: Dsn,
     source_bin: Option<PathBuf>,
     spill: Spill,
     spec: &StreamSpec,
@@ -237,7 +238,7 @@ pub async fn start_push(
 /// [`maintain`] for a target here.
 pub async fn start_pull(
     dial: &dyn Dial,
-    target_dsn: tokio_postgres::Config,
+    target_dsn: Dsn,
     spec: &StreamSpec,
     status: &watch::Sender<StreamStatus>,
     cancel: &CancellationToken,

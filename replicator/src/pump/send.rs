@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::link::LinkRecv;
 use crate::lsn::Lsn;
 use crate::postgres::stream::{Feedback, ReplicationStream, StreamEvent};
-use crate::postgres::{connect, slot};
+use crate::postgres::{Dsn, connect, slot};
 use crate::session::Sender;
 use crate::spill::{Committed, LargeTransaction, OpenTransactions, Spill};
 use crate::status::{Phase, StreamStatus};
@@ -27,7 +27,7 @@ const REPORT: Duration = Duration::from_millis(500);
 
 /// What the half at the source works with.
 pub(super) struct Source<'a> {
-    pub(super) dsn: &'a tokio_postgres::Config,
+    pub(super) dsn: &'a Dsn,
     pub(super) bin: Option<PathBuf>,
     pub(super) spill: &'a Spill,
 }
@@ -100,12 +100,7 @@ impl Pump<'_> {
         self.stream(source, spec, from).await
     }
 
-    async fn copy(
-        &mut self,
-        dsn: &tokio_postgres::Config,
-        bin: Option<PathBuf>,
-        spec: &StreamSpec,
-    ) -> Result<Lsn, Error> {
+    async fn copy(&mut self, dsn: &Dsn, bin: Option<PathBuf>, spec: &StreamSpec) -> Result<Lsn, Error> {
         let (sender, mut frames) = mpsc::channel(2);
         let mut producer = pin!(copying::produce(dsn, bin, spec, sender));
         let mut consistent_point = None;
@@ -256,7 +251,7 @@ fn feedback(progress: &Progress) -> Feedback {
 }
 
 /// Can the slot still serve a target that stands there?
-async fn examine(dsn: &tokio_postgres::Config, spec: &StreamSpec, resume: Resume) -> Result<(), Error> {
+async fn examine(dsn: &Dsn, spec: &StreamSpec, resume: Resume) -> Result<(), Error> {
     let client = connect(dsn, &format!("godwit check {}", spec.slot)).await?;
     let Some(slot) = slot::slot_info(&client, &spec.slot).await? else {
         return Err(Error::Unready(format!(

@@ -93,7 +93,7 @@ async fn both_sides_with_the_same_half_are_refused() {
         source_zone: "a".into(),
         target_zone: "b".into(),
     };
-    let end = LocalEnd::Target { dsn: tokio_postgres::Config::new() };
+    let end = LocalEnd::Target { dsn: Dsn::default() };
     let peer = LocalPeer::new(end.clone(), memory::Options::default());
     let link = peer.dial().await.expect("memory");
     let status = watch::Sender::new(StreamStatus::default());
