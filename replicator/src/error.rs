@@ -193,9 +193,9 @@ impl Cause {
             Self::Locked => {
                 (Retry, "locked", "wait; if it lasts, look for long transactions in pg_stat_activity")
             }
-            Self::Collision => (Retry, "collision", "none: it is tried again"),
+            Self::Collision => (Retry, "collision", "nothing: it is tried again"),
             Self::Cancelled => (Retry, "cancelled", "if it lasts, raise the timeout or find who cancels"),
-            Self::StalePlan => (Retry, "stale_plan", "none: the next session plans anew"),
+            Self::StalePlan => (Retry, "stale_plan", "nothing: the next session plans anew"),
             Self::WalRemoved => (
                 Operator,
                 "wal_removed",
@@ -240,7 +240,7 @@ impl Cause {
             Self::Conflict => {
                 (Operator, "conflict", "find who else writes the target; mend the row, or seed anew")
             }
-            Self::Fenced => (Never, "fenced", "none: another node has taken over"),
+            Self::Fenced => (Never, "fenced", "nothing: another node has taken over"),
             Self::Unready => (Operator, "unready", "do what the message says"),
             Self::Other => (Operator, "other", "read the server's message and log"),
         };
@@ -310,7 +310,12 @@ fn of_server(sqlstate: &str, message: &str) -> Cause {
         "53400" => Cause::Limits,
         "53300" if message.contains("wal_sender") || message.contains("standby connections") => Cause::Limits,
         // An invalidated slot, in the words of each version.
-        "55000" if message.contains("replication slot") && message.contains("can no longer") => {
+        "55000"
+            if message.contains("replication slot")
+                && ["can no longer", "cannot read", "invalidated"]
+                    .iter()
+                    .any(|word| message.contains(word)) =>
+        {
             Cause::WalRemoved
         }
         "55000" => Cause::Settings,

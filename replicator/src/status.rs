@@ -1,7 +1,9 @@
 //! What a running stream says of itself: published on a `tokio::sync::watch`, read by the controller, metrics and the CLI.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::error::Cause;
 use crate::lsn::Lsn;
 
 /// What the stream is doing.
@@ -27,7 +29,7 @@ pub enum Phase {
     Streaming,
     /// Stopped by an error; `retrying` says whether it will try again by itself.
     Failed {
-        /// The error with its sources.
+        /// The error with its sources, and what a person can do.
         error: String,
         /// True when the pump reconnects by itself.
         retrying: bool,
@@ -66,6 +68,8 @@ pub struct StreamStatus {
     pub lag_bytes: u64,
     /// Age of the oldest change not yet applied; zero when caught up.
     pub lag: Duration,
+    /// How often the stream broke since this process started, by cause.
+    pub failures: BTreeMap<Cause, u64>,
     /// Newest end marker applied: its generation.
     pub applied_marker: Option<u64>,
     /// Row changes seen after an end marker: a client went round the fence.

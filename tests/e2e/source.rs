@@ -622,3 +622,76 @@ async fn a_schema_loads_across_major_versions_both_ways() -> Result<()> {
     }
     Ok(())
 }
+
+/// What a stream ends with, whatever else comes before.
+async fn end_of(stream: &mut ReplicationStream) -> Result<Error> {
+    let end = async {
+        loop {
+            if let Err(error) = stream.next().await {
+                break error;
+            }
+        }
+    };
+    timeout(PATIENCE, end).await.context("the stream goes on")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_a_stream_is_known_for_what_it_is() -> Result<()> {
+    for major in majors() {
+        let settings =
+            "fsync = off\nmax_slot_wal_keep_size = '1MB'\nmax_wal_size = '32MB'\nmin_wal_size = '32MB'\n";
+        let cluster = TestCluster::start_with(major, settings)?;
+        let client = source(&cluster, "CREATE TABLE t (id bigserial PRIMARY KEY, body text)").await?;
+        let config = cluster.config("app");
+        let start = || ReplicationStream::start(&config, "s", "godwit_orders", Lsn::ZERO);
+
+        let gone = start().await.err().context("no slot")?;
+        assert_eq!((gone.cause(), gone.kind()), (Cause::SlotGone, ErrorKind::Operator), "{gone}");
+
+        create_slot(&client, "s").await?;
+        let mut stream = start().await?;
+        client
+            .execute(
+                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 's'",
+                &[],
+            )
+            .await?;
+        let ended = end_of(&mut stream).await?;
+        assert_eq!((ended.cause(), ended.kind()), (Cause::Shutdown, ErrorKind::Retry), "{ended}");
+
+        // The old walsender may hold the slot for a moment.
+        let mut stream = loop {
+            match start().await {
+                Ok(stream) => break stream,
+                Err(error) => assert_eq!(error.cause(), Cause::InUse, "{error}"),
+            }
+        };
+        client.batch_execute("DROP PUBLICATION godwit_orders").await?;
+        client.batch_execute("INSERT INTO t DEFAULT VALUES").await?;
+        if major < 18 {
+            let ended = end_of(&mut stream).await?;
+            assert_eq!(
+                (ended.cause(), ended.kind()),
+                (Cause::PublicationGone, ErrorKind::Operator),
+                "{ended}"
+            );
+        }
+        drop(stream);
+
+        // WAL that the slot is not allowed to keep.
+        let info = loop {
+            client
+                .batch_execute("INSERT INTO t (body) SELECT repeat('x', 2000) FROM generate_series(1, 20000)")
+                .await?;
+            client.batch_execute("CHECKPOINT").await?;
+            let info = slot_info(&client, "s").await?.context("there")?;
+            if info.wal_status == "lost" {
+                break info;
+            }
+        };
+        assert!(!info.active);
+        let lost = start().await.err().context("WAL is gone")?;
+        assert_eq!((lost.cause(), lost.kind()), (Cause::WalRemoved, ErrorKind::Operator), "{lost}");
+    }
+    Ok(())
+}

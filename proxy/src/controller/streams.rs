@@ -96,7 +96,7 @@ impl Streams {
         }
     }
 
-    /// Schema `godwit` on both sides, the publication, and for a way back the checkpoint it starts from.
+    /// Schema `godwit` on both sides, and for a way back the checkpoint it starts from.
     async fn prepare(&self, generation: Generation, source: &Zone, target: &Zone) -> Result<(), String> {
         let from = self.databases.get(&source.0, Purpose::Control).await.map_err(chain)?;
         let to = self.databases.get(&target.0, Purpose::Control).await.map_err(chain)?;
@@ -110,7 +110,7 @@ impl Streams {
         }
         fence::install(&from, &self.resource, generation.0).await.map_err(chain)?;
         fence::install(&to, &self.resource, generation.0).await.map_err(chain)?;
-        slot::ensure_publication(&from, &slot::publication_name(&self.resource)).await.map_err(chain)?;
+        // The publication is made with the slot, and only then: a new one beside an old slot would hide that changes are missing.
         if generation.0 > 1 {
             let name = slot::slot_name(&self.resource, generation.0);
             let info = slot::slot_info(&from, &name).await.map_err(chain)?;

@@ -8,7 +8,7 @@ fn server(sqlstate: &str, message: &str) -> Error {
 }
 
 /// What servers of 14 to 18 say, word for word.
-const SAID: [(&str, &str, Cause, ErrorKind); 34] = [
+const SAID: [(&str, &str, Cause, ErrorKind); 35] = [
     ("55006", "replication slot \"s\" is active for PID 1", Cause::InUse, ErrorKind::Retry),
     ("55006", "replication origin with ID 1 is already active for PID 2", Cause::InUse, ErrorKind::Retry),
     ("57P01", "terminating connection due to administrator command", Cause::Shutdown, ErrorKind::Retry),
@@ -50,6 +50,7 @@ const SAID: [(&str, &str, Cause, ErrorKind); 34] = [
         Cause::WalRemoved,
         ErrorKind::Operator,
     ),
+    ("55000", "cannot read from logical replication slot \"s\"", Cause::WalRemoved, ErrorKind::Operator),
     ("55000", "can no longer access replication slot \"s\"", Cause::WalRemoved, ErrorKind::Operator),
     ("55000", "logical decoding requires \"wal_level\" >= \"logical\"", Cause::Settings, ErrorKind::Operator),
     ("42704", "replication slot \"s\" does not exist", Cause::SlotGone, ErrorKind::Operator),

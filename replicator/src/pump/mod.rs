@@ -17,12 +17,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Cause, Error, ErrorKind};
 use crate::link::{Dial, Link, memory};
 use crate::postgres::Dsn;
 use crate::session::chain;
 use crate::spill::Spill;
-use crate::status::{Phase, StreamStatus};
+use crate::status::{OpenWork, Phase, StreamStatus};
 use crate::wire::{Frame, Hello, Role};
 use transport::Joined;
 
@@ -204,7 +204,12 @@ pub async fn maintain(
             Err(error) if never => return Err(error),
             Ok(()) => {}
             Err(error) => {
-                tracing::warn!(stream = spec.slot, error = chain(&error), "stream broke; it will be resumed");
+                tracing::warn!(
+                    stream = spec.slot,
+                    error = explained(&error),
+                    cause = error.label(),
+                    "stream broke; it will be resumed"
+                );
             }
         }
         if began.elapsed() > BACKOFF.1 {
@@ -253,12 +258,24 @@ async fn run_and_tell(
 ) -> Result<(), Error> {
     let result = run.await;
     status.send_modify(|status| {
+        status.open = OpenWork::default();
         status.phase = match &result {
             Ok(()) => Phase::Stopped,
-            Err(error) => Phase::Failed { error: chain(error), retrying },
+            Err(error) => {
+                *status.failures.entry(error.cause()).or_default() += 1;
+                Phase::Failed { error: explained(error), retrying }
+            }
         };
     });
     result
+}
+
+/// The error, and what to do about it where it does not say so itself.
+fn explained(error: &Error) -> String {
+    match error.cause() {
+        Cause::Unready | Cause::Fenced | Cause::Link => chain(error),
+        cause => format!("{}; to do: {}", chain(error), cause.policy().advice),
+    }
 }
 
 /// The other side of a stream in this process: each dial starts a task that answers over a memory link.

@@ -254,19 +254,32 @@ fn feedback(progress: &Progress) -> Feedback {
 async fn examine(dsn: &Dsn, spec: &StreamSpec, resume: Resume) -> Result<(), Error> {
     let client = connect(dsn, &format!("godwit check {}", spec.slot)).await?;
     let Some(slot) = slot::slot_info(&client, &spec.slot).await? else {
-        return Err(Error::Unready(format!(
-            "slot {} is gone from the source: the target needs a new copy",
-            spec.slot
-        )));
+        return Err(Error::Server {
+            context: "resume".into(),
+            sqlstate: "42704".into(),
+            message: format!("replication slot \"{}\" does not exist", spec.slot),
+        });
     };
     if slot.wal_status == "lost" {
-        return Err(Error::Unready(format!("slot {} has lost WAL: the target needs a new copy", spec.slot)));
+        return Err(Error::Server {
+            context: "resume".into(),
+            sqlstate: "55000".into(),
+            message: format!("can no longer get changes from replication slot \"{}\"", spec.slot),
+        });
     }
     if let Some(confirmed) = slot.confirmed_flush.filter(|confirmed| *confirmed > resume.applied) {
         return Err(Error::Unready(format!(
             "slot {} is at {confirmed}, beyond the target's {}: changes are missing, the target needs a new copy",
             spec.slot, resume.applied
         )));
+    }
+    // A new one would not bring back what was written while there was none.
+    if !slot::has_publication(&client, &spec.publication).await? {
+        return Err(Error::Server {
+            context: format!("resume from slot {}", spec.slot),
+            sqlstate: "42704".into(),
+            message: format!("publication \"{}\" does not exist", spec.publication),
+        });
     }
     slot::ensure_publication(&client, &spec.publication).await?;
     Ok(())
