@@ -370,7 +370,13 @@ fn of_io(error: &std::io::Error) -> Cause {
         return of_tls(tls);
     }
     match error.kind() {
-        Io::StorageFull | Io::QuotaExceeded | Io::ReadOnlyFilesystem | Io::FileTooLarge => Cause::Disk,
+        Io::StorageFull
+        | Io::QuotaExceeded
+        | Io::ReadOnlyFilesystem
+        | Io::FileTooLarge
+        | Io::NotADirectory
+        | Io::AlreadyExists
+        | Io::InvalidData => Cause::Disk,
         Io::PermissionDenied => Cause::Unready,
         _ => Cause::Network,
     }

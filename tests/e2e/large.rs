@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use godwit_tests::postgres::{TestCluster, other_major};
 use replicator::Lsn;
 use replicator::change::{Change, Transaction};
+use replicator::error::Cause;
 use replicator::link::memory::Options;
 use replicator::postgres::slot;
 use replicator::postgres::stream::{ReplicationStream, StreamEvent};
@@ -325,6 +326,40 @@ async fn two_hundred_megabytes_under_sixteen() -> Result<()> {
 async fn two_gigabytes_under_the_usual_bound() -> Result<()> {
     let pair = Pair::start(15, other_major()).await?;
     bulk(&pair, 2_000_000, Spill::MEMORY, 256 << 20).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conflict_or_a_failing_disk_in_the_middle_leaves_nothing_and_loses_nothing() -> Result<()> {
+    let pair = Pair::start(other_major(), 15).await?;
+    let directory = tempfile::tempdir()?;
+    let spill = Spill { directory: directory.path().join("spill"), memory: 1 << 20 };
+    // Where the directory should be there is a file.
+    std::fs::write(&spill.directory, "in the way")?;
+    pair.to.batch_execute("INSERT INTO t VALUES (7000, 'not from the source', 7000)").await?;
+    let (_peer, stream) = pair.stream(spill.clone());
+    stream.wait("streaming", |status| status.phase == Phase::Streaming).await?;
+    rows(&pair.from, 0, 7_999).await?;
+    rows(&pair.from, 8_000, 8_010).await?;
+    let now = position(&pair.from).await?;
+
+    let named = spill.directory.display().to_string();
+    stream.wait("the disk fails", |status| failed(status, &[&named, "(os error"])).await?;
+    std::fs::remove_file(&spill.directory)?;
+
+    stream.wait("the conflict", |status| failed(status, &["conflict on public.t", "(id)=(7000)"])).await?;
+    ensure!(digest(&pair.to, "t").await?.0 == 1, "a part of the transaction is visible");
+    pair.to.batch_execute("DELETE FROM t").await?;
+    stream.wait("caught up", |status| status.applied_lsn >= now).await?;
+    pair.equal().await?;
+    let failures = stream.status.borrow().failures.clone();
+    // The conflict is the other half's; here it is what that half says.
+    let causes: Vec<&Cause> = failures.keys().collect();
+    ensure!(causes == [&Cause::Disk, &Cause::Unready], "{failures:?}");
+    stream.stop().await
+}
+
+fn failed(status: &StreamStatus, words: &[&str]) -> bool {
+    matches!(&status.phase, Phase::Failed { error, retrying: true } if words.iter().all(|word| error.contains(word)))
 }
 
 /// The target's table is locked for much longer than `wal_sender_timeout`, while the source writes far more than fits on the

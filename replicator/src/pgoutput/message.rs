@@ -15,7 +15,7 @@ pub(super) enum Message {
         commit_time: PgTimestamp,
         xid: u32,
     },
-    Commit(Commit),
+    Commit(CommitRecord),
     /// Changes of an unfinished transaction follow, each with the id of its (sub)transaction.
     StreamStart {
         xid: u32,
@@ -24,7 +24,7 @@ pub(super) enum Message {
     StreamStop,
     StreamCommit {
         xid: u32,
-        commit: Commit,
+        commit: CommitRecord,
     },
     /// `sub` is `xid` when the whole transaction is gone.
     StreamAbort {
@@ -63,7 +63,7 @@ pub(super) enum Message {
 
 /// What a commit says.
 #[derive(Debug)]
-pub(super) struct Commit {
+pub(super) struct CommitRecord {
     pub(super) commit_lsn: Lsn,
     pub(super) end_lsn: Lsn,
     pub(super) commit_time: PgTimestamp,
@@ -88,7 +88,7 @@ impl Message {
             return Err(Error::Protocol("an empty pgoutput message".into()));
         }
         let tag = bytes.get_u8();
-        let parse = match tag {
+        let parse: fn(&mut Reader) -> Result<Self, Error> = match tag {
             b'B' => begin,
             b'C' => commit,
             b'O' => origin,
@@ -100,7 +100,7 @@ impl Message {
             b'T' => truncate,
             b'M' => logical,
             b'S' => stream_start,
-            b'E' => stream_stop,
+            b'E' => |_| Ok(Message::StreamStop),
             b'c' => stream_commit,
             b'A' => stream_abort,
             _ => {
@@ -151,10 +151,6 @@ fn stream_start(reader: &mut Reader) -> Result<Message, Error> {
     Ok(Message::StreamStart { xid: reader.u32("transaction id")?, first: reader.u8("first flag")? != 0 })
 }
 
-fn stream_stop(_: &mut Reader) -> Result<Message, Error> {
-    Ok(Message::StreamStop)
-}
-
 fn stream_commit(reader: &mut Reader) -> Result<Message, Error> {
     Ok(Message::StreamCommit { xid: reader.u32("transaction id")?, commit: committed(reader)? })
 }
@@ -163,12 +159,12 @@ fn stream_abort(reader: &mut Reader) -> Result<Message, Error> {
     Ok(Message::StreamAbort { xid: reader.u32("transaction id")?, sub: reader.u32("subtransaction id")? })
 }
 
-fn committed(reader: &mut Reader) -> Result<Commit, Error> {
+fn committed(reader: &mut Reader) -> Result<CommitRecord, Error> {
     let flags = reader.u8("flags")?;
     if flags != 0 {
         return Err(Error::Protocol(format!("a commit with unknown flags {flags:#04x}")));
     }
-    Ok(Commit {
+    Ok(CommitRecord {
         commit_lsn: reader.lsn("commit position")?,
         end_lsn: reader.lsn("end position")?,
         commit_time: PgTimestamp(reader.i64("commit time")?),

@@ -20,7 +20,7 @@ use bytes::Bytes;
 
 use crate::change::{Change, LargeHeader, OldRow, Relation, Row};
 use crate::error::Error;
-use message::{Commit, Message, OldTuple};
+use message::{CommitRecord, Message, OldTuple};
 
 /// What one message tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl Decoder {
         }
     }
 
-    fn commit(&mut self, commit: &Commit) -> Result<Event, Error> {
+    fn commit(&mut self, commit: &CommitRecord) -> Result<Event, Error> {
         let mut header = self.open.take().ok_or_else(|| violation("a commit outside a transaction"))?;
         if header.commit_lsn != commit.commit_lsn {
             return Err(violation(format!(
@@ -147,14 +147,14 @@ impl Decoder {
         Ok(Event::Commit(header))
     }
 
-    fn stream_commit(&mut self, xid: u32, commit: Commit) -> Result<Event, Error> {
+    fn stream_commit(&mut self, xid: u32, commit: CommitRecord) -> Result<Event, Error> {
         self.nothing_open("a transaction is committed")?;
         let streamed = self
             .streamed
             .remove(&xid)
             .ok_or_else(|| violation(format!("transaction {xid} is committed that never began")))?;
         self.relations.extend(streamed.relations);
-        let Commit { commit_lsn, end_lsn, commit_time } = commit;
+        let CommitRecord { commit_lsn, end_lsn, commit_time } = commit;
         Ok(Event::Commit(LargeHeader { xid, commit_lsn, end_lsn, commit_time, origin: streamed.origin }))
     }
 

@@ -209,14 +209,14 @@ impl Connection {
                 }
                 11 => {
                     let exchange = scram.as_mut().ok_or_else(|| unexpected(b'R', context))?;
-                    exchange.update(&reader.rest()).map_err(Error::io(context))?;
+                    exchange.update(&reader.rest()).map_err(|error| unproven(context, &error))?;
                     frontend::sasl_response(exchange.message(), &mut self.outgoing)
                         .map_err(Error::io(context))?;
                 }
                 12 => {
                     // The server's proof: a server that does not know the password is refused here.
                     let mut exchange = scram.take().ok_or_else(|| unexpected(b'R', context))?;
-                    exchange.finish(&reader.rest()).map_err(Error::io(context))?;
+                    exchange.finish(&reader.rest()).map_err(|error| unproven(context, &error))?;
                 }
                 other => {
                     return Err(Error::Unready(format!(
@@ -460,6 +460,12 @@ fn text_row(body: Bytes) -> Result<TextRow, Error> {
         });
     }
     Ok(row)
+}
+
+fn unproven(context: &str, error: &io::Error) -> Error {
+    Error::Unready(format!(
+        "{context}: the server did not prove that it knows the password ({error}): it is another server, or somebody is between"
+    ))
 }
 
 fn unexpected(tag: u8, context: &str) -> Error {

@@ -156,7 +156,7 @@ impl Pump<'_> {
         let (mut tick, mut report) = (ticker(TICK), ticker(REPORT));
         let mut reported = Feedback::default();
         // Committed, and on its way over the link.
-        let mut large: Option<LargeTransaction> = None;
+        let mut large: Option<Box<LargeTransaction>> = None;
         loop {
             let mut ask = false;
             let mut reply = false;
@@ -203,7 +203,7 @@ impl Pump<'_> {
     }
 
     /// Hands on a transaction; gives it back if it goes in pieces.
-    fn committed(&mut self, committed: Committed) -> Result<Option<LargeTransaction>, Error> {
+    fn committed(&mut self, committed: Committed) -> Result<Option<Box<LargeTransaction>>, Error> {
         let now = crate::clock::now();
         match committed {
             Committed::Whole(transaction) => {
@@ -215,7 +215,10 @@ impl Pump<'_> {
     }
 
     /// Hands on the next piece; gives back what has more of them.
-    async fn piece(&mut self, large: Option<LargeTransaction>) -> Result<Option<LargeTransaction>, Error> {
+    async fn piece(
+        &mut self,
+        large: Option<Box<LargeTransaction>>,
+    ) -> Result<Option<Box<LargeTransaction>>, Error> {
         let Some(mut large) = large else { return Ok(None) };
         let piece = large.next_piece().await?;
         let now = crate::clock::now();

@@ -21,7 +21,7 @@ pub enum Committed {
     /// Held as a value.
     Whole(Transaction),
     /// Too large for that.
-    Large(LargeTransaction),
+    Large(Box<LargeTransaction>),
 }
 
 /// The open transactions of one stream.
@@ -134,7 +134,7 @@ impl OpenTransactions {
         };
         let small = log.bytes() < LARGE_FROM && log.disk() == 0;
         let large = log.commit(header).await?;
-        Ok(if small { Committed::Whole(large.whole().await?) } else { Committed::Large(large) })
+        Ok(if small { Committed::Whole(large.whole().await?) } else { Committed::Large(Box::new(large)) })
     }
 
     fn close(&mut self, xid: u32) -> Option<Open> {

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -81,7 +82,7 @@ proptest! {
         runtime.block_on(async {
             let spill = Spill { directory: directory.path().join("spill"), memory };
             let mut open = OpenTransactions::new(spill);
-            let mut model: std::collections::BTreeMap<u32, Vec<(u32, Change)>> = Default::default();
+            let mut model: BTreeMap<u32, Vec<(u32, Change)>> = BTreeMap::new();
             for (at, step) in steps.into_iter().enumerate() {
                 let event = match step {
                     Step::Insert { xid, sub, length, columns } => {
@@ -162,7 +163,7 @@ async fn a_full_disk_is_a_passing_error_that_names_the_directory() {
     let mut writer = Writer::on(full, Path::new("/state/spill"));
     let error = loop {
         // The write happens behind the call: the failure comes with a later one.
-        if let Err(error) = writer.append(&[1; BLOCK]).await {
+        if let Err(error) = writer.append(&vec![1; BLOCK]).await {
             break error;
         }
     };
@@ -179,7 +180,7 @@ async fn damage_on_the_disk_is_noticed() {
         let same = file.try_clone().expect("a second handle");
         let mut writer = Writer::on(tokio::fs::File::from_std(file), Path::new("/state/spill"));
         for with in [1, 2] {
-            writer.append(&[with; BLOCK]).await.expect("written");
+            writer.append(&vec![with; BLOCK]).await.expect("written");
         }
         let mut reader = writer.read().await.expect("rewound");
         let mut byte = [0];

@@ -203,8 +203,9 @@ impl Frame {
     /// Bulk bytes in it: what credit counts.
     pub fn payload_len(&self) -> usize {
         match self {
-            Self::Transaction { piece, .. } | Self::CopySchema { piece, .. } => piece.len(),
-            Self::LargePiece { piece } => piece.len(),
+            Self::Transaction { piece, .. } | Self::CopySchema { piece, .. } | Self::LargePiece { piece } => {
+                piece.len()
+            }
             Self::CopyRows { data } => data.len(),
             _ => 0,
         }
