@@ -98,7 +98,7 @@ async fn position(client: &Client) -> Result<Lsn> {
 /// Who streams, and what it has reported.
 async fn walsender(client: &Client) -> Result<(i32, Lsn, Lsn)> {
     let row = client
-        .query_one("SELECT pid, write_lsn::text, flush_lsn::text FROM pg_stat_replication", &[])
+        .query_one("SELECT pid, coalesce(write_lsn, '0/0')::text, coalesce(flush_lsn, '0/0')::text FROM pg_stat_replication", &[])
         .await
         .context("one walsender")?;
     Ok((row.get(0), row.get::<_, &str>(1).parse()?, row.get::<_, &str>(2).parse()?))
