@@ -8,10 +8,16 @@ use godwit::drivers::process::cluster::DropTo;
 use godwit_tests::postgres::{TestCluster, other_major};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use replicator::error::Cause;
+use replicator::link::memory::Options;
 use replicator::postgres::slot::{create_slot, ensure_publication};
 use replicator::postgres::stream::ReplicationStream;
 use replicator::postgres::{Authority, ClientCertificate, Dsn, Tls, TlsMode, connect};
-use replicator::{Error, ErrorKind, Lsn, schema};
+use replicator::pump::{LocalEnd, LocalPeer, StreamSpec, maintain};
+use replicator::spill::Spill;
+use replicator::status::StreamStatus;
+use replicator::{Error, ErrorKind, Lsn, fence, schema};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// A new authority, and what it signs.
 struct Ca {
@@ -280,4 +286,71 @@ async fn a_server_without_tls_is_refused_where_tls_is_demanded() -> Result<()> {
     connect(&plain.clone().with_tls(Tls::default()), "test").await?;
     ReplicationStream::start(&plain, "s", "godwit_app", Lsn::ZERO).await?;
     Ok(())
+}
+
+/// Megabytes both ways over TLS, changes and reports at the same time, with a transaction in pieces among them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_flows_over_tls_at_both_ends() -> Result<()> {
+    let server = Server::start(&["127.0.0.1"]).await?;
+    let tables = "CREATE TABLE bulk (id int PRIMARY KEY, body text)";
+    let from = server.cluster.connect("app").await?;
+    from.batch_execute(tables).await?;
+    let to = server.cluster.create_database("copy", tables).await?;
+    let spec = StreamSpec {
+        resource: "app".into(),
+        generation: 1,
+        slot: "godwit_app_g1".into(),
+        publication: "godwit_app".into(),
+        origin: "godwit_app".into(),
+        source_zone: "a".into(),
+        target_zone: "b".into(),
+    };
+    for client in [&from, &to] {
+        fence::install(client, "app", 1).await?;
+    }
+    ensure_publication(&from, &spec.publication).await?;
+    let start = create_slot(&from, &spec.slot).await?;
+    replicator::apply::seed_progress(&to, &spec.slot, start, 1).await?;
+
+    let source = server.dsn("scram", TlsMode::VerifyFull, Some(&server.ca_file));
+    let mut target = source.clone();
+    target.dbname("copy");
+    let spill = Spill { directory: server.cluster.directory().join("spill"), memory: 1 << 20 };
+    let peer = LocalPeer::new(LocalEnd::Target { dsn: target }, Options::default());
+    let (sender, mut status) = watch::channel(StreamStatus::default());
+    let stop = CancellationToken::new();
+    let running = {
+        let (spec, stop) = (spec.clone(), stop.clone());
+        let end = LocalEnd::Source { dsn: source, bin: None, spill };
+        tokio::spawn(async move { maintain(&*peer, &spec, &end, &sender, &stop).await })
+    };
+    for (first, last) in [(1, 12_000), (12_001, 12_010)] {
+        from.execute(
+            "INSERT INTO bulk SELECT g, repeat(md5(g::text), 30) FROM generate_series($1::int, $2) g",
+            &[&first, &last],
+        )
+        .await?;
+    }
+    let position: String = from.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
+    let position: Lsn = position.parse()?;
+    tokio::time::timeout(Duration::from_secs(60), status.wait_for(|status| status.applied_lsn >= position))
+        .await
+        .context("the stream did not catch up")??;
+    ensure!(status.borrow().failures.is_empty(), "{:?}", status.borrow().failures);
+    let secure: i64 = from
+        .query_one(
+            "SELECT count(*) FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) WHERE a.usename = 'scram' AND s.ssl",
+            &[],
+        )
+        .await?
+        .get(0);
+    ensure!(secure == 2, "{secure} secure sessions: one streams, one applies");
+    let sum = "SELECT count(*), sum(hashtext(t::text)) FROM bulk t";
+    let (left, right) = (from.query_one(sum, &[]).await?, to.query_one(sum, &[]).await?);
+    ensure!(
+        left.get::<_, i64>(0) == 12_010 && left.get::<_, i64>(1) == right.get::<_, i64>(1),
+        "{left:?} {right:?}"
+    );
+    stop.cancel();
+    Ok(running.await??)
 }

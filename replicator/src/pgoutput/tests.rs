@@ -178,10 +178,10 @@ fn by(sub: u32, message: &str) -> String {
     format!("{}{sub:08x}{}", &message[..2], &message[2..])
 }
 
-#[test]
-fn blocks_of_unfinished_transactions_interleave_and_savepoints_are_taken_back() {
+/// Two transactions in blocks, a savepoint of one taken back, the other taken back whole, and two that come whole.
+fn in_blocks() -> Vec<String> {
     let insert = |sub: u32, a: char| by(sub, &format!("490000400d4e000274000000013{a}74000000017a"));
-    let messages = [
+    vec![
         START_7.to_owned(),
         by(7, RELATION_F),
         insert(7, '1'),
@@ -209,7 +209,12 @@ fn blocks_of_unfinished_transactions_interleave_and_savepoints_are_taken_back() 
         BEGIN.to_owned(),
         "490000400d4e00027400000001377400000002c3a9".to_owned(),
         COMMIT.to_owned(),
-    ];
+    ]
+}
+
+#[test]
+fn blocks_of_unfinished_transactions_interleave_and_savepoints_are_taken_back() {
+    let messages = in_blocks();
     let messages: Vec<&str> = messages.iter().map(String::as_str).collect();
     let found = decode_all(&messages).expect("valid");
     let xids: Vec<u32> = found.iter().map(|transaction| transaction.xid).collect();
@@ -271,10 +276,12 @@ proptest! {
 
     #[test]
     fn captured_bytes_with_some_changed_never_panic(
-        changed in prop::collection::vec((0..CAPTURED.len(), any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        changed in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
         let mut messages: Vec<Vec<u8>> = CAPTURED.iter().map(|message| hex(message).to_vec()).collect();
+        messages.extend(in_blocks().iter().map(|message| hex(message).to_vec()));
         for (message, at, byte) in changed {
+            let message = message.index(messages.len());
             let message = &mut messages[message];
             let at = at.index(message.len());
             message[at] = byte;
