@@ -178,6 +178,9 @@ impl Connection {
                 tag => return Err(unexpected(tag, context)),
             };
             let method = reader.i32("method")?;
+            if scram.is_some() && !matches!(method, 11 | 12) {
+                return Err(unproven(context, "it leaves the exchange before its end"));
+            }
             // Whatever else the server is content with would not show that it is the one at the other end of the TLS.
             if matches!(method, 0 | 3 | 5) && login.binding == ChannelBinding::Require && !bound {
                 return Err(Error::Unready(format!(
@@ -209,14 +212,14 @@ impl Connection {
                 }
                 11 => {
                     let exchange = scram.as_mut().ok_or_else(|| unexpected(b'R', context))?;
-                    exchange.update(&reader.rest()).map_err(|error| unproven(context, &error))?;
+                    exchange.update(&reader.rest()).map_err(|error| unproven(context, error))?;
                     frontend::sasl_response(exchange.message(), &mut self.outgoing)
                         .map_err(Error::io(context))?;
                 }
                 12 => {
                     // The server's proof: a server that does not know the password is refused here.
                     let mut exchange = scram.take().ok_or_else(|| unexpected(b'R', context))?;
-                    exchange.finish(&reader.rest()).map_err(|error| unproven(context, &error))?;
+                    exchange.finish(&reader.rest()).map_err(|error| unproven(context, error))?;
                 }
                 other => {
                     return Err(Error::Unready(format!(
@@ -462,9 +465,9 @@ fn text_row(body: Bytes) -> Result<TextRow, Error> {
     Ok(row)
 }
 
-fn unproven(context: &str, error: &io::Error) -> Error {
+fn unproven(context: &str, why: impl fmt::Display) -> Error {
     Error::Unready(format!(
-        "{context}: the server did not prove that it knows the password ({error}): it is another server, or somebody is between"
+        "{context}: the server did not prove that it knows the password ({why}): it is another server, or somebody is between"
     ))
 }
 
@@ -503,6 +506,62 @@ mod tests {
         assert_eq!((sqlstate.as_str(), message.as_str()), ("55006", "slot is active: by process 1"));
         // Nonsense is still an error with a context, not a panic.
         assert!(matches!(server_error("start", Bytes::from_static(b"Cxx")), Error::Server { .. }));
+    }
+
+    /// What authenticating against these messages of a server ends with.
+    async fn log_in(
+        messages: &[&[u8]],
+        binding: ChannelBinding,
+        end_point: Option<Vec<u8>>,
+    ) -> Result<(), Error> {
+        let (mut server, client) = tokio::io::duplex(4096);
+        for message in messages {
+            server.write_all(message).await.expect("room");
+        }
+        let mut connection =
+            Connection { socket: Box::new(client), received: BytesMut::new(), outgoing: BytesMut::new() };
+        let login = Login { user: "u", password: Some(b"secret"), binding, end_point };
+        tokio::time::timeout(Duration::from_secs(5), connection.authenticate(&login, "log in"))
+            .await
+            .expect("an answer")
+    }
+
+    const OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+    const READY: &[u8] = b"Z\0\0\0\x05I";
+    const CLEAR: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
+    const MD5: &[u8] = b"R\0\0\0\x0c\0\0\0\x05salt";
+    const SCRAM: &[u8] = b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0";
+    const BOTH: &[u8] = b"R\0\0\0\x2a\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0";
+
+    #[tokio::test]
+    async fn a_server_must_prove_that_it_knows_the_password() {
+        let prefer = ChannelBinding::Prefer;
+        log_in(&[OK, READY], prefer, None).await.expect("trust");
+        log_in(&[CLEAR, OK, READY], prefer, None).await.expect("a password in the clear");
+        for way_out in [OK, CLEAR, MD5, SCRAM] {
+            let error = log_in(&[SCRAM, way_out, OK, READY], prefer, None).await.expect_err("unproven");
+            assert!(error.to_string().contains("leaves the exchange"), "{error}");
+        }
+        let forged = b"R\0\0\0\x1e\0\0\0\x0br=mine,s=c2FsdA==,i=4096";
+        let error = log_in(&[SCRAM, forged], prefer, None).await.expect_err("another nonce");
+        assert!(error.to_string().contains("did not prove"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_demand_for_channel_binding_takes_nothing_else() {
+        let (require, hash) = (ChannelBinding::Require, || Some(vec![1; 32]));
+        for (messages, end_point) in [
+            (vec![OK, READY], hash()),
+            (vec![CLEAR, OK, READY], hash()),
+            (vec![MD5, OK, READY], hash()),
+            (vec![SCRAM], hash()),
+            (vec![BOTH], None),
+        ] {
+            let error = log_in(&messages, require, end_point).await.expect_err("not bound");
+            assert!(error.to_string().contains("channel_binding=require"), "{error}");
+        }
+        let error = log_in(&[BOTH, OK, READY], require, hash()).await.expect_err("not finished");
+        assert!(error.to_string().contains("leaves the exchange"), "{error}");
     }
 
     #[tokio::test]
