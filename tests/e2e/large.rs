@@ -21,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 const DATABASE: &str = "bulk";
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
+/// For gigabytes.
+const LONG: Duration = Duration::from_mins(10);
 
 /// Blocks begin at once, and the server gives up a client that says nothing for a second.
 const SETTINGS: &str =
@@ -116,6 +118,7 @@ struct Running {
     status: watch::Receiver<StreamStatus>,
     cancel: CancellationToken,
     task: AbortOnDropHandle<Result<(), replicator::Error>>,
+    patience: Duration,
 }
 
 impl Running {
@@ -124,12 +127,12 @@ impl Running {
         let cancel = CancellationToken::new();
         let stop = cancel.clone();
         let task = tokio::spawn(async move { maintain(&*peer, &spec(), &end, &sender, &stop).await });
-        Self { status, cancel, task: AbortOnDropHandle::new(task) }
+        Self { status, cancel, task: AbortOnDropHandle::new(task), patience: PATIENCE }
     }
 
     async fn wait(&self, what: &str, mut holds: impl FnMut(&StreamStatus) -> bool) -> Result<StreamStatus> {
         let mut status = self.status.clone();
-        let found = tokio::time::timeout(PATIENCE, status.wait_for(|status| holds(status))).await;
+        let found = tokio::time::timeout(self.patience, status.wait_for(|status| holds(status))).await;
         let found = found.ok().and_then(Result::ok).map(|status| status.clone());
         found.with_context(|| format!("{what}: never; last {:?}", *self.status.borrow()))
     }
@@ -273,7 +276,8 @@ async fn unfinished_transactions_interleave_and_savepoints_go_back_18() -> Resul
 /// Rows of about 1 kB each in one transaction, under a bound, with small ones beside it and a link that breaks in between.
 async fn bulk(pair: &Pair, rows_in_all: i64, memory: u64, limit: u64) -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let (peer, stream) = pair.stream(Spill { directory: directory.path().into(), memory });
+    let (peer, mut stream) = pair.stream(Spill { directory: directory.path().into(), memory });
+    stream.patience = if rows_in_all > 1_000_000 { LONG } else { PATIENCE };
     stream.wait("streaming", |status| status.phase == Phase::Streaming).await?;
     let (big, small) = (pair.source.connect(DATABASE).await?, pair.source.connect(DATABASE).await?);
     big.batch_execute("BEGIN").await?;
@@ -310,6 +314,8 @@ async fn bulk(pair: &Pair, rows_in_all: i64, memory: u64, limit: u64) -> Result<
         peak_memory()? >> 20
     );
     pair.equal().await?;
+    let failures = stream.status.borrow().failures.clone();
+    ensure!(failures.len() == 1 && failures.get(&Cause::Link) == Some(&1), "more than the cut: {failures:?}");
     ensure!(peak_memory()? < limit, "{} bytes of memory", peak_memory()?);
     stream.stop().await
 }

@@ -75,20 +75,18 @@ impl Log {
         self.bytes
     }
 
-    /// Moves all of it to the disk. After an error the log is worth nothing.
+    /// Moves about a block of it to the disk, the oldest first: little at a time, so that nobody waits long for the disk. After an
+    /// error the log is worth nothing.
     pub(super) async fn spill(&mut self, spill: &Spill) -> Result<(), Error> {
         let file = match &mut self.file {
             Some(file) => file,
             None => self.file.insert(Writer::create(&spill.directory).await?),
         };
-        while let Some(block) = self.blocks.pop_front() {
-            file.append(&block).await?;
-        }
-        for block in self.filling.chunks(BLOCK) {
+        let block = self.blocks.pop_front().unwrap_or_else(|| std::mem::take(&mut self.filling).freeze());
+        self.memory -= block.len() as u64;
+        for block in block.chunks(BLOCK) {
             file.append(block).await?;
         }
-        self.filling = BytesMut::new();
-        self.memory = 0;
         Ok(())
     }
 

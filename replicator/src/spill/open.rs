@@ -144,16 +144,18 @@ impl OpenTransactions {
         Some(open)
     }
 
-    /// Over the bound the largest go to the disk.
+    /// Over the bound the largest go to the disk, as far as needed.
     async fn bound(&mut self) -> Result<(), Error> {
         while self.memory > self.spill.memory {
             let Some((xid, open)) = self.open.iter_mut().max_by_key(|(_, open)| open.memory()) else {
                 return Ok(());
             };
             let (memory, disk) = (open.memory(), open.disk());
-            tracing::debug!(xid, bytes = memory, "an open transaction goes to the disk");
+            if disk == 0 {
+                tracing::debug!(xid, bytes = memory, "an open transaction goes to the disk");
+            }
             open.encode().spill(&self.spill).await?;
-            self.memory -= memory;
+            self.memory = self.memory + open.memory() - memory;
             self.disk = self.disk + open.disk() - disk;
         }
         Ok(())
