@@ -9,11 +9,11 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 use tokio_postgres::Client;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{ChannelBinding, SslNegotiation};
 
 use crate::error::Error;
 use crate::postgres::connection::{Address, addresses};
-use crate::postgres::{connect, place};
+use crate::postgres::{Authority, Dsn, connect, place};
 
 /// Settings of the receiving session that a dump changes; [`load`] puts them back.
 const CHANGED_SETTINGS: [&str; 9] = [
@@ -50,7 +50,7 @@ pub struct SchemaDump {
 /// Dumps the schema of `dsn`'s database with the `pg_dump` in directory `bin`, or the one on `PATH`.
 ///
 /// A `pg_dump` older than the server is refused. The password goes by environment, never by argument.
-pub async fn dump(dsn: &tokio_postgres::Config, bin: Option<&Path>) -> Result<SchemaDump, Error> {
+pub async fn dump(dsn: &Dsn, bin: Option<&Path>) -> Result<SchemaDump, Error> {
     let context = || format!("dump the schema of {}", place(dsn));
     let client = connect(dsn, "godwit schema").await?;
     let program = program(bin);
@@ -63,6 +63,12 @@ pub async fn dump(dsn: &tokio_postgres::Config, bin: Option<&Path>) -> Result<Sc
             server / 10_000,
             place(dsn),
             server / 10_000
+        )));
+    }
+    if major < 16 && dsn.tls.ca == Some(Authority::System) {
+        return Err(Error::Unready(format!(
+            "{} is version {major} and does not know sslrootcert=system: name a PEM file, or install pg_dump 16 or newer",
+            program.display()
         )));
     }
     client
@@ -152,7 +158,7 @@ fn parse_version(answer: &str) -> Option<u32> {
     number[..end].parse().ok()
 }
 
-fn command(program: &Path, dsn: &tokio_postgres::Config, major: u32) -> Command {
+fn command(program: &Path, dsn: &Dsn, major: u32) -> Command {
     let mut command = Command::new(program);
     command.args([
         "--no-password",
@@ -194,8 +200,25 @@ fn command(program: &Path, dsn: &tokio_postgres::Config, major: u32) -> Command 
     environment("PGDATABASE", dsn.get_dbname().map(OsStr::new).or(user));
     let password = dsn.get_password().map(String::from_utf8_lossy);
     environment("PGPASSWORD", password.as_deref().map(OsStr::new));
-    let tls = if dsn.get_ssl_mode() == SslMode::Disable { "disable" } else { "prefer" };
-    environment("PGSSLMODE", Some(OsStr::new(tls)));
+    environment("PGSSLMODE", Some(OsStr::new(dsn.tls.mode.as_str())));
+    let ca = dsn.tls.ca.as_ref().map(|ca| match ca {
+        Authority::System => OsStr::new("system"),
+        Authority::File(path) => path.as_os_str(),
+    });
+    environment("PGSSLROOTCERT", ca);
+    let client = dsn.tls.client.as_ref();
+    environment("PGSSLCERT", client.map(|client| client.certificate.as_os_str()));
+    environment("PGSSLKEY", client.map(|client| client.key.as_os_str()));
+    environment(
+        "PGCHANNELBINDING",
+        Some(OsStr::new(match dsn.get_channel_binding() {
+            ChannelBinding::Disable => "disable",
+            ChannelBinding::Require => "require",
+            _ => "prefer",
+        })),
+    );
+    let direct = dsn.get_ssl_negotiation() == SslNegotiation::Direct;
+    environment("PGSSLNEGOTIATION", direct.then_some(OsStr::new("direct")));
     environment("PGOPTIONS", dsn.get_options().map(OsStr::new));
     environment("PGAPPNAME", Some(OsStr::new("godwit schema")));
     let timeout = dsn.get_connect_timeout().map_or(10, |limit| limit.as_secs().max(2)).to_string();

@@ -1,8 +1,6 @@
 //! The PostgreSQL target by itself: what a real source says, applied in groups and parts of any size, comes to the source's
 //! contents; what does not fit stops with table, key and position.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail, ensure};
 use godwit_tests::postgres::{TestCluster, other_major};
 use rand::rngs::StdRng;
@@ -13,12 +11,13 @@ use replicator::apply::seed_progress;
 use replicator::change::{LargeHeader, Transaction};
 use replicator::lsn::Lsn;
 use replicator::postgres::slot;
-use replicator::postgres::stream::{ReplicationStream, StreamEvent};
+use replicator::postgres::stream::ReplicationStream;
 use replicator::pump::StreamSpec;
+use replicator::spill::{OpenTransactions, Spill};
 use replicator::{Error, ErrorKind};
-use tokio_postgres::Client;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::source::next_of;
+use tokio_postgres::Client;
 
 const SCHEMA: &str = r#"
 CREATE TABLE plain (id int PRIMARY KEY, u int UNIQUE, v text, big text);
@@ -80,6 +79,7 @@ struct Pair {
     from: Client,
     to: Client,
     stream: ReplicationStream,
+    open: OpenTransactions,
     target: PostgresTarget,
 }
 
@@ -96,7 +96,8 @@ impl Pair {
             ReplicationStream::start(&source.config("apply"), &spec().slot, &spec().publication, at).await?;
         let mut target = PostgresTarget::new(to_cluster.config("apply"), spec())?;
         target.resume().await?;
-        Ok(Self { source, to_cluster, from, to, stream, target })
+        let open = OpenTransactions::new(Spill::default());
+        Ok(Self { source, to_cluster, from, to, stream, open, target })
     }
 
     /// All that was committed so far.
@@ -106,18 +107,11 @@ impl Pair {
         let at: Lsn = at.parse()?;
         let mut all = Vec::new();
         loop {
-            match tokio::time::timeout(PATIENCE, self.stream.next())
-                .await
-                .context("the mark did not come")??
-            {
-                StreamEvent::Transaction(transaction) => {
-                    let end = transaction.end_lsn;
-                    all.push(transaction);
-                    if end > at {
-                        return Ok(all);
-                    }
-                }
-                StreamEvent::Keepalive { .. } => {}
+            let transaction = next_of(&mut self.stream, &mut self.open).await?;
+            let end = transaction.end_lsn;
+            all.push(transaction);
+            if end > at {
+                return Ok(all);
             }
         }
     }

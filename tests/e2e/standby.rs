@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use godwit_tests::postgres::{TestCluster, other_major};
+use replicator::pgoutput::Event;
+use replicator::postgres::Dsn;
 use replicator::postgres::slot::{self, Lane};
 use replicator::postgres::stream::{Feedback, ReplicationStream, StreamEvent};
 use replicator::synchronous::{self, Armed};
@@ -23,16 +25,17 @@ struct Consumer {
     _task: AbortOnDropHandle<Result<(), replicator::Error>>,
 }
 
-async fn consume(dsn: &tokio_postgres::Config, slot: &str, publication: &str) -> Result<Consumer> {
+async fn consume(dsn: &Dsn, slot: &str, publication: &str) -> Result<Consumer> {
     let mut stream = ReplicationStream::start(dsn, slot, publication, replicator::Lsn::ZERO).await?;
     let (acknowledges, mut told) = watch::channel(true);
     let task = tokio::spawn(async move {
         let mut seen = replicator::Lsn::ZERO;
         loop {
             tokio::select! {
-                event = stream.next() => seen = match event? {
-                    StreamEvent::Transaction(transaction) => transaction.end_lsn,
-                    StreamEvent::Keepalive { wal_end, .. } => wal_end,
+                event = stream.next() => match event? {
+                    StreamEvent::Transaction(Event::Commit(header)) => seen = header.end_lsn,
+                    StreamEvent::Transaction(_) => {}
+                    StreamEvent::Keepalive { wal_end, .. } => seen = wal_end,
                 },
                 _ = told.changed() => {}
             }

@@ -10,6 +10,7 @@ use replicator::link::memory::Options;
 use replicator::lsn::Lsn;
 use replicator::postgres::slot;
 use replicator::pump::{LocalEnd, LocalPeer, StreamSpec, maintain};
+use replicator::spill::Spill;
 use replicator::status::{Phase, StreamStatus};
 use tokio::sync::watch;
 use tokio_postgres::Client;
@@ -366,7 +367,11 @@ async fn round_trip(source: u32, target: u32) -> Result<()> {
     replicator::fence::install(&from, "zoo", 1).await?;
     replicator::fence::install(&to, "zoo", 1).await?;
     let newer = if source.cluster.bin.ends_with("15/bin") { &target } else { &source };
-    let end = LocalEnd::Source { dsn: source.config("zoo"), bin: Some(newer.cluster.bin.clone()) };
+    let end = LocalEnd::Source {
+        dsn: source.config("zoo"),
+        bin: Some(newer.cluster.bin.clone()),
+        spill: Spill::default(),
+    };
     let peer = LocalPeer::new(LocalEnd::Target { dsn: target.config("zoo") }, Options::default());
     let stream = Running::start(&peer, end);
     stream.wait(|status| status.phase == Phase::Streaming).await?;

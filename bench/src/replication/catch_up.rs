@@ -19,6 +19,7 @@ use replicator::link::memory::Options as LinkOptions;
 use replicator::lsn::Lsn;
 use replicator::postgres::slot;
 use replicator::pump::{LocalEnd, LocalPeer, StreamSpec, maintain};
+use replicator::spill::Spill;
 use replicator::status::{Phase, StreamStatus};
 use tokio::sync::watch;
 use tokio_postgres::{Client, NoTls};
@@ -222,8 +223,10 @@ async fn own(source: &Server, target: &Server, round: &Round, goal: Lsn) -> Resu
     replicator::fence::install(&to, "bench", 1).await?;
     let spec = round.spec();
     replicator::apply::seed_progress(&to, &spec.slot, round.from, 1).await?;
-    let peer = LocalPeer::new(LocalEnd::Target { dsn: target.config(&round.own) }, LinkOptions::default());
-    let end = LocalEnd::Source { dsn: source.config(&round.source), bin: None };
+    let peer =
+        LocalPeer::new(LocalEnd::Target { dsn: target.config(&round.own).into() }, LinkOptions::default());
+    let end =
+        LocalEnd::Source { dsn: source.config(&round.source).into(), bin: None, spill: Spill::default() };
     let (sender, status) = watch::channel(StreamStatus::default());
     let cancel = CancellationToken::new();
     let began = clock::monotonic();

@@ -117,7 +117,7 @@ enum Command {
         listen: SocketAddr,
         /// PostgreSQL connection string.
         #[arg(long)]
-        dsn: tokio_postgres::Config,
+        dsn: replicator::postgres::Dsn,
         /// Most connections to the database.
         #[arg(long, default_value_t = 8)]
         connections: usize,

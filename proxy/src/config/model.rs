@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use migration::policy::Policy;
+use replicator::postgres::Dsn;
+use replicator::spill::Spill;
 
 /// Everything a node was told.
 #[derive(Clone, Debug)]
@@ -38,6 +40,8 @@ pub struct Node {
     pub threads: usize,
     /// What the gates may hold.
     pub hold: HoldLimits,
+    /// What open transactions of a stream's source may take up here, and where the rest goes.
+    pub spill: Spill,
 }
 
 /// The QUIC listener for nodes of other zones.
@@ -145,8 +149,8 @@ pub struct Placement {
 /// A database of a placement.
 #[derive(Clone, Debug)]
 pub struct Database {
-    /// Connection parameters, password included.
-    pub dsn: tokio_postgres::Config,
+    /// How to reach it, password and TLS included.
+    pub dsn: Dsn,
     /// Directory with `pg_dump` for the first copy of the schema; none: found on PATH.
     pub bin: Option<PathBuf>,
     /// Roles that applications use: the fence takes CONNECT from them and ends their sessions. Empty: all but Godwit's own.

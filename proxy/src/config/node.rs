@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use migration::zones::Location;
+use replicator::spill::Spill;
 
 use super::catalogue;
 use super::error::counted;
@@ -15,6 +16,10 @@ use super::walk::{Item, Section};
 const STATE: &str = "/var/lib/godwit";
 const ADMIN: std::net::SocketAddr =
     std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9900);
+
+/// Under the state directory: where open transactions go that outgrow the memory.
+const SPILL: &str = "spill";
+const SPILL_LEAST: u64 = 1 << 20;
 
 /// What a node holds unless it is told otherwise.
 const HOLD: HoldLimits = HoldLimits { requests: 10_000, bytes: 16 << 20, time: Duration::from_secs(10) };
@@ -28,7 +33,7 @@ pub(super) struct ReadNode<'a> {
     pub(super) hold_time: Option<Duration>,
 }
 
-/// `{name, zone, state, admin, link, threads, hold}`.
+/// `{name, zone, state, admin, link, threads, hold, spill}`.
 pub(super) fn read<'a>(
     item: &Item<'a>,
     around: &Surroundings<'_>,
@@ -57,6 +62,10 @@ pub(super) fn read<'a>(
         Some(item) => hold(&item),
         None => Some(HOLD),
     };
+    let spill = match section.optional("spill") {
+        Some(item) => spill(&item, around, state.clone()),
+        None => state.clone().map(|state| Spill::new(state.join(SPILL))),
+    };
     let has_link = section.has("link");
     section.finish();
 
@@ -73,6 +82,7 @@ pub(super) fn read<'a>(
             },
             threads: threads?,
             hold: hold?,
+            spill: spill?,
         })
     };
     Some(ReadNode { node: node(), zone, link: has_link, hold_time: hold.map(|hold| hold.time) })
@@ -140,6 +150,27 @@ fn hold(item: &Item<'_>) -> Option<HoldLimits> {
     };
     section.finish();
     Some(HoldLimits { requests: requests?, bytes: bytes?, time: time? })
+}
+
+/// `{memory, directory}`.
+fn spill(item: &Item<'_>, around: &Surroundings<'_>, state: Option<PathBuf>) -> Option<Spill> {
+    let mut section = item.section()?;
+    let memory = match section.optional("memory") {
+        Some(item) => item.bytes().map(|bytes| bytes.0).filter(|bytes| {
+            let enough = *bytes >= SPILL_LEAST;
+            if !enough {
+                item.wrong("is less than one stream needs", "at least 1MiB");
+            }
+            enough
+        }),
+        None => Some(Spill::MEMORY),
+    };
+    let directory = match section.optional("directory") {
+        Some(item) => item.path(around.folder),
+        None => state.map(|state| state.join(SPILL)),
+    };
+    section.finish();
+    Some(Spill { directory: directory?, memory: memory? })
 }
 
 /// `{provider, region, country, grid, location, cost, link, node}`; the catalogue fills in what is left out.

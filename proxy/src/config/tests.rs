@@ -42,6 +42,7 @@ fn load_all(main: &str, policies: &[(&str, &str)]) -> Result<Config, String> {
         (PathBuf::from("godwit.yaml"), main.to_owned()),
         (PathBuf::from("secret"), format!("{SECRET}\n")),
         (PathBuf::from("empty"), "\n".to_owned()),
+        (PathBuf::from("ca.pem"), "any text".to_owned()),
     ]);
     let mut names = Vec::new();
     for (name, text) in policies {
@@ -102,6 +103,8 @@ fn the_base_is_understood() {
     assert_eq!(config.node.state, Path::new("/var/lib/godwit"));
     assert_eq!(config.node.admin.to_string(), "127.0.0.1:9900");
     assert_eq!(config.node.hold.requests, 10_000);
+    assert_eq!(config.node.spill.memory, 64 << 20);
+    assert_eq!(config.node.spill.directory, config.node.state.join("spill"));
     assert_eq!(config.node.hold.bytes, 16 << 20);
     assert_eq!(config.node.hold.time, Duration::from_secs(10));
     let orders = &config.resources["orders"];
@@ -202,6 +205,9 @@ fn wrong_types() {
         ("name: edge-1", "name: edge-1\n  threads: 1.5"),
         ("name: edge-1", "name: edge-1\n  hold: 10s"),
         ("name: edge-1", "name: edge-1\n  hold: { requests: 0, bytes: 16, time: 10ms }"),
+        ("name: edge-1", "name: edge-1\n  spill: 64MiB"),
+        ("name: edge-1", "name: edge-1\n  spill: { memory: 64, directory: 3 }"),
+        ("name: edge-1", "name: edge-1\n  spill: { memory: 64KiB, dir: x }"),
         ("[53.3, -6.2]", "[53.3]"),
         ("[53.3, -6.2]", "[153.3, -181]"),
         ("[53.3, -6.2]", "Dublin"),
@@ -292,6 +298,38 @@ fn databases_and_secrets() {
         ("{ file: secret }", "{}"),
         ("password: { file: secret }", "app_roles: orders"),
     ]));
+    let (password, tls) = ("password: { file: secret }", "password: { file: secret }, tls: ");
+    let with_tls = |tls_text: &str| cases(&[(password, &format!("{tls}{tls_text}"))]);
+    let sections = [
+        "{ ca: ca.pem }",
+        "{ ca: system, cert: ca.pem, key: ca.pem }",
+        "{ mode: require }",
+        "{ mode: disable }",
+        "{}",
+        "{ mode: allow, ca: system }",
+        "{ mode: verify_full, ca: system }",
+        "{ mode: prefer, ca: system }",
+        "{ mode: verify-ca, ca: system }",
+        "{ ca: nowhere.pem }",
+        "{ ca: system, cert: ca.pem }",
+        "{ mode: prefer, cert: ca.pem, key: ca.pem }",
+        "{ sslmode: require }",
+        "on",
+    ];
+    let sections: Vec<String> = sections.iter().map(|section| with_tls(section)).collect();
+    let strings = cases(&[
+        (dsn, "postgres://godwit@db.example/orders?sslmode=verify-full&sslrootcert=ca.pem"),
+        (dsn, "postgres://godwit@db.example/orders?sslmode=verify-full"),
+        (dsn, "postgres://godwit@db.example/orders?sslmode=allow"),
+        (dsn, "postgres://godwit@db.example/orders?sslmode=verify-full&sslrootcert=nowhere.pem"),
+        (dsn, "postgres://godwit@db.example/orders?sslmode=require&sslcert=ca.pem"),
+    ]);
+    insta::assert_snapshot!("tls_to_a_database", format!("{}\n{strings}", sections.join("\n")));
+    let both = with(&[
+        (dsn, "postgres://godwit@db.example/orders?sslmode=require"),
+        (password, "password: { file: secret }, tls: { ca: system }"),
+    ]);
+    insta::assert_snapshot!("tls_said_twice", both);
     let without = BASE.replace(
         "        postgres: { dsn: \"postgres://godwit@127.0.0.1:5433/orders\", password: { env: PGPASS } }\n",
         "",

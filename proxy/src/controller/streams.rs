@@ -160,7 +160,7 @@ impl Streams {
         }
     }
 
-    /// Schema `godwit` on both sides, the publication, and for a way back the checkpoint it starts from.
+    /// Schema `godwit` on both sides, and for a way back the checkpoint it starts from.
     async fn prepare(&self, generation: Generation, source: &Zone, target: &Zone) -> Result<(), String> {
         let from = self.databases.get(&source.0, Purpose::Control).await.map_err(chain)?;
         let to = self.databases.get(&target.0, Purpose::Control).await.map_err(chain)?;
@@ -179,25 +179,22 @@ impl Streams {
             synchronous::leave(&to, &slot).await.map_err(chain)?;
         }
         let name = slot::slot_name(&self.resource, generation.0);
+        // The publication is made with the slot, and only then: a new one beside an old slot would hide that changes are missing.
         if generation.0 > 1 {
-            slot::ensure_publication(&from, &slot::publication_name(&self.resource)).await.map_err(chain)?;
             let info = slot::slot_info(&from, &name).await.map_err(chain)?;
             let start = info.and_then(|info| info.confirmed_flush).ok_or_else(|| {
                 format!("slot {name} is gone from {source}: the shadow in {target} must be made anew")
             })?;
             return replicator::apply::seed_progress(&to, &name, start, generation.0).await.map_err(chain);
         }
-        if !copied(&to, &name).await? {
-            // The copy is of everything, in one lane.
-            slot::drop_slot(&from, &Lane::Critical.slot_name(&self.resource, generation.0))
-                .await
-                .map_err(chain)?;
-            return lanes::publish(&from, &self.resource, &[]).await.map_err(chain);
+        if copied(&to, &name).await? {
+            return Ok(());
         }
-        slot::ensure_publication(&from, &slot::publication_name(&self.resource))
+        // The copy is of everything, in one lane.
+        slot::drop_slot(&from, &Lane::Critical.slot_name(&self.resource, generation.0))
             .await
-            .map(drop)
-            .map_err(chain)
+            .map_err(chain)?;
+        lanes::publish(&from, &self.resource, &[]).await.map_err(chain)
     }
 
     /// Starts the lane of the critical tables where the policy or the database has one, once there is a copy.

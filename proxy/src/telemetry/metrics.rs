@@ -77,6 +77,18 @@ pub fn decision(resource: &str, report: &DecisionReport, signals: &Signals, poli
 pub fn replication(resource: &str, status: &StreamStatus) {
     gauge!(names::LAG_BYTES, names::RESOURCE => resource.to_owned()).set(status.lag_bytes as f64);
     gauge!(names::LAG_SECONDS, names::RESOURCE => resource.to_owned()).set(status.lag.as_secs_f64());
+    for (place, bytes) in [("memory", status.open.memory_bytes), ("disk", status.open.disk_bytes)] {
+        gauge!(names::OPEN_BYTES, names::RESOURCE => resource.to_owned(), names::PLACE => place)
+            .set(bytes as f64);
+    }
+    for (cause, count) in &status.failures {
+        counter!(
+            names::STREAM_FAILURES,
+            names::RESOURCE => resource.to_owned(),
+            names::CAUSE => cause.policy().label
+        )
+        .absolute(*count);
+    }
 }
 
 /// The replication mode in effect.

@@ -48,6 +48,10 @@ impl MemoryTarget {
     }
 }
 
+fn not_begun() -> Error {
+    Error::Protocol("a part of a transaction that did not begin".into())
+}
+
 #[async_trait]
 impl Target for MemoryTarget {
     async fn resume(&mut self) -> Result<Resume, Error> {
@@ -78,21 +82,18 @@ impl Target for MemoryTarget {
     }
 
     async fn begin_large(&mut self, header: LargeHeader) -> Result<(), Error> {
-        let LargeHeader { xid, commit_lsn, end_lsn, commit_time, origin } = header;
-        let changes = Vec::new();
-        self.large = Some(Transaction { xid, commit_lsn, end_lsn, commit_time, origin, changes });
+        self.large = Some(header.with(Vec::new()));
         Ok(())
     }
 
     async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error> {
-        let large = self.large.as_mut().ok_or_else(not_begun)?;
-        large.changes.extend(changes);
+        self.large.as_mut().ok_or_else(not_begun)?.changes.extend(changes);
         Ok(())
     }
 
     async fn end_large(&mut self) -> Result<(), Error> {
-        let large = self.large.take().ok_or_else(not_begun)?;
-        self.apply(&[large]).await
+        let transaction = self.large.take().ok_or_else(not_begun)?;
+        self.apply(&[transaction]).await
     }
 
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error> {
@@ -138,8 +139,4 @@ impl Target for MemoryTarget {
         self.expected = consistent_point;
         Ok(())
     }
-}
-
-fn not_begun() -> Error {
-    Error::Protocol("a part of a large transaction that was not begun".into())
 }

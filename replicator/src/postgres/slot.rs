@@ -234,6 +234,13 @@ fn lsn(text: &str) -> Result<Lsn, Error> {
     text.parse().map_err(|error| Error::Protocol(format!("{error}")))
 }
 
+/// Whether there is a publication of this name.
+pub async fn has_publication(client: &Client, name: &str) -> Result<bool, Error> {
+    let found =
+        client.query_opt("SELECT 1 FROM pg_catalog.pg_publication WHERE pubname = $1", &[&name]).await;
+    Ok(found.map_err(Error::database(format!("look for publication {name}")))?.is_some())
+}
+
 /// Makes the publication `name` hold exactly the user tables of this database but those of the critical publication beside
 /// it, all operations, leaf partitions by their own name; returns how many tables. Touches no table when the list is
 /// already right. A critical publication is left as it is: [`crate::lanes`] says what is in it.

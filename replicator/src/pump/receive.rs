@@ -14,13 +14,13 @@ use super::TICK;
 use super::send::CopyProgress;
 use super::transport::{Joined, closed, write};
 use crate::apply::{GROUP_BYTES, GROUP_CHANGES, GROUP_TIME, Target};
-use crate::change::{Change, MARKER_PREFIX, Transaction};
+use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::link::LinkRecv;
 use crate::lsn::Lsn;
 use crate::session::{Receiver, Work};
 use crate::status::{Phase, StreamStatus};
-use crate::wire::{Frame, Progress, Resume};
+use crate::wire::{Frame, Progress, Resume, large};
 
 /// The checkpoint follows an idle source no more often than this …
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
@@ -28,6 +28,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// otherwise keep each other busy with their checkpoints.)
 const CHECKPOINT_SMALL: Duration = Duration::from_secs(10);
 const SMALL_STEP: u64 = 64 << 10;
+/// How much of a large transaction is applied at once, bytes encoded.
+const PART_BYTES: u64 = 1 << 20;
 
 /// Messages that are taken before the other work of the loop gets its turn.
 const AT_ONCE: usize = 512;
@@ -191,6 +193,7 @@ struct Applier {
     schema: Vec<u8>,
     /// Changes in one group.
     bound: usize,
+    large: Option<Large>,
 }
 
 impl Applier {
@@ -209,6 +212,7 @@ impl Applier {
             consistent_point: None,
             schema: Vec::new(),
             bound: GROUP_CHANGES.0,
+            large: None,
         }
     }
 
@@ -231,14 +235,24 @@ impl Applier {
                     }
                     Work::Position(lsn) => group.position = Some(lsn),
                     Work::Transaction { transaction, bytes } => group.add(transaction, bytes),
+                    Work::LargeBegin(header) => {
+                        // What came before it has a transaction of its own.
+                        self.apply(std::mem::take(&mut group)).await?;
+                        self.large = Some(Large::new(&header, self.progress));
+                        self.target.begin_large(header).await?;
+                    }
+                    Work::LargePiece(piece) => self.large()?.feed(piece)?,
+                    Work::LargeEnd => self.end_large().await?,
                 }
-                if group.changes < self.bound && group.bytes < GROUP_BYTES {
+                let part = self.large.as_ref().map_or(0, |large| large.bytes);
+                if group.changes < self.bound && group.bytes < GROUP_BYTES && part < PART_BYTES {
                     next = todo.try_recv().ok();
                     if next.is_none() && group.changes >= BUSY && began.elapsed() < LINGER {
                         next = tokio::time::timeout(GAP, todo.recv()).await.ok().flatten();
                     }
                 }
             }
+            self.apply_part().await?;
             let (full, began) = (group.changes >= self.bound, crate::clock::now());
             self.apply(group).await?;
             self.adapt(full, began.elapsed());
@@ -253,6 +267,42 @@ impl Applier {
         } else if full && took < GROUP_TIME / 2 {
             self.bound = (self.bound * 2).min(GROUP_CHANGES.1);
         }
+    }
+
+    fn large(&mut self) -> Result<&mut Large, Error> {
+        self.large
+            .as_mut()
+            .ok_or_else(|| Error::Protocol("a part of a transaction that did not begin".into()))
+    }
+
+    /// Applies what has come of a large transaction since the last time.
+    async fn apply_part(&mut self) -> Result<(), Error> {
+        let Some(large) = &mut self.large else { return Ok(()) };
+        let (changes, bytes) = (std::mem::take(&mut large.changes), std::mem::take(&mut large.bytes));
+        if !changes.is_empty() {
+            for change in &changes {
+                note(&mut large.progress, change);
+            }
+            self.target.apply_part(changes).await?;
+        }
+        if bytes > 0 {
+            self.tell(Done::Held(bytes));
+        }
+        Ok(())
+    }
+
+    async fn end_large(&mut self) -> Result<(), Error> {
+        self.apply_part().await?;
+        let Some(Large { end, decoder, progress, .. }) = self.large.take() else {
+            return Err(Error::Protocol("a transaction ends that did not begin".into()));
+        };
+        decoder.finish()?;
+        self.target.end_large().await?;
+        self.progress =
+            Progress { applied: end, durable: end, transactions: progress.transactions + 1, ..progress };
+        self.checkpointed = crate::clock::now();
+        self.tell(Done::Applied(self.progress));
+        Ok(())
     }
 
     async fn apply(&mut self, group: Group) -> Result<(), Error> {
@@ -290,21 +340,7 @@ impl Applier {
         }
         self.progress.transactions += 1;
         for change in &transaction.changes {
-            match change {
-                Change::Message { prefix, content } => {
-                    if prefix == MARKER_PREFIX
-                        && let Some(generation) =
-                            std::str::from_utf8(content).ok().and_then(|text| text.parse().ok())
-                    {
-                        self.progress.marker = Some(generation);
-                        self.progress.rows_after_marker = 0;
-                    }
-                }
-                _ => {
-                    self.progress.changes += 1;
-                    self.progress.rows_after_marker += u64::from(self.progress.marker.is_some());
-                }
-            }
+            note(&mut self.progress, change);
         }
     }
 
@@ -341,6 +377,44 @@ impl Applier {
             other => return Err(Error::Protocol(format!("frame kind {} in a copy", other.kind()))),
         }
         Ok(())
+    }
+}
+
+fn note(progress: &mut Progress, change: &Change) {
+    if let Some(generation) = change.marker() {
+        progress.marker = Some(generation);
+        progress.rows_after_marker = 0;
+    } else if !matches!(change, Change::Message { .. }) {
+        progress.changes += 1;
+        progress.rows_after_marker += u64::from(progress.marker.is_some());
+    }
+}
+
+/// A transaction that comes in pieces.
+struct Large {
+    end: Lsn,
+    decoder: large::Decoder,
+    /// Not applied yet, and the credit that they hold.
+    changes: Vec<Change>,
+    bytes: u64,
+    /// What there will be to tell when it is committed.
+    progress: Progress,
+}
+
+impl Large {
+    fn new(header: &LargeHeader, progress: Progress) -> Self {
+        Self {
+            end: header.end_lsn,
+            decoder: large::Decoder::default(),
+            changes: Vec::new(),
+            bytes: 0,
+            progress,
+        }
+    }
+
+    fn feed(&mut self, piece: Bytes) -> Result<(), Error> {
+        self.bytes += piece.len() as u64;
+        self.decoder.feed(piece, &mut self.changes)
     }
 }
 

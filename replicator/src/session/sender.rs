@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Framing, OWN_ORIGIN_PREFIX};
-use crate::change::{PgTimestamp, Transaction};
+use super::{Framing, is_own};
+use crate::change::{LargeHeader, PgTimestamp, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::status::StreamStatus;
@@ -77,7 +77,7 @@ impl Sender {
         if end <= self.handed {
             return Ok(());
         }
-        if transaction.origin.as_deref().is_some_and(|origin| origin.starts_with(OWN_ORIGIN_PREFIX)) {
+        if is_own(transaction.origin.as_deref()) {
             self.handle_position(end, now);
             return Ok(());
         }
@@ -90,6 +90,36 @@ impl Sender {
         }
         self.spend(now);
         Ok(())
+    }
+
+    /// A transaction that does not travel whole: its pieces follow. False: it is not for the other side, drop it.
+    pub fn handle_large(&mut self, header: &LargeHeader, now: Instant) -> bool {
+        let end = header.end_lsn;
+        self.source = self.source.max(end);
+        if end <= self.handed {
+            return false;
+        }
+        if is_own(header.origin.as_deref()) {
+            self.handle_position(end, now);
+            return false;
+        }
+        self.handed = end;
+        self.unapplied.push_back((end, now));
+        self.waiting.push_back(Frame::LargeBegin(header.clone()));
+        self.spend(now);
+        true
+    }
+
+    /// A piece of it, at most [`PIECE`] bytes.
+    pub fn handle_large_piece(&mut self, piece: Bytes, now: Instant) {
+        self.waiting.push_back(Frame::LargePiece { piece });
+        self.spend(now);
+    }
+
+    /// That was the last piece.
+    pub fn handle_large_end(&mut self, now: Instant) {
+        self.waiting.push_back(Frame::LargeEnd);
+        self.spend(now);
     }
 
     /// The source says that nothing for us lies before `lsn` but what was handed over.

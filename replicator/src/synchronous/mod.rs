@@ -29,7 +29,7 @@ use tokio_postgres::Client;
 use self::names::StandbyNames;
 use crate::error::Error;
 use crate::fence::{literal, refused, rows};
-use crate::postgres::connect;
+use crate::postgres::{Dsn, connect};
 use crate::preflight::{Finding, Severity};
 
 /// How long a changed setting may take to be seen by a session.
@@ -173,12 +173,7 @@ impl Armed {
     ///
     /// # Errors
     /// [`Error::Unready`] when the setting cannot be joined. Half of it may be done: call [`leave`].
-    pub async fn join(
-        client: &Client,
-        dsn: &tokio_postgres::Config,
-        slot: &str,
-        after: Duration,
-    ) -> Result<Self, Error> {
+    pub async fn join(client: &Client, dsn: &Dsn, slot: &str, after: Duration) -> Result<Self, Error> {
         let context = "make commits wait for the shadow";
         if let Some(finding) = findings(client, slot).await?.first() {
             let remedy =
@@ -384,7 +379,7 @@ struct Guard {
 }
 
 impl Guard {
-    async fn open(dsn: &tokio_postgres::Config, slot: &str) -> Result<Self, Error> {
+    async fn open(dsn: &Dsn, slot: &str) -> Result<Self, Error> {
         let context = "open a guard's session";
         let client = connect(dsn, &guard_name(slot)).await?;
         client.batch_execute(GUARD_SETTINGS).await.map_err(refused(context))?;

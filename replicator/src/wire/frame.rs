@@ -4,6 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::PIECE;
 use super::codec::{Reader, Writer};
+use crate::change::{LargeHeader, PgTimestamp};
 use crate::error::{Error, ErrorKind};
 use crate::lsn::Lsn;
 
@@ -113,6 +114,15 @@ pub enum Frame {
         /// At most [`PIECE`] bytes.
         piece: Bytes,
     },
+    /// A transaction that does not travel whole: pieces follow.
+    LargeBegin(LargeHeader),
+    /// A piece of its records (see [`super::large`]).
+    LargePiece {
+        /// At most [`PIECE`] bytes.
+        piece: Bytes,
+    },
+    /// That was the transaction: it is committed.
+    LargeEnd,
     /// Nothing for the target happened between the last transaction and here.
     Position {
         /// Up to where.
@@ -186,13 +196,18 @@ impl Frame {
             Self::CopyEnd => 15,
             Self::Copied => 16,
             Self::Failed { .. } => 17,
+            Self::LargeBegin(_) => 30,
+            Self::LargePiece { .. } => 31,
+            Self::LargeEnd => 32,
         }
     }
 
     /// Bulk bytes in it: what credit counts.
     pub fn payload_len(&self) -> usize {
         match self {
-            Self::Transaction { piece, .. } | Self::CopySchema { piece, .. } => piece.len(),
+            Self::Transaction { piece, .. } | Self::CopySchema { piece, .. } | Self::LargePiece { piece } => {
+                piece.len()
+            }
             Self::CopyRows { data } => data.len(),
             _ => 0,
         }
@@ -208,7 +223,15 @@ impl Frame {
                     out.put_text(name);
                 }
             }
-            Self::Welcome | Self::CopyTableEnd | Self::CopyEnd | Self::Copied => {}
+            Self::Welcome | Self::CopyTableEnd | Self::CopyEnd | Self::Copied | Self::LargeEnd => {}
+            Self::LargeBegin(header) => {
+                out.put_u32(header.xid);
+                out.put_lsn(header.commit_lsn);
+                out.put_lsn(header.end_lsn);
+                out.put_i64(header.commit_time.0);
+                out.put_text(header.origin.as_deref().unwrap_or_default());
+            }
+            Self::LargePiece { piece } => out.put_slice(piece),
             Self::Refuse { reason } => out.put_text(reason),
             Self::Resume(Resume { applied, copied, marker }) => {
                 out.put_lsn(*applied);
@@ -325,6 +348,15 @@ impl Frame {
                 };
                 Self::Failed { kind, reason: reader.text()? }
             }
+            30 => Self::LargeBegin(LargeHeader {
+                xid: reader.u32()?,
+                commit_lsn: reader.lsn()?,
+                end_lsn: reader.lsn()?,
+                commit_time: PgTimestamp(reader.u64()?.cast_signed()),
+                origin: Some(reader.text()?).filter(|name| !name.is_empty()),
+            }),
+            31 => Self::LargePiece { piece: piece(reader)? },
+            32 => Self::LargeEnd,
             other => return Err(Error::Protocol(format!("frame kind {other} is not known"))),
         })
     }

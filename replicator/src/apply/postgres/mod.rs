@@ -31,7 +31,7 @@ use super::Target;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
-use crate::postgres::{connect, connection, quote_ident, quote_literal};
+use crate::postgres::{Dsn, connect, connection, quote_ident, quote_literal};
 use crate::wire::{CopyTable, Resume, StreamSpec};
 use crate::{copy, schema};
 
@@ -70,7 +70,7 @@ struct Copying {
 
 /// One stream's target.
 pub struct PostgresTarget {
-    dsn: tokio_postgres::Config,
+    dsn: Dsn,
     spec: StreamSpec,
     generation: i64,
     expected: Lsn,
@@ -82,7 +82,7 @@ pub struct PostgresTarget {
 
 impl PostgresTarget {
     /// Not connected yet: [`Target::resume`] connects.
-    pub fn new(dsn: tokio_postgres::Config, spec: StreamSpec) -> Result<Self, Error> {
+    pub fn new(dsn: Dsn, spec: StreamSpec) -> Result<Self, Error> {
         let generation = signed(spec.generation)?;
         Ok(Self {
             dsn,
