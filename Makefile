@@ -6,7 +6,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TEST_ARGS ?=
 
-.PHONY: help setup demo test check bench bench-forecast fmt clean
+.PHONY: help setup demo test test-large check bench bench-forecast fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ demo: setup ## two zones, a live service, a storm: watch it move and come back (
 
 test: setup ## every test: unit, property, snapshot, end to end with real PostgreSQL
 	scripts/test.sh $(TEST_ARGS)
+
+test-large: setup ## what takes minutes and gigabytes: 2 GB in one transaction, an applier stuck for half a minute
+	$(CARGO) test --package godwit-tests --test e2e large:: -- --ignored --nocapture --test-threads=1
 
 check: setup ## formatting, lints, docs, dependency licences and advisories
 	$(CARGO) fmt --all --check

@@ -1,7 +1,10 @@
-//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `cutover`, what clients see of a move.
+//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `cutover`, what clients see of a move;
+//! `modes`, what waiting for the shadow costs; `catch-up`, a backlog against native logical replication.
 
 mod cutover;
 mod front;
+mod modes;
+mod replication;
 
 use std::net::SocketAddr;
 
@@ -20,7 +23,11 @@ enum Command {
     Front(front::Plan),
     /// What clients see of twenty cutovers over a WAN.
     Cutover(cutover::Options),
-    /// Both.
+    /// Commits that wait for the shadow, against native replication; critical commits during a bulk burst.
+    Modes(modes::Options),
+    /// Catching up with a backlog: Godwit against native logical replication, alternating in one run.
+    CatchUp(replication::catch_up::Plan),
+    /// All of them but `catch-up`.
     All,
     /// One of the two proxies; started by `front`.
     #[command(hide = true)]
@@ -38,11 +45,15 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Front(plan) => front::run(&plan),
         Command::Cutover(options) => cutover::run(&options),
+        Command::CatchUp(plan) => replication::catch_up::run(&plan),
         Command::All => {
             front::run(&front::Plan::default())?;
             println!();
-            cutover::run(&cutover::Options::default())
+            cutover::run(&cutover::Options::default())?;
+            println!();
+            modes::run(&modes::Options::default())
         }
+        Command::Modes(options) => modes::run(&options),
         Command::Proxy { kind, listen, upstream } => front::proxy(kind, listen, upstream),
     }
 }

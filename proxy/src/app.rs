@@ -55,6 +55,7 @@ struct Led {
 
 /// Runs a node until SIGTERM, SIGINT or SIGQUIT.
 pub fn run(config: Config) -> Result<()> {
+    let config = Arc::new(config);
     let journal = Arc::new(Journal::open(&config.node.state)?);
     let metrics = telemetry::metrics::install()?;
     let upkeep = metrics.clone();
@@ -83,8 +84,12 @@ pub fn run(config: Config) -> Result<()> {
             .with_context(|| format!("cannot listen on {} (node.admin.listen)", config.node.admin))?;
         let shared = Shared { recorder: recorder.clone(), links: links.clone(), learner };
         let handles = start(&config, led, &journal, &shared, &stop, &tasks);
-        let state =
-            AdminState { resources: Arc::new(handles), journal: journal.clone(), metrics: Some(metrics) };
+        let state = AdminState {
+            config: config.clone(),
+            resources: Arc::new(handles),
+            journal: journal.clone(),
+            metrics: Some(metrics),
+        };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
         links.listen(&config, &tasks, &stop)?;
         let (routes, recorder) = (routes.clone(), recorder.clone());
@@ -208,7 +213,13 @@ fn start(
     let mut handles = BTreeMap::new();
     for Led { resource, state, front, endpoints } in led {
         let databases = Arc::new(Databases::new(&resource));
-        let streams = Arc::new(Streams::new(&resource.name, databases.clone(), shared.links.clone()));
+        let streams = Arc::new(Streams::new(
+            &resource.name,
+            resource.policy.clone(),
+            databases.clone(),
+            shared.links.clone(),
+            journal.clone(),
+        ));
         let drivers = drivers(config, &resource);
         let board = probe(&resource, stop, tasks);
         let measure = Measure::new(resource.clone(), shared.recorder.reader(), board);

@@ -8,6 +8,7 @@ use replicator::Error;
 use replicator::link::memory;
 use replicator::link::quic::{Connector, Identity, Listener};
 use replicator::pump::{self, Answer, LocalEnd, LocalPeer, StreamSpec};
+use replicator::spill::Spill;
 use replicator::status::StreamStatus;
 use replicator::wire::{Hello, Role};
 use tokio::sync::watch;
@@ -22,6 +23,7 @@ use crate::controller::effects::chain;
 pub struct Links {
     /// Nodes of other zones, by zone.
     peers: BTreeMap<String, Connector>,
+    spill: Spill,
 }
 
 impl Links {
@@ -39,7 +41,7 @@ impl Links {
                 peers.insert(zone.clone(), connector);
             }
         }
-        Ok(Self { peers })
+        Ok(Self { peers, spill: config.node.spill.clone() })
     }
 
     /// Keeps a stream running until told to stop; an error means it must not run again under its generation.
@@ -50,7 +52,8 @@ impl Links {
         publish: &watch::Sender<StreamStatus>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
-        let source = || databases.settings(&spec.source_zone).map(source_end);
+        let source =
+            || databases.settings(&spec.source_zone).map(|database| source_end(database, self.spill.clone()));
         let target = || databases.settings(&spec.target_zone).map(target_end);
         match (self.peers.get(&spec.source_zone), self.peers.get(&spec.target_zone)) {
             (None, Some(peer)) => pump::maintain(peer, spec, &source()?, publish, stop).await,
@@ -102,6 +105,7 @@ impl Links {
 struct Local {
     zone: String,
     databases: HashMap<String, Database>,
+    spill: Spill,
     /// The newest session of each stream: a peer that dials again has lost the older one.
     sessions: Mutex<HashMap<String, CancellationToken>>,
 }
@@ -116,7 +120,12 @@ impl Local {
                 Some((resource.name.clone(), placement.postgres.clone()?))
             })
             .collect();
-        Self { zone: config.node.zone.clone(), databases, sessions: Mutex::default() }
+        Self {
+            zone: config.node.zone.clone(),
+            databases,
+            spill: config.node.spill.clone(),
+            sessions: Mutex::default(),
+        }
     }
 
     fn answer(&self, hello: &Hello) -> Result<Answer, String> {
@@ -127,7 +136,7 @@ impl Local {
             .ok_or_else(|| format!("resource {} has no database in {} here", spec.resource, self.zone))?;
         let (end, zone) = match hello.role {
             Role::Push => (target_end(database), &spec.target_zone),
-            Role::Pull => (source_end(database), &spec.source_zone),
+            Role::Pull => (source_end(database, self.spill.clone()), &spec.source_zone),
         };
         if *zone != self.zone {
             return Err(format!("this node is in {}, not in {zone}", self.zone));
@@ -145,8 +154,8 @@ impl Local {
     }
 }
 
-fn source_end(database: &Database) -> LocalEnd {
-    LocalEnd::Source { dsn: database.dsn.clone(), bin: database.bin.clone() }
+fn source_end(database: &Database, spill: Spill) -> LocalEnd {
+    LocalEnd::Source { dsn: database.dsn.clone(), bin: database.bin.clone(), spill }
 }
 
 fn target_end(database: &Database) -> LocalEnd {

@@ -138,15 +138,62 @@ pub struct Transaction {
     pub changes: Vec<Change>,
 }
 
-impl Transaction {
-    /// The generation of the end marker in this transaction, if it carries one.
+/// What is known of a large transaction before its changes: they come in parts, and only once it has committed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LargeHeader {
+    /// Source transaction id.
+    pub xid: u32,
+    /// Position of the commit record.
+    pub commit_lsn: Lsn,
+    /// Position just past the commit record: what is acknowledged once applied.
+    pub end_lsn: Lsn,
+    /// When it was committed, by the source's clock.
+    pub commit_time: PgTimestamp,
+    /// Replication origin: set when another applier, not a client, wrote it.
+    pub origin: Option<String>,
+}
+
+impl LargeHeader {
+    /// The transaction with these changes.
+    pub fn with(self, changes: Vec<Change>) -> Transaction {
+        Transaction {
+            xid: self.xid,
+            commit_lsn: self.commit_lsn,
+            end_lsn: self.end_lsn,
+            commit_time: self.commit_time,
+            origin: self.origin,
+            changes,
+        }
+    }
+}
+
+impl Change {
+    /// The tables that it concerns.
+    pub fn relations(&self) -> &[Arc<Relation>] {
+        match self {
+            Self::Insert { relation, .. } | Self::Update { relation, .. } | Self::Delete { relation, .. } => {
+                std::slice::from_ref(relation)
+            }
+            Self::Truncate { relations, .. } => relations,
+            Self::Message { .. } => &[],
+        }
+    }
+
+    /// The generation of the end marker, if the change is one.
     pub fn marker(&self) -> Option<u64> {
-        self.changes.iter().find_map(|change| match change {
-            Change::Message { prefix, content } if prefix == MARKER_PREFIX => {
+        match self {
+            Self::Message { prefix, content } if prefix == MARKER_PREFIX => {
                 std::str::from_utf8(content).ok()?.parse().ok()
             }
             _ => None,
-        })
+        }
+    }
+}
+
+impl Transaction {
+    /// The generation of the end marker in this transaction, if it carries one.
+    pub fn marker(&self) -> Option<u64> {
+        self.changes.iter().find_map(Change::marker)
     }
 
     /// True when a client's row changes are in it (messages alone do not count).

@@ -70,7 +70,7 @@ pub async fn begin_snapshot(client: &Client, snapshot: &str) -> Result<(), Error
     let sql = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; \
          DO $$ BEGIN PERFORM pg_catalog.set_config(s.name, s.value, true) FROM (VALUES {}) AS s(name, value) \
-         JOIN pg_catalog.pg_settings USING (name); END $$",
+         JOIN pg_catalog.pg_settings known ON lower(known.name) = s.name; END $$",
         quote_literal(snapshot),
         settings.join(", ")
     );

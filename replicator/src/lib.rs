@@ -1,14 +1,15 @@
 //! Godwit's PostgreSQL logical replicator.
 //!
-//! One row change travels: WAL → [`postgres`] (stream) → [`pgoutput`] (bytes to [`change::Transaction`]) →
-//! [`session`] sender → [`wire`] → [`link`] ⇢ other zone ⇢ [`session`] receiver → [`apply`] (rows and checkpoint commit
-//! together) → acknowledgement → feedback to the source (the durable position, never the received one).
-//! Delivery is at least once; applying is exactly once by checkpoint.
+//! One row change travels: WAL → [`postgres`] (stream) → [`pgoutput`] (bytes to changes) → [`spill`] (changes to
+//! transactions, memory bounded) → [`session`] sender → [`wire`] → [`link`] ⇢ other zone ⇢ [`session`] receiver → [`apply`]
+//! (rows and checkpoint commit together) → acknowledgement → feedback to the source (the durable position, never the
+//! received one). Delivery is at least once; applying is exactly once by checkpoint.
 //!
 //! Around the stream: [`preflight`] (is this database ready), [`schema`] and [`copy`] (the start), [`fence`] and
-//! [`sequences`] (the cutover), [`verify`] (are both sides equal).
+//! [`sequences`] (the cutover), [`verify`] (are both sides equal), [`synchronous`] (commits
+//! that wait for the shadow), [`lanes`] (critical tables apart).
 //!
-//! `pgoutput`, `wire` and `session` do no I/O.
+//! `pgoutput`, `wire` and `session` do no I/O; `spill` writes files, and only files.
 
 pub mod apply;
 pub mod change;
@@ -16,6 +17,7 @@ mod clock;
 pub mod copy;
 pub mod error;
 pub mod fence;
+pub mod lanes;
 pub mod link;
 pub mod lsn;
 pub mod pgoutput;
@@ -25,7 +27,9 @@ pub mod pump;
 pub mod schema;
 pub mod sequences;
 pub mod session;
+pub mod spill;
 pub mod status;
+pub mod synchronous;
 pub mod verify;
 pub mod wire;
 

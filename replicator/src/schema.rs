@@ -9,11 +9,11 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 use tokio_postgres::Client;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{ChannelBinding, SslNegotiation};
 
 use crate::error::Error;
 use crate::postgres::connection::{Address, addresses};
-use crate::postgres::{connect, place};
+use crate::postgres::{Authority, Dsn, connect, place};
 
 /// Settings of the receiving session that a dump changes; [`load`] puts them back.
 const CHANGED_SETTINGS: [&str; 9] = [
@@ -50,7 +50,7 @@ pub struct SchemaDump {
 /// Dumps the schema of `dsn`'s database with the `pg_dump` in directory `bin`, or the one on `PATH`.
 ///
 /// A `pg_dump` older than the server is refused. The password goes by environment, never by argument.
-pub async fn dump(dsn: &tokio_postgres::Config, bin: Option<&Path>) -> Result<SchemaDump, Error> {
+pub async fn dump(dsn: &Dsn, bin: Option<&Path>) -> Result<SchemaDump, Error> {
     let context = || format!("dump the schema of {}", place(dsn));
     let client = connect(dsn, "godwit schema").await?;
     let program = program(bin);
@@ -63,6 +63,12 @@ pub async fn dump(dsn: &tokio_postgres::Config, bin: Option<&Path>) -> Result<Sc
             server / 10_000,
             place(dsn),
             server / 10_000
+        )));
+    }
+    if major < 16 && dsn.tls.ca == Some(Authority::System) {
+        return Err(Error::Unready(format!(
+            "{} is version {major} and does not know sslrootcert=system: name a PEM file, or install pg_dump 16 or newer",
+            program.display()
         )));
     }
     client
@@ -152,7 +158,7 @@ fn parse_version(answer: &str) -> Option<u32> {
     number[..end].parse().ok()
 }
 
-fn command(program: &Path, dsn: &tokio_postgres::Config, major: u32) -> Command {
+fn command(program: &Path, dsn: &Dsn, major: u32) -> Command {
     let mut command = Command::new(program);
     command.args([
         "--no-password",
@@ -194,8 +200,25 @@ fn command(program: &Path, dsn: &tokio_postgres::Config, major: u32) -> Command 
     environment("PGDATABASE", dsn.get_dbname().map(OsStr::new).or(user));
     let password = dsn.get_password().map(String::from_utf8_lossy);
     environment("PGPASSWORD", password.as_deref().map(OsStr::new));
-    let tls = if dsn.get_ssl_mode() == SslMode::Disable { "disable" } else { "prefer" };
-    environment("PGSSLMODE", Some(OsStr::new(tls)));
+    environment("PGSSLMODE", Some(OsStr::new(dsn.tls.mode.as_str())));
+    let ca = dsn.tls.ca.as_ref().map(|ca| match ca {
+        Authority::System => OsStr::new("system"),
+        Authority::File(path) => path.as_os_str(),
+    });
+    environment("PGSSLROOTCERT", ca);
+    let client = dsn.tls.client.as_ref();
+    environment("PGSSLCERT", client.map(|client| client.certificate.as_os_str()));
+    environment("PGSSLKEY", client.map(|client| client.key.as_os_str()));
+    environment(
+        "PGCHANNELBINDING",
+        Some(OsStr::new(match dsn.get_channel_binding() {
+            ChannelBinding::Disable => "disable",
+            ChannelBinding::Require => "require",
+            _ => "prefer",
+        })),
+    );
+    let direct = dsn.get_ssl_negotiation() == SslNegotiation::Direct;
+    environment("PGSSLNEGOTIATION", direct.then_some(OsStr::new("direct")));
     environment("PGOPTIONS", dsn.get_options().map(OsStr::new));
     environment("PGAPPNAME", Some(OsStr::new("godwit schema")));
     let timeout = dsn.get_connect_timeout().map_or(10, |limit| limit.as_secs().max(2)).to_string();
@@ -248,16 +271,16 @@ fn portable(dump: &str) -> String {
                 || content.starts_with("SELECT pg_catalog.set_config(");
         }
         let unrestrict = key.is_some() && content.strip_prefix("\\unrestrict ") == key;
-        if !unrestrict && !fence_trigger(content) {
+        if !unrestrict && !own_trigger(content) {
             text.push_str(line);
         }
     }
     text
 }
 
-/// The fence of a former shadow belongs to that database alone.
-fn fence_trigger(line: &str) -> bool {
-    line.starts_with("CREATE TRIGGER \"godwit_fence\" ")
+/// The fence of a former shadow, and what makes commits of critical tables wait, belong to that database alone.
+fn own_trigger(line: &str) -> bool {
+    ["fence", "critical"].iter().any(|name| line.starts_with(&format!("CREATE TRIGGER \"godwit_{name}\" ")))
         && line.ends_with(';')
         && line.contains("\"godwit\".")
 }
@@ -297,6 +320,7 @@ mod tests {
              SET client_encoding = 'UTF8';\nSELECT pg_catalog.set_config('search_path', '', false);\nSET row_security = off;\n\n\
              CREATE FUNCTION \"f\"() RETURNS \"text\" AS $$\nSET statement_timeout = 0;\n\\restrict aBc9\n\\unrestrict other\n$$;\n\
              CREATE TRIGGER \"godwit_fence\" BEFORE INSERT ON \"public\".\"t\" FOR EACH STATEMENT EXECUTE FUNCTION \"godwit\".\"refuse_write\"();\n\
+             CREATE TRIGGER \"godwit_critical\" BEFORE INSERT ON \"public\".\"t\" FOR EACH STATEMENT EXECUTE FUNCTION \"godwit\".\"wait_for_shadow\"();\n\
              CREATE TRIGGER \"own\" BEFORE INSERT ON \"public\".\"t\" FOR EACH ROW EXECUTE FUNCTION \"public\".\"f\"();\n\n\\unrestrict aBc9\n\n";
         let expected = "--\n-- PostgreSQL database dump\n--\n\n\n\
              SET client_encoding = 'UTF8';\nSELECT pg_catalog.set_config('search_path', '', false);\nSET row_security = off;\n\n\

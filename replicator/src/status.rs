@@ -1,7 +1,9 @@
 //! What a running stream says of itself: published on a `tokio::sync::watch`, read by the controller, metrics and the CLI.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::error::Cause;
 use crate::lsn::Lsn;
 
 /// What the stream is doing.
@@ -27,13 +29,24 @@ pub enum Phase {
     Streaming,
     /// Stopped by an error; `retrying` says whether it will try again by itself.
     Failed {
-        /// The error with its sources.
+        /// The error with its sources, and what a person can do.
         error: String,
         /// True when the pump reconnects by itself.
         retrying: bool,
     },
     /// Ended because it was told to.
     Stopped,
+}
+
+/// What transactions that have not ended yet take up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenWork {
+    /// How many.
+    pub transactions: u32,
+    /// Of their changes in memory, bytes.
+    pub memory_bytes: u64,
+    /// Of their changes in the spill directory, bytes.
+    pub disk_bytes: u64,
 }
 
 /// A snapshot of one stream.
@@ -45,12 +58,18 @@ pub struct StreamStatus {
     pub source_lsn: Lsn,
     /// Received and decoded up to here.
     pub received_lsn: Lsn,
-    /// Durably applied on the target up to here.
+    /// Applied on the target up to here.
     pub applied_lsn: Lsn,
+    /// The target's checkpoint: the source may forget what lies before it.
+    pub durable_lsn: Lsn,
+    /// Transactions of the source that are still open, as far as they have been received; all zero at the target's side.
+    pub open: OpenWork,
     /// `source_lsn - applied_lsn`, bytes.
     pub lag_bytes: u64,
     /// Age of the oldest change not yet applied; zero when caught up.
     pub lag: Duration,
+    /// How often the stream broke since this process started, by cause.
+    pub failures: BTreeMap<Cause, u64>,
     /// Newest end marker applied: its generation.
     pub applied_marker: Option<u64>,
     /// Row changes seen after an end marker: a client went round the fence.

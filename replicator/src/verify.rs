@@ -4,7 +4,7 @@
 //! the hash are summed modulo 2^64: no sorting, and rows may sit anywhere. Sums find loss and damage; they do not
 //! withstand somebody who forges rows on purpose. Leaf partitions and plain tables count, each by its own name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
@@ -20,6 +20,46 @@ pub struct TableDigest {
     pub rows: u64,
     /// Sum of the row hashes, both 64-bit halves.
     pub hash: u128,
+}
+
+/// What one table holds, apart by the first bits of the rows' hashes. A row that changes moves from one bucket to another, so
+/// that on live data a bucket that is equal once is proven, and one that holds a real difference never becomes equal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableBuckets {
+    /// `schema.table`, quoted where SQL needs it.
+    pub table: String,
+    /// Rows and sum of row hashes of each bucket that has any.
+    sums: BTreeMap<u16, (u64, u128)>,
+}
+
+impl TableBuckets {
+    /// Number of rows.
+    pub fn rows(&self) -> u64 {
+        self.sums.values().map(|(rows, _)| rows).sum()
+    }
+
+    /// Sum of the row hashes, as in [`TableDigest::hash`].
+    pub fn hash(&self) -> u128 {
+        self.sums.values().fold(0, |sum, (_, hash)| add_halves(sum, *hash))
+    }
+
+    /// The buckets in which this and `other` are not the same.
+    pub fn differing(&self, other: &Self) -> BTreeSet<u16> {
+        let all = self.sums.keys().chain(other.sums.keys());
+        all.filter(|bucket| self.sums.get(bucket) != other.sums.get(bucket)).copied().collect()
+    }
+
+    fn add(&mut self, bucket: u16, rows: u64, hash: u128) {
+        let sum = self.sums.entry(bucket).or_default();
+        *sum = (sum.0 + rows, add_halves(sum.1, hash));
+    }
+}
+
+/// How many rows of a table are told apart by.
+#[derive(Clone, Copy)]
+enum Detail {
+    Whole,
+    Buckets,
 }
 
 /// Rows per query: keeps each one short, so that the digest can be cancelled and never holds a long-running query.
@@ -65,11 +105,27 @@ pub async fn begin_snapshot(client: &Client) -> Result<(), Error> {
 
 /// Digests what the snapshot of [`begin_snapshot`] sees, and ends it.
 pub async fn digest_snapshot(client: &Client) -> Result<Vec<TableDigest>, Error> {
-    let digests = digest_tables(client).await;
+    let read = read_tables(client, None, Detail::Whole).await;
+    let tables = end_snapshot(client, read).await?;
+    let digest = |table: TableBuckets| {
+        let (rows, hash) = (table.rows(), table.hash());
+        TableDigest { table: table.table, rows, hash }
+    };
+    Ok(tables.into_iter().map(digest).collect())
+}
+
+async fn end_snapshot<T>(client: &Client, read: Result<T, Error>) -> Result<T, Error> {
     let ended = client.batch_execute("ROLLBACK").await.map_err(refused("cannot end the verification"));
-    let digests = digests?;
+    let read = read?;
     ended?;
-    Ok(digests)
+    Ok(read)
+}
+
+/// Reads every user table, or `only` some, as of one moment. As [`digest`], in a transaction of its own.
+pub async fn buckets(client: &Client, only: Option<&BTreeSet<String>>) -> Result<Vec<TableBuckets>, Error> {
+    begin_snapshot(client).await?;
+    let read = read_tables(client, only, Detail::Buckets).await;
+    end_snapshot(client, read).await
 }
 
 /// One readable line for every table that is not the same on both sides; empty when all are equal.
@@ -98,12 +154,18 @@ pub fn differences(source: &[TableDigest], target: &[TableDigest]) -> Vec<String
         .collect()
 }
 
-async fn digest_tables(client: &Client) -> Result<Vec<TableDigest>, Error> {
-    let mut digests = Vec::new();
+async fn read_tables(
+    client: &Client,
+    only: Option<&BTreeSet<String>>,
+    detail: Detail,
+) -> Result<Vec<TableBuckets>, Error> {
+    let mut read = Vec::new();
     for table in tables(client).await? {
-        digests.push(digest_table(client, &table).await?);
+        if only.is_none_or(|only| only.contains(&table.name)) {
+            read.push(read_table(client, &table, detail).await?);
+        }
     }
-    Ok(digests)
+    Ok(read)
 }
 
 async fn tables(client: &Client) -> Result<Vec<Table>, Error> {
@@ -139,10 +201,10 @@ async fn tables(client: &Client) -> Result<Vec<Table>, Error> {
         .collect()
 }
 
-/// Walks the primary key: finds the key `CHUNK_ROWS` further on, digests up to it, and so on to the end.
-async fn digest_table(client: &Client, table: &Table) -> Result<TableDigest, Error> {
+/// Walks the primary key: finds the key `CHUNK_ROWS` further on, reads up to it, and so on to the end.
+async fn read_table(client: &Client, table: &Table, detail: Detail) -> Result<TableBuckets, Error> {
     let context = format!("cannot digest {}", table.name);
-    let mut total = TableDigest { table: table.name.clone(), rows: 0, hash: 0 };
+    let mut total = TableBuckets { table: table.name.clone(), sums: BTreeMap::new() };
     let mut after: Option<String> = None;
     loop {
         let until = if table.key.is_empty() {
@@ -151,18 +213,19 @@ async fn digest_table(client: &Client, table: &Table) -> Result<TableDigest, Err
             boundary(client, table, after.as_deref(), &context).await?
         };
         let answer = client
-            .simple_query(&digest_sql(table, after.as_deref(), until.as_deref()))
+            .simple_query(&digest_sql(table, after.as_deref(), until.as_deref(), detail))
             .await
             .map_err(refused(&context))?;
-        let part = rows(answer);
-        let parsed = part.first().and_then(|row| {
-            let half = |column| row.get(column)?.parse::<u64>().ok();
-            Some((half(0)?, u128::from(half(1)?) << 64 | u128::from(half(2)?)))
-        });
-        let (rows, hash) =
-            parsed.ok_or_else(|| Error::Protocol(format!("{context}: no digest came back")))?;
-        total.rows += rows;
-        total.hash = add_halves(total.hash, hash);
+        for row in rows(answer) {
+            let number = |column| row.get(column)?.parse::<u64>().ok();
+            let parsed = number(0).and_then(|bucket| {
+                let hash = u128::from(number(2)?) << 64 | u128::from(number(3)?);
+                Some((u16::try_from(bucket).ok()?, number(1)?, hash))
+            });
+            let (bucket, rows, hash) =
+                parsed.ok_or_else(|| Error::Protocol(format!("{context}: what came back is no digest")))?;
+            total.add(bucket, rows, hash);
+        }
         match until {
             Some(key) => after = Some(key),
             None => return Ok(total),
@@ -197,19 +260,25 @@ async fn boundary(
     Ok(Some(literals.join(", ")))
 }
 
-fn digest_sql(table: &Table, after: Option<&str>, until: Option<&str>) -> String {
+fn digest_sql(table: &Table, after: Option<&str>, until: Option<&str>, detail: Detail) -> String {
     let names = key_names(table);
     let mut bounds: Vec<String> = Vec::new();
     bounds.extend(after.map(|key| format!("({names}) > ({key})")));
     bounds.extend(until.map(|key| format!("({names}) <= ({key})")));
     let bounds = if bounds.is_empty() { String::new() } else { format!("WHERE {}", bounds.join(" AND ")) };
+    let bucket = match detail {
+        Detail::Whole => "0",
+        Detail::Buckets => "('x' || substr(h, 1, 3))::bit(12)::int",
+    };
     // sum(bigint) is numeric and exact; modulo 2^64 keeps it in range for the reader.
+    let modulus = "18446744073709551616::numeric";
     let half = |from: u32| {
-        format!("mod(mod(coalesce(sum(('x' || substr(h, {from}, 16))::bit(64)::bigint), 0), m) + m, m)")
+        let sum = format!("sum(('x' || substr(h, {from}, 16))::bit(64)::bigint)");
+        format!("mod(mod({sum}, {modulus}) + {modulus}, {modulus})")
     };
     format!(
-        "SELECT count(h), {}, {} FROM (SELECT 18446744073709551616::numeric AS m) AS modulus LEFT JOIN LATERAL (\
-         SELECT md5(convert_to(ROW({})::text, 'UTF8')) AS h FROM ONLY {} {bounds}) AS hashed ON true GROUP BY m",
+        "SELECT {bucket}, count(*), {}, {} FROM (SELECT md5(convert_to(ROW({})::text, 'UTF8')) AS h FROM ONLY {} {bounds}) \
+         AS hashed GROUP BY 1",
         half(1),
         half(17),
         table.columns,
@@ -251,6 +320,20 @@ mod tests {
             ]
         );
         assert!(differences(&source, &source).is_empty());
+    }
+
+    #[test]
+    fn buckets_differ_where_a_row_does() {
+        let mut one = TableBuckets { table: "a".into(), sums: BTreeMap::new() };
+        one.add(3, 2, 7 << 64 | 8);
+        one.add(9, 1, 1);
+        let mut other = one.clone();
+        assert_eq!(one.differing(&other), BTreeSet::new());
+        other.add(3, 1, 5);
+        other.add(4, 1, 5);
+        assert_eq!(one.differing(&other), BTreeSet::from([3, 4]));
+        assert_eq!(other.differing(&one), BTreeSet::from([3, 4]));
+        assert_eq!((one.rows(), one.hash()), (3, 7 << 64 | 9));
     }
 
     #[test]

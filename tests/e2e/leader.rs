@@ -77,7 +77,8 @@ impl<'a> Leader<'a> {
                 last = Some(view);
             }
             if tokio::time::Instant::now() > deadline {
-                bail!("waited in vain: {what}; last seen {last:#?}\n{}", self.node.tail(30));
+                let short = last.as_ref().map(|view| (&view.phase, &view.problems, &view.migration));
+                bail!("waited in vain: {what}; {short:?}\nlast seen {last:#?}\n{}", self.node.tail(30));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

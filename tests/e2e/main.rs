@@ -2,13 +2,19 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests wait by the real clock")]
 
+mod apply;
 mod cutover;
 mod fence;
 mod front;
+mod large;
 mod leader;
+mod modes;
 mod preflight;
 mod refusals;
 mod services;
 mod source;
+mod standby;
 mod stream;
+mod tls;
+mod types;
 mod verify;

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use godwit::cli::client::Refusal;
+use godwit::controller::zones::ChoiceView;
 use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Playground, RESOURCE};
 use serde_json::json;
 
@@ -35,14 +36,14 @@ async fn a_database_that_is_not_ready_is_named_before_anything_changes() -> Resu
             .get(0);
         ensure!(!made, "schema godwit was made in {} although the database is not ready", zone.name);
     }
-    serves(&playground, &mut leader).await?;
+    serves(&playground, &mut leader, "serves1").await?;
     primary.batch_execute("ROLLBACK PREPARED 'left-behind'").await?;
     Ok(())
 }
 
-/// The front answers reads and writes.
-async fn serves(playground: &Playground, leader: &mut Leader<'_>) -> Result<()> {
-    let load = load(playground, 50.0, "serves");
+/// The front answers reads and writes; `run` is new for each call, since it is in the keys of the orders.
+async fn serves(playground: &Playground, leader: &mut Leader<'_>, run: &str) -> Result<()> {
+    let load = load(playground, 50.0, run);
     leader.until("the service answers", |_| load.snapshot().acknowledged > 10).await?;
     let outcome = load.stop().await;
     ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
@@ -61,7 +62,7 @@ async fn an_unreachable_shadow_keeps_the_service_on_the_primary() -> Result<()> 
         })
         .await?;
     ensure!(view.primary == near.name && view.phase == "preparing", "{view:#?}");
-    serves(&playground, &mut leader).await?;
+    serves(&playground, &mut leader, "serves2").await?;
     far.path.restore();
     leader.ready().await?;
 
@@ -70,7 +71,7 @@ async fn an_unreachable_shadow_keeps_the_service_on_the_primary() -> Result<()> 
     far.path.reset_connections();
     leader.until("the stream is seen broken", |view| view.replication.state != "streaming").await?;
     ensure!(leader.migrate(&far.name).await.is_err(), "a shadow out of reach must not be migrated to");
-    serves(&playground, &mut leader).await?;
+    serves(&playground, &mut leader, "serves3").await?;
     far.path.restore();
     leader.ready().await?;
     Ok(())
@@ -81,6 +82,12 @@ async fn a_second_migration_is_refused_with_the_id_of_the_first() -> Result<()> 
     let playground = Playground::start(&options(false)?).await?;
     let mut leader = Leader::start(&playground, &[])?;
     let view = leader.ready().await?;
+    let choice: ChoiceView = leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}/zones")).await?;
+    let [only] = choice.candidates.as_slice() else { bail!("one zone beside the primary: {choice:#?}") };
+    // The playground's zones are on no electricity grid that anybody knows.
+    ensure!(only.zone == view.shadow && only.verdict == "refused" && choice.chosen.is_none(), "{choice:#?}");
+    ensure!(only.terms[0].detail == "1087 km from eu-west", "{choice:#?}");
+
     let load = load(&playground, 50.0, "second");
     let first = leader.migrate(&view.shadow).await?;
     let refused = leader.migrate(&view.shadow).await.expect_err("one at a time");

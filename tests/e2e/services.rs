@@ -621,7 +621,7 @@ async fn a_playground_serves_through_its_relays_and_leaves_nothing() -> Result<(
     assert_eq!(outcome.totals.failed, 0, "{:?}", outcome.failures);
     assert!(outcome.latency.min() >= 3_000, "two ways of 2 ms each, less the histogram's rounding");
 
-    let connect = async |config: tokio_postgres::Config| -> Result<Client> {
+    let connect = async |config: replicator::postgres::Dsn| -> Result<Client> {
         let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
         tokio::spawn(connection);
         Ok(client)
@@ -629,7 +629,7 @@ async fn a_playground_serves_through_its_relays_and_leaves_nothing() -> Result<(
     let report = outcome.check(&connect(near.dsn("postgres")).await?).await?;
     assert!(report.clean(), "{report}");
     // The other database is there, through the relay, and empty.
-    let mut relayed = tokio_postgres::Config::new();
+    let mut relayed = replicator::postgres::Dsn::default();
     relayed.host("127.0.0.1").port(far.database_from_leader.port()).user("orders_app").dbname("orders");
     let empty = connect(relayed).await?;
     let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";

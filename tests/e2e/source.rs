@@ -8,8 +8,10 @@ use futures_util::StreamExt;
 use godwit_tests::postgres::{TestCluster, bin_directory, other_major};
 use replicator::change::{Cell, Change, OldRow, Transaction};
 use replicator::copy::{self, TableToCopy};
+use replicator::error::Cause;
 use replicator::postgres::slot::{create_slot, drop_slot, ensure_publication, slot_info};
 use replicator::postgres::stream::{ExportedSlot, Feedback, ReplicationStream, StreamEvent};
+use replicator::spill::{Committed, OpenTransactions, Spill};
 use replicator::{Error, ErrorKind, Lsn, postgres, schema};
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -30,10 +32,22 @@ async fn source(cluster: &TestCluster, sql: &str) -> Result<Client> {
 }
 
 async fn next_transaction(stream: &mut ReplicationStream) -> Result<Transaction> {
+    next_of(stream, &mut OpenTransactions::new(Spill::default())).await
+}
+
+/// The same where transactions come in blocks, some of which have come already.
+pub(crate) async fn next_of(
+    stream: &mut ReplicationStream,
+    open: &mut OpenTransactions,
+) -> Result<Transaction> {
     let next = async {
         loop {
-            if let StreamEvent::Transaction(transaction) = stream.next().await? {
-                return Ok::<_, Error>(transaction);
+            if let StreamEvent::Transaction(event) = stream.next().await? {
+                match open.handle(event).await? {
+                    None => {}
+                    Some(Committed::Whole(transaction)) => return Ok::<_, Error>(transaction),
+                    Some(Committed::Large(transaction)) => return transaction.whole().await,
+                }
             }
         }
     };
@@ -231,15 +245,26 @@ async fn a_mix_of_changes_comes_out_as_it_went_in() -> Result<()> {
             .batch_execute(
                 "SELECT pg_replication_origin_session_setup('godwit_orders');
                  BEGIN; SELECT pg_replication_origin_xact_setup('0/AB', now()); INSERT INTO t VALUES (4); COMMIT;
-                 SELECT pg_replication_origin_session_reset(); ALTER TABLE t ADD extra text DEFAULT 'new'; UPDATE t SET extra = 'own'",
+                 SELECT pg_replication_origin_session_reset();
+                 SELECT pg_replication_origin_create('theirs'); SELECT pg_replication_origin_session_setup('theirs');
+                 BEGIN; SELECT pg_replication_origin_xact_setup('0/AC', now()); INSERT INTO t VALUES (5); COMMIT;
+                 SELECT pg_replication_origin_session_reset(); DELETE FROM t WHERE id = 5; ALTER TABLE t ADD extra text DEFAULT 'new'; UPDATE t SET extra = 'own'",
             )
             .await?;
         let second = next_transaction(&mut stream).await?;
         assert_eq!(second.origin.as_deref(), Some("godwit_orders"));
-        assert_eq!(lines(&second), ["insert t 4|null|null"]);
+        assert!(
+            second.changes.is_empty(),
+            "what Godwit wrote goes nowhere and is not kept: {:?}",
+            lines(&second)
+        );
         assert!(second.commit_lsn >= first.end_lsn);
+        // Another's is a change like any other.
+        let others = next_transaction(&mut stream).await?;
+        assert_eq!(others.origin.as_deref(), Some("theirs"));
+        assert_eq!(lines(&others), ["insert t 5|null|null"]);
         let third = next_transaction(&mut stream).await?;
-        assert_eq!(lines(&third), ["update t 4|null|null|own"]);
+        assert_eq!(lines(&third), ["delete t key 5|null|null", "update t 4|null|null|own"]);
         assert_eq!(third.origin, None);
         assert!(stream.wal_end() >= third.end_lsn);
     }
@@ -291,8 +316,17 @@ async fn a_stream_resumes_after_what_was_confirmed_or_asked_for() -> Result<()> 
         };
         let wal_end = timeout(PATIENCE, keepalive).await??;
         assert!(wal_end >= second.end_lsn);
-        let info = slot_info(&client, "s").await?.context("there")?;
-        assert_eq!(info.confirmed_flush, Some(first.end_lsn));
+        // That keepalive may have been on its way before the report came.
+        let confirmed = async {
+            loop {
+                let confirmed = slot_info(&client, "s").await?.and_then(|slot| slot.confirmed_flush);
+                assert!(confirmed <= Some(first.end_lsn), "more than was flushed: {confirmed:?}");
+                if confirmed == Some(first.end_lsn) {
+                    return Ok::<_, Error>(());
+                }
+            }
+        };
+        timeout(PATIENCE, confirmed).await??;
         drop(stream);
 
         let mut stream = start(Lsn::ZERO).await?;
@@ -338,6 +372,7 @@ async fn next_may_be_cancelled_at_any_point() -> Result<()> {
     });
     let mut rows = Vec::new();
     let mut cancelled = 0;
+    let mut open = OpenTransactions::new(Spill::default());
     let collect = async {
         while rows.len() < 60_000 {
             match timeout(Duration::from_micros(300), stream.next()).await {
@@ -346,7 +381,13 @@ async fn next_may_be_cancelled_at_any_point() -> Result<()> {
                     stream.report(Feedback::default()).await?;
                 }
                 Ok(event) => {
-                    if let StreamEvent::Transaction(transaction) = event? {
+                    if let StreamEvent::Transaction(event) = event?
+                        && let Some(committed) = open.handle(event).await?
+                    {
+                        let transaction = match committed {
+                            Committed::Whole(transaction) => transaction,
+                            Committed::Large(transaction) => transaction.whole().await?,
+                        };
                         rows.extend(transaction.changes.into_iter().map(|change| match change {
                             Change::Insert { new, .. } => new[0].clone(),
                             other => panic!("{other:?}"),
@@ -458,6 +499,8 @@ async fn every_password_method_is_spoken() -> Result<()> {
             let mut config = cluster.config_as(user, "app");
             let missing = ReplicationStream::start(&config, "s", "godwit_orders", Lsn::ZERO).await.err();
             assert!(matches!(missing, Some(Error::Unready(_))), "{user}: {missing:?}");
+            let missing = postgres::connect(&config, "test").await.expect_err("no password");
+            assert_eq!(missing.cause(), Cause::Credentials, "{user}: {missing:?}");
             config.password("wrong");
             let wrong = ReplicationStream::start(&config, "s", "godwit_orders", Lsn::ZERO).await.err();
             assert!(
@@ -588,6 +631,79 @@ async fn a_schema_loads_across_major_versions_both_ways() -> Result<()> {
             error.to_string().contains(&format!("is version 15 and cannot dump the PostgreSQL {newest}")),
             "{error}"
         );
+    }
+    Ok(())
+}
+
+/// What a stream ends with, whatever else comes before.
+async fn end_of(stream: &mut ReplicationStream) -> Result<Error> {
+    let end = async {
+        loop {
+            if let Err(error) = stream.next().await {
+                break error;
+            }
+        }
+    };
+    timeout(PATIENCE, end).await.context("the stream goes on")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_a_stream_is_known_for_what_it_is() -> Result<()> {
+    for major in majors() {
+        let settings =
+            "fsync = off\nmax_slot_wal_keep_size = '1MB'\nmax_wal_size = '32MB'\nmin_wal_size = '32MB'\n";
+        let cluster = TestCluster::start_with(major, settings)?;
+        let client = source(&cluster, "CREATE TABLE t (id bigserial PRIMARY KEY, body text)").await?;
+        let config = cluster.config("app");
+        let start = || ReplicationStream::start(&config, "s", "godwit_orders", Lsn::ZERO);
+
+        let gone = start().await.err().context("no slot")?;
+        assert_eq!((gone.cause(), gone.kind()), (Cause::SlotGone, ErrorKind::Operator), "{gone}");
+
+        create_slot(&client, "s").await?;
+        let mut stream = start().await?;
+        client
+            .execute(
+                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 's'",
+                &[],
+            )
+            .await?;
+        let ended = end_of(&mut stream).await?;
+        assert_eq!((ended.cause(), ended.kind()), (Cause::Shutdown, ErrorKind::Retry), "{ended}");
+
+        // The old walsender may hold the slot for a moment.
+        let mut stream = loop {
+            match start().await {
+                Ok(stream) => break stream,
+                Err(error) => assert_eq!(error.cause(), Cause::InUse, "{error}"),
+            }
+        };
+        client.batch_execute("DROP PUBLICATION godwit_orders").await?;
+        client.batch_execute("INSERT INTO t DEFAULT VALUES").await?;
+        if major < 18 {
+            let ended = end_of(&mut stream).await?;
+            assert_eq!(
+                (ended.cause(), ended.kind()),
+                (Cause::PublicationGone, ErrorKind::Operator),
+                "{ended}"
+            );
+        }
+        drop(stream);
+
+        // WAL that the slot is not allowed to keep.
+        let info = loop {
+            client
+                .batch_execute("INSERT INTO t (body) SELECT repeat('x', 2000) FROM generate_series(1, 20000)")
+                .await?;
+            client.batch_execute("CHECKPOINT").await?;
+            let info = slot_info(&client, "s").await?.context("there")?;
+            if info.wal_status == "lost" {
+                break info;
+            }
+        };
+        assert!(!info.active);
+        let lost = start().await.err().context("WAL is gone")?;
+        assert_eq!((lost.cause(), lost.kind()), (Cause::WalRemoved, ErrorKind::Operator), "{lost}");
     }
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! Digests of equal and unequal databases on two major versions.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use anyhow::Result;
+use godwit::controller::compare;
 use godwit_tests::postgres::{TestCluster, other_major};
 use replicator::verify::{differences, digest};
 
@@ -77,6 +79,50 @@ async fn equal_across_versions_and_every_difference_is_named() -> Result<()> {
             "public.kinds: 3 rows on both, but their content differs",
             "public.parts_2: missing on the target (500 rows on the source)",
             "public.wide: 120000 rows on both, but their content differs",
+        ]
+    );
+    Ok(())
+}
+
+/// Between any two reads every table changes: a new row, a hot row, and a bulk of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn live_data_is_compared_while_every_table_changes() -> Result<()> {
+    let (old, new) = (TestCluster::start(15)?, TestCluster::start(other_major())?);
+    let schema = "CREATE TABLE keyed (id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY, n int);
+        CREATE TABLE heap (id int, n int); INSERT INTO keyed (n) SELECT g FROM generate_series(1, 3000) g;
+        INSERT INTO heap SELECT g, g FROM generate_series(1, 3000) g;";
+    let a = old.create_database("shop", schema).await?;
+    let b = new.create_database("shop", schema).await?;
+    let (reader, look) = (old.connect("shop").await?, AtomicU32::new(0));
+    let change = || {
+        let look = look.fetch_add(1, Ordering::Relaxed);
+        let sql = format!(
+            "INSERT INTO keyed (n) VALUES ({look}); UPDATE keyed SET n = n + 1 WHERE id = 1 OR id % 50 = {look};
+             INSERT INTO heap VALUES (-1, {look}); UPDATE heap SET n = n + 1 WHERE id = 2 OR id % 50 = {look}"
+        );
+        let (a, b) = (&a, &b);
+        async move {
+            a.batch_execute(&sql).await.map_err(|error| error.to_string())?;
+            b.batch_execute(&sql).await.map_err(|error| error.to_string())
+        }
+    };
+    let same = compare::live(&reader, &a, change).await.map_err(anyhow::Error::msg)?;
+    assert!(same.equal(), "{same}");
+    assert_eq!(same.tables, 2);
+
+    let both = compare::live(&reader, &b, change).await.map_err(anyhow::Error::msg)?;
+    assert!(both.equal(), "{both}");
+    b.batch_execute(
+        "DELETE FROM heap WHERE id = 2999; UPDATE keyed SET n = -n WHERE id = 2999; CREATE TABLE more ()",
+    )
+    .await?;
+    let found = compare::live(&reader, &b, change).await.map_err(anyhow::Error::msg)?;
+    assert_eq!(
+        found.differences,
+        [
+            "public.heap: 1 of 4096 buckets of rows were equal in none of 10 looks",
+            "public.keyed: 2 of 4096 buckets of rows were equal in none of 10 looks",
+            "public.more: only on the target",
         ]
     );
     Ok(())

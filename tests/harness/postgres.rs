@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use godwit::drivers::process::cluster::Cluster;
 pub use godwit::drivers::process::cluster::installed as bin_directory;
+use replicator::postgres::Dsn;
 
 /// A running cluster in a temporary directory.
 pub struct TestCluster {
@@ -51,13 +52,13 @@ impl TestCluster {
     }
 
     /// Connection parameters for a database, as superuser `postgres`.
-    pub fn config(&self, database: &str) -> tokio_postgres::Config {
+    pub fn config(&self, database: &str) -> Dsn {
         self.config_as("postgres", database)
     }
 
     /// Connection parameters for a database as some role (trust authentication).
-    pub fn config_as(&self, user: &str, database: &str) -> tokio_postgres::Config {
-        let mut config = tokio_postgres::Config::new();
+    pub fn config_as(&self, user: &str, database: &str) -> Dsn {
+        let mut config = Dsn::default();
         config.host(&self.cluster.host).port(self.cluster.port).user(user).dbname(database);
         config
     }

@@ -2,6 +2,7 @@
 //!
 //! - [`world`] holds every fact that a decision may use; [`policy`] what the operator wants;
 //! - [`score`] computes the Migration Score, [`decide`] turns it into a decision with its [`report`];
+//! - [`zones`] chooses where the shadow lives;
 //! - [`cutover`] is the machine that carries a decision out.
 //!
 //! Deliberately absent: tokio, serde, pingora, tracing. Whoever needs them wraps this crate.
@@ -13,3 +14,4 @@ pub mod report;
 pub mod score;
 pub mod units;
 pub mod world;
+pub mod zones;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::units::{ByteCount, Ratio};
+use crate::zones;
 
 /// How far Godwit may go by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +23,31 @@ pub enum OnDrainTimeout {
     Abort,
 }
 
-/// Where the replication stands to commits. This version runs `async`; the others are refused by the configuration.
+/// Which commits wait for the shadow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplicationMode {
-    /// Commits never wait for the shadow.
+    /// None.
     Async,
+    /// All that their session's `synchronous_commit` lets wait.
+    Sync,
+    /// Those that write a critical table.
+    Hybrid,
+}
+
+impl ReplicationMode {
+    /// The mode of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Async, Self::Sync, Self::Hybrid].into_iter().find(|mode| mode.name() == name)
+    }
+
+    /// The name in files and views.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Async => "async",
+            Self::Sync => "sync",
+            Self::Hybrid => "hybrid",
+        }
+    }
 }
 
 /// Weights of the Migration Score's terms.
@@ -77,8 +98,16 @@ pub struct PolicyParts {
     pub shadow_enabled: bool,
     /// Capacity of the shadow, share of the primary's.
     pub shadow_capacity: Ratio,
-    /// How changes travel.
+    /// Where the shadow may live, and what matters in choosing.
+    pub zones: zones::Rules,
+    /// Which commits wait for the shadow.
     pub replication: ReplicationMode,
+    /// Critical tables, `schema.table`; only in hybrid mode.
+    pub critical: Vec<String>,
+    /// How long a commit may wait, or the link be down, before replication falls back to asynchronous.
+    pub fallback_after: Duration,
+    /// How long the shadow must have been caught up before commits wait again.
+    pub fallback_back: Duration,
     /// How long the old primary soaks at full capacity before it is retired to a shadow.
     pub retire_after: Duration,
     /// Retire only after a clean verification.
@@ -105,7 +134,11 @@ impl Default for PolicyParts {
             on_drain_timeout: OnDrainTimeout::Abort,
             shadow_enabled: true,
             shadow_capacity: Ratio::new(0.25).unwrap_or_default(),
+            zones: zones::Rules::default(),
             replication: ReplicationMode::Async,
+            critical: Vec::new(),
+            fallback_after: Duration::from_secs(5),
+            fallback_back: Duration::from_secs(30),
             retire_after: Duration::from_secs(24 * 3600),
             require_verified: true,
         }
@@ -154,7 +187,33 @@ impl Policy {
         rule("limits.max_moves_per_day", p.max_moves_per_day > 0, "must be at least 1");
         rule("limits.max_hold", !p.max_hold.is_zero(), "must be above 0");
         rule("limits.drain_timeout", !p.drain_timeout.is_zero(), "must be above 0");
+        let hybrid = p.replication == ReplicationMode::Hybrid;
+        rule(
+            "replication.mode",
+            !hybrid || !p.critical.is_empty(),
+            "hybrid needs critical: [schema.table, …]",
+        );
+        rule(
+            "replication.critical",
+            hybrid || p.critical.is_empty(),
+            "critical tables need mode: hybrid; leave them out",
+        );
+        let second = Duration::from_secs(1);
+        rule("replication.fallback.after", p.fallback_after >= second, "must be at least 1s");
+        rule("replication.fallback.back", p.fallback_back >= second, "must be at least 1s");
         rule("shadow.capacity", p.shadow_capacity.get() > 0.0, "must be above 0% and at most 100%");
+        let [distance, history, cost] =
+            [p.zones.weights.distance, p.zones.weights.history, p.zones.weights.cost];
+        rule("shadow.choose.distance", weight(distance), "must be a number of at least 0");
+        rule("shadow.choose.history", weight(history), "must be a number of at least 0");
+        rule("shadow.choose.cost", weight(cost), "must be a number of at least 0");
+        rule("shadow.choose", distance + history + cost > 0.0, "must have a weight above 0");
+        let nearest = p.zones.min_distance_km;
+        rule(
+            "shadow.zones.min_distance_km",
+            (0.0..=20_000.0).contains(&nearest),
+            "must be between 0 and 20000 kilometres",
+        );
         if broken.is_empty() { Ok(Self(parts)) } else { Err(broken) }
     }
 

@@ -10,6 +10,8 @@
 //! | `POST /api/v1/resources/{id}/migrations` | `{to?, dry_run?}` → 202 + Location, or 200 with the plan |
 //! | `GET /api/v1/resources/{id}/migrations/{mid}` | state, steps, held_ms, fence position, verification |
 //! | `POST /api/v1/resources/{id}/migrations/{mid}/abort` | undo, before the commit |
+//! | `GET /api/v1/resources/{id}/zones` | which zone its shadow should live in: every candidate with its terms |
+//! | `GET /api/v1/zones` | every zone: where it is, who has a placement there |
 //! | `GET /api/v1/history` | migrations of all resources |
 //! | `GET /metrics`, `/livez`, `/readyz?verbose` | |
 
@@ -23,6 +25,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::model::Config;
 use crate::controller::ResourceHandle;
 use crate::store::Journal;
 
@@ -31,6 +34,8 @@ pub use problem::Problem;
 /// What the routes answer from.
 #[derive(Clone)]
 pub struct AdminState {
+    /// What the node runs with.
+    pub config: Arc<Config>,
     /// By resource.
     pub resources: Arc<BTreeMap<String, ResourceHandle>>,
     /// History.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::{AdminState, Problem};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
-use crate::controller::{Command, ResourceHandle};
+use crate::controller::{Command, ResourceHandle, zones};
 use crate::store::{RunRow, StoreError};
 
 /// Largest request body, bytes.
@@ -27,12 +27,14 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/", get(resource))
         .route("/score", get(score))
         .route("/replication", get(replication))
+        .route("/zones", get(choice))
         .route("/migrations", get(migrations).post(migrate))
         .route("/migrations/{mid}", get(migration))
         .route("/migrations/{mid}/abort", post(abort));
     Router::new()
         .route("/api/v1/resources", get(resources))
         .nest("/api/v1/resources/{id}", resource)
+        .route("/api/v1/zones", get(all_zones))
         .route("/api/v1/history", get(history))
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "ok\n" }))
@@ -74,6 +76,16 @@ async fn replication(
     Path(id): Path<String>,
 ) -> Answer<Json<ReplicationView>> {
     Ok(Json(find(&state, &id)?.view.load().replication.clone()))
+}
+
+async fn all_zones(State(state): State<AdminState>) -> Json<Vec<zones::ZoneView>> {
+    Json(zones::zones(&state.config))
+}
+
+async fn choice(State(state): State<AdminState>, Path(id): Path<String>) -> Answer<Json<zones::ChoiceView>> {
+    let view = find(&state, &id)?.view.load_full();
+    let resource = state.config.resources.get(&id).ok_or_else(|| Problem::not_found("resource", &id))?;
+    Ok(Json(zones::choice(&state.config, resource, &view)))
 }
 
 #[derive(Deserialize)]

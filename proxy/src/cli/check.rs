@@ -92,7 +92,7 @@ fn summary(path: &Path, config: &Config) -> String {
             "zone".into(),
             name.clone(),
             of.into_iter().flatten().collect::<Vec<_>>().join(" "),
-            zone.location.map_or("no location".into(), |(lat, lon)| format!("{lat}, {lon}")),
+            zone.location.map_or("no location".into(), |at| format!("{}, {}", at.latitude(), at.longitude())),
             zone.link.as_ref().map_or("no link".into(), |link| format!("link {link}")),
         ]);
     }
@@ -176,7 +176,10 @@ fn summary_json(path: &Path, config: &Config) -> Value {
             "name": name,
             "provider": zone.provider,
             "region": zone.region,
-            "location": zone.location.map(|(lat, lon)| [lat, lon]),
+            "country": zone.country,
+            "grid": zone.grid,
+            "location": zone.location.map(|at| [at.latitude(), at.longitude()]),
+            "cost_per_hour": zone.cost_per_hour,
             "link": zone.link,
             "node": zone.node,
         })

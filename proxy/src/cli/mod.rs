@@ -72,6 +72,14 @@ enum Command {
         #[arg(long, value_name = "ZONE")]
         to: Option<String>,
     },
+    /// Show the zones; with a resource: which one its shadow should live in, and why no other.
+    Zones {
+        /// Judge every zone for this one's shadow.
+        resource: Option<String>,
+        /// The built-in catalogue of clouds' regions instead; asks no node.
+        #[arg(long, conflicts_with = "resource")]
+        catalogue: bool,
+    },
     /// Start a migration.
     Migrate {
         /// The resource.
@@ -109,7 +117,7 @@ enum Command {
         listen: SocketAddr,
         /// PostgreSQL connection string.
         #[arg(long)]
-        dsn: tokio_postgres::Config,
+        dsn: replicator::postgres::Dsn,
         /// Most connections to the database.
         #[arg(long, default_value_t = 8)]
         connections: usize,
@@ -147,6 +155,8 @@ pub fn main() -> ExitCode {
         Command::Status { resource, watch } => verbs::status(&client, resource.as_deref(), watch, output),
         Command::Explain { resource } => verbs::explain(&client, &resource, output),
         Command::Plan { resource, to } => verbs::plan(&client, &resource, to.as_deref(), output),
+        Command::Zones { catalogue: true, .. } => verbs::catalogue(output),
+        Command::Zones { resource, .. } => verbs::zones(&client, resource.as_deref(), output),
         Command::Migrate { resource, to, dry_run: true, .. } => {
             verbs::plan(&client, &resource, Some(&to), output)
         }

@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
+use crate::config::catalogue::Catalogue;
 use crate::controller::Plan;
-use crate::controller::view::{DecisionView, GuardView, MigrationView, ResourceView};
+use crate::controller::view::{DecisionView, GuardView, MigrationView, ModeView, ResourceView};
+use crate::controller::zones::{ChoiceView, ZoneView};
 
 /// Rows of cells, columns as wide as their widest cell.
 fn table(head: &[&str], rows: &[Vec<String>]) -> String {
@@ -37,6 +39,74 @@ fn probe(result: Option<&Result<u64, String>>) -> String {
     }
 }
 
+fn coordinates([latitude, longitude]: [f64; 2]) -> String {
+    format!("{latitude:.2}, {longitude:.2}")
+}
+
+pub(super) fn zones(zones: &[ZoneView]) -> String {
+    let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+    let rows: Vec<Vec<String>> = zones
+        .iter()
+        .map(|zone| {
+            vec![
+                zone.name.clone(),
+                or_dash(&zone.provider),
+                or_dash(&zone.region),
+                or_dash(&zone.country),
+                or_dash(&zone.grid),
+                zone.location.map_or_else(|| "-".into(), coordinates),
+                zone.resources.join(", "),
+            ]
+        })
+        .collect();
+    table(&["ZONE", "PROVIDER", "REGION", "COUNTRY", "GRID", "LOCATION", "PLACEMENTS OF"], &rows)
+}
+
+pub(super) fn choice(choice: &ChoiceView) -> String {
+    let mut rows = Vec::new();
+    for candidate in &choice.candidates {
+        let cells = |first: [String; 3], term: &crate::controller::zones::BurdenView| {
+            let numbers = [format!("{:.3}", term.burden), format!("{:.2}", term.weight)];
+            let name = term.name.clone();
+            first.into_iter().chain([name]).chain(numbers).chain([term.detail.clone()]).collect()
+        };
+        let mut first =
+            [candidate.zone.clone(), candidate.verdict.clone(), format!("{:.3}", candidate.burden)];
+        for term in &candidate.terms {
+            rows.push(cells(std::mem::take(&mut first), term));
+        }
+    }
+    let mut text =
+        format!("{}: {} serves, the shadow is in {}\n", choice.resource, choice.primary, choice.shadow);
+    text.push_str(&table(&["ZONE", "VERDICT", "BURDEN", "TERM", "BURDEN", "WEIGHT", "FROM"], &rows));
+    for candidate in choice.candidates.iter().filter(|candidate| !candidate.why.is_empty()) {
+        let _ = writeln!(text, "{} {}: {}", candidate.zone, candidate.verdict, candidate.why.join("; "));
+    }
+    let _ = match &choice.chosen {
+        Some(zone) => writeln!(text, "best: {zone}"),
+        None => writeln!(text, "best: none, every zone is refused"),
+    };
+    text
+}
+
+pub(super) fn catalogue(catalogue: &Catalogue) -> String {
+    let mut rows = Vec::new();
+    for (provider, regions) in catalogue {
+        for (name, region) in regions {
+            let (latitude, longitude) = region.location;
+            rows.push(vec![
+                provider.clone(),
+                name.clone(),
+                region.place.clone(),
+                region.country.clone(),
+                region.grid.clone(),
+                coordinates([latitude, longitude]),
+            ]);
+        }
+    }
+    table(&["PROVIDER", "REGION", "PLACE", "COUNTRY", "GRID", "LOCATION"], &rows)
+}
+
 pub(super) fn resources(views: &[ResourceView]) -> String {
     let mut text = String::new();
     for view in views {
@@ -64,6 +134,21 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
             stream.applied_lsn,
             if stream.detail.is_empty() { String::new() } else { format!(" ({})", stream.detail) }
         );
+        let mode = &stream.mode;
+        let _ = writeln!(
+            text,
+            "  mode         {}{}{}",
+            mode.effective,
+            if mode.effective == mode.wanted { String::new() } else { format!(" (wanted: {})", mode.wanted) },
+            if mode.why.is_empty() { String::new() } else { format!(": {}", mode.why) }
+        );
+        for lane in &stream.lanes {
+            let _ = writeln!(
+                text,
+                "    lane {:<8} {}, {} bytes / {} ms behind, applied {}",
+                lane.name, lane.state, lane.lag_bytes, lane.lag_ms, lane.applied_lsn
+            );
+        }
         if let Some(decision) = &view.decision {
             let _ = writeln!(
                 text,
@@ -92,6 +177,32 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
         }
     }
     text
+}
+
+/// Which commits wait, why not more, and how that came.
+pub(super) fn mode(mode: &ModeView) -> String {
+    let mut text = format!("replication mode: {}", mode.effective);
+    if mode.effective != mode.wanted {
+        let _ = write!(text, " (the policy wants {}: {})", mode.wanted, mode.why);
+    }
+    if mode.wanted != "async" {
+        let _ = write!(text, "; falls back after {} ms, {} commits wait now", mode.after_ms, mode.waiting);
+    }
+    text.push('\n');
+    let rows: Vec<Vec<String>> = mode
+        .changes
+        .iter()
+        .map(|change| vec![moment(change.at_ms), change.mode.clone(), change.why.clone()])
+        .collect();
+    if !rows.is_empty() {
+        text.push_str(&table(&["SINCE", "MODE", "WHY"], &rows));
+    }
+    text
+}
+
+fn moment(at_ms: u64) -> String {
+    let at = i64::try_from(at_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    at.map_or("-".into(), |at| format!("{at:.0}"))
 }
 
 fn guards(guards: &[GuardView]) -> String {
@@ -161,10 +272,8 @@ pub(super) fn history(runs: &[MigrationView]) -> String {
     let rows: Vec<Vec<String>> = runs
         .iter()
         .map(|run| {
-            let at =
-                i64::try_from(run.started_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
             vec![
-                at.map_or("-".into(), |at| format!("{at:.0}")),
+                moment(run.started_ms),
                 run.resource.clone(),
                 run.id.clone(),
                 format!("{} → {}", run.from, run.to),
@@ -177,4 +286,60 @@ pub(super) fn history(runs: &[MigrationView]) -> String {
         })
         .collect();
     table(&["STARTED", "RESOURCE", "ID", "MOVE", "BY", "STATE", "HELD", "COMPARED", "REASON"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::load;
+    use crate::controller::view::{PlacementView, ResourceView};
+    use crate::controller::zones::{choice, zones};
+
+    const CONFIG: &str = "
+node: { name: edge-1, zone: dublin }
+zones:
+  dublin: { provider: aws, region: eu-west-1 }
+  frankfurt: { provider: aws, region: eu-central-1 }
+  dublin-azure: { provider: azure, region: northeurope }
+  paris: { provider: gcp, region: europe-west9, cost: 0.2/h }
+  virginia: { provider: aws, region: us-east-1, cost: 0.1/h }
+  cellar: {}
+resources:
+  orders:
+    fronts: { http: { listen: 127.0.0.1:8080 } }
+    placements:
+      dublin: { http: [\"127.0.0.1:8001\"], cost: 0.4/h }
+      frankfurt: { http: [\"127.0.0.1:8002\"], cost: 0.3/h }
+    primary: dublin
+    policy: careful
+";
+
+    #[test]
+    fn a_choice_names_every_zone_and_why_it_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("godwit.yaml");
+        std::fs::create_dir(folder.path().join("policies")).expect("a folder");
+        std::fs::write(
+            folder.path().join("policies/careful.yaml"),
+            "shadow: { zones: { residency: [DE, FR, IE] } }",
+        )
+        .expect("written");
+        std::fs::write(&path, CONFIG).expect("written");
+        let config = load(&path).expect("valid");
+        let placement = |zone: &str, ms: f64| PlacementView {
+            zone: zone.into(),
+            forecast_ms: Some(ms),
+            ..PlacementView::default()
+        };
+        let view = ResourceView {
+            name: "orders".into(),
+            primary: "dublin".into(),
+            shadow: "frankfurt".into(),
+            placements: vec![placement("dublin", 20.0), placement("frankfurt", 10.0)],
+            ..ResourceView::default()
+        };
+        let judged = choice(&config, &config.resources["orders"], &view);
+        assert_eq!(judged.chosen.as_deref(), Some("frankfurt"));
+        insta::assert_snapshot!(super::choice(&judged));
+        insta::assert_snapshot!(super::zones(&zones(&config)));
+    }
 }

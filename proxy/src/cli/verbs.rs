@@ -8,8 +8,10 @@ use anyhow::{Result, bail};
 use super::Output;
 use super::client::{Client, Refusal};
 use super::render;
+use crate::config::catalogue;
 use crate::controller::Plan;
-use crate::controller::view::{DecisionView, MigrationView, ResourceView};
+use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
+use crate::controller::zones::{ChoiceView, ZoneView};
 
 /// The exit code of a move that a guard refused.
 const REFUSED: u8 = 4;
@@ -49,6 +51,10 @@ pub(super) fn status(
 pub(super) fn explain(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
     let decision: DecisionView = client.get(&format!("/api/v1/resources/{resource}/score"))?;
     show(output, &decision, render::decision)?;
+    if output == Output::Table {
+        let stream: ReplicationView = client.get(&format!("/api/v1/resources/{resource}/replication"))?;
+        print!("\n{}", render::mode(&stream.mode));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -59,6 +65,22 @@ pub(super) fn plan(client: &Client, resource: &str, to: Option<&str>, output: Ou
     let stopped = plan.guards.iter().any(|guard| guard.binds_operator && !guard.passed);
     show(output, &plan, render::plan)?;
     Ok(if stopped { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS })
+}
+
+pub(super) fn zones(client: &Client, resource: Option<&str>, output: Output) -> Result<ExitCode> {
+    if let Some(resource) = resource {
+        let choice: ChoiceView = client.get(&format!("/api/v1/resources/{resource}/zones"))?;
+        show(output, &choice, render::choice)?;
+    } else {
+        let zones: Vec<ZoneView> = client.get("/api/v1/zones")?;
+        show(output, &zones, |zones| render::zones(zones))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn catalogue(output: Output) -> Result<ExitCode> {
+    show(output, catalogue::built_in(), render::catalogue)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn migrate(

@@ -1,19 +1,25 @@
 //! The database of a placement.
 
-use tokio_postgres::config::{Host, SslMode};
+use std::path::PathBuf;
+
+use replicator::postgres::{Authority, ClientCertificate, Dsn, Tls, TlsMode};
+use tokio_postgres::config::Host;
 
 use super::load::Surroundings;
 use super::model::Database;
+use super::raw::Value;
 use super::secret;
 use super::walk::Item;
 
 const DSN_RIGHT: &str = "postgres://USER@HOST:PORT/DATABASE";
 
-/// `{dsn, password, bin, app_roles}`.
+/// `{dsn, password, tls, bin, app_roles}`.
 pub(super) fn read(item: &Item<'_>, around: &Surroundings<'_>) -> Option<Database> {
     let mut section = item.section()?;
     let dsn = section.required("dsn", &format!("dsn: {DSN_RIGHT}"));
-    let dsn = dsn.and_then(|item| connection(&item));
+    let tls = section.optional("tls");
+    let dsn = dsn.and_then(|item| connection(&item, tls.is_some(), around));
+    let tls = tls.map(|item| encryption(&item, around));
     let password = section.optional("password").map(|item| secret::read(&item, around));
     let bin = section.optional("bin").map(|item| item.path(around.folder));
     let app_roles = section.optional("app_roles").map(|item| roles(&item));
@@ -22,6 +28,9 @@ pub(super) fn read(item: &Item<'_>, around: &Surroundings<'_>) -> Option<Databas
     let mut dsn = dsn?;
     if let Some(password) = password {
         dsn.password(password?);
+    }
+    if let Some(tls) = tls {
+        dsn.tls = tls?;
     }
     let bin = match bin {
         Some(bin) => Some(bin?),
@@ -35,12 +44,67 @@ fn roles(item: &Item<'_>) -> Option<Vec<String>> {
     names.iter().map(|name| name.text("the name of a role").map(str::to_owned)).collect()
 }
 
+/// `{mode, ca, cert, key}`.
+fn encryption(item: &Item<'_>, around: &Surroundings<'_>) -> Option<Tls> {
+    let mut section = item.section()?;
+    let modes = [TlsMode::Disable, TlsMode::Prefer, TlsMode::Require, TlsMode::VerifyCa, TlsMode::VerifyFull];
+    let mode = match section.optional("mode") {
+        Some(item) => item.choice(&modes.map(|mode| (mode.as_str(), mode))),
+        None => Some(TlsMode::VerifyFull),
+    };
+    let mut file = |name| section.optional(name).map(|item| pem(&item, around));
+    let (cert, key) = (file("cert"), file("key"));
+    let ca = section.optional("ca").map(|item| match item.value() {
+        Value::Text(text) if text == "system" => Some(Authority::System),
+        _ => pem(&item, around).map(Authority::File),
+    });
+    section.finish();
+    let client = match (cert, key) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(ClientCertificate { certificate: certificate?, key: key? }),
+        _ => {
+            item.wrong("has one of cert and key", "both: they belong together");
+            return None;
+        }
+    };
+    let ca = match ca {
+        Some(ca) => Some(ca?),
+        None => None,
+    };
+    let tls = Tls { mode: mode?, ca, client };
+    match tls.check() {
+        Ok(()) => Some(tls),
+        Err(error) => {
+            item.wrong(error.what, error.right);
+            None
+        }
+    }
+}
+
+/// A file that can be read now; its content is read again for each connection.
+fn pem(item: &Item<'_>, around: &Surroundings<'_>) -> Option<PathBuf> {
+    let path = item.path(around.folder)?;
+    readable(item, &path, around).then_some(path)
+}
+
+fn readable(item: &Item<'_>, path: &std::path::Path, around: &Surroundings<'_>) -> bool {
+    let read = (around.read)(path);
+    if let Err(error) = &read {
+        let what = format!("cannot read {}: {}", path.display(), secret::reason(error));
+        item.wrong(what, "a PEM file that this process may read");
+    }
+    read.is_ok()
+}
+
 /// Checks a connection string; nothing of it is quoted, since it might hold a password.
-fn connection(item: &Item<'_>) -> Option<tokio_postgres::Config> {
+fn connection(item: &Item<'_>, tls_apart: bool, around: &Surroundings<'_>) -> Option<Dsn> {
     let text = item.text(&format!("a connection string such as {DSN_RIGHT}"))?;
-    let Ok(config) = text.parse::<tokio_postgres::Config>() else {
-        item.wrong("is not a connection string", DSN_RIGHT);
-        return None;
+    let config = match text.parse::<Dsn>() {
+        Ok(dsn) => dsn.relative_to(around.folder),
+        Err(error) => {
+            item.wrong(error.what, error.right);
+            return None;
+        }
     };
     let mut right = true;
     let mut rule = |holds: bool, what: &str, instead: &str| {
@@ -63,10 +127,19 @@ fn connection(item: &Item<'_>) -> Option<tokio_postgres::Config> {
         _ => rule(false, "names more than one host", "the one host that is this placement's database"),
     }
     rule(
-        config.get_ssl_mode() != SslMode::Require,
-        "asks for TLS (sslmode=require), which this version does not speak to PostgreSQL",
-        "sslmode=disable on a network you trust",
+        !tls_apart || config.tls == Tls::default(),
+        "speaks of TLS, and so does the key tls beside it",
+        "one of the two: sslmode and the like in the connection string, or tls",
     );
+    let files = match &config.tls.ca {
+        Some(Authority::File(path)) => Some(path),
+        _ => None,
+    };
+    let client = config.tls.client.as_ref();
+    let files = files.into_iter().chain(client.into_iter().flat_map(|it| [&it.certificate, &it.key]));
+    for path in files {
+        right &= readable(item, path, around);
+    }
     right.then_some(config)
 }
 

@@ -133,7 +133,7 @@ fn service_dsn(item: &Item<'_>, around: &Surroundings<'_>) -> Option<String> {
         return secret::read(item, around);
     }
     let text = item.text("a connection string, {file: PATH} or {env: NAME}")?;
-    if text.parse::<tokio_postgres::Config>().is_ok_and(|config| config.get_password().is_some()) {
+    if text.parse::<replicator::postgres::Dsn>().is_ok_and(|config| config.get_password().is_some()) {
         item.wrong("holds a password", "{file: PATH} or {env: NAME} with the whole connection string");
         return None;
     }

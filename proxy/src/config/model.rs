@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use migration::policy::Policy;
+use replicator::postgres::Dsn;
+use replicator::spill::Spill;
 
 /// Everything a node was told.
 #[derive(Clone, Debug)]
@@ -38,6 +40,8 @@ pub struct Node {
     pub threads: usize,
     /// What the gates may hold.
     pub hold: HoldLimits,
+    /// What open transactions of a stream's source may take up here, and where the rest goes.
+    pub spill: Spill,
 }
 
 /// The QUIC listener for nodes of other zones.
@@ -78,8 +82,14 @@ pub struct Zone {
     pub provider: Option<String>,
     /// The provider's name of it.
     pub region: Option<String>,
-    /// Latitude and longitude, degrees.
-    pub location: Option<(f64, f64)>,
+    /// ISO 3166-1 alpha-2.
+    pub country: Option<String>,
+    /// Who balances the electricity there.
+    pub grid: Option<String>,
+    /// Where it is.
+    pub location: Option<migration::zones::Location>,
+    /// Cost of one worker for an hour, where no placement says; in the operator's currency.
+    pub cost_per_hour: Option<f64>,
     /// Address of the link of the node there, `host:port`; none: this node reaches the zone's database itself.
     pub link: Option<String>,
     /// Name of that node, checked against its certificate.
@@ -139,8 +149,8 @@ pub struct Placement {
 /// A database of a placement.
 #[derive(Clone, Debug)]
 pub struct Database {
-    /// Connection parameters, password included.
-    pub dsn: tokio_postgres::Config,
+    /// How to reach it, password and TLS included.
+    pub dsn: Dsn,
     /// Directory with `pg_dump` for the first copy of the schema; none: found on PATH.
     pub bin: Option<PathBuf>,
     /// Roles that applications use: the fence takes CONNECT from them and ends their sessions. Empty: all but Godwit's own.

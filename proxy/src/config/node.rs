@@ -3,6 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use migration::zones::Location;
+use replicator::spill::Spill;
+
+use super::catalogue;
 use super::error::counted;
 use super::listeners::Listeners;
 use super::load::Surroundings;
@@ -12,6 +16,10 @@ use super::walk::{Item, Section};
 const STATE: &str = "/var/lib/godwit";
 const ADMIN: std::net::SocketAddr =
     std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9900);
+
+/// Under the state directory: where open transactions go that outgrow the memory.
+const SPILL: &str = "spill";
+const SPILL_LEAST: u64 = 1 << 20;
 
 /// What a node holds unless it is told otherwise.
 const HOLD: HoldLimits = HoldLimits { requests: 10_000, bytes: 16 << 20, time: Duration::from_secs(10) };
@@ -25,7 +33,7 @@ pub(super) struct ReadNode<'a> {
     pub(super) hold_time: Option<Duration>,
 }
 
-/// `{name, zone, state, admin, link, threads, hold}`.
+/// `{name, zone, state, admin, link, threads, hold, spill}`.
 pub(super) fn read<'a>(
     item: &Item<'a>,
     around: &Surroundings<'_>,
@@ -54,6 +62,10 @@ pub(super) fn read<'a>(
         Some(item) => hold(&item),
         None => Some(HOLD),
     };
+    let spill = match section.optional("spill") {
+        Some(item) => spill(&item, around, state.clone()),
+        None => state.clone().map(|state| Spill::new(state.join(SPILL))),
+    };
     let has_link = section.has("link");
     section.finish();
 
@@ -70,6 +82,7 @@ pub(super) fn read<'a>(
             },
             threads: threads?,
             hold: hold?,
+            spill: spill?,
         })
     };
     Some(ReadNode { node: node(), zone, link: has_link, hold_time: hold.map(|hold| hold.time) })
@@ -139,12 +152,36 @@ fn hold(item: &Item<'_>) -> Option<HoldLimits> {
     Some(HoldLimits { requests: requests?, bytes: bytes?, time: time? })
 }
 
-/// `{provider, region, location, link, node}`.
+/// `{memory, directory}`.
+fn spill(item: &Item<'_>, around: &Surroundings<'_>, state: Option<PathBuf>) -> Option<Spill> {
+    let mut section = item.section()?;
+    let memory = match section.optional("memory") {
+        Some(item) => item.bytes().map(|bytes| bytes.0).filter(|bytes| {
+            let enough = *bytes >= SPILL_LEAST;
+            if !enough {
+                item.wrong("is less than one stream needs", "at least 1MiB");
+            }
+            enough
+        }),
+        None => Some(Spill::MEMORY),
+    };
+    let directory = match section.optional("directory") {
+        Some(item) => item.path(around.folder),
+        None => state.map(|state| state.join(SPILL)),
+    };
+    section.finish();
+    Some(Spill { directory: directory?, memory: memory? })
+}
+
+/// `{provider, region, country, grid, location, cost, link, node}`; the catalogue fills in what is left out.
 pub(super) fn zone(item: &Item<'_>) -> Option<Zone> {
     let mut section = item.section()?;
     let provider = section.optional("provider").map(|item| item.text("the name of a provider"));
     let region = section.optional("region").map(|item| item.text("the name of a region"));
+    let country = section.optional("country").map(|item| country_code(&item));
+    let grid = section.optional("grid").map(|item| item.text("who balances the electricity there"));
     let location = section.optional("location").map(|item| coordinates(&item));
+    let cost = section.optional("cost").map(|item| item.cost_per_hour());
     let link = section.optional("link").map(|item| item.endpoint());
     let node = section.optional("node").map(|item| item.name());
     if section.has("link") && !section.has("node") {
@@ -152,16 +189,34 @@ pub(super) fn zone(item: &Item<'_>) -> Option<Zone> {
     }
     section.finish();
     let text = |text: Option<Option<&str>>| text.map_or(Some(None), |text| text.map(|t| Some(t.to_owned())));
+    let (provider, region) = (text(provider)?, text(region)?);
+    let known = provider.as_ref().zip(region.as_ref()).and_then(|(provider, region)| {
+        catalogue::built_in().get(provider).and_then(|regions| regions.get(region))
+    });
+    let known_location = known.and_then(|known| Location::new(known.location.0, known.location.1));
     Some(Zone {
-        provider: text(provider)?,
-        region: text(region)?,
-        location: location.map_or(Some(None), |location| location.map(Some))?,
+        country: text(country)?.or_else(|| known.map(|known| known.country.clone())),
+        grid: text(grid)?.or_else(|| known.map(|known| known.grid.clone())),
+        location: location.map_or(Some(known_location), |location| location.map(Some))?,
+        cost_per_hour: cost.map_or(Some(None), |cost| cost.map(Some))?,
+        provider,
+        region,
         link: link.map_or(Some(None), |link| link.map(Some))?,
         node: text(node)?,
     })
 }
 
-fn coordinates(item: &Item<'_>) -> Option<(f64, f64)> {
+pub(super) fn country_code<'a>(item: &Item<'a>) -> Option<&'a str> {
+    let right = "two capital letters of ISO 3166-1, such as DE; \"NO\" in quotes";
+    let text = item.text(right)?;
+    let fits = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_uppercase());
+    if !fits {
+        item.wrong(format!("`{text}` is not a country code"), right);
+    }
+    fits.then_some(text)
+}
+
+fn coordinates(item: &Item<'_>) -> Option<Location> {
     let right = "[latitude, longitude] in degrees, such as [50.11, 8.68]";
     let list = item.list("two numbers, [latitude, longitude]")?;
     let [latitude, longitude] = list.as_slice() else {
@@ -177,5 +232,5 @@ fn coordinates(item: &Item<'_>) -> Option<(f64, f64)> {
         fits.then_some(value)
     };
     let (latitude, longitude) = (degrees(latitude, 90.0), degrees(longitude, 180.0));
-    Some((latitude?, longitude?))
+    Location::new(latitude?, longitude?)
 }

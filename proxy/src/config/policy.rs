@@ -123,23 +123,86 @@ fn limits<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut Po
 fn shadow<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
     filled.take(section, "enabled", &mut parts.shadow_enabled, Item::boolean);
     filled.take(section, "capacity", &mut parts.shadow_capacity, Item::ratio);
-    let what = "choosing the shadow's zone is not in this version";
-    let right = "leave it out; the resource names both zones under placements";
-    unless_empty(section, "zones", what, right);
-    section.unsupported("choose", what, right);
+    let number = |item: &Item<'a>| item.number("a plain number, such as 0.3");
+    if let Some(mut zones) = section.optional("zones").and_then(|item| item.section()) {
+        let rules = &mut parts.zones;
+        filled.take(&mut zones, "allow", &mut rules.allow, names_of_zones);
+        filled.take(&mut zones, "deny", &mut rules.deny, names_of_zones);
+        filled.take(&mut zones, "residency", &mut rules.residency, countries);
+        filled.take(&mut zones, "min_distance_km", &mut rules.min_distance_km, |item| {
+            item.number("a plain number of kilometres, such as 100")
+        });
+        filled.take(&mut zones, "same_grid", &mut rules.same_grid, Item::boolean);
+        zones.finish();
+    }
+    if let Some(item) = section.optional("choose")
+        && let Some(mut choose) = item.section()
+    {
+        let weights = &mut parts.zones.weights;
+        filled.take(&mut choose, "distance", &mut weights.distance, number);
+        filled.take(&mut choose, "history", &mut weights.history, number);
+        filled.take(&mut choose, "cost", &mut weights.cost, number);
+        choose.finish();
+        filled.items.push(item);
+    }
+}
+
+fn names_of_zones(item: &Item<'_>) -> Option<Vec<String>> {
+    let right = "names of zones, PROVIDER/REGION or PROVIDER/*";
+    item.list(right)?.iter().map(|item| item.text(right).map(str::to_owned)).collect()
+}
+
+fn countries(item: &Item<'_>) -> Option<Vec<String>> {
+    item.list("country codes, such as DE")?
+        .iter()
+        .map(|item| super::node::country_code(item).map(str::to_owned))
+        .collect()
 }
 
 fn replication<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
     filled.take(section, "mode", &mut parts.replication, |item| {
-        let mode = item.choice(&[("async", true), ("sync", false), ("hybrid", false)])?;
-        if !mode {
-            item.wrong("only asynchronous replication is in this version", "async");
-        }
-        mode.then_some(ReplicationMode::Async)
+        let modes = [ReplicationMode::Async, ReplicationMode::Sync, ReplicationMode::Hybrid];
+        item.choice(&modes.map(|mode| (mode.name(), mode)))
     });
-    let what = "belongs to synchronous replication, which is not in this version";
-    unless_empty(section, "critical", what, "leave it out");
-    section.unsupported("fallback", what, "leave it out");
+    filled.take(section, "critical", &mut parts.critical, critical);
+    if section.has("critical") && !filled.items.iter().any(|item| item.key == "replication.critical") {
+        // The list is wrong by itself: no further complaint that there is none.
+        parts.critical = vec!["?".into()];
+        parts.replication = ReplicationMode::Hybrid;
+    }
+    if let Some(mut fallback) = section.optional("fallback").and_then(|item| item.section()) {
+        filled.take(&mut fallback, "after", &mut parts.fallback_after, Item::duration);
+        filled.take(&mut fallback, "back", &mut parts.fallback_back, Item::duration);
+        let mut to = ReplicationMode::Async;
+        filled.take(&mut fallback, "to", &mut to, |item| item.choice(&[("async", ReplicationMode::Async)]));
+        fallback.finish();
+    }
+}
+
+/// Tables as `schema.table`, exactly as the database spells them, each once.
+fn critical(item: &Item<'_>) -> Option<Vec<String>> {
+    const RIGHT: &str = "schema.table, such as public.payments";
+    let mut tables: Vec<String> = Vec::new();
+    let mut right = true;
+    for item in item.list(RIGHT)? {
+        let Some(text) = item.text(RIGHT) else {
+            right = false;
+            continue;
+        };
+        let what = match text.split_once('.') {
+            Some((schema, table)) if !schema.is_empty() && !table.is_empty() => {
+                if !tables.iter().any(|known| known == text) {
+                    tables.push(text.to_owned());
+                    continue;
+                }
+                format!("`{text}` is there twice")
+            }
+            _ => format!("`{text}` is not the name of a table with its schema"),
+        };
+        item.wrong(what, RIGHT);
+        right = false;
+    }
+    right.then_some(tables)
 }
 
 fn retire<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {

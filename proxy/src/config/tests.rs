@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use migration::policy::Mode;
+use migration::policy::{Mode, ReplicationMode};
 use proptest::prelude::*;
 
 use super::load::{Surroundings, read_all};
@@ -42,6 +42,7 @@ fn load_all(main: &str, policies: &[(&str, &str)]) -> Result<Config, String> {
         (PathBuf::from("godwit.yaml"), main.to_owned()),
         (PathBuf::from("secret"), format!("{SECRET}\n")),
         (PathBuf::from("empty"), "\n".to_owned()),
+        (PathBuf::from("ca.pem"), "any text".to_owned()),
     ]);
     let mut names = Vec::new();
     for (name, text) in policies {
@@ -102,6 +103,8 @@ fn the_base_is_understood() {
     assert_eq!(config.node.state, Path::new("/var/lib/godwit"));
     assert_eq!(config.node.admin.to_string(), "127.0.0.1:9900");
     assert_eq!(config.node.hold.requests, 10_000);
+    assert_eq!(config.node.spill.memory, 64 << 20);
+    assert_eq!(config.node.spill.directory, config.node.state.join("spill"));
     assert_eq!(config.node.hold.bytes, 16 << 20);
     assert_eq!(config.node.hold.time, Duration::from_secs(10));
     let orders = &config.resources["orders"];
@@ -202,6 +205,9 @@ fn wrong_types() {
         ("name: edge-1", "name: edge-1\n  threads: 1.5"),
         ("name: edge-1", "name: edge-1\n  hold: 10s"),
         ("name: edge-1", "name: edge-1\n  hold: { requests: 0, bytes: 16, time: 10ms }"),
+        ("name: edge-1", "name: edge-1\n  spill: 64MiB"),
+        ("name: edge-1", "name: edge-1\n  spill: { memory: 64, directory: 3 }"),
+        ("name: edge-1", "name: edge-1\n  spill: { memory: 64KiB, dir: x }"),
         ("[53.3, -6.2]", "[53.3]"),
         ("[53.3, -6.2]", "[153.3, -181]"),
         ("[53.3, -6.2]", "Dublin"),
@@ -292,6 +298,38 @@ fn databases_and_secrets() {
         ("{ file: secret }", "{}"),
         ("password: { file: secret }", "app_roles: orders"),
     ]));
+    let (password, tls) = ("password: { file: secret }", "password: { file: secret }, tls: ");
+    let with_tls = |tls_text: &str| cases(&[(password, &format!("{tls}{tls_text}"))]);
+    let sections = [
+        "{ ca: ca.pem }",
+        "{ ca: system, cert: ca.pem, key: ca.pem }",
+        "{ mode: require }",
+        "{ mode: disable }",
+        "{}",
+        "{ mode: allow, ca: system }",
+        "{ mode: verify_full, ca: system }",
+        "{ mode: prefer, ca: system }",
+        "{ mode: verify-ca, ca: system }",
+        "{ ca: nowhere.pem }",
+        "{ ca: system, cert: ca.pem }",
+        "{ mode: prefer, cert: ca.pem, key: ca.pem }",
+        "{ sslmode: require }",
+        "on",
+    ];
+    let sections: Vec<String> = sections.iter().map(|section| with_tls(section)).collect();
+    let strings = cases(&[
+        (dsn, "postgres://godwit@db.example/orders?sslmode=verify-full&sslrootcert=ca.pem"),
+        (dsn, "postgres://godwit@db.example/orders?sslmode=verify-full"),
+        (dsn, "postgres://godwit@db.example/orders?sslmode=allow"),
+        (dsn, "postgres://godwit@db.example/orders?sslmode=verify-full&sslrootcert=nowhere.pem"),
+        (dsn, "postgres://godwit@db.example/orders?sslmode=require&sslcert=ca.pem"),
+    ]);
+    insta::assert_snapshot!("tls_to_a_database", format!("{}\n{strings}", sections.join("\n")));
+    let both = with(&[
+        (dsn, "postgres://godwit@db.example/orders?sslmode=require"),
+        (password, "password: { file: secret }, tls: { ca: system }"),
+    ]);
+    insta::assert_snapshot!("tls_said_twice", both);
     let without = BASE.replace(
         "        postgres: { dsn: \"postgres://godwit@127.0.0.1:5433/orders\", password: { env: PGPASS } }\n",
         "",
@@ -304,14 +342,31 @@ fn features_of_later_versions_are_named() {
     let policy = "\
 score: { confidence: 1.5, horizon: 5s }
 limits: { freeze: [\"Fri 16:00\"], on_drain_timeout: kill }
-shadow: { capacity: 0%, zones: { allow: [], min_distance_km: 100 }, choose: { distance: 0.3 } }
-replication: { mode: hybrid, critical: [public.payments], fallback: { after: 5s, to: async } }
+shadow: { capacity: 0% }
 ";
     let main = BASE.replace("hosts: [orders.example] }", "tls: {} }, postgres: { listen: 0.0.0.0:6432 }");
     insta::assert_snapshot!(load_all(&main, &[("careful.yaml", policy)]).expect_err("refused"));
     let harmless =
         "limits: { freeze: [] }\nshadow: { zones: { allow: [], deny: [] } }\nreplication: { critical: [] }\n";
     assert!(load_all(BASE, &[("careful.yaml", harmless)]).is_ok());
+}
+
+#[test]
+fn replication_modes() {
+    let text = "replication: { mode: hybrid, critical: [public.payments, shop.Orders], fallback: { after: 3s, back: 1m, to: async } }\n";
+    let config = load_all(BASE, &[("careful.yaml", text)]).expect("valid");
+    let policy = &config.resources["orders"].policy;
+    assert_eq!(policy.replication, ReplicationMode::Hybrid);
+    assert_eq!(policy.critical, ["public.payments", "shop.Orders"]);
+    assert_eq!((policy.fallback_after.as_secs(), policy.fallback_back.as_secs()), (3, 60));
+    let wrong = [
+        "replication: { mode: hybird, critical: [payments, public.a, public.a, 7], fallback: { after: 5, to: sync, wait: 1s } }\n",
+        "replication: { mode: hybrid }\n",
+        "replication: { mode: sync, critical: [public.payments], fallback: { after: 500ms } }\n",
+    ];
+    let problems: Vec<String> =
+        wrong.iter().map(|text| load_all(BASE, &[("careful.yaml", text)]).expect_err("refused")).collect();
+    insta::assert_snapshot!(problems.join("\n\n"));
 }
 
 #[test]
@@ -503,4 +558,44 @@ proptest! {
         let block: Vec<String> = (0..depth.min(400)).map(|i| format!("{}a:", " ".repeat(i))).collect();
         prop_assert!(load(&block.join("\n")).is_err());
     }
+}
+
+#[test]
+fn zones_take_from_the_catalogue_what_they_leave_out() {
+    let zones = "
+  west: { provider: aws, region: eu-west-1, cost: 0.25/h }
+  east: { provider: aws, region: eu-central-1, grid: own, country: \"NO\", location: [1.5, -2] }
+  north: { provider: aws, region: of-tomorrow }
+";
+    let main = BASE.replace("\n  west: { provider: own, location: [53.3, -6.2] }\n  east: {}\n", zones);
+    let config = load_all(&main, &[("careful.yaml", POLICY)]).expect("valid");
+    let of = |name: &str| {
+        let zone = &config.zones[name];
+        let location = zone.location.map(|at| (at.latitude(), at.longitude()));
+        (zone.country.as_deref(), zone.grid.as_deref(), location, zone.cost_per_hour)
+    };
+    assert_eq!(of("west"), (Some("IE"), Some("SEM"), Some((53.35, -6.26)), Some(0.25)));
+    assert_eq!(of("east"), (Some("NO"), Some("own"), Some((1.5, -2.0)), None));
+    assert_eq!(of("north"), (None, None, None, None));
+}
+
+#[test]
+fn the_choice_of_zones_is_read_and_checked() {
+    let policy = "\
+shadow:
+  zones: { allow: [aws/*], deny: [west], residency: [DE, IE], min_distance_km: 250, same_grid: true }
+  choose: { distance: 1, history: 0, cost: 2 }
+";
+    let config = load_all(BASE, &[("careful.yaml", policy)]).expect("valid");
+    let rules = &config.resources["orders"].policy.zones;
+    assert_eq!((&*rules.allow, &*rules.deny), (&["aws/*".to_owned()][..], &["west".to_owned()][..]));
+    assert_eq!((&*rules.residency, rules.same_grid), (&["DE".to_owned(), "IE".to_owned()][..], true));
+    assert_eq!((rules.weights.distance, rules.weights.history, rules.weights.cost), (1.0, 0.0, 2.0));
+    let wrong = "\
+shadow:
+  zones: { allow: all, residency: [Germany], min_distance_km: -1, same_grid: perhaps, moon: 1 }
+  choose: { distance: 0, history: 0, cost: 0 }
+";
+    let main = BASE.replace("east: {}", "east: { country: no, grid: [], cost: 3 }");
+    insta::assert_snapshot!(load_all(&main, &[("careful.yaml", wrong)]).expect_err("refused"));
 }

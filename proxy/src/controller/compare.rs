@@ -1,13 +1,14 @@
 //! Are both sides equal? Rows and row hashes per table.
 //!
 //! At a cutover both databases stand still at the end marker for a moment: a snapshot of each taken there is compared at
-//! leisure after the release. After a restart those snapshots are gone, and live data is compared instead: a table
-//! counts as equal when it was once.
+//! leisure after the release. After a restart those snapshots are gone, and live data is compared instead, by buckets of row
+//! hashes: a bucket counts as equal when it was once, however busy its table is.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use replicator::verify::{self, TableDigest};
+use replicator::verify::{self, TableBuckets, TableDigest};
 use tokio_postgres::Client;
 
 use super::effects::chain;
@@ -66,7 +67,7 @@ pub async fn snapshots(source: &Client, target: &Client) -> Result<Comparison, S
 }
 
 /// Compares live data: reads the source, waits until the target has applied that much (`caught_up`), reads the target;
-/// again while tables differ, since they may have moved in between.
+/// again while buckets differ, since rows may have moved in between.
 pub async fn live<F>(
     source: &Client,
     target: &Client,
@@ -75,23 +76,83 @@ pub async fn live<F>(
 where
     F: Future<Output = Result<(), String>>,
 {
-    let mut equal: Vec<String> = Vec::new();
-    let mut last = Comparison::default();
+    let mut looks = Looks::default();
     for _ in 0..TRIES {
-        let from = verify::digest(source).await.map_err(chain)?;
+        let only = looks.open_tables();
+        let from = verify::buckets(source, only.as_ref()).await.map_err(chain)?;
         caught_up().await?;
-        let to = verify::digest(target).await.map_err(chain)?;
-        last = Comparison::of(&from, &to);
-        for table in &from {
-            if to.contains(table) && !equal.contains(&table.table) {
-                equal.push(table.table.clone());
-            }
-        }
-        last.differences.retain(|line| !equal.iter().any(|table| line.starts_with(&format!("{table}:"))));
-        if last.equal() {
+        let to = verify::buckets(target, only.as_ref()).await.map_err(chain)?;
+        looks.take(&from, &to);
+        if looks.open.is_empty() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    Ok(last)
+    Ok(looks.comparison())
+}
+
+/// What looks at live data have found so far.
+#[derive(Default)]
+struct Looks {
+    /// Rows and hash of each table of the source, as last seen.
+    seen: BTreeMap<String, (u64, u128)>,
+    /// Tables that are not equal yet, and why.
+    open: BTreeMap<String, Open>,
+}
+
+enum Open {
+    /// These buckets differed in every look.
+    Buckets(BTreeSet<u16>),
+    /// In words.
+    OneSide(&'static str),
+}
+
+impl Looks {
+    /// The tables to look at next; none: all of them.
+    fn open_tables(&self) -> Option<BTreeSet<String>> {
+        (!self.open.is_empty()).then(|| self.open.keys().cloned().collect())
+    }
+
+    /// Takes in one look at both sides.
+    fn take(&mut self, source: &[TableBuckets], target: &[TableBuckets]) {
+        let before = std::mem::take(&mut self.open);
+        for one in source {
+            self.seen.insert(one.table.clone(), (one.rows(), one.hash()));
+            let open = match target.iter().find(|other| other.table == one.table) {
+                None => Open::OneSide("missing on the target"),
+                Some(other) => {
+                    let mut buckets = one.differing(other);
+                    if let Some(Open::Buckets(differed)) = before.get(&one.table) {
+                        buckets.retain(|bucket| differed.contains(bucket));
+                    }
+                    if buckets.is_empty() {
+                        continue;
+                    }
+                    Open::Buckets(buckets)
+                }
+            };
+            self.open.insert(one.table.clone(), open);
+        }
+        for other in target.iter().filter(|other| source.iter().all(|one| one.table != other.table)) {
+            self.open.insert(other.table.clone(), Open::OneSide("only on the target"));
+        }
+    }
+
+    fn comparison(&self) -> Comparison {
+        let line = |(table, open): (&String, &Open)| match open {
+            Open::Buckets(buckets) => {
+                format!(
+                    "{table}: {} of 4096 buckets of rows were equal in none of {TRIES} looks",
+                    buckets.len()
+                )
+            }
+            Open::OneSide(why) => format!("{table}: {why}"),
+        };
+        Comparison {
+            tables: self.seen.len(),
+            rows: self.seen.values().map(|(rows, _)| rows).sum(),
+            hash: self.seen.values().fold(0, |sum, (_, hash)| sum ^ hash),
+            differences: self.open.iter().map(line).collect(),
+        }
+    }
 }

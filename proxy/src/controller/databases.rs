@@ -20,6 +20,8 @@ pub enum Purpose {
     Fence,
     /// The snapshot at the end marker.
     Snapshot,
+    /// Which commits wait for the shadow.
+    Mode,
 }
 
 impl Purpose {
@@ -30,6 +32,7 @@ impl Purpose {
             Self::Examine => "godwit-examine",
             Self::Fence => "godwit-fence",
             Self::Snapshot => "godwit-snapshot",
+            Self::Mode => "godwit-mode",
         }
     }
 }

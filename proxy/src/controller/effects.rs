@@ -166,8 +166,7 @@ impl Hands {
             }
             Effect::DropReverseSlot { generation, zone } => {
                 let client = self.control(zone).await?;
-                let slot = replicator::postgres::slot::slot_name(&self.resource.name, generation.0);
-                replicator::postgres::slot::drop_slot(&client, &slot).await.map_err(chain)
+                self.streams.drop_slots(*generation, &client).await
             }
             Effect::CloseGate => {
                 let Some(front) = &self.front else {
@@ -262,16 +261,8 @@ impl Hands {
     }
 
     async fn make_reverse_slot(&self, generation: Generation, zone: &Zone) -> Result<(), Failure> {
-        use replicator::postgres::slot;
         let client = self.control(zone).await?;
-        let name = slot::slot_name(&self.resource.name, generation.0);
-        if slot::slot_info(&client, &name).await.map_err(chain)?.is_none() {
-            // The publication must be older than anything the slot will decode.
-            slot::ensure_publication(&client, &slot::publication_name(&self.resource.name))
-                .await
-                .map_err(chain)?;
-            slot::create_slot(&client, &name).await.map_err(chain)?;
-        }
+        self.streams.make_slots(generation, &client).await?;
         // Under the hold no handshake may be needed: the connections of the fence and the snapshot are made now.
         if let Some(source) = self.resource.other(&zone.0) {
             self.databases.get(&source.zone, Purpose::Fence).await.map_err(chain)?;

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::effects::{Hands, Report, chain};
 use super::measure::Measure;
 use super::signals::{Moves, Signals};
-use super::view::{DecisionView, GateView, ReplicationView, ResourceView};
+use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView};
 use super::{Command, Denied, Plan, ResourceHandle};
 use crate::clock;
 use crate::feeds::learning::Learner;
@@ -432,10 +432,19 @@ impl Machine {
     fn publish(&mut self) {
         let resource = &self.hands.resource;
         let stream = self.hands.streams.status(self.state.generation);
+        let (mode, lanes) = self.hands.streams.mode(self.state.generation);
         let mut problems = self.measure.problems(&self.state);
         problems.extend(self.failures.iter().map(|(effect, (times, why))| {
             format!("{effect} failed {times} times: {why}; the service stays in {}", self.state.primary)
         }));
+        problems.extend(mode.problems.iter().map(|what| format!("replication mode: {what}")));
+        if mode.effective != mode.wanted && stream.is_some() {
+            problems.push(format!(
+                "commits do not wait for the shadow, as {} replication would have it: {}",
+                mode.wanted.name(),
+                mode.why
+            ));
+        }
         problems.extend(self.journal_fails.iter().map(|why| format!("the journal cannot be written: {why}")));
         let view = ResourceView {
             name: resource.name.clone(),
@@ -457,16 +466,18 @@ impl Machine {
                 }
             }),
             placements: self.measure.placements(&self.state, &self.signals, &resource.policy),
-            replication: match &stream {
+            replication: (match &stream {
                 Some((source, target, status)) => ReplicationView::of(source, target, status),
                 None => ReplicationView { state: "stopped".into(), ..ReplicationView::default() },
-            },
+            })
+            .with_mode(ModeView::of(&mode, resource.policy.fallback_after), &lanes),
             decision: self.decision.as_ref().map(|(report, at)| DecisionView::of(report, *at)),
             problems,
         };
         if let Some((.., status)) = &stream {
             telemetry::replication(&resource.name, status);
         }
+        telemetry::replication_mode(&resource.name, mode.effective);
         self.view.store(Arc::new(view));
     }
 }

@@ -14,10 +14,12 @@ pub mod databases;
 pub mod effects;
 pub mod machine;
 pub mod measure;
+pub mod modes;
 mod preflight;
 pub mod signals;
 pub mod streams;
 pub mod view;
+pub mod zones;
 
 use std::sync::Arc;
 

@@ -1,18 +1,31 @@
 //! What stands in the way in a database, in words that an operator can act on.
 
-use replicator::preflight::{Severity, Side, check};
+use migration::policy::Policy;
+use replicator::preflight::{Finding, Severity, Side, check};
 use tokio_postgres::Client;
 
 use super::effects::chain;
 
+/// What the policy's critical tables lack here.
+pub(super) async fn critical(client: &Client, policy: &Policy, zone: &str) -> Result<Vec<String>, String> {
+    if policy.critical.is_empty() {
+        return Ok(Vec::new());
+    }
+    let findings = replicator::lanes::findings(client, &policy.critical).await.map_err(chain)?;
+    Ok(worded(findings, zone))
+}
+
 /// Everything that forbids a move; warnings are not in it.
 pub(super) async fn blockers(client: &Client, side: Side, zone: &str) -> Result<Vec<String>, String> {
-    let findings = check(client, side).await.map_err(chain)?;
+    Ok(worded(check(client, side).await.map_err(chain)?, zone))
+}
+
+fn worded(findings: Vec<Finding>, zone: &str) -> Vec<String> {
     let blockers = findings.into_iter().filter(|finding| finding.severity == Severity::Blocker);
-    Ok(blockers
+    blockers
         .map(|finding| {
             let remedy = finding.remedy.map(|remedy| format!(" (mend: {remedy})")).unwrap_or_default();
             format!("{zone}: {}: {}{remedy}", finding.subject, finding.problem)
         })
-        .collect())
+        .collect()
 }

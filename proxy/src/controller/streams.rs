@@ -1,13 +1,15 @@
-//! Keeps the replication streams of one resource running: one per generation, from its primary to its shadow.
+//! Keeps the replication streams of one resource running: one per generation, from its primary to its shadow, in one lane
+//! or two.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use migration::policy::{Policy, ReplicationMode};
 use migration::units::{Generation, Zone};
-use replicator::postgres::slot;
+use replicator::postgres::slot::{self, Lane};
 use replicator::status::{Phase, StreamStatus};
-use replicator::{Lsn, fence};
+use replicator::{Lsn, fence, lanes, synchronous};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -17,8 +19,10 @@ use replicator::preflight::Side;
 
 use super::databases::{Databases, Purpose};
 use super::effects::chain;
+use super::modes::{Keeper, ModeState, Stage};
 use super::preflight;
 use crate::links::Links;
+use crate::store::Journal;
 
 /// Near enough to the tip to call a stream up.
 const NEAR_BYTES: u64 = 1 << 20;
@@ -27,50 +31,115 @@ const STATEMENTS: Duration = Duration::from_secs(30);
 /// How long a stream may take to end.
 const END: Duration = Duration::from_secs(5);
 
+/// One lane of a stream.
 struct Running {
-    source: String,
-    target: String,
     status: watch::Receiver<StreamStatus>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
+impl Running {
+    async fn end(self) -> StreamStatus {
+        self.stop.cancel();
+        let mut task = self.task;
+        if tokio::time::timeout(END, &mut task).await.is_err() {
+            task.abort();
+        }
+        self.status.borrow().clone()
+    }
+}
+
+/// The stream of one generation.
+struct Stream {
+    source: Zone,
+    target: Zone,
+    lanes: BTreeMap<Lane, Running>,
+    /// What sees to it that the right commits wait.
+    keeper: Option<Keeper>,
+}
+
 /// The streams of one resource.
 pub struct Streams {
     resource: String,
+    policy: Policy,
     databases: Arc<Databases>,
     links: Arc<Links>,
-    running: Mutex<BTreeMap<u64, Running>>,
+    journal: Arc<Journal>,
+    running: Mutex<BTreeMap<u64, Stream>>,
 }
 
 impl Streams {
     /// None runs.
-    pub fn new(resource: &str, databases: Arc<Databases>, links: Arc<Links>) -> Self {
-        Self { resource: resource.to_owned(), databases, links, running: Mutex::default() }
+    pub fn new(
+        resource: &str,
+        policy: Policy,
+        databases: Arc<Databases>,
+        links: Arc<Links>,
+        journal: Arc<Journal>,
+    ) -> Self {
+        Self { resource: resource.to_owned(), policy, databases, links, journal, running: Mutex::default() }
     }
 
-    fn running(&self) -> MutexGuard<'_, BTreeMap<u64, Running>> {
+    fn running(&self) -> MutexGuard<'_, BTreeMap<u64, Stream>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts the stream of `generation` if it does not run, and returns when it applies changes near the tip and the
-    /// target is guarded.
-    pub async fn run(&self, generation: Generation, source: &Zone, target: &Zone) -> Result<(), String> {
-        let alive = self
-            .running()
-            .get(&generation.0)
-            .map(|stream| (stream.status.clone(), stream.task.is_finished()));
-        let mut status = match alive {
-            Some((status, false)) => status,
-            _ => {
-                self.bounded(self.prepare(generation, source, target)).await?;
-                self.start(generation, source, target)
-            }
-        };
+    /// The resource's name.
+    pub(super) fn resource(&self) -> &str {
+        &self.resource
+    }
+
+    /// The resource's policy.
+    pub(super) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Control connections.
+    pub(super) fn databases(&self) -> &Databases {
+        &self.databases
+    }
+
+    /// Where changes of the mode are written down.
+    pub(super) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Starts the stream of `generation` if it does not run, and returns when every lane of it applies changes near the
+    /// tip and the target is guarded.
+    pub async fn run(
+        self: &Arc<Self>,
+        generation: Generation,
+        source: &Zone,
+        target: &Zone,
+    ) -> Result<(), String> {
+        // Nothing may wait for the old direction any more: its target is about to become what it waits for.
+        self.end_keepers(|running| running != generation.0).await;
+        if !self.alive(generation, Lane::Main) {
+            self.bounded(self.prepare(generation, source, target)).await?;
+            self.start(generation, Lane::Main, source, target);
+        }
+        // Before the main lane is near: commits may be waiting for this one.
+        self.bounded(self.open_critical(generation, source, target)).await?;
+        self.near(generation, Lane::Main).await?;
+        self.bounded(self.open_critical(generation, source, target)).await?;
+        if self.alive(generation, Lane::Critical) {
+            self.near(generation, Lane::Critical).await?;
+        }
+        self.bounded(async {
+            let client = self.databases.get(&target.0, Purpose::Control).await.map_err(chain)?;
+            fence::guard(&client, &self.resource, generation.0).await.map_err(chain)
+        })
+        .await?;
+        self.keep(generation, source);
+        Ok(())
+    }
+
+    async fn near(&self, generation: Generation, lane: Lane) -> Result<(), String> {
+        let mut status = self.lane(generation, lane).ok_or("no stream runs")?;
         loop {
             let now = status.borrow_and_update().clone();
             match now.phase {
-                Phase::Streaming if now.lag_bytes <= NEAR_BYTES => break,
+                Phase::Streaming if now.lag_bytes <= NEAR_BYTES => return Ok(()),
                 Phase::Failed { error, retrying: false } => return Err(error),
                 Phase::Stopped => return Err("the stream was stopped".into()),
                 _ => {}
@@ -79,11 +148,6 @@ impl Streams {
                 return Err("the stream ended".into());
             }
         }
-        self.bounded(async {
-            let client = self.databases.get(&target.0, Purpose::Control).await.map_err(chain)?;
-            fence::guard(&client, &self.resource, generation.0).await.map_err(chain)
-        })
-        .await
     }
 
     async fn bounded<T>(&self, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
@@ -96,7 +160,7 @@ impl Streams {
         }
     }
 
-    /// Schema `godwit` on both sides, the publication, and for a way back the checkpoint it starts from.
+    /// Schema `godwit` on both sides, and for a way back the checkpoint it starts from.
     async fn prepare(&self, generation: Generation, source: &Zone, target: &Zone) -> Result<(), String> {
         let from = self.databases.get(&source.0, Purpose::Control).await.map_err(chain)?;
         let to = self.databases.get(&target.0, Purpose::Control).await.map_err(chain)?;
@@ -110,29 +174,76 @@ impl Streams {
         }
         fence::install(&from, &self.resource, generation.0).await.map_err(chain)?;
         fence::install(&to, &self.resource, generation.0).await.map_err(chain)?;
-        slot::ensure_publication(&from, &slot::publication_name(&self.resource)).await.map_err(chain)?;
+        // An applier's commits must not wait for the stream that goes the other way.
+        for slot in synchronous::left_over(&to, &self.resource, None).await.map_err(chain)? {
+            synchronous::leave(&to, &slot).await.map_err(chain)?;
+        }
+        let name = slot::slot_name(&self.resource, generation.0);
+        // The publication is made with the slot, and only then: a new one beside an old slot would hide that changes are missing.
         if generation.0 > 1 {
-            let name = slot::slot_name(&self.resource, generation.0);
             let info = slot::slot_info(&from, &name).await.map_err(chain)?;
             let start = info.and_then(|info| info.confirmed_flush).ok_or_else(|| {
                 format!("slot {name} is gone from {source}: the shadow in {target} must be made anew")
             })?;
-            replicator::apply::seed_progress(&to, &name, start, generation.0).await.map_err(chain)?;
+            return replicator::apply::seed_progress(&to, &name, start, generation.0).await.map_err(chain);
         }
+        if copied(&to, &name).await? {
+            return Ok(());
+        }
+        // The copy is of everything, in one lane.
+        slot::drop_slot(&from, &Lane::Critical.slot_name(&self.resource, generation.0))
+            .await
+            .map_err(chain)?;
+        lanes::publish(&from, &self.resource, &[]).await.map_err(chain)
+    }
+
+    /// Starts the lane of the critical tables where the policy or the database has one, once there is a copy.
+    async fn open_critical(
+        &self,
+        generation: Generation,
+        source: &Zone,
+        target: &Zone,
+    ) -> Result<(), String> {
+        if self.alive(generation, Lane::Critical) {
+            return Ok(());
+        }
+        let from = self.databases.get(&source.0, Purpose::Control).await.map_err(chain)?;
+        let to = self.databases.get(&target.0, Purpose::Control).await.map_err(chain)?;
+        let name = Lane::Critical.slot_name(&self.resource, generation.0);
+        let there = slot::slot_info(&from, &name).await.map_err(chain)?;
+        let members = lanes::members(&from, &self.resource).await.map_err(chain)?;
+        let start = match (&there, members) {
+            (None, Some(members)) if !members.is_empty() => {
+                return Err(format!(
+                    "slot {name} is gone from {source}: the shadow in {target} must be made anew"
+                ));
+            }
+            (None, _) if self.policy.replication != ReplicationMode::Hybrid => return Ok(()),
+            _ if !copied(&to, &slot::slot_name(&self.resource, generation.0)).await? => return Ok(()),
+            (None, _) => {
+                // Holds nothing yet: the keeper hands the tables over.
+                lanes::open_publication(&from, &self.resource).await.map_err(chain)?;
+                slot::create_slot(&from, &name).await.map_err(chain)?
+            }
+            (Some(info), _) => info.confirmed_flush.ok_or_else(|| format!("slot {name} has no position"))?,
+        };
+        replicator::apply::seed_progress(&to, &name, start, generation.0).await.map_err(chain)?;
+        self.start(generation, Lane::Critical, source, target);
         Ok(())
     }
 
-    fn start(&self, generation: Generation, source: &Zone, target: &Zone) -> watch::Receiver<StreamStatus> {
+    fn start(&self, generation: Generation, lane: Lane, source: &Zone, target: &Zone) {
         let (publish, status) = watch::channel(StreamStatus::default());
         let stop = CancellationToken::new();
         let spec = replicator::pump::StreamSpec {
             resource: self.resource.clone(),
             generation: generation.0,
-            slot: slot::slot_name(&self.resource, generation.0),
-            publication: slot::publication_name(&self.resource),
-            origin: slot::origin_name(&self.resource),
+            slot: lane.slot_name(&self.resource, generation.0),
+            publication: lane.publication_name(&self.resource),
+            origin: lane.origin_name(&self.resource),
             source_zone: source.to_string(),
             target_zone: target.to_string(),
+            synchronous: waited_for(self.policy.replication) == Some(lane),
         };
         let (databases, links, stopped) = (self.databases.clone(), self.links.clone(), stop.clone());
         let task = tokio::spawn(async move {
@@ -142,40 +253,93 @@ impl Streams {
                 publish.send_modify(|status| status.phase = Phase::Failed { error: why, retrying: false });
             }
         });
-        let stream = Running {
-            source: source.to_string(),
-            target: target.to_string(),
-            status: status.clone(),
-            stop,
-            task,
-        };
-        if let Some(old) = self.running().insert(generation.0, stream) {
+        let mut running = self.running();
+        let stream = running.entry(generation.0).or_insert_with(|| Stream {
+            source: source.clone(),
+            target: target.clone(),
+            lanes: BTreeMap::new(),
+            keeper: None,
+        });
+        if let Some(old) = stream.lanes.insert(lane, Running { status, stop, task }) {
             old.stop.cancel();
         }
-        status
     }
 
-    /// What a stream says of itself, with its source and target.
+    fn alive(&self, generation: Generation, lane: Lane) -> bool {
+        let running = self.running();
+        let lane = running.get(&generation.0).and_then(|stream| stream.lanes.get(&lane));
+        lane.is_some_and(|lane| !lane.task.is_finished())
+    }
+
+    /// What one lane says of itself.
+    pub(super) fn lane(&self, generation: Generation, lane: Lane) -> Option<watch::Receiver<StreamStatus>> {
+        Some(self.running().get(&generation.0)?.lanes.get(&lane)?.status.clone())
+    }
+
+    fn keep(self: &Arc<Self>, generation: Generation, source: &Zone) {
+        let mut running = self.running();
+        let Some(stream) = running.get_mut(&generation.0) else { return };
+        if stream.keeper.is_none() {
+            let stage = Stage { generation, source: source.clone() };
+            stream.keeper = Some(Keeper::start(self.clone(), stage));
+        }
+    }
+
+    async fn end_keepers(&self, which: impl Fn(u64) -> bool) {
+        let keepers: Vec<Keeper> = self
+            .running()
+            .iter_mut()
+            .filter(|(generation, _)| which(**generation))
+            .filter_map(|(_, stream)| stream.keeper.take())
+            .collect();
+        for keeper in keepers {
+            keeper.end().await;
+        }
+    }
+
+    /// What a stream says of itself, all lanes together, with its source and target.
     pub fn status(&self, generation: Generation) -> Option<(String, String, StreamStatus)> {
         let running = self.running();
         let stream = running.get(&generation.0)?;
-        Some((stream.source.clone(), stream.target.clone(), stream.status.borrow().clone()))
+        let lanes = stream.lanes.values().map(|lane| lane.status.borrow().clone());
+        let together = lanes.reduce(together)?;
+        Some((stream.source.to_string(), stream.target.to_string(), together))
     }
 
-    /// Returns when the target has applied everything up to `position`.
+    /// Which commits wait, and what each lane says of itself.
+    pub fn mode(&self, generation: Generation) -> (ModeState, Vec<(Lane, StreamStatus)>) {
+        let running = self.running();
+        let stream = running.get(&generation.0);
+        let mode = stream.and_then(|stream| stream.keeper.as_ref()).map(Keeper::state);
+        let lanes = stream.map(|stream| {
+            stream.lanes.iter().map(|(lane, running)| (*lane, running.status.borrow().clone())).collect()
+        });
+        (mode.unwrap_or_else(|| ModeState::not_yet(self.policy.replication)), lanes.unwrap_or_default())
+    }
+
+    /// Returns when the target has applied everything up to `position`, in every lane.
     pub async fn applied(&self, generation: Generation, position: Lsn) -> Result<(), String> {
-        let status = self.running().get(&generation.0).map(|stream| stream.status.clone());
-        let mut status = status.ok_or("no stream runs")?;
-        loop {
-            let now = status.borrow_and_update().clone();
-            if now.applied_lsn >= position {
-                return Ok(());
-            }
-            if let Phase::Failed { error, retrying: false } = now.phase {
-                return Err(error);
-            }
-            status.changed().await.map_err(|_| "the stream ended")?;
+        let lanes: Vec<_> = self
+            .running()
+            .get(&generation.0)
+            .map(|stream| stream.lanes.values().map(|lane| lane.status.clone()).collect())
+            .unwrap_or_default();
+        if lanes.is_empty() {
+            return Err("no stream runs".into());
         }
+        for mut status in lanes {
+            loop {
+                let now = status.borrow_and_update().clone();
+                if now.applied_lsn >= position {
+                    break;
+                }
+                if let Phase::Failed { error, retrying: false } = now.phase {
+                    return Err(error);
+                }
+                status.changed().await.map_err(|_| "the stream ended")?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns when the target has applied all that the source has committed until now.
@@ -185,34 +349,119 @@ impl Streams {
         self.applied(generation, position).await
     }
 
-    /// Ends a stream and drops its slot; returns how many rows came after its end marker.
-    pub async fn end(&self, generation: Generation, source: &Zone) -> Result<u64, String> {
-        let ended = self.running().remove(&generation.0);
-        let mut stray = 0;
-        if let Some(stream) = ended {
-            stream.stop.cancel();
-            let mut task = stream.task;
-            if tokio::time::timeout(END, &mut task).await.is_err() {
-                task.abort();
+    /// Makes the publications and slots of the stream that `generation` will start in `zone`, if they are not there.
+    pub async fn make_slots(&self, generation: Generation, client: &Client) -> Result<(), String> {
+        let wanted: &[Lane] = match self.policy.replication {
+            ReplicationMode::Hybrid => &[Lane::Main, Lane::Critical],
+            _ => &[Lane::Main],
+        };
+        let mut missing = Vec::new();
+        for lane in wanted {
+            let name = lane.slot_name(&self.resource, generation.0);
+            if slot::slot_info(client, &name).await.map_err(chain)?.is_none() {
+                missing.push(name);
             }
-            stray = stream.status.borrow().rows_after_marker;
         }
+        if missing.len() == wanted.len() {
+            // Publications must be older than anything a slot will decode.
+            lanes::publish(client, &self.resource, &self.policy.critical).await.map_err(chain)?;
+        }
+        for name in missing {
+            slot::create_slot(client, &name).await.map_err(chain)?;
+        }
+        Ok(())
+    }
+
+    /// Drops the slots of a stream that does not run.
+    pub async fn drop_slots(&self, generation: Generation, client: &Client) -> Result<(), String> {
+        for lane in [Lane::Critical, Lane::Main] {
+            let name = lane.slot_name(&self.resource, generation.0);
+            slot::drop_slot(client, &name).await.map_err(chain)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a stream and drops its slots; returns how many rows came after its end marker.
+    pub async fn end(&self, generation: Generation, source: &Zone) -> Result<u64, String> {
+        self.end_keepers(|running| running == generation.0).await;
+        let ended = self.running().remove(&generation.0);
         let client = self.databases.get(&source.0, Purpose::Control).await.map_err(chain)?;
-        slot::drop_slot(&client, &slot::slot_name(&self.resource, generation.0)).await.map_err(chain)?;
+        for lane in [Lane::Main, Lane::Critical] {
+            let name = lane.slot_name(&self.resource, generation.0);
+            synchronous::leave(&client, &name).await.map_err(chain)?;
+        }
+        let mut stray = 0;
+        for lane in ended.into_iter().flat_map(|stream| stream.lanes.into_values()) {
+            stray += lane.end().await.rows_after_marker;
+        }
+        self.drop_slots(generation, &client).await?;
         Ok(stray)
     }
 
-    /// Ends all streams of this process; slots and checkpoints stay.
-    pub async fn stop(&self) {
-        let all = std::mem::take(&mut *self.running());
-        for stream in all.values() {
-            stream.stop.cancel();
+    /// Ends the lane of critical tables, which has handed all of them over.
+    pub(super) async fn close_critical(&self, generation: Generation, client: &Client) -> Result<(), String> {
+        let lane =
+            self.running().get_mut(&generation.0).and_then(|stream| stream.lanes.remove(&Lane::Critical));
+        if let Some(lane) = lane {
+            lane.end().await;
         }
-        for (_, stream) in all {
-            let mut task = stream.task;
-            if tokio::time::timeout(END, &mut task).await.is_err() {
-                task.abort();
-            }
+        let name = Lane::Critical.slot_name(&self.resource, generation.0);
+        synchronous::leave(client, &name).await.map_err(chain)?;
+        slot::drop_slot(client, &name).await.map_err(chain)?;
+        lanes::close(client, &self.resource).await.map_err(chain)
+    }
+
+    /// Ends all streams of this process; slots and checkpoints stay. Commits wait for none of them afterwards.
+    pub async fn stop(&self) {
+        self.end_keepers(|_| true).await;
+        let all = std::mem::take(&mut *self.running());
+        let lanes: Vec<Running> = all.into_values().flat_map(|stream| stream.lanes.into_values()).collect();
+        for lane in &lanes {
+            lane.stop.cancel();
+        }
+        for lane in lanes {
+            lane.end().await;
         }
     }
+}
+
+/// The lane that commits wait for in this mode.
+pub(super) fn waited_for(mode: ReplicationMode) -> Option<Lane> {
+    match mode {
+        ReplicationMode::Async => None,
+        ReplicationMode::Sync => Some(Lane::Main),
+        ReplicationMode::Hybrid => Some(Lane::Critical),
+    }
+}
+
+/// A shadow is as far as its last lane, and as well as its worst.
+fn together(one: StreamStatus, other: StreamStatus) -> StreamStatus {
+    let rank = |phase: &Phase| match phase {
+        Phase::Streaming => 0,
+        Phase::Connecting => 1,
+        Phase::Copying { .. } => 2,
+        Phase::Stopped => 3,
+        Phase::Failed { .. } => 4,
+    };
+    let mut both = one;
+    if rank(&other.phase) > rank(&both.phase) {
+        both.phase = other.phase;
+    }
+    both.source_lsn = both.source_lsn.max(other.source_lsn);
+    both.received_lsn = both.received_lsn.min(other.received_lsn);
+    both.applied_lsn = both.applied_lsn.min(other.applied_lsn);
+    both.lag_bytes = both.lag_bytes.max(other.lag_bytes);
+    both.lag = both.lag.max(other.lag);
+    both.applied_marker = both.applied_marker.min(other.applied_marker);
+    both.rows_after_marker += other.rows_after_marker;
+    both.transactions += other.transactions;
+    both.changes += other.changes;
+    both
+}
+
+/// Whether the target holds a copy that the stream `name` goes on from.
+async fn copied(target: &Client, name: &str) -> Result<bool, String> {
+    let row = target.query_opt("SELECT copied FROM godwit.progress WHERE stream = $1", &[&name]).await;
+    let row = row.map_err(|error| format!("cannot read the checkpoint of {name}: {error}"))?;
+    Ok(row.is_some_and(|row| row.get(0)))
 }

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use migration::report::{DecisionReport, Verdict};
 use migration::world::Fact;
+use replicator::postgres::slot::Lane;
 use replicator::status::{Phase as StreamPhase, StreamStatus};
 use serde::{Deserialize, Serialize};
 
+use super::modes::{ModeChange, ModeState};
 use crate::store::{JournalRow, RunRow};
 
 /// One resource, now.
@@ -98,6 +100,77 @@ pub struct ReplicationView {
     pub transactions: u64,
     /// Row changes applied by this process.
     pub changes: u64,
+    /// Which commits wait for the shadow.
+    #[serde(default)]
+    pub mode: ModeView,
+    /// Each lane by itself, where there are two.
+    #[serde(default)]
+    pub lanes: Vec<LaneView>,
+}
+
+/// Which commits wait for the shadow.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModeView {
+    /// The policy's: `async`, `sync` or `hybrid`.
+    pub wanted: String,
+    /// The one in effect: `async` while it has fallen back.
+    pub effective: String,
+    /// Since when, Unix milliseconds; none: this process has not seen it begin.
+    pub since_ms: Option<u64>,
+    /// Why it is not the policy's; empty: it is.
+    pub why: String,
+    /// Sessions whose commits wait now.
+    pub waiting: u32,
+    /// How long a commit may wait, or the link be down, before it falls back.
+    pub after_ms: u64,
+    /// The newest changes, oldest first.
+    pub changes: Vec<ModeChangeView>,
+}
+
+/// A change of the mode in effect.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModeChangeView {
+    /// When, Unix milliseconds.
+    pub at_ms: u64,
+    /// The mode from then on.
+    pub mode: String,
+    /// Why.
+    pub why: String,
+}
+
+/// One lane of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LaneView {
+    /// `main` or `critical`.
+    pub name: String,
+    /// `connecting`, `copying`, `streaming`, `failed`, `stopped`.
+    pub state: String,
+    /// Bytes behind.
+    pub lag_bytes: u64,
+    /// Milliseconds behind.
+    pub lag_ms: u64,
+    /// Durably applied.
+    pub applied_lsn: String,
+}
+
+impl ModeView {
+    /// From the keeper's word.
+    pub fn of(state: &ModeState, after: Duration) -> Self {
+        let change = |change: &ModeChange| ModeChangeView {
+            at_ms: change.at.0,
+            mode: change.mode.name().into(),
+            why: change.why.clone(),
+        };
+        Self {
+            wanted: state.wanted.name().into(),
+            effective: state.effective.name().into(),
+            since_ms: state.since.map(|at| at.0),
+            why: state.why.clone(),
+            waiting: state.waiting,
+            after_ms: millis(after),
+            changes: state.changes.iter().map(change).collect(),
+        }
+    }
 }
 
 impl ReplicationView {
@@ -129,7 +202,32 @@ impl ReplicationView {
             applied_lsn: status.applied_lsn.to_string(),
             transactions: status.transactions,
             changes: status.changes,
+            ..Self::default()
         }
+    }
+
+    /// The same with the mode and the lanes.
+    #[must_use]
+    pub fn with_mode(mut self, mode: ModeView, lanes: &[(Lane, StreamStatus)]) -> Self {
+        self.mode = mode;
+        if lanes.len() > 1 {
+            let lane = |(lane, status): &(Lane, StreamStatus)| {
+                let view = Self::of("", "", status);
+                let name = match lane {
+                    Lane::Main => "main",
+                    Lane::Critical => "critical",
+                };
+                LaneView {
+                    name: name.into(),
+                    state: view.state,
+                    lag_bytes: view.lag_bytes,
+                    lag_ms: view.lag_ms,
+                    applied_lsn: view.applied_lsn,
+                }
+            };
+            self.lanes = lanes.iter().map(lane).collect();
+        }
+        self
     }
 }
 

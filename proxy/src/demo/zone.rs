@@ -11,6 +11,8 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use replicator::postgres::Dsn;
+
 use super::orders::schema::{self, Seed};
 use super::relay::{Path, Relay};
 use crate::config::model::{ProcessCluster, ProcessDriver};
@@ -153,10 +155,10 @@ pub struct Zone {
 
 impl Zone {
     /// Connection parameters of the service's database for this role, past the relays.
-    pub fn dsn(&self, role: &str) -> tokio_postgres::Config {
-        let mut config = tokio_postgres::Config::new();
-        config.host(self.database.ip().to_string()).port(self.database.port()).user(role).dbname(DATABASE);
-        config
+    pub fn dsn(&self, role: &str) -> Dsn {
+        let mut dsn = Dsn::default();
+        dsn.host(self.database.ip().to_string()).port(self.database.port()).user(role).dbname(DATABASE);
+        dsn
     }
 }
 

@@ -78,6 +78,9 @@ pub enum DriverError {
         /// How that shows.
         why: String,
     },
+    /// The service's connection string cannot be read.
+    #[error("the service's connection string (service.dsn)")]
+    ServiceDsn(#[source] replicator::postgres::DsnError),
     /// Nothing has been provisioned here yet.
     #[error("nothing is provisioned in {directory}")]
     NotProvisioned {
@@ -126,6 +129,7 @@ impl DriverError {
             Self::Operation { .. }
             | Self::Capacity { .. }
             | Self::NotOurs { .. }
+            | Self::ServiceDsn(_)
             | Self::NotProvisioned { .. }
             | Self::Cluster(process::cluster::ClusterError::NotOurs { .. }) => DriverErrorKind::Refused,
             Self::Busy { .. } => DriverErrorKind::Busy,

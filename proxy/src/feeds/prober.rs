@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use replicator::postgres::Dsn;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -86,7 +87,7 @@ pub struct Target {
     /// Path and query asked for.
     pub path: String,
     /// The database.
-    pub sql: Option<tokio_postgres::Config>,
+    pub sql: Option<Dsn>,
 }
 
 /// How often, and for how long.
@@ -254,7 +255,7 @@ mod tests {
         let key = PlacementKey::new("orders", "near");
         let mut config = tokio_postgres::Config::new();
         config.host("127.0.0.1").port(1).user("godwit");
-        prober.watch(key.clone(), Target { sql: Some(config), ..Target::default() });
+        prober.watch(key.clone(), Target { sql: Some(config.into()), ..Target::default() });
         let seen = until(&board, |all| all.get(&key).is_some_and(|probes| probes.sql.is_some())).await;
         let why = seen[&key].sql.as_ref().unwrap().latency.clone().unwrap_err();
         assert!(why.contains("refused"), "{why}");

@@ -6,8 +6,9 @@
 
 use std::time::{Duration, Instant};
 
+use replicator::postgres::{Dsn, connect_apart};
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::Client;
 
 use super::{Phase, Probe, chain};
 use crate::clock;
@@ -19,7 +20,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Probes one database over a kept connection.
 pub struct SqlProbe {
-    config: Config,
+    dsn: Dsn,
     timeout: Duration,
     kept: Option<Kept>,
     failed: Option<Failed>,
@@ -38,13 +39,9 @@ struct Failed {
 }
 
 impl SqlProbe {
-    /// Over `config` (without TLS; a `sslmode` of `require` fails and is never weakened); each probe takes at most
-    /// `timeout`, connecting included.
-    pub fn new(mut config: Config, timeout: Duration) -> Self {
-        if config.get_application_name().is_none() {
-            config.application_name("godwit-probe");
-        }
-        Self { config, timeout, kept: None, failed: None }
+    /// Of this database; each probe takes at most `timeout`, connecting included.
+    pub fn new(dsn: Dsn, timeout: Duration) -> Self {
+        Self { dsn, timeout, kept: None, failed: None }
     }
 
     /// Probes once. The latency is [`Phase::Query`]; [`Phase::Connect`] is there when this probe had to connect.
@@ -55,7 +52,7 @@ impl SqlProbe {
         let kept = self.kept.take();
         let latency = match self.paused() {
             Some(why) => Err(why),
-            None => match tokio::time::timeout(self.timeout, ask(&self.config, kept, &mut phases)).await {
+            None => match tokio::time::timeout(self.timeout, ask(&self.dsn, kept, &mut phases)).await {
                 Ok(Ok((kept, latency))) => {
                     self.kept = Some(kept);
                     self.failed = None;
@@ -83,13 +80,13 @@ impl SqlProbe {
 }
 
 async fn ask(
-    config: &Config,
+    dsn: &Dsn,
     kept: Option<Kept>,
     phases: &mut Vec<(Phase, Duration)>,
 ) -> Result<(Kept, Duration), String> {
     let kept = match kept.filter(|kept| !kept.client.is_closed()) {
         Some(kept) => kept,
-        None => connect(config, phases).await?,
+        None => connect(dsn, phases).await?,
     };
     let begin = clock::monotonic();
     kept.client.simple_query("select 1").await.map_err(|error| chain(&error))?;
@@ -98,9 +95,9 @@ async fn ask(
     Ok((kept, latency))
 }
 
-async fn connect(config: &Config, phases: &mut Vec<(Phase, Duration)>) -> Result<Kept, String> {
+async fn connect(dsn: &Dsn, phases: &mut Vec<(Phase, Duration)>) -> Result<Kept, String> {
     let begin = clock::monotonic();
-    let (client, connection) = config.connect(NoTls).await.map_err(|error| chain(&error))?;
+    let (client, connection) = connect_apart(dsn, "godwit-probe").await.map_err(|error| chain(&error))?;
     let mut driver = JoinSet::new();
     driver.spawn(async move {
         // Its error also reaches the client's next query, which reports it.
@@ -133,12 +130,11 @@ mod tests {
         Ok(())
     }
 
-    async fn listen() -> (TcpListener, Config) {
+    async fn listen() -> (TcpListener, Dsn) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut config = Config::new();
-        config.host("127.0.0.1").port(listener.local_addr().unwrap().port()).user("godwit");
-        config.ssl_mode(tokio_postgres::config::SslMode::Disable);
-        (listener, config)
+        let mut dsn: Dsn = "user=godwit sslmode=disable".parse().unwrap();
+        dsn.host("127.0.0.1").port(listener.local_addr().unwrap().port());
+        (listener, dsn)
     }
 
     #[tokio::test]
@@ -198,7 +194,7 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_a_limit() {
-        let mut probe = SqlProbe::new(Config::new(), Duration::from_secs(1));
+        let mut probe = SqlProbe::new(Dsn::default(), Duration::from_secs(1));
         let pauses: Vec<u128> = (0..7)
             .map(|_| {
                 probe.fail("refused".into());

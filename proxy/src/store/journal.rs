@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use migration::cutover::{Outcome, State};
+use migration::policy::ReplicationMode;
 use migration::units::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
 use super::record;
+use crate::controller::modes::ModeChange;
 
 /// The store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +134,14 @@ CREATE TABLE IF NOT EXISTS run (
   decision TEXT
 ) STRICT;
 CREATE INDEX IF NOT EXISTS run_by_start ON run (started_ms);
+CREATE TABLE IF NOT EXISTS mode (
+  sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+  at_ms INTEGER NOT NULL,
+  resource TEXT NOT NULL,
+  mode TEXT NOT NULL,
+  why TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS mode_by_resource ON mode (resource, sequence);
 ";
 
 /// What to do after each record, for tests that kill the process right there; nothing unless set.
@@ -297,6 +307,36 @@ impl Journal {
     /// The decision that started a run.
     pub fn note_decision(&self, id: &str, decision: &str) -> Result<(), StoreError> {
         self.execute("UPDATE run SET decision = ?2 WHERE id = ?1", params![id, decision])
+    }
+
+    /// The replication mode changed.
+    pub fn note_mode(&self, resource: &str, change: &ModeChange) -> Result<(), StoreError> {
+        self.execute(
+            "INSERT INTO mode (at_ms, resource, mode, why) VALUES (?, ?, ?, ?)",
+            params![change.at.0, resource, change.mode.name(), change.why],
+        )
+    }
+
+    /// The newest changes of the replication mode, oldest first.
+    pub fn modes(&self, resource: &str, limit: u32) -> Result<Vec<ModeChange>, StoreError> {
+        let read = || {
+            let connection = self.connection();
+            let mut statement = connection.prepare_cached(
+                "SELECT at_ms, mode, why FROM mode WHERE resource = ? ORDER BY sequence DESC LIMIT ?",
+            )?;
+            let rows = statement.query_map(params![resource, limit], |row| {
+                let mode = ReplicationMode::from_name(&row.get::<_, String>(1)?);
+                Ok(ModeChange {
+                    at: Timestamp(row.get(0)?),
+                    mode: mode.unwrap_or(ReplicationMode::Async),
+                    why: row.get(2)?,
+                })
+            })?;
+            let mut changes = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+            changes.reverse();
+            Ok(changes)
+        };
+        read().map_err(self.database())
     }
 
     fn execute(&self, sql: &str, values: impl rusqlite::Params) -> Result<(), StoreError> {

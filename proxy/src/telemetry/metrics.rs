@@ -5,7 +5,7 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use migration::cutover::Outcome;
-use migration::policy::Policy;
+use migration::policy::{Policy, ReplicationMode};
 use migration::report::DecisionReport;
 use replicator::status::StreamStatus;
 
@@ -117,6 +117,26 @@ pub fn training(against_shipped: Option<f64>, rollbacks: u32) {
 pub fn replication(resource: &str, status: &StreamStatus) {
     gauge!(names::LAG_BYTES, names::RESOURCE => resource.to_owned()).set(status.lag_bytes as f64);
     gauge!(names::LAG_SECONDS, names::RESOURCE => resource.to_owned()).set(status.lag.as_secs_f64());
+    for (place, bytes) in [("memory", status.open.memory_bytes), ("disk", status.open.disk_bytes)] {
+        gauge!(names::OPEN_BYTES, names::RESOURCE => resource.to_owned(), names::PLACE => place)
+            .set(bytes as f64);
+    }
+    for (cause, count) in &status.failures {
+        counter!(
+            names::STREAM_FAILURES,
+            names::RESOURCE => resource.to_owned(),
+            names::CAUSE => cause.policy().label
+        )
+        .absolute(*count);
+    }
+}
+
+/// The replication mode in effect.
+pub fn replication_mode(resource: &str, effective: ReplicationMode) {
+    for mode in [ReplicationMode::Async, ReplicationMode::Sync, ReplicationMode::Hybrid] {
+        gauge!(names::REPLICATION_MODE, names::RESOURCE => resource.to_owned(), names::MODE => mode.name())
+            .set(if mode == effective { 1.0 } else { 0.0 });
+    }
 }
 
 /// A probe.

@@ -17,6 +17,12 @@ pub const GATE_CLOSED: &str = "godwit_gate_closed_seconds";
 pub const LAG_BYTES: &str = "godwit_replication_lag_bytes";
 /// Gauge, seconds: age of the oldest change not applied. Label: resource.
 pub const LAG_SECONDS: &str = "godwit_replication_lag_seconds";
+/// Gauge: 1 for the replication mode in effect, 0 for the others. Labels: resource, mode.
+pub const REPLICATION_MODE: &str = "godwit_replication_mode";
+/// Gauge, bytes: changes of transactions of the source that have not ended yet. Labels: resource, place (`memory`, `disk`).
+pub const OPEN_BYTES: &str = "godwit_replication_open_bytes";
+/// Counter: how often the stream to the shadow broke. Labels: resource, cause (see `replicator::error::Cause`).
+pub const STREAM_FAILURES: &str = "godwit_replication_failures_total";
 /// Histogram, seconds: probes. Labels: zone, probe, phase.
 pub const PROBE: &str = "godwit_probe_duration_seconds";
 /// Gauge, seconds: forecast of the request path's p95. Labels: resource, zone, quantile, step (`first`, `last`).
@@ -52,6 +58,10 @@ pub const SEGMENT: &str = "segment";
 pub const CODE: &str = "code";
 /// Label: a term of the score.
 pub const TERM: &str = "term";
+/// Label: `memory` or `disk`.
+pub const PLACE: &str = "place";
+/// Label: why a stream broke.
+pub const CAUSE: &str = "cause";
 /// Label: how a migration ended.
 pub const OUTCOME: &str = "outcome";
 /// Label: a phase of a migration, or a step of a forecast.
@@ -60,6 +70,8 @@ pub const STEP: &str = "step";
 pub const QUANTILE: &str = "quantile";
 /// Label: `http` or `sql`.
 pub const PROBE_KIND: &str = "probe";
+/// Label: `async`, `sync` or `hybrid`.
+pub const MODE: &str = "mode";
 /// Label: a phase of a probe.
 pub const PHASE: &str = "phase";
 
@@ -75,6 +87,13 @@ pub fn describe() {
     describe_histogram!(GATE_CLOSED, seconds, "How long a gate was closed");
     describe_gauge!(LAG_BYTES, Unit::Bytes, "How far the shadow is behind");
     describe_gauge!(LAG_SECONDS, seconds, "Age of the oldest change not applied on the shadow");
+    describe_gauge!(REPLICATION_MODE, "1 for the replication mode in effect");
+    describe_gauge!(
+        OPEN_BYTES,
+        Unit::Bytes,
+        "Changes of the source's open transactions, in memory and on disk"
+    );
+    describe_counter!(STREAM_FAILURES, "How often the stream to the shadow broke, by cause");
     describe_histogram!(PROBE, seconds, "Active probes");
     describe_gauge!(FORECAST, seconds, "Forecast of the request path's p95");
     describe_gauge!(FORECAST_COVERAGE, "Share of values that the 90 % band of the forecast covered of late");

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::Target;
-use crate::change::Transaction;
+use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::wire::{CopyTable, Resume};
@@ -34,17 +34,22 @@ pub struct MemoryTarget {
     store: Arc<Mutex<Store>>,
     expected: Lsn,
     rows: Vec<u8>,
+    large: Option<Transaction>,
 }
 
 impl MemoryTarget {
     /// On this store.
     pub fn new(store: Arc<Mutex<Store>>) -> Self {
-        Self { store, expected: Lsn::ZERO, rows: Vec::new() }
+        Self { store, expected: Lsn::ZERO, rows: Vec::new(), large: None }
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn not_begun() -> Error {
+    Error::Protocol("a part of a transaction that did not begin".into())
 }
 
 #[async_trait]
@@ -54,6 +59,7 @@ impl Target for MemoryTarget {
         let resume = Resume { applied: store.checkpoint, copied: store.copied, marker: store.marker };
         drop(store);
         self.expected = resume.applied;
+        self.large = None;
         Ok(resume)
     }
 
@@ -73,6 +79,21 @@ impl Target for MemoryTarget {
         drop(store);
         self.expected = last.end_lsn;
         Ok(())
+    }
+
+    async fn begin_large(&mut self, header: LargeHeader) -> Result<(), Error> {
+        self.large = Some(header.with(Vec::new()));
+        Ok(())
+    }
+
+    async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error> {
+        self.large.as_mut().ok_or_else(not_begun)?.changes.extend(changes);
+        Ok(())
+    }
+
+    async fn end_large(&mut self) -> Result<(), Error> {
+        let transaction = self.large.take().ok_or_else(not_begun)?;
+        self.apply(&[transaction]).await
     }
 
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error> {

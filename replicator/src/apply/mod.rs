@@ -8,18 +8,21 @@ pub mod postgres;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::change::Transaction;
+use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::wire::{CopyTable, Resume};
 
 pub use self::postgres::seed_progress;
 
-/// A group's bounds: how much of what is queued goes into one target transaction.
-pub const GROUP_CHANGES: usize = 2_000;
+/// A group's bounds: how many changes of what is queued go into one target transaction, at first and at most.
+pub const GROUP_CHANGES: (usize, usize) = (2_000, 100_000);
 
-/// See [`GROUP_CHANGES`]; encoded bytes.
-pub const GROUP_BYTES: u64 = 2 << 20;
+/// See [`GROUP_CHANGES`]; encoded bytes. Less than the session lets wait, so that more arrives meanwhile.
+pub const GROUP_BYTES: u64 = 6 << 20;
+
+/// How long a group may take; the number of its changes follows.
+pub const GROUP_TIME: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Where changes go.
 ///
@@ -32,6 +35,18 @@ pub trait Target: Send {
 
     /// Applies whole transactions, in order, and moves the checkpoint to the last one's end, in one step.
     async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error>;
+
+    /// Opens one target transaction for one large source transaction, whose changes follow in parts.
+    ///
+    /// Until [`Target::end_large`] returns nothing of it is there; a target that is dropped before leaves nothing behind.
+    async fn begin_large(&mut self, header: LargeHeader) -> Result<(), Error>;
+
+    /// The next changes of the large transaction, in order. May return before they are written; an error of an earlier
+    /// part comes out of a later call.
+    async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error>;
+
+    /// Commits the large transaction and moves the checkpoint to its end, in one step.
+    async fn end_large(&mut self) -> Result<(), Error>;
 
     /// Moves the checkpoint alone.
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error>;

@@ -373,8 +373,15 @@ BEGIN
     PERFORM pg_stat_clear_snapshot();
     remaining := NULL;
     -- A few at a time: the same work in all, but whoever carries the marker gets its turn.
-    FOR session IN SELECT s.* FROM godwit.app_sessions(app_roles) s ORDER BY s.pid LIMIT 4 LOOP
+    FOR session IN
+      SELECT s.*, coalesce(a.wait_event = 'SyncRep', false) AS committed
+      FROM godwit.app_sessions(app_roles) s LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.pid
+      ORDER BY committed, s.pid LIMIT 4
+    LOOP
       remaining := concat_ws(', ', remaining, session.described);
+      -- It has committed, and the marker behind it goes to the same standby: its client gets a true answer if it may wait for
+      -- that; one that is ended would not know.
+      CONTINUE WHEN session.committed AND clock_timestamp() < kill_deadline - kill_ms * interval '0.5 millisecond';
       PERFORM pg_terminate_backend(session.pid);
       IF session.pid <> ALL (ended) THEN
         ended := ended || session.pid;

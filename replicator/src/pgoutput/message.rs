@@ -10,16 +10,63 @@ use crate::lsn::Lsn;
 /// A message as it stands on the wire; relations are still numbers.
 #[derive(Debug)]
 pub(super) enum Message {
-    Begin { final_lsn: Lsn, commit_time: PgTimestamp, xid: u32 },
-    Commit { commit_lsn: Lsn, end_lsn: Lsn, commit_time: PgTimestamp },
-    Origin { name: String },
+    Begin {
+        final_lsn: Lsn,
+        commit_time: PgTimestamp,
+        xid: u32,
+    },
+    Commit(CommitRecord),
+    /// Changes of an unfinished transaction follow, each with the id of its (sub)transaction.
+    StreamStart {
+        xid: u32,
+        first: bool,
+    },
+    StreamStop,
+    StreamCommit {
+        xid: u32,
+        commit: CommitRecord,
+    },
+    /// `sub` is `xid` when the whole transaction is gone.
+    StreamAbort {
+        xid: u32,
+        sub: u32,
+    },
+    Origin {
+        name: String,
+    },
     Relation(Relation),
     Type,
-    Insert { relation: u32, new: Row },
-    Update { relation: u32, old: Option<OldTuple>, new: Row },
-    Delete { relation: u32, old: OldTuple },
-    Truncate { relations: Vec<u32>, cascade: bool, restart_identity: bool },
-    Logical { transactional: bool, prefix: String, content: Bytes },
+    Insert {
+        relation: u32,
+        new: Row,
+    },
+    Update {
+        relation: u32,
+        old: Option<OldTuple>,
+        new: Row,
+    },
+    Delete {
+        relation: u32,
+        old: OldTuple,
+    },
+    Truncate {
+        relations: Vec<u32>,
+        cascade: bool,
+        restart_identity: bool,
+    },
+    Logical {
+        transactional: bool,
+        prefix: String,
+        content: Bytes,
+    },
+}
+
+/// What a commit says.
+#[derive(Debug)]
+pub(super) struct CommitRecord {
+    pub(super) commit_lsn: Lsn,
+    pub(super) end_lsn: Lsn,
+    pub(super) commit_time: PgTimestamp,
 }
 
 /// The old values that an update or delete brings.
@@ -35,12 +82,13 @@ const TRANSACTIONAL: u8 = 1;
 const PART_OF_KEY: u8 = 1;
 
 impl Message {
-    pub(super) fn parse(mut bytes: Bytes) -> Result<Self, Error> {
+    /// Between StreamStart and StreamStop (`streamed`) a change carries the id of its (sub)transaction, which comes second.
+    pub(super) fn parse(mut bytes: Bytes, streamed: bool) -> Result<(Self, Option<u32>), Error> {
         if bytes.is_empty() {
             return Err(Error::Protocol("an empty pgoutput message".into()));
         }
         let tag = bytes.get_u8();
-        let parse = match tag {
+        let parse: fn(&mut Reader) -> Result<Self, Error> = match tag {
             b'B' => begin,
             b'C' => commit,
             b'O' => origin,
@@ -51,17 +99,20 @@ impl Message {
             b'D' => delete,
             b'T' => truncate,
             b'M' => logical,
-            b'S' | b'E' | b'c' | b'A' => {
-                return Err(Error::Protocol("a streamed transaction, which was not asked for".into()));
-            }
+            b'S' => stream_start,
+            b'E' => |_| Ok(Message::StreamStop),
+            b'c' => stream_commit,
+            b'A' => stream_abort,
             _ => {
                 return Err(Error::Protocol(format!("unknown pgoutput message {:?}", char::from(tag))));
             }
         };
         let mut reader = Reader::new(name(tag), bytes);
+        let with_id = streamed && matches!(tag, b'R' | b'Y' | b'I' | b'U' | b'D' | b'T' | b'M');
+        let xid = with_id.then(|| reader.u32("transaction id")).transpose()?;
         let message = parse(&mut reader)?;
         reader.finish()?;
-        Ok(message)
+        Ok((message, xid))
     }
 }
 
@@ -76,6 +127,10 @@ fn name(tag: u8) -> &'static str {
         b'U' => "update",
         b'D' => "delete",
         b'T' => "truncate",
+        b'S' => "stream start",
+        b'E' => "stream stop",
+        b'c' => "stream commit",
+        b'A' => "stream abort",
         _ => "logical",
     }
 }
@@ -89,11 +144,27 @@ fn begin(reader: &mut Reader) -> Result<Message, Error> {
 }
 
 fn commit(reader: &mut Reader) -> Result<Message, Error> {
+    Ok(Message::Commit(committed(reader)?))
+}
+
+fn stream_start(reader: &mut Reader) -> Result<Message, Error> {
+    Ok(Message::StreamStart { xid: reader.u32("transaction id")?, first: reader.u8("first flag")? != 0 })
+}
+
+fn stream_commit(reader: &mut Reader) -> Result<Message, Error> {
+    Ok(Message::StreamCommit { xid: reader.u32("transaction id")?, commit: committed(reader)? })
+}
+
+fn stream_abort(reader: &mut Reader) -> Result<Message, Error> {
+    Ok(Message::StreamAbort { xid: reader.u32("transaction id")?, sub: reader.u32("subtransaction id")? })
+}
+
+fn committed(reader: &mut Reader) -> Result<CommitRecord, Error> {
     let flags = reader.u8("flags")?;
     if flags != 0 {
         return Err(Error::Protocol(format!("a commit with unknown flags {flags:#04x}")));
     }
-    Ok(Message::Commit {
+    Ok(CommitRecord {
         commit_lsn: reader.lsn("commit position")?,
         end_lsn: reader.lsn("end position")?,
         commit_time: PgTimestamp(reader.i64("commit time")?),

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::{Cell, Column, PgTimestamp, ReplicaIdentity};
+use crate::change::{Cell, Column, PgTimestamp, ReplicaIdentity, Transaction};
+use crate::lsn::Lsn;
 
 const RELATION_T: &str = "52000040057075626c69630074006400030169640000000017ffffffff00626f64790000000019ffffffff\
                           006d0000004001ffffffff";
@@ -43,8 +44,18 @@ fn hex(text: &str) -> Bytes {
 fn decode_all(messages: &[&str]) -> Result<Vec<Transaction>, Error> {
     let mut decoder = Decoder::new();
     let mut found = Vec::new();
+    let mut open: HashMap<u32, Vec<(u32, Change)>> = HashMap::new();
     for message in messages {
-        found.extend(decoder.decode(hex(message))?);
+        match decoder.decode(hex(message))? {
+            None | Some(Event::Origin { .. }) => {}
+            Some(Event::Change { xid, sub, change }) => open.entry(xid).or_default().push((sub, change)),
+            Some(Event::Abort { xid, sub }) if xid == sub => drop(open.remove(&xid)),
+            Some(Event::Abort { xid, sub }) => open.entry(xid).or_default().retain(|(by, _)| *by != sub),
+            Some(Event::Commit(header)) => {
+                let changes = open.remove(&header.xid).unwrap_or_default();
+                found.push(header.with(changes.into_iter().map(|(_, change)| change).collect()));
+            }
+        }
     }
     Ok(found)
 }
@@ -140,7 +151,15 @@ fn refusals_say_what_is_wrong() {
         (vec![BEGIN, RELATION_F, "490000400d4effff74ffffffff"], "cut short at its value"),
         (vec!["54ffffffff00"], "cut short at its relation"),
         (vec![BEGIN, RELATION_F, "490000400d4e000162000000013777"], "binary"),
-        (vec!["530000000101"], "streamed"),
+        (vec!["530000000700"], "7 goes on that never began"),
+        (vec!["45"], "a block ends that never began"),
+        (vec![START_7, START_7], "inside another"),
+        (vec![BEGIN, START_7], "inside another"),
+        (vec![START_7, COMMIT], "outside a transaction"),
+        (vec![START_7, COMMIT_7], "inside another"),
+        (vec![START_7, "410000000700000007"], "inside another"),
+        (vec![COMMIT_7], "7 is committed that never began"),
+        (vec![START_7, "4900000007"], "cut short at its relation"),
         (vec![&format!("{BEGIN}00")], "1 bytes left over in a begin message"),
         (vec!["59000040017075ff"], "cut short at its schema"),
         (vec!["5900004001ff00"], "not UTF-8"),
@@ -149,6 +168,86 @@ fn refusals_say_what_is_wrong() {
         let error = decode_all(&messages).expect_err(complaint).to_string();
         assert!(error.contains(complaint), "{messages:?} gave {error:?}, not {complaint:?}");
     }
+}
+
+const START_7: &str = "530000000701";
+const COMMIT_7: &str = "630000000700000000000173814000000000017383800003040f2defb8f4";
+
+/// `message` as it comes inside a block: with the id of its (sub)transaction after the tag.
+fn by(sub: u32, message: &str) -> String {
+    format!("{}{sub:08x}{}", &message[..2], &message[2..])
+}
+
+/// Two transactions in blocks, a savepoint of one taken back, the other taken back whole, and two that come whole.
+fn in_blocks() -> Vec<String> {
+    let insert = |sub: u32, a: char| by(sub, &format!("490000400d4e000274000000013{a}74000000017a"));
+    vec![
+        START_7.to_owned(),
+        by(7, RELATION_F),
+        insert(7, '1'),
+        insert(8, '2'),
+        insert(9, '3'),
+        "45".to_owned(),
+        "530000000b01".to_owned(),
+        "4f00000000000000ab676f647769745f6f726465727300".to_owned(),
+        by(11, RELATION_F),
+        insert(11, '4'),
+        "45".to_owned(),
+        // A finished one between the blocks, with a table of its own.
+        BEGIN.to_owned(),
+        RELATION_T.to_owned(),
+        "49000040054e00037400000001316e740000000463616c6d".to_owned(),
+        COMMIT.to_owned(),
+        "410000000700000008".to_owned(),
+        "530000000700".to_owned(),
+        insert(10, '5'),
+        by(7, "4d010000000001738140676f647769742e66656e6365000000000138"),
+        "45".to_owned(),
+        "410000000b0000000b".to_owned(),
+        COMMIT_7.to_owned(),
+        // What transaction 7 described holds from its commit on.
+        BEGIN.to_owned(),
+        "490000400d4e00027400000001377400000002c3a9".to_owned(),
+        COMMIT.to_owned(),
+    ]
+}
+
+#[test]
+fn blocks_of_unfinished_transactions_interleave_and_savepoints_are_taken_back() {
+    let messages = in_blocks();
+    let messages: Vec<&str> = messages.iter().map(String::as_str).collect();
+    let found = decode_all(&messages).expect("valid");
+    let xids: Vec<u32> = found.iter().map(|transaction| transaction.xid).collect();
+    assert_eq!(xids, [759, 7, 759], "in the order of their commits");
+    let firsts: Vec<String> = found[1]
+        .changes
+        .iter()
+        .map(|change| match change {
+            Change::Insert { new, .. } => format!("{:?}", new[0]),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(firsts[..3], ["Text(b\"1\")", "Text(b\"3\")", "Text(b\"5\")"]);
+    assert_eq!(found[1].marker(), Some(8));
+    assert_eq!((found[1].commit_lsn, found[1].end_lsn), (Lsn(0x0173_8140), Lsn(0x0173_8380)));
+}
+
+#[test]
+fn a_table_altered_by_an_unfinished_transaction_is_new_only_to_it() {
+    let mut decoder = Decoder::new();
+    let wider = "520000400d7075626c696300660066000301610000000017ffffffff01620000000019ffffffff00630000000019ffffffff";
+    let narrow = "490000400d4e00027400000001377400000002c3a9";
+    let wide = "490000400d4e00037400000001377400000002c3a96e";
+    for message in
+        [BEGIN, RELATION_F, COMMIT, START_7, &by(7, wider), &by(7, wide), "45", BEGIN, narrow, COMMIT]
+    {
+        decoder.decode(hex(message)).expect(message);
+    }
+    // Taken back, its description goes too.
+    let mut taken_back = decoder;
+    taken_back.decode(hex("410000000700000007")).expect("abort");
+    taken_back.decode(hex(BEGIN)).expect("begin");
+    taken_back.decode(hex(narrow)).expect("the table is as it was");
 }
 
 #[test]
@@ -177,10 +276,12 @@ proptest! {
 
     #[test]
     fn captured_bytes_with_some_changed_never_panic(
-        changed in prop::collection::vec((0..CAPTURED.len(), any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        changed in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
         let mut messages: Vec<Vec<u8>> = CAPTURED.iter().map(|message| hex(message).to_vec()).collect();
+        messages.extend(in_blocks().iter().map(|message| hex(message).to_vec()));
         for (message, at, byte) in changed {
+            let message = message.index(messages.len());
             let message = &mut messages[message];
             let at = at.index(message.len());
             message[at] = byte;

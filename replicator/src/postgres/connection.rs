@@ -1,7 +1,8 @@
 //! A minimal client for PostgreSQL's replication protocol, which `tokio_postgres` does not speak.
 //!
-//! Start-up (trust, clear-text, MD5 and SCRAM-SHA-256), simple queries and copy-both. No TLS.
-//! Sources: PostgreSQL documentation, chapters 55.2 "Message Flow", 55.4 "Streaming Replication Protocol".
+//! TLS, start-up (trust, clear-text, MD5, SCRAM-SHA-256 with and without channel binding), simple queries and copy-both.
+//! Sources: PostgreSQL documentation, chapters 55.2 "Message Flow", 55.3 "SASL Authentication", 55.4 "Streaming Replication
+//! Protocol".
 
 use std::fmt;
 use std::future::poll_fn;
@@ -14,26 +15,33 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::frontend;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_postgres::config::{ChannelBinding, Host};
+use tokio_postgres::config::{ChannelBinding, Host, SslNegotiation};
 
-use super::{CONNECT_TIMEOUT, place, refuse_tls};
+use super::paced::Paced;
+use super::tls::Connector;
+use super::{CONNECT_TIMEOUT, Dsn, TlsMode};
 use crate::error::Error;
 use crate::pgoutput::reader::Reader;
 
 /// The largest message believed: PostgreSQL itself cannot build one of more than 1 GiB, its header apart.
 const MESSAGE_LIMIT: usize = (1 << 30) + (1 << 16);
 /// How much is read at once.
-const READ_SIZE: usize = 64 * 1024;
+const READ_SIZE: usize = 256 * 1024;
 
 /// Settings that make the text output of values independent of the server's, the database's and the role's defaults,
 /// and keep the server from cutting a long wait short.
-pub(crate) const SESSION_SETTINGS: [(&str, &str); 9] = [
+pub(crate) const SESSION_SETTINGS: [(&str, &str); 13] = [
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
+    ("timezone", "UTC"),
+    // Money travels as the C locale writes it.
+    ("lc_monetary", "C"),
+    ("xmloption", "content"),
+    ("array_nulls", "on"),
     ("search_path", ""),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
@@ -61,7 +69,7 @@ impl fmt::Display for Address {
 }
 
 /// The addresses that connection parameters name, in order. One port counts for every host.
-pub(crate) fn addresses(dsn: &tokio_postgres::Config) -> Vec<Address> {
+pub(crate) fn addresses(dsn: &Dsn) -> Vec<Address> {
     let ports = dsn.get_ports();
     let port = |at: usize| ports.get(at).or(ports.first()).copied().unwrap_or(5432);
     let numbers = dsn.get_hostaddrs();
@@ -98,19 +106,17 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Connects and authenticates, with `replication=database`; the addresses are tried in order.
-    pub(crate) async fn open(dsn: &tokio_postgres::Config, application_name: &str) -> Result<Self, Error> {
-        refuse_tls(dsn)?;
-        if dsn.get_channel_binding() == ChannelBinding::Require {
-            return Err(Error::Unready(format!(
-                "the connection to {} demands channel binding, which needs TLS: not supported yet",
-                place(dsn)
-            )));
-        }
+    pub(crate) async fn open(dsn: &Dsn, application_name: &str) -> Result<Self, Error> {
         let limit = dsn.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
         let mut failure = Error::Unready("the connection parameters name no host".into());
-        for address in addresses(dsn) {
+        for (at, address) in addresses(dsn).into_iter().enumerate() {
             let context = format!("open a replication connection to {address}");
-            match within(limit, &context, Self::open_at(dsn, application_name, &address)).await {
+            // Where addresses are given as numbers, the names beside them are what certificates are made for.
+            let name = match (dsn.get_hosts().get(at), &address) {
+                (Some(Host::Tcp(name)), _) | (_, Address::Tcp(name, _)) => name,
+                (_, Address::Unix(_)) => "",
+            };
+            match within(limit, &context, Self::open_at(dsn, application_name, &address, name)).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => failure = error,
             }
@@ -119,19 +125,30 @@ impl Connection {
     }
 
     async fn open_at(
-        dsn: &tokio_postgres::Config,
+        dsn: &Dsn,
         application_name: &str,
         address: &Address,
+        name: &str,
     ) -> Result<Self, Error> {
         let context = || format!("open a replication connection to {address}");
-        let socket: Box<dyn Socket> = match address {
+        let (socket, end_point) = match address {
             Address::Tcp(host, port) => {
                 let socket =
                     TcpStream::connect((host.as_str(), *port)).await.map_err(Error::io(context()))?;
                 socket.set_nodelay(true).map_err(Error::io(context()))?;
-                Box::new(socket)
+                secure(dsn, Paced::new(socket), name, &context()).await?
             }
-            Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(Error::io(context()))?),
+            Address::Unix(_) if !matches!(dsn.tls.mode, TlsMode::Disable | TlsMode::Prefer) => {
+                return Err(Error::Unready(format!(
+                    "{}: TLS is demanded (sslmode={}), which a Unix socket does not have",
+                    context(),
+                    dsn.tls.mode.as_str()
+                )));
+            }
+            Address::Unix(path) => {
+                let socket = UnixStream::connect(path).await.map_err(Error::io(context()))?;
+                (Box::new(socket) as Box<dyn Socket>, None)
+            }
         };
         let mut this = Self { socket, received: BytesMut::new(), outgoing: BytesMut::new() };
         let user = dsn
@@ -147,22 +164,15 @@ impl Connection {
         parameters.extend(dsn.get_options().map(|options| ("options", options)));
         parameters.extend(SESSION_SETTINGS);
         frontend::startup_message(parameters, &mut this.outgoing).map_err(Error::io(context()))?;
-        this.authenticate(user, dsn.get_password(), &context()).await?;
+        let login =
+            Login { user, password: dsn.get_password(), binding: dsn.get_channel_binding(), end_point };
+        this.authenticate(&login, &context()).await?;
         Ok(this)
     }
 
-    async fn authenticate(
-        &mut self,
-        user: &str,
-        password: Option<&[u8]>,
-        context: &str,
-    ) -> Result<(), Error> {
-        let password_for = |method: &str| {
-            password.ok_or_else(|| {
-                Error::Unready(format!("{context}: the server asks for {method} and no password is given"))
-            })
-        };
+    async fn authenticate(&mut self, login: &Login<'_>, context: &str) -> Result<(), Error> {
         let mut scram: Option<sasl::ScramSha256> = None;
+        let mut bound = false;
         loop {
             let frame = self.frame(context).await?;
             let mut reader = match frame.tag {
@@ -173,13 +183,24 @@ impl Connection {
                 b'S' | b'K' | b'N' => continue,
                 tag => return Err(unexpected(tag, context)),
             };
-            match reader.i32("method")? {
+            let method = reader.i32("method")?;
+            if scram.is_some() && !matches!(method, 11 | 12) {
+                return Err(unproven(context, "it leaves the exchange before its end"));
+            }
+            // Whatever else the server is content with would not show that it is the one at the other end of the TLS.
+            if matches!(method, 0 | 3 | 5) && login.binding == ChannelBinding::Require && !bound {
+                return Err(Error::Unready(format!(
+                    "{context}: channel_binding=require, and the server asks for something else than SCRAM-SHA-256-PLUS"
+                )));
+            }
+            match method {
                 0 => {}
-                3 => frontend::password_message(password_for("a password")?, &mut self.outgoing)
+                3 => frontend::password_message(login.password("a password", context)?, &mut self.outgoing)
                     .map_err(Error::io(context))?,
                 5 => {
                     let salt = reader.u32("salt")?.to_be_bytes();
-                    let hash = md5_hash(user.as_bytes(), password_for("an MD5 password")?, salt);
+                    let password = login.password("an MD5 password", context)?;
+                    let hash = md5_hash(login.user.as_bytes(), password, salt);
                     frontend::password_message(hash.as_bytes(), &mut self.outgoing)
                         .map_err(Error::io(context))?;
                 }
@@ -188,34 +209,23 @@ impl Connection {
                     while reader.remaining() > 1 {
                         offered.push(reader.text("mechanism")?);
                     }
-                    if !offered.iter().any(|mechanism| mechanism == sasl::SCRAM_SHA_256) {
-                        return Err(Error::Unready(format!(
-                            "{context}: the server offers only {}, not SCRAM-SHA-256",
-                            offered.join(", ")
-                        )));
-                    }
-                    let exchange = sasl::ScramSha256::new(
-                        password_for("SCRAM-SHA-256")?,
-                        sasl::ChannelBinding::unsupported(),
-                    );
-                    frontend::sasl_initial_response(
-                        sasl::SCRAM_SHA_256,
-                        exchange.message(),
-                        &mut self.outgoing,
-                    )
-                    .map_err(Error::io(context))?;
+                    let (mechanism, binding) = login.mechanism(&offered, context)?;
+                    bound = mechanism == sasl::SCRAM_SHA_256_PLUS;
+                    let exchange = sasl::ScramSha256::new(login.password("SCRAM-SHA-256", context)?, binding);
+                    frontend::sasl_initial_response(mechanism, exchange.message(), &mut self.outgoing)
+                        .map_err(Error::io(context))?;
                     scram = Some(exchange);
                 }
                 11 => {
                     let exchange = scram.as_mut().ok_or_else(|| unexpected(b'R', context))?;
-                    exchange.update(&reader.rest()).map_err(Error::io(context))?;
+                    exchange.update(&reader.rest()).map_err(|error| unproven(context, error))?;
                     frontend::sasl_response(exchange.message(), &mut self.outgoing)
                         .map_err(Error::io(context))?;
                 }
                 12 => {
                     // The server's proof: a server that does not know the password is refused here.
                     let mut exchange = scram.take().ok_or_else(|| unexpected(b'R', context))?;
-                    exchange.finish(&reader.rest()).map_err(Error::io(context))?;
+                    exchange.finish(&reader.rest()).map_err(|error| unproven(context, error))?;
                 }
                 other => {
                     return Err(Error::Unready(format!(
@@ -281,7 +291,8 @@ impl Connection {
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            Poll::Ready(Ok(()))
+            // TLS keeps what the socket did not take.
+            Pin::new(&mut self.socket).poll_flush(cx)
         })
         .await
     }
@@ -289,9 +300,7 @@ impl Connection {
     /// Waits for more bytes, sending meanwhile what is queued. Cancel-safe.
     pub(crate) async fn fill(&mut self) -> io::Result<()> {
         poll_fn(|cx| {
-            if !self.outgoing.is_empty()
-                && let Poll::Ready(Err(error)) = pin!(self.flush()).poll(cx)
-            {
+            if let Poll::Ready(Err(error)) = pin!(self.flush()).poll(cx) {
                 return Poll::Ready(Err(error));
             }
             self.received.reserve(READ_SIZE / 4);
@@ -335,6 +344,100 @@ impl Connection {
     }
 }
 
+/// Who logs in, and to what the exchange can be bound.
+struct Login<'a> {
+    user: &'a str,
+    password: Option<&'a [u8]>,
+    binding: ChannelBinding,
+    /// Of the server's certificate, where there is TLS.
+    end_point: Option<Vec<u8>>,
+}
+
+impl Login<'_> {
+    fn password(&self, method: &str, context: &str) -> Result<&[u8], Error> {
+        self.password.ok_or_else(|| {
+            Error::Unready(format!("{context}: the server asks for {method} and no password is given"))
+        })
+    }
+
+    /// The best of what is offered. Where we could bind and the server says it cannot, the exchange tells it so: a third party
+    /// that took the offer away is found out.
+    fn mechanism(
+        &self,
+        offered: &[String],
+        context: &str,
+    ) -> Result<(&'static str, sasl::ChannelBinding), Error> {
+        let offers = |mechanism: &str| offered.iter().any(|offer| offer == mechanism);
+        let end_point = self.end_point.as_ref().filter(|_| self.binding != ChannelBinding::Disable);
+        match end_point {
+            Some(hash) if offers(sasl::SCRAM_SHA_256_PLUS) => {
+                return Ok((
+                    sasl::SCRAM_SHA_256_PLUS,
+                    sasl::ChannelBinding::tls_server_end_point(hash.clone()),
+                ));
+            }
+            _ if self.binding == ChannelBinding::Require => {
+                return Err(Error::Unready(format!(
+                    "{context}: channel_binding=require, which this connection cannot have (it needs TLS, a certificate \
+                     whose signature names a hash, and SCRAM-SHA-256-PLUS; the server offers {})",
+                    offered.join(", ")
+                )));
+            }
+            _ if !offers(sasl::SCRAM_SHA_256) => {
+                return Err(Error::Unready(format!(
+                    "{context}: the server offers only {}, not SCRAM-SHA-256",
+                    offered.join(", ")
+                )));
+            }
+            _ => {}
+        }
+        let binding = match end_point {
+            Some(_) => sasl::ChannelBinding::unrequested(),
+            None => sasl::ChannelBinding::unsupported(),
+        };
+        Ok((sasl::SCRAM_SHA_256, binding))
+    }
+}
+
+/// Puts TLS on a fresh connection where that is wanted; gives what an exchange can be bound to.
+async fn secure(
+    dsn: &Dsn,
+    mut socket: Paced,
+    name: &str,
+    context: &str,
+) -> Result<(Box<dyn Socket>, Option<Vec<u8>>), Error> {
+    let mode = dsn.tls.mode;
+    if mode == TlsMode::Disable {
+        return Ok((Box::new(socket), None));
+    }
+    let connector = Connector::new(&dsn.tls)?;
+    if dsn.get_ssl_negotiation() == SslNegotiation::Direct {
+        if mode == TlsMode::Prefer {
+            return Err(Error::Unready(format!(
+                "{context}: sslnegotiation=direct knows no way without TLS: use sslmode=verify-full, or at least require"
+            )));
+        }
+    } else {
+        let mut request = BytesMut::new();
+        frontend::ssl_request(&mut request);
+        socket.write_all(&request).await.map_err(Error::io(context))?;
+        // One byte and no more: whatever came behind it in the clear would be read as a broken handshake.
+        match (socket.read_u8().await.map_err(Error::io(context))?, mode) {
+            (b'S', _) => {}
+            (_, TlsMode::Prefer) => return Ok((Box::new(socket), None)),
+            _ => {
+                return Err(Error::Unready(format!(
+                    "{context}: the server has no TLS (ssl = off), and sslmode={} demands it",
+                    mode.as_str()
+                )));
+            }
+        }
+    }
+    let secured = connector.secure(name, socket).await.map_err(Error::io(format!("{context} with TLS")))?;
+    let end_point = secured.end_point();
+    Ok((Box::new(secured), end_point))
+}
+
 /// What the server's ErrorResponse says.
 pub(crate) fn server_error(context: &str, body: Bytes) -> Error {
     let mut reader = Reader::new("error", body);
@@ -368,6 +471,12 @@ fn text_row(body: Bytes) -> Result<TextRow, Error> {
     Ok(row)
 }
 
+fn unproven(context: &str, why: impl fmt::Display) -> Error {
+    Error::Unready(format!(
+        "{context}: the server did not prove that it knows the password ({why}): it is another server, or somebody is between"
+    ))
+}
+
 fn unexpected(tag: u8, context: &str) -> Error {
     Error::Protocol(format!("unexpected message {:?} while trying to {context}", char::from(tag)))
 }
@@ -389,10 +498,10 @@ mod tests {
 
     #[test]
     fn one_port_counts_for_every_host() {
-        let dsn: tokio_postgres::Config = "host=a,b port=6000".parse().expect("valid");
+        let dsn: Dsn = "host=a,b port=6000".parse().expect("valid");
         let found: Vec<String> = addresses(&dsn).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["a:6000", "b:6000"]);
-        let dsn: tokio_postgres::Config = "host=/run/postgresql".parse().expect("valid");
+        let dsn: Dsn = "host=/run/postgresql".parse().expect("valid");
         assert_eq!(addresses(&dsn), [Address::Unix("/run/postgresql/.s.PGSQL.5432".into())]);
     }
 
@@ -403,6 +512,62 @@ mod tests {
         assert_eq!((sqlstate.as_str(), message.as_str()), ("55006", "slot is active: by process 1"));
         // Nonsense is still an error with a context, not a panic.
         assert!(matches!(server_error("start", Bytes::from_static(b"Cxx")), Error::Server { .. }));
+    }
+
+    /// What authenticating against these messages of a server ends with.
+    async fn log_in(
+        messages: &[&[u8]],
+        binding: ChannelBinding,
+        end_point: Option<Vec<u8>>,
+    ) -> Result<(), Error> {
+        let (mut server, client) = tokio::io::duplex(4096);
+        for message in messages {
+            server.write_all(message).await.expect("room");
+        }
+        let mut connection =
+            Connection { socket: Box::new(client), received: BytesMut::new(), outgoing: BytesMut::new() };
+        let login = Login { user: "u", password: Some(b"secret"), binding, end_point };
+        tokio::time::timeout(Duration::from_secs(5), connection.authenticate(&login, "log in"))
+            .await
+            .expect("an answer")
+    }
+
+    const OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+    const READY: &[u8] = b"Z\0\0\0\x05I";
+    const CLEAR: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
+    const MD5: &[u8] = b"R\0\0\0\x0c\0\0\0\x05salt";
+    const SCRAM: &[u8] = b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0";
+    const BOTH: &[u8] = b"R\0\0\0\x2a\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0";
+
+    #[tokio::test]
+    async fn a_server_must_prove_that_it_knows_the_password() {
+        let prefer = ChannelBinding::Prefer;
+        log_in(&[OK, READY], prefer, None).await.expect("trust");
+        log_in(&[CLEAR, OK, READY], prefer, None).await.expect("a password in the clear");
+        for way_out in [OK, CLEAR, MD5, SCRAM] {
+            let error = log_in(&[SCRAM, way_out, OK, READY], prefer, None).await.expect_err("unproven");
+            assert!(error.to_string().contains("leaves the exchange"), "{error}");
+        }
+        let forged = b"R\0\0\0\x1e\0\0\0\x0br=mine,s=c2FsdA==,i=4096";
+        let error = log_in(&[SCRAM, forged], prefer, None).await.expect_err("another nonce");
+        assert!(error.to_string().contains("did not prove"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_demand_for_channel_binding_takes_nothing_else() {
+        let (require, hash) = (ChannelBinding::Require, || Some(vec![1; 32]));
+        for (messages, end_point) in [
+            (vec![OK, READY], hash()),
+            (vec![CLEAR, OK, READY], hash()),
+            (vec![MD5, OK, READY], hash()),
+            (vec![SCRAM], hash()),
+            (vec![BOTH], None),
+        ] {
+            let error = log_in(&messages, require, end_point).await.expect_err("not bound");
+            assert!(error.to_string().contains("channel_binding=require"), "{error}");
+        }
+        let error = log_in(&[BOTH, OK, READY], require, hash()).await.expect_err("not finished");
+        assert!(error.to_string().contains("leaves the exchange"), "{error}");
     }
 
     #[tokio::test]

@@ -1,13 +1,18 @@
 //! The only files that speak to the source database: SQL connections, slots, the replication stream.
 
 pub(crate) mod connection;
+mod dsn;
+mod paced;
 pub mod slot;
 pub mod stream;
+mod tls;
 
+use std::pin::Pin;
 use std::time::Duration;
 
-use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, NoTls};
+
+pub use dsn::{Authority, ClientCertificate, Dsn, DsnError, Tls, TlsMode};
 
 use crate::error::Error;
 
@@ -17,48 +22,58 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Opens an SQL connection and drives it from a task of its own, which ends when the client is dropped.
 ///
 /// `connect_timeout` of `dsn` counts, 10 s otherwise, and bounds the whole of it, the server's answers included: a path that
-/// swallows everything must not hang the caller. Connection parameters that demand TLS are refused: this version
-/// has none, and does not downgrade.
-pub async fn connect(dsn: &tokio_postgres::Config, application_name: &str) -> Result<Client, Error> {
-    refuse_tls(dsn)?;
-    let mut dsn = dsn.clone();
-    dsn.application_name(application_name);
-    if dsn.get_connect_timeout().is_none() {
-        dsn.connect_timeout(CONNECT_TIMEOUT);
-    }
-    let patience = dsn.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
-    let context = || format!("connect to {}", place(&dsn));
-    let (client, connection) = tokio::time::timeout(patience, dsn.connect(NoTls))
-        .await
-        .map_err(|_| {
-            Error::io(format!("{}: no answer within {patience:?}", context()))(
-                std::io::ErrorKind::TimedOut.into(),
-            )
-        })?
-        .map_err(Error::database(context()))?;
+/// swallows everything must not hang the caller. TLS is as [`Dsn::tls`] says, never less.
+pub async fn connect(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
+    let (client, driver) = connect_apart(dsn, application_name).await?;
     tokio::spawn(async move {
         // Every call on the client reports the failure too; this is for the log.
-        if let Err(error) = connection.await {
+        if let Err(error) = driver.await {
             tracing::debug!(%error, "database connection ended");
         }
     });
     Ok(client)
 }
 
-/// Refuses connection parameters that demand TLS.
-pub(crate) fn refuse_tls(dsn: &tokio_postgres::Config) -> Result<(), Error> {
-    match dsn.get_ssl_mode() {
-        SslMode::Disable | SslMode::Prefer => Ok(()),
-        _ => Err(Error::Unready(format!(
-            "the connection to {} demands TLS (sslmode=require), which is not supported yet and is not downgraded: \
-             use sslmode=prefer or disable over a trusted network",
-            place(dsn)
-        ))),
+/// Drives a connection until its client is gone and the last answer is there.
+pub type Driver = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
+
+/// The same for callers that drive the connection themselves, and can so end it while the server owes an answer.
+pub async fn connect_apart(dsn: &Dsn, application_name: &str) -> Result<(Client, Driver), Error> {
+    let mut parameters = dsn.negotiated();
+    parameters.application_name(application_name);
+    // Godwit's own commits never wait for the shadow that it is bringing up; the applier sets its own level.
+    let options = format!("{} -c synchronous_commit=local", parameters.get_options().unwrap_or_default());
+    parameters.options(options.trim_start());
+    if parameters.get_connect_timeout().is_none() {
+        parameters.connect_timeout(CONNECT_TIMEOUT);
     }
+    let patience = parameters.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+    let context = || format!("connect to {}", place(dsn));
+    let connecting: Pin<Box<dyn Future<Output = _> + Send>> = if dsn.tls.mode == TlsMode::Disable {
+        Box::pin(async {
+            let (client, connection) = parameters.connect(NoTls).await?;
+            Ok((client, Box::pin(connection) as Driver))
+        })
+    } else {
+        let connector = tls::Connector::new(&dsn.tls)?;
+        let parameters = &parameters;
+        Box::pin(async move {
+            let (client, connection) = parameters.connect(connector).await?;
+            Ok((client, Box::pin(connection) as Driver))
+        })
+    };
+    tokio::time::timeout(patience, connecting)
+        .await
+        .map_err(|_| {
+            Error::io(format!("{}: no answer within {patience:?}", context()))(
+                std::io::ErrorKind::TimedOut.into(),
+            )
+        })?
+        .map_err(Error::database(context()))
 }
 
 /// `host:port/database`, for messages; never the password.
-pub(crate) fn place(dsn: &tokio_postgres::Config) -> String {
+pub(crate) fn place(dsn: &Dsn) -> String {
     let hosts: Vec<String> = connection::addresses(dsn).iter().map(ToString::to_string).collect();
     let hosts = if hosts.is_empty() { "nowhere".to_owned() } else { hosts.join(",") };
     format!("{hosts}/{}", dsn.get_dbname().or(dsn.get_user()).unwrap_or_default())
@@ -90,16 +105,5 @@ mod tests {
         assert_eq!(quote_ident("we\"ird Name"), "\"we\"\"ird Name\"");
         assert_eq!(quote_literal("it's"), "'it''s'");
         assert_eq!(quote_literal(r"back\slash's"), r" E'back\\slash''s'");
-    }
-
-    #[tokio::test]
-    async fn a_demand_for_tls_is_refused_not_downgraded() {
-        let dsn: tokio_postgres::Config =
-            "postgres://app:secret@db.example/orders?sslmode=require".parse().expect("valid");
-        let Err(error) = connect(&dsn, "test").await else { panic!("connected") };
-        let text = error.to_string();
-        assert!(text.contains("db.example:5432/orders") && text.contains("sslmode=require"), "{text}");
-        assert!(!text.contains("secret"), "{text}");
-        assert!(matches!(error, Error::Unready(_)));
     }
 }

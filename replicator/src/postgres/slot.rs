@@ -16,6 +16,9 @@ const DROP_TIMEOUT: Duration = Duration::from_secs(15);
 const DROP_RETRY: Duration = Duration::from_millis(25);
 /// Longest resource part that fits a 63-byte name beside `godwit_`, `_g` and any generation.
 const RESOURCE_LIMIT: usize = 34;
+/// What is behind the names of a critical lane.
+const CRITICAL: &str = ".critical";
+const CRITICAL_SLOT: &str = "_critical";
 
 /// SQL condition on `pg_class c`, `pg_namespace n`: the tables that are replicated. Permanent tables and leaf partitions of
 /// users; an extension's own tables come with the extension.
@@ -54,6 +57,44 @@ pub fn publication_name(resource: &str) -> String {
 /// Name of a resource's replication origin on the target.
 pub fn origin_name(resource: &str) -> String {
     format!("godwit_{}", name_part(resource))
+}
+
+/// A resource's changes travel in one lane, or in two: the tables that its policy calls critical in a lane of their own, so
+/// that a commit which waits for them does not wait behind others. Each has its slot, publication and origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lane {
+    /// Every table, or all that are not critical.
+    Main,
+    /// The critical tables.
+    Critical,
+}
+
+impl Lane {
+    /// Name of the lane's slot; see [`slot_name`]. Fits for any generation below 10¹¹.
+    pub fn slot_name(self, resource: &str, generation: u64) -> String {
+        format!(
+            "{}{}",
+            slot_name(resource, generation),
+            if self == Self::Critical { CRITICAL_SLOT } else { "" }
+        )
+    }
+
+    /// Name of the lane's publication. No resource has a dot in its names, so none can meet another's.
+    pub fn publication_name(self, resource: &str) -> String {
+        format!("{}{}", publication_name(resource), if self == Self::Critical { CRITICAL } else { "" })
+    }
+
+    /// Name of the lane's replication origin.
+    pub fn origin_name(self, resource: &str) -> String {
+        format!("{}{}", origin_name(resource), if self == Self::Critical { CRITICAL } else { "" })
+    }
+}
+
+/// Whether `slot` is one that Godwit made for some generation of `resource`.
+pub fn is_slot_of(slot: &str, resource: &str) -> bool {
+    let prefix = format!("godwit_{}_g", name_part(resource));
+    let generation = slot.strip_prefix(&prefix).map(|rest| rest.strip_suffix(CRITICAL_SLOT).unwrap_or(rest));
+    generation.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// What slot names allow: `[a-z0-9_]`, and short enough. A name that is too long keeps its start and gets a checksum.
@@ -193,10 +234,21 @@ fn lsn(text: &str) -> Result<Lsn, Error> {
     text.parse().map_err(|error| Error::Protocol(format!("{error}")))
 }
 
-/// Makes the publication `name` hold exactly the user tables of this database, all operations, leaf partitions by
-/// their own name; returns how many tables. Touches no table when the list is already right.
+/// Whether there is a publication of this name.
+pub async fn has_publication(client: &Client, name: &str) -> Result<bool, Error> {
+    let found =
+        client.query_opt("SELECT 1 FROM pg_catalog.pg_publication WHERE pubname = $1", &[&name]).await;
+    Ok(found.map_err(Error::database(format!("look for publication {name}")))?.is_some())
+}
+
+/// Makes the publication `name` hold exactly the user tables of this database but those of the critical publication beside
+/// it, all operations, leaf partitions by their own name; returns how many tables. Touches no table when the list is
+/// already right. A critical publication is left as it is: [`crate::lanes`] says what is in it.
 pub async fn ensure_publication(client: &Client, name: &str) -> Result<u32, Error> {
     let context = || format!("set up publication {name}");
+    if name.ends_with(CRITICAL) {
+        return Ok(0);
+    }
     let publication = quote_ident(name);
     let created = client.batch_execute(&format!("CREATE PUBLICATION {publication}")).await;
     match created {
@@ -234,7 +286,8 @@ pub async fn ensure_publication(client: &Client, name: &str) -> Result<u32, Erro
                 "SELECT n.nspname::text, c.relname::text, wanted.oid IS NOT NULL, \
                         p.prrelid IS NOT NULL AND to_jsonb(p)->>'prqual' IS NULL AND to_jsonb(p)->>'prattrs' IS NULL \
                  FROM (SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                       WHERE {USER_TABLES}) wanted \
+                       WHERE {USER_TABLES} AND c.oid NOT IN (SELECT r.prrelid FROM pg_catalog.pg_publication_rel r \
+                           JOIN pg_catalog.pg_publication b ON b.oid = r.prpubid WHERE b.pubname = $1 || '{CRITICAL}')) wanted \
                  FULL JOIN (SELECT r.* FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication b \
                             ON b.oid = r.prpubid WHERE b.pubname = $1) p ON p.prrelid = wanted.oid \
                  JOIN pg_catalog.pg_class c ON c.oid = coalesce(wanted.oid, p.prrelid) \
@@ -275,5 +328,22 @@ mod tests {
         assert!(slot_name(&a, u64::MAX).len() <= 63);
         assert_ne!(slot_name(&a, 1), slot_name(&b, 1));
         assert_eq!(slot_name("größe", 1), "godwit_gr__e_g1");
+    }
+
+    #[test]
+    fn lanes_have_names_of_their_own() {
+        assert_eq!(Lane::Main.slot_name("orders", 3), "godwit_orders_g3");
+        assert_eq!(Lane::Critical.slot_name("orders", 3), "godwit_orders_g3_critical");
+        assert_eq!(Lane::Critical.publication_name("orders"), "godwit_orders.critical");
+        assert!(Lane::Critical.slot_name(&"x".repeat(200), 99_999_999_999).len() <= 63);
+        for (slot, expected) in [
+            ("godwit_orders_g3", true),
+            ("godwit_orders_g3_critical", true),
+            ("godwit_orders_g", false),
+            ("godwit_orders_g3x", false),
+            ("godwit_orders2_g3", false),
+        ] {
+            assert_eq!(is_slot_of(slot, "orders"), expected, "{slot}");
+        }
     }
 }

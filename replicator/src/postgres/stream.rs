@@ -1,5 +1,6 @@
-//! The replication stream: committed transactions out of a slot, progress back into it.
+//! The replication stream: transactions out of a slot, as they commit or while they still run; progress back into it.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
@@ -8,12 +9,11 @@ use bytes::Bytes;
 use tokio::time::{Sleep, sleep};
 
 use super::connection::{Connection, server_error, within};
-use super::{CONNECT_TIMEOUT, quote_ident, quote_literal};
-use crate::change::Transaction;
+use super::{CONNECT_TIMEOUT, Dsn, quote_ident, quote_literal};
 use crate::error::Error;
 use crate::lsn::Lsn;
-use crate::pgoutput::Decoder;
 use crate::pgoutput::reader::Reader;
+use crate::pgoutput::{Decoder, Event};
 
 /// After this long without a byte the server is asked for a sign of life …
 const ASK_AFTER: Duration = Duration::from_secs(20);
@@ -27,11 +27,11 @@ const POSTGRES_EPOCH: Duration = Duration::from_hours((30 * 365 + 7) * 24);
 /// What the stream brings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamEvent {
-    /// A committed transaction, whole.
-    Transaction(Transaction),
+    /// Of a transaction: see [`Event`].
+    Transaction(Event),
     /// The server is alive.
     Keepalive {
-        /// Every transaction that ended before this position has been handed out.
+        /// Every transaction that ended before this position has been handed out to its end.
         wal_end: Lsn,
         /// The server wants a report soon, or it will close the connection.
         reply_requested: bool,
@@ -65,18 +65,17 @@ impl ReplicationStream {
     /// Starts streaming `publication` out of `slot`: every transaction whose commit is at or after `from`, or after the
     /// slot's confirmed position where that is later (so [`Lsn::ZERO`] means "from the slot's position").
     ///
+    /// Transactions that outgrow the server's `logical_decoding_work_mem` come while they still run, rather than waiting on
+    /// its disk. Values come as text: the binary form of a user-defined type means nothing on another cluster. What other
+    /// appliers wrote comes too (`origin` cannot tell ours from theirs); see [`Event::Origin`].
+    ///
     /// A slot that another session still holds is SQLSTATE 55006, which passes.
-    pub async fn start(
-        dsn: &tokio_postgres::Config,
-        slot: &str,
-        publication: &str,
-        from: Lsn,
-    ) -> Result<Self, Error> {
+    pub async fn start(dsn: &Dsn, slot: &str, publication: &str, from: Lsn) -> Result<Self, Error> {
         let context = format!("start streaming from slot {slot}");
         let mut connection = Connection::open(dsn, slot).await?;
         let sql = format!(
             "START_REPLICATION SLOT {} LOGICAL {from} \
-             (proto_version '2', publication_names {}, messages 'true', binary 'false')",
+             (proto_version '2', streaming 'on', publication_names {}, messages 'true', binary 'false')",
             quote_ident(slot),
             quote_literal(&quote_ident(publication)).trim_start(),
         );
@@ -91,29 +90,38 @@ impl ReplicationStream {
         })
     }
 
-    /// The next event. Keepalives come out at once, also from inside a transaction that is still arriving.
+    /// The next event among the bytes that are here. After an error the stream must be dropped.
+    pub fn try_next(&mut self) -> Result<Option<StreamEvent>, Error> {
+        while let Some(frame) = self.connection.buffered()? {
+            match frame.tag {
+                b'd' => {
+                    if let Some(event) = self.copy_data(frame.body)? {
+                        return Ok(Some(event));
+                    }
+                }
+                b'E' => return Err(server_error("stream changes", frame.body)),
+                // CopyDone, CommandComplete: the server is shutting down.
+                b'c' | b'C' => return Err(ended("the server ended the replication stream")),
+                b'N' | b'S' => {}
+                tag => {
+                    return Err(Error::Protocol(format!(
+                        "unexpected message {:?} in the replication stream",
+                        char::from(tag)
+                    )));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next event. Keepalives come out at once, also from inside a transaction that is still arriving. Sends meanwhile the
+    /// reports that are queued.
     ///
     /// Cancel-safe: what has been received stays in the stream. After an error the stream must be dropped.
     pub async fn next(&mut self) -> Result<StreamEvent, Error> {
         loop {
-            while let Some(frame) = self.connection.buffered()? {
-                match frame.tag {
-                    b'd' => {
-                        if let Some(event) = self.copy_data(frame.body)? {
-                            return Ok(event);
-                        }
-                    }
-                    b'E' => return Err(server_error("stream changes", frame.body)),
-                    // CopyDone, CommandComplete: the server is shutting down.
-                    b'c' | b'C' => return Err(ended("the server ended the replication stream")),
-                    b'N' | b'S' => {}
-                    tag => {
-                        return Err(Error::Protocol(format!(
-                            "unexpected message {:?} in the replication stream",
-                            char::from(tag)
-                        )));
-                    }
-                }
+            if let Some(event) = self.try_next()? {
+                return Ok(event);
             }
             tokio::select! {
                 // Bytes that are there count before a timer that ran out while nobody was asking for them.
@@ -135,21 +143,34 @@ impl ReplicationStream {
         }
     }
 
-    /// Sends a standby status update. A position never goes back: the highest reported so far is sent.
+    /// Sends the reports that are queued and reads nothing, so that the server waits with its next changes. Ends only by an error;
+    /// cancel-safe.
+    pub async fn hold(&mut self) -> Result<Infallible, Error> {
+        self.connection.flush().await.map_err(Error::io("report progress"))?;
+        std::future::pending().await
+    }
+
+    /// Sends a standby status update: [`Self::queue_report`], and waits until it is on its way.
     ///
     /// Cancel-safe: a report is sent whole, at the latest by the next call.
     pub async fn report(&mut self, feedback: Feedback) -> Result<(), Error> {
+        self.queue_report(feedback)?;
+        within(CONNECT_TIMEOUT, "report progress", async {
+            self.connection.flush().await.map_err(Error::io("report progress"))
+        })
+        .await
+    }
+
+    /// Queues a standby status update for [`Self::next`] or [`Self::hold`] to send. A position never goes back: the highest
+    /// reported so far is sent.
+    pub fn queue_report(&mut self, feedback: Feedback) -> Result<(), Error> {
         self.reported = Feedback {
             write: self.reported.write.max(feedback.write),
             flush: self.reported.flush.max(feedback.flush),
             apply: self.reported.apply.max(feedback.apply),
             reply_requested: false,
         };
-        self.queue(Feedback { reply_requested: feedback.reply_requested, ..self.reported })?;
-        within(CONNECT_TIMEOUT, "report progress", async {
-            self.connection.flush().await.map_err(Error::io("report progress"))
-        })
-        .await
+        self.queue(Feedback { reply_requested: feedback.reply_requested, ..self.reported })
     }
 
     /// The newest position of the server that the stream has heard of.
@@ -180,11 +201,11 @@ impl ReplicationStream {
                 let end = reader.lsn("end position")?;
                 reader.i64("time")?;
                 self.wal_end = self.wal_end.max(start).max(end);
-                let transaction = self.decoder.decode(reader.rest())?;
-                Ok(transaction.map(|transaction| {
-                    self.wal_end = self.wal_end.max(transaction.end_lsn);
-                    StreamEvent::Transaction(transaction)
-                }))
+                let event = self.decoder.decode(reader.rest())?;
+                if let Some(Event::Commit(header)) = &event {
+                    self.wal_end = self.wal_end.max(header.end_lsn);
+                }
+                Ok(event.map(StreamEvent::Transaction))
             }
             b'k' => {
                 let wal_end = reader.lsn("end position")?;
@@ -226,7 +247,7 @@ impl ExportedSlot {
     /// gone, so drop it first.
     ///
     /// Waits for the transactions that are running now to end. Dropping the future closes the connection.
-    pub async fn create(dsn: &tokio_postgres::Config, name: &str) -> Result<Self, Error> {
+    pub async fn create(dsn: &Dsn, name: &str) -> Result<Self, Error> {
         let context = format!("create slot {name} with a snapshot");
         let mut connection = Connection::open(dsn, name).await?;
         // The older spelling, which every version from 14 on takes.

@@ -9,14 +9,14 @@ use crate::copy;
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::stream::ExportedSlot;
-use crate::postgres::{connect, slot};
+use crate::postgres::{Dsn, connect, slot};
 use crate::schema;
 use crate::wire::{CopyTable, Frame, PIECE, StreamSpec};
 
 /// Makes the slot anew and puts the whole copy into `frames`; waits whenever they are not taken. Gives the slot's
 /// consistent point.
 pub(super) async fn produce(
-    dsn: &tokio_postgres::Config,
+    dsn: &Dsn,
     bin: Option<PathBuf>,
     spec: &StreamSpec,
     frames: mpsc::Sender<Frame>,

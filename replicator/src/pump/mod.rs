@@ -17,10 +17,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Cause, Error, ErrorKind};
 use crate::link::{Dial, Link, memory};
+use crate::postgres::Dsn;
 use crate::session::chain;
-use crate::status::{Phase, StreamStatus};
+use crate::spill::Spill;
+use crate::status::{OpenWork, Phase, StreamStatus};
 use crate::wire::{Frame, Hello, Role};
 use transport::Joined;
 
@@ -41,14 +43,16 @@ pub enum LocalEnd {
     /// The source is here: send.
     Source {
         /// The source database.
-        dsn: tokio_postgres::Config,
+        dsn: Dsn,
         /// Where `pg_dump` is, if not on the path.
         bin: Option<PathBuf>,
+        /// Where its open transactions go when they outgrow the memory.
+        spill: Spill,
     },
     /// The target is here: receive and apply.
     Target {
         /// The target database.
-        dsn: tokio_postgres::Config,
+        dsn: Dsn,
     },
 }
 
@@ -76,19 +80,21 @@ pub struct Answer {
 ///
 /// Not cancel-safe in the sense of going on; dropping it at any moment loses nothing: the next session resumes.
 pub async fn run_sender(
-    source_dsn: &tokio_postgres::Config,
+    source_dsn: &Dsn,
     source_bin: Option<PathBuf>,
+    spill: &Spill,
     spec: StreamSpec,
     link: Box<dyn Link>,
     status: watch::Sender<StreamStatus>,
     cancel: CancellationToken,
 ) -> Result<(), Error> {
-    send::run(source_dsn, source_bin, &spec, Joined::new(link), &status, &cancel).await
+    let source = send::Source { dsn: source_dsn, bin: source_bin, spill };
+    send::run(source, &spec, Joined::new(link), &status, &cancel).await
 }
 
 /// Applies a stream that comes over a link on which the other side runs [`run_sender`]; see there.
 pub async fn run_receiver(
-    target_dsn: &tokio_postgres::Config,
+    target_dsn: &Dsn,
     spec: StreamSpec,
     link: Box<dyn Link>,
     status: watch::Sender<StreamStatus>,
@@ -106,7 +112,9 @@ async fn run_end(
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
     match end {
-        LocalEnd::Source { dsn, bin } => send::run(dsn, bin.clone(), spec, joined, status, cancel).await,
+        LocalEnd::Source { dsn, bin, spill } => {
+            send::run(send::Source { dsn, bin: bin.clone(), spill }, spec, joined, status, cancel).await
+        }
         LocalEnd::Target { dsn } => {
             let target = crate::apply::postgres::PostgresTarget::new(dsn.clone(), spec.clone())?;
             receive::run(Box::new(target), joined, status, cancel).await
@@ -196,7 +204,12 @@ pub async fn maintain(
             Err(error) if never => return Err(error),
             Ok(()) => {}
             Err(error) => {
-                tracing::warn!(stream = spec.slot, error = chain(&error), "stream broke; it will be resumed");
+                tracing::warn!(
+                    stream = spec.slot,
+                    error = explained(&error),
+                    cause = error.label(),
+                    "stream broke; it will be resumed"
+                );
             }
         }
         if began.elapsed() > BACKOFF.1 {
@@ -217,19 +230,20 @@ pub async fn maintain(
 /// [`maintain`] for a source here.
 pub async fn start_push(
     dial: &dyn Dial,
-    source_dsn: tokio_postgres::Config,
+    source_dsn: Dsn,
     source_bin: Option<PathBuf>,
+    spill: Spill,
     spec: &StreamSpec,
     status: &watch::Sender<StreamStatus>,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
-    maintain(dial, spec, &LocalEnd::Source { dsn: source_dsn, bin: source_bin }, status, cancel).await
+    maintain(dial, spec, &LocalEnd::Source { dsn: source_dsn, bin: source_bin, spill }, status, cancel).await
 }
 
 /// [`maintain`] for a target here.
 pub async fn start_pull(
     dial: &dyn Dial,
-    target_dsn: tokio_postgres::Config,
+    target_dsn: Dsn,
     spec: &StreamSpec,
     status: &watch::Sender<StreamStatus>,
     cancel: &CancellationToken,
@@ -244,12 +258,24 @@ async fn run_and_tell(
 ) -> Result<(), Error> {
     let result = run.await;
     status.send_modify(|status| {
+        status.open = OpenWork::default();
         status.phase = match &result {
             Ok(()) => Phase::Stopped,
-            Err(error) => Phase::Failed { error: chain(error), retrying },
+            Err(error) => {
+                *status.failures.entry(error.cause()).or_default() += 1;
+                Phase::Failed { error: explained(error), retrying }
+            }
         };
     });
     result
+}
+
+/// The error, and what to do about it where it does not say so itself.
+fn explained(error: &Error) -> String {
+    match error.cause() {
+        Cause::Unready | Cause::Fenced | Cause::Link => chain(error),
+        cause => format!("{}; to do: {}", chain(error), cause.policy().advice),
+    }
 }
 
 /// The other side of a stream in this process: each dial starts a task that answers over a memory link.

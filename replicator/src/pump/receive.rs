@@ -4,6 +4,8 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::FusedFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -11,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 use super::TICK;
 use super::send::CopyProgress;
 use super::transport::{Joined, closed, write};
-use crate::apply::{GROUP_BYTES, GROUP_CHANGES, Target};
-use crate::change::{Change, MARKER_PREFIX, Transaction};
+use crate::apply::{GROUP_BYTES, GROUP_CHANGES, GROUP_TIME, Target};
+use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::link::LinkRecv;
 use crate::lsn::Lsn;
 use crate::session::{Receiver, Work};
 use crate::status::{Phase, StreamStatus};
-use crate::wire::{Frame, Progress, Resume};
+use crate::wire::{Frame, Progress, Resume, large};
 
 /// The checkpoint follows an idle source no more often than this …
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
@@ -26,6 +28,18 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// otherwise keep each other busy with their checkpoints.)
 const CHECKPOINT_SMALL: Duration = Duration::from_secs(10);
 const SMALL_STEP: u64 = 64 << 10;
+/// How much of a large transaction is applied at once, bytes encoded.
+const PART_BYTES: u64 = 1 << 20;
+
+/// Messages that are taken before the other work of the loop gets its turn.
+const AT_ONCE: usize = 512;
+
+/// While changes keep coming no further apart than this …
+const GAP: Duration = Duration::from_millis(3);
+/// … a group that is [`BUSY`] waits for more, at most so long: a commit costs as much as many rows.
+const LINGER: Duration = Duration::from_millis(50);
+/// Changes that make a group worth waiting with. Fewer are applied at once, so that the lag stays low.
+const BUSY: usize = 256;
 
 pub(super) async fn run(
     mut target: Box<dyn Target>,
@@ -66,7 +80,7 @@ pub(super) async fn run(
     status.send_modify(|status| {
         status.phase = if resume.copied { Phase::Streaming } else { pump.copy.phase() };
     });
-    let mut writer = pin!(write(sender, queue));
+    let mut writer = pin!(write(sender, queue).fuse());
     let mut applier = pin!(Applier::new(target, resume, done).run(todo));
     let result = tokio::select! {
         biased;
@@ -81,7 +95,9 @@ pub(super) async fn run(
     // The receiving half stays until the reason is out: dropping it would reset the link.
     let Pump { outgoing, incoming: _incoming, .. } = pump;
     drop(outgoing);
-    let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
+    if !writer.is_terminated() {
+        let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
+    }
     result
 }
 
@@ -110,6 +126,20 @@ impl Pump<'_> {
         }
     }
 
+    /// True when it was a part of the initial copy.
+    fn message(&mut self, message: Option<Bytes>) -> Result<bool, Error> {
+        self.machine.handle_message(message.ok_or_else(closed)?, crate::clock::now())?;
+        let mut copying = false;
+        while let Some(work) = self.machine.poll_work() {
+            if let Work::Copy(frame) = &work {
+                self.copy.note(frame);
+                copying = true;
+            }
+            let _ = self.work.send(work);
+        }
+        Ok(copying)
+    }
+
     async fn run(&mut self, mut finished: mpsc::UnboundedReceiver<Done>) -> Result<(), Error> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -129,13 +159,15 @@ impl Pump<'_> {
                     }
                 }
                 message = self.incoming.recv() => {
-                    self.machine.handle_message(message?.ok_or_else(closed)?, crate::clock::now())?;
-                    while let Some(work) = self.machine.poll_work() {
-                        if let Work::Copy(frame) = &work {
-                            self.copy.note(frame);
-                            copying = true;
-                        }
-                        let _ = self.work.send(work);
+                    // And what came with it.
+                    let mut next = Some(message);
+                    for _ in 0..AT_ONCE {
+                        let Some(message) = next.take() else { break };
+                        copying |= self.message(message?)?;
+                        next = self.incoming.recv().now_or_never();
+                    }
+                    if let Some(message) = next {
+                        copying |= self.message(message?)?;
                     }
                 }
                 _ = tick.tick() => self.machine.handle_tick(crate::clock::now())?,
@@ -159,6 +191,9 @@ struct Applier {
     checkpointed: Instant,
     consistent_point: Option<Lsn>,
     schema: Vec<u8>,
+    /// Changes in one group.
+    bound: usize,
+    large: Option<Large>,
 }
 
 impl Applier {
@@ -176,6 +211,8 @@ impl Applier {
             checkpointed: crate::clock::now(),
             consistent_point: None,
             schema: Vec::new(),
+            bound: GROUP_CHANGES.0,
+            large: None,
         }
     }
 
@@ -187,7 +224,8 @@ impl Applier {
         while let Some(first) = todo.recv().await {
             let mut group = Group::default();
             let mut next = Some(first);
-            // Whatever is there already, up to the bounds; never waits for more.
+            let began = crate::clock::now();
+            // Whatever is there already, up to the bounds.
             while let Some(work) = next.take() {
                 match work {
                     Work::Copy(frame) => {
@@ -197,13 +235,73 @@ impl Applier {
                     }
                     Work::Position(lsn) => group.position = Some(lsn),
                     Work::Transaction { transaction, bytes } => group.add(transaction, bytes),
+                    Work::LargeBegin(header) => {
+                        // What came before it has a transaction of its own.
+                        self.apply(std::mem::take(&mut group)).await?;
+                        self.large = Some(Large::new(&header, self.progress));
+                        self.target.begin_large(header).await?;
+                    }
+                    Work::LargePiece(piece) => self.large()?.feed(piece)?,
+                    Work::LargeEnd => self.end_large().await?,
                 }
-                if group.changes < GROUP_CHANGES && group.bytes < GROUP_BYTES {
+                let part = self.large.as_ref().map_or(0, |large| large.bytes);
+                if group.changes < self.bound && group.bytes < GROUP_BYTES && part < PART_BYTES {
                     next = todo.try_recv().ok();
+                    if next.is_none() && group.changes >= BUSY && began.elapsed() < LINGER {
+                        next = tokio::time::timeout(GAP, todo.recv()).await.ok().flatten();
+                    }
                 }
             }
+            self.apply_part().await?;
+            let (full, began) = (group.changes >= self.bound, crate::clock::now());
             self.apply(group).await?;
+            self.adapt(full, began.elapsed());
         }
+        Ok(())
+    }
+
+    /// Groups grow while they take less than [`GROUP_TIME`], and shrink when they take longer.
+    fn adapt(&mut self, full: bool, took: Duration) {
+        if took > GROUP_TIME {
+            self.bound = (self.bound / 2).max(GROUP_CHANGES.0);
+        } else if full && took < GROUP_TIME / 2 {
+            self.bound = (self.bound * 2).min(GROUP_CHANGES.1);
+        }
+    }
+
+    fn large(&mut self) -> Result<&mut Large, Error> {
+        self.large
+            .as_mut()
+            .ok_or_else(|| Error::Protocol("a part of a transaction that did not begin".into()))
+    }
+
+    /// Applies what has come of a large transaction since the last time.
+    async fn apply_part(&mut self) -> Result<(), Error> {
+        let Some(large) = &mut self.large else { return Ok(()) };
+        let (changes, bytes) = (std::mem::take(&mut large.changes), std::mem::take(&mut large.bytes));
+        if !changes.is_empty() {
+            for change in &changes {
+                note(&mut large.progress, change);
+            }
+            self.target.apply_part(changes).await?;
+        }
+        if bytes > 0 {
+            self.tell(Done::Held(bytes));
+        }
+        Ok(())
+    }
+
+    async fn end_large(&mut self) -> Result<(), Error> {
+        self.apply_part().await?;
+        let Some(Large { end, decoder, progress, .. }) = self.large.take() else {
+            return Err(Error::Protocol("a transaction ends that did not begin".into()));
+        };
+        decoder.finish()?;
+        self.target.end_large().await?;
+        self.progress =
+            Progress { applied: end, durable: end, transactions: progress.transactions + 1, ..progress };
+        self.checkpointed = crate::clock::now();
+        self.tell(Done::Applied(self.progress));
         Ok(())
     }
 
@@ -236,23 +334,13 @@ impl Applier {
     }
 
     fn count(&mut self, transaction: &Transaction) {
+        if transaction.changes.is_empty() {
+            // Only a position.
+            return;
+        }
         self.progress.transactions += 1;
         for change in &transaction.changes {
-            match change {
-                Change::Message { prefix, content } => {
-                    if prefix == MARKER_PREFIX
-                        && let Some(generation) =
-                            std::str::from_utf8(content).ok().and_then(|text| text.parse().ok())
-                    {
-                        self.progress.marker = Some(generation);
-                        self.progress.rows_after_marker = 0;
-                    }
-                }
-                _ => {
-                    self.progress.changes += 1;
-                    self.progress.rows_after_marker += u64::from(self.progress.marker.is_some());
-                }
-            }
+            note(&mut self.progress, change);
         }
     }
 
@@ -289,6 +377,44 @@ impl Applier {
             other => return Err(Error::Protocol(format!("frame kind {} in a copy", other.kind()))),
         }
         Ok(())
+    }
+}
+
+fn note(progress: &mut Progress, change: &Change) {
+    if let Some(generation) = change.marker() {
+        progress.marker = Some(generation);
+        progress.rows_after_marker = 0;
+    } else if !matches!(change, Change::Message { .. }) {
+        progress.changes += 1;
+        progress.rows_after_marker += u64::from(progress.marker.is_some());
+    }
+}
+
+/// A transaction that comes in pieces.
+struct Large {
+    end: Lsn,
+    decoder: large::Decoder,
+    /// Not applied yet, and the credit that they hold.
+    changes: Vec<Change>,
+    bytes: u64,
+    /// What there will be to tell when it is committed.
+    progress: Progress,
+}
+
+impl Large {
+    fn new(header: &LargeHeader, progress: Progress) -> Self {
+        Self {
+            end: header.end_lsn,
+            decoder: large::Decoder::default(),
+            changes: Vec::new(),
+            bytes: 0,
+            progress,
+        }
+    }
+
+    fn feed(&mut self, piece: Bytes) -> Result<(), Error> {
+        self.bytes += piece.len() as u64;
+        self.decoder.feed(piece, &mut self.changes)
     }
 }
 

@@ -1,10 +1,13 @@
 //! The half at the source.
 
+use std::future::ready;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::FusedFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -15,17 +18,24 @@ use crate::error::Error;
 use crate::link::LinkRecv;
 use crate::lsn::Lsn;
 use crate::postgres::stream::{Feedback, ReplicationStream, StreamEvent};
-use crate::postgres::{connect, slot};
+use crate::postgres::{Dsn, connect, slot};
 use crate::session::Sender;
+use crate::spill::{Committed, LargeTransaction, OpenTransactions, Spill};
 use crate::status::{Phase, StreamStatus};
-use crate::wire::{Frame, Resume, StreamSpec};
+use crate::wire::{Frame, Progress, Resume, StreamSpec};
 
 /// How often the source is asked where it is, and told that we live.
 const REPORT: Duration = Duration::from_millis(500);
 
+/// What the half at the source works with.
+pub(super) struct Source<'a> {
+    pub(super) dsn: &'a Dsn,
+    pub(super) bin: Option<PathBuf>,
+    pub(super) spill: &'a Spill,
+}
+
 pub(super) async fn run(
-    dsn: &tokio_postgres::Config,
-    bin: Option<PathBuf>,
+    source: Source<'_>,
     spec: &StreamSpec,
     mut joined: Joined,
     status: &watch::Sender<StreamStatus>,
@@ -37,13 +47,18 @@ pub(super) async fn run(
         other => return Err(Error::Protocol(format!("frame kind {} for a resume", other.kind()))),
     };
     let (outgoing, queue) = mpsc::unbounded_channel();
-    let mut pump =
-        Pump { machine: Sender::new(joined.framing, resume), incoming: joined.receiver, outgoing, status };
-    let mut writer = pin!(write(joined.sender, queue));
+    let mut pump = Pump {
+        machine: Sender::new(joined.framing, resume),
+        synchronous: spec.synchronous,
+        incoming: joined.receiver,
+        outgoing,
+        status,
+    };
+    let mut writer = pin!(write(joined.sender, queue).fuse());
     let result = tokio::select! {
         biased;
         () = cancel.cancelled() => Ok(()),
-        result = pump.run(dsn, bin, spec, resume) => result,
+        result = pump.run(&source, spec, resume) => result,
         result = &mut writer => result.and_then(|()| Err(closed())),
     };
     let stopped = Error::Link("stopped".into());
@@ -53,12 +68,16 @@ pub(super) async fn run(
     let Pump { outgoing, incoming: _incoming, .. } = pump;
     drop(outgoing);
     // Best effort: the reason should reach the other side.
-    let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
+    if !writer.is_terminated() {
+        let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
+    }
     result
 }
 
 struct Pump<'a> {
     machine: Sender,
+    /// Commits at the source wait for what we report.
+    synchronous: bool,
     incoming: Box<dyn LinkRecv>,
     outgoing: mpsc::UnboundedSender<Bytes>,
     status: &'a watch::Sender<StreamStatus>,
@@ -82,28 +101,26 @@ impl Pump<'_> {
         self.machine.handle_message(message.ok_or_else(closed)?, crate::clock::now())
     }
 
-    async fn run(
-        &mut self,
-        dsn: &tokio_postgres::Config,
-        bin: Option<PathBuf>,
-        spec: &StreamSpec,
-        resume: Resume,
-    ) -> Result<(), Error> {
-        let from = if resume.copied {
-            ready(dsn, spec, resume).await?;
-            resume.applied
-        } else {
-            self.copy(dsn, bin, spec).await?
-        };
-        self.stream(dsn, spec, from).await
+    fn position(&mut self, lsn: Lsn) -> Result<(), Error> {
+        let now = crate::clock::now();
+        if self.synchronous {
+            return self.machine.handle_awaited_position(lsn, now);
+        }
+        self.machine.handle_position(lsn, now);
+        Ok(())
     }
 
-    async fn copy(
-        &mut self,
-        dsn: &tokio_postgres::Config,
-        bin: Option<PathBuf>,
-        spec: &StreamSpec,
-    ) -> Result<Lsn, Error> {
+    async fn run(&mut self, source: &Source<'_>, spec: &StreamSpec, resume: Resume) -> Result<(), Error> {
+        let from = if resume.copied {
+            examine(source.dsn, spec, resume).await?;
+            resume.applied
+        } else {
+            self.copy(source.dsn, source.bin.clone(), spec).await?
+        };
+        self.stream(source, spec, from).await
+    }
+
+    async fn copy(&mut self, dsn: &Dsn, bin: Option<PathBuf>, spec: &StreamSpec) -> Result<Lsn, Error> {
         let (sender, mut frames) = mpsc::channel(2);
         let mut producer = pin!(copying::produce(dsn, bin, spec, sender));
         let mut consistent_point = None;
@@ -130,15 +147,11 @@ impl Pump<'_> {
         }
     }
 
-    async fn stream(
-        &mut self,
-        dsn: &tokio_postgres::Config,
-        spec: &StreamSpec,
-        from: Lsn,
-    ) -> Result<(), Error> {
-        let mut stream = {
+    async fn stream(&mut self, source: &Source<'_>, spec: &StreamSpec, from: Lsn) -> Result<(), Error> {
+        let stream = {
             // Starting may wait for an older walsender; heartbeats go on.
-            let mut starting = pin!(ReplicationStream::start(dsn, &spec.slot, &spec.publication, from));
+            let mut starting =
+                pin!(ReplicationStream::start(source.dsn, &spec.slot, &spec.publication, from));
             let mut tick = ticker(TICK);
             loop {
                 tokio::select! {
@@ -150,60 +163,146 @@ impl Pump<'_> {
             }
         };
         self.status.send_modify(|status| status.phase = Phase::Streaming);
+        self.follow(stream, OpenTransactions::new(source.spill.clone())).await
+    }
+
+    /// Hands on what the stream brings, as fast as it is taken. While nothing is taken nothing is read either, and the
+    /// server waits; the reports that keep it from giving us up go out by the clock, whatever else is stuck.
+    async fn follow(
+        &mut self,
+        mut stream: ReplicationStream,
+        mut open: OpenTransactions,
+    ) -> Result<(), Error> {
         let (mut tick, mut report) = (ticker(TICK), ticker(REPORT));
-        let mut reported = Lsn::ZERO;
+        let mut reported = Feedback::default();
+        // Committed, and on its way over the link.
+        let mut large: Option<Box<LargeTransaction>> = None;
         loop {
             let mut ask = false;
             let mut reply = false;
+            let wanted = self.machine.wants_more();
+            let read = wanted && large.is_none();
             tokio::select! {
-                event = stream.next(), if self.machine.wants_more() => match event? {
-                    StreamEvent::Transaction(transaction) => {
-                        self.machine.handle_transaction(&transaction, crate::clock::now())?;
+                // Again and again with the others in turn: pieces follow each other without a wait.
+                () = ready(()), if wanted && large.is_some() => large = self.piece(large.take()).await?,
+                event = next_or_hold(&mut stream, read) => {
+                    let mut event = Some(event?);
+                    while let Some(found) = event {
+                        match found {
+                            StreamEvent::Transaction(event) => {
+                                if let Some(committed) = open.handle(event).await? {
+                                    large = self.committed(committed)?;
+                                }
+                            }
+                            StreamEvent::Keepalive { wal_end, reply_requested } => {
+                                self.position(wal_end)?;
+                                reply |= reply_requested;
+                            }
+                        }
+                        // What came with it; the buffer bounds how much that is.
+                        let more = large.is_none() && self.machine.wants_more() && !reply;
+                        event = if more { stream.try_next()? } else { None };
                     }
-                    StreamEvent::Keepalive { wal_end, reply_requested } => {
-                        self.machine.handle_position(wal_end, crate::clock::now());
-                        reply = reply_requested;
-                    }
-                },
+                }
                 message = self.incoming.recv() => self.message(message?)?,
-                _ = tick.tick() => self.machine.handle_tick(crate::clock::now())?,
-                _ = report.tick() => ask = true,
+                _ = tick.tick() => {
+                    self.machine.handle_tick(crate::clock::now())?;
+                    self.status.send_modify(|status| status.open = open.work());
+                }
+                // Asking for a position makes sense only if the answer is read.
+                _ = report.tick() => (ask, reply) = (read, true),
             }
             self.machine.handle_source(stream.wal_end());
             self.tell();
-            let progress = self.machine.progress();
-            if ask || reply || progress.durable > reported {
-                reported = progress.durable;
-                // Only what the target has on its disk; the source forgets what is reported.
-                let feedback = Feedback {
-                    write: progress.durable,
-                    flush: progress.durable,
-                    apply: progress.durable,
-                    reply_requested: ask,
-                };
-                stream.report(feedback).await?;
+            let feedback = feedback(&self.machine.progress());
+            if ask || reply || feedback != reported {
+                reported = feedback;
+                stream.queue_report(Feedback { reply_requested: ask, ..feedback })?;
+            }
+        }
+    }
+
+    /// Hands on a transaction; gives it back if it goes in pieces.
+    fn committed(&mut self, committed: Committed) -> Result<Option<Box<LargeTransaction>>, Error> {
+        let now = crate::clock::now();
+        match committed {
+            Committed::Whole(transaction) => {
+                self.machine.handle_transaction(&transaction, now)?;
+                Ok(None)
+            }
+            Committed::Large(large) => Ok(self.machine.handle_large(large.header(), now).then_some(large)),
+        }
+    }
+
+    /// Hands on the next piece; gives back what has more of them.
+    async fn piece(
+        &mut self,
+        large: Option<Box<LargeTransaction>>,
+    ) -> Result<Option<Box<LargeTransaction>>, Error> {
+        let Some(mut large) = large else { return Ok(None) };
+        let piece = large.next_piece().await?;
+        let now = crate::clock::now();
+        match piece {
+            Some(piece) => {
+                self.machine.handle_large_piece(piece, now);
+                Ok(Some(large))
+            }
+            None => {
+                self.machine.handle_large_end(now);
+                Ok(None)
             }
         }
     }
 }
 
+async fn next_or_hold(stream: &mut ReplicationStream, read: bool) -> Result<StreamEvent, Error> {
+    if read {
+        return stream.next().await;
+    }
+    match stream.hold().await? {}
+}
+
+/// What the source may know: received by the target, durable there, visible there. Only what is durable lets the source
+/// forget; it is the target's checkpoint, never less and never more.
+fn feedback(progress: &Progress) -> Feedback {
+    Feedback {
+        write: progress.received.max(progress.applied),
+        flush: progress.durable,
+        apply: progress.applied.max(progress.durable),
+        reply_requested: false,
+    }
+}
+
 /// Can the slot still serve a target that stands there?
-async fn ready(dsn: &tokio_postgres::Config, spec: &StreamSpec, resume: Resume) -> Result<(), Error> {
+async fn examine(dsn: &Dsn, spec: &StreamSpec, resume: Resume) -> Result<(), Error> {
     let client = connect(dsn, &format!("godwit check {}", spec.slot)).await?;
     let Some(slot) = slot::slot_info(&client, &spec.slot).await? else {
-        return Err(Error::Unready(format!(
-            "slot {} is gone from the source: the target needs a new copy",
-            spec.slot
-        )));
+        return Err(Error::Server {
+            context: "resume".into(),
+            sqlstate: "42704".into(),
+            message: format!("replication slot \"{}\" does not exist", spec.slot),
+        });
     };
     if slot.wal_status == "lost" {
-        return Err(Error::Unready(format!("slot {} has lost WAL: the target needs a new copy", spec.slot)));
+        return Err(Error::Server {
+            context: "resume".into(),
+            sqlstate: "55000".into(),
+            message: format!("can no longer get changes from replication slot \"{}\"", spec.slot),
+        });
     }
     if let Some(confirmed) = slot.confirmed_flush.filter(|confirmed| *confirmed > resume.applied) {
         return Err(Error::Unready(format!(
             "slot {} is at {confirmed}, beyond the target's {}: changes are missing, the target needs a new copy",
             spec.slot, resume.applied
         )));
+    }
+    // A new one would not bring back what was written while there was none.
+    if !slot::has_publication(&client, &spec.publication).await? {
+        return Err(Error::Server {
+            context: format!("resume from slot {}", spec.slot),
+            sqlstate: "42704".into(),
+            message: format!("publication \"{}\" does not exist", spec.publication),
+        });
     }
     slot::ensure_publication(&client, &spec.publication).await?;
     Ok(())

@@ -4,7 +4,7 @@
 //! opener → Hello            acceptor → Welcome | Refuse
 //! receiver → Resume, Credit
 //! sender → [CopyBegin (CopySchema | CopyTable CopyRows* CopyTableEnd)* CopyEnd]   receiver → Copied
-//! sender → (Transaction | Position)*                                             receiver → (Progress | Credit)*
+//! sender → (Transaction | LargeBegin LargePiece* LargeEnd | Position)*           receiver → (Progress | Credit)*
 //! both → Heartbeat, at least each second; either → Failed
 //! ```
 //! Order: frames are numbered, a gap ends the session. Duplicates: a transaction at or before the resume point is
@@ -28,10 +28,16 @@ pub const WINDOW: u64 = 16 << 20;
 /// Origins of transactions that Godwit itself applied start so; a sender drops them, or they would go round for ever.
 pub const OWN_ORIGIN_PREFIX: &str = "godwit_";
 
+/// Whether Godwit itself wrote a transaction of this origin.
+pub(crate) fn is_own(origin: Option<&str>) -> bool {
+    origin.is_some_and(|origin| origin.starts_with(OWN_ORIGIN_PREFIX))
+}
+
 fn describe(status: &mut StreamStatus, source: Lsn, progress: &Progress) {
     status.source_lsn = source.max(progress.applied);
     status.received_lsn = progress.received;
     status.applied_lsn = progress.applied;
+    status.durable_lsn = progress.durable;
     status.lag_bytes = status.source_lsn.bytes_since(progress.applied);
     status.applied_marker = progress.marker;
     status.rows_after_marker = progress.rows_after_marker;

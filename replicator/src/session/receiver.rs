@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::{Framing, WINDOW};
-use crate::change::Transaction;
+use crate::change::{LargeHeader, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::status::StreamStatus;
@@ -25,8 +25,22 @@ pub enum Work {
         /// Encoded size.
         bytes: u64,
     },
+    /// A transaction too large to be held begins; its pieces follow.
+    LargeBegin(LargeHeader),
+    /// A piece of it (see [`crate::wire::large`]), and the credit that it holds.
+    LargePiece(Bytes),
+    /// It is committed.
+    LargeEnd,
     /// Nothing for the target up to here.
     Position(Lsn),
+}
+
+/// A large transaction under way.
+#[derive(Debug)]
+struct Large {
+    end: Lsn,
+    /// It was applied before.
+    skipped: bool,
 }
 
 /// Puts transactions together, drops what was applied before, gives credit, reports progress.
@@ -35,10 +49,13 @@ pub struct Receiver {
     framing: Framing,
     decoder: Decoder,
     assembling: BytesMut,
+    large: Option<Large>,
     work: VecDeque<Work>,
     /// Newest position heard of at the source.
     source: Lsn,
     progress: Progress,
+    /// What was last told of [`Progress::received`].
+    told: Lsn,
     resume: Lsn,
     /// Positions handed on but not applied, and when they came.
     unapplied: VecDeque<(Lsn, Instant)>,
@@ -56,6 +73,7 @@ impl Receiver {
             framing,
             decoder: Decoder::default(),
             assembling: BytesMut::new(),
+            large: None,
             work: VecDeque::new(),
             source: resume.applied,
             progress: Progress {
@@ -65,6 +83,7 @@ impl Receiver {
                 marker: resume.marker,
                 ..Progress::default()
             },
+            told: resume.applied,
             resume: resume.applied,
             unapplied: VecDeque::new(),
             received: 0,
@@ -85,6 +104,12 @@ impl Receiver {
         }
         match frame {
             Frame::Heartbeat { source } => self.source = self.source.max(source),
+            Frame::LargePiece { piece } => self.large_piece(piece)?,
+            Frame::LargeEnd => self.large_end()?,
+            _ if self.large.is_some() => {
+                return Err(Error::Protocol(format!("frame kind {} inside a transaction", frame.kind())));
+            }
+            Frame::LargeBegin(header) => self.large_begin(header, now)?,
             Frame::Transaction { last, piece } => self.piece(last, &piece, now)?,
             Frame::Position { lsn } => {
                 self.moved_to(lsn, now);
@@ -115,18 +140,52 @@ impl Receiver {
         }
         let bytes = self.assembling.len() as u64;
         let transaction = self.decoder.decode(std::mem::take(&mut self.assembling).freeze())?;
-        if transaction.end_lsn <= self.resume {
+        if self.was_applied(transaction.end_lsn)? {
             return Ok(());
-        }
-        if transaction.end_lsn <= self.progress.received {
-            return Err(Error::Protocol(format!(
-                "transaction {} after {}",
-                transaction.end_lsn, self.progress.received
-            )));
         }
         self.moved_to(transaction.end_lsn, now);
         self.held += bytes;
         self.work.push_back(Work::Transaction { transaction, bytes });
+        Ok(())
+    }
+
+    /// Whether the target had a transaction already when this session began; it must not come twice in one.
+    fn was_applied(&self, end: Lsn) -> Result<bool, Error> {
+        if end > self.resume && end <= self.progress.received {
+            return Err(Error::Protocol(format!("transaction {end} after {}", self.progress.received)));
+        }
+        Ok(end <= self.resume)
+    }
+
+    fn large_begin(&mut self, header: LargeHeader, now: Instant) -> Result<(), Error> {
+        if !self.assembling.is_empty() {
+            return Err(Error::Protocol("a transaction begins inside another".into()));
+        }
+        let (end, skipped) = (header.end_lsn, self.was_applied(header.end_lsn)?);
+        self.large = Some(Large { end, skipped });
+        if !skipped {
+            self.source = self.source.max(end);
+            self.unapplied.push_back((end, now));
+            self.work.push_back(Work::LargeBegin(header));
+        }
+        Ok(())
+    }
+
+    fn large_piece(&mut self, piece: Bytes) -> Result<(), Error> {
+        let large = self.large.as_ref().ok_or_else(|| outside("a piece"))?;
+        if !large.skipped {
+            self.held += piece.len() as u64;
+            self.work.push_back(Work::LargePiece(piece));
+        }
+        Ok(())
+    }
+
+    fn large_end(&mut self) -> Result<(), Error> {
+        let Large { end, skipped } = self.large.take().ok_or_else(|| outside("an end"))?;
+        if !skipped {
+            self.progress.received = self.progress.received.max(end);
+            self.work.push_back(Work::LargeEnd);
+        }
         Ok(())
     }
 
@@ -180,11 +239,20 @@ impl Receiver {
         while self.unapplied.front().is_some_and(|(end, _)| *end <= progress.applied) {
             self.unapplied.pop_front();
         }
+        self.tell(now);
+    }
+
+    fn tell(&mut self, now: Instant) {
+        self.told = self.progress.received;
         self.framing.push(&Frame::Progress(self.progress), now);
     }
 
     /// Time passes; call it several times a second.
     pub fn handle_tick(&mut self, now: Instant) -> Result<(), Error> {
+        // What has come is worth telling even while the target is busy.
+        if self.progress.received > self.told {
+            self.tell(now);
+        }
         self.framing.handle_tick(Lsn::ZERO, now)
     }
 
@@ -208,4 +276,8 @@ impl Receiver {
         super::describe(status, self.source, &self.progress);
         status.lag = self.unapplied.front().map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
     }
+}
+
+fn outside(what: &str) -> Error {
+    Error::Protocol(format!("{what} of a large transaction that did not begin"))
 }

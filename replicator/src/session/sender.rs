@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Framing, OWN_ORIGIN_PREFIX};
-use crate::change::Transaction;
+use super::{Framing, is_own};
+use crate::change::{LargeHeader, PgTimestamp, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::status::StreamStatus;
@@ -30,6 +30,9 @@ pub struct Sender {
     unapplied: VecDeque<(Lsn, Instant)>,
     progress: Progress,
     copied: bool,
+    /// The newest position that went out as a transaction, and a newer one that waits until it has come back.
+    awaited: Lsn,
+    awaited_next: Option<Lsn>,
 }
 
 impl Sender {
@@ -52,6 +55,8 @@ impl Sender {
                 ..Progress::default()
             },
             copied: resume.copied,
+            awaited: Lsn::ZERO,
+            awaited_next: None,
         }
     }
 
@@ -72,7 +77,7 @@ impl Sender {
         if end <= self.handed {
             return Ok(());
         }
-        if transaction.origin.as_deref().is_some_and(|origin| origin.starts_with(OWN_ORIGIN_PREFIX)) {
+        if is_own(transaction.origin.as_deref()) {
             self.handle_position(end, now);
             return Ok(());
         }
@@ -85,6 +90,36 @@ impl Sender {
         }
         self.spend(now);
         Ok(())
+    }
+
+    /// A transaction that does not travel whole: its pieces follow. False: it is not for the other side, drop it.
+    pub fn handle_large(&mut self, header: &LargeHeader, now: Instant) -> bool {
+        let end = header.end_lsn;
+        self.source = self.source.max(end);
+        if end <= self.handed {
+            return false;
+        }
+        if is_own(header.origin.as_deref()) {
+            self.handle_position(end, now);
+            return false;
+        }
+        self.handed = end;
+        self.unapplied.push_back((end, now));
+        self.waiting.push_back(Frame::LargeBegin(header.clone()));
+        self.spend(now);
+        true
+    }
+
+    /// A piece of it, at most [`PIECE`] bytes.
+    pub fn handle_large_piece(&mut self, piece: Bytes, now: Instant) {
+        self.waiting.push_back(Frame::LargePiece { piece });
+        self.spend(now);
+    }
+
+    /// That was the last piece.
+    pub fn handle_large_end(&mut self, now: Instant) {
+        self.waiting.push_back(Frame::LargeEnd);
+        self.spend(now);
     }
 
     /// The source says that nothing for us lies before `lsn` but what was handed over.
@@ -100,6 +135,30 @@ impl Sender {
             self.waiting.push_back(Frame::Position { lsn });
         }
         self.spend(now);
+    }
+
+    /// As [`Self::handle_position`], where a commit may wait for it: it travels as a transaction without changes, so that
+    /// the target's checkpoint follows at once. One of them at a time.
+    pub fn handle_awaited_position(&mut self, lsn: Lsn, now: Instant) -> Result<(), Error> {
+        self.source = self.source.max(lsn);
+        if lsn <= self.handed {
+            return Ok(());
+        }
+        if self.awaited > self.progress.durable {
+            self.awaited_next = Some(lsn);
+            return Ok(());
+        }
+        self.awaited = lsn;
+        self.awaited_next = None;
+        let nothing = Transaction {
+            xid: 0,
+            commit_lsn: lsn,
+            end_lsn: lsn,
+            commit_time: PgTimestamp::default(),
+            origin: None,
+            changes: Vec::new(),
+        };
+        self.handle_transaction(&nothing, now)
     }
 
     /// The newest position of the source, whatever is there.
@@ -119,6 +178,9 @@ impl Sender {
                 self.progress = progress;
                 while self.unapplied.front().is_some_and(|(end, _)| *end <= progress.applied) {
                     self.unapplied.pop_front();
+                }
+                if let Some(lsn) = self.awaited_next {
+                    self.handle_awaited_position(lsn, now)?;
                 }
             }
             Frame::Copied => self.copied = true,

@@ -3,8 +3,8 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::{Change, PgTimestamp, Transaction};
-use crate::wire::{Frame, Progress, Resume};
+use crate::change::{Change, LargeHeader, PgTimestamp, Transaction};
+use crate::wire::{Frame, PIECE, Progress, Resume};
 
 fn transaction(end: u64, size: usize, origin: Option<&str>) -> Transaction {
     Transaction {
@@ -30,7 +30,13 @@ struct Simulation {
     greatest_wait: u64,
     held: u64,
     pending: Vec<Work>,
+    /// Bytes of a large transaction that are still to be sent, and the one that the target has open.
+    unsent: Option<usize>,
+    large: Option<LargeHeader>,
 }
+
+/// Larger ones go in pieces.
+const LARGE: usize = 300_000;
 
 impl Simulation {
     fn new(history: Vec<Transaction>) -> Self {
@@ -47,6 +53,8 @@ impl Simulation {
             greatest_wait: 0,
             held: 0,
             pending: Vec::new(),
+            unsent: None,
+            large: None,
         }
     }
 
@@ -61,6 +69,7 @@ impl Simulation {
         assert_eq!(first, Frame::Resume(resume));
         self.sender = Sender::new(framing, resume);
         self.pending.clear();
+        (self.unsent, self.large) = (None, None);
         self.held = 0;
         self.read =
             self.history.iter().position(|t| t.end_lsn > self.checkpoint).unwrap_or(self.history.len());
@@ -68,10 +77,35 @@ impl Simulation {
     }
 
     fn source(&mut self) {
-        if self.sender.wants_more() && self.read < self.history.len() {
-            let transaction = self.history[self.read].clone();
+        if !self.sender.wants_more() {
+            return;
+        }
+        match self.unsent {
+            Some(0) => {
+                self.sender.handle_large_end(self.now);
+                self.unsent = None;
+            }
+            Some(left) => {
+                let piece = vec![b'x'; left.min(PIECE)];
+                self.unsent = Some(left - piece.len());
+                self.sender.handle_large_piece(piece.into(), self.now);
+            }
+            None => self.next_transaction(),
+        }
+    }
+
+    fn next_transaction(&mut self) {
+        let Some(transaction) = self.history.get(self.read).cloned() else { return };
+        self.read += 1;
+        let Change::Message { content, .. } = &transaction.changes[0] else { panic!("a message") };
+        if content.len() < LARGE {
             self.sender.handle_transaction(&transaction, self.now).expect("small");
-            self.read += 1;
+            return;
+        }
+        let Transaction { xid, commit_lsn, end_lsn, commit_time, origin, .. } = transaction.clone();
+        let header = LargeHeader { xid, commit_lsn, end_lsn, commit_time, origin };
+        if self.sender.handle_large(&header, self.now) {
+            self.unsent = Some(content.len());
         }
     }
 
@@ -79,9 +113,11 @@ impl Simulation {
         let Some(message) = self.sender.poll_message() else { return false };
         self.receiver.handle_message(message, self.now).expect("a good sender");
         while let Some(work) = self.receiver.poll_work() {
-            if let Work::Transaction { bytes, .. } = &work {
-                self.held += bytes;
-            }
+            self.held += match &work {
+                Work::Transaction { bytes, .. } => *bytes,
+                Work::LargePiece(piece) => piece.len() as u64,
+                _ => 0,
+            };
             self.pending.push(work);
         }
         self.greatest_wait = self.greatest_wait.max(self.held);
@@ -97,6 +133,20 @@ impl Simulation {
                     self.checkpoint = transaction.end_lsn;
                     self.held -= bytes;
                     self.receiver.handle_done(bytes, self.now);
+                }
+                Work::LargeBegin(header) => {
+                    assert!(header.end_lsn > self.checkpoint, "applied twice");
+                    assert_eq!(self.large.replace(header), None, "one at a time");
+                }
+                Work::LargePiece(piece) => {
+                    assert!(self.large.is_some(), "a piece of nothing");
+                    self.held -= piece.len() as u64;
+                    self.receiver.handle_done(piece.len() as u64, self.now);
+                }
+                Work::LargeEnd => {
+                    let end = self.large.take().expect("begun").end_lsn;
+                    self.applied.push(end);
+                    self.checkpoint = end;
                 }
                 Work::Position(lsn) => self.checkpoint = self.checkpoint.max(lsn),
                 Work::Copy(_) => panic!("no copy here"),
@@ -163,7 +213,7 @@ proptest! {
 fn a_transaction_larger_than_the_window_passes() {
     let mut it = Simulation::new(vec![transaction(10, 3 * WINDOW as usize, None), transaction(20, 1, None)]);
     it.reconnect(0);
-    for _ in 0..100 {
+    for _ in 0..1_000 {
         it.source();
         while it.towards_sender() {}
         it.towards_receiver();

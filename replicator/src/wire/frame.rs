@@ -4,6 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::PIECE;
 use super::codec::{Reader, Writer};
+use crate::change::{LargeHeader, PgTimestamp};
 use crate::error::{Error, ErrorKind};
 use crate::lsn::Lsn;
 
@@ -24,6 +25,8 @@ pub struct StreamSpec {
     pub source_zone: String,
     /// Zone of the target.
     pub target_zone: String,
+    /// Commits on the source may wait for this stream: what they wait for is made durable at once.
+    pub synchronous: bool,
 }
 
 /// What the side that opened the link does.
@@ -111,6 +114,15 @@ pub enum Frame {
         /// At most [`PIECE`] bytes.
         piece: Bytes,
     },
+    /// A transaction that does not travel whole: pieces follow.
+    LargeBegin(LargeHeader),
+    /// A piece of its records (see [`super::large`]).
+    LargePiece {
+        /// At most [`PIECE`] bytes.
+        piece: Bytes,
+    },
+    /// That was the transaction: it is committed.
+    LargeEnd,
     /// Nothing for the target happened between the last transaction and here.
     Position {
         /// Up to where.
@@ -184,13 +196,18 @@ impl Frame {
             Self::CopyEnd => 15,
             Self::Copied => 16,
             Self::Failed { .. } => 17,
+            Self::LargeBegin(_) => 30,
+            Self::LargePiece { .. } => 31,
+            Self::LargeEnd => 32,
         }
     }
 
     /// Bulk bytes in it: what credit counts.
     pub fn payload_len(&self) -> usize {
         match self {
-            Self::Transaction { piece, .. } | Self::CopySchema { piece, .. } => piece.len(),
+            Self::Transaction { piece, .. } | Self::CopySchema { piece, .. } | Self::LargePiece { piece } => {
+                piece.len()
+            }
             Self::CopyRows { data } => data.len(),
             _ => 0,
         }
@@ -199,14 +216,22 @@ impl Frame {
     pub(super) fn write(&self, out: &mut BytesMut) {
         match self {
             Self::Hello(Hello { role, spec }) => {
-                out.put_bool(*role == Role::Pull);
+                out.put_u8(u8::from(*role == Role::Pull) | u8::from(spec.synchronous) << 1);
                 out.put_u64(spec.generation);
                 let names = [&spec.resource, &spec.slot, &spec.publication, &spec.origin];
                 for name in names.into_iter().chain([&spec.source_zone, &spec.target_zone]) {
                     out.put_text(name);
                 }
             }
-            Self::Welcome | Self::CopyTableEnd | Self::CopyEnd | Self::Copied => {}
+            Self::Welcome | Self::CopyTableEnd | Self::CopyEnd | Self::Copied | Self::LargeEnd => {}
+            Self::LargeBegin(header) => {
+                out.put_u32(header.xid);
+                out.put_lsn(header.commit_lsn);
+                out.put_lsn(header.end_lsn);
+                out.put_i64(header.commit_time.0);
+                out.put_text(header.origin.as_deref().unwrap_or_default());
+            }
+            Self::LargePiece { piece } => out.put_slice(piece),
             Self::Refuse { reason } => out.put_text(reason),
             Self::Resume(Resume { applied, copied, marker }) => {
                 out.put_lsn(*applied);
@@ -261,7 +286,11 @@ impl Frame {
     pub(super) fn read(kind: u8, reader: &mut Reader) -> Result<Self, Error> {
         Ok(match kind {
             1 => {
-                let role = if reader.bool()? { Role::Pull } else { Role::Push };
+                let flags = reader.u8()?;
+                if flags > 3 {
+                    return Err(Error::Protocol(format!("unknown flags {flags} in a hello")));
+                }
+                let role = if flags & 1 == 1 { Role::Pull } else { Role::Push };
                 let generation = reader.u64()?;
                 let spec = StreamSpec {
                     generation,
@@ -271,6 +300,7 @@ impl Frame {
                     origin: reader.text()?,
                     source_zone: reader.text()?,
                     target_zone: reader.text()?,
+                    synchronous: flags & 2 == 2,
                 };
                 Self::Hello(Hello { role, spec })
             }
@@ -318,6 +348,15 @@ impl Frame {
                 };
                 Self::Failed { kind, reason: reader.text()? }
             }
+            30 => Self::LargeBegin(LargeHeader {
+                xid: reader.u32()?,
+                commit_lsn: reader.lsn()?,
+                end_lsn: reader.lsn()?,
+                commit_time: PgTimestamp(reader.u64()?.cast_signed()),
+                origin: Some(reader.text()?).filter(|name| !name.is_empty()),
+            }),
+            31 => Self::LargePiece { piece: piece(reader)? },
+            32 => Self::LargeEnd,
             other => return Err(Error::Protocol(format!("frame kind {other} is not known"))),
         })
     }

@@ -9,6 +9,7 @@
 
 mod codec;
 mod frame;
+pub mod large;
 pub mod transaction;
 
 use bytes::{BufMut, Bytes, BytesMut};

@@ -3,7 +3,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::{Cell, Change, Column, OldRow, PgTimestamp, Relation, ReplicaIdentity, Transaction};
+use crate::change::{
+    Cell, Change, Column, LargeHeader, OldRow, PgTimestamp, Relation, ReplicaIdentity, Transaction,
+};
 use crate::error::ErrorKind;
 use crate::lsn::Lsn;
 
@@ -16,6 +18,7 @@ fn spec() -> StreamSpec {
         origin: "godwit_orders".into(),
         source_zone: "a".into(),
         target_zone: "b".into(),
+        synchronous: false,
     }
 }
 
@@ -43,6 +46,15 @@ fn every_frame() -> Vec<Frame> {
         Frame::CopyEnd,
         Frame::Copied,
         Frame::Failed { kind: ErrorKind::Never, reason: "fenced".into() },
+        Frame::LargeBegin(LargeHeader {
+            xid: 700,
+            commit_lsn: Lsn(0x10),
+            end_lsn: Lsn(0x20),
+            commit_time: PgTimestamp(-5),
+            origin: Some("elsewhere".into()),
+        }),
+        Frame::LargePiece { piece: Bytes::from_static(b"record") },
+        Frame::LargeEnd,
     ]
 }
 
@@ -138,7 +150,7 @@ fn a_transaction_comes_back_and_tables_are_described_once() {
 
 proptest! {
     #[test]
-    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0u8..20) {
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0u8..40) {
         let _ = decode(Bytes::from(bytes.clone()));
         let _ = transaction::Decoder::default().decode(Bytes::from(bytes.clone()));
         // Past the checksum too.

@@ -10,8 +10,8 @@ use super::codec::{Reader, Writer};
 use crate::change::{Cell, Change, Column, OldRow, PgTimestamp, Relation, ReplicaIdentity, Row, Transaction};
 use crate::error::Error;
 
-/// Largest encoded transaction that is carried, bytes: the receiver holds it whole.
-pub const MAX_TRANSACTION: usize = 1 << 30;
+/// Largest encoded transaction that is carried whole, bytes; larger ones go as [`super::large`].
+pub const MAX_TRANSACTION: usize = 64 << 20;
 
 /// Tables that one session may describe.
 const MAX_RELATIONS: usize = 1 << 20;
@@ -41,8 +41,8 @@ impl Encoder {
         for change in &transaction.changes {
             self.change(&mut out, change);
             if out.len() > MAX_TRANSACTION {
-                return Err(Error::Unready(format!(
-                    "transaction {} at {} is larger than {MAX_TRANSACTION} bytes",
+                return Err(Error::Protocol(format!(
+                    "transaction {} at {} is larger than {MAX_TRANSACTION} bytes and was not cut into pieces",
                     transaction.xid, transaction.end_lsn
                 )));
             }
@@ -50,70 +50,77 @@ impl Encoder {
         Ok(out.freeze())
     }
 
-    fn describe(&mut self, out: &mut BytesMut, relation: &Arc<Relation>) {
-        if let Some(known) = self.known.get(&relation.id)
-            && (Arc::ptr_eq(known, relation) || known == relation)
-        {
-            return;
-        }
-        self.known.insert(relation.id, Arc::clone(relation));
-        out.put_u8(RELATION);
-        out.put_u32(relation.id);
-        out.put_text(&relation.schema);
-        out.put_text(&relation.name);
-        out.put_u8(match relation.identity {
-            ReplicaIdentity::Default => b'd',
-            ReplicaIdentity::Nothing => b'n',
-            ReplicaIdentity::Full => b'f',
-            ReplicaIdentity::Index => b'i',
-        });
-        out.put_u32(relation.columns.len() as u32);
-        for column in &relation.columns {
-            out.put_text(&column.name);
-            out.put_bool(column.key);
-            out.put_u32(column.type_oid);
-            out.put_i32(column.type_modifier);
-        }
+    fn change(&mut self, out: &mut BytesMut, change: &Change) {
+        self.describe(change, |put| put(out));
+        put_change(out, change);
     }
 
-    fn change(&mut self, out: &mut BytesMut, change: &Change) {
-        match change {
-            Change::Insert { relation, new } => {
-                self.describe(out, relation);
-                out.put_u8(INSERT);
+    /// Describes the tables of a change that the other side does not know yet: `description` gets a writer for each.
+    pub(crate) fn describe(&mut self, change: &Change, mut description: impl FnMut(&dyn Fn(&mut BytesMut))) {
+        for relation in change.relations() {
+            if let Some(known) = self.known.get(&relation.id)
+                && (Arc::ptr_eq(known, relation) || known == relation)
+            {
+                continue;
+            }
+            self.known.insert(relation.id, Arc::clone(relation));
+            description(&|out| put_relation(out, relation));
+        }
+    }
+}
+
+fn put_relation(out: &mut BytesMut, relation: &Relation) {
+    out.put_u8(RELATION);
+    out.put_u32(relation.id);
+    out.put_text(&relation.schema);
+    out.put_text(&relation.name);
+    out.put_u8(match relation.identity {
+        ReplicaIdentity::Default => b'd',
+        ReplicaIdentity::Nothing => b'n',
+        ReplicaIdentity::Full => b'f',
+        ReplicaIdentity::Index => b'i',
+    });
+    out.put_u32(relation.columns.len() as u32);
+    for column in &relation.columns {
+        out.put_text(&column.name);
+        out.put_bool(column.key);
+        out.put_u32(column.type_oid);
+        out.put_i32(column.type_modifier);
+    }
+}
+
+/// A change whose tables are known to the other side.
+pub(crate) fn put_change(out: &mut BytesMut, change: &Change) {
+    match change {
+        Change::Insert { relation, new } => {
+            out.put_u8(INSERT);
+            out.put_u32(relation.id);
+            put_row(out, new);
+        }
+        Change::Update { relation, old, new } => {
+            out.put_u8(UPDATE);
+            out.put_u32(relation.id);
+            put_old(out, old.as_ref());
+            put_row(out, new);
+        }
+        Change::Delete { relation, old } => {
+            out.put_u8(DELETE);
+            out.put_u32(relation.id);
+            put_old(out, Some(old));
+        }
+        Change::Truncate { relations, cascade, restart_identity } => {
+            out.put_u8(TRUNCATE);
+            out.put_bool(*cascade);
+            out.put_bool(*restart_identity);
+            out.put_u32(relations.len() as u32);
+            for relation in relations {
                 out.put_u32(relation.id);
-                put_row(out, new);
             }
-            Change::Update { relation, old, new } => {
-                self.describe(out, relation);
-                out.put_u8(UPDATE);
-                out.put_u32(relation.id);
-                put_old(out, old.as_ref());
-                put_row(out, new);
-            }
-            Change::Delete { relation, old } => {
-                self.describe(out, relation);
-                out.put_u8(DELETE);
-                out.put_u32(relation.id);
-                put_old(out, Some(old));
-            }
-            Change::Truncate { relations, cascade, restart_identity } => {
-                for relation in relations {
-                    self.describe(out, relation);
-                }
-                out.put_u8(TRUNCATE);
-                out.put_bool(*cascade);
-                out.put_bool(*restart_identity);
-                out.put_u32(relations.len() as u32);
-                for relation in relations {
-                    out.put_u32(relation.id);
-                }
-            }
-            Change::Message { prefix, content } => {
-                out.put_u8(MESSAGE);
-                out.put_text(prefix);
-                out.put_bytes_u32(content);
-            }
+        }
+        Change::Message { prefix, content } => {
+            out.put_u8(MESSAGE);
+            out.put_text(prefix);
+            out.put_bytes_u32(content);
         }
     }
 }
@@ -165,12 +172,17 @@ impl Decoder {
             changes: Vec::new(),
         };
         while !reader.is_empty() {
-            match reader.u8()? {
-                RELATION => self.relation(&mut reader)?,
-                tag => transaction.changes.push(self.change(tag, &mut reader)?),
-            }
+            transaction.changes.extend(self.item(&mut reader)?);
         }
         Ok(transaction)
+    }
+
+    /// Reads a table's description or a change.
+    pub(super) fn item(&mut self, reader: &mut Reader) -> Result<Option<Change>, Error> {
+        match reader.u8()? {
+            RELATION => self.relation(reader).map(|()| None),
+            tag => self.change(tag, reader).map(Some),
+        }
     }
 
     fn relation(&mut self, reader: &mut Reader) -> Result<(), Error> {

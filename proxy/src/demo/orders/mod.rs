@@ -39,7 +39,7 @@ pub struct Options {
     /// Where it listens.
     pub listen: SocketAddr,
     /// Its database.
-    pub dsn: tokio_postgres::Config,
+    pub dsn: replicator::postgres::Dsn,
     /// Most connections to it.
     pub connections: usize,
 }
@@ -63,7 +63,7 @@ pub async fn run(options: Options) -> std::io::Result<()> {
 /// Serves on `listener` until `ended`; then finishes the requests in flight.
 pub async fn serve(
     listener: TcpListener,
-    dsn: tokio_postgres::Config,
+    dsn: replicator::postgres::Dsn,
     connections: usize,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
@@ -240,7 +240,8 @@ fn not_read(error: &ReadError) -> Response {
 fn no_database(error: &PoolError) -> Response {
     tracing::warn!(error = %chain(error), "no database");
     let code = match error {
-        PoolError::Connect(error) => sql_state(error),
+        PoolError::Connect(replicator::Error::Database { source, .. }) => sql_state(source),
+        PoolError::Connect(_) => "the database is not to be reached".to_owned(),
         PoolError::Exhausted => "every connection is in use".to_owned(),
     };
     answer(StatusCode::SERVICE_UNAVAILABLE, "no-database", &format!("nothing was committed; {code}"))

@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use replicator::postgres::{Dsn, connect_apart};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_postgres::{Client, Config, NoTls, Statement};
+use tokio_postgres::{Client, Statement};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Longest wait for a connection to come back.
@@ -33,13 +34,13 @@ pub(super) enum PoolError {
     Exhausted,
     /// A new connection failed.
     #[error("cannot connect to the database")]
-    Connect(#[source] tokio_postgres::Error),
+    Connect(#[source] replicator::Error),
 }
 
 /// Connections to one database.
 #[derive(Debug)]
 pub(super) struct Pool {
-    config: Config,
+    dsn: Dsn,
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
 }
@@ -67,18 +68,11 @@ pub(super) struct Lent {
 
 impl Pool {
     /// A pool of at most `connections`; opens none yet.
-    pub(super) fn new(mut config: Config, connections: usize) -> Arc<Self> {
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT);
+    pub(super) fn new(mut dsn: Dsn, connections: usize) -> Arc<Self> {
+        if dsn.get_connect_timeout().is_none() {
+            dsn.connect_timeout(CONNECT);
         }
-        if config.get_application_name().is_none() {
-            config.application_name("demo-orders");
-        }
-        Arc::new(Self {
-            config,
-            idle: Mutex::default(),
-            permits: Arc::new(Semaphore::new(connections.max(1))),
-        })
+        Arc::new(Self { dsn, idle: Mutex::default(), permits: Arc::new(Semaphore::new(connections.max(1))) })
     }
 
     fn pop(&self) -> Option<Connection> {
@@ -96,7 +90,7 @@ impl Pool {
             }
             tracing::info!("a database connection was closed while it was idle");
         }
-        let (client, driver) = self.config.connect(NoTls).await.map_err(PoolError::Connect)?;
+        let (client, driver) = connect_apart(&self.dsn, "demo-orders").await.map_err(PoolError::Connect)?;
         let driver = tokio::spawn(async move {
             if let Err(error) = driver.await {
                 tracing::info!(%error, "database connection ended");

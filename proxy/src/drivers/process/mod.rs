@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use replicator::postgres::Dsn;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
@@ -304,12 +305,9 @@ impl Shared {
     /// The database and the role that the service's connection string names, empty and without rights of its own:
     /// the first copy brings tables and grants.
     async fn prepare_database(&self, settings: &ProcessCluster) -> Result<(), DriverError> {
-        let service: tokio_postgres::Config = match self.settings.service_dsn.as_str() {
+        let service: Dsn = match self.settings.service_dsn.as_str() {
             "" => return Ok(()),
-            dsn => dsn.parse().map_err(|source| DriverError::Database {
-                database: "of the service (service.dsn)".into(),
-                source,
-            })?,
+            dsn => dsn.parse().map_err(DriverError::ServiceDsn)?,
         };
         let database = service.get_dbname().unwrap_or(SUPERUSER).to_owned();
         let failed = |source| DriverError::Database { database: database.clone(), source };

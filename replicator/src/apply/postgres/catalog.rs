@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
-use crate::change::{Relation, ReplicaIdentity};
+use crate::change::{Change, Relation, ReplicaIdentity};
 use crate::error::Error;
 use crate::postgres::quote_ident;
 
@@ -20,62 +21,226 @@ pub(super) struct Table {
     pub(super) columns: Vec<TargetColumn>,
     /// Indexes of the columns that tell a row; empty when nothing does.
     pub(super) key: Vec<usize>,
+    /// The stream brings every column that is not generated: a row can be deleted and inserted again without loss.
+    pub(super) complete: bool,
+    /// Something on the target acts on each change (triggers that are enabled for replicas): nothing is reordered.
+    pub(super) watched: bool,
+    /// It has partitions of its own, which `ONLY` would leave out.
+    pub(super) partitioned: bool,
 }
 
 /// One column, in stream order.
 #[derive(Debug)]
 pub(super) struct TargetColumn {
     pub(super) sql_name: String,
-    /// As `format_type` writes it, schema-qualified where needed.
+    /// Quoted `schema.type`, without modifiers: an assignment enforces those, a cast would cut values silently.
     pub(super) type_name: String,
+    pub(super) transport: Transport,
+    /// `OPERATOR(schema.=)` of the unique index that the column is in.
+    pub(super) equals: String,
     /// `GENERATED ALWAYS AS IDENTITY`.
     pub(super) always_identity: bool,
 }
 
+/// How a column's values travel as statement parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    /// `bigint`, binary.
+    Int8,
+    /// `integer`, binary.
+    Int4,
+    /// `smallint`, binary.
+    Int2,
+    /// Text that the server converts.
+    Text,
+}
+
+impl Transport {
+    fn of(type_oid: u32) -> Self {
+        match Type::from_oid(type_oid) {
+            Some(Type::INT8) => Self::Int8,
+            Some(Type::INT4) => Self::Int4,
+            Some(Type::INT2) => Self::Int2,
+            _ => Self::Text,
+        }
+    }
+
+    /// The element type and its array.
+    pub(super) fn types(self) -> (Type, Type) {
+        match self {
+            Self::Int8 => (Type::INT8, Type::INT8_ARRAY),
+            Self::Int4 => (Type::INT4, Type::INT4_ARRAY),
+            Self::Int2 => (Type::INT2, Type::INT2_ARRAY),
+            Self::Text => (Type::TEXT, Type::TEXT_ARRAY),
+        }
+    }
+
+    /// The array's name in SQL.
+    pub(super) fn array_name(self) -> &'static str {
+        match self {
+            Self::Int8 => "pg_catalog._int8",
+            Self::Int4 => "pg_catalog._int4",
+            Self::Int2 => "pg_catalog._int2",
+            Self::Text => "pg_catalog._text",
+        }
+    }
+}
+
+/// Columns (one row without a name if there are none); for each its place in the best unique index, and the equality of a unique index that it is in.
 const COLUMNS: &str = "\
-SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attidentity = 'a', \
-       coalesce(a.attnum = ANY (i.indkey::int2[]), false) \
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
-LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisprimary \
-WHERE n.nspname = $1::text AND c.relname = $2::text";
+WITH c AS (SELECT c.oid, c.relkind FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+           WHERE n.nspname = $1::text AND c.relname = $2::text), \
+best AS (SELECT i.indkey::int2[] AS attnums, i.indnkeyatts FROM c JOIN pg_catalog.pg_index i ON i.indrelid = c.oid \
+         WHERE i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
+           AND NOT EXISTS (SELECT FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k(attnum) \
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE NOT a.attnotnull) \
+         ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1), \
+watched AS (SELECT EXISTS (SELECT FROM c JOIN pg_catalog.pg_trigger t ON t.tgrelid = c.oid \
+                           WHERE t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal) \
+                OR EXISTS (SELECT FROM c JOIN pg_catalog.pg_rewrite r ON r.ev_class = c.oid \
+                           WHERE r.ev_enabled IN ('A', 'R')) AS yes) \
+SELECT a.attname::text, pg_catalog.quote_ident(tn.nspname) || '.' || pg_catalog.quote_ident(t.typname), t.oid, \
+       a.attidentity = 'a', a.attgenerated <> '', \
+       coalesce(a.attnum = ANY (best.attnums[0:best.indnkeyatts - 1]), false), \
+       coalesce(equality.name, 'OPERATOR(pg_catalog.=)'), watched.yes, c.relkind = 'p' \
+FROM c CROSS JOIN watched LEFT JOIN best ON true \
+LEFT JOIN (pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+           JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace) \
+  ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+LEFT JOIN LATERAL ( \
+  SELECT 'OPERATOR(' || pg_catalog.quote_ident(n.nspname) || '.' || o.oprname || ')' AS name \
+  FROM pg_catalog.pg_index i CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) AS k(attnum, class) \
+  JOIN pg_catalog.pg_opclass oc ON oc.oid = k.class \
+  JOIN pg_catalog.pg_am am ON am.oid = oc.opcmethod AND am.amname = 'btree' \
+  JOIN pg_catalog.pg_amop ao ON ao.amopfamily = oc.opcfamily AND ao.amoplefttype = oc.opcintype \
+    AND ao.amoprighttype = oc.opcintype AND ao.amopstrategy = 3 \
+  JOIN pg_catalog.pg_operator o ON o.oid = ao.amopopr JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace \
+  WHERE i.indrelid = c.oid AND i.indisunique AND k.attnum = a.attnum \
+  ORDER BY i.indisprimary DESC, i.indexrelid LIMIT 1) equality ON true";
+
+struct Found {
+    column: TargetColumn,
+    generated: bool,
+    in_best: bool,
+}
 
 impl Table {
     /// Looks the table up. One round trip.
     pub(super) async fn load(client: &Client, relation: Arc<Relation>) -> Result<Self, Error> {
         let label = format!("{}.{}", relation.schema, relation.name);
-        let text = tokio_postgres::types::Type::TEXT;
         let rows = client
-            .query_typed(COLUMNS, &[(&relation.schema, text.clone()), (&relation.name, text)])
+            .query_typed(COLUMNS, &[(&relation.schema, Type::TEXT), (&relation.name, Type::TEXT)])
             .await
             .map_err(Error::database(format!("look up {label} on the target")))?;
-        if rows.is_empty() {
+        let Some(first) = rows.first() else {
             return Err(Error::Unready(format!("table {label} is not on the target")));
-        }
-        let mut known: HashMap<String, (String, bool, bool)> =
-            rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2), row.get(3)))).collect();
+        };
+        let (watched, partitioned) = (first.get(7), first.get(8));
+        let mut known: HashMap<String, Found> =
+            rows.iter().filter_map(|row| Some((row.get::<_, Option<String>>(0)?, found(row)))).collect();
         let mut columns = Vec::with_capacity(relation.columns.len());
-        let mut primary = Vec::new();
+        let mut best = Vec::new();
         for (at, column) in relation.columns.iter().enumerate() {
-            let (type_name, always_identity, in_primary) = known.remove(&column.name).ok_or_else(|| {
+            let found = known.remove(&column.name).ok_or_else(|| {
                 Error::Unready(format!("column {} of {label} is not on the target", column.name))
             })?;
-            if in_primary {
-                primary.push(at);
+            if found.in_best {
+                best.push(at);
             }
-            columns.push(TargetColumn { sql_name: quote_ident(&column.name), type_name, always_identity });
+            columns.push(found.column);
         }
-        if known.values().any(|(.., in_primary)| *in_primary) {
-            primary.clear();
+        if known.values().any(|found| found.in_best) {
+            best.clear();
         }
         let key = match relation.identity {
             ReplicaIdentity::Default | ReplicaIdentity::Index => {
                 (0..relation.columns.len()).filter(|at| relation.columns[*at].key).collect()
             }
-            // The stream marks every column as key, or none: the primary key finds rows faster and once.
-            ReplicaIdentity::Full | ReplicaIdentity::Nothing => primary,
+            // The stream marks every column as key, or none: a unique index finds rows faster and once.
+            ReplicaIdentity::Full | ReplicaIdentity::Nothing => best,
         };
         let sql_name = format!("{}.{}", quote_ident(&relation.schema), quote_ident(&relation.name));
-        Ok(Self { relation, sql_name, label, columns, key })
+        let complete = known.values().all(|found| found.generated);
+        Ok(Self { relation, sql_name, label, columns, key, complete, watched, partitioned })
+    }
+}
+
+fn found(row: &tokio_postgres::Row) -> Found {
+    let name: String = row.get(0);
+    Found {
+        column: TargetColumn {
+            sql_name: quote_ident(&name),
+            type_name: row.get(1),
+            transport: Transport::of(row.get(2)),
+            always_identity: row.get(3),
+            equals: row.get(6),
+        },
+        generated: row.get(4),
+        in_best: row.get(5),
+    }
+}
+
+/// Descriptions of one table that are kept: one group of changes does not see more.
+const DESCRIPTIONS: usize = 8;
+
+/// The tables that the stream has touched in this session.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tables {
+    /// By the source's OID, the newest description last: a group may see a table before and after it was altered.
+    by_id: HashMap<u32, Vec<Arc<Table>>>,
+}
+
+impl Tables {
+    /// The target's table for this description, if it was looked up.
+    pub(super) fn find(&self, relation: &Arc<Relation>) -> Option<&Arc<Table>> {
+        self.by_id
+            .get(&relation.id)?
+            .iter()
+            .rev()
+            .find(|table| Arc::ptr_eq(&table.relation, relation) || table.relation == *relation)
+    }
+
+    /// The first description among these changes that was not looked up yet.
+    pub(super) fn missing<'a>(
+        &self,
+        mut changes: impl Iterator<Item = &'a Change>,
+    ) -> Option<&'a Arc<Relation>> {
+        let mut last: Option<&Arc<Relation>> = None;
+        changes.find_map(|change| {
+            let relations: &[Arc<Relation>] = match change {
+                Change::Insert { relation, .. }
+                | Change::Update { relation, .. }
+                | Change::Delete { relation, .. } => std::slice::from_ref(relation),
+                Change::Truncate { relations, .. } => relations,
+                Change::Message { .. } => &[],
+            };
+            relations.iter().find(|relation| {
+                let same = last.is_some_and(|last| Arc::ptr_eq(last, relation));
+                last = Some(relation);
+                !same && self.find(relation).is_none()
+            })
+        })
+    }
+
+    /// Looks up what is missing.
+    pub(super) async fn look_up(
+        &mut self,
+        client: &Client,
+        changes: impl Iterator<Item = &Change> + Clone,
+    ) -> Result<(), Error> {
+        while let Some(relation) = self.missing(changes.clone()) {
+            let table = Table::load(client, Arc::clone(relation)).await?;
+            self.know(Arc::new(table));
+        }
+        Ok(())
+    }
+
+    /// Remembers a table, for this description of it.
+    pub(super) fn know(&mut self, table: Arc<Table>) {
+        let known = self.by_id.entry(table.relation.id).or_default();
+        if known.len() >= DESCRIPTIONS {
+            known.remove(0);
+        }
+        known.push(table);
     }
 }

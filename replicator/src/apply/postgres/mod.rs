@@ -8,29 +8,30 @@
 //! It never skips a change: what cannot be applied is an [`Error::Conflict`].
 
 mod catalog;
+mod encode;
+mod large;
 mod plan;
+mod session;
 mod sql;
 
-use std::collections::HashMap;
-use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::SinkExt;
-use tokio_postgres::types::{PgLsn, ToSql, Type};
-use tokio_postgres::{Client, CopyInSink, Statement};
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, CopyInSink};
 
-use self::catalog::Table;
-use self::plan::Order;
+use self::catalog::Tables;
+use self::large::Large;
+use self::plan::{Item, Order};
+use self::session::{Checkpoint, Failure, PART, Session, has_code};
 use super::Target;
-use crate::change::{Change, Relation, Transaction};
+use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
-use crate::postgres::{connect, connection, quote_ident, quote_literal};
+use crate::postgres::{Dsn, connect, connection, quote_ident, quote_literal};
 use crate::wire::{CopyTable, Resume, StreamSpec};
 use crate::{copy, schema};
 
@@ -39,14 +40,6 @@ const TAKE_OVER: Duration = Duration::from_secs(20);
 
 /// After so long the older session is told to end.
 const PATIENCE: Duration = Duration::from_millis(500);
-
-/// Prepared statements kept.
-const STATEMENTS: usize = 1_000;
-
-const CHECKPOINT: &str = "\
-WITH w AS (UPDATE godwit.progress SET applied_lsn = $1, \
-  marker_generation = coalesce($2, marker_generation), updated_at = now() \
-  WHERE stream = $3 AND applied_lsn = $4 AND generation = $5 RETURNING 1) SELECT 1 / count(*) FROM w";
 
 /// Puts a stream's checkpoint in place where nothing is copied: the reverse stream of a cutover.
 ///
@@ -70,15 +63,6 @@ fn signed(generation: u64) -> Result<i64, Error> {
     i64::try_from(generation).map_err(|_| Error::Protocol(format!("generation {generation} is out of range")))
 }
 
-struct Session {
-    client: Client,
-    checkpoint: Statement,
-    statements: HashMap<String, Statement>,
-    /// By the source's OID; the relation says whether it is still the same.
-    tables: HashMap<u32, Arc<Table>>,
-    copying: Option<Copying>,
-}
-
 struct Copying {
     sink: Option<(String, Pin<Box<CopyInSink<Bytes>>>)>,
     tables: Vec<String>,
@@ -86,18 +70,29 @@ struct Copying {
 
 /// One stream's target.
 pub struct PostgresTarget {
-    dsn: tokio_postgres::Config,
+    dsn: Dsn,
     spec: StreamSpec,
     generation: i64,
     expected: Lsn,
     session: Option<Session>,
+    tables: Tables,
+    /// Has the session while a large transaction is open.
+    large: Option<Large>,
 }
 
 impl PostgresTarget {
     /// Not connected yet: [`Target::resume`] connects.
-    pub fn new(dsn: tokio_postgres::Config, spec: StreamSpec) -> Result<Self, Error> {
+    pub fn new(dsn: Dsn, spec: StreamSpec) -> Result<Self, Error> {
         let generation = signed(spec.generation)?;
-        Ok(Self { dsn, spec, generation, expected: Lsn::ZERO, session: None })
+        Ok(Self {
+            dsn,
+            spec,
+            generation,
+            expected: Lsn::ZERO,
+            session: None,
+            tables: Tables::default(),
+            large: None,
+        })
     }
 
     fn application(&self) -> String {
@@ -112,13 +107,15 @@ impl PostgresTarget {
                 ("session_replication_role", "replica"),
                 ("synchronous_commit", "on"),
                 ("transaction_timeout", "0"),
+                ("row_security", "off"),
+                ("jit", "off"),
             ])
             .map(|(name, value)| format!("({}, {})", quote_literal(name), quote_literal(value)))
             .collect();
         client
             .batch_execute(&format!(
                 "DO $$ BEGIN PERFORM pg_catalog.set_config(s.name, s.value, false) FROM (VALUES {}) AS s(name, value) \
-                 JOIN pg_catalog.pg_settings USING (name); END $$",
+                 JOIN pg_catalog.pg_settings known ON lower(known.name) = s.name; END $$",
                 settings.join(", ")
             ))
             .await
@@ -159,233 +156,50 @@ impl PostgresTarget {
         }
     }
 
-    async fn apply_in(&mut self, group: &[Transaction], order: Order) -> Result<(), Failure> {
-        let Some(last) = group.last() else { return Ok(()) };
+    fn step(&self, to: Lsn, marker: Option<i64>) -> Checkpoint {
+        Checkpoint {
+            to,
+            from: self.expected,
+            marker,
+            stream: self.spec.slot.clone(),
+            generation: self.generation,
+        }
+    }
+
+    async fn apply_group(&mut self, group: &[Transaction], to: Lsn) -> Result<(), Error> {
         let marker = group.iter().filter_map(Transaction::marker).next_back();
-        let marker = marker.map(signed).transpose()?;
+        let step = self.step(to, marker.map(signed).transpose()?);
         let session = self.session.as_mut().ok_or_else(not_open)?;
-        session.look_up(group).await?;
-        let tables = &session.tables;
-        let statements = plan::plan(group, order, |relation| tables.get(&relation.id).cloned())?;
-        session.prepare(&statements).await?;
-        session
-            .commit(
-                Checkpoint {
-                    to: last.end_lsn,
-                    from: self.expected,
-                    marker,
-                    stream: &self.spec.slot,
-                    generation: self.generation,
-                },
-                &statements,
-            )
-            .await?;
-        self.expected = last.end_lsn;
-        Ok(())
+        let changes = || group.iter().flat_map(|transaction| &transaction.changes);
+        self.tables.look_up(&session.client, changes()).await?;
+        let items: Vec<Item<'_>> = group
+            .iter()
+            .flat_map(|transaction| transaction.changes.iter().map(|change| (transaction.end_lsn, change)))
+            .collect();
+        let done = if items.len() > PART {
+            session.commit_large(&step, &items, &self.tables).await
+        } else {
+            session.commit(&step, &plan::plan(&items, Order::Net, &self.tables)?).await
+        };
+        match done {
+            Ok(()) => return Ok(()),
+            Err(Failure::Error(error)) => return Err(error),
+            Err(Failure::Batch) => {}
+        }
+        session.commit_in_parts(&step, &items, &self.tables).await
     }
-}
-
-/// Why a group did not go in.
-enum Failure {
-    /// Statement by statement it may.
-    Batch,
-    Error(Error),
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::Error(error)
-    }
-}
-
-struct Checkpoint<'a> {
-    to: Lsn,
-    from: Lsn,
-    marker: Option<i64>,
-    stream: &'a str,
-    generation: i64,
-}
-
-impl Session {
-    async fn look_up(&mut self, group: &[Transaction]) -> Result<(), Error> {
-        for change in group.iter().flat_map(|transaction| &transaction.changes) {
-            let relations: &[Arc<Relation>] = match change {
-                Change::Insert { relation, .. }
-                | Change::Update { relation, .. }
-                | Change::Delete { relation, .. } => std::slice::from_ref(relation),
-                Change::Truncate { relations, .. } => relations,
-                Change::Message { .. } => &[],
-            };
-            for relation in relations {
-                let known = self.tables.get(&relation.id).is_some_and(|table| {
-                    Arc::ptr_eq(&table.relation, relation) || table.relation == *relation
-                });
-                if !known {
-                    let table = Table::load(&self.client, Arc::clone(relation)).await?;
-                    self.tables.insert(relation.id, Arc::new(table));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn prepare(&mut self, statements: &[plan::Statement]) -> Result<(), Error> {
-        if self.statements.len() > STATEMENTS {
-            self.statements.clear();
-        }
-        let mut missing: Vec<&plan::Statement> = Vec::new();
-        for statement in statements {
-            if !self.statements.contains_key(&statement.sql)
-                && !missing.iter().any(|other| other.sql == statement.sql)
-            {
-                missing.push(statement);
-            }
-        }
-        let types: Vec<Vec<Type>> =
-            missing.iter().map(|statement| vec![Type::TEXT_ARRAY; statement.parameters.len()]).collect();
-        let client = &self.client;
-        let prepared = futures_util::future::join_all(
-            missing.iter().zip(&types).map(|(statement, types)| client.prepare_typed(&statement.sql, types)),
-        )
-        .await;
-        for (statement, prepared) in missing.into_iter().zip(prepared) {
-            let prepared = prepared.map_err(Error::database(format!("prepare {}", statement.sql)))?;
-            self.statements.insert(statement.sql.clone(), prepared);
-        }
-        Ok(())
-    }
-
-    /// Everything at once, one wait.
-    async fn commit(
-        &self,
-        checkpoint: Checkpoint<'_>,
-        statements: &[plan::Statement],
-    ) -> Result<(), Failure> {
-        let client = &self.client;
-        let mut arrays = Vec::with_capacity(statements.len());
-        for statement in statements {
-            arrays.push(
-                statement.parameters.iter().map(|column| texts(column)).collect::<Result<Vec<_>, _>>()?,
-            );
-        }
-        let (to, from) = (PgLsn::from(checkpoint.to.0), PgLsn::from(checkpoint.from.0));
-        let parameters: [&(dyn ToSql + Sync); 5] =
-            [&to, &checkpoint.marker, &checkpoint.stream, &from, &checkpoint.generation];
-        let mut pipeline = Pipeline::default();
-        pipeline.push(async { client.batch_execute("BEGIN").await }).await;
-        pipeline.push(async { client.execute(&self.checkpoint, &parameters).await.map(drop) }).await;
-        for (statement, arrays) in statements.iter().zip(&arrays) {
-            let Some(prepared) = self.statements.get(&statement.sql) else {
-                return Err(Error::Protocol("a statement was not prepared".into()).into());
-            };
-            pipeline
-                .push(async move {
-                    let parameters: Vec<&(dyn ToSql + Sync)> =
-                        arrays.iter().map(|array| array as &(dyn ToSql + Sync)).collect();
-                    client.execute(prepared, &parameters).await.map(drop)
-                })
-                .await;
-        }
-        pipeline.push(async { client.batch_execute("COMMIT").await }).await;
-        // The first error in order is the cause; what follows it failed because of it.
-        let Some((at, error)) = pipeline.finish().await else { return Ok(()) };
-        match at.checked_sub(2) {
-            None if at == 1 && has_code(&error, &[sql::ROW_MISSING]) => Err(Error::Fenced(format!(
-                "the checkpoint of {} is not at {} under generation {}: another writer took over",
-                checkpoint.stream, checkpoint.from, checkpoint.generation
-            ))
-            .into()),
-            None => Err(Error::database("begin a group")(error).into()),
-            Some(at) => Err(failure(statements, at, error)),
-        }
-    }
-}
-
-fn failure(statements: &[plan::Statement], at: usize, error: tokio_postgres::Error) -> Failure {
-    let code = error.code().map(|code| code.code().to_owned()).unwrap_or_default();
-    if code != sql::ROW_MISSING && !code.starts_with("23") {
-        let what = statements.get(at).map_or_else(
-            || "commit a group".to_owned(),
-            |statement| format!("apply to {} at {}: {}", statement.table, statement.lsn, statement.key),
-        );
-        return Failure::Error(Error::database(what)(error));
-    }
-    let one = statements.iter().all(|statement| statement.parameters.first().is_none_or(|p| p.len() <= 1));
-    let Some(statement) = statements.get(at).filter(|_| one) else { return Failure::Batch };
-    let what = match error.as_db_error() {
-        Some(error) if code != sql::ROW_MISSING => {
-            format!("{} {}: {}", statement.key, error.message(), error.detail().unwrap_or_default())
-        }
-        _ => format!("{} is not there", statement.key),
-    };
-    Failure::Error(Error::Conflict { table: statement.table.clone(), lsn: statement.lsn, what })
-}
-
-fn texts(column: &[Option<Bytes>]) -> Result<Vec<Option<&str>>, Error> {
-    column
-        .iter()
-        .map(|value| match value {
-            None => Ok(None),
-            Some(bytes) => std::str::from_utf8(bytes)
-                .map(Some)
-                .map_err(|_| Error::Protocol("a value is not UTF-8".into())),
-        })
-        .collect()
-}
-
-fn has_code(error: &tokio_postgres::Error, codes: &[&str]) -> bool {
-    error.code().is_some_and(|code| codes.contains(&code.code()))
 }
 
 fn not_open() -> Error {
     Error::Protocol("the target is not open".into())
 }
 
-type Reply<'a> = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send + 'a>>;
-
-/// Requests that are sent in order, each at its first poll, and awaited afterwards.
-#[derive(Default)]
-struct Pipeline<'a> {
-    replies: Vec<Option<Reply<'a>>>,
-    failed: Option<(usize, tokio_postgres::Error)>,
-}
-
-impl<'a> Pipeline<'a> {
-    async fn push(&mut self, request: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'a) {
-        let mut reply: Reply<'a> = Box::pin(request);
-        let at = self.replies.len();
-        match poll_fn(|context| Poll::Ready(reply.as_mut().poll(context))).await {
-            Poll::Pending => self.replies.push(Some(reply)),
-            Poll::Ready(result) => {
-                self.replies.push(None);
-                self.note(at, result);
-            }
-        }
-    }
-
-    fn note(&mut self, at: usize, result: Result<(), tokio_postgres::Error>) {
-        if let Err(error) = result
-            && self.failed.as_ref().is_none_or(|(first, _)| at < *first)
-        {
-            self.failed = Some((at, error));
-        }
-    }
-
-    async fn finish(mut self) -> Option<(usize, tokio_postgres::Error)> {
-        for at in 0..self.replies.len() {
-            if let Some(reply) = self.replies[at].take() {
-                let result = reply.await;
-                self.note(at, result);
-            }
-        }
-        self.failed
-    }
-}
-
 #[async_trait]
 impl Target for PostgresTarget {
     async fn resume(&mut self) -> Result<Resume, Error> {
         self.session = None;
+        self.large = None;
+        self.tables = Tables::default();
         let client = self.open().await?;
         self.take_origin(&client).await?;
         let row = client
@@ -412,49 +226,42 @@ impl Target for PostgresTarget {
                 }
             }
         };
-        let types = [Type::PG_LSN, Type::INT8, Type::TEXT, Type::PG_LSN, Type::INT8];
-        let checkpoint = client
-            .prepare_typed(CHECKPOINT, &types)
-            .await
-            .map_err(Error::database("prepare the checkpoint"))?;
         self.expected = resume.applied;
-        self.session = Some(Session {
-            client,
-            checkpoint,
-            statements: HashMap::new(),
-            tables: HashMap::new(),
-            copying: None,
-        });
+        self.session = Some(Session::open(client).await?);
         Ok(resume)
     }
 
     async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error> {
-        match self.apply_in(group, Order::Lanes).await {
-            Ok(()) => return Ok(()),
-            Err(Failure::Error(error)) if !matches!(error, Error::Conflict { .. }) => return Err(error),
-            Err(_) => {}
-        }
-        match self.apply_in(group, Order::Rows).await {
-            Ok(()) => Ok(()),
-            Err(Failure::Error(error)) => Err(error),
-            Err(Failure::Batch) => Err(Error::Conflict {
-                table: "the commit".into(),
-                lsn: self.expected,
-                what: "a deferred constraint refuses the group".into(),
-            }),
-        }
+        let Some(last) = group.last() else { return Ok(()) };
+        self.apply_group(group, last.end_lsn).await?;
+        self.expected = last.end_lsn;
+        Ok(())
+    }
+
+    async fn begin_large(&mut self, header: LargeHeader) -> Result<(), Error> {
+        let session = self.session.take().ok_or_else(not_open)?;
+        self.large = Some(Large::begin(session, header).await?);
+        Ok(())
+    }
+
+    async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error> {
+        let large = self.large.as_mut().ok_or_else(not_open)?;
+        large.part(changes, &mut self.tables).await
+    }
+
+    async fn end_large(&mut self) -> Result<(), Error> {
+        let large = self.large.take().ok_or_else(not_open)?;
+        let (to, marker) = (large.end_lsn(), large.marker());
+        let step = self.step(to, marker.map(signed).transpose()?);
+        self.session = Some(large.end(&step).await?);
+        self.expected = to;
+        Ok(())
     }
 
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error> {
-        let session = self.session.as_ref().ok_or_else(not_open)?;
-        let step = Checkpoint {
-            to: lsn,
-            from: self.expected,
-            marker: None,
-            stream: &self.spec.slot,
-            generation: self.generation,
-        };
-        match session.commit(step, &[]).await {
+        let step = self.step(lsn, None);
+        let session = self.session.as_mut().ok_or_else(not_open)?;
+        match session.commit(&step, &[]).await {
             Ok(()) => {}
             Err(Failure::Error(error)) => return Err(error),
             Err(Failure::Batch) => return Err(Error::Fenced("the checkpoint cannot be moved".into())),

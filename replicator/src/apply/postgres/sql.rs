@@ -1,37 +1,44 @@
 //! The text of each statement. Pure.
 //!
-//! A statement that must find rows divides by zero when it finds another number of them than it was given: the server
-//! itself then refuses the COMMIT that is already on its way, without a round trip to ask.
+//! A statement that must find rows compares how many it found with how many it was given, and fails by itself when they
+//! differ: the server then refuses the COMMIT that is already on its way, without a round trip to ask.
 
 use std::sync::Arc;
 
 use super::catalog::Table;
 use super::plan::Kind;
 
-/// SQLSTATE of the division by zero that says: a row was not found.
-pub(super) const ROW_MISSING: &str = "22012";
+/// SQLSTATE of the failed conversion that says how many rows were found; its text begins with [`ROWS_FOUND`].
+pub(super) const COUNT_FAILED: &str = "22P02";
+
+/// See [`COUNT_FAILED`].
+pub(super) const ROWS_FOUND: &str = "godwit found ";
 
 pub(super) fn statement(table: &Table, kind: &Kind) -> String {
     let name = &table.sql_name;
     let every: Vec<usize> = (0..table.columns.len()).collect();
+    let keyed = |set: &[usize]| source(table, &[&table.key, set].concat());
     match kind {
         Kind::Insert if every.is_empty() => format!("INSERT INTO {name} DEFAULT VALUES"),
         Kind::Insert => format!(
             "INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}",
             names(table, &every),
-            (0..every.len()).map(|at| value(table, at, at)).collect::<Vec<_>>().join(", "),
-            source(every.len()),
+            every.iter().map(|at| value(table, *at, *at)).collect::<Vec<_>>().join(", "),
+            source(table, &every),
         ),
+        Kind::Copy => format!("COPY {name} ({}) FROM STDIN", names(table, &every)),
         Kind::Update(set) if set.is_empty() => counted(&format!(
-            "SELECT 1 FROM ONLY {name} AS t, {} WHERE {} FOR UPDATE OF t",
-            source(table.key.len()),
-            by_key(table)
+            "SELECT 1 FROM {} AS t, {} WHERE {} FOR UPDATE OF t",
+            only(table),
+            keyed(&[]),
+            by_key(table, "t")
         )),
         Kind::Update(set) => counted(&format!(
-            "UPDATE ONLY {name} AS t SET {} FROM {} WHERE {} RETURNING 1",
+            "UPDATE {} AS t SET {} FROM {} WHERE {} RETURNING 1",
+            only(table),
             assignments(table, set, table.key.len()),
-            source(table.key.len() + set.len()),
-            by_key(table),
+            keyed(set),
+            by_key(table, "t"),
         )),
         Kind::Replace(set) => {
             let values: Vec<String> = every
@@ -41,52 +48,108 @@ pub(super) fn statement(table: &Table, kind: &Kind) -> String {
                     None => format!("d.{}", table.columns[*at].sql_name),
                 })
                 .collect();
-            let source = source(table.key.len() + set.len());
-            format!(
-                "WITH d AS (DELETE FROM ONLY {name} AS t USING {source} WHERE {} RETURNING t.*), \
-                 w AS (INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM d, {source} RETURNING 1) \
-                 SELECT 1 / (count(*) = cardinality($1))::int FROM w",
-                by_key(table),
-                names(table, &every),
-                values.join(", "),
+            let source = keyed(set);
+            counted_with(
+                &format!(
+                    "d AS (DELETE FROM {} AS t USING {source} WHERE {} RETURNING t.*), ",
+                    only(table),
+                    by_key(table, "t")
+                ),
+                &format!(
+                    "INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM d JOIN {source} ON {} RETURNING 1",
+                    names(table, &every),
+                    values.join(", "),
+                    by_key(table, "d"),
+                ),
             )
         }
         Kind::Delete => counted(&format!(
-            "DELETE FROM ONLY {name} AS t USING {} WHERE {} RETURNING 1",
-            source(table.key.len()),
-            by_key(table)
+            "DELETE FROM {} AS t USING {} WHERE {} RETURNING 1",
+            only(table),
+            keyed(&[]),
+            by_key(table, "t")
         )),
-        Kind::FullUpdate(set) => {
-            let width = every.len() + set.len();
-            counted(&format!(
-                "UPDATE ONLY {name} AS t SET {} FROM {} WHERE t.ctid = ({}) RETURNING 1",
-                assignments(table, set, every.len()),
-                source(width),
-                one_by_all(table, width)
-            ))
-        }
-        Kind::FullDelete => counted(&format!(
-            "DELETE FROM ONLY {name} AS t WHERE t.ctid = ({}) RETURNING 1",
-            one_by_all(table, every.len())
+        Kind::FullUpdate(set) => counted(&format!(
+            "UPDATE {} AS t SET {} FROM {} WHERE t.ctid = ({}) RETURNING 1",
+            only(table),
+            assignments(table, set, every.len()),
+            source(table, &[&every, &set[..]].concat()),
+            format_args!(
+                "SELECT s.ctid FROM ONLY {name} AS s WHERE {} = {} LIMIT 1",
+                whole(table, |column| format!("s.{column}")),
+                whole_given(table)
+            ),
         )),
+        Kind::FullDelete => full_delete(table),
     }
 }
 
-pub(super) fn truncate(tables: &[Arc<Table>], restart_identity: bool) -> String {
-    let names: Vec<&str> = tables.iter().map(|table| table.sql_name.as_str()).collect();
-    let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
-    format!("TRUNCATE ONLY {}{identity}", names.join(", ONLY "))
+/// Deletes as many of each given row as is asked for. Rows are equal when their text is: not every type has an equality,
+/// and the source's values, read as the column's type and written again, look the same.
+fn full_delete(table: &Table) -> String {
+    let width = table.columns.len();
+    let every: Vec<usize> = (0..width).collect();
+    let mut parameters = parameters(table, &every);
+    parameters.push(format!("${}::int8[]", width + 1));
+    let names: Vec<String> = (0..=width).map(|at| format!("a{at}")).collect();
+    let given = format!(
+        "SELECT {} AS whole, u.a{width} AS times FROM unnest({}) AS u({})",
+        whole_given(table),
+        parameters.join(", "),
+        names.join(", ")
+    );
+    let name = &table.sql_name;
+    format!(
+        "WITH w AS (DELETE FROM ONLY {name} AS t WHERE t.ctid = ANY (ARRAY(SELECT f.place FROM ( \
+           SELECT s.ctid AS place, g.times, row_number() OVER (PARTITION BY g.whole) AS n \
+           FROM ONLY {name} AS s JOIN ({given}) AS g ON {} = g.whole) AS f WHERE f.n <= f.times)) RETURNING 1) \
+         SELECT {} FROM w",
+        whole(table, |column| format!("s.{column}")),
+        verdict(&format!("(SELECT sum(g.n) FROM unnest(${}) AS g(n))", width + 1)),
+    )
 }
 
+pub(super) fn truncate(tables: &[Arc<Table>], cascade: bool, restart_identity: bool) -> String {
+    let names: Vec<String> = tables.iter().map(|table| only(table)).collect();
+    let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
+    // The stream names every published table that the source's CASCADE reached; this is for the others.
+    let cascade = if cascade { " CASCADE" } else { "" };
+    format!("TRUNCATE {}{identity}{cascade}", names.join(", "))
+}
+
+fn only(table: &Table) -> String {
+    if table.partitioned { table.sql_name.clone() } else { format!("ONLY {}", table.sql_name) }
+}
+
+/// A change that returns a row for each row that it found.
 fn counted(change: &str) -> String {
-    format!("WITH w AS ({change}) SELECT 1 / (count(*) = cardinality($1))::int FROM w")
+    counted_with("", change)
+}
+
+/// The same after other WITH entries.
+fn counted_with(entries: &str, change: &str) -> String {
+    format!("WITH {entries}w AS ({change}) SELECT {} FROM w", verdict("cardinality($1)"))
+}
+
+fn verdict(wanted: &str) -> String {
+    format!(
+        "CASE WHEN count(*) = {wanted} THEN 0 \
+         ELSE ('{ROWS_FOUND}' || count(*) || ' of ' || {wanted} || ' rows')::pg_catalog.int4 END"
+    )
+}
+
+fn parameters(table: &Table, columns: &[usize]) -> Vec<String> {
+    columns
+        .iter()
+        .enumerate()
+        .map(|(at, column)| format!("${}::{}", at + 1, table.columns[*column].transport.array_name()))
+        .collect()
 }
 
 /// `unnest($1, $2) AS u(a0, a1)`.
-fn source(width: usize) -> String {
-    let parameters: Vec<String> = (1..=width).map(|at| format!("${at}::text[]")).collect();
-    let names: Vec<String> = (0..width).map(|at| format!("a{at}")).collect();
-    format!("unnest({}) AS u({})", parameters.join(", "), names.join(", "))
+fn source(table: &Table, columns: &[usize]) -> String {
+    let names: Vec<String> = (0..columns.len()).map(|at| format!("a{at}")).collect();
+    format!("unnest({}) AS u({})", parameters(table, columns).join(", "), names.join(", "))
 }
 
 fn value(table: &Table, column: usize, place: usize) -> String {
@@ -105,28 +168,29 @@ fn assignments(table: &Table, set: &[usize], offset: usize) -> String {
         .join(", ")
 }
 
-fn by_key(table: &Table) -> String {
+fn by_key(table: &Table, alias: &str) -> String {
     table
         .key
         .iter()
         .enumerate()
-        .map(|(place, at)| format!("t.{} = {}", table.columns[*at].sql_name, value(table, *at, place)))
+        .map(|(place, at)| {
+            let column = &table.columns[*at];
+            format!("{alias}.{} {} {}", column.sql_name, column.equals, value(table, *at, place))
+        })
         .collect::<Vec<_>>()
         .join(" AND ")
 }
 
-/// Place of one row that equals the old one in every column. By text form: not every type has an equality, and the
-/// source's own values, read as the column's type and written again, look the same.
-fn one_by_all(table: &Table, width: usize) -> String {
-    let same: Vec<String> = (0..table.columns.len())
-        .map(|at| {
-            format!(
-                "s.{}::text IS NOT DISTINCT FROM ({})::text",
-                table.columns[at].sql_name,
-                value(table, at, at)
-            )
-        })
-        .collect();
-    let same = if same.is_empty() { "true".into() } else { same.join(" AND ") };
-    format!("SELECT s.ctid FROM ONLY {} AS s, {} WHERE {same} LIMIT 1", table.sql_name, source(width))
+/// The text of a whole row; tells NULL from an empty text.
+fn whole(table: &Table, cell: impl Fn(&str) -> String) -> String {
+    let cells: Vec<String> =
+        table.columns.iter().map(|column| format!("({})::pg_catalog.text", cell(&column.sql_name))).collect();
+    format!("ROW({})::pg_catalog.text COLLATE \"C\"", cells.join(", "))
+}
+
+/// The same of a given row, whose columns are the first parameters.
+fn whole_given(table: &Table) -> String {
+    let cells: Vec<String> =
+        (0..table.columns.len()).map(|at| format!("({})::pg_catalog.text", value(table, at, at))).collect();
+    format!("ROW({})::pg_catalog.text COLLATE \"C\"", cells.join(", "))
 }

@@ -1,0 +1,397 @@
+//! Sees to it that the right commits wait for the shadow: one keeper for each running stream.
+//!
+//! First it brings the database in line with the policy (which tables are critical, what the default of
+//! `synchronous_commit` is), then it drives the machine of [`replicator::synchronous`] until the stream ends. It ends by
+//! letting commits go on without the shadow: whoever ends a stream must not leave them waiting.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use migration::policy::ReplicationMode;
+use migration::units::{Generation, Timestamp, Zone};
+use replicator::lanes::{self, Handover};
+use replicator::postgres::slot::Lane;
+use replicator::status::Phase;
+use replicator::synchronous::machine::{Action, Facts, Machine, Settings, State};
+use replicator::synchronous::{self, Armed, Observation};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::databases::Purpose;
+use super::effects::chain;
+use super::preflight;
+use super::streams::{Streams, waited_for};
+use crate::clock;
+
+/// How often the primary is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long one look may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long joining or leaving may take.
+const CHANGE: Duration = Duration::from_secs(10);
+/// How long writers of a table may be held off while it changes lanes, once its lock is there.
+const HANDOVER: Duration = Duration::from_secs(2);
+/// How long such a table may stay locked by others.
+const LOCK: Duration = Duration::from_millis(400);
+/// Pause before the database is brought in line again.
+const AGAIN: Duration = Duration::from_secs(3);
+/// Caught up: at most so many bytes and so much time behind.
+const CAUGHT_UP: (u64, Duration) = (1 << 20, Duration::from_millis(500));
+/// Changes of the mode that are kept for the view.
+const KEPT: usize = 10;
+
+/// A change of the effective mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModeChange {
+    /// When.
+    pub at: Timestamp,
+    /// The mode from then on.
+    pub mode: ReplicationMode,
+    /// Why.
+    pub why: String,
+}
+
+/// Which commits wait, and why not more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModeState {
+    /// The policy's.
+    pub wanted: ReplicationMode,
+    /// The one in effect.
+    pub effective: ReplicationMode,
+    /// Since when; none: this process has not seen it begin.
+    pub since: Option<Timestamp>,
+    /// Why it is not the policy's; empty: it is.
+    pub why: String,
+    /// Sessions whose commits wait now.
+    pub waiting: u32,
+    /// What the policy's critical tables lack, with what mends it.
+    pub problems: Vec<String>,
+    /// The newest changes, oldest first.
+    pub changes: Vec<ModeChange>,
+}
+
+impl ModeState {
+    /// Before the stream is up.
+    pub(super) fn not_yet(wanted: ReplicationMode) -> Self {
+        let why = match wanted {
+            ReplicationMode::Async => String::new(),
+            _ => "the shadow does not follow yet".into(),
+        };
+        Self {
+            wanted,
+            effective: ReplicationMode::Async,
+            since: None,
+            why,
+            waiting: 0,
+            problems: Vec::new(),
+            changes: Vec::new(),
+        }
+    }
+}
+
+/// The stream that a keeper belongs to.
+#[derive(Clone, Debug)]
+pub(super) struct Stage {
+    pub(super) generation: Generation,
+    pub(super) source: Zone,
+}
+
+/// A running keeper.
+pub(super) struct Keeper {
+    state: Arc<Mutex<ModeState>>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Keeper {
+    pub(super) fn start(streams: Arc<Streams>, stage: Stage) -> Self {
+        let stop = CancellationToken::new();
+        let mut state = ModeState::not_yet(streams.policy().replication);
+        match streams.journal().modes(streams.resource(), KEPT as u32) {
+            Ok(changes) => state.changes = changes,
+            Err(error) => tracing::warn!(error = chain(error), "earlier changes of the mode cannot be read"),
+        }
+        let state = Arc::new(Mutex::new(state));
+        let work = Work { streams, stage, state: state.clone(), stop: stop.clone() };
+        Self { state, stop, task: tokio::spawn(work.run()) }
+    }
+
+    pub(super) fn state(&self) -> ModeState {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Commits do not wait any more when this returns, if the primary can be reached; its guards see to it otherwise.
+    pub(super) async fn end(self) {
+        self.stop.cancel();
+        let mut task = self.task;
+        if tokio::time::timeout(CHANGE, &mut task).await.is_err() {
+            task.abort();
+        }
+    }
+}
+
+struct Work {
+    streams: Arc<Streams>,
+    stage: Stage,
+    state: Arc<Mutex<ModeState>>,
+    stop: CancellationToken,
+}
+
+impl Work {
+    async fn run(self) {
+        loop {
+            let aligned = tokio::select! {
+                () = self.stop.cancelled() => return,
+                aligned = self.align() => aligned,
+            };
+            let Err(why) = aligned else { break };
+            tracing::warn!(resource = self.streams.resource(), %why, "the replication mode is not in place yet");
+            self.explain(why);
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(AGAIN) => {}
+            }
+        }
+        if let Some(lane) = waited_for(self.streams.policy().replication) {
+            self.drive(lane).await;
+        } else {
+            self.explain(String::new());
+        }
+    }
+
+    async fn primary(&self) -> Result<Arc<Client>, String> {
+        let databases = self.streams.databases();
+        databases.get(&self.stage.source.0, Purpose::Mode).await.map_err(chain)
+    }
+
+    fn slot(&self, lane: Lane) -> String {
+        lane.slot_name(self.streams.resource(), self.stage.generation.0)
+    }
+
+    /// Tables in their lanes, the database's default, and nobody waiting for a lane that is not the mode's.
+    async fn align(&self) -> Result<(), String> {
+        let policy = self.streams.policy();
+        let resource = self.streams.resource();
+        let client = self.primary().await?;
+        let waited = waited_for(policy.replication).map(|lane| self.slot(lane));
+        let left = synchronous::left_over(&client, resource, waited.as_deref()).await.map_err(chain)?;
+        for slot in left {
+            synchronous::leave(&client, &slot).await.map_err(chain)?;
+        }
+        let hybrid = policy.replication == ReplicationMode::Hybrid;
+        if hybrid || lanes::members(&client, resource).await.map_err(chain)?.is_some() {
+            self.hand_over().await?;
+        }
+        let problems = preflight::critical(&client, policy, &self.stage.source.0).await?;
+        for problem in &problems {
+            tracing::warn!(resource, %problem, "critical table");
+        }
+        self.edit(|state| state.problems = problems);
+        if hybrid {
+            return lanes::commit_locally(&client).await.map_err(chain);
+        }
+        if self.streams.lane(self.stage.generation, Lane::Critical).is_some() {
+            self.streams.close_critical(self.stage.generation, &client).await?;
+        }
+        lanes::commit_as_before(&client).await.map_err(chain)
+    }
+
+    async fn hand_over(&self) -> Result<(), String> {
+        let (resource, policy) = (self.streams.resource(), self.streams.policy());
+        // A connection of its own: whatever happens to this future, the transaction ends with it.
+        let databases = self.streams.databases();
+        let client = databases.take(&self.stage.source.0, Purpose::Mode).await.map_err(chain)?;
+        let begun = Handover::begin(&client, resource, &policy.critical, LOCK).await.map_err(chain)?;
+        let Some(handover) = begun else { return Ok(()) };
+        let applied = self.streams.applied(self.stage.generation, handover.position);
+        match tokio::time::timeout(HANDOVER, applied).await {
+            Ok(Ok(())) => {
+                handover.finish().await.map_err(chain)?;
+                tracing::info!(resource, critical = ?policy.critical, "tables are in their lanes");
+                Ok(())
+            }
+            Ok(Err(why)) => {
+                handover.abandon().await.map_err(chain)?;
+                Err(why)
+            }
+            Err(_) => {
+                handover.abandon().await.map_err(chain)?;
+                Err(format!("the shadow was not caught up within {HANDOVER:?}: tables stay in their lanes"))
+            }
+        }
+    }
+
+    async fn drive(&self, lane: Lane) {
+        let policy = self.streams.policy();
+        let settings = Settings { after: policy.fallback_after, back: policy.fallback_back };
+        let slot = self.slot(lane);
+        let mut machine = Machine::new(settings);
+        let mut armed: Option<Armed> = None;
+        let mut ticks = interval(LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                _ = ticks.tick() => {}
+            }
+            let seen = self.look(&slot).await;
+            let mut action =
+                machine.handle(&self.facts(lane, seen.as_ref(), armed.as_ref()), clock::monotonic());
+            while let Some(next) = action {
+                action = self.perform(next, &slot, &mut machine, &mut armed).await;
+            }
+            self.show(&machine, seen.as_ref());
+        }
+        if machine.may_wait() {
+            match self.leave(&slot).await {
+                Ok(()) => self.changed(ReplicationMode::Async, "the stream ends"),
+                Err(why) => tracing::error!(
+                    resource = self.streams.resource(), %why,
+                    "commits may still wait for a shadow that is gone, until the guard in the database lets them go"
+                ),
+            }
+        }
+    }
+
+    async fn look(&self, slot: &str) -> Option<Observation> {
+        let look = async {
+            let client = self.primary().await?;
+            synchronous::observe(&client, slot).await.map_err(chain)
+        };
+        match tokio::time::timeout(PATIENCE, look).await {
+            Ok(Ok(seen)) => Some(seen),
+            failed => {
+                tracing::debug!(?failed, "the primary cannot be looked at");
+                self.streams.databases().forget(&self.stage.source.0, Purpose::Mode).await;
+                None
+            }
+        }
+    }
+
+    fn facts(&self, lane: Lane, seen: Option<&Observation>, armed: Option<&Armed>) -> Facts {
+        let status = self.streams.lane(self.stage.generation, lane).map(|status| status.borrow().clone());
+        let streaming = status.as_ref().is_some_and(|status| status.phase == Phase::Streaming)
+            && seen.is_none_or(|seen| seen.state.is_some());
+        Facts {
+            streaming,
+            caught_up: streaming
+                && seen.is_some()
+                && status.is_some_and(|status| status.lag_bytes <= CAUGHT_UP.0 && status.lag <= CAUGHT_UP.1),
+            named: seen.map(|seen| seen.named),
+            guarded: seen.map(|_| armed.is_some_and(Armed::guarded)),
+            fell_back: seen.and_then(|seen| seen.fell_back.clone()),
+        }
+    }
+
+    async fn perform(
+        &self,
+        action: Action,
+        slot: &str,
+        machine: &mut Machine,
+        armed: &mut Option<Armed>,
+    ) -> Option<Action> {
+        let again = *machine.state() == State::Joining && armed.is_some();
+        match action {
+            Action::Join => {
+                let joined = self.join(slot).await;
+                let result = joined.map(|guards| *armed = Some(guards));
+                if let Err(why) = &result {
+                    tracing::warn!(resource = self.streams.resource(), %why, "commits cannot wait for the shadow");
+                }
+                let next = machine.handle_joined(result, clock::monotonic());
+                if next.is_none() && !again {
+                    self.changed(self.streams.policy().replication, "the shadow has caught up");
+                }
+                next
+            }
+            Action::Leave => {
+                let why = match machine.state() {
+                    State::Leaving { why, .. } => why.clone(),
+                    _ => String::new(),
+                };
+                let result = self.leave(slot).await;
+                match &result {
+                    Ok(()) => self.changed(ReplicationMode::Async, &why),
+                    Err(failure) => tracing::error!(
+                        resource = self.streams.resource(), %why, %failure,
+                        "commits may still wait for the shadow, until the guard in the database lets them go"
+                    ),
+                }
+                *armed = None;
+                machine.handle_left(result, clock::monotonic());
+                None
+            }
+        }
+    }
+
+    async fn join(&self, slot: &str) -> Result<Armed, String> {
+        let join = async {
+            let client = self.primary().await?;
+            let databases = self.streams.databases();
+            let dsn = &databases.settings(&self.stage.source.0).map_err(chain)?.dsn;
+            let after = self.streams.policy().fallback_after;
+            Armed::join(&client, dsn, slot, after).await.map_err(chain)
+        };
+        let joined = tokio::time::timeout(CHANGE, join).await;
+        joined.unwrap_or_else(|_| Err(format!("the primary did not answer within {CHANGE:?}")))
+    }
+
+    async fn leave(&self, slot: &str) -> Result<(), String> {
+        let leave = async {
+            let client = self.primary().await?;
+            synchronous::leave(&client, slot).await.map_err(chain)
+        };
+        match tokio::time::timeout(CHANGE / 2, leave).await {
+            Ok(left) => left,
+            Err(_) => {
+                self.streams.databases().forget(&self.stage.source.0, Purpose::Mode).await;
+                Err(format!("the primary did not answer within {:?}", CHANGE / 2))
+            }
+        }
+    }
+
+    fn edit(&self, change: impl FnOnce(&mut ModeState)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn explain(&self, why: String) {
+        self.edit(|state| state.why = why);
+    }
+
+    fn show(&self, machine: &Machine, seen: Option<&Observation>) {
+        let why = match machine.state() {
+            State::Synchronous { .. } => String::new(),
+            State::Following { why: Some(why), .. } => why.clone(),
+            State::Following { .. } | State::Joining => "the shadow is catching up".into(),
+            State::Inherited { .. } => "commits wait for a stream that is not up yet".into(),
+            State::Leaving { why, .. } => format!("falling back: {why}"),
+        };
+        self.edit(|state| {
+            state.why = why;
+            state.waiting = seen.map_or(0, |seen| seen.waiting);
+        });
+    }
+
+    /// The effective mode changed: everybody who asks is told, and the history.
+    fn changed(&self, mode: ReplicationMode, why: &str) {
+        let (resource, wanted) = (self.streams.resource(), self.streams.policy().replication);
+        if mode == wanted {
+            tracing::info!(resource, mode = mode.name(), why, "replication mode");
+        } else {
+            tracing::warn!(resource, mode = mode.name(), wanted = wanted.name(), why, "replication mode");
+        }
+        let change = ModeChange { at: clock::now(), mode, why: why.to_owned() };
+        if let Err(error) = self.streams.journal().note_mode(resource, &change) {
+            tracing::error!(error = chain(error), "the change of the mode is not in the history");
+        }
+        self.edit(|state| {
+            state.effective = mode;
+            state.since = Some(change.at);
+            state.changes.push(change);
+            let surplus = state.changes.len().saturating_sub(KEPT);
+            state.changes.drain(..surplus);
+        });
+    }
+}

@@ -1,0 +1,167 @@
+//! Which zone the shadow should live in: what the configuration and the last measurements say of each, judged by
+//! [`migration::zones`].
+
+use std::time::Duration;
+
+use migration::world::Fact;
+use migration::zones::{Candidate, Judged, Place, Verdict, choose};
+use serde::{Deserialize, Serialize};
+
+use super::view::ResourceView;
+use crate::config::model::{Config, Resource, Zone};
+
+/// A configured zone, with what the catalogue adds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ZoneView {
+    /// Its name.
+    pub name: String,
+    /// Cloud or owner.
+    pub provider: Option<String>,
+    /// The provider's name of it.
+    pub region: Option<String>,
+    /// ISO 3166-1 alpha-2.
+    pub country: Option<String>,
+    /// Who balances the electricity there.
+    pub grid: Option<String>,
+    /// Latitude and longitude, degrees.
+    pub location: Option<[f64; 2]>,
+    /// The resources that have a placement there.
+    pub resources: Vec<String>,
+}
+
+/// A candidate, judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CandidateView {
+    /// Its name.
+    pub zone: String,
+    /// `chosen`, `lost`, `refused`.
+    pub verdict: String,
+    /// Why it was not chosen; empty: it was.
+    pub why: Vec<String>,
+    /// Weighted mean of the terms, 0 to 1, less is better.
+    pub burden: f64,
+    /// Distance, history, cost.
+    pub terms: Vec<BurdenView>,
+}
+
+/// A term of a candidate's burden.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BurdenView {
+    /// `distance`, `history`, `cost`.
+    pub name: String,
+    /// 0 to 1; what is unknown counts as 1.
+    pub burden: f64,
+    /// Its share of all weights.
+    pub weight: f64,
+    /// The numbers that went in.
+    pub detail: String,
+}
+
+/// What a choice answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChoiceView {
+    /// The resource.
+    pub resource: String,
+    /// Where it is served.
+    pub primary: String,
+    /// Where its shadow is now.
+    pub shadow: String,
+    /// The zone that fits best; none: every one is refused.
+    pub chosen: Option<String>,
+    /// Every candidate: the chosen one first, then by burden, then the refused.
+    pub candidates: Vec<CandidateView>,
+}
+
+/// Every configured zone.
+pub fn zones(config: &Config) -> Vec<ZoneView> {
+    let with_placement = |name: &str| {
+        let has = |resource: &&Resource| resource.placements.contains_key(name);
+        config.resources.values().filter(has).map(|resource| resource.name.clone()).collect()
+    };
+    config
+        .zones
+        .iter()
+        .map(|(name, zone)| ZoneView {
+            name: name.clone(),
+            provider: zone.provider.clone(),
+            region: zone.region.clone(),
+            country: zone.country.clone(),
+            grid: zone.grid.clone(),
+            location: zone.location.map(|at| [at.latitude(), at.longitude()]),
+            resources: with_placement(name),
+        })
+        .collect()
+}
+
+/// Judges every zone of the configuration for the shadow of `resource`, by what its view says now.
+pub fn choice(config: &Config, resource: &Resource, view: &ResourceView) -> ChoiceView {
+    let candidate = |name: &str, zone: &Zone| Candidate {
+        place: Place {
+            zone: name.into(),
+            provider: zone.provider.clone(),
+            region: zone.region.clone(),
+            country: zone.country.clone(),
+            grid: zone.grid.clone(),
+            location: zone.location,
+        },
+        latency_ms: latency(name, view),
+        spikes_per_day: Fact::unknown("no history is kept yet"),
+        cost: cost(name, zone, resource),
+    };
+    let all: Vec<Candidate> = config.zones.iter().map(|(name, zone)| candidate(name, zone)).collect();
+    let primary = all.iter().find(|candidate| *candidate.place.zone.0 == *view.primary);
+    // The primary is a placement, and each placement names a zone of the configuration.
+    let judged = primary.map(|primary| choose(&resource.policy.zones, primary, &all));
+    ChoiceView {
+        resource: view.name.clone(),
+        primary: view.primary.clone(),
+        shadow: view.shadow.clone(),
+        chosen: judged.as_ref().and_then(|choice| Some(choice.chosen()?.to_string())),
+        candidates: judged.iter().flat_map(|choice| &choice.0).map(candidate_view).collect(),
+    }
+}
+
+/// The forecast of the probe there, which is measured alike in every zone.
+fn latency(zone: &str, view: &ResourceView) -> Fact<f64> {
+    let Some(placement) = view.placements.iter().find(|placement| placement.zone == zone) else {
+        return Fact::unknown("no placement there, so nothing is measured");
+    };
+    match placement.forecast_ms {
+        Some(ms) => Fact::known(ms, Duration::ZERO, "forecast of the HTTP probe"),
+        None => Fact::unknown("too few probes to forecast from"),
+    }
+}
+
+fn cost(name: &str, zone: &Zone, resource: &Resource) -> Fact<f64> {
+    let placement = resource.placements.get(name).and_then(|placement| placement.cost_per_hour);
+    match placement.or(zone.cost_per_hour) {
+        Some(cost) => Fact::known(cost, Duration::ZERO, "configuration"),
+        None => Fact::unknown("no cost is configured"),
+    }
+}
+
+fn candidate_view(judged: &Judged) -> CandidateView {
+    let (verdict, why) = match &judged.verdict {
+        Verdict::Chosen => ("chosen", Vec::new()),
+        Verdict::Lost { to, by, most_in } => {
+            ("lost", vec![format!("{to} has {by:.3} less, most of it in {most_in}")])
+        }
+        Verdict::Refused(why) => ("refused", why.clone()),
+    };
+    CandidateView {
+        zone: judged.zone.to_string(),
+        verdict: verdict.into(),
+        why,
+        burden: judged.burden,
+        terms: judged
+            .terms
+            .iter()
+            .map(|term| BurdenView {
+                name: term.name.into(),
+                burden: term.burden,
+                weight: term.weight,
+                detail: term.detail.clone(),
+            })
+            .collect(),
+    }
+}

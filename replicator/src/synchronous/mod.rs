@@ -1,0 +1,421 @@
+//! Commits that wait for the shadow: the walsender of a stream's slot as a synchronous standby of the primary.
+//!
+//! PostgreSQL matches `synchronous_standby_names` with the `application_name` of a walsender; that of a stream is its
+//! slot's name. Logical walsenders count. A commit waits for what is in the setting, at the level that its session's
+//! `synchronous_commit` says; what the stream reports is durable on the target.
+//!
+//! [`machine`] decides when commits wait; [`Armed::join`] and [`leave`] change the setting, keeping what the operator has
+//! there ([`names`]).
+//!
+//! # The guard
+//! A server whose synchronous standby is gone lets commits wait for ever, whatever became of the client that asked for it. So
+//! before the name goes in, two sessions run a loop *in the primary* (`install.sql`): it needs neither this process nor the
+//! path to it, and takes the name out when nobody streams, or a commit has waited, for longer than the policy allows. It does
+//! not survive a restart of the server, nor an operator who ends its sessions.
+//!
+//! # Rights
+//! A superuser; or, from PostgreSQL 15 on, `ALTER SYSTEM ON PARAMETER synchronous_standby_names`, `EXECUTE` on
+//! `pg_reload_conf()`, `pg_monitor` and `pg_signal_backend`: see [`findings`].
+
+pub mod machine;
+pub mod names;
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use tokio_postgres::Client;
+
+use self::names::StandbyNames;
+use crate::error::Error;
+use crate::fence::{literal, refused, rows};
+use crate::postgres::{Dsn, connect};
+use crate::preflight::{Finding, Severity};
+
+/// How long a changed setting may take to be seen by a session.
+const EFFECT: Duration = Duration::from_secs(5);
+/// How often it is looked for.
+const LOOK: Duration = Duration::from_millis(20);
+/// Settings of a guard's session; those that the server's version does not know are left out.
+const GUARD_SETTINGS: &str = "SELECT pg_catalog.set_config(s.name, s.value, false) FROM (VALUES \
+    ('synchronous_commit', 'local'), ('statement_timeout', '0'), ('transaction_timeout', '0'), \
+    ('idle_session_timeout', '0'), ('idle_in_transaction_session_timeout', '0'), ('lock_timeout', '0'), \
+    ('client_connection_check_interval', '0'), ('default_transaction_read_only', 'off'), \
+    ('search_path', 'pg_catalog')) s(name, value) JOIN pg_catalog.pg_settings USING (name)";
+
+/// What a server says of a lane.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observation {
+    /// The setting.
+    pub setting: String,
+    /// It names the lane.
+    pub named: bool,
+    /// A walsender streams from its slot, and counts as `sync`, `quorum`, `potential` or `async`.
+    pub state: Option<String>,
+    /// Sessions whose commits wait, for whatever standby.
+    pub waiting: u32,
+    /// Why a guard took the name out.
+    pub fell_back: Option<String>,
+}
+
+/// Looks at the primary; one round trip.
+pub async fn observe(client: &Client, slot: &str) -> Result<Observation, Error> {
+    let installed = "SELECT pg_catalog.to_regclass('godwit.synchronous') IS NOT NULL";
+    let look = format!(
+        "SELECT pg_catalog.current_setting('synchronous_standby_names'), \
+         (SELECT r.sync_state FROM pg_catalog.pg_stat_replication r JOIN pg_catalog.pg_replication_slots s \
+          ON s.active_pid = r.pid WHERE s.slot_name = {0} AND r.state = 'streaming'), \
+         (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.wait_event = 'SyncRep')",
+        literal(slot)
+    );
+    let (installed, answer) = tokio::join!(client.simple_query(installed), client.simple_query(&look));
+    let context = "look at the synchronous standbys";
+    let (installed, answer) =
+        (rows(installed.map_err(refused(context))?), rows(answer.map_err(refused(context))?));
+    let row = answer.first().ok_or_else(|| Error::Protocol(format!("{context}: no answer")))?;
+    let setting = row.get(0).unwrap_or_default().to_owned();
+    let named = StandbyNames::parse(&setting).is_ok_and(|names| names.contains(slot));
+    let mut fell_back = None;
+    if !named && installed.first().and_then(|row| row.get(0)) == Some("t") {
+        let why = format!("SELECT fell_back FROM godwit.synchronous WHERE slot = {}", literal(slot));
+        let why = rows(client.simple_query(&why).await.map_err(refused(context))?);
+        fell_back = why.first().and_then(|row| row.get(0)).map(str::to_owned);
+    }
+    Ok(Observation {
+        setting,
+        named,
+        state: row.get(1).map(str::to_owned),
+        waiting: row.get(2).and_then(|count| count.parse().ok()).unwrap_or_default(),
+        fell_back,
+    })
+}
+
+/// What keeps the primary from waiting for `slot`: each with the SQL that mends it.
+pub async fn findings(client: &Client, slot: &str) -> Result<Vec<Finding>, Error> {
+    let context = "check the rights for synchronous replication";
+    let version = rows(client.simple_query("SHOW server_version_num").await.map_err(refused(context))?);
+    let version: u32 =
+        version.first().and_then(|row| row.get(0)).and_then(|text| text.parse().ok()).unwrap_or_default();
+    let parameter = if version >= 150_000 {
+        "has_parameter_privilege('synchronous_standby_names', 'ALTER SYSTEM')"
+    } else {
+        "false"
+    };
+    let sql = format!(
+        "SELECT quote_ident(current_user), rolsuper, {parameter}, \
+         has_function_privilege('pg_catalog.pg_reload_conf()', 'EXECUTE'), \
+         pg_has_role('pg_read_all_stats', 'USAGE') AND pg_has_role('pg_read_all_settings', 'USAGE'), \
+         pg_has_role('pg_signal_backend', 'USAGE'), current_setting('synchronous_standby_names'), \
+         (SELECT source FROM pg_settings WHERE name = 'synchronous_standby_names') \
+         FROM pg_roles WHERE rolname = current_user"
+    );
+    let answer = rows(client.simple_query(&sql).await.map_err(refused(context))?);
+    let row = answer.first().ok_or_else(|| Error::Protocol(format!("{context}: no answer")))?;
+    let role = row.get(0).unwrap_or_default();
+    let may = |at: usize| row.get(1) == Some("t") || row.get(at) == Some("t");
+    let mut found = Vec::new();
+    let mut lacks = |what: &str, remedy: String| {
+        found.push(Finding {
+            severity: Severity::Blocker,
+            subject: role.to_owned(),
+            problem: format!("{what}: commits cannot wait for the shadow"),
+            remedy: Some(remedy),
+        });
+    };
+    if !may(2) {
+        lacks(
+            "may not set synchronous_standby_names",
+            format!(
+                "GRANT ALTER SYSTEM ON PARAMETER synchronous_standby_names TO {role} (15 or later), or SUPERUSER"
+            ),
+        );
+    }
+    if !may(3) {
+        lacks(
+            "may not reload the configuration",
+            format!("GRANT EXECUTE ON FUNCTION pg_reload_conf() TO {role}"),
+        );
+    }
+    if !may(4) {
+        lacks("may not see walsenders and settings", format!("GRANT pg_monitor TO {role}"));
+    }
+    if !may(5) {
+        lacks("may not end other sessions", format!("GRANT pg_signal_backend TO {role}"));
+    }
+    let setting = row.get(6).unwrap_or_default();
+    let source = row.get(7).unwrap_or_default();
+    let merged = StandbyNames::parse(setting).and_then(|names| names.with(slot));
+    let refusal = match merged {
+        Err(why) => Some(why),
+        Ok(_) if !matches!(source, "default" | "configuration file" | "") => {
+            Some(format!("is given by the server's {source}, which ALTER SYSTEM does not change"))
+        }
+        Ok(_) => None,
+    };
+    found.extend(refusal.map(|problem| Finding {
+        severity: Severity::Blocker,
+        subject: "synchronous_standby_names".into(),
+        problem,
+        remedy: None,
+    }));
+    Ok(found)
+}
+
+/// Commits wait for the lane as long as this is kept and [`leave`] was not called; dropping it ends nothing.
+#[derive(Debug)]
+pub struct Armed {
+    guards: Vec<JoinHandle<()>>,
+}
+
+impl Armed {
+    /// Puts guards up and `slot` into the setting; returns when a session of the server sees it as a synchronous
+    /// standby. Takes over what an earlier process left.
+    ///
+    /// # Errors
+    /// [`Error::Unready`] when the setting cannot be joined. Half of it may be done: call [`leave`].
+    pub async fn join(client: &Client, dsn: &Dsn, slot: &str, after: Duration) -> Result<Self, Error> {
+        let context = "make commits wait for the shadow";
+        if let Some(finding) = findings(client, slot).await?.first() {
+            let remedy =
+                finding.remedy.as_ref().map(|remedy| format!(" (mend: {remedy})")).unwrap_or_default();
+            return Err(Error::Unready(format!("{}: {}{remedy}", finding.subject, finding.problem)));
+        }
+        client.batch_execute(include_str!("install.sql")).await.map_err(refused(context))?;
+        let before = Before::note(client, slot).await?;
+        let (first, second) = tokio::try_join!(
+            Guard::open(dsn, slot),
+            // It has nothing to run after its loop: the loop never ends.
+            Guard::open(dsn, slot),
+        )?;
+        let pids = [first.pid, second.pid];
+        let arguments = |release: bool| {
+            let arguments = serde_json::json!({
+                "slot": slot,
+                "after_ms": u64::try_from(after.as_millis()).unwrap_or(u64::MAX).clamp(100, i32::MAX as u64),
+                "release": release,
+                "alone": before.setting.is_empty(),
+            });
+            format!("CALL godwit.guard_synchronous({}::jsonb)", literal(&arguments.to_string()))
+        };
+        let guards = vec![
+            first.run(vec![arguments(false), before.restore(), "SELECT pg_reload_conf()".into()]),
+            second.run(vec![arguments(true)]),
+        ];
+        end_guards(client, slot, &pids).await?;
+        client
+            .batch_execute(&format!(
+                "ALTER SYSTEM SET synchronous_standby_names = {}",
+                literal(&before.joined)
+            ))
+            .await
+            .map_err(refused(context))?;
+        client.batch_execute("SELECT pg_reload_conf()").await.map_err(refused(context))?;
+        let deadline = crate::clock::now() + EFFECT;
+        loop {
+            let now = observe(client, slot).await?;
+            if now.named && matches!(now.state.as_deref(), Some("sync" | "quorum")) {
+                return Ok(Self { guards });
+            }
+            if crate::clock::now() > deadline {
+                return Err(Error::Unready(format!(
+                    "{context}: the server does not count {slot} as a synchronous standby (setting {:?}, walsender {})",
+                    now.setting,
+                    now.state.unwrap_or_else(|| "not there".into())
+                )));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Both guards still watch, as far as this side of their connections knows.
+    pub fn guarded(&self) -> bool {
+        self.guards.iter().all(|guard| !guard.is_finished())
+    }
+}
+
+/// Takes `slot` out of the setting, puts back what was there before, and ends the guards; returns when a session of the
+/// server no longer sees it. Idempotent: where nothing is to be undone, nothing is done.
+///
+/// Commits that wait for nobody else are released. What the operator changed meanwhile is kept.
+pub async fn leave(client: &Client, slot: &str) -> Result<(), Error> {
+    let context = "let commits go on without the shadow";
+    let noted = Before::read(client, slot).await?;
+    let setting = setting(client).await?;
+    let names = StandbyNames::parse(&setting).ok();
+    let named = names.as_ref().is_some_and(|names| names.contains(slot));
+    if noted.is_none() && !named {
+        return Ok(());
+    }
+    let undo = match (&noted, names) {
+        (Some(before), _) if !named || setting == before.joined => before.restore(),
+        (_, Some(names)) => format!(
+            "ALTER SYSTEM SET synchronous_standby_names = {}",
+            literal(&names.without(slot).to_string())
+        ),
+        (_, None) => return Err(Error::Unready(format!("synchronous_standby_names is {setting:?}"))),
+    };
+    client.batch_execute(&undo).await.map_err(refused(context))?;
+    client.batch_execute("SELECT pg_reload_conf()").await.map_err(refused(context))?;
+    let deadline = crate::clock::now() + EFFECT;
+    while StandbyNames::parse(&self::setting(client).await?).is_ok_and(|names| names.contains(slot)) {
+        if crate::clock::now() > deadline {
+            return Err(Error::Unready(format!(
+                "{context}: the server does not read its configuration again"
+            )));
+        }
+        sleep(LOOK).await;
+    }
+    end_guards(client, slot, &[]).await?;
+    if noted.is_some() {
+        let forget = format!("DELETE FROM godwit.synchronous WHERE slot = {}", literal(slot));
+        client.batch_execute(&forget).await.map_err(refused(context))?;
+    }
+    Ok(())
+}
+
+/// The slots of `resource` that are in the setting, or were to be: all but `keep`.
+pub async fn left_over(client: &Client, resource: &str, keep: Option<&str>) -> Result<Vec<String>, Error> {
+    let context = "look for synchronous standbys of earlier generations";
+    let mut slots = StandbyNames::parse(&setting(client).await?)
+        .map_or_else(|_| Vec::new(), |names| names.names().to_vec());
+    let installed = client.simple_query("SELECT pg_catalog.to_regclass('godwit.synchronous')").await;
+    if rows(installed.map_err(refused(context))?).first().and_then(|row| row.get(0)).is_some() {
+        let noted =
+            client.simple_query("SELECT slot FROM godwit.synchronous").await.map_err(refused(context))?;
+        slots.extend(rows(noted).iter().filter_map(|row| row.get(0).map(str::to_owned)));
+    }
+    slots.retain(|slot| crate::postgres::slot::is_slot_of(slot, resource) && Some(slot.as_str()) != keep);
+    slots.sort_unstable();
+    slots.dedup();
+    Ok(slots)
+}
+
+async fn setting(client: &Client) -> Result<String, Error> {
+    let answer = client.simple_query("SHOW synchronous_standby_names").await;
+    let answer = rows(answer.map_err(refused("read synchronous_standby_names"))?);
+    Ok(answer.first().and_then(|row| row.get(0)).unwrap_or_default().to_owned())
+}
+
+/// What the setting was before a lane joined it.
+struct Before {
+    setting: String,
+    /// It came from `postgresql.auto.conf`.
+    persisted: bool,
+    joined: String,
+}
+
+impl Before {
+    /// Writes down what there is, before it is changed; what an earlier process wrote down counts where its change still
+    /// stands.
+    async fn note(client: &Client, slot: &str) -> Result<Self, Error> {
+        let context = "note synchronous_standby_names";
+        let now = setting(client).await?;
+        let names = StandbyNames::parse(&now).map_err(Error::Unready)?;
+        if let Some(before) = Self::read(client, slot).await?
+            && before.joined == now
+        {
+            let forget =
+                format!("UPDATE godwit.synchronous SET fell_back = NULL WHERE slot = {}", literal(slot));
+            client.batch_execute(&forget).await.map_err(refused(context))?;
+            return Ok(before);
+        }
+        let origin = "SELECT source, coalesce(sourcefile, '') FROM pg_catalog.pg_settings \
+                      WHERE name = 'synchronous_standby_names'";
+        let origin = rows(client.simple_query(origin).await.map_err(refused(context))?);
+        let persisted = origin
+            .first()
+            .is_some_and(|row| row.get(1).is_some_and(|file| file.ends_with("postgresql.auto.conf")));
+        let without = names.without(slot);
+        // As the operator wrote it, if we are not in it.
+        let before = if names.contains(slot) { without.to_string() } else { now };
+        let this = Self {
+            // Where we are in it already, the entry is ours.
+            persisted: if names.contains(slot) { !before.is_empty() } else { persisted },
+            setting: before,
+            joined: without.with(slot).map_err(Error::Unready)?.to_string(),
+        };
+        let note = format!(
+            "INSERT INTO godwit.synchronous (slot, before, persisted, joined) VALUES ({}, {}, {}, {}) \
+             ON CONFLICT (slot) DO UPDATE SET before = EXCLUDED.before, persisted = EXCLUDED.persisted, \
+             joined = EXCLUDED.joined, fell_back = NULL, updated_at = now()",
+            literal(slot),
+            literal(&this.setting),
+            this.persisted,
+            literal(&this.joined)
+        );
+        client.batch_execute(&note).await.map_err(refused(context))?;
+        Ok(this)
+    }
+
+    async fn read(client: &Client, slot: &str) -> Result<Option<Self>, Error> {
+        let context = "read what synchronous_standby_names was";
+        let installed = client.simple_query("SELECT pg_catalog.to_regclass('godwit.synchronous')").await;
+        if rows(installed.map_err(refused(context))?).first().and_then(|row| row.get(0)).is_none() {
+            return Ok(None);
+        }
+        let sql = format!(
+            "SELECT before, persisted, joined FROM godwit.synchronous WHERE slot = {}",
+            literal(slot)
+        );
+        let answer = rows(client.simple_query(&sql).await.map_err(refused(context))?);
+        Ok(answer.first().map(|row| {
+            let text = |at: usize| row.get(at).unwrap_or_default().to_owned();
+            Self { setting: text(0), persisted: row.get(1) == Some("t"), joined: text(2) }
+        }))
+    }
+
+    fn restore(&self) -> String {
+        if self.persisted {
+            format!("ALTER SYSTEM SET synchronous_standby_names = {}", literal(&self.setting))
+        } else {
+            "ALTER SYSTEM RESET synchronous_standby_names".into()
+        }
+    }
+}
+
+struct Guard {
+    client: Client,
+    pid: i32,
+}
+
+impl Guard {
+    async fn open(dsn: &Dsn, slot: &str) -> Result<Self, Error> {
+        let context = "open a guard's session";
+        let client = connect(dsn, &guard_name(slot)).await?;
+        client.batch_execute(GUARD_SETTINGS).await.map_err(refused(context))?;
+        let row = client.query_one("SELECT pg_catalog.pg_backend_pid()", &[]).await;
+        let pid = row.map_err(Error::database(context))?.get(0);
+        Ok(Self { client, pid })
+    }
+
+    /// Everything is sent at once: the server goes through it whatever becomes of this side.
+    fn run(self, statements: Vec<String>) -> JoinHandle<()> {
+        tokio::spawn(async move {
+            let sent = statements.iter().map(|statement| self.client.simple_query(statement));
+            // Each is written when it is first polled, in order.
+            for ended in futures_util::future::join_all(sent).await {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a guard of synchronous replication ended");
+                }
+            }
+        })
+    }
+}
+
+/// What the server shows a guard as.
+fn guard_name(slot: &str) -> String {
+    format!("godwit guard {slot}").chars().take(63).collect()
+}
+
+/// Ends the guards of `slot` but those named.
+async fn end_guards(client: &Client, slot: &str, keep: &[i32]) -> Result<(), Error> {
+    client
+        .execute(
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
+             WHERE application_name = $1 AND datname = current_database() AND pid <> ALL ($2) AND pid <> pg_backend_pid()",
+            &[&guard_name(slot), &keep],
+        )
+        .await
+        .map(drop)
+        .map_err(Error::database("end the guards of synchronous replication"))
+}

@@ -1,0 +1,270 @@
+//! What Godwit changes in a server so that commits wait for it: rights, the operator's own standbys, critical tables.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use godwit_tests::postgres::{TestCluster, other_major};
+use replicator::pgoutput::Event;
+use replicator::postgres::Dsn;
+use replicator::postgres::slot::{self, Lane};
+use replicator::postgres::stream::{Feedback, ReplicationStream, StreamEvent};
+use replicator::synchronous::{self, Armed};
+use replicator::{fence, lanes};
+use tokio::sync::watch;
+use tokio_postgres::Client;
+use tokio_util::task::AbortOnDropHandle;
+
+const DATABASE: &str = "shop";
+const PATIENCE: Duration = Duration::from_secs(60);
+const AFTER: Duration = Duration::from_secs(30);
+
+/// A consumer that acknowledges whatever it has seen, while it is told to.
+struct Consumer {
+    acknowledges: watch::Sender<bool>,
+    _task: AbortOnDropHandle<Result<(), replicator::Error>>,
+}
+
+async fn consume(dsn: &Dsn, slot: &str, publication: &str) -> Result<Consumer> {
+    let mut stream = ReplicationStream::start(dsn, slot, publication, replicator::Lsn::ZERO).await?;
+    let (acknowledges, mut told) = watch::channel(true);
+    let task = tokio::spawn(async move {
+        let mut seen = replicator::Lsn::ZERO;
+        loop {
+            tokio::select! {
+                event = stream.next() => match event? {
+                    StreamEvent::Transaction(Event::Commit(header)) => seen = header.end_lsn,
+                    StreamEvent::Transaction(_) => {}
+                    StreamEvent::Keepalive { wal_end, .. } => seen = wal_end,
+                },
+                _ = told.changed() => {}
+            }
+            if *told.borrow() {
+                stream
+                    .report(Feedback { write: seen, flush: seen, apply: seen, reply_requested: false })
+                    .await?;
+            }
+        }
+    });
+    Ok(Consumer { acknowledges, _task: AbortOnDropHandle::new(task) })
+}
+
+async fn text(client: &Client, sql: &str) -> Result<String> {
+    Ok(client.query_one(sql, &[]).await?.get(0))
+}
+
+async fn until(what: &str, client: &Client, condition: &str) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !client.query_one(&format!("SELECT {condition}"), &[]).await?.get::<_, bool>(0) {
+        ensure!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// A role that is no superuser is told what it lacks; with exactly that it joins, waits and leaves no trace.
+async fn rights(major: u32) -> Result<()> {
+    let server = TestCluster::start(major)?;
+    let admin = server.create_database(DATABASE, "CREATE ROLE godwit LOGIN REPLICATION").await?;
+    admin
+        .batch_execute(&format!(
+            "ALTER DATABASE {DATABASE} OWNER TO godwit; SET ROLE godwit; CREATE TABLE t (id serial PRIMARY KEY); RESET ROLE"
+        ))
+        .await
+        .or_else(|error| if major >= 15 { Err(error) } else { Ok(()) })?;
+    let dsn = server.config_as("godwit", DATABASE);
+    let client = replicator::postgres::connect(&dsn, "test").await?;
+    fence::install(&client, "shop", 1).await?;
+    let (slot, publication) = (slot::slot_name("shop", 1), slot::publication_name("shop"));
+    slot::ensure_publication(&client, &publication).await?;
+    slot::create_slot(&client, &slot).await?;
+    let consumer = consume(&dsn, &slot, &publication).await?;
+
+    let refused =
+        Armed::join(&client, &dsn, &slot, AFTER).await.expect_err("it lacks every right").to_string();
+    ensure!(refused.contains("GRANT ALTER SYSTEM ON PARAMETER"), "{refused}");
+    synchronous::leave(&client, &slot).await?;
+    let lacking = synchronous::findings(&client, &slot).await?;
+    ensure!(lacking.len() == 4, "{lacking:#?}");
+    for finding in &lacking {
+        let remedy = finding.remedy.as_deref().context("a remedy")?;
+        admin
+            .batch_execute(remedy.split(" (15").next().unwrap_or(remedy))
+            .await
+            .context(remedy.to_owned())?;
+    }
+    ensure!(synchronous::findings(&client, &slot).await?.is_empty(), "the remedies are not enough");
+
+    let armed = Armed::join(&client, &dsn, &slot, AFTER).await?;
+    ensure!(armed.guarded());
+    let seen = synchronous::observe(&client, &slot).await?;
+    ensure!(seen.named && seen.state.as_deref() == Some("sync"), "{seen:?}");
+    consumer.acknowledges.send_replace(false);
+    let writer = server.connect(DATABASE).await?;
+    let commit = tokio::spawn(async move { writer.execute("INSERT INTO t DEFAULT VALUES", &[]).await });
+    until("the commit waits", &admin, "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')")
+        .await?;
+    // Leaving lets it go at once, acknowledged or not.
+    synchronous::leave(&client, &slot).await?;
+    tokio::time::timeout(PATIENCE, commit).await???;
+    ensure!(text(&client, "SHOW synchronous_standby_names").await?.is_empty());
+    let gone = "NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name LIKE 'godwit guard%')";
+    until("the guards end", &admin, gone).await?;
+    let file = std::fs::read_to_string(server.cluster.data.join("postgresql.auto.conf"))?;
+    ensure!(!file.contains("synchronous_standby_names"), "{file}");
+    synchronous::leave(&client, &slot).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_is_told_what_it_lacks_and_joins_with_exactly_that() -> Result<()> {
+    rights(15).await?;
+    rights(other_major()).await
+}
+
+/// A child process that is killed with the test.
+struct Receiver(std::process::Child);
+
+impl Receiver {
+    fn start(server: &TestCluster, directory: &Path) -> Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        let child = std::process::Command::new(server.cluster.bin.join("pg_receivewal"))
+            .args(["--synchronous", "--no-password", "-U", "postgres", "-h", &server.cluster.host])
+            .args(["-p", &server.cluster.port.to_string(), "-D"])
+            .arg(directory)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
+            eprintln!("pg_receivewal was not ended: {error}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operators_own_standby_is_waited_for_before_during_and_after() -> Result<()> {
+    let server = TestCluster::start(15)?;
+    let admin = server.create_database(DATABASE, "CREATE TABLE t (id serial PRIMARY KEY)").await?;
+    let dsn = server.config(DATABASE);
+    let client = replicator::postgres::connect(&dsn, "test").await?;
+    fence::install(&client, "shop", 1).await?;
+    let (slot, publication) = (slot::slot_name("shop", 1), slot::publication_name("shop"));
+    slot::ensure_publication(&client, &publication).await?;
+    slot::create_slot(&client, &slot).await?;
+    let _consumer = consume(&dsn, &slot, &publication).await?;
+    let directory = server.directory().join("received");
+    let receiver = Receiver::start(&server, &directory)?;
+    admin.batch_execute("ALTER SYSTEM SET synchronous_standby_names = '1 (pg_receivewal)'").await?;
+    admin.batch_execute("SELECT pg_reload_conf()").await?;
+    let counts = "EXISTS (SELECT FROM pg_stat_replication WHERE application_name = 'pg_receivewal' AND sync_state = 'sync')";
+    until("the operator's standby counts", &admin, counts).await?;
+
+    let _armed = Armed::join(&client, &dsn, &slot, AFTER).await?;
+    let joined = text(&admin, "SHOW synchronous_standby_names").await?;
+    ensure!(joined == format!("FIRST 2 (\"{slot}\", \"pg_receivewal\")"), "{joined}");
+    until("it still counts", &admin, counts).await?;
+    // Both are waited for: ours has acknowledged, the operator's is gone.
+    drop(receiver);
+    let writer = server.connect(DATABASE).await?;
+    let commit = tokio::spawn(async move { writer.execute("INSERT INTO t DEFAULT VALUES", &[]).await });
+    until("the commit waits", &admin, "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')")
+        .await?;
+    synchronous::leave(&client, &slot).await?;
+    ensure!(
+        text(&admin, "SHOW synchronous_standby_names").await? == "1 (pg_receivewal)",
+        "as it was written"
+    );
+    ensure!(!commit.is_finished(), "the operator's standby is no longer waited for");
+    let _receiver = Receiver::start(&server, &directory)?;
+    tokio::time::timeout(PATIENCE, commit).await???;
+
+    // Where another could stand in for the shadow, it does not join.
+    admin
+        .batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (pg_receivewal, other)'")
+        .await?;
+    admin.batch_execute("SELECT pg_reload_conf()").await?;
+    until("the new setting", &client, "current_setting('synchronous_standby_names') LIKE 'ANY%'").await?;
+    let refused = Armed::join(&client, &dsn, &slot, AFTER).await.expect_err("refused").to_string();
+    ensure!(refused.contains("stand in for the shadow"), "{refused}");
+    Ok(())
+}
+
+/// The transaction that writes a critical table waits, whichever way it is written, and only that one.
+async fn critical(major: u32) -> Result<()> {
+    let server = TestCluster::start(major)?;
+    let client = server
+        .create_database(
+            DATABASE,
+            "CREATE ROLE app LOGIN; CREATE TABLE plain (id int PRIMARY KEY); CREATE TABLE \"Odd name\" (id int PRIMARY KEY);
+             CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
+             CREATE TABLE parts_low PARTITION OF parts FOR VALUES FROM (0) TO (10);
+             CREATE TABLE parts_high PARTITION OF parts FOR VALUES FROM (10) TO (20);
+             CREATE TABLE refers (id int PRIMARY KEY REFERENCES \"Odd name\");
+             GRANT ALL ON ALL TABLES IN SCHEMA public TO app",
+        )
+        .await?;
+    fence::install(&client, "shop", 1).await?;
+    let tables = ["public.parts", "public.Odd name", "public.gone"].map(str::to_owned);
+    let found = lanes::findings(&client, &tables).await?;
+    let text_of = format!("{found:?}");
+    ensure!(found.len() == 2 && text_of.contains("public.gone") && text_of.contains("refers"), "{found:#?}");
+    for _ in 0..2 {
+        lanes::publish(&client, "shop", &tables).await?;
+        lanes::commit_locally(&client).await?;
+    }
+    let members = lanes::members(&client, "shop").await?.context("a publication")?;
+    let names: Vec<&str> = members.iter().map(String::as_str).collect();
+    ensure!(
+        names == ["\"public\".\"Odd name\"", "\"public\".\"parts_high\"", "\"public\".\"parts_low\""],
+        "{names:?}"
+    );
+    ensure!(
+        slot::ensure_publication(&client, &Lane::Main.publication_name("shop")).await? == 2,
+        "plain, refers"
+    );
+
+    let dsn = server.config_as("app", DATABASE);
+    let app = application(&dsn).await?;
+    let level = "SHOW synchronous_commit";
+    ensure!(text(&app, level).await? == "local");
+    for (sql, expected) in [
+        ("INSERT INTO plain VALUES (1)", "local"),
+        ("INSERT INTO parts VALUES (1)", "on"),
+        ("UPDATE parts_low SET id = 2", "on"),
+        ("DELETE FROM \"Odd name\"", "on"),
+        ("TRUNCATE parts_high", "on"),
+        ("SET LOCAL synchronous_commit = remote_apply; INSERT INTO parts VALUES (3)", "remote_apply"),
+    ] {
+        app.batch_execute(&format!("BEGIN; {sql}")).await?;
+        ensure!(text(&app, level).await? == expected, "{sql}");
+        app.batch_execute("COMMIT").await?;
+        ensure!(text(&app, level).await? == "local", "{sql}: the level outlives its transaction");
+    }
+
+    lanes::publish(&client, "shop", &[]).await?;
+    lanes::commit_as_before(&client).await?;
+    ensure!(lanes::members(&client, "shop").await?.is_none());
+    let left = "SELECT ((SELECT count(*) FROM pg_trigger WHERE tgname = 'godwit_critical') \
+                + (SELECT count(*) FROM pg_db_role_setting))::text";
+    ensure!(text(&client, left).await? == "0", "something is left");
+    Ok(())
+}
+
+/// A session as an application has it.
+async fn application(dsn: &tokio_postgres::Config) -> Result<Client> {
+    let (client, connection) = dsn.connect(tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_transactions_of_critical_tables_are_made_to_wait() -> Result<()> {
+    critical(15).await?;
+    critical(other_major()).await
+}
