@@ -236,9 +236,10 @@ impl Work {
                 () = self.stop.cancelled() => break,
                 _ = ticks.tick() => {}
             }
+            // In this order: a guard that has ended by then has left its reason where the look finds it.
+            let guarded = armed.as_ref().is_some_and(Armed::guarded);
             let seen = self.look(&slot).await;
-            let mut action =
-                machine.handle(&self.facts(lane, seen.as_ref(), armed.as_ref()), clock::monotonic());
+            let mut action = machine.handle(&self.facts(lane, seen.as_ref(), guarded), clock::monotonic());
             while let Some(next) = action {
                 action = self.perform(next, &slot, &mut machine, &mut armed).await;
             }
@@ -270,7 +271,7 @@ impl Work {
         }
     }
 
-    fn facts(&self, lane: Lane, seen: Option<&Observation>, armed: Option<&Armed>) -> Facts {
+    fn facts(&self, lane: Lane, seen: Option<&Observation>, guarded: bool) -> Facts {
         let status = self.streams.lane(self.stage.generation, lane).map(|status| status.borrow().clone());
         let streaming = status.as_ref().is_some_and(|status| status.phase == Phase::Streaming)
             && seen.is_none_or(|seen| seen.state.is_some());
@@ -280,7 +281,7 @@ impl Work {
                 && seen.is_some()
                 && status.is_some_and(|status| status.lag_bytes <= CAUGHT_UP.0 && status.lag <= CAUGHT_UP.1),
             named: seen.map(|seen| seen.named),
-            guarded: seen.map(|_| armed.is_some_and(Armed::guarded)),
+            guarded: seen.map(|_| guarded),
             fell_back: seen.and_then(|seen| seen.fell_back.clone()),
         }
     }

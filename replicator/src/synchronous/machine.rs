@@ -40,7 +40,7 @@ pub struct Facts {
     pub caught_up: bool,
     /// The server's setting names the lane; none: the server did not say.
     pub named: Option<bool>,
-    /// The guards in the database are there; none: not known.
+    /// The guards in the database were there before the others were looked at; none: not known.
     pub guarded: Option<bool>,
     /// Why a guard took the name out.
     pub fell_back: Option<String>,
@@ -163,7 +163,8 @@ impl Machine {
             }
             State::Joining => None,
             State::Synchronous { silent, .. } => {
-                if facts.named == Some(false) {
+                // A guard's word counts before the setting does: sessions see a change of it a moment later.
+                if facts.named == Some(false) || facts.fell_back.is_some() {
                     let why = facts.fell_back.clone();
                     let why = why.unwrap_or_else(|| "somebody changed synchronous_standby_names".to_owned());
                     return Some(self.fall_back(&why, now));
@@ -313,6 +314,25 @@ mod tests {
         assert_eq!(run.after(101.0, &facts(true, true)), None);
         assert_eq!(run.after(0.1, &facts(true, false)), Some(Action::Leave));
         assert_eq!(run.machine.calm_needed(), SETTINGS.back);
+    }
+
+    #[test]
+    fn a_guard_that_fell_back_is_not_replaced() {
+        let mut run = Run::synchronous();
+        let lost = Facts { guarded: Some(false), ..facts(true, true) };
+        let fell_back = Facts { fell_back: Some("a commit waited".into()), ..lost.clone() };
+        assert_eq!(
+            run.after(0.1, &fell_back),
+            Some(Action::Leave),
+            "though the setting still names the lane"
+        );
+        assert!(matches!(run.machine.state(), State::Leaving { why, .. } if why == "a commit waited"));
+        let mut run = Run::synchronous();
+        assert_eq!(
+            run.after(0.1, &lost),
+            Some(Action::Join),
+            "it died, and commits must not be left unguarded"
+        );
     }
 
     #[test]
