@@ -11,4 +11,5 @@ mod refusals;
 mod services;
 mod source;
 mod stream;
+mod verification;
 mod verify;

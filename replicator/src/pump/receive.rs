@@ -135,6 +135,9 @@ impl Pump<'_> {
                             self.copy.note(frame);
                             copying = true;
                         }
+                        if let Work::Transaction { transaction, .. } = &work {
+                            self.status.borrow().recorder.note(&transaction.changes);
+                        }
                         let _ = self.work.send(work);
                     }
                 }

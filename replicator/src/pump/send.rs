@@ -158,6 +158,7 @@ impl Pump<'_> {
             tokio::select! {
                 event = stream.next(), if self.machine.wants_more() => match event? {
                     StreamEvent::Transaction(transaction) => {
+                        self.status.borrow().recorder.note(&transaction.changes);
                         self.machine.handle_transaction(&transaction, crate::clock::now())?;
                     }
                     StreamEvent::Keepalive { wal_end, reply_requested } => {
