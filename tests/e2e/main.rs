@@ -17,4 +17,5 @@ mod standby;
 mod stream;
 mod tls;
 mod types;
+mod verification;
 mod verify;

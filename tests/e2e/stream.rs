@@ -59,7 +59,7 @@ const TABLES: [&str; 11] = [
     "lone",
 ];
 
-fn spec(generation: u64) -> StreamSpec {
+pub(crate) fn spec(generation: u64) -> StreamSpec {
     StreamSpec {
         resource: "shop".into(),
         generation,
@@ -134,14 +134,14 @@ async fn position(client: &Client) -> Result<Lsn> {
     Ok(text.parse()?)
 }
 
-struct Running {
-    status: watch::Receiver<StreamStatus>,
+pub(crate) struct Running {
+    pub(crate) status: watch::Receiver<StreamStatus>,
     cancel: CancellationToken,
     task: AbortOnDropHandle<Result<(), replicator::Error>>,
 }
 
 impl Running {
-    fn start(dial: Arc<dyn Dial>, spec: StreamSpec, end: LocalEnd) -> Self {
+    pub(crate) fn start(dial: Arc<dyn Dial>, spec: StreamSpec, end: LocalEnd) -> Self {
         let (sender, status) = watch::channel(StreamStatus::default());
         let cancel = CancellationToken::new();
         let stop = cancel.clone();
@@ -149,7 +149,7 @@ impl Running {
         Self { status, cancel, task: AbortOnDropHandle::new(task) }
     }
 
-    async fn wait(&self, mut holds: impl FnMut(&StreamStatus) -> bool) -> Result<StreamStatus> {
+    pub(crate) async fn wait(&self, mut holds: impl FnMut(&StreamStatus) -> bool) -> Result<StreamStatus> {
         let mut status = self.status.clone();
         let found = tokio::time::timeout(PATIENCE, status.wait_for(|status| holds(status))).await;
         match found {
@@ -158,7 +158,7 @@ impl Running {
         }
     }
 
-    async fn stop(self) -> Result<()> {
+    pub(crate) async fn stop(self) -> Result<()> {
         self.cancel.cancel();
         Ok(self.task.await??)
     }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
+use super::range::add_halves;
 use crate::error::Error;
 use crate::fence::{literal, refused, rows};
 
@@ -241,9 +242,12 @@ async fn boundary(
     context: &str,
 ) -> Result<Option<String>, Error> {
     let names = key_names(table);
+    // Qualified: a bare name would mean the output column, and sort as text.
+    let order: Vec<String> = table.key.iter().map(|(name, _)| format!("t.{name}")).collect();
+    let order = order.join(", ");
     let texts: Vec<String> = table.key.iter().map(|(name, _)| format!("{name}::text")).collect();
     let sql = format!(
-        "SELECT {} FROM ONLY {}{} ORDER BY {names} OFFSET {} LIMIT 1",
+        "SELECT {} FROM ONLY {} t{} ORDER BY {order} OFFSET {} LIMIT 1",
         texts.join(", "),
         table.name,
         after.map(|key| format!(" WHERE ({names}) > ({key})")).unwrap_or_default(),
@@ -290,13 +294,6 @@ fn key_names(table: &Table) -> String {
     table.key.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-/// Adds each 64-bit half by itself, without carry between them.
-fn add_halves(a: u128, b: u128) -> u128 {
-    let high = ((a >> 64) as u64).wrapping_add((b >> 64) as u64);
-    let low = (a as u64).wrapping_add(b as u64);
-    u128::from(high) << 64 | u128::from(low)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,11 +331,5 @@ mod tests {
         assert_eq!(one.differing(&other), BTreeSet::from([3, 4]));
         assert_eq!(other.differing(&one), BTreeSet::from([3, 4]));
         assert_eq!((one.rows(), one.hash()), (3, 7 << 64 | 9));
-    }
-
-    #[test]
-    fn halves_do_not_carry() {
-        assert_eq!(add_halves(u128::from(u64::MAX), 1), 0);
-        assert_eq!(add_halves(u128::MAX, 1 << 64), u128::from(u64::MAX));
     }
 }
