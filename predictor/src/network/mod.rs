@@ -10,7 +10,7 @@
 //! | [`features`] | what the network sees |
 //! | [`inputs`] | what is known of the future: weather, load, maintenance, events, the calendar |
 //! | [`weights`] | the weights, their file, the forward pass |
-//! | [`graph`] | the same in candle, with gradients |
+//! | `graph` | the same in candle, with gradients |
 //! | [`trainer`] | learns from examples, rolls back when it got worse |
 
 pub mod features;
