@@ -24,6 +24,7 @@ use crate::controller::effects::Hands;
 use crate::controller::machine::Machine;
 use crate::controller::measure::Measure;
 use crate::controller::streams::Streams;
+use crate::controller::verification::Verifications;
 use crate::drivers::Provisioning;
 use crate::drivers::process::ProcessProvisioning;
 use crate::feeds::learning::Learner;
@@ -220,6 +221,8 @@ fn start(
             shared.links.clone(),
             journal.clone(),
         ));
+        let verifications =
+            Arc::new(Verifications::new(&config.node.state, databases.clone(), streams.clone()));
         let drivers = drivers(config, &resource);
         let board = probe(&resource, stop, tasks);
         let measure = Measure::new(resource.clone(), shared.recorder.reader(), board);
@@ -236,11 +239,19 @@ fn start(
             reports,
         ));
         adopt_primary(&hands, &state.primary, tasks);
-        let (machine, handle) =
-            Machine::new(hands, state, measure, answers, crate::rng::seed(), Some(shared.learner.clone()));
+        let (machine, handle) = Machine::new(
+            hands,
+            state,
+            measure,
+            verifications.clone(),
+            answers,
+            crate::rng::seed(),
+            Some(shared.learner.clone()),
+        );
         let stopped = stop.clone();
         tasks.spawn(async move {
             machine.run(stopped).await;
+            verifications.stop("godwit was stopped");
             streams.stop().await;
         });
         handles.insert(resource.name.clone(), handle);

@@ -19,3 +19,4 @@ mod tls;
 mod types;
 mod verification;
 mod verify;
+mod verifying;

@@ -105,7 +105,7 @@ INSERT INTO cold SELECT g, 'a' || g, 'b' || g, g FROM generate_series(1, 5000) g
 async fn write(dsn: replicator::postgres::Dsn, writer: u32, stop: CancellationToken) -> Result<u64> {
     let client = replicator::postgres::connect(&dsn, "writer").await?;
     let mut done = 0_u64;
-    let mut luck = 88_172_645_463_325_252_u64 ^ u64::from(writer) << 32;
+    let mut luck = 0x0139_408d_cbbf_7a44_u64 ^ u64::from(writer) << 32;
     while !stop.is_cancelled() {
         luck ^= luck << 13;
         luck ^= luck >> 7;

@@ -10,6 +10,9 @@
 //! | `POST /api/v1/resources/{id}/migrations` | `{to?, dry_run?}` → 202 + Location, or 200 with the plan |
 //! | `GET /api/v1/resources/{id}/migrations/{mid}` | state, steps, held_ms, fence position, verification |
 //! | `POST /api/v1/resources/{id}/migrations/{mid}/abort` | undo, before the commit |
+//! | `GET /api/v1/resources/{id}/verification` | the last verification: progress, differences |
+//! | `POST /api/v1/resources/{id}/verification` | `{tables?, values?, rows_per_second?, share?, resume?}` → 202 |
+//! | `DELETE /api/v1/resources/{id}/verification` | stop the one that runs; it can be resumed |
 //! | `GET /api/v1/resources/{id}/zones` | which zone its shadow should live in: every candidate with its terms |
 //! | `GET /api/v1/zones` | every zone: where it is, who has a placement there |
 //! | `GET /api/v1/history` | migrations of all resources |

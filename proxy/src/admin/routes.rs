@@ -11,6 +11,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 
 use super::{AdminState, Problem};
+use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 use crate::controller::{Command, ResourceHandle, zones};
 use crate::store::{RunRow, StoreError};
@@ -27,6 +28,7 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/", get(resource))
         .route("/score", get(score))
         .route("/replication", get(replication))
+        .route("/verification", get(verification).post(verify).delete(stop_verification))
         .route("/zones", get(choice))
         .route("/migrations", get(migrations).post(migrate))
         .route("/migrations/{mid}", get(migration))
@@ -151,6 +153,17 @@ fn operator(headers: &HeaderMap) -> String {
     named.unwrap_or("api").chars().take(100).collect()
 }
 
+/// No body at all asks for the default; a wrong one is an error.
+fn or_default<T: Default>(body: Result<Json<T>, JsonRejection>, headers: &HeaderMap) -> Answer<T> {
+    match body {
+        Ok(Json(request)) => Ok(request),
+        Err(JsonRejection::MissingJsonContentType(_)) if !headers.contains_key(header::CONTENT_TYPE) => {
+            Ok(T::default())
+        }
+        Err(rejection) => Err(Problem::new(StatusCode::BAD_REQUEST, "body", rejection.body_text())),
+    }
+}
+
 async fn migrate(
     State(state): State<AdminState>,
     Path(id): Path<String>,
@@ -158,16 +171,7 @@ async fn migrate(
     body: Result<Json<MigrateRequest>, JsonRejection>,
 ) -> Answer<Response> {
     let handle = find(&state, &id)?;
-    let request = match body {
-        Ok(Json(request)) => request,
-        // No body at all asks for the default; a wrong one is an error.
-        Err(JsonRejection::MissingJsonContentType(_)) if !headers.contains_key(header::CONTENT_TYPE) => {
-            MigrateRequest::default()
-        }
-        Err(rejection) => {
-            return Err(Problem::new(StatusCode::BAD_REQUEST, "body", rejection.body_text()));
-        }
-    };
+    let request: MigrateRequest = or_default(body, &headers)?;
     let dry_run = request.dry_run;
     let by = operator(&headers);
     let plan = handle
@@ -191,6 +195,37 @@ async fn abort(
         .await
         .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping"))??;
     Ok(StatusCode::ACCEPTED)
+}
+
+async fn verification(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+) -> Answer<Json<VerificationView>> {
+    Ok(Json(find(&state, &id)?.verifications.view()))
+}
+
+async fn verify(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Json<VerifyRequest>, JsonRejection>,
+) -> Answer<(StatusCode, Json<VerificationView>)> {
+    let handle = find(&state, &id)?;
+    let request = or_default(body, &headers)?;
+    let view = handle.verifications.start(request, operator(&headers), &handle.view.load())?;
+    Ok((StatusCode::ACCEPTED, Json(view)))
+}
+
+async fn stop_verification(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Answer<Json<VerificationView>> {
+    let verifications = &find(&state, &id)?.verifications;
+    if !verifications.stop(&format!("stopped by {}", operator(&headers))) {
+        return Err(Problem::new(StatusCode::CONFLICT, "conflict", "no verification is under way"));
+    }
+    Ok(Json(verifications.view()))
 }
 
 async fn metrics(State(state): State<AdminState>) -> Response {

@@ -41,6 +41,11 @@ impl Client {
         block_on(self.send(path, body))
     }
 
+    /// `DELETE`, outside a runtime; the answer's body.
+    pub fn delete(&self, path: &str) -> Result<Bytes> {
+        block_on(self.call(Method::DELETE, path, None))
+    }
+
     /// `GET`, inside a runtime.
     pub async fn fetch<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let body = self.call(Method::GET, path, None).await?;

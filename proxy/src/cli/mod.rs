@@ -1,10 +1,12 @@
-//! The command line. Exit codes: 0 ok, 1 error, 2 usage, 3 configuration invalid, 4 refused by a guard, 5 rolled back.
+//! The command line. Exit codes: 0 ok, 1 error, 2 usage, 3 configuration invalid, 4 refused by a guard, 5 rolled back,
+//! 6 the shadow differs from its primary.
 
 pub mod check;
 pub mod client;
 mod pki;
 mod render;
 mod verbs;
+mod verify;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -99,6 +101,8 @@ enum Command {
         /// The resource.
         resource: String,
     },
+    /// Compare the shadow with its primary, row by row, while both are in use.
+    Verify(verify::Arguments),
     /// List past migrations.
     History {
         /// Only of this resource.
@@ -162,6 +166,7 @@ pub fn main() -> ExitCode {
         }
         Command::Migrate { resource, to, wait, .. } => verbs::migrate(&client, &resource, &to, wait, output),
         Command::Abort { resource } => verbs::abort(&client, &resource),
+        Command::Verify(arguments) => verify::run(&client, &arguments, output),
         Command::History { resource, limit } => verbs::history(&client, resource.as_deref(), limit, output),
         Command::Demo(options) => run::run(&options),
         Command::DemoOrders { listen, dsn, connections } => {

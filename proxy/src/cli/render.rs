@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::config::catalogue::Catalogue;
 use crate::controller::Plan;
+use crate::controller::verification::{Standing, VerificationView};
 use crate::controller::view::{DecisionView, GuardView, MigrationView, ModeView, ResourceView};
 use crate::controller::zones::{ChoiceView, ZoneView};
 
@@ -60,6 +61,35 @@ pub(super) fn zones(zones: &[ZoneView]) -> String {
         })
         .collect();
     table(&["ZONE", "PROVIDER", "REGION", "COUNTRY", "GRID", "LOCATION", "PLACEMENTS OF"], &rows)
+}
+
+pub(super) fn verification(view: &VerificationView) -> String {
+    let mut text = String::new();
+    for difference in &view.differences {
+        let _ = writeln!(text, "{}", super::verify::line(difference));
+    }
+    let more = view.progress.differences.saturating_sub(view.differences.len() as u64);
+    if more > 0 {
+        let _ = writeln!(text, "and {more} more");
+    }
+    for note in &view.notes {
+        let _ = writeln!(text, "note: {note}");
+    }
+    let progress = &view.progress;
+    let looked =
+        format!("{} of {} tables, {} rows looked at", progress.tables_done, progress.tables, progress.rows);
+    let way = format!("{} → {}", view.source, view.target);
+    let _ = match view.state {
+        Standing::None => writeln!(text, "no verification was made yet"),
+        Standing::Running => writeln!(text, "{way}: a verification is under way: {looked}"),
+        Standing::Stopped | Standing::Failed => {
+            let what = if view.state == Standing::Stopped { "stopped" } else { "failed" };
+            writeln!(text, "{way}: {what} ({}) after {looked}; godwit verify --resume goes on", view.why)
+        }
+        Standing::Done if progress.differences == 0 => writeln!(text, "{way}: equal: {looked}"),
+        Standing::Done => writeln!(text, "{way}: {} differences: {looked}", progress.differences),
+    };
+    text
 }
 
 pub(super) fn choice(choice: &ChoiceView) -> String {

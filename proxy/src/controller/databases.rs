@@ -22,6 +22,8 @@ pub enum Purpose {
     Snapshot,
     /// Which commits wait for the shadow.
     Mode,
+    /// A verification of live data.
+    Verify,
 }
 
 impl Purpose {
@@ -33,6 +35,7 @@ impl Purpose {
             Self::Fence => "godwit-fence",
             Self::Snapshot => "godwit-snapshot",
             Self::Mode => "godwit-mode",
+            Self::Verify => "godwit-verify",
         }
     }
 }

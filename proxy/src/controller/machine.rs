@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::effects::{Hands, Report, chain};
 use super::measure::Measure;
 use super::signals::{Moves, Signals};
+use super::verification::Verifications;
 use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView};
 use super::{Command, Denied, Plan, ResourceHandle};
 use crate::clock;
@@ -36,6 +37,7 @@ pub struct Machine {
     state: State,
     signals: Signals,
     measure: Measure,
+    verifications: Arc<Verifications>,
     reports: mpsc::UnboundedReceiver<Report>,
     commands: mpsc::Receiver<Command>,
     view: Arc<ArcSwap<ResourceView>>,
@@ -55,19 +57,22 @@ impl Machine {
         hands: Arc<Hands>,
         state: State,
         measure: Measure,
+        verifications: Arc<Verifications>,
         reports: mpsc::UnboundedReceiver<Report>,
         seed: u64,
         learner: Option<Learner>,
     ) -> (Self, ResourceHandle) {
         let (sender, commands) = mpsc::channel(16);
         let view = Arc::new(ArcSwap::from_pointee(ResourceView::default()));
-        let handle = ResourceHandle { commands: sender, view: view.clone() };
+        let handle =
+            ResourceHandle { commands: sender, view: view.clone(), verifications: verifications.clone() };
         let signals = Signals::new(seed, hands.resource.policy.step, learner);
         let mut machine = Self {
             hands,
             state,
             signals,
             measure,
+            verifications,
             reports,
             commands,
             view,
@@ -185,6 +190,10 @@ impl Machine {
         let now = clock::now();
         self.hands.journal.append(&next, event, now).map_err(chain)?;
         self.journal_fails = None;
+        if let Some(run) = next.run.as_ref().filter(|_| self.state.run.is_none()) {
+            // Nothing else may read in the databases while requests are held.
+            self.verifications.stop(&format!("migration {} began", run.id));
+        }
         if next.phase != self.state.phase {
             let spent = now.since(self.state.since);
             tracing::info!(

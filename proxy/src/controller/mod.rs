@@ -18,6 +18,7 @@ pub mod modes;
 mod preflight;
 pub mod signals;
 pub mod streams;
+pub mod verification;
 pub mod view;
 pub mod zones;
 
@@ -100,6 +101,8 @@ pub struct ResourceHandle {
     pub commands: mpsc::Sender<Command>,
     /// The newest view.
     pub view: Arc<ArcSwap<ResourceView>>,
+    /// Its verifications.
+    pub verifications: Arc<verification::Verifications>,
 }
 
 impl ResourceHandle {

@@ -11,6 +11,7 @@ use replicator::status::StreamStatus;
 
 use super::names;
 use crate::controller::signals::Signals;
+use crate::controller::verification::{Standing, VerificationView};
 
 /// Buckets of request and hold durations, seconds.
 const BUCKETS: [f64; 14] =
@@ -44,6 +45,16 @@ pub fn migration_ended(resource: &str, outcome: &Outcome) {
     };
     counter!(names::MIGRATIONS, names::RESOURCE => resource.to_owned(), names::OUTCOME => outcome)
         .increment(1);
+}
+
+/// How far a verification is, and what it found.
+pub fn verification(resource: &str, view: &VerificationView) {
+    let label = || resource.to_owned();
+    gauge!(names::VERIFIED_ROWS, names::RESOURCE => label()).set(view.progress.rows as f64);
+    gauge!(names::VERIFICATION_DIFFERENCES, names::RESOURCE => label()).set(view.progress.differences as f64);
+    if let Some(ended) = view.ended_ms.filter(|_| view.state == Standing::Done) {
+        gauge!(names::VERIFIED_AT, names::RESOURCE => label()).set(ended as f64 / 1000.0);
+    }
 }
 
 /// The newest decision and the forecast behind it.

@@ -23,6 +23,12 @@ pub const REPLICATION_MODE: &str = "godwit_replication_mode";
 pub const OPEN_BYTES: &str = "godwit_replication_open_bytes";
 /// Counter: how often the stream to the shadow broke. Labels: resource, cause (see `replicator::error::Cause`).
 pub const STREAM_FAILURES: &str = "godwit_replication_failures_total";
+/// Gauge, rows: rows that the last verification of the shadow has looked at. Label: resource.
+pub const VERIFIED_ROWS: &str = "godwit_verification_rows";
+/// Gauge: what the last verification found to differ. Label: resource.
+pub const VERIFICATION_DIFFERENCES: &str = "godwit_verification_differences";
+/// Gauge, seconds since the epoch: when the shadow was last verified to its end. Label: resource.
+pub const VERIFIED_AT: &str = "godwit_verification_completed_timestamp_seconds";
 /// Histogram, seconds: probes. Labels: zone, probe, phase.
 pub const PROBE: &str = "godwit_probe_duration_seconds";
 /// Gauge, seconds: forecast of the request path's p95. Labels: resource, zone, quantile, step (`first`, `last`).
@@ -94,6 +100,9 @@ pub fn describe() {
         "Changes of the source's open transactions, in memory and on disk"
     );
     describe_counter!(STREAM_FAILURES, "How often the stream to the shadow broke, by cause");
+    describe_gauge!(VERIFIED_ROWS, "Rows that the last verification of the shadow has looked at");
+    describe_gauge!(VERIFICATION_DIFFERENCES, "What the last verification of the shadow found to differ");
+    describe_gauge!(VERIFIED_AT, seconds, "When the shadow was last verified to its end, Unix time");
     describe_histogram!(PROBE, seconds, "Active probes");
     describe_gauge!(FORECAST, seconds, "Forecast of the request path's p95");
     describe_gauge!(FORECAST_COVERAGE, "Share of values that the 90 % band of the forecast covered of late");

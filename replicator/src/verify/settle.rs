@@ -200,6 +200,7 @@ mod tests {
     use super::super::RowMark;
     use super::*;
 
+    #[allow(clippy::unnecessary_wraps, reason = "as readings have it")]
     fn row(hash: u128, version: &str) -> Option<RowMark> {
         Some(RowMark { hash, version: version.into() })
     }

@@ -349,7 +349,7 @@ fn simulate(seed: u64, damages: usize, scrambled: bool, stop_and_resume: bool) -
                         match outcome {
                             Outcome::Rows(rows) => finding.rows += rows,
                             Outcome::Settled(key, Verdict::Equal) => {
-                                drop(finding.verdicts.remove(&number(&key)))
+                                finding.verdicts.remove(&number(&key));
                             }
                             Outcome::Settled(key, verdict) => {
                                 finding.verdicts.insert(number(&key), verdict);

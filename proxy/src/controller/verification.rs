@@ -1,0 +1,355 @@
+//! Verifies the shadow against its primary while both are used: when somebody asks, one run at a time per resource.
+//!
+//! Where a run stands is kept in a file under the node's state, so that one that was stopped, or whose node was, goes on from
+//! there. A migration ends it: nothing may read in the databases while requests are held.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use migration::units::Generation;
+use replicator::status::Phase;
+use replicator::verify::{self, Difference, Follower, Go, Happening, Options, Pace, Progress};
+use replicator::{Error, Lsn};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::Denied;
+use super::databases::{Databases, Purpose};
+use super::effects::chain;
+use super::streams::Streams;
+use super::view::ResourceView;
+use crate::clock;
+use crate::telemetry::metrics as telemetry;
+
+/// Differences that are listed; further ones are counted.
+const LISTED: usize = 1_000;
+/// How often the file is written while a run goes on.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+
+/// What to verify, and how fast.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Request {
+    /// `schema.table` or `table` (of `public`); empty: all.
+    pub tables: Vec<String>,
+    /// Show the differing values too.
+    pub values: bool,
+    /// Rows per second; none: no bound.
+    pub rows_per_second: Option<u64>,
+    /// Share of the time in which statements may run, above 0 and at most 1; none: a half.
+    pub share: Option<f64>,
+    /// Go on where the last one was stopped, with what it asked for.
+    pub resume: bool,
+}
+
+/// What becomes of a verification.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// There was none.
+    #[default]
+    None,
+    /// It goes on.
+    Running,
+    /// Ended before its end; can be resumed.
+    Stopped,
+    /// Ended by an error; can be resumed.
+    Failed,
+    /// It has looked at everything.
+    Done,
+}
+
+/// The last verification of a resource.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VerificationView {
+    /// What became of it.
+    pub state: Standing,
+    /// Why it was stopped or failed; empty: it was not.
+    pub why: String,
+    /// Who asked.
+    pub by: String,
+    /// What was asked for.
+    pub request: Request,
+    /// The primary's zone.
+    pub source: String,
+    /// The shadow's zone.
+    pub target: String,
+    /// Generation of the stream between them.
+    pub generation: u64,
+    /// Began, Unix milliseconds.
+    pub started_ms: u64,
+    /// Ended, Unix milliseconds.
+    pub ended_ms: Option<u64>,
+    /// How far it is.
+    pub progress: Progress,
+    /// The first 1,000 that were found.
+    pub differences: Vec<Difference>,
+    /// What is not compared, and what else is worth knowing.
+    pub notes: Vec<String>,
+}
+
+impl VerificationView {
+    /// It has looked at everything, and all is equal.
+    pub fn equal(&self) -> bool {
+        self.state == Standing::Done && self.progress.differences == 0
+    }
+
+    fn take(&mut self, happening: Happening) {
+        match happening {
+            Happening::Progress(progress) => self.progress = progress,
+            Happening::Note(note) if !self.notes.contains(&note) => self.notes.push(note),
+            // One that is resumed may find what was found before.
+            Happening::Difference(found)
+                if self.differences.len() < LISTED && !self.differences.contains(&found) =>
+            {
+                self.differences.push(found);
+            }
+            Happening::Note(_) | Happening::Difference(_) => {}
+        }
+    }
+
+    fn end(&mut self, result: Result<Progress, Error>) {
+        self.ended_ms = Some(clock::now().0);
+        match result {
+            Ok(progress) => (self.progress, self.state) = (progress, Standing::Done),
+            Err(error) => (self.why, self.state) = (chain(error), Standing::Failed),
+        }
+    }
+}
+
+/// The verifications of one resource.
+pub struct Verifications {
+    databases: Arc<Databases>,
+    streams: Arc<Streams>,
+    file: PathBuf,
+    view: watch::Sender<VerificationView>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Verifications {
+    /// Knows what an earlier process left under `state`.
+    pub fn new(state: &Path, databases: Arc<Databases>, streams: Arc<Streams>) -> Self {
+        let file = state.join(format!("verification-{}.json", streams.resource()));
+        let mut view = match read(&file) {
+            Ok(view) => view.unwrap_or_default(),
+            Err(why) => {
+                tracing::warn!(file = %file.display(), %why, "the last verification cannot be read: it is forgotten");
+                VerificationView::default()
+            }
+        };
+        if view.state == Standing::Running {
+            view.state = Standing::Stopped;
+            view.why = "godwit was stopped".into();
+        }
+        Self { databases, streams, file, view: watch::Sender::new(view), task: Mutex::default() }
+    }
+
+    /// The last one, or the one that runs.
+    pub fn view(&self) -> VerificationView {
+        self.view.borrow().clone()
+    }
+
+    /// Starts one.
+    pub fn start(
+        self: &Arc<Self>,
+        request: Request,
+        by: String,
+        resource: &ResourceView,
+    ) -> Result<VerificationView, Denied> {
+        let conflict = |why: String| Err(Denied::Conflict(why));
+        if let Some(id) = &resource.migration {
+            return conflict(format!(
+                "migration {id} is under way ({}): verify when it has ended",
+                resource.phase
+            ));
+        }
+        if request.share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
+            return conflict("share must be above 0 and at most 1".into());
+        }
+        if request.rows_per_second == Some(0) {
+            return conflict("rows_per_second must be above 0".into());
+        }
+        let generation = Generation(resource.generation);
+        match self.streams.status(generation) {
+            Some((.., status)) if status.phase == Phase::Streaming => {}
+            _ => {
+                return conflict(format!(
+                    "the shadow in {} does not follow yet (stream: {}): verify when it does",
+                    resource.shadow, resource.replication.state
+                ));
+            }
+        }
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        if task.as_ref().is_some_and(|task| !task.is_finished()) {
+            return conflict("a verification is under way".into());
+        }
+        let last = self.view();
+        let mut view = VerificationView {
+            state: Standing::Running,
+            by,
+            source: resource.primary.clone(),
+            target: resource.shadow.clone(),
+            generation: generation.0,
+            started_ms: clock::now().0,
+            ..VerificationView::default()
+        };
+        let mut resume = None;
+        if request.resume {
+            if !matches!(last.state, Standing::Stopped | Standing::Failed) {
+                return conflict("there is no verification to resume: the last one was not stopped".into());
+            }
+            if last.generation != generation.0 {
+                return conflict(format!(
+                    "the primary has moved since the last verification ({} → {}): start a new one",
+                    last.source, last.target
+                ));
+            }
+            resume = Some(last.progress.clone());
+            view.request = Request { resume: true, ..last.request };
+            (view.progress, view.differences, view.notes) = (last.progress, last.differences, last.notes);
+        } else {
+            view.request = request;
+        }
+        self.view.send_replace(view.clone());
+        *task = Some(tokio::spawn(self.clone().run(view.clone(), resume)));
+        Ok(view)
+    }
+
+    /// Ends the one that runs; `false`: none does.
+    pub fn stop(&self, why: &str) -> bool {
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(task) = task.take().filter(|task| !task.is_finished()) else { return false };
+        task.abort();
+        let mut stopped = false;
+        self.view.send_modify(|view| {
+            stopped = view.state == Standing::Running;
+            if stopped {
+                (view.state, view.why) = (Standing::Stopped, why.to_owned());
+                view.ended_ms = Some(clock::now().0);
+            }
+        });
+        let (file, view) = (self.file.clone(), self.view());
+        drop(tokio::spawn(save(file, view)));
+        stopped
+    }
+
+    async fn run(self: Arc<Self>, begun: VerificationView, resume: Option<Progress>) {
+        let work = async {
+            let result = self.compare(&begun, resume).await;
+            self.change(&begun, |view| view.end(result));
+        };
+        tokio::select! {
+            () = work => {}
+            never = self.keep_saving() => match never {},
+        }
+        let view = self.view();
+        telemetry::verification(self.streams.resource(), &view);
+        let (resource, differences, why) =
+            (self.streams.resource(), view.progress.differences, view.why.as_str());
+        match view.state {
+            Standing::Done if differences > 0 => {
+                tracing::warn!(resource, differences, "verification: the shadow differs from its primary");
+            }
+            Standing::Done => tracing::info!(resource, rows = view.progress.rows, "verification: equal"),
+            _ => tracing::warn!(resource, why, "verification failed"),
+        }
+        save(self.file.clone(), view).await;
+    }
+
+    /// Changes the view, if it still is of the verification that `begun` describes.
+    fn change(&self, begun: &VerificationView, change: impl FnOnce(&mut VerificationView)) {
+        self.view.send_if_modified(|view| {
+            let ours = view.state == Standing::Running && view.started_ms == begun.started_ms;
+            if ours {
+                change(view);
+            }
+            ours
+        });
+    }
+
+    async fn compare(&self, begun: &VerificationView, resume: Option<Progress>) -> Result<Progress, Error> {
+        let (source, target) = tokio::try_join!(
+            self.databases.take(&begun.source, Purpose::Verify),
+            self.databases.take(&begun.target, Purpose::Verify)
+        )?;
+        let follower = Streaming { streams: self.streams.clone(), generation: Generation(begun.generation) };
+        let request = &begun.request;
+        let pace = Pace::default();
+        let options = Options {
+            tables: (!request.tables.is_empty()).then(|| request.tables.clone()),
+            values: request.values,
+            pace: Pace {
+                rows_per_second: request.rows_per_second,
+                duty: request.share.unwrap_or(pace.duty),
+                ..pace
+            },
+            ..Options::default()
+        };
+        let (_go_on, go) = watch::channel(Go::Run);
+        let mut happening = |happening| {
+            self.change(begun, |view| view.take(happening));
+            Ok(())
+        };
+        verify::run(&source, &target, &follower, &options, resume, go, &mut happening).await
+    }
+
+    async fn keep_saving(&self) -> std::convert::Infallible {
+        let mut news = self.view.subscribe();
+        loop {
+            let view = news.borrow_and_update().clone();
+            telemetry::verification(self.streams.resource(), &view);
+            save(self.file.clone(), view).await;
+            tokio::time::sleep(SAVE_EVERY).await;
+            if news.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// The stream of one generation, in all its lanes.
+struct Streaming {
+    streams: Arc<Streams>,
+    generation: Generation,
+}
+
+#[async_trait]
+impl Follower for Streaming {
+    async fn applied(&self, position: Lsn) -> Result<(), Error> {
+        self.streams.applied(self.generation, position).await.map_err(Error::Unready)
+    }
+
+    fn lag(&self) -> Option<u64> {
+        let (.., status) = self.streams.status(self.generation)?;
+        (status.phase == Phase::Streaming).then_some(status.lag_bytes)
+    }
+}
+
+fn read(file: &Path) -> Result<Option<VerificationView>, String> {
+    match std::fs::read(file) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(chain),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Replaces the file; a verification whose state cannot be kept goes on all the same.
+async fn save(file: PathBuf, view: VerificationView) {
+    let partial = file.with_extension("partial");
+    let written = match serde_json::to_vec(&view) {
+        Ok(bytes) => async {
+            tokio::fs::write(&partial, bytes).await?;
+            tokio::fs::rename(&partial, &file).await
+        }
+        .await
+        .map_err(chain),
+        Err(error) => Err(chain(error)),
+    };
+    if let Err(why) = written {
+        tracing::warn!(file = %file.display(), %why, "where the verification stands cannot be kept");
+    }
+}

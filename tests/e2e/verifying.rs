@@ -1,0 +1,132 @@
+//! `godwit verify`: a real node, a real shadow under load, and what a person sees.
+
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use godwit::controller::verification::{Standing, VerificationView};
+use godwit::demo::zone::{Playground, RESOURCE};
+use serde_json::Value;
+
+use crate::leader::{Leader, PATIENCE, PROGRAM, connect, load, options};
+
+/// Runs the command line as a person would.
+async fn godwit(leader: &Leader<'_>, arguments: &[&str]) -> Result<(ExitStatus, String, String)> {
+    let output = tokio::process::Command::new(PROGRAM)
+        .args(["--admin", &leader.playground.admin.to_string(), "verify", RESOURCE])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(PATIENCE, output).await.context("godwit verify does not end")??;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((output.status, text(&output.stdout), text(&output.stderr)))
+}
+
+async fn view(leader: &Leader<'_>) -> Result<VerificationView> {
+    leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}/verification")).await
+}
+
+/// Waits for a state of the verification.
+async fn until(
+    leader: &mut Leader<'_>,
+    what: &str,
+    reached: impl Fn(&VerificationView) -> bool,
+) -> Result<VerificationView> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        leader.node.check()?;
+        let now = view(leader).await?;
+        if reached(&now) {
+            return Ok(now);
+        }
+        if tokio::time::Instant::now() > deadline {
+            bail!("waited in vain: {what}; {now:#?}\n{}", leader.node.tail(30));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_verifies_stops_resumes_and_sees_what_differs() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let ready = leader.ready().await?;
+    let load = load(&playground, 100.0, "verify");
+    leader.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;
+
+    let (status, out, err) = godwit(&leader, &["--follow"]).await?;
+    ensure!(out.contains("no verification was made yet"), "{status} {out} {err}");
+    let (status, out, err) = godwit(&leader, &["--stop"]).await?;
+    ensure!(status.code() == Some(4) && err.contains("no verification is under way"), "{status} {out} {err}");
+
+    // Everything, under load.
+    let (status, out, err) = godwit(&leader, &["--share", "1"]).await?;
+    ensure!(status.success() && out.contains(": equal: "), "{status} {out} {err}");
+    ensure!(view(&leader).await?.progress.rows >= 2_500, "{:#?}", view(&leader).await?);
+
+    // A damaged row, by its key; and no other.
+    let shadow = connect(leader.zone(&ready.shadow)).await?;
+    let damaged = "SET session_replication_role = replica;
+        UPDATE customers SET name = 'somebody else' WHERE id = 7; DELETE FROM customers WHERE id = 8";
+    shadow.batch_execute(damaged).await?;
+    let (status, out, err) = godwit(&leader, &["--table", "customers", "--values"]).await?;
+    ensure!(status.code() == Some(6), "{status} {out} {err}");
+    ensure!(out.contains("public.customers (id = 8): missing on the target"), "{out}");
+    ensure!(
+        out.contains("public.customers (id = 7): differs: name (") && out.contains("\"somebody else\""),
+        "{out}"
+    );
+    ensure!(out.contains(": 2 differences: 1 of 1 tables"), "{out}");
+    let (.., json) = {
+        let (status, out, _) = godwit(&leader, &["--follow", "-o", "json"]).await?;
+        (status, serde_json::from_str::<Value>(&out)?)
+    };
+    ensure!(json["progress"]["differences"] == 2 && json["state"] == "done", "{json:#}");
+    let metrics = scrape(&leader).await?;
+    ensure!(metrics.contains("godwit_verification_differences{resource=\"orders\"} 2"), "{metrics}");
+
+    let (status, _, err) = godwit(&leader, &["--table", "nowhere"]).await?;
+    ensure!(status.code() == Some(1), "{status} {err}");
+    let failed = view(&leader).await?;
+    ensure!(failed.state == Standing::Failed && failed.why.contains("public.nowhere"), "{failed:#?}");
+
+    // Stopped, the node killed meanwhile, and resumed: what was done is not done again.
+    let (status, _, err) = godwit(&leader, &["--rate", "400", "--detach"]).await?;
+    ensure!(status.success(), "{status} {err}");
+    let (status, _, err) = godwit(&leader, &[]).await?;
+    ensure!(status.code() == Some(4) && err.contains("a verification is under way"), "{status} {err}");
+    until(&mut leader, "rows are read", |view| view.progress.rows > 0).await?;
+    let (status, out, err) = godwit(&leader, &["--stop"]).await?;
+    ensure!(status.success() && out.contains("stopped ("), "{status} {out} {err}");
+    let stopped = view(&leader).await?;
+    ensure!(stopped.state == Standing::Stopped && stopped.progress.rows < 2_500, "{stopped:#?}");
+    let outcome = load.stop().await;
+    ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
+    drop(leader);
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let again = view(&leader).await?;
+    ensure!(again.state == Standing::Stopped, "{again:#?}");
+    let (status, out, err) = godwit(&leader, &["--resume", "--detach"]).await?;
+    ensure!(status.success(), "{status} {out} {err}");
+    let resumed = view(&leader).await?;
+    ensure!(
+        resumed.progress.rows >= again.progress.rows && resumed.request.rows_per_second == Some(400),
+        "{resumed:#?}"
+    );
+
+    // A migration ends it: nothing else reads while requests are held.
+    let running = view(&leader).await?;
+    ensure!(running.state == Standing::Running, "{running:#?}");
+    let id = leader.migrate(&ready.shadow).await?;
+    let ended = until(&mut leader, "it ends", |view| view.state != Standing::Running).await?;
+    ensure!(ended.why.contains(&id), "{ended:#?}");
+    Ok(())
+}
+
+async fn scrape(leader: &Leader<'_>) -> Result<String> {
+    let url = format!("http://{}/metrics", leader.playground.admin);
+    let output = tokio::process::Command::new("curl").args(["-sS", &url]).output().await?;
+    Ok(String::from_utf8(output.stdout)?)
+}
