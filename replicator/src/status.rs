@@ -25,6 +25,10 @@ pub enum Phase {
         bytes: u64,
         /// Estimated rows in all (planner's estimate).
         rows_estimate: u64,
+        /// Size of the tables in all, on the source's disk.
+        bytes_estimate: u64,
+        /// How long it will take for what is left at the speed so far.
+        remaining: Option<Duration>,
     },
     /// Following the source.
     Streaming,

@@ -438,9 +438,14 @@ async fn the_copy_and_the_stream_meet_without_gap_or_overlap() -> Result<()> {
             name: "t".into(),
             columns: vec!["id".into(), "odd \"col".into()],
             rows_estimate: 5000,
+            binary: true,
+            blocks: tables[0].blocks,
+            bytes: tables[0].bytes,
         };
         assert_eq!(tables, [expected]);
-        let mut rows = copy::copy_out(&reader, &tables[0]).await?;
+        // As text, to be read here.
+        let parts = copy::cut(vec![TableToCopy { binary: false, ..tables[0].clone() }]);
+        let mut rows = copy::copy_out(&reader, &parts[0]).await?;
         let mut text = Vec::new();
         while let Some(chunk) = rows.next().await {
             text.extend_from_slice(&chunk?);

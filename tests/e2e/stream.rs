@@ -499,3 +499,55 @@ async fn refused(identity: &Identity, address: &str, pair: &Pair) -> Result<()> 
         other => bail!("not refused: {other:?}"),
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_big_table_comes_in_parts_and_a_copy_that_broke_begins_again() -> Result<()> {
+    let pair = Pair::start(15, 18).await?;
+    pair.from
+        .batch_execute(
+            "CREATE TYPE pair AS (a int, b text);
+             CREATE TABLE big (id int PRIMARY KEY, n int NOT NULL, filler text NOT NULL);
+             CREATE TABLE odd (id int PRIMARY KEY, pairs pair[]);
+             INSERT INTO big SELECT i, 0, repeat(md5(i::text), 25) FROM generate_series(1, 150000) i;
+             INSERT INTO odd SELECT i, ARRAY[(i, 'x')::pair] FROM generate_series(1, 100) i; ANALYZE",
+        )
+        .await?;
+    let stop = CancellationToken::new();
+    let (writer, stopped) = (pair.source.connect(DATABASE).await?, stop.clone());
+    let writing = tokio::spawn(async move {
+        let mut round = 0;
+        while !stopped.is_cancelled() {
+            round += 1;
+            let update = "UPDATE big SET n = n + 1 WHERE id % 5000 = $1";
+            writer.execute(update, &[&(round % 5000)]).await?;
+            writer.execute("INSERT INTO big VALUES ($1, 0, 'new')", &[&(1_000_000 + round)]).await?;
+        }
+        Ok::<_, tokio_postgres::Error>(round)
+    });
+    let peer = LocalPeer::new(pair.target_end(), Options::default());
+    let stream = Running::start(peer, spec(1), pair.source_end());
+    for killed in ["godwit load%", "godwit copy%"] {
+        let rows = |status: &StreamStatus| matches!(status.phase, Phase::Copying { rows, .. } if rows > 1000);
+        let after = |status: &StreamStatus| status.phase == Phase::Streaming;
+        stream.wait(|status| rows(status) || after(status)).await?;
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE $1";
+        pair.to.execute(end, &[&killed]).await?;
+        pair.from.execute(end, &[&killed]).await?;
+        let ended = stream.wait(|status| !rows(status)).await?;
+        println!("{killed}: {:?}", ended.failures);
+    }
+    stream.wait(|status| status.phase == Phase::Streaming && status.transactions > 0).await?;
+    stop.cancel();
+    let written = writing.await??;
+    pair.caught_up(&stream).await?;
+    println!("{written} rounds written meanwhile");
+    for table in ["big", "odd"] {
+        let sql = format!("SELECT count(*), sum(hashtextextended(t::text, 0))::text FROM {table} t");
+        let (from, to) = (pair.from.query_one(&sql, &[]).await?, pair.to.query_one(&sql, &[]).await?);
+        ensure!(from.get::<_, i64>(0) == to.get::<_, i64>(0), "{table}: another number of rows");
+        ensure!(from.get::<_, String>(1) == to.get::<_, String>(1), "{table}: other rows");
+    }
+    let notes: i64 = pair.to.query_one("SELECT count(*) FROM godwit.copying", &[]).await?.get(0);
+    ensure!(notes == 0, "the copy's note stayed");
+    stream.stop().await
+}

@@ -178,11 +178,11 @@ impl ReplicationView {
     pub fn of(source: &str, target: &str, status: &StreamStatus) -> Self {
         let (state, detail) = match &status.phase {
             StreamPhase::Connecting => ("connecting", String::new()),
-            StreamPhase::Copying { tables_done, tables, rows, bytes, rows_estimate } => (
+            StreamPhase::Copying { tables_done, tables, rows, bytes, rows_estimate, remaining, .. } => (
                 "copying",
                 format!(
-                    "table {} of {tables}, {rows} of about {rows_estimate} rows, {bytes} bytes",
-                    tables_done + 1
+                    "{tables_done} of {tables} tables, {rows} of about {rows_estimate} rows, {bytes} bytes{}",
+                    remaining.map(|left| format!(", about {} s left", left.as_secs())).unwrap_or_default()
                 ),
             ),
             StreamPhase::Streaming => ("streaming", String::new()),

@@ -116,17 +116,17 @@ impl Target for MemoryTarget {
         Ok(())
     }
 
-    async fn begin_table(&mut self, _table: &CopyTable) -> Result<(), Error> {
+    async fn begin_part(&mut self, _part: u32, _table: &CopyTable) -> Result<(), Error> {
         Ok(())
     }
 
-    async fn copy_rows(&mut self, data: Bytes) -> Result<(), Error> {
+    async fn copy_rows(&mut self, _part: u32, data: Bytes) -> Result<(), Error> {
         self.rows.extend_from_slice(&data);
         Ok(())
     }
 
-    async fn end_table(&mut self) -> Result<u64, Error> {
-        Ok(0)
+    async fn end_part(&mut self, _part: u32, _rows: u64) -> Result<(), Error> {
+        Ok(())
     }
 
     async fn end_copy(&mut self, consistent_point: Lsn) -> Result<(), Error> {

@@ -57,14 +57,14 @@ pub trait Target: Send {
     /// Runs the schema's SQL: `post` is what comes after the rows.
     async fn load_schema(&mut self, sql: &str, post: bool) -> Result<(), Error>;
 
-    /// Rows of this table follow.
-    async fn begin_table(&mut self, table: &CopyTable) -> Result<(), Error>;
+    /// Rows of this part of a table follow; several parts may be open at once.
+    async fn begin_part(&mut self, part: u32, table: &CopyTable) -> Result<(), Error>;
 
-    /// Rows in COPY text format, cut anywhere.
-    async fn copy_rows(&mut self, data: Bytes) -> Result<(), Error>;
+    /// Rows in the part's COPY format, cut anywhere. May return before they are written; an error comes out of a later call.
+    async fn copy_rows(&mut self, part: u32, data: Bytes) -> Result<(), Error>;
 
-    /// That was the table; tells how many rows it got.
-    async fn end_table(&mut self) -> Result<u64, Error>;
+    /// That was the part, of so many rows.
+    async fn end_part(&mut self, part: u32, rows: u64) -> Result<(), Error>;
 
     /// Commits the copy with its checkpoint, in one step.
     async fn end_copy(&mut self, consistent_point: Lsn) -> Result<(), Error>;

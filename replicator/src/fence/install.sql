@@ -29,6 +29,13 @@ CREATE TABLE IF NOT EXISTS godwit.progress (
   updated_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- A copy that has begun and not ended: which try it is, and the schema that it loaded.
+CREATE TABLE IF NOT EXISTS godwit.copying (
+  stream text PRIMARY KEY,
+  attempt bigint NOT NULL,
+  pre_data text NOT NULL
+);
+
 -- CONNECT grants that a fence took away (given = false) or added for Godwit's own role (given = true).
 -- grantee is NULL for PUBLIC; place is the order in which they are given back.
 CREATE TABLE IF NOT EXISTS godwit.connect_grants (

@@ -78,7 +78,7 @@ pub(super) async fn run(
     };
     pump.flush();
     status.send_modify(|status| {
-        status.phase = if resume.copied { Phase::Streaming } else { pump.copy.phase() };
+        status.phase = if resume.copied { Phase::Streaming } else { pump.copy.phase(crate::clock::now()) };
     });
     let mut writer = pin!(write(sender, queue).fuse());
     let mut applier = pin!(Applier::new(target, resume, done).run(todo));
@@ -132,7 +132,7 @@ impl Pump<'_> {
         let mut copying = false;
         while let Some(work) = self.machine.poll_work() {
             if let Work::Copy(frame) = &work {
-                self.copy.note(frame);
+                self.copy.note(frame, crate::clock::now());
                 copying = true;
             }
             self.record(&work);
@@ -188,7 +188,7 @@ impl Pump<'_> {
             self.status.send_modify(|status| {
                 self.machine.describe(status, now);
                 if copying {
-                    status.phase = self.copy.phase();
+                    status.phase = self.copy.phase(crate::clock::now());
                 }
             });
         }
@@ -369,11 +369,9 @@ impl Applier {
                     self.target.load_schema(&sql, post).await?;
                 }
             }
-            Frame::CopyTable(table) => self.target.begin_table(&table).await?,
-            Frame::CopyRows { data } => self.target.copy_rows(data).await?,
-            Frame::CopyTableEnd => {
-                self.target.end_table().await?;
-            }
+            Frame::CopyTable { part, table } => self.target.begin_part(part, &table).await?,
+            Frame::CopyRows { part, data, .. } => self.target.copy_rows(part, data).await?,
+            Frame::CopyTableEnd { part, rows, .. } => self.target.end_part(part, rows).await?,
             Frame::CopyEnd => {
                 let lsn = self
                     .consistent_point

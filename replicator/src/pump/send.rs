@@ -3,7 +3,7 @@
 use std::future::ready;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -121,7 +121,7 @@ impl Pump<'_> {
     }
 
     async fn copy(&mut self, dsn: &Dsn, bin: Option<PathBuf>, spec: &StreamSpec) -> Result<Lsn, Error> {
-        let (sender, mut frames) = mpsc::channel(2);
+        let (sender, mut frames) = mpsc::channel(8);
         let mut producer = pin!(copying::produce(dsn, bin, spec, sender));
         let mut consistent_point = None;
         let mut tick = ticker(TICK);
@@ -133,14 +133,14 @@ impl Pump<'_> {
             tokio::select! {
                 done = &mut producer, if consistent_point.is_none() => consistent_point = Some(done?),
                 Some(frame) = frames.recv(), if self.machine.wants_more() => {
-                    progress.note(&frame);
+                    progress.note(&frame, crate::clock::now());
                     self.machine.handle_copy(frame, crate::clock::now());
                     self.flush();
                 }
                 message = self.incoming.recv() => self.message(message?)?,
                 _ = tick.tick() => {
                     self.machine.handle_tick(crate::clock::now())?;
-                    self.status.send_modify(|status| status.phase = progress.phase());
+                    self.status.send_modify(|status| status.phase = progress.phase(crate::clock::now()));
                 }
             }
             self.flush();
@@ -322,35 +322,55 @@ fn ticker(every: Duration) -> tokio::time::Interval {
 /// What of the copy has passed, for the status.
 #[derive(Debug, Default)]
 pub(super) struct CopyProgress {
+    began: Option<Instant>,
     tables: u32,
     tables_done: u32,
     rows: u64,
     bytes: u64,
     rows_estimate: u64,
+    bytes_estimate: u64,
 }
 
 impl CopyProgress {
-    pub(super) fn note(&mut self, frame: &Frame) {
+    pub(super) fn note(&mut self, frame: &Frame, now: Instant) {
         match frame {
-            Frame::CopyBegin { tables, rows_estimate, .. } => {
+            Frame::CopyBegin { tables, rows_estimate, bytes_estimate, .. } => {
                 (self.tables, self.rows_estimate) = (*tables, *rows_estimate);
+                (self.bytes_estimate, self.began) = (*bytes_estimate, Some(now));
             }
-            Frame::CopyRows { data } => {
+            Frame::CopyRows { rows, data, .. } => {
                 self.bytes += data.len() as u64;
-                self.rows += data.iter().filter(|byte| **byte == b'\n').count() as u64;
+                self.rows += u64::from(*rows);
             }
-            Frame::CopyTableEnd => self.tables_done += 1,
+            Frame::CopyTableEnd { last, .. } => self.tables_done += u32::from(*last),
             _ => {}
         }
     }
 
-    pub(super) fn phase(&self) -> Phase {
+    pub(super) fn phase(&self, now: Instant) -> Phase {
         Phase::Copying {
             tables_done: self.tables_done,
             tables: self.tables,
             rows: self.rows,
             bytes: self.bytes,
             rows_estimate: self.rows_estimate,
+            bytes_estimate: self.bytes_estimate,
+            remaining: self.remaining(now),
         }
+    }
+
+    /// By the rows where the planner knows how many, by the tables' size otherwise.
+    fn remaining(&self, now: Instant) -> Option<Duration> {
+        let (done, all) = if self.rows_estimate > 0 {
+            (self.rows, self.rows_estimate)
+        } else {
+            (self.bytes, self.bytes_estimate)
+        };
+        if done == 0 {
+            return None;
+        }
+        let spent = now.saturating_duration_since(self.began?);
+        let factor = all.saturating_sub(done) as f64 / done as f64;
+        Duration::try_from_secs_f64(spent.as_secs_f64() * factor).ok()
     }
 }

@@ -117,9 +117,9 @@ impl Receiver {
             }
             Frame::CopyBegin { .. }
             | Frame::CopySchema { .. }
-            | Frame::CopyTable(_)
+            | Frame::CopyTable { .. }
             | Frame::CopyRows { .. }
-            | Frame::CopyTableEnd
+            | Frame::CopyTableEnd { .. }
             | Frame::CopyEnd => {
                 self.held += bulk;
                 self.work.push_back(Work::Copy(frame));

@@ -86,6 +86,8 @@ pub struct CopyTable {
     pub name: String,
     /// Columns in the order of the rows; generated ones are absent.
     pub columns: Vec<String>,
+    /// Rows come in COPY's binary format, as text otherwise.
+    pub binary: bool,
 }
 
 /// Everything that travels.
@@ -143,6 +145,8 @@ pub enum Frame {
         tables: u32,
         /// The planner's guess of rows in all.
         rows_estimate: u64,
+        /// Size of the tables in all, on the source's disk.
+        bytes_estimate: u64,
     },
     /// A piece of the schema as SQL.
     CopySchema {
@@ -153,15 +157,31 @@ pub enum Frame {
         /// At most [`PIECE`] bytes.
         piece: Bytes,
     },
-    /// Rows of this table follow.
-    CopyTable(CopyTable),
-    /// Rows in COPY text format; pieces may end anywhere.
+    /// Rows of this table, or of a part of it, follow; those of others may come between.
+    CopyTable {
+        /// Names this part in the frames that follow.
+        part: u32,
+        /// The table.
+        table: CopyTable,
+    },
+    /// Rows in COPY's format; pieces may end anywhere.
     CopyRows {
+        /// What they are part of.
+        part: u32,
+        /// How many rows end in it.
+        rows: u32,
         /// At most [`PIECE`] bytes.
         data: Bytes,
     },
-    /// That was the table.
-    CopyTableEnd,
+    /// That was the part.
+    CopyTableEnd {
+        /// Which one.
+        part: u32,
+        /// Rows that it had.
+        rows: u64,
+        /// Its table is complete with it.
+        last: bool,
+    },
     /// That was the copy.
     CopyEnd,
     /// The copy is committed on the target, with its checkpoint.
@@ -188,11 +208,11 @@ impl Frame {
             Self::Position { .. } => 7,
             Self::Progress(_) => 8,
             Self::Credit { .. } => 9,
-            Self::CopyBegin { .. } => 10,
+            Self::CopyBegin { .. } => 33,
             Self::CopySchema { .. } => 11,
-            Self::CopyTable(_) => 12,
-            Self::CopyRows { .. } => 13,
-            Self::CopyTableEnd => 14,
+            Self::CopyTable { .. } => 34,
+            Self::CopyRows { .. } => 35,
+            Self::CopyTableEnd { .. } => 36,
             Self::CopyEnd => 15,
             Self::Copied => 16,
             Self::Failed { .. } => 17,
@@ -208,7 +228,7 @@ impl Frame {
             Self::Transaction { piece, .. } | Self::CopySchema { piece, .. } | Self::LargePiece { piece } => {
                 piece.len()
             }
-            Self::CopyRows { data } => data.len(),
+            Self::CopyRows { data, .. } => data.len(),
             _ => 0,
         }
     }
@@ -223,7 +243,7 @@ impl Frame {
                     out.put_text(name);
                 }
             }
-            Self::Welcome | Self::CopyTableEnd | Self::CopyEnd | Self::Copied | Self::LargeEnd => {}
+            Self::Welcome | Self::CopyEnd | Self::Copied | Self::LargeEnd => {}
             Self::LargeBegin(header) => {
                 out.put_u32(header.xid);
                 out.put_lsn(header.commit_lsn);
@@ -253,17 +273,20 @@ impl Frame {
                 out.put_u64(progress.changes);
             }
             Self::Credit { granted } => out.put_u64(*granted),
-            Self::CopyBegin { consistent_point, tables, rows_estimate } => {
+            Self::CopyBegin { consistent_point, tables, rows_estimate, bytes_estimate } => {
                 out.put_lsn(*consistent_point);
                 out.put_u32(*tables);
                 out.put_u64(*rows_estimate);
+                out.put_u64(*bytes_estimate);
             }
             Self::CopySchema { post, last, piece } => {
                 out.put_bool(*post);
                 out.put_bool(*last);
                 out.put_slice(piece);
             }
-            Self::CopyTable(CopyTable { schema, name, columns }) => {
+            Self::CopyTable { part, table: CopyTable { schema, name, columns, binary } } => {
+                out.put_u32(*part);
+                out.put_bool(*binary);
                 out.put_text(schema);
                 out.put_text(name);
                 out.put_u32(columns.len() as u32);
@@ -271,7 +294,16 @@ impl Frame {
                     out.put_text(column);
                 }
             }
-            Self::CopyRows { data } => out.put_slice(data),
+            Self::CopyRows { part, rows, data } => {
+                out.put_u32(*part);
+                out.put_u32(*rows);
+                out.put_slice(data);
+            }
+            Self::CopyTableEnd { part, rows, last } => {
+                out.put_u32(*part);
+                out.put_u64(*rows);
+                out.put_bool(*last);
+            }
             Self::Failed { kind, reason } => {
                 out.put_u8(match kind {
                     ErrorKind::Retry => 0,
@@ -324,19 +356,21 @@ impl Frame {
                 changes: reader.u64()?,
             }),
             9 => Self::Credit { granted: reader.u64()? },
-            10 => Self::CopyBegin {
+            33 => Self::CopyBegin {
                 consistent_point: reader.lsn()?,
                 tables: reader.u32()?,
                 rows_estimate: reader.u64()?,
+                bytes_estimate: reader.u64()?,
             },
             11 => Self::CopySchema { post: reader.bool()?, last: reader.bool()?, piece: piece(reader)? },
-            12 => {
+            34 => {
+                let (part, binary) = (reader.u32()?, reader.bool()?);
                 let (schema, name) = (reader.text()?, reader.text()?);
                 let columns = (0..reader.count()?).map(|_| reader.text()).collect::<Result<_, _>>()?;
-                Self::CopyTable(CopyTable { schema, name, columns })
+                Self::CopyTable { part, table: CopyTable { schema, name, columns, binary } }
             }
-            13 => Self::CopyRows { data: piece(reader)? },
-            14 => Self::CopyTableEnd,
+            35 => Self::CopyRows { part: reader.u32()?, rows: reader.u32()?, data: piece(reader)? },
+            36 => Self::CopyTableEnd { part: reader.u32()?, rows: reader.u64()?, last: reader.bool()? },
             15 => Self::CopyEnd,
             16 => Self::Copied,
             17 => {

@@ -8,22 +8,22 @@
 //! It never skips a change: what cannot be applied is an [`Error::Conflict`].
 
 mod catalog;
+mod copying;
 mod encode;
 mod large;
 mod plan;
 mod session;
 mod sql;
 
-use std::pin::Pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::SinkExt;
+use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, CopyInSink};
 
 use self::catalog::Tables;
+use self::copying::Copying;
 use self::large::Large;
 use self::plan::{Item, Order};
 use self::session::{Checkpoint, Failure, PART, Session, has_code};
@@ -31,9 +31,8 @@ use super::Target;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
-use crate::postgres::{Dsn, connect, connection, quote_ident, quote_literal};
+use crate::postgres::{Dsn, connect, connection, quote_literal};
 use crate::wire::{CopyTable, Resume, StreamSpec};
-use crate::{copy, schema};
 
 /// How long to wait for an older session of this stream to let go of the origin.
 const TAKE_OVER: Duration = Duration::from_secs(20);
@@ -63,11 +62,6 @@ fn signed(generation: u64) -> Result<i64, Error> {
     i64::try_from(generation).map_err(|_| Error::Protocol(format!("generation {generation} is out of range")))
 }
 
-struct Copying {
-    sink: Option<(String, Pin<Box<CopyInSink<Bytes>>>)>,
-    tables: Vec<String>,
-}
-
 /// One stream's target.
 pub struct PostgresTarget {
     dsn: Dsn,
@@ -78,6 +72,7 @@ pub struct PostgresTarget {
     tables: Tables,
     /// Has the session while a large transaction is open.
     large: Option<Large>,
+    copying: Option<Copying>,
 }
 
 impl PostgresTarget {
@@ -92,35 +87,12 @@ impl PostgresTarget {
             session: None,
             tables: Tables::default(),
             large: None,
+            copying: None,
         })
     }
 
     fn application(&self) -> String {
         format!("godwit apply {}", self.spec.slot).chars().take(63).collect()
-    }
-
-    async fn open(&self) -> Result<Client, Error> {
-        let client = connect(&self.dsn, &self.application()).await?;
-        let settings: Vec<String> = connection::SESSION_SETTINGS
-            .into_iter()
-            .chain([
-                ("session_replication_role", "replica"),
-                ("synchronous_commit", "on"),
-                ("transaction_timeout", "0"),
-                ("row_security", "off"),
-                ("jit", "off"),
-            ])
-            .map(|(name, value)| format!("({}, {})", quote_literal(name), quote_literal(value)))
-            .collect();
-        client
-            .batch_execute(&format!(
-                "DO $$ BEGIN PERFORM pg_catalog.set_config(s.name, s.value, false) FROM (VALUES {}) AS s(name, value) \
-                 JOIN pg_catalog.pg_settings known ON lower(known.name) = s.name; END $$",
-                settings.join(", ")
-            ))
-            .await
-            .map_err(Error::database("prepare the apply session"))?;
-        Ok(client)
     }
 
     /// Makes this session the only one of the stream.
@@ -190,6 +162,31 @@ impl PostgresTarget {
     }
 }
 
+/// A session that writes what the source has, as it is.
+async fn open(dsn: &Dsn, application: &str) -> Result<Client, Error> {
+    let client = connect(dsn, application).await?;
+    let settings: Vec<String> = connection::SESSION_SETTINGS
+        .into_iter()
+        .chain([
+            ("session_replication_role", "replica"),
+            ("synchronous_commit", "on"),
+            ("transaction_timeout", "0"),
+            ("row_security", "off"),
+            ("jit", "off"),
+        ])
+        .map(|(name, value)| format!("({}, {})", quote_literal(name), quote_literal(value)))
+        .collect();
+    client
+        .batch_execute(&format!(
+            "DO $$ BEGIN PERFORM pg_catalog.set_config(s.name, s.value, false) FROM (VALUES {}) AS s(name, value) \
+             JOIN pg_catalog.pg_settings known ON lower(known.name) = s.name; END $$",
+            settings.join(", ")
+        ))
+        .await
+        .map_err(Error::database("prepare the apply session"))?;
+    Ok(client)
+}
+
 fn not_open() -> Error {
     Error::Protocol("the target is not open".into())
 }
@@ -199,8 +196,9 @@ impl Target for PostgresTarget {
     async fn resume(&mut self) -> Result<Resume, Error> {
         self.session = None;
         self.large = None;
+        self.copying = None;
         self.tables = Tables::default();
-        let client = self.open().await?;
+        let client = open(&self.dsn, &self.application()).await?;
         self.take_origin(&client).await?;
         let row = client
             .query_opt(
@@ -271,77 +269,27 @@ impl Target for PostgresTarget {
     }
 
     async fn begin_copy(&mut self) -> Result<(), Error> {
-        let session = self.session.as_mut().ok_or_else(not_open)?;
-        // One transaction for all of it: a copy that breaks leaves nothing behind.
-        session.client.batch_execute("BEGIN").await.map_err(Error::database("begin the copy"))?;
-        let there = copy::tables(&session.client).await?;
-        if let Some(table) = there.first() {
-            return Err(Error::Unready(format!(
-                "the target already holds {} tables ({}.{} …): the copy goes into an empty database only",
-                there.len(),
-                table.schema,
-                table.name
-            )));
-        }
-        session.copying = Some(Copying { sink: None, tables: Vec::new() });
+        self.copying = Some(Copying::default());
         Ok(())
     }
 
-    async fn load_schema(&mut self, sql: &str, _post: bool) -> Result<(), Error> {
-        let session = self.session.as_ref().ok_or_else(not_open)?;
-        schema::load(&session.client, sql).await
+    async fn load_schema(&mut self, sql: &str, post: bool) -> Result<(), Error> {
+        if post { self.load_after(sql).await } else { self.load_before(sql).await }
     }
 
-    async fn begin_table(&mut self, table: &CopyTable) -> Result<(), Error> {
-        let session = self.session.as_mut().ok_or_else(not_open)?;
-        let copying = session.copying.as_mut().ok_or_else(not_open)?;
-        let columns: Vec<String> = table.columns.iter().map(|column| quote_ident(column)).collect();
-        let name = format!("{}.{}", quote_ident(&table.schema), quote_ident(&table.name));
-        let list = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
-        let context = format!("copy into {name}");
-        let sink = session
-            .client
-            .copy_in(&format!("COPY {name}{list} FROM STDIN"))
-            .await
-            .map_err(Error::database(context.clone()))?;
-        copying.sink = Some((context, Box::pin(sink)));
-        copying.tables.push(name);
-        Ok(())
+    async fn begin_part(&mut self, part: u32, table: &CopyTable) -> Result<(), Error> {
+        self.open_part(part, table).await
     }
 
-    async fn copy_rows(&mut self, data: Bytes) -> Result<(), Error> {
-        let copying = self.session.as_mut().and_then(|session| session.copying.as_mut());
-        let (context, sink) = copying.and_then(|copying| copying.sink.as_mut()).ok_or_else(not_open)?;
-        sink.feed(data).await.map_err(Error::database(context.clone()))
+    async fn copy_rows(&mut self, part: u32, data: Bytes) -> Result<(), Error> {
+        self.write_part(part, data).await
     }
 
-    async fn end_table(&mut self) -> Result<u64, Error> {
-        let copying = self.session.as_mut().and_then(|session| session.copying.as_mut());
-        let (context, mut sink) = copying.and_then(|copying| copying.sink.take()).ok_or_else(not_open)?;
-        sink.as_mut().finish().await.map_err(Error::database(context))
+    async fn end_part(&mut self, part: u32, rows: u64) -> Result<(), Error> {
+        self.close_part(part, rows).await
     }
 
     async fn end_copy(&mut self, consistent_point: Lsn) -> Result<(), Error> {
-        let session = self.session.as_mut().ok_or_else(not_open)?;
-        let copying = session.copying.take().ok_or_else(not_open)?;
-        let client = &session.client;
-        if !copying.tables.is_empty() {
-            client
-                .batch_execute(&format!("ANALYZE {}", copying.tables.join(", ")))
-                .await
-                .map_err(Error::database("analyze what was copied"))?;
-        }
-        client
-            .execute(
-                "INSERT INTO godwit.progress (stream, applied_lsn, copied, generation) VALUES ($1, $2, true, $3) \
-                 ON CONFLICT (stream) DO UPDATE SET applied_lsn = EXCLUDED.applied_lsn, copied = true, \
-                   generation = EXCLUDED.generation, updated_at = now()",
-                &[&self.spec.slot, &PgLsn::from(consistent_point.0), &self.generation],
-            )
-            .await
-            .map_err(Error::database("set the checkpoint"))?;
-        client.batch_execute("COMMIT").await.map_err(Error::database("commit the copy"))?;
-        self.expected = consistent_point;
-        Ok(())
+        self.commit_copy(consistent_point).await
     }
 }

@@ -14,7 +14,7 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 use super::catalog::Tables;
 use super::encode::Array;
 use super::plan::{self, Data, Item, Order, Statement};
-use super::{Copying, sql};
+use super::sql;
 use crate::error::Error;
 use crate::lsn::Lsn;
 
@@ -44,7 +44,6 @@ SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
 
 pub(super) struct Session {
     pub(super) client: Client,
-    pub(super) copying: Option<Copying>,
     checkpoint: tokio_postgres::Statement,
     statements: HashMap<String, tokio_postgres::Statement>,
 }
@@ -89,7 +88,7 @@ impl Session {
             .prepare_typed(CHECKPOINT, &types)
             .await
             .map_err(Error::database("prepare the checkpoint"))?;
-        Ok(Self { client, copying: None, checkpoint, statements: HashMap::new() })
+        Ok(Self { client, checkpoint, statements: HashMap::new() })
     }
 
     async fn prepare(&mut self, statements: &[Statement]) -> Result<(), Error> {

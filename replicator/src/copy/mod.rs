@@ -1,8 +1,12 @@
 //! The rows that are there at the start, by `COPY` under the slot's snapshot.
 
+mod part;
+
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio_postgres::Client;
+
+pub use part::{Part, cut};
 
 use crate::error::Error;
 use crate::postgres::slot::USER_TABLES;
@@ -19,16 +23,44 @@ pub struct TableToCopy {
     pub columns: Vec<String>,
     /// The planner's estimate of its rows.
     pub rows_estimate: u64,
+    /// COPY's binary form of every column means the same on every server.
+    pub binary: bool,
+    /// Blocks of its main file now.
+    pub blocks: u32,
+    /// Its size on disk, TOAST included, indexes not.
+    pub bytes: u64,
 }
 
 impl TableToCopy {
-    /// `"schema"."table" ("column", …)`: what follows `COPY` on either side.
-    pub fn copy_target(&self) -> String {
+    /// `"schema"."table"`.
+    fn sql_name(&self) -> String {
+        format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name))
+    }
+
+    fn sql_columns(&self) -> String {
         let columns: Vec<String> = self.columns.iter().map(|column| quote_ident(column)).collect();
-        let table = format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name));
-        if columns.is_empty() { table } else { format!("{table} ({})", columns.join(", ")) }
+        columns.join(", ")
     }
 }
+
+/// SQL: true for a column whose binary form is the same on every major version and holds no OID of this cluster's own.
+///
+/// Built-in types that are listed, arrays of them, domains over them, and enums (their binary form is the label). Not:
+/// arrays of user-defined types and composites (they hold OIDs), types of extensions (the form is their version's),
+/// `money` (its scale is the locale's), `xml` and `reg*`. One such column makes its table go as text: COPY knows one
+/// format for all columns.
+const BINARY: &str = "EXISTS (\
+    WITH RECURSIVE base AS ( \
+      SELECT t.oid, t.typtype, t.typbasetype, t.typname FROM pg_catalog.pg_type t WHERE t.oid = a.atttypid \
+      UNION ALL \
+      SELECT t.oid, t.typtype, t.typbasetype, t.typname FROM base b \
+      JOIN pg_catalog.pg_type t ON t.oid = b.typbasetype WHERE b.typtype = 'd') \
+    SELECT FROM base b WHERE b.typtype = 'e' \
+      OR (b.oid < 10000 AND ltrim(b.typname, '_') = ANY (ARRAY['bool', 'bytea', 'char', 'name', 'int2', 'int4', 'int8', 'oid', \
+        'text', 'varchar', 'bpchar', 'float4', 'float8', 'numeric', 'date', 'time', 'timetz', 'timestamp', \
+        'timestamptz', 'interval', 'uuid', 'json', 'jsonb', 'inet', 'cidr', 'macaddr', 'macaddr8', 'bit', 'varbit', \
+        'point', 'line', 'lseg', 'box', 'path', 'polygon', 'circle', 'pg_lsn', 'xid8', 'tsvector', \
+        'int4range', 'int8range', 'numrange', 'tsrange', 'tstzrange', 'daterange'])))";
 
 /// The tables to copy, by schema and name: the same ones as the publication lists.
 pub async fn tables(client: &Client) -> Result<Vec<TableToCopy>, Error> {
@@ -36,7 +68,10 @@ pub async fn tables(client: &Client) -> Result<Vec<TableToCopy>, Error> {
         .query(
             &format!(
                 "SELECT n.nspname::text, c.relname::text, greatest(c.reltuples, 0)::bigint, \
-                        coalesce(array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{{}}') \
+                        coalesce(array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{{}}'), \
+                        coalesce(bool_and({BINARY}) FILTER (WHERE a.attnum IS NOT NULL), false), \
+                        coalesce(pg_catalog.pg_relation_size(c.oid) / current_setting('block_size')::bigint, 0), \
+                        coalesce(pg_catalog.pg_table_size(c.oid), 0) \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                  LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
                      AND a.attgenerated = '' \
@@ -53,6 +88,9 @@ pub async fn tables(client: &Client) -> Result<Vec<TableToCopy>, Error> {
             name: row.get(1),
             rows_estimate: row.get::<_, i64>(2).unsigned_abs(),
             columns: row.get(3),
+            binary: row.get(4),
+            blocks: u32::try_from(row.get::<_, i64>(5)).unwrap_or(u32::MAX),
+            bytes: row.get::<_, i64>(6).unsigned_abs(),
         })
         .collect())
 }
@@ -77,18 +115,15 @@ pub async fn begin_snapshot(client: &Client, snapshot: &str) -> Result<(), Error
     client.batch_execute(&sql).await.map_err(Error::database(format!("use snapshot {snapshot}")))
 }
 
-/// The table's rows in COPY's text format; call it inside [`begin_snapshot`]'s transaction.
+/// The rows of a part in its COPY format; call it inside [`begin_snapshot`]'s transaction.
 ///
 /// The stream borrows nothing; dropping it early leaves the server sending until the rows are through, so drop the
 /// client with it.
 pub async fn copy_out(
     client: &Client,
-    table: &TableToCopy,
+    part: &Part,
 ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
-    let context = format!("copy {}.{}", table.schema, table.name);
-    let rows = client
-        .copy_out(&format!("COPY {} TO STDOUT", table.copy_target()))
-        .await
-        .map_err(Error::database(context.clone()))?;
+    let context = format!("copy {}.{}", part.table.schema, part.table.name);
+    let rows = client.copy_out(&part.copy_out_sql()).await.map_err(Error::database(context.clone()))?;
     Ok(Box::pin(rows.map(move |chunk| chunk.map_err(Error::database(context.clone())))))
 }
