@@ -6,7 +6,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TEST_ARGS ?=
 
-.PHONY: help setup demo test test-large check bench bench-forecast fmt clean
+.PHONY: help setup demo test test-large check bench bench-forecast bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,11 @@ check: setup ## formatting, lints, docs, dependency licences and advisories
 bench: setup ## side by side with peers; prints medians and ratios
 	$(CARGO) build --release --package godwit-bench --package godwit
 	target/release/godwit-bench all
+
+bench-replication: setup ## the initial copy and catching up, against native logical replication and pgcopydb (half an hour)
+	$(CARGO) build --release --package godwit-bench
+	target/release/godwit-bench copy
+	target/release/godwit-bench catch-up
 
 bench-forecast: ## the forecaster on a folder of series: make bench-forecast DATA=<folder>
 	@test -n "$(DATA)" || { echo "name the folder: make bench-forecast DATA=<folder> (docs/forecasting.md)" >&2; exit 2; }

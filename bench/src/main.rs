@@ -1,5 +1,6 @@
 //! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `cutover`, what clients see of a move;
-//! `modes`, what waiting for the shadow costs; `catch-up`, a backlog against native logical replication.
+//! `modes`, what waiting for the shadow costs; `catch-up`, a backlog against native logical replication; `copy`, the initial copy
+//! against native's and pgcopydb's.
 
 mod cutover;
 mod front;
@@ -27,7 +28,9 @@ enum Command {
     Modes(modes::Options),
     /// Catching up with a backlog: Godwit against native logical replication, alternating in one run.
     CatchUp(replication::catch_up::Plan),
-    /// All of them but `catch-up`.
+    /// The initial copy: Godwit against native logical replication and pgcopydb, alternating in one run.
+    Copy(replication::copy::Plan),
+    /// All of them but `catch-up` and `copy`.
     All,
     /// One of the two proxies; started by `front`.
     #[command(hide = true)]
@@ -46,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         Command::Front(plan) => front::run(&plan),
         Command::Cutover(options) => cutover::run(&options),
         Command::CatchUp(plan) => replication::catch_up::run(&plan),
+        Command::Copy(plan) => replication::copy::run(&plan),
         Command::All => {
             front::run(&front::Plan::default())?;
             println!();

@@ -6,15 +6,11 @@
 //! native logical replication does not wait for its own. Both clusters have fsync on. Afterwards both targets must hold
 //! the same rows as the source.
 
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use godwit::clock;
-use godwit::demo::zone::free_ports;
-use godwit::drivers::process::cluster::{Cluster, installed};
 use replicator::link::memory::Options as LinkOptions;
 use replicator::lsn::Lsn;
 use replicator::postgres::slot;
@@ -22,18 +18,13 @@ use replicator::pump::{LocalEnd, LocalPeer, StreamSpec, maintain};
 use replicator::spill::Spill;
 use replicator::status::{Phase, StreamStatus};
 use tokio::sync::watch;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-/// How long one side may take.
-const PATIENCE: Duration = Duration::from_mins(15);
+use super::{PATIENCE, Server, median};
+
 /// How often native replication is asked where it is.
 const ASK: Duration = Duration::from_millis(10);
-/// The last line spares native replication a wait of up to 5 s before its worker starts.
-const SETTINGS: &str = "fsync = on\nshared_buffers = 512MB\nmax_wal_size = 16GB\ncheckpoint_timeout = 1h\n\
-    autovacuum = off\nwal_level = logical\nmax_worker_processes = 16\n\
-    wal_retrieve_retry_interval = 50ms\n";
-
 /// What is caught up with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Work {
@@ -90,48 +81,7 @@ impl Work {
     }
 }
 
-struct Server {
-    cluster: Cluster,
-    directory: PathBuf,
-}
-
 impl Server {
-    fn start(major: u32) -> Result<Self> {
-        let bin =
-            installed(major).with_context(|| format!("PostgreSQL {major} is not here: run make setup"))?;
-        let directory = tempfile::Builder::new().prefix("godwit-bench-").tempdir()?.keep();
-        std::fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let port = free_ports(1)?.pop().context("no free port")?;
-        let cluster = Cluster { bin, data: directory.join("data"), host: "127.0.0.1".into(), port };
-        let this = Self { cluster, directory };
-        this.cluster.init(SETTINGS)?;
-        this.cluster.start()?;
-        Ok(this)
-    }
-
-    fn config(&self, database: &str) -> tokio_postgres::Config {
-        let mut config = tokio_postgres::Config::new();
-        config.host(&self.cluster.host).port(self.cluster.port).user("postgres").dbname(database);
-        config
-    }
-
-    async fn connect(&self, database: &str) -> Result<Client> {
-        let (client, connection) = self.config(database).connect(NoTls).await?;
-        tokio::spawn(connection);
-        Ok(client)
-    }
-
-    fn pgbench(&self, database: &str, arguments: &[&str]) -> Result<()> {
-        let out = Command::new(self.cluster.bin.join("pgbench"))
-            .args(["-h", &self.cluster.host, "-p", &self.cluster.port.to_string(), "-U", "postgres"])
-            .args(arguments)
-            .arg(database)
-            .env("PGOPTIONS", "-c synchronous_commit=off")
-            .output()?;
-        ensure!(out.status.success(), "pgbench failed: {}", String::from_utf8_lossy(&out.stderr));
-        Ok(())
-    }
-
     /// A database as it is before the work.
     async fn database(&self, name: &str, work: Work, size: u32) -> Result<Client> {
         self.connect("postgres").await?.batch_execute(&format!("CREATE DATABASE {name}")).await?;
@@ -159,13 +109,6 @@ impl Server {
         }
         client.batch_execute("VACUUM ANALYZE").await?;
         Ok(client)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.cluster.stop("immediate");
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
@@ -331,11 +274,6 @@ async fn round(
         admin.batch_execute(&format!("DROP DATABASE {database} WITH (FORCE)")).await?;
     }
     Ok((theirs, ours.context("no turn of ours")?))
-}
-
-fn median(mut all: Vec<Duration>) -> f64 {
-    all.sort();
-    all.get(all.len() / 2).map_or(f64::NAN, Duration::as_secs_f64)
 }
 
 /// Runs it and prints seconds and ratios.

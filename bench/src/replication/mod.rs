@@ -1,3 +1,76 @@
 //! What replication costs and how fast it is, beside PostgreSQL's own.
 
 pub(crate) mod catch_up;
+pub(crate) mod copy;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use godwit::demo::zone::free_ports;
+use godwit::drivers::process::cluster::{Cluster, installed};
+use tokio_postgres::{Client, NoTls};
+
+/// How long one side may take.
+const PATIENCE: Duration = Duration::from_mins(15);
+/// The last line spares native replication a wait of up to 5 s before its worker starts.
+const SETTINGS: &str = "fsync = on\nshared_buffers = 512MB\nmax_wal_size = 16GB\ncheckpoint_timeout = 1h\n\
+    autovacuum = off\nwal_level = logical\nmax_worker_processes = 16\n\
+    wal_retrieve_retry_interval = 50ms\n";
+
+/// A server of its own, gone with its files when it is dropped.
+pub(crate) struct Server {
+    pub(crate) cluster: Cluster,
+    directory: PathBuf,
+}
+
+impl Server {
+    pub(crate) fn start(major: u32) -> Result<Self> {
+        let bin =
+            installed(major).with_context(|| format!("PostgreSQL {major} is not here: run make setup"))?;
+        let directory = tempfile::Builder::new().prefix("godwit-bench-").tempdir()?.keep();
+        std::fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let port = free_ports(1)?.pop().context("no free port")?;
+        let cluster = Cluster { bin, data: directory.join("data"), host: "127.0.0.1".into(), port };
+        let this = Self { cluster, directory };
+        this.cluster.init(SETTINGS)?;
+        this.cluster.start()?;
+        Ok(this)
+    }
+
+    pub(crate) fn config(&self, database: &str) -> tokio_postgres::Config {
+        let mut config = tokio_postgres::Config::new();
+        config.host(&self.cluster.host).port(self.cluster.port).user("postgres").dbname(database);
+        config
+    }
+
+    pub(crate) async fn connect(&self, database: &str) -> Result<Client> {
+        let (client, connection) = self.config(database).connect(NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    pub(crate) fn pgbench(&self, database: &str, arguments: &[&str]) -> Result<()> {
+        let out = Command::new(self.cluster.bin.join("pgbench"))
+            .args(["-h", &self.cluster.host, "-p", &self.cluster.port.to_string(), "-U", "postgres"])
+            .args(arguments)
+            .arg(database)
+            .env("PGOPTIONS", "-c synchronous_commit=off")
+            .output()?;
+        ensure!(out.status.success(), "pgbench failed: {}", String::from_utf8_lossy(&out.stderr));
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.cluster.stop("immediate");
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn median(mut all: Vec<Duration>) -> f64 {
+    all.sort();
+    all.get(all.len() / 2).map_or(f64::NAN, Duration::as_secs_f64)
+}
