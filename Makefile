@@ -6,7 +6,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TEST_ARGS ?=
 
-.PHONY: help setup demo test test-large check bench bench-forecast fmt clean
+.PHONY: help setup demo test test-large simulate check bench bench-forecast fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ test: setup ## every test: unit, property, snapshot, end to end with real Postgr
 
 test-large: setup ## what takes minutes and gigabytes: 2 GB in one transaction, an applier stuck for half a minute
 	$(CARGO) test --package godwit-tests --test e2e large:: -- --ignored --nocapture --test-threads=1
+
+simulate: ## the replication session in 100,000 seeded simulations (SIM_SEEDS, SIM_FIRST; SIM_SEED replays one)
+	SIM_SEEDS=$${SIM_SEEDS:-100000} $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture
 
 check: setup ## formatting, lints, docs, dependency licences and advisories
 	$(CARGO) fmt --all --check

@@ -4,7 +4,7 @@
 //! Inside one process, [`LocalPeer`] stands for the other side.
 
 mod copying;
-mod receive;
+pub(crate) mod receive;
 mod send;
 mod transport;
 
