@@ -70,8 +70,8 @@ pub(super) struct TargetProcess {
 }
 
 pub(super) enum TargetState {
-    /// Takes the target over.
-    Resuming(Framing, Doing<Resumed>),
+    /// Takes the target over. The framing is there until it is used.
+    Resuming(Option<Framing>, Doing<Resumed>),
     /// Applies.
     Running {
         receiver: Box<Receiver>,
@@ -82,13 +82,13 @@ pub(super) enum TargetState {
 }
 
 impl TargetProcess {
-    pub(super) fn start(mut target: GatedTarget, window: u64, now: Instant) -> Self {
+    pub(super) fn start(mut target: GatedTarget, framing: Framing, window: u64) -> Self {
         let gate = target.gate.clone();
         let resuming = async move {
             let resume = target.resume().await?;
             Ok((Box::new(target) as Box<dyn Target>, resume))
         };
-        let state = TargetState::Resuming(Framing::new(now), Box::pin(resuming));
+        let state = TargetState::Resuming(Some(framing), Box::pin(resuming));
         Self { gate, state, held: 0, window }
     }
 
@@ -116,13 +116,14 @@ impl TargetProcess {
     /// Lets the target's work go on as far as its gate allows.
     pub(super) fn advance(&mut self, now: Instant) -> Result<(), Error> {
         match &mut self.state {
-            TargetState::Resuming(_, resuming) => {
+            TargetState::Resuming(framing, resuming) => {
                 let Poll::Ready(resumed) = poll_once(resuming) else { return Ok(()) };
                 let (target, resume) = resumed?;
+                let framing = framing.take().unwrap_or_else(|| Framing::new(now));
                 let (work, todo) = mpsc::unbounded_channel();
                 let (tell, done) = mpsc::unbounded_channel();
                 let applier = Applier::new(target, resume, tell).run(todo);
-                let receiver = Box::new(Receiver::with_window(Framing::new(now), resume, self.window, now));
+                let receiver = Box::new(Receiver::with_window(framing, resume, self.window, now));
                 let applier = Box::pin(tokio::task::unconstrained(applier));
                 self.state = TargetState::Running { receiver, work, done, applier };
                 Ok(())
@@ -154,7 +155,7 @@ impl TargetProcess {
         for _ in 0..most {
             let message = match &mut self.state {
                 TargetState::Running { receiver, .. } => receiver.poll_message(),
-                TargetState::Resuming(framing, _) => framing.poll_message(),
+                TargetState::Resuming(framing, _) => framing.as_mut().and_then(Framing::poll_message),
             };
             let Some(message) = message else { return };
             way.enter(message);
@@ -164,9 +165,11 @@ impl TargetProcess {
     pub(super) fn end(mut self, error: &Error, way: &mut Way, now: Instant) {
         match &mut self.state {
             TargetState::Running { receiver, .. } => receiver.handle_failure(error, now),
-            TargetState::Resuming(framing, _) => {
-                framing.push(&Frame::Failed { kind: error.kind(), reason: crate::session::chain(error) }, now)
+            TargetState::Resuming(Some(framing), _) => {
+                framing
+                    .push(&Frame::Failed { kind: error.kind(), reason: crate::session::chain(error) }, now);
             }
+            TargetState::Resuming(None, _) => {}
         }
         self.flush(way, usize::MAX);
         way.closed = true;

@@ -16,7 +16,7 @@ use crate::change::Transaction;
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::session::{Framing, OWN_ORIGIN_PREFIX, Sender};
-use crate::wire::{Frame, PIECE};
+use crate::wire::{Agreed, Frame, PIECE, Version};
 
 /// Deliberate mistakes: each must be found, or the invariants prove nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,6 @@ struct Slot {
     persisted: Lsn,
 }
 
-#[derive(Default)]
 struct Session {
     source: Option<SourceProcess>,
     target: Option<TargetProcess>,
@@ -166,10 +165,17 @@ impl World {
             gate: Gate::default(),
             sabotage: self.sabotage,
         };
+        let zstd = self.rng.random_bool(0.5);
+        let framing = || {
+            let mut framing = Framing::new(now());
+            framing.agree(Agreed { version: Version::NEWEST, zstd }).expect("zstd");
+            framing
+        };
         self.sessions.push(Session {
-            source: Some(SourceProcess::Opening(Framing::new(now()))),
-            target: Some(TargetProcess::start(target, self.window, now())),
-            ..Session::default()
+            source: Some(SourceProcess::Opening(framing())),
+            target: Some(TargetProcess::start(target, framing(), self.window)),
+            to_target: Way::new(zstd),
+            to_source: Way::new(zstd),
         });
         self.count("sessions");
     }
@@ -447,7 +453,7 @@ impl World {
                 ));
             }
             let held = session.target.as_ref().map_or(0, |target| target.held);
-            let waiting = held + session.to_target.under_way;
+            let waiting = held + session.to_target.in_flight;
             // A transaction larger than the window still passes, and a repeated message counts twice here.
             let bound = self.window + self.largest + 2 * PIECE as u64;
             if waiting > bound {
