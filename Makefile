@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 TEST_ARGS ?=
+SEEDS ?= 100000
 
 .PHONY: help setup demo test test-large simulate check bench bench-forecast fmt clean
 
@@ -24,8 +25,8 @@ test: setup ## every test: unit, property, snapshot, end to end with real Postgr
 test-large: setup ## what takes minutes and gigabytes: 2 GB in one transaction, an applier stuck for half a minute
 	$(CARGO) test --package godwit-tests --test e2e large:: -- --ignored --nocapture --test-threads=1
 
-simulate: ## the replication session in 100,000 seeded simulations (SIM_SEEDS, SIM_FIRST; SIM_SEED replays one)
-	SIM_SEEDS=$${SIM_SEEDS:-100000} $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture
+simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000
+	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture
 
 check: setup ## formatting, lints, docs, dependency licences and advisories
 	$(CARGO) fmt --all --check

@@ -3,15 +3,16 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
 use crate::change::{
-    Cell, Change, Column, MARKER_PREFIX, PgTimestamp, Relation, ReplicaIdentity, Transaction,
+    Cell, Change, Column, LargeHeader, MARKER_PREFIX, PgTimestamp, Relation, ReplicaIdentity, Transaction,
 };
 use crate::lsn::Lsn;
-use crate::wire::{CopyTable, Frame, PIECE};
+use crate::wire::transaction::{Encoder, put_change};
+use crate::wire::{CopyTable, Frame, PIECE, large};
 
 fn table(id: u32) -> Arc<Relation> {
     let column = |name: &str, key| Column { name: name.into(), key, type_oid: 25, type_modifier: -1 };
@@ -51,6 +52,38 @@ pub(super) fn transaction(rng: &mut SmallRng, number: u32, end: Lsn) -> Transact
         origin: rng.random_bool(0.1).then(|| "godwit_simulated".to_owned()),
         changes,
     }
+}
+
+/// What is told of it first when it travels in pieces.
+pub(super) fn header(transaction: &Transaction) -> LargeHeader {
+    LargeHeader {
+        xid: transaction.xid,
+        commit_lsn: transaction.commit_lsn,
+        end_lsn: transaction.end_lsn,
+        commit_time: transaction.commit_time,
+        origin: transaction.origin.clone(),
+    }
+}
+
+/// Its records, cut anywhere.
+pub(super) fn pieces(rng: &mut SmallRng, transaction: &Transaction) -> VecDeque<Bytes> {
+    let (mut encoder, mut records) = (Encoder::default(), BytesMut::new());
+    let mut record = |write: &dyn Fn(&mut BytesMut)| {
+        let mut body = BytesMut::new();
+        write(&mut body);
+        large::put_record_header(&mut records, body.len());
+        records.extend_from_slice(&body);
+    };
+    for change in &transaction.changes {
+        encoder.describe(change, |describe| record(describe));
+        record(&|out| put_change(out, change));
+    }
+    let (mut records, mut pieces) = (records.freeze(), VecDeque::new());
+    while !records.is_empty() {
+        let longest = rng.random_range(1..=PIECE);
+        pieces.push_back(records.split_to(longest.min(records.len())));
+    }
+    pieces
 }
 
 /// The rows of a snapshot at `point`, in COPY text format.

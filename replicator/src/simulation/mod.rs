@@ -2,8 +2,8 @@
 //! every way between any two steps. Nothing is lost, nothing is repeated, the order is kept, credit is never exceeded, what
 //! waits at the target is bounded, and what the source was told is durable.
 //!
-//! `SIM_SEEDS` is the number of seeds (200), `SIM_FIRST` the first one; a failure names its seed and adds it to `seeds.txt`
-//! beside this file, whose seeds are always run. `SIM_SEED=n` replays one.
+//! `SIM_SEEDS` is the number of seeds (200), `SIM_FIRST` the first one; a failure names its seed with the command that
+//! repeats it, and adds it to `seeds.txt` beside this file, whose seeds are always run. `SIM_SEED=n` replays one.
 
 mod history;
 mod process;
@@ -11,10 +11,40 @@ mod target;
 mod wan;
 mod world;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use world::{Sabotage, Tally, World};
 
 /// Seeds that failed once.
 const KEPT: &str = include_str!("seeds.txt");
+
+/// What repeats a seed.
+const REPEAT: &str = "cargo test -p replicator --lib simulation::every_seed_ends_exact";
+
+/// What a run of 200 seeds must have met.
+const EXPECTED: &[&str] = &[
+    "cut, seen by both",
+    "source process killed, unseen",
+    "source process killed",
+    "target process killed with work in hand",
+    "black hole to the target",
+    "black hole to the source",
+    "source database crashed",
+    "message lost",
+    "message repeated",
+    "messages swapped",
+    "message damaged",
+    "apply: not done",
+    "apply: reply lost",
+    "checkpoint: reply lost",
+    "resume: reply lost",
+    "copy_rows: not done",
+    "write of an older session refused",
+    "copies begun",
+    "transactions begun in pieces",
+    "apply_part: not done",
+    "end_large: not done",
+];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -42,17 +72,22 @@ fn keep(seed: u64) {
 fn run_all(seeds: &[u64]) -> Result<(Tally, usize), (u64, String)> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).build().expect("a runtime");
-    runtime.block_on(async {
-        let (mut tally, mut transactions) = (Tally::new(), 0);
-        for seed in seeds {
-            let (happened, committed) = run(*seed, Sabotage::None).await.map_err(|why| (*seed, why))?;
-            transactions += committed;
-            for (what, often) in happened {
-                *tally.entry(what).or_default() += often;
-            }
-        }
-        Ok((tally, transactions))
-    })
+    let (mut tally, mut transactions) = (Tally::new(), 0);
+    for seed in seeds {
+        let one = || runtime.block_on(run(*seed, Sabotage::None));
+        // A panic has printed its place; only the seed is missing.
+        let result = catch_unwind(AssertUnwindSafe(one)).unwrap_or_else(|_| Err("panicked".into()));
+        let (happened, committed) = result.map_err(|why| (*seed, why))?;
+        transactions += committed;
+        add(&mut tally, happened);
+    }
+    Ok((tally, transactions))
+}
+
+fn add(tally: &mut Tally, happened: Tally) {
+    for (what, often) in happened {
+        *tally.entry(what).or_default() += often;
+    }
 }
 
 #[test]
@@ -74,38 +109,17 @@ fn every_seed_ends_exact() {
         match result {
             Ok((happened, committed)) => {
                 transactions += committed;
-                for (what, often) in happened {
-                    *tally.entry(what).or_default() += often;
-                }
+                add(&mut tally, happened);
             }
             Err((seed, why)) => {
                 keep(seed);
-                panic!("seed {seed}: {why}; replay with SIM_SEED={seed}");
+                panic!("seed {seed}: {why}; repeat it with: SIM_SEED={seed} {REPEAT}");
             }
         }
     }
     println!("{} seeds, {transactions} transactions; {tally:#?}", seeds.len());
     if seeds.len() >= 200 {
-        for what in [
-            "cut, seen by both",
-            "source process killed, unseen",
-            "source process killed",
-            "target process killed with work in hand",
-            "black hole to the target",
-            "black hole to the source",
-            "source database crashed",
-            "message lost",
-            "message repeated",
-            "messages swapped",
-            "message damaged",
-            "apply: not done",
-            "apply: reply lost",
-            "checkpoint: reply lost",
-            "resume: reply lost",
-            "copy_rows: not done",
-            "write of an older session refused",
-            "copies begun",
-        ] {
+        for what in EXPECTED {
             assert!(tally.contains_key(what), "{what}: never happened");
         }
     }

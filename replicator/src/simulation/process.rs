@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::target::{Gate, GatedTarget};
@@ -29,8 +30,8 @@ pub(super) enum SourceProcess {
     Opening(Framing),
     /// Makes the initial copy; `point` is where the stream goes on.
     Copying { sender: Sender, frames: VecDeque<Frame>, point: Lsn },
-    /// Reads the slot from this transaction on.
-    Streaming { sender: Sender, next: usize },
+    /// Reads the slot from this transaction on. Of a large one that is on its way: the pieces to come.
+    Streaming { sender: Sender, next: usize, pieces: Option<VecDeque<Bytes>> },
 }
 
 impl SourceProcess {
@@ -71,7 +72,7 @@ pub(super) struct TargetProcess {
 
 pub(super) enum TargetState {
     /// Takes the target over. The framing is there until it is used.
-    Resuming(Option<Framing>, Doing<Resumed>),
+    Resuming(Option<Box<Framing>>, Doing<Resumed>),
     /// Applies.
     Running {
         receiver: Box<Receiver>,
@@ -88,7 +89,7 @@ impl TargetProcess {
             let resume = target.resume().await?;
             Ok((Box::new(target) as Box<dyn Target>, resume))
         };
-        let state = TargetState::Resuming(Some(framing), Box::pin(resuming));
+        let state = TargetState::Resuming(Some(Box::new(framing)), Box::pin(resuming));
         Self { gate, state, held: 0, window }
     }
 
@@ -97,7 +98,7 @@ impl TargetProcess {
     }
 
     /// A message for it.
-    pub(super) fn handle_message(&mut self, message: bytes::Bytes, now: Instant) -> Result<(), Error> {
+    pub(super) fn handle_message(&mut self, message: Bytes, now: Instant) -> Result<(), Error> {
         let TargetState::Running { receiver, work, .. } = &mut self.state else { return Ok(()) };
         receiver.handle_message(message, now)?;
         while let Some(next) = receiver.poll_work() {
@@ -119,7 +120,7 @@ impl TargetProcess {
             TargetState::Resuming(framing, resuming) => {
                 let Poll::Ready(resumed) = poll_once(resuming) else { return Ok(()) };
                 let (target, resume) = resumed?;
-                let framing = framing.take().unwrap_or_else(|| Framing::new(now));
+                let framing = framing.take().map_or_else(|| Framing::new(now), |framing| *framing);
                 let (work, todo) = mpsc::unbounded_channel();
                 let (tell, done) = mpsc::unbounded_channel();
                 let applier = Applier::new(target, resume, tell).run(todo);
@@ -155,7 +156,9 @@ impl TargetProcess {
         for _ in 0..most {
             let message = match &mut self.state {
                 TargetState::Running { receiver, .. } => receiver.poll_message(),
-                TargetState::Resuming(framing, _) => framing.as_mut().and_then(Framing::poll_message),
+                TargetState::Resuming(framing, _) => {
+                    framing.as_mut().and_then(|framing| framing.poll_message())
+                }
             };
             let Some(message) = message else { return };
             way.enter(message);

@@ -91,15 +91,20 @@ impl Target for GatedTarget {
     }
 
     async fn begin_large(&mut self, header: LargeHeader) -> Result<(), Error> {
+        self.gate.pass("begin_large: not done").await?;
         self.inner.begin_large(header).await
     }
 
     async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error> {
+        self.gate.pass("apply_part: not done").await?;
         self.inner.apply_part(changes).await
     }
 
     async fn end_large(&mut self) -> Result<(), Error> {
         self.gate.pass("end_large: not done").await?;
+        if self.sabotage == Sabotage::NoFence {
+            self.inner.disarm();
+        }
         let done = self.inner.end_large().await;
         self.gate.pass("end_large: reply lost").await?;
         done

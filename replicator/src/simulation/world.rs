@@ -259,7 +259,7 @@ impl World {
         }
     }
 
-    /// The source's process of the newest session reads on.
+    /// The source's process of the newest session reads on, whole transactions or pieces of them.
     fn read_source(&mut self) -> Result<(), String> {
         let Some(session) = self.sessions.last_mut() else { return Ok(()) };
         match &mut session.source {
@@ -268,10 +268,24 @@ impl World {
                     sender.handle_copy(frame, now());
                 }
             }
-            Some(SourceProcess::Streaming { sender, next }) if sender.wants_more() => {
-                if let Some(transaction) = self.history.get(*next) {
-                    sender.handle_transaction(transaction, now()).map_err(|error| error.to_string())?;
+            Some(SourceProcess::Streaming { sender, next, pieces }) if sender.wants_more() => {
+                if let Some(rest) = pieces {
+                    if let Some(piece) = rest.pop_front() {
+                        sender.handle_large_piece(piece, now());
+                    } else {
+                        sender.handle_large_end(now());
+                        *pieces = None;
+                    }
+                } else if let Some(transaction) = self.history.get(*next) {
                     *next += 1;
+                    if self.rng.random_bool(0.2) {
+                        if sender.handle_large(&history::header(transaction), now()) {
+                            *pieces = Some(history::pieces(&mut self.rng, transaction));
+                            self.count("transactions begun in pieces");
+                        }
+                    } else {
+                        sender.handle_transaction(transaction, now()).map_err(|error| error.to_string())?;
+                    }
                 } else {
                     sender.handle_position(self.end, now());
                 }
@@ -415,7 +429,7 @@ impl World {
             let next = self.first_after(resume.applied.max(slot.confirmed));
             // A slot may send again what was confirmed.
             let back = if self.rng.random_bool(0.2) { self.rng.random_range(0..4) } else { 0 };
-            SourceProcess::Streaming { sender, next: next.saturating_sub(back) }
+            SourceProcess::Streaming { sender, next: next.saturating_sub(back), pieces: None }
         } else {
             let point = self.end;
             self.slot = Some(Slot { created: point, confirmed: point, persisted: point });
@@ -437,7 +451,7 @@ impl World {
             Some(SourceProcess::Copying { sender, frames, point })
                 if frames.is_empty() && sender.copied() =>
             {
-                Some(SourceProcess::Streaming { sender, next: self.first_after(point) })
+                Some(SourceProcess::Streaming { sender, next: self.first_after(point), pieces: None })
             }
             other => other,
         };

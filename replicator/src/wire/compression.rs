@@ -224,14 +224,14 @@ mod tests {
         assert!(packed_bytes > 2 * TRIAL, "never tried again: {packed_bytes}");
         assert!(plain_bytes > 10 * packed_bytes, "{packed_bytes} of {plain_bytes} were compressed in vain");
         // It shrinks again: noticed within one pause.
-        let shrinking = (0..200).filter(|_| pack(&mut compressor, &[b'a'; 100_000]).is_some()).count();
+        let shrinking = (0..200).filter(|_| pack(&mut compressor, &vec![b'a'; 100_000]).is_some()).count();
         assert!(shrinking > 100, "{shrinking}");
     }
 
     #[test]
     fn a_bomb_and_a_lie_are_refused() {
         let mut compressor = Compressor::new().expect("zstd");
-        let (length, packed) = pack(&mut compressor, &[0; 1_000_000]).expect("worth it");
+        let (length, packed) = pack(&mut compressor, &vec![0; 1_000_000]).expect("worth it");
         assert!(packed.len() < 200);
         for lie in [0, 1, 63, length - 1, length + 1, MAX_FRAME] {
             let error = Decompressor::new().expect("zstd").decompress(lie, &packed).expect_err("a lie");
