@@ -5,8 +5,9 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 TEST_ARGS ?=
+SEEDS ?= 100000
 
-.PHONY: help setup demo test test-large check bench bench-forecast bench-replication fmt clean
+.PHONY: help setup demo test test-large simulate check bench bench-forecast bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +24,9 @@ test: setup ## every test: unit, property, snapshot, end to end with real Postgr
 
 test-large: setup ## what takes minutes and gigabytes: 2 GB in one transaction, an applier stuck for half a minute
 	$(CARGO) test --package godwit-tests --test e2e large:: -- --ignored --nocapture --test-threads=1
+
+simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000
+	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture
 
 check: setup ## formatting, lints, docs, dependency licences and advisories
 	$(CARGO) fmt --all --check

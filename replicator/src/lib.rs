@@ -27,6 +27,8 @@ pub mod pump;
 pub mod schema;
 pub mod sequences;
 pub mod session;
+#[cfg(test)]
+mod simulation;
 pub mod spill;
 pub mod status;
 pub mod synchronous;

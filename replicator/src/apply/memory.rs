@@ -26,12 +26,15 @@ pub struct Store {
     pub rows: Vec<u8>,
     /// The next so many calls of `apply` do their work and then fail.
     pub lose_replies: u32,
+    /// Sessions that took it over so far; only the newest may write.
+    pub session: u64,
 }
 
 /// A session's handle on a [`Store`].
 #[derive(Clone, Debug, Default)]
 pub struct MemoryTarget {
     store: Arc<Mutex<Store>>,
+    session: u64,
     expected: Lsn,
     rows: Vec<u8>,
     large: Option<Transaction>,
@@ -40,11 +43,35 @@ pub struct MemoryTarget {
 impl MemoryTarget {
     /// On this store.
     pub fn new(store: Arc<Mutex<Store>>) -> Self {
-        Self { store, expected: Lsn::ZERO, rows: Vec::new(), large: None }
+        Self { store, session: 0, expected: Lsn::ZERO, rows: Vec::new(), large: None }
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As if nobody guarded the target: this session counts as the newest, and the checkpoint as the one it expects.
+    #[cfg(test)]
+    pub(crate) fn disarm(&mut self) {
+        let store = self.store();
+        let (session, checkpoint) = (store.session, store.checkpoint);
+        drop(store);
+        (self.session, self.expected) = (session, checkpoint);
+    }
+
+    /// As if rows could commit without their checkpoint.
+    #[cfg(test)]
+    pub(crate) fn forget_checkpoint(&self, checkpoint: Lsn) {
+        self.store().checkpoint = checkpoint;
+    }
+
+    /// For a write: a database would have ended this session.
+    fn mine(&self) -> Result<MutexGuard<'_, Store>, Error> {
+        let store = self.store();
+        if store.session != self.session {
+            return Err(Error::Link("a newer session has taken the target over".into()));
+        }
+        Ok(store)
     }
 }
 
@@ -55,17 +82,19 @@ fn not_begun() -> Error {
 #[async_trait]
 impl Target for MemoryTarget {
     async fn resume(&mut self) -> Result<Resume, Error> {
-        let store = self.store();
+        let mut store = self.store();
+        store.session += 1;
+        let session = store.session;
         let resume = Resume { applied: store.checkpoint, copied: store.copied, marker: store.marker };
         drop(store);
-        self.expected = resume.applied;
+        (self.session, self.expected) = (session, resume.applied);
         self.large = None;
         Ok(resume)
     }
 
     async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error> {
         let Some(last) = group.last() else { return Ok(()) };
-        let mut store = self.store();
+        let mut store = self.mine()?;
         if store.checkpoint != self.expected {
             return Err(Error::Fenced("the checkpoint moved".into()));
         }
@@ -97,7 +126,7 @@ impl Target for MemoryTarget {
     }
 
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error> {
-        let mut store = self.store();
+        let mut store = self.mine()?;
         if store.checkpoint != self.expected {
             return Err(Error::Fenced("the checkpoint moved".into()));
         }
@@ -131,7 +160,7 @@ impl Target for MemoryTarget {
 
     async fn end_copy(&mut self, consistent_point: Lsn) -> Result<(), Error> {
         let rows = std::mem::take(&mut self.rows);
-        let mut store = self.store();
+        let mut store = self.mine()?;
         store.rows = rows;
         store.copied = true;
         store.checkpoint = consistent_point;

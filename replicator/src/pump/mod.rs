@@ -4,7 +4,7 @@
 //! Inside one process, [`LocalPeer`] stands for the other side.
 
 mod copying;
-mod receive;
+pub(crate) mod receive;
 mod send;
 mod transport;
 
@@ -23,7 +23,7 @@ use crate::postgres::Dsn;
 use crate::session::chain;
 use crate::spill::Spill;
 use crate::status::{OpenWork, Phase, StreamStatus};
-use crate::wire::{Frame, Hello, Role};
+use crate::wire::{Frame, Hello, Role, Speaks};
 use transport::Joined;
 
 pub use crate::wire::StreamSpec;
@@ -122,6 +122,11 @@ async fn run_end(
     }
 }
 
+/// Compression is for the way between zones.
+fn speaks(link: &dyn Link) -> Speaks {
+    Speaks::this(link.peer().is_some())
+}
+
 /// Opens one session over `link` and runs this side's half: a source pushes, a target pulls.
 pub async fn start(
     end: &LocalEnd,
@@ -130,11 +135,15 @@ pub async fn start(
     status: &watch::Sender<StreamStatus>,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
+    let speaks = speaks(&*link);
     let mut joined = Joined::new(link);
-    let hello = Hello { role: end.role(), spec: spec.clone() };
+    let hello = Hello { role: end.role(), spec: spec.clone(), speaks };
     joined.say(&Frame::Hello(hello)).await?;
     match joined.hear(OPENING).await? {
-        Frame::Welcome => run_end(end, spec, joined, status, cancel).await,
+        Frame::Welcome(agreed) => {
+            joined.framing.agree(agreed)?;
+            run_end(end, spec, joined, status, cancel).await
+        }
         Frame::Refuse { reason } => Err(Error::Unready(format!("the other side refuses: {reason}"))),
         other => Err(Error::Protocol(format!("frame kind {} for an answer", other.kind()))),
     }
@@ -149,20 +158,23 @@ pub async fn serve_link(
     resolve: impl Fn(&Hello, Option<&str>) -> Result<Answer, String> + Send,
 ) -> Result<(), Error> {
     let peer = link.peer().map(str::to_owned);
+    let speaks = speaks(&*link);
     let mut joined = Joined::new(link);
     let hello = match joined.hear(OPENING).await? {
         Frame::Hello(hello) => hello,
         other => return Err(Error::Protocol(format!("frame kind {} for a hello", other.kind()))),
     };
-    let answer = resolve(&hello, peer.as_deref()).and_then(|answer| {
+    let answer = speaks.agree(hello.speaks).and_then(|agreed| {
+        let answer = resolve(&hello, peer.as_deref())?;
         if answer.end.role() == hello.role {
             return Err("both sides have the same half of the stream".into());
         }
-        Ok(answer)
+        Ok((answer, agreed))
     });
     match answer {
-        Ok(answer) => {
-            joined.say(&Frame::Welcome).await?;
+        Ok((answer, agreed)) => {
+            joined.say(&Frame::Welcome(agreed)).await?;
+            joined.framing.agree(agreed)?;
             run_and_tell(
                 run_end(&answer.end, &hello.spec, joined, &answer.status, &answer.cancel),
                 &answer.status,

@@ -112,10 +112,20 @@ struct Pump<'a> {
 }
 
 /// What the applier tells.
-enum Done {
+pub(crate) enum Done {
     Held(u64),
     Copied(Lsn),
     Applied(Progress),
+}
+
+impl Done {
+    pub(crate) fn tell(&self, machine: &mut Receiver, now: Instant) {
+        match *self {
+            Self::Held(bytes) => machine.handle_done(bytes, now),
+            Self::Applied(progress) => machine.handle_applied(progress, now),
+            Self::Copied(lsn) => machine.handle_copied(lsn, now),
+        }
+    }
 }
 
 impl Pump<'_> {
@@ -158,15 +168,10 @@ impl Pump<'_> {
         loop {
             tokio::select! {
                 Some(done) = finished.recv() => {
-                    let now = crate::clock::now();
-                    match done {
-                        Done::Held(bytes) => self.machine.handle_done(bytes, now),
-                        Done::Applied(progress) => self.machine.handle_applied(progress, now),
-                        Done::Copied(lsn) => {
-                            self.machine.handle_copied(lsn, now);
-                            copying = false;
-                            self.status.send_modify(|status| status.phase = Phase::Streaming);
-                        }
+                    done.tell(&mut self.machine, crate::clock::now());
+                    if matches!(done, Done::Copied(_)) {
+                        copying = false;
+                        self.status.send_modify(|status| status.phase = Phase::Streaming);
                     }
                 }
                 message = self.incoming.recv() => {
@@ -195,7 +200,8 @@ impl Pump<'_> {
     }
 }
 
-struct Applier {
+/// Takes work to the target in groups, and tells what became of it.
+pub(crate) struct Applier {
     target: Box<dyn Target>,
     done: mpsc::UnboundedSender<Done>,
     progress: Progress,
@@ -208,7 +214,7 @@ struct Applier {
 }
 
 impl Applier {
-    fn new(target: Box<dyn Target>, resume: Resume, done: mpsc::UnboundedSender<Done>) -> Self {
+    pub(crate) fn new(target: Box<dyn Target>, resume: Resume, done: mpsc::UnboundedSender<Done>) -> Self {
         let progress = Progress {
             applied: resume.applied,
             durable: resume.applied,
@@ -231,7 +237,7 @@ impl Applier {
         let _ = self.done.send(done);
     }
 
-    async fn run(mut self, mut todo: mpsc::UnboundedReceiver<Work>) -> Result<(), Error> {
+    pub(crate) async fn run(mut self, mut todo: mpsc::UnboundedReceiver<Work>) -> Result<(), Error> {
         while let Some(first) = todo.recv().await {
             let mut group = Group::default();
             let mut next = Some(first);
@@ -332,7 +338,7 @@ impl Applier {
             self.progress.applied = lsn;
             let step = lsn.bytes_since(self.progress.durable);
             let pause = if step < SMALL_STEP { CHECKPOINT_SMALL } else { CHECKPOINT_EVERY };
-            if self.checkpointed.elapsed() >= pause {
+            if crate::clock::now().duration_since(self.checkpointed) >= pause {
                 self.target.checkpoint(lsn).await?;
                 self.progress.durable = lsn;
                 self.checkpointed = crate::clock::now();

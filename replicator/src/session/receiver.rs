@@ -63,11 +63,18 @@ pub struct Receiver {
     received: u64,
     held: u64,
     granted: u64,
+    /// Bulk bytes that may wait here.
+    window: u64,
 }
 
 impl Receiver {
     /// Starts from where the target stands; tells the other side so.
-    pub fn new(mut framing: Framing, resume: Resume, now: Instant) -> Self {
+    pub fn new(framing: Framing, resume: Resume, now: Instant) -> Self {
+        Self::with_window(framing, resume, WINDOW, now)
+    }
+
+    /// The same with another window than [`WINDOW`]; below [`crate::wire::PIECE`] nothing would ever fit.
+    pub fn with_window(mut framing: Framing, resume: Resume, window: u64, now: Instant) -> Self {
         framing.push(&Frame::Resume(resume), now);
         let mut this = Self {
             framing,
@@ -89,6 +96,7 @@ impl Receiver {
             received: 0,
             held: 0,
             granted: 0,
+            window,
         };
         this.grant(now);
         this
@@ -198,9 +206,9 @@ impl Receiver {
     /// Work in hand is the target's; when it is done, [`Self::handle_done`] gives its credit back. Bytes of a transaction
     /// that is still being put together hold no credit, or one larger than the window would never complete.
     fn grant(&mut self, now: Instant) {
-        let granted = (WINDOW + self.received).saturating_sub(self.held);
+        let granted = (self.window + self.received).saturating_sub(self.held);
         // In steps: a credit frame for each small transaction would be waste.
-        if granted > self.granted && (granted - self.granted >= WINDOW / 8 || self.granted == 0) {
+        if granted > self.granted && (granted - self.granted >= self.window / 8 || self.granted == 0) {
             self.granted = granted;
             self.framing.push(&Frame::Credit { granted }, now);
         }

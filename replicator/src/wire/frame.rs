@@ -2,8 +2,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::PIECE;
 use super::codec::{Reader, Writer};
+use super::{Agreed, PIECE, Speaks, Version};
 use crate::change::{LargeHeader, PgTimestamp};
 use crate::error::{Error, ErrorKind};
 use crate::lsn::Lsn;
@@ -45,6 +45,8 @@ pub struct Hello {
     pub role: Role,
     /// The stream.
     pub spec: StreamSpec,
+    /// What the opening side can do.
+    pub speaks: Speaks,
 }
 
 /// Where the target stands; first frame of the receiver.
@@ -95,8 +97,8 @@ pub struct CopyTable {
 pub enum Frame {
     /// Opens a session.
     Hello(Hello),
-    /// The other side takes part.
-    Welcome,
+    /// The other side takes part, and this is how both go on.
+    Welcome(Agreed),
     /// The other side does not, and why.
     Refuse {
         /// For a person.
@@ -200,7 +202,7 @@ impl Frame {
     pub fn kind(&self) -> u8 {
         match self {
             Self::Hello(_) => 1,
-            Self::Welcome => 2,
+            Self::Welcome(_) => 2,
             Self::Refuse { .. } => 3,
             Self::Resume(_) => 4,
             Self::Heartbeat { .. } => 5,
@@ -233,17 +235,28 @@ impl Frame {
         }
     }
 
-    pub(super) fn write(&self, out: &mut BytesMut) {
+    pub(super) fn write(&self, version: Version, out: &mut BytesMut) {
         match self {
-            Self::Hello(Hello { role, spec }) => {
+            Self::Hello(Hello { role, spec, speaks }) => {
                 out.put_u8(u8::from(*role == Role::Pull) | u8::from(spec.synchronous) << 1);
                 out.put_u64(spec.generation);
                 let names = [&spec.resource, &spec.slot, &spec.publication, &spec.origin];
                 for name in names.into_iter().chain([&spec.source_zone, &spec.target_zone]) {
                     out.put_text(name);
                 }
+                if version >= Version::V2 {
+                    out.put_u8(speaks.oldest);
+                    out.put_u8(speaks.newest);
+                    out.put_bool(speaks.zstd);
+                }
             }
-            Self::Welcome | Self::CopyEnd | Self::Copied | Self::LargeEnd => {}
+            Self::Welcome(agreed) => {
+                if version >= Version::V2 {
+                    out.put_u8(agreed.version.number());
+                    out.put_bool(agreed.zstd);
+                }
+            }
+            Self::CopyEnd | Self::Copied | Self::LargeEnd => {}
             Self::LargeBegin(header) => {
                 out.put_u32(header.xid);
                 out.put_lsn(header.commit_lsn);
@@ -315,7 +328,7 @@ impl Frame {
         }
     }
 
-    pub(super) fn read(kind: u8, reader: &mut Reader) -> Result<Self, Error> {
+    pub(super) fn read(kind: u8, version: Version, reader: &mut Reader) -> Result<Self, Error> {
         Ok(match kind {
             1 => {
                 let flags = reader.u8()?;
@@ -334,9 +347,18 @@ impl Frame {
                     target_zone: reader.text()?,
                     synchronous: flags & 2 == 2,
                 };
-                Self::Hello(Hello { role, spec })
+                let speaks = if version >= Version::V2 {
+                    Speaks { oldest: reader.u8()?, newest: reader.u8()?, zstd: reader.bool()? }
+                } else {
+                    Speaks::FIRST
+                };
+                Self::Hello(Hello { role, spec, speaks })
             }
-            2 => Self::Welcome,
+            2 if version >= Version::V2 => {
+                let version = Version::from_number(reader.u8()?)?;
+                Self::Welcome(Agreed { version, zstd: reader.bool()? })
+            }
+            2 => Self::Welcome(Agreed { version, zstd: false }),
             3 => Self::Refuse { reason: reader.text()? },
             4 => Self::Resume(Resume {
                 applied: reader.lsn()?,

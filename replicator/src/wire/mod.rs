@@ -4,24 +4,25 @@
 //! 0      4        5     6           14        18      22
 //! "GWLK" version  kind  sequence    length    crc32   body …     (integers big-endian)
 //! ```
+//! The highest bit of the kind says that the body is compressed: its plain length (32 bits), then zstd.
 //! The checksum covers the header before it and the body. Every length read from the other side is bounded before it
 //! is used; arbitrary bytes give an [`Error`], never a panic.
 
 mod codec;
+pub mod compression;
 mod frame;
 pub mod large;
 pub mod transaction;
+mod version;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 pub use frame::{CopyTable, Frame, Hello, Progress, Resume, Role, StreamSpec};
+pub use version::{Agreed, Speaks, Version};
 
 use crate::error::Error;
 use codec::Reader;
-
-/// Protocol versions.
-/// - 1: first.
-pub const VERSION: u8 = 1;
+use compression::{Compressor, Decompressor};
 
 const MAGIC: [u8; 4] = *b"GWLK";
 
@@ -37,24 +38,74 @@ pub const PIECE: usize = 128 << 10;
 /// Longest text in a frame (names, reasons), bytes.
 pub const MAX_TEXT: usize = 16 << 10;
 
-/// One frame as it goes on the wire. Text longer than [`MAX_TEXT`] is cut; pieces must not exceed [`PIECE`].
+/// In the kind: the body is compressed.
+const COMPRESSED: u8 = 0x80;
+
+/// One frame as it goes on the wire in the newest version, not compressed. Text longer than [`MAX_TEXT`] is cut; pieces must
+/// not exceed [`PIECE`].
 pub fn encode(sequence: u64, frame: &Frame) -> Bytes {
+    encode_plain(Version::NEWEST, sequence, frame).freeze()
+}
+
+/// The same in a session's version, compressed where that pays.
+pub fn encode_as(
+    version: Version,
+    compressor: Option<&mut Compressor>,
+    sequence: u64,
+    frame: &Frame,
+) -> Result<Bytes, Error> {
+    let mut out = encode_plain(version, sequence, frame);
+    let bulk = frame.payload_len() > 0;
+    if let Some(compressor) = compressor.filter(|_| bulk) {
+        let body = out.split_off(HEADER);
+        if compressor.compress(&body, &mut out)? {
+            out[5] |= COMPRESSED;
+            seal(&mut out);
+        } else {
+            out.unsplit(body);
+        }
+    }
+    Ok(out.freeze())
+}
+
+fn encode_plain(version: Version, sequence: u64, frame: &Frame) -> BytesMut {
     let mut out = BytesMut::with_capacity(HEADER + 128 + frame.payload_len());
     out.put_slice(&MAGIC);
-    out.put_u8(VERSION);
+    out.put_u8(version.number());
     out.put_u8(frame.kind());
     out.put_u64(sequence);
     out.put_slice(&[0; 8]);
-    frame.write(&mut out);
-    let length = (out.len() - HEADER) as u32;
-    out[14..18].copy_from_slice(&length.to_be_bytes());
-    let crc = checksum(&out);
-    out[18..22].copy_from_slice(&crc.to_be_bytes());
-    out.freeze()
+    frame.write(version, &mut out);
+    seal(&mut out);
+    out
 }
 
-/// Reads one whole frame and its sequence number.
+/// Puts length and checksum in.
+fn seal(frame: &mut BytesMut) {
+    let length = (frame.len() - HEADER) as u32;
+    frame[14..18].copy_from_slice(&length.to_be_bytes());
+    let crc = checksum(frame);
+    frame[18..22].copy_from_slice(&crc.to_be_bytes());
+}
+
+/// A frame as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// The version it is written in.
+    pub version: Version,
+    /// Its number in the session.
+    pub sequence: u64,
+    /// What it says.
+    pub frame: Frame,
+}
+
+/// Reads one whole frame that is not compressed.
 pub fn decode(bytes: Bytes) -> Result<(u64, Frame), Error> {
+    decode_as(None, bytes).map(|decoded| (decoded.sequence, decoded.frame))
+}
+
+/// Reads one whole frame; without a decompressor a compressed one is an error.
+pub fn decode_as(decompressor: Option<&mut Decompressor>, bytes: Bytes) -> Result<Decoded, Error> {
     if bytes.len() < HEADER || bytes.len() > MAX_FRAME {
         return Err(Error::Protocol(format!("a frame of {} bytes", bytes.len())));
     }
@@ -62,10 +113,7 @@ pub fn decode(bytes: Bytes) -> Result<(u64, Frame), Error> {
     if reader.take(4)? != MAGIC[..] {
         return Err(Error::Protocol("not a link frame".into()));
     }
-    let version = reader.u8()?;
-    if version != VERSION {
-        return Err(Error::Protocol(format!("link protocol version {version}; this side speaks {VERSION}")));
-    }
+    let version = Version::from_number(reader.u8()?)?;
     let kind = reader.u8()?;
     let sequence = reader.u64()?;
     let length = reader.u32()? as usize;
@@ -76,9 +124,16 @@ pub fn decode(bytes: Bytes) -> Result<(u64, Frame), Error> {
     if crc != checksum(&bytes) {
         return Err(Error::Protocol("frame checksum does not match".into()));
     }
-    let frame = Frame::read(kind, &mut reader)?;
+    let compressed = kind & COMPRESSED != 0 && version >= Version::V2;
+    if compressed {
+        let decompressor = decompressor
+            .ok_or_else(|| Error::Protocol("a compressed frame in a session without compression".into()))?;
+        let plain = reader.u32()? as usize;
+        reader = Reader::new(decompressor.decompress(plain, &reader.rest())?);
+    }
+    let frame = Frame::read(if compressed { kind & !COMPRESSED } else { kind }, version, &mut reader)?;
     reader.finish()?;
-    Ok((sequence, frame))
+    Ok(Decoded { version, sequence, frame })
 }
 
 fn checksum(frame: &[u8]) -> u32 {

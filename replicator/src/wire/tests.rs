@@ -25,8 +25,8 @@ fn spec() -> StreamSpec {
 fn every_frame() -> Vec<Frame> {
     let piece = Bytes::from_static(b"piece");
     vec![
-        Frame::Hello(Hello { role: Role::Pull, spec: spec() }),
-        Frame::Welcome,
+        Frame::Hello(Hello { role: Role::Pull, spec: spec(), speaks: Speaks::this(true) }),
+        Frame::Welcome(Agreed { version: Version::V2, zstd: true }),
         Frame::Refuse { reason: "no".into() },
         Frame::Resume(Resume { applied: Lsn(9), copied: true, marker: Some(8) }),
         Frame::Heartbeat { source: Lsn(1) },
@@ -71,15 +71,14 @@ fn every_frame_comes_back() {
 }
 
 /// Changing any of these bytes breaks every deployed node: make a new version instead.
-#[test]
-fn golden_bytes_of_version_1() {
+fn golden(version: Version) -> String {
     use std::fmt::Write;
     let mut text = String::new();
     for frame in every_frame() {
         let name = format!("{frame:?}");
         let name = name.split([' ', '(']).next().unwrap_or_default();
         write!(text, "{name}: ").expect("string");
-        for byte in encode(3, &frame) {
+        for byte in encode_as(version, None, 3, &frame).expect("plain") {
             write!(text, "{byte:02x}").expect("string");
         }
         text.push('\n');
@@ -89,7 +88,52 @@ fn golden_bytes_of_version_1() {
     for byte in &bytes {
         write!(text, "{byte:02x}").expect("string");
     }
-    insta::assert_snapshot!(text);
+    text
+}
+
+#[test]
+fn golden_bytes_of_version_1() {
+    insta::assert_snapshot!(golden(Version::V1));
+}
+
+#[test]
+fn golden_bytes_of_version_2() {
+    insta::assert_snapshot!(golden(Version::V2));
+}
+
+#[test]
+fn the_first_version_is_still_read() {
+    for frame in every_frame() {
+        let bytes = encode_as(Version::V1, None, 9, &frame).expect("plain");
+        let decoded = decode_as(None, bytes).expect("own frame");
+        assert_eq!((decoded.version, decoded.sequence), (Version::V1, 9));
+        match (frame, decoded.frame) {
+            (Frame::Hello(new), Frame::Hello(old)) => {
+                assert_eq!(old, Hello { speaks: Speaks::FIRST, ..new });
+            }
+            (Frame::Welcome(_), old) => {
+                assert_eq!(old, Frame::Welcome(Agreed { version: Version::V1, zstd: false }));
+            }
+            (frame, old) => assert_eq!(frame, old),
+        }
+    }
+}
+
+#[test]
+fn bulk_is_compressed_where_both_agreed() {
+    let frame = Frame::CopyRows { part: 0, rows: 0, data: vec![b'a'; PIECE].into() };
+    let (mut compressor, mut decompressor) =
+        (Compressor::new().expect("zstd"), Decompressor::new().expect("zstd"));
+    for sequence in 0..3 {
+        let bytes = encode_as(Version::V2, Some(&mut compressor), sequence, &frame).expect("compresses");
+        assert!(bytes.len() < PIECE / 100);
+        assert!(decode(bytes.clone()).is_err(), "nobody agreed");
+        let decoded = decode_as(Some(&mut decompressor), bytes).expect("own frame");
+        assert_eq!((decoded.sequence, decoded.frame), (sequence, frame.clone()));
+    }
+    let small = Frame::Position { lsn: Lsn(77) };
+    let bytes = encode_as(Version::V2, Some(&mut compressor), 3, &small).expect("plain");
+    assert_eq!(bytes, encode(3, &small));
 }
 
 #[test]
@@ -159,7 +203,7 @@ proptest! {
         let _ = transaction::Decoder::default().decode(Bytes::from(bytes.clone()));
         // Past the checksum too.
         let mut reader = Reader::new(Bytes::from(bytes));
-        let _ = Frame::read(kind, &mut reader);
+        let _ = Frame::read(kind, Version::V2, &mut reader);
     }
 
     #[test]
