@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use godwit_tests::postgres::{TestCluster, other_major};
 use replicator::fence;
-use replicator::preflight::{Finding, Severity, Side, check, compare};
+use replicator::preflight::{Finding, Severity, Side, check, compare, retention};
 use tokio_postgres::{Client, NoTls};
 
 #[track_caller]
@@ -174,5 +174,42 @@ async fn two_databases_that_do_not_match() -> Result<()> {
     let found = compare(&client, &root).await?;
     expect(&found, Severity::Blocker, "nowhere", "does not have it", "install the package");
     found.first().context("a finding")?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_slots_keep_back_is_told() -> Result<()> {
+    for major in [15, other_major()] {
+        let cluster =
+            TestCluster::start_with(major, "fsync = off\nmax_wal_size = '32MB'\nmin_wal_size = '32MB'\n")?;
+        let client = cluster.create_database("shop", "CREATE TABLE t (x text)").await?;
+        let found = retention(&client).await?;
+        expect(&found, Severity::Warning, "max_slot_wal_keep_size", "unlimited", "ALTER SYSTEM SET");
+        assert_eq!(found.len(), 1, "{major}");
+
+        // Three steps: one simple query is one transaction, and ALTER SYSTEM cannot be in one.
+        client.batch_execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'").await?;
+        client.batch_execute("SELECT pg_reload_conf()").await?;
+        for slot in ["godwit_orders_g1", "others"] {
+            client.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", &[&slot]).await?;
+        }
+        let lost = "SELECT bool_and(wal_status = 'lost') FROM pg_replication_slots";
+        for _ in 0..20 {
+            client
+                .batch_execute("INSERT INTO t SELECT repeat('x', 500) FROM generate_series(1, 30000)")
+                .await?;
+            client.batch_execute("SELECT pg_switch_wal()").await?;
+            client.batch_execute("CHECKPOINT").await?;
+            if client.query_one(lost, &[]).await?.get::<_, bool>(0) {
+                break;
+            }
+        }
+        let found = retention(&client).await?;
+        let drop = "SELECT pg_drop_replication_slot('godwit_orders_g1')";
+        expect(&found, Severity::Warning, "godwit_orders_g1", "is lost", drop);
+        let other = found.iter().find(|finding| finding.subject == "others").context("the other's slot")?;
+        assert!(other.problem.contains("is lost") && other.remedy.is_none(), "nothing to drop: {other:?}");
+        assert_eq!(found.len(), 2, "{found:#?}");
+    }
     Ok(())
 }

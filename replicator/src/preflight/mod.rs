@@ -54,6 +54,11 @@ pub async fn check(client: &Client, side: Side) -> Result<Vec<Finding>, Error> {
     Ok(found)
 }
 
+/// What the slots of a server may keep back of its WAL, and those that have lost theirs. Nothing of it forbids a move.
+pub async fn retention(client: &Client) -> Result<Vec<Finding>, Error> {
+    findings(client, include_str!("retention.sql")).await
+}
+
 /// What can only be seen with both: extensions the target cannot create, encoding and collation.
 pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
     let mut found = Vec::new();
