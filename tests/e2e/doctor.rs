@@ -7,9 +7,13 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use godwit::admin::{AdminState, serve};
 use godwit::controller::ResourceHandle;
+use godwit::controller::databases::Databases;
 use godwit::controller::doctor::DoctorView;
+use godwit::controller::streams::Streams;
+use godwit::controller::verification::Verifications;
 use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{Playground, RESOURCE};
+use godwit::links::Links;
 use godwit::store::Journal;
 use godwit_tests::postgres::{TestCluster, other_major};
 use tokio::net::TcpListener;
@@ -49,7 +53,14 @@ fn state(folder: &std::path::Path, from: &TestCluster, to_port: u16) -> Result<A
         ),
     )?;
     let config = godwit::config::load(&path).map_err(|error| anyhow::anyhow!("{error:?}"))?;
-    let handle = ResourceHandle { commands: mpsc::channel(1).0, view: Arc::default() };
+    let resource = config.resources.get("orders").context("the resource")?;
+    let journal = Arc::new(Journal::open(folder)?);
+    let databases = Arc::new(Databases::new(resource));
+    let links = Arc::new(Links::new(&config)?);
+    let policy = resource.policy.clone();
+    let streams = Arc::new(Streams::new("orders", policy, databases.clone(), links, journal.clone()));
+    let verifications = Arc::new(Verifications::new(folder, databases, streams));
+    let handle = ResourceHandle { commands: mpsc::channel(1).0, view: Arc::default(), verifications };
     handle.view.store(Arc::new(ResourceView {
         name: "orders".into(),
         primary: "near".into(),
@@ -59,7 +70,7 @@ fn state(folder: &std::path::Path, from: &TestCluster, to_port: u16) -> Result<A
     Ok(AdminState {
         config: Arc::new(config),
         resources: Arc::new(BTreeMap::from([("orders".to_owned(), handle)])),
-        journal: Arc::new(Journal::open(folder)?),
+        journal,
         metrics: None,
     })
 }
