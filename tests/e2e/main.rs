@@ -4,6 +4,7 @@
 
 mod apply;
 mod cutover;
+mod doctor;
 mod fence;
 mod front;
 mod large;

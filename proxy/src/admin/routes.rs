@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{AdminState, Problem};
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
-use crate::controller::{Command, ResourceHandle, zones};
+use crate::controller::{Command, ResourceHandle, doctor, zones};
 use crate::store::{RunRow, StoreError};
 
 /// Largest request body, bytes.
@@ -30,6 +30,7 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/replication", get(replication))
         .route("/verification", get(verification).post(verify).delete(stop_verification))
         .route("/zones", get(choice))
+        .route("/doctor", get(examination))
         .route("/migrations", get(migrations).post(migrate))
         .route("/migrations/{mid}", get(migration))
         .route("/migrations/{mid}/abort", post(abort));
@@ -88,6 +89,15 @@ async fn choice(State(state): State<AdminState>, Path(id): Path<String>) -> Answ
     let view = find(&state, &id)?.view.load_full();
     let resource = state.config.resources.get(&id).ok_or_else(|| Problem::not_found("resource", &id))?;
     Ok(Json(zones::choice(&state.config, resource, &view)))
+}
+
+async fn examination(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+) -> Answer<Json<doctor::DoctorView>> {
+    let view = find(&state, &id)?.view.load_full();
+    let resource = state.config.resources.get(&id).ok_or_else(|| Problem::not_found("resource", &id))?;
+    Ok(Json(doctor::examine(resource, &view.primary, &view.shadow).await))
 }
 
 #[derive(Deserialize)]

@@ -82,6 +82,11 @@ enum Command {
         #[arg(long, conflicts_with = "resource")]
         catalogue: bool,
     },
+    /// Examine the databases of the resources: GO or NO-GO, every finding, and what mends it.
+    Doctor {
+        /// Only this one.
+        resource: Option<String>,
+    },
     /// Start a migration.
     Migrate {
         /// The resource.
@@ -161,6 +166,7 @@ pub fn main() -> ExitCode {
         Command::Plan { resource, to } => verbs::plan(&client, &resource, to.as_deref(), output),
         Command::Zones { catalogue: true, .. } => verbs::catalogue(output),
         Command::Zones { resource, .. } => verbs::zones(&client, resource.as_deref(), output),
+        Command::Doctor { resource } => verbs::doctor(&client, resource.as_deref(), output),
         Command::Migrate { resource, to, dry_run: true, .. } => {
             verbs::plan(&client, &resource, Some(&to), output)
         }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::config::catalogue::Catalogue;
 use crate::controller::Plan;
+use crate::controller::doctor::DoctorView;
 use crate::controller::verification::{Standing, VerificationView};
 use crate::controller::view::{DecisionView, GuardView, MigrationView, ModeView, ResourceView};
 use crate::controller::zones::{ChoiceView, ZoneView};
@@ -316,6 +317,27 @@ pub(super) fn history(runs: &[MigrationView]) -> String {
         })
         .collect();
     table(&["STARTED", "RESOURCE", "ID", "MOVE", "BY", "STATE", "HELD", "COMPARED", "REASON"], &rows)
+}
+
+/// For each resource the verdict, then each finding with what mends it on a line of its own, to be copied.
+pub(super) fn doctor(views: &[DoctorView]) -> String {
+    views.iter().map(examination).collect::<Vec<_>>().join("\n")
+}
+
+fn examination(view: &DoctorView) -> String {
+    let verdict = if view.go { "GO" } else { "NO-GO" };
+    let mut text = format!("{verdict}  {}: {} → {}\n", view.resource, view.primary, view.shadow);
+    for finding in &view.findings {
+        let _ = writeln!(
+            text,
+            "\n{:<7}  {}: {}: {}",
+            finding.severity, finding.zone, finding.subject, finding.problem
+        );
+        if let Some(remedy) = &finding.remedy {
+            let _ = writeln!(text, "   mend  {remedy}");
+        }
+    }
+    text
 }
 
 #[cfg(test)]

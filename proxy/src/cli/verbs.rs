@@ -10,6 +10,7 @@ use super::client::{Client, Refusal};
 use super::render;
 use crate::config::catalogue;
 use crate::controller::Plan;
+use crate::controller::doctor::DoctorView;
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 use crate::controller::zones::{ChoiceView, ZoneView};
 
@@ -76,6 +77,26 @@ pub(super) fn zones(client: &Client, resource: Option<&str>, output: Output) -> 
         show(output, &zones, |zones| render::zones(zones))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn doctor(client: &Client, resource: Option<&str>, output: Output) -> Result<ExitCode> {
+    let names = match resource {
+        Some(name) => vec![name.to_owned()],
+        None => {
+            let views: Vec<ResourceView> = client.get("/api/v1/resources")?;
+            views.into_iter().map(|view| view.name).collect()
+        }
+    };
+    if names.is_empty() {
+        bail!("the node has no resource to examine");
+    }
+    let found = names
+        .iter()
+        .map(|name| client.get(&format!("/api/v1/resources/{name}/doctor")))
+        .collect::<Result<Vec<DoctorView>>>()?;
+    show(output, &found, |found| render::doctor(found))?;
+    let go = found.iter().all(|view| view.go);
+    Ok(if go { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
 }
 
 pub(super) fn catalogue(output: Output) -> Result<ExitCode> {

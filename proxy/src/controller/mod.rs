@@ -11,6 +11,7 @@
 
 pub mod compare;
 pub mod databases;
+pub mod doctor;
 pub mod effects;
 pub mod machine;
 pub mod measure;

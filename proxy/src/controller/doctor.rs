@@ -1,0 +1,130 @@
+//! Whether a resource can move, on both databases and between them: every finding, with what mends it.
+
+use std::time::Duration;
+
+use replicator::preflight::{Finding, Severity, Side, check, compare, retention};
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Client;
+
+use super::effects::chain;
+use crate::config::model::Resource;
+
+/// How long the whole examination may take; less than a client of the API waits.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What the server shows in `pg_stat_activity`.
+const APPLICATION: &str = "godwit-doctor";
+
+/// One thing that is not as it should be. The order of the fields is that in which findings are sorted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FindingView {
+    /// `blocker`, `warning`.
+    pub severity: String,
+    /// The zone of the database; both, for what differs between them.
+    pub zone: String,
+    /// Table, role, setting or other object.
+    pub subject: String,
+    /// What is wrong with it.
+    pub problem: String,
+    /// SQL or setting that mends it.
+    pub remedy: Option<String>,
+}
+
+/// The examination of one resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoctorView {
+    /// The resource.
+    pub resource: String,
+    /// Where it is served.
+    pub primary: String,
+    /// Where it would move to.
+    pub shadow: String,
+    /// No blocker was found.
+    pub go: bool,
+    /// Blockers first.
+    pub findings: Vec<FindingView>,
+}
+
+/// Examines both databases over connections of its own. What cannot be examined is a blocker: it is not known to be well.
+pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> DoctorView {
+    let both = format!("{primary}, {shadow}");
+    let mut found = Vec::new();
+    let work = async {
+        let source = database(resource, primary, &[Side::Source], &mut found).await;
+        // The way back starts there: it must fulfil what a source must, too.
+        let target = database(resource, shadow, &[Side::Target, Side::Source], &mut found).await;
+        if let (Some(source), Some(target)) = (source, target) {
+            match compare(&source, &target).await {
+                Ok(findings) => found.extend(views(&both, findings)),
+                Err(error) => found.push(unexamined(&both, chain(error))),
+            }
+        }
+    };
+    if tokio::time::timeout(PATIENCE, work).await.is_err() {
+        let why = format!("the databases did not answer within {} s", PATIENCE.as_secs());
+        found.push(unexamined(&both, why));
+    }
+    found.sort();
+    found.dedup();
+    DoctorView {
+        resource: resource.name.clone(),
+        primary: primary.into(),
+        shadow: shadow.into(),
+        go: found.iter().all(|finding| finding.severity != "blocker"),
+        findings: found,
+    }
+}
+
+/// The connection, when there is one.
+async fn database(
+    resource: &Resource,
+    zone: &str,
+    sides: &[Side],
+    found: &mut Vec<FindingView>,
+) -> Option<Client> {
+    let Some(database) = resource.placements.get(zone).and_then(|placement| placement.postgres.as_ref())
+    else {
+        found.push(unexamined(zone, "the configuration names no database here".into()));
+        return None;
+    };
+    let client = match replicator::postgres::connect(&database.dsn, APPLICATION).await {
+        Ok(client) => client,
+        Err(error) => {
+            found.push(unexamined(zone, chain(error)));
+            return None;
+        }
+    };
+    let mut answers = vec![retention(&client).await];
+    for side in sides {
+        answers.push(check(&client, *side).await);
+    }
+    if sides == [Side::Source] && !resource.policy.critical.is_empty() {
+        answers.push(replicator::lanes::findings(&client, &resource.policy.critical).await);
+    }
+    for answer in answers {
+        match answer {
+            Ok(findings) => found.extend(views(zone, findings)),
+            Err(error) => found.push(unexamined(zone, chain(error))),
+        }
+    }
+    Some(client)
+}
+
+fn views(zone: &str, findings: Vec<Finding>) -> impl Iterator<Item = FindingView> {
+    findings.into_iter().map(move |finding| FindingView {
+        severity: if finding.severity == Severity::Blocker { "blocker" } else { "warning" }.into(),
+        zone: zone.into(),
+        subject: finding.subject,
+        problem: finding.problem,
+        remedy: finding.remedy,
+    })
+}
+
+fn unexamined(zone: &str, why: String) -> FindingView {
+    FindingView {
+        severity: "blocker".into(),
+        zone: zone.into(),
+        subject: "database".into(),
+        problem: format!("cannot be examined: {why}"),
+        remedy: None,
+    }
+}

@@ -1,0 +1,70 @@
+//! `godwit doctor`, asked of a running node, about two databases of different majors.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, bail, ensure};
+use godwit::controller::doctor::DoctorView;
+use godwit::demo::zone::{GODWIT_ROLE, Playground, RESOURCE};
+
+use crate::leader::{Leader, PROGRAM, connect, options};
+
+struct Answer {
+    code: Option<i32>,
+    text: String,
+}
+
+async fn doctor(admin: SocketAddr, arguments: &[&str]) -> Result<Answer> {
+    let mut command = tokio::process::Command::new(PROGRAM);
+    command.args(["--admin", &admin.to_string(), "doctor"]).args(arguments);
+    let output = command.output().await?;
+    Ok(Answer { code: output.status.code(), text: String::from_utf8(output.stdout)? })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_doctor_says_no_go_until_every_blocker_is_mended() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let (primary, shadow) = (connect(near).await?, connect(far).await?);
+    primary.batch_execute("CREATE TABLE keyless (id int NOT NULL)").await?;
+    let superuser = replicator::postgres::connect(&far.dsn(GODWIT_ROLE), "a person").await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.until("the node answers", |_| true).await?;
+
+    let answer = doctor(playground.admin, &[RESOURCE]).await?;
+    ensure!(answer.code == Some(4), "{}", answer.text);
+    let (here, there) = (&near.name, &far.name);
+    for line in [
+        format!("NO-GO  {RESOURCE}: {here} → {there}\n"),
+        format!("blocker  {here}: public.keyless: updates and deletes cannot be replicated"),
+        "   mend  ALTER TABLE public.keyless ADD PRIMARY KEY".into(),
+        format!("warning  {there}: max_slot_wal_keep_size: is unlimited"),
+        // What a source must fulfil is asked of the shadow too: the way back starts there.
+        format!("warning  {there}: {GODWIT_ROLE}: its sessions are superuser"),
+    ] {
+        ensure!(answer.text.contains(&line), "no {line:?} in {}", answer.text);
+    }
+
+    drop(superuser);
+    primary.batch_execute("ALTER TABLE keyless ADD PRIMARY KEY (id)").await?;
+    for server in [&primary, &shadow] {
+        server.batch_execute("ALTER SYSTEM SET max_slot_wal_keep_size = '64GB'").await?;
+        server.batch_execute("SELECT pg_reload_conf()").await?;
+    }
+    // A shadow that follows is Godwit's own copy, and no obstacle. Of all resources: there is one.
+    leader.ready().await?;
+    let answer = doctor(playground.admin, &["-o", "json"]).await?;
+    let views: Vec<DoctorView> = serde_json::from_str(&answer.text)?;
+    let [view] = views.as_slice() else { bail!("one resource: {}", answer.text) };
+    ensure!((answer.code, view.go) == (Some(0), true), "{}", answer.text);
+    ensure!(view.findings.iter().all(|finding| finding.severity == "warning"), "{}", answer.text);
+    ensure!(!answer.text.contains("max_slot_wal_keep_size"), "{}", answer.text);
+
+    far.path.cut();
+    let answer = doctor(playground.admin, &[RESOURCE]).await?;
+    ensure!(answer.code == Some(4), "{}", answer.text);
+    ensure!(answer.text.contains(&format!("{there}: database: cannot be examined")), "{}", answer.text);
+    far.path.restore();
+    let answer = doctor(playground.admin, &["nothing-of-the-kind"]).await?;
+    ensure!((answer.code, answer.text.as_str()) == (Some(1), ""), "{}", answer.text);
+    Ok(())
+}
