@@ -10,6 +10,7 @@ mod front;
 mod large;
 mod leader;
 mod modes;
+mod network;
 mod preflight;
 mod refusals;
 mod services;

@@ -72,15 +72,15 @@ pub(crate) fn spec(generation: u64) -> StreamSpec {
     }
 }
 
-struct Pair {
+pub(crate) struct Pair {
     source: TestCluster,
     target: TestCluster,
-    from: Client,
+    pub(crate) from: Client,
     to: Client,
 }
 
 impl Pair {
-    async fn start(source: u32, target: u32) -> Result<Self> {
+    pub(crate) async fn start(source: u32, target: u32) -> Result<Self> {
         let (source, target) = (TestCluster::start(source)?, TestCluster::start(target)?);
         let from = source.create_database(DATABASE, SCHEMA).await?;
         let to = target.create_database(DATABASE, "").await?;
@@ -89,7 +89,7 @@ impl Pair {
         Ok(Self { source, target, from, to })
     }
 
-    fn source_end(&self) -> LocalEnd {
+    pub(crate) fn source_end(&self) -> LocalEnd {
         // The newer pg_dump reads both.
         let newer = if self.source.cluster.bin.ends_with("15/bin") && other_major() != 15 {
             &self.target.cluster.bin
@@ -103,12 +103,12 @@ impl Pair {
         }
     }
 
-    fn target_end(&self) -> LocalEnd {
+    pub(crate) fn target_end(&self) -> LocalEnd {
         LocalEnd::Target { dsn: self.target.config(DATABASE) }
     }
 
     /// Waits until the target has applied all that is in the source now.
-    async fn caught_up(&self, stream: &Running) -> Result<()> {
+    pub(crate) async fn caught_up(&self, stream: &Running) -> Result<()> {
         let now = position(&self.from).await?;
         stream.wait(|status| status.applied_lsn >= now).await.context("catch up")?;
         self.equal().await
@@ -165,7 +165,11 @@ impl Running {
 }
 
 /// Writers that leave an exact trail; each commits numbered rows until told to stop.
-fn load(pair: &Pair, writers: i32, stop: &CancellationToken) -> Vec<tokio::task::JoinHandle<Result<i64>>> {
+pub(crate) fn load(
+    pair: &Pair,
+    writers: i32,
+    stop: &CancellationToken,
+) -> Vec<tokio::task::JoinHandle<Result<i64>>> {
     (0..writers)
         .map(|writer| {
             let (dsn, stop) = (pair.source.config(DATABASE), stop.clone());
@@ -190,7 +194,7 @@ fn load(pair: &Pair, writers: i32, stop: &CancellationToken) -> Vec<tokio::task:
         .collect()
 }
 
-async fn seed_rows(client: &Client) -> Result<()> {
+pub(crate) async fn seed_rows(client: &Client) -> Result<()> {
     client
         .batch_execute(
             r"INSERT INTO customers (name, feels, extra) SELECT 'n' || g, 'sad', jsonb_build_object('g', g) FROM generate_series(1, 3000) g;
@@ -207,7 +211,7 @@ async fn seed_rows(client: &Client) -> Result<()> {
 }
 
 /// Changes of every kind that cannot simply be batched.
-async fn hard_changes(client: &Client) -> Result<()> {
+pub(crate) async fn hard_changes(client: &Client) -> Result<()> {
     for sql in [
         "UPDATE documents SET version = version + 1",
         "UPDATE documents SET version = version + 1, body = NULL WHERE id % 7 = 0",
@@ -390,13 +394,13 @@ async fn a_conflict_stops_the_stream_and_names_the_row() -> Result<()> {
     Ok(())
 }
 
-struct Authority {
+pub(crate) struct Authority {
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let mut params = rcgen::CertificateParams::default();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let key = rcgen::KeyPair::generate()?;
@@ -404,7 +408,7 @@ impl Authority {
         Ok(Self { issuer: rcgen::Issuer::new(params, key), pem })
     }
 
-    fn identity(&self, name: &str) -> Result<Identity> {
+    pub(crate) fn identity(&self, name: &str) -> Result<Identity> {
         let key = rcgen::KeyPair::generate()?;
         let certificate =
             rcgen::CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &self.issuer)?;
@@ -417,7 +421,7 @@ impl Authority {
 }
 
 /// Answers streams with this half.
-fn agent(listener: Listener, end: LocalEnd) -> AbortOnDropHandle<()> {
+pub(crate) fn agent(listener: Listener, end: LocalEnd) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
         while let Some(incoming) = listener.accept().await {
             let end = end.clone();

@@ -1,3 +1,4 @@
 //! Real PostgreSQL, real sockets, for tests.
 
+pub mod network;
 pub mod postgres;
