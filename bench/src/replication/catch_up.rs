@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::{PATIENCE, Server, median};
+use super::{PATIENCE, Server, median, rows};
 
 /// How often native replication is asked where it is.
 const ASK: Duration = Duration::from_millis(10);
@@ -215,17 +215,6 @@ impl Round {
     }
 }
 
-async fn rows(client: &Client, work: Work) -> Result<Vec<(i64, i64)>> {
-    let mut all = Vec::new();
-    for table in work.tables() {
-        let sql =
-            format!("SELECT count(*), coalesce(sum(hashtext(t::text)::bigint), 0)::bigint FROM {table} t");
-        let row = client.query_one(&sql, &[]).await?;
-        all.push((row.get(0), row.get(1)));
-    }
-    Ok(all)
-}
-
 /// Native's time and ours.
 async fn round(
     servers: (&Server, &Server),
@@ -261,10 +250,13 @@ async fn round(
         }
         own_rows.batch_execute("CHECKPOINT").await?;
     }
-    let there = rows(&client, work).await?;
-    ensure!(there == rows(&own_rows, work).await?, "Godwit's target differs from the source");
+    let there = rows(&client, work.tables()).await?;
+    ensure!(there == rows(&own_rows, work.tables()).await?, "Godwit's target differs from the source");
     if !plan.alone {
-        ensure!(there == rows(&native_rows, work).await?, "the native target differs from the source");
+        ensure!(
+            there == rows(&native_rows, work.tables()).await?,
+            "the native target differs from the source"
+        );
         slot::drop_slot(&client, &round.native).await.ok();
     }
     slot::drop_slot(&client, &spec.slot).await?;

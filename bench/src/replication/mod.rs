@@ -74,3 +74,15 @@ fn median(mut all: Vec<Duration>) -> f64 {
     all.sort();
     all.get(all.len() / 2).map_or(f64::NAN, Duration::as_secs_f64)
 }
+
+/// Number and sum of hashes of each table's rows.
+async fn rows(client: &Client, tables: &[&str]) -> Result<Vec<(i64, i64)>> {
+    let mut all = Vec::new();
+    for table in tables {
+        let sql =
+            format!("SELECT count(*), coalesce(sum(hashtext(t::text)::bigint), 0)::bigint FROM {table} t");
+        let row = client.query_one(&sql, &[]).await?;
+        all.push((row.get(0), row.get(1)));
+    }
+    Ok(all)
+}
