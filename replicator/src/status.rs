@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use crate::error::Cause;
 use crate::lsn::Lsn;
-use crate::verify::Recorder;
 
 /// What the stream is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,6 +82,4 @@ pub struct StreamStatus {
     pub transactions: u64,
     /// Row changes applied since this process started.
     pub changes: u64,
-    /// Remembers which rows changed, where somebody wants to verify just those.
-    pub recorder: Recorder,
 }

@@ -241,10 +241,7 @@ async fn one(source: &Server, target: &Server, who: Who, at: usize) -> Result<Du
 
 /// Runs it and prints seconds and ratios.
 pub(crate) fn run(plan: &Plan) -> Result<()> {
-    if cfg!(debug_assertions) {
-        println!("built without optimisation: the ratio says little; use --release");
-    }
-    tokio::runtime::Runtime::new()?.block_on(measure(plan))
+    super::run(measure(plan))
 }
 
 async fn measure(plan: &Plan) -> Result<()> {

@@ -86,3 +86,11 @@ async fn rows(client: &Client, tables: &[&str]) -> Result<Vec<(i64, i64)>> {
     }
     Ok(all)
 }
+
+/// Runs a measurement; says so where its figures mean little.
+fn run(measurement: impl Future<Output = Result<()>>) -> Result<()> {
+    if cfg!(debug_assertions) {
+        println!("built without optimisation: the ratio says little; use --release");
+    }
+    tokio::runtime::Runtime::new()?.block_on(measurement)
+}

@@ -145,20 +145,9 @@ impl Pump<'_> {
                 self.copy.note(frame, crate::clock::now());
                 copying = true;
             }
-            self.record(&work);
             let _ = self.work.send(work);
         }
         Ok(copying)
-    }
-
-    /// For a verification of what changed only.
-    fn record(&self, work: &Work) {
-        match work {
-            Work::Transaction { transaction, .. } => self.status.borrow().recorder.note(&transaction.changes),
-            // Too much to remember.
-            Work::LargeBegin(_) => self.status.borrow().recorder.note_gap(),
-            _ => {}
-        }
     }
 
     async fn run(&mut self, mut finished: mpsc::UnboundedReceiver<Done>) -> Result<(), Error> {

@@ -227,15 +227,10 @@ impl Pump<'_> {
         let now = crate::clock::now();
         match committed {
             Committed::Whole(transaction) => {
-                self.status.borrow().recorder.note(&transaction.changes);
                 self.machine.handle_transaction(&transaction, now)?;
                 Ok(None)
             }
-            Committed::Large(large) => {
-                // Too much to remember row by row.
-                self.status.borrow().recorder.note_gap();
-                Ok(self.machine.handle_large(large.header(), now).then_some(large))
-            }
+            Committed::Large(large) => Ok(self.machine.handle_large(large.header(), now).then_some(large)),
         }
     }
 

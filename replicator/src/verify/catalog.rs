@@ -12,8 +12,6 @@ use crate::fence::{refused, rows};
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Description {
     pub(super) name: String,
-    pub(super) schema: String,
-    pub(super) relation: String,
     /// `p` permanent, `u` unlogged.
     pub(super) persistence: String,
     pub(super) rows: f64,
@@ -65,8 +63,6 @@ pub(super) enum Way {
 #[derive(Clone, Debug)]
 pub(super) struct Table {
     pub(super) name: String,
-    /// Schema and name, always quoted.
-    pub(super) canonical: String,
     pub(super) columns: Vec<Column>,
     pub(super) key: Vec<KeyColumn>,
     pub(super) way: Way,
@@ -90,7 +86,7 @@ pub(super) struct Catalog {
 
 /// What describes a collation across versions: the catalogue's columns changed their names.
 const SQL: &str = "WITH c AS (
-  SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name, n.nspname, c.relname, c.relpersistence, c.reltuples, c.reltoastrelid
+  SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name, c.relpersistence, c.reltuples, c.reltoastrelid
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   WHERE c.relkind = 'r' AND c.relpersistence <> 't'
     AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
@@ -132,7 +128,7 @@ key AS (
   JOIN pg_attribute a ON a.attrelid = k.indrelid AND a.attnum = i.indkey[p.place]
   JOIN pg_opclass o ON o.oid = i.indclass[p.place]
   GROUP BY 1)
-SELECT json_build_object('name', c.name, 'schema', c.nspname, 'relation', c.relname, 'persistence', c.relpersistence, 'rows', c.reltuples,
+SELECT json_build_object('name', c.name, 'persistence', c.relpersistence, 'rows', c.reltuples,
   'pages', pg_relation_size(c.oid) / current_setting('block_size')::bigint,
   'toast_bytes', CASE c.reltoastrelid WHEN 0 THEN 0 ELSE pg_relation_size(c.reltoastrelid) END,
   'columns', coalesce(columns.list, '[]'), 'key', key.list)
@@ -204,8 +200,7 @@ fn join(here: Description, there: &Description, missing: &mut Vec<Missing>) -> T
         here.rows as u64
     };
     let columns = here.columns.into_iter().filter(|column| !lacks(&there.columns, &column.name)).collect();
-    let canonical = super::changes::canonical(&here.schema, &here.relation);
-    Table { name: here.name, canonical, columns, key, way, large, rows, pages: here.pages }
+    Table { name: here.name, columns, key, way, large, rows, pages: here.pages }
 }
 
 /// Bytes of out-of-line values above which they are hashed one by one.

@@ -11,14 +11,13 @@
 //! Live, the source is read first; its WAL position is taken; when the stream has applied that, the target is read. So the target
 //! may be ahead of what was read of the source, never behind. A chunk that is equal is proven equal at that position. One
 //! that is not is cut down to keys ([`Walk`]), and a key is read again until it is equal or is proven not to have moved
-//! ([`Settle`], with the proof). `walk`, `settle`, `pace` and `changes` do no I/O; `simulation` (a test) runs them against
+//! ([`Settle`], with the proof). `walk`, `settle` and `pace` do no I/O; `simulation` (a test) runs them against
 //! every kind of movement.
 //!
 //! What it cannot see: values equal as text but not otherwise; rows of unlogged tables, large objects and materialised views,
 //! which the stream does not carry either.
 
 mod catalog;
-mod changes;
 mod digest;
 mod pace;
 mod range;
@@ -32,7 +31,6 @@ mod sql;
 mod sweep;
 mod walk;
 
-pub use changes::{Changed, Recorder};
 pub use digest::{TableBuckets, TableDigest, begin_snapshot, buckets, differences, digest, digest_snapshot};
 pub use pace::Pace;
 pub use range::{Key, Pair, Range, RowMark, Side, Sum};

@@ -10,7 +10,6 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::catalog::{self, Catalog, Table, Way};
-use super::changes::Changed;
 use super::pace::Pace;
 use super::range::{Key, Range};
 use super::reader::{Follower, Reader, gone, too_slow};
@@ -25,8 +24,6 @@ use crate::error::Error;
 pub struct Options {
     /// Only these tables (`schema.table`, as [`Difference::table`]); `None`: all.
     pub tables: Option<Vec<String>>,
-    /// Only rows that are known to have changed; `None`: every row.
-    pub changed: Option<BTreeMap<String, Changed>>,
     /// Report the differing values too.
     pub values: bool,
     /// How fast.
@@ -45,7 +42,6 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             tables: None,
-            changed: None,
             values: false,
             pace: Pace::default(),
             max_lag: 16 << 20,
@@ -136,10 +132,7 @@ pub async fn run(
         }
     }
     let tables = std::mem::take(&mut catalog.tables);
-    match &options.changed {
-        Some(changed) => run.changed(&tables, changed).await?,
-        None => run.all(&tables).await?,
-    }
+    run.all(&tables).await?;
     run.progress.table = None;
     run.progress.after = None;
     run.progress.tables_done = run.progress.tables;
@@ -340,32 +333,6 @@ impl Run<'_> {
             stride.chunk = stride.chunk.min((rate / 2).max(1));
         }
         stride
-    }
-
-    /// Only what is known to have changed.
-    async fn changed(&mut self, tables: &[Table], changed: &BTreeMap<String, Changed>) -> Result<(), Error> {
-        let start = match self.progress.table.clone() {
-            Some(table) => tables.partition_point(|other| other.name < table),
-            None => 0,
-        };
-        self.progress.after = None;
-        for (place, table) in tables.iter().enumerate().skip(start) {
-            let Some(changes) = changed.get(&table.canonical) else { continue };
-            self.progress.tables_done = place as u64;
-            self.progress.table = Some(table.name.clone());
-            self.tell()?;
-            match changes.keys_for(&table.key) {
-                Some(keys) if table.way != Way::Multiset => {
-                    self.progress.rows += keys.len() as u64;
-                    match self.walk(table, Walk::of_keys(self.stride(), keys)).await {
-                        Err(error) if gone(&error) => self.vanished(table).await?,
-                        other => other?,
-                    }
-                }
-                _ => self.one(table, None).await?,
-            }
-        }
-        Ok(())
     }
 
     /// Reads what the walk wants until it is done.

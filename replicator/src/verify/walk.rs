@@ -160,7 +160,7 @@ impl Walk {
         }
     }
 
-    /// Only these keys: what is known to have changed.
+    /// Only these keys: those that a sweep found to differ.
     pub fn of_keys(stride: Stride, keys: impl IntoIterator<Item = Key>) -> Self {
         let mut this = Self::new(stride, None);
         this.exhausted = true;
