@@ -11,10 +11,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use migration::cutover::{Capacity, State};
 use migration::units::Zone;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::access::Identities;
 use crate::admin::{self, AdminState};
 use crate::clock;
 use crate::config::model::{Config, Driver, Resource};
@@ -34,7 +34,7 @@ use crate::fronts::latencies::Recorder;
 use crate::fronts::pools::Pool;
 use crate::fronts::routes::{ResourceFront, Routes, report};
 use crate::links::Links;
-use crate::store::Journal;
+use crate::store::{Journal, Tokens};
 use crate::telemetry;
 
 /// How often counters of the fronts reach the metrics.
@@ -79,16 +79,16 @@ pub fn run(config: Config) -> Result<()> {
         let _inside = runtime.enter();
         Arc::new(Links::new(&config)?)
     };
+    let identities = identities(&config)?;
     runtime.block_on(async {
-        let listener = TcpListener::bind(config.node.admin)
-            .await
-            .with_context(|| format!("cannot listen on {} (node.admin.listen)", config.node.admin))?;
+        let listener = admin::Listener::bind(&config.node.admin, &stop).await?;
         let shared = Shared { recorder: recorder.clone(), links: links.clone(), learner };
         let handles = start(&config, led, &journal, &shared, &stop, &tasks);
         let state = AdminState {
             config: config.clone(),
             resources: Arc::new(handles),
             journal: journal.clone(),
+            identities,
             metrics: Some(metrics),
         };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
@@ -106,7 +106,7 @@ pub fn run(config: Config) -> Result<()> {
         }));
         anyhow::Ok(())
     })?;
-    tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin, "godwit runs");
+    tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin.listen, "godwit runs");
 
     if fronts.is_empty() {
         runtime.block_on(terminated())?;
@@ -127,6 +127,14 @@ pub fn run(config: Config) -> Result<()> {
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(())
+}
+
+/// Who may use the admin listener.
+fn identities(config: &Config) -> Result<Arc<Identities>> {
+    let admin = &config.node.admin;
+    let tokens = Arc::new(Tokens::open(&config.node.state)?);
+    let secure = admin.tls.is_some();
+    Ok(Arc::new(Identities::new(tokens, admin.clients.clone(), admin.required, secure)))
 }
 
 async fn terminated() -> Result<()> {

@@ -2,9 +2,10 @@
 
 use rand::Rng;
 
+const LETTERS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
 /// A short id that no other will have: 12 characters of base 32 without look-alikes.
 pub fn id() -> String {
-    const LETTERS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
     let mut luck = rand::rng();
     (0..12).map(|_| char::from(LETTERS[luck.random_range(0..LETTERS.len())])).collect()
 }
@@ -12,4 +13,10 @@ pub fn id() -> String {
 /// A seed for a generator that must be repeatable within the process.
 pub fn seed() -> u64 {
     rand::rng().random()
+}
+
+/// A secret that nobody guesses: 256 bits as 52 characters of base 32.
+pub fn secret() -> String {
+    let mut luck = rand::rng();
+    (0..52).map(|_| char::from(LETTERS[luck.random_range(0..LETTERS.len())])).collect()
 }

@@ -1,4 +1,6 @@
-//! The admin listener: API, metrics, probes. Loopback only in this version (no access control yet).
+//! The admin listener: API, metrics, probes.
+//!
+//! Who may use which route: [`access`], `docs/access.md`.
 //!
 //! | route | |
 //! |---|---|
@@ -17,8 +19,14 @@
 //! | `GET /api/v1/resources/{id}/doctor` | GO or NO-GO: what is wrong with its databases, and what mends it |
 //! | `GET /api/v1/zones` | every zone: where it is, who has a placement there |
 //! | `GET /api/v1/history` | migrations of all resources |
+//! | `GET /api/v1/whoami` | who the caller is, and what it may do |
+//! | `POST /api/v1/session` | `{token}` → a cookie that stands for it; `DELETE` ends it |
+//! | `GET /api/v1/tokens`, `POST`, `DELETE /api/v1/tokens/{id}` | tokens; one is shown once, when it is made |
 //! | `GET /metrics`, `/livez`, `/readyz?verbose` | |
 
+pub mod access;
+mod access_routes;
+mod listener;
 mod problem;
 mod routes;
 
@@ -26,13 +34,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use access::Identities;
 
 use crate::config::model::Config;
 use crate::controller::ResourceHandle;
 use crate::store::Journal;
 
+pub use listener::{Listener, Peer};
 pub use problem::Problem;
 
 /// What the routes answer from.
@@ -44,11 +54,14 @@ pub struct AdminState {
     pub resources: Arc<BTreeMap<String, ResourceHandle>>,
     /// History.
     pub journal: Arc<Journal>,
+    /// Who is who.
+    pub identities: Arc<Identities>,
     /// Renders `/metrics`; none: a process without a recorder.
     pub metrics: Option<PrometheusHandle>,
 }
 
 /// Serves until cancelled.
-pub async fn serve(listener: TcpListener, state: AdminState, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, routes::router(state)).with_graceful_shutdown(stop.cancelled_owned()).await
+pub async fn serve(listener: Listener, state: AdminState, stop: CancellationToken) -> std::io::Result<()> {
+    let service = routes::router(state).into_make_service_with_connect_info::<Peer>();
+    axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
 }

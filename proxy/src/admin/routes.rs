@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 
+use super::access::guard::{self, Guard};
+use super::access::{Caller, Permission, Routes};
+use super::access_routes as access;
 use super::{AdminState, Problem};
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
@@ -18,33 +21,52 @@ use crate::store::{RunRow, StoreError};
 
 /// Largest request body, bytes.
 const BODY_LIMIT: usize = 64 << 10;
-/// Who asks, for the history; the API knows no users yet.
-const OPERATOR: HeaderName = HeaderName::from_static("x-godwit-operator");
 
 type Answer<T> = Result<T, Problem>;
 
 pub(super) fn router(state: AdminState) -> Router {
-    let resource = Router::new()
-        .route("/", get(resource))
-        .route("/score", get(score))
-        .route("/replication", get(replication))
-        .route("/verification", get(verification).post(verify).delete(stop_verification))
-        .route("/zones", get(choice))
-        .route("/doctor", get(examination))
-        .route("/migrations", get(migrations).post(migrate))
-        .route("/migrations/{mid}", get(migration))
-        .route("/migrations/{mid}/abort", post(abort));
-    Router::new()
-        .route("/api/v1/resources", get(resources))
-        .nest("/api/v1/resources/{id}", resource)
-        .route("/api/v1/zones", get(all_zones))
-        .route("/api/v1/history", get(history))
-        .route("/metrics", get(metrics))
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
+    let (router, table) = routes().finish();
+    let hosts = state.config.node.admin.hosts.clone().into();
+    let guard = Guard { table, hosts, identities: state.identities.clone() };
+    router
+        .route_layer(from_fn_with_state(guard, guard::check))
         .fallback(|uri: Uri| async move { Problem::not_found("route", uri.path()) })
+        .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
+            let what = format!("{} does not take {method}", uri.path());
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", what)
+        })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(state)
+}
+
+/// Every route, with what it needs.
+fn routes() -> Routes {
+    use Permission::{Administer, Operate, Public, Read};
+    Routes::default()
+        .get("/api/v1/resources", Read, resources)
+        .get("/api/v1/resources/{id}", Read, resource)
+        .get("/api/v1/resources/{id}/score", Read, score)
+        .get("/api/v1/resources/{id}/replication", Read, replication)
+        .get("/api/v1/resources/{id}/verification", Read, verification)
+        .post("/api/v1/resources/{id}/verification", Operate, verify)
+        .delete("/api/v1/resources/{id}/verification", Operate, stop_verification)
+        .get("/api/v1/resources/{id}/zones", Read, choice)
+        .get("/api/v1/resources/{id}/doctor", Read, examination)
+        .get("/api/v1/resources/{id}/migrations", Read, migrations)
+        .post("/api/v1/resources/{id}/migrations", Operate, migrate)
+        .get("/api/v1/resources/{id}/migrations/{mid}", Read, migration)
+        .post("/api/v1/resources/{id}/migrations/{mid}/abort", Operate, abort)
+        .get("/api/v1/zones", Read, all_zones)
+        .get("/api/v1/history", Read, history)
+        .get("/metrics", Read, metrics)
+        .get("/livez", Public, async || "ok\n")
+        .get("/readyz", Public, ready)
+        .get("/api/v1/whoami", Read, access::whoami)
+        .post("/api/v1/session", Public, access::log_in)
+        .delete("/api/v1/session", Public, access::log_out)
+        .get("/api/v1/tokens", Administer, access::tokens)
+        .post("/api/v1/tokens", Administer, access::create_token)
+        .delete("/api/v1/tokens/{id}", Administer, access::revoke_token)
 }
 
 fn find<'a>(state: &'a AdminState, id: &str) -> Answer<&'a ResourceHandle> {
@@ -56,8 +78,9 @@ fn store(error: StoreError) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", text)
 }
 
-async fn resources(State(state): State<AdminState>) -> Json<Vec<Arc<ResourceView>>> {
-    Json(state.resources.values().map(|handle| handle.view.load_full()).collect())
+async fn resources(State(state): State<AdminState>, caller: Caller) -> Json<Vec<Arc<ResourceView>>> {
+    let known = state.resources.iter().filter(|(name, _)| caller.knows(name));
+    Json(known.map(|(_, handle)| handle.view.load_full()).collect())
 }
 
 async fn resource(
@@ -133,8 +156,10 @@ async fn migrations(
 async fn history(
     State(state): State<AdminState>,
     Query(page): Query<Page>,
+    caller: Caller,
 ) -> Answer<Json<Vec<MigrationView>>> {
-    let runs = state.journal.runs(page.resource.as_deref(), page.limit.min(1000)).map_err(store)?;
+    let mut runs = state.journal.runs(page.resource.as_deref(), page.limit.min(1000)).map_err(store)?;
+    runs.retain(|run| caller.knows(&run.resource));
     views(&state, runs).map(Json)
 }
 
@@ -158,11 +183,6 @@ struct MigrateRequest {
     dry_run: bool,
 }
 
-fn operator(headers: &HeaderMap) -> String {
-    let named = headers.get(OPERATOR).and_then(|name| name.to_str().ok()).filter(|name| !name.is_empty());
-    named.unwrap_or("api").chars().take(100).collect()
-}
-
 /// No body at all asks for the default; a wrong one is an error.
 fn or_default<T: Default>(body: Result<Json<T>, JsonRejection>, headers: &HeaderMap) -> Answer<T> {
     match body {
@@ -177,13 +197,14 @@ fn or_default<T: Default>(body: Result<Json<T>, JsonRejection>, headers: &Header
 async fn migrate(
     State(state): State<AdminState>,
     Path(id): Path<String>,
+    caller: Caller,
     headers: HeaderMap,
     body: Result<Json<MigrateRequest>, JsonRejection>,
 ) -> Answer<Response> {
     let handle = find(&state, &id)?;
     let request: MigrateRequest = or_default(body, &headers)?;
     let dry_run = request.dry_run;
-    let by = operator(&headers);
+    let by = caller.name;
     let plan = handle
         .ask(|reply| Command::Migrate { to: request.to, by, dry_run, reply })
         .await
@@ -196,10 +217,10 @@ async fn migrate(
 async fn abort(
     State(state): State<AdminState>,
     Path((id, mid)): Path<(String, String)>,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Answer<StatusCode> {
     let handle = find(&state, &id)?;
-    let by = operator(&headers);
+    let by = caller.name;
     handle
         .ask(|reply| Command::Abort { id: mid, by, reply })
         .await
@@ -217,22 +238,23 @@ async fn verification(
 async fn verify(
     State(state): State<AdminState>,
     Path(id): Path<String>,
+    caller: Caller,
     headers: HeaderMap,
     body: Result<Json<VerifyRequest>, JsonRejection>,
 ) -> Answer<(StatusCode, Json<VerificationView>)> {
     let handle = find(&state, &id)?;
     let request = or_default(body, &headers)?;
-    let view = handle.verifications.start(request, operator(&headers), &handle.view.load())?;
+    let view = handle.verifications.start(request, caller.name, &handle.view.load())?;
     Ok((StatusCode::ACCEPTED, Json(view)))
 }
 
 async fn stop_verification(
     State(state): State<AdminState>,
     Path(id): Path<String>,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Answer<Json<VerificationView>> {
     let verifications = &find(&state, &id)?.verifications;
-    if !verifications.stop(&format!("stopped by {}", operator(&headers))) {
+    if !verifications.stop(&format!("stopped by {}", caller.name)) {
         return Err(Problem::new(StatusCode::CONFLICT, "conflict", "no verification is under way"));
     }
     Ok(Json(verifications.view()))
@@ -267,3 +289,6 @@ async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
     let brief = if ready { "ok\n" } else { "holding\n" };
     (status, if verbose { text } else { brief.to_owned() }).into_response()
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,7 +77,7 @@ fn summary(path: &Path, config: &Config) -> String {
         "node".to_owned(),
         node.name.clone(),
         format!("in {}", node.zone),
-        format!("admin {}", node.admin),
+        format!("admin {}", node.admin.listen),
         node.link.as_ref().map_or("no link".into(), |link| format!("link {}", link.listen)),
         format!(
             "holds {} requests, {}, {:?}",
@@ -213,7 +213,7 @@ fn summary_json(path: &Path, config: &Config) -> Value {
             "name": node.name,
             "zone": node.zone,
             "state": node.state.display().to_string(),
-            "admin": node.admin.to_string(),
+            "admin": node.admin.listen.to_string(),
             "link": node.link.as_ref().map(|link| link.listen.to_string()),
             "threads": node.threads,
             "hold": {

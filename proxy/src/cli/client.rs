@@ -1,13 +1,19 @@
 //! A small client of the admin API.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use serde::de::DeserializeOwned;
 
 use crate::admin::Problem;
@@ -17,7 +23,10 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Talks to one node.
 pub struct Client {
+    /// `http://host:port` or with https.
     address: String,
+    token: Option<String>,
+    ca: Option<PathBuf>,
 }
 
 /// What the API said, when it did not do what was asked.
@@ -26,9 +35,23 @@ pub struct Client {
 pub struct Refusal(pub Problem);
 
 impl Client {
-    /// A client of the admin listener at `host:port`.
+    /// A client of the admin listener at `host:port`, or `https://host:port`.
     pub fn new(address: &str) -> Self {
-        Self { address: address.trim_start_matches("http://").trim_end_matches('/').to_owned() }
+        let address = address.trim_end_matches('/');
+        let scheme = if address.contains("://") { "" } else { "http://" };
+        Self { address: format!("{scheme}{address}"), token: None, ca: None }
+    }
+
+    /// Shows this token.
+    #[must_use]
+    pub fn with_token(self, token: Option<String>) -> Self {
+        Self { token, ..self }
+    }
+
+    /// Trusts the authorities in this PEM file, instead of the system's.
+    #[must_use]
+    pub fn with_ca(self, ca: Option<PathBuf>) -> Self {
+        Self { ca, ..self }
     }
 
     /// `GET`, outside a runtime.
@@ -77,8 +100,12 @@ impl Client {
         path: &str,
         body: Option<&serde_json::Value>,
     ) -> Result<(StatusCode, Bytes)> {
-        let client: HttpClient<_, Full<Bytes>> = HttpClient::builder(TokioExecutor::new()).build_http();
-        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
+        let client: HttpClient<_, Full<Bytes>> =
+            HttpClient::builder(TokioExecutor::new()).build(self.connector()?);
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.address));
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
         if let Ok(user) = std::env::var("USER") {
             request = request.header("x-godwit-operator", user);
         }
@@ -97,6 +124,27 @@ impl Client {
         })?;
         let status = response.status();
         Ok((status, response.into_body().collect().await?.to_bytes()))
+    }
+}
+
+impl Client {
+    fn connector(&self) -> Result<HttpsConnector<HttpConnector>> {
+        let mut roots = RootCertStore::empty();
+        if self.address.starts_with("https:") {
+            match &self.ca {
+                Some(path) => {
+                    let unreadable = || format!("cannot use {} (--ca)", path.display());
+                    for certificate in CertificateDer::pem_file_iter(path).with_context(unreadable)? {
+                        roots.add(certificate.with_context(unreadable)?).with_context(unreadable)?;
+                    }
+                }
+                None => {
+                    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                }
+            }
+        }
+        let tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        Ok(HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build())
     }
 }
 

@@ -5,6 +5,7 @@ pub mod check;
 pub mod client;
 mod pki;
 mod render;
+mod token;
 mod verbs;
 mod verify;
 
@@ -12,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use check::Format as Output;
@@ -25,7 +27,7 @@ struct Arguments {
     /// How results are printed.
     #[arg(short, long, global = true, value_enum, default_value = "table")]
     output: Output,
-    /// Address of a running godwit's admin listener.
+    /// Address of a running godwit's admin listener; https://HOST:PORT where it has TLS.
     #[arg(
         long,
         global = true,
@@ -34,6 +36,12 @@ struct Arguments {
         value_name = "HOST:PORT"
     )]
     admin: String,
+    /// PEM file of the authority that signed the admin listener's certificate; default: the system's authorities.
+    #[arg(long, global = true, env = "GODWIT_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// File with the token to show; or the token itself in the variable GODWIT_TOKEN.
+    #[arg(long, global = true, env = "GODWIT_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -134,6 +142,9 @@ enum Command {
     /// Certificates of the link between nodes.
     #[command(subcommand)]
     Pki(Pki),
+    /// Tokens of the API: who may do what.
+    #[command(subcommand)]
+    Token(token::Command),
 }
 
 #[derive(Debug, Subcommand)]
@@ -157,7 +168,13 @@ pub fn main() -> ExitCode {
     }
     let arguments = Arguments::parse();
     let output = arguments.output;
-    let client = client::Client::new(&arguments.admin);
+    let client = match client(&arguments) {
+        Ok(client) => client,
+        Err(error) => {
+            eprintln!("godwit: {error:#}");
+            return ExitCode::from(1);
+        }
+    };
     let result = match arguments.command {
         Command::Run { config } => return run_node(&config, output),
         Command::Check { config } => return check::run(&config, output),
@@ -179,11 +196,23 @@ pub fn main() -> ExitCode {
             demo_orders(orders::Options { listen, dsn, connections })
         }
         Command::Pki(Pki::Init { directory, nodes }) => pki::init(&directory, &nodes),
+        Command::Token(command) => token::run(&client, command, output),
     };
     result.unwrap_or_else(|error| {
         eprintln!("godwit: {error:#}");
         ExitCode::from(1)
     })
+}
+
+fn client(arguments: &Arguments) -> anyhow::Result<client::Client> {
+    let token = match &arguments.token_file {
+        Some(path) => {
+            Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?)
+        }
+        None => std::env::var("GODWIT_TOKEN").ok(),
+    };
+    let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+    Ok(client::Client::new(&arguments.admin).with_token(token).with_ca(arguments.ca.clone()))
 }
 
 fn demo_orders(options: orders::Options) -> anyhow::Result<ExitCode> {

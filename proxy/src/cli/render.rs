@@ -2,12 +2,15 @@
 
 use std::fmt::Write as _;
 
+use migration::units::Timestamp;
+
 use crate::config::catalogue::Catalogue;
 use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
 use crate::controller::verification::{Standing, VerificationView};
 use crate::controller::view::{DecisionView, GuardView, MigrationView, ModeView, ResourceView};
 use crate::controller::zones::{ChoiceView, ZoneView};
+use crate::store::{Rejected, TokenView};
 
 /// Rows of cells, columns as wide as their widest cell.
 fn table(head: &[&str], rows: &[Vec<String>]) -> String {
@@ -317,6 +320,32 @@ pub(super) fn history(runs: &[MigrationView]) -> String {
         })
         .collect();
     table(&["STARTED", "RESOURCE", "ID", "MOVE", "BY", "STATE", "HELD", "COMPARED", "REASON"], &rows)
+}
+
+pub(super) fn tokens(tokens: &[TokenView], now: Timestamp) -> String {
+    let rows: Vec<Vec<String>> = tokens
+        .iter()
+        .map(|token| {
+            let state = match token.check(now) {
+                Ok(()) => token.expires_ms.map_or("counts".into(), |end| format!("until {}", moment(end))),
+                Err(Rejected::Revoked) => {
+                    format!("revoked by {}", token.revoked_by.as_deref().unwrap_or("somebody"))
+                }
+                Err(_) => "expired".into(),
+            };
+            let resources = token.resources.as_ref();
+            vec![
+                token.id.clone(),
+                token.name.clone(),
+                token.role.to_string(),
+                resources.map_or("all".into(), |names| names.iter().cloned().collect::<Vec<_>>().join(", ")),
+                moment(token.created_ms),
+                token.created_by.clone(),
+                state,
+            ]
+        })
+        .collect();
+    table(&["ID", "NAME", "ROLE", "RESOURCES", "MADE", "BY", "STATE"], &rows)
 }
 
 /// For each resource the verdict, then each finding with what mends it on a line of its own, to be copied.

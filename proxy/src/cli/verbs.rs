@@ -19,7 +19,11 @@ const REFUSED: u8 = 4;
 /// The exit code of a move that was rolled back.
 const ROLLED_BACK: u8 = 5;
 
-fn show<T: serde::Serialize>(output: Output, value: &T, table: impl FnOnce(&T) -> String) -> Result<()> {
+pub(super) fn show<T: serde::Serialize>(
+    output: Output,
+    value: &T,
+    table: impl FnOnce(&T) -> String,
+) -> Result<()> {
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(value)?),
         Output::Table => print!("{}", table(value)),

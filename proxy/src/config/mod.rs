@@ -6,6 +6,7 @@
 //!
 //! Never here: text substitution, secrets in messages, a guess about what a bare number means.
 
+mod admin;
 pub mod catalogue;
 mod database;
 mod drivers;

@@ -10,6 +10,8 @@ use migration::policy::Policy;
 use replicator::postgres::Dsn;
 use replicator::spill::Spill;
 
+use crate::admin::access::{Role, Scope};
+
 /// Everything a node was told.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -33,7 +35,7 @@ pub struct Node {
     /// Directory of the embedded database.
     pub state: PathBuf,
     /// Admin listener (API, metrics, probes).
-    pub admin: SocketAddr,
+    pub admin: Admin,
     /// The link to nodes in other zones.
     pub link: Option<NodeLink>,
     /// Worker threads of the fronts.
@@ -42,6 +44,43 @@ pub struct Node {
     pub hold: HoldLimits,
     /// What open transactions of a stream's source may take up here, and where the rest goes.
     pub spill: Spill,
+}
+
+/// The admin listener, and who may use it.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// TCP address.
+    pub listen: SocketAddr,
+    /// Names it answers to besides its addresses and `localhost`, lower-case.
+    pub hosts: Vec<String>,
+    /// Every caller proves who it is; false only on loopback.
+    pub required: bool,
+    /// Its certificate; none only on loopback.
+    pub tls: Option<AdminTls>,
+    /// What clients' certificates give.
+    pub clients: Vec<ClientRule>,
+}
+
+/// PEM files of the admin listener.
+#[derive(Clone, Debug)]
+pub struct AdminTls {
+    /// Certificate chain.
+    pub cert: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+    /// The authority that signs clients; none: clients show no certificate.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// What a client's certificate gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientRule {
+    /// A DNS name of the certificate.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// To which resources.
+    pub scope: Scope,
 }
 
 /// The QUIC listener for nodes of other zones.

@@ -6,16 +6,14 @@ use std::time::Duration;
 use migration::zones::Location;
 use replicator::spill::Spill;
 
-use super::catalogue;
 use super::error::counted;
 use super::listeners::Listeners;
 use super::load::Surroundings;
 use super::model::{HoldLimits, LinkTls, Node, NodeLink, Zone};
 use super::walk::{Item, Section};
+use super::{admin, catalogue};
 
 const STATE: &str = "/var/lib/godwit";
-const ADMIN: std::net::SocketAddr =
-    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9900);
 
 /// Under the state directory: where open transactions go that outgrow the memory.
 const SPILL: &str = "spill";
@@ -48,10 +46,9 @@ pub(super) fn read<'a>(
         None => Some(PathBuf::from(STATE)),
     };
     let admin = if let Some(item) = section.optional("admin") {
-        admin(&item, listeners)
+        admin::read(&item, around, listeners)
     } else {
-        listeners.add(item, ADMIN, "the admin listener");
-        Some(ADMIN)
+        Some(admin::by_default(item, listeners))
     };
     let link = section.optional("link").map(|item| link(&item, around));
     let threads = match section.optional("threads") {
@@ -86,26 +83,6 @@ pub(super) fn read<'a>(
         })
     };
     Some(ReadNode { node: node(), zone, link: has_link, hold_time: hold.map(|hold| hold.time) })
-}
-
-fn admin<'a>(item: &Item<'a>, listeners: &mut Listeners<'a>) -> Option<std::net::SocketAddr> {
-    let mut section = item.section()?;
-    let listen = section.required("listen", "listen: 127.0.0.1:9900");
-    section.unsupported("tls", "TLS on the admin listener is not in this version", "listen on loopback");
-    section.unsupported("tokens", "API tokens are not in this version", "listen on loopback");
-    section.finish();
-    let listen = listen?;
-    let address = listen.address()?;
-    listeners.add(&listen, address, "the admin listener");
-    if !address.ip().is_loopback() {
-        let port = address.port();
-        listen.wrong(
-            "is not loopback, and this version has neither TLS nor tokens for the admin listener",
-            format!("127.0.0.1:{port}"),
-        );
-        return None;
-    }
-    Some(address)
 }
 
 fn link(item: &Item<'_>, around: &Surroundings<'_>) -> Option<NodeLink> {

@@ -101,7 +101,7 @@ fn the_base_is_understood() {
     let config = load(BASE).expect("the base is valid");
     assert_eq!(config.node.name, "edge-1");
     assert_eq!(config.node.state, Path::new("/var/lib/godwit"));
-    assert_eq!(config.node.admin.to_string(), "127.0.0.1:9900");
+    assert_eq!(config.node.admin.listen.to_string(), "127.0.0.1:9900");
     assert_eq!(config.node.hold.requests, 10_000);
     assert_eq!(config.node.spill.memory, 64 << 20);
     assert_eq!(config.node.spill.directory, config.node.state.join("spill"));

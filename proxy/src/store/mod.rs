@@ -1,9 +1,11 @@
 //! The embedded database under `node.state`: journal of the cutover machine and history of its runs.
 //!
 //! SQLite in WAL mode with `synchronous = FULL`: a record that [`Journal::append`] returned from survives a power cut.
-//! One process at a time: the database is locked exclusively.
+//! One process at a time: the database is locked exclusively. Tokens of the API are in a file of their own ([`Tokens`]).
 
 mod journal;
 mod record;
+mod tokens;
 
 pub use journal::{AFTER_APPEND, Journal, JournalRow, RunRow, StoreError};
+pub use tokens::{Issued, NewToken, Rejected, TokenView, Tokens};

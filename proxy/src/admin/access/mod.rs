@@ -1,0 +1,17 @@
+//! Who may do what on the admin listener.
+//!
+//! Every route is added to `Routes` together with its [`Permission`]; there is no other way to add one, and what is not in
+//! that table is refused. Before a handler runs, `guard` has checked where the request says it comes from
+//! (`origin`), who sent it (`identity`), and whether that [`Caller`] may do this to this resource. Handlers get the
+//! caller as an argument, and leave out what it may not know of.
+
+mod caller;
+pub(super) mod guard;
+mod identity;
+mod origin;
+mod session;
+mod table;
+
+pub use caller::{Caller, Permission, Role, Scope, Via};
+pub use identity::Identities;
+pub(super) use table::Routes;

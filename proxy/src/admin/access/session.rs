@@ -1,0 +1,114 @@
+//! Sessions of the dashboard: a token is shown once, a cookie stands for it since.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::http::{HeaderMap, header};
+use migration::units::Timestamp;
+use sha2::{Digest, Sha256};
+
+/// How long a session lasts.
+const LIFE: Duration = Duration::from_secs(12 * 3600);
+/// Most sessions at a time; a new one ends the oldest.
+const MOST: usize = 1000;
+const COOKIE: &str = "godwit_session";
+
+type Key = [u8; 32];
+
+/// The open sessions: hashes of cookies, in memory only. A restart ends them all.
+#[derive(Default)]
+pub(super) struct Sessions(Mutex<HashMap<Key, Session>>);
+
+struct Session {
+    token: String,
+    ends: Timestamp,
+}
+
+impl Sessions {
+    /// Opens a session for the token of this id; its cookie, as the header's value.
+    pub(super) fn open(&self, token: &str, secure: bool, now: Timestamp) -> String {
+        let secret = crate::rng::secret();
+        let ends = Timestamp(now.0 + LIFE.as_millis() as u64);
+        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.retain(|_, session| session.ends > now);
+        if sessions.len() >= MOST
+            && let Some(oldest) = sessions.iter().min_by_key(|(_, session)| session.ends).map(|(key, _)| *key)
+        {
+            sessions.remove(&oldest);
+        }
+        sessions.insert(key(&secret), Session { token: token.to_owned(), ends });
+        cookie(&secret, LIFE, secure)
+    }
+
+    /// The id of the token that the request's cookie stands for.
+    pub(super) fn token(&self, headers: &HeaderMap, now: Timestamp) -> Option<String> {
+        let secret = shown(headers)?;
+        let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let session = sessions.get(&key(secret)).filter(|session| session.ends > now)?;
+        Some(session.token.clone())
+    }
+
+    /// Ends the request's session; the cookie that takes its own away.
+    pub(super) fn close(&self, headers: &HeaderMap, secure: bool) -> String {
+        if let Some(secret) = shown(headers) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(secret));
+        }
+        cookie("", Duration::ZERO, secure)
+    }
+}
+
+/// Whether the request shows a cookie of ours, good or not.
+pub(super) fn shown(headers: &HeaderMap) -> Option<&str> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .find_map(|pair| pair.trim().strip_prefix(COOKIE)?.strip_prefix('='))
+}
+
+fn cookie(value: &str, life: Duration, secure: bool) -> String {
+    let secure = if secure { "; Secure" } else { "" };
+    format!("{COOKIE}={value}; Path=/; Max-Age={}; HttpOnly; SameSite=Strict{secure}", life.as_secs())
+}
+
+fn key(secret: &str) -> Key {
+    Sha256::digest(secret.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(cookie: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let pair = cookie.split(';').next().expect("a pair");
+        headers.insert(header::COOKIE, format!("other=1; {pair}").parse().expect("a header"));
+        headers
+    }
+
+    #[test]
+    fn a_session_stands_for_its_token_until_it_ends() {
+        let sessions = Sessions::default();
+        let cookie = sessions.open("t1", true, Timestamp(0));
+        assert!(cookie.ends_with("; HttpOnly; SameSite=Strict; Secure"), "{cookie}");
+        let headers = with(&cookie);
+        assert_eq!(sessions.token(&headers, Timestamp(1)).as_deref(), Some("t1"));
+        assert_eq!(sessions.token(&headers, Timestamp(12 * 3_600_000)), None);
+        assert_eq!(sessions.token(&with("godwit_session=guess"), Timestamp(1)), None);
+        assert!(sessions.close(&headers, false).contains("Max-Age=0"));
+        assert_eq!(sessions.token(&headers, Timestamp(1)), None);
+    }
+
+    #[test]
+    fn there_are_never_too_many() {
+        let sessions = Sessions::default();
+        let first = sessions.open("first", false, Timestamp(0));
+        for _ in 0..MOST {
+            sessions.open("t", false, Timestamp(1));
+        }
+        assert_eq!(sessions.token(&with(&first), Timestamp(2)), None);
+        assert_eq!(sessions.0.lock().expect("the lock").len(), MOST);
+    }
+}

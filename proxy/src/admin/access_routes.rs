@@ -1,0 +1,129 @@
+//! The routes about callers themselves: who am I, log in and out, tokens.
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{ConnectInfo, Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+
+use super::access::{Caller, Role, Scope, Via};
+use super::{AdminState, Peer, Problem};
+use crate::clock;
+use crate::store::{Issued, NewToken, StoreError, TokenView};
+
+type Answer<T> = Result<T, Problem>;
+
+/// Longest name of a token, characters.
+const NAME: usize = 100;
+/// Longest life of a token, seconds: ten years.
+const LIFE_S: u64 = 10 * 366 * 86_400;
+
+/// Who the caller is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct WhoView {
+    /// Its name.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// To which resources; none: to all.
+    pub resources: Option<std::collections::BTreeSet<String>>,
+    /// How that is known: `open`, `token`, `session`, `certificate`.
+    pub via: Via,
+}
+
+impl From<Caller> for WhoView {
+    fn from(caller: Caller) -> Self {
+        let resources = match caller.scope {
+            Scope::All => None,
+            Scope::Resources(names) => Some(names),
+        };
+        Self { name: caller.name, role: caller.role, resources, via: caller.via }
+    }
+}
+
+pub(super) async fn whoami(caller: Caller) -> Json<WhoView> {
+    Json(caller.into())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogIn {
+    token: String,
+}
+
+pub(super) async fn log_in(
+    State(state): State<AdminState>,
+    peer: Option<Extension<ConnectInfo<Peer>>>,
+    body: Result<Json<LogIn>, JsonRejection>,
+) -> Answer<Response> {
+    let Json(LogIn { token }) = body.map_err(rejected)?;
+    let peer = peer.map(|Extension(ConnectInfo(peer))| peer);
+    let (caller, cookie) = state.identities.log_in(token.trim(), peer.as_ref())?;
+    Ok(([(header::SET_COOKIE, cookie), (header::CACHE_CONTROL, NO_STORE)], Json(WhoView::from(caller)))
+        .into_response())
+}
+
+pub(super) async fn log_out(State(state): State<AdminState>, headers: HeaderMap) -> Answer<Response> {
+    let cookie = state.identities.log_out(&headers)?;
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
+}
+
+pub(super) async fn tokens(State(state): State<AdminState>) -> Answer<Json<Vec<TokenView>>> {
+    state.identities.tokens().list().map(Json).map_err(store)
+}
+
+pub(super) async fn create_token(
+    State(state): State<AdminState>,
+    caller: Caller,
+    body: Result<Json<NewToken>, JsonRejection>,
+) -> Answer<Response> {
+    let Json(new) = body.map_err(rejected)?;
+    check(&new, &state)?;
+    let issued: Issued = state.identities.tokens().create(new, &caller.name, clock::now()).map_err(store)?;
+    Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, NO_STORE)], Json(issued)).into_response())
+}
+
+pub(super) async fn revoke_token(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    caller: Caller,
+) -> Answer<StatusCode> {
+    let tokens = state.identities.tokens();
+    if tokens.revoke(&id, &caller.name, clock::now()).map_err(store)? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    match tokens.find(&id).map_err(store)? {
+        Some(_) => Ok(StatusCode::NO_CONTENT),
+        None => Err(Problem::not_found("token", &id)),
+    }
+}
+
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+fn check(new: &NewToken, state: &AdminState) -> Answer<()> {
+    let wrong = |what: String| Err(Problem::new(StatusCode::BAD_REQUEST, "token", what));
+    if new.name.trim().is_empty() || new.name.chars().count() > NAME || new.name.chars().any(char::is_control)
+    {
+        return wrong(format!("name must have 1 to {NAME} printable characters"));
+    }
+    if new.expires_s.is_some_and(|seconds| seconds == 0 || seconds > LIFE_S) {
+        return wrong(format!("expires_s must be 1 to {LIFE_S}"));
+    }
+    let Some(names) = &new.resources else { return Ok(()) };
+    if names.is_empty() {
+        return wrong("resources must name one at least; leave it out for all".to_owned());
+    }
+    match names.iter().find(|name| !state.config.resources.contains_key(*name)) {
+        Some(name) => wrong(format!("there is no resource {name:?}")),
+        None => Ok(()),
+    }
+}
+
+fn rejected(rejection: JsonRejection) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "body", rejection.body_text())
+}
+
+fn store(error: StoreError) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", crate::controller::effects::chain(error))
+}

@@ -1,0 +1,270 @@
+//! Connections of the admin listener, in the clear or over TLS, and who is at their other end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result};
+use arc_swap::ArcSwap;
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::model::{Admin, AdminTls};
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes under way at a time; beyond that new connections wait in the kernel.
+const HANDSHAKES: usize = 64;
+/// How often the PEM files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// Pause after an accept that failed, such as one without file descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Its certificate, verified against `client_ca`; none: it showed none.
+    certificate: Option<CertificateDer<'static>>,
+}
+
+impl Peer {
+    /// Whether its certificate is for this DNS name.
+    pub fn is(&self, name: &str) -> bool {
+        let Some(certificate) = &self.certificate else { return false };
+        let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return false };
+        ServerName::try_from(name)
+            .is_ok_and(|name| certificate.verify_is_valid_for_subject_name(&name).is_ok())
+    }
+}
+
+/// An open connection.
+pub enum Stream {
+    /// In the clear.
+    Plain(TcpStream),
+    /// Over TLS.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// The listener.
+pub enum Listener {
+    /// In the clear; only on loopback.
+    Plain(TcpListener),
+    /// Over TLS: connections whose handshake is done.
+    Tls {
+        /// Where they come from.
+        ready: mpsc::Receiver<(Stream, Peer)>,
+        /// Its address.
+        address: SocketAddr,
+    },
+}
+
+impl Listener {
+    /// Listens; with TLS it reads the PEM files now and whenever they change, until `stop`.
+    pub async fn bind(settings: &Admin, stop: &CancellationToken) -> Result<Self> {
+        let listener = TcpListener::bind(settings.listen)
+            .await
+            .with_context(|| format!("cannot listen on {} (node.admin.listen)", settings.listen))?;
+        let Some(tls) = &settings.tls else { return Ok(Self::Plain(listener)) };
+        let address = listener.local_addr()?;
+        let current = Arc::new(ArcSwap::new(server_config(tls)?));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(reload(tls.clone(), current.clone())));
+        let (done, ready) = mpsc::channel(HANDSHAKES);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, current, done)));
+        Ok(Self::Tls { ready, address })
+    }
+}
+
+impl axum::serve::Listener for Listener {
+    type Io = Stream;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> (Stream, Peer) {
+        match self {
+            Self::Plain(listener) => {
+                let (stream, address) = next(listener).await;
+                (Stream::Plain(stream), Peer { address, certificate: None })
+            }
+            Self::Tls { ready, .. } => match ready.recv().await {
+                Some(connection) => connection,
+                // The node is stopping: there are no more.
+                None => std::future::pending().await,
+            },
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Peer> {
+        let address = match self {
+            Self::Plain(listener) => listener.local_addr()?,
+            Self::Tls { address, .. } => *address,
+        };
+        Ok(Peer { address, certificate: None })
+    }
+}
+
+impl Connected<IncomingStream<'_, Listener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
+        stream.remote_addr().clone()
+    }
+}
+
+async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(connection) => return connection,
+            Err(error) => {
+                tracing::warn!(%error, "the admin listener could not take a connection");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Takes connections and does their handshakes side by side: a slow one keeps nobody waiting.
+async fn accept(
+    listener: TcpListener,
+    config: Arc<ArcSwap<ServerConfig>>,
+    done: mpsc::Sender<(Stream, Peer)>,
+) {
+    let places = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let (stream, address) = next(&listener).await;
+        let (acceptor, done) = (TlsAcceptor::from(config.load_full()), done.clone());
+        tokio::spawn(async move {
+            let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
+            drop(place);
+            match handshake {
+                Ok(Ok(stream)) => {
+                    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                    let certificate = shown.map(|certificate| certificate.clone().into_owned());
+                    // Nobody takes it any more when the node stops.
+                    let _ = done.send((Stream::Tls(Box::new(stream)), Peer { address, certificate })).await;
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, %address, "TLS handshake of the admin listener failed");
+                }
+                Err(_) => tracing::debug!(%address, "TLS handshake of the admin listener took too long"),
+            }
+        });
+    }
+}
+
+/// Reads the PEM files again when one of them changed. Files that do not fit leave what was there.
+async fn reload(tls: AdminTls, current: Arc<ArcSwap<ServerConfig>>) {
+    let mut seen = changed(&tls);
+    let mut warned = None;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = changed(&tls);
+        if now == seen {
+            continue;
+        }
+        match server_config(&tls) {
+            Ok(config) => {
+                current.store(config);
+                seen = now;
+                tracing::info!("the admin listener has a new certificate");
+            }
+            // A certificate is often there a moment before its key.
+            Err(error) if warned != Some(now) => {
+                tracing::warn!(error = format!("{error:#}"), "the admin listener keeps its certificate");
+                warned = Some(now);
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn changed(tls: &AdminTls) -> [Option<SystemTime>; 3] {
+    let of = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    [of(&tls.cert), of(&tls.key), tls.client_ca.as_deref().and_then(of)]
+}
+
+fn server_config(tls: &AdminTls) -> Result<Arc<ServerConfig>> {
+    let chain = certificates(&tls.cert)?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key).with_context(|| unreadable(&tls.key))?;
+    let builder = ServerConfig::builder();
+    let builder = match &tls.client_ca {
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(path)? {
+                roots.add(certificate).with_context(|| unreadable(path))?;
+            }
+            // A caller without a certificate may still show a token.
+            let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
+            builder.with_client_cert_verifier(verifier)
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, key).with_context(|| {
+        format!("{} and {} do not belong together", tls.cert.display(), tls.key.display())
+    })?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>> {
+    let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let found = found.with_context(|| unreadable(path))?;
+    anyhow::ensure!(!found.is_empty(), "{} has no certificate", path.display());
+    Ok(found)
+}
+
+fn unreadable(path: &Path) -> String {
+    format!("cannot use {} (node.admin.tls)", path.display())
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use axum::http::Request;
+use http_body_util::BodyExt as _;
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::admin::access::{Identities, Role};
+use crate::clock;
+use crate::config;
+use crate::store::{Journal, NewToken, Tokens};
+
+struct Api {
+    router: Router,
+    tokens: Arc<Tokens>,
+    _directory: tempfile::TempDir,
+}
+
+impl Api {
+    fn new(required: bool) -> Self {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let file = directory.path().join("godwit.yaml");
+        let text = "node: { name: edge-1, zone: here, state: state }
+\
+                    zones: { here: {}, there: {} }
+\
+                    resources: { orders: { fronts: { http: { listen: 127.0.0.1:1 } }, primary: here, policy: p, \
+                    placements: { here: { http: [\"127.0.0.1:2\"], postgres: { dsn: \"postgres://x@127.0.0.1/x\" } }, \
+                    there: { http: [\"127.0.0.1:3\"], postgres: { dsn: \"postgres://y@127.0.0.1:4/x\" } } } } }
+";
+        std::fs::create_dir(directory.path().join("policies")).expect("a folder");
+        std::fs::write(
+            directory.path().join("policies/p.yaml"),
+            "mode: observe
+",
+        )
+        .expect("a policy");
+        std::fs::write(&file, text).expect("the file");
+        let config = Arc::new(config::load(&file).expect("a valid configuration"));
+        let tokens = Arc::new(Tokens::open(directory.path()).expect("tokens"));
+        let state = AdminState {
+            resources: Arc::new(BTreeMap::new()),
+            journal: Arc::new(Journal::open(directory.path()).expect("a journal")),
+            identities: Arc::new(Identities::new(tokens.clone(), Vec::new(), required, false)),
+            metrics: None,
+            config,
+        };
+        Self { router: router(state), tokens, _directory: directory }
+    }
+
+    fn token(&self, role: Role, resources: &[&str]) -> String {
+        let resources = (!resources.is_empty()).then(|| resources.iter().map(ToString::to_string).collect());
+        let new = NewToken { name: role.name().to_owned(), role, resources, expires_s: None };
+        self.tokens.create(new, "test", clock::now()).expect("a token").token
+    }
+
+    async fn ask(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (u16, Response) {
+        let mut request = Request::builder().method(method).uri(path);
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            request = request.header("host", "127.0.0.1:9900");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if !body.is_empty() {
+            request = request.header("content-type", "application/json");
+        }
+        let request = request.body(Body::from(body.to_owned())).expect("a request");
+        let response = self.router.clone().oneshot(request).await.expect("infallible");
+        (response.status().as_u16(), response)
+    }
+
+    async fn status(&self, method: &Method, path: &str, token: Option<&str>) -> u16 {
+        let bearer = token.map(|token| format!("Bearer {token}"));
+        let headers: Vec<(&str, &str)> =
+            bearer.iter().map(|value| ("authorization", value.as_str())).collect();
+        self.ask(method, path, &headers, "").await.0
+    }
+}
+
+#[tokio::test]
+async fn every_route_asks_for_what_it_needs() {
+    let api = Api::new(true);
+    let tokens = Role::ALL.map(|role| (role, api.token(role, &[])));
+    let (_, table) = routes().finish();
+    assert!(table.len() > 15, "the table has the routes");
+    for (pattern, methods) in table.iter() {
+        let path = pattern.replace("{id}", "orders").replace("{mid}", "m1");
+        for (method, needs) in methods {
+            let nobody = api.status(method, &path, None).await;
+            assert_eq!(
+                nobody == 401,
+                *needs != Permission::Public,
+                "{method} {path} without a token: {nobody}"
+            );
+            let wrong = api.status(method, &path, Some("gdw_guess_guess")).await;
+            assert_eq!(wrong == 401, *needs != Permission::Public, "{method} {path}, wrong token: {wrong}");
+            for (role, token) in &tokens {
+                let refused = needs.role().is_some_and(|least| *role < least);
+                let status = api.status(method, &path, Some(token)).await;
+                assert_eq!(status == 403, refused, "{method} {path} as {role}: {status}");
+                assert_ne!(status, 401, "{method} {path} as {role}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_says_what_is_wrong() {
+    let api = Api::new(true);
+    let (status, response) = api.ask(&Method::GET, "/api/v1/whoami", &[], "").await;
+    assert_eq!(
+        (status, response.headers()["www-authenticate"].as_bytes()),
+        (401, &b"Bearer realm=\"godwit\""[..])
+    );
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    let viewer = format!("Bearer {}", api.token(Role::Viewer, &[]));
+    let headers = [("authorization", viewer.as_str())];
+    let (_, response) = api.ask(&Method::POST, "/api/v1/resources/orders/migrations", &headers, "").await;
+    let body = response.into_body().collect().await.expect("a body").to_bytes();
+    let problem: Problem = serde_json::from_slice(&body).expect("a problem");
+    assert_eq!(problem.detail, "viewer is viewer; this needs the role operator");
+    assert_eq!(api.status(&Method::PATCH, "/api/v1/whoami", None).await, 405);
+    assert_eq!(api.status(&Method::GET, "/api/v2/whoami", None).await, 404);
+    let (status, _) = api.ask(&Method::GET, "/livez", &[("host", "evil.example")], "").await;
+    assert_eq!(status, 403);
+}
+
+#[tokio::test]
+async fn a_scope_hides_what_is_outside() {
+    let api = Api::new(true);
+    let token = api.token(Role::Admin, &["billing"]);
+    assert_eq!(api.status(&Method::GET, "/api/v1/resources/orders", Some(&token)).await, 404);
+    assert_eq!(api.status(&Method::GET, "/api/v1/resources", Some(&token)).await, 200);
+}
+
+#[tokio::test]
+async fn a_token_opens_a_session_for_a_browser() {
+    let api = Api::new(true);
+    let token = api.token(Role::Operator, &[]);
+    let body = serde_json::json!({ "token": token }).to_string();
+    let (status, _) = api.ask(&Method::POST, "/api/v1/session", &[], "{\"token\":\"gdw_x_y\"}").await;
+    assert_eq!(status, 401);
+    let (status, response) = api.ask(&Method::POST, "/api/v1/session", &[], &body).await;
+    assert_eq!(status, 200);
+    let cookie = response.headers()["set-cookie"]
+        .to_str()
+        .expect("text")
+        .split(';')
+        .next()
+        .expect("a pair")
+        .to_owned();
+    let with = [("cookie", cookie.as_str())];
+    assert_eq!(api.ask(&Method::GET, "/api/v1/whoami", &with, "").await.0, 200);
+    // What another site sends with this cookie changes nothing.
+    let foreign = [("cookie", cookie.as_str()), ("origin", "http://evil.example")];
+    assert_eq!(api.ask(&Method::DELETE, "/api/v1/session", &foreign, "").await.0, 403);
+    let id = token.split('_').nth(1).expect("an id");
+    assert!(api.tokens.revoke(id, "test", clock::now()).expect("revoke"));
+    assert_eq!(api.ask(&Method::GET, "/api/v1/whoami", &with, "").await.0, 401, "revoked with its token");
+}
+
+#[tokio::test]
+async fn an_open_listener_asks_nobody_but_believes_no_wrong_token() {
+    let api = Api::new(false);
+    assert_eq!(api.status(&Method::GET, "/api/v1/whoami", None).await, 200);
+    assert_eq!(api.status(&Method::GET, "/api/v1/whoami", Some("gdw_x_y")).await, 401);
+    let viewer = api.token(Role::Viewer, &[]);
+    assert_eq!(api.status(&Method::GET, "/api/v1/tokens", Some(&viewer)).await, 403);
+}
+
+#[tokio::test]
+async fn tokens_are_made_shown_once_and_taken_back() {
+    let api = Api::new(false);
+    let make = |body: &'static str| api.ask(&Method::POST, "/api/v1/tokens", &[], body);
+    for wrong in [
+        "{\"name\":\"\",\"role\":\"viewer\"}",
+        "{\"name\":\"x\",\"role\":\"root\"}",
+        "{\"name\":\"x\",\"role\":\"viewer\",\"resources\":[\"nothing\"]}",
+        "{\"name\":\"x\",\"role\":\"viewer\",\"resources\":[]}",
+        "{\"name\":\"x\",\"role\":\"viewer\",\"expires_s\":0}",
+        "{\"name\":\"x\",\"role\":\"viewer\",\"until\":1}",
+        "[",
+    ] {
+        assert_eq!(make(wrong).await.0, 400, "{wrong}");
+    }
+    let (status, response) = make("{\"name\":\"ci\",\"role\":\"viewer\",\"expires_s\":60}").await;
+    assert_eq!((status, response.headers()["cache-control"].as_bytes()), (201, &b"no-store"[..]));
+    let body = response.into_body().collect().await.expect("a body").to_bytes();
+    let issued: crate::store::Issued = serde_json::from_slice(&body).expect("a token");
+    let (_, list) = api.ask(&Method::GET, "/api/v1/tokens", &[], "").await;
+    let list = list.into_body().collect().await.expect("a body").to_bytes();
+    assert!(!String::from_utf8_lossy(&list).contains(&issued.token));
+    let path = format!("/api/v1/tokens/{}", issued.view.id);
+    assert_eq!(api.status(&Method::GET, "/api/v1/whoami", Some(&issued.token)).await, 200);
+    assert_eq!(api.status(&Method::DELETE, &path, None).await, 204);
+    assert_eq!(api.status(&Method::GET, "/api/v1/whoami", Some(&issued.token)).await, 401);
+    assert_eq!(api.status(&Method::DELETE, "/api/v1/tokens/none", None).await, 404);
+}

@@ -1,0 +1,316 @@
+//! Tokens of the API: what is kept of each is its hash.
+//!
+//! A token is `gdw_<id>_<secret>`; the secret has 256 random bits, so that its plain SHA-256 gives nothing away and needs no salt.
+//! A file of its own beside the journal, so that `godwit token` works on it while a node runs, and before one ever ran.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use migration::units::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::StoreError;
+use crate::admin::access::{Caller, Role, Scope, Via};
+
+/// What every token begins with, so that scanners for leaked secrets find them.
+const PREFIX: &str = "gdw_";
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS token (
+  id TEXT PRIMARY KEY,
+  name TEXT NOT NULL,
+  role TEXT NOT NULL,
+  resources TEXT,
+  created_ms INTEGER NOT NULL,
+  created_by TEXT NOT NULL,
+  expires_ms INTEGER,
+  revoked_ms INTEGER,
+  revoked_by TEXT,
+  hash BLOB NOT NULL
+) STRICT;
+";
+
+/// What is known of a token; never the token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    /// Names it in lists, in the audit and when it is revoked.
+    pub id: String,
+    /// Who or what it is for.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// To which resources; none: to all.
+    pub resources: Option<BTreeSet<String>>,
+    /// When it was made.
+    pub created_ms: u64,
+    /// By whom.
+    pub created_by: String,
+    /// When it ends; none: never.
+    pub expires_ms: Option<u64>,
+    /// When it was revoked.
+    pub revoked_ms: Option<u64>,
+    /// By whom.
+    pub revoked_by: Option<String>,
+}
+
+/// What a new token is to be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewToken {
+    /// Who or what it is for.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// To which resources; none: to all.
+    #[serde(default)]
+    pub resources: Option<BTreeSet<String>>,
+    /// How long it lives, seconds; none: until it is revoked.
+    #[serde(default)]
+    pub expires_s: Option<u64>,
+}
+
+/// A new token with its secret: the only time that it is seen.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Issued {
+    /// The token itself.
+    pub token: String,
+    /// What is kept of it.
+    #[serde(flatten)]
+    pub view: TokenView,
+}
+
+/// Why a token does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// Not one of ours.
+    #[error("the token is not known here")]
+    Unknown,
+    /// Its time is over.
+    #[error("the token has expired")]
+    Expired,
+    /// It was taken back.
+    #[error("the token was revoked")]
+    Revoked,
+}
+
+impl TokenView {
+    /// Whether it counts at `now`.
+    pub fn check(&self, now: Timestamp) -> Result<(), Rejected> {
+        match (self.revoked_ms, self.expires_ms) {
+            (Some(_), _) => Err(Rejected::Revoked),
+            (None, Some(end)) if now.0 >= end => Err(Rejected::Expired),
+            _ => Ok(()),
+        }
+    }
+
+    /// Who shows it.
+    pub fn caller(&self, via: Via) -> Caller {
+        Caller {
+            name: self.name.clone(),
+            role: self.role,
+            scope: self.resources.clone().map_or(Scope::All, Scope::Resources),
+            via,
+        }
+    }
+}
+
+/// The open store of tokens.
+pub struct Tokens {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+impl Tokens {
+    /// Opens or creates `tokens.db` in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(directory)
+            .map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
+        let path = directory.join("tokens.db");
+        let prepare = || -> rusqlite::Result<Connection> {
+            let connection = Connection::open(&path)?;
+            connection.busy_timeout(Duration::from_secs(5))?;
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            connection.execute_batch(SCHEMA)?;
+            Ok(connection)
+        };
+        let connection = prepare().map_err(|source| StoreError::Database { path: path.clone(), source })?;
+        Ok(Self { path, connection: Mutex::new(connection) })
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&connection).map_err(|source| StoreError::Database { path: self.path.clone(), source })
+    }
+
+    /// Makes a token.
+    pub fn create(&self, new: NewToken, by: &str, now: Timestamp) -> Result<Issued, StoreError> {
+        let id = crate::rng::id();
+        let token = format!("{PREFIX}{id}_{}", crate::rng::secret());
+        let view = TokenView {
+            id,
+            name: new.name,
+            role: new.role,
+            resources: new.resources,
+            created_ms: now.0,
+            created_by: by.to_owned(),
+            expires_ms: new.expires_s.map(|seconds| now.0.saturating_add(seconds.saturating_mul(1000))),
+            revoked_ms: None,
+            revoked_by: None,
+        };
+        let resources = view.resources.as_ref().map(serde_json::to_string).transpose();
+        let resources = resources.map_err(StoreError::Encode)?;
+        self.with(|connection| {
+            connection.execute(
+                "INSERT INTO token (id, name, role, resources, created_ms, created_by, expires_ms, hash)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                params![
+                    view.id,
+                    view.name,
+                    view.role.name(),
+                    resources,
+                    view.created_ms,
+                    view.created_by,
+                    view.expires_ms,
+                    hash(&token)
+                ],
+            )
+        })?;
+        Ok(Issued { token, view })
+    }
+
+    /// Every token, the newest first.
+    pub fn list(&self) -> Result<Vec<TokenView>, StoreError> {
+        self.with(|connection| {
+            let mut statement = connection
+                .prepare_cached(&format!("SELECT {COLUMNS} FROM token ORDER BY created_ms DESC, id"))?;
+            statement.query_map([], view)?.collect()
+        })
+    }
+
+    /// The token of this id.
+    pub fn find(&self, id: &str) -> Result<Option<TokenView>, StoreError> {
+        self.with(|connection| {
+            let sql = format!("SELECT {COLUMNS} FROM token WHERE id = ?");
+            connection.prepare_cached(&sql)?.query_row([id], view).optional()
+        })
+    }
+
+    /// Takes a token back; false: there is none of this id, or it was revoked before.
+    pub fn revoke(&self, id: &str, by: &str, now: Timestamp) -> Result<bool, StoreError> {
+        let sql = "UPDATE token SET revoked_ms = ?2, revoked_by = ?3 WHERE id = ?1 AND revoked_ms IS NULL";
+        Ok(self.with(|connection| connection.execute(sql, params![id, now.0, by]))? > 0)
+    }
+
+    /// What is known of a token that somebody shows.
+    pub fn authenticate(
+        &self,
+        token: &str,
+        now: Timestamp,
+    ) -> Result<Result<TokenView, Rejected>, StoreError> {
+        let id = token.strip_prefix(PREFIX).and_then(|rest| Some(rest.split_once('_')?.0));
+        let Some(id) = id else { return Ok(Err(Rejected::Unknown)) };
+        let found = self.with(|connection| {
+            let sql = format!("SELECT {COLUMNS}, hash FROM token WHERE id = ?");
+            connection
+                .prepare_cached(&sql)?
+                .query_row([id], |row| Ok((view(row)?, row.get::<_, Vec<u8>>(9)?)))
+                .optional()
+        })?;
+        let Some((view, kept)) = found else { return Ok(Err(Rejected::Unknown)) };
+        if !bool::from(kept.ct_eq(&hash(token))) {
+            return Ok(Err(Rejected::Unknown));
+        }
+        Ok(view.check(now).map(|()| view))
+    }
+}
+
+const COLUMNS: &str = "id, name, role, resources, created_ms, created_by, expires_ms, revoked_ms, revoked_by";
+
+fn view(row: &Row<'_>) -> rusqlite::Result<TokenView> {
+    let role: String = row.get(2)?;
+    let resources: Option<String> = row.get(3)?;
+    Ok(TokenView {
+        id: row.get(0)?,
+        name: row.get(1)?,
+        // What cannot be read gives the least.
+        role: Role::from_name(&role).unwrap_or(Role::Viewer),
+        resources: resources.map(|names| serde_json::from_str(&names).unwrap_or_default()),
+        created_ms: row.get(4)?,
+        created_by: row.get(5)?,
+        expires_ms: row.get(6)?,
+        revoked_ms: row.get(7)?,
+        revoked_by: row.get(8)?,
+    })
+}
+
+fn hash(token: &str) -> Vec<u8> {
+    Sha256::digest(token.as_bytes()).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new(name: &str, expires_s: Option<u64>) -> NewToken {
+        NewToken {
+            name: name.to_owned(),
+            role: Role::Operator,
+            resources: Some(BTreeSet::from(["orders".to_owned()])),
+            expires_s,
+        }
+    }
+
+    #[test]
+    fn a_token_counts_until_it_expires_or_is_revoked() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let tokens = Tokens::open(directory.path()).expect("open");
+        let issued = tokens.create(new("ci", Some(60)), "ann", Timestamp(1000)).expect("create");
+        let ask = |token: &str, at| tokens.authenticate(token, Timestamp(at)).expect("read");
+        let view = ask(&issued.token, 2000).expect("it counts");
+        assert_eq!(view, issued.view);
+        let caller = view.caller(Via::Token);
+        assert!(caller.knows("orders") && !caller.knows("billing"));
+        assert_eq!(ask(&issued.token, 61_000), Err(Rejected::Expired));
+
+        let lasting = tokens.create(new("ops", None), "ann", Timestamp(1000)).expect("create");
+        assert!(ask(&lasting.token, u64::MAX >> 1).is_ok());
+        assert!(tokens.revoke(&lasting.view.id, "bob", Timestamp(5)).expect("revoke"));
+        assert!(!tokens.revoke(&lasting.view.id, "bob", Timestamp(6)).expect("revoke"));
+        assert_eq!(ask(&lasting.token, 10), Err(Rejected::Revoked));
+        assert_eq!(tokens.list().expect("list").len(), 2);
+    }
+
+    #[test]
+    fn nothing_else_counts_and_no_secret_is_kept() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let tokens = Tokens::open(directory.path()).expect("open");
+        let issued = tokens.create(new("ci", None), "ann", Timestamp(0)).expect("create");
+        let mut other = issued.token.clone();
+        other.pop();
+        for wrong in ["", "gdw_", "gdw_x_y", &other, &issued.token[4..], &format!("{}x", issued.token)] {
+            let answer = tokens.authenticate(wrong, Timestamp(1)).expect("read");
+            assert_eq!(answer, Err(Rejected::Unknown), "{wrong:?}");
+        }
+        drop(tokens);
+        let secret = issued.token.rsplit_once('_').expect("its parts").1;
+        for entry in std::fs::read_dir(directory.path()).expect("the directory") {
+            let bytes = std::fs::read(entry.expect("an entry").path()).expect("a file");
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()));
+        }
+    }
+
+    #[test]
+    fn another_process_may_add_one_while_this_one_reads() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let node = Tokens::open(directory.path()).expect("open");
+        let command = Tokens::open(directory.path()).expect("open again");
+        let issued = command.create(new("ci", None), "root", Timestamp(0)).expect("create");
+        assert!(node.authenticate(&issued.token, Timestamp(1)).expect("read").is_ok());
+    }
+}
