@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::access::Identities;
 use crate::admin::{self, AdminState};
+use crate::audit::{self, Audit};
 use crate::clock;
 use crate::config::model::{Config, Driver, Resource};
 use crate::controller::ResourceHandle;
@@ -80,15 +81,22 @@ pub fn run(config: Config) -> Result<()> {
         Arc::new(Links::new(&config)?)
     };
     let identities = identities(&config)?;
+    let audit = Audit::start(audit::Settings {
+        directory: config.node.audit.directory.clone(),
+        node: config.node.name.clone(),
+        rotate: config.node.audit.rotate.0,
+    })?;
     runtime.block_on(async {
         let listener = admin::Listener::bind(&config.node.admin, &stop).await?;
-        let shared = Shared { recorder: recorder.clone(), links: links.clone(), learner };
+        let shared =
+            Shared { recorder: recorder.clone(), links: links.clone(), learner, audit: audit.clone() };
         let handles = start(&config, led, &journal, &shared, &stop, &tasks);
         let state = AdminState {
             config: config.clone(),
             resources: Arc::new(handles),
             journal: journal.clone(),
             identities,
+            audit,
             metrics: Some(metrics),
         };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
@@ -209,6 +217,7 @@ struct Shared {
     recorder: Arc<Recorder>,
     links: Arc<Links>,
     learner: Learner,
+    audit: Audit,
 }
 
 fn start(
@@ -244,6 +253,7 @@ fn start(
             drivers,
             endpoints,
             journal.clone(),
+            shared.audit.clone(),
             reports,
         ));
         adopt_primary(&hands, &state.primary, tasks);

@@ -96,6 +96,7 @@ async fn a_kill_after_any_journal_record_loses_nothing() -> Result<()> {
             .await
             .with_context(|| format!("killed after record {record}"))?;
         check_equal(&mut leader).await.with_context(|| format!("killed after record {record}"))?;
+        leader.audit().await.with_context(|| format!("killed after record {record}"))?;
         if !died {
             break;
         }

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use godwit::audit::verify::verify;
 use godwit::cli::client::Client;
 use godwit::controller::view::{MigrationView, ResourceView};
 use godwit::demo::load::{Load, Options as LoadOptions};
@@ -106,6 +107,18 @@ impl<'a> Leader<'a> {
 
     pub(crate) async fn migration(&self, id: &str) -> Result<MigrationView> {
         self.client.fetch(&format!("/api/v1/resources/{RESOURCE}/migrations/{id}")).await
+    }
+
+    /// Reads the node's audit again: it must be whole. All its records, oldest first.
+    pub(crate) async fn audit(&self) -> Result<Vec<serde_json::Value>> {
+        let newest: Vec<serde_json::Value> = self.client.fetch("/api/v1/audit?limit=1000").await?;
+        let opened = newest.first().context("no record")?;
+        ensure!(opened["node"].is_string(), "{opened}");
+        let directory =
+            self.playground.config.with_file_name("state").join(opened["node"].as_str().unwrap_or_default());
+        let findings = verify(&directory.join("audit"), &[], None)?;
+        ensure!(findings.broken.is_none() && findings.records > 0, "{findings:?}");
+        Ok(newest.into_iter().rev().collect())
     }
 
     pub(crate) fn zone(&self, name: &str) -> &'a Zone {

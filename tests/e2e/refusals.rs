@@ -107,6 +107,22 @@ async fn a_second_migration_is_refused_with_the_id_of_the_first() -> Result<()> 
     let second = leader.migrate(&view.shadow).await?;
     leader.until("the next one", |now| now.primary == view.shadow && now.phase == "shadowing").await?;
     ensure!(leader.migration(&second).await?.verified == Some(true), "not verified");
+
+    // Who asked, what was refused, and every step of both are in the audit.
+    let records = leader.audit().await?;
+    let calls = records.iter().filter(|record| record["kind"] == "call").count();
+    let failed = |record: &&serde_json::Value| record["status"].as_u64() >= Some(400);
+    let refused = records.iter().filter(failed).count();
+    ensure!(calls == 5 && refused == 2, "{records:#?}");
+    let phases = |id: &str| -> Vec<&str> {
+        let steps = records.iter().filter(|record| record["kind"] == "step" && record["migration"] == id);
+        steps.filter_map(|step| step["after"].as_str()).collect()
+    };
+    ensure!(phases(&first).contains(&"aborting") && !phases(&first).contains(&"committed"), "{records:#?}");
+    ensure!(phases(&second).contains(&"committed"), "{records:#?}");
+    let fenced =
+        |record: &&serde_json::Value| record["effect"] == "fence" && record["migration"] == second.as_str();
+    ensure!(records.iter().any(|record| fenced(&record) && record["error"].is_null()), "{records:#?}");
     let outcome = load.stop().await;
     ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
     Ok(())

@@ -22,6 +22,7 @@
 //! | `GET /api/v1/whoami` | who the caller is, and what it may do |
 //! | `POST /api/v1/session` | `{token}` → a cookie that stands for it; `DELETE` ends it |
 //! | `GET /api/v1/tokens`, `POST`, `DELETE /api/v1/tokens/{id}` | tokens; one is shown once, when it is made |
+//! | `GET /api/v1/audit?limit&before&resource&who` | records of the audit, newest first |
 //! | `GET /metrics`, `/livez`, `/readyz?verbose` | |
 
 pub mod access;
@@ -38,12 +39,16 @@ use tokio_util::sync::CancellationToken;
 
 use access::Identities;
 
+use crate::audit::Audit;
 use crate::config::model::Config;
 use crate::controller::ResourceHandle;
 use crate::store::Journal;
 
 pub use listener::{Listener, Peer};
 pub use problem::Problem;
+
+/// Largest request body, bytes.
+const BODY_LIMIT: usize = 64 << 10;
 
 /// What the routes answer from.
 #[derive(Clone)]
@@ -56,6 +61,8 @@ pub struct AdminState {
     pub journal: Arc<Journal>,
     /// Who is who.
     pub identities: Arc<Identities>,
+    /// Where calls are written down.
+    pub audit: Audit,
     /// Renders `/metrics`; none: a process without a recorder.
     pub metrics: Option<PrometheusHandle>,
 }

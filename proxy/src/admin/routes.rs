@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
@@ -11,23 +11,22 @@ use axum::{Json, Router};
 use serde::Deserialize;
 
 use super::access::guard::{self, Guard};
-use super::access::{Caller, Permission, Routes};
+use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
-use super::{AdminState, Problem};
+use super::{AdminState, BODY_LIMIT, Problem};
+use crate::audit::read::{Wanted, newest};
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 use crate::controller::{Command, ResourceHandle, doctor, zones};
 use crate::store::{RunRow, StoreError};
-
-/// Largest request body, bytes.
-const BODY_LIMIT: usize = 64 << 10;
 
 type Answer<T> = Result<T, Problem>;
 
 pub(super) fn router(state: AdminState) -> Router {
     let (router, table) = routes().finish();
     let hosts = state.config.node.admin.hosts.clone().into();
-    let guard = Guard { table, hosts, identities: state.identities.clone() };
+    let (identities, audit) = (state.identities.clone(), state.audit.clone());
+    let guard = Guard { table, hosts, identities, audit };
     router
         .route_layer(from_fn_with_state(guard, guard::check))
         .fallback(|uri: Uri| async move { Problem::not_found("route", uri.path()) })
@@ -58,6 +57,7 @@ fn routes() -> Routes {
         .post("/api/v1/resources/{id}/migrations/{mid}/abort", Operate, abort)
         .get("/api/v1/zones", Read, all_zones)
         .get("/api/v1/history", Read, history)
+        .get("/api/v1/audit", Administer, audit)
         .get("/metrics", Read, metrics)
         .get("/livez", Public, async || "ok\n")
         .get("/readyz", Public, ready)
@@ -258,6 +258,41 @@ async fn stop_verification(
         return Err(Problem::new(StatusCode::CONFLICT, "conflict", "no verification is under way"));
     }
     Ok(Json(verifications.view()))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AuditPage {
+    #[serde(default = "default_limit")]
+    limit: u32,
+    /// Only records before this number.
+    before: Option<u64>,
+    resource: Option<String>,
+    who: Option<String>,
+}
+
+async fn audit(
+    State(state): State<AdminState>,
+    page: Result<Query<AuditPage>, QueryRejection>,
+    caller: Caller,
+) -> Answer<Json<Vec<serde_json::Value>>> {
+    let Query(page) =
+        page.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "query", error.body_text()))?;
+    if caller.scope != Scope::All {
+        let what = "the audit is of the whole node: it needs a token for all resources";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "scope", what));
+    }
+    let directory = state.audit.directory().to_owned();
+    let wanted = Wanted {
+        limit: page.limit.clamp(1, 1000) as usize,
+        before: page.before.unwrap_or(u64::MAX),
+        resource: page.resource,
+        who: page.who,
+    };
+    let found = tokio::task::spawn_blocking(move || newest(&directory, &wanted)).await;
+    let found =
+        found.map_err(|error| error.to_string()).and_then(|found| found.map_err(|error| error.to_string()));
+    found.map(Json).map_err(|why| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "audit", why))
 }
 
 async fn metrics(State(state): State<AdminState>) -> Response {

@@ -1,6 +1,7 @@
 //! The command line. Exit codes: 0 ok, 1 error, 2 usage, 3 configuration invalid, 4 refused by a guard, 5 rolled back,
 //! 6 the shadow differs from its primary.
 
+mod audit;
 pub mod check;
 pub mod client;
 mod pki;
@@ -145,6 +146,9 @@ enum Command {
     /// Tokens of the API: who may do what.
     #[command(subcommand)]
     Token(token::Command),
+    /// Who did what: list it, check that it is whole.
+    #[command(subcommand)]
+    Audit(audit::Command),
 }
 
 #[derive(Debug, Subcommand)]
@@ -196,6 +200,7 @@ pub fn main() -> ExitCode {
             demo_orders(orders::Options { listen, dsn, connections })
         }
         Command::Pki(Pki::Init { directory, nodes }) => pki::init(&directory, &nodes),
+        Command::Audit(command) => audit::run(&client, command, output),
         Command::Token(command) => token::run(&client, command, output),
     };
     result.unwrap_or_else(|error| {

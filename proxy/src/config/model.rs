@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use migration::policy::Policy;
+use migration::units::ByteCount;
 use replicator::postgres::Dsn;
 use replicator::spill::Spill;
 
@@ -36,6 +37,8 @@ pub struct Node {
     pub state: PathBuf,
     /// Admin listener (API, metrics, probes).
     pub admin: Admin,
+    /// Where the audit is.
+    pub audit: AuditFiles,
     /// The link to nodes in other zones.
     pub link: Option<NodeLink>,
     /// Worker threads of the fronts.
@@ -59,6 +62,15 @@ pub struct Admin {
     pub tls: Option<AdminTls>,
     /// What clients' certificates give.
     pub clients: Vec<ClientRule>,
+}
+
+/// Where the audit's records go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditFiles {
+    /// The folder.
+    pub directory: PathBuf,
+    /// A file is followed by the next once it is longer.
+    pub rotate: ByteCount,
 }
 
 /// PEM files of the admin listener.

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use migration::units::ByteCount;
 use migration::zones::Location;
 use replicator::spill::Spill;
 
 use super::error::counted;
 use super::listeners::Listeners;
 use super::load::Surroundings;
-use super::model::{HoldLimits, LinkTls, Node, NodeLink, Zone};
+use super::model::{AuditFiles, HoldLimits, LinkTls, Node, NodeLink, Zone};
 use super::walk::{Item, Section};
 use super::{admin, catalogue};
 
@@ -18,6 +19,10 @@ const STATE: &str = "/var/lib/godwit";
 /// Under the state directory: where open transactions go that outgrow the memory.
 const SPILL: &str = "spill";
 const SPILL_LEAST: u64 = 1 << 20;
+/// Under the state directory: the audit.
+const AUDIT: &str = "audit";
+const AUDIT_ROTATE: ByteCount = ByteCount(64 << 20);
+const AUDIT_LEAST: ByteCount = ByteCount(64 << 10);
 
 /// What a node holds unless it is told otherwise.
 const HOLD: HoldLimits = HoldLimits { requests: 10_000, bytes: 16 << 20, time: Duration::from_secs(10) };
@@ -31,7 +36,7 @@ pub(super) struct ReadNode<'a> {
     pub(super) hold_time: Option<Duration>,
 }
 
-/// `{name, zone, state, admin, link, threads, hold, spill}`.
+/// `{name, zone, state, admin, audit, link, threads, hold, spill}`.
 pub(super) fn read<'a>(
     item: &Item<'a>,
     around: &Surroundings<'_>,
@@ -63,6 +68,10 @@ pub(super) fn read<'a>(
         Some(item) => spill(&item, around, state.clone()),
         None => state.clone().map(|state| Spill::new(state.join(SPILL))),
     };
+    let audit = match section.optional("audit") {
+        Some(item) => audit(&item, around, state.clone()),
+        None => state.clone().map(|state| AuditFiles { directory: state.join(AUDIT), rotate: AUDIT_ROTATE }),
+    };
     let has_link = section.has("link");
     section.finish();
 
@@ -73,6 +82,7 @@ pub(super) fn read<'a>(
             zone: zone_name?.to_owned(),
             state: state?,
             admin: admin?,
+            audit: audit?,
             link: match link {
                 Some(link) => Some(link?),
                 None => None,
@@ -127,6 +137,27 @@ fn hold(item: &Item<'_>) -> Option<HoldLimits> {
     };
     section.finish();
     Some(HoldLimits { requests: requests?, bytes: bytes?, time: time? })
+}
+
+/// `{directory, rotate}`.
+fn audit(item: &Item<'_>, around: &Surroundings<'_>, state: Option<PathBuf>) -> Option<AuditFiles> {
+    let mut section = item.section()?;
+    let directory = match section.optional("directory") {
+        Some(item) => item.path(around.folder),
+        None => state.map(|state| state.join(AUDIT)),
+    };
+    let rotate = match section.optional("rotate") {
+        Some(item) => item.bytes().filter(|bytes| {
+            let enough = *bytes >= AUDIT_LEAST;
+            if !enough {
+                item.wrong("would make a file of nearly every record", "at least 64KiB");
+            }
+            enough
+        }),
+        None => Some(AUDIT_ROTATE),
+    };
+    section.finish();
+    Some(AuditFiles { directory: directory?, rotate: rotate? })
 }
 
 /// `{memory, directory}`.

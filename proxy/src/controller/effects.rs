@@ -17,6 +17,7 @@ use tokio_postgres::Client;
 use super::compare;
 use super::databases::{Databases, Purpose};
 use super::streams::Streams;
+use crate::audit::Audit;
 use crate::clock;
 use crate::config::model::Resource;
 use crate::drivers::Provisioning;
@@ -49,6 +50,8 @@ pub struct Hands {
     pub endpoints: BTreeMap<String, Vec<SocketAddr>>,
     /// History.
     pub journal: Arc<Journal>,
+    /// Where what is done is written down.
+    pub audit: Audit,
     reports: mpsc::UnboundedSender<Report>,
     /// What the last fence told so far: the sequences to set.
     fenced: watch::Sender<Fenced>,
@@ -90,6 +93,7 @@ impl Hands {
         drivers: BTreeMap<String, Arc<dyn Provisioning>>,
         endpoints: BTreeMap<String, Vec<SocketAddr>>,
         journal: Arc<Journal>,
+        audit: Audit,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
         Self {
@@ -100,6 +104,7 @@ impl Hands {
             drivers,
             endpoints,
             journal,
+            audit,
             reports,
             fenced: watch::Sender::default(),
             fencing: Mutex::default(),

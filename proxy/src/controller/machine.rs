@@ -14,12 +14,14 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::audited;
 use super::effects::{Hands, Report, chain};
 use super::measure::Measure;
 use super::signals::{Moves, Signals};
 use super::verification::Verifications;
 use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView};
 use super::{Command, Denied, Plan, ResourceHandle};
+use crate::audit::Entry;
 use crate::clock;
 use crate::feeds::learning::Learner;
 use crate::telemetry::metrics as telemetry;
@@ -45,6 +47,8 @@ pub struct Machine {
     /// Consecutive failures by effect name.
     failures: HashMap<&'static str, (u32, String)>,
     decision: Option<(DecisionReport, u64)>,
+    /// The decision that the audit has last.
+    audited: Option<audited::Gist>,
     moves: Moves,
     gate_closed_at: Option<Instant>,
     last_step: Instant,
@@ -79,6 +83,7 @@ impl Machine {
             running: HashMap::new(),
             failures: HashMap::new(),
             decision: None,
+            audited: None,
             moves: Moves::default(),
             gate_closed_at: None,
             last_step: clock::monotonic(),
@@ -190,6 +195,9 @@ impl Machine {
         let now = clock::now();
         self.hands.journal.append(&next, event, now).map_err(chain)?;
         self.journal_fails = None;
+        if next.phase != self.state.phase {
+            self.hands.audit.note(audited::step(&self.state, &next, event));
+        }
         if let Some(run) = next.run.as_ref().filter(|_| self.state.run.is_none()) {
             // Nothing else may read in the databases while requests are held.
             self.verifications.stop(&format!("migration {} began", run.id));
@@ -264,6 +272,13 @@ impl Machine {
             let started = clock::monotonic();
             let outcome = hands.perform(&effect, &state).await;
             let spent_ms = started.elapsed().as_millis();
+            hands.audit.note(Entry::Effect {
+                resource: state.resource.clone(),
+                migration: state.run.as_ref().map(|run| run.id.clone()),
+                effect: name.to_owned(),
+                spent_ms: u64::try_from(spent_ms).unwrap_or(u64::MAX),
+                error: outcome.as_ref().err().cloned(),
+            });
             match outcome {
                 Ok(()) => tracing::debug!(effect = name, spent_ms, "effect done"),
                 Err(why) => {
@@ -404,11 +419,20 @@ impl Machine {
 
     /// One step of the seed's loop: measure, score, decide, and move when that pays.
     fn step(&mut self) {
-        let (measured, moving) = self.measure.step(&self.hands, &self.state);
+        let (mut measured, moving) = self.measure.step(&self.hands, &self.state);
+        // What nobody could account for later is not begun.
+        measured
+            .blockers
+            .extend(self.hands.audit.failing().map(|why| format!("the audit cannot be written: {why}")));
         self.last_step = clock::monotonic();
         self.signals.observe(&self.state.primary.0, measured, moving);
         self.decide();
         let Some((report, at)) = self.decision.clone() else { return };
+        let gist = audited::gist(&report);
+        if self.audited.as_ref() != Some(&gist) {
+            self.hands.audit.note(audited::decision(&self.state.resource, &report));
+            self.audited = Some(gist);
+        }
         telemetry::decision(&self.state.resource, &report, &self.signals, &self.hands.resource.policy);
         if let Verdict::Move { to } = &report.verdict {
             let (id, event) = self.request(to.clone(), Trigger::Score);
@@ -454,6 +478,12 @@ impl Machine {
                 mode.why
             ));
         }
+        problems.extend(
+            self.hands
+                .audit
+                .failing()
+                .map(|why| format!("the audit cannot be written, changes are refused: {why}")),
+        );
         problems.extend(self.journal_fails.iter().map(|why| format!("the journal cannot be written: {why}")));
         let view = ResourceView {
             name: resource.name.clone(),

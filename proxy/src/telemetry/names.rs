@@ -54,6 +54,19 @@ pub const MIGRATIONS: &str = "godwit_migrations_total";
 /// Histogram, seconds: phases of migrations. Label: step.
 pub const STEP_DURATION: &str = "godwit_migration_step_duration_seconds";
 
+/// Counter: records of the audit. Label: kind.
+pub const AUDIT_RECORDS: &str = "godwit_audit_records_total";
+/// Counter: records of the audit that were lost.
+pub const AUDIT_LOST: &str = "godwit_audit_lost_total";
+/// Gauge: 1 while the audit cannot be written and changes are refused.
+pub const AUDIT_FAILING: &str = "godwit_audit_failing";
+/// Gauge: number of the record of the last checkpoint.
+pub const AUDIT_CHECKPOINT: &str = "godwit_audit_checkpoint_sequence";
+/// Gauge: the first 48 bits of that record's hash.
+pub const AUDIT_CHECKPOINT_HASH: &str = "godwit_audit_checkpoint_hash";
+
+/// Label: the kind of a record of the audit.
+pub const KIND: &str = "kind";
 /// Label: a configured resource, or `none`.
 pub const RESOURCE: &str = "resource";
 /// Label: a configured zone, or `none`.
@@ -88,6 +101,11 @@ pub fn describe() {
     describe_histogram!(REQUEST_DURATION, seconds, "A segment of a request");
     describe_counter!(REQUESTS, "Requests by class of their status");
     describe_counter!(REQUEST_SAMPLES_LOST, "Requests of which no sample could be kept");
+    describe_counter!(AUDIT_RECORDS, "Records of the audit by kind");
+    describe_counter!(AUDIT_LOST, "Records of the audit that were lost");
+    describe_gauge!(AUDIT_FAILING, "1 while the audit cannot be written and changes are refused");
+    describe_gauge!(AUDIT_CHECKPOINT, "Number of the record of the audit's last checkpoint");
+    describe_gauge!(AUDIT_CHECKPOINT_HASH, "First 48 bits of the hash of that record");
     describe_gauge!(HELD_REQUESTS, "Requests that the gate holds now");
     describe_histogram!(HOLD_DURATION, seconds, "How long a held request was held");
     describe_histogram!(GATE_CLOSED, seconds, "How long a gate was closed");

@@ -8,8 +8,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::caller::{Caller, Permission};
-use super::{Identities, Role, origin, table};
+use super::{Identities, Role, origin, recorded, table};
 use crate::admin::{Peer, Problem};
+use crate::audit::Audit;
 
 /// What the guard needs to know.
 #[derive(Clone)]
@@ -20,6 +21,8 @@ pub(in crate::admin) struct Guard {
     pub(in crate::admin) hosts: Arc<[String]>,
     /// Who is who.
     pub(in crate::admin) identities: Arc<Identities>,
+    /// Where calls are written down.
+    pub(in crate::admin) audit: Audit,
 }
 
 /// Lets a request through to its handler, with its [`Caller`], or answers why not.
@@ -31,12 +34,14 @@ pub(in crate::admin) async fn check(
     next: Next,
 ) -> Response {
     match guard.admit(&path, &params, &request) {
-        Ok(caller) => {
-            if let Some(caller) = caller {
-                request.extensions_mut().insert(caller);
+        Ok(Some(caller)) => {
+            request.extensions_mut().insert(caller.clone());
+            if request.method().is_safe() {
+                return next.run(request).await;
             }
-            next.run(request).await
+            recorded::run(&guard.audit, &caller, request, next).await
         }
+        Ok(None) => next.run(request).await,
         Err(problem) => {
             let status = problem.status;
             let mut response = problem.into_response();
@@ -66,6 +71,9 @@ impl Guard {
         if !caller.may(needs) {
             let role = needs.role().map_or("", Role::name);
             let what = format!("{} is {}; this needs the role {role}", caller.name, caller.role);
+            if !request.method().is_safe() {
+                recorded::refused(&self.audit, &caller, request, &what);
+            }
             return Err(Problem::new(StatusCode::FORBIDDEN, "role", what));
         }
         let of_resource = path.as_str().starts_with("/api/v1/resources/{id}");

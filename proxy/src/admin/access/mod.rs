@@ -3,12 +3,14 @@
 //! Every route is added to `Routes` together with its [`Permission`]; there is no other way to add one, and what is not in
 //! that table is refused. Before a handler runs, `guard` has checked where the request says it comes from
 //! (`origin`), who sent it (`identity`), and whether that [`Caller`] may do this to this resource. Handlers get the
-//! caller as an argument, and leave out what it may not know of.
+//! caller as an argument, and leave out what it may not know of. A call that changes something is in the audit before it is
+//! carried out (`recorded`).
 
 mod caller;
 pub(super) mod guard;
 mod identity;
 mod origin;
+mod recorded;
 mod session;
 mod table;
 

@@ -7,6 +7,7 @@ use super::*;
 use crate::admin::access::{Identities, Role, Scope};
 use crate::admin::access_routes::WhoView;
 use crate::admin::{AdminState, serve};
+use crate::audit::{Audit, Settings};
 use crate::cli::client::Client;
 use crate::config::{self, model::ClientRule};
 use crate::store::{Journal, NewToken, Tokens};
@@ -52,11 +53,17 @@ impl Node {
         let address = axum::serve::Listener::local_addr(&listener)?.address;
         let tokens = Arc::new(Tokens::open(directory.path())?);
         let identities = Identities::new(tokens.clone(), settings.clients, settings.required, true);
+        let audit = Audit::start(Settings {
+            directory: directory.path().join("audit"),
+            node: "n".into(),
+            rotate: 1 << 20,
+        })?;
         let state = AdminState {
             config,
             resources: Arc::new(BTreeMap::new()),
             journal: Arc::new(Journal::open(directory.path())?),
             identities: Arc::new(identities),
+            audit,
             metrics: None,
         };
         tokio::spawn(serve(listener, state, stop.clone()));

@@ -7,6 +7,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::admin::access::{Identities, Role};
+use crate::audit::{Audit, Settings};
 use crate::clock;
 use crate::config;
 use crate::store::{Journal, NewToken, Tokens};
@@ -19,6 +20,11 @@ struct Api {
 
 impl Api {
     fn new(required: bool) -> Self {
+        Self::with(required, false)
+    }
+
+    /// With an audit that cannot be written, if so.
+    fn with(required: bool, unwritable: bool) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
         let file = directory.path().join("godwit.yaml");
         let text = "node: { name: edge-1, zone: here, state: state }
@@ -39,10 +45,17 @@ impl Api {
         std::fs::write(&file, text).expect("the file");
         let config = Arc::new(config::load(&file).expect("a valid configuration"));
         let tokens = Arc::new(Tokens::open(directory.path()).expect("tokens"));
+        if unwritable {
+            std::fs::write(directory.path().join("audit"), "in the way").expect("a file");
+        }
+        let settings =
+            Settings { directory: directory.path().join("audit"), node: "n".into(), rotate: 1 << 20 };
+        let audit = Audit::start(settings).expect("a thread");
         let state = AdminState {
             resources: Arc::new(BTreeMap::new()),
             journal: Arc::new(Journal::open(directory.path()).expect("a journal")),
             identities: Arc::new(Identities::new(tokens.clone(), Vec::new(), required, false)),
+            audit,
             metrics: None,
             config,
         };
@@ -203,4 +216,44 @@ async fn tokens_are_made_shown_once_and_taken_back() {
     assert_eq!(api.status(&Method::DELETE, &path, None).await, 204);
     assert_eq!(api.status(&Method::GET, "/api/v1/whoami", Some(&issued.token)).await, 401);
     assert_eq!(api.status(&Method::DELETE, "/api/v1/tokens/none", None).await, 404);
+}
+
+#[tokio::test]
+async fn a_change_is_in_the_audit_before_it_is_made() {
+    let api = Api::new(true);
+    let admin = format!("Bearer {}", api.token(Role::Admin, &[]));
+    let viewer = format!("Bearer {}", api.token(Role::Viewer, &[]));
+    let (as_admin, as_viewer) = ([("authorization", admin.as_str())], [("authorization", viewer.as_str())]);
+    let body = "{\"name\":\"ci\",\"role\":\"viewer\"}";
+    assert_eq!(api.ask(&Method::POST, "/api/v1/tokens", &as_admin, body).await.0, 201);
+    assert_eq!(api.ask(&Method::POST, "/api/v1/tokens", &as_viewer, body).await.0, 403);
+    let list = || async {
+        let (_, answer) = api.ask(&Method::GET, "/api/v1/audit", &as_admin, "").await;
+        let body = answer.into_body().collect().await.expect("a body").to_bytes();
+        let records: Vec<serde_json::Value> = serde_json::from_slice(&body).expect("records");
+        records
+    };
+    // The outcome is noted, not waited for.
+    let mut records = list().await;
+    while records.len() < 4 {
+        tokio::task::yield_now().await;
+        records = list().await;
+    }
+    let said: Vec<String> = records.iter().rev().map(|record| record["kind"].to_string()).collect();
+    assert_eq!(said, ["\"opened\"", "\"call\"", "\"outcome\"", "\"refused\""]);
+    let (call, outcome) = (&records[2], &records[1]);
+    assert_eq!((&call["who"]["name"], &call["body"]["name"]), (&"admin".into(), &"ci".into()));
+    assert_eq!((&outcome["call"], &outcome["status"]), (&call["call"], &201.into()));
+    assert_eq!(outcome["answer"]["token"], "(not recorded)");
+    assert_eq!(api.status(&Method::GET, "/api/v1/audit?limit=x", None).await, 401);
+    assert_eq!(api.ask(&Method::GET, "/api/v1/audit?limit=x", &as_admin, "").await.0, 400);
+}
+
+#[tokio::test]
+async fn without_the_audit_nothing_changes_and_everything_is_read() {
+    let api = Api::with(false, true);
+    let body = "{\"name\":\"ci\",\"role\":\"viewer\"}";
+    assert_eq!(api.ask(&Method::POST, "/api/v1/tokens", &[], body).await.0, 503);
+    assert!(api.tokens.list().expect("list").is_empty());
+    assert_eq!(api.status(&Method::GET, "/api/v1/resources", None).await, 200);
 }

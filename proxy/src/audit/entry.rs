@@ -1,0 +1,169 @@
+//! What a record says.
+
+use serde::{Deserialize, Serialize};
+
+use crate::admin::access::{Caller, Role, Via};
+
+/// Who did it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Who {
+    /// Name of the token or certificate; of an open listener: what the caller says.
+    pub name: String,
+    /// With which role.
+    pub role: Role,
+    /// How that is known.
+    pub via: Via,
+    /// From which address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+}
+
+impl Who {
+    /// The caller, at this address.
+    pub fn of(caller: &Caller, from: Option<String>) -> Self {
+        Self { name: caller.name.clone(), role: caller.role, via: caller.via, from }
+    }
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Entry {
+    /// The audit begins, or goes on after a start.
+    Opened {
+        /// Bytes of an unfinished record that a crash left and that were cut off.
+        cut_bytes: u64,
+    },
+    /// Records were lost while the disk did not take them.
+    Lost {
+        /// How many.
+        records: u64,
+    },
+    /// A call that changes something is about to be carried out.
+    Call {
+        /// Names the call in its outcome.
+        call: String,
+        /// The caller.
+        who: Who,
+        /// Its method.
+        method: String,
+        /// Its path.
+        path: String,
+        /// The body, secrets left out; null without one.
+        body: serde_json::Value,
+    },
+    /// What became of a call.
+    Outcome {
+        /// The call.
+        call: String,
+        /// The answer's status.
+        status: u16,
+        /// What the answer says: the problem's detail, or the new state of what was changed.
+        #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+        answer: serde_json::Value,
+    },
+    /// A call that the caller has no right to.
+    Refused {
+        /// The caller.
+        who: Who,
+        /// Its method.
+        method: String,
+        /// Its path.
+        path: String,
+        /// Why.
+        why: String,
+    },
+    /// A resource's decision became another one.
+    Decision {
+        /// The resource.
+        resource: String,
+        /// `move`, `propose`, `stay`.
+        verdict: String,
+        /// One sentence.
+        because: String,
+        /// The score.
+        score: f64,
+        /// Its lower bound.
+        lower: f64,
+        /// What that must clear.
+        needed: f64,
+        /// Names of the guards that fail.
+        guards: Vec<String>,
+    },
+    /// A resource's machine entered a phase.
+    Step {
+        /// The resource.
+        resource: String,
+        /// The migration; none: outside one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        migration: Option<String>,
+        /// Who or what asked for the migration.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trigger: Option<String>,
+        /// The event that led there.
+        event: String,
+        /// The phase it left.
+        before: String,
+        /// The phase it entered.
+        after: String,
+        /// The generation that serves.
+        generation: u64,
+        /// The zone that serves.
+        primary: String,
+    },
+    /// An effect was carried out, or failed.
+    Effect {
+        /// The resource.
+        resource: String,
+        /// The migration; none: outside one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        migration: Option<String>,
+        /// Its name.
+        effect: String,
+        /// How long it took, milliseconds.
+        spent_ms: u64,
+        /// Why it failed; none: it did not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+}
+
+impl Entry {
+    /// Its kind, as in the record.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Opened { .. } => "opened",
+            Self::Lost { .. } => "lost",
+            Self::Call { .. } => "call",
+            Self::Outcome { .. } => "outcome",
+            Self::Refused { .. } => "refused",
+            Self::Decision { .. } => "decision",
+            Self::Step { .. } => "step",
+            Self::Effect { .. } => "effect",
+        }
+    }
+}
+
+/// Keys whose values are secrets.
+const SECRETS: [&str; 5] = ["token", "password", "secret", "key", "authorization"];
+const HIDDEN: &str = "(not recorded)";
+
+/// The same without the values of keys that name secrets.
+pub fn without_secrets(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        Value::Object(map) => Value::Object(
+            map.into_iter()
+                .map(|(key, value)| {
+                    let name = key.to_ascii_lowercase();
+                    let secret = SECRETS.iter().any(|word| name.contains(word));
+                    let value =
+                        if secret && !value.is_null() { HIDDEN.into() } else { without_secrets(value) };
+                    (key, value)
+                })
+                .collect(),
+        ),
+        Value::Array(values) => Value::Array(values.into_iter().map(without_secrets).collect()),
+        other => other,
+    }
+}

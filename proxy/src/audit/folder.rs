@@ -1,0 +1,154 @@
+//! The files of an audit: `audit-<number of the first record>.jsonl`, the newest one is written to.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::chain::{self, Tip};
+
+/// Longest record, bytes; bodies of calls are cut to fit.
+pub const LONGEST: u64 = 1 << 20;
+const PREFIX: &str = "audit-";
+const SUFFIX: &str = ".jsonl";
+/// Name of the checkpoints' file.
+pub const CHECKPOINTS: &str = "checkpoints.jsonl";
+
+/// The files of records in `directory`, oldest first.
+pub fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let number = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(SUFFIX));
+        if let Some(first) = number.and_then(|number| number.parse::<u64>().ok()) {
+            found.push((first, path));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// A line of up to [`LONGEST`] bytes without its newline; none at the end. The flag: it has a newline.
+pub fn read_line(reader: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, bool)>> {
+    let mut line = Vec::new();
+    reader.take(LONGEST + 1).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    let whole = line.last() == Some(&b'\n');
+    if whole {
+        line.pop();
+    }
+    Ok(Some((line, whole)))
+}
+
+/// The newest file, open at its end.
+pub struct Open {
+    directory: PathBuf,
+    file: File,
+    /// Bytes of it that are whole records.
+    length: u64,
+    /// The last record.
+    pub tip: Tip,
+    /// Bytes of an unfinished record that were cut off.
+    pub cut: u64,
+}
+
+impl Open {
+    /// Opens the newest file of `directory`, or makes the first. A record that a crash left unfinished is cut off; one that is
+    /// whole and wrong is an error: nothing is written behind it.
+    pub fn newest(directory: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        let Some(path) = files(directory)?.pop() else {
+            let (file, tip) = (create(directory, 1)?, Tip::default());
+            return Ok(Self { directory: directory.to_owned(), file, length: 0, tip, cut: 0 });
+        };
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        let mut reader = BufReader::new(&file);
+        let (mut tip, mut length, mut line_number) = (None, 0, 0);
+        while let Some((line, whole)) = read_line(&mut reader)? {
+            if !whole {
+                break;
+            }
+            line_number += 1;
+            chain::check(&mut tip, &line).map_err(|broken| {
+                let what = format!("{}, line {line_number}: {broken}", path.display());
+                io::Error::new(io::ErrorKind::InvalidData, what)
+            })?;
+            length += line.len() as u64 + 1;
+        }
+        let cut = file.metadata()?.len() - length;
+        let tip = match tip {
+            Some(tip) => tip,
+            // A new file whose first record never came: the one before it has the tip.
+            None => tip_before(directory, &path)?,
+        };
+        let mut open = Self { directory: directory.to_owned(), file, length, tip, cut };
+        open.cut_off()?;
+        Ok(open)
+    }
+
+    /// Appends whole lines and returns when they are on disk. On an error nothing of them counts.
+    pub fn append(&mut self, lines: &str, tip: Tip) -> io::Result<()> {
+        let written = self.file.write_all(lines.as_bytes()).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            // What got through of it must not stand before the next record.
+            let _ = self.cut_off();
+            return Err(error);
+        }
+        self.length += lines.len() as u64;
+        self.tip = tip;
+        Ok(())
+    }
+
+    /// Takes away what is behind the last whole record.
+    pub fn cut_off(&mut self) -> io::Result<()> {
+        self.file.set_len(self.length)?;
+        self.file.seek(SeekFrom::Start(self.length))?;
+        Ok(())
+    }
+
+    /// Bytes of the newest file.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Begins a new file.
+    pub fn rotate(&mut self) -> io::Result<()> {
+        self.file = create(&self.directory, self.tip.seq + 1)?;
+        self.length = 0;
+        Ok(())
+    }
+
+    /// Adds a line to the checkpoints.
+    pub fn add_checkpoint(&self, line: &str) -> io::Result<()> {
+        let path = self.directory.join(CHECKPOINTS);
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+        file.write_all(line.as_bytes())?;
+        file.sync_data()
+    }
+}
+
+fn create(directory: &Path, first: u64) -> io::Result<File> {
+    let path = directory.join(format!("{PREFIX}{first:020}{SUFFIX}"));
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o640).open(path)?;
+    // The name must survive a power cut as its records do.
+    File::open(directory)?.sync_all()?;
+    Ok(file)
+}
+
+fn tip_before(directory: &Path, newest: &Path) -> io::Result<Tip> {
+    let Some(path) = files(directory)?.into_iter().rev().find(|path| path != newest) else {
+        return Ok(Tip::default());
+    };
+    let mut reader = BufReader::new(File::open(&path)?);
+    let mut tip = None;
+    while let Some((line, _)) = read_line(&mut reader)? {
+        chain::check(&mut tip, &line).map_err(|broken| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{}: {broken}", path.display()))
+        })?;
+    }
+    Ok(tip.unwrap_or_default())
+}

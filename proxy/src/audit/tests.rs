@@ -1,0 +1,228 @@
+use std::path::Path;
+use std::time::Duration;
+
+use migration::units::Timestamp;
+
+use super::chain::{self, Tip};
+use super::checkpoint::Signer;
+use super::folder::{self, Open};
+use super::verify::{Findings, verify};
+use super::{Audit, Entry, Settings};
+
+fn effect(name: &str) -> Entry {
+    Entry::Effect {
+        resource: "orders".into(),
+        migration: None,
+        effect: name.into(),
+        spent_ms: 3,
+        error: None,
+    }
+}
+
+fn settings(directory: &Path, rotate: u64) -> Settings {
+    Settings { directory: directory.to_owned(), node: "edge-1".into(), rotate }
+}
+
+/// Writes `count` records and ends the writer, which leaves a checkpoint of the last one.
+async fn write(directory: &Path, count: usize, rotate: u64) {
+    let checkpoints = || {
+        let text = std::fs::read_to_string(directory.join(folder::CHECKPOINTS)).unwrap_or_default();
+        text.lines().count()
+    };
+    let before = checkpoints();
+    let audit = Audit::start(settings(directory, rotate)).expect("a thread");
+    for index in 0..count {
+        audit.write(effect(&format!("effect {index}"))).await.expect("written");
+    }
+    drop(audit);
+    let closed = async {
+        while checkpoints() == before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), closed).await.expect("the writer leaves a last checkpoint");
+}
+
+fn broken(directory: &Path) -> Option<String> {
+    verify(directory, &[], None).expect("readable").broken
+}
+
+#[tokio::test]
+async fn a_whole_audit_verifies_across_files_and_restarts() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    write(directory.path(), 4, 600).await;
+    let before = verify(directory.path(), &[], None).expect("readable");
+    assert!(before.files > 1, "it rotates");
+    write(directory.path(), 4, 64 << 10).await;
+    let Findings { records, first, last, checkpoints, keys, broken, .. } =
+        verify(directory.path(), &[], None).expect("readable");
+    // Each start leaves a record of its own; the second continues the first.
+    assert_eq!((records, first, last, broken), (before.records + 5, Some(1), Some(before.records + 5), None));
+    assert_eq!((checkpoints, keys.len()), (2, 1));
+    assert!(
+        verify(directory.path(), &[], Some("00"))
+            .expect("readable")
+            .broken
+            .expect("a finding")
+            .contains("another key")
+    );
+}
+
+/// Whether a file of records and one of checkpoints are in order.
+fn whole(records: &[u8], checkpoints: &[u8]) -> bool {
+    let Some(records) = records.strip_suffix(b"\n") else { return false };
+    let mut tip = None;
+    let chained = records.split(|byte| *byte == b'\n').all(|line| chain::check(&mut tip, line).is_ok());
+    let read = super::verify::read_checkpoints(checkpoints).expect("from memory");
+    let agree = read.is_ok_and(|checkpoints| {
+        checkpoints.iter().all(|checkpoint| {
+            checkpoint.is_signed() && tip.as_ref().is_some_and(|tip| tip.hash == checkpoint.hash)
+        })
+    });
+    chained && agree
+}
+
+#[tokio::test]
+async fn any_changed_byte_is_found() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    write(directory.path(), 2, 64 << 10).await;
+    let path = folder::files(directory.path()).expect("files")[0].clone();
+    let records = std::fs::read(&path).expect("the file");
+    let checkpoints = std::fs::read(directory.path().join(folder::CHECKPOINTS)).expect("the file");
+    assert!(whole(&records, &checkpoints));
+    for flip in [1, 0x20, 0x80] {
+        for at in 0..records.len() {
+            let mut changed = records.clone();
+            changed[at] ^= flip;
+            assert!(!whole(&changed, &checkpoints), "byte {at} ^ {flip} of the records");
+        }
+        // The newline behind a checkpoint is not part of it.
+        for at in 0..checkpoints.len() - 1 {
+            let mut changed = checkpoints.clone();
+            changed[at] ^= flip;
+            assert!(!whole(&records, &changed), "byte {at} ^ {flip} of the checkpoints");
+        }
+    }
+    let mut changed = records.clone();
+    changed[40] ^= 1;
+    std::fs::write(&path, changed).expect("write");
+    assert!(broken(directory.path()).expect("found").contains("line 1: it was changed"));
+}
+
+#[tokio::test]
+async fn records_taken_away_or_put_in_are_found() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    write(directory.path(), 5, 64 << 10).await;
+    let path = folder::files(directory.path()).expect("files")[0].clone();
+    let whole = std::fs::read_to_string(&path).expect("the file");
+    let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+    let tried = |change: &dyn Fn(&mut Vec<&str>)| {
+        let mut changed = lines.clone();
+        change(&mut changed);
+        std::fs::write(&path, changed.concat()).expect("write");
+        broken(directory.path())
+    };
+    assert_eq!(tried(&|_| {}), None);
+    assert!(
+        tried(&|lines| {
+            lines.remove(2);
+        })
+        .expect("found")
+        .contains("line 3: record 4 stands where 3 should")
+    );
+    assert!(
+        tried(&|lines| lines.insert(3, lines[2]))
+            .expect("found")
+            .contains("line 4: record 3 stands where 4 should")
+    );
+    assert!(tried(&|lines| lines.swap(1, 2)).is_some());
+    let cut = tried(&|lines| lines.truncate(3)).expect("found");
+    assert!(
+        cut.starts_with("the end was cut off") && cut.ends_with("saw record 6, the last one here is 3"),
+        "{cut}"
+    );
+    assert!(tried(&|lines| lines.truncate(0)).expect("found").starts_with("the end was cut off"));
+}
+
+#[tokio::test]
+async fn a_chain_that_was_made_anew_does_not_bear_out_a_checkpoint() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    write(directory.path(), 3, 64 << 10).await;
+    let path = folder::files(directory.path()).expect("files")[0].clone();
+    let mut tip = Tip::default();
+    let forged: String = (0..4)
+        .map(|index| {
+            chain::append(&mut tip, "edge-1", Timestamp(index), &effect("harmless")).expect("a line")
+        })
+        .collect();
+    std::fs::write(&path, forged).expect("write");
+    assert!(broken(directory.path()).expect("found").contains("the chain was rewritten"));
+    // Whoever removes the checkpoints as well is found by one that was kept elsewhere.
+    let signer = Signer::open(&directory.path().join("checkpoint.key"), "edge-1").expect("the key");
+    let kept = signer.sign(&Tip { seq: 9, hash: "ab".repeat(32) }, Timestamp(0));
+    std::fs::remove_file(directory.path().join(folder::CHECKPOINTS)).expect("remove");
+    assert_eq!(broken(directory.path()), None);
+    assert!(
+        verify(directory.path(), std::slice::from_ref(&kept), None)
+            .expect("readable")
+            .broken
+            .expect("found")
+            .contains("cut off")
+    );
+    let log = format!(
+        "2026-01-01T00:00:00Z INFO audit checkpoint={}\n",
+        serde_json::to_string(&kept).expect("json")
+    );
+    assert_eq!(super::verify::read_checkpoints(log.as_bytes()).expect("readable"), Ok(vec![kept]));
+}
+
+#[test]
+fn what_a_crash_left_unfinished_is_cut_off_and_what_is_wrong_is_not_continued() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let mut open = Open::newest(directory.path()).expect("open");
+    let mut tip = open.tip.clone();
+    let lines: String =
+        (0..2).map(|_| chain::append(&mut tip, "n", Timestamp(0), &effect("x")).expect("a line")).collect();
+    open.append(&lines, tip.clone()).expect("append");
+    let path = folder::files(directory.path()).expect("files")[0].clone();
+    std::fs::write(&path, format!("{lines}{{\"seq\":3,\"at\"")).expect("write");
+    let open = Open::newest(directory.path()).expect("open");
+    assert_eq!((open.tip, open.cut), (tip, 13));
+    assert_eq!(std::fs::read_to_string(&path).expect("the file"), lines);
+    std::fs::write(&path, lines.replacen("edge", "egde", 1).replacen('x', "y", 1)).expect("write");
+    assert!(Open::newest(directory.path()).err().expect("refused").to_string().contains("line 1"));
+}
+
+#[tokio::test]
+async fn while_the_disk_takes_nothing_calls_are_refused_and_the_rest_is_kept() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let folder_path = directory.path().join("audit");
+    std::fs::write(&folder_path, "in the way").expect("write");
+    let audit = Audit::start(settings(&folder_path, 64 << 10)).expect("a thread");
+    assert!(audit.failing().is_some());
+    audit.note(effect("kept"));
+    let refused = audit.write(effect("refused")).await.expect_err("refused").to_string();
+    assert!(refused.starts_with("the audit cannot be written, so nothing is changed: "), "{refused}");
+    std::fs::remove_file(&folder_path).expect("remove");
+    audit.write(effect("written")).await.expect("written");
+    assert_eq!(audit.failing(), None);
+    let path = folder::files(&folder_path).expect("files")[0].clone();
+    let text = std::fs::read_to_string(path).expect("the file");
+    let effects: Vec<String> = text
+        .lines()
+        .filter_map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).ok()?["effect"].as_str().map(str::to_owned)
+        })
+        .collect();
+    assert_eq!(effects, ["kept", "written"]);
+    assert_eq!(broken(&folder_path), None);
+}
+
+#[test]
+fn secrets_are_left_out() {
+    let body = serde_json::json!({ "name": "ci", "token": "gdw_x", "list": [{ "dbPassword": "y", "n": 1 }], "key": null });
+    assert_eq!(
+        super::entry::without_secrets(body).to_string(),
+        r#"{"key":null,"list":[{"dbPassword":"(not recorded)","n":1}],"name":"ci","token":"(not recorded)"}"#
+    );
+}

@@ -1,0 +1,289 @@
+//! The thread that writes: takes what there is, writes it with one sync, and answers those who wait.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use migration::units::Timestamp;
+use tokio::sync::oneshot;
+
+use super::chain;
+use super::checkpoint::Signer;
+use super::entry::Entry;
+use super::folder::Open;
+use crate::clock;
+use crate::telemetry::names;
+
+/// Records on their way to the disk, at most.
+const QUEUE: usize = 4096;
+/// Records that one sync takes, at most.
+const BATCH: usize = 256;
+/// Records that are kept while the disk takes none.
+const KEPT: usize = 10_000;
+/// A checkpoint comes after so many records, or after this time if there was one at all.
+const CHECKPOINT_RECORDS: u64 = 1000;
+const CHECKPOINT_TIME: Duration = Duration::from_secs(60);
+/// How often a disk that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Where and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The folder.
+    pub directory: PathBuf,
+    /// This node, in each record.
+    pub node: String,
+    /// A file is followed by the next once it is longer, bytes.
+    pub rotate: u64,
+}
+
+/// A record could not be written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the audit cannot be written, so nothing is changed: {0}")]
+pub struct AuditError(pub String);
+
+/// The way to the writer; cheap to clone.
+#[derive(Clone)]
+pub struct Audit {
+    sender: Sender<Message>,
+    failing: Arc<ArcSwapOption<String>>,
+    directory: PathBuf,
+}
+
+struct Message {
+    entry: Entry,
+    at: Timestamp,
+    answer: Option<oneshot::Sender<Result<(), AuditError>>>,
+}
+
+impl Audit {
+    /// Opens the folder and starts the thread. A folder that cannot be used does not stop a node: its audit is then failing, and
+    /// says why.
+    pub fn start(settings: Settings) -> io::Result<Self> {
+        let (sender, messages) = bounded(QUEUE);
+        let failing = Arc::new(ArcSwapOption::empty());
+        let audit = Self { sender, failing: failing.clone(), directory: settings.directory.clone() };
+        let mut writer = Writer {
+            settings,
+            open: None,
+            signer: None,
+            failing,
+            kept: VecDeque::new(),
+            lost: 0,
+            since_checkpoint: 0,
+            last_checkpoint: clock::monotonic(),
+        };
+        writer.reopen();
+        std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&messages))?;
+        Ok(audit)
+    }
+
+    /// Leaves a record without waiting for the disk; while that takes none, it is kept for later.
+    pub fn note(&self, entry: Entry) {
+        let message = Message { entry, at: clock::now(), answer: None };
+        if let Err(TrySendError::Full(_)) = self.sender.try_send(message) {
+            metrics::counter!(names::AUDIT_LOST).increment(1);
+            tracing::error!("a record of the audit was lost: its writer does not keep up");
+        }
+    }
+
+    /// Writes a record and returns when it is on disk. Safe to cancel: the record may then be written or not.
+    pub async fn write(&self, entry: Entry) -> Result<(), AuditError> {
+        let (answer, written) = oneshot::channel();
+        let message = Message { entry, at: clock::now(), answer: Some(answer) };
+        if self.sender.try_send(message).is_err() {
+            return Err(AuditError("its writer does not keep up".to_owned()));
+        }
+        written.await.unwrap_or_else(|_| Err(AuditError("its writer has ended".to_owned())))
+    }
+
+    /// Why it cannot be written now; none: it can.
+    pub fn failing(&self) -> Option<Arc<String>> {
+        self.failing.load_full()
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &std::path::Path {
+        &self.directory
+    }
+}
+
+struct Writer {
+    settings: Settings,
+    open: Option<Open>,
+    signer: Option<Signer>,
+    failing: Arc<ArcSwapOption<String>>,
+    /// What the disk did not take.
+    kept: VecDeque<(Entry, Timestamp)>,
+    lost: u64,
+    since_checkpoint: u64,
+    last_checkpoint: Instant,
+}
+
+impl Writer {
+    fn run(mut self, messages: &Receiver<Message>) {
+        loop {
+            match messages.recv_timeout(RETRY) {
+                Ok(first) => {
+                    let mut batch = vec![first];
+                    batch.extend(messages.try_iter().take(BATCH - 1));
+                    self.take(batch);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.failing.load().is_some() {
+                        // Its error is in the state.
+                        let _ = self.catch_up();
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.checkpoint();
+                    return;
+                }
+            }
+            let due = self.since_checkpoint >= CHECKPOINT_RECORDS
+                || (self.since_checkpoint > 0 && self.last_checkpoint.elapsed() >= CHECKPOINT_TIME);
+            if due && self.failing.load().is_none() {
+                self.checkpoint();
+            }
+        }
+    }
+
+    fn take(&mut self, batch: Vec<Message>) {
+        // What could not be written before comes before.
+        let ready = if self.failing.load().is_some() { self.catch_up() } else { Ok(()) };
+        let written = ready.and_then(|()| {
+            let entries: Vec<_> = batch.iter().map(|message| (&message.entry, message.at)).collect();
+            self.append(&entries)
+        });
+        for message in batch {
+            match (message.answer, &written) {
+                (Some(answer), written) => {
+                    // Whoever waited may have gone.
+                    let _ = answer.send(written.clone().map_err(AuditError));
+                }
+                (None, Err(_)) => self.keep(message.entry, message.at),
+                (None, Ok(())) => {}
+            }
+        }
+    }
+
+    fn keep(&mut self, entry: Entry, at: Timestamp) {
+        if self.kept.len() == KEPT {
+            self.kept.pop_front();
+            self.lost += 1;
+            metrics::counter!(names::AUDIT_LOST).increment(1);
+        }
+        self.kept.push_back((entry, at));
+    }
+
+    /// Tries the disk again, with what it did not take.
+    fn catch_up(&mut self) -> Result<(), String> {
+        self.reopen();
+        if self.open.is_none() {
+            return Err(self.failing.load().as_ref().map(ToString::to_string).unwrap_or_default());
+        }
+        let lost = Entry::Lost { records: self.lost };
+        let mut kept = std::mem::take(&mut self.kept);
+        let mut entries: Vec<_> = kept.iter().map(|(entry, at)| (entry, *at)).collect();
+        if self.lost > 0 {
+            entries.insert(0, (&lost, clock::now()));
+        }
+        let written = self.append(&entries);
+        drop(entries);
+        match &written {
+            Ok(()) => self.lost = 0,
+            Err(_) => self.kept.append(&mut kept),
+        }
+        written
+    }
+
+    fn append(&mut self, entries: &[(&Entry, Timestamp)]) -> Result<(), String> {
+        let result = self.try_append(entries);
+        match &result {
+            Ok(()) => {
+                self.since_checkpoint += entries.len() as u64;
+                for (entry, _) in entries {
+                    metrics::counter!(names::AUDIT_RECORDS, names::KIND => entry.kind()).increment(1);
+                }
+                self.state(None);
+            }
+            Err(why) => self.state(Some(why.clone())),
+        }
+        result
+    }
+
+    fn try_append(&mut self, entries: &[(&Entry, Timestamp)]) -> Result<(), String> {
+        let Some(open) = &mut self.open else { return Err("its folder is not open".to_owned()) };
+        let (mut tip, mut lines) = (open.tip.clone(), String::new());
+        for (entry, at) in entries {
+            let line = chain::append(&mut tip, &self.settings.node, *at, entry);
+            lines.push_str(&line.map_err(|error| error.to_string())?);
+        }
+        if open.length() > 0 && open.length() + lines.len() as u64 > self.settings.rotate {
+            open.rotate().map_err(|error| error.to_string())?;
+        }
+        if !lines.is_empty() {
+            open.append(&lines, tip).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self) {
+        let directory = &self.settings.directory;
+        let opened = Open::newest(directory).and_then(|open| {
+            let signer = Signer::open(&directory.join("checkpoint.key"), &self.settings.node)?;
+            Ok((open, signer))
+        });
+        match opened {
+            Ok((open, signer)) => {
+                let first = self.signer.is_none();
+                let cut_bytes = open.cut;
+                (self.open, self.signer) = (Some(open), Some(signer));
+                if first {
+                    // Its error is in the state.
+                    let _ = self.append(&[(&Entry::Opened { cut_bytes }, clock::now())]);
+                }
+            }
+            Err(error) => {
+                self.open = None;
+                self.state(Some(error.to_string()));
+            }
+        }
+    }
+
+    fn state(&mut self, failing: Option<String>) {
+        let before = self.failing.load_full();
+        match &failing {
+            Some(why) if before.as_deref() != Some(why) => {
+                tracing::error!(%why, "the audit cannot be written: changes are refused");
+            }
+            None if before.is_some() => tracing::info!("the audit can be written again"),
+            _ => {}
+        }
+        metrics::gauge!(names::AUDIT_FAILING).set(if failing.is_some() { 1.0 } else { 0.0 });
+        self.failing.store(failing.map(Arc::new));
+    }
+
+    fn checkpoint(&mut self) {
+        let (Some(open), Some(signer)) = (&self.open, &self.signer) else { return };
+        if self.since_checkpoint == 0 {
+            return;
+        }
+        let checkpoint = signer.sign(&open.tip, clock::now());
+        let Ok(mut line) = serde_json::to_string(&checkpoint) else { return };
+        tracing::info!(checkpoint = %line, "audit");
+        line.push('\n');
+        if let Err(error) = open.add_checkpoint(&line) {
+            tracing::warn!(%error, "the audit's checkpoint is only in the log");
+        }
+        metrics::gauge!(names::AUDIT_CHECKPOINT).set(checkpoint.seq as f64);
+        // A double has 53 bits: 48 of the hash fit exactly.
+        let bits = checkpoint.hash.get(..12).and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        metrics::gauge!(names::AUDIT_CHECKPOINT_HASH).set(bits.unwrap_or_default() as f64);
+        (self.since_checkpoint, self.last_checkpoint) = (0, clock::monotonic());
+    }
+}

@@ -1,0 +1,115 @@
+//! `godwit audit`: reading it, and checking that it is whole.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use serde_json::Value;
+
+use super::Output;
+use super::client::Client;
+use super::render;
+use super::verbs::show;
+use crate::audit::verify::{Findings, read_checkpoints, verify};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List the newest records of a running node.
+    List {
+        /// Only about this resource.
+        resource: Option<String>,
+        /// Only calls of this caller.
+        #[arg(long, value_name = "NAME")]
+        who: Option<String>,
+        /// At most so many.
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+        /// Only records before this number.
+        #[arg(long, value_name = "NUMBER")]
+        before: Option<u64>,
+    },
+    /// Check that no record was changed, removed or put in, and that every checkpoint is still reached. Asks no node.
+    Verify {
+        /// The folder of the records.
+        #[arg(default_value = "/var/lib/godwit/audit", value_name = "DIRECTORY")]
+        directory: PathBuf,
+        /// Checkpoints that were kept elsewhere, such as lines of the log; may be repeated.
+        #[arg(long = "checkpoints", value_name = "FILE")]
+        checkpoints: Vec<PathBuf>,
+        /// The public key that must have signed them, hexadecimal.
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+    },
+}
+
+pub(super) fn run(client: &Client, command: Command, output: Output) -> Result<ExitCode> {
+    match command {
+        Command::List { resource, who, limit, before } => {
+            let mut path = format!("/api/v1/audit?limit={limit}");
+            let mut add = |name: &str, value: Option<String>| {
+                if let Some(value) = value {
+                    path.push_str(&format!("&{name}={}", percent(&value)));
+                }
+            };
+            add("resource", resource);
+            add("who", who);
+            add("before", before.map(|number| number.to_string()));
+            let records: Vec<Value> = client.get(&path)?;
+            show(output, &records, |records| render::audit(records))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Verify { directory, checkpoints, key } => {
+            let mut others = Vec::new();
+            for path in checkpoints {
+                let unreadable = || format!("cannot read {}", path.display());
+                let file = std::fs::File::open(&path).with_context(unreadable)?;
+                match read_checkpoints(file).with_context(unreadable)? {
+                    Ok(found) => others.extend(found),
+                    Err(why) => bail!("{}: {why}", path.display()),
+                }
+            }
+            let key = key.map(|key| key.to_ascii_lowercase());
+            let findings = verify(&directory, &others, key.as_deref())
+                .with_context(|| format!("cannot read the audit in {}", directory.display()))?;
+            if findings.files == 0 && findings.broken.is_none() {
+                bail!("{} has no audit", directory.display());
+            }
+            show(output, &findings, summary)?;
+            Ok(if findings.broken.is_none() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+        }
+    }
+}
+
+fn summary(findings: &Findings) -> String {
+    let Findings { records, files, first, last, last_at, checkpoints, keys, broken } = findings;
+    let mut text = match (first, last, last_at) {
+        (Some(first), Some(last), Some(at)) => {
+            format!("{records} records in {files} files are in order: {first} to {last}, the last of {at}\n")
+        }
+        _ => "no record is in order\n".to_owned(),
+    };
+    if *checkpoints > 0 {
+        text.push_str(&format!("{checkpoints} checkpoints agree, signed by {}\n", keys.join(", ")));
+    }
+    if let Some(first) = first.filter(|first| *first > 1) {
+        text.push_str(&format!("records before {first} were taken away\n"));
+    }
+    match broken {
+        Some(what) => text.push_str(&format!("BROKEN: {what}\n")),
+        None => text.push_str("the audit is whole\n"),
+    }
+    text
+}
+
+/// A value of a query (RFC 3986, section 2.1).
+fn percent(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        out
+    })
+}
