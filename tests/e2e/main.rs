@@ -12,6 +12,7 @@ mod leader;
 mod modes;
 mod network;
 mod preflight;
+mod prometheus;
 mod refusals;
 mod services;
 mod source;

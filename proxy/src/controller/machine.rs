@@ -517,6 +517,7 @@ impl Machine {
             telemetry::replication(&resource.name, status);
         }
         telemetry::replication_mode(&resource.name, mode.effective);
+        telemetry::standing(&self.state, view.problems.len(), clock::now());
         self.view.store(Arc::new(view));
     }
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use migration::cutover::Outcome;
+use migration::cutover::{Outcome, Phase, State};
 use migration::policy::{Policy, ReplicationMode};
 use migration::report::DecisionReport;
+use migration::units::Timestamp;
 use replicator::status::StreamStatus;
 
 use super::names;
@@ -34,6 +35,18 @@ pub fn hold(resource: &str, held: Duration) {
 /// A phase of a migration ended.
 pub fn step(phase: &'static str, spent: Duration) {
     histogram!(names::STEP_DURATION, names::STEP => phase).record(spent.as_secs_f64());
+}
+
+/// Where a migration stands, and what is wrong. A phase that ended goes back to 0.
+pub fn standing(state: &State, problems: usize, now: Timestamp) {
+    let resource = || state.resource.clone();
+    for phase in Phase::ALL {
+        let here = state.run.is_some() && state.phase == phase && phase != Phase::Soaking;
+        let age = if here { now.since(state.since) } else { Duration::ZERO };
+        gauge!(names::PHASE_AGE, names::RESOURCE => resource(), names::STEP => phase.name())
+            .set(age.as_secs_f64());
+    }
+    gauge!(names::PROBLEMS, names::RESOURCE => resource()).set(problems as f64);
 }
 
 /// A migration ended.

@@ -51,6 +51,10 @@ pub const SCORE: &str = "godwit_migration_score";
 pub const THRESHOLD: &str = "godwit_migration_threshold";
 /// Counter: ended migrations. Labels: resource, outcome.
 pub const MIGRATIONS: &str = "godwit_migrations_total";
+/// Gauge, seconds: how long a migration under way has been in its phase; 0 outside one and while it soaks. Labels: resource, step.
+pub const PHASE_AGE: &str = "godwit_migration_phase_seconds";
+/// Gauge: what `godwit status` names as a problem. Label: resource.
+pub const PROBLEMS: &str = "godwit_problems";
 /// Histogram, seconds: phases of migrations. Label: step.
 pub const STEP_DURATION: &str = "godwit_migration_step_duration_seconds";
 
@@ -132,5 +136,7 @@ pub fn describe() {
     describe_gauge!(SCORE, "Points of the Migration Score by term");
     describe_gauge!(THRESHOLD, "What the score's lower bound must clear");
     describe_counter!(MIGRATIONS, "Ended migrations");
+    describe_gauge!(PHASE_AGE, seconds, "How long a migration under way has been in its phase");
+    describe_gauge!(PROBLEMS, "What `godwit status` names as a problem");
     describe_histogram!(STEP_DURATION, seconds, "Phases of migrations");
 }

@@ -106,11 +106,12 @@ impl DropTo {
 /// else `~/.cache/godwit`.
 pub fn installed(major: u32) -> Option<PathBuf> {
     let debian = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
-    let cached = cache_directory().map(|cache| cache.join(format!("postgres-{major}/bin")));
+    let cached = cache().map(|cache| cache.join(format!("postgres-{major}/bin")));
     [Some(debian), cached].into_iter().flatten().find(|bin| bin.join("initdb").exists())
 }
 
-fn cache_directory() -> Option<PathBuf> {
+/// The cache folder, where `make setup` puts what the system does not have.
+pub fn cache() -> Option<PathBuf> {
     if let Some(cache) = std::env::var_os("GODWIT_CACHE") {
         return Some(cache.into());
     }
