@@ -4,7 +4,7 @@
 //! rest. Everything else (controllers, streams, probes, admin, link) runs on one tokio runtime of this module.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ use crate::fronts::latencies::Recorder;
 use crate::fronts::pools::Pool;
 use crate::fronts::routes::{ResourceFront, Routes, report};
 use crate::links::Links;
+use crate::notify;
 use crate::store::{Journal, Tokens};
 use crate::telemetry;
 
@@ -44,6 +45,8 @@ const REPORT: Duration = Duration::from_millis(250);
 const UPKEEP: Duration = Duration::from_secs(5);
 /// How long a probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a front that does not listen yet is looked at.
+const LOOK: Duration = Duration::from_millis(10);
 /// How long the parts may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(8);
 
@@ -116,6 +119,9 @@ pub fn run(config: Config) -> Result<()> {
     })?;
     tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin.listen, "godwit runs");
 
+    let listeners =
+        config.resources.values().filter_map(|resource| Some(resource.http.as_ref()?.listen)).collect();
+    runtime.spawn(stop.clone().run_until_cancelled_owned(ready(listeners)));
     if fronts.is_empty() {
         runtime.block_on(terminated())?;
     } else {
@@ -126,6 +132,7 @@ pub fn run(config: Config) -> Result<()> {
         server.run(pingora::server::RunArgs::default());
     }
     tracing::info!("godwit ends");
+    notify::tell(notify::State::Stopping);
     stop.cancel();
     tasks.close();
     runtime.block_on(async {
@@ -135,6 +142,21 @@ pub fn run(config: Config) -> Result<()> {
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(())
+}
+
+/// Tells the service manager once every front takes connections: pingora opens them on its own threads.
+async fn ready(listeners: Vec<SocketAddr>) {
+    for listener in listeners {
+        let ip = match listener.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        while tokio::net::TcpStream::connect((ip, listener.port())).await.is_err() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    notify::tell(notify::State::Ready);
 }
 
 /// Who may use the admin listener.

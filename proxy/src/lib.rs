@@ -12,6 +12,7 @@ pub mod drivers;
 pub mod feeds;
 pub mod fronts;
 pub mod links;
+pub mod notify;
 pub mod pki;
 pub mod rng;
 pub mod store;

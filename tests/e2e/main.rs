@@ -9,6 +9,7 @@ mod fence;
 mod front;
 mod large;
 mod leader;
+mod manager;
 mod modes;
 mod network;
 mod preflight;

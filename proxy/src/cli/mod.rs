@@ -6,6 +6,7 @@ pub mod check;
 pub mod client;
 mod pki;
 mod render;
+mod shell;
 mod token;
 mod verbs;
 mod verify;
@@ -143,6 +144,17 @@ enum Command {
     /// Certificates of the link between nodes.
     #[command(subcommand)]
     Pki(Pki),
+    /// Print the completions for a shell: godwit completions bash > /etc/bash_completion.d/godwit
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one for each command.
+    Man {
+        /// Write godwit.1, godwit-migrate.1 and so on into this directory.
+        #[arg(long, value_name = "DIRECTORY")]
+        directory: Option<PathBuf>,
+    },
     /// Tokens of the API: who may do what.
     #[command(subcommand)]
     Token(token::Command),
@@ -200,6 +212,8 @@ pub fn main() -> ExitCode {
             demo_orders(orders::Options { listen, dsn, connections })
         }
         Command::Pki(Pki::Init { directory, nodes }) => pki::init(&directory, &nodes),
+        Command::Completions { shell } => Ok(shell::completions(shell)),
+        Command::Man { directory } => shell::man(directory.as_deref()),
         Command::Audit(command) => audit::run(&client, command, output),
         Command::Token(command) => token::run(&client, command, output),
     };
