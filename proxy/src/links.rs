@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use migration::policy::Policy;
 use replicator::Error;
+use replicator::copy::{CopyOptions, Snapshots};
 use replicator::link::memory;
 use replicator::link::quic::{Connector, Identity, Listener};
 use replicator::pump::{self, Answer, LocalEnd, LocalPeer, StreamSpec};
@@ -15,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::model::{Config, Database, LinkTls};
+use crate::config::model::{Config, Database, LinkTls, Resource};
 use crate::controller::databases::Databases;
 use crate::controller::effects::chain;
 
@@ -24,6 +26,28 @@ pub struct Links {
     /// Nodes of other zones, by zone.
     peers: BTreeMap<String, Connector>,
     spill: Spill,
+    copies: Copies,
+}
+
+/// How each resource's initial copy is made; the snapshots behind it are this process's.
+#[derive(Clone, Default)]
+struct Copies(HashMap<String, CopyOptions>);
+
+impl Copies {
+    fn new(config: &Config) -> Self {
+        let snapshots = Snapshots::default();
+        let options = |policy: &Policy| CopyOptions {
+            sessions: policy.copy_sessions,
+            bytes_per_second: policy.copy_rate.map(|rate| rate.0),
+            snapshots: snapshots.clone(),
+        };
+        let of = |resource: &Resource| (resource.name.clone(), options(&resource.policy));
+        Self(config.resources.values().map(of).collect())
+    }
+
+    fn of(&self, resource: &str) -> CopyOptions {
+        self.0.get(resource).cloned().unwrap_or_default()
+    }
 }
 
 impl Links {
@@ -41,7 +65,7 @@ impl Links {
                 peers.insert(zone.clone(), connector);
             }
         }
-        Ok(Self { peers, spill: config.node.spill.clone() })
+        Ok(Self { peers, spill: config.node.spill.clone(), copies: Copies::new(config) })
     }
 
     /// Keeps a stream running until told to stop; an error means it must not run again under its generation.
@@ -52,8 +76,10 @@ impl Links {
         publish: &watch::Sender<StreamStatus>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
-        let source =
-            || databases.settings(&spec.source_zone).map(|database| source_end(database, self.spill.clone()));
+        let source = || {
+            let database = databases.settings(&spec.source_zone)?;
+            Ok::<_, Error>(source_end(database, self.spill.clone(), self.copies.of(&spec.resource)))
+        };
         let target = || databases.settings(&spec.target_zone).map(target_end);
         match (self.peers.get(&spec.source_zone), self.peers.get(&spec.target_zone)) {
             (None, Some(peer)) => pump::maintain(peer, spec, &source()?, publish, stop).await,
@@ -75,7 +101,7 @@ impl Links {
         let names: Vec<String> = config.zones.values().filter_map(|zone| zone.node.clone()).collect();
         let listener = Listener::bind(&identity(&link.tls)?, link.listen, &names)
             .with_context(|| format!("cannot listen on {} (node.link.listen)", link.listen))?;
-        let local = Arc::new(Local::new(config));
+        let local = Arc::new(Local::new(config, self.copies.clone()));
         let (tasks, stop) = (tasks.clone(), stop.clone());
         tasks.clone().spawn(async move {
             while let Some(incoming) =
@@ -106,12 +132,13 @@ struct Local {
     zone: String,
     databases: HashMap<String, Database>,
     spill: Spill,
+    copies: Copies,
     /// The newest session of each stream: a peer that dials again has lost the older one.
     sessions: Mutex<HashMap<String, CancellationToken>>,
 }
 
 impl Local {
-    fn new(config: &Config) -> Self {
+    fn new(config: &Config, copies: Copies) -> Self {
         let databases = config
             .resources
             .values()
@@ -124,6 +151,7 @@ impl Local {
             zone: config.node.zone.clone(),
             databases,
             spill: config.node.spill.clone(),
+            copies,
             sessions: Mutex::default(),
         }
     }
@@ -136,7 +164,9 @@ impl Local {
             .ok_or_else(|| format!("resource {} has no database in {} here", spec.resource, self.zone))?;
         let (end, zone) = match hello.role {
             Role::Push => (target_end(database), &spec.target_zone),
-            Role::Pull => (source_end(database, self.spill.clone()), &spec.source_zone),
+            Role::Pull => {
+                (source_end(database, self.spill.clone(), self.copies.of(&spec.resource)), &spec.source_zone)
+            }
         };
         if *zone != self.zone {
             return Err(format!("this node is in {}, not in {zone}", self.zone));
@@ -154,8 +184,8 @@ impl Local {
     }
 }
 
-fn source_end(database: &Database, spill: Spill) -> LocalEnd {
-    LocalEnd::Source { dsn: database.dsn.clone(), bin: database.bin.clone(), spill }
+fn source_end(database: &Database, spill: Spill, copy: CopyOptions) -> LocalEnd {
+    LocalEnd::Source { dsn: database.dsn.clone(), bin: database.bin.clone(), spill, copy }
 }
 
 fn target_end(database: &Database) -> LocalEnd {

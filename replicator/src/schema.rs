@@ -3,6 +3,8 @@
 //! Taken in two parts under one snapshot: what must exist before rows arrive, and what is quicker or only right after them
 //! (indexes, constraints, triggers, materialised views' content). Owners and grants travel; roles and tablespaces do not.
 
+pub mod statements;
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,6 +12,7 @@ use std::process::Stdio;
 use tokio::process::Command;
 use tokio_postgres::Client;
 use tokio_postgres::config::{ChannelBinding, SslNegotiation};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Error;
 use crate::postgres::connection::{Address, addresses};
@@ -39,12 +42,23 @@ const FOREIGN_SETTINGS: [&str; 5] = [
 const COMPLAINT_LIMIT: usize = 2000;
 
 /// SQL for an empty database.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct SchemaDump {
     /// Before the rows: schemas, types, tables, functions, views, sequences.
     pub pre_data: String,
     /// After the rows: indexes, keys, triggers, rules.
-    pub post_data: String,
+    pub post_data: PostData,
+}
+
+/// The second half of a dump, which is taken while the rows travel. Dropping it ends the program.
+#[derive(Debug)]
+pub struct PostData(AbortOnDropHandle<Result<String, Error>>);
+
+impl PostData {
+    /// Waits for it.
+    pub async fn text(self) -> Result<String, Error> {
+        self.0.await.map_err(|error| Error::Link(format!("the dump of the schema broke off: {error}")))?
+    }
 }
 
 /// Dumps the schema of `dsn`'s database with the `pg_dump` in directory `bin`, or the one on `PATH`.
@@ -79,16 +93,21 @@ pub async fn dump(dsn: &Dsn, bin: Option<&Path>) -> Result<SchemaDump, Error> {
         .query_one("SELECT pg_catalog.pg_export_snapshot()", &[])
         .await
         .map_err(Error::database(context()))?;
-    let snapshot: &str = row.get(0);
+    let snapshot: String = row.get(0);
     let section = |name: &str| {
         let mut command = command(&program, dsn, major);
         command.arg(format!("--section={name}")).arg(format!("--snapshot={snapshot}"));
         command
     };
-    let (pre_data, post_data) =
-        tokio::try_join!(run(section("pre-data"), &program), run(section("post-data"), &program))?;
-    client.batch_execute("COMMIT").await.map_err(Error::database(context()))?;
-    Ok(SchemaDump { pre_data: portable(&pre_data), post_data: portable(&post_data) })
+    let pre_data = portable(&run(section("pre-data"), &program).await?);
+    let post = section("post-data");
+    let post_data = AbortOnDropHandle::new(tokio::spawn(async move {
+        let text = run(post, &program).await?;
+        // The snapshot was needed until here.
+        client.batch_execute("COMMIT").await.map_err(Error::database("end the dump of the schema"))?;
+        Ok(portable(&text))
+    }));
+    Ok(SchemaDump { pre_data, post_data: PostData(post_data) })
 }
 
 /// Runs one part of a [`SchemaDump`] on a session of the target, as one transaction or inside the caller's.
@@ -126,7 +145,7 @@ pub async fn load(client: &Client, sql: &str) -> Result<(), Error> {
 }
 
 /// `server_version_num`, such as 150014.
-async fn server_version(client: &Client) -> Result<u32, Error> {
+pub(crate) async fn server_version(client: &Client) -> Result<u32, Error> {
     let row = client
         .query_one("SELECT current_setting('server_version_num')::int", &[])
         .await
@@ -286,7 +305,7 @@ fn own_trigger(line: &str) -> bool {
 }
 
 /// Adapts a portable dump to the version that loads it: `MAINTAIN` came with 17.
-fn for_target(sql: &str, server: u32) -> String {
+pub(crate) fn for_target(sql: &str, server: u32) -> String {
     if server >= 170_000 || !sql.contains("MAINTAIN") {
         return sql.to_owned();
     }

@@ -6,6 +6,29 @@ use std::time::Duration;
 use crate::error::Cause;
 use crate::lsn::Lsn;
 
+/// What part of the initial copy is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyStage {
+    /// Rows travel.
+    #[default]
+    Rows,
+    /// The rows are there; the target builds indexes and constraints.
+    Indexes,
+    /// A copy that broke went on under a later snapshot: changes bring its tables to one point.
+    Settling,
+}
+
+impl CopyStage {
+    /// `rows`, `indexes` or `settling`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rows => "rows",
+            Self::Indexes => "indexes",
+            Self::Settling => "settling",
+        }
+    }
+}
+
 /// What the stream is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
@@ -14,6 +37,8 @@ pub enum Phase {
     Connecting,
     /// Initial copy.
     Copying {
+        /// What of it is under way.
+        stage: CopyStage,
         /// Tables finished.
         tables_done: u32,
         /// Tables in all.
@@ -26,7 +51,7 @@ pub enum Phase {
         rows_estimate: u64,
         /// Size of the tables in all, on the source's disk.
         bytes_estimate: u64,
-        /// How long it will take for what is left at the speed so far.
+        /// How long the rows that are left will take at the speed so far; none: not known.
         remaining: Option<Duration>,
     },
     /// Following the source.

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use godwit_tests::postgres::{TestCluster, other_major};
 use replicator::Lsn;
 use replicator::change::{Change, Transaction};
+use replicator::copy::CopyOptions;
 use replicator::error::Cause;
 use replicator::link::memory::Options;
 use replicator::postgres::slot;
@@ -73,7 +74,12 @@ impl Pair {
             LocalEnd::Target { dsn: self.target.config(DATABASE) },
             Options { delay: Duration::from_millis(2) },
         );
-        let end = LocalEnd::Source { dsn: self.source.config(DATABASE), bin: None, spill };
+        let end = LocalEnd::Source {
+            dsn: self.source.config(DATABASE),
+            bin: None,
+            spill,
+            copy: CopyOptions::default(),
+        };
         let running = Running::start(peer.clone(), end);
         (peer, running)
     }

@@ -601,7 +601,7 @@ async fn a_schema_loads_across_major_versions_both_ways() -> Result<()> {
              INSERT INTO shop.purchase (customer, placed) VALUES (1, '2026-03-04')",
         )
         .await?;
-        schema::load(&copy, &dump.post_data).await.context("after the rows")?;
+        schema::load(&copy, &dump.post_data.text().await?).await.context("after the rows")?;
         copy.batch_execute("COMMIT").await?;
 
         let settings = copy

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use godwit::drivers::process::cluster::DropTo;
 use godwit_tests::postgres::{TestCluster, other_major};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use replicator::copy::CopyOptions;
 use replicator::error::Cause;
 use replicator::link::memory::Options;
 use replicator::postgres::slot::{create_slot, ensure_publication};
@@ -322,7 +323,7 @@ async fn a_stream_flows_over_tls_at_both_ends() -> Result<()> {
     let stop = CancellationToken::new();
     let running = {
         let (spec, stop) = (spec.clone(), stop.clone());
-        let end = LocalEnd::Source { dsn: source, bin: None, spill };
+        let end = LocalEnd::Source { dsn: source, bin: None, spill, copy: CopyOptions::default() };
         tokio::spawn(async move { maintain(&*peer, &spec, &end, &sender, &stop).await })
     };
     for (first, last) in [(1, 12_000), (12_001, 12_010)] {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use godwit_tests::postgres::{TestCluster, other_major};
+use replicator::copy::CopyOptions;
 use replicator::link::memory::Options;
 use replicator::lsn::Lsn;
 use replicator::postgres::slot;
@@ -371,6 +372,7 @@ async fn round_trip(source: u32, target: u32) -> Result<()> {
         dsn: source.config("zoo"),
         bin: Some(newer.cluster.bin.clone()),
         spill: Spill::default(),
+        copy: CopyOptions::default(),
     };
     let peer = LocalPeer::new(LocalEnd::Target { dsn: target.config("zoo") }, Options::default());
     let stream = Running::start(&peer, end);

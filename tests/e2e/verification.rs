@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
 use godwit_tests::postgres::{TestCluster, other_major};
+use replicator::copy::CopyOptions;
 use replicator::link::memory::Options as LinkOptions;
 use replicator::lsn::Lsn;
 use replicator::pump::{LocalEnd, LocalPeer};
@@ -146,6 +147,7 @@ async fn clean_under_load_and_every_injected_difference_by_its_key() -> Result<(
         dsn: old.config("shop"),
         bin: Some(new.cluster.bin.clone()),
         spill: Spill::default(),
+        copy: CopyOptions::default(),
     };
     let stream = Running::start(peer, spec(1), end);
     stream.wait(|status| status.phase == Phase::Streaming).await?;

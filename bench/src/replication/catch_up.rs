@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use godwit::clock;
+use replicator::copy::CopyOptions;
 use replicator::link::memory::Options as LinkOptions;
 use replicator::lsn::Lsn;
 use replicator::postgres::slot;
@@ -168,8 +169,12 @@ async fn own(source: &Server, target: &Server, round: &Round, goal: Lsn) -> Resu
     replicator::apply::seed_progress(&to, &spec.slot, round.from, 1).await?;
     let peer =
         LocalPeer::new(LocalEnd::Target { dsn: target.config(&round.own).into() }, LinkOptions::default());
-    let end =
-        LocalEnd::Source { dsn: source.config(&round.source).into(), bin: None, spill: Spill::default() };
+    let end = LocalEnd::Source {
+        dsn: source.config(&round.source).into(),
+        bin: None,
+        spill: Spill::default(),
+        copy: CopyOptions::default(),
+    };
     let (sender, status) = watch::channel(StreamStatus::default());
     let cancel = CancellationToken::new();
     let began = clock::monotonic();

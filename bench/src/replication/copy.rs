@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use godwit::clock;
+use replicator::copy::CopyOptions;
 use replicator::link::quic::{Connector, Identity, Listener};
 use replicator::postgres::slot;
 use replicator::pump::{Answer, LocalEnd, StreamSpec, maintain, serve_link};
@@ -117,7 +118,12 @@ async fn godwit(source: &Server, target: &Server, database: &str) -> Result<Dura
     replicator::fence::install(&to, "bench", 1).await?;
     let (connector, _serving) = link(target, database)?;
     let spec = spec(database);
-    let end = LocalEnd::Source { dsn: source.config(SOURCE).into(), bin: None, spill: Spill::default() };
+    let end = LocalEnd::Source {
+        dsn: source.config(SOURCE).into(),
+        bin: None,
+        spill: Spill::default(),
+        copy: CopyOptions::default(),
+    };
     let (sender, status) = watch::channel(StreamStatus::default());
     let cancel = CancellationToken::new();
     let (stop, slot) = (cancel.clone(), spec.slot.clone());

@@ -108,6 +108,10 @@ pub struct PolicyParts {
     pub fallback_after: Duration,
     /// How long the shadow must have been caught up before commits wait again.
     pub fallback_back: Duration,
+    /// Sessions that make a shadow's initial copy, 1 to 32.
+    pub copy_sessions: u32,
+    /// Bytes per second that the copy may read from the primary; none: no bound.
+    pub copy_rate: Option<ByteCount>,
     /// How long the old primary soaks at full capacity before it is retired to a shadow.
     pub retire_after: Duration,
     /// Retire only after a clean verification.
@@ -139,6 +143,8 @@ impl Default for PolicyParts {
             critical: Vec::new(),
             fallback_after: Duration::from_secs(5),
             fallback_back: Duration::from_secs(30),
+            copy_sessions: 4,
+            copy_rate: None,
             retire_after: Duration::from_secs(24 * 3600),
             require_verified: true,
         }
@@ -201,6 +207,13 @@ impl Policy {
         let second = Duration::from_secs(1);
         rule("replication.fallback.after", p.fallback_after >= second, "must be at least 1s");
         rule("replication.fallback.back", p.fallback_back >= second, "must be at least 1s");
+        rule("replication.copy.sessions", (1..=32).contains(&p.copy_sessions), "must be 1 to 32");
+        let least = ByteCount(64 << 10);
+        rule(
+            "replication.copy.rate",
+            p.copy_rate.is_none_or(|rate| rate >= least),
+            "must be at least 64KiB a second",
+        );
         rule("shadow.capacity", p.shadow_capacity.get() > 0.0, "must be above 0% and at most 100%");
         let [distance, history, cost] =
             [p.zones.weights.distance, p.zones.weights.history, p.zones.weights.cost];

@@ -177,6 +177,11 @@ fn replication<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &m
         filled.take(&mut fallback, "to", &mut to, |item| item.choice(&[("async", ReplicationMode::Async)]));
         fallback.finish();
     }
+    if let Some(mut copy) = section.optional("copy").and_then(|item| item.section()) {
+        filled.take(&mut copy, "sessions", &mut parts.copy_sessions, |item| item.count(1, 32));
+        filled.take(&mut copy, "rate", &mut parts.copy_rate, |item| item.bytes().map(Some));
+        copy.finish();
+    }
 }
 
 /// Tables as `schema.table`, exactly as the database spells them, each once.

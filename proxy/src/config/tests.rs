@@ -370,6 +370,25 @@ fn replication_modes() {
 }
 
 #[test]
+fn how_a_copy_is_made() {
+    let text = "replication: { copy: { sessions: 2, rate: 50MiB } }\n";
+    let config = load_all(BASE, &[("careful.yaml", text)]).expect("valid");
+    let policy = &config.resources["orders"].policy;
+    assert_eq!((policy.copy_sessions, policy.copy_rate.map(|rate| rate.0)), (2, Some(50 << 20)));
+    let plain = load_all(BASE, &[("careful.yaml", "mode: observe\n")]).expect("valid");
+    let policy = &plain.resources["orders"].policy;
+    assert_eq!((policy.copy_sessions, policy.copy_rate), (4, None));
+    let wrong = [
+        "replication: { copy: { sessions: 0, rate: 50 } }\n",
+        "replication: { copy: { sessions: 33, rates: 1MiB } }\n",
+        "replication: { copy: { rate: 1KiB } }\n",
+    ];
+    let problems: Vec<String> =
+        wrong.iter().map(|text| load_all(BASE, &[("careful.yaml", text)]).expect_err("refused")).collect();
+    insta::assert_snapshot!(problems.join("\n\n"));
+}
+
+#[test]
 fn policies() {
     let same = [("careful.yaml", POLICY), ("z.yaml", "mode: auto\nname: careful\n")];
     insta::assert_snapshot!(load_all(BASE, &same).expect_err("refused"));

@@ -9,7 +9,7 @@ use super::Target;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
-use crate::wire::{CopyTable, Resume};
+use crate::wire::{CopyStart, CopyTable, Resume};
 
 /// What survives a session.
 #[derive(Debug, Default)]
@@ -85,7 +85,8 @@ impl Target for MemoryTarget {
         let mut store = self.store();
         store.session += 1;
         let session = store.session;
-        let resume = Resume { applied: store.checkpoint, copied: store.copied, marker: store.marker };
+        let (applied, copied, marker) = (store.checkpoint, store.copied, store.marker);
+        let resume = Resume { applied, copied, marker, ..Resume::default() };
         drop(store);
         (self.session, self.expected) = (session, resume.applied);
         self.large = None;
@@ -136,7 +137,7 @@ impl Target for MemoryTarget {
         Ok(())
     }
 
-    async fn begin_copy(&mut self) -> Result<(), Error> {
+    async fn begin_copy(&mut self, _start: &CopyStart) -> Result<(), Error> {
         self.rows.clear();
         Ok(())
     }
@@ -158,7 +159,7 @@ impl Target for MemoryTarget {
         Ok(())
     }
 
-    async fn end_copy(&mut self, consistent_point: Lsn) -> Result<(), Error> {
+    async fn end_copy(&mut self, consistent_point: Lsn) -> Result<Lsn, Error> {
         let rows = std::mem::take(&mut self.rows);
         let mut store = self.mine()?;
         store.rows = rows;
@@ -166,6 +167,6 @@ impl Target for MemoryTarget {
         store.checkpoint = consistent_point;
         drop(store);
         self.expected = consistent_point;
-        Ok(())
+        Ok(consistent_point)
     }
 }

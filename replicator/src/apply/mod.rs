@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
-use crate::wire::{CopyTable, Resume};
+use crate::wire::{CopyStart, CopyTable, KeptTable, Resume};
 
 pub use self::postgres::seed_progress;
 
@@ -51,8 +51,13 @@ pub trait Target: Send {
     /// Moves the checkpoint alone.
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error>;
 
-    /// Starts the initial copy on an empty target.
-    async fn begin_copy(&mut self) -> Result<(), Error>;
+    /// What is there of a copy that broke; asked after [`Target::resume`], where that says nothing is copied.
+    async fn kept(&mut self) -> Result<Vec<KeptTable>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Starts the initial copy on an empty target, or goes on with one that broke: what [`KeptTable::stays`] stays.
+    async fn begin_copy(&mut self, start: &CopyStart) -> Result<(), Error>;
 
     /// Runs the schema's SQL: `post` is what comes after the rows.
     async fn load_schema(&mut self, sql: &str, post: bool) -> Result<(), Error>;
@@ -66,6 +71,7 @@ pub trait Target: Send {
     /// That was the part, of so many rows.
     async fn end_part(&mut self, part: u32, rows: u64) -> Result<(), Error>;
 
-    /// Commits the copy with its checkpoint, in one step.
-    async fn end_copy(&mut self, consistent_point: Lsn) -> Result<(), Error>;
+    /// Commits the copy with its checkpoint, in one step. Gives the position from which on all tables are at one point: once
+    /// changes up to there are applied (or a checkpoint there is set), the target is what the source was.
+    async fn end_copy(&mut self, consistent_point: Lsn) -> Result<Lsn, Error>;
 }

@@ -1,16 +1,43 @@
 //! The rows that are there at the start, by `COPY` under the slot's snapshot.
 
+mod held;
+mod pace;
 mod part;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio_postgres::Client;
 
+pub use held::{HOLD, Held, Lease, Snapshots};
+pub use pace::Pace;
 pub use part::{Part, cut};
 
 use crate::error::Error;
 use crate::postgres::slot::USER_TABLES;
 use crate::postgres::{connection, quote_ident, quote_literal};
+
+/// Sessions that read at the same time, where nothing is said.
+pub const SESSIONS: u32 = 4;
+
+/// Most sessions.
+pub const MOST_SESSIONS: u32 = 32;
+
+/// How a source makes the initial copy.
+#[derive(Clone, Debug)]
+pub struct CopyOptions {
+    /// Sessions that read at the same time, 1..=[`MOST_SESSIONS`]; as many write and build indexes at the target.
+    pub sessions: u32,
+    /// At most so many bytes of rows per second, all sessions together; `None`: no bound.
+    pub bytes_per_second: Option<u64>,
+    /// Where the copy's snapshot outlives a session.
+    pub snapshots: Snapshots,
+}
+
+impl Default for CopyOptions {
+    fn default() -> Self {
+        Self { sessions: SESSIONS, bytes_per_second: None, snapshots: Snapshots::default() }
+    }
+}
 
 /// A table whose rows are copied. Leaf partitions stand for themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -36,6 +36,28 @@ CREATE TABLE IF NOT EXISTS godwit.copying (
   pre_data text NOT NULL
 );
 
+-- Parts of tables that such a copy has written, and the position of the snapshot that they are of. After the copy: tables
+-- whose changes up to there are skipped.
+CREATE TABLE IF NOT EXISTS godwit.copied_parts (
+  stream text NOT NULL,
+  schema_name text NOT NULL,
+  table_name text NOT NULL,
+  part bigint NOT NULL,
+  parts bigint NOT NULL,
+  position pg_lsn NOT NULL,
+  rows bigint NOT NULL,
+  bytes bigint NOT NULL,
+  PRIMARY KEY (stream, schema_name, table_name, part)
+);
+
+-- Statements after the rows: done, or to be done once the tables are at one point.
+CREATE TABLE IF NOT EXISTS godwit.copied_statements (
+  stream text NOT NULL,
+  place bigint NOT NULL,
+  statement text NOT NULL,
+  done boolean NOT NULL
+);
+
 -- CONNECT grants that a fence took away (given = false) or added for Godwit's own role (given = true).
 -- grantee is NULL for PUBLIC; place is the order in which they are given back.
 CREATE TABLE IF NOT EXISTS godwit.connect_grants (

@@ -248,10 +248,20 @@ impl ExportedSlot {
     ///
     /// Waits for the transactions that are running now to end. Dropping the future closes the connection.
     pub async fn create(dsn: &Dsn, name: &str) -> Result<Self, Error> {
+        Self::make(dsn, name, "").await
+    }
+
+    /// The same with a slot that goes when this is dropped: a snapshot whose position is known.
+    pub async fn create_temporary(dsn: &Dsn, name: &str) -> Result<Self, Error> {
+        Self::make(dsn, name, " TEMPORARY").await
+    }
+
+    async fn make(dsn: &Dsn, name: &str, kind: &str) -> Result<Self, Error> {
         let context = format!("create slot {name} with a snapshot");
         let mut connection = Connection::open(dsn, name).await?;
         // The older spelling, which every version from 14 on takes.
-        let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", quote_ident(name));
+        let sql =
+            format!("CREATE_REPLICATION_SLOT {}{kind} LOGICAL pgoutput EXPORT_SNAPSHOT", quote_ident(name));
         let rows = connection.query(&sql, &context).await?;
         let field =
             |at: usize| -> Option<&str> { std::str::from_utf8(rows.first()?.get(at)?.as_deref()?).ok() };

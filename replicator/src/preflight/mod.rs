@@ -132,14 +132,18 @@ async fn replica_role(client: &Client) -> Result<Option<Finding>, Error> {
     }))
 }
 
-/// Whether some stream has copied into this database.
+/// Whether some stream has copied into this database, or a copy broke that will go on.
 async fn copied(client: &Client) -> Result<bool, Error> {
-    let table = strings(client, "SELECT to_regclass('godwit.progress')::text").await?;
-    if table.is_empty() {
-        return Ok(false);
+    for (table, sql) in [
+        ("progress", "SELECT true FROM godwit.progress WHERE copied LIMIT 1"),
+        ("copying", "SELECT true FROM godwit.copying LIMIT 1"),
+    ] {
+        let there = strings(client, &format!("SELECT to_regclass('godwit.{table}')::text")).await?;
+        if !there.is_empty() && !strings(client, sql).await?.is_empty() {
+            return Ok(true);
+        }
     }
-    let copied = strings(client, "SELECT coalesce(bool_or(copied), false) FROM godwit.progress").await?;
-    Ok(copied.first().is_some_and(|value| value == "t"))
+    Ok(false)
 }
 
 /// First column of every row; NULLs are left out.

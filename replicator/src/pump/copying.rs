@@ -1,7 +1,9 @@
 //! The source's side of the initial copy: slot, snapshot, schema, rows.
+//!
+//! A copy that broke goes on (docs/adr/0010): the slot stays, with it every change since; what the target holds stays where
+//! [`KeptTable::stays`]; the rest is read under the snapshot that this process still has, or under a later one.
 
-use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
@@ -10,139 +12,256 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use crate::copy::{self, Part};
+use super::send::Source;
+use crate::copy::{self, Held, Lease, MOST_SESSIONS, Pace, Part, TableToCopy};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::stream::ExportedSlot;
 use crate::postgres::{Dsn, connect, slot};
 use crate::schema;
-use crate::wire::{CopyTable, Frame, PIECE, StreamSpec};
+use crate::wire::{CopyStart, CopyTable, Frame, KeptTable, PIECE, StreamSpec};
 
-/// Sessions that read at the same time.
-const READERS: usize = 4;
+/// A copy that has gone out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Produced {
+    /// The slot's position: the stream goes on from here.
+    pub(super) consistent_point: Lsn,
+    /// From here on the target's tables are at one point.
+    pub(super) settled: Lsn,
+}
 
-/// Makes the slot anew and puts the whole copy into `frames`; waits whenever they are not taken. Gives the slot's
-/// consistent point.
+/// Puts the copy, or what is missing of it, into `frames`; waits whenever they are not taken.
 pub(super) async fn produce(
-    dsn: &Dsn,
-    bin: Option<PathBuf>,
+    source: &Source<'_>,
     spec: &StreamSpec,
+    kept: &[KeptTable],
+    resumable: bool,
+    lease: &mut Lease,
     frames: mpsc::Sender<Frame>,
-) -> Result<Lsn, Error> {
-    let client = connect(dsn, &format!("godwit copy {}", spec.slot)).await?;
+) -> Result<Produced, Error> {
+    let dsn = source.dsn;
+    let client = connect(dsn, &name(spec)).await?;
     slot::ensure_publication(&client, &spec.publication).await?;
-    // Left over from a copy that did not finish.
-    slot::drop_slot(&client, &spec.slot).await?;
-    let exported = ExportedSlot::create(dsn, &spec.slot).await?;
-    copy::begin_snapshot(&client, &exported.snapshot).await?;
-    let tables = copy::tables(&client).await?;
-    let begin = Frame::CopyBegin {
-        consistent_point: exported.consistent_point,
-        tables: tables.len() as u32,
-        rows_estimate: tables.iter().map(|table| table.rows_estimate).sum(),
-        bytes_estimate: tables.iter().map(|table| table.bytes).sum(),
-    };
-    let parts = copy::cut(tables);
-    let mut readers = vec![client];
-    while readers.len() < READERS.min(parts.len()) {
-        let client = connect(dsn, &format!("godwit copy {}", spec.slot)).await?;
-        copy::begin_snapshot(&client, &exported.snapshot).await?;
+    let there = if resumable { usable_slot(&client, &spec.slot).await? } else { None };
+    let (consistent_point, dump) = tokio::try_join!(
+        hold(dsn, &client, spec, kept, there, lease),
+        schema::dump(dsn, source.bin.as_deref())
+    )?;
+    let held = lease.held().ok_or_else(|| Error::Protocol("a copy without a snapshot".into()))?;
+    let stays: Vec<&KeptTable> =
+        kept.iter().filter(|table| table.stays(consistent_point, held.position)).collect();
+    let parts = missing(held, &stays);
+    let sessions = source.copy.sessions.clamp(1, MOST_SESSIONS);
+    let start = start(held, &stays, consistent_point, sessions);
+    tracing::info!(
+        stream = spec.slot, %consistent_point, snapshot = %held.position, tables = start.tables,
+        tables_kept = start.tables_kept, bytes_kept = start.bytes_kept, parts = parts.len(), "initial copy"
+    );
+    let newest = stays.iter().map(|table| table.position).max().unwrap_or_default();
+    let settled = newest.max(if parts.is_empty() { consistent_point } else { held.position });
+    let mut readers = Vec::new();
+    while readers.len() < parts.len().min(sessions as usize) {
+        let client = connect(dsn, &name(spec)).await?;
+        copy::begin_snapshot(&client, &held.snapshot).await?;
         readers.push(client);
     }
-    let consistent_point = exported.consistent_point;
-    // Every session has the snapshot now.
-    drop(exported);
-    let dump = schema::dump(dsn, bin.as_deref()).await?;
-    frames.send(begin).await.map_err(gone)?;
+    frames.send(Frame::CopyBegin(start)).await.map_err(gone)?;
     send_schema(&frames, dump.pre_data, false).await?;
-    let queue = Queue::new(parts);
+    let pace = Arc::new(Mutex::new(Pace::new(source.copy.bytes_per_second)));
+    let queue = Queue::new(parts, held);
     let mut reading = JoinSet::new();
     for client in readers {
-        reading.spawn(read(client, queue.clone(), frames.clone()));
+        let work = Reading { queue: queue.clone(), pace: pace.clone(), frames: frames.clone() };
+        reading.spawn(work.read(client));
     }
     while let Some(read) = reading.join_next().await {
         read.map_err(|error| Error::Link(format!("a copy session broke off: {error}")))??;
     }
-    send_schema(&frames, dump.post_data, true).await?;
+    send_schema(&frames, dump.post_data.text().await?, true).await?;
     frames.send(Frame::CopyEnd).await.map_err(gone)?;
+    Ok(Produced { consistent_point, settled })
+}
+
+fn name(spec: &StreamSpec) -> String {
+    format!("godwit copy {}", spec.slot)
+}
+
+/// The position of a slot that nobody has read from and that has all its WAL.
+async fn usable_slot(client: &Client, name: &str) -> Result<Option<Lsn>, Error> {
+    let slot = slot::slot_info(client, name).await?;
+    Ok(slot.filter(|slot| slot.wal_status != "lost").and_then(|slot| slot.confirmed_flush))
+}
+
+/// Sees to it that the lease holds a snapshot to read under; gives the slot's position, of a slot that is made anew where
+/// nothing can go on.
+async fn hold(
+    dsn: &Dsn,
+    client: &Client,
+    spec: &StreamSpec,
+    kept: &[KeptTable],
+    there: Option<Lsn>,
+    lease: &mut Lease,
+) -> Result<Lsn, Error> {
+    if let Some(consistent_point) = there {
+        if let Some(held) = lease.held()
+            && held.position >= consistent_point
+            && held.alive().await
+        {
+            return Ok(consistent_point);
+        }
+        // Whole tables only: parts of a snapshot that is gone do not fit those of another.
+        let whole: HashSet<(&str, &str)> = kept
+            .iter()
+            .filter(|table| table.parts.is_none() && table.position >= consistent_point)
+            .map(|table| (&*table.schema, &*table.name))
+            .collect();
+        if !whole.is_empty() {
+            lease.set(None);
+            let exported = ExportedSlot::create_temporary(dsn, &temporary(&spec.slot)).await?;
+            let wanted = |table: &TableToCopy| !whole.contains(&(&*table.schema, &*table.name));
+            lease.set(Some(Held::open(dsn, &name(spec), exported, wanted).await?));
+            return Ok(consistent_point);
+        }
+    }
+    lease.set(None);
+    slot::drop_slot(client, &spec.slot).await?;
+    let exported = ExportedSlot::create(dsn, &spec.slot).await?;
+    let consistent_point = exported.consistent_point;
+    lease.set(Some(Held::open(dsn, &name(spec), exported, |_| true).await?));
     Ok(consistent_point)
+}
+
+/// A name beside the slot's, another one for each process.
+fn temporary(slot: &str) -> String {
+    let suffix = format!("_copy_{}", std::process::id());
+    let most = 63 - suffix.len();
+    format!("{}{suffix}", &slot[..slot.floor_char_boundary(most)])
+}
+
+/// The parts of the held snapshot that the target does not have.
+fn missing(held: &Held, stays: &[&KeptTable]) -> Vec<(u32, Part)> {
+    let there: HashMap<(&str, &str), Option<HashSet<u32>>> = stays
+        .iter()
+        .map(|table| {
+            let parts = table.parts.as_ref().map(|parts| parts.iter().copied().collect());
+            ((&*table.schema, &*table.name), parts)
+        })
+        .collect();
+    let wanted = |(number, part): &(u32, Part)| match there.get(&(&*part.table.schema, &*part.table.name)) {
+        None => true,
+        Some(None) => false,
+        Some(Some(parts)) => !parts.contains(number),
+    };
+    (0..).zip(held.parts.iter().cloned()).filter(wanted).collect()
+}
+
+fn start(held: &Held, stays: &[&KeptTable], consistent_point: Lsn, sessions: u32) -> CopyStart {
+    CopyStart {
+        consistent_point,
+        snapshot: held.position,
+        tables: held.tables.len() as u32,
+        rows_estimate: held.tables.iter().map(|table| table.rows_estimate).sum(),
+        bytes_estimate: held.tables.iter().map(|table| table.bytes).sum(),
+        sessions,
+        tables_kept: stays.iter().filter(|table| table.parts.is_none()).count() as u32,
+        rows_kept: stays.iter().map(|table| table.rows).sum(),
+        bytes_kept: stays.iter().map(|table| table.bytes).sum(),
+    }
 }
 
 /// Parts that nobody has taken, and how many of each table are not through yet.
 struct Queue {
     parts: VecDeque<(u32, Part)>,
     missing: HashMap<(String, String), u32>,
+    /// Of how many parts each table is.
+    of: HashMap<(String, String), u32>,
+}
+
+fn key(part: &Part) -> (String, String) {
+    (part.table.schema.clone(), part.table.name.clone())
 }
 
 impl Queue {
-    fn new(parts: Vec<Part>) -> Arc<Mutex<Self>> {
-        let mut missing = HashMap::new();
-        for part in &parts {
-            *missing.entry((part.table.schema.clone(), part.table.name.clone())).or_default() += 1;
+    fn new(parts: Vec<(u32, Part)>, held: &Held) -> Arc<Mutex<Self>> {
+        let (mut missing, mut of) = (HashMap::new(), HashMap::new());
+        for (_, part) in &parts {
+            *missing.entry(key(part)).or_default() += 1;
         }
-        Arc::new(Mutex::new(Self { parts: (0..).zip(parts).collect(), missing }))
+        for part in &held.parts {
+            *of.entry(key(part)).or_default() += 1;
+        }
+        Arc::new(Mutex::new(Self { parts: parts.into(), missing, of }))
     }
 
     /// Notes that one more part of the table is through; true when it was the last.
     fn done(&mut self, part: &Part) -> bool {
-        let key = (part.table.schema.clone(), part.table.name.clone());
-        self.missing.get_mut(&key).is_some_and(|missing| {
+        self.missing.get_mut(&key(part)).is_some_and(|missing| {
             *missing -= 1;
             *missing == 0
         })
     }
 }
 
-fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One session's work: part after part.
-async fn read(client: Client, queue: Arc<Mutex<Queue>>, frames: mpsc::Sender<Frame>) -> Result<(), Error> {
-    loop {
-        let next = lock(&queue).parts.pop_front();
-        let Some((number, part)) = next else { return Ok(()) };
-        let rows = read_part(&client, number, &part, &frames).await?;
-        let last = lock(&queue).done(&part);
-        frames.send(Frame::CopyTableEnd { part: number, rows, last }).await.map_err(gone)?;
-    }
+/// What the sessions share.
+struct Reading {
+    queue: Arc<Mutex<Queue>>,
+    pace: Arc<Mutex<Pace>>,
+    frames: mpsc::Sender<Frame>,
 }
 
-async fn read_part(
-    client: &Client,
-    number: u32,
-    part: &Part,
-    frames: &mpsc::Sender<Frame>,
-) -> Result<u64, Error> {
-    let table = CopyTable {
-        schema: part.table.schema.clone(),
-        name: part.table.name.clone(),
-        columns: part.table.columns.clone(),
-        binary: part.table.binary,
-    };
-    frames.send(Frame::CopyTable { part: number, table }).await.map_err(gone)?;
-    let mut chunks = std::pin::pin!(copy::copy_out(client, part).await?);
-    let mut data = BytesMut::new();
-    let (mut total, mut rows) = (0, 0);
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk?;
-        // The server sends every row for itself, and the end of the binary format too.
-        rows += u32::from(!(part.table.binary && is_end(&chunk)));
-        data.extend_from_slice(&chunk);
-        while data.len() >= PIECE {
-            let data = data.split_to(PIECE).freeze();
-            total += u64::from(rows);
-            frames
-                .send(Frame::CopyRows { part: number, rows: std::mem::take(&mut rows), data })
-                .await
-                .map_err(gone)?;
+impl Reading {
+    /// One session's work: part after part.
+    async fn read(self, client: Client) -> Result<(), Error> {
+        loop {
+            let next = lock(&self.queue).parts.pop_front();
+            let Some((number, part)) = next else { return Ok(()) };
+            let rows = self.read_part(&client, number, &part).await?;
+            let last = lock(&self.queue).done(&part);
+            self.frames.send(Frame::CopyTableEnd { part: number, rows, last }).await.map_err(gone)?;
         }
     }
-    total += u64::from(rows);
-    if !data.is_empty() {
-        frames.send(Frame::CopyRows { part: number, rows, data: data.freeze() }).await.map_err(gone)?;
+
+    async fn read_part(&self, client: &Client, number: u32, part: &Part) -> Result<u64, Error> {
+        let of = lock(&self.queue).of.get(&key(part)).copied().unwrap_or(1);
+        let table = CopyTable {
+            schema: part.table.schema.clone(),
+            name: part.table.name.clone(),
+            columns: part.table.columns.clone(),
+            binary: part.table.binary,
+            of,
+        };
+        self.frames.send(Frame::CopyTable { part: number, table }).await.map_err(gone)?;
+        let mut chunks = std::pin::pin!(copy::copy_out(client, part).await?);
+        let mut data = BytesMut::new();
+        let (mut total, mut rows) = (0, 0);
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk?;
+            // The server sends every row for itself, and the end of the binary format too.
+            rows += u32::from(!(part.table.binary && is_end(&chunk)));
+            data.extend_from_slice(&chunk);
+            while data.len() >= PIECE {
+                total += u64::from(rows);
+                self.send(number, std::mem::take(&mut rows), data.split_to(PIECE)).await?;
+            }
+        }
+        total += u64::from(rows);
+        if !data.is_empty() {
+            self.send(number, rows, data).await?;
+        }
+        Ok(total)
     }
-    Ok(total)
+
+    async fn send(&self, part: u32, rows: u32, data: BytesMut) -> Result<(), Error> {
+        let wait = lock(&self.pace).take(data.len() as u64, crate::clock::now());
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        self.frames.send(Frame::CopyRows { part, rows, data: data.freeze() }).await.map_err(gone)
+    }
 }
 
 /// The end mark, alone or (no row at all) right behind the header.

@@ -4,6 +4,7 @@
 //! Inside one process, [`LocalPeer`] stands for the other side.
 
 mod copying;
+mod progress;
 pub(crate) mod receive;
 mod send;
 mod transport;
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::copy::CopyOptions;
 use crate::error::{Cause, Error, ErrorKind};
 use crate::link::{Dial, Link, memory};
 use crate::postgres::Dsn;
@@ -48,6 +50,8 @@ pub enum LocalEnd {
         bin: Option<PathBuf>,
         /// Where its open transactions go when they outgrow the memory.
         spill: Spill,
+        /// How the initial copy is made.
+        copy: CopyOptions,
     },
     /// The target is here: receive and apply.
     Target {
@@ -76,34 +80,6 @@ pub struct Answer {
     pub cancel: CancellationToken,
 }
 
-/// Sends a stream over a link on which the other side runs [`run_receiver`]. Returns when told to stop or on an error.
-///
-/// Not cancel-safe in the sense of going on; dropping it at any moment loses nothing: the next session resumes.
-pub async fn run_sender(
-    source_dsn: &Dsn,
-    source_bin: Option<PathBuf>,
-    spill: &Spill,
-    spec: StreamSpec,
-    link: Box<dyn Link>,
-    status: watch::Sender<StreamStatus>,
-    cancel: CancellationToken,
-) -> Result<(), Error> {
-    let source = send::Source { dsn: source_dsn, bin: source_bin, spill };
-    send::run(source, &spec, Joined::new(link), &status, &cancel).await
-}
-
-/// Applies a stream that comes over a link on which the other side runs [`run_sender`]; see there.
-pub async fn run_receiver(
-    target_dsn: &Dsn,
-    spec: StreamSpec,
-    link: Box<dyn Link>,
-    status: watch::Sender<StreamStatus>,
-    cancel: CancellationToken,
-) -> Result<(), Error> {
-    let target = Box::new(crate::apply::postgres::PostgresTarget::new(target_dsn.clone(), spec)?);
-    receive::run(target, Joined::new(link), &status, &cancel).await
-}
-
 async fn run_end(
     end: &LocalEnd,
     spec: &StreamSpec,
@@ -112,8 +88,8 @@ async fn run_end(
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
     match end {
-        LocalEnd::Source { dsn, bin, spill } => {
-            send::run(send::Source { dsn, bin: bin.clone(), spill }, spec, joined, status, cancel).await
+        LocalEnd::Source { dsn, bin, spill, copy } => {
+            send::run(send::Source { dsn, bin: bin.clone(), spill, copy }, spec, joined, status, cancel).await
         }
         LocalEnd::Target { dsn } => {
             let target = crate::apply::postgres::PostgresTarget::new(dsn.clone(), spec.clone())?;
@@ -200,6 +176,21 @@ pub async fn maintain(
     status: &watch::Sender<StreamStatus>,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
+    let result = keep_alive(dial, spec, end, status, cancel).await;
+    // Nobody will come back for it.
+    if let LocalEnd::Source { copy, .. } = end {
+        copy.snapshots.release(&spec.slot);
+    }
+    result
+}
+
+async fn keep_alive(
+    dial: &dyn Dial,
+    spec: &StreamSpec,
+    end: &LocalEnd,
+    status: &watch::Sender<StreamStatus>,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
     let mut wait = BACKOFF.0;
     loop {
         let began = crate::clock::now();
@@ -237,30 +228,6 @@ pub async fn maintain(
             () = tokio::time::sleep(pause) => {}
         }
     }
-}
-
-/// [`maintain`] for a source here.
-pub async fn start_push(
-    dial: &dyn Dial,
-    source_dsn: Dsn,
-    source_bin: Option<PathBuf>,
-    spill: Spill,
-    spec: &StreamSpec,
-    status: &watch::Sender<StreamStatus>,
-    cancel: &CancellationToken,
-) -> Result<(), Error> {
-    maintain(dial, spec, &LocalEnd::Source { dsn: source_dsn, bin: source_bin, spill }, status, cancel).await
-}
-
-/// [`maintain`] for a target here.
-pub async fn start_pull(
-    dial: &dyn Dial,
-    target_dsn: Dsn,
-    spec: &StreamSpec,
-    status: &watch::Sender<StreamStatus>,
-    cancel: &CancellationToken,
-) -> Result<(), Error> {
-    maintain(dial, spec, &LocalEnd::Target { dsn: target_dsn }, status, cancel).await
 }
 
 async fn run_and_tell(

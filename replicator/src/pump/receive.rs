@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::TICK;
-use super::send::CopyProgress;
+use super::progress::CopyProgress;
 use super::transport::{Joined, closed, write};
 use crate::apply::{GROUP_BYTES, GROUP_CHANGES, GROUP_TIME, Target};
 use crate::change::{Change, LargeHeader, Transaction};
@@ -19,8 +19,8 @@ use crate::error::Error;
 use crate::link::LinkRecv;
 use crate::lsn::Lsn;
 use crate::session::{Receiver, Work};
-use crate::status::{Phase, StreamStatus};
-use crate::wire::{Frame, Progress, Resume, large};
+use crate::status::{CopyStage, Phase, StreamStatus};
+use crate::wire::{Frame, KeptTable, Progress, Resume, large};
 
 /// The checkpoint follows an idle source no more often than this …
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
@@ -51,9 +51,9 @@ pub(super) async fn run(
     let Joined { mut framing, mut sender, receiver } = joined;
     let resume = tokio::select! {
         () = cancel.cancelled() => return Ok(()),
-        resume = target.resume() => resume,
+        resume = resume(&mut *target) => resume,
     };
-    let resume = match resume {
+    let (resume, kept) = match resume {
         Ok(resume) => resume,
         Err(error) => {
             let failed = Frame::Failed { kind: error.kind(), reason: crate::session::chain(&error) };
@@ -69,17 +69,17 @@ pub(super) async fn run(
     let (work, todo) = mpsc::unbounded_channel();
     let (done, finished) = mpsc::unbounded_channel();
     let mut pump = Pump {
-        machine: Receiver::new(framing, resume, crate::clock::now()),
+        machine: Receiver::resuming(framing, resume, kept, crate::clock::now()),
         incoming: receiver,
         outgoing,
         work,
         copy: CopyProgress::default(),
+        copying: !resume.copied,
+        settled: resume.settled,
         status,
     };
     pump.flush();
-    status.send_modify(|status| {
-        status.phase = if resume.copied { Phase::Streaming } else { pump.copy.phase(crate::clock::now()) };
-    });
+    pump.tell();
     let mut writer = pin!(write(sender, queue).fuse());
     let mut applier = pin!(Applier::new(target, resume, done).run(todo));
     let result = tokio::select! {
@@ -101,6 +101,12 @@ pub(super) async fn run(
     result
 }
 
+async fn resume(target: &mut dyn Target) -> Result<(Resume, Vec<KeptTable>), Error> {
+    let resume = target.resume().await?;
+    let kept = if resume.copied { Vec::new() } else { target.kept().await? };
+    Ok((resume, kept))
+}
+
 struct Pump<'a> {
     machine: Receiver,
     incoming: Box<dyn LinkRecv>,
@@ -108,13 +114,18 @@ struct Pump<'a> {
     /// Bounded by the credit that the machine gives.
     work: mpsc::UnboundedSender<Work>,
     copy: CopyProgress,
+    /// Not committed yet.
+    copying: bool,
+    /// The target is at one point once it has applied everything up to here.
+    settled: Lsn,
     status: &'a watch::Sender<StreamStatus>,
 }
 
 /// What the applier tells.
 pub(crate) enum Done {
     Held(u64),
-    Copied(Lsn),
+    /// The copy is committed; the second position is where its tables are at one point.
+    Copied(Lsn, Lsn),
     Applied(Progress),
 }
 
@@ -123,7 +134,7 @@ impl Done {
         match *self {
             Self::Held(bytes) => machine.handle_done(bytes, now),
             Self::Applied(progress) => machine.handle_applied(progress, now),
-            Self::Copied(lsn) => machine.handle_copied(lsn, now),
+            Self::Copied(lsn, _) => machine.handle_copied(lsn, now),
         }
     }
 }
@@ -136,31 +147,38 @@ impl Pump<'_> {
         }
     }
 
-    /// True when it was a part of the initial copy.
-    fn message(&mut self, message: Option<Bytes>) -> Result<bool, Error> {
+    fn message(&mut self, message: Option<Bytes>) -> Result<(), Error> {
         self.machine.handle_message(message.ok_or_else(closed)?, crate::clock::now())?;
-        let mut copying = false;
         while let Some(work) = self.machine.poll_work() {
             if let Work::Copy(frame) = &work {
                 self.copy.note(frame, crate::clock::now());
-                copying = true;
             }
             let _ = self.work.send(work);
         }
-        Ok(copying)
+        Ok(())
+    }
+
+    fn tell(&mut self) {
+        let now = crate::clock::now();
+        let settling = !self.copying && self.machine.progress().applied < self.settled;
+        if settling {
+            self.copy.stage = CopyStage::Settling;
+        }
+        self.status.send_modify(|status| {
+            self.machine.describe(status, now);
+            status.phase = if self.copying || settling { self.copy.phase(now) } else { Phase::Streaming };
+        });
     }
 
     async fn run(&mut self, mut finished: mpsc::UnboundedReceiver<Done>) -> Result<(), Error> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut copying = false;
         loop {
             tokio::select! {
                 Some(done) = finished.recv() => {
                     done.tell(&mut self.machine, crate::clock::now());
-                    if matches!(done, Done::Copied(_)) {
-                        copying = false;
-                        self.status.send_modify(|status| status.phase = Phase::Streaming);
+                    if let Done::Copied(_, settled) = done {
+                        (self.copying, self.settled) = (false, settled);
                     }
                 }
                 message = self.incoming.recv() => {
@@ -168,23 +186,17 @@ impl Pump<'_> {
                     let mut next = Some(message);
                     for _ in 0..AT_ONCE {
                         let Some(message) = next.take() else { break };
-                        copying |= self.message(message?)?;
+                        self.message(message?)?;
                         next = self.incoming.recv().now_or_never();
                     }
                     if let Some(message) = next {
-                        copying |= self.message(message?)?;
+                        self.message(message?)?;
                     }
                 }
                 _ = tick.tick() => self.machine.handle_tick(crate::clock::now())?,
             }
             self.flush();
-            let now = crate::clock::now();
-            self.status.send_modify(|status| {
-                self.machine.describe(status, now);
-                if copying {
-                    status.phase = self.copy.phase(crate::clock::now());
-                }
-            });
+            self.tell();
         }
     }
 }
@@ -196,6 +208,8 @@ pub(crate) struct Applier {
     progress: Progress,
     checkpointed: Instant,
     consistent_point: Option<Lsn>,
+    /// The target itself must see a checkpoint that reaches this.
+    settled: Lsn,
     schema: Vec<u8>,
     /// Changes in one group.
     bound: usize,
@@ -216,6 +230,7 @@ impl Applier {
             progress,
             checkpointed: crate::clock::now(),
             consistent_point: None,
+            settled: resume.settled,
             schema: Vec::new(),
             bound: GROUP_CHANGES.0,
             large: None,
@@ -327,7 +342,8 @@ impl Applier {
             self.progress.applied = lsn;
             let step = lsn.bytes_since(self.progress.durable);
             let pause = if step < SMALL_STEP { CHECKPOINT_SMALL } else { CHECKPOINT_EVERY };
-            if crate::clock::now().duration_since(self.checkpointed) >= pause {
+            let settles = self.progress.durable < self.settled && lsn >= self.settled;
+            if settles || crate::clock::now().duration_since(self.checkpointed) >= pause {
                 self.target.checkpoint(lsn).await?;
                 self.progress.durable = lsn;
                 self.checkpointed = crate::clock::now();
@@ -352,9 +368,9 @@ impl Applier {
 
     async fn copy(&mut self, frame: Frame) -> Result<(), Error> {
         match frame {
-            Frame::CopyBegin { consistent_point, .. } => {
-                self.target.begin_copy().await?;
-                self.consistent_point = Some(consistent_point);
+            Frame::CopyBegin(start) => {
+                self.target.begin_copy(&start).await?;
+                self.consistent_point = Some(start.consistent_point);
             }
             Frame::CopySchema { post, last, piece } => {
                 self.schema.extend_from_slice(&piece);
@@ -372,11 +388,11 @@ impl Applier {
                     .consistent_point
                     .take()
                     .ok_or_else(|| Error::Protocol("a copy ends that did not begin".into()))?;
-                self.target.end_copy(lsn).await?;
+                self.settled = self.target.end_copy(lsn).await?;
                 self.progress.applied = lsn;
                 self.progress.durable = lsn;
                 self.checkpointed = crate::clock::now();
-                self.tell(Done::Copied(lsn));
+                self.tell(Done::Copied(lsn, self.settled));
             }
             other => return Err(Error::Protocol(format!("frame kind {} in a copy", other.kind()))),
         }

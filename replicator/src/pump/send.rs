@@ -3,7 +3,7 @@
 use std::future::ready;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -12,8 +12,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::copying::Produced;
+use super::progress::CopyProgress;
 use super::transport::{Joined, closed, write};
 use super::{OPENING, TICK, copying};
+use crate::copy::{CopyOptions, Lease};
 use crate::error::Error;
 use crate::link::LinkRecv;
 use crate::lsn::Lsn;
@@ -21,8 +24,8 @@ use crate::postgres::stream::{Feedback, ReplicationStream, StreamEvent};
 use crate::postgres::{Dsn, connect, slot};
 use crate::session::Sender;
 use crate::spill::{Committed, LargeTransaction, OpenTransactions, Spill};
-use crate::status::{Phase, StreamStatus};
-use crate::wire::{Frame, Progress, Resume, StreamSpec};
+use crate::status::{CopyStage, Phase, StreamStatus};
+use crate::wire::{Frame, KeptTable, Progress, Resume, StreamSpec, Version};
 
 /// How often the source is asked where it is, and told that we live.
 const REPORT: Duration = Duration::from_millis(500);
@@ -32,6 +35,7 @@ pub(super) struct Source<'a> {
     pub(super) dsn: &'a Dsn,
     pub(super) bin: Option<PathBuf>,
     pub(super) spill: &'a Spill,
+    pub(super) copy: &'a CopyOptions,
 }
 
 pub(super) async fn run(
@@ -46,6 +50,13 @@ pub(super) async fn run(
         Frame::Resume(resume) => resume,
         other => return Err(Error::Protocol(format!("frame kind {} for a resume", other.kind()))),
     };
+    let mut kept = Vec::new();
+    for _ in 0..resume.kept {
+        match joined.hear(OPENING).await? {
+            Frame::Kept(table) => kept.push(table),
+            other => return Err(Error::Protocol(format!("frame kind {} for a kept table", other.kind()))),
+        }
+    }
     let (outgoing, queue) = mpsc::unbounded_channel();
     let mut pump = Pump {
         machine: Sender::new(joined.framing, resume),
@@ -53,12 +64,14 @@ pub(super) async fn run(
         incoming: joined.receiver,
         outgoing,
         status,
+        settled: resume.settled,
+        copy: CopyProgress::default(),
     };
     let mut writer = pin!(write(joined.sender, queue).fuse());
     let result = tokio::select! {
         biased;
         () = cancel.cancelled() => Ok(()),
-        result = pump.run(&source, spec, resume) => result,
+        result = pump.run(&source, spec, resume, &kept) => result,
         result = &mut writer => result.and_then(|()| Err(closed())),
     };
     let stopped = Error::Link("stopped".into());
@@ -81,6 +94,9 @@ struct Pump<'a> {
     incoming: Box<dyn LinkRecv>,
     outgoing: mpsc::UnboundedSender<Bytes>,
     status: &'a watch::Sender<StreamStatus>,
+    /// The target is at one point once it has applied everything up to here.
+    settled: Lsn,
+    copy: CopyProgress,
 }
 
 impl Pump<'_> {
@@ -94,7 +110,14 @@ impl Pump<'_> {
     fn tell(&mut self) {
         self.flush();
         let now = crate::clock::now();
-        self.status.send_modify(|status| self.machine.describe(status, now));
+        let settling = self.machine.progress().applied < self.settled;
+        if settling {
+            self.copy.stage = CopyStage::Settling;
+        }
+        self.status.send_modify(|status| {
+            self.machine.describe(status, now);
+            status.phase = if settling { self.copy.phase(now) } else { Phase::Streaming };
+        });
     }
 
     fn message(&mut self, message: Option<Bytes>) -> Result<(), Error> {
@@ -110,37 +133,63 @@ impl Pump<'_> {
         Ok(())
     }
 
-    async fn run(&mut self, source: &Source<'_>, spec: &StreamSpec, resume: Resume) -> Result<(), Error> {
+    async fn run(
+        &mut self,
+        source: &Source<'_>,
+        spec: &StreamSpec,
+        resume: Resume,
+        kept: &[KeptTable],
+    ) -> Result<(), Error> {
         let from = if resume.copied {
             examine(source.dsn, spec, resume).await?;
             resume.applied
         } else {
-            self.copy(source.dsn, source.bin.clone(), spec).await?
+            self.copy(source, spec, kept).await?
         };
         self.stream(source, spec, from).await
     }
 
-    async fn copy(&mut self, dsn: &Dsn, bin: Option<PathBuf>, spec: &StreamSpec) -> Result<Lsn, Error> {
+    async fn copy(
+        &mut self,
+        source: &Source<'_>,
+        spec: &StreamSpec,
+        kept: &[KeptTable],
+    ) -> Result<Lsn, Error> {
+        let mut lease = source.copy.snapshots.lease(&spec.slot).await?;
+        let copied = self.produce(source, spec, kept, &mut lease).await?;
+        lease.set(None);
+        self.settled = copied.settled;
+        Ok(copied.consistent_point)
+    }
+
+    /// Until the target has committed the copy.
+    async fn produce(
+        &mut self,
+        source: &Source<'_>,
+        spec: &StreamSpec,
+        kept: &[KeptTable],
+        lease: &mut Lease,
+    ) -> Result<Produced, Error> {
         let (sender, mut frames) = mpsc::channel(8);
-        let mut producer = pin!(copying::produce(dsn, bin, spec, sender));
-        let mut consistent_point = None;
+        let resumable = self.machine.version() >= Version::V3;
+        let mut producer = Box::pin(copying::produce(source, spec, kept, resumable, lease, sender));
+        let mut produced = None;
         let mut tick = ticker(TICK);
-        let mut progress = CopyProgress::default();
         loop {
-            if let Some(point) = consistent_point.filter(|_| self.machine.copied()) {
-                return Ok(point);
+            if let Some(produced) = produced.filter(|_| self.machine.copied()) {
+                return Ok(produced);
             }
             tokio::select! {
-                done = &mut producer, if consistent_point.is_none() => consistent_point = Some(done?),
+                done = &mut producer, if produced.is_none() => produced = Some(done?),
                 Some(frame) = frames.recv(), if self.machine.wants_more() => {
-                    progress.note(&frame, crate::clock::now());
+                    self.copy.note(&frame, crate::clock::now());
                     self.machine.handle_copy(frame, crate::clock::now());
                     self.flush();
                 }
                 message = self.incoming.recv() => self.message(message?)?,
                 _ = tick.tick() => {
                     self.machine.handle_tick(crate::clock::now())?;
-                    self.status.send_modify(|status| status.phase = progress.phase(crate::clock::now()));
+                    self.status.send_modify(|status| status.phase = self.copy.phase(crate::clock::now()));
                 }
             }
             self.flush();
@@ -162,7 +211,7 @@ impl Pump<'_> {
                 self.flush();
             }
         };
-        self.status.send_modify(|status| status.phase = Phase::Streaming);
+        self.tell();
         self.follow(stream, OpenTransactions::new(source.spill.clone())).await
     }
 
@@ -312,60 +361,4 @@ fn ticker(every: Duration) -> tokio::time::Interval {
     let mut ticker = interval(every);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticker
-}
-
-/// What of the copy has passed, for the status.
-#[derive(Debug, Default)]
-pub(super) struct CopyProgress {
-    began: Option<Instant>,
-    tables: u32,
-    tables_done: u32,
-    rows: u64,
-    bytes: u64,
-    rows_estimate: u64,
-    bytes_estimate: u64,
-}
-
-impl CopyProgress {
-    pub(super) fn note(&mut self, frame: &Frame, now: Instant) {
-        match frame {
-            Frame::CopyBegin { tables, rows_estimate, bytes_estimate, .. } => {
-                (self.tables, self.rows_estimate) = (*tables, *rows_estimate);
-                (self.bytes_estimate, self.began) = (*bytes_estimate, Some(now));
-            }
-            Frame::CopyRows { rows, data, .. } => {
-                self.bytes += data.len() as u64;
-                self.rows += u64::from(*rows);
-            }
-            Frame::CopyTableEnd { last, .. } => self.tables_done += u32::from(*last),
-            _ => {}
-        }
-    }
-
-    pub(super) fn phase(&self, now: Instant) -> Phase {
-        Phase::Copying {
-            tables_done: self.tables_done,
-            tables: self.tables,
-            rows: self.rows,
-            bytes: self.bytes,
-            rows_estimate: self.rows_estimate,
-            bytes_estimate: self.bytes_estimate,
-            remaining: self.remaining(now),
-        }
-    }
-
-    /// By the rows where the planner knows how many, by the tables' size otherwise.
-    fn remaining(&self, now: Instant) -> Option<Duration> {
-        let (done, all) = if self.rows_estimate > 0 {
-            (self.rows, self.rows_estimate)
-        } else {
-            (self.bytes, self.bytes_estimate)
-        };
-        if done == 0 {
-            return None;
-        }
-        let spent = now.saturating_duration_since(self.began?);
-        let factor = all.saturating_sub(done) as f64 / done as f64;
-        Duration::try_from_secs_f64(spent.as_secs_f64() * factor).ok()
-    }
 }

@@ -33,7 +33,7 @@ pub struct Framing {
 }
 
 impl Framing {
-    /// A session that starts now, in the newest version until [`Self::agree`].
+    /// A session that starts now, in the version of hellos until [`Self::agree`].
     pub fn new(now: Instant) -> Self {
         Self {
             outgoing: VecDeque::new(),
@@ -41,12 +41,17 @@ impl Framing {
             received: 0,
             said: now,
             heard: now,
-            version: Version::NEWEST,
+            version: Version::HELLO,
             agreed: false,
             compressor: None,
             decompressor: None,
             broken: None,
         }
+    }
+
+    /// What is spoken.
+    pub fn version(&self) -> Version {
+        self.version
     }
 
     /// From here on both sides speak so. The answering side calls it when its welcome is queued, the opening side when it

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! opener → Hello            acceptor → Welcome | Refuse
-//! receiver → Resume, Credit
+//! receiver → Resume, Kept*, Credit
 //! sender → [CopyBegin (CopySchema | CopyTable CopyRows* CopyTableEnd)* CopyEnd]   receiver → Copied
 //! sender → (Transaction | LargeBegin LargePiece* LargeEnd | Position)*           receiver → (Progress | Credit)*
 //! both → Heartbeat, at least each second; either → Failed

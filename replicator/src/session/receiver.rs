@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::status::StreamStatus;
 use crate::wire::transaction::{Decoder, MAX_TRANSACTION};
-use crate::wire::{Frame, Progress, Resume};
+use crate::wire::{Frame, KeptTable, Progress, Resume, Version};
 
 /// What the target must do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,9 +73,23 @@ impl Receiver {
         Self::with_window(framing, resume, WINDOW, now)
     }
 
+    /// The same where a copy broke, and the target holds `kept` of it. A side that cannot go on with that does not hear of it.
+    pub fn resuming(mut framing: Framing, resume: Resume, kept: Vec<KeptTable>, now: Instant) -> Self {
+        let kept = if framing.version() >= Version::V3 { kept } else { Vec::new() };
+        framing.push(&Frame::Resume(Resume { kept: kept.len() as u32, ..resume }), now);
+        for table in kept {
+            framing.push(&Frame::Kept(table), now);
+        }
+        Self::after_resume(framing, resume, WINDOW, now)
+    }
+
     /// The same with another window than [`WINDOW`]; below [`crate::wire::PIECE`] nothing would ever fit.
     pub fn with_window(mut framing: Framing, resume: Resume, window: u64, now: Instant) -> Self {
         framing.push(&Frame::Resume(resume), now);
+        Self::after_resume(framing, resume, window, now)
+    }
+
+    fn after_resume(framing: Framing, resume: Resume, window: u64, now: Instant) -> Self {
         let mut this = Self {
             framing,
             decoder: Decoder::default(),
@@ -123,7 +137,7 @@ impl Receiver {
                 self.moved_to(lsn, now);
                 self.work.push_back(Work::Position(lsn));
             }
-            Frame::CopyBegin { .. }
+            Frame::CopyBegin(_)
             | Frame::CopySchema { .. }
             | Frame::CopyTable { .. }
             | Frame::CopyRows { .. }

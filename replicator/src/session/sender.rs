@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::status::StreamStatus;
 use crate::wire::transaction::Encoder;
-use crate::wire::{Frame, PIECE, Progress, Resume};
+use crate::wire::{Frame, PIECE, Progress, Resume, Version};
 
 /// Turns transactions into frames within the credit, and tells how far the target is.
 #[derive(Debug)]
@@ -62,9 +62,9 @@ impl Sender {
 
     /// A frame of the initial copy.
     pub fn handle_copy(&mut self, frame: Frame, now: Instant) {
-        if let Frame::CopyBegin { consistent_point, .. } = &frame {
-            self.source = self.source.max(*consistent_point);
-            self.handed = *consistent_point;
+        if let Frame::CopyBegin(start) = &frame {
+            self.source = self.source.max(start.consistent_point);
+            self.handed = start.consistent_point;
         }
         self.waiting.push_back(frame);
         self.spend(now);
@@ -219,6 +219,11 @@ impl Sender {
     /// Whether to read on from the source: not while something waits for credit.
     pub fn wants_more(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// What is spoken.
+    pub fn version(&self) -> Version {
+        self.framing.version()
     }
 
     /// The initial copy is committed on the target (or was before).

@@ -60,7 +60,7 @@ impl Simulation {
 
     /// A new link; the source starts `back` transactions before the checkpoint, as a slot may.
     fn reconnect(&mut self, back: usize) {
-        let resume = Resume { applied: self.checkpoint, copied: true, marker: None };
+        let resume = Resume { applied: self.checkpoint, copied: true, ..Resume::default() };
         let mut framing = Framing::new(self.now);
         self.receiver = Receiver::new(Framing::new(self.now), resume, self.now);
         // The shell hears the resume before it makes the sender.

@@ -12,7 +12,7 @@ use crate::change::{
 };
 use crate::lsn::Lsn;
 use crate::wire::transaction::{Encoder, put_change};
-use crate::wire::{CopyTable, Frame, PIECE, large};
+use crate::wire::{CopyStart, CopyTable, Frame, PIECE, large};
 
 fn table(id: u32) -> Arc<Relation> {
     let column = |name: &str, key| Column { name: name.into(), key, type_oid: 25, type_modifier: -1 };
@@ -100,16 +100,24 @@ pub(super) fn copy_rows(history: &[Transaction], point: Lsn) -> Vec<u8> {
 /// The whole copy, cut anywhere.
 pub(super) fn copy_frames(rng: &mut SmallRng, history: &[Transaction], point: Lsn) -> VecDeque<Frame> {
     let schema = |post| Frame::CopySchema { post, last: true, piece: Bytes::from_static(b"SELECT 1") };
-    let table =
-        CopyTable { schema: "public".into(), name: "t".into(), columns: vec!["line".into()], binary: false };
+    let table = CopyTable {
+        schema: "public".into(),
+        name: "t".into(),
+        columns: vec!["line".into()],
+        binary: false,
+        of: 1,
+    };
     let estimate = history.len() as u64;
     let mut frames = VecDeque::from([
-        Frame::CopyBegin {
+        Frame::CopyBegin(CopyStart {
             consistent_point: point,
+            snapshot: point,
             tables: 1,
             rows_estimate: estimate,
             bytes_estimate: estimate * 1000,
-        },
+            sessions: 1,
+            ..CopyStart::default()
+        }),
         schema(false),
         Frame::CopyTable { part: 0, table },
     ]);

@@ -13,7 +13,7 @@ use crate::apply::memory::MemoryTarget;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
-use crate::wire::{CopyTable, Resume};
+use crate::wire::{CopyStart, CopyTable, Resume};
 
 /// What the simulation says to a target that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,9 +117,9 @@ impl Target for GatedTarget {
         done
     }
 
-    async fn begin_copy(&mut self) -> Result<(), Error> {
+    async fn begin_copy(&mut self, start: &CopyStart) -> Result<(), Error> {
         self.gate.pass("begin_copy: not done").await?;
-        let done = self.inner.begin_copy().await;
+        let done = self.inner.begin_copy(start).await;
         self.gate.pass("begin_copy: reply lost").await?;
         done
     }
@@ -143,7 +143,7 @@ impl Target for GatedTarget {
         self.inner.end_part(part, rows).await
     }
 
-    async fn end_copy(&mut self, consistent_point: Lsn) -> Result<(), Error> {
+    async fn end_copy(&mut self, consistent_point: Lsn) -> Result<Lsn, Error> {
         self.gate.pass("end_copy: not done").await?;
         let done = self.inner.end_copy(consistent_point).await;
         self.gate.pass("end_copy: reply lost").await?;

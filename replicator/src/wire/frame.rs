@@ -58,6 +58,58 @@ pub struct Resume {
     pub copied: bool,
     /// Newest end marker applied.
     pub marker: Option<u64>,
+    /// The tables were copied at different points; from here on the target is at one. [`Lsn::ZERO`]: it is already.
+    pub settled: Lsn,
+    /// So many [`Frame::Kept`] follow.
+    pub kept: u32,
+}
+
+/// What a target holds of a table from a copy that broke.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeptTable {
+    /// Schema, unquoted.
+    pub schema: String,
+    /// Name, unquoted.
+    pub name: String,
+    /// Position of the snapshot that its rows are of.
+    pub position: Lsn,
+    /// The parts that are there, by the numbers of that snapshot's copy; none: all of them.
+    pub parts: Option<Vec<u32>>,
+    /// Rows there.
+    pub rows: u64,
+    /// Bytes that they came in.
+    pub bytes: u64,
+}
+
+impl KeptTable {
+    /// Whether it can stay: the slot still has every change since, and the table is whole or its other parts come from
+    /// the same snapshot. Both sides of a stream decide by this.
+    pub fn stays(&self, consistent_point: Lsn, snapshot: Lsn) -> bool {
+        self.position >= consistent_point && (self.parts.is_none() || self.position == snapshot)
+    }
+}
+
+/// How a copy begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyStart {
+    /// The slot's position: streaming goes on from here.
+    pub consistent_point: Lsn,
+    /// The position of the snapshot that is read now; later than the slot's where an earlier snapshot is gone.
+    pub snapshot: Lsn,
+    /// Tables in all.
+    pub tables: u32,
+    /// The planner's guess of rows in all.
+    pub rows_estimate: u64,
+    /// Size of the tables in all, on the source's disk.
+    pub bytes_estimate: u64,
+    /// Sessions that read; as many may write and build indexes.
+    pub sessions: u32,
+    /// What the target keeps of a copy that broke: whole tables,
+    pub tables_kept: u32,
+    /// rows,
+    pub rows_kept: u64,
+    /// and the bytes that they came in.
+    pub bytes_kept: u64,
 }
 
 /// How far the target is; sent by the receiver whenever it moves.
@@ -90,6 +142,8 @@ pub struct CopyTable {
     pub columns: Vec<String>,
     /// Rows come in COPY's binary format, as text otherwise.
     pub binary: bool,
+    /// How many parts the table has.
+    pub of: u32,
 }
 
 /// Everything that travels.
@@ -139,17 +193,10 @@ pub enum Frame {
         /// Only ever grows.
         granted: u64,
     },
+    /// What the target holds of one table; behind [`Frame::Resume`].
+    Kept(KeptTable),
     /// The initial copy starts.
-    CopyBegin {
-        /// The snapshot's position: streaming goes on from here.
-        consistent_point: Lsn,
-        /// Tables to come.
-        tables: u32,
-        /// The planner's guess of rows in all.
-        rows_estimate: u64,
-        /// Size of the tables in all, on the source's disk.
-        bytes_estimate: u64,
-    },
+    CopyBegin(CopyStart),
     /// A piece of the schema as SQL.
     CopySchema {
         /// Indexes and constraints, to be made after the rows.
@@ -210,7 +257,8 @@ impl Frame {
             Self::Position { .. } => 7,
             Self::Progress(_) => 8,
             Self::Credit { .. } => 9,
-            Self::CopyBegin { .. } => 33,
+            Self::CopyBegin(_) => 33,
+            Self::Kept(_) => 37,
             Self::CopySchema { .. } => 11,
             Self::CopyTable { .. } => 34,
             Self::CopyRows { .. } => 35,
@@ -266,11 +314,16 @@ impl Frame {
             }
             Self::LargePiece { piece } => out.put_slice(piece),
             Self::Refuse { reason } => out.put_text(reason),
-            Self::Resume(Resume { applied, copied, marker }) => {
+            Self::Resume(Resume { applied, copied, marker, settled, kept }) => {
                 out.put_lsn(*applied);
                 out.put_bool(*copied);
                 out.put_optional_u64(*marker);
+                if version >= Version::V3 {
+                    out.put_lsn(*settled);
+                    out.put_u32(*kept);
+                }
             }
+            Self::Kept(table) => write_kept(table, out),
             Self::Heartbeat { source: lsn } | Self::Position { lsn } => out.put_lsn(*lsn),
             Self::Transaction { last, piece } => {
                 out.put_bool(*last);
@@ -286,18 +339,13 @@ impl Frame {
                 out.put_u64(progress.changes);
             }
             Self::Credit { granted } => out.put_u64(*granted),
-            Self::CopyBegin { consistent_point, tables, rows_estimate, bytes_estimate } => {
-                out.put_lsn(*consistent_point);
-                out.put_u32(*tables);
-                out.put_u64(*rows_estimate);
-                out.put_u64(*bytes_estimate);
-            }
+            Self::CopyBegin(start) => write_start(start, version, out),
             Self::CopySchema { post, last, piece } => {
                 out.put_bool(*post);
                 out.put_bool(*last);
                 out.put_slice(piece);
             }
-            Self::CopyTable { part, table: CopyTable { schema, name, columns, binary } } => {
+            Self::CopyTable { part, table: CopyTable { schema, name, columns, binary, of } } => {
                 out.put_u32(*part);
                 out.put_bool(*binary);
                 out.put_text(schema);
@@ -305,6 +353,9 @@ impl Frame {
                 out.put_u32(columns.len() as u32);
                 for column in columns {
                     out.put_text(column);
+                }
+                if version >= Version::V3 {
+                    out.put_u32(*of);
                 }
             }
             Self::CopyRows { part, rows, data } => {
@@ -364,7 +415,10 @@ impl Frame {
                 applied: reader.lsn()?,
                 copied: reader.bool()?,
                 marker: reader.optional_u64()?,
+                settled: if version >= Version::V3 { reader.lsn()? } else { Lsn::ZERO },
+                kept: if version >= Version::V3 { reader.u32()? } else { 0 },
             }),
+            37 if version >= Version::V3 => Self::Kept(read_kept(reader)?),
             5 => Self::Heartbeat { source: reader.lsn()? },
             6 => Self::Transaction { last: reader.bool()?, piece: piece(reader)? },
             7 => Self::Position { lsn: reader.lsn()? },
@@ -378,18 +432,14 @@ impl Frame {
                 changes: reader.u64()?,
             }),
             9 => Self::Credit { granted: reader.u64()? },
-            33 => Self::CopyBegin {
-                consistent_point: reader.lsn()?,
-                tables: reader.u32()?,
-                rows_estimate: reader.u64()?,
-                bytes_estimate: reader.u64()?,
-            },
+            33 => Self::CopyBegin(read_start(version, reader)?),
             11 => Self::CopySchema { post: reader.bool()?, last: reader.bool()?, piece: piece(reader)? },
             34 => {
                 let (part, binary) = (reader.u32()?, reader.bool()?);
                 let (schema, name) = (reader.text()?, reader.text()?);
                 let columns = (0..reader.count()?).map(|_| reader.text()).collect::<Result<_, _>>()?;
-                Self::CopyTable { part, table: CopyTable { schema, name, columns, binary } }
+                let of = if version >= Version::V3 { reader.u32()? } else { 1 };
+                Self::CopyTable { part, table: CopyTable { schema, name, columns, binary, of } }
             }
             35 => Self::CopyRows { part: reader.u32()?, rows: reader.u32()?, data: piece(reader)? },
             36 => Self::CopyTableEnd { part: reader.u32()?, rows: reader.u64()?, last: reader.bool()? },
@@ -416,6 +466,62 @@ impl Frame {
             other => return Err(Error::Protocol(format!("frame kind {other} is not known"))),
         })
     }
+}
+
+fn write_kept(table: &KeptTable, out: &mut BytesMut) {
+    out.put_text(&table.schema);
+    out.put_text(&table.name);
+    out.put_lsn(table.position);
+    out.put_u64(table.rows);
+    out.put_u64(table.bytes);
+    out.put_bool(table.parts.is_some());
+    let parts = table.parts.as_deref().unwrap_or_default();
+    out.put_u32(parts.len() as u32);
+    for part in parts {
+        out.put_u32(*part);
+    }
+}
+
+fn read_kept(reader: &mut Reader) -> Result<KeptTable, Error> {
+    let (schema, name, position) = (reader.text()?, reader.text()?, reader.lsn()?);
+    let (rows, bytes, partly) = (reader.u64()?, reader.u64()?, reader.bool()?);
+    let parts = (0..reader.count()?).map(|_| reader.u32()).collect::<Result<Vec<_>, _>>()?;
+    Ok(KeptTable { schema, name, position, parts: partly.then_some(parts), rows, bytes })
+}
+
+fn write_start(start: &CopyStart, version: Version, out: &mut BytesMut) {
+    out.put_lsn(start.consistent_point);
+    out.put_u32(start.tables);
+    out.put_u64(start.rows_estimate);
+    out.put_u64(start.bytes_estimate);
+    if version >= Version::V3 {
+        out.put_lsn(start.snapshot);
+        out.put_u32(start.sessions);
+        out.put_u32(start.tables_kept);
+        out.put_u64(start.rows_kept);
+        out.put_u64(start.bytes_kept);
+    }
+}
+
+fn read_start(version: Version, reader: &mut Reader) -> Result<CopyStart, Error> {
+    let consistent_point = reader.lsn()?;
+    let mut start = CopyStart {
+        consistent_point,
+        snapshot: consistent_point,
+        tables: reader.u32()?,
+        rows_estimate: reader.u64()?,
+        bytes_estimate: reader.u64()?,
+        sessions: 1,
+        ..CopyStart::default()
+    };
+    if version >= Version::V3 {
+        start.snapshot = reader.lsn()?;
+        start.sessions = reader.u32()?;
+        start.tables_kept = reader.u32()?;
+        start.rows_kept = reader.u64()?;
+        start.bytes_kept = reader.u64()?;
+    }
+    Ok(start)
 }
 
 fn piece(reader: &mut Reader) -> Result<Bytes, Error> {

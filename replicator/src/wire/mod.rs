@@ -17,7 +17,7 @@ mod version;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-pub use frame::{CopyTable, Frame, Hello, Progress, Resume, Role, StreamSpec};
+pub use frame::{CopyStart, CopyTable, Frame, Hello, KeptTable, Progress, Resume, Role, StreamSpec};
 pub use version::{Agreed, Speaks, Version};
 
 use crate::error::Error;

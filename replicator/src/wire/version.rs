@@ -12,19 +12,26 @@ pub enum Version {
     /// Hello tells what its side speaks and Welcome what is spoken; bodies of bulk frames may be zstd (highest bit of the
     /// kind; their plain length comes first). A hello is written in this layout for ever, whatever versions it offers.
     V2,
+    /// A copy that broke goes on: Resume says how many [`super::KeptTable`]s follow it and when the tables are at one point;
+    /// CopyBegin names its own snapshot's position, how many sessions there are and what is there already; CopyTable says of
+    /// how many parts it is one.
+    V3,
 }
 
 impl Version {
     /// The oldest that this side still speaks.
     pub const OLDEST: Self = Self::V1;
     /// The newest that this side speaks.
-    pub const NEWEST: Self = Self::V2;
+    pub const NEWEST: Self = Self::V3;
+    /// What a hello is written in, so that an older side can read it.
+    pub const HELLO: Self = Self::V2;
 
     /// On the wire.
     pub const fn number(self) -> u8 {
         match self {
             Self::V1 => 1,
             Self::V2 => 2,
+            Self::V3 => 3,
         }
     }
 
@@ -33,6 +40,7 @@ impl Version {
         match number {
             1 => Ok(Self::V1),
             2 => Ok(Self::V2),
+            3 => Ok(Self::V3),
             other => Err(Error::Protocol(format!(
                 "link protocol version {other}; this side speaks {}",
                 Speaks::range()
@@ -95,13 +103,15 @@ mod tests {
     #[test]
     fn the_newest_common_version_is_spoken() {
         let this = Speaks::this(true);
-        assert_eq!(this.agree(this), Ok(Agreed { version: Version::V2, zstd: true }));
-        assert_eq!(this.agree(Speaks::this(false)), Ok(Agreed { version: Version::V2, zstd: false }));
+        assert_eq!(this.agree(this), Ok(Agreed { version: Version::V3, zstd: true }));
+        assert_eq!(this.agree(Speaks::this(false)), Ok(Agreed { version: Version::V3, zstd: false }));
         assert_eq!(this.agree(Speaks::FIRST), Ok(Agreed { version: Version::V1, zstd: false }));
         let newer = Speaks { oldest: 2, newest: 9, zstd: true };
-        assert_eq!(this.agree(newer), Ok(Agreed { version: Version::V2, zstd: true }));
+        assert_eq!(this.agree(newer), Ok(Agreed { version: Version::V3, zstd: true }));
+        let second = Speaks { oldest: 1, newest: 2, zstd: true };
+        assert_eq!(this.agree(second), Ok(Agreed { version: Version::V2, zstd: true }));
         let foreign = Speaks { oldest: 7, newest: 9, zstd: true };
         let why = this.agree(foreign).expect_err("nothing in common");
-        assert!(why.contains("1 to 2") && why.contains("7 to 9"), "{why}");
+        assert!(why.contains("1 to 3") && why.contains("7 to 9"), "{why}");
     }
 }

@@ -1,14 +1,14 @@
 //! The initial copy on its way in: several sessions write parts at the same time.
 //!
 //! The schema is committed first, together with a note in `godwit.copying` that a copy is under way; then every part in
-//! a transaction of its own; then what comes after the rows, the checkpoint and the note's end in one transaction. A
-//! copy that finds the note of one that broke empties the tables and begins again: its snapshot is another one, so
-//! nothing of the old rows may stay.
+//! a transaction of its own, with its record in `godwit.copied_parts`; then what comes after the rows ([`super::finishing`]);
+//! then the checkpoint and the note's end in one transaction. A copy that finds the note of one that broke keeps what
+//! [`KeptTable::stays`] and empties every other table.
 //!
-//! A session of the broken copy that still lives cannot slip rows in behind that: each part's transaction shares the
-//! note as it was for its own attempt, and the next attempt changes the note before it empties anything.
+//! A session of the broken copy that still lives cannot slip rows in behind that: each transaction shares the note as it was
+//! for its own attempt, and the next attempt changes the note before it looks at what is there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 
 use bytes::Bytes;
@@ -18,26 +18,35 @@ use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::finishing::Work;
 use super::{PostgresTarget, not_open};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::quote_ident;
-use crate::wire::CopyTable;
+use crate::wire::{CopyStart, CopyTable, KeptTable};
 use crate::{copy, schema};
 
 /// Pieces that wait for one session.
 const WAITING: usize = 4;
 
-/// More parts than this at once are not meant.
-const MOST: usize = 32;
+/// What the target has of each table, and the position of the snapshot it is of.
+const KEPT: &str = "SELECT schema_name, table_name, max(position), count(*) = min(parts), array_agg(part), \
+       sum(rows)::bigint, sum(bytes)::bigint \
+     FROM godwit.copied_parts WHERE stream = $1 GROUP BY 1, 2 ORDER BY 1, 2";
 
 /// A copy that is under way.
 #[derive(Default)]
 pub(super) struct Copying {
-    attempt: i64,
+    pub(super) start: CopyStart,
+    pub(super) attempt: i64,
     open: HashMap<u32, Loader>,
     idle: Vec<Loader>,
-    tables: Vec<String>,
+}
+
+impl Copying {
+    pub(super) fn new(start: CopyStart) -> Self {
+        Self { start, ..Self::default() }
+    }
 }
 
 /// A session that writes parts, one after the other.
@@ -47,23 +56,26 @@ struct Loader {
 }
 
 enum Order {
-    Begin { context: String, sql: String },
+    Begin(Box<Part>),
     Rows(Bytes),
     End { rows: u64 },
 }
 
+/// A part to be written.
+struct Part {
+    context: String,
+    sql: String,
+    number: u32,
+    table: CopyTable,
+    position: Lsn,
+}
+
 impl Loader {
-    fn start(target: &PostgresTarget, attempt: i64) -> Self {
+    fn start(work: Work) -> Self {
         let (orders, queue) = mpsc::channel(WAITING);
-        let (dsn, application, stream) = (target.dsn.clone(), target.loader_name(), target.spec.slot.clone());
         let task = async move {
-            let client = super::open(&dsn, &application).await?;
-            // The checkpoint's commit makes the rows durable with it: it comes later in the WAL.
-            client
-                .batch_execute("SET synchronous_commit = off")
-                .await
-                .map_err(Error::database("prepare a copy session"))?;
-            work(&client, queue, &stream, attempt).await
+            let client = work.connect().await?;
+            write(&client, queue, &work).await
         };
         Self { orders, task: AbortOnDropHandle::new(tokio::spawn(task)) }
     }
@@ -83,47 +95,61 @@ impl Loader {
     }
 }
 
-async fn work(
-    client: &Client,
-    mut queue: mpsc::Receiver<Order>,
-    stream: &str,
-    attempt: i64,
-) -> Result<(), Error> {
+async fn write(client: &Client, mut queue: mpsc::Receiver<Order>, work: &Work) -> Result<(), Error> {
     while let Some(order) = queue.recv().await {
-        let Order::Begin { context, sql } = order else {
+        let Order::Begin(part) = order else {
             return Err(Error::Protocol("rows of no part".into()));
         };
-        part(client, &mut queue, &context, &sql, (stream, attempt)).await?;
+        write_part(client, &mut queue, &part, work).await?;
     }
     Ok(())
 }
 
 /// Writes one part. Without its end it is rolled back with the session.
-async fn part(
+async fn write_part(
     client: &Client,
     queue: &mut mpsc::Receiver<Order>,
-    context: &str,
-    sql: &str,
-    (stream, attempt): (&str, i64),
+    part: &Part,
+    work: &Work,
 ) -> Result<(), Error> {
-    let failed = || Error::database(context.to_owned());
-    client.batch_execute("BEGIN").await.map_err(failed())?;
-    let note = "SELECT FROM godwit.copying WHERE stream = $1 AND attempt = $2 FOR SHARE";
-    if client.query_opt(note, &[&stream, &attempt]).await.map_err(failed())?.is_none() {
-        return Err(Error::Link("a newer copy has begun".into()));
-    }
-    let mut sink = pin!(client.copy_in::<_, Bytes>(sql).await.map_err(failed())?);
+    let failed = || Error::database(part.context.clone());
+    work.begin(client).await?;
+    let mut sink = pin!(client.copy_in::<_, Bytes>(&part.sql).await.map_err(failed())?);
+    let mut bytes = 0u64;
     loop {
         match queue.recv().await {
-            Some(Order::Rows(data)) => sink.feed(data).await.map_err(failed())?,
+            Some(Order::Rows(data)) => {
+                bytes += data.len() as u64;
+                sink.feed(data).await.map_err(failed())?;
+            }
             Some(Order::End { rows }) => {
                 let written = sink.as_mut().finish().await.map_err(failed())?;
                 if written != rows {
-                    return Err(Error::Protocol(format!("{context}: {written} rows came of {rows}")));
+                    return Err(Error::Protocol(format!("{}: {written} rows came of {rows}", part.context)));
                 }
+                let record = "INSERT INTO godwit.copied_parts \
+                    (stream, schema_name, table_name, part, parts, position, rows, bytes) \
+                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+                let table = &part.table;
+                client
+                    .execute(
+                        record,
+                        &[
+                            &work.stream,
+                            &table.schema,
+                            &table.name,
+                            &i64::from(part.number),
+                            &i64::from(table.of),
+                            &PgLsn::from(part.position.0),
+                            &rows.cast_signed(),
+                            &bytes.cast_signed(),
+                        ],
+                    )
+                    .await
+                    .map_err(failed())?;
                 return client.batch_execute("COMMIT").await.map_err(failed());
             }
-            Some(Order::Begin { .. }) | None => return Err(Error::Link("the session ended".into())),
+            Some(Order::Begin(_)) | None => return Err(Error::Link("the session ended".into())),
         }
     }
 }
@@ -133,14 +159,23 @@ impl PostgresTarget {
         format!("godwit load {}", self.spec.slot).chars().take(63).collect()
     }
 
-    fn copying(&mut self) -> Result<&mut Copying, Error> {
+    pub(super) fn copying(&mut self) -> Result<&mut Copying, Error> {
         self.copying.as_mut().ok_or_else(not_open)
     }
 
-    /// What exists before the rows: loaded, or there already from a copy that broke.
-    pub(super) async fn load_before(&mut self, sql: &str) -> Result<(), Error> {
+    pub(super) fn work(&self, attempt: i64) -> Work {
+        Work {
+            dsn: self.dsn.clone(),
+            application: self.loader_name(),
+            stream: self.spec.slot.clone(),
+            attempt,
+        }
+    }
+
+    /// What is there of a copy that broke. Its sessions write nothing any more when this returns.
+    pub(super) async fn take_kept(&mut self) -> Result<Vec<KeptTable>, Error> {
         let client = &self.session.as_ref().ok_or_else(not_open)?.client;
-        let failed = || Error::database("begin the copy");
+        let failed = || Error::database("look for a copy that broke");
         client
             .execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 \
@@ -149,66 +184,120 @@ impl PostgresTarget {
             )
             .await
             .map_err(failed())?;
-        client.batch_execute("BEGIN").await.map_err(failed())?;
-        let broken = client
-            .query_opt(
-                "UPDATE godwit.copying SET attempt = attempt + 1 WHERE stream = $1 RETURNING attempt, pre_data = $2",
-                &[&self.spec.slot, &sql],
-            )
+        // Waits for those that commit just now, and stops those that would later.
+        let next = "UPDATE godwit.copying SET attempt = attempt + 1 WHERE stream = $1 RETURNING attempt";
+        let row = client.query_opt(next, &[&self.spec.slot]).await.map_err(failed())?;
+        self.attempt = row.map(|row| row.get(0));
+        if self.attempt.is_none() {
+            return Ok(Vec::new());
+        }
+        self.kept_tables().await
+    }
+
+    async fn kept_tables(&self) -> Result<Vec<KeptTable>, Error> {
+        let client = &self.session.as_ref().ok_or_else(not_open)?.client;
+        let rows = client
+            .query(KEPT, &[&self.spec.slot])
             .await
-            .map_err(failed())?;
-        let there = copy::tables(client).await?;
-        let attempt = match broken {
-            Some(row) if row.get(1) => {
-                let names: Vec<String> = there.iter().map(|table| name(&table.schema, &table.name)).collect();
-                if !names.is_empty() {
-                    let empty = format!("TRUNCATE {}", names.join(", "));
-                    client.batch_execute(&empty).await.map_err(failed())?;
-                }
-                row.get(0)
-            }
-            Some(_) => {
-                return Err(Error::Unready(
-                    "a copy broke off and the source's schema changed since: give the target an empty database".into(),
-                ));
+            .map_err(Error::database("look for a copy that broke"))?;
+        let number = |number: &i64| u32::try_from(*number).ok();
+        Ok(rows
+            .iter()
+            .map(|row| KeptTable {
+                schema: row.get(0),
+                name: row.get(1),
+                position: Lsn(row.get::<_, PgLsn>(2).into()),
+                parts: (!row.get::<_, bool>(3))
+                    .then(|| row.get::<_, Vec<i64>>(4).iter().filter_map(number).collect()),
+                rows: row.get::<_, i64>(5).unsigned_abs(),
+                bytes: row.get::<_, i64>(6).unsigned_abs(),
+            })
+            .collect())
+    }
+
+    /// What exists before the rows: loaded, or there already from a copy that broke.
+    pub(super) async fn load_before(&mut self, sql: &str) -> Result<(), Error> {
+        let start = self.copying()?.start;
+        let attempt = match self.attempt {
+            Some(attempt) => {
+                let stays: HashSet<(String, String)> = self
+                    .kept_tables()
+                    .await?
+                    .into_iter()
+                    .filter(|table| table.stays(start.consistent_point, start.snapshot))
+                    .map(|table| (table.schema, table.name))
+                    .collect();
+                self.go_on(sql, attempt, &stays).await?;
+                attempt
             }
             None => {
-                if let Some(table) = there.first() {
-                    return Err(Error::Unready(format!(
-                        "the target already holds {} tables ({}.{} …): the copy goes into an empty database only",
-                        there.len(),
-                        table.schema,
-                        table.name
-                    )));
-                }
-                schema::load(client, sql).await?;
-                client
-                    .execute(
-                        "INSERT INTO godwit.copying (stream, attempt, pre_data) VALUES ($1, 1, $2)",
-                        &[&self.spec.slot, &sql],
-                    )
-                    .await
-                    .map_err(failed())?;
+                self.begin(sql).await?;
                 1
             }
         };
-        client.batch_execute("COMMIT").await.map_err(failed())?;
         self.copying()?.attempt = attempt;
         Ok(())
     }
 
-    /// Every row is committed; then what comes after them, in a transaction that [`Self::commit_copy`] ends.
-    pub(super) async fn load_after(&mut self, sql: &str) -> Result<(), Error> {
-        let copying = self.copying()?;
-        if !copying.open.is_empty() {
-            return Err(Error::Protocol("a copy ends within a part".into()));
-        }
-        for loader in std::mem::take(&mut copying.idle) {
-            loader.finish().await?;
-        }
+    async fn begin(&self, sql: &str) -> Result<(), Error> {
         let client = &self.session.as_ref().ok_or_else(not_open)?.client;
-        client.batch_execute("BEGIN").await.map_err(Error::database("end the copy"))?;
-        schema::load(client, sql).await
+        let failed = || Error::database("begin the copy");
+        client.batch_execute("BEGIN").await.map_err(failed())?;
+        let there = copy::tables(client).await?;
+        if let Some(table) = there.first() {
+            return Err(Error::Unready(format!(
+                "the target already holds {} tables ({}.{} …): the copy goes into an empty database only",
+                there.len(),
+                table.schema,
+                table.name
+            )));
+        }
+        schema::load(client, sql).await?;
+        client
+            .execute(
+                "INSERT INTO godwit.copying (stream, attempt, pre_data) VALUES ($1, 1, $2)",
+                &[&self.spec.slot, &sql],
+            )
+            .await
+            .map_err(failed())?;
+        client.batch_execute("COMMIT").await.map_err(failed())
+    }
+
+    /// Empties every table but those that stay.
+    async fn go_on(&self, sql: &str, attempt: i64, stays: &HashSet<(String, String)>) -> Result<(), Error> {
+        let client = &self.session.as_ref().ok_or_else(not_open)?.client;
+        let failed = || Error::database("go on with a copy that broke");
+        client.batch_execute("BEGIN").await.map_err(failed())?;
+        let note = "SELECT pre_data = $3 FROM godwit.copying WHERE stream = $1 AND attempt = $2 FOR UPDATE";
+        let row = client.query_opt(note, &[&self.spec.slot, &attempt, &sql]).await.map_err(failed())?;
+        let Some(row) = row else { return Err(Error::Link("a newer copy has begun".into())) };
+        if !row.get::<_, bool>(0) {
+            return Err(Error::Unready(
+                "a copy broke off and the source's schema changed since: give the target an empty database"
+                    .into(),
+            ));
+        }
+        let leave: Vec<(String, String)> = copy::tables(client)
+            .await?
+            .into_iter()
+            .map(|table| (table.schema, table.name))
+            .filter(|table| !stays.contains(table))
+            .collect();
+        if !leave.is_empty() {
+            let names: Vec<String> = leave.iter().map(|(schema, table)| name(schema, table)).collect();
+            let empty = format!("TRUNCATE ONLY {}", names.join(", ONLY "));
+            client.batch_execute(&empty).await.map_err(failed())?;
+            let (schemas, tables): (Vec<String>, Vec<String>) = leave.into_iter().unzip();
+            client
+                .execute(
+                    "DELETE FROM godwit.copied_parts p USING unnest($2::text[], $3::text[]) AS t(s, n) \
+                     WHERE p.stream = $1 AND p.schema_name = t.s AND p.table_name = t.n",
+                    &[&self.spec.slot, &schemas, &tables],
+                )
+                .await
+                .map_err(failed())?;
+        }
+        client.batch_execute("COMMIT").await.map_err(failed())
     }
 
     pub(super) async fn open_part(&mut self, part: u32, table: &CopyTable) -> Result<(), Error> {
@@ -216,21 +305,20 @@ impl PostgresTarget {
         let name = name(&table.schema, &table.name);
         let list = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
         let format = if table.binary { "binary" } else { "text" };
-        let order = Order::Begin {
+        let copying = self.copying()?;
+        let order = Order::Begin(Box::new(Part {
             context: format!("copy into {name}"),
             sql: format!("COPY {name}{list} FROM STDIN WITH (FORMAT {format})"),
-        };
-        let copying = self.copying()?;
-        if copying.open.len() >= MOST || copying.open.contains_key(&part) {
+            number: part,
+            table: table.clone(),
+            position: copying.start.snapshot,
+        }));
+        if copying.open.len() >= copy::MOST_SESSIONS as usize || copying.open.contains_key(&part) {
             return Err(Error::Protocol(format!("part {part} begins out of order")));
         }
         let (idle, attempt) = (copying.idle.pop(), copying.attempt);
-        let loader = idle.unwrap_or_else(|| Loader::start(self, attempt)).order(order).await?;
-        let copying = self.copying()?;
-        copying.open.insert(part, loader);
-        if !copying.tables.contains(&name) {
-            copying.tables.push(name);
-        }
+        let loader = idle.unwrap_or_else(|| Loader::start(self.work(attempt))).order(order).await?;
+        self.copying()?.open.insert(part, loader);
         Ok(())
     }
 
@@ -248,32 +336,55 @@ impl PostgresTarget {
         Ok(())
     }
 
-    /// Ends the transaction that [`Self::load_after`] began.
-    pub(super) async fn commit_copy(&mut self, consistent_point: Lsn) -> Result<(), Error> {
-        let copying = self.copying.take().ok_or_else(not_open)?;
-        let client = &self.session.as_ref().ok_or_else(not_open)?.client;
-        if !copying.tables.is_empty() {
-            client
-                .batch_execute(&format!("ANALYZE {}", copying.tables.join(", ")))
-                .await
-                .map_err(Error::database("analyze what was copied"))?;
+    /// Waits until every row is committed; every table must be whole then. Gives the newest position of a table.
+    pub(super) async fn end_rows(&mut self) -> Result<Lsn, Error> {
+        let copying = self.copying()?;
+        if !copying.open.is_empty() {
+            return Err(Error::Protocol("a copy ends within a part".into()));
         }
+        let wanted = copying.start.tables as usize;
+        for loader in std::mem::take(&mut copying.idle) {
+            loader.finish().await?;
+        }
+        let kept = self.kept_tables().await?;
+        if kept.len() != wanted || kept.iter().any(|table| table.parts.is_some()) {
+            return Err(Error::Protocol(format!("{} tables are there of {wanted}", kept.len())));
+        }
+        Ok(kept.iter().map(|table| table.position).max().unwrap_or_default())
+    }
+
+    /// The checkpoint, and the end of the note, in one step. Tables of a later snapshot than the slot's keep their record.
+    pub(super) async fn commit_copy(&mut self, consistent_point: Lsn) -> Result<Lsn, Error> {
+        self.copying.take().ok_or_else(not_open)?;
+        let client = &self.session.as_ref().ok_or_else(not_open)?.client;
+        let failed = || Error::database("end the copy");
+        let slot = &self.spec.slot;
+        client.batch_execute("BEGIN").await.map_err(failed())?;
+        client.execute("DELETE FROM godwit.copying WHERE stream = $1", &[slot]).await.map_err(failed())?;
         client
-            .execute("DELETE FROM godwit.copying WHERE stream = $1", &[&self.spec.slot])
+            .execute(
+                "DELETE FROM godwit.copied_parts WHERE stream = $1 AND position <= $2",
+                &[slot, &PgLsn::from(consistent_point.0)],
+            )
             .await
-            .map_err(Error::database("end the copy"))?;
+            .map_err(failed())?;
+        client
+            .execute("DELETE FROM godwit.copied_statements WHERE stream = $1 AND done", &[slot])
+            .await
+            .map_err(failed())?;
         client
             .execute(
                 "INSERT INTO godwit.progress (stream, applied_lsn, copied, generation) VALUES ($1, $2, true, $3) \
                  ON CONFLICT (stream) DO UPDATE SET applied_lsn = EXCLUDED.applied_lsn, copied = true, \
                    generation = EXCLUDED.generation, updated_at = now()",
-                &[&self.spec.slot, &PgLsn::from(consistent_point.0), &self.generation],
+                &[slot, &PgLsn::from(consistent_point.0), &self.generation],
             )
             .await
             .map_err(Error::database("set the checkpoint"))?;
         client.batch_execute("COMMIT").await.map_err(Error::database("commit the copy"))?;
         self.expected = consistent_point;
-        Ok(())
+        self.read_window().await?;
+        Ok(self.window.settled())
     }
 }
 

@@ -37,6 +37,10 @@ impl Large {
         self.header.end_lsn
     }
 
+    pub(super) fn commit_lsn(&self) -> Lsn {
+        self.header.commit_lsn
+    }
+
     /// The generation of the newest end marker in it.
     pub(super) fn marker(&self) -> Option<u64> {
         self.marker

@@ -10,10 +10,12 @@
 mod catalog;
 mod copying;
 mod encode;
+mod finishing;
 mod large;
 mod plan;
 mod session;
 mod sql;
+mod window;
 
 use std::time::Duration;
 
@@ -27,12 +29,13 @@ use self::copying::Copying;
 use self::large::Large;
 use self::plan::{Item, Order};
 use self::session::{Checkpoint, Failure, PART, Session, has_code};
+use self::window::Window;
 use super::Target;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::{Dsn, connect, connection, quote_literal};
-use crate::wire::{CopyTable, Resume, StreamSpec};
+use crate::wire::{CopyStart, CopyTable, KeptTable, Resume, StreamSpec};
 
 /// How long to wait for an older session of this stream to let go of the origin.
 const TAKE_OVER: Duration = Duration::from_secs(20);
@@ -73,6 +76,9 @@ pub struct PostgresTarget {
     /// Has the session while a large transaction is open.
     large: Option<Large>,
     copying: Option<Copying>,
+    /// The number of the copy to go on with, where one broke.
+    attempt: Option<i64>,
+    window: Window,
 }
 
 impl PostgresTarget {
@@ -88,6 +94,8 @@ impl PostgresTarget {
             tables: Tables::default(),
             large: None,
             copying: None,
+            attempt: None,
+            window: Window::default(),
         })
     }
 
@@ -197,6 +205,8 @@ impl Target for PostgresTarget {
         self.session = None;
         self.large = None;
         self.copying = None;
+        self.attempt = None;
+        self.window = Window::default();
         self.tables = Tables::default();
         let client = open(&self.dsn, &self.application()).await?;
         self.take_origin(&client).await?;
@@ -207,7 +217,7 @@ impl Target for PostgresTarget {
             )
             .await
             .map_err(Error::database("read the checkpoint (is schema godwit installed?)"))?;
-        let resume = match row {
+        let mut resume = match row {
             None => Resume::default(),
             Some(row) => {
                 let generation: i64 = row.get(2);
@@ -221,19 +231,29 @@ impl Target for PostgresTarget {
                     applied: Lsn(row.get::<_, PgLsn>(0).into()),
                     copied: row.get(1),
                     marker: row.get::<_, Option<i64>>(3).map(i64::unsigned_abs),
+                    ..Resume::default()
                 }
             }
         };
         self.expected = resume.applied;
         self.session = Some(Session::open(client).await?);
+        if resume.copied {
+            self.read_window().await?;
+            self.settle().await?;
+            resume.settled = self.window.settled();
+        }
         Ok(resume)
     }
 
     async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error> {
         let Some(last) = group.last() else { return Ok(()) };
-        self.apply_group(group, last.end_lsn).await?;
+        if self.window.is_open() {
+            self.apply_group(&self.window.filter_all(group), last.end_lsn).await?;
+        } else {
+            self.apply_group(group, last.end_lsn).await?;
+        }
         self.expected = last.end_lsn;
-        Ok(())
+        self.settle().await
     }
 
     async fn begin_large(&mut self, header: LargeHeader) -> Result<(), Error> {
@@ -244,6 +264,8 @@ impl Target for PostgresTarget {
 
     async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error> {
         let large = self.large.as_mut().ok_or_else(not_open)?;
+        let changes =
+            if self.window.is_open() { self.window.filter(&changes, large.commit_lsn()) } else { changes };
         large.part(changes, &mut self.tables).await
     }
 
@@ -253,7 +275,7 @@ impl Target for PostgresTarget {
         let step = self.step(to, marker.map(signed).transpose()?);
         self.session = Some(large.end(&step).await?);
         self.expected = to;
-        Ok(())
+        self.settle().await
     }
 
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error> {
@@ -265,11 +287,15 @@ impl Target for PostgresTarget {
             Err(Failure::Batch) => return Err(Error::Fenced("the checkpoint cannot be moved".into())),
         }
         self.expected = lsn;
-        Ok(())
+        self.settle().await
     }
 
-    async fn begin_copy(&mut self) -> Result<(), Error> {
-        self.copying = Some(Copying::default());
+    async fn kept(&mut self) -> Result<Vec<KeptTable>, Error> {
+        self.take_kept().await
+    }
+
+    async fn begin_copy(&mut self, start: &CopyStart) -> Result<(), Error> {
+        self.copying = Some(Copying::new(*start));
         Ok(())
     }
 
@@ -289,7 +315,7 @@ impl Target for PostgresTarget {
         self.close_part(part, rows).await
     }
 
-    async fn end_copy(&mut self, consistent_point: Lsn) -> Result<(), Error> {
+    async fn end_copy(&mut self, consistent_point: Lsn) -> Result<Lsn, Error> {
         self.commit_copy(consistent_point).await
     }
 }

@@ -1,0 +1,273 @@
+//! The statements of a dump's second half, sorted by when they may run. Pure.
+//!
+//! `pg_dump` writes its own SQL: names quoted, one statement an entry. What is not recognised is left in the dump's order.
+
+/// One statement, without its semicolon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// As dumped.
+    pub sql: String,
+    /// What it does.
+    pub kind: Kind,
+}
+
+/// What a statement does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Sets the session for those behind it.
+    Setting,
+    /// A primary key, a unique or an exclusion constraint of this table (as dumped, quoted).
+    Constraint(String),
+    /// An index on this table (as dumped, quoted).
+    Index(String),
+    /// A foreign key of this table.
+    ForeignKey {
+        /// As dumped, quoted.
+        table: String,
+        /// The constraint, quoted.
+        name: String,
+    },
+    /// Fills a materialised view.
+    Refresh,
+    /// Anything else.
+    Other,
+}
+
+/// Takes a dump apart, in its order.
+pub fn statements(dump: &str) -> Vec<Statement> {
+    split(dump).into_iter().map(|sql| Statement { kind: kind(sql), sql: sql.to_owned() }).collect()
+}
+
+/// The text of each statement: between semicolons outside of quotes, comments and brackets.
+fn split(sql: &str) -> Vec<&str> {
+    let bytes = sql.as_bytes();
+    let (mut all, mut start, mut at, mut depth) = (Vec::new(), 0, 0, 0usize);
+    let mut blank = true;
+    while at < bytes.len() {
+        let rest = &sql[at..];
+        let length = match bytes[at] {
+            b'-' if rest.starts_with("--") => rest.find('\n').map_or(rest.len(), |end| end + 1),
+            b'/' if rest.starts_with("/*") => block_comment(rest),
+            b'\'' => {
+                let escapes = at > 0 && matches!(bytes[at - 1], b'e' | b'E') && !in_word(bytes, at - 1);
+                quoted(rest.as_bytes(), b'\'', escapes)
+            }
+            b'"' => quoted(rest.as_bytes(), b'"', false),
+            b'$' if !in_word(bytes, at) => dollar(rest),
+            b';' if depth == 0 => {
+                if !blank {
+                    all.push(sql[start..at].trim());
+                }
+                (start, blank) = (at + 1, true);
+                at += 1;
+                continue;
+            }
+            b'(' => {
+                depth += 1;
+                1
+            }
+            b')' => {
+                depth = depth.saturating_sub(1);
+                1
+            }
+            _ => rest.chars().next().map_or(1, char::len_utf8),
+        };
+        let comment = rest.starts_with("--") || rest.starts_with("/*");
+        let ends = (at + length).min(bytes.len());
+        if comment && blank {
+            // What is before a statement does not belong to it.
+            start = ends;
+        } else if !comment && !bytes[at].is_ascii_whitespace() {
+            if blank {
+                start = at;
+            }
+            blank = false;
+        }
+        at = ends;
+    }
+    if !blank {
+        all.push(sql[start..].trim());
+    }
+    all
+}
+
+/// Whether the byte before `at` is part of a word.
+fn in_word(bytes: &[u8], at: usize) -> bool {
+    at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || bytes[at - 1] == b'_' || bytes[at - 1] >= 0x80)
+}
+
+/// Length of a quoted text, quotes included.
+fn quoted(bytes: &[u8], quote: u8, escapes: bool) -> usize {
+    let mut at = 1;
+    while at < bytes.len() {
+        if escapes && bytes[at] == b'\\' {
+            at += 2;
+        } else if bytes[at] != quote {
+            at += 1;
+        } else if bytes.get(at + 1) == Some(&quote) {
+            at += 2;
+        } else {
+            return at + 1;
+        }
+    }
+    bytes.len()
+}
+
+fn block_comment(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let (mut depth, mut at) = (0usize, 0);
+    while at < bytes.len() {
+        if bytes[at..].starts_with(b"/*") {
+            depth += 1;
+            at += 2;
+        } else if bytes[at..].starts_with(b"*/") {
+            depth -= 1;
+            at += 2;
+            if depth == 0 {
+                return at;
+            }
+        } else {
+            at += 1;
+        }
+    }
+    bytes.len()
+}
+
+/// Length of `$tag$ … $tag$`, or 1 where none begins.
+fn dollar(text: &str) -> usize {
+    let Some(end) = text[1..].find('$') else { return 1 };
+    let tag = &text[..end + 2];
+    let name = &tag[1..tag.len() - 1];
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    if !name.chars().all(word) || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return 1;
+    }
+    text[tag.len()..].find(tag).map_or(text.len(), |end| tag.len() + end + tag.len())
+}
+
+fn kind(sql: &str) -> Kind {
+    if sql.starts_with("SET ") || sql.starts_with("SELECT pg_catalog.set_config(") {
+        return Kind::Setting;
+    }
+    if sql.starts_with("REFRESH MATERIALIZED VIEW ") {
+        return Kind::Refresh;
+    }
+    index(sql).or_else(|| constraint(sql)).unwrap_or(Kind::Other)
+}
+
+fn index(sql: &str) -> Option<Kind> {
+    let rest = sql.strip_prefix("CREATE INDEX ").or_else(|| sql.strip_prefix("CREATE UNIQUE INDEX "))?;
+    let (_, rest) = identifier(rest)?;
+    let rest = rest.strip_prefix(" ON ")?;
+    let (table, _) = qualified(rest.strip_prefix("ONLY ").unwrap_or(rest))?;
+    Some(Kind::Index(table.to_owned()))
+}
+
+fn constraint(sql: &str) -> Option<Kind> {
+    let rest = sql.strip_prefix("ALTER TABLE ")?;
+    let (table, rest) = qualified(rest.strip_prefix("ONLY ").unwrap_or(rest))?;
+    let (name, rest) = identifier(rest.trim_start().strip_prefix("ADD CONSTRAINT ")?)?;
+    let rest = rest.trim_start();
+    if rest.starts_with("FOREIGN KEY ") {
+        return Some(Kind::ForeignKey { table: table.to_owned(), name: name.to_owned() });
+    }
+    ["PRIMARY KEY", "UNIQUE", "EXCLUDE"]
+        .iter()
+        .any(|word| rest.starts_with(word))
+        .then(|| Kind::Constraint(table.to_owned()))
+}
+
+/// A quoted name, and what follows it.
+fn identifier(text: &str) -> Option<(&str, &str)> {
+    text.starts_with('"').then(|| text.split_at(quoted(text.as_bytes(), b'"', false)))
+}
+
+/// `"schema"."name"`, and what follows it.
+fn qualified(text: &str) -> Option<(&str, &str)> {
+    let (_, rest) = identifier(text)?;
+    let (_, rest) = identifier(rest.strip_prefix('.')?)?;
+    Some(text.split_at(text.len() - rest.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_falls_into_its_statements() {
+        let dump = r#"--
+-- PostgreSQL database dump
+--
+
+SET statement_timeout = 0;
+SELECT pg_catalog.set_config('search_path', '', false);
+
+--
+-- Name: a; Type: CONSTRAINT; Schema: s; Owner: o
+--
+
+ALTER TABLE ONLY "s"."a"
+    ADD CONSTRAINT "a;pkey" PRIMARY KEY ("id");
+
+
+CREATE UNIQUE INDEX "odd""i" ON "s"."a" USING "btree" ("b") WHERE ("c" <> 'x;''y'::"text");
+CREATE INDEX "p" ON ONLY "s"."parent" USING "btree" ("b");
+ALTER INDEX "s"."p" ATTACH PARTITION "s"."q";
+CREATE INDEX "e" ON "s"."a" USING "btree" ((E'\';' || "b"));
+COMMENT ON INDEX "s"."e" IS 'ends; -- Name: here
+--';
+CREATE RULE "r" AS ON INSERT TO "s"."a" DO ALSO ( INSERT INTO "s"."log" VALUES (1); DELETE FROM "s"."old" );
+CREATE TRIGGER "t" AFTER INSERT ON "s"."a" FOR EACH ROW EXECUTE FUNCTION "s"."f"('$a$;');
+SELECT $x$ ; $y$ ; $x$;
+ALTER TABLE ONLY "s"."a"
+    ADD CONSTRAINT "fk" FOREIGN KEY ("b") REFERENCES "s"."b"("id") DEFERRABLE;
+ALTER TABLE ONLY "s"."a" REPLICA IDENTITY USING INDEX "i";
+REFRESH MATERIALIZED VIEW "s"."v";
+/* a /* nested; */ comment; */
+SELECT 1
+"#;
+        let all = statements(dump);
+        let table = || "\"s\".\"a\"".to_owned();
+        let kinds: Vec<Kind> = all.iter().map(|statement| statement.kind.clone()).collect();
+        assert_eq!(
+            kinds,
+            [
+                Kind::Setting,
+                Kind::Setting,
+                Kind::Constraint(table()),
+                Kind::Index(table()),
+                Kind::Index("\"s\".\"parent\"".into()),
+                Kind::Other,
+                Kind::Index(table()),
+                Kind::Other,
+                Kind::Other,
+                Kind::Other,
+                Kind::Other,
+                Kind::ForeignKey { table: table(), name: "\"fk\"".into() },
+                Kind::Other,
+                Kind::Refresh,
+                Kind::Other,
+            ]
+        );
+        assert_eq!(
+            all[2].sql,
+            "ALTER TABLE ONLY \"s\".\"a\"\n    ADD CONSTRAINT \"a;pkey\" PRIMARY KEY (\"id\")"
+        );
+        assert_eq!(all[7].sql, "COMMENT ON INDEX \"s\".\"e\" IS 'ends; -- Name: here\n--'");
+        assert!(all[8].sql.ends_with("DELETE FROM \"s\".\"old\" )"));
+        assert_eq!(all[10].sql, "SELECT $x$ ; $y$ ; $x$");
+        assert_eq!(all[14].sql, "SELECT 1");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_panics_and_nothing_is_lost(text in "[-;'\"$()/*aE\\\\ \n\u{e4}]{0,60}") {
+            let parts = split(&text);
+            let kept: usize = parts.iter().map(|part| part.len()).sum();
+            proptest::prop_assert!(kept <= text.len());
+            for statement in statements(&text) {
+                proptest::prop_assert!(text.contains(&statement.sql));
+            }
+        }
+    }
+}
