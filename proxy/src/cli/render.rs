@@ -44,6 +44,14 @@ fn probe(result: Option<&Result<u64, String>>) -> String {
     }
 }
 
+/// `[#####...............]  25 %`; of what nobody can tell the share of, nothing.
+fn bar(share: Option<f64>) -> String {
+    const WIDTH: usize = 20;
+    let Some(share) = share else { return format!("[{}]  ? %", "?".repeat(WIDTH)) };
+    let full = ((share * WIDTH as f64) as usize).min(WIDTH);
+    format!("[{}{}] {:>3.0} %", "#".repeat(full), ".".repeat(WIDTH - full), share * 100.0)
+}
+
 fn coordinates([latitude, longitude]: [f64; 2]) -> String {
     format!("{latitude:.2}, {longitude:.2}")
 }
@@ -168,6 +176,9 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
             stream.applied_lsn,
             if stream.detail.is_empty() { String::new() } else { format!(" ({})", stream.detail) }
         );
+        if let Some(copy) = &stream.copy {
+            let _ = writeln!(text, "  copy         {} {}", bar(copy.share()), copy.line());
+        }
         let mode = &stream.mode;
         let _ = writeln!(
             text,
@@ -411,7 +422,7 @@ fn examination(view: &DoctorView) -> String {
 #[cfg(test)]
 mod tests {
     use crate::config::load;
-    use crate::controller::view::{PlacementView, ResourceView};
+    use crate::controller::view::{CopyView, PlacementView, ReplicationView, ResourceView};
     use crate::controller::zones::{choice, zones};
 
     const CONFIG: &str = "
@@ -432,6 +443,34 @@ resources:
     primary: dublin
     policy: careful
 ";
+
+    #[test]
+    fn a_copy_shows_how_far_it_is() {
+        let copy = |stage: &str, rows, remaining_ms| CopyView {
+            stage: stage.into(),
+            tables_done: 3,
+            tables: 7,
+            rows,
+            rows_estimate: 4_000_000,
+            bytes: 100 << 20,
+            bytes_estimate: 400 << 20,
+            remaining_ms,
+        };
+        let shown = |copy: CopyView| {
+            let replication = ReplicationView { copy: Some(copy), ..ReplicationView::default() };
+            let view = ResourceView { replication, ..ResourceView::default() };
+            let text = super::resources(&[view]);
+            text.lines().find(|line| line.contains("copy ")).unwrap_or_default().to_owned()
+        };
+        let lines = [
+            shown(copy("rows", 1_000_000, Some(12_400))),
+            shown(CopyView { rows_estimate: 0, bytes_estimate: 0, ..copy("rows", 10, None) }),
+            shown(copy("rows", 4_100_000, Some(0))),
+            shown(copy("indexes", 4_000_000, None)),
+            shown(copy("settling", 4_000_000, None)),
+        ];
+        insta::assert_snapshot!(lines.join("\n"));
+    }
 
     #[test]
     fn a_choice_names_every_zone_and_why_it_lost() {

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use migration::report::{DecisionReport, Verdict};
+use migration::units::ByteCount;
 use migration::world::Fact;
 use replicator::postgres::slot::Lane;
 use replicator::status::{Phase as StreamPhase, StreamStatus};
@@ -100,12 +101,94 @@ pub struct ReplicationView {
     pub transactions: u64,
     /// Row changes applied by this process.
     pub changes: u64,
+    /// How far the initial copy is, while it is made.
+    #[serde(default)]
+    pub copy: Option<CopyView>,
     /// Which commits wait for the shadow.
     #[serde(default)]
     pub mode: ModeView,
     /// Each lane by itself, where there are two.
     #[serde(default)]
     pub lanes: Vec<LaneView>,
+}
+
+/// How far an initial copy is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CopyView {
+    /// `rows`; `indexes`: the rows are there; `settling`: changes bring tables that were copied at different times to one
+    /// point.
+    pub stage: String,
+    /// Tables whose rows are there.
+    pub tables_done: u32,
+    /// Tables in all.
+    pub tables: u32,
+    /// Rows copied, those of an earlier attempt included.
+    pub rows: u64,
+    /// Rows in all, as the source's planner guesses.
+    pub rows_estimate: u64,
+    /// Bytes of row data copied, those of an earlier attempt included.
+    pub bytes: u64,
+    /// Size of the tables on the source's disk: row data takes less or more.
+    pub bytes_estimate: u64,
+    /// Milliseconds that the rows will still take at this speed; none: not known.
+    pub remaining_ms: Option<u64>,
+}
+
+impl CopyView {
+    /// From a stream's own word; none: it does not copy.
+    pub fn of(phase: &StreamPhase) -> Option<Self> {
+        let StreamPhase::Copying {
+            stage,
+            tables_done,
+            tables,
+            rows,
+            bytes,
+            rows_estimate,
+            bytes_estimate,
+            remaining,
+        } = phase
+        else {
+            return None;
+        };
+        Some(Self {
+            stage: stage.name().into(),
+            tables_done: *tables_done,
+            tables: *tables,
+            rows: *rows,
+            rows_estimate: *rows_estimate,
+            bytes: *bytes,
+            bytes_estimate: *bytes_estimate,
+            remaining_ms: remaining.map(millis),
+        })
+    }
+
+    /// Share of the rows that are there, 0..=1; none: nothing says how many there are.
+    pub fn share(&self) -> Option<f64> {
+        let (done, all) = if self.rows_estimate > 0 {
+            (self.rows, self.rows_estimate)
+        } else {
+            (self.bytes, self.bytes_estimate)
+        };
+        if self.stage != "rows" {
+            return Some(1.0);
+        }
+        (all > 0).then(|| (done as f64 / all as f64).min(1.0))
+    }
+
+    /// On one line: `3 of 7 tables, 1.2 of about 4.0 million rows, 96 MiB, about 12 s left`.
+    pub fn line(&self) -> String {
+        let Self { tables_done, tables, rows, rows_estimate, .. } = self;
+        match &*self.stage {
+            "indexes" => format!("{rows} rows are there; builds indexes and constraints"),
+            "settling" => format!("{rows} rows are there; brings its tables to one point"),
+            _ => format!(
+                "{tables_done} of {tables} tables, {rows}{} rows, {} copied{}",
+                if *rows_estimate > 0 { format!(" of about {rows_estimate}") } else { String::new() },
+                ByteCount(self.bytes),
+                self.remaining_ms.map(|left| format!(", about {} s left", left / 1000)).unwrap_or_default()
+            ),
+        }
+    }
 }
 
 /// Which commits wait for the shadow.
@@ -176,15 +259,10 @@ impl ModeView {
 impl ReplicationView {
     /// From a stream's own word.
     pub fn of(source: &str, target: &str, status: &StreamStatus) -> Self {
+        let copy = CopyView::of(&status.phase);
         let (state, detail) = match &status.phase {
             StreamPhase::Connecting => ("connecting", String::new()),
-            StreamPhase::Copying { tables_done, tables, rows, bytes, rows_estimate, remaining, .. } => (
-                "copying",
-                format!(
-                    "{tables_done} of {tables} tables, {rows} of about {rows_estimate} rows, {bytes} bytes{}",
-                    remaining.map(|left| format!(", about {} s left", left.as_secs())).unwrap_or_default()
-                ),
-            ),
+            StreamPhase::Copying { .. } => ("copying", copy.as_ref().map(CopyView::line).unwrap_or_default()),
             StreamPhase::Streaming => ("streaming", String::new()),
             StreamPhase::Failed { error, retrying } => {
                 ("failed", if *retrying { format!("{error}; retrying") } else { error.clone() })
@@ -202,6 +280,7 @@ impl ReplicationView {
             applied_lsn: status.applied_lsn.to_string(),
             transactions: status.transactions,
             changes: status.changes,
+            copy,
             ..Self::default()
         }
     }
