@@ -6,8 +6,9 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TEST_ARGS ?=
 SEEDS ?= 100000
+KILLS ?= 20
 
-.PHONY: help setup demo test test-large simulate check bench bench-forecast bench-replication fmt clean
+.PHONY: help setup demo test test-large test-kills simulate check bench bench-forecast bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +25,9 @@ test: setup ## every test: unit, property, snapshot, end to end with real Postgr
 
 test-large: setup ## what takes minutes and gigabytes: 2 GB in one transaction, an applier stuck for half a minute
 	$(CARGO) test --package godwit-tests --test e2e large:: -- --ignored --nocapture --test-threads=1
+
+test-kills: setup ## kill -9 of nodes and databases under load, in the copy and while streaming: make test-kills KILLS=20
+	KILLS=$(KILLS) $(CARGO) test --package godwit-tests --test e2e kills:: -- --nocapture --test-threads=1
 
 simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture

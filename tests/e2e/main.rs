@@ -3,10 +3,12 @@
 #![allow(clippy::disallowed_methods, reason = "tests wait by the real clock")]
 
 mod apply;
+mod copying;
 mod cutover;
 mod doctor;
 mod fence;
 mod front;
+mod kills;
 mod large;
 mod leader;
 mod manager;

@@ -1,0 +1,184 @@
+//! The initial copy between real databases: what is finished stays when the link breaks, the rate is kept, what comes after
+//! the rows is there.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use replicator::copy::CopyOptions;
+use replicator::link::memory::Options;
+use replicator::pump::{LocalEnd, LocalPeer};
+use replicator::status::Phase;
+use tokio_postgres::Client;
+
+use super::stream::{Pair, Running, spec};
+
+const BIG: &str = "
+CREATE TABLE big (id int PRIMARY KEY, n int NOT NULL, filler text NOT NULL);
+INSERT INTO big SELECT i, 0, repeat(md5(i::text), 25) FROM generate_series(1, 200000) i;
+ANALYZE big;
+";
+
+fn with(end: LocalEnd, options: CopyOptions) -> LocalEnd {
+    match end {
+        LocalEnd::Source { dsn, bin, spill, .. } => LocalEnd::Source { dsn, bin, spill, copy: options },
+        target @ LocalEnd::Target { .. } => target,
+    }
+}
+
+/// Parts of `big` that are recorded, their rows, and the transaction counter.
+async fn parts(to: &Client) -> Result<(i64, i64, i64)> {
+    let sql = "SELECT count(*), coalesce(sum(rows), 0)::bigint, txid_current() FROM godwit.copied_parts WHERE table_name = 'big'";
+    let row = to.query_one(sql, &[]).await?;
+    Ok((row.get(0), row.get(1), row.get(2)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn finished_parts_of_a_big_table_stay_when_the_link_breaks() -> Result<()> {
+    let pair = Pair::start(15, 18).await?;
+    pair.from.batch_execute(BIG).await?;
+    let options = CopyOptions { sessions: 1, bytes_per_second: Some(60 << 20), ..CopyOptions::default() };
+    let peer = LocalPeer::new(pair.target_end(), Options::default());
+    let stream = Running::start(peer.clone(), spec(1), with(pair.source_end(), options));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut kept = Vec::new();
+    for wanted in 1..=2 {
+        while parts(&pair.to).await?.0 < wanted {
+            ensure!(Instant::now() < deadline, "{:?}", stream.status.borrow());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        peer.cut();
+        // Updated meanwhile: some moves to another part, and comes by the stream alone.
+        pair.from.batch_execute("UPDATE big SET n = n + 1 WHERE id % 1000 = 0").await?;
+        stream.wait(|status| !status.failures.is_empty()).await?;
+        let (count, rows, counter) = parts(&pair.to).await?;
+        println!("cut with {count} parts, {rows} rows finished");
+        kept.push((rows, counter));
+    }
+    stream.wait(|status| status.phase == Phase::Streaming).await?;
+    pair.caught_up(&stream).await?;
+    let digest = "SELECT count(*), sum(hashtextextended(t::text, 0))::text FROM big t";
+    let (from, to) = (pair.from.query_one(digest, &[]).await?, pair.to.query_one(digest, &[]).await?);
+    ensure!(from.get::<_, i64>(0) == to.get::<_, i64>(0), "another number of rows");
+    ensure!(from.get::<_, String>(1) == to.get::<_, String>(1), "other rows");
+    for (rows, counter) in kept {
+        let old = "SELECT count(*) FROM big WHERE xmin::text::bigint < $1";
+        let old: i64 = pair.to.query_one(old, &[&counter]).await?.get(0);
+        // What the stream has updated since is new: 200 rows each time.
+        ensure!(rows - old <= 400 && old > 0, "copied again: {old} of {rows} rows are old");
+    }
+    stream.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_keeps_its_rate() -> Result<()> {
+    let pair = Pair::start(15, 15).await?;
+    let rows = "CREATE TABLE bulk (id int PRIMARY KEY, filler text NOT NULL); \
+                INSERT INTO bulk SELECT i, repeat('z', 1000) FROM generate_series(1, 4000) i";
+    pair.from.batch_execute(rows).await?;
+    let options = CopyOptions { sessions: 4, bytes_per_second: Some(1 << 20), ..CopyOptions::default() };
+    let peer = LocalPeer::new(pair.target_end(), Options::default());
+    let began = Instant::now();
+    let stream = Running::start(peer, spec(1), with(pair.source_end(), options));
+    let (mut bytes, mut estimates) = (0, 0);
+    let mut status = stream.status.clone();
+    loop {
+        status.changed().await.context("the stream goes on")?;
+        match &status.borrow_and_update().phase {
+            Phase::Copying { bytes: now, remaining, .. } => {
+                bytes = *now;
+                estimates += u32::from(remaining.is_some());
+            }
+            Phase::Streaming => break,
+            Phase::Failed { error, .. } => anyhow::bail!("{error}"),
+            _ => {}
+        }
+    }
+    let took = began.elapsed();
+    println!("{bytes} bytes in {took:?}, {estimates} estimates of what is left");
+    // 4 MB at 1 MiB a second.
+    ensure!(took >= Duration::from_secs(3), "too fast: {took:?}");
+    ensure!(bytes > 4_000_000 && estimates > 3);
+    pair.caught_up(&stream).await?;
+    stream.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_after_the_rows_is_all_there() -> Result<()> {
+    let pair = Pair::start(15, 18).await?;
+    pair.from
+        .batch_execute(
+            "CREATE TABLE parent (id int PRIMARY KEY, code text, at date, EXCLUDE USING btree (code WITH =));
+             CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent DEFERRABLE, self int REFERENCES child,
+                 UNIQUE NULLS NOT DISTINCT (parent, self));
+             CREATE INDEX ON parent ((code || 'x;')) WHERE code <> ';';
+             CREATE INDEX ON child (parent) INCLUDE (self);
+             CREATE TABLE cut (id int, at int, parent int REFERENCES parent, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+             CREATE TABLE cut_1 PARTITION OF cut FOR VALUES FROM (0) TO (10);
+             CREATE TABLE cut_2 PARTITION OF cut FOR VALUES FROM (10) TO (20);
+             CREATE INDEX ON cut (parent);
+             CREATE TABLE points_at (id int);
+             ALTER TABLE points_at ADD FOREIGN KEY (id) REFERENCES child NOT VALID;
+             CREATE STATISTICS joint ON id, parent FROM child;
+             CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+             CREATE TRIGGER touched BEFORE UPDATE ON child FOR EACH ROW EXECUTE FUNCTION touch();
+             CREATE RULE quiet AS ON DELETE TO points_at DO ALSO (SELECT 1; SELECT 2);
+             CREATE MATERIALIZED VIEW seen AS SELECT count(*) AS n FROM parent;
+             CREATE UNIQUE INDEX ON seen (n);
+             CREATE VIEW grouped AS SELECT id, code, count(*) FROM parent GROUP BY id;
+             COMMENT ON INDEX child_pkey IS 'it''s; a
+-- comment';
+             INSERT INTO parent SELECT i, 'c' || i, date '2020-01-01' + i FROM generate_series(1, 500) i;
+             INSERT INTO child SELECT i, i, nullif(i - 1, 0) FROM generate_series(1, 500) i;
+             INSERT INTO cut SELECT i, i % 20, i FROM generate_series(1, 500) i;
+             REFRESH MATERIALIZED VIEW seen",
+        )
+        .await?;
+    let peer = LocalPeer::new(pair.target_end(), Options::default());
+    let stream = Running::start(peer, spec(1), pair.source_end());
+    stream.wait(|status| status.phase == Phase::Streaming).await?;
+    let schema = "n.nspname = 'public'";
+    for (what, sql) in [
+        ("indexes", "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'".to_owned()),
+        (
+            "constraints",
+            format!(
+                "SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(c.oid) || convalidated::text \
+                 FROM pg_constraint c JOIN pg_namespace n ON n.oid = connamespace WHERE {schema} AND contype <> 'n'"
+            ),
+        ),
+        (
+            "triggers",
+            format!(
+                "SELECT tgname::text || c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid \
+                 JOIN pg_namespace n ON n.oid = relnamespace WHERE {schema} AND NOT tgisinternal"
+            ),
+        ),
+        ("rules", "SELECT definition FROM pg_rules WHERE schemaname = 'public'".into()),
+        ("statistics", "SELECT stxname::text FROM pg_statistic_ext".into()),
+        ("views", "SELECT n::text FROM seen UNION ALL SELECT count(*)::text FROM grouped".into()),
+        ("attached", "SELECT inhrelid::regclass::text || inhparent::regclass::text FROM pg_inherits".into()),
+        ("comments", "SELECT description FROM pg_description d WHERE objoid = 'child_pkey'::regclass".into()),
+    ] {
+        let read = async |client: &Client| -> Result<Vec<String>> {
+            let mut all: Vec<String> = client.query(&sql, &[]).await?.iter().map(|row| row.get(0)).collect();
+            all.sort();
+            Ok(all)
+        };
+        let (left, right) = (read(&pair.from).await?, read(&pair.to).await?);
+        ensure!(!left.is_empty() && left == right, "{what}:\n{left:#?}\nagainst\n{right:#?}");
+    }
+    let analyzed = "SELECT reltuples::float8 FROM pg_class WHERE relname = 'parent'";
+    let analyzed: f64 = pair.to.query_one(analyzed, &[]).await?.get(0);
+    ensure!((analyzed - 500.0).abs() < 1.0, "not analyzed: {analyzed}");
+    let left: i64 = pair
+        .to
+        .query_one(
+            "SELECT (SELECT count(*) FROM godwit.copying) + (SELECT count(*) FROM godwit.copied_parts) \
+             + (SELECT count(*) FROM godwit.copied_statements)",
+            &[],
+        )
+        .await?
+        .get(0);
+    ensure!(left == 0, "notes of the copy stayed");
+    stream.stop().await
+}
