@@ -22,6 +22,7 @@ use crate::config::model::{Config, Driver, Resource};
 use crate::controller::ResourceHandle;
 use crate::controller::databases::Databases;
 use crate::controller::effects::Hands;
+use crate::controller::events::Events;
 use crate::controller::machine::Machine;
 use crate::controller::measure::Measure;
 use crate::controller::streams::Streams;
@@ -91,8 +92,14 @@ pub fn run(config: Config) -> Result<()> {
     })?;
     runtime.block_on(async {
         let listener = admin::Listener::bind(&config.node.admin, &stop).await?;
-        let shared =
-            Shared { recorder: recorder.clone(), links: links.clone(), learner, audit: audit.clone() };
+        let events = Arc::new(Events::new(clock::now(), stop.clone()));
+        let shared = Shared {
+            recorder: recorder.clone(),
+            links: links.clone(),
+            learner,
+            audit: audit.clone(),
+            events: events.clone(),
+        };
         let handles = start(&config, led, &journal, &shared, &stop, &tasks);
         let state = AdminState {
             config: config.clone(),
@@ -100,6 +107,7 @@ pub fn run(config: Config) -> Result<()> {
             journal: journal.clone(),
             identities,
             audit,
+            events,
             metrics: Some(metrics),
         };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
@@ -240,6 +248,7 @@ struct Shared {
     links: Arc<Links>,
     learner: Learner,
     audit: Audit,
+    events: Arc<Events>,
 }
 
 fn start(
@@ -276,6 +285,7 @@ fn start(
             endpoints,
             journal.clone(),
             shared.audit.clone(),
+            shared.events.clone(),
             reports,
         ));
         adopt_primary(&hands, &state.primary, tasks);

@@ -6,6 +6,7 @@ mod apply;
 mod copying;
 mod cutover;
 mod doctor;
+mod events;
 mod fence;
 mod front;
 mod kills;

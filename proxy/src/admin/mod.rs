@@ -23,10 +23,12 @@
 //! | `POST /api/v1/session` | `{token}` → a cookie that stands for it; `DELETE` ends it |
 //! | `GET /api/v1/tokens`, `POST`, `DELETE /api/v1/tokens/{id}` | tokens; one is shown once, when it is made |
 //! | `GET /api/v1/audit?limit&before&resource&who` | records of the audit, newest first |
+//! | `GET /api/v1/events` | what changes, as it does, as server-sent events (`?resource=`, docs/events.md) |
 //! | `GET /metrics`, `/livez`, `/readyz?verbose` | |
 
 pub mod access;
 mod access_routes;
+mod events;
 mod listener;
 mod problem;
 mod routes;
@@ -42,6 +44,7 @@ use access::Identities;
 use crate::audit::Audit;
 use crate::config::model::Config;
 use crate::controller::ResourceHandle;
+use crate::controller::events::Events;
 use crate::store::Journal;
 
 pub use listener::{Listener, Peer};
@@ -63,6 +66,8 @@ pub struct AdminState {
     pub identities: Arc<Identities>,
     /// Where calls are written down.
     pub audit: Audit,
+    /// What changes, as it does.
+    pub events: Arc<Events>,
     /// Renders `/metrics`; none: a process without a recorder.
     pub metrics: Option<PrometheusHandle>,
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
-use super::{AdminState, BODY_LIMIT, Problem};
+use super::{AdminState, BODY_LIMIT, Problem, events};
 use crate::audit::read::{Wanted, newest};
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
@@ -58,6 +58,7 @@ fn routes() -> Routes {
         .get("/api/v1/zones", Read, all_zones)
         .get("/api/v1/history", Read, history)
         .get("/api/v1/audit", Administer, audit)
+        .get("/api/v1/events", Read, events::stream)
         .get("/metrics", Read, metrics)
         .get("/livez", Public, async || "ok\n")
         .get("/readyz", Public, ready)

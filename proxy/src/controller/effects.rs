@@ -16,6 +16,7 @@ use tokio_postgres::Client;
 
 use super::compare;
 use super::databases::{Databases, Purpose};
+use super::events::Events;
 use super::streams::Streams;
 use crate::audit::Audit;
 use crate::clock;
@@ -52,6 +53,8 @@ pub struct Hands {
     pub journal: Arc<Journal>,
     /// Where what is done is written down.
     pub audit: Audit,
+    /// Who listens hears of changes here.
+    pub events: Arc<Events>,
     reports: mpsc::UnboundedSender<Report>,
     /// What the last fence told so far: the sequences to set.
     fenced: watch::Sender<Fenced>,
@@ -94,6 +97,7 @@ impl Hands {
         endpoints: BTreeMap<String, Vec<SocketAddr>>,
         journal: Arc<Journal>,
         audit: Audit,
+        events: Arc<Events>,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
         Self {
@@ -105,6 +109,7 @@ impl Hands {
             endpoints,
             journal,
             audit,
+            events,
             reports,
             fenced: watch::Sender::default(),
             fencing: Mutex::default(),

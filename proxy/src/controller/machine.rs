@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use migration::cutover::{Effect, Event, Limits, Outcome, Phase, Refused, State, Trigger, step};
+use migration::cutover::{Effect, Event, Limits, Outcome, Phase, Refused, Run, State, Trigger, step};
 use migration::decide::decide;
 use migration::report::{DecisionReport, Verdict};
-use migration::units::Zone;
+use migration::units::{Timestamp, Zone};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
@@ -16,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::audited;
 use super::effects::{Hands, Report, chain};
+use super::events::MigrationEvent;
 use super::measure::Measure;
 use super::signals::{Moves, Signals};
 use super::verification::Verifications;
-use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView};
+use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView, StepView};
 use super::{Command, Denied, Plan, ResourceHandle};
 use crate::audit::Entry;
 use crate::clock;
@@ -53,6 +54,8 @@ pub struct Machine {
     gate_closed_at: Option<Instant>,
     last_step: Instant,
     journal_fails: Option<String>,
+    /// The migration that ended last with its last step, until its end is in the history.
+    ended: Option<(Run, StepView)>,
 }
 
 impl Machine {
@@ -88,6 +91,7 @@ impl Machine {
             gate_closed_at: None,
             last_step: clock::monotonic(),
             journal_fails: None,
+            ended: None,
         };
         machine.publish();
         (machine, handle)
@@ -222,9 +226,29 @@ impl Machine {
                 self.moves.in_last_day += 1;
             }
         }
-        self.state = next;
+        let before = std::mem::replace(&mut self.state, next);
+        self.tell_step(before, now);
         self.publish();
         Ok(())
+    }
+
+    /// Who listens hears of each phase of a migration, and that it was verified. Its end is told when it is written.
+    fn tell_step(&mut self, before: State, now: Timestamp) {
+        let left =
+            StepView { phase: before.phase.name().into(), started_ms: before.since.0, ended_ms: Some(now.0) };
+        let moved = self.state.phase != before.phase;
+        let same = |run: &Run| before.run.as_ref().is_some_and(|old| old.id == run.id);
+        if let Some(run) = &self.state.run {
+            let verified = run.verified && before.run.as_ref().is_some_and(|old| !old.verified);
+            if moved || verified || !same(run) {
+                // The phase before the first one is the resource's, not the migration's.
+                let left = Some(left.clone()).filter(|_| moved && same(run));
+                self.hands.events.migration(&MigrationEvent::of(&self.state, run, now, left));
+            }
+        }
+        if !self.state.run.as_ref().is_some_and(same) {
+            self.ended = before.run.map(|run| (run, left));
+        }
     }
 
     /// The journal cannot be written: nothing new is done. A gate that closed before any fence opens again at once.
@@ -316,6 +340,10 @@ impl Machine {
         telemetry::migration_ended(&self.state.resource, outcome);
         if let Err(error) = self.hands.journal.close_run(id, outcome, clock::now()) {
             tracing::error!(error = chain(error), id, "the migration's end is not in the history");
+        }
+        if let Some((run, left)) = self.ended.take().filter(|(run, _)| run.id == id) {
+            let event = MigrationEvent::of(&self.state, &run, clock::now(), Some(left));
+            self.hands.events.migration(&MigrationEvent { outcome: Some(outcome.name().into()), ..event });
         }
     }
 
@@ -518,7 +546,9 @@ impl Machine {
         }
         telemetry::replication_mode(&resource.name, mode.effective);
         telemetry::standing(&self.state, view.problems.len(), clock::now());
-        self.view.store(Arc::new(view));
+        let view = Arc::new(view);
+        let before = self.view.swap(view.clone());
+        self.hands.events.view(&before, &view, clock::now());
     }
 }
 

@@ -183,9 +183,14 @@ impl Measure {
                     probe.latency.map(|latency| u64::try_from(latency.as_micros()).unwrap_or(u64::MAX))
                 };
                 let status = watched.placements.get(&*zone.0).and_then(|status| status.as_ref().ok());
+                let placement = self.resource.placements.get(&*zone.0);
+                let full = placement.map_or(1, |placement| placement.capacity);
                 PlacementView {
                     zone: zone.to_string(),
                     role: role.into(),
+                    capacity_full: full,
+                    capacity_shadow: policy.shadow_capacity.of(full).min(full),
+                    cost_per_hour: placement.and_then(|placement| placement.cost_per_hour),
                     ready: status.map(|status| status.ready),
                     capacity: status.map(|status| status.capacity),
                     http_probe: probes.http.map(micros),

@@ -14,6 +14,7 @@ pub mod compare;
 pub mod databases;
 pub mod doctor;
 pub mod effects;
+pub mod events;
 pub mod machine;
 pub mod measure;
 pub mod modes;

@@ -70,6 +70,15 @@ pub struct PlacementView {
     pub ready: Option<u32>,
     /// Workers wanted.
     pub capacity: Option<u32>,
+    /// Workers at full capacity.
+    #[serde(default)]
+    pub capacity_full: u32,
+    /// Workers as a shadow.
+    #[serde(default)]
+    pub capacity_shadow: u32,
+    /// What one worker costs per hour, in the currency of the configuration.
+    #[serde(default)]
+    pub cost_per_hour: Option<f64>,
     /// Last HTTP probe, microseconds, or why it failed.
     pub http_probe: Option<Result<u64, String>>,
     /// Last SQL probe, microseconds, or why it failed.

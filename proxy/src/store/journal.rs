@@ -280,14 +280,13 @@ impl Journal {
 
     /// Ends a run in the history.
     pub fn close_run(&self, id: &str, outcome: &Outcome, at: Timestamp) -> Result<(), StoreError> {
-        let (outcome, reason) = match outcome {
-            Outcome::Retired => ("retired", None),
-            Outcome::Superseded => ("superseded", None),
-            Outcome::Aborted(why) => ("aborted", Some(why.as_str())),
+        let reason = match outcome {
+            Outcome::Retired | Outcome::Superseded => None,
+            Outcome::Aborted(why) => Some(why.as_str()),
         };
         self.execute(
             "UPDATE run SET outcome = ?2, reason = ?3, ended_ms = ?4 WHERE id = ?1 AND outcome IS NULL",
-            params![id, outcome, reason, at.0],
+            params![id, outcome.name(), reason, at.0],
         )
     }
 

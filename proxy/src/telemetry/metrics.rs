@@ -51,12 +51,7 @@ pub fn standing(state: &State, problems: usize, now: Timestamp) {
 
 /// A migration ended.
 pub fn migration_ended(resource: &str, outcome: &Outcome) {
-    let outcome = match outcome {
-        Outcome::Retired => "retired",
-        Outcome::Superseded => "superseded",
-        Outcome::Aborted(_) => "aborted",
-    };
-    counter!(names::MIGRATIONS, names::RESOURCE => resource.to_owned(), names::OUTCOME => outcome)
+    counter!(names::MIGRATIONS, names::RESOURCE => resource.to_owned(), names::OUTCOME => outcome.name())
         .increment(1);
 }
 

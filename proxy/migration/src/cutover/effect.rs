@@ -22,6 +22,17 @@ pub enum Outcome {
     Aborted(String),
 }
 
+impl Outcome {
+    /// The name used in the history, the API and the metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Retired => "retired",
+            Self::Superseded => "superseded",
+            Self::Aborted(_) => "aborted",
+        }
+    }
+}
+
 /// A command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {

@@ -10,6 +10,7 @@ use crate::admin::{AdminState, serve};
 use crate::audit::{Audit, Settings};
 use crate::cli::client::Client;
 use crate::config::{self, model::ClientRule};
+use crate::controller::events::Events;
 use crate::store::{Journal, NewToken, Tokens};
 use crate::{clock, pki};
 
@@ -64,6 +65,7 @@ impl Node {
             journal: Arc::new(Journal::open(directory.path())?),
             identities: Arc::new(identities),
             audit,
+            events: Arc::new(Events::new(clock::now(), CancellationToken::new())),
             metrics: None,
         };
         tokio::spawn(serve(listener, state, stop.clone()));

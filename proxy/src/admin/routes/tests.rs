@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use axum::body::Body;
 use axum::http::Request;
 use http_body_util::BodyExt as _;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::*;
@@ -10,6 +11,7 @@ use crate::admin::access::{Identities, Role};
 use crate::audit::{Audit, Settings};
 use crate::clock;
 use crate::config;
+use crate::controller::events::Events;
 use crate::store::{Journal, NewToken, Tokens};
 
 struct Api {
@@ -56,6 +58,7 @@ impl Api {
             journal: Arc::new(Journal::open(directory.path()).expect("a journal")),
             identities: Arc::new(Identities::new(tokens.clone(), Vec::new(), required, false)),
             audit,
+            events: Arc::new(Events::new(clock::now(), CancellationToken::new())),
             metrics: None,
             config,
         };
