@@ -8,7 +8,7 @@ TEST_ARGS ?=
 SEEDS ?= 100000
 KILLS ?= 20
 
-.PHONY: help setup demo test test-large test-kills simulate check bench bench-forecast bench-replication fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-kills simulate check bench bench-forecast bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,8 +20,15 @@ demo: setup ## two zones, a live service, a storm: watch it move and come back (
 	$(CARGO) build --release --package godwit
 	target/release/godwit demo
 
-test: setup ## every test: unit, property, snapshot, end to end with real PostgreSQL
+test: setup ## every test: unit, property, snapshot, end to end with real PostgreSQL, dashboard in a browser
 	scripts/test.sh $(TEST_ARGS)
+	$(if $(TEST_ARGS),,scripts/test-browser.sh)
+
+test-browser: setup ## the dashboard in a real Chromium against a real node (in `make test` too)
+	scripts/test-browser.sh
+
+screenshots: setup ## docs/images: the dashboard during and after a migration
+	scripts/test-browser.sh screenshots
 
 test-large: setup ## what takes minutes and gigabytes: 2 GB in one transaction, an applier stuck for half a minute
 	$(CARGO) test --package godwit-tests --test e2e large:: -- --ignored --nocapture --test-threads=1

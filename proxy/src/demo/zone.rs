@@ -468,14 +468,14 @@ impl Files<'_> {
     fn zone_list(&self, link: Option<SocketAddr>) -> String {
         let [near, far] = &self.zones;
         let mut text = format!(
-            "zones:\n  {}: {{provider: playground, region: west, location: [53.34, -6.26], node: {LEADER}}}\n",
+            "zones:\n  {}: {{provider: playground, region: west, country: IE, grid: west, location: [53.34, -6.26], node: {LEADER}}}\n",
             near.name
         );
         let link = link.map(|link| format!(", link: \"{link}\"")).unwrap_or_default();
         let node = if self.options.agent { format!(", node: {AGENT}") } else { String::new() };
         let _ = writeln!(
             text,
-            "  {}: {{provider: playground, region: central, location: [50.11, 8.68]{link}{node}}}",
+            "  {}: {{provider: playground, region: central, country: DE, grid: central, location: [50.11, 8.68]{link}{node}}}",
             far.name
         );
         text

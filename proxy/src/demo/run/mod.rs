@@ -42,6 +42,12 @@ pub struct Options {
     /// Replicate inside one process instead of over QUIC to a second node.
     #[arg(long)]
     single_node: bool,
+    /// After the story keep everything running, under load, until Ctrl-C.
+    #[arg(long)]
+    stay: bool,
+    /// No storm and no story: the two zones under load, moving only when told to, until Ctrl-C.
+    #[arg(long, conflicts_with = "stay")]
+    calm: bool,
 }
 
 /// Runs the demo; success only if every line of its proof holds.
@@ -49,11 +55,24 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let proven = runtime.block_on(async {
         tokio::select! {
+            // Whoever stays ends by the same signal, and well.
+            biased;
             proven = story(options) => proven,
-            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            stopped = interrupted() => { stopped?; bail!("interrupted") },
         }
     })?;
     Ok(if proven { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Ctrl-C or a polite end.
+async fn interrupted() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        stopped = tokio::signal::ctrl_c() => stopped?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
 
 struct Stage<'a> {
@@ -99,6 +118,24 @@ impl Stage<'_> {
         }
     }
 
+    /// Shows how it goes until somebody ends it.
+    async fn stay(&mut self) -> Result<()> {
+        let stopped = interrupted();
+        tokio::pin!(stopped);
+        loop {
+            for node in self.nodes.iter_mut() {
+                node.check()?;
+            }
+            if let Ok(view) = self.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await {
+                self.screen.show(&view, self.load.as_ref().map(Load::snapshot).as_ref());
+            }
+            tokio::select! {
+                stopped = &mut stopped => return stopped,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    }
+
     async fn migrations(&self) -> Result<Vec<MigrationView>> {
         self.client.fetch(&format!("/api/v1/resources/{RESOURCE}/migrations")).await
     }
@@ -125,6 +162,9 @@ async fn story(options: &Options) -> Result<bool> {
     zones.agent = !options.single_node;
     zones.near = Duration::from_millis(1);
     zones.wan = Duration::from_millis(options.wan_ms);
+    if options.calm {
+        zones.policy = zones.policy.replace("mode: auto", "mode: observe");
+    }
     let playground = Playground::start(&zones).await?;
     screen.say(&format!(
         "the order service runs in {} with {} workers",
@@ -152,21 +192,16 @@ async fn scenes(
     let client = Client::new(&playground.admin.to_string());
     let [near, far] = &playground.zones;
     let mut stage = Stage { client: &client, nodes, screen, load: None };
+    stage.screen.say(&format!("dashboard: http://{}/", playground.admin));
     stage.until("the first copy", |view| view.phase == "shadowing").await?;
     stage.screen.say(&format!("{} follows {}: schema, rows and stream are there", far.name, near.name));
 
-    let load = Load::start(LoadOptions {
-        target: playground.front,
-        host: "orders.example".into(),
-        rate: options.rate,
-        writes: 0.4,
-        customers: Seed::default().customers,
-        timeout: Duration::from_secs(10),
-        seed: 1,
-        run: "demo".into(),
-    });
-    stage.load = Some(load);
+    stage.load = Some(start_load(options, playground, "demo"));
     stage.screen.say(&format!("load: {} requests/s, readers and writers", options.rate));
+    if options.calm {
+        stage.screen.say("nothing moves by itself; Ctrl-C ends and removes everything");
+        return stage.stay().await.map(|()| true);
+    }
     let calm = clock::monotonic() + CALM;
     stage.until("the calm", |_| clock::monotonic() >= calm).await?;
 
@@ -197,7 +232,26 @@ async fn scenes(
     let Some(load) = stage.load.take() else { bail!("the load is gone") };
     let outcome = load.stop().await;
     stage.until("the stream's end", |view| view.replication.lag_bytes == 0).await?;
-    proof::print(playground, &outcome, &migrations).await
+    let proven = proof::print(playground, &outcome, &migrations).await?;
+    if options.stay {
+        stage.load = Some(start_load(options, playground, "stay"));
+        stage.screen.say("the load goes on; Ctrl-C ends and removes everything");
+        stage.stay().await?;
+    }
+    Ok(proven)
+}
+
+fn start_load(options: &Options, playground: &Playground, run: &str) -> Load {
+    Load::start(LoadOptions {
+        target: playground.front,
+        host: "orders.example".into(),
+        rate: options.rate,
+        writes: 0.4,
+        customers: Seed::default().customers,
+        timeout: Duration::from_secs(10),
+        seed: 1,
+        run: run.into(),
+    })
 }
 
 fn since(began: Instant) -> f64 {

@@ -1,0 +1,86 @@
+// The node's events: the only thing that moves the page. A `reset` says that something was missed: then all is read anew.
+import { effect } from './vendor/signals.js';
+import { at, get, locked, optional, who } from './api.js';
+import { link, resources, runs, skew, trails, withDecision, withPoint, withProblems, withResource, withStep } from './store.js';
+
+let source = null;
+
+/** Connects; again after the browser gave up, or after a login. */
+export function connect() {
+  source?.close();
+  link.value = 'connecting';
+  source = new EventSource('/api/v1/events');
+  source.addEventListener('reset', () => reload());
+  source.addEventListener('resource', ({ data }) => {
+    const view = JSON.parse(data);
+    resources.value = withResource(resources.peek(), view);
+    trail(view);
+  });
+  source.addEventListener('decision', ({ data }) => {
+    const decision = JSON.parse(data);
+    skew.value = decision.at_ms - Date.now();
+    resources.value = withDecision(resources.peek(), decision);
+  });
+  source.addEventListener('problem', ({ data }) => {
+    resources.value = withProblems(resources.peek(), JSON.parse(data));
+  });
+  source.addEventListener('migration', ({ data }) => migration(JSON.parse(data)));
+  source.onopen = () => (link.value = 'live');
+  source.onerror = async () => {
+    link.value = 'lost';
+    // The browser tries again by itself unless it was refused: then it is to be found out why.
+    if (source.readyState !== EventSource.CLOSED) return;
+    await get('/api/v1/resources').catch(() => {});
+    if (!locked.peek()) setTimeout(connect, 2000);
+  };
+}
+
+/** Whoever is not let in any more sees nothing of what was there before. */
+effect(() => {
+  if (!locked.value) return;
+  source?.close();
+  link.value = 'connecting';
+  resources.value = null;
+  [runs.value, trails.value] = [{}, {}];
+});
+
+function trail(view) {
+  const { [view.name]: old, ...others } = trails.peek();
+  trails.value = { ...others, [view.name]: withPoint(old, view, Date.now() + skew.peek()) };
+}
+
+/** Reads everything. */
+export async function reload() {
+  try {
+    who.value = (await optional('/api/v1/whoami')) ?? undefined;
+    const views = await get('/api/v1/resources');
+    resources.value = Object.fromEntries(views.map((view) => [view.name, view]));
+    views.forEach(trail);
+    await Promise.all(views.map(({ name }) => readRuns(name)));
+  } catch {
+    // Locked: the login view is shown. Gone: the stream says so and comes again.
+  }
+}
+
+export async function readRuns(resource) {
+  const list = await get(at(resource, '/migrations?limit=50'));
+  runs.value = { ...runs.peek(), [resource]: list };
+}
+
+function migration(event) {
+  const list = runs.peek()[event.resource] ?? [];
+  const known = list.some((run) => run.id === event.id);
+  runs.value = { ...runs.peek(), [event.resource]: withStep(list, event) };
+  // What is written down beside the steps: the hold, the marker, the comparison; and steps from before we listened.
+  const more = event.outcome || event.verified || ['released', 'watching', 'soaking'].includes(event.phase);
+  if (more || (!known && event.left)) record(event);
+}
+
+async function record({ resource, id }) {
+  const run = await get(at(resource, `/migrations/${encodeURIComponent(id)}`)).catch(() => null);
+  const list = runs.peek()[resource];
+  const old = list?.find((one) => one.id === id);
+  // An answer that is older than what the events have said meanwhile counts for nothing.
+  if (!run || !old || run.steps.length < old.steps.length || (old.ended_ms && !run.ended_ms)) return;
+  runs.value = { ...runs.peek(), [resource]: list.map((one) => (one === old ? run : one)) };
+}

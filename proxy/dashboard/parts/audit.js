@@ -1,0 +1,31 @@
+// What was asked for, decided and done, as the node's audit has it: for whoever may read it.
+import { get, who } from '../api.js';
+import { ms, words } from '../format.js';
+import { Badge, Failure, Table, Time, html, useAction } from '../ui.js';
+
+const RECORDS = 100;
+
+export function Audit({ view }) {
+  const [state, read] = useAction(() => get(`/api/v1/audit?limit=${RECORDS}&resource=${encodeURIComponent(view.name)}`));
+  if (who.value?.role !== 'admin' || who.value.resources) return null;
+  return html`<details id="audit" onToggle=${(event) => event.target.open && read()}>
+    <summary>Audit: the last ${RECORDS} records</summary>
+    <${Failure} error=${state.error} />
+    ${state.result
+      ? html`<${Table} label="Audit" head=${['When', 'Kind', 'What', 'Who']} empty="no record yet"
+          rows=${state.result.map((record) => [html`<${Time} at=${Date.parse(record.at)} />`, kind(record), said(record), record.who?.name ?? record.trigger ?? ''])} />`
+      : ''}
+  </details>`;
+}
+
+const kind = (record) => html`<${Badge} kind=${record.kind === 'refused' || record.error ? 'bad' : ''}>${record.kind}<//>`;
+
+function said(record) {
+  if (record.kind === 'call') return `${record.method} ${record.path}${record.body ? ` ${JSON.stringify(record.body)}` : ''}`;
+  if (record.kind === 'outcome') return `${record.status}${record.answer?.detail ? `: ${record.answer.detail}` : ''}`;
+  if (record.kind === 'refused') return `${record.method} ${record.path}: ${record.why}`;
+  if (record.kind === 'decision') return `${record.verdict}: ${record.because}`;
+  if (record.kind === 'step') return `${words(record.before)} → ${words(record.after)} (${record.event}), ${record.primary} serves`;
+  if (record.kind === 'effect') return `${words(record.effect)}, ${ms(record.spent_ms)}${record.error ? `: ${record.error}` : ''}`;
+  return '';
+}

@@ -1,0 +1,29 @@
+// Every migration that was.
+import { ms, words } from '../format.js';
+import { Badge, Card, Table, Time, html } from '../ui.js';
+import { Audit } from './audit.js';
+import { picked } from './timeline.js';
+
+const KIND = { retired: 'ok', superseded: 'ok', aborted: 'bad' };
+
+export function History({ view, runs }) {
+  const pick = (run) => {
+    picked.value = { ...picked.value, [view.name]: run.id };
+    document.getElementById('timeline').scrollIntoView({ block: 'start' });
+  };
+  const row = (run) => [
+    html`<${Time} at=${run.started_ms} />`,
+    html`<span class="nowrap">${run.from} → ${run.to}</span>`,
+    run.trigger,
+    html`<${Badge} kind=${KIND[run.state] ?? 'info'}>${words(run.state)}<//>`,
+    html`<b>${run.held_ms === null ? '–' : ms(run.held_ms)}</b>`,
+    run.verified === null ? '–' : run.verified ? 'equal' : html`<b class="bad-text">different</b>`,
+    run.reason ?? '',
+    html`<button type="button" class="quiet" onClick=${() => pick(run)}>Show<span class="sr"> ${run.id}</span></button>`,
+  ];
+  return html`<${Card} id="history" title="History" span="wide">
+    <${Table} label="Migrations" head=${['Started', 'Move', 'By', 'State', 'Held', 'Compared', 'Reason', html`<span class="sr">Show</span>`]}
+      numbers=${[4]} rows=${runs.map(row)} empty="no migration yet" />
+    <${Audit} view=${view} />
+  <//>`;
+}

@@ -1,0 +1,25 @@
+// The page of one resource: what is true now first, then why, then what was.
+import { html } from '../ui.js';
+import { runs } from '../store.js';
+import { State } from './state.js';
+import { Score } from './score.js';
+import { Latency } from './latency.js';
+import { Replication } from './replication.js';
+import { Timeline } from './timeline.js';
+import { Zones } from './zones.js';
+import { Cost } from './cost.js';
+import { Checks } from './checks.js';
+import { History } from './history.js';
+
+export function Resource({ view }) {
+  const list = runs.value[view.name] ?? [];
+  const marks = list.filter((run) => run.committed_ms).map((run) => ({ at: run.committed_ms / 1000, label: `→ ${run.to}` }));
+  return html`<div class="grid">
+    <${State} view=${view} run=${list.find((run) => run.id === view.migration)} />
+    <${Timeline} view=${view} runs=${list} />
+    <div class="column"><${Score} view=${view} /><${Cost} view=${view} /></div>
+    <div class="column"><${Latency} view=${view} marks=${marks} /><${Replication} view=${view} marks=${marks} /></div>
+    <div class="column pair"><${Zones} view=${view} /><${Checks} view=${view} /></div>
+    <${History} view=${view} runs=${list} />
+  </div>`;
+}

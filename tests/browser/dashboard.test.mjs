@@ -1,0 +1,314 @@
+// The dashboard in a real Chromium against a real node with two zones under load.
+import assert from 'node:assert/strict';
+import { after, before, describe, test } from 'node:test';
+import { findings, launch, open } from './browser.mjs';
+import { guarded, start, way } from './playground.mjs';
+
+/** Bytes that the page may weigh as it is sent, compressed. */
+const WEIGHT = 60_000;
+const HOLD = ['held', 'drained', 'fenced', 'caught up', 'sequenced', 'committed', 'swapped'];
+
+let node;
+let browser;
+
+before(async () => {
+  [node, browser] = await Promise.all([start(), launch()]);
+});
+after(async () => {
+  await browser?.close();
+  assert.equal(await node?.stop(), 0, 'the playground ends well');
+});
+
+/** The page of the resource, live, with its first measurements drawn. */
+async function resource({ url = node.url, ...options } = {}) {
+  const page = await open(browser, url, options);
+  await page.locator('[data-link=live]').waitFor();
+  await page.locator('#latency canvas').first().waitFor();
+  await page.locator('#zones svg .place').first().waitFor();
+  return page;
+}
+
+/** Parts whose route a node may not have are not shown: the browser notes the 404, and that is all. */
+const OPTIONAL = /404.*\/api\/v1\/resources\/[^/]+\/(forecast|history\S*)\)$/;
+
+const steps = (page) => page.locator('.steps [data-phase]').evaluateAll((all) => all.map((one) => one.dataset.phase));
+
+async function close(page) {
+  assert.deepEqual(page.wrong.filter((what) => !OPTIONAL.test(what)), [], 'nothing went wrong in the page');
+  await page.context().close();
+}
+
+const shadowing = () => node.until((view) => view.phase === 'shadowing' && !view.migration);
+
+describe('the page', { concurrency: false }, () => {
+  test('is light, cached, and needs nothing from elsewhere', async () => {
+    const sent = [];
+    const page = await open(browser, node.url, {
+      before: (fresh) => fresh.on('requestfinished', (request) => sent.push(request)),
+    });
+    await page.locator('#latency canvas').first().waitFor();
+    const origin = new URL(node.url).origin;
+    const files = sent.filter((request) => !new URL(request.url()).pathname.startsWith('/api/'));
+    assert.deepEqual(sent.filter((request) => new URL(request.url()).origin !== origin).map((request) => request.url()), []);
+    let weight = 0;
+    for (const file of files) weight += (await file.sizes()).responseBodySize;
+    console.log(`page weight: ${weight} bytes in ${files.length} files`);
+    assert.ok(weight > 30_000 && weight <= WEIGHT, `${weight} bytes`);
+
+    const first = await fetch(node.url);
+    assert.match(first.headers.get('content-security-policy'), /default-src 'self'.*frame-ancestors 'none'/);
+    assert.equal(first.headers.get('x-content-type-options'), 'nosniff');
+    assert.equal(first.headers.get('referrer-policy'), 'no-referrer');
+    const again = await fetch(node.url, { headers: { 'if-none-match': first.headers.get('etag') } });
+    assert.equal(again.status, 304);
+    await close(page);
+  });
+
+  test('shows what the API says', async () => {
+    const page = await resource();
+    const view = await node.get('/api/v1/resources/orders');
+    assert.match(await page.locator('.lead').innerText(), new RegExp(`^${view.primary} serves; the shadow follows`));
+    assert.match(await page.locator('.placement.primary').innerText(), new RegExp(view.primary));
+    assert.match(await page.locator('.placement.shadow').innerText(), new RegExp(view.shadow));
+    // Value and threshold of the same decision.
+    await page.waitForFunction(async () => {
+      const { decision } = await (await fetch('/api/v1/resources/orders')).json();
+      const shown = document.querySelector('#score .big').textContent.replace('\u2212', '-');
+      return Number(shown).toFixed(2) === decision.lower.toFixed(2);
+    });
+    assert.match(await page.locator('#score .figure-line').innerText(), /needs more than 0\.30/);
+    assert.ok((await page.locator('#score .verdict p').innerText()).length > 0, 'why not now');
+    // 4 workers of 0.40 and 2 of 0.32; 4 of 0.32 and 2 of 0.40.
+    assert.match(await page.locator('#cost .figure-line').innerText(), /2\.24\/h\s*now; after a move 2\.08\/h/);
+    assert.match(await page.locator('#zones').innerText(), /1087 km between/);
+    await close(page);
+  });
+
+  test('draws what is forecast and what was, where the node tells it', async () => {
+    const page = await resource();
+    const told = (await fetch(new URL('/api/v1/resources/orders/forecast', node.url))).ok;
+    if (told) {
+      await page.locator('#fan-chart canvas').waitFor();
+      await page.locator('#fan-chart button[data-table]').click();
+      // Something measured beside what had been forecast for it, and something that is yet to come.
+      const filled = (...columns) => page.waitForFunction((wanted) =>
+        [...document.querySelectorAll('#fan-chart tbody tr')].some((row) => wanted.every((nth) => row.cells[nth].innerText !== '–')), columns);
+      await filled(1, 2);
+      await filled(3, 4, 5);
+    } else {
+      assert.equal(await page.locator('#fan-chart').count(), 0);
+    }
+    await close(page);
+  });
+
+  test('has each chart as a table too', async () => {
+    const page = await resource();
+    const buttons = page.locator('button[data-table]');
+    const charts = await page.locator('figure').count();
+    assert.equal(await buttons.count(), charts);
+    for (let nth = 0; nth < charts; nth++) {
+      const figure = page.locator('figure').nth(nth);
+      assert.ok((await figure.locator('[role=img]').getAttribute('aria-label')).length > 10);
+      await figure.locator('button[data-table]').press('Enter');
+      await figure.locator('tbody tr').first().waitFor();
+      assert.ok((await figure.locator('thead th').count()) >= 3);
+      assert.equal(await figure.locator('[role=img]').count(), 0);
+    }
+    assert.deepEqual(await findings(page), []);
+    await close(page);
+  });
+
+  for (const colorScheme of ['light', 'dark']) {
+    for (const width of [375, 1920]) {
+      test(`is accessible and fits: ${colorScheme}, ${width} px`, async () => {
+        const page = await resource({ width, colorScheme });
+        assert.equal(await page.evaluate(() => document.documentElement.dataset.theme), colorScheme);
+        assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), 'no sideways scrolling');
+        await page.locator('details').first().evaluate((details) => (details.open = true));
+        assert.deepEqual(await findings(page), []);
+        await page.getByRole('button', { name: 'Migrate…' }).click();
+        await page.getByRole('button', { name: /^Migrate to/ }).waitFor();
+        assert.deepEqual(await findings(page), []);
+        await page.getByRole('button', { name: 'Close' }).click();
+        await page.getByRole('button', { name: 'Examine' }).click();
+        await page.locator('#checks').getByText(/GO/).waitFor();
+        assert.deepEqual(await findings(page), []);
+        await close(page);
+      });
+    }
+  }
+
+  test('fits a 4K screen', async () => {
+    const page = await resource({ width: 3840, height: 2160 });
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth));
+    const [first, third] = await Promise.all(['#score', '#zones'].map((id) => page.locator(id).boundingBox()));
+    assert.ok(third.x > first.x + first.width, 'three columns');
+    await close(page);
+  });
+});
+
+describe('a migration', { concurrency: false }, () => {
+  test('is started with the keyboard alone and followed live', async () => {
+    await shadowing();
+    const page = await resource();
+    // Every phase as it comes on the page, with the moment: a reload would begin anew.
+    await page.evaluate(() => {
+      window.seen = [];
+      new MutationObserver(() => {
+        const running = document.querySelector('.steps .running')?.dataset.phase;
+        if (running && window.seen.at(-1) !== running) window.seen.push(running);
+      }).observe(document.querySelector('#timeline').parentElement, { subtree: true, childList: true, attributes: true, characterData: true });
+    });
+    const focused = () => page.evaluate(() => document.activeElement.textContent || document.activeElement.tagName);
+    const tabTo = async (wanted, most = 30) => {
+      for (let presses = 0; presses < most; presses++) {
+        if (wanted.test(await focused())) return;
+        await page.keyboard.press('Tab');
+      }
+      assert.fail(`not reached with Tab: ${wanted}`);
+    };
+    await tabTo(/^Migrate…$/);
+    await page.keyboard.press('Enter');
+    await page.locator('dialog[open] .plan li').nth(5).waitFor();
+    // Escape leaves, and the focus is where it was.
+    await page.keyboard.press('Escape');
+    await page.locator('dialog').waitFor({ state: 'detached' });
+    assert.equal(await focused(), 'Migrate…');
+
+    await page.keyboard.press('Enter');
+    const begin = page.getByRole('button', { name: /^Migrate to/ });
+    await begin.waitFor();
+    assert.ok(await begin.isDisabled(), 'not before the name is typed');
+    await tabTo(/INPUT/);
+    await page.keyboard.type('order');
+    assert.ok(await begin.isDisabled(), 'not with a part of the name');
+    await page.keyboard.type('s');
+    await tabTo(/^Migrate to/);
+    await page.keyboard.press('Enter');
+    await page.locator('dialog').waitFor({ state: 'detached' });
+
+    await page.locator('.steps [data-phase=released]').waitFor();
+    assert.match(await page.locator('.steps .point').innerText(), /point of no return/);
+    assert.match(await page.locator('.strips .no-return-text').textContent(), /point of no return/);
+    const bold = await page.locator('.steps .hold').evaluateAll((all) => all.map((one) => [one.innerText.replace(/ [\d.]+ m?s$/, ''), Number(getComputedStyle(one).fontWeight)]));
+    assert.deepEqual(bold.map(([name]) => name), HOLD.filter((name) => bold.some(([shown]) => shown === name)));
+    assert.ok(bold.length >= 5 && bold.every(([, weight]) => weight >= 600), JSON.stringify(bold));
+    const seen = await page.evaluate(() => window.seen);
+    assert.ok(seen.includes('requested') || seen.includes('warm'), `followed before the commit: ${seen}`);
+    assert.ok(seen.indexOf('released') > 0, `followed to the release: ${seen}`);
+
+    // The same as the history has it.
+    await shadowing();
+    await page.locator('#timeline .badge').filter({ hasText: 'retired' }).waitFor();
+    await page.locator('#timeline').getByText('equal', { exact: true }).waitFor();
+    const [run] = await node.get('/api/v1/resources/orders/migrations');
+    assert.equal(run.state, 'retired');
+    assert.equal(await page.locator('#timeline .big').innerText(), `${run.held_ms} ms`);
+    assert.deepEqual(await steps(page), run.steps.map((step) => step.phase));
+    assert.match(await page.locator('.lead').innerText(), new RegExp(`^${run.to} serves`));
+    assert.match(await page.locator('#history tbody').innerText(), /retired/);
+    assert.deepEqual(await findings(page), []);
+    await close(page);
+  });
+
+  test('is aborted from the page, and the old primary stays', async () => {
+    const { primary } = await shadowing();
+    const page = await resource();
+    const migrated = await fetch(new URL('/api/v1/resources/orders/migrations', node.url), { method: 'POST' });
+    assert.equal(migrated.status, 202);
+    await page.getByRole('button', { name: 'Abort the migration' }).click();
+    await page.locator('#timeline .badge').filter({ hasText: 'aborted' }).waitFor();
+    const view = await shadowing();
+    assert.equal(view.primary, primary);
+    await page.locator('.lead').filter({ hasText: `${primary} serves` }).waitFor();
+    const [run] = await node.get('/api/v1/resources/orders/migrations');
+    assert.match(run.reason, /dashboard/, 'the history knows who');
+    await page.locator('#audit summary').click();
+    await page.locator('#audit tbody tr').filter({ hasText: `/migrations/${run.id}/abort` }).filter({ hasText: 'dashboard' }).waitFor();
+    await page.locator('#audit tbody tr').filter({ hasText: '→ aborting' }).waitFor();
+    assert.deepEqual(await findings(page), []);
+    await close(page);
+  });
+
+  test('that is refused says why, where it was asked for', async () => {
+    const page = await resource();
+    const detail = 'replication lag: 20MiB (needs at most 16MiB)';
+    await page.route('**/migrations', (route) => {
+      if (route.request().method() !== 'POST' || route.request().postData().includes('dry_run')) return route.continue();
+      return route.fulfill({ status: 409, contentType: 'application/problem+json', body: JSON.stringify({ type: 'about:blank#guard', status: 409, detail }) });
+    });
+    await page.getByRole('button', { name: 'Migrate…' }).click();
+    await page.getByLabel(/^Type/).fill('orders');
+    await page.getByRole('button', { name: /^Migrate to/ }).click();
+    assert.equal(await page.locator('dialog [role=alert]').innerText(), detail);
+    page.wrong = page.wrong.filter((what) => !what.includes('409'));
+    await close(page);
+  });
+});
+
+describe('the node', { concurrency: false }, () => {
+  test('verifies on demand and says how it went', async () => {
+    await shadowing();
+    const page = await resource();
+    await page.getByRole('button', { name: 'Verify' }).click();
+    await page.locator('#checks').getByText('equal', { exact: true }).waitFor();
+    assert.equal((await node.get('/api/v1/resources/orders/verification')).state, 'done');
+    await close(page);
+  });
+
+  test('that went away and came back is seen again, with what happened meanwhile', async () => {
+    await shadowing();
+    const road = await way(node.url);
+    const page = await resource({ url: road.url });
+    await page.evaluate(() => (window.loaded = 'once'));
+    road.cut();
+    await page.locator('[data-link=lost]').waitFor();
+    assert.deepEqual(await findings(page), []);
+    const answer = await fetch(new URL('/api/v1/resources/orders/migrations', node.url), { method: 'POST' });
+    const { id, to } = await answer.json();
+    await node.until((view) => view.primary === to && !view.migration);
+    await road.mend();
+    await page.locator('[data-link=live]').waitFor();
+    await page.locator('.lead').filter({ hasText: `${to} serves` }).waitFor();
+    await page.locator('#timeline').getByText(id).waitFor();
+    await page.locator('#timeline .badge').filter({ hasText: 'retired' }).waitFor();
+    const run = await node.get(`/api/v1/resources/orders/migrations/${id}`);
+    assert.deepEqual(await steps(page), run.steps.map((step) => step.phase));
+    assert.equal(await page.evaluate(() => window.loaded), 'once');
+    page.wrong = page.wrong.filter((what) => !/ERR_CONNECTION|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE/.test(what));
+    await close(page);
+    road.cut();
+  });
+
+  test('that asks for a token gets a login page, and a viewer no buttons', async () => {
+    const locked = await guarded();
+    try {
+      const page = await open(browser, locked.url);
+      await page.getByRole('heading', { name: 'Log in' }).waitFor();
+      assert.deepEqual(await findings(page), []);
+      await page.getByLabel('Token').fill('gdw_wrong_wrong');
+      await page.keyboard.press('Enter');
+      await page.getByRole('alert').waitFor();
+      const enter = async (token) => {
+        await page.getByLabel('Token').fill(token);
+        await page.keyboard.press('Enter');
+        await page.locator('[data-link=live]').waitFor();
+        await page.locator('.lead').filter({ hasText: 'here serves' }).waitFor();
+      };
+      await enter(locked.token('vera', '--role', 'viewer'));
+      await page.getByText('vera (viewer)').waitFor();
+      assert.equal(await page.getByRole('button', { name: 'Migrate…' }).count(), 0);
+      assert.deepEqual(await findings(page), []);
+      await page.getByRole('button', { name: 'Log out' }).click();
+      await page.getByRole('heading', { name: 'Log in' }).waitFor();
+      assert.equal(await page.evaluate(async () => (await fetch('/api/v1/resources')).status), 401);
+      await enter(locked.token('olaf', '--role', 'operator'));
+      await page.getByText('olaf (operator)').waitFor();
+      await page.getByRole('button', { name: 'Migrate…' }).waitFor();
+      page.wrong = page.wrong.filter((what) => !what.includes('401'));
+      await close(page);
+    } finally {
+      await locked.stop();
+    }
+  });
+});
