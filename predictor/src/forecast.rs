@@ -83,18 +83,51 @@ pub(crate) fn check_horizon(horizon: usize) -> Result<(), Abstained> {
     }
 }
 
+/// Why there is no forecast, as a word for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reason {
+    /// Too few values have been seen.
+    TooFew,
+    /// The newest value is too old.
+    Stale,
+    /// What was asked, or what a model said, makes no forecast.
+    Other,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::TooFew, Self::Stale, Self::Other];
+
+    /// Its metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::TooFew => "too_few",
+            Self::Stale => "stale",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// There is no forecast, and this is why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{why}")]
 pub struct Abstained {
+    /// In one word.
+    pub reason: Reason,
     /// A lower-case phrase for the operator.
     pub why: String,
 }
 
 impl Abstained {
-    /// With this reason.
+    /// Because of something else than the values there are.
     pub fn because(why: impl Into<String>) -> Self {
-        Self { why: why.into() }
+        Self::of(Reason::Other, why)
+    }
+
+    /// With this reason.
+    pub fn of(reason: Reason, why: impl Into<String>) -> Self {
+        Self { reason, why: why.into() }
     }
 }
 

@@ -30,8 +30,8 @@ pub mod sorted;
 pub mod window;
 
 pub use event::{Events, Worse};
-pub use forecast::{Abstained, Forecast, LEVELS, MAX_HORIZON, Outlook, Quantiles};
+pub use forecast::{Abstained, Forecast, LEVELS, MAX_HORIZON, Outlook, Quantiles, Reason};
 pub use model::{Ensemble, Forecaster, Settings, default_forecaster};
 pub use network::{Inputs, Trainer, TrainerSettings, Weights};
-pub use quality::Quality;
+pub use quality::{Abstentions, Quality};
 pub use shift::Shift;

@@ -122,6 +122,9 @@ impl ShiftDetector {
         if !self.window.push(step, value) {
             return None;
         }
+        if before.is_none() {
+            self.level_from = step;
+        }
         let value = usable(value);
         self.level.skip(before.map_or(0, |before| step - before - 1));
         self.level.push(value);

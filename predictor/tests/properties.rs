@@ -107,7 +107,7 @@ fn too_little_and_too_old_are_reasons() {
     }
     let Outlook::Abstained(abstained) = model.forecast(3) else { panic!("answered") };
     assert_eq!(abstained.why, "5 values observed, 6 are needed");
-    assert_eq!(model.abstained(), 5);
+    assert_eq!(model.abstentions().total(), 5);
     assert!(model.events().is_none());
     for step in 5..20 {
         model.observe(step, Some(10.0));
@@ -116,6 +116,12 @@ fn too_little_and_too_old_are_reasons() {
     model.observe(100, None);
     let Outlook::Abstained(abstained) = model.forecast(3) else { panic!("answered") };
     assert_eq!(abstained.why, "the newest value is 81 steps old, 60 are allowed");
+    assert_eq!(abstained.reason, predictor::Reason::Stale);
+    let abstentions = model.abstentions();
+    assert_eq!(
+        (abstentions.ever(predictor::Reason::TooFew), abstentions.ever(predictor::Reason::Stale)),
+        (5, 1)
+    );
 }
 
 #[test]
@@ -128,4 +134,17 @@ fn a_constant_series_is_forecast_exactly() {
     for quantiles in &outlook.forecast().unwrap().steps {
         assert!(quantiles.iter().all(|value| (value - 20.1).abs() < 1e-3), "{quantiles:?}");
     }
+}
+
+#[test]
+fn what_the_first_step_is_called_changes_nothing() {
+    let after = |first: u64| {
+        let mut model = predictor::default_forecaster(1);
+        for place in (0..400_u64).filter(|place| place % 37 != 5) {
+            let level = if place > 250 { 60.0 } else { 20.0 };
+            model.observe(first + place, Some(level + (place * 7_919 % 13) as f64));
+        }
+        (model.forecast(48), model.quality(), model.events())
+    };
+    assert_eq!(after(0), after(190_000_001));
 }

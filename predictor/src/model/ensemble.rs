@@ -16,11 +16,11 @@ use super::panel::{EXPERTS, LEVEL, Panel, Present, Said};
 use super::{ENOUGH, Forecaster, Freshness, LAGS};
 use crate::calibrate::{self, Calibrator, Pace};
 use crate::event::{EventWatch, Events, Worse};
-use crate::forecast::{Abstained, Forecast, LEVELS, Outlook, Quantiles, check_horizon};
+use crate::forecast::{Abstained, Forecast, LEVELS, Outlook, Quantiles, Reason, check_horizon};
 use crate::network::features::{Frame, STATE, Sight};
 use crate::network::weights::{Advice, Trunk};
 use crate::network::{Example, FEATURES, INPUTS, Inputs, Weights, inputs};
-use crate::quality::Quality;
+use crate::quality::{Abstentions, Quality, Scores};
 use crate::shift::Shift;
 use crate::window::{Window, usable};
 
@@ -89,8 +89,8 @@ pub struct Ensemble {
     nodes: Vec<Node>,
     watch: EventWatch,
     events: Option<Events>,
-    quality: [Quality; LAGS.len()],
-    abstained: u64,
+    scores: [Scores; LAGS.len()],
+    abstentions: Abstentions,
     collector: Collector,
     seen_shift: Option<Shift>,
     /// In upward and in downward shifts.
@@ -151,8 +151,8 @@ impl Ensemble {
             nodes: Vec::new(),
             watch: EventWatch::new(settings.worse),
             events: None,
-            quality: [Quality::default(); LAGS.len()],
-            abstained: 0,
+            scores: std::array::from_fn(|_| Scores::default()),
+            abstentions: Abstentions::default(),
             collector: Collector::new(settings.examples_every, settings.seed),
             seen_shift: None,
             trust: [Trust::default(), Trust::default()],
@@ -214,12 +214,12 @@ impl Ensemble {
 
     /// How good the forecasts were of late, for each of [`LAGS`] steps ahead.
     pub fn quality(&self) -> [(usize, Quality); LAGS.len()] {
-        std::array::from_fn(|place| (LAGS[place], self.quality[place]))
+        std::array::from_fn(|place| (LAGS[place], self.scores[place].quality()))
     }
 
-    /// Steps at which there was no forecast.
-    pub fn abstained(&self) -> u64 {
-        self.abstained
+    /// Steps at which there was no forecast, by reason.
+    pub fn abstentions(&self) -> &Abstentions {
+        &self.abstentions
     }
 
     /// Examples that have been completed since this was last asked.
@@ -242,7 +242,7 @@ impl Ensemble {
             }
             let Some(then) = issued.front().filter(|issued| issued.step == at) else { continue };
             self.calibrators[place].learn(&then.mixed, value);
-            self.quality[place].learn(&then.mixed, then.last, value);
+            self.scores[place].learn(&then.mixed, then.last, value);
             if then.step < level_from {
                 continue;
             }
@@ -271,9 +271,11 @@ impl Ensemble {
     fn issue(&mut self, step: u64, present: &Present, known: &[Inputs]) {
         self.events = None;
         let Some(sight) = self.find_nodes(step, present, known) else {
-            self.abstained += 1;
+            let reason = self.check().err().map_or(Reason::TooFew, |abstained| abstained.reason);
+            self.abstentions.note(Some(reason));
             return;
         };
+        self.abstentions.note(None);
         self.events = self.watch.issue(step, sight.worse);
         for (place, lag) in LAGS.into_iter().enumerate() {
             let Some(node) = self.nodes.iter().find(|node| node.ahead == lag) else { continue };

@@ -1,7 +1,7 @@
 //! Which step is the newest, and how old the newest value.
 
 use super::STALE;
-use crate::forecast::Abstained;
+use crate::forecast::{Abstained, Reason};
 
 /// The clock of one model: steps only go forward.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,15 +33,19 @@ impl Freshness {
     /// Why a model that has `observed` values to go by should not answer.
     pub(crate) fn check(&self, observed: usize, needed: usize) -> Result<(), Abstained> {
         let Some(age) = self.age() else {
-            return Err(Abstained::because(format!("0 values observed, {needed} are needed")));
+            return Err(Abstained::of(Reason::TooFew, format!("0 values observed, {needed} are needed")));
         };
         if age > STALE {
-            return Err(Abstained::because(format!(
-                "the newest value is {age} steps old, {STALE} are allowed"
-            )));
+            return Err(Abstained::of(
+                Reason::Stale,
+                format!("the newest value is {age} steps old, {STALE} are allowed"),
+            ));
         }
         if observed < needed {
-            return Err(Abstained::because(format!("{observed} values observed, {needed} are needed")));
+            return Err(Abstained::of(
+                Reason::TooFew,
+                format!("{observed} values observed, {needed} are needed"),
+            ));
         }
         Ok(())
     }

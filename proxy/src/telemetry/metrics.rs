@@ -116,12 +116,27 @@ fn quality(resource: &str, signals: &Signals) {
             gauge!(names::FORECAST_WORSE, &labels(horizon)).set(probability);
         }
     }
-    counter!(
-        names::FORECAST_ABSTENTIONS,
-        names::RESOURCE => resource.to_owned(),
-        names::ZONE => signals.served_by().to_owned()
-    )
-    .absolute(requests.abstained());
+    let abstentions = requests.abstentions();
+    for reason in predictor::Reason::ALL {
+        let labels = [
+            (names::RESOURCE, resource.to_owned()),
+            (names::ZONE, signals.served_by().to_owned()),
+            (names::REASON, reason.label().to_owned()),
+        ];
+        counter!(names::FORECAST_ABSTENTIONS, &labels).absolute(abstentions.ever(reason));
+        let share = abstentions.of_late(reason) as f64 / abstentions.steps().max(1) as f64;
+        gauge!(names::FORECAST_ABSTAINED, &labels).set(share);
+    }
+}
+
+/// Entries that the history could not keep.
+pub fn history_dropped(cause: &'static str, entries: u64) {
+    counter!(names::HISTORY_DROPPED, names::CAUSE => cause).increment(entries);
+}
+
+/// How large the history's file is.
+pub fn history_size(bytes: u64) {
+    gauge!(names::HISTORY_BYTES).set(bytes as f64);
 }
 
 /// The network that is trained here, against the shipped one.

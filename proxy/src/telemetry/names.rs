@@ -33,18 +33,24 @@ pub const VERIFIED_AT: &str = "godwit_verification_completed_timestamp_seconds";
 pub const PROBE: &str = "godwit_probe_duration_seconds";
 /// Gauge, seconds: forecast of the request path's p95. Labels: resource, zone, quantile, step (`first`, `last`).
 pub const FORECAST: &str = "godwit_forecast_latency_seconds";
-/// Gauge: share of values that the 90 % band covered of late. Labels: resource, zone, step (1, 4, 16, 48 ahead).
+/// Gauge: share of values that the 90 % band covered in the last 720 steps. Labels: resource, zone, step (1, 4, 16, 48 ahead).
 pub const FORECAST_COVERAGE: &str = "godwit_forecast_coverage_ratio";
-/// Gauge: recent quantile loss as a share of the last value's. Labels: resource, zone, step.
+/// Gauge: quantile loss of the last 720 steps as a share of the last value's. Labels: resource, zone, step.
 pub const FORECAST_LOSS: &str = "godwit_forecast_loss_ratio";
-/// Counter: steps without a forecast. Labels: resource, zone.
+/// Counter: steps without a forecast. Labels: resource, zone, reason (`too_few`, `stale`, `other`).
 pub const FORECAST_ABSTENTIONS: &str = "godwit_forecast_abstentions_total";
+/// Gauge: share of the last 720 steps without a forecast. Labels: resource, zone, reason.
+pub const FORECAST_ABSTAINED: &str = "godwit_forecast_abstained_ratio";
 /// Gauge: probability that the median of the next steps is worse than now. Labels: resource, zone, step (12, 48).
 pub const FORECAST_WORSE: &str = "godwit_forecast_worse_probability";
 /// Gauge: loss of the network trained here as a share of the shipped one's.
 pub const TRAINING_LOSS: &str = "godwit_forecast_training_loss_ratio";
 /// Counter: times the network trained here was thrown away.
 pub const TRAINING_ROLLBACKS: &str = "godwit_forecast_training_rollbacks_total";
+/// Counter: entries that the history could not keep. Label: cause (`queue`, `full`, `error`).
+pub const HISTORY_DROPPED: &str = "godwit_history_dropped_total";
+/// Gauge, bytes: the file of the history.
+pub const HISTORY_BYTES: &str = "godwit_history_bytes";
 /// Gauge: points of the score. Labels: resource, term (the three terms, `total`, `lower_bound`).
 pub const SCORE: &str = "godwit_migration_score";
 /// Gauge: what the score's lower bound must clear. Label: resource.
@@ -83,8 +89,10 @@ pub const CODE: &str = "code";
 pub const TERM: &str = "term";
 /// Label: `memory` or `disk`.
 pub const PLACE: &str = "place";
-/// Label: why a stream broke.
+/// Label: why a stream broke, or an entry of the history was lost.
 pub const CAUSE: &str = "cause";
+/// Label: why there was no forecast.
+pub const REASON: &str = "reason";
 /// Label: how a migration ended.
 pub const OUTCOME: &str = "outcome";
 /// Label: a phase of a migration, or a step of a forecast.
@@ -130,9 +138,12 @@ pub fn describe() {
     describe_gauge!(FORECAST_COVERAGE, "Share of values that the 90 % band of the forecast covered of late");
     describe_gauge!(FORECAST_LOSS, "Recent quantile loss of the forecast as a share of the last value's");
     describe_counter!(FORECAST_ABSTENTIONS, "Steps without a forecast");
+    describe_gauge!(FORECAST_ABSTAINED, "Share of the last 720 steps without a forecast, by reason");
     describe_gauge!(FORECAST_WORSE, "Probability that the median of the next steps is worse than now");
     describe_gauge!(TRAINING_LOSS, "Loss of the network trained here as a share of the shipped one's");
     describe_counter!(TRAINING_ROLLBACKS, "Times the network trained here was thrown away");
+    describe_counter!(HISTORY_DROPPED, "Entries that the history could not keep, by cause");
+    describe_gauge!(HISTORY_BYTES, Unit::Bytes, "The file of the history");
     describe_gauge!(SCORE, "Points of the Migration Score by term");
     describe_gauge!(THRESHOLD, "What the score's lower bound must clear");
     describe_counter!(MIGRATIONS, "Ended migrations");
