@@ -23,7 +23,7 @@ use crate::controller::ResourceHandle;
 use crate::controller::databases::Databases;
 use crate::controller::effects::Hands;
 use crate::controller::events::Events;
-use crate::controller::machine::Machine;
+use crate::controller::machine::{Machine, Memory};
 use crate::controller::measure::Measure;
 use crate::controller::streams::Streams;
 use crate::controller::verification::Verifications;
@@ -35,6 +35,7 @@ use crate::fronts::http::{ServerSettings, check_listeners, server, service};
 use crate::fronts::latencies::Recorder;
 use crate::fronts::pools::Pool;
 use crate::fronts::routes::{ResourceFront, Routes, report};
+use crate::history::{self, History};
 use crate::links::Links;
 use crate::notify;
 use crate::store::{Journal, Tokens};
@@ -48,6 +49,8 @@ const UPKEEP: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a front that does not listen yet is looked at.
 const LOOK: Duration = Duration::from_millis(10);
+/// How long what is left of the history may take to be written at the end.
+const LAST_WRITE: Duration = Duration::from_secs(2);
 /// How long the parts may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(8);
 
@@ -77,6 +80,7 @@ pub fn run(config: Config) -> Result<()> {
     check_listeners(&routes)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("godwit").enable_all().build()?;
+    let history = History::start(&config.node.state, config.node.history).context("cannot start a thread")?;
     let learner = Learner::start(&config.node.state, crate::rng::seed())?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -93,12 +97,14 @@ pub fn run(config: Config) -> Result<()> {
     runtime.block_on(async {
         let listener = admin::Listener::bind(&config.node.admin, &stop).await?;
         let events = Arc::new(Events::new(clock::now(), stop.clone()));
+        tasks.spawn(history::collect::collect(history.clone(), recorder.reader(), stop.clone()));
         let shared = Shared {
             recorder: recorder.clone(),
             links: links.clone(),
             learner,
             audit: audit.clone(),
             events: events.clone(),
+            history: history.clone(),
         };
         let handles = start(&config, led, &journal, &shared, &stop, &tasks);
         let state = AdminState {
@@ -108,6 +114,7 @@ pub fn run(config: Config) -> Result<()> {
             identities,
             audit,
             events,
+            history: history.clone(),
             metrics: Some(metrics),
         };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
@@ -148,6 +155,9 @@ pub fn run(config: Config) -> Result<()> {
             tracing::warn!("some tasks did not end in time");
         }
     });
+    if !history.flush(LAST_WRITE) {
+        tracing::warn!("the last moments are not in the history");
+    }
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(())
 }
@@ -249,6 +259,7 @@ struct Shared {
     learner: Learner,
     audit: Audit,
     events: Arc<Events>,
+    history: History,
 }
 
 fn start(
@@ -295,8 +306,11 @@ fn start(
             measure,
             verifications.clone(),
             answers,
-            crate::rng::seed(),
-            Some(shared.learner.clone()),
+            Memory {
+                seed: crate::rng::seed(),
+                learner: Some(shared.learner.clone()),
+                history: shared.history.clone(),
+            },
         );
         let stopped = stop.clone();
         tasks.spawn(async move {

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod drivers;
 pub mod feeds;
 pub mod fronts;
+pub mod history;
 pub mod links;
 pub mod notify;
 pub mod pki;

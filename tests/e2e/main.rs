@@ -9,6 +9,7 @@ mod doctor;
 mod events;
 mod fence;
 mod front;
+mod history;
 mod kills;
 mod large;
 mod leader;

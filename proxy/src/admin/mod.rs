@@ -7,6 +7,9 @@
 //! | `GET /api/v1/resources` | every resource |
 //! | `GET /api/v1/resources/{id}` | one, with placements, stream, gate and problems |
 //! | `GET /api/v1/resources/{id}/score` | the last decision: terms, guards, why not now |
+//! | `GET /api/v1/resources/{id}/forecast` | the present fan by step, or why it abstains; how far to trust it |
+//! | `GET /api/v1/resources/{id}/latency?from&to&step` | quantiles of the request path by segment and zone |
+//! | `GET /api/v1/resources/{id}/history?series&resolution&from&to&limit&cursor` | what was measured, decided and forecast |
 //! | `GET /api/v1/resources/{id}/replication` | the stream to the shadow |
 //! | `GET /api/v1/resources/{id}/migrations` | its migrations, newest first |
 //! | `POST /api/v1/resources/{id}/migrations` | `{to?, dry_run?}` → 202 + Location, or 200 with the plan |
@@ -31,6 +34,7 @@ pub mod access;
 mod access_routes;
 mod assets;
 mod events;
+mod history;
 mod listener;
 mod problem;
 mod routes;
@@ -47,8 +51,10 @@ use crate::audit::Audit;
 use crate::config::model::Config;
 use crate::controller::ResourceHandle;
 use crate::controller::events::Events;
+use crate::history::History;
 use crate::store::Journal;
 
+pub use history::{HistoryView, LatencyPoint, LatencyView, RowView, SeriesView, moment};
 pub use listener::{Listener, Peer};
 pub use problem::Problem;
 
@@ -62,7 +68,7 @@ pub struct AdminState {
     pub config: Arc<Config>,
     /// By resource.
     pub resources: Arc<BTreeMap<String, ResourceHandle>>,
-    /// History.
+    /// Journal, and the migrations there were.
     pub journal: Arc<Journal>,
     /// Who is who.
     pub identities: Arc<Identities>,
@@ -70,6 +76,8 @@ pub struct AdminState {
     pub audit: Audit,
     /// What changes, as it does.
     pub events: Arc<Events>,
+    /// What was measured, decided and forecast.
+    pub history: History,
     /// Renders `/metrics`; none: a process without a recorder.
     pub metrics: Option<PrometheusHandle>,
 }

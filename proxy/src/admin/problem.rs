@@ -22,6 +22,9 @@ pub struct Problem {
     /// The migration in the way, if that is the problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<String>,
+    /// The parameter of the query that is wrong, if that is the problem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameter: Option<Box<str>>,
 }
 
 impl Problem {
@@ -33,6 +36,7 @@ impl Problem {
             status: status.as_u16(),
             detail: detail.into(),
             migration: None,
+            parameter: None,
         }
     }
 

@@ -13,14 +13,14 @@ use serde::Deserialize;
 use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
-use super::{AdminState, BODY_LIMIT, Problem, assets, events};
+use super::{AdminState, BODY_LIMIT, Problem, assets, events, history as past};
 use crate::audit::read::{Wanted, newest};
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 use crate::controller::{Command, ResourceHandle, doctor, zones};
 use crate::store::{RunRow, StoreError};
 
-type Answer<T> = Result<T, Problem>;
+pub(super) type Answer<T> = Result<T, Problem>;
 
 pub(super) fn router(state: AdminState) -> Router {
     let (router, table) = routes().finish();
@@ -45,6 +45,9 @@ fn routes() -> Routes {
         .get("/api/v1/resources", Read, resources)
         .get("/api/v1/resources/{id}", Read, resource)
         .get("/api/v1/resources/{id}/score", Read, score)
+        .get("/api/v1/resources/{id}/forecast", Read, past::forecast)
+        .get("/api/v1/resources/{id}/latency", Read, past::latency)
+        .get("/api/v1/resources/{id}/history", Read, past::series)
         .get("/api/v1/resources/{id}/replication", Read, replication)
         .get("/api/v1/resources/{id}/verification", Read, verification)
         .post("/api/v1/resources/{id}/verification", Operate, verify)
@@ -72,7 +75,7 @@ fn routes() -> Routes {
         .delete("/api/v1/tokens/{id}", Administer, access::revoke_token)
 }
 
-fn find<'a>(state: &'a AdminState, id: &str) -> Answer<&'a ResourceHandle> {
+pub(super) fn find<'a>(state: &'a AdminState, id: &str) -> Answer<&'a ResourceHandle> {
     state.resources.get(id).ok_or_else(|| Problem::not_found("resource", id))
 }
 
@@ -114,7 +117,21 @@ async fn all_zones(State(state): State<AdminState>) -> Json<Vec<zones::ZoneView>
 async fn choice(State(state): State<AdminState>, Path(id): Path<String>) -> Answer<Json<zones::ChoiceView>> {
     let view = find(&state, &id)?.view.load_full();
     let resource = state.config.resources.get(&id).ok_or_else(|| Problem::not_found("resource", &id))?;
-    Ok(Json(zones::choice(&state.config, resource, &view)))
+    let (name, retention) = (id.clone(), state.history.retention());
+    let placements: Vec<String> = resource.placements.keys().cloned().collect();
+    let now = crate::clock::now();
+    let spikes = past::read(&state.history, move |reader| {
+        placements
+            .into_iter()
+            .map(|zone| {
+                let rate = reader.spikes_per_day(&name, &zone, retention, now)?;
+                Ok((zone, rate))
+            })
+            .collect()
+    })
+    .await
+    .map_err(|problem| problem.detail);
+    Ok(Json(zones::choice(&state.config, resource, &view, &spikes)))
 }
 
 async fn examination(

@@ -4,6 +4,7 @@
 mod audit;
 pub mod check;
 pub mod client;
+mod history;
 mod pki;
 mod render;
 mod shell;
@@ -118,14 +119,8 @@ enum Command {
     },
     /// Compare the shadow with its primary, row by row, while both are in use.
     Verify(verify::Arguments),
-    /// List past migrations.
-    History {
-        /// Only of this resource.
-        resource: Option<String>,
-        /// At most so many.
-        #[arg(long, default_value_t = 20)]
-        limit: u32,
-    },
+    /// List past migrations; or export what was measured.
+    History(history::Arguments),
     /// Two zones on this machine, a real service under load, a storm: watch it move and come back.
     Demo(run::Options),
     /// The small order service of the demo.
@@ -206,7 +201,7 @@ pub fn main() -> ExitCode {
         Command::Migrate { resource, to, wait, .. } => verbs::migrate(&client, &resource, &to, wait, output),
         Command::Abort { resource } => verbs::abort(&client, &resource),
         Command::Verify(arguments) => verify::run(&client, &arguments, output),
-        Command::History { resource, limit } => verbs::history(&client, resource.as_deref(), limit, output),
+        Command::History(arguments) => history::run(&client, &arguments, output),
         Command::Demo(options) => run::run(&options),
         Command::DemoOrders { listen, dsn, connections } => {
             demo_orders(orders::Options { listen, dsn, connections })

@@ -496,7 +496,11 @@ resources:
             placements: vec![placement("dublin", 20.0), placement("frankfurt", 10.0)],
             ..ResourceView::default()
         };
-        let judged = choice(&config, &config.resources["orders"], &view);
+        let spikes =
+            Ok([("dublin", Ok(0.5)), ("frankfurt", Err("3.0 h of probes are kept, 6 h are needed".into()))]
+                .map(|(zone, rate)| (zone.to_owned(), rate))
+                .into());
+        let judged = choice(&config, &config.resources["orders"], &view, &spikes);
         assert_eq!(judged.chosen.as_deref(), Some("frankfurt"));
         insta::assert_snapshot!(super::choice(&judged));
         insta::assert_snapshot!(super::zones(&zones(&config)));

@@ -11,6 +11,7 @@ use super::render;
 use crate::config::catalogue;
 use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
+use crate::controller::forecast::ForecastView;
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 use crate::controller::zones::{ChoiceView, ZoneView};
 
@@ -58,7 +59,8 @@ pub(super) fn explain(client: &Client, resource: &str, output: Output) -> Result
     show(output, &decision, render::decision)?;
     if output == Output::Table {
         let stream: ReplicationView = client.get(&format!("/api/v1/resources/{resource}/replication"))?;
-        print!("\n{}", render::mode(&stream.mode));
+        let forecast: ForecastView = client.get(&format!("/api/v1/resources/{resource}/forecast"))?;
+        print!("\n{}\n{}", super::history::trust(&forecast), render::mode(&stream.mode));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -155,17 +157,5 @@ pub(super) fn abort(client: &Client, resource: &str) -> Result<ExitCode> {
     let Some(id) = view.migration else { bail!("no migration of {resource} is under way") };
     client.post(&format!("/api/v1/resources/{resource}/migrations/{id}/abort"), &serde_json::json!({}))?;
     println!("migration {id} is being undone: {} stays the primary", view.primary);
-    Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn history(
-    client: &Client,
-    resource: Option<&str>,
-    limit: u32,
-    output: Output,
-) -> Result<ExitCode> {
-    let filter = resource.map(|name| format!("&resource={name}")).unwrap_or_default();
-    let runs: Vec<MigrationView> = client.get(&format!("/api/v1/history?limit={limit}{filter}"))?;
-    show(output, &runs, |runs| render::history(runs))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -12,6 +12,7 @@ use replicator::postgres::Dsn;
 use replicator::spill::Spill;
 
 use crate::admin::access::{Role, Scope};
+use crate::history::Retention;
 
 /// Everything a node was told.
 #[derive(Clone, Debug)]
@@ -47,6 +48,8 @@ pub struct Node {
     pub hold: HoldLimits,
     /// What open transactions of a stream's source may take up here, and where the rest goes.
     pub spill: Spill,
+    /// How long what was measured is kept.
+    pub history: Retention,
 }
 
 /// The admin listener, and who may use it.

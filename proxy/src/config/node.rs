@@ -13,6 +13,7 @@ use super::load::Surroundings;
 use super::model::{AuditFiles, HoldLimits, LinkTls, Node, NodeLink, Zone};
 use super::walk::{Item, Section};
 use super::{admin, catalogue};
+use crate::history::{Resolution, Retention};
 
 const STATE: &str = "/var/lib/godwit";
 
@@ -36,7 +37,7 @@ pub(super) struct ReadNode<'a> {
     pub(super) hold_time: Option<Duration>,
 }
 
-/// `{name, zone, state, admin, audit, link, threads, hold, spill}`.
+/// `{name, zone, state, admin, audit, link, threads, hold, spill, history}`.
 pub(super) fn read<'a>(
     item: &Item<'a>,
     around: &Surroundings<'_>,
@@ -72,6 +73,10 @@ pub(super) fn read<'a>(
         Some(item) => audit(&item, around, state.clone()),
         None => state.clone().map(|state| AuditFiles { directory: state.join(AUDIT), rotate: AUDIT_ROTATE }),
     };
+    let history = match section.optional("history") {
+        Some(item) => history(&item),
+        None => Some(Retention::default()),
+    };
     let has_link = section.has("link");
     section.finish();
 
@@ -90,6 +95,7 @@ pub(super) fn read<'a>(
             threads: threads?,
             hold: hold?,
             spill: spill?,
+            history: history?,
         })
     };
     Some(ReadNode { node: node(), zone, link: has_link, hold_time: hold.map(|hold| hold.time) })
@@ -179,6 +185,43 @@ fn spill(item: &Item<'_>, around: &Surroundings<'_>, state: Option<PathBuf>) -> 
     };
     section.finish();
     Some(Spill { directory: directory?, memory: memory? })
+}
+
+/// `{fine, medium, coarse}`: how long each is kept; none shorter than the one before.
+fn history(item: &Item<'_>) -> Option<Retention> {
+    const DAY: Duration = Duration::from_hours(24);
+    let mut section = item.section()?;
+    let default = Retention::default();
+    let mut least = (Duration::ZERO, "");
+    let mut kept = |tier: Resolution, low: (Duration, &'static str), high: (Duration, &'static str)| {
+        let name = tier.name();
+        let span = match section.optional(name) {
+            None => default.of(tier).max(least.0),
+            Some(item) => {
+                let span = item.duration()?;
+                if span < low.0 {
+                    item.wrong("is too short", format!("at least {}", low.1));
+                    return None;
+                }
+                if span > high.0 {
+                    item.wrong("is too long", format!("at most {}", high.1));
+                    return None;
+                }
+                if span < least.0 {
+                    item.wrong(format!("is shorter than {} is kept", least.1), "at least as long");
+                    return None;
+                }
+                span
+            }
+        };
+        least = (span, name);
+        Some(span)
+    };
+    let fine = kept(Resolution::Fine, (Duration::from_hours(1), "1h"), (31 * DAY, "31d"));
+    let medium = kept(Resolution::Medium, (DAY, "1d"), (366 * DAY, "366d"));
+    let coarse = kept(Resolution::Coarse, (DAY, "1d"), (3_660 * DAY, "3660d"));
+    section.finish();
+    Some(Retention { fine: fine?, medium: medium?, coarse: coarse? })
 }
 
 /// `{provider, region, country, grid, location, cost, link, node}`; the catalogue fills in what is left out.

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::load::{Surroundings, read_all};
 use super::model::{Config, Driver};
+use crate::history::Retention;
 
 const SECRET: &str = "hunter2";
 
@@ -106,6 +107,11 @@ fn the_base_is_understood() {
     assert_eq!(config.node.spill.memory, 64 << 20);
     assert_eq!(config.node.spill.directory, config.node.state.join("spill"));
     assert_eq!(config.node.hold.bytes, 16 << 20);
+    let days = |days: u64| Duration::from_hours(24 * days);
+    assert_eq!(config.node.history, Retention { fine: days(1), medium: days(14), coarse: days(400) });
+    let longer = load(&BASE.replacen("name: edge-1", "name: edge-1\n  history: { fine: 30d }", 1));
+    let kept = longer.expect("valid").node.history;
+    assert_eq!(kept.medium, days(30), "what is left out is never shorter than what is finer");
     assert_eq!(config.node.hold.time, Duration::from_secs(10));
     let orders = &config.resources["orders"];
     assert_eq!(orders.policy.name, "careful");
@@ -208,6 +214,8 @@ fn wrong_types() {
         ("name: edge-1", "name: edge-1\n  spill: 64MiB"),
         ("name: edge-1", "name: edge-1\n  spill: { memory: 64, directory: 3 }"),
         ("name: edge-1", "name: edge-1\n  spill: { memory: 64KiB, dir: x }"),
+        ("name: edge-1", "name: edge-1\n  history: { fine: 10m, medium: 24, coarse: 20y, raw: 1d }"),
+        ("name: edge-1", "name: edge-1\n  history: { fine: 20d, medium: 14d, coarse: 13d }"),
         ("[53.3, -6.2]", "[53.3]"),
         ("[53.3, -6.2]", "[153.3, -181]"),
         ("[53.3, -6.2]", "Dublin"),

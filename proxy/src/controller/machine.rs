@@ -17,14 +17,17 @@ use tokio_util::sync::CancellationToken;
 use super::audited;
 use super::effects::{Hands, Report, chain};
 use super::events::MigrationEvent;
+use super::forecast::ForecastView;
 use super::measure::Measure;
 use super::signals::{Moves, Signals};
 use super::verification::Verifications;
 use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView, StepView};
-use super::{Command, Denied, Plan, ResourceHandle};
+use super::warm::Warm;
+use super::{Command, Denied, Plan, ResourceHandle, recording};
 use crate::audit::Entry;
 use crate::clock;
 use crate::feeds::learning::Learner;
+use crate::history::{History, HistoryError};
 use crate::telemetry::metrics as telemetry;
 
 /// How often deadlines and the gate are looked at while a migration runs.
@@ -33,6 +36,16 @@ const TICK: Duration = Duration::from_millis(20);
 const HOLD_ALARM: f64 = 0.7;
 /// First and longest pause before a failed effect is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+
+/// What forecasters learn with, and what is kept.
+pub struct Memory {
+    /// Of what is drawn for examples.
+    pub seed: u64,
+    /// The network that forecasters share; none: the shipped one stays as it is.
+    pub learner: Option<Learner>,
+    /// Where each step is kept.
+    pub history: History,
+}
 
 /// One resource's controller.
 pub struct Machine {
@@ -44,6 +57,8 @@ pub struct Machine {
     reports: mpsc::UnboundedReceiver<Report>,
     commands: mpsc::Receiver<Command>,
     view: Arc<ArcSwap<ResourceView>>,
+    forecast: Arc<ArcSwap<ForecastView>>,
+    history: History,
     running: HashMap<String, JoinHandle<()>>,
     /// Consecutive failures by effect name.
     failures: HashMap<&'static str, (u32, String)>,
@@ -66,13 +81,18 @@ impl Machine {
         measure: Measure,
         verifications: Arc<Verifications>,
         reports: mpsc::UnboundedReceiver<Report>,
-        seed: u64,
-        learner: Option<Learner>,
+        memory: Memory,
     ) -> (Self, ResourceHandle) {
         let (sender, commands) = mpsc::channel(16);
         let view = Arc::new(ArcSwap::from_pointee(ResourceView::default()));
-        let handle =
-            ResourceHandle { commands: sender, view: view.clone(), verifications: verifications.clone() };
+        let forecast = Arc::new(ArcSwap::from_pointee(ForecastView::default()));
+        let handle = ResourceHandle {
+            commands: sender,
+            view: view.clone(),
+            forecast: forecast.clone(),
+            verifications: verifications.clone(),
+        };
+        let Memory { seed, learner, history } = memory;
         let signals = Signals::new(seed, hands.resource.policy.step, learner);
         let mut machine = Self {
             hands,
@@ -83,6 +103,8 @@ impl Machine {
             reports,
             commands,
             view,
+            forecast,
+            history,
             running: HashMap::new(),
             failures: HashMap::new(),
             decision: None,
@@ -107,6 +129,7 @@ impl Machine {
         if self.hands.front.as_ref().is_some_and(|front| front.gate.is_closed()) {
             self.gate_closed_at = Some(clock::monotonic());
         }
+        let mut warming = Some(self.warm());
         self.read_moves();
         self.take(Event::Restarted);
         if self.state.phase == Phase::Idle && policy.shadow_enabled {
@@ -118,12 +141,39 @@ impl Machine {
                 () = stop.cancelled() => break,
                 Some(report) = self.reports.recv() => self.answer(report),
                 Some(command) = self.commands.recv() => self.command(command),
+                warm = warmed(&mut warming) => self.adopt_warm(warm),
                 _ = ticks.tick() => self.tick(),
                 _ = steps.tick() => self.step(),
             }
         }
         for task in self.running.values() {
             task.abort();
+        }
+    }
+
+    /// Feeds forecasters from the history, on a thread where that may block.
+    fn warm(&mut self) -> JoinHandle<Result<Warm, HistoryError>> {
+        let (history, warmer) = (self.history.clone(), self.signals.warmer());
+        let (resource, primary) = (self.state.resource.clone(), self.state.primary.to_string());
+        tokio::task::spawn_blocking(move || {
+            let began = clock::monotonic();
+            let warm = warmer.warm(&history, &resource, &primary)?;
+            let spent_ms = began.elapsed().as_millis();
+            tracing::info!(%resource, steps = warm.replayed(), spent_ms, "forecasters fed from the history");
+            Ok(warm)
+        })
+    }
+
+    fn adopt_warm(&mut self, warm: Result<Warm, String>) {
+        match warm {
+            Ok(warm) => {
+                self.signals.adopt(warm);
+                self.publish_forecast();
+            }
+            Err(why) => {
+                tracing::warn!(resource = %self.state.resource, %why, "the history cannot be read: forecasters begin anew");
+                self.signals.start_cold();
+            }
         }
     }
 
@@ -453,14 +503,18 @@ impl Machine {
             .blockers
             .extend(self.hands.audit.failing().map(|why| format!("the audit cannot be written: {why}")));
         self.last_step = clock::monotonic();
-        self.signals.observe(&self.state.primary.0, measured, moving);
+        let now = clock::now();
+        self.signals.observe(&self.state.primary.0, measured, moving, now);
         self.decide();
+        self.publish_forecast();
         let Some((report, at)) = self.decision.clone() else { return };
         let gist = audited::gist(&report);
         if self.audited.as_ref() != Some(&gist) {
             self.hands.audit.note(audited::decision(&self.state.resource, &report));
             self.audited = Some(gist);
         }
+        let zones = (&*self.state.primary.0, &*self.state.shadow.0);
+        self.history.record_step(recording::step(&self.hands.resource, &self.signals, &report, zones, now));
         telemetry::decision(&self.state.resource, &report, &self.signals, &self.hands.resource.policy);
         if let Verdict::Move { to } = &report.verdict {
             let (id, event) = self.request(to.clone(), Trigger::Score);
@@ -472,6 +526,11 @@ impl Machine {
             }
         }
         self.publish();
+    }
+
+    fn publish_forecast(&self) {
+        let view = ForecastView::of(&self.signals, &self.hands.resource.policy, clock::now());
+        self.forecast.store(Arc::new(view));
     }
 
     fn decide(&mut self) {
@@ -513,6 +572,7 @@ impl Machine {
                 .map(|why| format!("the audit cannot be written, changes are refused: {why}")),
         );
         problems.extend(self.journal_fails.iter().map(|why| format!("the journal cannot be written: {why}")));
+        problems.extend(self.history.problem());
         let view = ResourceView {
             name: resource.name.clone(),
             primary: self.state.primary.to_string(),
@@ -550,6 +610,14 @@ impl Machine {
         let before = self.view.swap(view.clone());
         self.hands.events.view(&before, &view, clock::now());
     }
+}
+
+/// The forecasters fed from the history, once; then never again.
+async fn warmed(warming: &mut Option<JoinHandle<Result<Warm, HistoryError>>>) -> Result<Warm, String> {
+    let Some(task) = warming else { return std::future::pending().await };
+    let ended = task.await;
+    *warming = None;
+    ended.map_err(chain)?.map_err(chain)
 }
 
 fn denied(refused: &Refused) -> Denied {

@@ -15,14 +15,17 @@ pub mod databases;
 pub mod doctor;
 pub mod effects;
 pub mod events;
+pub mod forecast;
 pub mod machine;
 pub mod measure;
 pub mod modes;
 mod preflight;
+mod recording;
 pub mod signals;
 pub mod streams;
 pub mod verification;
 pub mod view;
+pub mod warm;
 pub mod zones;
 
 use std::sync::Arc;
@@ -104,6 +107,8 @@ pub struct ResourceHandle {
     pub commands: mpsc::Sender<Command>,
     /// The newest view.
     pub view: Arc<ArcSwap<ResourceView>>,
+    /// The newest forecast.
+    pub forecast: Arc<ArcSwap<forecast::ForecastView>>,
     /// Its verifications.
     pub verifications: Arc<verification::Verifications>,
 }

@@ -9,15 +9,18 @@ use migration::units::{ByteCount, Timestamp};
 use migration::world::{Fact, Outlook, World};
 use predictor::{Ensemble, Forecaster, Outlook as Forecast, Settings};
 
+use super::warm::{Warm, Warmer};
 use crate::feeds::learning::Learner;
 
 /// How many steps of the request path's p95 the baseline looks back on.
-const BASELINE_STEPS: usize = 240;
+pub(super) const BASELINE_STEPS: usize = 240;
 /// How many of them must be there before there is a baseline.
 const BASELINE_MINIMUM: usize = 12;
 
 /// The longest day, in steps, of which forecasters look for the shape.
 const LONGEST_DAY: u128 = 20_000;
+/// Steps that are put away while the history is replayed, at most.
+const MEANWHILE: usize = 4096;
 /// A forecaster makes an example to learn from at every so many steps.
 const EXAMPLES_EVERY: usize = 8;
 
@@ -38,6 +41,14 @@ pub struct Measured {
     pub blockers: Vec<String>,
 }
 
+/// What forecasters are fed of one step.
+struct Taken {
+    at: Timestamp,
+    primary: String,
+    request: Option<f64>,
+    probes: BTreeMap<String, Option<f64>>,
+}
+
 /// What history says of moves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Moves {
@@ -51,6 +62,7 @@ pub struct Moves {
 pub struct Signals {
     settings: Settings,
     learner: Option<Learner>,
+    pace: Duration,
     step: u64,
     /// Request path, by the zone that served: a new series begins with each move.
     requests: Ensemble,
@@ -59,6 +71,12 @@ pub struct Signals {
     history: VecDeque<f64>,
     above_since: Option<Timestamp>,
     measured: Measured,
+    request: Option<f64>,
+    /// Steps that were taken while the history is replayed; none: it is not.
+    meanwhile: Option<Vec<Taken>>,
+    /// The newest step of a replay, until the first one after it.
+    resumes: Option<(u64, Timestamp)>,
+    replayed: usize,
 }
 
 impl Signals {
@@ -73,6 +91,7 @@ impl Signals {
             ..Settings::default()
         };
         Self {
+            pace: step,
             step: 0,
             requests: Ensemble::new(settings.clone()),
             settings,
@@ -82,32 +101,99 @@ impl Signals {
             history: VecDeque::new(),
             above_since: None,
             measured: Measured::default(),
+            request: None,
+            meanwhile: None,
+            resumes: None,
+            replayed: 0,
         }
     }
 
-    /// Takes the measurements of one step. `moving`: the gate was closed in it, and its latencies are not the zone's.
-    pub fn observe(&mut self, primary: &str, measured: Measured, moving: bool) {
-        self.step += 1;
-        if self.served_by != primary {
-            self.requests = Ensemble::new(self.settings.clone());
-            primary.clone_into(&mut self.served_by);
+    /// Makes forecasters that are fed from the history, elsewhere. Until [`Self::adopt`] the steps that are observed are kept.
+    pub fn warmer(&mut self) -> Warmer {
+        self.meanwhile = Some(Vec::new());
+        Warmer { settings: self.settings.clone(), step: self.pace }
+    }
+
+    /// Goes on with forecasters that have seen the history, and with what was observed meanwhile.
+    pub fn adopt(&mut self, warm: Warm) {
+        let Some(meanwhile) = self.meanwhile.take().filter(|_| !warm.is_empty()) else { return };
+        let first = meanwhile.first().map(|taken| taken.primary.as_str());
+        // After a move meanwhile the request path is another one.
+        if first.is_none_or(|primary| primary == warm.served_by) {
+            self.requests = warm.requests;
+            self.served_by = warm.served_by;
+            self.replayed = warm.replayed;
+        } else {
+            self.served_by.clear();
         }
-        let request = measured.request_p95_ms.filter(|_| !moving);
-        self.requests.observe(self.step, request);
-        if let Some(value) = request {
+        self.probes = warm.probes;
+        self.history = warm.usual;
+        self.resumes = Some(warm.newest);
+        for taken in meanwhile {
+            self.take(taken);
+        }
+    }
+
+    /// The history cannot be replayed.
+    pub fn start_cold(&mut self) {
+        self.meanwhile = None;
+    }
+
+    /// Values of the request path that its forecaster was fed from the history.
+    pub fn replayed(&self) -> usize {
+        self.replayed
+    }
+
+    /// Takes the measurements of the step that ends at `at`. `moving`: the gate was closed in it, and its latencies are not
+    /// the zone's.
+    pub fn observe(&mut self, primary: &str, measured: Measured, moving: bool, at: Timestamp) {
+        self.request = measured.request_p95_ms.filter(|_| !moving);
+        let probe =
+            |(zone, value): (&String, &Result<f64, String>)| (zone.clone(), value.as_ref().ok().copied());
+        let taken = Taken {
+            at,
+            primary: primary.to_owned(),
+            request: self.request,
+            probes: measured.probes_ms.iter().map(probe).collect(),
+        };
+        self.take(taken);
+        self.exchange();
+        self.measured = measured;
+    }
+
+    fn take(&mut self, taken: Taken) {
+        self.step = match self.resumes.take() {
+            Some((newest, at)) => {
+                let pace = u64::try_from(self.pace.as_millis()).unwrap_or(u64::MAX).max(1);
+                let passed = taken.at.0.saturating_sub(at.0).saturating_add(pace / 2) / pace;
+                newest + passed.max(1)
+            }
+            None => self.step + 1,
+        };
+        if self.served_by != taken.primary {
+            self.requests = Ensemble::new(self.settings.clone());
+            self.replayed = 0;
+            taken.primary.clone_into(&mut self.served_by);
+        }
+        self.requests.observe(self.step, taken.request);
+        if let Some(value) = taken.request {
             self.history.push_back(value);
             if self.history.len() > BASELINE_STEPS {
                 self.history.pop_front();
             }
         }
-        for (zone, value) in &measured.probes_ms {
+        for (zone, value) in &taken.probes {
             self.probes
                 .entry(zone.clone())
                 .or_insert_with(|| Ensemble::new(self.settings.clone()))
-                .observe(self.step, value.as_ref().ok().copied());
+                .observe(self.step, *value);
         }
-        self.exchange();
-        self.measured = measured;
+        if let Some(meanwhile) = &mut self.meanwhile {
+            meanwhile.push(taken);
+            if meanwhile.len() > MEANWHILE {
+                self.meanwhile = None;
+            }
+        }
     }
 
     /// Hands over what there is to learn, and takes the newest network.
@@ -127,6 +213,22 @@ impl Signals {
     /// The forecaster of the request path.
     pub fn requests(&self) -> &Ensemble {
         &self.requests
+    }
+
+    /// What was measured last.
+    pub fn measured(&self) -> &Measured {
+        &self.measured
+    }
+
+    /// The request path's p95 that the last step brought, milliseconds; none: no request, or a cutover disturbed it.
+    pub fn request(&self) -> Option<f64> {
+        self.request
+    }
+
+    /// Each zone's probe forecast over the policy's horizon.
+    pub fn probe_outlooks(&self, policy: &Policy) -> impl Iterator<Item = (&String, Forecast)> {
+        let steps = policy.horizon_steps();
+        self.probes.iter().map(move |(zone, forecaster)| (zone, forecaster.forecast(steps)))
     }
 
     /// The zone whose request path is forecast.

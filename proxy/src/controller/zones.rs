@@ -1,6 +1,7 @@
 //! Which zone the shadow should live in: what the configuration and the last measurements say of each, judged by
 //! [`migration::zones`].
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use migration::world::Fact;
@@ -93,8 +94,11 @@ pub fn zones(config: &Config) -> Vec<ZoneView> {
         .collect()
 }
 
-/// Judges every zone of the configuration for the shadow of `resource`, by what its view says now.
-pub fn choice(config: &Config, resource: &Resource, view: &ResourceView) -> ChoiceView {
+/// Latency spikes a day by zone, or why there is no rate; or why the history cannot be read.
+pub type Spikes = Result<BTreeMap<String, Result<f64, String>>, String>;
+
+/// Judges every zone of the configuration for the shadow of `resource`, by what its view says now and by its history.
+pub fn choice(config: &Config, resource: &Resource, view: &ResourceView, spikes: &Spikes) -> ChoiceView {
     let candidate = |name: &str, zone: &Zone| Candidate {
         place: Place {
             zone: name.into(),
@@ -105,7 +109,7 @@ pub fn choice(config: &Config, resource: &Resource, view: &ResourceView) -> Choi
             location: zone.location,
         },
         latency_ms: latency(name, view),
-        spikes_per_day: Fact::unknown("no history is kept yet"),
+        spikes_per_day: spikes_per_day(name, spikes),
         cost: cost(name, zone, resource),
     };
     let all: Vec<Candidate> = config.zones.iter().map(|(name, zone)| candidate(name, zone)).collect();
@@ -129,6 +133,15 @@ fn latency(zone: &str, view: &ResourceView) -> Fact<f64> {
     match placement.forecast_ms {
         Some(ms) => Fact::known(ms, Duration::ZERO, "forecast of the HTTP probe"),
         None => Fact::unknown("too few probes to forecast from"),
+    }
+}
+
+/// Spikes of the probe there, as [`crate::history::spikes`] defines them.
+fn spikes_per_day(zone: &str, spikes: &Spikes) -> Fact<f64> {
+    match spikes.as_ref().map(|by_zone| by_zone.get(zone)) {
+        Ok(Some(Ok(rate))) => Fact::known(*rate, Duration::ZERO, "history of the HTTP probe"),
+        Ok(Some(Err(why))) | Err(why) => Fact::unknown(why.clone()),
+        Ok(None) => Fact::unknown("no placement there, so nothing is measured"),
     }
 }
 

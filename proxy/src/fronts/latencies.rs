@@ -119,7 +119,24 @@ impl Recorder {
     }
 }
 
+/// What a resource's requests took in one zone.
+pub struct Taken {
+    /// The resource.
+    pub resource: Arc<str>,
+    /// The zone that served.
+    pub zone: Arc<str>,
+    /// Microseconds, in the order of [`Segment::ALL`].
+    pub segments: [Histogram<u64>; 6],
+}
+
 impl Latencies {
+    /// Everything since this reader last took it, of requests that got a whole response.
+    pub fn take_all(&self) -> Vec<Taken> {
+        self.recorder.collect();
+        let all = std::mem::take(&mut *lock(&self.series));
+        all.into_iter().map(|((resource, zone), segments)| Taken { resource, zone, segments }).collect()
+    }
+
     /// Microseconds of `segment` since this reader last took them, of requests that got a whole response.
     pub fn take(&self, resource: &str, zone: &str, segment: Segment) -> Histogram<u64> {
         self.recorder.collect();
@@ -190,7 +207,7 @@ fn sort(series: &mut HashMap<Key, Series>, sample: &Sample) {
 }
 
 /// Grows to any value; the digits are within what the crate takes.
-fn histogram() -> Histogram<u64> {
+pub(crate) fn histogram() -> Histogram<u64> {
     match Histogram::new(DIGITS) {
         Ok(histogram) => histogram,
         Err(error) => unreachable!("{DIGITS} digits are allowed: {error}"),

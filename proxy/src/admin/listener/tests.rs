@@ -11,6 +11,7 @@ use crate::audit::{Audit, Settings};
 use crate::cli::client::Client;
 use crate::config::{self, model::ClientRule};
 use crate::controller::events::Events;
+use crate::history::{History, Retention};
 use crate::store::{Journal, NewToken, Tokens};
 use crate::{clock, pki};
 
@@ -63,6 +64,7 @@ impl Node {
             config,
             resources: Arc::new(BTreeMap::new()),
             journal: Arc::new(Journal::open(directory.path())?),
+            history: History::start(directory.path(), Retention::default())?,
             identities: Arc::new(identities),
             audit,
             events: Arc::new(Events::new(clock::now(), CancellationToken::new())),

@@ -12,6 +12,7 @@ use crate::audit::{Audit, Settings};
 use crate::clock;
 use crate::config;
 use crate::controller::events::Events;
+use crate::history::{History, Retention};
 use crate::store::{Journal, NewToken, Tokens};
 
 struct Api {
@@ -56,6 +57,7 @@ impl Api {
         let state = AdminState {
             resources: Arc::new(BTreeMap::new()),
             journal: Arc::new(Journal::open(directory.path()).expect("a journal")),
+            history: History::start(directory.path(), Retention::default()).expect("a history"),
             identities: Arc::new(Identities::new(tokens.clone(), Vec::new(), required, false)),
             audit,
             events: Arc::new(Events::new(clock::now(), CancellationToken::new())),

@@ -1,0 +1,197 @@
+//! Forecasters that are fed from the history before they go on with what is measured now.
+//!
+//! It is done beside the controller: a controller that starts may have requests to release and waits for nothing. Examples
+//! that a replay completes are thrown away: the shared network has learned from them before.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use migration::units::Timestamp;
+use predictor::{Ensemble, Forecaster as _, Settings};
+
+use super::signals::BASELINE_STEPS;
+use crate::history::replay::Replay;
+use crate::history::{History, HistoryError};
+
+/// Steps that are replayed at most: six hours of 10 s. What lies further back hardly moves a forecast.
+const STEPS: u64 = 2_160;
+
+/// How to make forecasters of a resource.
+pub struct Warmer {
+    pub(super) settings: Settings,
+    pub(super) step: Duration,
+}
+
+/// Forecasters that have seen what the history holds.
+pub struct Warm {
+    pub(super) served_by: String,
+    pub(super) requests: Ensemble,
+    pub(super) probes: BTreeMap<String, Ensemble>,
+    pub(super) usual: VecDeque<f64>,
+    /// The newest step that they have seen, and when it was.
+    pub(super) newest: (u64, Timestamp),
+    /// Values of the request path that were replayed.
+    pub(super) replayed: usize,
+}
+
+impl Warmer {
+    /// Reads what was measured of `resource` while `primary` served and feeds it. Blocks: not for the threads of a runtime.
+    pub fn warm(&self, history: &History, resource: &str, primary: &str) -> Result<Warm, HistoryError> {
+        let step_ms = u64::try_from(self.step.as_millis()).unwrap_or(u64::MAX).max(1);
+        let replay = history.reader()?.replay(resource, primary, step_ms, STEPS)?;
+        Ok(self.feed(primary, &replay))
+    }
+
+    /// Feeds a replay.
+    pub fn feed(&self, primary: &str, replay: &Replay) -> Warm {
+        let fed = |values: &[(u64, f64)]| {
+            let mut forecaster = Ensemble::new(self.settings.clone());
+            for (step, value) in values {
+                forecaster.observe(*step, Some(*value));
+                drop(forecaster.take_examples());
+            }
+            forecaster
+        };
+        let recent = replay.usual.len().saturating_sub(BASELINE_STEPS);
+        Warm {
+            served_by: primary.to_owned(),
+            requests: fed(&replay.requests),
+            probes: replay.probes.iter().map(|(zone, values)| (zone.clone(), fed(values))).collect(),
+            usual: replay.usual[recent..].iter().copied().collect(),
+            newest: (replay.newest, replay.at),
+            replayed: replay.requests.len(),
+        }
+    }
+}
+
+impl Warm {
+    /// How many values of the request path were replayed.
+    pub fn replayed(&self) -> usize {
+        self.replayed
+    }
+
+    /// There was nothing to replay.
+    pub(super) fn is_empty(&self) -> bool {
+        self.newest.0 == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use predictor::Reason;
+
+    use super::super::signals::{Measured, Signals};
+    use super::*;
+
+    const STEP: Duration = Duration::from_secs(10);
+    const BEGIN: u64 = 1_900_000_000_000;
+
+    fn at(place: u64) -> Timestamp {
+        Timestamp(BEGIN + place * 10_000)
+    }
+
+    fn value(place: u64) -> f64 {
+        20.0 + (place * 7_919 % 13) as f64 + if place > 120 { 30.0 } else { 0.0 }
+    }
+
+    fn measured(place: u64) -> Measured {
+        let probes_ms = [("west".to_owned(), Ok(value(place) / 2.0))].into();
+        Measured { request_p95_ms: Some(value(place)), probes_ms, ..Measured::default() }
+    }
+
+    fn observe(signals: &mut Signals, places: std::ops::Range<u64>) {
+        for place in places {
+            signals.observe("west", measured(place), false, at(place));
+        }
+    }
+
+    /// What the history holds of `0..end`.
+    fn replay(end: u64) -> Replay {
+        let first = crate::history::replay::number(at(0), 10_000);
+        let steps = |half: f64| (0..end).map(|place| (first + place, value(place) / half)).collect();
+        Replay {
+            newest: first + end - 1,
+            at: at(end - 1),
+            requests: steps(1.0),
+            probes: vec![("west".into(), steps(2.0))],
+            usual: (0..end).map(value).collect(),
+        }
+    }
+
+    fn forecasts(signals: &Signals) -> (predictor::Outlook, [(usize, predictor::Quality); 4]) {
+        (signals.requests().forecast(40), signals.requests().quality())
+    }
+
+    #[test]
+    fn a_replayed_forecaster_goes_on_as_if_it_had_never_stopped() {
+        let mut never_stopped = Signals::new(1, STEP, None);
+        observe(&mut never_stopped, 0..300);
+        let mut restarted = Signals::new(2, STEP, None);
+        let warmer = restarted.warmer();
+        // Five steps come while the history is read.
+        observe(&mut restarted, 200..205);
+        assert!(restarted.requests().forecast(1).forecast().is_none());
+        restarted.adopt(warmer.feed("west", &replay(200)));
+        assert!(restarted.requests().forecast(1).forecast().is_some());
+        observe(&mut restarted, 205..300);
+        assert_eq!(forecasts(&restarted), forecasts(&never_stopped));
+        assert_eq!(restarted.replayed(), 200);
+    }
+
+    #[test]
+    fn downtime_is_a_gap() {
+        let mut signals = Signals::new(1, STEP, None);
+        let warmer = signals.warmer();
+        signals.adopt(warmer.feed("west", &replay(200)));
+        signals.observe("west", Measured::default(), false, at(230));
+        assert!(signals.requests().forecast(1).forecast().is_some());
+        let mut signals = Signals::new(1, STEP, None);
+        let warmer = signals.warmer();
+        signals.adopt(warmer.feed("west", &replay(200)));
+        signals.observe("west", Measured::default(), false, at(300));
+        let predictor::Outlook::Abstained(abstained) = signals.requests().forecast(1) else {
+            panic!("answered")
+        };
+        assert_eq!(abstained.reason, Reason::Stale, "{abstained}");
+    }
+
+    #[test]
+    fn a_move_while_the_history_is_read_begins_a_new_series() {
+        let mut signals = Signals::new(1, STEP, None);
+        let warmer = signals.warmer();
+        signals.observe("east", measured(200), false, at(200));
+        signals.adopt(warmer.feed("west", &replay(200)));
+        assert_eq!((signals.served_by(), signals.replayed()), ("east", 0));
+        assert!(signals.requests().forecast(1).forecast().is_none());
+    }
+
+    #[test]
+    fn nothing_kept_and_nothing_readable_start_cold() {
+        for readable in [true, false] {
+            let mut signals = Signals::new(1, STEP, None);
+            let warmer = signals.warmer();
+            observe(&mut signals, 0..20);
+            if readable {
+                signals.adopt(warmer.feed("west", &Replay::default()));
+            } else {
+                signals.start_cold();
+            }
+            let mut cold = Signals::new(1, STEP, None);
+            observe(&mut cold, 0..20);
+            assert_eq!(forecasts(&signals), forecasts(&cold));
+        }
+    }
+
+    #[test]
+    fn what_was_learned_before_is_not_learned_again() {
+        let settings = Settings { examples_every: 1, ..Settings::default() };
+        let warmer = Warmer { settings, step: STEP };
+        let mut warm = warmer.feed("west", &replay(300));
+        assert!(warm.requests.take_examples().is_empty());
+        let mut fresh = Ensemble::new(warmer.settings.clone());
+        for place in 0..300 {
+            fresh.observe(place, Some(value(place)));
+        }
+        assert!(fresh.take_examples().len() > 200, "there were examples to throw away");
+    }
+}
