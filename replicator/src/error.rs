@@ -47,6 +47,16 @@ pub enum Error {
         /// Key and what was found.
         what: String,
     },
+    /// The source is not the one that the target's checkpoint belongs to: nothing was taken from it.
+    #[error(
+        "the source of {stream} is not the one that the shadow was seeded from: {what}; re-seed the shadow"
+    )]
+    AnotherSource {
+        /// The stream's slot.
+        stream: String,
+        /// What differs.
+        what: String,
+    },
     /// The generation or checkpoint in the database is not the one expected: another writer took over.
     #[error("fenced off: {0}")]
     Fenced(String),
@@ -117,6 +127,8 @@ pub enum Cause {
     Link,
     /// See [`Error::Conflict`].
     Conflict,
+    /// See [`Error::AnotherSource`].
+    AnotherSource,
     /// See [`Error::Fenced`].
     Fenced,
     /// See [`Error::Unready`].
@@ -138,7 +150,7 @@ pub struct Policy {
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Network,
         Self::Disk,
         Self::Shutdown,
@@ -163,6 +175,7 @@ impl Cause {
         Self::Protocol,
         Self::Link,
         Self::Conflict,
+        Self::AnotherSource,
         Self::Fenced,
         Self::Unready,
         Self::Other,
@@ -240,6 +253,11 @@ impl Cause {
             Self::Conflict => {
                 (Operator, "conflict", "find who else writes the target; mend the row, or seed anew")
             }
+            Self::AnotherSource => (
+                Operator,
+                "another_source",
+                "correct the configuration if it names the wrong database; otherwise `godwit reseed RESOURCE`",
+            ),
             Self::Fenced => (Never, "fenced", "nothing: another node has taken over"),
             Self::Unready => (Operator, "unready", "do what the message says"),
             Self::Other => (Operator, "other", "read the server's message and log"),
@@ -261,6 +279,7 @@ impl Error {
             Self::Link(_) => Cause::Link,
             Self::Protocol(_) => Cause::Protocol,
             Self::Conflict { .. } => Cause::Conflict,
+            Self::AnotherSource { .. } => Cause::AnotherSource,
             Self::Unready(_) => Cause::Unready,
             Self::Fenced(_) => Cause::Fenced,
         }

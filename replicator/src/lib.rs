@@ -17,6 +17,7 @@ mod clock;
 pub mod copy;
 pub mod error;
 pub mod fence;
+pub mod identity;
 pub mod lanes;
 pub mod link;
 pub mod lsn;

@@ -91,7 +91,7 @@ impl Pair {
         replicator::fence::install(&to, "apply", 1).await?;
         slot::ensure_publication(&from, &spec().publication).await?;
         let at = slot::create_slot(&from, &spec().slot).await?;
-        seed_progress(&to, &spec().slot, at, 1).await?;
+        seed_progress(&to, &spec().slot, at, 1, None).await?;
         let stream =
             ReplicationStream::start(&source.config("apply"), &spec().slot, &spec().publication, at).await?;
         let mut target = PostgresTarget::new(to_cluster.config("apply"), spec())?;

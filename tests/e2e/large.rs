@@ -65,7 +65,7 @@ impl Pair {
         // Both sides are equal at the start: no copy is needed.
         slot::ensure_publication(&from, &spec().publication).await?;
         let start = slot::create_slot(&from, &spec().slot).await?;
-        replicator::apply::seed_progress(&to, &spec().slot, start, 1).await?;
+        replicator::apply::seed_progress(&to, &spec().slot, start, 1, None).await?;
         Ok(Self { source, target, from, to })
     }
 

@@ -10,6 +10,7 @@ mod events;
 mod fence;
 mod front;
 mod history;
+mod identity;
 mod kills;
 mod large;
 mod leader;

@@ -287,7 +287,7 @@ async fn journey(source: u32, target: u32) -> Result<()> {
     // And back: what comes from there is not sent on again.
     let seed = slot::create_slot(&pair.to, &spec(2).slot).await?;
     slot::ensure_publication(&pair.to, &spec(2).publication).await?;
-    replicator::apply::seed_progress(&pair.from, &spec(2).slot, seed, 2).await?;
+    replicator::apply::seed_progress(&pair.from, &spec(2).slot, seed, 2, None).await?;
     let back = LocalPeer::new(LocalEnd::Target { dsn: pair.source.config(DATABASE) }, Options::default());
     let reverse = Running::start(
         back,

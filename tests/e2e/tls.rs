@@ -312,7 +312,7 @@ async fn a_stream_flows_over_tls_at_both_ends() -> Result<()> {
     }
     ensure_publication(&from, &spec.publication).await?;
     let start = create_slot(&from, &spec.slot).await?;
-    replicator::apply::seed_progress(&to, &spec.slot, start, 1).await?;
+    replicator::apply::seed_progress(&to, &spec.slot, start, 1, None).await?;
 
     let source = server.dsn("scram", TlsMode::VerifyFull, Some(&server.ca_file));
     let mut target = source.clone();

@@ -1,10 +1,11 @@
 //! Throw-away PostgreSQL clusters; stopped and removed when dropped.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use godwit::drivers::process::cluster::Cluster;
 pub use godwit::drivers::process::cluster::installed as bin_directory;
+use godwit::drivers::process::cluster::{Cluster, DropTo};
 use replicator::postgres::Dsn;
 
 /// A running cluster in a temporary directory.
@@ -46,6 +47,44 @@ impl TestCluster {
         Ok(this)
     }
 
+    /// A restored copy of this cluster, promoted: the same data and system identifier, a new timeline, none of the slots.
+    pub fn restored(&self) -> Result<Self> {
+        let this = self.sibling()?;
+        let data = this.cluster.data.display().to_string();
+        let (host, port) = (self.cluster.host.as_str(), self.cluster.port.to_string());
+        let from = ["-h", host, "-p", &port, "-U", "postgres"];
+        run(
+            &self.cluster,
+            "pg_basebackup",
+            &[&from[..], &["-D", &data, "-X", "stream", "-c", "fast"]].concat(),
+        )?;
+        std::fs::write(this.cluster.data.join("standby.signal"), "")?;
+        this.cluster.start()?;
+        run(&self.cluster, "pg_ctl", &["-D", &data, "-w", "promote"])?;
+        Ok(this)
+    }
+
+    /// A copy of this cluster's files, slots included, as a snapshot of the disk would be. This one must be stopped.
+    pub fn snapshot(&self) -> Result<Self> {
+        let this = self.sibling()?;
+        let files = |cluster: &Cluster| cluster.data.display().to_string();
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(files(&self.cluster)).arg(files(&this.cluster));
+        anyhow::ensure!(copy.status()?.success(), "{copy:?} failed");
+        Ok(this)
+    }
+
+    fn sibling(&self) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("godwit-test-").tempdir()?.keep();
+        std::fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        if let Some(user) = DropTo::find()? {
+            user.own(&directory)?;
+        }
+        let (bin, host) = (self.cluster.bin.clone(), self.cluster.host.clone());
+        let cluster = Cluster { bin, data: directory.join("data"), host, port: free_port()? };
+        Ok(Self { cluster, directory })
+    }
+
     /// Where the cluster lives.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -81,6 +120,18 @@ impl TestCluster {
         client.batch_execute(sql).await?;
         Ok(client)
     }
+}
+
+/// Runs one of PostgreSQL's programs as the user of the database.
+pub fn run(cluster: &Cluster, program: &str, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(cluster.bin.join(program));
+    command.args(arguments).current_dir("/");
+    if let Some(user) = DropTo::find()? {
+        user.apply(&mut command);
+    }
+    let output = command.output()?;
+    anyhow::ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 impl Drop for TestCluster {

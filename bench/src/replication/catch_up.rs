@@ -166,7 +166,7 @@ async fn own(source: &Server, target: &Server, round: &Round, goal: Lsn) -> Resu
     let to = target.connect(&round.own).await?;
     replicator::fence::install(&to, "bench", 1).await?;
     let spec = round.spec();
-    replicator::apply::seed_progress(&to, &spec.slot, round.from, 1).await?;
+    replicator::apply::seed_progress(&to, &spec.slot, round.from, 1, None).await?;
     let peer =
         LocalPeer::new(LocalEnd::Target { dsn: target.config(&round.own).into() }, LinkOptions::default());
     let end = LocalEnd::Source {

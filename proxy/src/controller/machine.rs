@@ -9,6 +9,7 @@ use migration::cutover::{Effect, Event, Limits, Outcome, Phase, Refused, Run, St
 use migration::decide::decide;
 use migration::report::{DecisionReport, Verdict};
 use migration::units::{Timestamp, Zone};
+use replicator::status::{Phase as StreamPhase, StreamStatus};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
@@ -557,6 +558,9 @@ impl Machine {
         problems.extend(self.failures.iter().map(|(effect, (times, why))| {
             format!("{effect} failed {times} times: {why}; the service stays in {}", self.state.primary)
         }));
+        if let Some((_, target, StreamStatus { phase: StreamPhase::Failed { error, .. }, .. })) = &stream {
+            problems.push(format!("the stream to {target} stands still: {error}"));
+        }
         problems.extend(mode.problems.iter().map(|what| format!("replication mode: {what}")));
         if mode.effective != mode.wanted && stream.is_some() {
             problems.push(format!(

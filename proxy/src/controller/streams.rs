@@ -9,7 +9,7 @@ use migration::policy::{Policy, ReplicationMode};
 use migration::units::{Generation, Zone};
 use replicator::postgres::slot::{self, Lane};
 use replicator::status::{Phase, StreamStatus};
-use replicator::{Lsn, fence, lanes, synchronous};
+use replicator::{Lsn, fence, identity, lanes, synchronous};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -172,20 +172,27 @@ impl Streams {
                 return Err(format!("not ready: {}", blockers.join("; ")));
             }
         }
-        fence::install(&from, &self.resource, generation.0).await.map_err(chain)?;
+        let name = slot::slot_name(&self.resource, generation.0);
         fence::install(&to, &self.resource, generation.0).await.map_err(chain)?;
+        let found = identity::of(&from).await.map_err(chain)?;
+        let known = identity::of_checkpoint(&to, &name).await.map_err(chain)?;
+        if let (Some(known), Some(found)) = (known, found) {
+            known.expect(found, &name).map_err(chain)?;
+        }
+        fence::install(&from, &self.resource, generation.0).await.map_err(chain)?;
         // An applier's commits must not wait for the stream that goes the other way.
         for slot in synchronous::left_over(&to, &self.resource, None).await.map_err(chain)? {
             synchronous::leave(&to, &slot).await.map_err(chain)?;
         }
-        let name = slot::slot_name(&self.resource, generation.0);
         // The publication is made with the slot, and only then: a new one beside an old slot would hide that changes are missing.
         if generation.0 > 1 {
             let info = slot::slot_info(&from, &name).await.map_err(chain)?;
             let start = info.and_then(|info| info.confirmed_flush).ok_or_else(|| {
                 format!("slot {name} is gone from {source}: the shadow in {target} must be made anew")
             })?;
-            return replicator::apply::seed_progress(&to, &name, start, generation.0).await.map_err(chain);
+            return replicator::apply::seed_progress(&to, &name, start, generation.0, found)
+                .await
+                .map_err(chain);
         }
         if copied(&to, &name).await? {
             return Ok(());
@@ -227,7 +234,8 @@ impl Streams {
             }
             (Some(info), _) => info.confirmed_flush.ok_or_else(|| format!("slot {name} has no position"))?,
         };
-        replicator::apply::seed_progress(&to, &name, start, generation.0).await.map_err(chain)?;
+        let source_id = identity::of(&from).await.map_err(chain)?;
+        replicator::apply::seed_progress(&to, &name, start, generation.0, source_id).await.map_err(chain)?;
         self.start(generation, Lane::Critical, source, target);
         Ok(())
     }

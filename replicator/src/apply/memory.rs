@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::Target;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
+use crate::identity::SourceId;
 use crate::lsn::Lsn;
 use crate::wire::{CopyStart, CopyTable, Resume};
 
@@ -22,6 +23,8 @@ pub struct Store {
     pub copied: bool,
     /// Newest end marker.
     pub marker: Option<u64>,
+    /// Where the checkpoint is a position.
+    pub source: Option<SourceId>,
     /// Rows copied, as text.
     pub rows: Vec<u8>,
     /// The next so many calls of `apply` do their work and then fail.
@@ -86,11 +89,23 @@ impl Target for MemoryTarget {
         store.session += 1;
         let session = store.session;
         let (applied, copied, marker) = (store.checkpoint, store.copied, store.marker);
-        let resume = Resume { applied, copied, marker, ..Resume::default() };
+        let source = store.source;
+        let resume = Resume { applied, copied, marker, source, ..Resume::default() };
         drop(store);
         (self.session, self.expected) = (session, resume.applied);
         self.large = None;
         Ok(resume)
+    }
+
+    async fn source(&mut self, id: SourceId) -> Result<(), Error> {
+        let mut store = self.mine()?;
+        if store.copied
+            && let Some(known) = store.source
+        {
+            known.expect(id, "memory")?;
+        }
+        store.source = Some(id);
+        Ok(())
     }
 
     async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error> {

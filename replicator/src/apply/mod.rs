@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
+use crate::identity::SourceId;
 use crate::lsn::Lsn;
 use crate::wire::{CopyStart, CopyTable, KeptTable, Resume};
 
@@ -32,6 +33,10 @@ pub const GROUP_TIME: std::time::Duration = std::time::Duration::from_millis(200
 pub trait Target: Send {
     /// Takes the stream over from any earlier session, and tells where it stands.
     async fn resume(&mut self) -> Result<Resume, Error>;
+
+    /// Everything after this comes from cluster `id`: refuses ([`Error::AnotherSource`]) when the checkpoint belongs to another
+    /// one, remembers it with the checkpoint when it belongs to none yet.
+    async fn source(&mut self, id: SourceId) -> Result<(), Error>;
 
     /// Applies whole transactions, in order, and moves the checkpoint to the last one's end, in one step.
     async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error>;

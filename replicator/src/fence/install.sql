@@ -26,8 +26,18 @@ CREATE TABLE IF NOT EXISTS godwit.progress (
   marker_generation bigint,
   copied boolean NOT NULL DEFAULT false,
   generation bigint NOT NULL,
-  updated_at timestamptz NOT NULL DEFAULT now()
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  source_system bigint,
+  source_timeline bigint
 );
+
+-- The cluster whose WAL applied_lsn is a position in. NULL: not known yet. Altered only where it must be: the lock waits for the
+-- applier.
+DO $$ BEGIN
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'godwit.progress'::regclass AND attname = 'source_system') THEN
+    ALTER TABLE godwit.progress ADD COLUMN source_system bigint, ADD COLUMN source_timeline bigint;
+  END IF;
+END $$;
 
 -- A copy that has begun and not ended: which try it is, and the schema that it loaded.
 CREATE TABLE IF NOT EXISTS godwit.copying (

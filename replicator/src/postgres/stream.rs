@@ -11,6 +11,7 @@ use tokio::time::{Sleep, sleep};
 use super::connection::{Connection, server_error, within};
 use super::{CONNECT_TIMEOUT, Dsn, quote_ident, quote_literal};
 use crate::error::Error;
+use crate::identity::{self, SourceId};
 use crate::lsn::Lsn;
 use crate::pgoutput::reader::Reader;
 use crate::pgoutput::{Decoder, Event};
@@ -71,8 +72,24 @@ impl ReplicationStream {
     ///
     /// A slot that another session still holds is SQLSTATE 55006, which passes.
     pub async fn start(dsn: &Dsn, slot: &str, publication: &str, from: Lsn) -> Result<Self, Error> {
+        Self::start_at(dsn, slot, publication, from, None).await
+    }
+
+    /// The same, from this cluster only: the server that streams is asked who it is.
+    pub async fn start_at(
+        dsn: &Dsn,
+        slot: &str,
+        publication: &str,
+        from: Lsn,
+        source: Option<SourceId>,
+    ) -> Result<Self, Error> {
         let context = format!("start streaming from slot {slot}");
         let mut connection = Connection::open(dsn, slot).await?;
+        if source.is_some() {
+            within(CONNECT_TIMEOUT, &context, identity::ask(&mut connection))
+                .await?
+                .check(source, from, slot)?;
+        }
         let sql = format!(
             "START_REPLICATION SLOT {} LOGICAL {from} \
              (proto_version '2', streaming 'on', publication_names {}, messages 'true', binary 'false')",

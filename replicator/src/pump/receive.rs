@@ -249,6 +249,7 @@ impl Applier {
             // Whatever is there already, up to the bounds.
             while let Some(work) = next.take() {
                 match work {
+                    Work::Source(id) => self.target.source(id).await?,
                     Work::Copy(frame) => {
                         let held = frame.payload_len() as u64;
                         self.copy(frame).await?;

@@ -18,6 +18,7 @@ use super::transport::{Joined, closed, write};
 use super::{OPENING, TICK, copying};
 use crate::copy::{CopyOptions, Lease};
 use crate::error::Error;
+use crate::identity::{SourceId, identify};
 use crate::link::LinkRecv;
 use crate::lsn::Lsn;
 use crate::postgres::stream::{Feedback, ReplicationStream, StreamEvent};
@@ -140,13 +141,19 @@ impl Pump<'_> {
         resume: Resume,
         kept: &[KeptTable],
     ) -> Result<(), Error> {
+        let found = identify(source.dsn, &spec.slot).await?;
+        if resume.copied {
+            // Before anything is asked of its slots: another cluster's may have the same names.
+            found.check(resume.source, resume.applied, &spec.slot)?;
+        }
+        self.machine.handle_identity(found.id, crate::clock::now());
         let from = if resume.copied {
             examine(source.dsn, spec, resume).await?;
             resume.applied
         } else {
             self.copy(source, spec, kept).await?
         };
-        self.stream(source, spec, from).await
+        self.stream(source, spec, from, found.id).await
     }
 
     async fn copy(
@@ -196,11 +203,17 @@ impl Pump<'_> {
         }
     }
 
-    async fn stream(&mut self, source: &Source<'_>, spec: &StreamSpec, from: Lsn) -> Result<(), Error> {
+    async fn stream(
+        &mut self,
+        source: &Source<'_>,
+        spec: &StreamSpec,
+        from: Lsn,
+        id: SourceId,
+    ) -> Result<(), Error> {
         let stream = {
             // Starting may wait for an older walsender; heartbeats go on.
             let mut starting =
-                pin!(ReplicationStream::start(source.dsn, &spec.slot, &spec.publication, from));
+                pin!(ReplicationStream::start_at(source.dsn, &spec.slot, &spec.publication, from, Some(id)));
             let mut tick = ticker(TICK);
             loop {
                 tokio::select! {

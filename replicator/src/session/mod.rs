@@ -3,6 +3,7 @@
 //! ```text
 //! opener → Hello            acceptor → Welcome | Refuse
 //! receiver → Resume, Kept*, Credit
+//! sender → Source
 //! sender → [CopyBegin (CopySchema | CopyTable CopyRows* CopyTableEnd)* CopyEnd]   receiver → Copied
 //! sender → (Transaction | LargeBegin LargePiece* LargeEnd | Position)*           receiver → (Progress | Credit)*
 //! both → Heartbeat, at least each second; either → Failed

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::{Framing, WINDOW};
 use crate::change::{LargeHeader, Transaction};
 use crate::error::Error;
+use crate::identity::SourceId;
 use crate::lsn::Lsn;
 use crate::status::StreamStatus;
 use crate::wire::transaction::{Decoder, MAX_TRANSACTION};
@@ -16,6 +17,8 @@ use crate::wire::{Frame, KeptTable, Progress, Resume, Version};
 /// What the target must do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Work {
+    /// Everything after this comes from this cluster.
+    Source(SourceId),
     /// A frame of the initial copy, and the credit that it holds.
     Copy(Frame),
     /// Apply it; `bytes` is the credit that it holds until then.
@@ -131,6 +134,7 @@ impl Receiver {
             _ if self.large.is_some() => {
                 return Err(Error::Protocol(format!("frame kind {} inside a transaction", frame.kind())));
             }
+            Frame::Source(id) => self.work.push_back(Work::Source(id)),
             Frame::LargeBegin(header) => self.large_begin(header, now)?,
             Frame::Transaction { last, piece } => self.piece(last, &piece, now)?,
             Frame::Position { lsn } => {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::{Framing, is_own};
 use crate::change::{LargeHeader, PgTimestamp, Transaction};
 use crate::error::Error;
+use crate::identity::SourceId;
 use crate::lsn::Lsn;
 use crate::status::StreamStatus;
 use crate::wire::transaction::Encoder;
@@ -57,6 +58,13 @@ impl Sender {
             copied: resume.copied,
             awaited: Lsn::ZERO,
             awaited_next: None,
+        }
+    }
+
+    /// Which cluster everything comes from; before anything else. Nothing for a side that does not know the frame.
+    pub fn handle_identity(&mut self, id: SourceId, now: Instant) {
+        if self.framing.version() >= Version::V3 {
+            self.framing.push(&Frame::Source(id), now);
         }
     }
 

@@ -127,6 +127,7 @@ impl Simulation {
     fn apply(&mut self) {
         for work in std::mem::take(&mut self.pending) {
             match work {
+                Work::Source(_) => {}
                 Work::Transaction { transaction, bytes } => {
                     assert!(transaction.end_lsn > self.checkpoint, "applied twice");
                     self.applied.push(transaction.end_lsn);

@@ -106,7 +106,7 @@ impl TargetProcess {
                 Work::Copy(frame) => frame.payload_len() as u64,
                 Work::Transaction { bytes, .. } => *bytes,
                 Work::LargePiece(piece) => piece.len() as u64,
-                Work::LargeBegin(_) | Work::LargeEnd | Work::Position(_) => 0,
+                Work::Source(_) | Work::LargeBegin(_) | Work::LargeEnd | Work::Position(_) => 0,
             };
             // An applier that has ended ends the process at its next step.
             let _ = work.send(next);

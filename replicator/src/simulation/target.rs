@@ -12,6 +12,7 @@ use crate::apply::Target;
 use crate::apply::memory::MemoryTarget;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
+use crate::identity::SourceId;
 use crate::lsn::Lsn;
 use crate::wire::{CopyStart, CopyTable, Resume};
 
@@ -73,6 +74,10 @@ impl Target for GatedTarget {
         let done = self.inner.resume().await;
         self.gate.pass("resume: reply lost").await?;
         done
+    }
+
+    async fn source(&mut self, id: SourceId) -> Result<(), Error> {
+        self.inner.source(id).await
     }
 
     async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error> {

@@ -14,9 +14,13 @@ use super::wan::{Fault, Way};
 use crate::apply::memory::{MemoryTarget, Store};
 use crate::change::Transaction;
 use crate::error::Error;
+use crate::identity::SourceId;
 use crate::lsn::Lsn;
 use crate::session::{Framing, OWN_ORIGIN_PREFIX, Sender};
 use crate::wire::{Agreed, Frame, PIECE, Version};
+
+/// The simulated cluster.
+const SOURCE: SourceId = SourceId { system: 7, timeline: 1 };
 
 /// Deliberate mistakes: each must be found, or the invariants prove nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -422,7 +426,8 @@ impl World {
         framing: Framing,
         resume: crate::wire::Resume,
     ) -> Result<(), String> {
-        let sender = Sender::new(framing, resume);
+        let mut sender = Sender::new(framing, resume);
+        sender.handle_identity(SOURCE, now());
         let process = if resume.copied {
             let Some(slot) = &self.slot else { return Err("copied, and no slot".into()) };
             if slot.confirmed > resume.applied {

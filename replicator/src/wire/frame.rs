@@ -6,6 +6,7 @@ use super::codec::{Reader, Writer};
 use super::{Agreed, PIECE, Speaks, Version};
 use crate::change::{LargeHeader, PgTimestamp};
 use crate::error::{Error, ErrorKind};
+use crate::identity::SourceId;
 use crate::lsn::Lsn;
 
 /// What one stream is: who, from where, to where.
@@ -62,6 +63,8 @@ pub struct Resume {
     pub settled: Lsn,
     /// So many [`Frame::Kept`] follow.
     pub kept: u32,
+    /// The cluster that `applied` is a position of; none: not known yet.
+    pub source: Option<SourceId>,
 }
 
 /// What a target holds of a table from a copy that broke.
@@ -82,10 +85,11 @@ pub struct KeptTable {
 }
 
 impl KeptTable {
-    /// Whether it can stay: the slot still has every change since, and the table is whole or its other parts come from
-    /// the same snapshot. Both sides of a stream decide by this.
+    /// Whether it can stay: the slot still has every change since, the source is not a restored one that is behind it, and the
+    /// table is whole or its other parts come from the same snapshot. Both sides of a stream decide by this.
     pub fn stays(&self, consistent_point: Lsn, snapshot: Lsn) -> bool {
-        self.position >= consistent_point && (self.parts.is_none() || self.position == snapshot)
+        let within = self.position >= consistent_point && self.position <= snapshot;
+        within && (self.parts.is_none() || self.position == snapshot)
     }
 }
 
@@ -160,6 +164,8 @@ pub enum Frame {
     },
     /// Where the target stands.
     Resume(Resume),
+    /// Which cluster everything that follows comes from; first frame of the sender, since version 3.
+    Source(SourceId),
     /// Alive; from the sender with the newest position of the source.
     Heartbeat {
         /// [`Lsn::ZERO`] when not known.
@@ -266,6 +272,7 @@ impl Frame {
             Self::CopyEnd => 15,
             Self::Copied => 16,
             Self::Failed { .. } => 17,
+            Self::Source(_) => 18,
             Self::LargeBegin(_) => 30,
             Self::LargePiece { .. } => 31,
             Self::LargeEnd => 32,
@@ -314,16 +321,21 @@ impl Frame {
             }
             Self::LargePiece { piece } => out.put_slice(piece),
             Self::Refuse { reason } => out.put_text(reason),
-            Self::Resume(Resume { applied, copied, marker, settled, kept }) => {
+            Self::Resume(Resume { applied, copied, marker, settled, kept, source }) => {
                 out.put_lsn(*applied);
                 out.put_bool(*copied);
                 out.put_optional_u64(*marker);
                 if version >= Version::V3 {
                     out.put_lsn(*settled);
                     out.put_u32(*kept);
+                    out.put_bool(source.is_some());
+                    if let Some(id) = source {
+                        write_source(*id, out);
+                    }
                 }
             }
             Self::Kept(table) => write_kept(table, out),
+            Self::Source(id) => write_source(*id, out),
             Self::Heartbeat { source: lsn } | Self::Position { lsn } => out.put_lsn(*lsn),
             Self::Transaction { last, piece } => {
                 out.put_bool(*last);
@@ -417,7 +429,13 @@ impl Frame {
                 marker: reader.optional_u64()?,
                 settled: if version >= Version::V3 { reader.lsn()? } else { Lsn::ZERO },
                 kept: if version >= Version::V3 { reader.u32()? } else { 0 },
+                source: if version >= Version::V3 && reader.bool()? {
+                    Some(read_source(reader)?)
+                } else {
+                    None
+                },
             }),
+            18 if version >= Version::V3 => Self::Source(read_source(reader)?),
             37 if version >= Version::V3 => Self::Kept(read_kept(reader)?),
             5 => Self::Heartbeat { source: reader.lsn()? },
             6 => Self::Transaction { last: reader.bool()?, piece: piece(reader)? },
@@ -522,6 +540,15 @@ fn read_start(version: Version, reader: &mut Reader) -> Result<CopyStart, Error>
         start.bytes_kept = reader.u64()?;
     }
     Ok(start)
+}
+
+fn write_source(id: SourceId, out: &mut BytesMut) {
+    out.put_u64(id.system);
+    out.put_u32(id.timeline);
+}
+
+fn read_source(reader: &mut Reader) -> Result<SourceId, Error> {
+    Ok(SourceId { system: reader.u64()?, timeline: reader.u32()? })
 }
 
 fn piece(reader: &mut Reader) -> Result<Bytes, Error> {

@@ -7,6 +7,7 @@ use crate::change::{
     Cell, Change, Column, LargeHeader, OldRow, PgTimestamp, Relation, ReplicaIdentity, Transaction,
 };
 use crate::error::ErrorKind;
+use crate::identity::SourceId;
 use crate::lsn::Lsn;
 
 fn spec() -> StreamSpec {
@@ -21,6 +22,8 @@ fn spec() -> StreamSpec {
         synchronous: false,
     }
 }
+
+const SOURCE: SourceId = SourceId { system: 7_712_259_040_289_284_019, timeline: 3 };
 
 fn every_frame() -> Vec<Frame> {
     let piece = Bytes::from_static(b"piece");
@@ -87,6 +90,8 @@ fn frames_of_version_3() -> Vec<Frame> {
     };
     vec![
         Frame::Resume(Resume { settled: Lsn(12), kept: 2, ..Resume::default() }),
+        Frame::Resume(Resume { applied: Lsn(9), copied: true, source: Some(SOURCE), ..Resume::default() }),
+        Frame::Source(SOURCE),
         Frame::Kept(kept(None)),
         Frame::Kept(kept(Some(vec![0, 3]))),
         Frame::CopyBegin(CopyStart {
@@ -162,6 +167,7 @@ fn a_table_stays_only_where_the_slot_has_what_came_since() {
     assert!(kept(100, None).stays(slot, snapshot), "of the slot's own snapshot");
     assert!(kept(200, None).stays(slot, snapshot), "of one in between");
     assert!(!kept(99, None).stays(slot, snapshot), "of a slot that is gone");
+    assert!(!kept(301, None).stays(slot, snapshot), "of a source that was ahead of this one");
     assert!(kept(300, Some(vec![1])).stays(slot, snapshot), "the snapshot is still there");
     assert!(!kept(200, Some(vec![1])).stays(slot, snapshot), "two snapshots in one table");
 }

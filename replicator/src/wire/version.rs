@@ -14,7 +14,7 @@ pub enum Version {
     V2,
     /// A copy that broke goes on: Resume says how many [`super::KeptTable`]s follow it and when the tables are at one point;
     /// CopyBegin names its own snapshot's position, how many sessions there are and what is there already; CopyTable says of
-    /// how many parts it is one.
+    /// how many parts it is one. Resume tells which cluster the checkpoint belongs to, and the sender begins with a frame that says which one it is.
     V3,
 }
 

@@ -33,6 +33,7 @@ use self::window::Window;
 use super::Target;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
+use crate::identity::SourceId;
 use crate::lsn::Lsn;
 use crate::postgres::{Dsn, connect, connection, quote_literal};
 use crate::wire::{CopyStart, CopyTable, KeptTable, Resume, StreamSpec};
@@ -45,16 +46,26 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Puts a stream's checkpoint in place where nothing is copied: the reverse stream of a cutover.
 ///
-/// Idempotent: a checkpoint that is further already stays.
-pub async fn seed_progress(client: &Client, stream: &str, lsn: Lsn, generation: u64) -> Result<(), Error> {
+/// Idempotent: a checkpoint that is further already stays, and so does one that waits for a copy. `source` is the cluster
+/// that `lsn` is a position of, where that is known.
+pub async fn seed_progress(
+    client: &Client,
+    stream: &str,
+    lsn: Lsn,
+    generation: u64,
+    source: Option<SourceId>,
+) -> Result<(), Error> {
     let generation = signed(generation)?;
+    let (system, timeline) = source.map(SourceId::stored).unzip();
     client
         .execute(
-            "INSERT INTO godwit.progress AS p (stream, applied_lsn, copied, generation) VALUES ($1, $2, true, $3) \
-             ON CONFLICT (stream) DO UPDATE SET applied_lsn = EXCLUDED.applied_lsn, copied = true, \
-               generation = EXCLUDED.generation, marker_generation = NULL, updated_at = now() \
-             WHERE p.applied_lsn < EXCLUDED.applied_lsn",
-            &[&stream, &PgLsn::from(lsn.0), &generation],
+            "INSERT INTO godwit.progress AS p \
+               (stream, applied_lsn, copied, generation, source_system, source_timeline) VALUES ($1, $2, true, $3, $4, $5) \
+             ON CONFLICT (stream) DO UPDATE SET applied_lsn = EXCLUDED.applied_lsn, \
+               generation = EXCLUDED.generation, marker_generation = NULL, updated_at = now(), \
+               source_system = EXCLUDED.source_system, source_timeline = EXCLUDED.source_timeline \
+             WHERE p.copied AND p.applied_lsn < EXCLUDED.applied_lsn",
+            &[&stream, &PgLsn::from(lsn.0), &generation, &system, &timeline],
         )
         .await
         .map_err(Error::database(format!("seed the checkpoint of {stream}")))?;
@@ -79,6 +90,9 @@ pub struct PostgresTarget {
     /// The number of the copy to go on with, where one broke.
     attempt: Option<i64>,
     window: Window,
+    /// What the checkpoint says, and what the sender says.
+    known: Option<SourceId>,
+    source: Option<SourceId>,
 }
 
 impl PostgresTarget {
@@ -96,6 +110,8 @@ impl PostgresTarget {
             copying: None,
             attempt: None,
             window: Window::default(),
+            known: None,
+            source: None,
         })
     }
 
@@ -134,6 +150,25 @@ impl PostgresTarget {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Writes down where the checkpoint is a position, in the transaction that is open, if one is. Never over another one.
+    async fn remember(&self, id: SourceId, copied: bool) -> Result<(), Error> {
+        let client = &self.session.as_ref().ok_or_else(not_open)?.client;
+        let (system, timeline) = id.stored();
+        let sql = if copied {
+            "UPDATE godwit.progress SET source_system = $2, source_timeline = $3 \
+             WHERE stream = $1 AND generation = $4 AND source_system IS NULL"
+        } else {
+            "INSERT INTO godwit.progress (stream, source_system, source_timeline, generation, applied_lsn, copied) \
+             VALUES ($1, $2, $3, $4, '0/0', false) ON CONFLICT (stream) DO UPDATE SET \
+               source_system = EXCLUDED.source_system, source_timeline = EXCLUDED.source_timeline"
+        };
+        client
+            .execute(sql, &[&self.spec.slot, &system, &timeline, &self.generation])
+            .await
+            .map_err(Error::database("remember the source"))?;
+        Ok(())
     }
 
     fn step(&self, to: Lsn, marker: Option<i64>) -> Checkpoint {
@@ -207,12 +242,14 @@ impl Target for PostgresTarget {
         self.copying = None;
         self.attempt = None;
         self.window = Window::default();
+        (self.known, self.source) = (None, None);
         self.tables = Tables::default();
         let client = open(&self.dsn, &self.application()).await?;
         self.take_origin(&client).await?;
         let row = client
             .query_opt(
-                "SELECT applied_lsn, copied, generation, marker_generation FROM godwit.progress WHERE stream = $1",
+                "SELECT applied_lsn, copied, generation, marker_generation, source_system, source_timeline \
+                 FROM godwit.progress WHERE stream = $1",
                 &[&self.spec.slot],
             )
             .await
@@ -231,11 +268,14 @@ impl Target for PostgresTarget {
                     applied: Lsn(row.get::<_, PgLsn>(0).into()),
                     copied: row.get(1),
                     marker: row.get::<_, Option<i64>>(3).map(i64::unsigned_abs),
+                    source: SourceId::from_stored(row.get(4), row.get(5)),
                     ..Resume::default()
                 }
             }
         };
         self.expected = resume.applied;
+        // A copy that did not end may come from anywhere: it begins again.
+        self.known = resume.source.filter(|_| resume.copied);
         self.session = Some(Session::open(client).await?);
         if resume.copied {
             self.read_window().await?;
@@ -243,6 +283,16 @@ impl Target for PostgresTarget {
             resume.settled = self.window.settled();
         }
         Ok(resume)
+    }
+
+    async fn source(&mut self, id: SourceId) -> Result<(), Error> {
+        self.source = Some(id);
+        match self.known {
+            Some(known) => known.expect(id, &self.spec.slot),
+            // Nothing to write where a copy will begin: its checkpoint comes with it.
+            None if self.expected == Lsn::ZERO => Ok(()),
+            None => self.remember(id, true).await,
+        }
     }
 
     async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error> {
@@ -316,6 +366,9 @@ impl Target for PostgresTarget {
     }
 
     async fn end_copy(&mut self, consistent_point: Lsn) -> Result<Lsn, Error> {
+        if let Some(id) = self.source {
+            self.remember(id, false).await?;
+        }
         self.commit_copy(consistent_point).await
     }
 }
