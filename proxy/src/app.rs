@@ -25,6 +25,7 @@ use crate::controller::effects::Hands;
 use crate::controller::events::Events;
 use crate::controller::machine::{Machine, Memory};
 use crate::controller::measure::Measure;
+use crate::controller::slots::SlotWatch;
 use crate::controller::streams::Streams;
 use crate::controller::verification::Verifications;
 use crate::drivers::Provisioning;
@@ -286,6 +287,9 @@ fn start(
         let board = probe(&resource, stop, tasks);
         let measure = Measure::new(resource.clone(), shared.recorder.reader(), board);
         measure.watch(&drivers, &databases, stop);
+        let zones = resource.placements.values().filter(|placement| placement.postgres.is_some());
+        let zones = zones.map(|placement| placement.zone.clone()).collect();
+        let slots = SlotWatch::start(&resource.name, zones, &databases, resource.policy.step, stop);
         let (reports, answers) = tokio::sync::mpsc::unbounded_channel();
         let hands = Arc::new(Hands::new(
             resource.clone(),
@@ -304,6 +308,7 @@ fn start(
             hands,
             state,
             measure,
+            slots,
             verifications.clone(),
             answers,
             Memory {

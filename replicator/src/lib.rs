@@ -5,7 +5,8 @@
 //! (rows and checkpoint commit together) → acknowledgement → feedback to the source (the durable position, never the
 //! received one). Delivery is at least once; applying is exactly once by checkpoint.
 //!
-//! Around the stream: [`preflight`] (is this database ready), [`schema`] and [`copy`] (the start), [`fence`] and
+//! Around the stream: [`preflight`] (is this database ready), [`identity`] (is it the right one), [`schema`] and [`copy`] (the
+//! start), [`reseed`] (the start again), [`fence`] and
 //! [`sequences`] (the cutover), [`verify`] (are both sides equal), [`synchronous`] (commits
 //! that wait for the shadow), [`lanes`] (critical tables apart).
 //!
@@ -25,6 +26,7 @@ pub mod pgoutput;
 pub mod postgres;
 pub mod preflight;
 pub mod pump;
+pub mod reseed;
 pub mod schema;
 pub mod sequences;
 pub mod session;

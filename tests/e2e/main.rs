@@ -21,6 +21,7 @@ mod preflight;
 mod prometheus;
 mod refusals;
 mod services;
+mod slots;
 mod source;
 mod standby;
 mod stream;

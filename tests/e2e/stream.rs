@@ -74,7 +74,7 @@ pub(crate) fn spec(generation: u64) -> StreamSpec {
 }
 
 pub(crate) struct Pair {
-    source: TestCluster,
+    pub(crate) source: TestCluster,
     target: TestCluster,
     pub(crate) from: Client,
     pub(crate) to: Client,

@@ -50,6 +50,33 @@ impl ReplicationMode {
     }
 }
 
+/// What to do when a stream's slot was lost or given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reseed {
+    /// A person orders it.
+    Manual,
+    /// Seed the shadow anew.
+    Auto,
+}
+
+/// How much WAL the slots of a resource may keep on the primary's disk.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlotRules {
+    /// Above it the slot is dropped, and the shadow must be seeded anew.
+    pub budget: ByteCount,
+    /// Share of the budget at which somebody is told.
+    pub alarm: Ratio,
+    /// What follows a dropped slot.
+    pub reseed: Reseed,
+}
+
+impl SlotRules {
+    /// Bytes at which somebody is told.
+    pub fn alarm_at(&self) -> ByteCount {
+        ByteCount((self.budget.0 as f64 * self.alarm.get()) as u64)
+    }
+}
+
 /// Weights of the Migration Score's terms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weights {
@@ -60,6 +87,9 @@ pub struct Weights {
     /// Of the utilisation difference.
     pub utilization: f64,
 }
+
+/// A smaller budget would be used up by a slot that nobody is behind with.
+const SMALLEST_BUDGET: ByteCount = ByteCount(32 << 20);
 
 /// Raw parts of a [`Policy`]; every field is public so that a parser can fill it, [`Policy::new`] checks it.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,6 +142,8 @@ pub struct PolicyParts {
     pub copy_sessions: u32,
     /// Bytes per second that the copy may read from the primary; none: no bound.
     pub copy_rate: Option<ByteCount>,
+    /// What slots may keep of the WAL.
+    pub slot: SlotRules,
     /// How long the old primary soaks at full capacity before it is retired to a shadow.
     pub retire_after: Duration,
     /// Retire only after a clean verification.
@@ -145,6 +177,11 @@ impl Default for PolicyParts {
             fallback_back: Duration::from_secs(30),
             copy_sessions: 4,
             copy_rate: None,
+            slot: SlotRules {
+                budget: ByteCount(8 << 30),
+                alarm: Ratio::new(0.5).unwrap_or_default(),
+                reseed: Reseed::Manual,
+            },
             retire_after: Duration::from_secs(24 * 3600),
             require_verified: true,
         }
@@ -214,6 +251,12 @@ impl Policy {
             p.copy_rate.is_none_or(|rate| rate >= least),
             "must be at least 64KiB a second",
         );
+        rule(
+            "replication.slot.budget",
+            p.slot.budget >= SMALLEST_BUDGET,
+            "must be at least 32MiB: the server keeps WAL in segments of 16 MiB",
+        );
+        rule("replication.slot.alarm", p.slot.alarm.get() > 0.0, "must be above 0% and at most 100%");
         rule("shadow.capacity", p.shadow_capacity.get() > 0.0, "must be above 0% and at most 100%");
         let [distance, history, cost] =
             [p.zones.weights.distance, p.zones.weights.history, p.zones.weights.cost];

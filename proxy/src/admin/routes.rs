@@ -54,6 +54,7 @@ fn routes() -> Routes {
         .delete("/api/v1/resources/{id}/verification", Operate, stop_verification)
         .get("/api/v1/resources/{id}/zones", Read, choice)
         .get("/api/v1/resources/{id}/doctor", Read, examination)
+        .post("/api/v1/resources/{id}/reseed", Operate, reseed)
         .get("/api/v1/resources/{id}/migrations", Read, migrations)
         .post("/api/v1/resources/{id}/migrations", Operate, migrate)
         .get("/api/v1/resources/{id}/migrations/{mid}", Read, migration)
@@ -232,6 +233,20 @@ async fn migrate(
     let Some(mid) = plan.id.clone() else { return Ok(Json(plan).into_response()) };
     let location = format!("/api/v1/resources/{id}/migrations/{mid}");
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(plan)).into_response())
+}
+
+async fn reseed(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    caller: Caller,
+) -> Answer<StatusCode> {
+    let handle = find(&state, &id)?;
+    let by = caller.name;
+    handle
+        .ask(|reply| Command::Reseed { by, reply })
+        .await
+        .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping"))??;
+    Ok(StatusCode::ACCEPTED)
 }
 
 async fn abort(

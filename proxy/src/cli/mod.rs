@@ -117,6 +117,11 @@ enum Command {
         /// The resource.
         resource: String,
     },
+    /// Empty the shadow and seed it anew, where its stream can never go on.
+    Reseed {
+        /// The resource.
+        resource: String,
+    },
     /// Compare the shadow with its primary, row by row, while both are in use.
     Verify(verify::Arguments),
     /// List past migrations; or export what was measured.
@@ -200,6 +205,7 @@ pub fn main() -> ExitCode {
         }
         Command::Migrate { resource, to, wait, .. } => verbs::migrate(&client, &resource, &to, wait, output),
         Command::Abort { resource } => verbs::abort(&client, &resource),
+        Command::Reseed { resource } => verbs::reseed(&client, &resource),
         Command::Verify(arguments) => verify::run(&client, &arguments, output),
         Command::History(arguments) => history::run(&client, &arguments, output),
         Command::Demo(options) => run::run(&options),

@@ -159,3 +159,14 @@ pub(super) fn abort(client: &Client, resource: &str) -> Result<ExitCode> {
     println!("migration {id} is being undone: {} stays the primary", view.primary);
     Ok(ExitCode::SUCCESS)
 }
+
+pub(super) fn reseed(client: &Client, resource: &str) -> Result<ExitCode> {
+    let body = serde_json::json!({});
+    if let Err(error) = client.post(&format!("/api/v1/resources/{resource}/reseed"), &body) {
+        let Some(Refusal(problem)) = error.downcast_ref() else { return Err(error) };
+        eprintln!("godwit: refused: {}", problem.detail);
+        return Ok(ExitCode::from(REFUSED));
+    }
+    println!("the shadow of {resource} is being seeded anew; `godwit status {resource}` shows how far it is");
+    Ok(ExitCode::SUCCESS)
+}

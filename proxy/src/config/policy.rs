@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use migration::policy::{Mode, OnDrainTimeout, Policy, PolicyParts, ReplicationMode};
+use migration::policy::{Mode, OnDrainTimeout, Policy, PolicyParts, ReplicationMode, Reseed};
 
 use super::error::{Position, Report};
 use super::raw::{self, Value};
@@ -181,6 +181,14 @@ fn replication<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &m
         filled.take(&mut copy, "sessions", &mut parts.copy_sessions, |item| item.count(1, 32));
         filled.take(&mut copy, "rate", &mut parts.copy_rate, |item| item.bytes().map(Some));
         copy.finish();
+    }
+    if let Some(mut slot) = section.optional("slot").and_then(|item| item.section()) {
+        filled.take(&mut slot, "budget", &mut parts.slot.budget, Item::bytes);
+        filled.take(&mut slot, "alarm", &mut parts.slot.alarm, Item::ratio);
+        filled.take(&mut slot, "reseed", &mut parts.slot.reseed, |item| {
+            item.choice(&[("manual", Reseed::Manual), ("auto", Reseed::Auto)])
+        });
+        slot.finish();
     }
 }
 

@@ -360,6 +360,19 @@ shadow: { capacity: 0% }
 }
 
 #[test]
+fn slot_rules() {
+    let text = "replication: { slot: { budget: 64MiB, alarm: 80%, reseed: auto } }\n";
+    let config = load_all(BASE, &[("careful.yaml", text)]).expect("valid");
+    let policy = &config.resources["orders"].policy;
+    assert_eq!((policy.slot.budget.0, policy.slot.alarm_at().0), (64 << 20, 53_687_091));
+    assert_eq!(policy.slot.reseed, migration::policy::Reseed::Auto);
+    let wrong = "replication: { slot: { budget: 8, alarm: 0%, reseed: perhaps } }\n";
+    let small = "replication: { slot: { budget: 1MiB } }\n";
+    let refused = [wrong, small].map(|text| load_all(BASE, &[("careful.yaml", text)]).expect_err("refused"));
+    insta::assert_snapshot!(refused.join("\n"));
+}
+
+#[test]
 fn replication_modes() {
     let text = "replication: { mode: hybrid, critical: [public.payments, shop.Orders], fallback: { after: 3s, back: 1m, to: async } }\n";
     let config = load_all(BASE, &[("careful.yaml", text)]).expect("valid");

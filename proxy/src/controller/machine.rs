@@ -21,6 +21,7 @@ use super::events::MigrationEvent;
 use super::forecast::ForecastView;
 use super::measure::Measure;
 use super::signals::{Moves, Signals};
+use super::slots::{SlotGuard, SlotWatch};
 use super::verification::Verifications;
 use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView, StepView};
 use super::warm::Warm;
@@ -54,6 +55,7 @@ pub struct Machine {
     state: State,
     signals: Signals,
     measure: Measure,
+    slots: SlotGuard,
     verifications: Arc<Verifications>,
     reports: mpsc::UnboundedReceiver<Report>,
     commands: mpsc::Receiver<Command>,
@@ -76,10 +78,12 @@ pub struct Machine {
 
 impl Machine {
     /// A controller that starts from `state`, and the way to it.
+    #[allow(clippy::too_many_arguments)]
     pub fn new(
         hands: Arc<Hands>,
         state: State,
         measure: Measure,
+        slots: SlotWatch,
         verifications: Arc<Verifications>,
         reports: mpsc::UnboundedReceiver<Report>,
         memory: Memory,
@@ -100,6 +104,7 @@ impl Machine {
             state,
             signals,
             measure,
+            slots: SlotGuard::new(slots),
             verifications,
             reports,
             commands,
@@ -404,6 +409,10 @@ impl Machine {
                 let answer = self.migrate(to.as_deref(), &by, dry_run);
                 let _ = reply.send(answer);
             }
+            Command::Reseed { by, reply } => {
+                let _ = reply.send(self.slots.reseed(&self.hands, &self.state, &by));
+                self.publish();
+            }
             Command::Abort { id, by, reply } => {
                 let _ = reply.send(self.abort(&id, by));
             }
@@ -416,6 +425,7 @@ impl Machine {
         let next = step(&self.state, event.clone(), clock::now());
         let mut plan = self.plan(&to);
         if !dry_run {
+            self.slots.free()?;
             if let Err(refused) = next {
                 return Err(denied(&refused));
             }
@@ -508,6 +518,9 @@ impl Machine {
         self.signals.observe(&self.state.primary.0, measured, moving, now);
         self.decide();
         self.publish_forecast();
+        if let Some(event) = self.slots.step(&self.hands, &self.state, self.last_step) {
+            self.take(event);
+        }
         let Some((report, at)) = self.decision.clone() else { return };
         let gist = audited::gist(&report);
         if self.audited.as_ref() != Some(&gist) {
@@ -517,7 +530,9 @@ impl Machine {
         let zones = (&*self.state.primary.0, &*self.state.shadow.0);
         self.history.record_step(recording::step(&self.hands.resource, &self.signals, &report, zones, now));
         telemetry::decision(&self.state.resource, &report, &self.signals, &self.hands.resource.policy);
-        if let Verdict::Move { to } = &report.verdict {
+        if let Verdict::Move { to } = &report.verdict
+            && self.slots.free().is_ok()
+        {
             let (id, event) = self.request(to.clone(), Trigger::Score);
             tracing::info!(resource = %self.state.resource, %to, because = %report.because, "the score asks for a move");
             self.take(event);
@@ -561,6 +576,7 @@ impl Machine {
         if let Some((_, target, StreamStatus { phase: StreamPhase::Failed { error, .. }, .. })) = &stream {
             problems.push(format!("the stream to {target} stands still: {error}"));
         }
+        problems.extend(self.slots.problems(&self.hands, self.state.generation));
         problems.extend(mode.problems.iter().map(|what| format!("replication mode: {what}")));
         if mode.effective != mode.wanted && stream.is_some() {
             problems.push(format!(

@@ -21,7 +21,9 @@ pub mod measure;
 pub mod modes;
 mod preflight;
 mod recording;
+mod seeding;
 pub mod signals;
+pub mod slots;
 pub mod streams;
 pub mod verification;
 pub mod view;
@@ -48,6 +50,13 @@ pub enum Command {
         dry_run: bool,
         /// The answer.
         reply: oneshot::Sender<Result<Plan, Denied>>,
+    },
+    /// Empty the shadow and copy again.
+    Reseed {
+        /// Who asks.
+        by: String,
+        /// The answer: it has begun.
+        reply: oneshot::Sender<Result<(), Denied>>,
     },
     /// Undo the migration under way.
     Abort {

@@ -66,6 +66,10 @@ pub struct Streams {
     links: Arc<Links>,
     journal: Arc<Journal>,
     running: Mutex<BTreeMap<u64, Stream>>,
+    /// The generation whose stream was given up, and why.
+    given_up: Mutex<Option<(u64, String)>>,
+    /// Held while a stream is made ready or taken down.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Streams {
@@ -77,11 +81,38 @@ impl Streams {
         links: Arc<Links>,
         journal: Arc<Journal>,
     ) -> Self {
-        Self { resource: resource.to_owned(), policy, databases, links, journal, running: Mutex::default() }
+        Self {
+            resource: resource.to_owned(),
+            policy,
+            databases,
+            links,
+            journal,
+            running: Mutex::default(),
+            given_up: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
     }
 
     fn running(&self) -> MutexGuard<'_, BTreeMap<u64, Stream>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the stream of this generation was given up, if it was.
+    pub fn given_up(&self, generation: Generation) -> Option<String> {
+        let given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        given_up.as_ref().filter(|(of, _)| *of == generation.0).map(|(_, why)| why.clone())
+    }
+
+    pub(super) fn refuse(&self, generation: Generation, why: String) {
+        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = Some((generation.0, why));
+    }
+
+    pub(super) fn allow(&self) {
+        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     /// The resource's name.
@@ -114,9 +145,15 @@ impl Streams {
     ) -> Result<(), String> {
         // Nothing may wait for the old direction any more: its target is about to become what it waits for.
         self.end_keepers(|running| running != generation.0).await;
-        if !self.alive(generation, Lane::Main) {
-            self.bounded(self.prepare(generation, source, target)).await?;
-            self.start(generation, Lane::Main, source, target);
+        {
+            let _turn = self.turn().await;
+            if let Some(why) = self.given_up(generation) {
+                return Err(why);
+            }
+            if !self.alive(generation, Lane::Main) {
+                self.bounded(self.prepare(generation, source, target)).await?;
+                self.start(generation, Lane::Main, source, target);
+            }
         }
         // Before the main lane is near: commits may be waiting for this one.
         self.bounded(self.open_critical(generation, source, target)).await?;
@@ -150,7 +187,10 @@ impl Streams {
         }
     }
 
-    async fn bounded<T>(&self, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    pub(super) async fn bounded<T>(
+        &self,
+        work: impl Future<Output = Result<T, String>>,
+    ) -> Result<T, String> {
         match tokio::time::timeout(STATEMENTS, work).await {
             Ok(result) => result,
             Err(_) => {
@@ -185,7 +225,9 @@ impl Streams {
             synchronous::leave(&to, &slot).await.map_err(chain)?;
         }
         // The publication is made with the slot, and only then: a new one beside an old slot would hide that changes are missing.
-        if generation.0 > 1 {
+        let copied = copied(&to, &name).await?;
+        // "Not copied" says that the shadow waits for a new copy, whatever generation it is.
+        if generation.0 > 1 && copied != Some(false) {
             let info = slot::slot_info(&from, &name).await.map_err(chain)?;
             let start = info.and_then(|info| info.confirmed_flush).ok_or_else(|| {
                 format!("slot {name} is gone from {source}: the shadow in {target} must be made anew")
@@ -194,7 +236,7 @@ impl Streams {
                 .await
                 .map_err(chain);
         }
-        if copied(&to, &name).await? {
+        if copied == Some(true) {
             return Ok(());
         }
         // The copy is of everything, in one lane.
@@ -226,7 +268,9 @@ impl Streams {
                 ));
             }
             (None, _) if self.policy.replication != ReplicationMode::Hybrid => return Ok(()),
-            _ if !copied(&to, &slot::slot_name(&self.resource, generation.0)).await? => return Ok(()),
+            _ if copied(&to, &slot::slot_name(&self.resource, generation.0)).await? != Some(true) => {
+                return Ok(());
+            }
             (None, _) => {
                 // Holds nothing yet: the keeper hands the tables over.
                 lanes::open_publication(&from, &self.resource).await.map_err(chain)?;
@@ -467,9 +511,9 @@ fn together(one: StreamStatus, other: StreamStatus) -> StreamStatus {
     both
 }
 
-/// Whether the target holds a copy that the stream `name` goes on from.
-async fn copied(target: &Client, name: &str) -> Result<bool, String> {
+/// Whether the target holds a copy that the stream `name` goes on from; none: it knows nothing of the stream.
+pub(super) async fn copied(target: &Client, name: &str) -> Result<Option<bool>, String> {
     let row = target.query_opt("SELECT copied FROM godwit.progress WHERE stream = $1", &[&name]).await;
     let row = row.map_err(|error| format!("cannot read the checkpoint of {name}: {error}"))?;
-    Ok(row.is_some_and(|row| row.get(0)))
+    Ok(row.map(|row| row.get(0)))
 }

@@ -165,6 +165,12 @@ pub fn replication(resource: &str, status: &StreamStatus) {
     }
 }
 
+/// WAL that the slots of a resource keep in a zone.
+pub fn slot_retained(resource: &str, zone: &str, bytes: u64) {
+    gauge!(names::SLOT_RETAINED, names::RESOURCE => resource.to_owned(), names::ZONE => zone.to_owned())
+        .set(bytes as f64);
+}
+
 /// The replication mode in effect.
 pub fn replication_mode(resource: &str, effective: ReplicationMode) {
     for mode in [ReplicationMode::Async, ReplicationMode::Sync, ReplicationMode::Hybrid] {

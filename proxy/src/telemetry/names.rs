@@ -19,6 +19,8 @@ pub const LAG_BYTES: &str = "godwit_replication_lag_bytes";
 pub const LAG_SECONDS: &str = "godwit_replication_lag_seconds";
 /// Gauge: 1 for the replication mode in effect, 0 for the others. Labels: resource, mode.
 pub const REPLICATION_MODE: &str = "godwit_replication_mode";
+/// Gauge, bytes: WAL that the resource's slot keeps in a zone, the slot that keeps most. Labels: resource, zone.
+pub const SLOT_RETAINED: &str = "godwit_slot_retained_wal_bytes";
 /// Gauge, bytes: changes of transactions of the source that have not ended yet. Labels: resource, place (`memory`, `disk`).
 pub const OPEN_BYTES: &str = "godwit_replication_open_bytes";
 /// Counter: how often the stream to the shadow broke. Labels: resource, cause (see `replicator::error::Cause`).
@@ -123,6 +125,7 @@ pub fn describe() {
     describe_histogram!(GATE_CLOSED, seconds, "How long a gate was closed");
     describe_gauge!(LAG_BYTES, Unit::Bytes, "How far the shadow is behind");
     describe_gauge!(LAG_SECONDS, seconds, "Age of the oldest change not applied on the shadow");
+    describe_gauge!(SLOT_RETAINED, Unit::Bytes, "WAL that the resource's slots keep on a server's disk");
     describe_gauge!(REPLICATION_MODE, "1 for the replication mode in effect");
     describe_gauge!(
         OPEN_BYTES,

@@ -282,7 +282,7 @@ fn arguments(resource: &str, generation: u64) -> Result<String, Error> {
 }
 
 /// SQL's bigint is signed.
-fn sql_generation(generation: u64) -> Result<i64, Error> {
+pub(crate) fn sql_generation(generation: u64) -> Result<i64, Error> {
     i64::try_from(generation).map_err(|_| Error::Protocol(format!("generation {generation} is out of range")))
 }
 

@@ -204,30 +204,44 @@ pub async fn drop_slot(client: &Client, name: &str) -> Result<(), Error> {
 
 /// What the server says of a slot; `None` when there is no such slot. One round trip.
 pub async fn slot_info(client: &Client, name: &str) -> Result<Option<SlotInfo>, Error> {
+    let found = look(client, &format!("slot_name = {}", quote_literal(name))).await?;
+    Ok(found.into_iter().next())
+}
+
+/// The slots of `resource` in this database, of every generation and lane. One round trip.
+pub async fn slots_of(client: &Client, resource: &str) -> Result<Vec<SlotInfo>, Error> {
+    let mut found =
+        look(client, "slot_name ~ '^godwit_' AND database = pg_catalog.current_database()").await?;
+    found.retain(|slot| is_slot_of(&slot.name, resource));
+    Ok(found)
+}
+
+async fn look(client: &Client, condition: &str) -> Result<Vec<SlotInfo>, Error> {
     let sql = format!(
         "SELECT active, confirmed_flush_lsn, restart_lsn, coalesce(wal_status, 'reserved'), \
                 coalesce(greatest(pg_catalog.pg_wal_lsn_diff( \
                     CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-                         ELSE pg_catalog.pg_current_wal_lsn() END, restart_lsn), 0), 0)::bigint \
-         FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
-        quote_literal(name)
+                         ELSE pg_catalog.pg_current_wal_lsn() END, restart_lsn), 0), 0)::bigint, slot_name \
+         FROM pg_catalog.pg_replication_slots WHERE {condition} ORDER BY slot_name"
     );
-    let answer = client.simple_query(&sql).await.map_err(Error::database(format!("look at slot {name}")))?;
-    let row = answer.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    });
-    let Some(row) = row else { return Ok(None) };
-    let position = |at: usize| row.get(at).map(lsn).transpose();
-    let text = |at: usize| row.get(at).unwrap_or_default();
-    Ok(Some(SlotInfo {
-        name: name.to_owned(),
-        active: text(0) == "t",
-        confirmed_flush: position(1)?,
-        restart: position(2)?,
-        retained_bytes: text(4).parse().unwrap_or_default(),
-        wal_status: text(3).to_owned(),
-    }))
+    let answer = client.simple_query(&sql).await.map_err(Error::database("look at replication slots"))?;
+    let slot = |message: &SimpleQueryMessage| {
+        let SimpleQueryMessage::Row(row) = message else { return None };
+        let position = |at: usize| row.get(at).map(lsn).transpose();
+        let text = |at: usize| row.get(at).unwrap_or_default();
+        let info = || -> Result<SlotInfo, Error> {
+            Ok(SlotInfo {
+                name: text(5).to_owned(),
+                active: text(0) == "t",
+                confirmed_flush: position(1)?,
+                restart: position(2)?,
+                retained_bytes: text(4).parse().unwrap_or_default(),
+                wal_status: text(3).to_owned(),
+            })
+        };
+        Some(info())
+    };
+    answer.iter().filter_map(slot).collect()
 }
 
 fn lsn(text: &str) -> Result<Lsn, Error> {

@@ -1,0 +1,83 @@
+//! Giving a stream up, and starting it from a new copy.
+
+use std::sync::Arc;
+
+use migration::units::{Generation, Zone};
+use replicator::postgres::slot::{self, Lane};
+use replicator::reseed::{self, Reseed};
+use replicator::{identity, lanes};
+
+use super::databases::Purpose;
+use super::effects::chain;
+use super::streams::Streams;
+
+impl Streams {
+    /// Ends the stream and drops its slots. It does not run again under this generation until [`Self::reseed`].
+    pub async fn give_up(&self, generation: Generation, source: &Zone, why: String) -> Result<(), String> {
+        self.refuse(generation, why);
+        self.end(generation, source).await.map(drop)
+    }
+
+    /// Empties the shadow and starts the stream with a new copy; returns when it applies changes near the tip.
+    ///
+    /// Whatever breaks, the shadow is either as it was or waits for a copy.
+    pub async fn reseed(
+        self: &Arc<Self>,
+        generation: Generation,
+        source: &Zone,
+        target: &Zone,
+    ) -> Result<(), String> {
+        {
+            let _turn = self.turn().await;
+            self.end(generation, source).await?;
+            self.bounded(async {
+                let from = self.databases().get(&source.0, Purpose::Control).await.map_err(chain)?;
+                let to = self.databases().get(&target.0, Purpose::Control).await.map_err(chain)?;
+                lanes::publish(&from, self.resource(), &[]).await.map_err(chain)?;
+                let name = |lane: Lane| lane.slot_name(self.resource(), generation.0);
+                let what = Reseed {
+                    resource: self.resource(),
+                    stream: &name(Lane::Main),
+                    critical: &name(Lane::Critical),
+                    generation: generation.0,
+                };
+                reseed::empty(&from, &to, &what).await.map_err(chain)
+            })
+            .await?;
+            self.allow();
+        }
+        self.run(generation, source, target).await
+    }
+
+    /// Whether there is a copy whose stream can never go on, from the source that it belongs to.
+    pub(super) async fn cannot_go_on(
+        &self,
+        generation: Generation,
+        source: &Zone,
+        target: &Zone,
+    ) -> Result<bool, String> {
+        self.bounded(async {
+            let from = self.databases().get(&source.0, Purpose::Control).await.map_err(chain)?;
+            let to = self.databases().get(&target.0, Purpose::Control).await.map_err(chain)?;
+            let name = slot::slot_name(self.resource(), generation.0);
+            let gone = slot::slot_info(&from, &name).await.map_err(chain)?;
+            let gone = gone.is_none_or(|slot| slot.wal_status == "lost");
+            // Another source is not for Godwit to judge: the configuration may be wrong.
+            let found = identity::of(&from).await.map_err(chain)?;
+            let known = identity::of_checkpoint(&to, &name).await.map_err(chain)?;
+            Ok(gone
+                && known.is_none_or(|known| Some(known) == found)
+                && self.was_given_up_or_copied(generation, &to).await?)
+        })
+        .await
+    }
+
+    async fn was_given_up_or_copied(
+        &self,
+        generation: Generation,
+        target: &tokio_postgres::Client,
+    ) -> Result<bool, String> {
+        let name = slot::slot_name(self.resource(), generation.0);
+        Ok(self.given_up(generation).is_some() || super::streams::copied(target, &name).await? == Some(true))
+    }
+}

@@ -1,0 +1,362 @@
+//! What the slots of a resource keep of the primary's WAL, and what is done about it: an alarm, then the slot is dropped before
+//! the disk is full, then, if the policy says so, the shadow is seeded anew.
+//!
+//! [`judge`] and [`may`] decide; [`SlotGuard`] acts. Never drops a slot while a cutover could still need it: that is aborted
+//! first, and past its commit nothing is dropped until it soaks.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use migration::cutover::{Event, Phase, State};
+use migration::policy::{Policy, Reseed, SlotRules};
+use migration::units::{ByteCount, Generation};
+use replicator::postgres::slot::{self, SlotInfo};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::Denied;
+use super::databases::{Databases, Purpose};
+use super::effects::{Hands, chain};
+use crate::telemetry::metrics as telemetry;
+
+/// Pause before a seed that failed is tried again by itself.
+const AGAIN: Duration = Duration::from_secs(10);
+/// How long one look may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+type Seen = BTreeMap<String, Result<Vec<SlotInfo>, String>>;
+
+/// Looks at the slots of every zone's database, again and again.
+#[derive(Clone, Default)]
+pub struct SlotWatch(Arc<Mutex<Seen>>);
+
+impl SlotWatch {
+    /// Looks at each of `zones` once every `pace` until `stop`.
+    pub fn start(
+        resource: &str,
+        zones: Vec<String>,
+        databases: &Arc<Databases>,
+        pace: Duration,
+        stop: &CancellationToken,
+    ) -> Self {
+        let this = Self::default();
+        for zone in zones {
+            let (resource, databases, seen) = (resource.to_owned(), databases.clone(), this.0.clone());
+            tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+                loop {
+                    let found = look(&resource, &zone, &databases).await;
+                    if let Ok(slots) = &found {
+                        let most = slots.iter().map(|slot| slot.retained_bytes).max().unwrap_or_default();
+                        telemetry::slot_retained(&resource, &zone, most);
+                    }
+                    seen.lock().unwrap_or_else(PoisonError::into_inner).insert(zone.clone(), found);
+                    tokio::time::sleep(pace).await;
+                }
+            }));
+        }
+        this
+    }
+
+    fn of(&self, zone: &str) -> Option<Vec<SlotInfo>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(zone)?.clone().ok()
+    }
+}
+
+async fn look(resource: &str, zone: &str, databases: &Databases) -> Result<Vec<SlotInfo>, String> {
+    let look = async {
+        let client = databases.get(zone, Purpose::Examine).await.map_err(chain)?;
+        slot::slots_of(&client, resource).await.map_err(chain)
+    };
+    let found = tokio::time::timeout(PATIENCE, look).await;
+    if !matches!(found, Ok(Ok(_))) {
+        databases.forget(zone, Purpose::Examine).await;
+    }
+    found.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
+}
+
+/// How much a server's slots keep, against the policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Standing {
+    Fine,
+    /// Over the alarm's share.
+    Alarm(String),
+    /// Over the budget.
+    Over(String),
+    /// The server took its WAL away already.
+    Lost(String),
+}
+
+fn judge(slots: &[SlotInfo], rules: &SlotRules, zone: &str) -> Standing {
+    if let Some(lost) = slots.iter().find(|slot| slot.wal_status == "lost") {
+        return Standing::Lost(format!(
+            "slot {} on {zone} is lost: its WAL is over max_slot_wal_keep_size",
+            lost.name
+        ));
+    }
+    let Some(most) = slots.iter().max_by_key(|slot| slot.retained_bytes) else { return Standing::Fine };
+    let kept = ByteCount(most.retained_bytes);
+    let (name, budget) = (&most.name, rules.budget);
+    if kept > budget {
+        Standing::Over(format!("slot {name} keeps {kept} of WAL on {zone}, over its budget of {budget}"))
+    } else if kept >= rules.alarm_at() {
+        Standing::Alarm(format!(
+            "slot {name} keeps {kept} of WAL on {zone}, over {} of its budget of {budget}: unless the stream catches up, it \
+             will be dropped",
+            rules.alarm
+        ))
+    } else {
+        Standing::Fine
+    }
+}
+
+/// What may be done about a slot now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum May {
+    Drop,
+    /// Not before the cutover under way is undone.
+    Abort,
+    Wait,
+}
+
+fn may(state: &State) -> May {
+    match (&state.run, state.phase) {
+        (None, _) | (Some(_), Phase::Soaking) => May::Drop,
+        (Some(_), phase) if phase != Phase::Aborting && phase.may_abort() => May::Abort,
+        (Some(_), _) => May::Wait,
+    }
+}
+
+/// Drops slots that keep too much, and orders new seeds.
+pub(super) struct SlotGuard {
+    watch: SlotWatch,
+    alarm: Option<String>,
+    failed: Option<String>,
+    work: Option<(&'static str, oneshot::Receiver<Result<bool, String>>)>,
+    /// When the shadow was last seeded anew, and when that was last tried in vain.
+    seeded: Option<Instant>,
+    tried: Option<Instant>,
+}
+
+impl SlotGuard {
+    pub(super) fn new(watch: SlotWatch) -> Self {
+        Self { watch, alarm: None, failed: None, work: None, seeded: None, tried: None }
+    }
+
+    /// Looks at the primary's slots and does what has to be done. An event is for the machine: the run must be undone first.
+    pub(super) fn step(&mut self, hands: &Arc<Hands>, state: &State, now: Instant) -> Option<Event> {
+        self.settle(now);
+        let policy = &hands.resource.policy;
+        let slots = self.watch.of(&state.primary.0)?;
+        let standing = judge(&slots, &policy.slot, &state.primary.0);
+        let told = self.alarm.is_some();
+        self.alarm = match &standing {
+            Standing::Fine => None,
+            Standing::Alarm(why) | Standing::Over(why) | Standing::Lost(why) => Some(why.clone()),
+        };
+        if let Some(why) = self.alarm.as_ref().filter(|_| !told) {
+            tracing::warn!(resource = %state.resource, %why, "replication slot");
+        }
+        if self.work.is_some() {
+            return None;
+        }
+        let why = match standing {
+            Standing::Over(why) | Standing::Lost(why) => why,
+            Standing::Fine | Standing::Alarm(_) => {
+                let main = slot::slot_name(&state.resource, state.generation.0);
+                if slots.iter().all(|slot| slot.name != main) && self.due(policy, state, now) {
+                    self.begin(hands, state, Work::SeedIfDue);
+                }
+                return None;
+            }
+        };
+        match may(state) {
+            May::Wait => None,
+            May::Abort => Some(Event::AbortRequested { by: format!("the slot guard: {why}") }),
+            May::Drop => {
+                tracing::error!(resource = %state.resource, %why, "the slot is dropped: the shadow must be seeded anew");
+                self.begin(hands, state, Work::GiveUp(why));
+                None
+            }
+        }
+    }
+
+    fn due(&self, policy: &Policy, state: &State, now: Instant) -> bool {
+        policy.slot.reseed == Reseed::Auto
+            && may(state) == May::Drop
+            && state.phase != Phase::Idle
+            && self.seeded.is_none_or(|at| now.duration_since(at) >= policy.cooldown)
+            && self.tried.is_none_or(|at| now.duration_since(at) >= AGAIN)
+    }
+
+    /// An operator orders a new seed.
+    pub(super) fn reseed(&mut self, hands: &Arc<Hands>, state: &State, by: &str) -> Result<(), Denied> {
+        if let (Some(run), May::Abort | May::Wait) = (&state.run, may(state)) {
+            return Err(Denied::Running { id: run.id.clone(), phase: state.phase.name() });
+        }
+        if state.phase == Phase::Idle {
+            return Err(Denied::Conflict("the resource has no shadow".into()));
+        }
+        self.free()?;
+        tracing::warn!(resource = %state.resource, shadow = %state.shadow, by, "the shadow is seeded anew");
+        self.begin(hands, state, Work::Seed);
+        Ok(())
+    }
+
+    /// Nothing may move while the shadow is being emptied.
+    pub(super) fn free(&self) -> Result<(), Denied> {
+        match &self.work {
+            Some((what, _)) => Err(Denied::Conflict(format!("{what}: wait until that is done"))),
+            None => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, hands: &Arc<Hands>, state: &State, work: Work) {
+        let (done, answer) = oneshot::channel();
+        self.work = Some((work.name(), answer));
+        let (hands, state) = (hands.clone(), state.clone());
+        tokio::spawn(async move {
+            let outcome = work.perform(&hands, &state).await;
+            // The guard only goes away with the controller.
+            let _ = done.send(outcome);
+        });
+    }
+
+    fn settle(&mut self, now: Instant) {
+        let Some((what, answer)) = &mut self.work else { return };
+        match answer.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => return,
+            Ok(Ok(seeded)) => {
+                self.failed = None;
+                if seeded {
+                    self.seeded = Some(now);
+                }
+            }
+            Ok(Err(why)) => {
+                tracing::error!(%why, what, "failed");
+                self.failed = Some(format!("{what}: {why}"));
+                self.tried = Some(now);
+            }
+            Err(oneshot::error::TryRecvError::Closed) => self.failed = Some(format!("{what}: it broke off")),
+        }
+        self.work = None;
+    }
+
+    /// In words for an operator.
+    pub(super) fn problems(&self, hands: &Hands, generation: Generation) -> Vec<String> {
+        let given_up = hands.streams.given_up(generation);
+        let seeding = self.work.as_ref().map(|(what, _)| format!("{what} …"));
+        [self.alarm.clone(), given_up, self.failed.clone(), seeding].into_iter().flatten().collect()
+    }
+}
+
+/// What runs beside the controller.
+enum Work {
+    /// Drop the slots, with the reason.
+    GiveUp(String),
+    /// Seed the shadow anew.
+    Seed,
+    /// The same where the stream cannot go on, and the source is the right one.
+    SeedIfDue,
+}
+
+impl Work {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::GiveUp(_) => "the slot is being dropped",
+            Self::Seed | Self::SeedIfDue => "the shadow is being seeded anew",
+        }
+    }
+
+    /// True when the shadow was seeded.
+    async fn perform(&self, hands: &Hands, state: &State) -> Result<bool, String> {
+        let (streams, generation) = (&hands.streams, state.generation);
+        match self {
+            Self::GiveUp(why) => {
+                let (resource, shadow) = (&state.resource, &state.shadow);
+                let why = format!(
+                    "{why}; it was dropped: the shadow in {shadow} must be seeded anew (godwit reseed {resource})"
+                );
+                return streams.give_up(generation, &state.primary, why).await.map(|()| false);
+            }
+            Self::SeedIfDue if !streams.cannot_go_on(generation, &state.primary, &state.shadow).await? => {
+                return Ok(false);
+            }
+            Self::Seed | Self::SeedIfDue => {}
+        }
+        streams.reseed(generation, &state.primary, &state.shadow).await?;
+        hands.report(None, Event::StreamUp);
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use migration::units::{Ratio, Timestamp};
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn slot(name: &str, kept: u64, status: &str) -> SlotInfo {
+        SlotInfo {
+            name: name.into(),
+            active: false,
+            confirmed_flush: None,
+            restart: None,
+            retained_bytes: kept,
+            wal_status: status.into(),
+        }
+    }
+
+    #[test]
+    fn the_slot_that_keeps_most_decides() {
+        let rules = SlotRules {
+            budget: ByteCount(100 * MIB),
+            alarm: Ratio::new(0.5).expect("a share"),
+            reseed: Reseed::Manual,
+        };
+        let judged = |slots: &[SlotInfo]| judge(slots, &rules, "eu-west");
+        let main = |kept| slot("godwit_orders_g1", kept, "reserved");
+        assert_eq!(judged(&[]), Standing::Fine);
+        assert_eq!(judged(&[main(50 * MIB - 1)]), Standing::Fine);
+        assert!(matches!(judged(&[main(50 * MIB)]), Standing::Alarm(_)));
+        let critical = slot("godwit_orders_g1_critical", 101 * MIB, "extended");
+        let Standing::Over(why) = judged(&[main(MIB), critical]) else { panic!("over its budget") };
+        assert_eq!(
+            why,
+            "slot godwit_orders_g1_critical keeps 101MiB of WAL on eu-west, over its budget of 100MiB"
+        );
+        assert!(matches!(judged(&[main(MIB), slot("godwit_orders_g1", 0, "lost")]), Standing::Lost(_)));
+    }
+
+    #[test]
+    fn no_slot_is_dropped_under_a_cutover() {
+        use migration::cutover::{Limits, Trigger, step};
+        let now = Timestamp(1);
+        let state = State::first("orders", "a".into(), "b".into(), now);
+        assert_eq!(may(&state), May::Drop);
+        let policy = Policy::new(migration::policy::PolicyParts::default()).expect("defaults");
+        let (state, _) = step(&state, Event::ShadowEnabled, now).expect("shadow");
+        let (state, _) = step(&state, Event::StreamUp, now).expect("up");
+        let request = Event::MigrateRequested {
+            id: "m".into(),
+            to: "b".into(),
+            trigger: Trigger::Score,
+            limits: Limits::of(&policy),
+        };
+        let (mut state, _) = step(&state, request, now).expect("requested");
+        for (phase, allowed) in [
+            (Phase::Requested, May::Abort),
+            (Phase::Armed, May::Abort),
+            (Phase::Sequenced, May::Abort),
+            (Phase::Aborting, May::Wait),
+            (Phase::Committed, May::Wait),
+            (Phase::Watching, May::Wait),
+            (Phase::Soaking, May::Drop),
+        ] {
+            state.phase = phase;
+            assert_eq!(may(&state), allowed, "{phase:?}");
+        }
+    }
+}

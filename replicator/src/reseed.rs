@@ -1,0 +1,46 @@
+//! Empties a shadow so that it can be seeded anew: everything that a schema dump would bring goes, schema `godwit` stays.
+//!
+//! Only ever a database that says itself that it is a copy: fenced with a finished copy in it, or with a copy that did not
+//! end. The checkpoint stays as "not copied", in the same transaction: from then on nothing but a copy may fill it.
+
+use tokio_postgres::Client;
+
+use crate::error::Error;
+use crate::fence::{literal, refused, sql_generation};
+use crate::identity;
+
+/// What to empty.
+#[derive(Clone, Debug)]
+pub struct Reseed<'a> {
+    /// The resource.
+    pub resource: &'a str,
+    /// Its main stream's slot; the checkpoints are called so.
+    pub stream: &'a str,
+    /// The stream of its critical tables.
+    pub critical: &'a str,
+    /// The generation under which it will be seeded.
+    pub generation: u64,
+}
+
+/// Empties the database behind `target`, in one transaction.
+///
+/// # Errors
+/// [`Error::Unready`] when it does not say of itself that it is a shadow's copy, when it is `source`'s own database, or when a
+/// newer generation has been there; then nothing has changed. A table that stays locked is SQLSTATE 55P03.
+pub async fn empty(source: &Client, target: &Client, what: &Reseed<'_>) -> Result<(), Error> {
+    let place = async |client: &Client| -> Result<_, Error> {
+        let row = client.query_one("SELECT current_database()::text", &[]).await;
+        let name: String = row.map_err(Error::database("ask for the database's name"))?.get(0);
+        Ok((identity::of(client).await?, name))
+    };
+    let there = place(target).await?;
+    if there.0.is_some() && there == place(source).await? {
+        return Err(Error::Unready(format!("{} is the primary's own database: it is not emptied", there.1)));
+    }
+    let sql = include_str!("reseed.sql")
+        .replace("{{resource}}", &literal(what.resource))
+        .replace("{{stream}}", &literal(what.stream))
+        .replace("{{critical}}", &literal(what.critical))
+        .replace("{{generation}}", &sql_generation(what.generation)?.to_string());
+    target.batch_execute(&sql).await.map_err(refused("empty the shadow"))
+}

@@ -1,0 +1,62 @@
+-- Empties a shadow; see reseed.rs. Runs as one simple query, so as one transaction.
+-- SQLSTATE ZG001: an operator must change something. ZG002: fenced off by a newer generation.
+SET LOCAL client_min_messages = warning;
+SET LOCAL search_path = pg_catalog;
+SET LOCAL synchronous_commit = local;
+SET LOCAL lock_timeout = '10s';
+SELECT pg_advisory_xact_lock(7221037481926144001);
+
+DO $godwit$
+DECLARE
+  epoch_row godwit.epoch;
+  object record;
+  named record;
+BEGIN
+  SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = {{resource}} FOR UPDATE;
+  IF epoch_row.generation > {{generation}} THEN
+    RAISE EXCEPTION 'generation % is over: this database is at generation %', {{generation}}, epoch_row.generation
+      USING ERRCODE = 'ZG002';
+  END IF;
+  -- A primary is not fenced; a database that somebody else filled has no copy of ours.
+  IF NOT EXISTS (SELECT FROM godwit.copying WHERE stream = {{stream}})
+     AND NOT coalesce(epoch_row.fenced AND EXISTS (SELECT FROM godwit.progress WHERE stream = {{stream}} AND copied), false)
+     AND EXISTS (SELECT FROM godwit.user_tables()) THEN
+    RAISE EXCEPTION 'this database does not say that it is the shadow of %', {{resource}} USING
+      ERRCODE = 'ZG001', DETAIL = 'it is not fenced, or holds no copy; use an empty database, or drop its tables';
+  END IF;
+  FOR object IN
+    SELECT n.oid, n.nspname FROM pg_namespace n
+    WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit,public}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_namespace'::regclass AND d.objid = n.oid AND d.deptype = 'e')
+    ORDER BY n.nspname
+  LOOP
+    EXECUTE format('DROP SCHEMA %I CASCADE', object.nspname);
+  END LOOP;
+  -- Schema public itself belongs to the server's own; what is in it goes, tables first and sequences last: those of identity
+  -- columns go with their table. Extensions stay.
+  FOR object IN
+    SELECT o.classid, o.objid, coalesce(c.relkind IN ('r', 'p', 'f'), false) AS is_table, coalesce(c.relkind = 'S', false) AS is_sequence
+    FROM (
+      SELECT d.classid, d.objid FROM pg_depend d
+      WHERE d.refclassid = 'pg_namespace'::regclass AND d.refobjid = to_regnamespace('public') AND d.deptype = 'n'
+      UNION SELECT 'pg_foreign_server'::regclass, s.oid FROM pg_foreign_server s
+      UNION SELECT 'pg_event_trigger'::regclass, t.oid FROM pg_event_trigger t
+      UNION SELECT 'pg_cast'::regclass, c.oid FROM pg_cast c WHERE c.oid >= 16384
+    ) o LEFT JOIN pg_class c ON o.classid = 'pg_class'::regclass AND c.oid = o.objid
+    WHERE o.classid <> 'pg_extension'::regclass
+      AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = o.classid AND e.objid = o.objid AND e.deptype = 'e')
+    ORDER BY is_table DESC, is_sequence, o.classid, o.objid
+  LOOP
+    SELECT i.type, i.identity INTO named FROM pg_identify_object(object.classid, object.objid, 0) i;
+    -- Some went with another.
+    CONTINUE WHEN named.identity IS NULL;
+    EXECUTE format('DROP %s IF EXISTS %s CASCADE', named.type, named.identity);
+  END LOOP;
+  DELETE FROM godwit.copying WHERE stream = {{stream}};
+  DELETE FROM godwit.progress WHERE stream = {{critical}};
+  INSERT INTO godwit.progress AS p (stream, applied_lsn, copied, generation) VALUES ({{stream}}, '0/0', false, {{generation}})
+  ON CONFLICT (stream) DO UPDATE SET applied_lsn = '0/0', copied = false, generation = EXCLUDED.generation,
+    marker_generation = NULL, source_system = NULL, source_timeline = NULL, updated_at = now();
+  UPDATE godwit.epoch e SET generation = {{generation}}, fenced = false, marker_lsn = NULL, tables = NULL, updated_at = now()
+  WHERE e.resource = {{resource}};
+END $godwit$

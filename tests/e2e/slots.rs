@@ -1,0 +1,178 @@
+//! A slot that keeps too much WAL is dropped before it fills the primary's disk, and the shadow is seeded anew: by order, or by
+//! itself where the policy says so.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use godwit::demo::zone::{Playground, RESOURCE};
+use replicator::Lsn;
+use replicator::link::memory::Options;
+use replicator::postgres::slot;
+use replicator::pump::LocalPeer;
+use replicator::status::Phase;
+use serde_json::json;
+use tokio_postgres::Client;
+
+use crate::leader::{Leader, PATIENCE, connect, load, options};
+use crate::stream::{Pair, Running, spec};
+
+const RULES: &str = "replication: {mode: async, slot: {budget: 64MiB, alarm: 50%, reseed: manual}}";
+
+/// Writes so many MiB of WAL that concern nobody.
+async fn fill(client: &Client, mebibytes: u32) -> Result<()> {
+    for _ in 0..mebibytes {
+        client.execute("SELECT pg_logical_emit_message(false, 'filler', repeat('x', 1048576))", &[]).await?;
+    }
+    Ok(())
+}
+
+async fn metrics(playground: &Playground) -> Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut socket = tokio::net::TcpStream::connect(playground.admin).await?;
+    socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+    let mut text = String::new();
+    socket.read_to_string(&mut text).await?;
+    Ok(text)
+}
+
+async fn digest(client: &Client) -> Result<String> {
+    let sql = "SELECT count(*) || '/' || coalesce(sum(hashtextextended(o::text, 0)), 0)::text FROM orders o";
+    Ok(client.query_one(sql, &[]).await?.get(0))
+}
+
+async fn equal(leader: &mut Leader<'_>, zones: [&Client; 2]) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let (one, other) = (digest(zones[0]).await?, digest(zones[1]).await?);
+        if one == other {
+            return Ok(());
+        }
+        ensure!(tokio::time::Instant::now() < deadline, "{one} and {other}\n{}", leader.node.tail(30));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn says(view: &godwit::controller::view::ResourceView, what: &str) -> bool {
+    view.problems.iter().any(|problem| problem.contains(what))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_over_its_budget_is_dropped_and_the_shadow_seeded_anew() -> Result<()> {
+    let mut options = options(false)?;
+    options.policy = options.policy.replace("replication: {mode: async}", RULES);
+    let playground = Playground::start(&options).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let (primary, shadow) = (connect(near).await?, connect(far).await?);
+    // Something that a second copy would trip over, were it still there.
+    primary
+        .batch_execute(
+            "CREATE SCHEMA extra; CREATE TYPE extra.mood AS ENUM ('glad'); CREATE DOMAIN short AS text;
+             CREATE FUNCTION twice(short) RETURNS text LANGUAGE sql AS 'SELECT $1 || $1';
+             CREATE TABLE extra.moods (id int PRIMARY KEY, mood extra.mood, note short); CREATE STATISTICS st ON id, note FROM extra.moods",
+        )
+        .await?;
+
+    // The applier stands still: the shadow is out of reach.
+    far.path.cut();
+    far.path.reset_connections();
+    fill(&primary, 40).await?;
+    let view = leader.until("the alarm", |view| says(view, "over 50% of its budget of 64MiB")).await?;
+    ensure!(slot::slot_info(&primary, &slot::slot_name(RESOURCE, 1)).await?.is_some(), "{view:#?}");
+    let metrics = metrics(&playground).await?;
+    let line = metrics.lines().find(|line| {
+        line.starts_with("godwit_slot_retained_wal_bytes{")
+            && line.contains(&format!("zone=\"{}\"", near.name))
+    });
+    let kept: f64 =
+        line.and_then(|line| line.rsplit(' ').next()).and_then(|n| n.parse().ok()).unwrap_or_default();
+    ensure!((32e6..64e6 * 1.05).contains(&kept), "{line:?}");
+    let running = load(&playground, 30.0, "slots");
+    fill(&primary, 40).await?;
+    let order = format!("must be seeded anew (godwit reseed {RESOURCE})");
+    leader.until("the slot is given up", |view| says(view, &order)).await?;
+    ensure!(slot::slots_of(&primary, RESOURCE).await?.is_empty(), "the slot is still there");
+    ensure!(leader.migrate(&far.name).await.is_err(), "nothing to move to");
+
+    // It stays so, also when the shadow is back, until somebody orders it.
+    far.path.restore();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let view = leader.view().await?;
+    ensure!(says(&view, &order), "{view:#?}");
+    ensure!(slot::slots_of(&primary, RESOURCE).await?.is_empty(), "nobody ordered a new copy");
+    leader.client.send(&format!("/api/v1/resources/{RESOURCE}/reseed"), &json!({})).await?;
+    leader.ready().await?;
+    let outcome = running.stop().await;
+    ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
+    equal(&mut leader, [&primary, &shadow]).await?;
+    let fenced = shadow.execute("UPDATE orders SET id = id WHERE false", &[]).await;
+    ensure!(fenced.is_err(), "the shadow is not guarded");
+
+    // As good as the first: it takes over.
+    leader.migrate(&far.name).await?;
+    leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    leader.ready().await?;
+
+    // And where the policy says so, by itself; also in the second generation.
+    drop(leader);
+    let file = playground.directory.join("policies/playground.yaml");
+    std::fs::write(&file, std::fs::read_to_string(&file)?.replace("reseed: manual", "reseed: auto"))?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    slot::drop_slot(&shadow, &slot::slot_name(RESOURCE, 2)).await?;
+    // What no stream will ever bring.
+    shadow.batch_execute("UPDATE orders SET amount = amount + 1").await?;
+    leader
+        .until("it begins by itself", |view| view.replication.state == "copying" || says(view, "seeded anew"))
+        .await?;
+    leader.ready().await?;
+    equal(&mut leader, [&primary, &shadow]).await
+}
+
+/// The server says where it is, also when nothing of it concerns us: that position reaches the slot by way of the shadow's
+/// checkpoint, and nothing has to be written on the source.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_database_beside_a_busy_one_keeps_no_wal() -> Result<()> {
+    let pair = Pair::start(15, 18).await?;
+    let peer = LocalPeer::new(pair.target_end(), Options::default());
+    let stream = Running::start(peer, spec(1), pair.source_end());
+    stream.wait(|status| status.phase == Phase::Streaming).await?;
+    let busy = pair.source.create_database("busy", "CREATE TABLE t (id bigserial, filler text)").await?;
+    let look = async || slot::slot_info(&pair.from, &spec(1).slot).await?.context("the slot");
+    let (mut written, mut most, mut goal) = (0, 0, None);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let (seen, goal) = loop {
+        busy.batch_execute(
+            "INSERT INTO t (filler) SELECT repeat(md5(g::text), 30) FROM generate_series(1, 1000) g",
+        )
+        .await?;
+        fill(&busy, 3).await?;
+        written += 4;
+        let seen = look().await?;
+        most = most.max(seen.retained_bytes);
+        if goal.is_none() && written >= 64 {
+            let text: String =
+                pair.from.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
+            goal = Some(text.parse::<Lsn>()?);
+        }
+        // The server moves `restart_lsn` on at its own pace: each 15 s, or at a checkpoint.
+        if let Some(goal) =
+            goal.filter(|goal| seen.confirmed_flush > Some(*goal) && seen.restart > Some(*goal))
+        {
+            break (seen, goal);
+        }
+        ensure!(
+            tokio::time::Instant::now() < deadline,
+            "not let go of: {seen:?}, most {most}, goal {goal:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    println!(
+        "{written} MiB written beside it; at most {} MiB kept, {} now; past {goal}",
+        most >> 20,
+        seen.retained_bytes >> 20
+    );
+    ensure!(stream.status.borrow().changes == 0 && stream.status.borrow().transactions == 0);
+    stream.stop().await
+}
