@@ -287,6 +287,7 @@ fn start(
         let board = probe(&resource, stop, tasks);
         let measure = Measure::new(resource.clone(), shared.recorder.reader(), board);
         measure.watch(&drivers, &databases, stop);
+        measure.compare_schemas(&databases, &state.primary.0, stop);
         let zones = resource.placements.values().filter(|placement| placement.postgres.is_some());
         let zones = zones.map(|placement| placement.zone.clone()).collect();
         let slots = SlotWatch::start(&resource.name, zones, &databases, resource.policy.step, stop);

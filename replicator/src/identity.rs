@@ -9,7 +9,6 @@ use tokio_postgres::Client;
 
 use crate::error::Error;
 use crate::lsn::Lsn;
-use crate::postgres::Dsn;
 use crate::postgres::connection::{Connection, TextRow};
 
 /// A cluster and the line of its history.
@@ -80,11 +79,6 @@ impl Identified {
     }
 }
 
-/// Asks on a replication connection of its own.
-pub(crate) async fn identify(dsn: &Dsn, application_name: &str) -> Result<Identified, Error> {
-    ask(&mut Connection::open(dsn, application_name).await?).await
-}
-
 /// Asks on this connection: what follows on it comes from the server that answers.
 pub(crate) async fn ask(connection: &mut Connection) -> Result<Identified, Error> {
     let context = "identify the source";
@@ -102,17 +96,33 @@ fn parse(row: &TextRow) -> Option<Identified> {
 
 /// The same over SQL. `None` in recovery, where the timeline may still change. Needs no rights.
 pub async fn of(client: &Client) -> Result<Option<SourceId>, Error> {
+    Ok(look(client).await?.map(|found| found.id))
+}
+
+/// The same for a source, which must not be in recovery.
+pub(crate) async fn identify(client: &Client) -> Result<Identified, Error> {
+    look(client)
+        .await?
+        .ok_or_else(|| Error::Unready("the source is in recovery: a standby is no source".into()))
+}
+
+async fn look(client: &Client) -> Result<Option<Identified>, Error> {
     let row = client
         .query_opt(
             // The name of a WAL file begins with its timeline; pg_control_checkpoint still tells the old one after a promotion.
             "SELECT (pg_catalog.pg_control_system()).system_identifier, \
-                    ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::bigint \
+                    ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::bigint, \
+                    pg_catalog.pg_current_wal_flush_lsn()::text \
              WHERE NOT pg_catalog.pg_is_in_recovery()",
             &[],
         )
         .await
         .map_err(Error::database("identify the database's cluster"))?;
-    Ok(row.and_then(|row| SourceId::from_stored(row.get(0), row.get(1))))
+    let Some(row) = row else { return Ok(None) };
+    let id = SourceId::from_stored(row.get(0), row.get(1));
+    let position = row.get::<_, &str>(2).parse().ok();
+    let found = id.zip(position).map(|(id, position)| Identified { id, position });
+    found.map(Some).ok_or_else(|| Error::Protocol("the source's identity makes no sense".into()))
 }
 
 /// Which source the checkpoint of `stream` belongs to, as the target knows; needs schema `godwit`.

@@ -16,6 +16,7 @@ pub mod apply;
 pub mod change;
 mod clock;
 pub mod copy;
+pub mod drift;
 pub mod error;
 pub mod fence;
 pub mod identity;

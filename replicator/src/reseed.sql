@@ -53,6 +53,11 @@ BEGIN
     EXECUTE format('DROP %s IF EXISTS %s CASCADE', named.type, named.identity);
   END LOOP;
   DELETE FROM godwit.copying WHERE stream = {{stream}};
+  -- Nothing of an earlier copy may count as there. (An older Godwit has not made these.)
+  IF to_regclass('godwit.copied_parts') IS NOT NULL THEN
+    DELETE FROM godwit.copied_parts WHERE stream = {{stream}};
+    DELETE FROM godwit.copied_statements WHERE stream = {{stream}};
+  END IF;
   DELETE FROM godwit.progress WHERE stream = {{critical}};
   INSERT INTO godwit.progress AS p (stream, applied_lsn, copied, generation) VALUES ({{stream}}, '0/0', false, {{generation}})
   ON CONFLICT (stream) DO UPDATE SET applied_lsn = '0/0', copied = false, generation = EXCLUDED.generation,

@@ -110,6 +110,15 @@ pub async fn dump(dsn: &Dsn, bin: Option<&Path>) -> Result<SchemaDump, Error> {
     Ok(SchemaDump { pre_data, post_data: PostData(post_data) })
 }
 
+/// The SQL that makes one table (`schema.table`, quoted where it must be) with its indexes, constraints and own sequences.
+pub async fn dump_table(dsn: &Dsn, bin: Option<&Path>, table: &str) -> Result<String, Error> {
+    let program = program(bin);
+    let major = dump_version(&program).await?;
+    let mut command = command(&program, dsn, major);
+    command.arg("--schema-only").arg("--table").arg(table);
+    Ok(portable(&run(command, &program).await?))
+}
+
 /// Runs one part of a [`SchemaDump`] on a session of the target, as one transaction or inside the caller's.
 ///
 /// The settings that a dump changes (`search_path` above all) are put back.

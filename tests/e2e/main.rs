@@ -20,6 +20,7 @@ mod network;
 mod preflight;
 mod prometheus;
 mod refusals;
+mod schema;
 mod services;
 mod slots;
 mod source;

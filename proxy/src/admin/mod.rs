@@ -21,6 +21,8 @@
 //! | `GET /api/v1/resources/{id}/zones` | which zone its shadow should live in: every candidate with its terms |
 //! | `GET /api/v1/resources/{id}/doctor` | GO or NO-GO: what is wrong with its databases, and what mends it |
 //! | `POST /api/v1/resources/{id}/reseed` | empty the shadow and copy again → 202 |
+//! | `GET /api/v1/resources/{id}/schema` | in what the shadow's schema differs from its primary's |
+//! | `POST /api/v1/resources/{id}/schema/sync` | `{dry_run?}`: makes on the shadow what only adds |
 //! | `GET /api/v1/zones` | every zone: where it is, who has a placement there |
 //! | `GET /api/v1/history` | migrations of all resources |
 //! | `GET /api/v1/whoami` | who the caller is, and what it may do |

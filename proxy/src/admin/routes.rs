@@ -15,6 +15,7 @@ use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
 use super::{AdminState, BODY_LIMIT, Problem, assets, events, history as past};
 use crate::audit::read::{Wanted, newest};
+use crate::controller::drift::{self, SchemaView, SyncRequest};
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 use crate::controller::{Command, ResourceHandle, doctor, zones};
@@ -55,6 +56,8 @@ fn routes() -> Routes {
         .get("/api/v1/resources/{id}/zones", Read, choice)
         .get("/api/v1/resources/{id}/doctor", Read, examination)
         .post("/api/v1/resources/{id}/reseed", Operate, reseed)
+        .get("/api/v1/resources/{id}/schema", Read, schema)
+        .post("/api/v1/resources/{id}/schema/sync", Operate, sync_schema)
         .get("/api/v1/resources/{id}/migrations", Read, migrations)
         .post("/api/v1/resources/{id}/migrations", Operate, migrate)
         .get("/api/v1/resources/{id}/migrations/{mid}", Read, migration)
@@ -233,6 +236,23 @@ async fn migrate(
     let Some(mid) = plan.id.clone() else { return Ok(Json(plan).into_response()) };
     let location = format!("/api/v1/resources/{id}/migrations/{mid}");
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(plan)).into_response())
+}
+
+async fn schema(State(state): State<AdminState>, Path(id): Path<String>) -> Answer<Json<SchemaView>> {
+    let view = find(&state, &id)?.view.load_full();
+    let resource = state.config.resources.get(&id).ok_or_else(|| Problem::not_found("resource", &id))?;
+    Ok(Json(drift::diff(resource, &view).await?))
+}
+
+async fn sync_schema(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Json<SyncRequest>, JsonRejection>,
+) -> Answer<Json<SchemaView>> {
+    let view = find(&state, &id)?.view.load_full();
+    let resource = state.config.resources.get(&id).ok_or_else(|| Problem::not_found("resource", &id))?;
+    Ok(Json(drift::sync(resource, &view, or_default(body, &headers)?).await?))
 }
 
 async fn reseed(

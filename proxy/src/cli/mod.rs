@@ -117,6 +117,9 @@ enum Command {
         /// The resource.
         resource: String,
     },
+    /// Compare the shadow's schema with its primary's, or bring it up to that.
+    #[command(subcommand)]
+    Schema(Schema),
     /// Empty the shadow and seed it anew, where its stream can never go on.
     Reseed {
         /// The resource.
@@ -164,6 +167,23 @@ enum Command {
 }
 
 #[derive(Debug, Subcommand)]
+enum Schema {
+    /// Show every difference, and the SQL that mends it.
+    Diff {
+        /// The resource.
+        resource: String,
+    },
+    /// Make on the shadow what only the primary has; nothing is ever dropped or changed.
+    Sync {
+        /// The resource.
+        resource: String,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum Pki {
     /// Make a certificate authority and a certificate for each node.
     Init {
@@ -205,6 +225,10 @@ pub fn main() -> ExitCode {
         }
         Command::Migrate { resource, to, wait, .. } => verbs::migrate(&client, &resource, &to, wait, output),
         Command::Abort { resource } => verbs::abort(&client, &resource),
+        Command::Schema(Schema::Diff { resource }) => verbs::schema(&client, &resource, output),
+        Command::Schema(Schema::Sync { resource, dry_run }) => {
+            verbs::sync_schema(&client, &resource, dry_run, output)
+        }
         Command::Reseed { resource } => verbs::reseed(&client, &resource),
         Command::Verify(arguments) => verify::run(&client, &arguments, output),
         Command::History(arguments) => history::run(&client, &arguments, output),

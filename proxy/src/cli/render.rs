@@ -7,6 +7,7 @@ use migration::units::Timestamp;
 use crate::config::catalogue::Catalogue;
 use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
+use crate::controller::drift::SchemaView;
 use crate::controller::verification::{Standing, VerificationView};
 use crate::controller::view::{DecisionView, GuardView, MigrationView, ModeView, ResourceView};
 use crate::controller::zones::{ChoiceView, ZoneView};
@@ -415,6 +416,24 @@ fn examination(view: &DoctorView) -> String {
         if let Some(remedy) = &finding.remedy {
             let _ = writeln!(text, "   mend  {remedy}");
         }
+    }
+    text
+}
+
+pub(super) fn schema(view: &SchemaView) -> String {
+    let mut text = String::new();
+    for line in &view.done {
+        text.push_str(&format!("done      {line}\n"));
+    }
+    for difference in &view.differences {
+        let mark = if difference.additive { "additive" } else { "decide  " };
+        text.push_str(&format!("{mark}  {}: {}\n", difference.subject, difference.what));
+        if let Some(sql) = &difference.sql {
+            text.push_str(&format!("          on {}: {sql}\n", view.shadow));
+        }
+    }
+    if view.differences.is_empty() {
+        text.push_str(&format!("{} and {} have the same schema\n", view.primary, view.shadow));
     }
     text
 }

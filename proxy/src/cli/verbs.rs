@@ -11,6 +11,7 @@ use super::render;
 use crate::config::catalogue;
 use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
+use crate::controller::drift::SchemaView;
 use crate::controller::forecast::ForecastView;
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 use crate::controller::zones::{ChoiceView, ZoneView};
@@ -158,6 +159,33 @@ pub(super) fn abort(client: &Client, resource: &str) -> Result<ExitCode> {
     client.post(&format!("/api/v1/resources/{resource}/migrations/{id}/abort"), &serde_json::json!({}))?;
     println!("migration {id} is being undone: {} stays the primary", view.primary);
     Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn schema(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
+    let view: SchemaView = client.get(&format!("/api/v1/resources/{resource}/schema"))?;
+    show(output, &view, render::schema)?;
+    Ok(if view.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
+}
+
+pub(super) fn sync_schema(
+    client: &Client,
+    resource: &str,
+    dry_run: bool,
+    output: Output,
+) -> Result<ExitCode> {
+    let body = serde_json::json!({ "dry_run": dry_run });
+    let answer = match client.post(&format!("/api/v1/resources/{resource}/schema/sync"), &body) {
+        Ok(answer) => answer,
+        Err(error) => {
+            let Some(Refusal(problem)) = error.downcast_ref() else { return Err(error) };
+            eprintln!("godwit: refused: {}", problem.detail);
+            return Ok(ExitCode::from(REFUSED));
+        }
+    };
+    let view: SchemaView = serde_json::from_slice(&answer)?;
+    show(output, &view, render::schema)?;
+    let left = view.differences.iter().any(|difference| !dry_run || !difference.additive);
+    Ok(if left { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS })
 }
 
 pub(super) fn reseed(client: &Client, resource: &str) -> Result<ExitCode> {

@@ -24,6 +24,8 @@ pub enum Purpose {
     Mode,
     /// A verification of live data.
     Verify,
+    /// What the schema is.
+    Schema,
 }
 
 impl Purpose {
@@ -36,6 +38,7 @@ impl Purpose {
             Self::Snapshot => "godwit-snapshot",
             Self::Mode => "godwit-mode",
             Self::Verify => "godwit-verify",
+            Self::Schema => "godwit-schema",
         }
     }
 }

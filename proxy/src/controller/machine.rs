@@ -569,7 +569,7 @@ impl Machine {
         let resource = &self.hands.resource;
         let stream = self.hands.streams.status(self.state.generation);
         let (mode, lanes) = self.hands.streams.mode(self.state.generation);
-        let mut problems = self.measure.problems(&self.state);
+        let mut problems = self.measure.problems(&self.hands, &self.state);
         problems.extend(self.failures.iter().map(|(effect, (times, why))| {
             format!("{effect} failed {times} times: {why}; the service stays in {}", self.state.primary)
         }));

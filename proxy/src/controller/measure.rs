@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use migration::cutover::{Capacity, State};
+use migration::cutover::{Capacity, Phase, State};
 use migration::policy::Policy;
 use replicator::preflight::Side;
 use replicator::status::Phase as StreamPhase;
@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::databases::{Databases, Purpose};
 use super::effects::{Hands, chain};
-use super::preflight;
 use super::signals::{Measured, Signals};
 use super::view::PlacementView;
+use super::{drift, preflight};
 use crate::config::model::Resource;
 use crate::drivers::{PlacementStatus, Provisioning};
-use crate::feeds::Phase;
+use crate::feeds::Phase as ProbePhase;
 use crate::feeds::prober::{PlacementKey, ProbeBoard};
 use crate::fronts::latencies::Latencies;
 use crate::fronts::stopwatch::Segment;
@@ -27,6 +27,8 @@ use crate::telemetry::metrics as telemetry;
 const SUPERVISE: Duration = Duration::from_secs(2);
 /// How often the databases are examined.
 const EXAMINE: Duration = Duration::from_secs(10);
+/// How soon schemas that differ are compared again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long one examination may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A probe older than this says nothing.
@@ -38,6 +40,10 @@ struct Watched {
     placements: BTreeMap<String, Result<PlacementStatus, String>>,
     /// By zone: what stands in the way, or why that is unknown.
     blockers: BTreeMap<String, Result<Vec<String>, String>>,
+    /// Differences between the schemas of both zones.
+    drift: Vec<String>,
+    /// Whose schema counts.
+    primary: String,
 }
 
 /// Measures one resource.
@@ -84,6 +90,23 @@ impl Measure {
         }
     }
 
+    /// Compares the schemas of both zones, the primary's first; ends with `stop`.
+    pub fn compare_schemas(&self, databases: &Arc<Databases>, primary: &str, stop: &CancellationToken) {
+        primary.clone_into(&mut lock(&self.watched).primary);
+        let (databases, watched, resource) = (databases.clone(), self.watched.clone(), self.resource.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            loop {
+                // What cannot be read is told by those who examine the databases one by one.
+                let primary = lock(&watched).primary.clone();
+                let Some(other) = resource.other(&primary) else { return };
+                let found = drift::problems(&databases, [&primary, &other.zone]).await.unwrap_or_default();
+                let pause = if found.is_empty() { EXAMINE } else { AGAIN };
+                lock(&watched).drift = found;
+                tokio::time::sleep(pause).await;
+            }
+        }));
+    }
+
     /// One step: what was measured, and whether a cutover disturbed it.
     pub fn step(&mut self, hands: &Hands, state: &State) -> (Measured, bool) {
         let primary = state.primary.to_string();
@@ -103,9 +126,9 @@ impl Measure {
                 measured.probes_ms.insert(zone.clone(), ms);
             }
             if let Some(probe) = &probes.sql
-                && let Some(took) = probe.phase(Phase::Query)
+                && let Some(took) = probe.phase(ProbePhase::Query)
             {
-                telemetry::probe(zone, "sql", Phase::Query.as_str(), took);
+                telemetry::probe(zone, "sql", ProbePhase::Query.as_str(), took);
             }
             measured.cost.insert(
                 zone.clone(),
@@ -118,7 +141,8 @@ impl Measure {
             StreamPhase::Failed { error, .. } => Err(error),
             other => Err(format!("the stream is not up: {other:?}")),
         });
-        let watched = lock(&self.watched);
+        let mut watched = lock(&self.watched);
+        watched.primary = primary;
         for (zone, found) in &watched.blockers {
             match found {
                 Ok(found) => measured.blockers.extend(found.iter().cloned()),
@@ -126,6 +150,9 @@ impl Measure {
                     measured.blockers.push(format!("the database in {zone} cannot be examined: {why}"));
                 }
             }
+        }
+        if seeded(hands, state) {
+            measured.blockers.extend(watched.drift.iter().cloned());
         }
         (measured, state.phase.holds())
     }
@@ -149,7 +176,7 @@ impl Measure {
     }
 
     /// What is wrong now, in words that say what it means for the service.
-    pub fn problems(&self, state: &State) -> Vec<String> {
+    pub fn problems(&self, hands: &Hands, state: &State) -> Vec<String> {
         let watched = lock(&self.watched);
         let mut problems = Vec::new();
         for (zone, status) in &watched.placements {
@@ -168,6 +195,9 @@ impl Measure {
                 }
                 Err(why) => problems.push(format!("the database in {zone} cannot be examined: {why}")),
             }
+        }
+        if seeded(hands, state) {
+            problems.extend(watched.drift.iter().map(|what| format!("not migratable: {what}")));
         }
         problems
     }
@@ -200,6 +230,14 @@ impl Measure {
             })
             .collect()
     }
+}
+
+/// There is a copy whose schema can be compared.
+fn seeded(hands: &Hands, state: &State) -> bool {
+    hands.streams.status(state.generation).is_some_and(|(.., status)| {
+        matches!(status.phase, StreamPhase::Streaming | StreamPhase::Failed { .. })
+            && state.phase >= Phase::Shadowing
+    })
 }
 
 async fn examine(databases: &Databases, zone: &str) -> Result<Vec<String>, String> {

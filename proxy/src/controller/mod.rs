@@ -13,6 +13,7 @@ mod audited;
 pub mod compare;
 pub mod databases;
 pub mod doctor;
+pub mod drift;
 pub mod effects;
 pub mod events;
 pub mod forecast;

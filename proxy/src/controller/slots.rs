@@ -1,7 +1,7 @@
 //! What the slots of a resource keep of the primary's WAL, and what is done about it: an alarm, then the slot is dropped before
 //! the disk is full, then, if the policy says so, the shadow is seeded anew.
 //!
-//! [`judge`] and [`may`] decide; [`SlotGuard`] acts. Never drops a slot while a cutover could still need it: that is aborted
+//! `judge` and `may` decide; `SlotGuard` acts. Never drops a slot while a cutover could still need it: that is aborted
 //! first, and past its commit nothing is dropped until it soaks.
 
 use std::collections::BTreeMap;

@@ -152,7 +152,7 @@ pub async fn serve_link(
             joined.say(&Frame::Welcome(agreed)).await?;
             joined.framing.agree(agreed)?;
             run_and_tell(
-                run_end(&answer.end, &hello.spec, joined, &answer.status, &answer.cancel),
+                Box::pin(run_end(&answer.end, &hello.spec, joined, &answer.status, &answer.cancel)),
                 &answer.status,
                 true,
             )

@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::FusedFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::copying::Produced;
@@ -141,18 +142,20 @@ impl Pump<'_> {
         resume: Resume,
         kept: &[KeptTable],
     ) -> Result<(), Error> {
-        let found = identify(source.dsn, &spec.slot).await?;
+        let client = connect(source.dsn, &format!("godwit check {}", spec.slot)).await?;
+        let found = identify(&client).await?;
         if resume.copied {
             // Before anything is asked of its slots: another cluster's may have the same names.
             found.check(resume.source, resume.applied, &spec.slot)?;
         }
         self.machine.handle_identity(found.id, crate::clock::now());
         let from = if resume.copied {
-            examine(source.dsn, spec, resume).await?;
+            examine(&client, spec, resume).await?;
             resume.applied
         } else {
             self.copy(source, spec, kept).await?
         };
+        drop(client);
         self.stream(source, spec, from, found.id).await
     }
 
@@ -336,9 +339,8 @@ fn feedback(progress: &Progress) -> Feedback {
 }
 
 /// Can the slot still serve a target that stands there?
-async fn examine(dsn: &Dsn, spec: &StreamSpec, resume: Resume) -> Result<(), Error> {
-    let client = connect(dsn, &format!("godwit check {}", spec.slot)).await?;
-    let Some(slot) = slot::slot_info(&client, &spec.slot).await? else {
+async fn examine(client: &Client, spec: &StreamSpec, resume: Resume) -> Result<(), Error> {
+    let Some(slot) = slot::slot_info(client, &spec.slot).await? else {
         return Err(Error::Server {
             context: "resume".into(),
             sqlstate: "42704".into(),
@@ -359,14 +361,14 @@ async fn examine(dsn: &Dsn, spec: &StreamSpec, resume: Resume) -> Result<(), Err
         )));
     }
     // A new one would not bring back what was written while there was none.
-    if !slot::has_publication(&client, &spec.publication).await? {
+    if !slot::has_publication(client, &spec.publication).await? {
         return Err(Error::Server {
             context: format!("resume from slot {}", spec.slot),
             sqlstate: "42704".into(),
             message: format!("publication \"{}\" does not exist", spec.publication),
         });
     }
-    slot::ensure_publication(&client, &spec.publication).await?;
+    // A table that is new here is not added: its rows from before would be missing. See `crate::drift`.
     Ok(())
 }
 

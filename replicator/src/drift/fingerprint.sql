@@ -1,0 +1,78 @@
+-- What a database's schema consists of, one row for each thing that both sides must have alike: kind, table or type, name,
+-- definition, and the SQL that makes it elsewhere (NULL: pg_dump knows). search_path is empty: every name is qualified.
+WITH ours AS (
+  SELECT c.oid, c.relkind, c.relreplident, c.relpersistence, c.relpartbound, format('%I.%I', n.nspname, c.relname) AS name
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+    AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                    WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+), columns AS (
+  SELECT t.name AS owner, a.attname::text AS name, a.attnum,
+         pg_catalog.format_type(a.atttypid, a.atttypmod)
+         || CASE WHEN a.attcollation <> y.typcollation THEN format(' COLLATE %I.%I', cn.nspname, co.collname) ELSE '' END AS kind,
+         a.attnotnull AS filled, a.attgenerated::text AS generated, a.attidentity::text AS identity,
+         pg_catalog.pg_get_expr(d.adbin, d.adrelid) AS value, a.attinhcount > 0 AS inherited,
+         CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing, a.atthasmissing AS has_missing
+  FROM ours t
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+  JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
+  LEFT JOIN (pg_catalog.pg_collation co JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace) ON co.oid = a.attcollation
+  LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+), defined AS (
+  SELECT *, kind
+    || CASE WHEN generated <> '' THEN format(' GENERATED ALWAYS AS (%s) %s', value, CASE generated WHEN 'v' THEN 'VIRTUAL' ELSE 'STORED' END)
+            WHEN identity <> '' THEN format(' GENERATED %s AS IDENTITY', CASE identity WHEN 'a' THEN 'ALWAYS' ELSE 'BY DEFAULT' END)
+            WHEN value IS NOT NULL THEN format(' DEFAULT %s', value) ELSE '' END
+    || CASE WHEN filled THEN ' NOT NULL' ELSE '' END AS definition
+  FROM columns
+)
+SELECT 'table', name, '', CASE relkind WHEN 'p' THEN 'partitioned' ELSE 'plain' END
+       || CASE relpersistence WHEN 'u' THEN ' unlogged' ELSE '' END
+       || coalesce(' ' || pg_catalog.pg_get_expr(relpartbound, oid), ''), NULL::text
+FROM ours
+UNION ALL
+SELECT 'column', owner, name, definition,
+       -- Rows from before it was added must get what they have here. Where that cannot be told, there is no SQL.
+       CASE WHEN inherited OR identity <> '' THEN NULL
+            WHEN generated <> '' THEN format('ALTER TABLE %s ADD COLUMN %I %s', owner, name, definition)
+            WHEN has_missing THEN concat_ws('; ',
+              format('ALTER TABLE %s ADD COLUMN %I %s DEFAULT %L%s', owner, name, kind, missing, CASE WHEN filled THEN ' NOT NULL' ELSE '' END),
+              CASE WHEN value IS NULL THEN format('ALTER TABLE %s ALTER COLUMN %I DROP DEFAULT', owner, name)
+                   ELSE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', owner, name, value) END)
+            WHEN value IS NULL THEN format('ALTER TABLE %s ADD COLUMN %I %s', owner, name, kind) END
+FROM defined
+UNION ALL
+SELECT 'published', t.name, '', CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+         WHERE r.prrelid = t.oid AND p.pubname ~ '^godwit_') THEN 'yes' ELSE 'no' END, NULL
+FROM ours t WHERE t.relkind = 'r' AND t.relpersistence = 'p'
+UNION ALL
+-- NOT NULL is a constraint of its own since 18; here it belongs to the column.
+SELECT 'constraint', t.name, k.conname::text, pg_catalog.pg_get_constraintdef(k.oid),
+       CASE WHEN k.conislocal THEN format('ALTER TABLE %s ADD CONSTRAINT %I %s', t.name, k.conname, pg_catalog.pg_get_constraintdef(k.oid)) END
+FROM ours t JOIN pg_catalog.pg_constraint k ON k.conrelid = t.oid
+WHERE k.contype IN ('p', 'u', 'f', 'c', 'x') AND (k.contype <> 'f' OR k.conparentid = 0)
+UNION ALL
+SELECT 'index', t.name, x.relname::text, regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), '^CREATE (UNIQUE )?INDEX \S+ ', 'CREATE \1INDEX '),
+       CASE WHEN NOT EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhrelid = i.indexrelid)
+            THEN pg_catalog.pg_get_indexdef(i.indexrelid) END
+FROM ours t JOIN pg_catalog.pg_index i ON i.indrelid = t.oid JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+WHERE i.indisvalid
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'))
+UNION ALL
+SELECT 'replica identity', t.name, '', CASE t.relreplident WHEN 'd' THEN 'default' WHEN 'f' THEN 'full' WHEN 'n' THEN 'nothing'
+         ELSE format('index %I', (SELECT x.relname FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+                                  WHERE i.indrelid = t.oid AND i.indisreplident)) END,
+       format('ALTER TABLE %s REPLICA IDENTITY %s', t.name, CASE t.relreplident WHEN 'd' THEN 'DEFAULT' WHEN 'f' THEN 'FULL' WHEN 'n' THEN 'NOTHING'
+         ELSE format('USING INDEX %I', (SELECT x.relname FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+                                        WHERE i.indrelid = t.oid AND i.indisreplident)) END)
+FROM ours t WHERE t.relkind = 'r'
+UNION ALL
+SELECT 'enum value', format('%I.%I', n.nspname, y.typname), e.enumlabel::text, 'present',
+       format('ALTER TYPE %I.%I ADD VALUE IF NOT EXISTS %L', n.nspname, y.typname, e.enumlabel)
+       || coalesce(' AFTER ' || quote_literal((SELECT b.enumlabel FROM pg_catalog.pg_enum b WHERE b.enumtypid = y.oid
+                                         AND b.enumsortorder < e.enumsortorder ORDER BY b.enumsortorder DESC LIMIT 1)), '')
+FROM pg_catalog.pg_enum e JOIN pg_catalog.pg_type y ON y.oid = e.enumtypid JOIN pg_catalog.pg_namespace n ON n.oid = y.typnamespace
+WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'godwit')
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                  WHERE d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = y.oid AND d.deptype = 'e')

@@ -1,0 +1,161 @@
+//! Makes on the shadow what only the source has.
+
+use std::path::Path;
+use std::pin::pin;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use tokio_postgres::Client;
+
+use super::{Difference, Mend};
+use crate::error::Error;
+use crate::fence::refused;
+use crate::postgres::{Dsn, quote_ident};
+use crate::schema;
+
+/// A table that is larger is not copied while its writers wait.
+const LARGEST: i64 = 64 << 20;
+/// How long a table of the source may stay locked by others.
+const PATIENCE: &str = "5s";
+
+/// Applies what only adds; gives what was done, one line each. The first failure ends it: what was done before it stays.
+///
+/// A table that is missing is made by `pg_dump` of it, filled while its writers wait, and put into the publication before
+/// they go on: from there the stream brings its changes. It must be small (64 MiB) and its types must exist.
+pub async fn sync(
+    source: (&Dsn, &Client),
+    shadow: &Client,
+    publication: &str,
+    bin: Option<&Path>,
+    differences: &[Difference],
+) -> Result<Vec<String>, Error> {
+    let mut done = Vec::new();
+    // What a column or an index of another difference may need comes first.
+    let rank = |mend: &Mend| match mend {
+        Mend::Add(sql) if sql.starts_with("ALTER TYPE") => 0,
+        Mend::Table(_) => 1,
+        Mend::Add(sql) if sql.contains(" ADD COLUMN ") => 2,
+        Mend::Add(sql) if sql.contains(" FOREIGN KEY ") => 4,
+        Mend::Add(_) => 3,
+        Mend::Person(_) => 5,
+    };
+    let mut wanted: Vec<&Difference> = differences.iter().collect();
+    wanted.sort_by_key(|difference| rank(&difference.mend));
+    let mut waiting = Vec::new();
+    for difference in wanted {
+        match &difference.mend {
+            Mend::Add(sql) => {
+                add_tables(source, shadow, publication, bin, &mut waiting, &mut done).await?;
+                // A value of an enum may not be added in a transaction with other things.
+                let settings = format!("SET search_path = ''; SET lock_timeout = '{PATIENCE}'; ");
+                let settings = if sql.starts_with("ALTER TYPE") { String::new() } else { settings };
+                let added = shadow.batch_execute(&format!("{settings}{sql}")).await;
+                added.map_err(refused(&format!("{}: {sql}", difference.subject)))?;
+                done.push(sql.clone());
+            }
+            Mend::Table(name) => waiting.push(name.as_str()),
+            Mend::Person(_) => {}
+        }
+    }
+    add_tables(source, shadow, publication, bin, &mut waiting, &mut done).await?;
+    Ok(done)
+}
+
+/// One may refer to another: those that fail are tried again while others succeed.
+async fn add_tables(
+    source: (&Dsn, &Client),
+    shadow: &Client,
+    publication: &str,
+    bin: Option<&Path>,
+    waiting: &mut Vec<&str>,
+    done: &mut Vec<String>,
+) -> Result<(), Error> {
+    while !waiting.is_empty() {
+        let (before, mut failure) = (waiting.len(), None);
+        for name in std::mem::take(waiting) {
+            match table(source, shadow, publication, bin, name).await {
+                Ok(rows) => done.push(format!("{name}: made, {rows} rows copied, published")),
+                Err(error) => {
+                    waiting.push(name);
+                    failure = Some(error);
+                }
+            }
+        }
+        if let Some(error) = failure.filter(|_| waiting.len() == before) {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+async fn table(
+    (dsn, source): (&Dsn, &Client),
+    shadow: &Client,
+    publication: &str,
+    bin: Option<&Path>,
+    name: &str,
+) -> Result<u64, Error> {
+    let context = format!("add table {name}");
+    let dump = schema::dump_table(dsn, bin, name).await?;
+    source
+        .batch_execute(&format!(
+            "BEGIN; SET LOCAL lock_timeout = '{PATIENCE}'; LOCK TABLE ONLY {name} IN SHARE ROW EXCLUSIVE MODE"
+        ))
+        .await
+        .map_err(refused(&context))?;
+    let work = async {
+        let size = format!("SELECT pg_catalog.pg_relation_size('{}')", name.replace('\'', "''"));
+        let size: i64 = source.query_one(&size, &[]).await.map_err(refused(&context))?.get(0);
+        if size > LARGEST {
+            return Err(Error::Unready(format!(
+                "{context}: it has {} MiB, too many to copy while its writers wait: seed the shadow anew (godwit reseed)",
+                size >> 20
+            )));
+        }
+        shadow
+            .batch_execute("BEGIN; SET LOCAL session_replication_role = replica")
+            .await
+            .map_err(refused(&context))?;
+        let there = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
+        if !shadow.query_one(there, &[&name]).await.map_err(refused(&context))?.get::<_, bool>(0) {
+            schema::load(shadow, &dump).await?;
+        } else if shadow
+            .query_opt(&format!("SELECT 1 FROM {name} LIMIT 1"), &[])
+            .await
+            .map_err(refused(&context))?
+            .is_some()
+        {
+            return Err(Error::Unready(format!(
+                "{context}: the shadow's has rows that nobody knows: empty it (TRUNCATE {name}), or seed anew (godwit reseed)"
+            )));
+        }
+        let out = source.copy_out(&format!("COPY {name} TO STDOUT")).await.map_err(refused(&context))?;
+        let sink = shadow
+            .copy_in::<_, Bytes>(&format!("COPY {name} FROM STDIN"))
+            .await
+            .map_err(refused(&context))?;
+        let (mut out, mut sink) = (pin!(out), pin!(sink));
+        while let Some(chunk) = out.next().await {
+            sink.feed(chunk.map_err(refused(&context))?).await.map_err(refused(&context))?;
+        }
+        let rows = sink.as_mut().finish().await.map_err(refused(&context))?;
+        // One commit behind the other: as little as possible lies between them.
+        let publish = format!("ALTER PUBLICATION {} ADD TABLE ONLY {name}", quote_ident(publication));
+        source.batch_execute(&publish).await.map_err(refused(&context))?;
+        shadow.batch_execute("COMMIT").await.map_err(refused(&context))?;
+        if let Err(error) = source.batch_execute("COMMIT").await {
+            // Without its place in the publication its changes would be missing unseen.
+            shadow.batch_execute(&format!("DROP TABLE {name} CASCADE")).await.map_err(refused(&context))?;
+            return Err(refused(&context)(error));
+        }
+        Ok(rows)
+    };
+    let result = work.await;
+    if result.is_err() {
+        for client in [shadow, source] {
+            // The failure itself is what is told.
+            let _ = client.batch_execute("ROLLBACK").await;
+        }
+    }
+    result
+}

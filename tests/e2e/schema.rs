@@ -1,0 +1,101 @@
+//! DDL is not replicated: a schema that drifted is named and stops a migration, until it is brought up on the shadow.
+
+use anyhow::{Context, Result, ensure};
+use godwit::controller::drift::SchemaView;
+use godwit::demo::zone::{Playground, RESOURCE};
+use serde_json::json;
+use tokio_postgres::Client;
+
+use crate::leader::{Leader, PATIENCE, connect, load, options};
+
+async fn digest(client: &Client) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for table in ["orders", "extras", "labels", "by_hand", "quiet"] {
+        // By name: the order of columns may differ.
+        let sql = format!(
+            "SELECT count(*) || '/' || coalesce(sum(hashtextextended(to_jsonb(t)::text, 0)), 0)::text FROM {table} t"
+        );
+        all.push(client.query_one(&sql, &[]).await?.get(0));
+    }
+    Ok(all)
+}
+
+async fn sync(leader: &Leader<'_>, dry_run: bool) -> Result<SchemaView> {
+    let path = format!("/api/v1/resources/{RESOURCE}/schema/sync");
+    Ok(serde_json::from_slice(&leader.client.send(&path, &json!({ "dry_run": dry_run })).await?)?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_that_drifted_is_named_brought_up_and_moves() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    connect(near).await?.batch_execute("CREATE TABLE quiet (id int PRIMARY KEY)").await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let (primary, shadow) = (connect(near).await?, connect(far).await?);
+    let running = load(&playground, 40.0, "schema");
+    leader.until("traffic", |_| running.snapshot().acknowledged > 20).await?;
+
+    primary
+        .batch_execute(
+            "CREATE TABLE labels (id int PRIMARY KEY, word text UNIQUE);
+             CREATE TABLE extras (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, label int REFERENCES labels, n int CHECK (n > 0));
+             INSERT INTO labels VALUES (1, 'one'), (2, 'two'); INSERT INTO extras (label, n) VALUES (1, 7), (2, 8)",
+        )
+        .await?;
+    primary.batch_execute("ALTER TABLE orders ADD COLUMN note text DEFAULT 'early'").await?;
+    primary.batch_execute("ALTER TABLE orders ALTER COLUMN note SET DEFAULT 'late'; ALTER TABLE quiet ADD COLUMN gone uuid DEFAULT gen_random_uuid()").await?;
+    primary.batch_execute("CREATE INDEX orders_note ON orders (note)").await?;
+    let named = format!("not migratable: public.orders: column note added on {}", near.name);
+    leader.until("the drift is named", |view| view.problems.contains(&named)).await?;
+    ensure!(leader.migrate(&far.name).await.is_err(), "a drifted shadow must not take over");
+
+    let view: SchemaView = leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}/schema")).await?;
+    let find =
+        |view: &SchemaView, what: &str| view.differences.iter().find(|d| d.what.starts_with(what)).cloned();
+    let note = find(&view, "column note").context("note")?;
+    ensure!(
+        note.additive && note.sql.as_deref().is_some_and(|sql| sql.contains("DEFAULT 'early'")),
+        "{note:?}"
+    );
+    // Its values were drawn row by row, and nothing in the WAL tells them.
+    ensure!(find(&view, "column gone").is_some_and(|gone| !gone.additive), "{view:#?}");
+    ensure!(sync(&leader, true).await?.differences == view.differences, "a dry run changes nothing");
+    let columns = "SELECT count(*) FROM information_schema.columns WHERE table_name = 'orders'";
+    ensure!(shadow.query_one(columns, &[]).await?.get::<_, i64>(0) == 5, "a dry run changes nothing");
+    primary.batch_execute("ALTER TABLE quiet DROP COLUMN gone").await?;
+
+    // Made by hand on both sides: whole only when its rows are copied and its changes published.
+    for side in [&primary, &shadow] {
+        side.batch_execute("CREATE TABLE by_hand (id int PRIMARY KEY)").await?;
+    }
+    primary.batch_execute("INSERT INTO by_hand VALUES (1), (2)").await?;
+    let after = sync(&leader, false).await?;
+    ensure!(after.differences.is_empty() && after.done.len() >= 4, "{after:#?}");
+    primary
+        .batch_execute(
+            "INSERT INTO extras (label, n) VALUES (1, 9); UPDATE orders SET note = 'told' WHERE id % 7 = 0",
+        )
+        .await?;
+    leader.ready().await?;
+    ensure!(shadow.execute("DELETE FROM extras", &[]).await.is_err(), "a new table has the fence, too");
+    leader.migrate(&far.name).await?;
+    leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    let outcome = running.stop().await;
+    ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
+
+    shadow.batch_execute("INSERT INTO extras (label, n) VALUES (2, 10)").await?;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let (one, other) = (digest(&primary).await?, digest(&shadow).await?);
+        if one == other {
+            break;
+        }
+        ensure!(tokio::time::Instant::now() < deadline, "{one:?} {other:?}\n{}", leader.node.tail(30));
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let notes: i64 = shadow.query_one("SELECT count(DISTINCT note) FROM orders", &[]).await?.get(0);
+    ensure!(notes == 3, "early, late and told: {notes}");
+    leader.ready().await?;
+    Ok(())
+}
