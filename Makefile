@@ -8,7 +8,7 @@ TEST_ARGS ?=
 SEEDS ?= 100000
 KILLS ?= 20
 
-.PHONY: help setup demo test test-browser screenshots test-large test-kills simulate check bench bench-forecast bench-replication fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-kills simulate model check bench bench-decide bench-forecast bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ test-kills: setup ## kill -9 of nodes and databases under load, in the copy and 
 simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture
 
+model: ## every state of the cutover within stated bounds, and nine seeded bugs caught (minutes)
+	$(CARGO) run --quiet --package godwit-model
+
 check: setup ## formatting, lints, docs, dependency licences and advisories
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
@@ -53,6 +56,9 @@ bench-replication: setup ## the initial copy and catching up, against native log
 	$(CARGO) build --release --package godwit-bench
 	target/release/godwit-bench copy
 	target/release/godwit-bench catch-up
+
+bench-decide: ## score and decision for 10,000 resources on one core
+	$(CARGO) run --release --quiet --package migration --example bench_decide
 
 bench-forecast: ## the forecaster on a folder of series: make bench-forecast DATA=<folder>
 	@test -n "$(DATA)" || { echo "name the folder: make bench-forecast DATA=<folder> (docs/forecasting.md)" >&2; exit 2; }

@@ -82,6 +82,7 @@ fn spec(generation: u64) -> FenceSpec {
     FenceSpec {
         resource: "orders".into(),
         generation,
+        run: "m1".into(),
         app_roles: Vec::new(),
         lock_timeout: Duration::from_secs(2),
         kill_timeout: Duration::from_secs(5),
@@ -185,7 +186,7 @@ async fn not_one_write_after_close_under_eight_writers() -> Result<()> {
         assert_eq!((state.generation, state.fenced, state.marker), (2, true, Some(report.marker)));
 
         // An abort: the same writers carry on.
-        fence::open(&setup.admin, "orders", 1).await?;
+        fence::open(&setup.admin, "orders", 1, Some("m1")).await?;
         let resumed = acknowledged.load(Ordering::SeqCst);
         until("writers resume", || async { Ok(acknowledged.load(Ordering::SeqCst) > resumed + 50) }).await?;
         for writer in writers {
@@ -241,7 +242,7 @@ async fn triggers_refuse_clients_and_pass_the_applier() -> Result<()> {
         for refused in [
             fence::guard(&setup.admin, "orders", 4).await,
             fence::close(&setup.admin, &spec(4)).await.map(drop),
-            fence::open(&setup.admin, "orders", 3).await,
+            fence::open(&setup.admin, "orders", 3, None).await,
         ] {
             let error = refused.expect_err("older generation");
             assert!(matches!(error, Error::Fenced(_)), "{error:?}");
@@ -251,7 +252,7 @@ async fn triggers_refuse_clients_and_pass_the_applier() -> Result<()> {
 
         // A reader holds a table: open disables there, and the next close enables again.
         app.batch_execute("BEGIN; SELECT * FROM orders").await?;
-        fence::open(&setup.admin, "orders", 6).await?;
+        fence::open(&setup.admin, "orders", 6, None).await?;
         assert_eq!(setup.triggers().await?, 0);
         assert_eq!(setup.count("SELECT count(*) FROM pg_trigger WHERE tgname = 'godwit_fence'").await?, 1);
         app.batch_execute("INSERT INTO orders (writer) VALUES (8); COMMIT").await?;
@@ -259,7 +260,7 @@ async fn triggers_refuse_clients_and_pass_the_applier() -> Result<()> {
         let error = app.batch_execute("INSERT INTO orders (writer) VALUES (9)").await.expect_err("guarded");
         assert_eq!(sqlstate(&error), "25006");
         app.batch_execute("BEGIN; SELECT * FROM orders").await?;
-        fence::open(&setup.admin, "orders", 6).await?;
+        fence::open(&setup.admin, "orders", 6, None).await?;
         app.batch_execute("COMMIT").await?;
         fence::install(&setup.admin, "orders", 1).await?;
         assert_eq!(setup.count("SELECT count(*) FROM pg_trigger WHERE tgname = 'godwit_fence'").await?, 0);
@@ -316,7 +317,7 @@ async fn connect_is_taken_and_given_back_exactly() -> Result<()> {
                 .await?,
             0
         );
-        fence::open(&setup.admin, "orders", 3).await?;
+        fence::open(&setup.admin, "orders", 3, None).await?;
         assert_eq!(setup.acl().await?, acl);
         Ok(())
     })
@@ -353,7 +354,7 @@ async fn an_owner_that_is_no_superuser_can_fence() -> Result<()> {
         assert!(connect(&cluster.config_as("app", "shop")).await.is_err());
         // It did not lock itself out.
         connect(&cluster.config_as("keeper", "shop")).await?;
-        fence::open(&keeper, "orders", 1).await?;
+        fence::open(&keeper, "orders", 1, Some("m1")).await?;
         connect(&cluster.config_as("app", "shop")).await?;
         let acl: String = keeper
             .query_one("SELECT datacl::text FROM pg_database WHERE datname = 'shop'", &[])
@@ -488,7 +489,7 @@ async fn each_call_is_one_round_trip() -> Result<()> {
     lap("sequences::read");
     fence::guard(&far, "orders", 2).await?;
     lap("guard");
-    fence::open(&far, "orders", 2).await?;
+    fence::open(&far, "orders", 2, None).await?;
     lap("open");
     fence::state(&far, "orders").await?;
     lap("state");
@@ -514,7 +515,7 @@ async fn a_thousand_tables_and_sequences() -> Result<()> {
     sequences::apply(&setup.admin, &report.sequences).await?;
     eprintln!("1002 sequences: applied in {:?}", started.elapsed());
     let started = Instant::now();
-    fence::open(&setup.admin, "orders", 2).await?;
+    fence::open(&setup.admin, "orders", 2, None).await?;
     eprintln!("1000 tables: opened in {:?}", started.elapsed());
     Ok(())
 }
@@ -576,4 +577,50 @@ async fn sequences_travel_exactly_both_ways() -> Result<()> {
     assert!(error.to_string().contains(r#""It's".gone, "It's"."Gone Too""#), "{error}");
     assert_eq!(sequences::read(&new.0).await?, before);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_undone_migration_sends_late_is_refused() -> Result<()> {
+    both(|major| async move {
+        let setup = Setup::new(major).await?;
+        let of = |run: &str| FenceSpec { run: run.into(), ..spec(2) };
+        let stale = |result: std::result::Result<(), Error>, what: &str| {
+            assert!(matches!(result, Err(Error::Fenced(_))), "{what}: {result:?}");
+        };
+        fence::close(&setup.admin, &of("m1")).await?;
+        fence::open(&setup.admin, "orders", 1, Some("m1")).await?;
+        stale(fence::close(&setup.admin, &of("m1")).await.map(drop), "a fence after its undoing");
+        let report = fence::close(&setup.admin, &of("m2")).await?;
+        // The generation is the same: only the migration tells them apart.
+        stale(fence::open(&setup.admin, "orders", 1, Some("m1")).await, "undoing another one's fence");
+        stale(fence::open(&setup.admin, "orders", 1, None).await, "opening for the generation before");
+        stale(fence::close(&setup.admin, &of("m3")).await.map(drop), "fencing what is fenced");
+        assert_eq!(fence::close(&setup.admin, &of("m2")).await?.marker, report.marker);
+        fence::guard(&setup.admin, "orders", 2).await?;
+        stale(fence::open(&setup.admin, "orders", 1, Some("m2")).await, "undoing what is committed");
+        assert_eq!(setup.triggers().await?, i64::from(TABLES));
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_way_back_belongs_to_the_newest_migration() -> Result<()> {
+    both(|major| async move {
+        let setup = Setup::new(major).await?;
+        let slots = ["godwit_orders_g2".to_owned()];
+        let there =
+            || setup.count("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'godwit_orders_g2'");
+        fence::claim_way_back(&setup.admin, "orders", "m1", 1000).await?;
+        replicator::postgres::slot::create_slot(&setup.admin, &slots[0]).await?;
+        fence::claim_way_back(&setup.admin, "orders", "m2", 2000).await?;
+        // Both come late.
+        fence::claim_way_back(&setup.admin, "orders", "m1", 1000).await?;
+        assert!(!fence::drop_way_back(&setup.admin, "orders", "m1", &slots).await?);
+        assert_eq!(there().await?, 1);
+        assert!(fence::drop_way_back(&setup.admin, "orders", "m2", &slots).await?);
+        assert_eq!(there().await?, 0);
+        Ok(())
+    })
+    .await
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use migration::cutover::{Capacity, Effect, Event, Phase, State};
+use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
 use migration::policy::Policy;
 use migration::units::{Generation, Position, Zone};
 use replicator::fence::{self, FenceSpec};
@@ -122,6 +122,16 @@ impl Hands {
         &self.resource.policy
     }
 
+    /// The gate closes and opens here, at once and in the order in which the machine wants it: a task that was cancelled a
+    /// moment too late must not close what the next one has opened.
+    pub fn turn_gate(&self, effect: &Effect) {
+        match (effect, &self.front) {
+            (Effect::CloseGate, Some(front)) => front.gate.close(),
+            (Effect::OpenGate, Some(front)) => front.gate.open(),
+            _ => {}
+        }
+    }
+
     /// Carries out `effect`, wanted by `state`, within its patience. Cancelling it is safe but for the fence, which goes
     /// on in the server.
     pub async fn perform(&self, effect: &Effect, state: &State) -> Result<(), Failure> {
@@ -161,37 +171,37 @@ impl Hands {
             }
             Effect::Scale { zone, capacity } => {
                 self.scale(zone, *capacity, state).await?;
-                say(match capacity {
-                    Capacity::Full => Event::ShadowScaled,
-                    Capacity::Shadow => Event::OldPrimaryRetired,
-                });
+                match capacity {
+                    Capacity::Full => say(Event::ShadowScaled),
+                    // What an aborted run leaves behind retires nothing: by now the next run may soak.
+                    Capacity::Shadow if run.is_some() => say(Event::OldPrimaryRetired),
+                    Capacity::Shadow => {}
+                }
                 Ok(())
             }
             // The controller answers it from the world it holds.
             Effect::CheckGuards | Effect::CloseRun { .. } => Ok(()),
             Effect::MakeReverseSlot { generation, zone } => {
-                self.make_reverse_slot(*generation, zone).await?;
+                let run = run.ok_or("no migration is under way")?;
+                self.make_reverse_slot(*generation, zone, run).await?;
                 say(Event::ReverseSlotMade);
                 Ok(())
             }
-            Effect::DropReverseSlot { generation, zone } => {
+            Effect::DropReverseSlot { run, generation, zone } => {
                 let client = self.control(zone).await?;
-                self.streams.drop_slots(*generation, &client).await
+                self.streams.drop_way_back(*generation, run, &client).await
             }
             Effect::CloseGate => {
-                let Some(front) = &self.front else {
-                    say(Event::GateClosed);
-                    say(Event::DrainFinished);
-                    return Ok(());
-                };
-                front.gate.close();
                 say(Event::GateClosed);
-                front.gate.drained().await;
+                if let Some(front) = &self.front {
+                    front.gate.drained().await;
+                }
                 say(Event::DrainFinished);
                 Ok(())
             }
             Effect::Fence { zone, generation } => {
-                self.fence(zone, *generation, |marker| say(Event::FenceUp { marker })).await
+                let run = run.ok_or("no migration is under way")?;
+                self.fence(zone, *generation, &run.id, |marker| say(Event::FenceUp { marker })).await
             }
             Effect::AwaitMarker { marker } => {
                 self.streams.applied(state.generation, Lsn(marker.0)).await?;
@@ -214,9 +224,6 @@ impl Hands {
                 Ok(())
             }
             Effect::OpenGate => {
-                if let Some(front) = &self.front {
-                    front.gate.open();
-                }
                 say(Event::GateOpened);
                 Ok(())
             }
@@ -270,8 +277,10 @@ impl Hands {
         Ok(())
     }
 
-    async fn make_reverse_slot(&self, generation: Generation, zone: &Zone) -> Result<(), Failure> {
+    async fn make_reverse_slot(&self, generation: Generation, zone: &Zone, run: &Run) -> Result<(), Failure> {
         let client = self.control(zone).await?;
+        let begun_ms = run.started.0;
+        fence::claim_way_back(&client, &self.resource.name, &run.id, begun_ms).await.map_err(chain)?;
         self.streams.make_slots(generation, &client).await?;
         // Under the hold no handshake may be needed: the connections of the fence and the snapshot are made now.
         if let Some(source) = self.resource.other(&zone.0) {
@@ -281,13 +290,20 @@ impl Hands {
         Ok(())
     }
 
-    async fn fence(&self, zone: &Zone, generation: Generation, up: impl Fn(Position)) -> Result<(), Failure> {
+    async fn fence(
+        &self,
+        zone: &Zone,
+        generation: Generation,
+        run: &str,
+        up: impl Fn(Position),
+    ) -> Result<(), Failure> {
         let _fencing = self.fencing.lock().await;
         let settings = self.databases.settings(&zone.0).map_err(chain)?;
         let client = self.databases.get(&zone.0, Purpose::Fence).await.map_err(chain)?;
         let spec = FenceSpec {
             resource: self.resource.name.clone(),
             generation: generation.0,
+            run: run.to_owned(),
             app_roles: settings.app_roles.clone(),
             // Under the server's deadlock_timeout: the application must not become the victim of a deadlock with the fence.
             lock_timeout: (self.policy().max_hold / 2).min(Duration::from_millis(500)),
@@ -342,7 +358,7 @@ impl Hands {
         if state.phase != Phase::Aborting {
             // The new primary's contents at the marker, before its first client.
             let (opened, ()) = tokio::join!(
-                fence::open(&client, &self.resource.name, generation.0),
+                fence::open(&client, &self.resource.name, generation.0, None),
                 self.take_marker_snapshot(zone, generation)
             );
             return opened.map_err(chain);
@@ -351,7 +367,8 @@ impl Hands {
         let _fencing = self.fencing.lock().await;
         end_sessions(&client, Purpose::Fence).await?;
         self.databases.forget(&zone.0, Purpose::Fence).await;
-        fence::open(&client, &self.resource.name, generation.0).await.map_err(chain)
+        let run = state.run.as_ref().map(|run| run.id.as_str());
+        fence::open(&client, &self.resource.name, generation.0, run).await.map_err(chain)
     }
 
     fn swap_pool(&self, zone: &Zone, generation: Generation) -> Result<(), Failure> {

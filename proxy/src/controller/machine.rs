@@ -334,7 +334,7 @@ impl Machine {
         match effect {
             Effect::CheckGuards => return self.check_guards(),
             Effect::CloseRun { id, outcome } => return self.close_run(&id, &outcome),
-            _ => {}
+            _ => self.hands.turn_gate(&effect),
         }
         let key = format!("{effect:?}");
         self.running.retain(|_, task| !task.is_finished());

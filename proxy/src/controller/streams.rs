@@ -424,8 +424,19 @@ impl Streams {
         Ok(())
     }
 
+    /// Drops the slots of a way back that an aborted run made, unless a later run has taken them over.
+    pub async fn drop_way_back(
+        &self,
+        generation: Generation,
+        run: &str,
+        client: &Client,
+    ) -> Result<(), String> {
+        let slots = [Lane::Critical, Lane::Main].map(|lane| lane.slot_name(&self.resource, generation.0));
+        fence::drop_way_back(client, &self.resource, run, &slots).await.map(drop).map_err(chain)
+    }
+
     /// Drops the slots of a stream that does not run.
-    pub async fn drop_slots(&self, generation: Generation, client: &Client) -> Result<(), String> {
+    async fn drop_slots(&self, generation: Generation, client: &Client) -> Result<(), String> {
         for lane in [Lane::Critical, Lane::Main] {
             let name = lane.slot_name(&self.resource, generation.0);
             slot::drop_slot(client, &name).await.map_err(chain)?;

@@ -17,8 +17,16 @@ CREATE TABLE IF NOT EXISTS godwit.epoch (
   fenced boolean NOT NULL,
   marker_lsn pg_lsn,
   tables integer,
+  run text,
   updated_at timestamptz NOT NULL DEFAULT now()
 );
+ALTER TABLE godwit.epoch ADD COLUMN IF NOT EXISTS run text;
+
+-- Runs that were undone: what one of them sends late is refused.
+CREATE TABLE IF NOT EXISTS godwit.undone (run text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now());
+
+-- The run that the slots of the way back belong to, and when it began: an earlier one neither claims nor drops them.
+CREATE TABLE IF NOT EXISTS godwit.way_back (resource text PRIMARY KEY, run text NOT NULL, begun_ms bigint NOT NULL);
 
 CREATE TABLE IF NOT EXISTS godwit.progress (
   stream text PRIMARY KEY,
@@ -317,10 +325,25 @@ LANGUAGE sql AS $$
     AND (cardinality(app_roles) = 0 OR a.usename = ANY (app_roles::name[]) OR NOT coalesce(r.rolsuper, false))
 $$;
 
+-- Only the run that fenced a generation may fence it again, and none that was undone.
+CREATE OR REPLACE FUNCTION godwit.refuse_close(epoch_row godwit.epoch, wanted bigint, wanted_run text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+  IF epoch_row.generation > wanted THEN
+    RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
+      USING ERRCODE = 'ZG002';
+  ELSIF epoch_row.generation = wanted AND epoch_row.fenced AND epoch_row.run IS DISTINCT FROM wanted_run THEN
+    RAISE EXCEPTION 'generation % is fenced already, not by migration %', wanted, wanted_run USING ERRCODE = 'ZG002';
+  ELSIF EXISTS (SELECT FROM godwit.undone u WHERE u.run = wanted_run) THEN
+    RAISE EXCEPTION 'migration % was undone', wanted_run USING ERRCODE = 'ZG002';
+  END IF;
+END $$;
+
 CREATE OR REPLACE PROCEDURE godwit.close_fence(args jsonb, INOUT report jsonb) LANGUAGE plpgsql AS $$
 DECLARE
   wanted_resource text := args ->> 'resource';
   wanted bigint := (args ->> 'generation')::bigint;
+  wanted_run text := args ->> 'run';
   app_roles text[] := ARRAY(SELECT jsonb_array_elements_text(args -> 'app_roles'));
   budget_ms bigint := (args ->> 'lock_timeout_ms')::bigint;
   epoch_row godwit.epoch;
@@ -342,10 +365,8 @@ BEGIN
   SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = wanted_resource FOR UPDATE;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'resource % is not installed in this database', wanted_resource USING ERRCODE = 'ZG001';
-  ELSIF epoch_row.generation > wanted THEN
-    RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
-      USING ERRCODE = 'ZG002';
   END IF;
+  PERFORM godwit.refuse_close(epoch_row, wanted, wanted_run);
   PERFORM godwit.revoke_connect(app_roles);
   COMMIT;
 
@@ -357,15 +378,12 @@ BEGIN
   ELSE
     BEGIN
       PERFORM set_config('lock_timeout', budget_ms::text, true);
-      SELECT e.generation INTO epoch_row.generation FROM godwit.epoch e WHERE e.resource = wanted_resource FOR UPDATE;
-      IF epoch_row.generation > wanted THEN
-        RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
-          USING ERRCODE = 'ZG002';
-      END IF;
+      SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = wanted_resource FOR UPDATE;
+      PERFORM godwit.refuse_close(epoch_row, wanted, wanted_run);
       fenced_tables := godwit.put_fence(wanted_resource, wanted, budget_ms);
       marker := pg_logical_emit_message(true, 'godwit.fence', wanted::text);
       UPDATE godwit.epoch e SET generation = wanted, fenced = true, marker_lsn = marker,
-        tables = fenced_tables, updated_at = now() WHERE e.resource = wanted_resource;
+        tables = fenced_tables, run = wanted_run, updated_at = now() WHERE e.resource = wanted_resource;
     EXCEPTION WHEN OTHERS THEN
       GET STACKED DIAGNOSTICS failure = MESSAGE_TEXT, failure_state = RETURNED_SQLSTATE,
         failure_detail = PG_EXCEPTION_DETAIL;
@@ -454,7 +472,7 @@ BEGIN
   END IF;
   fenced_tables := godwit.put_fence(args ->> 'resource', wanted, budget_ms);
   PERFORM godwit.restore_connect();
-  UPDATE godwit.epoch e SET generation = wanted, fenced = true, tables = fenced_tables, updated_at = now(),
+  UPDATE godwit.epoch e SET generation = wanted, fenced = true, tables = fenced_tables, run = NULL, updated_at = now(),
     marker_lsn = CASE WHEN epoch_row.generation = wanted THEN e.marker_lsn END
   WHERE e.resource = args ->> 'resource';
   RETURN fenced_tables;
@@ -463,20 +481,39 @@ END $$;
 CREATE OR REPLACE FUNCTION godwit.open_fence(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   wanted bigint := (args ->> 'generation')::bigint;
+  undo text := args ->> 'undo';
   epoch_row godwit.epoch;
 BEGIN
   PERFORM set_config('synchronous_commit', 'local', true), set_config('lock_timeout', args ->> 'lock_timeout_ms', true);
   SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = args ->> 'resource' FOR UPDATE;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'resource % is not installed in this database', args ->> 'resource' USING ERRCODE = 'ZG001';
-  ELSIF epoch_row.generation > wanted AND NOT (epoch_row.fenced AND epoch_row.generation = wanted + 1) THEN
+  ELSIF epoch_row.generation > wanted
+    AND NOT coalesce(epoch_row.fenced AND epoch_row.generation = wanted + 1 AND epoch_row.run = undo, false) THEN
     RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
       USING ERRCODE = 'ZG002';
   END IF;
+  IF undo IS NOT NULL THEN
+    DELETE FROM godwit.undone u WHERE u.at < now() - interval '7 days';
+    INSERT INTO godwit.undone (run) VALUES (undo) ON CONFLICT DO NOTHING;
+  END IF;
   PERFORM godwit.drop_fence(false);
   PERFORM godwit.restore_connect();
-  UPDATE godwit.epoch e SET generation = wanted, fenced = false, marker_lsn = NULL, tables = NULL, updated_at = now()
+  UPDATE godwit.epoch e SET generation = wanted, fenced = false, marker_lsn = NULL, tables = NULL, run = NULL,
+    updated_at = now()
   WHERE e.resource = args ->> 'resource';
+END $$;
+
+-- Slots that wait for a stream which will not come; false: a later run has taken them over.
+CREATE OR REPLACE FUNCTION godwit.drop_way_back(args jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM FROM godwit.way_back w WHERE w.resource = args ->> 'resource' AND w.run = args ->> 'run' FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  PERFORM pg_drop_replication_slot(s.slot_name) FROM pg_catalog.pg_replication_slots s
+  WHERE s.slot_name = ANY (ARRAY(SELECT jsonb_array_elements_text(args -> 'slots'))::name[]) AND s.active_pid IS NULL;
+  RETURN true;
 END $$;
 
 SELECT godwit.drop_fence(true);

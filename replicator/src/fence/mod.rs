@@ -37,6 +37,8 @@ pub struct FenceSpec {
     pub resource: String,
     /// The new generation: content of the end marker.
     pub generation: u64,
+    /// Id of the migration: only it can undo this fence, and once undone it fences no more.
+    pub run: String,
     /// Roles of the application. Empty: every session and grant that is not Godwit's. Otherwise superusers outside
     /// this list keep their sessions.
     pub app_roles: Vec<String>,
@@ -111,9 +113,10 @@ pub async fn install(client: &Client, resource: &str, generation: u64) -> Result
 /// and the application's roles; in one transaction put the trigger on every table, set the epoch row and emit the marker;
 /// end the application's sessions; read the sequences. One round trip.
 ///
-/// Idempotent per generation: a repeated call returns the stored marker and the sequences as they are now.
+/// Idempotent per run: a repeated call returns the stored marker and the sequences as they are now.
 /// # Errors
-/// An older generation than the epoch row's: [`Error::Fenced`]. A table that stayed locked (55P03, kind `Retry`, names the
+/// An older generation than the epoch row's, a generation that another run has fenced, a run that was undone:
+/// [`Error::Fenced`]. A table that stayed locked (55P03, kind `Retry`, names the
 /// holder) or any other failure before the marker: everything is as before, CONNECT given back. Sessions that do not
 /// end in time (55006, kind `Retry`): the fence stays; repeat the call or [`open`].
 ///
@@ -131,6 +134,7 @@ pub async fn close_telling(
     let arguments = serde_json::json!({
         "resource": spec.resource,
         "generation": sql_generation(spec.generation)?,
+        "run": spec.run,
         "app_roles": spec.app_roles,
         "lock_timeout_ms": millis(spec.lock_timeout),
         "kill_timeout_ms": millis(spec.kill_timeout),
@@ -170,7 +174,7 @@ fn unexpected(function: &str, report: &serde_json::Value) -> Error {
 ///
 /// Idempotent. One round trip. An older generation than the epoch row's: [`Error::Fenced`].
 pub async fn guard(client: &Client, resource: &str, generation: u64) -> Result<(), Error> {
-    let sql = format!("SELECT godwit.guard_fence({}::jsonb)", arguments(resource, generation)?);
+    let sql = format!("SELECT godwit.guard_fence({}::jsonb)", arguments(resource, generation, None)?);
     call(client, &sql, "cannot guard the database").await.map(drop)
 }
 
@@ -179,11 +183,36 @@ pub async fn guard(client: &Client, resource: &str, generation: u64) -> Result<(
 /// Where a reader holds a table, the trigger is disabled instead of dropped (dropping needs an exclusive lock); a
 /// later [`install`] or [`open`] sweeps it. Idempotent. One round trip.
 ///
-/// An older generation than the epoch row's is [`Error::Fenced`], but for one case: undoing the [`close`] for
-/// `generation + 1`, which is an aborted cutover. Whether that cutover was committed is for the caller's journal to know.
-pub async fn open(client: &Client, resource: &str, generation: u64) -> Result<(), Error> {
-    let sql = format!("SELECT godwit.open_fence({}::jsonb)", arguments(resource, generation)?);
+/// An older generation than the epoch row's is [`Error::Fenced`], but for one case: undoing the [`close`] of the run `undo`
+/// for `generation + 1`, which is an aborted cutover. Whether that cutover was committed is for the caller's journal to
+/// know. A run that was undone can no longer [`close`], however late its call comes.
+pub async fn open(client: &Client, resource: &str, generation: u64, undo: Option<&str>) -> Result<(), Error> {
+    let sql = format!("SELECT godwit.open_fence({}::jsonb)", arguments(resource, generation, undo)?);
     call(client, &sql, "cannot open the fence").await.map(drop)
+}
+
+/// The slots of the way back belong to `run`, which began at `begun_ms` (Unix milliseconds), unless a later run has them: call
+/// it before they are looked for or made.
+pub async fn claim_way_back(client: &Client, resource: &str, run: &str, begun_ms: u64) -> Result<(), Error> {
+    let sql = "INSERT INTO godwit.way_back AS w (resource, run, begun_ms) VALUES ($1, $2, $3) \
+               ON CONFLICT (resource) DO UPDATE SET run = EXCLUDED.run, begun_ms = EXCLUDED.begun_ms \
+               WHERE w.begun_ms <= EXCLUDED.begun_ms";
+    let begun_ms = i64::try_from(begun_ms).unwrap_or(i64::MAX);
+    let claimed = client.execute(sql, &[&resource, &run, &begun_ms]).await;
+    claimed.map(drop).map_err(Error::database("cannot claim the way back"))
+}
+
+/// Drops `slots`, which no stream reads, if they still belong to `run`; false: a later run has them.
+pub async fn drop_way_back(
+    client: &Client,
+    resource: &str,
+    run: &str,
+    slots: &[String],
+) -> Result<bool, Error> {
+    let arguments = serde_json::json!({ "resource": resource, "run": run, "slots": slots }).to_string();
+    let sql = format!("SELECT godwit.drop_way_back({}::jsonb)", literal(&arguments));
+    let found = call(client, &sql, "cannot drop the slots of the way back").await?;
+    Ok(found.first().and_then(|row| row.get(0)) == Some("t"))
 }
 
 /// The epoch row; `None` when Godwit was never installed for this resource.
@@ -272,10 +301,11 @@ pub(crate) fn literal(text: &str) -> String {
     postgres_protocol::escape::escape_literal(text)
 }
 
-fn arguments(resource: &str, generation: u64) -> Result<String, Error> {
+fn arguments(resource: &str, generation: u64, undo: Option<&str>) -> Result<String, Error> {
     let arguments = serde_json::json!({
         "resource": resource,
         "generation": sql_generation(generation)?,
+        "undo": undo,
         "lock_timeout_ms": millis(LOCK_TIMEOUT),
     });
     Ok(literal(&arguments.to_string()))

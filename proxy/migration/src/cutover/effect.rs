@@ -3,7 +3,7 @@
 use crate::units::{Generation, Position, Zone};
 
 /// How much of a placement is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Capacity {
     /// As much as the primary has.
     Full,
@@ -12,7 +12,7 @@ pub enum Capacity {
 }
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Committed, and the old primary is retired to a shadow.
     Retired,
@@ -34,7 +34,7 @@ impl Outcome {
 }
 
 /// A command.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Database and workers of the shadow exist. No answer: the stream needs it and says when it is up.
     ProvisionShadow {
@@ -73,8 +73,10 @@ pub enum Effect {
         /// The shadow.
         zone: Zone,
     },
-    /// An aborted run's reverse slot goes.
+    /// An aborted run's reverse slot goes, unless the next run has taken it over.
     DropReverseSlot {
+        /// The aborted run.
+        run: String,
         /// The generation that was not committed.
         generation: Generation,
         /// The shadow.

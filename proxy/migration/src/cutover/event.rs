@@ -4,7 +4,7 @@ use super::state::{Limits, Trigger};
 use crate::units::{Position, Zone};
 
 /// A fact.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// The policy wants a shadow.
     ShadowEnabled,

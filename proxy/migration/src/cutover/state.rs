@@ -111,7 +111,7 @@ impl Phase {
 }
 
 /// Who asked for a migration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Trigger {
     /// The score.
     Score,
@@ -120,7 +120,7 @@ pub enum Trigger {
 }
 
 /// How long a run may take where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Scaling the shadow up.
     pub scale: Duration,
@@ -154,7 +154,7 @@ impl Limits {
 }
 
 /// One migration: one run of the machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Run {
     /// Its id.
     pub id: String,
@@ -197,7 +197,7 @@ pub struct Run {
 }
 
 /// The whole durable state of one resource.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
     /// Its name.
     pub resource: String,

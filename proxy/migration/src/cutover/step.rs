@@ -361,7 +361,11 @@ fn undo(state: &State, event: &Event, now: Timestamp) -> Next {
             let why = run.aborted.clone().unwrap_or_default();
             let close = Effect::CloseRun { id: run.id.clone(), outcome: Outcome::Aborted(why) };
             let clean = [
-                Effect::DropReverseSlot { generation: run.generation, zone: run.to.clone() },
+                Effect::DropReverseSlot {
+                    run: run.id.clone(),
+                    generation: run.generation,
+                    zone: run.to.clone(),
+                },
                 Effect::Scale { zone: run.to.clone(), capacity: Capacity::Shadow },
             ];
             let (next, mut effects) = back_to_shadowing(state.clone(), close, now);
