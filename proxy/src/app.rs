@@ -23,6 +23,7 @@ use crate::controller::ResourceHandle;
 use crate::controller::databases::Databases;
 use crate::controller::effects::Hands;
 use crate::controller::events::Events;
+use crate::controller::freezes::Freezes;
 use crate::controller::machine::{Machine, Memory};
 use crate::controller::measure::Measure;
 use crate::controller::slots::SlotWatch;
@@ -67,6 +68,7 @@ struct Led {
 pub fn run(config: Config) -> Result<()> {
     let config = Arc::new(config);
     let journal = Arc::new(Journal::open(&config.node.state)?);
+    let freezes = Arc::new(Freezes::open(journal.clone())?);
     let metrics = telemetry::metrics::install()?;
     let upkeep = metrics.clone();
     let recorder = Recorder::new();
@@ -106,6 +108,7 @@ pub fn run(config: Config) -> Result<()> {
             audit: audit.clone(),
             events: events.clone(),
             history: history.clone(),
+            freezes: freezes.clone(),
         };
         let handles = start(&config, led, &journal, &shared, &stop, &tasks);
         let state = AdminState {
@@ -116,6 +119,7 @@ pub fn run(config: Config) -> Result<()> {
             audit,
             events,
             history: history.clone(),
+            freezes,
             metrics: Some(metrics),
         };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
@@ -261,6 +265,7 @@ struct Shared {
     audit: Audit,
     events: Arc<Events>,
     history: History,
+    freezes: Arc<Freezes>,
 }
 
 fn start(
@@ -316,6 +321,7 @@ fn start(
                 seed: crate::rng::seed(),
                 learner: Some(shared.learner.clone()),
                 history: shared.history.clone(),
+                freezes: shared.freezes.clone(),
             },
         );
         let stopped = stop.clone();

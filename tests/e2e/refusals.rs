@@ -156,3 +156,31 @@ async fn a_transaction_that_outlasts_the_fence_aborts_the_cutover() -> Result<()
     ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_service_stays_and_says_why() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader.ready().await?;
+    let freeze = format!("/api/v1/resources/{RESOURCE}/freeze");
+    leader.client.send(&freeze, &json!({ "why": "the release of today" })).await?;
+    // It outlives the process.
+    drop(leader);
+    let mut leader = Leader::start(&playground, &[])?;
+    leader
+        .until("the guard shows it", |view| {
+            let guards = view.decision.iter().flat_map(|decision| &decision.guards);
+            guards
+                .into_iter()
+                .any(|guard| guard.name == "not frozen" && !guard.passed && guard.binds_operator)
+        })
+        .await?;
+    let refused = leader.migrate(&view.shadow).await.expect_err("frozen");
+    let Refusal(problem) = refused.downcast_ref().context("a problem document")?;
+    ensure!(problem.status == 409 && problem.detail.contains("the release of today"), "{problem:?}");
+    let none = format!("/api/v1/resources/{RESOURCE}/proposals/p0/approve");
+    let refused = leader.client.send(&none, &json!({})).await.expect_err("nothing is proposed");
+    let Refusal(problem) = refused.downcast_ref().context("a problem document")?;
+    ensure!(problem.status == 404, "{problem:?}");
+    Ok(())
+}

@@ -3,16 +3,21 @@
 use std::time::Duration;
 
 use crate::cutover::Phase;
-use crate::policy::{Mode, Policy};
-use crate::report::{DecisionReport, Guard, Verdict};
+use crate::flip::flips;
+use crate::policy::{Bound, ExtraGuard, GuardedFact, Mode, Policy};
+use crate::report::{Awaited, DecisionReport, Guard, Verdict};
 use crate::score::{Score, score};
 use crate::units::Timestamp;
-use crate::world::{Fact, World};
+use crate::world::{Fact, Freeze, World};
 
-/// Since when the score clears what is needed: carry the answer to the next call through [`World::above_since`].
+/// Since when the score clears what is needed: carry the answer to the next call through [`World::above_since`]. Once above,
+/// it may fall by the policy's hysteresis before the time begins anew.
 pub fn above_since(policy: &Policy, world: &World, now: Timestamp) -> Option<Timestamp> {
-    let clears = score(&policy.weights, world).lower > needed(policy);
-    clears.then(|| world.above_since.unwrap_or(now))
+    let lower = score(&policy.weights, world).lower;
+    match world.above_since {
+        None => (lower > needed(policy)).then_some(now),
+        since => since.filter(|_| lower > needed(policy) - policy.hysteresis),
+    }
 }
 
 /// What the lower bound of the score must clear.
@@ -36,20 +41,43 @@ pub fn decide(policy: &Policy, world: &World, now: Timestamp) -> DecisionReport 
             }
         }
     };
-    DecisionReport { verdict, score, needed: needed(policy), guards, because }
+    let awaited = awaited(policy, world, &guards, now);
+    let flips = flips(policy, world, &score, &guards, &verdict);
+    DecisionReport { verdict, score, needed: needed(policy), guards, because, awaited, flips }
+}
+
+/// Names that others look for.
+pub(crate) mod name {
+    pub(crate) const LAG: &str = "replication lag";
+    pub(crate) const DATABASES: &str = "databases ready";
+    pub(crate) const SCORE: &str = "score";
+    pub(crate) const SUSTAINED: &str = "sustained";
+    pub(crate) const BETTER: &str = "shadow forecast better";
+    pub(crate) const COOLDOWN: &str = "cooldown";
+    pub(crate) const MOVES: &str = "moves in 24 h";
+    pub(crate) const FROZEN: &str = "not frozen";
+    pub(crate) const WINDOW: &str = "no freeze window";
 }
 
 fn guards(policy: &Policy, world: &World, score: &Score, now: Timestamp) -> Vec<Guard> {
+    let mut guards = fixed(policy, world, score, now);
+    guards.extend(policy.guards.iter().map(|guard| extra(guard, world)));
+    guards
+}
+
+fn fixed(policy: &Policy, world: &World, score: &Score, now: Timestamp) -> Vec<Guard> {
     vec![
         idle(world),
         shadowing(world),
         databases(world),
         lag(policy, world),
+        frozen(world, now),
         threshold(policy, score),
         sustain(policy, world, now),
         shadow_better(world),
         cooldown(policy, world, now),
         moves(policy, world),
+        window(world, now),
     ]
 }
 
@@ -71,7 +99,7 @@ fn shadowing(world: &World) -> Guard {
 fn databases(world: &World) -> Guard {
     let value = if world.blockers.is_empty() { "ready".into() } else { world.blockers.join("; ") };
     Guard {
-        name: "databases ready",
+        name: name::DATABASES,
         passed: world.blockers.is_empty(),
         value,
         limit: "no blocker".into(),
@@ -85,7 +113,7 @@ fn lag(policy: &Policy, world: &World) -> Guard {
         Fact::Unknown { why } => (false, format!("unknown: {why}")),
     };
     Guard {
-        name: "replication lag",
+        name: name::LAG,
         passed,
         value,
         limit: format!("at most {}", policy.max_lag),
@@ -100,7 +128,7 @@ fn threshold(policy: &Policy, score: &Score) -> Guard {
         value = format!("{value}; unknown: {}", unknown.join("; "));
     }
     Guard {
-        name: "score",
+        name: name::SCORE,
         passed: score.lower > needed(policy),
         value,
         limit: format!(
@@ -116,7 +144,7 @@ fn threshold(policy: &Policy, score: &Score) -> Guard {
 fn sustain(policy: &Policy, world: &World, now: Timestamp) -> Guard {
     let above = world.above_since.map_or(Duration::ZERO, |since| now.since(since));
     Guard {
-        name: "sustained",
+        name: name::SUSTAINED,
         passed: world.above_since.is_some() && above >= policy.sustain,
         value: format!("{:.1} s", above.as_secs_f64()),
         limit: format!("{:.1} s", policy.sustain.as_secs_f64()),
@@ -141,7 +169,7 @@ fn shadow_better(world: &World) -> Guard {
         (_, Fact::Unknown { why }) => (false, format!("{} unknown: {why}", world.shadow)),
     };
     Guard {
-        name: "shadow forecast better",
+        name: name::BETTER,
         passed,
         value,
         limit: format!("lower in {}", world.shadow),
@@ -152,7 +180,7 @@ fn shadow_better(world: &World) -> Guard {
 fn cooldown(policy: &Policy, world: &World, now: Timestamp) -> Guard {
     let since = world.last_move.map(|last| now.since(last));
     Guard {
-        name: "cooldown",
+        name: name::COOLDOWN,
         passed: since.is_none_or(|since| since >= policy.cooldown),
         value: since.map_or_else(|| "never moved".into(), |since| format!("{:.0} s", since.as_secs_f64())),
         limit: format!("{:.0} s since the last move", policy.cooldown.as_secs_f64()),
@@ -162,10 +190,114 @@ fn cooldown(policy: &Policy, world: &World, now: Timestamp) -> Guard {
 
 fn moves(policy: &Policy, world: &World) -> Guard {
     Guard {
-        name: "moves in 24 h",
+        name: name::MOVES,
         passed: world.moves_last_day < policy.max_moves_per_day,
         value: world.moves_last_day.to_string(),
         limit: format!("fewer than {}", policy.max_moves_per_day),
         binds_operator: false,
     }
 }
+
+fn describe(freezes: &[&Freeze], now: Timestamp) -> String {
+    if freezes.is_empty() {
+        return "none".into();
+    }
+    let one = |freeze: &&Freeze| {
+        let left = freeze.until.map_or_else(
+            || "until it is lifted".into(),
+            |until| format!("for {:.0} s more", until.since(now).as_secs_f64()),
+        );
+        format!("frozen by {} {left}: {}", freeze.by, freeze.why)
+    };
+    freezes.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+fn freezes(world: &World, of_operators: bool) -> Vec<&Freeze> {
+    world.freezes.iter().filter(|freeze| freeze.binds_operator == of_operators).collect()
+}
+
+fn frozen(world: &World, now: Timestamp) -> Guard {
+    let freezes = freezes(world, true);
+    Guard {
+        name: name::FROZEN,
+        passed: freezes.is_empty(),
+        value: describe(&freezes, now),
+        limit: "no freeze by an operator (godwit unfreeze)".into(),
+        binds_operator: true,
+    }
+}
+
+fn window(world: &World, now: Timestamp) -> Guard {
+    let freezes = freezes(world, false);
+    Guard {
+        name: name::WINDOW,
+        passed: freezes.is_empty(),
+        value: describe(&freezes, now),
+        limit: "outside limits.freeze".into(),
+        binds_operator: false,
+    }
+}
+
+/// The fact of an extra guard as a number.
+pub(crate) fn guarded(fact: GuardedFact, world: &World) -> Fact<f64> {
+    match fact {
+        GuardedFact::LagBytes => world.lag.map(|lag| lag.0 as f64),
+        GuardedFact::LatencyMs => world.latency.map(|outlook| outlook.median_ms),
+        GuardedFact::PrimaryProbeMs => world.primary_probe.map(|outlook| outlook.median_ms),
+        GuardedFact::ShadowProbeMs => world.shadow_probe.map(|outlook| outlook.median_ms),
+        GuardedFact::PrimaryUtilization => world.primary_utilization.clone(),
+        GuardedFact::ShadowUtilization => world.shadow_utilization.clone(),
+        GuardedFact::PrimaryCost => world.primary_cost.clone(),
+        GuardedFact::ShadowCost => world.shadow_cost.clone(),
+    }
+}
+
+fn extra(guard: &ExtraGuard, world: &World) -> Guard {
+    let meets = |value: f64| match guard.bound {
+        Bound::Below(limit) => value < limit,
+        Bound::Above(limit) => value > limit,
+    };
+    let fact = guarded(guard.fact, world);
+    Guard {
+        name: guard.fact.name(),
+        passed: fact.value().is_some_and(|value| meets(*value)),
+        value: match &fact {
+            Fact::Known { value, .. } => value.to_string(),
+            Fact::Unknown { why } => format!("unknown: {why}"),
+        },
+        limit: match guard.bound {
+            Bound::Below(limit) => format!("below {limit}"),
+            Bound::Above(limit) => format!("above {limit}"),
+        },
+        binds_operator: guard.binds_operator,
+    }
+}
+
+/// Which of the failed guards time alone may let pass, and when.
+fn awaited(policy: &Policy, world: &World, guards: &[Guard], now: Timestamp) -> Vec<Awaited> {
+    let latest = |of_operators| {
+        let until: Option<Vec<Timestamp>> =
+            freezes(world, of_operators).iter().map(|freeze| freeze.until).collect();
+        until.and_then(|until| until.into_iter().max())
+    };
+    let await_one = |guard: &Guard| {
+        let (what, at) = match guard.name {
+            name::SUSTAINED => (
+                "the score stays above what it must clear",
+                world.above_since.map(|since| since.after(policy.sustain)),
+            ),
+            name::COOLDOWN => ("the cooldown ends", world.last_move.map(|last| last.after(policy.cooldown))),
+            name::MOVES => ("an earlier move is a day old", world.moves_ease),
+            name::FROZEN => ("the freeze ends", latest(true)),
+            name::WINDOW => ("the freeze window ends", latest(false)),
+            name::LAG => ("the shadow catches up", None),
+            _ => return None,
+        };
+        let at = at.filter(|at| *at > now);
+        Some(Awaited { guard: guard.name, what: what.into(), at })
+    };
+    guards.iter().filter(|guard| !guard.passed).filter_map(await_one).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,8 @@
 //! Godwit's decision and cutover core: pure functions. No I/O, no clock, no luck, no serialisation.
 //!
 //! - [`world`] holds every fact that a decision may use; [`policy`] what the operator wants;
-//! - [`score`] computes the Migration Score, [`decide`] turns it into a decision with its [`report`];
+//! - [`score`] computes the Migration Score, [`decide`] turns it into a decision with its [`report`], [`flip`] says
+//!   what would change it;
 //! - [`zones`] chooses where the shadow lives;
 //! - [`cutover`] is the machine that carries a decision out.
 //!
@@ -9,6 +10,7 @@
 
 pub mod cutover;
 pub mod decide;
+pub mod flip;
 pub mod policy;
 pub mod report;
 pub mod score;

@@ -90,6 +90,74 @@ pub struct Weights {
 
 /// A smaller budget would be used up by a slot that nobody is behind with.
 const SMALLEST_BUDGET: ByteCount = ByteCount(32 << 20);
+/// A fact that an extra guard may look at. The list is closed: each has one meaning and one unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuardedFact {
+    /// Bytes that the shadow is behind.
+    LagBytes,
+    /// Median forecast of the request path's p95, milliseconds.
+    LatencyMs,
+    /// Median forecast of the primary's probe, milliseconds.
+    PrimaryProbeMs,
+    /// Median forecast of the shadow's probe, milliseconds.
+    ShadowProbeMs,
+    /// In-flight / capacity of the primary, 0..=1.
+    PrimaryUtilization,
+    /// The same of the shadow.
+    ShadowUtilization,
+    /// Cost of the primary, per hour.
+    PrimaryCost,
+    /// Cost of the shadow at the same capacity, per hour.
+    ShadowCost,
+}
+
+impl GuardedFact {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::LagBytes,
+        Self::LatencyMs,
+        Self::PrimaryProbeMs,
+        Self::ShadowProbeMs,
+        Self::PrimaryUtilization,
+        Self::ShadowUtilization,
+        Self::PrimaryCost,
+        Self::ShadowCost,
+    ];
+
+    /// The name in files and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LagBytes => "lag_bytes",
+            Self::LatencyMs => "latency_ms",
+            Self::PrimaryProbeMs => "primary_probe_ms",
+            Self::ShadowProbeMs => "shadow_probe_ms",
+            Self::PrimaryUtilization => "primary_utilization",
+            Self::ShadowUtilization => "shadow_utilization",
+            Self::PrimaryCost => "primary_cost",
+            Self::ShadowCost => "shadow_cost",
+        }
+    }
+}
+
+/// The side on which a fact must be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    /// Strictly below.
+    Below(f64),
+    /// Strictly above.
+    Above(f64),
+}
+
+/// A further condition: an unknown fact does not meet it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExtraGuard {
+    /// Which fact.
+    pub fact: GuardedFact,
+    /// Where it must be.
+    pub bound: Bound,
+    /// It also binds a move that an operator starts.
+    pub binds_operator: bool,
+}
 
 /// Raw parts of a [`Policy`]; every field is public so that a parser can fill it, [`Policy::new`] checks it.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,10 +180,16 @@ pub struct PolicyParts {
     pub confidence: f64,
     /// Score that a move itself costs.
     pub disruption: f64,
+    /// How far the lower bound may fall below what it must clear before the time above it begins anew.
+    pub hysteresis: f64,
     /// Shortest time between two moves.
     pub cooldown: Duration,
     /// Most moves in 24 h.
     pub max_moves_per_day: u32,
+    /// Further conditions on single facts.
+    pub guards: Vec<ExtraGuard>,
+    /// How long a proposal can be approved.
+    pub proposal_expires: Duration,
     /// Lag above which no cutover starts.
     pub max_lag: ByteCount,
     /// Longest hold before a cutover gives up.
@@ -162,8 +236,11 @@ impl Default for PolicyParts {
             step: Duration::from_secs(10),
             confidence: 0.8,
             disruption: 0.05,
+            hysteresis: 0.0,
             cooldown: Duration::from_secs(3600),
             max_moves_per_day: 2,
+            guards: Vec::new(),
+            proposal_expires: Duration::from_secs(1800),
             max_lag: ByteCount(16 << 20),
             max_hold: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(5),
@@ -219,6 +296,12 @@ impl Policy {
         rule("score.weights.utilization", weight(p.weights.utilization), "must be a number of at least 0");
         rule("score.threshold", p.threshold.is_finite() && p.threshold > 0.0, "must be above 0");
         rule("score.disruption", p.disruption.is_finite() && p.disruption >= 0.0, "must be at least 0");
+        let band = p.hysteresis.is_finite() && p.hysteresis >= 0.0;
+        rule(
+            "score.hysteresis",
+            band && p.hysteresis < p.threshold + p.disruption,
+            "must be at least 0 and below threshold + disruption",
+        );
         rule(
             "score.confidence",
             p.confidence >= 0.5 && p.confidence < 1.0,
@@ -230,6 +313,12 @@ impl Policy {
         rule("limits.max_moves_per_day", p.max_moves_per_day > 0, "must be at least 1");
         rule("limits.max_hold", !p.max_hold.is_zero(), "must be above 0");
         rule("limits.drain_timeout", !p.drain_timeout.is_zero(), "must be above 0");
+        let finite = |guard: &ExtraGuard| match guard.bound {
+            Bound::Below(limit) | Bound::Above(limit) => limit.is_finite(),
+        };
+        rule("limits.guards", p.guards.iter().all(finite), "must have numbers as limits");
+        let minute = Duration::from_secs(60);
+        rule("limits.proposal_expires", p.proposal_expires >= minute, "must be at least 1m");
         let hybrid = p.replication == ReplicationMode::Hybrid;
         rule(
             "replication.mode",

@@ -1,7 +1,7 @@
 //! A decision with everything that led to it: shown unchanged by the API, `explain` and the metrics.
 
 use crate::score::Score;
-use crate::units::Zone;
+use crate::units::{Timestamp, Zone};
 
 /// What to do now.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,32 @@ pub struct Guard {
     pub binds_operator: bool,
 }
 
+/// A guard that time alone may let pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// The guard.
+    pub guard: &'static str,
+    /// What must happen.
+    pub what: String,
+    /// When, if nothing else changes; none: nobody can say.
+    pub at: Option<Timestamp>,
+}
+
+/// The smallest change of one fact, all else equal, that changes the verdict.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Flip {
+    /// The term or guard.
+    pub of: &'static str,
+    /// The fact as it is.
+    pub from: String,
+    /// Where it would have to be.
+    pub to: String,
+    /// How large the change is, as a share of what is now; infinite where that is nothing.
+    pub size: f64,
+    /// What would follow.
+    pub then: String,
+}
+
 /// The whole decision.
 #[must_use]
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +75,10 @@ pub struct DecisionReport {
     pub guards: Vec<Guard>,
     /// Why not now, or why now: one sentence.
     pub because: String,
+    /// What is waited for, in the order of the guards.
+    pub awaited: Vec<Awaited>,
+    /// What would change the verdict, the smallest change first; empty: no single fact would.
+    pub flips: Vec<Flip>,
 }
 
 impl DecisionReport {

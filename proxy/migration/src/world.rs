@@ -73,6 +73,19 @@ pub struct Outlook {
     pub upper_ms: f64,
 }
 
+/// A time in which nothing is to be moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Freeze {
+    /// Who or what froze: an operator's name, or the window as it is configured.
+    pub by: String,
+    /// Why.
+    pub why: String,
+    /// Until when; none: until somebody ends it.
+    pub until: Option<Timestamp>,
+    /// An operator's freeze also stops operators; a window of the policy only stops Godwit.
+    pub binds_operator: bool,
+}
+
 /// What is known of a resource at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct World {
@@ -109,6 +122,10 @@ pub struct World {
     pub last_move: Option<Timestamp>,
     /// Committed migrations in the last 24 h.
     pub moves_last_day: u32,
+    /// When the oldest of them leaves that window; unknown or none: no answer.
+    pub moves_ease: Option<Timestamp>,
+    /// Freezes in effect now.
+    pub freezes: Vec<Freeze>,
     /// Since when the score has been above the threshold without a break.
     pub above_since: Option<Timestamp>,
 }

@@ -15,6 +15,9 @@
 //! | `POST /api/v1/resources/{id}/migrations` | `{to?, dry_run?}` → 202 + Location, or 200 with the plan |
 //! | `GET /api/v1/resources/{id}/migrations/{mid}` | state, steps, held_ms, fence position, verification |
 //! | `POST /api/v1/resources/{id}/migrations/{mid}/abort` | undo, before the commit |
+//! | `POST /api/v1/resources/{id}/proposals/{pid}/approve` | the proposed move begins → 202 + Location |
+//! | `POST /api/v1/resources/{id}/freeze` | `{why, for_ms?}`: no moves; `DELETE` lifts it |
+//! | `GET /api/v1/freezes` | those in effect; `POST` and `DELETE` for every resource |
 //! | `GET /api/v1/resources/{id}/verification` | the last verification: progress, differences |
 //! | `POST /api/v1/resources/{id}/verification` | `{tables?, values?, rows_per_second?, share?, resume?}` → 202 |
 //! | `DELETE /api/v1/resources/{id}/verification` | stop the one that runs; it can be resumed |
@@ -54,6 +57,7 @@ use crate::audit::Audit;
 use crate::config::model::Config;
 use crate::controller::ResourceHandle;
 use crate::controller::events::Events;
+use crate::controller::freezes::Freezes;
 use crate::history::History;
 use crate::store::Journal;
 
@@ -81,6 +85,8 @@ pub struct AdminState {
     pub events: Arc<Events>,
     /// What was measured, decided and forecast.
     pub history: History,
+    /// What operators froze.
+    pub freezes: Arc<Freezes>,
     /// Renders `/metrics`; none: a process without a recorder.
     pub metrics: Option<PrometheusHandle>,
 }

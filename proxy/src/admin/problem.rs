@@ -55,7 +55,9 @@ impl From<Denied> for Problem {
             }
             Denied::Guards(_) => Self::new(StatusCode::CONFLICT, "guard", detail),
             Denied::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", detail),
-            Denied::NoSuchMigration(_) => Self::new(StatusCode::NOT_FOUND, "not-found", detail),
+            Denied::NoSuchMigration(_) | Denied::NoSuchProposal(_) => {
+                Self::new(StatusCode::NOT_FOUND, "not-found", detail)
+            }
             Denied::Journal(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "journal", detail),
         }
     }

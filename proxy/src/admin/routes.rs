@@ -16,10 +16,11 @@ use super::access_routes as access;
 use super::{AdminState, BODY_LIMIT, Problem, assets, events, history as past};
 use crate::audit::read::{Wanted, newest};
 use crate::controller::drift::{self, SchemaView, SyncRequest};
+use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 use crate::controller::{Command, ResourceHandle, doctor, zones};
-use crate::store::{RunRow, StoreError};
+use crate::store::{EVERY_RESOURCE, FreezeRow, RunRow, StoreError};
 
 pub(super) type Answer<T> = Result<T, Problem>;
 
@@ -62,6 +63,12 @@ fn routes() -> Routes {
         .post("/api/v1/resources/{id}/migrations", Operate, migrate)
         .get("/api/v1/resources/{id}/migrations/{mid}", Read, migration)
         .post("/api/v1/resources/{id}/migrations/{mid}/abort", Operate, abort)
+        .post("/api/v1/resources/{id}/proposals/{pid}/approve", Operate, approve)
+        .post("/api/v1/resources/{id}/freeze", Operate, freeze)
+        .delete("/api/v1/resources/{id}/freeze", Operate, unfreeze)
+        .get("/api/v1/freezes", Read, freezes)
+        .post("/api/v1/freezes", Operate, freeze_all)
+        .delete("/api/v1/freezes", Operate, unfreeze_all)
         .get("/api/v1/zones", Read, all_zones)
         .get("/api/v1/history", Read, history)
         .get("/api/v1/audit", Administer, audit)
@@ -162,7 +169,8 @@ fn views(state: &AdminState, runs: Vec<RunRow>) -> Answer<Vec<MigrationView>> {
     runs.into_iter()
         .map(|run| {
             let timeline = state.journal.timeline(&run.id).map_err(store)?;
-            Ok(MigrationView::of(run, &timeline))
+            let ledger = state.journal.ledger(&run.id).map_err(store)?;
+            Ok(MigrationView::of(run, &timeline, ledger))
         })
         .collect()
 }
@@ -216,6 +224,110 @@ fn or_default<T: Default>(body: Result<Json<T>, JsonRejection>, headers: &Header
         }
         Err(rejection) => Err(Problem::new(StatusCode::BAD_REQUEST, "body", rejection.body_text())),
     }
+}
+
+async fn approve(
+    State(state): State<AdminState>,
+    Path((id, pid)): Path<(String, String)>,
+    caller: Caller,
+) -> Answer<Response> {
+    let handle = find(&state, &id)?;
+    let by = caller.name;
+    let plan = handle
+        .ask(|reply| Command::Approve { id: Some(pid), by, reply })
+        .await
+        .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping"))??;
+    let mid = plan.id.as_deref().unwrap_or_default();
+    let location = format!("/api/v1/resources/{id}/migrations/{mid}");
+    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(plan)).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FreezeRequest {
+    /// Why nothing may move.
+    why: String,
+    /// For how long; none: until it is lifted.
+    for_ms: Option<u64>,
+}
+
+fn order(
+    state: &AdminState,
+    scope: &str,
+    caller: &Caller,
+    body: Result<Json<FreezeRequest>, JsonRejection>,
+) -> Answer<Json<Vec<FreezeView>>> {
+    let Json(request) =
+        body.map_err(|rejection| Problem::new(StatusCode::BAD_REQUEST, "body", rejection.body_text()))?;
+    let now = crate::clock::now();
+    let until = request.for_ms.map(|ms| now.after(std::time::Duration::from_millis(ms)));
+    let row =
+        FreezeRow { scope: scope.to_owned(), by: caller.name.clone(), why: request.why, at: now, until };
+    state.freezes.order(row).map_err(store)?;
+    Ok(Json(shown(state, caller)))
+}
+
+/// Those of resources that the caller may know of.
+fn shown(state: &AdminState, caller: &Caller) -> Vec<FreezeView> {
+    let mut freezes = state.freezes.views(crate::clock::now());
+    freezes.retain(|freeze| freeze.resource.as_ref().is_none_or(|name| caller.knows(name)));
+    freezes
+}
+
+fn lift(state: &AdminState, resource: Option<&str>, caller: &Caller) -> Answer<Json<Vec<FreezeView>>> {
+    if !state.freezes.lift(resource).map_err(store)? {
+        let what = resource.map_or("nothing is frozen as a whole".into(), |id| {
+            format!("{id} is not frozen by itself: see /api/v1/freezes")
+        });
+        return Err(Problem::new(StatusCode::CONFLICT, "conflict", what));
+    }
+    Ok(Json(shown(state, caller)))
+}
+
+async fn freezes(State(state): State<AdminState>, caller: Caller) -> Json<Vec<FreezeView>> {
+    Json(shown(&state, &caller))
+}
+
+async fn freeze(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    caller: Caller,
+    body: Result<Json<FreezeRequest>, JsonRejection>,
+) -> Answer<Json<Vec<FreezeView>>> {
+    find(&state, &id)?;
+    order(&state, &id, &caller, body)
+}
+
+async fn unfreeze(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    caller: Caller,
+) -> Answer<Json<Vec<FreezeView>>> {
+    find(&state, &id)?;
+    lift(&state, Some(&id), &caller)
+}
+
+async fn freeze_all(
+    State(state): State<AdminState>,
+    caller: Caller,
+    body: Result<Json<FreezeRequest>, JsonRejection>,
+) -> Answer<Json<Vec<FreezeView>>> {
+    of_all(&caller)?;
+    order(&state, EVERY_RESOURCE, &caller, body)
+}
+
+async fn unfreeze_all(State(state): State<AdminState>, caller: Caller) -> Answer<Json<Vec<FreezeView>>> {
+    of_all(&caller)?;
+    lift(&state, None, &caller)
+}
+
+/// Who may operate only some resources does not freeze the others.
+fn of_all(caller: &Caller) -> Answer<()> {
+    if matches!(caller.scope, Scope::All) {
+        return Ok(());
+    }
+    let what = "this freezes every resource; freeze those that you may operate one by one";
+    Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", what))
 }
 
 async fn migrate(

@@ -2,6 +2,7 @@
 //! 6 the shadow differs from its primary.
 
 mod audit;
+mod backtest;
 pub mod check;
 pub mod client;
 mod history;
@@ -125,6 +126,31 @@ enum Command {
         /// The resource.
         resource: String,
     },
+    /// Start the migration that the score proposed (mode advise).
+    Approve {
+        /// The resource.
+        resource: String,
+        /// The proposal; default: the open one.
+        proposal: Option<String>,
+    },
+    /// Let nothing move, until it is lifted or over; also stops moves that operators start.
+    Freeze {
+        /// Only this one; default: every resource of the node.
+        resource: Option<String>,
+        /// Why: everybody who asks will read it.
+        #[arg(long, value_name = "TEXT")]
+        why: String,
+        /// For how long, such as 2h.
+        #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+        lasting: Option<std::time::Duration>,
+    },
+    /// Lift a freeze that an operator ordered.
+    Unfreeze {
+        /// That of this one; default: that of every resource.
+        resource: Option<String>,
+    },
+    /// Replay a policy on recorded history: moves, regret, flaps; asks no node.
+    Backtest(backtest::Arguments),
     /// Compare the shadow with its primary, row by row, while both are in use.
     Verify(verify::Arguments),
     /// List past migrations; or export what was measured.
@@ -230,6 +256,14 @@ pub fn main() -> ExitCode {
             verbs::sync_schema(&client, &resource, dry_run, output)
         }
         Command::Reseed { resource } => verbs::reseed(&client, &resource),
+        Command::Approve { resource, proposal } => {
+            verbs::approve(&client, &resource, proposal.as_deref(), output)
+        }
+        Command::Freeze { resource, why, lasting } => {
+            verbs::freeze(&client, resource.as_deref(), &why, lasting, output)
+        }
+        Command::Unfreeze { resource } => verbs::unfreeze(&client, resource.as_deref(), output),
+        Command::Backtest(arguments) => backtest::run(&arguments, output),
         Command::Verify(arguments) => verify::run(&client, &arguments, output),
         Command::History(arguments) => history::run(&client, &arguments, output),
         Command::Demo(options) => run::run(&options),
@@ -257,6 +291,10 @@ fn client(arguments: &Arguments) -> anyhow::Result<client::Client> {
     };
     let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
     Ok(client::Client::new(&arguments.admin).with_token(token).with_ca(arguments.ca.clone()))
+}
+
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    crate::config::units::duration(text).map_err(|wrong| format!("{}: {}", wrong.what, wrong.right))
 }
 
 fn demo_orders(options: orders::Options) -> anyhow::Result<ExitCode> {

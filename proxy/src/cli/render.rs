@@ -8,13 +8,14 @@ use crate::config::catalogue::Catalogue;
 use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
 use crate::controller::drift::SchemaView;
+use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Standing, VerificationView};
 use crate::controller::view::{DecisionView, GuardView, MigrationView, ModeView, ResourceView};
 use crate::controller::zones::{ChoiceView, ZoneView};
 use crate::store::{Rejected, TokenView};
 
 /// Rows of cells, columns as wide as their widest cell.
-fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -161,6 +162,17 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
         if let Some(id) = &view.migration {
             let _ = writeln!(text, "  migration    {id}");
         }
+        if let Some(proposal) = &view.proposal {
+            let _ = writeln!(
+                text,
+                "  proposed     {} → {} ({}), until {}: godwit approve {}",
+                view.primary,
+                proposal.to,
+                proposal.id,
+                moment(proposal.expires_ms),
+                view.name
+            );
+        }
         if let Some(gate) = &view.gate {
             let word = if gate.closed { "closed" } else { "open" };
             let _ = writeln!(text, "  gate         {word}, {} held, {} in flight", gate.held, gate.in_flight);
@@ -246,7 +258,7 @@ pub(super) fn mode(mode: &ModeView) -> String {
     text
 }
 
-fn moment(at_ms: u64) -> String {
+pub(super) fn moment(at_ms: u64) -> String {
     let at = i64::try_from(at_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     at.map_or("-".into(), |at| format!("{at:.0}"))
 }
@@ -284,7 +296,40 @@ pub(super) fn decision(decision: &DecisionView) -> String {
     text.push_str(&table(&["TERM", "RAW", "WEIGHT", "POINTS", "AGE", "FROM"], &rows));
     text.push('\n');
     text.push_str(&guards(&decision.guards));
+    if !decision.awaited.is_empty() {
+        text.push_str("\nawaited:\n");
+    }
+    for awaited in &decision.awaited {
+        let at = awaited.at_ms.map_or("nobody can say when".into(), moment);
+        let _ = writeln!(text, "  {}: {} ({at})", awaited.guard, awaited.what);
+    }
+    if !decision.flips.is_empty() {
+        text.push_str("\nwhat alone would change it, the smallest change first:\n");
+    }
+    for flip in &decision.flips {
+        let size = flip.size.map(|size| format!(" ({:.0}%)", size * 100.0)).unwrap_or_default();
+        let _ = writeln!(text, "  {}: {} → {}{size}: {}", flip.of, flip.from, flip.to, flip.then);
+    }
     text
+}
+
+pub(super) fn freezes(freezes: &[FreezeView]) -> String {
+    if freezes.is_empty() {
+        return "nothing is frozen by an operator\n".into();
+    }
+    let rows: Vec<Vec<String>> = freezes
+        .iter()
+        .map(|freeze| {
+            vec![
+                freeze.resource.clone().unwrap_or_else(|| "every resource".into()),
+                freeze.by.clone(),
+                moment(freeze.at_ms),
+                freeze.until_ms.map_or("it is lifted".into(), moment),
+                freeze.why.clone(),
+            ]
+        })
+        .collect();
+    table(&["FROZEN", "BY", "SINCE", "UNTIL", "WHY"], &rows)
 }
 
 pub(super) fn plan(plan: &Plan) -> String {
@@ -304,6 +349,18 @@ pub(super) fn migration(view: &MigrationView) -> String {
     }
     if let Some(held) = view.held_ms {
         let _ = writeln!(text, "  held {held} ms");
+    }
+    if let Some(ledger) = &view.ledger {
+        let ms = |value: Option<f64>| value.map_or("unknown".into(), |ms| format!("{ms:.1} ms"));
+        let _ = writeln!(
+            text,
+            "  expected {} instead of {}; realised {} over {} steps, about {} had it stayed",
+            ms(ledger.predicted_ms),
+            ms(ledger.stay_ms),
+            ms(ledger.realised_ms),
+            ledger.steps,
+            ms(ledger.never_moved_ms)
+        );
     }
     for step in &view.steps {
         let spent = step

@@ -13,6 +13,7 @@ use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
 use crate::controller::drift::SchemaView;
 use crate::controller::forecast::ForecastView;
+use crate::controller::freezes::FreezeView;
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 use crate::controller::zones::{ChoiceView, ZoneView};
 
@@ -151,6 +152,58 @@ pub(super) fn migrate(
         }
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+pub(super) fn approve(client: &Client, resource: &str, id: Option<&str>, output: Output) -> Result<ExitCode> {
+    let id = match id {
+        Some(id) => id.to_owned(),
+        None => {
+            let view: ResourceView = client.get(&format!("/api/v1/resources/{resource}"))?;
+            let Some(proposal) = view.proposal else { bail!("no move of {resource} is proposed") };
+            proposal.id
+        }
+    };
+    let path = format!("/api/v1/resources/{resource}/proposals/{id}/approve");
+    let answer = match client.post(&path, &serde_json::json!({})) {
+        Ok(answer) => answer,
+        Err(error) => {
+            let Some(Refusal(problem)) = error.downcast_ref() else { return Err(error) };
+            eprintln!("godwit: refused: {}", problem.detail);
+            return Ok(ExitCode::from(REFUSED));
+        }
+    };
+    let plan: Plan = serde_json::from_slice(&answer)?;
+    show(output, &plan, |plan| {
+        let id = plan.id.as_deref().unwrap_or_default();
+        format!("migration {id} started: {} → {}\n", plan.from, plan.to)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn freezes_path(resource: Option<&str>) -> String {
+    resource.map_or("/api/v1/freezes".into(), |name| format!("/api/v1/resources/{name}/freeze"))
+}
+
+pub(super) fn freeze(
+    client: &Client,
+    resource: Option<&str>,
+    why: &str,
+    lasting: Option<Duration>,
+    output: Output,
+) -> Result<ExitCode> {
+    let for_ms = lasting.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+    let body = serde_json::json!({ "why": why, "for_ms": for_ms });
+    let answer = client.post(&freezes_path(resource), &body)?;
+    let freezes: Vec<FreezeView> = serde_json::from_slice(&answer)?;
+    show(output, &freezes, |freezes| render::freezes(freezes))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn unfreeze(client: &Client, resource: Option<&str>, output: Output) -> Result<ExitCode> {
+    let answer = client.delete(&freezes_path(resource))?;
+    let freezes: Vec<FreezeView> = serde_json::from_slice(&answer)?;
+    show(output, &freezes, |freezes| render::freezes(freezes))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn abort(client: &Client, resource: &str) -> Result<ExitCode> {

@@ -4,7 +4,10 @@ use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use migration::policy::Policy;
+
 use super::error::{ConfigErrors, Position, Report};
+use super::freeze::FreezeWindow;
 use super::model::Config;
 use super::{policy, secret, validate};
 
@@ -29,6 +32,26 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let around = Surroundings { folder, variable: &|name| std::env::var(name).ok(), read: &read_file };
     let (policy_files, listing) = policy_files(&folder.join("policies"));
     read_all(path, &policy_files, listing, &around)
+}
+
+/// Reads and checks one policy file by itself, with its freeze windows.
+pub fn load_policy(path: &Path) -> Result<(Policy, Vec<FreezeWindow>), ConfigErrors> {
+    let around = Surroundings { folder: Path::new(""), variable: &|_| None, read: &read_file };
+    let report = Report::new(path.display().to_string());
+    let stem = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
+    let read = text_of(path, &around, &report).map(|text| policy::read(stem, &text, &report));
+    match (ConfigErrors::gather(vec![report]), read.and_then(|read| Some((read.policy?, read.freeze)))) {
+        (None, Some(read)) => Ok(read),
+        (Some(errors), _) => Err(errors),
+        (None, None) => Err(not_understood(path)),
+    }
+}
+
+/// Every part that is not understood notes why; should one not, the file is refused all the same.
+fn not_understood(path: &Path) -> ConfigErrors {
+    let report = Report::new(path.display().to_string());
+    report.note(Position::START, "", "was not understood", "report this as a defect of Godwit");
+    ConfigErrors::of(report)
 }
 
 /// As [`load`]; the listing of the policies' folder is given, and a problem with it.
@@ -61,12 +84,7 @@ pub(super) fn read_all(
     match (ConfigErrors::gather(reports), config) {
         (None, Some(config)) => Ok(config),
         (Some(errors), _) => Err(errors),
-        (None, None) => {
-            // Every part that is not understood notes why; should one not, the file is refused all the same.
-            let report = Report::new(path.display().to_string());
-            report.note(Position::START, "", "was not understood", "report this as a defect of Godwit");
-            Err(ConfigErrors::of(report))
-        }
+        (None, None) => Err(not_understood(path)),
     }
 }
 

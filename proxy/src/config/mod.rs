@@ -8,9 +8,11 @@
 
 mod admin;
 pub mod catalogue;
+pub mod cron;
 mod database;
 mod drivers;
 mod error;
+pub mod freeze;
 mod listeners;
 mod load;
 pub mod model;
@@ -24,7 +26,7 @@ mod validate;
 mod walk;
 
 pub use error::{ConfigErrors, Problem};
-pub use load::load;
+pub use load::{load, load_policy};
 
 #[cfg(test)]
 mod tests;

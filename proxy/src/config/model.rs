@@ -163,6 +163,8 @@ pub struct Resource {
     pub primary: String,
     /// When to move.
     pub policy: Policy,
+    /// When not to: the policy's freeze windows.
+    pub freeze: Vec<super::freeze::FreezeWindow>,
 }
 
 impl Resource {

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use migration::policy::{Mode, OnDrainTimeout, Policy, PolicyParts, ReplicationMode, Reseed};
+use migration::policy::{
+    Bound, ExtraGuard, GuardedFact, Mode, OnDrainTimeout, Policy, PolicyParts, ReplicationMode, Reseed,
+};
 
 use super::error::{Position, Report};
-use super::raw::{self, Value};
+use super::freeze::FreezeWindow;
+use super::raw;
 use super::walk::{Item, Section};
 
 /// A policy file as far as it was understood.
@@ -13,6 +16,8 @@ pub(super) struct ReadPolicy {
     /// Its name, also when the rest is wrong: references to it are not dangling.
     pub(super) name: String,
     pub(super) policy: Option<Policy>,
+    /// Its freeze windows.
+    pub(super) freeze: Vec<FreezeWindow>,
     /// Where the name stands.
     pub(super) at: Position,
 }
@@ -20,6 +25,8 @@ pub(super) struct ReadPolicy {
 /// Items by dotted key, so that a broken rule finds its position.
 struct Filled<'a> {
     items: Vec<Item<'a>>,
+    /// What the decision gets as facts, resolved at the moment.
+    freeze: Vec<FreezeWindow>,
 }
 
 impl<'a> Filled<'a> {
@@ -41,12 +48,12 @@ impl<'a> Filled<'a> {
 
 /// Reads one file; `stem` is its name without `.yaml`, the policy's name unless it gives one.
 pub(super) fn read(stem: &str, text: &str, report: &Report) -> ReadPolicy {
-    let failed = ReadPolicy { name: stem.to_owned(), policy: None, at: Position::START };
+    let failed = ReadPolicy { name: stem.to_owned(), policy: None, freeze: Vec::new(), at: Position::START };
     let Some(document) = raw::parse(text, report) else { return failed };
     let root = Item::root(&document, report);
     let Some(mut section) = root.section() else { return failed };
     let mut parts = PolicyParts { name: stem.to_owned(), ..PolicyParts::default() };
-    let mut filled = Filled { items: Vec::new() };
+    let mut filled = Filled { items: Vec::new(), freeze: Vec::new() };
 
     filled.take(&mut section, "name", &mut parts.name, |item| item.name().map(str::to_owned));
     filled.take(&mut section, "mode", &mut parts.mode, |item| {
@@ -63,7 +70,7 @@ pub(super) fn read(stem: &str, text: &str, report: &Report) -> ReadPolicy {
     let name = parts.name.clone();
     let at = filled.items.iter().find(|item| item.key == "name").map_or(Position::START, Item::at);
     match Policy::new(parts) {
-        Ok(policy) => ReadPolicy { name, policy: Some(policy), at },
+        Ok(policy) => ReadPolicy { name, policy: Some(policy), freeze: filled.freeze, at },
         Err(broken) => {
             for error in broken {
                 // A rule about a key that was not read has been reported as something else already.
@@ -71,7 +78,7 @@ pub(super) fn read(stem: &str, text: &str, report: &Report) -> ReadPolicy {
                     item.wrong("is out of range", error.what);
                 }
             }
-            ReadPolicy { name, policy: None, at }
+            ReadPolicy { name, policy: None, freeze: Vec::new(), at }
         }
     }
 }
@@ -100,6 +107,7 @@ fn score<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut Pol
     filled.take(section, "horizon", &mut parts.horizon, Item::duration);
     filled.take(section, "confidence", &mut parts.confidence, number);
     filled.take(section, "disruption", &mut parts.disruption, number);
+    filled.take(section, "hysteresis", &mut parts.hysteresis, number);
     let read_before = filled.items.len();
     filled.take(section, "step", &mut parts.step, Item::duration);
     if section.has("step") && filled.items.len() == read_before {
@@ -117,7 +125,52 @@ fn limits<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut Po
     filled.take(section, "on_drain_timeout", &mut parts.on_drain_timeout, |item| {
         item.choice(&[("abort", OnDrainTimeout::Abort)])
     });
-    unless_empty(section, "freeze", "freeze windows are not in this version", "[] (and `godwit freeze`)");
+    filled.take(section, "guards", &mut parts.guards, extra_guards);
+    filled.take(section, "proposal_expires", &mut parts.proposal_expires, Item::duration);
+    if let Some(item) = section.optional("freeze")
+        && let Some(windows) =
+            item.list("windows, each {from: CRON, for: DURATION, zone: TIME ZONE, why: TEXT}")
+    {
+        filled.freeze = windows.iter().filter_map(FreezeWindow::read).collect();
+    }
+}
+
+/// `{fact, below | above, operators}`, each.
+fn extra_guards(item: &Item<'_>) -> Option<Vec<ExtraGuard>> {
+    let guards = item.list("guards, each {fact: NAME, below: NUMBER} or {fact: NAME, above: NUMBER}")?;
+    // Each is read, so that each one's problems are noted.
+    let read: Vec<Option<ExtraGuard>> = guards.iter().map(extra_guard).collect();
+    read.into_iter().collect()
+}
+
+fn extra_guard(item: &Item<'_>) -> Option<ExtraGuard> {
+    let mut section = item.section()?;
+    let facts = GuardedFact::ALL.map(|fact| (fact.name(), fact));
+    let names = facts.map(|(name, _)| name).join(", ");
+    let fact = section.required("fact", &format!("one of {names}")).and_then(|item| item.choice(&facts));
+    let limit = |item: &Item<'_>| match fact? {
+        GuardedFact::LagBytes => item.bytes().map(|bytes| bytes.0 as f64),
+        GuardedFact::LatencyMs | GuardedFact::PrimaryProbeMs | GuardedFact::ShadowProbeMs => {
+            item.duration().map(|span| span.as_secs_f64() * 1000.0)
+        }
+        GuardedFact::PrimaryUtilization | GuardedFact::ShadowUtilization => {
+            item.ratio().map(migration::units::Ratio::get)
+        }
+        GuardedFact::PrimaryCost | GuardedFact::ShadowCost => item.cost_per_hour(),
+    };
+    let below = section.optional("below");
+    let above = section.optional("above");
+    let bound = match (&below, &above) {
+        (Some(at), None) => limit(at).map(Bound::Below),
+        (None, Some(at)) => limit(at).map(Bound::Above),
+        _ => {
+            item.wrong("has not exactly one limit", "either `below` or `above`");
+            None
+        }
+    };
+    let operators = section.optional("operators").and_then(|item| item.boolean());
+    section.finish();
+    Some(ExtraGuard { fact: fact?, bound: bound?, binds_operator: operators.unwrap_or(false) })
 }
 
 fn shadow<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
@@ -221,20 +274,4 @@ fn critical(item: &Item<'_>) -> Option<Vec<String>> {
 fn retire<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
     filled.take(section, "after", &mut parts.retire_after, Item::duration);
     filled.take(section, "require_verified", &mut parts.require_verified, Item::boolean);
-}
-
-/// A key of a later version: harmless while its value asks for nothing.
-fn unless_empty(section: &mut Section<'_>, name: &'static str, what: &str, right: &str) {
-    let Some(item) = section.optional(name) else { return };
-    fn asks(value: &Value) -> bool {
-        match value {
-            Value::Null => false,
-            Value::List(list) => list.iter().any(|node| asks(&node.value)),
-            Value::Map(map) => map.iter().any(|(_, node)| asks(&node.value)),
-            _ => true,
-        }
-    }
-    if asks(item.value()) {
-        item.wrong_key(what, right);
-    }
 }

@@ -88,6 +88,8 @@ pub(super) fn read<'a>(
         Some(item) => policy(&item, known),
         None => find_policy(DEFAULT_POLICY, known).map_or_else(default_policy, |read| read.policy.clone()),
     };
+    let read = policy.as_ref().and_then(|policy| find_policy(&policy.name, known));
+    let freeze = read.map_or_else(Vec::new, |read| read.freeze.clone());
     if !has_front && !known.link {
         item.wrong_key(
             "has no front, and this node has no link: nobody would use it",
@@ -101,6 +103,7 @@ pub(super) fn read<'a>(
         placements: read_placements,
         primary: primary?.to_owned(),
         policy: policy?,
+        freeze,
     })
 }
 

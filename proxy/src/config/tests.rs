@@ -349,7 +349,7 @@ fn databases_and_secrets() {
 fn features_of_later_versions_are_named() {
     let policy = "\
 score: { confidence: 1.5, horizon: 5s }
-limits: { freeze: [\"Fri 16:00\"], on_drain_timeout: kill }
+limits: { on_drain_timeout: kill }
 shadow: { capacity: 0% }
 ";
     let main = BASE.replace("hosts: [orders.example] }", "tls: {} }, postgres: { listen: 0.0.0.0:6432 }");
@@ -370,6 +370,35 @@ fn slot_rules() {
     let small = "replication: { slot: { budget: 1MiB } }\n";
     let refused = [wrong, small].map(|text| load_all(BASE, &[("careful.yaml", text)]).expect_err("refused"));
     insta::assert_snapshot!(refused.join("\n"));
+}
+
+#[test]
+fn freeze_windows_and_extra_guards() {
+    let text = "\
+score: { hysteresis: 0.1 }
+limits:
+  freeze:
+    - { from: \"0 8 * * MON-FRI\", for: 2h, zone: Europe/Berlin, why: everybody works }
+    - { from: \"0 0 24 12 *\", for: 3d, why: holidays }
+  guards:
+    - { fact: lag_bytes, below: 1MiB, operators: true }
+    - { fact: shadow_utilization, below: 60% }
+  proposal_expires: 10m
+";
+    let config = load_all(BASE, &[("careful.yaml", text)]).expect("valid");
+    let orders = &config.resources["orders"];
+    assert_eq!(orders.freeze.len(), 2);
+    assert_eq!(orders.policy.guards.len(), 2);
+    assert!(orders.policy.guards[0].binds_operator && !orders.policy.guards[1].binds_operator);
+    assert_eq!(orders.policy.proposal_expires, Duration::from_secs(600));
+
+    let wrong = "\
+score: { hysteresis: 0.4 }
+limits:
+  freeze: [ { from: \"0 25 * * *\", for: 9d, zone: Europe/Berlyn }, Fri ]
+  guards: [ { fact: lag, below: 1MiB }, { fact: lag_bytes, below: 5 }, { fact: latency_ms } ]
+";
+    insta::assert_snapshot!(load_all(BASE, &[("careful.yaml", wrong)]).expect_err("refused"));
 }
 
 #[test]

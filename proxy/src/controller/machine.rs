@@ -19,8 +19,11 @@ use super::audited;
 use super::effects::{Hands, Report, chain};
 use super::events::MigrationEvent;
 use super::forecast::ForecastView;
+use super::freezes::Freezes;
+use super::ledger::{self, Worth};
 use super::measure::Measure;
-use super::signals::{Moves, Signals};
+use super::proposals::Proposals;
+use super::signals::{Measured, Moves, Signals};
 use super::slots::{SlotGuard, SlotWatch};
 use super::verification::Verifications;
 use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView, StepView};
@@ -30,6 +33,7 @@ use crate::audit::Entry;
 use crate::clock;
 use crate::feeds::learning::Learner;
 use crate::history::{History, HistoryError};
+use crate::store::LedgerRow;
 use crate::telemetry::metrics as telemetry;
 
 /// How often deadlines and the gate are looked at while a migration runs.
@@ -47,6 +51,8 @@ pub struct Memory {
     pub learner: Option<Learner>,
     /// Where each step is kept.
     pub history: History,
+    /// What operators froze.
+    pub freezes: Arc<Freezes>,
 }
 
 /// One resource's controller.
@@ -68,6 +74,11 @@ pub struct Machine {
     decision: Option<(DecisionReport, u64)>,
     /// The decision that the audit has last.
     audited: Option<audited::Gist>,
+    freezes: Arc<Freezes>,
+    proposals: Proposals,
+    /// What the newest decision expects of a move.
+    expected: LedgerRow,
+    worth: Option<Worth>,
     moves: Moves,
     gate_closed_at: Option<Instant>,
     last_step: Instant,
@@ -97,7 +108,9 @@ impl Machine {
             forecast: forecast.clone(),
             verifications: verifications.clone(),
         };
-        let Memory { seed, learner, history } = memory;
+        let Memory { seed, learner, history, freezes } = memory;
+        let proposals = Proposals::open(&hands.resource.name, hands.journal.clone());
+        let worth = Worth::of_last_move(&hands.journal, &state);
         let signals = Signals::new(seed, hands.resource.policy.step, learner);
         let mut machine = Self {
             hands,
@@ -115,6 +128,10 @@ impl Machine {
             failures: HashMap::new(),
             decision: None,
             audited: None,
+            freezes,
+            proposals,
+            expected: LedgerRow::default(),
+            worth,
             moves: Moves::default(),
             gate_closed_at: None,
             last_step: clock::monotonic(),
@@ -278,8 +295,8 @@ impl Machine {
                 self.cancel_all_but_fence();
             }
             if next.phase == Phase::Committed {
-                self.moves.last = Some(now);
-                self.moves.in_last_day += 1;
+                self.read_moves();
+                self.worth = Worth::of_last_move(&self.hands.journal, &next);
             }
         }
         let before = std::mem::replace(&mut self.state, next);
@@ -413,6 +430,9 @@ impl Machine {
                 let _ = reply.send(self.slots.reseed(&self.hands, &self.state, &by));
                 self.publish();
             }
+            Command::Approve { id, by, reply } => {
+                let _ = reply.send(self.approve(id.as_deref(), &by));
+            }
             Command::Abort { id, by, reply } => {
                 let _ = reply.send(self.abort(&id, by));
             }
@@ -448,6 +468,17 @@ impl Machine {
         Ok(plan)
     }
 
+    /// A proposal that still holds becomes a migration, as if the operator had asked for it.
+    fn approve(&mut self, id: Option<&str>, by: &str) -> Result<Plan, Denied> {
+        self.decide();
+        let report = self.decision.as_ref().map(|(report, _)| report);
+        let to = self.proposals.check(id, report, clock::now())?;
+        let plan = self.migrate(Some(&to), by, false)?;
+        self.proposals.approved(by, clock::now());
+        self.publish();
+        Ok(plan)
+    }
+
     fn request(&self, to: Zone, trigger: Trigger) -> (String, Event) {
         let id = crate::rng::id();
         let limits = Limits::of(&self.hands.resource.policy);
@@ -461,6 +492,9 @@ impl Machine {
             .and_then(|text| self.hands.journal.note_decision(id, &text).map_err(chain));
         if let Err(why) = noted {
             tracing::warn!(%why, id, "the decision is not in the history");
+        }
+        if let Err(error) = self.hands.journal.write_ledger(id, &self.expected) {
+            tracing::warn!(error = chain(error), id, "what the move should bring is not in the ledger");
         }
     }
 
@@ -515,6 +549,8 @@ impl Machine {
             .extend(self.hands.audit.failing().map(|why| format!("the audit cannot be written: {why}")));
         self.last_step = clock::monotonic();
         let now = clock::now();
+        self.measure_worth(&measured, moving);
+        self.read_moves();
         self.signals.observe(&self.state.primary.0, measured, moving, now);
         self.decide();
         self.publish_forecast();
@@ -530,6 +566,7 @@ impl Machine {
         let zones = (&*self.state.primary.0, &*self.state.shadow.0);
         self.history.record_step(recording::step(&self.hands.resource, &self.signals, &report, zones, now));
         telemetry::decision(&self.state.resource, &report, &self.signals, &self.hands.resource.policy);
+        self.proposals.follow(&report, self.hands.resource.policy.proposal_expires, now);
         if let Verdict::Move { to } = &report.verdict
             && self.slots.free().is_ok()
         {
@@ -553,14 +590,37 @@ impl Machine {
         let now = clock::now();
         let policy = &self.hands.resource.policy;
         let age = self.last_step.elapsed();
-        let world = self.signals.world(policy, &self.state, self.moves, age, now);
+        let freezes = self.freezes.at(&self.state.resource, &self.hands.resource.freeze, now);
+        let world = self.signals.world(policy, &self.state, self.moves, freezes, age, now);
+        self.expected = ledger::expected(&world);
         self.decision = Some((decide(policy, &world, now), now.0));
     }
 
+    /// A step after a move goes into its ledger entry.
+    fn measure_worth(&mut self, measured: &Measured, moving: bool) {
+        let Some(worth) = self.worth.as_mut().filter(|worth| worth.generation == self.state.generation)
+        else {
+            return;
+        };
+        let open = self.hands.front.as_ref().is_some_and(|front| !front.gate.is_closed());
+        let (true, Some(realised_ms)) = (open && !moving, measured.request_p95_ms) else { return };
+        let probe = |zone: &Zone| measured.probes_ms.get(&*zone.0).and_then(|probe| probe.clone().ok());
+        let difference_ms =
+            probe(&self.state.shadow).zip(probe(&self.state.primary)).map(|(old, new)| old - new);
+        if let Err(error) = worth.measure(&self.hands.journal, realised_ms, difference_ms, clock::now()) {
+            tracing::warn!(error = chain(error), "the ledger cannot be written");
+        }
+    }
+
     fn read_moves(&mut self) {
-        let day_ago = migration::units::Timestamp(clock::now().0.saturating_sub(24 * 3_600_000));
+        const DAY: Duration = Duration::from_hours(24);
+        let now = clock::now();
+        let day_ago = migration::units::Timestamp(now.0.saturating_sub(DAY.as_millis() as u64));
         match self.hands.journal.commits_since(&self.state.resource, day_ago) {
-            Ok((in_last_day, last)) => self.moves = Moves { last, in_last_day },
+            Ok(commits) => {
+                let ease = commits.oldest.map(|oldest| oldest.after(DAY));
+                self.moves = Moves { last: commits.last, in_last_day: commits.count, ease };
+            }
             Err(error) => tracing::warn!(error = chain(error), "the history cannot be read"),
         }
     }
@@ -619,6 +679,7 @@ impl Machine {
             })
             .with_mode(ModeView::of(&mode, resource.policy.fallback_after), &lanes),
             decision: self.decision.as_ref().map(|(report, at)| DecisionView::of(report, *at)),
+            proposal: self.proposals.view(),
             problems,
         };
         if let Some((.., status)) = &stream {

@@ -17,10 +17,13 @@ pub mod drift;
 pub mod effects;
 pub mod events;
 pub mod forecast;
+pub mod freezes;
+pub mod ledger;
 pub mod machine;
 pub mod measure;
 pub mod modes;
 mod preflight;
+pub mod proposals;
 mod recording;
 mod seeding;
 pub mod signals;
@@ -58,6 +61,15 @@ pub enum Command {
         by: String,
         /// The answer: it has begun.
         reply: oneshot::Sender<Result<(), Denied>>,
+    },
+    /// Start the migration that the score proposed.
+    Approve {
+        /// The proposal; none: the open one.
+        id: Option<String>,
+        /// Who approves.
+        by: String,
+        /// The answer.
+        reply: oneshot::Sender<Result<Plan, Denied>>,
     },
     /// Undo the migration under way.
     Abort {
@@ -105,6 +117,9 @@ pub enum Denied {
     /// There is no such migration.
     #[error("no migration {0}")]
     NoSuchMigration(String),
+    /// There is no such proposal.
+    #[error("no proposal {0}")]
+    NoSuchProposal(String),
     /// It could not be written down.
     #[error("the journal cannot be written: {0}")]
     Journal(String),

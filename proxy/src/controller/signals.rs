@@ -6,7 +6,7 @@ use std::time::Duration;
 use migration::cutover::State;
 use migration::policy::Policy;
 use migration::units::{ByteCount, Timestamp};
-use migration::world::{Fact, Outlook, World};
+use migration::world::{Fact, Freeze, Outlook, World};
 use predictor::{Ensemble, Forecaster, Outlook as Forecast, Settings};
 
 use super::warm::{Warm, Warmer};
@@ -56,6 +56,8 @@ pub struct Moves {
     pub last: Option<Timestamp>,
     /// Commits in the last 24 h.
     pub in_last_day: u32,
+    /// When the oldest of them is a day old.
+    pub ease: Option<Timestamp>,
 }
 
 /// The series of one resource.
@@ -242,6 +244,7 @@ impl Signals {
         policy: &Policy,
         state: &State,
         moves: Moves,
+        freezes: Vec<Freeze>,
         age: Duration,
         now: Timestamp,
     ) -> World {
@@ -280,6 +283,8 @@ impl Signals {
             blockers: self.measured.blockers.clone(),
             last_move: moves.last,
             moves_last_day: moves.in_last_day,
+            moves_ease: moves.ease,
+            freezes,
             above_since: self.above_since,
         };
         self.above_since = migration::decide::above_since(policy, &world, now);

@@ -11,7 +11,7 @@ use replicator::status::{Phase as StreamPhase, StreamStatus};
 use serde::{Deserialize, Serialize};
 
 use super::modes::{ModeChange, ModeState};
-use crate::store::{JournalRow, RunRow};
+use crate::store::{JournalRow, LedgerRow, RunRow};
 
 /// One resource, now.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -42,6 +42,9 @@ pub struct ResourceView {
     pub replication: ReplicationView,
     /// The last decision.
     pub decision: Option<DecisionView>,
+    /// The move that waits for a person's approval.
+    #[serde(default)]
+    pub proposal: Option<super::proposals::ProposalView>,
     /// What is wrong now and what it means; empty: nothing.
     pub problems: Vec<String>,
 }
@@ -338,6 +341,38 @@ pub struct DecisionView {
     pub terms: Vec<TermView>,
     /// Every condition.
     pub guards: Vec<GuardView>,
+    /// What time alone may bring.
+    #[serde(default)]
+    pub awaited: Vec<AwaitedView>,
+    /// What would change the verdict, the smallest change first; empty: no single fact would.
+    #[serde(default)]
+    pub flips: Vec<FlipView>,
+}
+
+/// A condition that time alone may let pass.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AwaitedView {
+    /// The guard.
+    pub guard: String,
+    /// What must happen.
+    pub what: String,
+    /// When, Unix milliseconds; none: nobody can say.
+    pub at_ms: Option<u64>,
+}
+
+/// The smallest change of one fact that changes the verdict.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlipView {
+    /// The term or guard.
+    pub of: String,
+    /// The fact as it is.
+    pub from: String,
+    /// Where it would have to be.
+    pub to: String,
+    /// The change as a share of what is now; none: of nothing.
+    pub size: Option<f64>,
+    /// What would follow.
+    pub then: String,
 }
 
 /// A term of the score.
@@ -419,6 +454,26 @@ impl DecisionView {
                     binds_operator: guard.binds_operator,
                 })
                 .collect(),
+            awaited: report
+                .awaited
+                .iter()
+                .map(|awaited| AwaitedView {
+                    guard: awaited.guard.into(),
+                    what: awaited.what.clone(),
+                    at_ms: awaited.at.map(|at| at.0),
+                })
+                .collect(),
+            flips: report
+                .flips
+                .iter()
+                .map(|flip| FlipView {
+                    of: flip.of.into(),
+                    from: flip.from.clone(),
+                    to: flip.to.clone(),
+                    size: Some(flip.size).filter(|size| size.is_finite()),
+                    then: flip.then.clone(),
+                })
+                .collect(),
         }
     }
 }
@@ -458,6 +513,12 @@ pub struct MigrationView {
     pub comparison: Option<String>,
     /// Every phase it went through.
     pub steps: Vec<StepView>,
+    /// What it was expected to bring and what it brought.
+    #[serde(default)]
+    pub ledger: Option<super::ledger::LedgerView>,
+    /// The decision that started it.
+    #[serde(default)]
+    pub decision: Option<DecisionView>,
 }
 
 /// A phase of a migration.
@@ -473,7 +534,7 @@ pub struct StepView {
 
 impl MigrationView {
     /// From the history's line and the journal's records.
-    pub fn of(run: RunRow, timeline: &[JournalRow]) -> Self {
+    pub fn of(run: RunRow, timeline: &[JournalRow], ledger: Option<LedgerRow>) -> Self {
         let mut steps: Vec<StepView> = Vec::new();
         for row in timeline {
             if steps.last().is_some_and(|last| last.phase == row.phase) {
@@ -505,6 +566,8 @@ impl MigrationView {
             verified: run.verified,
             comparison: run.comparison,
             steps,
+            ledger: ledger.map(|row| super::ledger::LedgerView::of(&row, run.held_ms)),
+            decision: run.decision.and_then(|text| serde_json::from_str(&text).ok()),
         }
     }
 

@@ -102,6 +102,17 @@ pub struct RunRow {
     pub decision: Option<String>,
 }
 
+/// Commits of a resource since a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Commits {
+    /// How many.
+    pub count: u32,
+    /// The oldest of these.
+    pub oldest: Option<Timestamp>,
+    /// The newest of all.
+    pub last: Option<Timestamp>,
+}
+
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS journal (
   sequence INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -166,6 +177,7 @@ impl Journal {
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.execute_batch(SCHEMA)?;
+            connection.execute_batch(super::notes::SCHEMA)?;
             Ok(connection)
         };
         match prepare() {
@@ -177,11 +189,11 @@ impl Journal {
         }
     }
 
-    fn connection(&self) -> MutexGuard<'_, Connection> {
+    pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn database(&self) -> impl FnOnce(rusqlite::Error) -> StoreError + '_ {
+    pub(super) fn database(&self) -> impl FnOnce(rusqlite::Error) -> StoreError + '_ {
         |source| StoreError::Database { path: self.path.clone(), source }
     }
 
@@ -352,17 +364,17 @@ impl Journal {
         Ok(self.read_runs("WHERE id = ?1", params![id, 1])?.pop())
     }
 
-    /// Commits of a resource since a moment, and the newest one's time.
-    pub fn commits_since(
-        &self,
-        resource: &str,
-        since: Timestamp,
-    ) -> Result<(u32, Option<Timestamp>), StoreError> {
+    /// Commits of a resource since a moment: how many, the oldest of these, and the newest of all.
+    pub fn commits_since(&self, resource: &str, since: Timestamp) -> Result<Commits, StoreError> {
         self.connection()
             .query_row(
-                "SELECT count(*) FILTER (WHERE committed_ms >= ?2), max(committed_ms) FROM run WHERE resource = ?1",
+                "SELECT count(*) FILTER (WHERE committed_ms >= ?2), min(committed_ms) FILTER (WHERE committed_ms >= ?2),
+                 max(committed_ms) FROM run WHERE resource = ?1",
                 params![resource, since.0],
-                |row| Ok((row.get(0)?, row.get::<_, Option<u64>>(1)?.map(Timestamp))),
+                |row| {
+                    let moment = |at: usize| row.get::<_, Option<u64>>(at).map(|at| at.map(Timestamp));
+                    Ok(Commits { count: row.get(0)?, oldest: moment(1)?, last: moment(2)? })
+                },
             )
             .map_err(self.database())
     }
@@ -455,7 +467,7 @@ mod tests {
         journal.close_run("m1", &Outcome::Aborted("tested".into()), Timestamp(99)).expect("close");
         let run = journal.run("m1").expect("read").expect("the run");
         assert_eq!((run.trigger.as_str(), run.outcome.as_deref()), ("ann", Some("aborted")));
-        assert_eq!(journal.commits_since("orders", Timestamp(0)).expect("read"), (0, None));
+        assert_eq!(journal.commits_since("orders", Timestamp(0)).expect("read"), Commits::default());
     }
 
     #[test]

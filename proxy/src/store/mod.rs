@@ -4,8 +4,10 @@
 //! One process at a time: the database is locked exclusively. Tokens of the API are in a file of their own ([`Tokens`]).
 
 mod journal;
+mod notes;
 mod record;
 mod tokens;
 
-pub use journal::{AFTER_APPEND, Journal, JournalRow, RunRow, StoreError};
+pub use journal::{AFTER_APPEND, Commits, Journal, JournalRow, RunRow, StoreError};
+pub use notes::{EVERY_RESOURCE, FreezeRow, LedgerRow, ProposalRow};
 pub use tokens::{Issued, NewToken, Rejected, TokenView, Tokens};

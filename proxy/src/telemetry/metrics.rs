@@ -76,6 +76,10 @@ pub fn decision(resource: &str, report: &DecisionReport, signals: &Signals, poli
     gauge!(names::SCORE, names::RESOURCE => resource.to_owned(), names::TERM => "lower_bound")
         .set(report.score.lower);
     gauge!(names::THRESHOLD, names::RESOURCE => resource.to_owned()).set(report.needed);
+    for guard in &report.guards {
+        gauge!(names::GUARD, names::RESOURCE => resource.to_owned(), names::GUARD_NAME => guard.name)
+            .set(f64::from(u8::from(guard.passed)));
+    }
     quality(resource, signals);
     let Some(forecast) = signals.request_forecast(policy) else { return };
     let last = policy.horizon_steps().saturating_sub(1);

@@ -57,6 +57,8 @@ pub const HISTORY_BYTES: &str = "godwit_history_bytes";
 pub const SCORE: &str = "godwit_migration_score";
 /// Gauge: what the score's lower bound must clear. Label: resource.
 pub const THRESHOLD: &str = "godwit_migration_threshold";
+/// Gauge: 1 where a guard lets a move through, 0 where it does not. Labels: resource, guard.
+pub const GUARD: &str = "godwit_migration_guard_passed";
 /// Counter: ended migrations. Labels: resource, outcome.
 pub const MIGRATIONS: &str = "godwit_migrations_total";
 /// Gauge, seconds: how long a migration under way has been in its phase; 0 outside one and while it soaks. Labels: resource, step.
@@ -89,6 +91,8 @@ pub const SEGMENT: &str = "segment";
 pub const CODE: &str = "code";
 /// Label: a term of the score.
 pub const TERM: &str = "term";
+/// Label: a condition of a decision.
+pub const GUARD_NAME: &str = "guard";
 /// Label: `memory` or `disk`.
 pub const PLACE: &str = "place";
 /// Label: why a stream broke, or an entry of the history was lost.
@@ -149,6 +153,7 @@ pub fn describe() {
     describe_gauge!(HISTORY_BYTES, Unit::Bytes, "The file of the history");
     describe_gauge!(SCORE, "Points of the Migration Score by term");
     describe_gauge!(THRESHOLD, "What the score's lower bound must clear");
+    describe_gauge!(GUARD, "Whether a guard lets a move through");
     describe_counter!(MIGRATIONS, "Ended migrations");
     describe_gauge!(PHASE_AGE, seconds, "How long a migration under way has been in its phase");
     describe_gauge!(PROBLEMS, "What `godwit status` names as a problem");

@@ -60,11 +60,13 @@ impl Node {
             node: "n".into(),
             rotate: 1 << 20,
         })?;
+        let journal = Arc::new(Journal::open(directory.path())?);
         let state = AdminState {
             config,
             resources: Arc::new(BTreeMap::new()),
-            journal: Arc::new(Journal::open(directory.path())?),
             history: History::start(directory.path(), Retention::default())?,
+            freezes: Arc::new(crate::controller::freezes::Freezes::open(journal.clone())?),
+            journal,
             identities: Arc::new(identities),
             audit,
             events: Arc::new(Events::new(clock::now(), CancellationToken::new())),

@@ -54,10 +54,12 @@ impl Api {
         let settings =
             Settings { directory: directory.path().join("audit"), node: "n".into(), rotate: 1 << 20 };
         let audit = Audit::start(settings).expect("a thread");
+        let journal = Arc::new(Journal::open(directory.path()).expect("a journal"));
         let state = AdminState {
             resources: Arc::new(BTreeMap::new()),
-            journal: Arc::new(Journal::open(directory.path()).expect("a journal")),
             history: History::start(directory.path(), Retention::default()).expect("a history"),
+            freezes: Arc::new(crate::controller::freezes::Freezes::open(journal.clone()).expect("none yet")),
+            journal,
             identities: Arc::new(Identities::new(tokens.clone(), Vec::new(), required, false)),
             audit,
             events: Arc::new(Events::new(clock::now(), CancellationToken::new())),

@@ -1,0 +1,283 @@
+//! Reports as snapshots, and what must hold of any decision.
+
+use std::fmt::Write as _;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::PolicyParts;
+use crate::units::ByteCount;
+use crate::world::Outlook;
+
+const NOW: Timestamp = Timestamp(100_000_000);
+
+fn known<T>(value: T) -> Fact<T> {
+    Fact::known(value, Duration::from_secs(3), "test")
+}
+
+fn outlook(median_ms: f64) -> Outlook {
+    Outlook { lower_ms: median_ms * 0.9, median_ms, upper_ms: median_ms * 1.2 }
+}
+
+/// A move pays and nothing stands in its way.
+fn world() -> World {
+    World {
+        primary: "a".into(),
+        shadow: "b".into(),
+        phase: Phase::Shadowing,
+        running: None,
+        baseline_ms: known(10.0),
+        latency: known(outlook(18.0)),
+        primary_probe: known(outlook(12.0)),
+        shadow_probe: known(outlook(4.0)),
+        primary_cost: known(2.0),
+        shadow_cost: known(1.5),
+        primary_utilization: known(0.7),
+        shadow_utilization: known(0.3),
+        lag: known(ByteCount(4096)),
+        blockers: Vec::new(),
+        last_move: None,
+        moves_last_day: 0,
+        moves_ease: None,
+        freezes: Vec::new(),
+        above_since: Some(Timestamp(NOW.0 - 200_000)),
+    }
+}
+
+fn policy(change: impl FnOnce(&mut PolicyParts)) -> Policy {
+    let mut parts = PolicyParts { mode: Mode::Auto, ..PolicyParts::default() };
+    change(&mut parts);
+    Policy::new(parts).expect("a valid policy")
+}
+
+fn show(report: &DecisionReport) -> String {
+    let mut text = format!("{:?}: {}\n", report.verdict, report.because);
+    for term in &report.score.terms {
+        let raw = term.raw.value().map_or_else(|| "unknown".into(), |raw| format!("{raw:+.3}"));
+        let (points, lower) = (term.points, term.points_lower);
+        let _ = writeln!(
+            text,
+            "term {}: {raw} x {} = {points:+.3} (at least {lower:+.3})",
+            term.name, term.weight
+        );
+    }
+    for guard in &report.guards {
+        let mark = if guard.passed { "ok" } else { "NO" };
+        let _ = writeln!(text, "{mark} {}: {} (needs {})", guard.name, guard.value, guard.limit);
+    }
+    for awaited in &report.awaited {
+        let at = awaited.at.map_or("?".into(), |at| format!("in {} s", at.since(NOW).as_secs()));
+        let _ = writeln!(text, "awaits {}: {} {at}", awaited.guard, awaited.what);
+    }
+    for flip in &report.flips {
+        let _ = writeln!(
+            text,
+            "flips {}: {} -> {} ({:.3}): {}",
+            flip.of, flip.from, flip.to, flip.size, flip.then
+        );
+    }
+    text
+}
+
+#[test]
+fn reports() {
+    let extra = ExtraGuard { fact: GuardedFact::LagBytes, bound: Bound::Below(1024.0), binds_operator: true };
+    let window =
+        |until| Freeze { by: "window".into(), why: "working hours".into(), until, binds_operator: false };
+    let freeze = Freeze { by: "ann".into(), why: "release".into(), until: None, binds_operator: true };
+    let plain = policy(|_| {});
+    let cases = [
+        ("a move", plain.clone(), world()),
+        ("a proposal", policy(|parts| parts.mode = Mode::Advise), world()),
+        ("observed", policy(|parts| parts.mode = Mode::Observe), world()),
+        (
+            "the score is too low",
+            plain.clone(),
+            World { latency: known(outlook(11.0)), above_since: None, ..world() },
+        ),
+        ("not long enough", plain.clone(), World { above_since: Some(Timestamp(NOW.0 - 60_000)), ..world() }),
+        ("just moved", plain.clone(), World { last_move: Some(Timestamp(NOW.0 - 600_000)), ..world() }),
+        (
+            "frozen twice",
+            plain.clone(),
+            World { freezes: vec![window(Some(NOW.after(Duration::from_secs(90)))), freeze], ..world() },
+        ),
+        ("an extra guard", policy(|parts| parts.guards = vec![extra]), world()),
+        (
+            "nothing is known of the shadow",
+            plain,
+            World { shadow_probe: Fact::unknown("probe fails"), lag: Fact::unknown("no stream"), ..world() },
+        ),
+    ];
+    let mut text = String::new();
+    for (what, policy, world) in cases {
+        let _ = writeln!(text, "## {what}\n{}", show(&decide(&policy, &world, NOW)));
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn once_above_it_may_dip_by_the_hysteresis() {
+    let policy = policy(|parts| parts.hysteresis = 0.1);
+    let scored = |lower: f64| {
+        let world = World {
+            latency: known(Outlook { lower_ms: 10.0 + lower * 10.0, median_ms: 30.0, upper_ms: 40.0 }),
+            primary_cost: Fact::unknown("test"),
+            primary_utilization: Fact::unknown("test"),
+            ..world()
+        };
+        assert!((score(&policy.weights, &world).lower - lower).abs() < 1e-9);
+        world
+    };
+    let since = |lower: f64, before: Option<u64>| {
+        let world = World { above_since: before.map(Timestamp), ..scored(lower) };
+        above_since(&policy, &world, NOW).map(|at| at.0)
+    };
+    // What must be cleared is 0.3.
+    assert_eq!(since(0.29, None), None);
+    assert_eq!(since(0.31, None), Some(NOW.0));
+    assert_eq!(since(0.25, Some(5)), Some(5));
+    assert_eq!(since(0.19, Some(5)), None);
+    // Within the band it is not above: no move, but the time goes on.
+    let dipped = World { above_since: Some(Timestamp(0)), ..scored(0.25) };
+    assert_eq!(decide(&policy, &dipped, NOW).verdict, Verdict::Stay);
+}
+
+fn maybe(range: std::ops::Range<f64>) -> impl Strategy<Value = Fact<f64>> {
+    prop_oneof![4 => range.prop_map(known), 1 => Just(Fact::unknown("not measured"))]
+}
+
+fn maybe_outlook(range: std::ops::Range<f64>) -> impl Strategy<Value = Fact<Outlook>> {
+    maybe(range).prop_map(|fact| fact.map(|median| outlook(*median)))
+}
+
+prop_compose! {
+    fn any_world()(
+        baseline_ms in maybe(1.0..50.0),
+        latency in maybe_outlook(1.0..100.0),
+        primary_probe in maybe_outlook(1.0..100.0),
+        shadow_probe in maybe_outlook(1.0..100.0),
+        costs in (maybe(0.1..5.0), maybe(0.1..5.0)),
+        use_ in (maybe(0.0..1.0), maybe(0.0..1.0)),
+        lag in maybe(0.0..4e7),
+        above in proptest::option::of(0_u64..400_000),
+        last in proptest::option::of(0_u64..10_000_000),
+        moves in 0_u32..3,
+    ) -> World {
+        World {
+            baseline_ms, latency, primary_probe, shadow_probe,
+            primary_cost: costs.0, shadow_cost: costs.1,
+            primary_utilization: use_.0, shadow_utilization: use_.1,
+            lag: lag.map(|bytes| ByteCount(*bytes as u64)),
+            above_since: above.map(|ago| Timestamp(NOW.0 - ago)),
+            last_move: last.map(|ago| Timestamp(NOW.0 - ago)),
+            moves_last_day: moves,
+            ..world()
+        }
+    }
+}
+
+/// Nothing but the score and the probes stand in the way.
+fn eager_world() -> impl Strategy<Value = World> {
+    (any_world(), 0.0..1.6e7).prop_map(|(world, lag)| World {
+        lag: known(ByteCount(lag as u64)),
+        above_since: Some(Timestamp(0)),
+        last_move: None,
+        moves_last_day: 0,
+        ..world
+    })
+}
+
+fn moves_in(world: &World) -> bool {
+    decide(&policy(|_| {}), world, NOW).verdict != Verdict::Stay
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { max_global_rejects: 100_000, ..ProptestConfig::default() })]
+
+    /// What speaks more for moving never turns a move into staying.
+    #[test]
+    fn more_reason_never_stops_a_move(world in eager_world(), more in 1.0_f64..3.0) {
+        prop_assume!(moves_in(&world));
+        let higher = World { latency: world.latency.map(|now| outlook(now.median_ms * more)), ..world.clone() };
+        prop_assert!(moves_in(&higher), "a higher latency");
+        let cheaper = World { shadow_cost: world.shadow_cost.map(|cost| cost / more), ..world.clone() };
+        prop_assert!(moves_in(&cheaper), "a cheaper shadow");
+        let idler = World { shadow_utilization: world.shadow_utilization.map(|use_| use_ / more), ..world.clone() };
+        prop_assert!(moves_in(&idler), "an idler shadow");
+        let nearer = World { lag: world.lag.map(|lag| ByteCount((lag.0 as f64 / more) as u64)), ..world.clone() };
+        prop_assert!(moves_in(&nearer), "less lag");
+        let faster = World { shadow_probe: world.shadow_probe.map(|now| outlook(now.median_ms / more)), ..world };
+        prop_assert!(moves_in(&faster), "a faster shadow");
+    }
+
+    /// A term of which something is unknown gives no points; an unknown that a guard needs stops the move.
+    #[test]
+    fn what_is_unknown_never_argues_for_a_move(world in any_world()) {
+        let report = decide(&policy(|_| {}), &world, NOW);
+        for term in &report.score.terms {
+            if term.raw.value().is_none() {
+                prop_assert!(term.points == 0.0 && term.points_lower == 0.0);
+            }
+        }
+        let blind = World { latency: Fact::unknown("x"), shadow_cost: Fact::unknown("x"), primary_utilization: Fact::unknown("x"), ..world.clone() };
+        prop_assert!(!moves_in(&blind), "nothing is known that speaks for it");
+        let lagging = World { lag: Fact::unknown("x"), ..world.clone() };
+        let unprobed = World { shadow_probe: Fact::unknown("x"), ..world };
+        prop_assert!(!moves_in(&lagging) && !moves_in(&unprobed));
+    }
+
+    /// Carried out, a flip changes the verdict; a tenth less does not.
+    #[test]
+    fn flips_are_true_and_tight(world in eager_world()) {
+        let policy = policy(|_| {});
+        let report = decide(&policy, &world, NOW);
+        let before = report.verdict != Verdict::Stay;
+        for flip in report.flips {
+            let exact = |share: f64| edit(&world, &policy, flip.of, before, share);
+            prop_assert_ne!(moves_in(&exact(1.0 + 1e-6)), before, "{:?}", flip);
+            prop_assert_eq!(moves_in(&exact(0.9)), before, "{:?}", flip);
+        }
+    }
+}
+
+/// The world with the fact of a flip moved by `share` of the way to its border; what that is follows from the definitions, not
+/// from [`crate::flip`].
+fn edit(world: &World, policy: &Policy, of: &str, moves: bool, share: f64) -> World {
+    let score = score(&policy.weights, world);
+    let missing = (needed(policy) - score.lower) * share;
+    let mut edited = world.clone();
+    // Once it clears, it is assumed to have lasted.
+    if !moves {
+        edited.above_since = Some(Timestamp(0));
+    }
+    let number = |fact: &Fact<f64>| *fact.value().expect("a flip needs it");
+    match of {
+        "latency" => {
+            let by = missing / policy.weights.latency * number(&world.baseline_ms);
+            edited.latency = world.latency.map(|now| Outlook { lower_ms: now.lower_ms + by, ..*now });
+        }
+        "cost" => {
+            let by = missing / policy.weights.cost * number(&world.primary_cost);
+            edited.shadow_cost = world.shadow_cost.map(|cost| cost - by);
+        }
+        "utilization" => {
+            let by = missing / policy.weights.utilization;
+            edited.primary_utilization = world.primary_utilization.map(|now| now + by);
+        }
+        name::LAG => {
+            edited.lag = world.lag.map(|lag| {
+                let border = policy.max_lag.0 as f64 + f64::from(u8::from(moves));
+                ByteCount((lag.0 as f64 + (border - lag.0 as f64) * share).round() as u64)
+            });
+        }
+        name::BETTER => {
+            let border = world.primary_probe.value().expect("known").median_ms;
+            edited.shadow_probe = world
+                .shadow_probe
+                .map(|now| Outlook { median_ms: now.median_ms + (border - now.median_ms) * share, ..*now });
+        }
+        other => panic!("unexpected flip {other}"),
+    }
+    edited
+}

@@ -1,0 +1,158 @@
+//! What would change a verdict: for each fact the smallest change, all else equal. Solved, not searched; what is proposed here is
+//! tried by the tests against [`decide`](crate::decide::decide) itself.
+
+use crate::decide::{guarded, name, needed};
+use crate::policy::{Bound, Mode, Policy};
+use crate::report::{Flip, Guard, Verdict};
+use crate::score::{RAW_LIMIT, Score};
+use crate::world::{Fact, World};
+
+/// Steps over a border, as a share: a bound must be cleared, not met.
+const OVER: f64 = 1e-9;
+
+/// The changes of single facts that change the verdict, smallest first. Where several guards fail, no single one does;
+/// `sustained` follows the score and counts with it.
+pub(crate) fn flips(
+    policy: &Policy,
+    world: &World,
+    score: &Score,
+    guards: &[Guard],
+    verdict: &Verdict,
+) -> Vec<Flip> {
+    if policy.mode == Mode::Observe {
+        return Vec::new();
+    }
+    let moves = *verdict != Verdict::Stay;
+    let failed = |guard: &&Guard| !guard.passed;
+    let score_fails = guards.iter().any(|guard| guard.name == name::SCORE && !guard.passed);
+    let mut counted =
+        guards.iter().filter(failed).filter(|guard| !score_fails || guard.name != name::SUSTAINED);
+    let (first, more) = (counted.next(), counted.next());
+    let mut flips = match (first, more) {
+        (None, _) if moves => every_way_out(policy, world, score),
+        (Some(guard), None) => ways_in(policy, world, score, guard),
+        _ => Vec::new(),
+    };
+    flips.sort_by(|one, other| one.size.total_cmp(&other.size));
+    flips
+}
+
+fn flip(of: &'static str, unit: &str, from: f64, to: f64, then: String) -> Flip {
+    let size = if from == 0.0 { f64::INFINITY } else { ((to - from) / from).abs() };
+    Flip { of, from: shown(from, unit), to: shown(to, unit), size, then }
+}
+
+fn shown(value: f64, unit: &str) -> String {
+    match unit {
+        "%" => format!("{:.1}%", value * 100.0),
+        "/h" => format!("{value:.3}/h"),
+        _ => format!("{value:.1} {unit}").trim_end().to_owned(),
+    }
+}
+
+/// One failed guard: what would let it pass.
+fn ways_in(policy: &Policy, world: &World, score: &Score, guard: &Guard) -> Vec<Flip> {
+    let then = match policy.mode {
+        Mode::Auto => "a move".to_owned(),
+        _ => "a proposal".to_owned(),
+    };
+    match guard.name {
+        name::SCORE => {
+            let then = format!("{then}, once that has lasted {:.0} s", policy.sustain.as_secs_f64());
+            by_score(world, score, needed(policy) - score.lower, &then)
+        }
+        name::LAG => by_lag(world, policy.max_lag.0 as f64, &then),
+        name::BETTER => match (&world.primary_probe, &world.shadow_probe) {
+            (Fact::Known { value: primary, .. }, Fact::Known { value: shadow, .. }) => {
+                let below = primary.median_ms * (1.0 - OVER);
+                vec![flip(name::BETTER, "ms", shadow.median_ms, below, then)]
+            }
+            _ => Vec::new(),
+        },
+        name::DATABASES => vec![Flip {
+            of: name::DATABASES,
+            from: guard.value.clone(),
+            to: "no blocker".into(),
+            size: f64::INFINITY,
+            then,
+        }],
+        of => by_extra(policy, world, of, true, &then),
+    }
+}
+
+/// No guard failed: what would make one fail.
+fn every_way_out(policy: &Policy, world: &World, score: &Score) -> Vec<Flip> {
+    let then = "no move".to_owned();
+    let mut flips = by_score(world, score, needed(policy) - score.lower, &then);
+    flips.extend(by_lag(world, policy.max_lag.0 as f64 + 1.0, &then));
+    if let (Some(primary), Some(shadow)) = (world.primary_probe.value(), world.shadow_probe.value()) {
+        flips.push(flip(name::BETTER, "ms", shadow.median_ms, primary.median_ms, then.clone()));
+    }
+    for guard in &policy.guards {
+        flips.extend(by_extra(policy, world, guard.fact.name(), false, &then));
+    }
+    flips
+}
+
+/// Each term by itself makes up for `missing` points; below zero: takes that many away.
+fn by_score(world: &World, score: &Score, missing: f64, then: &str) -> Vec<Flip> {
+    let mut flips = Vec::new();
+    for term in &score.terms {
+        if term.weight <= 0.0 || term.raw.value().is_none() {
+            continue;
+        }
+        let raw = (term.points_lower + missing + OVER * missing.signum()) / term.weight;
+        if !(-RAW_LIMIT..=RAW_LIMIT).contains(&raw) || term.points_lower.abs() >= RAW_LIMIT * term.weight {
+            continue;
+        }
+        let known = |fact: &Fact<f64>| fact.value().copied();
+        let found = match term.name {
+            "latency" => (|| {
+                let (baseline, outlook) = (known(&world.baseline_ms)?, world.latency.value()?);
+                let to = baseline * (1.0 + raw);
+                let fits = baseline > 0.0 && to >= 0.0;
+                fits.then(|| flip("latency", "ms", outlook.lower_ms, to, then.into()))
+            })(),
+            "cost" => (|| {
+                let (primary, shadow) = (known(&world.primary_cost)?, known(&world.shadow_cost)?);
+                let to = primary * (1.0 - raw);
+                let fits = primary > 0.0 && to >= 0.0;
+                fits.then(|| flip("cost", "/h", shadow, to, then.into()))
+            })(),
+            _ => (|| {
+                let (primary, shadow) =
+                    (known(&world.primary_utilization)?, known(&world.shadow_utilization)?);
+                let to = shadow + raw;
+                (0.0..=1.0).contains(&to).then(|| flip("utilization", "%", primary, to, then.into()))
+            })(),
+        };
+        flips.extend(found);
+    }
+    flips
+}
+
+fn by_lag(world: &World, to: f64, then: &str) -> Vec<Flip> {
+    let lag = world.lag.value().map(|lag| lag.0 as f64);
+    lag.map(|from| flip(name::LAG, "bytes", from, to, then.into())).into_iter().collect()
+}
+
+/// The guards on the fact `of`: to its border, and over it.
+fn by_extra(policy: &Policy, world: &World, of: &'static str, pass: bool, then: &str) -> Vec<Flip> {
+    let guards = policy.guards.iter().filter(|guard| guard.fact.name() == of);
+    guards
+        .filter_map(|guard| {
+            let from = *guarded(guard.fact, world).value()?;
+            let inside = |value: f64| match guard.bound {
+                Bound::Below(limit) => value < limit,
+                Bound::Above(limit) => value > limit,
+            };
+            let step = |limit: f64| (limit.abs() * OVER).max(f64::MIN_POSITIVE);
+            let to = match (guard.bound, pass) {
+                (Bound::Below(limit), true) => limit - step(limit),
+                (Bound::Above(limit), true) => limit + step(limit),
+                (Bound::Below(limit) | Bound::Above(limit), false) => limit,
+            };
+            (inside(from) != pass).then(|| flip(of, "", from, to, then.into()))
+        })
+        .collect()
+}

@@ -1,0 +1,287 @@
+//! What people decided (freezes, approvals) and what moves were worth (the ledger), beside the journal.
+
+use migration::units::Timestamp;
+use rusqlite::params;
+
+use super::journal::{Journal, StoreError};
+
+pub(super) const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS freeze (
+  scope TEXT PRIMARY KEY,
+  by_whom TEXT NOT NULL,
+  why TEXT NOT NULL,
+  at_ms INTEGER NOT NULL,
+  until_ms INTEGER
+) STRICT;
+CREATE TABLE IF NOT EXISTS proposal (
+  id TEXT PRIMARY KEY,
+  resource TEXT NOT NULL,
+  to_zone TEXT NOT NULL,
+  at_ms INTEGER NOT NULL,
+  expires_ms INTEGER NOT NULL,
+  decision TEXT NOT NULL,
+  ended TEXT,
+  ended_ms INTEGER,
+  ended_by TEXT
+) STRICT;
+CREATE INDEX IF NOT EXISTS proposal_by_resource ON proposal (resource, at_ms);
+CREATE TABLE IF NOT EXISTS ledger (
+  run TEXT PRIMARY KEY,
+  predicted_ms REAL,
+  stay_ms REAL,
+  baseline_ms REAL,
+  predicted_cost REAL,
+  stay_cost REAL,
+  realised_ms REAL,
+  never_moved_ms REAL,
+  measured_from_ms INTEGER,
+  measured_until_ms INTEGER,
+  steps INTEGER NOT NULL DEFAULT 0
+) STRICT;
+";
+
+/// The scope of a freeze of every resource.
+pub const EVERY_RESOURCE: &str = "*";
+
+/// A freeze that an operator ordered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FreezeRow {
+    /// The resource, or [`EVERY_RESOURCE`].
+    pub scope: String,
+    /// Who.
+    pub by: String,
+    /// Why.
+    pub why: String,
+    /// When.
+    pub at: Timestamp,
+    /// Until when; none: until it is lifted.
+    pub until: Option<Timestamp>,
+}
+
+/// A move that the score proposed to a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProposalRow {
+    /// Its id.
+    pub id: String,
+    /// The resource.
+    pub resource: String,
+    /// Where to.
+    pub to: String,
+    /// When.
+    pub at: Timestamp,
+    /// Until when it can be approved.
+    pub expires: Timestamp,
+    /// The decision that led to it, JSON.
+    pub decision: String,
+    /// `approved`, `expired` or `withdrawn`; none: open.
+    pub ended: Option<String>,
+}
+
+/// What a move was expected to bring and what it brought; milliseconds of the request path's p95, cost per hour.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LedgerRow {
+    /// Expected from the new zone when the move began.
+    pub predicted_ms: Option<f64>,
+    /// Forecast then for staying.
+    pub stay_ms: Option<f64>,
+    /// What was usual then.
+    pub baseline_ms: Option<f64>,
+    /// Cost of the new zone.
+    pub predicted_cost: Option<f64>,
+    /// Cost of the old one.
+    pub stay_cost: Option<f64>,
+    /// Mean over the steps measured since.
+    pub realised_ms: Option<f64>,
+    /// Estimate over the same steps of never having moved: what was realised, and what the probes say is the difference.
+    pub never_moved_ms: Option<f64>,
+    /// When measuring began.
+    pub measured_from: Option<Timestamp>,
+    /// The last step measured.
+    pub measured_until: Option<Timestamp>,
+    /// Steps measured.
+    pub steps: u32,
+}
+
+impl Journal {
+    /// A freeze begins, or is replaced.
+    pub fn freeze(&self, row: &FreezeRow) -> Result<(), StoreError> {
+        self.note(
+            "INSERT INTO freeze (scope, by_whom, why, at_ms, until_ms) VALUES (?, ?, ?, ?, ?)
+             ON CONFLICT (scope) DO UPDATE SET by_whom = excluded.by_whom, why = excluded.why, at_ms = excluded.at_ms,
+               until_ms = excluded.until_ms",
+            params![row.scope, row.by, row.why, row.at.0, row.until.map(|at| at.0)],
+        )
+        .map(drop)
+    }
+
+    /// A freeze ends; false: there was none.
+    pub fn unfreeze(&self, scope: &str) -> Result<bool, StoreError> {
+        Ok(self.note("DELETE FROM freeze WHERE scope = ?", [scope])? > 0)
+    }
+
+    /// Every freeze that has not been lifted, also those that are over.
+    pub fn freezes(&self) -> Result<Vec<FreezeRow>, StoreError> {
+        let read = || {
+            let connection = self.connection();
+            let mut statement = connection
+                .prepare_cached("SELECT scope, by_whom, why, at_ms, until_ms FROM freeze ORDER BY scope")?;
+            let rows = statement.query_map([], |row| {
+                Ok(FreezeRow {
+                    scope: row.get(0)?,
+                    by: row.get(1)?,
+                    why: row.get(2)?,
+                    at: Timestamp(row.get(3)?),
+                    until: row.get::<_, Option<u64>>(4)?.map(Timestamp),
+                })
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        read().map_err(self.database())
+    }
+
+    /// A proposal is made.
+    pub fn propose(&self, row: &ProposalRow) -> Result<(), StoreError> {
+        self.note(
+            "INSERT INTO proposal (id, resource, to_zone, at_ms, expires_ms, decision) VALUES (?, ?, ?, ?, ?, ?)",
+            params![row.id, row.resource, row.to, row.at.0, row.expires.0, row.decision],
+        )
+        .map(drop)
+    }
+
+    /// A proposal is over: `approved`, `expired` or `withdrawn`.
+    pub fn end_proposal(
+        &self,
+        id: &str,
+        ended: &str,
+        by: Option<&str>,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.note(
+            "UPDATE proposal SET ended = ?2, ended_by = ?3, ended_ms = ?4 WHERE id = ?1 AND ended IS NULL",
+            params![id, ended, by, at.0],
+        )
+        .map(drop)
+    }
+
+    /// The proposal of that id, or without one the newest of the resource.
+    pub fn proposal(&self, resource: &str, id: Option<&str>) -> Result<Option<ProposalRow>, StoreError> {
+        let read = || {
+            let connection = self.connection();
+            let mut statement = connection.prepare_cached(
+                "SELECT id, resource, to_zone, at_ms, expires_ms, decision, ended FROM proposal
+                 WHERE resource = ?1 AND (?2 IS NULL OR id = ?2) ORDER BY at_ms DESC LIMIT 1",
+            )?;
+            let mut rows = statement.query_map(params![resource, id], |row| {
+                Ok(ProposalRow {
+                    id: row.get(0)?,
+                    resource: row.get(1)?,
+                    to: row.get(2)?,
+                    at: Timestamp(row.get(3)?),
+                    expires: Timestamp(row.get(4)?),
+                    decision: row.get(5)?,
+                    ended: row.get(6)?,
+                })
+            })?;
+            rows.next().transpose()
+        };
+        read().map_err(self.database())
+    }
+
+    /// What is known of a move's worth, as a whole.
+    pub fn write_ledger(&self, run: &str, row: &LedgerRow) -> Result<(), StoreError> {
+        self.note(
+            "INSERT OR REPLACE INTO ledger (run, predicted_ms, stay_ms, baseline_ms, predicted_cost, stay_cost, realised_ms,
+               never_moved_ms, measured_from_ms, measured_until_ms, steps) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                run,
+                row.predicted_ms,
+                row.stay_ms,
+                row.baseline_ms,
+                row.predicted_cost,
+                row.stay_cost,
+                row.realised_ms,
+                row.never_moved_ms,
+                row.measured_from.map(|at| at.0),
+                row.measured_until.map(|at| at.0),
+                row.steps
+            ],
+        )
+        .map(drop)
+    }
+
+    /// What is known of a move's worth.
+    pub fn ledger(&self, run: &str) -> Result<Option<LedgerRow>, StoreError> {
+        let read = || {
+            let connection = self.connection();
+            let mut statement = connection.prepare_cached(
+                "SELECT predicted_ms, stay_ms, baseline_ms, predicted_cost, stay_cost, realised_ms, never_moved_ms,
+                   measured_from_ms, measured_until_ms, steps FROM ledger WHERE run = ?",
+            )?;
+            let mut rows = statement.query_map([run], |row| {
+                Ok(LedgerRow {
+                    predicted_ms: row.get(0)?,
+                    stay_ms: row.get(1)?,
+                    baseline_ms: row.get(2)?,
+                    predicted_cost: row.get(3)?,
+                    stay_cost: row.get(4)?,
+                    realised_ms: row.get(5)?,
+                    never_moved_ms: row.get(6)?,
+                    measured_from: row.get::<_, Option<u64>>(7)?.map(Timestamp),
+                    measured_until: row.get::<_, Option<u64>>(8)?.map(Timestamp),
+                    steps: row.get(9)?,
+                })
+            })?;
+            rows.next().transpose()
+        };
+        read().map_err(self.database())
+    }
+
+    fn note(&self, sql: &str, values: impl rusqlite::Params) -> Result<usize, StoreError> {
+        self.connection().execute(sql, values).map_err(self.database())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn freezes_proposals_and_the_ledger_outlive_the_process() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let freeze = FreezeRow {
+            scope: "orders".into(),
+            by: "ann".into(),
+            why: "release".into(),
+            at: Timestamp(5),
+            until: Some(Timestamp(9)),
+        };
+        let proposal = ProposalRow {
+            id: "p1".into(),
+            resource: "orders".into(),
+            to: "b".into(),
+            at: Timestamp(7),
+            expires: Timestamp(70),
+            decision: "{}".into(),
+            ended: None,
+        };
+        let worth = LedgerRow { predicted_ms: Some(4.5), steps: 3, ..LedgerRow::default() };
+        {
+            let journal = Journal::open(directory.path()).expect("open");
+            journal.freeze(&FreezeRow { why: "earlier".into(), ..freeze.clone() }).expect("write");
+            journal.freeze(&freeze).expect("replace");
+            journal.propose(&proposal).expect("write");
+            journal.write_ledger("m1", &worth).expect("write");
+        }
+        let journal = Journal::open(directory.path()).expect("open again");
+        assert_eq!(journal.freezes().expect("read"), [freeze]);
+        assert_eq!(journal.proposal("orders", None).expect("read"), Some(proposal.clone()));
+        assert_eq!(journal.proposal("other", Some("p1")).expect("read"), None);
+        journal.end_proposal("p1", "approved", Some("bob"), Timestamp(8)).expect("write");
+        journal.end_proposal("p1", "expired", None, Timestamp(9)).expect("too late");
+        let ended = journal.proposal("orders", Some("p1")).expect("read").expect("there");
+        assert_eq!(ended.ended.as_deref(), Some("approved"));
+        assert_eq!(journal.ledger("m1").expect("read"), Some(worth));
+        assert!(journal.unfreeze("orders").expect("write"));
+        assert!(!journal.unfreeze("orders").expect("write"));
+    }
+}
