@@ -31,6 +31,8 @@ use crate::controller::streams::Streams;
 use crate::controller::verification::Verifications;
 use crate::drivers::Provisioning;
 use crate::drivers::process::ProcessProvisioning;
+use crate::feeds::external::board::FeedBoard;
+use crate::feeds::external::runner;
 use crate::feeds::learning::Learner;
 use crate::feeds::prober::{Pace, PlacementKey, ProbeBoard, Prober, Target};
 use crate::fronts::http::{ServerSettings, check_listeners, server, service};
@@ -101,6 +103,8 @@ pub fn run(config: Config) -> Result<()> {
         let listener = admin::Listener::bind(&config.node.admin, &stop).await?;
         let events = Arc::new(Events::new(clock::now(), stop.clone()));
         tasks.spawn(history::collect::collect(history.clone(), recorder.reader(), stop.clone()));
+        let feeds = FeedBoard::new(config.feeds.values().cloned());
+        runner::start(&feeds, &Arc::new(config.node.egress.clone()), &stop, &tasks);
         let shared = Shared {
             recorder: recorder.clone(),
             links: links.clone(),
@@ -109,6 +113,7 @@ pub fn run(config: Config) -> Result<()> {
             events: events.clone(),
             history: history.clone(),
             freezes: freezes.clone(),
+            feeds: feeds.clone(),
         };
         let handles = start(&config, led, &journal, &shared, &stop, &tasks);
         let state = AdminState {
@@ -121,6 +126,7 @@ pub fn run(config: Config) -> Result<()> {
             history: history.clone(),
             freezes,
             metrics: Some(metrics),
+            feeds,
         };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
         links.listen(&config, &tasks, &stop)?;
@@ -266,6 +272,7 @@ struct Shared {
     events: Arc<Events>,
     history: History,
     freezes: Arc<Freezes>,
+    feeds: FeedBoard,
 }
 
 fn start(
@@ -290,7 +297,7 @@ fn start(
             Arc::new(Verifications::new(&config.node.state, databases.clone(), streams.clone()));
         let drivers = drivers(config, &resource);
         let board = probe(&resource, stop, tasks);
-        let measure = Measure::new(resource.clone(), shared.recorder.reader(), board);
+        let measure = Measure::new(resource.clone(), shared.recorder.reader(), board, shared.feeds.clone());
         measure.watch(&drivers, &databases, stop);
         measure.compare_schemas(&databases, &state.primary.0, stop);
         let zones = resource.placements.values().filter(|placement| placement.postgres.is_some());

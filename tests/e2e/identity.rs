@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use godwit_tests::postgres::{TestCluster, other_major};
+use replicator::copy::CopyOptions;
 use replicator::link::memory::Options;
 use replicator::postgres::slot;
 use replicator::pump::{LocalEnd, LocalPeer, StreamSpec, maintain};
@@ -44,6 +45,7 @@ impl Stream {
             dsn: source.config(DATABASE),
             bin: Some(target.cluster.bin.clone()),
             spill: Spill::default(),
+            copy: CopyOptions::default(),
         };
         let (sender, status) = watch::channel(StreamStatus::default());
         let task =

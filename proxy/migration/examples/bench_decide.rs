@@ -38,6 +38,8 @@ fn world(state: &mut u64) -> World {
         primary_utilization: known(luck(state)),
         shadow_utilization: known(luck(state)),
         lag: Fact::known(ByteCount((luck(state) * 3e7) as u64), Duration::ZERO, "stream"),
+        maintenance: Vec::new(),
+        maintenance_unknown: None,
         blockers: Vec::new(),
         last_move: None,
         moves_last_day: 0,

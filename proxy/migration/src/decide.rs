@@ -8,7 +8,7 @@ use crate::policy::{Bound, ExtraGuard, GuardedFact, Mode, Policy};
 use crate::report::{Awaited, DecisionReport, Guard, Verdict};
 use crate::score::{Score, score};
 use crate::units::Timestamp;
-use crate::world::{Fact, Freeze, World};
+use crate::world::{Fact, Freeze, Maintenance, World};
 
 /// Since when the score clears what is needed: carry the answer to the next call through [`World::above_since`]. Once above,
 /// it may fall by the policy's hysteresis before the time begins anew.
@@ -75,6 +75,7 @@ fn fixed(policy: &Policy, world: &World, score: &Score, now: Timestamp) -> Vec<G
         threshold(policy, score),
         sustain(policy, world, now),
         shadow_better(world),
+        maintenance(policy, world, now),
         cooldown(policy, world, now),
         moves(policy, world),
         window(world, now),
@@ -174,6 +175,50 @@ fn shadow_better(world: &World) -> Guard {
         value,
         limit: format!("lower in {}", world.shadow),
         binds_operator: false,
+    }
+}
+
+/// No move into a zone that is being worked on within the horizon. A calendar that cannot be read does not keep the
+/// service where it is: the guard says so and passes.
+fn maintenance(policy: &Policy, world: &World, now: Timestamp) -> Guard {
+    let ahead = |window: &&Maintenance| window.starts <= now.after(policy.horizon);
+    let of_shadow = world.maintenance.iter().filter(|window| window.zone == world.shadow);
+    let blocking: Vec<String> = of_shadow.filter(ahead).map(|window| in_words(window, now)).collect();
+    let passed = blocking.is_empty();
+    let mut words = if passed { vec![format!("none known in {}", world.shadow)] } else { blocking };
+    // What awaits the primary argues for a move; people should see it beside the other.
+    let of_primary = world.maintenance.iter().find(|window| window.zone == world.primary);
+    words.extend(of_primary.map(|window| format!("{} (serves now)", in_words(window, now))));
+    words.extend(world.maintenance_unknown.iter().map(|why| format!("there may be more: {why}")));
+    Guard {
+        name: "no maintenance ahead",
+        passed,
+        value: words.join("; "),
+        limit: format!("none in {} within {}", world.shadow, span(policy.horizon)),
+        binds_operator: false,
+    }
+}
+
+/// `maintenance of eu-central begins in 20 min: TITLE`.
+fn in_words(window: &Maintenance, now: Timestamp) -> String {
+    let Maintenance { zone, title, starts, ends, .. } = window;
+    if *starts > now {
+        return format!("maintenance of {zone} begins in {}: {title}", span(starts.since(now)));
+    }
+    match ends {
+        Some(ends) => format!("maintenance of {zone} ends in {}: {title}", span(ends.since(now))),
+        None => format!("maintenance of {zone} is under way: {title}"),
+    }
+}
+
+/// `45 s`, `20 min`, `3 h`, `2 d`.
+fn span(span: Duration) -> String {
+    let seconds = span.as_secs();
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
     }
 }
 
@@ -299,5 +344,8 @@ fn awaited(policy: &Policy, world: &World, guards: &[Guard], now: Timestamp) -> 
     guards.iter().filter(|guard| !guard.passed).filter_map(await_one).collect()
 }
 
+#[cfg(test)]
+#[path = "decide/maintenance.rs"]
+mod maintenance_tests;
 #[cfg(test)]
 mod tests;

@@ -90,7 +90,7 @@ fn cost(weight: f64, world: &World) -> Term {
     };
     let difference = if primary > 0.0 { (primary - shadow) / primary } else { 0.0 };
     let detail = format!("{primary:.2}/h in {}, {shadow:.2}/h in {}", world.primary, world.shadow);
-    term("cost", weight, world.primary_cost.map(|_| difference), None, detail)
+    term("cost", weight, both(&world.primary_cost, &world.shadow_cost, difference), None, detail)
 }
 
 fn utilization(weight: f64, world: &World) -> Term {
@@ -102,5 +102,17 @@ fn utilization(weight: f64, world: &World) -> Term {
     };
     let detail =
         format!("{:.0}% in {}, {:.0}% in {}", primary * 100.0, world.primary, shadow * 100.0, world.shadow);
-    term("utilization", weight, world.primary_utilization.map(|_| primary - shadow), None, detail)
+    let raw = both(&world.primary_utilization, &world.shadow_utilization, primary - shadow);
+    term("utilization", weight, raw, None, detail)
+}
+
+/// `value`, made of two facts: as old as the older one, and from both.
+fn both(a: &Fact<f64>, b: &Fact<f64>, value: f64) -> Fact<f64> {
+    match (a, b) {
+        (Fact::Known { age: one, source: a, .. }, Fact::Known { age: other, source: b, .. }) => {
+            let source = if a == b { a.clone() } else { format!("{a}; {b}") };
+            Fact::known(value, *one.max(other), source)
+        }
+        (Fact::Unknown { why }, _) | (_, Fact::Unknown { why }) => Fact::unknown(why.clone()),
+    }
 }

@@ -86,6 +86,21 @@ pub struct Freeze {
     pub binds_operator: bool,
 }
 
+/// A window in which a provider works on a zone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Maintenance {
+    /// The zone.
+    pub zone: Zone,
+    /// The provider's words.
+    pub title: String,
+    /// When it begins.
+    pub starts: Timestamp,
+    /// When it ends; none: the provider does not say.
+    pub ends: Option<Timestamp>,
+    /// Which feed says so.
+    pub source: String,
+}
+
 /// What is known of a resource at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct World {
@@ -116,6 +131,10 @@ pub struct World {
     pub shadow_utilization: Fact<f64>,
     /// Bytes that the shadow is behind.
     pub lag: Fact<ByteCount>,
+    /// Maintenance of either zone that is not over, soonest first.
+    pub maintenance: Vec<Maintenance>,
+    /// Why there may be maintenance that is not known; none: every calendar is fresh, or there is none.
+    pub maintenance_unknown: Option<String>,
     /// What stands in the way in the databases, e.g. a prepared transaction.
     pub blockers: Vec<String>,
     /// End of the last committed migration.

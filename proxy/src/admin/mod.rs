@@ -27,6 +27,9 @@
 //! | `GET /api/v1/resources/{id}/schema` | in what the shadow's schema differs from its primary's |
 //! | `POST /api/v1/resources/{id}/schema/sync` | `{dry_run?}`: makes on the shadow what only adds |
 //! | `GET /api/v1/zones` | every zone: where it is, who has a placement there |
+//! | `GET /api/v1/feeds` | what feeds say: readings, age, source, state, last error, next attempt |
+//! | `GET /api/v1/feeds/{name}` | one of them |
+//! | `POST /api/v1/feeds/{name}` | what somebody else posts to a webhook, signed → 202 |
 //! | `GET /api/v1/history` | migrations of all resources |
 //! | `GET /api/v1/whoami` | who the caller is, and what it may do |
 //! | `POST /api/v1/session` | `{token}` → a cookie that stands for it; `DELETE` ends it |
@@ -40,6 +43,7 @@ pub mod access;
 mod access_routes;
 mod assets;
 mod events;
+mod feeds;
 mod history;
 mod listener;
 mod problem;
@@ -58,6 +62,7 @@ use crate::config::model::Config;
 use crate::controller::ResourceHandle;
 use crate::controller::events::Events;
 use crate::controller::freezes::Freezes;
+use crate::feeds::external::board::FeedBoard;
 use crate::history::History;
 use crate::store::Journal;
 
@@ -89,6 +94,8 @@ pub struct AdminState {
     pub freezes: Arc<Freezes>,
     /// Renders `/metrics`; none: a process without a recorder.
     pub metrics: Option<PrometheusHandle>,
+    /// What other services say.
+    pub feeds: FeedBoard,
 }
 
 /// Serves until cancelled.

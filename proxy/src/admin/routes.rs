@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
-use super::{AdminState, BODY_LIMIT, Problem, assets, events, history as past};
+use super::{AdminState, BODY_LIMIT, Problem, assets, events, feeds, history as past};
 use crate::audit::read::{Wanted, newest};
 use crate::controller::drift::{self, SchemaView, SyncRequest};
 use crate::controller::freezes::FreezeView;
@@ -70,6 +70,10 @@ fn routes() -> Routes {
         .post("/api/v1/freezes", Operate, freeze_all)
         .delete("/api/v1/freezes", Operate, unfreeze_all)
         .get("/api/v1/zones", Read, all_zones)
+        .get("/api/v1/feeds", Read, feeds::all)
+        .get("/api/v1/feeds/{name}", Read, feeds::one)
+        // Its signature says who posts.
+        .post("/api/v1/feeds/{name}", Public, feeds::post)
         .get("/api/v1/history", Read, history)
         .get("/api/v1/audit", Administer, audit)
         .get("/api/v1/events", Read, events::stream)
@@ -465,6 +469,7 @@ async fn audit(
 async fn metrics(State(state): State<AdminState>) -> Response {
     match &state.metrics {
         Some(handle) => {
+            crate::telemetry::metrics::feed_ages(&state.feeds, crate::clock::now());
             let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
             (kind, handle.render()).into_response()
         }

@@ -17,7 +17,7 @@ use migration::units::{Generation, Timestamp, Zone};
 use serde::Serialize;
 
 use crate::config::freeze::FreezeWindow;
-use crate::controller::signals::{Measured, Moves, Signals};
+use crate::controller::signals::{Fed, Measured, Moves, Signals};
 use data::History;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -161,6 +161,7 @@ fn measured(history: &History, cells: &[data::Cell], zones: [usize; 2], primary:
         cost: by_zone(&|cell| cell.cost),
         lag: Some(Ok(0)),
         blockers: Vec::new(),
+        fed: Fed::default(),
     }
 }
 

@@ -5,6 +5,7 @@ mod audit;
 mod backtest;
 pub mod check;
 pub mod client;
+mod feeds;
 mod history;
 mod pki;
 mod render;
@@ -99,6 +100,9 @@ enum Command {
         /// Only this one.
         resource: Option<String>,
     },
+    /// What other services say of zones: cost, utilisation, weather, events, maintenance.
+    #[command(subcommand)]
+    Feeds(feeds::Feeds),
     /// Start a migration.
     Migrate {
         /// The resource.
@@ -264,6 +268,7 @@ pub fn main() -> ExitCode {
         }
         Command::Unfreeze { resource } => verbs::unfreeze(&client, resource.as_deref(), output),
         Command::Backtest(arguments) => backtest::run(&arguments, output),
+        Command::Feeds(command) => feeds::run(&client, &command, output),
         Command::Verify(arguments) => verify::run(&client, &arguments, output),
         Command::History(arguments) => history::run(&client, &arguments, output),
         Command::Demo(options) => run::run(&options),

@@ -12,6 +12,8 @@ use replicator::postgres::Dsn;
 use replicator::spill::Spill;
 
 use crate::admin::access::{Role, Scope};
+use crate::feeds::external::Feed;
+use crate::feeds::external::egress::Egress;
 use crate::history::Retention;
 
 /// Everything a node was told.
@@ -25,6 +27,8 @@ pub struct Config {
     pub drivers: BTreeMap<String, Driver>,
     /// Services, by name.
     pub resources: BTreeMap<String, Resource>,
+    /// Facts from outside, by name.
+    pub feeds: BTreeMap<String, Feed>,
 }
 
 /// This process.
@@ -42,6 +46,8 @@ pub struct Node {
     pub audit: AuditFiles,
     /// The link to nodes in other zones.
     pub link: Option<NodeLink>,
+    /// Which hosts and networks feeds may ask.
+    pub egress: Egress,
     /// Worker threads of the fronts.
     pub threads: usize,
     /// What the gates may hold.

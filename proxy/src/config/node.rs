@@ -12,7 +12,8 @@ use super::listeners::Listeners;
 use super::load::Surroundings;
 use super::model::{AuditFiles, HoldLimits, LinkTls, Node, NodeLink, Zone};
 use super::walk::{Item, Section};
-use super::{admin, catalogue};
+use super::{admin, catalogue, egress};
+use crate::feeds::external::egress::Egress;
 use crate::history::{Resolution, Retention};
 
 const STATE: &str = "/var/lib/godwit";
@@ -35,9 +36,10 @@ pub(super) struct ReadNode<'a> {
     /// Whether the key is there, right or wrong.
     pub(super) link: bool,
     pub(super) hold_time: Option<Duration>,
+    pub(super) egress: Option<Egress>,
 }
 
-/// `{name, zone, state, admin, audit, link, threads, hold, spill, history}`.
+/// `{name, zone, state, admin, audit, link, egress, threads, hold, spill, history}`.
 pub(super) fn read<'a>(
     item: &Item<'a>,
     around: &Surroundings<'_>,
@@ -57,6 +59,10 @@ pub(super) fn read<'a>(
         Some(admin::by_default(item, listeners))
     };
     let link = section.optional("link").map(|item| link(&item, around));
+    let egress = match section.optional("egress") {
+        Some(item) => egress::read(&item),
+        None => Some(Egress::default()),
+    };
     let threads = match section.optional("threads") {
         Some(item) => item.count(1, 1024).map(|threads| threads as usize),
         None => Some(std::thread::available_parallelism().map_or(2, usize::from)),
@@ -92,13 +98,15 @@ pub(super) fn read<'a>(
                 Some(link) => Some(link?),
                 None => None,
             },
+            egress: egress.clone()?,
             threads: threads?,
             hold: hold?,
             spill: spill?,
             history: history?,
         })
     };
-    Some(ReadNode { node: node(), zone, link: has_link, hold_time: hold.map(|hold| hold.time) })
+    let node = node();
+    Some(ReadNode { node, zone, link: has_link, hold_time: hold.map(|hold| hold.time), egress })
 }
 
 fn link(item: &Item<'_>, around: &Surroundings<'_>) -> Option<NodeLink> {

@@ -56,6 +56,7 @@ fn load_all(main: &str, policies: &[(&str, &str)]) -> Result<Config, String> {
         variable: &|name| match name {
             "PGPASS" => Some(SECRET.to_owned()),
             "BLANK" => Some(String::new()),
+            "LONG" => Some("0123456789abcdef".to_owned()),
             _ => None,
         },
         read: &|path| files.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into()),
@@ -667,4 +668,116 @@ shadow:
 ";
     let main = BASE.replace("east: {}", "east: { country: no, grid: [], cost: 3 }");
     insta::assert_snapshot!(load_all(&main, &[("careful.yaml", wrong)]).expect_err("refused"));
+}
+
+const FEEDS: &str = "
+feeds:
+  prices: { preset: opencost, url: http://opencost.example:9003, bearer: { file: secret }, zones: { west: [dub-1, \"dub-2*\"], east: fra-1 } }
+  busy: { preset: prometheus, url: https://metrics.example, query: 'max by (zone) (busy{job=\"x\"})', use: utilization }
+  weather: { preset: open-meteo, zone: west }
+  own: { exec: [/bin/price, --json], map: '{value: .price, zone: .where}', use: cost, every: 30s, resource: orders }
+  hook: { webhook: { secret: { file: ca.pem.secret } }, decode: number, zone: east, use: utilization, stale_after: 5m }
+";
+
+#[test]
+fn feeds_are_read() {
+    let text = format!("{BASE}{FEEDS}").replace("{ file: ca.pem.secret }", "{ env: LONG }");
+    let config = load(&text).unwrap();
+    let shown: Vec<String> = config
+        .feeds
+        .values()
+        .map(|feed| {
+            let zones: Vec<String> =
+                feed.places.all().iter().map(|place| format!("{} {:?}", place.zone, place.names)).collect();
+            format!(
+                "{} {} {} {} {} every {:?} stale after {:?} {}",
+                feed.name,
+                feed.serves.name(),
+                feed.decode.name(),
+                match &feed.source {
+                    crate::feeds::external::Source::Http(request) => request.url.to_string(),
+                    other => other.place(),
+                },
+                zones.join(" "),
+                feed.every,
+                feed.stale_after,
+                feed.max_bytes
+            )
+        })
+        .collect();
+    insta::assert_snapshot!(shown.join("\n"));
+}
+
+#[test]
+fn wrong_feeds_are_reported_with_what_would_be_right() {
+    let feed = |text: &str| match load(&format!("{BASE}feeds:\n  it: {text}\n")) {
+        Ok(_) => format!("{text}\nvalid\n"),
+        Err(errors) => format!("{text}\n{errors}\n"),
+    };
+    let report: Vec<String> = [
+        "{}",
+        "{ preset: opencots, url: https://x.example }",
+        "{ preset: statuspage }",
+        "{ preset: statuspage, url: status.example }",
+        "{ preset: statuspage, url: \"ftp://status.example\" }",
+        "{ preset: statuspage, url: \"https://user:hunter3@status.example\" }",
+        "{ preset: statuspage, url: \"http://127.0.0.1:9090\" }",
+        "{ preset: statuspage, url: \"http://169.254.169.254/latest\" }",
+        "{ preset: statuspage, url: https://x.example, file: x.json }",
+        "{ preset: statuspage, url: https://x.example, zone: wets }",
+        "{ preset: statuspage, url: https://x.example, zone: west, zones: [east] }",
+        "{ preset: statuspage, url: https://x.example, zones: { wets: a } }",
+        "{ preset: statuspage, url: https://x.example, zones: [] }",
+        "{ preset: statuspage, url: https://x.example, resource: order }",
+        "{ preset: statuspage, url: https://x.example, query: x }",
+        "{ preset: statuspage, url: https://x.example, every: 10 }",
+        "{ preset: statuspage, url: https://x.example, every: 10ms }",
+        "{ preset: statuspage, url: https://x.example, every: 1m, stale_after: 30s }",
+        "{ preset: statuspage, url: https://x.example, max_bytes: 1GiB, timeout: 1h }",
+        "{ preset: statuspage, url: https://x.example, headers: { \"a b\": x, ok: { env: NONE } } }",
+        "{ preset: statuspage, url: https://x.example, bearer: token }",
+        "{ preset: statuspage, url: https://x.example, ca: none.pem }",
+        "{ preset: prometheus, url: https://x.example }",
+        "{ preset: open-meteo, zone: east }",
+        "{ url: https://x.example, use: costs, every: 1m, map: '.a |' }",
+        "{ url: https://x.example, use: cost, every: 1m }",
+        "{ file: x.json, map: '.', use: cost, every: 1m, headers: { a: b }, decode: xml }",
+        "{ exec: [], map: '.', use: cost, every: 1m }",
+        "{ webhook: { secret: { file: secret } }, map: '.', use: cost, stale_after: 1m, every: 1m }",
+        "{ webhook: {}, map: '.', use: cost }",
+        "{ postgres: {}, use: utilization, every: 1m }",
+        "{ postgres: { query: 5 }, resource: orders, use: utilization, every: 1m }",
+        "{ postgres: {}, resource: orders, use: utilization, every: 1m }",
+        "{ preset: statuspage, url: https://x.example, evry: 1m }",
+    ]
+    .into_iter()
+    .map(feed)
+    .collect();
+    insta::assert_snapshot!(report.join("\n"));
+}
+
+#[test]
+fn egress_is_read_and_checked() {
+    let base = |egress: &str, url: &str| {
+        let node = BASE.replace("  zone: west\n", &format!("  zone: west\n  egress: {egress}\n"));
+        format!("{node}feeds:\n  it: {{ preset: statuspage, url: \"{url}\" }}\n")
+    };
+    let text =
+        base("{ allow: [127.0.0.0/8, \"*.example\", fd00::/8, Status.Other] }", "http://127.0.0.1:9090");
+    let egress = load(&text).unwrap().node.egress;
+    assert_eq!((egress.hosts, egress.networks.len()), (vec!["*.example".into(), "status.other".into()], 2));
+    let report: Vec<String> = [
+        ("{ allow: [] }", "https://x.example"),
+        ("{ allow: [\"https://x.example\", \"x.*.example\", \"10.0.0.0/33\", 5] }", "https://x.example"),
+        ("{ allow: [y.example] }", "https://x.example"),
+        ("{}", "https://x.example"),
+        ("{ allow: [x.example], deny: [] }", "https://x.example"),
+    ]
+    .into_iter()
+    .map(|(egress, url)| match load(&base(egress, url)) {
+        Ok(_) => format!("{egress}\nvalid\n"),
+        Err(errors) => format!("{egress}\n{errors}\n"),
+    })
+    .collect();
+    insta::assert_snapshot!(report.join("\n"));
 }

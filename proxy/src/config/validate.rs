@@ -10,7 +10,8 @@ use super::policy::ReadPolicy;
 use super::raw;
 use super::resources::{self, Known};
 use super::walk::Item;
-use super::{drivers, node};
+use super::{drivers, feeds, node};
+use crate::feeds::external::Feed;
 
 /// Reads `godwit.yaml`; every problem is noted in `report`.
 pub(super) fn read(
@@ -69,6 +70,20 @@ pub(super) fn read(
     let resources: BTreeMap<String, Resource> = understood(resource_items.as_deref(), |name, item| {
         resources::read(name, item, &known, around, &mut listeners, &mut used_drivers)
     });
+    let feed_items = match section.optional("feeds") {
+        Some(item) => item.named("feeds"),
+        None => Some(Vec::new()),
+    };
+    let resource_names = names(&resource_items);
+    let known = feeds::Known {
+        zones: zone_names.as_ref().map(|names| names.iter().map(String::as_str).collect()),
+        zones_read: &zones,
+        resources: resource_names.as_ref().map(|names| names.iter().map(String::as_str).collect()),
+        resources_read: &resources,
+        egress: node.as_ref().and_then(|node| node.egress.as_ref()),
+    };
+    let feeds: BTreeMap<String, Feed> =
+        understood(feed_items.as_deref(), |name, item| feeds::read(name, item, &known, around));
     section.finish();
 
     if let (Some(read), Some(item)) = (&node, &node_item) {
@@ -76,7 +91,7 @@ pub(super) fn read(
     }
     slots(resource_items.as_deref().unwrap_or_default());
     listeners.check();
-    Some(Config { node: node?.node?, zones, drivers, resources })
+    Some(Config { node: node?.node?, zones, drivers, resources, feeds })
 }
 
 /// The entries that could be read; what is missing here has been noted as a problem.

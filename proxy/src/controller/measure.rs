@@ -18,6 +18,7 @@ use super::{drift, preflight};
 use crate::config::model::Resource;
 use crate::drivers::{PlacementStatus, Provisioning};
 use crate::feeds::Phase as ProbePhase;
+use crate::feeds::external::board::FeedBoard;
 use crate::feeds::prober::{PlacementKey, ProbeBoard};
 use crate::fronts::latencies::Latencies;
 use crate::fronts::stopwatch::Segment;
@@ -51,13 +52,19 @@ pub struct Measure {
     resource: Arc<Resource>,
     latencies: Latencies,
     board: Arc<ProbeBoard>,
+    feeds: FeedBoard,
     watched: Arc<Mutex<Watched>>,
 }
 
 impl Measure {
     /// Measures nothing yet.
-    pub fn new(resource: Arc<Resource>, latencies: Latencies, board: Arc<ProbeBoard>) -> Self {
-        Self { resource, latencies, board, watched: Arc::default() }
+    pub fn new(
+        resource: Arc<Resource>,
+        latencies: Latencies,
+        board: Arc<ProbeBoard>,
+        feeds: FeedBoard,
+    ) -> Self {
+        Self { resource, latencies, board, feeds, watched: Arc::default() }
     }
 
     /// Starts what watches between the steps; ends with `stop`.
@@ -136,6 +143,7 @@ impl Measure {
             );
         }
         self.utilization(hands, state, &mut measured);
+        measured.fed = super::fed::read(&self.feeds, &self.resource, &measured.cost, crate::clock::now());
         measured.lag = hands.streams.status(state.generation).map(|(.., status)| match status.phase {
             StreamPhase::Streaming => Ok(status.lag_bytes),
             StreamPhase::Failed { error, .. } => Err(error),

@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod drift;
 pub mod effects;
 pub mod events;
+mod fed;
 pub mod forecast;
 pub mod freezes;
 pub mod ledger;

@@ -175,6 +175,8 @@ mod tests {
             primary_utilization: Fact::unknown("test"),
             shadow_utilization: Fact::unknown("test"),
             lag: Fact::unknown("test"),
+            maintenance: Vec::new(),
+            maintenance_unknown: None,
             blockers: Vec::new(),
             last_move: None,
             moves_last_day: 0,

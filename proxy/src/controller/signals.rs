@@ -6,8 +6,8 @@ use std::time::Duration;
 use migration::cutover::State;
 use migration::policy::Policy;
 use migration::units::{ByteCount, Timestamp};
-use migration::world::{Fact, Freeze, Outlook, World};
-use predictor::{Ensemble, Forecaster, Outlook as Forecast, Settings};
+use migration::world::{Fact, Freeze, Maintenance, Outlook, World};
+use predictor::{Ensemble, Forecaster, Inputs, Outlook as Forecast, Settings};
 
 use super::warm::{Warm, Warmer};
 use crate::feeds::learning::Learner;
@@ -39,6 +39,23 @@ pub struct Measured {
     pub lag: Option<Result<u64, String>>,
     /// What stands in the way in the databases.
     pub blockers: Vec<String>,
+    /// What feeds say of both zones.
+    pub fed: Fed,
+}
+
+/// What feeds say, in place of what is configured or measured here.
+#[derive(Clone, Debug, Default)]
+pub struct Fed {
+    /// Cost at full capacity by zone, per hour; a zone of which no feed speaks is missing.
+    pub cost: BTreeMap<String, Fact<f64>>,
+    /// Utilisation by zone, 0 to 1; a zone of which no feed speaks is missing.
+    pub utilization: BTreeMap<String, Fact<f64>>,
+    /// Maintenance of either zone that is not over.
+    pub maintenance: Vec<Maintenance>,
+    /// Why there may be more of it.
+    pub maintenance_unknown: Option<String>,
+    /// What is known of this step and those to come, by zone, for the forecasters; a zone of which nothing is known is missing.
+    pub foreseen: BTreeMap<String, Vec<Inputs>>,
 }
 
 /// What forecasters are fed of one step.
@@ -47,6 +64,8 @@ struct Taken {
     primary: String,
     request: Option<f64>,
     probes: BTreeMap<String, Option<f64>>,
+    /// What is known of this step and those after it, by zone.
+    foreseen: BTreeMap<String, Vec<Inputs>>,
 }
 
 /// What history says of moves.
@@ -157,6 +176,7 @@ impl Signals {
             primary: primary.to_owned(),
             request: self.request,
             probes: measured.probes_ms.iter().map(probe).collect(),
+            foreseen: measured.fed.foreseen.clone(),
         };
         self.take(taken);
         self.exchange();
@@ -177,7 +197,8 @@ impl Signals {
             self.replayed = 0;
             taken.primary.clone_into(&mut self.served_by);
         }
-        self.requests.observe(self.step, taken.request);
+        let foreseen = |zone: &str| taken.foreseen.get(zone).map_or(&[][..], Vec::as_slice);
+        self.requests.observe_knowing(self.step, taken.request, foreseen(&taken.primary));
         if let Some(value) = taken.request {
             self.history.push_back(value);
             if self.history.len() > BASELINE_STEPS {
@@ -188,7 +209,7 @@ impl Signals {
             self.probes
                 .entry(zone.clone())
                 .or_insert_with(|| Ensemble::new(self.settings.clone()))
-                .observe(self.step, *value);
+                .observe_knowing(self.step, *value, foreseen(zone));
         }
         if let Some(meanwhile) = &mut self.meanwhile {
             meanwhile.push(taken);
@@ -250,15 +271,18 @@ impl Signals {
     ) -> World {
         let primary = state.primary.to_string();
         let shadow = state.shadow.to_string();
-        let cost = |zone: &str| match self.measured.cost.get(zone).copied().flatten() {
+        let fed = &self.measured.fed;
+        let configured = |zone: &str| match self.measured.cost.get(zone).copied().flatten() {
             Some(value) => Fact::known(value, Duration::ZERO, "configuration"),
             None => Fact::unknown(format!("no cost is configured for {zone}")),
         };
-        let utilization = |zone: &str| match self.measured.utilization.get(zone) {
+        let cost = |zone: &str| fed.cost.get(zone).cloned().unwrap_or_else(|| configured(zone));
+        let counted = |zone: &str| match self.measured.utilization.get(zone) {
             Some(Ok(value)) => Fact::known(*value, age, "in-flight / capacity"),
             Some(Err(why)) => Fact::unknown(why.clone()),
             None => Fact::unknown(format!("the utilisation of {zone} was not measured yet")),
         };
+        let utilization = |zone: &str| fed.utilization.get(zone).cloned().unwrap_or_else(|| counted(zone));
         let latency = self.request_outlook(policy, age);
         let primary_probe = self.probe_outlook(&primary, policy, age);
         let shadow_probe = self.probe_outlook(&shadow, policy, age);
@@ -280,6 +304,8 @@ impl Signals {
                 Some(Err(why)) => Fact::unknown(why.clone()),
                 None => Fact::unknown("no stream runs"),
             },
+            maintenance: fed.maintenance.clone(),
+            maintenance_unknown: fed.maintenance_unknown.clone(),
             blockers: self.measured.blockers.clone(),
             last_move: moves.last,
             moves_last_day: moves.in_last_day,

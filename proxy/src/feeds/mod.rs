@@ -6,11 +6,13 @@
 //!
 //! | module | fact |
 //! |---|---|
+//! | [`external`] | what other services say of zones: cost, utilisation, weather, events, maintenance |
 //! | [`http_probe`] | how long one HTTP endpoint takes to answer a fresh connection |
 //! | [`sql_probe`] | how long a database takes to answer `select 1` |
 //! | [`learning`] | the network that forecasters share, and the thread it learns on |
 //! | [`prober`] | both, for every placement at every step, on one [`ProbeBoard`](prober::ProbeBoard) |
 
+pub mod external;
 pub mod http_probe;
 pub mod learning;
 pub mod prober;

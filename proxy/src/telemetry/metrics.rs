@@ -13,6 +13,8 @@ use replicator::status::StreamStatus;
 use super::names;
 use crate::controller::signals::Signals;
 use crate::controller::verification::{Standing, VerificationView};
+use crate::feeds::external::Reason;
+use crate::feeds::external::board::FeedBoard;
 
 /// Buckets of request and hold durations, seconds.
 const BUCKETS: [f64; 14] =
@@ -187,4 +189,19 @@ pub fn replication_mode(resource: &str, effective: ReplicationMode) {
 pub fn probe(zone: &str, probe: &'static str, phase: &'static str, took: Duration) {
     histogram!(names::PROBE, names::ZONE => zone.to_owned(), names::PROBE_KIND => probe, names::PHASE => phase)
         .record(took.as_secs_f64());
+}
+
+/// A run of a feed failed, or a post was refused.
+pub fn feed_failed(feed: &str, reason: Reason) {
+    counter!(names::FEED_FAILURES, names::FEED => feed.to_owned(), names::REASON => reason.label())
+        .increment(1);
+}
+
+/// How old every feed is; called before each scrape.
+pub fn feed_ages(board: &FeedBoard, now: Timestamp) {
+    for (feed, state) in board.all() {
+        if let Some(at) = state.at {
+            gauge!(names::FEED_AGE, names::FEED => feed.name.clone()).set(now.since(at).as_secs_f64());
+        }
+    }
 }

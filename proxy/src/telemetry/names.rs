@@ -33,6 +33,10 @@ pub const VERIFICATION_DIFFERENCES: &str = "godwit_verification_differences";
 pub const VERIFIED_AT: &str = "godwit_verification_completed_timestamp_seconds";
 /// Histogram, seconds: probes. Labels: zone, probe, phase.
 pub const PROBE: &str = "godwit_probe_duration_seconds";
+/// Gauge, seconds: how old what a feed said last is. Label: feed.
+pub const FEED_AGE: &str = "godwit_feed_age_seconds";
+/// Counter: runs of a feed that failed, and posts that were refused. Labels: feed, reason.
+pub const FEED_FAILURES: &str = "godwit_feed_failures_total";
 /// Gauge, seconds: forecast of the request path's p95. Labels: resource, zone, quantile, step (`first`, `last`).
 pub const FORECAST: &str = "godwit_forecast_latency_seconds";
 /// Gauge: share of values that the 90 % band covered in the last 720 steps. Labels: resource, zone, step (1, 4, 16, 48 ahead).
@@ -98,6 +102,9 @@ pub const PLACE: &str = "place";
 /// Label: why a stream broke, or an entry of the history was lost.
 pub const CAUSE: &str = "cause";
 /// Label: why there was no forecast.
+/// Label: a configured feed.
+pub const FEED: &str = "feed";
+/// Label: why a feed failed (see `feeds::external::Reason`).
 pub const REASON: &str = "reason";
 /// Label: how a migration ended.
 pub const OUTCOME: &str = "outcome";
@@ -141,6 +148,8 @@ pub fn describe() {
     describe_gauge!(VERIFICATION_DIFFERENCES, "What the last verification of the shadow found to differ");
     describe_gauge!(VERIFIED_AT, seconds, "When the shadow was last verified to its end, Unix time");
     describe_histogram!(PROBE, seconds, "Active probes");
+    describe_gauge!(FEED_AGE, seconds, "How old what a feed said last is");
+    describe_counter!(FEED_FAILURES, "Runs of a feed that failed, and posts that were refused, by reason");
     describe_gauge!(FORECAST, seconds, "Forecast of the request path's p95");
     describe_gauge!(FORECAST_COVERAGE, "Share of values that the 90 % band of the forecast covered of late");
     describe_gauge!(FORECAST_LOSS, "Recent quantile loss of the forecast as a share of the last value's");

@@ -35,6 +35,8 @@ fn world() -> World {
         primary_utilization: known(0.7),
         shadow_utilization: known(0.3),
         lag: known(ByteCount(4096)),
+        maintenance: Vec::new(),
+        maintenance_unknown: None,
         blockers: Vec::new(),
         last_move: None,
         moves_last_day: 0,

@@ -11,6 +11,7 @@ use crate::audit::{Audit, Settings};
 use crate::cli::client::Client;
 use crate::config::{self, model::ClientRule};
 use crate::controller::events::Events;
+use crate::feeds::external::board::FeedBoard;
 use crate::history::{History, Retention};
 use crate::store::{Journal, NewToken, Tokens};
 use crate::{clock, pki};
@@ -71,6 +72,7 @@ impl Node {
             audit,
             events: Arc::new(Events::new(clock::now(), CancellationToken::new())),
             metrics: None,
+            feeds: FeedBoard::default(),
         };
         tokio::spawn(serve(listener, state, stop.clone()));
         Ok(Self { address, tokens, directory, stop })

@@ -12,6 +12,7 @@ use crate::audit::{Audit, Settings};
 use crate::clock;
 use crate::config;
 use crate::controller::events::Events;
+use crate::feeds::external::board::FeedBoard;
 use crate::history::{History, Retention};
 use crate::store::{Journal, NewToken, Tokens};
 
@@ -37,6 +38,8 @@ impl Api {
                     resources: { orders: { fronts: { http: { listen: 127.0.0.1:1 } }, primary: here, policy: p, \
                     placements: { here: { http: [\"127.0.0.1:2\"], postgres: { dsn: \"postgres://x@127.0.0.1/x\" } }, \
                     there: { http: [\"127.0.0.1:3\"], postgres: { dsn: \"postgres://y@127.0.0.1:4/x\" } } } } }
+\
+                    feeds: { prices: { file: x, map: ., use: cost, every: 1m, resource: orders } }
 ";
         std::fs::create_dir(directory.path().join("policies")).expect("a folder");
         std::fs::write(
@@ -64,6 +67,7 @@ impl Api {
             audit,
             events: Arc::new(Events::new(clock::now(), CancellationToken::new())),
             metrics: None,
+            feeds: FeedBoard::new(config.feeds.values().cloned()),
             config,
         };
         Self { router: router(state), tokens, _directory: directory }
@@ -158,6 +162,9 @@ async fn a_scope_hides_what_is_outside() {
     let api = Api::new(true);
     let token = api.token(Role::Admin, &["billing"]);
     assert_eq!(api.status(&Method::GET, "/api/v1/resources/orders", Some(&token)).await, 404);
+    assert_eq!(api.status(&Method::GET, "/api/v1/feeds/prices", Some(&token)).await, 404);
+    let all = api.token(Role::Viewer, &[]);
+    assert_eq!(api.status(&Method::GET, "/api/v1/feeds/prices", Some(&all)).await, 200);
     assert_eq!(api.status(&Method::GET, "/api/v1/resources", Some(&token)).await, 200);
 }
 

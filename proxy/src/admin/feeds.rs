@@ -1,0 +1,62 @@
+//! Feeds: what they say, and what others post to them.
+
+use axum::Json;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde_json::{Value, json};
+
+use super::access::Caller;
+use super::{AdminState, Problem};
+use crate::clock;
+use crate::feeds::external::Feed;
+use crate::feeds::external::runner::{PostRefused, receive};
+use crate::feeds::external::view::{self, FeedView};
+use crate::feeds::external::webhook;
+
+/// Feeds about a resource that the caller may not know are not there for it.
+fn knows(caller: &Caller, feed: &Feed) -> bool {
+    feed.resource.as_deref().is_none_or(|resource| caller.knows(resource))
+}
+
+pub(super) async fn all(State(state): State<AdminState>, caller: Caller) -> Json<Vec<FeedView>> {
+    let now = clock::now();
+    let known = state.feeds.all().filter(|(feed, _)| knows(&caller, feed));
+    Json(known.map(|(feed, newest)| view::one(feed, &newest, now)).collect())
+}
+
+pub(super) async fn one(
+    State(state): State<AdminState>,
+    Path(name): Path<String>,
+    caller: Caller,
+) -> Result<Json<FeedView>, Problem> {
+    let found = state.feeds.get(&name).filter(|(feed, _)| knows(&caller, feed));
+    let (feed, newest) = found.ok_or_else(|| Problem::not_found("feed", &name))?;
+    Ok(Json(view::one(feed, &newest, clock::now())))
+}
+
+pub(super) async fn post(
+    State(state): State<AdminState>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let limit = state.feeds.get(&name).map_or(0, |(feed, _)| feed.max_bytes);
+    // No more is read than the feed takes.
+    let body = to_bytes(body, usize::try_from(limit).unwrap_or(usize::MAX))
+        .await
+        .map_err(|_| refused(PostRefused::TooLarge(limit)))?;
+    let signature = headers.get(webhook::HEADER).and_then(|value| value.to_str().ok());
+    let readings = receive(&state.feeds, &name, signature, &body, clock::now()).await.map_err(refused)?;
+    Ok((StatusCode::ACCEPTED, Json(json!({ "readings": readings }))))
+}
+
+fn refused(refused: PostRefused) -> Problem {
+    let (status, kind) = match &refused {
+        PostRefused::NoWebhook(_) => (StatusCode::NOT_FOUND, "not-found"),
+        PostRefused::Signature(_) => (StatusCode::FORBIDDEN, "signature"),
+        PostRefused::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+        PostRefused::NotUnderstood(_) => (StatusCode::UNPROCESSABLE_ENTITY, "not-understood"),
+    };
+    Problem::new(status, kind, refused.to_string())
+}

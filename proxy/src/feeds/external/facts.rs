@@ -1,0 +1,176 @@
+//! What the board says to a decision, and whether a finding fits what its feed is for: pure.
+
+use std::time::Duration;
+
+use migration::units::Timestamp;
+use migration::world::{Fact, Maintenance};
+
+use super::board::{FeedBoard, FeedState};
+use super::finding::{Event, Finding, Value};
+use super::places::{Places, measured};
+use super::{Feed, Use};
+
+/// An event without an end is believed to last for so long.
+const OPEN_END: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Units of a cost, in hours.
+const COSTS: [(&str, f64); 4] = [("/h", 1.0), ("/d", 24.0), ("/month", 730.0), ("/year", 8760.0)];
+/// Units of a utilisation, as a share.
+const SHARES: [(&str, f64); 2] = [("ratio", 1.0), ("%", 0.01)];
+/// Busier than this is taken for a percentage without its unit.
+const BUSIEST: f64 = 2.0;
+
+/// Whether `finding` is of use to `feed`; why not, and what would be right.
+pub fn fits(feed: &Feed, finding: &Finding) -> Result<(), String> {
+    match (feed.serves, finding) {
+        (Use::Cost | Use::Utilization, Finding::Event(event)) => Err(format!(
+            "a feed of {} gives numbers, and this is an event: {:?}; `use: maintenance` or `use: events`",
+            feed.serves.name(),
+            event.title
+        )),
+        (Use::Cost | Use::Utilization, Finding::Value(value)) => {
+            if value.zones.is_empty() && matches!(feed.places, Places::Named(_)) {
+                return Err("a value names no zone; give the feed `zone: ZONE`, or let its map give {zone: …}".into());
+            }
+            number(feed.serves, value).map(drop)
+        }
+        (Use::Maintenance, Finding::Value(_)) => {
+            Err("a feed of maintenance gives events, and this is a number; {event: \"maintenance\", title, starts, ends}".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The number in the unit of its use: cost for an hour, or a share.
+fn number(serves: Use, value: &Value) -> Result<f64, String> {
+    let units: &[(&str, f64)] = if serves == Use::Cost { &COSTS } else { &SHARES };
+    let unit = value.unit.as_deref().unwrap_or(units[0].0);
+    let Some((_, size)) = units.iter().find(|(name, _)| *name == unit) else {
+        let known: Vec<&str> = units.iter().map(|(name, _)| *name).collect();
+        return Err(format!("{unit:?} is no unit of {}; known here: {}", serves.name(), known.join(", ")));
+    };
+    if value.value < 0.0 {
+        return Err(format!("{} is negative", value.value));
+    }
+    if serves == Use::Cost {
+        return Ok(value.value / size);
+    }
+    let share = value.value * size;
+    if share > BUSIEST {
+        return Err(format!(
+            "{} is no share of 0 to 1; give it `unit: \"%\"` if it is a percentage",
+            value.value
+        ));
+    }
+    Ok(share.min(1.0))
+}
+
+impl FeedBoard {
+    /// Cost of one worker in `zone` for an hour; `None`: no feed speaks of that.
+    pub fn cost(&self, resource: &str, zone: &str, now: Timestamp) -> Option<Fact<f64>> {
+        self.number(Use::Cost, resource, zone, now)
+    }
+
+    /// How busy `resource` is in `zone`, 0 to 1; `None`: no feed speaks of that.
+    pub fn utilization(&self, resource: &str, zone: &str, now: Timestamp) -> Option<Fact<f64>> {
+        self.number(Use::Utilization, resource, zone, now)
+    }
+
+    pub(super) fn speaking(
+        &self,
+        serves: Use,
+        resource: &str,
+        zone: &str,
+    ) -> impl Iterator<Item = (&Feed, FeedState)> {
+        self.all().filter_map(move |(feed, state)| {
+            let of_resource = feed.resource.as_deref().is_none_or(|own| own == resource);
+            (feed.serves == serves && of_resource && feed.places.include(zone))
+                .then(|| (&**feed, (*state).clone()))
+        })
+    }
+
+    /// The first feed that knows; else why the first one does not.
+    fn number(&self, serves: Use, resource: &str, zone: &str, now: Timestamp) -> Option<Fact<f64>> {
+        let mut unknown = None;
+        for (feed, state) in self.speaking(serves, resource, zone) {
+            let fact = of_zone(feed, &state, zone, now);
+            if fact.value().is_some() {
+                return Some(fact);
+            }
+            unknown.get_or_insert(fact);
+        }
+        unknown
+    }
+
+    /// Maintenance of `zones` that is not over, soonest first, and why there may be more: a window that was announced
+    /// stays one when its feed falls silent.
+    pub fn maintenance(
+        &self,
+        resource: &str,
+        zones: &[&str],
+        now: Timestamp,
+    ) -> (Vec<Maintenance>, Option<String>) {
+        let (mut windows, mut unknown) = (Vec::new(), Vec::new());
+        for zone in zones {
+            for (feed, state) in self.speaking(Use::Maintenance, resource, zone) {
+                unknown.extend(state.stale(feed, now));
+                let events = state.understood.findings.iter().filter_map(|finding| match finding {
+                    Finding::Event(event) if event.zones.iter().any(|named| named == zone) => Some(event),
+                    _ => None,
+                });
+                windows.extend(events.filter(|event| !over(event, now)).map(|event| Maintenance {
+                    zone: (*zone).into(),
+                    title: event.title.clone(),
+                    starts: event.starts,
+                    ends: event.ends,
+                    source: format!("feed {}", feed.name),
+                }));
+            }
+        }
+        windows.sort_by_key(|window| window.starts);
+        unknown.dedup();
+        (windows, (!unknown.is_empty()).then(|| unknown.join("; ")))
+    }
+}
+
+fn over(event: &Event, now: Timestamp) -> bool {
+    event.ends.unwrap_or_else(|| event.starts.after(OPEN_END)) < now
+}
+
+fn of_zone(feed: &Feed, state: &FeedState, zone: &str, now: Timestamp) -> Fact<f64> {
+    if let Some(why) = state.stale(feed, now) {
+        return Fact::unknown(why);
+    }
+    let fetched = state.at.unwrap_or(now);
+    let newest = state
+        .understood
+        .findings
+        .iter()
+        .filter_map(|finding| match finding {
+            Finding::Value(value)
+                if value.about.is_none() && value.zones.iter().any(|named| named == zone) =>
+            {
+                Some((measured(value.at, fetched, now), value))
+            }
+            _ => None,
+        })
+        .max_by_key(|(at, _)| *at);
+    let Some((at, value)) = newest else {
+        return Fact::unknown(format!("feed {} says nothing of {zone}", feed.name));
+    };
+    let age = now.since(at);
+    if age > feed.stale_after {
+        return Fact::unknown(format!(
+            "what feed {} says of {zone} is {} old, {} are allowed",
+            feed.name,
+            super::moment::span(age),
+            super::moment::span(feed.stale_after)
+        ));
+    }
+    match number(feed.serves, value) {
+        Ok(number) => Fact::known(number, age, format!("feed {}", feed.name)),
+        Err(why) => Fact::unknown(format!("feed {}: {why}", feed.name)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+use migration::world::Fact;
+
+use super::super::tests::feed;
+use super::super::{Failure, Reason, Understood};
+use super::*;
+
+const NOW: Timestamp = Timestamp(1_795_650_000_000);
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn value(zone: &str, number: f64, at: Option<Timestamp>) -> Finding {
+    Finding::Value(Value { zones: vec![zone.into()], value: number, at, ..Value::default() })
+}
+
+fn window(zone: &str, title: &str, starts: Timestamp, ends: Option<Timestamp>) -> Finding {
+    Finding::Event(Event {
+        zones: vec![zone.into()],
+        kind: "maintenance".into(),
+        title: title.into(),
+        starts,
+        ends,
+        ..Event::default()
+    })
+}
+
+fn board(serves: Use, findings: Vec<Finding>, at: Timestamp) -> FeedBoard {
+    let board = FeedBoard::new([Feed { serves, stale_after: 10 * MINUTE, ..feed("prices") }]);
+    let understood = Understood { findings, ..Understood::default() };
+    board.change("prices", |state| state.succeeded(understood.clone(), 10, at));
+    board
+}
+
+fn why(fact: Option<Fact<f64>>) -> String {
+    match fact.expect("a feed speaks of that zone") {
+        Fact::Unknown { why } => why,
+        Fact::Known { value, .. } => panic!("known: {value}"),
+    }
+}
+
+#[test]
+fn a_fresh_value_has_its_age_and_its_source() {
+    let measured = Timestamp(NOW.0 - 120_000);
+    let findings = vec![value("west", 0.5, Some(measured)), value("west", 0.1, Some(Timestamp(0)))];
+    let fact = board(Use::Cost, findings, NOW).cost("orders", "west", NOW);
+    assert_eq!(fact, Some(Fact::known(0.5, 2 * MINUTE, "feed prices")));
+}
+
+#[test]
+fn a_stale_value_is_unknown_and_never_zero() {
+    let old = board(Use::Cost, vec![value("west", 0.5, None)], NOW);
+    let later = NOW.after(11 * MINUTE);
+    assert_eq!(
+        why(old.cost("orders", "west", later)),
+        "the newest of feed prices is 11 min old, 10 min are allowed"
+    );
+    // Just fetched, but measured long ago.
+    let frozen = board(Use::Cost, vec![value("west", 0.5, Some(Timestamp(NOW.0 - 3_600_000)))], NOW);
+    assert_eq!(
+        why(frozen.cost("orders", "west", NOW)),
+        "what feed prices says of west is 60 min old, 10 min are allowed"
+    );
+    // Nothing was ever said.
+    let silent = FeedBoard::new([feed("prices")]);
+    let failure = Failure::source(Reason::Connect, "refused");
+    silent.change("prices", |state| state.failed(failure.clone(), NOW));
+    assert_eq!(why(silent.cost("orders", "west", NOW)), "feed prices has said nothing yet; source: refused");
+    // It speaks of that zone, but not now.
+    let elsewhere = board(Use::Cost, vec![value("central", 0.5, None)], NOW);
+    assert_eq!(why(elsewhere.cost("orders", "west", NOW)), "feed prices says nothing of west");
+}
+
+#[test]
+fn a_failure_does_not_make_what_is_fresh_unknown() {
+    let board = board(Use::Cost, vec![value("west", 0.5, None)], NOW);
+    board.change("prices", |state| state.failed(Failure::source(Reason::Status, "answered 500"), NOW));
+    assert!(board.cost("orders", "west", NOW.after(9 * MINUTE)).is_some_and(|fact| fact.value().is_some()));
+    let why = why(board.cost("orders", "west", NOW.after(11 * MINUTE)));
+    assert!(why.ends_with("; source: answered 500"), "{why}");
+    // Confirmed as unchanged, it is fresh again.
+    board.change("prices", |state| state.unchanged(NOW.after(11 * MINUTE)));
+    assert!(board.cost("orders", "west", NOW.after(20 * MINUTE)).is_some_and(|fact| fact.value().is_some()));
+}
+
+#[test]
+fn zones_and_resources_of_which_no_feed_speaks_are_left_alone() {
+    let own = Feed { resource: Some("orders".into()), ..feed("prices") };
+    let board = FeedBoard::new([own]);
+    assert_eq!(board.cost("orders", "north", NOW), None);
+    assert_eq!(board.cost("billing", "west", NOW), None);
+    assert_eq!(board.utilization("orders", "west", NOW), None);
+}
+
+#[test]
+fn the_first_feed_that_knows_is_believed() {
+    let board = FeedBoard::new([feed("a"), feed("b")]);
+    let understood = Understood { findings: vec![value("west", 2.0, None)], ..Understood::default() };
+    board.change("b", |state| state.succeeded(understood.clone(), 1, NOW));
+    assert_eq!(board.cost("orders", "west", NOW), Some(Fact::known(2.0, Duration::ZERO, "feed b")));
+}
+
+#[test]
+fn units_are_brought_to_one() {
+    let in_unit = |serves, number, unit: &str| {
+        let value =
+            Value { value: number, unit: Some(unit.into()), zones: vec!["west".into()], ..Value::default() };
+        super::number(serves, &value)
+    };
+    assert_eq!(in_unit(Use::Cost, 24.0, "/d"), Ok(1.0));
+    assert_eq!(in_unit(Use::Cost, 730.0, "/month"), Ok(1.0));
+    assert_eq!(in_unit(Use::Utilization, 62.0, "%"), Ok(0.62));
+    assert_eq!(in_unit(Use::Utilization, 1.3, "ratio"), Ok(1.0));
+    for (serves, number, unit, why) in [
+        (Use::Cost, 1.0, "EUR", "\"EUR\" is no unit of cost; known here: /h, /d, /month, /year"),
+        (Use::Cost, -1.0, "/h", "-1 is negative"),
+        (
+            Use::Utilization,
+            62.0,
+            "ratio",
+            "62 is no share of 0 to 1; give it `unit: \"%\"` if it is a percentage",
+        ),
+    ] {
+        assert_eq!(in_unit(serves, number, unit).unwrap_err(), why);
+    }
+}
+
+#[test]
+fn findings_must_fit_what_the_feed_is_for() {
+    let nowhere = Finding::Value(Value { value: 1.0, ..Value::default() });
+    let event = window("west", "routers", NOW, None);
+    let prices = feed("prices");
+    assert!(fits(&prices, &nowhere).unwrap_err().contains("names no zone"));
+    assert!(fits(&prices, &event).unwrap_err().contains("this is an event: \"routers\""));
+    let Places::Named(mut places) = prices.places.clone() else { panic!("several") };
+    let one = Feed { places: Places::One(places.swap_remove(0)), ..prices.clone() };
+    assert_eq!(fits(&one, &nowhere), Ok(()));
+    let calendar = Feed { serves: Use::Maintenance, ..prices };
+    assert!(fits(&calendar, &nowhere).unwrap_err().contains("this is a number"));
+    assert_eq!(fits(&calendar, &event), Ok(()));
+}
+
+#[test]
+fn maintenance_that_is_over_is_gone_and_what_was_announced_stays() {
+    let at = |minutes: i64| Timestamp(NOW.0.saturating_add_signed(minutes * 60_000));
+    let findings = vec![
+        window("central", "later", at(300), Some(at(400))),
+        window("central", "soon", at(20), Some(at(60))),
+        window("central", "over", at(-60), Some(at(-1))),
+        window("central", "endless", at(-60), None),
+        window("west", "of the other", at(5), None),
+        window("north", "elsewhere", at(5), None),
+    ];
+    let board = board(Use::Maintenance, findings, NOW);
+    let (windows, unknown) = board.maintenance("orders", &["west", "central"], NOW);
+    let titles: Vec<&str> = windows.iter().map(|window| window.title.as_str()).collect();
+    assert_eq!(titles, ["endless", "of the other", "soon", "later"]);
+    assert_eq!(unknown, None);
+    let (windows, unknown) = board.maintenance("orders", &["central"], at(30));
+    assert_eq!(windows.len(), 3);
+    assert_eq!(unknown.unwrap(), "the newest of feed prices is 30 min old, 10 min are allowed");
+}

@@ -1,0 +1,173 @@
+//! One task per feed: asks, understands, posts on the board, waits. Posts of webhooks come in through [`receive`].
+
+use std::sync::Arc;
+
+use migration::units::Timestamp;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::board::FeedBoard;
+use super::egress::Egress;
+use super::fetch::{Fetched, Validators, fetch};
+use super::{Failure, Feed, Reason, Source, Stage, Understood, pace, webhook};
+use crate::clock;
+use crate::telemetry::metrics as telemetry;
+
+/// Starts the task of every feed that is asked; they end with `stop`. Must be called inside a runtime.
+pub fn start(board: &FeedBoard, egress: &Arc<Egress>, stop: &CancellationToken, tasks: &TaskTracker) {
+    for (feed, _) in board.all().filter(|(feed, _)| !matches!(feed.source, Source::Webhook(_))) {
+        let task = run(board.clone(), feed.clone(), egress.clone(), crate::rng::seed());
+        tasks.spawn(stop.clone().run_until_cancelled_owned(task));
+    }
+}
+
+async fn run(board: FeedBoard, feed: Arc<Feed>, egress: Arc<Egress>, seed: u64) {
+    let mut luck = SmallRng::seed_from_u64(seed);
+    let mut last = Validators::default();
+    loop {
+        let outcome = turn(&feed, &egress, &last).await;
+        let now = clock::now();
+        let (failures, retry_after, stuck) = match outcome {
+            Turn::Unchanged => {
+                board.change(&feed.name, |state| state.unchanged(now));
+                (0, None, None)
+            }
+            Turn::Understood { understood, bytes, at, validators } => {
+                last = validators;
+                let at = at.unwrap_or(now).min(now);
+                board.change(&feed.name, |state| state.succeeded(understood.clone(), bytes, at));
+                (0, None, None)
+            }
+            Turn::Failed { failure, stuck } => {
+                let failures = failed(&board, &feed, &failure, now);
+                (failures, failure.retry_after, stuck)
+            }
+        };
+        let pause = pace::pause(feed.every, failures, retry_after, luck.random());
+        let next = stuck.is_none().then(|| now.after(pause));
+        board.change(&feed.name, |state| super::board::FeedState { next, ..state.clone() });
+        // Never two at once: a program that cannot be stopped keeps its feed until it ends.
+        if let Some(stuck) = stuck {
+            let _ = stuck.await;
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Notes a failure everywhere; gives back how many there were in a row.
+fn failed(board: &FeedBoard, feed: &Feed, failure: &Failure, now: Timestamp) -> u32 {
+    telemetry::feed_failed(&feed.name, failure.reason);
+    board.change(&feed.name, |state| state.failed(failure.clone(), now));
+    let failures = board.get(&feed.name).map_or(1, |(_, state)| state.failures);
+    // Once when it begins; the API shows the newest.
+    if failures == 1 {
+        tracing::warn!(feed = %feed.name, stage = failure.stage.name(), why = %failure.what, "a feed fails");
+    } else {
+        tracing::debug!(feed = %feed.name, failures, why = %failure.what, "a feed still fails");
+    }
+    failures
+}
+
+type Thinking = JoinHandle<Result<Understood, Failure>>;
+
+enum Turn {
+    Unchanged,
+    Understood { understood: Understood, bytes: u64, at: Option<Timestamp>, validators: Validators },
+    Failed { failure: Failure, stuck: Option<Thinking> },
+}
+
+async fn turn(feed: &Arc<Feed>, egress: &Egress, last: &Validators) -> Turn {
+    match fetch(feed, egress, last).await {
+        Ok(Fetched::Unchanged) => Turn::Unchanged,
+        Ok(Fetched::Bytes { bytes, at, validators }) => {
+            let length = bytes.len() as u64;
+            match understand(feed, bytes, clock::now()).await {
+                Ok(understood) => Turn::Understood { understood, bytes: length, at, validators },
+                Err((failure, stuck)) => Turn::Failed { failure, stuck },
+            }
+        }
+        Err(failure) => Turn::Failed { failure, stuck: None },
+    }
+}
+
+/// Decodes and maps on a thread of its own, for at most the feed's time.
+pub(super) async fn understand(
+    feed: &Arc<Feed>,
+    bytes: Vec<u8>,
+    now: Timestamp,
+) -> Result<Understood, (Failure, Option<Thinking>)> {
+    let thinker = feed.clone();
+    let mut thinking = tokio::task::spawn_blocking(move || thinker.understand(&bytes, now));
+    let fail = |stage, reason, what| Failure { stage, reason, what, retry_after: None };
+    match tokio::time::timeout(feed.timeout, &mut thinking).await {
+        Ok(Ok(outcome)) => outcome.map_err(|failure| (failure, None)),
+        Ok(Err(_)) => {
+            let what = "the reader broke down on these bytes: report this as a defect of Godwit";
+            Err((fail(Stage::Decode, Reason::Decode, what.into()), None))
+        }
+        Err(_) => {
+            let what = format!("the program takes longer than {} s", feed.timeout.as_secs_f64());
+            Err((fail(Stage::Map, Reason::Timeout, what), Some(thinking)))
+        }
+    }
+}
+
+/// Why a post was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PostRefused {
+    /// There is no such feed, or it is not posted to.
+    #[error("feed {0:?} is not posted to: it has no `webhook` in the configuration")]
+    NoWebhook(String),
+    /// The signature is missing or wrong.
+    #[error("{0}")]
+    Signature(String),
+    /// More than the feed's `max_bytes`.
+    #[error("the body has more than {0} bytes (max_bytes of the feed)")]
+    TooLarge(u64),
+    /// It says nothing that is understood.
+    #[error("{0}")]
+    NotUnderstood(Failure),
+}
+
+/// Takes a post for `name`. Gives back how many readings it had.
+pub async fn receive(
+    board: &FeedBoard,
+    name: &str,
+    signature: Option<&str>,
+    body: &[u8],
+    now: Timestamp,
+) -> Result<usize, PostRefused> {
+    let no_webhook = || PostRefused::NoWebhook(name.to_owned());
+    let _turn = board.turn(name).await.ok_or_else(no_webhook)?;
+    let (feed, state) = board.get(name).ok_or_else(no_webhook)?;
+    let Source::Webhook(secret) = &feed.source else { return Err(no_webhook()) };
+    if body.len() as u64 > feed.max_bytes {
+        return Err(PostRefused::TooLarge(feed.max_bytes));
+    }
+    // A wrong signature leaves no trace on the board: strangers must not be able to write there.
+    let signed = webhook::verify(secret, signature, body, state.signed, now).map_err(|why| {
+        telemetry::feed_failed(name, Reason::Signature);
+        PostRefused::Signature(why)
+    })?;
+    match understand(feed, body.to_vec(), now).await {
+        Ok(understood) => {
+            let (count, length) = (understood.findings.len(), body.len() as u64);
+            board.change(name, |state| super::board::FeedState {
+                signed: Some(signed),
+                ..state.succeeded(understood.clone(), length, now)
+            });
+            Ok(count)
+        }
+        Err((failure, _)) => {
+            failed(board, feed, &failure, now);
+            board.change(name, |state| super::board::FeedState { signed: Some(signed), ..state.clone() });
+            Err(PostRefused::NotUnderstood(failure))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
