@@ -29,7 +29,7 @@ async fn fill(client: &Client, mebibytes: u32) -> Result<()> {
 async fn metrics(playground: &Playground) -> Result<String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut socket = tokio::net::TcpStream::connect(playground.admin).await?;
-    socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+    socket.write_all(b"GET /metrics HTTP/1.0\r\nhost: localhost\r\n\r\n").await?;
     let mut text = String::new();
     socket.read_to_string(&mut text).await?;
     Ok(text)

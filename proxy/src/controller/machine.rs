@@ -250,9 +250,11 @@ impl Machine {
     /// One event through the machine. The new state is durable before any effect of it starts.
     fn take(&mut self, event: Event) {
         let name = event.name();
-        match step(&self.state, event, clock::now()) {
+        // One moment for the state and its record: a phase ends when the next begins.
+        let now = clock::now();
+        match step(&self.state, event, now) {
             Ok((next, effects)) => {
-                if let Err(why) = self.adopt(next, name) {
+                if let Err(why) = self.adopt(next, name, now) {
                     self.journal_failed(&why);
                     return;
                 }
@@ -265,11 +267,10 @@ impl Machine {
         }
     }
 
-    fn adopt(&mut self, next: State, event: &str) -> Result<(), String> {
+    fn adopt(&mut self, next: State, event: &str, now: Timestamp) -> Result<(), String> {
         if next == self.state {
             return Ok(());
         }
-        let now = clock::now();
         self.hands.journal.append(&next, event, now).map_err(chain)?;
         self.journal_fails = None;
         if next.phase != self.state.phase {
