@@ -102,8 +102,10 @@ pub fn run(config: Config) -> Result<()> {
     runtime.block_on(async {
         let listener = admin::Listener::bind(&config.node.admin, &stop).await?;
         let events = Arc::new(Events::new(clock::now(), stop.clone()));
-        tasks.spawn(history::collect::collect(history.clone(), recorder.reader(), stop.clone()));
         let feeds = FeedBoard::new(config.feeds.values().cloned());
+        let collected =
+            history::collect::collect(history.clone(), recorder.reader(), feeds.clone(), stop.clone());
+        tasks.spawn(collected);
         runner::start(&feeds, &Arc::new(config.node.egress.clone()), &stop, &tasks);
         let shared = Shared {
             recorder: recorder.clone(),

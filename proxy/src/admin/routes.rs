@@ -146,7 +146,8 @@ async fn choice(State(state): State<AdminState>, Path(id): Path<String>) -> Answ
     })
     .await
     .map_err(|problem| problem.detail);
-    Ok(Json(zones::choice(&state.config, resource, &view, &spikes)))
+    let now = crate::clock::now();
+    Ok(Json(zones::choice(&state.config, resource, &view, &spikes, &state.feeds, now)))
 }
 
 async fn examination(

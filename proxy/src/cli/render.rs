@@ -576,7 +576,9 @@ resources:
             Ok([("dublin", Ok(0.5)), ("frankfurt", Err("3.0 h of probes are kept, 6 h are needed".into()))]
                 .map(|(zone, rate)| (zone.to_owned(), rate))
                 .into());
-        let judged = choice(&config, &config.resources["orders"], &view, &spikes);
+        let (feeds, now) =
+            (crate::feeds::external::board::FeedBoard::default(), migration::units::Timestamp(0));
+        let judged = choice(&config, &config.resources["orders"], &view, &spikes, &feeds, now);
         assert_eq!(judged.chosen.as_deref(), Some("frankfurt"));
         insta::assert_snapshot!(super::choice(&judged));
         insta::assert_snapshot!(super::zones(&zones(&config)));

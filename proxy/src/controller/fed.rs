@@ -40,7 +40,7 @@ pub(super) fn read(
 }
 
 /// What is unknown is what was configured, if that was; it stays unknown otherwise, and is never 0.
-fn or_configured(fed: Fact<f64>, configured: Option<f64>) -> Fact<f64> {
+pub(super) fn or_configured(fed: Fact<f64>, configured: Option<f64>) -> Fact<f64> {
     match (fed, configured) {
         (Fact::Unknown { why }, Some(cost)) => {
             Fact::known(cost, Duration::ZERO, format!("configuration, because {why}"))

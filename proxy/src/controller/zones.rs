@@ -4,12 +4,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use migration::units::Timestamp;
 use migration::world::Fact;
 use migration::zones::{Candidate, Judged, Place, Verdict, choose};
 use serde::{Deserialize, Serialize};
 
+use super::fed::or_configured;
 use super::view::ResourceView;
 use crate::config::model::{Config, Resource, Zone};
+use crate::feeds::external::board::FeedBoard;
 
 /// A configured zone, with what the catalogue adds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,8 +100,15 @@ pub fn zones(config: &Config) -> Vec<ZoneView> {
 /// Latency spikes a day by zone, or why there is no rate; or why the history cannot be read.
 pub type Spikes = Result<BTreeMap<String, Result<f64, String>>, String>;
 
-/// Judges every zone of the configuration for the shadow of `resource`, by what its view says now and by its history.
-pub fn choice(config: &Config, resource: &Resource, view: &ResourceView, spikes: &Spikes) -> ChoiceView {
+/// Judges every zone of the configuration for the shadow of `resource`, by what its view and feeds say now and by its history.
+pub fn choice(
+    config: &Config,
+    resource: &Resource,
+    view: &ResourceView,
+    spikes: &Spikes,
+    feeds: &FeedBoard,
+    now: Timestamp,
+) -> ChoiceView {
     let candidate = |name: &str, zone: &Zone| Candidate {
         place: Place {
             zone: name.into(),
@@ -110,7 +120,11 @@ pub fn choice(config: &Config, resource: &Resource, view: &ResourceView, spikes:
         },
         latency_ms: latency(name, view),
         spikes_per_day: spikes_per_day(name, spikes),
-        cost: cost(name, zone, resource),
+        cost: match (feeds.cost(&resource.name, name, now), configured_cost(name, zone, resource)) {
+            (Some(fed), configured) => or_configured(fed, configured),
+            (None, Some(cost)) => Fact::known(cost, Duration::ZERO, "configuration"),
+            (None, None) => Fact::unknown("no cost is configured"),
+        },
     };
     let all: Vec<Candidate> = config.zones.iter().map(|(name, zone)| candidate(name, zone)).collect();
     let primary = all.iter().find(|candidate| *candidate.place.zone.0 == *view.primary);
@@ -145,12 +159,10 @@ fn spikes_per_day(zone: &str, spikes: &Spikes) -> Fact<f64> {
     }
 }
 
-fn cost(name: &str, zone: &Zone, resource: &Resource) -> Fact<f64> {
+/// Per worker and hour.
+fn configured_cost(name: &str, zone: &Zone, resource: &Resource) -> Option<f64> {
     let placement = resource.placements.get(name).and_then(|placement| placement.cost_per_hour);
-    match placement.or(zone.cost_per_hour) {
-        Some(cost) => Fact::known(cost, Duration::ZERO, "configuration"),
-        None => Fact::unknown("no cost is configured"),
-    }
+    placement.or(zone.cost_per_hour)
 }
 
 fn candidate_view(judged: &Judged) -> CandidateView {

@@ -1,5 +1,6 @@
-//! Takes the request path's latencies every 10 s of wall time and hands them over as histograms.
+//! Takes the request path's latencies every 10 s of wall time and hands them over as histograms, with what feeds said meanwhile.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use migration::units::Timestamp;
@@ -7,11 +8,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Bucket, History, Resolution};
 use crate::clock;
+use crate::feeds::external::board::FeedBoard;
 use crate::fronts::latencies::Latencies;
 use crate::fronts::stopwatch::Segment;
 
 /// Until cancelled; what the last, unfinished bucket holds is handed over too.
-pub async fn collect(history: History, latencies: Latencies, stop: CancellationToken) {
+pub async fn collect(history: History, latencies: Latencies, feeds: FeedBoard, stop: CancellationToken) {
+    let mut said = BTreeMap::new();
     loop {
         let began = Timestamp(Resolution::Fine.begin(clock::now().0));
         let end = began.0 + Resolution::Fine.bucket_ms();
@@ -20,6 +23,9 @@ pub async fn collect(history: History, latencies: Latencies, stop: CancellationT
         let buckets = buckets(&latencies, began);
         if !buckets.is_empty() {
             history.record_buckets(buckets);
+        }
+        for (series, value, at) in feeds.said(&mut said, clock::now()) {
+            history.record_feed(&series, value, at);
         }
         if ended {
             return;

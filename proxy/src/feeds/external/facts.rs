@@ -1,5 +1,6 @@
 //! What the board says to a decision, and whether a finding fits what its feed is for: pure.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use migration::units::Timestamp;
@@ -73,6 +74,37 @@ impl FeedBoard {
     /// How busy `resource` is in `zone`, 0 to 1; `None`: no feed speaks of that.
     pub fn utilization(&self, resource: &str, zone: &str, now: Timestamp) -> Option<Fact<f64>> {
         self.number(Use::Utilization, resource, zone, now)
+    }
+
+    /// Values that feeds said since the last time and that count, with their times; `said` remembers when that was. Forecasts of a
+    /// feed are not among them. Each is named by its feed, then by zone and number where it has them.
+    pub fn said(
+        &self,
+        said: &mut BTreeMap<String, Timestamp>,
+        now: Timestamp,
+    ) -> Vec<(String, f64, Timestamp)> {
+        let mut found = Vec::new();
+        for (feed, state) in self.all() {
+            let new = |at: &Timestamp| said.get(&feed.name).is_none_or(|last| last < at);
+            let Some(at) = state.at.filter(new).filter(|_| state.stale(feed, now).is_none()) else {
+                continue;
+            };
+            said.insert(feed.name.clone(), at);
+            for finding in &state.understood.findings {
+                let Finding::Value(value) = finding else { continue };
+                if value.about.is_some() {
+                    continue;
+                }
+                let zones = if value.zones.is_empty() { &[String::new()][..] } else { &value.zones[..] };
+                for zone in zones {
+                    let zone = Some(zone).filter(|zone| !zone.is_empty());
+                    let parts = [Some(&feed.name), zone, value.name.as_ref()].into_iter().flatten();
+                    let series = parts.map(String::as_str).collect::<Vec<_>>().join(".");
+                    found.push((series, value.value, value.at.unwrap_or(at)));
+                }
+            }
+        }
+        found
     }
 
     pub(super) fn speaking(

@@ -157,3 +157,19 @@ fn maintenance_that_is_over_is_gone_and_what_was_announced_stays() {
     assert_eq!(windows.len(), 3);
     assert_eq!(unknown.unwrap(), "the newest of feed prices is 30 min old, 10 min are allowed");
 }
+
+#[test]
+fn what_was_said_is_told_once_without_forecasts() {
+    let gusts =
+        |about| Finding::Value(Value { name: Some("gusts".into()), value: 30.0, about, ..Value::default() });
+    let findings = vec![value("west", 0.5, Some(Timestamp(7))), gusts(None), gusts(Some(NOW.after(MINUTE)))];
+    let board = board(Use::Weather, findings, NOW);
+    let mut said = BTreeMap::new();
+    let told = board.said(&mut said, NOW);
+    assert_eq!(told, [("prices.west".to_owned(), 0.5, Timestamp(7)), ("prices.gusts".to_owned(), 30.0, NOW)]);
+    assert_eq!(board.said(&mut said, NOW), []);
+    board.change("prices", |state| state.unchanged(NOW.after(MINUTE)));
+    assert_eq!(board.said(&mut said, NOW.after(MINUTE)).len(), 2);
+    board.change("prices", |state| state.unchanged(NOW.after(2 * MINUTE)));
+    assert_eq!(board.said(&mut said, NOW.after(30 * MINUTE)), [], "what is stale is not told");
+}
