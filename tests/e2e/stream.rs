@@ -550,8 +550,14 @@ async fn a_big_table_comes_in_parts_and_a_copy_whose_sessions_are_killed_goes_on
         let broke = |status: &StreamStatus| status.failures.values().sum::<u64>();
         let before = broke(&begun);
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE $1";
-        pair.to.execute(end, &[&killed]).await?;
-        pair.from.execute(end, &[&killed]).await?;
+        // Rows are counted as they are read: the sessions that write them may not be there yet.
+        let kill = async || {
+            anyhow::Ok(pair.to.execute(end, &[&killed]).await? + pair.from.execute(end, &[&killed]).await?)
+        };
+        while kill().await? == 0 {
+            ensure!(!after(&stream.status.borrow()), "the copy was over before {killed} was there");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let ended = stream.wait(|status| broke(status) > before || after(status)).await?;
         println!("{killed}: {:?}", ended.failures);
         ensure!(broke(&ended) > before, "the copy was over before anything was killed");

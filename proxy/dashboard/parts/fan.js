@@ -26,8 +26,7 @@ function usePast(view) {
       const step = forecast.step_ms || 1000;
       const since = past.points.at(-1)?.made_ms ?? Date.now() + skew.peek() - (STEPS + EARLIER) * step;
       const path = `/history?series=${SERIES.join()}&resolution=fine&limit=${ROWS}&from=${Math.round(since)}`;
-      // Nothing of a series is kept before its first value: then there are no points yet.
-      const page = await optional(at(view.name, path)).catch((refusal) => (refusal.status === 400 ? null : Promise.reject(refusal)));
+      const page = await optional(at(view.name, path));
       if (!gone) setPast((old) => ({ points: merged(old.points, page, step), forecast }));
     };
     read().catch(() => {});

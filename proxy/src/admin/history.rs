@@ -18,6 +18,7 @@ use crate::config::units;
 use crate::controller::effects::chain;
 use crate::controller::forecast::ForecastView;
 use crate::history::read::{Latency, Place, Reader};
+use crate::history::series::is_known;
 use crate::history::{History, HistoryError, Resolution};
 
 /// Buckets of one answer of latencies, at most.
@@ -285,7 +286,9 @@ pub(super) async fn series(
         Ok((all, reader.step(&resource)?, reader.page(chosen, place, limit)?))
     })
     .await?;
-    if let Some(name) = names.iter().find(|name| all.iter().all(|of| of.name != **name)) {
+    // One that has no value yet is empty, not wrong.
+    let kept = |name: &String| is_known(name) || all.iter().any(|of| of.name == *name);
+    if let Some(name) = names.iter().find(|name| !kept(name)) {
         let mut known: Vec<&str> = all.iter().map(|of| of.name.as_str()).collect();
         known.sort_unstable();
         known.dedup();

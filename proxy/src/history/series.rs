@@ -37,6 +37,17 @@ pub(crate) fn segment(label: &str) -> String {
     format!("segment_{label}")
 }
 
+/// Whether a node keeps a series of this name once it has something to keep; feeds may have any name.
+pub fn is_known(name: &str) -> bool {
+    const FIXED: [&str; 8] = [REQUEST_P95, PROBE, UTILIZATION, COST, LAG, SCORE, SCORE_LOWER, SCORE_NEEDED];
+    FIXED.contains(&name)
+        || ["latency", "cost", "utilization"].iter().any(|one| term(one) == name)
+        || predictor::LEVELS
+            .iter()
+            .any(|level| predictor::model::LAGS.iter().any(|ahead| forecast(*level, *ahead) == name))
+        || name.strip_prefix("feed_").is_some_and(|feed| !feed.is_empty())
+}
+
 /// Whether values are milliseconds.
 pub fn is_ms(name: &str) -> bool {
     name.ends_with("_ms") || name.contains("_ms_")
@@ -51,5 +62,15 @@ mod tests {
         assert_eq!(forecast(0.05, 1), "forecast_p05_ms_1");
         assert!(is_ms(&forecast(0.95, 48)) && is_ms(REQUEST_P95) && is_ms(PROBE));
         assert!(!is_ms(LAG) && !is_ms(&term("latency")));
+    }
+
+    #[test]
+    fn only_names_that_can_be_kept_are_known() {
+        for name in ["request_p95_ms", "score_cost", "forecast_p05_ms_16", "feed_prices.west"] {
+            assert!(is_known(name), "{name}");
+        }
+        for name in ["nonsense", "score_", "forecast_p07_ms_16", "forecast_p05_ms_2", "feed_", ""] {
+            assert!(!is_known(name), "{name}");
+        }
     }
 }
