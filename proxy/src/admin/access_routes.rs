@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::access::{Caller, Role, Scope, Via};
 use super::{AdminState, Peer, Problem};
 use crate::clock;
-use crate::store::{Issued, NewToken, StoreError, TokenView};
+use crate::store::{Issued, NewToken, TokenView};
 
 type Answer<T> = Result<T, Problem>;
 
@@ -70,7 +70,7 @@ pub(super) async fn log_out(State(state): State<AdminState>, headers: HeaderMap)
 }
 
 pub(super) async fn tokens(State(state): State<AdminState>) -> Answer<Json<Vec<TokenView>>> {
-    state.identities.tokens().list().map(Json).map_err(store)
+    state.identities.tokens().list().map(Json).map_err(Problem::from)
 }
 
 pub(super) async fn create_token(
@@ -80,7 +80,8 @@ pub(super) async fn create_token(
 ) -> Answer<Response> {
     let Json(new) = body.map_err(rejected)?;
     check(&new, &state)?;
-    let issued: Issued = state.identities.tokens().create(new, &caller.name, clock::now()).map_err(store)?;
+    let issued: Issued =
+        state.identities.tokens().create(new, &caller.name, clock::now()).map_err(Problem::from)?;
     Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, NO_STORE)], Json(issued)).into_response())
 }
 
@@ -90,10 +91,10 @@ pub(super) async fn revoke_token(
     caller: Caller,
 ) -> Answer<StatusCode> {
     let tokens = state.identities.tokens();
-    if tokens.revoke(&id, &caller.name, clock::now()).map_err(store)? {
+    if tokens.revoke(&id, &caller.name, clock::now()).map_err(Problem::from)? {
         return Ok(StatusCode::NO_CONTENT);
     }
-    match tokens.find(&id).map_err(store)? {
+    match tokens.find(&id).map_err(Problem::from)? {
         Some(_) => Ok(StatusCode::NO_CONTENT),
         None => Err(Problem::not_found("token", &id)),
     }
@@ -122,8 +123,4 @@ fn check(new: &NewToken, state: &AdminState) -> Answer<()> {
 
 fn rejected(rejection: JsonRejection) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "body", rejection.body_text())
-}
-
-fn store(error: StoreError) -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", crate::controller::effects::chain(error))
 }

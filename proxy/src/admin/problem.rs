@@ -6,6 +6,8 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use crate::controller::Denied;
+use crate::controller::effects::chain;
+use crate::store::StoreError;
 
 /// A problem document.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,6 +45,12 @@ impl Problem {
     /// There is no such thing.
     pub fn not_found(what: &str, name: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not-found", format!("there is no {what} {name:?}"))
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "store", chain(error))
     }
 }
 

@@ -20,7 +20,7 @@ use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 use crate::controller::{Command, ResourceHandle, doctor, zones};
-use crate::store::{EVERY_RESOURCE, FreezeRow, RunRow, StoreError};
+use crate::store::{EVERY_RESOURCE, FreezeRow, RunRow};
 
 pub(super) type Answer<T> = Result<T, Problem>;
 
@@ -92,11 +92,6 @@ fn routes() -> Routes {
 
 pub(super) fn find<'a>(state: &'a AdminState, id: &str) -> Answer<&'a ResourceHandle> {
     state.resources.get(id).ok_or_else(|| Problem::not_found("resource", id))
-}
-
-fn store(error: StoreError) -> Problem {
-    let text = crate::controller::effects::chain(error);
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", text)
 }
 
 async fn resources(State(state): State<AdminState>, caller: Caller) -> Json<Vec<Arc<ResourceView>>> {
@@ -173,8 +168,8 @@ fn default_limit() -> u32 {
 fn views(state: &AdminState, runs: Vec<RunRow>) -> Answer<Vec<MigrationView>> {
     runs.into_iter()
         .map(|run| {
-            let timeline = state.journal.timeline(&run.id).map_err(store)?;
-            let ledger = state.journal.ledger(&run.id).map_err(store)?;
+            let timeline = state.journal.timeline(&run.id).map_err(Problem::from)?;
+            let ledger = state.journal.ledger(&run.id).map_err(Problem::from)?;
             Ok(MigrationView::of(run, &timeline, ledger))
         })
         .collect()
@@ -186,7 +181,7 @@ async fn migrations(
     Query(page): Query<Page>,
 ) -> Answer<Json<Vec<MigrationView>>> {
     find(&state, &id)?;
-    let runs = state.journal.runs(Some(&id), page.limit.min(1000)).map_err(store)?;
+    let runs = state.journal.runs(Some(&id), page.limit.min(1000)).map_err(Problem::from)?;
     views(&state, runs).map(Json)
 }
 
@@ -195,7 +190,8 @@ async fn history(
     Query(page): Query<Page>,
     caller: Caller,
 ) -> Answer<Json<Vec<MigrationView>>> {
-    let mut runs = state.journal.runs(page.resource.as_deref(), page.limit.min(1000)).map_err(store)?;
+    let mut runs =
+        state.journal.runs(page.resource.as_deref(), page.limit.min(1000)).map_err(Problem::from)?;
     runs.retain(|run| caller.knows(&run.resource));
     views(&state, runs).map(Json)
 }
@@ -205,7 +201,7 @@ async fn migration(
     Path((id, mid)): Path<(String, String)>,
 ) -> Answer<Json<MigrationView>> {
     find(&state, &id)?;
-    let run = state.journal.run(&mid).map_err(store)?.filter(|run| run.resource == id);
+    let run = state.journal.run(&mid).map_err(Problem::from)?.filter(|run| run.resource == id);
     let run = run.ok_or_else(|| Problem::not_found("migration", &mid))?;
     Ok(Json(views(&state, vec![run])?.swap_remove(0)))
 }
@@ -268,7 +264,7 @@ fn order(
     let until = request.for_ms.map(|ms| now.after(std::time::Duration::from_millis(ms)));
     let row =
         FreezeRow { scope: scope.to_owned(), by: caller.name.clone(), why: request.why, at: now, until };
-    state.freezes.order(row).map_err(store)?;
+    state.freezes.order(row).map_err(Problem::from)?;
     Ok(Json(shown(state, caller)))
 }
 
@@ -280,7 +276,7 @@ fn shown(state: &AdminState, caller: &Caller) -> Vec<FreezeView> {
 }
 
 fn lift(state: &AdminState, resource: Option<&str>, caller: &Caller) -> Answer<Json<Vec<FreezeView>>> {
-    if !state.freezes.lift(resource).map_err(store)? {
+    if !state.freezes.lift(resource).map_err(Problem::from)? {
         let what = resource.map_or("nothing is frozen as a whole".into(), |id| {
             format!("{id} is not frozen by itself: see /api/v1/freezes")
         });

@@ -13,7 +13,7 @@ use super::session::{self, Sessions};
 use crate::admin::{Peer, Problem};
 use crate::clock;
 use crate::config::model::ClientRule;
-use crate::store::{Rejected, StoreError, TokenView, Tokens};
+use crate::store::{Rejected, TokenView, Tokens};
 
 /// The name of the caller where nobody has to prove it.
 const OPERATOR: HeaderName = HeaderName::from_static("x-godwit-operator");
@@ -61,7 +61,7 @@ impl Identities {
         if session::shown(headers).is_some() {
             let now = clock::now();
             let view = match self.sessions.token(headers, now) {
-                Some(id) => self.tokens.find(&id).map_err(store)?,
+                Some(id) => self.tokens.find(&id).map_err(Problem::from)?,
                 None => None,
             };
             match view.filter(|view| view.check(now).is_ok()) {
@@ -101,7 +101,7 @@ impl Identities {
             let what = "too many wrong tokens from this address: wait a minute";
             return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "guessing", what));
         }
-        let found = self.tokens.authenticate(token, now).map_err(store)?;
+        let found = self.tokens.authenticate(token, now).map_err(Problem::from)?;
         if let (Err(Rejected::Unknown), Some(address)) = (&found, address) {
             self.count_wrong(address, now);
         }
@@ -137,10 +137,6 @@ fn bearer(value: &HeaderValue) -> Option<&str> {
 
 fn unauthorized(what: &str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", what)
-}
-
-fn store(error: StoreError) -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", crate::controller::effects::chain(error))
 }
 
 fn header_value(cookie: &str) -> Result<HeaderValue, Problem> {
