@@ -7,8 +7,9 @@ CARGO ?= cargo
 TEST_ARGS ?=
 SEEDS ?= 100000
 KILLS ?= 20
+SECONDS ?= 600
 
-.PHONY: help setup demo test test-browser screenshots test-large test-kills simulate model check bench bench-decide bench-forecast bench-replication fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-kills simulate fuzz model check bench bench-decide bench-forecast bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +40,9 @@ test-kills: setup ## kill -9 of nodes and databases under load, in the copy and 
 simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture
 
+fuzz: setup ## bytes that no honest side sends, against every decoder of the replicator: make fuzz SECONDS=600 (each target)
+	scripts/fuzz.sh $(SECONDS)
+
 model: ## every state of the cutover within stated bounds, and nine seeded bugs caught (minutes)
 	$(CARGO) run --quiet --package godwit-model
 
@@ -52,10 +56,12 @@ bench: setup ## side by side with peers; prints medians and ratios
 	$(CARGO) build --release --package godwit-bench --package godwit
 	target/release/godwit-bench all
 
-bench-replication: setup ## the initial copy and catching up, against native logical replication and pgcopydb (half an hour)
+bench-replication: setup ## the initial copy, catching up, lag: against native logical replication and pgcopydb (40 minutes)
 	$(CARGO) build --release --package godwit-bench
 	target/release/godwit-bench copy
 	target/release/godwit-bench catch-up
+	target/release/godwit-bench wan
+	target/release/godwit-bench lag
 
 bench-decide: ## score and decision for 10,000 resources on one core
 	$(CARGO) run --release --quiet --package migration --example bench_decide

@@ -19,6 +19,8 @@ pub mod copy;
 pub mod drift;
 pub mod error;
 pub mod fence;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod identity;
 pub mod lanes;
 pub mod link;

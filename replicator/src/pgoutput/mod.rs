@@ -245,4 +245,4 @@ fn violation(what: impl Into<String>) -> Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

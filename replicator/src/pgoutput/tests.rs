@@ -212,6 +212,15 @@ fn in_blocks() -> Vec<String> {
     ]
 }
 
+/// Whole streams of messages, by name: seeds of the fuzz target.
+pub(crate) fn streams() -> [(&'static str, Vec<Bytes>); 2] {
+    let blocks = in_blocks();
+    [
+        ("captured", CAPTURED.map(hex).to_vec()),
+        ("in-blocks", blocks.iter().map(|message| hex(message)).collect()),
+    ]
+}
+
 #[test]
 fn blocks_of_unfinished_transactions_interleave_and_savepoints_are_taken_back() {
     let messages = in_blocks();

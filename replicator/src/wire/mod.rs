@@ -80,6 +80,20 @@ fn encode_plain(version: Version, sequence: u64, frame: &Frame) -> BytesMut {
     out
 }
 
+/// A frame of any content with its right length and checksum.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn framed(version: u8, kind: u8, sequence: u64, body: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(HEADER + body.len());
+    out.put_slice(&MAGIC);
+    out.put_u8(version);
+    out.put_u8(kind);
+    out.put_u64(sequence);
+    out.put_slice(&[0; 8]);
+    out.put_slice(body);
+    seal(&mut out);
+    out.freeze()
+}
+
 /// Puts length and checksum in.
 fn seal(frame: &mut BytesMut) {
     let length = (frame.len() - HEADER) as u32;
@@ -144,4 +158,4 @@ fn checksum(frame: &[u8]) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -25,7 +25,7 @@ fn spec() -> StreamSpec {
 
 const SOURCE: SourceId = SourceId { system: 7_712_259_040_289_284_019, timeline: 3 };
 
-fn every_frame() -> Vec<Frame> {
+pub(crate) fn every_frame() -> Vec<Frame> {
     let piece = Bytes::from_static(b"piece");
     vec![
         Frame::Hello(Hello {
@@ -79,7 +79,7 @@ fn every_frame() -> Vec<Frame> {
 }
 
 /// What only the third version carries.
-fn frames_of_version_3() -> Vec<Frame> {
+pub(crate) fn frames_of_version_3() -> Vec<Frame> {
     let kept = |parts| KeptTable {
         schema: "public".into(),
         name: "t".into(),
@@ -109,7 +109,7 @@ fn frames_of_version_3() -> Vec<Frame> {
 }
 
 #[test]
-fn every_frame_comes_back() {
+pub(crate) fn every_frame_comes_back() {
     for (number, frame) in every_frame().into_iter().chain(frames_of_version_3()).enumerate() {
         let (sequence, back) = decode(encode(number as u64, &frame)).expect("own frame");
         assert_eq!((sequence, back), (number as u64, frame));
@@ -229,7 +229,7 @@ fn relation(id: u32, name: &str) -> Arc<Relation> {
     })
 }
 
-fn sample() -> Transaction {
+pub(crate) fn sample() -> Transaction {
     let table = relation(16_384, "t");
     let text = |text: &'static str| Cell::Text(Bytes::from_static(text.as_bytes()));
     Transaction {
