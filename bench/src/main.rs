@@ -1,6 +1,7 @@
 //! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `cutover`, what clients see of a move;
 //! `modes`, what waiting for the shadow costs; `catch-up`, a backlog against native logical replication; `copy`, the initial copy
-//! against native's and pgcopydb's.
+//! against native's and pgcopydb's; `wan`, a backlog over a long and lossy way against the same on loopback; `lag`, from commit to
+//! visible at a steady rate against native's.
 
 mod cutover;
 mod front;
@@ -30,7 +31,11 @@ enum Command {
     CatchUp(replication::catch_up::Plan),
     /// The initial copy: Godwit against native logical replication and pgcopydb, alternating in one run.
     Copy(replication::copy::Plan),
-    /// All of them but `catch-up` and `copy`.
+    /// Catching up over 80 ms of round trip and 0.5 % loss, against the same on loopback.
+    Wan(replication::wan::Plan),
+    /// From commit to visible on the target at a steady rate, against native logical replication.
+    Lag(replication::lag::Plan),
+    /// All of them but those that replicate: `catch-up`, `copy`, `wan`, `lag`.
     All,
     /// One of the two proxies; started by `front`.
     #[command(hide = true)]
@@ -50,6 +55,8 @@ fn main() -> anyhow::Result<()> {
         Command::Cutover(options) => cutover::run(&options),
         Command::CatchUp(plan) => replication::catch_up::run(&plan),
         Command::Copy(plan) => replication::copy::run(&plan),
+        Command::Wan(plan) => replication::wan::run(&plan),
+        Command::Lag(plan) => replication::lag::run(&plan),
         Command::All => {
             front::run(&front::Plan::default())?;
             println!();

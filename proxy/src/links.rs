@@ -1,5 +1,7 @@
 //! Where the halves of a stream run: both here over a memory link, or one on a node of the other zone over QUIC.
 
+mod certificates;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,8 +9,8 @@ use anyhow::{Context, Result};
 use migration::policy::Policy;
 use replicator::Error;
 use replicator::copy::{CopyOptions, Snapshots};
-use replicator::link::memory;
-use replicator::link::quic::{Connector, Identity, Listener};
+use replicator::link::quic::{Connector, Listener};
+use replicator::link::{Peer, memory};
 use replicator::pump::{self, Answer, LocalEnd, LocalPeer, StreamSpec};
 use replicator::spill::Spill;
 use replicator::status::StreamStatus;
@@ -17,14 +19,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::model::{Config, Database, LinkTls, Resource};
+use self::certificates::Renewal;
+use crate::config::model::{Config, Database, Resource, Zone};
 use crate::controller::databases::Databases;
 use crate::controller::effects::chain;
 
 /// The links of this node.
 pub struct Links {
     /// Nodes of other zones, by zone.
-    peers: BTreeMap<String, Connector>,
+    peers: BTreeMap<String, Arc<Connector>>,
     spill: Spill,
     copies: Copies,
 }
@@ -60,9 +63,9 @@ impl Links {
                 continue;
             };
             if *zone != config.node.zone {
-                let connector = Connector::new(&identity(&own.tls)?, address, node)
+                let connector = Connector::new(&certificates::read(own)?, address, node)
                     .with_context(|| format!("link to zone {zone}"))?;
-                peers.insert(zone.clone(), connector);
+                peers.insert(zone.clone(), Arc::new(connector));
             }
         }
         Ok(Self { peers, spill: config.node.spill.clone(), copies: Copies::new(config) })
@@ -82,8 +85,8 @@ impl Links {
         };
         let target = || databases.settings(&spec.target_zone).map(target_end);
         match (self.peers.get(&spec.source_zone), self.peers.get(&spec.target_zone)) {
-            (None, Some(peer)) => pump::maintain(peer, spec, &source()?, publish, stop).await,
-            (Some(peer), None) => pump::maintain(peer, spec, &target()?, publish, stop).await,
+            (None, Some(peer)) => pump::maintain(&**peer, spec, &source()?, publish, stop).await,
+            (Some(peer), None) => pump::maintain(&**peer, spec, &target()?, publish, stop).await,
             (None, None) => {
                 let peer = LocalPeer::new(target()?, memory::Options::default());
                 pump::maintain(&*peer, spec, &source()?, publish, stop).await
@@ -99,8 +102,17 @@ impl Links {
     pub fn listen(&self, config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> Result<()> {
         let Some(link) = &config.node.link else { return Ok(()) };
         let names: Vec<String> = config.zones.values().filter_map(|zone| zone.node.clone()).collect();
-        let listener = Listener::bind(&identity(&link.tls)?, link.listen, &names)
+        let identity = certificates::read(link)?;
+        identity.shown_as(&config.node.name).context("node.link.tls does not fit this node")?;
+        let listener = Listener::bind(&identity, link.listen, &names)
             .with_context(|| format!("cannot listen on {} (node.link.listen)", link.listen))?;
+        let renewal = Renewal {
+            link: link.clone(),
+            node: config.node.name.clone(),
+            connectors: self.peers.values().cloned().collect(),
+            listener: listener.clone(),
+        };
+        tasks.spawn(stop.clone().run_until_cancelled_owned(renewal.run()));
         let local = Arc::new(Local::new(config, self.copies.clone()));
         let (tasks, stop) = (tasks.clone(), stop.clone());
         tasks.clone().spawn(async move {
@@ -112,7 +124,8 @@ impl Links {
                     match incoming.finish().await {
                         Ok(link) => {
                             let served =
-                                pump::serve_link(Box::new(link), |hello, _| local.answer(hello)).await;
+                                pump::serve_link(Box::new(link), |hello, peer| local.answer(hello, peer))
+                                    .await;
                             if let Err(error) = served {
                                 tracing::warn!(error = chain(error), "stream of another node ended");
                             }
@@ -130,6 +143,8 @@ impl Links {
 /// What this node's zone has to offer to others.
 struct Local {
     zone: String,
+    /// The node of each zone that has one.
+    nodes: BTreeMap<String, String>,
     databases: HashMap<String, Database>,
     spill: Spill,
     copies: Copies,
@@ -147,8 +162,10 @@ impl Local {
                 Some((resource.name.clone(), placement.postgres.clone()?))
             })
             .collect();
+        let node = |(zone, settings): (&String, &Zone)| Some((zone.clone(), settings.node.clone()?));
         Self {
             zone: config.node.zone.clone(),
+            nodes: config.zones.iter().filter_map(node).collect(),
             databases,
             spill: config.node.spill.clone(),
             copies,
@@ -156,8 +173,16 @@ impl Local {
         }
     }
 
-    fn answer(&self, hello: &Hello) -> Result<Answer, String> {
+    fn answer(&self, hello: &Hello, peer: Option<&Peer>) -> Result<Answer, String> {
         let spec = &hello.spec;
+        if let Some(peer) = peer {
+            let theirs = if hello.role == Role::Push { &spec.source_zone } else { &spec.target_zone };
+            match self.nodes.get(theirs) {
+                Some(node) if node.eq_ignore_ascii_case(&peer.name) => {}
+                Some(node) => return Err(format!("the node of {theirs} is {node}, not {}", peer.name)),
+                None => return Err(format!("zone {theirs} has no node here (zones.{theirs}.node)")),
+            }
+        }
         let database = self
             .databases
             .get(&spec.resource)
@@ -190,11 +215,4 @@ fn source_end(database: &Database, spill: Spill, copy: CopyOptions) -> LocalEnd 
 
 fn target_end(database: &Database) -> LocalEnd {
     LocalEnd::Target { dsn: database.dsn.clone() }
-}
-
-fn identity(tls: &LinkTls) -> Result<Identity> {
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).with_context(|| format!("cannot read {} (node.link.tls)", path.display()))
-    };
-    Ok(Identity { certificate: read(&tls.cert)?, key: read(&tls.key)?, authority: read(&tls.ca)? })
 }

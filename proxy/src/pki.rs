@@ -1,4 +1,5 @@
-//! Certificates of the link between nodes: one authority, one certificate per node with its name as DNS name.
+//! Certificates of the link between nodes: one authority, one certificate per node with its name as DNS name, and the zone
+//! and resources that it is for as URIs ([`replicator::link::Peer`]).
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -7,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, SanType,
 };
+use replicator::link::{resource_uri, zone_uri};
 
 /// Certificates could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -42,21 +44,47 @@ fn file(doing: &'static str, path: &Path) -> impl Fn(std::io::Error) -> PkiError
     move |source| PkiError::File { doing, path: path.clone(), source }
 }
 
+/// Whom a certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder<'a> {
+    /// The node's name.
+    pub node: &'a str,
+    /// Its zone; none: the certificate does not limit that.
+    pub zone: Option<&'a str>,
+    /// Resources whose streams it may take part in; none: the certificate does not limit that.
+    pub resources: &'a [String],
+}
+
+impl<'a> From<&'a str> for Holder<'a> {
+    /// `NODE` or `NODE@ZONE`.
+    fn from(text: &'a str) -> Self {
+        let (node, zone) = text.split_once('@').map_or((text, None), |(node, zone)| (node, Some(zone)));
+        Self { node, zone, resources: &[] }
+    }
+}
+
 /// Makes `ca.pem` with its key, and `<node>.pem`, `<node>.key` for each node; returns the files that were made. Files that
 /// exist are kept: with the authority's key still there, further nodes can be added later.
-pub fn make(directory: &Path, nodes: &[&str]) -> Result<Vec<PathBuf>, PkiError> {
+pub fn make<'a, H: Into<Holder<'a>> + Copy>(
+    directory: &Path,
+    holders: &[H],
+) -> Result<Vec<PathBuf>, PkiError> {
     std::fs::create_dir_all(directory).map_err(file("write", directory))?;
     let mut made = Vec::new();
     let issuer = authority(directory, &mut made)?;
-    for node in nodes {
+    for holder in holders {
+        let Holder { node, zone, resources } = (*holder).into();
         let (path, key_path) = (directory.join(format!("{node}.pem")), directory.join(format!("{node}.key")));
         if path.exists() {
             continue;
         }
         let fails = cannot(node);
         let key = KeyPair::generate().map_err(&fails)?;
-        let mut params = CertificateParams::new(vec![(*node).to_owned()]).map_err(&fails)?;
-        params.distinguished_name.push(DnType::CommonName, *node);
+        let mut params = CertificateParams::new(vec![node.to_owned()]).map_err(&fails)?;
+        for uri in zone.map(zone_uri).into_iter().chain(resources.iter().map(|name| resource_uri(name))) {
+            params.subject_alt_names.push(SanType::URI(uri.try_into().map_err(&fails)?));
+        }
+        params.distinguished_name.push(DnType::CommonName, node);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];

@@ -15,6 +15,7 @@ mod identity;
 mod kills;
 mod large;
 mod leader;
+mod link;
 mod manager;
 mod modes;
 mod network;

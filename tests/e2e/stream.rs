@@ -9,7 +9,7 @@ use replicator::change::MARKER_PREFIX;
 use replicator::copy::CopyOptions;
 use replicator::link::memory::Options;
 use replicator::link::quic::{Connector, Identity, Listener};
-use replicator::link::{Dial, Link};
+use replicator::link::{Dial, Link, Peer};
 use replicator::lsn::Lsn;
 use replicator::postgres::slot;
 use replicator::pump::{Answer, LocalEnd, LocalPeer, StreamSpec, maintain, serve_link};
@@ -417,13 +417,22 @@ impl Authority {
     }
 
     pub(crate) fn identity(&self, name: &str) -> Result<Identity> {
+        self.identity_for(name, &[])
+    }
+
+    /// The same with URIs that say what the certificate is for.
+    pub(crate) fn identity_for(&self, name: &str, uris: &[String]) -> Result<Identity> {
         let key = rcgen::KeyPair::generate()?;
-        let certificate =
-            rcgen::CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &self.issuer)?;
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()])?;
+        for uri in uris {
+            params.subject_alt_names.push(rcgen::SanType::URI(uri.as_str().try_into()?));
+        }
+        let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Identity {
             certificate: certificate.pem().into_bytes(),
             key: key.serialize_pem().into_bytes(),
             authority: self.pem.clone().into_bytes(),
+            scoped: false,
         })
     }
 }
@@ -435,8 +444,9 @@ pub(crate) fn agent(listener: Listener, end: LocalEnd) -> AbortOnDropHandle<()> 
             let end = end.clone();
             tokio::spawn(async move {
                 let Ok(link) = incoming.finish().await else { return };
-                let answer = move |hello: &Hello, peer: Option<&str>| {
-                    if peer != Some("edge-a") || hello.spec.resource != "shop" {
+                let answer = move |hello: &Hello, peer: Option<&Peer>| {
+                    if peer.map(|peer| peer.name.as_str()) != Some("edge-a") || hello.spec.resource != "shop"
+                    {
                         return Err("not for you".into());
                     }
                     Ok(Answer {

@@ -4,25 +4,22 @@
 //! replication gets the schema from `pg_dump` as Godwit does, and as many workers as Godwit has sessions. They take turns in who comes
 //! first; every target must hold the rows of the source afterwards. `pgcopydb` takes part where it is installed.
 
-use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use godwit::clock;
 use replicator::copy::CopyOptions;
-use replicator::link::quic::{Connector, Identity, Listener};
 use replicator::postgres::slot;
-use replicator::pump::{Answer, LocalEnd, StreamSpec, maintain, serve_link};
+use replicator::pump::{LocalEnd, StreamSpec, maintain};
 use replicator::spill::Spill;
 use replicator::status::{Phase, StreamStatus};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
+use super::link::Served;
 use super::{PATIENCE, Server, median, rows};
 
 /// How often a side is asked whether it is through.
@@ -78,45 +75,11 @@ fn spec(name: &str) -> StreamSpec {
     }
 }
 
-/// A listener for the target's half, and the way to it.
-fn link(target: &Server, database: &str) -> Result<(Arc<Connector>, AbortOnDropHandle<()>)> {
-    let directory = tempfile::tempdir()?;
-    godwit::pki::make(directory.path(), &["source", "target"])?;
-    let identity = |name: &str| -> Result<Identity> {
-        let read = |file: String| std::fs::read(directory.path().join(file));
-        Ok(Identity {
-            certificate: read(format!("{name}.pem"))?,
-            key: read(format!("{name}.key"))?,
-            authority: read("ca.pem".into())?,
-        })
-    };
-    let anywhere: SocketAddr = ([127, 0, 0, 1], 0).into();
-    let listener = Listener::bind(&identity("target")?, anywhere, &["source".into()])?;
-    let address = listener.local_address()?.to_string();
-    let end = LocalEnd::Target { dsn: target.config(database).into() };
-    let serving = tokio::spawn(async move {
-        while let Some(incoming) = listener.accept().await {
-            let Ok(link) = incoming.finish().await else { continue };
-            let end = end.clone();
-            let answer = move |_: &_, _: Option<&str>| {
-                Ok(Answer {
-                    end: end.clone(),
-                    status: watch::Sender::new(StreamStatus::default()),
-                    cancel: CancellationToken::new(),
-                })
-            };
-            // What goes wrong, the source's half tells too.
-            let _ = serve_link(Box::new(link), answer).await;
-        }
-    });
-    let connector = Arc::new(Connector::new(&identity("source")?, &address, "target")?);
-    Ok((connector, AbortOnDropHandle::new(serving)))
-}
-
 async fn godwit(source: &Server, target: &Server, database: &str) -> Result<Duration> {
     let to = target.connect(database).await?;
     replicator::fence::install(&to, "bench", 1).await?;
-    let (connector, _serving) = link(target, database)?;
+    let served = Served::start(target, database)?;
+    let connector = served.connector(served.address()?)?;
     let spec = spec(database);
     let end = LocalEnd::Source {
         dsn: source.config(SOURCE).into(),

@@ -2,6 +2,9 @@
 
 pub(crate) mod catch_up;
 pub(crate) mod copy;
+pub(crate) mod lag;
+mod link;
+pub(crate) mod wan;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -220,9 +220,12 @@ enum Pki {
         /// Where the PEM files go; existing ones are kept, never overwritten.
         #[arg(long, value_name = "DIRECTORY", default_value = "pki")]
         directory: PathBuf,
-        /// Names of the nodes, as in `node.name`.
-        #[arg(required = true, value_name = "NODE")]
+        /// Names of the nodes, as in `node.name`, each with its zone: the certificate is for streams of that zone only.
+        #[arg(required = true, value_name = "NODE[@ZONE]")]
         nodes: Vec<String>,
+        /// The certificates are for streams of this resource only; may be repeated. Left out: of any.
+        #[arg(long = "resource", value_name = "NAME")]
+        resources: Vec<String>,
     },
 }
 
@@ -275,7 +278,7 @@ pub fn main() -> ExitCode {
         Command::DemoOrders { listen, dsn, connections } => {
             demo_orders(orders::Options { listen, dsn, connections })
         }
-        Command::Pki(Pki::Init { directory, nodes }) => pki::init(&directory, &nodes),
+        Command::Pki(Pki::Init { directory, nodes, resources }) => pki::init(&directory, &nodes, &resources),
         Command::Completions { shell } => Ok(shell::completions(shell)),
         Command::Man { directory } => shell::man(directory.as_deref()),
         Command::Audit(command) => audit::run(&client, command, output),

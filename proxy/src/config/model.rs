@@ -111,6 +111,8 @@ pub struct NodeLink {
     pub listen: SocketAddr,
     /// Certificates for mTLS.
     pub tls: LinkTls,
+    /// Only nodes whose certificates say for which zones and resources they are.
+    pub scoped: bool,
 }
 
 /// PEM files of the link.

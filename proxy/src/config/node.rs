@@ -113,6 +113,7 @@ fn link(item: &Item<'_>, around: &Surroundings<'_>) -> Option<NodeLink> {
     let mut section = item.section()?;
     let listen = section.required("listen", "listen: 0.0.0.0:9443").and_then(|item| item.address());
     let tls = section.required("tls", "tls: {cert: FILE, key: FILE, ca: FILE}");
+    let scoped = section.optional("scoped").map_or(Some(false), |item| item.boolean());
     section.finish();
     let mut tls: Section<'_> = tls?.section()?;
     let mut file = |name: &'static str| {
@@ -120,7 +121,7 @@ fn link(item: &Item<'_>, around: &Surroundings<'_>) -> Option<NodeLink> {
     };
     let (cert, key, ca) = (file("cert"), file("key"), file("ca"));
     tls.finish();
-    Some(NodeLink { listen: listen?, tls: LinkTls { cert: cert?, key: key?, ca: ca? } })
+    Some(NodeLink { listen: listen?, tls: LinkTls { cert: cert?, key: key?, ca: ca? }, scoped: scoped? })
 }
 
 fn hold(item: &Item<'_>) -> Option<HoldLimits> {

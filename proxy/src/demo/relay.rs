@@ -1,16 +1,18 @@
 //! A user-space WAN: TCP and UDP relays that add a one-way delay in each direction and can be cut.
 //!
 //! TCP: bytes keep their order; a cut stalls them, as lost packets would, and they arrive after the repair. UDP: datagrams
-//! keep their order per client; a cut loses them. The delay of a byte is fixed when it enters. Not imitated: bandwidth,
-//! random loss, and the round trip of a TCP handshake (the kernel accepts at once; the far end is dialled one delay later).
+//! keep their order per client; a cut loses them, and so does chance where the path has a loss. The delay of a byte is fixed when it
+//! enters. Not imitated: bandwidth, loss on TCP, and the round trip of a TCP handshake (the kernel accepts at once; the far end is dialled one delay later).
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
@@ -30,8 +32,17 @@ const UDP_CLIENTS: usize = 1024;
 #[derive(Debug)]
 pub struct Path {
     delay_us: AtomicU64,
+    loss: Mutex<Loss>,
     cut: watch::Sender<bool>,
     reset: watch::Sender<u64>,
+}
+
+/// Which datagrams get lost.
+#[derive(Debug)]
+struct Loss {
+    chance: f64,
+    luck: SmallRng,
+    lost: u64,
 }
 
 impl Path {
@@ -39,6 +50,7 @@ impl Path {
     pub fn new(delay: Duration) -> Arc<Self> {
         let path = Self {
             delay_us: AtomicU64::new(0),
+            loss: Mutex::new(Loss { chance: 0.0, luck: SmallRng::seed_from_u64(0), lost: 0 }),
             cut: watch::Sender::new(false),
             reset: watch::Sender::new(0),
         };
@@ -50,6 +62,25 @@ impl Path {
     pub fn set_delay(&self, delay: Duration) {
         let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
         self.delay_us.store(micros, Ordering::Relaxed);
+    }
+
+    /// Loses this share of the datagrams that enter from now on (0 to 1), the same ones for the same seed.
+    pub fn set_loss(&self, chance: f64, seed: u64) {
+        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        (loss.chance, loss.luck) = (chance.clamp(0.0, 1.0), SmallRng::seed_from_u64(seed));
+    }
+
+    /// Datagrams lost by chance so far.
+    pub fn lost(&self) -> u64 {
+        self.loss.lock().unwrap_or_else(PoisonError::into_inner).lost
+    }
+
+    fn loses(&self) -> bool {
+        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        let chance = loss.chance;
+        let lost = chance > 0.0 && loss.luck.random_bool(chance);
+        loss.lost += u64::from(lost);
+        lost
     }
 
     /// One-way delay.
@@ -222,7 +253,7 @@ async fn datagrams(
     loop {
         // An error is an ICMP answer to an earlier datagram: UDP knows no more.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
-        if path.is_cut() {
+        if path.is_cut() || path.loses() {
             continue;
         }
         let known = clients.get(&client).filter(|known| !known.is_closed()).cloned();
@@ -270,7 +301,7 @@ impl Flow {
             let mut buffer = vec![0; 64 * 1024];
             loop {
                 let Ok(length) = self.far.recv(&mut buffer).await else { continue };
-                if !self.path.is_cut() {
+                if !self.path.is_cut() && !self.path.loses() {
                     heard.send_replace(crate::clock::tick());
                     let _ = enter.try_send((self.path.arrival(), Bytes::copy_from_slice(&buffer[..length])));
                 }
@@ -434,5 +465,21 @@ mod tests {
         let mut buffer = [0; 16];
         let length = soon(clients[0].recv(&mut buffer)).await.unwrap();
         assert_eq!(&buffer[..length], b"after");
+
+        // By chance too, both ways: what arrives and what was lost is all that was sent.
+        path.set_loss(1.0, 7);
+        for _ in 0..5 {
+            clients[0].send_to(b"gone", relay.listen()).await.unwrap();
+        }
+        let counted = async {
+            while path.lost() < 5 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(counted).await;
+        path.set_loss(0.0, 7);
+        clients[0].send_to(b"whole", relay.listen()).await.unwrap();
+        let length = soon(clients[0].recv(&mut buffer)).await.unwrap();
+        assert_eq!(&buffer[..length], b"whole");
     }
 }

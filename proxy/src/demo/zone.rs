@@ -19,7 +19,7 @@ use crate::config::model::{ProcessCluster, ProcessDriver};
 use crate::drivers::process::ProcessProvisioning;
 use crate::drivers::process::cluster::{Cluster, ClusterError};
 use crate::drivers::{DriverError, Provisioning};
-use crate::pki::{self, PkiError};
+use crate::pki::{self, Holder, PkiError};
 
 /// Database of the service.
 pub const DATABASE: &str = "orders";
@@ -298,7 +298,13 @@ impl Playground {
 
         let mut link_from_leader = None;
         if options.agent {
-            pki::make(&directory.join("pki"), &[LEADER, AGENT])?;
+            let resources = [RESOURCE.to_owned()];
+            let [leader, agent] = [(LEADER, near), (AGENT, far)].map(|(node, zone)| Holder {
+                node,
+                zone: Some(&zone.name),
+                resources: &resources,
+            });
+            pki::make(&directory.join("pki"), &[leader, agent])?;
             let relay =
                 Relay::udp(next(), agent_link, far.path.clone()).await.map_err(io("relay the link"))?;
             link_from_leader = Some(relay.listen());
@@ -455,7 +461,7 @@ impl Files<'_> {
             let pki = self.directory.join("pki");
             let _ = writeln!(
                 text,
-                "  link: {{listen: \"{link}\", tls: {{cert: {}, key: {}, ca: {}}}}}",
+                "  link: {{listen: \"{link}\", scoped: true, tls: {{cert: {}, key: {}, ca: {}}}}}",
                 quoted(&pki.join(format!("{name}.pem"))),
                 quoted(&pki.join(format!("{name}.key"))),
                 quoted(&pki.join("ca.pem")),

@@ -54,7 +54,7 @@ impl Link for MemoryLink {
         (Box::new(self.sender), Box::new(self.receiver))
     }
 
-    fn peer(&self) -> Option<&str> {
+    fn peer(&self) -> Option<&super::Peer> {
         None
     }
 

@@ -4,6 +4,7 @@
 //! is lost and the session resumes on a new link. It knows nothing of what the messages mean.
 
 pub mod memory;
+mod peer;
 pub mod quic;
 
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use peer::{Peer, resource_uri, zone_uri};
+
 use crate::error::Error;
 
 /// An open link to the other side.
@@ -19,8 +22,13 @@ pub trait Link: Send {
     /// The two halves; they live and die together.
     fn split(self: Box<Self>) -> (Box<dyn LinkSend>, Box<dyn LinkRecv>);
 
-    /// The authenticated name of the other side; `None` inside one process.
-    fn peer(&self) -> Option<&str>;
+    /// The authenticated other side; `None` inside one process.
+    fn peer(&self) -> Option<&Peer>;
+
+    /// The other side's certificate must say for which zones and resources it is; see [`Peer::may`].
+    fn scoped(&self) -> bool {
+        false
+    }
 
     /// A handle that tells the path's round trip time as long as the link lives.
     fn round_trip(&self) -> RoundTrip;

@@ -1,10 +1,12 @@
 //! Links over QUIC (quinn) with mutual TLS: both sides show a certificate of the same private CA, and each checks the
 //! other's name. One connection and one bidirectional stream per link; messages are length-prefixed.
 //!
-//! It never accepts a side whose name is not asked for, and has no switch to turn verification off.
+//! It never accepts a side whose name is not asked for, and has no switch to turn verification off. Certificates and authority
+//! may be renewed at any time: open links go on, new ones use what is there then.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +18,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::sync::Mutex;
 
+use super::peer::{Names, Peer};
 use super::{Dial, Link, LinkRecv, LinkSend, RoundTrip};
 use crate::error::Error;
 use crate::wire::MAX_FRAME;
@@ -39,9 +42,28 @@ pub struct Identity {
     pub key: Vec<u8>,
     /// CA certificates.
     pub authority: Vec<u8>,
+    /// The other side's certificate must say for which zones and resources it is.
+    pub scoped: bool,
 }
 
 impl Identity {
+    /// What the other side will see of this one.
+    ///
+    /// # Errors
+    /// [`Error::Unready`] when certificate, key and authority cannot be used together.
+    pub fn shown_as(&self, name: &str) -> Result<Peer, Error> {
+        (self.client()?, self.server()?);
+        let chain = self.chain()?;
+        let names = chain.first().map(Names::read).transpose()?.unwrap_or_default();
+        if !names.dns.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            return Err(Error::Unready(format!(
+                "link: the certificate is for {:?}, not for {name}",
+                names.dns
+            )));
+        }
+        Ok(names.as_peer(name.to_owned()))
+    }
+
     fn chain(&self) -> Result<Vec<CertificateDer<'static>>, Error> {
         certificates(&self.certificate, "certificate")
     }
@@ -122,6 +144,8 @@ fn transport() -> Result<Arc<quinn::TransportConfig>, Error> {
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window((2 * STREAM_WINDOW).into())
         .send_window(u64::from(2 * STREAM_WINDOW))
+        // Loss says nothing of congestion on a long way: what halves its window for each lost datagram crawls there.
+        .congestion_controller_factory(Arc::new(quinn::congestion::BbrConfig::default()))
         .max_concurrent_uni_streams(0u8.into())
         .max_concurrent_bidi_streams(1u8.into());
     Ok(Arc::new(transport))
@@ -130,9 +154,17 @@ fn transport() -> Result<Arc<quinn::TransportConfig>, Error> {
 /// Opens links to one address and accepts only one name there.
 pub struct Connector {
     endpoint: quinn::Endpoint,
+    current: std::sync::Mutex<Current>,
     address: String,
     name: String,
     newest: Mutex<Option<RoundTrip>>,
+}
+
+/// What new links are opened with.
+#[derive(Clone)]
+struct Current {
+    config: quinn::ClientConfig,
+    scoped: bool,
 }
 
 impl Connector {
@@ -143,9 +175,16 @@ impl Connector {
             return Err(Error::Unready(format!("link: {name:?} cannot be a certificate name")));
         }
         let any = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut endpoint = quinn::Endpoint::client(any).map_err(Error::io("open a UDP socket"))?;
-        endpoint.set_default_client_config(identity.client()?);
-        Ok(Self { endpoint, address: address.into(), name: name.into(), newest: Mutex::new(None) })
+        let endpoint = quinn::Endpoint::client(any).map_err(Error::io("open a UDP socket"))?;
+        let current = Current { config: identity.client()?, scoped: identity.scoped }.into();
+        Ok(Self { endpoint, current, address: address.into(), name: name.into(), newest: Mutex::new(None) })
+    }
+
+    /// Opens links with this identity from now on; open ones go on with what they have.
+    pub fn renew(&self, identity: &Identity) -> Result<(), Error> {
+        let renewed = Current { config: identity.client()?, scoped: identity.scoped };
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = renewed;
+        Ok(())
     }
 
     /// Opens a link. A side that refuses our certificate is noticed at the first receive.
@@ -156,12 +195,16 @@ impl Connector {
             .find(SocketAddr::is_ipv4)
             .ok_or_else(|| Error::Link(format!("{} has no IPv4 address", self.address)))?;
         let failed = |why: String| Error::Link(format!("{} ({}): {why}", self.address, self.name));
+        let Current { config, scoped } = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let open = async {
-            let connecting =
-                self.endpoint.connect(address, &self.name).map_err(|error| failed(error.to_string()))?;
+            let connecting = self
+                .endpoint
+                .connect_with(config, address, &self.name)
+                .map_err(|error| failed(error.to_string()))?;
             let connection = connecting.await.map_err(|error| failed(error.to_string()))?;
+            let peer = peer_names(&connection)?.as_peer(self.name.clone());
             let (send, recv) = connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
-            Ok(QuicLink::new(connection, send, recv, self.name.clone()))
+            Ok(QuicLink::new(connection, send, recv, peer, scoped))
         };
         let link = tokio::time::timeout(OPEN_TIMEOUT, open)
             .await
@@ -189,6 +232,7 @@ impl Dial for Connector {
 pub struct Listener {
     endpoint: quinn::Endpoint,
     names: Arc<[String]>,
+    scoped: Arc<AtomicBool>,
 }
 
 impl Listener {
@@ -196,7 +240,14 @@ impl Listener {
     pub fn bind(identity: &Identity, address: SocketAddr, names: &[String]) -> Result<Self, Error> {
         let endpoint = quinn::Endpoint::server(identity.server()?, address)
             .map_err(Error::io(format!("listen on {address}/udp")))?;
-        Ok(Self { endpoint, names: names.into() })
+        Ok(Self { endpoint, names: names.into(), scoped: Arc::new(identity.scoped.into()) })
+    }
+
+    /// Accepts links with this identity from now on; open ones go on with what they have.
+    pub fn renew(&self, identity: &Identity) -> Result<(), Error> {
+        self.endpoint.set_server_config(Some(identity.server()?));
+        self.scoped.store(identity.scoped, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Where it listens.
@@ -208,7 +259,8 @@ impl Listener {
     /// up the others: finish each in its own task. Cancel-safe.
     pub async fn accept(&self) -> Option<Incoming> {
         let incoming = self.endpoint.accept().await?;
-        Some(Incoming { incoming, names: Arc::clone(&self.names) })
+        let scoped = self.scoped.load(Ordering::Relaxed);
+        Some(Incoming { incoming, names: Arc::clone(&self.names), scoped })
     }
 
     /// Stops accepting and drops every link.
@@ -221,6 +273,7 @@ impl Listener {
 pub struct Incoming {
     incoming: quinn::Incoming,
     names: Arc<[String]>,
+    scoped: bool,
 }
 
 impl Incoming {
@@ -231,17 +284,14 @@ impl Incoming {
         let open = async {
             let connection = self.incoming.await.map_err(|error| failed(error.to_string()))?;
             let names = peer_names(&connection)?;
-            let known = self
-                .names
-                .iter()
-                .find(|known| names.iter().any(|name| name.eq_ignore_ascii_case(known)))
-                .cloned();
-            let Some(peer) = known else {
+            let known =
+                self.names.iter().find(|known| names.dns.iter().any(|name| name.eq_ignore_ascii_case(known)));
+            let Some(name) = known.cloned() else {
                 connection.close(1u8.into(), b"certificate name not known here");
-                return Err(failed(format!("certificate names {names:?} are not known here")));
+                return Err(failed(format!("certificate names {:?} are not known here", names.dns)));
             };
             let (send, recv) = connection.accept_bi().await.map_err(|error| failed(error.to_string()))?;
-            Ok(QuicLink::new(connection, send, recv, peer))
+            Ok(QuicLink::new(connection, send, recv, names.as_peer(name), self.scoped))
         };
         tokio::time::timeout(OPEN_TIMEOUT, open)
             .await
@@ -249,15 +299,12 @@ impl Incoming {
     }
 }
 
-fn peer_names(connection: &quinn::Connection) -> Result<Vec<String>, Error> {
+fn peer_names(connection: &quinn::Connection) -> Result<Names, Error> {
     let chain = connection
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or_else(|| Error::Link("no certificate".into()))?;
-    let own = chain.first().ok_or_else(|| Error::Link("no certificate".into()))?;
-    let certificate =
-        webpki::EndEntityCert::try_from(own).map_err(|error| Error::Link(format!("certificate: {error}")))?;
-    Ok(certificate.valid_dns_names().map(str::to_owned).collect())
+    Names::read(chain.first().ok_or_else(|| Error::Link("no certificate".into()))?)
 }
 
 /// An open link.
@@ -265,7 +312,8 @@ pub struct QuicLink {
     connection: Arc<quinn::Connection>,
     sender: Sender,
     receiver: Receiver,
-    peer: String,
+    peer: Peer,
+    scoped: bool,
 }
 
 impl QuicLink {
@@ -273,7 +321,8 @@ impl QuicLink {
         connection: quinn::Connection,
         stream: quinn::SendStream,
         recv: quinn::RecvStream,
-        peer: String,
+        peer: Peer,
+        scoped: bool,
     ) -> Self {
         let connection = Arc::new(connection);
         Self {
@@ -285,6 +334,7 @@ impl QuicLink {
             },
             connection,
             peer,
+            scoped,
         }
     }
 }
@@ -294,8 +344,12 @@ impl Link for QuicLink {
         (Box::new(self.sender), Box::new(self.receiver))
     }
 
-    fn peer(&self) -> Option<&str> {
+    fn peer(&self) -> Option<&Peer> {
         Some(&self.peer)
+    }
+
+    fn scoped(&self) -> bool {
+        self.scoped
     }
 
     fn round_trip(&self) -> RoundTrip {

@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::copy::CopyOptions;
 use crate::error::{Cause, Error, ErrorKind};
-use crate::link::{Dial, Link, memory};
+use crate::link::{Dial, Link, Peer, memory};
 use crate::postgres::Dsn;
 use crate::session::chain;
 use crate::spill::Spill;
@@ -112,6 +112,11 @@ pub async fn start(
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
     let speaks = speaks(&*link);
+    let there = if end.role() == Role::Push { &spec.target_zone } else { &spec.source_zone };
+    if let Some(peer) = link.peer() {
+        let may = peer.may(&spec.resource, there, link.scoped());
+        may.map_err(|why| Error::Unready(format!("refused here: {why}")))?;
+    }
     let mut joined = Joined::new(link);
     let hello = Hello { role: end.role(), spec: spec.clone(), speaks };
     joined.say(&Frame::Hello(hello)).await?;
@@ -127,21 +132,26 @@ pub async fn start(
 
 /// Answers on a link that the other side opened: asks `resolve` what to do for its hello, and does it.
 ///
-/// `resolve` also gets the authenticated name of the other side (`None` inside one process); its error text goes to
-/// the other side. A half that does not fit the role asked for is refused here.
+/// `resolve` also gets the authenticated other side (`None` inside one process); its error text goes to the other side.
+/// What the other side's certificate does not let it do is refused before. A half that does not fit the role asked for is refused here.
 pub async fn serve_link(
     link: Box<dyn Link>,
-    resolve: impl Fn(&Hello, Option<&str>) -> Result<Answer, String> + Send,
+    resolve: impl Fn(&Hello, Option<&Peer>) -> Result<Answer, String> + Send,
 ) -> Result<(), Error> {
-    let peer = link.peer().map(str::to_owned);
+    let peer = link.peer().cloned();
     let speaks = speaks(&*link);
+    let scoped = link.scoped();
     let mut joined = Joined::new(link);
     let hello = match joined.hear(OPENING).await? {
         Frame::Hello(hello) => hello,
         other => return Err(Error::Protocol(format!("frame kind {} for a hello", other.kind()))),
     };
     let answer = speaks.agree(hello.speaks).and_then(|agreed| {
-        let answer = resolve(&hello, peer.as_deref())?;
+        let there = if hello.role == Role::Push { &hello.spec.source_zone } else { &hello.spec.target_zone };
+        if let Some(peer) = &peer {
+            peer.may(&hello.spec.resource, there, scoped)?;
+        }
+        let answer = resolve(&hello, peer.as_ref())?;
         if answer.end.role() == hello.role {
             return Err("both sides have the same half of the stream".into());
         }
@@ -285,7 +295,7 @@ impl Dial for LocalPeer {
         let (near, far, cut) = memory::pair(self.options);
         let end = self.end.clone();
         let task = tokio::spawn(async move {
-            let answer = move |_: &Hello, _: Option<&str>| {
+            let answer = move |_: &Hello, _: Option<&Peer>| {
                 Ok(Answer {
                     end: end.clone(),
                     status: watch::Sender::new(StreamStatus::default()),
