@@ -17,7 +17,7 @@ use godwit::clock;
 use godwit::controller::view::ResourceView;
 use godwit::demo::node::Node;
 use godwit::demo::relay::Relay;
-use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Options as ZoneOptions, POLICY, Playground, RESOURCE, Zone};
+use godwit::demo::zone::{DATABASE, Options as ZoneOptions, POLICY, Playground, RESOURCE, SUPERUSER, Zone};
 use godwit::drivers::process::cluster::installed;
 use tokio_postgres::{Client, NoTls};
 
@@ -115,7 +115,7 @@ async fn nodes(playground: &Playground, program: &std::path::Path, mode: &str) -
 }
 
 async fn connect(zone: &Zone, database: &str) -> Result<Client> {
-    let mut dsn = zone.dsn(GODWIT_ROLE);
+    let mut dsn = zone.dsn(SUPERUSER);
     dsn.dbname(database).application_name("bench");
     let (client, connection) = dsn.connect(NoTls).await?;
     tokio::spawn(connection);
@@ -204,7 +204,7 @@ async fn subscribe(near: &Zone, far: &Zone, database: &str, port: u16) -> Result
     connect(far, database)
         .await?
         .batch_execute(&format!(
-            "CREATE SUBSCRIPTION native_standby CONNECTION 'host=127.0.0.1 port={port} user={GODWIT_ROLE} dbname={database}' \
+            "CREATE SUBSCRIPTION native_standby CONNECTION 'host=127.0.0.1 port={port} user={SUPERUSER} dbname={database}' \
              PUBLICATION p WITH (synchronous_commit = local, copy_data = false)"
         ))
         .await?;

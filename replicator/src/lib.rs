@@ -5,7 +5,7 @@
 //! (rows and checkpoint commit together) → acknowledgement → feedback to the source (the durable position, never the
 //! received one). Delivery is at least once; applying is exactly once by checkpoint.
 //!
-//! Around the stream: [`preflight`] (is this database ready), [`identity`] (is it the right one), [`schema`] and [`copy`] (the
+//! Around the stream: [`grants`] and [`preflight`] (what the role may do, is this database ready), [`identity`] (is it the right one), [`schema`] and [`copy`] (the
 //! start), [`reseed`] (the start again), [`fence`] and
 //! [`sequences`] (the cutover), [`verify`] (are both sides equal), [`synchronous`] (commits
 //! that wait for the shadow), [`lanes`] (critical tables apart).
@@ -21,6 +21,7 @@ pub mod error;
 pub mod fence;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod grants;
 pub mod identity;
 pub mod lanes;
 pub mod link;

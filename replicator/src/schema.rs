@@ -282,6 +282,8 @@ fn portable(dump: &str) -> String {
     let mut text = String::with_capacity(dump.len());
     let mut key = None;
     let mut head = true;
+    // An extension's comment comes with it; only its owner may say it, and one that a superuser made is not ours.
+    let mut of_extension = false;
     for line in dump.split_inclusive('\n') {
         let content = line.trim_end();
         if head {
@@ -299,7 +301,11 @@ fn portable(dump: &str) -> String {
                 || content.starts_with("SELECT pg_catalog.set_config(");
         }
         let unrestrict = key.is_some() && content.strip_prefix("\\unrestrict ") == key;
-        if !unrestrict && !own_trigger(content) {
+        if content.starts_with("-- Name: ") {
+            of_extension = content.starts_with("-- Name: EXTENSION ") && content.contains("; Type: COMMENT;");
+        }
+        let comment = of_extension && content.starts_with("COMMENT ON EXTENSION ") && content.ends_with(';');
+        if !unrestrict && !own_trigger(content) && !comment {
             text.push_str(line);
         }
     }
@@ -349,11 +355,15 @@ mod tests {
              CREATE FUNCTION \"f\"() RETURNS \"text\" AS $$\nSET statement_timeout = 0;\n\\restrict aBc9\n\\unrestrict other\n$$;\n\
              CREATE TRIGGER \"godwit_fence\" BEFORE INSERT ON \"public\".\"t\" FOR EACH STATEMENT EXECUTE FUNCTION \"godwit\".\"refuse_write\"();\n\
              CREATE TRIGGER \"godwit_critical\" BEFORE INSERT ON \"public\".\"t\" FOR EACH STATEMENT EXECUTE FUNCTION \"godwit\".\"wait_for_shadow\"();\n\
-             CREATE TRIGGER \"own\" BEFORE INSERT ON \"public\".\"t\" FOR EACH ROW EXECUTE FUNCTION \"public\".\"f\"();\n\n\\unrestrict aBc9\n\n";
+             CREATE TRIGGER \"own\" BEFORE INSERT ON \"public\".\"t\" FOR EACH ROW EXECUTE FUNCTION \"public\".\"f\"();\n\n\
+             -- Name: EXTENSION \"hstore\"; Type: COMMENT; Schema: -; Owner: \nCOMMENT ON EXTENSION \"hstore\" IS 'kept in rows';\n\
+             -- Name: f; Type: FUNCTION;\nCOMMENT ON EXTENSION \"in a body\" IS 'stays';\n\\unrestrict aBc9\n\n";
         let expected = "--\n-- PostgreSQL database dump\n--\n\n\n\
              SET client_encoding = 'UTF8';\nSELECT pg_catalog.set_config('search_path', '', false);\nSET row_security = off;\n\n\
              CREATE FUNCTION \"f\"() RETURNS \"text\" AS $$\nSET statement_timeout = 0;\n\\restrict aBc9\n\\unrestrict other\n$$;\n\
-             CREATE TRIGGER \"own\" BEFORE INSERT ON \"public\".\"t\" FOR EACH ROW EXECUTE FUNCTION \"public\".\"f\"();\n\n\n";
+             CREATE TRIGGER \"own\" BEFORE INSERT ON \"public\".\"t\" FOR EACH ROW EXECUTE FUNCTION \"public\".\"f\"();\n\n\
+             -- Name: EXTENSION \"hstore\"; Type: COMMENT; Schema: -; Owner: \n\
+             -- Name: f; Type: FUNCTION;\nCOMMENT ON EXTENSION \"in a body\" IS 'stays';\n\n";
         assert_eq!(portable(dump), expected);
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use godwit_tests::postgres::{TestCluster, other_major};
+use godwit_tests::postgres::{SUPERUSER, TestCluster, other_major};
 use replicator::error::{Error, ErrorKind};
 use replicator::fence::{self, FenceSpec};
 use replicator::sequences::{self, SequenceState};
@@ -48,8 +48,8 @@ impl Setup {
             .await?
             .batch_execute("CREATE ROLE app LOGIN; CREATE ROLE other LOGIN")
             .await?;
-        drop(cluster.create_database("shop", SCHEMA).await?);
-        let admin = connect(cluster.config("shop").application_name("godwit-test")).await?;
+        drop(cluster.create_database_of_superuser("shop", SCHEMA).await?);
+        let admin = connect(cluster.config_as(SUPERUSER, "shop").application_name("godwit-test")).await?;
         fence::install(&admin, "orders", 1).await?;
         Ok(Self { cluster, admin })
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use godwit::demo::node::Node;
-use godwit::demo::zone::{GODWIT_ROLE, Playground, Zone};
+use godwit::demo::zone::{Playground, SUPERUSER, Zone};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use replicator::postgres::Dsn;
@@ -243,7 +243,7 @@ impl Writers {
     fn start(zone: &Zone) -> Self {
         let (ledger, stop) = (Arc::new(Mutex::new(Ledger::default())), CancellationToken::new());
         let tasks = (0..2)
-            .map(|writer| tokio::spawn(write(zone.dsn(GODWIT_ROLE), writer, ledger.clone(), stop.clone())))
+            .map(|writer| tokio::spawn(write(zone.dsn(SUPERUSER), writer, ledger.clone(), stop.clone())))
             .collect();
         Self { ledger, stop, tasks }
     }

@@ -379,8 +379,9 @@ fn failed(status: &StreamStatus, words: &[&str]) -> bool {
 /// way.
 async fn blocked(source: &str, held: Duration) -> Result<()> {
     let pair = Pair::start(15, other_major()).await?;
-    pair.from.batch_execute(&format!("ALTER SYSTEM SET wal_sender_timeout = '{source}'")).await?;
-    pair.from.batch_execute("SELECT pg_reload_conf()").await?;
+    let administrator = pair.source.connect(DATABASE).await?;
+    administrator.batch_execute(&format!("ALTER SYSTEM SET wal_sender_timeout = '{source}'")).await?;
+    administrator.batch_execute("SELECT pg_reload_conf()").await?;
     let (_peer, stream) = pair.stream(Spill::default());
     stream.wait("streaming", |status| status.phase == Phase::Streaming).await?;
     let (sender, ..) = walsender(&pair.from).await?;

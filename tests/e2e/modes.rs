@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Options, Playground, RESOURCE, Zone};
+use godwit::demo::zone::{DATABASE, Options, Playground, RESOURCE, SUPERUSER, Zone};
 use replicator::{lanes, verify};
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
@@ -25,7 +25,7 @@ async fn client(zone: &Zone) -> Result<Client> {
 }
 
 async fn client_of(zone: &Zone, database: &str) -> Result<Client> {
-    let mut dsn = zone.dsn(GODWIT_ROLE);
+    let mut dsn = zone.dsn(SUPERUSER);
     dsn.dbname(database).application_name("writer");
     let (client, connection) = dsn.connect(tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
@@ -423,7 +423,7 @@ async fn only_commits_of_critical_tables_wait_and_only_for_their_lane() -> Resul
     let left = "SELECT (SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%critical') \
                 + (SELECT count(*) FROM pg_trigger WHERE tgname = 'godwit_critical') \
                 + (SELECT count(*) FROM pg_publication WHERE pubname LIKE '%critical') \
-                + (SELECT count(*) FROM pg_db_role_setting)";
+                + (SELECT count(*) FROM pg_db_role_setting WHERE setrole = 0)";
     while count(&primary, left).await? > 0 {
         ensure!(tokio::time::Instant::now() < deadline, "something is left:\n{}", leader.node.tail(30));
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -431,4 +431,37 @@ async fn only_commits_of_critical_tables_wait_and_only_for_their_lane() -> Resul
     Commit::start(near, WRITE).await?.returns().await?;
     Commit::start(near, WRITE_PAYMENT).await?.returns().await?;
     equal(&mut leader).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_link_lets_critical_commits_go_and_they_wait_again_after_it() -> Result<()> {
+    let hybrid = "{mode: hybrid, critical: [public.payments], fallback: {after: 2s, back: 1s}}";
+    let playground = Playground::start(&playground(hybrid, false)?).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    effective(&mut leader, "hybrid").await?;
+    for _ in 0..2 {
+        far.path.cut();
+        let waiting = Commit::start(near, WRITE_PAYMENT).await?;
+        waiting.waits().await?;
+        Commit::start(near, WRITE).await?.returns().await?;
+        waiting.returns().await?;
+        effective(&mut leader, "async").await?;
+        Commit::start(near, WRITE_PAYMENT).await?.returns().await?;
+        let view = leader.view().await?;
+        ensure!(view.problems.iter().any(|problem| problem.contains("do not wait")), "{:?}", view.problems);
+        far.path.restore();
+        effective(&mut leader, "hybrid").await?;
+        // What was let go has come along; what is critical waits for its lane again.
+        equal(&mut leader).await?;
+        let holder = hold(far, "payments").await?;
+        let waiting = Commit::start(near, WRITE_PAYMENT).await?;
+        waiting.waits().await?;
+        holder.batch_execute("ROLLBACK").await?;
+        waiting.returns().await?;
+    }
+    let modes: Vec<String> =
+        leader.view().await?.replication.mode.changes.iter().map(|change| change.mode.clone()).collect();
+    ensure!(modes == ["hybrid", "async", "hybrid", "async", "hybrid"], "{modes:?}");
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Each finding, produced by a database that really is like that.
 
 use anyhow::{Context, Result};
-use godwit_tests::postgres::{TestCluster, other_major};
+use godwit_tests::postgres::{OWNER_ROLE, TestCluster, other_major};
 use replicator::fence;
 use replicator::preflight::{Finding, Severity, Side, check, compare, retention};
 use tokio_postgres::{Client, NoTls};
@@ -48,7 +48,7 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
              max_prepared_transactions = 3\n",
         )?;
         let client = cluster
-            .create_database(
+            .create_database_of_superuser(
                 "shop",
                 "CREATE TABLE keyless (id int); CREATE TABLE late (id int PRIMARY KEY DEFERRABLE);
                  CREATE TABLE nothing (id int PRIMARY KEY); ALTER TABLE nothing REPLICA IDENTITY NOTHING;
@@ -98,7 +98,7 @@ async fn a_role_without_rights_is_told_the_grants() -> Result<()> {
     for major in [15, other_major()] {
         let cluster = TestCluster::start(major)?;
         let admin = cluster
-            .create_database(
+            .create_database_of_superuser(
                 "shop",
                 "CREATE ROLE keeper LOGIN; CREATE ROLE owner; CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t OWNER TO owner;
                  ALTER TABLE t ENABLE ROW LEVEL SECURITY; GRANT SELECT ON pg_largeobject_metadata TO keeper",
@@ -112,10 +112,15 @@ async fn a_role_without_rights_is_told_the_grants() -> Result<()> {
         expect(&found, Warning, "keeper", "who holds a lock", "GRANT pg_read_all_stats TO keeper");
         expect(&found, Blocker, "public.t", "does not own", "GRANT owner TO keeper");
         expect(&found, Blocker, "public.t", "row security", "BYPASSRLS");
-        expect(&found, Blocker, "shop", "does not own the database", "GRANT postgres TO keeper");
+        // Never membership of a superuser.
+        expect(&found, Blocker, "shop", "does not own the database", "ALTER DATABASE shop OWNER TO …");
+        expect(&found, Warning, "keeper", "deadlock_timeout", "GRANT SET ON PARAMETER deadlock_timeout");
         expect(&found, Blocker, "shop", "create schema godwit", "GRANT CREATE ON DATABASE shop TO keeper");
         let found = check(&keeper, Side::Target).await?;
-        expect(&found, Blocker, "keeper", "pg_replication_origin_create(text)", "GRANT EXECUTE ON FUNCTION");
+        for function in ["create", "oid", "session_setup"] {
+            let name = format!("pg_replication_origin_{function}(text)");
+            expect(&found, Blocker, "keeper", &name, "GRANT EXECUTE ON FUNCTION");
+        }
 
         // The remedies, taken at their word, leave nothing.
         admin
@@ -123,7 +128,7 @@ async fn a_role_without_rights_is_told_the_grants() -> Result<()> {
                 "ALTER ROLE keeper REPLICATION BYPASSRLS; GRANT pg_signal_backend, pg_read_all_stats, owner TO keeper;
                  ALTER DATABASE shop OWNER TO owner; GRANT CREATE ON DATABASE shop TO keeper;
                  GRANT SET ON PARAMETER session_replication_role TO keeper;
-                 GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text),
+                 GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), pg_replication_origin_oid(text),
                    pg_replication_origin_session_setup(text) TO keeper",
             )
             .await?;
@@ -132,6 +137,75 @@ async fn a_role_without_rights_is_told_the_grants() -> Result<()> {
         assert!(found.iter().all(|f| f.severity == Warning), "{found:#?}");
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_superuser_can_make_is_told_before_the_copy_stops_at_it() -> Result<()> {
+    use Severity::Blocker;
+    for major in [15, other_major()] {
+        let (cluster, other) = (TestCluster::start(major)?, TestCluster::start(other_major())?);
+        let client = cluster.create_database("shop", "CREATE TABLE t (id int PRIMARY KEY)").await?;
+        let empty = other.create_database("shop", "").await?;
+        assert_eq!((check(&client, Side::Source).await?, compare(&client, &empty).await?), (vec![], vec![]));
+        let administrator = cluster.connect("shop").await?;
+        administrator
+            .batch_execute(
+                "CREATE ROLE analyst; GRANT SELECT ON t TO analyst; ALTER SCHEMA public OWNER TO postgres;
+                 CREATE VIEW seen AS SELECT 1 AS n; CREATE TYPE mood AS ENUM ('calm');
+                 CREATE FUNCTION watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+                 CREATE EVENT TRIGGER watched ON ddl_command_start EXECUTE FUNCTION watch();
+                 CREATE FUNCTION tight() RETURNS int LEAKPROOF LANGUAGE sql AS 'SELECT 1';
+                 CREATE FOREIGN DATA WRAPPER w; CREATE EXTENSION hstore; CREATE EXTENSION pageinspect",
+            )
+            .await?;
+        let found = check(&client, Side::Source).await?;
+        expect(&found, Blocker, "postgres", "is no member of it", "a role that is not superuser");
+        expect(&found, Blocker, "postgres", "and 4 more", "OWNER TO …");
+        for made in ["event trigger watched", "function tight()", "foreign data wrapper w"] {
+            expect(&found, Blocker, made, "only a superuser can make it", "DROP");
+        }
+        assert!(
+            !found.iter().any(|f| f.problem.contains("hstore") || f.subject.contains("hstore")),
+            "{found:#?}"
+        );
+        let found = compare(&client, &empty).await?;
+        expect(&found, Blocker, "analyst", "the target does not have it", "CREATE ROLE \"analyst\"");
+        expect(
+            &found,
+            Blocker,
+            "pageinspect",
+            "only a superuser can make it",
+            "CREATE EXTENSION \"pageinspect\"",
+        );
+        assert_eq!(found.len(), 2, "a trusted extension is no finding: {found:#?}");
+
+        // Mended as told, nothing is left.
+        administrator
+            .batch_execute(&format!(
+                "DROP EVENT TRIGGER watched; DROP FUNCTION tight; DROP FOREIGN DATA WRAPPER w; ALTER SCHEMA public OWNER TO {OWNER_ROLE};
+                 ALTER VIEW seen OWNER TO {OWNER_ROLE}; ALTER TYPE mood OWNER TO {OWNER_ROLE}; ALTER FUNCTION watch() OWNER TO {OWNER_ROLE}"
+            ))
+            .await?;
+        other
+            .connect("shop")
+            .await?
+            .batch_execute("CREATE ROLE analyst; CREATE EXTENSION pageinspect")
+            .await?;
+        assert_eq!((check(&client, Side::Source).await?, compare(&client, &empty).await?), (vec![], vec![]));
+        // And what is left, Godwit's role can copy.
+        let dump = replicator::schema::dump(&cluster.config("shop"), Some(&newest(&cluster, &other))).await?;
+        replicator::schema::load(&empty, &dump.pre_data).await?;
+        replicator::schema::load(&empty, &dump.post_data.text().await?).await?;
+        let owner = "SELECT relowner::regrole::text FROM pg_class WHERE relname = 't'";
+        assert_eq!(empty.query_one(owner, &[]).await?.get::<_, String>(0), OWNER_ROLE);
+    }
+    Ok(())
+}
+
+/// Programs that read both.
+fn newest(one: &TestCluster, other: &TestCluster) -> std::path::PathBuf {
+    let fifteen = |cluster: &TestCluster| cluster.cluster.bin.ends_with("15/bin");
+    if fifteen(one) { other.cluster.bin.clone() } else { one.cluster.bin.clone() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,7 +232,7 @@ async fn a_target_must_be_empty_or_our_own_copy() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_databases_that_do_not_match() -> Result<()> {
     let cluster = TestCluster::start(15)?;
-    let client = cluster.create_database("shop", "").await?;
+    let client = cluster.create_database_of_superuser("shop", "").await?;
     let root = cluster.connect("postgres").await?;
     root.batch_execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0").await?;
     let ascii = cluster.connect("ascii").await?;
@@ -182,7 +256,7 @@ async fn what_slots_keep_back_is_told() -> Result<()> {
     for major in [15, other_major()] {
         let cluster =
             TestCluster::start_with(major, "fsync = off\nmax_wal_size = '32MB'\nmin_wal_size = '32MB'\n")?;
-        let client = cluster.create_database("shop", "CREATE TABLE t (x text)").await?;
+        let client = cluster.create_database_of_superuser("shop", "CREATE TABLE t (x text)").await?;
         let found = retention(&client).await?;
         expect(&found, Severity::Warning, "max_slot_wal_keep_size", "unlimited", "ALTER SYSTEM SET");
         assert_eq!(found.len(), 1, "{major}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use godwit::cli::client::Refusal;
 use godwit::controller::zones::ChoiceView;
-use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Playground, RESOURCE};
+use godwit::demo::zone::{DATABASE, Playground, RESOURCE, SUPERUSER};
 use serde_json::json;
 
 use crate::leader::{Leader, connect, load, options};
@@ -135,7 +135,7 @@ async fn a_transaction_that_outlasts_the_fence_aborts_the_cutover() -> Result<()
     let view = leader.ready().await?;
     let load = load(&playground, 50.0, "blocked");
     // A session of the application that holds a row lock and never ends.
-    let mut dsn = playground.zones[0].dsn(GODWIT_ROLE);
+    let mut dsn = playground.zones[0].dsn(SUPERUSER);
     dsn.dbname(DATABASE).application_name("batch-job");
     let (blocker, connection) = dsn.connect(tokio_postgres::NoTls).await?;
     let connection = tokio::spawn(connection);

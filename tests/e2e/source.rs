@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures_util::StreamExt;
-use godwit_tests::postgres::{TestCluster, bin_directory, other_major};
+use godwit_tests::postgres::{SUPERUSER, TestCluster, bin_directory, other_major};
 use replicator::change::{Cell, Change, OldRow, Transaction};
 use replicator::copy::{self, TableToCopy};
 use replicator::error::Cause;
@@ -26,7 +26,7 @@ fn majors() -> Vec<u32> {
 }
 
 async fn source(cluster: &TestCluster, sql: &str) -> Result<Client> {
-    let client = cluster.create_database("app", sql).await?;
+    let client = cluster.create_database_of_superuser("app", sql).await?;
     ensure_publication(&client, "godwit_orders").await?;
     Ok(client)
 }
@@ -110,7 +110,7 @@ async fn a_slot_is_made_once_and_dropped_even_in_use() -> Result<()> {
         assert_eq!(info.wal_status, "reserved");
         assert!(info.restart.is_some_and(|restart| restart <= made));
 
-        let config = cluster.config("app");
+        let config = cluster.config_as(SUPERUSER, "app");
         let mut stream = ReplicationStream::start(&config, name, "godwit_orders", Lsn::ZERO).await?;
         assert!(slot_info(&client, name).await?.context("there")?.active);
         let Err(busy) = ReplicationStream::start(&config, name, "godwit_orders", Lsn::ZERO).await else {
@@ -150,7 +150,7 @@ async fn the_publication_follows_the_tables() -> Result<()> {
     for major in majors() {
         let cluster = TestCluster::start(major)?;
         let client = cluster
-            .create_database(
+            .create_database_of_superuser(
                 "app",
                 "CREATE SCHEMA godwit; CREATE TABLE godwit.epoch (x int); CREATE SCHEMA \"Odd \"\"one\";
                  CREATE UNLOGGED TABLE cache (x int);
@@ -204,7 +204,8 @@ async fn a_mix_of_changes_comes_out_as_it_went_in() -> Result<()> {
         .await?;
         create_slot(&client, "s").await?;
         let mut stream =
-            ReplicationStream::start(&cluster.config("app"), "s", "godwit_orders", Lsn::ZERO).await?;
+            ReplicationStream::start(&cluster.config_as(SUPERUSER, "app"), "s", "godwit_orders", Lsn::ZERO)
+                .await?;
         client
             .batch_execute(
                 "BEGIN;
@@ -277,7 +278,7 @@ async fn a_stream_resumes_after_what_was_confirmed_or_asked_for() -> Result<()> 
         let cluster = TestCluster::start(major)?;
         let client = source(&cluster, "CREATE TABLE t (id int PRIMARY KEY)").await?;
         create_slot(&client, "s").await?;
-        let config = cluster.config("app");
+        let config = cluster.config_as(SUPERUSER, "app");
         let insert = async |id: i32| client.execute("INSERT INTO t VALUES ($1)", &[&id]).await;
         for id in 1..=4 {
             insert(id).await?;
@@ -358,7 +359,8 @@ async fn next_may_be_cancelled_at_any_point() -> Result<()> {
     let client = source(&cluster, "CREATE TABLE t (id int PRIMARY KEY, body text)").await?;
     create_slot(&client, "s").await?;
     let mut stream =
-        ReplicationStream::start(&cluster.config("app"), "s", "godwit_orders", Lsn::ZERO).await?;
+        ReplicationStream::start(&cluster.config_as(SUPERUSER, "app"), "s", "godwit_orders", Lsn::ZERO)
+            .await?;
     let writer = tokio::spawn(async move {
         for from in [0, 20_000, 40_000] {
             client
@@ -426,7 +428,7 @@ async fn the_copy_and_the_stream_meet_without_gap_or_overlap() -> Result<()> {
             }
             Ok::<_, tokio_postgres::Error>((client, id))
         });
-        let config = cluster.config("app");
+        let config = cluster.config_as(SUPERUSER, "app");
         let slot = timeout(PATIENCE, ExportedSlot::create(&config, "s")).await??;
         let duplicate = ExportedSlot::create(&config, "s").await.err().context("made twice")?;
         assert!(matches!(&duplicate, Error::Server { sqlstate, .. } if sqlstate == "42710"), "{duplicate}");
@@ -587,9 +589,9 @@ async fn a_schema_loads_across_major_versions_both_ways() -> Result<()> {
     let newest = other_major();
     for (from, to) in [(newest, 15), (15, newest)] {
         let (source, target) = (TestCluster::start(from)?, TestCluster::start(to)?);
-        let origin = source.create_database("shop", SHOP).await?;
-        let copy = target.create_database("shop", "CREATE ROLE app LOGIN").await?;
-        let mut config = source.config("shop");
+        let origin = source.create_database_of_superuser("shop", SHOP).await?;
+        let copy = target.create_database_of_superuser("shop", "CREATE ROLE app LOGIN").await?;
+        let mut config = source.config_as(SUPERUSER, "shop");
         config.password("not in any argument list");
         let dump = schema::dump(&config, bin_directory(from).as_deref()).await?;
 
@@ -629,7 +631,8 @@ async fn a_schema_loads_across_major_versions_both_ways() -> Result<()> {
     }
     if newest > 15 {
         let server = TestCluster::start(newest)?;
-        let error = schema::dump(&server.config("postgres"), bin_directory(15).as_deref()).await;
+        let error =
+            schema::dump(&server.config_as(SUPERUSER, "postgres"), bin_directory(15).as_deref()).await;
         let error = error.expect_err("too old");
         assert!(matches!(error, Error::Unready(_)), "{error}");
         assert!(
@@ -659,7 +662,7 @@ async fn what_ends_a_stream_is_known_for_what_it_is() -> Result<()> {
             "fsync = off\nmax_slot_wal_keep_size = '1MB'\nmax_wal_size = '32MB'\nmin_wal_size = '32MB'\n";
         let cluster = TestCluster::start_with(major, settings)?;
         let client = source(&cluster, "CREATE TABLE t (id bigserial PRIMARY KEY, body text)").await?;
-        let config = cluster.config("app");
+        let config = cluster.config_as(SUPERUSER, "app");
         let start = || ReplicationStream::start(&config, "s", "godwit_orders", Lsn::ZERO);
 
         let gone = start().await.err().context("no slot")?;

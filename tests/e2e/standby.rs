@@ -65,7 +65,7 @@ async fn until(what: &str, client: &Client, condition: &str) -> Result<()> {
 /// A role that is no superuser is told what it lacks; with exactly that it joins, waits and leaves no trace.
 async fn rights(major: u32) -> Result<()> {
     let server = TestCluster::start(major)?;
-    let admin = server.create_database(DATABASE, "CREATE ROLE godwit LOGIN REPLICATION").await?;
+    let admin = server.create_database_of_superuser(DATABASE, "CREATE ROLE godwit LOGIN REPLICATION").await?;
     admin
         .batch_execute(&format!(
             "ALTER DATABASE {DATABASE} OWNER TO godwit; SET ROLE godwit; CREATE TABLE t (id serial PRIMARY KEY); RESET ROLE"
@@ -150,7 +150,8 @@ impl Drop for Receiver {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operators_own_standby_is_waited_for_before_during_and_after() -> Result<()> {
     let server = TestCluster::start(15)?;
-    let admin = server.create_database(DATABASE, "CREATE TABLE t (id serial PRIMARY KEY)").await?;
+    drop(server.create_database(DATABASE, "CREATE TABLE t (id serial PRIMARY KEY)").await?);
+    let admin = server.connect(DATABASE).await?;
     let dsn = server.config(DATABASE);
     let client = replicator::postgres::connect(&dsn, "test").await?;
     fence::install(&client, "shop", 1).await?;
@@ -198,10 +199,11 @@ async fn an_operators_own_standby_is_waited_for_before_during_and_after() -> Res
 /// The transaction that writes a critical table waits, whichever way it is written, and only that one.
 async fn critical(major: u32) -> Result<()> {
     let server = TestCluster::start(major)?;
+    server.connect("postgres").await?.batch_execute("CREATE ROLE app LOGIN").await?;
     let client = server
         .create_database(
             DATABASE,
-            "CREATE ROLE app LOGIN; CREATE TABLE plain (id int PRIMARY KEY); CREATE TABLE \"Odd name\" (id int PRIMARY KEY);
+            "CREATE TABLE plain (id int PRIMARY KEY); CREATE TABLE \"Odd name\" (id int PRIMARY KEY);
              CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
              CREATE TABLE parts_low PARTITION OF parts FOR VALUES FROM (0) TO (10);
              CREATE TABLE parts_high PARTITION OF parts FOR VALUES FROM (10) TO (20);

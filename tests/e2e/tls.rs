@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use godwit::drivers::process::cluster::DropTo;
-use godwit_tests::postgres::{TestCluster, other_major};
+use godwit_tests::postgres::{SUPERUSER, TestCluster, other_major};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use replicator::copy::CopyOptions;
 use replicator::error::Cause;
@@ -80,7 +80,7 @@ impl Server {
         std::fs::write(&ca_file, &ca.pem)?;
         let own = ca.sign(&directory, "server", names)?;
         let this = Self { cluster, ca, ca_file };
-        let client = this.cluster.create_database("app", ROLES).await?;
+        let client = this.cluster.create_database_of_superuser("app", ROLES).await?;
         ensure_publication(&client, "godwit_app").await?;
         create_slot(&client, "s").await?;
         std::fs::write(this.cluster.cluster.data.join("pg_hba.conf"), RULES)?;
@@ -264,10 +264,10 @@ async fn a_certificate_that_is_its_own_authority() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_tls_is_refused_where_tls_is_demanded() -> Result<()> {
     let cluster = TestCluster::start(other_major())?;
-    let client = cluster.create_database("app", "CREATE TABLE t (id int PRIMARY KEY)").await?;
+    let client = cluster.create_database_of_superuser("app", "CREATE TABLE t (id int PRIMARY KEY)").await?;
     ensure_publication(&client, "godwit_app").await?;
     create_slot(&client, "s").await?;
-    let plain = cluster.config("app");
+    let plain = cluster.config_as(SUPERUSER, "app");
     let ca = cluster.directory().join("ca.pem");
     std::fs::write(&ca, Ca::new("unused")?.pem)?;
     for (mode, ca) in [(TlsMode::Require, None), (TlsMode::VerifyFull, Some(Authority::File(ca)))] {
@@ -296,7 +296,7 @@ async fn a_stream_flows_over_tls_at_both_ends() -> Result<()> {
     let tables = "CREATE TABLE bulk (id int PRIMARY KEY, body text)";
     let from = server.cluster.connect("app").await?;
     from.batch_execute(tables).await?;
-    let to = server.cluster.create_database("copy", tables).await?;
+    let to = server.cluster.create_database_of_superuser("copy", tables).await?;
     let spec = StreamSpec {
         resource: "app".into(),
         generation: 1,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit_tests::postgres::{TestCluster, other_major};
+use godwit_tests::postgres::{GODWIT_ROLE, TestCluster, other_major};
 use replicator::copy::CopyOptions;
 use replicator::link::memory::Options;
 use replicator::lsn::Lsn;
@@ -304,7 +304,7 @@ async fn hash(client: &Client, table: &str) -> Result<(i64, Option<String>)> {
 }
 
 async fn pinned(cluster: &TestCluster) -> Result<Client> {
-    let client = cluster.connect("zoo").await?;
+    let client = cluster.connect_as(GODWIT_ROLE, "zoo").await?;
     client
         .batch_execute(
             "SET datestyle = 'ISO, YMD'; SET intervalstyle = postgres; SET extra_float_digits = 3; \
@@ -322,6 +322,7 @@ async fn round_trip(source: u32, target: u32) -> Result<()> {
     ] {
         let client = cluster.connect("postgres").await?;
         client.batch_execute("CREATE DATABASE zoo").await?;
+        cluster.govern("zoo", &[]).await?;
         let names = [
             "datestyle",
             "intervalstyle",

@@ -241,7 +241,7 @@ async fn odd_tables_and_values() -> Result<()> {
     let settings =
         "ALTER DATABASE odd SET \"DateStyle\" = 'SQL, DMY'; ALTER DATABASE odd SET extra_float_digits = -3;
         ALTER DATABASE odd SET bytea_output = 'escape'; ALTER DATABASE odd SET \"TimeZone\" = 'Asia/Kolkata'";
-    let a = old.create_database("odd", "").await?;
+    let a = old.create_database_of_superuser("odd", "").await?;
     let admin = new.connect("postgres").await?;
     admin.batch_execute("CREATE DATABASE odd TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'").await?;
     admin.batch_execute(settings).await?;
@@ -308,8 +308,8 @@ async fn it_goes_on_where_it_stood_and_many_tables_are_quick() -> Result<()> {
     let schema = "CREATE TABLE large (id int PRIMARY KEY, v text);
         INSERT INTO large SELECT g, 'v' || g FROM generate_series(1, 200000) g;
         CREATE TABLE afterwards (id int PRIMARY KEY); INSERT INTO afterwards VALUES (1)";
-    let a = cluster.create_database("one", schema).await?;
-    let b = cluster.create_database("two", schema).await?;
+    let a = cluster.create_database_of_superuser("one", schema).await?;
+    let b = cluster.create_database_of_superuser("two", schema).await?;
     for client in [&a, &b] {
         let many = "DO $$ BEGIN FOR n IN 1..2000 LOOP EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY, v text)', n);
             EXECUTE format('INSERT INTO t%s SELECT g, g FROM generate_series(1, 3) g', n); END LOOP; END $$";
@@ -393,8 +393,8 @@ async fn a_table_dropped_during_the_run_and_a_rate() -> Result<()> {
     let schema = "CREATE TABLE a_first (id int PRIMARY KEY); INSERT INTO a_first SELECT generate_series(1, 4000);
         CREATE TABLE b_gone (id int PRIMARY KEY); INSERT INTO b_gone SELECT generate_series(1, 4000);
         CREATE TABLE c_half (id int PRIMARY KEY); INSERT INTO c_half SELECT generate_series(1, 4000); ANALYZE";
-    let a = cluster.create_database("one", schema).await?;
-    let b = cluster.create_database("two", schema).await?;
+    let a = cluster.create_database_of_superuser("one", schema).await?;
+    let b = cluster.create_database_of_superuser("two", schema).await?;
     let (one, two) = (cluster.connect("one").await?, cluster.connect("two").await?);
     let options =
         Options { pace: Pace { rows_per_second: Some(4_000), duty: 1.0, ..Pace::default() }, ..quick() };

@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+pub use godwit::demo::zone::{GODWIT_ROLE, OWNER_ROLE, SUPERUSER};
 pub use godwit::drivers::process::cluster::installed as bin_directory;
 use godwit::drivers::process::cluster::{Cluster, DropTo};
+use replicator::grants::{Needs, grants};
 use replicator::postgres::Dsn;
+use tokio_postgres::Client;
 
 /// A running cluster in a temporary directory.
 pub struct TestCluster {
@@ -52,7 +55,7 @@ impl TestCluster {
         let this = self.sibling()?;
         let data = this.cluster.data.display().to_string();
         let (host, port) = (self.cluster.host.as_str(), self.cluster.port.to_string());
-        let from = ["-h", host, "-p", &port, "-U", "postgres"];
+        let from = ["-h", host, "-p", &port, "-U", SUPERUSER];
         run(
             &self.cluster,
             "pg_basebackup",
@@ -90,9 +93,9 @@ impl TestCluster {
         &self.directory
     }
 
-    /// Connection parameters for a database, as superuser `postgres`.
+    /// Connection parameters for a database, as Godwit's role.
     pub fn config(&self, database: &str) -> Dsn {
-        self.config_as("postgres", database)
+        self.config_as(GODWIT_ROLE, database)
     }
 
     /// Connection parameters for a database as some role (trust authentication).
@@ -102,9 +105,14 @@ impl TestCluster {
         config
     }
 
-    /// Connects as superuser `postgres`.
-    pub async fn connect(&self, database: &str) -> Result<tokio_postgres::Client> {
-        let (client, connection) = self.config(database).connect(tokio_postgres::NoTls).await?;
+    /// Connects as superuser `postgres`: what an administrator does, never Godwit.
+    pub async fn connect(&self, database: &str) -> Result<Client> {
+        self.connect_as(SUPERUSER, database).await
+    }
+
+    /// Connects as some role.
+    pub async fn connect_as(&self, role: &str, database: &str) -> Result<Client> {
+        let (client, connection) = self.config_as(role, database).connect(tokio_postgres::NoTls).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "test connection ended");
@@ -113,9 +121,39 @@ impl TestCluster {
         Ok(client)
     }
 
-    /// Creates a database and runs `sql` in it.
-    pub async fn create_database(&self, name: &str, sql: &str) -> Result<tokio_postgres::Client> {
-        self.connect("postgres").await?.batch_execute(&format!("CREATE DATABASE {name}")).await?;
+    /// Creates a database of [`OWNER_ROLE`], gives Godwit's role what [`replicator::grants`] says and no more, runs `sql` in it
+    /// as the owner, and connects as Godwit's role.
+    pub async fn create_database(&self, name: &str, sql: &str) -> Result<Client> {
+        let administrator = self.connect(SUPERUSER).await?;
+        administrator.batch_execute(&format!("CREATE DATABASE {name}")).await?;
+        self.govern(name, &[]).await?;
+        let client = self.connect_as(GODWIT_ROLE, name).await?;
+        client.batch_execute(&format!("SET ROLE {OWNER_ROLE}")).await?;
+        client.batch_execute(sql).await?;
+        client.batch_execute("RESET ROLE").await?;
+        Ok(client)
+    }
+
+    /// Gives Godwit's role what it needs in a database.
+    pub async fn govern(&self, name: &str, app_roles: &[&str]) -> Result<()> {
+        let administrator = self.connect(name).await?;
+        let needs = Needs {
+            role: GODWIT_ROLE.into(),
+            database: name.into(),
+            owner: OWNER_ROLE.into(),
+            app_roles: app_roles.iter().map(|&role| role.to_owned()).collect(),
+            synchronous: true,
+            row_security: false,
+        };
+        for grant in grants(&needs) {
+            administrator.batch_execute(&grant.sql).await.with_context(|| grant.sql.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Creates a database of the superuser's, runs `sql` in it and stays connected as the superuser.
+    pub async fn create_database_of_superuser(&self, name: &str, sql: &str) -> Result<Client> {
+        self.connect(SUPERUSER).await?.batch_execute(&format!("CREATE DATABASE {name}")).await?;
         let client = self.connect(name).await?;
         client.batch_execute(sql).await?;
         Ok(client)

@@ -6,6 +6,7 @@ mod backtest;
 pub mod check;
 pub mod client;
 mod feeds;
+mod grants;
 mod history;
 mod pki;
 mod render;
@@ -100,6 +101,8 @@ enum Command {
         /// Only this one.
         resource: Option<String>,
     },
+    /// Print what Godwit's role needs in a database: SQL for a superuser, each line with its reason. Asks no node.
+    Grants(grants::Arguments),
     /// What other services say of zones: cost, utilisation, weather, events, maintenance.
     #[command(subcommand)]
     Feeds(feeds::Feeds),
@@ -271,6 +274,7 @@ pub fn main() -> ExitCode {
         }
         Command::Unfreeze { resource } => verbs::unfreeze(&client, resource.as_deref(), output),
         Command::Backtest(arguments) => backtest::run(&arguments, output),
+        Command::Grants(arguments) => grants::run(&arguments, output),
         Command::Feeds(command) => feeds::run(&client, &command, output),
         Command::Verify(arguments) => verify::run(&client, &arguments, output),
         Command::History(arguments) => history::run(&client, &arguments, output),

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use replicator::preflight::{Finding, Severity, Side, check, compare, retention};
+use replicator::Error;
+use replicator::drift::{self, Difference, Mend};
+use replicator::preflight::{Finding, Severity, Side, check, compare, has_copy, retention};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
@@ -57,6 +59,10 @@ pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> Doctor
                 Ok(findings) => found.extend(views(&both, findings)),
                 Err(error) => found.push(unexamined(&both, chain(error))),
             }
+            match drifted(&source, &target, [primary, shadow]).await {
+                Ok(differences) => found.extend(differences.into_iter().map(|it| difference(&both, it))),
+                Err(error) => found.push(unexamined(&both, chain(error))),
+            }
         }
     };
     if tokio::time::timeout(PATIENCE, work).await.is_err() {
@@ -107,6 +113,30 @@ async fn database(
         }
     }
     Some(client)
+}
+
+/// How the schemas differ. A shadow without a copy gets its schema with that: nothing is to be compared yet.
+async fn drifted(source: &Client, shadow: &Client, zones: [&str; 2]) -> Result<Vec<Difference>, Error> {
+    if !has_copy(shadow).await? {
+        return Ok(Vec::new());
+    }
+    let (one, other) = (drift::fingerprint(source).await?, drift::fingerprint(shadow).await?);
+    Ok(drift::compare(&one, &other, zones))
+}
+
+fn difference(zone: &str, difference: Difference) -> FindingView {
+    let remedy = match difference.mend {
+        Mend::Add(sql) => Some(format!("godwit schema sync; or on the shadow: {sql}")),
+        Mend::Table(_) => Some("godwit schema sync".into()),
+        Mend::Person(sql) => sql.map(|sql| format!("on the shadow: {sql}")),
+    };
+    FindingView {
+        severity: "blocker".into(),
+        zone: zone.into(),
+        subject: difference.subject,
+        problem: difference.what,
+        remedy,
+    }
 }
 
 fn views(zone: &str, findings: Vec<Finding>) -> impl Iterator<Item = FindingView> {

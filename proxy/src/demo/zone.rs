@@ -11,6 +11,7 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use replicator::grants::{Needs, grants};
 use replicator::postgres::Dsn;
 
 use super::orders::schema::{self, Seed};
@@ -25,8 +26,12 @@ use crate::pki::{self, Holder, PkiError};
 pub const DATABASE: &str = "orders";
 /// Role of the service: neither superuser nor owner of anything.
 pub const SERVICE_ROLE: &str = "orders_app";
-/// Role of Godwit.
-pub const GODWIT_ROLE: &str = "postgres";
+/// Role that owns the service's tables and its database; nobody logs in as it.
+pub const OWNER_ROLE: &str = "orders_owner";
+/// Role of Godwit: what [`replicator::grants`] gives it, and not superuser.
+pub const GODWIT_ROLE: &str = "godwit";
+/// Who made the clusters: what an administrator does, and nothing of Godwit's.
+pub const SUPERUSER: &str = "postgres";
 /// The resource's name.
 pub const RESOURCE: &str = "orders";
 /// Node in the first zone.
@@ -336,12 +341,33 @@ async fn provision(zone: &Zone, settings: &str, workers: u32) -> Result<(), Play
     made.map_err(|join| io("run initdb")(std::io::Error::other(join)))?
         .map_err(|source| PlaygroundError::Cluster { zone: zone.name.clone(), source })?;
     let provisioned = zone.provisioning.provision("playground", workers).await;
-    provisioned.map(drop).map_err(|source| PlaygroundError::Driver { zone: zone.name.clone(), source })
+    provisioned.map_err(|source| PlaygroundError::Driver { zone: zone.name.clone(), source })?;
+    let (administrator, connection) = zone.dsn(SUPERUSER).connect(tokio_postgres::NoTls).await?;
+    let connection = tokio::spawn(connection);
+    for grant in grants(&needs()) {
+        administrator.batch_execute(&grant.sql).await?;
+    }
+    drop(administrator);
+    let _ = connection.await;
+    Ok(())
+}
+
+/// What Godwit's role needs here; the policy may be any.
+fn needs() -> Needs {
+    Needs {
+        role: GODWIT_ROLE.into(),
+        database: DATABASE.into(),
+        owner: OWNER_ROLE.into(),
+        app_roles: vec![SERVICE_ROLE.into()],
+        synchronous: true,
+        row_security: false,
+    }
 }
 
 async fn fill(zone: &Zone, seed: Seed) -> Result<(), PlaygroundError> {
-    let (client, connection) = zone.dsn(GODWIT_ROLE).connect(tokio_postgres::NoTls).await?;
+    let (client, connection) = zone.dsn(SUPERUSER).connect(tokio_postgres::NoTls).await?;
     let connection = tokio::spawn(connection);
+    client.batch_execute(&format!("SET ROLE {OWNER_ROLE}")).await?;
     schema::create(&client).await?;
     schema::seed(&client, seed).await?;
     schema::grant(&client, SERVICE_ROLE).await?;

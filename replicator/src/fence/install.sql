@@ -261,6 +261,13 @@ BEGIN
   EXCEPTION WHEN insufficient_privilege THEN
     NULL;
   END;
+  -- Without superuser it cannot be told to: then it gives way to whoever has waited for deadlock_timeout. Should it come to a
+  -- deadlock with the application, it is the fence that gives up.
+  BEGIN
+    PERFORM set_config('deadlock_timeout', '20ms', true);
+  EXCEPTION WHEN insufficient_privilege THEN
+    NULL;
+  END;
   FOR tbl IN
     SELECT u.*, coalesce(t.tgenabled = 'O' AND encode(t.tgargs, 'escape') = arguments, false) AS done
     FROM godwit.user_tables() u LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = u.id AND t.tgname = 'godwit_fence'

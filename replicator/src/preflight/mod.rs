@@ -7,6 +7,8 @@ use tokio_postgres::Client;
 
 use crate::error::Error;
 use crate::fence::{refused, rows};
+use crate::grants;
+use crate::postgres::quote_ident;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,15 +41,31 @@ pub enum Side {
     Target,
 }
 
+/// Extensions that the role can make in this database, or that are there.
+const MAKEABLE: &str = "SELECT extname FROM pg_extension UNION \
+    SELECT v.name FROM pg_available_extension_versions v JOIN pg_available_extensions a \
+      ON a.name = v.name AND a.default_version = v.version \
+    WHERE (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) OR NOT v.superuser OR v.trusted";
+
+/// Roles that a dump of this database names, but the one that asks.
+const NAMED: &str = "SELECT r.rolname FROM pg_roles r WHERE r.rolname <> current_user AND r.rolname !~ '^pg_' \
+    AND r.oid IN (SELECT s.refobjid FROM pg_shdepend s \
+      WHERE s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+        AND s.refclassid = 'pg_authid'::regclass AND s.deptype IN ('o', 'a', 'r')) ORDER BY 1";
+
 /// Everything wrong with one database; blockers first. Empty when it is ready.
 pub async fn check(client: &Client, side: Side) -> Result<Vec<Finding>, Error> {
     let mut found = findings(client, include_str!("common.sql")).await?;
-    found.extend(replica_role(client).await?);
+    found.extend(parameters(client).await?);
     found.extend(match side {
         Side::Source => findings(client, include_str!("source.sql")).await?,
         Side::Target => {
             let copied = copied(client).await?;
-            findings(client, &include_str!("target.sql").replace("{{copied}}", &copied.to_string())).await?
+            let functions: Vec<&str> = grants::FUNCTIONS.iter().map(|(name, _)| *name).collect();
+            let sql = include_str!("target.sql")
+                .replace("{{copied}}", &copied.to_string())
+                .replace("{{functions}}", &format!("{{{}}}", functions.join(",")));
+            findings(client, &sql).await?
         }
     });
     found.sort_by(|a, b| (a.severity, &a.subject, &a.problem).cmp(&(b.severity, &b.subject, &b.problem)));
@@ -64,11 +82,36 @@ pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, E
     let mut found = Vec::new();
     let installed = strings(source, "SELECT extname FROM pg_extension ORDER BY 1").await?;
     let available = strings(target, "SELECT name FROM pg_available_extensions").await?;
-    found.extend(installed.into_iter().filter(|name| !available.contains(name)).map(|name| Finding {
-        severity: Severity::Blocker,
-        problem: "the source uses this extension; the target server does not have it".into(),
-        remedy: Some(format!("install the package of extension {name} on the target's server")),
-        subject: name,
+    let makeable = strings(target, MAKEABLE).await?;
+    for name in installed.into_iter().filter(|name| !makeable.contains(name)) {
+        let (problem, remedy) = if available.contains(&name) {
+            (
+                "the source uses this extension; on the target only a superuser can make it",
+                format!("CREATE EXTENSION {}, as superuser in the target's database", quote_ident(&name)),
+            )
+        } else {
+            (
+                "the source uses this extension; the target server does not have it",
+                format!("install the package of extension {name} on the target's server"),
+            )
+        };
+        let problem = problem.to_owned();
+        found.push(Finding { severity: Severity::Blocker, subject: name, problem, remedy: Some(remedy) });
+    }
+    let there = strings(target, "SELECT rolname FROM pg_roles").await?;
+    let missing = strings(source, NAMED).await?.into_iter().filter(|name| !there.contains(name));
+    found.extend(missing.map(|name| {
+        Finding {
+            severity: Severity::Blocker,
+            problem:
+                "the source's objects belong to this role or let it do something; the target does not have it"
+                    .into(),
+            remedy: Some(format!(
+                "CREATE ROLE {} on the target (LOGIN and its password as on the source)",
+                quote_ident(&name)
+            )),
+            subject: name,
+        }
     }));
     let properties = "SELECT concat_ws('|', pg_encoding_to_char(encoding), datcollate, datctype) \
                       FROM pg_database WHERE datname = current_database()";
@@ -114,22 +157,37 @@ async fn findings(client: &Client, sql: &str) -> Result<Vec<Finding>, Error> {
 }
 
 /// Tried rather than looked up: `has_parameter_privilege` exists since 15 only.
-async fn replica_role(client: &Client) -> Result<Option<Finding>, Error> {
-    // One simple query is one transaction: the setting ends with it.
-    let tried = client.batch_execute("SET LOCAL session_replication_role = replica; SELECT 1").await;
-    let Err(error) = tried else { return Ok(None) };
-    if error.code() != Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
-        return Err(refused("cannot check the role's rights")(error));
+async fn parameters(client: &Client) -> Result<Vec<Finding>, Error> {
+    let mut found = Vec::new();
+    for ((parameter, _), (value, severity, consequence)) in grants::PARAMETERS.into_iter().zip([
+        ("replica", Severity::Blocker, "the applier could not pass the fence"),
+        ("'1s'", Severity::Warning, "the fence gives up where a vacuum has a table locked"),
+    ]) {
+        // One simple query is one transaction: the setting ends with it.
+        let tried = client.batch_execute(&format!("SET LOCAL {parameter} = {value}; SELECT 1")).await;
+        let Err(error) = tried else { continue };
+        if error.code() != Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
+            return Err(refused("cannot check the role's rights")(error));
+        }
+        let sql = "SELECT quote_ident(current_user), current_setting('server_version_num')::int >= 150000";
+        let answer = rows(client.simple_query(sql).await.map_err(refused("cannot check the database"))?);
+        let text = |at: usize| answer.first().and_then(|row| row.get(at)).unwrap_or_default();
+        let role = text(0).to_owned();
+        let remedy = if text(1) == "t" {
+            format!("GRANT SET ON PARAMETER {parameter} TO {role}")
+        } else {
+            format!(
+                "before PostgreSQL 15 only a superuser may: ALTER ROLE {role} SUPERUSER, or a newer server"
+            )
+        };
+        found.push(Finding {
+            severity,
+            problem: format!("may not set {parameter}: {consequence}"),
+            remedy: Some(remedy),
+            subject: role,
+        });
     }
-    let role = strings(client, "SELECT quote_ident(current_user)").await?.pop().unwrap_or_default();
-    Ok(Some(Finding {
-        severity: Severity::Blocker,
-        problem: "may not set session_replication_role: the applier could not pass the fence".into(),
-        remedy: Some(format!(
-            "GRANT SET ON PARAMETER session_replication_role TO {role} (15 or later), or SUPERUSER"
-        )),
-        subject: role,
-    }))
+    Ok(found)
 }
 
 /// Whether some stream has copied into this database, or a copy broke that will go on.
@@ -144,6 +202,15 @@ async fn copied(client: &Client) -> Result<bool, Error> {
         }
     }
     Ok(false)
+}
+
+/// Whether this database holds a finished copy.
+pub async fn has_copy(client: &Client) -> Result<bool, Error> {
+    let there = strings(client, "SELECT to_regclass('godwit.progress')::text").await?;
+    if there.is_empty() {
+        return Ok(false);
+    }
+    Ok(!strings(client, "SELECT true FROM godwit.progress WHERE copied LIMIT 1").await?.is_empty())
 }
 
 /// First column of every row; NULLs are left out.

@@ -9,6 +9,28 @@ WITH me AS (
     AND c.relpersistence <> 't'
     AND NOT EXISTS (SELECT FROM pg_depend d
                     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+), owned AS (
+  -- What a dump makes and gives to its owner, apart from tables.
+  SELECT c.relowner AS owner, format('%s %I.%I', CASE ours.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
+           WHEN 'S' THEN 'sequence' ELSE 'foreign table' END, n.nspname, c.relname) AS described
+  FROM ours JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace WHERE ours.relkind IN ('v', 'm', 'S', 'f')
+  UNION ALL
+  SELECT p.proowner, format('%s %s', CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' ELSE 'function' END,
+           p.oid::regprocedure)
+  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+  WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}')
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype IN ('e', 'i'))
+  UNION ALL
+  SELECT t.typowner, format('type %s', t.oid::regtype) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+  WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
+    AND t.typtype IN ('d', 'e', 'r')
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e')
+  UNION ALL
+  -- Schema public is only spoken of in a dump where its owner is not the usual one.
+  SELECT n.nspowner, format('schema %I', n.nspname) FROM pg_namespace n
+  WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
+    AND NOT (n.nspname = 'public' AND n.nspowner = coalesce(to_regrole('pg_database_owner')::oid, 10))
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_namespace'::regclass AND d.objid = n.oid AND d.deptype = 'e')
 ), here AS (
   SELECT d.oid, d.datname, d.datdba FROM pg_database d WHERE d.datname = current_database()
 )
@@ -61,9 +83,33 @@ SELECT 'warning', subject, CASE relkind
        CASE relkind WHEN 'm' THEN format('REFRESH MATERIALIZED VIEW %s on the target, after the move', subject) END
 FROM ours WHERE relkind IN ('m', 'f')
 UNION ALL
-SELECT 'blocker', subject, format('role %I does not own it: the fence trigger cannot be put on and taken off', rolname),
-       format('GRANT %I TO %I', pg_get_userbyid(relowner), rolname)
-FROM ours, me WHERE relkind IN ('r', 'p') AND NOT pg_has_role(relowner, 'USAGE')
+-- Membership in a superuser is superuser: such an owner is to be replaced, not joined.
+SELECT 'blocker', subject, format('role %I does not own it: the fence trigger cannot be put on and taken off', me.rolname),
+       CASE WHEN o.rolsuper THEN format('ALTER TABLE %s OWNER TO …, a role that is not superuser; GRANT … TO %I', subject, me.rolname)
+         ELSE format('GRANT %I TO %I', o.rolname, me.rolname) END
+FROM me, ours JOIN pg_roles o ON o.oid = ours.relowner WHERE relkind IN ('r', 'p') AND NOT pg_has_role(relowner, 'USAGE')
+UNION ALL
+SELECT 'blocker', o.rolname::text, format('owns %s%s, and role %I is no member of it: the copy could not give it what it makes',
+         min(owned.described), CASE WHEN count(*) > 1 THEN format(' and %s more', count(*) - 1) ELSE '' END, me.rolname),
+       CASE WHEN o.rolsuper THEN format('ALTER %s OWNER TO …, a role that is not superuser', min(owned.described))
+         ELSE format('GRANT %I TO %I', o.rolname, me.rolname) END
+FROM me, owned JOIN pg_roles o ON o.oid = owned.owner WHERE NOT pg_has_role(owned.owner, 'USAGE')
+GROUP BY o.rolname, o.rolsuper, me.rolname
+UNION ALL
+SELECT 'blocker', described, format('only a superuser can make it, and role %I is none: the copy would stop there', rolname),
+       format('DROP %s; or let a superuser make the shadow''s as part of an extension', described)
+FROM me, (
+  SELECT format('event trigger %I', evtname) AS described FROM pg_event_trigger e WHERE NOT EXISTS (
+    SELECT FROM pg_depend d WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e')
+  UNION ALL
+  SELECT format('foreign data wrapper %I', fdwname) FROM pg_foreign_data_wrapper w WHERE NOT EXISTS (
+    SELECT FROM pg_depend d WHERE d.classid = 'pg_foreign_data_wrapper'::regclass AND d.objid = w.oid AND d.deptype = 'e')
+  UNION ALL
+  SELECT format('function %s', p.oid::regprocedure) FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+  WHERE p.oid >= 16384 AND (NOT l.lanpltrusted OR p.proleakproof)
+    AND p.pronamespace <> ALL (ARRAY(SELECT oid FROM pg_namespace WHERE nspname IN ('godwit', 'pg_catalog', 'information_schema')))
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
+) made WHERE NOT rolsuper
 UNION ALL
 SELECT 'blocker', subject, format('row security hides rows from role %I: the copy would lack them', rolname),
        format('ALTER ROLE %I BYPASSRLS', rolname)
@@ -74,15 +120,20 @@ UNION ALL
 SELECT 'blocker', rolname::text, 'may not replicate', format('ALTER ROLE %I REPLICATION', rolname)
 FROM me WHERE NOT rolsuper AND NOT rolreplication
 UNION ALL
-SELECT 'blocker', datname::text, format('role %I does not own the database: CONNECT cannot be taken away', rolname),
-       format('GRANT %I TO %I', pg_get_userbyid(datdba), rolname)
-FROM me, here WHERE NOT pg_has_role(datdba, 'USAGE')
+SELECT 'blocker', datname::text, format('role %I does not own the database: CONNECT cannot be taken away', me.rolname),
+       CASE WHEN o.rolsuper THEN format('ALTER DATABASE %I OWNER TO …, a role that is not superuser; GRANT … TO %I', datname, me.rolname)
+         ELSE format('GRANT %I TO %I', o.rolname, me.rolname) END
+FROM me, here JOIN pg_roles o ON o.oid = datdba WHERE NOT pg_has_role(datdba, 'USAGE')
 UNION ALL
 SELECT 'blocker', rolname::text, 'may not end other sessions', format('GRANT pg_signal_backend TO %I', rolname)
 FROM me WHERE NOT rolsuper AND NOT pg_has_role('pg_signal_backend', 'USAGE')
 UNION ALL
 SELECT 'warning', rolname::text, 'may not see who holds a lock', format('GRANT pg_read_all_stats TO %I', rolname)
 FROM me WHERE NOT rolsuper AND NOT pg_has_role('pg_read_all_stats', 'USAGE')
+UNION ALL
+SELECT 'warning', rolname::text, 'is superuser: Godwit needs less, and whoever has its password has the server',
+       format('godwit grants --database %s --owner …; then ALTER ROLE %I NOSUPERUSER', datname, rolname)
+FROM me, here WHERE rolsuper
 UNION ALL
 SELECT 'warning', datname::text, format('its encoding is %s', pg_encoding_to_char(encoding)),
        'the target database must have the same encoding'

@@ -1,8 +1,7 @@
 -- Findings about a database as the target of a stream: severity, subject, problem, remedy.
 SELECT 'blocker', current_user::text, format('may not call %s: applied rows need an origin', f.name),
        format('GRANT EXECUTE ON FUNCTION %s TO %I', f.id::regprocedure, current_user)
-FROM (SELECT name, to_regprocedure(name) AS id
-      FROM unnest('{pg_replication_origin_create(text),pg_replication_origin_session_setup(text)}'::text[]) name) f
+FROM (SELECT name, to_regprocedure(name) AS id FROM unnest('{{functions}}'::text[]) name) f
 WHERE f.id IS NOT NULL AND NOT has_function_privilege(f.id, 'EXECUTE')
 UNION ALL
 SELECT 'blocker', 'user tables', format('the database holds %s tables and no record of a copy: %s%s', count(*),
