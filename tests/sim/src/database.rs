@@ -80,8 +80,10 @@ pub struct Database {
     pub log: Vec<Transaction>,
     /// End of the log; other databases of the cluster write as well.
     pub end: Lsn,
-    /// How often each row was written: once, or something came twice.
-    pub rows: BTreeMap<u64, u32>,
+    /// Every row.
+    pub rows: BTreeSet<u64>,
+    /// A row that was written again: something came twice.
+    pub doubled: Option<u64>,
     /// Last number given.
     pub sequence: u64,
 }
@@ -117,7 +119,8 @@ impl Database {
             progress: BTreeMap::new(),
             log: Vec::new(),
             end: Lsn(100),
-            rows: BTreeMap::new(),
+            rows: BTreeSet::new(),
+            doubled: None,
             sequence: 0,
         }
     }
@@ -137,8 +140,10 @@ impl Database {
         let xid = u32::try_from(self.log.len() + 1).expect("a short run");
         let commit_time = PgTimestamp(i64::from(xid));
         for change in &changes {
-            if let Some(number) = number(change) {
-                *self.rows.entry(number).or_default() += 1;
+            if let Some(number) = number(change)
+                && !self.rows.insert(number)
+            {
+                self.doubled = Some(number);
             }
         }
         self.log.push(Transaction { xid, commit_lsn, end_lsn, commit_time, origin, changes });

@@ -159,8 +159,8 @@ impl Stream {
         let session = &mut self.sessions[at];
         match rng.random_range(0..5) {
             0 => session.read(generation, source, now, many, rng),
-            1 if linked => return session.to_source(generation, source, now, many, &mut self.told),
-            2 if linked => session.to_target(now, many),
+            1 if linked => return session.reach_source(generation, source, now, many, &mut self.told),
+            2 if linked => session.reach_target(now, many),
             3 => session.work(generation, target, now, many, rng),
             _ => session.feedback(generation, source, target, rng)?,
         }
@@ -212,7 +212,7 @@ impl Session {
         }
     }
 
-    fn to_source(
+    fn reach_source(
         &mut self,
         generation: u64,
         source: &Database,
@@ -233,20 +233,21 @@ impl Session {
                     }
                 }
                 Some(Source::Streaming(mut sender, next)) => {
-                    if sender.handle_message(message, now).is_ok() {
-                        let progress = sender.progress();
-                        if progress.applied >= told.applied {
-                            *told = progress;
-                        }
-                        self.source = Some(Source::Streaming(sender, next));
+                    if sender.handle_message(message, now).is_err() {
+                        continue;
                     }
+                    let progress = sender.progress();
+                    if progress.applied >= told.applied {
+                        *told = progress;
+                    }
+                    self.source = Some(Source::Streaming(sender, next));
                 }
             }
         }
         Ok(())
     }
 
-    fn to_target(&mut self, now: Instant, many: usize) {
+    fn reach_target(&mut self, now: Instant, many: usize) {
         for _ in 0..many {
             let Some(message) = self.forth.messages.pop_front() else { return };
             let Some(target) = &mut self.target else { return };
