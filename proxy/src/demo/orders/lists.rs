@@ -59,9 +59,7 @@ pub(super) async fn run(pool: &Pool, lists: Lists) -> Response {
     };
     match done {
         Ok(ops) => Json(json!({ "ops": ops })).into_response(),
-        Err(PlaceError::BeforeCommit(error) | PlaceError::CommitRefused(error))
-            if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) =>
-        {
+        Err(PlaceError::BeforeCommit(error) | PlaceError::CommitRefused(error)) if crowded(&error) => {
             answer(StatusCode::CONFLICT, "not-serializable", "nothing was committed: others came first")
         }
         Err(error) => {
@@ -79,6 +77,11 @@ pub(super) async fn run(pool: &Pool, lists: Lists) -> Response {
             }
         }
     }
+}
+
+fn crowded(error: &tokio_postgres::Error) -> bool {
+    let codes = [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED];
+    error.code().is_some_and(|code| codes.contains(code))
 }
 
 async fn attempt(pool: &Pool, lists: &Lists, fresh: bool) -> Result<Vec<Op>, PlaceError> {
