@@ -13,6 +13,7 @@ use godwit::demo::zone::{Options, Playground, RESOURCE, Zone};
 use replicator::verify;
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::clients::{Bypass, ListClients, prepare};
@@ -126,7 +127,7 @@ impl<'a> World<'a> {
     }
 
     /// Asks for a migration to the shadow and returns when it stands still after the record of `phase`. To get to an abort
-    /// it is held up under the fence for longer than it may be.
+    /// an operator asks for it under the fence.
     pub(crate) async fn stand_in(&mut self, phase: &'static str) -> Result<Scene> {
         let view = self.leader.ready().await?;
         if phase == "aborting" {
@@ -134,22 +135,26 @@ impl<'a> World<'a> {
         }
         self.arm(phase)?;
         // Who stands still with the first record has not answered yet.
-        let (admin, to) = (self.playground.admin.to_string(), view.shadow.clone());
-        let asking = tokio::spawn(async move {
-            let path = format!("/api/v1/resources/{RESOURCE}/migrations");
-            Client::new(&admin).send(&path, &json!({ "to": to })).await.map(drop)
-        });
+        let asking = self.ask("migrations", json!({ "to": view.shadow }));
         if phase != "requested" {
             asking.await??;
         }
         if phase == "aborting" {
-            self.reached("fenced").await?;
-            // The policy's max_hold; the hold began a little earlier.
-            sleep(Duration::from_secs(2)).await;
+            let id = self.reached("fenced").await?;
+            drop(self.ask(&format!("migrations/{id}/abort"), json!({})));
+            // It is taken as soon as the controller goes on, before anything that it begins then can answer.
+            sleep(Duration::from_millis(100)).await;
             std::fs::remove_file(stops(self.playground).join("fenced.reached"))?;
         }
         let id = self.reached(phase).await?;
         Ok(Scene { id, from: view.primary, to: view.shadow, generation: view.generation, phase })
+    }
+
+    /// Sends a request without waiting for its answer.
+    fn ask(&self, what: &str, body: serde_json::Value) -> JoinHandle<Result<()>> {
+        let (admin, path) =
+            (self.playground.admin.to_string(), format!("/api/v1/resources/{RESOURCE}/{what}"));
+        tokio::spawn(async move { Client::new(&admin).send(&path, &body).await.map(drop) })
     }
 
     /// Asks for a migration to the shadow.
