@@ -8,8 +8,11 @@ TEST_ARGS ?=
 SEEDS ?= 100000
 KILLS ?= 20
 SECONDS ?= 600
+N ?= 200
+SEED ?= 1
+RATE ?= 100
 
-.PHONY: help setup demo test test-browser screenshots test-large test-kills simulate fuzz model check bench bench-decide bench-forecast bench-replication fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-kills test-faults soak simulate sim fuzz model check bench bench-decide bench-forecast bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +39,16 @@ test-large: setup ## what takes minutes and gigabytes: 2 GB in one transaction, 
 
 test-kills: setup ## kill -9 of nodes and databases under load, in the copy and while streaming: make test-kills KILLS=20
 	KILLS=$(KILLS) $(CARGO) test --package godwit-tests --test e2e kills:: -- --nocapture --test-threads=1
+
+test-faults: setup ## every fault at every step of a migration (docs/failures.md), a quarter of an hour
+	FAULTS=all $(CARGO) test --package godwit-tests --test e2e faults:: -- --nocapture --test-threads=2
+
+soak: setup ## cutovers there and back under load, faults in a share of them: make soak N=200 SEED=1 RATE=100
+	SOAK=$(N) SEED=$(SEED) RATE=$(RATE) $(CARGO) test --release --package godwit-tests --test e2e faults::soak -- --nocapture
+
+sim: SEEDS = 5000
+sim: ## cutovers by seed among disks, links and databases that fail: make sim SEEDS=5000
+	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package godwit-sim --test seeds -- --nocapture
 
 simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture

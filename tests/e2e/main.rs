@@ -7,6 +7,7 @@ mod copying;
 mod cutover;
 mod doctor;
 mod events;
+mod faults;
 mod feeds;
 mod fence;
 mod front;

@@ -31,6 +31,8 @@ use crate::store::Journal;
 pub struct Report {
     /// The run; none: the resource itself.
     pub run: Option<String>,
+    /// A stream outlives the run in which it was begun: what it says is of its generation.
+    pub stream: Option<Generation>,
     /// What happened.
     pub event: Event,
 }
@@ -60,6 +62,8 @@ pub struct Hands {
     fenced: watch::Sender<Fenced>,
     /// Held while a fence goes up, so that undoing it never overtakes it.
     fencing: Mutex<()>,
+    /// The run, and the stamp of the old primary's schema when it was found to be the shadow's.
+    compared: Mutex<Option<(String, String)>>,
     /// Snapshot of the new primary at the end marker.
     marker_snapshot: Mutex<Option<(Generation, Arc<Client>)>>,
     /// Snapshots of both sides at the end marker: the old primary's first.
@@ -113,6 +117,7 @@ impl Hands {
             reports,
             fenced: watch::Sender::default(),
             fencing: Mutex::default(),
+            compared: Mutex::default(),
             marker_snapshot: Mutex::default(),
             comparison: Mutex::default(),
         }
@@ -155,7 +160,7 @@ impl Hands {
                     self.start_comparison(state, source, target).await;
                 }
                 self.streams.run(*generation, source, target).await?;
-                say(Event::StreamUp);
+                self.report_stream(*generation, Event::StreamUp);
                 Ok(())
             }
             Effect::EndStream { generation, source } => {
@@ -183,6 +188,9 @@ impl Hands {
             Effect::CheckGuards | Effect::CloseRun { .. } => Ok(()),
             Effect::MakeReverseSlot { generation, zone } => {
                 let run = run.ok_or("no migration is under way")?;
+                if state.phase == Phase::Warm {
+                    self.compare_schemas(run).await?;
+                }
                 self.make_reverse_slot(*generation, zone, run).await?;
                 say(Event::ReverseSlotMade);
                 Ok(())
@@ -238,7 +246,12 @@ impl Hands {
     /// Tells the controller.
     pub fn report(&self, run: Option<String>, event: Event) {
         // The controller only goes away when the process does.
-        let _ = self.reports.send(Report { run, event });
+        let _ = self.reports.send(Report { run, stream: None, event });
+    }
+
+    /// Tells the controller what became of a stream.
+    pub fn report_stream(&self, generation: Generation, event: Event) {
+        let _ = self.reports.send(Report { run: None, stream: Some(generation), event });
     }
 
     async fn control(&self, zone: &Zone) -> Result<Arc<Client>, Failure> {
@@ -277,6 +290,19 @@ impl Hands {
         Ok(())
     }
 
+    /// The shadow takes over with the schema it has: what was changed on the old primary until the fence is up must be there.
+    async fn compare_schemas(&self, run: &Run) -> Result<(), Failure> {
+        let zones = [&*run.from.0, &*run.to.0];
+        // Before it is compared: whatever comes later changes it.
+        let stamp = fence::schema_stamp(&*self.control(&run.from).await?).await.map_err(chain)?;
+        let differences = super::drift::problems(&self.databases, zones).await?;
+        if !differences.is_empty() {
+            return Err(format!("the schemas differ: {}", differences.join("; ")));
+        }
+        *self.compared.lock().await = Some((run.id.clone(), stamp));
+        Ok(())
+    }
+
     async fn make_reverse_slot(&self, generation: Generation, zone: &Zone, run: &Run) -> Result<(), Failure> {
         let client = self.control(zone).await?;
         let begun_ms = run.started.0;
@@ -310,11 +336,20 @@ impl Hands {
             kill_timeout: self.policy().max_hold,
         };
         self.fenced.send_replace(Fenced::No);
+        let compared = self.compared.lock().await.clone();
+        let mut changed = false;
         let closed = fence::close_telling(&client, &spec, |raised| {
-            self.fenced.send_replace(Fenced::Raised(generation, raised.sequences));
-            up(Position(raised.marker.0));
+            changed = compared.is_none_or(|(of, stamp)| of != run || stamp != raised.schema);
+            if !changed {
+                self.fenced.send_replace(Fenced::Raised(generation, raised.sequences));
+                up(Position(raised.marker.0));
+            }
         });
-        let report = closed.await.map_err(chain).inspect_err(|why| {
+        let closed = closed.await.map_err(chain);
+        if changed {
+            return Err(format!("the schema in {zone} was changed after it was compared with the shadow's"));
+        }
+        let report = closed.inspect_err(|why| {
             self.fenced.send_replace(Fenced::Failed(why.clone()));
         })?;
         tracing::info!(

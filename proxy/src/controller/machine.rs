@@ -30,7 +30,7 @@ use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceVie
 use super::warm::Warm;
 use super::{Command, Denied, Plan, ResourceHandle, recording};
 use crate::audit::Entry;
-use crate::clock;
+use crate::clock::{self, Steady};
 use crate::feeds::learning::Learner;
 use crate::history::{History, HistoryError};
 use crate::store::LedgerRow;
@@ -82,7 +82,11 @@ pub struct Machine {
     moves: Moves,
     gate_closed_at: Option<Instant>,
     last_step: Instant,
+    /// Of the migration under way: its deadlines pass whatever the wall clock does.
+    steady: Steady,
     journal_fails: Option<String>,
+    /// Facts that the journal could not take, and that nobody will tell again.
+    unwritten: Vec<Event>,
     /// The migration that ended last with its last step, until its end is in the history.
     ended: Option<(Run, StepView)>,
 }
@@ -135,7 +139,9 @@ impl Machine {
             moves: Moves::default(),
             gate_closed_at: None,
             last_step: clock::monotonic(),
+            steady: Steady::begin(),
             journal_fails: None,
+            unwritten: Vec::new(),
             ended: None,
         };
         machine.publish();
@@ -202,8 +208,9 @@ impl Machine {
 
     fn answer(&mut self, report: Report) {
         let current = self.state.run.as_ref().map(|run| &run.id);
-        // What belongs to the resource (a stream that is up) counts for any run; what belongs to a run only for it.
-        if report.run.is_some() && report.run.as_ref() != current {
+        // What belongs to the resource counts for any run, a stream's for its generation; what belongs to a run only for it.
+        let over = report.run.is_some() && report.run.as_ref() != current;
+        if over || report.stream.is_some_and(|generation| generation != self.state.generation) {
             tracing::debug!(event = report.event.name(), "answer of an ended migration ignored");
             return;
         }
@@ -231,7 +238,18 @@ impl Machine {
         }
     }
 
+    /// Wall time; while a migration is under way it does not jump.
+    fn moment(&mut self) -> Timestamp {
+        if self.state.run.is_none() {
+            self.steady = Steady::begin();
+        }
+        self.steady.now()
+    }
+
     fn tick(&mut self) {
+        for event in std::mem::take(&mut self.unwritten) {
+            self.take(event);
+        }
         if self.state.run.is_none() {
             return;
         }
@@ -251,11 +269,11 @@ impl Machine {
     fn take(&mut self, event: Event) {
         let name = event.name();
         // One moment for the state and its record: a phase ends when the next begins.
-        let now = clock::now();
-        match step(&self.state, event, now) {
+        let now = self.moment();
+        match step(&self.state, event.clone(), now) {
             Ok((next, effects)) => {
                 if let Err(why) = self.adopt(next, name, now) {
-                    self.journal_failed(&why);
+                    self.journal_failed(&why, event);
                     return;
                 }
                 for effect in effects {
@@ -325,8 +343,18 @@ impl Machine {
         }
     }
 
-    /// The journal cannot be written: nothing new is done. A gate that closed before any fence opens again at once.
-    fn journal_failed(&mut self, why: &str) {
+    /// The journal cannot be written: nothing new is done. A gate that closed before any fence opens again at once. What
+    /// happened is not told again: it is tried once more, or, where time presses, the run is undone.
+    fn journal_failed(&mut self, why: &str, event: Event) {
+        if (Phase::Armed..=Phase::Sequenced).contains(&self.state.phase) {
+            let by = format!("godwit, since the journal could not take {}", event.name());
+            self.unwritten = vec![Event::AbortRequested { by }];
+        } else if !matches!(
+            event,
+            Event::MigrateRequested { .. } | Event::AbortRequested { .. } | Event::Tick
+        ) {
+            self.unwritten.push(event);
+        }
         if self.journal_fails.is_none() {
             tracing::error!(resource = %self.state.resource, %why, "the journal cannot be written: migrations stand still");
         }
@@ -381,7 +409,11 @@ impl Machine {
                 Ok(()) => tracing::debug!(effect = name, spent_ms, "effect done"),
                 Err(why) => {
                     tracing::warn!(resource = %state.resource, effect = name, %why, "effect failed");
-                    hands.report(state.run.map(|run| run.id), Event::EffectFailed { effect: name, why });
+                    let failed = Event::EffectFailed { effect: name, why };
+                    match effect {
+                        Effect::RunStream { generation, .. } => hands.report_stream(generation, failed),
+                        _ => hands.report(state.run.map(|run| run.id), failed),
+                    }
                 }
             }
         });
@@ -443,7 +475,8 @@ impl Machine {
     fn migrate(&mut self, to: Option<&str>, by: &str, dry_run: bool) -> Result<Plan, Denied> {
         let to: Zone = to.map_or_else(|| self.state.shadow.clone(), Zone::from);
         let (id, event) = self.request(to.clone(), Trigger::Operator(by.to_owned()));
-        let next = step(&self.state, event.clone(), clock::now());
+        let now = self.moment();
+        let next = step(&self.state, event.clone(), now);
         let mut plan = self.plan(&to);
         if !dry_run {
             self.slots.free()?;
@@ -533,7 +566,8 @@ impl Machine {
             return Err(Denied::NoSuchMigration(id.to_owned()));
         }
         let event = Event::AbortRequested { by };
-        step(&self.state, event.clone(), clock::now()).map_err(|refused| denied(&refused))?;
+        let now = self.moment();
+        step(&self.state, event.clone(), now).map_err(|refused| denied(&refused))?;
         self.take(event);
         match &self.journal_fails {
             Some(why) => Err(Denied::Journal(why.clone())),

@@ -39,13 +39,19 @@ struct Running {
 }
 
 impl Running {
-    async fn end(self) -> StreamStatus {
+    async fn end(mut self) -> StreamStatus {
         self.stop.cancel();
-        let mut task = self.task;
-        if tokio::time::timeout(END, &mut task).await.is_err() {
-            task.abort();
+        if tokio::time::timeout(END, &mut self.task).await.is_err() {
+            self.task.abort();
         }
         self.status.borrow().clone()
+    }
+}
+
+impl Drop for Running {
+    /// Nobody knows of it any more: it must not go on and fight with the next one for the target.
+    fn drop(&mut self) {
+        self.stop.cancel();
     }
 }
 
@@ -447,12 +453,13 @@ impl Streams {
     /// Ends a stream and drops its slots; returns how many rows came after its end marker.
     pub async fn end(&self, generation: Generation, source: &Zone) -> Result<u64, String> {
         self.end_keepers(|running| running == generation.0).await;
-        let ended = self.running().remove(&generation.0);
         let client = self.databases.get(&source.0, Purpose::Control).await.map_err(chain)?;
         for lane in [Lane::Main, Lane::Critical] {
             let name = lane.slot_name(&self.resource, generation.0);
             synchronous::leave(&client, &name).await.map_err(chain)?;
         }
+        // Only now: where the source cannot be asked, this comes again, and counts what came after the marker.
+        let ended = self.running().remove(&generation.0);
         let mut stray = 0;
         for lane in ended.into_iter().flat_map(|stream| stream.lanes.into_values()) {
             stray += lane.end().await.rows_after_marker;

@@ -7,6 +7,8 @@ mod journal;
 mod notes;
 mod record;
 mod tokens;
+#[cfg(test)]
+mod torn;
 
 pub use journal::{AFTER_APPEND, Commits, Journal, JournalRow, RunRow, StoreError};
 pub use notes::{EVERY_RESOURCE, FreezeRow, LedgerRow, ProposalRow};
