@@ -140,7 +140,8 @@ fn location(item: Option<&Item<'_>>, section: &mut Section<'_>, known: &Known<'_
             "a driver of the kind exec, webhook or kubernetes, or name it under a placement",
         );
     }
-    Some(Flexible { driver: name.map(str::to_owned) })
+    // A name that is wrong has been reported: no further complaint that there is none.
+    Some(Flexible { driver: Some(name.unwrap_or_default().to_owned()) })
 }
 
 /// A resource whose shadow's zone is chosen.
