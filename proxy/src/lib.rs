@@ -13,6 +13,7 @@ pub mod drivers;
 pub mod feeds;
 pub mod fronts;
 pub mod history;
+pub mod leading;
 pub mod links;
 pub mod notify;
 pub mod pki;

@@ -6,6 +6,7 @@ mod apply;
 mod copying;
 mod cutover;
 mod doctor;
+mod drivers;
 mod events;
 mod faults;
 mod feeds;

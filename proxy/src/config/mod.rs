@@ -12,6 +12,7 @@ pub mod cron;
 mod database;
 mod drivers;
 mod egress;
+pub mod entries;
 mod error;
 mod feeds;
 pub mod freeze;
@@ -19,6 +20,7 @@ mod listeners;
 mod load;
 pub mod model;
 mod node;
+pub mod overlay;
 mod policy;
 mod raw;
 mod resources;
@@ -28,7 +30,9 @@ mod validate;
 mod walk;
 
 pub use error::{ConfigErrors, Problem};
-pub use load::{load, load_policy};
+pub use load::{load, load_policy, load_with};
 
+#[cfg(test)]
+mod drivers_tests;
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use migration::cutover::{Effect, Event, Limits, Outcome, Phase, Refused, Run, State, Trigger, step};
+use migration::cutover::{
+    Capacity, Effect, Event, Limits, Outcome, Phase, Refused, Run, State, Trigger, step,
+};
 use migration::decide::decide;
+use migration::policy::MirrorRules;
 use migration::report::{DecisionReport, Verdict};
 use migration::units::{Timestamp, Zone};
 use replicator::status::{Phase as StreamPhase, StreamStatus};
@@ -23,6 +26,7 @@ use super::freezes::Freezes;
 use super::ledger::{self, Worth};
 use super::measure::Measure;
 use super::proposals::Proposals;
+use super::retirement::{Aside, Retiring};
 use super::signals::{Measured, Moves, Signals};
 use super::slots::{SlotGuard, SlotWatch};
 use super::verification::Verifications;
@@ -57,8 +61,8 @@ pub struct Memory {
 
 /// One resource's controller.
 pub struct Machine {
-    hands: Arc<Hands>,
-    state: State,
+    pub(super) hands: Arc<Hands>,
+    pub(super) state: State,
     signals: Signals,
     measure: Measure,
     slots: SlotGuard,
@@ -89,6 +93,9 @@ pub struct Machine {
     unwritten: Vec<Event>,
     /// The migration that ended last with its last step, until its end is in the history.
     ended: Option<(Run, StepView)>,
+    pub(super) retiring: Retiring,
+    pub(super) asides: mpsc::UnboundedSender<Aside>,
+    said_aside: mpsc::UnboundedReceiver<Aside>,
 }
 
 impl Machine {
@@ -110,12 +117,15 @@ impl Machine {
             commands: sender,
             view: view.clone(),
             forecast: forecast.clone(),
+            live: hands.resource.clone(),
             verifications: verifications.clone(),
         };
         let Memory { seed, learner, history, freezes } = memory;
         let proposals = Proposals::open(&hands.resource.name, hands.journal.clone());
         let worth = Worth::of_last_move(&hands.journal, &state);
-        let signals = Signals::new(seed, hands.resource.policy.step, learner);
+        let retiring = Self::retiring_from(&hands.journal, &hands.resource.name);
+        let (asides, said_aside) = mpsc::unbounded_channel();
+        let signals = Signals::new(seed, hands.policy().step, learner);
         let mut machine = Self {
             hands,
             state,
@@ -143,6 +153,9 @@ impl Machine {
             journal_fails: None,
             unwritten: Vec::new(),
             ended: None,
+            retiring,
+            asides,
+            said_aside,
         };
         machine.publish();
         (machine, handle)
@@ -150,7 +163,7 @@ impl Machine {
 
     /// Runs until cancelled.
     pub async fn run(mut self, stop: CancellationToken) {
-        let policy = self.hands.resource.policy.clone();
+        let policy = self.hands.policy();
         let mut steps = tokio::time::interval(policy.step);
         steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = tokio::time::interval(TICK);
@@ -161,7 +174,10 @@ impl Machine {
         let mut warming = Some(self.warm());
         self.read_moves();
         self.take(Event::Restarted);
-        if self.state.phase == Phase::Idle && policy.shadow_enabled {
+        if self.state.phase != Phase::Idle && self.state.run.is_none() && !policy.shadow_enabled {
+            // Switched off while this process was not there to see it.
+            self.take(Event::ShadowDisabled);
+        } else if self.state.phase == Phase::Idle && policy.shadow_enabled && !self.given_up() {
             self.take(Event::ShadowEnabled);
         }
         loop {
@@ -169,6 +185,7 @@ impl Machine {
                 biased;
                 () = stop.cancelled() => break,
                 Some(report) = self.reports.recv() => self.answer(report),
+                Some(aside) = self.said_aside.recv() => self.aside(aside),
                 Some(command) = self.commands.recv() => self.command(command),
                 warm = warmed(&mut warming) => self.adopt_warm(warm),
                 _ = ticks.tick() => self.tick(),
@@ -266,7 +283,7 @@ impl Machine {
     }
 
     /// One event through the machine. The new state is durable before any effect of it starts.
-    fn take(&mut self, event: Event) {
+    pub(super) fn take(&mut self, event: Event) {
         let name = event.name();
         // One moment for the state and its record: a phase ends when the next begins.
         let now = self.moment();
@@ -448,6 +465,7 @@ impl Machine {
             tracing::error!(error = chain(error), id, "the migration's end is not in the history");
         }
         if let Some((run, left)) = self.ended.take().filter(|(run, _)| run.id == id) {
+            self.retire(&run, outcome);
             let event = MigrationEvent::of(&self.state, &run, clock::now(), Some(left));
             self.hands.events.migration(&MigrationEvent { outcome: Some(outcome.name().into()), ..event });
         }
@@ -463,6 +481,10 @@ impl Machine {
                 let _ = reply.send(self.slots.reseed(&self.hands, &self.state, &by));
                 self.publish();
             }
+            Command::Reconfigure { settings, persist, reply } => {
+                let _ = reply.send(self.reconfigure(&settings, persist));
+            }
+            Command::Leave { reply } => self.leave(reply),
             Command::Approve { id, by, reply } => {
                 let _ = reply.send(self.approve(id.as_deref(), &by));
             }
@@ -515,7 +537,7 @@ impl Machine {
 
     fn request(&self, to: Zone, trigger: Trigger) -> (String, Event) {
         let id = crate::rng::id();
-        let limits = Limits::of(&self.hands.resource.policy);
+        let limits = Limits::of(&self.hands.policy());
         (id.clone(), Event::MigrateRequested { id, to, trigger, limits })
     }
 
@@ -536,7 +558,7 @@ impl Machine {
         let from = &self.state.primary;
         let workers = self.hands.workers(to, migration::cutover::Capacity::Full);
         let keep = self.hands.workers(from, migration::cutover::Capacity::Shadow);
-        let policy = &self.hands.resource.policy;
+        let policy = &self.hands.policy();
         let steps = vec![
             format!("scale {to} up to {workers} workers, ANALYZE its database"),
             format!("make the slot of the way back in {to}; check every guard"),
@@ -592,6 +614,7 @@ impl Machine {
         if let Some(event) = self.slots.step(&self.hands, &self.state, self.last_step) {
             self.take(event);
         }
+        self.retire_step();
         let Some((report, at)) = self.decision.clone() else { return };
         let gist = audited::gist(&report);
         if self.audited.as_ref() != Some(&gist) {
@@ -599,9 +622,9 @@ impl Machine {
             self.audited = Some(gist);
         }
         let zones = (&*self.state.primary.0, &*self.state.shadow.0);
-        self.history.record_step(recording::step(&self.hands.resource, &self.signals, &report, zones, now));
-        telemetry::decision(&self.state.resource, &report, &self.signals, &self.hands.resource.policy);
-        self.proposals.follow(&report, self.hands.resource.policy.proposal_expires, now);
+        self.history.record_step(recording::step(&self.hands.settings(), &self.signals, &report, zones, now));
+        telemetry::decision(&self.state.resource, &report, &self.signals, &self.hands.policy());
+        self.proposals.follow(&report, self.hands.policy().proposal_expires, now);
         if let Verdict::Move { to } = &report.verdict
             && self.slots.free().is_ok()
         {
@@ -617,15 +640,15 @@ impl Machine {
     }
 
     fn publish_forecast(&self) {
-        let view = ForecastView::of(&self.signals, &self.hands.resource.policy, clock::now());
+        let view = ForecastView::of(&self.signals, &self.hands.policy(), clock::now());
         self.forecast.store(Arc::new(view));
     }
 
     fn decide(&mut self) {
         let now = clock::now();
-        let policy = &self.hands.resource.policy;
+        let policy = &self.hands.policy();
         let age = self.last_step.elapsed();
-        let freezes = self.freezes.at(&self.state.resource, &self.hands.resource.freeze, now);
+        let freezes = self.freezes.at(&self.state.resource, &self.hands.settings().freeze, now);
         let world = self.signals.world(policy, &self.state, self.moves, freezes, age, now);
         self.expected = ledger::expected(&world);
         self.decision = Some((decide(policy, &world, now), now.0));
@@ -660,8 +683,33 @@ impl Machine {
         }
     }
 
-    fn publish(&mut self) {
-        let resource = &self.hands.resource;
+    /// Reads are mirrored while there is a shadow that follows, and to as many workers as it has.
+    fn aim_mirror(&self, rules: &MirrorRules) {
+        let Some(front) = &self.hands.front else { return };
+        let capacity = match self.state.phase {
+            Phase::Shadowing | Phase::Requested => Some(Capacity::Shadow),
+            Phase::Warm | Phase::Armed => Some(Capacity::Full),
+            _ => None,
+        };
+        let zone = &self.state.shadow;
+        let targets = capacity.map(|capacity| self.hands.upstreams(zone, capacity)).unwrap_or_default();
+        front.mirror.aim(&zone.0, rules, targets);
+    }
+
+    /// A task beside the machine's effects; one of the same name before it is done with.
+    pub(super) fn replace_task(&mut self, name: &str, task: JoinHandle<()>) {
+        if let Some(old) = self.running.insert(name.to_owned(), task) {
+            old.abort();
+        }
+    }
+
+    /// Why the journal was not written.
+    pub(super) fn journal_problem(&self) -> String {
+        self.journal_fails.clone().unwrap_or_else(|| "it was not written".to_owned())
+    }
+
+    pub(super) fn publish(&mut self) {
+        let resource = self.hands.settings();
         let stream = self.hands.streams.status(self.state.generation);
         let (mode, lanes) = self.hands.streams.mode(self.state.generation);
         let mut problems = self.measure.problems(&self.hands, &self.state);
@@ -688,6 +736,7 @@ impl Machine {
         );
         problems.extend(self.journal_fails.iter().map(|why| format!("the journal cannot be written: {why}")));
         problems.extend(self.history.problem());
+        problems.extend(self.retirement_problem());
         let view = ResourceView {
             name: resource.name.clone(),
             primary: self.state.primary.to_string(),
@@ -713,10 +762,12 @@ impl Machine {
                 None => ReplicationView { state: "stopped".into(), ..ReplicationView::default() },
             })
             .with_mode(ModeView::of(&mode, resource.policy.fallback_after), &lanes),
+            mirror: self.hands.front.as_ref().map(|front| front.mirror.view()).unwrap_or_default(),
             decision: self.decision.as_ref().map(|(report, at)| DecisionView::of(report, *at)),
             proposal: self.proposals.view(),
             problems,
         };
+        self.aim_mirror(&resource.policy.mirror);
         if let Some((.., status)) = &stream {
             telemetry::replication(&resource.name, status);
         }

@@ -149,7 +149,7 @@ impl SlotGuard {
     /// Looks at the primary's slots and does what has to be done. An event is for the machine: the run must be undone first.
     pub(super) fn step(&mut self, hands: &Arc<Hands>, state: &State, now: Instant) -> Option<Event> {
         self.settle(now);
-        let policy = &hands.resource.policy;
+        let policy = &hands.policy();
         let slots = self.watch.of(&state.primary.0)?;
         let standing = judge(&slots, &policy.slot, &state.primary.0);
         let told = self.alarm.is_some();

@@ -340,7 +340,7 @@ async fn provision(zone: &Zone, settings: &str, workers: u32) -> Result<(), Play
     let made = tokio::task::spawn_blocking(move || cluster.init(&settings)).await;
     made.map_err(|join| io("run initdb")(std::io::Error::other(join)))?
         .map_err(|source| PlaygroundError::Cluster { zone: zone.name.clone(), source })?;
-    let provisioned = zone.provisioning.provision("playground", workers).await;
+    let provisioned = zone.provisioning.provision(&"playground".into(), &workers.into()).await;
     provisioned.map_err(|source| PlaygroundError::Driver { zone: zone.name.clone(), source })?;
     let (administrator, connection) = zone.dsn(SUPERUSER).connect(tokio_postgres::NoTls).await?;
     let connection = tokio::spawn(connection);

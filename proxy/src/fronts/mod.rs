@@ -10,6 +10,7 @@ use std::time::Instant;
 pub mod gate;
 pub mod http;
 pub mod latencies;
+pub mod mirror;
 pub mod pools;
 pub mod routes;
 pub mod stopwatch;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::gate::Gate;
+use super::mirror::Mirror;
 use super::pools::{ActivePool, Pool};
 use crate::config::model::{HoldLimits, HttpFront};
 use crate::telemetry::names;
@@ -25,13 +26,17 @@ pub struct ResourceFront {
     pub gate: Arc<Gate>,
     /// Its active pool.
     pub pool: ActivePool,
+    /// What of its reads the shadow is asked as well.
+    pub mirror: Arc<Mirror>,
 }
 
 impl ResourceFront {
     /// An open front onto `pool`.
     pub fn new(name: impl Into<Arc<str>>, front: &HttpFront, hold: HoldLimits, pool: Pool) -> Arc<Self> {
+        let name = name.into();
         Arc::new(Self {
-            name: name.into(),
+            mirror: Mirror::new(Arc::clone(&name)),
+            name,
             listen: front.listen,
             hosts: front.hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
             gate: Gate::new(hold),

@@ -33,6 +33,12 @@ pub const VERIFICATION_DIFFERENCES: &str = "godwit_verification_differences";
 pub const VERIFIED_AT: &str = "godwit_verification_completed_timestamp_seconds";
 /// Histogram, seconds: probes. Labels: zone, probe, phase.
 pub const PROBE: &str = "godwit_probe_duration_seconds";
+/// Counter: reads that the shadow was asked as well. Labels: resource, outcome (`same`, `different` status, `failed`, `dropped`).
+pub const MIRRORED: &str = "godwit_mirrored_reads_total";
+/// Histogram, seconds: how long the shadow took for them. Labels: resource, zone.
+pub const MIRRORED_DURATION: &str = "godwit_mirrored_read_duration_seconds";
+/// Gauge: 1 if the configuration's files were readable when they were read last, at the start or by a reload.
+pub const CONFIG_RELOADED: &str = "godwit_config_last_reload_successful";
 /// Gauge, seconds: how old what a feed said last is. Label: feed.
 pub const FEED_AGE: &str = "godwit_feed_age_seconds";
 /// Counter: runs of a feed that failed, and posts that were refused. Labels: feed, reason.
@@ -148,6 +154,9 @@ pub fn describe() {
     describe_gauge!(VERIFICATION_DIFFERENCES, "What the last verification of the shadow found to differ");
     describe_gauge!(VERIFIED_AT, seconds, "When the shadow was last verified to its end, Unix time");
     describe_histogram!(PROBE, seconds, "Active probes");
+    describe_counter!(MIRRORED, "Reads that the shadow was asked as well, by outcome");
+    describe_histogram!(MIRRORED_DURATION, seconds, "How long the shadow took for mirrored reads");
+    describe_gauge!(CONFIG_RELOADED, "1 if the configuration was readable when it was read last");
     describe_gauge!(FEED_AGE, seconds, "How old what a feed said last is");
     describe_counter!(FEED_FAILURES, "Runs of a feed that failed, and posts that were refused, by reason");
     describe_gauge!(FORECAST, seconds, "Forecast of the request path's p95");

@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
 
@@ -13,6 +11,7 @@ use crate::config::{self, model::ClientRule};
 use crate::controller::events::Events;
 use crate::feeds::external::board::FeedBoard;
 use crate::history::{History, Retention};
+use crate::leading::running::Running;
 use crate::store::{Journal, NewToken, Tokens};
 use crate::{clock, pki};
 
@@ -63,8 +62,7 @@ impl Node {
         })?;
         let journal = Arc::new(Journal::open(directory.path())?);
         let state = AdminState {
-            config,
-            resources: Arc::new(BTreeMap::new()),
+            running: Running::new(config),
             history: History::start(directory.path(), Retention::default())?,
             freezes: Arc::new(crate::controller::freezes::Freezes::open(journal.clone())?),
             journal,
@@ -73,6 +71,8 @@ impl Node {
             events: Arc::new(Events::new(clock::now(), CancellationToken::new())),
             metrics: None,
             feeds: FeedBoard::default(),
+            changes: None,
+            answers: Arc::default(),
         };
         tokio::spawn(serve(listener, state, stop.clone()));
         Ok(Self { address, tokens, directory, stop })

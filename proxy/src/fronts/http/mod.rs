@@ -36,6 +36,7 @@ pub use server::{
 use super::latencies::Recorder;
 use super::now;
 use super::routes::{ResourceFront, Routes};
+use super::stopwatch::{Outcome, Segment};
 
 /// How long a connection to an endpoint may take.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -203,7 +204,15 @@ impl ProxyHttp for HttpFront {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
-        self.recorder.record(exchange.finish(session, error));
+        let front = exchange.front.as_ref().filter(|front| front.mirror.is_on()).cloned();
+        let sample = exchange.finish(session, error);
+        if let (Some(front), Some(segments), Outcome::Status(status)) =
+            (front, &sample.segments, sample.outcome)
+        {
+            let (request, took) = (session.req_header(), segments.get(Segment::Upstream));
+            front.mirror.offer(&request.method, &request.uri, &request.headers, status, took);
+        }
+        self.recorder.record(sample);
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
