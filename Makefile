@@ -8,7 +8,7 @@ TEST_ARGS ?=
 SEEDS ?= 100000
 KILLS ?= 20
 
-.PHONY: help setup demo test test-browser screenshots test-large test-kills simulate model check bench bench-decide bench-forecast bench-replication fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-kills test-idle simulate model check bench bench-decide bench-http bench-forecast bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,9 @@ test-large: setup ## what takes minutes and gigabytes: 2 GB in one transaction, 
 test-kills: setup ## kill -9 of nodes and databases under load, in the copy and while streaming: make test-kills KILLS=20
 	KILLS=$(KILLS) $(CARGO) test --package godwit-tests --test e2e kills:: -- --nocapture --test-threads=1
 
+test-idle: setup ## what ten thousand idle connections to the HTTP front cost
+	ulimit -n 21000 && $(CARGO) test --package godwit-tests --test e2e ten_thousand_idle_connections -- --ignored --nocapture
+
 simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture
 
@@ -56,6 +59,11 @@ bench-replication: setup ## the initial copy and catching up, against native log
 	$(CARGO) build --release --package godwit-bench
 	target/release/godwit-bench copy
 	target/release/godwit-bench catch-up
+
+bench-http: ## the HTTP front beside nginx, haproxy and bare pingora, one worker each (a quarter of an hour)
+	scripts/setup.sh bench-http
+	$(CARGO) build --release --package godwit-bench
+	target/release/godwit-bench http
 
 bench-decide: ## score and decision for 10,000 resources on one core
 	$(CARGO) run --release --quiet --package migration --example bench_decide

@@ -1,9 +1,10 @@
-//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `cutover`, what clients see of a move;
+//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `http`, the front beside nginx and haproxy; `cutover`, what clients see of a move;
 //! `modes`, what waiting for the shadow costs; `catch-up`, a backlog against native logical replication; `copy`, the initial copy
 //! against native's and pgcopydb's.
 
 mod cutover;
 mod front;
+mod http;
 mod modes;
 mod replication;
 
@@ -22,6 +23,8 @@ struct Arguments {
 enum Command {
     /// CPU per request: Godwit's front against a bare pingora proxy, alternating in one run.
     Front(front::Plan),
+    /// The front beside nginx, haproxy and a bare pingora proxy: requests a second, latency, CPU, memory.
+    Http(http::Plan),
     /// What clients see of twenty cutovers over a WAN.
     Cutover(cutover::Options),
     /// Commits that wait for the shadow, against native replication; critical commits during a bulk burst.
@@ -30,7 +33,7 @@ enum Command {
     CatchUp(replication::catch_up::Plan),
     /// The initial copy: Godwit against native logical replication and pgcopydb, alternating in one run.
     Copy(replication::copy::Plan),
-    /// All of them but `catch-up` and `copy`.
+    /// All of them but `http`, `catch-up` and `copy`.
     All,
     /// One of the two proxies; started by `front`.
     #[command(hide = true)]
@@ -42,11 +45,29 @@ enum Command {
         /// Where it sends requests.
         upstream: SocketAddr,
     },
+    /// One of the two proxies; started by `http`.
+    #[command(hide = true)]
+    HttpProxy {
+        /// `godwit` or `pingora`.
+        name: String,
+        /// Where it listens in the clear.
+        clear: SocketAddr,
+        /// Where it listens with TLS.
+        secure: SocketAddr,
+        /// Where it sends requests.
+        upstream: SocketAddr,
+        /// Where the certificates are.
+        folder: std::path::PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Front(plan) => front::run(&plan),
+        Command::Http(plan) => http::run(&plan),
+        Command::HttpProxy { name, clear, secure, upstream, folder } => {
+            front::http_proxy(name == "godwit", clear, secure, upstream, &folder)
+        }
         Command::Cutover(options) => cutover::run(&options),
         Command::CatchUp(plan) => replication::catch_up::run(&plan),
         Command::Copy(plan) => replication::copy::run(&plan),

@@ -3,7 +3,7 @@
 //! Two runtimes. pingora has its own threads for the fronts, which only share snapshots, gates and recorders with the
 //! rest. Everything else (controllers, streams, probes, admin, link) runs on one tokio runtime of this module.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,9 +35,10 @@ use crate::feeds::external::board::FeedBoard;
 use crate::feeds::external::runner;
 use crate::feeds::learning::Learner;
 use crate::feeds::prober::{Pace, PlacementKey, ProbeBoard, Prober, Target};
+use crate::fronts::health;
 use crate::fronts::http::{ServerSettings, check_listeners, server, service};
 use crate::fronts::latencies::Recorder;
-use crate::fronts::pools::Pool;
+use crate::fronts::pools::{Pool, Reach};
 use crate::fronts::routes::{ResourceFront, Routes, report};
 use crate::history::{self, History};
 use crate::links::Links;
@@ -136,6 +137,9 @@ pub fn run(config: Config) -> Result<()> {
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             report(&routes, &recorder, REPORT).await;
         }));
+        for front in &fronts {
+            tasks.spawn(stop.clone().run_until_cancelled_owned(health::keep(front.clone())));
+        }
         // Samples wait in memory until they are sorted into buckets: not only when somebody scrapes.
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
@@ -241,16 +245,25 @@ fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Led> 
             resolve(&placement.http).with_context(|| format!("resource {name}, zone {zone}"))?,
         );
     }
+    let mut reaches = HashMap::new();
+    for (zone, placement) in &resource.placements {
+        let addresses = endpoints.get(zone).map_or(&[][..], Vec::as_slice);
+        let reach = Reach::new(&placement.upstream, &placement.http, addresses)
+            .with_context(|| format!("resource {name}, zone {zone}"))?;
+        reaches.insert(zone.as_str().into(), Arc::new(reach));
+    }
     let front = resource.http.as_ref().map(|http| {
         let upstreams = endpoints.get(&*state.primary.0).map_or(&[][..], Vec::as_slice);
         let pool = Pool::new(state.generation.0, &*state.primary.0, upstreams);
-        let front = ResourceFront::new(name.as_str(), http, config.node.hold, pool);
+        let front = ResourceFront::reaching(name.as_str(), http, config.node.hold, pool, reaches)
+            .with_context(|| format!("resource {name}: the access log cannot be opened"))?;
         if state.starts_closed() {
             tracing::warn!(resource = %name, phase = state.phase.name(), "starting with the gate closed: a cutover was under way");
             front.gate.close();
         }
-        front
+        anyhow::Ok(front)
     });
+    let front = front.transpose()?;
     Ok(Led { resource: Arc::new(resource.clone()), state, front, endpoints })
 }
 

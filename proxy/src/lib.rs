@@ -19,3 +19,4 @@ pub mod pki;
 pub mod rng;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

@@ -15,6 +15,7 @@ mod egress;
 mod error;
 mod feeds;
 pub mod freeze;
+mod http;
 mod listeners;
 mod load;
 pub mod model;
