@@ -156,7 +156,7 @@ fn nginx_proxy(folder: &Path, clear: SocketAddr, secure: SocketAddr, upstream: S
     let (cert, key) = (folder.join("bench.example.pem"), folder.join("bench.example.key"));
     format!(
         "upstream u {{ server {upstream}; keepalive 512; keepalive_requests 1000000000; }}\n\
-         server {{ listen {clear}; listen {secure} ssl http2; http2_max_requests 1000000000;\n\
+         server {{ listen {clear}; listen {secure} ssl http2;\n\
          ssl_certificate {}; ssl_certificate_key {};\n\
          location / {{ proxy_pass http://u; proxy_http_version 1.1; proxy_set_header Connection ''; proxy_set_header Host $host;\n\
          proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }} }}",

@@ -63,13 +63,9 @@ const TABLE: &[(&str, &str, May)] = &[
     (
         "same length twice",
         "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\nbody",
-        SeeOrNot(&["POST /a"]),
+        SeeNothing,
     ),
-    (
-        "same length in a list",
-        "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 4, 4\r\n\r\nbody",
-        SeeOrNot(&["POST /a"]),
-    ),
+    ("same length in a list", "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 4, 4\r\n\r\nbody", SeeNothing),
     ("absolute target", "GET http://a/a HTTP/1.1\r\nHost: a\r\n\r\n", SeeOrNot(&["GET http://a/a"])),
     ("leading empty line", "\r\nGET /a HTTP/1.1\r\nHost: a\r\n\r\n", SeeOrNot(&["GET /a"])),
     (
@@ -271,7 +267,7 @@ const TABLE: &[(&str, &str, May)] = &[
     (
         "empty chunk size",
         "POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\r\n0\r\n\r\n",
-        SeeNothing,
+        SeeOrNot(&["POST /a"]),
     ),
     (
         "a request after the last chunk",

@@ -192,6 +192,7 @@ async fn streams_finish_on_the_old_side_until_the_deadline() {
     until("the old side is left", async || old.open.load(SeqCst) == 0).await;
 
     let deadline = StreamRules { deadline: Duration::from_millis(1), ..rules(AtCutover::Finish) };
+    let old = Streamer::start().await;
     let front = self::front(old.address, deadline).await;
     let socket = Listener::start(&front, "/ws").await;
     swap(&front, 1, new.address).await;

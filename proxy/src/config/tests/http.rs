@@ -36,7 +36,10 @@ fn everything_is_read() {
     assert!(!tls.http2 && !tls.clients.expect("clients").required);
     let settings = front.settings;
     assert_eq!((front.listener.proxy_protocol.len(), settings.trusted.len()), (1, 1));
-    assert_eq!(settings.limits, Limits { headers: 7, header_bytes: 2048, uri_bytes: 512, body_bytes: Some(1 << 20) });
+    assert_eq!(
+        settings.limits,
+        Limits { headers: 7, header_bytes: 2048, uri_bytes: 512, body_bytes: Some(1 << 20) }
+    );
     let seconds = Duration::from_secs;
     let timeouts = Timeouts { connect: seconds(1), answer: seconds(2), keep: seconds(3), client: seconds(4) };
     assert_eq!(settings.timeouts, timeouts);
@@ -79,7 +82,10 @@ fn mistakes_are_named() {
     let endpoints = "http: [\"127.0.0.1:8001\"]";
     let ways = [
         (endpoints, "http: [{ at: \"127.0.0.1:8001\", weight: 0 }]"),
-        (endpoints, "http: [\"127.0.0.1:8001\"]\n        upstream: { protocol: http3, limit: 0, tls: { ca: system } }"),
+        (
+            endpoints,
+            "http: [\"127.0.0.1:8001\"]\n        upstream: { protocol: http3, limit: 0, tls: { ca: system } }",
+        ),
     ];
     insta::assert_snapshot!(format!("{}\n{}", cases(&wrong), cases(&ways)));
 }
@@ -88,5 +94,5 @@ fn mistakes_are_named() {
 fn fronts_on_one_listener_agree() {
     let two = "policy: careful\n  stock:\n    fronts: { http: { listen: 127.0.0.1:8080, hosts: [stock.example], h2c: true } }\n    \
         placements: { west: { http: [\"127.0.0.1:8003\"] }, east: { http: [\"127.0.0.1:8004\"] } }\n    primary: west\n";
-    insta::assert_snapshot!(with(&[("policy: careful\n", two)]), @"");
+    insta::assert_snapshot!(with(&[("policy: careful\n", two)]), @"godwit.yaml:20:31  resources.stock.fronts.http.listen  127.0.0.1:8080 is shared with the front of orders (line 9), which has another tls, h2c or proxy_protocol  the same in both, certificates apart");
 }

@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use http::Version;
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::Session;
 
 use super::error::Fault;
@@ -12,9 +13,21 @@ use super::{entrance, forwarded, inet, limits};
 
 /// Whether a request may pass, and what is said to the proxy library of its connection.
 pub(super) fn examine(session: &mut Session, settings: &Settings) -> Result<(), Fault> {
-    let http1 = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
+    let http1 = session.as_http1().map(HttpSession::get_headers_raw_bytes);
     let request = session.req_header();
     limits::check(request, http1.as_ref().map(Bytes::len), &settings.limits)?;
+    // Two that say the same may pass by the RFC, but not on to a reader who takes the first or the last.
+    let mut lengths = request.headers.get_all(CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next()
+        && (lengths.next().is_some()
+            || length.is_empty()
+            || !length.as_bytes().iter().all(u8::is_ascii_digit))
+    {
+        return Err(Fault::BadRequest);
+    }
+    if http1.is_none() && request.headers.contains_key(TRANSFER_ENCODING) {
+        return Err(Fault::BadRequest);
+    }
     if let Some(raw) = &http1 {
         // The library obeys the first and drops the second, as RFC 9112 allows; nobody means well by sending both.
         if request.headers.contains_key(TRANSFER_ENCODING) && names_length(raw) {

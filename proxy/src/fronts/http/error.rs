@@ -274,7 +274,13 @@ mod tests {
         unreachable    502 - the service could not be reached
         timed_out      504 - the service did not answer in time
         bad_answer     502 - the service gave no valid answer; the request may have been processed
+        full           503 1 the service has as many requests as it may; try again
+        not_sent       503 1 the connection to the service ended before it took the request, which was not processed; try again
         bad_request    400 - the request is not valid HTTP
+        uri_too_long   414 - the target of the request is longer than it may be
+        header_too_large 431 - the header of the request is larger than it may be
+        body_too_large 413 - the body of the request is larger than it may be
+        moved          -
         client_left    -
         internal       500 - the proxy failed
         ");

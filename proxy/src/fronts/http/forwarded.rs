@@ -66,7 +66,7 @@ impl Seen {
                 "x-forwarded-proto" => seen.proto = true,
                 "forwarded" => (seen.forwarded, seen.of_proxies) = (true, true),
                 other => {
-                    seen.of_proxies |= other.starts_with("x-") && OF_PROXIES.iter().any(|name| name == other)
+                    seen.of_proxies |= other.starts_with("x-") && OF_PROXIES.iter().any(|name| name == other);
                 }
             }
         }
@@ -96,7 +96,8 @@ pub(super) fn add(request: &mut RequestHeader, caller: &Caller<'_>) -> Result<By
             request.insert_header("Forwarded", value(&chain)?)?;
         }
     }
-    if caller.secure && !(seen.proto && caller.trusted) || seen.proto && !caller.trusted {
+    let believed = seen.proto && caller.trusted;
+    if !believed && (caller.secure || seen.proto) {
         request.insert_header("X-Forwarded-Proto", HeaderValue::from_static(proto))?;
     }
     if !caller.certificate.is_empty() {

@@ -31,30 +31,34 @@ pub(super) fn parse(bytes: &[u8]) -> Header {
         return Header::Wrong;
     }
     match bytes.windows(2).take(LONGEST_LINE).position(|end| end == b"\r\n") {
-        Some(end) => match std::str::from_utf8(&bytes[..end]).ok().and_then(line) {
-            Some(client) => Header::Whole(end + 2, client),
-            None => Header::Wrong,
+        Some(end) => match std::str::from_utf8(&bytes[..end]).map(line) {
+            Ok(Ok(client)) => Header::Whole(end + 2, client),
+            Ok(Err(Broken)) | Err(_) => Header::Wrong,
         },
         None if bytes.len() < LONGEST_LINE => Header::Partial,
         None => Header::Wrong,
     }
 }
 
-/// `PROXY TCP4 192.0.2.1 198.51.100.1 1234 443`; the outer none is a broken one.
-fn line(line: &str) -> Option<Option<SocketAddr>> {
-    let mut words = line.split(' ').skip(1);
-    let family = words.next()?;
-    if family == "UNKNOWN" {
-        return Some(None);
+/// A line that is no header.
+struct Broken;
+
+/// `PROXY TCP4 192.0.2.1 198.51.100.1 1234 443`.
+fn line(line: &str) -> Result<Option<SocketAddr>, Broken> {
+    let words: Vec<_> = line.split(' ').skip(1).collect();
+    if words.first() == Some(&"UNKNOWN") {
+        return Ok(None);
     }
-    let (from, to): (IpAddr, IpAddr) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    let (from_port, _to_port): (u16, u16) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    let fits = match family {
-        "TCP4" => from.is_ipv4() && to.is_ipv4(),
-        "TCP6" => from.is_ipv6() && to.is_ipv6(),
-        _ => false,
-    };
-    (fits && words.next().is_none()).then_some(Some(SocketAddr::new(from, from_port)))
+    let [family, from, to, from_port, to_port] = words[..] else { return Err(Broken) };
+    let address = |text: &str| text.parse::<IpAddr>().map_err(|_| Broken);
+    let port = |text: &str| text.parse::<u16>().map_err(|_| Broken);
+    let (from, to, from_port, _) = (address(from)?, address(to)?, port(from_port)?, port(to_port)?);
+    match family {
+        "TCP4" if from.is_ipv4() && to.is_ipv4() => {}
+        "TCP6" if from.is_ipv6() && to.is_ipv6() => {}
+        _ => return Err(Broken),
+    }
+    Ok(Some(SocketAddr::new(from, from_port)))
 }
 
 fn block(bytes: &[u8]) -> Header {
@@ -62,15 +66,17 @@ fn block(bytes: &[u8]) -> Header {
         return Header::Partial;
     };
     let length = 16 + usize::from(u16::from_be_bytes([*high, *low]));
-    if version >> 4 != 2 || version & 0xf > 1 || length > LONGEST_BLOCK {
+    let command = version & 0xf;
+    if version >> 4 != 2 || command > 1 || length > LONGEST_BLOCK {
         return Header::Wrong;
     }
     let Some(block) = bytes.get(16..length) else { return Header::Partial };
     // The balancer's own connection, such as a health check.
-    if version & 0xf == 0 {
+    if command == 0 {
         return Header::Whole(length, None);
     }
-    let port = |at: usize| block.get(at..at + 2).map(|two| u16::from_be_bytes([two[0], two[1]]));
+    // The client's port is followed by the balancer's.
+    let port = |at: usize| block.get(at..at + 4).map(|four| u16::from_be_bytes([four[0], four[1]]));
     let client = match family >> 4 {
         1 => block.first_chunk::<4>().zip(port(8)).map(|(ip, port)| (IpAddr::V4(Ipv4Addr::from(*ip)), port)),
         2 => {

@@ -183,7 +183,8 @@ impl Endpoint {
     pub(super) fn observe(&self, took: Duration, now: Instant) {
         let (at, took) = (self.nanos_since(now), nanos(took));
         let before = self.latency.load(Relaxed);
-        let next = if took >= before {
+        let first = self.observed.load(Relaxed) == 0;
+        let next = if first || took >= before {
             took
         } else {
             let silent = at.saturating_sub(self.observed.load(Relaxed));
