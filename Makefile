@@ -37,7 +37,7 @@ test-kills: setup ## kill -9 of nodes and databases under load, in the copy and 
 	KILLS=$(KILLS) $(CARGO) test --package godwit-tests --test e2e kills:: -- --nocapture --test-threads=1
 
 test-idle: setup ## what ten thousand idle connections to the HTTP front cost
-	ulimit -n 21000 && $(CARGO) test --package godwit-tests --test e2e ten_thousand_idle_connections -- --ignored --nocapture
+	ulimit -n 12000 && $(CARGO) test --package godwit-tests --test e2e ten_thousand_idle_connections -- --ignored --nocapture
 
 simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture
