@@ -12,7 +12,7 @@ N ?= 200
 SEED ?= 1
 RATE ?= 100
 
-.PHONY: help setup demo test test-browser screenshots test-large test-kills test-faults soak simulate sim fuzz model check bench bench-decide bench-forecast bench-replication fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-kills test-faults test-idle soak simulate sim fuzz model check bench bench-decide bench-http bench-forecast bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ sim: SEEDS = 5000
 sim: ## cutovers by seed among disks, links and databases that fail: make sim SEEDS=5000
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package godwit-sim --test seeds -- --nocapture
 
+test-idle: setup ## what ten thousand idle connections to the HTTP front cost
+	ulimit -n 12000 && $(CARGO) test --package godwit-tests --test e2e ten_thousand_idle_connections -- --ignored --nocapture
+
 simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture
 
@@ -75,6 +78,11 @@ bench-replication: setup ## the initial copy, catching up, lag: against native l
 	target/release/godwit-bench catch-up
 	target/release/godwit-bench wan
 	target/release/godwit-bench lag
+
+bench-http: ## the HTTP front beside nginx, haproxy and bare pingora, one worker each (a quarter of an hour)
+	scripts/setup.sh bench-http
+	$(CARGO) build --release --package godwit-bench
+	target/release/godwit-bench http
 
 bench-decide: ## score and decision for 10,000 resources on one core
 	$(CARGO) run --release --quiet --package migration --example bench_decide

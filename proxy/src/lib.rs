@@ -20,3 +20,4 @@ pub mod pki;
 pub mod rng;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

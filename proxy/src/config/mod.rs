@@ -16,6 +16,7 @@ pub mod entries;
 mod error;
 mod feeds;
 pub mod freeze;
+mod http;
 mod listeners;
 mod load;
 pub mod model;

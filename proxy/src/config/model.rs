@@ -14,6 +14,7 @@ use replicator::spill::Spill;
 use crate::admin::access::{Role, Scope};
 use crate::feeds::external::egress::Egress;
 use crate::feeds::external::{Feed, Secret};
+use crate::fronts::http::settings::{ListenerSettings, Settings, Upstream};
 use crate::history::Retention;
 
 /// Everything a node was told.
@@ -198,6 +199,18 @@ pub struct HttpFront {
     pub listen: SocketAddr,
     /// Host names served; empty: every host on this listener.
     pub hosts: Vec<String>,
+    /// What it has in common with other fronts there.
+    pub listener: ListenerSettings,
+    /// Everything else.
+    pub settings: Settings,
+}
+
+impl HttpFront {
+    /// In the clear, with every default.
+    pub fn plain(listen: SocketAddr, hosts: &[&str]) -> Self {
+        let hosts = hosts.iter().map(ToString::to_string).collect();
+        Self { listen, hosts, listener: ListenerSettings::default(), settings: Settings::default() }
+    }
 }
 
 /// The resource in one zone.
@@ -208,6 +221,8 @@ pub struct Placement {
     /// HTTP endpoints as this node reaches them, `host:port`; with a driver, worker i answers at endpoint i. Empty: the
     /// driver has not said yet where they are.
     pub http: Vec<String>,
+    /// How they are spoken to.
+    pub upstream: Upstream,
     /// Path of the HTTP probe.
     pub probe: String,
     /// Its database.

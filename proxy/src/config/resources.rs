@@ -7,11 +7,13 @@ use migration::policy::{Policy, PolicyParts};
 
 use super::database;
 use super::error::{counted, suggest};
+use super::http;
 use super::listeners::Listeners;
 use super::load::Surroundings;
 use super::model::{Driver, Flexible, HttpFront, Placement, Provided, Resource};
 use super::policy::ReadPolicy;
 use super::walk::{Item, Section};
+use crate::fronts::http::settings::Upstream;
 
 /// What a resource may refer to. `None`: that part was unreadable, so that references to it are not judged.
 pub(super) struct Known<'k> {
@@ -45,7 +47,7 @@ pub(super) fn read<'a>(
     let flexible = location(location_item.as_ref(), &mut section, known);
     let fronts = section.optional("fronts");
     let has_front = fronts.is_some();
-    let http = fronts.map(|item| front(name, &item, listeners));
+    let http = fronts.map(|item| front(name, &item, around, listeners));
     let placements = section.required("placements", "placements: {ZONE: {…}, ZONE: {…}}");
     let placement_items = placements.as_ref().and_then(|item| item.named("placements"));
     let mut read_placements = BTreeMap::new();
@@ -176,7 +178,12 @@ fn complete(primary: &str, items: &[(&str, Item<'_>)], placements: &mut BTreeMap
     }
 }
 
-fn front<'a>(resource: &str, item: &Item<'a>, listeners: &mut Listeners<'a>) -> Option<HttpFront> {
+fn front<'a>(
+    resource: &str,
+    item: &Item<'a>,
+    around: &Surroundings<'_>,
+    listeners: &mut Listeners<'a>,
+) -> Option<HttpFront> {
     let mut section = item.section()?;
     let http = section.optional("http");
     let (has_http, has_postgres) = (section.has("http"), section.has("postgres"));
@@ -189,23 +196,7 @@ fn front<'a>(resource: &str, item: &Item<'a>, listeners: &mut Listeners<'a>) -> 
     if !has_http && !has_postgres {
         item.wrong("names no front", "http: {listen: ADDRESS, hosts: [NAME]}");
     }
-    let mut section = http?.section()?;
-    let listen = section.required("listen", "listen: 0.0.0.0:8080");
-    let hosts = section.optional("hosts");
-    section.unsupported("tls", "TLS on a front is not in this version", "end TLS in front of Godwit");
-    section.finish();
-    let address = listen.as_ref().and_then(Item::address);
-    let named = match &hosts {
-        Some(item) => item.list("host names").map(|list| {
-            let named: Vec<_> =
-                list.into_iter().filter_map(|item| item.host().map(|host| (host, item))).collect();
-            named
-        }),
-        None => Some(Vec::new()),
-    }?;
-    let (listen, address) = (listen?, address?);
-    listeners.add_front(&listen, address, resource, &named);
-    Some(HttpFront { listen: address, hosts: named.into_iter().map(|(host, _)| host).collect() })
+    http::front(resource, &http?, around, listeners)
 }
 
 fn placement<'a>(
@@ -233,8 +224,13 @@ fn placement<'a>(
         section.optional("http")
     };
     let endpoints = match &http {
-        Some(item) => endpoints(item, has_front),
-        None => (!has_front || provides).then(Vec::new),
+        Some(item) => http::endpoints(item, has_front),
+        None => (!has_front || provides).then(Default::default),
+    };
+    let (endpoints, weights) = endpoints.unzip();
+    let upstream = match section.optional("upstream") {
+        Some(item) => http::upstream(&item, around),
+        None => Some(Upstream::default()),
     };
     let probe = match section.optional("probe") {
         Some(item) => item.url_path(),
@@ -276,6 +272,7 @@ fn placement<'a>(
     Some(Placement {
         zone: zone.to_owned(),
         http: endpoints?,
+        upstream: Upstream { weights: weights.unwrap_or_default(), ..upstream? },
         probe: probe?,
         postgres: postgres.map_or(Some(None), |postgres| postgres.map(Some))?,
         capacity: capacity?,
@@ -298,23 +295,6 @@ fn driver<'a>(item: &Item<'a>, known: &Known<'_>, used: &mut BTreeMap<&'a str, u
         item.wrong(what, "a driver of its own for each placement");
     }
     Some(name)
-}
-
-fn endpoints(item: &Item<'_>, needed: bool) -> Option<Vec<String>> {
-    let list = item.list("endpoints, such as [\"10.0.1.10:8000\"]")?;
-    if list.is_empty() && needed {
-        item.wrong("has no endpoint", "at least one, such as [\"10.0.1.10:8000\"]");
-        return None;
-    }
-    let mut endpoints: Vec<String> = Vec::with_capacity(list.len());
-    for item in &list {
-        let Some(endpoint) = item.endpoint() else { continue };
-        if endpoints.contains(&endpoint) {
-            item.wrong(format!("`{endpoint}` is listed twice"), "each endpoint once");
-        }
-        endpoints.push(endpoint);
-    }
-    (endpoints.len() == list.len()).then_some(endpoints)
 }
 
 /// A front moves between two placements; a node that only serves the link needs the one of its own zone.

@@ -1,5 +1,7 @@
 //! What the loader says about whole files.
 
+mod http;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -365,7 +367,7 @@ score: { confidence: 1.5, horizon: 5s }
 limits: { on_drain_timeout: kill }
 shadow: { capacity: 0% }
 ";
-    let main = BASE.replace("hosts: [orders.example] }", "tls: {} }, postgres: { listen: 0.0.0.0:6432 }");
+    let main = BASE.replace("hosts: [orders.example] }", "}, postgres: { listen: 0.0.0.0:6432 }");
     insta::assert_snapshot!(load_all(&main, &[("careful.yaml", policy)]).expect_err("refused"));
     let harmless =
         "limits: { freeze: [] }\nshadow: { zones: { allow: [], deny: [] } }\nreplication: { critical: [] }\n";

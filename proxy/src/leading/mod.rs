@@ -9,7 +9,7 @@ mod placing;
 mod probing;
 pub mod running;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,8 +42,9 @@ use crate::drivers::webhook::Webhook;
 use crate::drivers::{self, Operation, Provisioning, Wanted, contract};
 use crate::feeds::external::board::FeedBoard;
 use crate::feeds::learning::Learner;
+use crate::fronts::health;
 use crate::fronts::latencies::Recorder;
-use crate::fronts::pools::Pool;
+use crate::fronts::pools::{Pool, Reach};
 use crate::fronts::routes::ResourceFront;
 use crate::history::History;
 use crate::links::Links;
@@ -140,21 +141,26 @@ fn build(config: &Config, resource: &Resource, state: State) -> Result<Led> {
         }
     }
     let settings = live.load();
-    let mut endpoints = BTreeMap::new();
+    let (mut endpoints, mut reaches) = (BTreeMap::new(), HashMap::new());
     for (zone, placement) in &settings.placements {
-        let resolved = resolve(&placement.http).with_context(|| format!("resource {name}, zone {zone}"))?;
+        let context = || format!("resource {name}, zone {zone}");
+        let resolved = resolve(&placement.http).with_context(context)?;
+        let reach = Reach::new(&placement.upstream, &placement.http, &resolved).with_context(context)?;
+        reaches.insert(zone.as_str().into(), Arc::new(reach));
         endpoints.insert(zone.clone(), resolved);
     }
     let front = settings.http.as_ref().map(|http| {
         let upstreams = endpoints.get(&*state.primary.0).map_or(&[][..], Vec::as_slice);
         let pool = Pool::new(state.generation.0, &*state.primary.0, upstreams);
-        let front = ResourceFront::new(name.as_str(), http, config.node.hold, pool);
+        let front = ResourceFront::reaching(name.as_str(), http, config.node.hold, pool, reaches)
+            .with_context(|| format!("resource {name}: the access log cannot be opened"))?;
         if state.starts_closed() {
             tracing::warn!(resource = %name, phase = state.phase.name(), "starting with the gate closed: a cutover was under way");
             front.gate.close();
         }
-        front
+        anyhow::Ok(front)
     });
+    let front = front.transpose()?;
     Ok(Led { live, state, front, endpoints, drivers })
 }
 
@@ -254,6 +260,7 @@ impl Leading {
         ));
         if let Some(front) = &hands.front {
             own.spawn(front.mirror.clone().serve(stop.clone()));
+            own.spawn(stop.clone().run_until_cancelled_owned(health::keep(front.clone())));
         }
         adopt_primary(&hands, &state.primary, &own);
         let (machine, handle) = Machine::new(

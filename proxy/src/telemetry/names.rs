@@ -1,11 +1,21 @@
 //! Every metric and every label, in one place.
 
-/// Histogram, seconds: a segment of a request. Labels: resource, zone, segment.
+/// Histogram, seconds: a segment of a request. Labels: resource, zone, route, code, segment.
 pub const REQUEST_DURATION: &str = "godwit_request_duration_seconds";
-/// Counter: requests. Labels: resource, zone, code (class of the status, `cancelled` or `aborted`).
+/// Counter: requests. Labels: resource, zone, route, code (class of the status, `cancelled` or `aborted`).
 pub const REQUESTS: &str = "godwit_requests_total";
 /// Counter: requests of which no sample could be kept.
 pub const REQUEST_SAMPLES_LOST: &str = "godwit_request_samples_lost_total";
+/// Gauge: long streams that are open (WebSocket, server-sent events, gRPC). Label: resource.
+pub const STREAMS: &str = "godwit_streams";
+/// Counter: requests that were sent again. Label: resource.
+pub const RETRIES: &str = "godwit_request_retries_total";
+/// Counter: requests that would have been sent again, had the budget allowed it. Label: resource.
+pub const RETRIES_REFUSED: &str = "godwit_request_retries_refused_total";
+/// Counter: health checks that failed. Labels: resource, zone.
+pub const HEALTH_FAILURES: &str = "godwit_health_check_failures_total";
+/// Counter: lines of the access log that were lost.
+pub const ACCESS_LINES_LOST: &str = "godwit_access_log_lines_lost_total";
 /// Gauge: requests that the gate holds now. Label: resource.
 pub const HELD_REQUESTS: &str = "godwit_held_requests";
 /// Histogram, seconds: how long a held request was held. Label: resource.
@@ -95,6 +105,8 @@ pub const KIND: &str = "kind";
 pub const RESOURCE: &str = "resource";
 /// Label: a configured zone, or `none`.
 pub const ZONE: &str = "zone";
+/// Label: a configured route, or `other`.
+pub const ROUTE: &str = "route";
 /// Label: a segment of a request.
 pub const SEGMENT: &str = "segment";
 /// Label: how a request ended.
@@ -137,6 +149,11 @@ pub fn describe() {
     describe_gauge!(AUDIT_FAILING, "1 while the audit cannot be written and changes are refused");
     describe_gauge!(AUDIT_CHECKPOINT, "Number of the record of the audit's last checkpoint");
     describe_gauge!(AUDIT_CHECKPOINT_HASH, "First 48 bits of the hash of that record");
+    describe_gauge!(STREAMS, "Long streams that are open");
+    describe_counter!(RETRIES, "Requests that were sent again");
+    describe_counter!(RETRIES_REFUSED, "Requests that were not sent again because the budget was spent");
+    describe_counter!(HEALTH_FAILURES, "Health checks that failed");
+    describe_counter!(ACCESS_LINES_LOST, "Lines of the access log that were lost");
     describe_gauge!(HELD_REQUESTS, "Requests that the gate holds now");
     describe_histogram!(HOLD_DURATION, seconds, "How long a held request was held");
     describe_histogram!(GATE_CLOSED, seconds, "How long a gate was closed");

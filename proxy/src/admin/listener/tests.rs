@@ -1,3 +1,7 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use rustls::RootCertStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
 
@@ -91,13 +95,13 @@ impl Node {
     /// What it answers to `GET /api/v1/whoami` of a client with a certificate of this authority.
     async fn who(&self, authority: &str) -> Result<String> {
         let mut roots = RootCertStore::empty();
-        for certificate in certificates(&self.path("a/ca.pem"))? {
+        for certificate in tls::certificates(&self.path("a/ca.pem"), WHAT)? {
             roots.add(certificate)?;
         }
         let own = self.path(authority);
         let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(
-            certificates(&own.join("prometheus.pem"))?,
-            PrivateKeyDer::from_pem_file(own.join("prometheus.key"))?,
+            tls::certificates(&own.join("prometheus.pem"), WHAT)?,
+            tls::key(&own.join("prometheus.key"), WHAT)?,
         )?;
         let stream = TcpStream::connect(self.address).await?;
         let mut stream =
