@@ -8,8 +8,11 @@ TEST_ARGS ?=
 SEEDS ?= 100000
 KILLS ?= 20
 SECONDS ?= 600
+N ?= 200
+SEED ?= 1
+RATE ?= 100
 
-.PHONY: help setup demo test test-browser screenshots test-large test-kills simulate fuzz model check bench bench-decide bench-forecast bench-replication fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-kills test-faults test-idle soak simulate sim fuzz model check bench bench-decide bench-http bench-forecast bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +40,19 @@ test-large: setup ## what takes minutes and gigabytes: 2 GB in one transaction, 
 test-kills: setup ## kill -9 of nodes and databases under load, in the copy and while streaming: make test-kills KILLS=20
 	KILLS=$(KILLS) $(CARGO) test --package godwit-tests --test e2e kills:: -- --nocapture --test-threads=1
 
+test-faults: setup ## every fault at every step of a migration (docs/failures.md), a quarter of an hour
+	FAULTS=all $(CARGO) test --package godwit-tests --test e2e faults:: -- --nocapture --test-threads=2
+
+soak: setup ## cutovers there and back under load, faults in a share of them: make soak N=200 SEED=1 RATE=100
+	SOAK=$(N) SEED=$(SEED) RATE=$(RATE) $(CARGO) test --release --package godwit-tests --test e2e faults::soak -- --nocapture
+
+sim: SEEDS = 5000
+sim: ## cutovers by seed among disks, links and databases that fail: make sim SEEDS=5000
+	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package godwit-sim --test seeds -- --nocapture
+
+test-idle: setup ## what ten thousand idle connections to the HTTP front cost
+	ulimit -n 12000 && $(CARGO) test --package godwit-tests --test e2e ten_thousand_idle_connections -- --ignored --nocapture
+
 simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture
 
@@ -62,6 +78,11 @@ bench-replication: setup ## the initial copy, catching up, lag: against native l
 	target/release/godwit-bench catch-up
 	target/release/godwit-bench wan
 	target/release/godwit-bench lag
+
+bench-http: ## the HTTP front beside nginx, haproxy and bare pingora, one worker each (a quarter of an hour)
+	scripts/setup.sh bench-http
+	$(CARGO) build --release --package godwit-bench
+	target/release/godwit-bench http
 
 bench-decide: ## score and decision for 10,000 resources on one core
 	$(CARGO) run --release --quiet --package migration --example bench_decide

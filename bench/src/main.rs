@@ -1,10 +1,11 @@
-//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `cutover`, what clients see of a move;
+//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `http`, the front beside nginx and haproxy; `cutover`, what clients see of a move;
 //! `modes`, what waiting for the shadow costs; `catch-up`, a backlog against native logical replication; `copy`, the initial copy
 //! against native's and pgcopydb's; `wan`, a backlog over a long and lossy way against the same on loopback; `lag`, from commit to
 //! visible at a steady rate against native's.
 
 mod cutover;
 mod front;
+mod http;
 mod modes;
 mod replication;
 
@@ -23,6 +24,8 @@ struct Arguments {
 enum Command {
     /// CPU per request: Godwit's front against a bare pingora proxy, alternating in one run.
     Front(front::Plan),
+    /// The front beside nginx, haproxy and a bare pingora proxy: requests a second, latency, CPU, memory.
+    Http(http::Plan),
     /// What clients see of twenty cutovers over a WAN.
     Cutover(cutover::Options),
     /// Commits that wait for the shadow, against native replication; critical commits during a bulk burst.
@@ -35,7 +38,7 @@ enum Command {
     Wan(replication::wan::Plan),
     /// From commit to visible on the target at a steady rate, against native logical replication.
     Lag(replication::lag::Plan),
-    /// All of them but those that replicate: `catch-up`, `copy`, `wan`, `lag`.
+    /// All of them but `http` and those that replicate: `catch-up`, `copy`, `wan`, `lag`.
     All,
     /// One of the two proxies; started by `front`.
     #[command(hide = true)]
@@ -47,11 +50,29 @@ enum Command {
         /// Where it sends requests.
         upstream: SocketAddr,
     },
+    /// One of the two proxies; started by `http`.
+    #[command(hide = true)]
+    HttpProxy {
+        /// `godwit` or `pingora`.
+        name: String,
+        /// Where it listens in the clear.
+        clear: SocketAddr,
+        /// Where it listens with TLS.
+        secure: SocketAddr,
+        /// Where it sends requests.
+        upstream: SocketAddr,
+        /// Where the certificates are.
+        folder: std::path::PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Front(plan) => front::run(&plan),
+        Command::Http(plan) => http::run(&plan),
+        Command::HttpProxy { name, clear, secure, upstream, folder } => {
+            front::http_proxy(name == "godwit", clear, secure, upstream, &folder)
+        }
         Command::Cutover(options) => cutover::run(&options),
         Command::CatchUp(plan) => replication::catch_up::run(&plan),
         Command::Copy(plan) => replication::copy::run(&plan),

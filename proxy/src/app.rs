@@ -3,14 +3,12 @@
 //! Two runtimes. pingora has its own threads for the fronts, which only share snapshots, gates and recorders with the
 //! rest. Everything else (controllers, streams, probes, admin, link) runs on one tokio runtime of this module.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use migration::cutover::{Capacity, State};
-use migration::units::Zone;
+use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,39 +16,29 @@ use crate::admin::access::Identities;
 use crate::admin::{self, AdminState};
 use crate::audit::{self, Audit};
 use crate::clock;
-use crate::config::model::{Config, Driver, Resource};
-use crate::controller::ResourceHandle;
-use crate::controller::databases::Databases;
-use crate::controller::effects::Hands;
+use crate::config::model::Config;
 use crate::controller::events::Events;
 use crate::controller::freezes::Freezes;
-use crate::controller::machine::{Machine, Memory};
-use crate::controller::measure::Measure;
-use crate::controller::slots::SlotWatch;
-use crate::controller::streams::Streams;
-use crate::controller::verification::Verifications;
-use crate::drivers::Provisioning;
-use crate::drivers::process::ProcessProvisioning;
 use crate::feeds::external::board::FeedBoard;
 use crate::feeds::external::runner;
 use crate::feeds::learning::Learner;
-use crate::feeds::prober::{Pace, PlacementKey, ProbeBoard, Prober, Target};
 use crate::fronts::http::{ServerSettings, check_listeners, server, service};
 use crate::fronts::latencies::Recorder;
-use crate::fronts::pools::Pool;
-use crate::fronts::routes::{ResourceFront, Routes, report};
+use crate::fronts::routes::{Routes, report};
 use crate::history::{self, History};
+use crate::leading::changes::Changes;
+use crate::leading::fronts::Fronts;
+use crate::leading::running::Running;
+use crate::leading::{self, Leading, Shared};
 use crate::links::Links;
 use crate::notify;
-use crate::store::{Journal, Tokens};
+use crate::store::{Journal, OverlayFile, Tokens};
 use crate::telemetry;
 
 /// How often counters of the fronts reach the metrics.
 const REPORT: Duration = Duration::from_millis(250);
 /// How often the metrics' samples are sorted into buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// How long a probe may take.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a front that does not listen yet is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 /// How long what is left of the history may take to be written at the end.
@@ -58,16 +46,8 @@ const LAST_WRITE: Duration = Duration::from_secs(2);
 /// How long the parts may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(8);
 
-/// A resource that this node leads: what its controller starts from.
-struct Led {
-    resource: Arc<Resource>,
-    state: State,
-    front: Option<Arc<ResourceFront>>,
-    endpoints: BTreeMap<String, Vec<SocketAddr>>,
-}
-
-/// Runs a node until SIGTERM, SIGINT or SIGQUIT.
-pub fn run(config: Config) -> Result<()> {
+/// Runs a node until SIGTERM, SIGINT or SIGQUIT; `file` is where its configuration is from.
+pub fn run(config: Config, file: &Path) -> Result<()> {
     let config = Arc::new(config);
     let journal = Arc::new(Journal::open(&config.node.state)?);
     let freezes = Arc::new(Freezes::open(journal.clone())?);
@@ -78,7 +58,7 @@ pub fn run(config: Config) -> Result<()> {
         .resources
         .values()
         .filter(|resource| resource.http.is_some())
-        .map(|resource| lead(&config, resource, &journal))
+        .map(|resource| leading::lead(&config, resource, &journal, None))
         .collect::<Result<Vec<_>>>()?;
     let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
     let routes = Routes::new(&fronts)?;
@@ -107,7 +87,7 @@ pub fn run(config: Config) -> Result<()> {
             history::collect::collect(history.clone(), recorder.reader(), feeds.clone(), stop.clone());
         tasks.spawn(collected);
         runner::start(&feeds, &Arc::new(config.node.egress.clone()), &stop, &tasks);
-        let shared = Shared {
+        let leading = Arc::new(Leading::new(Shared {
             recorder: recorder.clone(),
             links: links.clone(),
             learner,
@@ -116,11 +96,23 @@ pub fn run(config: Config) -> Result<()> {
             history: history.clone(),
             freezes: freezes.clone(),
             feeds: feeds.clone(),
-        };
-        let handles = start(&config, led, &journal, &shared, &stop, &tasks);
-        let state = AdminState {
+            journal: journal.clone(),
             config: config.clone(),
-            resources: Arc::new(handles),
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        }));
+        let running = Running::new(config.clone());
+        for led in led {
+            let name = led.name().to_owned();
+            running.joins(&name, leading.start(led));
+        }
+        let overlay = Arc::new(OverlayFile::open(&config.node.state)?);
+        let joining = Fronts::new(routes.clone(), fronts.clone(), config.node.threads);
+        let changes = Arc::new(Changes::new(file.to_owned(), overlay, running.clone(), leading, joining));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(hang_ups(changes.clone())?));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(measure_fronts(changes.clone())));
+        let state = AdminState {
+            running,
             journal: journal.clone(),
             identities,
             audit,
@@ -129,6 +121,8 @@ pub fn run(config: Config) -> Result<()> {
             freezes,
             metrics: Some(metrics),
             feeds,
+            changes: Some(changes),
+            answers: Arc::default(),
         };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
         links.listen(&config, &tasks, &stop)?;
@@ -190,6 +184,25 @@ async fn ready(listeners: Vec<SocketAddr>) {
     notify::tell(notify::State::Ready);
 }
 
+/// Reads the configuration anew at each SIGHUP.
+fn hang_ups(changes: Arc<Changes>) -> Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut signals = signal(SignalKind::hangup())?;
+    Ok(async move {
+        while signals.recv().await.is_some() {
+            // It says in the log what came of it.
+            let _ = changes.reload().await;
+        }
+    })
+}
+
+async fn measure_fronts(changes: Arc<Changes>) {
+    loop {
+        tokio::time::sleep(REPORT).await;
+        changes.measure();
+    }
+}
+
 /// Who may use the admin listener.
 fn identities(config: &Config) -> Result<Arc<Identities>> {
     let admin = &config.node.admin;
@@ -207,188 +220,4 @@ async fn terminated() -> Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
-}
-
-/// Reads where the resource stands and builds its front for that: closed where a database may be fenced.
-fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Led> {
-    let name = &resource.name;
-    let Some(other) = resource.other(&resource.primary) else {
-        bail!(
-            "resource {name}: this version moves between two placements; there is only {}",
-            resource.primary
-        );
-    };
-    let state = match journal.latest(name)? {
-        Some(state) => state,
-        None => {
-            let (primary, shadow) = (resource.primary.as_str().into(), other.zone.as_str().into());
-            let first = State::first(name, primary, shadow, clock::now());
-            journal.append(&first, "FirstStart", clock::now())?;
-            first
-        }
-    };
-    for zone in [&state.primary, &state.shadow] {
-        if !resource.placements.contains_key(&*zone.0) {
-            bail!(
-                "resource {name}: the journal says that {zone} is one of its zones, and the configuration has no placement there"
-            );
-        }
-    }
-    let mut endpoints = BTreeMap::new();
-    for (zone, placement) in &resource.placements {
-        endpoints.insert(
-            zone.clone(),
-            resolve(&placement.http).with_context(|| format!("resource {name}, zone {zone}"))?,
-        );
-    }
-    let front = resource.http.as_ref().map(|http| {
-        let upstreams = endpoints.get(&*state.primary.0).map_or(&[][..], Vec::as_slice);
-        let pool = Pool::new(state.generation.0, &*state.primary.0, upstreams);
-        let front = ResourceFront::new(name.as_str(), http, config.node.hold, pool);
-        if state.starts_closed() {
-            tracing::warn!(resource = %name, phase = state.phase.name(), "starting with the gate closed: a cutover was under way");
-            front.gate.close();
-        }
-        front
-    });
-    Ok(Led { resource: Arc::new(resource.clone()), state, front, endpoints })
-}
-
-fn resolve(endpoints: &[String]) -> Result<Vec<SocketAddr>> {
-    endpoints
-        .iter()
-        .map(|endpoint| {
-            let mut found =
-                endpoint.to_socket_addrs().with_context(|| format!("cannot resolve endpoint {endpoint}"))?;
-            found.next().with_context(|| format!("endpoint {endpoint} has no address"))
-        })
-        .collect()
-}
-
-/// What every resource's controller uses.
-struct Shared {
-    recorder: Arc<Recorder>,
-    links: Arc<Links>,
-    learner: Learner,
-    audit: Audit,
-    events: Arc<Events>,
-    history: History,
-    freezes: Arc<Freezes>,
-    feeds: FeedBoard,
-}
-
-fn start(
-    config: &Config,
-    led: Vec<Led>,
-    journal: &Arc<Journal>,
-    shared: &Shared,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
-) -> BTreeMap<String, ResourceHandle> {
-    let mut handles = BTreeMap::new();
-    for Led { resource, state, front, endpoints } in led {
-        let databases = Arc::new(Databases::new(&resource));
-        let streams = Arc::new(Streams::new(
-            &resource.name,
-            resource.policy.clone(),
-            databases.clone(),
-            shared.links.clone(),
-            journal.clone(),
-        ));
-        let verifications =
-            Arc::new(Verifications::new(&config.node.state, databases.clone(), streams.clone()));
-        let drivers = drivers(config, &resource);
-        let board = probe(&resource, stop, tasks);
-        let measure = Measure::new(resource.clone(), shared.recorder.reader(), board, shared.feeds.clone());
-        measure.watch(&drivers, &databases, stop);
-        measure.compare_schemas(&databases, &state.primary.0, stop);
-        let zones = resource.placements.values().filter(|placement| placement.postgres.is_some());
-        let zones = zones.map(|placement| placement.zone.clone()).collect();
-        let slots = SlotWatch::start(&resource.name, zones, &databases, resource.policy.step, stop);
-        let (reports, answers) = tokio::sync::mpsc::unbounded_channel();
-        let hands = Arc::new(Hands::new(
-            resource.clone(),
-            front,
-            databases,
-            streams.clone(),
-            drivers,
-            endpoints,
-            journal.clone(),
-            shared.audit.clone(),
-            shared.events.clone(),
-            reports,
-        ));
-        adopt_primary(&hands, &state.primary, tasks);
-        let (machine, handle) = Machine::new(
-            hands,
-            state,
-            measure,
-            slots,
-            verifications.clone(),
-            answers,
-            Memory {
-                seed: crate::rng::seed(),
-                learner: Some(shared.learner.clone()),
-                history: shared.history.clone(),
-                freezes: shared.freezes.clone(),
-            },
-        );
-        let stopped = stop.clone();
-        tasks.spawn(async move {
-            machine.run(stopped).await;
-            verifications.stop("godwit was stopped");
-            streams.stop().await;
-        });
-        handles.insert(resource.name.clone(), handle);
-    }
-    handles
-}
-
-fn drivers(config: &Config, resource: &Resource) -> BTreeMap<String, Arc<dyn Provisioning>> {
-    let driver = |name: &String| {
-        config.drivers.get(name).map(|Driver::Process(settings)| {
-            Arc::new(ProcessProvisioning::new(settings.clone())) as Arc<dyn Provisioning>
-        })
-    };
-    resource
-        .placements
-        .iter()
-        .filter_map(|(zone, placement)| Some((zone.clone(), placement.driver.as_ref().and_then(driver)?)))
-        .collect()
-}
-
-fn probe(resource: &Resource, stop: &CancellationToken, tasks: &TaskTracker) -> Arc<ProbeBoard> {
-    let board = Arc::new(ProbeBoard::default());
-    let mut prober = Prober::new(board.clone(), Pace { step: resource.policy.step, timeout: PROBE_TIMEOUT });
-    for (zone, placement) in &resource.placements {
-        let target = Target {
-            http: placement.http.clone(),
-            path: placement.probe.clone(),
-            sql: placement.postgres.as_ref().map(|database| database.dsn.clone()),
-        };
-        prober.watch(PlacementKey::new(&resource.name, zone), target);
-    }
-    let stop = stop.clone();
-    tasks.spawn(async move {
-        stop.cancelled().await;
-        drop(prober);
-    });
-    board
-}
-
-/// The primary's own processes run on without us; what died meanwhile is started again.
-fn adopt_primary(hands: &Arc<Hands>, primary: &Zone, tasks: &TaskTracker) {
-    let Some(driver) = hands.drivers.get(&*primary.0).cloned() else { return };
-    let workers = hands.workers(primary, Capacity::Full);
-    let (zone, name) = (primary.clone(), hands.resource.name.clone());
-    tasks.spawn(async move {
-        let operation = format!("adopt-{}", crate::rng::id());
-        match driver.provision(&operation, workers).await {
-            Ok(status) => tracing::info!(resource = %name, %zone, ready = status.ready, "primary adopted"),
-            Err(error) => {
-                let why = crate::controller::effects::chain(error);
-                tracing::error!(resource = %name, %zone, %why, "the primary's driver failed");
-            }
-        }
-    });
 }

@@ -1,6 +1,9 @@
 //! The only file that asks for luck.
 
-use rand::Rng;
+use std::cell::RefCell;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 
 const LETTERS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
@@ -19,4 +22,12 @@ pub fn seed() -> u64 {
 pub fn secret() -> String {
     let mut luck = rand::rng();
     (0..52).map(|_| char::from(LETTERS[luck.random_range(0..LETTERS.len())])).collect()
+}
+
+/// Luck for the request path: fast, even, and not a secret.
+pub fn quick() -> u64 {
+    thread_local! {
+        static LUCK: RefCell<SmallRng> = RefCell::new(SmallRng::from_rng(&mut rand::rng()));
+    }
+    LUCK.with(|luck| luck.borrow_mut().random())
 }

@@ -17,9 +17,11 @@ BEGIN
     RAISE EXCEPTION 'generation % is over: this database is at generation %', {{generation}}, epoch_row.generation
       USING ERRCODE = 'ZG002';
   END IF;
-  -- A primary is not fenced; a database that somebody else filled has no copy of ours.
+  -- A primary is not fenced; a database that somebody else filled has no copy of ours. An old primary whose way back was lost has none
+  -- either: it is fenced, with the end marker of the generation that replaced it.
   IF NOT EXISTS (SELECT FROM godwit.copying WHERE stream = {{stream}})
-     AND NOT coalesce(epoch_row.fenced AND EXISTS (SELECT FROM godwit.progress WHERE stream = {{stream}} AND copied), false)
+     AND NOT coalesce(epoch_row.fenced AND (epoch_row.marker_lsn IS NOT NULL AND epoch_row.generation = {{generation}}
+       OR EXISTS (SELECT FROM godwit.progress WHERE stream = {{stream}} AND copied)), false)
      AND EXISTS (SELECT FROM godwit.user_tables()) THEN
     RAISE EXCEPTION 'this database does not say that it is the shadow of %', {{resource}} USING
       ERRCODE = 'ZG001', DETAIL = 'it is not fenced, or holds no copy; use an empty database, or drop its tables';

@@ -2,8 +2,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod headers;
+mod raw;
+mod robust;
+mod smuggling;
+mod streams;
+mod tls;
 mod upstream;
+mod upstreams;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -12,10 +20,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use godwit::config::model::{HoldLimits, HttpFront};
 use godwit::fronts::gate::Gate;
+use godwit::fronts::health;
 use godwit::fronts::http::{Background, ServerSettings, check_listeners, server, service};
 use godwit::fronts::latencies::{Latencies, Recorder};
-use godwit::fronts::pools::Pool;
-use godwit::fronts::routes::{ResourceFront, Routes};
+use godwit::fronts::pools::{Pool, Reach};
+use godwit::fronts::routes::{ResourceFront, Routes, report};
 use godwit::fronts::stopwatch::Segment;
 use godwit_tests::postgres::free_port;
 use http::{Method, Request, Response, StatusCode};
@@ -34,17 +43,42 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// A front in a thread.
 struct Front {
     resource: Arc<ResourceFront>,
+    routes: Arc<Routes>,
     address: SocketAddr,
     latencies: Latencies,
     client: Client<HttpConnector, Full<Bytes>>,
     _server: Background,
+    reporting: tokio::task::AbortHandle,
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.reporting.abort();
+    }
+}
+
+/// A free address on loopback.
+fn free() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()))
 }
 
 impl Front {
     async fn start(hosts: &[&str], hold: HoldLimits, pool: Pool) -> Self {
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
-        let hosts = hosts.iter().map(ToString::to_string).collect();
-        let resource = ResourceFront::new("orders", &HttpFront { listen: address, hosts }, hold, pool);
+        Self::of(HttpFront::plain(free(), hosts), hold, pool).await
+    }
+
+    /// A front as configured, whose placements are reached by default.
+    async fn of(front: HttpFront, hold: HoldLimits, pool: Pool) -> Self {
+        Self::reaching(front, hold, pool, HashMap::new()).await
+    }
+
+    async fn reaching(
+        front: HttpFront,
+        hold: HoldLimits,
+        pool: Pool,
+        reaches: HashMap<Arc<str>, Arc<Reach>>,
+    ) -> Self {
+        let resource = ResourceFront::reaching("orders", &front, hold, pool, reaches).unwrap();
         let routes = Routes::new(&[Arc::clone(&resource)]).unwrap();
         let recorder = Recorder::new();
         let latencies = recorder.reader();
@@ -53,10 +87,18 @@ impl Front {
         let service = service(&server, &routes, &recorder);
         server.add_service(service);
         let server = Background::run(server).unwrap();
+        let address = front.listen;
         until("the front listens", async || TcpStream::connect(address).await.is_ok()).await;
         let client =
             Client::builder(TokioExecutor::new()).retry_canceled_requests(false).build(HttpConnector::new());
-        Self { resource, address, latencies, client, _server: server }
+        let reporting = tokio::spawn({
+            let (routes, front) = (Arc::clone(&routes), Arc::clone(&resource));
+            async move {
+                tokio::join!(report(&routes, &recorder, Duration::from_millis(20)), health::keep(front));
+            }
+        });
+        let reporting = reporting.abort_handle();
+        Self { resource, routes, address, latencies, client, _server: server, reporting }
     }
 
     fn gate(&self) -> &Arc<Gate> {

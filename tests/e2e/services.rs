@@ -118,20 +118,20 @@ async fn a_driver_provisions_scales_mends_and_ends_what_is_its_own() -> Result<(
     let settings = settings(home.path(), 3, &zone::free_ports(4)?)?;
     let driver = ProcessProvisioning::new(settings.clone());
     let _cleanup = Cleanup(driver.clone());
-    let error = driver.scale("early", 1).await.unwrap_err();
+    let error = driver.scale(&"early".into(), 1).await.unwrap_err();
     assert_eq!(error.kind(), DriverErrorKind::Refused, "{error}");
-    assert!(driver.deprovision("early").await.is_err());
+    assert!(driver.deprovision(&"early".into()).await.is_err());
 
     let one = PlacementStatus { ready: 1, capacity: 1, database: true };
-    assert_eq!(driver.provision("op-1", 1).await?, one);
+    assert_eq!(driver.provision(&"op-1".into(), &1.into()).await?, one);
     let first = pids(&settings);
-    assert_eq!(driver.provision("op-1", 1).await?, one);
+    assert_eq!(driver.provision(&"op-1".into(), &1.into()).await?, one);
     assert_eq!(pids(&settings), first, "the same operation does its work once");
-    assert_eq!(driver.scale("op-1", 1).await.unwrap_err().kind(), DriverErrorKind::Refused);
-    assert_eq!(driver.scale("op-x", 4).await.unwrap_err().kind(), DriverErrorKind::Refused);
+    assert_eq!(driver.scale(&"op-1".into(), 1).await.unwrap_err().kind(), DriverErrorKind::Refused);
+    assert_eq!(driver.scale(&"op-x".into(), 4).await.unwrap_err().kind(), DriverErrorKind::Refused);
 
     let three = PlacementStatus { ready: 3, capacity: 3, database: true };
-    assert_eq!(driver.scale("op-2", 3).await?, three);
+    assert_eq!(driver.scale(&"op-2".into(), 3).await?, three);
     let all = pids(&settings);
     assert_eq!(all[0], first[0]);
     assert!(all.iter().all(Option::is_some));
@@ -139,7 +139,7 @@ async fn a_driver_provisions_scales_mends_and_ends_what_is_its_own() -> Result<(
     // A new driver on the same directory: the workers are found, not started again.
     let driver = ProcessProvisioning::new(settings.clone());
     assert_eq!(driver.status().await?, three);
-    assert_eq!(driver.scale("op-2", 3).await?, three);
+    assert_eq!(driver.scale(&"op-2".into(), 3).await?, three);
     assert_eq!(pids(&settings), all);
 
     // One dies: its successor answers soon, the others are left alone.
@@ -160,21 +160,21 @@ async fn a_driver_provisions_scales_mends_and_ends_what_is_its_own() -> Result<(
     let mut stranger = tokio::process::Command::new("sleep").arg("600").kill_on_drop(true).spawn()?;
     let recycled = json!({"pid": stranger.id(), "started": 1, "boot": "x"}).to_string();
     std::fs::write(settings.directory.join("worker-7.pid"), recycled)?;
-    assert_eq!(driver.scale("op-3", 1).await?, one);
+    assert_eq!(driver.scale(&"op-3".into(), 1).await?, one);
     assert_eq!(pids(&settings), [mended[0], None, None]);
     for old in [mended[1], mended[2]].into_iter().flatten() {
         assert!(gone(old));
     }
 
-    driver.deprovision("op-4").await?;
-    driver.deprovision("op-4").await?;
+    driver.deprovision(&"op-4".into()).await?;
+    driver.deprovision(&"op-4".into()).await?;
     assert_eq!(driver.status().await?, PlacementStatus { ready: 0, capacity: 0, database: false });
     assert!(gone(mended[0].context("pid")?));
     assert!(stranger.try_wait()?.is_none(), "a process that is not ours was ended");
 
     // Provisioned again: the data is still there.
-    assert_eq!(driver.provision("op-5", 1).await?, one);
-    driver.deprovision("op-6").await?;
+    assert_eq!(driver.provision(&"op-5".into(), &1.into()).await?, one);
+    driver.deprovision(&"op-6".into()).await?;
     Ok(())
 }
 
@@ -184,7 +184,7 @@ async fn a_dead_database_is_started_again() -> Result<()> {
     let settings = settings(home.path(), 1, &zone::free_ports(2)?)?;
     let driver = ProcessProvisioning::new(settings.clone());
     let _cleanup = Cleanup(driver.clone());
-    driver.provision("op-1", 1).await?;
+    driver.provision(&"op-1".into(), &1.into()).await?;
     let postmaster = std::fs::read_to_string(home.path().join("data/postmaster.pid"))?;
     let postmaster = postmaster.lines().next().context("pid")?.trim().parse()?;
     signal("-KILL", postmaster)?;
@@ -195,7 +195,7 @@ async fn a_dead_database_is_started_again() -> Result<()> {
         Ok(status.is_ok_and(|status| status == PlacementStatus { ready: 1, capacity: 1, database: true }))
     })
     .await?;
-    driver.deprovision("op-2").await?;
+    driver.deprovision(&"op-2".into()).await?;
     Ok(())
 }
 
@@ -206,7 +206,7 @@ async fn refusals_say_which_worker_and_why() -> Result<()> {
     let quick = Timeouts { ready: Duration::from_millis(600), ..Timeouts::default() };
 
     let ends = without_cluster(home.path(), &["sh", "-c", "echo no luck at {listen}; exit 3"], listen);
-    let error = ProcessProvisioning::new(ends).provision("op", 1).await.unwrap_err();
+    let error = ProcessProvisioning::new(ends).provision(&"op".into(), &1.into()).await.unwrap_err();
     assert_eq!(error.kind(), DriverErrorKind::NotReady);
     let said = error.to_string();
     assert!(said.contains("worker 0 at 127.0.0.1:") && said.contains("exit status: 3"), "{said}");
@@ -216,32 +216,35 @@ async fn refusals_say_which_worker_and_why() -> Result<()> {
     let mute = without_cluster(home.path(), &["sleep", "600"], listen);
     let driver = ProcessProvisioning::with_timeouts(mute.clone(), quick);
     let _cleanup = Cleanup(driver.clone());
-    let said = driver.provision("op", 1).await.unwrap_err().to_string();
+    let said = driver.provision(&"op".into(), &1.into()).await.unwrap_err().to_string();
     assert!(said.contains("refused the connection") && said.contains("600ms"), "{said}");
     // A failed operation may be tried again under its id, and clearing up works.
-    assert!(driver.provision("op", 1).await.is_err());
-    driver.deprovision("end").await?;
+    assert!(driver.provision(&"op".into(), &1.into()).await.is_err());
+    driver.deprovision(&"end".into()).await?;
     assert_eq!(pid(&mute, 0), None);
 
     // Somebody else's port, and somebody else's directory.
     let home = directory()?;
     let _taken = TcpListener::bind(listen).await?;
     let serves = [PROGRAM, "demo-orders", "--listen", "{listen}", "--dsn", "host=127.0.0.1"];
-    let error =
-        ProcessProvisioning::new(without_cluster(home.path(), &serves, listen)).provision("op", 1).await;
+    let error = ProcessProvisioning::new(without_cluster(home.path(), &serves, listen))
+        .provision(&"op".into(), &1.into())
+        .await;
     assert_eq!(error.unwrap_err().kind(), DriverErrorKind::Refused);
     let home = directory()?;
     std::fs::create_dir(home.path().join("driver"))?;
     std::fs::write(home.path().join("driver/precious"), "data")?;
-    let error =
-        ProcessProvisioning::new(without_cluster(home.path(), &serves, listen)).provision("op", 1).await;
+    let error = ProcessProvisioning::new(without_cluster(home.path(), &serves, listen))
+        .provision(&"op".into(), &1.into())
+        .await;
     assert_eq!(error.unwrap_err().kind(), DriverErrorKind::Refused);
 
     let home = directory()?;
     std::fs::create_dir(home.path().join("data"))?;
     std::fs::write(home.path().join("data/PG_VERSION"), "15")?;
-    let error =
-        ProcessProvisioning::new(settings(home.path(), 1, &zone::free_ports(2)?)?).provision("op", 1).await;
+    let error = ProcessProvisioning::new(settings(home.path(), 1, &zone::free_ports(2)?)?)
+        .provision(&"op".into(), &1.into())
+        .await;
     assert_eq!(error.unwrap_err().kind(), DriverErrorKind::Refused);
     assert!(home.path().join("data/PG_VERSION").exists());
     Ok(())
@@ -252,7 +255,7 @@ async fn refusals_say_which_worker_and_why() -> Result<()> {
 async fn provision_and_wait() -> Result<()> {
     let Some(home) = std::env::var_os(DIRECTORY).map(PathBuf::from) else { return Ok(()) };
     let ports: Vec<u16> = serde_json::from_str(&std::fs::read_to_string(home.join("ports"))?)?;
-    ProcessProvisioning::new(settings(&home, 2, &ports)?).provision("before", 2).await?;
+    ProcessProvisioning::new(settings(&home, 2, &ports)?).provision(&"before".into(), &2.into()).await?;
     std::fs::write(home.join("provisioned"), "")?;
     std::future::pending().await
 }
@@ -281,10 +284,10 @@ async fn workers_outlive_a_kill_9() -> Result<()> {
     starter.kill().await?;
 
     let two = PlacementStatus { ready: 2, capacity: 2, database: true };
-    assert_eq!(driver.provision("before", 2).await?, two);
-    assert_eq!(driver.scale("after", 2).await?, two);
+    assert_eq!(driver.provision(&"before".into(), &2.into()).await?, two);
+    assert_eq!(driver.scale(&"after".into(), 2).await?, two);
     assert_eq!(pids(&settings), before, "adopted, not started again");
-    driver.deprovision("end").await?;
+    driver.deprovision(&"end".into()).await?;
     for old in before.into_iter().flatten() {
         assert!(gone(old));
     }
@@ -497,7 +500,7 @@ async fn a_worker_finishes_its_requests_when_it_is_scaled_away() -> Result<()> {
     let settings = settings(home.path(), 1, &zone::free_ports(2)?)?;
     let driver = ProcessProvisioning::new(settings.clone());
     let _cleanup = Cleanup(driver.clone());
-    driver.provision("up", 1).await?;
+    driver.provision(&"up".into(), &1.into()).await?;
     let database = settings.cluster.as_ref().context("cluster")?.listen;
     let connect = async || -> Result<Client> {
         let dsn = format!("postgres://postgres@{database}/orders");
@@ -529,14 +532,15 @@ async fn a_worker_finishes_its_requests_when_it_is_scaled_away() -> Result<()> {
             lock.rollback().await?;
             anyhow::Ok(())
         };
-        let (down, released) = tokio::join!(driver.scale("down", 0), release);
+        let last = "down".into();
+        let (down, released) = tokio::join!(driver.scale(&last, 0), release);
         released?;
         anyhow::Ok(down?)
     };
     let (placed, scaled) = tokio::join!(placed, scaled);
     assert_eq!(scaled?.ready, 0);
     assert_eq!(placed?.0, 201);
-    driver.deprovision("end").await?;
+    driver.deprovision(&"end".into()).await?;
     Ok(())
 }
 

@@ -26,7 +26,7 @@ async fn fill(client: &Client, mebibytes: u32) -> Result<()> {
     Ok(())
 }
 
-async fn metrics(playground: &Playground) -> Result<String> {
+pub(crate) async fn metrics(playground: &Playground) -> Result<String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut socket = tokio::net::TcpStream::connect(playground.admin).await?;
     socket.write_all(b"GET /metrics HTTP/1.0\r\nhost: localhost\r\n\r\n").await?;

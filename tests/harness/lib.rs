@@ -1,4 +1,5 @@
 //! Real PostgreSQL, real sockets, for tests.
 
+pub mod history;
 pub mod network;
 pub mod postgres;

@@ -15,17 +15,19 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use clap::{Args, ValueEnum};
 use godwit::config::model::{HoldLimits, HttpFront};
+use godwit::fronts::http::settings::ListenerTls;
 use godwit::fronts::http::{ServerSettings, server, service};
 use godwit::fronts::latencies::Recorder;
 use godwit::fronts::pools::Pool;
 use godwit::fronts::routes::{ResourceFront, Routes, report};
+use pingora::listeners::tls::TlsSettings;
 use pingora::prelude::HttpPeer;
 use pingora::proxy::{ProxyHttp, Session, http_proxy_service};
 use pingora::server::ShutdownWatch;
 use pingora::services::background::{BackgroundService, background_service};
 
 /// The kernel counts CPU time in hundredths of a second towards user space (`USER_HZ`).
-const TICK: Duration = Duration::from_millis(10);
+pub(crate) const TICK: Duration = Duration::from_millis(10);
 /// The goal: Godwit's CPU over bare CPU.
 const GOAL: f64 = 1.10;
 
@@ -110,12 +112,8 @@ pub(crate) fn proxy(kind: Kind, listen: SocketAddr, upstream: SocketAddr) -> Res
         Kind::Godwit => {
             let hold = HoldLimits { requests: 1000, bytes: 64 << 20, time: Duration::from_secs(5) };
             let pool = Pool::new(1, "bench", &[upstream]);
-            let front = ResourceFront::new(
-                "bench",
-                &HttpFront { listen, hosts: vec!["bench.example".into()] },
-                hold,
-                pool,
-            );
+            let front =
+                ResourceFront::new("bench", &HttpFront::plain(listen, &["bench.example"]), hold, pool);
             let routes = Routes::new(&[front])?;
             let recorder = Recorder::new();
             let fronts = service(&server, &routes, &recorder);
@@ -124,6 +122,43 @@ pub(crate) fn proxy(kind: Kind, listen: SocketAddr, upstream: SocketAddr) -> Res
             let reporting = Reporting { routes, reader: recorder.reader(), recorder };
             server.add_service(background_service("report", reporting));
         }
+    }
+    server.run_forever()
+}
+
+/// Serves as one of the proxies with one worker, in the clear and over TLS, until killed; certificates are in `folder`.
+pub(crate) fn http_proxy(
+    godwit: bool,
+    clear: SocketAddr,
+    secure: SocketAddr,
+    upstream: SocketAddr,
+    folder: &std::path::Path,
+) -> Result<()> {
+    let mut server = server(ServerSettings { threads: 1, ..ServerSettings::default() });
+    let pair = (folder.join("bench.example.pem"), folder.join("bench.example.key"));
+    if godwit {
+        let hold = HoldLimits { requests: 1000, bytes: 64 << 20, time: Duration::from_secs(5) };
+        let front = |name: &str, listen: SocketAddr, tls: Option<ListenerTls>| {
+            let mut front = HttpFront::plain(listen, &["bench.example"]);
+            front.listener.tls = tls;
+            ResourceFront::new(name, &front, hold, Pool::new(1, "bench", &[upstream]))
+        };
+        let tls = ListenerTls { certificates: vec![pair], clients: None, http2: true };
+        let routes = Routes::new(&[front("clear", clear, None), front("secure", secure, Some(tls))])?;
+        let recorder = Recorder::new();
+        let fronts = service(&server, &routes, &recorder);
+        server.add_service(fronts);
+        let reporting = Reporting { routes, reader: recorder.reader(), recorder };
+        server.add_service(background_service("report", reporting));
+    } else {
+        let mut bare = http_proxy_service(&server.configuration, Bare(upstream));
+        bare.add_tcp(&clear.to_string());
+        let text = |path: &std::path::Path| path.display().to_string();
+        let mut tls = TlsSettings::intermediate(&text(&pair.0), &text(&pair.1))
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
+        tls.enable_h2();
+        bare.add_tls_with_settings(&secure.to_string(), None, tls);
+        server.add_service(bare);
     }
     server.run_forever()
 }
@@ -204,13 +239,13 @@ fn name(kind: Kind) -> &'static str {
 }
 
 /// utime + stime, fields 14 and 15; the name in field 2 may hold anything, parentheses too.
-fn cpu_ticks(stat: &str) -> Option<u32> {
+pub(crate) fn cpu_ticks(stat: &str) -> Option<u32> {
     let after_name = stat.rsplit_once(')')?.1;
     let mut times = after_name.split_whitespace().skip(11).map(str::parse::<u32>);
     Some(times.next()?.ok()? + times.next()?.ok()?)
 }
 
-fn median(values: &mut [f64]) -> f64 {
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,

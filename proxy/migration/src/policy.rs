@@ -23,6 +23,39 @@ pub enum OnDrainTimeout {
     Abort,
 }
 
+/// What becomes of an old primary after its soak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AfterRetire {
+    /// It is the shadow from then on.
+    #[default]
+    Keep,
+    /// Its driver ends it; the resource has no shadow until a person wants one.
+    Deprovision,
+}
+
+/// What a mirrored read says of who asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Credentials {
+    /// Reads with Authorization or Cookie are not mirrored.
+    #[default]
+    Skip,
+    /// They are mirrored without these.
+    Strip,
+    /// They are mirrored as they are: the shadow is trusted as the primary is.
+    Send,
+}
+
+/// Which reads the shadow is asked as well, before a move.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MirrorRules {
+    /// Share of the safe reads.
+    pub share: Ratio,
+    /// Beginnings of the paths that may be asked; empty: all.
+    pub paths: Vec<String>,
+    /// What they say of who asks.
+    pub credentials: Credentials,
+}
+
 /// Which commits wait for the shadow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplicationMode {
@@ -222,6 +255,10 @@ pub struct PolicyParts {
     pub retire_after: Duration,
     /// Retire only after a clean verification.
     pub require_verified: bool,
+    /// What becomes of it then.
+    pub after_retire: AfterRetire,
+    /// Which reads the shadow is asked as well.
+    pub mirror: MirrorRules,
 }
 
 impl Default for PolicyParts {
@@ -261,6 +298,8 @@ impl Default for PolicyParts {
             },
             retire_after: Duration::from_secs(24 * 3600),
             require_verified: true,
+            after_retire: AfterRetire::Keep,
+            mirror: MirrorRules::default(),
         }
     }
 }

@@ -115,7 +115,7 @@ fn check(new: &NewToken, state: &AdminState) -> Answer<()> {
     if names.is_empty() {
         return wrong("resources must name one at least; leave it out for all".to_owned());
     }
-    match names.iter().find(|name| !state.config.resources.contains_key(*name)) {
+    match names.iter().find(|name| !state.running.config().resources.contains_key(*name)) {
         Some(name) => wrong(format!("there is no resource {name:?}")),
         None => Ok(()),
     }

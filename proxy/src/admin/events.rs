@@ -34,7 +34,7 @@ pub(super) async fn stream(
     caller: Caller,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let exists = |name: &str| state.resources.contains_key(name) && caller.knows(name);
+    let exists = |name: &str| state.running.resources().contains_key(name) && caller.knows(name);
     if let Some(name) = filter.resource.as_ref().filter(|name| !exists(name)) {
         return Err(Problem::not_found("resource", name));
     }

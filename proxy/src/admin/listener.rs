@@ -2,20 +2,17 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use arc_swap::ArcSwap;
 use axum::extract::connect_info::Connected;
 use axum::serve::IncomingStream;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -24,7 +21,10 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::model::{Admin, AdminTls};
+use crate::tls::{self, Watched};
 
+/// What names the PEM files.
+const WHAT: &str = "node.admin.tls";
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes under way at a time; beyond that new connections wait in the kernel.
@@ -82,8 +82,8 @@ impl Listener {
             .with_context(|| format!("cannot listen on {} (node.admin.listen)", settings.listen))?;
         let Some(tls) = &settings.tls else { return Ok(Self::Plain(listener)) };
         let address = listener.local_addr()?;
-        let current = Arc::new(ArcSwap::new(server_config(tls)?));
-        tokio::spawn(stop.clone().run_until_cancelled_owned(reload(tls.clone(), current.clone())));
+        let current = Arc::new(watched(tls)?);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(reload(current.clone())));
         let (done, ready) = mpsc::channel(HANDSHAKES);
         tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, current, done)));
         Ok(Self::Tls { ready, address })
@@ -138,14 +138,14 @@ async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 /// Takes connections and does their handshakes side by side: a slow one keeps nobody waiting.
 async fn accept(
     listener: TcpListener,
-    config: Arc<ArcSwap<ServerConfig>>,
+    config: Arc<Watched<ServerConfig>>,
     done: mpsc::Sender<(Stream, Peer)>,
 ) {
     let places = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let (stream, address) = next(&listener).await;
-        let (acceptor, done) = (TlsAcceptor::from(config.load_full()), done.clone());
+        let (acceptor, done) = (TlsAcceptor::from(config.current()), done.clone());
         tokio::spawn(async move {
             let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
             drop(place);
@@ -165,49 +165,29 @@ async fn accept(
     }
 }
 
-/// Reads the PEM files again when one of them changed. Files that do not fit leave what was there.
-async fn reload(tls: AdminTls, current: Arc<ArcSwap<ServerConfig>>) {
-    let mut seen = changed(&tls);
-    let mut warned = None;
+/// Looks at the PEM files now and then, for ever.
+async fn reload(current: Arc<Watched<ServerConfig>>) {
     loop {
         tokio::time::sleep(LOOK).await;
-        let now = changed(&tls);
-        if now == seen {
-            continue;
-        }
-        match server_config(&tls) {
-            Ok(config) => {
-                current.store(config);
-                seen = now;
-                tracing::info!("the admin listener has a new certificate");
-            }
-            // A certificate is often there a moment before its key.
-            Err(error) if warned != Some(now) => {
-                tracing::warn!(error = format!("{error:#}"), "the admin listener keeps its certificate");
-                warned = Some(now);
-            }
-            Err(_) => {}
-        }
+        current.look();
     }
 }
 
-fn changed(tls: &AdminTls) -> [Option<SystemTime>; 3] {
-    let of = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    [of(&tls.cert), of(&tls.key), tls.client_ca.as_deref().and_then(of)]
+fn watched(tls: &AdminTls) -> Result<Watched<ServerConfig>> {
+    let files = [Some(&tls.cert), Some(&tls.key), tls.client_ca.as_ref()];
+    let tls = tls.clone();
+    Watched::new(WHAT, files.into_iter().flatten().cloned().collect(), move || server_config(&tls))
 }
 
-fn server_config(tls: &AdminTls) -> Result<Arc<ServerConfig>> {
-    let chain = certificates(&tls.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key).with_context(|| unreadable(&tls.key))?;
+fn server_config(tls: &AdminTls) -> Result<ServerConfig> {
+    let chain = tls::certificates(&tls.cert, WHAT)?;
+    let key = tls::key(&tls.key, WHAT)?;
     let builder = ServerConfig::builder();
     let builder = match &tls.client_ca {
         Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(path)? {
-                roots.add(certificate).with_context(|| unreadable(path))?;
-            }
+            let roots = Arc::new(tls::authorities(path, WHAT)?);
             // A caller without a certificate may still show a token.
-            let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
+            let verifier = WebPkiClientVerifier::builder(roots).allow_unauthenticated().build()?;
             builder.with_client_cert_verifier(verifier)
         }
         None => builder.with_no_client_auth(),
@@ -216,18 +196,7 @@ fn server_config(tls: &AdminTls) -> Result<Arc<ServerConfig>> {
         format!("{} and {} do not belong together", tls.cert.display(), tls.key.display())
     })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
-}
-
-fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>> {
-    let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let found = found.with_context(|| unreadable(path))?;
-    anyhow::ensure!(!found.is_empty(), "{} has no certificate", path.display());
-    Ok(found)
-}
-
-fn unreadable(path: &Path) -> String {
-    format!("cannot use {} (node.admin.tls)", path.display())
+    Ok(config)
 }
 
 impl AsyncRead for Stream {

@@ -5,12 +5,17 @@
 //! | route | |
 //! |---|---|
 //! | `GET /api/v1/resources` | every resource |
+//! | `POST /api/v1/resources?dry_run` | reserve one (docs/reservations.md) → 201 + Location |
+//! | `DELETE /api/v1/resources/{id}` | drop one that was reserved → 204 |
+//! | `GET /api/v1/resources/{id}/shadow`, `PUT`, `DELETE` | `{enabled, capacity}`, with ETag and If-Match; DELETE: as the policy has it |
+//! | `GET /api/v1/resources/{id}/scaling`, `PUT`, `DELETE` | `{capacity: {ZONE: WORKERS}}` |
 //! | `GET /api/v1/resources/{id}` | one, with placements, stream, gate and problems |
 //! | `GET /api/v1/resources/{id}/score` | the last decision: terms, guards, why not now |
 //! | `GET /api/v1/resources/{id}/forecast` | the present fan by step, or why it abstains; how far to trust it |
 //! | `GET /api/v1/resources/{id}/latency?from&to&step` | quantiles of the request path by segment and zone |
 //! | `GET /api/v1/resources/{id}/history?series&resolution&from&to&limit&cursor` | what was measured, decided and forecast |
 //! | `GET /api/v1/resources/{id}/replication` | the stream to the shadow |
+//! | `GET …/replication/parameters`, `PUT …/replication`, `DELETE` | the policy's section `replication` |
 //! | `GET /api/v1/resources/{id}/migrations` | its migrations, newest first |
 //! | `POST /api/v1/resources/{id}/migrations` | `{to?, dry_run?}` → 202 + Location, or 200 with the plan |
 //! | `GET /api/v1/resources/{id}/migrations/{mid}` | state, steps, held_ms, fence position, verification |
@@ -30,6 +35,8 @@
 //! | `GET /api/v1/feeds` | what feeds say: readings, age, source, state, last error, next attempt |
 //! | `GET /api/v1/feeds/{name}` | one of them |
 //! | `POST /api/v1/feeds/{name}` | what somebody else posts to a webhook, signed → 202 |
+//! | `GET /api/v1/config` | what the node runs with, key by key, and what differs in the files |
+//! | `POST /api/v1/config/reload` | read the files anew: what changed, what needs a restart |
 //! | `GET /api/v1/history` | migrations of all resources |
 //! | `GET /api/v1/whoami` | who the caller is, and what it may do |
 //! | `POST /api/v1/session` | `{token}` → a cookie that stands for it; `DELETE` ends it |
@@ -42,6 +49,7 @@
 pub mod access;
 mod access_routes;
 mod assets;
+mod changes;
 mod events;
 mod feeds;
 mod history;
@@ -49,7 +57,6 @@ mod listener;
 mod problem;
 mod routes;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -58,14 +65,15 @@ use tokio_util::sync::CancellationToken;
 use access::Identities;
 
 use crate::audit::Audit;
-use crate::config::model::Config;
-use crate::controller::ResourceHandle;
 use crate::controller::events::Events;
 use crate::controller::freezes::Freezes;
 use crate::feeds::external::board::FeedBoard;
 use crate::history::History;
+use crate::leading::changes::Changes;
+use crate::leading::running::Running;
 use crate::store::Journal;
 
+pub use changes::{ConfigView, SectionView};
 pub use history::{HistoryView, LatencyPoint, LatencyView, RowView, SeriesView, moment};
 pub use listener::{Listener, Peer};
 pub use problem::Problem;
@@ -76,10 +84,8 @@ const BODY_LIMIT: usize = 64 << 10;
 /// What the routes answer from.
 #[derive(Clone)]
 pub struct AdminState {
-    /// What the node runs with.
-    pub config: Arc<Config>,
-    /// By resource.
-    pub resources: Arc<BTreeMap<String, ResourceHandle>>,
+    /// The configuration and the controllers.
+    pub running: Arc<Running>,
     /// Journal, and the migrations there were.
     pub journal: Arc<Journal>,
     /// Who is who.
@@ -96,6 +102,10 @@ pub struct AdminState {
     pub metrics: Option<PrometheusHandle>,
     /// What other services say.
     pub feeds: FeedBoard,
+    /// Changes what the node leads; none: a process that leads nothing.
+    pub changes: Option<Arc<Changes>>,
+    /// Held while a request with a key of its own is carried out.
+    pub answers: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Serves until cancelled.

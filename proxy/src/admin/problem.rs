@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::controller::Denied;
 use crate::controller::effects::chain;
+use crate::leading::changes::Wrong;
 use crate::store::StoreError;
 
 /// A problem document.
@@ -27,6 +28,9 @@ pub struct Problem {
     /// The parameter of the query that is wrong, if that is the problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameter: Option<Box<str>>,
+    /// Everything that is wrong with the body, each with its place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<Wrong>,
 }
 
 impl Problem {
@@ -39,6 +43,7 @@ impl Problem {
             detail: detail.into(),
             migration: None,
             parameter: None,
+            errors: Vec::new(),
         }
     }
 
@@ -66,6 +71,7 @@ impl From<Denied> for Problem {
             Denied::NoSuchMigration(_) | Denied::NoSuchProposal(_) => {
                 Self::new(StatusCode::NOT_FOUND, "not-found", detail)
             }
+            Denied::Failed(_) => Self::new(StatusCode::BAD_GATEWAY, "driver", detail),
             Denied::Journal(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "journal", detail),
         }
     }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
-use super::{AdminState, BODY_LIMIT, Problem, assets, events, feeds, history as past};
+use super::{AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past};
 use crate::audit::read::{Wanted, newest};
 use crate::controller::drift::{self, SchemaView, SyncRequest};
 use crate::controller::freezes::FreezeView;
@@ -26,9 +26,9 @@ pub(super) type Answer<T> = Result<T, Problem>;
 
 pub(super) fn router(state: AdminState) -> Router {
     let (router, table) = routes().finish();
-    let hosts = state.config.node.admin.hosts.clone().into();
+    let hosts = state.running.config().node.admin.hosts.clone().into();
     let (identities, audit) = (state.identities.clone(), state.audit.clone());
-    let guard = Guard { table, hosts, identities, audit };
+    let guard = Guard { table, hosts, identities, audit, rate: Arc::default() };
     router
         .route_layer(from_fn_with_state(guard, guard::check))
         .fallback(|uri: Uri| async move { Problem::not_found("route", uri.path()) })
@@ -45,12 +45,23 @@ fn routes() -> Routes {
     use Permission::{Administer, Operate, Public, Read};
     Routes::default()
         .get("/api/v1/resources", Read, resources)
+        .post("/api/v1/resources", Administer, changes::reserve)
         .get("/api/v1/resources/{id}", Read, resource)
+        .delete("/api/v1/resources/{id}", Administer, changes::release)
+        .get("/api/v1/resources/{id}/shadow", Read, changes::shadow)
+        .put("/api/v1/resources/{id}/shadow", Operate, changes::put_shadow)
+        .delete("/api/v1/resources/{id}/shadow", Operate, changes::reset_shadow)
+        .get("/api/v1/resources/{id}/scaling", Read, changes::scaling)
+        .put("/api/v1/resources/{id}/scaling", Operate, changes::put_scaling)
+        .delete("/api/v1/resources/{id}/scaling", Operate, changes::reset_scaling)
         .get("/api/v1/resources/{id}/score", Read, score)
         .get("/api/v1/resources/{id}/forecast", Read, past::forecast)
         .get("/api/v1/resources/{id}/latency", Read, past::latency)
         .get("/api/v1/resources/{id}/history", Read, past::series)
         .get("/api/v1/resources/{id}/replication", Read, replication)
+        .get("/api/v1/resources/{id}/replication/parameters", Read, changes::replication)
+        .put("/api/v1/resources/{id}/replication", Operate, changes::put_replication)
+        .delete("/api/v1/resources/{id}/replication", Operate, changes::reset_replication)
         .get("/api/v1/resources/{id}/verification", Read, verification)
         .post("/api/v1/resources/{id}/verification", Operate, verify)
         .delete("/api/v1/resources/{id}/verification", Operate, stop_verification)
@@ -75,6 +86,8 @@ fn routes() -> Routes {
         // Its signature says who posts.
         .post("/api/v1/feeds/{name}", Public, feeds::post)
         .get("/api/v1/history", Read, history)
+        .get("/api/v1/config", Operate, changes::config)
+        .post("/api/v1/config/reload", Administer, changes::reload)
         .get("/api/v1/audit", Administer, audit)
         .get("/api/v1/events", Read, events::stream)
         .get("/", Public, assets::index)
@@ -90,12 +103,13 @@ fn routes() -> Routes {
         .delete("/api/v1/tokens/{id}", Administer, access::revoke_token)
 }
 
-pub(super) fn find<'a>(state: &'a AdminState, id: &str) -> Answer<&'a ResourceHandle> {
-    state.resources.get(id).ok_or_else(|| Problem::not_found("resource", id))
+pub(super) fn find(state: &AdminState, id: &str) -> Answer<ResourceHandle> {
+    state.running.resources().get(id).cloned().ok_or_else(|| Problem::not_found("resource", id))
 }
 
 async fn resources(State(state): State<AdminState>, caller: Caller) -> Json<Vec<Arc<ResourceView>>> {
-    let known = state.resources.iter().filter(|(name, _)| caller.knows(name));
+    let resources = state.running.resources();
+    let known = resources.iter().filter(|(name, _)| caller.knows(name));
     Json(known.map(|(_, handle)| handle.view.load_full()).collect())
 }
 
@@ -113,20 +127,19 @@ async fn score(State(state): State<AdminState>, Path(id): Path<String>) -> Answe
     })
 }
 
-async fn replication(
-    State(state): State<AdminState>,
-    Path(id): Path<String>,
-) -> Answer<Json<ReplicationView>> {
-    Ok(Json(find(&state, &id)?.view.load().replication.clone()))
+/// With the tag of its parameters, for who is about to change them.
+async fn replication(State(state): State<AdminState>, Path(id): Path<String>) -> Answer<Response> {
+    let view: ReplicationView = find(&state, &id)?.view.load().replication.clone();
+    changes::with_tag(&state, &id, "replication", view)
 }
 
 async fn all_zones(State(state): State<AdminState>) -> Json<Vec<zones::ZoneView>> {
-    Json(zones::zones(&state.config))
+    Json(zones::zones(&state.running.config()))
 }
 
 async fn choice(State(state): State<AdminState>, Path(id): Path<String>) -> Answer<Json<zones::ChoiceView>> {
-    let view = find(&state, &id)?.view.load_full();
-    let resource = state.config.resources.get(&id).ok_or_else(|| Problem::not_found("resource", &id))?;
+    let handle = find(&state, &id)?;
+    let (view, resource) = (handle.view.load_full(), &handle.live.load());
     let (name, retention) = (id.clone(), state.history.retention());
     let placements: Vec<String> = resource.placements.keys().cloned().collect();
     let now = crate::clock::now();
@@ -142,15 +155,15 @@ async fn choice(State(state): State<AdminState>, Path(id): Path<String>) -> Answ
     .await
     .map_err(|problem| problem.detail);
     let now = crate::clock::now();
-    Ok(Json(zones::choice(&state.config, resource, &view, &spikes, &state.feeds, now)))
+    Ok(Json(zones::choice(&state.running.config(), resource, &view, &spikes, &state.feeds, now)))
 }
 
 async fn examination(
     State(state): State<AdminState>,
     Path(id): Path<String>,
 ) -> Answer<Json<doctor::DoctorView>> {
-    let view = find(&state, &id)?.view.load_full();
-    let resource = state.config.resources.get(&id).ok_or_else(|| Problem::not_found("resource", &id))?;
+    let handle = find(&state, &id)?;
+    let (view, resource) = (handle.view.load_full(), &handle.live.load());
     Ok(Json(doctor::examine(resource, &view.primary, &view.shadow).await))
 }
 
@@ -352,8 +365,8 @@ async fn migrate(
 }
 
 async fn schema(State(state): State<AdminState>, Path(id): Path<String>) -> Answer<Json<SchemaView>> {
-    let view = find(&state, &id)?.view.load_full();
-    let resource = state.config.resources.get(&id).ok_or_else(|| Problem::not_found("resource", &id))?;
+    let handle = find(&state, &id)?;
+    let (view, resource) = (handle.view.load_full(), &handle.live.load());
     Ok(Json(drift::diff(resource, &view).await?))
 }
 
@@ -363,8 +376,8 @@ async fn sync_schema(
     headers: HeaderMap,
     body: Result<Json<SyncRequest>, JsonRejection>,
 ) -> Answer<Json<SchemaView>> {
-    let view = find(&state, &id)?.view.load_full();
-    let resource = state.config.resources.get(&id).ok_or_else(|| Problem::not_found("resource", &id))?;
+    let handle = find(&state, &id)?;
+    let (view, resource) = (handle.view.load_full(), &handle.live.load());
     Ok(Json(drift::sync(resource, &view, or_default(body, &headers)?).await?))
 }
 
@@ -421,7 +434,7 @@ async fn stop_verification(
     Path(id): Path<String>,
     caller: Caller,
 ) -> Answer<Json<VerificationView>> {
-    let verifications = &find(&state, &id)?.verifications;
+    let verifications = find(&state, &id)?.verifications;
     if !verifications.stop(&format!("stopped by {}", caller.name)) {
         return Err(Problem::new(StatusCode::CONFLICT, "conflict", "no verification is under way"));
     }
@@ -478,7 +491,7 @@ async fn metrics(State(state): State<AdminState>) -> Response {
 async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
     let mut text = String::new();
     let mut ready = true;
-    for (name, handle) in state.resources.iter() {
+    for (name, handle) in state.running.resources().iter() {
         let view = handle.view.load();
         // The service is reachable as long as its gate is open; a shadow in trouble is a warning, not an outage.
         let open = view.gate.as_ref().is_none_or(|gate| !gate.closed);

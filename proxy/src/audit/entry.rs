@@ -90,6 +90,19 @@ pub enum Entry {
         /// Names of the guards that fail.
         guards: Vec<String>,
     },
+    /// A section of a resource's settings was changed.
+    Changed {
+        /// The resource.
+        resource: String,
+        /// Who.
+        by: String,
+        /// `shadow`, `replication` or `scaling`.
+        section: String,
+        /// As it was.
+        before: serde_json::Value,
+        /// As it is.
+        after: serde_json::Value,
+    },
     /// A resource's machine entered a phase.
     Step {
         /// The resource.
@@ -138,6 +151,7 @@ impl Entry {
             Self::Outcome { .. } => "outcome",
             Self::Refused { .. } => "refused",
             Self::Decision { .. } => "decision",
+            Self::Changed { .. } => "changed",
             Self::Step { .. } => "step",
             Self::Effect { .. } => "effect",
         }

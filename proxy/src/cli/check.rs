@@ -26,7 +26,15 @@ const INVALID: u8 = 3;
 ///
 /// In a table, problems go to standard error.
 pub fn run(path: &Path, format: Format) -> ExitCode {
-    let (text, status) = answer(path, &config::load(path), format);
+    print(answer(path, &config::load(path), format), format)
+}
+
+/// Prints what is wrong with `path`, or with what the API changed of it.
+pub fn invalid(path: &Path, errors: &ConfigErrors, format: Format) -> ExitCode {
+    print(answer(path, &Err(errors.clone()), format), format)
+}
+
+fn print((text, status): (String, u8), format: Format) -> ExitCode {
     let written = if status != 0 && format == Format::Table {
         io::stderr().lock().write_all(text.as_bytes())
     } else {

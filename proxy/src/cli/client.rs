@@ -81,12 +81,48 @@ impl Client {
         self.call(Method::POST, path, Some(body)).await
     }
 
-    async fn call(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> Result<Bytes> {
-        let (status, body) = tokio::time::timeout(TIMEOUT, self.exchange(method, path, body))
-            .await
-            .with_context(|| format!("{} did not answer within {} s", self.address, TIMEOUT.as_secs()))??;
+    /// `GET` with the answer's ETag, outside a runtime.
+    pub fn get_tagged<T: DeserializeOwned>(&self, path: &str) -> Result<(T, String)> {
+        block_on(self.fetch_tagged(path))
+    }
+
+    /// The same, inside a runtime.
+    pub async fn fetch_tagged<T: DeserializeOwned>(&self, path: &str) -> Result<(T, String)> {
+        let (body, headers) = self.call_with(Method::GET, path, None, &[]).await?;
+        let tag = headers.get(header::ETAG).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Ok((serde_json::from_slice(&body)?, tag.to_owned()))
+    }
+
+    /// `PUT` of what had this ETag, outside a runtime.
+    pub fn put<T: DeserializeOwned>(&self, path: &str, body: &serde_json::Value, tag: &str) -> Result<T> {
+        block_on(self.replace(path, body, tag))
+    }
+
+    /// The same, inside a runtime.
+    pub async fn replace<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+        tag: &str,
+    ) -> Result<T> {
+        let (body, _) = self.call_with(Method::PUT, path, Some(body), &[("if-match", tag)]).await?;
+        serde_json::from_slice(&body).with_context(|| format!("{path}: unexpected answer"))
+    }
+
+    /// Any method with headers, inside a runtime; the answer's body and headers.
+    pub async fn call_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&serde_json::Value>,
+        headers: &[(&str, &str)],
+    ) -> Result<(Bytes, http::HeaderMap)> {
+        let (status, body, headers) =
+            tokio::time::timeout(TIMEOUT, self.exchange(method, path, body, headers)).await.with_context(
+                || format!("{} did not answer within {} s", self.address, TIMEOUT.as_secs()),
+            )??;
         if status.is_success() {
-            return Ok(body);
+            return Ok((body, headers));
         }
         match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => Err(Refusal(problem).into()),
@@ -94,12 +130,17 @@ impl Client {
         }
     }
 
+    async fn call(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> Result<Bytes> {
+        Ok(self.call_with(method, path, body, &[]).await?.0)
+    }
+
     async fn exchange(
         &self,
         method: Method,
         path: &str,
         body: Option<&serde_json::Value>,
-    ) -> Result<(StatusCode, Bytes)> {
+        headers: &[(&str, &str)],
+    ) -> Result<(StatusCode, Bytes, http::HeaderMap)> {
         let client: HttpClient<_, Full<Bytes>> =
             HttpClient::builder(TokioExecutor::new()).build(self.connector()?);
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.address));
@@ -108,6 +149,9 @@ impl Client {
         }
         if let Ok(user) = std::env::var("USER") {
             request = request.header("x-godwit-operator", user);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let bytes = match body {
             Some(body) => {
@@ -122,8 +166,8 @@ impl Client {
                 self.address
             )
         })?;
-        let status = response.status();
-        Ok((status, response.into_body().collect().await?.to_bytes()))
+        let (status, headers) = (response.status(), response.headers().clone());
+        Ok((status, response.into_body().collect().await?.to_bytes(), headers))
     }
 }
 

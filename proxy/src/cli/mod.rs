@@ -5,11 +5,13 @@ mod audit;
 mod backtest;
 pub mod check;
 pub mod client;
+mod config;
 mod feeds;
 mod grants;
 mod history;
 mod pki;
 mod render;
+mod reserve;
 mod shell;
 mod token;
 mod verbs;
@@ -24,7 +26,7 @@ use clap::{Parser, Subcommand};
 
 use check::Format as Output;
 
-use crate::demo::{orders, run};
+use crate::demo::{driver, orders, run};
 
 /// Moves a live service and its PostgreSQL between zones without stopping it.
 #[derive(Debug, Parser)]
@@ -140,6 +142,19 @@ enum Command {
         /// The proposal; default: the open one.
         proposal: Option<String>,
     },
+    /// Reserve a resource on a running node: Godwit chooses its shadow's zone and provisions it.
+    Reserve(reserve::Reserve),
+    /// Drop a resource that was reserved: its shadow is deprovisioned.
+    Release {
+        /// The resource.
+        resource: String,
+    },
+    /// Keep a shadow of a resource, or none.
+    #[command(subcommand)]
+    Shadow(reserve::Shadow),
+    /// The configuration of a running node: show it with its origin, compare it with the files, read them anew.
+    #[command(subcommand)]
+    Config(config::Config),
     /// Let nothing move, until it is lifted or over; also stops moves that operators start.
     Freeze {
         /// Only this one; default: every resource of the node.
@@ -177,6 +192,9 @@ enum Command {
         #[arg(long, default_value_t = 8)]
         connections: usize,
     },
+    /// An exec driver for playgrounds: a cluster and order services on this machine (docs/drivers.md).
+    #[command(hide = true)]
+    DemoDriver(driver::Options),
     /// Certificates of the link between nodes.
     #[command(subcommand)]
     Pki(Pki),
@@ -269,6 +287,10 @@ pub fn main() -> ExitCode {
         Command::Approve { resource, proposal } => {
             verbs::approve(&client, &resource, proposal.as_deref(), output)
         }
+        Command::Reserve(arguments) => reserve::reserve(&client, &arguments, output),
+        Command::Release { resource } => reserve::release(&client, &resource),
+        Command::Shadow(command) => reserve::shadow(&client, &command, output),
+        Command::Config(command) => config::run(&client, &command, output),
         Command::Freeze { resource, why, lasting } => {
             verbs::freeze(&client, resource.as_deref(), &why, lasting, output)
         }
@@ -282,6 +304,7 @@ pub fn main() -> ExitCode {
         Command::DemoOrders { listen, dsn, connections } => {
             demo_orders(orders::Options { listen, dsn, connections })
         }
+        Command::DemoDriver(options) => demo_driver(options),
         Command::Pki(Pki::Init { directory, nodes, resources }) => pki::init(&directory, &nodes, &resources),
         Command::Completions { shell } => Ok(shell::completions(shell)),
         Command::Man { directory } => shell::man(directory.as_deref()),
@@ -316,11 +339,20 @@ fn demo_orders(options: orders::Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn demo_driver(options: driver::Options) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(driver::run(options))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn run_node(path: &std::path::Path, output: Output) -> ExitCode {
     // Check says what is wrong with it.
-    let Ok(config) = crate::config::load(path) else { return check::run(path, output) };
+    let config = match crate::leading::changes::load(path) {
+        Ok(config) => config,
+        Err(errors) => return check::invalid(path, &errors, output),
+    };
     crate::telemetry::logging::start();
-    match crate::app::run(config) {
+    match crate::app::run(config, path) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("godwit: {error:#}");

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::listeners::Listeners;
 use super::load::Surroundings;
@@ -9,26 +10,41 @@ use super::model::{Driver, ProcessCluster, ProcessDriver};
 use super::raw::Value;
 use super::secret;
 use super::walk::{Item, Section};
+use crate::feeds::external::egress::Egress;
 
-/// `{process: {…}}`.
+mod outside;
+
+/// Between two looks at what an outside driver has.
+const EVERY: Duration = Duration::from_secs(15);
+/// How long one of its operations may take.
+const DEADLINE: Duration = Duration::from_mins(10);
+const KINDS: [&str; 4] = ["process", "exec", "webhook", "kubernetes"];
+
+/// `{process | exec | webhook | kubernetes: {…}}`.
 pub(super) fn read<'a>(
     name: &str,
     item: &Item<'a>,
     around: &Surroundings<'_>,
+    egress: Option<&Egress>,
     listeners: &mut Listeners<'a>,
 ) -> Option<Driver> {
     let mut section = item.section()?;
-    let process = section.optional("process");
-    let mut other = false;
-    for kind in ["exec", "webhook", "kube"] {
-        other |= section.has(kind);
-        section.unsupported(kind, &format!("the {kind} driver is not in this version"), "process: {…}");
-    }
-    if !section.has("process") && !other {
-        item.wrong("names no kind of driver", "process: {directory, service: {argv, listen, dsn, ready}}");
+    let kinds = KINDS.map(|kind| section.optional(kind));
+    let count = KINDS.iter().filter(|kind| section.has(kind)).count();
+    let one = count == 1;
+    if count == 0 {
+        item.wrong("names no kind of driver", format!("one of {}: {{…}}", KINDS.join(", ")));
+    } else if !one {
+        item.wrong("names more than one kind of driver", "a driver for each");
     }
     section.finish();
-    process_driver(name, &process?, around, listeners).map(Driver::Process)
+    let [process, exec, webhook, kubernetes] = kinds;
+    // Each is read, so that each one's problems are noted.
+    let process = process.map(|item| process_driver(name, &item, around, listeners).map(Driver::Process));
+    let exec = exec.map(|item| outside::exec(&item, around).map(Driver::Outside));
+    let webhook = webhook.map(|item| outside::webhook(&item, around, egress).map(Driver::Outside));
+    let kubernetes = kubernetes.map(|item| outside::kubernetes(&item, around).map(Driver::Kubernetes));
+    process.or(exec).or(webhook).or(kubernetes).flatten().filter(|_| one)
 }
 
 struct Service {

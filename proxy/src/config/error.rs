@@ -55,6 +55,13 @@ impl ConfigErrors {
         &self.problems
     }
 
+    /// A file that cannot be read.
+    pub(crate) fn unreadable(path: &std::path::Path, error: &std::io::Error) -> Self {
+        let report = Report::new(path.display().to_string());
+        report.note(Position::START, "", format!("cannot be read: {error}"), "a readable file");
+        Self::of(report)
+    }
+
     /// The problems of one report that has some.
     pub(super) fn of(report: Report) -> Self {
         Self { problems: report.problems.into_inner() }

@@ -15,7 +15,7 @@ use super::walk::Item;
 const LONGEST: Duration = Duration::from_hours(7 * 24);
 
 /// One window.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct FreezeWindow {
     from: Cron,
     length: Duration,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::walk::Item;
+use crate::fronts::http::settings::ListenerSettings;
 
 impl Item<'_> {
     /// An address to listen on: an IP address and a port.
@@ -74,8 +75,8 @@ struct Listener<'a> {
     item: Item<'a>,
     address: SocketAddr,
     what: String,
-    /// Fronts may share a listener when their hosts differ.
-    front: bool,
+    /// Fronts may share a listener when their hosts differ and this is the same, certificates apart.
+    front: Option<ListenerSettings>,
 }
 
 /// A host that a front serves; `None`: every host of the listener.
@@ -95,7 +96,7 @@ pub(super) struct Listeners<'a> {
 
 impl<'a> Listeners<'a> {
     pub(super) fn add(&mut self, item: &Item<'a>, address: SocketAddr, what: impl Into<String>) {
-        self.listeners.push(Listener { item: item.clone(), address, what: what.into(), front: false });
+        self.listeners.push(Listener { item: item.clone(), address, what: what.into(), front: None });
     }
 
     /// A front; `hosts` with the items they were read from, empty for every host.
@@ -105,9 +106,14 @@ impl<'a> Listeners<'a> {
         address: SocketAddr,
         resource: &str,
         hosts: &[(String, Item<'a>)],
+        settings: &ListenerSettings,
     ) {
         let what = format!("the front of {resource}");
-        self.listeners.push(Listener { item: item.clone(), address, what, front: true });
+        let mut settings = settings.clone();
+        if let Some(tls) = &mut settings.tls {
+            tls.certificates.clear();
+        }
+        self.listeners.push(Listener { item: item.clone(), address, what, front: Some(settings) });
         let mut serve = |item: &Item<'a>, host: Option<&str>| {
             self.served.push(Served {
                 item: item.clone(),
@@ -129,10 +135,23 @@ impl<'a> Listeners<'a> {
         let mut in_order: Vec<&Listener<'a>> = self.listeners.iter().collect();
         in_order.sort_by_key(|listener| listener.item.at());
         for (i, later) in in_order.iter().enumerate() {
-            let clash = in_order[..i].iter().find(|earlier| {
-                let shared = earlier.front && later.front && earlier.address == later.address;
-                !shared && overlap(earlier.address, later.address)
-            });
+            let shared = |earlier: &&&Listener<'a>| {
+                earlier.front.is_some() && later.front.is_some() && earlier.address == later.address
+            };
+            if let Some(first) = in_order[..i].iter().find(shared)
+                && first.front != later.front
+            {
+                let what = format!(
+                    "{} is shared with {} (line {}), which has another tls, h2c or proxy_protocol",
+                    later.address,
+                    first.what,
+                    first.item.at().line
+                );
+                later.item.wrong(what, "the same in both, certificates apart");
+            }
+            let clash = in_order[..i]
+                .iter()
+                .find(|earlier| !shared(earlier) && overlap(earlier.address, later.address));
             if let Some(earlier) = clash {
                 let line = earlier.item.at().line;
                 let what = format!(

@@ -9,7 +9,8 @@ use migration::policy::Policy;
 use super::error::{ConfigErrors, Position, Report};
 use super::freeze::FreezeWindow;
 use super::model::Config;
-use super::{policy, secret, validate};
+use super::overlay::OverlayText;
+use super::{policy, raw, secret, validate};
 
 /// A file longer than this is not a configuration.
 const MAX_BYTES: u64 = 1 << 20;
@@ -31,7 +32,15 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
     let around = Surroundings { folder, variable: &|name| std::env::var(name).ok(), read: &read_file };
     let (policy_files, listing) = policy_files(&folder.join("policies"));
-    read_all(path, &policy_files, listing, &around)
+    read_all(path, &policy_files, listing, &around, None)
+}
+
+/// As [`load`], with what the API changed.
+pub fn load_with(path: &Path, overlay: Option<&OverlayText>) -> Result<Config, ConfigErrors> {
+    let folder = path.parent().unwrap_or_else(|| Path::new(""));
+    let around = Surroundings { folder, variable: &|name| std::env::var(name).ok(), read: &read_file };
+    let (policy_files, listing) = policy_files(&folder.join("policies"));
+    read_all(path, &policy_files, listing, &around, overlay)
 }
 
 /// Reads and checks one policy file by itself, with its freeze windows.
@@ -54,13 +63,15 @@ fn not_understood(path: &Path) -> ConfigErrors {
     ConfigErrors::of(report)
 }
 
-/// As [`load`]; the listing of the policies' folder is given, and a problem with it.
+/// As [`load_with`]; the listing of the policies' folder is given, and a problem with it.
 pub(super) fn read_all(
     path: &Path,
     policy_files: &[PathBuf],
     listing: Option<Report>,
     around: &Surroundings<'_>,
+    overlay: Option<&OverlayText>,
 ) -> Result<Config, ConfigErrors> {
+    let changed = Report::new(overlay.map_or_else(String::new, |overlay| overlay.path.display().to_string()));
     let main = Report::new(path.display().to_string());
     let mut reports = Vec::new();
     let mut policies: Vec<policy::ReadPolicy> = Vec::new();
@@ -77,9 +88,15 @@ pub(super) fn read_all(
         }
         reports.push(report);
     }
-    let config =
-        text_of(path, around, &main).and_then(|text| validate::read(&text, &policies, around, &main));
+    let config = match overlay.map(|overlay| raw::parse(&overlay.text, &changed)) {
+        None => text_of(path, around, &main)
+            .and_then(|text| validate::read(&text, &policies, around, &main, None)),
+        Some(Some(document)) => text_of(path, around, &main)
+            .and_then(|text| validate::read(&text, &policies, around, &main, Some((&document, &changed)))),
+        Some(None) => None,
+    };
     reports.insert(0, main);
+    reports.push(changed);
     reports.extend(listing);
     match (ConfigErrors::gather(reports), config) {
         (None, Some(config)) => Ok(config),
@@ -106,6 +123,18 @@ fn read_file(path: &Path) -> io::Result<String> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than 1MiB"));
     }
     Ok(text)
+}
+
+/// The policies beside a configuration.
+pub(super) fn policy_files_beside(path: &Path) -> (Vec<PathBuf>, Option<Report>) {
+    let folder = path.parent().unwrap_or_else(|| Path::new(""));
+    policy_files(&folder.join("policies"))
+}
+
+/// The text of a file, or a problem in `report`.
+pub(super) fn text(path: &Path, report: &Report) -> Option<String> {
+    let around = Surroundings { folder: Path::new(""), variable: &|_| None, read: &read_file };
+    text_of(path, &around, report)
 }
 
 /// `*.yaml` and `*.yml` of the folder, by name; no folder is no policies.

@@ -12,13 +12,16 @@ pub mod cron;
 mod database;
 mod drivers;
 mod egress;
+pub mod entries;
 mod error;
 mod feeds;
 pub mod freeze;
+mod http;
 mod listeners;
 mod load;
 pub mod model;
 mod node;
+pub mod overlay;
 mod policy;
 mod raw;
 mod resources;
@@ -28,7 +31,9 @@ mod validate;
 mod walk;
 
 pub use error::{ConfigErrors, Problem};
-pub use load::{load, load_policy};
+pub use load::{load, load_policy, load_with};
 
+#[cfg(test)]
+mod drivers_tests;
 #[cfg(test)]
 mod tests;

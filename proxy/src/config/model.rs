@@ -12,8 +12,9 @@ use replicator::postgres::Dsn;
 use replicator::spill::Spill;
 
 use crate::admin::access::{Role, Scope};
-use crate::feeds::external::Feed;
 use crate::feeds::external::egress::Egress;
+use crate::feeds::external::{Feed, Secret};
+use crate::fronts::http::settings::{ListenerSettings, Settings, Upstream};
 use crate::history::Retention;
 
 /// Everything a node was told.
@@ -167,6 +168,8 @@ pub struct Resource {
     pub http: Option<HttpFront>,
     /// By zone.
     pub placements: BTreeMap<String, Placement>,
+    /// Godwit chooses the shadow's zone; none: the two placements say it.
+    pub flexible: Option<Flexible>,
     /// The primary at first start; afterwards the journal knows.
     pub primary: String,
     /// When to move.
@@ -182,6 +185,13 @@ impl Resource {
     }
 }
 
+/// How the zone of a shadow is chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flexible {
+    /// Provisions it wherever that is; none: only where a placement names a driver, or is complete.
+    pub driver: Option<String>,
+}
+
 /// An HTTP front.
 #[derive(Clone, Debug)]
 pub struct HttpFront {
@@ -189,6 +199,18 @@ pub struct HttpFront {
     pub listen: SocketAddr,
     /// Host names served; empty: every host on this listener.
     pub hosts: Vec<String>,
+    /// What it has in common with other fronts there.
+    pub listener: ListenerSettings,
+    /// Everything else.
+    pub settings: Settings,
+}
+
+impl HttpFront {
+    /// In the clear, with every default.
+    pub fn plain(listen: SocketAddr, hosts: &[&str]) -> Self {
+        let hosts = hosts.iter().map(ToString::to_string).collect();
+        Self { listen, hosts, listener: ListenerSettings::default(), settings: Settings::default() }
+    }
 }
 
 /// The resource in one zone.
@@ -196,8 +218,11 @@ pub struct HttpFront {
 pub struct Placement {
     /// Its zone.
     pub zone: String,
-    /// HTTP endpoints as this node reaches them, `host:port`; with a driver, worker i answers at endpoint i.
+    /// HTTP endpoints as this node reaches them, `host:port`; with a driver, worker i answers at endpoint i. Empty: the
+    /// driver has not said yet where they are.
     pub http: Vec<String>,
+    /// How they are spoken to.
+    pub upstream: Upstream,
     /// Path of the HTTP probe.
     pub probe: String,
     /// Its database.
@@ -208,6 +233,24 @@ pub struct Placement {
     pub cost_per_hour: Option<f64>,
     /// Name of its driver.
     pub driver: Option<String>,
+    /// What the driver decides, and the configuration does not say.
+    pub provided: Provided,
+}
+
+/// What of a placement its driver decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Provided {
+    /// The endpoints of the service.
+    pub http: bool,
+    /// The database.
+    pub postgres: bool,
+}
+
+impl Provided {
+    /// The driver decides something.
+    pub fn any(self) -> bool {
+        self.http || self.postgres
+    }
 }
 
 /// A database of a placement.
@@ -226,6 +269,121 @@ pub struct Database {
 pub enum Driver {
     /// Processes of this machine.
     Process(ProcessDriver),
+    /// Something outside of this process that speaks the contract of docs/drivers.md.
+    Outside(OutsideDriver),
+    /// Workloads of a Kubernetes cluster; only in builds with that feature.
+    Kubernetes(KubernetesDriver),
+}
+
+impl Driver {
+    /// The most workers it has addresses for; none: it makes its own.
+    pub fn most(&self) -> Option<usize> {
+        match self {
+            Self::Process(process) => Some(process.listen.len()),
+            Self::Outside(_) | Self::Kubernetes(_) => None,
+        }
+    }
+
+    /// It may serve many placements, and decide where they are.
+    pub fn provides(&self) -> bool {
+        !matches!(self, Self::Process(_))
+    }
+
+    /// Password of the databases that it makes; none: that of the primary.
+    pub fn password(&self) -> Option<&Secret> {
+        match self {
+            Self::Process(_) => None,
+            Self::Outside(outside) => outside.password.as_ref(),
+            Self::Kubernetes(kubernetes) => kubernetes.password.as_ref(),
+        }
+    }
+}
+
+/// A driver outside of this process.
+#[derive(Clone, Debug)]
+pub struct OutsideDriver {
+    /// How it is asked.
+    pub way: Way,
+    /// Passed on with each request.
+    pub parameters: serde_json::Value,
+    /// How often its status is asked for.
+    pub every: Duration,
+    /// How long an operation may take.
+    pub deadline: Duration,
+    /// Password of the databases that it makes; none: that of the primary.
+    pub password: Option<Secret>,
+}
+
+/// How an outside driver is asked.
+#[derive(Clone, Debug)]
+pub enum Way {
+    /// A program.
+    Exec(ExecDriver),
+    /// A service.
+    Webhook(WebhookDriver),
+}
+
+/// The `exec` driver's settings.
+#[derive(Clone, Debug)]
+pub struct ExecDriver {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Environment variables beside the few that are passed on.
+    pub environment: BTreeMap<String, Secret>,
+}
+
+/// The `webhook` driver's settings.
+#[derive(Clone, Debug)]
+pub struct WebhookDriver {
+    /// Where requests are posted.
+    pub url: url::Url,
+    /// Signs them.
+    pub secret: Secret,
+    /// PEM file of the authority that vouches for the service; none: this machine's.
+    pub authority: Option<PathBuf>,
+}
+
+/// The `kubernetes` driver's settings.
+#[derive(Clone, Debug)]
+pub struct KubernetesDriver {
+    /// Its file; none: the service account of the pod this runs in.
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of the file; none: its current one.
+    pub context: Option<String>,
+    /// Where the objects are.
+    pub namespace: String,
+    /// What runs the workers.
+    pub workload: Option<Workload>,
+    /// A cluster of CloudNativePG; none: the database is not this driver's to run.
+    pub cluster: Option<String>,
+    /// Instances of that cluster while it is provisioned.
+    pub instances: u32,
+    /// Endpoints of the workers, where the placement gives none.
+    pub http: Vec<String>,
+    /// How often its status is asked for.
+    pub every: Duration,
+    /// How long an operation may take.
+    pub deadline: Duration,
+    /// Password of the databases that it makes; none: that of the primary.
+    pub password: Option<Secret>,
+}
+
+/// An object with the scale subresource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// `deployment` or `statefulset`.
+    pub kind: WorkloadKind,
+    /// Its name.
+    pub name: String,
+}
+
+/// Kinds of [`Workload`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkloadKind {
+    /// apps/v1 Deployment.
+    Deployment,
+    /// apps/v1 StatefulSet.
+    StatefulSet,
 }
 
 /// The `process` driver's settings.

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use migration::policy::{
-    Bound, ExtraGuard, GuardedFact, Mode, OnDrainTimeout, Policy, PolicyParts, ReplicationMode, Reseed,
+    AfterRetire, Bound, Credentials, ExtraGuard, GuardedFact, Mode, OnDrainTimeout, Policy, PolicyParts,
+    ReplicationMode, Reseed,
 };
 
 use super::error::{Position, Report};
@@ -83,15 +84,48 @@ pub(super) fn read(stem: &str, text: &str, report: &Report) -> ReadPolicy {
     }
 }
 
+/// A policy with its sections `shadow` and `replication` as given here; what they leave out is as it was.
+pub(super) fn changed(
+    policy: &Policy,
+    shadow_item: Option<&Item<'_>>,
+    replication_item: Option<&Item<'_>>,
+) -> Option<Policy> {
+    let mut parts: PolicyParts = (**policy).clone();
+    let mut filled = Filled { items: Vec::new(), freeze: Vec::new() };
+    for (item, read) in [(shadow_item, shadow as Part), (replication_item, replication as Part)] {
+        let Some(item) = item else { continue };
+        let mut section = item.section()?;
+        read(&mut section, &mut filled, &mut parts);
+        section.finish();
+    }
+    match Policy::new(parts) {
+        Ok(policy) => Some(policy),
+        Err(broken) => {
+            for error in broken {
+                let tail = error.key.split_once('.').map_or(error.key, |(_, tail)| tail);
+                let at = filled.items.iter().find(|item| item.key.ends_with(&format!(".{tail}")));
+                match at.or(replication_item).or(shadow_item) {
+                    Some(item) => {
+                        item.wrong("does not fit the policy", format!("{}: {}", error.key, error.what))
+                    }
+                    None => continue,
+                }
+            }
+            None
+        }
+    }
+}
+
 /// Reads one mapping of the file.
 type Part = for<'a> fn(&mut Section<'a>, &mut Filled<'a>, &mut PolicyParts);
 
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("score", score),
     ("limits", limits),
     ("shadow", shadow),
     ("replication", replication),
     ("retire", retire),
+    ("warm_up", warm_up),
 ];
 
 fn score<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
@@ -218,7 +252,9 @@ fn replication<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &m
         item.choice(&modes.map(|mode| (mode.name(), mode)))
     });
     filled.take(section, "critical", &mut parts.critical, critical);
-    if section.has("critical") && !filled.items.iter().any(|item| item.key == "replication.critical") {
+    let critical_read =
+        |item: &Item<'_>| item.key.ends_with("replication.critical") || item.key.ends_with("value.critical");
+    if section.has("critical") && !filled.items.iter().any(critical_read) {
         // The list is wrong by itself: no further complaint that there is none.
         parts.critical = vec!["?".into()];
         parts.replication = ReplicationMode::Hybrid;
@@ -274,4 +310,21 @@ fn critical(item: &Item<'_>) -> Option<Vec<String>> {
 fn retire<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
     filled.take(section, "after", &mut parts.retire_after, Item::duration);
     filled.take(section, "require_verified", &mut parts.require_verified, Item::boolean);
+    filled.take(section, "then", &mut parts.after_retire, |item| {
+        item.choice(&[("keep", AfterRetire::Keep), ("deprovision", AfterRetire::Deprovision)])
+    });
+}
+
+fn warm_up<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
+    filled.take(section, "mirror", &mut parts.mirror.share, Item::ratio);
+    filled.take(section, "paths", &mut parts.mirror.paths, |item| {
+        item.list("beginnings of paths, such as /products")?.iter().map(Item::url_path).collect()
+    });
+    filled.take(section, "credentials", &mut parts.mirror.credentials, |item| {
+        item.choice(&[
+            ("skip", Credentials::Skip),
+            ("strip", Credentials::Strip),
+            ("send", Credentials::Send),
+        ])
+    });
 }

@@ -47,6 +47,30 @@ impl Value {
     }
 }
 
+impl Node {
+    /// As JSON; `None`: it holds a key that is no text, or a number that JSON does not have.
+    pub(super) fn json(&self) -> Option<serde_json::Value> {
+        use serde_json::Value as Json;
+        Some(match &self.value {
+            Value::Null => Json::Null,
+            Value::Bool(value) => Json::Bool(*value),
+            Value::Integer(value) => Json::Number(serde_json::Number::from_i128(*value)?),
+            Value::Float(value) => Json::Number(serde_json::Number::from_f64(*value)?),
+            Value::Text(text) => Json::String(text.clone()),
+            Value::List(nodes) => Json::Array(nodes.iter().map(Self::json).collect::<Option<_>>()?),
+            Value::Map(entries) => Json::Object(
+                entries
+                    .iter()
+                    .map(|(key, value)| match &key.value {
+                        Value::Text(name) => Some((name.clone(), value.json()?)),
+                        _ => None,
+                    })
+                    .collect::<Option<_>>()?,
+            ),
+        })
+    }
+}
+
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Spanned { value, referenced, defined } = Spanned::<Value>::deserialize(deserializer)?;

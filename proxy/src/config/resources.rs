@@ -7,11 +7,13 @@ use migration::policy::{Policy, PolicyParts};
 
 use super::database;
 use super::error::{counted, suggest};
+use super::http;
 use super::listeners::Listeners;
 use super::load::Surroundings;
-use super::model::{Driver, HttpFront, Placement, Resource};
+use super::model::{Driver, Flexible, HttpFront, Placement, Provided, Resource};
 use super::policy::ReadPolicy;
-use super::walk::Item;
+use super::walk::{Item, Section};
+use crate::fronts::http::settings::Upstream;
 
 /// What a resource may refer to. `None`: that part was unreadable, so that references to it are not judged.
 pub(super) struct Known<'k> {
@@ -31,7 +33,7 @@ pub(super) struct Known<'k> {
 /// The policy of a resource that names none.
 const DEFAULT_POLICY: &str = "default";
 
-/// `{location, fronts, placements, primary, policy}`.
+/// `{location, driver, fronts, placements, primary, policy}`.
 pub(super) fn read<'a>(
     name: &str,
     item: &Item<'a>,
@@ -41,14 +43,11 @@ pub(super) fn read<'a>(
     used_drivers: &mut BTreeMap<&'a str, u64>,
 ) -> Option<Resource> {
     let mut section = item.section()?;
-    section.unsupported(
-        "location",
-        "choosing and provisioning a zone is not in this version",
-        "leave it out and name both zones under placements",
-    );
+    let location_item = section.optional("location");
+    let flexible = location(location_item.as_ref(), &mut section, known);
     let fronts = section.optional("fronts");
     let has_front = fronts.is_some();
-    let http = fronts.map(|item| front(name, &item, listeners));
+    let http = fronts.map(|item| front(name, &item, around, listeners));
     let placements = section.required("placements", "placements: {ZONE: {…}, ZONE: {…}}");
     let placement_items = placements.as_ref().and_then(|item| item.named("placements"));
     let mut read_placements = BTreeMap::new();
@@ -60,7 +59,10 @@ pub(super) fn read<'a>(
     let zones: Option<Vec<&str>> =
         placement_items.as_ref().map(|items| items.iter().map(|(zone, _)| *zone).collect());
     if let (Some(item), Some(zones)) = (&placements, &zones) {
-        count_of_placements(item, zones, has_front, known);
+        match &flexible {
+            Some(flexible) => zones_to_choose(item, zones.len(), flexible),
+            None => count_of_placements(item, zones, has_front, known),
+        }
     }
     if let Some(items) = &placement_items {
         whole(items, &read_placements);
@@ -88,8 +90,19 @@ pub(super) fn read<'a>(
         Some(item) => policy(&item, known),
         None => find_policy(DEFAULT_POLICY, known).map_or_else(default_policy, |read| read.policy.clone()),
     };
+    if let (Some(_), Some(policy), Some(item)) = (&flexible, &policy, &location_item) {
+        let share = policy.shadow_capacity.get();
+        if !(0.2..=0.5).contains(&share) {
+            let what =
+                format!("`{}` gives the shadow {} of the primary", policy.name, policy.shadow_capacity);
+            item.wrong(what, "a policy with shadow.capacity from 20% to 50%: it is made before it is needed");
+        }
+    }
     let read = policy.as_ref().and_then(|policy| find_policy(&policy.name, known));
     let freeze = read.map_or_else(Vec::new, |read| read.freeze.clone());
+    if let (Some(primary), Some(items)) = (primary, &placement_items) {
+        complete(primary, items, &mut read_placements);
+    }
     if !has_front && !known.link {
         item.wrong_key(
             "has no front, and this node has no link: nobody would use it",
@@ -101,13 +114,76 @@ pub(super) fn read<'a>(
         name: name.to_owned(),
         http: http.map_or(Some(None), |http| http.map(Some))?,
         placements: read_placements,
+        flexible,
         primary: primary?.to_owned(),
         policy: policy?,
         freeze,
     })
 }
 
-fn front<'a>(resource: &str, item: &Item<'a>, listeners: &mut Listeners<'a>) -> Option<HttpFront> {
+/// `location: flexible`, and the driver that provisions the shadow then.
+fn location(item: Option<&Item<'_>>, section: &mut Section<'_>, known: &Known<'_>) -> Option<Flexible> {
+    let choices = [("flexible", true), ("fixed", false)];
+    let flexible = item.and_then(|item| item.choice(&choices)).unwrap_or(false);
+    let Some(item) = section.optional("driver") else { return flexible.then(Flexible::default) };
+    if !flexible {
+        item.wrong_key("is for `location: flexible`", "name the driver under the placement");
+        return None;
+    }
+    let name = match &known.drivers {
+        Some(drivers) => item.reference("driver", drivers.iter().copied()),
+        None => item.text("the name of a driver"),
+    };
+    if let Some(name) = name
+        && known.drivers_read.get(name).is_some_and(|driver| !driver.provides())
+    {
+        item.wrong(
+            format!("`{name}` is of one place on this machine"),
+            "a driver of the kind exec, webhook or kubernetes, or name it under a placement",
+        );
+    }
+    // A name that is wrong has been reported: no further complaint that there is none.
+    Some(Flexible { driver: Some(name.unwrap_or_default().to_owned()) })
+}
+
+/// A resource whose shadow's zone is chosen.
+fn zones_to_choose(item: &Item<'_>, placements: usize, flexible: &Flexible) {
+    if placements == 0 {
+        item.wrong("has no placement", "the one that is the primary");
+    } else if placements == 1 && flexible.driver.is_none() {
+        item.wrong(
+            "has one placement, and nothing that could provision another",
+            "driver: NAME beside location, or further placements to choose from",
+        );
+    }
+}
+
+/// The primary must say where it is; what other placements leave out they have from it.
+fn complete(primary: &str, items: &[(&str, Item<'_>)], placements: &mut BTreeMap<String, Placement>) {
+    let Some((capacity, provided)) = placements.get(primary).map(|it| (it.capacity, it.provided)) else {
+        return;
+    };
+    if provided.http {
+        if let Some((_, item)) = items.iter().find(|(zone, _)| *zone == primary) {
+            item.wrong_key("is the primary and does not say where it is", "http: [\"HOST:PORT\", …]");
+        }
+        return;
+    }
+    let has_database = placements.get(primary).is_some_and(|placement| placement.postgres.is_some());
+    for placement in placements.values_mut() {
+        if placement.capacity == 0 {
+            placement.capacity = capacity.max(1);
+        }
+        placement.provided.postgres &= has_database;
+    }
+}
+
+fn front<'a>(
+    resource: &str,
+    item: &Item<'a>,
+    around: &Surroundings<'_>,
+    listeners: &mut Listeners<'a>,
+) -> Option<HttpFront> {
     let mut section = item.section()?;
     let http = section.optional("http");
     let (has_http, has_postgres) = (section.has("http"), section.has("postgres"));
@@ -120,23 +196,7 @@ fn front<'a>(resource: &str, item: &Item<'a>, listeners: &mut Listeners<'a>) -> 
     if !has_http && !has_postgres {
         item.wrong("names no front", "http: {listen: ADDRESS, hosts: [NAME]}");
     }
-    let mut section = http?.section()?;
-    let listen = section.required("listen", "listen: 0.0.0.0:8080");
-    let hosts = section.optional("hosts");
-    section.unsupported("tls", "TLS on a front is not in this version", "end TLS in front of Godwit");
-    section.finish();
-    let address = listen.as_ref().and_then(Item::address);
-    let named = match &hosts {
-        Some(item) => item.list("host names").map(|list| {
-            let named: Vec<_> =
-                list.into_iter().filter_map(|item| item.host().map(|host| (host, item))).collect();
-            named
-        }),
-        None => Some(Vec::new()),
-    }?;
-    let (listen, address) = (listen?, address?);
-    listeners.add_front(&listen, address, resource, &named);
-    Some(HttpFront { listen: address, hosts: named.into_iter().map(|(host, _)| host).collect() })
+    http::front(resource, &http?, around, listeners)
 }
 
 fn placement<'a>(
@@ -154,14 +214,23 @@ fn placement<'a>(
         item.wrong_key(format!("there is no zone `{zone}`"), right);
     }
     let mut section = item.section()?;
-    let http = if has_front {
+    let driver = section.optional("driver").map(|item| driver(&item, known, used_drivers));
+    let named = driver.flatten();
+    // One that was not understood may well provide it.
+    let provides = named.is_some_and(|name| known.drivers_read.get(name).is_none_or(Driver::provides));
+    let http = if has_front && !provides {
         section.required("http", "http: [\"HOST:PORT\", …], the endpoints of the service here")
     } else {
         section.optional("http")
     };
     let endpoints = match &http {
-        Some(item) => endpoints(item, has_front),
-        None => (!has_front).then(Vec::new),
+        Some(item) => http::endpoints(item, has_front),
+        None => (!has_front || provides).then(Default::default),
+    };
+    let (endpoints, weights) = endpoints.unzip();
+    let upstream = match section.optional("upstream") {
+        Some(item) => http::upstream(&item, around),
+        None => Some(Upstream::default()),
     };
     let probe = match section.optional("probe") {
         Some(item) => item.url_path(),
@@ -169,21 +238,7 @@ fn placement<'a>(
     };
     let postgres = section.optional("postgres").map(|item| database::read(&item, around));
     let cost = section.optional("cost").map(|item| item.cost_per_hour());
-    let driver = section.optional("driver").map(|item| {
-        let name = match &known.drivers {
-            Some(drivers) => item.reference("driver", drivers.iter().copied()),
-            None => item.text("the name of a driver"),
-        }?;
-        if let Some(line) = used_drivers.insert(name, item.at().line) {
-            let what = format!("`{name}` provisions another placement already (line {line})");
-            item.wrong(what, "a driver of its own for each placement");
-        }
-        Some(name)
-    });
-    let workers = driver.flatten().and_then(|name| known.drivers_read.get(name)).map(|driver| {
-        let Driver::Process(process) = driver;
-        process.listen.len()
-    });
+    let workers = named.and_then(|name| known.drivers_read.get(name)).and_then(Driver::most);
     if let (Some(workers), Some(endpoints), Some(item)) = (workers, &endpoints, &http)
         && workers != endpoints.len()
         && has_front
@@ -208,35 +263,38 @@ fn placement<'a>(
             }
             capacity
         }
+        // Filled in from the primary's, where the driver makes the workers.
+        None if provides && http.is_none() => Some(0),
         None => Some(full.unwrap_or(1).max(1)),
     };
+    let provided = Provided { http: provides && http.is_none(), postgres: provides && postgres.is_none() };
     section.finish();
     Some(Placement {
         zone: zone.to_owned(),
         http: endpoints?,
+        upstream: Upstream { weights: weights.unwrap_or_default(), ..upstream? },
         probe: probe?,
         postgres: postgres.map_or(Some(None), |postgres| postgres.map(Some))?,
         capacity: capacity?,
         cost_per_hour: cost.map_or(Some(None), |cost| cost.map(Some))?,
         driver: driver.map_or(Some(None), |driver| driver.map(|name| Some(name.to_owned())))?,
+        provided,
     })
 }
 
-fn endpoints(item: &Item<'_>, needed: bool) -> Option<Vec<String>> {
-    let list = item.list("endpoints, such as [\"10.0.1.10:8000\"]")?;
-    if list.is_empty() && needed {
-        item.wrong("has no endpoint", "at least one, such as [\"10.0.1.10:8000\"]");
-        return None;
+fn driver<'a>(item: &Item<'a>, known: &Known<'_>, used: &mut BTreeMap<&'a str, u64>) -> Option<&'a str> {
+    let name = match &known.drivers {
+        Some(drivers) => item.reference("driver", drivers.iter().copied()),
+        None => item.text("the name of a driver"),
+    }?;
+    if known.drivers_read.get(name).is_some_and(Driver::provides) {
+        return Some(name);
     }
-    let mut endpoints: Vec<String> = Vec::with_capacity(list.len());
-    for item in &list {
-        let Some(endpoint) = item.endpoint() else { continue };
-        if endpoints.contains(&endpoint) {
-            item.wrong(format!("`{endpoint}` is listed twice"), "each endpoint once");
-        }
-        endpoints.push(endpoint);
+    if let Some(line) = used.insert(name, item.at().line) {
+        let what = format!("`{name}` provisions another placement already (line {line})");
+        item.wrong(what, "a driver of its own for each placement");
     }
-    (endpoints.len() == list.len()).then_some(endpoints)
+    Some(name)
 }
 
 /// A front moves between two placements; a node that only serves the link needs the one of its own zone.
@@ -274,6 +332,9 @@ fn whole(items: &[(&str, Item<'_>)], placements: &BTreeMap<String, Placement>) {
         (None, None) => {}
         (a, _) => {
             let (with, without) = if a.is_some() { (first, second) } else { (second, first) };
+            if without.provided.postgres {
+                return;
+            }
             let lacking = items.iter().find(|(zone, _)| *zone == without.zone);
             if let Some((_, item)) = lacking {
                 let what = format!("has no postgres, and the placement in {} has", with.zone);

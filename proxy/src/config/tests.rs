@@ -1,5 +1,7 @@
 //! What the loader says about whole files.
 
+mod http;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,11 +12,12 @@ use proptest::prelude::*;
 
 use super::load::{Surroundings, read_all};
 use super::model::{Config, Driver};
+use super::overlay::OverlayText;
 use crate::history::Retention;
 
-const SECRET: &str = "hunter2";
+pub(super) const SECRET: &str = "hunter2";
 
-const BASE: &str = "\
+pub(super) const BASE: &str = "\
 node:
   name: edge-1
   zone: west
@@ -39,6 +42,16 @@ const POLICY: &str = "mode: auto\nscore: { threshold: 0.5 }\n";
 
 /// Loads files that exist only here: `godwit.yaml` and the policies.
 fn load_all(main: &str, policies: &[(&str, &str)]) -> Result<Config, String> {
+    load_with(main, policies, None)
+}
+
+/// As [`load`], with what the API changed.
+pub(super) fn load_changed(main: &str, overlay: &str) -> Result<Config, String> {
+    let thin = ("thin.yaml", "shadow: { capacity: 10% }\n");
+    load_with(main, &[("careful.yaml", POLICY), thin], Some(overlay))
+}
+
+fn load_with(main: &str, policies: &[(&str, &str)], overlay: Option<&str>) -> Result<Config, String> {
     let mut files = BTreeMap::from([
         (PathBuf::from("godwit.yaml"), main.to_owned()),
         (PathBuf::from("secret"), format!("{SECRET}\n")),
@@ -61,7 +74,8 @@ fn load_all(main: &str, policies: &[(&str, &str)]) -> Result<Config, String> {
         },
         read: &|path| files.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into()),
     };
-    let loaded = read_all(Path::new("godwit.yaml"), &names, None, &around);
+    let overlay = overlay.map(|text| OverlayText { path: "overlay.json".into(), text: text.to_owned() });
+    let loaded = read_all(Path::new("godwit.yaml"), &names, None, &around, overlay.as_ref());
     let text = format!("{loaded:?}");
     assert!(!text.contains(SECRET), "a secret is printed: {text}");
     loaded.map_err(|errors| {
@@ -75,7 +89,7 @@ fn load_all(main: &str, policies: &[(&str, &str)]) -> Result<Config, String> {
     })
 }
 
-fn load(main: &str) -> Result<Config, String> {
+pub(super) fn load(main: &str) -> Result<Config, String> {
     load_all(main, &[("careful.yaml", POLICY)])
 }
 
@@ -353,7 +367,7 @@ score: { confidence: 1.5, horizon: 5s }
 limits: { on_drain_timeout: kill }
 shadow: { capacity: 0% }
 ";
-    let main = BASE.replace("hosts: [orders.example] }", "tls: {} }, postgres: { listen: 0.0.0.0:6432 }");
+    let main = BASE.replace("hosts: [orders.example] }", "}, postgres: { listen: 0.0.0.0:6432 }");
     insta::assert_snapshot!(load_all(&main, &[("careful.yaml", policy)]).expect_err("refused"));
     let harmless =
         "limits: { freeze: [] }\nshadow: { zones: { allow: [], deny: [] } }\nreplication: { critical: [] }\n";
@@ -468,7 +482,7 @@ fn drivers() {
         .replace("resources:\n", DRIVERS)
         .replace("http: [\"127.0.0.1:8001\"]\n", "http: [\"127.0.0.1:8001\"]\n        driver: local\n");
     let config = load(&driven).expect("a driver is valid");
-    let Driver::Process(process) = &config.drivers["local"];
+    let Driver::Process(process) = &config.drivers["local"] else { panic!("a process driver") };
     assert_eq!(process.ready, "/healthz");
     assert_eq!(config.resources["orders"].placements["west"].driver.as_deref(), Some("local"));
 
@@ -497,7 +511,7 @@ fn drivers() {
 
     let secret = driven.replace("dsn: postgres://app@127.0.0.1/orders", "dsn: { file: secret }");
     let config = load(&secret).expect("a secret dsn is valid");
-    let Driver::Process(process) = &config.drivers["local"];
+    let Driver::Process(process) = &config.drivers["local"] else { panic!("a process driver") };
     assert_eq!(process.service_dsn, SECRET);
 }
 
@@ -589,7 +603,8 @@ fn the_shipped_files_are_valid() {
             }
         }
         let other = folder.path().join("godwit.yaml");
-        std::fs::write(&other, text.replace("policy: latency-first", &format!("policy: {name}")))
+        // Of the first resource: the other one's shadow is chosen, and needs a larger share than these give.
+        std::fs::write(&other, text.replacen("policy: latency-first", &format!("policy: {name}"), 1))
             .expect("written");
         let config = super::load(&other).unwrap_or_else(|errors| panic!("{errors}"));
         assert_eq!(config.resources["orders"].policy.name, name);

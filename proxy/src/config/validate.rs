@@ -10,7 +10,7 @@ use super::policy::ReadPolicy;
 use super::raw;
 use super::resources::{self, Known};
 use super::walk::Item;
-use super::{drivers, feeds, node};
+use super::{drivers, feeds, node, overlay};
 use crate::feeds::external::Feed;
 
 /// Reads `godwit.yaml`; every problem is noted in `report`.
@@ -19,8 +19,13 @@ pub(super) fn read(
     policies: &[ReadPolicy],
     around: &Surroundings<'_>,
     report: &Report,
+    changes: Option<(&raw::Node, &Report)>,
 ) -> Option<Config> {
     let document = raw::parse(text, report)?;
+    let overlay = match changes {
+        Some((document, report)) => overlay::read(&Item::root(document, report))?,
+        None => overlay::Parts::default(),
+    };
     let root = Item::root(&document, report);
     let mut section = root.section()?;
     let mut listeners = Listeners::default();
@@ -36,8 +41,10 @@ pub(super) fn read(
         Some(item) => item.named("drivers"),
         None => Some(Vec::new()),
     };
-    let drivers: BTreeMap<String, Driver> =
-        understood(driver_items.as_deref(), |name, item| drivers::read(name, item, around, &mut listeners));
+    let egress = node.as_ref().and_then(|node| node.egress.as_ref());
+    let drivers: BTreeMap<String, Driver> = understood(driver_items.as_deref(), |name, item| {
+        drivers::read(name, item, around, egress, &mut listeners)
+    });
 
     let names = |items: &Option<Vec<(&'_ str, Item<'_>)>>| -> Option<Vec<String>> {
         items.as_ref().map(|items| items.iter().map(|(name, _)| (*name).to_owned()).collect())
@@ -67,8 +74,23 @@ pub(super) fn read(
         Some(named)
     });
     let mut used_drivers = BTreeMap::new();
-    let resources: BTreeMap<String, Resource> = understood(resource_items.as_deref(), |name, item| {
-        resources::read(name, item, &known, around, &mut listeners, &mut used_drivers)
+    let mut all_items = resource_items.clone().unwrap_or_default();
+    for (name, item) in &overlay.reserved {
+        if all_items.iter().any(|(known, _)| known == name) {
+            item.wrong_key(
+                "has the name of a resource of the configuration",
+                "drop it, or name that one otherwise",
+            );
+        } else {
+            all_items.push((*name, item.clone()));
+        }
+    }
+    let resources: BTreeMap<String, Resource> = understood(Some(&all_items), |name, item| {
+        let read = resources::read(name, item, &known, around, &mut listeners, &mut used_drivers)?;
+        match overlay.changed.get(name) {
+            Some(sections) => sections.apply(read, &drivers),
+            None => Some(read),
+        }
     });
     let feed_items = match section.optional("feeds") {
         Some(item) => item.named("feeds"),
@@ -89,7 +111,7 @@ pub(super) fn read(
     if let (Some(read), Some(item)) = (&node, &node_item) {
         links(item, read.link, here, zone_items.as_deref().unwrap_or_default(), &zones);
     }
-    slots(resource_items.as_deref().unwrap_or_default());
+    slots(&all_items);
     listeners.check();
     Some(Config { node: node?.node?, zones, drivers, resources, feeds })
 }

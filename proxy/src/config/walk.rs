@@ -31,6 +31,15 @@ impl<'a> Item<'a> {
         if matches!(self.node.value, Value::Null | Value::Map(_)) { self.key_at } else { self.node.at }
     }
 
+    /// The value as JSON, whatever it is.
+    pub(super) fn json(&self) -> Option<serde_json::Value> {
+        let json = self.node.json();
+        if json.is_none() {
+            self.wrong("cannot be written as JSON", "text as keys, and finite numbers");
+        }
+        json
+    }
+
     pub(super) fn value(&self) -> &'a Value {
         &self.node.value
     }

@@ -7,7 +7,8 @@ use replicator::Error;
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
-use crate::config::model::{Database, Resource};
+use super::live::Live;
+use crate::config::model::Database;
 
 /// What a connection is for; each has its own, so that one long statement does not hold up the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,26 +46,28 @@ impl Purpose {
 
 /// The databases of one resource.
 pub struct Databases {
-    zones: BTreeMap<String, Database>,
+    live: Arc<Live>,
     open: Mutex<BTreeMap<(String, Purpose), Arc<Client>>>,
 }
 
 impl Databases {
     /// Connects to none yet.
-    pub fn new(resource: &Resource) -> Self {
-        let zones = resource
-            .placements
-            .values()
-            .filter_map(|placement| Some((placement.zone.clone(), placement.postgres.clone()?)))
-            .collect();
-        Self { zones, open: Mutex::default() }
+    pub fn new(live: Arc<Live>) -> Self {
+        Self { live, open: Mutex::default() }
     }
 
     /// The settings of a zone's database.
-    pub fn settings(&self, zone: &str) -> Result<&Database, Error> {
-        self.zones
-            .get(zone)
-            .ok_or_else(|| Error::Unready(format!("zone {zone} has no database in the configuration")))
+    pub fn settings(&self, zone: &str) -> Result<Database, Error> {
+        let resource = self.live.load();
+        let placement = resource.placements.get(zone);
+        placement.and_then(|placement| placement.postgres.clone()).ok_or_else(|| {
+            let provided = placement.is_some_and(|placement| placement.provided.postgres);
+            Error::Unready(if provided {
+                format!("the driver has not said yet where the database in {zone} is")
+            } else {
+                format!("zone {zone} has no database in the configuration")
+            })
+        })
     }
 
     /// The open connection, or a new one.
@@ -86,6 +89,11 @@ impl Databases {
     /// Forgets a connection, so that the next `get` makes a new one.
     pub async fn forget(&self, zone: &str, purpose: Purpose) {
         self.open.lock().await.remove(&(zone.to_owned(), purpose));
+    }
+
+    /// Forgets the connections to a zone's database: it is another one now.
+    pub async fn forget_zone(&self, zone: &str) {
+        self.open.lock().await.retain(|(of, _), _| of != zone);
     }
 
     /// Forgets every connection.

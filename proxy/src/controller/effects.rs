@@ -17,11 +17,14 @@ use tokio_postgres::Client;
 use super::compare;
 use super::databases::{Databases, Purpose};
 use super::events::Events;
+use super::live::Live;
+use super::mirrored;
 use super::streams::Streams;
 use crate::audit::Audit;
 use crate::clock;
 use crate::config::model::Resource;
-use crate::drivers::Provisioning;
+use crate::drivers::{Endpoint, Operation, Plan, Provisioning, Wanted};
+use crate::feeds::external::Secret;
 use crate::fronts::pools::Pool;
 use crate::fronts::routes::ResourceFront;
 use crate::store::Journal;
@@ -31,6 +34,8 @@ use crate::store::Journal;
 pub struct Report {
     /// The run; none: the resource itself.
     pub run: Option<String>,
+    /// A stream outlives the run in which it was begun: what it says is of its generation.
+    pub stream: Option<Generation>,
     /// What happened.
     pub event: Event,
 }
@@ -38,7 +43,7 @@ pub struct Report {
 /// What the effects of one resource work with.
 pub struct Hands {
     /// The resource.
-    pub resource: Arc<Resource>,
+    pub resource: Arc<Live>,
     /// Its front, if this node has it.
     pub front: Option<Arc<ResourceFront>>,
     /// Control connections.
@@ -46,9 +51,9 @@ pub struct Hands {
     /// Streams between the placements.
     pub streams: Arc<Streams>,
     /// By zone.
-    pub drivers: BTreeMap<String, Arc<dyn Provisioning>>,
+    pub drivers: BTreeMap<String, ZoneDriver>,
     /// Endpoints by zone, resolved.
-    pub endpoints: BTreeMap<String, Vec<SocketAddr>>,
+    pub endpoints: Endpoints,
     /// History.
     pub journal: Arc<Journal>,
     /// Where what is done is written down.
@@ -60,6 +65,8 @@ pub struct Hands {
     fenced: watch::Sender<Fenced>,
     /// Held while a fence goes up, so that undoing it never overtakes it.
     fencing: Mutex<()>,
+    /// The run, and the stamp of the old primary's schema when it was found to be the shadow's.
+    compared: Mutex<Option<(String, String)>>,
     /// Snapshot of the new primary at the end marker.
     marker_snapshot: Mutex<Option<(Generation, Arc<Client>)>>,
     /// Snapshots of both sides at the end marker: the old primary's first.
@@ -89,12 +96,12 @@ impl Hands {
     /// Nothing is done yet.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
-        resource: Arc<Resource>,
+        resource: Arc<Live>,
         front: Option<Arc<ResourceFront>>,
         databases: Arc<Databases>,
         streams: Arc<Streams>,
-        drivers: BTreeMap<String, Arc<dyn Provisioning>>,
-        endpoints: BTreeMap<String, Vec<SocketAddr>>,
+        drivers: BTreeMap<String, ZoneDriver>,
+        endpoints: Endpoints,
         journal: Arc<Journal>,
         audit: Audit,
         events: Arc<Events>,
@@ -113,13 +120,20 @@ impl Hands {
             reports,
             fenced: watch::Sender::default(),
             fencing: Mutex::default(),
+            compared: Mutex::default(),
             marker_snapshot: Mutex::default(),
             comparison: Mutex::default(),
         }
     }
 
-    fn policy(&self) -> &Policy {
-        &self.resource.policy
+    /// The policy now.
+    pub fn policy(&self) -> Policy {
+        self.resource.load().policy.clone()
+    }
+
+    /// The settings now.
+    pub fn settings(&self) -> Arc<Resource> {
+        self.resource.load()
     }
 
     /// The gate closes and opens here, at once and in the order in which the machine wants it: a task that was cancelled a
@@ -148,14 +162,14 @@ impl Hands {
         let run = state.run.as_ref();
         let say = |event| self.report(run.map(|run| run.id.clone()), event);
         match effect {
-            Effect::ProvisionShadow { zone } => self.provision(zone).await,
+            Effect::ProvisionShadow { zone } => self.provision(zone, state).await,
             Effect::RunStream { generation, source, target } => {
                 if state.phase == Phase::Released {
                     // The old primary still is what it was at the marker: the last chance to look at it.
                     self.start_comparison(state, source, target).await;
                 }
                 self.streams.run(*generation, source, target).await?;
-                say(Event::StreamUp);
+                self.report_stream(*generation, Event::StreamUp);
                 Ok(())
             }
             Effect::EndStream { generation, source } => {
@@ -183,6 +197,9 @@ impl Hands {
             Effect::CheckGuards | Effect::CloseRun { .. } => Ok(()),
             Effect::MakeReverseSlot { generation, zone } => {
                 let run = run.ok_or("no migration is under way")?;
+                if state.phase == Phase::Warm {
+                    self.compare_schemas(run).await?;
+                }
                 self.make_reverse_slot(*generation, zone, run).await?;
                 say(Event::ReverseSlotMade);
                 Ok(())
@@ -238,36 +255,136 @@ impl Hands {
     /// Tells the controller.
     pub fn report(&self, run: Option<String>, event: Event) {
         // The controller only goes away when the process does.
-        let _ = self.reports.send(Report { run, event });
+        let _ = self.reports.send(Report { run, stream: None, event });
+    }
+
+    /// Tells the controller what became of a stream.
+    pub fn report_stream(&self, generation: Generation, event: Event) {
+        let _ = self.reports.send(Report { run: None, stream: Some(generation), event });
     }
 
     async fn control(&self, zone: &Zone) -> Result<Arc<Client>, Failure> {
         self.databases.get(&zone.0, Purpose::Control).await.map_err(chain)
     }
 
-    fn driver(&self, zone: &Zone) -> Option<&Arc<dyn Provisioning>> {
+    fn driver(&self, zone: &Zone) -> Option<&ZoneDriver> {
         self.drivers.get(&*zone.0)
     }
 
     /// Workers that a placement has at this capacity.
     pub fn workers(&self, zone: &Zone, capacity: Capacity) -> u32 {
-        let full = self.resource.placements.get(&*zone.0).map_or(1, |placement| placement.capacity);
+        let resource = self.resource.load();
+        let full = resource.placements.get(&*zone.0).map_or(1, |placement| placement.capacity);
         match capacity {
             Capacity::Full => full,
-            Capacity::Shadow => self.policy().shadow_capacity.of(full).min(full),
+            Capacity::Shadow => resource.policy.shadow_capacity.of(full).min(full),
         }
     }
 
-    async fn provision(&self, zone: &Zone) -> Result<(), Failure> {
+    async fn provision(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
         let Some(driver) = self.driver(zone) else { return Ok(()) };
-        let operation = operation("provision", zone);
-        driver.provision(&operation, self.workers(zone, Capacity::Shadow)).await.map(drop).map_err(chain)
+        let capacity = self.workers(zone, Capacity::Shadow);
+        let operation = driver.operation("provision", zone, capacity, state);
+        let wanted = Wanted { capacity, settings: self.mirrored(zone, &state.primary).await? };
+        driver.does.provision(&operation, &wanted).await.map_err(chain)?;
+        self.locate(zone, driver).await
+    }
+
+    /// What a database made in `zone` must have of the primary's configuration.
+    async fn mirrored(&self, zone: &Zone, primary: &Zone) -> Result<BTreeMap<String, String>, Failure> {
+        let has = |zone: &Zone| {
+            self.resource
+                .load()
+                .placements
+                .get(&*zone.0)
+                .is_some_and(|it| it.postgres.is_some() || it.provided.postgres)
+        };
+        if !has(zone) || !has(primary) {
+            return Ok(BTreeMap::new());
+        }
+        let client = self.control(primary).await?;
+        mirrored::settings(&client).await
+    }
+
+    /// Learns from the driver where the placement is, where that is left to it.
+    async fn locate(&self, zone: &Zone, driver: &ZoneDriver) -> Result<(), Failure> {
+        let resource = self.resource.load();
+        let Some(placement) = resource.placements.get(&*zone.0).filter(|it| it.provided.any()) else {
+            return Ok(());
+        };
+        let endpoint = match driver.does.known_endpoint() {
+            Some(endpoint) => endpoint,
+            None => driver.does.endpoint().await.map_err(chain)?,
+        };
+        let lacks = |what: &str| Err(format!("the driver of {zone} does not say where the {what} is"));
+        if placement.provided.http && endpoint.http.is_empty() && self.front.is_some() {
+            return lacks("service");
+        }
+        if placement.provided.postgres && endpoint.dsn.is_none() {
+            return lacks("database");
+        }
+        self.learn(zone, &endpoint, driver.password.as_ref()).await
+    }
+
+    /// What the driver says of where the placement is counts from now on.
+    pub async fn learn(
+        &self,
+        zone: &Zone,
+        endpoint: &Endpoint,
+        password: Option<&Secret>,
+    ) -> Result<(), Failure> {
+        if self.resource.learn(&zone.0, endpoint, password)? {
+            tracing::info!(resource = %self.resource.name, %zone, http = ?endpoint.http, "the driver says where it is");
+            self.endpoints.resolve(&self.resource.load(), &zone.0).await?;
+            self.databases.forget_zone(&zone.0).await;
+        }
+        Ok(())
+    }
+
+    /// Brings workers of both placements to the numbers of now. Nobody is sent to a worker that is about to end.
+    pub(super) async fn adjust(&self, state: &State) -> Result<(), Failure> {
+        for (zone, capacity) in [(&state.primary, Capacity::Full), (&state.shadow, Capacity::Shadow)] {
+            let Some(driver) = self.driver(zone) else { continue };
+            if capacity == Capacity::Shadow && state.phase == Phase::Idle {
+                continue;
+            }
+            let workers = self.workers(zone, capacity);
+            let upstreams = self.upstreams(zone, capacity);
+            let front = self.front.as_ref().filter(|_| capacity == Capacity::Full);
+            let fewer = front.is_some_and(|front| upstreams.len() < front.pool.load().upstreams().len());
+            if let Some(front) = front.filter(|_| fewer) {
+                let gone = front.pool.set_upstreams(state.generation.0, &upstreams).map_err(chain)?;
+                for endpoint in gone {
+                    endpoint.idle().await;
+                }
+            }
+            let id = format!("adjust-{}-{zone}-{workers}-{}", state.resource, crate::rng::id());
+            driver.does.scale(&Operation { id, deadline: driver.deadline }, workers).await.map_err(chain)?;
+            if let Some(front) = front.filter(|_| !fewer) {
+                front.pool.set_upstreams(state.generation.0, &upstreams).map_err(chain)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What bringing `zone` to this capacity would do.
+    pub async fn plan(
+        &self,
+        action: crate::drivers::Action,
+        zone: &Zone,
+        capacity: u32,
+    ) -> Result<Plan, Failure> {
+        match self.driver(zone) {
+            Some(driver) => driver.does.plan(action, &capacity.into()).await.map_err(chain),
+            None => Ok(Plan::default()),
+        }
     }
 
     async fn scale(&self, zone: &Zone, capacity: Capacity, state: &State) -> Result<(), Failure> {
         let workers = self.workers(zone, capacity);
         if let Some(driver) = self.driver(zone) {
-            driver.scale(&operation("scale", zone), workers).await.map_err(chain)?;
+            let operation = driver.operation("scale", zone, workers, state);
+            driver.does.scale(&operation, workers).await.map_err(chain)?;
         }
         if capacity == Capacity::Full && state.phase == Phase::Requested {
             // The planner must not meet its first clients with the statistics of an empty table.
@@ -277,13 +394,26 @@ impl Hands {
         Ok(())
     }
 
+    /// The shadow takes over with the schema it has: what was changed on the old primary until the fence is up must be there.
+    async fn compare_schemas(&self, run: &Run) -> Result<(), Failure> {
+        let zones = [&*run.from.0, &*run.to.0];
+        // Before it is compared: whatever comes later changes it.
+        let stamp = fence::schema_stamp(&*self.control(&run.from).await?).await.map_err(chain)?;
+        let differences = super::drift::problems(&self.databases, zones).await?;
+        if !differences.is_empty() {
+            return Err(format!("the schemas differ: {}", differences.join("; ")));
+        }
+        *self.compared.lock().await = Some((run.id.clone(), stamp));
+        Ok(())
+    }
+
     async fn make_reverse_slot(&self, generation: Generation, zone: &Zone, run: &Run) -> Result<(), Failure> {
         let client = self.control(zone).await?;
         let begun_ms = run.started.0;
         fence::claim_way_back(&client, &self.resource.name, &run.id, begun_ms).await.map_err(chain)?;
         self.streams.make_slots(generation, &client).await?;
         // Under the hold no handshake may be needed: the connections of the fence and the snapshot are made now.
-        if let Some(source) = self.resource.other(&zone.0) {
+        if let Some(source) = self.resource.load().other(&zone.0) {
             self.databases.get(&source.zone, Purpose::Fence).await.map_err(chain)?;
         }
         self.databases.get(&zone.0, Purpose::Snapshot).await.map_err(chain)?;
@@ -310,11 +440,20 @@ impl Hands {
             kill_timeout: self.policy().max_hold,
         };
         self.fenced.send_replace(Fenced::No);
+        let compared = self.compared.lock().await.clone();
+        let mut changed = false;
         let closed = fence::close_telling(&client, &spec, |raised| {
-            self.fenced.send_replace(Fenced::Raised(generation, raised.sequences));
-            up(Position(raised.marker.0));
+            changed = compared.is_none_or(|(of, stamp)| of != run || stamp != raised.schema);
+            if !changed {
+                self.fenced.send_replace(Fenced::Raised(generation, raised.sequences));
+                up(Position(raised.marker.0));
+            }
         });
-        let report = closed.await.map_err(chain).inspect_err(|why| {
+        let closed = closed.await.map_err(chain);
+        if changed {
+            return Err(format!("the schema in {zone} was changed after it was compared with the shadow's"));
+        }
+        let report = closed.inspect_err(|why| {
             self.fenced.send_replace(Fenced::Failed(why.clone()));
         })?;
         tracing::info!(
@@ -386,7 +525,7 @@ impl Hands {
 
     /// The endpoints of a placement at this capacity.
     pub fn upstreams(&self, zone: &Zone, capacity: Capacity) -> Vec<SocketAddr> {
-        let all = self.endpoints.get(&*zone.0).map_or(&[][..], Vec::as_slice);
+        let all = self.endpoints.of(&zone.0);
         let workers =
             if self.driver(zone).is_some() { self.workers(zone, capacity) as usize } else { all.len() };
         all[..workers.min(all.len())].to_vec()
@@ -498,9 +637,56 @@ async fn end_sessions(client: &Client, purpose: Purpose) -> Result<(), Failure> 
     }
 }
 
-/// Unique: what was done under an earlier id says nothing of now.
-fn operation(what: &str, zone: &Zone) -> String {
-    format!("{what}-{zone}-{}", crate::rng::id())
+/// The driver of a placement.
+#[derive(Clone)]
+pub struct ZoneDriver {
+    /// Does it.
+    pub does: Arc<dyn Provisioning>,
+    /// How long one of its operations may take.
+    pub deadline: Duration,
+    /// Password of the databases that it makes; none: that of the primary.
+    pub password: Option<Secret>,
+}
+
+impl ZoneDriver {
+    /// The operation that the machine wants in `state`: the same after a crash or a lost reply, and another one each time the
+    /// machine comes there anew.
+    fn operation(&self, what: &str, zone: &Zone, capacity: u32, state: &State) -> Operation {
+        let State { resource, generation, phase, since, .. } = state;
+        let id =
+            format!("{what}-{resource}-{zone}-{capacity}-g{}-{}-{}", generation.0, phase.name(), since.0);
+        Operation { id, deadline: self.deadline }
+    }
+}
+
+/// Endpoints by zone, resolved.
+#[derive(Default)]
+pub struct Endpoints(std::sync::RwLock<BTreeMap<String, Vec<SocketAddr>>>);
+
+impl Endpoints {
+    /// Those of the configuration.
+    pub fn new(resolved: BTreeMap<String, Vec<SocketAddr>>) -> Self {
+        Self(std::sync::RwLock::new(resolved))
+    }
+
+    fn of(&self, zone: &str) -> Vec<SocketAddr> {
+        let all = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.get(zone).cloned().unwrap_or_default()
+    }
+
+    /// Looks up the endpoints of the placement in `zone`.
+    async fn resolve(&self, resource: &Resource, zone: &str) -> Result<(), Failure> {
+        let mut found = Vec::new();
+        for endpoint in resource.placements.get(zone).map_or(&[][..], |placement| placement.http.as_slice()) {
+            let mut addresses = tokio::net::lookup_host(endpoint)
+                .await
+                .map_err(|error| format!("cannot resolve endpoint {endpoint}: {error}"))?;
+            found.push(addresses.next().ok_or_else(|| format!("endpoint {endpoint} has no address"))?);
+        }
+        let mut all = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.insert(zone.to_owned(), found);
+        Ok(())
+    }
 }
 
 /// An error with its sources, in one line.

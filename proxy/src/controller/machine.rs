@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use migration::cutover::{Effect, Event, Limits, Outcome, Phase, Refused, Run, State, Trigger, step};
+use migration::cutover::{
+    Capacity, Effect, Event, Limits, Outcome, Phase, Refused, Run, State, Trigger, step,
+};
 use migration::decide::decide;
+use migration::policy::MirrorRules;
 use migration::report::{DecisionReport, Verdict};
 use migration::units::{Timestamp, Zone};
 use replicator::status::{Phase as StreamPhase, StreamStatus};
@@ -23,6 +26,7 @@ use super::freezes::Freezes;
 use super::ledger::{self, Worth};
 use super::measure::Measure;
 use super::proposals::Proposals;
+use super::retirement::{Aside, Retiring};
 use super::signals::{Measured, Moves, Signals};
 use super::slots::{SlotGuard, SlotWatch};
 use super::verification::Verifications;
@@ -30,7 +34,7 @@ use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceVie
 use super::warm::Warm;
 use super::{Command, Denied, Plan, ResourceHandle, recording};
 use crate::audit::Entry;
-use crate::clock;
+use crate::clock::{self, Steady};
 use crate::feeds::learning::Learner;
 use crate::history::{History, HistoryError};
 use crate::store::LedgerRow;
@@ -57,8 +61,8 @@ pub struct Memory {
 
 /// One resource's controller.
 pub struct Machine {
-    hands: Arc<Hands>,
-    state: State,
+    pub(super) hands: Arc<Hands>,
+    pub(super) state: State,
     signals: Signals,
     measure: Measure,
     slots: SlotGuard,
@@ -82,9 +86,16 @@ pub struct Machine {
     moves: Moves,
     gate_closed_at: Option<Instant>,
     last_step: Instant,
+    /// Of the migration under way: its deadlines pass whatever the wall clock does.
+    steady: Steady,
     journal_fails: Option<String>,
+    /// Facts that the journal could not take, and that nobody will tell again.
+    unwritten: Vec<Event>,
     /// The migration that ended last with its last step, until its end is in the history.
     ended: Option<(Run, StepView)>,
+    pub(super) retiring: Retiring,
+    pub(super) asides: mpsc::UnboundedSender<Aside>,
+    said_aside: mpsc::UnboundedReceiver<Aside>,
 }
 
 impl Machine {
@@ -106,12 +117,15 @@ impl Machine {
             commands: sender,
             view: view.clone(),
             forecast: forecast.clone(),
+            live: hands.resource.clone(),
             verifications: verifications.clone(),
         };
         let Memory { seed, learner, history, freezes } = memory;
         let proposals = Proposals::open(&hands.resource.name, hands.journal.clone());
         let worth = Worth::of_last_move(&hands.journal, &state);
-        let signals = Signals::new(seed, hands.resource.policy.step, learner);
+        let retiring = Self::retiring_from(&hands.journal, &hands.resource.name);
+        let (asides, said_aside) = mpsc::unbounded_channel();
+        let signals = Signals::new(seed, hands.policy().step, learner);
         let mut machine = Self {
             hands,
             state,
@@ -135,8 +149,13 @@ impl Machine {
             moves: Moves::default(),
             gate_closed_at: None,
             last_step: clock::monotonic(),
+            steady: Steady::begin(),
             journal_fails: None,
+            unwritten: Vec::new(),
             ended: None,
+            retiring,
+            asides,
+            said_aside,
         };
         machine.publish();
         (machine, handle)
@@ -144,7 +163,7 @@ impl Machine {
 
     /// Runs until cancelled.
     pub async fn run(mut self, stop: CancellationToken) {
-        let policy = self.hands.resource.policy.clone();
+        let policy = self.hands.policy();
         let mut steps = tokio::time::interval(policy.step);
         steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = tokio::time::interval(TICK);
@@ -155,7 +174,10 @@ impl Machine {
         let mut warming = Some(self.warm());
         self.read_moves();
         self.take(Event::Restarted);
-        if self.state.phase == Phase::Idle && policy.shadow_enabled {
+        if self.state.phase != Phase::Idle && self.state.run.is_none() && !policy.shadow_enabled {
+            // Switched off while this process was not there to see it.
+            self.take(Event::ShadowDisabled);
+        } else if self.state.phase == Phase::Idle && policy.shadow_enabled && !self.given_up() {
             self.take(Event::ShadowEnabled);
         }
         loop {
@@ -163,6 +185,7 @@ impl Machine {
                 biased;
                 () = stop.cancelled() => break,
                 Some(report) = self.reports.recv() => self.answer(report),
+                Some(aside) = self.said_aside.recv() => self.aside(aside),
                 Some(command) = self.commands.recv() => self.command(command),
                 warm = warmed(&mut warming) => self.adopt_warm(warm),
                 _ = ticks.tick() => self.tick(),
@@ -202,8 +225,9 @@ impl Machine {
 
     fn answer(&mut self, report: Report) {
         let current = self.state.run.as_ref().map(|run| &run.id);
-        // What belongs to the resource (a stream that is up) counts for any run; what belongs to a run only for it.
-        if report.run.is_some() && report.run.as_ref() != current {
+        // What belongs to the resource counts for any run, a stream's for its generation; what belongs to a run only for it.
+        let over = report.run.is_some() && report.run.as_ref() != current;
+        if over || report.stream.is_some_and(|generation| generation != self.state.generation) {
             tracing::debug!(event = report.event.name(), "answer of an ended migration ignored");
             return;
         }
@@ -231,7 +255,18 @@ impl Machine {
         }
     }
 
+    /// Wall time; while a migration is under way it does not jump.
+    fn moment(&mut self) -> Timestamp {
+        if self.state.run.is_none() {
+            self.steady = Steady::begin();
+        }
+        self.steady.now()
+    }
+
     fn tick(&mut self) {
+        for event in std::mem::take(&mut self.unwritten) {
+            self.take(event);
+        }
         if self.state.run.is_none() {
             return;
         }
@@ -248,14 +283,14 @@ impl Machine {
     }
 
     /// One event through the machine. The new state is durable before any effect of it starts.
-    fn take(&mut self, event: Event) {
+    pub(super) fn take(&mut self, event: Event) {
         let name = event.name();
         // One moment for the state and its record: a phase ends when the next begins.
-        let now = clock::now();
-        match step(&self.state, event, now) {
+        let now = self.moment();
+        match step(&self.state, event.clone(), now) {
             Ok((next, effects)) => {
                 if let Err(why) = self.adopt(next, name, now) {
-                    self.journal_failed(&why);
+                    self.journal_failed(&why, event);
                     return;
                 }
                 for effect in effects {
@@ -325,8 +360,18 @@ impl Machine {
         }
     }
 
-    /// The journal cannot be written: nothing new is done. A gate that closed before any fence opens again at once.
-    fn journal_failed(&mut self, why: &str) {
+    /// The journal cannot be written: nothing new is done. A gate that closed before any fence opens again at once. What
+    /// happened is not told again: it is tried once more, or, where time presses, the run is undone.
+    fn journal_failed(&mut self, why: &str, event: Event) {
+        if (Phase::Armed..=Phase::Sequenced).contains(&self.state.phase) {
+            let by = format!("godwit, since the journal could not take {}", event.name());
+            self.unwritten = vec![Event::AbortRequested { by }];
+        } else if !matches!(
+            event,
+            Event::MigrateRequested { .. } | Event::AbortRequested { .. } | Event::Tick
+        ) {
+            self.unwritten.push(event);
+        }
         if self.journal_fails.is_none() {
             tracing::error!(resource = %self.state.resource, %why, "the journal cannot be written: migrations stand still");
         }
@@ -381,7 +426,11 @@ impl Machine {
                 Ok(()) => tracing::debug!(effect = name, spent_ms, "effect done"),
                 Err(why) => {
                     tracing::warn!(resource = %state.resource, effect = name, %why, "effect failed");
-                    hands.report(state.run.map(|run| run.id), Event::EffectFailed { effect: name, why });
+                    let failed = Event::EffectFailed { effect: name, why };
+                    match effect {
+                        Effect::RunStream { generation, .. } => hands.report_stream(generation, failed),
+                        _ => hands.report(state.run.map(|run| run.id), failed),
+                    }
                 }
             }
         });
@@ -416,6 +465,7 @@ impl Machine {
             tracing::error!(error = chain(error), id, "the migration's end is not in the history");
         }
         if let Some((run, left)) = self.ended.take().filter(|(run, _)| run.id == id) {
+            self.retire(&run, outcome);
             let event = MigrationEvent::of(&self.state, &run, clock::now(), Some(left));
             self.hands.events.migration(&MigrationEvent { outcome: Some(outcome.name().into()), ..event });
         }
@@ -431,6 +481,10 @@ impl Machine {
                 let _ = reply.send(self.slots.reseed(&self.hands, &self.state, &by));
                 self.publish();
             }
+            Command::Reconfigure { settings, persist, reply } => {
+                let _ = reply.send(self.reconfigure(&settings, persist));
+            }
+            Command::Leave { reply } => self.leave(reply),
             Command::Approve { id, by, reply } => {
                 let _ = reply.send(self.approve(id.as_deref(), &by));
             }
@@ -443,7 +497,8 @@ impl Machine {
     fn migrate(&mut self, to: Option<&str>, by: &str, dry_run: bool) -> Result<Plan, Denied> {
         let to: Zone = to.map_or_else(|| self.state.shadow.clone(), Zone::from);
         let (id, event) = self.request(to.clone(), Trigger::Operator(by.to_owned()));
-        let next = step(&self.state, event.clone(), clock::now());
+        let now = self.moment();
+        let next = step(&self.state, event.clone(), now);
         let mut plan = self.plan(&to);
         if !dry_run {
             self.slots.free()?;
@@ -482,7 +537,7 @@ impl Machine {
 
     fn request(&self, to: Zone, trigger: Trigger) -> (String, Event) {
         let id = crate::rng::id();
-        let limits = Limits::of(&self.hands.resource.policy);
+        let limits = Limits::of(&self.hands.policy());
         (id.clone(), Event::MigrateRequested { id, to, trigger, limits })
     }
 
@@ -503,7 +558,7 @@ impl Machine {
         let from = &self.state.primary;
         let workers = self.hands.workers(to, migration::cutover::Capacity::Full);
         let keep = self.hands.workers(from, migration::cutover::Capacity::Shadow);
-        let policy = &self.hands.resource.policy;
+        let policy = &self.hands.policy();
         let steps = vec![
             format!("scale {to} up to {workers} workers, ANALYZE its database"),
             format!("make the slot of the way back in {to}; check every guard"),
@@ -533,7 +588,8 @@ impl Machine {
             return Err(Denied::NoSuchMigration(id.to_owned()));
         }
         let event = Event::AbortRequested { by };
-        step(&self.state, event.clone(), clock::now()).map_err(|refused| denied(&refused))?;
+        let now = self.moment();
+        step(&self.state, event.clone(), now).map_err(|refused| denied(&refused))?;
         self.take(event);
         match &self.journal_fails {
             Some(why) => Err(Denied::Journal(why.clone())),
@@ -558,6 +614,7 @@ impl Machine {
         if let Some(event) = self.slots.step(&self.hands, &self.state, self.last_step) {
             self.take(event);
         }
+        self.retire_step();
         let Some((report, at)) = self.decision.clone() else { return };
         let gist = audited::gist(&report);
         if self.audited.as_ref() != Some(&gist) {
@@ -565,9 +622,9 @@ impl Machine {
             self.audited = Some(gist);
         }
         let zones = (&*self.state.primary.0, &*self.state.shadow.0);
-        self.history.record_step(recording::step(&self.hands.resource, &self.signals, &report, zones, now));
-        telemetry::decision(&self.state.resource, &report, &self.signals, &self.hands.resource.policy);
-        self.proposals.follow(&report, self.hands.resource.policy.proposal_expires, now);
+        self.history.record_step(recording::step(&self.hands.settings(), &self.signals, &report, zones, now));
+        telemetry::decision(&self.state.resource, &report, &self.signals, &self.hands.policy());
+        self.proposals.follow(&report, self.hands.policy().proposal_expires, now);
         if let Verdict::Move { to } = &report.verdict
             && self.slots.free().is_ok()
         {
@@ -583,15 +640,15 @@ impl Machine {
     }
 
     fn publish_forecast(&self) {
-        let view = ForecastView::of(&self.signals, &self.hands.resource.policy, clock::now());
+        let view = ForecastView::of(&self.signals, &self.hands.policy(), clock::now());
         self.forecast.store(Arc::new(view));
     }
 
     fn decide(&mut self) {
         let now = clock::now();
-        let policy = &self.hands.resource.policy;
+        let policy = &self.hands.policy();
         let age = self.last_step.elapsed();
-        let freezes = self.freezes.at(&self.state.resource, &self.hands.resource.freeze, now);
+        let freezes = self.freezes.at(&self.state.resource, &self.hands.settings().freeze, now);
         let world = self.signals.world(policy, &self.state, self.moves, freezes, age, now);
         self.expected = ledger::expected(&world);
         self.decision = Some((decide(policy, &world, now), now.0));
@@ -626,8 +683,33 @@ impl Machine {
         }
     }
 
-    fn publish(&mut self) {
-        let resource = &self.hands.resource;
+    /// Reads are mirrored while there is a shadow that follows, and to as many workers as it has.
+    fn aim_mirror(&self, rules: &MirrorRules) {
+        let Some(front) = &self.hands.front else { return };
+        let capacity = match self.state.phase {
+            Phase::Shadowing | Phase::Requested => Some(Capacity::Shadow),
+            Phase::Warm | Phase::Armed => Some(Capacity::Full),
+            _ => None,
+        };
+        let zone = &self.state.shadow;
+        let targets = capacity.map(|capacity| self.hands.upstreams(zone, capacity)).unwrap_or_default();
+        front.mirror.aim(&zone.0, rules, targets);
+    }
+
+    /// A task beside the machine's effects; one of the same name before it is done with.
+    pub(super) fn replace_task(&mut self, name: &str, task: JoinHandle<()>) {
+        if let Some(old) = self.running.insert(name.to_owned(), task) {
+            old.abort();
+        }
+    }
+
+    /// Why the journal was not written.
+    pub(super) fn journal_problem(&self) -> String {
+        self.journal_fails.clone().unwrap_or_else(|| "it was not written".to_owned())
+    }
+
+    pub(super) fn publish(&mut self) {
+        let resource = self.hands.settings();
         let stream = self.hands.streams.status(self.state.generation);
         let (mode, lanes) = self.hands.streams.mode(self.state.generation);
         let mut problems = self.measure.problems(&self.hands, &self.state);
@@ -654,6 +736,7 @@ impl Machine {
         );
         problems.extend(self.journal_fails.iter().map(|why| format!("the journal cannot be written: {why}")));
         problems.extend(self.history.problem());
+        problems.extend(self.retirement_problem());
         let view = ResourceView {
             name: resource.name.clone(),
             primary: self.state.primary.to_string(),
@@ -679,10 +762,12 @@ impl Machine {
                 None => ReplicationView { state: "stopped".into(), ..ReplicationView::default() },
             })
             .with_mode(ModeView::of(&mode, resource.policy.fallback_after), &lanes),
+            mirror: self.hands.front.as_ref().map(|front| front.mirror.view()).unwrap_or_default(),
             decision: self.decision.as_ref().map(|(report, at)| DecisionView::of(report, *at)),
             proposal: self.proposals.view(),
             problems,
         };
+        self.aim_mirror(&resource.policy.mirror);
         if let Some((.., status)) = &stream {
             telemetry::replication(&resource.name, status);
         }

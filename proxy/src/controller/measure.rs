@@ -11,12 +11,12 @@ use replicator::status::Phase as StreamPhase;
 use tokio_util::sync::CancellationToken;
 
 use super::databases::{Databases, Purpose};
-use super::effects::{Hands, chain};
+use super::effects::{Hands, ZoneDriver, chain};
+use super::live::Live;
 use super::signals::{Measured, Signals};
 use super::view::PlacementView;
 use super::{drift, preflight};
-use crate::config::model::Resource;
-use crate::drivers::{PlacementStatus, Provisioning};
+use crate::drivers::PlacementStatus;
 use crate::feeds::Phase as ProbePhase;
 use crate::feeds::external::board::FeedBoard;
 use crate::feeds::prober::{PlacementKey, ProbeBoard};
@@ -24,8 +24,6 @@ use crate::fronts::latencies::Latencies;
 use crate::fronts::stopwatch::Segment;
 use crate::telemetry::metrics as telemetry;
 
-/// How often drivers are asked and dead workers mended.
-const SUPERVISE: Duration = Duration::from_secs(2);
 /// How often the databases are examined.
 const EXAMINE: Duration = Duration::from_secs(10);
 /// How soon schemas that differ are compared again.
@@ -49,7 +47,7 @@ struct Watched {
 
 /// Measures one resource.
 pub struct Measure {
-    resource: Arc<Resource>,
+    resource: Arc<Live>,
     latencies: Latencies,
     board: Arc<ProbeBoard>,
     feeds: FeedBoard,
@@ -58,34 +56,31 @@ pub struct Measure {
 
 impl Measure {
     /// Measures nothing yet.
-    pub fn new(
-        resource: Arc<Resource>,
-        latencies: Latencies,
-        board: Arc<ProbeBoard>,
-        feeds: FeedBoard,
-    ) -> Self {
+    pub fn new(resource: Arc<Live>, latencies: Latencies, board: Arc<ProbeBoard>, feeds: FeedBoard) -> Self {
         Self { resource, latencies, board, feeds, watched: Arc::default() }
     }
 
     /// Starts what watches between the steps; ends with `stop`.
     pub fn watch(
         &self,
-        drivers: &BTreeMap<String, Arc<dyn Provisioning>>,
+        drivers: &BTreeMap<String, ZoneDriver>,
         databases: &Arc<Databases>,
         stop: &CancellationToken,
     ) {
         for (zone, driver) in drivers {
-            let (zone, driver, watched) = (zone.clone(), driver.clone(), self.watched.clone());
+            let (zone, driver, watched) = (zone.clone(), driver.does.clone(), self.watched.clone());
             tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
                 loop {
                     let status = driver.status().await.map_err(chain);
                     lock(&watched).placements.insert(zone.clone(), status);
-                    tokio::time::sleep(SUPERVISE).await;
+                    tokio::time::sleep(driver.pace()).await;
                 }
             }));
         }
-        for zone in self.resource.placements.values().filter(|p| p.postgres.is_some()).map(|p| p.zone.clone())
-        {
+        let resource = self.resource.load();
+        let with_database =
+            resource.placements.values().filter(|p| p.postgres.is_some() || p.provided.postgres);
+        for zone in with_database.map(|placement| placement.zone.clone()) {
             let (databases, watched) = (databases.clone(), self.watched.clone());
             tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
                 loop {
@@ -105,7 +100,7 @@ impl Measure {
             loop {
                 // What cannot be read is told by those who examine the databases one by one.
                 let primary = lock(&watched).primary.clone();
-                let Some(other) = resource.other(&primary) else { return };
+                let Some(other) = resource.load().other(&primary).cloned() else { return };
                 let found = drift::problems(&databases, [&primary, &other.zone]).await.unwrap_or_default();
                 let pause = if found.is_empty() { EXAMINE } else { AGAIN };
                 lock(&watched).drift = found;
@@ -121,7 +116,7 @@ impl Measure {
         let request_p95_ms =
             (!histogram.is_empty()).then(|| histogram.value_at_quantile(0.95) as f64 / 1000.0);
         let mut measured = Measured { request_p95_ms, ..Measured::default() };
-        for (zone, placement) in &self.resource.placements {
+        for (zone, placement) in &self.resource.load().placements {
             let probes = self.board.get(&PlacementKey::new(&self.resource.name, zone));
             if let Some(probe) = &probes.http {
                 let fresh = probe.reading("HTTP probe");
@@ -143,7 +138,8 @@ impl Measure {
             );
         }
         self.utilization(hands, state, &mut measured);
-        measured.fed = super::fed::read(&self.feeds, &self.resource, &measured.cost, crate::clock::now());
+        measured.fed =
+            super::fed::read(&self.feeds, &self.resource.load(), &measured.cost, crate::clock::now());
         measured.lag = hands.streams.status(state.generation).map(|(.., status)| match status.phase {
             StreamPhase::Streaming => Ok(status.lag_bytes),
             StreamPhase::Failed { error, .. } => Err(error),
@@ -212,6 +208,7 @@ impl Measure {
 
     /// Both placements as shown.
     pub fn placements(&self, state: &State, signals: &Signals, policy: &Policy) -> Vec<PlacementView> {
+        let resource = self.resource.load();
         let watched = lock(&self.watched);
         [(&state.primary, "primary"), (&state.shadow, "shadow")]
             .into_iter()
@@ -221,7 +218,7 @@ impl Measure {
                     probe.latency.map(|latency| u64::try_from(latency.as_micros()).unwrap_or(u64::MAX))
                 };
                 let status = watched.placements.get(&*zone.0).and_then(|status| status.as_ref().ok());
-                let placement = self.resource.placements.get(&*zone.0);
+                let placement = resource.placements.get(&*zone.0);
                 let full = placement.map_or(1, |placement| placement.capacity);
                 PlacementView {
                     zone: zone.to_string(),

@@ -20,12 +20,17 @@ mod fed;
 pub mod forecast;
 pub mod freezes;
 pub mod ledger;
+pub mod live;
 pub mod machine;
 pub mod measure;
+mod mirrored;
 pub mod modes;
+pub mod parameters;
 mod preflight;
 pub mod proposals;
+mod reconfigure;
 mod recording;
+mod retirement;
 mod seeding;
 pub mod signals;
 pub mod slots;
@@ -41,6 +46,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
 use view::ResourceView;
+
+use crate::config::model::Resource;
 
 /// What a person asks for.
 #[derive(Debug)]
@@ -63,6 +70,20 @@ pub enum Command {
         /// The answer: it has begun.
         reply: oneshot::Sender<Result<(), Denied>>,
     },
+    /// Other settings; what of them cannot change while it is led is as it was.
+    Reconfigure {
+        /// All of them.
+        settings: Box<Resource>,
+        /// Writes them down, once it is clear that they can be taken; none: they are.
+        persist: Option<Persist>,
+        /// The answer: they are in force.
+        reply: oneshot::Sender<Result<(), Denied>>,
+    },
+    /// The resource is to be led no more: its shadow is deprovisioned.
+    Leave {
+        /// The answer: nothing of it runs any more.
+        reply: oneshot::Sender<Result<(), Denied>>,
+    },
     /// Start the migration that the score proposed.
     Approve {
         /// The proposal; none: the open one.
@@ -81,6 +102,27 @@ pub enum Command {
         /// The answer.
         reply: oneshot::Sender<Result<(), Denied>>,
     },
+}
+
+/// Writes something down.
+pub struct Persist(Box<dyn FnOnce() -> Result<(), String> + Send>);
+
+impl Persist {
+    /// By calling this.
+    pub fn new(write: impl FnOnce() -> Result<(), String> + Send + 'static) -> Self {
+        Self(Box::new(write))
+    }
+
+    /// Writes it, durably.
+    pub fn write(self) -> Result<(), String> {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Persist {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Persist")
+    }
 }
 
 /// What a migration would do, or is about to.
@@ -121,6 +163,9 @@ pub enum Denied {
     /// There is no such proposal.
     #[error("no proposal {0}")]
     NoSuchProposal(String),
+    /// It was tried and did not work out.
+    #[error("{0}")]
+    Failed(String),
     /// It could not be written down.
     #[error("the journal cannot be written: {0}")]
     Journal(String),
@@ -135,6 +180,8 @@ pub struct ResourceHandle {
     pub view: Arc<ArcSwap<ResourceView>>,
     /// The newest forecast.
     pub forecast: Arc<ArcSwap<forecast::ForecastView>>,
+    /// Its settings now.
+    pub live: Arc<live::Live>,
     /// Its verifications.
     pub verifications: Arc<verification::Verifications>,
 }

@@ -184,7 +184,7 @@ impl Work {
         if hybrid || lanes::members(&client, resource).await.map_err(chain)?.is_some() {
             self.hand_over().await?;
         }
-        let problems = preflight::critical(&client, policy, &self.stage.source.0).await?;
+        let problems = preflight::critical(&client, &policy, &self.stage.source.0).await?;
         for problem in &problems {
             tracing::warn!(resource, %problem, "critical table");
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use migration::units::{Generation, Zone};
 use replicator::postgres::slot::{self, Lane};
 use replicator::reseed::{self, Reseed};
-use replicator::{identity, lanes};
+use replicator::{fence, identity, lanes};
 
 use super::databases::Purpose;
 use super::effects::chain;
@@ -59,6 +59,10 @@ impl Streams {
         self.bounded(async {
             let from = self.databases().get(&source.0, Purpose::Control).await.map_err(chain)?;
             let to = self.databases().get(&target.0, Purpose::Control).await.map_err(chain)?;
+            if fence::state(&to, self.resource()).await.map_err(chain)?.is_none() {
+                // Never ours: the first copy is still to come.
+                return Ok(false);
+            }
             let name = slot::slot_name(self.resource(), generation.0);
             let gone = slot::slot_info(&from, &name).await.map_err(chain)?;
             let gone = gone.is_none_or(|slot| slot.wal_status == "lost");
@@ -78,6 +82,18 @@ impl Streams {
         target: &tokio_postgres::Client,
     ) -> Result<bool, String> {
         let name = slot::slot_name(self.resource(), generation.0);
-        Ok(self.given_up(generation).is_some() || super::streams::copied(target, &name).await? == Some(true))
+        if self.given_up(generation).is_some() {
+            return Ok(true);
+        }
+        match super::streams::copied(target, &name).await? {
+            Some(copied) => Ok(copied),
+            // The old primary of the cutover that committed this generation, and the way back to it is lost.
+            None => {
+                let epoch = fence::state(target, self.resource()).await.map_err(chain)?;
+                Ok(epoch.is_some_and(|epoch| {
+                    epoch.fenced && epoch.generation == generation.0 && epoch.marker.is_some()
+                }))
+            }
+        }
     }
 }

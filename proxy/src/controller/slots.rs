@@ -2,7 +2,7 @@
 //! the disk is full, then, if the policy says so, the shadow is seeded anew.
 //!
 //! `judge` and `may` decide; `SlotGuard` acts. Never drops a slot while a cutover could still need it: that is aborted
-//! first, and past its commit nothing is dropped until it soaks.
+//! first, and past its commit nothing is dropped until it soaks. A way back that is lost right after the commit is seeded anew.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,12 +116,15 @@ enum May {
     Drop,
     /// Not before the cutover under way is undone.
     Abort,
+    /// Drop nothing; where the way back is lost already, seed the old primary anew: nothing else can end the run.
+    Seed,
     Wait,
 }
 
 fn may(state: &State) -> May {
     match (&state.run, state.phase) {
         (None, _) | (Some(_), Phase::Soaking) => May::Drop,
+        (Some(_), Phase::Released) => May::Seed,
         (Some(_), phase) if phase != Phase::Aborting && phase.may_abort() => May::Abort,
         (Some(_), _) => May::Wait,
     }
@@ -146,7 +149,7 @@ impl SlotGuard {
     /// Looks at the primary's slots and does what has to be done. An event is for the machine: the run must be undone first.
     pub(super) fn step(&mut self, hands: &Arc<Hands>, state: &State, now: Instant) -> Option<Event> {
         self.settle(now);
-        let policy = &hands.resource.policy;
+        let policy = &hands.policy();
         let slots = self.watch.of(&state.primary.0)?;
         let standing = judge(&slots, &policy.slot, &state.primary.0);
         let told = self.alarm.is_some();
@@ -171,7 +174,7 @@ impl SlotGuard {
             }
         };
         match may(state) {
-            May::Wait => None,
+            May::Wait | May::Seed => None,
             May::Abort => Some(Event::AbortRequested { by: format!("the slot guard: {why}") }),
             May::Drop => {
                 tracing::error!(resource = %state.resource, %why, "the slot is dropped: the shadow must be seeded anew");
@@ -183,7 +186,7 @@ impl SlotGuard {
 
     fn due(&self, policy: &Policy, state: &State, now: Instant) -> bool {
         policy.slot.reseed == Reseed::Auto
-            && may(state) == May::Drop
+            && matches!(may(state), May::Drop | May::Seed)
             && state.phase != Phase::Idle
             && self.seeded.is_none_or(|at| now.duration_since(at) >= policy.cooldown)
             && self.tried.is_none_or(|at| now.duration_since(at) >= AGAIN)
@@ -352,6 +355,7 @@ mod tests {
             (Phase::Sequenced, May::Abort),
             (Phase::Aborting, May::Wait),
             (Phase::Committed, May::Wait),
+            (Phase::Released, May::Seed),
             (Phase::Watching, May::Wait),
             (Phase::Soaking, May::Drop),
         ] {

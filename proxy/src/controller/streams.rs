@@ -19,6 +19,7 @@ use replicator::preflight::Side;
 
 use super::databases::{Databases, Purpose};
 use super::effects::chain;
+use super::live::Live;
 use super::modes::{Keeper, ModeState, Stage};
 use super::preflight;
 use crate::links::Links;
@@ -39,13 +40,19 @@ struct Running {
 }
 
 impl Running {
-    async fn end(self) -> StreamStatus {
+    async fn end(mut self) -> StreamStatus {
         self.stop.cancel();
-        let mut task = self.task;
-        if tokio::time::timeout(END, &mut task).await.is_err() {
-            task.abort();
+        if tokio::time::timeout(END, &mut self.task).await.is_err() {
+            self.task.abort();
         }
         self.status.borrow().clone()
+    }
+}
+
+impl Drop for Running {
+    /// Nobody knows of it any more: it must not go on and fight with the next one for the target.
+    fn drop(&mut self) {
+        self.stop.cancel();
     }
 }
 
@@ -61,7 +68,7 @@ struct Stream {
 /// The streams of one resource.
 pub struct Streams {
     resource: String,
-    policy: Policy,
+    live: Arc<Live>,
     databases: Arc<Databases>,
     links: Arc<Links>,
     journal: Arc<Journal>,
@@ -74,16 +81,10 @@ pub struct Streams {
 
 impl Streams {
     /// None runs.
-    pub fn new(
-        resource: &str,
-        policy: Policy,
-        databases: Arc<Databases>,
-        links: Arc<Links>,
-        journal: Arc<Journal>,
-    ) -> Self {
+    pub fn new(live: Arc<Live>, databases: Arc<Databases>, links: Arc<Links>, journal: Arc<Journal>) -> Self {
         Self {
-            resource: resource.to_owned(),
-            policy,
+            resource: live.name.clone(),
+            live,
             databases,
             links,
             journal,
@@ -120,9 +121,9 @@ impl Streams {
         &self.resource
     }
 
-    /// The resource's policy.
-    pub(super) fn policy(&self) -> &Policy {
-        &self.policy
+    /// The resource's policy now.
+    pub(super) fn policy(&self) -> Policy {
+        self.live.load().policy.clone()
     }
 
     /// Control connections.
@@ -267,7 +268,7 @@ impl Streams {
                     "slot {name} is gone from {source}: the shadow in {target} must be made anew"
                 ));
             }
-            (None, _) if self.policy.replication != ReplicationMode::Hybrid => return Ok(()),
+            (None, _) if self.policy().replication != ReplicationMode::Hybrid => return Ok(()),
             _ if copied(&to, &slot::slot_name(&self.resource, generation.0)).await? != Some(true) => {
                 return Ok(());
             }
@@ -295,7 +296,7 @@ impl Streams {
             origin: lane.origin_name(&self.resource),
             source_zone: source.to_string(),
             target_zone: target.to_string(),
-            synchronous: waited_for(self.policy.replication) == Some(lane),
+            synchronous: waited_for(self.policy().replication) == Some(lane),
         };
         let (databases, links, stopped) = (self.databases.clone(), self.links.clone(), stop.clone());
         let task = tokio::spawn(async move {
@@ -337,6 +338,11 @@ impl Streams {
         }
     }
 
+    /// What keeps commits waiting for this generation's stream ends; the next `run` starts another one.
+    pub(super) async fn end_keeper(&self, generation: Generation) {
+        self.end_keepers(|of| of == generation.0).await;
+    }
+
     async fn end_keepers(&self, which: impl Fn(u64) -> bool) {
         let keepers: Vec<Keeper> = self
             .running()
@@ -366,7 +372,7 @@ impl Streams {
         let lanes = stream.map(|stream| {
             stream.lanes.iter().map(|(lane, running)| (*lane, running.status.borrow().clone())).collect()
         });
-        (mode.unwrap_or_else(|| ModeState::not_yet(self.policy.replication)), lanes.unwrap_or_default())
+        (mode.unwrap_or_else(|| ModeState::not_yet(self.policy().replication)), lanes.unwrap_or_default())
     }
 
     /// Returns when the target has applied everything up to `position`, in every lane.
@@ -403,7 +409,7 @@ impl Streams {
 
     /// Makes the publications and slots of the stream that `generation` will start in `zone`, if they are not there.
     pub async fn make_slots(&self, generation: Generation, client: &Client) -> Result<(), String> {
-        let wanted: &[Lane] = match self.policy.replication {
+        let wanted: &[Lane] = match self.policy().replication {
             ReplicationMode::Hybrid => &[Lane::Main, Lane::Critical],
             _ => &[Lane::Main],
         };
@@ -416,7 +422,7 @@ impl Streams {
         }
         if missing.len() == wanted.len() {
             // Publications must be older than anything a slot will decode.
-            lanes::publish(client, &self.resource, &self.policy.critical).await.map_err(chain)?;
+            lanes::publish(client, &self.resource, &self.policy().critical).await.map_err(chain)?;
         }
         for name in missing {
             slot::create_slot(client, &name).await.map_err(chain)?;
@@ -447,12 +453,13 @@ impl Streams {
     /// Ends a stream and drops its slots; returns how many rows came after its end marker.
     pub async fn end(&self, generation: Generation, source: &Zone) -> Result<u64, String> {
         self.end_keepers(|running| running == generation.0).await;
-        let ended = self.running().remove(&generation.0);
         let client = self.databases.get(&source.0, Purpose::Control).await.map_err(chain)?;
         for lane in [Lane::Main, Lane::Critical] {
             let name = lane.slot_name(&self.resource, generation.0);
             synchronous::leave(&client, &name).await.map_err(chain)?;
         }
+        // Only now: where the source cannot be asked, this comes again, and counts what came after the marker.
+        let ended = self.running().remove(&generation.0);
         let mut stray = 0;
         for lane in ended.into_iter().flat_map(|stream| stream.lanes.into_values()) {
             stray += lane.end().await.rows_after_marker;

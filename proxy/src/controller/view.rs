@@ -42,6 +42,9 @@ pub struct ResourceView {
     pub replication: ReplicationView,
     /// The last decision.
     pub decision: Option<DecisionView>,
+    /// Reads that the shadow was asked as well.
+    #[serde(default)]
+    pub mirror: crate::fronts::mirror::MirrorView,
     /// The move that waits for a person's approval.
     #[serde(default)]
     pub proposal: Option<super::proposals::ProposalView>,

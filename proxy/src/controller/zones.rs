@@ -109,24 +109,16 @@ pub fn choice(
     feeds: &FeedBoard,
     now: Timestamp,
 ) -> ChoiceView {
-    let candidate = |name: &str, zone: &Zone| Candidate {
-        place: Place {
-            zone: name.into(),
-            provider: zone.provider.clone(),
-            region: zone.region.clone(),
-            country: zone.country.clone(),
-            grid: zone.grid.clone(),
-            location: zone.location,
-        },
-        latency_ms: latency(name, view),
-        spikes_per_day: spikes_per_day(name, spikes),
-        cost: match (feeds.cost(&resource.name, name, now), configured_cost(name, zone, resource)) {
-            (Some(fed), configured) => or_configured(fed, configured),
-            (None, Some(cost)) => Fact::known(cost, Duration::ZERO, "configuration"),
-            (None, None) => Fact::unknown("no cost is configured"),
-        },
-    };
-    let all: Vec<Candidate> = config.zones.iter().map(|(name, zone)| candidate(name, zone)).collect();
+    let all: Vec<Candidate> = config
+        .zones
+        .iter()
+        .map(|(name, zone)| Candidate {
+            place: place(name, zone),
+            latency_ms: latency(name, view),
+            spikes_per_day: spikes_per_day(name, spikes),
+            cost: cost(name, zone, resource, Some(feeds), now),
+        })
+        .collect();
     let primary = all.iter().find(|candidate| *candidate.place.zone.0 == *view.primary);
     // The primary is a placement, and each placement names a zone of the configuration.
     let judged = primary.map(|primary| choose(&resource.policy.zones, primary, &all));
@@ -136,6 +128,71 @@ pub fn choice(
         shadow: view.shadow.clone(),
         chosen: judged.as_ref().and_then(|choice| Some(choice.chosen()?.to_string())),
         candidates: judged.iter().flat_map(|choice| &choice.0).map(candidate_view).collect(),
+    }
+}
+
+/// Judges the zones for the shadow of a resource of which nothing was measured yet; where nothing `drives` a placement, none
+/// can be made.
+pub fn first_choice(
+    config: &Config,
+    resource: &Resource,
+    feeds: Option<&FeedBoard>,
+    drives: impl Fn(&str) -> bool,
+    now: Timestamp,
+) -> ChoiceView {
+    let unmeasured = || Fact::unknown("no placement there, so nothing is measured");
+    let candidate = |name: &String, zone: &Zone| Candidate {
+        place: place(name, zone),
+        latency_ms: unmeasured(),
+        spikes_per_day: unmeasured(),
+        cost: cost(name, zone, resource, feeds, now),
+    };
+    let (all, without): (Vec<_>, Vec<_>) =
+        config.zones.iter().partition(|(name, _)| **name == resource.primary || drives(name));
+    let all: Vec<Candidate> = all.into_iter().map(|(name, zone)| candidate(name, zone)).collect();
+    let primary = all.iter().find(|candidate| *candidate.place.zone.0 == *resource.primary);
+    let judged = primary.map(|primary| choose(&resource.policy.zones, primary, &all));
+    let mut candidates: Vec<CandidateView> =
+        judged.iter().flat_map(|choice| &choice.0).map(candidate_view).collect();
+    candidates.extend(without.into_iter().map(|(name, _)| CandidateView {
+        zone: name.clone(),
+        verdict: "refused".into(),
+        why: vec!["no driver provisions there".into()],
+        burden: 1.0,
+        terms: Vec::new(),
+    }));
+    ChoiceView {
+        resource: resource.name.clone(),
+        primary: resource.primary.clone(),
+        shadow: String::new(),
+        chosen: judged.as_ref().and_then(|choice| Some(choice.chosen()?.to_string())),
+        candidates,
+    }
+}
+
+fn place(name: &str, zone: &Zone) -> Place {
+    Place {
+        zone: name.into(),
+        provider: zone.provider.clone(),
+        region: zone.region.clone(),
+        country: zone.country.clone(),
+        grid: zone.grid.clone(),
+        location: zone.location,
+    }
+}
+
+fn cost(
+    name: &str,
+    zone: &Zone,
+    resource: &Resource,
+    feeds: Option<&FeedBoard>,
+    now: Timestamp,
+) -> Fact<f64> {
+    let fed = feeds.and_then(|feeds| feeds.cost(&resource.name, name, now));
+    match (fed, configured_cost(name, zone, resource)) {
+        (Some(fed), configured) => or_configured(fed, configured),
+        (None, Some(cost)) => Fact::known(cost, Duration::ZERO, "configuration"),
+        (None, None) => Fact::unknown("no cost is configured"),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The playground: a small real service, a load generator that checks it, and a WAN between two zones.
 
 pub mod check;
+pub mod driver;
 pub mod load;
 pub mod node;
 pub mod orders;

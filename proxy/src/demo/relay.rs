@@ -1,8 +1,9 @@
 //! A user-space WAN: TCP and UDP relays that add a one-way delay in each direction and can be cut.
 //!
 //! TCP: bytes keep their order; a cut stalls them, as lost packets would, and they arrive after the repair. UDP: datagrams
-//! keep their order per client; a cut loses them, and so does chance where the path has a loss. The delay of a byte is fixed when it
-//! enters. Not imitated: bandwidth, loss on TCP, and the round trip of a TCP handshake (the kernel accepts at once; the far end is dialled one delay later).
+//! keep their order per client; a cut loses them, and so does chance where the path has a loss. One way alone can be cut, too. The delay
+//! of a byte is fixed when it enters. Not imitated: bandwidth, loss on TCP, and the round trip of a TCP handshake (the kernel accepts at
+//! once; the far end is dialled one delay later).
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -28,12 +29,22 @@ const UDP_IDLE: Duration = Duration::from_mins(1);
 /// UDP clients of one relay.
 const UDP_CLIENTS: usize = 1024;
 
+/// A direction, as whoever connects sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From whoever connects.
+    Forth,
+    /// The answers.
+    Back,
+}
+
 /// What a path is like at the moment; several relays may share one.
 #[derive(Debug)]
 pub struct Path {
     delay_us: AtomicU64,
     loss: Mutex<Loss>,
-    cut: watch::Sender<bool>,
+    /// Forth, back.
+    cut: watch::Sender<[bool; 2]>,
     reset: watch::Sender<u64>,
 }
 
@@ -51,7 +62,7 @@ impl Path {
         let path = Self {
             delay_us: AtomicU64::new(0),
             loss: Mutex::new(Loss { chance: 0.0, luck: SmallRng::seed_from_u64(0), lost: 0 }),
-            cut: watch::Sender::new(false),
+            cut: watch::Sender::new([false; 2]),
             reset: watch::Sender::new(0),
         };
         path.set_delay(delay);
@@ -75,7 +86,11 @@ impl Path {
         self.loss.lock().unwrap_or_else(PoisonError::into_inner).lost
     }
 
-    fn loses(&self) -> bool {
+    /// Whether a datagram on this way goes lost: by a cut, or by chance.
+    fn loses(&self, way: Way) -> bool {
+        if self.cut.borrow()[way as usize] {
+            return true;
+        }
         let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         let chance = loss.chance;
         let lost = chance > 0.0 && loss.luck.random_bool(chance);
@@ -90,17 +105,22 @@ impl Path {
 
     /// Nothing arrives any more, in either direction.
     pub fn cut(&self) {
-        self.cut.send_replace(true);
+        self.cut.send_replace([true; 2]);
+    }
+
+    /// Nothing arrives any more in one direction: what the other side says still does.
+    pub fn cut_one_way(&self, way: Way) {
+        self.cut.send_modify(|cut| cut[way as usize] = true);
     }
 
     /// Things arrive again.
     pub fn restore(&self) {
-        self.cut.send_replace(false);
+        self.cut.send_replace([false; 2]);
     }
 
-    /// Whether it is cut.
+    /// Whether it is cut, be it in one direction.
     pub fn is_cut(&self) -> bool {
-        *self.cut.borrow()
+        self.cut.borrow().contains(&true)
     }
 
     /// Closes every TCP connection that exists now.
@@ -112,10 +132,10 @@ impl Path {
         crate::clock::tick() + self.delay()
     }
 
-    /// Returns when it is whole.
-    async fn whole(&self) {
+    /// Returns when it is whole in this direction.
+    async fn whole(&self, way: Way) {
         // The sender lives as long as `self`.
-        let _ = self.cut.subscribe().wait_for(|cut| !cut).await;
+        let _ = self.cut.subscribe().wait_for(|cut| !cut[way as usize]).await;
     }
 }
 
@@ -187,14 +207,14 @@ async fn connection(client: TcpStream, upstream: SocketAddr, path: Arc<Path>, by
     let mut reset = path.reset.subscribe();
     let relayed = async {
         tokio::time::sleep_until(path.arrival()).await;
-        path.whole().await;
+        path.whole(Way::Forth).await;
         let Ok(server) = TcpStream::connect(upstream).await else { return };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
         tokio::join!(
-            one_way(from_client, to_server, &path, &bytes),
-            one_way(from_server, to_client, &path, &bytes),
+            one_way(from_client, to_server, &path, Way::Forth, &bytes),
+            one_way(from_server, to_client, &path, Way::Back, &bytes),
         );
     };
     tokio::select! {
@@ -208,6 +228,7 @@ async fn one_way(
     mut from: impl tokio::io::AsyncRead + Unpin,
     mut to: impl tokio::io::AsyncWrite + Unpin,
     path: &Path,
+    way: Way,
     bytes: &AtomicU64,
 ) {
     let (enter, mut leave) = mpsc::channel::<(Instant, Bytes)>(IN_TRANSIT);
@@ -224,7 +245,7 @@ async fn one_way(
     let write = async move {
         while let Some((arrival, chunk)) = leave.recv().await {
             tokio::time::sleep_until(arrival).await;
-            path.whole().await;
+            path.whole(way).await;
             if chunk.is_empty() {
                 break;
             }
@@ -253,7 +274,7 @@ async fn datagrams(
     loop {
         // An error is an ICMP answer to an earlier datagram: UDP knows no more.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
-        if path.is_cut() || path.loses() {
+        if path.loses(Way::Forth) {
             continue;
         }
         let known = clients.get(&client).filter(|known| !known.is_closed()).cloned();
@@ -301,15 +322,17 @@ impl Flow {
             let mut buffer = vec![0; 64 * 1024];
             loop {
                 let Ok(length) = self.far.recv(&mut buffer).await else { continue };
-                if !self.path.is_cut() && !self.path.loses() {
+                if !self.path.loses(Way::Back) {
                     heard.send_replace(crate::clock::tick());
                     let _ = enter.try_send((self.path.arrival(), Bytes::copy_from_slice(&buffer[..length])));
                 }
             }
         };
-        let forth = this.carry(out, &heard, |datagram| async move { this.far.send(&datagram).await });
-        let back = this
-            .carry(back, &heard, |datagram| async move { this.near.send_to(&datagram, this.client).await });
+        let forth =
+            this.carry(out, Way::Forth, &heard, |datagram| async move { this.far.send(&datagram).await });
+        let back = this.carry(back, Way::Back, &heard, |datagram| async move {
+            this.near.send_to(&datagram, this.client).await
+        });
         let idle = async {
             loop {
                 let end = *heard.borrow() + UDP_IDLE;
@@ -330,6 +353,7 @@ impl Flow {
     async fn carry<F: Future<Output = std::io::Result<usize>>>(
         &self,
         mut datagrams: mpsc::Receiver<(Instant, Bytes)>,
+        way: Way,
         heard: &watch::Sender<Instant>,
         send: impl Fn(Bytes) -> F,
     ) {
@@ -337,7 +361,7 @@ impl Flow {
             tokio::time::sleep_until(arrival).await;
             heard.send_replace(crate::clock::tick());
             // Cut while it was under way: lost.
-            if !self.path.is_cut()
+            if !self.path.loses(way)
                 && let Ok(length) = send(datagram).await
             {
                 self.bytes.fetch_add(length as u64, Ordering::Relaxed);
@@ -424,6 +448,21 @@ mod tests {
         path.restore();
         soon(stream.read_exact(&mut answer)).await.unwrap();
         assert_eq!(&answer, b"held");
+        // What is said arrives, the answer does not.
+        path.cut_one_way(Way::Back);
+        let carried = relay.bytes();
+        stream.write_all(b"once").await.unwrap();
+        soon(async {
+            while relay.bytes() < carried + 4 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        let early = tokio::time::timeout(Duration::from_millis(50), stream.read_exact(&mut answer)).await;
+        assert!(early.is_err() && path.is_cut(), "nothing comes back");
+        path.restore();
+        soon(stream.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"once");
         path.reset_connections();
         let ended = soon(stream.read(&mut answer)).await;
         assert!(matches!(ended, Ok(0) | Err(_)));

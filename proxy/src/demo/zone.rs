@@ -340,14 +340,22 @@ async fn provision(zone: &Zone, settings: &str, workers: u32) -> Result<(), Play
     let made = tokio::task::spawn_blocking(move || cluster.init(&settings)).await;
     made.map_err(|join| io("run initdb")(std::io::Error::other(join)))?
         .map_err(|source| PlaygroundError::Cluster { zone: zone.name.clone(), source })?;
-    let provisioned = zone.provisioning.provision("playground", workers).await;
+    let provisioned = zone.provisioning.provision(&"playground".into(), &workers.into()).await;
     provisioned.map_err(|source| PlaygroundError::Driver { zone: zone.name.clone(), source })?;
-    let (administrator, connection) = zone.dsn(SUPERUSER).connect(tokio_postgres::NoTls).await?;
+    Ok(govern(zone.database).await?)
+}
+
+/// Gives Godwit's role what it needs in the service's database there, and no more. Needs the database to exist.
+pub(super) async fn govern(database: SocketAddr) -> Result<(), tokio_postgres::Error> {
+    let mut dsn = Dsn::default();
+    dsn.host(database.ip().to_string()).port(database.port()).user(SUPERUSER).dbname(DATABASE);
+    let (administrator, connection) = dsn.connect(tokio_postgres::NoTls).await?;
     let connection = tokio::spawn(connection);
     for grant in grants(&needs()) {
         administrator.batch_execute(&grant.sql).await?;
     }
     drop(administrator);
+    // Ends with the client; a late error of a connection that is no longer needed says nothing.
     let _ = connection.await;
     Ok(())
 }

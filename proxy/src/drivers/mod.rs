@@ -1,18 +1,42 @@
 //! Effects out: what Godwit does to the world.
 //!
-//! Every effect that changes something carries an operation id: the controller sends an effect again after a crash or
-//! a lost reply, and the second time must do nothing.
+//! A capacity driver provisions one placement: a resource in one zone. Every operation that changes something carries an
+//! id: the controller sends it again after a crash or a lost reply, and the second time must do nothing. It also carries
+//! a deadline, and [`Provisioning::plan`] says what an operation would do without doing it.
+//!
+//! | driver | what it is |
+//! |---|---|
+//! | [`process`] | clusters and workers as processes of this machine |
+//! | [`exec`] | a program of the operator's, JSON in and out (docs/drivers.md) |
+//! | [`webhook`] | a service of the operator's, signed JSON over HTTP (docs/drivers.md) |
+//! | `kubernetes` | scale of workloads and of `CloudNativePG` clusters; behind the feature of that name |
+//!
+//! Never here: when to do it, and whether it is safe for the data. That is the controller's.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
+pub mod contract;
+mod error;
+pub mod exec;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
+pub mod ledger;
+pub mod outside;
 pub mod process;
+pub mod webhook;
+
+pub use error::{DriverError, DriverErrorKind, UnreadyWorker};
+pub use ledger::Action;
+
+/// How long an operation may take unless it says otherwise.
+pub const DEADLINE: Duration = Duration::from_mins(10);
 
 /// What a placement has at the moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlacementStatus {
     /// Workers that answered their ready path just now.
     pub ready: u32,
@@ -22,140 +46,111 @@ pub struct PlacementStatus {
     pub database: bool,
 }
 
+/// Where a placement can be reached, where the driver decides that.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Endpoints of the service, `host:port`, one for each worker at full capacity.
+    #[serde(default)]
+    pub http: Vec<String>,
+    /// Connection string of the database, without a password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dsn: Option<String>,
+}
+
+/// An operation as its caller names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// The same for every attempt at the same thing, and for nothing else.
+    pub id: String,
+    /// From now; then the caller is told that it is late.
+    pub deadline: Duration,
+}
+
+impl Operation {
+    /// With the usual deadline.
+    pub fn new(id: impl Into<String>) -> Self {
+        Self { id: id.into(), deadline: DEADLINE }
+    }
+}
+
+impl From<&str> for Operation {
+    fn from(id: &str) -> Self {
+        Self::new(id)
+    }
+}
+
+/// What a placement shall have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Workers.
+    pub capacity: u32,
+    /// Settings of the primary's PostgreSQL that a database made for this placement must have, by name.
+    pub settings: BTreeMap<String, String>,
+}
+
+impl From<u32> for Wanted {
+    fn from(capacity: u32) -> Self {
+        Self { capacity, settings: BTreeMap::new() }
+    }
+}
+
+/// What an operation would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// In order, in words.
+    pub steps: Vec<String>,
+}
+
 /// Provisions one placement. Calls are serialised; each is safe to repeat.
 #[async_trait]
 pub trait Provisioning: Send + Sync {
-    /// Database up, `capacity` workers up and ready.
-    async fn provision(&self, operation: &str, capacity: u32) -> Result<PlacementStatus, DriverError>;
+    /// A dry run: what `action` would do. Changes nothing.
+    async fn plan(&self, action: Action, wanted: &Wanted) -> Result<Plan, DriverError>;
+
+    /// Database up, `wanted.capacity` workers up and ready.
+    async fn provision(&self, operation: &Operation, wanted: &Wanted)
+    -> Result<PlacementStatus, DriverError>;
 
     /// Returns when exactly `capacity` workers are ready; extra ones have ended gracefully.
-    async fn scale(&self, operation: &str, capacity: u32) -> Result<PlacementStatus, DriverError>;
+    async fn scale(&self, operation: &Operation, capacity: u32) -> Result<PlacementStatus, DriverError>;
 
     /// What there is; mends what died since, without waiting for it.
     async fn status(&self) -> Result<PlacementStatus, DriverError>;
 
-    /// Stops workers and database. Data stays on disk.
-    async fn deprovision(&self, operation: &str) -> Result<(), DriverError>;
-}
+    /// Where the placement can be reached; empty: where the configuration says.
+    async fn endpoint(&self) -> Result<Endpoint, DriverError>;
 
-/// What to do about a [`DriverError`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DriverErrorKind {
-    /// Never by itself: the request is wrong, or the thing is not ours.
-    Refused,
-    /// Another operation holds the placement: try again.
-    Busy,
-    /// It did not come up in time: try again, and look at the log.
-    NotReady,
-    /// A program, file or socket failed: try again, tell the operator.
-    Failed,
-}
+    /// Stops workers and database. What becomes of the data is the driver's; `process` keeps it on disk.
+    async fn deprovision(&self, operation: &Operation) -> Result<(), DriverError>;
 
-/// A driver did not do what it was asked to.
-#[derive(Debug, thiserror::Error)]
-pub enum DriverError {
-    /// An operation id is empty, too long, or was used for something else before.
-    #[error("operation {operation:?} {why}")]
-    Operation {
-        /// The id.
-        operation: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// More workers than the driver has addresses for.
-    #[error("asked for {asked} workers, and the driver has addresses for {most} (service.listen)")]
-    Capacity {
-        /// Asked for.
-        asked: u32,
-        /// Configured.
-        most: u32,
-    },
-    /// A directory or a port is somebody else's.
-    #[error("{what} is not this driver's: {why}")]
-    NotOurs {
-        /// Path or address.
-        what: String,
-        /// How that shows.
-        why: String,
-    },
-    /// The service's connection string cannot be read.
-    #[error("the service's connection string (service.dsn)")]
-    ServiceDsn(#[source] replicator::postgres::DsnError),
-    /// Nothing has been provisioned here yet.
-    #[error("nothing is provisioned in {directory}")]
-    NotProvisioned {
-        /// The driver's directory.
-        directory: PathBuf,
-    },
-    /// Another operation runs.
-    #[error("another operation has held {directory} for {waited:?}")]
-    Busy {
-        /// The driver's directory.
-        directory: PathBuf,
-        /// How long this one waited.
-        waited: Duration,
-    },
-    /// Workers did not answer in time.
-    #[error("{}", unready(.workers))]
-    NotReady {
-        /// Each worker that did not.
-        workers: Vec<UnreadyWorker>,
-    },
-    /// The database failed.
-    #[error("database cluster")]
-    Cluster(#[from] process::cluster::ClusterError),
-    /// A statement on a fresh cluster failed.
-    #[error("cannot prepare the database {database}")]
-    Database {
-        /// Its name.
-        database: String,
-        /// Why.
-        source: tokio_postgres::Error,
-    },
-    /// A file or a process call failed.
-    #[error("cannot {doing}")]
-    Io {
-        /// What was tried, with the path or address.
-        doing: String,
-        /// Why.
-        source: std::io::Error,
-    },
-}
+    /// How often [`Self::status`] may be asked.
+    fn pace(&self) -> Duration {
+        Duration::from_secs(2)
+    }
 
-impl DriverError {
-    /// What to do about it: the one table.
-    pub fn kind(&self) -> DriverErrorKind {
-        match self {
-            Self::Operation { .. }
-            | Self::Capacity { .. }
-            | Self::NotOurs { .. }
-            | Self::ServiceDsn(_)
-            | Self::NotProvisioned { .. }
-            | Self::Cluster(process::cluster::ClusterError::NotOurs { .. }) => DriverErrorKind::Refused,
-            Self::Busy { .. } => DriverErrorKind::Busy,
-            Self::NotReady { .. } => DriverErrorKind::NotReady,
-            Self::Cluster(_) | Self::Database { .. } | Self::Io { .. } => DriverErrorKind::Failed,
-        }
+    /// What an earlier process was told by [`Self::endpoint`]; asks nobody.
+    fn known_endpoint(&self) -> Option<Endpoint> {
+        None
     }
 }
 
-/// A worker that did not become ready.
-#[derive(Clone, Debug)]
-pub struct UnreadyWorker {
-    /// Its number, from 0.
-    pub index: usize,
-    /// Where it should listen.
-    pub listen: SocketAddr,
-    /// What was seen instead.
-    pub why: String,
-    /// The last lines of its log.
-    pub log: String,
+/// Bounds an operation by its deadline. What runs as a task of its own goes on; its caller is told that it is late.
+pub(crate) async fn within<T>(
+    operation: &Operation,
+    work: impl Future<Output = Result<T, DriverError>>,
+) -> Result<T, DriverError> {
+    match tokio::time::timeout(operation.deadline, work).await {
+        Ok(result) => result,
+        Err(_) => Err(DriverError::Late { operation: operation.id.clone(), deadline: operation.deadline }),
+    }
 }
 
-fn unready(workers: &[UnreadyWorker]) -> String {
-    let each = workers.iter().map(|worker| {
-        let log = if worker.log.is_empty() { "nothing" } else { worker.log.as_str() };
-        format!("worker {} at {} {}; its log ends with: {log}", worker.index, worker.listen, worker.why)
-    });
-    each.collect::<Vec<_>>().join("; ")
+/// Runs `work` as a task: it ends even when the caller goes away.
+pub(crate) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, DriverError>> + Send + 'static,
+) -> Result<T, DriverError> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(join) => Err(error::io("finish the operation".into(), std::io::Error::other(join))),
+    }
 }

@@ -25,6 +25,8 @@ const QUEUE: usize = 8192;
 const DIGITS: u8 = 3;
 /// The label of a request that reached no resource or no zone.
 const NONE: &str = "none";
+/// The label of a request to no configured route.
+const OTHER: &str = "other";
 
 /// What is kept of one finished request.
 #[derive(Clone, Debug)]
@@ -33,6 +35,8 @@ pub struct Sample {
     pub resource: Option<Arc<str>>,
     /// The zone of the pool it was sent to; none: it was not sent.
     pub zone: Option<Arc<str>>,
+    /// The configured route; none: another.
+    pub route: Option<Arc<str>>,
     /// How it ended.
     pub outcome: Outcome,
     /// How long the gate held it; none: not at all.
@@ -43,8 +47,8 @@ pub struct Sample {
 
 /// Resource and zone.
 type Key = (Arc<str>, Arc<str>);
-/// The same, where either may be missing.
-type MeterKey = (Option<Arc<str>>, Option<Arc<str>>);
+/// Resource, zone and route, where each may be missing, and how it ended.
+type MeterKey = (Option<Arc<str>>, Option<Arc<str>>, Option<Arc<str>>, &'static str);
 type Series = [Histogram<u64>; 6];
 
 /// Where the request path leaves samples.
@@ -61,11 +65,11 @@ struct Collector {
     lost: u64,
 }
 
-/// Metric handles of one resource in one zone.
+/// Metric handles of one resource in one zone, of one route and outcome.
 struct Meters {
     segments: [metrics::Histogram; 6],
     hold: metrics::Histogram,
-    codes: HashMap<&'static str, metrics::Counter>,
+    requests: metrics::Counter,
 }
 
 /// One reader's view: what was recorded since it last took it.
@@ -152,14 +156,10 @@ impl Latencies {
 
 impl Collector {
     fn measure(&mut self, sample: &Sample) {
-        let meters =
-            self.meters.entry((sample.resource.clone(), sample.zone.clone())).or_insert_with_key(Meters::new);
-        let code = sample.outcome.label();
-        let key = (&sample.resource, &sample.zone);
-        meters.codes.entry(code).or_insert_with(|| {
-            let (resource, zone) = labels(key);
-            metrics::counter!(names::REQUESTS, names::RESOURCE => resource, names::ZONE => zone, names::CODE => code)
-        }).increment(1);
+        let key =
+            (sample.resource.clone(), sample.zone.clone(), sample.route.clone(), sample.outcome.label());
+        let meters = self.meters.entry(key).or_insert_with_key(Meters::new);
+        meters.requests.increment(1);
         if let Some(held) = sample.held {
             meters.hold.record(held.as_secs_f64());
         }
@@ -172,23 +172,22 @@ impl Collector {
 }
 
 impl Meters {
-    fn new(key: &MeterKey) -> Self {
-        let (resource, zone) = labels((&key.0, &key.1));
+    fn new((resource, zone, route, code): &MeterKey) -> Self {
+        let text = |name: &Option<Arc<str>>, none: &str| name.as_deref().unwrap_or(none).to_owned();
+        let (resource, zone, route, code) =
+            (text(resource, NONE), text(zone, NONE), text(route, OTHER), *code);
         let segments = Segment::ALL.map(|segment| {
             metrics::histogram!(names::REQUEST_DURATION, names::RESOURCE => resource.clone(),
-                names::ZONE => zone.clone(), names::SEGMENT => segment.label())
+                names::ZONE => zone.clone(), names::ROUTE => route.clone(), names::CODE => code,
+                names::SEGMENT => segment.label())
         });
         Self {
             segments,
-            hold: metrics::histogram!(names::HOLD_DURATION, names::RESOURCE => resource),
-            codes: HashMap::new(),
+            hold: metrics::histogram!(names::HOLD_DURATION, names::RESOURCE => resource.clone()),
+            requests: metrics::counter!(names::REQUESTS, names::RESOURCE => resource, names::ZONE => zone,
+                names::ROUTE => route, names::CODE => code),
         }
     }
-}
-
-fn labels((resource, zone): (&Option<Arc<str>>, &Option<Arc<str>>)) -> (String, String) {
-    let text = |name: &Option<Arc<str>>| name.as_deref().unwrap_or(NONE).to_owned();
-    (text(resource), text(zone))
 }
 
 fn sort(series: &mut HashMap<Key, Series>, sample: &Sample) {
@@ -234,6 +233,7 @@ mod tests {
         Sample {
             resource: Some("orders".into()),
             zone: Some("a".into()),
+            route: None,
             outcome: Outcome::Status(200),
             held: None,
             segments: watch.finish(start + first_byte),

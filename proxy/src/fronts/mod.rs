@@ -2,17 +2,20 @@
 //!
 //! One HTTP request: `http/` starts a [`stopwatch`], finds the front in [`routes`], enters its [`gate`] (where it waits,
 //! body unread, while a cutover holds), then asks its [`pools`] for an endpoint, and leaves its sample in [`latencies`].
-//! Nothing here waits for the controller, and nothing here decides when to hold or swap.
+//! Long responses are kept in [`streams`]; [`health`] asks endpoints how they are. Nothing here waits for the controller, and nothing here decides when to hold or swap.
 
 use std::sync::LazyLock;
 use std::time::Instant;
 
 pub mod gate;
+pub mod health;
 pub mod http;
 pub mod latencies;
+pub mod mirror;
 pub mod pools;
 pub mod routes;
 pub mod stopwatch;
+pub mod streams;
 
 /// Monotonic time; the only place in the fronts that asks for it.
 fn now() -> Instant {

@@ -9,7 +9,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::gate::Gate;
-use super::pools::{ActivePool, Pool};
+use super::http::access_log::Access;
+use super::http::entrance::Entrance;
+use super::http::retries::Budget;
+use super::http::settings::{ListenerSettings, Route, Settings};
+use super::mirror::Mirror;
+use super::pools::{ActivePool, Pool, Reach};
+use super::streams::Streams;
 use crate::config::model::{HoldLimits, HttpFront};
 use crate::telemetry::names;
 
@@ -21,27 +27,98 @@ pub struct ResourceFront {
     pub listen: SocketAddr,
     /// Host names served, lower case; empty: every host on the listener.
     pub hosts: Vec<String>,
+    /// What it has in common with other fronts on the listener.
+    pub listener: ListenerSettings,
+    /// What the operator said.
+    pub settings: Settings,
     /// Its gate; outlives every pool.
     pub gate: Arc<Gate>,
     /// Its active pool.
     pub pool: ActivePool,
+    /// What of its reads the shadow is asked as well.
+    pub mirror: Arc<Mirror>,
+    /// Its long streams.
+    pub streams: Arc<Streams>,
+    /// Its repeats.
+    pub retries: Budget,
+    /// Its access log.
+    pub access: Option<Access>,
+    /// The longest path first.
+    routes: Vec<Named>,
+}
+
+/// A route whose name is shared.
+struct Named {
+    route: Route,
+    name: Arc<str>,
 }
 
 impl ResourceFront {
-    /// An open front onto `pool`.
+    /// An open front onto `pool`; every placement is reached by default.
     pub fn new(name: impl Into<Arc<str>>, front: &HttpFront, hold: HoldLimits, pool: Pool) -> Arc<Self> {
-        Arc::new(Self {
-            name: name.into(),
+        Arc::new(Self::of(name.into(), front, hold, ActivePool::new(pool), None))
+    }
+
+    /// An open front whose placements are reached as `reaches` says. Opens the access log.
+    pub fn reaching(
+        name: impl Into<Arc<str>>,
+        front: &HttpFront,
+        hold: HoldLimits,
+        pool: Pool,
+        reaches: HashMap<Arc<str>, Arc<Reach>>,
+    ) -> std::io::Result<Arc<Self>> {
+        let access = front.settings.access_log.as_ref().map(Access::open).transpose()?;
+        Ok(Arc::new(Self::of(name.into(), front, hold, ActivePool::reaching(pool, reaches), access)))
+    }
+
+    fn of(
+        name: Arc<str>,
+        front: &HttpFront,
+        hold: HoldLimits,
+        pool: ActivePool,
+        access: Option<Access>,
+    ) -> Self {
+        let named = |route: &Route| Named { name: route.name.as_str().into(), route: route.clone() };
+        let mut routes: Vec<_> = front.settings.routes.iter().map(named).collect();
+        routes.sort_by_key(|named| std::cmp::Reverse(named.route.path.len()));
+        Self {
+            mirror: Mirror::new(Arc::clone(&name)),
+            name,
             listen: front.listen,
             hosts: front.hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            listener: front.listener.clone(),
             gate: Gate::new(hold),
-            pool: ActivePool::new(pool),
-        })
+            pool,
+            streams: Streams::new(front.settings.streams),
+            retries: Budget::new(&front.settings.retries, super::now()),
+            settings: front.settings.clone(),
+            access,
+            routes,
+        }
+    }
+
+    /// The route of a path, if it has one: that with the longest path of whole segments.
+    pub fn route(&self, path: &str) -> Option<(&Route, &Arc<str>)> {
+        let fits = |named: &&Named| {
+            let prefix = named.route.path.as_str();
+            path.strip_prefix(prefix)
+                .is_some_and(|rest| prefix.ends_with('/') || rest.is_empty() || rest.starts_with(['/', '?']))
+        };
+        self.routes.iter().find(fits).map(|named| (&named.route, &named.name))
+    }
+
+    /// What must be looked at now and then: streams whose time has come, connections that are not needed any more.
+    fn look(&self) {
+        self.streams.look(self.pool.load().generation, super::now(), super::health::luck);
+        self.pool.end_retired();
+        if let Some(access) = &self.access {
+            access.measure();
+        }
     }
 }
 
-/// Two fronts that cannot be told apart.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Fronts that cannot be served.
+#[derive(Debug, thiserror::Error)]
 pub enum RouteError {
     /// The same host twice on one listener.
     #[error("{first} and {second} both serve {host} on {listen}")]
@@ -65,6 +142,14 @@ pub enum RouteError {
         /// The other.
         second: Arc<str>,
     },
+    /// A listener's certificates cannot be used.
+    #[error("cannot serve TLS on {listen}: {why:#}")]
+    Tls {
+        /// The listener.
+        listen: SocketAddr,
+        /// Why.
+        why: anyhow::Error,
+    },
 }
 
 /// The routes of this moment.
@@ -79,6 +164,7 @@ struct Table {
 
 struct Listener {
     address: SocketAddr,
+    entrance: Arc<Entrance>,
     hosts: HashMap<String, Arc<ResourceFront>>,
     every: Option<Arc<ResourceFront>>,
 }
@@ -100,14 +186,32 @@ impl Routes {
         self.table.load().listeners.iter().map(|listener| listener.address).collect()
     }
 
-    /// Sets the gauges that are read, not counted: requests held now.
-    pub fn measure(&self) {
+    /// The largest header that any front takes, bytes.
+    pub fn largest_header(&self) -> usize {
+        let table = self.table.load();
+        let fronts =
+            table.listeners.iter().flat_map(|listener| listener.hosts.values().chain(&listener.every));
+        fronts.map(|front| front.settings.limits.header_bytes).max().unwrap_or_default()
+    }
+
+    /// Sets the gauges that are read, not counted, and looks at what changes with time: streams, connections, certificates.
+    pub fn look(&self) {
         for listener in &self.table.load().listeners {
+            listener.entrance.look();
             for front in listener.hosts.values().chain(&listener.every) {
+                front.look();
                 metrics::gauge!(names::HELD_REQUESTS, names::RESOURCE => front.name.to_string())
                     .set(front.gate.stats().held as f64);
+                metrics::gauge!(names::STREAMS, names::RESOURCE => front.name.to_string())
+                    .set(front.streams.count() as f64);
             }
         }
+    }
+
+    /// What a connection goes through before its first request, by the address it came to.
+    pub fn entrance(&self, local: impl FnOnce() -> Option<SocketAddr>) -> Option<Arc<Entrance>> {
+        let table = self.table.load();
+        table.listener(local).map(|listener| listener.entrance.clone())
     }
 
     /// The front for a host (with or without a port) on the listener a client connected to; `local` is asked for that
@@ -118,16 +222,7 @@ impl Routes {
         local: impl FnOnce() -> Option<SocketAddr>,
     ) -> Option<Arc<ResourceFront>> {
         let table = self.table.load();
-        let listener = match &table.listeners[..] {
-            [only] => only,
-            several => {
-                let local = local()?;
-                several
-                    .iter()
-                    .find(|listener| listener.address == local)
-                    .or_else(|| several.iter().find(|listener| listener.covers(local)))?
-            }
-        };
+        let listener = table.listener(local)?;
         if listener.hosts.is_empty() {
             return listener.every.clone();
         }
@@ -136,14 +231,36 @@ impl Routes {
 }
 
 impl Table {
+    fn listener(&self, local: impl FnOnce() -> Option<SocketAddr>) -> Option<&Listener> {
+        match &self.listeners[..] {
+            [only] => Some(only),
+            several => {
+                let local = local()?;
+                let exact = several.iter().find(|listener| listener.address == local);
+                exact.or_else(|| several.iter().find(|listener| listener.covers(local)))
+            }
+        }
+    }
+
     fn new(fronts: &[Arc<ResourceFront>]) -> Result<Self, RouteError> {
         let mut table = Self::default();
         for front in fronts {
             let listen = front.listen;
-            let at = table.listeners.iter().position(|known| known.address == listen).unwrap_or_else(|| {
-                table.listeners.push(Listener { address: listen, hosts: HashMap::new(), every: None });
-                table.listeners.len() - 1
-            });
+            let at = match table.listeners.iter().position(|known| known.address == listen) {
+                Some(at) => at,
+                None => {
+                    let entrance = entrance(fronts.iter().filter(|front| front.listen == listen));
+                    let entrance = entrance.map_err(|why| RouteError::Tls { listen, why })?;
+                    let (hosts, every) = (HashMap::new(), None);
+                    table.listeners.push(Listener {
+                        address: listen,
+                        entrance: Arc::new(entrance),
+                        hosts,
+                        every,
+                    });
+                    table.listeners.len() - 1
+                }
+            };
             let listener = &mut table.listeners[at];
             let second = Arc::clone(&front.name);
             if front.hosts.is_empty()
@@ -160,6 +277,18 @@ impl Table {
         }
         Ok(table)
     }
+}
+
+/// The entrance that fronts share: as the first says, with the certificates of all.
+fn entrance<'f>(mut fronts: impl Iterator<Item = &'f Arc<ResourceFront>>) -> anyhow::Result<Entrance> {
+    let Some(first) = fronts.next() else { return Ok(Entrance::default()) };
+    let mut settings = first.listener.clone();
+    if let Some(tls) = &mut settings.tls {
+        for more in fronts.filter_map(|front| front.listener.tls.as_ref()) {
+            tls.certificates.extend(more.certificates.iter().cloned());
+        }
+    }
+    Entrance::new(&settings)
 }
 
 impl Listener {
@@ -192,7 +321,7 @@ pub async fn report(routes: &Routes, recorder: &super::latencies::Recorder, ever
     loop {
         ticks.tick().await;
         recorder.collect();
-        routes.measure();
+        routes.look();
     }
 }
 
@@ -204,8 +333,7 @@ mod tests {
     const HOLD: HoldLimits = HoldLimits { requests: 1, bytes: 1, time: Duration::from_secs(1) };
 
     fn front(name: &str, listen: &str, hosts: &[&str]) -> Arc<ResourceFront> {
-        let hosts = hosts.iter().map(ToString::to_string).collect();
-        let front = HttpFront { listen: listen.parse().unwrap(), hosts };
+        let front = HttpFront::plain(listen.parse().unwrap(), hosts);
         ResourceFront::new(name, &front, HOLD, Pool::new(0, "z", &[]))
     }
 
@@ -228,6 +356,32 @@ mod tests {
         routes.publish(&[front("orders", "127.0.0.1:80", &["orders.example"])]).unwrap();
         assert_eq!(name(&routes, Some("other.example"), ""), None);
         assert_eq!(name(&routes, None, ""), None);
+    }
+
+    #[test]
+    fn the_longest_path_of_whole_segments() {
+        let route = |name: &str, path: &str| Route {
+            name: name.into(),
+            path: path.into(),
+            at_cutover: None,
+            stream: false,
+        };
+        let mut plain = HttpFront::plain("127.0.0.1:80".parse().unwrap(), &[]);
+        plain.settings.routes =
+            vec![route("api", "/api"), route("events", "/api/events"), route("files", "/files/")];
+        let front = ResourceFront::new("a", &plain, HOLD, Pool::new(0, "z", &[]));
+        for (path, name) in [
+            ("/api", Some("api")),
+            ("/api?x", Some("api")),
+            ("/api/orders", Some("api")),
+            ("/api/events/7", Some("events")),
+            ("/apis", None),
+            ("/files/x", Some("files")),
+            ("/files", None),
+            ("/", None),
+        ] {
+            assert_eq!(front.route(path).map(|(_, name)| &**name), name, "{path}");
+        }
     }
 
     #[test]

@@ -146,6 +146,17 @@ impl Stopwatch {
         self.answered.get_or_insert(now);
     }
 
+    /// How long the endpoint has been asked for an answer: since the body was sent, or since it was connected.
+    pub fn waiting(&self, now: Instant) -> Duration {
+        let since = self.body_sent.or(self.connected).unwrap_or(now);
+        now.saturating_duration_since(since)
+    }
+
+    /// How long it has been here.
+    pub fn total(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
+    }
+
     /// How long it was held.
     pub fn hold(&self) -> Duration {
         self.held

@@ -5,9 +5,13 @@
 
 mod journal;
 mod notes;
+mod overlay;
 mod record;
 mod tokens;
+#[cfg(test)]
+mod torn;
 
 pub use journal::{AFTER_APPEND, Commits, Journal, JournalRow, RunRow, StoreError};
-pub use notes::{EVERY_RESOURCE, FreezeRow, LedgerRow, ProposalRow};
+pub use notes::{AnsweredRow, EVERY_RESOURCE, FreezeRow, LedgerRow, ProposalRow, RetirementRow};
+pub use overlay::{Change, Overlay, OverlayFile};
 pub use tokens::{Issued, NewToken, Rejected, TokenView, Tokens};

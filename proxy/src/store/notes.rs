@@ -25,6 +25,21 @@ CREATE TABLE IF NOT EXISTS proposal (
   ended_by TEXT
 ) STRICT;
 CREATE INDEX IF NOT EXISTS proposal_by_resource ON proposal (resource, at_ms);
+CREATE TABLE IF NOT EXISTS retirement (
+  resource TEXT PRIMARY KEY,
+  zone TEXT NOT NULL,
+  run TEXT NOT NULL,
+  done INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS answered (
+  key TEXT PRIMARY KEY,
+  who TEXT NOT NULL,
+  request TEXT NOT NULL,
+  status INTEGER NOT NULL,
+  location TEXT,
+  answer TEXT NOT NULL,
+  at_ms INTEGER NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS ledger (
   run TEXT PRIMARY KEY,
   predicted_ms REAL,
@@ -75,6 +90,38 @@ pub struct ProposalRow {
     pub decision: String,
     /// `approved`, `expired` or `withdrawn`; none: open.
     pub ended: Option<String>,
+}
+
+/// An old primary that is given back after its soak.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetirementRow {
+    /// The resource.
+    pub resource: String,
+    /// Its zone.
+    pub zone: String,
+    /// The migration that left it.
+    pub run: String,
+    /// It was given back.
+    pub done: bool,
+}
+
+/// A request that was answered, by its idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnsweredRow {
+    /// The key, with the route it was for.
+    pub key: String,
+    /// Who asked.
+    pub who: String,
+    /// Digest of the body.
+    pub request: String,
+    /// The answer's status.
+    pub status: u16,
+    /// Its Location.
+    pub location: Option<String>,
+    /// Its body.
+    pub answer: String,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// What a move was expected to bring and what it brought; milliseconds of the request path's p95, cost per hour.
@@ -229,6 +276,73 @@ impl Journal {
                     measured_from: row.get::<_, Option<u64>>(7)?.map(Timestamp),
                     measured_until: row.get::<_, Option<u64>>(8)?.map(Timestamp),
                     steps: row.get(9)?,
+                })
+            })?;
+            rows.next().transpose()
+        };
+        read().map_err(self.database())
+    }
+
+    /// An old primary is to be given back, or was.
+    pub fn retire(&self, row: &RetirementRow) -> Result<(), StoreError> {
+        self.note(
+            "INSERT OR REPLACE INTO retirement (resource, zone, run, done) VALUES (?, ?, ?, ?)",
+            params![row.resource, row.zone, row.run, row.done],
+        )
+        .map(drop)
+    }
+
+    /// The retirement of a resource's old primary.
+    pub fn retirement(&self, resource: &str) -> Result<Option<RetirementRow>, StoreError> {
+        let read = || {
+            let connection = self.connection();
+            let mut statement = connection
+                .prepare_cached("SELECT resource, zone, run, done FROM retirement WHERE resource = ?")?;
+            let mut rows = statement.query_map([resource], |row| {
+                Ok(RetirementRow {
+                    resource: row.get(0)?,
+                    zone: row.get(1)?,
+                    run: row.get(2)?,
+                    done: row.get(3)?,
+                })
+            })?;
+            rows.next().transpose()
+        };
+        read().map_err(self.database())
+    }
+
+    /// A shadow is wanted again.
+    pub fn forget_retirement(&self, resource: &str) -> Result<(), StoreError> {
+        self.note("DELETE FROM retirement WHERE resource = ?", [resource]).map(drop)
+    }
+
+    /// Keeps an answer, and forgets those from before `until`.
+    pub fn answer(&self, row: &AnsweredRow, until: Timestamp) -> Result<(), StoreError> {
+        self.note("DELETE FROM answered WHERE at_ms < ?", [until.0])?;
+        self.note(
+            "INSERT OR REPLACE INTO answered (key, who, request, status, location, answer, at_ms)
+             VALUES (?, ?, ?, ?, ?, ?, ?)",
+            params![row.key, row.who, row.request, row.status, row.location, row.answer, row.at.0],
+        )
+        .map(drop)
+    }
+
+    /// The answer that was given to this caller under this key.
+    pub fn answered(&self, who: &str, key: &str) -> Result<Option<AnsweredRow>, StoreError> {
+        let read = || {
+            let connection = self.connection();
+            let mut statement = connection.prepare_cached(
+                "SELECT key, who, request, status, location, answer, at_ms FROM answered WHERE key = ? AND who = ?",
+            )?;
+            let mut rows = statement.query_map([key, who], |row| {
+                Ok(AnsweredRow {
+                    key: row.get(0)?,
+                    who: row.get(1)?,
+                    request: row.get(2)?,
+                    status: row.get(3)?,
+                    location: row.get(4)?,
+                    answer: row.get(5)?,
+                    at: Timestamp(row.get(6)?),
                 })
             })?;
             rows.next().transpose()

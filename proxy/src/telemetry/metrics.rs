@@ -185,6 +185,11 @@ pub fn replication_mode(resource: &str, effective: ReplicationMode) {
     }
 }
 
+/// Whether the configuration could be read.
+pub fn config_reloaded(successful: bool) {
+    gauge!(names::CONFIG_RELOADED).set(if successful { 1.0 } else { 0.0 });
+}
+
 /// A probe.
 pub fn probe(zone: &str, probe: &'static str, phase: &'static str, took: Duration) {
     histogram!(names::PROBE, names::ZONE => zone.to_owned(), names::PROBE_KIND => probe, names::PHASE => phase)

@@ -1,11 +1,21 @@
 //! Every metric and every label, in one place.
 
-/// Histogram, seconds: a segment of a request. Labels: resource, zone, segment.
+/// Histogram, seconds: a segment of a request. Labels: resource, zone, route, code, segment.
 pub const REQUEST_DURATION: &str = "godwit_request_duration_seconds";
-/// Counter: requests. Labels: resource, zone, code (class of the status, `cancelled` or `aborted`).
+/// Counter: requests. Labels: resource, zone, route, code (class of the status, `cancelled` or `aborted`).
 pub const REQUESTS: &str = "godwit_requests_total";
 /// Counter: requests of which no sample could be kept.
 pub const REQUEST_SAMPLES_LOST: &str = "godwit_request_samples_lost_total";
+/// Gauge: long streams that are open (WebSocket, server-sent events, gRPC). Label: resource.
+pub const STREAMS: &str = "godwit_streams";
+/// Counter: requests that were sent again. Label: resource.
+pub const RETRIES: &str = "godwit_request_retries_total";
+/// Counter: requests that would have been sent again, had the budget allowed it. Label: resource.
+pub const RETRIES_REFUSED: &str = "godwit_request_retries_refused_total";
+/// Counter: health checks that failed. Labels: resource, zone.
+pub const HEALTH_FAILURES: &str = "godwit_health_check_failures_total";
+/// Counter: lines of the access log that were lost.
+pub const ACCESS_LINES_LOST: &str = "godwit_access_log_lines_lost_total";
 /// Gauge: requests that the gate holds now. Label: resource.
 pub const HELD_REQUESTS: &str = "godwit_held_requests";
 /// Histogram, seconds: how long a held request was held. Label: resource.
@@ -33,6 +43,12 @@ pub const VERIFICATION_DIFFERENCES: &str = "godwit_verification_differences";
 pub const VERIFIED_AT: &str = "godwit_verification_completed_timestamp_seconds";
 /// Histogram, seconds: probes. Labels: zone, probe, phase.
 pub const PROBE: &str = "godwit_probe_duration_seconds";
+/// Counter: reads that the shadow was asked as well. Labels: resource, outcome (`same`, `different` status, `failed`, `dropped`).
+pub const MIRRORED: &str = "godwit_mirrored_reads_total";
+/// Histogram, seconds: how long the shadow took for them. Labels: resource, zone.
+pub const MIRRORED_DURATION: &str = "godwit_mirrored_read_duration_seconds";
+/// Gauge: 1 if the configuration's files were readable when they were read last, at the start or by a reload.
+pub const CONFIG_RELOADED: &str = "godwit_config_last_reload_successful";
 /// Gauge, seconds: how old what a feed said last is. Label: feed.
 pub const FEED_AGE: &str = "godwit_feed_age_seconds";
 /// Counter: runs of a feed that failed, and posts that were refused. Labels: feed, reason.
@@ -89,6 +105,8 @@ pub const KIND: &str = "kind";
 pub const RESOURCE: &str = "resource";
 /// Label: a configured zone, or `none`.
 pub const ZONE: &str = "zone";
+/// Label: a configured route, or `other`.
+pub const ROUTE: &str = "route";
 /// Label: a segment of a request.
 pub const SEGMENT: &str = "segment";
 /// Label: how a request ended.
@@ -131,6 +149,11 @@ pub fn describe() {
     describe_gauge!(AUDIT_FAILING, "1 while the audit cannot be written and changes are refused");
     describe_gauge!(AUDIT_CHECKPOINT, "Number of the record of the audit's last checkpoint");
     describe_gauge!(AUDIT_CHECKPOINT_HASH, "First 48 bits of the hash of that record");
+    describe_gauge!(STREAMS, "Long streams that are open");
+    describe_counter!(RETRIES, "Requests that were sent again");
+    describe_counter!(RETRIES_REFUSED, "Requests that were not sent again because the budget was spent");
+    describe_counter!(HEALTH_FAILURES, "Health checks that failed");
+    describe_counter!(ACCESS_LINES_LOST, "Lines of the access log that were lost");
     describe_gauge!(HELD_REQUESTS, "Requests that the gate holds now");
     describe_histogram!(HOLD_DURATION, seconds, "How long a held request was held");
     describe_histogram!(GATE_CLOSED, seconds, "How long a gate was closed");
@@ -148,6 +171,9 @@ pub fn describe() {
     describe_gauge!(VERIFICATION_DIFFERENCES, "What the last verification of the shadow found to differ");
     describe_gauge!(VERIFIED_AT, seconds, "When the shadow was last verified to its end, Unix time");
     describe_histogram!(PROBE, seconds, "Active probes");
+    describe_counter!(MIRRORED, "Reads that the shadow was asked as well, by outcome");
+    describe_histogram!(MIRRORED_DURATION, seconds, "How long the shadow took for mirrored reads");
+    describe_gauge!(CONFIG_RELOADED, "1 if the configuration was readable when it was read last");
     describe_gauge!(FEED_AGE, seconds, "How old what a feed said last is");
     describe_counter!(FEED_FAILURES, "Runs of a feed that failed, and posts that were refused, by reason");
     describe_gauge!(FORECAST, seconds, "Forecast of the request path's p95");

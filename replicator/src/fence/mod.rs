@@ -69,6 +69,8 @@ pub struct Raised {
     pub marker: Lsn,
     /// Every user sequence; a session that is not over yet may still take numbers.
     pub sequences: Vec<SequenceState>,
+    /// See [`schema_stamp`].
+    pub schema: String,
 }
 
 /// The epoch row.
@@ -215,6 +217,14 @@ pub async fn drop_way_back(
     Ok(found.first().and_then(|row| row.get(0)) == Some("t"))
 }
 
+/// A stamp of the schema: another one after any DDL on user tables, their indexes and constraints, or enums. What it says means
+/// nothing by itself.
+pub async fn schema_stamp(client: &Client) -> Result<String, Error> {
+    let found = call(client, "SELECT godwit.schema_stamp()", "cannot read the schema's stamp").await?;
+    let stamp = found.first().and_then(|row| row.get(0));
+    stamp.map(str::to_owned).ok_or_else(|| Error::Protocol("the server returned no stamp".into()))
+}
+
 /// The epoch row; `None` when Godwit was never installed for this resource.
 pub async fn state(client: &Client, resource: &str) -> Result<Option<EpochState>, Error> {
     let sql = format!(
@@ -330,7 +340,8 @@ fn value(rows: &[SimpleQueryRow]) -> Result<serde_json::Value, Error> {
 fn parse_raised(report: &serde_json::Value) -> Option<(Raised, u32)> {
     let marker = report.get("marker")?.as_str()?.parse().ok()?;
     let tables = u32::try_from(report.get("tables")?.as_u64()?).ok()?;
-    Some((Raised { marker, sequences: parse_sequences(report)? }, tables))
+    let schema = report.get("schema")?.as_str()?.to_owned();
+    Some((Raised { marker, sequences: parse_sequences(report)?, schema }, tables))
 }
 
 fn parse_ended(report: &serde_json::Value) -> Option<(Vec<SequenceState>, u32)> {
@@ -347,14 +358,14 @@ mod tests {
 
     #[test]
     fn a_report_is_read_whole_or_not_at_all() {
-        let text = r#"{"marker": "16/B374D848", "tables": 3, "terminated": 2,
+        let text = r#"{"marker": "16/B374D848", "tables": 3, "terminated": 2, "schema": "1/7",
             "sequences": [{"schema": "public", "name": "s", "last_value": -9223372036854775808, "is_called": false}]}"#;
         let json: serde_json::Value = serde_json::from_str(text).expect("valid");
         let (raised, tables) = parse_raised(&json).expect("complete");
         assert_eq!((raised.marker.to_string().as_str(), tables), ("16/B374D848", 3));
         assert_eq!(raised.sequences[0].last_value, i64::MIN);
         assert_eq!(parse_ended(&json), Some((raised.sequences, 2)));
-        for key in ["marker", "tables", "terminated", "sequences"] {
+        for key in ["marker", "tables", "terminated", "schema", "sequences"] {
             let mut less = json.clone();
             less.as_object_mut().expect("object").remove(key);
             assert_eq!(parse_raised(&less).is_none(), key != "terminated", "without {key}");

@@ -358,7 +358,9 @@ impl Node {
 
     fn push(&mut self, job: Job, state: &State, stage: Stage) {
         if !self.tasks.iter().any(|task| task.job == job) {
-            self.tasks.push(Task { job, run: run_of(state), stage });
+            // A stream belongs to the resource, whatever run it is begun in.
+            let run = if matches!(job, Job::Stream(_)) { 0 } else { run_of(state) };
+            self.tasks.push(Task { job, run, stage });
         }
     }
 
@@ -386,7 +388,7 @@ impl Node {
             Job::Compare(_) => Event::Compared { equal: told == 1 },
             Job::Guard(_) | Job::DropReverseSlot(..) => return,
         };
-        self.report(task.run, event, bug, left);
+        self.report(task, event, bug, left);
     }
 
     /// A job has failed: or only its answer is lost, and it may still be done.
@@ -396,12 +398,14 @@ impl Node {
             left.extend(task.job.left_behind().map(|job| (job, task.run)));
         }
         let failed = Event::EffectFailed { effect: task.job.effect(), why: String::new() };
-        self.report(task.run, failed, bug, left);
+        self.report(task, failed, bug, left);
     }
 
-    /// What belongs to the resource counts for any run; what belongs to a run only for it.
-    fn report(&mut self, run: u8, event: Event, bug: Option<Bug>, left: &mut Vec<(Job, u8)>) {
-        if run != 0 && run != self.run() {
+    /// What belongs to the resource counts for any run, a stream for its generation; what belongs to a run only for it.
+    fn report(&mut self, task: Task, event: Event, bug: Option<Bug>, left: &mut Vec<(Job, u8)>) {
+        let generation = self.memory.as_ref().map(|state| state.generation.0);
+        let over = matches!(task.job, Job::Stream(of) if Some(u64::from(of)) != generation);
+        if over || (task.run != 0 && task.run != self.run()) {
             return;
         }
         if let (Event::OldPrimaryRetired, Some(state)) = (&event, &self.memory)

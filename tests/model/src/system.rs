@@ -476,12 +476,13 @@ impl Cutover {
         actions.into_iter().find_map(|action| self.after(system, action))
     }
 
-    /// Nothing is under way, the leader's gate is open and so is the database behind it.
+    /// Nothing is under way, the leader's gate is open and so is the database behind it, and its stream runs.
     fn at_rest(system: &System) -> bool {
         let leader = &system.nodes[system.memory.by];
         let idle = leader.memory.as_ref().is_some_and(|state| state.run.is_none());
         let serves = system.databases[primary_of(leader.pool)].is_open();
-        idle && !leader.gate_closed && serves && leader.pool == system.memory.committed
+        let streams = leader.streams[usize::from(leader.pool)];
+        idle && !leader.gate_closed && serves && streams && leader.pool == system.memory.committed
     }
 
     /// Whether every run ends from here on, once nothing goes wrong any more and everybody gets a turn.

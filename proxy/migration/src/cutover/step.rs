@@ -434,5 +434,9 @@ fn restarted(state: &State, now: Timestamp) -> (State, Vec<Effect>) {
     if state.phase.may_abort() {
         return abort(state, format!("godwit restarted in phase {}", state.phase.name()), now);
     }
-    (state.clone(), outstanding(state))
+    // A wall clock that went back must not make a deadline an hour longer.
+    let mut state = state.clone();
+    state.since = state.since.min(now);
+    let effects = outstanding(&state);
+    (state, effects)
 }

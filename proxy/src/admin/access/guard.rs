@@ -8,6 +8,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::caller::{Caller, Permission};
+use super::rate::Rate;
 use super::{Identities, Role, origin, recorded, table};
 use crate::admin::{Peer, Problem};
 use crate::audit::Audit;
@@ -23,6 +24,8 @@ pub(in crate::admin) struct Guard {
     pub(in crate::admin) identities: Arc<Identities>,
     /// Where calls are written down.
     pub(in crate::admin) audit: Audit,
+    /// How often callers ask.
+    pub(in crate::admin) rate: Arc<Rate>,
 }
 
 /// Lets a request through to its handler, with its [`Caller`], or answers why not.
@@ -45,6 +48,9 @@ pub(in crate::admin) async fn check(
         Err(problem) => {
             let status = problem.status;
             let mut response = problem.into_response();
+            if status == StatusCode::TOO_MANY_REQUESTS.as_u16() {
+                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
             if status == StatusCode::UNAUTHORIZED.as_u16() {
                 let scheme = HeaderValue::from_static("Bearer realm=\"godwit\"");
                 response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
@@ -68,6 +74,12 @@ impl Guard {
         }
         let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer);
         let caller = self.identities.caller(request.headers(), peer)?;
+        let changes = !request.method().is_safe();
+        if let Err(wait) = self.rate.take(&caller.name, changes, crate::clock::monotonic()) {
+            let seconds = wait.as_secs() + 1;
+            let what = format!("{} asks too often: again in {seconds} s", caller.name);
+            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate", what));
+        }
         if !caller.may(needs) {
             let role = needs.role().map_or("", Role::name);
             let what = format!("{} is {}; this needs the role {role}", caller.name, caller.role);

@@ -10,6 +10,7 @@ mod caller;
 pub(super) mod guard;
 mod identity;
 mod origin;
+pub(super) mod rate;
 mod recorded;
 mod session;
 mod table;

@@ -38,6 +38,14 @@ impl Routes {
         self.on(Method::POST, MethodFilter::POST, path, needs, handler)
     }
 
+    pub(in crate::admin) fn put<H, T>(self, path: &'static str, needs: Permission, handler: H) -> Self
+    where
+        H: Handler<T, AdminState>,
+        T: 'static,
+    {
+        self.on(Method::PUT, MethodFilter::PUT, path, needs, handler)
+    }
+
     pub(in crate::admin) fn delete<H, T>(self, path: &'static str, needs: Permission, handler: H) -> Self
     where
         H: Handler<T, AdminState>,

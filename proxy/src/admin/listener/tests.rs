@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
+use rustls::RootCertStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
 
@@ -13,6 +15,7 @@ use crate::config::{self, model::ClientRule};
 use crate::controller::events::Events;
 use crate::feeds::external::board::FeedBoard;
 use crate::history::{History, Retention};
+use crate::leading::running::Running;
 use crate::store::{Journal, NewToken, Tokens};
 use crate::{clock, pki};
 
@@ -63,8 +66,7 @@ impl Node {
         })?;
         let journal = Arc::new(Journal::open(directory.path())?);
         let state = AdminState {
-            config,
-            resources: Arc::new(BTreeMap::new()),
+            running: Running::new(config),
             history: History::start(directory.path(), Retention::default())?,
             freezes: Arc::new(crate::controller::freezes::Freezes::open(journal.clone())?),
             journal,
@@ -73,6 +75,8 @@ impl Node {
             events: Arc::new(Events::new(clock::now(), CancellationToken::new())),
             metrics: None,
             feeds: FeedBoard::default(),
+            changes: None,
+            answers: Arc::default(),
         };
         tokio::spawn(serve(listener, state, stop.clone()));
         Ok(Self { address, tokens, directory, stop })
@@ -91,13 +95,13 @@ impl Node {
     /// What it answers to `GET /api/v1/whoami` of a client with a certificate of this authority.
     async fn who(&self, authority: &str) -> Result<String> {
         let mut roots = RootCertStore::empty();
-        for certificate in certificates(&self.path("a/ca.pem"))? {
+        for certificate in tls::certificates(&self.path("a/ca.pem"), WHAT)? {
             roots.add(certificate)?;
         }
         let own = self.path(authority);
         let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(
-            certificates(&own.join("prometheus.pem"))?,
-            PrivateKeyDer::from_pem_file(own.join("prometheus.key"))?,
+            tls::certificates(&own.join("prometheus.pem"), WHAT)?,
+            tls::key(&own.join("prometheus.key"), WHAT)?,
         )?;
         let stream = TcpStream::connect(self.address).await?;
         let mut stream =

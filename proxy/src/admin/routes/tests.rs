@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use axum::body::Body;
 use axum::http::Request;
 use http_body_util::BodyExt as _;
@@ -14,6 +12,7 @@ use crate::config;
 use crate::controller::events::Events;
 use crate::feeds::external::board::FeedBoard;
 use crate::history::{History, Retention};
+use crate::leading::running::Running;
 use crate::store::{Journal, NewToken, Tokens};
 
 struct Api {
@@ -59,7 +58,6 @@ impl Api {
         let audit = Audit::start(settings).expect("a thread");
         let journal = Arc::new(Journal::open(directory.path()).expect("a journal"));
         let state = AdminState {
-            resources: Arc::new(BTreeMap::new()),
             history: History::start(directory.path(), Retention::default()).expect("a history"),
             freezes: Arc::new(crate::controller::freezes::Freezes::open(journal.clone()).expect("none yet")),
             journal,
@@ -68,7 +66,9 @@ impl Api {
             events: Arc::new(Events::new(clock::now(), CancellationToken::new())),
             metrics: None,
             feeds: FeedBoard::new(config.feeds.values().cloned()),
-            config,
+            changes: None,
+            answers: Arc::default(),
+            running: Running::new(config),
         };
         Self { router: router(state), tokens, _directory: directory }
     }

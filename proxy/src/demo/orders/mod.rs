@@ -1,7 +1,7 @@
 //! A small order service on PostgreSQL: what the playground moves. Run as `godwit demo-orders`.
 //!
 //! `POST /orders {key, customer, amount}` · `GET /orders/{id}` · `GET /customers/{id}` · `GET /healthz` (the process is up)
-//! · `GET /readyz` (the database answers). A key makes a POST safe to repeat: the same key gives the same order. Idle
+//! · `GET /readyz` (the database answers) · `POST /lists` (for checkers of histories). A key makes a POST safe to repeat: the same key gives the same order. Idle
 //! keep-alive connections are never closed by the service, except when it ends.
 
 use std::net::SocketAddr;
@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use self::place::{NewOrder, PlaceError, Placed};
 use self::pool::{CUSTOMER_BY_ID, Lent, ORDER_BY_ID, Pool, PoolError};
 
+mod lists;
 mod place;
 mod pool;
 pub mod schema;
@@ -72,6 +73,7 @@ pub async fn serve(
         .route("/orders", post(place_order))
         .route("/orders/{id}", get(order))
         .route("/customers/{id}", get(customer))
+        .route("/lists", post(lists))
         .route("/healthz", get(|| async { Json(json!({"status": "up"})) }))
         .route("/readyz", get(ready))
         .with_state(pool);
@@ -126,6 +128,22 @@ async fn place_order(
         Err(_panicked) => {
             answer(StatusCode::INTERNAL_SERVER_ERROR, "outcome-unknown", "ask again with the same key")
         }
+    }
+}
+
+async fn lists(
+    State(pool): State<Arc<Pool>>,
+    request: Result<Json<lists::Lists>, JsonRejection>,
+) -> Response {
+    match request {
+        // A task of its own, as for an order.
+        Ok(Json(request)) => match tokio::spawn(async move { lists::run(&pool, request).await }).await {
+            Ok(response) => response,
+            Err(_panicked) => {
+                answer(StatusCode::INTERNAL_SERVER_ERROR, "outcome-unknown", "the service failed")
+            }
+        },
+        Err(rejection) => answer(rejection.status(), "bad-request", &rejection.body_text()),
     }
 }
 

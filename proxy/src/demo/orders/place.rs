@@ -54,13 +54,16 @@ pub(super) enum PlaceError {
 }
 
 impl PlaceError {
-    fn may_try_again(&self) -> bool {
+    /// The connection was lost when nothing can have been committed.
+    pub(super) fn lost_before_commit(&self) -> bool {
         let Self::BeforeCommit(error) = self else { return false };
-        error.is_closed()
-            || error.code().is_none_or(|code| {
-                is_shutdown(code)
-                    || [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED].contains(code)
-            })
+        error.is_closed() || error.code().is_none_or(is_shutdown)
+    }
+
+    fn may_try_again(&self) -> bool {
+        let crowded = [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED];
+        let Self::BeforeCommit(error) = self else { return false };
+        self.lost_before_commit() || error.code().is_some_and(|code| crowded.contains(code))
     }
 }
 
@@ -140,7 +143,7 @@ async fn in_transaction(lent: &mut Lent, order: &NewOrder) -> Result<Placed, tok
     }
 }
 
-async fn commit(lent: &Lent) -> Result<(), PlaceError> {
+pub(super) async fn commit(lent: &Lent) -> Result<(), PlaceError> {
     match lent.client().batch_execute("COMMIT").await {
         Ok(()) => Ok(()),
         // A backend that is terminated while it waits for a replica has committed, and says 57P01.

@@ -47,6 +47,17 @@ pub async fn create(client: &Client) -> Result<(), tokio_postgres::Error> {
     client.batch_execute(SCHEMA).await
 }
 
+/// Makes the table of `POST /lists` and lets `role` use it.
+pub async fn lists(client: &Client, role: &str) -> Result<(), tokio_postgres::Error> {
+    let role = format!("\"{}\"", role.replace('"', "\"\""));
+    client
+        .batch_execute(&format!(
+            "CREATE TABLE lists (id bigint PRIMARY KEY, elements bigint[] NOT NULL);
+             GRANT SELECT, INSERT, UPDATE ON lists TO {role}"
+        ))
+        .await
+}
+
 /// Lets `role` use the tables, without owning them: an owner could take the fence down.
 pub async fn grant(client: &Client, role: &str) -> Result<(), tokio_postgres::Error> {
     let role = format!("\"{}\"", role.replace('"', "\"\""));

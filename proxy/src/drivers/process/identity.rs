@@ -5,8 +5,9 @@ use std::path::Path;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use super::ledger::{io, replace};
 use crate::drivers::DriverError;
+use crate::drivers::error::io;
+use crate::drivers::ledger::replace;
 
 /// One process, for as long as the machine stays up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,14 +15,17 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use self::cluster::{Cluster, ClusterError};
-use self::ledger::{Action, Ledger, io};
 use self::workers::Workers;
-use super::{DriverError, PlacementStatus, Provisioning};
+use super::error::io;
+use super::ledger::{Action, Ledger};
+use super::{
+    DriverError, Endpoint, Operation, PlacementStatus, Plan, Provisioning, Wanted, to_the_end, within,
+};
 use crate::config::model::{ProcessCluster, ProcessDriver};
 
 pub mod cluster;
 mod identity;
-pub mod ledger;
+mod settings;
 mod workers;
 
 /// Superuser of the clusters that [`Cluster::init`] makes.
@@ -117,13 +120,14 @@ impl ProcessProvisioning {
 
     async fn scale_to(
         &self,
-        id: &str,
+        operation: &Operation,
         action: Action,
-        capacity: u32,
+        wanted: &Wanted,
     ) -> Result<PlacementStatus, DriverError> {
         let shared = self.shared.clone();
-        let id = id.to_owned();
-        to_the_end(async move {
+        let (id, wanted) = (operation.id.clone(), wanted.clone());
+        let capacity = wanted.capacity;
+        let work = to_the_end(async move {
             let most = u32::try_from(shared.settings.listen.len()).unwrap_or(u32::MAX);
             if capacity > most {
                 return Err(DriverError::Capacity { asked: capacity, most });
@@ -145,7 +149,7 @@ impl ProcessProvisioning {
                 return Ok(shared.observe(&ledger, &mut turn.workers).await);
             }
             if let (Action::Provision, Some(settings)) = (action, &shared.settings.cluster) {
-                start_cluster(cluster_of(settings)).await?;
+                start_cluster(cluster_of(settings), settings::lines(&wanted.settings)).await?;
                 shared.prepare_database(settings).await?;
             }
             // First what is wanted, then the work: a process that takes over after a crash finishes it.
@@ -160,19 +164,33 @@ impl ProcessProvisioning {
             ledger.note(&id, action, capacity);
             ledger.write(&shared.settings.directory)?;
             Ok(shared.observe(&ledger, &mut turn.workers).await)
-        })
-        .await
+        });
+        within(operation, work).await
     }
 }
 
 #[async_trait]
 impl Provisioning for ProcessProvisioning {
-    async fn provision(&self, operation: &str, capacity: u32) -> Result<PlacementStatus, DriverError> {
-        self.scale_to(operation, Action::Provision, capacity).await
+    async fn plan(&self, action: Action, wanted: &Wanted) -> Result<Plan, DriverError> {
+        let ledger = Ledger::read(&self.shared.settings.directory)?;
+        Ok(Plan { steps: settings::steps(&self.shared.settings, ledger.as_ref(), action, wanted) })
     }
 
-    async fn scale(&self, operation: &str, capacity: u32) -> Result<PlacementStatus, DriverError> {
-        self.scale_to(operation, Action::Scale, capacity).await
+    async fn provision(
+        &self,
+        operation: &Operation,
+        wanted: &Wanted,
+    ) -> Result<PlacementStatus, DriverError> {
+        self.scale_to(operation, Action::Provision, wanted).await
+    }
+
+    async fn scale(&self, operation: &Operation, capacity: u32) -> Result<PlacementStatus, DriverError> {
+        self.scale_to(operation, Action::Scale, &capacity.into()).await
+    }
+
+    /// The configuration says it.
+    async fn endpoint(&self) -> Result<Endpoint, DriverError> {
+        Ok(Endpoint::default())
     }
 
     async fn status(&self) -> Result<PlacementStatus, DriverError> {
@@ -191,10 +209,10 @@ impl Provisioning for ProcessProvisioning {
         .await
     }
 
-    async fn deprovision(&self, operation: &str) -> Result<(), DriverError> {
+    async fn deprovision(&self, operation: &Operation) -> Result<(), DriverError> {
         let shared = self.shared.clone();
-        let id = operation.to_owned();
-        to_the_end(async move {
+        let id = operation.id.clone();
+        let work = to_the_end(async move {
             let directory = &shared.settings.directory;
             if Ledger::read(directory)?.is_none() {
                 return Err(shared.not_provisioned());
@@ -216,8 +234,8 @@ impl Provisioning for ProcessProvisioning {
             }
             ledger.note(&id, Action::Deprovision, 0);
             ledger.write(directory)
-        })
-        .await
+        });
+        within(operation, work).await
     }
 }
 
@@ -294,7 +312,7 @@ impl Shared {
         let database = match &self.settings.cluster {
             Some(settings) if !connects(settings.listen).await => {
                 tracing::warn!(listen = %settings.listen, "the database does not accept connections: starting it");
-                start_cluster(cluster_of(settings)).await?;
+                start_cluster(cluster_of(settings), String::new()).await?;
                 true
             }
             _ => false,
@@ -352,8 +370,9 @@ fn cluster_of(settings: &ProcessCluster) -> Cluster {
     }
 }
 
-async fn start_cluster(cluster: Cluster) -> Result<(), DriverError> {
-    blocking(move || cluster.init("").and_then(|()| cluster.start())).await
+/// Makes it with these lines of configuration where there is none yet.
+async fn start_cluster(cluster: Cluster, lines: String) -> Result<(), DriverError> {
+    blocking(move || cluster.init(&lines).and_then(|()| cluster.start())).await
 }
 
 async fn blocking(
@@ -362,16 +381,6 @@ async fn blocking(
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),
         Err(join) => Err(io("run a database program".into(), std::io::Error::other(join))),
-    }
-}
-
-/// Runs `work` as a task: it ends even when the caller goes away.
-async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, DriverError>> + Send + 'static,
-) -> Result<T, DriverError> {
-    match tokio::spawn(work).await {
-        Ok(result) => result,
-        Err(join) => Err(io("finish the operation".into(), std::io::Error::other(join))),
     }
 }
 

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::identity::Identity;
-use super::ledger::io;
 use crate::config::model::ProcessDriver;
+use crate::drivers::error::io;
 use crate::drivers::{DriverError, UnreadyWorker};
 
 /// Environment variable by which a worker is recognised when its pid file is missing.

@@ -30,7 +30,8 @@ impl Network {
         (prefix <= longest).then_some(Self { address, prefix })
     }
 
-    fn holds(&self, address: IpAddr) -> bool {
+    /// Whether `address` is one of it.
+    pub fn holds(&self, address: IpAddr) -> bool {
         let (net, one, length) = match (self.address, address) {
             (IpAddr::V4(net), IpAddr::V4(one)) => (u128::from(net.to_bits()), u128::from(one.to_bits()), 32),
             (IpAddr::V6(net), IpAddr::V6(one)) => (net.to_bits(), one.to_bits(), 128),

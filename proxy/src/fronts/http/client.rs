@@ -22,7 +22,10 @@ pub(super) async fn enter(gate: &Arc<Gate>, session: &mut Session) -> Result<Adm
         return Ok(admission);
     }
     let downstream = &mut session.downstream_session;
-    let header_bytes = downstream.as_http1().map_or(0, |http1| http1.get_headers_raw_bytes().len());
+    let header_bytes = match downstream.as_http1() {
+        Some(http1) => http1.get_headers_raw_bytes().len(),
+        None => fields(&downstream.req_header().headers),
+    };
     let admission = if downstream.is_body_empty() {
         tokio::select! {
             biased;
@@ -39,6 +42,11 @@ pub(super) async fn enter(gate: &Arc<Gate>, session: &mut Session) -> Result<Adm
         return Err(Fault::ClientLeft);
     }
     Ok(admission)
+}
+
+/// How large decoded header fields are.
+fn fields(headers: &http::HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
 }
 
 /// Whether the client has closed its side; when the kernel does not say, it is taken to be there.

@@ -27,8 +27,20 @@ pub enum Fault {
     TimedOut,
     /// An endpoint closed the connection, or answered what is not HTTP.
     BadAnswer,
+    /// The placement has as many requests as it may.
+    Full,
+    /// A kept connection had ended before an endpoint took anything of the request, and it cannot be sent again.
+    NotSent,
     /// The request is not HTTP as it should be.
     BadRequest,
+    /// The request's target is longer than it may be.
+    UriTooLong,
+    /// The request's header is larger than it may be.
+    HeaderTooLarge,
+    /// The request's body is larger than it may be.
+    BodyTooLarge,
+    /// A long stream was ended because its resource moved.
+    Moved,
     /// The client left.
     ClientLeft,
     /// A fault of ours.
@@ -48,7 +60,7 @@ pub struct Reply {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 16] = [
         Self::UnknownHost,
         Self::HoldFull,
         Self::HoldTooLong,
@@ -56,7 +68,13 @@ impl Fault {
         Self::Unreachable,
         Self::TimedOut,
         Self::BadAnswer,
+        Self::Full,
+        Self::NotSent,
         Self::BadRequest,
+        Self::UriTooLong,
+        Self::HeaderTooLarge,
+        Self::BodyTooLarge,
+        Self::Moved,
         Self::ClientLeft,
         Self::Internal,
     ];
@@ -99,12 +117,37 @@ impl Fault {
                 None,
                 r#"{"type":"about:blank","title":"Bad Gateway","status":502,"detail":"the service gave no valid answer; the request may have been processed"}"#,
             ),
+            Self::Full => (
+                503,
+                Some("1"),
+                r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the service has as many requests as it may; try again"}"#,
+            ),
+            Self::NotSent => (
+                503,
+                Some("1"),
+                r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the connection to the service ended before it took the request, which was not processed; try again"}"#,
+            ),
+            Self::UriTooLong => (
+                414,
+                None,
+                r#"{"type":"about:blank","title":"URI Too Long","status":414,"detail":"the target of the request is longer than it may be"}"#,
+            ),
+            Self::HeaderTooLarge => (
+                431,
+                None,
+                r#"{"type":"about:blank","title":"Request Header Fields Too Large","status":431,"detail":"the header of the request is larger than it may be"}"#,
+            ),
+            Self::BodyTooLarge => (
+                413,
+                None,
+                r#"{"type":"about:blank","title":"Payload Too Large","status":413,"detail":"the body of the request is larger than it may be"}"#,
+            ),
             Self::BadRequest => (
                 400,
                 None,
                 r#"{"type":"about:blank","title":"Bad Request","status":400,"detail":"the request is not valid HTTP"}"#,
             ),
-            Self::ClientLeft => return None,
+            Self::ClientLeft | Self::Moved => return None,
             Self::Internal => (
                 500,
                 None,
@@ -124,7 +167,13 @@ impl Fault {
             Self::Unreachable => "unreachable",
             Self::TimedOut => "timed_out",
             Self::BadAnswer => "bad_answer",
+            Self::Full => "full",
+            Self::NotSent => "not_sent",
             Self::BadRequest => "bad_request",
+            Self::UriTooLong => "uri_too_long",
+            Self::HeaderTooLarge => "header_too_large",
+            Self::BodyTooLarge => "body_too_large",
+            Self::Moved => "moved",
             Self::ClientLeft => "client_left",
             Self::Internal => "internal",
         }
@@ -132,7 +181,16 @@ impl Fault {
 
     /// Whether the operator should hear of it.
     pub fn is_ours(self) -> bool {
-        !matches!(self, Self::UnknownHost | Self::BadRequest | Self::ClientLeft)
+        !matches!(
+            self,
+            Self::UnknownHost
+                | Self::BadRequest
+                | Self::UriTooLong
+                | Self::HeaderTooLarge
+                | Self::BodyTooLarge
+                | Self::Moved
+                | Self::ClientLeft
+        )
     }
 
     /// What an error of the proxy library means.
@@ -216,7 +274,13 @@ mod tests {
         unreachable    502 - the service could not be reached
         timed_out      504 - the service did not answer in time
         bad_answer     502 - the service gave no valid answer; the request may have been processed
+        full           503 1 the service has as many requests as it may; try again
+        not_sent       503 1 the connection to the service ended before it took the request, which was not processed; try again
         bad_request    400 - the request is not valid HTTP
+        uri_too_long   414 - the target of the request is longer than it may be
+        header_too_large 431 - the header of the request is larger than it may be
+        body_too_large 413 - the body of the request is larger than it may be
+        moved          -
         client_left    -
         internal       500 - the proxy failed
         ");

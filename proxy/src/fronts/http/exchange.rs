@@ -1,8 +1,13 @@
 //! What the front remembers of one request while it passes.
 
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, UPGRADE};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
@@ -10,21 +15,48 @@ use crate::fronts::gate::Admission;
 use crate::fronts::latencies::Sample;
 use crate::fronts::now;
 use crate::fronts::pools::Pick;
+use crate::fronts::pools::connections::Connection;
 use crate::fronts::routes::ResourceFront;
 use crate::fronts::stopwatch::{Outcome, Stopwatch};
+use crate::fronts::streams::{Arrival, GRPC_CERTAIN, Place};
+use crate::telemetry::names;
 
 use super::error::Fault;
+use super::settings::AtCutover;
+use super::websocket::Frames;
 
 /// One request and its response. Dropping it leaves the gate and ends the claim on an endpoint, whatever happened.
 pub struct Exchange {
     pub(super) watch: Stopwatch,
     pub(super) front: Option<Arc<ResourceFront>>,
+    /// The configured route.
+    pub(super) route: Option<Arc<str>>,
+    /// What becomes of it at a cutover, should it be a long stream.
+    pub(super) at_cutover: AtCutover,
+    /// Its route says that it is one.
+    pub(super) is_stream: bool,
+    /// It may be silent for long: it asks for a stream.
+    pub(super) may_be_silent: bool,
     pub(super) admission: Option<Admission>,
     pub(super) pick: Option<Pick>,
     /// The zone of the endpoint it was last at.
     pub(super) zone: Option<Arc<str>>,
     /// Endpoints that could not be used.
     pub(super) tried: Vec<SocketAddr>,
+    /// Its connection, as the proxy library knows it.
+    pub(super) descriptor: RawFd,
+    /// A kept connection, and how much its other end had taken before this request.
+    pub(super) kept: Option<(Arc<Connection>, u64)>,
+    /// How often it was sent, or tried to be.
+    pub(super) attempts: u32,
+    /// Its place among the long streams.
+    pub(super) place: Option<Place>,
+    /// What the endpoint sends, where that is WebSocket.
+    pub(super) frames: Option<Frames>,
+    /// Bytes of its body so far.
+    pub(super) body_bytes: u64,
+    /// Its id, once it has one.
+    pub(super) id: Bytes,
     /// Why it failed, once that is known.
     pub(super) fault: Option<Fault>,
 }
@@ -35,10 +67,21 @@ impl Exchange {
         Self {
             watch: Stopwatch::start(now()),
             front: None,
+            route: None,
+            at_cutover: AtCutover::Finish,
+            is_stream: false,
+            may_be_silent: false,
             admission: None,
             pick: None,
             zone: None,
             tried: Vec::new(),
+            descriptor: -1,
+            kept: None,
+            attempts: 0,
+            place: None,
+            frames: None,
+            body_bytes: 0,
+            id: Bytes::new(),
             fault: None,
         }
     }
@@ -54,26 +97,103 @@ impl Exchange {
     pub(super) fn give_up_endpoint(&mut self) -> Option<Pick> {
         let pick = self.pick.take()?;
         self.tried.push(pick.address());
-        self.zone = Some(Arc::clone(&pick.zone));
+        self.zone = Some(Arc::clone(pick.zone()));
         Some(pick)
+    }
+
+    /// Whether it is a long stream that was ended because its resource moved.
+    pub(super) fn was_ended(&self) -> bool {
+        self.place.as_ref().is_some_and(Place::was_ended)
+    }
+
+    /// Whether the other end's kernel has taken nothing of it: a kept connection that had died.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.kept.as_ref().is_some_and(|(connection, before)| connection.taken() == Some(*before))
+    }
+
+    pub(super) fn has_other_endpoint(&self) -> bool {
+        let here = self.pick.as_ref().map(Pick::address);
+        let avoid: Vec<_> = self.tried.iter().copied().chain(here).collect();
+        self.front.as_ref().is_some_and(|front| front.pool.has_other_than(&avoid))
+    }
+
+    /// Takes a repeat from the budget.
+    pub(super) fn may_repeat(&self) -> bool {
+        let Some(front) = &self.front else { return false };
+        let allowed = front.retries.take(now());
+        let name = if allowed { names::RETRIES } else { names::RETRIES_REFUSED };
+        metrics::counter!(name, names::RESOURCE => front.name.to_string()).increment(1);
+        allowed
+    }
+
+    /// What its route and its header say of it.
+    pub(super) fn classify(&mut self, request: &RequestHeader, front: &ResourceFront) {
+        self.at_cutover = front.settings.streams.at_cutover;
+        if !front.settings.routes.is_empty()
+            && let Some((route, name)) = front.route(request.uri.path())
+        {
+            self.at_cutover = route.at_cutover.unwrap_or(self.at_cutover);
+            self.is_stream = route.stream;
+            self.route = Some(Arc::clone(name));
+        }
+        let begins = |name, with: &[u8]| {
+            request.headers.get(name).is_some_and(|value: &HeaderValue| value.as_bytes().starts_with(with))
+        };
+        self.may_be_silent = self.is_stream
+            || request.headers.contains_key(UPGRADE)
+            || begins(ACCEPT, b"text/event-stream")
+            || begins(CONTENT_TYPE, b"application/grpc");
+    }
+
+    /// The endpoint answered: what that says of it, and whether this is a long stream.
+    pub(super) fn answered(&mut self, response: &ResponseHeader) {
+        let now = now();
+        self.watch.answered(now);
+        let Some((front, pick)) = self.front.as_ref().zip(self.pick.as_ref()) else { return };
+        let status = response.status;
+        let well = !matches!(status.as_u16(), 502..=504);
+        pick.answered(self.watch.waiting(now), well, front.settings.ejection.as_ref(), now);
+        let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
+        let kind = response.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let certain =
+            if upgraded || self.is_stream && status.is_success() || kind.starts_with(b"text/event-stream") {
+                now
+            } else if kind.starts_with(b"application/grpc") {
+                now + GRPC_CERTAIN
+            } else {
+                return;
+            };
+        let connection = pick.endpoint().connections().get(self.descriptor);
+        let arrival = Arrival {
+            generation: pick.generation(),
+            at_cutover: self.at_cutover,
+            certain,
+            admission: self.admission.take(),
+            streaming: pick.streams(connection),
+        };
+        self.place = Some(front.streams.begin(arrival, now));
+        self.frames = upgraded.then(Frames::default);
     }
 
     /// Leaves the gate and the endpoint, and returns what is kept of it.
     pub(super) fn finish(&mut self, session: &Session, error: Option<&Error>) -> Sample {
         drop(self.admission.take());
-        let zone = self.pick.take().map(|pick| Arc::clone(&pick.zone)).or_else(|| self.zone.take());
+        let stream = self.place.take();
+        let zone = self.pick.take().map(|pick| Arc::clone(pick.zone())).or_else(|| self.zone.take());
         let status = session.response_written().map(|header| header.status.as_u16());
         let outcome = match (error, self.fault, status) {
-            (None, _, Some(status)) => Outcome::Status(status),
+            (None, _, Some(status)) | (_, Some(Fault::Moved), Some(status)) => Outcome::Status(status),
             (_, Some(Fault::ClientLeft), _) | (_, None, None) => Outcome::Cancelled,
             (_, Some(fault), Some(status)) if fault.status() != status => Outcome::Aborted,
             (_, _, Some(status)) => Outcome::Status(status),
             (_, Some(fault), None) => Outcome::Status(fault.status()),
         };
-        let whole = error.is_none();
+        // How long a stream lasted says nothing of how long anybody waited.
+        let whole = error.is_none() && stream.is_none();
         Sample {
-            resource: self.front.take().map(|front| Arc::clone(&front.name)),
+            resource: self.front.as_ref().map(|front| Arc::clone(&front.name)),
             zone,
+            route: self.route.take(),
             outcome,
             held: Some(self.watch.hold()).filter(|held| !held.is_zero()),
             segments: whole.then(|| self.watch.finish(now())).flatten(),

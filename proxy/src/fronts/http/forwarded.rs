@@ -1,44 +1,202 @@
-//! Tells the upstream who asked: `X-Forwarded-For`, and `Forwarded` (RFC 7239) where a proxy before us used it.
+//! Tells the upstream who asked, over what, and which request it is.
 //!
-//! Each header added costs an allocation or two in the proxy library's maps, so there is no more than that: all our
-//! listeners speak plain HTTP, and an `X-Forwarded-Proto` of a proxy before us passes untouched.
+//! What a peer that is not trusted says of others is thrown away. Each header added costs more than the rest of the front
+//! together (the proxy library's maps grow and are hashed anew), so there is no more than that: `Host` passes untouched, so no
+//! `X-Forwarded-Host` is made of it; `X-Forwarded-Proto` is set where the client came over TLS; `Forwarded` (RFC 7239) is only
+//! continued where a trusted proxy before us used it; a trace (W3C Trace Context, not sampled) and an id are made where the
+//! operator wishes it. They are put into the client's own header, before the library copies it for the endpoint: that one has
+//! room left, a copy never has.
 
-use http::header::{FORWARDED, HeaderName, HeaderValue};
+use bytes::Bytes;
+use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 use pingora::{ErrorType, OrErr, Result};
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// What only a trusted peer may say, besides those above.
+const OF_PROXIES: [HeaderName; 6] = [
+    FORWARDED,
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-client-cert"),
+    HeaderName::from_static("x-forwarded-prefix"),
+    HeaderName::from_static("x-real-ip"),
+];
+/// Its place in the list.
+const CLIENT_CERT: &str = "X-Forwarded-Client-Cert";
+/// A longer id is replaced.
+const LONGEST_ID: usize = 128;
 
-/// Adds the client to the chain. Our own listeners speak plain HTTP.
-pub(super) fn add(request: &mut RequestHeader, client: Option<SocketAddr>) -> Result<()> {
-    let Some(client) = client.map(|address| address.ip().to_canonical()) else { return Ok(()) };
-    let chain = append(request, &X_FORWARDED_FOR, |text| write!(text, "{client}"));
-    // A static name is not copied.
-    request.insert_header("X-Forwarded-For", value(&chain)?)?;
-    if request.headers.contains_key(FORWARDED) {
-        let chain = append(request, &FORWARDED, |text| match client {
-            IpAddr::V4(client) => write!(text, "for={client};proto=http"),
-            IpAddr::V6(client) => write!(text, "for=\"[{client}]\";proto=http"),
-        });
-        request.insert_header("Forwarded", value(&chain)?)?;
+/// The other end of a client's connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller<'a> {
+    /// Its address.
+    pub(super) address: Option<IpAddr>,
+    /// What it says of others is believed.
+    pub(super) trusted: bool,
+    /// It came over TLS.
+    pub(super) secure: bool,
+    /// SHA-256 of the certificate it showed; empty: none.
+    pub(super) certificate: &'a [u8],
+    /// A request without an id gets one, and one without a trace.
+    pub(super) identify: bool,
+}
+
+/// Which of the headers that matter here a request has: one walk instead of many look-ups.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    of_proxies: bool,
+    forwarded: bool,
+    proto: bool,
+    id: bool,
+    trace: bool,
+}
+
+impl Seen {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "traceparent" => seen.trace = true,
+                "x-request-id" => seen.id = true,
+                "x-forwarded-proto" => seen.proto = true,
+                "forwarded" => (seen.forwarded, seen.of_proxies) = (true, true),
+                other => {
+                    seen.of_proxies |= other.starts_with("x-") && OF_PROXIES.iter().any(|name| name == other);
+                }
+            }
+        }
+        seen
     }
-    Ok(())
+}
+
+/// Adds what the upstream should know; returns the request's id.
+pub(super) fn add(request: &mut RequestHeader, caller: &Caller<'_>) -> Result<Bytes> {
+    let seen = Seen::of(&request.headers);
+    if seen.of_proxies && !caller.trusted {
+        for name in &OF_PROXIES {
+            request.remove_header(name);
+        }
+    }
+    let proto = if caller.secure { "https" } else { "http" };
+    if let Some(client) = caller.address {
+        let chain =
+            append(request, caller.trusted.then_some(&X_FORWARDED_FOR), |text| write!(text, "{client}"));
+        // A static name is not copied.
+        request.insert_header("X-Forwarded-For", value(&chain)?)?;
+        if seen.forwarded && caller.trusted {
+            let chain = append(request, Some(&FORWARDED), |text| match client {
+                IpAddr::V4(client) => write!(text, "for={client};proto={proto}"),
+                IpAddr::V6(client) => write!(text, "for=\"[{client}]\";proto={proto}"),
+            });
+            request.insert_header("Forwarded", value(&chain)?)?;
+        }
+    }
+    let believed = seen.proto && caller.trusted;
+    if !believed && (caller.secure || seen.proto) {
+        request.insert_header("X-Forwarded-Proto", HeaderValue::from_static(proto))?;
+    }
+    if !caller.certificate.is_empty() {
+        let mut text = String::with_capacity(5 + 2 * caller.certificate.len());
+        text.push_str("Hash=");
+        for byte in caller.certificate {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        request.insert_header(CLIENT_CERT, value(&text)?)?;
+    }
+    identify(request, seen, caller)
+}
+
+/// Returns the request's id; empty where it has none and none is wished.
+fn identify(request: &mut RequestHeader, seen: Seen, caller: &Caller<'_>) -> Result<Bytes> {
+    let known = |name: &HeaderName| request.headers.get(name).map(HeaderValue::as_bytes);
+    let trace = known(&TRACEPARENT).filter(|trace| seen.trace && is_trace(trace));
+    let of_trace = trace.map(|trace| Bytes::copy_from_slice(&trace[3..35]));
+    let id =
+        known(&X_REQUEST_ID).filter(|id| seen.id && caller.trusted && (1..=LONGEST_ID).contains(&id.len()));
+    let id = id.map(Bytes::copy_from_slice);
+    if seen.trace && of_trace.is_none() {
+        request.remove_header(&TRACEPARENT);
+        request.remove_header("tracestate");
+    }
+    if seen.id && id.is_none() {
+        request.remove_header(&X_REQUEST_ID);
+    }
+    if !caller.identify {
+        return Ok(id.or(of_trace).unwrap_or_default());
+    }
+    let new = match of_trace {
+        Some(trace) => trace,
+        None => {
+            let made = make_trace();
+            request.insert_header("Traceparent", shared(made.clone())?)?;
+            made.slice(3..35)
+        }
+    };
+    if let Some(id) = id {
+        return Ok(id);
+    }
+    request.insert_header("X-Request-Id", shared(new.clone())?)?;
+    Ok(new)
+}
+
+/// `00-<32 hexadecimal digits>-<16>-<2>`, or what a later version puts after that; not all zeros (W3C Trace Context).
+fn is_trace(value: &[u8]) -> bool {
+    let hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let part = |from: usize, to: usize| value.get(from..to).is_some_and(hex);
+    let dashes = [2, 35, 52].iter().all(|at| value.get(*at) == Some(&b'-'));
+    let whole = match value.len() {
+        55 => true,
+        56.. => !value.starts_with(b"00") && value[55] == b'-',
+        _ => false,
+    };
+    whole
+        && dashes
+        && part(0, 2)
+        && part(3, 35)
+        && part(36, 52)
+        && part(53, 55)
+        && !value.starts_with(b"ff")
+        && value[3..35].iter().any(|byte| *byte != b'0')
+        && value[36..52].iter().any(|byte| *byte != b'0')
+}
+
+fn make_trace() -> Bytes {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+    // The last digit of each is never zero.
+    for (from, luck) in
+        [(3, crate::rng::quick()), (19, crate::rng::quick() | 1), (36, crate::rng::quick() | 1)]
+    {
+        for (at, digit) in text[from..from + 16].iter_mut().enumerate() {
+            *digit = DIGITS[(luck >> (60 - 4 * at)) as usize & 0xf];
+        }
+    }
+    Bytes::copy_from_slice(&text)
 }
 
 fn value(text: &str) -> Result<HeaderValue> {
     HeaderValue::from_str(text).or_err(ErrorType::InvalidHTTPHeader, "forwarded header")
 }
 
+fn shared(bytes: Bytes) -> Result<HeaderValue> {
+    HeaderValue::from_maybe_shared(bytes).or_err(ErrorType::InvalidHTTPHeader, "id of a request")
+}
+
 /// All values of a header joined, and one more.
 fn append(
     request: &RequestHeader,
-    name: &HeaderName,
+    name: Option<&HeaderName>,
     last: impl FnOnce(&mut String) -> std::fmt::Result,
 ) -> String {
     let mut chain = String::with_capacity(48);
-    for value in request.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()) {
+    let before = name.into_iter().flat_map(|name| request.headers.get_all(name).iter());
+    for value in before.filter_map(|value| value.to_str().ok()) {
         chain.push_str(value);
         chain.push_str(", ");
     }
@@ -52,18 +210,104 @@ fn append(
 mod tests {
     use super::*;
 
-    #[test]
-    fn extends_the_chains_that_are_there() {
+    const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    fn caller(address: &str, trusted: bool, secure: bool) -> Caller<'static> {
+        Caller { address: address.parse().ok(), trusted, secure, certificate: &[], identify: true }
+    }
+
+    fn request(headers: &[(&'static str, &str)]) -> RequestHeader {
         let mut request = RequestHeader::build("GET", b"/", None).unwrap();
-        add(&mut request, Some("[::ffff:10.0.0.9]:5".parse().unwrap())).unwrap();
-        assert_eq!(request.headers["x-forwarded-for"], "10.0.0.9");
-        assert!(!request.headers.contains_key("forwarded"));
-        request.insert_header("x-forwarded-proto", "https").unwrap();
-        request.append_header("x-forwarded-for", "192.0.2.1").unwrap();
-        request.insert_header("forwarded", "for=10.0.0.9").unwrap();
-        add(&mut request, Some("[2001:db8::1]:5".parse().unwrap())).unwrap();
-        assert_eq!(request.headers["x-forwarded-for"], "10.0.0.9, 192.0.2.1, 2001:db8::1");
-        assert_eq!(request.headers["x-forwarded-proto"], "https");
-        assert_eq!(request.headers["forwarded"], "for=10.0.0.9, for=\"[2001:db8::1]\";proto=http");
+        for (name, value) in headers {
+            request.append_header(*name, *value).unwrap();
+        }
+        request
+    }
+
+    #[test]
+    fn a_trusted_peer_is_continued() {
+        let mut request = request(&[
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-for", "10.0.0.9"),
+            ("x-forwarded-proto", "https"),
+            ("forwarded", "for=10.0.0.9"),
+            ("x-real-ip", "192.0.2.1"),
+            ("x-request-id", "mine"),
+            ("traceparent", TRACE),
+            ("tracestate", "a=b"),
+        ]);
+        let id = add(&mut request, &caller("2001:db8::1", true, false)).unwrap();
+        assert_eq!(id, "mine");
+        for (name, value) in [
+            ("x-forwarded-for", "192.0.2.1, 10.0.0.9, 2001:db8::1"),
+            ("x-forwarded-proto", "https"),
+            ("forwarded", "for=10.0.0.9, for=\"[2001:db8::1]\";proto=http"),
+            ("x-real-ip", "192.0.2.1"),
+            ("x-request-id", "mine"),
+            ("traceparent", TRACE),
+            ("tracestate", "a=b"),
+        ] {
+            assert_eq!(request.headers[name], value, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_stranger_says_of_others_is_thrown_away() {
+        let mut request = request(&[
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-host", "evil.example"),
+            ("forwarded", "for=10.0.0.9"),
+            ("x-real-ip", "192.0.2.1"),
+            ("x-forwarded-client-cert", "Hash=00"),
+            ("x-request-id", "theirs"),
+            ("traceparent", TRACE),
+        ]);
+        let id = add(&mut request, &Caller { certificate: &[0xab, 1], ..caller("10.0.0.9", false, true) })
+            .unwrap();
+        assert_eq!(id, TRACE[3..35]);
+        for (name, value) in [
+            ("x-forwarded-for", "10.0.0.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-client-cert", "Hash=ab01"),
+            ("x-request-id", &TRACE[3..35]),
+            ("traceparent", TRACE),
+        ] {
+            assert_eq!(request.headers.get_all(name).iter().collect::<Vec<_>>(), [value], "{name}");
+        }
+        for name in ["forwarded", "x-forwarded-host", "x-real-ip"] {
+            assert!(!request.headers.contains_key(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_request_without_a_trace_gets_one() {
+        for broken in [
+            None,
+            Some(""),
+            Some("00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01"),
+            Some("00-1-2-3"),
+        ] {
+            let headers: Vec<_> = broken
+                .into_iter()
+                .flat_map(|trace| [("traceparent", trace), ("tracestate", "a=b")])
+                .collect();
+            let mut request = request(&headers);
+            let id = add(&mut request, &caller("10.0.0.9", false, false)).unwrap();
+            let trace = request.headers["traceparent"].as_bytes();
+            assert!(is_trace(trace), "{broken:?}");
+            assert_eq!((&trace[3..35], request.headers["x-request-id"].as_bytes()), (&id[..], &id[..]));
+            assert!(!request.headers.contains_key("tracestate"));
+            let mut request = self::request(&headers);
+            let silent = Caller { identify: false, ..caller("10.0.0.9", false, false) };
+            assert_eq!(add(&mut request, &silent).unwrap(), "");
+            assert_eq!(request.headers.len(), 1, "no more than X-Forwarded-For: {:?}", request.headers);
+        }
+        assert!(is_trace(format!("01{}-more", &TRACE[2..]).as_bytes()));
+        for wrong in
+            [&TRACE[..54], &format!("{TRACE}-more"), &format!("ff{}", &TRACE[2..]), &TRACE.to_uppercase()]
+        {
+            assert!(!is_trace(wrong.as_bytes()), "{wrong}");
+        }
     }
 }

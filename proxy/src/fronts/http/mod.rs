@@ -4,28 +4,39 @@
 //! pool that is active *then*, the filters mark segments, every error meets the table in [`error`], and `logging` runs once
 //! whatever happened: it leaves the gate and records the sample.
 //!
-//! What is sent again, and what never: a request that found no connection goes to another endpoint (nothing was sent). A
-//! *safe* method (GET, HEAD, OPTIONS, TRACE) whose connection broke before any answer goes once more to another; another
-//! idempotent method only if the connection was a kept one that had died meanwhile. Everything else, POST above all, is
-//! sent at most once.
+//! What is sent again, and what never: [`retries`]. How a connection gets here: [`entrance`]. What the upstream is told:
+//! `forwarded`; once `request_filter` has passed, a request's header is as the endpoint gets it, and whoever needs another copy of
+//! it takes it there. Long streams and what becomes of them: [`crate::fronts::streams`].
 
+pub mod access_log;
+mod arrival;
 mod client;
+mod ending;
+pub mod entrance;
 pub mod error;
 mod exchange;
 mod forwarded;
+mod limits;
+mod peer;
+mod proxy_protocol;
+pub mod retries;
 mod server;
+pub mod settings;
+mod websocket;
 
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::StatusCode;
+use pingora::http::ResponseHeader;
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, Result};
+use pingora::{Error, ErrorType, Result, RetryType};
 
 use error::Fault;
 pub use exchange::Exchange;
@@ -35,14 +46,9 @@ pub use server::{
 
 use super::latencies::Recorder;
 use super::now;
+use super::pools::{NoPick, Pick};
 use super::routes::{ResourceFront, Routes};
-
-/// How long a connection to an endpoint may take.
-const CONNECT: Duration = Duration::from_secs(2);
-/// How long an unused connection to an endpoint is kept.
-const KEEP: Duration = Duration::from_mins(1);
-/// How much of a refused request's body is read so that the client gets to see the reply, and for how long.
-const LINGER: (usize, Duration) = (1 << 20, Duration::from_millis(500));
+use super::stopwatch::{Outcome, Segment};
 
 /// The HTTP front of all resources.
 pub struct HttpFront {
@@ -63,6 +69,19 @@ impl ProxyHttp for HttpFront {
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
         let Some(front) = self.find(session) else { return exchange.fail(Fault::UnknownHost) };
+        front.retries.count();
+        if let Err(fault) = arrival::examine(session, &front.settings) {
+            exchange.front = Some(front);
+            return exchange.fail(fault);
+        }
+        exchange.classify(session.req_header(), &front);
+        match arrival::introduce(session, &front.settings) {
+            Ok(id) => exchange.id = id,
+            Err(error) => {
+                exchange.front = Some(front);
+                return Err(error);
+            }
+        }
         let entered = client::enter(&front.gate, session).await;
         exchange.front = Some(front);
         let admission = match entered {
@@ -77,48 +96,57 @@ impl ProxyHttp for HttpFront {
     async fn upstream_peer(&self, _: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
         let now = now();
         exchange.watch.chosen(now);
-        let pick = exchange.front.as_ref().and_then(|front| front.pool.pick(&exchange.tried, now));
-        let Some(pick) = pick else { return exchange.fail(Fault::NoUpstream) };
-        let mut peer = HttpPeer::new(pick.address(), false, String::new());
-        peer.group_key = pick.generation;
-        peer.options.connection_timeout = Some(CONNECT);
-        peer.options.idle_timeout = Some(KEEP);
+        exchange.attempts += 1;
+        let Some(front) = &exchange.front else { return exchange.fail(Fault::Internal) };
+        let pick = match front.pool.pick(&exchange.tried, now) {
+            Ok(pick) => pick,
+            Err(NoPick::None) => return exchange.fail(Fault::NoUpstream),
+            Err(NoPick::Full) => return exchange.fail(Fault::Full),
+        };
+        let timeouts = &front.settings.timeouts;
+        let peer = peer::of(&pick, timeouts, exchange.at_cutover, exchange.may_be_silent);
         exchange.pick = Some(pick);
         Ok(Box::new(peer))
     }
 
     async fn connected_to_upstream(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         reused: bool,
         _: &HttpPeer,
-        _: std::os::unix::io::RawFd,
+        descriptor: RawFd,
         _: Option<&Digest>,
         exchange: &mut Exchange,
     ) -> Result<()> {
         exchange.watch.connected(now());
-        if let Some(pick) = exchange.pick.as_ref().filter(|_| !reused) {
+        exchange.descriptor = descriptor;
+        exchange.kept = None;
+        let Some(pick) = &exchange.pick else { return Ok(()) };
+        if !reused {
             pick.connected();
+        } else if !pick.reach().http2 && !session.req_header().method.is_safe() {
+            // Should the connection turn out to be dead, the kernel will say whether the endpoint has seen the request.
+            let connection = pick.endpoint().connections().get(descriptor);
+            exchange.kept =
+                connection.and_then(|connection| connection.taken().map(|taken| (connection, taken)));
         }
         Ok(())
-    }
-
-    async fn upstream_request_filter(
-        &self,
-        session: &mut Session,
-        request: &mut RequestHeader,
-        _: &mut Exchange,
-    ) -> Result<()> {
-        forwarded::add(request, inet(session.client_addr()))
     }
 
     async fn request_body_filter(
         &self,
         _: &mut Session,
-        _: &mut Option<Bytes>,
+        body: &mut Option<Bytes>,
         end: bool,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        if let Some(piece) = body {
+            exchange.body_bytes += piece.len() as u64;
+            let most = exchange.front.as_ref().and_then(|front| front.settings.limits.body_bytes);
+            if most.is_some_and(|most| exchange.body_bytes > most) {
+                return exchange.fail(Fault::BodyTooLarge);
+            }
+        }
         if end {
             exchange.watch.body_sent(now());
         }
@@ -131,10 +159,29 @@ impl ProxyHttp for HttpFront {
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        if !response.status.is_informational() || response.status.as_u16() == 101 {
-            exchange.watch.answered(now());
+        if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
+            exchange.answered(response);
         }
         Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        if let Some(frames) = &mut exchange.frames {
+            if let Some(piece) = body {
+                frames.pass(piece);
+            }
+            let closes = end && frames.may_close();
+            if closes && exchange.was_ended() {
+                *body = Some(websocket::RESTART);
+            }
+        }
+        Ok(None)
     }
 
     fn fail_to_connect(
@@ -161,17 +208,36 @@ impl ProxyHttp for HttpFront {
         exchange: &mut Exchange,
         client_reused: bool,
     ) -> Box<Error> {
+        let fault = Fault::of(&error);
+        let breaks = matches!(fault, Fault::BadAnswer | Fault::TimedOut) && !exchange.was_ended();
+        if breaks
+            && let Some((front, pick)) = exchange.front.as_ref().zip(exchange.pick.as_ref())
+            && let Some(rules) = &front.settings.ejection
+            && !client_reused
+        {
+            pick.failed(rules, now());
+        }
+        // HTTP/2 says so itself where it has refused a request unseen.
+        let http2 = exchange.pick.as_ref().is_some_and(|pick| pick.reach().http2);
+        let refused = http2
+            && matches!(error.retry, RetryType::Decided(true))
+            && !matches!(error.etype(), ErrorType::InvalidH2);
         error.retry.decide_reuse(client_reused);
-        let method = &session.req_header().method;
-        let repeatable = session.response_written().is_none() && !session.retry_buffer_truncated();
-        let again = match Fault::of(&error) {
-            Fault::BadAnswer if !repeatable => false,
-            Fault::BadAnswer if method.is_safe() => {
-                client_reused || exchange.tried.is_empty() && exchange.has_other_endpoint()
-            }
-            Fault::BadAnswer => method.is_idempotent() && error.retry(),
-            _ => false,
+        let unanswered = session.response_written().is_none();
+        let untouched = fault == Fault::BadAnswer && (refused || unanswered && exchange.is_untouched());
+        let broken = retries::Broken {
+            method: &session.req_header().method,
+            reused: client_reused,
+            refused: error.retry(),
+            untouched,
+            repeatable: unanswered && !session.retry_buffer_truncated(),
+            moved: !exchange.tried.is_empty(),
+            elsewhere: exchange.has_other_endpoint(),
         };
+        let again = fault == Fault::BadAnswer && broken.again() && exchange.may_repeat();
+        if !again && untouched && exchange.fault.is_none() {
+            exchange.fault = Some(Fault::NotSent);
+        }
         if again && !client_reused {
             exchange.give_up_endpoint();
         }
@@ -185,10 +251,16 @@ impl ProxyHttp for HttpFront {
         error: &Error,
         exchange: &mut Exchange,
     ) -> FailToProxy {
+        if exchange.was_ended() {
+            exchange.fault = Some(Fault::Moved);
+            ending::end_stream(session).await;
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        }
         let fault = *exchange.fault.get_or_insert_with(|| Fault::of(error));
         if fault.is_ours() {
             let resource = exchange.front.as_ref().map(|front| &*front.name);
-            tracing::warn!(fault = fault.label(), resource, %error, "request failed");
+            let id = std::str::from_utf8(&exchange.id).unwrap_or_default();
+            tracing::warn!(fault = fault.label(), resource, id, %error, "request failed");
         }
         let Some(reply) = fault.reply() else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
@@ -197,13 +269,29 @@ impl ProxyHttp for HttpFront {
         // It is done: nobody who drains needs to wait for what the client is still sending.
         exchange.admission = None;
         if sent.is_ok() {
-            linger(session).await;
+            ending::linger(session).await;
         }
         FailToProxy { error_code: reply.status, can_reuse_downstream: false }
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
-        self.recorder.record(exchange.finish(session, error));
+        let at = exchange.pick.as_ref().map(Pick::reached_at);
+        let sample = exchange.finish(session, error);
+        if let Some(front) = exchange.front.take() {
+            if let (true, Some(segments), Outcome::Status(status)) =
+                (front.mirror.is_on(), &sample.segments, sample.outcome)
+            {
+                let (request, took) = (session.req_header(), segments.get(Segment::Upstream));
+                front.mirror.offer(&request.method, &request.uri, &request.headers, status, took);
+            }
+            if let Some(access) = &front.access {
+                let bad = !matches!(sample.outcome, Outcome::Status(status) if status < 500);
+                if access.wants(bad) {
+                    access.leave(&access_log::line(session, exchange, &sample, at));
+                }
+            }
+        }
+        self.recorder.record(sample);
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
@@ -227,30 +315,6 @@ impl HttpFront {
     }
 }
 
-impl Exchange {
-    fn has_other_endpoint(&self) -> bool {
-        let here = self.pick.as_ref().map(super::pools::Pick::address);
-        let avoid: Vec<_> = self.tried.iter().copied().chain(here).collect();
-        self.front.as_ref().is_some_and(|front| front.pool.has_other_than(&avoid))
-    }
-}
-
 fn inet(address: Option<&pingora::protocols::l4::socket::SocketAddr>) -> Option<SocketAddr> {
     address.and_then(|address| address.as_inet()).copied()
-}
-
-/// Reads what the client is still sending, within bounds: closing on unread bytes would reset the connection, and the
-/// client might lose the reply.
-async fn linger(session: &mut Session) {
-    let (mut left, time) = LINGER;
-    let read = async {
-        while left > 0 && !session.downstream_session.is_body_done() {
-            match session.downstream_session.read_request_body().await {
-                Ok(Some(bytes)) => left = left.saturating_sub(bytes.len().max(1)),
-                Ok(None) | Err(_) => return,
-            }
-        }
-    };
-    // A client that is still sending after that is on its own.
-    let _ = tokio::time::timeout(time, read).await;
 }

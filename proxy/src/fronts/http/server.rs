@@ -11,7 +11,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora::proxy::{HttpProxy, http_proxy_service_with_name};
+use pingora::apps::HttpServerOptions;
+use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
 use pingora::services::listening::Service;
@@ -21,9 +23,15 @@ use crate::fronts::latencies::Recorder;
 use crate::fronts::routes::Routes;
 
 use super::HttpFront;
+use super::entrance::Doors;
 
 /// The pingora service of the fronts.
-pub type FrontService = Service<HttpProxy<HttpFront>>;
+pub type FrontService = Service<Doors>;
+
+/// An HTTP/2 connection of a client without requests is closed after this.
+const IDLE: Duration = Duration::from_mins(1);
+/// Requests that a client may have under way on one HTTP/2 connection.
+const STREAMS: u32 = 100;
 
 /// How the server runs.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +88,15 @@ pub fn server(settings: ServerSettings) -> Server {
 /// The service for every listener of `routes`.
 pub fn service(server: &Server, routes: &Arc<Routes>, recorder: &Arc<Recorder>) -> FrontService {
     let front = HttpFront { routes: Arc::clone(routes), recorder: Arc::clone(recorder) };
-    let mut service = http_proxy_service_with_name(&server.configuration, front, "http fronts");
+    let mut proxy = http_proxy(&server.configuration, front);
+    let mut options = HttpServerOptions::default();
+    options.h2_idle_timeout = Some(IDLE);
+    proxy.server_options = Some(options);
+    let mut h2 = default_h2_options();
+    h2.max_concurrent_streams(STREAMS);
+    h2.max_header_list_size(u32::try_from(routes.largest_header()).unwrap_or(u32::MAX));
+    proxy.h2_options = Some(h2);
+    let mut service = Service::new("http fronts".to_owned(), Doors::new(Arc::clone(routes), proxy));
     for address in routes.listeners() {
         service.add_tcp(&address.to_string());
     }

@@ -253,6 +253,11 @@ impl PostgresTarget {
             )));
         }
         schema::load(client, sql).await?;
+        // With its grants the application could write here from now on, whatever becomes of the copy.
+        client
+            .execute("SELECT godwit.put_fence($1, $2, 5000)", &[&self.spec.resource, &self.generation])
+            .await
+            .map_err(failed())?;
         client
             .execute(
                 "INSERT INTO godwit.copying (stream, attempt, pre_data) VALUES ($1, 1, $2)",

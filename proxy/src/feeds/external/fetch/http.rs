@@ -147,7 +147,7 @@ fn secret(value: &Secret) -> Result<HeaderValue, http::Error> {
 }
 
 /// Looks the host up and connects to the addresses that may be asked, and to no other.
-async fn connect(url: &Url, host: &str, egress: &Egress) -> Result<TcpStream, Failure> {
+pub(crate) async fn connect(url: &Url, host: &str, egress: &Egress) -> Result<TcpStream, Failure> {
     let port = url.port_or_known_default().unwrap_or(443);
     let found: Vec<SocketAddr> = match literal(url) {
         Some(address) => vec![SocketAddr::new(address, port)],
@@ -248,7 +248,7 @@ fn refused(response: &Response<Incoming>) -> Failure {
 }
 
 /// Seconds, or a date.
-fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+pub(crate) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     match text.trim().parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
         Err(_) => moment::of_text(text).map(|at| at.since(now)),

@@ -3,7 +3,7 @@
 pub mod http;
 pub mod postgres;
 mod process;
-mod tls;
+pub(crate) mod tls;
 
 use std::path::Path;
 use std::time::Duration;

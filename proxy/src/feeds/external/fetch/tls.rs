@@ -8,7 +8,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 /// Reads the authorities and makes a client of them; why not, if that fails.
-pub(super) fn client(authority: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
+pub(crate) fn client(authority: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     match authority {
         None => {

@@ -1,4 +1,4 @@
-//! What the driver remembers on disk: that the directory is its own, the capacity asked for, the operations done.
+//! What a driver remembers on disk: that the directory is its own, the capacity asked for, the operations done.
 //!
 //! One JSON file, replaced atomically. Operations are forgotten oldest first, after [`REMEMBERED`] others.
 
@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::drivers::DriverError;
+use super::error::io;
+use super::{DriverError, Endpoint};
 
 /// Operations that are remembered.
 pub const REMEMBERED: usize = 1000;
@@ -42,13 +43,16 @@ pub struct Ledger {
     version: u32,
     /// Workers asked for; none: not provisioned, or deprovisioned.
     pub capacity: Option<u32>,
+    /// Where the placement can be reached, as the driver said last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
     done: Vec<Done>,
 }
 
 impl Ledger {
     /// A ledger for a directory that has none.
     pub fn new() -> Self {
-        Self { version: VERSION, capacity: None, done: Vec::new() }
+        Self { version: VERSION, capacity: None, endpoint: None, done: Vec::new() }
     }
 
     /// Reads the directory's ledger; `None` when there is none.
@@ -98,6 +102,17 @@ impl Ledger {
     }
 }
 
+impl Action {
+    /// The verb of the contract of drivers outside.
+    pub fn verb(self) -> &'static str {
+        match self {
+            Self::Provision => "provision",
+            Self::Scale => "scale",
+            Self::Deprovision => "deprovision",
+        }
+    }
+}
+
 impl Default for Ledger {
     fn default() -> Self {
         Self::new()
@@ -105,7 +120,7 @@ impl Default for Ledger {
 }
 
 /// Writes `bytes` to a new file beside `path`, syncs it and renames it over `path`.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), DriverError> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), DriverError> {
     let new = PathBuf::from(format!("{}.new", path.display()));
     let write = || {
         let mut file = std::fs::File::create(&new)?;
@@ -114,10 +129,6 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), DriverError> {
         std::fs::rename(&new, path)
     };
     write().map_err(|source| io(format!("write {}", path.display()), source))
-}
-
-pub(super) fn io(doing: String, source: std::io::Error) -> DriverError {
-    DriverError::Io { doing, source }
 }
 
 #[cfg(test)]

@@ -1,0 +1,241 @@
+//! What was written, key by key, each with where it stands: for `godwit config show` and `diff`.
+//!
+//! Secrets are not in these files, only where they are; values that may hold one all the same are left out.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{ConfigErrors, Position, Report};
+use super::load;
+use super::overlay::OverlayText;
+use super::raw::{self, Node, Value};
+
+/// Shown instead of what may be a secret.
+const HIDDEN: &str = "…";
+/// Under these keys text may be a secret.
+const SECRETIVE: [&str; 3] = ["headers", "env", "parameters"];
+
+/// One key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Dotted; keys of policy files begin with `policies.NAME.`.
+    pub key: String,
+    /// As it is written, as JSON.
+    pub value: serde_json::Value,
+    /// `file:line:col`; of what the API changed also who and when.
+    pub origin: String,
+}
+
+/// Every key of `path`, of the policies beside it and of the overlay, in the order of the files. Only syntax is checked.
+pub fn entries(path: &Path, overlay: Option<&OverlayText>) -> Result<Vec<Entry>, ConfigErrors> {
+    let mut found = Vec::new();
+    let mut reports = Vec::new();
+    let (policies, _) = load::policy_files_beside(path);
+    let files = std::iter::once((path.to_owned(), String::new())).chain(policies.into_iter().map(|file| {
+        let stem = file.file_stem().and_then(std::ffi::OsStr::to_str).unwrap_or_default().to_owned();
+        (file, format!("policies.{stem}"))
+    }));
+    for (file, prefix) in files {
+        let report = Report::new(file.display().to_string());
+        if let Some(document) = load::text(&file, &report).and_then(|text| raw::parse(&text, &report)) {
+            let place = |at: Position| format!("{}:{}:{}", file.display(), at.line, at.column);
+            flatten(&document, &prefix, false, &place, &mut found);
+        }
+        reports.push(report);
+    }
+    if let Some(overlay) = overlay {
+        let report = Report::new(overlay.path.display().to_string());
+        if let Some(document) = raw::parse(&overlay.text, &report) {
+            changes(&document, overlay, &mut found);
+        }
+        reports.push(report);
+    }
+    match ConfigErrors::gather(reports) {
+        Some(errors) => Err(errors),
+        None => Ok(found),
+    }
+}
+
+fn flatten(
+    node: &Node,
+    key: &str,
+    secretive: bool,
+    place: &dyn Fn(Position) -> String,
+    found: &mut Vec<Entry>,
+) {
+    if let Value::Map(entries) = &node.value
+        && !entries.is_empty()
+    {
+        for (name, value) in entries {
+            let Value::Text(name) = &name.value else { continue };
+            let dotted = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            let reference = matches!(name.as_str(), "file" | "env") && secretive;
+            let inside = (secretive || SECRETIVE.contains(&name.as_str())) && !reference;
+            flatten(value, &dotted, inside, place, found);
+        }
+        return;
+    }
+    let text = matches!(node.value, Value::Text(_) | Value::List(_));
+    let value =
+        if secretive && text { HIDDEN.into() } else { node.json().map_or_else(|| HIDDEN.into(), shown) };
+    found.push(Entry { key: key.to_owned(), value, origin: place(node.at) });
+}
+
+/// A query of a URL may hold a key.
+fn shown(value: serde_json::Value) -> serde_json::Value {
+    match value {
+        serde_json::Value::String(text) if text.contains("://") && text.contains('?') => {
+            let (before, _) = text.split_once('?').unwrap_or((&text, ""));
+            format!("{before}?{HIDDEN}").into()
+        }
+        other => other,
+    }
+}
+
+/// The overlay's entries under the keys that they change.
+fn changes(document: &Node, overlay: &OverlayText, found: &mut Vec<Entry>) {
+    let mut change = |node: &Node, prefix: &str| {
+        let by = match child(node, "by").map(|node| &node.value) {
+            Some(Value::Text(by)) => by.as_str(),
+            _ => "",
+        };
+        let since = match child(node, "at_ms").map(|node| &node.value) {
+            Some(Value::Integer(ms)) => {
+                i64::try_from(*ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
+            }
+            _ => None,
+        };
+        let since = since.map(|at| format!(", {at:.0}")).unwrap_or_default();
+        let file = overlay.path.display();
+        let place = |at: Position| format!("{file}:{}:{} ({by}{since})", at.line, at.column);
+        if let Some(value) = child(node, "value") {
+            flatten(value, prefix, false, &place, found);
+        }
+    };
+    for (name, node) in child(document, "reserved").into_iter().flat_map(children) {
+        change(node, &format!("resources.{name}"));
+    }
+    for (name, sections) in child(document, "changed").into_iter().flat_map(children) {
+        for (section, node) in children(sections) {
+            change(node, &format!("resources.{name}.{section}"));
+        }
+    }
+}
+
+fn children(node: &Node) -> impl Iterator<Item = (&str, &Node)> {
+    let entries = match &node.value {
+        Value::Map(entries) => entries.as_slice(),
+        _ => &[],
+    };
+    entries.iter().filter_map(|(key, value)| match &key.value {
+        Value::Text(name) => Some((name.as_str(), value)),
+        _ => None,
+    })
+}
+
+fn child<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
+    children(node).find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
+/// What differs between two states of the files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The key.
+    pub key: String,
+    /// As it runs; none: the key is new.
+    pub running: Option<serde_json::Value>,
+    /// As it is written; none: the key is gone.
+    pub written: Option<serde_json::Value>,
+    /// Where it is written.
+    pub origin: String,
+    /// A reload applies it; else it needs a restart.
+    pub live: bool,
+}
+
+/// Keys whose values differ, sorted.
+pub fn diff(running: &[Entry], written: &[Entry]) -> Vec<Difference> {
+    let find = |entries: &[Entry], key: &str| entries.iter().rev().find(|entry| entry.key == key).cloned();
+    let mut keys: Vec<&str> = running.iter().chain(written).map(|entry| entry.key.as_str()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys.into_iter()
+        .filter_map(|key| {
+            let (old, new) = (find(running, key), find(written, key));
+            let same = old.as_ref().map(|entry| &entry.value) == new.as_ref().map(|entry| &entry.value);
+            (!same).then(|| Difference {
+                key: key.to_owned(),
+                origin: new.as_ref().or(old.as_ref()).map(|entry| entry.origin.clone()).unwrap_or_default(),
+                running: old.map(|entry| entry.value),
+                written: new.map(|entry| entry.value),
+                live: is_live(key),
+            })
+        })
+        .collect()
+}
+
+/// Whether a change of this key can be applied while the node runs.
+pub fn is_live(key: &str) -> bool {
+    let parts: Vec<&str> = key.split('.').collect();
+    match parts.as_slice() {
+        ["policies", _, "score", "step"] | ["policies", _, "name"] => false,
+        ["policies", _, ..] => true,
+        ["resources", _, "policy"] => true,
+        ["resources", _, "shadow" | "replication" | "scaling", ..] => true,
+        ["resources", _, "placements", .., "capacity" | "cost"] => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_its_place_and_no_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("godwit.yaml");
+        std::fs::create_dir(folder.path().join("policies")).unwrap();
+        std::fs::write(folder.path().join("policies/careful.yaml"), "score: { threshold: 0.5 }\n").unwrap();
+        let text = "node: { name: edge }\nfeeds:\n  a: { url: \"https://x.example/?key=hunter2\", \
+                    headers: { x-key: hunter2, y-key: { file: secret } } }\n";
+        std::fs::write(&path, text).unwrap();
+        let overlay = OverlayText {
+            path: "overlay.json".into(),
+            text: r#"{"version": 1, "changed": {"orders": {"shadow": {"by": "ann", "at_ms": 0, "value":
+                {"enabled": false}}}}, "reserved": {"cart": {"by": "bob", "at_ms": 0, "value": {"primary": "x"}}}}"#
+                .into(),
+        };
+        let entries = entries(&path, Some(&overlay)).unwrap();
+        let folder = folder.path().display().to_string();
+        let lines: Vec<String> = entries
+            .iter()
+            .map(|entry| format!("{} = {}  {}", entry.key, entry.value, entry.origin.replace(&folder, "")))
+            .collect();
+        insta::assert_snapshot!(lines.join("\n"));
+    }
+
+    #[test]
+    fn differences_say_whether_a_reload_applies_them() {
+        let entry =
+            |key: &str, value: i64| Entry { key: key.into(), value: value.into(), origin: "f:1:1".into() };
+        let running = [entry("node.threads", 2), entry("policies.p.score.threshold", 1), entry("same", 1)];
+        let written = [
+            entry("node.threads", 4),
+            entry("policies.p.score.threshold", 2),
+            entry("same", 1),
+            entry("new", 1),
+        ];
+        let found: Vec<String> = diff(&running, &written)
+            .into_iter()
+            .map(|one| format!("{} {:?} -> {:?} live {}", one.key, one.running, one.written, one.live))
+            .collect();
+        insta::assert_snapshot!(found.join("\n"), @r"
+        new None -> Some(Number(1)) live false
+        node.threads Some(Number(2)) -> Some(Number(4)) live false
+        policies.p.score.threshold Some(Number(1)) -> Some(Number(2)) live true
+        ");
+        assert!(!is_live("policies.p.score.step") && !is_live("resources.orders.fronts.http.listen"));
+        assert!(is_live("resources.orders.placements.eu-west.capacity"));
+    }
+}

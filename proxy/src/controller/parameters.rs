@@ -1,0 +1,124 @@
+//! The sections of a resource that can be changed while it is led, as the API shows and takes them.
+
+use std::time::Duration;
+
+use migration::policy::{Policy, Reseed};
+use migration::units::{ByteCount, Ratio};
+use serde_json::{Value, json};
+
+use crate::config::model::Resource;
+
+/// A section as it is in force: `shadow`, `replication` or `scaling`; null for any other.
+pub fn of(resource: &Resource, section: &str) -> Value {
+    let policy = &resource.policy;
+    match section {
+        "shadow" => json!({
+            "enabled": policy.shadow_enabled,
+            "capacity": share(policy.shadow_capacity),
+        }),
+        "replication" => json!({
+            "mode": policy.replication.name(),
+            "critical": policy.critical,
+            "fallback": { "after": span(policy.fallback_after), "back": span(policy.fallback_back), "to": "async" },
+            "copy": copy(policy),
+            "slot": {
+                "budget": bytes(policy.slot.budget),
+                "alarm": share(policy.slot.alarm),
+                "reseed": match policy.slot.reseed { Reseed::Manual => "manual", Reseed::Auto => "auto" },
+            },
+        }),
+        "scaling" => {
+            let capacity: serde_json::Map<String, Value> = resource
+                .placements
+                .iter()
+                .map(|(zone, placement)| (zone.clone(), placement.capacity.into()))
+                .collect();
+            json!({ "capacity": capacity })
+        }
+        _ => Value::Null,
+    }
+}
+
+fn copy(policy: &Policy) -> Value {
+    let mut copy = json!({ "sessions": policy.copy_sessions });
+    if let (Some(rate), Some(copy)) = (policy.copy_rate, copy.as_object_mut()) {
+        copy.insert("rate".into(), bytes(rate).into());
+    }
+    copy
+}
+
+/// Names this state of a section: another one has another tag.
+pub fn tag(section: &Value) -> String {
+    use sha2::{Digest, Sha256};
+    // Keys are sorted: the same section gives the same text.
+    let digest = Sha256::digest(section.to_string().as_bytes());
+    format!("\"{}\"", &crate::audit::chain::hex(&digest)[..16])
+}
+
+/// Nothing differs that could be applied.
+pub fn same(a: &Resource, b: &Resource) -> bool {
+    let capacities = |resource: &Resource| -> Vec<(String, u32, Option<f64>)> {
+        let of = |(zone, it): (&String, &crate::config::model::Placement)| {
+            (zone.clone(), it.capacity, it.cost_per_hour)
+        };
+        resource.placements.iter().map(of).collect()
+    };
+    a.policy == b.policy && a.freeze == b.freeze && capacities(a) == capacities(b)
+}
+
+/// `next`, but with the step of `now`: forecasters and histories are built for one step.
+pub fn keeping_the_step(next: &Policy, now: &Policy) -> Policy {
+    let mut parts = (**next).clone();
+    parts.step = now.step;
+    // A policy whose horizon or sustain is shorter than the step stays as it was.
+    Policy::new(parts).unwrap_or_else(|_| now.clone())
+}
+
+fn share(ratio: Ratio) -> String {
+    ratio.to_string()
+}
+
+/// In the largest unit that says it without a fraction.
+fn span(span: Duration) -> String {
+    let ms = span.as_millis();
+    match ms {
+        0 => "0s".into(),
+        _ if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
+        _ if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
+        _ if ms % 1_000 == 0 => format!("{}s", ms / 1_000),
+        _ => format!("{ms}ms"),
+    }
+}
+
+fn bytes(count: ByteCount) -> String {
+    for (unit, size) in [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
+        if count.0 >= size && count.0.is_multiple_of(size) {
+            return format!("{}{unit}", count.0 / size);
+        }
+    }
+    format!("{}B", count.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        for text in ["500ms", "5s", "3m", "24h"] {
+            assert_eq!(span(crate::config::units::duration(text).unwrap()), text);
+        }
+        for text in ["512B", "64KiB", "16MiB", "8GiB"] {
+            assert_eq!(bytes(crate::config::units::bytes(text).unwrap()), text);
+        }
+        assert_eq!(share(crate::config::units::ratio("12.5%").unwrap()), "12.5%");
+    }
+
+    #[test]
+    fn a_tag_tells_states_apart() {
+        let one = tag(&json!({"enabled": true, "capacity": "25%"}));
+        assert_eq!(one, tag(&json!({"capacity": "25%", "enabled": true})));
+        assert_ne!(one, tag(&json!({"enabled": false, "capacity": "25%"})));
+        assert!(one.starts_with('"') && one.len() == 18, "{one}");
+    }
+}

@@ -1,0 +1,121 @@
+//! Other settings while the resource is led: the shadow on or off, which commits wait, how many workers.
+
+use migration::cutover::{Effect, Event, Phase};
+use tokio::sync::oneshot;
+
+use super::machine::Machine;
+use super::{Denied, Persist};
+use crate::config::model::Resource;
+
+/// Key of the task that brings workers to their numbers.
+const ADJUST: &str = "adjust";
+
+impl Machine {
+    /// Takes these settings, or says why not now. A migration under way goes on with what it began with.
+    pub(super) fn reconfigure(&mut self, next: &Resource, persist: Option<Persist>) -> Result<(), Denied> {
+        let old = self.hands.settings();
+        let (was, is) = (&old.policy, &next.policy);
+        let capacity = |resource: &Resource| -> Vec<u32> {
+            resource.placements.values().map(|placement| placement.capacity).collect()
+        };
+        let scaling = capacity(&old) != capacity(next) || was.shadow_capacity != is.shadow_capacity;
+        let replication = was.replication != is.replication
+            || was.critical != is.critical
+            || (was.fallback_after, was.fallback_back) != (is.fallback_after, is.fallback_back);
+        let ends = !is.shadow_enabled && self.state.phase != Phase::Idle;
+        if let Some(run) = self.state.run.as_ref().filter(|_| scaling || replication || ends) {
+            return Err(Denied::Running { id: run.id.clone(), phase: self.state.phase.name() });
+        }
+        if let Some(persist) = persist {
+            persist.write().map_err(Denied::Journal)?;
+        }
+        self.hands.resource.replace(next);
+        if ends {
+            self.take(Event::ShadowDisabled);
+        } else if is.shadow_enabled && self.state.phase == Phase::Idle {
+            self.keep_a_shadow_again();
+            self.take(Event::ShadowEnabled);
+        }
+        if replication && self.state.phase != Phase::Idle {
+            self.renew_stream();
+        }
+        if scaling {
+            self.adjust();
+        }
+        tracing::info!(resource = %next.name, scaling, replication, "settings changed");
+        self.publish();
+        Ok(())
+    }
+
+    /// The stream's keeper begins anew with the policy of now; rows flow on.
+    fn renew_stream(&mut self) {
+        let (hands, generation) = (self.hands.clone(), self.state.generation);
+        let run = Effect::RunStream {
+            generation,
+            source: self.state.primary.clone(),
+            target: self.state.shadow.clone(),
+        };
+        let state = self.state.clone();
+        let task = tokio::spawn(async move {
+            hands.streams.end_keeper(generation).await;
+            if let Err(why) = hands.perform(&run, &state).await {
+                hands.report(None, Event::EffectFailed { effect: run.name(), why });
+            }
+        });
+        self.replace_task("renew", task);
+    }
+
+    /// Workers of both placements come to the numbers of now.
+    fn adjust(&mut self) {
+        let (hands, state) = (self.hands.clone(), self.state.clone());
+        let task = tokio::spawn(async move {
+            if let Err(why) = hands.adjust(&state).await {
+                tracing::warn!(resource = %state.resource, %why, "workers could not be adjusted");
+                hands.report(None, Event::EffectFailed { effect: ADJUST, why });
+            }
+        });
+        self.replace_task(ADJUST, task);
+    }
+
+    /// Ends the shadow and deprovisions it; only where the service is in the zone that it was reserved for.
+    pub(super) fn leave(&mut self, reply: oneshot::Sender<Result<(), Denied>>) {
+        let settings = self.hands.settings();
+        let refusal = if let Some(run) = &self.state.run {
+            Some(Denied::Running { id: run.id.clone(), phase: self.state.phase.name() })
+        } else if *self.state.primary.0 != *settings.primary {
+            Some(Denied::Conflict(format!(
+                "{} is served in {}, whose database Godwit made: migrate it back to {} first",
+                settings.name, self.state.primary, settings.primary
+            )))
+        } else {
+            None
+        };
+        if let Some(denied) = refusal {
+            let _ = reply.send(Err(denied));
+            return;
+        }
+        if self.state.phase != Phase::Idle {
+            self.take(Event::ShadowDisabled);
+        }
+        if self.state.phase != Phase::Idle {
+            let why = self.journal_problem();
+            let _ = reply.send(Err(Denied::Journal(why)));
+            return;
+        }
+        let (hands, state) = (self.hands.clone(), self.state.clone());
+        let task = tokio::spawn(async move {
+            let end = Effect::EndStream { generation: state.generation, source: state.primary.clone() };
+            let left = async {
+                if hands.drivers.contains_key(&*state.shadow.0) {
+                    hands.may_end(&state.shadow, &state).await.map_err(|why| {
+                        Denied::Conflict(format!("{} is not deprovisioned: {why}", state.shadow))
+                    })?;
+                }
+                hands.perform(&end, &state).await.map_err(Denied::Failed)?;
+                hands.deprovision(&state.shadow, &state).await.map_err(Denied::Failed)
+            };
+            let _ = reply.send(left.await);
+        });
+        self.replace_task("leave", task);
+    }
+}

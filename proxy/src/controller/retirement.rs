@@ -1,0 +1,258 @@
+//! What becomes of an old primary after its soak: kept as the shadow, or given back.
+//!
+//! Giving it back is refused unless it is Godwit's to end (its driver made it), both sides were compared and are equal, and
+//! nobody is connected to it. Until then it stays the shadow, and the reason is among the problems. What was decided is
+//! written down first: after a restart it goes on.
+
+use std::time::Duration;
+
+use migration::cutover::{Capacity, Effect, Event, Outcome, Phase, Run, State};
+use migration::policy::AfterRetire;
+use migration::units::Zone;
+use tokio_postgres::Client;
+
+use super::databases::Purpose;
+use super::effects::{Hands, chain};
+use super::machine::Machine;
+use crate::drivers::Operation;
+use crate::store::RetirementRow;
+
+/// Between two attempts.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How long sessions of workers that ended may take to go.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at who is connected.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What tasks beside the machine's effects found out.
+#[derive(Debug)]
+pub(super) enum Aside {
+    /// The old primary may be given back, or why not.
+    MayRetire(Result<(), String>),
+    /// It was, or was not.
+    GivenBack(Result<(), String>),
+}
+
+/// A retirement under way.
+#[derive(Debug, Default)]
+pub(super) struct Retiring {
+    /// What is to be given back; none: nothing.
+    pub(super) row: Option<RetirementRow>,
+    last: Option<std::time::Instant>,
+    /// Why it was not, the last time.
+    problem: Option<String>,
+}
+
+impl Machine {
+    /// A migration ended: if it is retired and the policy says so, its old primary is given back.
+    pub(super) fn retire(&mut self, run: &Run, outcome: &Outcome) {
+        let policy = self.hands.policy();
+        if *outcome != Outcome::Retired || policy.after_retire != AfterRetire::Deprovision {
+            return;
+        }
+        if !run.verified {
+            let why = format!(
+                "{} is kept: the comparison after {} did not find both sides equal",
+                run.from, run.id
+            );
+            tracing::warn!(resource = %self.state.resource, %why, "old primary not given back");
+            self.retiring.problem = Some(why);
+            return;
+        }
+        let row = RetirementRow {
+            resource: self.state.resource.clone(),
+            zone: run.from.to_string(),
+            run: run.id.clone(),
+            done: false,
+        };
+        if let Err(error) = self.hands.journal.retire(&row) {
+            self.retiring.problem = Some(format!("{} is kept: {}", run.from, chain(error)));
+            return;
+        }
+        self.retiring = Retiring { row: Some(row), ..Retiring::default() };
+    }
+
+    /// The next attempt, when it is time for one.
+    pub(super) fn retire_step(&mut self) {
+        let Some(row) = self.retiring.row.clone().filter(|row| !row.done) else { return };
+        let now = crate::clock::monotonic();
+        let soon = self.retiring.last.is_some_and(|last| now.duration_since(last) < AGAIN);
+        if soon || self.state.run.is_some() || *self.state.shadow.0 != *row.zone {
+            return;
+        }
+        self.retiring.last = Some(now);
+        let (hands, state, tell) = (self.hands.clone(), self.state.clone(), self.asides.clone());
+        let task = tokio::spawn(async move {
+            let zone = state.shadow.clone();
+            let checked = hands.may_end(&zone, &state).await.map_err(|why| format!("{zone} is kept: {why}"));
+            // The controller only goes away when the process does.
+            let _ = tell.send(Aside::MayRetire(checked));
+        });
+        self.replace_task("retire", task);
+    }
+
+    /// The checks passed or did not: the stream ends and the placement is given back, or it stays.
+    fn give_back(&mut self, checked: Result<(), String>) {
+        let Some(row) = self.retiring.row.clone().filter(|row| !row.done) else { return };
+        if let Err(why) = checked {
+            self.retiring.problem = Some(why);
+            return self.publish();
+        }
+        if self.state.phase != Phase::Idle {
+            self.take(Event::ShadowDisabled);
+        }
+        if self.state.phase != Phase::Idle {
+            return;
+        }
+        let (hands, state, tell) = (self.hands.clone(), self.state.clone(), self.asides.clone());
+        let task = tokio::spawn(async move {
+            let end = Effect::EndStream { generation: state.generation, source: state.primary.clone() };
+            let done = match hands.perform(&end, &state).await {
+                Ok(()) => hands.deprovision(&state.shadow, &state).await,
+                Err(why) => Err(why),
+            };
+            let done =
+                done.and_then(|()| hands.journal.retire(&RetirementRow { done: true, ..row }).map_err(chain));
+            let _ = tell.send(Aside::GivenBack(done));
+        });
+        self.replace_task("retire", task);
+    }
+
+    /// Takes what a task found out.
+    pub(super) fn aside(&mut self, aside: Aside) {
+        match aside {
+            Aside::MayRetire(checked) => self.give_back(checked),
+            Aside::GivenBack(done) => self.given_back(done),
+        }
+    }
+
+    /// A retirement that an earlier process began goes on.
+    pub(super) fn retiring_from(journal: &crate::store::Journal, resource: &str) -> Retiring {
+        match journal.retirement(resource) {
+            Ok(row) => Retiring { row, ..Retiring::default() },
+            Err(error) => Retiring { problem: Some(chain(error)), ..Retiring::default() },
+        }
+    }
+
+    /// The old primary was given back, or is about to be: no shadow is wanted until somebody says so.
+    pub(super) fn given_up(&self) -> bool {
+        self.retiring.row.is_some()
+    }
+
+    fn given_back(&mut self, done: Result<(), String>) {
+        match done {
+            Ok(()) => {
+                tracing::info!(resource = %self.state.resource, zone = %self.state.shadow, "old primary given back");
+                self.retiring.problem = None;
+                if let Some(row) = &mut self.retiring.row {
+                    row.done = true;
+                }
+            }
+            Err(why) => self.retiring.problem = Some(why),
+        }
+        self.publish();
+    }
+
+    /// A person wants a shadow after the old one was given back.
+    pub(super) fn keep_a_shadow_again(&mut self) {
+        self.retiring = Retiring::default();
+        if let Err(error) = self.hands.journal.forget_retirement(&self.state.resource) {
+            tracing::warn!(error = chain(error), "the retirement is not forgotten");
+        }
+    }
+
+    /// What is wrong with it, in words.
+    pub(super) fn retirement_problem(&self) -> Option<String> {
+        self.retiring.problem.clone()
+    }
+}
+
+impl Hands {
+    /// Whether the placement in `zone` may be ended now; in words why not.
+    pub(super) async fn may_end(&self, zone: &Zone, state: &State) -> Result<(), String> {
+        if *zone == state.primary {
+            return Err("it serves".into());
+        }
+        if !self.drivers.contains_key(&*zone.0) {
+            return Err("no driver of Godwit's made it".into());
+        }
+        if let Some(front) = &self.front
+            && *front.pool.load().zone == *zone.0
+        {
+            return Err("the front's pool is still there".into());
+        }
+        let Some(driver) = self.drivers.get(&*zone.0) else { return Ok(()) };
+        if driver.does.status().await.is_ok_and(|status| status.capacity == 0 && !status.database) {
+            // Nothing of it runs.
+            return Ok(());
+        }
+        // Its own workers are connected, too: who is left when they have ended is somebody else.
+        let scale = |workers: u32| {
+            let id = format!("quiesce-{}-{zone}-{workers}-{}", state.resource, crate::rng::id());
+            (Operation { id, deadline: driver.deadline }, workers)
+        };
+        let (operation, none) = scale(0);
+        driver.does.scale(&operation, none).await.map_err(chain)?;
+        let alone = self.alone(zone).await;
+        if alone.is_err() {
+            let (operation, workers) = scale(self.workers(zone, Capacity::Shadow));
+            if let Err(error) = driver.does.scale(&operation, workers).await {
+                tracing::warn!(%zone, error = chain(error), "workers were ended and not started again");
+            }
+        }
+        alone
+    }
+
+    /// Waits until nobody but Godwit is connected to the database in `zone`, for a moment; in words who still is.
+    async fn alone(&self, zone: &Zone) -> Result<(), String> {
+        let Ok(settings) = self.databases.settings(&zone.0) else { return Ok(()) };
+        let own = settings.dsn.get_user().unwrap_or_default().to_owned();
+        let mut found = Vec::new();
+        let looked = async {
+            let client = self.databases.get(&zone.0, Purpose::Control).await.map_err(chain)?;
+            loop {
+                found = strangers(&client, &own).await?;
+                if found.is_empty() {
+                    return Ok::<_, String>(());
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, looked).await {
+            Ok(done) => done,
+            Err(_) if found.is_empty() => Err("its database does not say who is connected to it".to_owned()),
+            Err(_) => Err(format!("still connected to its database: {}", found.join(", "))),
+        }
+    }
+
+    /// Ends a placement that [`Self::may_end`].
+    pub(super) async fn deprovision(&self, zone: &Zone, state: &State) -> Result<(), String> {
+        let Some(driver) = self.drivers.get(&*zone.0) else { return Ok(()) };
+        let id = format!("deprovision-{}-{zone}-g{}-{}", state.resource, state.generation.0, state.since.0);
+        let operation = Operation { id, deadline: driver.deadline };
+        match driver.does.deprovision(&operation).await {
+            // Nothing was ever made there.
+            Err(crate::drivers::DriverError::NotProvisioned { .. }) => Ok(()),
+            done => done.map_err(|error| format!("{zone} is not deprovisioned: {}", chain(error))),
+        }?;
+        self.databases.forget_zone(&zone.0).await;
+        Ok(())
+    }
+}
+
+/// Sessions that are not Godwit's own.
+async fn strangers(client: &Client, own: &str) -> Result<Vec<String>, String> {
+    let rows = client
+        .query(
+            "SELECT DISTINCT coalesce(nullif(application_name, ''), usename::text, '?') || ' from ' ||
+                    coalesce(client_addr::text, 'the machine itself')
+               FROM pg_stat_activity
+              WHERE datname = current_database() AND backend_type = 'client backend'
+                AND NOT (usename = $1 AND application_name LIKE 'godwit%')
+              ORDER BY 1 LIMIT 5",
+            &[&own],
+        )
+        .await
+        .map_err(|error| format!("its database does not say who is connected to it: {error}"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}

@@ -1,0 +1,279 @@
+//! The `kubernetes` driver: the scale of a Deployment or StatefulSet, and a Cluster of CloudNativePG.
+//!
+//! The objects are there, made by whoever owns their manifests; this driver only brings them to a size. An object carries
+//! the annotation `godwit.dev/placement` of whom it serves, set at the first provision: one with another's is refused. To
+//! deprovision is to scale to nothing and to hibernate the cluster, whose volumes stay.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use super::contract::{Outcome, Placement, Request, outside};
+use super::outside::{Carrier, Outside};
+use super::{DriverError, DriverErrorKind};
+use crate::config::model::{KubernetesDriver, WorkloadKind};
+
+/// Says whom an object serves.
+const OURS: &str = "godwit.dev/placement";
+/// CloudNativePG: stops a cluster's pods and keeps its volumes.
+const HIBERNATION: &str = "cnpg.io/hibernation";
+/// Between two looks at what is not ready yet.
+const LOOK: Duration = Duration::from_millis(500);
+/// Settings that CloudNativePG fixes.
+const FIXED: [&str; 2] = ["max_wal_senders", "shared_preload_libraries"];
+
+/// Talks to the API of one cluster.
+pub struct Kubernetes {
+    settings: KubernetesDriver,
+    client: OnceCell<Client>,
+}
+
+impl Kubernetes {
+    /// The driver of `placement`; its ledger is in `directory`. Connects to nothing yet.
+    pub fn driver(
+        settings: KubernetesDriver,
+        placement: Placement,
+        directory: std::path::PathBuf,
+    ) -> Outside {
+        let every = settings.every;
+        let carrier = Self { settings, client: OnceCell::new() };
+        Outside::new(Box::new(carrier), placement, Value::Null, directory, every)
+    }
+
+    async fn client(&self) -> Result<&Client, DriverError> {
+        self.client
+            .get_or_try_init(|| async {
+                let config = match &self.settings.kubeconfig {
+                    Some(path) => {
+                        let file =
+                            Kubeconfig::read_from(path).map_err(|error| failed("kubeconfig", &error))?;
+                        let options = KubeConfigOptions {
+                            context: self.settings.context.clone(),
+                            ..KubeConfigOptions::default()
+                        };
+                        Config::from_custom_kubeconfig(file, &options)
+                            .await
+                            .map_err(|error| failed("kubeconfig", &error))?
+                    }
+                    None => {
+                        Config::incluster().map_err(|error| failed("the pod's service account", &error))?
+                    }
+                };
+                Client::try_from(config).map_err(|error| failed("client", &error))
+            })
+            .await
+    }
+
+    async fn workload(&self) -> Result<Option<(Api<DynamicObject>, &str)>, DriverError> {
+        let Some(workload) = &self.settings.workload else { return Ok(None) };
+        let kind = match workload.kind {
+            WorkloadKind::Deployment => "Deployment",
+            WorkloadKind::StatefulSet => "StatefulSet",
+        };
+        Ok(Some((self.api("apps", "v1", kind).await?, &workload.name)))
+    }
+
+    async fn cluster(&self) -> Result<Option<(Api<DynamicObject>, &str)>, DriverError> {
+        let Some(name) = &self.settings.cluster else { return Ok(None) };
+        Ok(Some((self.api("postgresql.cnpg.io", "v1", "Cluster").await?, name)))
+    }
+
+    async fn api(&self, group: &str, version: &str, kind: &str) -> Result<Api<DynamicObject>, DriverError> {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        Ok(Api::namespaced_with(self.client().await?.clone(), &self.settings.namespace, &resource))
+    }
+
+    /// Refuses an object that serves somebody else; claims one that serves nobody.
+    async fn claim(
+        &self,
+        api: &Api<DynamicObject>,
+        name: &str,
+        request: &Request,
+    ) -> Result<(), DriverError> {
+        let mine = format!("{}.{}", request.placement.resource, request.placement.zone);
+        let object = api.get(name).await.map_err(|error| of_api(name, &error))?;
+        match object.metadata.annotations.unwrap_or_default().get(OURS) {
+            Some(owner) if *owner == mine => Ok(()),
+            Some(owner) => Err(outside(
+                DriverErrorKind::Refused,
+                format!("{name} serves {owner} ({OURS}), not {mine}: it is left alone"),
+            )),
+            None if request.verb == "provision" => {
+                let patch = json!({ "metadata": { "annotations": { OURS: mine } } });
+                merge(api, name, &patch).await
+            }
+            None => Err(outside(
+                DriverErrorKind::Refused,
+                format!("{name} has no {OURS}: it was not provisioned by Godwit"),
+            )),
+        }
+    }
+
+    async fn operate(&self, request: &Request) -> Result<Outcome, DriverError> {
+        let workers = if request.verb == "deprovision" { 0 } else { request.capacity.unwrap_or(0) };
+        if let Some((api, name)) = self.cluster().await? {
+            self.claim(&api, name, request).await?;
+            match request.verb.as_str() {
+                "deprovision" => {}
+                "provision" => {
+                    let instances = self.settings.instances;
+                    merge(&api, name, &cluster_patch("off", Some(instances), &request.settings)).await?;
+                }
+                // The database has its own size: what is scaled are workers.
+                _ => {}
+            }
+        }
+        if let Some((api, name)) = self.workload().await? {
+            self.claim(&api, name, request).await?;
+            let patch = Patch::Merge(json!({ "spec": { "replicas": workers } }));
+            api.patch_scale(name, &PatchParams::default(), &patch)
+                .await
+                .map_err(|error| of_api(name, &error))?;
+        }
+        if request.verb == "deprovision" {
+            // Workers first: none may see its database go.
+            self.until(request, |outcome| outcome.ready == Some(0)).await?;
+            if let Some((api, name)) = self.cluster().await? {
+                merge(&api, name, &cluster_patch("on", None, &BTreeMap::new())).await?;
+            }
+            return self.look(request).await;
+        }
+        self.until(request, |outcome| outcome.ready == Some(workers) && outcome.database == Some(true)).await
+    }
+
+    /// Looks until it is so; the caller's deadline ends it.
+    async fn until(
+        &self,
+        request: &Request,
+        reached: impl Fn(&Outcome) -> bool,
+    ) -> Result<Outcome, DriverError> {
+        loop {
+            let outcome = self.look(request).await?;
+            if reached(&outcome) {
+                return Ok(outcome);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn look(&self, request: &Request) -> Result<Outcome, DriverError> {
+        let mut outcome = self.place(request);
+        (outcome.ready, outcome.capacity, outcome.database) = (Some(0), Some(0), Some(true));
+        if let Some((api, name)) = self.workload().await? {
+            let scale = api.get_scale(name).await.map_err(|error| of_api(name, &error))?;
+            let object = api.get(name).await.map_err(|error| of_api(name, &error))?;
+            let ready = object.data.pointer("/status/readyReplicas").and_then(Value::as_u64).unwrap_or(0);
+            let wanted = scale.spec.and_then(|spec| spec.replicas).unwrap_or(0);
+            outcome.ready = u32::try_from(ready).ok();
+            outcome.capacity = u32::try_from(wanted).ok();
+        }
+        if let Some((api, name)) = self.cluster().await? {
+            let object = api.get(name).await.map_err(|error| of_api(name, &error))?;
+            let ready = object.data.pointer("/status/readyInstances").and_then(Value::as_u64).unwrap_or(0);
+            outcome.database = Some(ready > 0);
+        }
+        Ok(outcome)
+    }
+
+    /// Where the placement is: the cluster's service for writes, and the endpoints of the configuration.
+    fn place(&self, request: &Request) -> Outcome {
+        let names = request.placement.database.as_ref();
+        let dsn = self.settings.cluster.as_ref().zip(names).map(|(cluster, names)| {
+            let namespace = &self.settings.namespace;
+            format!("postgres://{}@{cluster}-rw.{namespace}.svc:5432/{}", names.role, names.name)
+        });
+        Outcome { http: self.settings.http.clone(), dsn, ..Outcome::default() }
+    }
+
+    async fn plan(&self, request: &Request) -> Result<Outcome, DriverError> {
+        let now = self.look(request).await?;
+        let ends = request.of.as_deref() == Some("deprovision");
+        let wanted = if ends { 0 } else { request.capacity.unwrap_or(0) };
+        let mut steps = Vec::new();
+        if let Some(workload) = &self.settings.workload {
+            let from = now.capacity.unwrap_or(0);
+            steps.push(format!("scale {} from {from} to {wanted} replicas", workload.name));
+        }
+        if let Some(cluster) = &self.settings.cluster {
+            steps.push(if ends {
+                format!("hibernate the cluster {cluster}; its volumes stay")
+            } else {
+                format!("run the cluster {cluster} with {} settings of the primary's", request.settings.len())
+            });
+        }
+        Ok(Outcome { steps, ..Outcome::default() })
+    }
+}
+
+/// Hibernation, size and settings of a cluster.
+fn cluster_patch(hibernation: &str, instances: Option<u32>, settings: &BTreeMap<String, String>) -> Value {
+    let mut patch = json!({ "metadata": { "annotations": { HIBERNATION: hibernation } } });
+    let mut spec = serde_json::Map::new();
+    if let Some(instances) = instances {
+        spec.insert("instances".into(), instances.into());
+    }
+    let taken: BTreeMap<&String, &String> =
+        settings.iter().filter(|(name, _)| !FIXED.contains(&name.as_str())).collect();
+    if !taken.is_empty() {
+        spec.insert("postgresql".into(), json!({ "parameters": taken }));
+    }
+    if let (Some(patch), false) = (patch.as_object_mut(), spec.is_empty()) {
+        patch.insert("spec".into(), spec.into());
+    }
+    patch
+}
+
+async fn merge(api: &Api<DynamicObject>, name: &str, patch: &Value) -> Result<(), DriverError> {
+    let done = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+    done.map(drop).map_err(|error| of_api(name, &error))
+}
+
+fn of_api(name: &str, error: &kube::Error) -> DriverError {
+    let kind = match error {
+        kube::Error::Api(status) if matches!(status.code, 400 | 401 | 403 | 404 | 422) => {
+            DriverErrorKind::Refused
+        }
+        kube::Error::Api(status) if status.code == 409 => DriverErrorKind::Busy,
+        _ => DriverErrorKind::Failed,
+    };
+    outside(kind, format!("{name}: {error}"))
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> DriverError {
+    outside(DriverErrorKind::Failed, format!("kubernetes: {what}: {error}"))
+}
+
+#[async_trait]
+impl Carrier for Kubernetes {
+    fn name(&self) -> String {
+        format!("kubernetes, namespace {}", self.settings.namespace)
+    }
+
+    async fn ask(&self, request: &Request) -> Result<Outcome, DriverError> {
+        let work = async {
+            match request.verb.as_str() {
+                "plan" => self.plan(request).await,
+                "status" => self.look(request).await,
+                "endpoint" => Ok(self.place(request)),
+                _ => self.operate(request).await,
+            }
+        };
+        match tokio::time::timeout(request.deadline(), work).await {
+            Ok(done) => done,
+            Err(_) => Err(outside(
+                DriverErrorKind::NotReady,
+                format!("{}: {} was not done within {:?}", self.name(), request.verb, request.deadline()),
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

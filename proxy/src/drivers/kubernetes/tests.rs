@@ -1,0 +1,185 @@
+//! Against a small server that speaks the API's shapes for one Deployment and one Cluster.
+
+use std::sync::{Arc, Mutex};
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+
+use super::super::contract::DatabaseNames;
+use super::super::{Action, Operation, Provisioning, Wanted};
+use super::*;
+use crate::config::model::Workload;
+
+/// Objects by kind and name; pods become ready as soon as they are wanted.
+#[derive(Clone, Default)]
+struct Server(Arc<Mutex<BTreeMap<String, Value>>>);
+
+type Reply = (StatusCode, Json<Value>);
+
+fn missing(name: &str) -> Reply {
+    let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": format!("{name} not found"), "reason": "NotFound", "code": 404 });
+    (StatusCode::NOT_FOUND, Json(status))
+}
+
+fn merged(into: &mut Value, patch: &Value) {
+    match (into, patch) {
+        (Value::Object(into), Value::Object(patch)) => {
+            for (key, value) in patch {
+                merged(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, patch) => *into = patch.clone(),
+    }
+}
+
+fn settle(object: &mut Value) {
+    if object["kind"] == "Cluster" {
+        let asleep = object["metadata"]["annotations"][HIBERNATION] == "on";
+        let instances = if asleep { json!(0) } else { object["spec"]["instances"].clone() };
+        object["status"]["readyInstances"] = instances;
+    } else {
+        object["status"]["readyReplicas"] = object["spec"]["replicas"].clone();
+    }
+}
+
+impl Server {
+    fn with(objects: &[Value]) -> Self {
+        let server = Self::default();
+        for object in objects {
+            let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+            let mut object = object.clone();
+            settle(&mut object);
+            server.0.lock().unwrap().insert(name, object);
+        }
+        server
+    }
+
+    fn object(&self, name: &str) -> Value {
+        self.0.lock().unwrap()[name].clone()
+    }
+
+    async fn driver(&self, home: &std::path::Path) -> Outside {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let scaled = |object: &Value| {
+            json!({ "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": object["metadata"],
+                "spec": { "replicas": object["spec"]["replicas"] },
+                "status": { "replicas": object["spec"]["replicas"] } })
+        };
+        let read = |State(server): State<Self>, Path(name): Path<String>| async move {
+            let all = server.0.lock().unwrap();
+            all.get(&name).map_or_else(|| missing(&name), |object| (StatusCode::OK, Json(object.clone())))
+        };
+        let change = |State(server): State<Self>, Path(name): Path<String>, Json(patch): Json<Value>| async move {
+            let mut all = server.0.lock().unwrap();
+            let Some(object) = all.get_mut(&name) else { return missing(&name) };
+            merged(object, &patch);
+            settle(object);
+            (StatusCode::OK, Json(object.clone()))
+        };
+        let read_scale = move |State(server): State<Self>, Path(name): Path<String>| async move {
+            let all = server.0.lock().unwrap();
+            all.get(&name).map_or_else(|| missing(&name), |object| (StatusCode::OK, Json(scaled(object))))
+        };
+        let change_scale = move |State(server): State<Self>,
+                                 Path(name): Path<String>,
+                                 Json(patch): Json<Value>| async move {
+            let mut all = server.0.lock().unwrap();
+            let Some(object) = all.get_mut(&name) else { return missing(&name) };
+            merged(object, &patch);
+            settle(object);
+            (StatusCode::OK, Json(scaled(object)))
+        };
+        let deployments = "/apis/apps/v1/namespaces/shop/deployments/{name}";
+        let router = Router::new()
+            .route(deployments, get(read).patch(change))
+            .route(&format!("{deployments}/scale"), get(read_scale).patch(change_scale))
+            .route("/apis/postgresql.cnpg.io/v1/namespaces/shop/clusters/{name}", get(read).patch(change))
+            // A merge patch has a media type of its own.
+            .layer(axum::middleware::map_request(|mut request: axum::extract::Request| async move {
+                let json = axum::http::HeaderValue::from_static("application/json");
+                request.headers_mut().insert(axum::http::header::CONTENT_TYPE, json);
+                request
+            }))
+            .with_state(self.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        // Whoever else in this process made it: there is one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let config = Config::new(format!("http://{address}").parse().unwrap());
+        let settings = KubernetesDriver {
+            kubeconfig: None,
+            context: None,
+            namespace: "shop".into(),
+            workload: Some(Workload { kind: WorkloadKind::Deployment, name: "orders".into() }),
+            cluster: Some("orders-db".into()),
+            instances: 1,
+            http: vec!["10.0.0.1:8000".into()],
+            every: Duration::from_secs(15),
+            deadline: Duration::from_secs(10),
+            password: None,
+        };
+        let carrier = Kubernetes { settings, client: OnceCell::new() };
+        carrier.client.set(Client::try_from(config).unwrap()).ok().unwrap();
+        let names = DatabaseNames { name: "orders".into(), role: "godwit".into(), app_roles: vec![] };
+        let placement =
+            Placement { resource: "orders".into(), zone: "b".into(), full: 4, database: Some(names) };
+        Outside::new(Box::new(carrier), placement, Value::Null, home.to_owned(), Duration::from_secs(15))
+    }
+}
+
+fn deployment(annotations: Value) -> Value {
+    json!({ "kind": "Deployment", "apiVersion": "apps/v1", "spec": { "replicas": 0 },
+        "metadata": { "name": "orders", "namespace": "shop", "annotations": annotations } })
+}
+
+fn cluster() -> Value {
+    json!({ "kind": "Cluster", "apiVersion": "postgresql.cnpg.io/v1", "spec": { "instances": 0 },
+        "metadata": { "name": "orders-db", "namespace": "shop", "annotations": { HIBERNATION: "on" } } })
+}
+
+#[tokio::test]
+async fn objects_are_claimed_scaled_and_put_to_sleep() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::with(&[deployment(json!({})), cluster()]);
+    let driver = server.driver(home.path()).await;
+    let settings = BTreeMap::from([("max_connections", "300"), ("max_wal_senders", "5")]);
+    let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let wanted = Wanted { capacity: 1, settings };
+    let plan = driver.plan(Action::Provision, &wanted).await.unwrap();
+    assert_eq!(
+        plan.steps,
+        ["scale orders from 0 to 1 replicas", "run the cluster orders-db with 2 settings of the primary's"]
+    );
+    let status = driver.provision(&Operation::new("op-1"), &wanted).await.unwrap();
+    assert!(status.ready == 1 && status.database, "{status:?}");
+    let database = server.object("orders-db");
+    assert_eq!(database["metadata"]["annotations"][HIBERNATION], "off");
+    assert_eq!(database["metadata"]["annotations"][OURS], "orders.b");
+    assert_eq!(database["spec"]["postgresql"]["parameters"], json!({ "max_connections": "300" }));
+    let endpoint = driver.endpoint().await.unwrap();
+    assert_eq!(endpoint.dsn.as_deref(), Some("postgres://godwit@orders-db-rw.shop.svc:5432/orders"));
+    assert_eq!(driver.scale(&Operation::new("op-2"), 4).await.unwrap().ready, 4);
+    driver.deprovision(&Operation::new("op-3")).await.unwrap();
+    assert_eq!(server.object("orders")["spec"]["replicas"], 0);
+    assert_eq!(server.object("orders-db")["metadata"]["annotations"][HIBERNATION], "on");
+}
+
+#[tokio::test]
+async fn what_serves_somebody_else_or_is_not_there_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::with(&[deployment(json!({ OURS: "cart.b" })), cluster()]);
+    let driver = server.driver(home.path()).await;
+    let error = driver.provision(&Operation::new("op"), &1.into()).await.unwrap_err();
+    assert_eq!(error.kind(), DriverErrorKind::Refused);
+    assert!(error.to_string().contains("serves cart.b"), "{error}");
+    assert_eq!(server.object("orders")["spec"]["replicas"], 0);
+
+    let nothing = Server::with(&[]);
+    let home = tempfile::tempdir().unwrap();
+    let driver = nothing.driver(home.path()).await;
+    let error = driver.provision(&Operation::new("op"), &1.into()).await.unwrap_err();
+    assert!(error.kind() == DriverErrorKind::Refused && error.to_string().contains("not found"), "{error}");
+}

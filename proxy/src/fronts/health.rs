@@ -1,0 +1,181 @@
+//! Asks the endpoints of a front's active pool how they are, and their names where they lead.
+//!
+//! Each endpoint is asked at a moment of its own, spread by luck, so that many nodes do not ask at once. Some failures in a
+//! row take it out, some answers bring it back; requests only read the result. Where all are down, requests go on as if none
+//! were: a check that is wrong must not take the service with it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+
+use super::http::settings::HealthCheck;
+use super::pools::{Endpoint, Reach};
+use super::routes::ResourceFront;
+use crate::clock;
+use crate::telemetry::names;
+
+/// How often names of endpoints are looked up again.
+const RESOLVE: Duration = Duration::from_secs(30);
+/// The first checks come within this share of the interval, later ones are spread by it to both sides.
+const JITTER: f64 = 0.2;
+
+/// Keeps a front's endpoints checked and their names resolved, for ever.
+pub async fn keep(front: Arc<ResourceFront>) {
+    tokio::join!(check(&front), resolve(&front));
+}
+
+async fn resolve(front: &ResourceFront) {
+    let named: Vec<_> =
+        front.pool.reaches().map(|(_, reach)| reach).filter(|reach| reach.has_names()).collect();
+    if named.is_empty() {
+        return;
+    }
+    loop {
+        tokio::time::sleep(spread(RESOLVE)).await;
+        for reach in &named {
+            if let Err(error) = reach.resolve().await {
+                tracing::warn!(resource = %front.name, error = format!("{error:#}"), "names are not resolved");
+            }
+        }
+    }
+}
+
+/// One endpoint's record.
+struct Known {
+    endpoint: Arc<Endpoint>,
+    due: tokio::time::Instant,
+    failures: u32,
+    answers: u32,
+    asked: bool,
+}
+
+async fn check(front: &Arc<ResourceFront>) {
+    let Some(rules) = front.settings.health.clone() else { return };
+    let mut known: Vec<Known> = Vec::new();
+    let mut asking = JoinSet::new();
+    let look = (rules.every / 10).clamp(Duration::from_millis(10), Duration::from_secs(1));
+    loop {
+        let now = clock::tick();
+        let pool = Arc::clone(&front.pool.load());
+        known.retain(|one| pool.endpoints().iter().any(|endpoint| Arc::ptr_eq(endpoint, &one.endpoint)));
+        for endpoint in pool.endpoints() {
+            if !known.iter().any(|one| Arc::ptr_eq(&one.endpoint, endpoint)) {
+                let due = now + rules.every.mul_f64(JITTER * luck());
+                known.push(Known { endpoint: endpoint.clone(), due, failures: 0, answers: 0, asked: false });
+            }
+        }
+        for one in known.iter_mut().filter(|one| !one.asked && one.due <= now) {
+            one.asked = true;
+            let (endpoint, reach, rules, front) =
+                (one.endpoint.clone(), pool.reach.clone(), rules.clone(), front.clone());
+            asking.spawn(async move {
+                let asked = ask(reach.reached_at(endpoint.address()), &reach, &rules, host(&front));
+                let answer = tokio::time::timeout(rules.timeout, asked).await;
+                (endpoint, answer.unwrap_or_else(|_| Err(format!("no answer within {:?}", rules.timeout))))
+            });
+        }
+        tokio::select! {
+            Some(Ok((endpoint, answer))) = asking.join_next() => {
+                let one = known.iter_mut().find(|one| Arc::ptr_eq(&one.endpoint, &endpoint));
+                if let Some(one) = one {
+                    one.asked = false;
+                    one.due = clock::tick() + spread(rules.every);
+                    one.learn(front, &pool.zone, &rules, answer);
+                }
+            }
+            () = tokio::time::sleep(look) => {}
+        }
+    }
+}
+
+impl Known {
+    fn learn(&mut self, front: &ResourceFront, zone: &str, rules: &HealthCheck, answer: Result<(), String>) {
+        let address = self.endpoint.address();
+        match answer {
+            Ok(()) => {
+                (self.failures, self.answers) = (0, self.answers.saturating_add(1));
+                // A fresh endpoint counts as well already.
+                if self.answers >= rules.up_after && self.endpoint.found(true) {
+                    tracing::info!(resource = %front.name, zone, %address, "endpoint is up");
+                }
+            }
+            Err(why) => {
+                (self.failures, self.answers) = (self.failures.saturating_add(1), 0);
+                metrics::counter!(names::HEALTH_FAILURES, names::RESOURCE => front.name.to_string(),
+                    names::ZONE => zone.to_owned())
+                .increment(1);
+                if self.failures >= rules.down_after && self.endpoint.found(false) {
+                    tracing::warn!(resource = %front.name, zone, %address, why, "endpoint is down");
+                }
+            }
+        }
+    }
+}
+
+fn host(front: &ResourceFront) -> String {
+    front.hosts.first().cloned().unwrap_or_else(|| "localhost".to_owned())
+}
+
+/// Asks once.
+async fn ask(address: SocketAddr, reach: &Reach, rules: &HealthCheck, host: String) -> Result<(), String> {
+    let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+    let Some(path) = &rules.path else { return Ok(()) };
+    match &reach.server_name {
+        None => get(TokioIo::new(stream), path, &host, reach.http2).await,
+        Some(name) => {
+            let mut config = ClientConfig::clone(&*reach.client().map_err(|error| format!("{error:#}"))?);
+            config.alpn_protocols = vec![if reach.http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+            let name =
+                rustls::pki_types::ServerName::try_from(name.clone()).map_err(|error| error.to_string())?;
+            let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+            get(TokioIo::new(stream.map_err(|error| error.to_string())?), path, &host, reach.http2).await
+        }
+    }
+}
+
+async fn get<S>(stream: S, path: &str, host: &str, http2: bool) -> Result<(), String>
+where
+    S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+{
+    let scheme_and_host = if http2 { format!("http://{host}") } else { String::new() };
+    let request = http::Request::get(format!("{scheme_and_host}{path}"))
+        .header(http::header::HOST, host)
+        .header(http::header::USER_AGENT, "godwit-health")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    // Both end with this check: a set aborts what it holds when it is dropped.
+    let mut connections = JoinSet::new();
+    let response = if http2 {
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, stream)
+            .await
+            .map_err(|error| error.to_string())?;
+        connections.spawn(connection);
+        sender.send_request(request).await
+    } else {
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(stream).await.map_err(|error| error.to_string())?;
+        connections.spawn(connection);
+        sender.send_request(request).await
+    };
+    let status = response.map_err(|error| error.to_string())?.status();
+    if status.is_success() { Ok(()) } else { Err(format!("it answered {}", status.as_u16())) }
+}
+
+/// The interval, a little longer or shorter.
+fn spread(every: Duration) -> Duration {
+    every.mul_f64(1.0 + JITTER * (2.0 * luck() - 1.0))
+}
+
+/// From 0 to 1.
+pub(super) fn luck() -> f64 {
+    (crate::rng::quick() >> 11) as f64 / (1_u64 << 53) as f64
+}

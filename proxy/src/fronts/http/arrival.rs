@@ -1,0 +1,81 @@
+//! A request's header as it arrives: whether it may pass, what is said to the proxy library of its connection, and what the
+//! endpoint is told of its client.
+
+use bytes::Bytes;
+use http::Version;
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use pingora::protocols::http::v1::server::HttpSession;
+use pingora::proxy::Session;
+
+use super::error::Fault;
+use super::settings::{Settings, Timeouts};
+use super::{entrance, forwarded, inet, limits};
+
+/// Whether a request may pass, and what is said to the proxy library of its connection.
+pub(super) fn examine(session: &mut Session, settings: &Settings) -> Result<(), Fault> {
+    let http1 = session.as_http1().map(HttpSession::get_headers_raw_bytes);
+    let request = session.req_header();
+    limits::check(request, http1.as_ref().map(Bytes::len), &settings.limits)?;
+    // Two that say the same may pass by the RFC, but not on to a reader who takes the first or the last.
+    let mut lengths = request.headers.get_all(CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next()
+        && (lengths.next().is_some()
+            || length.is_empty()
+            || !length.as_bytes().iter().all(u8::is_ascii_digit))
+    {
+        return Err(Fault::BadRequest);
+    }
+    if http1.is_none() && request.headers.contains_key(TRANSFER_ENCODING) {
+        return Err(Fault::BadRequest);
+    }
+    if let Some(raw) = &http1 {
+        // The library obeys the first and drops the second, as RFC 9112 allows; nobody means well by sending both.
+        if request.headers.contains_key(TRANSFER_ENCODING) && names_length(raw) {
+            return Err(Fault::BadRequest);
+        }
+        if request.version == Version::HTTP_11 && !request.headers.contains_key(HOST) {
+            return Err(Fault::BadRequest);
+        }
+    }
+    let made = settings.normalize_paths.then(|| limits::normalize(request.raw_path()).into_owned());
+    if let Some(made) = made.filter(|made| made != request.raw_path()) {
+        session.req_header_mut().set_raw_path(&made).map_err(|_| Fault::BadRequest)?;
+    }
+    if http1.is_some() {
+        // Requests that follow on the heels of this one are kept for their turn.
+        session.set_pipelining_enabled(true);
+    }
+    let client = settings.timeouts.client;
+    session.set_write_timeout(Some(client));
+    if client != Timeouts::default().client && http1.is_some() {
+        session.set_read_timeout(Some(client));
+        if session.get_keepalive().is_some() {
+            session.set_keepalive(Some(client.as_secs()));
+        }
+    }
+    Ok(())
+}
+
+/// Tells the upstream who asks; returns the request's id.
+pub(super) fn introduce(session: &mut Session, settings: &Settings) -> pingora::Result<Bytes> {
+    let address = entrance::ip(inet(session.client_addr()));
+    let trusted =
+        address.is_some_and(|address| settings.trusted.iter().any(|network| network.holds(address)));
+    let tls = session.digest().and_then(|digest| digest.ssl_digest.clone());
+    let certificate = tls.as_ref().map_or(&[][..], |tls| &tls.cert_digest);
+    let caller = forwarded::Caller {
+        address,
+        trusted,
+        secure: tls.is_some(),
+        certificate,
+        identify: settings.identify,
+    };
+    forwarded::add(session.req_header_mut(), &caller)
+}
+
+/// Whether a raw header has a `Content-Length`.
+fn names_length(raw: &[u8]) -> bool {
+    let name = CONTENT_LENGTH.as_str().as_bytes();
+    raw.split(|byte| *byte == b'\n')
+        .any(|line| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name)))
+}

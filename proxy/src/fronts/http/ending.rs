@@ -1,0 +1,46 @@
+//! How a client learns that its request or its stream is over.
+
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use pingora::proxy::Session;
+
+/// How much of a refused request's body is read so that the client gets to see the reply, and for how long.
+const LINGER: (usize, Duration) = (1 << 20, Duration::from_millis(500));
+
+/// Ends a long stream that has to go, so that its client takes it for an end and comes again: a gRPC status, or the regular
+/// end of a body. A WebSocket got its close frame when the endpoint's connection was ended.
+pub(super) async fn end_stream(session: &mut Session) {
+    let Some(written) = session.response_written() else { return };
+    let grpc = written
+        .headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let ended = if grpc && session.is_http2() {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("14"));
+        trailers.insert("grpc-message", HeaderValue::from_static("the service has moved; call again"));
+        session.downstream_session.write_response_trailers(trailers).await
+    } else {
+        session.downstream_session.finish_body().await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a stream that has to go could not be told so");
+    }
+}
+
+/// Reads what the client is still sending, within bounds: closing on unread bytes would reset the connection, and the
+/// client might lose the reply.
+pub(super) async fn linger(session: &mut Session) {
+    let (mut left, time) = LINGER;
+    let read = async {
+        while left > 0 && !session.downstream_session.is_body_done() {
+            match session.downstream_session.read_request_body().await {
+                Ok(Some(bytes)) => left = left.saturating_sub(bytes.len().max(1)),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    };
+    // A client that is still sending after that is on its own.
+    let _ = tokio::time::timeout(time, read).await;
+}

@@ -1,0 +1,231 @@
+//! Mirrored reads: a share of what clients read is asked of the shadow as well, so that its caches and pools are warm before a
+//! move, and so that it is known how it answers.
+//!
+//! Only GET and HEAD without a body, on paths that the policy names. A client's answer is already on its way when its read is
+//! offered: what the queue does not take at once is dropped and counted, and nobody waits. Answers of the shadow are compared
+//! (status, time) and thrown away. What a mirrored read carries: [`Credentials`]. The shadow's database refuses writes.
+
+mod ask;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use http::{HeaderMap, Method, Uri, header};
+use migration::policy::{Credentials, MirrorRules};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::telemetry::names;
+
+/// Reads that wait for their turn.
+const QUEUE: usize = 256;
+/// Longest header of a read that is mirrored, bytes.
+const HEADERS: usize = 16 << 10;
+/// Comparisons that are kept for the view, and for how long.
+const KEPT: (usize, Duration) = (2_000, Duration::from_secs(300));
+/// A share is counted in millionths.
+const WHOLE: u64 = 1_000_000;
+
+/// Headers that belong to one connection, or would make the answer depend on it.
+const LEFT_OUT: [header::HeaderName; 9] = [
+    header::CONNECTION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::CONTENT_LENGTH,
+    header::EXPECT,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+];
+/// Headers that say who asks.
+const SAYING_WHO: [header::HeaderName; 2] = [header::AUTHORIZATION, header::COOKIE];
+
+/// Where reads are mirrored to, and which.
+#[derive(Clone, Debug, Default)]
+struct Aim {
+    /// In millionths; 0: none.
+    share: u64,
+    rules: MirrorRules,
+    zone: String,
+    targets: Vec<SocketAddr>,
+}
+
+/// A read that a client was answered.
+#[derive(Debug)]
+struct Read {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    /// What the primary answered, and how long it took.
+    status: u16,
+    took: Duration,
+}
+
+/// One read at both sides.
+#[derive(Clone, Copy, Debug)]
+struct Compared {
+    at: Instant,
+    same: bool,
+    primary: Duration,
+    shadow: Duration,
+}
+
+/// What mirrored reads said of late.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MirrorView {
+    /// The share of safe reads, 0 to 1; 0: none is mirrored now.
+    pub share: f64,
+    /// Reads answered by both sides within the last five minutes.
+    pub compared: u64,
+    /// Of these: with another status.
+    pub different: u64,
+    /// 95th percentile at the shadow, milliseconds.
+    pub shadow_p95_ms: Option<f64>,
+    /// The same reads at the primary.
+    pub primary_p95_ms: Option<f64>,
+    /// Reads that the queue did not take, since the start.
+    pub dropped_total: u64,
+    /// Reads that the shadow did not answer, since the start.
+    pub failed_total: u64,
+}
+
+/// The mirror of one resource's front.
+pub struct Mirror {
+    resource: Arc<str>,
+    aim: ArcSwap<Aim>,
+    turn: AtomicU64,
+    queue: mpsc::Sender<Read>,
+    waiting: Mutex<Option<mpsc::Receiver<Read>>>,
+    compared: Mutex<VecDeque<Compared>>,
+    dropped: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Mirror {
+    /// Mirrors nothing yet.
+    pub fn new(resource: Arc<str>) -> Arc<Self> {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        Arc::new(Self {
+            resource,
+            aim: ArcSwap::default(),
+            turn: AtomicU64::new(0),
+            queue,
+            waiting: Mutex::new(Some(waiting)),
+            compared: Mutex::default(),
+            dropped: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+        })
+    }
+
+    /// From now on reads are mirrored to these endpoints of `zone`; without endpoints none is.
+    pub fn aim(&self, zone: &str, rules: &MirrorRules, targets: Vec<SocketAddr>) {
+        let share = if targets.is_empty() { 0 } else { (rules.share.get() * WHOLE as f64).round() as u64 };
+        let now = self.aim.load();
+        if now.share == share && now.zone == zone && now.targets == targets && now.rules == *rules {
+            return;
+        }
+        self.aim.store(Arc::new(Aim { share, rules: rules.clone(), zone: zone.to_owned(), targets }));
+    }
+
+    /// Whether any read is mirrored now: one load, for the request path.
+    pub fn is_on(&self) -> bool {
+        self.aim.load().share > 0
+    }
+
+    /// A client was answered: mirrors its read if it is one to mirror. Never waits.
+    pub fn offer(&self, method: &Method, uri: &Uri, headers: &HeaderMap, status: u16, took: Duration) {
+        let aim = self.aim.load();
+        if !mirrored(&aim.rules, method, uri, headers) || !self.its_turn(aim.share) {
+            return;
+        }
+        let mut kept = HeaderMap::with_capacity(headers.len());
+        for (name, value) in headers {
+            let who = SAYING_WHO.contains(name) && aim.rules.credentials != Credentials::Send;
+            if !LEFT_OUT.contains(name) && !who {
+                kept.append(name.clone(), value.clone());
+            }
+        }
+        let read = Read { method: method.clone(), uri: uri.clone(), headers: kept, status, took };
+        if self.queue.try_send(read).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.count("dropped");
+        }
+    }
+
+    /// Every `1 / share`-th read, evenly.
+    fn its_turn(&self, share: u64) -> bool {
+        let before = self.turn.fetch_add(share, Ordering::Relaxed);
+        before % WHOLE + share >= WHOLE
+    }
+
+    fn count(&self, outcome: &'static str) {
+        metrics::counter!(names::MIRRORED, names::RESOURCE => self.resource.to_string(), names::OUTCOME => outcome)
+            .increment(1);
+    }
+
+    fn note(&self, read: &Read, status: u16, took: Duration, zone: &str) {
+        let same = status == read.status;
+        self.count(if same { "same" } else { "different" });
+        metrics::histogram!(
+            names::MIRRORED_DURATION, names::RESOURCE => self.resource.to_string(), names::ZONE => zone.to_owned()
+        )
+        .record(took.as_secs_f64());
+        let at = crate::clock::monotonic();
+        let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
+        compared.push_back(Compared { at, same, primary: read.took, shadow: took });
+        while compared.len() > KEPT.0 {
+            compared.pop_front();
+        }
+    }
+
+    fn failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.count("failed");
+    }
+
+    /// What it says now.
+    pub fn view(&self) -> MirrorView {
+        let now = crate::clock::monotonic();
+        let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
+        while compared.front().is_some_and(|oldest| now.duration_since(oldest.at) > KEPT.1) {
+            compared.pop_front();
+        }
+        let p95 = |of: fn(&Compared) -> Duration| {
+            let mut all: Vec<Duration> = compared.iter().map(of).collect();
+            all.sort_unstable();
+            let at = (all.len() * 95).div_ceil(100).saturating_sub(1);
+            all.get(at).map(|took| took.as_secs_f64() * 1000.0)
+        };
+        MirrorView {
+            share: self.aim.load().share as f64 / WHOLE as f64,
+            compared: compared.len() as u64,
+            different: compared.iter().filter(|one| !one.same).count() as u64,
+            shadow_p95_ms: p95(|one| one.shadow),
+            primary_p95_ms: p95(|one| one.primary),
+            dropped_total: self.dropped.load(Ordering::Relaxed),
+            failed_total: self.failed.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A read that changes nothing, on a path that may be asked, by somebody whose answer may be asked for.
+fn mirrored(rules: &MirrorRules, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
+    let read = matches!(*method, Method::GET | Method::HEAD);
+    let bodyless = !headers.contains_key(header::TRANSFER_ENCODING)
+        && headers.get(header::CONTENT_LENGTH).is_none_or(|length| length.as_bytes() == b"0")
+        && !headers.contains_key(header::UPGRADE);
+    let allowed =
+        rules.paths.is_empty() || rules.paths.iter().any(|path| uri.path().starts_with(path.as_str()));
+    let who =
+        rules.credentials == Credentials::Skip && SAYING_WHO.iter().any(|name| headers.contains_key(name));
+    let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    read && bodyless && allowed && !who && size <= HEADERS
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+use axum::Router;
+use axum::extract::State;
+use migration::units::Ratio;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+fn rules(share: f64, credentials: Credentials) -> MirrorRules {
+    MirrorRules { share: Ratio::new(share).unwrap(), paths: vec!["/shop".into()], credentials }
+}
+
+fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+    pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+}
+
+#[test]
+fn only_safe_reads_of_nobody_in_particular_are_mirrored() {
+    let skip = rules(1.0, Credentials::Skip);
+    let uri = |text: &str| text.parse::<Uri>().unwrap();
+    let is = |rules: &MirrorRules, method: Method, path: &str, pairs: &[(&'static str, &'static str)]| {
+        mirrored(rules, &method, &uri(path), &headers(pairs))
+    };
+    assert!(is(&skip, Method::GET, "/shop/1?a=b", &[("accept", "*/*")]));
+    assert!(is(&skip, Method::HEAD, "/shop", &[("content-length", "0")]));
+    for (method, path, pairs) in [
+        (Method::POST, "/shop/1", &[][..]),
+        (Method::GET, "/admin", &[]),
+        (Method::GET, "/shop", &[("content-length", "5")]),
+        (Method::GET, "/shop", &[("transfer-encoding", "chunked")]),
+        (Method::GET, "/shop", &[("upgrade", "websocket")]),
+        (Method::GET, "/shop", &[("cookie", "session=1")]),
+        (Method::GET, "/shop", &[("authorization", "Bearer x")]),
+    ] {
+        assert!(!is(&skip, method.clone(), path, pairs), "{method} {path} {pairs:?}");
+    }
+    assert!(is(&rules(1.0, Credentials::Strip), Method::GET, "/shop", &[("cookie", "session=1")]));
+}
+
+#[test]
+fn a_share_is_a_share_and_a_full_queue_drops() {
+    let mirror = Mirror::new("orders".into());
+    assert!(!mirror.is_on());
+    let turns = (0..1_000).filter(|_| mirror.its_turn(250_000)).count();
+    assert_eq!(turns, 250);
+    mirror.aim("b", &rules(1.0, Credentials::Skip), vec![([127, 0, 0, 1], 1).into()]);
+    assert!(mirror.is_on());
+    for _ in 0..QUEUE + 44 {
+        mirror.offer(&Method::GET, &"/shop".parse().unwrap(), &HeaderMap::new(), 200, Duration::ZERO);
+    }
+    assert_eq!(mirror.view().dropped_total, 44);
+    mirror.aim("b", &rules(1.0, Credentials::Skip), Vec::new());
+    assert!(!mirror.is_on());
+}
+
+#[tokio::test]
+async fn the_shadow_is_asked_and_compared() {
+    type Seen = Arc<Mutex<Vec<HeaderMap>>>;
+    let seen = Seen::default();
+    let answer = |State(seen): State<Seen>, uri: Uri, headers: HeaderMap| async move {
+        seen.lock().unwrap().push(headers);
+        if uri.path().ends_with("gone") { http::StatusCode::NOT_FOUND } else { http::StatusCode::OK }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap();
+    let router = Router::new().fallback(answer).with_state(seen.clone());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let (mirror, stop) = (Mirror::new("orders".into()), CancellationToken::new());
+    let task = tokio::spawn(mirror.clone().serve(stop.clone()));
+    mirror.aim("b", &rules(1.0, Credentials::Strip), vec![target]);
+    let pairs = headers(&[("cookie", "session=1"), ("accept", "text/html"), ("connection", "close")]);
+    for path in ["/shop/1", "/shop/gone"] {
+        mirror.offer(&Method::GET, &path.parse().unwrap(), &pairs, 200, Duration::from_millis(3));
+    }
+    let deadline = crate::clock::monotonic() + Duration::from_secs(20);
+    while mirror.view().compared < 2 {
+        assert!(crate::clock::monotonic() < deadline, "never asked: {:?}", mirror.view());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let view = mirror.view();
+    assert!(
+        view.different == 1 && view.primary_p95_ms == Some(3.0) && view.shadow_p95_ms.is_some(),
+        "{view:?}"
+    );
+    for headers in seen.lock().unwrap().iter() {
+        assert!(!headers.contains_key("cookie") && headers["godwit-mirror"] == "1", "{headers:?}");
+        assert_eq!(headers["accept"], "text/html");
+    }
+    // Nobody answers there: counted, and nothing else.
+    mirror.aim("b", &rules(1.0, Credentials::Skip), vec![([127, 0, 0, 1], 1).into()]);
+    mirror.offer(&Method::GET, &"/shop".parse().unwrap(), &HeaderMap::new(), 200, Duration::ZERO);
+    while mirror.view().failed_total == 0 {
+        assert!(crate::clock::monotonic() < deadline, "{:?}", mirror.view());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stop.cancel();
+    task.await.unwrap();
+}

@@ -1,0 +1,153 @@
+//! How the endpoints of one placement are reached: protocol, TLS, weights, the limit, and where their names lead now.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Context as _, Result};
+use arc_swap::ArcSwap;
+use pingora::protocols::tls::CaType;
+use pingora::utils::tls::{WrappedX509, parse_x509};
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::fronts::http::settings::Upstream;
+use crate::tls;
+
+/// Of one placement.
+#[derive(Default)]
+pub struct Reach {
+    /// HTTP/2 instead of HTTP/1.1.
+    pub http2: bool,
+    /// The name in the endpoints' certificates; none: in the clear.
+    pub server_name: Option<String>,
+    /// Who vouches for them; none: this machine's authorities.
+    pub authorities: Option<Arc<CaType>>,
+    /// Requests at all endpoints together.
+    pub limit: Option<usize>,
+    /// What health checks shake hands with; made when first asked for.
+    client: OnceLock<Arc<ClientConfig>>,
+    ca: Option<PathBuf>,
+    weights: HashMap<SocketAddr, u32>,
+    /// Endpoints by name, with the address they were first found at.
+    names: Vec<(SocketAddr, String)>,
+    /// Where a name leads that does not lead there any more.
+    moved: ArcSwap<HashMap<SocketAddr, SocketAddr>>,
+}
+
+impl Reach {
+    /// As configured; `names` and `addresses` are the placement's endpoints, in order. Reads the PEM file.
+    pub fn new(upstream: &Upstream, names: &[String], addresses: &[SocketAddr]) -> Result<Self> {
+        let ca = upstream.tls.as_ref().and_then(|tls| tls.ca.as_ref());
+        let authorities = match ca {
+            Some(path) => {
+                // Whether each is an authority at all is found out here and not at the first connection.
+                tls::authorities(path, "upstream.tls.ca")?;
+                let found = tls::certificates(path, "upstream.tls.ca")?;
+                let wrapped: Vec<_> = found
+                    .iter()
+                    .map(|certificate| WrappedX509::new(certificate.to_vec(), parse_x509))
+                    .collect();
+                Some(Arc::from(wrapped))
+            }
+            None => None,
+        };
+        let named = names.iter().zip(addresses).filter(|(name, _)| name.parse::<SocketAddr>().is_err());
+        Ok(Self {
+            http2: upstream.http2,
+            server_name: upstream.tls.as_ref().map(|tls| tls.name.clone()),
+            authorities,
+            limit: upstream.limit,
+            client: OnceLock::new(),
+            ca: ca.cloned(),
+            weights: addresses.iter().copied().zip(upstream.weights.iter().copied()).collect(),
+            names: named.map(|(name, address)| (*address, name.clone())).collect(),
+            moved: ArcSwap::default(),
+        })
+    }
+
+    /// TLS of a client that trusts whom the requests trust.
+    pub(in crate::fronts) fn client(&self) -> Result<Arc<ClientConfig>> {
+        if let Some(client) = self.client.get() {
+            return Ok(client.clone());
+        }
+        let roots = match &self.ca {
+            Some(path) => tls::authorities(path, "upstream.tls.ca")?,
+            None => {
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                roots
+            }
+        };
+        let builder =
+            ClientConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()?;
+        let client = builder.with_root_certificates(roots).with_no_client_auth();
+        Ok(self.client.get_or_init(|| Arc::new(client)).clone())
+    }
+
+    pub(super) fn weight(&self, address: SocketAddr) -> u32 {
+        self.weights.get(&address).copied().unwrap_or(1)
+    }
+
+    /// Whether any endpoint has a name.
+    pub fn has_names(&self) -> bool {
+        !self.names.is_empty()
+    }
+
+    /// Where the endpoint that was first found at `address` is now.
+    pub fn reached_at(&self, address: SocketAddr) -> SocketAddr {
+        if self.names.is_empty() {
+            return address;
+        }
+        self.moved.load().get(&address).copied().unwrap_or(address)
+    }
+
+    /// Asks for every name again. One that leads to where it is reached now keeps that address, whatever the order of the
+    /// answer; one that leads nowhere keeps it too. Returns the first failure.
+    pub async fn resolve(&self) -> Result<()> {
+        let mut moved = HashMap::clone(&self.moved.load());
+        let mut failed = None;
+        for (first, name) in &self.names {
+            let now = self.reached_at(*first);
+            match tokio::net::lookup_host(name).await {
+                Ok(found) => {
+                    let found: Vec<_> = found.collect();
+                    if let Some(next) = found.first().filter(|_| !found.contains(&now)) {
+                        tracing::info!(%name, from = %now, to = %next, "an endpoint has moved");
+                        moved.insert(*first, *next);
+                    }
+                }
+                Err(error) => {
+                    failed.get_or_insert_with(|| {
+                        anyhow::Error::new(error).context(format!("cannot resolve {name}"))
+                    });
+                }
+            }
+        }
+        self.moved.store(Arc::new(moved));
+        failed.map_or(Ok(()), Err).context("names of endpoints stay as they were")
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_is_followed() {
+        let upstream = Upstream { weights: vec![3, 1], ..Upstream::default() };
+        let (old, fixed) = ("192.0.2.1:80".parse().unwrap(), "192.0.2.2:80".parse().unwrap());
+        let names = ["localhost:80".to_owned(), "192.0.2.2:80".to_owned()];
+        let reach = Reach::new(&upstream, &names, &[old, fixed]).unwrap();
+        assert!(reach.has_names());
+        assert_eq!((reach.weight(old), reach.weight(fixed)), (3, 1));
+        assert_eq!(reach.reached_at(old), old);
+        reach.resolve().await.unwrap();
+        assert!(reach.reached_at(old).ip().is_loopback());
+        assert_eq!(reach.reached_at(fixed), fixed);
+        let now = reach.reached_at(old);
+        reach.resolve().await.unwrap();
+        assert_eq!(reach.reached_at(old), now);
+    }
+}

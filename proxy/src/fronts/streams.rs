@@ -1,0 +1,231 @@
+//! Long streams (WebSocket, server-sent events, gRPC streams): what becomes of them when their resource moves.
+//!
+//! A stream is not a request in flight: it may last for days, and a drain must not wait for it. Once a response is known to
+//! be one, it leaves the gate (unless its rule is *block*) and is kept here. After a swap, streams of an older generation are
+//! ended: soon and spread over the jitter (*close*), or at the deadline (*finish*, *block*). Ending one is ending its
+//! connection to the endpoint; what the client then gets, the front decides.
+//!
+//! Nothing here asks for the time or sleeps: whoever reports looks now and then ([`Streams::look`]).
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::gate::Admission;
+use super::http::settings::{AtCutover, StreamRules};
+use super::pools::Streaming;
+
+/// The streams of one resource.
+pub struct Streams {
+    rules: StreamRules,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    next: u64,
+    streams: HashMap<u64, Kept>,
+}
+
+struct Kept {
+    generation: u64,
+    at_cutover: AtCutover,
+    /// From then on it counts as a stream.
+    certain: Instant,
+    admission: Option<Admission>,
+    streaming: Streaming,
+    end_at: Option<Instant>,
+    ended: Arc<AtomicBool>,
+}
+
+/// A response that is a stream, or may turn out to be one.
+pub struct Arrival {
+    /// Of its pool.
+    pub generation: u64,
+    /// What becomes of it.
+    pub at_cutover: AtCutover,
+    /// From then on it counts as a stream.
+    pub certain: Instant,
+    /// Its right to be inside, which it loses once it counts as a stream.
+    pub admission: Option<Admission>,
+    /// Its claim on a connection.
+    pub streaming: Streaming,
+}
+
+/// A stream's place; dropping it says that it ended.
+pub struct Place {
+    streams: Arc<Streams>,
+    id: u64,
+    ended: Arc<AtomicBool>,
+}
+
+impl Streams {
+    /// None yet.
+    pub fn new(rules: StreamRules) -> Arc<Self> {
+        Arc::new(Self { rules, open: Mutex::default() })
+    }
+
+    /// Keeps one; at once out of the gate where it is certain `now`.
+    pub fn begin(self: &Arc<Self>, arrival: Arrival, now: Instant) -> Place {
+        let ended = Arc::new(AtomicBool::new(false));
+        let Arrival { generation, at_cutover, certain, admission, streaming } = arrival;
+        let mut kept = Kept {
+            generation,
+            at_cutover,
+            certain,
+            admission,
+            streaming,
+            end_at: None,
+            ended: ended.clone(),
+        };
+        let left = kept.leave(now);
+        let mut open = self.open();
+        let id = open.next;
+        open.next += 1;
+        open.streams.insert(id, kept);
+        drop((open, left));
+        Place { streams: Arc::clone(self), id, ended }
+    }
+
+    /// Lets those go out of the gate that count as streams by now, and ends those whose time has come. `generation` is that
+    /// of the active pool; `luck` spreads the ends, each from 0 to 1.
+    pub fn look(&self, generation: u64, now: Instant, mut luck: impl FnMut() -> f64) {
+        let mut left = Vec::new();
+        let mut open = self.open();
+        for kept in open.streams.values_mut() {
+            left.extend(kept.leave(now));
+            if kept.generation >= generation {
+                continue;
+            }
+            let end_at = *kept.end_at.get_or_insert_with(|| {
+                now + match kept.at_cutover {
+                    AtCutover::Close => self.rules.jitter.mul_f64(luck()),
+                    AtCutover::Finish | AtCutover::Block => self.rules.deadline,
+                }
+            });
+            if end_at <= now && !kept.ended.swap(true, SeqCst) {
+                kept.streaming.end();
+            }
+        }
+        // The gate's waiters are told outside of the lock.
+        drop((open, left));
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.open().streams.len()
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn leave(&mut self, now: Instant) -> Option<Admission> {
+        let leaves = self.at_cutover != AtCutover::Block && self.certain <= now;
+        if leaves { self.admission.take() } else { None }
+    }
+}
+
+impl Place {
+    /// Whether it was ended from here.
+    pub fn was_ended(&self) -> bool {
+        self.ended.load(SeqCst)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let kept = self.streams.open().streams.remove(&self.id);
+        drop(kept);
+    }
+}
+
+/// How long after its response's header a gRPC call counts as a stream: a call with one answer sends it together with the
+/// header, a stream sends the header first.
+pub const GRPC_CERTAIN: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::gate::Gate;
+    use super::super::now;
+    use super::super::pools::{ActivePool, Pool};
+    use super::*;
+    use crate::config::model::HoldLimits;
+
+    const HOLD: HoldLimits = HoldLimits { requests: 9, bytes: 9, time: Duration::from_secs(9) };
+    const RULES: StreamRules = StreamRules {
+        at_cutover: AtCutover::Finish,
+        deadline: Duration::from_secs(60),
+        jitter: Duration::from_secs(10),
+    };
+
+    struct World {
+        gate: Arc<Gate>,
+        pool: ActivePool,
+        streams: Arc<Streams>,
+        start: Instant,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let pool = ActivePool::new(Pool::new(1, "a", &["127.0.0.1:1".parse().unwrap()]));
+            Self { gate: Gate::new(HOLD), pool, streams: Streams::new(RULES), start: now() }
+        }
+
+        fn begin(&self, at_cutover: AtCutover, certain: Duration) -> (Place, super::super::pools::Pick) {
+            let pick = self.pool.pick(&[], self.start).unwrap();
+            let arrival = Arrival {
+                generation: pick.generation(),
+                at_cutover,
+                certain: self.start + certain,
+                admission: self.gate.try_enter(),
+                streaming: pick.streams(None),
+            };
+            (self.streams.begin(arrival, self.start), pick)
+        }
+
+        fn look(&self, generation: u64, after: u64) {
+            self.streams.look(generation, self.start + Duration::from_secs(after), || 0.5);
+        }
+    }
+
+    #[test]
+    fn what_is_certain_leaves_the_gate_unless_it_blocks() {
+        let world = World::new();
+        let inside = || world.gate.stats().in_flight;
+        let _certain = world.begin(AtCutover::Finish, Duration::ZERO);
+        assert_eq!(inside(), 0);
+        let maybe = world.begin(AtCutover::Close, Duration::from_secs(1));
+        let block = world.begin(AtCutover::Block, Duration::ZERO);
+        assert_eq!(inside(), 2);
+        world.look(1, 1);
+        assert_eq!(inside(), 1);
+        drop(block);
+        assert_eq!((inside(), world.streams.count()), (0, 2));
+        assert_eq!(maybe.1.endpoint().streams(), 2);
+        drop(maybe);
+        assert_eq!(world.pool.load().endpoints()[0].streams(), 1);
+    }
+
+    #[test]
+    fn only_those_of_an_older_generation_are_ended_each_in_its_time() {
+        let world = World::new();
+        let close = world.begin(AtCutover::Close, Duration::ZERO).0;
+        let finish = world.begin(AtCutover::Finish, Duration::ZERO).0;
+        world.look(1, 100);
+        assert!(!close.was_ended() && !finish.was_ended());
+        let ended = |generation, after| {
+            world.look(generation, after);
+            (close.was_ended(), finish.was_ended())
+        };
+        assert_eq!(ended(2, 200), (false, false));
+        assert_eq!(ended(2, 204), (false, false));
+        assert_eq!(ended(2, 205), (true, false));
+        assert_eq!(ended(2, 259), (true, false));
+        assert_eq!(ended(2, 260), (true, true));
+    }
+}

@@ -1,0 +1,498 @@
+//! Changes of what a node leads, while it runs: resources that the API reserves and drops, sections that it changes, files
+//! that are read anew.
+//!
+//! One at a time. First all is checked, then it is written down (the overlay), then it is done; a process that dies in
+//! between does it when it starts again.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::fronts::Fronts;
+use super::running::Running;
+use super::{Leading, Placed, lead_anew, placing};
+use crate::audit::Entry as Audited;
+use crate::clock;
+use crate::config::entries::{Difference, Entry, diff, entries};
+use crate::config::model::{Config, Resource};
+use crate::config::overlay::OverlayText;
+use crate::config::{self, ConfigErrors};
+use crate::controller::effects::chain;
+use crate::controller::parameters;
+use crate::controller::{Command, Denied, Persist};
+use crate::drivers::Action;
+use crate::store::{Change, Overlay, OverlayFile};
+use crate::telemetry::metrics as telemetry;
+
+/// Why a change is not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The request is wrong, with the place in it.
+    #[error("{} of the request", crate::leading::changes::counted(.0.len()))]
+    Invalid(Vec<Wrong>),
+    /// The files of the configuration are.
+    #[error("the configuration's files have problems: {0}")]
+    Files(ConfigErrors),
+    /// There is no such resource.
+    #[error("there is no resource {0:?}")]
+    Unknown(String),
+    /// It does not fit what there is now.
+    #[error("{0}")]
+    Conflict(String),
+    /// The controller says no.
+    #[error("{0}")]
+    Denied(#[from] Denied),
+    /// The overlay cannot be written.
+    #[error("the overlay cannot be written: {0}")]
+    Overlay(#[from] std::io::Error),
+    /// It did not work out.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// One thing that is wrong with a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wrong {
+    /// JSON pointer into the body (RFC 6901).
+    pub pointer: String,
+    /// What is wrong.
+    pub detail: String,
+    /// What would be right.
+    pub right: String,
+}
+
+/// What a reservation led to, or would.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reservation {
+    /// The resource.
+    pub resource: String,
+    /// Where it is served.
+    pub primary: String,
+    /// The zone chosen for its shadow, or given.
+    pub shadow: String,
+    /// Workers of the shadow.
+    pub capacity: u32,
+    /// Every candidate, judged; empty: both placements were given.
+    pub candidates: Vec<crate::controller::zones::CandidateView>,
+    /// What its driver would do; only of a dry run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<String>,
+}
+
+/// What reading the files anew led to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Keys that are in force now.
+    pub applied: Vec<String>,
+    /// Keys that differ and need a restart.
+    pub needs_restart: Vec<String>,
+    /// Resources whose changes wait, and why.
+    pub refused: Vec<String>,
+}
+
+/// A section before and after a change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Changed {
+    /// As it was.
+    pub before: Value,
+    /// As it is.
+    pub after: Value,
+}
+
+/// Makes them.
+pub struct Changes {
+    /// The configuration's file.
+    file: PathBuf,
+    overlay: Arc<OverlayFile>,
+    running: Arc<Running>,
+    leading: Arc<Leading>,
+    fronts: Fronts,
+    /// What the node runs with, key by key.
+    entries: Mutex<Vec<Entry>>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Changes {
+    /// Of a node that was started with `file`.
+    pub fn new(
+        file: PathBuf,
+        overlay: Arc<OverlayFile>,
+        running: Arc<Running>,
+        leading: Arc<Leading>,
+        fronts: Fronts,
+    ) -> Self {
+        let text = overlay.as_text(&overlay.content());
+        let entries = Mutex::new(entries(&file, Some(&text)).unwrap_or_default());
+        telemetry::config_reloaded(true);
+        Self { file, overlay, running, leading, fronts, entries, turn: tokio::sync::Mutex::default() }
+    }
+
+    /// What the node runs with, key by key.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What differs between the files and what runs.
+    pub fn differences(&self) -> Result<Vec<Difference>, ChangeError> {
+        let text = self.overlay.as_text(&self.overlay.content());
+        let written = entries(&self.file, Some(&text)).map_err(ChangeError::Files)?;
+        Ok(diff(&self.entries(), &written))
+    }
+
+    /// Sets the gauges of the fronts that joined.
+    pub fn measure(&self) {
+        self.fronts.measure();
+    }
+
+    /// Whether the API reserved this resource.
+    pub fn reserved(&self, name: &str) -> bool {
+        self.overlay.content().reserved.contains_key(name)
+    }
+
+    /// Who changed a section of a resource, and when; none: nobody did.
+    pub fn changed(&self, name: &str, section: &str) -> Option<Change> {
+        self.overlay.content().changed.get(name)?.get(section).cloned()
+    }
+
+    /// Reserves a resource: `spec` is what `resources.NAME` would be in the file. A dry run only says where and how.
+    pub async fn reserve(
+        &self,
+        name: &str,
+        spec: &Value,
+        by: &str,
+        dry_run: bool,
+    ) -> Result<Reservation, ChangeError> {
+        let _turn = self.turn.lock().await;
+        if self.running.config().resources.contains_key(name) {
+            return Err(ChangeError::Conflict(format!("there is a resource {name:?} already")));
+        }
+        let mut overlay = self.overlay.content();
+        overlay.reserved.insert(name.to_owned(), Change::new(by, clock::now(), spec.clone()));
+        let config = self.read(&overlay, &format!("reserved.{name}.value"), spec).await?;
+        let resource = config.resources.get(name).cloned();
+        let resource =
+            resource.ok_or_else(|| ChangeError::Failed("the reservation was not understood".into()))?;
+        let now = self.running.config();
+        let placed = self.place(&now, &resource)?;
+        let settled = placing::settle(&now, &resource, &resource.primary, &placed.zone)
+            .map_err(|error| ChangeError::Conflict(format!("{error:#}")))?;
+        let full = settled.placements.get(&placed.zone).map_or(1, |placement| placement.capacity);
+        let capacity = resource.policy.shadow_capacity.of(full).min(full);
+        let mut reservation = Reservation {
+            resource: name.to_owned(),
+            primary: resource.primary.clone(),
+            shadow: placed.zone.clone(),
+            capacity,
+            candidates: placed.choice.candidates,
+            steps: Vec::new(),
+        };
+        self.fronts.check(&resource).map_err(|why| {
+            let pointer = "/fronts/http/listen".to_owned();
+            ChangeError::Invalid(vec![Wrong {
+                pointer,
+                detail: why,
+                right: "an address that is free".into(),
+            }])
+        })?;
+        if dry_run {
+            let drivers = super::drivers_of(&now, &settled).map_err(|error| failed(&error))?;
+            if let Some(driver) = drivers.get(&placed.zone) {
+                let plan = driver.does.plan(Action::Provision, &capacity.into()).await;
+                reservation.steps = plan.map_err(|error| ChangeError::Failed(chain(error)))?.steps;
+            }
+            return Ok(reservation);
+        }
+        self.overlay.write(overlay)?;
+        self.join(&now, resource, Some(&placed.zone))?;
+        self.remember(|key| key.starts_with(&format!("resources.{name}.")));
+        Ok(reservation)
+    }
+
+    fn place(&self, config: &Config, resource: &Resource) -> Result<Placed, ChangeError> {
+        placing::place(config, resource, Some(&self.leading.shared().feeds))
+            .map_err(|error| ChangeError::Conflict(format!("{error:#}")))
+    }
+
+    /// Builds and starts a resource that was not led before.
+    fn join(&self, now: &Config, resource: Resource, shadow: Option<&str>) -> Result<(), ChangeError> {
+        let shared = self.leading.shared();
+        let name = resource.name.clone();
+        let led = lead_anew(now, &resource, &shared.journal, shadow).map_err(|error| failed(&error))?;
+        if let Some(front) = &led.front {
+            self.fronts.join(front, &shared.recorder).map_err(ChangeError::Failed)?;
+        }
+        let mut next = now.clone();
+        next.resources.insert(name.clone(), resource);
+        self.running.replace(Arc::new(next));
+        self.running.joins(&name, self.leading.start(led));
+        Ok(())
+    }
+
+    /// Drops a resource that the API reserved: its shadow is deprovisioned, its front closes. The primary's database and
+    /// workers stay as they are.
+    pub async fn release(&self, name: &str) -> Result<(), ChangeError> {
+        let _turn = self.turn.lock().await;
+        if !self.reserved(name) {
+            return Err(if self.running.config().resources.contains_key(name) {
+                let file = self.file.display();
+                ChangeError::Conflict(format!(
+                    "{name} is in {file}, not reserved by the API: take it out there"
+                ))
+            } else {
+                ChangeError::Unknown(name.to_owned())
+            });
+        }
+        if let Some(handle) = self.running.resources().get(name).cloned() {
+            let answer = handle.ask(|reply| Command::Leave { reply }).await;
+            answer.ok_or_else(|| ChangeError::Failed("godwit is stopping".into()))??;
+        }
+        let mut overlay = self.overlay.content();
+        overlay.forget(name);
+        self.overlay.write(overlay)?;
+        self.fronts.leave(name);
+        self.running.leaves(name);
+        self.leading.end(name).await;
+        let mut next = Config::clone(&self.running.config());
+        next.resources.remove(name);
+        self.running.replace(Arc::new(next));
+        self.remember(|key| key.starts_with(&format!("resources.{name}.")));
+        Ok(())
+    }
+
+    /// Changes a section of a resource; no value: as its policy has it again.
+    pub async fn set(
+        &self,
+        name: &str,
+        section: &str,
+        value: Option<&Value>,
+        by: &str,
+        expected: impl Fn(&Resource) -> Result<(), ChangeError>,
+    ) -> Result<Changed, ChangeError> {
+        let _turn = self.turn.lock().await;
+        let resources = self.running.resources();
+        let handle = resources.get(name).ok_or_else(|| ChangeError::Unknown(name.to_owned()))?;
+        let settings = handle.live.load();
+        expected(&settings)?;
+        let before = parameters::of(&settings, section);
+        let mut overlay = self.overlay.content();
+        let change = value.map(|value| Change::new(by, clock::now(), value.clone()));
+        overlay.set(name, section, change);
+        let place = format!("changed.{name}.{section}.value");
+        let read = self.read(&overlay, &place, value.unwrap_or(&Value::Null)).await?;
+        let next = read.resources.get(name).ok_or_else(|| ChangeError::Unknown(name.to_owned()))?;
+        let next = live_parts(&settings, next);
+        let after = parameters::of(&next, section);
+        let persist = self.persist(overlay);
+        let answer = handle
+            .ask(|reply| Command::Reconfigure {
+                settings: Box::new(next.clone()),
+                persist: Some(persist),
+                reply,
+            })
+            .await;
+        answer.ok_or_else(|| ChangeError::Failed("godwit is stopping".into()))??;
+        self.adopt(name, &next);
+        self.remember(|key| key.starts_with(&format!("resources.{name}.{section}")));
+        self.leading.shared().audit.note(Audited::Changed {
+            resource: name.to_owned(),
+            by: by.to_owned(),
+            section: section.to_owned(),
+            before: before.clone(),
+            after: after.clone(),
+        });
+        Ok(Changed { before, after })
+    }
+
+    fn persist(&self, overlay: Overlay) -> Persist {
+        // The controller has it written when it has agreed.
+        let file = self.overlay.clone();
+        Persist::new(move || file.write(overlay).map_err(|error| error.to_string()))
+    }
+
+    /// Reads the files anew. What cannot change while the node runs is named; a wrong file changes nothing.
+    pub async fn reload(&self) -> Result<Reloaded, ChangeError> {
+        let _turn = self.turn.lock().await;
+        let read = self.reread().await;
+        telemetry::config_reloaded(read.is_ok());
+        match &read {
+            Ok(done) => tracing::info!(
+                applied = done.applied.len(), needs_restart = ?done.needs_restart, refused = ?done.refused,
+                "configuration read anew"
+            ),
+            Err(error) => tracing::error!(%error, "the configuration is not readable: the old one stays"),
+        }
+        read
+    }
+
+    async fn reread(&self) -> Result<Reloaded, ChangeError> {
+        let overlay = self.overlay.content();
+        let config = self.read(&overlay, "\0", &Value::Null).await?;
+        let differences = self.differences()?;
+        let (live, rest): (Vec<_>, Vec<_>) = differences.into_iter().partition(|one| one.live);
+        let mut refused: BTreeMap<String, String> = BTreeMap::new();
+        for (name, handle) in self.running.resources().iter() {
+            let Some(next) = config.resources.get(name) else { continue };
+            let settings = handle.live.load();
+            let next = live_parts(&settings, next);
+            if parameters::same(&settings, &next) {
+                continue;
+            }
+            let answer = handle
+                .ask(|reply| Command::Reconfigure { settings: Box::new(next.clone()), persist: None, reply })
+                .await;
+            match answer {
+                Some(Ok(())) => self.adopt(name, &next),
+                Some(Err(denied)) => drop(refused.insert(name.clone(), denied.to_string())),
+                None => drop(refused.insert(name.clone(), "its controller is gone".into())),
+            }
+        }
+        let applied: Vec<String> =
+            if refused.is_empty() { live.iter().map(|one| one.key.clone()).collect() } else { Vec::new() };
+        if refused.is_empty() {
+            self.remember(|key| applied.iter().any(|applied| applied == key));
+        }
+        Ok(Reloaded {
+            applied,
+            needs_restart: rest.into_iter().map(|one| one.key).collect(),
+            refused: refused.into_iter().map(|(name, why)| format!("{name}: {why}")).collect(),
+        })
+    }
+
+    /// The configuration's files with this overlay; problems at `place` are of the request.
+    async fn read(&self, overlay: &Overlay, place: &str, body: &Value) -> Result<Config, ChangeError> {
+        let (file, text) = (self.file.clone(), self.overlay.as_text(overlay));
+        let path = text.path.display().to_string();
+        let loaded = tokio::task::spawn_blocking(move || config::load_with(&file, Some(&text))).await;
+        let errors = match loaded.map_err(|error| ChangeError::Failed(error.to_string()))? {
+            Ok(config) => return Ok(config),
+            Err(errors) => errors,
+        };
+        let of_request = |problem: &&config::Problem| {
+            problem.file == path
+                && (problem.key == place
+                    || problem.key.starts_with(&format!("{place}."))
+                    || problem.key.starts_with(&format!("{place}[")))
+        };
+        let wrong: Vec<Wrong> = errors
+            .problems()
+            .iter()
+            .filter(of_request)
+            .map(|problem| Wrong {
+                pointer: pointer(body, problem.key.strip_prefix(place).unwrap_or_default()),
+                detail: problem.what.clone(),
+                right: problem.right.clone(),
+            })
+            .collect();
+        Err(if wrong.is_empty() { ChangeError::Files(errors) } else { ChangeError::Invalid(wrong) })
+    }
+
+    /// The configuration of the node with these settings of one resource.
+    fn adopt(&self, name: &str, settings: &Resource) {
+        let mut next = Config::clone(&self.running.config());
+        if let Some(resource) = next.resources.get_mut(name) {
+            resource.policy.clone_from(&settings.policy);
+            resource.freeze.clone_from(&settings.freeze);
+            for (zone, placement) in &mut resource.placements {
+                if let Some(changed) = settings.placements.get(zone) {
+                    placement.capacity = changed.capacity;
+                    placement.cost_per_hour = changed.cost_per_hour;
+                }
+            }
+        }
+        self.running.replace(Arc::new(next));
+    }
+
+    /// The node runs with these keys as they are written now.
+    fn remember(&self, which: impl Fn(&str) -> bool) {
+        let text = self.overlay.as_text(&self.overlay.content());
+        let Ok(written) = entries(&self.file, Some(&text)) else { return };
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|entry| !which(&entry.key));
+        entries.extend(written.into_iter().filter(|entry| which(&entry.key)));
+    }
+}
+
+/// `settings` with what of `next` can change while the resource is led.
+fn live_parts(settings: &Resource, next: &Resource) -> Resource {
+    let mut changed = settings.clone();
+    changed.policy = parameters::keeping_the_step(&next.policy, &settings.policy);
+    changed.freeze.clone_from(&next.freeze);
+    for (zone, placement) in &mut changed.placements {
+        if let Some(next) = next.placements.get(zone) {
+            placement.capacity = next.capacity;
+            placement.cost_per_hour = next.cost_per_hour;
+        }
+    }
+    changed
+}
+
+/// The JSON pointer of a dotted key below `body`. Names may have dots of their own: the longest that is there counts.
+fn pointer(body: &Value, dotted: &str) -> String {
+    let rest = dotted.trim_start_matches('.');
+    if rest.is_empty() {
+        return String::new();
+    }
+    let escaped = |name: &str| name.replace('~', "~0").replace('/', "~1");
+    if let Some(inside) = rest.strip_prefix('[')
+        && let Some((index, after)) = inside.split_once(']')
+    {
+        let next = index.parse::<usize>().ok().and_then(|index| body.get(index)).unwrap_or(&Value::Null);
+        return format!("/{index}{}", pointer(next, after));
+    }
+    let ends = |name: &str| rest[name.len()..].is_empty() || rest[name.len()..].starts_with(['.', '[']);
+    let keys = body.as_object().into_iter().flat_map(|map| map.keys());
+    let found = keys.filter(|key| rest.starts_with(key.as_str()) && ends(key)).max_by_key(|key| key.len());
+    match found {
+        Some(key) => {
+            let next = body.get(key).unwrap_or(&Value::Null);
+            format!("/{}{}", escaped(key), pointer(next, &rest[key.len()..]))
+        }
+        // It is missing: what is left names it.
+        None => rest.split('.').map(|name| format!("/{}", escaped(name))).collect(),
+    }
+}
+
+fn counted(count: usize) -> String {
+    if count == 1 { "there is a problem".into() } else { format!("there are {count} problems") }
+}
+
+fn failed(error: &anyhow::Error) -> ChangeError {
+    ChangeError::Failed(format!("{error:#}"))
+}
+
+/// The configuration and the overlay in its state directory: what a node starts with.
+pub fn load(file: &std::path::Path) -> Result<Config, ConfigErrors> {
+    let plain = config::load(file)?;
+    match OverlayText::read(&plain.node.state) {
+        Ok(None) => Ok(plain),
+        Ok(Some(overlay)) => config::load_with(file, Some(&overlay)),
+        Err(error) => {
+            let path = plain.node.state.join(crate::config::overlay::FILE);
+            Err(ConfigErrors::unreadable(&path, &error))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_become_pointers_into_the_body() {
+        let body =
+            serde_json::json!({"placements": {"eu.west": {"http": ["a", "b"]}, "eu": {}}, "a/b": {"~": 1}});
+        for (dotted, expected) in [
+            ("", ""),
+            (".placements.eu.west.http[1]", "/placements/eu.west/http/1"),
+            (".placements.eu.http", "/placements/eu/http"),
+            (".a/b.~", "/a~1b/~0"),
+            (".primary", "/primary"),
+            (".fronts.http.listen", "/fronts/http/listen"),
+        ] {
+            assert_eq!(pointer(&body, dotted), expected, "{dotted}");
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! What a node leads: each resource's front, controller and what belongs to them, built, started and ended.
+//!
+//! Most are there from the start. A resource that the API reserves joins while the node runs, on a listener of its own or
+//! as another host of one that is there; one that is dropped leaves again.
+
+pub mod changes;
+pub mod fronts;
+mod placing;
+mod probing;
+pub mod running;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use migration::cutover::{Capacity, State};
+use migration::units::Zone;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::audit::Audit;
+use crate::clock;
+use crate::config::model::{Config, Driver, OutsideDriver, Placement, Resource, Way};
+use crate::controller::ResourceHandle;
+use crate::controller::databases::Databases;
+use crate::controller::effects::{Endpoints, Hands, ZoneDriver, chain};
+use crate::controller::events::Events;
+use crate::controller::freezes::Freezes;
+use crate::controller::live::Live;
+use crate::controller::machine::{Machine, Memory};
+use crate::controller::measure::Measure;
+use crate::controller::slots::SlotWatch;
+use crate::controller::streams::Streams;
+use crate::controller::verification::Verifications;
+use crate::drivers::contract::DatabaseNames;
+use crate::drivers::exec::Exec;
+use crate::drivers::outside::{Carrier, Outside};
+use crate::drivers::process::ProcessProvisioning;
+use crate::drivers::webhook::Webhook;
+use crate::drivers::{self, Operation, Provisioning, Wanted, contract};
+use crate::feeds::external::board::FeedBoard;
+use crate::feeds::learning::Learner;
+use crate::fronts::health;
+use crate::fronts::latencies::Recorder;
+use crate::fronts::pools::{Pool, Reach};
+use crate::fronts::routes::ResourceFront;
+use crate::history::History;
+use crate::links::Links;
+use crate::store::Journal;
+
+pub use placing::{Placed, candidates, settle};
+
+/// Under the state directory: what drivers outside remember.
+const DRIVERS: &str = "drivers";
+
+/// A resource that this node leads: what its controller starts from.
+pub struct Led {
+    live: Arc<Live>,
+    state: State,
+    /// Its front; none on a node that only serves the link.
+    pub front: Option<Arc<ResourceFront>>,
+    endpoints: BTreeMap<String, Vec<SocketAddr>>,
+    drivers: BTreeMap<String, ZoneDriver>,
+}
+
+impl Led {
+    /// The resource's name.
+    pub fn name(&self) -> &str {
+        &self.live.name
+    }
+}
+
+/// Reads where the resource stands and builds its front for that: closed where a database may be fenced.
+pub fn lead(
+    config: &Config,
+    resource: &Resource,
+    journal: &Journal,
+    feeds: Option<&FeedBoard>,
+) -> Result<Led> {
+    let name = &resource.name;
+    let known = journal.latest(name)?;
+    let (primary, shadow) = match &known {
+        Some(state) => (state.primary.to_string(), state.shadow.to_string()),
+        None => placing::first(config, resource, feeds)?,
+    };
+    for zone in [&primary, &shadow] {
+        if resource.flexible.is_none() && !resource.placements.contains_key(zone) {
+            bail!(
+                "resource {name}: the journal says that {zone} is one of its zones, and the configuration has no placement there"
+            );
+        }
+    }
+    let state = match known {
+        Some(state) => state,
+        None => {
+            let first = State::first(name, primary.as_str().into(), shadow.as_str().into(), clock::now());
+            journal.append(&first, "FirstStart", clock::now())?;
+            first
+        }
+    };
+    build(config, resource, state)
+}
+
+/// As [`lead`], for a resource that was just reserved. One that had its name before left its generation behind: databases
+/// may know it.
+pub fn lead_anew(
+    config: &Config,
+    resource: &Resource,
+    journal: &Journal,
+    shadow: Option<&str>,
+) -> Result<Led> {
+    let name = &resource.name;
+    let before = journal.latest(name)?;
+    if before.as_ref().is_some_and(|state| state.run.is_some()) {
+        bail!("resource {name}: the journal has a migration of it under way; start godwit with it as it was");
+    }
+    let shadow = match shadow {
+        Some(zone) => zone.to_owned(),
+        None => placing::first(config, resource, None)?.1,
+    };
+    let now = clock::now();
+    let mut state = State::first(name, resource.primary.as_str().into(), shadow.as_str().into(), now);
+    if let Some(before) = before {
+        state.generation = before.generation;
+    }
+    journal.append(&state, "Reserved", now)?;
+    build(config, resource, state)
+}
+
+fn build(config: &Config, resource: &Resource, state: State) -> Result<Led> {
+    let name = &resource.name;
+    let resource = settle(config, resource, &state.primary.0, &state.shadow.0)?;
+    let drivers = drivers_of(config, &resource)?;
+    let live = Live::new(resource);
+    for (zone, driver) in &drivers {
+        if let Some(endpoint) = driver.does.known_endpoint() {
+            let learned = live.learn(zone, &endpoint, driver.password.as_ref());
+            learned.map_err(|why| anyhow::anyhow!("resource {name}, zone {zone}: {why}"))?;
+        }
+    }
+    let settings = live.load();
+    let (mut endpoints, mut reaches) = (BTreeMap::new(), HashMap::new());
+    for (zone, placement) in &settings.placements {
+        let context = || format!("resource {name}, zone {zone}");
+        let resolved = resolve(&placement.http).with_context(context)?;
+        let reach = Reach::new(&placement.upstream, &placement.http, &resolved).with_context(context)?;
+        reaches.insert(zone.as_str().into(), Arc::new(reach));
+        endpoints.insert(zone.clone(), resolved);
+    }
+    let front = settings.http.as_ref().map(|http| {
+        let upstreams = endpoints.get(&*state.primary.0).map_or(&[][..], Vec::as_slice);
+        let pool = Pool::new(state.generation.0, &*state.primary.0, upstreams);
+        let front = ResourceFront::reaching(name.as_str(), http, config.node.hold, pool, reaches)
+            .with_context(|| format!("resource {name}: the access log cannot be opened"))?;
+        if state.starts_closed() {
+            tracing::warn!(resource = %name, phase = state.phase.name(), "starting with the gate closed: a cutover was under way");
+            front.gate.close();
+        }
+        anyhow::Ok(front)
+    });
+    let front = front.transpose()?;
+    Ok(Led { live, state, front, endpoints, drivers })
+}
+
+fn resolve(endpoints: &[String]) -> Result<Vec<SocketAddr>> {
+    endpoints
+        .iter()
+        .map(|endpoint| {
+            let mut found =
+                endpoint.to_socket_addrs().with_context(|| format!("cannot resolve endpoint {endpoint}"))?;
+            found.next().with_context(|| format!("endpoint {endpoint} has no address"))
+        })
+        .collect()
+}
+
+/// What every resource's controller uses.
+pub struct Shared {
+    /// Collects latencies.
+    pub recorder: Arc<Recorder>,
+    /// To nodes of other zones.
+    pub links: Arc<Links>,
+    /// The network that forecasters share.
+    pub learner: Learner,
+    /// Where what is done is written down.
+    pub audit: Audit,
+    /// Who listens hears of changes here.
+    pub events: Arc<Events>,
+    /// What was measured.
+    pub history: History,
+    /// What operators froze.
+    pub freezes: Arc<Freezes>,
+    /// What other services say.
+    pub feeds: FeedBoard,
+    /// Where each resource stands.
+    pub journal: Arc<Journal>,
+    /// The node's state directory is in it.
+    pub config: Arc<Config>,
+    /// Ends everything.
+    pub stop: CancellationToken,
+    /// Everything that runs.
+    pub tasks: TaskTracker,
+}
+
+/// Starts and ends controllers.
+pub struct Leading {
+    shared: Shared,
+    /// Ends one resource's controller.
+    stops: Mutex<BTreeMap<String, (CancellationToken, TaskTracker)>>,
+}
+
+impl Leading {
+    /// None runs yet.
+    pub fn new(shared: Shared) -> Self {
+        Self { shared, stops: Mutex::default() }
+    }
+
+    /// What the controllers use.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Starts a resource's controller and what belongs to it.
+    pub fn start(&self, led: Led) -> ResourceHandle {
+        let Led { live, state, front, endpoints, drivers } = led;
+        let shared = &self.shared;
+        let (stop, own) = (shared.stop.child_token(), TaskTracker::new());
+        let resource = live.load();
+        let databases = Arc::new(Databases::new(live.clone()));
+        let streams = Arc::new(Streams::new(
+            live.clone(),
+            databases.clone(),
+            shared.links.clone(),
+            shared.journal.clone(),
+        ));
+        let verifications =
+            Arc::new(Verifications::new(&shared.config.node.state, databases.clone(), streams.clone()));
+        let board = probing::probe(&live, &stop, &own);
+        let measure = Measure::new(live.clone(), shared.recorder.reader(), board, shared.feeds.clone());
+        measure.watch(&drivers, &databases, &stop);
+        measure.compare_schemas(&databases, &state.primary.0, &stop);
+        let with_database =
+            |placement: &&Placement| placement.postgres.is_some() || placement.provided.postgres;
+        let zones = resource.placements.values().filter(with_database);
+        let zones = zones.map(|placement| placement.zone.clone()).collect();
+        let slots = SlotWatch::start(&resource.name, zones, &databases, resource.policy.step, &stop);
+        let (reports, answers) = tokio::sync::mpsc::unbounded_channel();
+        let hands = Arc::new(Hands::new(
+            live,
+            front,
+            databases,
+            streams.clone(),
+            drivers,
+            Endpoints::new(endpoints),
+            shared.journal.clone(),
+            shared.audit.clone(),
+            shared.events.clone(),
+            reports,
+        ));
+        if let Some(front) = &hands.front {
+            own.spawn(front.mirror.clone().serve(stop.clone()));
+            own.spawn(stop.clone().run_until_cancelled_owned(health::keep(front.clone())));
+        }
+        adopt_primary(&hands, &state.primary, &own);
+        let (machine, handle) = Machine::new(
+            hands,
+            state,
+            measure,
+            slots,
+            verifications.clone(),
+            answers,
+            Memory {
+                seed: crate::rng::seed(),
+                learner: Some(shared.learner.clone()),
+                history: shared.history.clone(),
+                freezes: shared.freezes.clone(),
+            },
+        );
+        let stopped = stop.clone();
+        own.spawn(async move {
+            machine.run(stopped).await;
+            verifications.stop("godwit was stopped");
+            streams.stop().await;
+        });
+        own.close();
+        let ended = own.clone();
+        shared.tasks.spawn(async move { ended.wait().await });
+        self.stops().insert(resource.name.clone(), (stop, own));
+        handle
+    }
+
+    /// Ends a resource's controller, and returns when all of it has ended. The databases stay as they are.
+    pub async fn end(&self, name: &str) {
+        let Some((stop, tasks)) = self.stops().remove(name) else { return };
+        stop.cancel();
+        tasks.wait().await;
+    }
+
+    fn stops(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, (CancellationToken, TaskTracker)>> {
+        self.stops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The drivers of a resource's placements, by zone.
+pub fn drivers_of(config: &Config, resource: &Resource) -> Result<BTreeMap<String, ZoneDriver>> {
+    let mut found = BTreeMap::new();
+    for (zone, placement) in &resource.placements {
+        let Some(driver) = placement.driver.as_ref().and_then(|name| config.drivers.get(name)) else {
+            continue;
+        };
+        found.insert(zone.clone(), driver_of(config, resource, zone, driver)?);
+    }
+    Ok(found)
+}
+
+fn driver_of(config: &Config, resource: &Resource, zone: &str, driver: &Driver) -> Result<ZoneDriver> {
+    let place = contract_placement(resource, zone);
+    let directory = ledger_directory(&config.node.state, &resource.name, zone);
+    let (does, deadline): (Arc<dyn Provisioning>, _) = match driver {
+        Driver::Process(settings) => {
+            (Arc::new(ProcessProvisioning::new(settings.clone())), drivers::DEADLINE)
+        }
+        Driver::Outside(OutsideDriver { way, parameters, every, deadline, .. }) => {
+            let carrier: Box<dyn Carrier> = match way {
+                Way::Exec(settings) => Box::new(Exec::new(settings.clone())),
+                Way::Webhook(settings) => {
+                    Box::new(Webhook::new(settings.clone(), config.node.egress.clone()))
+                }
+            };
+            (Arc::new(Outside::new(carrier, place, parameters.clone(), directory, *every)), *deadline)
+        }
+        #[cfg(feature = "kubernetes")]
+        Driver::Kubernetes(settings) => (
+            Arc::new(crate::drivers::kubernetes::Kubernetes::driver(settings.clone(), place, directory)),
+            settings.deadline,
+        ),
+        #[cfg(not(feature = "kubernetes"))]
+        Driver::Kubernetes(_) => bail!("this build has no kubernetes driver"),
+    };
+    Ok(ZoneDriver { does, deadline, password: driver.password().cloned() })
+}
+
+fn contract_placement(resource: &Resource, zone: &str) -> contract::Placement {
+    let database = resource.placements.values().find_map(|placement| placement.postgres.as_ref());
+    contract::Placement {
+        resource: resource.name.clone(),
+        zone: zone.to_owned(),
+        full: resource.placements.get(zone).map_or(1, |placement| placement.capacity),
+        database: database.map(|database| DatabaseNames {
+            name: database.dsn.get_dbname().unwrap_or_default().to_owned(),
+            role: database.dsn.get_user().unwrap_or_default().to_owned(),
+            app_roles: database.app_roles.clone(),
+        }),
+    }
+}
+
+/// Of names that are safe in file names.
+fn ledger_directory(state: &Path, resource: &str, zone: &str) -> std::path::PathBuf {
+    state.join(DRIVERS).join(format!("{resource}@{zone}"))
+}
+
+/// The primary's own processes run on without us; what died meanwhile is started again.
+fn adopt_primary(hands: &Arc<Hands>, primary: &Zone, tasks: &TaskTracker) {
+    let Some(driver) = hands.drivers.get(&*primary.0).cloned() else { return };
+    let workers = hands.workers(primary, Capacity::Full);
+    let (zone, name) = (primary.clone(), hands.resource.name.clone());
+    tasks.spawn(async move {
+        let operation = Operation { id: format!("adopt-{}", crate::rng::id()), deadline: driver.deadline };
+        match driver.does.provision(&operation, &Wanted::from(workers)).await {
+            Ok(status) => tracing::info!(resource = %name, %zone, ready = status.ready, "primary adopted"),
+            Err(error) => {
+                let why = chain(error);
+                tracing::error!(resource = %name, %zone, %why, "the primary's driver failed");
+            }
+        }
+    });
+}

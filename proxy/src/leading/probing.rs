@@ -1,0 +1,58 @@
+//! Probes of a resource's placements, wherever their drivers say they are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::model::Placement;
+use crate::controller::live::Live;
+use crate::feeds::prober::{Pace, PlacementKey, ProbeBoard, Prober, Target};
+
+/// How long a probe may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Probes every placement until `stop`; one whose place changes is probed there from then on.
+pub(super) fn probe(live: &Arc<Live>, stop: &CancellationToken, tasks: &TaskTracker) -> Arc<ProbeBoard> {
+    let board = Arc::new(ProbeBoard::default());
+    let mut changes = live.changes();
+    let mut known = live.load();
+    let pace = Pace { step: known.policy.step, timeout: TIMEOUT };
+    let mut prober = Prober::new(board.clone(), pace);
+    for placement in known.placements.values() {
+        prober.watch(PlacementKey::new(&live.name, &placement.zone), target(placement));
+    }
+    let (live, stop) = (live.clone(), stop.clone());
+    tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+            let now = live.load();
+            for placement in now.placements.values() {
+                let same =
+                    known.placements.get(&placement.zone).is_some_and(|old| same_place(old, placement));
+                if !same {
+                    prober.watch(PlacementKey::new(&live.name, &placement.zone), target(placement));
+                }
+            }
+            known = now;
+        }
+    });
+    board
+}
+
+fn target(placement: &Placement) -> Target {
+    Target {
+        http: placement.http.clone(),
+        path: placement.probe.clone(),
+        sql: placement.postgres.as_ref().map(|database| database.dsn.clone()),
+    }
+}
+
+fn same_place(a: &Placement, b: &Placement) -> bool {
+    let dsn = |placement: &Placement| placement.postgres.as_ref().map(|database| database.dsn.clone());
+    a.http == b.http && a.probe == b.probe && dsn(a) == dsn(b)
+}

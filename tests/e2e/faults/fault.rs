@@ -1,0 +1,362 @@
+//! What can go wrong: struck while a migration stands still after a record, healed when its row says so.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use godwit::demo::relay::Way;
+use godwit::demo::zone::{DATABASE, GODWIT_ROLE, RESOURCE, SERVICE_ROLE, Zone};
+use replicator::postgres::{Dsn, slot};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::sleep;
+use tokio_postgres::Client;
+
+use super::clients::send_order;
+use super::world::{Scene, World};
+use crate::leader::{PATIENCE, connect};
+
+/// Longer than the policy lets the gate be closed.
+const TOO_LONG: Duration = Duration::from_millis(2_500);
+
+/// Which side of the migration, as it was when it began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Primary,
+    Shadow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// kill -9 of the leader.
+    KillLeader,
+    /// SIGTERM of the leader.
+    Terminate,
+    /// SIGSTOP of the leader, SIGCONT after longer than the hold may last.
+    FreezeLeader,
+    /// The same of every process of a database.
+    FreezeDatabase(Side),
+    /// The wall clock jumps by so many milliseconds.
+    Clock(i64),
+    /// The wall clock goes back an hour, and nothing comes from the far zone any more.
+    ClockBackAndCut,
+    /// kill -9 of a database, which is started again.
+    Crash(Side),
+    /// The node of the far zone dies and is started again.
+    KillAgent,
+    /// Everything between the zones is lost and every connection closed.
+    Cut,
+    /// One direction between the zones is lost, and nobody is told.
+    BlackHole(Way),
+    /// The slot that the stream to the shadow reads goes.
+    SlotLost,
+    /// The slot of the way back goes.
+    WayBackLost,
+    /// A session of the application holds row locks and does nothing.
+    IdleInTransaction,
+    /// A session of the application reads for ever.
+    EndlessRead,
+    /// A prepared transaction holds locks.
+    Prepared,
+    /// A column is added on the primary.
+    AddColumn,
+    /// A table is added on the primary.
+    AddTable,
+    /// A superuser writes round the fence on the primary, with the triggers switched off.
+    WriteRoundTheFence,
+    /// Held clients leave.
+    ClientsLeave,
+    /// A second migration is asked for.
+    SecondRequest,
+    /// A disk is full: the leader's state, or a database's.
+    DiskFull(Disk),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disk {
+    Journal,
+    Database(Side),
+}
+
+/// What a fault leaves behind to be healed.
+#[derive(Default)]
+pub(crate) struct Struck {
+    sessions: Vec<Client>,
+    keys: Vec<String>,
+    pub(crate) refused: bool,
+}
+
+impl Fault {
+    /// When the migration goes on is part of it.
+    fn lets_go_on(self) -> bool {
+        matches!(self, Self::KillLeader | Self::Terminate | Self::FreezeLeader | Self::FreezeDatabase(_))
+    }
+
+    pub(crate) async fn strike(self, world: &mut World<'_>, scene: &Scene) -> Result<Struck> {
+        let mut struck = Struck::default();
+        let of = |side: Side| if side == Side::Primary { &*scene.from } else { &*scene.to };
+        match self {
+            Self::KillLeader => {
+                world.signal_leader(Signal::KILL)?;
+                world.restart_leader()?;
+            }
+            Self::Terminate => {
+                world.signal_leader(Signal::TERM)?;
+                world.restart_leader()?;
+            }
+            Self::FreezeLeader => {
+                world.signal_leader(Signal::STOP)?;
+                // It would go on now if it could.
+                world.release()?;
+                sleep(TOO_LONG).await;
+                world.signal_leader(Signal::CONT)?;
+            }
+            Self::FreezeDatabase(side) => {
+                let processes = processes(world.zone(of(side)))?;
+                signal_all(&processes, Signal::STOP)?;
+                world.release()?;
+                sleep(TOO_LONG).await;
+                signal_all(&processes, Signal::CONT)?;
+            }
+            Self::Clock(skew) => world.clock(skew).await?,
+            Self::ClockBackAndCut => {
+                world.clock(-3_600_000).await?;
+                world.path_far().cut();
+            }
+            Self::Crash(side) => crash(world.zone(of(side)))?,
+            Self::KillAgent => {
+                let agent = world.agent.take().context("a node in the far zone")?;
+                agent.signal(Signal::KILL)?;
+                drop(agent);
+                world.agent = crate::leader::agent(world.playground)?;
+            }
+            Self::Cut => {
+                world.path_far().cut();
+                world.path_far().reset_connections();
+            }
+            Self::BlackHole(way) => world.path_far().cut_one_way(way),
+            Self::SlotLost => {
+                drop_slot(world.zone(&scene.from), &slot::slot_name(RESOURCE, scene.generation)).await?;
+            }
+            Self::WayBackLost => {
+                drop_slot(world.zone(&scene.to), &slot::slot_name(RESOURCE, scene.generation + 1)).await?;
+            }
+            Self::IdleInTransaction => {
+                let sql = "BEGIN; UPDATE customers SET balance = balance WHERE id = 1";
+                struck.session(world.zone(&scene.from), "forgotten-job", sql).await;
+            }
+            Self::EndlessRead => {
+                let sql = "BEGIN; SELECT count(*) FROM customers";
+                struck.session(world.zone(&scene.from), "endless-report", sql).await;
+                for session in &struck.sessions {
+                    // It is ended with its session.
+                    let endless = session.simple_query("SELECT pg_sleep(600)");
+                    drop(tokio::time::timeout(Duration::from_millis(50), endless).await);
+                }
+            }
+            Self::Prepared => {
+                let sql = "BEGIN; UPDATE customers SET balance = balance WHERE id = 2; PREPARE TRANSACTION 'in-doubt'";
+                connect(world.zone(&scene.from)).await?.batch_execute(sql).await?;
+            }
+            Self::AddColumn | Self::AddTable => {
+                let name = format!("added_{}", scene.id);
+                let sql = match self {
+                    Self::AddColumn => format!("ALTER TABLE payments ADD COLUMN {name} int"),
+                    _ => format!("CREATE TABLE {name} (id int PRIMARY KEY)"),
+                };
+                connect(world.zone(&scene.from)).await?.batch_execute(&sql).await?;
+                struck.keys.push(name);
+            }
+            Self::WriteRoundTheFence => {
+                let sql = "SET session_replication_role = replica; \
+                     UPDATE customers SET name = name WHERE id = 3; RESET session_replication_role";
+                connect(world.zone(&scene.from)).await?.batch_execute(sql).await?;
+            }
+            Self::ClientsLeave => {
+                let mut sockets = Vec::new();
+                let before = held(world).await?;
+                for number in 0..10 {
+                    let key = format!("gone-{}-{}-{number}", scene.generation, scene.phase);
+                    sockets.push(send_order(world.playground.front, &key).await?);
+                    struck.keys.push(key);
+                }
+                until("they are held", async || Ok(held(world).await? >= before + 10)).await?;
+            }
+            Self::SecondRequest => {
+                // The controller answers when it goes on.
+                let goes_on = async {
+                    sleep(Duration::from_millis(50)).await;
+                    world.release()
+                };
+                let (refused, released) = tokio::join!(world.leader.migrate(&scene.to), goes_on);
+                released?;
+                let refused = refused.expect_err("one at a time");
+                ensure!(refused.to_string().contains(&scene.id), "{refused:#}");
+                struck.refused = true;
+            }
+            Self::DiskFull(disk) => {
+                super::disk::fill(world, &super::disk::directory(world, scene, disk)).await?
+            }
+        }
+        if !self.lets_go_on() {
+            world.release()?;
+        }
+        Ok(struck)
+    }
+
+    /// While the run goes on.
+    pub(crate) async fn heal(self, world: &mut World<'_>, scene: &Scene) -> Result<()> {
+        let of = |side: Side| if side == Side::Primary { &*scene.from } else { &*scene.to };
+        match self {
+            Self::Crash(side) => revive(world.zone(of(side))).await?,
+            Self::Cut | Self::BlackHole(_) | Self::ClockBackAndCut => {
+                // What was lost under way must not look like a connection that still works.
+                sleep(TOO_LONG).await;
+                world.path_far().restore();
+                world.path_far().reset_connections();
+            }
+            Self::DiskFull(disk) => {
+                sleep(TOO_LONG).await;
+                super::disk::empty(&super::disk::directory(world, scene, disk))?;
+                if let Disk::Database(side) = disk {
+                    revive(world.zone(of(side))).await?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// After the run's end: what is left over goes, what must hold of it is looked at.
+    pub(crate) async fn clean(self, world: &mut World<'_>, scene: &Scene, struck: Struck) -> Result<()> {
+        let view = world.leader.view().await?;
+        match self {
+            Self::Clock(_) | Self::ClockBackAndCut => world.clock(0).await?,
+            Self::Prepared => {
+                let client = connect(world.zone(&scene.from)).await?;
+                client.batch_execute("ROLLBACK PREPARED 'in-doubt'").await?;
+            }
+            Self::AddColumn | Self::AddTable => {
+                let name = struck.keys.first().context("what was added")?;
+                let sql = "SELECT count(*) FROM (SELECT attname FROM pg_attribute \
+                     WHERE attrelid = 'payments'::regclass AND NOT attisdropped \
+                     UNION SELECT relname FROM pg_class) n WHERE n.attname = $1";
+                let found: i64 =
+                    connect(world.zone(&view.primary)).await?.query_one(sql, &[name]).await?.get(0);
+                ensure!(found == 1, "{name} is not on the primary any more");
+                world.sync_schema().await?;
+            }
+            Self::ClientsLeave => {
+                let client = connect(world.zone(&view.primary)).await?;
+                for key in &struck.keys {
+                    let row = client.query_one("SELECT count(*) FROM orders WHERE key = $1", &[key]).await?;
+                    ensure!(row.get::<_, i64>(0) == 0, "{key} was forwarded although its client had left");
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Struck {
+    /// Where the fence is up the application is not let in: that is as it must be.
+    async fn session(&mut self, zone: &Zone, name: &str, sql: &str) {
+        let mut dsn: Dsn = zone.dsn(SERVICE_ROLE);
+        dsn.application_name(name);
+        let opened = async {
+            let (client, connection) = dsn.connect(tokio_postgres::NoTls).await?;
+            tokio::spawn(connection);
+            client.batch_execute(sql).await?;
+            Ok::<_, tokio_postgres::Error>(client)
+        };
+        match opened.await {
+            Ok(client) => self.sessions.push(client),
+            Err(_) => self.refused = true,
+        }
+    }
+}
+
+async fn until(what: &str, mut fact: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !fact().await? {
+        ensure!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// As the metrics say: the controller, whose view would tell, stands still.
+async fn held(world: &World<'_>) -> Result<usize> {
+    let metrics = crate::slots::metrics(world.playground).await?;
+    let line = metrics.lines().find(|line| line.starts_with("godwit_held_requests{"));
+    let number = line.and_then(|line| line.rsplit(' ').next()).context("the number of held requests")?;
+    Ok(number.parse::<f64>()? as usize)
+}
+
+/// Every process of a cluster, the postmaster first.
+fn processes(zone: &Zone) -> Result<Vec<i32>> {
+    let postmaster = postmaster(zone)?;
+    let mut all = vec![postmaster];
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        // pid (comm) state ppid …
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
+        if parent == Some(&*postmaster.to_string()) {
+            all.push(pid);
+        }
+    }
+    Ok(all)
+}
+
+fn postmaster(zone: &Zone) -> Result<i32> {
+    let text = std::fs::read_to_string(zone.cluster.data.join("postmaster.pid"))?;
+    Ok(text.lines().next().context("a pid")?.trim().parse()?)
+}
+
+fn signal_all(processes: &[i32], signal: Signal) -> Result<()> {
+    for (at, pid) in processes.iter().enumerate() {
+        let sent = kill_process(Pid::from_raw(*pid).context("a pid")?, signal);
+        // A session may have ended meanwhile; the postmaster not.
+        ensure!(sent.is_ok() || at > 0, "{sent:?}");
+    }
+    Ok(())
+}
+
+fn crash(zone: &Zone) -> Result<()> {
+    signal_all(&[postmaster(zone)?], Signal::KILL)
+}
+
+/// Starts a database as often as it takes: the old one's processes may still hold its memory, the driver may be quicker.
+pub(super) async fn revive(zone: &Zone) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Ok(client) = connect(zone).await
+            && client.simple_query("SELECT 1").await.is_ok()
+        {
+            return Ok(());
+        }
+        ensure!(tokio::time::Instant::now() < deadline, "{} does not come back", zone.name);
+        let cluster = zone.cluster.clone();
+        drop(tokio::task::spawn_blocking(move || cluster.start()).await?);
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A slot that is being read is let go first.
+async fn drop_slot(zone: &Zone, name: &str) -> Result<()> {
+    let mut dsn = zone.dsn(GODWIT_ROLE);
+    dsn.dbname(DATABASE);
+    let client = replicator::postgres::connect(&dsn, "vandal").await?;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let sql = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active";
+        client.query(sql, &[&name]).await?;
+        let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
+        match client.query(sql, &[&name]).await {
+            Ok(dropped) if dropped.len() == 1 => return Ok(()),
+            Ok(_) => bail!("there is no slot {name}"),
+            Err(error) => ensure!(tokio::time::Instant::now() < deadline, "{name} is not dropped: {error}"),
+        }
+    }
+}

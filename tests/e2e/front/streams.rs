@@ -1,0 +1,301 @@
+//! Long streams across a swap: WebSocket, server-sent events, gRPC.
+
+use godwit::fronts::http::settings::{AtCutover, Route, StreamRules, Upstream as Way};
+use http_body_util::{StreamBody, combinators::BoxBody};
+use hyper::body::Frame;
+use tokio::net::TcpListener;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::*;
+
+const HELLO: &[u8] = &[0x81, 5, b'h', b'e', b'l', b'l', b'o'];
+const RESTART: &[u8] = &[0x88, 2, 0x03, 0xF4];
+
+/// Upgrades `/ws` and says hello there; begins a stream of events elsewhere; both say more whenever they are told to.
+struct Streamer {
+    address: SocketAddr,
+    more: tokio::sync::watch::Sender<u64>,
+    open: Arc<AtomicU64>,
+    task: AbortHandle,
+}
+
+impl Streamer {
+    async fn start() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (more, told) = tokio::sync::watch::channel(0);
+        let open = Arc::new(AtomicU64::new(0));
+        let counted = open.clone();
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (told, open) = (told.clone(), counted.clone());
+                connections.spawn(async move {
+                    open.fetch_add(1, SeqCst);
+                    let _ = stream_on(stream, told).await;
+                    open.fetch_sub(1, SeqCst);
+                });
+            }
+        });
+        Self { address, more, open, task: task.abort_handle() }
+    }
+
+    fn say_more(&self) {
+        self.more.send_modify(|times| *times += 1);
+    }
+}
+
+impl Drop for Streamer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn stream_on(
+    mut stream: TcpStream,
+    mut told: tokio::sync::watch::Receiver<u64>,
+) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut request).await? == 0 {
+            return Ok(());
+        }
+    }
+    let upgrades = request.starts_with(b"GET /ws");
+    let (begin, piece): (&[u8], &[u8]) = if upgrades {
+        (b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", HELLO)
+    } else {
+        let head =
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+        (head, b"9\r\ndata: 1\n\n\r\n")
+    };
+    stream.write_all(begin).await?;
+    stream.write_all(piece).await?;
+    let mut left = [0; 64];
+    loop {
+        tokio::select! {
+            changed = told.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                stream.write_all(piece).await?;
+            }
+            read = stream.read(&mut left) => {
+                if read? == 0 {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+async fn front(at: SocketAddr, rules: StreamRules) -> Front {
+    let mut plain = HttpFront::plain(free(), &[]);
+    plain.settings.streams = rules;
+    Front::of(plain, WIDE, Pool::new(0, "a", &[at])).await
+}
+
+fn rules(at_cutover: AtCutover) -> StreamRules {
+    StreamRules { at_cutover, deadline: DEADLINE * 100, jitter: Duration::from_millis(50) }
+}
+
+/// A client that has got the first piece of a stream.
+struct Listener {
+    stream: TcpStream,
+    got: Vec<u8>,
+}
+
+impl Listener {
+    async fn start(front: &Front, path: &str) -> Self {
+        let mut stream = TcpStream::connect(front.address).await.unwrap();
+        let upgrade = if path == "/ws" {
+            "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        } else {
+            ""
+        };
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n{upgrade}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut this = Self { stream, got: Vec::new() };
+        this.until(b"\r\n\r\n").await;
+        this.piece(path).await;
+        this
+    }
+
+    /// The next piece.
+    async fn piece(&mut self, path: &str) {
+        self.until(if path == "/ws" { HELLO } else { b"data: 1\n\n\r\n" }).await;
+    }
+
+    /// Reads on to this text, and forgets what came before it.
+    async fn until(&mut self, end: &[u8]) {
+        let read = async {
+            loop {
+                if let Some(at) = self.got.windows(end.len()).position(|some| some == end) {
+                    self.got.drain(..at + end.len());
+                    return;
+                }
+                assert_ne!(
+                    self.stream.read_buf(&mut self.got).await.unwrap(),
+                    0,
+                    "ended: {}",
+                    self.got.escape_ascii()
+                );
+            }
+        };
+        tokio::time::timeout(DEADLINE, read).await.unwrap_or_else(|_| panic!("no {}", end.escape_ascii()));
+    }
+
+    /// What comes until the connection ends.
+    async fn rest(mut self) -> Vec<u8> {
+        let read = async { while self.stream.read_buf(&mut self.got).await.unwrap_or(0) > 0 {} };
+        tokio::time::timeout(DEADLINE, read).await.expect("the stream ends");
+        self.got
+    }
+}
+
+async fn swap(front: &Front, generation: u64, to: SocketAddr) {
+    front.close_and_drain().await;
+    front.resource.pool.swap(Pool::new(generation, "b", &[to])).unwrap();
+    front.gate().open();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_are_closed_after_a_swap_so_that_clients_come_again() {
+    let (old, new) = (Streamer::start().await, Streamer::start().await);
+    let front = front(old.address, rules(AtCutover::Close)).await;
+    let (socket, events) = (Listener::start(&front, "/ws").await, Listener::start(&front, "/events").await);
+    assert_eq!(front.resource.streams.count(), 2);
+    swap(&front, 1, new.address).await;
+    assert_eq!(socket.rest().await, RESTART, "code 1012");
+    assert_eq!(events.rest().await, b"0\r\n\r\n", "the regular end of the body");
+    until("the old side is left", async || old.open.load(SeqCst) == 0).await;
+    until("streams are forgotten", async || front.resource.streams.count() == 0).await;
+    let again = Listener::start(&front, "/ws").await;
+    assert_eq!(new.open.load(SeqCst), 1);
+    drop(again);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_finish_on_the_old_side_until_the_deadline() {
+    let (old, new) = (Streamer::start().await, Streamer::start().await);
+    let front = front(old.address, rules(AtCutover::Finish)).await;
+    let mut listeners = [Listener::start(&front, "/ws").await, Listener::start(&front, "/events").await];
+    swap(&front, 1, new.address).await;
+    for _ in 0..3 {
+        old.say_more();
+        for (listener, path) in listeners.iter_mut().zip(["/ws", "/events"]) {
+            listener.piece(path).await;
+        }
+    }
+    assert_eq!((old.open.load(SeqCst), new.open.load(SeqCst)), (2, 0));
+    drop(listeners);
+    until("the old side is left", async || old.open.load(SeqCst) == 0).await;
+
+    let deadline = StreamRules { deadline: Duration::from_millis(1), ..rules(AtCutover::Finish) };
+    let old = Streamer::start().await;
+    let front = self::front(old.address, deadline).await;
+    let socket = Listener::start(&front, "/ws").await;
+    swap(&front, 1, new.address).await;
+    assert_eq!(socket.rest().await, RESTART);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_block_are_waited_for() {
+    let old = Streamer::start().await;
+    let mut plain = HttpFront::plain(free(), &[]);
+    plain.settings.streams = rules(AtCutover::Close);
+    plain.settings.routes = vec![Route {
+        name: "chat".into(),
+        path: "/ws".into(),
+        at_cutover: Some(AtCutover::Block),
+        stream: false,
+    }];
+    let front = Front::of(plain, WIDE, Pool::new(0, "a", &[old.address])).await;
+    let socket = Listener::start(&front, "/ws").await;
+    let events = Listener::start(&front, "/events").await;
+    front.gate().close();
+    until("only the one that blocks is inside", async || front.gate().stats().in_flight == 1).await;
+    let mut drained = Box::pin(front.gate().drained());
+    assert!(futures_util::poll!(&mut drained).is_pending());
+    drop(socket);
+    tokio::time::timeout(DEADLINE, drained).await.expect("drained");
+    front.gate().open();
+    drop(events);
+}
+
+type Body = BoxBody<Bytes, std::convert::Infallible>;
+
+/// A gRPC server: `/one` answers once, with trailers; anything else begins a stream and leaves it open.
+async fn grpc() -> (SocketAddr, AbortHandle) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let service =
+                    hyper::service::service_fn(|request: Request<hyper::body::Incoming>| async move {
+                        let (path, te) =
+                            (request.uri().path().to_owned(), request.headers().get("te").cloned());
+                        let body = request.into_body().collect().await;
+                        let data = Frame::data(body.map(|body| body.to_bytes()).unwrap_or_default());
+                        let mut trailers = http::HeaderMap::new();
+                        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                        let frames: Vec<Result<_, std::convert::Infallible>> =
+                            vec![Ok(data), Ok(Frame::trailers(trailers))];
+                        let body: Body = if path == "/one" {
+                            StreamBody::new(futures_util::stream::iter(frames)).boxed()
+                        } else {
+                            let first = futures_util::stream::iter(frames.into_iter().take(1));
+                            let open = futures_util::stream::pending();
+                            StreamBody::new(futures_util::StreamExt::chain(first, open)).boxed()
+                        };
+                        let response = Response::builder().header("content-type", "application/grpc");
+                        let te = te.unwrap_or(http::HeaderValue::from_static("none"));
+                        Ok::<_, std::convert::Infallible>(response.header("saw-te", te).body(body).unwrap())
+                    });
+                let executor = TokioExecutor::new();
+                hyper::server::conn::http2::Builder::new(executor)
+                    .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+                    .await
+            });
+        }
+    });
+    (address, task.abort_handle())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_passes_with_trailers_and_its_streams_get_a_status_after_a_swap() {
+    let ((old, _old), (new, _new)) = (grpc().await, grpc().await);
+    let mut plain = HttpFront::plain(free(), &[]);
+    plain.listener.h2c = true;
+    plain.settings.streams = rules(AtCutover::Close);
+    let reach = |at: SocketAddr| {
+        let way = Way { http2: true, ..Way::default() };
+        Arc::new(Reach::new(&way, &[at.to_string()], &[at]).unwrap())
+    };
+    let reaches = HashMap::from([("a".into(), reach(old)), ("b".into(), reach(new))]);
+    let front = Front::reaching(plain, WIDE, Pool::new(0, "a", &[old]), reaches).await;
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build(HttpConnector::new());
+    let call = async |path: &str| {
+        let request = Request::post(format!("http://{}{path}", front.address))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(Full::new(Bytes::from_static(b"\0\0\0\0\x04ping")))
+            .unwrap();
+        tokio::time::timeout(DEADLINE, client.request(request)).await.expect("an answer").unwrap()
+    };
+    let whole = call("/one").await.into_body().collect().await.unwrap();
+    assert_eq!(whole.trailers().unwrap()["grpc-status"], "0");
+    assert_eq!(whole.to_bytes(), &b"\0\0\0\0\x04ping"[..]);
+
+    let mut stream = call("/stream").await.into_body();
+    assert!(stream.frame().await.unwrap().unwrap().is_data());
+    swap(&front, 1, new).await;
+    let end = tokio::time::timeout(DEADLINE, stream.frame()).await.expect("the stream ends");
+    let trailers = end.unwrap().unwrap().into_trailers().expect("trailers");
+    assert_eq!(trailers["grpc-status"], "14");
+    assert!(stream.frame().await.is_none());
+    let whole = call("/one").await.into_body().collect().await.unwrap();
+    assert_eq!(whole.trailers().unwrap()["grpc-status"], "0", "calls go to the new side");
+}

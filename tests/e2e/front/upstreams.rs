@@ -1,0 +1,261 @@
+//! Endpoints that are not well, connections that die, and what a front does about both.
+
+use std::process::Stdio;
+use std::sync::atomic::AtomicU16;
+
+use godwit::fronts::http::settings::{Ejection, HealthCheck, Upstream as Way};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpListener;
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::*;
+
+/// Answers health checks and requests with statuses that can be changed.
+struct Moody {
+    address: SocketAddr,
+    health: Arc<AtomicU16>,
+    answer: Arc<AtomicU16>,
+    seen: Arc<AtomicU64>,
+    task: AbortHandle,
+}
+
+impl Moody {
+    async fn start() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (health, answer) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicU16::new(200)));
+        let seen = Arc::new(AtomicU64::new(0));
+        let shared = (health.clone(), answer.clone(), seen.clone());
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (health, answer, seen) = shared.clone();
+                connections.spawn(async move {
+                    let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
+                        let status = if request.uri().path() == "/healthz" {
+                            health.load(SeqCst)
+                        } else {
+                            seen.fetch_add(1, SeqCst);
+                            answer.load(SeqCst)
+                        };
+                        let response =
+                            Response::builder().status(status).body(Full::new(Bytes::new())).unwrap();
+                        async move { Ok::<_, std::convert::Infallible>(response) }
+                    });
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+                        .await
+                });
+            }
+        });
+        Self { address, health, answer, seen, task: task.abort_handle() }
+    }
+}
+
+impl Drop for Moody {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_is_not_well_is_left_out_until_it_is() {
+    let (one, two) = (Moody::start().await, Moody::start().await);
+    let mut plain = HttpFront::plain(free(), &[]);
+    plain.settings.health = Some(HealthCheck {
+        path: Some("/healthz".into()),
+        every: Duration::from_millis(100),
+        timeout: Duration::from_secs(5),
+        down_after: 2,
+        up_after: 2,
+    });
+    let front = Front::of(plain, WIDE, Pool::new(0, "a", &[one.address, two.address])).await;
+    let up = |at: usize| front.resource.pool.load().endpoints()[at].is_up();
+    one.health.store(500, SeqCst);
+    until("the first is out", async || !up(0)).await;
+    let before = one.seen.load(SeqCst);
+    for _ in 0..50 {
+        assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    }
+    assert_eq!((one.seen.load(SeqCst), two.seen.load(SeqCst)), (before, 50));
+    // Where none is well, requests go on.
+    two.health.store(500, SeqCst);
+    until("both are out", async || !up(1)).await;
+    assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    one.health.store(200, SeqCst);
+    until("the first is back", async || up(0)).await;
+    for _ in 0..20 {
+        assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    }
+    assert!(one.seen.load(SeqCst) >= before + 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_whose_requests_fail_is_left_out_for_a_while() {
+    let (one, two) = (Moody::start().await, Moody::start().await);
+    let mut plain = HttpFront::plain(free(), &[]);
+    plain.settings.ejection = Some(Ejection {
+        failures: 3,
+        time: Duration::from_secs(1),
+        most: migration::units::Ratio::new(0.5).unwrap(),
+    });
+    let front = Front::of(plain, WIDE, Pool::new(0, "a", &[one.address, two.address])).await;
+    one.answer.store(503, SeqCst);
+    let mut failed = 0;
+    let sent = until("three have failed", async || {
+        failed += u64::from(front.send(front.get("/")).await.0 == StatusCode::SERVICE_UNAVAILABLE);
+        failed == 3
+    });
+    sent.await;
+    one.answer.store(200, SeqCst);
+    let before = one.seen.load(SeqCst);
+    assert_eq!(before, 3);
+    for _ in 0..20 {
+        assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    }
+    assert_eq!(one.seen.load(SeqCst), before, "it is out for a second");
+    until("it is asked again", async || {
+        front.send(front.get("/")).await;
+        one.seen.load(SeqCst) > before
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_its_limit_a_placement_takes_no_more() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let way = Way { limit: Some(2), ..Way::default() };
+    let reach = Arc::new(Reach::new(&way, &[address.to_string()], &[address]).unwrap());
+    let pool = Pool::new(0, "a", &[address]);
+    let front =
+        Front::reaching(HttpFront::plain(free(), &[]), WIDE, pool, HashMap::from([("a".into(), reach)]))
+            .await;
+    let front = Arc::new(front);
+    let mut waiting = Vec::new();
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let front = Arc::clone(&front);
+        waiting.push(tokio::spawn(async move { front.send(front.get("/")).await.0 }));
+        streams.push(listener.accept().await.unwrap().0);
+    }
+    let (status, headers, text) = front.send(front.get("/")).await;
+    assert_eq!(
+        (status, headers["retry-after"].to_str().unwrap()),
+        (StatusCode::SERVICE_UNAVAILABLE, "1"),
+        "{text}"
+    );
+    for stream in &mut streams {
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    }
+    for request in waiting {
+        assert_eq!(request.await.unwrap(), StatusCode::OK);
+    }
+}
+
+/// `dead.py`.
+struct Dead {
+    child: Child,
+    lines: tokio::io::Lines<BufReader<ChildStdout>>,
+    address: SocketAddr,
+}
+
+impl Dead {
+    async fn start() -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/front/dead.py");
+        let mut child = Command::new("python3")
+            .arg(script)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let port: u16 = lines.next_line().await.unwrap().unwrap().parse().unwrap();
+        Self { child, lines, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+    }
+
+    async fn says(&mut self, what: &str) {
+        let line = tokio::time::timeout(DEADLINE, self.lines.next_line()).await;
+        let line = line.unwrap_or_else(|_| panic!("the endpoint does not say {what}"));
+        assert_eq!(line.unwrap().as_deref(), Some(what));
+    }
+
+    /// Ends the deaf connection.
+    async fn end(&mut self) {
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").await.unwrap();
+    }
+
+    /// Bytes that were sent to it and that it has not taken: the kernel's list of connections says so.
+    fn not_taken(&self) -> u64 {
+        let to = format!("0100007F:{:04X}", self.address.port());
+        let list = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let queued = |line: &str| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let queued = words.get(4)?.split(':').next()?;
+            u64::from_str_radix(queued, 16).ok().filter(|_| words[2] == to)
+        };
+        list.lines().filter_map(queued).sum()
+    }
+}
+
+/// A kept connection dies under a POST of which the endpoint took nothing: it is sent again, on a new one, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_that_nobody_saw_is_sent_again() {
+    let mut dead = Dead::start().await;
+    let front = Arc::new(Front::start(&[], WIDE, Pool::new(0, "a", &[dead.address])).await);
+    assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    dead.says("request").await;
+    dead.says("deaf").await;
+    let post = tokio::spawn({
+        let front = Arc::clone(&front);
+        async move { front.send(front.request(Method::POST, "/", Bytes::from_static(b"body"))).await }
+    });
+    until("the POST is under way", async || dead.not_taken() > 0).await;
+    dead.end().await;
+    let (status, _, text) = post.await.unwrap();
+    assert_eq!(status, StatusCode::OK, "{text}");
+    dead.says("request").await;
+}
+
+/// The same with a body that is not kept: it cannot be sent again, and the client is told that nobody saw it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_post_that_nobody_saw_is_refused_as_such() {
+    let mut dead = Dead::start().await;
+    let front = Arc::new(Front::start(&[], WIDE, Pool::new(0, "a", &[dead.address])).await);
+    assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    dead.says("request").await;
+    dead.says("deaf").await;
+    let post = tokio::spawn({
+        let front = Arc::clone(&front);
+        async move { front.send(front.request(Method::POST, "/", Bytes::from(vec![0; 1 << 20]))).await }
+    });
+    until("more of it was sent than is kept", async || dead.not_taken() > 200_000).await;
+    dead.end().await;
+    let (status, headers, text) = post.await.unwrap();
+    assert_eq!(
+        (status, headers["retry-after"].to_str().unwrap()),
+        (StatusCode::SERVICE_UNAVAILABLE, "1"),
+        "{text}"
+    );
+    assert!(text.contains("not processed"), "{text}");
+}
+
+/// Connections of the old generation are closed by the swap, not when the keep-alive pool thinks of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_swap_closes_what_is_kept() {
+    let (old, new) = (super::raw::Raw::start().await, super::raw::Raw::start().await);
+    let front = Front::start(&[], WIDE, Pool::new(0, "a", &[old.address()])).await;
+    for _ in 0..5 {
+        assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    }
+    assert_eq!(old.open(), 1);
+    front.close_and_drain().await;
+    let before = front.resource.pool.swap(Pool::new(1, "b", &[new.address()])).unwrap();
+    front.gate().open();
+    until("the old side's connections are closed", async || old.open() == 0).await;
+    until("they are forgotten", async || before.endpoints()[0].connections().count() == 0).await;
+    assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    assert_eq!((old.open(), new.open()), (0, 1));
+}
