@@ -19,6 +19,7 @@ pub mod copy;
 pub mod drift;
 pub mod error;
 pub mod fence;
+mod hash;
 pub mod identity;
 pub mod lanes;
 pub mod link;
