@@ -22,6 +22,7 @@ pub mod fence;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod grants;
+mod hash;
 pub mod identity;
 pub mod lanes;
 pub mod link;

@@ -21,10 +21,10 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-const DATABASE: &str = "shop";
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const DATABASE: &str = "shop";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-const SCHEMA: &str = r#"
+pub(crate) const SCHEMA: &str = r#"
 CREATE TYPE mood AS ENUM ('glad', 'sad');
 CREATE DOMAIN short AS text CHECK (length(value) < 40);
 CREATE TABLE customers (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name short NOT NULL, feels mood,
@@ -75,7 +75,7 @@ pub(crate) fn spec(generation: u64) -> StreamSpec {
 
 pub(crate) struct Pair {
     pub(crate) source: TestCluster,
-    target: TestCluster,
+    pub(crate) target: TestCluster,
     pub(crate) from: Client,
     pub(crate) to: Client,
 }
@@ -116,7 +116,7 @@ impl Pair {
         self.equal().await
     }
 
-    async fn equal(&self) -> Result<()> {
+    pub(crate) async fn equal(&self) -> Result<()> {
         for table in TABLES {
             let (left, right) = (rows(&self.from, table).await?, rows(&self.to, table).await?);
             ensure!(left == right, "{table} differs: {} rows against {}", left.len(), right.len());
@@ -131,7 +131,7 @@ async fn rows(client: &Client, table: &str) -> Result<Vec<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-async fn position(client: &Client) -> Result<Lsn> {
+pub(crate) async fn position(client: &Client) -> Result<Lsn> {
     let text: String = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
     Ok(text.parse()?)
 }

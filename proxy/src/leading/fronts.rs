@@ -114,7 +114,7 @@ impl Fronts {
     /// Sets the gauges of the fronts that joined.
     pub fn measure(&self) {
         for joined in self.state().joined.values() {
-            joined.routes.measure();
+            joined.routes.look();
         }
     }
 }

@@ -99,6 +99,7 @@ pub fn settle(config: &Config, resource: &Resource, primary: &str, shadow: &str)
             Placement {
                 zone: zone.to_owned(),
                 http: Vec::new(),
+                upstream: like.upstream.clone(),
                 probe: like.probe.clone(),
                 postgres: None,
                 capacity: like.capacity,

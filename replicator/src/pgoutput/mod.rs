@@ -13,13 +13,12 @@
 mod message;
 pub(crate) mod reader;
 
-use std::collections::HashMap;
 use std::sync::Arc;
-
-use bytes::Bytes;
 
 use crate::change::{Change, LargeHeader, OldRow, Relation, Row};
 use crate::error::Error;
+use crate::hash::HashMap;
+use bytes::Bytes;
 use message::{CommitRecord, Message, OldTuple};
 
 /// What one message tells.
@@ -80,6 +79,11 @@ impl Decoder {
     /// A decoder for a fresh replication connection.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The transaction between whose Begin and Commit the stream is; where it ends is not known yet.
+    pub(crate) fn begun(&self) -> Option<&LargeHeader> {
+        self.open.as_ref()
     }
 
     /// Takes one message.

@@ -44,7 +44,7 @@ fn hex(text: &str) -> Bytes {
 fn decode_all(messages: &[&str]) -> Result<Vec<Transaction>, Error> {
     let mut decoder = Decoder::new();
     let mut found = Vec::new();
-    let mut open: HashMap<u32, Vec<(u32, Change)>> = HashMap::new();
+    let mut open: HashMap<u32, Vec<(u32, Change)>> = HashMap::default();
     for message in messages {
         match decoder.decode(hex(message))? {
             None | Some(Event::Origin { .. }) => {}

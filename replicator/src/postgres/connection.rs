@@ -268,6 +268,11 @@ impl Connection {
         }
     }
 
+    /// Queues a simple query; its answer is for [`Self::buffered`].
+    pub(crate) fn queue_query(&mut self, sql: &str) -> Result<(), Error> {
+        frontend::query(sql, &mut self.outgoing).map_err(Error::io("send on the replication connection"))
+    }
+
     /// Queues the content of one copy message; [`Self::flush`] or [`Self::fill`] sends it.
     pub(crate) fn queue_copy(&mut self, content: &[u8]) -> Result<(), Error> {
         frontend::CopyData::new(content)
@@ -457,7 +462,7 @@ pub(crate) fn server_error(context: &str, body: Bytes) -> Error {
     Error::Server { context: context.to_owned(), sqlstate, message }
 }
 
-fn text_row(body: Bytes) -> Result<TextRow, Error> {
+pub(crate) fn text_row(body: Bytes) -> Result<TextRow, Error> {
     let mut reader = Reader::new("row", body);
     let count = usize::from(reader.u16("column count")?);
     let mut row = Vec::with_capacity(count.min(reader.remaining()));
@@ -477,7 +482,7 @@ fn unproven(context: &str, why: impl fmt::Display) -> Error {
     ))
 }
 
-fn unexpected(tag: u8, context: &str) -> Error {
+pub(crate) fn unexpected(tag: u8, context: &str) -> Error {
     Error::Protocol(format!("unexpected message {:?} while trying to {context}", char::from(tag)))
 }
 

@@ -1,5 +1,6 @@
 //! The only files that speak to the source database: SQL connections, slots, the replication stream.
 
+pub(crate) mod backlog;
 pub(crate) mod connection;
 mod dsn;
 mod paced;

@@ -3,6 +3,7 @@
 //! [`maintain`] keeps one stream alive from the side that opens the link; [`serve_link`] answers on the other side.
 //! Inside one process, [`LocalPeer`] stands for the other side.
 
+mod changes;
 mod copying;
 mod progress;
 pub(crate) mod receive;

@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use super::changes::{Changes, Forward, Found};
 use super::copying::Produced;
 use super::progress::CopyProgress;
 use super::transport::{Joined, closed, write};
@@ -22,6 +23,8 @@ use crate::error::Error;
 use crate::identity::{SourceId, identify};
 use crate::link::LinkRecv;
 use crate::lsn::Lsn;
+use crate::pgoutput::Event;
+use crate::postgres::backlog::{Backlog, Retained};
 use crate::postgres::stream::{Feedback, ReplicationStream, StreamEvent};
 use crate::postgres::{Dsn, connect, slot};
 use crate::session::Sender;
@@ -213,35 +216,46 @@ impl Pump<'_> {
         from: Lsn,
         id: SourceId,
     ) -> Result<(), Error> {
-        let stream = {
-            // Starting may wait for an older walsender; heartbeats go on.
-            let mut starting =
-                pin!(ReplicationStream::start_at(source.dsn, &spec.slot, &spec.publication, from, Some(id)));
-            let mut tick = ticker(TICK);
-            loop {
-                tokio::select! {
-                    started = &mut starting => break started?,
-                    message = self.incoming.recv() => self.message(message?)?,
-                    _ = tick.tick() => self.machine.handle_tick(crate::clock::now())?,
-                }
-                self.flush();
-            }
-        };
+        let (slot, publication) = (&spec.slot, &spec.publication);
+        let backlog = self.meanwhile(Backlog::open(source.dsn, slot, publication, from, id)).await?;
+        let mut from = from;
+        if let Some(backlog) = backlog {
+            tracing::info!(stream = slot, at = %from, newest = %backlog.newest(), "reading the backlog");
+            self.tell();
+            let changes = Changes::Retained(backlog, Forward::default());
+            from = self.follow(changes, OpenTransactions::new(source.spill.clone())).await?;
+        }
+        // Starting may wait for an older walsender.
+        let start = ReplicationStream::start_at(source.dsn, slot, publication, from, Some(id));
+        let stream = self.meanwhile(start).await?;
         self.tell();
-        self.follow(stream, OpenTransactions::new(source.spill.clone())).await
+        self.follow(Changes::Live(stream), OpenTransactions::new(source.spill.clone())).await?;
+        Ok(())
     }
 
-    /// Hands on what the stream brings, as fast as it is taken. While nothing is taken nothing is read either, and the
-    /// server waits; the reports that keep it from giving us up go out by the clock, whatever else is stuck.
-    async fn follow(
-        &mut self,
-        mut stream: ReplicationStream,
-        mut open: OpenTransactions,
-    ) -> Result<(), Error> {
+    /// Waits for `work`; heartbeats go on.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let mut work = pin!(work);
+        let mut tick = ticker(TICK);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                message = self.incoming.recv() => self.message(message?)?,
+                _ = tick.tick() => self.machine.handle_tick(crate::clock::now())?,
+            }
+            self.flush();
+        }
+    }
+
+    /// Hands on what comes, as fast as it is taken. While nothing is taken nothing is read either, and the server waits; the
+    /// reports that keep it from giving us up go out by the clock, whatever else is stuck. Ends at a backlog's end, with the
+    /// position to go on from.
+    async fn follow(&mut self, mut changes: Changes, mut open: OpenTransactions) -> Result<Lsn, Error> {
         let (mut tick, mut report) = (ticker(TICK), ticker(REPORT));
         let mut reported = Feedback::default();
         // Committed, and on its way over the link.
         let mut large: Option<Box<LargeTransaction>> = None;
+        let mut end = None;
         loop {
             let mut ask = false;
             let mut reply = false;
@@ -250,23 +264,26 @@ impl Pump<'_> {
             tokio::select! {
                 // Again and again with the others in turn: pieces follow each other without a wait.
                 () = ready(()), if wanted && large.is_some() => large = self.piece(large.take()).await?,
-                event = next_or_hold(&mut stream, read) => {
-                    let mut event = Some(event?);
-                    while let Some(found) = event {
-                        match found {
-                            StreamEvent::Transaction(event) => {
+                found = changes.next_or_hold(read) => {
+                    let mut found = Some(found?);
+                    while let Some(next) = found {
+                        match next {
+                            Found::Live(StreamEvent::Transaction(event)) => {
                                 if let Some(committed) = open.handle(event).await? {
                                     large = self.committed(committed)?;
                                 }
                             }
-                            StreamEvent::Keepalive { wal_end, reply_requested } => {
+                            Found::Live(StreamEvent::Keepalive { wal_end, reply_requested }) => {
                                 self.position(wal_end)?;
                                 reply |= reply_requested;
                             }
+                            Found::Retained(Retained::Event(event)) => self.forward(event, &mut changes)?,
+                            Found::Retained(Retained::Position(lsn)) => self.position(lsn)?,
+                            Found::Retained(Retained::End(lsn)) => end = Some(lsn),
                         }
                         // What came with it; the buffer bounds how much that is.
-                        let more = large.is_none() && self.machine.wants_more() && !reply;
-                        event = if more { stream.try_next()? } else { None };
+                        let more = end.is_none() && large.is_none() && self.machine.wants_more() && !reply;
+                        found = if more { changes.try_next()? } else { None };
                     }
                 }
                 message = self.incoming.recv() => self.message(message?)?,
@@ -277,14 +294,24 @@ impl Pump<'_> {
                 // Asking for a position makes sense only if the answer is read.
                 _ = report.tick() => (ask, reply) = (read, true),
             }
-            self.machine.handle_source(stream.wal_end());
+            self.machine.handle_source(changes.newest());
             self.tell();
+            if let Some(end) = end {
+                return Ok(end);
+            }
             let feedback = feedback(&self.machine.progress());
             if ask || reply || feedback != reported {
                 reported = feedback;
-                stream.queue_report(Feedback { reply_requested: ask, ..feedback })?;
+                changes.report(Feedback { reply_requested: ask, ..feedback })?;
             }
         }
+    }
+
+    fn forward(&mut self, event: Event, changes: &mut Changes) -> Result<(), Error> {
+        if let Changes::Retained(backlog, forward) = changes {
+            forward.handle(event, backlog.header(), &mut self.machine)?;
+        }
+        Ok(())
     }
 
     /// Hands on a transaction; gives it back if it goes in pieces.
@@ -318,13 +345,6 @@ impl Pump<'_> {
             }
         }
     }
-}
-
-async fn next_or_hold(stream: &mut ReplicationStream, read: bool) -> Result<StreamEvent, Error> {
-    if read {
-        return stream.next().await;
-    }
-    match stream.hold().await? {}
 }
 
 /// What the source may know: received by the target, durable there, visible there. Only what is durable lets the source

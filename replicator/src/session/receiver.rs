@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::{Framing, WINDOW};
 use crate::change::{LargeHeader, Transaction};
@@ -137,6 +137,7 @@ impl Receiver {
             Frame::Source(id) => self.work.push_back(Work::Source(id)),
             Frame::LargeBegin(header) => self.large_begin(header, now)?,
             Frame::Transaction { last, piece } => self.piece(last, &piece, now)?,
+            Frame::Transactions { batch } => self.batch(batch, now)?,
             Frame::Position { lsn } => {
                 self.moved_to(lsn, now);
                 self.work.push_back(Work::Position(lsn));
@@ -164,8 +165,27 @@ impl Receiver {
         if !last {
             return Ok(());
         }
-        let bytes = self.assembling.len() as u64;
-        let transaction = self.decoder.decode(std::mem::take(&mut self.assembling).freeze())?;
+        let whole = std::mem::take(&mut self.assembling).freeze();
+        let bytes = whole.len() as u64;
+        self.transaction(whole, bytes, now)
+    }
+
+    fn batch(&mut self, mut batch: Bytes, now: Instant) -> Result<(), Error> {
+        if !self.assembling.is_empty() {
+            return Err(Error::Protocol("transactions come inside another".into()));
+        }
+        while !batch.is_empty() {
+            let length = batch.try_get_u32().ok().map(|length| length as usize);
+            let length = length
+                .filter(|length| *length <= batch.len())
+                .ok_or_else(|| Error::Protocol("a batch of transactions ends early".into()))?;
+            self.transaction(batch.split_to(length), length as u64 + 4, now)?;
+        }
+        Ok(())
+    }
+
+    fn transaction(&mut self, whole: Bytes, bytes: u64, now: Instant) -> Result<(), Error> {
+        let transaction = self.decoder.decode(whole)?;
         if self.was_applied(transaction.end_lsn)? {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{Framing, is_own};
 use crate::change::{LargeHeader, PgTimestamp, Transaction};
@@ -14,11 +14,19 @@ use crate::status::StreamStatus;
 use crate::wire::transaction::Encoder;
 use crate::wire::{Frame, PIECE, Progress, Resume, Version};
 
+/// Encoded transactions up to so many bytes share a frame …
+const BATCHED: usize = 16 << 10;
+/// … which leaves when it has more than this.
+const BATCH: usize = 64 << 10;
+
 /// Turns transactions into frames within the credit, and tells how far the target is.
 #[derive(Debug)]
 pub struct Sender {
     framing: Framing,
     encoder: Encoder,
+    /// Small transactions that leave in one frame, at the latest with the next [`Self::poll_message`].
+    batch: BytesMut,
+    batched: Option<Instant>,
     /// Waiting for credit.
     waiting: VecDeque<Frame>,
     spent: u64,
@@ -42,6 +50,8 @@ impl Sender {
         Self {
             framing,
             encoder: Encoder::default(),
+            batch: BytesMut::new(),
+            batched: None,
             waiting: VecDeque::new(),
             spent: 0,
             granted: 0,
@@ -89,9 +99,23 @@ impl Sender {
             self.handle_position(end, now);
             return Ok(());
         }
-        let mut body = self.encoder.encode(transaction)?;
+        let start = self.batch.len();
+        self.batch.put_u32(0);
+        self.encoder.append(&mut self.batch, transaction)?;
         self.handed = end;
         self.unapplied.push_back((end, now));
+        let length = self.batch.len() - start - 4;
+        if self.framing.version() >= Version::V4 && length <= BATCHED {
+            self.batch[start..start + 4].copy_from_slice(&(length as u32).to_be_bytes());
+            self.batched = Some(now);
+            if self.batch.len() > BATCH {
+                self.close_batch();
+            }
+            return Ok(());
+        }
+        let mut body = self.batch.split_off(start + 4).freeze();
+        self.batch.truncate(start);
+        self.close_batch();
         while !body.is_empty() {
             let piece = body.split_to(body.len().min(PIECE));
             self.waiting.push_back(Frame::Transaction { last: body.is_empty(), piece });
@@ -113,6 +137,7 @@ impl Sender {
         }
         self.handed = end;
         self.unapplied.push_back((end, now));
+        self.close_batch();
         self.waiting.push_back(Frame::LargeBegin(header.clone()));
         self.spend(now);
         true
@@ -137,6 +162,7 @@ impl Sender {
             return;
         }
         self.handed = lsn;
+        self.close_batch();
         if let Some(Frame::Position { lsn: last }) = self.waiting.back_mut() {
             *last = lsn;
         } else {
@@ -207,6 +233,15 @@ impl Sender {
         self.framing.push(&Frame::Failed { kind: error.kind(), reason: super::chain(error) }, now);
     }
 
+    fn close_batch(&mut self) {
+        if let Some(now) = self.batched.take() {
+            let batch = std::mem::take(&mut self.batch).freeze();
+            self.batch.reserve(batch.len());
+            self.waiting.push_back(Frame::Transactions { batch });
+            self.spend(now);
+        }
+    }
+
     fn spend(&mut self, now: Instant) {
         while let Some(frame) = self.waiting.front() {
             let cost = frame.payload_len() as u64;
@@ -221,6 +256,7 @@ impl Sender {
 
     /// The next message for the link.
     pub fn poll_message(&mut self) -> Option<Bytes> {
+        self.close_batch();
         self.framing.poll_message()
     }
 

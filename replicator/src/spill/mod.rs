@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 pub use log::LargeTransaction;
 pub use open::{Committed, OpenTransactions};
+pub(crate) use open::{LARGE_FROM, weight};
 
 /// How much stays in memory, and where the rest goes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use crate::status::OpenWork;
 const ENCODE_FROM: u64 = 256 << 10;
 
 /// From here on a transaction goes in pieces, bytes encoded.
-pub(super) const LARGE_FROM: u64 = 4 << 20;
+pub(crate) const LARGE_FROM: u64 = 4 << 20;
 
 /// A transaction that is committed.
 pub enum Committed {
@@ -172,7 +172,7 @@ impl OpenTransactions {
 }
 
 /// About what a change takes in memory.
-fn weight(change: &Change) -> u64 {
+pub(crate) fn weight(change: &Change) -> u64 {
     let row = |row: &Row| -> usize {
         let cells = row.iter().map(|cell| if let Cell::Text(text) = cell { text.len() } else { 0 });
         size_of_val(row.as_slice()) + cells.sum::<usize>()

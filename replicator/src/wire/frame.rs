@@ -178,6 +178,11 @@ pub enum Frame {
         /// At most [`PIECE`] bytes.
         piece: Bytes,
     },
+    /// Whole small transactions, each behind its length (32 bits); since version 4.
+    Transactions {
+        /// At most [`PIECE`] bytes.
+        batch: Bytes,
+    },
     /// A transaction that does not travel whole: pieces follow.
     LargeBegin(LargeHeader),
     /// A piece of its records (see [`super::large`]).
@@ -276,6 +281,7 @@ impl Frame {
             Self::LargeBegin(_) => 30,
             Self::LargePiece { .. } => 31,
             Self::LargeEnd => 32,
+            Self::Transactions { .. } => 38,
         }
     }
 
@@ -286,6 +292,7 @@ impl Frame {
                 piece.len()
             }
             Self::CopyRows { data, .. } => data.len(),
+            Self::Transactions { batch } => batch.len(),
             _ => 0,
         }
     }
@@ -320,6 +327,7 @@ impl Frame {
                 out.put_text(header.origin.as_deref().unwrap_or_default());
             }
             Self::LargePiece { piece } => out.put_slice(piece),
+            Self::Transactions { batch } => out.put_slice(batch),
             Self::Refuse { reason } => out.put_text(reason),
             Self::Resume(Resume { applied, copied, marker, settled, kept, source }) => {
                 out.put_lsn(*applied);
@@ -481,6 +489,7 @@ impl Frame {
             }),
             31 => Self::LargePiece { piece: piece(reader)? },
             32 => Self::LargeEnd,
+            38 if version >= Version::V4 => Self::Transactions { batch: piece(reader)? },
             other => return Err(Error::Protocol(format!("frame kind {other} is not known"))),
         })
     }

@@ -9,7 +9,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::codec::Reader;
-use super::transaction;
+use super::{PIECE, transaction};
 use crate::change::Change;
 use crate::error::Error;
 
@@ -22,6 +22,40 @@ pub const RECORD_HEADER: usize = 4;
 /// Writes the length that stands before a record.
 pub(crate) fn put_record_header(out: &mut BytesMut, length: usize) {
     out.put_u32(length as u32);
+}
+
+/// Writes the records of one transaction.
+#[derive(Debug, Default)]
+pub struct Encoder {
+    tables: transaction::Encoder,
+    out: BytesMut,
+}
+
+impl Encoder {
+    /// The next change, after the tables that it needs.
+    pub fn push(&mut self, change: &Change) {
+        let Self { tables, out } = self;
+        tables.describe(change, |put| put_record(out, put));
+        put_record(out, |out| transaction::put_change(out, change));
+    }
+
+    /// A full piece: [`PIECE`] bytes.
+    pub fn poll_piece(&mut self) -> Option<Bytes> {
+        (self.out.len() >= PIECE).then(|| self.out.split_to(PIECE).freeze())
+    }
+
+    /// The last piece, after all full ones.
+    pub fn finish(self) -> Option<Bytes> {
+        (!self.out.is_empty()).then(|| self.out.freeze())
+    }
+}
+
+fn put_record(out: &mut BytesMut, put: impl Fn(&mut BytesMut)) {
+    let start = out.len();
+    put_record_header(out, 0);
+    put(out);
+    let length = (out.len() - start - RECORD_HEADER) as u32;
+    out[start..start + RECORD_HEADER].copy_from_slice(&length.to_be_bytes());
 }
 
 /// Puts the records of one transaction together again; holds no more than the record that is still arriving.
@@ -97,14 +131,11 @@ mod tests {
     }
 
     fn records(lengths: &[usize]) -> Bytes {
-        let mut out = BytesMut::new();
+        let mut encoder = Encoder::default();
         for length in lengths {
-            let mut record = BytesMut::new();
-            transaction::put_change(&mut record, &message(*length));
-            put_record_header(&mut out, record.len());
-            out.extend_from_slice(&record);
+            encoder.push(&message(*length));
         }
-        out.freeze()
+        encoder.finish().unwrap_or_default()
     }
 
     proptest! {

@@ -108,9 +108,15 @@ pub(crate) fn frames_of_version_3() -> Vec<Frame> {
     ]
 }
 
+/// What came with the fourth.
+fn frames_of_version_4() -> Vec<Frame> {
+    vec![Frame::Transactions { batch: Bytes::from_static(b"\0\0\0\x02ab\0\0\0\x01c") }]
+}
+
 #[test]
 pub(crate) fn every_frame_comes_back() {
-    for (number, frame) in every_frame().into_iter().chain(frames_of_version_3()).enumerate() {
+    let newer = [frames_of_version_3(), frames_of_version_4()].concat();
+    for (number, frame) in every_frame().into_iter().chain(newer).enumerate() {
         let (sequence, back) = decode(encode(number as u64, &frame)).expect("own frame");
         assert_eq!((sequence, back), (number as u64, frame));
     }
@@ -121,7 +127,10 @@ fn golden(version: Version) -> String {
     use std::fmt::Write;
     let mut text = String::new();
     let newer = (version >= Version::V3).then(frames_of_version_3);
-    for frame in every_frame().into_iter().chain(newer.into_iter().flatten()) {
+    let newest = (version >= Version::V4).then(frames_of_version_4);
+    for frame in
+        every_frame().into_iter().chain(newer.into_iter().flatten()).chain(newest.into_iter().flatten())
+    {
         let name = format!("{frame:?}");
         let name = name.split([' ', '(']).next().unwrap_or_default();
         write!(text, "{name}: ").expect("string");
@@ -151,6 +160,11 @@ fn golden_bytes_of_version_2() {
 #[test]
 fn golden_bytes_of_version_3() {
     insta::assert_snapshot!(golden(Version::V3));
+}
+
+#[test]
+fn golden_bytes_of_version_4() {
+    insta::assert_snapshot!(golden(Version::V4));
 }
 
 #[test]

@@ -1,14 +1,13 @@
 //! A source transaction as bytes. A table is described once per session, the first time it is used or when it changed,
 //! so [`Encoder`] and [`Decoder`] remember; both start empty with each session.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-
-use bytes::{BufMut, Bytes, BytesMut};
 
 use super::codec::{Reader, Writer};
 use crate::change::{Cell, Change, Column, OldRow, PgTimestamp, Relation, ReplicaIdentity, Row, Transaction};
 use crate::error::Error;
+use crate::hash::HashMap;
+use bytes::{BufMut, Bytes, BytesMut};
 
 /// Largest encoded transaction that is carried whole, bytes; larger ones go as [`super::large`].
 pub const MAX_TRANSACTION: usize = 64 << 20;
@@ -33,21 +32,28 @@ impl Encoder {
     /// The whole transaction as bytes, with the tables that the other side does not know yet.
     pub fn encode(&mut self, transaction: &Transaction) -> Result<Bytes, Error> {
         let mut out = BytesMut::with_capacity(256);
+        self.append(&mut out, transaction)?;
+        Ok(out.freeze())
+    }
+
+    /// The same behind what is in `out` already. After an error `out` is worth nothing.
+    pub fn append(&mut self, out: &mut BytesMut, transaction: &Transaction) -> Result<(), Error> {
+        let start = out.len();
         out.put_u32(transaction.xid);
         out.put_lsn(transaction.commit_lsn);
         out.put_lsn(transaction.end_lsn);
         out.put_i64(transaction.commit_time.0);
         out.put_text(transaction.origin.as_deref().unwrap_or_default());
         for change in &transaction.changes {
-            self.change(&mut out, change);
-            if out.len() > MAX_TRANSACTION {
+            self.change(out, change);
+            if out.len() - start > MAX_TRANSACTION {
                 return Err(Error::Protocol(format!(
                     "transaction {} at {} is larger than {MAX_TRANSACTION} bytes and was not cut into pieces",
                     transaction.xid, transaction.end_lsn
                 )));
             }
         }
-        Ok(out.freeze())
+        Ok(())
     }
 
     fn change(&mut self, out: &mut BytesMut, change: &Change) {

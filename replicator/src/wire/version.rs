@@ -16,13 +16,15 @@ pub enum Version {
     /// CopyBegin names its own snapshot's position, how many sessions there are and what is there already; CopyTable says of
     /// how many parts it is one. Resume tells which cluster the checkpoint belongs to, and the sender begins with a frame that says which one it is.
     V3,
+    /// Small transactions travel together in one frame.
+    V4,
 }
 
 impl Version {
     /// The oldest that this side still speaks.
     pub const OLDEST: Self = Self::V1;
     /// The newest that this side speaks.
-    pub const NEWEST: Self = Self::V3;
+    pub const NEWEST: Self = Self::V4;
     /// What a hello is written in, so that an older side can read it.
     pub const HELLO: Self = Self::V2;
 
@@ -32,6 +34,7 @@ impl Version {
             Self::V1 => 1,
             Self::V2 => 2,
             Self::V3 => 3,
+            Self::V4 => 4,
         }
     }
 
@@ -41,6 +44,7 @@ impl Version {
             1 => Ok(Self::V1),
             2 => Ok(Self::V2),
             3 => Ok(Self::V3),
+            4 => Ok(Self::V4),
             other => Err(Error::Protocol(format!(
                 "link protocol version {other}; this side speaks {}",
                 Speaks::range()
@@ -103,15 +107,15 @@ mod tests {
     #[test]
     fn the_newest_common_version_is_spoken() {
         let this = Speaks::this(true);
-        assert_eq!(this.agree(this), Ok(Agreed { version: Version::V3, zstd: true }));
-        assert_eq!(this.agree(Speaks::this(false)), Ok(Agreed { version: Version::V3, zstd: false }));
+        assert_eq!(this.agree(this), Ok(Agreed { version: Version::V4, zstd: true }));
+        assert_eq!(this.agree(Speaks::this(false)), Ok(Agreed { version: Version::V4, zstd: false }));
         assert_eq!(this.agree(Speaks::FIRST), Ok(Agreed { version: Version::V1, zstd: false }));
         let newer = Speaks { oldest: 2, newest: 9, zstd: true };
-        assert_eq!(this.agree(newer), Ok(Agreed { version: Version::V3, zstd: true }));
+        assert_eq!(this.agree(newer), Ok(Agreed { version: Version::V4, zstd: true }));
         let second = Speaks { oldest: 1, newest: 2, zstd: true };
         assert_eq!(this.agree(second), Ok(Agreed { version: Version::V2, zstd: true }));
         let foreign = Speaks { oldest: 7, newest: 9, zstd: true };
         let why = this.agree(foreign).expect_err("nothing in common");
-        assert!(why.contains("1 to 3") && why.contains("7 to 9"), "{why}");
+        assert!(why.contains("1 to 4") && why.contains("7 to 9"), "{why}");
     }
 }

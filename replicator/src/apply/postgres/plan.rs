@@ -9,13 +9,13 @@
 mod lane;
 mod statement;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::catalog::{Table, Tables};
 use super::sql;
 use crate::change::{Cell, Change, OldRow, Relation, Row};
 use crate::error::Error;
+use crate::hash::HashMap;
 use crate::lsn::Lsn;
 use lane::Lane;
 
@@ -53,7 +53,7 @@ pub(super) enum Kind {
 
 /// Plans these changes.
 pub(super) fn plan(items: &[Item<'_>], order: Order, tables: &Tables) -> Result<Vec<Statement>, Error> {
-    let mut planner = Planner { lanes: Vec::new(), at: HashMap::new(), done: Vec::new(), order };
+    let mut planner = Planner { lanes: Vec::new(), at: HashMap::default(), done: Vec::new(), order };
     let find = |relation: &Arc<Relation>| {
         tables.find(relation).ok_or_else(|| {
             Error::Protocol(format!("table {}.{} was not looked up", relation.schema, relation.name))

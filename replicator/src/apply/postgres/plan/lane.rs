@@ -10,11 +10,8 @@
 //! each there are.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
-
-use bytes::{BufMut, Bytes, BytesMut};
 
 use super::statement::{Data, Statement};
 use super::{Kind, Put, cells, filled};
@@ -23,7 +20,9 @@ use crate::apply::postgres::encode::{Array, CopyRows, arrays, bad_value, value};
 use crate::apply::postgres::sql;
 use crate::change::{Cell, OldRow, ReplicaIdentity, Row};
 use crate::error::Error;
+use crate::hash::HashMap;
 use crate::lsn::Lsn;
+use bytes::{BufMut, Bytes, BytesMut};
 
 /// From so many rows on COPY is quicker than INSERT, in spite of its extra round trip.
 const COPY_FROM: usize = 32;
@@ -71,7 +70,7 @@ type Bound<'a> = (usize, Cow<'a, Cell>);
 
 impl<'a> Lane<'a> {
     pub(super) fn new(table: Arc<Table>) -> Self {
-        Self { table, held: Vec::new(), places: HashMap::new(), last: None }
+        Self { table, held: Vec::new(), places: HashMap::default(), last: None }
     }
 
     pub(super) fn table(&self) -> &Arc<Table> {

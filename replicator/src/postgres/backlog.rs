@@ -1,0 +1,327 @@
+//! What a slot retains, read by SQL: how a stream that lags far behind catches up.
+//!
+//! A walsender sends each message by itself, and that costs the server more than decoding it (measured, a transaction of
+//! one row: 18 µs by streaming, 5 µs by `pg_logical_slot_get_binary_changes` under COPY; a row of a large one: 11 and 3 µs). So
+//! a backlog is read in chunks of WAL by that function, which hands out nothing but committed transactions.
+//!
+//! The function forgets what it has handed out, which must not happen before the target has it. So it reads from a temporary
+//! *copy* of the slot that goes with this connection; the slot itself stays where the target's checkpoint is, and is moved
+//! after it from time to time, so that the server need not keep all of the backlog until its end. Whatever breaks, the
+//! next session begins at the slot. Nobody holds the slot in between: that two senders do not serve one target is seen
+//! to at the target, as it is when a walsender is late to end.
+//!
+//! Sources: PostgreSQL documentation, section 9.27.6 "Replication Management Functions", and COPY's binary format.
+
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+use tokio::time::{Sleep, sleep};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::connection::{Connection, TextRow, server_error, text_row, unexpected, within};
+use super::{CONNECT_TIMEOUT, Dsn, quote_ident, quote_literal};
+use crate::change::LargeHeader;
+use crate::error::Error;
+use crate::identity::{self, SourceId};
+use crate::lsn::Lsn;
+use crate::pgoutput::{Decoder, Event};
+
+/// From so much on a backlog is read this way, bytes of WAL …
+const WORTH_IT: u64 = 8 << 20;
+/// … until it is down to this; a stream takes what is left.
+const LEFT_OVER: u64 = 1 << 20;
+/// WAL decoded at a time. The server keeps the outcome in memory or in temporary files until it is taken.
+const CHUNK: u64 = 64 << 20;
+/// The slot follows the target's checkpoint after so much WAL, or so long: each time the server reads from the slot on.
+const FOLLOW_BYTES: u64 = 1 << 30;
+const FOLLOW_EVERY: Duration = Duration::from_secs(60);
+/// After so long without a byte somebody looks whether the server still works on it.
+const SILENCE: Duration = Duration::from_secs(30);
+/// What COPY's binary format begins with.
+const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+
+/// What the backlog brings.
+#[derive(Debug)]
+pub(crate) enum Retained {
+    /// Of a transaction that is committed; its parts follow each other.
+    Event(Event),
+    /// Every transaction that ended before this position has been handed out.
+    Position(Lsn),
+    /// That was all that is worth it: a stream takes over from this position.
+    End(Lsn),
+}
+
+/// A backlog that is being read; dropping it frees the copy of the slot.
+pub(crate) struct Backlog {
+    connection: Connection,
+    dsn: Dsn,
+    backend: String,
+    slot: String,
+    copy: String,
+    publication: String,
+    decoder: Decoder,
+    asked: bool,
+    /// COPY's header has been read.
+    begun: bool,
+    at: Lsn,
+    /// Where the chunk being read begins.
+    before: Lsn,
+    newest: Lsn,
+    /// The target's checkpoint, and where the slot was moved to, when.
+    durable: Lsn,
+    followed: (Lsn, Instant),
+    silence: Pin<Box<Sleep>>,
+    check: Option<AbortOnDropHandle<Result<(), Error>>>,
+}
+
+impl Backlog {
+    /// The backlog of `slot` from `from` on, which the target has durably; `None` if there is little of it, or no room for a
+    /// copy of the slot (`max_replication_slots`).
+    pub(crate) async fn open(
+        dsn: &Dsn,
+        slot: &str,
+        publication: &str,
+        from: Lsn,
+        source: SourceId,
+    ) -> Result<Option<Self>, Error> {
+        let context = format!("read the backlog of slot {slot}");
+        let mut connection = Connection::open(dsn, slot).await?;
+        within(CONNECT_TIMEOUT, &context, identity::ask(&mut connection)).await?.check(
+            Some(source),
+            from,
+            slot,
+        )?;
+        let rows = connection
+            .query("SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_current_wal_flush_lsn()", &context)
+            .await?;
+        let row = rows.into_iter().next().unwrap_or_default();
+        let (backend, newest) = (text(&row, 0, &context)?.to_owned(), position(&row, 1, &context)?);
+        if newest.bytes_since(from) < WORTH_IT {
+            return Ok(None);
+        }
+        let name = quote_literal(slot);
+        // A slot that another session still holds is 55006 here, as it is for a stream.
+        connection
+            .query(
+                &format!(
+                    "SELECT pg_catalog.pg_replication_slot_advance(slot_name, '{from}') \
+                     FROM pg_catalog.pg_replication_slots WHERE slot_name = {name} AND confirmed_flush_lsn < '{from}'"
+                ),
+                &context,
+            )
+            .await?;
+        let copy = format!("godwit_backlog_{backend}");
+        let copied = connection
+            .query(
+                &format!(
+                    "SELECT pg_catalog.pg_copy_logical_replication_slot({name}, {}, true)",
+                    quote_literal(&copy)
+                ),
+                &context,
+            )
+            .await;
+        match copied {
+            Err(Error::Server { sqlstate, message, .. }) if sqlstate == "53400" => {
+                tracing::info!(slot, message, "no room for a copy of the slot: the backlog is streamed");
+                return Ok(None);
+            }
+            copied => copied?,
+        };
+        // What a chunk comes to usually stays in memory.
+        connection.query("SET work_mem = '64MB'", &context).await?;
+        Ok(Some(Self {
+            connection,
+            dsn: dsn.clone(),
+            backend,
+            slot: slot.to_owned(),
+            copy,
+            publication: publication.to_owned(),
+            decoder: Decoder::new(),
+            asked: false,
+            begun: false,
+            at: from,
+            before: Lsn::ZERO,
+            newest,
+            durable: from,
+            followed: (from, crate::clock::now()),
+            silence: Box::pin(sleep(SILENCE)),
+            check: None,
+        }))
+    }
+
+    /// The transaction whose parts are being handed out: all that is known of it before its end.
+    pub(crate) fn header(&self) -> Option<&LargeHeader> {
+        self.decoder.begun()
+    }
+
+    /// The newest position of the server that was heard of.
+    pub(crate) fn newest(&self) -> Lsn {
+        self.newest
+    }
+
+    /// The target has everything up to here on its disk.
+    pub(crate) fn set_durable(&mut self, lsn: Lsn) {
+        self.durable = self.durable.max(lsn);
+    }
+
+    /// What comes next among the bytes that are here.
+    pub(crate) fn try_next(&mut self) -> Result<Option<Retained>, Error> {
+        while let Some(frame) = self.connection.buffered()? {
+            match frame.tag {
+                b'd' => {
+                    if let Some(message) = self.row(frame.body)?
+                        && let Some(event) = self.decoder.decode(message)?
+                    {
+                        return Ok(Some(Retained::Event(event)));
+                    }
+                }
+                b'D' => self.stands(&text_row(frame.body)?)?,
+                b'Z' => {
+                    self.asked = false;
+                    return Ok(Some(Retained::Position(self.at)));
+                }
+                b'E' => return Err(server_error(&self.context(), frame.body)),
+                b'c' if self.decoder.begun().is_some() => {
+                    return Err(Error::Protocol("a backlog ends inside a transaction".into()));
+                }
+                b'H' | b'c' | b'C' | b'T' | b'N' | b'S' => {}
+                tag => return Err(unexpected(tag, &self.context())),
+            }
+        }
+        Ok(None)
+    }
+
+    /// What comes next. Cancel-safe. After an error, or [`Retained::End`], it must be dropped.
+    pub(crate) async fn next(&mut self) -> Result<Retained, Error> {
+        loop {
+            if let Some(found) = self.try_next()? {
+                return Ok(found);
+            }
+            if !self.asked {
+                if self.newest.bytes_since(self.at) < LEFT_OVER || self.before == self.at {
+                    return Ok(Retained::End(self.at));
+                }
+                self.ask()?;
+            }
+            tokio::select! {
+                biased;
+                received = self.connection.fill() => {
+                    received.map_err(Error::io(self.context()))?;
+                    self.check = None;
+                    self.silence.as_mut().reset((crate::clock::now() + SILENCE).into());
+                }
+                found = answer(&mut self.check) => {
+                    found?;
+                    self.check = None;
+                }
+                () = self.silence.as_mut() => {
+                    let (dsn, backend) = (self.dsn.clone(), self.backend.clone());
+                    let check = async move { works(&dsn, &backend).await };
+                    self.check = Some(AbortOnDropHandle::new(tokio::spawn(check)));
+                    self.silence.as_mut().reset((crate::clock::now() + SILENCE).into());
+                }
+            }
+        }
+    }
+
+    /// Asks for the next chunk and where that ends; in between that the slot follows the target.
+    fn ask(&mut self) -> Result<(), Error> {
+        let (copy, publication) = (quote_literal(&self.copy), quote_literal(&quote_ident(&self.publication)));
+        let stands = "c.confirmed_flush_lsn, pg_catalog.pg_current_wal_flush_lsn()";
+        let slots = format!("pg_catalog.pg_replication_slots c WHERE c.slot_name = {copy}");
+        let now = crate::clock::now();
+        let ahead = self.durable.bytes_since(self.followed.0);
+        let late = ahead > 0 && now.duration_since(self.followed.1) >= FOLLOW_EVERY;
+        self.asked = true;
+        if ahead >= FOLLOW_BYTES || late {
+            self.followed = (self.durable, now);
+            let (slot, durable) = (quote_literal(&self.slot), self.durable);
+            return self.connection.queue_query(&format!(
+                "SELECT {stands} FROM pg_catalog.pg_replication_slot_advance({slot}, '{durable}'), {slots}"
+            ));
+        }
+        // Each call describes the tables anew.
+        self.decoder = Decoder::new();
+        self.begun = false;
+        self.before = self.at;
+        self.connection.queue_query(&format!(
+            "COPY (SELECT data FROM pg_catalog.pg_logical_slot_get_binary_changes({copy}, '{}', NULL, \
+             'proto_version', '2', 'publication_names', {publication}, 'messages', 'true', 'binary', 'false')) \
+             TO STDOUT (FORMAT binary); SELECT {stands} FROM {slots}",
+            Lsn(self.at.0.saturating_add(CHUNK)),
+        ))
+    }
+
+    fn context(&self) -> String {
+        format!("read the backlog of slot {}", self.slot)
+    }
+
+    fn stands(&mut self, row: &TextRow) -> Result<(), Error> {
+        let context = self.context();
+        self.at = position(row, 0, &context)?.max(self.at);
+        self.newest = position(row, 1, &context)?.max(self.newest);
+        Ok(())
+    }
+
+    /// A row of the copy: one message of `pgoutput`.
+    fn row(&mut self, mut bytes: Bytes) -> Result<Option<Bytes>, Error> {
+        let broken = || Error::Protocol("a backlog's rows are not as COPY sends them".into());
+        if !self.begun {
+            self.begun = true;
+            if !bytes.starts_with(SIGNATURE) {
+                return Err(broken());
+            }
+            bytes.advance(SIGNATURE.len());
+            if bytes.is_empty() {
+                return Ok(None);
+            }
+        }
+        match bytes.try_get_i16() {
+            // The end.
+            Ok(-1) if bytes.is_empty() => return Ok(None),
+            Ok(1) => {}
+            _ => return Err(broken()),
+        }
+        let length = bytes.try_get_u32().map_err(|_| broken())?;
+        if bytes.len() != length as usize {
+            return Err(broken());
+        }
+        Ok(Some(bytes))
+    }
+}
+
+/// What a check found; never, while there is none.
+async fn answer(check: &mut Option<AbortOnDropHandle<Result<(), Error>>>) -> Result<(), Error> {
+    match check {
+        Some(check) => {
+            check.await.unwrap_or_else(|error| Err(Error::Link(format!("a check ended: {error}"))))
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether the server is there and still has this session: a chunk with a huge transaction takes its time.
+async fn works(dsn: &Dsn, backend: &str) -> Result<(), Error> {
+    let context = "see whether the backlog is still being read";
+    let found = within(CONNECT_TIMEOUT, context, async {
+        let mut connection = Connection::open(dsn, "godwit check").await?;
+        let sql = format!("SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = {backend}");
+        connection.query(&sql, context).await
+    })
+    .await?;
+    if found.is_empty() {
+        let gone = std::io::Error::new(std::io::ErrorKind::ConnectionAborted, "the server ended the session");
+        return Err(Error::Io { context: context.into(), source: gone });
+    }
+    Ok(())
+}
+
+fn text<'a>(row: &'a TextRow, at: usize, context: &str) -> Result<&'a str, Error> {
+    let value = row.get(at).and_then(Option::as_deref).and_then(|value| std::str::from_utf8(value).ok());
+    value.ok_or_else(|| Error::Protocol(format!("{context}: the answer makes no sense")))
+}
+
+fn position(row: &TextRow, at: usize, context: &str) -> Result<Lsn, Error> {
+    text(row, at, context)?.parse().map_err(|error| Error::Protocol(format!("{context}: {error}")))
+}
