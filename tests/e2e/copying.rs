@@ -151,7 +151,8 @@ async fn what_comes_after_the_rows_is_all_there() -> Result<()> {
             "triggers",
             format!(
                 "SELECT tgname::text || c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid \
-                 JOIN pg_namespace n ON n.oid = relnamespace WHERE {schema} AND NOT tgisinternal"
+                 JOIN pg_namespace n ON n.oid = relnamespace WHERE {schema} AND NOT tgisinternal \
+                 AND tgname <> 'godwit_fence'"
             ),
         ),
         ("rules", "SELECT definition FROM pg_rules WHERE schemaname = 'public'".into()),
