@@ -238,7 +238,8 @@ async fn grpc() -> (SocketAddr, AbortHandle) {
                         let (path, te) =
                             (request.uri().path().to_owned(), request.headers().get("te").cloned());
                         let body = request.into_body().collect().await;
-                        let data = Frame::data(body.map(|body| body.to_bytes()).unwrap_or_default());
+                        let data =
+                            Frame::data(body.map(http_body_util::Collected::to_bytes).unwrap_or_default());
                         let mut trailers = http::HeaderMap::new();
                         trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
                         let frames: Vec<Result<_, std::convert::Infallible>> =

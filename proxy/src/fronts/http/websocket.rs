@@ -69,13 +69,13 @@ mod tests {
         let mask = if masked { 0x80 } else { 0 };
         let mut bytes = vec![first];
         match length {
-            0..126 => bytes.push(mask | length as u8),
+            0..126 => bytes.push(mask + length as u8),
             126..65536 => {
-                bytes.push(mask | 126);
+                bytes.push(mask + 126);
                 bytes.extend((length as u16).to_be_bytes());
             }
             _ => {
-                bytes.push(mask | 127);
+                bytes.push(mask + 127);
                 bytes.extend((length as u64).to_be_bytes());
             }
         }
