@@ -17,20 +17,20 @@ pub struct Problem {
     #[serde(rename = "type")]
     pub kind: String,
     /// The status' meaning.
-    pub title: String,
+    pub title: Box<str>,
     /// The status.
     pub status: u16,
     /// What is wrong here.
     pub detail: String,
     /// The migration in the way, if that is the problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub migration: Option<String>,
+    pub migration: Option<Box<str>>,
     /// The parameter of the query that is wrong, if that is the problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameter: Option<Box<str>>,
     /// Everything that is wrong with the body, each with its place.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub errors: Vec<Wrong>,
+    #[serde(default, skip_serializing_if = "<[Wrong]>::is_empty")]
+    pub errors: Box<[Wrong]>,
 }
 
 impl Problem {
@@ -38,12 +38,12 @@ impl Problem {
     pub fn new(status: StatusCode, kind: &str, detail: impl Into<String>) -> Self {
         Self {
             kind: format!("about:blank#{kind}"),
-            title: status.canonical_reason().unwrap_or("error").to_owned(),
+            title: status.canonical_reason().unwrap_or("error").into(),
             status: status.as_u16(),
             detail: detail.into(),
             migration: None,
             parameter: None,
-            errors: Vec::new(),
+            errors: Box::default(),
         }
     }
 
@@ -64,7 +64,7 @@ impl From<Denied> for Problem {
         let detail = denied.to_string();
         match denied {
             Denied::Running { id, .. } => {
-                Self { migration: Some(id), ..Self::new(StatusCode::CONFLICT, "migration-running", detail) }
+                Self { migration: Some(id.into()), ..Self::new(StatusCode::CONFLICT, "migration-running", detail) }
             }
             Denied::Guards(_) => Self::new(StatusCode::CONFLICT, "guard", detail),
             Denied::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", detail),

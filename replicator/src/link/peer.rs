@@ -46,7 +46,7 @@ impl Names {
         Ok(names)
     }
 
-    pub(super) fn as_peer(self, name: String) -> Peer {
+    pub(super) fn into_peer(self, name: String) -> Peer {
         Peer { name, zones: self.zones, resources: self.resources }
     }
 }
@@ -123,6 +123,6 @@ mod tests {
         let certificate = params.self_signed(&key).expect("certificate");
         let names = Names::read(certificate.der()).expect("readable");
         assert_eq!(names.dns, ["edge-1"]);
-        assert_eq!(names.as_peer("edge-1".into()), peer(&["west"], &["orders"]));
+        assert_eq!(names.into_peer("edge-1".into()), peer(&["west"], &["orders"]));
     }
 }

@@ -52,7 +52,8 @@ impl Identity {
     /// # Errors
     /// [`Error::Unready`] when certificate, key and authority cannot be used together.
     pub fn shown_as(&self, name: &str) -> Result<Peer, Error> {
-        (self.client()?, self.server()?);
+        self.client()?;
+        self.server()?;
         let chain = self.chain()?;
         let names = chain.first().map(Names::read).transpose()?.unwrap_or_default();
         if !names.dns.iter().any(|known| known.eq_ignore_ascii_case(name)) {
@@ -61,7 +62,7 @@ impl Identity {
                 names.dns
             )));
         }
-        Ok(names.as_peer(name.to_owned()))
+        Ok(names.into_peer(name.to_owned()))
     }
 
     fn chain(&self) -> Result<Vec<CertificateDer<'static>>, Error> {
@@ -202,7 +203,7 @@ impl Connector {
                 .connect_with(config, address, &self.name)
                 .map_err(|error| failed(error.to_string()))?;
             let connection = connecting.await.map_err(|error| failed(error.to_string()))?;
-            let peer = peer_names(&connection)?.as_peer(self.name.clone());
+            let peer = peer_names(&connection)?.into_peer(self.name.clone());
             let (send, recv) = connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
             Ok(QuicLink::new(connection, send, recv, peer, scoped))
         };
@@ -258,9 +259,9 @@ impl Listener {
     /// The next attempt to connect; `None` once closed. Returns before the handshake, so that a slow side does not hold
     /// up the others: finish each in its own task. Cancel-safe.
     pub async fn accept(&self) -> Option<Incoming> {
-        let incoming = self.endpoint.accept().await?;
+        let handshake = self.endpoint.accept().await?;
         let scoped = self.scoped.load(Ordering::Relaxed);
-        Some(Incoming { incoming, names: Arc::clone(&self.names), scoped })
+        Some(Incoming { handshake, names: Arc::clone(&self.names), scoped })
     }
 
     /// Stops accepting and drops every link.
@@ -271,7 +272,7 @@ impl Listener {
 
 /// A connection that is not checked yet.
 pub struct Incoming {
-    incoming: quinn::Incoming,
+    handshake: quinn::Incoming,
     names: Arc<[String]>,
     scoped: bool,
 }
@@ -279,10 +280,10 @@ pub struct Incoming {
 impl Incoming {
     /// Handshake, name check, and the other side's stream.
     pub async fn finish(self) -> Result<QuicLink, Error> {
-        let from = self.incoming.remote_address();
+        let from = self.handshake.remote_address();
         let failed = |why: String| Error::Link(format!("from {from}: {why}"));
         let open = async {
-            let connection = self.incoming.await.map_err(|error| failed(error.to_string()))?;
+            let connection = self.handshake.await.map_err(|error| failed(error.to_string()))?;
             let names = peer_names(&connection)?;
             let known =
                 self.names.iter().find(|known| names.dns.iter().any(|name| name.eq_ignore_ascii_case(known)));
@@ -291,7 +292,7 @@ impl Incoming {
                 return Err(failed(format!("certificate names {:?} are not known here", names.dns)));
             };
             let (send, recv) = connection.accept_bi().await.map_err(|error| failed(error.to_string()))?;
-            Ok(QuicLink::new(connection, send, recv, names.as_peer(name), self.scoped))
+            Ok(QuicLink::new(connection, send, recv, names.into_peer(name), self.scoped))
         };
         tokio::time::timeout(OPEN_TIMEOUT, open)
             .await

@@ -17,7 +17,7 @@ pub(super) enum Changes {
     /// As it happens.
     Live(ReplicationStream),
     /// What happened long ago.
-    Retained(Backlog, Forward),
+    Retained(Box<Backlog>, Forward),
 }
 
 /// What comes out of it.

@@ -222,7 +222,7 @@ impl Pump<'_> {
         if let Some(backlog) = backlog {
             tracing::info!(stream = slot, at = %from, newest = %backlog.newest(), "reading the backlog");
             self.tell();
-            let changes = Changes::Retained(backlog, Forward::default());
+            let changes = Changes::Retained(Box::new(backlog), Forward::default());
             from = self.follow(changes, OpenTransactions::new(source.spill.clone())).await?;
         }
         // Starting may wait for an older walsender.
