@@ -84,6 +84,7 @@ async fn stream_on(
                 if read? == 0 {
                     return Ok(());
                 }
+                stream.write_all(piece).await?;
             }
         }
     }
@@ -106,7 +107,18 @@ struct Listener {
 }
 
 impl Listener {
+    /// As WebSocket clients do, it comes again when a tunnel ends at once: the proxy library closes one now and then whose 101 is
+    /// there before it has passed on that the request has no body (docs/http-front.md).
     async fn start(front: &Front, path: &str) -> Self {
+        for _ in 0..20 {
+            if let Some(listener) = Self::once(front, path).await {
+                return listener;
+            }
+        }
+        panic!("no stream of {path} lasts");
+    }
+
+    async fn once(front: &Front, path: &str) -> Option<Self> {
         let mut stream = TcpStream::connect(front.address).await.unwrap();
         let upgrade = if path == "/ws" {
             "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -116,9 +128,15 @@ impl Listener {
         let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n{upgrade}\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut this = Self { stream, got: Vec::new() };
-        this.until(b"\r\n\r\n").await;
-        this.piece(path).await;
-        this
+        if path != "/ws" {
+            this.until(b"\r\n\r\n").await;
+            this.piece(path).await;
+            return Some(this);
+        }
+        // An empty message, which is answered: the tunnel stands.
+        let stands = this.reaches(b"\r\n\r\n").await && this.reaches(HELLO).await;
+        let said = stands && this.stream.write_all(&[0x81, 0x80, 0, 0, 0, 0]).await.is_ok();
+        (said && this.reaches(HELLO).await).then_some(this)
     }
 
     /// The next piece.
@@ -128,21 +146,23 @@ impl Listener {
 
     /// Reads on to this text, and forgets what came before it.
     async fn until(&mut self, end: &[u8]) {
+        assert!(self.reaches(end).await, "ended: {}", self.got.escape_ascii());
+    }
+
+    /// The same; false: the connection ended before.
+    async fn reaches(&mut self, end: &[u8]) -> bool {
         let read = async {
             loop {
                 if let Some(at) = self.got.windows(end.len()).position(|some| some == end) {
                     self.got.drain(..at + end.len());
-                    return;
+                    return true;
                 }
-                assert_ne!(
-                    self.stream.read_buf(&mut self.got).await.unwrap(),
-                    0,
-                    "ended: {}",
-                    self.got.escape_ascii()
-                );
+                if self.stream.read_buf(&mut self.got).await.unwrap_or(0) == 0 {
+                    return false;
+                }
             }
         };
-        tokio::time::timeout(DEADLINE, read).await.unwrap_or_else(|_| panic!("no {}", end.escape_ascii()));
+        tokio::time::timeout(DEADLINE, read).await.unwrap_or_else(|_| panic!("no {}", end.escape_ascii()))
     }
 
     /// What comes until the connection ends.
@@ -164,14 +184,14 @@ async fn streams_are_closed_after_a_swap_so_that_clients_come_again() {
     let (old, new) = (Streamer::start().await, Streamer::start().await);
     let front = front(old.address, rules(AtCutover::Close)).await;
     let (socket, events) = (Listener::start(&front, "/ws").await, Listener::start(&front, "/events").await);
-    assert_eq!(front.resource.streams.count(), 2);
+    until("both are streams", async || front.resource.streams.count() == 2).await;
     swap(&front, 1, new.address).await;
     assert_eq!(socket.rest().await, RESTART, "code 1012");
     assert_eq!(events.rest().await, b"0\r\n\r\n", "the regular end of the body");
     until("the old side is left", async || old.open.load(SeqCst) == 0).await;
     until("streams are forgotten", async || front.resource.streams.count() == 0).await;
     let again = Listener::start(&front, "/ws").await;
-    assert_eq!(new.open.load(SeqCst), 1);
+    until("it is at the new side", async || new.open.load(SeqCst) == 1).await;
     drop(again);
 }
 
@@ -180,6 +200,7 @@ async fn streams_finish_on_the_old_side_until_the_deadline() {
     let (old, new) = (Streamer::start().await, Streamer::start().await);
     let front = front(old.address, rules(AtCutover::Finish)).await;
     let mut listeners = [Listener::start(&front, "/ws").await, Listener::start(&front, "/events").await];
+    until("only these two are left", async || old.open.load(SeqCst) == 2).await;
     swap(&front, 1, new.address).await;
     for _ in 0..3 {
         old.say_more();
