@@ -38,6 +38,7 @@ use crate::feeds::prober::{Pace, PlacementKey, ProbeBoard, Prober, Target};
 use crate::fronts::http::{ServerSettings, check_listeners, server, service};
 use crate::fronts::latencies::Recorder;
 use crate::fronts::pools::Pool;
+use crate::fronts::postgres::{self, Active, PostgresFront};
 use crate::fronts::routes::{ResourceFront, Routes, report};
 use crate::history::{self, History};
 use crate::links::Links;
@@ -63,6 +64,7 @@ struct Led {
     resource: Arc<Resource>,
     state: State,
     front: Option<Arc<ResourceFront>>,
+    postgres: Option<Arc<PostgresFront>>,
     endpoints: BTreeMap<String, Vec<SocketAddr>>,
 }
 
@@ -77,12 +79,14 @@ pub fn run(config: Config) -> Result<()> {
     let led = config
         .resources
         .values()
-        .filter(|resource| resource.http.is_some())
-        .map(|resource| lead(&config, resource, &journal))
+        .filter(|resource| resource.has_front())
+        .map(|resource| lead(&config, resource, &journal, &recorder))
         .collect::<Result<Vec<_>>>()?;
     let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
     let routes = Routes::new(&fronts)?;
     check_listeners(&routes)?;
+    let postgres: Vec<_> = led.iter().filter_map(|led| led.postgres.clone()).collect();
+    postgres.iter().try_for_each(|front| postgres::check_listener(front))?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("godwit").enable_all().build()?;
     let history = History::start(&config.node.state, config.node.history).context("cannot start a thread")?;
@@ -133,6 +137,13 @@ pub fn run(config: Config) -> Result<()> {
         tasks.spawn(admin::serve(listener, state, stop.clone()));
         links.listen(&config, &tasks, &stop)?;
         let (routes, recorder) = (routes.clone(), recorder.clone());
+        let counted = postgres.clone();
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+            loop {
+                counted.iter().for_each(|front| front.measure());
+                tokio::time::sleep(REPORT).await;
+            }
+        }));
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             report(&routes, &recorder, REPORT).await;
         }));
@@ -147,15 +158,23 @@ pub fn run(config: Config) -> Result<()> {
     })?;
     tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin.listen, "godwit runs");
 
-    let listeners =
-        config.resources.values().filter_map(|resource| Some(resource.http.as_ref()?.listen)).collect();
+    let listeners = config.resources.values().flat_map(|resource| {
+        let http = resource.http.as_ref().map(|front| front.listen);
+        http.into_iter().chain(resource.postgres.as_ref().map(|front| front.listen))
+    });
+    let listeners = listeners.collect();
     runtime.spawn(stop.clone().run_until_cancelled_owned(ready(listeners)));
-    if fronts.is_empty() {
+    if fronts.is_empty() && postgres.is_empty() {
         runtime.block_on(terminated())?;
     } else {
         let mut server = server(ServerSettings { threads: config.node.threads, ..ServerSettings::default() });
-        let fronts = service(&server, &routes, &recorder);
-        server.add_service(fronts);
+        if !fronts.is_empty() {
+            let fronts = service(&server, &routes, &recorder);
+            server.add_service(fronts);
+        }
+        for front in &postgres {
+            server.add_service(postgres::service(front));
+        }
         // Returns after SIGTERM, SIGINT or SIGQUIT, when the requests in flight have ended or their grace is over.
         server.run(pingora::server::RunArgs::default());
     }
@@ -210,7 +229,12 @@ async fn terminated() -> Result<()> {
 }
 
 /// Reads where the resource stands and builds its front for that: closed where a database may be fenced.
-fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Led> {
+fn lead(
+    config: &Config,
+    resource: &Resource,
+    journal: &Journal,
+    recorder: &Arc<Recorder>,
+) -> Result<Led> {
     let name = &resource.name;
     let Some(other) = resource.other(&resource.primary) else {
         bail!(
@@ -251,7 +275,16 @@ fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Led> 
         }
         front
     });
-    Ok(Led { resource: Arc::new(resource.clone()), state, front, endpoints })
+    let postgres = resource.postgres.as_ref().map(|settings| {
+        let active = Active { generation: state.generation.0, zone: state.primary.0.clone() };
+        let front = PostgresFront::new(resource, settings, config.node.hold, active, recorder)
+            .with_context(|| format!("resource {name}, the PostgreSQL front"))?;
+        if state.starts_closed() {
+            front.turnstile.close();
+        }
+        anyhow::Ok(front)
+    });
+    Ok(Led { resource: Arc::new(resource.clone()), state, front, postgres: postgres.transpose()?, endpoints })
 }
 
 fn resolve(endpoints: &[String]) -> Result<Vec<SocketAddr>> {
@@ -286,7 +319,7 @@ fn start(
     tasks: &TaskTracker,
 ) -> BTreeMap<String, ResourceHandle> {
     let mut handles = BTreeMap::new();
-    for Led { resource, state, front, endpoints } in led {
+    for Led { resource, state, front, postgres, endpoints } in led {
         let databases = Arc::new(Databases::new(&resource));
         let streams = Arc::new(Streams::new(
             &resource.name,
@@ -309,6 +342,7 @@ fn start(
         let hands = Arc::new(Hands::new(
             resource.clone(),
             front,
+            postgres,
             databases,
             streams.clone(),
             drivers,

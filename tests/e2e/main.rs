@@ -18,6 +18,7 @@ mod leader;
 mod manager;
 mod modes;
 mod network;
+mod postgres_front;
 mod preflight;
 mod prometheus;
 mod refusals;

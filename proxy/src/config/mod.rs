@@ -20,6 +20,7 @@ mod load;
 pub mod model;
 mod node;
 mod policy;
+mod postgres_front;
 mod raw;
 mod resources;
 mod secret;

@@ -12,6 +12,8 @@ use super::load::{Surroundings, read_all};
 use super::model::{Config, Driver};
 use crate::history::Retention;
 
+mod postgres_front;
+
 const SECRET: &str = "hunter2";
 
 const BASE: &str = "\
@@ -353,7 +355,7 @@ score: { confidence: 1.5, horizon: 5s }
 limits: { on_drain_timeout: kill }
 shadow: { capacity: 0% }
 ";
-    let main = BASE.replace("hosts: [orders.example] }", "tls: {} }, postgres: { listen: 0.0.0.0:6432 }");
+    let main = BASE.replace("hosts: [orders.example] }", "tls: {} }");
     insta::assert_snapshot!(load_all(&main, &[("careful.yaml", policy)]).expect_err("refused"));
     let harmless =
         "limits: { freeze: [] }\nshadow: { zones: { allow: [], deny: [] } }\nreplication: { critical: [] }\n";

@@ -149,7 +149,7 @@ impl Machine {
         steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if self.hands.front.as_ref().is_some_and(|front| front.gate.is_closed()) {
+        if self.hands.gates_closed() {
             self.gate_closed_at = Some(clock::monotonic());
         }
         let mut warming = Some(self.warm());
@@ -244,6 +244,12 @@ impl Machine {
                 self.take(Event::HoldNearlyFull { why });
             }
         }
+        if let Some(front) = self.hands.postgres.as_ref().filter(|_| self.state.phase.holds()) {
+            let (stats, limits) = (front.turnstile.stats(), front.turnstile.limits());
+            if stats.held as f64 > HOLD_ALARM * limits.requests.max(1) as f64 {
+                self.take(Event::HoldNearlyFull { why: format!("{} sessions", stats.held) });
+            }
+        }
         self.take(Event::Tick);
     }
 
@@ -331,10 +337,8 @@ impl Machine {
             tracing::error!(resource = %self.state.resource, %why, "the journal cannot be written: migrations stand still");
         }
         self.journal_fails = Some(why.to_owned());
-        if matches!(self.state.phase, Phase::Armed | Phase::Held)
-            && let Some(front) = &self.hands.front
-        {
-            front.gate.open();
+        if matches!(self.state.phase, Phase::Armed | Phase::Held) {
+            self.hands.open_gates();
         }
         self.publish();
     }
@@ -603,7 +607,7 @@ impl Machine {
         else {
             return;
         };
-        let open = self.hands.front.as_ref().is_some_and(|front| !front.gate.is_closed());
+        let open = !self.hands.gates_closed();
         let (true, Some(realised_ms)) = (open && !moving, measured.request_p95_ms) else { return };
         let probe = |zone: &Zone| measured.probes_ms.get(&*zone.0).and_then(|probe| probe.clone().ok());
         let difference_ms =

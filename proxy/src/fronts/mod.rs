@@ -2,6 +2,7 @@
 //!
 //! One HTTP request: `http/` starts a [`stopwatch`], finds the front in [`routes`], enters its [`gate`] (where it waits,
 //! body unread, while a cutover holds), then asks its [`pools`] for an endpoint, and leaves its sample in [`latencies`].
+//! A client of the database comes to `postgres/`, whose sessions are held between transactions and carried to the other side.
 //! Nothing here waits for the controller, and nothing here decides when to hold or swap.
 
 use std::sync::LazyLock;
@@ -11,6 +12,7 @@ pub mod gate;
 pub mod http;
 pub mod latencies;
 pub mod pools;
+pub mod postgres;
 pub mod routes;
 pub mod stopwatch;
 
