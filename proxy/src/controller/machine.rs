@@ -26,7 +26,9 @@ use super::proposals::Proposals;
 use super::signals::{Measured, Moves, Signals};
 use super::slots::{SlotGuard, SlotWatch};
 use super::verification::Verifications;
-use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView, StepView};
+use super::view::{
+    DecisionView, GateView, ModeView, ReplicationView, ResourceView, SessionsView, StepView,
+};
 use super::warm::Warm;
 use super::{Command, Denied, Plan, ResourceHandle, recording};
 use crate::audit::Entry;
@@ -674,6 +676,16 @@ impl Machine {
                     closed: front.gate.is_closed(),
                     held: stats.held,
                     in_flight: stats.in_flight,
+                    refused_total: stats.refused_total,
+                }
+            }),
+            postgres: self.hands.postgres.as_ref().map(|front| {
+                let stats = front.turnstile.stats();
+                SessionsView {
+                    closed: front.turnstile.is_closed(),
+                    connections: front.sessions(),
+                    running: stats.running,
+                    held: stats.held,
                     refused_total: stats.refused_total,
                 }
             }),

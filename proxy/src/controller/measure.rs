@@ -138,7 +138,8 @@ impl Measure {
                 }
                 if self.resource.http.is_none() {
                     // Its clients speak to the database: so does the probe that is compared with them.
-                    let value = probe.reading("SQL probe").fresh(crate::clock::now(), PROBE_AGE);
+                    let fresh = probe.reading("SQL probe");
+                    let value = fresh.fresh(crate::clock::now(), PROBE_AGE);
                     let ms = value.map(|latency| latency.as_secs_f64() * 1000.0).map_err(|why| why.0);
                     measured.probes_ms.insert(zone.clone(), ms);
                 }

@@ -12,11 +12,12 @@ async fn a_session_keeps_all_it_has() {
         .batch_execute(
             "SET work_mem = '7MB'; SET search_path = pg_catalog, public; SET TimeZone = 'Asia/Tokyo';
              SET app.tenant = 'it''s \"7\"'; SET ROLE clerk; LISTEN news; LISTEN \"Odd \"\"One\";
-             SET application_name = 'mover'; PREPARE twice (int) AS SELECT $1 * 2;
+             SET application_name = 'mover';
              DO $$ BEGIN PERFORM set_config('hidden' || '.value', 'x', false); END $$",
         )
         .await
         .unwrap();
+    client.batch_execute("PREPARE twice (int) AS SELECT $1 * 2").await.unwrap();
     let prepared = client.prepare("SELECT $1::int + 1, $2::mood::text").await.unwrap();
     for round in 1..=4 {
         setup.cutover().await;
@@ -104,7 +105,17 @@ async fn what_cannot_go_ends_the_session_and_says_so() {
     setup.cutover().await;
     let (state, detail) = ends.error().await;
     assert_eq!(state, "57P01");
-    assert!(detail.contains("the prepared statement \"s0\": relation \"only_here\" does not exist"), "{detail}");
+    assert!(detail.contains("the prepared statement \"s"), "{detail}");
+    assert!(detail.contains("relation \"only_here\" does not exist"), "{detail}");
+    // A PREPARE among other statements: its text is theirs, which are not done twice.
+    let ends = setup.session().await;
+    ends.client.batch_execute("INSERT INTO item VALUES (1, 'once'); PREPARE p AS SELECT 1").await.unwrap();
+    setup.cutover().await;
+    let (state, detail) = ends.error().await;
+    assert_eq!(state, "57P01");
+    assert!(detail.contains("the prepared statement \"p\": cannot insert multiple commands"), "{detail}");
+    let there = setup.here().connect(DATABASE).await.unwrap();
+    assert_eq!(there.query("SELECT FROM item", &[]).await.unwrap().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -207,14 +218,13 @@ async fn a_client_is_held_no_longer_than_it_may_be() {
     let (one, two, idle) = (setup.session().await, setup.session().await, setup.connect().await);
     setup.hold().await;
     let waits = tokio::spawn(async move {
-        let failed = one.client.batch_execute("SELECT 1").await;
-        assert!(failed.is_err());
-        one.error().await
+        let failed = one.client.batch_execute("SELECT 1").await.unwrap_err();
+        sqlstate(&failed).to_owned()
     });
     until("a client waits", async || setup.front.turnstile.stats().held == 1).await;
-    assert!(two.client.batch_execute("SELECT 1").await.is_err(), "one too many");
-    assert_eq!(two.error().await.0, "57P03");
-    assert_eq!(waits.await.unwrap().0, "57P03");
+    let one_too_many = two.client.batch_execute("SELECT 1").await.unwrap_err();
+    assert_eq!(sqlstate(&one_too_many), "57P03");
+    assert_eq!(waits.await.unwrap(), "57P03");
     setup.swap().await;
     assert_eq!(port(&idle).await, i32::from(setup.clusters[1].cluster.port));
     assert_eq!(setup.front.turnstile.stats().refused_total, 2);
@@ -258,9 +268,9 @@ async fn a_commit_without_an_answer_is_reported_not_repeated() {
         let error = error.as_db_error().expect("told by the front").clone();
         (error.code().code().to_owned(), error.detail().unwrap_or_default().to_owned())
     };
-    assert!(committing.await.unwrap().is_err());
-    let (state, detail) = told(commits.ended).await;
-    assert_eq!(state, "08007");
+    let committed = committing.await.unwrap().unwrap_err();
+    assert_eq!(sqlstate(&committed), "08007");
+    let detail = committed.as_db_error().unwrap().detail().unwrap_or_default();
     assert!(detail.contains("may have been committed or not"), "{detail}");
     let (state, detail) = told(open.ended).await;
     assert_eq!((state.as_str(), detail.as_str()), ("08006", "The transaction was not committed."));

@@ -16,19 +16,24 @@ async fn who_may_come_in_and_who_not() {
         let error = config.connect(NoTls).await.err().expect("refused");
         (sqlstate(&error).to_owned(), error.as_db_error().unwrap().message().to_owned())
     };
-    let wrong = refused(&|config| drop(config.password("wrong"))).await;
+    let wrong = refused(&|config| {
+        config.password("wrong");
+    }).await;
     assert_eq!(wrong, ("28P01".into(), "password authentication failed for user \"app\"".into()));
-    let nobody = refused(&|config| drop(config.user("nobody"))).await;
+    let nobody = refused(&|config| {
+        config.user("nobody");
+    }).await;
     assert_eq!(nobody, ("28P01".into(), "password authentication failed for user \"nobody\"".into()));
-    let (state, message) = refused(&|config| drop(config.dbname("other"))).await;
+    let (state, message) = refused(&|config| {
+        config.dbname("other");
+    }).await;
     assert_eq!((state.as_str(), message.as_str()), ("3D000", "database \"other\" does not exist"));
     let clients = [setup.connect().await, setup.connect().await, setup.connect().await];
     assert_eq!(refused(&|_| {}).await.0, "53300");
-    let [client, ..] = clients;
-    let row = client.query_one("SELECT current_user::text, $1::int + 1", &[&41]).await.unwrap();
+    let row = clients[0].query_one("SELECT current_user::text, $1::int + 1", &[&41]).await.unwrap();
     assert_eq!((row.get::<_, String>(0), row.get::<_, i32>(1)), ("app".into(), 42));
-    drop(client);
-    until("its place is free", async || setup.front.sessions() == 0).await;
+    drop(clients);
+    until("their places are free", async || setup.front.sessions() == 0).await;
     setup.connect().await;
 }
 
@@ -88,6 +93,21 @@ async fn psql_does_what_it_does_without_a_front() {
     }
     assert_eq!(std::fs::read_to_string(format!("{}.out", data.display())).unwrap(), rows);
     assert_eq!(std::fs::read(format!("{}.out", large.display())).unwrap(), content);
+    // A client that asks for protocol 3.2.
+    if let Some(bin) = godwit_tests::postgres::bin_directory(18) {
+        let listen = setup.front.settings.listen;
+        let target = format!(
+            "host={} port={} user=app dbname={DATABASE} max_protocol_version=latest",
+            listen.ip(),
+            listen.port()
+        );
+        let newest = Command::new(bin.join("psql"))
+            .args(["-X", "-A", "-t", &target, "-c", "SELECT 'spoken'"])
+            .env("PGPASSWORD", PASSWORD)
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&newest.stdout), "spoken\n", "{newest:?}");
+    }
     let failing = setup.psql(&["-c", "SELECT 1/0"]).output().unwrap();
     assert!(String::from_utf8_lossy(&failing.stderr).contains("division by zero"));
 }
@@ -105,7 +125,7 @@ async fn copy_cursors_pipelines_and_measures() {
     assert_eq!(sink.finish().await.unwrap(), 10_000);
     let rows = client.copy_out("COPY item TO STDOUT").await.unwrap();
     let bytes: usize = rows.map(|row| row.unwrap().len()).collect::<Vec<_>>().await.iter().sum();
-    assert_eq!(bytes, (10_000 * 6) - 10 * 3 - 90 * 2 - 900);
+    assert_eq!(bytes, (10_000 * 7) - 10 * 3 - 90 * 2 - 900);
     // A copy that the server refuses in the middle.
     let sink = client.copy_in::<_, Bytes>("COPY item FROM STDIN").await.unwrap();
     pin_mut!(sink);
