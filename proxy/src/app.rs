@@ -24,6 +24,7 @@ use crate::feeds::external::runner;
 use crate::feeds::learning::Learner;
 use crate::fronts::http::{ServerSettings, check_listeners, server, service};
 use crate::fronts::latencies::Recorder;
+use crate::fronts::postgres;
 use crate::fronts::routes::{Routes, report};
 use crate::history::{self, History};
 use crate::leading::changes::Changes;
@@ -57,12 +58,14 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let led = config
         .resources
         .values()
-        .filter(|resource| resource.http.is_some())
-        .map(|resource| leading::lead(&config, resource, &journal, None))
+        .filter(|resource| resource.has_front())
+        .map(|resource| leading::lead(&config, resource, &journal, None, &recorder))
         .collect::<Result<Vec<_>>>()?;
     let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
     let routes = Routes::new(&fronts)?;
     check_listeners(&routes)?;
+    let postgres: Vec<_> = led.iter().filter_map(|led| led.postgres.clone()).collect();
+    postgres.iter().try_for_each(|front| postgres::check_listener(front))?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("godwit").enable_all().build()?;
     let history = History::start(&config.node.state, config.node.history).context("cannot start a thread")?;
@@ -127,6 +130,13 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         tasks.spawn(admin::serve(listener, state, stop.clone()));
         links.listen(&config, &tasks, &stop)?;
         let (routes, recorder) = (routes.clone(), recorder.clone());
+        let counted = postgres.clone();
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+            loop {
+                counted.iter().for_each(|front| front.measure());
+                tokio::time::sleep(REPORT).await;
+            }
+        }));
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             report(&routes, &recorder, REPORT).await;
         }));
@@ -141,15 +151,23 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     })?;
     tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin.listen, "godwit runs");
 
-    let listeners =
-        config.resources.values().filter_map(|resource| Some(resource.http.as_ref()?.listen)).collect();
+    let listeners = config.resources.values().flat_map(|resource| {
+        let http = resource.http.as_ref().map(|front| front.listen);
+        http.into_iter().chain(resource.postgres.as_ref().map(|front| front.listen))
+    });
+    let listeners = listeners.collect();
     runtime.spawn(stop.clone().run_until_cancelled_owned(ready(listeners)));
-    if fronts.is_empty() {
+    if fronts.is_empty() && postgres.is_empty() {
         runtime.block_on(terminated())?;
     } else {
         let mut server = server(ServerSettings { threads: config.node.threads, ..ServerSettings::default() });
-        let fronts = service(&server, &routes, &recorder);
-        server.add_service(fronts);
+        if !fronts.is_empty() {
+            let fronts = service(&server, &routes, &recorder);
+            server.add_service(fronts);
+        }
+        for front in &postgres {
+            server.add_service(postgres::service(front));
+        }
         // Returns after SIGTERM, SIGINT or SIGQUIT, when the requests in flight have ended or their grace is over.
         server.run(pingora::server::RunArgs::default());
     }

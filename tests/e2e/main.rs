@@ -22,6 +22,7 @@ mod link;
 mod manager;
 mod modes;
 mod network;
+mod postgres_front;
 mod preflight;
 mod prometheus;
 mod refusals;

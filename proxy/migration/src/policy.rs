@@ -21,6 +21,8 @@ pub enum Mode {
 pub enum OnDrainTimeout {
     /// Abort the cutover: the old primary serves on.
     Abort,
+    /// End the transactions that are still open at the PostgreSQL front; what is still open by HTTP aborts all the same.
+    Terminate,
 }
 
 /// What becomes of an old primary after its soak.

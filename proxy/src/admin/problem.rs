@@ -63,9 +63,10 @@ impl From<Denied> for Problem {
     fn from(denied: Denied) -> Self {
         let detail = denied.to_string();
         match denied {
-            Denied::Running { id, .. } => {
-                Self { migration: Some(id.into()), ..Self::new(StatusCode::CONFLICT, "migration-running", detail) }
-            }
+            Denied::Running { id, .. } => Self {
+                migration: Some(id.into()),
+                ..Self::new(StatusCode::CONFLICT, "migration-running", detail)
+            },
             Denied::Guards(_) => Self::new(StatusCode::CONFLICT, "guard", detail),
             Denied::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", detail),
             Denied::NoSuchMigration(_) | Denied::NoSuchProposal(_) => {

@@ -130,11 +130,14 @@ fn summary(path: &Path, config: &Config) -> String {
 }
 
 fn front(resource: &Resource) -> String {
-    match &resource.http {
-        None => "no front".into(),
-        Some(front) if front.hosts.is_empty() => format!("http {}, every host", front.listen),
-        Some(front) => format!("http {}, {}", front.listen, front.hosts.join(" ")),
-    }
+    let http = resource.http.as_ref().map(|front| {
+        let hosts = if front.hosts.is_empty() { "every host".to_owned() } else { front.hosts.join(" ") };
+        format!("http {}, {hosts}", front.listen)
+    });
+    let postgres =
+        resource.postgres.as_ref().map(|front| format!("postgres {}, {}", front.listen, front.database));
+    let fronts: Vec<String> = http.into_iter().chain(postgres).collect();
+    if fronts.is_empty() { "no front".into() } else { fronts.join("; ") }
 }
 
 fn mode(resource: &Resource) -> &'static str {
@@ -208,6 +211,10 @@ fn summary_json(path: &Path, config: &Config) -> Value {
             "http": resource.http.as_ref().map(|front| json!({
                 "listen": front.listen.to_string(),
                 "hosts": front.hosts,
+            })),
+            "postgres": resource.postgres.as_ref().map(|front| json!({
+                "listen": front.listen.to_string(),
+                "database": front.database,
             })),
             "primary": resource.primary,
             "policy": { "name": resource.policy.name, "mode": mode(resource) },

@@ -23,6 +23,7 @@ pub mod model;
 mod node;
 pub mod overlay;
 mod policy;
+mod postgres_front;
 mod raw;
 mod resources;
 mod secret;

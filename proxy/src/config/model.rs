@@ -164,8 +164,10 @@ pub struct Zone {
 pub struct Resource {
     /// Its name.
     pub name: String,
-    /// What clients connect to; none on a node that only serves the link.
+    /// What clients connect to by HTTP; a node that only serves the link has no front.
     pub http: Option<HttpFront>,
+    /// What clients of the database connect to.
+    pub postgres: Option<PostgresFront>,
     /// By zone.
     pub placements: BTreeMap<String, Placement>,
     /// Godwit chooses the shadow's zone; none: the two placements say it.
@@ -179,6 +181,11 @@ pub struct Resource {
 }
 
 impl Resource {
+    /// Whether clients connect to it here: this node leads it then.
+    pub fn has_front(&self) -> bool {
+        self.http.is_some() || self.postgres.is_some()
+    }
+
     /// The placement that is not `primary`: two placements are what this version moves between.
     pub fn other(&self, zone: &str) -> Option<&Placement> {
         self.placements.values().find(|placement| placement.zone != zone)
@@ -211,6 +218,63 @@ impl HttpFront {
         let hosts = hosts.iter().map(ToString::to_string).collect();
         Self { listen, hosts, listener: ListenerSettings::default(), settings: Settings::default() }
     }
+}
+
+/// A PostgreSQL front.
+#[derive(Clone)]
+pub struct PostgresFront {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The database as clients name it; which one that is in a zone says the placement.
+    pub database: String,
+    /// How clients prove who they are.
+    pub auth: PostgresAuth,
+    /// Its certificate; none: no TLS.
+    pub tls: Option<FrontTls>,
+    /// Passwords of roles at the databases, where they are not what clients prove; `Debug` leaves them out.
+    pub passwords: BTreeMap<String, String>,
+    /// Sessions at once.
+    pub connections: usize,
+    /// How long a client may take to log in.
+    pub startup: Duration,
+    /// Names of custom settings that sessions have and that functions of the database set.
+    pub settings: Vec<String>,
+}
+
+impl fmt::Debug for PostgresFront {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresFront")
+            .field("listen", &self.listen)
+            .field("database", &self.database)
+            .field("auth", &self.auth)
+            .field("tls", &self.tls)
+            .field("connections", &self.connections)
+            .field("startup", &self.startup)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where the verifiers are that clients prove themselves by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PostgresAuth {
+    /// Asked of the primary with this query, `$1` is the role; none: of `pg_authid`.
+    Query(Option<String>),
+    /// In this file.
+    File(PathBuf),
+    /// Nowhere: whoever comes is who he says; only on loopback.
+    Trust,
+}
+
+/// PEM files of a front.
+#[derive(Clone, Debug)]
+pub struct FrontTls {
+    /// Certificate chain.
+    pub cert: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+    /// Clients without TLS are refused.
+    pub required: bool,
 }
 
 /// The resource in one zone.

@@ -157,7 +157,7 @@ fn limits<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut Po
     filled.take(section, "max_hold", &mut parts.max_hold, Item::duration);
     filled.take(section, "drain_timeout", &mut parts.drain_timeout, Item::duration);
     filled.take(section, "on_drain_timeout", &mut parts.on_drain_timeout, |item| {
-        item.choice(&[("abort", OnDrainTimeout::Abort)])
+        item.choice(&[("abort", OnDrainTimeout::Abort), ("terminate", OnDrainTimeout::Terminate)])
     });
     filled.take(section, "guards", &mut parts.guards, extra_guards);
     filled.take(section, "proposal_expires", &mut parts.proposal_expires, Item::duration);

@@ -10,8 +10,9 @@ use super::error::{counted, suggest};
 use super::http;
 use super::listeners::Listeners;
 use super::load::Surroundings;
-use super::model::{Driver, Flexible, HttpFront, Placement, Provided, Resource};
+use super::model::{Driver, Flexible, HttpFront, Placement, PostgresFront, Provided, Resource};
 use super::policy::ReadPolicy;
+use super::postgres_front;
 use super::walk::{Item, Section};
 use crate::fronts::http::settings::Upstream;
 
@@ -47,12 +48,14 @@ pub(super) fn read<'a>(
     let flexible = location(location_item.as_ref(), &mut section, known);
     let fronts = section.optional("fronts");
     let has_front = fronts.is_some();
-    let http = fronts.map(|item| front(name, &item, around, listeners));
+    let fronts = fronts.map(|item| front(name, &item, around, listeners));
+    // A front that could not be read counts: what it needs is asked for.
+    let has_http = fronts.as_ref().is_some_and(|fronts| fronts.http.is_some());
     let placements = section.required("placements", "placements: {ZONE: {…}, ZONE: {…}}");
     let placement_items = placements.as_ref().and_then(|item| item.named("placements"));
     let mut read_placements = BTreeMap::new();
     for (zone, item) in placement_items.iter().flatten() {
-        if let Some(placement) = placement(zone, item, has_front, known, around, used_drivers) {
+        if let Some(placement) = placement(zone, item, has_http, known, around, used_drivers) {
             read_placements.insert((*zone).to_owned(), placement);
         }
     }
@@ -110,9 +113,19 @@ pub(super) fn read<'a>(
         );
     }
     section.finish();
+    let (http, postgres) = fronts.map_or((None, None), |fronts| (fronts.http, fronts.postgres));
+    let postgres = postgres.map(|(item, front)| {
+        let databases = read_placements.values().map(|placement| placement.postgres.as_ref());
+        let database = databases.flatten().next();
+        if read_placements.values().any(|placement| placement.postgres.is_none()) {
+            item.wrong_key("has no database to pass clients on to", "postgres: {dsn: …} in both placements");
+        }
+        postgres_front::named(front?, database)
+    });
     Some(Resource {
         name: name.to_owned(),
         http: http.map_or(Some(None), |http| http.map(Some))?,
+        postgres: postgres.map_or(Some(None), |postgres| postgres.map(Some))?,
         placements: read_placements,
         flexible,
         primary: primary?.to_owned(),
@@ -178,31 +191,38 @@ fn complete(primary: &str, items: &[(&str, Item<'_>)], placements: &mut BTreeMap
     }
 }
 
+/// What stands under `fronts`. The outer `None`: it is not there; the inner one: it could not be read.
+struct Fronts<'a> {
+    http: Option<Option<HttpFront>>,
+    postgres: Option<(Item<'a>, Option<PostgresFront>)>,
+}
+
 fn front<'a>(
     resource: &str,
     item: &Item<'a>,
     around: &Surroundings<'_>,
     listeners: &mut Listeners<'a>,
-) -> Option<HttpFront> {
-    let mut section = item.section()?;
-    let http = section.optional("http");
+) -> Fronts<'a> {
+    let Some(mut section) = item.section() else { return Fronts { http: Some(None), postgres: None } };
+    let (http, postgres) = (section.optional("http"), section.optional("postgres"));
     let (has_http, has_postgres) = (section.has("http"), section.has("postgres"));
-    section.unsupported(
-        "postgres",
-        "a PostgreSQL front is not in this version",
-        "leave it out; applications reach the database through the service",
-    );
     section.finish();
     if !has_http && !has_postgres {
         item.wrong("names no front", "http: {listen: ADDRESS, hosts: [NAME]}");
+        return Fronts { http: Some(None), postgres: None };
     }
-    http::front(resource, &http?, around, listeners)
+    let postgres =
+        postgres.map(|item| (item.clone(), postgres_front::read(resource, &item, around, listeners)));
+    Fronts {
+        http: has_http.then(|| http.and_then(|item| http::front(resource, &item, around, listeners))),
+        postgres,
+    }
 }
 
 fn placement<'a>(
     zone: &str,
     item: &Item<'a>,
-    has_front: bool,
+    has_http: bool,
     known: &Known<'_>,
     around: &Surroundings<'_>,
     used_drivers: &mut BTreeMap<&'a str, u64>,
@@ -218,14 +238,14 @@ fn placement<'a>(
     let named = driver.flatten();
     // One that was not understood may well provide it.
     let provides = named.is_some_and(|name| known.drivers_read.get(name).is_none_or(Driver::provides));
-    let http = if has_front && !provides {
+    let http = if has_http && !provides {
         section.required("http", "http: [\"HOST:PORT\", …], the endpoints of the service here")
     } else {
         section.optional("http")
     };
     let endpoints = match &http {
-        Some(item) => http::endpoints(item, has_front),
-        None => (!has_front || provides).then(Default::default),
+        Some(item) => http::endpoints(item, has_http),
+        None => (!has_http || provides).then(Default::default),
     };
     let (endpoints, weights) = endpoints.unzip();
     let upstream = match section.optional("upstream") {
@@ -241,7 +261,7 @@ fn placement<'a>(
     let workers = named.and_then(|name| known.drivers_read.get(name)).and_then(Driver::most);
     if let (Some(workers), Some(endpoints), Some(item)) = (workers, &endpoints, &http)
         && workers != endpoints.len()
-        && has_front
+        && has_http
     {
         let what = format!(
             "has {}, and the driver has {} (service.listen)",

@@ -15,6 +15,8 @@ use super::model::{Config, Driver};
 use super::overlay::OverlayText;
 use crate::history::Retention;
 
+mod postgres_front;
+
 pub(super) const SECRET: &str = "hunter2";
 
 pub(super) const BASE: &str = "\
@@ -367,7 +369,7 @@ score: { confidence: 1.5, horizon: 5s }
 limits: { on_drain_timeout: kill }
 shadow: { capacity: 0% }
 ";
-    let main = BASE.replace("hosts: [orders.example] }", "}, postgres: { listen: 0.0.0.0:6432 }");
+    let main = BASE.to_owned();
     insta::assert_snapshot!(load_all(&main, &[("careful.yaml", policy)]).expect_err("refused"));
     let harmless =
         "limits: { freeze: [] }\nshadow: { zones: { allow: [], deny: [] } }\nreplication: { critical: [] }\n";

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
-use migration::policy::Policy;
+use migration::policy::{OnDrainTimeout, Policy};
 use migration::units::{Generation, Position, Zone};
 use replicator::fence::{self, FenceSpec};
 use replicator::sequences::SequenceState;
@@ -26,6 +26,7 @@ use crate::config::model::Resource;
 use crate::drivers::{Endpoint, Operation, Plan, Provisioning, Wanted};
 use crate::feeds::external::Secret;
 use crate::fronts::pools::Pool;
+use crate::fronts::postgres::{Active, PostgresFront};
 use crate::fronts::routes::ResourceFront;
 use crate::store::Journal;
 
@@ -44,8 +45,10 @@ pub struct Report {
 pub struct Hands {
     /// The resource.
     pub resource: Arc<Live>,
-    /// Its front, if this node has it.
+    /// Its HTTP front, if it has one.
     pub front: Option<Arc<ResourceFront>>,
+    /// Its PostgreSQL front, if it has one.
+    pub postgres: Option<Arc<PostgresFront>>,
     /// Control connections.
     pub databases: Arc<Databases>,
     /// Streams between the placements.
@@ -75,6 +78,9 @@ pub struct Hands {
 
 type Failure = String;
 
+/// How long the release waits for sessions of the database that are still getting ready.
+const READY: Duration = Duration::from_secs(1);
+
 /// What a fence told so far.
 #[derive(Clone, Default)]
 enum Fenced {
@@ -98,6 +104,7 @@ impl Hands {
     pub fn new(
         resource: Arc<Live>,
         front: Option<Arc<ResourceFront>>,
+        postgres: Option<Arc<PostgresFront>>,
         databases: Arc<Databases>,
         streams: Arc<Streams>,
         drivers: BTreeMap<String, ZoneDriver>,
@@ -110,6 +117,7 @@ impl Hands {
         Self {
             resource,
             front,
+            postgres,
             databases,
             streams,
             drivers,
@@ -136,14 +144,60 @@ impl Hands {
         self.resource.load()
     }
 
-    /// The gate closes and opens here, at once and in the order in which the machine wants it: a task that was cancelled a
-    /// moment too late must not close what the next one has opened.
+    /// The gates close and open here, at once and in the order in which the machine wants it: a task that was cancelled a
+    /// moment too late must not close what the next one has opened. PostgreSQL's closes when HTTP has drained.
     pub fn turn_gate(&self, effect: &Effect) {
-        match (effect, &self.front) {
-            (Effect::CloseGate, Some(front)) => front.gate.close(),
-            (Effect::OpenGate, Some(front)) => front.gate.open(),
+        match effect {
+            Effect::CloseGate => {
+                if let Some(front) = &self.front {
+                    front.gate.close();
+                }
+                if let Some(front) = &self.postgres {
+                    front.turnstile.arm();
+                }
+            }
+            Effect::OpenGate => self.open_gates(),
             _ => {}
         }
+    }
+
+    /// PostgreSQL first: what comes by HTTP may need it.
+    pub fn open_gates(&self) {
+        if let Some(front) = &self.postgres {
+            front.turnstile.open();
+        }
+        if let Some(front) = &self.front {
+            front.gate.open();
+        }
+    }
+
+    /// Whether anybody is held.
+    pub fn gates_closed(&self) -> bool {
+        self.front.as_ref().is_some_and(|front| front.gate.is_closed())
+            || self.postgres.as_ref().is_some_and(|front| front.turnstile.is_closed())
+    }
+
+    /// Nobody is inside any more: HTTP first, then PostgreSQL, whose sessions get ready for `next`.
+    async fn drain(&self, next: Option<&Zone>) -> Result<(), Failure> {
+        if let Some(front) = &self.front {
+            front.gate.drained().await;
+        }
+        let Some(front) = &self.postgres else { return Ok(()) };
+        let turnstile = &front.turnstile;
+        if !turnstile.close_if_armed(next.map(|zone| zone.0.clone())) {
+            return Err("the gate was opened again".into());
+        }
+        if self.policy().on_drain_timeout == OnDrainTimeout::Terminate {
+            // What is left of the hold is for the fence and the last changes.
+            let patience = self.policy().drain_timeout.min(self.policy().max_hold / 2);
+            if tokio::time::timeout(patience, turnstile.drained()).await.is_err() {
+                let open = turnstile.stats().running;
+                tracing::warn!(resource = %self.resource.name, sessions = open, "open transactions are ended");
+                turnstile.end_transactions();
+            }
+        }
+        turnstile.drained().await;
+        Ok(())
     }
 
     /// Carries out `effect`, wanted by `state`, within its patience. Cancelling it is safe but for the fence, which goes
@@ -210,9 +264,7 @@ impl Hands {
             }
             Effect::CloseGate => {
                 say(Event::GateClosed);
-                if let Some(front) = &self.front {
-                    front.gate.drained().await;
-                }
+                self.drain(run.map(|run| &run.to)).await?;
                 say(Event::DrainFinished);
                 Ok(())
             }
@@ -237,6 +289,10 @@ impl Hands {
             }
             Effect::SwapPool { zone, generation } => {
                 self.swap_pool(zone, *generation)?;
+                if let Some(front) = &self.postgres {
+                    // Who listens there hears what the first one says; who is late gets ready afterwards.
+                    let _ = tokio::time::timeout(READY, front.turnstile.prepared()).await;
+                }
                 say(Event::PoolSwapped);
                 Ok(())
             }
@@ -511,6 +567,12 @@ impl Hands {
     }
 
     fn swap_pool(&self, zone: &Zone, generation: Generation) -> Result<(), Failure> {
+        if let Some(front) = &self.postgres
+            && front.active().generation < generation.0
+        {
+            let next = Active { generation: generation.0, zone: zone.0.clone() };
+            front.swap(next).map_err(|stale| stale.to_string())?;
+        }
         let Some(front) = &self.front else { return Ok(()) };
         if front.pool.load().generation >= generation.0 {
             return Ok(());

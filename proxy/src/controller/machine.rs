@@ -30,7 +30,7 @@ use super::retirement::{Aside, Retiring};
 use super::signals::{Measured, Moves, Signals};
 use super::slots::{SlotGuard, SlotWatch};
 use super::verification::Verifications;
-use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView, StepView};
+use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView, SessionsView, StepView};
 use super::warm::Warm;
 use super::{Command, Denied, Plan, ResourceHandle, recording};
 use crate::audit::Entry;
@@ -168,7 +168,7 @@ impl Machine {
         steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if self.hands.front.as_ref().is_some_and(|front| front.gate.is_closed()) {
+        if self.hands.gates_closed() {
             self.gate_closed_at = Some(clock::monotonic());
         }
         let mut warming = Some(self.warm());
@@ -279,6 +279,12 @@ impl Machine {
                 self.take(Event::HoldNearlyFull { why });
             }
         }
+        if let Some(front) = self.hands.postgres.as_ref().filter(|_| self.state.phase.holds()) {
+            let (stats, limits) = (front.turnstile.stats(), front.turnstile.limits());
+            if stats.held as f64 > HOLD_ALARM * limits.requests.max(1) as f64 {
+                self.take(Event::HoldNearlyFull { why: format!("{} sessions", stats.held) });
+            }
+        }
         self.take(Event::Tick);
     }
 
@@ -376,10 +382,8 @@ impl Machine {
             tracing::error!(resource = %self.state.resource, %why, "the journal cannot be written: migrations stand still");
         }
         self.journal_fails = Some(why.to_owned());
-        if matches!(self.state.phase, Phase::Armed | Phase::Held)
-            && let Some(front) = &self.hands.front
-        {
-            front.gate.open();
+        if matches!(self.state.phase, Phase::Armed | Phase::Held) {
+            self.hands.open_gates();
         }
         self.publish();
     }
@@ -660,7 +664,7 @@ impl Machine {
         else {
             return;
         };
-        let open = self.hands.front.as_ref().is_some_and(|front| !front.gate.is_closed());
+        let open = !self.hands.gates_closed();
         let (true, Some(realised_ms)) = (open && !moving, measured.request_p95_ms) else { return };
         let probe = |zone: &Zone| measured.probes_ms.get(&*zone.0).and_then(|probe| probe.clone().ok());
         let difference_ms =
@@ -753,6 +757,16 @@ impl Machine {
                     closed: front.gate.is_closed(),
                     held: stats.held,
                     in_flight: stats.in_flight,
+                    refused_total: stats.refused_total,
+                }
+            }),
+            postgres: self.hands.postgres.as_ref().map(|front| {
+                let stats = front.turnstile.stats();
+                SessionsView {
+                    closed: front.turnstile.is_closed(),
+                    connections: front.sessions(),
+                    running: stats.running,
+                    held: stats.held,
                     refused_total: stats.refused_total,
                 }
             }),

@@ -127,10 +127,17 @@ impl Measure {
                 let ms = value.map(|latency| latency.as_secs_f64() * 1000.0).map_err(|why| why.0);
                 measured.probes_ms.insert(zone.clone(), ms);
             }
-            if let Some(probe) = &probes.sql
-                && let Some(took) = probe.phase(ProbePhase::Query)
-            {
-                telemetry::probe(zone, "sql", ProbePhase::Query.as_str(), took);
+            if let Some(probe) = &probes.sql {
+                if let Some(took) = probe.phase(ProbePhase::Query) {
+                    telemetry::probe(zone, "sql", ProbePhase::Query.as_str(), took);
+                }
+                if self.resource.http.is_none() {
+                    // Its clients speak to the database: so does the probe that is compared with them.
+                    let fresh = probe.reading("SQL probe");
+                    let value = fresh.fresh(crate::clock::now(), PROBE_AGE);
+                    let ms = value.map(|latency| latency.as_secs_f64() * 1000.0).map_err(|why| why.0);
+                    measured.probes_ms.insert(zone.clone(), ms);
+                }
             }
             measured.cost.insert(
                 zone.clone(),

@@ -34,8 +34,11 @@ pub struct ResourceView {
     pub mode: String,
     /// The migration under way: its id.
     pub migration: Option<String>,
-    /// The front's gate.
+    /// The gate of the HTTP front.
     pub gate: Option<GateView>,
+    /// The sessions of the PostgreSQL front.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<SessionsView>,
     /// By zone.
     pub placements: Vec<PlacementView>,
     /// The stream to the shadow.
@@ -62,6 +65,21 @@ pub struct GateView {
     /// Requests inside.
     pub in_flight: u64,
     /// Requests refused because the gate held all it may.
+    pub refused_total: u64,
+}
+
+/// Sessions of clients of the database.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionsView {
+    /// Transactions may not begin.
+    pub closed: bool,
+    /// Connections of clients.
+    pub connections: usize,
+    /// Sessions that do not stand held between transactions.
+    pub running: usize,
+    /// Sessions whose client waits.
+    pub held: usize,
+    /// Sessions that were refused because they would have waited longer, or more of them, than may be.
     pub refused_total: u64,
 }
 

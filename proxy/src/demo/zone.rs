@@ -74,6 +74,8 @@ pub struct Options {
     pub seed: Seed,
     /// A node in the second zone; without one the leader reaches that database itself.
     pub agent: bool,
+    /// A PostgreSQL front beside the HTTP front.
+    pub postgres_front: bool,
     /// One-way delay between the leader and the workers of the first zone.
     pub near: Duration,
     /// One-way delay between the zones.
@@ -94,6 +96,7 @@ impl Options {
             program,
             seed: Seed::default(),
             agent: false,
+            postgres_front: false,
             near: Duration::ZERO,
             wan: Duration::from_millis(1),
             policy: POLICY.into(),
@@ -178,6 +181,8 @@ pub struct Playground {
     pub agent_config: Option<PathBuf>,
     /// HTTP front of the leader.
     pub front: SocketAddr,
+    /// PostgreSQL front of the leader.
+    pub postgres_front: Option<SocketAddr>,
     /// Admin listener of the leader.
     pub admin: SocketAddr,
     /// Admin listener of the agent.
@@ -221,10 +226,11 @@ impl Playground {
         let mut remains = Remains { directory: temporary()?, drivers: Vec::new() };
         let directory = remains.directory.clone();
         let count = options.workers as usize;
-        let mut ports = free_ports(9 + 4 * count)?.into_iter();
+        let mut ports = free_ports(10 + 4 * count)?.into_iter();
         let mut next = || SocketAddr::from((Ipv4Addr::LOCALHOST, ports.next().unwrap_or_default()));
         let (front, admin, agent_admin) = (next(), next(), next());
         let (leader_link, agent_link) = (next(), next());
+        let postgres_front = Some(next()).filter(|_| options.postgres_front);
         let paths = [Path::new(options.near), Path::new(options.wan)];
 
         let mut relays = Vec::new();
@@ -316,8 +322,14 @@ impl Playground {
             relays.push(relay);
         }
         let files = Files { directory: &directory, options, zones: &zones };
-        let (config, agent_config) =
-            files.write(front, admin, link_from_leader, leader_link, agent_link, agent_admin)?;
+        let (config, agent_config) = files.write(
+            (front, postgres_front),
+            admin,
+            link_from_leader,
+            leader_link,
+            agent_link,
+            agent_admin,
+        )?;
 
         // From here on the playground itself removes everything.
         remains.drivers.clear();
@@ -327,6 +339,7 @@ impl Playground {
             config,
             agent_config,
             front,
+            postgres_front,
             admin,
             agent_admin: options.agent.then_some(agent_admin),
             zones,
@@ -450,7 +463,7 @@ struct Files<'p> {
 impl Files<'_> {
     fn write(
         &self,
-        front: SocketAddr,
+        fronts: (SocketAddr, Option<SocketAddr>),
         admin: SocketAddr,
         link_from_leader: Option<SocketAddr>,
         leader_link: SocketAddr,
@@ -462,7 +475,7 @@ impl Files<'_> {
         let mut text = self.node(LEADER, 0, admin, link);
         text.push_str(&self.zone_list(link_from_leader));
         text.push_str(&self.drivers());
-        text.push_str(&self.resource(front));
+        text.push_str(&self.resource(fronts));
         save(&config, &text)?;
         save(&self.directory.join("policies/playground.yaml"), &self.options.policy)?;
         if link_from_leader.is_none() {
@@ -550,9 +563,11 @@ impl Files<'_> {
         text
     }
 
-    fn resource(&self, front: SocketAddr) -> String {
+    fn resource(&self, (front, postgres): (SocketAddr, Option<SocketAddr>)) -> String {
+        let postgres = postgres.map(|listen| format!(", postgres: {{listen: \"{listen}\", auth: trust}}"));
+        let postgres = postgres.unwrap_or_default();
         let mut text = format!(
-            "resources:\n  {RESOURCE}:\n    fronts: {{http: {{listen: \"{front}\"}}}}\n    primary: {}\n    \
+            "resources:\n  {RESOURCE}:\n    fronts: {{http: {{listen: \"{front}\"}}{postgres}}}\n    primary: {}\n    \
              policy: playground\n    placements:\n",
             self.zones[0].name
         );

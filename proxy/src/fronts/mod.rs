@@ -2,7 +2,9 @@
 //!
 //! One HTTP request: `http/` starts a [`stopwatch`], finds the front in [`routes`], enters its [`gate`] (where it waits,
 //! body unread, while a cutover holds), then asks its [`pools`] for an endpoint, and leaves its sample in [`latencies`].
-//! Long responses are kept in [`streams`]; [`health`] asks endpoints how they are. Nothing here waits for the controller, and nothing here decides when to hold or swap.
+//! Long responses are kept in [`streams`]; [`health`] asks endpoints how they are. A client of the database comes to `postgres/`, whose
+//! sessions are held between transactions and carried to the other side. Nothing here waits for the controller, and nothing here
+//! decides when to hold or swap.
 
 use std::sync::LazyLock;
 use std::time::Instant;
@@ -13,6 +15,7 @@ pub mod http;
 pub mod latencies;
 pub mod mirror;
 pub mod pools;
+pub mod postgres;
 pub mod routes;
 pub mod stopwatch;
 pub mod streams;

@@ -220,7 +220,8 @@ impl Changes {
     fn join(&self, now: &Config, resource: Resource, shadow: Option<&str>) -> Result<(), ChangeError> {
         let shared = self.leading.shared();
         let name = resource.name.clone();
-        let led = lead_anew(now, &resource, &shared.journal, shadow).map_err(|error| failed(&error))?;
+        let led = lead_anew(now, &resource, &shared.journal, shadow, &shared.recorder)
+            .map_err(|error| failed(&error))?;
         if let Some(front) = &led.front {
             self.fronts.join(front, &shared.recorder).map_err(ChangeError::Failed)?;
         }

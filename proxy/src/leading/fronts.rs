@@ -47,6 +47,11 @@ impl Fronts {
 
     /// Whether the front of this resource could join now; in words why not.
     pub fn check(&self, resource: &Resource) -> Result<(), String> {
+        if resource.postgres.is_some() {
+            return Err(
+                "a PostgreSQL front cannot join a node that runs: give the resource in its file".into()
+            );
+        }
         let Some(http) = &resource.http else { return Ok(()) };
         let known =
             self.routes.listeners().contains(&http.listen) || self.state().joined.contains_key(&http.listen);

@@ -45,6 +45,7 @@ use crate::feeds::learning::Learner;
 use crate::fronts::health;
 use crate::fronts::latencies::Recorder;
 use crate::fronts::pools::{Pool, Reach};
+use crate::fronts::postgres::{Active, PostgresFront};
 use crate::fronts::routes::ResourceFront;
 use crate::history::History;
 use crate::links::Links;
@@ -61,6 +62,8 @@ pub struct Led {
     state: State,
     /// Its front; none on a node that only serves the link.
     pub front: Option<Arc<ResourceFront>>,
+    /// Its PostgreSQL front, likewise.
+    pub postgres: Option<Arc<PostgresFront>>,
     endpoints: BTreeMap<String, Vec<SocketAddr>>,
     drivers: BTreeMap<String, ZoneDriver>,
 }
@@ -78,6 +81,7 @@ pub fn lead(
     resource: &Resource,
     journal: &Journal,
     feeds: Option<&FeedBoard>,
+    recorder: &Arc<Recorder>,
 ) -> Result<Led> {
     let name = &resource.name;
     let known = journal.latest(name)?;
@@ -100,7 +104,7 @@ pub fn lead(
             first
         }
     };
-    build(config, resource, state)
+    build(config, resource, state, recorder)
 }
 
 /// As [`lead`], for a resource that was just reserved. One that had its name before left its generation behind: databases
@@ -110,6 +114,7 @@ pub fn lead_anew(
     resource: &Resource,
     journal: &Journal,
     shadow: Option<&str>,
+    recorder: &Arc<Recorder>,
 ) -> Result<Led> {
     let name = &resource.name;
     let before = journal.latest(name)?;
@@ -126,10 +131,10 @@ pub fn lead_anew(
         state.generation = before.generation;
     }
     journal.append(&state, "Reserved", now)?;
-    build(config, resource, state)
+    build(config, resource, state, recorder)
 }
 
-fn build(config: &Config, resource: &Resource, state: State) -> Result<Led> {
+fn build(config: &Config, resource: &Resource, state: State, recorder: &Arc<Recorder>) -> Result<Led> {
     let name = &resource.name;
     let resource = settle(config, resource, &state.primary.0, &state.shadow.0)?;
     let drivers = drivers_of(config, &resource)?;
@@ -160,8 +165,17 @@ fn build(config: &Config, resource: &Resource, state: State) -> Result<Led> {
         }
         anyhow::Ok(front)
     });
-    let front = front.transpose()?;
-    Ok(Led { live, state, front, endpoints, drivers })
+    let postgres = settings.postgres.as_ref().map(|front| {
+        let active = Active { generation: state.generation.0, zone: state.primary.0.clone() };
+        let front = PostgresFront::new(&settings, front, config.node.hold, active, recorder)
+            .with_context(|| format!("resource {name}, the PostgreSQL front"))?;
+        if state.starts_closed() {
+            front.turnstile.close();
+        }
+        anyhow::Ok(front)
+    });
+    let (front, postgres) = (front.transpose()?, postgres.transpose()?);
+    Ok(Led { live, state, front, postgres, endpoints, drivers })
 }
 
 fn resolve(endpoints: &[String]) -> Result<Vec<SocketAddr>> {
@@ -223,7 +237,7 @@ impl Leading {
 
     /// Starts a resource's controller and what belongs to it.
     pub fn start(&self, led: Led) -> ResourceHandle {
-        let Led { live, state, front, endpoints, drivers } = led;
+        let Led { live, state, front, postgres, endpoints, drivers } = led;
         let shared = &self.shared;
         let (stop, own) = (shared.stop.child_token(), TaskTracker::new());
         let resource = live.load();
@@ -249,6 +263,7 @@ impl Leading {
         let hands = Arc::new(Hands::new(
             live,
             front,
+            postgres,
             databases,
             streams.clone(),
             drivers,

@@ -21,6 +21,18 @@ pub const HELD_REQUESTS: &str = "godwit_held_requests";
 /// Histogram, seconds: how long a held request was held. Label: resource.
 pub const HOLD_DURATION: &str = "godwit_hold_duration_seconds";
 
+/// Gauge: connections of clients to the PostgreSQL front. Label: resource.
+pub const POSTGRES_SESSIONS: &str = "godwit_postgres_sessions";
+/// Gauge: sessions of the PostgreSQL front whose client waits for a move to end. Label: resource.
+pub const POSTGRES_HELD: &str = "godwit_postgres_held_sessions";
+/// Counter: connections that the PostgreSQL front tried to make to databases. Labels: resource, zone, outcome (`connected`, `failed`).
+pub const POSTGRES_CONNECTS: &str = "godwit_postgres_connects_total";
+/// Counter: sessions that came out of a hold. Labels: resource, outcome (`carried`: to another database with all they had,
+/// `kept`: where they were, `ended`: something could not be carried).
+pub const POSTGRES_MOVED: &str = "godwit_postgres_moved_sessions_total";
+/// Histogram, seconds: from a statement (or batch) sent to its last answer, without time held. Labels: resource, zone.
+pub const POSTGRES_STATEMENT_DURATION: &str = "godwit_postgres_statement_duration_seconds";
+
 /// Histogram, seconds: how long a gate was closed. Label: resource.
 pub const GATE_CLOSED: &str = "godwit_gate_closed_seconds";
 /// Gauge, bytes: how far the shadow is behind. Label: resource.
@@ -155,6 +167,11 @@ pub fn describe() {
     describe_counter!(HEALTH_FAILURES, "Health checks that failed");
     describe_counter!(ACCESS_LINES_LOST, "Lines of the access log that were lost");
     describe_gauge!(HELD_REQUESTS, "Requests that the gate holds now");
+    describe_gauge!(POSTGRES_SESSIONS, "Connections of clients to the PostgreSQL front");
+    describe_gauge!(POSTGRES_HELD, "Sessions of the PostgreSQL front whose client waits for a move to end");
+    describe_counter!(POSTGRES_CONNECTS, "Connections that the PostgreSQL front tried to make to databases");
+    describe_counter!(POSTGRES_MOVED, "Sessions that came out of a hold");
+    describe_histogram!(POSTGRES_STATEMENT_DURATION, seconds, "From a statement sent to its last answer");
     describe_histogram!(HOLD_DURATION, seconds, "How long a held request was held");
     describe_histogram!(GATE_CLOSED, seconds, "How long a gate was closed");
     describe_gauge!(LAG_BYTES, Unit::Bytes, "How far the shadow is behind");

@@ -49,7 +49,8 @@ pub(crate) const SESSION_SETTINGS: [(&str, &str); 13] = [
     ("idle_session_timeout", "0"),
 ];
 
-trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A connection that bytes go over, encrypted or not.
+pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 
 /// Where a server listens.
@@ -96,6 +97,65 @@ pub(crate) struct Frame {
 /// A row of a simple query's result.
 pub(crate) type TextRow = Vec<Option<Bytes>>;
 
+/// A connection to a server on which nothing was said yet but what TLS takes.
+pub struct Dialed {
+    /// Read and write here.
+    pub socket: Box<dyn Socket>,
+    /// What SCRAM-SHA-256-PLUS binds to (`tls-server-end-point`); none: no TLS, or a certificate that names no hash.
+    pub end_point: Option<Vec<u8>>,
+}
+
+/// Connects to the server of `dsn` with the TLS that it demands, for callers that speak the protocol themselves. The addresses
+/// are tried in order, each within `connect_timeout`. Says nothing: the start-up packet is the caller's.
+pub async fn dial(dsn: &Dsn) -> Result<Dialed, Error> {
+    let limit = dsn.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+    let mut failure = Error::Unready("the connection parameters name no host".into());
+    for (at, address) in addresses(dsn).into_iter().enumerate() {
+        let context = format!("connect to {address}");
+        let name = certified_name(dsn, at, &address);
+        match within(limit, &context, dial_at(dsn, &address, name, |socket| socket, &context)).await {
+            Ok((socket, end_point)) => return Ok(Dialed { socket, end_point }),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+/// Where addresses are given as numbers, the names beside them are what certificates are made for.
+fn certified_name<'a>(dsn: &'a Dsn, at: usize, address: &'a Address) -> &'a str {
+    match (dsn.get_hosts().get(at), address) {
+        (Some(Host::Tcp(name)), _) | (_, Address::Tcp(name, _)) => name,
+        (_, Address::Unix(_)) => "",
+    }
+}
+
+/// A socket to this address, secured as `dsn` demands; `dress` is what a TCP socket is wrapped in.
+async fn dial_at<S: Socket + 'static>(
+    dsn: &Dsn,
+    address: &Address,
+    name: &str,
+    dress: impl FnOnce(TcpStream) -> S,
+    context: &str,
+) -> Result<(Box<dyn Socket>, Option<Vec<u8>>), Error> {
+    match address {
+        Address::Tcp(host, port) => {
+            let socket = TcpStream::connect((host.as_str(), *port)).await.map_err(Error::io(context))?;
+            socket.set_nodelay(true).map_err(Error::io(context))?;
+            secure(dsn, dress(socket), name, context).await
+        }
+        Address::Unix(_) if !matches!(dsn.tls.mode, TlsMode::Disable | TlsMode::Prefer) => {
+            Err(Error::Unready(format!(
+                "{context}: TLS is demanded (sslmode={}), which a Unix socket does not have",
+                dsn.tls.mode.as_str()
+            )))
+        }
+        Address::Unix(path) => {
+            let socket = UnixStream::connect(path).await.map_err(Error::io(context))?;
+            Ok((Box::new(socket), None))
+        }
+    }
+}
+
 /// A replication connection.
 pub(crate) struct Connection {
     socket: Box<dyn Socket>,
@@ -111,11 +171,7 @@ impl Connection {
         let mut failure = Error::Unready("the connection parameters name no host".into());
         for (at, address) in addresses(dsn).into_iter().enumerate() {
             let context = format!("open a replication connection to {address}");
-            // Where addresses are given as numbers, the names beside them are what certificates are made for.
-            let name = match (dsn.get_hosts().get(at), &address) {
-                (Some(Host::Tcp(name)), _) | (_, Address::Tcp(name, _)) => name,
-                (_, Address::Unix(_)) => "",
-            };
+            let name = certified_name(dsn, at, &address);
             match within(limit, &context, Self::open_at(dsn, application_name, &address, name)).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => failure = error,
@@ -131,25 +187,7 @@ impl Connection {
         name: &str,
     ) -> Result<Self, Error> {
         let context = || format!("open a replication connection to {address}");
-        let (socket, end_point) = match address {
-            Address::Tcp(host, port) => {
-                let socket =
-                    TcpStream::connect((host.as_str(), *port)).await.map_err(Error::io(context()))?;
-                socket.set_nodelay(true).map_err(Error::io(context()))?;
-                secure(dsn, Paced::new(socket), name, &context()).await?
-            }
-            Address::Unix(_) if !matches!(dsn.tls.mode, TlsMode::Disable | TlsMode::Prefer) => {
-                return Err(Error::Unready(format!(
-                    "{}: TLS is demanded (sslmode={}), which a Unix socket does not have",
-                    context(),
-                    dsn.tls.mode.as_str()
-                )));
-            }
-            Address::Unix(path) => {
-                let socket = UnixStream::connect(path).await.map_err(Error::io(context()))?;
-                (Box::new(socket) as Box<dyn Socket>, None)
-            }
-        };
+        let (socket, end_point) = dial_at(dsn, address, name, Paced::new, &context()).await?;
         let mut this = Self { socket, received: BytesMut::new(), outgoing: BytesMut::new() };
         let user = dsn
             .get_user()
@@ -405,9 +443,9 @@ impl Login<'_> {
 }
 
 /// Puts TLS on a fresh connection where that is wanted; gives what an exchange can be bound to.
-async fn secure(
+async fn secure<S: Socket + 'static>(
     dsn: &Dsn,
-    mut socket: Paced,
+    mut socket: S,
     name: &str,
     context: &str,
 ) -> Result<(Box<dyn Socket>, Option<Vec<u8>>), Error> {

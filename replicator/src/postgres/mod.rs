@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, NoTls};
 
+pub use connection::{Dialed, Socket, dial};
 pub use dsn::{Authority, ClientCertificate, Dsn, DsnError, Tls, TlsMode};
+pub use tls::certificate_hash;
 
 use crate::error::Error;
 

@@ -284,8 +284,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for Named
     }
 }
 
-/// The certificate's hash by the hash of its own signature, with MD5 and SHA-1 replaced by SHA-256.
-fn certificate_hash(certificate: &[u8]) -> Option<Vec<u8>> {
+/// What an exchange is bound to by `tls-server-end-point` (RFC 5929): the certificate's (DER) hash by the hash of its own
+/// signature, with MD5 and SHA-1 replaced by SHA-256. `None` for signatures that name no hash.
+pub fn certificate_hash(certificate: &[u8]) -> Option<Vec<u8>> {
     Some(match signature_hash(certificate)? {
         Hash::Sha224 => Sha224::digest(certificate).to_vec(),
         Hash::Sha256 => Sha256::digest(certificate).to_vec(),

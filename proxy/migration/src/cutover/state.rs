@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::policy::Policy;
+use crate::policy::{OnDrainTimeout, Policy};
 use crate::units::{Generation, Position, Timestamp, Zone};
 
 /// Where a resource stands. The name says what is true; what is being done follows from it.
@@ -144,7 +144,11 @@ impl Limits {
         Self {
             scale: Duration::from_secs(600),
             arm: Duration::from_secs(30),
-            drain: policy.drain_timeout,
+            // Where transactions are ended after that time, their end is awaited too.
+            drain: match policy.on_drain_timeout {
+                OnDrainTimeout::Abort => policy.drain_timeout,
+                OnDrainTimeout::Terminate => policy.max_hold,
+            },
             hold: policy.max_hold,
             watch: Duration::from_secs(1),
             retire_after: policy.retire_after,

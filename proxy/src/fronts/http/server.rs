@@ -56,7 +56,7 @@ impl Default for ServerSettings {
 pub struct ListenError {
     /// Where.
     pub address: SocketAddr,
-    source: std::io::Error,
+    pub(crate) source: std::io::Error,
 }
 
 /// Ends the server at once when the token is cancelled; no signal is looked at.

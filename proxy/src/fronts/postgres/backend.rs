@@ -1,0 +1,311 @@
+//! A session's connection to its database: made, logged in, asked for the session's state, brought to one.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use replicator::postgres::{Dialed, Dsn, Socket, dial};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::protocol::message::{self, ServerError};
+use super::protocol::scram::{self, Failed, Secret};
+use super::protocol::state::{self, State, Step};
+use super::talk::{LONGEST, Message, Talk};
+
+/// How long connecting and logging in may take.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a state may take to be read or said again.
+const STATE: Duration = Duration::from_secs(10);
+
+/// As whom a session logs in.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    pub(super) user: String,
+    /// What the client's startup packet says besides user and database.
+    pub(super) parameters: Vec<(String, String)>,
+    pub(super) secret: Secret,
+}
+
+/// A name and what it is set to.
+pub(super) type Parameter = (Box<[u8]>, Box<[u8]>);
+
+/// A connection that is ready for a query.
+pub(super) struct Backend {
+    pub(super) socket: Box<dyn Socket>,
+    /// Read and not looked at.
+    pub(super) received: Vec<u8>,
+    pub(super) pid: u32,
+    pub(super) secret: Vec<u8>,
+    pub(super) parameters: Vec<Parameter>,
+    /// Whole messages that the client should see: notices, notifications.
+    pub(super) aside: Vec<u8>,
+    pub(super) generation: u64,
+    pub(super) zone: Arc<str>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoBackend {
+    #[error("the database cannot be reached")]
+    Unreachable(#[source] replicator::Error),
+    #[error("the database does not answer")]
+    Lost(#[source] io::Error),
+    /// With its ErrorResponse, whole.
+    #[error("the database refuses: {} ({})", .0.message, .0.sqlstate)]
+    Refused(ServerError, Vec<u8>),
+    #[error("cannot log in at the database")]
+    Login(#[from] Failed),
+    #[error("cannot log in at the database: it asks for authentication method {0}, which is not supported")]
+    Method(u32),
+    #[error("unexpected message {:?} of the database", char::from(*.0))]
+    Unexpected(u8),
+    #[error("the database took too long")]
+    TimedOut,
+}
+
+impl Backend {
+    /// Connects and logs in.
+    pub(super) async fn open(
+        dsn: &Dsn,
+        identity: &Identity,
+        generation: u64,
+        zone: &Arc<str>,
+    ) -> Result<Self, NoBackend> {
+        let opening = async {
+            let Dialed { socket, end_point } = dial(dsn).await.map_err(NoBackend::Unreachable)?;
+            let mut this = Self {
+                socket,
+                received: Vec::new(),
+                pid: 0,
+                secret: Vec::new(),
+                parameters: Vec::new(),
+                aside: Vec::new(),
+                generation,
+                zone: Arc::clone(zone),
+            };
+            this.log_in(dsn, identity, end_point.as_deref()).await?;
+            Ok(this)
+        };
+        tokio::time::timeout(CONNECT, opening).await.unwrap_or(Err(NoBackend::TimedOut))
+    }
+
+    async fn log_in(
+        &mut self,
+        dsn: &Dsn,
+        identity: &Identity,
+        end_point: Option<&[u8]>,
+    ) -> Result<(), NoBackend> {
+        let database = dsn.get_dbname().or(dsn.get_user()).unwrap_or_default();
+        let mut out = Vec::new();
+        let own = [("user", identity.user.as_str()), ("database", database)];
+        let theirs = identity.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        message::startup(&mut out, own.into_iter().chain(theirs));
+        self.talk().send(&out).await.map_err(NoBackend::Lost)?;
+        let mut exchange: Option<scram::Client<'_>> = None;
+        loop {
+            let (tag, body) = self.talk().message(LONGEST).await.map_err(NoBackend::Lost)?;
+            match tag {
+                b'R' => {
+                    let (method, data) = body.split_first_chunk().ok_or(NoBackend::Unexpected(tag))?;
+                    let answer = match (u32::from_be_bytes(*method), &mut exchange) {
+                        (0, _) => continue,
+                        (3, None) => match &identity.secret {
+                            Secret::Password(password) => [password.as_slice(), b"\0"].concat(),
+                            _ => return Err(NoBackend::Method(3)),
+                        },
+                        (10, None) => {
+                            let (client, plus) = choose(&identity.secret, data, end_point);
+                            let first = client.first();
+                            exchange = Some(client);
+                            let mut answer =
+                                if plus { scram::PLUS } else { scram::PLAIN }.as_bytes().to_vec();
+                            answer.push(0);
+                            answer.extend((first.len() as u32).to_be_bytes());
+                            answer.extend(first.as_bytes());
+                            answer
+                        }
+                        (11, Some(client)) => client.last(data)?.into_bytes(),
+                        (12, Some(client)) => {
+                            client.finish(data)?;
+                            continue;
+                        }
+                        (method, _) => return Err(NoBackend::Method(method)),
+                    };
+                    let mut out = Vec::new();
+                    message::write(&mut out, b'p', |out| out.extend(answer));
+                    self.talk().send(&out).await.map_err(NoBackend::Lost)?;
+                }
+                b'K' => {
+                    let (pid, secret) = body.split_first_chunk().ok_or(NoBackend::Unexpected(tag))?;
+                    (self.pid, self.secret) = (u32::from_be_bytes(*pid), secret.to_vec());
+                }
+                b'Z' => return Ok(()),
+                b'E' => return Err(refused(&body)),
+                _ => self.note((tag, body)).map_err(NoBackend::Unexpected)?,
+            }
+        }
+    }
+
+    /// Asks what the session has.
+    pub(super) async fn state(&mut self, custom: &[String], user: &str) -> Result<State, NoBackend> {
+        let mut question = Vec::new();
+        state::ask(&mut question, custom, user);
+        let asking = async {
+            self.talk().send(&question).await.map_err(NoBackend::Lost)?;
+            let (mut found, mut failure) = (State::default(), None);
+            loop {
+                let (tag, body) = self.talk().message(LONGEST).await.map_err(NoBackend::Lost)?;
+                match tag {
+                    b'1' | b'2' | b'3' | b'C' => {}
+                    b'D' => found.take(&body).map_err(|_| NoBackend::Unexpected(tag))?,
+                    b'E' => failure = Some(refused(&body)),
+                    b'Z' => return failure.map_or(Ok(found), Err),
+                    _ => self.note((tag, body)).map_err(NoBackend::Unexpected)?,
+                }
+            }
+        };
+        tokio::time::timeout(STATE, asking).await.unwrap_or(Err(NoBackend::TimedOut))
+    }
+
+    /// Whether the transaction that is open sees one snapshot all along: its client knows how to begin it again.
+    pub(super) async fn serializes(&mut self) -> bool {
+        let mut question = Vec::new();
+        state::ask_isolation(&mut question);
+        let asking = async {
+            self.talk().send(&question).await?;
+            let mut serializes = false;
+            loop {
+                let (tag, body) = self.talk().message(LONGEST).await?;
+                match tag {
+                    b'D' => {
+                        let level = message::row(&body).and_then(|row| row.first().copied().flatten());
+                        serializes = matches!(level, Some(b"serializable" | b"repeatable read"));
+                    }
+                    b'Z' => return io::Result::Ok(serializes),
+                    _ => {}
+                }
+            }
+        };
+        matches!(tokio::time::timeout(Duration::from_millis(100), asking).await, Ok(Ok(true)))
+    }
+
+    /// Brings it to a state; what could not be carried, and why.
+    pub(super) async fn replay(&mut self, state: &State) -> Result<Vec<String>, NoBackend> {
+        let mut out = Vec::new();
+        let mut steps: VecDeque<Step> = state.replay(&mut out).into();
+        let replaying = async {
+            let mut lost = Vec::new();
+            self.talk().send(&out).await.map_err(NoBackend::Lost)?;
+            while let Some(step) = steps.front() {
+                let (tag, body) = self.talk().message(LONGEST).await.map_err(NoBackend::Lost)?;
+                match tag {
+                    b'E' => {
+                        let error = ServerError::read(&body);
+                        if error.fatal {
+                            return Err(refused(&body));
+                        }
+                        if *step != Step::Unnamed {
+                            lost.push(format!("{step}: {}", error.message));
+                        }
+                    }
+                    b'Z' => drop(steps.pop_front()),
+                    b'1' | b'2' | b'C' | b'D' => {}
+                    _ => self.note((tag, body)).map_err(NoBackend::Unexpected)?,
+                }
+            }
+            Ok(lost)
+        };
+        tokio::time::timeout(STATE, replaying).await.unwrap_or(Err(NoBackend::TimedOut))
+    }
+
+    /// Whether it still answers.
+    pub(super) async fn answers(&mut self) -> bool {
+        let mut out = Vec::new();
+        message::sync(&mut out);
+        let asking = async {
+            self.talk().send(&out).await?;
+            loop {
+                let (tag, body) = self.talk().message(LONGEST).await?;
+                match tag {
+                    b'Z' => return io::Result::Ok(()),
+                    b'E' => return Err(io::ErrorKind::ConnectionReset.into()),
+                    _ => self.note((tag, body)).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?,
+                }
+            }
+        };
+        matches!(tokio::time::timeout(STATE, asking).await, Ok(Ok(())))
+    }
+
+    /// Itself, if nothing is known of its end yet. What it has said meanwhile is kept.
+    pub(super) fn living(mut self) -> Option<Self> {
+        self.lives().then_some(self)
+    }
+
+    fn lives(&mut self) -> bool {
+        let mut read = [0; 512];
+        let mut into = ReadBuf::new(&mut read);
+        let mut cx = Context::from_waker(Waker::noop());
+        match Pin::new(&mut self.socket).poll_read(&mut cx, &mut into) {
+            Poll::Pending => true,
+            Poll::Ready(Ok(())) if !into.filled().is_empty() => {
+                self.received.extend_from_slice(into.filled());
+                // An error without a question is its end.
+                self.received.first() != Some(&b'E')
+            }
+            Poll::Ready(_) => false,
+        }
+    }
+
+    /// Says goodbye; nobody waits for more.
+    pub(super) async fn close(mut self) {
+        let mut out = Vec::new();
+        message::terminate(&mut out);
+        // It ends with its socket anyway.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.talk().send(&out)).await;
+    }
+
+    /// A message that may come at any time; its type if this is none.
+    fn note(&mut self, (tag, body): Message) -> Result<(), u8> {
+        match tag {
+            b'S' => {
+                let pair = message::read_text(&body).and_then(|(name, rest)| {
+                    let (value, _) = message::read_text(rest)?;
+                    Some((name, value))
+                });
+                let (name, value) = pair.ok_or(tag)?;
+                set(&mut self.parameters, name, value);
+            }
+            b'N' | b'A' => message::write(&mut self.aside, tag, |out| out.extend(&body)),
+            _ => return Err(tag),
+        }
+        Ok(())
+    }
+
+    fn talk(&mut self) -> Talk<'_> {
+        Talk { socket: &mut self.socket, received: &mut self.received }
+    }
+}
+
+/// Sets one among them.
+pub(super) fn set(parameters: &mut Vec<Parameter>, name: &[u8], value: &[u8]) {
+    match parameters.iter_mut().find(|(known, _)| **known == *name) {
+        Some((_, known)) => *known = value.into(),
+        None => parameters.push((name.into(), value.into())),
+    }
+}
+
+fn refused(body: &[u8]) -> NoBackend {
+    let mut whole = Vec::new();
+    message::write(&mut whole, b'E', |out| out.extend(body));
+    NoBackend::Refused(ServerError::read(body), whole)
+}
+
+/// The best of what the database offers; whether it is the one with channel binding.
+fn choose<'s>(secret: &'s Secret, offered: &[u8], end_point: Option<&[u8]>) -> (scram::Client<'s>, bool) {
+    let plus = offered.split(|byte| *byte == 0).any(|name| name == scram::PLUS.as_bytes());
+    let bound = end_point.filter(|_| plus);
+    (scram::Client::new(secret, bound, end_point.is_some(), crate::rng::secret()), bound.is_some())
+}

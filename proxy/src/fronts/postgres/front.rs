@@ -1,0 +1,226 @@
+//! The front of one resource: where its sessions go, who may come, whom a cancel request means.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use replicator::postgres::{Dsn, dial};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::login::{Tls, TlsError};
+use super::meters::Meters;
+use super::protocol::message;
+use super::protocol::scram::Verifier;
+use super::turnstile::Turnstile;
+use super::verifiers::{self, Asked, Unknown};
+use crate::config::model::{HoldLimits, PostgresAuth, PostgresFront as Settings, Resource};
+use crate::fronts::latencies::Recorder;
+use crate::fronts::pools::Stale;
+
+/// Names of custom settings that are kept beside those of the configuration.
+const NAMES: usize = 256;
+/// How long passing a cancel request on may take.
+const CANCEL: Duration = Duration::from_secs(5);
+
+/// Where sessions go now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Active {
+    /// The resource's generation.
+    pub generation: u64,
+    /// The zone that is primary in it.
+    pub zone: Arc<str>,
+}
+
+/// The PostgreSQL front of a resource.
+pub struct PostgresFront {
+    /// The resource's name.
+    pub name: Arc<str>,
+    /// Its settings.
+    pub settings: Settings,
+    /// Holds sessions between transactions.
+    pub turnstile: Arc<Turnstile>,
+    pub(super) tls: Option<Tls>,
+    pub(super) meters: Meters,
+    pub(super) made_up: String,
+    places: BTreeMap<Arc<str>, Dsn>,
+    active: ArcSwap<Active>,
+    /// One writer at a time.
+    writer: Mutex<()>,
+    sessions: AtomicUsize,
+    keys: Mutex<HashMap<Key, Target>>,
+    custom: Mutex<BTreeSet<String>>,
+    asked: Asked,
+}
+
+/// What a client knows its session by: a number and a secret.
+type Key = (u32, Box<[u8]>);
+
+/// The session of a key, where it is now.
+#[derive(Clone, Debug)]
+struct Target {
+    zone: Arc<str>,
+    pid: u32,
+    secret: Box<[u8]>,
+}
+
+impl PostgresFront {
+    /// An open front onto the database of `active`. None of its files is read later than here but the one of verifiers.
+    pub fn new(
+        resource: &Resource,
+        settings: &Settings,
+        hold: HoldLimits,
+        active: Active,
+        recorder: &Arc<Recorder>,
+    ) -> Result<Arc<Self>, TlsError> {
+        let name: Arc<str> = resource.name.as_str().into();
+        let placements = resource.placements.values();
+        let places = placements.filter_map(|placement| {
+            Some((Arc::from(placement.zone.as_str()), placement.postgres.as_ref()?.dsn.clone()))
+        });
+        // Where requests by HTTP are measured, they are what users wait for.
+        let recorder = resource.http.is_none().then(|| Arc::clone(recorder));
+        Ok(Arc::new(Self {
+            meters: Meters::new(&name, recorder),
+            tls: settings.tls.as_ref().map(Tls::new).transpose()?,
+            settings: settings.clone(),
+            turnstile: Turnstile::new(hold),
+            made_up: crate::rng::secret(),
+            places: places.collect(),
+            active: ArcSwap::from_pointee(active),
+            writer: Mutex::default(),
+            sessions: AtomicUsize::new(0),
+            keys: Mutex::default(),
+            custom: Mutex::new(settings.settings.iter().map(|name| name.to_ascii_lowercase()).collect()),
+            asked: Asked::default(),
+            name,
+        }))
+    }
+
+    /// Where sessions go now.
+    pub fn active(&self) -> Arc<Active> {
+        self.active.load_full()
+    }
+
+    /// Sends sessions to the next generation from now on: those that begin, and those that are held.
+    pub fn swap(&self, next: Active) -> Result<(), Stale> {
+        let _writer = lock(&self.writer);
+        let active = self.active();
+        if active.generation >= next.generation {
+            let (offered, active, zone) = (next.generation, active.generation, Arc::clone(&active.zone));
+            return Err(Stale { offered, active, zone });
+        }
+        self.active.store(Arc::new(next));
+        Ok(())
+    }
+
+    /// Connections of clients, those included that have not logged in.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(SeqCst)
+    }
+
+    /// Sets the gauges that are read, not counted.
+    pub fn measure(&self) {
+        self.meters.measure(self.sessions(), &self.turnstile.stats());
+    }
+
+    pub(super) fn dsn(&self, zone: &str) -> Option<&Dsn> {
+        self.places.get(zone)
+    }
+
+    /// Counts a connection in; how many there are with it.
+    pub(super) fn come(self: &Arc<Self>) -> (Guest, usize) {
+        let count = self.sessions.fetch_add(1, SeqCst) + 1;
+        (Guest(Arc::clone(self)), count)
+    }
+
+    /// The verifier of a role; none: it has none, or there is no such role.
+    pub(super) async fn verifier(&self, user: &str) -> Result<Option<Verifier>, Unknown> {
+        let query = match &self.settings.auth {
+            PostgresAuth::Trust => return Ok(None),
+            PostgresAuth::File(path) => return verifiers::in_file(path, user).await,
+            PostgresAuth::Query(query) => query.as_deref().unwrap_or(verifiers::QUERY),
+        };
+        let active = self.active();
+        match self.dsn(&active.zone) {
+            Some(dsn) => self.asked.get(&active.zone, dsn, query, user).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Names of custom settings that a session may have.
+    pub(super) fn custom(&self) -> Vec<String> {
+        lock(&self.custom).iter().cloned().collect()
+    }
+
+    /// A statement sets this custom setting. What the function that it is set in hides must be configured.
+    pub(super) fn learn(&self, name: &str) {
+        let mut custom = lock(&self.custom);
+        if custom.len() < NAMES + self.settings.settings.len() && !custom.contains(name) {
+            custom.insert(name.to_owned());
+        }
+    }
+
+    /// A session's key, as its client is told; it means that server session until it is moved or dropped.
+    pub(super) fn register(self: &Arc<Self>, zone: &Arc<str>, pid: u32, secret: &[u8]) -> Registered {
+        let key: Key = (pid, secret.into());
+        let target = Target { zone: Arc::clone(zone), pid, secret: secret.into() };
+        lock(&self.keys).insert(key.clone(), target);
+        Registered { front: Arc::clone(self), key }
+    }
+
+    /// Passes a cancel request on to where its session is now. A wrong one is ignored, as the protocol has it.
+    pub(super) async fn cancel(&self, pid: u32, secret: Vec<u8>) {
+        let key = (pid, secret.into_boxed_slice());
+        let Some(target) = lock(&self.keys).get(&key).cloned() else { return };
+        let Some(dsn) = self.dsn(&target.zone) else { return };
+        let passing = async {
+            let mut socket = dial(dsn).await.map_err(std::io::Error::other)?.socket;
+            let mut out = Vec::new();
+            message::cancel(&mut out, target.pid, &target.secret);
+            socket.write_all(&out).await?;
+            socket.flush().await?;
+            // The server closes it when it has sent the signal.
+            socket.read(&mut [0]).await
+        };
+        match tokio::time::timeout(CANCEL, passing).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(resource = %self.name, %error, "cancel request not passed on"),
+            Err(_) => tracing::debug!(resource = %self.name, "cancel request not passed on in time"),
+        }
+    }
+}
+
+/// A counted connection; dropping it counts it out.
+pub(super) struct Guest(Arc<PostgresFront>);
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, SeqCst);
+    }
+}
+
+/// See [`PostgresFront::register`].
+pub(super) struct Registered {
+    front: Arc<PostgresFront>,
+    key: Key,
+}
+
+impl Registered {
+    /// The session is another one of the server's now.
+    pub(super) fn moved(&self, zone: &Arc<str>, pid: u32, secret: &[u8]) {
+        let target = Target { zone: Arc::clone(zone), pid, secret: secret.into() };
+        lock(&self.front.keys).insert(self.key.clone(), target);
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        lock(&self.front.keys).remove(&self.key);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,87 @@
+//! The PostgreSQL front: clients of the database itself, whose sessions survive a cutover.
+//!
+//! One connection is one [`session`](self): greeted and let in by `login` (TLS, SCRAM by the role's verifier), given a session of
+//! the database that is primary now (`backend`), and then passed through by `relay`, which knows from the messages' types alone where
+//! transactions end. A cutover closes the [`turnstile`]: a session that stands between two transactions tells what it has
+//! (`protocol::state`) and waits, while a connection to the next primary is made and brought to the same. When the turnstile opens it
+//! goes on there, or where it was. What cannot be carried ends the session with an error that names it.
+//!
+//! What the front never does: it never sends anything twice, parses no SQL (but for names of custom settings), and pools nothing.
+
+pub mod protocol;
+pub mod turnstile;
+
+mod backend;
+mod front;
+mod login;
+mod meters;
+mod relay;
+mod session;
+mod talk;
+mod verifiers;
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::apps::ServerApp;
+use pingora::listeners::{L4BufferSettings, ListenerConfig, TcpSocketOptions};
+use pingora::protocols::{Stream, TcpKeepalive};
+use pingora::server::ShutdownWatch;
+use pingora::services::listening::Service;
+
+pub use front::{Active, PostgresFront};
+pub use login::TlsError;
+
+use super::http::ListenError;
+
+/// When a client that says nothing is asked whether it is there.
+const ASK_AFTER: Duration = Duration::from_mins(1);
+/// How often, and how many times, until it is given up.
+const ASK: (Duration, usize) = (Duration::from_secs(10), 6);
+
+/// The front as pingora serves it.
+pub struct PostgresApp(Arc<PostgresFront>);
+
+#[async_trait]
+impl ServerApp for PostgresApp {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        session::serve(Arc::clone(&self.0), Box::new(stream), shutdown.clone()).await;
+        None
+    }
+}
+
+/// The service of one front. Buffers of pingora's own would cost each idle session 64 KiB: there are none.
+pub fn service(front: &Arc<PostgresFront>) -> Service<PostgresApp> {
+    let app = PostgresApp(Arc::clone(front));
+    let mut service = Service::new(format!("postgres front of {}", front.name), app);
+    let mut options = TcpSocketOptions::default();
+    options.tcp_keepalive =
+        Some(TcpKeepalive { idle: ASK_AFTER, interval: ASK.0, count: ASK.1, user_timeout: Duration::ZERO });
+    let listener = ListenerConfig::tcp(front.settings.listen.to_string())
+        .tcp_socket_options(options)
+        .l4_buffer(L4BufferSettings::unbuffered());
+    service.add_listener(listener);
+    service
+}
+
+/// An error with its sources, in one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Whether its listener can be bound now.
+pub fn check_listener(front: &PostgresFront) -> Result<(), ListenError> {
+    let address = front.settings.listen;
+    TcpListener::bind(address).map(drop).map_err(|source| ListenError { address, source })
+}

@@ -1,0 +1,308 @@
+//! What a session has that a new one has not: asked of the server between two transactions, and said again to another.
+//!
+//! The server knows it exactly: settings with source `session`, the role, prepared statements, channels listened to. What it does
+//! not list are custom settings, whose names must be known ([`super::names`]). What cannot be carried elsewhere is named in
+//! [`State::stuck`]: temporary objects, cursors WITH HOLD, advisory locks of the session. Nobody can ask for `currval`, a seed, or
+//! what a procedural language keeps; using those after a move is an error or begins anew.
+
+use super::message;
+
+/// Name of the statement and portal that ask; the client's unnamed ones stay.
+const OURS: &str = "_godwit_state";
+/// The first OID that a cluster gives by itself: what is below means the same everywhere.
+const FIRST_OWN_OID: u32 = 16_384;
+
+/// Nothing of the session's `search_path` is looked at. `$1`: names of custom settings, `$2`: who logged in.
+const ASK: &str = "\
+SELECT 'setting', s.name, s.setting, '' FROM pg_catalog.pg_settings s \
+ WHERE s.source OPERATOR(pg_catalog.=) 'session' AND s.name OPERATOR(pg_catalog.<>) ALL \
+ (ARRAY['transaction_isolation', 'transaction_read_only', 'transaction_deferrable', 'role', 'session_authorization']) \
+UNION ALL SELECT 'setting', n.name, pg_catalog.current_setting(n.name, true), '' \
+ FROM pg_catalog.unnest($1::pg_catalog.text[]) n(name) WHERE pg_catalog.current_setting(n.name, true) IS NOT NULL \
+UNION ALL SELECT 'user', session_user::pg_catalog.text, '', '' \
+ WHERE session_user::pg_catalog.text OPERATOR(pg_catalog.<>) $2::pg_catalog.text \
+UNION ALL SELECT 'role', pg_catalog.current_setting('role'), '', '' \
+ WHERE pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none' \
+UNION ALL SELECT CASE WHEN p.from_sql THEN 'prepare' ELSE 'parse' END, p.name, p.statement, \
+ pg_catalog.array_to_string(p.parameter_types::pg_catalog.oid[], ',') FROM pg_catalog.pg_prepared_statements p \
+ WHERE p.name OPERATOR(pg_catalog.<>) '_godwit_state' \
+UNION ALL SELECT 'channel', c, '', '' FROM pg_catalog.pg_listening_channels() c \
+UNION ALL SELECT 'stuck', 'a temporary object', c.relname::pg_catalog.text, '' FROM pg_catalog.pg_class c \
+ WHERE c.relnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema() \
+ AND c.relkind OPERATOR(pg_catalog.=) ANY (ARRAY['r', 'p', 'v', 'S', 'm', 'f', 'c']::pg_catalog.\"char\"[]) \
+UNION ALL SELECT 'stuck', 'a temporary object', f.proname::pg_catalog.text, '' FROM pg_catalog.pg_proc f \
+ WHERE f.pronamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema() \
+UNION ALL SELECT 'stuck', 'a temporary object', t.typname::pg_catalog.text, '' FROM pg_catalog.pg_type t \
+ WHERE t.typnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema() \
+ AND t.typtype OPERATOR(pg_catalog.=) ANY (ARRAY['e', 'd', 'r']::pg_catalog.\"char\"[]) \
+UNION ALL SELECT 'stuck', 'a cursor WITH HOLD', k.name, '' FROM pg_catalog.pg_cursors k WHERE k.is_holdable \
+UNION ALL SELECT DISTINCT 'stuck', 'an advisory lock of the session', '', '' FROM pg_catalog.pg_locks l \
+ WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.granted";
+
+/// A prepared statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// Its name, in the client's encoding.
+    pub name: Vec<u8>,
+    /// Its text; with `PREPARE name AS` before it if it was made so.
+    pub text: Vec<u8>,
+    /// Types of its parameters.
+    pub types: Vec<u32>,
+    /// Made by PREPARE, not by a Parse message.
+    pub from_sql: bool,
+}
+
+/// What a session has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Settings by name.
+    pub settings: Vec<(Vec<u8>, Vec<u8>)>,
+    /// SET SESSION AUTHORIZATION.
+    pub user: Option<Vec<u8>>,
+    /// SET ROLE.
+    pub role: Option<Vec<u8>>,
+    /// Prepared statements with a name.
+    pub statements: Vec<Statement>,
+    /// LISTEN.
+    pub channels: Vec<Vec<u8>>,
+    /// The unnamed statement, as the client sent it (a whole Parse message).
+    pub unnamed: Option<Vec<u8>>,
+    /// What keeps it where it is: a phrase each.
+    pub stuck: Vec<String>,
+}
+
+/// Writes the question; its answer ends with a ReadyForQuery.
+pub fn ask(out: &mut Vec<u8>, custom: &[String], user: &str) {
+    let names: Vec<String> = custom.iter().map(|name| format!("\"{name}\"")).collect();
+    let names = format!("{{{}}}", names.join(","));
+    message::parse(out, OURS.as_bytes(), ASK.as_bytes(), &[]);
+    message::bind(out, OURS, OURS, &[names.as_bytes(), user.as_bytes()]);
+    message::execute(out, OURS);
+    message::close_statement(out, OURS);
+    message::sync(out);
+}
+
+/// Writes the question how isolated the transaction is that is open; its answer ends with a ReadyForQuery.
+pub fn ask_isolation(out: &mut Vec<u8>) {
+    message::parse(out, OURS.as_bytes(), b"SELECT pg_catalog.current_setting('transaction_isolation')", &[]);
+    message::bind(out, OURS, OURS, &[]);
+    message::execute(out, OURS);
+    message::close_statement(out, OURS);
+    message::sync(out);
+}
+
+/// A row of an answer that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the server describes the session in an unknown way")]
+pub struct Unreadable;
+
+impl State {
+    /// Takes one DataRow of the answer.
+    pub fn take(&mut self, row: &[u8]) -> Result<(), Unreadable> {
+        let values = message::row(row).ok_or(Unreadable)?;
+        let [Some(kind), Some(name), second, third] = values[..] else { return Err(Unreadable) };
+        let (second, third) = (second.unwrap_or_default(), third.unwrap_or_default());
+        let name = || name.to_vec();
+        match kind {
+            b"setting" => self.settings.push((name(), second.to_vec())),
+            b"user" => self.user = Some(name()),
+            b"role" => self.role = Some(name()),
+            b"channel" => self.channels.push(name()),
+            b"parse" | b"prepare" => self.statements.push(Statement {
+                name: name(),
+                text: second.to_vec(),
+                types: types(third).ok_or(Unreadable)?,
+                from_sql: kind == b"prepare",
+            }),
+            b"stuck" => {
+                let what = String::from_utf8_lossy(values[1].unwrap_or_default()).into_owned();
+                let which = String::from_utf8_lossy(second);
+                self.stuck.push(if which.is_empty() { what } else { format!("{what} ({which})") });
+            }
+            _ => return Err(Unreadable),
+        }
+        Ok(())
+    }
+
+    /// Whether there is nothing to say again.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Writes what brings a fresh session to this state, and what each ReadyForQuery of the answer is for; an error there says
+    /// that this could not be carried. The last step may fail: the client's next use of it is an error then, as it was before.
+    pub fn replay(&self, out: &mut Vec<u8>) -> Vec<Step> {
+        let mut steps = Vec::new();
+        // What is sent is in the client's encoding; it counts from here on.
+        let (encoding, others): (Vec<_>, Vec<_>) =
+            self.settings.iter().partition(|(name, _)| name == b"client_encoding");
+        for group in [encoding, others] {
+            if !group.is_empty() {
+                set(out, group.iter().map(|(name, value)| (&name[..], &value[..])));
+                steps.push(Step::Settings);
+            }
+        }
+        let user = self.user.iter().map(|user| (&b"session_authorization"[..], &user[..]));
+        let role = self.role.iter().map(|role| (&b"role"[..], &role[..]));
+        if self.user.is_some() || self.role.is_some() {
+            set(out, user.chain(role));
+            steps.push(Step::Role);
+        }
+        for statement in &self.statements {
+            if statement.from_sql {
+                // The text is all that the client sent with the PREPARE. As a statement of its own the server refuses it if
+                // it is more than that: nothing is done twice.
+                message::parse(out, b"", &statement.text, &[]);
+                message::bind(out, "", "", &[]);
+                message::execute(out, "");
+                message::sync(out);
+            } else {
+                // A type that this cluster made has another number there: the server finds it as it did the first time.
+                let types: Vec<u32> =
+                    statement.types.iter().map(|oid| if *oid < FIRST_OWN_OID { *oid } else { 0 }).collect();
+                message::parse(out, &statement.name, &statement.text, &types);
+                message::sync(out);
+            }
+            steps.push(Step::Statement(String::from_utf8_lossy(&statement.name).into_owned()));
+        }
+        for channel in &self.channels {
+            let mut sql = b"LISTEN \"".to_vec();
+            for byte in channel {
+                sql.push(*byte);
+                if *byte == b'"' {
+                    sql.push(b'"');
+                }
+            }
+            sql.push(b'"');
+            message::query(out, &sql);
+            steps.push(Step::Channel(String::from_utf8_lossy(channel).into_owned()));
+        }
+        if let Some(parse) = &self.unnamed {
+            out.extend(parse);
+            message::sync(out);
+            steps.push(Step::Unnamed);
+        }
+        steps
+    }
+}
+
+/// A part of a replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Settings.
+    Settings,
+    /// Session user and role.
+    Role,
+    /// A prepared statement.
+    Statement(String),
+    /// A channel.
+    Channel(String),
+    /// The unnamed statement.
+    Unnamed,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Settings => write!(f, "its settings"),
+            Self::Role => write!(f, "its role"),
+            Self::Statement(name) => write!(f, "the prepared statement {name:?}"),
+            Self::Channel(name) => write!(f, "LISTEN {name:?}"),
+            Self::Unnamed => write!(f, "the unnamed statement"),
+        }
+    }
+}
+
+fn set<'a>(out: &mut Vec<u8>, settings: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
+    message::parse(out, b"", b"SELECT pg_catalog.set_config($1, $2, false)", &[25, 25]);
+    for (name, value) in settings {
+        message::bind(out, "", "", &[name, value]);
+        message::execute(out, "");
+    }
+    message::sync(out);
+}
+
+fn types(text: &[u8]) -> Option<Vec<u32>> {
+    let text = std::str::from_utf8(text).ok()?;
+    text.split(',').filter(|oid| !oid.is_empty()).map(|oid| oid.parse().ok()).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::fronts::postgres::protocol::frame::{Framer, Piece};
+
+    fn row(values: [&str; 4]) -> Vec<u8> {
+        let mut body = 4_u16.to_be_bytes().to_vec();
+        for value in values {
+            body.extend((value.len() as u32).to_be_bytes());
+            body.extend(value.as_bytes());
+        }
+        body
+    }
+
+    fn tags(bytes: &[u8]) -> String {
+        let (mut framer, mut at, mut tags) = (Framer::default(), 0, String::new());
+        while let Ok(Piece::Whole(tag, count)) = framer.next(&bytes[at..], 0) {
+            tags.push(char::from(tag));
+            at += count;
+        }
+        assert_eq!(at, bytes.len());
+        tags
+    }
+
+    #[test]
+    fn a_state_is_said_again_in_an_order_that_works() {
+        let mut state = State::default();
+        assert!(state.is_empty());
+        for values in [
+            ["setting", "work_mem", "65536", ""],
+            ["setting", "client_encoding", "LATIN1", ""],
+            ["role", "clerk", "", ""],
+            ["parse", "s1", "SELECT $1, $2", "23,16400"],
+            ["prepare", "p1", "PREPARE p1 AS SELECT 1", ""],
+            ["channel", "odd \"one\"", "", ""],
+        ] {
+            state.take(&row(values)).unwrap();
+        }
+        state.unnamed = Some(b"P\0\0\0\x08\0\0\0\0".to_vec());
+        let mut out = Vec::new();
+        let steps = state.replay(&mut out);
+        assert_eq!(tags(&out), "PBESPBESPBESPSPBESQPS");
+        let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            steps,
+            [
+                "its settings",
+                "its settings",
+                "its role",
+                "the prepared statement \"s1\"",
+                "the prepared statement \"p1\"",
+                "LISTEN \"odd \\\"one\\\"\"",
+                "the unnamed statement"
+            ]
+        );
+        let has = |part: &[u8]| out.windows(part.len()).any(|found| found == part);
+        assert!(has(b"LISTEN \"odd \"\"one\"\"\"\0"));
+        assert!(has(b"SELECT $1, $2\0\0\x02\0\0\0\x17\0\0\0\0"), "the cluster's own type is left open");
+    }
+
+    #[test]
+    fn what_cannot_be_carried_is_named() {
+        let mut state = State::default();
+        state.take(&row(["stuck", "a temporary object", "basket", ""])).unwrap();
+        state.take(&row(["stuck", "an advisory lock of the session", "", ""])).unwrap();
+        assert_eq!(state.stuck, ["a temporary object (basket)", "an advisory lock of the session"]);
+        assert_eq!(state.take(&row(["other", "", "", ""])), Err(Unreadable));
+        assert_eq!(state.take(&row(["parse", "", "", "x"])), Err(Unreadable));
+        assert_eq!(state.take(b"\0\x01\0\0"), Err(Unreadable));
+    }
+
+    #[test]
+    fn the_question_is_one_unit_and_leaves_nothing() {
+        let mut out = Vec::new();
+        ask(&mut out, &["app.tenant".to_owned()], "ann");
+        assert_eq!(tags(&out), "PBECS");
+    }
+}

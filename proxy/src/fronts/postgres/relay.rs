@@ -1,0 +1,605 @@
+//! The relay: bytes between a client and its database, cut into messages only as far as needed to know where transactions end.
+//!
+//! While a session is idle it owns no buffer: both directions read into one that belongs to the thread, and what the other side
+//! takes at once is never copied. What it does not take at once stops the reading, so a session never holds more than that buffer's
+//! size in each direction.
+//!
+//! While transactions may not begin, one unit at a time goes through until the session stands between transactions; what the client
+//! has sent beyond stays here, and what it sends then stays in its socket.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use replicator::postgres::Socket;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::backend::{Parameter, set};
+use super::protocol::frame::{Framer, HEADER, Malformed, Piece};
+use super::protocol::message::{self, ServerError, read_text};
+use super::protocol::names;
+use super::protocol::tracker::{Sent, Status, Tracker};
+use crate::fronts::now;
+
+/// The thread's buffer.
+const SCRATCH: usize = 64 << 10;
+/// A client's message up to this size is awaited whole before any of it goes on.
+const WHOLE: usize = 16 << 10;
+/// The same for those of the server's messages that are looked into.
+const LOOKED_INTO: usize = 1 << 20;
+/// An unnamed statement that is longer is not kept.
+const UNNAMED: usize = 256 << 10;
+/// How much of what a held client sends is read, so that it is noticed when it leaves.
+const AHEAD: usize = 8 << 10;
+/// How long the end of a session may take.
+const LINGER: Duration = Duration::from_secs(5);
+/// A buffer that grew beyond this is given back once it is empty.
+const KEPT: usize = 1 << 10;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
+}
+
+/// What the relay needs somebody else for.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// It stands between transactions, and none may begin.
+    Boundary,
+    /// While parked: the client wants something.
+    ClientWaits,
+    /// The client said goodbye or is gone.
+    ClientGone,
+    /// The database is gone.
+    BackendGone,
+    /// A message that is none; true: the client's.
+    Malformed(Malformed, bool),
+}
+
+/// A unit that was answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answered {
+    /// When it was sent.
+    pub(super) sent: Instant,
+    /// From then to the first byte of the answer.
+    pub(super) first_byte: Duration,
+    /// From then to the last.
+    pub(super) whole: Duration,
+    /// It ended with an error.
+    pub(super) failed: bool,
+}
+
+/// What the relay tells as it goes.
+pub(super) trait Watch {
+    /// Whether transactions may not begin.
+    fn closed(&self) -> bool;
+    /// A unit was answered; only those that had the session for themselves.
+    fn answered(&self, answered: Answered);
+    /// A statement may set this custom setting.
+    fn names(&self, name: &str);
+}
+
+/// One session's two directions.
+pub(super) struct Relay {
+    pub(super) client: Box<dyn Socket>,
+    /// None: gone, or lent.
+    pub(super) backend: Option<Box<dyn Socket>>,
+    pub(super) tracker: Tracker,
+    /// What the server says of itself, as the client was told.
+    pub(super) parameters: Vec<Parameter>,
+    /// The unnamed statement: a whole Parse message.
+    pub(super) unnamed: Option<Vec<u8>>,
+    /// The server's own number of the session, and the one that the client knows.
+    pub(super) pids: (u32, u32),
+    /// The server said that it ends the session.
+    pub(super) told: bool,
+    /// Sent to the client, not taken.
+    pub(super) to_client: Vec<u8>,
+    /// Read from the server, not passed on.
+    pub(super) from_backend: Vec<u8>,
+    from_client: Vec<u8>,
+    to_backend: Vec<u8>,
+    client_cut: Framer,
+    backend_cut: Framer,
+    /// The client's bytes must wait for the server or the turnstile.
+    stalled: bool,
+    /// What is left over is to be looked at again.
+    look_client: bool,
+    look_backend: bool,
+    /// It was told that the client waits.
+    waits: bool,
+    client_flush: bool,
+    backend_flush: bool,
+    sent: Option<Instant>,
+    first_byte: Option<Instant>,
+    failed: bool,
+}
+
+impl Relay {
+    /// A session that is ready for its first query. `ahead`: what the client has sent already.
+    pub(super) fn new(
+        client: Box<dyn Socket>,
+        ahead: Vec<u8>,
+        backend: Box<dyn Socket>,
+        received: Vec<u8>,
+        parameters: Vec<Parameter>,
+        pid: u32,
+    ) -> Self {
+        Self {
+            client,
+            backend: Some(backend),
+            tracker: Tracker::default(),
+            parameters,
+            unnamed: None,
+            pids: (pid, pid),
+            told: false,
+            to_client: Vec::new(),
+            from_backend: received,
+            from_client: ahead,
+            to_backend: Vec::new(),
+            client_cut: Framer::default(),
+            backend_cut: Framer::default(),
+            stalled: false,
+            look_client: true,
+            look_backend: true,
+            waits: false,
+            client_flush: false,
+            backend_flush: false,
+            sent: None,
+            first_byte: None,
+            failed: false,
+        }
+    }
+
+    /// Between transactions, with nothing half said in either direction.
+    pub(super) fn at_boundary(&self) -> bool {
+        self.tracker.at_boundary()
+            && self.client_cut.between()
+            && self.backend_cut.between()
+            && self.to_backend.is_empty()
+    }
+
+    /// The client has sent something that was not passed on.
+    pub(super) fn client_waits(&self) -> bool {
+        !self.from_client.is_empty()
+    }
+
+    /// Moves bytes until there is an event. Nothing is lost when it is dropped in between. `parked`: nothing of the client's
+    /// goes on, and of the server's only what may come at any time.
+    pub(super) async fn run(&mut self, watch: &impl Watch, parked: bool) -> Event {
+        (self.look_client, self.look_backend) = (true, true);
+        self.waits &= parked;
+        std::future::poll_fn(|cx| BUFFER.with_borrow_mut(|scratch| self.poll(cx, watch, parked, scratch)))
+            .await
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        watch: &impl Watch,
+        parked: bool,
+        scratch: &mut [u8],
+    ) -> Poll<Event> {
+        loop {
+            let mut moved = false;
+            match self.poll_backend(cx, watch, parked, scratch) {
+                Ok(more) => moved |= more,
+                Err(event) => return Poll::Ready(event),
+            }
+            match self.poll_client(cx, watch, parked, scratch) {
+                Ok(more) => moved |= more,
+                Err(event) => return Poll::Ready(event),
+            }
+            if !parked && watch.closed() && self.at_boundary() {
+                return Poll::Ready(Event::Boundary);
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// From the server to the client. Whether anything moved.
+    fn poll_backend(
+        &mut self,
+        cx: &mut Context<'_>,
+        watch: &impl Watch,
+        parked: bool,
+        scratch: &mut [u8],
+    ) -> Result<bool, Event> {
+        flush(&mut self.client, &mut self.to_client, &mut self.client_flush, cx)
+            .map_err(|_| Event::ClientGone)?;
+        let Some(backend) = self.backend.as_mut().filter(|_| self.to_client.is_empty()) else {
+            return Ok(false);
+        };
+        let read = read(backend, scratch, cx).map_err(|_| Event::BackendGone)?;
+        if read == 0 && !std::mem::take(&mut self.look_backend) {
+            return Ok(false);
+        }
+        let mut tail = std::mem::take(&mut self.from_backend);
+        let joined = join(&mut tail, &scratch[..read]);
+        let bytes = if joined { &mut tail[..] } else { &mut scratch[..read] };
+        let count =
+            self.incoming(bytes, watch, parked).map_err(|malformed| Event::Malformed(malformed, false))?;
+        if !parked {
+            send(&mut self.client, &mut self.to_client, &mut self.client_flush, &bytes[..count], cx)
+                .map_err(|_| Event::ClientGone)?;
+        }
+        keep(&mut tail, joined, &scratch[..read], count);
+        self.from_backend = tail;
+        Ok(read > 0 || count > 0)
+    }
+
+    /// From the client to the server. Whether anything moved.
+    fn poll_client(
+        &mut self,
+        cx: &mut Context<'_>,
+        watch: &impl Watch,
+        parked: bool,
+        scratch: &mut [u8],
+    ) -> Result<bool, Event> {
+        if let Some(backend) = &mut self.backend
+            && flush(backend, &mut self.to_backend, &mut self.backend_flush, cx).is_err()
+        {
+            // What it said before it went is read first.
+            self.to_backend = Vec::new();
+            self.backend_flush = false;
+        }
+        if !self.to_backend.is_empty() || self.stalled && self.from_client.len() >= AHEAD && !self.look_client
+        {
+            return Ok(false);
+        }
+        let room = if self.stalled || parked { AHEAD } else { scratch.len() };
+        let read = read(&mut self.client, &mut scratch[..room], cx).map_err(|_| Event::ClientGone)?;
+        if read == 0 && !std::mem::take(&mut self.look_client) {
+            return Ok(false);
+        }
+        let mut tail = std::mem::take(&mut self.from_client);
+        let joined = join(&mut tail, &scratch[..read]);
+        let bytes = if joined { &tail[..] } else { &scratch[..read] };
+        let outcome = self.outgoing(bytes, watch, parked);
+        let (count, goodbye) = outcome.map_err(|malformed| Event::Malformed(malformed, true))?;
+        if let Some(backend) = &mut self.backend
+            && send(backend, &mut self.to_backend, &mut self.backend_flush, &bytes[..count], cx).is_err()
+        {
+            self.to_backend = Vec::new();
+        }
+        keep(&mut tail, joined, &scratch[..read], count);
+        self.from_client = tail;
+        if goodbye {
+            return Err(Event::ClientGone);
+        }
+        if parked && !self.from_client.is_empty() && !std::mem::replace(&mut self.waits, true) {
+            return Err(Event::ClientWaits);
+        }
+        Ok(read > 0 || count > 0)
+    }
+
+    /// Follows the server's messages in `bytes`: how many of the bytes are looked through. Parked, what the client may see is put
+    /// into `to_client`, and the rest is the end of a server that is taken away.
+    fn incoming(&mut self, bytes: &mut [u8], watch: &impl Watch, parked: bool) -> Result<usize, Malformed> {
+        if self.sent.is_some() {
+            self.first_byte.get_or_insert_with(now);
+        }
+        let mut at = 0;
+        loop {
+            let rest = &mut bytes[at..];
+            let whole = match rest.first() {
+                Some(b'Z' | b'S' | b'A' | b'E' | b'N' | b'G' | b'W') => LOOKED_INTO,
+                _ => 0,
+            };
+            match self.backend_cut.next(rest, whole)? {
+                Piece::Short => return Ok(at),
+                Piece::Rest(count) | Piece::Begun(_, count) => at += count,
+                Piece::Whole(tag, count) => {
+                    self.heard(tag, &mut rest[HEADER..count], watch);
+                    if parked && matches!(tag, b'A' | b'N' | b'S') {
+                        self.to_client.extend_from_slice(&rest[..count]);
+                    }
+                    at += count;
+                }
+            }
+        }
+    }
+
+    /// One of the server's messages.
+    fn heard(&mut self, tag: u8, body: &mut [u8], watch: &impl Watch) {
+        match tag {
+            b'Z' => {
+                let status = body.first().and_then(|byte| Status::read(*byte)).unwrap_or_default();
+                // What waits may go on.
+                self.look_client = true;
+                if self.tracker.ready(status) {
+                    self.measure(watch);
+                }
+            }
+            b'E' => {
+                self.tracker.failed();
+                self.failed = true;
+                self.told |= ServerError::read(body).fatal;
+            }
+            b'G' | b'W' => {
+                self.tracker.copy_begins();
+                // The client sets the pace from here on.
+                self.sent = None;
+                self.look_client = true;
+            }
+            b'S' => {
+                if let Some((name, rest)) = read_text(body)
+                    && let Some((value, _)) = read_text(rest)
+                {
+                    set(&mut self.parameters, name, value);
+                }
+            }
+            b'A' => self.rename(body),
+            _ => {}
+        }
+    }
+
+    fn measure(&mut self, watch: &impl Watch) {
+        let (sent, first_byte) = (self.sent.take(), self.first_byte.take());
+        let failed = std::mem::take(&mut self.failed);
+        if let (Some(sent), Some(first_byte)) = (sent, first_byte) {
+            let since = |moment: Instant| moment.saturating_duration_since(sent);
+            watch.answered(Answered { sent, first_byte: since(first_byte), whole: since(now()), failed });
+        }
+    }
+
+    /// Follows the client's messages in `bytes`: how many of the bytes go on, and whether it says goodbye.
+    fn outgoing(
+        &mut self,
+        bytes: &[u8],
+        watch: &impl Watch,
+        parked: bool,
+    ) -> Result<(usize, bool), Malformed> {
+        let mut at = 0;
+        self.stalled = false;
+        loop {
+            let rest = &bytes[at..];
+            if rest.is_empty() {
+                return Ok((at, false));
+            }
+            if self.client_cut.between() && (parked || !self.may_begin(watch)) {
+                self.stalled = true;
+                // One that leaves needs no turn.
+                return Ok((at, rest.first() == Some(&b'X') && !self.tracker.owes()));
+            }
+            let wait = if rest.first() == Some(&b'P') { UNNAMED } else { WHOLE };
+            match self.client_cut.next(rest, wait)? {
+                Piece::Short => return Ok((at, false)),
+                Piece::Rest(count) => at += count,
+                Piece::Whole(tag, count) => {
+                    at += count;
+                    if self.said(tag, &rest[HEADER..count], Some(&rest[..count]), watch) {
+                        return Ok((at, true));
+                    }
+                }
+                Piece::Begun(tag, count) => {
+                    at += count;
+                    self.said(tag, &rest[HEADER..count], None, watch);
+                }
+            }
+        }
+    }
+
+    /// Whether the client's next message may go on.
+    fn may_begin(&self, watch: &impl Watch) -> bool {
+        if self.tracker.within_unit() || !watch.closed() {
+            return true;
+        }
+        // A transaction goes on, unit by unit: each may be its last.
+        !self.tracker.owes() && self.tracker.status() != Status::Idle
+    }
+
+    /// One of the client's messages, with its bytes if it is here whole. Whether it is goodbye.
+    fn said(&mut self, tag: u8, body: &[u8], whole: Option<&[u8]>, watch: &impl Watch) -> bool {
+        match tag {
+            b'P' => {
+                if let Some((b"", rest)) = read_text(body) {
+                    self.unnamed = whole.filter(|whole| whole.len() <= UNNAMED).map(<[u8]>::to_vec);
+                    names::find(rest, |name| watch.names(name));
+                } else if let Some((_, rest)) = read_text(body) {
+                    names::find(rest, |name| watch.names(name));
+                }
+            }
+            b'Q' => {
+                self.unnamed = None;
+                names::find(body, |name| watch.names(name));
+            }
+            b'C' if body == b"S\0" => self.unnamed = None,
+            _ => {}
+        }
+        let alone = !self.tracker.owes();
+        match self.tracker.sent(tag) {
+            Sent::Unit if alone => {
+                self.sent = Some(now());
+                self.first_byte = None;
+                self.failed = false;
+            }
+            // Units that share the session are not measured.
+            Sent::Unit => self.sent = None,
+            Sent::Part => {}
+            Sent::Goodbye => return true,
+        }
+        false
+    }
+
+    /// Whole messages of the server that the client is to get besides.
+    pub(super) fn tell(&mut self, mut messages: Vec<u8>) {
+        let mut at = 0;
+        // They were cut before: what cannot be cut again is not there.
+        while let Ok(Piece::Whole(tag, count)) = Framer::default().next(&messages[at..], 0) {
+            if tag == b'A' {
+                self.rename(&mut messages[at + HEADER..at + count]);
+            }
+            at += count;
+        }
+        self.to_client.extend_from_slice(&messages[..at]);
+    }
+
+    /// A message of our own, if the client can tell it from what it is in the middle of.
+    pub(super) fn say(&mut self, message: &[u8]) {
+        if self.backend_cut.between() {
+            self.to_client.extend_from_slice(message);
+        }
+    }
+
+    /// What a server says of itself, as far as the client was told otherwise.
+    pub(super) fn adopt(&mut self, parameters: Vec<Parameter>) {
+        for (name, value) in &parameters {
+            if !self.parameters.iter().any(|known| known.0 == *name && known.1 == *value) {
+                message::parameter(&mut self.to_client, name, value);
+            }
+        }
+        self.parameters = parameters;
+    }
+
+    /// The connection to the server is over, and what it may have said is of no interest.
+    pub(super) fn forget_backend(&mut self) {
+        self.backend = None;
+        self.from_backend = Vec::new();
+        self.to_backend = Vec::new();
+        self.backend_flush = false;
+        self.told = false;
+        self.failed = false;
+    }
+
+    /// A client that listens to itself knows itself by the number that it was given.
+    fn rename(&self, notification: &mut [u8]) {
+        let (real, told) = self.pids;
+        if real != told
+            && let Some(pid) = notification.first_chunk_mut()
+            && u32::from_be_bytes(*pid) == real
+        {
+            *pid = told.to_be_bytes();
+        }
+    }
+
+    /// Sends the client what is left for it; gives up when it does not take it.
+    pub(super) async fn finish(&mut self) {
+        use tokio::io::AsyncWriteExt;
+        let left = std::mem::take(&mut self.to_client);
+        let sending = async {
+            self.client.write_all(&left).await?;
+            self.client.shutdown().await
+        };
+        // It is gone, or it does not read: the session is over either way.
+        let _ = tokio::time::timeout(LINGER, sending).await;
+    }
+
+    /// Sends the server what is left for it, and waits until it has ended.
+    pub(super) async fn hang_up(&mut self) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let Some(mut backend) = self.backend.take() else { return };
+        let owes = self.tracker.owes();
+        let left = std::mem::take(&mut self.to_backend);
+        let ending = async {
+            backend.write_all(&left).await?;
+            backend.shutdown().await?;
+            // What it still does must not be cut short by a reset.
+            let mut rest = [0; 4096];
+            while owes && backend.read(&mut rest).await? > 0 {}
+            std::io::Result::Ok(())
+        };
+        let _ = tokio::time::timeout(LINGER, ending).await;
+    }
+}
+
+/// What a direction has left over in front of what was read now; whether it had any.
+fn join(tail: &mut Vec<u8>, fresh: &[u8]) -> bool {
+    let joined = !tail.is_empty();
+    if joined {
+        tail.extend_from_slice(fresh);
+    }
+    joined
+}
+
+/// Keeps what was not looked through.
+fn keep(tail: &mut Vec<u8>, joined: bool, fresh: &[u8], count: usize) {
+    if joined {
+        tail.drain(..count);
+    } else {
+        tail.extend_from_slice(&fresh[count..]);
+    }
+    if tail.is_empty() && tail.capacity() > KEPT {
+        *tail = Vec::new();
+    }
+}
+
+/// Bytes read; none: not now.
+fn read(socket: &mut Box<dyn Socket>, into: &mut [u8], cx: &mut Context<'_>) -> io::Result<usize> {
+    let mut read = ReadBuf::new(into);
+    match Pin::new(socket).poll_read(cx, &mut read) {
+        Poll::Ready(Ok(())) if read.filled().is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
+        Poll::Ready(Ok(())) => Ok(read.filled().len()),
+        Poll::Ready(Err(error)) => Err(error),
+        Poll::Pending => Ok(0),
+    }
+}
+
+/// Sends what it takes at once, and keeps the rest in `pending`.
+fn send(
+    socket: &mut Box<dyn Socket>,
+    pending: &mut Vec<u8>,
+    unflushed: &mut bool,
+    bytes: &[u8],
+    cx: &mut Context<'_>,
+) -> io::Result<()> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let mut at = 0;
+    while pending.is_empty() && at < bytes.len() {
+        match Pin::new(&mut *socket).poll_write(cx, &bytes[at..]) {
+            Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(count)) => at += count,
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => break,
+        }
+    }
+    pending.extend_from_slice(&bytes[at..]);
+    *unflushed = true;
+    flush(socket, pending, unflushed, cx)
+}
+
+/// Sends what is left, as far as it is taken.
+fn flush(
+    socket: &mut Box<dyn Socket>,
+    pending: &mut Vec<u8>,
+    unflushed: &mut bool,
+    cx: &mut Context<'_>,
+) -> io::Result<()> {
+    let mut at = 0;
+    let mut outcome = Ok(());
+    while at < pending.len() {
+        match Pin::new(&mut *socket).poll_write(cx, &pending[at..]) {
+            Poll::Ready(Ok(0)) => outcome = Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(count)) => {
+                at += count;
+                *unflushed = true;
+                continue;
+            }
+            Poll::Ready(Err(error)) => outcome = Err(error),
+            Poll::Pending => {}
+        }
+        break;
+    }
+    keep(pending, true, &[], at);
+    outcome?;
+    // TLS keeps what its socket did not take.
+    if *unflushed && pending.is_empty() {
+        match Pin::new(socket).poll_flush(cx) {
+            Poll::Ready(flushed) => {
+                *unflushed = false;
+                flushed?;
+            }
+            Poll::Pending => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

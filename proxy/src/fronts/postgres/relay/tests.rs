@@ -1,0 +1,148 @@
+//! The relay between two ends of a pipe.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+use super::*;
+
+#[derive(Default)]
+struct Eyes {
+    closed: AtomicBool,
+    answered: Mutex<Vec<bool>>,
+    names: Mutex<Vec<String>>,
+}
+
+impl Watch for Eyes {
+    fn closed(&self) -> bool {
+        self.closed.load(SeqCst)
+    }
+
+    fn answered(&self, answered: Answered) {
+        self.answered.lock().unwrap().push(answered.failed);
+    }
+
+    fn names(&self, name: &str) {
+        self.names.lock().unwrap().push(name.to_owned());
+    }
+}
+
+fn session() -> (Relay, DuplexStream, DuplexStream) {
+    let (client, mine) = tokio::io::duplex(1 << 20);
+    let (backend, theirs) = tokio::io::duplex(1 << 20);
+    let relay = Relay::new(Box::new(mine), Vec::new(), Box::new(theirs), Vec::new(), Vec::new(), 7);
+    (relay, client, backend)
+}
+
+/// Runs the relay until nothing moves any more, or it has something to tell.
+async fn settle(relay: &mut Relay, eyes: &Eyes, parked: bool) -> Option<Event> {
+    let mut run = std::pin::pin!(relay.run(eyes, parked));
+    for _ in 0..3 {
+        if let Poll::Ready(event) = futures_util::poll!(&mut run) {
+            return Some(event);
+        }
+    }
+    None
+}
+
+async fn heard(end: &mut DuplexStream) -> Vec<u8> {
+    let mut bytes = vec![0; 1 << 20];
+    match futures_util::poll!(std::pin::pin!(end.read(&mut bytes))) {
+        Poll::Ready(count) => {
+            bytes.truncate(count.unwrap());
+            bytes
+        }
+        Poll::Pending => Vec::new(),
+    }
+}
+
+const QUERY: &[u8] = b"Q\0\0\0\x0dSELECT 1\0";
+const READY: &[u8] = b"Z\0\0\0\x05I";
+const OPEN: &[u8] = b"Z\0\0\0\x05T";
+
+#[tokio::test]
+async fn bytes_pass_both_ways_however_they_come() {
+    let (mut relay, mut client, mut backend) = session();
+    let eyes = Eyes::default();
+    for byte in QUERY {
+        client.write_all(&[*byte]).await.unwrap();
+        assert!(settle(&mut relay, &eyes, false).await.is_none());
+    }
+    assert_eq!(heard(&mut backend).await, QUERY);
+    assert!(!relay.at_boundary());
+    // A large row in pieces, then the end of the answer.
+    let mut row = b"D\0\x01\x86\xa0".to_vec();
+    row.resize(100_001, b'x');
+    for part in row.chunks(33_333) {
+        backend.write_all(part).await.unwrap();
+        assert!(settle(&mut relay, &eyes, false).await.is_none());
+    }
+    backend.write_all(READY).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut client).await, [&row, READY].concat());
+    assert!(relay.at_boundary());
+    assert_eq!(*eyes.answered.lock().unwrap(), [false]);
+    let holds = relay.from_backend.capacity() + relay.from_client.capacity() + relay.to_client.capacity();
+    assert!(holds <= 3 * KEPT, "an idle session holds {holds} bytes");
+}
+
+#[tokio::test]
+async fn while_closed_a_transaction_goes_on_unit_by_unit_and_no_other_begins() {
+    let (mut relay, mut client, mut backend) = session();
+    let eyes = Eyes::default();
+    client.write_all(QUERY).await.unwrap();
+    settle(&mut relay, &eyes, false).await;
+    eyes.closed.store(true, SeqCst);
+    // Three units at once: the second and third are sent only when the one before is answered within a transaction.
+    client.write_all(&[QUERY, QUERY].concat()).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut backend).await, QUERY);
+    backend.write_all(OPEN).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut backend).await, QUERY);
+    backend.write_all(READY).await.unwrap();
+    assert!(matches!(settle(&mut relay, &eyes, false).await, Some(Event::Boundary)));
+    assert!(heard(&mut backend).await.is_empty());
+    assert!(relay.client_waits());
+    assert_eq!(heard(&mut client).await, [OPEN, READY].concat());
+    // Parked: notifications pass, what ends the server's session does not.
+    backend.write_all(b"A\0\0\0\x0b\0\0\0\x07n\0\0E\0\0\0\x0fVFATAL\0C1\0\0").await.unwrap();
+    assert!(matches!(settle(&mut relay, &eyes, true).await, Some(Event::ClientWaits)));
+    drop(backend);
+    assert!(matches!(settle(&mut relay, &eyes, true).await, Some(Event::BackendGone)));
+    settle(&mut relay, &eyes, true).await;
+    assert_eq!(heard(&mut client).await, b"A\0\0\0\x0b\0\0\0\x07n\0\0");
+    // Elsewhere it goes on, and is called as before.
+    let (mut backend, theirs) = tokio::io::duplex(1 << 20);
+    relay.forget_backend();
+    relay.backend = Some(Box::new(theirs));
+    relay.pids.0 = 9;
+    eyes.closed.store(false, SeqCst);
+    backend.write_all(b"A\0\0\0\x0b\0\0\0\x09n\0\0").await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut backend).await, QUERY);
+    assert_eq!(heard(&mut client).await, b"A\0\0\0\x0b\0\0\0\x07n\0\0");
+}
+
+#[tokio::test]
+async fn a_goodbye_passes_even_while_closed_and_the_unnamed_statement_is_kept() {
+    let (mut relay, mut client, mut backend) = session();
+    let eyes = Eyes::default();
+    let parse = b"P\0\0\0\x15\0SET app.x = 1\0\0\0";
+    let named = b"P\0\0\0\x0a\x61\0x\0\0\0";
+    let sync = b"S\0\0\0\x04";
+    client.write_all(&[&parse[..], named, sync].concat()).await.unwrap();
+    settle(&mut relay, &eyes, false).await;
+    assert_eq!(relay.unnamed.as_deref(), Some(&parse[..]));
+    assert_eq!(*eyes.names.lock().unwrap(), ["app.x"]);
+    backend.write_all(READY).await.unwrap();
+    eyes.closed.store(true, SeqCst);
+    assert!(matches!(settle(&mut relay, &eyes, false).await, Some(Event::Boundary)));
+    client.write_all(b"X\0\0\0\x04").await.unwrap();
+    assert!(matches!(settle(&mut relay, &eyes, true).await, Some(Event::ClientGone)));
+    let (mut relay, mut client, _backend) = session();
+    client.write_all(b"Q\0\0\0\0").await.unwrap();
+    let event = settle(&mut relay, &Eyes::default(), false).await;
+    assert!(matches!(event, Some(Event::Malformed(_, true))));
+}

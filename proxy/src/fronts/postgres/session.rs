@@ -1,0 +1,606 @@
+//! One client's session, from its connection to its end: let in, relayed, held, carried to another database.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::server::ShutdownWatch;
+use replicator::postgres::Socket;
+use tokio::sync::watch;
+
+use super::backend::{Backend, Identity, NoBackend};
+use super::causes;
+use super::front::{Guest, PostgresFront, Registered};
+use super::login::{Client, Greeted, NoClient};
+use super::meters::Moved;
+use super::protocol::message::{self, Fault};
+use super::protocol::scram::{self, Secret};
+use super::protocol::startup::Startup;
+use super::protocol::state::State;
+use super::protocol::tracker::Status;
+use super::relay::{Answered, Event, Relay, Watch};
+use super::turnstile::{Held, Refused, Seat, Turn};
+use crate::clock;
+use crate::config::model::PostgresAuth;
+
+/// Connections beyond those of sessions: that ask for a cancel, or are told that there are too many.
+const SPARE: usize = 64;
+/// How long it rests between two tries to reach the new primary.
+const REST: Duration = Duration::from_millis(50);
+
+/// Serves one connection.
+pub(super) async fn serve(front: Arc<PostgresFront>, socket: Box<dyn Socket>, shutdown: ShutdownWatch) {
+    let (guest, count) = front.come();
+    if count > front.settings.connections + SPARE {
+        return;
+    }
+    let beginning = Box::pin(begin(&front, socket, count, guest));
+    let begun = match tokio::time::timeout(front.settings.startup, beginning).await {
+        Ok(Some(begun)) => begun,
+        Ok(None) => return,
+        Err(_) => {
+            tracing::debug!(resource = %front.name, "a client took too long to log in");
+            return;
+        }
+    };
+    let Some(mut session) = Box::pin(Session::open(&front, begun)).await else { return };
+    let end = session.run(shutdown).await;
+    Box::pin(session.end(end)).await;
+}
+
+/// A client that has proven itself.
+struct Begun {
+    client: Client,
+    identity: Identity,
+    guest: Guest,
+}
+
+async fn begin(
+    front: &Arc<PostgresFront>,
+    socket: Box<dyn Socket>,
+    count: usize,
+    guest: Guest,
+) -> Option<Begun> {
+    let outcome = match Client::greet(socket, front.tls.as_ref()).await {
+        Ok(Greeted::Cancel(pid, secret)) => {
+            front.cancel(pid, secret).await;
+            return None;
+        }
+        Ok(Greeted::Session(client, _)) if count > front.settings.connections => {
+            Err(client.fault(Fault::fatal("53300", "sorry, too many clients already")))
+        }
+        Ok(Greeted::Session(client, startup)) => let_in(front, client, &startup).await,
+        Err(no) => Err(no),
+    };
+    match outcome {
+        Ok((client, identity)) => Some(Begun { client, identity, guest }),
+        Err(NoClient::Fault(fault, client)) => {
+            tracing::debug!(resource = %front.name, %fault, "a client was refused");
+            if let Some(client) = client {
+                client.refuse(&written(&fault)).await;
+            }
+            None
+        }
+        Err(NoClient::Gone(error)) => {
+            tracing::debug!(resource = %front.name, %error, "a client left during its login");
+            None
+        }
+    }
+}
+
+async fn let_in(
+    front: &PostgresFront,
+    client: Client,
+    startup: &Startup,
+) -> Result<(Client, Identity), NoClient> {
+    let user = startup.user();
+    if startup.replicates() {
+        return Err(client.fault(
+            Fault::fatal("0A000", "replication connections do not pass through this front")
+                .hint("Connect to the database itself."),
+        ));
+    }
+    let (client, keys) = if front.settings.auth == PostgresAuth::Trust {
+        (client, None)
+    } else {
+        let verifier = match front.verifier(user).await {
+            Ok(verifier) => verifier,
+            Err(error) => {
+                let error = causes(&error);
+                tracing::warn!(resource = %front.name, user, error, "a role's verifier is not known");
+                None
+            }
+        };
+        let doomed = verifier.is_none();
+        let verifier = verifier.unwrap_or_else(|| scram::made_up(front.made_up.as_bytes(), user));
+        match client.prove(&verifier, doomed).await {
+            Ok((client, keys)) => (client, Some((verifier, keys))),
+            Err(NoClient::Fault(mut fault, client)) => {
+                if fault.sqlstate == "28P01" {
+                    fault.message = format!("password authentication failed for user \"{user}\"");
+                }
+                return Err(NoClient::Fault(fault, client));
+            }
+            Err(gone) => return Err(gone),
+        }
+    };
+    if startup.database() != front.settings.database {
+        let message = format!("database \"{}\" does not exist", startup.database());
+        return Err(client.fault(Fault::fatal("3D000", message)));
+    }
+    let secret = match (front.settings.passwords.get(user), keys) {
+        (Some(password), _) => Secret::Password(password.as_bytes().to_vec()),
+        (None, Some(keys)) => Secret::Keys(Box::new(keys)),
+        (None, None) => Secret::None,
+    };
+    let parameters = startup.parameters.iter();
+    let parameters =
+        parameters.filter(|(name, _)| !matches!(name.as_str(), "user" | "database" | "replication"));
+    let identity = Identity { user: user.to_owned(), parameters: parameters.cloned().collect(), secret };
+    Ok((client, identity))
+}
+
+fn written(fault: &Fault) -> Vec<u8> {
+    let mut out = Vec::new();
+    fault.write(&mut out);
+    out
+}
+
+/// How a session ends.
+enum End {
+    /// Its client left.
+    Client,
+    /// Its database did, and has told why.
+    Told,
+    /// We end it.
+    Fault(Fault),
+}
+
+impl From<Refused> for End {
+    fn from(refused: Refused) -> Self {
+        let fault = Fault::fatal("57P03", "the database is being moved");
+        Self::Fault(fault.detail(refused.to_string()).hint("Try again in a moment."))
+    }
+}
+
+struct Session {
+    front: Arc<PostgresFront>,
+    relay: Relay,
+    identity: Identity,
+    seat: Seat,
+    key: Registered,
+    eyes: Eyes,
+    generation: u64,
+    _guest: Guest,
+}
+
+/// What the relay sees of the front.
+struct Eyes {
+    front: Arc<PostgresFront>,
+    zone: Arc<str>,
+    statements: metrics::Histogram,
+    /// The process ends: so does the session, between transactions.
+    leaving: bool,
+}
+
+impl Watch for Eyes {
+    fn closed(&self) -> bool {
+        self.leaving || self.front.turnstile.is_closed()
+    }
+
+    fn answered(&self, answered: Answered) {
+        self.front.meters.answered(&self.zone, &self.statements, answered);
+    }
+
+    fn names(&self, name: &str) {
+        self.front.learn(name);
+    }
+}
+
+impl Session {
+    /// Gives the client a session of the database.
+    async fn open(front: &Arc<PostgresFront>, begun: Begun) -> Option<Self> {
+        let Begun { mut client, identity, guest } = begun;
+        let mut seat = front.turnstile.sit();
+        if let Err(End::Fault(fault)) = await_turn(front, &mut seat).await {
+            client.refuse(&written(&fault)).await;
+            return None;
+        }
+        let mut backend = match connect(front, &identity).await {
+            Ok(backend) => backend,
+            Err(NoBackend::Refused(_, error)) => {
+                client.refuse(&error).await;
+                return None;
+            }
+            Err(error) => {
+                let fault = unreachable_fault(front, &error);
+                client.refuse(&written(&fault)).await;
+                return None;
+            }
+        };
+        let mut out = Vec::new();
+        message::authentication(&mut out, 0, &[]);
+        for (name, value) in &backend.parameters {
+            message::parameter(&mut out, name, value);
+        }
+        message::key(&mut out, backend.pid, &backend.secret);
+        out.append(&mut backend.aside);
+        message::ready(&mut out);
+        if client.talk().send(&out).await.is_err() {
+            return None;
+        }
+        let key = front.register(&backend.zone, backend.pid, &backend.secret);
+        let eyes = Eyes {
+            front: Arc::clone(front),
+            statements: front.meters.statements(&backend.zone),
+            zone: backend.zone,
+            leaving: false,
+        };
+        let relay = Relay::new(
+            client.socket,
+            client.received,
+            backend.socket,
+            backend.received,
+            backend.parameters,
+            backend.pid,
+        );
+        let (front, generation) = (Arc::clone(front), backend.generation);
+        Some(Self { front, relay, identity, seat, key, eyes, generation, _guest: guest })
+    }
+
+    /// Relays until it ends.
+    async fn run(&mut self, mut shutdown: ShutdownWatch) -> End {
+        let mut turns = self.front.turnstile.turns();
+        loop {
+            let event = tokio::select! {
+                event = self.relay.run(&self.eyes, false) => event,
+                _ = turns.changed() => {
+                    if turns.borrow_and_update().ending {
+                        return Box::pin(self.too_long()).await;
+                    }
+                    continue;
+                }
+                changed = shutdown.changed(), if !self.eyes.leaving => {
+                    self.eyes.leaving = changed.is_err() || *shutdown.borrow();
+                    continue;
+                }
+            };
+            match event {
+                Event::Boundary if self.eyes.leaving => {
+                    let why = "terminating connection due to administrator command";
+                    return End::Fault(Fault::fatal("57P01", why));
+                }
+                Event::Boundary => {
+                    if let Err(end) = Box::pin(self.stand(&mut turns)).await {
+                        return end;
+                    }
+                }
+                Event::ClientGone => return End::Client,
+                Event::BackendGone if self.relay.told => return End::Told,
+                Event::BackendGone => return End::Fault(self.lost()),
+                Event::Malformed(malformed, true) => {
+                    return End::Fault(Fault::fatal("08P01", format!("invalid message: {malformed}")));
+                }
+                Event::Malformed(malformed, false) => {
+                    return End::Fault(Fault::fatal("08P01", format!("the database sent {malformed}")));
+                }
+                Event::ClientWaits => {}
+            }
+        }
+    }
+
+    /// Its transaction was open for longer than a move waits.
+    async fn too_long(&mut self) -> End {
+        let fault = |sqlstate| Fault::fatal(sqlstate, "terminating connection: the database is being moved");
+        let tracker = &self.relay.tracker;
+        if tracker.owes() || tracker.within_unit() {
+            let detail = "The transaction was open for longer than a move waits; what was sent last may have been committed or not.";
+            return End::Fault(fault("57P01").detail(detail));
+        }
+        let open = tracker.status() == Status::Open;
+        let serializes = match self.lend().filter(|_| open) {
+            Some(mut backend) => backend.serializes().await,
+            None => false,
+        };
+        End::Fault(
+            fault(if serializes { "40001" } else { "57P01" })
+                .detail("The transaction was open for longer than a move waits; it was not committed.")
+                .hint("Connect again and repeat the transaction."),
+        )
+    }
+
+    /// Stands between transactions while none may begin; afterwards it is on the database that is primary then.
+    async fn stand(&mut self, turns: &mut watch::Receiver<Turn>) -> Result<(), End> {
+        let turn = turns.borrow_and_update().clone();
+        if !turn.closed {
+            return Ok(());
+        }
+        let state = Arc::new(self.ask().await?);
+        let ready = turn.next.filter(|_| state.stuck.is_empty()).map(|zone| {
+            let guard = self.seat.prepare();
+            let (front, identity, state) =
+                (Arc::clone(&self.front), self.identity.clone(), Arc::clone(&state));
+            // The generation is known when it is sworn in.
+            let making = async move {
+                let made = prepare(&front, &identity, 0, &zone, &state).await;
+                drop(guard);
+                made
+            };
+            tokio::spawn(making)
+        });
+        let mut ready = Ready(ready);
+        self.seat.park();
+        let held = self.wait(turns).await?;
+        let outcome = self.resume(&state, &mut ready).await;
+        if let Some(held) = held {
+            self.front.meters.held(crate::fronts::now().saturating_duration_since(held.since));
+        }
+        outcome
+    }
+
+    /// What the session has, as its server knows it.
+    async fn ask(&mut self) -> Result<State, End> {
+        let custom = self.front.custom();
+        let Some(mut backend) = self.lend() else { return Err(End::Fault(self.lost())) };
+        let asked = backend.state(&custom, &self.identity.user).await;
+        self.take_back(backend);
+        let mut state = match asked {
+            Ok(state) => state,
+            // The session is there, but what it has is not known.
+            Err(NoBackend::Refused(error, _)) if !error.fatal => State {
+                stuck: vec![format!("what it has cannot be read: {}", error.message)],
+                ..State::default()
+            },
+            Err(error) => {
+                tracing::debug!(resource = %self.front.name, error = %error, "a session ended as it was asked what it has");
+                return Err(End::Fault(self.lost()));
+            }
+        };
+        state.unnamed = self.relay.unnamed.clone();
+        Ok(state)
+    }
+
+    /// Until transactions may begin. Whether the client waited.
+    async fn wait(&mut self, turns: &mut watch::Receiver<Turn>) -> Result<Option<Held>, End> {
+        let mut held = if self.relay.client_waits() { Some(self.seat.hold()?) } else { None };
+        let longest = self.front.turnstile.longest();
+        let mut deadline = clock::tick() + longest;
+        loop {
+            let open = !turns.borrow_and_update().closed;
+            if open && self.seat.resume() {
+                return Ok(held);
+            }
+            tokio::select! {
+                changed = turns.changed() => {
+                    if changed.is_err() {
+                        return Err(End::Client);
+                    }
+                }
+                event = self.relay.run(&self.eyes, true) => match event {
+                    Event::ClientWaits if held.is_none() => {
+                        held = Some(self.seat.hold()?);
+                        deadline = clock::tick() + longest;
+                    }
+                    Event::ClientGone => return Err(End::Client),
+                    Event::Malformed(malformed, true) => {
+                        return Err(End::Fault(Fault::fatal("08P01", format!("invalid message: {malformed}"))));
+                    }
+                    // The fence ends the old primary's sessions: what it had is known, nobody is told.
+                    Event::BackendGone | Event::Malformed(_, false) => self.relay.forget_backend(),
+                    Event::Boundary | Event::ClientWaits => {}
+                },
+                () = tokio::time::sleep_until(deadline), if held.is_some() => {
+                    return Err(self.seat.refuse().into());
+                }
+            }
+        }
+    }
+
+    /// Goes on where the primary is now.
+    async fn resume(&mut self, state: &State, ready: &mut Ready) -> Result<(), End> {
+        let active = self.front.active();
+        if self.generation == active.generation
+            && let Some(mut backend) = self.lend()
+            && backend.answers().await
+        {
+            self.take_back(backend);
+            self.front.meters.moved(Moved::Kept);
+            return Ok(());
+        }
+        self.relay.forget_backend();
+        if !state.stuck.is_empty() {
+            self.front.meters.moved(Moved::Ended);
+            return Err(End::Fault(stuck(&state.stuck)));
+        }
+        let prepared = match ready.0.take() {
+            Some(making) => making.await.ok().and_then(Result::ok).and_then(Backend::living),
+            None => None,
+        };
+        let backend = match prepared {
+            Some(backend) if backend.zone == active.zone => {
+                Backend { generation: active.generation, ..backend }
+            }
+            _ => match again(&self.front, &self.identity, state).await {
+                Ok(backend) => backend,
+                Err(error) => {
+                    self.front.meters.moved(Moved::Ended);
+                    return Err(End::Fault(match error {
+                        Unprepared::Lost(what) => stuck(&what),
+                        Unprepared::None(error) => unreachable_fault(&self.front, &error),
+                    }));
+                }
+            },
+        };
+        self.key.moved(&backend.zone, backend.pid, &backend.secret);
+        self.generation = backend.generation;
+        self.eyes.zone = Arc::clone(&backend.zone);
+        self.eyes.statements = self.front.meters.statements(&backend.zone);
+        self.relay.pids.0 = backend.pid;
+        self.take_back(backend);
+        self.front.meters.moved(Moved::Carried);
+        Ok(())
+    }
+
+    /// The connection, to be asked something between two transactions.
+    fn lend(&mut self) -> Option<Backend> {
+        Some(Backend {
+            socket: self.relay.backend.take()?,
+            received: std::mem::take(&mut self.relay.from_backend),
+            pid: self.relay.pids.0,
+            secret: Vec::new(),
+            parameters: self.relay.parameters.clone(),
+            aside: Vec::new(),
+            generation: self.generation,
+            zone: Arc::clone(&self.eyes.zone),
+        })
+    }
+
+    fn take_back(&mut self, backend: Backend) {
+        self.relay.backend = Some(backend.socket);
+        self.relay.from_backend = backend.received;
+        self.relay.adopt(backend.parameters);
+        self.relay.tell(backend.aside);
+    }
+
+    /// What a client is told whose database went without a word.
+    fn lost(&self) -> Fault {
+        let tracker = &self.relay.tracker;
+        if tracker.owes() || tracker.within_unit() {
+            return Fault::fatal("08007", "the connection to the database was lost before it answered")
+                .detail("What was sent last may have been committed or not; it was not sent again.")
+                .hint("Look whether it is there before you repeat it.");
+        }
+        let fault = Fault::fatal("08006", "the connection to the database was lost");
+        if tracker.status() == Status::Idle {
+            return fault;
+        }
+        fault.detail("The transaction was not committed.")
+    }
+
+    async fn end(mut self, end: End) {
+        match end {
+            End::Client => self.relay.hang_up().await,
+            End::Told => self.relay.finish().await,
+            End::Fault(fault) => {
+                tracing::debug!(resource = %self.front.name, %fault, "a session was ended");
+                self.relay.forget_backend();
+                self.relay.say(&written(&fault));
+                self.relay.finish().await;
+            }
+        }
+    }
+}
+
+/// A connection that is being made; abandoned when dropped.
+struct Ready(Option<tokio::task::JoinHandle<Result<Backend, Unprepared>>>);
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        if let Some(making) = &self.0 {
+            making.abort();
+        }
+    }
+}
+
+/// Why a session cannot go on elsewhere.
+enum Unprepared {
+    None(NoBackend),
+    /// What could not be carried.
+    Lost(Vec<String>),
+}
+
+/// A new connection with all the session has, tried for as long as a client may be held.
+async fn again(front: &PostgresFront, identity: &Identity, state: &State) -> Result<Backend, Unprepared> {
+    let deadline = clock::tick() + front.turnstile.longest();
+    loop {
+        let active = front.active();
+        match prepare(front, identity, active.generation, &active.zone, state).await {
+            Err(Unprepared::None(NoBackend::Unreachable(_) | NoBackend::Lost(_)))
+                if clock::tick() < deadline =>
+            {
+                tokio::time::sleep(REST).await;
+            }
+            made => return made,
+        }
+    }
+}
+
+async fn prepare(
+    front: &PostgresFront,
+    identity: &Identity,
+    generation: u64,
+    zone: &Arc<str>,
+    state: &State,
+) -> Result<Backend, Unprepared> {
+    let mut backend = open(front, identity, generation, zone).await.map_err(Unprepared::None)?;
+    if state.is_empty() {
+        return Ok(backend);
+    }
+    match backend.replay(state).await {
+        Ok(lost) if lost.is_empty() => Ok(backend),
+        Ok(lost) => {
+            backend.close().await;
+            Err(Unprepared::Lost(lost))
+        }
+        Err(error) => Err(Unprepared::None(error)),
+    }
+}
+
+async fn connect(front: &PostgresFront, identity: &Identity) -> Result<Backend, NoBackend> {
+    let active = front.active();
+    open(front, identity, active.generation, &active.zone).await
+}
+
+async fn open(
+    front: &PostgresFront,
+    identity: &Identity,
+    generation: u64,
+    zone: &Arc<str>,
+) -> Result<Backend, NoBackend> {
+    let Some(dsn) = front.dsn(zone) else {
+        return Err(NoBackend::Lost(std::io::ErrorKind::NotFound.into()));
+    };
+    let opened = Backend::open(dsn, identity, generation, zone).await;
+    front.meters.connected(zone, opened.is_ok());
+    opened
+}
+
+/// Until the turnstile lets a new session through.
+async fn await_turn(front: &PostgresFront, seat: &mut Seat) -> Result<(), End> {
+    if seat.resume() {
+        return Ok(());
+    }
+    let _held = seat.hold()?;
+    let mut turns = front.turnstile.turns();
+    let waiting = async {
+        loop {
+            let open = !turns.borrow_and_update().closed;
+            if open && seat.resume() || turns.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    match tokio::time::timeout(front.turnstile.longest(), waiting).await {
+        Ok(()) => Ok(()),
+        Err(_) => Err(seat.refuse().into()),
+    }
+}
+
+fn stuck(what: &[String]) -> Fault {
+    Fault::fatal("57P01", "terminating connection: the database was moved and this session cannot follow")
+        .detail(format!("What it has and cannot be carried: {}.", what.join("; ")))
+        .hint("Connect again.")
+}
+
+fn unreachable_fault(front: &PostgresFront, error: &NoBackend) -> Fault {
+    let sqlstate = match error {
+        NoBackend::Login(_) | NoBackend::Method(_) => "28000",
+        NoBackend::Unexpected(_) => "08P01",
+        _ => "08001",
+    };
+    let text = causes(error);
+    tracing::warn!(resource = %front.name, error = text, "no connection to the database for a client");
+    Fault::fatal(sqlstate, "the database cannot be reached for this session").detail(match sqlstate {
+        "28000" => "The front could not log in there; its log says why.",
+        _ => "The front could not connect to it; its log says why.",
+    })
+}

@@ -1,0 +1,296 @@
+//! Sessions through a cutover: what goes with them, what ends them, what they are told.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_keeps_all_it_has() {
+    let setup = Setup::with(HOLD, |settings| settings.settings = vec!["hidden.value".into()], "").await;
+    let mut session = setup.session().await;
+    let client = &session.client;
+    let own_pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    client
+        .batch_execute(
+            "SET work_mem = '7MB'; SET search_path = pg_catalog, public; SET TimeZone = 'Asia/Tokyo';
+             SET app.tenant = 'it''s \"7\"'; SET ROLE clerk; LISTEN news; LISTEN \"Odd \"\"One\";
+             SET application_name = 'mover';
+             DO $$ BEGIN PERFORM set_config('hidden' || '.value', 'x', false); END $$",
+        )
+        .await
+        .unwrap();
+    client.batch_execute("PREPARE twice (int) AS SELECT $1 * 2").await.unwrap();
+    let prepared = client.prepare("SELECT $1::int + 1, $2::mood::text").await.unwrap();
+    for round in 1..=4 {
+        setup.cutover().await;
+        assert_eq!(port(client).await, i32::from(setup.here().cluster.port));
+        let mood = client.query_one(&prepared, &[&round, &Mood]).await.unwrap();
+        assert_eq!((mood.get::<_, i32>(0), mood.get::<_, String>(1)), (round + 1, "glad".into()));
+        let row = client
+            .query_one(
+                "SELECT current_setting('work_mem'), current_setting('search_path'), current_setting('TimeZone'),
+                        current_setting('app.tenant'), current_user::text, current_setting('application_name'),
+                        current_setting('hidden.value'), session_user::text",
+                &[],
+            )
+            .await
+            .unwrap();
+        let values: Vec<String> = (0..8).map(|at| row.get(at)).collect();
+        let expected =
+            ["7MB", "pg_catalog, public", "Asia/Tokyo", "it's \"7\"", "clerk", "mover", "x", "app"];
+        assert_eq!(values, expected);
+        let twice = client.query_one("EXECUTE twice (21)", &[]).await.unwrap();
+        assert_eq!(twice.get::<_, i32>(0), 42);
+        let other = setup.here().connect(DATABASE).await.unwrap();
+        other.batch_execute("NOTIFY news, 'from outside'; NOTIFY \"Odd \"\"One\"").await.unwrap();
+        client.batch_execute("NOTIFY news, 'mine'").await.unwrap();
+    }
+    for _ in 1..=4 {
+        let mut told = Vec::new();
+        for _ in 0..3 {
+            let (channel, payload, pid) = session.notification().await;
+            told.push((channel, payload.clone()));
+            assert_eq!(pid == own_pid, payload == "mine", "it knows itself by its first number");
+        }
+        told.sort();
+        let expected = [("Odd \"One", ""), ("news", "from outside"), ("news", "mine")];
+        assert_eq!(told, expected.map(|(channel, payload)| (channel.to_owned(), payload.to_owned())));
+    }
+    assert_eq!(setup.front.turnstile.stats().running, 1);
+}
+
+/// `'glad'::mood`, whatever number the type has.
+#[derive(Debug)]
+struct Mood;
+
+impl tokio_postgres::types::ToSql for Mood {
+    fn to_sql(
+        &self,
+        _: &tokio_postgres::types::Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<tokio_postgres::types::IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(b"glad");
+        Ok(tokio_postgres::types::IsNull::No)
+    }
+
+    fn accepts(_: &tokio_postgres::types::Type) -> bool {
+        true
+    }
+
+    tokio_postgres::types::to_sql_checked!();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_go_ends_the_session_and_says_so() {
+    let setup = Setup::start().await;
+    for (sql, what) in [
+        ("CREATE TEMP TABLE basket (id int)", "a temporary object (basket)"),
+        ("BEGIN; DECLARE kept CURSOR WITH HOLD FOR SELECT 1; COMMIT", "a cursor WITH HOLD (kept)"),
+        ("SELECT pg_advisory_lock(7)", "an advisory lock of the session"),
+        ("CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql RETURN 1", "a temporary object (f)"),
+    ] {
+        let (stays, ends) = (setup.connect().await, setup.session().await);
+        ends.client.batch_execute(sql).await.unwrap();
+        setup.hold().await;
+        setup.fence().await;
+        setup.swap().await;
+        assert_eq!(port(&stays).await, i32::from(setup.here().cluster.port));
+        let (state, detail) = ends.error().await;
+        assert_eq!(state, "57P01", "{sql}");
+        assert_eq!(detail, format!("What it has and cannot be carried: {what}."), "{sql}");
+    }
+    // Something that the other side does not take: named too.
+    let ends = setup.session().await;
+    let only_here = setup.here().connect(DATABASE).await.unwrap();
+    only_here.batch_execute("CREATE TABLE only_here (id int); GRANT ALL ON only_here TO app").await.unwrap();
+    let _statement = ends.client.prepare("SELECT id FROM only_here").await.unwrap();
+    setup.cutover().await;
+    let (state, detail) = ends.error().await;
+    assert_eq!(state, "57P01");
+    assert!(detail.contains("the prepared statement \"s"), "{detail}");
+    assert!(detail.contains("relation \"only_here\" does not exist"), "{detail}");
+    // A PREPARE among other statements: its text is theirs, which are not done twice.
+    let ends = setup.session().await;
+    ends.client.batch_execute("INSERT INTO item VALUES (1, 'once'); PREPARE p AS SELECT 1").await.unwrap();
+    setup.cutover().await;
+    let (state, detail) = ends.error().await;
+    assert_eq!(state, "57P01");
+    assert!(detail.contains("the prepared statement \"p\": cannot insert multiple commands"), "{detail}");
+    let there = setup.here().connect(DATABASE).await.unwrap();
+    assert_eq!(there.query("SELECT FROM item", &[]).await.unwrap().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_aborted_move_is_not_noticed() {
+    let setup = Setup::start().await;
+    let session = setup.session().await;
+    let client = &session.client;
+    client.batch_execute("CREATE TEMP TABLE basket AS SELECT 1 AS id; SET work_mem = '7MB'").await.unwrap();
+    let pid = async || -> i32 { client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0) };
+    let before = pid().await;
+    // Before the fence: the same session of the server.
+    setup.hold().await;
+    setup.front.turnstile.open();
+    assert_eq!(pid().await, before);
+    assert_eq!(client.query("SELECT * FROM basket", &[]).await.unwrap().len(), 1);
+    // After it: another, on the same side.
+    client.batch_execute("DROP TABLE basket").await.unwrap();
+    setup.hold().await;
+    setup.fence().await;
+    setup.front.turnstile.open();
+    assert_ne!(pid().await, before);
+    let row = client.query_one("SELECT current_setting('work_mem'), inet_server_port()", &[]).await.unwrap();
+    assert_eq!(
+        (row.get::<_, String>(0), row.get::<_, i32>(1)),
+        ("7MB".into(), i32::from(setup.clusters[0].cluster.port))
+    );
+    // What the fence took and cannot be made again ends it.
+    client.batch_execute("CREATE TEMP TABLE basket (id int)").await.unwrap();
+    setup.hold().await;
+    setup.fence().await;
+    setup.front.turnstile.open();
+    assert_eq!(session.error().await.0, "57P01");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn open_transactions_are_awaited_and_new_ones_wait() {
+    let setup = Setup::start().await;
+    let (mut open, waits) = (setup.connect().await, setup.connect().await);
+    let transaction = open.transaction().await.unwrap();
+    transaction.execute("INSERT INTO item VALUES (1, 'open')", &[]).await.unwrap();
+    setup.front.turnstile.arm();
+    assert!(setup.front.turnstile.close_if_armed(Some("b".into())));
+    until("the idle session has parked", async || setup.front.turnstile.stats().parked == 1).await;
+    let held = tokio::spawn(async move {
+        let port = port(&waits).await;
+        (waits, port)
+    });
+    until("its client waits", async || setup.front.turnstile.stats().held == 1).await;
+    let late = tokio::spawn({
+        let config = setup.config();
+        async move { Session::start(&config).await }
+    });
+    until("a new client waits too", async || setup.front.turnstile.stats().held == 2).await;
+    // Statement by statement, several sent at once, up to its end.
+    let (one, two) = tokio::join!(
+        transaction.execute("INSERT INTO item VALUES (2, 'open')", &[]),
+        transaction.execute("INSERT INTO item VALUES (3, 'open')", &[])
+    );
+    assert_eq!((one.unwrap(), two.unwrap()), (1, 1));
+    assert_eq!(setup.front.turnstile.stats().running, 1);
+    transaction.commit().await.unwrap();
+    tokio::time::timeout(DEADLINE, setup.front.turnstile.drained()).await.expect("drained");
+    let old = setup.clusters[0].connect(DATABASE).await.unwrap();
+    assert_eq!(old.query("SELECT FROM item", &[]).await.unwrap().len(), 3);
+    setup.fence().await;
+    setup.swap().await;
+    let new = i32::from(setup.clusters[1].cluster.port);
+    assert_eq!(held.await.unwrap().1, new);
+    assert_eq!(port(&late.await.unwrap().client).await, new);
+    assert_eq!(port(&open).await, new);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_does_not_end_is_ended() {
+    let setup = Setup::start().await;
+    let (ends, repeats, stays) = (setup.session().await, setup.session().await, setup.connect().await);
+    ends.client.batch_execute("BEGIN; INSERT INTO item VALUES (1, 'open')").await.unwrap();
+    let serializable = "BEGIN ISOLATION LEVEL SERIALIZABLE; INSERT INTO item VALUES (2, 'open')";
+    repeats.client.batch_execute(serializable).await.unwrap();
+    setup.front.turnstile.arm();
+    assert!(setup.front.turnstile.close_if_armed(Some("b".into())));
+    until("the idle session has parked", async || setup.front.turnstile.stats().parked == 1).await;
+    setup.front.turnstile.end_transactions();
+    tokio::time::timeout(DEADLINE, setup.front.turnstile.drained()).await.expect("drained");
+    let (state, detail) = ends.error().await;
+    assert_eq!(state, "57P01");
+    assert!(detail.contains("it was not committed"), "{detail}");
+    assert_eq!(repeats.error().await.0, "40001");
+    setup.fence().await;
+    setup.swap().await;
+    assert_eq!(port(&stays).await, i32::from(setup.clusters[1].cluster.port));
+    let old = setup.clusters[0].connect(DATABASE).await.unwrap();
+    assert_eq!(old.query("SELECT FROM item", &[]).await.unwrap().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_is_held_no_longer_than_it_may_be() {
+    let hold = HoldLimits { time: Duration::from_millis(200), requests: 1, ..HOLD };
+    let setup = Setup::with(hold, |_| {}, "").await;
+    let (one, two, idle) = (setup.session().await, setup.session().await, setup.connect().await);
+    setup.hold().await;
+    let waits = tokio::spawn(async move {
+        let failed = one.client.batch_execute("SELECT 1").await.unwrap_err();
+        sqlstate(&failed).to_owned()
+    });
+    until("a client waits", async || setup.front.turnstile.stats().held == 1).await;
+    let one_too_many = two.client.batch_execute("SELECT 1").await.unwrap_err();
+    assert_eq!(sqlstate(&one_too_many), "57P03");
+    assert_eq!(waits.await.unwrap(), "57P03");
+    setup.swap().await;
+    assert_eq!(port(&idle).await, i32::from(setup.clusters[1].cluster.port));
+    assert_eq!(setup.front.turnstile.stats().refused_total, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn psql_stays_connected() {
+    let setup = Setup::start().await;
+    let mut psql = Psql::start(&setup);
+    psql.say(
+        "PREPARE square (int) AS SELECT 'square ' || $1 * $1; SET statement_timeout = '17s';\n\\echo begun",
+    );
+    psql.until("begun").await;
+    for round in 1..=5_u16 {
+        setup.cutover().await;
+        psql.say(&format!(
+            "EXECUTE square ({round}); SELECT 'round {round} ' || current_setting('statement_timeout') || ' ' || inet_server_port();"
+        ));
+        psql.until(&format!("square {}\n", round * round)).await;
+        psql.until(&format!("round {round} 17s {}\n", setup.here().cluster.port)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_without_an_answer_is_reported_not_repeated() {
+    // Commits wait for a standby that is not there, so the kill meets one on its way.
+    let extra = "synchronous_standby_names = 'nobody'\n";
+    let setup = Setup::with(HOLD, |_| {}, &format!("{extra}synchronous_commit = local\n")).await;
+    let (commits, open, idle) = (setup.session().await, setup.session().await, setup.session().await);
+    commits
+        .client
+        .batch_execute("SET synchronous_commit = on; BEGIN; INSERT INTO item VALUES (1, 'x')")
+        .await
+        .unwrap();
+    open.client.batch_execute("BEGIN; INSERT INTO item VALUES (2, 'x')").await.unwrap();
+    let client = commits.client;
+    let committing = tokio::spawn(async move { client.batch_execute("COMMIT").await });
+    let watch = setup.here().connect(DATABASE).await.unwrap();
+    until("the commit waits", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        watch.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    kill_all(&setup.clusters[0]);
+    let told = async |session: tokio::task::JoinHandle<Option<tokio_postgres::Error>>| {
+        let error =
+            tokio::time::timeout(DEADLINE, session).await.expect("the end").unwrap().expect("an error");
+        let error = error.as_db_error().expect("told by the front").clone();
+        (error.code().code().to_owned(), error.detail().unwrap_or_default().to_owned())
+    };
+    let committed = committing.await.unwrap().unwrap_err();
+    assert_eq!(sqlstate(&committed), "08007");
+    let detail = committed.as_db_error().unwrap().detail().unwrap_or_default();
+    assert!(detail.contains("may have been committed or not"), "{detail}");
+    let (state, detail) = told(open.ended).await;
+    assert_eq!((state.as_str(), detail.as_str()), ("08006", "The transaction was not committed."));
+    assert_eq!(told(idle.ended).await.0, "08006");
+}
+
+/// kill -9 of every process of the cluster.
+fn kill_all(cluster: &TestCluster) {
+    let pid = std::fs::read_to_string(cluster.cluster.data.join("postmaster.pid")).unwrap();
+    let postmaster = pid.lines().next().unwrap().to_owned();
+    let children = Command::new("ps").args(["-o", "pid=", "--ppid", &postmaster]).output().unwrap();
+    let children = String::from_utf8(children.stdout).unwrap();
+    let all = std::iter::once(postmaster.as_str()).chain(children.split_whitespace());
+    let killed = Command::new("kill").arg("-9").args(all).status().unwrap();
+    assert!(killed.success());
+}
