@@ -66,7 +66,10 @@ impl From<ChangeError> for Problem {
             ChangeError::Invalid(errors) => {
                 let words = |one: &Wrong| format!("{}: {}: {}", one.pointer, one.detail, one.right);
                 let detail = errors.iter().map(words).collect::<Vec<_>>().join("; ");
-                Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail) }
+                Self {
+                    errors: errors.into(),
+                    ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail)
+                }
             }
             ChangeError::Files(_) => Self::new(StatusCode::CONFLICT, "configuration", detail),
             ChangeError::Unknown(name) => Self::not_found("resource", &name),

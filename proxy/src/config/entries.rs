@@ -179,10 +179,10 @@ pub fn is_live(key: &str) -> bool {
     let parts: Vec<&str> = key.split('.').collect();
     match parts.as_slice() {
         ["policies", _, "score", "step"] | ["policies", _, "name"] => false,
-        ["policies", _, ..] => true,
-        ["resources", _, "policy"] => true,
-        ["resources", _, "shadow" | "replication" | "scaling", ..] => true,
-        ["resources", _, "placements", .., "capacity" | "cost"] => true,
+        ["policies", _, ..]
+        | ["resources", _, "policy"]
+        | ["resources", _, "shadow" | "replication" | "scaling", ..]
+        | ["resources", _, "placements", .., "capacity" | "cost"] => true,
         _ => false,
     }
 }

@@ -107,9 +107,8 @@ impl Sections<'_> {
             resource.policy =
                 policy::changed(&resource.policy, self.shadow.as_ref(), self.replication.as_ref())?;
         }
-        match &self.scaling {
-            Some(item) => scaling(item, &mut resource, drivers)?,
-            None => {}
+        if let Some(item) = &self.scaling {
+            scaling(item, &mut resource, drivers)?;
         }
         Some(resource)
     }

@@ -104,11 +104,8 @@ pub(super) fn changed(
             for error in broken {
                 let tail = error.key.split_once('.').map_or(error.key, |(_, tail)| tail);
                 let at = filled.items.iter().find(|item| item.key.ends_with(&format!(".{tail}")));
-                match at.or(replication_item).or(shadow_item) {
-                    Some(item) => {
-                        item.wrong("does not fit the policy", format!("{}: {}", error.key, error.what))
-                    }
-                    None => continue,
+                if let Some(item) = at.or(replication_item).or(shadow_item) {
+                    item.wrong("does not fit the policy", format!("{}: {}", error.key, error.what));
                 }
             }
             None

@@ -116,7 +116,8 @@ impl Measure {
         let request_p95_ms =
             (!histogram.is_empty()).then(|| histogram.value_at_quantile(0.95) as f64 / 1000.0);
         let mut measured = Measured { request_p95_ms, ..Measured::default() };
-        for (zone, placement) in &self.resource.load().placements {
+        let settings = self.resource.load();
+        for (zone, placement) in &settings.placements {
             let probes = self.board.get(&PlacementKey::new(&self.resource.name, zone));
             if let Some(probe) = &probes.http {
                 let fresh = probe.reading("HTTP probe");
@@ -131,7 +132,7 @@ impl Measure {
                 if let Some(took) = probe.phase(ProbePhase::Query) {
                     telemetry::probe(zone, "sql", ProbePhase::Query.as_str(), took);
                 }
-                if self.resource.http.is_none() {
+                if settings.http.is_none() {
                     // Its clients speak to the database: so does the probe that is compared with them.
                     let fresh = probe.reading("SQL probe");
                     let value = fresh.fresh(crate::clock::now(), PROBE_AGE);
@@ -145,8 +146,7 @@ impl Measure {
             );
         }
         self.utilization(hands, state, &mut measured);
-        measured.fed =
-            super::fed::read(&self.feeds, &self.resource.load(), &measured.cost, crate::clock::now());
+        measured.fed = super::fed::read(&self.feeds, &settings, &measured.cost, crate::clock::now());
         measured.lag = hands.streams.status(state.generation).map(|(.., status)| match status.phase {
             StreamPhase::Streaming => Ok(status.lag_bytes),
             StreamPhase::Failed { error, .. } => Err(error),

@@ -67,7 +67,9 @@ fn every_seed_ends_well() {
     for result in results {
         match result {
             Ok(happened) => {
-                happened.into_iter().for_each(|(what, often)| *tally.entry(what).or_default() += often)
+                for (what, often) in happened {
+                    *tally.entry(what).or_default() += often;
+                }
             }
             Err((seed, why)) => {
                 keep(seed);

@@ -42,7 +42,7 @@ pub(super) fn exec(item: &Item<'_>, around: &Surroundings<'_>) -> Option<Outside
     let terms = terms(&mut section, around);
     section.finish();
     let way = Way::Exec(ExecDriver { argv: argv?, environment: environment? });
-    driver(way, parameters?, terms?)
+    Some(driver(way, parameters?, terms?))
 }
 
 /// `{url, secret, ca, parameters, every, deadline, password}`.
@@ -62,7 +62,7 @@ pub(super) fn webhook(
     section.finish();
     let authority = authority.map_or(Some(None), |path| path.map(Some))?;
     let way = Way::Webhook(WebhookDriver { url: url?, secret: Secret(secret?), authority });
-    driver(way, parameters?, terms?)
+    Some(driver(way, parameters?, terms?))
 }
 
 /// `{kubeconfig, context, namespace, workload, cluster, instances, http, every, deadline, password}`.
@@ -111,9 +111,9 @@ pub(super) fn kubernetes(item: &Item<'_>, around: &Surroundings<'_>) -> Option<K
     })
 }
 
-fn driver(way: Way, parameters: serde_json::Value, terms: Terms) -> Option<OutsideDriver> {
+fn driver(way: Way, parameters: serde_json::Value, terms: Terms) -> OutsideDriver {
     let Terms { every, deadline, password } = terms;
-    Some(OutsideDriver { way, parameters, every, deadline, password })
+    OutsideDriver { way, parameters, every, deadline, password }
 }
 
 fn parameters(section: &mut Section<'_>) -> Option<serde_json::Value> {

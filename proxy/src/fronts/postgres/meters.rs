@@ -71,6 +71,7 @@ impl Meters {
         recorder.record(Sample {
             resource: Some(Arc::clone(&self.name)),
             zone: Some(Arc::clone(zone)),
+            route: None,
             outcome: Outcome::Status(if answered.failed { 500 } else { 200 }),
             held: None,
             segments: watch.finish(answered.sent + answered.whole),
