@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
+use pingora::listeners::ListenerConfig;
 use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
@@ -28,6 +30,8 @@ use super::entrance::Doors;
 /// The pingora service of the fronts.
 pub type FrontService = Service<Doors>;
 
+/// Bytes that are read ahead on a client's connection; the library's 64 KiB are what an idle one mostly costs.
+const READ_BUFFER: usize = 8 << 10;
 /// An HTTP/2 connection of a client without requests is closed after this.
 const IDLE: Duration = Duration::from_mins(1);
 /// Requests that a client may have under way on one HTTP/2 connection.
@@ -98,7 +102,8 @@ pub fn service(server: &Server, routes: &Arc<Routes>, recorder: &Arc<Recorder>) 
     proxy.h2_options = Some(h2);
     let mut service = Service::new("http fronts".to_owned(), Doors::new(Arc::clone(routes), proxy));
     for address in routes.listeners() {
-        service.add_tcp(&address.to_string());
+        let buffer = L4BufferSettings::default().read(READ_BUFFER);
+        service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(buffer));
     }
     service
 }
