@@ -140,7 +140,9 @@ pub fn run(config: Config) -> Result<()> {
         let counted = postgres.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
-                counted.iter().for_each(|front| front.measure());
+                for front in &counted {
+                    front.measure();
+                }
                 tokio::time::sleep(REPORT).await;
             }
         }));
@@ -229,12 +231,7 @@ async fn terminated() -> Result<()> {
 }
 
 /// Reads where the resource stands and builds its front for that: closed where a database may be fenced.
-fn lead(
-    config: &Config,
-    resource: &Resource,
-    journal: &Journal,
-    recorder: &Arc<Recorder>,
-) -> Result<Led> {
+fn lead(config: &Config, resource: &Resource, journal: &Journal, recorder: &Arc<Recorder>) -> Result<Led> {
     let name = &resource.name;
     let Some(other) = resource.other(&resource.primary) else {
         bail!(

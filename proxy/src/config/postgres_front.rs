@@ -31,7 +31,8 @@ pub(super) fn read<'a>(
     let auth = auth_item.as_ref().map_or(Some(PostgresAuth::Query(None)), |item| auth(item, around));
     let tls = section.optional("tls").map(|item| tls(&item, around));
     let passwords = section.optional("passwords").map(|item| passwords(&item, around));
-    let connections = section.optional("connections").map_or(Some(CONNECTIONS), |item| item.count(1, 1_000_000));
+    let connections =
+        section.optional("connections").map_or(Some(CONNECTIONS), |item| item.count(1, 1_000_000));
     let startup = section.optional("startup").map_or(Some(STARTUP), |item| {
         let time = item.duration()?;
         if time.is_zero() {
@@ -64,7 +65,7 @@ pub(super) fn read<'a>(
 /// Where it says nothing, the front's database is called as in the placements.
 pub(super) fn named(mut front: PostgresFront, database: Option<&Database>) -> Option<PostgresFront> {
     if front.database.is_empty() {
-        front.database = database?.dsn.get_dbname()?.to_owned();
+        database?.dsn.get_dbname()?.clone_into(&mut front.database);
     }
     Some(front)
 }
@@ -106,7 +107,10 @@ fn tls(item: &Item<'_>, around: &Surroundings<'_>) -> Option<FrontTls> {
 
 fn passwords(item: &Item<'_>, around: &Surroundings<'_>) -> BTreeMap<String, String> {
     let roles = item.named("secrets").unwrap_or_default();
-    roles.into_iter().filter_map(|(role, item)| Some((role.to_owned(), secret::read(&item, around)?))).collect()
+    roles
+        .into_iter()
+        .filter_map(|(role, item)| Some((role.to_owned(), secret::read(&item, around)?)))
+        .collect()
 }
 
 fn settings(item: &Item<'_>) -> Vec<String> {

@@ -26,9 +26,7 @@ use super::proposals::Proposals;
 use super::signals::{Measured, Moves, Signals};
 use super::slots::{SlotGuard, SlotWatch};
 use super::verification::Verifications;
-use super::view::{
-    DecisionView, GateView, ModeView, ReplicationView, ResourceView, SessionsView, StepView,
-};
+use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView, SessionsView, StepView};
 use super::warm::Warm;
 use super::{Command, Denied, Plan, ResourceHandle, recording};
 use crate::audit::Entry;

@@ -311,8 +311,14 @@ impl Playground {
             relays.push(relay);
         }
         let files = Files { directory: &directory, options, zones: &zones };
-        let (config, agent_config) =
-            files.write((front, postgres_front), admin, link_from_leader, leader_link, agent_link, agent_admin)?;
+        let (config, agent_config) = files.write(
+            (front, postgres_front),
+            admin,
+            link_from_leader,
+            leader_link,
+            agent_link,
+            agent_admin,
+        )?;
 
         // From here on the playground itself removes everything.
         remains.drivers.clear();

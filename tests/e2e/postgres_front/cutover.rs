@@ -30,12 +30,12 @@ fn pgbench(playground: &Playground, address: SocketAddr, arguments: &[&str]) -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn pgbench_does_not_notice_cutovers() -> Result<()> {
     let wan = Duration::from_millis(2);
-    let playground =
-        Playground::start(&Options { wan, postgres_front: true, ..options(false)? }).await?;
+    let playground = Playground::start(&Options { wan, postgres_front: true, ..options(false)? }).await?;
     let front = playground.postgres_front.context("a front")?;
     let scale = SCALE.to_string();
-    let made = pgbench(&playground, playground.zones[0].database, &["-i", "-q", "-s", &scale, "-U", "postgres"])
-        .output()?;
+    let made =
+        pgbench(&playground, playground.zones[0].database, &["-i", "-q", "-s", &scale, "-U", "postgres"])
+            .output()?;
     ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     connect(&playground.zones[0]).await?.batch_execute(PREPARE).await?;
 
@@ -78,7 +78,9 @@ async fn pgbench_does_not_notice_cutovers() -> Result<()> {
             leader.until("clients work", |_| asked.load(SeqCst) > enough).await?;
             let id = leader.migrate(&view.shadow).await?;
             leader
-                .until(&format!("cutover {round}"), |now| now.primary == view.shadow && now.phase == "shadowing")
+                .until(&format!("cutover {round}"), |now| {
+                    now.primary == view.shadow && now.phase == "shadowing"
+                })
                 .await?;
             let run = leader.migration(&id).await?;
             ensure!(run.state == "retired" && run.verified == Some(true), "{run:#?}");
@@ -98,7 +100,10 @@ async fn pgbench_does_not_notice_cutovers() -> Result<()> {
         let output = child.wait_with_output()?;
         let (out, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         ensure!(output.status.success(), "{out}\n{told}");
-        ensure!(out.contains("number of failed transactions: 0 ") && !told.contains("error:"), "{out}\n{told}");
+        ensure!(
+            out.contains("number of failed transactions: 0 ") && !told.contains("error:"),
+            "{out}\n{told}"
+        );
     }
     let outcome = load.stop().await;
     ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);

@@ -49,14 +49,13 @@ async fn cluster(major: u32, extra: &str) -> TestCluster {
     let cluster = TestCluster::start_with(major, &format!("fsync = off\n{extra}")).unwrap();
     std::fs::write(cluster.cluster.data.join("pg_hba.conf"), HBA).unwrap();
     let client = cluster.connect("postgres").await.unwrap();
-    let sql = format!("SELECT pg_reload_conf(); CREATE ROLE app LOGIN; CREATE ROLE clerk; GRANT clerk TO app");
+    let sql =
+        format!("SELECT pg_reload_conf(); CREATE ROLE app LOGIN; CREATE ROLE clerk; GRANT clerk TO app");
     client.batch_execute(&sql).await.unwrap();
     cluster.create_database(DATABASE, SCHEMA).await.unwrap();
     // The reload is done when the file's lines are the ones in force.
-    until("the hba file is read", async || {
-        cluster.config_as("app", DATABASE).connect(NoTls).await.is_err()
-    })
-    .await;
+    until("the hba file is read", async || cluster.config_as("app", DATABASE).connect(NoTls).await.is_err())
+        .await;
     cluster
 }
 
@@ -123,7 +122,12 @@ impl Setup {
     fn config(&self) -> Config {
         let mut config = Config::new();
         let listen = self.front.settings.listen;
-        config.host(listen.ip().to_string()).port(listen.port()).user("app").password(PASSWORD).dbname(DATABASE);
+        config
+            .host(listen.ip().to_string())
+            .port(listen.port())
+            .user("app")
+            .password(PASSWORD)
+            .dbname(DATABASE);
         config
     }
 
@@ -178,7 +182,11 @@ impl Setup {
         let listen = self.front.settings.listen;
         command
             .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"])
-            .arg(format!("host={} port={} user=app dbname={DATABASE} sslmode=prefer", listen.ip(), listen.port()))
+            .arg(format!(
+                "host={} port={} user=app dbname={DATABASE} sslmode=prefer",
+                listen.ip(),
+                listen.port()
+            ))
             .args(arguments)
             .env("PGPASSWORD", PASSWORD)
             .env_remove("PGOPTIONS");
@@ -220,7 +228,8 @@ impl Session {
     }
 
     async fn error(self) -> (String, String) {
-        let error = tokio::time::timeout(DEADLINE, self.ended).await.expect("the end").unwrap().expect("an error");
+        let error =
+            tokio::time::timeout(DEADLINE, self.ended).await.expect("the end").unwrap().expect("an error");
         let error = error.as_db_error().expect("told by the server").clone();
         (error.code().code().into(), error.detail().unwrap_or_default().into())
     }

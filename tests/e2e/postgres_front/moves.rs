@@ -234,7 +234,9 @@ async fn a_client_is_held_no_longer_than_it_may_be() {
 async fn psql_stays_connected() {
     let setup = Setup::start().await;
     let mut psql = Psql::start(&setup);
-    psql.say("PREPARE square (int) AS SELECT 'square ' || $1 * $1; SET statement_timeout = '17s';\n\\echo begun");
+    psql.say(
+        "PREPARE square (int) AS SELECT 'square ' || $1 * $1; SET statement_timeout = '17s';\n\\echo begun",
+    );
     psql.until("begun").await;
     for round in 1..=5_u16 {
         setup.cutover().await;
@@ -252,7 +254,11 @@ async fn a_commit_without_an_answer_is_reported_not_repeated() {
     let extra = "synchronous_standby_names = 'nobody'\n";
     let setup = Setup::with(HOLD, |_| {}, &format!("{extra}synchronous_commit = local\n")).await;
     let (commits, open, idle) = (setup.session().await, setup.session().await, setup.session().await);
-    commits.client.batch_execute("SET synchronous_commit = on; BEGIN; INSERT INTO item VALUES (1, 'x')").await.unwrap();
+    commits
+        .client
+        .batch_execute("SET synchronous_commit = on; BEGIN; INSERT INTO item VALUES (1, 'x')")
+        .await
+        .unwrap();
     open.client.batch_execute("BEGIN; INSERT INTO item VALUES (2, 'x')").await.unwrap();
     let client = commits.client;
     let committing = tokio::spawn(async move { client.batch_execute("COMMIT").await });
@@ -264,7 +270,8 @@ async fn a_commit_without_an_answer_is_reported_not_repeated() {
     .await;
     kill_all(&setup.clusters[0]);
     let told = async |session: tokio::task::JoinHandle<Option<tokio_postgres::Error>>| {
-        let error = tokio::time::timeout(DEADLINE, session).await.expect("the end").unwrap().expect("an error");
+        let error =
+            tokio::time::timeout(DEADLINE, session).await.expect("the end").unwrap().expect("an error");
         let error = error.as_db_error().expect("told by the front").clone();
         (error.code().code().to_owned(), error.detail().unwrap_or_default().to_owned())
     };

@@ -18,15 +18,18 @@ async fn who_may_come_in_and_who_not() {
     };
     let wrong = refused(&|config| {
         config.password("wrong");
-    }).await;
+    })
+    .await;
     assert_eq!(wrong, ("28P01".into(), "password authentication failed for user \"app\"".into()));
     let nobody = refused(&|config| {
         config.user("nobody");
-    }).await;
+    })
+    .await;
     assert_eq!(nobody, ("28P01".into(), "password authentication failed for user \"nobody\"".into()));
     let (state, message) = refused(&|config| {
         config.dbname("other");
-    }).await;
+    })
+    .await;
     assert_eq!((state.as_str(), message.as_str()), ("3D000", "database \"other\" does not exist"));
     let clients = [setup.connect().await, setup.connect().await, setup.connect().await];
     assert_eq!(refused(&|_| {}).await.0, "53300");
@@ -44,11 +47,13 @@ async fn a_file_of_verifiers_and_a_password_for_the_database() {
         |settings| {
             let path = std::env::temp_dir().join(format!("godwit-test-verifiers-{}", settings.listen.port()));
             // Of the password `other`, which the databases do not know.
-            let verifier = godwit::fronts::postgres::protocol::scram::verifier(b"other", b"salt", 4096).unwrap();
+            let verifier =
+                godwit::fronts::postgres::protocol::scram::verifier(b"other", b"salt", 4096).unwrap();
             let encode = godwit::fronts::postgres::protocol::base64::encode;
             let (salt, stored, server) =
                 (encode(&verifier.salt), encode(&verifier.stored_key), encode(&verifier.server_key));
-            std::fs::write(&path, format!("\"app\" \"SCRAM-SHA-256$4096:{salt}${stored}:{server}\"\n")).unwrap();
+            std::fs::write(&path, format!("\"app\" \"SCRAM-SHA-256$4096:{salt}${stored}:{server}\"\n"))
+                .unwrap();
             settings.auth = PostgresAuth::File(path);
             settings.passwords.insert("app".into(), PASSWORD.into());
         },
@@ -151,7 +156,8 @@ async fn copy_cursors_pipelines_and_measures() {
         assert_eq!((rows.len(), rows[0].get::<_, i64>(0)), (100, part * 100));
     }
     transaction.commit().await.unwrap();
-    until("statements are measured", async || setup.latencies.take("shop", "a", Segment::Upstream).len() > 0).await;
+    until("statements are measured", async || setup.latencies.take("shop", "a", Segment::Upstream).len() > 0)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,7 +21,10 @@ fn postgres_fronts() {
     assert!(!format!("{front:?}").contains(SECRET));
     // Alone, without endpoints of a service; the database is called as in the placements.
     let alone = BASE
-        .replace("http: { listen: 127.0.0.1:8080, hosts: [orders.example] }", "postgres: { listen: 127.0.0.1:6432, auth: trust }")
+        .replace(
+            "http: { listen: 127.0.0.1:8080, hosts: [orders.example] }",
+            "postgres: { listen: 127.0.0.1:6432, auth: trust }",
+        )
         .replace("        http: [\"127.0.0.1:8001\"]\n", "")
         .replace("        http: [\"127.0.0.1:8002\"]\n", "");
     let config = load_all(&alone, &[("careful.yaml", POLICY)]).expect("valid");
@@ -36,7 +39,8 @@ fn postgres_fronts() {
         "{ auth: md5, passwords: { clerk: hunter2 }, settings: [tenant, 7], pool: 5 }",
         "{ listen: 127.0.0.1:6432, auth: { query: SELECT 1 } }",
     ];
-    let refused = |text: &&str| load_all(&with_postgres(text), &[("careful.yaml", POLICY)]).expect_err("refused");
+    let refused =
+        |text: &&str| load_all(&with_postgres(text), &[("careful.yaml", POLICY)]).expect_err("refused");
     let mut problems: Vec<String> = wrong.iter().map(refused).collect();
     let without = with_postgres("{ listen: 127.0.0.1:6432 }")
         .lines()

@@ -120,7 +120,8 @@ impl Backend {
                             let (client, plus) = choose(&identity.secret, data, end_point);
                             let first = client.first();
                             exchange = Some(client);
-                            let mut answer = if plus { scram::PLUS } else { scram::PLAIN }.as_bytes().to_vec();
+                            let mut answer =
+                                if plus { scram::PLUS } else { scram::PLAIN }.as_bytes().to_vec();
                             answer.push(0);
                             answer.extend((first.len() as u32).to_be_bytes());
                             answer.extend(first.as_bytes());

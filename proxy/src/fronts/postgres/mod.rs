@@ -57,12 +57,8 @@ pub fn service(front: &Arc<PostgresFront>) -> Service<PostgresApp> {
     let app = PostgresApp(Arc::clone(front));
     let mut service = Service::new(format!("postgres front of {}", front.name), app);
     let mut options = TcpSocketOptions::default();
-    options.tcp_keepalive = Some(TcpKeepalive {
-        idle: ASK_AFTER,
-        interval: ASK.0,
-        count: ASK.1,
-        user_timeout: Duration::ZERO,
-    });
+    options.tcp_keepalive =
+        Some(TcpKeepalive { idle: ASK_AFTER, interval: ASK.0, count: ASK.1, user_timeout: Duration::ZERO });
     let listener = ListenerConfig::tcp(front.settings.listen.to_string())
         .tcp_socket_options(options)
         .l4_buffer(L4BufferSettings::unbuffered());

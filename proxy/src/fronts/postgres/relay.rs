@@ -170,10 +170,8 @@ impl Relay {
     pub(super) async fn run(&mut self, watch: &impl Watch, parked: bool) -> Event {
         (self.look_client, self.look_backend) = (true, true);
         self.waits &= parked;
-        std::future::poll_fn(|cx| {
-            BUFFER.with_borrow_mut(|scratch| self.poll(cx, watch, parked, scratch))
-        })
-        .await
+        std::future::poll_fn(|cx| BUFFER.with_borrow_mut(|scratch| self.poll(cx, watch, parked, scratch)))
+            .await
     }
 
     fn poll(
@@ -222,7 +220,8 @@ impl Relay {
         let mut tail = std::mem::take(&mut self.from_backend);
         let joined = join(&mut tail, &scratch[..read]);
         let bytes = if joined { &mut tail[..] } else { &mut scratch[..read] };
-        let count = self.incoming(bytes, watch, parked).map_err(|malformed| Event::Malformed(malformed, false))?;
+        let count =
+            self.incoming(bytes, watch, parked).map_err(|malformed| Event::Malformed(malformed, false))?;
         if !parked {
             send(&mut self.client, &mut self.to_client, &mut self.client_flush, &bytes[..count], cx)
                 .map_err(|_| Event::ClientGone)?;
@@ -247,7 +246,8 @@ impl Relay {
             self.to_backend = Vec::new();
             self.backend_flush = false;
         }
-        if !self.to_backend.is_empty() || self.stalled && self.from_client.len() >= AHEAD && !self.look_client {
+        if !self.to_backend.is_empty() || self.stalled && self.from_client.len() >= AHEAD && !self.look_client
+        {
             return Ok(false);
         }
         let room = if self.stalled || parked { AHEAD } else { scratch.len() };
@@ -347,7 +347,12 @@ impl Relay {
     }
 
     /// Follows the client's messages in `bytes`: how many of the bytes go on, and whether it says goodbye.
-    fn outgoing(&mut self, bytes: &[u8], watch: &impl Watch, parked: bool) -> Result<(usize, bool), Malformed> {
+    fn outgoing(
+        &mut self,
+        bytes: &[u8],
+        watch: &impl Watch,
+        parked: bool,
+    ) -> Result<(usize, bool), Malformed> {
         let mut at = 0;
         self.stalled = false;
         loop {

@@ -8,6 +8,7 @@ use replicator::postgres::Socket;
 use tokio::sync::watch;
 
 use super::backend::{Backend, Identity, NoBackend};
+use super::causes;
 use super::front::{Guest, PostgresFront, Registered};
 use super::login::{Client, Greeted, NoClient};
 use super::meters::Moved;
@@ -17,7 +18,6 @@ use super::protocol::startup::Startup;
 use super::protocol::state::State;
 use super::protocol::tracker::Status;
 use super::relay::{Answered, Event, Relay, Watch};
-use super::causes;
 use super::turnstile::{Held, Refused, Seat, Turn};
 use crate::clock;
 use crate::config::model::PostgresAuth;
@@ -133,7 +133,8 @@ async fn let_in(
         (None, None) => Secret::None,
     };
     let parameters = startup.parameters.iter();
-    let parameters = parameters.filter(|(name, _)| !matches!(name.as_str(), "user" | "database" | "replication"));
+    let parameters =
+        parameters.filter(|(name, _)| !matches!(name.as_str(), "user" | "database" | "replication"));
     let identity = Identity { user: user.to_owned(), parameters: parameters.cloned().collect(), secret };
     Ok((client, identity))
 }
@@ -316,7 +317,8 @@ impl Session {
         let state = Arc::new(self.ask().await?);
         let ready = turn.next.filter(|_| state.stuck.is_empty()).map(|zone| {
             let guard = self.seat.prepare();
-            let (front, identity, state) = (Arc::clone(&self.front), self.identity.clone(), Arc::clone(&state));
+            let (front, identity, state) =
+                (Arc::clone(&self.front), self.identity.clone(), Arc::clone(&state));
             // The generation is known when it is sworn in.
             let making = async move {
                 let made = prepare(&front, &identity, 0, &zone, &state).await;
@@ -344,15 +346,16 @@ impl Session {
         let mut state = match asked {
             Ok(state) => state,
             // The session is there, but what it has is not known.
-            Err(NoBackend::Refused(error, _)) if !error.fatal => {
-                State { stuck: vec![format!("what it has cannot be read: {}", error.message)], ..State::default() }
-            }
+            Err(NoBackend::Refused(error, _)) if !error.fatal => State {
+                stuck: vec![format!("what it has cannot be read: {}", error.message)],
+                ..State::default()
+            },
             Err(error) => {
                 tracing::debug!(resource = %self.front.name, error = %error, "a session ended as it was asked what it has");
                 return Err(End::Fault(self.lost()));
             }
         };
-        state.unnamed = self.relay.unnamed.clone();
+        state.unnamed.clone_from(&self.relay.unnamed);
         Ok(state)
     }
 
@@ -413,7 +416,9 @@ impl Session {
             None => None,
         };
         let backend = match prepared {
-            Some(backend) if backend.zone == active.zone => Backend { generation: active.generation, ..backend },
+            Some(backend) if backend.zone == active.zone => {
+                Backend { generation: active.generation, ..backend }
+            }
             _ => match again(&self.front, &self.identity, state).await {
                 Ok(backend) => backend,
                 Err(error) => {

@@ -288,7 +288,10 @@ mod tests {
         assert_eq!(written(|out| query(out, b"a\0b")), b"Q\0\0\0\x06a\0");
         assert_eq!(written(|out| parse(out, b"", b"x", &[23])), b"P\0\0\0\x0d\0x\0\0\x01\0\0\0\x17");
         assert_eq!(written(|out| cancel(out, 1, b"abcd")), b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x01abcd");
-        assert_eq!(written(|out| startup(out, [("user", "a")].into_iter())), b"\0\0\0\x10\0\x03\0\0user\0a\0\0");
+        assert_eq!(
+            written(|out| startup(out, [("user", "a")].into_iter())),
+            b"\0\0\0\x10\0\x03\0\0user\0a\0\0"
+        );
         assert_eq!(written(|out| negotiate(out, 2, &["_pq_.x".to_owned()])).len(), 20);
     }
 

@@ -15,7 +15,8 @@ pub fn find(statement: &[u8], mut found: impl FnMut(&str)) {
         let begin = at + step;
         at = begin + 1;
         let word = &text[begin..];
-        if word.len() < 4 || !word[..3].eq_ignore_ascii_case(b"set") || begin > 0 && is_part(text[begin - 1]) {
+        if word.len() < 4 || !word[..3].eq_ignore_ascii_case(b"set") || begin > 0 && is_part(text[begin - 1])
+        {
             continue;
         }
         let name = if word[3].is_ascii_whitespace() {
@@ -34,7 +35,8 @@ pub fn find(statement: &[u8], mut found: impl FnMut(&str)) {
 /// Two parts at least, of letters, digits, `_` and `$`.
 pub fn is_custom(name: &str) -> bool {
     let part = |part: &str| {
-        part.bytes().next().is_some_and(|first| !first.is_ascii_digit() && first != b'$') && part.bytes().all(is_part)
+        part.bytes().next().is_some_and(|first| !first.is_ascii_digit() && first != b'$')
+            && part.bytes().all(is_part)
     };
     name.len() <= LONGEST && name.contains('.') && name.split('.').all(part)
 }

@@ -162,7 +162,8 @@ impl<'v> Server<'v> {
             return Err(Failed::Malformed("no user name, or an extension"));
         }
         let theirs = fields.next().and_then(|field| field.strip_prefix("r="));
-        let theirs = theirs.filter(|nonce| !nonce.is_empty() && nonce.bytes().all(|byte| byte.is_ascii_graphic()));
+        let theirs =
+            theirs.filter(|nonce| !nonce.is_empty() && nonce.bytes().all(|byte| byte.is_ascii_graphic()));
         let nonce = format!("{}{nonce}", theirs.ok_or(Failed::Malformed("no nonce"))?);
         let answer = format!("r={nonce},s={},i={}", base64::encode(&verifier.salt), verifier.iterations);
         Ok(Self {
@@ -252,7 +253,9 @@ impl<'s> Client<'s> {
         let iterations: u32 = iterations.ok_or(Failed::Malformed("no iterations"))?;
         let keys = match self.secret {
             Secret::Password(password) => derive(password, &salt, iterations)?,
-            Secret::Keys(known) if known.0.salt == salt && known.0.iterations == iterations => known.1.clone(),
+            Secret::Keys(known) if known.0.salt == salt && known.0.iterations == iterations => {
+                known.1.clone()
+            }
             Secret::Keys(_) | Secret::None => return Err(Failed::OtherVerifier),
         };
         let binding = base64::encode(&[self.header.as_bytes(), &self.binding].concat());
@@ -344,8 +347,7 @@ mod tests {
         assert_eq!(answer, "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
         assert_eq!(keys, derive(b"pencil", &salt, 4096).unwrap());
         // The client's own run, which has no user name in it.
-        let server =
-            Server::begin(&verifier, false, client.first().as_bytes(), false, None, nonce).unwrap();
+        let server = Server::begin(&verifier, false, client.first().as_bytes(), false, None, nonce).unwrap();
         let last = client.last(server.answer().as_bytes()).unwrap();
         let (answer, _) = server.finish(last.as_bytes()).unwrap();
         client.finish(answer.as_bytes()).unwrap();
@@ -419,7 +421,9 @@ mod tests {
         let read: Verifier = text.parse().unwrap();
         assert_eq!((read.iterations, &*read.salt, read.server_key), (4096, &b"salt"[..], [1; 32]));
         assert!(!format!("{read:?}").contains("salt"));
-        for wrong in ["", "md5abc", "SCRAM-SHA-256$0:c2FsdA==$AA==:AA==", "SCRAM-SHA-256$4096:c2FsdA==$AA==:AA=="] {
+        for wrong in
+            ["", "md5abc", "SCRAM-SHA-256$0:c2FsdA==$AA==:AA==", "SCRAM-SHA-256$4096:c2FsdA==$AA==:AA=="]
+        {
             assert_eq!(wrong.parse::<Verifier>(), Err(NoVerifier));
         }
     }

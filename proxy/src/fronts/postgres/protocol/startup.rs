@@ -177,7 +177,8 @@ mod tests {
         assert_eq!(startup.unknown, ["_pq_.x"]);
         assert_eq!(startup.parameters.len(), 4);
         assert!(startup.negotiates() && !startup.replicates());
-        let Ok(Opening::Startup(startup)) = read(&packet(3 << 16, b"user\0ann\0replication\0database\0\0")) else {
+        let Ok(Opening::Startup(startup)) = read(&packet(3 << 16, b"user\0ann\0replication\0database\0\0"))
+        else {
             panic!()
         };
         assert!(startup.replicates() && !startup.negotiates());
