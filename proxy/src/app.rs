@@ -133,7 +133,9 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         let counted = postgres.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
-                counted.iter().for_each(|front| front.measure());
+                for front in &counted {
+                    front.measure();
+                }
                 tokio::time::sleep(REPORT).await;
             }
         }));

@@ -65,7 +65,7 @@ pub(super) fn read<'a>(
 /// Where it says nothing, the front's database is called as in the placements.
 pub(super) fn named(mut front: PostgresFront, database: Option<&Database>) -> Option<PostgresFront> {
     if front.database.is_empty() {
-        front.database = database?.dsn.get_dbname()?.to_owned();
+        database?.dsn.get_dbname()?.clone_into(&mut front.database);
     }
     Some(front)
 }

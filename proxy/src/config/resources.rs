@@ -50,7 +50,7 @@ pub(super) fn read<'a>(
     let has_front = fronts.is_some();
     let fronts = fronts.map(|item| front(name, &item, around, listeners));
     // A front that could not be read counts: what it needs is asked for.
-    let has_http = fronts.as_ref().is_some_and(|fronts| fronts.http.is_some());
+    let has_http = fronts.as_ref().is_some_and(|fronts| fronts.has_http);
     let placements = section.required("placements", "placements: {ZONE: {…}, ZONE: {…}}");
     let placement_items = placements.as_ref().and_then(|item| item.named("placements"));
     let mut read_placements = BTreeMap::new();
@@ -124,7 +124,7 @@ pub(super) fn read<'a>(
     });
     Some(Resource {
         name: name.to_owned(),
-        http: http.map_or(Some(None), |http| http.map(Some))?,
+        http: if has_http { Some(http?) } else { None },
         postgres: postgres.map_or(Some(None), |postgres| postgres.map(Some))?,
         placements: read_placements,
         flexible,
@@ -191,9 +191,10 @@ fn complete(primary: &str, items: &[(&str, Item<'_>)], placements: &mut BTreeMap
     }
 }
 
-/// What stands under `fronts`. The outer `None`: it is not there; the inner one: it could not be read.
+/// What stands under `fronts`, read or not.
 struct Fronts<'a> {
-    http: Option<Option<HttpFront>>,
+    has_http: bool,
+    http: Option<HttpFront>,
     postgres: Option<(Item<'a>, Option<PostgresFront>)>,
 }
 
@@ -203,20 +204,18 @@ fn front<'a>(
     around: &Surroundings<'_>,
     listeners: &mut Listeners<'a>,
 ) -> Fronts<'a> {
-    let Some(mut section) = item.section() else { return Fronts { http: Some(None), postgres: None } };
+    let unread = Fronts { has_http: true, http: None, postgres: None };
+    let Some(mut section) = item.section() else { return unread };
     let (http, postgres) = (section.optional("http"), section.optional("postgres"));
     let (has_http, has_postgres) = (section.has("http"), section.has("postgres"));
     section.finish();
     if !has_http && !has_postgres {
         item.wrong("names no front", "http: {listen: ADDRESS, hosts: [NAME]}");
-        return Fronts { http: Some(None), postgres: None };
+        return unread;
     }
     let postgres =
         postgres.map(|item| (item.clone(), postgres_front::read(resource, &item, around, listeners)));
-    Fronts {
-        http: has_http.then(|| http.and_then(|item| http::front(resource, &item, around, listeners))),
-        postgres,
-    }
+    Fronts { has_http, http: http.and_then(|item| http::front(resource, &item, around, listeners)), postgres }
 }
 
 fn placement<'a>(

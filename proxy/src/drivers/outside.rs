@@ -227,15 +227,15 @@ mod tests {
         }
     }
 
-    fn done(ready: u32) -> Result<Outcome, DriverError> {
-        Ok(Outcome {
+    fn done(ready: u32) -> Outcome {
+        Outcome {
             ready: Some(ready),
             capacity: Some(ready),
             database: Some(true),
             dsn: Some("postgres://godwit@10.0.0.7/orders".into()),
             http: vec!["10.0.0.7:8000".into()],
             ..Outcome::default()
-        })
+        }
     }
 
     type Asked = Arc<Lock<Vec<Request>>>;
@@ -255,7 +255,7 @@ mod tests {
     async fn a_lost_reply_is_asked_again_under_the_same_id_and_a_done_one_is_not() {
         let home = tempfile::tempdir().unwrap();
         let lost = Err(outside(DriverErrorKind::Failed, "the reply was lost"));
-        let (first, asked) = driver(home.path(), vec![lost, done(1)]);
+        let (first, asked) = driver(home.path(), vec![lost, Ok(done(1))]);
         let operation = Operation::new("provision-b-1");
         assert!(first.provision(&operation, &1.into()).await.is_err());
         let status = first.provision(&operation, &1.into()).await.unwrap();
@@ -293,7 +293,8 @@ mod tests {
     #[tokio::test]
     async fn too_few_workers_and_wrong_answers_are_not_done() {
         let home = tempfile::tempdir().unwrap();
-        let (driver, _) = driver(home.path(), vec![done(1), Ok(Outcome::default()), done(2), done(0)]);
+        let (driver, _) =
+            driver(home.path(), vec![Ok(done(1)), Ok(Outcome::default()), Ok(done(2)), Ok(done(0))]);
         let few = driver.provision(&"op".into(), &2.into()).await.unwrap_err();
         assert_eq!(few.kind(), DriverErrorKind::NotReady);
         assert_eq!(few.to_string(), "the script says that 1 of 2 workers are ready");
@@ -315,7 +316,7 @@ mod tests {
             }
             async fn ask(&self, _: &Request) -> Result<Outcome, DriverError> {
                 self.0.notified().await;
-                done(1)
+                Ok(done(1))
             }
         }
         let home = tempfile::tempdir().unwrap();

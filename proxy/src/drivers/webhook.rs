@@ -142,17 +142,17 @@ impl Webhook {
             StatusCode::NOT_FOUND | StatusCode::GONE if polled => {
                 Step::Again { what: said, wait, lost: true }
             }
-            StatusCode::CONFLICT => Step::Never(DriverErrorKind::Busy, self.words(&said, &body)),
+            StatusCode::CONFLICT => Step::Never(DriverErrorKind::Busy, Self::words(&said, &body)),
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
                 again(said, wait)
             }
-            status if status.is_server_error() => again(self.words(&said, &body), wait),
-            _ => Step::Never(DriverErrorKind::Refused, self.words(&said, &body)),
+            status if status.is_server_error() => again(Self::words(&said, &body), wait),
+            _ => Step::Never(DriverErrorKind::Refused, Self::words(&said, &body)),
         }
     }
 
     /// The status, and what an error of the contract says beside it.
-    fn words(&self, said: &str, body: &Bytes) -> String {
+    fn words(said: &str, body: &Bytes) -> String {
         match parse(body) {
             Ok(Said::Error(_, message)) if !message.is_empty() => format!("{said}: {message}"),
             _ => said.to_owned(),

@@ -452,7 +452,7 @@ fn pointer(body: &Value, dotted: &str) -> String {
             format!("/{}{}", escaped(key), pointer(next, &rest[key.len()..]))
         }
         // It is missing: what is left names it.
-        None => rest.split('.').map(|name| format!("/{}", escaped(name))).collect(),
+        None => rest.split('.').flat_map(|name| ["/".to_owned(), escaped(name)]).collect(),
     }
 }
 

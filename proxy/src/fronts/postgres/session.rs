@@ -355,7 +355,7 @@ impl Session {
                 return Err(End::Fault(self.lost()));
             }
         };
-        state.unnamed = self.relay.unnamed.clone();
+        state.unnamed.clone_from(&self.relay.unnamed);
         Ok(state)
     }
 
