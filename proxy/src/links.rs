@@ -81,7 +81,7 @@ impl Links {
     ) -> Result<(), Error> {
         let source = || {
             let database = databases.settings(&spec.source_zone)?;
-            Ok::<_, Error>(source_end(database, self.spill.clone(), self.copies.of(&spec.resource)))
+            Ok::<_, Error>(source_end(&database, self.spill.clone(), self.copies.of(&spec.resource)))
         };
         let target = || databases.settings(&spec.target_zone).map(|database| target_end(&database));
         match (self.peers.get(&spec.source_zone), self.peers.get(&spec.target_zone)) {

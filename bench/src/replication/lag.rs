@@ -87,11 +87,11 @@ async fn load(source: (&Server, &str), target: &Client, rate: u64, count: u64) -
             for number in (client..count).step_by(CLIENTS as usize) {
                 let due = start + Duration::from_nanos(1_000_000_000 / rate * number);
                 tokio::time::sleep_until(due.into()).await;
-                session.execute(&insert, &[&(number as i64)]).await?;
+                session.execute(&insert, &[&i64::try_from(number)?]).await?;
                 let now = clock::monotonic();
                 committed.lock().unwrap_or_else(PoisonError::into_inner)[number as usize] = Some(now);
             }
-            Ok::<_, tokio_postgres::Error>(())
+            anyhow::Ok(())
         }));
     }
     let mut seen: Vec<Option<Instant>> = vec![None; count as usize];
@@ -101,7 +101,7 @@ async fn load(source: (&Server, &str), target: &Client, rate: u64, count: u64) -
     while low < count as usize {
         ensure!(start.elapsed() < PATIENCE, "only {low} of {count} transactions became visible");
         tokio::time::sleep(LOOK).await;
-        let rows = target.query(&look, &[&(low as i64)]).await?;
+        let rows = target.query(&look, &[&i64::try_from(low)?]).await?;
         let now = clock::monotonic();
         for row in &rows {
             let id = usize::try_from(row.get::<_, i64>(0))?;

@@ -16,12 +16,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use godwit::config::model::{
-    Database, HoldLimits, Placement, PostgresAuth, PostgresFront as Settings, Resource,
+    Database, HoldLimits, Placement, PostgresAuth, PostgresFront as Settings, Provided, Resource,
 };
+use godwit::fronts::http::settings::Upstream;
 use godwit::fronts::http::{Background, ServerSettings, server};
 use godwit::fronts::latencies::{Latencies, Recorder};
 use godwit::fronts::postgres::{Active, PostgresFront, service};
-use godwit_tests::postgres::{TestCluster, free_port, other_major};
+use godwit_tests::postgres::{SUPERUSER, TestCluster, free_port, other_major};
 use migration::policy::{Policy, PolicyParts};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -91,11 +92,17 @@ impl Setup {
         let placement = |zone: &str, cluster: &TestCluster| Placement {
             zone: zone.into(),
             http: Vec::new(),
+            upstream: Upstream::default(),
             probe: "/".into(),
-            postgres: Some(Database { dsn: cluster.config(DATABASE), bin: None, app_roles: Vec::new() }),
+            postgres: Some(Database {
+                dsn: cluster.config_as(SUPERUSER, DATABASE),
+                bin: None,
+                app_roles: Vec::new(),
+            }),
             capacity: 1,
             cost_per_hour: None,
             driver: None,
+            provided: Provided::default(),
         };
         let [a, b] = &clusters;
         let resource = Resource {
@@ -103,6 +110,7 @@ impl Setup {
             http: None,
             postgres: Some(settings.clone()),
             placements: BTreeMap::from([("a".into(), placement("a", a)), ("b".into(), placement("b", b))]),
+            flexible: None,
             primary: "a".into(),
             policy: Policy::new(PolicyParts::default()).unwrap(),
             freeze: Vec::new(),
