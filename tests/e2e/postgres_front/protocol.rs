@@ -74,7 +74,7 @@ async fn a_file_of_verifiers_and_a_password_for_the_database() {
 async fn psql_does_what_it_does_without_a_front() {
     let setup = Setup::start().await;
     let (data, large) = (file(&setup, "items.csv"), file(&setup, "large"));
-    let rows: String = (0..20_000).map(|id| format!("{id},note {id}\n")).collect();
+    let rows: String = (0..20_000).fold(String::new(), |rows, id| rows + &format!("{id},note {id}\n"));
     std::fs::write(&data, &rows).unwrap();
     let content: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8).collect();
     std::fs::write(&large, &content).unwrap();
@@ -124,7 +124,7 @@ async fn copy_cursors_pipelines_and_measures() {
     let sink = client.copy_in("COPY item FROM STDIN").await.unwrap();
     pin_mut!(sink);
     for batch in 0..100 {
-        let rows: String = (0..100).map(|row| format!("{}\tn\n", batch * 100 + row)).collect();
+        let rows = (0..100).fold(String::new(), |rows, row| rows + &format!("{}\tn\n", batch * 100 + row));
         sink.send(Bytes::from(rows)).await.unwrap();
     }
     assert_eq!(sink.finish().await.unwrap(), 10_000);
@@ -156,8 +156,10 @@ async fn copy_cursors_pipelines_and_measures() {
         assert_eq!((rows.len(), rows[0].get::<_, i64>(0)), (100, part * 100));
     }
     transaction.commit().await.unwrap();
-    until("statements are measured", async || setup.latencies.take("shop", "a", Segment::Upstream).len() > 0)
-        .await;
+    until("statements are measured", async || {
+        !setup.latencies.take("shop", "a", Segment::Upstream).is_empty()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
