@@ -94,7 +94,9 @@ impl Fleet {
     fn write(&self, policy: &str) -> Result<()> {
         let script = self.home.join("driver.sh");
         let bin = &self.near().driver.cluster.as_ref().context("a cluster")?.bin;
-        let workers: String = self.workers.iter().map(|port| format!(" --worker 127.0.0.1:{port}")).collect();
+        let workers: Vec<String> =
+            self.workers.iter().map(|port| format!(" --worker 127.0.0.1:{port}")).collect();
+        let workers = workers.concat();
         // Written down, then held while a file says so, then done.
         let text = format!(
             "#!/bin/sh\nread -r request\nprintf '%s\\n' \"$request\" >> {log}\n\
@@ -384,7 +386,8 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
     ensure!(again == body && headers.contains_key("idempotent-replayed"), "{again:?}");
     let mut another = spec.clone();
     another["policy"] = "playground".into();
-    let error = client.call_with(Method::POST, "/api/v1/resources", Some(&another), &key).await.unwrap_err();
+    let error =
+        client.call_with(Method::POST, "/api/v1/resources", Some(&another), &key).await.expect_err("refused");
     ensure!(problem(&error)?.status == 409, "{error:#}");
     until(&mut node, &client, "cart", "the shadow is ready", movable).await?;
     let load = load(&fleet.playground, 50.0, "cart");
@@ -408,7 +411,7 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
     ensure!(node_name.contains("godwit.yaml:1:"), "{node_name}");
 
     client.call_with(Method::DELETE, "/api/v1/resources/cart", None, &[]).await?;
-    let error = client.fetch::<ResourceView>("/api/v1/resources/cart").await.unwrap_err();
+    let error = client.fetch::<ResourceView>("/api/v1/resources/cart").await.expect_err("refused");
     ensure!(problem(&error)?.status == 404, "{error:#}");
     ensure!(fleet.made().await.is_err() && fleet.asked("deprovision").len() == 1, "the shadow still runs");
     // Its server ends on a thread of its own.
@@ -417,7 +420,8 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
         ensure!(tokio::time::Instant::now() < deadline, "its front still listens\n{}", node.tail(40));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let error = client.call_with(Method::DELETE, "/api/v1/resources/other", None, &[]).await.unwrap_err();
+    let error =
+        client.call_with(Method::DELETE, "/api/v1/resources/other", None, &[]).await.expect_err("refused");
     ensure!(problem(&error)?.status == 409, "what is in the file is not dropped: {error:#}");
     node.check()?;
     Ok(())
@@ -437,7 +441,7 @@ async fn refusals(client: &Client, spec: &Value) -> Result<()> {
     for (pointer, value, status, place) in edits {
         let mut wrong = spec.clone();
         *wrong.pointer_mut(pointer).context("the key")? = value;
-        let error = client.send(path, &wrong).await.unwrap_err();
+        let error = client.send(path, &wrong).await.expect_err("refused");
         let found = problem(&error)?;
         let places: Vec<&str> = found.errors.iter().map(|one| one.pointer.as_str()).collect();
         ensure!(
@@ -446,7 +450,7 @@ async fn refusals(client: &Client, spec: &Value) -> Result<()> {
         );
     }
     let key = [("idempotency-key", "has a space")];
-    let error = client.call_with(Method::POST, path, Some(spec), &key).await.unwrap_err();
+    let error = client.call_with(Method::POST, path, Some(spec), &key).await.expect_err("refused");
     ensure!(problem(&error)?.status == 422, "{error:#}");
     Ok(())
 }
@@ -457,12 +461,12 @@ async fn changed(fleet: &Fleet, node: &mut Node, client: &Client) -> Result<()> 
     let (section, tag) = client.fetch_tagged::<SectionView>(path).await?;
     ensure!(section.value["enabled"] == true && section.origin == "policy chosen", "{section:#?}");
     let body = json!({ "enabled": false, "capacity": "50%" });
-    let error = client.call_with(Method::PUT, path, Some(&body), &[]).await.unwrap_err();
+    let error = client.call_with(Method::PUT, path, Some(&body), &[]).await.expect_err("refused");
     ensure!(problem(&error)?.status == 428, "{error:#}");
-    let error = client.replace::<Value>(path, &body, "\"0\"").await.unwrap_err();
+    let error = client.replace::<Value>(path, &body, "\"0\"").await.expect_err("refused");
     ensure!(problem(&error)?.status == 412, "{error:#}");
     let wrong = json!({ "enabled": "yes", "capcity": "50%" });
-    let error = client.replace::<Value>(path, &wrong, &tag).await.unwrap_err();
+    let error = client.replace::<Value>(path, &wrong, &tag).await.expect_err("refused");
     let found = problem(&error)?;
     let mut places: Vec<&str> = found.errors.iter().map(|one| one.pointer.as_str()).collect();
     places.sort_unstable();
@@ -474,7 +478,7 @@ async fn changed(fleet: &Fleet, node: &mut Node, client: &Client) -> Result<()> 
     let error = client
         .replace::<Value>("/api/v1/resources/cart/scaling", &json!({ "capacity": { &near: 9 } }), &scaling)
         .await
-        .unwrap_err();
+        .expect_err("refused");
     ensure!(problem(&error)?.errors[0].pointer == format!("/capacity/{near}"), "{error:#}");
 
     let (_, replication) = client.fetch_tagged::<Value>("/api/v1/resources/cart/replication").await?;
@@ -518,7 +522,7 @@ async fn a_reload_applies_what_it_can_and_a_wrong_file_changes_nothing() -> Resu
     leader.until("the policy is another one", |view| view.mode == "advise").await?;
 
     std::fs::write(&policy_file, before.replace("mode: observe", "mode: brave"))?;
-    let error = leader.client.send("/api/v1/config/reload", &json!({})).await.unwrap_err();
+    let error = leader.client.send("/api/v1/config/reload", &json!({})).await.expect_err("refused");
     ensure!(problem(&error)?.detail.contains("playground.yaml:"), "{error:#}");
     let metrics = metric(&leader.client, "godwit_config_last_reload_successful").await?;
     ensure!(metrics == "0", "{metrics}");

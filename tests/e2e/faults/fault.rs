@@ -193,7 +193,7 @@ impl Fault {
                 struck.refused = true;
             }
             Self::DiskFull(disk) => {
-                super::disk::fill(world, &super::disk::directory(world, scene, disk)).await?
+                super::disk::fill(world, &super::disk::directory(world, scene, disk)).await?;
             }
         }
         if !self.lets_go_on() {
