@@ -2,7 +2,7 @@
 //! contents; what does not fit stops with table, key and position.
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit_tests::postgres::{TestCluster, other_major};
+use godwit_tests::postgres::{OWNER_ROLE, TestCluster, other_major};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use replicator::apply::Target;
@@ -464,6 +464,8 @@ async fn a_large_group_goes_in_whole_or_not_at_all() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn triggers_and_rules_for_replicas_see_every_change() -> Result<()> {
     let mut pair = Pair::start(15, other_major(), SCHEMA).await?;
+    // A rule acts with the rights of its table's owner.
+    pair.to.batch_execute(&format!("SET ROLE {OWNER_ROLE}")).await?;
     pair.to
         .batch_execute(
             "CREATE TABLE seen (n serial, what text);
@@ -476,7 +478,7 @@ async fn triggers_and_rules_for_replicas_see_every_change() -> Result<()> {
              ALTER TABLE plain ENABLE ALWAYS TRIGGER b; ALTER TABLE plain ENABLE REPLICA TRIGGER c;
              CREATE RULE none AS ON INSERT TO late DO INSTEAD NOTHING;
              CREATE RULE also AS ON INSERT TO heap DO ALSO INSERT INTO public.seen (what) VALUES ('heap');
-             ALTER TABLE heap ENABLE ALWAYS RULE also",
+             ALTER TABLE heap ENABLE ALWAYS RULE also; RESET ROLE",
         )
         .await?;
     pair.from

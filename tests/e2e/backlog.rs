@@ -27,7 +27,7 @@ async fn pile_up(client: &Client) -> Result<()> {
            INSERT INTO ledger VALUES (g, -1, g); UPDATE ledger SET n = n + 1 WHERE id = g - 1; \
            DELETE FROM ledger WHERE id = g - 100; COMMIT; END LOOP; END $$",
         "CALL pile_up(1, 12000)",
-        "BEGIN; INSERT INTO words SELECT 'w' || g, g FROM generate_series(1, 60000) g; \
+        "BEGIN; INSERT INTO words SELECT 'w' || g, 1000000 + g FROM generate_series(1, 60000) g; \
          SAVEPOINT s; INSERT INTO words SELECT 'x' || g, -g FROM generate_series(1, 30000) g; ROLLBACK TO s; \
          UPDATE words SET n = n + 0.5 WHERE n % 2 = 0; COMMIT",
         "BEGIN; DELETE FROM words; ROLLBACK",
@@ -40,7 +40,7 @@ async fn pile_up(client: &Client) -> Result<()> {
     client
         .batch_execute(
             "SELECT pg_replication_origin_create('godwit_shop'); SELECT pg_replication_origin_session_setup('godwit_shop'); BEGIN; \
-             INSERT INTO words SELECT 'own' || g, 1000000 + g FROM generate_series(1, 60000) g; COMMIT; BEGIN; \
+             INSERT INTO words SELECT 'own' || g, 3000000 + g FROM generate_series(1, 60000) g; COMMIT; BEGIN; \
              DELETE FROM words WHERE word LIKE 'own%'; COMMIT; \
              SELECT pg_replication_origin_session_reset()",
         )

@@ -1,7 +1,7 @@
 //! Each finding, produced by a database that really is like that.
 
 use anyhow::{Context, Result};
-use godwit_tests::postgres::{OWNER_ROLE, TestCluster, other_major};
+use godwit_tests::postgres::{OWNER_ROLE, SUPERUSER, TestCluster, other_major};
 use replicator::fence;
 use replicator::preflight::{Finding, Severity, Side, check, compare, retention};
 use tokio_postgres::{Client, NoTls};
@@ -191,7 +191,10 @@ async fn what_only_a_superuser_can_make_is_told_before_the_copy_stops_at_it() ->
             .await?
             .batch_execute("CREATE ROLE analyst; CREATE EXTENSION pageinspect")
             .await?;
-        assert_eq!((check(&client, Side::Source).await?, compare(&client, &empty).await?), (vec![], vec![]));
+        let mut left = check(&client, Side::Source).await?;
+        // This test's own administrator is there.
+        left.retain(|finding| finding.subject != SUPERUSER);
+        assert_eq!((left, compare(&client, &empty).await?), (vec![], vec![]));
         // And what is left, Godwit's role can copy.
         let dump = replicator::schema::dump(&cluster.config("shop"), Some(&newest(&cluster, &other))).await?;
         replicator::schema::load(&empty, &dump.pre_data).await?;

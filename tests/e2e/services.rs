@@ -306,7 +306,7 @@ struct Service {
 impl Service {
     async fn start() -> Result<Self> {
         let cluster = TestCluster::start(15)?;
-        let admin = cluster.create_database("orders", "CREATE ROLE orders_app LOGIN").await?;
+        let admin = cluster.create_database_of_superuser("orders", "CREATE ROLE orders_app LOGIN").await?;
         schema::create(&admin).await?;
         schema::seed(&admin, Seed { customers: 50, orders: 200 }).await?;
         schema::grant(&admin, "orders_app").await?;

@@ -363,14 +363,13 @@ fn databases_and_secrets() {
 }
 
 #[test]
-fn features_of_later_versions_are_named() {
+fn mistakes_of_a_policy_are_named() {
     let policy = "\
 score: { confidence: 1.5, horizon: 5s }
 limits: { on_drain_timeout: kill }
 shadow: { capacity: 0% }
 ";
-    let main = BASE.to_owned();
-    insta::assert_snapshot!(load_all(&main, &[("careful.yaml", policy)]).expect_err("refused"));
+    insta::assert_snapshot!(load_all(BASE, &[("careful.yaml", policy)]).expect_err("refused"));
     let harmless =
         "limits: { freeze: [] }\nshadow: { zones: { allow: [], deny: [] } }\nreplication: { critical: [] }\n";
     assert!(load_all(BASE, &[("careful.yaml", harmless)]).is_ok());

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use godwit::demo::zone::{DATABASE, Options, Playground, SERVICE_ROLE};
+use godwit::demo::zone::{DATABASE, OWNER_ROLE, Options, Playground, SERVICE_ROLE};
 use tokio_postgres::{Config, NoTls};
 
 use crate::leader::{Leader, connect, load, options};
@@ -35,6 +35,8 @@ async fn pgbench_does_not_notice_cutovers() -> Result<()> {
     let scale = SCALE.to_string();
     let made =
         pgbench(&playground, playground.zones[0].database, &["-i", "-q", "-s", &scale, "-U", "postgres"])
+            // Whose tables they are: Godwit's role has its rights.
+            .env("PGOPTIONS", format!("-c role={OWNER_ROLE}"))
             .output()?;
     ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     connect(&playground.zones[0]).await?.batch_execute(PREPARE).await?;

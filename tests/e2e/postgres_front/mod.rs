@@ -52,7 +52,7 @@ async fn cluster(major: u32, extra: &str) -> TestCluster {
     let client = cluster.connect("postgres").await.unwrap();
     let sql = "SELECT pg_reload_conf(); CREATE ROLE app LOGIN; CREATE ROLE clerk; GRANT clerk TO app";
     client.batch_execute(sql).await.unwrap();
-    cluster.create_database(DATABASE, SCHEMA).await.unwrap();
+    cluster.create_database_of_superuser(DATABASE, SCHEMA).await.unwrap();
     // The reload is done when the file's lines are the ones in force.
     until("the hba file is read", async || cluster.config_as("app", DATABASE).connect(NoTls).await.is_err())
         .await;
