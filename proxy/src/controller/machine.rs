@@ -5,11 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use migration::cutover::{
-    Capacity, Effect, Event, Limits, Outcome, Phase, Refused, Run, State, Trigger, step,
-};
+use migration::cutover::{Effect, Event, Limits, Outcome, Phase, Refused, Run, State, Trigger, step};
 use migration::decide::decide;
-use migration::policy::MirrorRules;
 use migration::report::{DecisionReport, Verdict};
 use migration::units::{Timestamp, Zone};
 use replicator::status::{Phase as StreamPhase, StreamStatus};
@@ -685,19 +682,6 @@ impl Machine {
             }
             Err(error) => tracing::warn!(error = chain(error), "the history cannot be read"),
         }
-    }
-
-    /// Reads are mirrored while there is a shadow that follows, and to as many workers as it has.
-    fn aim_mirror(&self, rules: &MirrorRules) {
-        let Some(front) = &self.hands.front else { return };
-        let capacity = match self.state.phase {
-            Phase::Shadowing | Phase::Requested => Some(Capacity::Shadow),
-            Phase::Warm | Phase::Armed => Some(Capacity::Full),
-            _ => None,
-        };
-        let zone = &self.state.shadow;
-        let targets = capacity.map(|capacity| self.hands.upstreams(zone, capacity)).unwrap_or_default();
-        front.mirror.aim(&zone.0, rules, targets);
     }
 
     /// A task beside the machine's effects; one of the same name before it is done with.

@@ -1,6 +1,7 @@
 //! Other settings while the resource is led: the shadow on or off, which commits wait, how many workers.
 
-use migration::cutover::{Effect, Event, Phase};
+use migration::cutover::{Capacity, Effect, Event, Phase};
+use migration::policy::MirrorRules;
 use tokio::sync::oneshot;
 
 use super::machine::Machine;
@@ -11,6 +12,19 @@ use crate::config::model::Resource;
 const ADJUST: &str = "adjust";
 
 impl Machine {
+    /// Reads are mirrored while there is a shadow that follows, and to as many workers as it has.
+    pub(super) fn aim_mirror(&self, rules: &MirrorRules) {
+        let Some(front) = &self.hands.front else { return };
+        let capacity = match self.state.phase {
+            Phase::Shadowing | Phase::Requested => Some(Capacity::Shadow),
+            Phase::Warm | Phase::Armed => Some(Capacity::Full),
+            _ => None,
+        };
+        let zone = &self.state.shadow;
+        let targets = capacity.map(|capacity| self.hands.upstreams(zone, capacity)).unwrap_or_default();
+        front.mirror.aim(&zone.0, rules, targets);
+    }
+
     /// Takes these settings, or says why not now. A migration under way goes on with what it began with.
     pub(super) fn reconfigure(&mut self, next: &Resource, persist: Option<Persist>) -> Result<(), Denied> {
         let old = self.hands.settings();

@@ -175,9 +175,17 @@ impl Routes {
         Ok(Arc::new(Self { table: ArcSwap::from_pointee(Table::new(fronts)?) }))
     }
 
-    /// Replaces them. A listener that no service was built for is never connected to: new ones need a restart.
+    /// Replaces them. A listener that no service was built for is never connected to: new ones need a restart. One whose last
+    /// front is gone stays, with nobody behind it: what still comes there must not come to another's.
     pub fn publish(&self, fronts: &[Arc<ResourceFront>]) -> Result<(), RouteError> {
-        self.table.store(Arc::new(Table::new(fronts)?));
+        let mut table = Table::new(fronts)?;
+        for known in &self.table.load().listeners {
+            if table.listeners.iter().all(|listener| listener.address != known.address) {
+                let (address, entrance) = (known.address, known.entrance.clone());
+                table.listeners.push(Listener { address, entrance, hosts: HashMap::new(), every: None });
+            }
+        }
+        self.table.store(Arc::new(table));
         Ok(())
     }
 

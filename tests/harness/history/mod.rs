@@ -7,8 +7,8 @@
 //! write). A circle is an anomaly; so is what breaks with the clients' own knowledge: a write that was acknowledged before a
 //! read began and that the read does not see.
 //!
-//! - [`orders`] versions of each list;
-//! - [`graph`] who came before whom, and circles;
+//! - `orders` versions of each list;
+//! - `graph` who came before whom, and circles;
 //! - [`check()`] all of it, as a [`Verdict`].
 //!
 //! Pure: no clock, no I/O. It never explains an anomaly away: what PostgreSQL's SERIALIZABLE on one server forbids is an anomaly.
