@@ -8,19 +8,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use godwit::clock;
 use replicator::copy::CopyOptions;
 use replicator::link::memory::Options as LinkOptions;
 use replicator::lsn::Lsn;
 use replicator::postgres::slot;
-use replicator::pump::{LocalEnd, LocalPeer, StreamSpec, maintain};
+use replicator::pump::{LocalEnd, LocalPeer, StreamSpec};
 use replicator::spill::Spill;
-use replicator::status::{Phase, StreamStatus};
-use tokio::sync::watch;
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
 
 use super::{PATIENCE, Server, median, rows};
 
@@ -175,27 +172,7 @@ async fn own(source: &Server, target: &Server, round: &Round, goal: Lsn) -> Resu
         spill: Spill::default(),
         copy: CopyOptions::default(),
     };
-    let (sender, status) = watch::channel(StreamStatus::default());
-    let cancel = CancellationToken::new();
-    let began = clock::monotonic();
-    let stop = cancel.clone();
-    let task = tokio::spawn(async move { maintain(&*peer, &spec, &end, &sender, &stop).await });
-    // Looked at as often as native replication is asked: a waiter that is woken by each report would cost more.
-    let last = loop {
-        let now = status.borrow().clone();
-        if now.applied_lsn >= goal || matches!(now.phase, Phase::Failed { .. }) {
-            break now;
-        }
-        ensure!(began.elapsed() < PATIENCE, "did not catch up; last: {now:?}");
-        tokio::time::sleep(ASK).await;
-    };
-    let took = began.elapsed();
-    if let Phase::Failed { error, .. } = last.phase {
-        bail!("the stream failed: {error}");
-    }
-    cancel.cancel();
-    task.await??;
-    Ok(took)
+    super::caught_up(peer, spec, end, goal).await
 }
 
 struct Round {

@@ -8,12 +8,20 @@ pub(crate) mod wan;
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use godwit::clock;
 use godwit::demo::zone::free_ports;
 use godwit::drivers::process::cluster::{Cluster, installed};
+use replicator::link::Dial;
+use replicator::lsn::Lsn;
+use replicator::pump::{LocalEnd, StreamSpec, maintain};
+use replicator::status::{Phase, StreamStatus};
+use tokio::sync::watch;
 use tokio_postgres::{Client, NoTls};
+use tokio_util::sync::CancellationToken;
 
 /// How long one side may take.
 const PATIENCE: Duration = Duration::from_mins(15);
@@ -88,6 +96,33 @@ async fn rows(client: &Client, tables: &[&str]) -> Result<Vec<(i64, i64)>> {
         all.push((row.get(0), row.get(1)));
     }
     Ok(all)
+}
+
+/// How often somebody looks where a stream is: as often for each side, since who is woken by each report costs it more.
+const ASK: Duration = Duration::from_millis(10);
+
+/// How long a stream takes from its start until the target has applied everything up to `goal`; it is ended then.
+async fn caught_up(dial: Arc<dyn Dial>, spec: StreamSpec, end: LocalEnd, goal: Lsn) -> Result<Duration> {
+    let (sender, status) = watch::channel(StreamStatus::default());
+    let cancel = CancellationToken::new();
+    let stop = cancel.clone();
+    let began = clock::monotonic();
+    let task = tokio::spawn(async move { maintain(&*dial, &spec, &end, &sender, &stop).await });
+    let last = loop {
+        let now = status.borrow().clone();
+        if now.applied_lsn >= goal || matches!(now.phase, Phase::Failed { .. }) {
+            break now;
+        }
+        ensure!(began.elapsed() < PATIENCE, "did not catch up; last: {now:?}");
+        tokio::time::sleep(ASK).await;
+    };
+    let took = began.elapsed();
+    if let Phase::Failed { error, .. } = last.phase {
+        bail!("the stream failed: {error}");
+    }
+    cancel.cancel();
+    task.await??;
+    Ok(took)
 }
 
 /// Runs a measurement; says so where its figures mean little.

@@ -7,25 +7,20 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
-use godwit::clock;
 use godwit::demo::relay::{Path, Relay};
 use replicator::copy::CopyOptions;
 use replicator::lsn::Lsn;
 use replicator::postgres::slot;
-use replicator::pump::{LocalEnd, StreamSpec, maintain};
+use replicator::pump::{LocalEnd, StreamSpec};
 use replicator::spill::Spill;
-use replicator::status::{Phase, StreamStatus};
-use tokio::sync::watch;
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
 
 use super::link::Served;
-use super::{PATIENCE, Server, median, rows};
+use super::{Server, median, rows};
 
 /// How often a stream is asked where it is.
-const ASK: Duration = Duration::from_millis(10);
 const TABLES: [&str; 4] = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"];
 
 /// How far, how bad, how much.
@@ -108,26 +103,7 @@ async fn catch_up(
         spill: Spill::default(),
         copy: CopyOptions::default(),
     };
-    let (sender, status) = watch::channel(StreamStatus::default());
-    let cancel = CancellationToken::new();
-    let stop = cancel.clone();
-    let began = clock::monotonic();
-    let task = tokio::spawn(async move { maintain(&*connector, &spec, &end, &sender, &stop).await });
-    let last = loop {
-        let now = status.borrow().clone();
-        if now.applied_lsn >= goal || matches!(now.phase, Phase::Failed { .. }) {
-            break now;
-        }
-        ensure!(began.elapsed() < PATIENCE, "did not catch up; last: {now:?}");
-        tokio::time::sleep(ASK).await;
-    };
-    let took = began.elapsed();
-    if let Phase::Failed { error, .. } = last.phase {
-        bail!("the stream failed: {error}");
-    }
-    cancel.cancel();
-    task.await??;
-    Ok(took)
+    super::caught_up(connector, spec, end, goal).await
 }
 
 /// Loopback's time and the far one's.
