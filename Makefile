@@ -12,7 +12,7 @@ N ?= 200
 SEED ?= 1
 RATE ?= 100
 
-.PHONY: help setup demo test test-browser screenshots test-large test-kills test-faults test-idle soak simulate sim fuzz model check bench bench-decide bench-http bench-forecast bench-replication fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-versions test-kills test-faults test-idle soak simulate sim fuzz api-fuzz model check bench bench-decide bench-http bench-forecast bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,10 @@ screenshots: setup ## docs/images: the dashboard during and after a migration
 test-large: setup ## what takes minutes and gigabytes: 2 GB in one transaction, an applier stuck for half a minute
 	$(CARGO) test --package godwit-tests --test e2e large:: -- --ignored --nocapture --test-threads=1
 
+test-versions: ## every type from and to PostgreSQL 16 and 17, which are fetched
+	scripts/setup.sh versions
+	$(CARGO) test --package godwit-tests --test e2e majors_between -- --ignored --nocapture
+
 test-kills: setup ## kill -9 of nodes and databases under load, in the copy and while streaming: make test-kills KILLS=20
 	KILLS=$(KILLS) $(CARGO) test --package godwit-tests --test e2e kills:: -- --nocapture --test-threads=1
 
@@ -58,6 +62,10 @@ simulate: ## replication over links and targets that break, by seed: make simula
 
 fuzz: setup ## bytes that no honest side sends, against every decoder of the replicator: make fuzz SECONDS=600 (each target)
 	scripts/fuzz.sh $(SECONDS)
+
+EXAMPLES = 100
+api-fuzz: setup ## the API against its own description, by schemathesis: make api-fuzz EXAMPLES=100 (each operation)
+	scripts/api-fuzz.sh $(EXAMPLES)
 
 model: ## every state of the cutover within stated bounds, and nine seeded bugs caught (minutes)
 	$(CARGO) run --quiet --package godwit-model

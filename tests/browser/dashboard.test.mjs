@@ -248,6 +248,62 @@ describe('a migration', { concurrency: false }, () => {
   });
 });
 
+describe('a setting', { concurrency: false }, () => {
+  const shadow = () => node.get('/api/v1/resources/orders/shadow');
+
+  test('is changed from the page, says who did it, and is taken back', async () => {
+    await shadowing();
+    const page = await resource();
+    const form = page.getByRole('form', { name: /^Shadow in/ });
+    await form.getByText('says policy').waitFor();
+    await form.getByLabel(/^Share of/).fill('25%');
+    await form.getByRole('button', { name: 'Save' }).click();
+    await form.getByText('says dashboard').waitFor();
+    assert.equal((await shadow()).capacity, '25%');
+    assert.deepEqual(await findings(page), []);
+    await form.getByRole('button', { name: /^Back to/ }).click();
+    await form.getByText('says policy').waitFor();
+    assert.equal((await shadow()).capacity, '50%');
+    await close(page);
+  });
+
+  test('that makes no sense, or that somebody else changed, is refused in words', async () => {
+    await shadowing();
+    const page = await resource();
+    const form = page.getByRole('form', { name: /^Shadow in/ });
+    await form.getByLabel(/^Share of/).fill('95%');
+    await form.getByRole('button', { name: 'Save' }).click();
+    await form.getByRole('alert').filter({ hasText: '/capacity' }).waitFor();
+    await form.getByRole('button', { name: 'Read again' }).click();
+    await form.getByLabel(/^Share of/).fill('30%');
+    const path = new URL('/api/v1/resources/orders/shadow', node.url);
+    const put = await fetch(path, { method: 'PUT', headers: { 'If-Match': '*' }, body: '{"enabled": true, "capacity": "40%"}' });
+    assert.equal(put.status, 200);
+    await form.getByRole('button', { name: 'Save' }).click();
+    await form.getByRole('alert').filter({ hasText: 'changed since you saw it' }).waitFor();
+    assert.equal((await shadow()).capacity, '40%');
+    await form.getByRole('button', { name: 'Read again' }).click();
+    await form.getByRole('button', { name: /^Back to/ }).click();
+    await form.getByText('says policy').waitFor();
+    page.wrong = page.wrong.filter((what) => !/4(12|22)/.test(what));
+    await close(page);
+  });
+
+  test('freezes the resource until it is lifted', async () => {
+    await shadowing();
+    const page = await resource();
+    const form = page.getByRole('form', { name: 'Freeze' });
+    await form.getByLabel('Why').fill('quarter end');
+    await form.getByRole('button', { name: 'Freeze' }).click();
+    await form.getByText('quarter end, says dashboard').waitFor();
+    const migrated = await fetch(new URL('/api/v1/resources/orders/migrations', node.url), { method: 'POST' });
+    assert.equal(migrated.status, 409);
+    await form.getByRole('button', { name: 'Lift' }).click();
+    await form.getByText('It may move.').waitFor();
+    await close(page);
+  });
+});
+
 describe('the node', { concurrency: false }, () => {
   test('verifies on demand and says how it went', async () => {
     await shadowing();

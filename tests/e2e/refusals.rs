@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit::cli::client::Refusal;
+use godwit::cli::client::{OPERATOR, Refusal};
+use godwit::controller::Plan;
 use godwit::controller::zones::ChoiceView;
 use godwit::demo::zone::{DATABASE, Playground, RESOURCE, SUPERUSER};
 use serde_json::json;
@@ -182,5 +183,40 @@ async fn a_frozen_service_stays_and_says_why() -> Result<()> {
     let refused = leader.client.send(&none, &json!({})).await.expect_err("nothing is proposed");
     let Refusal(problem) = refused.downcast_ref().context("a problem document")?;
     ensure!(problem.status == 404, "{problem:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_needs_two_people_waits_for_the_second() -> Result<()> {
+    let mut options = options(false)?;
+    options.policy = options.policy.replace("limits: {", "limits: {approvals: 2, ");
+    let playground = Playground::start(&options).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader.ready().await?;
+    let asks = async |leader: &Leader<'_>, who: &str, path: &str| -> Result<Plan> {
+        let path = format!("/api/v1/resources/{RESOURCE}/{path}");
+        let (body, _) =
+            leader.client.call_with(http::Method::POST, &path, Some(&json!({})), &[(OPERATOR, who)]).await?;
+        Ok(serde_json::from_slice(&body)?)
+    };
+    let plan = asks(&leader, "ann", "migrations").await?;
+    let approval = plan.approval.context("it waits")?;
+    ensure!(plan.id.is_none() && approval.approved_by == ["ann"] && approval.needed == 2, "{approval:?}");
+    let approve = format!("proposals/{}/approve", approval.proposal);
+    let again = asks(&leader, "ann", &approve).await?;
+    ensure!(again.id.is_none() && again.approval.is_some(), "one person counts once: {again:?}");
+    // It outlives the process.
+    drop(leader);
+    let mut leader = Leader::start(&playground, &[])?;
+    let shown = leader.ready().await?.proposal.context("the proposal is still open")?;
+    ensure!(shown.asked_by.as_deref() == Some("ann") && shown.to == view.shadow, "{shown:?}");
+
+    let begun = asks(&leader, "bob", &approve).await?;
+    let id = begun.id.context("it begins")?;
+    leader.until("it is served from the other zone", |now| now.primary == view.shadow).await?;
+    let run = leader.migration(&id).await?;
+    ensure!(run.trigger.contains("ann, bob"), "the history knows both: {run:#?}");
+    let over = asks(&leader, "eve", &approve).await.expect_err("it is over");
+    ensure!(over.downcast_ref::<Refusal>().is_some_and(|Refusal(problem)| problem.status == 409), "{over:?}");
     Ok(())
 }

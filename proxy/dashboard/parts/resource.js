@@ -9,6 +9,7 @@ import { Timeline } from './timeline.js';
 import { Zones } from './zones.js';
 import { Cost } from './cost.js';
 import { Checks } from './checks.js';
+import { Settings } from './settings.js';
 import { History } from './history.js';
 
 export function Resource({ view }) {
@@ -20,6 +21,7 @@ export function Resource({ view }) {
     <div class="column"><${Score} view=${view} /><${Cost} view=${view} /></div>
     <div class="column"><${Latency} view=${view} marks=${marks} /><${Replication} view=${view} marks=${marks} /></div>
     <div class="column pair"><${Zones} view=${view} /><${Checks} view=${view} /></div>
+    <${Settings} view=${view} />
     <${History} view=${view} runs=${list} />
   </div>`;
 }

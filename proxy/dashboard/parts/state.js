@@ -49,6 +49,7 @@ export function State({ view, run }) {
       for ${span(now() - view.since_ms)}.
     </p>
     <${Failure} error=${aborting.error} />
+    ${view.proposal ? html`<${Proposal} view=${view} key=${view.proposal.id} />` : ''}
     <div class="route">
       ${view.placements.map((placement, nth) => [nth ? html`<${Stream} view=${view} />` : '', html`<${Placement} view=${view} placement=${placement} />`])}
     </div>
@@ -63,6 +64,17 @@ export function State({ view, run }) {
       : ''}
     ${dialog ? html`<${Migrate} view=${view} onClose=${() => setDialog(false)} />` : ''}
   </section>`;
+}
+
+/** A move that the score proposes and a person approves. */
+function Proposal({ view }) {
+  const { id, to, expires_ms, asked_by, approved_by } = view.proposal;
+  const [approving, approve] = useAction(() => post(at(view.name, `/proposals/${encodeURIComponent(id)}/approve`)));
+  return html`<div class="proposal" role="status">
+    <p>${asked_by ?? 'The score'} proposes a move to <strong>${to}</strong>${approved_by.length ? `, approved by ${approved_by.join(', ')}` : ''}; it can be approved for ${span(Math.max(0, expires_ms - now()))} more.</p>
+    ${mayOperate() ? html`<button type="button" class="primary" disabled=${approving.busy} onClick=${() => approve()}>Approve</button>` : ''}
+    <${Failure} error=${approving.error} />
+  </div>`;
 }
 
 function reading(probe) {

@@ -225,6 +225,8 @@ pub struct PolicyParts {
     pub guards: Vec<ExtraGuard>,
     /// How long a proposal can be approved.
     pub proposal_expires: Duration,
+    /// How many people must approve a move that the score does not make by itself; one: whoever asks for it is enough.
+    pub approvals: u32,
     /// Lag above which no cutover starts.
     pub max_lag: ByteCount,
     /// Longest hold before a cutover gives up.
@@ -280,6 +282,7 @@ impl Default for PolicyParts {
             max_moves_per_day: 2,
             guards: Vec::new(),
             proposal_expires: Duration::from_secs(1800),
+            approvals: 1,
             max_lag: ByteCount(16 << 20),
             max_hold: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(5),
@@ -360,6 +363,7 @@ impl Policy {
         rule("limits.guards", p.guards.iter().all(finite), "must have numbers as limits");
         let minute = Duration::from_secs(60);
         rule("limits.proposal_expires", p.proposal_expires >= minute, "must be at least 1m");
+        rule("limits.approvals", (1..=9).contains(&p.approvals), "must be 1 to 9");
         let hybrid = p.replication == ReplicationMode::Hybrid;
         rule(
             "replication.mode",

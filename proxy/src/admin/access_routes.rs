@@ -20,7 +20,7 @@ const NAME: usize = 100;
 const LIFE_S: u64 = 10 * 366 * 86_400;
 
 /// Who the caller is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub(super) struct WhoView {
     /// Its name.
     pub name: String,
@@ -46,7 +46,7 @@ pub(super) async fn whoami(caller: Caller) -> Json<WhoView> {
     Json(caller.into())
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogIn {
     token: String,

@@ -47,6 +47,7 @@ const FILES: &[(&str, &[u8])] = files! {
     "parts/replication.js"
     "parts/resource.js"
     "parts/score.js"
+    "parts/settings.js"
     "parts/state.js"
     "parts/timeline.js"
     "parts/zones.js"

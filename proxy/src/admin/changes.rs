@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::access::{Caller, Scope};
-use super::routes::{Answer, find};
+use super::routes::{Answer, find, query};
 use super::{AdminState, Problem};
 use crate::audit::chain::hex;
 use crate::clock;
@@ -28,7 +29,7 @@ const KEY_LONGEST: usize = 200;
 const KEPT: std::time::Duration = std::time::Duration::from_hours(24);
 
 /// A section of a resource: what is in force, and who says so.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SectionView {
     /// What is in force.
     #[serde(flatten)]
@@ -41,7 +42,7 @@ pub struct SectionView {
 }
 
 /// What the node runs with.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ConfigView {
     /// Every key that is written somewhere.
     pub entries: Vec<Entry>,
@@ -109,12 +110,13 @@ fn body(bytes: &Bytes) -> Answer<Value> {
 
 pub(super) async fn reserve(
     State(state): State<AdminState>,
-    Query(query): Query<Dry>,
+    dry: Result<Query<Dry>, QueryRejection>,
     caller: Caller,
     headers: HeaderMap,
     bytes: Bytes,
 ) -> Answer<Response> {
     everything(&caller, "a reservation")?;
+    let Query(Dry { dry_run }) = dry.map_err(query)?;
     let key = key(&headers)?;
     let changes = changes(&state)?;
     let _turn = state.answers.lock().await;
@@ -134,8 +136,8 @@ pub(super) async fn reserve(
         return Err(wrong("/name", "is missing, or is not text", "the resource's name"));
     };
     programs(&spec)?;
-    let reservation = changes.reserve(&name, &spec, &caller.name, query.dry_run).await?;
-    if query.dry_run {
+    let reservation = changes.reserve(&name, &spec, &caller.name, dry_run).await?;
+    if dry_run {
         return Ok(Json(reservation).into_response());
     }
     let location = format!("/api/v1/resources/{name}");

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -11,6 +12,7 @@ use futures_util::stream;
 use serde::Deserialize;
 
 use super::access::{Caller, Scope, Via};
+use super::routes::query;
 use super::{AdminState, Problem};
 use crate::clock;
 use crate::controller::events::Message;
@@ -30,10 +32,11 @@ pub(super) struct Filter {
 
 pub(super) async fn stream(
     State(state): State<AdminState>,
-    Query(filter): Query<Filter>,
+    filter: Result<Query<Filter>, QueryRejection>,
     caller: Caller,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let Query(filter) = filter.map_err(query)?;
     let exists = |name: &str| state.running.resources().contains_key(name) && caller.knows(name);
     if let Some(name) = filter.resource.as_ref().filter(|name| !exists(name)) {
         return Err(Problem::not_found("resource", name));

@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use migration::units::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::routes::{Answer, find};
+use super::routes::{Answer, find, query};
 use super::{AdminState, Problem};
 use crate::clock;
 use crate::config::units;
@@ -31,7 +31,7 @@ const STEPS: [u64; 8] = [10, 30, 60, 300, 900, 3_600, 21_600, 86_400];
 const ROWS: (usize, usize) = (10_000, 1_000);
 
 /// Latencies of a resource.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LatencyView {
     /// The resource.
     pub resource: String,
@@ -46,7 +46,7 @@ pub struct LatencyView {
 }
 
 /// One bucket, zone and segment.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LatencyPoint {
     /// When the bucket began, Unix milliseconds.
     pub at_ms: u64,
@@ -71,7 +71,7 @@ pub struct LatencyPoint {
 }
 
 /// A page of series.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct HistoryView {
     /// The resource.
     pub resource: String,
@@ -92,7 +92,7 @@ pub struct HistoryView {
 }
 
 /// A series.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SeriesView {
     /// Its name, with its unit.
     pub name: String,
@@ -101,7 +101,7 @@ pub struct SeriesView {
 }
 
 /// A row.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RowView {
     /// Place in `series`.
     pub series: usize,
@@ -125,8 +125,7 @@ struct Asked(BTreeMap<String, String>);
 
 impl Asked {
     fn new(parameters: Parameters, known: &[&str]) -> Answer<Self> {
-        let Query(asked) = parameters
-            .map_err(|rejection| Problem::new(StatusCode::BAD_REQUEST, "query", rejection.body_text()))?;
+        let Query(asked) = parameters.map_err(query)?;
         match asked.keys().find(|name| !known.contains(&name.as_str())) {
             Some(name) => Err(wrong(name, format!("is unknown; known are {}", known.join(", ")))),
             None => Ok(Self(asked)),

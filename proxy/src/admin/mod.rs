@@ -42,6 +42,7 @@
 //! | `POST /api/v1/session` | `{token}` → a cookie that stands for it; `DELETE` ends it |
 //! | `GET /api/v1/tokens`, `POST`, `DELETE /api/v1/tokens/{id}` | tokens; one is shown once, when it is made |
 //! | `GET /api/v1/audit?limit&before&resource&who` | records of the audit, newest first |
+//! | `GET /api/v1/openapi.json` | this table for programs, OpenAPI 3.1 |
 //! | `GET /api/v1/events` | what changes, as it does, as server-sent events (`?resource=`, docs/events.md) |
 //! | `GET /`, `/dashboard/…` | the dashboard |
 //! | `GET /metrics`, `/livez`, `/readyz?verbose` | |
@@ -54,6 +55,7 @@ mod events;
 mod feeds;
 mod history;
 mod listener;
+pub(crate) mod openapi;
 mod problem;
 mod routes;
 

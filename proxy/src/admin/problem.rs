@@ -11,7 +11,7 @@ use crate::leading::changes::Wrong;
 use crate::store::StoreError;
 
 /// A problem document.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Problem {
     /// `about:blank#…`: a word for programs.
     #[serde(rename = "type")]

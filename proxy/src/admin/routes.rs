@@ -13,13 +13,13 @@ use serde::Deserialize;
 use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
-use super::{AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past};
+use super::{AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past, openapi};
 use crate::audit::read::{Wanted, newest};
 use crate::controller::drift::{self, SchemaView, SyncRequest};
 use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
-use crate::controller::{Command, ResourceHandle, doctor, zones};
+use crate::controller::{Command, Plan, ResourceHandle, doctor, zones};
 use crate::store::{EVERY_RESOURCE, FreezeRow, RunRow};
 
 pub(super) type Answer<T> = Result<T, Problem>;
@@ -41,7 +41,7 @@ pub(super) fn router(state: AdminState) -> Router {
 }
 
 /// Every route, with what it needs.
-fn routes() -> Routes {
+pub(super) fn routes() -> Routes {
     use Permission::{Administer, Operate, Public, Read};
     Routes::default()
         .get("/api/v1/resources", Read, resources)
@@ -90,6 +90,7 @@ fn routes() -> Routes {
         .post("/api/v1/config/reload", Administer, changes::reload)
         .get("/api/v1/audit", Administer, audit)
         .get("/api/v1/events", Read, events::stream)
+        .get("/api/v1/openapi.json", Read, openapi::served)
         .get("/", Public, assets::index)
         .get("/dashboard/{*path}", Public, assets::asset)
         .get("/metrics", Read, metrics)
@@ -174,6 +175,11 @@ struct Page {
     resource: Option<String>,
 }
 
+/// What stands after the question mark is wrong.
+pub(super) fn query(rejection: QueryRejection) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "query", rejection.body_text())
+}
+
 fn default_limit() -> u32 {
     50
 }
@@ -191,18 +197,20 @@ fn views(state: &AdminState, runs: Vec<RunRow>) -> Answer<Vec<MigrationView>> {
 async fn migrations(
     State(state): State<AdminState>,
     Path(id): Path<String>,
-    Query(page): Query<Page>,
+    page: Result<Query<Page>, QueryRejection>,
 ) -> Answer<Json<Vec<MigrationView>>> {
     find(&state, &id)?;
+    let Query(page) = page.map_err(query)?;
     let runs = state.journal.runs(Some(&id), page.limit.min(1000)).map_err(Problem::from)?;
     views(&state, runs).map(Json)
 }
 
 async fn history(
     State(state): State<AdminState>,
-    Query(page): Query<Page>,
+    page: Result<Query<Page>, QueryRejection>,
     caller: Caller,
 ) -> Answer<Json<Vec<MigrationView>>> {
+    let Query(page) = page.map_err(query)?;
     let mut runs =
         state.journal.runs(page.resource.as_deref(), page.limit.min(1000)).map_err(Problem::from)?;
     runs.retain(|run| caller.knows(&run.resource));
@@ -219,9 +227,9 @@ async fn migration(
     Ok(Json(views(&state, vec![run])?.swap_remove(0)))
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-struct MigrateRequest {
+pub(super) struct MigrateRequest {
     /// Target zone; default: the shadow's.
     to: Option<String>,
     /// Only say what would happen.
@@ -251,14 +259,21 @@ async fn approve(
         .ask(|reply| Command::Approve { id: Some(pid), by, reply })
         .await
         .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping"))??;
-    let mid = plan.id.as_deref().unwrap_or_default();
-    let location = format!("/api/v1/resources/{id}/migrations/{mid}");
-    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(plan)).into_response())
+    Ok(begun(&id, plan))
 }
 
-#[derive(Deserialize)]
+/// With where it can be followed, once it has begun; a plan that only says what would be is no more than asked for.
+fn begun(id: &str, plan: Plan) -> Response {
+    let status =
+        if plan.id.is_some() || plan.approval.is_some() { StatusCode::ACCEPTED } else { StatusCode::OK };
+    let place = plan.id.as_ref().map(|mid| format!("/api/v1/resources/{id}/migrations/{mid}"));
+    let place = place.map(|place| [(header::LOCATION, place)]);
+    (status, place, Json(plan)).into_response()
+}
+
+#[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-struct FreezeRequest {
+pub(super) struct FreezeRequest {
     /// Why nothing may move.
     why: String,
     /// For how long; none: until it is lifted.
@@ -359,9 +374,7 @@ async fn migrate(
         .ask(|reply| Command::Migrate { to: request.to, by, dry_run, reply })
         .await
         .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping"))??;
-    let Some(mid) = plan.id.clone() else { return Ok(Json(plan).into_response()) };
-    let location = format!("/api/v1/resources/{id}/migrations/{mid}");
-    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(plan)).into_response())
+    Ok(begun(&id, plan))
 }
 
 async fn schema(State(state): State<AdminState>, Path(id): Path<String>) -> Answer<Json<SchemaView>> {
@@ -457,8 +470,7 @@ async fn audit(
     page: Result<Query<AuditPage>, QueryRejection>,
     caller: Caller,
 ) -> Answer<Json<Vec<serde_json::Value>>> {
-    let Query(page) =
-        page.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "query", error.body_text()))?;
+    let Query(page) = page.map_err(query)?;
     if caller.scope != Scope::All {
         let what = "the audit is of the whole node: it needs a token for all resources";
         return Err(Problem::new(StatusCode::FORBIDDEN, "scope", what));

@@ -18,6 +18,8 @@ use serde::de::DeserializeOwned;
 
 use crate::admin::Problem;
 
+/// Who asks, where the node does not want to have it proven.
+pub const OPERATOR: &str = "x-godwit-operator";
 /// How long a node may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -147,8 +149,9 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        if let Ok(user) = std::env::var("USER") {
-            request = request.header("x-godwit-operator", user);
+        let named = headers.iter().any(|(name, _)| *name == OPERATOR);
+        if let (false, Ok(user)) = (named, std::env::var("USER")) {
+            request = request.header(OPERATOR, user);
         }
         for (name, value) in headers {
             request = request.header(*name, *value);

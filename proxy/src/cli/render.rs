@@ -151,6 +151,23 @@ pub(super) fn catalogue(catalogue: &Catalogue) -> String {
     table(&["PROVIDER", "REGION", "PLACE", "COUNTRY", "GRID", "LOCATION"], &rows)
 }
 
+/// A move that waits for more people.
+pub(super) fn approval(resource: &str, plan: &Plan) -> String {
+    let Some(approval) = &plan.approval else { return "the node did not say what it started\n".into() };
+    let more = (approval.needed as usize).saturating_sub(approval.approved_by.len());
+    format!(
+        "{} → {} waits: approved by {}; {more} more must approve it: godwit approve {resource} {}\n",
+        plan.from,
+        plan.to,
+        approval.approved_by.join(", "),
+        approval.proposal
+    )
+}
+
+fn people(approved_by: &[String]) -> String {
+    if approved_by.is_empty() { String::new() } else { format!(", approved by {}", approved_by.join(", ")) }
+}
+
 pub(super) fn resources(views: &[ResourceView]) -> String {
     let mut text = String::new();
     for view in views {
@@ -165,10 +182,11 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
         if let Some(proposal) = &view.proposal {
             let _ = writeln!(
                 text,
-                "  proposed     {} → {} ({}), until {}: godwit approve {}",
+                "  proposed     {} → {} ({}{}), until {}: godwit approve {}",
                 view.primary,
                 proposal.to,
                 proposal.id,
+                people(&proposal.approved_by),
                 moment(proposal.expires_ms),
                 view.name
             );

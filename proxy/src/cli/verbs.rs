@@ -129,6 +129,10 @@ pub(super) fn migrate(
         }
     };
     let plan: Plan = serde_json::from_slice(&answer)?;
+    if plan.approval.is_some() {
+        show(output, &plan, |plan| render::approval(resource, plan))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let Some(id) = plan.id else { bail!("the node did not say which migration it started") };
     if !wait {
         println!("migration {id} started: {} → {}", plan.from, plan.to);
@@ -174,7 +178,7 @@ pub(super) fn approve(client: &Client, resource: &str, id: Option<&str>, output:
     };
     let plan: Plan = serde_json::from_slice(&answer)?;
     show(output, &plan, |plan| {
-        let id = plan.id.as_deref().unwrap_or_default();
+        let Some(id) = &plan.id else { return render::approval(resource, plan) };
         format!("migration {id} started: {} → {}\n", plan.from, plan.to)
     })?;
     Ok(ExitCode::SUCCESS)

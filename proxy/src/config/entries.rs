@@ -17,7 +17,8 @@ const HIDDEN: &str = "…";
 const SECRETIVE: [&str; 3] = ["headers", "env", "parameters"];
 
 /// One key.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = ConfigEntry)]
 pub struct Entry {
     /// Dotted; keys of policy files begin with `policies.NAME.`.
     pub key: String,
@@ -139,7 +140,8 @@ fn child<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
 }
 
 /// What differs between two states of the files.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = ConfigDifference)]
 pub struct Difference {
     /// The key.
     pub key: String,

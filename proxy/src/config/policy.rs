@@ -158,6 +158,7 @@ fn limits<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut Po
     });
     filled.take(section, "guards", &mut parts.guards, extra_guards);
     filled.take(section, "proposal_expires", &mut parts.proposal_expires, Item::duration);
+    filled.take(section, "approvals", &mut parts.approvals, |item| item.count(1, 9));
     if let Some(item) = section.optional("freeze")
         && let Some(windows) =
             item.list("windows, each {from: CRON, for: DURATION, zone: TIME ZONE, why: TEXT}")

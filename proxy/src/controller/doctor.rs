@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const APPLICATION: &str = "godwit-doctor";
 
 /// One thing that is not as it should be. The order of the fields is that in which findings are sorted.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FindingView {
     /// `blocker`, `warning`.
     pub severity: String,
@@ -32,7 +32,7 @@ pub struct FindingView {
 }
 
 /// The examination of one resource.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DoctorView {
     /// The resource.
     pub resource: String,

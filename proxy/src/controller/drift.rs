@@ -21,7 +21,7 @@ const NAMED: usize = 10;
 const APPLICATION: &str = "godwit-schema";
 
 /// A difference between the schemas.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DifferenceView {
     /// Table or type.
     pub subject: String,
@@ -34,7 +34,7 @@ pub struct DifferenceView {
 }
 
 /// The schemas of a resource.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SchemaView {
     /// The resource.
     pub resource: String,
@@ -50,7 +50,7 @@ pub struct SchemaView {
 }
 
 /// What a sync is asked for.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SyncRequest {
     /// Only say what would be done.

@@ -8,7 +8,7 @@ use migration::policy::Policy;
 use migration::units::Timestamp;
 
 /// What is foreseen, or why nothing is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ForecastView {
     /// When it was made, Unix milliseconds; 0: nothing was measured yet.
     pub at_ms: u64,
@@ -27,7 +27,7 @@ pub struct ForecastView {
 }
 
 /// One step ahead: quantiles in milliseconds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FanView {
     /// How many steps ahead.
     pub ahead: usize,
@@ -44,7 +44,7 @@ pub struct FanView {
 }
 
 /// Why there is no forecast.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AbstainedView {
     /// `too_few`, `stale`, `other`.
     pub reason: String,
@@ -53,7 +53,7 @@ pub struct AbstainedView {
 }
 
 /// What the forecasts of the last steps were worth.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TrustView {
     /// Steps that are judged, those replayed from the history included; at most 720.
     pub steps: usize,
@@ -66,7 +66,7 @@ pub struct TrustView {
 }
 
 /// Steps without a forecast.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AbstentionView {
     /// `too_few`, `stale`, `other`.
     pub reason: String,
@@ -75,7 +75,7 @@ pub struct AbstentionView {
 }
 
 /// The forecasts of one distance ahead.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct QualityView {
     /// How many steps ahead.
     pub ahead: usize,
@@ -92,7 +92,7 @@ pub struct QualityView {
 }
 
 /// A zone's HTTP probe.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ProbeForecastView {
     /// The zone.
     pub zone: String,

@@ -10,7 +10,7 @@ use crate::config::freeze::FreezeWindow;
 use crate::store::{EVERY_RESOURCE, FreezeRow, Journal, StoreError};
 
 /// A freeze, as the API shows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FreezeView {
     /// The resource; none: every resource.
     pub resource: Option<String>,

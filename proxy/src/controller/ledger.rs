@@ -18,7 +18,7 @@ const MEASURED: std::time::Duration = std::time::Duration::from_hours(24);
 const WRITTEN_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A ledger entry, as the API shows it; latencies are of the request path's p95.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LedgerView {
     /// Expected from the new zone when the move began, milliseconds.
     pub predicted_ms: Option<f64>,

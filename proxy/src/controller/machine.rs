@@ -1,5 +1,7 @@
 //! The actor: takes events and commands, steps the machine, writes the journal, starts effects.
 
+mod approving;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -475,7 +477,11 @@ impl Machine {
     fn command(&mut self, command: Command) {
         match command {
             Command::Migrate { to, by, dry_run, reply } => {
-                let answer = self.migrate(to.as_deref(), &by, dry_run);
+                let answer = if dry_run {
+                    self.migrate(to.as_deref(), &by, true)
+                } else {
+                    self.ask(to.as_deref(), &by)
+                };
                 let _ = reply.send(answer);
             }
             Command::Reseed { by, reply } => {
@@ -502,17 +508,7 @@ impl Machine {
         let next = step(&self.state, event.clone(), now);
         let mut plan = self.plan(&to);
         if !dry_run {
-            self.slots.free()?;
-            if let Err(refused) = next {
-                return Err(denied(&refused));
-            }
-            let refusals = match &self.decision {
-                Some((report, _)) => report.operator_refusals(),
-                None => vec!["nothing is known of the resource yet: ask again in a moment".to_owned()],
-            };
-            if !refusals.is_empty() {
-                return Err(Denied::Guards(refusals));
-            }
+            self.may_begin(next)?;
             self.take(event);
             if self.state.run.as_ref().is_none_or(|run| run.id != id) {
                 return Err(Denied::Journal(self.journal_fails.clone().unwrap_or_default()));
@@ -522,17 +518,6 @@ impl Machine {
         } else if let Err(refused @ (Refused::AlreadyThere(_) | Refused::WrongTarget { .. })) = next {
             return Err(denied(&refused));
         }
-        Ok(plan)
-    }
-
-    /// A proposal that still holds becomes a migration, as if the operator had asked for it.
-    fn approve(&mut self, id: Option<&str>, by: &str) -> Result<Plan, Denied> {
-        self.decide();
-        let report = self.decision.as_ref().map(|(report, _)| report);
-        let to = self.proposals.check(id, report, clock::now())?;
-        let plan = self.migrate(Some(&to), by, false)?;
-        self.proposals.approved(by, clock::now());
-        self.publish();
         Ok(plan)
     }
 
@@ -577,6 +562,7 @@ impl Machine {
         let guards = self.decision.as_ref().map(|(report, at)| DecisionView::of(report, *at).guards);
         Plan {
             id: None,
+            approval: None,
             from: from.to_string(),
             to: to.to_string(),
             steps,

@@ -125,11 +125,25 @@ impl std::fmt::Debug for Persist {
     }
 }
 
+/// A move that waits for more people.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct ApprovalView {
+    /// The proposal's id.
+    pub proposal: String,
+    /// Who wants it so far.
+    pub approved_by: Vec<String>,
+    /// How many must.
+    pub needed: u32,
+}
+
 /// What a migration would do, or is about to.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Plan {
     /// The migration's id; none: a dry run.
     pub id: Option<String>,
+    /// Nothing begins yet: more people must approve it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalView>,
     /// Old primary.
     pub from: String,
     /// New primary.

@@ -1,4 +1,5 @@
-//! Moves that the score proposes and a person approves (mode `advise`): each has an id and an end.
+//! Moves that the score proposes (mode `advise`), or a person where the policy asks for several (`limits.approvals`), and that
+//! people approve: each has an id and an end.
 
 use std::sync::Arc;
 
@@ -9,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::Denied;
 use super::effects::chain;
 use super::view::DecisionView;
-use crate::store::{Journal, ProposalRow};
+use crate::store::{ApprovalRow, Journal, ProposalRow, StoreError};
 
 /// A proposal, as the API shows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ProposalView {
     /// Its id.
     pub id: String,
@@ -22,6 +23,12 @@ pub struct ProposalView {
     pub at_ms: u64,
     /// Until when it can be approved.
     pub expires_ms: u64,
+    /// The person who asked for it; none: the score did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_by: Option<String>,
+    /// Who wants it so far.
+    #[serde(default)]
+    pub approved_by: Vec<String>,
 }
 
 /// The open proposal of one resource.
@@ -29,6 +36,8 @@ pub struct Proposals {
     resource: String,
     journal: Arc<Journal>,
     open: Option<ProposalRow>,
+    /// Who wants the open one.
+    approvals: Vec<ApprovalRow>,
 }
 
 impl Proposals {
@@ -38,7 +47,14 @@ impl Proposals {
             tracing::warn!(error = chain(error), "proposals cannot be read");
             None
         });
-        Self { resource: resource.to_owned(), journal, open: newest.filter(|row| row.ended.is_none()) }
+        let open = newest.filter(|row| row.ended.is_none());
+        let approvals =
+            open.as_ref().map(|row| journal.approvals(&row.id)).transpose().unwrap_or_else(|error| {
+                // They are asked again.
+                tracing::warn!(error = chain(error), "approvals cannot be read");
+                None
+            });
+        Self { resource: resource.to_owned(), journal, open, approvals: approvals.unwrap_or_default() }
     }
 
     /// The open one.
@@ -48,7 +64,19 @@ impl Proposals {
             to: row.to.clone(),
             at_ms: row.at.0,
             expires_ms: row.expires.0,
+            asked_by: self.asked().map(str::to_owned),
+            approved_by: self.approved_by(),
         })
+    }
+
+    /// The person who asked for the open one.
+    fn asked(&self) -> Option<&str> {
+        self.approvals.iter().find(|approval| approval.asked).map(|approval| approval.person.as_str())
+    }
+
+    /// Who wants the open one so far.
+    pub fn approved_by(&self) -> Vec<String> {
+        self.approvals.iter().map(|approval| approval.person.clone()).collect()
     }
 
     /// Follows the newest decision: what is over ends, what the score wants is proposed.
@@ -60,7 +88,7 @@ impl Proposals {
         if let Some(row) = &self.open {
             let ended = if now >= row.expires {
                 Some("expired")
-            } else if wanted.as_ref().is_some_and(|to| *to != row.to) {
+            } else if self.asked().is_none() && wanted.as_ref().is_some_and(|to| *to != row.to) {
                 Some("withdrawn")
             } else {
                 None
@@ -70,26 +98,79 @@ impl Proposals {
             }
         }
         if let (None, Some(to)) = (&self.open, wanted) {
-            self.make(to, report, now.after(expires), now);
+            match self.make(to, Some(report), now.after(expires), now) {
+                Ok(()) => {}
+                Err(error) => tracing::warn!(error = chain(error), "a proposal cannot be written"),
+            }
         }
     }
 
-    fn make(&mut self, to: String, report: &DecisionReport, expires: Timestamp, now: Timestamp) {
-        let decision = serde_json::to_string(&DecisionView::of(report, now.0)).unwrap_or_default();
+    /// A person asks for a move that others must approve: of the one that is open, where that leads to the same place.
+    ///
+    /// # Errors
+    /// Another place is proposed, or it cannot be written.
+    pub fn ask(
+        &mut self,
+        to: &str,
+        by: &str,
+        report: Option<&DecisionReport>,
+        expires: std::time::Duration,
+        now: Timestamp,
+    ) -> Result<(), Denied> {
+        match &self.open {
+            Some(row) if now < row.expires && row.to == to => return self.approve(by, now).map(drop),
+            Some(row) if now < row.expires => {
+                return Err(Denied::Conflict(format!("a move to {} is proposed ({})", row.to, row.id)));
+            }
+            Some(_) => self.end("expired", None, now),
+            None => {}
+        }
+        let written = |error| Denied::Journal(chain(error));
+        self.make(to.to_owned(), report, now.after(expires), now).map_err(written)?;
+        self.note(by, true, now).map_err(written)
+    }
+
+    /// One more person wants the open one; how many do now.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn approve(&mut self, by: &str, now: Timestamp) -> Result<usize, Denied> {
+        if !self.approvals.iter().any(|approval| approval.person == by) {
+            self.note(by, false, now).map_err(|error| Denied::Journal(chain(error)))?;
+        }
+        Ok(self.approvals.len())
+    }
+
+    fn note(&mut self, by: &str, asked: bool, now: Timestamp) -> Result<(), StoreError> {
+        let Some(row) = &self.open else { return Ok(()) };
+        let approval = ApprovalRow { person: by.to_owned(), at: now, asked };
+        self.journal.approve_proposal(&row.id, &approval)?;
+        tracing::info!(resource = %self.resource, id = %row.id, to = %row.to, by, asked, "a move is approved");
+        self.approvals.push(approval);
+        Ok(())
+    }
+
+    fn make(
+        &mut self,
+        to: String,
+        report: Option<&DecisionReport>,
+        expires: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let view = report.map(|report| DecisionView::of(report, now.0)).unwrap_or_default();
+        let decision = serde_json::to_string(&view).unwrap_or_default();
         let id = crate::rng::id();
         let row =
             ProposalRow { id, resource: self.resource.clone(), to, at: now, expires, decision, ended: None };
-        match self.journal.propose(&row) {
-            Ok(()) => {
-                tracing::info!(resource = %self.resource, id = %row.id, to = %row.to, because = %report.because, "a move is proposed");
-                self.open = Some(row);
-            }
-            Err(error) => tracing::warn!(error = chain(error), "a proposal cannot be written"),
-        }
+        self.journal.propose(&row)?;
+        tracing::info!(resource = %self.resource, id = %row.id, to = %row.to, because = %view.because, "a move is proposed");
+        (self.open, self.approvals) = (Some(row), Vec::new());
+        Ok(())
     }
 
     fn end(&mut self, ended: &str, by: Option<&str>, now: Timestamp) {
         let Some(row) = self.open.take() else { return };
+        self.approvals.clear();
         if let Err(error) = self.journal.end_proposal(&row.id, ended, by, now) {
             tracing::warn!(error = chain(error), id = %row.id, "the end of a proposal cannot be written");
         }
@@ -120,6 +201,10 @@ impl Proposals {
         };
         if now >= row.expires {
             return Err(Denied::Conflict(format!("proposal {} has expired", row.id)));
+        }
+        if self.asked().is_some() {
+            // What the score says binds nobody; the guards are asked when it begins.
+            return Ok(row.to.clone());
         }
         match report.map(|report| (&report.verdict, &report.because)) {
             Some((Verdict::Propose { to }, _)) if to.to_string() == row.to => Ok(row.to.clone()),
@@ -218,5 +303,33 @@ mod tests {
         assert!(over.starts_with(&format!("proposal {first} is expired")), "{over}");
         proposals.approved("ann", Timestamp(62_000));
         assert_eq!(check(&proposals, None, &propose, 62_000), Err("no proposal is open".into()));
+    }
+
+    #[test]
+    fn a_person_s_wish_waits_for_another_one_whatever_the_score_says() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Arc::new(Journal::open(directory.path()).expect("open"));
+        let stay = report(Verdict::Stay);
+        let minute = Duration::from_secs(60);
+        let mut proposals = Proposals::open("orders", journal.clone());
+        proposals.ask("b", "ann", Some(&stay), minute, Timestamp(1000)).expect("written");
+        let id = proposals.view().expect("asked").id;
+        assert_eq!(proposals.approve("ann", Timestamp(1500)), Ok(1), "nobody counts twice");
+        proposals.follow(&stay, minute, Timestamp(2000));
+
+        let mut proposals = Proposals::open("orders", journal);
+        let view = proposals.view().expect("outlives a restart");
+        assert_eq!((view.id, view.asked_by, view.approved_by), (id, Some("ann".into()), vec!["ann".into()]));
+        assert_eq!(proposals.check(None, Some(&stay), Timestamp(3000)), Ok("b".into()));
+        let elsewhere = proposals.ask("c", "bob", None, minute, Timestamp(3000));
+        assert!(matches!(elsewhere, Err(Denied::Conflict(_))), "{elsewhere:?}");
+        // To ask for the same is to approve it.
+        proposals.ask("b", "bob", None, minute, Timestamp(3000)).expect("written");
+        assert_eq!(proposals.approved_by(), ["ann", "bob"]);
+
+        proposals.follow(&stay, minute, Timestamp(61_000));
+        assert_eq!(proposals.view(), None, "it expires like any other");
+        proposals.ask("b", "bob", None, minute, Timestamp(62_000)).expect("written");
+        assert_eq!(proposals.approved_by(), ["bob"], "and what was said of it goes with it");
     }
 }

@@ -30,8 +30,9 @@ const LISTED: usize = 1_000;
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// What to verify, and how fast.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schema(as = VerificationRequest)]
 pub struct Request {
     /// `schema.table` or `table` (of `public`); empty: all.
     pub tables: Vec<String>,
@@ -46,8 +47,9 @@ pub struct Request {
 }
 
 /// What becomes of a verification.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = VerificationStanding)]
 pub enum Standing {
     /// There was none.
     #[default]
@@ -63,7 +65,7 @@ pub enum Standing {
 }
 
 /// The last verification of a resource.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct VerificationView {
     /// What became of it.
@@ -85,8 +87,10 @@ pub struct VerificationView {
     /// Ended, Unix milliseconds.
     pub ended_ms: Option<u64>,
     /// How far it is.
+    #[schema(value_type = Object)]
     pub progress: Progress,
     /// The first 1,000 that were found.
+    #[schema(value_type = Vec<Object>)]
     pub differences: Vec<Difference>,
     /// What is not compared, and what else is worth knowing.
     pub notes: Vec<String>,

@@ -14,7 +14,7 @@ use super::modes::{ModeChange, ModeState};
 use crate::store::{JournalRow, LedgerRow, RunRow};
 
 /// One resource, now.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ResourceView {
     /// Its name.
     pub name: String,
@@ -56,7 +56,7 @@ pub struct ResourceView {
 }
 
 /// A gate.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct GateView {
     /// Requests wait.
     pub closed: bool,
@@ -69,7 +69,7 @@ pub struct GateView {
 }
 
 /// Sessions of clients of the database.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SessionsView {
     /// Transactions may not begin.
     pub closed: bool,
@@ -84,7 +84,7 @@ pub struct SessionsView {
 }
 
 /// A placement.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PlacementView {
     /// Its zone.
     pub zone: String,
@@ -104,15 +104,17 @@ pub struct PlacementView {
     #[serde(default)]
     pub cost_per_hour: Option<f64>,
     /// Last HTTP probe, microseconds, or why it failed.
+    #[schema(value_type = Option<crate::admin::openapi::Probe>)]
     pub http_probe: Option<Result<u64, String>>,
     /// Last SQL probe, microseconds, or why it failed.
+    #[schema(value_type = Option<crate::admin::openapi::Probe>)]
     pub sql_probe: Option<Result<u64, String>>,
     /// Median forecast of the probe, milliseconds.
     pub forecast_ms: Option<f64>,
 }
 
 /// A stream.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ReplicationView {
     /// `connecting`, `copying`, `streaming`, `failed`, `stopped`.
     pub state: String,
@@ -146,7 +148,7 @@ pub struct ReplicationView {
 }
 
 /// How far an initial copy is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CopyView {
     /// `rows`; `indexes`: the rows are there; `settling`: changes bring tables that were copied at different times to one
     /// point.
@@ -225,7 +227,7 @@ impl CopyView {
 }
 
 /// Which commits wait for the shadow.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ModeView {
     /// The policy's: `async`, `sync` or `hybrid`.
     pub wanted: String,
@@ -244,7 +246,7 @@ pub struct ModeView {
 }
 
 /// A change of the mode in effect.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ModeChangeView {
     /// When, Unix milliseconds.
     pub at_ms: u64,
@@ -255,7 +257,7 @@ pub struct ModeChangeView {
 }
 
 /// One lane of a stream.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LaneView {
     /// `main` or `critical`.
     pub name: String,
@@ -344,7 +346,7 @@ impl ReplicationView {
 }
 
 /// A decision.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DecisionView {
     /// When, Unix milliseconds.
     pub at_ms: u64,
@@ -371,7 +373,7 @@ pub struct DecisionView {
 }
 
 /// A condition that time alone may let pass.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AwaitedView {
     /// The guard.
     pub guard: String,
@@ -382,7 +384,7 @@ pub struct AwaitedView {
 }
 
 /// The smallest change of one fact that changes the verdict.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FlipView {
     /// The term or guard.
     pub of: String,
@@ -397,7 +399,7 @@ pub struct FlipView {
 }
 
 /// A term of the score.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TermView {
     /// `latency`, `cost` or `utilization`.
     pub name: String,
@@ -418,7 +420,7 @@ pub struct TermView {
 }
 
 /// A condition.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct GuardView {
     /// Its name.
     pub name: String,
@@ -500,7 +502,7 @@ impl DecisionView {
 }
 
 /// A migration.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MigrationView {
     /// Its id.
     pub id: String,
@@ -543,7 +545,7 @@ pub struct MigrationView {
 }
 
 /// A phase of a migration.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StepView {
     /// The phase.
     pub phase: String,

@@ -15,7 +15,7 @@ use crate::config::model::{Config, Resource, Zone};
 use crate::feeds::external::board::FeedBoard;
 
 /// A configured zone, with what the catalogue adds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ZoneView {
     /// Its name.
     pub name: String,
@@ -34,7 +34,7 @@ pub struct ZoneView {
 }
 
 /// A candidate, judged.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CandidateView {
     /// Its name.
     pub zone: String,
@@ -49,7 +49,7 @@ pub struct CandidateView {
 }
 
 /// A term of a candidate's burden.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct BurdenView {
     /// `distance`, `history`, `cost`.
     pub name: String,
@@ -62,7 +62,7 @@ pub struct BurdenView {
 }
 
 /// What a choice answers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ChoiceView {
     /// The resource.
     pub resource: String,

@@ -54,7 +54,7 @@ pub enum ChangeError {
 }
 
 /// One thing that is wrong with a request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Wrong {
     /// JSON pointer into the body (RFC 6901).
     pub pointer: String,
@@ -65,7 +65,7 @@ pub struct Wrong {
 }
 
 /// What a reservation led to, or would.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Reservation {
     /// The resource.
     pub resource: String,
@@ -83,7 +83,7 @@ pub struct Reservation {
 }
 
 /// What reading the files anew led to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Reloaded {
     /// Keys that are in force now.
     pub applied: Vec<String>,

@@ -12,6 +12,6 @@ mod tokens;
 mod torn;
 
 pub use journal::{AFTER_APPEND, Commits, Journal, JournalRow, RunRow, StoreError};
-pub use notes::{AnsweredRow, EVERY_RESOURCE, FreezeRow, LedgerRow, ProposalRow, RetirementRow};
+pub use notes::{AnsweredRow, ApprovalRow, EVERY_RESOURCE, FreezeRow, LedgerRow, ProposalRow, RetirementRow};
 pub use overlay::{Change, Overlay, OverlayFile};
 pub use tokens::{Issued, NewToken, Rejected, TokenView, Tokens};

@@ -25,6 +25,13 @@ CREATE TABLE IF NOT EXISTS proposal (
   ended_by TEXT
 ) STRICT;
 CREATE INDEX IF NOT EXISTS proposal_by_resource ON proposal (resource, at_ms);
+CREATE TABLE IF NOT EXISTS approval (
+  proposal TEXT NOT NULL,
+  person TEXT NOT NULL,
+  at_ms INTEGER NOT NULL,
+  asked INTEGER NOT NULL,
+  PRIMARY KEY (proposal, person)
+) STRICT;
 CREATE TABLE IF NOT EXISTS retirement (
   resource TEXT PRIMARY KEY,
   zone TEXT NOT NULL,
@@ -73,7 +80,18 @@ pub struct FreezeRow {
     pub until: Option<Timestamp>,
 }
 
-/// A move that the score proposed to a person.
+/// A person who wants a proposed move.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApprovalRow {
+    /// Who.
+    pub person: String,
+    /// When.
+    pub at: Timestamp,
+    /// It was this person who asked for the move, not the score.
+    pub asked: bool,
+}
+
+/// A move that the score, or a person, proposed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProposalRow {
     /// Its id.
@@ -193,6 +211,30 @@ impl Journal {
             params![row.id, row.resource, row.to, row.at.0, row.expires.0, row.decision],
         )
         .map(drop)
+    }
+
+    /// A person wants a proposed move; once more changes nothing.
+    pub fn approve_proposal(&self, id: &str, approval: &ApprovalRow) -> Result<(), StoreError> {
+        self.note(
+            "INSERT OR IGNORE INTO approval (proposal, person, at_ms, asked) VALUES (?, ?, ?, ?)",
+            params![id, approval.person, approval.at.0, approval.asked],
+        )
+        .map(drop)
+    }
+
+    /// Who wants a proposed move, in the order in which they said so.
+    pub fn approvals(&self, id: &str) -> Result<Vec<ApprovalRow>, StoreError> {
+        let read = || {
+            let connection = self.connection();
+            let mut statement = connection.prepare_cached(
+                "SELECT person, at_ms, asked FROM approval WHERE proposal = ? ORDER BY at_ms, rowid",
+            )?;
+            let rows = statement.query_map(params![id], |row| {
+                Ok(ApprovalRow { person: row.get(0)?, at: Timestamp(row.get(1)?), asked: row.get(2)? })
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        read().map_err(self.database())
     }
 
     /// A proposal is over: `approved`, `expired` or `withdrawn`.
@@ -384,12 +426,20 @@ mod tests {
             journal.freeze(&FreezeRow { why: "earlier".into(), ..freeze.clone() }).expect("write");
             journal.freeze(&freeze).expect("replace");
             journal.propose(&proposal).expect("write");
+            for (person, at) in [("bob", 8), ("ann", 9), ("bob", 10)] {
+                let approval =
+                    ApprovalRow { person: person.into(), at: Timestamp(at), asked: person == "bob" };
+                journal.approve_proposal("p1", &approval).expect("write");
+            }
             journal.write_ledger("m1", &worth).expect("write");
         }
         let journal = Journal::open(directory.path()).expect("open again");
         assert_eq!(journal.freezes().expect("read"), [freeze]);
         assert_eq!(journal.proposal("orders", None).expect("read"), Some(proposal.clone()));
         assert_eq!(journal.proposal("other", Some("p1")).expect("read"), None);
+        let people = journal.approvals("p1").expect("read");
+        let people: Vec<_> = people.iter().map(|row| (row.person.as_str(), row.at.0, row.asked)).collect();
+        assert_eq!(people, [("bob", 8, true), ("ann", 9, false)]);
         journal.end_proposal("p1", "approved", Some("bob"), Timestamp(8)).expect("write");
         journal.end_proposal("p1", "expired", None, Timestamp(9)).expect("too late");
         let ended = journal.proposal("orders", Some("p1")).expect("read").expect("there");

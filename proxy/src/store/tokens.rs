@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS token (
 ";
 
 /// What is known of a token; never the token.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TokenView {
     /// Names it in lists, in the audit and when it is revoked.
     pub id: String,
@@ -59,7 +59,7 @@ pub struct TokenView {
 }
 
 /// What a new token is to be.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewToken {
     /// Who or what it is for.
@@ -75,7 +75,7 @@ pub struct NewToken {
 }
 
 /// A new token with its secret: the only time that it is seen.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Issued {
     /// The token itself.
     pub token: String,

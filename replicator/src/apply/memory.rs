@@ -1,16 +1,19 @@
-//! A target in memory, for tests: it remembers every transaction, and can do the work and then lose the reply.
+//! A target in memory, for tests: it remembers every transaction and every part of a copy, goes on with a copy that broke, and
+//! can do the work and then lose the reply.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::Target;
+use super::window::Window;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::identity::SourceId;
 use crate::lsn::Lsn;
-use crate::wire::{CopyStart, CopyTable, Resume};
+use crate::wire::{CopyStart, CopyTable, KeptTable, Resume};
 
 /// What survives a session.
 #[derive(Debug, Default)]
@@ -25,12 +28,44 @@ pub struct Store {
     pub marker: Option<u64>,
     /// Where the checkpoint is a position.
     pub source: Option<SourceId>,
-    /// Rows copied, as text.
-    pub rows: Vec<u8>,
+    /// A copy has begun, and is or is not through.
+    pub copying: bool,
+    /// What was copied, by schema and name.
+    pub tables: BTreeMap<(String, String), CopiedTable>,
+    /// Positions of those that were copied at a later point than the checkpoint has passed.
+    pub late: BTreeMap<(String, String), Lsn>,
     /// The next so many calls of `apply` do their work and then fail.
     pub lose_replies: u32,
     /// Sessions that took it over so far; only the newest may write.
     pub session: u64,
+}
+
+/// One table as it was copied.
+#[derive(Clone, Debug, Default)]
+pub struct CopiedTable {
+    /// Of the snapshot that its rows are of.
+    pub position: Lsn,
+    /// Parts that make it whole.
+    pub of: u32,
+    /// Rows of each part that is there, by its number, in COPY format.
+    pub parts: BTreeMap<u32, Vec<u8>>,
+}
+
+impl CopiedTable {
+    fn whole(&self) -> bool {
+        self.parts.len() as u32 == self.of
+    }
+
+    fn kept(&self, (schema, name): &(String, String)) -> KeptTable {
+        KeptTable {
+            schema: schema.clone(),
+            name: name.clone(),
+            position: self.position,
+            parts: (!self.whole()).then(|| self.parts.keys().copied().collect()),
+            rows: 0,
+            bytes: self.parts.values().map(|rows| rows.len() as u64).sum(),
+        }
+    }
 }
 
 /// A session's handle on a [`Store`].
@@ -39,14 +74,16 @@ pub struct MemoryTarget {
     store: Arc<Mutex<Store>>,
     session: u64,
     expected: Lsn,
-    rows: Vec<u8>,
+    start: CopyStart,
+    open: HashMap<u32, (CopyTable, Vec<u8>)>,
     large: Option<Transaction>,
+    window: Window,
 }
 
 impl MemoryTarget {
     /// On this store.
     pub fn new(store: Arc<Mutex<Store>>) -> Self {
-        Self { store, session: 0, expected: Lsn::ZERO, rows: Vec::new(), large: None }
+        Self { store, ..Self::default() }
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {
@@ -60,6 +97,18 @@ impl MemoryTarget {
         let (session, checkpoint) = (store.session, store.checkpoint);
         drop(store);
         (self.session, self.expected) = (session, checkpoint);
+    }
+
+    /// As if nobody knew that a table was copied at a later point.
+    #[cfg(test)]
+    pub(crate) fn forget_window(&mut self) {
+        self.window = Window::default();
+    }
+
+    /// As if everything that was copied had been read under this snapshot.
+    #[cfg(test)]
+    pub(crate) fn claim(&self, snapshot: Lsn) {
+        self.store().tables.values_mut().for_each(|table| table.position = snapshot);
     }
 
     /// As if rows could commit without their checkpoint.
@@ -78,6 +127,16 @@ impl MemoryTarget {
     }
 }
 
+impl MemoryTarget {
+    /// What a checkpoint that has passed every table's position brings.
+    fn settle(&mut self) {
+        if self.window.is_open() && self.expected >= self.window.settled() {
+            self.window = Window::default();
+            self.store().late.clear();
+        }
+    }
+}
+
 fn not_begun() -> Error {
     Error::Protocol("a part of a transaction that did not begin".into())
 }
@@ -90,10 +149,12 @@ impl Target for MemoryTarget {
         let session = store.session;
         let (applied, copied, marker) = (store.checkpoint, store.copied, store.marker);
         let source = store.source;
-        let resume = Resume { applied, copied, marker, source, ..Resume::default() };
+        let window = Window::new(store.late.clone());
+        let resume =
+            Resume { applied, copied, marker, source, settled: window.settled(), ..Resume::default() };
         drop(store);
-        (self.session, self.expected) = (session, resume.applied);
-        self.large = None;
+        *self = Self { session, expected: applied, window, ..Self::new(Arc::clone(&self.store)) };
+        self.settle();
         Ok(resume)
     }
 
@@ -114,7 +175,7 @@ impl Target for MemoryTarget {
         if store.checkpoint != self.expected {
             return Err(Error::Fenced("the checkpoint moved".into()));
         }
-        store.applied.extend_from_slice(group);
+        store.applied.extend(self.window.filter_all(group));
         store.checkpoint = last.end_lsn;
         store.marker = group.iter().filter_map(Transaction::marker).next_back().or(store.marker);
         if store.lose_replies > 0 {
@@ -123,6 +184,7 @@ impl Target for MemoryTarget {
         }
         drop(store);
         self.expected = last.end_lsn;
+        self.settle();
         Ok(())
     }
 
@@ -149,11 +211,21 @@ impl Target for MemoryTarget {
         store.checkpoint = lsn;
         drop(store);
         self.expected = lsn;
+        self.settle();
         Ok(())
     }
 
-    async fn begin_copy(&mut self, _start: &CopyStart) -> Result<(), Error> {
-        self.rows.clear();
+    async fn kept(&mut self) -> Result<Vec<KeptTable>, Error> {
+        let store = self.mine()?;
+        Ok(store.tables.iter().filter(|_| store.copying).map(|(name, table)| table.kept(name)).collect())
+    }
+
+    async fn begin_copy(&mut self, start: &CopyStart) -> Result<(), Error> {
+        let mut store = self.mine()?;
+        store.copying = true;
+        store.tables.retain(|name, table| table.kept(name).stays(start.consistent_point, start.snapshot));
+        drop(store);
+        (self.start, self.open) = (*start, HashMap::new());
         Ok(())
     }
 
@@ -161,27 +233,46 @@ impl Target for MemoryTarget {
         Ok(())
     }
 
-    async fn begin_part(&mut self, _part: u32, _table: &CopyTable) -> Result<(), Error> {
+    async fn begin_part(&mut self, part: u32, table: &CopyTable) -> Result<(), Error> {
+        match self.open.insert(part, (table.clone(), Vec::new())) {
+            None => Ok(()),
+            Some(_) => Err(Error::Protocol(format!("part {part} begins twice"))),
+        }
+    }
+
+    async fn copy_rows(&mut self, part: u32, data: Bytes) -> Result<(), Error> {
+        self.open.get_mut(&part).ok_or_else(not_begun)?.1.extend_from_slice(&data);
         Ok(())
     }
 
-    async fn copy_rows(&mut self, _part: u32, data: Bytes) -> Result<(), Error> {
-        self.rows.extend_from_slice(&data);
-        Ok(())
-    }
-
-    async fn end_part(&mut self, _part: u32, _rows: u64) -> Result<(), Error> {
-        Ok(())
+    async fn end_part(&mut self, part: u32, _rows: u64) -> Result<(), Error> {
+        let (table, rows) = self.open.remove(&part).ok_or_else(not_begun)?;
+        let mut store = self.mine()?;
+        let there = store.tables.entry((table.schema, table.name)).or_default();
+        (there.position, there.of) = (self.start.snapshot, table.of);
+        match there.parts.insert(part, rows) {
+            None => Ok(()),
+            Some(_) => Err(Error::Protocol(format!("part {part} comes twice"))),
+        }
     }
 
     async fn end_copy(&mut self, consistent_point: Lsn) -> Result<Lsn, Error> {
-        let rows = std::mem::take(&mut self.rows);
         let mut store = self.mine()?;
-        store.rows = rows;
-        store.copied = true;
+        let whole = store.tables.values().filter(|table| table.whole()).count();
+        if whole != self.start.tables as usize || !self.open.is_empty() {
+            return Err(Error::Protocol(format!("{whole} tables are there of {}", self.start.tables)));
+        }
+        (store.copying, store.copied) = (false, true);
         store.checkpoint = consistent_point;
+        let later = |(name, table): (&(String, String), &CopiedTable)| {
+            (table.position > consistent_point).then(|| (name.clone(), table.position))
+        };
+        let late: BTreeMap<_, _> = store.tables.iter().filter_map(later).collect();
+        store.late.clone_from(&late);
+        let settled = store.tables.values().map(|table| table.position).max().unwrap_or_default();
         drop(store);
         self.expected = consistent_point;
-        Ok(consistent_point)
+        self.window = Window::new(late);
+        Ok(settled)
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod memory;
 pub mod postgres;
+mod window;
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -50,7 +50,11 @@ pub(super) async fn produce(
     let held = lease.held().ok_or_else(|| Error::Protocol("a copy without a snapshot".into()))?;
     let stays: Vec<&KeptTable> =
         kept.iter().filter(|table| table.stays(consistent_point, held.position)).collect();
-    let parts = missing(held, &stays);
+    let named = held.parts.iter().map(|part| (&*part.table.schema, &*part.table.name));
+    let parts: Vec<(u32, Part)> = missing(named, &stays)
+        .into_iter()
+        .filter_map(|number| held.parts.get(number as usize).map(|part| (number, part.clone())))
+        .collect();
     let sessions = source.copy.sessions.clamp(1, MOST_SESSIONS);
     let start = start(held, &stays, consistent_point, sessions);
     tracing::info!(
@@ -102,26 +106,20 @@ async fn hold(
     there: Option<Lsn>,
     lease: &mut Lease,
 ) -> Result<Lsn, Error> {
-    if let Some(consistent_point) = there {
-        if let Some(held) = lease.held()
-            && held.position >= consistent_point
-            && held.alive().await
-        {
-            return Ok(consistent_point);
-        }
-        // Whole tables only: parts of a snapshot that is gone do not fit those of another.
-        let whole: HashSet<(&str, &str)> = kept
-            .iter()
-            .filter(|table| table.parts.is_none() && table.position >= consistent_point)
-            .map(|table| (&*table.schema, &*table.name))
-            .collect();
-        if !whole.is_empty() {
+    let position = match lease.held() {
+        Some(held) if there.is_some() && held.alive().await => Some(held.position),
+        _ => None,
+    };
+    match go_on(kept, there, position) {
+        GoOn::Same(consistent_point) => return Ok(consistent_point),
+        GoOn::Later(consistent_point, whole) => {
             lease.set(None);
             let exported = ExportedSlot::create_temporary(dsn, &temporary(&spec.slot)).await?;
             let wanted = |table: &TableToCopy| !whole.contains(&(&*table.schema, &*table.name));
             lease.set(Some(Held::open(dsn, &name(spec), exported, wanted).await?));
             return Ok(consistent_point);
         }
+        GoOn::Anew => {}
     }
     lease.set(None);
     slot::drop_slot(client, &spec.slot).await?;
@@ -131,6 +129,32 @@ async fn hold(
     Ok(consistent_point)
 }
 
+/// How a copy that broke goes on.
+#[derive(Debug)]
+pub(crate) enum GoOn<'a> {
+    /// Under the snapshot that is still held; the slot's position.
+    Same(Lsn),
+    /// Under a later one, with the slot's position and the tables that stay.
+    Later(Lsn, HashSet<(&'a str, &'a str)>),
+    /// With a new slot; nothing stays.
+    Anew,
+}
+
+/// Decides that from what the target holds, the position of a usable slot, and that of a snapshot which is still held.
+pub(crate) fn go_on(kept: &[KeptTable], slot: Option<Lsn>, held: Option<Lsn>) -> GoOn<'_> {
+    let Some(consistent_point) = slot else { return GoOn::Anew };
+    if held.is_some_and(|position| position >= consistent_point) {
+        return GoOn::Same(consistent_point);
+    }
+    // Whole tables only: parts of a snapshot that is gone do not fit those of another.
+    let whole: HashSet<(&str, &str)> = kept
+        .iter()
+        .filter(|table| table.parts.is_none() && table.position >= consistent_point)
+        .map(|table| (&*table.schema, &*table.name))
+        .collect();
+    if whole.is_empty() { GoOn::Anew } else { GoOn::Later(consistent_point, whole) }
+}
+
 /// A name beside the slot's, another one for each process.
 fn temporary(slot: &str) -> String {
     let suffix = format!("_copy_{}", std::process::id());
@@ -138,8 +162,11 @@ fn temporary(slot: &str) -> String {
     format!("{}{suffix}", &slot[..slot.floor_char_boundary(most)])
 }
 
-/// The parts of the held snapshot that the target does not have.
-fn missing(held: &Held, stays: &[&KeptTable]) -> Vec<(u32, Part)> {
+/// The numbers of those parts, named by table, that are not in what stays at the target.
+pub(crate) fn missing<'a>(
+    parts: impl IntoIterator<Item = (&'a str, &'a str)>,
+    stays: &[&KeptTable],
+) -> Vec<u32> {
     let there: HashMap<(&str, &str), Option<HashSet<u32>>> = stays
         .iter()
         .map(|table| {
@@ -147,12 +174,12 @@ fn missing(held: &Held, stays: &[&KeptTable]) -> Vec<(u32, Part)> {
             ((&*table.schema, &*table.name), parts)
         })
         .collect();
-    let wanted = |(number, part): &(u32, Part)| match there.get(&(&*part.table.schema, &*part.table.name)) {
+    let wanted = |number: u32, table| match there.get(&table) {
         None => true,
         Some(None) => false,
-        Some(Some(parts)) => !parts.contains(number),
+        Some(Some(parts)) => !parts.contains(&number),
     };
-    (0..).zip(held.parts.iter().cloned()).filter(wanted).collect()
+    (0..).zip(parts).filter(|(number, table)| wanted(*number, *table)).map(|(number, _)| number).collect()
 }
 
 fn start(held: &Held, stays: &[&KeptTable], consistent_point: Lsn, sessions: u32) -> CopyStart {

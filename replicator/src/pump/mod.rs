@@ -4,7 +4,7 @@
 //! Inside one process, [`LocalPeer`] stands for the other side.
 
 mod changes;
-mod copying;
+pub(crate) mod copying;
 mod progress;
 pub(crate) mod receive;
 mod send;

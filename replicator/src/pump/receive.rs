@@ -40,6 +40,8 @@ const GAP: Duration = Duration::from_millis(3);
 const LINGER: Duration = Duration::from_millis(50);
 /// Changes that make a group worth waiting with. Fewer are applied at once, so that the lag stays low.
 const BUSY: usize = 256;
+/// A group of positions only waits so long for a transaction to go with: a commit of its own would hold that one up.
+const ALONE: Duration = Duration::from_millis(1);
 
 pub(super) async fn run(
     mut target: Box<dyn Target>,
@@ -269,8 +271,9 @@ impl Applier {
                 let part = self.large.as_ref().map_or(0, |large| large.bytes);
                 if group.changes < self.bound && group.bytes < GROUP_BYTES && part < PART_BYTES {
                     next = todo.try_recv().ok();
-                    if next.is_none() && group.changes >= BUSY && began.elapsed() < LINGER {
-                        next = tokio::time::timeout(GAP, todo.recv()).await.ok().flatten();
+                    let wait = group.worth_waiting(began.elapsed()).filter(|_| next.is_none());
+                    if let Some(wait) = wait {
+                        next = tokio::time::timeout(wait, todo.recv()).await.ok().flatten();
                     }
                 }
             }
@@ -452,5 +455,15 @@ impl Group {
         self.changes += transaction.changes.len().max(1);
         self.bytes += bytes;
         self.transactions.push(transaction);
+    }
+
+    /// How long to wait for more, if at all, so long after it began.
+    fn worth_waiting(&self, after: Duration) -> Option<Duration> {
+        if self.changes >= BUSY {
+            return (after < LINGER).then_some(GAP);
+        }
+        let positions = !self.transactions.is_empty()
+            && self.transactions.iter().all(|transaction| transaction.changes.is_empty());
+        (positions && after < ALONE).then_some(ALONE)
     }
 }

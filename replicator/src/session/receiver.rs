@@ -73,22 +73,27 @@ pub struct Receiver {
 impl Receiver {
     /// Starts from where the target stands; tells the other side so.
     pub fn new(framing: Framing, resume: Resume, now: Instant) -> Self {
-        Self::with_window(framing, resume, WINDOW, now)
+        Self::resuming(framing, resume, Vec::new(), now)
     }
 
     /// The same where a copy broke, and the target holds `kept` of it. A side that cannot go on with that does not hear of it.
-    pub fn resuming(mut framing: Framing, resume: Resume, kept: Vec<KeptTable>, now: Instant) -> Self {
+    pub fn resuming(framing: Framing, resume: Resume, kept: Vec<KeptTable>, now: Instant) -> Self {
+        Self::with_window(framing, resume, kept, WINDOW, now)
+    }
+
+    /// The same with another window than [`WINDOW`]; below [`crate::wire::PIECE`] nothing would ever fit.
+    pub fn with_window(
+        mut framing: Framing,
+        resume: Resume,
+        kept: Vec<KeptTable>,
+        window: u64,
+        now: Instant,
+    ) -> Self {
         let kept = if framing.version() >= Version::V3 { kept } else { Vec::new() };
         framing.push(&Frame::Resume(Resume { kept: kept.len() as u32, ..resume }), now);
         for table in kept {
             framing.push(&Frame::Kept(table), now);
         }
-        Self::after_resume(framing, resume, WINDOW, now)
-    }
-
-    /// The same with another window than [`WINDOW`]; below [`crate::wire::PIECE`] nothing would ever fit.
-    pub fn with_window(mut framing: Framing, resume: Resume, window: u64, now: Instant) -> Self {
-        framing.push(&Frame::Resume(resume), now);
         Self::after_resume(framing, resume, window, now)
     }
 

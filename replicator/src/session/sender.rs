@@ -39,9 +39,10 @@ pub struct Sender {
     unapplied: VecDeque<(Lsn, Instant)>,
     progress: Progress,
     copied: bool,
-    /// The newest position that went out as a transaction, and a newer one that waits until it has come back.
-    awaited: Lsn,
-    awaited_next: Option<Lsn>,
+    /// The end of the newest transaction that went out: the target makes it durable without being asked again.
+    expected: Lsn,
+    /// A newer position that somebody may wait for, and that waits itself until that is durable.
+    awaited: Option<Lsn>,
 }
 
 impl Sender {
@@ -66,8 +67,8 @@ impl Sender {
                 ..Progress::default()
             },
             copied: resume.copied,
-            awaited: Lsn::ZERO,
-            awaited_next: None,
+            expected: resume.applied,
+            awaited: None,
         }
     }
 
@@ -102,7 +103,7 @@ impl Sender {
         let start = self.batch.len();
         self.batch.put_u32(0);
         self.encoder.append(&mut self.batch, transaction)?;
-        self.handed = end;
+        (self.handed, self.expected) = (end, end);
         self.unapplied.push_back((end, now));
         let length = self.batch.len() - start - 4;
         if self.framing.version() >= Version::V4 && length <= BATCHED {
@@ -135,7 +136,7 @@ impl Sender {
             self.handle_position(end, now);
             return false;
         }
-        self.handed = end;
+        (self.handed, self.expected) = (end, end);
         self.unapplied.push_back((end, now));
         self.close_batch();
         self.waiting.push_back(Frame::LargeBegin(header.clone()));
@@ -172,18 +173,18 @@ impl Sender {
     }
 
     /// As [`Self::handle_position`], where a commit may wait for it: it travels as a transaction without changes, so that
-    /// the target's checkpoint follows at once. One of them at a time.
+    /// the target's checkpoint follows at once. Not while a transaction is on its way: a server tells positions all the time, each would cost the
+    /// target a commit of its own, and most are overtaken by the next transaction before that is durable.
     pub fn handle_awaited_position(&mut self, lsn: Lsn, now: Instant) -> Result<(), Error> {
         self.source = self.source.max(lsn);
+        self.awaited = None;
         if lsn <= self.handed {
             return Ok(());
         }
-        if self.awaited > self.progress.durable {
-            self.awaited_next = Some(lsn);
+        if self.expected > self.progress.durable {
+            self.awaited = Some(lsn);
             return Ok(());
         }
-        self.awaited = lsn;
-        self.awaited_next = None;
         let nothing = Transaction {
             xid: 0,
             commit_lsn: lsn,
@@ -213,7 +214,7 @@ impl Sender {
                 while self.unapplied.front().is_some_and(|(end, _)| *end <= progress.applied) {
                     self.unapplied.pop_front();
                 }
-                if let Some(lsn) = self.awaited_next {
+                if let Some(lsn) = self.awaited {
                     self.handle_awaited_position(lsn, now)?;
                 }
             }

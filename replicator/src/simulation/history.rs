@@ -86,49 +86,85 @@ pub(super) fn pieces(rng: &mut SmallRng, transaction: &Transaction) -> VecDeque<
     pieces
 }
 
-/// The rows of a snapshot at `point`, in COPY text format.
-pub(super) fn copy_rows(history: &[Transaction], point: Lsn) -> Vec<u8> {
+/// A table's name, and of how many parts it is read.
+type Table = (&'static str, u32);
+
+/// The tables that [`transaction`] writes to.
+pub(super) const TABLES: [Table; 3] = [("t1", 1), ("t2", 2), ("t3", 3)];
+
+/// Every part, numbered by place: its table, and which of the table's parts it is.
+pub(super) fn parts() -> Vec<(Table, u32)> {
+    TABLES.iter().flat_map(|table| (0..table.1).map(|nth| (*table, nth))).collect()
+}
+
+/// A table's rows in a snapshot at `position`, in COPY text format: of one of its parts.
+///
+/// A row's part is not the same under every snapshot, as a row that is updated moves to another block.
+pub(super) fn copy_rows(history: &[Transaction], position: Lsn, (name, of): Table, nth: u32) -> Vec<u8> {
     let mut rows = Vec::new();
-    for transaction in history.iter().filter(|transaction| transaction.end_lsn <= point) {
-        rows.extend_from_slice(transaction.xid.to_string().as_bytes());
-        rows.resize(rows.len() + transaction.xid as usize * 7919 % 2000, b'c');
-        rows.push(b'\n');
+    for transaction in history.iter().filter(|transaction| transaction.commit_lsn < position) {
+        for change in &transaction.changes {
+            let Change::Insert { relation, new } = change else { continue };
+            let (true, Some(Cell::Text(id))) = (relation.name == name, new.first()) else { continue };
+            let place = id.iter().map(|byte| u64::from(*byte)).sum::<u64>() + position.0;
+            if place % u64::from(of) == u64::from(nth) {
+                rows.extend_from_slice(id);
+                rows.push(b'\n');
+            }
+        }
     }
     rows
 }
 
-/// The whole copy, cut anywhere.
-pub(super) fn copy_frames(rng: &mut SmallRng, history: &[Transaction], point: Lsn) -> VecDeque<Frame> {
+/// What is missing of a copy, cut anywhere, up to two parts at the same time.
+pub(super) fn copy_frames(
+    rng: &mut SmallRng,
+    history: &[Transaction],
+    start: CopyStart,
+    missing: &[u32],
+) -> VecDeque<Frame> {
     let schema = |post| Frame::CopySchema { post, last: true, piece: Bytes::from_static(b"SELECT 1") };
-    let table = CopyTable {
-        schema: "public".into(),
-        name: "t".into(),
-        columns: vec!["line".into()],
-        binary: false,
-        of: 1,
-    };
-    let estimate = history.len() as u64;
-    let mut frames = VecDeque::from([
-        Frame::CopyBegin(CopyStart {
-            consistent_point: point,
-            snapshot: point,
-            tables: 1,
-            rows_estimate: estimate,
-            bytes_estimate: estimate * 1000,
-            sessions: 1,
-            ..CopyStart::default()
-        }),
-        schema(false),
-        Frame::CopyTable { part: 0, table },
-    ]);
-    let mut rows = Bytes::from(copy_rows(history, point));
-    let mut total = 0;
-    while !rows.is_empty() {
-        let data = rows.split_to(rng.random_range(1..=rows.len().min(PIECE / 4)));
-        let ended = data.iter().filter(|byte| **byte == b'\n').count() as u32;
-        total += u64::from(ended);
-        frames.push_back(Frame::CopyRows { part: 0, rows: ended, data });
+    let mut frames = VecDeque::from([Frame::CopyBegin(start), schema(false)]);
+    let parts = parts();
+    let mut waiting: VecDeque<VecDeque<Frame>> = missing
+        .iter()
+        .map(|number| part_frames(rng, history, start.snapshot, *number, parts[*number as usize]))
+        .collect();
+    while !waiting.is_empty() {
+        let at = rng.random_range(0..waiting.len().min(2));
+        frames.extend(waiting[at].pop_front());
+        if waiting[at].is_empty() {
+            waiting.remove(at);
+        }
     }
-    frames.extend([Frame::CopyTableEnd { part: 0, rows: total, last: true }, schema(true), Frame::CopyEnd]);
+    frames.extend([schema(true), Frame::CopyEnd]);
+    frames
+}
+
+fn part_frames(
+    rng: &mut SmallRng,
+    history: &[Transaction],
+    position: Lsn,
+    part: u32,
+    (table, nth): (Table, u32),
+) -> VecDeque<Frame> {
+    let described = CopyTable {
+        schema: "public".into(),
+        name: table.0.into(),
+        columns: vec!["id".into()],
+        binary: false,
+        of: table.1,
+    };
+    let mut frames = VecDeque::from([Frame::CopyTable { part, table: described }]);
+    let mut left = Bytes::from(copy_rows(history, position, table, nth));
+    let mut total = 0;
+    while !left.is_empty() {
+        let longest = if rng.random_bool(0.5) { 40 } else { PIECE / 4 };
+        let data = left.split_to(rng.random_range(1..=left.len().min(longest)));
+        let rows = data.iter().filter(|byte| **byte == b'\n').count() as u32;
+        total += u64::from(rows);
+        frames.push_back(Frame::CopyRows { part, rows, data });
+    }
+    frames.push_back(Frame::CopyTableEnd { part, rows: total, last: nth + 1 == table.1 });
     frames
 }

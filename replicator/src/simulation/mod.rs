@@ -41,6 +41,10 @@ const EXPECTED: &[&str] = &[
     "copy_rows: not done",
     "write of an older session refused",
     "copies begun",
+    "copies gone on under their snapshot",
+    "copies gone on under a later snapshot",
+    "tables of a later snapshot settled",
+    "end_part: reply lost",
     "transactions begun in pieces",
     "apply_part: not done",
     "end_large: not done",
@@ -130,7 +134,13 @@ fn every_seed_ends_exact() {
 
 #[tokio::test(start_paused = true)]
 async fn deliberate_mistakes_are_found() {
-    for sabotage in [Sabotage::ReportReceived, Sabotage::ForgetCheckpoint, Sabotage::NoFence] {
+    for sabotage in [
+        Sabotage::ReportReceived,
+        Sabotage::ForgetCheckpoint,
+        Sabotage::NoFence,
+        Sabotage::NoWindow,
+        Sabotage::AnySnapshot,
+    ] {
         let mut found = None;
         for seed in 1..=200 {
             if let Err(why) = run(seed, sabotage).await {

@@ -15,9 +15,9 @@ use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::pump::receive::{Applier, Done};
 use crate::session::{Framing, Receiver, Sender, Work};
-use crate::wire::{Frame, Resume};
+use crate::wire::{Frame, KeptTable, Resume};
 
-type Resumed = Result<(Box<dyn Target>, Resume), Error>;
+type Resumed = Result<(Box<dyn Target>, Resume, Vec<KeptTable>), Error>;
 type Doing<T> = Pin<Box<dyn Future<Output = T>>>;
 
 fn poll_once<T>(doing: &mut Doing<T>) -> Poll<T> {
@@ -26,8 +26,8 @@ fn poll_once<T>(doing: &mut Doing<T>) -> Poll<T> {
 
 /// The end at the source.
 pub(super) enum SourceProcess {
-    /// Waits for the resume.
-    Opening(Framing),
+    /// Waits for the resume and for what the target holds of a copy that broke.
+    Opening { framing: Framing, resume: Option<Resume>, kept: Vec<KeptTable> },
     /// Makes the initial copy; `point` is where the stream goes on.
     Copying { sender: Sender, frames: VecDeque<Frame>, point: Lsn },
     /// Reads the slot from this transaction on. Of a large one that is on its way: the pieces to come.
@@ -37,7 +37,7 @@ pub(super) enum SourceProcess {
 impl SourceProcess {
     pub(super) fn sender(&mut self) -> Option<&mut Sender> {
         match self {
-            Self::Opening(_) => None,
+            Self::Opening { .. } => None,
             Self::Copying { sender, .. } | Self::Streaming { sender, .. } => Some(sender),
         }
     }
@@ -87,7 +87,8 @@ impl TargetProcess {
         let gate = target.gate.clone();
         let resuming = async move {
             let resume = target.resume().await?;
-            Ok((Box::new(target) as Box<dyn Target>, resume))
+            let kept = if resume.copied { Vec::new() } else { target.kept().await? };
+            Ok((Box::new(target) as Box<dyn Target>, resume, kept))
         };
         let state = TargetState::Resuming(Some(Box::new(framing)), Box::pin(resuming));
         Self { gate, state, held: 0, window }
@@ -119,12 +120,12 @@ impl TargetProcess {
         match &mut self.state {
             TargetState::Resuming(framing, resuming) => {
                 let Poll::Ready(resumed) = poll_once(resuming) else { return Ok(()) };
-                let (target, resume) = resumed?;
+                let (target, resume, kept) = resumed?;
                 let framing = framing.take().map_or_else(|| Framing::new(now), |framing| *framing);
                 let (work, todo) = mpsc::unbounded_channel();
                 let (tell, done) = mpsc::unbounded_channel();
                 let applier = Applier::new(target, resume, tell).run(todo);
-                let receiver = Box::new(Receiver::with_window(framing, resume, self.window, now));
+                let receiver = Box::new(Receiver::with_window(framing, resume, kept, self.window, now));
                 let applier = Box::pin(tokio::task::unconstrained(applier));
                 self.state = TargetState::Running { receiver, work, done, applier };
                 Ok(())

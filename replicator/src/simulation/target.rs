@@ -14,7 +14,7 @@ use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
 use crate::identity::SourceId;
 use crate::lsn::Lsn;
-use crate::wire::{CopyStart, CopyTable, Resume};
+use crate::wire::{CopyStart, CopyTable, KeptTable, Resume};
 
 /// What the simulation says to a target that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,20 @@ pub(super) struct GatedTarget {
     pub(super) sabotage: Sabotage,
 }
 
+impl GatedTarget {
+    /// Before a write.
+    fn sabotage(&mut self) {
+        match self.sabotage {
+            Sabotage::NoFence => self.inner.disarm(),
+            Sabotage::NoWindow => self.inner.forget_window(),
+            Sabotage::None
+            | Sabotage::ReportReceived
+            | Sabotage::ForgetCheckpoint
+            | Sabotage::AnySnapshot => {}
+        }
+    }
+}
+
 #[async_trait]
 impl Target for GatedTarget {
     async fn resume(&mut self) -> Result<Resume, Error> {
@@ -82,9 +96,7 @@ impl Target for GatedTarget {
 
     async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error> {
         self.gate.pass("apply: not done").await?;
-        if self.sabotage == Sabotage::NoFence {
-            self.inner.disarm();
-        }
+        self.sabotage();
         let done = self.inner.apply(group).await;
         if self.sabotage == Sabotage::ForgetCheckpoint
             && let Some(first) = group.first()
@@ -107,9 +119,7 @@ impl Target for GatedTarget {
 
     async fn end_large(&mut self) -> Result<(), Error> {
         self.gate.pass("end_large: not done").await?;
-        if self.sabotage == Sabotage::NoFence {
-            self.inner.disarm();
-        }
+        self.sabotage();
         let done = self.inner.end_large().await;
         self.gate.pass("end_large: reply lost").await?;
         done
@@ -122,8 +132,16 @@ impl Target for GatedTarget {
         done
     }
 
+    async fn kept(&mut self) -> Result<Vec<KeptTable>, Error> {
+        self.gate.pass("kept: not done").await?;
+        self.inner.kept().await
+    }
+
     async fn begin_copy(&mut self, start: &CopyStart) -> Result<(), Error> {
         self.gate.pass("begin_copy: not done").await?;
+        if self.sabotage == Sabotage::AnySnapshot {
+            self.inner.claim(start.snapshot);
+        }
         let done = self.inner.begin_copy(start).await;
         self.gate.pass("begin_copy: reply lost").await?;
         done
@@ -145,7 +163,10 @@ impl Target for GatedTarget {
     }
 
     async fn end_part(&mut self, part: u32, rows: u64) -> Result<(), Error> {
-        self.inner.end_part(part, rows).await
+        self.gate.pass("end_part: not done").await?;
+        let done = self.inner.end_part(part, rows).await;
+        self.gate.pass("end_part: reply lost").await?;
+        done
     }
 
     async fn end_copy(&mut self, consistent_point: Lsn) -> Result<Lsn, Error> {

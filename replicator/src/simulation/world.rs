@@ -1,23 +1,24 @@
 //! One seeded run: a source that commits, sessions that break in every way, a target that must end up exact.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::history::{self, copy_frames, copy_rows};
+use super::history::{self, TABLES, copy_frames, copy_rows, parts};
 use super::process::{SourceProcess, TargetProcess};
 use super::target::{Gate, GatedTarget, Permit};
 use super::wan::{Fault, Way};
 use crate::apply::memory::{MemoryTarget, Store};
-use crate::change::Transaction;
+use crate::change::{Change, Transaction};
 use crate::error::Error;
 use crate::identity::SourceId;
 use crate::lsn::Lsn;
+use crate::pump::copying::{GoOn, go_on, missing};
 use crate::session::{Framing, OWN_ORIGIN_PREFIX, Sender};
-use crate::wire::{Agreed, Frame, PIECE, Version};
+use crate::wire::{Agreed, CopyStart, Frame, KeptTable, PIECE, Resume, Version};
 
 /// The simulated cluster.
 const SOURCE: SourceId = SourceId { system: 7, timeline: 1 };
@@ -32,6 +33,10 @@ pub(super) enum Sabotage {
     ForgetCheckpoint,
     /// Older sessions may go on writing, and nobody compares the checkpoint.
     NoFence,
+    /// Applies what a table had already when it was copied.
+    NoWindow,
+    /// Goes on with a snapshot that is gone as if it were the same as a later one.
+    AnySnapshot,
 }
 
 /// How often what happened; shows that a run was not idle.
@@ -59,6 +64,8 @@ pub(super) struct World {
     end: Lsn,
     largest: u64,
     slot: Option<Slot>,
+    /// The position of the snapshot that the source's node holds.
+    held: Option<Lsn>,
     store: Arc<Mutex<Store>>,
     /// The last is the newest; of the older ones only the target's process is left.
     sessions: Vec<Session>,
@@ -81,13 +88,14 @@ impl World {
         let copied = rng.random_bool(0.6);
         let slot = copied.then_some(Slot { created: Lsn::ZERO, confirmed: Lsn::ZERO, persisted: Lsn::ZERO });
         let store = Store { copied, ..Store::default() };
-        Self {
+        let mut this = Self {
             sabotage,
             tally: Tally::new(),
             history: Vec::new(),
             end: Lsn(1),
             largest: 0,
             slot,
+            held: None,
             store: Arc::new(Mutex::new(store)),
             sessions: Vec::new(),
             window: rng.random_range(2..8) * PIECE as u64,
@@ -95,7 +103,14 @@ impl World {
             commits_left: rng.random_range(5..80),
             synchronous: rng.random_bool(0.3),
             rng,
+        };
+        if !copied {
+            // There is something to copy.
+            let before = this.rng.random_range(0..25);
+            this.commits_left += before;
+            (0..before).for_each(|_| this.commit());
         }
+        this
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {
@@ -179,7 +194,7 @@ impl World {
             framing
         };
         self.sessions.push(Session {
-            source: Some(SourceProcess::Opening(framing())),
+            source: Some(SourceProcess::Opening { framing: framing(), resume: None, kept: Vec::new() }),
             target: Some(TargetProcess::start(target, framing(), self.window)),
             to_target: Way::new(zstd),
             to_source: Way::new(zstd),
@@ -201,11 +216,13 @@ impl World {
             1 => {
                 session.source = None;
                 session.to_target.black_hole = true;
+                self.held = None;
                 "source process killed, unseen"
             }
             2 => {
                 session.source = None;
                 session.to_target.closed = true;
+                self.held = None;
                 "source process killed"
             }
             3 => {
@@ -223,6 +240,7 @@ impl World {
                 "black hole to the source"
             }
             6 => {
+                self.held = None;
                 if let Some(slot) = &mut self.slot {
                     slot.confirmed = slot.persisted;
                     self.sessions[last].source = None;
@@ -394,17 +412,26 @@ impl World {
     fn deliver_to_source(&mut self, at: usize) -> Result<(), String> {
         let session = &mut self.sessions[at];
         let Some(source) = &mut session.source else { return Ok(()) };
+        let mut broken = None;
         let result = match (session.to_source.leave(), source) {
             (None, _) if session.to_source.closed => Err(Error::Link("the other side closed".into())),
             (None, _) => Ok(()),
-            (Some(message), SourceProcess::Opening(framing)) => match framing.open(message, now()) {
-                Ok(Frame::Resume(resume)) => {
-                    let framing = std::mem::replace(framing, Framing::new(now()));
-                    return self.open_source(at, framing, resume);
+            (Some(message), SourceProcess::Opening { framing, resume, kept }) => {
+                match (framing.open(message, now()), &resume) {
+                    (Ok(Frame::Resume(told)), None) => *resume = Some(told),
+                    (Ok(Frame::Kept(table)), Some(_)) => kept.push(table),
+                    (Ok(_), _) => {}
+                    (Err(error), _) => broken = Some(error),
                 }
-                Ok(_) => Ok(()),
-                Err(error) => Err(error),
-            },
+                if broken.is_none()
+                    && let Some(resume) = resume.filter(|resume| resume.kept as usize == kept.len())
+                {
+                    let framing = std::mem::replace(framing, Framing::new(now()));
+                    let kept = std::mem::take(kept);
+                    return self.open_source(at, framing, resume, &kept);
+                }
+                broken.map_or(Ok(()), Err)
+            }
             (
                 Some(message),
                 SourceProcess::Copying { sender, .. } | SourceProcess::Streaming { sender, .. },
@@ -424,7 +451,8 @@ impl World {
         &mut self,
         at: usize,
         framing: Framing,
-        resume: crate::wire::Resume,
+        resume: Resume,
+        kept: &[KeptTable],
     ) -> Result<(), String> {
         let mut sender = Sender::new(framing, resume);
         sender.handle_identity(SOURCE, now());
@@ -441,14 +469,43 @@ impl World {
             let back = if self.rng.random_bool(0.2) { self.rng.random_range(0..4) } else { 0 };
             SourceProcess::Streaming { sender, next: next.saturating_sub(back), pieces: None }
         } else {
-            let point = self.end;
-            self.slot = Some(Slot { created: point, confirmed: point, persisted: point });
-            self.count("copies begun");
-            let frames = copy_frames(&mut self.rng, &self.history, point);
+            let (point, frames) = self.begin_copy(kept);
             SourceProcess::Copying { sender, frames, point }
         };
         self.sessions[at].source = Some(process);
         Ok(())
+    }
+
+    /// Slot and snapshot, those that are there or new ones, and what goes out under them.
+    fn begin_copy(&mut self, kept: &[KeptTable]) -> (Lsn, VecDeque<Frame>) {
+        let there = self.slot.as_ref().map(|slot| slot.confirmed);
+        let (point, what) = match go_on(kept, there, self.held) {
+            GoOn::Same(point) => (point, "copies gone on under their snapshot"),
+            GoOn::Later(point, _) => (point, "copies gone on under a later snapshot"),
+            GoOn::Anew => {
+                let point = self.end;
+                self.slot = Some(Slot { created: point, confirmed: point, persisted: point });
+                self.held = Some(point);
+                (point, "copies begun")
+            }
+        };
+        let snapshot = *self.held.get_or_insert(self.end);
+        self.count(what);
+        let stays: Vec<&KeptTable> = if self.sabotage == Sabotage::AnySnapshot {
+            kept.iter().filter(|table| table.position >= point).collect()
+        } else {
+            kept.iter().filter(|table| table.stays(point, snapshot)).collect()
+        };
+        let parts = parts();
+        let missing = missing(parts.iter().map(|((name, _), _)| ("public", *name)), &stays);
+        let start = CopyStart {
+            consistent_point: point,
+            snapshot,
+            tables: TABLES.len() as u32,
+            sessions: 2,
+            ..CopyStart::default()
+        };
+        (point, copy_frames(&mut self.rng, &self.history, start, &missing))
     }
 
     fn first_after(&self, lsn: Lsn) -> usize {
@@ -544,34 +601,69 @@ impl World {
         }
     }
 
-    /// Exactly what was committed, once, in order.
-    fn verify(&self) -> Result<(), String> {
+    /// Exactly what was committed, once, in order: what a table's copy did not show came by the stream.
+    fn verify(&mut self) -> Result<(), String> {
+        let later = self.verify_copy()?;
+        if later {
+            self.count("tables of a later snapshot settled");
+        }
         let store = self.store();
         let point = self.slot.as_ref().map(|slot| slot.created).ok_or("no slot")?;
         let own = |transaction: &&Transaction| {
             !transaction.origin.as_deref().is_some_and(|origin| origin.starts_with(OWN_ORIGIN_PREFIX))
         };
-        let wanted: Vec<_> =
-            self.history.iter().filter(|transaction| transaction.end_lsn > point).filter(own).collect();
-        // An awaited position is a transaction without changes.
-        let applied: Vec<_> =
-            store.applied.iter().filter(|transaction| !transaction.changes.is_empty()).collect();
-        if applied != wanted {
+        let sent = || self.history.iter().filter(|transaction| transaction.end_lsn > point).filter(own);
+        let shown = |change: &Change, transaction: &Transaction| {
+            change.relations().iter().any(|relation| {
+                let key = (relation.schema.clone(), relation.name.clone());
+                store.tables.get(&key).is_some_and(|table| transaction.commit_lsn < table.position)
+            })
+        };
+        let mut wanted: Vec<Transaction> = sent().cloned().collect();
+        for transaction in &mut wanted {
+            let mut changes = std::mem::take(&mut transaction.changes);
+            changes.retain(|change| !shown(change, transaction));
+            transaction.changes = changes;
+        }
+        wanted.retain(|transaction| !transaction.changes.is_empty());
+        // An awaited position is a transaction without changes, and one that the copy shows is left with none.
+        let applied = || store.applied.iter().filter(|transaction| !transaction.changes.is_empty());
+        if !applied().eq(&wanted) {
             let xids = |all: &mut dyn Iterator<Item = u32>| format!("{:?}", all.collect::<Vec<_>>());
             return Err(format!(
                 "the target has {} and should have {}",
-                xids(&mut applied.iter().map(|transaction| transaction.xid)),
+                xids(&mut applied().map(|transaction| transaction.xid)),
                 xids(&mut wanted.iter().map(|transaction| transaction.xid)),
             ));
         }
-        if store.rows != copy_rows(&self.history, point) {
-            return Err(format!("the copy at {point} differs"));
-        }
-        let marker = wanted.iter().filter_map(|transaction| transaction.marker()).next_back();
+        let marker = sent().filter_map(Transaction::marker).next_back();
         if store.marker != marker {
             return Err(format!("marker {:?} instead of {marker:?}", store.marker));
         }
         Ok(())
+    }
+
+    /// Each table holds what one snapshot showed. True if they were not all the same.
+    fn verify_copy(&self) -> Result<bool, String> {
+        let store = self.store();
+        let Some(first) = store.tables.values().next().map(|table| table.position) else {
+            return Ok(false);
+        };
+        if !store.late.is_empty() {
+            return Err(format!("tables that never settled: {:?}", store.late));
+        }
+        for (number, (table, nth)) in (0u32..).zip(parts()) {
+            let there = store.tables.get(&("public".to_owned(), table.0.to_owned()));
+            let Some(there) = there else { return Err(format!("{} was not copied", table.0)) };
+            let wanted = copy_rows(&self.history, there.position, table, nth);
+            if there.parts.get(&number) != Some(&wanted) {
+                return Err(format!(
+                    "part {nth} of {} differs from the snapshot at {}",
+                    table.0, there.position
+                ));
+            }
+        }
+        Ok(store.tables.values().any(|table| table.position != first))
     }
 
     pub(super) fn transactions(&self) -> usize {

@@ -12,8 +12,8 @@ mod identity;
 mod origin;
 pub(super) mod rate;
 mod recorded;
-mod session;
-mod table;
+pub(super) mod session;
+pub(super) mod table;
 
 pub use caller::{Caller, Permission, Role, Scope, Via};
 pub use identity::Identities;

@@ -12,7 +12,8 @@ use sha2::{Digest, Sha256};
 const LIFE: Duration = Duration::from_secs(12 * 3600);
 /// Most sessions at a time; a new one ends the oldest.
 const MOST: usize = 1000;
-const COOKIE: &str = "godwit_session";
+/// The cookie that stands for a token.
+pub(in crate::admin) const COOKIE: &str = "godwit_session";
 
 type Key = [u8; 32];
 

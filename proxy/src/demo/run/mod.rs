@@ -3,6 +3,7 @@
 mod proof;
 mod screen;
 
+use std::convert::Infallible;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -118,10 +119,17 @@ impl Stage<'_> {
         }
     }
 
-    /// Shows how it goes until somebody ends it.
+    /// Shows how it goes until somebody ends it, which ends it well at any moment: in the middle of a look at the node too.
     async fn stay(&mut self) -> Result<()> {
-        let stopped = interrupted();
-        tokio::pin!(stopped);
+        tokio::select! {
+            biased;
+            stopped = interrupted() => stopped,
+            failed = self.watch() => failed.map(|never| match never {}),
+        }
+    }
+
+    /// Shows how it goes as long as the nodes run.
+    async fn watch(&mut self) -> Result<Infallible> {
         loop {
             for node in self.nodes.iter_mut() {
                 node.check()?;
@@ -129,10 +137,7 @@ impl Stage<'_> {
             if let Ok(view) = self.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await {
                 self.screen.show(&view, self.load.as_ref().map(Load::snapshot).as_ref());
             }
-            tokio::select! {
-                stopped = &mut stopped => return stopped,
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
-            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 

@@ -11,7 +11,7 @@ use super::{Feed, Source};
 const SHOWN: usize = 200;
 
 /// A feed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FeedView {
     /// Its name.
     pub name: String,
@@ -47,6 +47,7 @@ pub struct FeedView {
     /// How many readings there are.
     pub readings_total: usize,
     /// The first of them.
+    #[schema(value_type = Vec<Object>)]
     pub readings: Vec<Finding>,
     /// Readings about other places.
     pub elsewhere: usize,
@@ -55,7 +56,7 @@ pub struct FeedView {
 }
 
 /// A failure.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ErrorView {
     /// `source`, `decode` or `map`.
     pub stage: String,

@@ -76,7 +76,7 @@ struct Compared {
 }
 
 /// What mirrored reads said of late.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MirrorView {
     /// The share of safe reads, 0 to 1; 0: none is mirrored now.
     pub share: f64,

@@ -1,76 +1,11 @@
-//! Tables that were copied at a later point than the stream goes on from: what they have already is skipped.
-//!
-//! A snapshot that a slot exports shows exactly the transactions whose commit record lies before its position. So of a table
-//! with position P, changes of transactions that committed before P are in its rows, and the others are not: as
-//! PostgreSQL's own table synchronisation does it. Once the stream has passed every P, the tables are at one point.
-
-use std::collections::HashMap;
+//! The window of a PostgreSQL target: kept in the records that the copy left.
 
 use tokio_postgres::types::PgLsn;
 
 use super::{PostgresTarget, not_open};
-use crate::change::{Change, Relation, Transaction};
+use crate::apply::window::Window;
 use crate::error::Error;
 use crate::lsn::Lsn;
-
-/// The tables' positions.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Window {
-    positions: HashMap<(String, String), Lsn>,
-}
-
-impl Window {
-    /// From where on the tables are at one point; [`Lsn::ZERO`]: they are.
-    pub(super) fn settled(&self) -> Lsn {
-        self.positions.values().copied().max().unwrap_or_default()
-    }
-
-    pub(super) fn is_open(&self) -> bool {
-        !self.positions.is_empty()
-    }
-
-    fn skips(&self, relation: &Relation, commit: Lsn) -> bool {
-        let key = (relation.schema.clone(), relation.name.clone());
-        self.positions.get(&key).is_some_and(|position| commit < *position)
-    }
-
-    /// The changes of a transaction that the tables do not have yet.
-    pub(super) fn filter(&self, changes: &[Change], commit: Lsn) -> Vec<Change> {
-        changes.iter().filter_map(|change| self.change(change, commit)).collect()
-    }
-
-    fn change(&self, change: &Change, commit: Lsn) -> Option<Change> {
-        if let Change::Truncate { relations, restart_identity, cascade } = change {
-            let left: Vec<_> =
-                relations.iter().filter(|relation| !self.skips(relation, commit)).cloned().collect();
-            // What the source's CASCADE reached is named; here it would reach a table that must keep its rows.
-            let cascade = *cascade && left.len() == relations.len();
-            let restart_identity = *restart_identity;
-            return (!left.is_empty()).then_some(Change::Truncate {
-                relations: left,
-                cascade,
-                restart_identity,
-            });
-        }
-        let skipped = change.relations().iter().any(|relation| self.skips(relation, commit));
-        (!skipped).then(|| change.clone())
-    }
-
-    /// The same of whole transactions.
-    pub(super) fn filter_all(&self, group: &[Transaction]) -> Vec<Transaction> {
-        group
-            .iter()
-            .map(|transaction| Transaction {
-                xid: transaction.xid,
-                commit_lsn: transaction.commit_lsn,
-                end_lsn: transaction.end_lsn,
-                commit_time: transaction.commit_time,
-                origin: transaction.origin.clone(),
-                changes: self.filter(&transaction.changes, transaction.commit_lsn),
-            })
-            .collect()
-    }
-}
 
 impl PostgresTarget {
     /// Reads the positions from the records that the copy left.
@@ -85,7 +20,7 @@ impl PostgresTarget {
             .map_err(Error::database("read the tables' positions"))?;
         let position =
             |row: &tokio_postgres::Row| ((row.get(0), row.get(1)), Lsn(row.get::<_, PgLsn>(2).into()));
-        self.window = Window { positions: rows.iter().map(position).collect() };
+        self.window = Window::new(rows.iter().map(position));
         Ok(())
     }
 
@@ -99,54 +34,5 @@ impl PostgresTarget {
         tracing::info!(stream = self.spec.slot, at = %self.expected, "the tables of a copy that broke are at one point");
         self.window = Window::default();
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::change::{Cell, OldRow, ReplicaIdentity};
-
-    fn relation(name: &str) -> Arc<Relation> {
-        Arc::new(Relation {
-            id: 1,
-            schema: "public".into(),
-            name: name.into(),
-            identity: ReplicaIdentity::Default,
-            columns: Vec::new(),
-        })
-    }
-
-    fn window() -> Window {
-        Window { positions: [(("public".to_owned(), "late".to_owned()), Lsn(100))].into() }
-    }
-
-    #[test]
-    fn what_a_later_snapshot_shows_is_skipped_and_nothing_else() {
-        let window = window();
-        let changes = [
-            Change::Insert { relation: relation("late"), new: vec![Cell::Null] },
-            Change::Delete { relation: relation("early"), old: OldRow::Key(vec![Cell::Null]) },
-            Change::Message { prefix: "p".into(), content: bytes::Bytes::new() },
-        ];
-        assert_eq!(window.filter(&changes, Lsn(99)), changes[1..]);
-        assert_eq!(window.filter(&changes, Lsn(100)), changes, "its commit is not in the snapshot");
-        assert_eq!(window.settled(), Lsn(100));
-        assert_eq!(Window::default().settled(), Lsn::ZERO);
-    }
-
-    #[test]
-    fn a_truncation_does_not_reach_rows_that_came_later() {
-        let truncate = |names: &[&str], cascade| Change::Truncate {
-            relations: names.iter().map(|name| relation(name)).collect(),
-            cascade,
-            restart_identity: true,
-        };
-        let both = [truncate(&["early", "late"], true)];
-        assert_eq!(window().filter(&both, Lsn(50)), [truncate(&["early"], false)]);
-        assert_eq!(window().filter(&both, Lsn(100)), both);
-        assert_eq!(window().filter(&[truncate(&["late"], false)], Lsn(50)), []);
     }
 }

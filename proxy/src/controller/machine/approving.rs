@@ -1,0 +1,65 @@
+//! Moves that people ask for and approve.
+
+use migration::cutover::{Refused, Trigger, step};
+
+use super::{Machine, denied};
+use crate::clock;
+use crate::controller::{ApprovalView, Denied, Plan};
+
+impl Machine {
+    /// A person asks for a move: it begins, or waits for the others that the policy wants.
+    pub(super) fn ask(&mut self, to: Option<&str>, by: &str) -> Result<Plan, Denied> {
+        let policy = self.hands.policy();
+        if policy.approvals <= 1 {
+            return self.migrate(to, by, false);
+        }
+        let plan = self.migrate(to, by, true)?;
+        let (_, event) = self.request(plan.to.as_str().into(), Trigger::Operator(by.to_owned()));
+        let now = self.moment();
+        let next = step(&self.state, event, now);
+        self.may_begin(next)?;
+        let report = self.decision.as_ref().map(|(report, _)| report);
+        self.proposals.ask(&plan.to, by, report, policy.proposal_expires, clock::now())?;
+        self.begin_if_approved(by)
+    }
+
+    /// A proposal that still holds becomes a migration once enough people want it.
+    pub(super) fn approve(&mut self, id: Option<&str>, by: &str) -> Result<Plan, Denied> {
+        self.decide();
+        let report = self.decision.as_ref().map(|(report, _)| report);
+        self.proposals.check(id, report, clock::now())?;
+        self.begin_if_approved(by)
+    }
+
+    /// Whether a move that a person asks for could begin now; `next` is what the machine says to it.
+    pub(super) fn may_begin<T>(&self, next: Result<T, Refused>) -> Result<(), Denied> {
+        self.slots.free()?;
+        next.map_err(|refused| denied(&refused))?;
+        let refusals = match &self.decision {
+            Some((report, _)) => report.operator_refusals(),
+            None => vec!["nothing is known of the resource yet: ask again in a moment".to_owned()],
+        };
+        if refusals.is_empty() { Ok(()) } else { Err(Denied::Guards(refusals)) }
+    }
+
+    fn begin_if_approved(&mut self, by: &str) -> Result<Plan, Denied> {
+        let needed = self.hands.policy().approvals;
+        let Some(proposal) = self.proposals.view() else {
+            return Err(Denied::Conflict("no proposal is open".into()));
+        };
+        // Alone, whoever approves is the one; a move that is refused leaves the proposal as it was.
+        if needed > 1 && (self.proposals.approve(by, clock::now())? as u64) < u64::from(needed) {
+            let mut plan = self.migrate(Some(&proposal.to), by, true)?;
+            let approved_by = self.proposals.approved_by();
+            plan.approval = Some(ApprovalView { proposal: proposal.id, approved_by, needed });
+            self.publish();
+            return Ok(plan);
+        }
+        let people = self.proposals.approved_by();
+        let people = if people.is_empty() { by.to_owned() } else { people.join(", ") };
+        let plan = self.migrate(Some(&proposal.to), &people, false)?;
+        self.proposals.approved(&people, clock::now());
+        self.publish();
+        Ok(plan)
+    }
+}
