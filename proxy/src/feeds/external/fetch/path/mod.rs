@@ -5,10 +5,10 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`icmp`] | echoes as bytes, and their socket |
-//! | [`ping`] | round trip and loss; by TCP where ICMP is not allowed |
-//! | [`trace`] | the routers on the way, and when they changed |
-//! | [`link`] | round trip and loss of the QUIC link |
+//! | `icmp` | echoes as bytes, and their socket |
+//! | `ping` | round trip and loss; by TCP where ICMP is not allowed |
+//! | `trace` | the routers on the way, and when they changed |
+//! | `link` | round trip and loss of the QUIC link |
 
 mod icmp;
 mod link;
