@@ -13,7 +13,6 @@ use proptest::prelude::*;
 use super::load::{Surroundings, read_all};
 use super::model::{Config, Driver};
 use super::overlay::OverlayText;
-use crate::feeds::external::Use;
 use crate::history::Retention;
 
 mod postgres_front;
@@ -771,30 +770,6 @@ fn wrong_feeds_are_reported_with_what_would_be_right() {
     .map(feed)
     .collect();
     insta::assert_snapshot!(report.join("\n"));
-}
-
-#[test]
-fn the_way_to_a_zone_is_measured_by_ping_trace_or_link() {
-    let feed = |text: &str| load(&format!("{BASE}feeds:\n  it: {text}\n"));
-    let read = feed("{ ping: { east: \"edge-2.example:8443\" } }").unwrap().feeds["it"].clone();
-    assert_eq!(
-        (read.serves, read.every, read.stale_after.as_secs()),
-        (Use::Path, Duration::from_secs(5), 15)
-    );
-    assert_eq!((read.source.kind(), read.source.place().as_str()), ("ping", "edge-2.example"));
-    assert_eq!(feed("{ trace: { east: 10.0.0.9 }, every: 5m }").unwrap().feeds["it"].every.as_secs(), 300);
-    for (text, said) in [
-        ("{ ping: {} }", "feeds.it.ping  names no zone"),
-        ("{ ping: { wets: a } }", "there is no zone `wets`  did you mean `west`?"),
-        ("{ ping: { east: \"https://a\" } }", "feeds.it.ping.east  is no host"),
-        ("{ ping: { east: a }, trace: { east: a } }", "has ping and trace  one of them"),
-        ("{ ping: { east: a }, url: \"https://a.example\" }", "has url and ping  one of them"),
-        ("{ link: [east] }", "no link goes to east  zones.east.link and zones.east.node"),
-        ("{ link: [] }", "feeds.it.link  names no zone"),
-    ] {
-        let found = feed(text).err().map(|errors| errors.to_string()).unwrap_or_default();
-        assert!(found.contains(said), "{text}: {found}");
-    }
 }
 
 #[test]

@@ -75,7 +75,11 @@ pub(super) fn links(item: &Item<'_>, known: &Known<'_>) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::config::tests::{BASE, load};
+    use crate::feeds::external::Use;
 
     #[test]
     fn hosts_may_have_a_port() {
@@ -87,6 +91,33 @@ mod tests {
         assert_eq!(of("10.0.0.1").unwrap(), "10.0.0.1 443");
         for wrong in ["", ":80", "host:0", "host:http", "https://host", "a b"] {
             assert_eq!(of(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_way_to_a_zone_is_measured_by_ping_trace_or_link() {
+        let feed = |text: &str| load(&format!("{BASE}feeds:\n  it: {text}\n"));
+        let read = feed("{ ping: { east: \"edge-2.example:8443\" } }").unwrap().feeds["it"].clone();
+        assert_eq!(
+            (read.serves, read.every, read.stale_after.as_secs()),
+            (Use::Path, Duration::from_secs(5), 15)
+        );
+        assert_eq!((read.source.kind(), read.source.place().as_str()), ("ping", "edge-2.example"));
+        assert_eq!(
+            feed("{ trace: { east: 10.0.0.9 }, every: 5m }").unwrap().feeds["it"].every.as_secs(),
+            300
+        );
+        for (text, said) in [
+            ("{ ping: {} }", "feeds.it.ping  names no zone"),
+            ("{ ping: { wets: a } }", "there is no zone `wets`  did you mean `west`?"),
+            ("{ ping: { east: \"https://a\" } }", "feeds.it.ping.east  is no host"),
+            ("{ ping: { east: a }, trace: { east: a } }", "has ping and trace  one of them"),
+            ("{ ping: { east: a }, url: \"https://a.example\" }", "has url and ping  one of them"),
+            ("{ link: [east] }", "no link goes to east  zones.east.link and zones.east.node"),
+            ("{ link: [] }", "feeds.it.link  names no zone"),
+        ] {
+            let found = feed(text).err().unwrap_or_default();
+            assert!(found.contains(said), "{text}: {found}");
         }
     }
 }
