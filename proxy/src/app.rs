@@ -20,6 +20,7 @@ use crate::config::model::Config;
 use crate::controller::events::Events;
 use crate::controller::freezes::Freezes;
 use crate::feeds::external::board::FeedBoard;
+use crate::feeds::external::fetch::Reach;
 use crate::feeds::external::runner;
 use crate::feeds::learning::Learner;
 use crate::fronts::http::{ServerSettings, check_listeners, server, service};
@@ -89,7 +90,8 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         let collected =
             history::collect::collect(history.clone(), recorder.reader(), feeds.clone(), stop.clone());
         tasks.spawn(collected);
-        runner::start(&feeds, &Arc::new(config.node.egress.clone()), &stop, &tasks);
+        let reach = Reach { egress: config.node.egress.clone(), links: Some(links.clone()) };
+        runner::start(&feeds, &Arc::new(reach), &stop, &tasks);
         let leading = Arc::new(Leading::new(Shared {
             recorder: recorder.clone(),
             links: links.clone(),

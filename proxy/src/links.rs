@@ -71,6 +71,11 @@ impl Links {
         Ok(Self { peers, spill: config.node.spill.clone(), copies: Copies::new(config) })
     }
 
+    /// What opens links to the node of `zone`, if there is one.
+    pub fn connector(&self, zone: &str) -> Option<&Arc<Connector>> {
+        self.peers.get(zone)
+    }
+
     /// Keeps a stream running until told to stop; an error means it must not run again under its generation.
     pub async fn run(
         &self,

@@ -37,3 +37,4 @@ mod types;
 mod verification;
 mod verify;
 mod verifying;
+mod ways;

@@ -1,6 +1,8 @@
 //! Judges the forecaster on a folder of series: rolling origin over the last three tenths of each, horizons 12 and 48.
 //!
-//! `cargo run --release -p predictor --example bench_forecast -- <folder> [--only SET] [--weights FILE|none]`
+//! `cargo run --release -p predictor --example bench_forecast -- <folder> [--only SET] [--weights FILE|none] [--tuning]`
+//!
+//! `--tuning` judges rows 0.4 to 0.7 of each series and never looks at what comes after: the part to choose settings on.
 
 #[path = "../common/data.rs"]
 mod data;
@@ -26,15 +28,17 @@ struct Options {
     folder: PathBuf,
     only: Option<String>,
     weights: Option<PathBuf>,
+    tuning: bool,
 }
 
 fn options() -> Result<Options, String> {
     let mut arguments = std::env::args().skip(1);
-    let mut options = Options { folder: PathBuf::new(), only: None, weights: None };
+    let mut options = Options { folder: PathBuf::new(), only: None, weights: None, tuning: false };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--only" => options.only = Some(arguments.next().ok_or("--only needs a set's name")?),
             "--weights" => options.weights = Some(arguments.next().ok_or("--weights needs a file")?.into()),
+            "--tuning" => options.tuning = true,
             folder => options.folder = PathBuf::from(folder),
         }
     }
@@ -53,11 +57,12 @@ fn outcomes(sets: &[Set], plan: &Plan, clock: &mut Clock) -> Vec<(String, Vec<Ou
         .collect()
 }
 
-fn shifts(sets: &[Set]) {
+fn shifts(sets: &[Set], plan: &Plan) {
     for set in sets {
         let mut shifts = Shifts::default();
         for series in &set.series {
-            shifts.judge(series, series.test_from(), series.values.len(), Sensitivity::default());
+            let judged = plan.judged(series);
+            shifts.judge(series, judged.start, judged.end, Sensitivity::default());
         }
         if shifts.found + shifts.missed > 0 {
             let delay = predictor::sample::median(&mut shifts.delays).unwrap_or(f64::NAN);
@@ -109,13 +114,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(path) => Some(Arc::new(Weights::read(&std::fs::read(path)?)?)),
         None => predictor::model::shipped(),
     };
-    let plan = Plan { network, weather: true, cold: false };
+    let plan = Plan { network, weather: true, cold: false, tuning: options.tuning };
     let mut clock = Clock::default();
     let walked = outcomes(&sets, &plan, &mut clock);
-    println!("rolling origin over the last three tenths of each series\n");
+    let part = if plan.tuning { "rows 0.4 to 0.7" } else { "the last three tenths" };
+    println!("rolling origin over {part} of each series\n");
     table::losses(&walked);
     table::events(&sets, &walked);
-    shifts(&sets);
+    shifts(&sets, &plan);
 
     println!("\ncold start: 240 samples seen, the next 120 origins forecast\n");
     let cold = Plan { cold: true, ..plan.clone() };

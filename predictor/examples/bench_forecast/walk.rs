@@ -28,6 +28,16 @@ pub(crate) struct Plan {
     pub(crate) network: Option<Arc<Weights>>,
     pub(crate) weather: bool,
     pub(crate) cold: bool,
+    /// Judge the part before the test part instead, which may be tuned on.
+    pub(crate) tuning: bool,
+}
+
+impl Plan {
+    /// The rows of `series` that are judged.
+    pub(crate) fn judged(&self, series: &Series) -> std::ops::Range<usize> {
+        let from = series.test_from();
+        if self.tuning { from * 4 / 7..from } else { from..series.values.len() }
+    }
 }
 
 /// What one series showed.
@@ -79,17 +89,15 @@ pub(crate) fn walk(set: &Set, series: &Series, plan: &Plan, clock: &mut Clock) -
         worse: Default::default(),
         stays: Default::default(),
     };
-    let from = series.test_from();
-    let (first, until) = if plan.cold {
-        (from.saturating_sub(COLD.0), series.values.len().min(from + COLD.1))
-    } else {
-        (0, series.values.len())
-    };
+    let judged = plan.judged(series);
+    let (from, rows) = (judged.start, judged.end);
+    let (first, until) =
+        if plan.cold { (from.saturating_sub(COLD.0), rows.min(from + COLD.1)) } else { (0, rows) };
     let stride = (until - from).div_ceil(ORIGINS).max(1);
     let mut last = None;
     for row in first..until {
         let value = series.values[row];
-        let ahead = &known[row..known.len().min(row + furthest + 1)];
+        let ahead = &known[row..rows.min(row + furthest + 1)];
         clock.observe(|| own.observe_knowing(row as u64, value, ahead));
         for other in &mut others {
             other.observe(row as u64, value);
@@ -98,7 +106,7 @@ pub(crate) fn walk(set: &Set, series: &Series, plan: &Plan, clock: &mut Clock) -
         if row < from || !(row - from).is_multiple_of(stride) {
             continue;
         }
-        let (Some(last), true) = (last, row + furthest < series.values.len()) else { continue };
+        let (Some(last), true) = (last, row + furthest < rows) else { continue };
         let came = &series.values[row + 1..=row + furthest];
         let outlook = clock.forecast(|| own.forecast(furthest));
         outcome.own.add(&outlook, came);

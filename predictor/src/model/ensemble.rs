@@ -9,12 +9,12 @@
 //! interpolated between them; the experts themselves are asked for every step.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::hedge::{Hedge, Tuning};
 use super::panel::{EXPERTS, LEVEL, Panel, Present, Said};
 use super::{ENOUGH, Forecaster, Freshness, LAGS};
-use crate::calibrate::{self, Calibrator, Pace};
+use crate::calibrate::{self, Asked, Calibrator, Pace};
 use crate::event::{EventWatch, Events, Worse};
 use crate::forecast::{Abstained, Forecast, LEVELS, Outlook, Quantiles, Reason, check_horizon};
 use crate::network::features::{Frame, STATE, Sight};
@@ -40,6 +40,9 @@ const OFFSET_UNIT: f64 = 4.0;
 const DENSE: [usize; 14] = [1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48];
 /// The furthest step ahead that each bucket but the last answers for.
 const UNTIL: [usize; 3] = [2, 8, 28];
+
+/// Steps ahead at which bands are calibrated; those between are interpolated.
+const STEPS: [usize; 10] = [1, 2, 4, 6, 9, 12, 18, 26, 36, 48];
 
 /// How to forecast a series.
 #[derive(Clone, Debug)]
@@ -81,7 +84,8 @@ pub struct Ensemble {
     window: Window,
     freshness: Freshness,
     hedges: [Hedge; LAGS.len()],
-    calibrators: [Calibrator; LAGS.len()],
+    calibrators: [Calibrator; STEPS.len()],
+    calibrated: [VecDeque<Promise>; STEPS.len()],
     /// Recent losses, in units of their mean.
     losses: [[f32; EXPERTS]; LAGS.len()],
     issued: [VecDeque<Issued>; LAGS.len()],
@@ -113,6 +117,14 @@ struct Issued {
     mixed: Quantiles,
 }
 
+/// The bands of one forecast, as issued, for one later step.
+#[derive(Clone, Copy, Debug)]
+struct Promise {
+    step: u64,
+    issued: Quantiles,
+    asked: Asked,
+}
+
 /// What was made of the present moment.
 struct Seen {
     frame: Frame,
@@ -129,8 +141,6 @@ struct Node {
     weights: [Quantiles; EXPERTS],
     /// The network's offsets.
     offset: Quantiles,
-    /// The calibration's.
-    shift: Quantiles,
     network: Option<Quantiles>,
 }
 
@@ -144,7 +154,8 @@ impl Ensemble {
             window: Window::new(240),
             freshness: Freshness::default(),
             hedges: std::array::from_fn(|_| Hedge::new(&prior, settings.tuning)),
-            calibrators: LAGS.map(|lag| Calibrator::new(settings.pace, lag)),
+            calibrators: STEPS.map(|lag| Calibrator::new(settings.pace, lag)),
+            calibrated: std::array::from_fn(|_| VecDeque::new()),
             losses: [[1.0; EXPERTS]; LAGS.len()],
             issued: std::array::from_fn(|_| VecDeque::new()),
             present: None,
@@ -233,6 +244,16 @@ impl Ensemble {
 
     /// Scores what was forecast of `step`, now that its value is here.
     fn score(&mut self, step: u64, value: f64) {
+        for (place, lag) in STEPS.into_iter().enumerate() {
+            let Some(at) = step.checked_sub(lag as u64) else { continue };
+            while let Some(then) = self.calibrated[place].pop_front_if(|then| then.step <= at) {
+                if then.step == at {
+                    self.calibrators[place].learn(&then.issued, then.asked, value);
+                } else {
+                    self.calibrators[place].give_up(then.asked);
+                }
+            }
+        }
         let level_from = self.seen_shift.map_or(0, |shift| shift.onset);
         for (place, lag) in LAGS.into_iter().enumerate() {
             let issued = &mut self.issued[place];
@@ -241,7 +262,6 @@ impl Ensemble {
                 issued.pop_front();
             }
             let Some(then) = issued.front().filter(|issued| issued.step == at) else { continue };
-            self.calibrators[place].learn(&then.mixed, value);
             self.scores[place].learn(&then.mixed, then.last, value);
             if then.step < level_from {
                 continue;
@@ -280,13 +300,18 @@ impl Ensemble {
         for (place, lag) in LAGS.into_iter().enumerate() {
             let Some(node) = self.nodes.iter().find(|node| node.ahead == lag) else { continue };
             let said = self.panel.at(present, node.ahead);
-            let mixed = self.finish(&node.mix(&said), &node.shift);
+            let mixed = self.finish(&node.mix(&said), lag);
             let mut kept = [None; EXPERTS + 1];
             for (slot, said) in kept.iter_mut().zip(said.into_iter().chain([node.network])) {
                 *slot = said.map(|said: Quantiles| said.map(|value| (value - sight.frame.centre) as f32));
             }
             let issued = Issued { step, last: sight.last, centre: sight.frame.centre, said: kept, mixed };
             self.issued[place].push_back(issued);
+        }
+        for (place, ahead) in STEPS.into_iter().enumerate() {
+            let issued = self.finish(&self.mixed(present, ahead), ahead);
+            let asked = self.calibrators[place].issue();
+            self.calibrated[place].push_back(Promise { step, issued, asked });
         }
         let Some(features) = sight.features.filter(|_| self.collector.wants(step)) else { return };
         let now = self.watch.now();
@@ -351,7 +376,6 @@ impl Ensemble {
             ahead,
             weights: std::array::from_fn(|place| own[place]),
             offset: [0.0; LEVELS.len()],
-            shift: self.calibrators[bucket].shift(),
             network: None,
         };
         if let Some(advice) = advice {
@@ -415,12 +439,32 @@ impl Ensemble {
         .features()
     }
 
-    fn finish(&self, mixed: &Quantiles, shift: &Quantiles) -> Quantiles {
-        let mut quantiles = calibrate::adjust(mixed, shift);
+    /// `mixed` of the step `ahead`, calibrated.
+    fn finish(&self, mixed: &Quantiles, ahead: usize) -> Quantiles {
+        let right = STEPS.iter().position(|step| *step >= ahead).unwrap_or(STEPS.len() - 1);
+        let left = right.saturating_sub(if STEPS[right] > ahead { 1 } else { 0 });
+        let shift = between(
+            (STEPS[left], &self.calibrators[left].shift()),
+            (STEPS[right], &self.calibrators[right].shift()),
+            ahead,
+        );
+        let mut quantiles = calibrate::adjust(mixed, &shift);
         if self.never_negative {
             quantiles = quantiles.map(|value| value.max(0.0));
         }
         quantiles
+    }
+
+    /// What experts and network say of the step `ahead`, weighed; not yet calibrated.
+    fn mixed(&self, present: &Present, ahead: usize) -> Quantiles {
+        let said = self.panel.at(present, ahead);
+        let right = self.nodes.iter().position(|node| node.ahead >= ahead).unwrap_or(self.nodes.len() - 1);
+        let left = right.saturating_sub(if self.nodes[right].ahead > ahead { 1 } else { 0 });
+        let (left, right) = (&self.nodes[left], &self.nodes[right]);
+        if left.ahead == right.ahead {
+            return right.mix(&said);
+        }
+        between((left.ahead, &left.mix(&said)), (right.ahead, &right.mix(&said)), ahead)
     }
 
     fn answer(&self, horizon: usize) -> Result<Forecast, Abstained> {
@@ -431,29 +475,28 @@ impl Ensemble {
         if self.nodes.is_empty() || present.flat.iter().all(Option::is_none) {
             return Err(none());
         }
-        let mut steps = Vec::with_capacity(horizon);
-        let mut right = 0;
-        for ahead in 1..=horizon {
-            while right + 1 < self.nodes.len() && self.nodes[right].ahead < ahead {
-                right += 1;
-            }
-            let (left, right) = (&self.nodes[right.saturating_sub(1)], &self.nodes[right]);
-            let said = self.panel.at(present, ahead);
-            let quantiles = if ahead >= right.ahead || left.ahead == right.ahead {
-                self.finish(&right.mix(&said), &right.shift)
-            } else {
-                let share =
-                    (ahead as f64 / left.ahead as f64).ln() / (right.ahead as f64 / left.ahead as f64).ln();
-                let (below, above) = (left.mix(&said), right.mix(&said));
-                let between = |low: &Quantiles, high: &Quantiles| -> Quantiles {
-                    std::array::from_fn(|level| low[level] + (high[level] - low[level]) * share)
-                };
-                self.finish(&between(&below, &above), &between(&left.shift, &right.shift))
-            };
-            steps.push(quantiles);
-        }
+        let steps = (1..=horizon).map(|ahead| self.finish(&self.mixed(present, ahead), ahead)).collect();
         Forecast::new(steps, self.window.observed())
     }
+}
+
+/// Interpolates by the logarithm of the distance; beyond the outermost, that one.
+fn between(left: (usize, &Quantiles), right: (usize, &Quantiles), ahead: usize) -> Quantiles {
+    if ahead >= right.0 || left.0 >= right.0 {
+        return *right.1;
+    }
+    if ahead <= left.0 {
+        return *left.1;
+    }
+    let (at, from, to) = (log(ahead), log(left.0), log(right.0));
+    let share = (at - from) / (to - from);
+    std::array::from_fn(|level| left.1[level] + (right.1[level] - left.1[level]) * share)
+}
+
+/// The natural logarithm of a number of steps; those asked for all the time are looked up.
+fn log(steps: usize) -> f64 {
+    static LOGS: LazyLock<[f64; 64]> = LazyLock::new(|| std::array::from_fn(|steps| (steps as f64).ln()));
+    LOGS.get(steps).copied().unwrap_or_else(|| (steps as f64).ln())
 }
 
 impl Node {

@@ -7,7 +7,7 @@ use migration::cutover::Phase;
 use migration::decide::{above_since, decide};
 use migration::policy::{Mode, Policy, PolicyParts};
 use migration::units::{ByteCount, Timestamp};
-use migration::world::{Fact, Outlook, World};
+use migration::world::{Fact, Outlook, Path, World};
 
 const RESOURCES: u64 = 10_000;
 const ROUNDS: usize = 21;
@@ -37,6 +37,11 @@ fn world(state: &mut u64) -> World {
         shadow_cost: known(1.0 + luck(state)),
         primary_utilization: known(luck(state)),
         shadow_utilization: known(luck(state)),
+        shadow_path: Path {
+            rtt_ms: known(luck(state)),
+            loss: known(luck(state)),
+            route_age_ms: known(luck(state)),
+        },
         lag: Fact::known(ByteCount((luck(state) * 3e7) as u64), Duration::ZERO, "stream"),
         maintenance: Vec::new(),
         maintenance_unknown: None,

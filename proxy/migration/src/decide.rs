@@ -294,6 +294,9 @@ pub(crate) fn guarded(fact: GuardedFact, world: &World) -> Fact<f64> {
         GuardedFact::ShadowUtilization => world.shadow_utilization.clone(),
         GuardedFact::PrimaryCost => world.primary_cost.clone(),
         GuardedFact::ShadowCost => world.shadow_cost.clone(),
+        GuardedFact::ShadowRttMs => world.shadow_path.rtt_ms.clone(),
+        GuardedFact::ShadowLoss => world.shadow_path.loss.clone(),
+        GuardedFact::ShadowRouteAge => world.shadow_path.route_age_ms.clone(),
     }
 }
 

@@ -144,11 +144,17 @@ pub enum GuardedFact {
     PrimaryCost,
     /// Cost of the shadow at the same capacity, per hour.
     ShadowCost,
+    /// Round trip time to the shadow's zone, milliseconds.
+    ShadowRttMs,
+    /// Share of packets lost on the way there, 0..=1.
+    ShadowLoss,
+    /// For how long the route there has not changed, milliseconds.
+    ShadowRouteAge,
 }
 
 impl GuardedFact {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::LagBytes,
         Self::LatencyMs,
         Self::PrimaryProbeMs,
@@ -157,6 +163,9 @@ impl GuardedFact {
         Self::ShadowUtilization,
         Self::PrimaryCost,
         Self::ShadowCost,
+        Self::ShadowRttMs,
+        Self::ShadowLoss,
+        Self::ShadowRouteAge,
     ];
 
     /// The name in files and reports.
@@ -170,6 +179,9 @@ impl GuardedFact {
             Self::ShadowUtilization => "shadow_utilization",
             Self::PrimaryCost => "primary_cost",
             Self::ShadowCost => "shadow_cost",
+            Self::ShadowRttMs => "shadow_rtt_ms",
+            Self::ShadowLoss => "shadow_loss",
+            Self::ShadowRouteAge => "shadow_route_age_ms",
         }
     }
 }

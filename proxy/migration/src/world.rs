@@ -101,6 +101,24 @@ pub struct Maintenance {
     pub source: String,
 }
 
+/// The way to a zone, as it is measured from here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Path {
+    /// Round trip time, milliseconds.
+    pub rtt_ms: Fact<f64>,
+    /// Share of packets that are lost, 0..=1.
+    pub loss: Fact<f64>,
+    /// For how long the route has been the one that it is, milliseconds.
+    pub route_age_ms: Fact<f64>,
+}
+
+impl Path {
+    /// Nothing is known of it.
+    pub fn unknown(why: &str) -> Self {
+        Self { rtt_ms: Fact::unknown(why), loss: Fact::unknown(why), route_age_ms: Fact::unknown(why) }
+    }
+}
+
 /// What is known of a resource at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct World {
@@ -129,6 +147,8 @@ pub struct World {
     pub primary_utilization: Fact<f64>,
     /// The same of the shadow.
     pub shadow_utilization: Fact<f64>,
+    /// The way to the shadow.
+    pub shadow_path: Path,
     /// Bytes that the shadow is behind.
     pub lag: Fact<ByteCount>,
     /// Maintenance of either zone that is not over, soonest first.

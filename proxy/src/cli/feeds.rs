@@ -13,10 +13,14 @@ use super::client::Client;
 use super::render::table;
 use super::{Output, check};
 use crate::clock;
+use crate::feeds::external::Source;
+use crate::feeds::external::fetch::Reach;
+use crate::feeds::external::fetch::path::How;
 use crate::feeds::external::finding::{Event, Finding, Value};
 use crate::feeds::external::moment::{shown, span};
 use crate::feeds::external::trial::{self, Trial};
 use crate::feeds::external::view::FeedView;
+use crate::links::Links;
 
 /// Readings shown in a table.
 const SHOWN: usize = 40;
@@ -64,7 +68,13 @@ fn test(name: &str, fixture: Option<&Path>, config: &Path, output: Output) -> Re
     };
     let now = clock::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let trial = runtime.block_on(trial::run(&Arc::new(feed.clone()), &read.node.egress, fixture, now));
+    let measures_links = matches!(&feed.source, Source::Path(way) if matches!(way.how, How::Link(_)));
+    let links = {
+        let _inside = runtime.enter();
+        measures_links.then(|| Links::new(&read)).transpose()?.map(Arc::new)
+    };
+    let reach = Reach { egress: read.node.egress.clone(), links };
+    let trial = runtime.block_on(trial::run(&Arc::new(feed.clone()), &reach, fixture, now));
     // A program that never ends must not keep the command.
     runtime.shutdown_background();
     match output {

@@ -1,5 +1,7 @@
 //! `feeds`: facts from outside, by name.
 
+mod path;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -15,10 +17,11 @@ use super::walk::{Item, Section};
 use crate::feeds::external::decode::Decode;
 use crate::feeds::external::egress::Egress;
 use crate::feeds::external::fetch::http::Request;
+use crate::feeds::external::fetch::path::How;
 use crate::feeds::external::fetch::postgres::{ACTIVITY, Databases};
 use crate::feeds::external::map::Program;
 use crate::feeds::external::places::{Place, Places};
-use crate::feeds::external::preset::{PRESETS, Preset};
+use crate::feeds::external::preset::{PATHS, PRESETS, Preset};
 use crate::feeds::external::{Feed, Secret, Source, Use};
 
 /// How long one run may take, unless told otherwise.
@@ -44,7 +47,7 @@ pub(super) struct Known<'k> {
     pub(super) egress: Option<&'k Egress>,
 }
 
-/// `{preset, url | file | exec | postgres | webhook, query, headers, bearer, ca, decode, map, zone, zones, resource, use, every,
+/// `{preset, url | file | exec | postgres | webhook | ping | trace | link, query, headers, bearer, ca, decode, map, zone, zones, resource, use, every,
 /// stale_after, timeout, max_bytes}`.
 pub(super) fn read(
     name: &str,
@@ -55,7 +58,8 @@ pub(super) fn read(
     let mut section = item.section()?;
     let preset = match section.optional("preset") {
         Some(item) => Some(preset(&item)?),
-        None => None,
+        // What is measured here is understood without one.
+        None => PATHS.iter().find(|path| section.has(path.name)),
     };
     let places = places(&mut section, known);
     let resource = section.optional("resource").map(|item| match &known.resources {
@@ -195,7 +199,7 @@ fn serves(section: &mut Section<'_>, preset: Option<&Preset>) -> Option<Use> {
         (Some(item), _) => item.choice(&Use::ALL),
         (None, Some(serves)) => Some(serves),
         (None, None) => {
-            section.required("use", "use: cost, utilization, weather, events or maintenance");
+            section.required("use", "use: cost, utilization, weather, events, maintenance or path");
             None
         }
     }
@@ -281,7 +285,7 @@ fn source(
     known: &Known<'_>,
     around: &Surroundings<'_>,
 ) -> Option<Source> {
-    const KINDS: [&str; 5] = ["url", "file", "exec", "postgres", "webhook"];
+    const KINDS: [&str; 8] = ["url", "file", "exec", "postgres", "webhook", "ping", "trace", "link"];
     let Wanted { preset, places, resource } = *wanted;
     let given: Vec<&str> = KINDS.into_iter().filter(|kind| section.has(kind)).collect();
     let base = preset.and_then(|preset| preset.base);
@@ -295,7 +299,7 @@ fn source(
         }
         None
     };
-    let [_, file, exec, postgres, webhook] = items;
+    let [_, file, exec, postgres, webhook, ping, trace, link] = items;
     match given.as_slice() {
         ["url"] | [] if asked => http,
         ["file"] => file?.path(around.folder).map(Source::File),
@@ -325,8 +329,11 @@ fn source(
             }
             Some(Source::Webhook(Secret(text)))
         }
+        ["ping"] => path::hosts(&ping?, known).map(How::Ping).map(path::source),
+        ["trace"] => path::hosts(&trace?, known).map(How::Trace).map(path::source),
+        ["link"] => path::links(&link?, known).map(How::Link).map(path::source),
         [] => {
-            section.item.wrong("has no source", "one of url, file, exec, postgres, webhook");
+            section.item.wrong("has no source", format!("one of {}", KINDS.join(", ")));
             None
         }
         several => {

@@ -182,10 +182,12 @@ fn extra_guard(item: &Item<'_>) -> Option<ExtraGuard> {
     let fact = section.required("fact", &format!("one of {names}")).and_then(|item| item.choice(&facts));
     let limit = |item: &Item<'_>| match fact? {
         GuardedFact::LagBytes => item.bytes().map(|bytes| bytes.0 as f64),
-        GuardedFact::LatencyMs | GuardedFact::PrimaryProbeMs | GuardedFact::ShadowProbeMs => {
-            item.duration().map(|span| span.as_secs_f64() * 1000.0)
-        }
-        GuardedFact::PrimaryUtilization | GuardedFact::ShadowUtilization => {
+        GuardedFact::LatencyMs
+        | GuardedFact::PrimaryProbeMs
+        | GuardedFact::ShadowProbeMs
+        | GuardedFact::ShadowRttMs
+        | GuardedFact::ShadowRouteAge => item.duration().map(|span| span.as_secs_f64() * 1000.0),
+        GuardedFact::PrimaryUtilization | GuardedFact::ShadowUtilization | GuardedFact::ShadowLoss => {
             item.ratio().map(migration::units::Ratio::get)
         }
         GuardedFact::PrimaryCost | GuardedFact::ShadowCost => item.cost_per_hour(),

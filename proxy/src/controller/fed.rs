@@ -31,6 +31,7 @@ pub(super) fn read(
         if !foreseen.is_empty() {
             fed.foreseen.insert(zone.clone(), foreseen);
         }
+        fed.paths.insert(zone.clone(), board.path(&resource.name, zone, now));
         if let Some(busy) = board.utilization(&resource.name, zone, now) {
             fed.utilization.insert(zone.clone(), busy);
         }

@@ -259,6 +259,7 @@ mod tests {
             shadow_cost: Fact::unknown("test"),
             primary_utilization: Fact::unknown("test"),
             shadow_utilization: Fact::unknown("test"),
+            shadow_path: migration::world::Path::unknown("test"),
             lag: Fact::unknown("test"),
             maintenance: Vec::new(),
             maintenance_unknown: None,

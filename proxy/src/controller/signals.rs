@@ -6,7 +6,7 @@ use std::time::Duration;
 use migration::cutover::State;
 use migration::policy::Policy;
 use migration::units::{ByteCount, Timestamp};
-use migration::world::{Fact, Freeze, Maintenance, Outlook, World};
+use migration::world::{Fact, Freeze, Maintenance, Outlook, Path, World};
 use predictor::{Ensemble, Forecaster, Inputs, Outlook as Forecast, Settings};
 
 use super::warm::{Warm, Warmer};
@@ -50,6 +50,8 @@ pub struct Fed {
     pub cost: BTreeMap<String, Fact<f64>>,
     /// Utilisation by zone, 0 to 1; a zone of which no feed speaks is missing.
     pub utilization: BTreeMap<String, Fact<f64>>,
+    /// The way to each zone.
+    pub paths: BTreeMap<String, Path>,
     /// Maintenance of either zone that is not over.
     pub maintenance: Vec<Maintenance>,
     /// Why there may be more of it.
@@ -299,6 +301,11 @@ impl Signals {
             shadow_cost: cost(&shadow),
             primary_utilization: utilization(&primary),
             shadow_utilization: utilization(&shadow),
+            shadow_path: fed
+                .paths
+                .get(&shadow)
+                .cloned()
+                .unwrap_or_else(|| Path::unknown("nothing was measured yet")),
             lag: match &self.measured.lag {
                 Some(Ok(bytes)) => Fact::known(ByteCount(*bytes), age, "replication stream"),
                 Some(Err(why)) => Fact::unknown(why.clone()),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Link, LinkRecv, LinkSend, RoundTrip};
+use super::{Link, LinkRecv, LinkSend, Meter, Transport};
 use crate::error::Error;
 
 /// How a memory link behaves.
@@ -58,9 +58,10 @@ impl Link for MemoryLink {
         None
     }
 
-    fn round_trip(&self) -> RoundTrip {
+    fn meter(&self) -> Meter {
         let (delay, cut) = (self.sender.delay, self.sender.cut.clone());
-        RoundTrip::new(move || (!cut.is_cancelled()).then_some(delay * 2))
+        let transport = Transport { round_trip: delay * 2, ..Transport::default() };
+        Meter::new(move || (!cut.is_cancelled()).then_some(transport))
     }
 }
 

@@ -30,8 +30,8 @@ pub trait Link: Send {
         false
     }
 
-    /// A handle that tells the path's round trip time as long as the link lives.
-    fn round_trip(&self) -> RoundTrip;
+    /// A handle that tells how the way is, as long as the link lives.
+    fn meter(&self) -> Meter;
 }
 
 /// The sending half.
@@ -52,24 +52,35 @@ pub trait LinkRecv: Send {
     async fn recv(&mut self) -> Result<Option<Bytes>, Error>;
 }
 
-/// Tells the round trip time of a path.
-#[derive(Clone)]
-pub struct RoundTrip(Arc<dyn Fn() -> Option<Duration> + Send + Sync>);
+/// What a link's transport knows of the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transport {
+    /// Round trip time, smoothed.
+    pub round_trip: Duration,
+    /// Packets sent since the link was opened.
+    pub sent_packets: u64,
+    /// Of them, those that were lost.
+    pub lost_packets: u64,
+}
 
-impl RoundTrip {
-    fn new(tell: impl Fn() -> Option<Duration> + Send + Sync + 'static) -> Self {
+/// Tells how the way of a link is.
+#[derive(Clone)]
+pub struct Meter(Arc<dyn Fn() -> Option<Transport> + Send + Sync>);
+
+impl Meter {
+    fn new(tell: impl Fn() -> Option<Transport> + Send + Sync + 'static) -> Self {
         Self(Arc::new(tell))
     }
 
-    /// The newest estimate; `None` once the link is gone.
-    pub fn get(&self) -> Option<Duration> {
+    /// The newest; `None` once the link is gone.
+    pub fn read(&self) -> Option<Transport> {
         (self.0)()
     }
 }
 
-impl std::fmt::Debug for RoundTrip {
+impl std::fmt::Debug for Meter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("RoundTrip").field(&self.get()).finish()
+        f.debug_tuple("Meter").field(&self.read()).finish()
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,10 +16,9 @@ use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio::sync::Mutex;
 
 use super::peer::{Names, Peer};
-use super::{Dial, Link, LinkRecv, LinkSend, RoundTrip};
+use super::{Dial, Link, LinkRecv, LinkSend, Meter, Transport};
 use crate::error::Error;
 use crate::wire::MAX_FRAME;
 
@@ -155,10 +154,17 @@ fn transport() -> Result<Arc<quinn::TransportConfig>, Error> {
 /// Opens links to one address and accepts only one name there.
 pub struct Connector {
     endpoint: quinn::Endpoint,
-    current: std::sync::Mutex<Current>,
+    current: Mutex<Current>,
     address: String,
     name: String,
-    newest: Mutex<Option<RoundTrip>>,
+    /// Of the links that were opened here, numbered in their order; those that are gone go with the next.
+    meters: Mutex<Opened>,
+}
+
+#[derive(Default)]
+struct Opened {
+    count: u64,
+    meters: Vec<(u64, Meter)>,
 }
 
 /// What new links are opened with.
@@ -178,7 +184,7 @@ impl Connector {
         let any = SocketAddr::from(([0, 0, 0, 0], 0));
         let endpoint = quinn::Endpoint::client(any).map_err(Error::io("open a UDP socket"))?;
         let current = Current { config: identity.client()?, scoped: identity.scoped }.into();
-        Ok(Self { endpoint, current, address: address.into(), name: name.into(), newest: Mutex::new(None) })
+        Ok(Self { endpoint, current, address: address.into(), name: name.into(), meters: Mutex::default() })
     }
 
     /// Opens links with this identity from now on; open ones go on with what they have.
@@ -190,35 +196,64 @@ impl Connector {
 
     /// Opens a link. A side that refuses our certificate is noticed at the first receive.
     pub async fn connect(&self) -> Result<QuicLink, Error> {
+        let scoped = self.current.lock().unwrap_or_else(PoisonError::into_inner).scoped;
+        let open = async {
+            let connection = self.handshake().await?;
+            let peer = peer_names(&connection)?.into_peer(self.name.clone());
+            let (send, recv) = connection.open_bi().await.map_err(|error| self.failed(&error.to_string()))?;
+            Ok(QuicLink::new(connection, send, recv, peer, scoped))
+        };
+        let link = tokio::time::timeout(OPEN_TIMEOUT, open)
+            .await
+            .map_err(|_| self.failed("no answer"))
+            .and_then(|opened| opened)?;
+        let mut opened = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = opened.count;
+        opened.count += 1;
+        opened.meters.retain(|(_, meter)| meter.read().is_some());
+        opened.meters.push((number, link.meter()));
+        Ok(link)
+    }
+
+    async fn handshake(&self) -> Result<quinn::Connection, Error> {
         let address = tokio::net::lookup_host(&self.address)
             .await
             .map_err(Error::io(format!("resolve {}", self.address)))?
             .find(SocketAddr::is_ipv4)
             .ok_or_else(|| Error::Link(format!("{} has no IPv4 address", self.address)))?;
-        let failed = |why: String| Error::Link(format!("{} ({}): {why}", self.address, self.name));
-        let Current { config, scoped } = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let open = async {
-            let connecting = self
-                .endpoint
-                .connect_with(config, address, &self.name)
-                .map_err(|error| failed(error.to_string()))?;
-            let connection = connecting.await.map_err(|error| failed(error.to_string()))?;
-            let peer = peer_names(&connection)?.into_peer(self.name.clone());
-            let (send, recv) = connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
-            Ok(QuicLink::new(connection, send, recv, peer, scoped))
-        };
-        let link = tokio::time::timeout(OPEN_TIMEOUT, open)
-            .await
-            .map_err(|_| failed("no answer".into()))
-            .and_then(|opened| opened)?;
-        *self.newest.lock().await = Some(link.round_trip());
-        Ok(link)
+        let config = self.current.lock().unwrap_or_else(PoisonError::into_inner).config.clone();
+        let connecting = self
+            .endpoint
+            .connect_with(config, address, &self.name)
+            .map_err(|error| self.failed(&error.to_string()))?;
+        connecting.await.map_err(|error| self.failed(&error.to_string()))
     }
 
-    /// Round trip time on the newest link; `None` when there is none.
-    pub async fn round_trip(&self) -> Option<Duration> {
-        self.newest.lock().await.as_ref().and_then(RoundTrip::get)
+    fn failed(&self, why: &str) -> Error {
+        Error::Link(format!("{} ({}): {why}", self.address, self.name))
     }
+
+    /// How the way is on each open link, by the link's number: the later opened has the higher one.
+    pub fn transports(&self) -> Vec<(u64, Transport)> {
+        let opened = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.meters.iter().filter_map(|(number, meter)| Some((*number, meter.read()?))).collect()
+    }
+
+    /// Shakes hands, says how the way is, and hangs up: where no link is open.
+    pub async fn measure(&self) -> Result<Transport, Error> {
+        let connection = tokio::time::timeout(OPEN_TIMEOUT, self.handshake())
+            .await
+            .map_err(|_| self.failed("no answer"))
+            .and_then(|opened| opened)?;
+        let transport = transport_of(&connection);
+        connection.close(0u8.into(), b"only measured the way");
+        Ok(transport)
+    }
+}
+
+fn transport_of(connection: &quinn::Connection) -> Transport {
+    let path = connection.stats().path;
+    Transport { round_trip: path.rtt, sent_packets: path.sent_packets, lost_packets: path.lost_packets }
 }
 
 #[async_trait]
@@ -353,12 +388,12 @@ impl Link for QuicLink {
         self.scoped
     }
 
-    fn round_trip(&self) -> RoundTrip {
-        // Asking for the time must not keep the connection open.
+    fn meter(&self) -> Meter {
+        // Asking must not keep the connection open.
         let connection = Arc::downgrade(&self.connection);
-        RoundTrip::new(move || {
+        Meter::new(move || {
             let connection = connection.upgrade()?;
-            connection.close_reason().is_none().then(|| connection.rtt())
+            connection.close_reason().is_none().then(|| transport_of(&connection))
         })
     }
 }

@@ -1,9 +1,9 @@
-//! What a provider's maintenance does to a decision.
+//! What a provider's maintenance, and the way to the shadow, do to a decision.
 
 use super::*;
 use crate::policy::PolicyParts;
 use crate::report::Verdict;
-use crate::world::Outlook;
+use crate::world::{Outlook, Path};
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -25,6 +25,7 @@ fn world() -> World {
         shadow_cost: Fact::known(1.0, Duration::ZERO, "configuration"),
         primary_utilization: Fact::known(0.5, MINUTE, "in-flight / capacity"),
         shadow_utilization: Fact::known(0.0, MINUTE, "in-flight / capacity"),
+        shadow_path: Path::unknown("no feed"),
         lag: Fact::known(crate::units::ByteCount(0), MINUTE, "stream"),
         maintenance: Vec::new(),
         maintenance_unknown: None,
@@ -103,4 +104,38 @@ fn a_term_of_two_facts_names_both_and_is_as_old_as_the_older() {
     let term = &crate::score::score(&policy().weights, &unknown).terms[1];
     assert_eq!(term.raw.why_unknown(), Some("feed prices is old"));
     assert!(term.points.abs() < f64::EPSILON && term.points_lower.abs() < f64::EPSILON);
+}
+
+#[test]
+fn a_policy_may_keep_off_a_way_that_loses_packets_or_has_just_changed() {
+    let guards = vec![
+        ExtraGuard { fact: GuardedFact::ShadowLoss, bound: Bound::Below(0.02), binds_operator: false },
+        ExtraGuard {
+            fact: GuardedFact::ShadowRouteAge,
+            bound: Bound::Above(600_000.0),
+            binds_operator: false,
+        },
+        ExtraGuard { fact: GuardedFact::ShadowRttMs, bound: Bound::Below(80.0), binds_operator: false },
+    ];
+    let parts = PolicyParts { mode: Mode::Auto, horizon: 30 * MINUTE, guards, ..PolicyParts::default() };
+    let policy = Policy::new(parts).unwrap();
+    let known = |value: f64| Fact::known(value, MINUTE, "feed links");
+    let good = Path { rtt_ms: known(22.0), loss: known(0.001), route_age_ms: known(3_600_000.0) };
+    let because = |path: Path| decide(&policy, &World { shadow_path: path, ..world() }, NOW);
+    assert!(matches!(because(good.clone()).verdict, Verdict::Move { .. }));
+    for (path, why) in [
+        (Path { loss: known(0.05), ..good.clone() }, "shadow_loss: 0.05 (needs below 0.02)"),
+        (
+            Path { route_age_ms: known(90_000.0), ..good.clone() },
+            "shadow_route_age_ms: 90000 (needs above 600000)",
+        ),
+        (Path { rtt_ms: known(200.0), ..good.clone() }, "shadow_rtt_ms: 200 (needs below 80)"),
+        (
+            Path { loss: Fact::unknown("the newest of feed links is 20 s old, 15 s are allowed"), ..good },
+            "shadow_loss: unknown: the newest of feed links is 20 s old, 15 s are allowed (needs below 0.02)",
+        ),
+    ] {
+        let report = because(path);
+        assert_eq!((report.verdict, report.because.as_str()), (Verdict::Stay, why));
+    }
 }

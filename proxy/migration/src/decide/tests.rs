@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::policy::PolicyParts;
 use crate::units::ByteCount;
-use crate::world::Outlook;
+use crate::world::{Outlook, Path};
 
 const NOW: Timestamp = Timestamp(100_000_000);
 
@@ -34,6 +34,7 @@ fn world() -> World {
         shadow_cost: known(1.5),
         primary_utilization: known(0.7),
         shadow_utilization: known(0.3),
+        shadow_path: Path { rtt_ms: known(22.0), loss: known(0.002), route_age_ms: known(3_600_000.0) },
         lag: known(ByteCount(4096)),
         maintenance: Vec::new(),
         maintenance_unknown: None,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use migration::units::Timestamp;
-use migration::world::{Fact, Maintenance};
+use migration::world::{Fact, Maintenance, Path};
 
 use super::board::{FeedBoard, FeedState};
 use super::finding::{Event, Finding, Value};
@@ -17,6 +17,16 @@ const OPEN_END: Duration = Duration::from_secs(7 * 24 * 3600);
 const COSTS: [(&str, f64); 4] = [("/h", 1.0), ("/d", 24.0), ("/month", 730.0), ("/year", 8760.0)];
 /// Units of a utilisation, as a share.
 const SHARES: [(&str, f64); 2] = [("ratio", 1.0), ("%", 0.01)];
+/// Numbers about the way to a zone, with their units; the first is meant where none is said.
+const WAYS: [(&str, &[(&str, f64)]); 4] = [
+    (RTT, &[("ms", 1.0), ("s", 1000.0)]),
+    (LOSS, &SHARES),
+    (ROUTE_AGE, &[("s", 1000.0), ("ms", 1.0)]),
+    ("hops", &[("", 1.0)]),
+];
+const RTT: &str = "rtt";
+const LOSS: &str = "loss";
+const ROUTE_AGE: &str = "route_age";
 /// Busier than this is taken for a percentage without its unit.
 const BUSIEST: f64 = 2.0;
 
@@ -34,6 +44,7 @@ pub fn fits(feed: &Feed, finding: &Finding) -> Result<(), String> {
             }
             number(feed.serves, value).map(drop)
         }
+        (Use::Path, Finding::Value(value)) => number(feed.serves, value).map(drop),
         (Use::Maintenance, Finding::Value(_)) => {
             Err("a feed of maintenance gives events, and this is a number; {event: \"maintenance\", title, starts, ends}".into())
         }
@@ -41,9 +52,18 @@ pub fn fits(feed: &Feed, finding: &Finding) -> Result<(), String> {
     }
 }
 
-/// The number in the unit of its use: cost for an hour, or a share.
+/// The number in the unit of its use: cost for an hour, a share, or what each number about a way has.
 fn number(serves: Use, value: &Value) -> Result<f64, String> {
-    let units: &[(&str, f64)] = if serves == Use::Cost { &COSTS } else { &SHARES };
+    let units: &[(&str, f64)] = match serves {
+        Use::Cost => &COSTS,
+        Use::Path => {
+            let name = value.name.as_deref().unwrap_or_default();
+            let known = WAYS.iter().find(|(known, _)| *known == name);
+            let names = WAYS.map(|(name, _)| name).join(", ");
+            known.ok_or_else(|| format!("{name:?} is no number of a path; known here: {names}"))?.1
+        }
+        _ => &SHARES,
+    };
     let unit = value.unit.as_deref().unwrap_or(units[0].0);
     let Some((_, size)) = units.iter().find(|(name, _)| *name == unit) else {
         let known: Vec<&str> = units.iter().map(|(name, _)| *name).collect();
@@ -56,6 +76,9 @@ fn number(serves: Use, value: &Value) -> Result<f64, String> {
         return Ok(value.value / size);
     }
     let share = value.value * size;
+    if serves == Use::Path && value.name.as_deref() != Some(LOSS) {
+        return Ok(share);
+    }
     if share > BUSIEST {
         return Err(format!(
             "{} is no share of 0 to 1; give it `unit: \"%\"` if it is a percentage",
@@ -68,12 +91,21 @@ fn number(serves: Use, value: &Value) -> Result<f64, String> {
 impl FeedBoard {
     /// Cost of one worker in `zone` for an hour; `None`: no feed speaks of that.
     pub fn cost(&self, resource: &str, zone: &str, now: Timestamp) -> Option<Fact<f64>> {
-        self.number(Use::Cost, resource, zone, now)
+        self.number(Use::Cost, None, resource, zone, now)
     }
 
     /// How busy `resource` is in `zone`, 0 to 1; `None`: no feed speaks of that.
     pub fn utilization(&self, resource: &str, zone: &str, now: Timestamp) -> Option<Fact<f64>> {
-        self.number(Use::Utilization, resource, zone, now)
+        self.number(Use::Utilization, None, resource, zone, now)
+    }
+
+    /// The way to `zone`; what no feed speaks of is unknown.
+    pub fn path(&self, resource: &str, zone: &str, now: Timestamp) -> Path {
+        let of = |name: &'static str| {
+            let unsaid = || Fact::unknown(format!("no feed of use path says {name} of {zone}"));
+            self.number(Use::Path, Some(name), resource, zone, now).unwrap_or_else(unsaid)
+        };
+        Path { rtt_ms: of(RTT), loss: of(LOSS), route_age_ms: of(ROUTE_AGE) }
     }
 
     /// Values that feeds said since the last time and that count, with their times; `said` remembers when that was. Forecasts of a
@@ -121,10 +153,17 @@ impl FeedBoard {
     }
 
     /// The first feed that knows; else why the first one does not.
-    fn number(&self, serves: Use, resource: &str, zone: &str, now: Timestamp) -> Option<Fact<f64>> {
+    fn number(
+        &self,
+        serves: Use,
+        name: Option<&str>,
+        resource: &str,
+        zone: &str,
+        now: Timestamp,
+    ) -> Option<Fact<f64>> {
         let mut unknown = None;
         for (feed, state) in self.speaking(serves, resource, zone) {
-            let fact = of_zone(feed, &state, zone, now);
+            let fact = of_zone(feed, &state, zone, name, now);
             if fact.value().is_some() {
                 return Some(fact);
             }
@@ -168,7 +207,8 @@ fn over(event: &Event, now: Timestamp) -> bool {
     event.ends.unwrap_or_else(|| event.starts.after(OPEN_END)) < now
 }
 
-fn of_zone(feed: &Feed, state: &FeedState, zone: &str, now: Timestamp) -> Fact<f64> {
+/// The newest number of `zone`; with a `name`, of that name.
+fn of_zone(feed: &Feed, state: &FeedState, zone: &str, name: Option<&str>, now: Timestamp) -> Fact<f64> {
     if let Some(why) = state.stale(feed, now) {
         return Fact::unknown(why);
     }
@@ -179,7 +219,9 @@ fn of_zone(feed: &Feed, state: &FeedState, zone: &str, now: Timestamp) -> Fact<f
         .iter()
         .filter_map(|finding| match finding {
             Finding::Value(value)
-                if value.about.is_none() && value.zones.iter().any(|named| named == zone) =>
+                if value.about.is_none()
+                    && name.is_none_or(|name| value.name.as_deref() == Some(name))
+                    && value.zones.iter().any(|named| named == zone) =>
             {
                 Some((measured(value.at, fetched, now), value))
             }
@@ -187,7 +229,8 @@ fn of_zone(feed: &Feed, state: &FeedState, zone: &str, now: Timestamp) -> Fact<f
         })
         .max_by_key(|(at, _)| *at);
     let Some((at, value)) = newest else {
-        return Fact::unknown(format!("feed {} says nothing of {zone}", feed.name));
+        let what = name.map_or_else(String::new, |name| format!("{name} of "));
+        return Fact::unknown(format!("feed {} says nothing of {what}{zone}", feed.name));
     };
     let age = now.since(at);
     if age > feed.stale_after {

@@ -1,10 +1,11 @@
-//! Facts from outside: what other services say about zones (cost, utilisation, weather, events, maintenance).
+//! Facts from outside: what other services say about zones (cost, utilisation, weather, events, maintenance), and what is
+//! measured of the way to them.
 //!
 //! A feed is a source × a way to decode × a map. Decoding and mapping are pure; sources are the thin shell.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`fetch`] | sources: HTTP, a file, a command, databases; webhooks come in by [`webhook`] |
+//! | [`fetch`] | sources: HTTP, a file, a command, databases, the way to other zones; webhooks come in by [`webhook`] |
 //! | [`egress`] | which hosts and addresses may be asked |
 //! | [`decode`] | bytes to JSON: JSON, RSS and Atom, iCalendar, a number |
 //! | [`map`] | JSON to [findings](finding) by a jq program; [`preset`] has those of known services |
@@ -57,16 +58,19 @@ pub enum Use {
     Events,
     /// Windows of maintenance: a guard.
     Maintenance,
+    /// The way to a zone: facts for a policy's own guards.
+    Path,
 }
 
 impl Use {
     /// Every use with its name in files.
-    pub const ALL: [(&'static str, Self); 5] = [
+    pub const ALL: [(&'static str, Self); 6] = [
         ("cost", Self::Cost),
         ("utilization", Self::Utilization),
         ("weather", Self::Weather),
         ("events", Self::Events),
         ("maintenance", Self::Maintenance),
+        ("path", Self::Path),
     ];
 
     /// Its name in files.
@@ -98,6 +102,8 @@ pub enum Source {
     Postgres(fetch::postgres::Databases),
     /// What others post, signed with this secret.
     Webhook(Secret),
+    /// The way to other zones, measured here.
+    Path(fetch::path::Measured),
 }
 
 impl Source {
@@ -109,6 +115,7 @@ impl Source {
             Self::Exec(_) => "exec",
             Self::Postgres(_) => "postgres",
             Self::Webhook(_) => "webhook",
+            Self::Path(measured) => measured.how.kind(),
         }
     }
 
@@ -123,6 +130,7 @@ impl Source {
                 format!("databases in {}", zones.join(", "))
             }
             Self::Webhook(_) => "posted to this node".into(),
+            Self::Path(measured) => measured.how.place(),
         }
     }
 }

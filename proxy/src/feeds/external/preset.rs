@@ -140,3 +140,23 @@ pub const PRESETS: [Preset; 9] = [
         max_bytes: 4 * MIB,
     },
 ];
+
+/// What the ways of measuring the path fill in, by the key of their source.
+pub const PATHS: [Preset; 3] = [
+    path("ping", include_str!("presets/ping.jq"), 5),
+    path("trace", include_str!("presets/trace.jq"), 60),
+    path("link", include_str!("presets/link.jq"), 5),
+];
+
+const fn path(name: &'static str, map: &'static str, every: u64) -> Preset {
+    Preset {
+        name,
+        base: None,
+        path: "/",
+        decode: Decode::Json,
+        map,
+        serves: Some(Use::Path),
+        every: Duration::from_secs(every),
+        max_bytes: MIB,
+    }
+}

@@ -10,25 +10,24 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::board::FeedBoard;
-use super::egress::Egress;
-use super::fetch::{Fetched, Validators, fetch};
+use super::fetch::{Fetched, Reach, Validators, fetch};
 use super::{Failure, Feed, Reason, Source, Stage, Understood, pace, webhook};
 use crate::clock;
 use crate::telemetry::metrics as telemetry;
 
 /// Starts the task of every feed that is asked; they end with `stop`. Must be called inside a runtime.
-pub fn start(board: &FeedBoard, egress: &Arc<Egress>, stop: &CancellationToken, tasks: &TaskTracker) {
+pub fn start(board: &FeedBoard, reach: &Arc<Reach>, stop: &CancellationToken, tasks: &TaskTracker) {
     for (feed, _) in board.all().filter(|(feed, _)| !matches!(feed.source, Source::Webhook(_))) {
-        let task = run(board.clone(), feed.clone(), egress.clone(), crate::rng::seed());
+        let task = run(board.clone(), feed.clone(), reach.clone(), crate::rng::seed());
         tasks.spawn(stop.clone().run_until_cancelled_owned(task));
     }
 }
 
-async fn run(board: FeedBoard, feed: Arc<Feed>, egress: Arc<Egress>, seed: u64) {
+async fn run(board: FeedBoard, feed: Arc<Feed>, reach: Arc<Reach>, seed: u64) {
     let mut luck = SmallRng::seed_from_u64(seed);
     let mut last = Validators::default();
     loop {
-        let outcome = turn(&feed, &egress, &last).await;
+        let outcome = turn(&feed, &reach, &last).await;
         let now = clock::now();
         let (failures, retry_after, stuck) = match outcome {
             Turn::Unchanged => {
@@ -79,8 +78,8 @@ enum Turn {
     Failed { failure: Failure, stuck: Option<Thinking> },
 }
 
-async fn turn(feed: &Arc<Feed>, egress: &Egress, last: &Validators) -> Turn {
-    match fetch(feed, egress, last).await {
+async fn turn(feed: &Arc<Feed>, reach: &Reach, last: &Validators) -> Turn {
+    match fetch(feed, reach, last).await {
         Ok(Fetched::Unchanged) => Turn::Unchanged,
         Ok(Fetched::Bytes { bytes, at, validators }) => {
             let length = bytes.len() as u64;

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use migration::units::{ByteCount, Timestamp};
 use serde::Serialize;
 
-use super::egress::Egress;
-use super::fetch::{self, Fetched, Validators};
+use super::fetch::{self, Fetched, Reach, Validators};
 use super::finding::Finding;
 use super::map::shape;
 use super::{Failure, Feed, Reason, Stage};
@@ -52,7 +51,7 @@ pub struct TrialError {
 }
 
 /// Runs `feed` once; with a `fixture` its source is not asked.
-pub async fn run(feed: &Arc<Feed>, egress: &Egress, fixture: Option<&Path>, now: Timestamp) -> Trial {
+pub async fn run(feed: &Arc<Feed>, reach: &Reach, fixture: Option<&Path>, now: Timestamp) -> Trial {
     let mut trial = Trial {
         feed: feed.name.clone(),
         stages: Vec::new(),
@@ -61,7 +60,7 @@ pub async fn run(feed: &Arc<Feed>, egress: &Egress, fixture: Option<&Path>, now:
         elsewhere: 0,
         notes: Vec::new(),
     };
-    if let Err(failure) = stages(feed, egress, fixture, now, &mut trial).await {
+    if let Err(failure) = stages(feed, reach, fixture, now, &mut trial).await {
         trial.error = Some(TrialError {
             stage: failure.stage.name(),
             reason: failure.reason.label(),
@@ -73,7 +72,7 @@ pub async fn run(feed: &Arc<Feed>, egress: &Egress, fixture: Option<&Path>, now:
 
 async fn stages(
     feed: &Arc<Feed>,
-    egress: &Egress,
+    reach: &Reach,
     fixture: Option<&Path>,
     now: Timestamp,
     trial: &mut Trial,
@@ -85,7 +84,7 @@ async fn stages(
         Some(path) => (format!("fixture {}", path.display()), fetch::file(path, feed.max_bytes).await?),
         None => {
             let how = format!("{} {}", feed.source.kind(), feed.source.place());
-            (how, fetch::fetch(feed, egress, &Validators::default()).await?)
+            (how, fetch::fetch(feed, reach, &Validators::default()).await?)
         }
     };
     let Fetched::Bytes { bytes, validators, .. } = fetched else {

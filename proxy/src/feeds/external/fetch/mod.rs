@@ -1,11 +1,13 @@
 //! Sources: bytes from outside, bounded in time and size.
 
 pub mod http;
+pub mod path;
 pub mod postgres;
 mod process;
 pub(crate) mod tls;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use migration::units::Timestamp;
@@ -13,6 +15,22 @@ use tokio::io::AsyncReadExt;
 
 use super::egress::Egress;
 use super::{Failure, Feed, Reason, Source, chain};
+use crate::links::Links;
+
+/// What sources may reach.
+#[derive(Clone, Default)]
+pub struct Reach {
+    /// Which hosts and addresses.
+    pub egress: Egress,
+    /// This node's links to other zones; none: it has none.
+    pub links: Option<Arc<Links>>,
+}
+
+impl From<Egress> for Reach {
+    fn from(egress: Egress) -> Self {
+        Self { egress, links: None }
+    }
+}
 
 /// What the source said last time, so that it may answer "unchanged".
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,13 +58,14 @@ pub enum Fetched {
 }
 
 /// Asks the feed's source once. A webhook cannot be asked. Cancel-safe: dropping it ends the connection or the command.
-pub async fn fetch(feed: &Feed, egress: &Egress, last: &Validators) -> Result<Fetched, Failure> {
+pub async fn fetch(feed: &Feed, reach: &Reach, last: &Validators) -> Result<Fetched, Failure> {
     let limit = feed.max_bytes;
     let asked = async {
         match &feed.source {
-            Source::Http(request) => http::get(request, egress, last, limit).await,
+            Source::Http(request) => http::get(request, &reach.egress, last, limit).await,
             Source::File(path) => file(path, limit).await,
             Source::Postgres(asked) => postgres::numbers(asked).await,
+            Source::Path(measured) => measured.run(reach).await,
             Source::Exec(argv) => process::output(argv, limit).await,
             Source::Webhook(_) => {
                 Err(Failure::source(Reason::File, "it is posted to and cannot be asked; give a fixture"))

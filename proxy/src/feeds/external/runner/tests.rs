@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use url::Url;
 
 use super::super::board::FeedState;
-use super::super::egress::Network;
+use super::super::egress::{Egress, Network};
 use super::super::fetch::http::Request;
 use super::super::finding::Finding;
 use super::super::map::Program;
@@ -89,28 +89,29 @@ fn http_feed(url: &str) -> Feed {
     }
 }
 
-fn loopback() -> Arc<Egress> {
-    Arc::new(Egress { hosts: vec![], networks: vec![Network::parse("127.0.0.0/8").unwrap()] })
+fn loopback() -> Arc<Reach> {
+    let networks = vec![Network::parse("127.0.0.0/8").unwrap()];
+    Arc::new(Egress { hosts: vec![], networks }.into())
 }
 
 /// Runs the feed until `fact` is true of its state.
 async fn until(
     feed: Feed,
-    egress: &Arc<Egress>,
+    reach: &Arc<Reach>,
     fact: impl Fn(&FeedState) -> bool,
 ) -> (FeedBoard, Arc<FeedState>) {
     let name = feed.name.clone();
     let board = FeedBoard::new([feed]);
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-    start(&board, egress, &stop, &tasks);
+    start(&board, reach, &stop, &tasks);
     let state =
         tokio::time::timeout(Duration::from_secs(20), board.until(&name, fact)).await.expect("in time");
     stop.cancel();
     (board, state)
 }
 
-async fn failure(feed: Feed, egress: &Arc<Egress>) -> Failure {
-    let (_, state) = until(feed, egress, |state| state.failure.is_some()).await;
+async fn failure(feed: Feed, reach: &Arc<Reach>) -> Failure {
+    let (_, state) = until(feed, reach, |state| state.failure.is_some()).await;
     state.failure.clone().unwrap().0
 }
 
@@ -246,8 +247,8 @@ async fn addresses_are_checked_after_the_look_up() {
         hosts: vec!["localhost".into()],
         networks: vec![Network::parse("127.0.0.1").unwrap(), Network::parse("::1").unwrap()],
     };
-    until(named, &Arc::new(allowed.clone()), |state| state.at.is_some()).await;
-    let other = Arc::new(Egress { hosts: vec!["*.example".into()], ..Egress::default() });
+    until(named, &Arc::new(allowed.clone().into()), |state| state.at.is_some()).await;
+    let other = Arc::new(Egress { hosts: vec!["*.example".into()], ..Egress::default() }.into());
     assert_eq!(
         failure(http_feed("http://localhost:1/"), &other).await.what,
         "localhost is not in node.egress.allow"
