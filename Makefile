@@ -54,7 +54,7 @@ test-idle: setup ## what ten thousand idle connections to the HTTP front cost
 	ulimit -n 12000 && $(CARGO) test --package godwit-tests --test e2e ten_thousand_idle_connections -- --ignored --nocapture
 
 test-postgres-front: setup ## PostgreSQL's own suites, five drivers and pgbench through the front, cutovers under them (half an hour)
-	$(CARGO) test --package godwit-tests --test e2e postgres_front:: -- --ignored --nocapture --test-threads=1
+	$(CARGO) test --package godwit-tests --test e2e postgres_front:: -- --include-ignored --nocapture --test-threads=1
 
 simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture
