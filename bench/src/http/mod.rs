@@ -6,7 +6,7 @@
 //! generator and the upstream, which share the machine.
 
 mod load;
-mod peers;
+pub(crate) mod peers;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

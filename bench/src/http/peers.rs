@@ -27,13 +27,13 @@ pub(super) struct Upstream {
 }
 
 /// A process, killed with what it started when dropped.
-struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Running {
-    fn start(command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0).spawn();
-        child.map(Self).with_context(|| format!("{name} cannot be run: scripts/setup.sh bench-http"))
+        child.map(Self).with_context(|| format!("{name} cannot be run: the bench's make target installs it"))
     }
 
     /// It, and the processes that it started.
@@ -52,6 +52,27 @@ impl Running {
         }
         Ok(found)
     }
+
+    /// User and system time of its processes so far.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        let mut ticks = 0;
+        for pid in self.all()? {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            ticks += cpu_ticks(&stat).unwrap_or(0);
+        }
+        Ok(TICK * ticks)
+    }
+
+    /// What its processes have in memory.
+    pub(crate) fn memory_mib(&self) -> Result<f64> {
+        let mut kib = 0.0;
+        for pid in self.all()? {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+            kib += line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).unwrap_or(0.0);
+        }
+        Ok(kib / 1024.0)
+    }
 }
 
 impl Drop for Running {
@@ -65,23 +86,12 @@ impl Drop for Running {
 impl Peer {
     /// User and system time of its processes so far.
     pub(super) fn cpu(&self) -> Result<Duration> {
-        let mut ticks = 0;
-        for pid in self.child.all()? {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            ticks += cpu_ticks(&stat).unwrap_or(0);
-        }
-        Ok(TICK * ticks)
+        self.child.cpu()
     }
 
     /// What its processes have in memory.
     pub(super) fn memory_mib(&self) -> Result<f64> {
-        let mut kib = 0.0;
-        for pid in self.child.all()? {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-            kib += line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).unwrap_or(0.0);
-        }
-        Ok(kib / 1024.0)
+        self.child.memory_mib()
     }
 }
 
@@ -124,11 +134,11 @@ pub(super) fn start(folder: &Path, upstream: SocketAddr, only: &[String]) -> Res
     Ok(peers)
 }
 
-fn free() -> Result<SocketAddr> {
+pub(crate) fn free() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-fn until_listening(address: SocketAddr) -> Result<()> {
+pub(crate) fn until_listening(address: SocketAddr) -> Result<()> {
     for _ in 0..2000 {
         if TcpStream::connect(address).is_ok() {
             return Ok(());

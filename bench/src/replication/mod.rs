@@ -38,6 +38,11 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(major: u32) -> Result<Self> {
+        Self::start_with(major, "")
+    }
+
+    /// The same with more lines for postgresql.conf.
+    pub(crate) fn start_with(major: u32, settings: &str) -> Result<Self> {
         let bin =
             installed(major).with_context(|| format!("PostgreSQL {major} is not here: run make setup"))?;
         let directory = tempfile::Builder::new().prefix("godwit-bench-").tempdir()?.keep();
@@ -45,7 +50,7 @@ impl Server {
         let port = free_ports(1)?.pop().context("no free port")?;
         let cluster = Cluster { bin, data: directory.join("data"), host: "127.0.0.1".into(), port };
         let this = Self { cluster, directory };
-        this.cluster.init(SETTINGS)?;
+        this.cluster.init(&format!("{SETTINGS}{settings}"))?;
         this.cluster.start()?;
         Ok(this)
     }

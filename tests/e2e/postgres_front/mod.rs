@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bench;
 mod cutover;
+mod drivers;
 mod moves;
 mod protocol;
+mod rounds;
+mod suite;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -24,6 +28,7 @@ use godwit::fronts::latencies::{Latencies, Recorder};
 use godwit::fronts::postgres::{Active, PostgresFront, service};
 use godwit_tests::postgres::{SUPERUSER, TestCluster, free_port, other_major};
 use migration::policy::{Policy, PolicyParts};
+use replicator::postgres::Dsn;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
@@ -37,13 +42,78 @@ const HBA: &str = "local all all trust\nhost all postgres all trust\nhost all al
 const SCHEMA: &str = "CREATE TABLE item (id bigint PRIMARY KEY, note text); GRANT ALL ON item TO app; \
     CREATE TYPE mood AS ENUM ('glad', 'sad')";
 
-/// Two clusters with the same roles, and a front onto the first.
-struct Setup {
-    clusters: [TestCluster; 2],
+/// A front, served in this process.
+struct Served {
     front: Arc<PostgresFront>,
     latencies: Latencies,
     _recorder: Arc<Recorder>,
     _server: Background,
+}
+
+/// The settings that most tests have; everybody proves who he is.
+fn settings(database: &str) -> anyhow::Result<Settings> {
+    Ok(Settings {
+        listen: SocketAddr::from(([127, 0, 0, 1], free_port()?)),
+        database: database.into(),
+        auth: PostgresAuth::Query(None),
+        tls: None,
+        passwords: BTreeMap::new(),
+        connections: 100,
+        startup: Duration::from_secs(10),
+        settings: Vec::new(),
+    })
+}
+
+impl Served {
+    /// A front onto the first of these zones.
+    async fn start(settings: &Settings, hold: HoldLimits, zones: &[(&str, Dsn)]) -> Self {
+        let placement = |(zone, dsn): &(&str, Dsn)| Placement {
+            zone: (*zone).into(),
+            http: Vec::new(),
+            upstream: Upstream::default(),
+            probe: "/".into(),
+            postgres: Some(Database { dsn: dsn.clone(), bin: None, app_roles: Vec::new() }),
+            capacity: 1,
+            cost_per_hour: None,
+            driver: None,
+            provided: Provided::default(),
+        };
+        let primary = zones[0].0;
+        let resource = Resource {
+            name: "shop".into(),
+            http: None,
+            postgres: Some(settings.clone()),
+            placements: zones.iter().map(|zone| (zone.0.into(), placement(zone))).collect(),
+            flexible: None,
+            primary: primary.into(),
+            policy: Policy::new(PolicyParts::default()).unwrap(),
+            freeze: Vec::new(),
+        };
+        let recorder = Recorder::new();
+        let active = Active { generation: 0, zone: primary.into() };
+        let front = PostgresFront::new(&resource, settings, hold, active, &recorder).unwrap();
+        let mut server = server(ServerSettings::default());
+        server.add_service(service(&front));
+        let server = Background::run(server).unwrap();
+        let address = settings.listen;
+        until("the front listens", async || TcpStream::connect(address).await.is_ok()).await;
+        until("who looked has left", async || front.sessions() == 0).await;
+        Self { front, latencies: recorder.reader(), _recorder: recorder, _server: server }
+    }
+}
+
+/// Two clusters with the same roles, and a front onto the first.
+struct Setup {
+    clusters: [TestCluster; 2],
+    served: Served,
+}
+
+impl std::ops::Deref for Setup {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.served
+    }
 }
 
 async fn cluster(major: u32, extra: &str) -> TestCluster {
@@ -77,53 +147,12 @@ impl Setup {
     async fn with(hold: HoldLimits, change: impl FnOnce(&mut Settings), extra: &str) -> Self {
         let clusters = [cluster(15, extra).await, cluster(other_major(), extra).await];
         same_verifier(&clusters, "app").await;
-        let mut settings = Settings {
-            listen: SocketAddr::from(([127, 0, 0, 1], free_port().unwrap())),
-            database: DATABASE.into(),
-            auth: PostgresAuth::Query(None),
-            tls: None,
-            passwords: BTreeMap::new(),
-            connections: 100,
-            startup: Duration::from_secs(10),
-            settings: Vec::new(),
-        };
+        let mut settings = settings(DATABASE).unwrap();
         change(&mut settings);
-        let placement = |zone: &str, cluster: &TestCluster| Placement {
-            zone: zone.into(),
-            http: Vec::new(),
-            upstream: Upstream::default(),
-            probe: "/".into(),
-            postgres: Some(Database {
-                dsn: cluster.config_as(SUPERUSER, DATABASE),
-                bin: None,
-                app_roles: Vec::new(),
-            }),
-            capacity: 1,
-            cost_per_hour: None,
-            driver: None,
-            provided: Provided::default(),
-        };
         let [a, b] = &clusters;
-        let resource = Resource {
-            name: "shop".into(),
-            http: None,
-            postgres: Some(settings.clone()),
-            placements: BTreeMap::from([("a".into(), placement("a", a)), ("b".into(), placement("b", b))]),
-            flexible: None,
-            primary: "a".into(),
-            policy: Policy::new(PolicyParts::default()).unwrap(),
-            freeze: Vec::new(),
-        };
-        let recorder = Recorder::new();
-        let active = Active { generation: 0, zone: "a".into() };
-        let front = PostgresFront::new(&resource, &settings, hold, active, &recorder).unwrap();
-        let mut server = server(ServerSettings::default());
-        server.add_service(service(&front));
-        let server = Background::run(server).unwrap();
-        let address = settings.listen;
-        until("the front listens", async || TcpStream::connect(address).await.is_ok()).await;
-        until("who looked has left", async || front.sessions() == 0).await;
-        Self { clusters, front, latencies: recorder.reader(), _recorder: recorder, _server: server }
+        let zones = [("a", a.config_as(SUPERUSER, DATABASE)), ("b", b.config_as(SUPERUSER, DATABASE))];
+        let served = Served::start(&settings, hold, &zones).await;
+        Self { clusters, served }
     }
 
     fn config(&self) -> Config {

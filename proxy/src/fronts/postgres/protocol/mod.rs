@@ -6,6 +6,8 @@
 
 pub mod base64;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod message;
 pub mod names;
 pub mod scram;

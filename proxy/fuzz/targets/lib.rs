@@ -1,0 +1,4 @@
+//! The PostgreSQL front's protocol, as the proxy has it and without the rest.
+
+#[path = "../../src/fronts/postgres/protocol/mod.rs"]
+pub mod protocol;

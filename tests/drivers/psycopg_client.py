@@ -1,0 +1,63 @@
+"""psycopg: see README.md."""
+
+import os
+import sys
+import threading
+from itertools import count
+
+import psycopg
+
+HOST, PORT, USER, DATABASE, TABLE = sys.argv[1:6]
+PATIENCE = 30
+
+
+def connect():
+    return psycopg.connect(
+        host=HOST, port=PORT, user=USER, dbname=DATABASE, password=os.environ["PGPASSWORD"], autocommit=True
+    )
+
+
+def play(one, other, number):
+    first = number * 10
+    with one.transaction():
+        one.execute(f"INSERT INTO {TABLE} VALUES (%s, %s, 'new')", (first, number))
+        one.execute(f"UPDATE {TABLE} SET note = 'changed' WHERE id = %s", (first,))
+        (note,) = one.execute(f"SELECT note FROM {TABLE} WHERE id = %s", (first,)).fetchone()
+        assert note == "changed", note
+    with one.transaction(force_rollback=True):
+        one.execute(f"INSERT INTO {TABLE} VALUES (%s, %s, 'never')", (first + 9, number))
+
+    found = one.execute(f"SELECT id, note FROM {TABLE} WHERE id = %s", (first,), prepare=True).fetchall()
+    assert found == [(first, "changed")], found
+
+    with one.cursor() as cursor:
+        with cursor.copy(f"COPY {TABLE} FROM STDIN") as copy:
+            for row in range(1, 6):
+                copy.write_row((first + row, number, "copied"))
+        with cursor.copy(f"COPY (SELECT id FROM {TABLE} WHERE round = {number} ORDER BY id) TO STDOUT") as copy:
+            ids = [int(row[0]) for row in copy.rows()]
+    assert ids == list(range(first, first + 6)), ids
+
+    other.execute("SELECT pg_notify(%s, %s)", (TABLE, str(number)))
+    heard = [told.payload for told in one.notifies(timeout=PATIENCE, stop_after=1)]
+    assert heard == [str(number)], heard
+
+
+def main():
+    ended = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    one, other = connect(), connect()
+    one.execute(f"LISTEN {TABLE}")
+    for number in count():
+        if ended.is_set():
+            break
+        play(one, other, number)
+        print("round", number, flush=True)
+    (rows,) = one.execute(f"SELECT count(*) FROM {TABLE}").fetchone()
+    assert rows == number * 6, (rows, number)
+    one.close()
+    other.close()
+    print("done", number, flush=True)
+
+
+main()

@@ -1,0 +1,197 @@
+//! PostgreSQL's own regression and isolation suites, at the server itself and through the front: `make test-postgres-front`.
+//!
+//! `scripts/postgres-suite.sh` fetches them; each run has a cluster of its own, since the suites leave roles behind.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use godwit::config::model::PostgresAuth;
+use godwit::drivers::process::cluster::DropTo;
+use godwit_tests::postgres::{SUPERUSER, TestCluster};
+
+use super::{HOLD, Served, settings};
+
+/// Debian's package of the client has the programs that run the suites.
+const PGXS: &str = "/usr/lib/postgresql/15/lib/pgxs/src/test";
+const SETTINGS: &str = "fsync = off\nmax_prepared_transactions = 10\n";
+/// As `pg_regress` makes its database; with the locale that most of the expected output is for.
+const CREATE: [&str; 7] = [
+    "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'",
+    "ALTER DATABASE {} SET lc_messages TO 'C'",
+    "ALTER DATABASE {} SET lc_monetary TO 'C'",
+    "ALTER DATABASE {} SET lc_numeric TO 'C'",
+    "ALTER DATABASE {} SET lc_time TO 'C'",
+    "ALTER DATABASE {} SET bytea_output TO 'hex'",
+    "ALTER DATABASE {} SET timezone_abbreviations TO 'Default'",
+];
+
+/// One of the two.
+#[derive(Clone, Copy, Debug)]
+enum Suite {
+    Regression,
+    Isolation,
+}
+
+impl Suite {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Regression => "regression",
+            Self::Isolation => "isolation",
+        }
+    }
+
+    /// The name that its tests know.
+    fn database(self) -> &'static str {
+        match self {
+            Self::Regression => "regression",
+            Self::Isolation => "isolation_regression",
+        }
+    }
+
+    /// How many tests it has.
+    fn tests(self) -> usize {
+        match self {
+            Self::Regression => 217,
+            Self::Isolation => 115,
+        }
+    }
+
+    fn command(self, source: &Path) -> Command {
+        let (program, folder, schedule) = match self {
+            Self::Regression => ("regress/pg_regress", "src/test/regress", "parallel_schedule"),
+            Self::Isolation => ("isolation/pg_isolation_regress", "src/test/isolation", "isolation_schedule"),
+        };
+        let folder = source.join(folder);
+        let mut command = Command::new(Path::new(PGXS).join(program));
+        command
+            .arg(format!("--inputdir={}", folder.display()))
+            .arg(format!("--schedule={}", folder.join(schedule).display()))
+            .arg(format!("--dlpath={}", source.join("lib").display()))
+            .arg("--max-concurrent-tests=20");
+        command
+    }
+}
+
+/// How each test ended: true, as expected.
+type Outcome = BTreeMap<String, bool>;
+
+/// Lines such as `test boolean      ... ok          105 ms`, with `test` in front of those that ran alone.
+fn read(report: &str) -> Outcome {
+    let line = |line: &str| {
+        let (name, end) = line.split_once(" ... ")?;
+        let name = name.trim().trim_start_matches("test ").trim().to_owned();
+        (!name.is_empty()).then(|| (name, end.trim_start().starts_with("ok")))
+    };
+    report.lines().filter_map(line).collect()
+}
+
+/// Where the suites are.
+fn source() -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/postgres-suite.sh");
+    let output = Command::new(script).stderr(std::process::Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "the suites cannot be had");
+    Ok(String::from_utf8(output.stdout)?.trim().into())
+}
+
+/// Where differences are left for a person to read.
+fn left(suite: Suite, way: &str) -> Result<PathBuf> {
+    let folder =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-front/{}-{way}", suite.name()));
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
+    }
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+async fn run(suite: Suite, source: &Path, through: bool) -> Result<Outcome> {
+    let cluster = TestCluster::start_with(15, SETTINGS)?;
+    let database = suite.database();
+    let administrator = cluster.connect("postgres").await?;
+    for statement in CREATE {
+        administrator.batch_execute(&statement.replace("{}", database)).await?;
+    }
+    drop(administrator);
+    let mut address = SocketAddr::new(cluster.cluster.host.parse()?, cluster.cluster.port);
+    let _served = if through {
+        let mut settings = settings(database)?;
+        settings.auth = PostgresAuth::Trust;
+        address = settings.listen;
+        Some(Served::start(&settings, HOLD, &[("a", cluster.config_as(SUPERUSER, database))]).await)
+    } else {
+        None
+    };
+    let way = if through { "front" } else { "direct" };
+    let output = cluster.directory().join("suite");
+    std::fs::create_dir(&output)?;
+    let mut command = suite.command(source);
+    command
+        .arg(format!("--outputdir={}", output.display()))
+        .arg(format!("--bindir={}", cluster.cluster.bin.display()))
+        .args(["--use-existing", "--dbname", database, "--user", SUPERUSER])
+        .args(["--host", &address.ip().to_string(), "--port", &address.port().to_string()])
+        .current_dir(&output)
+        .env_remove("PGOPTIONS");
+    if let Some(user) = DropTo::find()? {
+        user.own(&output)?;
+        user.apply(&mut command);
+    }
+    // Its exit status says no more than its lines.
+    let ran = tokio::task::spawn_blocking(move || command.output()).await??;
+    let report = String::from_utf8_lossy(&ran.stdout).into_owned();
+    let folder = left(suite, way)?;
+    std::fs::write(folder.join("report.txt"), &report)?;
+    let differences = output.join("regression.diffs");
+    if differences.exists() {
+        std::fs::copy(&differences, folder.join("regression.diffs"))?;
+    }
+    let outcome = read(&report);
+    ensure!(!outcome.is_empty(), "{report}\n{}", String::from_utf8_lossy(&ran.stderr));
+    Ok(outcome)
+}
+
+/// Runs it both ways; what the front broke is an error.
+async fn compare(suite: Suite) -> Result<()> {
+    let source = source()?;
+    let direct = run(suite, &source, false).await?;
+    let front = run(suite, &source, true).await?;
+    let passed = |outcome: &Outcome| outcome.values().filter(|passed| **passed).count();
+    println!("{:<12} {:>12} {:>18}", "suite", "direct", "through the front");
+    let counts = |outcome: &Outcome| format!("{}/{}", passed(outcome), outcome.len());
+    println!("{:<12} {:>12} {:>18}", suite.name(), counts(&direct), counts(&front));
+    let mut broken = String::new();
+    for (name, _) in direct.iter().filter(|(name, passed)| **passed && front.get(*name) != Some(&true)) {
+        write!(broken, " {name}")?;
+    }
+    ensure!(broken.is_empty(), "fail through the front only:{broken}; see {}", env!("CARGO_TARGET_TMPDIR"));
+    ensure!(direct.len() == suite.tests() && front.len() == suite.tests(), "not every test has run");
+    ensure!(passed(&front) >= passed(&direct));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: make test-postgres-front"]
+async fn the_regression_suite_passes_as_at_the_server_itself() -> Result<()> {
+    compare(Suite::Regression).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: make test-postgres-front"]
+async fn the_isolation_suite_passes_as_at_the_server_itself() -> Result<()> {
+    compare(Suite::Isolation).await
+}
+
+#[test]
+fn reports_are_read() {
+    let report = "============== running regression test queries        ==============\n\
+        test tablespace                   ... ok          431 ms\n\
+        parallel group (2 tests):  boolean char\n     boolean                      ... ok          105 ms\n\
+        \x20    char                         ... FAILED      12 ms\ntest hash ... failed (ignored)\n";
+    let expected = [("boolean", true), ("char", false), ("hash", false), ("tablespace", true)];
+    let expected: Outcome = expected.iter().map(|(name, passed)| ((*name).to_owned(), *passed)).collect();
+    assert_eq!(read(report), expected);
+}
