@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests wait by the real clock")]
 
+mod advise;
 mod apply;
 mod backlog;
 mod copying;
