@@ -21,6 +21,7 @@ mod large;
 mod leader;
 mod link;
 mod manager;
+mod mirrored;
 mod modes;
 mod network;
 mod postgres_front;
