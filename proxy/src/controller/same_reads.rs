@@ -22,7 +22,7 @@ pub(super) struct SameReads {
     primary: String,
     shadow: String,
     /// At the primary, and at the shadow.
-    sides: [Ensemble; 2],
+    sides: Box<[Ensemble; 2]>,
 }
 
 impl SameReads {
@@ -40,7 +40,7 @@ impl SameReads {
         };
         drop(slot.take_if(other));
         if let (None, Some(mirrored)) = (&*slot, mirrored) {
-            let sides = [Ensemble::new(settings.clone()), Ensemble::new(settings.clone())];
+            let sides = Box::new([Ensemble::new(settings.clone()), Ensemble::new(settings.clone())]);
             *slot = Some(Self { primary: primary.to_owned(), shadow: mirrored.shadow.clone(), sides });
         }
         let Some(reads) = slot else { return };
@@ -53,7 +53,7 @@ impl SameReads {
 
     /// The forecasters at the primary and at the shadow, if they are of these zones.
     pub(super) fn between(&self, primary: &str, shadow: &str) -> Option<&[Ensemble; 2]> {
-        (self.primary == primary && self.shadow == shadow).then_some(&self.sides)
+        (self.primary == primary && self.shadow == shadow).then_some(&*self.sides)
     }
 
     /// Both of them.

@@ -93,7 +93,7 @@ fn reports() {
         |until| Freeze { by: "window".into(), why: "working hours".into(), until, binds_operator: false };
     let freeze = Freeze { by: "ann".into(), why: "release".into(), until: None, binds_operator: true };
     let plain = policy(|_| {});
-    let cases = [
+    let cases = vec![
         ("a move", plain.clone(), world()),
         ("a proposal", policy(|parts| parts.mode = Mode::Advise), world()),
         ("observed", policy(|parts| parts.mode = Mode::Observe), world()),
