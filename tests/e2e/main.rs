@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests wait by the real clock")]
 
+mod advise;
 mod apply;
 mod backlog;
 mod copying;
@@ -20,6 +21,7 @@ mod large;
 mod leader;
 mod link;
 mod manager;
+mod mirrored;
 mod modes;
 mod network;
 mod postgres_front;

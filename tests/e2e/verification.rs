@@ -13,7 +13,7 @@ use replicator::lsn::Lsn;
 use replicator::pump::{LocalEnd, LocalPeer};
 use replicator::spill::Spill;
 use replicator::status::Phase;
-use replicator::verify::{Difference, Follower, Go, Happening, Kind, Options, Pace, Progress, run};
+use replicator::verify::{Difference, Follower, Go, Happening, Kind, Options, Pace, Patience, Progress, run};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -205,6 +205,41 @@ async fn clean_under_load_and_every_injected_difference_by_its_key() -> Result<(
     println!("{written} transactions were written meanwhile");
     ensure!(written > 100, "too little was written to prove anything");
     stream.stop().await
+}
+
+/// A commit that is in the log, and so on the target, but that the source does not show yet: it waits for a standby, or its process was
+/// stopped right there. It is the newest transaction of the source, and no snapshot lists it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_newest_commit_is_no_difference_before_the_source_shows_it() -> Result<()> {
+    let settings = "synchronous_standby_names = 'nobody'\nsynchronous_commit = local\nautovacuum = off\n";
+    let (old, new) = (TestCluster::start_with(15, settings)?, TestCluster::start(other_major())?);
+    let rows =
+        "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT g, 1 FROM generate_series(1, 50) g";
+    let source = old.create_database("shop", rows).await?;
+    let target = new.create_database("shop", rows).await?;
+    let (writer, watcher) = (old.connect("shop").await?, old.connect("shop").await?);
+    let pid: i32 = writer.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    let write = tokio::spawn(async move {
+        writer.batch_execute("SET synchronous_commit = on; UPDATE t SET v = 2 WHERE id = 7").await
+    });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep'";
+    while watcher.query_one(waits, &[&pid]).await?.get::<_, i64>(0) == 0 {
+        ensure!(Instant::now() < deadline, "the commit does not wait");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    target.batch_execute("UPDATE t SET v = 2 WHERE id = 7").await?;
+    let snapshot: String = watcher.query_one("SELECT pg_current_snapshot()::text", &[]).await?.get(0);
+    ensure!(snapshot.ends_with(':'), "the snapshot lists it: {snapshot}");
+
+    let options = Options { patience: Patience { hold_after: None, give_up_after: 2 }, ..quick() };
+    let (_, told) = verify(&source, &target, &Still, &options).await?;
+    assert_eq!(told.lines(), set(&["public.t 7 Unsettled"]), "nothing is proven of it");
+    watcher.execute("SELECT pg_cancel_backend($1)", &[&pid]).await?;
+    write.await??;
+    let (_, told) = verify(&source, &target, &Still, &options).await?;
+    assert_eq!(told.lines(), BTreeSet::new());
+    Ok(())
 }
 
 const ODD: &str = r#"

@@ -154,12 +154,13 @@ fn sustain(policy: &Policy, world: &World, now: Timestamp) -> Guard {
 }
 
 fn shadow_better(world: &World) -> Guard {
-    let (passed, value) = match (&world.primary_probe, &world.shadow_probe) {
+    let both = world.side_by_side();
+    let (passed, value) = match (both.primary, both.shadow) {
         (Fact::Known { value: primary, .. }, Fact::Known { value: shadow, .. }) => (
             shadow.median_ms < primary.median_ms,
             format!(
-                "probe forecast {:.1} ms in {}, {:.1} ms in {}",
-                shadow.median_ms, world.shadow, primary.median_ms, world.primary
+                "{} forecast {:.1} ms in {}, {:.1} ms in {}",
+                both.of, shadow.median_ms, world.shadow, primary.median_ms, world.primary
             ),
         ),
         // A primary whose probe fails is worse than any shadow that answers.
@@ -290,6 +291,7 @@ pub(crate) fn guarded(fact: GuardedFact, world: &World) -> Fact<f64> {
         GuardedFact::LatencyMs => world.latency.map(|outlook| outlook.median_ms),
         GuardedFact::PrimaryProbeMs => world.primary_probe.map(|outlook| outlook.median_ms),
         GuardedFact::ShadowProbeMs => world.shadow_probe.map(|outlook| outlook.median_ms),
+        GuardedFact::MirroredDifferent => world.mirrored_different.clone(),
         GuardedFact::PrimaryUtilization => world.primary_utilization.clone(),
         GuardedFact::ShadowUtilization => world.shadow_utilization.clone(),
         GuardedFact::PrimaryCost => world.primary_cost.clone(),

@@ -62,12 +62,11 @@ fn ways_in(policy: &Policy, world: &World, score: &Score, guard: &Guard) -> Vec<
             by_score(world, score, needed(policy) - score.lower, &then)
         }
         name::LAG => by_lag(world, policy.max_lag.0 as f64, &then),
-        name::BETTER => match (&world.primary_probe, &world.shadow_probe) {
-            (Fact::Known { value: primary, .. }, Fact::Known { value: shadow, .. }) => {
-                let below = primary.median_ms * (1.0 - OVER);
-                vec![flip(name::BETTER, "ms", shadow.median_ms, below, then)]
+        name::BETTER => match medians(world) {
+            Some((primary, shadow)) => {
+                vec![flip(name::BETTER, "ms", shadow, primary * (1.0 - OVER), then)]
             }
-            _ => Vec::new(),
+            None => Vec::new(),
         },
         name::DATABASES => vec![Flip {
             of: name::DATABASES,
@@ -85,13 +84,19 @@ fn every_way_out(policy: &Policy, world: &World, score: &Score) -> Vec<Flip> {
     let then = "no move".to_owned();
     let mut flips = by_score(world, score, needed(policy) - score.lower, &then);
     flips.extend(by_lag(world, policy.max_lag.0 as f64 + 1.0, &then));
-    if let (Some(primary), Some(shadow)) = (world.primary_probe.value(), world.shadow_probe.value()) {
-        flips.push(flip(name::BETTER, "ms", shadow.median_ms, primary.median_ms, then.clone()));
+    if let Some((primary, shadow)) = medians(world) {
+        flips.push(flip(name::BETTER, "ms", shadow, primary, then.clone()));
     }
     for guard in &policy.guards {
         flips.extend(by_extra(policy, world, guard.fact.name(), false, &then));
     }
     flips
+}
+
+/// Median forecasts of the primary and of the shadow.
+fn medians(world: &World) -> Option<(f64, f64)> {
+    let both = world.side_by_side();
+    Some((both.primary.value()?.median_ms, both.shadow.value()?.median_ms))
 }
 
 /// Each term by itself makes up for `missing` points; below zero: takes that many away.

@@ -136,6 +136,8 @@ pub enum GuardedFact {
     PrimaryProbeMs,
     /// Median forecast of the shadow's probe, milliseconds.
     ShadowProbeMs,
+    /// Share of mirrored reads that the shadow answered otherwise, or not at all, 0..=1.
+    MirroredDifferent,
     /// In-flight / capacity of the primary, 0..=1.
     PrimaryUtilization,
     /// The same of the shadow.
@@ -154,11 +156,12 @@ pub enum GuardedFact {
 
 impl GuardedFact {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::LagBytes,
         Self::LatencyMs,
         Self::PrimaryProbeMs,
         Self::ShadowProbeMs,
+        Self::MirroredDifferent,
         Self::PrimaryUtilization,
         Self::ShadowUtilization,
         Self::PrimaryCost,
@@ -175,6 +178,7 @@ impl GuardedFact {
             Self::LatencyMs => "latency_ms",
             Self::PrimaryProbeMs => "primary_probe_ms",
             Self::ShadowProbeMs => "shadow_probe_ms",
+            Self::MirroredDifferent => "mirrored_different",
             Self::PrimaryUtilization => "primary_utilization",
             Self::ShadowUtilization => "shadow_utilization",
             Self::PrimaryCost => "primary_cost",
@@ -183,6 +187,23 @@ impl GuardedFact {
             Self::ShadowLoss => "shadow_loss",
             Self::ShadowRouteAge => "shadow_route_age_ms",
         }
+    }
+}
+
+/// How requests that were held are released: so many at once, and twice as many again after each pause, in order of arrival.
+/// Connections and caches of a new primary are cold; the whole backlog at once would meet them so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// Released at once, at least 1.
+    pub first: u32,
+    /// The pause, 1 ms to 1 s.
+    pub every: Duration,
+}
+
+impl Default for Release {
+    /// Ten thousand are out within 70 ms, a hundred at once.
+    fn default() -> Self {
+        Self { first: 100, every: Duration::from_millis(10) }
     }
 }
 
@@ -247,6 +268,8 @@ pub struct PolicyParts {
     pub drain_timeout: Duration,
     /// What then.
     pub on_drain_timeout: OnDrainTimeout,
+    /// How those who were held are released.
+    pub release: Release,
     /// Keep a shadow.
     pub shadow_enabled: bool,
     /// Capacity of the shadow, share of the primary's.
@@ -299,6 +322,7 @@ impl Default for PolicyParts {
             max_hold: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(5),
             on_drain_timeout: OnDrainTimeout::Abort,
+            release: Release::default(),
             shadow_enabled: true,
             shadow_capacity: Ratio::new(0.25).unwrap_or_default(),
             zones: zones::Rules::default(),
@@ -369,6 +393,9 @@ impl Policy {
         rule("limits.max_moves_per_day", p.max_moves_per_day > 0, "must be at least 1");
         rule("limits.max_hold", !p.max_hold.is_zero(), "must be above 0");
         rule("limits.drain_timeout", !p.drain_timeout.is_zero(), "must be above 0");
+        rule("limits.release.first", p.release.first > 0, "must be at least 1");
+        let pace = Duration::from_millis(1)..=Duration::from_secs(1);
+        rule("limits.release.every", pace.contains(&p.release.every), "must be 1ms to 1s");
         let finite = |guard: &ExtraGuard| match guard.bound {
             Bound::Below(limit) | Bound::Above(limit) => limit.is_finite(),
         };

@@ -139,6 +139,12 @@ pub struct World {
     pub primary_probe: Fact<Outlook>,
     /// Forecast of the same probe of the shadow.
     pub shadow_probe: Fact<Outlook>,
+    /// Forecast of the p95, at the primary, of reads that the shadow was asked as well.
+    pub primary_mirrored: Fact<Outlook>,
+    /// Forecast of the p95 of the same reads at the shadow.
+    pub shadow_mirrored: Fact<Outlook>,
+    /// Of these, the share that the shadow answered with another status or not at all, 0..=1.
+    pub mirrored_different: Fact<f64>,
     /// Cost of the primary at full capacity, per hour.
     pub primary_cost: Fact<f64>,
     /// Cost of the shadow at the same capacity, per hour.
@@ -168,3 +174,52 @@ pub struct World {
     /// Since when the score has been above the threshold without a break.
     pub above_since: Option<Timestamp>,
 }
+
+/// Reads that both sides were asked.
+const MIRRORED: &str = "mirrored reads";
+/// Probes of both sides.
+const PROBE: &str = "probe";
+
+/// Forecasts of the same thing in both zones.
+#[derive(Clone, Copy, Debug)]
+pub struct SideBySide<'a> {
+    /// What is forecast: `mirrored reads` or `probe`.
+    pub of: &'static str,
+    /// In the primary.
+    pub primary: &'a Fact<Outlook>,
+    /// In the shadow.
+    pub shadow: &'a Fact<Outlook>,
+}
+
+impl World {
+    /// What is compared between the zones: the same reads, asked of both, where that is known, else their probes.
+    ///
+    /// A zone whose probe fails now is judged by that: reads were mirrored before it failed.
+    pub fn side_by_side(&self) -> SideBySide<'_> {
+        let known = [&self.primary_probe, &self.shadow_probe, &self.primary_mirrored, &self.shadow_mirrored];
+        if known.iter().all(|fact| fact.value().is_some()) {
+            let (primary, shadow) = (&self.primary_mirrored, &self.shadow_mirrored);
+            return SideBySide { of: MIRRORED, primary, shadow };
+        }
+        SideBySide { of: PROBE, primary: &self.primary_probe, shadow: &self.shadow_probe }
+    }
+
+    /// What the request path would take from the shadow, milliseconds (p95), and by what it is judged: the forecast here, changed as
+    /// what is compared side by side differs.
+    ///
+    /// Of reads that were mirrored the difference and the ratio both say how; the one that promises less is taken, for they may be
+    /// lighter or heavier than the rest. Never less than the shadow's probe.
+    pub fn expected_from_shadow(&self) -> Option<(f64, &'static str)> {
+        let both = self.side_by_side();
+        let median = |fact: &Fact<Outlook>| fact.value().map(|outlook| outlook.median_ms);
+        let (here, primary, shadow) = (median(&self.latency)?, median(both.primary)?, median(both.shadow)?);
+        let by_difference = here - primary + shadow;
+        let by_ratio = here * shadow / primary.max(f64::MIN_POSITIVE);
+        let there = if both.of == MIRRORED { by_difference.max(by_ratio) } else { by_difference };
+        Some((there.max(median(&self.shadow_probe)?), both.of))
+    }
+}
+
+#[cfg(test)]
+#[path = "world/tests.rs"]
+mod tests;

@@ -181,8 +181,18 @@ fn hold_prices(steps: &mut [Vec<Cell>]) {
     }
 }
 
-/// RFC 3339, or a whole number of milliseconds (`unit` 1) or seconds (`unit` 1000) since 1970.
+/// RFC 3339, or a number of milliseconds (`unit` 1) or seconds (`unit` 1000, with decimals if need be) since 1970.
 fn moment(text: &str, unit: u64) -> Result<u64, String> {
+    let decimal = |text: &str| {
+        let (seconds, part) = text.split_once('.')?;
+        let digits = !part.is_empty() && part.len() <= 9 && part.bytes().all(|byte| byte.is_ascii_digit());
+        let millis: u64 = format!("{part:0<3}").get(..3)?.parse().ok()?;
+        let seconds: u64 = seconds.parse().ok()?;
+        digits.then(|| seconds.checked_mul(1_000)?.checked_add(millis)).flatten()
+    };
+    if let Some(at) = Some(text).filter(|_| unit == 1_000).and_then(decimal) {
+        return Ok(at);
+    }
     if let Ok(number) = text.parse::<u64>() {
         return number.checked_mul(unit).ok_or_else(|| format!("`{text}` is too large a time"));
     }
@@ -216,6 +226,13 @@ mod tests {
             history.steps.iter().map(|step| step.iter().map(|cell| cell.latency_ms).collect()).collect();
         assert_eq!(latencies, [[Some(6.0), Some(6.0)], [None, None], [None, Some(7.0)]]);
         assert_eq!(history.steps[2][0].cost, Some(1.5));
+    }
+
+    #[test]
+    fn an_export_has_seconds_with_decimals() {
+        assert_eq!(moment("1795670136.897", 1_000), Ok(1_795_670_136_897));
+        assert_eq!(moment("1795670136.5", 1_000), Ok(1_795_670_136_500));
+        assert!(moment("1795670136.5", 1).is_err() && moment("17.x", 1_000).is_err());
     }
 
     #[test]

@@ -159,6 +159,8 @@ fn measured(history: &History, cells: &[data::Cell], zones: [usize; 2], primary:
         probes_ms: or_why(by_zone(&|cell| cell.latency_ms)),
         utilization: or_why(by_zone(&|cell| cell.utilization)),
         cost: by_zone(&|cell| cell.cost),
+        mirrored: None,
+        mirrored_different: None,
         lag: Some(Ok(0)),
         blockers: Vec::new(),
         fed: Fed::default(),

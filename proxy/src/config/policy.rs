@@ -156,6 +156,11 @@ fn limits<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut Po
     filled.take(section, "on_drain_timeout", &mut parts.on_drain_timeout, |item| {
         item.choice(&[("abort", OnDrainTimeout::Abort), ("terminate", OnDrainTimeout::Terminate)])
     });
+    if let Some(mut release) = section.optional("release").and_then(|item| item.section()) {
+        filled.take(&mut release, "first", &mut parts.release.first, |item| item.count(1, 1_000_000));
+        filled.take(&mut release, "every", &mut parts.release.every, Item::duration);
+        release.finish();
+    }
     filled.take(section, "guards", &mut parts.guards, extra_guards);
     filled.take(section, "proposal_expires", &mut parts.proposal_expires, Item::duration);
     filled.take(section, "approvals", &mut parts.approvals, |item| item.count(1, 9));
@@ -187,7 +192,10 @@ fn extra_guard(item: &Item<'_>) -> Option<ExtraGuard> {
         | GuardedFact::ShadowProbeMs
         | GuardedFact::ShadowRttMs
         | GuardedFact::ShadowRouteAge => item.duration().map(|span| span.as_secs_f64() * 1000.0),
-        GuardedFact::PrimaryUtilization | GuardedFact::ShadowUtilization | GuardedFact::ShadowLoss => {
+        GuardedFact::PrimaryUtilization
+        | GuardedFact::ShadowUtilization
+        | GuardedFact::ShadowLoss
+        | GuardedFact::MirroredDifferent => {
             item.ratio().map(migration::units::Ratio::get)
         }
         GuardedFact::PrimaryCost | GuardedFact::ShadowCost => item.cost_per_hour(),

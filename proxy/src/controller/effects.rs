@@ -161,13 +161,14 @@ impl Hands {
         }
     }
 
-    /// PostgreSQL first: what comes by HTTP may need it.
+    /// PostgreSQL first: what comes by HTTP may need it. Who waits is let go in the policy's ramp.
     pub fn open_gates(&self) {
+        let ramp = self.policy().release;
         if let Some(front) = &self.postgres {
-            front.turnstile.open();
+            front.turnstile.open_in_ramp(ramp);
         }
         if let Some(front) = &self.front {
-            front.gate.open();
+            front.gate.open_in_ramp(ramp);
         }
     }
 

@@ -110,17 +110,9 @@ impl Worth {
 
 /// What the decision expects of a move, when it begins.
 pub fn expected(world: &World) -> LedgerRow {
-    let median = |fact: &migration::world::Fact<migration::world::Outlook>| {
-        fact.value().map(|outlook| outlook.median_ms)
-    };
-    let here = median(&world.latency);
-    let there = (|| {
-        let (primary, shadow) = (median(&world.primary_probe)?, median(&world.shadow_probe)?);
-        Some((here? - primary + shadow).max(shadow))
-    })();
     LedgerRow {
-        predicted_ms: there,
-        stay_ms: here,
+        predicted_ms: world.expected_from_shadow().map(|(there, _)| there),
+        stay_ms: world.latency.value().map(|outlook| outlook.median_ms),
         baseline_ms: world.baseline_ms.value().copied(),
         predicted_cost: world.shadow_cost.value().copied(),
         stay_cost: world.primary_cost.value().copied(),

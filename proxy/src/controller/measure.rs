@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::databases::{Databases, Purpose};
 use super::effects::{Hands, ZoneDriver, chain};
 use super::live::Live;
-use super::signals::{Measured, Signals};
+use super::signals::{Measured, Mirrored, Signals};
 use super::view::PlacementView;
 use super::{drift, preflight};
 use crate::drivers::PlacementStatus;
@@ -146,6 +146,7 @@ impl Measure {
             );
         }
         self.utilization(hands, state, &mut measured);
+        mirrored(hands, &mut measured);
         measured.fed = super::fed::read(&self.feeds, &settings, &measured.cost, crate::clock::now());
         measured.lag = hands.streams.status(state.generation).map(|(.., status)| match status.phase {
             StreamPhase::Streaming => Ok(status.lag_bytes),
@@ -242,6 +243,19 @@ impl Measure {
             })
             .collect()
     }
+}
+
+/// What the shadow took for reads that clients were answered by the primary.
+fn mirrored(hands: &Hands, measured: &mut Measured) {
+    let Some(front) = &hands.front else { return };
+    let ms = |took: Duration| took.as_secs_f64() * 1000.0;
+    let told = front.mirror.tell();
+    measured.mirrored = told.map(|told| Mirrored {
+        primary_ms: ms(told.primary),
+        shadow_ms: ms(told.shadow),
+        shadow: told.zone,
+    });
+    measured.mirrored_different = front.mirror.different();
 }
 
 /// There is a copy whose schema can be compared.

@@ -31,6 +31,7 @@ pub mod proposals;
 mod reconfigure;
 mod recording;
 mod retirement;
+mod same_reads;
 mod seeding;
 pub mod signals;
 pub mod slots;

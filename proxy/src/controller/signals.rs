@@ -9,6 +9,8 @@ use migration::units::{ByteCount, Timestamp};
 use migration::world::{Fact, Freeze, Maintenance, Outlook, Path, World};
 use predictor::{Ensemble, Forecaster, Inputs, Outlook as Forecast, Settings};
 
+pub use super::same_reads::Mirrored;
+use super::same_reads::SameReads;
 use super::warm::{Warm, Warmer};
 use crate::feeds::learning::Learner;
 
@@ -35,6 +37,10 @@ pub struct Measured {
     pub utilization: BTreeMap<String, Result<f64, String>>,
     /// Cost at full capacity by zone, per hour.
     pub cost: BTreeMap<String, Option<f64>>,
+    /// Reads that both zones were asked since the last step that told of any.
+    pub mirrored: Option<Mirrored>,
+    /// Of the mirrored reads of late, the share that the shadow answered otherwise or not at all; none: hardly any.
+    pub mirrored_different: Option<f64>,
     /// Bytes the shadow is behind, or why that is unknown.
     pub lag: Option<Result<u64, String>>,
     /// What stands in the way in the databases.
@@ -66,6 +72,7 @@ struct Taken {
     primary: String,
     request: Option<f64>,
     probes: BTreeMap<String, Option<f64>>,
+    mirrored: Option<Mirrored>,
     /// What is known of this step and those after it, by zone.
     foreseen: BTreeMap<String, Vec<Inputs>>,
 }
@@ -91,6 +98,8 @@ pub struct Signals {
     requests: Ensemble,
     served_by: String,
     probes: BTreeMap<String, Ensemble>,
+    /// Mirrored reads, between the zones of now.
+    mirrored: Option<SameReads>,
     history: VecDeque<f64>,
     above_since: Option<Timestamp>,
     measured: Measured,
@@ -121,6 +130,7 @@ impl Signals {
             learner,
             served_by: String::new(),
             probes: BTreeMap::new(),
+            mirrored: None,
             history: VecDeque::new(),
             above_since: None,
             measured: Measured::default(),
@@ -178,6 +188,7 @@ impl Signals {
             primary: primary.to_owned(),
             request: self.request,
             probes: measured.probes_ms.iter().map(probe).collect(),
+            mirrored: measured.mirrored.clone().filter(|_| !moving),
             foreseen: measured.fed.foreseen.clone(),
         };
         self.take(taken);
@@ -213,6 +224,14 @@ impl Signals {
                 .or_insert_with(|| Ensemble::new(self.settings.clone()))
                 .observe_knowing(self.step, *value, foreseen(zone));
         }
+        SameReads::take(
+            &mut self.mirrored,
+            &self.settings,
+            self.step,
+            &taken.primary,
+            taken.mirrored.as_ref(),
+            foreseen,
+        );
         if let Some(meanwhile) = &mut self.meanwhile {
             meanwhile.push(taken);
             if meanwhile.len() > MEANWHILE {
@@ -225,7 +244,8 @@ impl Signals {
     fn exchange(&mut self) {
         let Some(learner) = &self.learner else { return };
         let newest = learner.network();
-        for forecaster in self.probes.values_mut().chain([&mut self.requests]) {
+        let mirrored = self.mirrored.iter_mut().flat_map(SameReads::sides_mut);
+        for forecaster in self.probes.values_mut().chain([&mut self.requests]).chain(mirrored) {
             for example in forecaster.take_examples() {
                 // A thread that is behind drops examples; there are always more.
                 learner.learn(example);
@@ -285,18 +305,28 @@ impl Signals {
             None => Fact::unknown(format!("the utilisation of {zone} was not measured yet")),
         };
         let utilization = |zone: &str| fed.utilization.get(zone).cloned().unwrap_or_else(|| counted(zone));
-        let latency = self.request_outlook(policy, age);
-        let primary_probe = self.probe_outlook(&primary, policy, age);
-        let shadow_probe = self.probe_outlook(&shadow, policy, age);
+        let mirrored = |side: usize, zone: &str| {
+            let reads = self.mirrored.as_ref().and_then(|reads| reads.between(&primary, &shadow));
+            match reads {
+                Some(sides) => outlook(&sides[side], policy, age, format!("mirrored reads in {zone}")),
+                None => Fact::unknown("no reads were mirrored yet"),
+            }
+        };
         let mut world = World {
             primary: state.primary.clone(),
             shadow: state.shadow.clone(),
             phase: state.phase,
             running: state.run.as_ref().map(|run| run.id.clone()),
-            baseline_ms: baseline(self.usual(age), expected_there(&latency, &primary_probe, &shadow_probe)),
-            latency,
-            primary_probe,
-            shadow_probe,
+            baseline_ms: self.usual(age),
+            latency: self.request_outlook(policy, age),
+            primary_probe: self.probe_outlook(&primary, policy, age),
+            shadow_probe: self.probe_outlook(&shadow, policy, age),
+            primary_mirrored: mirrored(0, &primary),
+            shadow_mirrored: mirrored(1, &shadow),
+            mirrored_different: match self.measured.mirrored_different {
+                Some(share) => Fact::known(share, age, "mirrored reads"),
+                None => Fact::unknown("hardly any reads were mirrored of late"),
+            },
             primary_cost: cost(&primary),
             shadow_cost: cost(&shadow),
             primary_utilization: utilization(&primary),
@@ -320,6 +350,7 @@ impl Signals {
             freezes,
             above_since: self.above_since,
         };
+        world.baseline_ms = baseline(&world);
         self.above_since = migration::decide::above_since(policy, &world, now);
         world.above_since = self.above_since;
         world
@@ -369,25 +400,14 @@ impl Signals {
     }
 }
 
-/// What the request path would take from the shadow: the forecast here, less what the probes say is the difference.
-/// Never less than the shadow's probe itself.
-fn expected_there(
-    here: &Fact<Outlook>,
-    probe_here: &Fact<Outlook>,
-    probe_there: &Fact<Outlook>,
-) -> Option<f64> {
-    let (here, probe_here, probe_there) = (here.value()?, probe_here.value()?, probe_there.value()?);
-    Some((here.median_ms - probe_here.median_ms + probe_there.median_ms).max(probe_there.median_ms))
-}
-
 /// The lower of what is usual and what the shadow would give: a zone that has become slow for good must not count as
 /// usual while a better one stands by.
-fn baseline(usual: Fact<f64>, there: Option<f64>) -> Fact<f64> {
-    match (&usual, there) {
-        (Fact::Known { value, age, .. }, Some(there)) if there < *value => {
-            Fact::known(there, *age, "expected from the shadow")
+fn baseline(world: &World) -> Fact<f64> {
+    match (&world.baseline_ms, world.expected_from_shadow()) {
+        (Fact::Known { value, age, .. }, Some((there, by))) if there < *value => {
+            Fact::known(there, *age, format!("expected from the shadow by {by}"))
         }
-        _ => usual,
+        (usual, _) => usual.clone(),
     }
 }
 

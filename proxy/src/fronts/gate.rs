@@ -3,6 +3,9 @@
 //! It lives outside the pools, one per resource: a waiter never sleeps on something a swap replaces. It knows nothing of
 //! HTTP, picks nothing and evicts nobody: over a bound the newest is refused, never one that already waits.
 //!
+//! Who was held is released in a ramp: some at once, twice as many again after each pause, in order of arrival; who comes meanwhile stands
+//! at the end of the queue. The ramp refuses nobody: whose time runs out in it, or who finds the queue full, goes through at once.
+//!
 //! Open costs one addition, one load and one subtraction on a counter that threads rarely share. The race "enter while it
 //! closes" is settled by order: an entering request *counts itself first and looks second*, the closer *closes first and
 //! counts second* (all sequentially consistent), so one of the two always sees the other.
@@ -13,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::utils::CachePadded;
+use migration::policy::Release;
 use tokio::sync::{Notify, oneshot};
 
 use crate::config::model::HoldLimits;
@@ -22,7 +26,7 @@ use super::now;
 /// Holds, drains and releases the requests of one resource.
 pub struct Gate {
     limits: HoldLimits,
-    /// Closings and openings so far: odd is closed. Changes only under the queue's lock.
+    /// Turns so far, times four, plus the [`Mode`]. Changes only under the queue's lock.
     turns: AtomicU64,
     /// Requests inside, by shard. An admission leaves through the shard it entered by, so no shard is ever negative.
     inside: Box<[CachePadded<AtomicU64>]>,
@@ -30,6 +34,36 @@ pub struct Gate {
     /// Somebody left while the gate was closed, or it closed.
     settled: Notify,
     refused: AtomicU64,
+}
+
+/// What becomes of who enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Open,
+    /// All wait.
+    Closed,
+    /// Those who were held are let go; who comes waits behind them.
+    Ramp,
+}
+
+/// Room for the modes in a number.
+const MODES: u64 = 4;
+
+impl Mode {
+    fn of(turns: u64) -> Self {
+        match turns % MODES {
+            0 => Self::Open,
+            1 => Self::Closed,
+            _ => Self::Ramp,
+        }
+    }
+}
+
+/// Who is let go.
+struct Released {
+    waiting: BTreeMap<u64, Waiting>,
+    shard: usize,
+    now: Instant,
 }
 
 /// Those who wait, by ticket, that is in order of arrival.
@@ -99,56 +133,119 @@ impl Gate {
         })
     }
 
-    /// From now on requests wait. Closing a closed gate changes nothing.
+    /// From now on requests wait. Closing a closed gate changes nothing; a ramp ends where it is.
     pub fn close(&self) {
         let mut queue = self.queue();
         if self.is_closed() {
             return;
         }
         queue.longest = Duration::ZERO;
-        self.turns.fetch_add(1, SeqCst);
+        self.turn(Mode::Closed);
         drop(queue);
         self.settled.notify_waiters();
     }
 
-    /// Admits all who wait, in order of arrival, and whoever comes next. Opening an open gate changes nothing.
+    /// Admits all who wait, in order of arrival, and whoever comes next; ends a ramp. Opening an open gate changes nothing.
     pub fn open(self: &Arc<Self>) {
-        let shard = super::shard();
-        let now = now();
-        let released = {
-            let mut queue = self.queue();
+        let mut queue = self.queue();
+        if self.mode() == Mode::Open {
+            return;
+        }
+        self.turn(Mode::Open);
+        let released = self.let_go(&mut queue, usize::MAX);
+        drop(queue);
+        self.admit(released);
+    }
+
+    /// Admits who waits in a ramp, in order of arrival, and then whoever comes. Opening a gate that is not closed changes nothing.
+    /// Needs a tokio runtime: what is left after the first ones is let go by a task.
+    pub fn open_in_ramp(self: &Arc<Self>, ramp: Release) {
+        let turn = {
+            let _queue = self.queue();
             if !self.is_closed() {
                 return;
             }
-            queue.bytes = 0;
-            let released = std::mem::take(&mut queue.waiting);
-            if let Some(first) = released.values().next() {
-                queue.longest = queue.longest.max(now.saturating_duration_since(first.since));
-            }
-            // They count as inside before the gate can close again: a release is never taken back.
-            self.inside[shard].fetch_add(released.len() as u64, SeqCst);
-            self.turns.fetch_add(1, SeqCst);
-            released
+            self.turn(Mode::Ramp)
         };
-        for waiting in released.into_values() {
+        let mut batch = ramp.first.max(1) as usize;
+        if !self.go_on(turn, batch) {
+            return;
+        }
+        let gate = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(ramp.every).await;
+                batch = batch.saturating_mul(2);
+                if !gate.go_on(turn, batch) {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Lets the next ones of a ramp go. Whether any are left; none are when the gate was turned since.
+    fn go_on(self: &Arc<Self>, turn: u64, batch: usize) -> bool {
+        let mut queue = self.queue();
+        if self.turns.load(SeqCst) != turn {
+            return false;
+        }
+        let released = self.let_go(&mut queue, batch);
+        let left = !queue.waiting.is_empty();
+        if !left {
+            self.turn(Mode::Open);
+        }
+        drop(queue);
+        self.admit(released);
+        left
+    }
+
+    /// The oldest that wait, counted as inside before the gate can close again: a release is never taken back.
+    fn let_go(&self, queue: &mut Queue, most: usize) -> Released {
+        let (shard, now) = (super::shard(), now());
+        let mut released = std::mem::take(&mut queue.waiting);
+        if let Some(first_left) = released.keys().nth(most).copied() {
+            queue.waiting = released.split_off(&first_left);
+        }
+        queue.bytes -= released.values().map(|waiting| waiting.bytes).sum::<usize>();
+        if let Some(first) = released.values().next() {
+            queue.longest = queue.longest.max(now.saturating_duration_since(first.since));
+        }
+        self.inside[shard].fetch_add(released.len() as u64, SeqCst);
+        Released { waiting: released, shard, now }
+    }
+
+    fn admit(self: &Arc<Self>, released: Released) {
+        let Released { waiting, shard, now } = released;
+        for waiting in waiting.into_values() {
             let held = Some(now.saturating_duration_since(waiting.since));
             // When the waiter is gone the admission comes back, is dropped, and so leaves.
             let _ = waiting.release.send(Admission { held, gate: Arc::clone(self), shard });
         }
     }
 
-    /// Whether new requests wait.
+    /// Whether new requests wait until it opens; in a ramp they only wait for their turn.
     pub fn is_closed(&self) -> bool {
-        self.turns.load(SeqCst) % 2 == 1
+        self.mode() == Mode::Closed
+    }
+
+    fn mode(&self) -> Mode {
+        Mode::of(self.turns.load(SeqCst))
+    }
+
+    /// Only under the queue's lock. What [`Self::turns`] is from now on.
+    fn turn(&self, mode: Mode) -> u64 {
+        let next = (self.turns.load(SeqCst) / MODES + 1) * MODES + mode as u64;
+        self.turns.store(next, SeqCst);
+        next
     }
 
     /// Enters if the gate is open; never waits.
     pub fn try_enter(self: &Arc<Self>) -> Option<Admission> {
-        if self.is_closed() {
+        if self.mode() != Mode::Open {
             return None;
         }
-        let admission = self.count();
-        (!self.is_closed()).then_some(admission)
+        let admission = self.count(None);
+        (self.mode() == Mode::Open).then_some(admission)
     }
 
     /// Enters, waiting while the gate is closed, within the limits. `header_bytes` is what the request costs to hold.
@@ -158,24 +255,28 @@ impl Gate {
         if let Some(admission) = self.try_enter() {
             return Ok(admission);
         }
+        let since = now();
         let (release, mut released) = oneshot::channel();
         let mut place = {
             let mut queue = self.queue();
-            if !self.is_closed() {
-                return Ok(self.count());
+            let mode = self.mode();
+            let full = queue.full(&self.limits, header_bytes);
+            if mode == Mode::Open || (mode == Mode::Ramp && full.is_some()) {
+                return Ok(self.count(None));
             }
-            if let Some(refused) = queue.full(&self.limits, header_bytes) {
+            if let Some(refused) = full {
                 self.refused.fetch_add(1, SeqCst);
                 return Err(refused);
             }
-            Place {
-                ticket: Some(queue.push(Waiting { release, bytes: header_bytes, since: now() })),
-                gate: self,
-            }
+            Place { ticket: Some(queue.push(Waiting { release, bytes: header_bytes, since })), gate: self }
         };
         let answer = match tokio::time::timeout(self.limits.time, &mut released).await {
             Ok(answer) => answer,
             Err(_) if place.give_up() => {
+                let _queue = self.queue();
+                if !self.is_closed() {
+                    return Ok(self.count(Some(now().saturating_duration_since(since))));
+                }
                 self.refused.fetch_add(1, SeqCst);
                 return Err(Refused::TooLong);
             }
@@ -193,7 +294,7 @@ impl Gate {
             settled.as_mut().enable();
             let turn = self.turns.load(SeqCst);
             // A shard that is read as zero stays so until the gate opens, which the second look at `turns` rules out.
-            if turn % 2 == 1 && self.in_flight() == 0 && self.turns.load(SeqCst) == turn {
+            if Mode::of(turn) == Mode::Closed && self.in_flight() == 0 && self.turns.load(SeqCst) == turn {
                 return;
             }
             settled.await;
@@ -226,10 +327,10 @@ impl Gate {
         self.inside.iter().map(|shard| shard.load(SeqCst)).sum()
     }
 
-    fn count(self: &Arc<Self>) -> Admission {
+    fn count(self: &Arc<Self>, held: Option<Duration>) -> Admission {
         let shard = super::shard();
         self.inside[shard].fetch_add(1, SeqCst);
-        Admission { held: None, gate: Arc::clone(self), shard }
+        Admission { held, gate: Arc::clone(self), shard }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -428,6 +529,92 @@ mod tests {
             waiter.await.unwrap();
         }
         assert_eq!(*order.lock().unwrap(), (0..50).collect::<Vec<_>>());
+    }
+
+    /// Requests that arrive one after the other and note their number when they are let in.
+    async fn arrive(gate: &Arc<Gate>, order: &Arc<Mutex<Vec<usize>>>, numbers: std::ops::Range<usize>) {
+        for number in numbers {
+            let (gate, order) = (Arc::clone(gate), Arc::clone(order));
+            let held = gate.stats().held;
+            tokio::spawn({
+                let gate = Arc::clone(&gate);
+                async move {
+                    let _admission = gate.enter(1).await.unwrap();
+                    order.lock().unwrap().push(number);
+                }
+            });
+            until(&gate, held + 1).await;
+        }
+    }
+
+    /// The clock stands still but for what `advance` does.
+    #[tokio::test(start_paused = true)]
+    async fn a_ramp_lets_twice_as_many_go_each_time_in_order_of_arrival() {
+        let (gate, order) = (Gate::new(WIDE), Arc::new(Mutex::new(Vec::new())));
+        let ramp = Release { first: 4, every: Duration::from_millis(10) };
+        gate.close();
+        arrive(&gate, &order, 0..40).await;
+        let in_now = async || {
+            for _ in 0..1_000 {
+                tokio::task::yield_now().await;
+            }
+            order.lock().unwrap().len()
+        };
+        gate.open_in_ramp(ramp);
+        assert_eq!(in_now().await, 4, "the first at once");
+        assert!(!gate.is_closed() && gate.try_enter().is_none(), "nobody overtakes");
+        arrive(&gate, &order, 40..41).await;
+        tokio::time::advance(Duration::from_millis(9)).await;
+        assert_eq!(in_now().await, 4, "not before the pause is over");
+        for (expected, left) in [(4 + 8, 29), (4 + 8 + 16, 13)] {
+            tokio::time::advance(Duration::from_millis(if left == 29 { 1 } else { 10 })).await;
+            assert_eq!((in_now().await, gate.stats().held), (expected, left));
+        }
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert_eq!((in_now().await, gate.stats().held), (41, 0));
+        assert_eq!(*order.lock().unwrap(), (0..41).collect::<Vec<_>>());
+        assert_eq!((gate.stats().held_bytes, gate.stats().in_flight), (0, 0));
+        assert!(gate.try_enter().is_some(), "open");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ramp_ends_when_the_gate_closes_and_goes_on_where_it_was() {
+        let (gate, order) = (Gate::new(WIDE), Arc::new(Mutex::new(Vec::new())));
+        let ramp = Release { first: 2, every: Duration::from_millis(10) };
+        gate.close();
+        arrive(&gate, &order, 0..10).await;
+        gate.open_in_ramp(ramp);
+        gate.close();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        gate.drained().await;
+        assert_eq!((order.lock().unwrap().len(), gate.stats().held), (2, 8), "it holds again");
+        gate.open_in_ramp(ramp);
+        gate.open_in_ramp(Release { first: 100, ..ramp });
+        assert_eq!(gate.stats().held, 6, "one ramp at a time");
+        gate.open();
+        until(&gate, 0).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(*order.lock().unwrap(), (0..10).collect::<Vec<_>>());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ramp_refuses_nobody() {
+        let limits = HoldLimits { requests: 3, bytes: 100, time: Duration::from_millis(500) };
+        let (gate, order) = (Gate::new(limits), Arc::new(Mutex::new(Vec::new())));
+        gate.close();
+        arrive(&gate, &order, 0..3).await;
+        // Never over by itself: the pause is longer than anybody may wait.
+        gate.open_in_ramp(Release { first: 1, every: Duration::from_mins(1) });
+        assert_eq!(gate.stats().held, 2);
+        arrive(&gate, &order, 3..4).await;
+        drop(gate.enter(1).await.expect("the queue is full: it goes through"));
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert_eq!(
+            (order.lock().unwrap().len(), gate.stats().held),
+            (4, 0),
+            "their time is over: they go through"
+        );
+        assert_eq!((gate.stats().refused_total, gate.stats().in_flight, gate.stats().held_bytes), (0, 0, 0));
     }
 
     /// More threads than cores, so that some are stopped between looking and counting whenever the gate closes.

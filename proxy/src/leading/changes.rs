@@ -350,11 +350,15 @@ impl Changes {
                 None => drop(refused.insert(name.clone(), "its controller is gone".into())),
             }
         }
-        let applied: Vec<String> =
-            if refused.is_empty() { live.iter().map(|one| one.key.clone()).collect() } else { Vec::new() };
-        if refused.is_empty() {
-            self.remember(|key| applied.iter().any(|applied| applied == key));
-        }
+        // A policy may be of several resources: while one of them waits, its keys are not all in force.
+        let waits = |key: &str| match key.split_once('.') {
+            Some(("resources", rest)) => refused
+                .keys()
+                .any(|name| rest.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'))),
+            _ => !refused.is_empty(),
+        };
+        let applied: Vec<String> = live.into_iter().map(|one| one.key).filter(|key| !waits(key)).collect();
+        self.remember(|key| applied.iter().any(|applied| applied == key));
         Ok(Reloaded {
             applied,
             needs_restart: rest.into_iter().map(|one| one.key).collect(),

@@ -235,6 +235,9 @@ impl<'a> Reader<'a> {
     /// a commit as soon as it is in the log, and the source shows it a moment later, or much later when it waits for a
     /// synchronous standby. False: that could not be made sure.
     ///
+    /// A snapshot lists what runs below the newest transaction that has *ended*: whatever began after that runs unlisted. So one of our
+    /// own is begun and ended first.
+    ///
     /// A transaction that still runs after [`QUIET`] without waiting for a standby has not written its commit: between the
     /// log and visibility there is nothing to wait for.
     async fn quiet(&self) -> Result<bool, Error> {
@@ -244,6 +247,7 @@ impl<'a> Reader<'a> {
         let ids = |rows: &[SimpleQueryRow]| -> Vec<u64> {
             rows.iter().filter_map(|row| row.get(0)?.parse().ok()).collect()
         };
+        ask(*client, "SELECT pg_current_xact_id()", context).await?;
         let mut left = ids(&ask(*client, running, context).await?);
         let deadline = crate::clock::now() + QUIET;
         while !left.is_empty() && crate::clock::now() < deadline {

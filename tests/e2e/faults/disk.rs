@@ -93,12 +93,17 @@ pub(super) fn directory(world: &World<'_>, scene: &Scene, disk: Disk) -> PathBuf
 
 /// Not a byte is left. Of a database also the segments of the log that lie ready are written full.
 pub(super) async fn fill(world: &World<'_>, directory: &Path) -> Result<()> {
+    // A session that begins on a full disk may fail for a file of its own.
+    let zone = world.playground.zones.iter().find(|zone| zone.cluster.data == directory);
+    let client = match zone {
+        Some(zone) => Some(connect(zone).await.context("a database that is about to be full")?),
+        None => None,
+    };
     let mut file = std::fs::File::create(directory.join(FILLER))?;
     for size in [1 << 20, 4096] {
         while file.write_all(&vec![b'x'; size]).is_ok() {}
     }
-    if let Some(zone) = world.playground.zones.iter().find(|zone| zone.cluster.data == directory) {
-        let client = connect(zone).await.context("a database that is about to be full")?;
+    if let Some(client) = client {
         let sql = "SELECT pg_logical_emit_message(false, 'filler', repeat('x', 1 << 22))";
         for _ in 0..100 {
             if client.simple_query(sql).await.is_err() {

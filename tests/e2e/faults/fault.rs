@@ -66,6 +66,8 @@ pub(crate) enum Fault {
     ClientsLeave,
     /// A second migration is asked for.
     SecondRequest,
+    /// The configuration is read anew, with another limit or another number of workers; before that, with a file that is wrong.
+    Reload(Setting),
     /// A disk is full: the leader's state, or a database's.
     DiskFull(Disk),
 }
@@ -74,6 +76,14 @@ pub(crate) enum Fault {
 pub(crate) enum Disk {
     Journal,
     Database(Side),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Setting {
+    /// It can change at any time.
+    Limit,
+    /// It can change while no migration runs.
+    Capacity,
 }
 
 /// What a fault leaves behind to be healed.
@@ -192,6 +202,15 @@ impl Fault {
                 ensure!(refused.to_string().contains(&scene.id), "{refused:#}");
                 struck.refused = true;
             }
+            Self::Reload(setting) => {
+                super::reload::broken(world).await?;
+                match setting {
+                    Setting::Limit => super::reload::of_a_limit(world).await?,
+                    Setting::Capacity => {
+                        struck.refused = super::reload::of_the_capacity(world, scene).await?;
+                    }
+                }
+            }
             Self::DiskFull(disk) => {
                 super::disk::fill(world, &super::disk::directory(world, scene, disk)).await?;
             }
@@ -243,6 +262,11 @@ impl Fault {
                     connect(world.zone(&view.primary)).await?.query_one(sql, &[name]).await?.get(0);
                 ensure!(found == 1, "{name} is not on the primary any more");
                 world.sync_schema().await?;
+            }
+            Self::Reload(Setting::Capacity) => {
+                // What stood still before the first effect of its end has let nothing else in.
+                ensure!(struck.refused || scene.phase == "soaking", "taken while a migration ran");
+                super::reload::again(world).await?;
             }
             Self::ClientsLeave => {
                 let client = connect(world.zone(&view.primary)).await?;

@@ -9,6 +9,7 @@ mod disk;
 mod fault;
 mod overflow;
 mod page;
+mod reload;
 mod rows;
 mod soak;
 mod world;
@@ -46,6 +47,7 @@ async fn cell(world: &mut World<'_>, row: &Row, phase: &'static str, end: End) -
     row.fault.clean(world, &scene, struck).await.context("clean up")?;
     world.recovered(&scene, &run).await.context("it does not recover")?;
     let aborted = run.state == "aborted";
+    let end = if cut_off(row.fault, &scene, &world.playground.zones[1].name) { End::Aborts } else { end };
     let expected = match end {
         End::Aborts => aborted,
         End::Finishes => !aborted,
@@ -60,6 +62,12 @@ async fn cell(world: &mut World<'_>, row: &Row, phase: &'static str, end: End) -
         world.leader.node.tail(40)
     );
     Ok(Cell { finished: !aborted, failed: failures.len() })
+}
+
+/// Whether a zone was to serve that cannot be reached: that is undone in any case.
+fn cut_off(fault: Fault, scene: &Scene, far: &str) -> bool {
+    let cut = matches!(fault, Fault::Cut | Fault::BlackHole(_) | Fault::ClockBackAndCut);
+    cut && scene.to == far && ["armed", "held", "drained", "fenced"].contains(&scene.phase)
 }
 
 /// Whether what serves was hit.
@@ -154,6 +162,11 @@ async fn ddl() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients() -> Result<()> {
     rows("clients", false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reloads() -> Result<()> {
+    rows("reloads", false).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! The failure table: what each fault does at each step of a migration (docs/failures.md is made of it).
 
-use super::fault::{Disk, Fault, Side};
+use super::fault::{Disk, Fault, Setting, Side};
 use godwit::demo::relay::Way;
 
 /// How the run ends.
@@ -86,13 +86,14 @@ const UNMOVED: &[(&str, End)] = &[
     ("watching", Finishes),
     ("soaking", Finishes),
 ];
+/// Once the far zone has been fenced and has told all, the near one needs nothing more of it; the other way round it is undone ([`super::cut_off`]).
 const LINK: &[(&str, End)] = &[
     ("requested", Either),
     ("warm", Either),
     ("armed", Aborts),
     ("held", Aborts),
     ("drained", Aborts),
-    ("fenced", Aborts),
+    ("fenced", Either),
     ("aborting", Aborts),
     ("committed", Finishes),
     ("swapped", Finishes),
@@ -167,7 +168,7 @@ pub(crate) const ROWS: &[Row] = &[
         name: "clock jumps an hour back, and the far zone is gone",
         test: "clocks",
         fault: Fault::ClockBackAndCut,
-        steps: &[("armed", Aborts), ("held", Aborts), ("drained", Aborts), ("fenced", Aborts)],
+        steps: &[("armed", Aborts), ("held", Aborts), ("drained", Aborts), ("fenced", Either)],
         telling: &["fenced"],
     },
     Row {
@@ -320,10 +321,26 @@ pub(crate) const ROWS: &[Row] = &[
             ("held", Finishes),
             ("drained", Finishes),
             ("fenced", Finishes),
+            ("aborting", Aborts),
             ("committed", Finishes),
+            ("swapped", Finishes),
             ("released", Finishes),
         ],
-        telling: &["fenced", "committed"],
+        telling: &["fenced", "aborting", "committed"],
+    },
+    Row {
+        name: "configuration read anew: another limit, at once",
+        test: "reloads",
+        fault: Fault::Reload(Setting::Limit),
+        steps: UNMOVED,
+        telling: &["held", "fenced", "committed"],
+    },
+    Row {
+        name: "configuration read anew: other workers, refused until the end",
+        test: "reloads",
+        fault: Fault::Reload(Setting::Capacity),
+        steps: UNMOVED,
+        telling: &["warm", "drained", "aborting", "swapped"],
     },
     Row {
         name: "disk full under the journal",

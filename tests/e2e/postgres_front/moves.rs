@@ -284,13 +284,20 @@ async fn a_commit_without_an_answer_is_reported_not_repeated() {
     assert_eq!(told(idle.ended).await.0, "08006");
 }
 
-/// kill -9 of every process of the cluster.
+/// kill -9 of every process of the cluster. Its postmaster is stopped first: it starts no further child and tells none of another's
+/// death; a child that sees it die would end by itself, before the kill reaches it.
 fn kill_all(cluster: &TestCluster) {
+    use rustix::process::{Pid, Signal, kill_process};
     let pid = std::fs::read_to_string(cluster.cluster.data.join("postmaster.pid")).unwrap();
     let postmaster = pid.lines().next().unwrap().to_owned();
+    let process = |pid: &str| Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    kill_process(process(&postmaster), Signal::STOP).unwrap();
     let children = Command::new("ps").args(["-o", "pid=", "--ppid", &postmaster]).output().unwrap();
     let children = String::from_utf8(children.stdout).unwrap();
-    let all = std::iter::once(postmaster.as_str()).chain(children.split_whitespace());
-    let killed = Command::new("kill").arg("-9").args(all).status().unwrap();
-    assert!(killed.success());
+    for child in children.split_whitespace() {
+        // One that has ended meanwhile is as dead as the others.
+        let killed = kill_process(process(child), Signal::KILL);
+        assert!(matches!(killed, Ok(()) | Err(rustix::io::Errno::SRCH)), "{killed:?}");
+    }
+    kill_process(process(&postmaster), Signal::KILL).unwrap();
 }

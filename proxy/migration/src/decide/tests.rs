@@ -30,6 +30,9 @@ fn world() -> World {
         latency: known(outlook(18.0)),
         primary_probe: known(outlook(12.0)),
         shadow_probe: known(outlook(4.0)),
+        primary_mirrored: Fact::unknown("test"),
+        shadow_mirrored: Fact::unknown("test"),
+        mirrored_different: Fact::unknown("test"),
         primary_cost: known(2.0),
         shadow_cost: known(1.5),
         primary_utilization: known(0.7),
@@ -85,11 +88,13 @@ fn show(report: &DecisionReport) -> String {
 #[test]
 fn reports() {
     let extra = ExtraGuard { fact: GuardedFact::LagBytes, bound: Bound::Below(1024.0), binds_operator: true };
+    let agree =
+        ExtraGuard { fact: GuardedFact::MirroredDifferent, bound: Bound::Below(0.01), binds_operator: false };
     let window =
         |until| Freeze { by: "window".into(), why: "working hours".into(), until, binds_operator: false };
     let freeze = Freeze { by: "ann".into(), why: "release".into(), until: None, binds_operator: true };
     let plain = policy(|_| {});
-    let cases = [
+    let cases = vec![
         ("a move", plain.clone(), world()),
         ("a proposal", policy(|parts| parts.mode = Mode::Advise), world()),
         ("observed", policy(|parts| parts.mode = Mode::Observe), world()),
@@ -106,6 +111,32 @@ fn reports() {
             World { freezes: vec![window(Some(NOW.after(Duration::from_secs(90)))), freeze], ..world() },
         ),
         ("an extra guard", policy(|parts| parts.guards = vec![extra]), world()),
+        (
+            "mirrored reads say that the shadow is no better",
+            plain.clone(),
+            World { primary_mirrored: known(outlook(9.0)), shadow_mirrored: known(outlook(11.0)), ..world() },
+        ),
+        (
+            "mirrored reads say that it is, and are answered otherwise",
+            policy(|parts| parts.guards = vec![agree]),
+            World {
+                primary_probe: known(outlook(3.0)),
+                primary_mirrored: known(outlook(11.0)),
+                shadow_mirrored: known(outlook(9.0)),
+                mirrored_different: known(0.07),
+                ..world()
+            },
+        ),
+        (
+            "mirrored before the shadow's probe failed",
+            plain.clone(),
+            World {
+                shadow_probe: Fact::unknown("probe fails"),
+                primary_mirrored: known(outlook(11.0)),
+                shadow_mirrored: known(outlook(9.0)),
+                ..world()
+            },
+        ),
         (
             "nothing is known of the shadow",
             plain,
@@ -160,6 +191,7 @@ prop_compose! {
         latency in maybe_outlook(1.0..100.0),
         primary_probe in maybe_outlook(1.0..100.0),
         shadow_probe in maybe_outlook(1.0..100.0),
+        mirrored in (maybe_outlook(1.0..100.0), maybe_outlook(1.0..100.0)),
         costs in (maybe(0.1..5.0), maybe(0.1..5.0)),
         use_ in (maybe(0.0..1.0), maybe(0.0..1.0)),
         lag in maybe(0.0..4e7),
@@ -169,6 +201,7 @@ prop_compose! {
     ) -> World {
         World {
             baseline_ms, latency, primary_probe, shadow_probe,
+            primary_mirrored: mirrored.0, shadow_mirrored: mirrored.1,
             primary_cost: costs.0, shadow_cost: costs.1,
             primary_utilization: use_.0, shadow_utilization: use_.1,
             lag: lag.map(|bytes| ByteCount(*bytes as u64)),
@@ -210,7 +243,8 @@ proptest! {
         prop_assert!(moves_in(&idler), "an idler shadow");
         let nearer = World { lag: world.lag.map(|lag| ByteCount((lag.0 as f64 / more) as u64)), ..world.clone() };
         prop_assert!(moves_in(&nearer), "less lag");
-        let faster = World { shadow_probe: world.shadow_probe.map(|now| outlook(now.median_ms / more)), ..world };
+        let sped = |fact: &Fact<Outlook>| fact.map(|now| outlook(now.median_ms / more));
+        let faster = World { shadow_probe: sped(&world.shadow_probe), shadow_mirrored: sped(&world.shadow_mirrored), ..world };
         prop_assert!(moves_in(&faster), "a faster shadow");
     }
 
@@ -275,10 +309,12 @@ fn edit(world: &World, policy: &Policy, of: &str, moves: bool, share: f64) -> Wo
             });
         }
         name::BETTER => {
-            let border = world.primary_probe.value().expect("known").median_ms;
-            edited.shadow_probe = world
-                .shadow_probe
+            let both = world.side_by_side();
+            let border = both.primary.value().expect("known").median_ms;
+            let closer = both
+                .shadow
                 .map(|now| Outlook { median_ms: now.median_ms + (border - now.median_ms) * share, ..*now });
+            if both.of == "probe" { edited.shadow_probe = closer } else { edited.shadow_mirrored = closer }
         }
         other => panic!("unexpected flip {other}"),
     }

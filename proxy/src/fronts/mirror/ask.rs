@@ -74,7 +74,7 @@ impl Mirror {
         });
         match answered.await {
             Ok(Some(status)) => self.note(&read, status, began.elapsed(), &aim.zone),
-            Ok(None) | Err(_) => self.failed(),
+            Ok(None) | Err(_) => self.failed(&read, &aim.zone),
         }
     }
 }

@@ -3,14 +3,15 @@
 //!
 //! Only GET and HEAD without a body, on paths that the policy names. A client's answer is already on its way when its read is
 //! offered: what the queue does not take at once is dropped and counted, and nobody waits. Answers of the shadow are compared
-//! (status, time) and thrown away. What a mirrored read carries: [`Credentials`]. The shadow's database refuses writes.
+//! (status, time) and thrown away; what both sides took for the same reads goes to the score. What a mirrored read carries:
+//! [`Credentials`]. The shadow's database refuses writes.
 
 mod ask;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -27,6 +28,8 @@ const QUEUE: usize = 256;
 const HEADERS: usize = 16 << 10;
 /// Comparisons that are kept for the view, and for how long.
 const KEPT: (usize, Duration) = (2_000, Duration::from_secs(300));
+/// Reads of which a p95 is told, and a share of different answers.
+const ENOUGH: usize = 20;
 /// A share is counted in millionths.
 const WHOLE: u64 = 1_000_000;
 
@@ -70,9 +73,29 @@ struct Read {
 #[derive(Clone, Copy, Debug)]
 struct Compared {
     at: Instant,
-    same: bool,
     primary: Duration,
-    shadow: Duration,
+    /// How long the shadow took, and whether its status was the same; none: it did not answer.
+    shadow: Option<(Duration, bool)>,
+    /// Told to the score.
+    told: bool,
+}
+
+impl Compared {
+    /// Both sides, where they answered the same: how long a failure takes says nothing of the service.
+    fn pair(&self) -> Option<[Duration; 2]> {
+        self.shadow.filter(|(_, same)| *same).map(|(shadow, _)| [self.primary, shadow])
+    }
+}
+
+/// What the same reads took at both sides, p95.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// The zone that was asked as well.
+    pub zone: String,
+    /// At the primary.
+    pub primary: Duration,
+    /// At the shadow.
+    pub shadow: Duration,
 }
 
 /// What mirrored reads said of late.
@@ -129,6 +152,10 @@ impl Mirror {
         if now.share == share && now.zone == zone && now.targets == targets && now.rules == *rules {
             return;
         }
+        if now.zone != zone {
+            // What was measured there says nothing of the other.
+            self.compared().clear();
+        }
         self.aim.store(Arc::new(Aim { share, rules: rules.clone(), zone: zone.to_owned(), targets }));
     }
 
@@ -175,42 +202,86 @@ impl Mirror {
             names::MIRRORED_DURATION, names::RESOURCE => self.resource.to_string(), names::ZONE => zone.to_owned()
         )
         .record(took.as_secs_f64());
+        self.keep(zone, read.took, Some((took, same)));
+    }
+
+    fn failed(&self, read: &Read, zone: &str) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.count("failed");
+        self.keep(zone, read.took, None);
+    }
+
+    /// `zone` is the one that was asked.
+    fn keep(&self, zone: &str, primary: Duration, shadow: Option<(Duration, bool)>) {
         let at = crate::clock::monotonic();
-        let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
-        compared.push_back(Compared { at, same, primary: read.took, shadow: took });
+        let mut compared = self.compared();
+        if self.aim.load().zone != zone {
+            return;
+        }
+        compared.push_back(Compared { at, primary, shadow, told: false });
         while compared.len() > KEPT.0 {
             compared.pop_front();
         }
     }
 
-    fn failed(&self) {
-        self.failed.fetch_add(1, Ordering::Relaxed);
-        self.count("failed");
+    fn compared(&self) -> MutexGuard<'_, VecDeque<Compared>> {
+        self.compared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those of late.
+    fn recent(&self) -> MutexGuard<'_, VecDeque<Compared>> {
+        let now = crate::clock::monotonic();
+        let mut compared = self.compared();
+        while compared.front().is_some_and(|oldest| now.duration_since(oldest.at) > KEPT.1) {
+            compared.pop_front();
+        }
+        compared
+    }
+
+    /// What reads took at both sides since it was last told; none: they are too few, and count with those to come.
+    pub fn tell(&self) -> Option<Told> {
+        let mut compared = self.recent();
+        let zone = self.aim.load().zone.clone();
+        let new = || compared.iter().filter(|one| !one.told).filter_map(Compared::pair);
+        let count = new().count();
+        let told = (count >= ENOUGH).then(|| Told {
+            zone,
+            primary: p95(new().map(|[primary, _]| primary)).unwrap_or_default(),
+            shadow: p95(new().map(|[_, shadow]| shadow)).unwrap_or_default(),
+        })?;
+        compared.iter_mut().for_each(|one| one.told = true);
+        Some(told)
+    }
+
+    /// The share of reads of late that the shadow answered with another status, or not at all; none: they are too few.
+    pub fn different(&self) -> Option<f64> {
+        let compared = self.recent();
+        let other = compared.iter().filter(|one| one.pair().is_none()).count();
+        (compared.len() >= ENOUGH).then(|| other as f64 / compared.len() as f64)
     }
 
     /// What it says now.
     pub fn view(&self) -> MirrorView {
-        let now = crate::clock::monotonic();
-        let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
-        while compared.front().is_some_and(|oldest| now.duration_since(oldest.at) > KEPT.1) {
-            compared.pop_front();
-        }
-        let p95 = |of: fn(&Compared) -> Duration| {
-            let mut all: Vec<Duration> = compared.iter().map(of).collect();
-            all.sort_unstable();
-            let at = (all.len() * 95).div_ceil(100).saturating_sub(1);
-            all.get(at).map(|took| took.as_secs_f64() * 1000.0)
-        };
+        let compared = self.recent();
+        let answered = || compared.iter().filter_map(|one| Some((one.primary, one.shadow?)));
+        let ms = |took: Duration| took.as_secs_f64() * 1000.0;
         MirrorView {
             share: self.aim.load().share as f64 / WHOLE as f64,
-            compared: compared.len() as u64,
-            different: compared.iter().filter(|one| !one.same).count() as u64,
-            shadow_p95_ms: p95(|one| one.shadow),
-            primary_p95_ms: p95(|one| one.primary),
+            compared: answered().count() as u64,
+            different: answered().filter(|(_, (_, same))| !same).count() as u64,
+            shadow_p95_ms: p95(answered().map(|(_, (shadow, _))| shadow)).map(ms),
+            primary_p95_ms: p95(answered().map(|(primary, _)| primary)).map(ms),
             dropped_total: self.dropped.load(Ordering::Relaxed),
             failed_total: self.failed.load(Ordering::Relaxed),
         }
     }
+}
+
+fn p95(of: impl Iterator<Item = Duration>) -> Option<Duration> {
+    let mut all: Vec<Duration> = of.collect();
+    all.sort_unstable();
+    let at = (all.len() * 95).div_ceil(100).saturating_sub(1);
+    all.get(at).copied()
 }
 
 /// A read that changes nothing, on a path that may be asked, by somebody whose answer may be asked for.

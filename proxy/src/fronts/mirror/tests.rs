@@ -52,6 +52,32 @@ fn a_share_is_a_share_and_a_full_queue_drops() {
     assert!(!mirror.is_on());
 }
 
+#[test]
+fn the_score_is_told_of_enough_reads_once_and_of_no_other_zone() {
+    let mirror = Mirror::new("orders".into());
+    let one = [([127, 0, 0, 1], 1).into()];
+    mirror.aim("b", &rules(1.0, Credentials::Skip), one.to_vec());
+    let ms = Duration::from_millis;
+    let answered = |primary, shadow, same| mirror.keep("b", ms(primary), Some((ms(shadow), same)));
+    for read in 1..ENOUGH as u64 {
+        answered(read, 100 + read, true);
+    }
+    assert_eq!((mirror.tell(), mirror.different()), (None, None), "too few");
+    // Other statuses and silence say nothing of how long it takes, but of how well it goes.
+    answered(5_000, 1, false);
+    mirror.keep("b", ms(5_000), None);
+    assert_eq!(mirror.tell(), None);
+    assert_eq!(mirror.different(), Some(2.0 / 21.0));
+    answered(20, 120, true);
+    let told = Told { zone: "b".into(), primary: ms(19), shadow: ms(119) };
+    assert_eq!((mirror.tell(), mirror.tell()), (Some(told), None), "once");
+    // They count on in the view and in the share.
+    assert_eq!((mirror.view().compared, mirror.view().different), (21, 1));
+    mirror.aim("c", &rules(1.0, Credentials::Skip), one.to_vec());
+    answered(1, 1, true);
+    assert_eq!((mirror.view().compared, mirror.different()), (0, None), "another zone");
+}
+
 #[tokio::test]
 async fn the_shadow_is_asked_and_compared() {
     type Seen = Arc<Mutex<Vec<HeaderMap>>>;

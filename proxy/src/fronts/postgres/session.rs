@@ -366,7 +366,8 @@ impl Session {
         let mut deadline = clock::tick() + longest;
         loop {
             let open = !turns.borrow_and_update().closed;
-            if open && self.seat.resume() {
+            let in_turn = held.is_some() || !self.front.turnstile.ramps();
+            if open && in_turn && self.seat.resume() {
                 return Ok(held);
             }
             tokio::select! {
@@ -389,6 +390,9 @@ impl Session {
                     Event::Boundary | Event::ClientWaits => {}
                 },
                 () = tokio::time::sleep_until(deadline), if held.is_some() => {
+                    if self.seat.resume_at_once() {
+                        return Ok(held);
+                    }
                     return Err(self.seat.refuse().into());
                 }
             }
@@ -581,6 +585,7 @@ async fn await_turn(front: &PostgresFront, seat: &mut Seat) -> Result<(), End> {
     };
     match tokio::time::timeout(front.turnstile.longest(), waiting).await {
         Ok(()) => Ok(()),
+        Err(_) if seat.resume_at_once() => Ok(()),
         Err(_) => Err(seat.refuse().into()),
     }
 }

@@ -5,12 +5,16 @@
 //! not, and the drain is over when none runs. Closing takes two steps, *arm* and *close*, because HTTP drains first: an opening
 //! that comes between the two wins, however late the second one is.
 //!
+//! Opening it in a ramp lets the sessions whose clients wait go on some at a time, twice as many after each pause; those whose clients
+//! do not wait come after them. Whose time runs out in a ramp goes on at once: it refuses nobody.
+//!
 //! A running session looks at one atomic per transaction. Everything else is under one lock that is never held across a wait.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use migration::policy::Release;
 use tokio::sync::{Notify, watch};
 
 use crate::config::model::HoldLimits;
@@ -47,6 +51,16 @@ struct State {
     /// Parked sessions whose client waits.
     held: usize,
     refused: u64,
+    /// There while a ramp goes on.
+    ramp: Option<Ramp>,
+}
+
+/// Who may go on in a ramp.
+struct Ramp {
+    /// The turn that it belongs to.
+    turn: u64,
+    /// Sessions that may go on before the next pause is over.
+    left: usize,
 }
 
 /// Why a session may not wait.
@@ -92,8 +106,9 @@ impl Turnstile {
 
     /// Closes if it was armed and not opened since; `next` is where sessions may get ready for. Whether it is closed.
     pub fn close_if_armed(&self, next: Option<Arc<str>>) -> bool {
-        let state = self.state();
+        let mut state = self.state();
         if state.armed && !self.is_closed() {
+            state.ramp = None;
             self.turn(true, next);
         }
         self.is_closed()
@@ -104,6 +119,7 @@ impl Turnstile {
         let mut state = self.state();
         state.armed = true;
         if !self.is_closed() {
+            state.ramp = None;
             self.turn(true, None);
         }
     }
@@ -112,9 +128,60 @@ impl Turnstile {
     pub fn open(&self) {
         let mut state = self.state();
         state.armed = false;
-        if self.is_closed() {
+        let ramped = state.ramp.take().is_some();
+        if self.is_closed() || ramped {
             self.turn(false, None);
         }
+    }
+
+    /// Opens; whoever waits goes on in a ramp. Needs a tokio runtime, and does nothing where it is open.
+    pub fn open_in_ramp(self: &Arc<Self>, ramp: Release) {
+        let turn = {
+            let mut state = self.state();
+            state.armed = false;
+            if !self.is_closed() {
+                return;
+            }
+            let turn = self.turns.borrow().number + 1;
+            let left = ramp.first.max(1) as usize;
+            state.ramp = (state.held > left).then_some(Ramp { turn, left });
+            self.turn(false, None);
+            if state.ramp.is_none() {
+                return;
+            }
+            turn
+        };
+        let turnstile = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut batch = ramp.first.max(1) as usize;
+            loop {
+                tokio::time::sleep(ramp.every).await;
+                batch = batch.saturating_mul(2);
+                if !turnstile.go_on(turn, batch) {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Lets the next ones of a ramp go on. Whether it goes on itself.
+    fn go_on(&self, turn: u64, batch: usize) -> bool {
+        let mut state = self.state();
+        let held = state.held;
+        let Some(ramp) = state.ramp.as_mut().filter(|ramp| ramp.turn == turn) else { return false };
+        ramp.left = batch;
+        let left = held > batch;
+        if !left {
+            state.ramp = None;
+        }
+        // Nothing of the turn is another: they only look again.
+        self.turns.send_modify(|_| {});
+        left
+    }
+
+    /// Sessions whose clients wait go first.
+    pub fn ramps(&self) -> bool {
+        self.state().ramp.is_some()
     }
 
     /// Transactions that are open while it is closed are ended.
@@ -204,14 +271,29 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Runs, if it is open.
+    /// Runs, if it is open and a ramp leaves room.
     pub fn resume(&mut self) -> bool {
+        self.run(true)
+    }
+
+    /// Runs, if it is open: the time in which it may wait for its turn is over.
+    pub fn resume_at_once(&mut self) -> bool {
+        self.run(false)
+    }
+
+    fn run(&mut self, in_turn: bool) -> bool {
         if self.runs {
             return true;
         }
         let mut state = self.turnstile.state();
         if self.turnstile.is_closed() {
             return false;
+        }
+        if let Some(ramp) = state.ramp.as_mut().filter(|_| in_turn) {
+            if ramp.left == 0 {
+                return false;
+            }
+            ramp.left -= 1;
         }
         state.running += 1;
         state.parked -= 1;
@@ -238,7 +320,7 @@ impl Seat {
     /// Its client waits, until the guard is dropped.
     pub fn hold(&self) -> Result<Held, Refused> {
         let mut state = self.turnstile.state();
-        if state.held >= self.turnstile.limits.requests {
+        if state.held >= self.turnstile.limits.requests && state.ramp.is_none() {
             state.refused += 1;
             return Err(Refused::TooMany);
         }
@@ -287,6 +369,61 @@ mod tests {
     use super::*;
 
     const WIDE: HoldLimits = HoldLimits { requests: 1, bytes: usize::MAX, time: Duration::from_mins(1) };
+
+    /// The clock stands still but for what `advance` does.
+    #[tokio::test(start_paused = true)]
+    async fn a_ramp_lets_twice_as_many_go_on_each_time() {
+        let turnstile = Turnstile::new(HoldLimits { requests: 100, ..WIDE });
+        turnstile.close();
+        let mut waiting: Vec<_> = (0..20).map(|_| turnstile.sit()).collect();
+        let mut held: Vec<_> = waiting.iter().map(|seat| seat.hold().ok()).collect();
+        let mut turns = turnstile.turns();
+        turnstile.open_in_ramp(Release { first: 2, every: Duration::from_millis(10) });
+        turns.borrow_and_update();
+        let mut go_on = || {
+            let mut went = 0;
+            for (seat, held) in waiting.iter_mut().zip(&mut held).filter(|(_, held)| held.is_some()) {
+                if seat.resume() {
+                    *held = None;
+                    went += 1;
+                }
+            }
+            went
+        };
+        assert!(turnstile.ramps() && !turnstile.is_closed());
+        assert_eq!((go_on(), go_on()), (2, 0));
+        tokio::time::advance(Duration::from_millis(9)).await;
+        tokio::task::yield_now().await;
+        assert_eq!(go_on(), 0, "not before the pause is over");
+        for expected in [4, 8] {
+            turns.changed().await.unwrap();
+            assert_eq!((go_on(), go_on()), (expected, 0));
+        }
+        turns.changed().await.unwrap();
+        assert!(!turnstile.ramps());
+        assert_eq!((go_on(), turnstile.stats().running), (6, 20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ramp_ends_with_the_next_turn_and_refuses_nobody() {
+        let turnstile = Turnstile::new(HoldLimits { requests: 100, ..WIDE });
+        turnstile.close();
+        let mut seats: Vec<_> = (0..4).map(|_| turnstile.sit()).collect();
+        let _held: Vec<_> = seats.iter().map(|seat| seat.hold().ok()).collect();
+        let slow = Release { first: 1, every: Duration::from_secs(1) };
+        turnstile.open_in_ramp(slow);
+        assert!(seats[0].resume() && !seats[1].resume());
+        assert!(seats[1].resume_at_once(), "its time is over");
+        turnstile.close();
+        assert!(!turnstile.ramps() && !seats[2].resume() && !seats[2].resume_at_once());
+        // The task of the ramp that ended lets nobody go on.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(!seats[2].resume());
+        turnstile.open_in_ramp(slow);
+        assert!(seats[2].resume() && !seats[3].resume());
+        turnstile.open();
+        assert!(seats[3].resume());
+    }
 
     #[tokio::test]
     async fn drained_when_every_session_has_parked() {
