@@ -195,9 +195,7 @@ fn extra_guard(item: &Item<'_>) -> Option<ExtraGuard> {
         GuardedFact::PrimaryUtilization
         | GuardedFact::ShadowUtilization
         | GuardedFact::ShadowLoss
-        | GuardedFact::MirroredDifferent => {
-            item.ratio().map(migration::units::Ratio::get)
-        }
+        | GuardedFact::MirroredDifferent => item.ratio().map(migration::units::Ratio::get),
         GuardedFact::PrimaryCost | GuardedFact::ShadowCost => item.cost_per_hour(),
     };
     let below = section.optional("below");
