@@ -19,6 +19,7 @@ fn world(latency: f64, probes: [Option<f64>; 2], mirrored: [Option<f64>; 2]) -> 
         primary_mirrored: fact(mirrored[0]),
         shadow_mirrored: fact(mirrored[1]),
         mirrored_different: Fact::unknown("test"),
+        shadow_path: Path::unknown("test"),
         primary_cost: Fact::unknown("test"),
         shadow_cost: Fact::unknown("test"),
         primary_utilization: Fact::unknown("test"),
