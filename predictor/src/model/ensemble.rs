@@ -442,7 +442,7 @@ impl Ensemble {
     /// `mixed` of the step `ahead`, calibrated.
     fn finish(&self, mixed: &Quantiles, ahead: usize) -> Quantiles {
         let right = STEPS.iter().position(|step| *step >= ahead).unwrap_or(STEPS.len() - 1);
-        let left = right.saturating_sub(if STEPS[right] > ahead { 1 } else { 0 });
+        let left = right.saturating_sub(usize::from(STEPS[right] > ahead));
         let shift = between(
             (STEPS[left], &self.calibrators[left].shift()),
             (STEPS[right], &self.calibrators[right].shift()),
@@ -459,7 +459,7 @@ impl Ensemble {
     fn mixed(&self, present: &Present, ahead: usize) -> Quantiles {
         let said = self.panel.at(present, ahead);
         let right = self.nodes.iter().position(|node| node.ahead >= ahead).unwrap_or(self.nodes.len() - 1);
-        let left = right.saturating_sub(if self.nodes[right].ahead > ahead { 1 } else { 0 });
+        let left = right.saturating_sub(usize::from(self.nodes[right].ahead > ahead));
         let (left, right) = (&self.nodes[left], &self.nodes[right]);
         if left.ahead == right.ahead {
             return right.mix(&said);
