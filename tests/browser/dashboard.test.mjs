@@ -251,9 +251,15 @@ describe('a migration', { concurrency: false }, () => {
 describe('a setting', { concurrency: false }, () => {
   const shadow = () => node.get('/api/v1/resources/orders/shadow');
 
+  async function settings() {
+    const page = await resource();
+    await page.locator('#settings > summary').click();
+    return page;
+  }
+
   test('is changed from the page, says who did it, and is taken back', async () => {
     await shadowing();
-    const page = await resource();
+    const page = await settings();
     const form = page.getByRole('form', { name: /^Shadow in/ });
     await form.getByText('says policy').waitFor();
     await form.getByLabel(/^Share of/).fill('25%');
@@ -269,7 +275,7 @@ describe('a setting', { concurrency: false }, () => {
 
   test('that makes no sense, or that somebody else changed, is refused in words', async () => {
     await shadowing();
-    const page = await resource();
+    const page = await settings();
     const form = page.getByRole('form', { name: /^Shadow in/ });
     await form.getByLabel(/^Share of/).fill('95%');
     await form.getByRole('button', { name: 'Save' }).click();
@@ -291,7 +297,7 @@ describe('a setting', { concurrency: false }, () => {
 
   test('freezes the resource until it is lifted', async () => {
     await shadowing();
-    const page = await resource();
+    const page = await settings();
     const form = page.getByRole('form', { name: 'Freeze' });
     await form.getByLabel('Why').fill('quarter end');
     await form.getByRole('button', { name: 'Freeze' }).click();

@@ -1,5 +1,5 @@
 // The page of one resource: what is true now first, then why, then what was.
-import { html } from '../ui.js';
+import { Failure, html, useAction } from '../ui.js';
 import { runs } from '../store.js';
 import { State } from './state.js';
 import { Score } from './score.js';
@@ -9,8 +9,18 @@ import { Timeline } from './timeline.js';
 import { Zones } from './zones.js';
 import { Cost } from './cost.js';
 import { Checks } from './checks.js';
-import { Settings } from './settings.js';
 import { History } from './history.js';
+
+/** Most who look at the page change nothing: what it takes to is asked for when it is opened. */
+function Settings({ view }) {
+  const [asked, load] = useAction(async () => (await import('/dashboard/parts/settings.js')).Forms);
+  const open = ({ target }) => target.open && !asked.result && load();
+  return html`<details class="card wide" id="settings" onToggle=${open}>
+    <summary>Settings</summary>
+    <${Failure} error=${asked.error} />
+    ${asked.result ? html`<${asked.result} view=${view} />` : ''}
+  </details>`;
+}
 
 export function Resource({ view }) {
   const list = runs.value[view.name] ?? [];

@@ -1,7 +1,7 @@
-// What can be changed while the resource is led: its shadow, its replication, its size, and whether it may move at all.
+// Loaded when it is opened. What can be changed while the resource is led: its shadow, its replication, its size, and whether it may move at all.
 import { useEffect, useState } from '../vendor/preact-hooks.js';
 import { ask, at, exchange, get, mayOperate, post } from '../api.js';
-import { Badge, Card, Failure, Time, html, useAction } from '../ui.js';
+import { Badge, Failure, Time, html, useAction } from '../ui.js';
 
 const HOUR = 3_600_000;
 const list = (text) => text.split(/[\s,]+/).filter(Boolean);
@@ -22,15 +22,13 @@ const REPLICATION = () => [
 const SCALING = (value) =>
   Object.keys(value.capacity).map((zone) => ({ path: ['capacity', zone], label: `Workers in ${zone}`, kind: 'number' }));
 
-export function Settings({ view }) {
-  return html`<${Card} id="settings" title="Settings" span="wide">
-    <div class="settings">
-      <${Section} view=${view} name="shadow" title="Shadow" fields=${SHADOW} />
-      <${Section} view=${view} name="replication" title="Replication" fields=${REPLICATION} from="replication/parameters" />
-      <${Section} view=${view} name="scaling" title="Scaling" fields=${SCALING} />
-      <${Freeze} view=${view} />
-    </div>
-  <//>`;
+export function Forms({ view }) {
+  return html`<div class="settings">
+    <${Section} view=${view} name="shadow" title="Shadow" fields=${SHADOW} />
+    <${Section} view=${view} name="replication" title="Replication" fields=${REPLICATION} from="replication/parameters" />
+    <${Section} view=${view} name="scaling" title="Scaling" fields=${SCALING} />
+    <${Freeze} view=${view} />
+  </div>`;
 }
 
 const pick = (value, path) => path.reduce((part, key) => part?.[key], value);

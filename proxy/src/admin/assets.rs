@@ -78,6 +78,9 @@ struct Asset {
     tag: HeaderValue,
 }
 
+/// Modules that the page asks for when they are wanted, and that share the others with [`ENTRY`].
+const LATER: &[&str] = &["parts/settings.js"];
+
 static ASSETS: LazyLock<BTreeMap<&str, Asset>> = LazyLock::new(|| {
     let served = FILES.iter().filter(|(path, _)| *path == ENTRY || !part_of_entry(path));
     served.map(|(path, plain)| (*path, Asset::of(path, prepared(path, plain)))).collect()
@@ -87,7 +90,7 @@ static ASSETS: LazyLock<BTreeMap<&str, Asset>> = LazyLock::new(|| {
 const ENTRY: &str = "app.js";
 
 fn part_of_entry(path: &str) -> bool {
-    extension(path) == "js" && !path.starts_with("vendor/")
+    extension(path) == "js" && !path.starts_with("vendor/") && !LATER.contains(&path)
 }
 
 /// Lower case in every file of the dashboard; none: empty.
@@ -102,7 +105,8 @@ fn text_of(path: &str) -> Option<&'static str> {
 
 fn prepared(path: &str, plain: &'static [u8]) -> Vec<u8> {
     match path {
-        ENTRY => join::join(ENTRY, &text_of).into_bytes(),
+        ENTRY => join::join(ENTRY, LATER, &text_of).into_bytes(),
+        _ if LATER.contains(&path) => join::later(path, ENTRY, &text_of).into_bytes(),
         "style.css" => text_of(path).map_or_else(|| plain.to_vec(), |text| join::lean(text).into_bytes()),
         _ => plain.to_vec(),
     }

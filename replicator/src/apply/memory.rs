@@ -175,7 +175,11 @@ impl Target for MemoryTarget {
         if store.checkpoint != self.expected {
             return Err(Error::Fenced("the checkpoint moved".into()));
         }
-        store.applied.extend(self.window.filter_all(group));
+        if self.window.is_open() {
+            store.applied.extend(self.window.filter_all(group));
+        } else {
+            store.applied.extend_from_slice(group);
+        }
         store.checkpoint = last.end_lsn;
         store.marker = group.iter().filter_map(Transaction::marker).next_back().or(store.marker);
         if store.lose_replies > 0 {

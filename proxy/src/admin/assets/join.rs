@@ -12,8 +12,9 @@ struct Import {
     names: BTreeSet<String>,
 }
 
-/// Joins `entry` and all that it imports, each after what it needs itself; imports from `vendor/` stay imports.
-pub(super) fn join(entry: &str, text_of: &impl Fn(&str) -> Option<&'static str>) -> String {
+/// Joins `entry` and all that it imports, each after what it needs itself; imports from `vendor/` stay imports. It exports what
+/// those of `later` take from modules that are in it.
+pub(super) fn join(entry: &str, later: &[&str], text_of: &impl Fn(&str) -> Option<&'static str>) -> String {
     let mut joined = Joined { text_of, seen: BTreeSet::new(), vendor: BTreeMap::new(), body: String::new() };
     joined.add(entry);
     let mut text = String::new();
@@ -23,7 +24,32 @@ pub(super) fn join(entry: &str, text_of: &impl Fn(&str) -> Option<&'static str>)
         let what = import.default.into_iter().chain(braces).collect::<Vec<_>>().join(",");
         let _ = writeln!(text, "import {what} from './{path}';");
     }
-    text + &joined.body
+    text += &joined.body;
+    let shared: BTreeSet<String> = later.iter().flat_map(|path| taken(path, text_of)).collect();
+    if !shared.is_empty() {
+        let _ = writeln!(text, "export {{{}}};", shared.into_iter().collect::<Vec<_>>().join(","));
+    }
+    text
+}
+
+/// What a module takes from others that are not `vendor/`.
+fn taken(path: &str, text_of: &impl Fn(&str) -> Option<&'static str>) -> Vec<String> {
+    let imports = text_of(path).unwrap_or_default().lines().filter_map(import);
+    imports
+        .filter(|(_, from)| !resolve(path, from).starts_with("vendor/"))
+        .flat_map(|(what, _)| names(what).1)
+        .collect()
+}
+
+/// A module that is loaded later: what it takes from others is in `entry`, which is there by then.
+pub(super) fn later(path: &str, entry: &str, text_of: &impl Fn(&str) -> Option<&'static str>) -> String {
+    let mut text = format!("import {{{}}} from '/dashboard/{entry}';\n", taken(path, text_of).join(","));
+    let own = |line: &&str| import(line).is_none_or(|(_, from)| resolve(path, from).starts_with("vendor/"));
+    for line in lean(text_of(path).unwrap_or_default()).lines().filter(own) {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
 }
 
 struct Joined<'f, F> {
@@ -122,6 +148,6 @@ mod tests {
         };
         let expected = "import htm from './vendor/htm.js';\nimport {x,y} from './vendor/x.js';\n\
                         const a = x;\nfunction b() {\nreturn htm;\n}\nb(a);\n";
-        assert_eq!(join("app.js", &text_of), expected);
+        assert_eq!(join("app.js", &[], &text_of), expected);
     }
 }

@@ -36,7 +36,7 @@ fn every_file_of_the_folder_is_served_but_what_makes_them() {
 
 #[test]
 fn a_page_is_light() {
-    let loaded = ASSETS.iter().filter(|(path, _)| !path.contains("LICENSE"));
+    let loaded = ASSETS.iter().filter(|(path, _)| !path.contains("LICENSE") && !LATER.contains(path));
     let all: usize = loaded.map(|(_, asset)| asset.gzip.len()).sum();
     eprintln!("{all} bytes of {WEIGHT}");
     assert!(all <= WEIGHT, "{all} bytes");
@@ -79,6 +79,23 @@ fn every_module_can_be_joined_and_none_is_forgotten() {
     }
 }
 
+#[test]
+fn what_is_loaded_later_shares_what_is_there() {
+    let joined = text(ENTRY);
+    let exports = joined.lines().last().unwrap();
+    for path in LATER {
+        let served = text(path);
+        let first = served.lines().next().unwrap();
+        let names =
+            first.strip_prefix("import {").and_then(|rest| rest.strip_suffix("} from '/dashboard/app.js';"));
+        for name in names.unwrap_or_else(|| panic!("{path}: {first}")).split(',') {
+            assert!(exports.contains(name), "{path} takes {name}, which {ENTRY} does not give: {exports}");
+        }
+        assert!(!served.contains("from '../ui.js'"), "{path} would have its own copy");
+        assert!(joined.contains(&format!("import('/dashboard/{path}')")), "nobody asks for {path}");
+    }
+}
+
 /// The names that a line at the top of a module declares.
 fn declared(line: &str) -> Vec<&str> {
     let line = line.strip_prefix("export ").unwrap_or(line);
@@ -94,7 +111,7 @@ fn declared(line: &str) -> Vec<&str> {
 #[test]
 fn vendored_modules_are_asked_for_at_once() {
     let index = text("index.html");
-    for path in ASSETS.keys().filter(|path| extension(path) == "js" && **path != ENTRY) {
+    for path in ASSETS.keys().filter(|path| path.starts_with("vendor/") && extension(path) == "js") {
         assert!(
             index.contains(&format!("<link rel=\"modulepreload\" href=\"/dashboard/{path}\">")),
             "{path}"
