@@ -294,7 +294,7 @@ impl Leading {
         );
         let stopped = stop.clone();
         own.spawn(async move {
-            machine.run(stopped).await;
+            Box::pin(machine.run(stopped)).await;
             verifications.stop("godwit was stopped");
             streams.stop().await;
         });

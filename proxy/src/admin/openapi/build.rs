@@ -40,7 +40,7 @@ fn reference<T: ToSchema>() -> RefOr<Schema> {
 }
 
 enum Body {
-    Json(RefOr<Schema>),
+    Json(Box<RefOr<Schema>>),
     Text(&'static str),
     Nothing,
 }
@@ -115,21 +115,21 @@ impl Line {
     /// Answers with a `T`.
     pub(super) fn gives<T: ToSchema>(mut self, status: StatusCode) -> Self {
         self.schemas.extend(schemas::<T>());
-        self.answer(status, Body::Json(reference::<T>()))
+        self.answer(status, Body::Json(Box::new(reference::<T>())))
     }
 
     /// Answers with a list of `T`.
     pub(super) fn lists<T: ToSchema>(mut self) -> Self {
         self.schemas.extend(schemas::<T>());
         let list = ArrayBuilder::new().items(reference::<T>()).into();
-        self.answer(StatusCode::OK, Body::Json(list))
+        self.answer(StatusCode::OK, Body::Json(Box::new(list)))
     }
 
     /// Answers with JSON objects of any shape: one, or a list of them.
     pub(super) fn gives_objects(self, status: StatusCode, list: bool) -> Self {
         let object = ObjectBuilder::new().schema_type(Type::Object);
         let body = if list { ArrayBuilder::new().items(object).into() } else { object.into() };
-        self.answer(status, Body::Json(body))
+        self.answer(status, Body::Json(Box::new(body)))
     }
 
     /// Answers with text of a media type.
@@ -219,7 +219,7 @@ impl Line {
         if needs.is_some() {
             self.refused.push(StatusCode::UNAUTHORIZED);
         }
-        if self.path.contains("{") {
+        if self.path.contains('{') {
             self.refused.push(StatusCode::NOT_FOUND);
         }
         if self.method != Method::GET {
@@ -243,7 +243,7 @@ impl Line {
             let mut response = ResponseBuilder::new().description(reason(given.status));
             match given.body {
                 Body::Json(schema) => {
-                    response = response.content(JSON, ContentBuilder::new().schema(Some(schema)).build());
+                    response = response.content(JSON, ContentBuilder::new().schema(Some(*schema)).build());
                 }
                 Body::Text(kind) => {
                     response = response.content(kind, ContentBuilder::new().schema(Some(string())).build());

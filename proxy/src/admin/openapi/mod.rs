@@ -22,7 +22,7 @@ use build::Problems;
 /// A probe's result: microseconds, or why it failed.
 #[derive(utoipa::ToSchema)]
 #[expect(dead_code, reason = "stands for Result<u64, String> in the description")]
-pub enum Probe {
+pub(crate) enum Probe {
     /// Microseconds.
     Ok(u64),
     /// Why it failed.

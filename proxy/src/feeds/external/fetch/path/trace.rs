@@ -42,9 +42,9 @@ pub(super) async fn run(to: IpAddr) -> std::io::Result<Way> {
                 let lifetime = u32::from(hop) + 1;
                 let socket = SockRef::from(&icmp.socket);
                 if to.is_ipv4() {
-                    socket.set_ttl_v4(lifetime)?
+                    socket.set_ttl_v4(lifetime)?;
                 } else {
-                    socket.set_unicast_hops_v6(lifetime)?
+                    socket.set_unicast_hops_v6(lifetime)?;
                 }
                 let echo = Echo { identifier, sequence: round * HOPS + hop, cookie };
                 icmp.socket.send_to(&icmp::request(to, echo), SocketAddr::new(to, 0)).await?;
