@@ -277,7 +277,7 @@ describe('a setting', { concurrency: false }, () => {
     await shadowing();
     const page = await settings();
     const form = page.getByRole('form', { name: /^Shadow in/ });
-    await form.getByLabel(/^Share of/).fill('95%');
+    await form.getByLabel(/^Share of/).fill('plenty');
     await form.getByRole('button', { name: 'Save' }).click();
     await form.getByRole('alert').filter({ hasText: '/capacity' }).waitFor();
     await form.getByRole('button', { name: 'Read again' }).click();

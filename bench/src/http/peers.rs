@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use godwit::clock;
 
 use crate::front::{TICK, cpu_ticks};
 
@@ -25,6 +26,9 @@ pub(super) struct Upstream {
     pub(super) address: SocketAddr,
     _child: Running,
 }
+
+/// How long a process may take to end by itself.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// A process, killed with what it started when dropped.
 pub(crate) struct Running(Child);
@@ -78,7 +82,14 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // Its workers end with it: they are asked to, and share its group. It may have ended already.
-        let _ = Command::new("kill").args(["-TERM", &format!("-{}", self.0.id())]).status();
+        let group = format!("-{}", self.0.id());
+        let _ = Command::new("kill").args(["-TERM", &group]).status();
+        let deadline = clock::monotonic() + ENDING;
+        while matches!(self.0.try_wait(), Ok(None)) && clock::monotonic() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // Some wait for their clients, who are other children of ours.
+        let _ = Command::new("kill").args(["-KILL", &group]).stderr(Stdio::null()).status();
         let _ = self.0.wait();
     }
 }

@@ -279,7 +279,8 @@ fn reason(status: StatusCode) -> &'static str {
 
 /// What the operation is about: the third part of a path of the API below resources, else the second.
 fn tag(path: &str) -> &str {
-    let mut parts = path.trim_start_matches("/api/v1/").split('/').filter(|part| !part.starts_with('{'));
-    let first = parts.next().filter(|part| !part.is_empty()).unwrap_or("dashboard");
+    let named = |part: &&str| !part.is_empty() && !part.starts_with('{');
+    let mut parts = path.trim_start_matches("/api/v1/").split('/').filter(named);
+    let first = parts.next().unwrap_or("dashboard");
     parts.next().unwrap_or(first)
 }

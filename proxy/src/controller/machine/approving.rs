@@ -9,6 +9,8 @@ use crate::controller::{ApprovalView, Denied, Plan};
 impl Machine {
     /// A person asks for a move: it begins, or waits for the others that the policy wants.
     pub(super) fn ask(&mut self, to: Option<&str>, by: &str) -> Result<Plan, Denied> {
+        // What was ordered since the last decision, such as a freeze, counts.
+        self.decide();
         let policy = self.hands.policy();
         if policy.approvals <= 1 {
             return self.migrate(to, by, false);

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use super::load::{Load, Options as LoadOptions};
 use super::node::Node;
 use super::orders::schema::Seed;
-use super::zone::{Options as ZoneOptions, Playground, RESOURCE};
+use super::zone::{Options as ZoneOptions, Playground, RESOURCE, Zone};
 use crate::cli::client::Client;
 use crate::clock;
 use crate::controller::view::{MigrationView, ResourceView};
@@ -54,15 +54,17 @@ pub struct Options {
 /// Runs the demo; success only if every line of its proof holds.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let proven = runtime.block_on(async {
-        tokio::select! {
-            // Whoever stays ends by the same signal, and well.
-            biased;
-            proven = story(options) => proven,
-            stopped = interrupted() => { stopped?; bail!("interrupted") },
-        }
-    })?;
+    let proven = runtime.block_on(story(options))?;
     Ok(if proven { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Until it is done, or somebody ends it before.
+async fn or_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        stopped = interrupted() => { stopped?; bail!("interrupted") }
+    }
 }
 
 /// Ctrl-C or a polite end.
@@ -170,7 +172,7 @@ async fn story(options: &Options) -> Result<bool> {
     if options.calm {
         zones.policy = zones.policy.replace("mode: auto", "mode: observe");
     }
-    let playground = Playground::start(&zones).await?;
+    let playground = or_interrupted(async { Ok(Playground::start(&zones).await?) }).await?;
     screen.say(&format!(
         "the order service runs in {} with {} workers",
         playground.zones[0].name, options.workers
@@ -197,6 +199,21 @@ async fn scenes(
     let client = Client::new(&playground.admin.to_string());
     let [near, far] = &playground.zones;
     let mut stage = Stage { client: &client, nodes, screen, load: None };
+    let proven = or_interrupted(acts(&mut stage, options, playground, [near, far])).await?;
+    if options.stay || options.calm {
+        // Whoever stays is ended by the same signal, and well: nothing else may wait for it.
+        stage.stay().await?;
+    }
+    Ok(proven)
+}
+
+/// What happens by itself; true if all that was claimed holds.
+async fn acts(
+    stage: &mut Stage<'_>,
+    options: &Options,
+    playground: &Playground,
+    [near, far]: [&Zone; 2],
+) -> Result<bool> {
     stage.screen.say(&format!("dashboard: http://{}/", playground.admin));
     stage.until("the first copy", |view| view.phase == "shadowing").await?;
     stage.screen.say(&format!("{} follows {}: schema, rows and stream are there", far.name, near.name));
@@ -205,7 +222,7 @@ async fn scenes(
     stage.screen.say(&format!("load: {} requests/s, readers and writers", options.rate));
     if options.calm {
         stage.screen.say("nothing moves by itself; Ctrl-C ends and removes everything");
-        return stage.stay().await.map(|()| true);
+        return Ok(true);
     }
     let calm = clock::monotonic() + CALM;
     stage.until("the calm", |_| clock::monotonic() >= calm).await?;
@@ -241,7 +258,6 @@ async fn scenes(
     if options.stay {
         stage.load = Some(start_load(options, playground, "stay"));
         stage.screen.say("the load goes on; Ctrl-C ends and removes everything");
-        stage.stay().await?;
     }
     Ok(proven)
 }
