@@ -3,7 +3,6 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use migration::cutover::Phase;
 use migration::decide::{above_since, decide};
 use migration::policy::{Mode, Policy, PolicyParts};
 use migration::units::{ByteCount, Timestamp};
@@ -25,10 +24,6 @@ fn world(state: &mut u64) -> World {
         Fact::known(value, Duration::from_secs(2), "forecast")
     };
     World {
-        primary: "eu-west".into(),
-        shadow: "eu-central".into(),
-        phase: Phase::Shadowing,
-        running: None,
         baseline_ms: known(5.0 + 20.0 * luck(state)),
         latency: outlook(5.0 + 60.0 * luck(state)),
         primary_probe: outlook(2.0 + 20.0 * luck(state)),
@@ -46,14 +41,8 @@ fn world(state: &mut u64) -> World {
             route_age_ms: known(luck(state)),
         },
         lag: Fact::known(ByteCount((luck(state) * 3e7) as u64), Duration::ZERO, "stream"),
-        maintenance: Vec::new(),
-        maintenance_unknown: None,
-        blockers: Vec::new(),
-        last_move: None,
-        moves_last_day: 0,
-        moves_ease: None,
-        freezes: Vec::new(),
         above_since: Some(Timestamp(1)),
+        ..World::unknown("eu-west", "eu-central", "bench")
     }
 }
 

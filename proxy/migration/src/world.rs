@@ -192,6 +192,38 @@ pub struct SideBySide<'a> {
 }
 
 impl World {
+    /// A shadow that follows, and nothing else that is known, for this reason: where a world is made up, the rest of one.
+    #[must_use]
+    pub fn unknown(primary: &str, shadow: &str, why: &str) -> Self {
+        Self {
+            primary: primary.into(),
+            shadow: shadow.into(),
+            phase: Phase::Shadowing,
+            running: None,
+            baseline_ms: Fact::unknown(why),
+            latency: Fact::unknown(why),
+            primary_probe: Fact::unknown(why),
+            shadow_probe: Fact::unknown(why),
+            primary_mirrored: Fact::unknown(why),
+            shadow_mirrored: Fact::unknown(why),
+            mirrored_different: Fact::unknown(why),
+            primary_cost: Fact::unknown(why),
+            shadow_cost: Fact::unknown(why),
+            primary_utilization: Fact::unknown(why),
+            shadow_utilization: Fact::unknown(why),
+            shadow_path: Path::unknown(why),
+            lag: Fact::unknown(why),
+            maintenance: Vec::new(),
+            maintenance_unknown: None,
+            blockers: Vec::new(),
+            last_move: None,
+            moves_last_day: 0,
+            moves_ease: None,
+            freezes: Vec::new(),
+            above_since: None,
+        }
+    }
+
     /// What is compared between the zones: the same reads, asked of both, where that is known, else their probes.
     ///
     /// A zone whose probe fails now is judged by that: reads were mirrored before it failed.

@@ -235,43 +235,12 @@ mod tests {
         let weights = migration::policy::PolicyParts::default().weights;
         DecisionReport {
             verdict,
-            score: score(&weights, &world()),
+            score: score(&weights, &migration::world::World::unknown("a", "b", "test")),
             needed: 0.3,
             guards: Vec::new(),
             because: "tested".into(),
             awaited: Vec::new(),
             flips: Vec::new(),
-        }
-    }
-
-    fn world() -> migration::world::World {
-        use migration::world::Fact;
-        migration::world::World {
-            primary: "a".into(),
-            shadow: "b".into(),
-            phase: migration::cutover::Phase::Shadowing,
-            running: None,
-            baseline_ms: Fact::unknown("test"),
-            latency: Fact::unknown("test"),
-            primary_probe: Fact::unknown("test"),
-            shadow_probe: Fact::unknown("test"),
-            primary_mirrored: Fact::unknown("test"),
-            shadow_mirrored: Fact::unknown("test"),
-            mirrored_different: Fact::unknown("test"),
-            primary_cost: Fact::unknown("test"),
-            shadow_cost: Fact::unknown("test"),
-            primary_utilization: Fact::unknown("test"),
-            shadow_utilization: Fact::unknown("test"),
-            shadow_path: migration::world::Path::unknown("test"),
-            lag: Fact::unknown("test"),
-            maintenance: Vec::new(),
-            maintenance_unknown: None,
-            blockers: Vec::new(),
-            last_move: None,
-            moves_last_day: 0,
-            moves_ease: None,
-            freezes: Vec::new(),
-            above_since: None,
         }
     }
 

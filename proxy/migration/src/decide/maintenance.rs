@@ -13,31 +13,18 @@ fn world() -> World {
     let outlook =
         |ms: f64| Fact::known(Outlook { lower_ms: ms, median_ms: ms, upper_ms: ms }, MINUTE, "probe");
     World {
-        primary: "west".into(),
-        shadow: "east".into(),
-        phase: Phase::Shadowing,
-        running: None,
         baseline_ms: Fact::known(10.0, MINUTE, "usual"),
         latency: outlook(30.0),
         primary_probe: outlook(20.0),
         shadow_probe: outlook(5.0),
-        primary_mirrored: Fact::unknown("test"),
-        shadow_mirrored: Fact::unknown("test"),
-        mirrored_different: Fact::unknown("test"),
         primary_cost: Fact::known(2.0, MINUTE, "feed prices"),
         shadow_cost: Fact::known(1.0, Duration::ZERO, "configuration"),
         primary_utilization: Fact::known(0.5, MINUTE, "in-flight / capacity"),
         shadow_utilization: Fact::known(0.0, MINUTE, "in-flight / capacity"),
         shadow_path: Path::unknown("no feed"),
         lag: Fact::known(crate::units::ByteCount(0), MINUTE, "stream"),
-        maintenance: Vec::new(),
-        maintenance_unknown: None,
-        blockers: Vec::new(),
-        last_move: None,
-        moves_last_day: 0,
-        moves_ease: None,
-        freezes: Vec::new(),
         above_since: Some(Timestamp(0)),
+        ..World::unknown("west", "east", "test")
     }
 }
 

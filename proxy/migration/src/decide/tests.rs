@@ -22,31 +22,18 @@ fn outlook(median_ms: f64) -> Outlook {
 /// A move pays and nothing stands in its way.
 fn world() -> World {
     World {
-        primary: "a".into(),
-        shadow: "b".into(),
-        phase: Phase::Shadowing,
-        running: None,
         baseline_ms: known(10.0),
         latency: known(outlook(18.0)),
         primary_probe: known(outlook(12.0)),
         shadow_probe: known(outlook(4.0)),
-        primary_mirrored: Fact::unknown("test"),
-        shadow_mirrored: Fact::unknown("test"),
-        mirrored_different: Fact::unknown("test"),
         primary_cost: known(2.0),
         shadow_cost: known(1.5),
         primary_utilization: known(0.7),
         shadow_utilization: known(0.3),
         shadow_path: Path { rtt_ms: known(22.0), loss: known(0.002), route_age_ms: known(3_600_000.0) },
         lag: known(ByteCount(4096)),
-        maintenance: Vec::new(),
-        maintenance_unknown: None,
-        blockers: Vec::new(),
-        last_move: None,
-        moves_last_day: 0,
-        moves_ease: None,
-        freezes: Vec::new(),
         above_since: Some(Timestamp(NOW.0 - 200_000)),
+        ..World::unknown("a", "b", "test")
     }
 }
 

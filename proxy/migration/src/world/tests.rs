@@ -8,31 +8,12 @@ fn known(median_ms: f64) -> Fact<Outlook> {
 fn world(latency: f64, probes: [Option<f64>; 2], mirrored: [Option<f64>; 2]) -> World {
     let fact = |value: Option<f64>| value.map_or_else(|| Fact::unknown("test"), known);
     World {
-        primary: "a".into(),
-        shadow: "b".into(),
-        phase: Phase::Shadowing,
-        running: None,
-        baseline_ms: Fact::unknown("test"),
         latency: known(latency),
         primary_probe: fact(probes[0]),
         shadow_probe: fact(probes[1]),
         primary_mirrored: fact(mirrored[0]),
         shadow_mirrored: fact(mirrored[1]),
-        mirrored_different: Fact::unknown("test"),
-        shadow_path: Path::unknown("test"),
-        primary_cost: Fact::unknown("test"),
-        shadow_cost: Fact::unknown("test"),
-        primary_utilization: Fact::unknown("test"),
-        shadow_utilization: Fact::unknown("test"),
-        lag: Fact::unknown("test"),
-        maintenance: Vec::new(),
-        maintenance_unknown: None,
-        blockers: Vec::new(),
-        last_move: None,
-        moves_last_day: 0,
-        moves_ease: None,
-        freezes: Vec::new(),
-        above_since: None,
+        ..World::unknown("a", "b", "test")
     }
 }
 
