@@ -271,8 +271,9 @@ impl Applier {
                 let part = self.large.as_ref().map_or(0, |large| large.bytes);
                 if group.changes < self.bound && group.bytes < GROUP_BYTES && part < PART_BYTES {
                     next = todo.try_recv().ok();
-                    let wait = group.worth_waiting(began.elapsed()).filter(|_| next.is_none());
-                    if let Some(wait) = wait {
+                    if next.is_none()
+                        && let Some(wait) = group.worth_waiting(began.elapsed())
+                    {
                         next = tokio::time::timeout(wait, todo.recv()).await.ok().flatten();
                     }
                 }
