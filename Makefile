@@ -12,7 +12,7 @@ N ?= 200
 SEED ?= 1
 RATE ?= 100
 
-.PHONY: help setup demo test test-browser screenshots test-large test-versions test-kills test-faults test-idle test-postgres-front soak simulate sim fuzz api-fuzz model check bench bench-decide bench-forecast bench-http bench-postgres-front bench-replication fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-versions test-kills test-faults test-idle test-postgres-front soak simulate sim fuzz api-fuzz model check bench bench-decide bench-forecast bench-http bench-postgres-front bench-replication package check-packaging fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -110,6 +110,12 @@ bench-forecast: ## the forecaster on a folder of series: make bench-forecast DAT
 
 fmt: ## format the code
 	$(CARGO) fmt --all
+
+package: setup ## target/package: the Debian package, the Helm chart; with Docker the image too
+	scripts/package.sh
+
+check-packaging: setup ## chart linted, rendered and its configuration checked; unit, Dockerfile, the package if it is there
+	scripts/check-packaging.sh
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -61,6 +61,13 @@ impl Client {
         block_on(self.fetch(path))
     }
 
+    /// `GET`, outside a runtime; the answer's text.
+    pub fn text(&self, path: &str) -> Result<String> {
+        block_on(async {
+            Ok(String::from_utf8_lossy(&self.call(Method::GET, path, None).await?).into_owned())
+        })
+    }
+
     /// `POST`, outside a runtime; the answer's body.
     pub fn post(&self, path: &str, body: &serde_json::Value) -> Result<Bytes> {
         block_on(self.send(path, body))

@@ -69,6 +69,12 @@ enum Command {
         #[arg(value_name = "FILE", default_value = "/etc/godwit/godwit.yaml")]
         config: PathBuf,
     },
+    /// Ask whether a node takes requests, for health checks: exit code 0 if so, 1 if it holds them or does not answer.
+    Ready {
+        /// Ask whether it runs, no more.
+        #[arg(long)]
+        live: bool,
+    },
     /// Show every resource: who serves, the shadow, the stream, problems.
     Status {
         /// Only this one.
@@ -268,6 +274,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Run { config } => return run_node(&config, output),
         Command::Check { config } => return check::run(&config, output),
+        Command::Ready { live } => verbs::ready(&client, live),
         Command::Status { resource, watch } => verbs::status(&client, resource.as_deref(), watch, output),
         Command::Explain { resource } => verbs::explain(&client, &resource, output),
         Command::Plan { resource, to } => verbs::plan(&client, &resource, to.as_deref(), output),

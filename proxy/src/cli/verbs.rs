@@ -34,6 +34,12 @@ pub(super) fn show<T: serde::Serialize>(
     Ok(())
 }
 
+/// Whether the node takes requests; or, with `live`, whether it runs.
+pub(super) fn ready(client: &Client, live: bool) -> Result<ExitCode> {
+    print!("{}", client.text(if live { "/livez" } else { "/readyz" })?);
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(super) fn status(
     client: &Client,
     resource: Option<&str>,

@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""What a rendered chart must be, and its configuration written out: check-chart.py RENDERED FOLDER."""
+import pathlib
+import sys
+
+import yaml
+
+
+def main(rendered, folder):
+    documents = [one for one in yaml.safe_load_all(pathlib.Path(rendered).read_text()) if one]
+    found = {}
+    for one in documents:
+        found.setdefault(one["kind"], []).append(one)
+    (config,), (node,) = found["ConfigMap"], found["StatefulSet"]
+    spec = node["spec"]["template"]["spec"]
+    labels = node["spec"]["template"]["metadata"]["labels"]
+    selector = node["spec"]["selector"]["matchLabels"]
+    assert selector.items() <= labels.items(), "the selector is not the pod's"
+    services = {one["metadata"]["name"]: one["spec"] for one in found["Service"]}
+    assert node["spec"]["serviceName"] in services, "the StatefulSet's service is missing"
+    (container,) = spec["containers"]
+    ports = {port["name"] for port in container.get("ports") or []}
+    for name, service in services.items():
+        assert service["selector"].items() <= labels.items(), f"{name} selects something else"
+        for port in service.get("ports") or []:
+            assert port["targetPort"] in ports, f"{name}: {port['targetPort']} is no port of the pod"
+    volumes = {volume["name"] for volume in spec["volumes"]}
+    volumes |= {claim["metadata"]["name"] for claim in node["spec"]["volumeClaimTemplates"]}
+    for one in [container, *spec["initContainers"]]:
+        mounted = {mount["name"] for mount in one["volumeMounts"]}
+        assert mounted == volumes, f"{one['name']}: mounted {mounted}, volumes {volumes}"
+        assert one["securityContext"]["readOnlyRootFilesystem"] and not one["securityContext"]["allowPrivilegeEscalation"]
+        keys = {mount["subPath"] for mount in one["volumeMounts"] if "subPath" in mount}
+        assert keys == set(config["data"]), f"mounted {keys}, in the map {set(config['data'])}"
+    assert spec["securityContext"]["runAsNonRoot"]
+    accounts = {one["metadata"]["name"] for one in found.get("ServiceAccount", [])}
+    assert not accounts or spec["serviceAccountName"] in accounts
+    for monitor in found.get("ServiceMonitor", []):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        chosen = [one for one in found["Service"] if wanted <= one["metadata"]["labels"].items()]
+        assert len(chosen) == 1, f"the ServiceMonitor chooses {len(chosen)} services"
+        offered = {port["name"] for port in chosen[0]["spec"]["ports"]}
+        assert {one["port"] for one in monitor["spec"]["endpoints"]} <= offered
+    for key, text in config["data"].items():
+        place = key if key == "godwit.yaml" else f"policies/{key.removeprefix('policy-')}"
+        (pathlib.Path(folder) / place).write_text(text)
+
+
+main(*sys.argv[1:])

