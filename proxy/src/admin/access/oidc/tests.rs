@@ -76,9 +76,17 @@ impl Signer {
     }
 
     fn rsa(kid: &str) -> Self {
-        let [n, e, d, p, q, dp, dq, qi] = RSA.map(|text| URL_SAFE_NO_PAD.decode(text).expect("base64url"));
-        let parts =
-            KeyPairComponents { public_key: PublicKeyComponents { n, e }, d, p, q, dP: dp, dQ: dq, qInv: qi };
+        let [n, e, private, prime, other, exponent, other_exponent, coefficient] =
+            RSA.map(|text| URL_SAFE_NO_PAD.decode(text).expect("base64url"));
+        let parts = KeyPairComponents {
+            public_key: PublicKeyComponents { n, e },
+            d: private,
+            p: prime,
+            q: other,
+            dP: exponent,
+            dQ: other_exponent,
+            qInv: coefficient,
+        };
         Self {
             kid: kid.into(),
             secret: Secret::Rsa(Box::new(RsaKeyPair::from_components(&parts).expect("a key"))),
