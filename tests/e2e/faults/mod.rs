@@ -19,7 +19,7 @@ use godwit::controller::view::MigrationView;
 use godwit::demo::zone::Playground;
 
 use disk::Mounts;
-use fault::{Disk, Fault, Side};
+use fault::{A_MINUTE, Disk, Fault, Side};
 use rows::{End, ROWS, Row};
 use world::{Scene, World, options};
 
@@ -75,6 +75,8 @@ fn may_fail(fault: Fault, scene: &Scene, run: &MigrationView, far: &str) -> bool
     let committed = run.committed_ms.is_some();
     match fault {
         Fault::KillLeader | Fault::Terminate => true,
+        // Clients wait ten seconds.
+        Fault::FreezeLeader(how_long) => how_long == A_MINUTE,
         Fault::Crash(side) | Fault::FreezeDatabase(side) | Fault::DiskFull(Disk::Database(side)) => {
             if side == Side::Primary { !scene.past_commit() } else { committed }
         }
@@ -117,6 +119,11 @@ async fn rows(test: &str, agent: bool) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn processes() -> Result<()> {
     rows("processes", false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn minutes() -> Result<()> {
+    rows("minutes", false).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -114,7 +114,7 @@ async fn soak() -> Result<()> {
     let mut rng = StdRng::seed_from_u64(seed);
     let playground = Playground::start(&options(true)?).await?;
     let mut world = World::start(&playground, rate as f64, seed).await?;
-    let rows: Vec<&Row> = ROWS.iter().filter(|row| row.test != "disks").collect();
+    let rows: Vec<&Row> = ROWS.iter().filter(|row| !["disks", "minutes"].contains(&row.test)).collect();
     // Drawn only on a terminal.
     let bar = ProgressBar::new(count);
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}")?);
