@@ -20,6 +20,7 @@ mod kills;
 mod large;
 mod leader;
 mod link;
+mod lost_state;
 mod manager;
 mod mirrored;
 mod modes;
