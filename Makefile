@@ -12,7 +12,7 @@ N ?= 200
 SEED ?= 1
 RATE ?= 100
 
-.PHONY: help setup demo test test-browser screenshots test-large test-versions test-kills test-faults test-idle test-postgres-front soak simulate sim fuzz api-fuzz model check bench bench-decide bench-forecast bench-http bench-postgres-front bench-replication fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-versions test-kills test-faults test-idle test-postgres-front soak simulate sim fuzz api-fuzz model check bench bench-api bench-decide bench-forecast bench-http bench-postgres-front bench-replication fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -100,6 +100,12 @@ bench-postgres-front: ## the PostgreSQL front beside PgBouncer and the server it
 	scripts/setup.sh bench-postgres-front
 	$(CARGO) build --release --package godwit-bench
 	target/release/godwit-bench postgres
+
+bench-api: ## the API with 1,000 resources, the dashboard's first paint with 100 and a day of history (five minutes after the build)
+	scripts/test-browser.sh prepare
+	$(CARGO) build --release --package godwit --package godwit-bench
+	target/release/godwit-bench api
+	target/release/godwit-bench api --resources 100 --hours 24 --page 5
 
 bench-decide: ## score and decision for 10,000 resources on one core
 	$(CARGO) run --release --quiet --package migration --example bench_decide

@@ -54,6 +54,7 @@ mod changes;
 mod events;
 mod feeds;
 mod history;
+mod listed;
 mod listener;
 pub(crate) mod openapi;
 mod problem;
@@ -77,6 +78,7 @@ use crate::store::Journal;
 
 pub use changes::{ConfigView, SectionView};
 pub use history::{HistoryView, LatencyPoint, LatencyView, RowView, SeriesView, moment};
+pub use listed::Listed;
 pub use listener::{Listener, Peer};
 pub use problem::Problem;
 
@@ -108,6 +110,8 @@ pub struct AdminState {
     pub changes: Option<Arc<Changes>>,
     /// Held while a request with a key of its own is carried out.
     pub answers: Arc<tokio::sync::Mutex<()>>,
+    /// Views of resources as they were last sent.
+    pub listed: Arc<listed::Listed>,
 }
 
 /// Serves until cancelled.

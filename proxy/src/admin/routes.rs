@@ -108,10 +108,16 @@ pub(super) fn find(state: &AdminState, id: &str) -> Answer<ResourceHandle> {
     state.running.resources().get(id).cloned().ok_or_else(|| Problem::not_found("resource", id))
 }
 
-async fn resources(State(state): State<AdminState>, caller: Caller) -> Json<Vec<Arc<ResourceView>>> {
+async fn resources(State(state): State<AdminState>, caller: Caller) -> Answer<Response> {
     let resources = state.running.resources();
     let known = resources.iter().filter(|(name, _)| caller.knows(name));
-    Json(known.map(|(_, handle)| handle.view.load_full()).collect())
+    let views = known.map(|(name, handle)| (name.as_str(), handle.view.load_full())).collect();
+    let json = state
+        .listed
+        .json(views)
+        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "answer", error.to_string()))?;
+    state.listed.keep(|name| resources.contains_key(name));
+    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
 async fn resource(
@@ -489,14 +495,17 @@ async fn audit(
 }
 
 async fn metrics(State(state): State<AdminState>) -> Response {
-    match &state.metrics {
-        Some(handle) => {
-            crate::telemetry::metrics::feed_ages(&state.feeds, crate::clock::now());
-            let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-            (kind, handle.render()).into_response()
+    let Some(handle) = state.metrics else {
+        let what = "this process records no metrics";
+        return Problem::new(StatusCode::NOT_FOUND, "no-metrics", what).into_response();
+    };
+    crate::telemetry::metrics::feed_ages(&state.feeds, crate::clock::now());
+    // Of a thousand resources it is megabytes: too long for a thread that others wait for.
+    match tokio::task::spawn_blocking(move || handle.render()).await {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => {
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "answer", error.to_string()).into_response()
         }
-        None => Problem::new(StatusCode::NOT_FOUND, "no-metrics", "this process records no metrics")
-            .into_response(),
     }
 }
 
