@@ -1,7 +1,8 @@
-//! The list of all resources as JSON. A view is replaced when something changes and read by every dashboard and scraper in
+//! The list of resources: its pages, and their JSON. A view is replaced when something changes and read by every dashboard and scraper in
 //! between: each is encoded once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Bytes;
@@ -51,6 +52,19 @@ impl Listed {
     }
 }
 
+/// At most `limit` of those that are `known` behind the name `after`, and whether there are more.
+pub(super) fn page<'a, T>(
+    all: &'a BTreeMap<String, T>,
+    after: Option<&str>,
+    limit: usize,
+    known: impl Fn(&str) -> bool,
+) -> (Vec<(&'a str, &'a T)>, bool) {
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut found = all.range::<str, _>((from, Bound::Unbounded)).filter(|(name, _)| known(name));
+    let page = found.by_ref().take(limit).map(|(name, one)| (name.as_str(), one)).collect();
+    (page, found.next().is_some())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -63,6 +77,22 @@ mod tests {
     fn phases(json: &Bytes) -> Vec<String> {
         let views: Vec<ResourceView> = serde_json::from_slice(json).unwrap();
         views.into_iter().map(|view| view.phase).collect()
+    }
+
+    #[test]
+    fn pages_follow_each_other() {
+        let all: BTreeMap<String, u8> =
+            ["a", "b", "c", "d", "e"].into_iter().map(|name| (name.into(), 0)).collect();
+        let names = |after, limit| {
+            let (page, more) = page(&all, after, limit, |name| name != "c");
+            (page.iter().map(|(name, _)| *name).collect::<String>(), more)
+        };
+        assert_eq!(names(None, usize::MAX), ("abde".into(), false));
+        assert_eq!(names(None, 2), ("ab".into(), true));
+        assert_eq!(names(Some("b"), 2), ("de".into(), false));
+        // It need not be there any more.
+        assert_eq!(names(Some("ccc"), 1), ("d".into(), true));
+        assert_eq!(names(Some("e"), 1), (String::new(), false));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!
 //! | route | |
 //! |---|---|
-//! | `GET /api/v1/resources` | every resource |
+//! | `GET /api/v1/resources?limit&after` | every resource, by name; `Link: rel=next` where there are more |
 //! | `POST /api/v1/resources?dry_run` | reserve one (docs/reservations.md) → 201 + Location |
 //! | `DELETE /api/v1/resources/{id}` | drop one that was reserved → 204 |
 //! | `GET /api/v1/resources/{id}/shadow`, `PUT`, `DELETE` | `{enabled, capacity}`, with ETag and If-Match; DELETE: as the policy has it |

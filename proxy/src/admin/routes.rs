@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
@@ -13,7 +13,9 @@ use serde::Deserialize;
 use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
-use super::{AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past, openapi};
+use super::{
+    AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past, listed, openapi,
+};
 use crate::audit::read::{Wanted, newest};
 use crate::controller::drift::{self, SchemaView, SyncRequest};
 use crate::controller::freezes::FreezeView;
@@ -108,16 +110,40 @@ pub(super) fn find(state: &AdminState, id: &str) -> Answer<ResourceHandle> {
     state.running.resources().get(id).cloned().ok_or_else(|| Problem::not_found("resource", id))
 }
 
-async fn resources(State(state): State<AdminState>, caller: Caller) -> Answer<Response> {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResourcePage {
+    /// None: all of them.
+    limit: Option<usize>,
+    /// Only those whose names sort behind this one.
+    after: Option<String>,
+}
+
+async fn resources(
+    State(state): State<AdminState>,
+    page: Result<Query<ResourcePage>, QueryRejection>,
+    caller: Caller,
+) -> Answer<Response> {
+    let Query(page) = page.map_err(query)?;
     let resources = state.running.resources();
-    let known = resources.iter().filter(|(name, _)| caller.knows(name));
-    let views = known.map(|(name, handle)| (name.as_str(), handle.view.load_full())).collect();
+    let limit = page.limit.map_or(usize::MAX, |limit| limit.max(1));
+    let (page, more) = listed::page(&resources, page.after.as_deref(), limit, |name| caller.knows(name));
+    // Names need no escaping: they are letters, digits, `-`, `_` and `.`.
+    let next = page
+        .last()
+        .filter(|_| more)
+        .map(|(last, _)| format!("</api/v1/resources?limit={limit}&after={last}>; rel=\"next\""));
+    let views = page.into_iter().map(|(name, handle)| (name, handle.view.load_full())).collect();
     let json = state
         .listed
         .json(views)
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "answer", error.to_string()))?;
     state.listed.keep(|name| resources.contains_key(name));
-    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+    let mut response = ([(header::CONTENT_TYPE, "application/json")], json).into_response();
+    if let Some(next) = next.and_then(|next| HeaderValue::from_str(&next).ok()) {
+        response.headers_mut().insert(header::LINK, next);
+    }
+    Ok(response)
 }
 
 async fn resource(
