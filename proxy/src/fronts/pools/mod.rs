@@ -8,6 +8,7 @@
 //! Of two endpoints drawn by luck and weight the one with the lower cost is taken (latency times those who share it:
 //! [`endpoint`]). Endpoints that are not well are taken only when there is no other.
 
+pub mod asking;
 pub mod connections;
 pub mod endpoint;
 pub mod reach;
