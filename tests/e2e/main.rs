@@ -5,6 +5,7 @@
 mod advise;
 mod apply;
 mod backlog;
+mod clients;
 mod copying;
 mod cutover;
 mod doctor;
@@ -27,6 +28,7 @@ mod modes;
 mod network;
 mod postgres_front;
 mod preflight;
+mod programs;
 mod prometheus;
 mod refusals;
 mod schema;
