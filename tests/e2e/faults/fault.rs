@@ -223,6 +223,14 @@ impl Fault {
         Ok(struck)
     }
 
+    /// For how long the leader can do nothing, where that is longer than anything may be held.
+    pub(crate) fn asleep(self) -> Duration {
+        match self {
+            Self::FreezeLeader(how_long) => how_long,
+            _ => Duration::ZERO,
+        }
+    }
+
     /// While the run goes on.
     pub(crate) async fn heal(self, world: &mut World<'_>, scene: &Scene) -> Result<()> {
         let of = |side: Side| if side == Side::Primary { &*scene.from } else { &*scene.to };

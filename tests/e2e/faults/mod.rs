@@ -45,7 +45,7 @@ async fn cell(world: &mut World<'_>, row: &Row, phase: &'static str, end: End) -
     row.fault.heal(world, &scene).await.context("heal")?;
     let run = world.ended(&scene).await?;
     row.fault.clean(world, &scene, struck).await.context("clean up")?;
-    world.recovered(&scene, &run).await.context("it does not recover")?;
+    world.recovered(&scene, &run, row.fault.asleep()).await.context("it does not recover")?;
     let aborted = run.state == "aborted";
     let end = if cut_off(row.fault, &scene, &world.playground.zones[1].name) { End::Aborts } else { end };
     let expected = match end {

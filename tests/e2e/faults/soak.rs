@@ -66,7 +66,7 @@ async fn fault_free(world: &mut World<'_>, account: &mut Account) -> Result<()> 
     let scene = world.begin().await?;
     let run = world.ended(&scene).await?;
     note(world, account, &run)?;
-    world.recovered(&scene, &run).await.map(drop)
+    world.recovered(&scene, &run, Duration::ZERO).await.map(drop)
 }
 
 /// There, and back as soon as that is possible at all.
@@ -91,7 +91,7 @@ async fn there_and_back(world: &mut World<'_>, account: &mut Account) -> Result<
     note(world, account, &first)?;
     note(world, account, &second)?;
     account.rolled_back += 1;
-    world.recovered(&back, &second).await.map(drop)
+    world.recovered(&back, &second, Duration::ZERO).await.map(drop)
 }
 
 fn note(world: &mut World<'_>, account: &mut Account, run: &MigrationView) -> Result<()> {
