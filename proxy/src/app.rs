@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::access::Identities;
+use crate::admin::access::oidc::Oidc;
 use crate::admin::{self, AdminState};
 use crate::audit::{self, Audit};
 use crate::clock;
@@ -231,7 +232,9 @@ fn identities(config: &Config) -> Result<Arc<Identities>> {
     let admin = &config.node.admin;
     let tokens = Arc::new(Tokens::open(&config.node.state)?);
     let secure = admin.tls.is_some();
-    Ok(Arc::new(Identities::new(tokens, admin.clients.clone(), admin.required, secure)))
+    let oidc = admin.oidc.clone().map(|rules| Oidc::new(rules, config.node.egress.clone()));
+    let identities = Identities::new(tokens, admin.clients.clone(), admin.required, secure);
+    Ok(Arc::new(identities.with_oidc(oidc)))
 }
 
 async fn terminated() -> Result<()> {

@@ -28,7 +28,7 @@ pub(super) struct WhoView {
     pub role: Role,
     /// To which resources; none: to all.
     pub resources: Option<std::collections::BTreeSet<String>>,
-    /// How that is known: `open`, `token`, `session`, `certificate`.
+    /// How that is known: `open`, `token`, `session`, `certificate`, `oidc`.
     pub via: Via,
 }
 
@@ -59,7 +59,7 @@ pub(super) async fn log_in(
 ) -> Answer<Response> {
     let Json(LogIn { token }) = body.map_err(rejected)?;
     let peer = peer.map(|Extension(ConnectInfo(peer))| peer);
-    let (caller, cookie) = state.identities.log_in(token.trim(), peer.as_ref())?;
+    let (caller, cookie) = state.identities.log_in(token.trim(), peer.as_ref()).await?;
     Ok(([(header::SET_COOKIE, cookie), (header::CACHE_CONTROL, NO_STORE)], Json(WhoView::from(caller)))
         .into_response())
 }
@@ -80,6 +80,7 @@ pub(super) async fn create_token(
 ) -> Answer<Response> {
     let Json(new) = body.map_err(rejected)?;
     check(&new, &state)?;
+    within(&new, &caller)?;
     let issued: Issued =
         state.identities.tokens().create(new, &caller.name, clock::now()).map_err(Problem::from)?;
     Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, NO_STORE)], Json(issued)).into_response())
@@ -119,6 +120,20 @@ fn check(new: &NewToken, state: &AdminState) -> Answer<()> {
         Some(name) => wrong(format!("there is no resource {name:?}")),
         None => Ok(()),
     }
+}
+
+/// Nobody gives away more than they have.
+fn within(new: &NewToken, caller: &Caller) -> Answer<()> {
+    let Scope::Resources(own) = &caller.scope else { return Ok(()) };
+    if new.resources.as_ref().is_some_and(|names| names.is_subset(own)) {
+        return Ok(());
+    }
+    let what = format!(
+        "{} may make tokens only for {}",
+        caller.name,
+        Vec::from_iter(own.iter().cloned()).join(", ")
+    );
+    Err(Problem::new(StatusCode::FORBIDDEN, "scope", what))
 }
 
 fn rejected(rejection: JsonRejection) -> Problem {

@@ -44,6 +44,12 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Without a certificate.
+    #[cfg(test)]
+    pub(in crate::admin) fn at(address: SocketAddr) -> Self {
+        Self { address, certificate: None }
+    }
+
     /// Whether its certificate is for this DNS name.
     pub fn is(&self, name: &str) -> bool {
         let Some(certificate) = &self.certificate else { return false };

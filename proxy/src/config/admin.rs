@@ -6,21 +6,24 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use super::listeners::Listeners;
 use super::load::Surroundings;
 use super::model::{Admin, AdminTls, ClientRule};
+use super::oidc;
 use super::walk::{Item, Section};
 use crate::admin::access::{Role, Scope};
+use crate::feeds::external::egress::Egress;
 
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9900);
 
 /// What a node has that says nothing of it.
 pub(super) fn by_default<'a>(node: &Item<'a>, listeners: &mut Listeners<'a>) -> Admin {
     listeners.add(node, LISTEN, "the admin listener");
-    Admin { listen: LISTEN, hosts: Vec::new(), required: false, tls: None, clients: Vec::new() }
+    Admin { listen: LISTEN, hosts: Vec::new(), required: false, tls: None, clients: Vec::new(), oidc: None }
 }
 
-/// `{listen, hosts, access, tls, clients}`.
+/// `{listen, hosts, access, tls, clients, oidc}`.
 pub(super) fn read<'a>(
     item: &Item<'a>,
     around: &Surroundings<'_>,
+    egress: Option<&Egress>,
     listeners: &mut Listeners<'a>,
 ) -> Option<Admin> {
     let mut section = item.section()?;
@@ -35,6 +38,7 @@ pub(super) fn read<'a>(
     let has_tls = section.has("tls");
     let tls = section.optional("tls").map(|item| tls(&item, around));
     let clients = section.optional("clients");
+    let oidc = section.optional("oidc").map(|item| oidc::read(&item, around, egress));
     section.finish();
 
     let listen = listen?;
@@ -72,7 +76,14 @@ pub(super) fn read<'a>(
         item.wrong_key("needs an authority that signs the clients' certificates", "add tls.client_ca: FILE");
         return None;
     }
-    Some(Admin { listen: address, hosts: hosts?, required: required?, tls, clients: rules? })
+    Some(Admin {
+        listen: address,
+        hosts: hosts?,
+        required: required?,
+        tls,
+        clients: rules?,
+        oidc: oidc.map_or(Some(None), |oidc| oidc.map(Some))?,
+    })
 }
 
 /// `{cert, key, client_ca}`.
@@ -97,13 +108,18 @@ fn client(item: &Item<'_>) -> Option<ClientRule> {
     Some(ClientRule { name: name?, role: role?, scope: scope? })
 }
 
-fn role(item: &Item<'_>) -> Option<Role> {
+pub(super) fn role(item: &Item<'_>) -> Option<Role> {
     item.choice(&Role::ALL.map(|role| (role.name(), role)))
 }
 
-fn scope(section: &mut Section<'_>) -> Option<Scope> {
+/// The resources that a rule is for.
+pub(super) fn scope(section: &mut Section<'_>) -> Option<Scope> {
     let Some(item) = section.optional("resources") else { return Some(Scope::All) };
     let names = item.list("names of resources")?;
+    if names.is_empty() {
+        item.wrong("is empty: it would be for nothing", "one at least, or leave it out: all");
+        return None;
+    }
     let names = names.iter().map(|item| item.name().map(str::to_owned)).collect::<Option<BTreeSet<_>>>()?;
     Some(Scope::Resources(names))
 }

@@ -435,7 +435,8 @@ fn http(
     Some(Source::Http(Request { url, headers: headers?, authority }))
 }
 
-fn absolute(item: &Item<'_>, text: &str) -> Option<Url> {
+/// A URL of HTTP, without credentials.
+pub(super) fn absolute(item: &Item<'_>, text: &str) -> Option<Url> {
     let right = "a URL such as https://status.example";
     let url = match Url::parse(text) {
         Ok(url) => url,

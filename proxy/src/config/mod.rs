@@ -21,6 +21,7 @@ mod listeners;
 mod load;
 pub mod model;
 mod node;
+mod oidc;
 pub mod overlay;
 mod policy;
 mod postgres_front;

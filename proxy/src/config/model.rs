@@ -10,7 +10,10 @@ use migration::policy::Policy;
 use migration::units::ByteCount;
 use replicator::postgres::Dsn;
 use replicator::spill::Spill;
+use url::Url;
 
+use crate::admin::access::oidc::KeyTimes;
+use crate::admin::access::oidc::jws::Algorithm;
 use crate::admin::access::{Role, Scope};
 use crate::feeds::external::egress::Egress;
 use crate::feeds::external::{Feed, Secret};
@@ -72,6 +75,46 @@ pub struct Admin {
     pub tls: Option<AdminTls>,
     /// What clients' certificates give.
     pub clients: Vec<ClientRule>,
+    /// The issuer whose tokens count; none: only this node's own do.
+    pub oidc: Option<OidcRules>,
+}
+
+/// Which tokens of an OpenID Connect issuer count, and what they give.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OidcRules {
+    /// Its name, to the letter as its tokens have it.
+    pub issuer: String,
+    /// Its set of keys; none: where its discovery document says.
+    pub keys: Option<Url>,
+    /// PEM file of the authority that vouches for it; none: this machine's.
+    pub authority: Option<PathBuf>,
+    /// A token must be for one of these.
+    pub audiences: Vec<String>,
+    /// Clients whose tokens count; empty: all.
+    pub clients: Vec<String>,
+    /// Signatures that count.
+    pub algorithms: Vec<Algorithm>,
+    /// The claim with the groups.
+    pub groups: String,
+    /// The claim with a name that people know; none: the subject alone.
+    pub name: Option<String>,
+    /// How far the issuer's clock may be off.
+    pub leeway: Duration,
+    /// How long its keys count.
+    pub times: KeyTimes,
+    /// What its groups give.
+    pub roles: Vec<GroupRule>,
+}
+
+/// What being in a group of the issuer gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupRule {
+    /// The group.
+    pub group: String,
+    /// What it may do.
+    pub role: Role,
+    /// To which resources.
+    pub scope: Scope,
 }
 
 /// Where the audit's records go.

@@ -53,16 +53,16 @@ pub(super) fn read<'a>(
         Some(item) => item.path(around.folder),
         None => Some(PathBuf::from(STATE)),
     };
-    let admin = if let Some(item) = section.optional("admin") {
-        admin::read(&item, around, listeners)
-    } else {
-        Some(admin::by_default(item, listeners))
-    };
-    let link = section.optional("link").map(|item| link(&item, around));
     let egress = match section.optional("egress") {
         Some(item) => egress::read(&item),
         None => Some(Egress::default()),
     };
+    let admin = if let Some(item) = section.optional("admin") {
+        admin::read(&item, around, egress.as_ref(), listeners)
+    } else {
+        Some(admin::by_default(item, listeners))
+    };
+    let link = section.optional("link").map(|item| link(&item, around));
     let threads = match section.optional("threads") {
         Some(item) => item.count(1, 1024).map(|threads| threads as usize),
         None => Some(std::thread::available_parallelism().map_or(2, usize::from)),

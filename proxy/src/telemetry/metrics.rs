@@ -185,6 +185,19 @@ pub fn replication_mode(resource: &str, effective: ReplicationMode) {
     }
 }
 
+/// A token of the issuer was shown.
+pub fn oidc_token(outcome: &'static str) {
+    counter!(names::OIDC_TOKENS, names::OUTCOME => outcome).increment(1);
+}
+
+/// The issuer was asked for its keys.
+pub fn oidc_keys(read: bool, now: Timestamp) {
+    counter!(names::OIDC_INQUIRIES, names::OUTCOME => if read { "read" } else { "failed" }).increment(1);
+    if read {
+        gauge!(names::OIDC_KEYS_AT).set(now.0 as f64 / 1000.0);
+    }
+}
+
 /// Whether the configuration could be read.
 pub fn config_reloaded(successful: bool) {
     gauge!(names::CONFIG_RELOADED).set(if successful { 1.0 } else { 0.0 });

@@ -111,6 +111,13 @@ pub const AUDIT_CHECKPOINT: &str = "godwit_audit_checkpoint_sequence";
 /// Gauge: the first 48 bits of that record's hash.
 pub const AUDIT_CHECKPOINT_HASH: &str = "godwit_audit_checkpoint_hash";
 
+/// Counter: tokens of the OpenID Connect issuer that were shown. Label: outcome (`accepted`, or why not: `expired`, `signature`, …).
+pub const OIDC_TOKENS: &str = "godwit_oidc_tokens_total";
+/// Counter: inquiries for the issuer's keys. Label: outcome (`read`, `failed`).
+pub const OIDC_INQUIRIES: &str = "godwit_oidc_key_inquiries_total";
+/// Gauge, seconds since the epoch: when the issuer's keys were last read.
+pub const OIDC_KEYS_AT: &str = "godwit_oidc_keys_read_timestamp_seconds";
+
 /// Label: the kind of a record of the audit.
 pub const KIND: &str = "kind";
 /// Label: a configured resource, or `none`.
@@ -161,6 +168,9 @@ pub fn describe() {
     describe_gauge!(AUDIT_FAILING, "1 while the audit cannot be written and changes are refused");
     describe_gauge!(AUDIT_CHECKPOINT, "Number of the record of the audit's last checkpoint");
     describe_gauge!(AUDIT_CHECKPOINT_HASH, "First 48 bits of the hash of that record");
+    describe_counter!(OIDC_TOKENS, "Tokens of the OpenID Connect issuer that were shown, by outcome");
+    describe_counter!(OIDC_INQUIRIES, "Inquiries for the issuer's keys, by outcome");
+    describe_gauge!(OIDC_KEYS_AT, seconds, "When the issuer's keys were last read, Unix time");
     describe_gauge!(STREAMS, "Long streams that are open");
     describe_counter!(RETRIES, "Requests that were sent again");
     describe_counter!(RETRIES_REFUSED, "Requests that were not sent again because the budget was spent");

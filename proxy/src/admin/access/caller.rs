@@ -100,6 +100,8 @@ pub enum Via {
     Session,
     /// A client certificate.
     Certificate,
+    /// A token of the OpenID Connect issuer.
+    Oidc,
 }
 
 /// Who asks.

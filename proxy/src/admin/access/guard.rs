@@ -36,7 +36,17 @@ pub(in crate::admin) async fn check(
     mut request: Request,
     next: Next,
 ) -> Response {
-    match guard.admit(&path, &params, &request) {
+    // Of the request only its parts are held while the issuer is asked: a body cannot be shared.
+    let admitted = match guard.needs(&path, &request) {
+        Err(problem) => Err(problem),
+        Ok(Permission::Public) => Ok(None),
+        Ok(needs) => {
+            let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer);
+            let caller = guard.identities.caller(request.headers(), peer).await;
+            caller.and_then(|caller| guard.admit(caller, needs, &path, &params, &request)).map(Some)
+        }
+    };
+    match admitted {
         Ok(Some(caller)) => {
             request.extensions_mut().insert(caller.clone());
             if request.method().is_safe() {
@@ -47,33 +57,57 @@ pub(in crate::admin) async fn check(
         Ok(None) => next.run(request).await,
         Err(problem) => {
             let status = problem.status;
+            let challenge = (status == StatusCode::UNAUTHORIZED.as_u16())
+                .then(|| challenge(request.headers().contains_key(header::AUTHORIZATION), &problem.detail));
             let mut response = problem.into_response();
-            if status == StatusCode::TOO_MANY_REQUESTS.as_u16() {
-                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            }
-            if status == StatusCode::UNAUTHORIZED.as_u16() {
-                let scheme = HeaderValue::from_static("Bearer realm=\"godwit\"");
-                response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
-            }
+            let wait = match status {
+                429 => Some(HeaderValue::from_static("1")),
+                // The issuer is asked again after that, or the disk.
+                503 => Some(HeaderValue::from_static("10")),
+                _ => None,
+            };
+            let headers = response.headers_mut();
+            headers.extend(wait.map(|wait| (header::RETRY_AFTER, wait)));
+            headers.extend(challenge.map(|challenge| (header::WWW_AUTHENTICATE, challenge)));
             response
         }
     }
 }
 
+/// What to show, and what was wrong with what was shown (RFC 6750, section 3; its characters).
+fn challenge(shown: bool, what: &str) -> HeaderValue {
+    const PLAIN: &str = "Bearer realm=\"godwit\"";
+    let what: String = what.chars().filter(|c| matches!(c, ' '..='~') && !matches!(c, '"' | '\\')).collect();
+    let text = if shown {
+        format!("{PLAIN}, error=\"invalid_token\", error_description=\"{what}\"")
+    } else {
+        PLAIN.to_owned()
+    };
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(PLAIN))
+}
+
 impl Guard {
+    /// What the route needs, of a request that comes from where it may.
+    fn needs(&self, path: &MatchedPath, request: &Request) -> Result<Permission, Problem> {
+        origin::check(request.method(), request.uri(), request.headers(), &self.hosts)?;
+        // HEAD is answered where GET is.
+        let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+        let found =
+            self.table.get(path.as_str()).and_then(|methods| methods.iter().find(|(by, _)| by == method));
+        found.map(|(_, needs)| *needs).ok_or_else(|| {
+            let what = format!("{} does not take {method}", request.uri().path());
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", what)
+        })
+    }
+
     fn admit(
         &self,
+        caller: Caller,
+        needs: Permission,
         path: &MatchedPath,
         params: &RawPathParams,
         request: &Request,
-    ) -> Result<Option<Caller>, Problem> {
-        origin::check(request.method(), request.uri(), request.headers(), &self.hosts)?;
-        let needs = self.needs(path.as_str(), request)?;
-        if needs == Permission::Public {
-            return Ok(None);
-        }
-        let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer);
-        let caller = self.identities.caller(request.headers(), peer)?;
+    ) -> Result<Caller, Problem> {
         let changes = !request.method().is_safe();
         if let Err(wait) = self.rate.take(&caller.name, changes, crate::clock::monotonic()) {
             let seconds = wait.as_secs() + 1;
@@ -95,16 +129,6 @@ impl Guard {
             // As if it did not exist: names are not given away.
             return Err(Problem::not_found("resource", id));
         }
-        Ok(Some(caller))
-    }
-
-    /// HEAD is answered where GET is.
-    fn needs(&self, path: &str, request: &Request) -> Result<Permission, Problem> {
-        let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-        let found = self.table.get(path).and_then(|methods| methods.iter().find(|(by, _)| by == method));
-        found.map(|(_, needs)| *needs).ok_or_else(|| {
-            let what = format!("{} does not take {method}", request.uri().path());
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", what)
-        })
+        Ok(caller)
     }
 }

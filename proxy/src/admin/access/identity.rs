@@ -1,4 +1,4 @@
-//! Who sent a request: a token, a session, a client certificate, or nobody.
+//! Who sent a request: a token (of this node or of the issuer), a session, a client certificate, or nobody.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,7 +9,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use migration::units::Timestamp;
 
 use super::caller::{Caller, Via};
-use super::session::{self, Sessions};
+use super::oidc::{self, Oidc};
+use super::session::{self, Sessions, Stands};
 use crate::admin::{Peer, Problem};
 use crate::clock;
 use crate::config::model::ClientRule;
@@ -27,6 +28,7 @@ const COUNTED: usize = 10_000;
 pub struct Identities {
     tokens: Arc<Tokens>,
     sessions: Sessions,
+    oidc: Option<Oidc>,
     clients: Vec<ClientRule>,
     /// Callers prove who they are.
     required: bool,
@@ -38,7 +40,15 @@ pub struct Identities {
 impl Identities {
     /// Knows the callers of `tokens` and those with a certificate that `clients` names.
     pub fn new(tokens: Arc<Tokens>, clients: Vec<ClientRule>, required: bool, secure: bool) -> Self {
-        Self { tokens, sessions: Sessions::default(), clients, required, secure, wrong: Mutex::default() }
+        let (sessions, wrong) = (Sessions::default(), Mutex::default());
+        Self { tokens, sessions, oidc: None, clients, required, secure, wrong }
+    }
+
+    /// Knows the callers of an issuer as well.
+    #[must_use]
+    pub fn with_oidc(mut self, oidc: Option<Oidc>) -> Self {
+        self.oidc = oidc;
+        self
     }
 
     /// The tokens.
@@ -46,26 +56,21 @@ impl Identities {
         &self.tokens
     }
 
-    /// Who sent this; 401 where that must be known and is not, 429 for an address that guesses.
-    pub(super) fn caller(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Caller, Problem> {
+    /// Who sent this; 401 where that must be known and is not, 429 for an address that guesses. May ask the issuer for its keys.
+    pub(super) async fn caller(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Caller, Problem> {
         if let Some(value) = headers.get(header::AUTHORIZATION) {
             let Some(token) = bearer(value) else {
-                return Err(unauthorized("Authorization must be: Bearer gdw_…"));
+                return Err(unauthorized("Authorization must be: Bearer TOKEN"));
             };
-            return Ok(self.token(token, peer)?.caller(Via::Token));
+            return Ok(self.token(token, peer).await?.caller(Via::Token));
         }
         if let Some(rule) = peer.and_then(|peer| self.clients.iter().find(|rule| peer.is(&rule.name))) {
             let (name, role, scope) = (rule.name.clone(), rule.role, rule.scope.clone());
             return Ok(Caller { name, role, scope, via: Via::Certificate });
         }
         if session::shown(headers).is_some() {
-            let now = clock::now();
-            let view = match self.sessions.token(headers, now) {
-                Some(id) => self.tokens.find(&id).map_err(Problem::from)?,
-                None => None,
-            };
-            match view.filter(|view| view.check(now).is_ok()) {
-                Some(view) => return Ok(view.caller(Via::Session)),
+            match self.session(headers)? {
+                Some(caller) => return Ok(caller),
                 None if self.required => return Err(unauthorized("the session is over: log in again")),
                 None => {}
             }
@@ -78,15 +83,34 @@ impl Identities {
         Ok(Caller::open(headers.get(OPERATOR).and_then(|name| name.to_str().ok())))
     }
 
+    /// Who the request's session is of, while that counts.
+    fn session(&self, headers: &HeaderMap) -> Result<Option<Caller>, Problem> {
+        let now = clock::now();
+        Ok(match self.sessions.stands_for(headers, now) {
+            Some(Stands::Token(id)) => {
+                let view = self.tokens.find(&id).map_err(Problem::from)?;
+                view.filter(|view| view.check(now).is_ok()).map(|view| view.caller(Via::Session))
+            }
+            Some(Stands::Caller(caller)) => Some(caller),
+            None => None,
+        })
+    }
+
     /// Opens a session for a token; the cookie.
-    pub(in crate::admin) fn log_in(
+    pub(in crate::admin) async fn log_in(
         &self,
         token: &str,
         peer: Option<&Peer>,
     ) -> Result<(Caller, HeaderValue), Problem> {
-        let view = self.token(token, peer)?;
-        let cookie = self.sessions.open(&view.id, self.secure, clock::now());
-        Ok((view.caller(Via::Session), header_value(&cookie)?))
+        let known = self.token(token, peer).await?;
+        let caller = known.caller(Via::Session);
+        let (stands, ends) = match known {
+            Known::Own(view) => (Stands::Token(view.id), None),
+            // What the issuer says counts as long as its token does: the session ends with it.
+            Known::Issued(shown) => (Stands::Caller(caller.clone()), Some(shown.ends)),
+        };
+        let cookie = self.sessions.open(stands, ends, self.secure, clock::now());
+        Ok((caller, header_value(&cookie)?))
     }
 
     /// Ends the request's session; the cookie that takes its own away.
@@ -94,18 +118,27 @@ impl Identities {
         header_value(&self.sessions.close(headers, self.secure))
     }
 
-    fn token(&self, token: &str, peer: Option<&Peer>) -> Result<TokenView, Problem> {
+    async fn token(&self, token: &str, peer: Option<&Peer>) -> Result<Known, Problem> {
         let now = clock::now();
         let address = peer.map(|peer| peer.address.ip());
         if address.is_some_and(|address| self.guesses(address, now)) {
             let what = "too many wrong tokens from this address: wait a minute";
             return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "guessing", what));
         }
-        let found = self.tokens.authenticate(token, now).map_err(Problem::from)?;
-        if let (Err(Rejected::Unknown), Some(address)) = (&found, address) {
+        let (guess, problem) = match &self.oidc {
+            Some(oidc) if Oidc::knows(token) => match oidc.shown(token).await {
+                Ok(shown) => return Ok(Known::Issued(shown)),
+                Err(rejected) => (rejected.is_guess(), refused(&rejected)),
+            },
+            _ => match self.tokens.authenticate(token, now).map_err(Problem::from)? {
+                Ok(view) => return Ok(Known::Own(view)),
+                Err(rejected) => (rejected == Rejected::Unknown, unauthorized(&rejected.to_string())),
+            },
+        };
+        if let Some(address) = address.filter(|_| guess) {
             self.count_wrong(address, now);
         }
-        found.map_err(|rejected| unauthorized(&rejected.to_string()))
+        Err(problem)
     }
 
     fn guesses(&self, address: IpAddr, now: Timestamp) -> bool {
@@ -133,6 +166,34 @@ impl Identities {
 fn bearer(value: &HeaderValue) -> Option<&str> {
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// A token that counts.
+enum Known {
+    /// Of this node.
+    Own(TokenView),
+    /// Of the issuer.
+    Issued(oidc::Shown),
+}
+
+impl Known {
+    /// Who shows it: as it is, or by a session.
+    fn caller(&self, via: Via) -> Caller {
+        match self {
+            Self::Own(view) => view.caller(via),
+            Self::Issued(shown) if via == Via::Session => Caller { via, ..shown.caller.clone() },
+            Self::Issued(shown) => shown.caller.clone(),
+        }
+    }
+}
+
+fn refused(rejected: &oidc::Rejected) -> Problem {
+    let what = rejected.to_string();
+    match rejected {
+        oidc::Rejected::NoRole { .. } => Problem::new(StatusCode::FORBIDDEN, "role", what),
+        oidc::Rejected::Unavailable(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "issuer", what),
+        _ => unauthorized(&what),
+    }
 }
 
 fn unauthorized(what: &str) -> Problem {

@@ -5,10 +5,14 @@
 //! (`origin`), who sent it (`identity`), and whether that [`Caller`] may do this to this resource. Handlers get the
 //! caller as an argument, and leave out what it may not know of. A call that changes something is in the audit before it is
 //! carried out (`recorded`).
+//!
+//! Callers are known by a token of this node, a session that stands for one, a client certificate, or a token of an OpenID Connect
+//! issuer ([`oidc`]).
 
 mod caller;
 pub(super) mod guard;
 mod identity;
+pub mod oidc;
 mod origin;
 pub(super) mod rate;
 mod recorded;

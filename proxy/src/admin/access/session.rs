@@ -8,6 +8,8 @@ use axum::http::{HeaderMap, header};
 use migration::units::Timestamp;
 use sha2::{Digest, Sha256};
 
+use super::caller::Caller;
+
 /// How long a session lasts.
 const LIFE: Duration = Duration::from_secs(12 * 3600);
 /// Most sessions at a time; a new one ends the oldest.
@@ -22,15 +24,30 @@ type Key = [u8; 32];
 pub(super) struct Sessions(Mutex<HashMap<Key, Session>>);
 
 struct Session {
-    token: String,
+    stands: Stands,
     ends: Timestamp,
 }
 
+/// What a session stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stands {
+    /// The token of this id: revoked with it.
+    Token(String),
+    /// Who the issuer said it is.
+    Caller(Caller),
+}
+
 impl Sessions {
-    /// Opens a session for the token of this id; its cookie, as the header's value.
-    pub(super) fn open(&self, token: &str, secure: bool, now: Timestamp) -> String {
+    /// Opens a session, until `ends` at the latest; its cookie, as the header's value.
+    pub(super) fn open(
+        &self,
+        stands: Stands,
+        ends: Option<Timestamp>,
+        secure: bool,
+        now: Timestamp,
+    ) -> String {
         let secret = crate::rng::secret();
-        let ends = Timestamp(now.0 + LIFE.as_millis() as u64);
+        let ends = ends.map_or(now.after(LIFE), |ends| ends.min(now.after(LIFE)));
         let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|_, session| session.ends > now);
         if sessions.len() >= MOST
@@ -38,16 +55,16 @@ impl Sessions {
         {
             sessions.remove(&oldest);
         }
-        sessions.insert(key(&secret), Session { token: token.to_owned(), ends });
-        cookie(&secret, LIFE, secure)
+        sessions.insert(key(&secret), Session { stands, ends });
+        cookie(&secret, ends.since(now), secure)
     }
 
-    /// The id of the token that the request's cookie stands for.
-    pub(super) fn token(&self, headers: &HeaderMap, now: Timestamp) -> Option<String> {
+    /// What the request's cookie stands for.
+    pub(super) fn stands_for(&self, headers: &HeaderMap, now: Timestamp) -> Option<Stands> {
         let secret = shown(headers)?;
         let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let session = sessions.get(&key(secret)).filter(|session| session.ends > now)?;
-        Some(session.token.clone())
+        Some(session.stands.clone())
     }
 
     /// Ends the request's session; the cookie that takes its own away.
@@ -89,27 +106,44 @@ mod tests {
         headers
     }
 
+    fn token(id: &str) -> Stands {
+        Stands::Token(id.to_owned())
+    }
+
     #[test]
     fn a_session_stands_for_its_token_until_it_ends() {
         let sessions = Sessions::default();
-        let cookie = sessions.open("t1", true, Timestamp(0));
+        let cookie = sessions.open(token("t1"), None, true, Timestamp(0));
         assert!(cookie.ends_with("; HttpOnly; SameSite=Strict; Secure"), "{cookie}");
         let headers = with(&cookie);
-        assert_eq!(sessions.token(&headers, Timestamp(1)).as_deref(), Some("t1"));
-        assert_eq!(sessions.token(&headers, Timestamp(12 * 3_600_000)), None);
-        assert_eq!(sessions.token(&with("godwit_session=guess"), Timestamp(1)), None);
+        assert_eq!(sessions.stands_for(&headers, Timestamp(1)), Some(token("t1")));
+        assert_eq!(sessions.stands_for(&headers, Timestamp(12 * 3_600_000)), None);
+        assert_eq!(sessions.stands_for(&with("godwit_session=guess"), Timestamp(1)), None);
         assert!(sessions.close(&headers, false).contains("Max-Age=0"));
-        assert_eq!(sessions.token(&headers, Timestamp(1)), None);
+        assert_eq!(sessions.stands_for(&headers, Timestamp(1)), None);
+    }
+
+    #[test]
+    fn a_session_of_the_issuer_ends_with_its_token() {
+        let sessions = Sessions::default();
+        let stands = Stands::Caller(Caller::open(Some("ann")));
+        let cookie = sessions.open(stands.clone(), Some(Timestamp(60_500)), true, Timestamp(500));
+        assert!(cookie.contains("; Max-Age=60;"), "{cookie}");
+        let headers = with(&cookie);
+        assert_eq!(sessions.stands_for(&headers, Timestamp(60_499)), Some(stands.clone()));
+        assert_eq!(sessions.stands_for(&headers, Timestamp(60_500)), None);
+        let cookie = sessions.open(stands, Some(Timestamp(u64::MAX / 2)), true, Timestamp(0));
+        assert!(cookie.contains("; Max-Age=43200;"), "never longer than any session: {cookie}");
     }
 
     #[test]
     fn there_are_never_too_many() {
         let sessions = Sessions::default();
-        let first = sessions.open("first", false, Timestamp(0));
+        let first = sessions.open(token("first"), None, false, Timestamp(0));
         for _ in 0..MOST {
-            sessions.open("t", false, Timestamp(1));
+            sessions.open(token("t"), None, false, Timestamp(1));
         }
-        assert_eq!(sessions.token(&with(&first), Timestamp(2)), None);
+        assert_eq!(sessions.stands_for(&with(&first), Timestamp(2)), None);
         assert_eq!(sessions.0.lock().expect("the lock").len(), MOST);
     }
 }

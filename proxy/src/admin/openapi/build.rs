@@ -217,7 +217,8 @@ impl Line {
         // A request without a Host, or with another one; a body or a query that is none.
         self.refused.extend([StatusCode::BAD_REQUEST, StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS]);
         if needs.is_some() {
-            self.refused.push(StatusCode::UNAUTHORIZED);
+            // Nor can it be told who asks while there is no disk, or no key of the issuer.
+            self.refused.extend([StatusCode::UNAUTHORIZED, StatusCode::SERVICE_UNAVAILABLE]);
         }
         if self.path.contains('{') {
             self.refused.push(StatusCode::NOT_FOUND);

@@ -58,7 +58,9 @@ fn of(table: &Table) -> OpenApi {
     });
     let token = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("A token of `godwit token create`."))
+        .description(Some(
+            "A token of `godwit token create`, or a JWT of the OpenID Connect issuer that the node knows (`node.admin.oidc`).",
+        ))
         .build();
     let cookie = ApiKey::Cookie(ApiKeyValue::with_description(
         COOKIE,

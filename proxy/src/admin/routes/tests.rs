@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::admin::access::oidc::Oidc;
 use crate::admin::access::{Identities, Role};
 use crate::audit::{Audit, Settings};
 use crate::clock;
@@ -15,6 +16,8 @@ use crate::history::{History, Retention};
 use crate::leading::running::Running;
 use crate::store::{Journal, NewToken, Tokens};
 
+mod oidc;
+
 struct Api {
     router: Router,
     tokens: Arc<Tokens>,
@@ -23,11 +26,11 @@ struct Api {
 
 impl Api {
     fn new(required: bool) -> Self {
-        Self::with(required, false)
+        Self::with(required, false, None)
     }
 
-    /// With an audit that cannot be written, if so.
-    fn with(required: bool, unwritable: bool) -> Self {
+    /// With an audit that cannot be written, if so; and with callers of an issuer.
+    fn with(required: bool, unwritable: bool, oidc: Option<Oidc>) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
         let file = directory.path().join("godwit.yaml");
         let text = "node: { name: edge-1, zone: here, state: state }
@@ -61,7 +64,9 @@ impl Api {
             history: History::start(directory.path(), Retention::default()).expect("a history"),
             freezes: Arc::new(crate::controller::freezes::Freezes::open(journal.clone()).expect("none yet")),
             journal,
-            identities: Arc::new(Identities::new(tokens.clone(), Vec::new(), required, false)),
+            identities: Arc::new(
+                Identities::new(tokens.clone(), Vec::new(), required, false).with_oidc(oidc),
+            ),
             audit,
             events: Arc::new(Events::new(clock::now(), CancellationToken::new())),
             metrics: None,
@@ -166,6 +171,12 @@ async fn a_scope_hides_what_is_outside() {
     assert_eq!(api.status(&Method::GET, "/api/v1/feeds/prices", Some(&token)).await, 404);
     let all = api.token(Role::Viewer, &[]);
     assert_eq!(api.status(&Method::GET, "/api/v1/feeds/prices", Some(&all)).await, 200);
+    // Nor can it be left by a token of one's own making.
+    let bearer = format!("Bearer {}", api.token(Role::Admin, &["orders"]));
+    let with = [("authorization", bearer.as_str())];
+    let make = |body: &'static str| api.ask(&Method::POST, "/api/v1/tokens", &with, body);
+    assert_eq!(make("{\"name\":\"x\",\"role\":\"viewer\"}").await.0, 403);
+    assert_eq!(make("{\"name\":\"x\",\"role\":\"admin\",\"resources\":[\"orders\"]}").await.0, 201);
     assert_eq!(api.status(&Method::GET, "/api/v1/resources", Some(&token)).await, 200);
 }
 
@@ -266,7 +277,7 @@ async fn a_change_is_in_the_audit_before_it_is_made() {
 
 #[tokio::test]
 async fn without_the_audit_nothing_changes_and_everything_is_read() {
-    let api = Api::with(false, true);
+    let api = Api::with(false, true, None);
     let body = "{\"name\":\"ci\",\"role\":\"viewer\"}";
     assert_eq!(api.ask(&Method::POST, "/api/v1/tokens", &[], body).await.0, 503);
     assert!(api.tokens.list().expect("list").is_empty());
