@@ -129,6 +129,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             feeds,
             changes: Some(changes),
             answers: Arc::default(),
+            listed: Arc::default(),
         };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
         links.listen(&config, &tasks, &stop)?;

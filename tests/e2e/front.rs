@@ -7,6 +7,7 @@ mod raw;
 mod robust;
 mod smuggling;
 mod streams;
+mod suite;
 mod tls;
 mod upstream;
 mod upstreams;

@@ -212,7 +212,13 @@ impl<'a> World<'a> {
     }
 
     /// It serves, the shadow is ready for the next move, and whoever serves is whom the run's end says.
-    pub(crate) async fn recovered(&mut self, scene: &Scene, run: &MigrationView) -> Result<ResourceView> {
+    /// `asleep`: for so long the leader could not do anything.
+    pub(crate) async fn recovered(
+        &mut self,
+        scene: &Scene,
+        run: &MigrationView,
+        asleep: Duration,
+    ) -> Result<ResourceView> {
         let view = self.leader.ready().await?;
         let wanted = if run.state == "aborted" { &scene.from } else { &scene.to };
         ensure!(view.primary == *wanted, "{run:#?}\n{view:#?}");
@@ -220,7 +226,7 @@ impl<'a> World<'a> {
         ensure!(committed == (run.state != "aborted"), "{run:#?}");
         ensure!(!scene.past_commit() || committed, "undone after its commit: {run:#?}");
         let held = Duration::from_millis(run.held_ms.unwrap_or_default());
-        ensure!(held < LONGEST_HOLD, "held for {held:?}: {run:#?}");
+        ensure!(held < LONGEST_HOLD + asleep, "held for {held:?}: {run:#?}");
         // A far node that died a moment ago is not missed yet: the stream is followed up to a position of now.
         let position = "SELECT pg_current_wal_insert_lsn()::text";
         let now: String = connect(self.zone(&view.primary)).await?.query_one(position, &[]).await?.get(0);
