@@ -280,7 +280,7 @@ async fn clients_do_not_notice_twenty_cutovers() -> Result<()> {
             Ends::Never => orders += 2 * rounds,
             Ends::AfterEachSwap => ensure!(ended == CUTOVERS, "{name}: {ended} streams were ended"),
             Ends::AtADeadline => {
-                ensure!((1..=CUTOVERS).contains(&ended), "{name}: {ended} streams were ended")
+                ensure!((1..=CUTOVERS).contains(&ended), "{name}: {ended} streams were ended");
             }
         }
     }
