@@ -118,6 +118,7 @@ impl Fault {
                 world.signal_leader(Signal::STOP)?;
                 // It would go on now if it could.
                 world.release()?;
+                world.unheard |= how_long >= A_MINUTE;
                 sleep(how_long).await;
                 world.signal_leader(Signal::CONT)?;
             }

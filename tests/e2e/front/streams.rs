@@ -161,7 +161,13 @@ async fn swap(front: &Front, generation: u64, to: SocketAddr) {
 async fn streams_are_closed_after_a_swap_so_that_clients_come_again() {
     let (old, new) = (Streamer::start().await, Streamer::start().await);
     let front = front(old.address, rules(AtCutover::Close)).await;
-    let (socket, events) = (Listener::start(&front, "/ws").await, Listener::start(&front, "/events").await);
+    let socket = Listener::start(&front, "/ws").await;
+    let stream = TcpStream::connect(front.address).await.unwrap();
+    let mut events = Listener { stream, got: Vec::new() };
+    events.stream.write_all(b"GET /events HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    // So that no next request is on its way when the connection ends with the stream.
+    events.until(b"\r\nConnection: close\r\n").await;
+    events.piece("/events").await;
     until("both are streams", async || front.resource.streams.count() == 2).await;
     swap(&front, 1, new.address).await;
     assert_eq!(socket.rest().await, RESTART, "code 1012");

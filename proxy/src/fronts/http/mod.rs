@@ -166,12 +166,17 @@ impl ProxyHttp for HttpFront {
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
+        let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if !response.status.is_informational() || upgraded {
             exchange.answered(response);
+        }
+        if exchange.place.is_some() && !upgraded {
+            // The library closes what a cutover ends. A client that is told so does not send its next request into that.
+            session.set_keepalive(None);
         }
         Ok(())
     }
