@@ -264,7 +264,8 @@ async fn tokens_of_each_kind_of_key_are_believed() {
     let issuer = Issuer::start(&signers.each_ref()).await;
     let oidc = issuer.oidc(TIMES);
     for signer in &signers {
-        let shown = oidc.shown(&signer.sign(&issuer.claims(&["shop", "other"]))).await.expect(signer.alg());
+        let shown = oidc.shown(&signer.sign(&issuer.claims(&["shop", "other"]))).await;
+        let shown = shown.unwrap_or_else(|why| panic!("{}: {why}", signer.alg()));
         let caller = &shown.caller;
         assert_eq!(
             (caller.name.as_str(), caller.role, caller.via),
