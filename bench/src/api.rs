@@ -49,15 +49,7 @@ pub(crate) struct Plan {
 }
 
 pub(crate) fn run(plan: &Plan) -> Result<()> {
-    let program = match &plan.program {
-        Some(program) => program.clone(),
-        None => std::env::current_exe()?.with_file_name("godwit"),
-    };
-    ensure!(
-        program.exists(),
-        "{} is missing: build it with cargo build --release -p godwit",
-        program.display()
-    );
+    let program = crate::program_under_test(plan.program.as_deref())?;
     let home = tempfile::Builder::new().prefix("godwit-bench-").tempdir()?;
     if plan.hours > 0 {
         remember(&home.path().join("state"), plan)?;

@@ -13,7 +13,9 @@ mod postgres;
 mod replication;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
+use anyhow::ensure;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -106,4 +108,18 @@ fn main() -> anyhow::Result<()> {
         Command::Modes(options) => modes::run(&options),
         Command::Proxy { kind, listen, upstream } => front::proxy(kind, listen, upstream),
     }
+}
+
+/// The program that is measured: as asked for, or `godwit` beside this one.
+pub(crate) fn program_under_test(asked: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let program = match asked {
+        Some(program) => program.to_owned(),
+        None => std::env::current_exe()?.with_file_name("godwit"),
+    };
+    ensure!(
+        program.exists(),
+        "{} is missing: build it with cargo build --release -p godwit",
+        program.display()
+    );
+    Ok(program)
 }
