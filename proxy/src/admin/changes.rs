@@ -143,8 +143,7 @@ pub(super) async fn reserve(
         return Ok(Json(reservation).into_response());
     }
     let location = format!("/api/v1/resources/{name}");
-    let answer = serde_json::to_string(&reservation)
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "answer", error.to_string()))?;
+    let answer = serde_json::to_string(&reservation).map_err(|error| Problem::no_answer(&error))?;
     let row = AnsweredRow {
         key: key.clone().unwrap_or_default(),
         who: caller.name,
@@ -346,9 +345,7 @@ pub(super) async fn config(State(state): State<AdminState>, caller: Caller) -> A
         };
         ConfigView { entries: changes.entries(), differences, unreadable }
     });
-    view.await
-        .map(Json)
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "answer", error.to_string()))
+    view.await.map(Json).map_err(|error| Problem::no_answer(&error))
 }
 
 pub(super) async fn reload(State(state): State<AdminState>, caller: Caller) -> Answer<Json<Reloaded>> {

@@ -134,10 +134,7 @@ async fn resources(
         .filter(|_| more)
         .map(|(last, _)| format!("</api/v1/resources?limit={limit}&after={last}>; rel=\"next\""));
     let views = page.into_iter().map(|(name, handle)| (name, handle.view.load_full())).collect();
-    let json = state
-        .listed
-        .json(views)
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "answer", error.to_string()))?;
+    let json = state.listed.json(views).map_err(|error| Problem::no_answer(&error))?;
     state.listed.keep(|name| resources.contains_key(name));
     let mut response = ([(header::CONTENT_TYPE, "application/json")], json).into_response();
     if let Some(next) = next.and_then(|next| HeaderValue::from_str(&next).ok()) {
@@ -529,9 +526,7 @@ async fn metrics(State(state): State<AdminState>) -> Response {
     // Of a thousand resources it is megabytes: too long for a thread that others wait for.
     match tokio::task::spawn_blocking(move || handle.render()).await {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
-        Err(error) => {
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "answer", error.to_string()).into_response()
-        }
+        Err(error) => Problem::no_answer(&error).into_response(),
     }
 }
 
