@@ -26,7 +26,7 @@ demo: setup ## two zones, a live service, a storm: watch it move and come back (
 
 test: setup ## every test: unit, property, snapshot, end to end with real PostgreSQL, dashboard in a browser
 	scripts/test.sh $(TEST_ARGS)
-	$(if $(TEST_ARGS),,scripts/test-browser.sh)
+	$(if $(TEST_ARGS),,scripts/test-browser.sh tested)
 
 test-browser: setup ## the dashboard in a real Chromium against a real node (in `make test` too)
 	scripts/test-browser.sh
@@ -98,6 +98,7 @@ bench-http: ## the HTTP front beside nginx, haproxy and bare pingora, one worker
 	scripts/setup.sh bench-http
 	$(CARGO) build --release --package godwit-bench
 	target/release/godwit-bench http
+	target/release/godwit-bench http --idle 10000
 
 bench-postgres-front: ## the PostgreSQL front beside PgBouncer and the server itself: CPU and p99 (ten minutes after the build)
 	scripts/setup.sh bench-postgres-front

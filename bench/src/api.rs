@@ -103,7 +103,7 @@ async fn until_up(client: &Client, node: &mut Node, resources: usize) -> Result<
     let deadline = clock::monotonic() + PATIENCE;
     loop {
         node.check()?;
-        let listed = client.fetch::<Vec<serde_json::Value>>("/api/v1/resources").await;
+        let listed = client.fetch_all::<serde_json::Value>("/api/v1/resources?limit=1000").await;
         if listed.as_ref().is_ok_and(|listed| listed.len() == resources) {
             return Ok(());
         }
@@ -121,6 +121,7 @@ async fn ask(client: &Arc<Client>, plan: &Plan) -> Result<()> {
     paths.extend(
         [
             "/api/v1/resources",
+            "/api/v1/resources?limit=1000",
             "/api/v1/history",
             "/api/v1/audit",
             "/api/v1/zones",

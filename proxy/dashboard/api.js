@@ -46,6 +46,13 @@ export async function exchange(method, path, body, headers = {}) {
 }
 
 export const get = (path) => ask('GET', path);
+/** Every page of a list of what has a name. */
+export async function all(path) {
+  const found = [];
+  for (let page; !page || page.length === 500; found.push(...page)) page = await get(`${path}?limit=500&after=${found.at(-1)?.name ?? ''}`);
+  return found;
+}
+
 export const post = (path, body) => ask('POST', path, body);
 
 /** Routes that this node does not have, or does not let us use: not asked again until the page is loaded anew. */

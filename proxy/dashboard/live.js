@@ -1,6 +1,6 @@
 // The node's events: the only thing that moves the page. A `reset` says that something was missed: then all is read anew.
 import { effect } from './vendor/signals.js';
-import { at, get, locked, optional, who } from './api.js';
+import { all, at, get, locked, optional, who } from './api.js';
 import { link, resources, runs, skew, trails, withDecision, withPoint, withProblems, withResource, withStep } from './store.js';
 
 let source = null;
@@ -53,22 +53,24 @@ function trail(view) {
 export async function reload() {
   try {
     who.value = (await optional('/api/v1/whoami')) ?? undefined;
-    const views = await get('/api/v1/resources');
+    const views = await all('/api/v1/resources');
     resources.value = Object.fromEntries(views.map((view) => [view.name, view]));
     views.forEach(trail);
-    await Promise.all(views.map(({ name }) => readRuns(name)));
+    runs.value = {};
   } catch {
     // Locked: the login view is shown. Gone: the stream says so and comes again.
   }
 }
 
+/** For the page of this resource: others' are not kept. */
 export async function readRuns(resource) {
   const list = await get(at(resource, '/migrations?limit=50'));
   runs.value = { ...runs.peek(), [resource]: list };
 }
 
 function migration(event) {
-  const list = runs.peek()[event.resource] ?? [];
+  const list = runs.peek()[event.resource];
+  if (!list) return;
   const known = list.some((run) => run.id === event.id);
   runs.value = { ...runs.peek(), [event.resource]: withStep(list, event) };
   // What is written down beside the steps: the hold, the marker, the comparison; and steps from before we listened.

@@ -37,6 +37,7 @@ use crate::links::Links;
 use crate::notify;
 use crate::store::{Journal, OverlayFile, Tokens};
 use crate::telemetry;
+use crate::traces::{self, Traces};
 
 /// How often counters of the fronts reach the metrics.
 const REPORT: Duration = Duration::from_millis(250);
@@ -44,7 +45,7 @@ const REPORT: Duration = Duration::from_millis(250);
 const UPKEEP: Duration = Duration::from_secs(5);
 /// How often a front that does not listen yet is looked at.
 const LOOK: Duration = Duration::from_millis(10);
-/// How long what is left of the history may take to be written at the end.
+/// How long what is left of the history, or of traces, may take to be written or sent at the end.
 const LAST_WRITE: Duration = Duration::from_secs(2);
 /// How long the parts may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(8);
@@ -56,7 +57,12 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let freezes = Arc::new(Freezes::open(journal.clone())?);
     let metrics = telemetry::metrics::install()?;
     let upkeep = metrics.clone();
-    let recorder = Recorder::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("godwit").enable_all().build()?;
+    let traces = config.node.traces.as_ref().map(|settings| {
+        Traces::start(settings, &config.node.name, &config.node.zone, runtime.handle()).map(Arc::new)
+    });
+    let traces = traces.transpose()?;
+    let recorder = Recorder::with(traces.clone());
     let led = config
         .resources
         .values()
@@ -69,7 +75,6 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let postgres: Vec<_> = led.iter().filter_map(|led| led.postgres.clone()).collect();
     postgres.iter().try_for_each(|front| postgres::check_listener(front))?;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("godwit").enable_all().build()?;
     let history = History::start(&config.node.state, config.node.history).context("cannot start a thread")?;
     let learner = Learner::start(&config.node.state, crate::rng::seed())?;
     let stop = CancellationToken::new();
@@ -129,8 +134,12 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             feeds,
             changes: Some(changes),
             answers: Arc::default(),
-            listed: Arc::default(),
+            sent: Arc::default(),
         };
+        if let Some(traces) = &traces {
+            let told = traces::migrations::follow(state.events.clone(), journal.clone(), traces.clone());
+            tasks.spawn(stop.clone().run_until_cancelled_owned(told));
+        }
         tasks.spawn(admin::serve(listener, state, stop.clone()));
         links.listen(&config, &tasks, &stop)?;
         let (routes, recorder) = (routes.clone(), recorder.clone());
@@ -188,6 +197,9 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     });
     if !history.flush(LAST_WRITE) {
         tracing::warn!("the last moments are not in the history");
+    }
+    if let Some(traces) = traces {
+        traces.end(LAST_WRITE);
     }
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(())

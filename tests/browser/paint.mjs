@@ -3,7 +3,7 @@
 import { launch } from './browser.mjs';
 
 const [url, resource, times] = process.argv.slice(2);
-const count = (await (await fetch(new URL('/api/v1/resources', url))).json()).length;
+const count = (await (await fetch(new URL('/api/v1/resources?limit=1000', url))).json()).length;
 
 /** What is waited for on each of the two pages. */
 const PAGES = {

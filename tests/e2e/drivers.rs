@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit::admin::{ConfigView, Problem, SectionView};
+use godwit::admin::{Problem, SectionView};
 use godwit::audit::verify::verify;
 use godwit::cli::client::{Client, Refusal};
 use godwit::controller::view::ResourceView;
@@ -14,6 +14,7 @@ use godwit::demo::zone::{
 };
 use godwit::drivers::process::ProcessProvisioning;
 use godwit::leading::changes::{Reloaded, Reservation};
+use godwit::leading::comparison::ConfigView;
 use http::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};

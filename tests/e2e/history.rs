@@ -68,6 +68,7 @@ async fn a_node_that_is_restarted_forecasts_at_once_from_what_it_kept() -> Resul
     );
 
     wrong_parameters_are_named(&leader).await?;
+    what_is_logged_changes(&leader).await?;
     let (code, out, err) = godwit(&leader, &["explain", RESOURCE]).await?;
     ensure!(
         code == Some(0) && out.contains("forecast of the request path in eu-west: 90 % band held"),
@@ -110,6 +111,22 @@ async fn wrong_parameters_are_named(leader: &Leader<'_>) -> Result<()> {
         };
         ensure!(*status == 400 && named.as_deref() == Some(parameter), "{path}: {named:?} {detail}");
     }
+    Ok(())
+}
+
+/// What is logged changes while the node runs; a wrong filter changes nothing.
+async fn what_is_logged_changes(leader: &Leader<'_>) -> Result<()> {
+    let (code, before, _) = godwit(leader, &["log"]).await?;
+    ensure!(code == Some(0) && before.contains("info"), "{before:?}");
+    let more = "info,godwit::controller=debug";
+    let (code, now, _) = godwit(leader, &["log", more]).await?;
+    ensure!(code == Some(0) && now.trim() == more, "{now:?}");
+    ensure!(leader.node.tail(200).contains("what is logged has changed"), "{}", leader.node.tail(30));
+    let (code, _, error) = godwit(leader, &["log", "godwit=loud"]).await?;
+    ensure!(code == Some(1) && error.contains("filter"), "{error:?}");
+    ensure!(godwit(leader, &["log"]).await?.1.trim() == more, "a wrong filter changes nothing");
+    let (code, after, _) = godwit(leader, &["log", "--reset"]).await?;
+    ensure!(code == Some(0) && after == before, "{after:?}");
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 //! charged the proxy's processes, divided by the requests that were answered; requests a second say as much of the load
 //! generator and the upstream, which share the machine.
 
+mod idle;
 mod load;
 pub(crate) mod peers;
 
@@ -37,6 +38,9 @@ pub(crate) struct Plan {
     /// Only these proxies, by name.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Instead of load: what so many idle connections cost.
+    #[arg(long, value_name = "CONNECTIONS")]
+    idle: Option<usize>,
 }
 
 /// What the clients speak.
@@ -68,11 +72,17 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     if cfg!(debug_assertions) {
         println!("built without optimisation: the figures of godwit and pingora say little; use --release");
     }
+    if let Some(connections) = plan.idle {
+        idle::allow(connections)?;
+    }
     let folder = tempfile::tempdir()?;
     godwit::pki::make(folder.path(), &["bench.example"])?;
     let upstream = Upstream::start(folder.path())?;
     let peers = peers::start(folder.path(), upstream.address, &plan.only)?;
     ensure!(!peers.is_empty(), "no proxy is left to measure");
+    if let Some(connections) = plan.idle {
+        return idle::run(&peers, connections);
+    }
     let mut results: BTreeMap<Cell, Vec<Outcome>> = BTreeMap::new();
     for round in 0..=plan.rounds {
         for speaks in &plan.speaks {

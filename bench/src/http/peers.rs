@@ -170,7 +170,7 @@ fn nginx(folder: &Path, name: &str, servers: &str) -> Result<Running> {
     std::fs::create_dir_all(&own)?;
     let at = own.display();
     let config = format!(
-        "worker_processes 1;\npid {at}/pid;\nerror_log {at}/error.log crit;\ndaemon off;\nevents {{ worker_connections 4096; }}\n\
+        "worker_processes 1;\npid {at}/pid;\nerror_log {at}/error.log crit;\ndaemon off;\nevents {{ worker_connections 20000; }}\n\
          http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;\n\
          fastcgi_temp_path {at}/f; uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\n{servers}\n}}\n"
     );
@@ -199,7 +199,7 @@ fn haproxy(folder: &Path, clear: SocketAddr, secure: SocketAddr, upstream: Socke
     let [cert, key] = both;
     std::fs::write(&pem, cert? + &key?)?;
     let config = format!(
-        "global\n nbthread 1\n maxconn 4096\ndefaults\n mode http\n option http-keep-alive\n option forwardfor\n timeout client 60s\n \
+        "global\n nbthread 1\n maxconn 20000\ndefaults\n mode http\n option http-keep-alive\n option forwardfor\n timeout client 60s\n \
          timeout server 60s\n timeout connect 2s\n http-reuse always\nfrontend f\n bind {clear}\n bind {secure} ssl crt {} alpn h2,http/1.1\n \
          default_backend b\nbackend b\n server s {upstream} pool-max-conn 512\n",
         pem.display()

@@ -1,6 +1,8 @@
 // The page of one resource: what is true now first, then why, then what was.
+import { useEffect } from '../vendor/preact-hooks.js';
 import { Failure, html, useAction } from '../ui.js';
 import { runs } from '../store.js';
+import { readRuns } from '../live.js';
 import { State } from './state.js';
 import { Score } from './score.js';
 import { Latency } from './latency.js';
@@ -23,7 +25,9 @@ function Settings({ view }) {
 }
 
 export function Resource({ view }) {
-  const list = runs.value[view.name] ?? [];
+  const read = runs.value[view.name];
+  useEffect(() => void (read || readRuns(view.name).catch(() => {})), [view.name, !read]);
+  const list = read ?? [];
   const marks = list.filter((run) => run.committed_ms).map((run) => ({ at: run.committed_ms / 1000, label: `→ ${run.to}` }));
   return html`<div class="grid">
     <${State} view=${view} run=${list.find((run) => run.id === view.migration)} />

@@ -12,12 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::access::{Caller, Scope};
-use super::routes::{Answer, find, query};
+use super::access::Caller;
+use super::routes::{Answer, as_json, everything, find, query};
 use super::{AdminState, Problem};
 use crate::audit::chain::hex;
 use crate::clock;
-use crate::config::entries::{Difference, Entry};
 use crate::config::model::Resource;
 use crate::controller::parameters;
 use crate::leading::changes::{ChangeError, Changes, Reloaded, Wrong};
@@ -41,18 +40,6 @@ pub struct SectionView {
     /// When it was changed, Unix milliseconds; none: it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_ms: Option<u64>,
-}
-
-/// What the node runs with.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct ConfigView {
-    /// Every key that is written somewhere.
-    pub entries: Vec<Entry>,
-    /// Keys whose values in the files are others by now.
-    pub differences: Vec<Difference>,
-    /// Why the files cannot be read now.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unreadable: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -91,15 +78,7 @@ fn changes(state: &AdminState) -> Answer<&Arc<Changes>> {
     })
 }
 
-fn everything(caller: &Caller, what: &str) -> Answer<()> {
-    if caller.scope == Scope::All {
-        return Ok(());
-    }
-    let what = format!("{what} needs a token for all resources");
-    Err(Problem::new(StatusCode::FORBIDDEN, "scope", what))
-}
-
-fn wrong(pointer: &str, detail: impl Into<String>, right: &str) -> Problem {
+pub(super) fn wrong(pointer: &str, detail: impl Into<String>, right: &str) -> Problem {
     let one = Wrong { pointer: pointer.into(), detail: detail.into(), right: right.into() };
     ChangeError::Invalid(vec![one]).into()
 }
@@ -334,18 +313,13 @@ fn accepted(section: &str, mut value: Value, shadow: &str) -> Answer<Value> {
     }
 }
 
-pub(super) async fn config(State(state): State<AdminState>, caller: Caller) -> Answer<Json<ConfigView>> {
+pub(super) async fn config(State(state): State<AdminState>, caller: Caller) -> Answer<Response> {
     everything(&caller, "the configuration")?;
     let changes = Arc::clone(changes(&state)?);
-    // Reads and parses the files.
-    let view = tokio::task::spawn_blocking(move || {
-        let (differences, unreadable) = match changes.differences() {
-            Ok(differences) => (differences, None),
-            Err(error) => (Vec::new(), Some(error.to_string())),
-        };
-        ConfigView { entries: changes.entries(), differences, unreadable }
-    });
-    view.await.map(Json).map_err(|error| Problem::no_answer(&error))
+    // Reads the files.
+    let json = tokio::task::spawn_blocking(move || state.sent.config(changes.config()));
+    let json = json.await.map_err(|error| Problem::no_answer(&error))?;
+    Ok(as_json(json.map_err(|error| Problem::no_answer(&error))?))
 }
 
 pub(super) async fn reload(State(state): State<AdminState>, caller: Caller) -> Answer<Json<Reloaded>> {

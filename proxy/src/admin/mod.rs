@@ -37,6 +37,7 @@
 //! | `POST /api/v1/feeds/{name}` | what somebody else posts to a webhook, signed → 202 |
 //! | `GET /api/v1/config` | what the node runs with, key by key, and what differs in the files |
 //! | `POST /api/v1/config/reload` | read the files anew: what changed, what needs a restart |
+//! | `GET /api/v1/log` | what the node logs; `PUT {filter}` changes it while it runs, `DELETE` undoes that |
 //! | `GET /api/v1/history` | migrations of all resources |
 //! | `GET /api/v1/whoami` | who the caller is, and what it may do |
 //! | `POST /api/v1/session` | `{token}` → a cookie that stands for it; `DELETE` ends it |
@@ -54,11 +55,12 @@ mod changes;
 mod events;
 mod feeds;
 mod history;
-mod listed;
 mod listener;
+mod log;
 pub(crate) mod openapi;
 mod problem;
 mod routes;
+mod sent;
 
 use std::sync::Arc;
 
@@ -76,11 +78,11 @@ use crate::leading::changes::Changes;
 use crate::leading::running::Running;
 use crate::store::Journal;
 
-pub use changes::{ConfigView, SectionView};
+pub use changes::SectionView;
 pub use history::{HistoryView, LatencyPoint, LatencyView, RowView, SeriesView, moment};
-pub use listed::Listed;
 pub use listener::{Listener, Peer};
 pub use problem::Problem;
+pub use sent::Sent;
 
 /// Largest request body, bytes.
 const BODY_LIMIT: usize = 64 << 10;
@@ -110,8 +112,8 @@ pub struct AdminState {
     pub changes: Option<Arc<Changes>>,
     /// Held while a request with a key of its own is carried out.
     pub answers: Arc<tokio::sync::Mutex<()>>,
-    /// Views of resources as they were last sent.
-    pub listed: Arc<listed::Listed>,
+    /// Large answers as they were given last.
+    pub sent: Arc<Sent>,
 }
 
 /// Serves until cancelled.

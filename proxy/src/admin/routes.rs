@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
@@ -14,7 +15,7 @@ use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
 use super::{
-    AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past, listed, openapi,
+    AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past, log, openapi, sent,
 };
 use crate::audit::read::{Wanted, newest};
 use crate::controller::drift::{self, SchemaView, SyncRequest};
@@ -90,6 +91,9 @@ pub(super) fn routes() -> Routes {
         .get("/api/v1/history", Read, history)
         .get("/api/v1/config", Operate, changes::config)
         .post("/api/v1/config/reload", Administer, changes::reload)
+        .get("/api/v1/log", Operate, log::filter)
+        .put("/api/v1/log", Administer, log::set)
+        .delete("/api/v1/log", Administer, log::reset)
         .get("/api/v1/audit", Administer, audit)
         .get("/api/v1/events", Read, events::stream)
         .get("/api/v1/openapi.json", Read, openapi::served)
@@ -110,11 +114,20 @@ pub(super) fn find(state: &AdminState, id: &str) -> Answer<ResourceHandle> {
     state.running.resources().get(id).cloned().ok_or_else(|| Problem::not_found("resource", id))
 }
 
+/// What is of the whole node is not for those who are let in for some resources.
+pub(super) fn everything(caller: &Caller, what: &str) -> Answer<()> {
+    if caller.scope == Scope::All {
+        return Ok(());
+    }
+    let what = format!("{what} needs a token for all resources");
+    Err(Problem::new(StatusCode::FORBIDDEN, "scope", what))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ResourcePage {
-    /// None: all of them.
-    limit: Option<usize>,
+    #[serde(default = "resources_limit")]
+    limit: u32,
     /// Only those whose names sort behind this one.
     after: Option<String>,
 }
@@ -126,21 +139,25 @@ async fn resources(
 ) -> Answer<Response> {
     let Query(page) = page.map_err(query)?;
     let resources = state.running.resources();
-    let limit = page.limit.map_or(usize::MAX, |limit| limit.max(1));
-    let (page, more) = listed::page(&resources, page.after.as_deref(), limit, |name| caller.knows(name));
+    let limit = page.limit.clamp(1, 1000) as usize;
+    let (page, more) = sent::page(&resources, page.after.as_deref(), limit, |name| caller.knows(name));
     // Names need no escaping: they are letters, digits, `-`, `_` and `.`.
     let next = page
         .last()
         .filter(|_| more)
         .map(|(last, _)| format!("</api/v1/resources?limit={limit}&after={last}>; rel=\"next\""));
     let views = page.into_iter().map(|(name, handle)| (name, handle.view.load_full())).collect();
-    let json = state.listed.json(views).map_err(|error| Problem::no_answer(&error))?;
-    state.listed.keep(|name| resources.contains_key(name));
-    let mut response = ([(header::CONTENT_TYPE, "application/json")], json).into_response();
+    let json = state.sent.resources(views, &resources).map_err(|error| Problem::no_answer(&error))?;
+    let mut response = as_json(json);
     if let Some(next) = next.and_then(|next| HeaderValue::from_str(&next).ok()) {
         response.headers_mut().insert(header::LINK, next);
     }
     Ok(response)
+}
+
+/// An answer that is encoded already.
+pub(super) fn as_json(json: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], json).into_response()
 }
 
 async fn resource(
@@ -211,6 +228,10 @@ pub(super) fn query(rejection: QueryRejection) -> Problem {
 
 fn default_limit() -> u32 {
     50
+}
+
+fn resources_limit() -> u32 {
+    100
 }
 
 fn views(state: &AdminState, runs: Vec<RunRow>) -> Answer<Vec<MigrationView>> {

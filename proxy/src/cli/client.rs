@@ -85,6 +85,25 @@ impl Client {
             .with_context(|| format!("{path}: unexpected answer of {}", self.address))
     }
 
+    /// Every page of a list, outside a runtime.
+    pub fn get_all<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
+        block_on(self.fetch_all(path))
+    }
+
+    /// Every page of a list, inside a runtime: each answer says in its Link header where the next one is (RFC 8288).
+    pub async fn fetch_all<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
+        let (mut all, mut next) = (Vec::new(), Some(path.to_owned()));
+        while let Some(path) = next {
+            let (body, headers) = self.call_with(Method::GET, &path, None, &[]).await?;
+            let page: Vec<T> = serde_json::from_slice(&body)
+                .with_context(|| format!("{path}: unexpected answer of {}", self.address))?;
+            all.extend(page);
+            next =
+                headers.get(header::LINK).and_then(|link| next_page(link.to_str().ok()?)).map(str::to_owned);
+        }
+        Ok(all)
+    }
+
     /// `POST`, inside a runtime; the answer's body.
     pub async fn send(&self, path: &str, body: &serde_json::Value) -> Result<Bytes> {
         self.call(Method::POST, path, Some(body)).await
@@ -200,6 +219,12 @@ impl Client {
         let tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         Ok(HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build())
     }
+}
+
+/// `</path>; rel="next"`.
+fn next_page(link: &str) -> Option<&str> {
+    let (path, relation) = link.strip_prefix('<')?.split_once('>')?;
+    relation.contains("rel=\"next\"").then_some(path)
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {

@@ -7,8 +7,8 @@ use clap::Subcommand;
 
 use super::check::Format;
 use super::client::Client;
-use crate::admin::ConfigView;
 use crate::leading::changes::Reloaded;
+use crate::leading::comparison::ConfigView;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {

@@ -177,6 +177,14 @@ enum Command {
         /// That of this one; default: that of every resource.
         resource: Option<String>,
     },
+    /// Show what the node logs, or change that while it runs.
+    Log {
+        /// Directives `target=level`, or `level` for the rest, with commas between: info,godwit::controller=debug.
+        filter: Option<String>,
+        /// As it was started again (GODWIT_LOG).
+        #[arg(long, conflicts_with = "filter")]
+        reset: bool,
+    },
     /// Replay a policy on recorded history: moves, regret, flaps; asks no node.
     Backtest(backtest::Arguments),
     /// Compare the shadow with its primary, row by row, while both are in use.
@@ -302,6 +310,7 @@ pub fn main() -> ExitCode {
             verbs::freeze(&client, resource.as_deref(), &why, lasting, output)
         }
         Command::Unfreeze { resource } => verbs::unfreeze(&client, resource.as_deref(), output),
+        Command::Log { filter, reset } => verbs::log(&client, filter.as_deref(), reset, output),
         Command::Backtest(arguments) => backtest::run(&arguments, output),
         Command::Grants(arguments) => grants::run(&arguments, output),
         Command::Feeds(command) => feeds::run(&client, &command, output),

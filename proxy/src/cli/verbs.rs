@@ -16,6 +16,7 @@ use crate::controller::forecast::ForecastView;
 use crate::controller::freezes::FreezeView;
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 use crate::controller::zones::{ChoiceView, ZoneView};
+use crate::telemetry::logging::LogView;
 
 /// The exit code of a move that a guard refused.
 const REFUSED: u8 = 4;
@@ -47,7 +48,7 @@ pub(super) fn status(
     output: Output,
 ) -> Result<ExitCode> {
     loop {
-        let mut views: Vec<ResourceView> = client.get("/api/v1/resources")?;
+        let mut views: Vec<ResourceView> = client.get_all("/api/v1/resources?limit=1000")?;
         if let Some(name) = resource {
             views.retain(|view| view.name == name);
             if views.is_empty() {
@@ -97,7 +98,7 @@ pub(super) fn doctor(client: &Client, resource: Option<&str>, output: Output) ->
     let names = match resource {
         Some(name) => vec![name.to_owned()],
         None => {
-            let views: Vec<ResourceView> = client.get("/api/v1/resources")?;
+            let views: Vec<ResourceView> = client.get_all("/api/v1/resources?limit=1000")?;
             views.into_iter().map(|view| view.name).collect()
         }
     };
@@ -187,6 +188,17 @@ pub(super) fn approve(client: &Client, resource: &str, id: Option<&str>, output:
         let Some(id) = &plan.id else { return render::approval(resource, plan) };
         format!("migration {id} started: {} → {}\n", plan.from, plan.to)
     })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn log(client: &Client, filter: Option<&str>, reset: bool, output: Output) -> Result<ExitCode> {
+    let path = "/api/v1/log";
+    let view: LogView = match filter {
+        Some(filter) => client.put(path, &serde_json::json!({ "filter": filter }), "*")?,
+        None if reset => serde_json::from_slice(&client.delete(path)?)?,
+        None => client.get(path)?,
+    };
+    show(output, &view, |view| format!("{}\n", view.filter))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,7 +3,7 @@
 //! Secrets are not in these files, only where they are; values that may hold one all the same are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,33 +29,58 @@ pub struct Entry {
     pub origin: String,
 }
 
-/// Every key of `path`, of the policies beside it and of the overlay, in the order of the files. Only syntax is checked.
-pub fn entries(path: &Path, overlay: Option<&OverlayText>) -> Result<Vec<Entry>, ConfigErrors> {
-    let mut found = Vec::new();
-    let mut reports = Vec::new();
-    let (policies, _) = load::policy_files_beside(path);
-    let files = std::iter::once((path.to_owned(), String::new())).chain(policies.into_iter().map(|file| {
-        let stem = file.file_stem().and_then(std::ffi::OsStr::to_str).unwrap_or_default().to_owned();
-        (file, format!("policies.{stem}"))
-    }));
-    for (file, prefix) in files {
-        let report = Report::new(file.display().to_string());
-        if let Some(document) = load::text(&file, &report).and_then(|text| raw::parse(&text, &report)) {
-            let place = |at: Position| format!("{}:{}:{}", file.display(), at.line, at.column);
-            flatten(&document, &prefix, false, &place, &mut found);
-        }
-        reports.push(report);
+/// The text of the files, of `path`, of the policies beside it and of the overlay. Equal texts have equal entries.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Texts {
+    /// Each file with what its keys begin with.
+    files: Vec<(PathBuf, String, Result<String, String>)>,
+    overlay: Option<OverlayText>,
+}
+
+impl Texts {
+    /// As they are now; what cannot be read is a problem of [`Self::entries`].
+    pub fn read(path: &Path, overlay: Option<OverlayText>) -> Self {
+        let (policies, _) = load::policy_files_beside(path);
+        let policies = policies.into_iter().map(|file| {
+            let stem = file.file_stem().and_then(std::ffi::OsStr::to_str).unwrap_or_default().to_owned();
+            (file, format!("policies.{stem}"))
+        });
+        let files = std::iter::once((path.to_owned(), String::new())).chain(policies);
+        let read = |(file, prefix): (PathBuf, String)| {
+            let text = load::text(&file);
+            (file, prefix, text)
+        };
+        Self { files: files.map(read).collect(), overlay }
     }
-    if let Some(overlay) = overlay {
-        let report = Report::new(overlay.path.display().to_string());
-        if let Some(document) = raw::parse(&overlay.text, &report) {
-            changes(&document, overlay, &mut found);
+
+    /// Every key, in the order of the files. Only syntax is checked.
+    pub fn entries(&self) -> Result<Vec<Entry>, ConfigErrors> {
+        let mut found = Vec::new();
+        let mut reports = Vec::new();
+        for (file, prefix, text) in &self.files {
+            let report = Report::new(file.display().to_string());
+            match text {
+                Ok(text) => {
+                    if let Some(document) = raw::parse(text, &report) {
+                        let place = |at: Position| format!("{}:{}:{}", file.display(), at.line, at.column);
+                        flatten(&document, prefix, false, &place, &mut found);
+                    }
+                }
+                Err(reason) => load::unreadable(&report, reason),
+            }
+            reports.push(report);
         }
-        reports.push(report);
-    }
-    match ConfigErrors::gather(reports) {
-        Some(errors) => Err(errors),
-        None => Ok(found),
+        if let Some(overlay) = &self.overlay {
+            let report = Report::new(overlay.path.display().to_string());
+            if let Some(document) = raw::parse(&overlay.text, &report) {
+                changes(&document, overlay, &mut found);
+            }
+            reports.push(report);
+        }
+        match ConfigErrors::gather(reports) {
+            Some(errors) => Err(errors),
+            None => Ok(found),
+        }
     }
 }
 
@@ -212,7 +237,7 @@ mod tests {
                 {"enabled": false}}}}, "reserved": {"cart": {"by": "bob", "at_ms": 0, "value": {"primary": "x"}}}}"#
                 .into(),
         };
-        let entries = entries(&path, Some(&overlay)).unwrap();
+        let entries = Texts::read(&path, Some(overlay)).entries().unwrap();
         let folder = folder.path().display().to_string();
         let lines: Vec<String> = entries
             .iter()

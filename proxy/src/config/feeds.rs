@@ -485,7 +485,10 @@ fn encoded(text: &str) -> String {
 }
 
 /// Values are text, or secrets.
-fn headers(section: &mut Section<'_>, around: &Surroundings<'_>) -> Option<Vec<(HeaderName, Secret)>> {
+pub(super) fn headers(
+    section: &mut Section<'_>,
+    around: &Surroundings<'_>,
+) -> Option<Vec<(HeaderName, Secret)>> {
     let Some(item) = section.optional("headers") else { return Some(Vec::new()) };
     let Value::Map(_) = item.value() else {
         item.wrong("is not a mapping from names to values", "headers: {x-api-key: {file: PATH}}");

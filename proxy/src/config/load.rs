@@ -109,11 +109,16 @@ fn text_of(path: &Path, around: &Surroundings<'_>, report: &Report) -> Option<St
     match (around.read)(path) {
         Ok(text) => Some(text),
         Err(error) => {
-            let what = format!("cannot be read: {}", secret::reason(&error));
-            report.note(Position::START, "", what, "a readable file of UTF-8 text, at most 1MiB");
+            unreadable(report, &secret::reason(&error));
             None
         }
     }
+}
+
+/// The report's file cannot be read.
+pub(super) fn unreadable(report: &Report, reason: &str) {
+    let what = format!("cannot be read: {reason}");
+    report.note(Position::START, "", what, "a readable file of UTF-8 text, at most 1MiB");
 }
 
 fn read_file(path: &Path) -> io::Result<String> {
@@ -131,10 +136,9 @@ pub(super) fn policy_files_beside(path: &Path) -> (Vec<PathBuf>, Option<Report>)
     policy_files(&folder.join("policies"))
 }
 
-/// The text of a file, or a problem in `report`.
-pub(super) fn text(path: &Path, report: &Report) -> Option<String> {
-    let around = Surroundings { folder: Path::new(""), variable: &|_| None, read: &read_file };
-    text_of(path, &around, report)
+/// The text of a file, or why it cannot be read.
+pub(super) fn text(path: &Path) -> Result<String, String> {
+    read_file(path).map_err(|error| secret::reason(&error))
 }
 
 /// `*.yaml` and `*.yml` of the folder, by name; no folder is no policies.

@@ -19,6 +19,7 @@ use crate::feeds::external::egress::Egress;
 use crate::feeds::external::{Feed, Secret};
 use crate::fronts::http::settings::{ListenerSettings, Settings, Upstream};
 use crate::history::Retention;
+use crate::traces;
 
 /// Everything a node was told.
 #[derive(Clone, Debug)]
@@ -60,6 +61,8 @@ pub struct Node {
     pub spill: Spill,
     /// How long what was measured is kept.
     pub history: Retention,
+    /// Where traces go; none: nowhere.
+    pub traces: Option<traces::Settings>,
 }
 
 /// The admin listener, and who may use it.

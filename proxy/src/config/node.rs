@@ -8,6 +8,7 @@ use migration::zones::Location;
 use replicator::spill::Spill;
 
 use super::error::counted;
+use super::feeds::{absolute, headers};
 use super::listeners::Listeners;
 use super::load::Surroundings;
 use super::model::{AuditFiles, HoldLimits, LinkTls, Node, NodeLink, Zone};
@@ -15,6 +16,7 @@ use super::walk::{Item, Section};
 use super::{admin, catalogue, egress};
 use crate::feeds::external::egress::Egress;
 use crate::history::{Resolution, Retention};
+use crate::traces;
 
 const STATE: &str = "/var/lib/godwit";
 
@@ -39,7 +41,7 @@ pub(super) struct ReadNode<'a> {
     pub(super) egress: Option<Egress>,
 }
 
-/// `{name, zone, state, admin, audit, link, egress, threads, hold, spill, history}`.
+/// `{name, zone, state, admin, audit, link, egress, threads, hold, spill, history, traces}`.
 pub(super) fn read<'a>(
     item: &Item<'a>,
     around: &Surroundings<'_>,
@@ -83,6 +85,7 @@ pub(super) fn read<'a>(
         Some(item) => history(&item),
         None => Some(Retention::default()),
     };
+    let traces = section.optional("traces").map(|item| traces(&item, around));
     let has_link = section.has("link");
     section.finish();
 
@@ -103,6 +106,10 @@ pub(super) fn read<'a>(
             hold: hold?,
             spill: spill?,
             history: history?,
+            traces: match traces {
+                Some(traces) => Some(traces?),
+                None => None,
+            },
         })
     };
     let node = node();
@@ -122,6 +129,21 @@ fn link(item: &Item<'_>, around: &Surroundings<'_>) -> Option<NodeLink> {
     let (cert, key, ca) = (file("cert"), file("key"), file("ca"));
     tls.finish();
     Some(NodeLink { listen: listen?, tls: LinkTls { cert: cert?, key: key?, ca: ca? }, scoped: scoped? })
+}
+
+fn traces(item: &Item<'_>, around: &Surroundings<'_>) -> Option<traces::Settings> {
+    let mut section = item.section()?;
+    let url = section.required("url", "url: https://HOST:4318/v1/traces");
+    let url = url.and_then(|item| absolute(&item, item.text("the URL of an OTLP receiver")?));
+    let headers = headers(&mut section, around);
+    let sample = section.required("sample", "sample: 1%, the share of requests that is traced");
+    let sample = sample.and_then(|item| item.ratio());
+    section.finish();
+    if !traces::SUPPORTED {
+        item.wrong("this build sends no traces", "a build with --features otlp");
+        return None;
+    }
+    Some(traces::Settings { endpoint: url?, headers: headers?, sample: sample? })
 }
 
 fn hold(item: &Item<'_>) -> Option<HoldLimits> {

@@ -16,6 +16,7 @@ use crossbeam::utils::CachePadded;
 use hdrhistogram::Histogram;
 
 use crate::telemetry::names;
+use crate::traces::Traces;
 
 use super::stopwatch::{Outcome, Segment, Segments};
 
@@ -53,6 +54,7 @@ type Series = [Histogram<u64>; 6];
 
 /// Where the request path leaves samples.
 pub struct Recorder {
+    traces: Option<Arc<Traces>>,
     lanes: Box<[CachePadded<ArrayQueue<Sample>>]>,
     lost: AtomicU64,
     collector: Mutex<Collector>,
@@ -81,7 +83,13 @@ pub struct Latencies {
 impl Recorder {
     /// Empty.
     pub fn new() -> Arc<Self> {
+        Self::with(None)
+    }
+
+    /// Empty; what is to be told of requests one by one goes to `traces`.
+    pub fn with(traces: Option<Arc<Traces>>) -> Arc<Self> {
         Arc::new(Self {
+            traces,
             lanes: (0..super::shards()).map(|_| CachePadded::new(ArrayQueue::new(QUEUE))).collect(),
             lost: AtomicU64::new(0),
             collector: Mutex::default(),
@@ -93,6 +101,11 @@ impl Recorder {
         if self.lanes[super::shard()].push(sample).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Where requests are told one by one.
+    pub fn traces(&self) -> Option<&Traces> {
+        self.traces.as_deref()
     }
 
     /// A new reader, from now on.

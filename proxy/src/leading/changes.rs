@@ -6,17 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::comparison::{Comparison, ConfigView};
 use super::fronts::Fronts;
 use super::running::Running;
 use super::{Leading, Placed, lead_anew, placing};
 use crate::audit::Entry as Audited;
 use crate::clock;
-use crate::config::entries::{Difference, Entry, diff, entries};
 use crate::config::model::{Config, Resource};
 use crate::config::overlay::OverlayText;
 use crate::config::{self, ConfigErrors};
@@ -110,8 +110,7 @@ pub struct Changes {
     running: Arc<Running>,
     leading: Arc<Leading>,
     fronts: Fronts,
-    /// What the node runs with, key by key.
-    entries: Mutex<Vec<Entry>>,
+    comparison: Comparison,
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -124,22 +123,14 @@ impl Changes {
         leading: Arc<Leading>,
         fronts: Fronts,
     ) -> Self {
-        let text = overlay.as_text(&overlay.content());
-        let entries = Mutex::new(entries(&file, Some(&text)).unwrap_or_default());
+        let comparison = Comparison::new(file.clone(), Arc::clone(&overlay));
         telemetry::config_reloaded(true);
-        Self { file, overlay, running, leading, fronts, entries, turn: tokio::sync::Mutex::default() }
+        Self { file, overlay, running, leading, fronts, comparison, turn: tokio::sync::Mutex::default() }
     }
 
-    /// What the node runs with, key by key.
-    pub fn entries(&self) -> Vec<Entry> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// What differs between the files and what runs.
-    pub fn differences(&self) -> Result<Vec<Difference>, ChangeError> {
-        let text = self.overlay.as_text(&self.overlay.content());
-        let written = entries(&self.file, Some(&text)).map_err(ChangeError::Files)?;
-        Ok(diff(&self.entries.lock().unwrap_or_else(PoisonError::into_inner), &written))
+    /// What the node runs with, and what differs in the files by now; reads them.
+    pub fn config(&self) -> Arc<ConfigView> {
+        self.comparison.view()
     }
 
     /// Sets the gauges of the fronts that joined.
@@ -207,7 +198,7 @@ impl Changes {
         }
         self.overlay.write(overlay)?;
         self.join(&now, resource, Some(&placed.zone))?;
-        self.remember(|key| key.starts_with(&format!("resources.{name}.")));
+        self.comparison.adopt(|key| key.starts_with(&format!("resources.{name}.")));
         Ok(reservation)
     }
 
@@ -259,7 +250,7 @@ impl Changes {
         let mut next = Config::clone(&self.running.config());
         next.resources.remove(name);
         self.running.replace(Arc::new(next));
-        self.remember(|key| key.starts_with(&format!("resources.{name}.")));
+        self.comparison.adopt(|key| key.starts_with(&format!("resources.{name}.")));
         Ok(())
     }
 
@@ -296,7 +287,7 @@ impl Changes {
             .await;
         answer.ok_or_else(|| ChangeError::Failed("godwit is stopping".into()))??;
         self.adopt(name, &next);
-        self.remember(|key| key.starts_with(&format!("resources.{name}.{section}")));
+        self.comparison.adopt(|key| key.starts_with(&format!("resources.{name}.{section}")));
         self.leading.shared().audit.note(Audited::Changed {
             resource: name.to_owned(),
             by: by.to_owned(),
@@ -331,7 +322,7 @@ impl Changes {
     async fn reread(&self) -> Result<Reloaded, ChangeError> {
         let overlay = self.overlay.content();
         let config = self.read(&overlay, "\0", &Value::Null).await?;
-        let differences = self.differences()?;
+        let differences = self.comparison.differences().map_err(ChangeError::Files)?;
         let (live, rest): (Vec<_>, Vec<_>) = differences.into_iter().partition(|one| one.live);
         let mut refused: BTreeMap<String, String> = BTreeMap::new();
         for (name, handle) in self.running.resources().iter() {
@@ -358,7 +349,7 @@ impl Changes {
             _ => !refused.is_empty(),
         };
         let applied: Vec<String> = live.into_iter().map(|one| one.key).filter(|key| !waits(key)).collect();
-        self.remember(|key| applied.iter().any(|applied| applied == key));
+        self.comparison.adopt(|key| applied.iter().any(|applied| applied == key));
         Ok(Reloaded {
             applied,
             needs_restart: rest.into_iter().map(|one| one.key).collect(),
@@ -408,15 +399,6 @@ impl Changes {
             }
         }
         self.running.replace(Arc::new(next));
-    }
-
-    /// The node runs with these keys as they are written now.
-    fn remember(&self, which: impl Fn(&str) -> bool) {
-        let text = self.overlay.as_text(&self.overlay.content());
-        let Ok(written) = entries(&self.file, Some(&text)) else { return };
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.retain(|entry| !which(&entry.key));
-        entries.extend(written.into_iter().filter(|entry| which(&entry.key)));
     }
 }
 

@@ -4,6 +4,7 @@
 //! as another host of one that is there; one that is dropped leaves again.
 
 pub mod changes;
+pub mod comparison;
 pub mod fronts;
 mod placing;
 mod probing;

@@ -1,24 +1,120 @@
-//! Log lines: for people on a terminal, JSON otherwise.
+//! Log lines: for people on a terminal, JSON otherwise. What is logged can be changed while the process runs.
 
 use std::io::IsTerminal;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::reload;
 
-/// Starts logging to standard error. `GODWIT_LOG` filters (default `info`, pingora's and QUIC's own chatter at `warn`).
+/// Names the filter to start with.
+const VARIABLE: &str = "GODWIT_LOG";
+/// pingora's and QUIC's own chatter only where it matters.
+const DEFAULT: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=warn,quinn=warn,tokio_postgres=warn";
+/// Longest filter, bytes.
+const LONGEST: usize = 1000;
+
+static LIVE: OnceLock<Live> = OnceLock::new();
+
+/// The filter of this process.
+struct Live {
+    started_with: String,
+    now: Mutex<String>,
+    replace: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
+}
+
+impl Live {
+    fn view(&self) -> LogView {
+        let filter = self.now.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        LogView { filter, started_with: self.started_with.clone() }
+    }
+}
+
+/// What is logged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LogView {
+    /// Directives `target=level`, or `level` for the rest, with commas between (`info,godwit::controller=debug`).
+    pub filter: String,
+    /// As the process was started.
+    pub started_with: String,
+}
+
+/// Why the filter stays as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// It is not understood.
+    #[error("{0}")]
+    Wrong(String),
+    /// This process does not log, or somebody else began to.
+    #[error("this process has no log of its own")]
+    Missing,
+}
+
+/// Starts logging to standard error. `GODWIT_LOG` filters (default `info`, of the libraries `warn`).
 pub fn start() {
-    let filter = EnvFilter::try_from_env("GODWIT_LOG").unwrap_or_else(|_| {
-        EnvFilter::new(
-            "info,pingora=warn,pingora_core=warn,pingora_proxy=warn,quinn=warn,tokio_postgres=warn",
-        )
-    });
+    let asked = std::env::var(VARIABLE).ok().and_then(|text| Some((parse(&text).ok()?, text)));
+    let (filter, text) = asked.unwrap_or_else(|| (EnvFilter::new(DEFAULT), DEFAULT.to_owned()));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let live = |replace| Live { started_with: text.clone(), now: Mutex::new(text.clone()), replace };
     // A second start, as in tests that run several nodes in one process, changes nothing.
     let started = if std::io::stderr().is_terminal() {
-        builder.with_ansi(std::env::var_os("NO_COLOR").is_none()).try_init()
+        let builder = builder.with_ansi(std::env::var_os("NO_COLOR").is_none()).with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.try_init().map(|()| live(Box::new(move |filter| handle.reload(filter))))
     } else {
-        builder.json().try_init()
+        let builder = builder.json().with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.try_init().map(|()| live(Box::new(move |filter| handle.reload(filter))))
     };
-    if let Err(error) = started {
-        tracing::debug!(%error, "logging was started before");
+    match started {
+        // Whoever initialises the subscriber is the only one.
+        Ok(live) => drop(LIVE.set(live)),
+        Err(error) => tracing::debug!(%error, "logging was started before"),
+    }
+}
+
+/// What is logged now.
+///
+/// # Errors
+/// [`FilterError::Missing`].
+pub fn filter() -> Result<LogView, FilterError> {
+    LIVE.get().map(Live::view).ok_or(FilterError::Missing)
+}
+
+/// Logs what passes this filter from now on; none: what passed at the start.
+///
+/// # Errors
+/// It is not understood, or there is nothing to filter: all stays as it was.
+pub fn set(filter: Option<&str>) -> Result<LogView, FilterError> {
+    let live = LIVE.get().ok_or(FilterError::Missing)?;
+    let text = filter.unwrap_or(&live.started_with);
+    let parsed = parse(text)?;
+    let mut now = live.now.lock().unwrap_or_else(PoisonError::into_inner);
+    (live.replace)(parsed).map_err(|_| FilterError::Missing)?;
+    text.clone_into(&mut now);
+    drop(now);
+    tracing::info!(filter = text, "what is logged has changed");
+    Ok(live.view())
+}
+
+fn parse(text: &str) -> Result<EnvFilter, FilterError> {
+    if text.trim().is_empty() || text.len() > LONGEST {
+        return Err(FilterError::Wrong(format!("a filter has 1 to {LONGEST} bytes")));
+    }
+    EnvFilter::try_new(text).map_err(|error| FilterError::Wrong(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_levels_and_targets() {
+        for right in ["info", "warn,godwit=debug", DEFAULT, "off", "godwit::controller=trace"] {
+            assert!(parse(right).is_ok(), "{right}");
+        }
+        for wrong in ["", " ", "godwit=loud", "a=b=c", &"x".repeat(LONGEST + 1)] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit::admin::ConfigView;
 use godwit::leading::changes::Reloaded;
+use godwit::leading::comparison::ConfigView;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::time::{Instant, sleep};

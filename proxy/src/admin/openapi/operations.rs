@@ -5,8 +5,9 @@ use utoipa::openapi::schema::Type::{Boolean, Integer, String as Text};
 
 use super::build::{Line, delete, get, post, put};
 use crate::admin::access_routes::{LogIn, WhoView};
-use crate::admin::changes::{ConfigView, SectionView};
+use crate::admin::changes::SectionView;
 use crate::admin::history::{HistoryView, LatencyView};
+use crate::admin::log::LogRequest;
 use crate::admin::routes::{FreezeRequest, MigrateRequest};
 use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
@@ -18,7 +19,9 @@ use crate::controller::view::{DecisionView, MigrationView, ReplicationView, Reso
 use crate::controller::zones::{ChoiceView, ZoneView};
 use crate::feeds::external::view::FeedView;
 use crate::leading::changes::{Reloaded, Reservation};
+use crate::leading::comparison::ConfigView;
 use crate::store::{Issued, NewToken, TokenView};
+use crate::telemetry::logging::LogView;
 
 const OK: StatusCode = StatusCode::OK;
 const CREATED: StatusCode = StatusCode::CREATED;
@@ -49,7 +52,11 @@ pub(super) fn all() -> Vec<Line> {
 fn resources() -> Vec<Line> {
     vec![
         get("/api/v1/resources", "resources", "Every resource that the caller may know of, by name")
-            .asks("limit", Integer, "At most so many; left out: all.")
+            .asks(
+                "limit",
+                Integer,
+                "At most so many, 1 to 1,000; left out: 100. A Link header names the next page.",
+            )
             .asks("after", Text, "Only those whose names sort behind this one.")
             .lists::<ResourceView>()
             .with("Link", "Where the next page is (rel=next, RFC 8288); missing on the last."),
@@ -263,6 +270,12 @@ fn node() -> Vec<Line> {
         post("/api/v1/config/reload", "reload", "Reads the files anew: what changed, what needs a restart")
             .gives::<Reloaded>(OK)
             .refuses(&[CONFLICT, UNPROCESSABLE, DRIVER]),
+        get("/api/v1/log", "log", "What the node logs").gives::<LogView>(OK).refuses(&[UNAVAILABLE]),
+        put("/api/v1/log", "setLog", "Logs something else from now on, until it ends")
+            .takes::<LogRequest>(true)
+            .gives::<LogView>(OK)
+            .refuses(&[UNPROCESSABLE]),
+        delete("/api/v1/log", "resetLog", "Logs what it logged when it started").gives::<LogView>(OK),
         get("/api/v1/audit", "audit", "Records of the audit, newest first: docs/audit.md")
             .asks("limit", Integer, "At most so many, 1 to 1,000.")
             .asks("before", Integer, "Only records before this number.")

@@ -25,6 +25,7 @@ use crate::fronts::latencies::Sample;
 use crate::fronts::now;
 use crate::fronts::stopwatch::Segment;
 use crate::telemetry::names;
+use crate::traces::{Fact, Place, Span};
 
 /// Lines that wait for the thread.
 const QUEUE: usize = 4096;
@@ -44,6 +45,8 @@ pub(super) struct Line<'a> {
     pub(super) host: Option<&'a str>,
     pub(super) target: String,
     pub(super) protocol: &'a str,
+    /// The configured route; none: the request is of none.
+    pub(super) route: Option<&'a str>,
     /// None: the client got no status.
     pub(super) status: Option<u16>,
     /// Why it failed.
@@ -85,6 +88,7 @@ pub(super) fn line<'a>(
             Version::HTTP_10 => "HTTP/1.0",
             _ => "HTTP/1.1",
         },
+        route: exchange.route.as_deref(),
         status: session.response_written().map(|header| header.status.as_u16()),
         fault: exchange.fault.map(Fault::label),
         request_bytes: session.body_bytes_read(),
@@ -96,6 +100,57 @@ pub(super) fn line<'a>(
         connect_ms: segment(Segment::Connect),
         first_byte_ms: segment(Segment::FirstByte),
         body_ms: segment(Segment::Body),
+    }
+}
+
+impl Line<'_> {
+    /// The same for whoever follows traces.
+    pub(super) fn span(self, place: Place) -> Span {
+        let text = |name, value: Option<&str>| Some((name, Fact::Text(value?.to_owned())));
+        let measure = |name, value: Option<f64>| Some((name, Fact::Measure(value?)));
+        let bytes = |name, bytes: usize| Some((name, Fact::Count(i64::try_from(bytes).unwrap_or(i64::MAX))));
+        let (path, query) = self.target.split_once('?').unwrap_or((&self.target, ""));
+        let facts = [
+            text("http.request.method", Some(self.method)),
+            text("url.path", Some(path)),
+            text("url.query", Some(query).filter(|query| !query.is_empty())),
+            text("server.address", self.host),
+            text("network.protocol.version", self.protocol.split_once('/').map(|(_, version)| version)),
+            text("http.route", self.route),
+            text("error.type", self.fault),
+            text("godwit.resource", self.resource),
+            text("godwit.zone", self.zone),
+            text("godwit.upstream", self.upstream.as_deref()),
+            self.client.map(|client| ("client.address", Fact::Text(client.to_string()))),
+            self.status.map(|status| ("http.response.status_code", Fact::Count(status.into()))),
+            bytes("http.request.body.size", self.request_bytes),
+            bytes("http.response.body.size", self.response_bytes),
+            Some(("godwit.attempts", Fact::Count(self.attempts.into()))),
+            measure("godwit.held_ms", Some(self.held_ms)),
+            measure("godwit.connect_ms", self.connect_ms),
+            measure("godwit.first_byte_ms", self.first_byte_ms),
+            measure("godwit.body_ms", self.body_ms),
+        ];
+        let failed = match (self.fault, self.status) {
+            (Some(fault), _) => Some(fault.to_owned()),
+            (None, Some(status @ 500..)) => Some(format!("status {status}")),
+            (None, None) => Some("no answer".into()),
+            (None, Some(_)) => None,
+        };
+        let ended = Duration::from_millis(self.time);
+        let name = match self.route {
+            Some(route) => format!("{} {route}", self.method),
+            None => self.method.to_owned(),
+        };
+        Span {
+            place,
+            name: name.into(),
+            serves: true,
+            began: ended.saturating_sub(Duration::from_secs_f64(self.total_ms / 1e3)),
+            ended,
+            facts: facts.into_iter().flatten().collect(),
+            failed,
+        }
     }
 }
 
@@ -218,6 +273,7 @@ mod tests {
             host: None,
             target: "/\"\n".into(),
             protocol: "HTTP/1.1",
+            route: None,
             status: Some(status),
             fault: None,
             request_bytes: 0,
@@ -230,6 +286,29 @@ mod tests {
             first_byte_ms: None,
             body_ms: None,
         }
+    }
+
+    #[test]
+    fn a_span_says_what_the_line_says() {
+        let place = Place { trace: [1; 16], span: [2; 8], parent: None };
+        let made = |line: Line<'_>| line.span(place);
+        let span = made(Line { time: 1_000, target: "/pay?card=1".into(), route: Some("pay"), ..line(200) });
+        assert_eq!((&*span.name, span.failed.as_deref()), ("GET pay", None));
+        assert_eq!((span.began, span.ended), (Duration::from_micros(999_750), Duration::from_secs(1)));
+        for fact in [
+            ("url.path", Fact::Text("/pay".into())),
+            ("url.query", Fact::Text("card=1".into())),
+            ("http.response.status_code", Fact::Count(200)),
+            ("godwit.resource", Fact::Text("orders".into())),
+        ] {
+            assert!(span.facts.contains(&fact), "{fact:?}");
+        }
+        assert_eq!(made(line(503)).failed.as_deref(), Some("status 503"));
+        assert_eq!(
+            made(Line { fault: Some("no-upstream"), ..line(502) }).failed.as_deref(),
+            Some("no-upstream")
+        );
+        assert!(made(Line { status: None, ..line(0) }).failed.is_some(), "it got no answer");
     }
 
     fn read(path: &Path, lines: usize) -> Vec<serde_json::Value> {

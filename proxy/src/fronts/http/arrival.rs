@@ -8,8 +8,10 @@ use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::Session;
 
 use super::error::Fault;
+use super::forwarded::Identity;
 use super::settings::{Settings, Timeouts};
 use super::{entrance, forwarded, inet, limits};
+use crate::traces::Traces;
 
 /// Whether a request may pass, and what is said to the proxy library of its connection.
 pub(super) fn examine(session: &mut Session, settings: &Settings) -> Result<(), Fault> {
@@ -56,8 +58,12 @@ pub(super) fn examine(session: &mut Session, settings: &Settings) -> Result<(), 
     Ok(())
 }
 
-/// Tells the upstream who asks; returns the request's id.
-pub(super) fn introduce(session: &mut Session, settings: &Settings) -> pingora::Result<Bytes> {
+/// Tells the upstream who asks; returns what the request is known by.
+pub(super) fn introduce(
+    session: &mut Session,
+    settings: &Settings,
+    traces: Option<&Traces>,
+) -> pingora::Result<Identity> {
     let address = entrance::ip(inet(session.client_addr()));
     let trusted =
         address.is_some_and(|address| settings.trusted.iter().any(|network| network.holds(address)));
@@ -69,6 +75,7 @@ pub(super) fn introduce(session: &mut Session, settings: &Settings) -> pingora::
         secure: tls.is_some(),
         certificate,
         identify: settings.identify,
+        traces,
     };
     forwarded::add(session.req_header_mut(), &caller)
 }

@@ -21,8 +21,10 @@ use crate::fronts::routes::ResourceFront;
 use crate::fronts::stopwatch::{Outcome, Stopwatch};
 use crate::fronts::streams::{Arrival, GRPC_CERTAIN, Place};
 use crate::telemetry::names;
+use crate::traces;
 
 use super::error::Fault;
+use super::forwarded::Identity;
 use super::settings::AtCutover;
 use super::websocket::Frames;
 
@@ -60,6 +62,8 @@ pub struct Exchange {
     pub(super) body_bytes: u64,
     /// Its id, once it has one.
     pub(super) id: Bytes,
+    /// Where it is in its trace, where it is told of.
+    pub(super) traced: Option<Box<traces::Place>>,
     /// Why it failed, once that is known.
     pub(super) fault: Option<Fault>,
 }
@@ -86,8 +90,15 @@ impl Exchange {
             frames: None,
             body_bytes: 0,
             id: Bytes::new(),
+            traced: None,
             fault: None,
         }
+    }
+
+    /// Notes what it is known by.
+    pub(super) fn known_by(&mut self, identity: Identity) {
+        self.id = identity.id;
+        self.traced = identity.place.map(Box::new);
     }
 
     /// Notes why it fails.

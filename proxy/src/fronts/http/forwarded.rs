@@ -14,6 +14,8 @@ use pingora::{ErrorType, OrErr, Result};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use crate::traces::{Place, Traces};
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -32,7 +34,7 @@ const CLIENT_CERT: &str = "X-Forwarded-Client-Cert";
 const LONGEST_ID: usize = 128;
 
 /// The other end of a client's connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(super) struct Caller<'a> {
     /// Its address.
     pub(super) address: Option<IpAddr>,
@@ -44,6 +46,17 @@ pub(super) struct Caller<'a> {
     pub(super) certificate: &'a [u8],
     /// A request without an id gets one, and one without a trace.
     pub(super) identify: bool,
+    /// Where traces go.
+    pub(super) traces: Option<&'a Traces>,
+}
+
+/// What a request is known by from now on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// Its id; empty: it has none, and none is wished.
+    pub(super) id: Bytes,
+    /// Where it is in its trace, where it is told of.
+    pub(super) place: Option<Place>,
 }
 
 /// Which of the headers that matter here a request has: one walk instead of many look-ups.
@@ -74,8 +87,8 @@ impl Seen {
     }
 }
 
-/// Adds what the upstream should know; returns the request's id.
-pub(super) fn add(request: &mut RequestHeader, caller: &Caller<'_>) -> Result<Bytes> {
+/// Adds what the upstream should know; returns what the request is known by.
+pub(super) fn add(request: &mut RequestHeader, caller: &Caller<'_>) -> Result<Identity> {
     let seen = Seen::of(&request.headers);
     if seen.of_proxies && !caller.trusted {
         for name in &OF_PROXIES {
@@ -112,10 +125,10 @@ pub(super) fn add(request: &mut RequestHeader, caller: &Caller<'_>) -> Result<By
     identify(request, seen, caller)
 }
 
-/// Returns the request's id; empty where it has none and none is wished.
-fn identify(request: &mut RequestHeader, seen: Seen, caller: &Caller<'_>) -> Result<Bytes> {
+fn identify(request: &mut RequestHeader, seen: Seen, caller: &Caller<'_>) -> Result<Identity> {
     let known = |name: &HeaderName| request.headers.get(name).map(HeaderValue::as_bytes);
     let trace = known(&TRACEPARENT).filter(|trace| seen.trace && is_trace(trace));
+    let place = caller.traces.and_then(|traces| traces.place(trace, caller.trusted));
     let of_trace = trace.map(|trace| Bytes::copy_from_slice(&trace[3..35]));
     let id =
         known(&X_REQUEST_ID).filter(|id| seen.id && caller.trusted && (1..=LONGEST_ID).contains(&id.len()));
@@ -127,8 +140,12 @@ fn identify(request: &mut RequestHeader, seen: Seen, caller: &Caller<'_>) -> Res
     if seen.id && id.is_none() {
         request.remove_header(&X_REQUEST_ID);
     }
+    if let Some(place) = &place {
+        request.insert_header("Traceparent", shared(place.header())?)?;
+    }
+    let of_trace = place.map(|place| place.header().slice(3..35)).or(of_trace);
     if !caller.identify {
-        return Ok(id.or(of_trace).unwrap_or_default());
+        return Ok(Identity { id: id.or(of_trace).unwrap_or_default(), place });
     }
     let new = match of_trace {
         Some(trace) => trace,
@@ -139,10 +156,10 @@ fn identify(request: &mut RequestHeader, seen: Seen, caller: &Caller<'_>) -> Res
         }
     };
     if let Some(id) = id {
-        return Ok(id);
+        return Ok(Identity { id, place });
     }
     request.insert_header("X-Request-Id", shared(new.clone())?)?;
-    Ok(new)
+    Ok(Identity { id: new, place })
 }
 
 /// `00-<32 hexadecimal digits>-<16>-<2>`, or what a later version puts after that; not all zeros (W3C Trace Context).
@@ -213,7 +230,14 @@ mod tests {
     const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     fn caller(address: &str, trusted: bool, secure: bool) -> Caller<'static> {
-        Caller { address: address.parse().ok(), trusted, secure, certificate: &[], identify: true }
+        Caller {
+            address: address.parse().ok(),
+            trusted,
+            secure,
+            certificate: &[],
+            identify: true,
+            traces: None,
+        }
     }
 
     fn request(headers: &[(&'static str, &str)]) -> RequestHeader {
@@ -236,7 +260,7 @@ mod tests {
             ("traceparent", TRACE),
             ("tracestate", "a=b"),
         ]);
-        let id = add(&mut request, &caller("2001:db8::1", true, false)).unwrap();
+        let id = add(&mut request, &caller("2001:db8::1", true, false)).unwrap().id;
         assert_eq!(id, "mine");
         for (name, value) in [
             ("x-forwarded-for", "192.0.2.1, 10.0.0.9, 2001:db8::1"),
@@ -264,7 +288,8 @@ mod tests {
             ("traceparent", TRACE),
         ]);
         let id = add(&mut request, &Caller { certificate: &[0xab, 1], ..caller("10.0.0.9", false, true) })
-            .unwrap();
+            .unwrap()
+            .id;
         assert_eq!(id, TRACE[3..35]);
         for (name, value) in [
             ("x-forwarded-for", "10.0.0.9"),
@@ -293,14 +318,14 @@ mod tests {
                 .flat_map(|trace| [("traceparent", trace), ("tracestate", "a=b")])
                 .collect();
             let mut request = request(&headers);
-            let id = add(&mut request, &caller("10.0.0.9", false, false)).unwrap();
+            let id = add(&mut request, &caller("10.0.0.9", false, false)).unwrap().id;
             let trace = request.headers["traceparent"].as_bytes();
             assert!(is_trace(trace), "{broken:?}");
             assert_eq!((&trace[3..35], request.headers["x-request-id"].as_bytes()), (&id[..], &id[..]));
             assert!(!request.headers.contains_key("tracestate"));
             let mut request = self::request(&headers);
             let silent = Caller { identify: false, ..caller("10.0.0.9", false, false) };
-            assert_eq!(add(&mut request, &silent).unwrap(), "");
+            assert_eq!(add(&mut request, &silent).unwrap(), Identity::default());
             assert_eq!(request.headers.len(), 1, "no more than X-Forwarded-For: {:?}", request.headers);
         }
         assert!(is_trace(format!("01{}-more", &TRACE[2..]).as_bytes()));
@@ -309,5 +334,29 @@ mod tests {
         {
             assert!(!is_trace(wrong.as_bytes()), "{wrong}");
         }
+    }
+
+    #[cfg(feature = "otlp")]
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_is_told_of_stands_between_its_client_and_the_endpoint() {
+        let settings = crate::traces::Settings {
+            endpoint: "http://127.0.0.1:9/v1/traces".parse().unwrap(),
+            headers: Vec::new(),
+            sample: migration::units::Ratio::new(1.0).unwrap(),
+        };
+        let runtime = tokio::runtime::Handle::current();
+        let traces = Traces::start(&settings, "n", "z", &runtime).unwrap();
+        let traced = Caller { traces: Some(&traces), identify: false, ..caller("192.0.2.7", true, false) };
+        let mut known = request(&[("traceparent", TRACE), ("tracestate", "a=b")]);
+        let identity = add(&mut known, &traced).unwrap();
+        let place = identity.place.unwrap();
+        assert_eq!(known.headers["traceparent"].as_bytes(), place.header());
+        assert_eq!(&identity.id, &TRACE[3..35], "the id of the client's trace");
+        assert_ne!(&place.header()[36..52], &TRACE.as_bytes()[36..52]);
+        assert_eq!(known.headers["tracestate"], "a=b");
+        let mut fresh = request(&[]);
+        let identity = add(&mut fresh, &traced).unwrap();
+        assert_eq!(fresh.headers["traceparent"].as_bytes(), identity.place.unwrap().header());
+        tokio::task::spawn_blocking(move || traces.end(std::time::Duration::from_secs(5))).await.unwrap();
     }
 }

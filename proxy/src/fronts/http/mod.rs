@@ -58,16 +58,17 @@ pub struct HttpFront {
 
 #[async_trait]
 impl ProxyHttp for HttpFront {
-    type CTX = Exchange;
+    /// Behind a pointer: the proxy library moves it along with its futures.
+    type CTX = Box<Exchange>;
 
-    fn new_ctx(&self) -> Exchange {
-        Exchange::start()
+    fn new_ctx(&self) -> Box<Exchange> {
+        Box::new(Exchange::start())
     }
 
     /// No modules: responses pass untouched.
     fn init_downstream_modules(&self, _: &mut pingora::modules::http::HttpModules) {}
 
-    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, exchange: &mut Box<Exchange>) -> Result<bool> {
         let Some(front) = self.find(session) else { return exchange.fail(Fault::UnknownHost) };
         front.retries.count();
         if let Err(fault) = arrival::examine(session, &front.settings) {
@@ -75,8 +76,8 @@ impl ProxyHttp for HttpFront {
             return exchange.fail(fault);
         }
         exchange.classify(session.req_header(), &front);
-        match arrival::introduce(session, &front.settings) {
-            Ok(id) => exchange.id = id,
+        match arrival::introduce(session, &front.settings, self.recorder.traces()) {
+            Ok(identity) => exchange.known_by(identity),
             Err(error) => {
                 exchange.front = Some(front);
                 return Err(error);
@@ -93,7 +94,11 @@ impl ProxyHttp for HttpFront {
         Ok(false)
     }
 
-    async fn upstream_peer(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        exchange: &mut Box<Exchange>,
+    ) -> Result<Box<HttpPeer>> {
         let now = now();
         exchange.watch.chosen(now);
         exchange.attempts += 1;
@@ -120,7 +125,7 @@ impl ProxyHttp for HttpFront {
         _: &HttpPeer,
         descriptor: RawFd,
         _: Option<&Digest>,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         exchange.watch.connected(now());
         exchange.descriptor = descriptor;
@@ -146,7 +151,7 @@ impl ProxyHttp for HttpFront {
         _: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         if let Some(piece) = body {
             exchange.body_bytes += piece.len() as u64;
@@ -168,7 +173,7 @@ impl ProxyHttp for HttpFront {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS;
         if !response.status.is_informational() || upgraded {
@@ -186,7 +191,7 @@ impl ProxyHttp for HttpFront {
         _: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<Option<Duration>> {
         if let Some(frames) = &mut exchange.frames {
             if let Some(piece) = body {
@@ -204,7 +209,7 @@ impl ProxyHttp for HttpFront {
         &self,
         _: &mut Session,
         _: &HttpPeer,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
         mut error: Box<Error>,
     ) -> Box<Error> {
         let now = now();
@@ -221,7 +226,7 @@ impl ProxyHttp for HttpFront {
         _: &HttpPeer,
         session: &mut Session,
         mut error: Box<Error>,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
         client_reused: bool,
     ) -> Box<Error> {
         let fault = Fault::of(&error);
@@ -265,7 +270,7 @@ impl ProxyHttp for HttpFront {
         &self,
         session: &mut Session,
         error: &Error,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> FailToProxy {
         if exchange.was_ended() {
             exchange.fault = Some(Fault::Moved);
@@ -291,7 +296,7 @@ impl ProxyHttp for HttpFront {
         FailToProxy { error_code: reply.status, can_reuse_downstream: false }
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Box<Exchange>) {
         let at = exchange.pick.as_ref().map(Pick::reached_at);
         let sample = exchange.finish(session, error);
         if let Some(front) = exchange.front.take() {
@@ -300,6 +305,9 @@ impl ProxyHttp for HttpFront {
             {
                 let (request, took) = (session.req_header(), segments.get(Segment::Upstream));
                 front.mirror.offer(&request.method, &request.uri, &request.headers, status, took);
+            }
+            if let (Some(place), Some(traces)) = (exchange.traced.take(), self.recorder.traces()) {
+                traces.send(access_log::line(session, exchange, &sample, at).span(*place));
             }
             if let Some(access) = &front.access {
                 let bad = !matches!(sample.outcome, Outcome::Status(status) if status < 500);
@@ -311,11 +319,17 @@ impl ProxyHttp for HttpFront {
         self.recorder.record(sample);
     }
 
-    fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
+    fn suppress_error_log(&self, _: &Session, _: &Box<Exchange>, _: &Error) -> bool {
         true
     }
 
-    fn suppress_proxy_warn_log(&self, _: &Session, _: &Exchange, _: &Error, _: ProxyWarnLogContext) -> bool {
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Box<Exchange>,
+        _: &Error,
+        _: ProxyWarnLogContext,
+    ) -> bool {
         true
     }
 }

@@ -1,0 +1,128 @@
+//! What the node runs with beside what the files say by now: read and compared again only when one of the two has changed.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::ConfigErrors;
+use crate::config::entries::{Difference, Entry, Texts, diff};
+use crate::store::OverlayFile;
+
+/// What the node runs with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ConfigView {
+    /// Every key that is written somewhere.
+    pub entries: Vec<Entry>,
+    /// Keys whose values in the files are others by now.
+    pub differences: Vec<Difference>,
+    /// Why the files cannot be read now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
+}
+
+/// Both sides.
+pub struct Comparison {
+    file: PathBuf,
+    overlay: Arc<OverlayFile>,
+    /// Key by key; replaced when a key is applied.
+    running: Mutex<Arc<Vec<Entry>>>,
+    seen: Mutex<Option<Seen>>,
+}
+
+/// The texts that were compared last, with what, and what that gave.
+struct Seen {
+    texts: Texts,
+    running: Arc<Vec<Entry>>,
+    view: Arc<ConfigView>,
+}
+
+impl Comparison {
+    /// Of a node that starts with these files as they are.
+    pub fn new(file: PathBuf, overlay: Arc<OverlayFile>) -> Self {
+        let made = Self { file, overlay, running: Mutex::default(), seen: Mutex::default() };
+        let running = made.texts().entries().unwrap_or_default();
+        Self { running: Mutex::new(Arc::new(running)), ..made }
+    }
+
+    /// Reads the files; the parsing is spared where they are what they were.
+    pub fn view(&self) -> Arc<ConfigView> {
+        let (texts, running) = (self.texts(), Arc::clone(&lock(&self.running)));
+        let mut seen = lock(&self.seen);
+        if let Some(seen) = &*seen
+            && Arc::ptr_eq(&seen.running, &running)
+            && seen.texts == texts
+        {
+            return Arc::clone(&seen.view);
+        }
+        let (differences, unreadable) = match texts.entries() {
+            Ok(written) => (diff(&running, &written), None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
+        let view = Arc::new(ConfigView { entries: running.to_vec(), differences, unreadable });
+        *seen = Some(Seen { texts, running, view: Arc::clone(&view) });
+        view
+    }
+
+    /// What differs between the files and what runs.
+    ///
+    /// # Errors
+    /// The files cannot be read.
+    pub fn differences(&self) -> Result<Vec<Difference>, ConfigErrors> {
+        let written = self.texts().entries()?;
+        Ok(diff(&lock(&self.running), &written))
+    }
+
+    /// The node runs with these keys as they are written now.
+    pub fn adopt(&self, which: impl Fn(&str) -> bool) {
+        let Ok(written) = self.texts().entries() else { return };
+        let mut running = lock(&self.running);
+        let kept = running.iter().filter(|entry| !which(&entry.key)).cloned();
+        *running = Arc::new(kept.chain(written.into_iter().filter(|entry| which(&entry.key))).collect());
+    }
+
+    fn texts(&self) -> Texts {
+        Texts::read(&self.file, Some(self.overlay.as_text(&self.overlay.content())))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_compared_is_what_is_there_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("godwit.yaml");
+        let write = |text: &str| std::fs::write(&file, text).unwrap();
+        write("node: { threads: 2 }\n");
+        let overlay = Arc::new(OverlayFile::open(folder.path()).unwrap());
+        let comparison = Comparison::new(file.clone(), overlay);
+        let keys = || comparison.view().differences.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
+        let first = comparison.view();
+        assert!(Arc::ptr_eq(&first, &comparison.view()), "nothing changed: nothing is made anew");
+        assert_eq!((first.entries.len(), first.differences.len()), (1, 0));
+
+        write("node: { threads: 4, name: n }\n");
+        assert_eq!(keys(), ["node.name", "node.threads"]);
+        std::fs::create_dir(folder.path().join("policies")).unwrap();
+        std::fs::write(folder.path().join("policies/p.yaml"), "mode: observe\n").unwrap();
+        assert_eq!(keys(), ["node.name", "node.threads", "policies.p.mode"]);
+        comparison.adopt(|key| key.starts_with("policies."));
+        assert_eq!(keys(), ["node.name", "node.threads"]);
+
+        write("node: {\n");
+        let broken = comparison.view();
+        assert!(broken.unreadable.as_ref().is_some_and(|why| why.contains("godwit.yaml")), "{broken:?}");
+        assert_eq!(broken.entries.len(), 2, "it runs on");
+        std::fs::remove_file(&file).unwrap();
+        assert_ne!(comparison.view().unreadable, broken.unreadable);
+        write("node: { threads: 2 }\n");
+        assert_eq!(keys(), Vec::<String>::new());
+    }
+}
