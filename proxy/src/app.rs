@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use async_trait::async_trait;
+use pingora::server::{RunArgs, ShutdownSignalWatch as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,10 +26,11 @@ use crate::feeds::external::board::FeedBoard;
 use crate::feeds::external::fetch::Reach;
 use crate::feeds::external::runner;
 use crate::feeds::learning::Learner;
-use crate::fronts::http::{ServerSettings, check_listeners, server, service};
+use crate::fronts::http::{ServerSettings, server, service};
 use crate::fronts::latencies::Recorder;
 use crate::fronts::postgres;
 use crate::fronts::routes::{Routes, report};
+use crate::fronts::sockets::Kept;
 use crate::history::{self, History};
 use crate::leading::changes::Changes;
 use crate::leading::fronts::Fronts;
@@ -37,6 +40,7 @@ use crate::links::Links;
 use crate::notify;
 use crate::store::{Journal, OverlayFile, Tokens};
 use crate::telemetry;
+use crate::upgrade::{self, Signals, Upgrade};
 
 /// How often counters of the fronts reach the metrics.
 const REPORT: Duration = Duration::from_millis(250);
@@ -65,9 +69,13 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
     let routes = Routes::new(&fronts)?;
-    check_listeners(&routes)?;
     let postgres: Vec<_> = led.iter().filter_map(|led| led.postgres.clone()).collect();
-    postgres.iter().try_for_each(|front| postgres::check_listener(front))?;
+    let sockets = Arc::new(upgrade::sockets().context("the sockets of the program before are lost")?);
+    let upgrade = Arc::new(Upgrade::new(file.to_owned()).context("this program has no file")?);
+    let addresses = postgres.iter().map(|front| front.settings.listen).chain(routes.listeners());
+    sockets.only(addresses.clone().chain([config.node.admin.listen]));
+    // Bound here rather than on pingora's threads: what is taken is said at once.
+    addresses.into_iter().try_for_each(|address| sockets.listener(address).map(drop))?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("godwit").enable_all().build()?;
     let history = History::start(&config.node.state, config.node.history).context("cannot start a thread")?;
@@ -84,8 +92,8 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         node: config.node.name.clone(),
         rotate: config.node.audit.rotate.0,
     })?;
-    runtime.block_on(async {
-        let listener = admin::Listener::bind(&config.node.admin, &stop).await?;
+    let changes = runtime.block_on(async {
+        let listener = admin::Listener::kept(&sockets, &config.node.admin, &stop)?;
         let events = Arc::new(Events::new(clock::now(), stop.clone()));
         let feeds = FeedBoard::new(config.feeds.values().cloned());
         let collected =
@@ -113,12 +121,12 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             running.joins(&name, leading.start(led));
         }
         let overlay = Arc::new(OverlayFile::open(&config.node.state)?);
-        let joining = Fronts::new(routes.clone(), fronts.clone(), config.node.threads);
+        let joining = Fronts::new(routes.clone(), fronts.clone(), config.node.threads, sockets.clone());
         let changes = Arc::new(Changes::new(file.to_owned(), overlay, running.clone(), leading, joining));
         tasks.spawn(stop.clone().run_until_cancelled_owned(hang_ups(changes.clone())?));
         tasks.spawn(stop.clone().run_until_cancelled_owned(measure_fronts(changes.clone())));
         let state = AdminState {
-            running,
+            running: running.clone(),
             journal: journal.clone(),
             identities,
             audit,
@@ -127,7 +135,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             freezes,
             metrics: Some(metrics),
             feeds,
-            changes: Some(changes),
+            changes: Some(changes.clone()),
             answers: Arc::default(),
         };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
@@ -152,8 +160,18 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
                 upkeep.run_upkeep();
             }
         }));
-        anyhow::Ok(())
+        anyhow::Ok((running, changes))
     })?;
+    let (running, changes) = changes;
+    let node = Arc::new(Settling {
+        running,
+        changes,
+        stop: stop.clone(),
+        tasks: tasks.clone(),
+        history: history.clone(),
+        runtime: runtime.handle().clone(),
+    });
+    let signals = Signals { upgrade: upgrade.clone(), sockets: sockets.clone(), node };
     tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin.listen, "godwit runs");
 
     let listeners = config.resources.values().flat_map(|resource| {
@@ -163,31 +181,29 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let listeners = listeners.collect();
     runtime.spawn(stop.clone().run_until_cancelled_owned(ready(listeners)));
     if fronts.is_empty() && postgres.is_empty() {
-        runtime.block_on(terminated())?;
+        runtime.block_on(signals.recv());
     } else {
         let mut server = server(ServerSettings { threads: config.node.threads, ..ServerSettings::default() });
         if !fronts.is_empty() {
             let fronts = service(&server, &routes, &recorder);
-            server.add_service(fronts);
+            server.add_service(Kept::new(fronts, routes.listeners(), &sockets));
         }
         for front in &postgres {
-            server.add_service(postgres::service(front));
+            let service = postgres::service(front);
+            server.add_service(Kept::new(service, vec![front.settings.listen], &sockets));
         }
-        // Returns after SIGTERM, SIGINT or SIGQUIT, when the requests in flight have ended or their grace is over.
-        server.run(pingora::server::RunArgs::default());
+        // Returns after SIGTERM or SIGINT, when the requests in flight have ended or their grace is over, and for an upgrade.
+        server.run(RunArgs { shutdown_signal: Box::new(signals) });
+    }
+    if upgrade.begun() {
+        let error = upgrade.execute(sockets.handed_over().context("the sockets cannot be handed over")?);
+        return Err(error).context("the next program cannot be executed");
     }
     tracing::info!("godwit ends");
     notify::tell(notify::State::Stopping);
     stop.cancel();
     tasks.close();
-    runtime.block_on(async {
-        if tokio::time::timeout(SHUTDOWN, tasks.wait()).await.is_err() {
-            tracing::warn!("some tasks did not end in time");
-        }
-    });
-    if !history.flush(LAST_WRITE) {
-        tracing::warn!("the last moments are not in the history");
-    }
+    runtime.block_on(ended(&tasks, &history));
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(())
 }
@@ -236,13 +252,46 @@ fn identities(config: &Config) -> Result<Arc<Identities>> {
     Ok(Arc::new(identities.with_oidc(oidc)))
 }
 
-async fn terminated() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Waits for the parts of the node, which were told to end, and for the history to be written.
+async fn ended(tasks: &TaskTracker, history: &History) {
+    if tokio::time::timeout(SHUTDOWN, tasks.wait()).await.is_err() {
+        tracing::warn!("some tasks did not end in time");
     }
-    Ok(())
+    if !history.flush(LAST_WRITE) {
+        tracing::warn!("the last moments are not in the history");
+    }
+}
+
+/// What an upgrade asks of the node.
+struct Settling {
+    running: Arc<Running>,
+    changes: Arc<Changes>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    history: History,
+    /// Where the parts run; signals come on another.
+    runtime: tokio::runtime::Handle,
+}
+
+#[async_trait]
+impl upgrade::Node for Settling {
+    fn refuses(&self) -> Option<String> {
+        let moves = |phase: &str| !matches!(phase, "idle" | "preparing" | "shadowing" | "soaking");
+        self.running.resources().iter().find_map(|(name, handle)| {
+            let view = handle.view.load();
+            moves(&view.phase).then(|| format!("{name} is being moved ({}): when it soaks", view.phase))
+        })
+    }
+
+    async fn settle(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        let (tasks, history) = (self.tasks.clone(), self.history.clone());
+        // A panic in there was reported there.
+        let _ = self.runtime.spawn(async move { ended(&tasks, &history).await }).await;
+    }
+
+    fn in_flight(&self) -> usize {
+        self.changes.busy()
+    }
 }

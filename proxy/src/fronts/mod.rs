@@ -17,6 +17,7 @@ pub mod mirror;
 pub mod pools;
 pub mod postgres;
 pub mod routes;
+pub mod sockets;
 pub mod stopwatch;
 pub mod streams;
 

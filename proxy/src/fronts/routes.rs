@@ -1,9 +1,10 @@
 //! Routes: which resource a request is for, by listener and host. The request path reads a snapshot without a lock.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -155,6 +156,17 @@ pub enum RouteError {
 /// The routes of this moment.
 pub struct Routes {
     table: ArcSwap<Table>,
+    /// Connections of clients.
+    connections: AtomicUsize,
+}
+
+/// A connection of a client, while it lasts.
+pub struct Connected<'a>(&'a AtomicUsize);
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 #[derive(Default)]
@@ -172,7 +184,26 @@ struct Listener {
 impl Routes {
     /// Routes to these fronts.
     pub fn new(fronts: &[Arc<ResourceFront>]) -> Result<Arc<Self>, RouteError> {
-        Ok(Arc::new(Self { table: ArcSwap::from_pointee(Table::new(fronts)?) }))
+        let table = ArcSwap::from_pointee(Table::new(fronts)?);
+        Ok(Arc::new(Self { table, connections: AtomicUsize::new(0) }))
+    }
+
+    /// A client is connected.
+    pub fn connected(&self) -> Connected<'_> {
+        self.connections.fetch_add(1, Ordering::AcqRel);
+        Connected(&self.connections)
+    }
+
+    /// Connections that have a request, or may have one soon; those of long streams are not counted.
+    pub fn busy(&self) -> usize {
+        let table = self.table.load();
+        let fronts =
+            table.listeners.iter().flat_map(|listener| listener.hosts.values().chain(&listener.every));
+        // A front with several names is there once for each.
+        let streams: BTreeMap<&str, usize> =
+            fronts.map(|front| (&*front.name, front.streams.count())).collect();
+        let streams: usize = streams.values().sum();
+        self.connections.load(Ordering::Acquire).saturating_sub(streams)
     }
 
     /// Replaces them. A listener that no service was built for is never connected to: new ones need a restart. One whose last

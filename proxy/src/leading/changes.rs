@@ -130,6 +130,11 @@ impl Changes {
         Self { file, overlay, running, leading, fronts, entries, turn: tokio::sync::Mutex::default() }
     }
 
+    /// Connections of clients that have a request, or may have one soon.
+    pub fn busy(&self) -> usize {
+        self.fronts.busy()
+    }
+
     /// What the node runs with, key by key.
     pub fn entries(&self) -> Vec<Entry> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -54,7 +54,7 @@ impl Node {
         let rule = ClientRule { name: "prometheus".into(), role: Role::Viewer, scope: Scope::All };
         assert_eq!((settings.required, settings.clients.as_slice()), (true, &[rule][..]));
         let stop = CancellationToken::new();
-        let listener = Listener::bind(&settings, &stop).await?;
+        let listener = Listener::bind(&settings, &stop)?;
         let address = axum::serve::Listener::local_addr(&listener)?.address;
         let tokens = Arc::new(Tokens::open(directory.path())?);
         let identities = Identities::new(tokens.clone(), settings.clients, settings.required, true);

@@ -191,6 +191,7 @@ impl Doors {
 #[async_trait]
 impl ServerApp for Doors {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let _connected = self.routes.connected();
         let digest = stream.get_socket_digest();
         let entrance = self.routes.entrance(|| inet(digest.as_ref()?.local_addr()));
         let stream = match entrance {

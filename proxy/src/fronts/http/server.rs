@@ -1,8 +1,8 @@
 //! Puts the front into pingora: the server with its settings, and the service with one listener per address.
 //!
 //! How pingora 0.9.1 stops: SIGINT ends at once; SIGTERM stops accepting, lets kept-alive connections go, waits the *whole*
-//! grace period (it sleeps, it does not look), then ends the runtimes; SIGQUIT hands sockets to a successor, which Godwit
-//! does not use. Each service has its own runtime: make sockets and connections inside it. A listener that cannot be bound
+//! grace period (it sleeps, it does not look), then ends the runtimes; SIGQUIT hands sockets to a second process, where
+//! Godwit becomes the next program itself (`upgrade`). Each service has its own runtime: make sockets and connections inside it. A listener that cannot be bound
 //! is retried for 30 s and then panics its service, hence [`check_listeners`].
 
 use std::net::{SocketAddr, TcpListener};
