@@ -12,7 +12,7 @@ N ?= 200
 SEED ?= 1
 RATE ?= 100
 
-.PHONY: help setup demo test test-browser screenshots test-large test-versions test-kills test-faults test-idle test-postgres-front soak simulate sim fuzz api-fuzz model check bench bench-decide bench-forecast bench-http bench-postgres-front bench-replication package check-packaging fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-versions test-kills test-faults test-idle test-http-suite test-postgres-front soak simulate sim fuzz api-fuzz model check bench bench-api bench-decide bench-forecast bench-http bench-postgres-front bench-replication package check-packaging fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ sim: ## cutovers by seed among disks, links and databases that fail: make sim SE
 test-idle: setup ## what ten thousand idle connections to the HTTP front cost
 	ulimit -n 12000 && $(CARGO) test --package godwit-tests --test e2e ten_thousand_idle_connections -- --ignored --nocapture
 
+test-http-suite: setup ## httpwg's cases of HTTP/2 against the front, bare pingora and nghttpd: not one fewer (minutes, the first time)
+	$(CARGO) test --package godwit-tests --test e2e no_case_of_http2 -- --ignored --nocapture
+
 test-postgres-front: setup ## PostgreSQL's own suites, five drivers and pgbench through the front, cutovers under them (half an hour)
 	$(CARGO) test --package godwit-tests --test e2e postgres_front:: -- --include-ignored --nocapture --test-threads=1
 
@@ -100,6 +103,12 @@ bench-postgres-front: ## the PostgreSQL front beside PgBouncer and the server it
 	scripts/setup.sh bench-postgres-front
 	$(CARGO) build --release --package godwit-bench
 	target/release/godwit-bench postgres
+
+bench-api: ## the API with 1,000 resources, the dashboard's first paint with 100 and a day of history (five minutes after the build)
+	scripts/test-browser.sh prepare
+	$(CARGO) build --release --package godwit --package godwit-bench
+	target/release/godwit-bench api
+	target/release/godwit-bench api --resources 100 --hours 24 --page 5
 
 bench-decide: ## score and decision for 10,000 resources on one core
 	$(CARGO) run --release --quiet --package migration --example bench_decide

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# The dashboard in a real Chromium against a real node. With `screenshots` as first argument: makes docs/images instead.
+# The dashboard in a real Chromium against a real node. First argument `screenshots`: makes docs/images instead; `prepare`: fetches
+# what is needed for it, and no more.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh browser
-cargo build --package godwit
-GODWIT=${GODWIT:-$(cargo metadata --format-version 1 --no-deps --offline | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/debug/godwit}
-export GODWIT
 cd tests/browser
 if [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
   PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --no-audit --no-fund --silent
 fi
+if [ "${1:-}" = prepare ]; then exit; fi
+cargo build --package godwit
+GODWIT=${GODWIT:-$(cargo metadata --format-version 1 --no-deps --offline | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/debug/godwit}
+export GODWIT
 if [ "${1:-}" = screenshots ]; then exec node screenshots.mjs; fi
 exec node --test --test-timeout=170000 --test-reporter=spec dashboard.test.mjs

@@ -68,15 +68,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 async fn measure(options: &Options) -> Result<()> {
-    let program = match &options.program {
-        Some(program) => program.clone(),
-        None => std::env::current_exe()?.with_file_name("godwit"),
-    };
-    ensure!(
-        program.exists(),
-        "{} is missing: build it with cargo build --release -p godwit",
-        program.display()
-    );
+    let program = crate::program_under_test(options.program.as_deref())?;
     let near = installed(15).context("PostgreSQL 15 is not on this machine: run make setup")?;
     let (far, far_major) = installed(18).map_or((near.clone(), 15), |bin| (bin, 18));
     let mut zones = ZoneOptions::new(program.clone(), [near, far]);

@@ -1,9 +1,10 @@
 //! Godwit's benchmarks: `front`, what the front costs over a bare pingora proxy; `http`, the front beside nginx and haproxy; `postgres`, the
-//! PostgreSQL front beside PgBouncer; `cutover`, what clients see of a move;
+//! PostgreSQL front beside PgBouncer; `api`, a node with a thousand resources as an operator sees it; `cutover`, what clients see of a move;
 //! `modes`, what waiting for the shadow costs; `catch-up`, a backlog against native logical replication; `copy`, the initial copy
 //! against native's and pgcopydb's; `wan`, a backlog over a long and lossy way against the same on loopback; `lag`, from commit to
 //! visible at a steady rate against native's.
 
+mod api;
 mod cutover;
 mod front;
 mod http;
@@ -12,7 +13,9 @@ mod postgres;
 mod replication;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
+use anyhow::ensure;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -30,6 +33,8 @@ enum Command {
     Http(http::Plan),
     /// The PostgreSQL front beside `PgBouncer` and the server itself: transactions a second, latency, CPU, memory.
     Postgres(postgres::Plan),
+    /// The API of a node with a thousand resources; the dashboard's first paint.
+    Api(api::Plan),
     /// What clients see of twenty cutovers over a WAN.
     Cutover(cutover::Options),
     /// Commits that wait for the shadow, against native replication; critical commits during a bulk burst.
@@ -87,6 +92,7 @@ fn main() -> anyhow::Result<()> {
         Command::HttpProxy { name, clear, secure, upstream, folder } => {
             front::http_proxy(name == "godwit", clear, secure, upstream, &folder)
         }
+        Command::Api(plan) => api::run(&plan),
         Command::Cutover(options) => cutover::run(&options),
         Command::CatchUp(plan) => replication::catch_up::run(&plan),
         Command::Copy(plan) => replication::copy::run(&plan),
@@ -102,4 +108,18 @@ fn main() -> anyhow::Result<()> {
         Command::Modes(options) => modes::run(&options),
         Command::Proxy { kind, listen, upstream } => front::proxy(kind, listen, upstream),
     }
+}
+
+/// The program that is measured: as asked for, or `godwit` beside this one.
+pub(crate) fn program_under_test(asked: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let program = match asked {
+        Some(program) => program.to_owned(),
+        None => std::env::current_exe()?.with_file_name("godwit"),
+    };
+    ensure!(
+        program.exists(),
+        "{} is missing: build it with cargo build --release -p godwit",
+        program.display()
+    );
+    Ok(program)
 }

@@ -71,15 +71,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 async fn playground(options: &Options, mode: &str) -> Result<(Playground, PathBuf)> {
-    let program = match &options.program {
-        Some(program) => program.clone(),
-        None => std::env::current_exe()?.with_file_name("godwit"),
-    };
-    ensure!(
-        program.exists(),
-        "{} is missing: build it with cargo build --release -p godwit",
-        program.display()
-    );
+    let program = crate::program_under_test(options.program.as_deref())?;
     // One version: a native subscription and Godwit meet the same servers.
     let bin = installed(15).context("PostgreSQL 15 is not on this machine: run make setup")?;
     let mut zones = ZoneOptions::new(program.clone(), [bin.clone(), bin]);

@@ -20,13 +20,15 @@ read();
 const LINK = { connecting: 'not connected', live: 'live', lost: 'no connection: trying again' };
 
 function Header() {
-  const names = Object.keys(resources.value ?? {});
+  const all = Object.keys(resources.value ?? {});
+  const names = all.length > 12 ? all.filter((name) => name === shown()) : all;
   return html`<header class="top">
     <a class="brand" href="#/"><img src="/dashboard/icon.svg" alt="" width="26" height="26" />Godwit</a>
     <nav aria-label="Resources">
       ${names.map(
         (name) => html`<a href=${`#/${encodeURIComponent(name)}`} aria-current=${shown() === name ? 'page' : undefined}>${name}</a>`,
       )}
+      ${names === all ? '' : html`<a href="#/">all ${all.length}</a>`}
     </nav>
     <span class="link" role="status" data-link=${link.value}><i class="dot" aria-hidden="true"></i>${LINK[link.value]}</span>
     <label class="theme"><span class="sr">Colours</span>

@@ -137,6 +137,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             feeds,
             changes: Some(changes.clone()),
             answers: Arc::default(),
+            listed: Arc::default(),
         };
         tasks.spawn(admin::serve(listener, state, stop.clone()));
         links.listen(&config, &tasks, &stop)?;

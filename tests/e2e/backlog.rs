@@ -50,6 +50,31 @@ async fn pile_up(pair: &Pair) -> Result<()> {
     Ok(())
 }
 
+/// A transaction that is open while another database writes more than two chunks: one of them brings nothing.
+async fn wide(pair: &Pair) -> Result<()> {
+    let client = &pair.from;
+    client
+        .batch_execute(
+            "BEGIN; INSERT INTO words SELECT 'wide' || g, 5000000 + g FROM generate_series(1, 20000) g",
+        )
+        .await?;
+    let before = position(client).await?;
+    let elsewhere = pair.source.connect("postgres").await?;
+    elsewhere
+        .batch_execute(
+            "CREATE TABLE filler (t text); ALTER TABLE filler ALTER t SET STORAGE PLAIN; \
+             INSERT INTO filler SELECT repeat('x', 1500) FROM generate_series(1, 110000)",
+        )
+        .await?;
+    ensure!(position(client).await?.bytes_since(before) > 140 << 20, "too little for two chunks");
+    client
+        .batch_execute(
+            "INSERT INTO words SELECT 'end' || g, 6000000 + g FROM generate_series(1, 100) g; COMMIT",
+        )
+        .await?;
+    Ok(())
+}
+
 async fn behind(pair: &Pair) -> Result<()> {
     seed_rows(&pair.from).await?;
     let stream =
@@ -66,6 +91,9 @@ async fn behind(pair: &Pair) -> Result<()> {
 async fn journey(source: u32, target: u32) -> Result<()> {
     let pair = Pair::start(source, target).await?;
     behind(&pair).await?;
+    if source > target {
+        wide(&pair).await?;
+    }
     let stream = Running::start(
         LocalPeer::new(pair.target_end(), Options { delay: Duration::from_millis(2) }),
         spec(1),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use godwit::controller::view::{DecisionView, ResourceView};
 use godwit::demo::zone::Playground;
+use serde_json::Value;
 
 use crate::leader::{Leader, PROGRAM, load, options};
 
@@ -48,6 +49,12 @@ async fn reads_of_both_zones_enter_the_score() -> Result<()> {
     command.args(["--admin", &playground.admin.to_string(), "explain", "orders"]);
     let explained = String::from_utf8(command.output().await?.stdout)?;
     ensure!(explained.contains("mirrored reads forecast"), "{explained}");
+    let kept: Value = leader.client.fetch("/api/v1/resources/orders/history?series=mirrored_p95_ms").await?;
+    for zone in [&near.name, &far.name] {
+        let zones = kept["series"].as_array().into_iter().flatten().map(|series| &series["zone"]);
+        ensure!(zones.into_iter().any(|of| of == zone.as_str()), "{kept}");
+    }
+    ensure!(kept["rows"].as_array().is_some_and(|rows| rows.len() > 2), "{kept}");
     let outcome = load.stop().await;
     ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
     Ok(())

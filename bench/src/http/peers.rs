@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use godwit::clock;
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::front::{TICK, cpu_ticks};
 
@@ -38,6 +39,12 @@ impl Running {
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0).spawn();
         child.map(Self).with_context(|| format!("{name} cannot be run: the bench's make target installs it"))
+    }
+
+    /// To it and the processes that it started.
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let group = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+        Ok(kill_process_group(group, signal)?)
     }
 
     /// It, and the processes that it started.
@@ -82,14 +89,13 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // Its workers end with it: they are asked to, and share its group. It may have ended already.
-        let group = format!("-{}", self.0.id());
-        let _ = Command::new("kill").args(["-TERM", &group]).status();
+        let _ = self.signal(Signal::TERM);
         let deadline = clock::monotonic() + ENDING;
         while matches!(self.0.try_wait(), Ok(None)) && clock::monotonic() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
         // Some wait for their clients, who are other children of ours.
-        let _ = Command::new("kill").args(["-KILL", &group]).stderr(Stdio::null()).status();
+        let _ = self.signal(Signal::KILL);
         let _ = self.0.wait();
     }
 }

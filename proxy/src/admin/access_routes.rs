@@ -131,7 +131,7 @@ fn within(new: &NewToken, caller: &Caller) -> Answer<()> {
     let what = format!(
         "{} may make tokens only for {}",
         caller.name,
-        Vec::from_iter(own.iter().cloned()).join(", ")
+        own.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
     );
     Err(Problem::new(StatusCode::FORBIDDEN, "scope", what))
 }

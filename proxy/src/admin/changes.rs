@@ -1,5 +1,7 @@
 //! Routes that change what the node leads: reservations, sections of resources, the configuration's files.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
@@ -82,8 +84,8 @@ impl From<ChangeError> for Problem {
     }
 }
 
-fn changes(state: &AdminState) -> Answer<&Changes> {
-    state.changes.as_deref().ok_or_else(|| {
+fn changes(state: &AdminState) -> Answer<&Arc<Changes>> {
+    state.changes.as_ref().ok_or_else(|| {
         let what = "this process leads nothing that could be changed";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no-changes", what)
     })
@@ -141,8 +143,7 @@ pub(super) async fn reserve(
         return Ok(Json(reservation).into_response());
     }
     let location = format!("/api/v1/resources/{name}");
-    let answer = serde_json::to_string(&reservation)
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "answer", error.to_string()))?;
+    let answer = serde_json::to_string(&reservation).map_err(|error| Problem::no_answer(&error))?;
     let row = AnsweredRow {
         key: key.clone().unwrap_or_default(),
         who: caller.name,
@@ -335,12 +336,16 @@ fn accepted(section: &str, mut value: Value, shadow: &str) -> Answer<Value> {
 
 pub(super) async fn config(State(state): State<AdminState>, caller: Caller) -> Answer<Json<ConfigView>> {
     everything(&caller, "the configuration")?;
-    let changes = changes(&state)?;
-    let (differences, unreadable) = match changes.differences() {
-        Ok(differences) => (differences, None),
-        Err(error) => (Vec::new(), Some(error.to_string())),
-    };
-    Ok(Json(ConfigView { entries: changes.entries(), differences, unreadable }))
+    let changes = Arc::clone(changes(&state)?);
+    // Reads and parses the files.
+    let view = tokio::task::spawn_blocking(move || {
+        let (differences, unreadable) = match changes.differences() {
+            Ok(differences) => (differences, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
+        ConfigView { entries: changes.entries(), differences, unreadable }
+    });
+    view.await.map(Json).map_err(|error| Problem::no_answer(&error))
 }
 
 pub(super) async fn reload(State(state): State<AdminState>, caller: Caller) -> Answer<Json<Reloaded>> {

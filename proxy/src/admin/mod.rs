@@ -4,7 +4,7 @@
 //!
 //! | route | |
 //! |---|---|
-//! | `GET /api/v1/resources` | every resource |
+//! | `GET /api/v1/resources?limit&after` | every resource, by name; `Link: rel=next` where there are more |
 //! | `POST /api/v1/resources?dry_run` | reserve one (docs/reservations.md) → 201 + Location |
 //! | `DELETE /api/v1/resources/{id}` | drop one that was reserved → 204 |
 //! | `GET /api/v1/resources/{id}/shadow`, `PUT`, `DELETE` | `{enabled, capacity}`, with ETag and If-Match; DELETE: as the policy has it |
@@ -54,6 +54,7 @@ mod changes;
 mod events;
 mod feeds;
 mod history;
+mod listed;
 mod listener;
 pub(crate) mod openapi;
 mod problem;
@@ -77,6 +78,7 @@ use crate::store::Journal;
 
 pub use changes::{ConfigView, SectionView};
 pub use history::{HistoryView, LatencyPoint, LatencyView, RowView, SeriesView, moment};
+pub use listed::Listed;
 pub use listener::{Listener, Peer};
 pub use problem::Problem;
 
@@ -108,6 +110,8 @@ pub struct AdminState {
     pub changes: Option<Arc<Changes>>,
     /// Held while a request with a key of its own is carried out.
     pub answers: Arc<tokio::sync::Mutex<()>>,
+    /// Views of resources as they were last sent.
+    pub listed: Arc<listed::Listed>,
 }
 
 /// Serves until cancelled.

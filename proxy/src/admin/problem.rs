@@ -34,6 +34,11 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// What was asked for is there, and no answer can be made of it: 500.
+    pub(super) fn no_answer(error: &impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "answer", error.to_string())
+    }
+
     /// With this status and word.
     pub fn new(status: StatusCode, kind: &str, detail: impl Into<String>) -> Self {
         Self {

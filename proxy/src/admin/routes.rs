@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
@@ -13,7 +13,9 @@ use serde::Deserialize;
 use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
-use super::{AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past, openapi};
+use super::{
+    AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past, listed, openapi,
+};
 use crate::audit::read::{Wanted, newest};
 use crate::controller::drift::{self, SchemaView, SyncRequest};
 use crate::controller::freezes::FreezeView;
@@ -108,10 +110,37 @@ pub(super) fn find(state: &AdminState, id: &str) -> Answer<ResourceHandle> {
     state.running.resources().get(id).cloned().ok_or_else(|| Problem::not_found("resource", id))
 }
 
-async fn resources(State(state): State<AdminState>, caller: Caller) -> Json<Vec<Arc<ResourceView>>> {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResourcePage {
+    /// None: all of them.
+    limit: Option<usize>,
+    /// Only those whose names sort behind this one.
+    after: Option<String>,
+}
+
+async fn resources(
+    State(state): State<AdminState>,
+    page: Result<Query<ResourcePage>, QueryRejection>,
+    caller: Caller,
+) -> Answer<Response> {
+    let Query(page) = page.map_err(query)?;
     let resources = state.running.resources();
-    let known = resources.iter().filter(|(name, _)| caller.knows(name));
-    Json(known.map(|(_, handle)| handle.view.load_full()).collect())
+    let limit = page.limit.map_or(usize::MAX, |limit| limit.max(1));
+    let (page, more) = listed::page(&resources, page.after.as_deref(), limit, |name| caller.knows(name));
+    // Names need no escaping: they are letters, digits, `-`, `_` and `.`.
+    let next = page
+        .last()
+        .filter(|_| more)
+        .map(|(last, _)| format!("</api/v1/resources?limit={limit}&after={last}>; rel=\"next\""));
+    let views = page.into_iter().map(|(name, handle)| (name, handle.view.load_full())).collect();
+    let json = state.listed.json(views).map_err(|error| Problem::no_answer(&error))?;
+    state.listed.keep(|name| resources.contains_key(name));
+    let mut response = ([(header::CONTENT_TYPE, "application/json")], json).into_response();
+    if let Some(next) = next.and_then(|next| HeaderValue::from_str(&next).ok()) {
+        response.headers_mut().insert(header::LINK, next);
+    }
+    Ok(response)
 }
 
 async fn resource(
@@ -489,14 +518,15 @@ async fn audit(
 }
 
 async fn metrics(State(state): State<AdminState>) -> Response {
-    match &state.metrics {
-        Some(handle) => {
-            crate::telemetry::metrics::feed_ages(&state.feeds, crate::clock::now());
-            let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-            (kind, handle.render()).into_response()
-        }
-        None => Problem::new(StatusCode::NOT_FOUND, "no-metrics", "this process records no metrics")
-            .into_response(),
+    let Some(handle) = state.metrics else {
+        let what = "this process records no metrics";
+        return Problem::new(StatusCode::NOT_FOUND, "no-metrics", what).into_response();
+    };
+    crate::telemetry::metrics::feed_ages(&state.feeds, crate::clock::now());
+    // Of a thousand resources it is megabytes: too long for a thread that others wait for.
+    match tokio::task::spawn_blocking(move || handle.render()).await {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => Problem::no_answer(&error).into_response(),
     }
 }
 

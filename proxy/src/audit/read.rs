@@ -1,8 +1,8 @@
 //! The newest records, for people. Nothing is checked here; [`super::verify`] does.
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use serde_json::Value;
@@ -36,26 +36,119 @@ impl Wanted {
     }
 }
 
-/// The newest records that are wanted, newest first.
+/// Bytes of a file that are read at a time.
+const BLOCK: u64 = 64 << 10;
+
+/// The newest records that are wanted, newest first. Files are read from their ends: how long an audit is does not matter where the
+/// newest records are among the wanted ones.
 pub fn newest(directory: &Path, wanted: &Wanted) -> io::Result<Vec<Value>> {
     let mut found = Vec::new();
     for path in folder::files(directory)?.into_iter().rev() {
-        let missing = wanted.limit - found.len();
-        if missing == 0 {
-            break;
-        }
-        let mut reader = BufReader::new(File::open(path)?);
-        let mut last = VecDeque::with_capacity(missing);
-        while let Some((line, _)) = folder::read_line(&mut reader)? {
+        let mut lines = Backwards::new(File::open(path)?)?;
+        while found.len() < wanted.limit
+            && let Some(line) = lines.next_line()?
+        {
+            // The last one may be under way.
             let Ok(record) = serde_json::from_slice::<Value>(&line) else { continue };
             if wanted.wants(&record) {
-                if last.len() == missing {
-                    last.pop_front();
-                }
-                last.push_back(record);
+                found.push(record);
             }
         }
-        found.extend(last.into_iter().rev());
     }
     Ok(found)
+}
+
+/// Lines of a file, last first.
+struct Backwards {
+    file: File,
+    /// What was not read yet ends here.
+    end: u64,
+    /// Bytes from `end` on that belong to lines not handed out yet.
+    rest: Vec<u8>,
+}
+
+impl Backwards {
+    fn new(file: File) -> io::Result<Self> {
+        let end = file.metadata()?.len();
+        Ok(Self { file, end, rest: Vec::new() })
+    }
+
+    /// The line before, without its newline; none: that was the first. A line that is longer than a record can be ends it.
+    fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        if self.rest.last() == Some(&b'\n') {
+            self.rest.pop();
+        }
+        let mut searched = 0;
+        loop {
+            let unread = &self.rest[..self.rest.len() - searched];
+            if let Some(before) = unread.iter().rposition(|byte| *byte == b'\n') {
+                return Ok(Some(self.rest.split_off(before + 1)));
+            }
+            searched = self.rest.len();
+            if self.end == 0 || searched as u64 > folder::LONGEST {
+                self.end = 0;
+                let first = std::mem::take(&mut self.rest);
+                return Ok((!first.is_empty()).then_some(first));
+            }
+            let length = BLOCK.min(self.end);
+            self.end -= length;
+            let mut block = vec![0; length as usize];
+            self.file.read_exact_at(&mut block, self.end)?;
+            if self.rest.is_empty() && block.last() == Some(&b'\n') {
+                block.pop();
+            }
+            block.append(&mut self.rest);
+            self.rest = block;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn backwards(text: &[u8]) -> Vec<Vec<u8>> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text).unwrap();
+        let mut lines = Backwards::new(file.reopen().unwrap()).unwrap();
+        let mut found = Vec::new();
+        while let Some(line) = lines.next_line().unwrap() {
+            found.push(line);
+        }
+        found
+    }
+
+    #[test]
+    fn lines_come_last_first() {
+        assert!(backwards(b"").is_empty());
+        assert_eq!(backwards(b"one\ntwo\n"), [b"two", b"one"]);
+        // The last one is not whole yet.
+        assert_eq!(backwards(b"one\ntw"), [&b"tw"[..], b"one"]);
+    }
+
+    #[test]
+    fn a_file_without_newlines_is_not_read_whole() {
+        let text = vec![b'x'; 3 << 20];
+        let lines = backwards(&text);
+        assert!(lines.len() == 1 && lines[0].len() < 2 << 20);
+    }
+
+    proptest! {
+        #[test]
+        fn however_long_lines_are(lengths in proptest::collection::vec(1_usize..100_000, 0..12), ends in any::<bool>()) {
+            let lines: Vec<Vec<u8>> =
+                lengths.iter().enumerate().map(|(at, length)| vec![b'a' + (at % 26) as u8; *length]).collect();
+            let mut text = lines.join(&b'\n');
+            if ends && !lines.is_empty() {
+                text.push(b'\n');
+            }
+            let expected: Vec<_> = lines.into_iter().rev().collect();
+            prop_assert_eq!(backwards(&text), expected);
+        }
+    }
 }

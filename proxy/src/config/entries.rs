@@ -2,6 +2,7 @@
 //!
 //! Secrets are not in these files, only where they are; values that may hold one all the same are left out.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -157,19 +158,22 @@ pub struct Difference {
 
 /// Keys whose values differ, sorted.
 pub fn diff(running: &[Entry], written: &[Entry]) -> Vec<Difference> {
-    let find = |entries: &[Entry], key: &str| entries.iter().rev().find(|entry| entry.key == key).cloned();
-    let mut keys: Vec<&str> = running.iter().chain(written).map(|entry| entry.key.as_str()).collect();
-    keys.sort_unstable();
-    keys.dedup();
+    // Of a key that is there more than once the last counts.
+    let by_key = |entries| -> BTreeMap<&str, &Entry> {
+        let entries: &[Entry] = entries;
+        entries.iter().map(|entry| (entry.key.as_str(), entry)).collect()
+    };
+    let (running, written) = (by_key(running), by_key(written));
+    let keys: BTreeSet<&str> = running.keys().chain(written.keys()).copied().collect();
     keys.into_iter()
         .filter_map(|key| {
-            let (old, new) = (find(running, key), find(written, key));
-            let same = old.as_ref().map(|entry| &entry.value) == new.as_ref().map(|entry| &entry.value);
+            let (old, new) = (running.get(key), written.get(key));
+            let same = old.map(|entry| &entry.value) == new.map(|entry| &entry.value);
             (!same).then(|| Difference {
                 key: key.to_owned(),
-                origin: new.as_ref().or(old.as_ref()).map(|entry| entry.origin.clone()).unwrap_or_default(),
-                running: old.map(|entry| entry.value),
-                written: new.map(|entry| entry.value),
+                origin: new.or(old).map(|entry| entry.origin.clone()).unwrap_or_default(),
+                running: old.map(|entry| entry.value.clone()),
+                written: new.map(|entry| entry.value.clone()),
                 live: is_live(key),
             })
         })

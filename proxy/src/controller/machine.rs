@@ -1,6 +1,7 @@
 //! The actor: takes events and commands, steps the machine, writes the journal, starts effects.
 
 mod approving;
+mod tasks;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -402,10 +403,15 @@ impl Machine {
             Effect::CloseRun { id, outcome } => return self.close_run(&id, &outcome),
             _ => self.hands.turn_gate(&effect),
         }
-        let key = format!("{effect:?}");
+        let key = tasks::key(&effect, self.state.run.as_ref().map(|run| run.id.as_str()));
         self.running.retain(|_, task| !task.is_finished());
         if self.running.contains_key(&key) {
             return;
+        }
+        if effect == Effect::Compare {
+            // That of a run that was superseded meanwhile: the sessions it has are needed now.
+            let others = self.running.iter().filter(|(key, _)| key.starts_with("Compare"));
+            others.for_each(|(_, task)| task.abort());
         }
         let name = effect.name();
         let pause = match self.failures.get(name) {

@@ -25,6 +25,10 @@ pub(super) fn step(
     for (zone, probe) in &measured.probes_ms {
         keep(series::PROBE, zone, probe.as_ref().ok().copied());
     }
+    if let Some(mirrored) = &measured.mirrored {
+        keep(series::MIRRORED, primary, Some(mirrored.primary_ms));
+        keep(series::MIRRORED, &mirrored.shadow, Some(mirrored.shadow_ms));
+    }
     for (zone, utilization) in &measured.utilization {
         keep(series::UTILIZATION, zone, utilization.as_ref().ok().copied());
     }

@@ -1,29 +1,31 @@
 //! How long does one HTTP endpoint take to answer?
 //!
-//! Every probe opens a new connection (plain HTTP/1.1, GET), so that it pays what a new client pays, and reads the
-//! answer to its end. Anything but a 2xx answer within the time limit is a failure. Redirects are not followed.
+//! Every probe opens a new connection, with the protocol and TLS of the placement's requests, so that it pays what a new client
+//! pays, and reads the answer to its end. Anything but a 2xx answer within the time limit is a failure. Redirects are not followed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::TokioIo;
+use http_body_util::BodyExt;
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 
 use super::{Phase, Probe, chain};
 use crate::clock;
+use crate::fronts::pools::Reach;
 
 /// An answer longer than this is a failure: a probe must not become a load.
 const LONGEST_BODY: usize = 1 << 20;
 
 /// What to ask, and for how long to wait.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct HttpProbe {
     /// `host:port`; the host may be a name.
     pub endpoint: String,
     /// Path and query, from the slash.
     pub path: String,
+    /// Protocol and TLS.
+    pub reach: Arc<Reach>,
     /// For the whole probe.
     pub timeout: Duration,
 }
@@ -49,28 +51,18 @@ impl HttpProbe {
         let connecting = clock::monotonic();
         let stream = TcpStream::connect(addresses.as_slice()).await.map_err(|error| chain(&error))?;
         stream.set_nodelay(true).map_err(|error| chain(&error))?;
+        let greeted = self.reach.greet(stream).await.map_err(|error| chain(&*error))?;
         phases.push((Phase::Connect, connecting.elapsed()));
 
         let asking = clock::monotonic();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| chain(&error))?;
-        // Ends with this probe: a set aborts what it holds when it is dropped.
-        let mut connections = JoinSet::new();
-        connections.spawn(connection);
-        let request = http::Request::get(&self.path)
-            .header(http::header::HOST, &self.endpoint)
-            .header(http::header::USER_AGENT, "godwit-probe")
-            .header(http::header::CONNECTION, "close")
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| chain(&error))?;
-        let response = sender.send_request(request).await.map_err(|error| chain(&error))?;
+        let answered = greeted.get(&self.path, &self.endpoint, "godwit-probe").await;
+        let mut answer = answered.map_err(|error| chain(&*error))?;
         phases.push((Phase::FirstByte, asking.elapsed()));
-        let status = response.status();
+        let status = answer.response.status();
         if !status.is_success() {
             return Err(format!("answered {}", status.as_u16()));
         }
-        let mut body = response.into_body();
+        let body = answer.response.body_mut();
         let mut length = 0_usize;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| chain(&error))?;
@@ -91,6 +83,7 @@ pub(super) mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio::task::JoinSet;
 
     use super::*;
 
@@ -124,6 +117,7 @@ pub(super) mod tests {
         HttpProbe {
             endpoint: address.to_string(),
             path: "/healthz".into(),
+            reach: Arc::default(),
             timeout: Duration::from_millis(400),
         }
     }
@@ -184,6 +178,54 @@ pub(super) mod tests {
             server(Some("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"), Duration::ZERO)
                 .await;
         assert_eq!(probe(address).run().await.latency.unwrap_err(), format!("{address}: answered 503"));
+    }
+
+    #[tokio::test]
+    async fn http2_over_tls_is_spoken_where_requests_speak_it() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::pki::make(folder.path(), &["orders.internal"]).unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let pair = (at("orders.internal.pem"), at("orders.internal.key"));
+        let resolver = crate::tls::ByName::read(&[pair], "a test's certificate").unwrap();
+        let mut config = rustls::ServerConfig::builder_with_provider(crate::tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(resolver));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            let mut open = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                open.spawn(async move {
+                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    let answer = hyper::service::service_fn(async |request: http::Request<_>| {
+                        let _: hyper::body::Incoming = request.into_body();
+                        Ok::<_, std::convert::Infallible>(http::Response::new(String::from("ok")))
+                    });
+                    let executor = hyper_util::rt::TokioExecutor::new();
+                    let server = hyper::server::conn::http2::Builder::new(executor);
+                    let _ = server.serve_connection(hyper_util::rt::TokioIo::new(stream), answer).await;
+                });
+            }
+        });
+        let reach = |name: &str| {
+            let tls =
+                crate::fronts::http::settings::UpstreamTls { ca: Some(at("ca.pem")), name: name.into() };
+            let way =
+                crate::fronts::http::settings::Upstream { http2: true, tls: Some(tls), ..Default::default() };
+            Arc::new(Reach::new(&way, &[], &[]).unwrap())
+        };
+        let patient = HttpProbe { timeout: Duration::from_secs(30), ..probe(address) };
+        let found = HttpProbe { reach: reach("orders.internal"), ..patient.clone() }.run().await;
+        assert!(found.latency.is_ok(), "{:?}", found.latency);
+        let found = HttpProbe { reach: reach("other.internal"), ..patient.clone() }.run().await;
+        assert!(found.latency.unwrap_err().contains("certificate"), "another name's certificate");
+        assert!(patient.run().await.latency.is_err(), "HTTP/1.1 in the clear is not what it speaks");
     }
 
     #[tokio::test]

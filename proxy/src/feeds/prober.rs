@@ -4,6 +4,7 @@
 //! slow probe overran is skipped, not made up for. Tasks end when their placement is forgotten or the prober dropped.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use replicator::postgres::Dsn;
@@ -14,6 +15,7 @@ use tokio::time::MissedTickBehavior;
 use super::Probe;
 use super::http_probe::HttpProbe;
 use super::sql_probe::SqlProbe;
+use crate::fronts::pools::Reach;
 
 /// A resource in one zone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,12 +82,14 @@ impl ProbeBoard {
 }
 
 /// What to probe of one placement.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Target {
     /// HTTP endpoints as `host:port`. Workers of a small shadow may be down: the first that answers counts.
     pub http: Vec<String>,
     /// Path and query asked for.
     pub path: String,
+    /// How the endpoints are spoken to.
+    pub reach: Arc<Reach>,
     /// The database.
     pub sql: Option<Dsn>,
 }
@@ -101,14 +105,14 @@ pub struct Pace {
 
 /// Owns the probe tasks. Must be made and used inside a tokio runtime.
 pub struct Prober {
-    board: std::sync::Arc<ProbeBoard>,
+    board: Arc<ProbeBoard>,
     pace: Pace,
     tasks: HashMap<PlacementKey, JoinSet<()>>,
 }
 
 impl Prober {
     /// A prober with nothing to probe, publishing to `board`.
-    pub fn new(board: std::sync::Arc<ProbeBoard>, pace: Pace) -> Self {
+    pub fn new(board: Arc<ProbeBoard>, pace: Pace) -> Self {
         Self { board, pace, tasks: HashMap::new() }
     }
 
@@ -121,7 +125,7 @@ impl Prober {
         let step = step.max(Duration::from_millis(1));
         if !target.http.is_empty() {
             let (board, key) = (self.board.clone(), key.clone());
-            let mut turn = Endpoints::new(target.http, &target.path, timeout);
+            let mut turn = Endpoints::new(target.http, &target.path, &target.reach, timeout);
             tasks.spawn(async move {
                 let mut ticks = ticks(step);
                 loop {
@@ -171,10 +175,10 @@ struct Endpoints {
 }
 
 impl Endpoints {
-    fn new(endpoints: Vec<String>, path: &str, timeout: Duration) -> Self {
+    fn new(endpoints: Vec<String>, path: &str, reach: &Arc<Reach>, timeout: Duration) -> Self {
         let probes = endpoints
             .into_iter()
-            .map(|endpoint| HttpProbe { endpoint, path: path.to_owned(), timeout })
+            .map(|endpoint| HttpProbe { endpoint, path: path.to_owned(), reach: Arc::clone(reach), timeout })
             .collect();
         Self { probes, first: 0 }
     }
@@ -202,8 +206,6 @@ impl Endpoints {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::super::http_probe::tests::{OK, server};
     use super::*;
 
@@ -228,7 +230,7 @@ mod tests {
         let target = |address: std::net::SocketAddr| Target {
             http: vec!["127.0.0.1:1".into(), address.to_string()],
             path: "/".into(),
-            sql: None,
+            ..Target::default()
         };
         prober.watch(near.clone(), target(up));
         prober.watch(far.clone(), target(hole));

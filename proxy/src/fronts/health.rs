@@ -8,13 +8,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Empty;
-use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
 
 use super::http::settings::HealthCheck;
 use super::pools::{Endpoint, Reach};
@@ -128,45 +123,8 @@ fn host(front: &ResourceFront) -> String {
 async fn ask(address: SocketAddr, reach: &Reach, rules: &HealthCheck, host: String) -> Result<(), String> {
     let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
     let Some(path) = &rules.path else { return Ok(()) };
-    match &reach.server_name {
-        None => get(TokioIo::new(stream), path, &host, reach.http2).await,
-        Some(name) => {
-            let mut config = ClientConfig::clone(&*reach.client().map_err(|error| format!("{error:#}"))?);
-            config.alpn_protocols = vec![if reach.http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
-            let name =
-                rustls::pki_types::ServerName::try_from(name.clone()).map_err(|error| error.to_string())?;
-            let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-            get(TokioIo::new(stream.map_err(|error| error.to_string())?), path, &host, reach.http2).await
-        }
-    }
-}
-
-async fn get<S>(stream: S, path: &str, host: &str, http2: bool) -> Result<(), String>
-where
-    S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
-{
-    let scheme_and_host = if http2 { format!("http://{host}") } else { String::new() };
-    let request = http::Request::get(format!("{scheme_and_host}{path}"))
-        .header(http::header::HOST, host)
-        .header(http::header::USER_AGENT, "godwit-health")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
-    // Both end with this check: a set aborts what it holds when it is dropped.
-    let mut connections = JoinSet::new();
-    let response = if http2 {
-        let executor = hyper_util::rt::TokioExecutor::new();
-        let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, stream)
-            .await
-            .map_err(|error| error.to_string())?;
-        connections.spawn(connection);
-        sender.send_request(request).await
-    } else {
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(stream).await.map_err(|error| error.to_string())?;
-        connections.spawn(connection);
-        sender.send_request(request).await
-    };
-    let status = response.map_err(|error| error.to_string())?.status();
+    let asked = async { reach.greet(stream).await?.get(path, &host, "godwit-health").await };
+    let status = asked.await.map_err(|error| error.to_string())?.response.status();
     if status.is_success() { Ok(()) } else { Err(format!("it answered {}", status.as_u16())) }
 }
 

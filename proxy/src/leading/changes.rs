@@ -144,7 +144,7 @@ impl Changes {
     pub fn differences(&self) -> Result<Vec<Difference>, ChangeError> {
         let text = self.overlay.as_text(&self.overlay.content());
         let written = entries(&self.file, Some(&text)).map_err(ChangeError::Files)?;
-        Ok(diff(&self.entries(), &written))
+        Ok(diff(&self.entries.lock().unwrap_or_else(PoisonError::into_inner), &written))
     }
 
     /// Sets the gauges of the fronts that joined.

@@ -7,6 +7,7 @@ pub mod changes;
 pub mod fronts;
 mod placing;
 mod probing;
+mod remembered;
 pub mod running;
 
 use std::collections::{BTreeMap, HashMap};
@@ -99,8 +100,14 @@ pub fn lead(
     let state = match known {
         Some(state) => state,
         None => {
-            let first = State::first(name, primary.as_str().into(), shadow.as_str().into(), clock::now());
-            journal.append(&first, "FirstStart", clock::now())?;
+            let now = clock::now();
+            let (first, event) = match remembered::state(resource, &shadow, now)? {
+                Some(state) => (state, "Adopted"),
+                None => {
+                    (State::first(name, primary.as_str().into(), shadow.as_str().into(), now), "FirstStart")
+                }
+            };
+            journal.append(&first, event, now)?;
             first
         }
     };

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::model::Placement;
 use crate::controller::live::Live;
 use crate::feeds::prober::{Pace, PlacementKey, ProbeBoard, Prober, Target};
+use crate::fronts::pools::Reach;
 
 /// How long a probe may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,14 +46,19 @@ pub(super) fn probe(live: &Arc<Live>, stop: &CancellationToken, tasks: &TaskTrac
 }
 
 fn target(placement: &Placement) -> Target {
+    let reach = Reach::new(&placement.upstream, &[], &[]);
+    if let Err(error) = &reach {
+        tracing::warn!(zone = %placement.zone, error = %format_args!("{error:#}"), "endpoints are not probed");
+    }
     Target {
-        http: placement.http.clone(),
+        http: if reach.is_ok() { placement.http.clone() } else { Vec::new() },
         path: placement.probe.clone(),
+        reach: Arc::new(reach.unwrap_or_default()),
         sql: placement.postgres.as_ref().map(|database| database.dsn.clone()),
     }
 }
 
 fn same_place(a: &Placement, b: &Placement) -> bool {
     let dsn = |placement: &Placement| placement.postgres.as_ref().map(|database| database.dsn.clone());
-    a.http == b.http && a.probe == b.probe && dsn(a) == dsn(b)
+    a.http == b.http && a.upstream == b.upstream && a.probe == b.probe && dsn(a) == dsn(b)
 }

@@ -33,6 +33,11 @@ const WORTH_IT: u64 = 8 << 20;
 const LEFT_OVER: u64 = 1 << 20;
 /// WAL decoded at a time. The server keeps the outcome in memory or in temporary files until it is taken.
 const CHUNK: u64 = 64 << 20;
+/// A chunk that brought nothing lies inside a large transaction. Each chunk decodes it from its beginning, so the next one reaches
+/// so many times further …
+const REACH: u64 = 8;
+/// … up to this.
+const FURTHEST: u64 = 4 << 30;
 /// The slot follows the target's checkpoint after so much WAL, or so long: each time the server reads from the slot on.
 const FOLLOW_BYTES: u64 = 1 << 30;
 const FOLLOW_EVERY: Duration = Duration::from_secs(60);
@@ -64,6 +69,9 @@ pub(crate) struct Backlog {
     asked: bool,
     /// COPY's header has been read.
     begun: bool,
+    /// How far the chunk being read reaches, bytes of WAL, and whether it has brought anything.
+    reach: u64,
+    brought: bool,
     at: Lsn,
     /// Where the chunk being read begins.
     before: Lsn,
@@ -140,6 +148,8 @@ impl Backlog {
             decoder: Decoder::new(),
             asked: false,
             begun: false,
+            reach: CHUNK,
+            brought: true,
             at: from,
             before: Lsn::ZERO,
             newest,
@@ -170,10 +180,11 @@ impl Backlog {
         while let Some(frame) = self.connection.buffered()? {
             match frame.tag {
                 b'd' => {
-                    if let Some(message) = self.row(frame.body)?
-                        && let Some(event) = self.decoder.decode(message)?
-                    {
-                        return Ok(Some(Retained::Event(event)));
+                    if let Some(message) = self.row(frame.body)? {
+                        self.brought = true;
+                        if let Some(event) = self.decoder.decode(message)? {
+                            return Ok(Some(Retained::Event(event)));
+                        }
                     }
                 }
                 b'D' => self.stands(&text_row(frame.body)?)?,
@@ -245,11 +256,13 @@ impl Backlog {
         self.decoder = Decoder::new();
         self.begun = false;
         self.before = self.at;
+        self.reach = if self.brought { CHUNK } else { (self.reach * REACH).min(FURTHEST) };
+        self.brought = false;
         self.connection.queue_query(&format!(
             "COPY (SELECT data FROM pg_catalog.pg_logical_slot_get_binary_changes({copy}, '{}', NULL, \
              'proto_version', '2', 'publication_names', {publication}, 'messages', 'true', 'binary', 'false')) \
              TO STDOUT (FORMAT binary); SELECT {stands} FROM {slots}",
-            Lsn(self.at.0.saturating_add(CHUNK)),
+            Lsn(self.at.0.saturating_add(self.reach)),
         ))
     }
 

@@ -15,7 +15,9 @@ use super::world::{Scene, World};
 use crate::leader::{PATIENCE, connect};
 
 /// Longer than the policy lets the gate be closed.
-const TOO_LONG: Duration = Duration::from_millis(2_500);
+pub(super) const TOO_LONG: Duration = Duration::from_millis(2_500);
+/// Longer than anybody waits: links, sessions and clients have given up.
+pub(super) const A_MINUTE: Duration = Duration::from_mins(1);
 
 /// Which side of the migration, as it was when it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +32,8 @@ pub(crate) enum Fault {
     KillLeader,
     /// SIGTERM of the leader.
     Terminate,
-    /// SIGSTOP of the leader, SIGCONT after longer than the hold may last.
-    FreezeLeader,
+    /// SIGSTOP of the leader, SIGCONT after so long.
+    FreezeLeader(Duration),
     /// The same of every process of a database.
     FreezeDatabase(Side),
     /// The wall clock jumps by so many milliseconds.
@@ -97,7 +99,7 @@ pub(crate) struct Struck {
 impl Fault {
     /// When the migration goes on is part of it.
     fn lets_go_on(self) -> bool {
-        matches!(self, Self::KillLeader | Self::Terminate | Self::FreezeLeader | Self::FreezeDatabase(_))
+        matches!(self, Self::KillLeader | Self::Terminate | Self::FreezeLeader(_) | Self::FreezeDatabase(_))
     }
 
     pub(crate) async fn strike(self, world: &mut World<'_>, scene: &Scene) -> Result<Struck> {
@@ -112,11 +114,12 @@ impl Fault {
                 world.signal_leader(Signal::TERM)?;
                 world.restart_leader()?;
             }
-            Self::FreezeLeader => {
+            Self::FreezeLeader(how_long) => {
                 world.signal_leader(Signal::STOP)?;
                 // It would go on now if it could.
                 world.release()?;
-                sleep(TOO_LONG).await;
+                world.unheard |= how_long >= A_MINUTE;
+                sleep(how_long).await;
                 world.signal_leader(Signal::CONT)?;
             }
             Self::FreezeDatabase(side) => {
@@ -219,6 +222,14 @@ impl Fault {
             world.release()?;
         }
         Ok(struck)
+    }
+
+    /// For how long the leader can do nothing, where that is longer than anything may be held.
+    pub(crate) fn asleep(self) -> Duration {
+        match self {
+            Self::FreezeLeader(how_long) => how_long,
+            _ => Duration::ZERO,
+        }
     }
 
     /// While the run goes on.
@@ -367,20 +378,37 @@ pub(super) async fn revive(zone: &Zone) -> Result<()> {
     }
 }
 
-/// A slot that is being read is let go first.
+/// A slot that is being read is let go first. A fence ends sessions, this one too: it connects again, and a slot that is
+/// gone after a drop without an answer was dropped by it.
 async fn drop_slot(zone: &Zone, name: &str) -> Result<()> {
     let mut dsn = zone.dsn(GODWIT_ROLE);
     dsn.dbname(DATABASE);
-    let client = replicator::postgres::connect(&dsn, "vandal").await?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut asked = false;
     loop {
-        let sql = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active";
-        client.query(sql, &[&name]).await?;
-        let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
-        match client.query(sql, &[&name]).await {
-            Ok(dropped) if dropped.len() == 1 => return Ok(()),
+        let dropped = try_drop_slot(&dsn, name, &mut asked).await;
+        match dropped {
+            Ok(1) => return Ok(()),
+            Ok(_) if asked => return Ok(()),
             Ok(_) => bail!("there is no slot {name}"),
             Err(error) => ensure!(tokio::time::Instant::now() < deadline, "{name} is not dropped: {error}"),
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// How many were dropped; `asked` once it may have happened without an answer.
+async fn try_drop_slot(dsn: &Dsn, name: &str, asked: &mut bool) -> Result<usize> {
+    let client = replicator::postgres::connect(dsn, "vandal").await?;
+    let sql =
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active";
+    client.query(sql, &[&name]).await?;
+    let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
+    match client.query(sql, &[&name]).await {
+        Ok(dropped) => Ok(dropped.len()),
+        Err(error) => {
+            *asked |= error.is_closed();
+            Err(error.into())
         }
     }
 }

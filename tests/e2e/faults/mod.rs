@@ -19,7 +19,7 @@ use godwit::controller::view::MigrationView;
 use godwit::demo::zone::Playground;
 
 use disk::Mounts;
-use fault::{Disk, Fault, Side};
+use fault::{A_MINUTE, Disk, Fault, Side};
 use rows::{End, ROWS, Row};
 use world::{Scene, World, options};
 
@@ -45,7 +45,7 @@ async fn cell(world: &mut World<'_>, row: &Row, phase: &'static str, end: End) -
     row.fault.heal(world, &scene).await.context("heal")?;
     let run = world.ended(&scene).await?;
     row.fault.clean(world, &scene, struck).await.context("clean up")?;
-    world.recovered(&scene, &run).await.context("it does not recover")?;
+    world.recovered(&scene, &run, row.fault.asleep()).await.context("it does not recover")?;
     let aborted = run.state == "aborted";
     let end = if cut_off(row.fault, &scene, &world.playground.zones[1].name) { End::Aborts } else { end };
     let expected = match end {
@@ -75,6 +75,8 @@ fn may_fail(fault: Fault, scene: &Scene, run: &MigrationView, far: &str) -> bool
     let committed = run.committed_ms.is_some();
     match fault {
         Fault::KillLeader | Fault::Terminate => true,
+        // Clients wait ten seconds.
+        Fault::FreezeLeader(how_long) => how_long == A_MINUTE,
         Fault::Crash(side) | Fault::FreezeDatabase(side) | Fault::DiskFull(Disk::Database(side)) => {
             if side == Side::Primary { !scene.past_commit() } else { committed }
         }
@@ -117,6 +119,11 @@ async fn rows(test: &str, agent: bool) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn processes() -> Result<()> {
     rows("processes", false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn minutes() -> Result<()> {
+    rows("minutes", false).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

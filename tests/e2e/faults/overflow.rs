@@ -1,5 +1,7 @@
 //! A hold that takes more than the gate may hold is undone, before anybody held is turned away.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use godwit::demo::zone::Playground;
 use tokio::io::AsyncReadExt;
@@ -41,7 +43,7 @@ async fn a_hold_that_overflows_is_undone() -> Result<()> {
         let row = client.query_one("SELECT count(*) FROM orders WHERE key = $1", &[&key]).await?;
         ensure!(row.get::<_, i64>(0) == 1, "{key} is not there once");
     }
-    world.recovered(&scene, &run).await?;
+    world.recovered(&scene, &run, Duration::ZERO).await?;
     let failures = world.failures()?;
     ensure!(failures.is_empty(), "{failures:#?}");
     println!("{}", world.settle().await?);

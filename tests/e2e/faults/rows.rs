@@ -1,6 +1,6 @@
 //! The failure table: what each fault does at each step of a migration (docs/failures.md is made of it).
 
-use super::fault::{Disk, Fault, Setting, Side};
+use super::fault::{A_MINUTE, Disk, Fault, Setting, Side, TOO_LONG};
 use godwit::demo::relay::Way;
 
 /// How the run ends.
@@ -101,6 +101,8 @@ const LINK: &[(&str, End)] = &[
     ("watching", Finishes),
     ("soaking", Finishes),
 ];
+const A_MINUTE_AT: &[(&str, End)] =
+    &[("held", Either), ("fenced", Either), ("committed", Finishes), ("soaking", Finishes)];
 const UNTIL_THE_FENCE: &[(&str, End)] =
     &[("requested", Aborts), ("warm", Aborts), ("armed", Aborts), ("held", Aborts), ("drained", Aborts)];
 const BLOCKED_BY_THE_FENCE: &[(&str, End)] = &[
@@ -132,9 +134,16 @@ pub(crate) const ROWS: &[Row] = &[
     Row {
         name: "SIGSTOP of godwit, longer than the hold may last",
         test: "processes",
-        fault: Fault::FreezeLeader,
+        fault: Fault::FreezeLeader(TOO_LONG),
         steps: EITHER_BEFORE,
         telling: &["drained", "committed"],
+    },
+    Row {
+        name: "SIGSTOP of godwit for a minute",
+        test: "minutes",
+        fault: Fault::FreezeLeader(A_MINUTE),
+        steps: A_MINUTE_AT,
+        telling: &["fenced"],
     },
     Row {
         name: "SIGSTOP of the primary's database",

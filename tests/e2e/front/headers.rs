@@ -137,6 +137,36 @@ async fn head_and_continue_and_large_bodies_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_compressed_passes_as_it_is() {
+    const ZIPPED: &[u8] = b"\x1f\x8b\x08\0\0\0\0\0\0\x03 not to be looked into \0\xff";
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let front = Front::start(&[], WIDE, Pool::new(0, "a", &[listener.local_addr().unwrap()])).await;
+    let mut client = TcpStream::connect(front.address).await.unwrap();
+    let request = "GET / HTTP/1.1\r\nhost: a\r\naccept-encoding: gzip, br;q=0.5\r\nconnection: close\r\n\r\n";
+    client.write_all(request.as_bytes()).await.unwrap();
+    let (mut endpoint, _) = listener.accept().await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"\r\n\r\n") {
+        assert!(endpoint.read_buf(&mut seen).await.unwrap() > 0);
+    }
+    let seen = String::from_utf8_lossy(&seen).to_ascii_lowercase();
+    assert!(seen.contains("accept-encoding: gzip, br;q=0.5\r\n"), "{seen}");
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\nvary: accept-encoding\r\netag: \"a\"\r\ncontent-length: {}\r\n\r\n",
+        ZIPPED.len()
+    );
+    endpoint.write_all(&[head.as_bytes(), ZIPPED].concat()).await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(DEADLINE, client.read_to_end(&mut answer)).await.unwrap().unwrap();
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+    for line in ["content-encoding: gzip\r\n", "vary: accept-encoding\r\n", "etag: \"a\"\r\n"] {
+        assert!(head.contains(line), "{line} in {head}");
+    }
+    assert_eq!(&answer[end..], ZIPPED);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_access_log_has_a_line_for_each_request() {
     let raw = Raw::start().await;
     let folder = tempfile::tempdir().unwrap();

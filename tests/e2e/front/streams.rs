@@ -11,6 +11,11 @@ use super::*;
 const HELLO: &[u8] = &[0x81, 5, b'h', b'e', b'l', b'l', b'o'];
 const RESTART: &[u8] = &[0x88, 2, 0x03, 0xF4];
 
+const UPGRADE: &str = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+    sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+const SWITCHING: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+
 /// Upgrades `/ws` and says hello there; begins a stream of events elsewhere; both say more whenever they are told to.
 struct Streamer {
     address: SocketAddr,
@@ -63,7 +68,7 @@ async fn stream_on(
     }
     let upgrades = request.starts_with(b"GET /ws");
     let (begin, piece): (&[u8], &[u8]) = if upgrades {
-        (b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", HELLO)
+        (SWITCHING, HELLO)
     } else {
         let head =
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -107,36 +112,15 @@ struct Listener {
 }
 
 impl Listener {
-    /// As WebSocket clients do, it comes again when a tunnel ends at once: the proxy library closes one now and then whose 101 is
-    /// there before it has passed on that the request has no body (docs/http-front.md).
     async fn start(front: &Front, path: &str) -> Self {
-        for _ in 0..20 {
-            if let Some(listener) = Self::once(front, path).await {
-                return listener;
-            }
-        }
-        panic!("no stream of {path} lasts");
-    }
-
-    async fn once(front: &Front, path: &str) -> Option<Self> {
         let mut stream = TcpStream::connect(front.address).await.unwrap();
-        let upgrade = if path == "/ws" {
-            "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-        } else {
-            ""
-        };
+        let upgrade = if path == "/ws" { UPGRADE } else { "" };
         let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n{upgrade}\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut this = Self { stream, got: Vec::new() };
-        if path != "/ws" {
-            this.until(b"\r\n\r\n").await;
-            this.piece(path).await;
-            return Some(this);
-        }
-        // An empty message, which is answered: the tunnel stands.
-        let stands = this.reaches(b"\r\n\r\n").await && this.reaches(HELLO).await;
-        let said = stands && this.stream.write_all(&[0x81, 0x80, 0, 0, 0, 0]).await.is_ok();
-        (said && this.reaches(HELLO).await).then_some(this)
+        this.until(b"\r\n\r\n").await;
+        this.piece(path).await;
+        this
     }
 
     /// The next piece.
@@ -146,23 +130,17 @@ impl Listener {
 
     /// Reads on to this text, and forgets what came before it.
     async fn until(&mut self, end: &[u8]) {
-        assert!(self.reaches(end).await, "ended: {}", self.got.escape_ascii());
-    }
-
-    /// The same; false: the connection ended before.
-    async fn reaches(&mut self, end: &[u8]) -> bool {
         let read = async {
             loop {
                 if let Some(at) = self.got.windows(end.len()).position(|some| some == end) {
                     self.got.drain(..at + end.len());
-                    return true;
+                    return;
                 }
-                if self.stream.read_buf(&mut self.got).await.unwrap_or(0) == 0 {
-                    return false;
-                }
+                let read = self.stream.read_buf(&mut self.got).await.unwrap_or(0);
+                assert!(read > 0, "ended: {}", self.got.escape_ascii());
             }
         };
-        tokio::time::timeout(DEADLINE, read).await.unwrap_or_else(|_| panic!("no {}", end.escape_ascii()))
+        tokio::time::timeout(DEADLINE, read).await.unwrap_or_else(|_| panic!("no {}", end.escape_ascii()));
     }
 
     /// What comes until the connection ends.
@@ -183,7 +161,13 @@ async fn swap(front: &Front, generation: u64, to: SocketAddr) {
 async fn streams_are_closed_after_a_swap_so_that_clients_come_again() {
     let (old, new) = (Streamer::start().await, Streamer::start().await);
     let front = front(old.address, rules(AtCutover::Close)).await;
-    let (socket, events) = (Listener::start(&front, "/ws").await, Listener::start(&front, "/events").await);
+    let socket = Listener::start(&front, "/ws").await;
+    let stream = TcpStream::connect(front.address).await.unwrap();
+    let mut events = Listener { stream, got: Vec::new() };
+    events.stream.write_all(b"GET /events HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    // So that no next request is on its way when the connection ends with the stream.
+    events.until(b"\r\nConnection: close\r\n").await;
+    events.piece("/events").await;
     until("both are streams", async || front.resource.streams.count() == 2).await;
     swap(&front, 1, new.address).await;
     assert_eq!(socket.rest().await, RESTART, "code 1012");
@@ -193,6 +177,84 @@ async fn streams_are_closed_after_a_swap_so_that_clients_come_again() {
     let again = Listener::start(&front, "/ws").await;
     until("it is at the new side", async || new.open.load(SeqCst) == 1).await;
     drop(again);
+}
+
+/// Clients that are sending when their tunnel is ended, to an endpoint that resets it as soon as it hears: each gets the close
+/// frame, whatever the front sees first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tunnels_in_full_swing_end_with_a_close_frame() {
+    const TUNNELS: usize = 50;
+    const MESSAGE: &[u8] = &[0x81, 0x80, 0, 0, 0, 0];
+    let (listener, new) = (TcpListener::bind(("127.0.0.1", 0)).await.unwrap(), Streamer::start().await);
+    let front = front(listener.local_addr().unwrap(), rules(AtCutover::Close)).await;
+    let (mut clients, mut endpoints) = (JoinSet::new(), JoinSet::new());
+    for _ in 0..TUNNELS {
+        let mut client = TcpStream::connect(front.address).await.unwrap();
+        let request = format!("GET /ws HTTP/1.1\r\nhost: a\r\n{UPGRADE}\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let (mut endpoint, _) = listener.accept().await.unwrap();
+        endpoints.spawn(async move {
+            endpoint.write_all(SWITCHING).await.unwrap();
+            let mut bytes = [0; 6];
+            while endpoint.read_exact(&mut bytes).await.is_ok() && endpoint.write_all(HELLO).await.is_ok() {}
+            rustix::net::sockopt::set_socket_linger(&endpoint, Some(Duration::ZERO)).unwrap();
+        });
+        let mut listener = Listener { stream: client, got: Vec::new() };
+        listener.until(b"\r\n\r\n").await;
+        clients.spawn(async move {
+            let Listener { stream, mut got } = listener;
+            let (mut read, mut write) = stream.into_split();
+            let sending = tokio::spawn(async move { while write.write_all(MESSAGE).await.is_ok() {} });
+            while read.read_buf(&mut got).await.unwrap_or(0) > 0 {
+                let whole = got.len() / HELLO.len() * HELLO.len();
+                if got[..whole].chunks(HELLO.len()).all(|frame| frame == HELLO) {
+                    got.drain(..whole);
+                }
+            }
+            sending.abort();
+            got
+        });
+    }
+    until("all are streams", async || front.resource.streams.count() == TUNNELS).await;
+    swap(&front, 1, new.address).await;
+    while let Some(rest) = clients.join_next().await {
+        assert_eq!(rest.unwrap(), RESTART);
+    }
+}
+
+/// An endpoint that answers so early that its 101, and the first message in the same segment, are there before the request is:
+/// the tunnel stands all the same, each time, with what the client sends in the same segment as its request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_stands_however_early_its_answer_is() {
+    const TUNNELS: usize = 50;
+    const MESSAGE: &[u8] = &[0x81, 0x80, 0, 0, 0, 0];
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let front = front(listener.local_addr().unwrap(), rules(AtCutover::Close)).await;
+    for number in 0..TUNNELS {
+        let mut client = TcpStream::connect(front.address).await.unwrap();
+        let mut request = format!("GET /ws HTTP/1.1\r\nhost: a\r\n{UPGRADE}\r\n").into_bytes();
+        request.extend_from_slice(MESSAGE);
+        client.write_all(&request).await.unwrap();
+        let (mut endpoint, _) = listener.accept().await.unwrap();
+        endpoint.write_all(&[SWITCHING, HELLO].concat()).await.unwrap();
+        let mut listener = Listener { stream: client, got: Vec::new() };
+        listener.until(b"\r\n\r\n").await;
+        listener.until(HELLO).await;
+        let mut seen = Vec::new();
+        let read = async {
+            while !seen.ends_with(MESSAGE) {
+                let read = endpoint.read_buf(&mut seen).await.unwrap();
+                assert!(read > 0, "tunnel {number} ended: {}", seen.escape_ascii());
+            }
+        };
+        tokio::time::timeout(DEADLINE, read).await.expect("the client's message");
+        listener.stream.write_all(MESSAGE).await.unwrap();
+        let mut message = [0; 6];
+        tokio::time::timeout(DEADLINE, endpoint.read_exact(&mut message)).await.unwrap().unwrap();
+        endpoint.write_all(HELLO).await.unwrap();
+        listener.until(HELLO).await;
+    }
+    until("the tunnels have ended", async || front.resource.streams.count() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

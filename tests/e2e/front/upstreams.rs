@@ -154,6 +154,46 @@ async fn over_its_limit_a_placement_takes_no_more() {
     }
 }
 
+/// Without a path a check asks only for a connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_takes_no_connection_is_left_out_until_it_does() {
+    let alive = Moody::start().await;
+    let gone = free();
+    let mut plain = HttpFront::plain(free(), &[]);
+    let every = Duration::from_millis(50);
+    plain.settings.health =
+        Some(HealthCheck { path: None, every, down_after: 2, up_after: 2, ..Default::default() });
+    let front = Front::of(plain, WIDE, Pool::new(0, "a", &[alive.address, gone])).await;
+    let up = |at: usize| front.resource.pool.load().endpoints()[at].is_up();
+    until("the second is out", async || !up(1)).await;
+    assert!(up(0));
+    let _back = TcpListener::bind(gone).await.unwrap();
+    until("the second is back", async || up(1)).await;
+}
+
+/// An endpoint that owes an answer is given up after its time; whoever asks for a stream waits on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_endpoint_is_given_up_but_by_streams() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let mut plain = HttpFront::plain(free(), &[]);
+    plain.settings.timeouts.answer = Duration::from_millis(200);
+    let front = Front::of(plain, WIDE, Pool::new(0, "a", &[listener.local_addr().unwrap()])).await;
+    let front = Arc::new(front);
+    let stream = tokio::spawn({
+        let front = Arc::clone(&front);
+        let mut request = front.get("/events");
+        request.headers_mut().insert("accept", "text/event-stream".parse().unwrap());
+        async move { front.send(request).await }
+    });
+    let (mut streaming, _) = listener.accept().await.unwrap();
+    let (status, _, text) = front.send(front.request(Method::POST, "/", Bytes::from_static(b"body"))).await;
+    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{text}");
+    assert!(text.contains("did not answer in time"), "{text}");
+    streaming.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nevent").await.unwrap();
+    let (status, _, text) = stream.await.unwrap();
+    assert_eq!((status, &*text), (StatusCode::OK, "event"));
+}
+
 /// `dead.py`.
 struct Dead {
     child: Child,

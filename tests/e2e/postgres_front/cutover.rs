@@ -128,8 +128,17 @@ async fn pgbench_over_thirty_cutovers() -> Result<()> {
         Some(step.ended_ms?.saturating_sub(step.started_ms))
     };
     let mut drained: Vec<u64> = moved.iter().filter_map(drain).collect();
+    // A client at the near zone pays the way for each statement of a transaction at the far one.
+    let far = &playground.zones[1].name;
+    let held_from = |at_far: bool| {
+        let moves = moved.iter().filter(move |run| (run.from == *far) == at_far);
+        moves.filter_map(|run| run.held_ms).collect::<Vec<_>>()
+    };
+    let [mut from_near, mut from_far] = [false, true].map(held_from);
     let shown = [
         ("held", &mut held, "ms"),
+        ("held, out of the near zone", &mut from_near, "ms"),
+        ("held, out of the far zone", &mut from_far, "ms"),
         ("of it, for open transactions", &mut drained, "ms"),
         ("transactions", &mut took, "us"),
     ];

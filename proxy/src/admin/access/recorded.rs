@@ -72,7 +72,7 @@ async fn copied(response: Response) -> (Response, Value) {
             (Response::from_parts(parts, Body::from(bytes)), answer)
         }
         Err(error) => {
-            let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "answer", error.to_string());
+            let problem = Problem::no_answer(&error);
             (problem.into_response(), Value::Null)
         }
     }

@@ -76,6 +76,7 @@ impl Node {
             feeds: FeedBoard::default(),
             changes: None,
             answers: Arc::default(),
+            listed: Arc::default(),
         };
         tokio::spawn(serve(listener, state, stop.clone()));
         Ok(Self { address, tokens, directory, stop })

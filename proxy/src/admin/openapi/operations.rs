@@ -48,8 +48,11 @@ pub(super) fn all() -> Vec<Line> {
 
 fn resources() -> Vec<Line> {
     vec![
-        get("/api/v1/resources", "resources", "Every resource that the caller may know of")
-            .lists::<ResourceView>(),
+        get("/api/v1/resources", "resources", "Every resource that the caller may know of, by name")
+            .asks("limit", Integer, "At most so many; left out: all.")
+            .asks("after", Text, "Only those whose names sort behind this one.")
+            .lists::<ResourceView>()
+            .with("Link", "Where the next page is (rel=next, RFC 8288); missing on the last."),
         post(
             "/api/v1/resources",
             "reserve",

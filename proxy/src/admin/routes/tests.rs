@@ -73,6 +73,7 @@ impl Api {
             feeds: FeedBoard::new(config.feeds.values().cloned()),
             changes: None,
             answers: Arc::default(),
+            listed: Arc::default(),
             running: Running::new(config),
         };
         Self { router: router(state), tokens, _directory: directory }

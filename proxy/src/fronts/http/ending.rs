@@ -5,12 +5,15 @@ use std::time::Duration;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use pingora::proxy::Session;
 
+use super::websocket::RESTART;
+
 /// How much of a refused request's body is read so that the client gets to see the reply, and for how long.
 const LINGER: (usize, Duration) = (1 << 20, Duration::from_millis(500));
 
 /// Ends a long stream that has to go, so that its client takes it for an end and comes again: a gRPC status, or the regular
-/// end of a body. A WebSocket got its close frame when the endpoint's connection was ended.
-pub(super) async fn end_stream(session: &mut Session) {
+/// end of a body. A WebSocket mostly got its close frame when the endpoint's connection was ended; where that broke instead, it
+/// gets it here if a frame may follow (`close`).
+pub(super) async fn end_stream(session: &mut Session, close: bool) {
     let Some(written) = session.response_written() else { return };
     let grpc = written
         .headers
@@ -21,6 +24,8 @@ pub(super) async fn end_stream(session: &mut Session) {
         trailers.insert("grpc-status", HeaderValue::from_static("14"));
         trailers.insert("grpc-message", HeaderValue::from_static("the service has moved; call again"));
         session.downstream_session.write_response_trailers(trailers).await
+    } else if close {
+        session.downstream_session.write_response_body(RESTART, true).await
     } else {
         session.downstream_session.finish_body().await
     };

@@ -16,6 +16,7 @@ use crate::fronts::latencies::Sample;
 use crate::fronts::now;
 use crate::fronts::pools::Pick;
 use crate::fronts::pools::connections::Connection;
+use crate::fronts::pools::upgrading::Upgrading;
 use crate::fronts::routes::ResourceFront;
 use crate::fronts::stopwatch::{Outcome, Stopwatch};
 use crate::fronts::streams::{Arrival, GRPC_CERTAIN, Place};
@@ -45,6 +46,8 @@ pub struct Exchange {
     pub(super) tried: Vec<SocketAddr>,
     /// Its connection, as the proxy library knows it.
     pub(super) descriptor: RawFd,
+    /// Its connection, where it asks for an upgrade.
+    pub(super) upgrading: Option<Arc<Upgrading>>,
     /// A kept connection, and how much its other end had taken before this request.
     pub(super) kept: Option<(Arc<Connection>, u64)>,
     /// How often it was sent, or tried to be.
@@ -76,6 +79,7 @@ impl Exchange {
             zone: None,
             tried: Vec::new(),
             descriptor: -1,
+            upgrading: None,
             kept: None,
             attempts: 0,
             place: None,

@@ -93,7 +93,7 @@ impl ProxyHttp for HttpFront {
         Ok(false)
     }
 
-    async fn upstream_peer(&self, _: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
         let now = now();
         exchange.watch.chosen(now);
         exchange.attempts += 1;
@@ -103,8 +103,12 @@ impl ProxyHttp for HttpFront {
             Err(NoPick::None) => return exchange.fail(Fault::NoUpstream),
             Err(NoPick::Full) => return exchange.fail(Fault::Full),
         };
-        let timeouts = &front.settings.timeouts;
-        let peer = peer::of(&pick, timeouts, exchange.at_cutover, exchange.may_be_silent);
+        let upgrades = !pick.reach().http2
+            && session.req_header().headers.contains_key(http::header::UPGRADE)
+            && session.downstream_session.is_body_empty();
+        exchange.upgrading = upgrades.then(|| pick.upgrading());
+        let (timeouts, upgrading) = (&front.settings.timeouts, exchange.upgrading.as_ref());
+        let peer = peer::of(&pick, timeouts, exchange.at_cutover, exchange.may_be_silent, upgrading);
         exchange.pick = Some(pick);
         Ok(Box::new(peer))
     }
@@ -120,6 +124,10 @@ impl ProxyHttp for HttpFront {
     ) -> Result<()> {
         exchange.watch.connected(now());
         exchange.descriptor = descriptor;
+        if let Some(upgrading) = &exchange.upgrading {
+            exchange.descriptor = upgrading.descriptor();
+            upgrading.connected();
+        }
         exchange.kept = None;
         let Some(pick) = &exchange.pick else { return Ok(()) };
         if !reused {
@@ -149,18 +157,26 @@ impl ProxyHttp for HttpFront {
         }
         if end {
             exchange.watch.body_sent(now());
+            if let Some(upgrading) = &exchange.upgrading {
+                upgrading.body_ended();
+            }
         }
         Ok(())
     }
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
+        let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if !response.status.is_informational() || upgraded {
             exchange.answered(response);
+        }
+        if exchange.place.is_some() && !upgraded {
+            // The library closes what a cutover ends. A client that is told so does not send its next request into that.
+            session.set_keepalive(None);
         }
         Ok(())
     }
@@ -253,7 +269,8 @@ impl ProxyHttp for HttpFront {
     ) -> FailToProxy {
         if exchange.was_ended() {
             exchange.fault = Some(Fault::Moved);
-            ending::end_stream(session).await;
+            let close = exchange.frames.as_ref().is_some_and(websocket::Frames::may_close);
+            ending::end_stream(session, close).await;
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
         let fault = *exchange.fault.get_or_insert_with(|| Fault::of(error));

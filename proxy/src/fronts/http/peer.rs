@@ -1,28 +1,41 @@
 //! How the proxy library is told to reach the endpoint that was picked.
 
+use std::sync::Arc;
+
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::HttpPeer;
 
 use super::settings::{AtCutover, Timeouts};
 use crate::fronts::pools::Pick;
+use crate::fronts::pools::upgrading::Upgrading;
 
 /// Requests under way on one HTTP/2 connection to an endpoint.
 const STREAMS: usize = 100;
 
-/// The peer of a pick. `silent`: it may be silent for long.
-pub(super) fn of(pick: &Pick, timeouts: &Timeouts, at_cutover: AtCutover, silent: bool) -> HttpPeer {
+/// The peer of a pick. `silent`: it may be silent for long. `upgrading`: the request has a connection of its own.
+pub(super) fn of(
+    pick: &Pick,
+    timeouts: &Timeouts,
+    at_cutover: AtCutover,
+    silent: bool,
+    upgrading: Option<&Arc<Upgrading>>,
+) -> HttpPeer {
     let reach = pick.reach();
     let name = reach.server_name.clone().unwrap_or_default();
     let mut peer = HttpPeer::new(pick.reached_at(), reach.server_name.is_some(), name);
     // Connections are kept apart by generation. On HTTP/2, where streams share them, also by what becomes of streams at
-    // a cutover: one is ended with its connection.
-    peer.group_key = pick.generation() << 2 | if reach.http2 { rule(at_cutover) } else { 0 };
+    // a cutover: one is ended with its connection. On HTTP/1.1, one that may become a tunnel was never another request's.
+    let apart = if reach.http2 { rule(at_cutover) } else { u64::from(upgrading.is_some()) };
+    peer.group_key = pick.generation() << 2 | apart;
     let options = &mut peer.options;
     options.total_connection_timeout = Some(timeouts.connect);
     options.idle_timeout = Some(timeouts.keep);
     options.read_timeout = (!silent).then_some(timeouts.answer);
     options.write_timeout = Some(timeouts.answer);
-    options.custom_l4 = Some(pick.dialer());
+    options.custom_l4 = Some(match upgrading {
+        Some(upgrading) => Arc::clone(upgrading) as _,
+        None => pick.dialer(),
+    });
     options.ca.clone_from(&reach.authorities);
     if reach.http2 {
         options.alpn = ALPN::H2;

@@ -17,6 +17,7 @@ use pingora::protocols::l4::socket::SocketAddr as Address;
 use pingora::protocols::l4::stream::Stream;
 use pingora::upstreams::peer::{Tracer, Tracing};
 use pingora::{Error, ErrorType, OrErr as _, Result};
+use tokio::net::TcpStream;
 
 /// The open connections of one endpoint.
 #[derive(Debug, Default)]
@@ -50,6 +51,16 @@ impl Connections {
         }
     }
 
+    /// Keeps a connection until what is returned is told that the library let go of it.
+    pub(super) fn keep(self: &Arc<Self>, stream: &TcpStream) -> Result<Tracer> {
+        let descriptor = stream.as_raw_fd();
+        let socket =
+            stream.as_fd().try_clone_to_owned().or_err(ErrorType::InternalError, "no descriptor is free")?;
+        let connection = Connection { socket, streams: AtomicUsize::new(0) };
+        self.open().insert(descriptor, Arc::new(connection));
+        Ok(Tracer(Box::new(Ended { connections: Arc::clone(self), descriptor })))
+    }
+
     fn open(&self) -> MutexGuard<'_, HashMap<RawFd, Arc<Connection>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -65,6 +76,12 @@ impl Connection {
     /// Bytes that the other end's kernel has taken since the connection began; none where the kernel does not say.
     pub fn taken(&self) -> Option<u64> {
         ext::get_tcp_info(self.socket.as_raw_fd()).ok().map(|info| info.tcpi_bytes_acked)
+    }
+
+    /// Bytes that have arrived and that nobody has read.
+    #[cfg(test)]
+    pub(super) fn unread(&self) -> std::io::Result<u64> {
+        Ok(rustix::io::ioctl_fionread(&self.socket)?)
     }
 }
 
@@ -84,13 +101,9 @@ impl L4Connect for Dialer {
 
 async fn dial(address: &SocketAddr, connections: &Arc<Connections>) -> Result<Stream> {
     let stream = ext::connect(address, None).await?;
-    let descriptor = stream.as_raw_fd();
-    let socket =
-        stream.as_fd().try_clone_to_owned().or_err(ErrorType::InternalError, "no descriptor is free")?;
-    let connection = Connection { socket, streams: AtomicUsize::new(0) };
-    connections.open().insert(descriptor, Arc::new(connection));
+    let ended = connections.keep(&stream)?;
     let mut stream = Stream::from(stream);
-    stream.tracer = Some(Tracer(Box::new(Ended { connections: Arc::clone(connections), descriptor })));
+    stream.tracer = Some(ended);
     Ok(stream)
 }
 

@@ -8,9 +8,11 @@
 //! Of two endpoints drawn by luck and weight the one with the lower cost is taken (latency times those who share it:
 //! [`endpoint`]). Endpoints that are not well are taken only when there is no other.
 
+pub mod asking;
 pub mod connections;
 pub mod endpoint;
 pub mod reach;
+pub mod upgrading;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,6 +26,7 @@ use super::http::settings::Ejection;
 use connections::Connection;
 pub use endpoint::Endpoint;
 pub use reach::Reach;
+use upgrading::Upgrading;
 
 /// How often two endpoints are drawn before they are gone through one by one.
 const DRAWS: usize = 4;
@@ -209,6 +212,11 @@ impl Pick {
     /// Opens connections to it.
     pub fn dialer(&self) -> Arc<dyn L4Connect + Send + Sync> {
         self.endpoint().dialer()
+    }
+
+    /// Opens the connection of one request that asks for an upgrade.
+    pub fn upgrading(&self) -> Arc<Upgrading> {
+        Upgrading::new(Arc::clone(self.endpoint().connections()))
     }
 
     /// The endpoint refused a connection: others are preferred for a short while.

@@ -99,10 +99,10 @@ impl Keys {
             metrics::oidc_keys(answer.is_ok(), clock::now());
             match &answer {
                 Ok(set) => {
-                    tracing::debug!(issuer = %keys.issuer, keys = set.len(), "the issuer's keys were read")
+                    tracing::debug!(issuer = %keys.issuer, keys = set.len(), "the issuer's keys were read");
                 }
                 Err(why) => {
-                    tracing::warn!(issuer = %keys.issuer, %why, "the issuer's keys could not be read")
+                    tracing::warn!(issuer = %keys.issuer, %why, "the issuer's keys could not be read");
                 }
             }
             let mut cache = keys.cache.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,7 +4,7 @@
 //! token ─ jws::parse ─ key of the issuer (keys) ─ signature (key) ─ claims::check ─ claims::grant ─→ Caller
 //! ```
 //!
-//! [`jws`], [`key`], [`cache`] and [`claims`] are pure: bytes and `now` in, a verdict out. [`keys`] is the shell around them that
+//! `jws`, `key`, `cache` and `claims` are pure: bytes and `now` in, a verdict out. `keys` is the shell around them that
 //! asks the issuer. A token is believed for nothing before its signature is: until then only `alg` and `kid` of its header
 //! are read, and neither says more than which of the issuer's keys to try. Keys that a token brings along (`jwk`, `jku`, `x5c`) are
 //! never looked at. Sources: RFC 7515, 7517, 7518, 7519, 8037, 8725 (what goes wrong with these), OpenID Connect Core and

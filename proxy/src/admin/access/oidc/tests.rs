@@ -76,9 +76,17 @@ impl Signer {
     }
 
     fn rsa(kid: &str) -> Self {
-        let [n, e, d, p, q, dp, dq, qi] = RSA.map(|text| URL_SAFE_NO_PAD.decode(text).expect("base64url"));
-        let parts =
-            KeyPairComponents { public_key: PublicKeyComponents { n, e }, d, p, q, dP: dp, dQ: dq, qInv: qi };
+        let [n, e, private, prime, other, exponent, other_exponent, coefficient] =
+            RSA.map(|text| URL_SAFE_NO_PAD.decode(text).expect("base64url"));
+        let parts = KeyPairComponents {
+            public_key: PublicKeyComponents { n, e },
+            d: private,
+            p: prime,
+            q: other,
+            dP: exponent,
+            dQ: other_exponent,
+            qInv: coefficient,
+        };
         Self {
             kid: kid.into(),
             secret: Secret::Rsa(Box::new(RsaKeyPair::from_components(&parts).expect("a key"))),
@@ -256,7 +264,8 @@ async fn tokens_of_each_kind_of_key_are_believed() {
     let issuer = Issuer::start(&signers.each_ref()).await;
     let oidc = issuer.oidc(TIMES);
     for signer in &signers {
-        let shown = oidc.shown(&signer.sign(&issuer.claims(&["shop", "other"]))).await.expect(signer.alg());
+        let shown = oidc.shown(&signer.sign(&issuer.claims(&["shop", "other"]))).await;
+        let shown = shown.unwrap_or_else(|why| panic!("{}: {why}", signer.alg()));
         let caller = &shown.caller;
         assert_eq!(
             (caller.name.as_str(), caller.role, caller.via),

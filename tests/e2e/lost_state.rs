@@ -1,0 +1,91 @@
+//! A node whose state directory is gone: the databases know who serves, and what they do not know nobody guesses.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use godwit::controller::view::ResourceView;
+use godwit::demo::zone::{LEADER, Playground, RESOURCE};
+use replicator::verify;
+
+use crate::leader::{Leader, PATIENCE, connect, load, options};
+
+fn state(playground: &Playground) -> PathBuf {
+    playground.directory.join("state").join(LEADER)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_journal_is_made_up_for_by_the_databases() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let before = load(&playground, 60.0, "before");
+    leader.migrate(&far.name).await?;
+    leader.until("it moves", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    let before = before.stop().await;
+    ensure!(before.totals.failed == 0, "{:#?}", before.failures);
+    drop(leader);
+    std::fs::remove_dir_all(state(&playground)).context("the state directory")?;
+
+    // The configuration says that the near zone is the first primary; its database is fenced, and older.
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader.ready().await?;
+    ensure!(view.primary == far.name && view.generation == 2, "{view:#?}");
+    let after = load(&playground, 60.0, "after");
+    leader.until("the load runs", |_| after.snapshot().acknowledged > 20).await?;
+    leader.migrate(&near.name).await?;
+    leader.until("it moves back", |view| view.primary == near.name && view.phase == "shadowing").await?;
+    let after = after.stop().await;
+    ensure!(after.totals.failed == 0, "{:#?}", after.failures);
+    let primary = connect(near).await?;
+    for outcome in [&before, &after] {
+        let report = outcome.check(&primary).await?;
+        ensure!(report.acknowledged > 0 && report.clean(), "{report}: {report:?}");
+    }
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let shadow = connect(far).await?;
+    while let differences =
+        verify::differences(&verify::digest(&primary).await?, &verify::digest(&shadow).await?)
+        && !differences.is_empty()
+    {
+        ensure!(tokio::time::Instant::now() < deadline, "both sides stay different: {differences:?}");
+    }
+    drop(leader);
+
+    // Lost in the middle of a move: both are fenced, and only the journal knew whether it was committed.
+    std::fs::remove_dir_all(state(&playground)).context("the state directory")?;
+    let fence =
+        format!("UPDATE godwit.epoch SET fenced = true, generation = 4 WHERE resource = '{RESOURCE}'");
+    for client in [&primary, &shadow] {
+        client.batch_execute(&fence).await?;
+    }
+    let mut leader = Leader::start(&playground, &[])?;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while leader.node.ended()?.is_none() {
+        ensure!(
+            tokio::time::Instant::now() < deadline,
+            "it leads what it does not know:\n{}",
+            leader.node.tail(20)
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let said = leader.node.tail(20);
+    ensure!(said.contains("do not say who serves") && said.contains("generation 4"), "{said}");
+    drop(leader);
+
+    // A person who knows says so (docs/operations.md).
+    let opened = format!(
+        r#"SELECT godwit.open_fence('{{"resource": "{RESOURCE}", "generation": 4, "lock_timeout_ms": 5000}}')"#
+    );
+    primary.batch_execute(&opened).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let anew =
+        |view: &ResourceView| view.problems.iter().any(|problem| problem.contains("must be made anew"));
+    let view = leader.until("it says that the shadow must be made anew", anew).await?;
+    ensure!(view.primary == near.name && view.generation == 4, "{view:#?}");
+    let serving = load(&playground, 60.0, "again");
+    leader.until("it serves", |_| serving.snapshot().acknowledged > 20).await?;
+    let serving = serving.stop().await;
+    ensure!(serving.totals.failed == 0, "{:#?}", serving.failures);
+    Ok(())
+}
