@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use pingora::server::{RunArgs, ShutdownSignalWatch as _};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -53,7 +54,7 @@ const LAST_WRITE: Duration = Duration::from_secs(2);
 /// How long the parts may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(8);
 
-/// Runs a node until SIGTERM, SIGINT or SIGQUIT; `file` is where its configuration is from.
+/// Runs a node until SIGTERM or SIGINT, or until SIGQUIT makes it the next program; `file` is where its configuration is from.
 pub fn run(config: Config, file: &Path) -> Result<()> {
     let config = Arc::new(config);
     let journal = Arc::new(Journal::open(&config.node.state)?);
@@ -82,9 +83,10 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let learner = Learner::start(&config.node.state, crate::rng::seed())?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let links = {
+    let (links, quit) = {
         let _inside = runtime.enter();
-        Arc::new(Links::new(&config)?)
+        // Heard from the start: it would end a program that does not hear it.
+        (Arc::new(Links::new(&config)?), signal(SignalKind::quit())?)
     };
     let identities = identities(&config)?;
     let audit = Audit::start(audit::Settings {
@@ -92,7 +94,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         node: config.node.name.clone(),
         rotate: config.node.audit.rotate.0,
     })?;
-    let changes = runtime.block_on(async {
+    let (running, changes) = runtime.block_on(async {
         let listener = admin::Listener::kept(&sockets, &config.node.admin, &stop)?;
         let events = Arc::new(Events::new(clock::now(), stop.clone()));
         let feeds = FeedBoard::new(config.feeds.values().cloned());
@@ -163,7 +165,6 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         }));
         anyhow::Ok((running, changes))
     })?;
-    let (running, changes) = changes;
     let node = Arc::new(Settling {
         running,
         changes,
@@ -172,7 +173,10 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         history: history.clone(),
         runtime: runtime.handle().clone(),
     });
-    let signals = Signals { upgrade: upgrade.clone(), sockets: sockets.clone(), node };
+    let (signals, mut terminate) = {
+        let _inside = runtime.enter();
+        (Signals::hear(&upgrade, &sockets, node, quit)?, signal(SignalKind::terminate())?)
+    };
     tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin.listen, "godwit runs");
 
     let listeners = config.resources.values().flat_map(|resource| {
@@ -196,7 +200,9 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         // Returns after SIGTERM or SIGINT, when the requests in flight have ended or their grace is over, and for an upgrade.
         server.run(RunArgs { shutdown_signal: Box::new(signals) });
     }
-    if upgrade.begun() {
+    // Ended at the last moment, it is ended.
+    let terminated = async { tokio::time::timeout(Duration::ZERO, terminate.recv()).await.is_ok() };
+    if upgrade.begun() && !runtime.block_on(terminated) {
         let error = upgrade.execute(sockets.handed_over().context("the sockets cannot be handed over")?);
         return Err(error).context("the next program cannot be executed");
     }
@@ -226,7 +232,6 @@ async fn ready(listeners: Vec<SocketAddr>) {
 
 /// Reads the configuration anew at each SIGHUP.
 fn hang_ups(changes: Arc<Changes>) -> Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
     let mut signals = signal(SignalKind::hangup())?;
     Ok(async move {
         while signals.recv().await.is_some() {
@@ -278,10 +283,15 @@ struct Settling {
 impl upgrade::Node for Settling {
     fn refuses(&self) -> Option<String> {
         let moves = |phase: &str| !matches!(phase, "idle" | "preparing" | "shadowing" | "soaking");
-        self.running.resources().iter().find_map(|(name, handle)| {
+        let moved = self.running.resources().iter().find_map(|(name, handle)| {
             let view = handle.view.load();
             moves(&view.phase).then(|| format!("{name} is being moved ({}): when it soaks", view.phase))
-        })
+        });
+        moved.or_else(|| self.changes.holds().then(|| "requests are held".to_owned()))
+    }
+
+    fn announce(&self, leave: bool) {
+        self.changes.announce(leave);
     }
 
     async fn settle(&self) {

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! SIGQUIT → no migration under way, and the new program accepts the configuration ─ otherwise: refused, nothing happens
+//!         → answers say `Connection: close`, for as long as connections are kept, at most [`FAREWELL`]
 //!         → controllers, streams, admin, history end; requests go on being served, they need none of these
-//!         → sockets: accepted from no more; connections wait in the kernel ([`Sockets`])
+//!         → sockets: accepted from no more; connections wait in the kernel ([`Sockets`]), HTTP/2 is told GOAWAY
 //!         → the requests in flight end, within [`DRAIN`]
 //!         → execve(2): same process, same sockets; the journal's lock goes with the old program
 //! ```
@@ -11,11 +12,13 @@
 //! One process at a time has the state directory: there is never a second leader, and nothing to agree upon between two
 //! ([ADR 19](../../docs/adr/0019-the-program-executes-its-successor.md)).
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,10 +26,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Mutex;
 
 use crate::fronts::sockets::Sockets;
 
+/// How long clients that keep a connection have for a request whose answer tells them to make another. Who says nothing for so long
+/// is about to send a request as seldom as at the end of any keep-alive.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// How long the requests in flight may take to end; what comes meanwhile waits as long.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How often they are looked at.
@@ -50,6 +57,8 @@ pub fn sockets() -> io::Result<Sockets> {
 pub trait Node: Send + Sync {
     /// Why it cannot be now.
     fn refuses(&self) -> Option<String>;
+    /// Has answers say that the connection closes, or no more.
+    fn announce(&self, leave: bool);
     /// Ends everything that requests do not need.
     async fn settle(&self);
     /// Requests in flight, and connections whose first has not come yet.
@@ -65,10 +74,10 @@ pub struct Upgrade {
 }
 
 impl Upgrade {
-    /// To the file of this program, where that lies now: another one may lie there later.
+    /// To the file of this program, by the name that it was started by: another one may have that later.
     pub fn new(configuration: PathBuf) -> io::Result<Self> {
         Ok(Self {
-            program: std::env::current_exe()?,
+            program: program()?,
             arguments: std::env::args_os().skip(1).collect(),
             configuration,
             begun: AtomicBool::new(false),
@@ -108,34 +117,79 @@ impl Upgrade {
     }
 }
 
+/// What this program was started by, symbolic links included: they may lead elsewhere later.
+fn program() -> io::Result<PathBuf> {
+    let file = |path: &Path| std::fs::metadata(path).map(|data| (data.dev(), data.ino()));
+    let running = std::env::current_exe()?;
+    let named = std::path::absolute(OsStr::from_bytes(rustix::param::linux_execfn().to_bytes()))?;
+    Ok(if file(&named).is_ok_and(|named| file(&running).is_ok_and(|running| running == named)) {
+        named
+    } else {
+        running
+    })
+}
+
 /// SIGTERM and SIGINT end the node, SIGQUIT upgrades it.
 pub struct Signals {
-    /// What is executed.
-    pub upgrade: Arc<Upgrade>,
-    /// What is kept.
-    pub sockets: Arc<Sockets>,
-    /// What it is done to.
-    pub node: Arc<dyn Node>,
+    upgrade: Arc<Upgrade>,
+    sockets: Arc<Sockets>,
+    node: Arc<dyn Node>,
+    heard: Mutex<Heard>,
+}
+
+struct Heard {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
 }
 
 impl Signals {
+    /// Hears them from now on, SIGQUIT with what `quit` has heard already. Within a runtime.
+    pub fn hear(
+        upgrade: &Arc<Upgrade>,
+        sockets: &Arc<Sockets>,
+        node: Arc<dyn Node>,
+        quit: Signal,
+    ) -> io::Result<Self> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let heard = Mutex::new(Heard { terminate, interrupt, quit });
+        Ok(Self { upgrade: Arc::clone(upgrade), sockets: Arc::clone(sockets), node, heard })
+    }
+
+    /// Waits until nothing is in flight.
+    async fn idle(&self) {
+        while self.node.in_flight() > 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Everything before the node ends for it; the error says why it cannot be now.
+    async fn prepare(&self) -> Result<(), String> {
+        if let Some(why) = self.node.refuses() {
+            return Err(why);
+        }
+        self.upgrade.accepts().await?;
+        self.node.announce(true);
+        // Whoever is left has heard it, or has said nothing for so long.
+        let _ = tokio::time::timeout(FAREWELL, self.idle()).await;
+        // A move may have begun meanwhile.
+        self.node.refuses().map_or(Ok(()), |why| {
+            self.node.announce(false);
+            Err(why)
+        })
+    }
+
     /// Everything up to the moment when nothing is in flight; false: it was refused.
     async fn upgrade(&self) -> bool {
-        let accepted = match self.node.refuses() {
-            Some(why) => Err(why),
-            None => self.upgrade.accepts().await,
-        };
-        if let Err(why) = accepted {
+        if let Err(why) = self.prepare().await {
             tracing::warn!(%why, "the program is not replaced now");
             return false;
         }
         tracing::info!(program = %self.upgrade.program.display(), "the program is replaced");
         self.node.settle().await;
-        self.sockets.close();
         let ended = async {
-            while self.node.in_flight() > 0 {
-                tokio::time::sleep(LOOK).await;
-            }
+            self.sockets.close().await;
+            self.idle().await;
         };
         if tokio::time::timeout(DRAIN, ended).await.is_err() {
             tracing::warn!(
@@ -151,12 +205,8 @@ impl Signals {
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
-        let [Ok(mut terminate), Ok(mut interrupt), Ok(mut quit)] = kinds.map(signal) else {
-            // Without them it could not be ended at all.
-            tracing::error!("signals cannot be heard");
-            return ShutdownSignal::FastShutdown;
-        };
+        let mut heard = self.heard.lock().await;
+        let Heard { terminate, interrupt, quit } = &mut *heard;
         loop {
             tokio::select! {
                 _ = terminate.recv() => return ShutdownSignal::GracefulTerminate,

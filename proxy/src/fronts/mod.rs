@@ -9,6 +9,7 @@
 use std::sync::LazyLock;
 use std::time::Instant;
 
+pub mod clients;
 pub mod gate;
 pub mod health;
 pub mod http;

@@ -26,14 +26,18 @@ use super::http::ListenError;
 
 /// Connections that wait to be accepted; the system bounds it (net.core.somaxconn).
 const QUEUE: i32 = 65_535;
-/// Longest address in a message, bytes.
-const ADDRESS: usize = 128;
+/// Longest address with what separates it from the next, bytes.
+const ADDRESS: usize = 64;
+/// Sockets in a message: the buffer between two sockets has room for some two hundred messages only.
+const TOGETHER: usize = 64;
 
 /// Every socket of the node that listens for TCP connections.
 pub struct Sockets {
     kept: Mutex<BTreeMap<SocketAddr, TcpListener>>,
     /// Whether connections are accepted no more.
     closing: watch::Sender<bool>,
+    /// Services that accept, or are about to.
+    accepting: watch::Sender<usize>,
 }
 
 impl Default for Sockets {
@@ -44,32 +48,37 @@ impl Default for Sockets {
 
 impl Sockets {
     fn of(kept: BTreeMap<SocketAddr, TcpListener>) -> Self {
-        Self { kept: Mutex::new(kept), closing: watch::Sender::new(false) }
+        Self { kept: Mutex::new(kept), closing: watch::Sender::new(false), accepting: watch::Sender::new(0) }
     }
 
     /// Those that the program before left on `from`, to its end.
     pub fn inherited(from: OwnedFd) -> io::Result<Self> {
+        let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let mut kept = BTreeMap::new();
-        let mut text = [0; ADDRESS];
+        let mut text = vec![0; ADDRESS * TOGETHER];
         loop {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TOGETHER))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let mut parts = [IoSliceMut::new(&mut text)];
             let message = recvmsg(from.as_fd(), &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
             if message.bytes == 0 {
                 return Ok(Self::of(kept));
             }
-            let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
             if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-                return Err(wrong("a message about an inherited socket is cut"));
+                return Err(wrong("a message about inherited sockets is cut"));
             }
-            let socket = control.drain().find_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
+            let sockets = control.drain().filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
                 _ => None,
             });
-            let socket = TcpListener::from(socket.ok_or_else(|| wrong("a message without a socket"))?);
-            let address = std::str::from_utf8(&text[..message.bytes]).ok().and_then(|text| text.parse().ok());
-            kept.insert(address.ok_or_else(|| wrong("an inherited socket has no address"))?, socket);
+            let sockets: Vec<OwnedFd> = sockets.flatten().collect();
+            let addresses = std::str::from_utf8(&text[..message.bytes]).unwrap_or_default().lines();
+            let addresses: Result<Vec<SocketAddr>, _> = addresses.map(str::parse).collect();
+            let addresses = addresses.map_err(|_| wrong("an inherited socket has no address"))?;
+            if addresses.len() != sockets.len() {
+                return Err(wrong("a message has not as many sockets as addresses"));
+            }
+            kept.extend(addresses.into_iter().zip(sockets.into_iter().map(TcpListener::from)));
         }
     }
 
@@ -77,15 +86,17 @@ impl Sockets {
     pub fn handed_over(&self) -> io::Result<OwnedFd> {
         let (from, to) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        for (address, socket) in kept.iter() {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let all: Vec<_> = kept.iter().collect();
+        for some in all.chunks(TOGETHER) {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TOGETHER))];
             let mut control = SendAncillaryBuffer::new(&mut space);
-            let sockets = [socket.as_fd()];
+            let sockets: Vec<_> = some.iter().map(|(_, socket)| socket.as_fd()).collect();
             if !control.push(SendAncillaryMessage::ScmRights(&sockets)) {
-                return Err(io::Error::other("there is no room for a socket in its message"));
+                return Err(io::Error::other("there is no room for sockets in their message"));
             }
-            let address = address.to_string();
-            sendmsg(&from, &[IoSlice::new(address.as_bytes())], &mut control, SendFlags::DONTWAIT)?;
+            let addresses: Vec<String> = some.iter().map(|(address, _)| address.to_string()).collect();
+            let addresses = addresses.join("\n");
+            sendmsg(&from, &[IoSlice::new(addresses.as_bytes())], &mut control, SendFlags::DONTWAIT)?;
         }
         Ok(to)
     }
@@ -121,9 +132,12 @@ impl Sockets {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
     }
 
-    /// From now on connections wait in the kernel, and those that are here end with the request they have.
-    pub fn close(&self) {
+    /// From now on connections wait in the kernel, and those that are here end with the request they have. Returns when nobody
+    /// accepts any more.
+    pub async fn close(&self) {
         self.closing.send_replace(true);
+        // Its sender is here.
+        let _ = self.accepting.subscribe().wait_for(|services| *services == 0).await;
     }
 }
 
@@ -141,12 +155,24 @@ pub struct Kept<S> {
     service: S,
     addresses: Vec<SocketAddr>,
     sockets: Arc<Sockets>,
+    accepts: Option<Accepts>,
+}
+
+/// A service accepts, until this is dropped.
+struct Accepts(Arc<Sockets>);
+
+impl Drop for Accepts {
+    fn drop(&mut self) {
+        self.0.accepting.send_modify(|services| *services -= 1);
+    }
 }
 
 impl<S> Kept<S> {
     /// `service`, which listens on these addresses.
     pub fn new(service: S, addresses: Vec<SocketAddr>, sockets: &Arc<Sockets>) -> Self {
-        Self { service, addresses, sockets: Arc::clone(sockets) }
+        sockets.accepting.send_modify(|services| *services += 1);
+        let accepts = Some(Accepts(Arc::clone(sockets)));
+        Self { service, addresses, sockets: Arc::clone(sockets), accepts }
     }
 }
 
@@ -158,6 +184,7 @@ impl<S: Service> Service for Kept<S> {
         mut shutdown: ShutdownWatch,
         listeners_per_fd: usize,
     ) {
+        let _accepts = self.accepts.take();
         for address in &self.addresses {
             match self.sockets.listener(*address) {
                 Ok(listener) => {
@@ -232,12 +259,32 @@ mod tests {
     }
 
     #[test]
+    fn several_hundred_sockets_are_handed_over() {
+        let sockets = Sockets::default();
+        let addresses: Vec<SocketAddr> = (1..=400)
+            .map(|port| {
+                format!("[2001:db8:1111:2222:3333:4444:5555:6666]:{port}").parse().expect("an address")
+            })
+            .collect();
+        let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
+        for address in &addresses {
+            sockets.kept.lock().expect("the lock").insert(*address, socket.try_clone().expect("a duplicate"));
+        }
+        let next = Sockets::inherited(sockets.handed_over().expect("handed over")).expect("inherited");
+        let kept = next.kept.lock().expect("the lock");
+        assert!(kept.keys().eq(addresses.iter()));
+        let here = socket.local_addr().expect("its address");
+        assert!(kept.values().all(|socket| socket.local_addr().expect("its address") == here));
+    }
+
+    #[test]
     fn what_is_no_socket_that_was_handed_over_is_refused() {
         let (from, to) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .expect("a pair");
         rustix::io::write(&from, b"127.0.0.1:1").expect("sent");
         drop(from);
-        assert!(Sockets::inherited(to).is_err(), "a message without a socket");
+        let error = Sockets::inherited(to).err().expect("a message without a socket");
+        assert_eq!(error.to_string(), "a message has not as many sockets as addresses");
         let null = std::fs::File::open("/dev/null").expect("opened");
         assert!(Sockets::inherited(null.into()).is_err());
         let none = Sockets::default().handed_over().expect("handed over");

@@ -135,6 +135,16 @@ impl Changes {
         self.fronts.busy()
     }
 
+    /// Whether requests are held.
+    pub fn holds(&self) -> bool {
+        self.fronts.holds()
+    }
+
+    /// Tells clients to connect anew, or no more.
+    pub fn announce(&self, leave: bool) {
+        self.fronts.announce(leave);
+    }
+
     /// What the node runs with, key by key.
     pub fn entries(&self) -> Vec<Entry> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -117,7 +117,9 @@ impl Fronts {
             .filter(|(_, joined)| joined.fronts.is_empty())
             .map(|(address, _)| *address)
             .collect();
-        empty.iter().for_each(|address| self.sockets.forget(*address));
+        for address in &empty {
+            self.sockets.forget(*address);
+        }
         let ended: Vec<Joined> = empty.iter().filter_map(|address| state.joined.remove(address)).collect();
         drop(state);
         // Joins a thread.
@@ -128,6 +130,17 @@ impl Fronts {
     pub fn busy(&self) -> usize {
         let joined: usize = self.state().joined.values().map(|joined| joined.routes.busy()).sum();
         self.routes.busy() + joined
+    }
+
+    /// Whether requests are held.
+    pub fn holds(&self) -> bool {
+        self.routes.holds() || self.state().joined.values().any(|joined| joined.routes.holds())
+    }
+
+    /// Tells HTTP/1.1 clients, with the answer that they get, that their connection closes; or does so no more.
+    pub fn announce(&self, leave: bool) {
+        self.routes.clients().leave(leave);
+        self.state().joined.values().for_each(|joined| joined.routes.clients().leave(leave));
     }
 
     /// Sets the gauges of the fronts that joined.
