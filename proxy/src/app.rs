@@ -9,6 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use async_trait::async_trait;
+use pingora::server::{RunArgs, ShutdownSignalWatch as _};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,10 +27,11 @@ use crate::feeds::external::board::FeedBoard;
 use crate::feeds::external::fetch::Reach;
 use crate::feeds::external::runner;
 use crate::feeds::learning::Learner;
-use crate::fronts::http::{ServerSettings, check_listeners, server, service};
+use crate::fronts::http::{ServerSettings, server, service};
 use crate::fronts::latencies::Recorder;
 use crate::fronts::postgres;
 use crate::fronts::routes::{Routes, report};
+use crate::fronts::sockets::Kept;
 use crate::history::{self, History};
 use crate::leading::changes::Changes;
 use crate::leading::fronts::Fronts;
@@ -38,6 +42,7 @@ use crate::notify;
 use crate::store::{Journal, OverlayFile, Tokens};
 use crate::telemetry;
 use crate::traces::{self, Traces};
+use crate::upgrade::{self, Signals, Upgrade};
 
 /// How often counters of the fronts reach the metrics.
 const REPORT: Duration = Duration::from_millis(250);
@@ -50,7 +55,7 @@ const LAST_WRITE: Duration = Duration::from_secs(2);
 /// How long the parts may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(8);
 
-/// Runs a node until SIGTERM, SIGINT or SIGQUIT; `file` is where its configuration is from.
+/// Runs a node until SIGTERM or SIGINT, or until SIGQUIT makes it the next program; `file` is where its configuration is from.
 pub fn run(config: Config, file: &Path) -> Result<()> {
     let config = Arc::new(config);
     let journal = Arc::new(Journal::open(&config.node.state)?);
@@ -71,17 +76,22 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
     let routes = Routes::new(&fronts)?;
-    check_listeners(&routes)?;
     let postgres: Vec<_> = led.iter().filter_map(|led| led.postgres.clone()).collect();
-    postgres.iter().try_for_each(|front| postgres::check_listener(front))?;
+    let sockets = Arc::new(upgrade::sockets().context("the sockets of the program before are lost")?);
+    let upgrade = Arc::new(Upgrade::new(file.to_owned()).context("this program has no file")?);
+    let addresses = postgres.iter().map(|front| front.settings.listen).chain(routes.listeners());
+    sockets.only(addresses.clone().chain([config.node.admin.listen]));
+    // Bound here rather than on pingora's threads: what is taken is said at once.
+    addresses.into_iter().try_for_each(|address| sockets.listener(address).map(drop))?;
 
     let history = History::start(&config.node.state, config.node.history).context("cannot start a thread")?;
     let learner = Learner::start(&config.node.state, crate::rng::seed())?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let links = {
+    let (links, quit) = {
         let _inside = runtime.enter();
-        Arc::new(Links::new(&config)?)
+        // Heard from the start: it would end a program that does not hear it.
+        (Arc::new(Links::new(&config)?), signal(SignalKind::quit())?)
     };
     let identities = identities(&config)?;
     let audit = Audit::start(audit::Settings {
@@ -89,8 +99,8 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         node: config.node.name.clone(),
         rotate: config.node.audit.rotate.0,
     })?;
-    runtime.block_on(async {
-        let listener = admin::Listener::bind(&config.node.admin, &stop).await?;
+    let (running, changes) = runtime.block_on(async {
+        let listener = admin::Listener::kept(&sockets, &config.node.admin, &stop)?;
         let events = Arc::new(Events::new(clock::now(), stop.clone()));
         let feeds = FeedBoard::new(config.feeds.values().cloned());
         let collected =
@@ -118,12 +128,12 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             running.joins(&name, leading.start(led));
         }
         let overlay = Arc::new(OverlayFile::open(&config.node.state)?);
-        let joining = Fronts::new(routes.clone(), fronts.clone(), config.node.threads);
+        let joining = Fronts::new(routes.clone(), fronts.clone(), config.node.threads, sockets.clone());
         let changes = Arc::new(Changes::new(file.to_owned(), overlay, running.clone(), leading, joining));
         tasks.spawn(stop.clone().run_until_cancelled_owned(hang_ups(changes.clone())?));
         tasks.spawn(stop.clone().run_until_cancelled_owned(measure_fronts(changes.clone())));
         let state = AdminState {
-            running,
+            running: running.clone(),
             journal: journal.clone(),
             identities,
             audit,
@@ -132,7 +142,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             freezes,
             metrics: Some(metrics),
             feeds,
-            changes: Some(changes),
+            changes: Some(changes.clone()),
             answers: Arc::default(),
             sent: Arc::default(),
         };
@@ -162,8 +172,20 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
                 upkeep.run_upkeep();
             }
         }));
-        anyhow::Ok(())
+        anyhow::Ok((running, changes))
     })?;
+    let node = Arc::new(Settling {
+        running,
+        changes,
+        stop: stop.clone(),
+        tasks: tasks.clone(),
+        history: history.clone(),
+        runtime: runtime.handle().clone(),
+    });
+    let (signals, mut terminate) = {
+        let _inside = runtime.enter();
+        (Signals::hear(&upgrade, &sockets, node, quit)?, signal(SignalKind::terminate())?)
+    };
     tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin.listen, "godwit runs");
 
     let listeners = config.resources.values().flat_map(|resource| {
@@ -173,31 +195,34 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let listeners = listeners.collect();
     runtime.spawn(stop.clone().run_until_cancelled_owned(ready(listeners)));
     if fronts.is_empty() && postgres.is_empty() {
-        runtime.block_on(terminated())?;
+        runtime.block_on(signals.recv());
     } else {
         let mut server = server(ServerSettings { threads: config.node.threads, ..ServerSettings::default() });
         if !fronts.is_empty() {
             let fronts = service(&server, &routes, &recorder);
-            server.add_service(fronts);
+            server.add_service(Kept::new(fronts, routes.listeners(), &sockets));
         }
         for front in &postgres {
-            server.add_service(postgres::service(front));
+            let service = postgres::service(front);
+            server.add_service(Kept::new(service, vec![front.settings.listen], &sockets));
         }
-        // Returns after SIGTERM, SIGINT or SIGQUIT, when the requests in flight have ended or their grace is over.
-        server.run(pingora::server::RunArgs::default());
+        // Returns after SIGTERM or SIGINT, when the requests in flight have ended or their grace is over, and for an upgrade.
+        server.run(RunArgs { shutdown_signal: Box::new(signals) });
+    }
+    // Ended at the last moment, it is ended.
+    let terminated = async { tokio::time::timeout(Duration::ZERO, terminate.recv()).await.is_ok() };
+    if upgrade.begun() && !runtime.block_on(terminated) {
+        if let Some(traces) = &traces {
+            traces.end(LAST_WRITE);
+        }
+        let error = upgrade.execute(sockets.handed_over().context("the sockets cannot be handed over")?);
+        return Err(error).context("the next program cannot be executed");
     }
     tracing::info!("godwit ends");
     notify::tell(notify::State::Stopping);
     stop.cancel();
     tasks.close();
-    runtime.block_on(async {
-        if tokio::time::timeout(SHUTDOWN, tasks.wait()).await.is_err() {
-            tracing::warn!("some tasks did not end in time");
-        }
-    });
-    if !history.flush(LAST_WRITE) {
-        tracing::warn!("the last moments are not in the history");
-    }
+    runtime.block_on(ended(&tasks, &history));
     if let Some(traces) = traces {
         traces.end(LAST_WRITE);
     }
@@ -222,7 +247,6 @@ async fn ready(listeners: Vec<SocketAddr>) {
 
 /// Reads the configuration anew at each SIGHUP.
 fn hang_ups(changes: Arc<Changes>) -> Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
     let mut signals = signal(SignalKind::hangup())?;
     Ok(async move {
         while signals.recv().await.is_some() {
@@ -249,13 +273,51 @@ fn identities(config: &Config) -> Result<Arc<Identities>> {
     Ok(Arc::new(identities.with_oidc(oidc)))
 }
 
-async fn terminated() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Waits for the parts of the node, which were told to end, and for the history to be written.
+async fn ended(tasks: &TaskTracker, history: &History) {
+    if tokio::time::timeout(SHUTDOWN, tasks.wait()).await.is_err() {
+        tracing::warn!("some tasks did not end in time");
     }
-    Ok(())
+    if !history.flush(LAST_WRITE) {
+        tracing::warn!("the last moments are not in the history");
+    }
+}
+
+/// What an upgrade asks of the node.
+struct Settling {
+    running: Arc<Running>,
+    changes: Arc<Changes>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    history: History,
+    /// Where the parts run; signals come on another.
+    runtime: tokio::runtime::Handle,
+}
+
+#[async_trait]
+impl upgrade::Node for Settling {
+    fn refuses(&self) -> Option<String> {
+        let moves = |phase: &str| !matches!(phase, "idle" | "preparing" | "shadowing" | "soaking");
+        let moved = self.running.resources().iter().find_map(|(name, handle)| {
+            let view = handle.view.load();
+            moves(&view.phase).then(|| format!("{name} is being moved ({}): when it soaks", view.phase))
+        });
+        moved.or_else(|| self.changes.holds().then(|| "requests are held".to_owned()))
+    }
+
+    fn announce(&self, leave: bool) {
+        self.changes.announce(leave);
+    }
+
+    async fn settle(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        let (tasks, history) = (self.tasks.clone(), self.history.clone());
+        // A panic in there was reported there.
+        let _ = self.runtime.spawn(async move { ended(&tasks, &history).await }).await;
+    }
+
+    fn in_flight(&self) -> usize {
+        self.changes.busy()
+    }
 }

@@ -39,6 +39,7 @@ mod standby;
 mod stream;
 mod tls;
 mod types;
+mod upgrade;
 mod verification;
 mod verify;
 mod verifying;

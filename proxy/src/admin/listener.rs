@@ -21,6 +21,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::model::{Admin, AdminTls};
+use crate::fronts::sockets::Sockets;
 use crate::tls::{self, Watched};
 
 /// What names the PEM files.
@@ -82,10 +83,14 @@ pub enum Listener {
 
 impl Listener {
     /// Listens; with TLS it reads the PEM files now and whenever they change, until `stop`.
-    pub async fn bind(settings: &Admin, stop: &CancellationToken) -> Result<Self> {
-        let listener = TcpListener::bind(settings.listen)
-            .await
-            .with_context(|| format!("cannot listen on {} (node.admin.listen)", settings.listen))?;
+    pub fn bind(settings: &Admin, stop: &CancellationToken) -> Result<Self> {
+        Self::kept(&Sockets::default(), settings, stop)
+    }
+
+    /// The same on a socket that is kept.
+    pub fn kept(sockets: &Sockets, settings: &Admin, stop: &CancellationToken) -> Result<Self> {
+        let socket = sockets.listener(settings.listen).context("node.admin.listen")?;
+        let listener = TcpListener::from_std(socket)?;
         let Some(tls) = &settings.tls else { return Ok(Self::Plain(listener)) };
         let address = listener.local_addr()?;
         let current = Arc::new(watched(tls)?);

@@ -9,6 +9,7 @@
 use std::sync::LazyLock;
 use std::time::Instant;
 
+pub mod clients;
 pub mod gate;
 pub mod health;
 pub mod http;
@@ -17,6 +18,7 @@ pub mod mirror;
 pub mod pools;
 pub mod postgres;
 pub mod routes;
+pub mod sockets;
 pub mod stopwatch;
 pub mod streams;
 

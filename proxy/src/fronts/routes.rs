@@ -1,13 +1,14 @@
 //! Routes: which resource a request is for, by listener and host. The request path reads a snapshot without a lock.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::clients::Clients;
 use super::gate::Gate;
 use super::http::access_log::Access;
 use super::http::entrance::Entrance;
@@ -155,6 +156,7 @@ pub enum RouteError {
 /// The routes of this moment.
 pub struct Routes {
     table: ArcSwap<Table>,
+    clients: Arc<Clients>,
 }
 
 #[derive(Default)]
@@ -172,7 +174,27 @@ struct Listener {
 impl Routes {
     /// Routes to these fronts.
     pub fn new(fronts: &[Arc<ResourceFront>]) -> Result<Arc<Self>, RouteError> {
-        Ok(Arc::new(Self { table: ArcSwap::from_pointee(Table::new(fronts)?) }))
+        let table = ArcSwap::from_pointee(Table::new(fronts)?);
+        Ok(Arc::new(Self { table, clients: Arc::default() }))
+    }
+
+    /// Who is connected to the listeners.
+    pub fn clients(&self) -> &Arc<Clients> {
+        &self.clients
+    }
+
+    /// Whether requests of any front are held.
+    pub fn holds(&self) -> bool {
+        self.table.load().fronts().any(|front| front.gate.is_closed() || front.gate.stats().held > 0)
+    }
+
+    /// Connections that have a request, or may have one soon; those of long streams are not counted.
+    pub fn busy(&self) -> usize {
+        let table = self.table.load();
+        // A front with several names is there once for each.
+        let streams: BTreeMap<&str, usize> =
+            table.fronts().map(|front| (&*front.name, front.streams.count())).collect();
+        self.clients.connected().saturating_sub(streams.values().sum())
     }
 
     /// Replaces them. A listener that no service was built for is never connected to: new ones need a restart. One whose last
@@ -197,9 +219,7 @@ impl Routes {
     /// The largest header that any front takes, bytes.
     pub fn largest_header(&self) -> usize {
         let table = self.table.load();
-        let fronts =
-            table.listeners.iter().flat_map(|listener| listener.hosts.values().chain(&listener.every));
-        fronts.map(|front| front.settings.limits.header_bytes).max().unwrap_or_default()
+        table.fronts().map(|front| front.settings.limits.header_bytes).max().unwrap_or_default()
     }
 
     /// Sets the gauges that are read, not counted, and looks at what changes with time: streams, connections, certificates.
@@ -239,6 +259,11 @@ impl Routes {
 }
 
 impl Table {
+    /// Each once for every name that it has.
+    fn fronts(&self) -> impl Iterator<Item = &Arc<ResourceFront>> {
+        self.listeners.iter().flat_map(|listener| listener.hosts.values().chain(&listener.every))
+    }
+
     fn listener(&self, local: impl FnOnce() -> Option<SocketAddr>) -> Option<&Listener> {
         match &self.listeners[..] {
             [only] => Some(only),

@@ -128,6 +128,21 @@ impl Changes {
         Self { file, overlay, running, leading, fronts, comparison, turn: tokio::sync::Mutex::default() }
     }
 
+    /// Connections of clients that have a request, or may have one soon.
+    pub fn busy(&self) -> usize {
+        self.fronts.busy()
+    }
+
+    /// Whether requests are held.
+    pub fn holds(&self) -> bool {
+        self.fronts.holds()
+    }
+
+    /// Tells clients to connect anew, or no more.
+    pub fn announce(&self, leave: bool) {
+        self.fronts.announce(leave);
+    }
+
     /// What the node runs with, and what differs in the files by now; reads them.
     pub fn config(&self) -> Arc<ConfigView> {
         self.comparison.view()

@@ -9,14 +9,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::model::Resource;
 use crate::controller::effects::chain;
-use crate::fronts::http::{Background, ServerSettings, check_listeners, server, service};
+use crate::fronts::http::{Background, ServerSettings, server, service};
 use crate::fronts::latencies::Recorder;
 use crate::fronts::routes::{ResourceFront, Routes};
+use crate::fronts::sockets::{Kept, Sockets};
 
 /// The fronts of a node.
 pub struct Fronts {
     routes: Arc<Routes>,
     threads: usize,
+    sockets: Arc<Sockets>,
     state: Mutex<State>,
 }
 
@@ -37,8 +39,13 @@ struct Joined {
 
 impl Fronts {
     /// With those that are there from the start.
-    pub fn new(routes: Arc<Routes>, main: Vec<Arc<ResourceFront>>, threads: usize) -> Self {
-        Self { routes, threads, state: Mutex::new(State { main, joined: BTreeMap::new() }) }
+    pub fn new(
+        routes: Arc<Routes>,
+        main: Vec<Arc<ResourceFront>>,
+        threads: usize,
+        sockets: Arc<Sockets>,
+    ) -> Self {
+        Self { routes, threads, sockets, state: Mutex::new(State { main, joined: BTreeMap::new() }) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -82,10 +89,10 @@ impl Fronts {
         }
         let fronts = vec![front.clone()];
         let routes = Routes::new(&fronts).map_err(chain)?;
-        check_listeners(&routes).map_err(chain)?;
+        self.sockets.listener(front.listen).map_err(chain)?;
         let mut pingora = server(ServerSettings { threads: self.threads, ..ServerSettings::default() });
         let service = service(&pingora, &routes, recorder);
-        pingora.add_service(service);
+        pingora.add_service(Kept::new(service, vec![front.listen], &self.sockets));
         let running = Background::run(pingora).map_err(chain)?;
         state.joined.insert(front.listen, Joined { routes, fronts, _server: running });
         Ok(())
@@ -110,10 +117,30 @@ impl Fronts {
             .filter(|(_, joined)| joined.fronts.is_empty())
             .map(|(address, _)| *address)
             .collect();
+        for address in &empty {
+            self.sockets.forget(*address);
+        }
         let ended: Vec<Joined> = empty.iter().filter_map(|address| state.joined.remove(address)).collect();
         drop(state);
         // Joins a thread.
         drop(ended);
+    }
+
+    /// Connections of clients that have a request, or may have one soon.
+    pub fn busy(&self) -> usize {
+        let joined: usize = self.state().joined.values().map(|joined| joined.routes.busy()).sum();
+        self.routes.busy() + joined
+    }
+
+    /// Whether requests are held.
+    pub fn holds(&self) -> bool {
+        self.routes.holds() || self.state().joined.values().any(|joined| joined.routes.holds())
+    }
+
+    /// Tells HTTP/1.1 clients, with the answer that they get, that their connection closes; or does so no more.
+    pub fn announce(&self, leave: bool) {
+        self.routes.clients().leave(leave);
+        self.state().joined.values().for_each(|joined| joined.routes.clients().leave(leave));
     }
 
     /// Sets the gauges of the fronts that joined.

@@ -28,7 +28,7 @@ struct Node {
 
 impl Node {
     /// With the certificate of authority `a`; clients of that authority count.
-    async fn start() -> Result<Self> {
+    fn start() -> Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = tempfile::tempdir()?;
         let path = |name: &str| directory.path().join(name);
@@ -54,7 +54,7 @@ impl Node {
         let rule = ClientRule { name: "prometheus".into(), role: Role::Viewer, scope: Scope::All };
         assert_eq!((settings.required, settings.clients.as_slice()), (true, &[rule][..]));
         let stop = CancellationToken::new();
-        let listener = Listener::bind(&settings, &stop).await?;
+        let listener = Listener::bind(&settings, &stop)?;
         let address = axum::serve::Listener::local_addr(&listener)?.address;
         let tokens = Arc::new(Tokens::open(directory.path())?);
         let identities = Identities::new(tokens.clone(), settings.clients, settings.required, true);
@@ -117,7 +117,7 @@ impl Node {
 
 #[tokio::test]
 async fn a_token_over_tls_and_a_certificate_that_is_replaced() -> Result<()> {
-    let node = Node::start().await?;
+    let node = Node::start()?;
     let new = NewToken { name: "ann".into(), role: Role::Operator, resources: None, expires_s: None };
     let token = node.tokens.create(new, "test", clock::now())?.token;
     let who: WhoView = node.client("a", Some(token.clone())).fetch("/api/v1/whoami").await?;
@@ -140,7 +140,7 @@ async fn a_token_over_tls_and_a_certificate_that_is_replaced() -> Result<()> {
 
 #[tokio::test]
 async fn a_clients_certificate_gives_the_role_it_is_configured_for() -> Result<()> {
-    let node = Node::start().await?;
+    let node = Node::start()?;
     let answer = node.who("a").await?;
     assert!(
         answer.contains(r#"{"name":"prometheus","role":"viewer","resources":null,"via":"certificate"}"#),

@@ -36,6 +36,10 @@ use crate::tls::{self, ByName, Watched};
 
 /// How long a client may take until it speaks HTTP.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client that was accepted may take until it asks, when the program is replaced.
+const LAST: Duration = Duration::from_secs(1);
+/// How often it is looked whether all have.
+const LOOK: Duration = Duration::from_millis(5);
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What names the PEM files.
@@ -191,6 +195,7 @@ impl Doors {
 #[async_trait]
 impl ServerApp for Doors {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let _connected = self.routes.clients().connection();
         let digest = stream.get_socket_digest();
         let entrance = self.routes.entrance(|| inet(digest.as_ref()?.local_addr()));
         let stream = match entrance {
@@ -202,7 +207,17 @@ impl ServerApp for Doors {
         self.proxy.process_new(stream, shutdown).await
     }
 
+    /// Nobody is accepted any more.
     async fn cleanup(&self) {
+        // Whoever was accepted a moment ago is about to ask: the library would close what has not asked yet.
+        if self.routes.clients().leaving() {
+            let answered = async {
+                while self.routes.busy() > 0 {
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            let _ = tokio::time::timeout(LAST, answered).await;
+        }
         self.proxy.http_cleanup().await;
     }
 }

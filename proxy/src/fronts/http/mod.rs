@@ -69,6 +69,9 @@ impl ProxyHttp for HttpFront {
     fn init_downstream_modules(&self, _: &mut pingora::modules::http::HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Box<Exchange>) -> Result<bool> {
+        if self.routes.clients().leaving() {
+            session.set_keepalive(None);
+        }
         let Some(front) = self.find(session) else { return exchange.fail(Fault::UnknownHost) };
         front.retries.count();
         if let Err(fault) = arrival::examine(session, &front.settings) {
@@ -179,8 +182,8 @@ impl ProxyHttp for HttpFront {
         if !response.status.is_informational() || upgraded {
             exchange.answered(response);
         }
-        if exchange.place.is_some() && !upgraded {
-            // The library closes what a cutover ends. A client that is told so does not send its next request into that.
+        if (exchange.place.is_some() || self.routes.clients().leaving()) && !upgraded {
+            // The library closes what a cutover ends, and an upgrade. A client that is told so does not send its next request into that.
             session.set_keepalive(None);
         }
         Ok(())

@@ -1,9 +1,9 @@
 //! Puts the front into pingora: the server with its settings, and the service with one listener per address.
 //!
 //! How pingora 0.9.1 stops: SIGINT ends at once; SIGTERM stops accepting, lets kept-alive connections go, waits the *whole*
-//! grace period (it sleeps, it does not look), then ends the runtimes; SIGQUIT hands sockets to a successor, which Godwit
-//! does not use. Each service has its own runtime: make sockets and connections inside it. A listener that cannot be bound
-//! is retried for 30 s and then panics its service, hence [`check_listeners`].
+//! grace period (it sleeps, it does not look), then ends the runtimes; SIGQUIT hands sockets to a second process, where
+//! Godwit becomes the next program itself (`upgrade`). Each service has its own runtime: make sockets and connections inside
+//! it. A listener that cannot be bound is retried for 30 s and then panics its service, hence [`check_listeners`].
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -101,6 +101,7 @@ pub fn service(server: &Server, routes: &Arc<Routes>, recorder: &Arc<Recorder>) 
     h2.max_header_list_size(u32::try_from(routes.largest_header()).unwrap_or(u32::MAX));
     proxy.h2_options = Some(h2);
     let mut service = Service::new("http fronts".to_owned(), Doors::new(Arc::clone(routes), proxy));
+    service.set_connection_filter(routes.clients().clone());
     for address in routes.listeners() {
         let buffer = L4BufferSettings::default().read(READ_BUFFER);
         service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(buffer));

@@ -20,7 +20,6 @@ mod session;
 mod talk;
 mod verifiers;
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,8 +32,6 @@ use pingora::services::listening::Service;
 
 pub use front::{Active, PostgresFront};
 pub use login::TlsError;
-
-use super::http::ListenError;
 
 /// When a client that says nothing is asked whether it is there.
 const ASK_AFTER: Duration = Duration::from_mins(1);
@@ -78,10 +75,4 @@ fn causes(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Whether its listener can be bound now.
-pub fn check_listener(front: &PostgresFront) -> Result<(), ListenError> {
-    let address = front.settings.listen;
-    TcpListener::bind(address).map(drop).map_err(|source| ListenError { address, source })
 }

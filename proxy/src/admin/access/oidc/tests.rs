@@ -455,7 +455,7 @@ async fn an_issuer_over_tls_is_believed_by_its_own_authority_only() -> anyhow::R
         oidc: None,
     };
     let stop = CancellationToken::new();
-    let listener = Listener::bind(&settings, &stop).await?;
+    let listener = Listener::bind(&settings, &stop)?;
     let address = axum::serve::Listener::local_addr(&listener)?.address;
     let name = format!("https://localhost:{}", address.port());
     let signer = Signer::ed("k");

@@ -1,0 +1,228 @@
+//! The program replaced under the node's clients: SIGQUIT has the process execute the file that it was started from, anew.
+//!
+//! ```text
+//! SIGQUIT → no migration under way, and the new program accepts the configuration ─ otherwise: refused, nothing happens
+//!         → answers say `Connection: close`, for as long as connections are kept, at most [`FAREWELL`]
+//!         → controllers, streams, admin, history end; requests go on being served, they need none of these
+//!         → sockets: accepted from no more; connections wait in the kernel ([`Sockets`]), HTTP/2 is told GOAWAY
+//!         → the requests in flight end, within [`DRAIN`]
+//!         → execve(2): same process, same sockets; the journal's lock goes with the old program
+//! ```
+//!
+//! One process at a time has the state directory: there is never a second leader, and nothing to agree upon between two
+//! ([ADR 19](../../docs/adr/0019-the-program-executes-its-successor.md)).
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Mutex;
+
+use crate::fronts::sockets::Sockets;
+
+/// How long clients that keep a connection have for a request whose answer tells them to make another. Who says nothing for so long
+/// is about to send a request as seldom as at the end of any keep-alive.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the requests in flight may take to end; what comes meanwhile waits as long.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How often they are looked at.
+const LOOK: Duration = Duration::from_millis(5);
+/// Names the process whose standard input has the sockets: its children are not meant.
+const INHERITED: &str = "GODWIT_SOCKETS";
+
+/// The sockets of the program before, if this process had one; otherwise none yet.
+pub fn sockets() -> io::Result<Sockets> {
+    let meant = std::env::var(INHERITED).is_ok_and(|pid| pid == std::process::id().to_string());
+    if !meant {
+        return Ok(Sockets::default());
+    }
+    let sockets = Sockets::inherited(io::stdin().as_fd().try_clone_to_owned()?)?;
+    tracing::info!("the sockets of the program before are taken over");
+    Ok(sockets)
+}
+
+/// What a node does about an upgrade.
+#[async_trait]
+pub trait Node: Send + Sync {
+    /// Why it cannot be now.
+    fn refuses(&self) -> Option<String>;
+    /// Has answers say that the connection closes, or no more.
+    fn announce(&self, leave: bool);
+    /// Ends everything that requests do not need.
+    async fn settle(&self);
+    /// Requests in flight, and connections whose first has not come yet.
+    fn in_flight(&self) -> usize;
+}
+
+/// The program that is to be executed next, and whether it is.
+pub struct Upgrade {
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    configuration: PathBuf,
+    begun: AtomicBool,
+}
+
+impl Upgrade {
+    /// To the file of this program, by the name that it was started by: another one may have that later.
+    pub fn new(configuration: PathBuf) -> io::Result<Self> {
+        Ok(Self {
+            program: program()?,
+            arguments: std::env::args_os().skip(1).collect(),
+            configuration,
+            begun: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether the process ends for the next program.
+    pub fn begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// Becomes the next program; returns only why that failed.
+    pub fn execute(&self, sockets: OwnedFd) -> io::Error {
+        Command::new(&self.program)
+            .args(&self.arguments)
+            .env(INHERITED, std::process::id().to_string())
+            .stdin(Stdio::from(sockets))
+            .exec()
+    }
+
+    /// Whether the next program would start with this configuration; its own words if not.
+    async fn accepts(&self) -> Result<(), String> {
+        let asked = tokio::process::Command::new(&self.program)
+            .arg("check")
+            .arg(&self.configuration)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await;
+        let answer = asked.map_err(|error| format!("{} does not start: {error}", self.program.display()))?;
+        if answer.status.success() {
+            return Ok(());
+        }
+        let said =
+            String::from_utf8_lossy(if answer.stderr.is_empty() { &answer.stdout } else { &answer.stderr });
+        Err(format!("{} does not accept the configuration: {}", self.program.display(), said.trim()))
+    }
+}
+
+/// What this program was started by, symbolic links included: they may lead elsewhere later.
+fn program() -> io::Result<PathBuf> {
+    let file = |path: &Path| std::fs::metadata(path).map(|data| (data.dev(), data.ino()));
+    let running = std::env::current_exe()?;
+    let named = std::path::absolute(OsStr::from_bytes(rustix::param::linux_execfn().to_bytes()))?;
+    Ok(if file(&named).is_ok_and(|named| file(&running).is_ok_and(|running| running == named)) {
+        named
+    } else {
+        running
+    })
+}
+
+/// SIGTERM and SIGINT end the node, SIGQUIT upgrades it.
+pub struct Signals {
+    upgrade: Arc<Upgrade>,
+    sockets: Arc<Sockets>,
+    node: Arc<dyn Node>,
+    heard: Mutex<Heard>,
+}
+
+struct Heard {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+}
+
+impl Signals {
+    /// Hears them from now on, SIGQUIT with what `quit` has heard already. Within a runtime.
+    pub fn hear(
+        upgrade: &Arc<Upgrade>,
+        sockets: &Arc<Sockets>,
+        node: Arc<dyn Node>,
+        quit: Signal,
+    ) -> io::Result<Self> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let heard = Mutex::new(Heard { terminate, interrupt, quit });
+        Ok(Self { upgrade: Arc::clone(upgrade), sockets: Arc::clone(sockets), node, heard })
+    }
+
+    /// Waits until nothing is in flight.
+    async fn idle(&self) {
+        while self.node.in_flight() > 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Everything before the node ends for it; the error says why it cannot be now.
+    async fn prepare(&self) -> Result<(), String> {
+        if let Some(why) = self.node.refuses() {
+            return Err(why);
+        }
+        self.upgrade.accepts().await?;
+        self.node.announce(true);
+        // Whoever is left has heard it, or has said nothing for so long.
+        let _ = tokio::time::timeout(FAREWELL, self.idle()).await;
+        // A move may have begun meanwhile.
+        self.node.refuses().map_or(Ok(()), |why| {
+            self.node.announce(false);
+            Err(why)
+        })
+    }
+
+    /// Everything up to the moment when nothing is in flight; false: it was refused.
+    async fn upgrade(&self) -> bool {
+        if let Err(why) = self.prepare().await {
+            tracing::warn!(%why, "the program is not replaced now");
+            return false;
+        }
+        tracing::info!(program = %self.upgrade.program.display(), "the program is replaced");
+        self.node.settle().await;
+        let ended = async {
+            self.sockets.close().await;
+            self.idle().await;
+        };
+        if tokio::time::timeout(DRAIN, ended).await.is_err() {
+            tracing::warn!(
+                requests = self.node.in_flight(),
+                "requests are cut off: they did not end in time"
+            );
+        }
+        self.upgrade.begun.store(true, Ordering::Release);
+        true
+    }
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        let mut heard = self.heard.lock().await;
+        let Heard { terminate, interrupt, quit } = &mut *heard;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return ShutdownSignal::GracefulTerminate,
+                _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                _ = quit.recv() => {}
+            }
+            tokio::select! {
+                _ = terminate.recv() => return ShutdownSignal::GracefulTerminate,
+                _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                replaced = self.upgrade() => {
+                    if replaced {
+                        // Nothing is left that a grace would be for.
+                        return ShutdownSignal::FastShutdown;
+                    }
+                }
+            }
+        }
+    }
+}
