@@ -76,7 +76,7 @@ fn write_config(home: &Path, resources: usize) -> Result<(PathBuf, String)> {
     let [admin, front, nowhere] = ports[..] else { bail!("three ports") };
     let mut text = format!(
         "node: {{ name: n, zone: near, state: {}, admin: {{ listen: \"127.0.0.1:{admin}\" }} }}\n\
-         zones: {{ near: {{}}, far: {{}} }}\nresources:\n",
+         zones: {{ near: {{ location: [50.11, 8.68] }}, far: {{ location: [53.35, -6.26] }} }}\nresources:\n",
         home.join("state").display()
     );
     for number in 0..resources {
@@ -103,7 +103,7 @@ async fn until_up(client: &Client, node: &mut Node, resources: usize) -> Result<
     let deadline = clock::monotonic() + PATIENCE;
     loop {
         node.check()?;
-        let listed = client.fetch_all::<serde_json::Value>("/api/v1/resources?limit=1000").await;
+        let listed = client.fetch_all::<serde_json::Value>("/api/v1/resources?limit=250").await;
         if listed.as_ref().is_ok_and(|listed| listed.len() == resources) {
             return Ok(());
         }
@@ -121,7 +121,7 @@ async fn ask(client: &Arc<Client>, plan: &Plan) -> Result<()> {
     paths.extend(
         [
             "/api/v1/resources",
-            "/api/v1/resources?limit=1000",
+            "/api/v1/resources?limit=250",
             "/api/v1/history",
             "/api/v1/audit",
             "/api/v1/zones",
@@ -218,7 +218,7 @@ fn remember(state: &Path, plan: &Plan) -> Result<()> {
                 Value::new("score_needed", "near", 0.3),
             ];
             for quantile in ["p05", "p50", "p95"] {
-                values.push(Value::new(format!("forecast_{quantile}_ms_1"), "near", level));
+                values.push(Value::new(format!("forecast_{quantile}_ms_16"), "near", level));
             }
             history.record_step(Step { resource: name(number), at, step: STEP, values });
             let mut histogram = Histogram::new_with_bounds(1, 60_000_000, 3)?;

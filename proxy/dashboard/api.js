@@ -49,7 +49,7 @@ export const get = (path) => ask('GET', path);
 /** Every page of a list of what has a name. */
 export async function all(path) {
   const found = [];
-  for (let page; !page || page.length === 500; found.push(...page)) page = await get(`${path}?limit=500&after=${found.at(-1)?.name ?? ''}`);
+  for (let page; !page || page.length === 250; found.push(...page)) page = await get(`${path}?limit=250&after=${found.at(-1)?.name ?? ''}`);
   return found;
 }
 

@@ -42,7 +42,7 @@ use crate::notify;
 use crate::store::{Journal, OverlayFile, Tokens};
 use crate::telemetry;
 use crate::traces::{self, Traces};
-use crate::upgrade::{self, Signals, Upgrade};
+use crate::upgrade::{self, Heard, Signals, Upgrade};
 
 /// How often counters of the fronts reach the metrics.
 const REPORT: Duration = Duration::from_millis(250);
@@ -88,10 +88,10 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let learner = Learner::start(&config.node.state, crate::rng::seed())?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let (links, quit) = {
+    let (links, heard, mut terminate) = {
         let _inside = runtime.enter();
-        // Heard from the start: it would end a program that does not hear it.
-        (Arc::new(Links::new(&config)?), signal(SignalKind::quit())?)
+        // From the start: before the admin listener answers, after which somebody may signal.
+        (Arc::new(Links::new(&config)?), Heard::begin()?, signal(SignalKind::terminate())?)
     };
     let identities = identities(&config)?;
     let audit = Audit::start(audit::Settings {
@@ -182,10 +182,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         history: history.clone(),
         runtime: runtime.handle().clone(),
     });
-    let (signals, mut terminate) = {
-        let _inside = runtime.enter();
-        (Signals::hear(&upgrade, &sockets, node, quit)?, signal(SignalKind::terminate())?)
-    };
+    let signals = Signals::new(&upgrade, &sockets, node, heard);
     tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin.listen, "godwit runs");
 
     let listeners = config.resources.values().flat_map(|resource| {

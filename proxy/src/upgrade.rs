@@ -137,23 +137,32 @@ pub struct Signals {
     heard: Mutex<Heard>,
 }
 
-struct Heard {
+/// What was signalled, from when this was made: what nobody hears would end the process.
+pub struct Heard {
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
 }
 
+impl Heard {
+    /// From now on. Within a runtime.
+    pub fn begin() -> io::Result<Self> {
+        let [terminate, interrupt, quit] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()].map(signal);
+        Ok(Self { terminate: terminate?, interrupt: interrupt?, quit: quit? })
+    }
+}
+
 impl Signals {
-    /// Hears them from now on, SIGQUIT with what `quit` has heard already. Within a runtime.
-    pub fn hear(
+    /// Does what was `heard` already, and what will be.
+    pub fn new(
         upgrade: &Arc<Upgrade>,
         sockets: &Arc<Sockets>,
         node: Arc<dyn Node>,
-        quit: Signal,
-    ) -> io::Result<Self> {
-        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let heard = Mutex::new(Heard { terminate, interrupt, quit });
-        Ok(Self { upgrade: Arc::clone(upgrade), sockets: Arc::clone(sockets), node, heard })
+        heard: Heard,
+    ) -> Self {
+        let heard = Mutex::new(heard);
+        Self { upgrade: Arc::clone(upgrade), sockets: Arc::clone(sockets), node, heard }
     }
 
     /// Waits until nothing is in flight.

@@ -199,7 +199,7 @@ fn haproxy(folder: &Path, clear: SocketAddr, secure: SocketAddr, upstream: Socke
     let [cert, key] = both;
     std::fs::write(&pem, cert? + &key?)?;
     let config = format!(
-        "global\n nbthread 1\n maxconn 20000\ndefaults\n mode http\n option http-keep-alive\n option forwardfor\n timeout client 60s\n \
+        "global\n nbthread 1\n maxconn 12000\n no strict-limits\ndefaults\n mode http\n option http-keep-alive\n option forwardfor\n timeout client 60s\n \
          timeout server 60s\n timeout connect 2s\n http-reuse always\nfrontend f\n bind {clear}\n bind {secure} ssl crt {} alpn h2,http/1.1\n \
          default_backend b\nbackend b\n server s {upstream} pool-max-conn 512\n",
         pem.display()

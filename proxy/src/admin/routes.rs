@@ -139,7 +139,7 @@ async fn resources(
 ) -> Answer<Response> {
     let Query(page) = page.map_err(query)?;
     let resources = state.running.resources();
-    let limit = page.limit.clamp(1, 1000) as usize;
+    let limit = page.limit.clamp(1, RESOURCES_MOST) as usize;
     let (page, more) = sent::page(&resources, page.after.as_deref(), limit, |name| caller.knows(name));
     // Names need no escaping: they are letters, digits, `-`, `_` and `.`.
     let next = page
@@ -229,6 +229,9 @@ pub(super) fn query(rejection: QueryRejection) -> Problem {
 fn default_limit() -> u32 {
     50
 }
+
+/// Resources of a page at most: what a node answers within milliseconds.
+const RESOURCES_MOST: u32 = 250;
 
 fn resources_limit() -> u32 {
     100

@@ -48,7 +48,7 @@ pub(super) fn status(
     output: Output,
 ) -> Result<ExitCode> {
     loop {
-        let mut views: Vec<ResourceView> = client.get_all("/api/v1/resources?limit=1000")?;
+        let mut views: Vec<ResourceView> = client.get_all("/api/v1/resources?limit=250")?;
         if let Some(name) = resource {
             views.retain(|view| view.name == name);
             if views.is_empty() {
@@ -98,7 +98,7 @@ pub(super) fn doctor(client: &Client, resource: Option<&str>, output: Output) ->
     let names = match resource {
         Some(name) => vec![name.to_owned()],
         None => {
-            let views: Vec<ResourceView> = client.get_all("/api/v1/resources?limit=1000")?;
+            let views: Vec<ResourceView> = client.get_all("/api/v1/resources?limit=250")?;
             views.into_iter().map(|view| view.name).collect()
         }
     };

@@ -55,7 +55,7 @@ fn resources() -> Vec<Line> {
             .asks(
                 "limit",
                 Integer,
-                "At most so many, 1 to 1,000; left out: 100. A Link header names the next page.",
+                "At most so many, 1 to 250; left out: 100. A Link header names the next page.",
             )
             .asks("after", Text, "Only those whose names sort behind this one.")
             .lists::<ResourceView>()
