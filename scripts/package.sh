@@ -3,12 +3,10 @@
 # the image godwit:VERSION. PROFILE=release builds quicker than dist; NO_BUILD=1 packs the binary that is there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/cache.sh
 profile=${PROFILE:-dist}
 out=target/package
 
-if [ -n "${GODWIT_CACHE:-}" ]; then cache=$GODWIT_CACHE
-elif [ "$(id -u)" -eq 0 ]; then cache=/var/cache/godwit
-else cache=$HOME/.cache/godwit; fi
 if [ ! -x "$cache/cargo-deb/bin/cargo-deb" ]; then
   echo "package: fetching cargo-deb"
   # gzip: xz would need liblzma's headers.
