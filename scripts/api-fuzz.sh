@@ -3,16 +3,10 @@
 # No answer may be a server error, and none may be one that the description does not have.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/cache.sh
 examples=${1:-100}
 
-if [ -n "${GODWIT_CACHE:-}" ]; then cache=$GODWIT_CACHE
-elif [ "$(id -u)" -eq 0 ]; then cache=/var/cache/godwit
-else cache=$HOME/.cache/godwit; fi
-if [ ! -x "$cache/schemathesis/bin/st" ]; then
-  echo "api-fuzz: fetching schemathesis"
-  python3 -m venv "$cache/schemathesis"
-  "$cache/schemathesis/bin/pip" install --quiet 'schemathesis>=4,<5'
-fi
+python_environment "$cache/schemathesis" schemathesis <<<'schemathesis>=4,<5'
 
 cargo build --quiet --package godwit
 said=$(mktemp)

