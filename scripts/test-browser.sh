@@ -18,4 +18,4 @@ elif [ -z "${GODWIT:-}" ]; then
 fi
 export GODWIT
 if [ "${1:-}" = screenshots ]; then exec node screenshots.mjs; fi
-exec node --test --test-timeout=170000 --test-reporter=spec dashboard.test.mjs
+exec node --test --test-timeout=420000 --test-reporter=spec dashboard.test.mjs

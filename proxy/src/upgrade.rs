@@ -155,12 +155,7 @@ impl Heard {
 
 impl Signals {
     /// Does what was `heard` already, and what will be.
-    pub fn new(
-        upgrade: &Arc<Upgrade>,
-        sockets: &Arc<Sockets>,
-        node: Arc<dyn Node>,
-        heard: Heard,
-    ) -> Self {
+    pub fn new(upgrade: &Arc<Upgrade>, sockets: &Arc<Sockets>, node: Arc<dyn Node>, heard: Heard) -> Self {
         let heard = Mutex::new(heard);
         Self { upgrade: Arc::clone(upgrade), sockets: Arc::clone(sockets), node, heard }
     }
