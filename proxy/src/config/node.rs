@@ -316,3 +316,37 @@ fn coordinates(item: &Item<'_>) -> Option<Location> {
     let (latitude, longitude) = (degrees(latitude, 90.0), degrees(longitude, 180.0));
     Location::new(latitude?, longitude?)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{BASE, load};
+    use crate::traces;
+
+    fn with(section: &str) -> Result<Option<traces::Settings>, String> {
+        let text = BASE.replacen("  zone: west\n", &format!("  zone: west\n  traces: {section}\n"), 1);
+        load(&text).map(|config| config.node.traces)
+    }
+
+    #[test]
+    fn where_traces_go() {
+        let whole =
+            "{ url: \"http://127.0.0.1:4318/v1/traces\", headers: { x-key: { file: secret } }, sample: 1% }";
+        if !traces::SUPPORTED {
+            let refused = with(whole).expect_err("refused");
+            assert!(refused.contains("this build sends no traces"), "{refused}");
+            return;
+        }
+        let settings = with(whole).expect("valid").expect("there");
+        assert_eq!(settings.endpoint.as_str(), "http://127.0.0.1:4318/v1/traces");
+        assert_eq!((settings.headers.len(), settings.sample.get()), (1, 0.01));
+        for (wrong, said) in [
+            ("{ url: \"ftp://x.example/\", sample: 1% }", "neither http nor https"),
+            ("{ url: \"https://x.example/v1/traces\" }", "sample"),
+            ("{ url: \"https://x.example/v1/traces\", sample: 2 }", "sample"),
+            ("{ url: \"https://me:secret@x.example/\", sample: 1% }", "a user or a password"),
+        ] {
+            let refused = with(wrong).expect_err(wrong);
+            assert!(refused.contains(said), "{wrong}: {refused}");
+        }
+    }
+}
