@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use godwit::cli::client::Client;
+use godwit::demo::load::Load;
 use godwit::demo::node::Node;
 use godwit::demo::zone::Playground;
 
@@ -137,13 +138,24 @@ async fn never_keeps_one(front: SocketAddr, ended: Arc<AtomicBool>) -> Result<us
 const ORDER: &str = r#"{"key": "upgrade-1", "customer": 1, "amount": "1.00"}"#;
 
 /// A request whose body does not come yet: it is in flight until [`finish`].
-async fn unfinished(front: SocketAddr) -> Result<TcpStream> {
-    let mut connection = TcpStream::connect(front).await?;
+async fn in_flight(leader: &mut Leader<'_>) -> Result<TcpStream> {
+    let mut connection = TcpStream::connect(leader.playground.front).await?;
     let (host, kind) = ("Host: orders.example", "Content-Type: application/json");
     let head =
         format!("POST /orders HTTP/1.1\r\n{host}\r\n{kind}\r\nContent-Length: {}\r\n\r\n", ORDER.len());
     connection.write_all(head.as_bytes()).await?;
+    leader.until("it is in flight", |view| view.gate.as_ref().is_some_and(|gate| gate.in_flight > 0)).await?;
     Ok(connection)
+}
+
+/// Waits until so many requests of the load were answered.
+async fn served(leader: &Leader<'_>, load: &Load, requests: u64) -> Result<()> {
+    let served = async {
+        while load.snapshot().succeeded < requests {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, served).await.with_context(|| leader.node.tail(30))
 }
 
 /// Answered with the order's 201.
@@ -180,12 +192,7 @@ async fn no_request_fails_while_the_program_is_replaced() -> Result<()> {
         logged(&mut leader, "the sockets of the program before are taken over", turn).await?;
         leader.ready().await?;
         ensure!(executes(pid)? == file, "the new file is executed: {:?}", executes(pid)?);
-        let served = async {
-            while load.snapshot().succeeded < before + 200 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, served).await.with_context(|| leader.node.tail(30))?;
+        served(&leader, &load, before + 200).await?;
     }
     ended.store(true, Ordering::Release);
     for client in keeping {
@@ -229,12 +236,7 @@ async fn a_program_that_would_not_start_replaces_nothing() -> Result<()> {
     leader.node.signal(Signal::QUIT)?;
     logged(&mut leader, "nothing_known", 1).await?;
     let before = load.snapshot().succeeded;
-    let served = async {
-        while load.snapshot().succeeded < before + 50 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, served).await.with_context(|| leader.node.tail(30))?;
+    served(&leader, &load, before + 50).await?;
     let outcome = load.stop().await;
     ensure!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
     Ok(())
@@ -246,8 +248,7 @@ async fn an_upgrade_waits_for_requests_and_is_given_up_for_the_end() -> Result<(
     let installed = Installed::new()?;
     let mut leader = installed.leader(&playground)?;
     leader.ready().await?;
-    let request = unfinished(playground.front).await?;
-    leader.until("it is in flight", |view| view.gate.as_ref().is_some_and(|gate| gate.in_flight > 0)).await?;
+    let request = in_flight(&mut leader).await?;
     leader.node.signal(Signal::QUIT)?;
     logged(&mut leader, "the program is replaced", 1).await?;
     let answer = finish(request).await?;
@@ -255,8 +256,7 @@ async fn an_upgrade_waits_for_requests_and_is_given_up_for_the_end() -> Result<(
     logged(&mut leader, "the sockets of the program before are taken over", 1).await?;
     leader.ready().await?;
     // This one keeps the upgrade from going on, and the node is told to end.
-    let request = unfinished(playground.front).await?;
-    leader.until("it is in flight", |view| view.gate.as_ref().is_some_and(|gate| gate.in_flight > 0)).await?;
+    let request = in_flight(&mut leader).await?;
     leader.node.signal(Signal::QUIT)?;
     logged(&mut leader, "the program is replaced", 2).await?;
     leader.node.signal(Signal::TERM)?;
@@ -284,8 +284,7 @@ async fn an_upgrade_is_refused_while_a_move_holds_requests() -> Result<()> {
     let mut leader = installed.leader(&playground)?;
     leader.ready().await?;
     // The move waits for it.
-    let request = unfinished(playground.front).await?;
-    leader.until("it is in flight", |view| view.gate.as_ref().is_some_and(|gate| gate.in_flight > 0)).await?;
+    let request = in_flight(&mut leader).await?;
     let run = leader.migrate("eu-central").await?;
     leader.until("requests are held", |view| view.phase == "held").await?;
     leader.node.signal(Signal::QUIT)?;

@@ -238,13 +238,8 @@ fn resources_limit() -> u32 {
 }
 
 fn views(state: &AdminState, runs: Vec<RunRow>) -> Answer<Vec<MigrationView>> {
-    runs.into_iter()
-        .map(|run| {
-            let timeline = state.journal.timeline(&run.id).map_err(Problem::from)?;
-            let ledger = state.journal.ledger(&run.id).map_err(Problem::from)?;
-            Ok(MigrationView::of(run, &timeline, ledger))
-        })
-        .collect()
+    let views = runs.into_iter().map(|run| MigrationView::read(run, &state.journal));
+    views.collect::<Result<_, _>>().map_err(Problem::from)
 }
 
 async fn migrations(

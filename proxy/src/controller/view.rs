@@ -11,7 +11,7 @@ use replicator::status::{Phase as StreamPhase, StreamStatus};
 use serde::{Deserialize, Serialize};
 
 use super::modes::{ModeChange, ModeState};
-use crate::store::{JournalRow, LedgerRow, RunRow};
+use crate::store::{Journal, JournalRow, LedgerRow, RunRow, StoreError};
 
 /// One resource, now.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -556,8 +556,17 @@ pub struct StepView {
 }
 
 impl MigrationView {
+    /// With what the journal has of this run.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn read(run: RunRow, journal: &Journal) -> Result<Self, StoreError> {
+        let (timeline, ledger) = (journal.timeline(&run.id)?, journal.ledger(&run.id)?);
+        Ok(Self::of(run, &timeline, ledger))
+    }
+
     /// From the history's line and the journal's records.
-    pub fn of(run: RunRow, timeline: &[JournalRow], ledger: Option<LedgerRow>) -> Self {
+    fn of(run: RunRow, timeline: &[JournalRow], ledger: Option<LedgerRow>) -> Self {
         let mut steps: Vec<StepView> = Vec::new();
         for row in timeline {
             if steps.last().is_some_and(|last| last.phase == row.phase) {

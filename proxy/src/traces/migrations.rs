@@ -47,9 +47,7 @@ pub async fn follow(events: Arc<Events>, journal: Arc<Journal>, traces: Arc<Trac
 }
 
 fn ended(journal: &Journal, id: &str) -> Result<Option<MigrationView>, StoreError> {
-    let Some(run) = journal.run(id)? else { return Ok(None) };
-    let (timeline, ledger) = (journal.timeline(id)?, journal.ledger(id)?);
-    Ok(Some(MigrationView::of(run, &timeline, ledger)))
+    journal.run(id)?.map(|run| MigrationView::read(run, journal)).transpose()
 }
 
 /// The trace's id follows from the migration's: whoever knows one finds the other.

@@ -9,7 +9,6 @@ pub mod migrations;
 mod otlp;
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,7 +45,7 @@ pub struct Place {
 
 impl Place {
     /// The first of a new trace.
-    fn first() -> Self {
+    pub fn first() -> Self {
         let mut trace = [0; 16];
         trace[..8].copy_from_slice(&crate::rng::quick().to_be_bytes());
         trace[8..].copy_from_slice(&luck());
@@ -64,15 +63,15 @@ impl Place {
         Self { trace: self.trace, span: luck(), parent: Some(self.span) }
     }
 
-    /// The `traceparent` for whoever comes next: this trace, this span, sampled.
-    pub fn header(&self) -> Bytes {
-        let mut text = String::with_capacity(55);
-        text.push_str("00-");
-        hex(&mut text, &self.trace);
-        text.push('-');
-        hex(&mut text, &self.span);
-        text.push_str("-01");
-        text.into()
+    /// The `traceparent` for whoever comes next: this trace, this span.
+    pub fn header(&self, sampled: bool) -> Bytes {
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        hex(&mut text[3..35], &self.trace);
+        hex(&mut text[36..52], &self.span);
+        if sampled {
+            text[54] = b'1';
+        }
+        Bytes::copy_from_slice(&text)
     }
 }
 
@@ -81,10 +80,11 @@ fn luck() -> [u8; 8] {
     (crate::rng::quick() | 1).to_be_bytes()
 }
 
-fn hex(text: &mut String, bytes: &[u8]) {
-    for byte in bytes {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
+/// Two digits for each byte. Requests wait for it.
+fn hex(text: &mut [u8], bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (digits, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        digits.copy_from_slice(&[byte >> 4, byte & 0xf].map(|digit| DIGITS[usize::from(digit)]));
     }
 }
 
@@ -218,7 +218,7 @@ mod tests {
         let below = Place::below(SAID).unwrap();
         assert_eq!(below.trace[..2], [0x0a, 0xf7]);
         assert_eq!(below.parent, Some([0xb7, 0xad, 0x6b, 0x71, 0x69, 0x20, 0x33, 0x31]));
-        let header = below.header();
+        let header = below.header(true);
         assert_eq!((header.len(), &header[..36]), (55, &SAID[..36]));
         assert_ne!(header[36..52], SAID[36..52], "its own span is what the endpoint's is below");
         assert_eq!(Place::below(&header).unwrap().parent, Some(below.span));

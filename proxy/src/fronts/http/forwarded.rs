@@ -140,20 +140,16 @@ fn identify(request: &mut RequestHeader, seen: Seen, caller: &Caller<'_>) -> Res
     if seen.id && id.is_none() {
         request.remove_header(&X_REQUEST_ID);
     }
-    if let Some(place) = &place {
-        request.insert_header("Traceparent", shared(place.header())?)?;
-    }
-    let of_trace = place.map(|place| place.header().slice(3..35)).or(of_trace);
+    let of_trace = match &place {
+        Some(place) => Some(enter(request, place, true)?),
+        None => of_trace,
+    };
     if !caller.identify {
         return Ok(Identity { id: id.or(of_trace).unwrap_or_default(), place });
     }
     let new = match of_trace {
         Some(trace) => trace,
-        None => {
-            let made = make_trace();
-            request.insert_header("Traceparent", shared(made.clone())?)?;
-            made.slice(3..35)
-        }
+        None => enter(request, &Place::first(), false)?,
     };
     if let Some(id) = id {
         return Ok(Identity { id, place });
@@ -183,18 +179,11 @@ fn is_trace(value: &[u8]) -> bool {
         && value[36..52].iter().any(|byte| *byte != b'0')
 }
 
-fn make_trace() -> Bytes {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    // The last digit of each is never zero.
-    for (from, luck) in
-        [(3, crate::rng::quick()), (19, crate::rng::quick() | 1), (36, crate::rng::quick() | 1)]
-    {
-        for (at, digit) in text[from..from + 16].iter_mut().enumerate() {
-            *digit = DIGITS[(luck >> (60 - 4 * at)) as usize & 0xf];
-        }
-    }
-    Bytes::copy_from_slice(&text)
+/// From here on the request is at this place; returns its trace.
+fn enter(request: &mut RequestHeader, place: &Place, sampled: bool) -> Result<Bytes> {
+    let header = place.header(sampled);
+    request.insert_header("Traceparent", shared(header.clone())?)?;
+    Ok(header.slice(3..35))
 }
 
 fn value(text: &str) -> Result<HeaderValue> {
@@ -350,13 +339,13 @@ mod tests {
         let mut known = request(&[("traceparent", TRACE), ("tracestate", "a=b")]);
         let identity = add(&mut known, &traced).unwrap();
         let place = identity.place.unwrap();
-        assert_eq!(known.headers["traceparent"].as_bytes(), place.header());
+        assert_eq!(known.headers["traceparent"].as_bytes(), place.header(true));
         assert_eq!(&identity.id, &TRACE[3..35], "the id of the client's trace");
-        assert_ne!(&place.header()[36..52], &TRACE.as_bytes()[36..52]);
+        assert_ne!(&place.header(true)[36..52], &TRACE.as_bytes()[36..52]);
         assert_eq!(known.headers["tracestate"], "a=b");
         let mut fresh = request(&[]);
         let identity = add(&mut fresh, &traced).unwrap();
-        assert_eq!(fresh.headers["traceparent"].as_bytes(), identity.place.unwrap().header());
+        assert_eq!(fresh.headers["traceparent"].as_bytes(), identity.place.unwrap().header(true));
         tokio::task::spawn_blocking(move || traces.end(std::time::Duration::from_secs(5))).await.unwrap();
     }
 }
