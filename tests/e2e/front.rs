@@ -22,10 +22,11 @@ use bytes::Bytes;
 use godwit::config::model::{HoldLimits, HttpFront};
 use godwit::fronts::gate::Gate;
 use godwit::fronts::health;
-use godwit::fronts::http::{Background, ServerSettings, check_listeners, server, service};
+use godwit::fronts::http::{Background, ServerSettings, server, service};
 use godwit::fronts::latencies::{Latencies, Recorder};
 use godwit::fronts::pools::{Pool, Reach};
 use godwit::fronts::routes::{ResourceFront, Routes, report};
+use godwit::fronts::sockets::Sockets;
 use godwit::fronts::stopwatch::Segment;
 use godwit_tests::postgres::free_port;
 use http::{Method, Request, Response, StatusCode};
@@ -83,7 +84,9 @@ impl Front {
         let routes = Routes::new(&[Arc::clone(&resource)]).unwrap();
         let recorder = Recorder::new();
         let latencies = recorder.reader();
-        check_listeners(&routes).unwrap();
+        for address in routes.listeners() {
+            Sockets::default().listener(address).unwrap();
+        }
         let mut server = server(ServerSettings::default());
         let service = service(&server, &routes, &recorder);
         server.add_service(service);

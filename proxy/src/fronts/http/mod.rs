@@ -40,9 +40,7 @@ use pingora::{Error, ErrorType, Result, RetryType};
 
 use error::Fault;
 pub use exchange::Exchange;
-pub use server::{
-    Background, FrontService, ListenError, ServerSettings, StopOn, check_listeners, server, service,
-};
+pub use server::{Background, FrontService, ListenError, ServerSettings, StopOn, server, service};
 
 use super::latencies::Recorder;
 use super::now;

@@ -3,9 +3,9 @@
 //! How pingora 0.9.1 stops: SIGINT ends at once; SIGTERM stops accepting, lets kept-alive connections go, waits the *whole*
 //! grace period (it sleeps, it does not look), then ends the runtimes; SIGQUIT hands sockets to a second process, where
 //! Godwit becomes the next program itself (`upgrade`). Each service has its own runtime: make sockets and connections inside
-//! it. A listener that cannot be bound is retried for 30 s and then panics its service, hence [`check_listeners`].
+//! it. A listener that cannot be bound is retried for 30 s and then panics its service, hence [`crate::fronts::sockets`].
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -135,12 +135,4 @@ impl Drop for Background {
             let _ = thread.join();
         }
     }
-}
-
-/// Whether every listener of `routes` can be bound now.
-pub fn check_listeners(routes: &Routes) -> Result<(), ListenError> {
-    for address in routes.listeners() {
-        TcpListener::bind(address).map_err(|source| ListenError { address, source })?;
-    }
-    Ok(())
 }
