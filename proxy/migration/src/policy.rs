@@ -25,6 +25,15 @@ pub enum OnDrainTimeout {
     Terminate,
 }
 
+/// What sessions at the PostgreSQL front that only read by default do while a cutover waits for the others' open transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadsDuringHold {
+    /// They wait as well.
+    Wait,
+    /// They go on until those are over, and are awaited then.
+    GoOn,
+}
+
 /// What becomes of an old primary after its soak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AfterRetire {
@@ -268,6 +277,8 @@ pub struct PolicyParts {
     pub drain_timeout: Duration,
     /// What then.
     pub on_drain_timeout: OnDrainTimeout,
+    /// What sessions that only read do meanwhile.
+    pub reads_during_hold: ReadsDuringHold,
     /// How those who were held are released.
     pub release: Release,
     /// Keep a shadow.
@@ -322,6 +333,7 @@ impl Default for PolicyParts {
             max_hold: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(5),
             on_drain_timeout: OnDrainTimeout::Abort,
+            reads_during_hold: ReadsDuringHold::Wait,
             release: Release::default(),
             shadow_enabled: true,
             shadow_capacity: Ratio::new(0.25).unwrap_or_default(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use migration::policy::{
     AfterRetire, Bound, Credentials, ExtraGuard, GuardedFact, Mode, OnDrainTimeout, Policy, PolicyParts,
-    ReplicationMode, Reseed,
+    ReadsDuringHold, ReplicationMode, Reseed,
 };
 
 use super::error::{Position, Report};
@@ -155,6 +155,9 @@ fn limits<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut Po
     filled.take(section, "drain_timeout", &mut parts.drain_timeout, Item::duration);
     filled.take(section, "on_drain_timeout", &mut parts.on_drain_timeout, |item| {
         item.choice(&[("abort", OnDrainTimeout::Abort), ("terminate", OnDrainTimeout::Terminate)])
+    });
+    filled.take(section, "reads_during_hold", &mut parts.reads_during_hold, |item| {
+        item.choice(&[("wait", ReadsDuringHold::Wait), ("go_on", ReadsDuringHold::GoOn)])
     });
     if let Some(mut release) = section.optional("release").and_then(|item| item.section()) {
         filled.take(&mut release, "first", &mut parts.release.first, |item| item.count(1, 1_000_000));

@@ -367,7 +367,7 @@ fn databases_and_secrets() {
 fn mistakes_of_a_policy_are_named() {
     let policy = "\
 score: { confidence: 1.5, horizon: 5s }
-limits: { on_drain_timeout: kill, release: { first: 0, every: 2s } }
+limits: { on_drain_timeout: kill, reads_during_hold: maybe, release: { first: 0, every: 2s } }
 shadow: { capacity: 0% }
 ";
     insta::assert_snapshot!(load_all(BASE, &[("careful.yaml", policy)]).expect_err("refused"));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
-use migration::policy::{OnDrainTimeout, Policy};
+use migration::policy::{OnDrainTimeout, Policy, ReadsDuringHold};
 use migration::units::{Generation, Position, Zone};
 use replicator::fence::{self, FenceSpec};
 use replicator::sequences::SequenceState;
@@ -185,19 +185,27 @@ impl Hands {
         }
         let Some(front) = &self.postgres else { return Ok(()) };
         let turnstile = &front.turnstile;
-        if !turnstile.close_if_armed(next.map(|zone| zone.0.clone())) {
+        let but_reads = self.policy().reads_during_hold == ReadsDuringHold::GoOn;
+        if !turnstile.close_if_armed(next.map(|zone| zone.0.clone()), but_reads) {
             return Err("the gate was opened again".into());
         }
+        let drained = || async {
+            if but_reads {
+                turnstile.only_reads().await;
+                turnstile.close_reads();
+            }
+            turnstile.drained().await;
+        };
         if self.policy().on_drain_timeout == OnDrainTimeout::Terminate {
             // What is left of the hold is for the fence and the last changes.
             let patience = self.policy().drain_timeout.min(self.policy().max_hold / 2);
-            if tokio::time::timeout(patience, turnstile.drained()).await.is_err() {
+            if tokio::time::timeout(patience, drained()).await.is_err() {
                 let open = turnstile.stats().running;
                 tracing::warn!(resource = %self.resource.name, sessions = open, "open transactions are ended");
                 turnstile.end_transactions();
             }
         }
-        turnstile.drained().await;
+        drained().await;
         Ok(())
     }
 

@@ -181,7 +181,7 @@ impl Setup {
     async fn hold(&self) {
         let next = if &*self.front.active().zone == "a" { "b" } else { "a" };
         self.front.turnstile.arm();
-        assert!(self.front.turnstile.close_if_armed(Some(next.into())));
+        assert!(self.front.turnstile.close_if_armed(Some(next.into()), false));
         tokio::time::timeout(DEADLINE, self.front.turnstile.drained()).await.expect("drained");
     }
 

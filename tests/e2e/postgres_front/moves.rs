@@ -157,7 +157,7 @@ async fn open_transactions_are_awaited_and_new_ones_wait() {
     let transaction = open.transaction().await.unwrap();
     transaction.execute("INSERT INTO item VALUES (1, 'open')", &[]).await.unwrap();
     setup.front.turnstile.arm();
-    assert!(setup.front.turnstile.close_if_armed(Some("b".into())));
+    assert!(setup.front.turnstile.close_if_armed(Some("b".into()), false));
     until("the idle session has parked", async || setup.front.turnstile.stats().parked == 1).await;
     let held = tokio::spawn(async move {
         let port = port(&waits).await;
@@ -189,6 +189,49 @@ async fn open_transactions_are_awaited_and_new_ones_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_only_reads_goes_on_while_open_transactions_are_awaited() {
+    for pool in [None, Some(super::pooled::POOL_OF_FIVE)] {
+        let setup = Setup::with(HOLD, |settings| settings.pool = pool, "").await;
+        let mut reads = setup.config();
+        reads.options("-c default_transaction_read_only=on");
+        let reads = Session::start(&reads).await.client;
+        let (mut open, waits) = (setup.connect().await, setup.connect().await);
+        let (old, new) = (&setup.clusters[0], &setup.clusters[1]);
+        assert_eq!(port(&reads).await, i32::from(old.cluster.port));
+        let transaction = open.transaction().await.unwrap();
+        transaction.execute("INSERT INTO item VALUES (1, 'open')", &[]).await.unwrap();
+        let turnstile = &setup.front.turnstile;
+        turnstile.arm();
+        assert!(turnstile.close_if_armed(Some("b".into()), true));
+        let held = tokio::spawn(async move { port(&waits).await });
+        until("another's transaction waits", async || turnstile.stats().held == 1).await;
+        for _ in 0..3 {
+            assert_eq!(port(&reads).await, i32::from(old.cluster.port), "it goes on where it is");
+        }
+        // One that it has said may write is awaited like any other.
+        reads.batch_execute("BEGIN READ WRITE; INSERT INTO item VALUES (2, 'written')").await.unwrap();
+        assert_eq!(turnstile.stats().held, 1);
+        transaction.commit().await.unwrap();
+        tokio::time::timeout(DEADLINE, turnstile.only_reads()).await.expect("only reads are left");
+        turnstile.close_reads();
+        assert_eq!(turnstile.stats().running, 1);
+        reads.batch_execute("COMMIT").await.unwrap();
+        tokio::time::timeout(DEADLINE, turnstile.drained()).await.expect("drained");
+        let asked = async { port(&reads).await };
+        let moved = async {
+            until("it waits too", async || turnstile.stats().held == 2).await;
+            setup.fence().await;
+            setup.swap().await;
+        };
+        let (there, ()) = tokio::join!(asked, moved);
+        assert_eq!(there, i32::from(new.cluster.port));
+        assert_eq!(held.await.unwrap(), i32::from(new.cluster.port));
+        let kept = old.connect(DATABASE).await.unwrap();
+        assert_eq!(kept.query("SELECT FROM item", &[]).await.unwrap().len(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_that_does_not_end_is_ended() {
     let setup = Setup::start().await;
     let (ends, repeats, stays) = (setup.session().await, setup.session().await, setup.connect().await);
@@ -196,7 +239,7 @@ async fn a_transaction_that_does_not_end_is_ended() {
     let serializable = "BEGIN ISOLATION LEVEL SERIALIZABLE; INSERT INTO item VALUES (2, 'open')";
     repeats.client.batch_execute(serializable).await.unwrap();
     setup.front.turnstile.arm();
-    assert!(setup.front.turnstile.close_if_armed(Some("b".into())));
+    assert!(setup.front.turnstile.close_if_armed(Some("b".into()), false));
     until("the idle session has parked", async || setup.front.turnstile.stats().parked == 1).await;
     setup.front.turnstile.end_transactions();
     tokio::time::timeout(DEADLINE, setup.front.turnstile.drained()).await.expect("drained");

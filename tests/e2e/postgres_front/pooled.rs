@@ -7,6 +7,9 @@ use super::*;
 const POOL: PostgresPool =
     PostgresPool { size: 1, wait: Duration::from_secs(30), idle: Duration::from_mins(10), statements: 3 };
 
+/// Room for everybody of a small test.
+pub(super) const POOL_OF_FIVE: PostgresPool = PostgresPool { size: 5, ..POOL };
+
 async fn sharing(pool: PostgresPool) -> Setup {
     Setup::with(HOLD, |settings| settings.pool = Some(pool), "").await
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use replicator::postgres::Socket;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::backend::{Parameters, set};
+use super::backend::{Parameter, Parameters, set};
 use super::protocol::frame::{Framer, HEADER, Malformed, Piece};
 use super::protocol::message::{self, ServerError, read_text};
 use super::protocol::names;
@@ -108,8 +108,8 @@ pub(super) struct Answered {
 
 /// What the relay tells as it goes.
 pub(super) trait Watch {
-    /// Whether transactions may not begin.
-    fn closed(&self) -> bool;
+    /// Whether transactions may not begin; `reads`: of a session that only reads.
+    fn closed(&self, reads: bool) -> bool;
     /// A unit was answered; only those that had the session for themselves.
     fn answered(&self, answered: Answered);
     /// A statement may set this custom setting.
@@ -128,6 +128,8 @@ pub(super) struct Relay {
     pub(super) parameters: Parameters,
     /// The client shares connections: its statements.
     pub(super) shared: Option<Box<Statements>>,
+    /// By what the server says of itself, the session's transactions only read.
+    pub(super) reads: bool,
     /// Units sent since it has this connection.
     units: u64,
     /// The unnamed statement: a whole Parse message; none for who shares connections.
@@ -169,12 +171,14 @@ impl Relay {
         shared: Option<Box<Statements>>,
     ) -> Self {
         let least = if shared.is_some() { WHOLE } else { 0 };
+        let reads = only_reads(&parameters);
         Self {
             client,
             backend: None,
             tracker: Tracker::default(),
             parameters,
             shared,
+            reads,
             units: 0,
             unnamed: None,
             pids: (pid, pid),
@@ -266,7 +270,7 @@ impl Relay {
                 Ok(more) => moved |= more,
                 Err(event) => return Poll::Ready(event),
             }
-            if !parked && (watch.closed() && self.at_boundary() || self.gives_back()) {
+            if !parked && (watch.closed(self.reads) && self.at_boundary() || self.gives_back()) {
                 return Poll::Ready(Event::Boundary);
             }
             if !moved {
@@ -424,6 +428,7 @@ impl Relay {
                     && let Some((value, _)) = read_text(rest)
                 {
                     set(Arc::make_mut(&mut self.parameters), name, value);
+                    self.reads = only_reads(&self.parameters);
                 }
             }
             b'A' => self.rename(body),
@@ -499,7 +504,7 @@ impl Relay {
         if self.tracker.within_unit() {
             return true;
         }
-        if !watch.closed() {
+        if !watch.closed(self.reads) {
             let pinned = self.shared.as_ref().is_none_or(|shared| shared.pinned);
             // Who shares takes turns.
             return pinned || self.units == 0 || !self.at_boundary() || !watch.wanted();
@@ -580,6 +585,7 @@ impl Relay {
             }
         }
         self.parameters = parameters;
+        self.reads = only_reads(&self.parameters);
     }
 
     /// The connection to the server is over, and what it may have said is of no interest.
@@ -631,6 +637,11 @@ impl Relay {
         };
         let _ = tokio::time::timeout(LINGER, ending).await;
     }
+}
+
+/// A server tells of this setting from version 14 on; where it does not, a session may always write.
+fn only_reads(parameters: &[Parameter]) -> bool {
+    parameters.iter().any(|(name, value)| **name == *b"default_transaction_read_only" && **value == *b"on")
 }
 
 /// What a direction has left over in front of what was read now; whether it had any.

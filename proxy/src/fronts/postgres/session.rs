@@ -203,8 +203,8 @@ impl Eyes {
 }
 
 impl Watch for Eyes {
-    fn closed(&self) -> bool {
-        self.leaving || self.front.turnstile.is_closed()
+    fn closed(&self, reads: bool) -> bool {
+        self.leaving || self.front.turnstile.holds(reads)
     }
 
     fn answered(&self, answered: Answered) {
@@ -260,8 +260,13 @@ impl Session {
             let event = tokio::select! {
                 event = self.relay.run(&self.eyes, false) => event,
                 _ = turns.changed() => {
-                    if turns.borrow_and_update().ending {
+                    // Not borrowed any longer: whoever turns it holds the turnstile's lock meanwhile.
+                    let turn = turns.borrow_and_update().clone();
+                    if turn.ending {
                         return Box::pin(self.too_long()).await;
+                    }
+                    if turn.but_reads && self.relay.reads {
+                        self.seat.only_reads();
                     }
                     continue;
                 }
@@ -319,7 +324,7 @@ impl Session {
     /// Stands between transactions while none may begin; afterwards it is on the database that is primary then.
     async fn stand(&mut self, turns: &mut watch::Receiver<Turn>) -> Result<(), End> {
         let turn = turns.borrow_and_update().clone();
-        if !turn.closed {
+        if !turn.holds(self.relay.reads) {
             return Ok(());
         }
         let state = Arc::new(self.ask().await?);
@@ -374,16 +379,18 @@ impl Session {
 
     /// Until transactions may begin. Whether the client waited.
     async fn wait(&mut self, turns: &mut watch::Receiver<Turn>) -> Result<Option<Held>, End> {
-        if !turns.borrow_and_update().closed && self.seat.resume() {
+        let reads = self.relay.reads;
+        let holds = turns.borrow_and_update().holds(reads);
+        if !holds && self.seat.resume(reads) {
             return Ok(None);
         }
         let mut held = if self.relay.client_waits() { Some(self.seat.hold()?) } else { None };
         let longest = self.front.turnstile.longest();
         let mut deadline = clock::tick() + longest;
         loop {
-            let open = !turns.borrow_and_update().closed;
+            let open = !turns.borrow_and_update().holds(reads);
             let in_turn = held.is_some() || !self.front.turnstile.ramps();
-            if open && in_turn && self.seat.resume() {
+            if open && in_turn && self.seat.resume(reads) {
                 return Ok(held);
             }
             tokio::select! {
@@ -406,7 +413,7 @@ impl Session {
                     }
                 },
                 () = tokio::time::sleep_until(deadline), if held.is_some() => {
-                    if self.seat.resume_at_once() {
+                    if self.seat.resume_at_once(reads) {
                         return Ok(held);
                     }
                     return Err(self.seat.refuse().into());
@@ -655,7 +662,7 @@ async fn open(
 
 /// Until the turnstile lets a new session through.
 async fn await_turn(front: &PostgresFront, seat: &mut Seat) -> Result<(), End> {
-    if seat.resume() {
+    if seat.resume(false) {
         return Ok(());
     }
     let _held = seat.hold()?;
@@ -663,14 +670,14 @@ async fn await_turn(front: &PostgresFront, seat: &mut Seat) -> Result<(), End> {
     let waiting = async {
         loop {
             let open = !turns.borrow_and_update().closed;
-            if open && seat.resume() || turns.changed().await.is_err() {
+            if open && seat.resume(false) || turns.changed().await.is_err() {
                 return;
             }
         }
     };
     match tokio::time::timeout(front.turnstile.longest(), waiting).await {
         Ok(()) => Ok(()),
-        Err(_) if seat.resume_at_once() => Ok(()),
+        Err(_) if seat.resume_at_once(false) => Ok(()),
         Err(_) => Err(seat.refuse().into()),
     }
 }

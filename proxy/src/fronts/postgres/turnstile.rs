@@ -8,9 +8,12 @@
 //! Opening it in a ramp lets the sessions whose clients wait go on some at a time, twice as many after each pause; those whose clients
 //! do not wait come after them. Whose time runs out in a ramp goes on at once: it refuses nobody.
 //!
+//! Where the policy has it, sessions that only read (`default_transaction_read_only`) go on while the others' open transactions are
+//! awaited; they are held, and their own transactions awaited, when those are over.
+//!
 //! A running session looks at one atomic per transaction. Everything else is under one lock that is never held across a wait.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,16 +29,30 @@ pub struct Turn {
     pub number: u64,
     /// Transactions may not begin.
     pub closed: bool,
+    /// But those of sessions that only read.
+    pub but_reads: bool,
     /// The zone that sessions may get ready for while they wait.
     pub next: Option<Arc<str>>,
     /// Transactions that are still open are ended.
     pub ending: bool,
 }
 
+impl Turn {
+    /// Whether a session may not begin a transaction; `reads`: it only reads.
+    pub fn holds(&self, reads: bool) -> bool {
+        self.closed && !(self.but_reads && reads)
+    }
+}
+
+/// What [`Turnstile::closed`] says.
+const OPEN: u8 = 0;
+const BUT_READS: u8 = 1;
+const CLOSED: u8 = 2;
+
 /// Holds and releases the sessions of one front.
 pub struct Turnstile {
     limits: HoldLimits,
-    closed: AtomicBool,
+    closed: AtomicU8,
     state: Mutex<State>,
     turns: watch::Sender<Turn>,
     settled: Notify,
@@ -45,6 +62,8 @@ pub struct Turnstile {
 struct State {
     armed: bool,
     running: usize,
+    /// Running sessions that only read, as they have said since the last turn.
+    reading: usize,
     parked: usize,
     /// Parked sessions that are getting ready for the next zone.
     preparing: usize,
@@ -92,7 +111,7 @@ impl Turnstile {
     pub fn new(limits: HoldLimits) -> Arc<Self> {
         Arc::new(Self {
             limits,
-            closed: AtomicBool::new(false),
+            closed: AtomicU8::new(OPEN),
             state: Mutex::default(),
             turns: watch::Sender::default(),
             settled: Notify::new(),
@@ -104,23 +123,33 @@ impl Turnstile {
         self.state().armed = true;
     }
 
-    /// Closes if it was armed and not opened since; `next` is where sessions may get ready for. Whether it is closed.
-    pub fn close_if_armed(&self, next: Option<Arc<str>>) -> bool {
+    /// Closes if it was armed and not opened since; `next` is where sessions may get ready for, `but_reads`: sessions that only
+    /// read go on until [`Self::close_reads`]. Whether it is closed.
+    pub fn close_if_armed(&self, next: Option<Arc<str>>, but_reads: bool) -> bool {
         let mut state = self.state();
         if state.armed && !self.is_closed() {
             state.ramp = None;
-            self.turn(true, next);
+            self.turn(&mut state, if but_reads { BUT_READS } else { CLOSED }, next);
         }
         self.is_closed()
+    }
+
+    /// Sessions that only read may not begin a transaction either.
+    pub fn close_reads(&self) {
+        let mut state = self.state();
+        if self.closed.load(SeqCst) == BUT_READS {
+            let next = self.turns.borrow().next.clone();
+            self.turn(&mut state, CLOSED, next);
+        }
     }
 
     /// Closes at once.
     pub fn close(&self) {
         let mut state = self.state();
         state.armed = true;
-        if !self.is_closed() {
+        if self.closed.load(SeqCst) != CLOSED {
             state.ramp = None;
-            self.turn(true, None);
+            self.turn(&mut state, CLOSED, None);
         }
     }
 
@@ -130,7 +159,7 @@ impl Turnstile {
         state.armed = false;
         let ramped = state.ramp.take().is_some();
         if self.is_closed() || ramped {
-            self.turn(false, None);
+            self.turn(&mut state, OPEN, None);
         }
     }
 
@@ -145,7 +174,7 @@ impl Turnstile {
             let turn = self.turns.borrow().number + 1;
             let left = ramp.first.max(1) as usize;
             state.ramp = (state.held > left).then_some(Ramp { turn, left });
-            self.turn(false, None);
+            self.turn(&mut state, OPEN, None);
             if state.ramp.is_none() {
                 return;
             }
@@ -194,7 +223,16 @@ impl Turnstile {
 
     /// Whether transactions may not begin.
     pub fn is_closed(&self) -> bool {
-        self.closed.load(SeqCst)
+        self.closed.load(SeqCst) != OPEN
+    }
+
+    /// Whether a session may not begin a transaction; `reads`: it only reads.
+    pub fn holds(&self, reads: bool) -> bool {
+        match self.closed.load(SeqCst) {
+            OPEN => false,
+            BUT_READS => !reads,
+            _ => true,
+        }
     }
 
     /// The number of the turn.
@@ -210,12 +248,17 @@ impl Turnstile {
     /// A place for a session, parked.
     pub fn sit(self: &Arc<Self>) -> Seat {
         self.state().parked += 1;
-        Seat { turnstile: Arc::clone(self), runs: false }
+        Seat { turnstile: Arc::clone(self), runs: false, reading: 0 }
     }
 
     /// Resolves when it is closed and no session runs. Cancel-safe.
     pub async fn drained(&self) {
         self.settles(|state| self.is_closed() && state.running == 0).await;
+    }
+
+    /// Resolves when it is closed and no session runs but those that only read. Cancel-safe.
+    pub async fn only_reads(&self) {
+        self.settles(|state| self.is_closed() && state.running == state.reading).await;
     }
 
     /// Resolves when no parked session is getting ready any more. Cancel-safe.
@@ -250,10 +293,12 @@ impl Turnstile {
         self.limits
     }
 
-    fn turn(&self, closed: bool, next: Option<Arc<str>>) {
+    fn turn(&self, state: &mut State, closed: u8, next: Option<Arc<str>>) {
         self.closed.store(closed, SeqCst);
+        state.reading = 0;
         self.turns.send_modify(|turn| {
-            *turn = Turn { number: turn.number + 1, closed, next, ending: false };
+            let (closed, but_reads) = (closed != OPEN, closed == BUT_READS);
+            *turn = Turn { number: turn.number + 1, closed, but_reads, next, ending: false };
         });
         self.settled.notify_waiters();
     }
@@ -273,25 +318,36 @@ impl Turnstile {
 pub struct Seat {
     turnstile: Arc<Turnstile>,
     runs: bool,
+    /// The turn in which it was counted among those that only read.
+    reading: u64,
 }
 
 impl Seat {
-    /// Runs, if it is open and a ramp leaves room.
-    pub fn resume(&mut self) -> bool {
-        self.run(true)
+    /// Runs, if it is open and a ramp leaves room. `reads`: the session only reads.
+    pub fn resume(&mut self, reads: bool) -> bool {
+        self.run(true, reads)
     }
 
     /// Runs, if it is open: the time in which it may wait for its turn is over.
-    pub fn resume_at_once(&mut self) -> bool {
-        self.run(false)
+    pub fn resume_at_once(&mut self, reads: bool) -> bool {
+        self.run(false, reads)
     }
 
-    fn run(&mut self, in_turn: bool) -> bool {
+    /// The session only reads: nobody waits for it before [`Turnstile::close_reads`].
+    pub fn only_reads(&mut self) {
+        if self.runs {
+            let turnstile = Arc::clone(&self.turnstile);
+            turnstile.change(|state| self.count_reading(state));
+        }
+    }
+
+    fn run(&mut self, in_turn: bool, reads: bool) -> bool {
         if self.runs {
             return true;
         }
-        let mut state = self.turnstile.state();
-        if self.turnstile.is_closed() {
+        let turnstile = Arc::clone(&self.turnstile);
+        let mut state = turnstile.state();
+        if turnstile.holds(reads) {
             return false;
         }
         if let Some(ramp) = state.ramp.as_mut().filter(|_| in_turn) {
@@ -303,14 +359,34 @@ impl Seat {
         state.running += 1;
         state.parked -= 1;
         self.runs = true;
+        if turnstile.is_closed() {
+            self.count_reading(&mut state);
+        }
         true
+    }
+
+    fn count_reading(&mut self, state: &mut State) {
+        let turn = self.turnstile.turn_number();
+        if std::mem::replace(&mut self.reading, turn) != turn {
+            state.reading += 1;
+        }
+    }
+
+    /// It runs no more.
+    fn uncount(&mut self, state: &mut State) {
+        state.running -= 1;
+        if self.reading == self.turnstile.turn_number() {
+            state.reading -= 1;
+        }
+        self.reading = 0;
     }
 
     /// Stands between transactions, with nothing left to do there.
     pub fn park(&mut self) {
         if std::mem::take(&mut self.runs) {
-            self.turnstile.change(|state| {
-                state.running -= 1;
+            let turnstile = Arc::clone(&self.turnstile);
+            turnstile.change(|state| {
+                self.uncount(state);
                 state.parked += 1;
             });
         }
@@ -342,8 +418,8 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let runs = self.runs;
-        self.turnstile.change(|state| if runs { state.running -= 1 } else { state.parked -= 1 });
+        let turnstile = Arc::clone(&self.turnstile);
+        turnstile.change(|state| if self.runs { self.uncount(state) } else { state.parked -= 1 });
     }
 }
 
@@ -388,7 +464,7 @@ mod tests {
         let mut go_on = || {
             let mut went = 0;
             for (seat, held) in waiting.iter_mut().zip(&mut held).filter(|(_, held)| held.is_some()) {
-                if seat.resume() {
+                if seat.resume(false) {
                     *held = None;
                     went += 1;
                 }
@@ -417,35 +493,73 @@ mod tests {
         let _held: Vec<_> = seats.iter().map(|seat| seat.hold().ok()).collect();
         let slow = Release { first: 1, every: Duration::from_secs(1) };
         turnstile.open_in_ramp(slow);
-        assert!(seats[0].resume() && !seats[1].resume());
-        assert!(seats[1].resume_at_once(), "its time is over");
+        assert!(seats[0].resume(false) && !seats[1].resume(false));
+        assert!(seats[1].resume_at_once(false), "its time is over");
         turnstile.close();
-        assert!(!turnstile.ramps() && !seats[2].resume() && !seats[2].resume_at_once());
+        assert!(!turnstile.ramps() && !seats[2].resume(false) && !seats[2].resume_at_once(false));
         // The task of the ramp that ended lets nobody go on.
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(!seats[2].resume());
+        assert!(!seats[2].resume(false));
         turnstile.open_in_ramp(slow);
-        assert!(seats[2].resume() && !seats[3].resume());
+        assert!(seats[2].resume(false) && !seats[3].resume(false));
         turnstile.open();
-        assert!(seats[3].resume());
+        assert!(seats[3].resume(false));
+    }
+
+    #[tokio::test]
+    async fn who_only_reads_goes_on_until_the_others_have_drained() {
+        let turnstile = Turnstile::new(WIDE);
+        let (mut reads, mut writes, mut late) = (turnstile.sit(), turnstile.sit(), turnstile.sit());
+        assert!(reads.resume(true) && writes.resume(false));
+        turnstile.arm();
+        assert!(turnstile.close_if_armed(Some("b".into()), true));
+        assert!(turnstile.holds(false) && !turnstile.holds(true) && turnstile.is_closed());
+        let mut only_reads = Box::pin(turnstile.only_reads());
+        assert!(futures_util::poll!(&mut only_reads).is_pending(), "who writes is awaited");
+        writes.park();
+        assert!(futures_util::poll!(&mut only_reads).is_pending(), "who has not said what it is, too");
+        reads.only_reads();
+        reads.only_reads();
+        only_reads.await;
+        assert!(!writes.resume(false) && late.resume(true), "another may begin to read");
+        turnstile.only_reads().await;
+        turnstile.close_reads();
+        assert_eq!(turnstile.turns().borrow().next.as_deref(), Some("b"));
+        assert!(turnstile.holds(true));
+        let mut drained = Box::pin(turnstile.drained());
+        assert!(futures_util::poll!(&mut drained).is_pending());
+        drop(late);
+        reads.park();
+        drained.await;
+        assert!(!reads.resume(true));
+        turnstile.open();
+        assert!(reads.resume(true) && writes.resume(false));
+        turnstile.close_reads();
+        assert!(!turnstile.is_closed(), "an opening wins");
+        // Who was counted in another turn counts for nothing in this one.
+        turnstile.arm();
+        assert!(turnstile.close_if_armed(None, true));
+        assert!(futures_util::poll!(&mut Box::pin(turnstile.only_reads())).is_pending());
+        turnstile.close();
+        assert!(turnstile.holds(true));
     }
 
     #[tokio::test]
     async fn drained_when_every_session_has_parked() {
         let turnstile = Turnstile::new(WIDE);
         let (mut one, mut two) = (turnstile.sit(), turnstile.sit());
-        assert!(one.resume() && two.resume());
+        assert!(one.resume(false) && two.resume(false));
         turnstile.close();
-        assert!(!turnstile.sit().resume(), "new ones wait");
+        assert!(!turnstile.sit().resume(false), "new ones wait");
         let mut drained = std::pin::pin!(turnstile.drained());
         one.park();
         assert!(futures_util::poll!(&mut drained).is_pending());
         drop(two);
         drained.await;
-        assert!(!one.resume());
+        assert!(!one.resume(false));
         assert_eq!(turnstile.stats(), Stats { running: 0, parked: 1, held: 0, refused_total: 0 });
         turnstile.open();
-        assert!(one.resume());
+        assert!(one.resume(false));
         assert_eq!(turnstile.stats().running, 1);
     }
 
@@ -454,9 +568,9 @@ mod tests {
         let turnstile = Turnstile::new(WIDE);
         turnstile.arm();
         turnstile.open();
-        assert!(!turnstile.close_if_armed(None));
+        assert!(!turnstile.close_if_armed(None, false));
         turnstile.arm();
-        assert!(turnstile.close_if_armed(Some("b".into())));
+        assert!(turnstile.close_if_armed(Some("b".into()), false));
         assert_eq!(turnstile.turns().borrow().next.as_deref(), Some("b"));
         turnstile.end_transactions();
         assert!(turnstile.turns().borrow().ending);

@@ -16,7 +16,7 @@ struct Eyes {
 }
 
 impl Watch for Eyes {
-    fn closed(&self) -> bool {
+    fn closed(&self, _: bool) -> bool {
         self.closed.load(SeqCst)
     }
 

@@ -111,7 +111,7 @@ impl Session {
         let (shelf, profile) = (Arc::clone(&share.shelf), Arc::clone(&share.profile));
         let turn = turns.borrow_and_update().clone();
         let mut ready = Ready(None);
-        if turn.closed
+        if turn.holds(self.relay.reads)
             && let Some(zone) = turn.next
             && let Some(place) = shelf.free()
         {
@@ -199,7 +199,7 @@ impl Session {
                     if changed.is_err() {
                         return Err(End::Client);
                     }
-                    if turns.borrow_and_update().closed {
+                    if turns.borrow_and_update().holds(self.relay.reads) {
                         return Ok(None);
                     }
                 }
