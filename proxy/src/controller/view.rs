@@ -106,11 +106,26 @@ pub struct PlacementView {
     /// Last HTTP probe, microseconds, or why it failed.
     #[schema(value_type = Option<crate::admin::openapi::Probe>)]
     pub http_probe: Option<Result<u64, String>>,
+    /// The phases that it completed, in their order.
+    #[serde(default)]
+    pub http_phases: Vec<PhaseView>,
     /// Last SQL probe, microseconds, or why it failed.
     #[schema(value_type = Option<crate::admin::openapi::Probe>)]
     pub sql_probe: Option<Result<u64, String>>,
+    /// The phases that it completed, in their order.
+    #[serde(default)]
+    pub sql_phases: Vec<PhaseView>,
     /// Median forecast of the probe, milliseconds.
     pub forecast_ms: Option<f64>,
+}
+
+/// A phase of a probe.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PhaseView {
+    /// `dns`, `connect`, `tls`, `first_byte`, `body` or `total` of an HTTP probe; `connect` or `query` of an SQL probe.
+    pub phase: String,
+    /// How long it took, microseconds.
+    pub us: u64,
 }
 
 /// A stream.

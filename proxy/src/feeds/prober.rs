@@ -1,7 +1,8 @@
 //! Runs the probes of every placement, step by step, and publishes what they found last.
 //!
 //! Each probe has a task of its own, so a black hole in one zone delays nobody's reading of another. A step that a
-//! slow probe overran is skipped, not made up for. Tasks end when their placement is forgotten or the prober dropped.
+//! slow probe overran is skipped, not made up for. Each probe is counted once in the metrics, when it ends. Tasks end when their
+//! placement is forgotten or the prober dropped.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,10 +13,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use super::Probe;
 use super::http_probe::HttpProbe;
+use super::probe::{Course, Phase, Probe};
 use super::sql_probe::SqlProbe;
 use crate::fronts::pools::Reach;
+use crate::telemetry::metrics as telemetry;
 
 /// A resource in one zone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,6 +133,7 @@ impl Prober {
                 loop {
                     ticks.tick().await;
                     let probe = turn.run().await;
+                    telemetry::probe(&key.zone, "http", &probe);
                     board.post(&key, |probes| probes.http = Some(probe));
                 }
             });
@@ -143,6 +146,7 @@ impl Prober {
                 loop {
                     ticks.tick().await;
                     let probe = probe.run().await;
+                    telemetry::probe(&key.zone, "sql", &probe);
                     board.post(&key, |probes| probes.sql = Some(probe));
                 }
             });
@@ -196,10 +200,10 @@ impl Endpoints {
             }
             failure.get_or_insert(probe);
         }
-        failure.unwrap_or_else(|| Probe {
-            latency: Err("there is no endpoint to probe".into()),
-            phases: Vec::new(),
-            at: crate::clock::now(),
+        failure.unwrap_or_else(|| {
+            let course = Course::begin(Phase::Dns);
+            let nothing = course.failed("there is no endpoint to probe");
+            course.found(Err(nothing))
         })
     }
 }
@@ -259,8 +263,8 @@ mod tests {
         config.host("127.0.0.1").port(1).user("godwit");
         prober.watch(key.clone(), Target { sql: Some(config.into()), ..Target::default() });
         let seen = until(&board, |all| all.get(&key).is_some_and(|probes| probes.sql.is_some())).await;
-        let why = seen[&key].sql.as_ref().unwrap().latency.clone().unwrap_err();
-        assert!(why.contains("refused"), "{why}");
+        let failure = seen[&key].sql.as_ref().unwrap().latency.clone().unwrap_err();
+        assert!(failure.why.contains("refused"), "{failure}");
         assert_eq!(seen[&key].http, None);
     }
 }

@@ -10,7 +10,8 @@ use replicator::postgres::{Dsn, connect_apart};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use super::{Phase, Probe, chain};
+use super::chain;
+use super::probe::{Course, Failure, Phase, Probe};
 use crate::clock;
 
 /// First pause after a failed connection; doubled by each further one.
@@ -33,7 +34,7 @@ struct Kept {
 }
 
 struct Failed {
-    why: String,
+    failure: Failure,
     pause: Duration,
     retry_at: Instant,
 }
@@ -48,62 +49,59 @@ impl SqlProbe {
     ///
     /// Cancel-safe: a dropped probe at worst drops the connection.
     pub async fn run(&mut self) -> Probe {
-        let mut phases = Vec::with_capacity(2);
-        let kept = self.kept.take();
-        let latency = match self.paused() {
-            Some(why) => Err(why),
-            None => match tokio::time::timeout(self.timeout, ask(&self.dsn, kept, &mut phases)).await {
-                Ok(Ok((kept, latency))) => {
-                    self.kept = Some(kept);
-                    self.failed = None;
-                    Ok(latency)
-                }
-                Ok(Err(why)) => Err(self.fail(why)),
-                Err(_) => Err(self.fail(format!("no answer within {} ms", self.timeout.as_millis()))),
-            },
+        let kept = self.kept.take().filter(|kept| !kept.client.is_closed());
+        let mut course = Course::begin(if kept.is_some() { Phase::Query } else { Phase::Connect });
+        if let Some(failure) = self.paused() {
+            return course.found(Err(failure));
+        }
+        let failure = match tokio::time::timeout(self.timeout, ask(&self.dsn, kept, &mut course)).await {
+            Ok(Ok((kept, latency))) => {
+                self.kept = Some(kept);
+                self.failed = None;
+                return course.found(Ok(latency));
+            }
+            Ok(Err(why)) => course.failed(why),
+            Err(_) => course.too_late(self.timeout),
         };
-        Probe { latency, phases, at: clock::now() }
+        self.fail(failure.clone());
+        course.found(Err(failure))
     }
 
-    fn paused(&self) -> Option<String> {
-        let failed = self.failed.as_ref()?;
-        let left = failed.retry_at.checked_duration_since(clock::monotonic())?;
-        (!left.is_zero()).then(|| format!("{} (next attempt in {} ms)", failed.why, left.as_millis()))
+    fn paused(&self) -> Option<Failure> {
+        let Failed { failure, retry_at, .. } = self.failed.as_ref()?;
+        let left = retry_at.checked_duration_since(clock::monotonic()).filter(|left| !left.is_zero())?;
+        let why = format!("{} (next attempt in {} ms)", failure.why, left.as_millis());
+        Some(Failure { phase: failure.phase, why })
     }
 
-    fn fail(&mut self, why: String) -> String {
+    fn fail(&mut self, failure: Failure) {
         let pause =
             self.failed.as_ref().map_or(SHORTEST_PAUSE, |failed| (failed.pause * 2).min(LONGEST_PAUSE));
-        self.failed = Some(Failed { why: why.clone(), pause, retry_at: clock::monotonic() + pause });
-        why
+        self.failed = Some(Failed { failure, pause, retry_at: clock::monotonic() + pause });
     }
 }
 
-async fn ask(
-    dsn: &Dsn,
-    kept: Option<Kept>,
-    phases: &mut Vec<(Phase, Duration)>,
-) -> Result<(Kept, Duration), String> {
-    let kept = match kept.filter(|kept| !kept.client.is_closed()) {
+async fn ask(dsn: &Dsn, kept: Option<Kept>, course: &mut Course) -> Result<(Kept, Duration), String> {
+    let kept = match kept {
         Some(kept) => kept,
-        None => connect(dsn, phases).await?,
+        None => {
+            let kept = connect(dsn).await?;
+            course.then(Phase::Query);
+            kept
+        }
     };
-    let begin = clock::monotonic();
     kept.client.simple_query("select 1").await.map_err(|error| chain(&error))?;
-    let latency = begin.elapsed();
-    phases.push((Phase::Query, latency));
+    let latency = course.end();
     Ok((kept, latency))
 }
 
-async fn connect(dsn: &Dsn, phases: &mut Vec<(Phase, Duration)>) -> Result<Kept, String> {
-    let begin = clock::monotonic();
+async fn connect(dsn: &Dsn) -> Result<Kept, String> {
     let (client, connection) = connect_apart(dsn, "godwit-probe").await.map_err(|error| chain(&error))?;
     let mut driver = JoinSet::new();
     driver.spawn(async move {
         // Its error also reaches the client's next query, which reports it.
         let _ = connection.await;
     });
-    phases.push((Phase::Connect, begin.elapsed()));
     Ok(Kept { client, _driver: driver })
 }
 
@@ -172,9 +170,10 @@ mod tests {
         drop(listener);
         let mut probe = SqlProbe::new(config, Duration::from_secs(2));
         let first = probe.run().await.latency.unwrap_err();
-        assert!(first.contains("refused"), "{first}");
+        assert!(first.why.contains("refused"), "{first}");
         let second = probe.run().await.latency.unwrap_err();
-        assert!(second.contains("refused") && second.contains("next attempt in"), "{second}");
+        assert!(second.why.contains("refused") && second.why.contains("next attempt in"), "{second}");
+        assert_eq!([first.phase, second.phase], [Phase::Connect; 2]);
     }
 
     #[tokio::test]
@@ -187,8 +186,8 @@ mod tests {
             std::future::pending::<()>().await;
         });
         let mut probe = SqlProbe::new(config, Duration::from_millis(150));
-        let why = probe.run().await.latency.unwrap_err();
-        assert_eq!(why, "no answer within 150 ms");
+        let failure = probe.run().await.latency.unwrap_err();
+        assert_eq!(failure, Failure { phase: Phase::Query, why: "no answer within 150 ms".into() });
         assert!(probe.kept.is_none());
     }
 
@@ -197,7 +196,7 @@ mod tests {
         let mut probe = SqlProbe::new(Dsn::default(), Duration::from_secs(1));
         let pauses: Vec<u128> = (0..7)
             .map(|_| {
-                probe.fail("refused".into());
+                probe.fail(Failure { phase: Phase::Connect, why: "refused".into() });
                 probe.failed.as_ref().unwrap().pause.as_millis()
             })
             .collect();
