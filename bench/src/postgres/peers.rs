@@ -122,7 +122,7 @@ pub(crate) fn front(listen: SocketAddr, upstream: SocketAddr) -> Result<()> {
         http: Vec::new(),
         upstream: Upstream::default(),
         probe: "/".into(),
-        postgres: Some(Database { dsn, bin: None, app_roles: Vec::new() }),
+        postgres: Some(Database { dsn, bin: None, app_roles: Vec::new(), heartbeat: false }),
         capacity: 1,
         cost_per_hour: None,
         driver: None,

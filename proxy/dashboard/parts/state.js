@@ -92,6 +92,7 @@ function Placement({ view, placement }) {
     <dl class="facts small">
       <div><dt>HTTP</dt><dd>${reading(placement.http_probe, placement.http_phases)}</dd></div>
       <div><dt>SQL</dt><dd>${reading(placement.sql_probe, placement.sql_phases)}</dd></div>
+      ${placement.heartbeat ? html`<div><dt>Write</dt><dd>${reading(placement.heartbeat)}</dd></div>` : ''}
       <div><dt>Workers</dt><dd>${workers}</dd></div>
     </dl>
   </div>`;

@@ -243,11 +243,15 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
                     format!("{}/{}", number(placement.ready), number(placement.capacity)),
                     probe(placement.http_probe.as_ref()),
                     probe(placement.sql_probe.as_ref()),
+                    probe(placement.heartbeat.as_ref()),
                     placement.forecast_ms.map_or("-".into(), |ms| format!("{ms:.1} ms")),
                 ]
             })
             .collect();
-        text.push_str(&table(&["  ZONE", "ROLE", "READY", "HTTP PROBE", "SQL PROBE", "FORECAST"], &rows));
+        text.push_str(&table(
+            &["  ZONE", "ROLE", "READY", "HTTP PROBE", "SQL PROBE", "HEARTBEAT", "FORECAST"],
+            &rows,
+        ));
         for problem in &view.problems {
             let _ = writeln!(text, "  ! {problem}");
         }

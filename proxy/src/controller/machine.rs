@@ -689,6 +689,7 @@ impl Machine {
     }
 
     pub(super) fn publish(&mut self) {
+        self.measure.told(&self.state);
         let resource = self.hands.settings();
         let stream = self.hands.streams.status(self.state.generation);
         let (mode, lanes) = self.hands.streams.mode(self.state.generation);

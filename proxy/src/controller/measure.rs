@@ -18,7 +18,7 @@ use super::view::{PhaseView, PlacementView};
 use super::{drift, preflight};
 use crate::drivers::PlacementStatus;
 use crate::feeds::external::board::FeedBoard;
-use crate::feeds::prober::{PlacementKey, ProbeBoard};
+use crate::feeds::prober::{PlacementKey, ProbeBoard, Serving};
 use crate::feeds::{Phase as ProbePhase, Probe};
 use crate::fronts::latencies::Latencies;
 use crate::fronts::stopwatch::Segment;
@@ -132,6 +132,11 @@ impl Measure {
                 let ms = value.map(|latency| latency.as_secs_f64() * 1000.0).map_err(|why| why.0);
                 measured.probes_ms.insert(zone.clone(), ms);
             }
+            if let (Some(beat), true) = (&probes.heartbeat, *zone == primary) {
+                let reading = beat.reading("heartbeat");
+                let took = reading.fresh(crate::clock::now(), oldest).ok();
+                measured.heartbeat_ms = took.map(|took| took.as_secs_f64() * 1000.0);
+            }
             measured.cost.insert(
                 zone.clone(),
                 placement.cost_per_hour.map(|cost| cost * f64::from(placement.capacity)),
@@ -179,6 +184,13 @@ impl Measure {
         }
     }
 
+    /// Tells the probes who serves, if anybody does.
+    pub fn told(&self, state: &State) {
+        let key = PlacementKey::new(&self.resource.name, &*state.primary.0);
+        let serving = Serving { key, generation: state.generation.0 };
+        self.board.serves(Some(serving).filter(|_| !state.phase.holds()));
+    }
+
     /// What is wrong now, in words that say what it means for the service.
     pub fn problems(&self, hands: &Hands, state: &State) -> Vec<String> {
         let watched = lock(&self.watched);
@@ -220,6 +232,9 @@ impl Measure {
                 let status = watched.placements.get(&*zone.0).and_then(|status| status.as_ref().ok());
                 let placement = resource.placements.get(&*zone.0);
                 let full = placement.map_or(1, |placement| placement.capacity);
+                // What is left on the board from before a move is no heartbeat of a primary.
+                let beat = probes.heartbeat.as_ref().filter(|_| role == "primary");
+                let (heartbeat, _) = shown(beat, "heartbeat", oldest);
                 PlacementView {
                     zone: zone.to_string(),
                     role: role.into(),
@@ -232,6 +247,7 @@ impl Measure {
                     http_phases,
                     sql_probe,
                     sql_phases,
+                    heartbeat,
                     forecast_ms: signals.probe_forecast(&zone.0, policy),
                 }
             })

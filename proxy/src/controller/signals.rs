@@ -33,6 +33,8 @@ pub struct Measured {
     pub request_p95_ms: Option<f64>,
     /// HTTP probe by zone: total milliseconds, or why it failed.
     pub probes_ms: BTreeMap<String, Result<f64, String>>,
+    /// What the primary's database took to write and commit a row, milliseconds; none: it was not asked, or failed.
+    pub heartbeat_ms: Option<f64>,
     /// Utilisation by zone.
     pub utilization: BTreeMap<String, Result<f64, String>>,
     /// Cost at full capacity by zone, per hour.

@@ -115,6 +115,10 @@ pub struct PlacementView {
     /// The phases that it completed, in their order.
     #[serde(default)]
     pub sql_phases: Vec<PhaseView>,
+    /// Last heartbeat, a row of Godwit's own written and committed, microseconds, or why there was none; not there for a shadow.
+    #[schema(value_type = Option<crate::admin::openapi::Probe>)]
+    #[serde(default)]
+    pub heartbeat: Option<Result<u64, String>>,
     /// Median forecast of the probe, milliseconds.
     pub forecast_ms: Option<f64>,
 }

@@ -27,6 +27,8 @@ pub enum Phase {
     Total,
     /// From the statement to its result.
     Query,
+    /// From a write of one row to its commit's answer.
+    Write,
 }
 
 impl Phase {
@@ -40,6 +42,7 @@ impl Phase {
             Self::Body => "body",
             Self::Total => "total",
             Self::Query => "query",
+            Self::Write => "write",
         }
     }
 
@@ -50,6 +53,7 @@ impl Phase {
             Self::Connect => "no connection",
             Self::Tls => "the TLS handshake was not done",
             Self::FirstByte | Self::Query => "no answer",
+            Self::Write => "the heartbeat was not committed",
             Self::Body | Self::Total => "the answer was not whole",
         }
     }

@@ -53,7 +53,7 @@ pub const VERIFIED_ROWS: &str = "godwit_verification_rows";
 pub const VERIFICATION_DIFFERENCES: &str = "godwit_verification_differences";
 /// Gauge, seconds since the epoch: when the shadow was last verified to its end. Label: resource.
 pub const VERIFIED_AT: &str = "godwit_verification_completed_timestamp_seconds";
-/// Histogram, seconds: phases that probes completed. Labels: zone, probe (`http`, `sql`), phase (`dns`, `connect`, `tls`, `first_byte`, `body`, `total`; `query`).
+/// Histogram, seconds: phases that probes completed. Labels: zone, probe (`http`, `sql`, `heartbeat`), phase (`dns`, `connect`, `tls`, `first_byte`, `body`, `total`; `query`; `write`).
 pub const PROBE: &str = "godwit_probe_duration_seconds";
 /// Counter: probes that failed. Labels: zone, probe, phase (the one it failed in).
 pub const PROBE_FAILURES: &str = "godwit_probe_failures_total";
@@ -151,7 +151,7 @@ pub const OUTCOME: &str = "outcome";
 pub const STEP: &str = "step";
 /// Label: a quantile of a forecast.
 pub const QUANTILE: &str = "quantile";
-/// Label: `http` or `sql`.
+/// Label: `http`, `sql` or `heartbeat`.
 pub const PROBE_KIND: &str = "probe";
 /// Label: `async`, `sync` or `hybrid`.
 pub const MODE: &str = "mode";
