@@ -14,7 +14,7 @@ use super::databases::{Databases, Purpose};
 use super::effects::{Hands, ZoneDriver, chain};
 use super::live::Live;
 use super::signals::{Measured, Mirrored, Signals};
-use super::view::{PhaseView, PlacementView};
+use super::view::{PathView, PhaseView, PlacementView};
 use super::{drift, preflight};
 use crate::drivers::PlacementStatus;
 use crate::feeds::external::board::FeedBoard;
@@ -248,6 +248,7 @@ impl Measure {
                     sql_probe,
                     sql_phases,
                     heartbeat,
+                    path: signals.measured().fed.paths.get(&*zone.0).map(PathView::of),
                     forecast_ms: signals.probe_forecast(&zone.0, policy),
                 }
             })

@@ -58,7 +58,7 @@ pub struct Fed {
     pub cost: BTreeMap<String, Fact<f64>>,
     /// Utilisation by zone, 0 to 1; a zone of which no feed speaks is missing.
     pub utilization: BTreeMap<String, Fact<f64>>,
-    /// The way to each zone.
+    /// The way to each zone of which a feed speaks.
     pub paths: BTreeMap<String, Path>,
     /// Maintenance of either zone that is not over.
     pub maintenance: Vec<Maintenance>,
@@ -337,7 +337,7 @@ impl Signals {
                 .paths
                 .get(&shadow)
                 .cloned()
-                .unwrap_or_else(|| Path::unknown("nothing was measured yet")),
+                .unwrap_or_else(|| Path::unknown(&format!("no feed of use path speaks of {shadow}"))),
             lag: match &self.measured.lag {
                 Some(Ok(bytes)) => Fact::known(ByteCount(*bytes), age, "replication stream"),
                 Some(Err(why)) => Fact::unknown(why.clone()),
