@@ -683,6 +683,11 @@ impl Machine {
         }
     }
 
+    /// Whether the task of this name has not ended yet.
+    pub(super) fn is_running(&self, name: &str) -> bool {
+        self.running.get(name).is_some_and(|task| !task.is_finished())
+    }
+
     /// Why the journal was not written.
     pub(super) fn journal_problem(&self) -> String {
         self.journal_fails.clone().unwrap_or_else(|| "it was not written".to_owned())
