@@ -104,6 +104,7 @@ bench-postgres-front: ## the PostgreSQL front beside PgBouncer and the server it
 	scripts/setup.sh bench-postgres-front
 	$(CARGO) build --release --package godwit-bench
 	target/release/godwit-bench postgres
+	target/release/godwit-bench postgres --pool 16 --clients 16,64,256
 
 bench-api: ## the API with 1,000 resources, the dashboard's first paint with 100 and a day of history (five minutes after the build)
 	scripts/test-browser.sh prepare

@@ -66,6 +66,9 @@ enum Command {
         listen: SocketAddr,
         /// The server.
         upstream: SocketAddr,
+        /// Clients share so many connections.
+        #[arg(long)]
+        pool: Option<usize>,
     },
     /// One of the two proxies; started by `http`.
     #[command(hide = true)]
@@ -88,7 +91,7 @@ fn main() -> anyhow::Result<()> {
         Command::Front(plan) => front::run(&plan),
         Command::Http(plan) => http::run(&plan),
         Command::Postgres(plan) => postgres::run(&plan),
-        Command::PostgresFront { listen, upstream } => postgres::peers::front(listen, upstream),
+        Command::PostgresFront { listen, upstream, pool } => postgres::peers::front(listen, upstream, pool),
         Command::HttpProxy { name, clear, secure, upstream, folder } => {
             front::http_proxy(name == "godwit", clear, secure, upstream, &folder)
         }

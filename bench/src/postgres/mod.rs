@@ -1,6 +1,7 @@
 //! Godwit's PostgreSQL front beside `PgBouncer` and the server itself: transactions a second, latency, CPU, memory of idle sessions.
 //!
-//! Both proxies have one thread and give each client a connection of its own to the same server (session pooling). They get the same load,
+//! Both proxies have one thread and give each client a connection of its own to the same server (session pooling), or with `--pool`
+//! one of a few for each transaction (transaction pooling). They get the same load,
 //! pgbench's single-row reads, in turns that change every round, so that whatever else the machine does falls on all alike. What a
 //! transaction costs is the CPU time that the kernel charged the proxy's process, divided by the transactions; what it adds to the
 //! 99th percentile is the difference from the same round's direct one.
@@ -42,6 +43,10 @@ pub(crate) struct Plan {
     /// 100,000 rows each.
     #[arg(long, default_value_t = 10)]
     scale: usize,
+    /// Clients of both proxies share so many connections (transaction pooling); left out: each has its own. With prepared statements
+    /// PgBouncer does that from 1.21 on: an older one is left out there.
+    #[arg(long)]
+    pool: Option<usize>,
     /// Idle sessions whose memory is measured; 0: it is not.
     #[arg(long, default_value_t = 200)]
     idle: usize,
@@ -80,13 +85,16 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         server.connect("postgres").await?.batch_execute(&create).await.context("create the database")
     })?;
     server.pgbench(DATABASE, &["-i", "-q", "-s", &plan.scale.to_string()])?;
-    let peers = peers::start(folder.path(), &server)?;
+    let peers = peers::start(folder.path(), &server, plan.pool)?;
     let mut results: BTreeMap<Cell, Vec<Outcome>> = BTreeMap::new();
     for round in 0..=plan.rounds {
         for protocol in &plan.protocols {
             for clients in &plan.clients {
                 for turn in 0..peers.len() {
                     let peer = &peers[(round + turn) % peers.len()];
+                    if plan.pool.is_some() && *protocol == Protocol::Prepared && !peer.prepares() {
+                        continue;
+                    }
                     let outcome =
                         measure(&server, peer, *protocol, *clients, Duration::from_secs(plan.seconds))
                             .with_context(|| format!("{} with {clients} clients", peer.name))?;

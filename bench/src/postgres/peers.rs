@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use godwit::config::model::{
-    Database, HoldLimits, Placement, PostgresAuth, PostgresFront as Settings, Provided, Resource,
+    Database, HoldLimits, Placement, PostgresAuth, PostgresFront as Settings, PostgresPool, Provided,
+    Resource,
 };
 use godwit::drivers::process::cluster::DropTo;
 use godwit::fronts::http::settings::Upstream;
@@ -41,6 +42,11 @@ impl Peer {
         self.child.is_some()
     }
 
+    /// Whether it lets clients that share connections have prepared statements.
+    pub(super) fn prepares(&self) -> bool {
+        self.name != "pgbouncer" || !old_pgbouncer()
+    }
+
     /// User and system time of the proxy so far.
     pub(super) fn cpu(&self) -> Result<Duration> {
         self.child.as_ref().map_or(Ok(Duration::ZERO), Running::cpu)
@@ -52,14 +58,16 @@ impl Peer {
     }
 }
 
-pub(super) fn start(folder: &Path, upstream: &Server) -> Result<[Peer; 3]> {
+/// `pool`: clients of both share so many connections; none: each has its own.
+pub(super) fn start(folder: &Path, upstream: &Server, pool: Option<usize>) -> Result<[Peer; 3]> {
     let direct = SocketAddr::new(upstream.cluster.host.parse()?, upstream.cluster.port);
     let (bouncer, godwit) = (free()?, free()?);
-    let bouncing = pgbouncer(folder, bouncer, direct)?;
+    let bouncing = pgbouncer(folder, bouncer, direct, pool)?;
     let fronting = Running::start(
         Command::new(std::env::current_exe()?)
             .arg("postgres-front")
-            .args([godwit, direct].map(|address| address.to_string())),
+            .args([godwit, direct].map(|address| address.to_string()))
+            .args(pool.map(|size| format!("--pool={size}"))),
     )?;
     for (name, address) in [("pgbouncer", bouncer), ("godwit", godwit)] {
         until_listening(address).with_context(|| format!("{name} does not listen"))?;
@@ -71,15 +79,22 @@ pub(super) fn start(folder: &Path, upstream: &Server) -> Result<[Peer; 3]> {
     ])
 }
 
-fn pgbouncer(folder: &Path, listen: SocketAddr, upstream: SocketAddr) -> Result<Running> {
+fn pgbouncer(
+    folder: &Path,
+    listen: SocketAddr,
+    upstream: SocketAddr,
+    pool: Option<usize>,
+) -> Result<Running> {
+    let (mode, size) = pool.map_or(("session", MOST), |size| ("transaction", size));
+    let prepares = if old_pgbouncer() { "" } else { "max_prepared_statements = 200\n" };
     let own = folder.join("pgbouncer");
     std::fs::create_dir_all(&own)?;
     let at = own.display();
     let config = format!(
         "[databases]\n{DATABASE} = host={} port={}\n[pgbouncer]\nlisten_addr = {}\nlisten_port = {}\nunix_socket_dir =\n\
-         auth_type = trust\nauth_file = {at}/users.txt\npool_mode = session\nserver_reset_query =\n\
-         max_client_conn = {MOST}\ndefault_pool_size = {MOST}\nlog_connections = 0\nlog_disconnections = 0\n\
-         ignore_startup_parameters = extra_float_digits\n",
+         auth_type = trust\nauth_file = {at}/users.txt\npool_mode = {mode}\nserver_reset_query =\n\
+         max_client_conn = {MOST}\ndefault_pool_size = {size}\nlog_connections = 0\nlog_disconnections = 0\n\
+         ignore_startup_parameters = extra_float_digits\n{prepares}",
         upstream.ip(),
         upstream.port(),
         listen.ip(),
@@ -88,9 +103,7 @@ fn pgbouncer(folder: &Path, listen: SocketAddr, upstream: SocketAddr) -> Result<
     let path = own.join("pgbouncer.ini");
     std::fs::write(&path, config)?;
     std::fs::write(own.join("users.txt"), "\"postgres\" \"\"\n")?;
-    let program =
-        ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| Path::new(path).exists());
-    let mut command = Command::new(program.unwrap_or("pgbouncer"));
+    let mut command = Command::new(pgbouncer_program());
     command.arg("-q").arg(&path);
     // It refuses to run as root.
     if let Some(user) = DropTo::find()? {
@@ -103,8 +116,29 @@ fn pgbouncer(folder: &Path, listen: SocketAddr, upstream: SocketAddr) -> Result<
     Running::start(&mut command)
 }
 
+/// Before 1.21, as Debian 12 has it; also where its version cannot be read.
+fn old_pgbouncer() -> bool {
+    let said = Command::new(pgbouncer_program()).arg("--version").output();
+    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let version = said.split_whitespace().nth(1).unwrap_or_default();
+    let mut parts = version.split('.').map_while(|part| part.parse::<u32>().ok());
+    (parts.next(), parts.next()) < (Some(1), Some(21))
+}
+
+fn pgbouncer_program() -> &'static str {
+    let found =
+        ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| Path::new(path).exists());
+    found.unwrap_or("pgbouncer")
+}
+
 /// Serves as the front, with one thread, until killed.
-pub(crate) fn front(listen: SocketAddr, upstream: SocketAddr) -> Result<()> {
+pub(crate) fn front(listen: SocketAddr, upstream: SocketAddr, pool: Option<usize>) -> Result<()> {
+    let pool = pool.map(|size| PostgresPool {
+        size,
+        wait: Duration::from_mins(2),
+        idle: Duration::from_mins(10),
+        statements: 200,
+    });
     let settings = Settings {
         listen,
         database: DATABASE.into(),
@@ -114,6 +148,7 @@ pub(crate) fn front(listen: SocketAddr, upstream: SocketAddr) -> Result<()> {
         connections: MOST,
         startup: Duration::from_secs(10),
         settings: Vec::new(),
+        pool,
     };
     let mut dsn = replicator::postgres::Dsn::default();
     dsn.host(upstream.ip().to_string()).port(upstream.port()).user("postgres").dbname(DATABASE);

@@ -285,6 +285,21 @@ pub struct PostgresFront {
     pub startup: Duration,
     /// Names of custom settings that sessions have and that functions of the database set.
     pub settings: Vec<String>,
+    /// How clients share connections; none: each has its own.
+    pub pool: Option<PostgresPool>,
+}
+
+/// Connections to the database that clients share, each for a transaction at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PostgresPool {
+    /// Connections for each role (and `options` of the startup packet).
+    pub size: usize,
+    /// How long a client may wait for one.
+    pub wait: Duration,
+    /// One that nobody took for so long is closed.
+    pub idle: Duration,
+    /// Prepared statements that are kept on each.
+    pub statements: usize,
 }
 
 impl fmt::Debug for PostgresFront {
@@ -297,6 +312,7 @@ impl fmt::Debug for PostgresFront {
             .field("connections", &self.connections)
             .field("startup", &self.startup)
             .field("settings", &self.settings)
+            .field("pool", &self.pool)
             .finish_non_exhaustive()
     }
 }

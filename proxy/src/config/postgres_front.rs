@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::listeners::Listeners;
 use super::load::Surroundings;
-use super::model::{Database, FrontTls, PostgresAuth, PostgresFront};
+use super::model::{Database, FrontTls, PostgresAuth, PostgresFront, PostgresPool};
 use super::raw::Value;
 use super::secret;
 use super::walk::Item;
@@ -15,9 +15,12 @@ use crate::fronts::postgres::protocol::names::is_custom;
 const CONNECTIONS: u32 = 1000;
 /// Time for a login when it does not say.
 const STARTUP: Duration = Duration::from_secs(10);
+/// What a pool is when it does not say.
+const POOL: PostgresPool =
+    PostgresPool { size: 20, wait: Duration::from_secs(30), idle: Duration::from_mins(10), statements: 200 };
 const AUTH_RIGHT: &str = "query, trust, {query: SQL} or {file: PATH}";
 
-/// `{listen, database, auth, tls, passwords, connections, startup, settings}`. The database may still be without a name.
+/// `{listen, database, auth, tls, passwords, connections, startup, settings, pool}`. The database may still be without a name.
 pub(super) fn read<'a>(
     resource: &str,
     item: &Item<'a>,
@@ -33,14 +36,9 @@ pub(super) fn read<'a>(
     let passwords = section.optional("passwords").map(|item| passwords(&item, around));
     let connections =
         section.optional("connections").map_or(Some(CONNECTIONS), |item| item.count(1, 1_000_000));
-    let startup = section.optional("startup").map_or(Some(STARTUP), |item| {
-        let time = item.duration()?;
-        if time.is_zero() {
-            item.wrong("is no time at all", "10s");
-        }
-        Some(time)
-    });
+    let startup = section.optional("startup").map_or(Some(STARTUP), |item| some_time(&item, "10s"));
     let settings = section.optional("settings").map(|item| settings(&item));
+    let pool = section.optional("pool").map(|item| pool(&item));
     section.finish();
     let (listen, address) = (listen.as_ref()?, listen.as_ref().and_then(Item::address)?);
     listeners.add(listen, address, format!("the PostgreSQL front of {resource}"));
@@ -59,7 +57,30 @@ pub(super) fn read<'a>(
         connections: connections? as usize,
         startup: startup?,
         settings: settings.unwrap_or_default(),
+        pool: pool.map_or(Some(None), |pool| pool.map(Some))?,
     })
+}
+
+fn some_time(item: &Item<'_>, right: &str) -> Option<Duration> {
+    let time = item.duration()?;
+    if time.is_zero() {
+        item.wrong("is no time at all", right);
+    }
+    Some(time)
+}
+
+fn pool(item: &Item<'_>) -> Option<PostgresPool> {
+    let mut section = item.section()?;
+    let mut count = |key, most, default: usize| {
+        section.optional(key).map_or(Some(default), |item| item.count(1, most).map(|count| count as usize))
+    };
+    let size = count("size", 10_000, POOL.size);
+    let statements = count("statements", 100_000, POOL.statements);
+    let mut time =
+        |key, right, default| section.optional(key).map_or(Some(default), |item| some_time(&item, right));
+    let (wait, idle) = (time("wait", "30s", POOL.wait), time("idle", "10m", POOL.idle));
+    section.finish();
+    Some(PostgresPool { size: size?, wait: wait?, idle: idle?, statements: statements? })
 }
 
 /// Where it says nothing, the front's database is called as in the placements.

@@ -30,6 +30,11 @@ pub const POSTGRES_CONNECTS: &str = "godwit_postgres_connects_total";
 /// Counter: sessions that came out of a hold. Labels: resource, outcome (`carried`: to another database with all they had,
 /// `kept`: where they were, `ended`: something could not be carried).
 pub const POSTGRES_MOVED: &str = "godwit_postgres_moved_sessions_total";
+/// Gauge: connections to the database that clients of the PostgreSQL front share. Labels: resource, state (`used`: somebody has it,
+/// `idle`: nobody, `pinned`: those of the used ones that a client keeps for what it has there).
+pub const POSTGRES_POOL_CONNECTIONS: &str = "godwit_postgres_pool_connections";
+/// Gauge: clients of the PostgreSQL front that wait for a shared connection. Label: resource.
+pub const POSTGRES_POOL_WAITING: &str = "godwit_postgres_pool_waiting";
 /// Histogram, seconds: from a statement (or batch) sent to its last answer, without time held. Labels: resource, zone.
 pub const POSTGRES_STATEMENT_DURATION: &str = "godwit_postgres_statement_duration_seconds";
 
@@ -147,6 +152,8 @@ pub const FEED: &str = "feed";
 pub const REASON: &str = "reason";
 /// Label: how a migration ended.
 pub const OUTCOME: &str = "outcome";
+/// Label: who has a shared connection: `used`, `idle` or `pinned`.
+pub const STATE: &str = "state";
 /// Label: a phase of a migration, or a step of a forecast.
 pub const STEP: &str = "step";
 /// Label: a quantile of a forecast.
@@ -183,6 +190,8 @@ pub fn describe() {
     describe_gauge!(POSTGRES_HELD, "Sessions of the PostgreSQL front whose client waits for a move to end");
     describe_counter!(POSTGRES_CONNECTS, "Connections that the PostgreSQL front tried to make to databases");
     describe_counter!(POSTGRES_MOVED, "Sessions that came out of a hold");
+    describe_gauge!(POSTGRES_POOL_CONNECTIONS, "Connections that clients of the PostgreSQL front share");
+    describe_gauge!(POSTGRES_POOL_WAITING, "Clients that wait for a shared connection");
     describe_histogram!(POSTGRES_STATEMENT_DURATION, seconds, "From a statement sent to its last answer");
     describe_histogram!(HOLD_DURATION, seconds, "How long a held request was held");
     describe_histogram!(GATE_CLOSED, seconds, "How long a gate was closed");

@@ -208,7 +208,12 @@ impl<'a> World<'a> {
             }
             if Instant::now() > deadline {
                 let view = self.leader.view().await.ok();
-                bail!("the run does not end, it is {last:?}: {view:#?}\n{}", self.leader.node.tail(40));
+                // Of requests that fail there are many.
+                let log = self.leader.node.tail(usize::MAX);
+                let of_the_run: Vec<&str> =
+                    log.lines().filter(|line| !line.contains("request failed")).collect();
+                let log = of_the_run[of_the_run.len().saturating_sub(60)..].join("\n");
+                bail!("the run does not end, it is {last:?}: {view:#?}\n{log}");
             }
             sleep(LOOK).await;
         }

@@ -48,8 +48,10 @@ impl Bench {
         clients: usize,
     ) -> Result<Self> {
         let logs = playground.directory.join(format!("pgbench-{protocol}"));
+        // A thread each: while it prepares a statement it does nothing for another, which may have what that one waits for.
+        let count = clients.to_string();
         let child = pgbench(playground, front)
-            .args(["-U", SERVICE_ROLE, "-n", "-c", &clients.to_string(), "-j", "2", "-T", "7200"])
+            .args(["-U", SERVICE_ROLE, "-n", "-c", &count, "-j", &count, "-T", "7200"])
             .args(["-M", protocol, "-l", "--log-prefix", &logs.display().to_string()])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -53,9 +53,29 @@ where
     Ok(moves)
 }
 
+/// Its clients share so many connections.
+pub(super) fn share(playground: &Playground, size: usize) -> Result<()> {
+    let config = std::fs::read_to_string(&playground.config)?;
+    let shared = config.replace("auth: trust", &format!("auth: trust, pool: {{size: {size}}}"));
+    ensure!(shared != config, "no place for a pool:\n{config}");
+    Ok(std::fs::write(&playground.config, shared)?)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pgbench_and_tokio_postgres_do_not_notice_cutovers() -> Result<()> {
+    do_not_notice_cutovers(None).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_share_connections_do_not_notice_cutovers() -> Result<()> {
+    do_not_notice_cutovers(Some(6)).await
+}
+
+async fn do_not_notice_cutovers(shared: Option<usize>) -> Result<()> {
     let (playground, front) = playground(Duration::from_millis(2), &rounds::table(TABLE)).await?;
+    if let Some(size) = shared {
+        share(&playground, size)?;
+    }
     bench::make(&playground, SCALE).await?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;

@@ -6,6 +6,7 @@ mod bench;
 mod cutover;
 mod drivers;
 mod moves;
+mod pooled;
 mod protocol;
 mod rounds;
 mod suite;
@@ -61,6 +62,7 @@ fn settings(database: &str) -> anyhow::Result<Settings> {
         connections: 100,
         startup: Duration::from_secs(10),
         settings: Vec::new(),
+        pool: None,
     })
 }
 

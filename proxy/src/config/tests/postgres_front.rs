@@ -19,6 +19,15 @@ fn postgres_fronts() {
     assert_eq!(front.passwords["clerk"], SECRET);
     assert!(front.tls.as_ref().is_some_and(|tls| tls.required) && front.settings == ["app.tenant"]);
     assert!(!format!("{front:?}").contains(SECRET));
+    let pool = |text: &str| {
+        let front = with_postgres(&format!("{{ listen: 127.0.0.1:6432, pool: {text} }}"));
+        let config = load_all(&front, &[("careful.yaml", POLICY)]).expect("valid");
+        let pool = config.resources["orders"].postgres.as_ref()?.pool?;
+        Some((pool.size, pool.wait.as_secs(), pool.idle.as_secs(), pool.statements))
+    };
+    assert_eq!(pool("{}"), Some((20, 30, 600, 200)));
+    assert_eq!(pool("{ size: 5, wait: 1s, idle: 1m, statements: 10 }"), Some((5, 1, 60, 10)));
+    assert!(front.pool.is_none());
     // Alone, without endpoints of a service; the database is called as in the placements.
     let alone = BASE
         .replace(
@@ -36,8 +45,9 @@ fn postgres_fronts() {
     let wrong = [
         "{ listen: 0.0.0.0:6432, auth: trust }",
         "{ listen: 127.0.0.1:8080, auth: { query: SELECT 1, file: f }, tls: { cert: a.pem }, connections: 0, startup: 0s }",
-        "{ auth: md5, passwords: { clerk: hunter2 }, settings: [tenant, 7], pool: 5 }",
+        "{ auth: md5, passwords: { clerk: hunter2 }, settings: [tenant, 7], pool: 5, pools: 5 }",
         "{ listen: 127.0.0.1:6432, auth: { query: SELECT 1 } }",
+        "{ listen: 127.0.0.1:6432, pool: { size: 0, wait: 0s, idle: soon, statements: many, mode: transaction } }",
     ];
     let refused =
         |text: &&str| load_all(&with_postgres(text), &[("careful.yaml", POLICY)]).expect_err("refused");

@@ -29,8 +29,29 @@ pub(super) struct Identity {
     pub(super) secret: Secret,
 }
 
+impl Identity {
+    /// For a client that shares connections: what those are made with, and what is set on each of them for this client.
+    pub(super) fn shared(self) -> (Self, State) {
+        let only_at_start = |name: &str| name == "options" || name.starts_with("_pq_.");
+        let (parameters, settings): (Vec<_>, Vec<_>) =
+            self.parameters.into_iter().partition(|(name, _)| only_at_start(name));
+        let mut settings: Vec<_> =
+            settings.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes())).collect();
+        settings.sort();
+        let identity = Self { user: self.user, parameters, secret: self.secret };
+        (identity, State { settings, ..State::default() })
+    }
+
+    /// `options` of its startup packet.
+    pub(super) fn options(&self) -> Option<&str> {
+        self.parameters.iter().find(|(name, _)| name == "options").map(|(_, value)| value.as_str())
+    }
+}
+
 /// A name and what it is set to.
 pub(super) type Parameter = (Box<[u8]>, Box<[u8]>);
+/// What a server says of itself.
+pub(super) type Parameters = Arc<Vec<Parameter>>;
 
 /// A connection that is ready for a query.
 pub(super) struct Backend {
@@ -39,7 +60,7 @@ pub(super) struct Backend {
     pub(super) received: Vec<u8>,
     pub(super) pid: u32,
     pub(super) secret: Vec<u8>,
-    pub(super) parameters: Vec<Parameter>,
+    pub(super) parameters: Parameters,
     /// Whole messages that the client should see: notices, notifications.
     pub(super) aside: Vec<u8>,
     pub(super) generation: u64,
@@ -81,7 +102,7 @@ impl Backend {
                 received: Vec::new(),
                 pid: 0,
                 secret: Vec::new(),
-                parameters: Vec::new(),
+                parameters: Arc::default(),
                 aside: Vec::new(),
                 generation,
                 zone: Arc::clone(zone),
@@ -192,10 +213,23 @@ impl Backend {
         matches!(tokio::time::timeout(Duration::from_millis(100), asking).await, Ok(Ok(true)))
     }
 
-    /// Brings it to a state; what could not be carried, and why.
+    /// Brings a fresh one to a state; what could not be carried, and why.
     pub(super) async fn replay(&mut self, state: &State) -> Result<Vec<String>, NoBackend> {
         let mut out = Vec::new();
-        let mut steps: VecDeque<Step> = state.replay(&mut out).into();
+        let steps = state.replay(&mut out).into();
+        self.say(out, steps).await
+    }
+
+    /// Brings one that another client has had to a state; what could not be carried, and why.
+    pub(super) async fn become_of(&mut self, state: &State) -> Result<Vec<String>, NoBackend> {
+        let mut out = Vec::new();
+        let mut steps = VecDeque::from([State::reset(&mut out)]);
+        steps.extend(state.replay(&mut out));
+        self.say(out, steps).await
+    }
+
+    /// Sends what a state is said again with; each step ends with a ReadyForQuery.
+    async fn say(&mut self, out: Vec<u8>, mut steps: VecDeque<Step>) -> Result<Vec<String>, NoBackend> {
         let replaying = async {
             let mut lost = Vec::new();
             self.talk().send(&out).await.map_err(NoBackend::Lost)?;
@@ -276,7 +310,7 @@ impl Backend {
                     Some((name, value))
                 });
                 let (name, value) = pair.ok_or(tag)?;
-                set(&mut self.parameters, name, value);
+                set(Arc::make_mut(&mut self.parameters), name, value);
             }
             b'N' | b'A' => message::write(&mut self.aside, tag, |out| out.extend(&body)),
             _ => return Err(tag),

@@ -1,7 +1,7 @@
 //! The front of one resource: where its sessions go, who may come, whom a cancel request means.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::login::{Tls, TlsError};
 use super::meters::Meters;
+use super::pool::Pool;
 use super::protocol::message;
 use super::protocol::scram::Verifier;
 use super::turnstile::Turnstile;
@@ -44,12 +45,16 @@ pub struct PostgresFront {
     pub(super) tls: Option<Tls>,
     pub(super) meters: Meters,
     pub(super) made_up: String,
+    /// Clients share connections.
+    pub(super) pool: Option<Pool>,
     places: BTreeMap<Arc<str>, Dsn>,
     active: ArcSwap<Active>,
     /// One writer at a time.
     writer: Mutex<()>,
     sessions: AtomicUsize,
-    keys: Mutex<HashMap<Key, Target>>,
+    keys: Mutex<HashMap<Key, Slot>>,
+    /// The last number of a session that is not a server's own.
+    numbers: AtomicU32,
     custom: Mutex<BTreeSet<String>>,
     asked: Asked,
 }
@@ -57,12 +62,23 @@ pub struct PostgresFront {
 /// What a client knows its session by: a number and a secret.
 type Key = (u32, Box<[u8]>);
 
-/// The session of a key, where it is now.
+/// A session at a server.
 #[derive(Clone, Debug)]
-struct Target {
-    zone: Arc<str>,
-    pid: u32,
-    secret: Box<[u8]>,
+pub(super) struct Target {
+    pub(super) zone: Arc<str>,
+    pub(super) pid: u32,
+    pub(super) secret: Box<[u8]>,
+}
+
+/// Where the session of a key is now.
+type Slot = Arc<Mutex<Whereabouts>>;
+
+#[derive(Debug, Default)]
+struct Whereabouts {
+    /// None: nowhere, between two transactions.
+    target: Option<Target>,
+    /// It was asked to cancel what it does there.
+    cancelled: bool,
 }
 
 impl PostgresFront {
@@ -87,11 +103,13 @@ impl PostgresFront {
             settings: settings.clone(),
             turnstile: Turnstile::new(hold),
             made_up: crate::rng::secret(),
+            pool: settings.pool.map(Pool::new),
             places: places.collect(),
             active: ArcSwap::from_pointee(active),
             writer: Mutex::default(),
             sessions: AtomicUsize::new(0),
             keys: Mutex::default(),
+            numbers: AtomicU32::new(0),
             custom: Mutex::new(settings.settings.iter().map(|name| name.to_ascii_lowercase()).collect()),
             asked: Asked::default(),
             name,
@@ -112,6 +130,9 @@ impl PostgresFront {
             return Err(Stale { offered, active, zone });
         }
         self.active.store(Arc::new(next));
+        if let Some(pool) = &self.pool {
+            pool.clear();
+        }
         Ok(())
     }
 
@@ -123,6 +144,9 @@ impl PostgresFront {
     /// Sets the gauges that are read, not counted.
     pub fn measure(&self) {
         self.meters.measure(self.sessions(), &self.turnstile.stats());
+        if let Some(pool) = &self.pool {
+            self.meters.measure_pool(&pool.filled());
+        }
     }
 
     pub(super) fn dsn(&self, zone: &str) -> Option<&Dsn> {
@@ -164,16 +188,35 @@ impl PostgresFront {
 
     /// A session's key, as its client is told; it means that server session until it is moved or dropped.
     pub(super) fn register(self: &Arc<Self>, zone: &Arc<str>, pid: u32, secret: &[u8]) -> Registered {
-        let key: Key = (pid, secret.into());
-        let target = Target { zone: Arc::clone(zone), pid, secret: secret.into() };
-        lock(&self.keys).insert(key.clone(), target);
-        Registered { front: Arc::clone(self), key }
+        let registered = self.registered((pid, secret.into()));
+        registered.moved(zone, pid, secret);
+        registered
+    }
+
+    /// A key of our own for a session that shares connections; it means none of the server's yet.
+    pub(super) fn register_shared(self: &Arc<Self>) -> Registered {
+        // Numbers of processes are positive, and so are these.
+        let number = self.numbers.fetch_add(1, SeqCst) % (u32::MAX / 2) + 1;
+        let secret = crate::rng::seed().to_be_bytes()[..4].into();
+        self.registered((number, secret))
+    }
+
+    fn registered(self: &Arc<Self>, key: Key) -> Registered {
+        let slot = Slot::default();
+        lock(&self.keys).insert(key.clone(), Arc::clone(&slot));
+        Registered { front: Arc::clone(self), key, slot }
     }
 
     /// Passes a cancel request on to where its session is now. A wrong one is ignored, as the protocol has it.
     pub(super) async fn cancel(&self, pid: u32, secret: Vec<u8>) {
         let key = (pid, secret.into_boxed_slice());
-        let Some(target) = lock(&self.keys).get(&key).cloned() else { return };
+        let Some(slot) = lock(&self.keys).get(&key).cloned() else { return };
+        let target = {
+            let mut whereabouts = lock(&slot);
+            whereabouts.cancelled = whereabouts.target.is_some();
+            whereabouts.target.clone()
+        };
+        let Some(target) = target else { return };
         let Some(dsn) = self.dsn(&target.zone) else { return };
         let passing = async {
             let mut socket = dial(dsn).await.map_err(std::io::Error::other)?.socket;
@@ -205,13 +248,26 @@ impl Drop for Guest {
 pub(super) struct Registered {
     front: Arc<PostgresFront>,
     key: Key,
+    slot: Slot,
 }
 
 impl Registered {
+    /// What the client is told.
+    pub(super) fn key(&self) -> (u32, &[u8]) {
+        (self.key.0, &self.key.1)
+    }
+
     /// The session is another one of the server's now.
     pub(super) fn moved(&self, zone: &Arc<str>, pid: u32, secret: &[u8]) {
-        let target = Target { zone: Arc::clone(zone), pid, secret: secret.into() };
-        lock(&self.front.keys).insert(self.key.clone(), target);
+        let target = Some(Target { zone: Arc::clone(zone), pid, secret: secret.into() });
+        *lock(&self.slot) = Whereabouts { target, cancelled: false };
+    }
+
+    /// The session is none of the server's any more. The one that it was, unless somebody asked to cancel what it did: the next
+    /// one there might meet what was meant for it.
+    pub(super) fn left(&self) -> Option<Target> {
+        let was = std::mem::take(&mut *lock(&self.slot));
+        was.target.filter(|_| !was.cancelled)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::pool::Filled;
 use super::relay::Answered;
 use super::turnstile::Stats;
 use crate::fronts::latencies::{Recorder, Sample};
@@ -41,6 +42,19 @@ pub(super) struct Meters {
 impl Meters {
     pub(super) fn new(name: &Arc<str>, recorder: Option<Arc<Recorder>>) -> Self {
         Self { name: Arc::clone(name), recorder, statements: Mutex::default() }
+    }
+
+    /// The connections that clients share.
+    pub(super) fn measure_pool(&self, pool: &Filled) {
+        let set = |name: &'static str, state: &'static str, count: usize| {
+            metrics::gauge!(name, names::RESOURCE => self.name.to_string(), names::STATE => state)
+                .set(count as f64);
+        };
+        set(names::POSTGRES_POOL_CONNECTIONS, "used", pool.used);
+        set(names::POSTGRES_POOL_CONNECTIONS, "idle", pool.idle);
+        set(names::POSTGRES_POOL_CONNECTIONS, "pinned", pool.pinned);
+        metrics::gauge!(names::POSTGRES_POOL_WAITING, names::RESOURCE => self.name.to_string())
+            .set(pool.waiting as f64);
     }
 
     pub(super) fn measure(&self, sessions: usize, stats: &Stats) {

@@ -6,7 +6,11 @@
 //! (`protocol::state`) and waits, while a connection to the next primary is made and brought to the same. When the turnstile opens it
 //! goes on there, or where it was. What cannot be carried ends the session with an error that names it.
 //!
-//! What the front never does: it never sends anything twice, parses no SQL (but for names of custom settings), and pools nothing.
+//! Clients may share connections (`pool`): then a session has one only for a transaction at a time, and its prepared statements are
+//! renamed as they pass (`protocol::statements`). What it leaves in its connection goes with it, or keeps it there.
+//!
+//! What the front never does: it never sends anything twice, and parses no SQL (it looks for a few words: names of custom settings,
+//! functions that leave a trace in a session).
 
 pub mod protocol;
 pub mod turnstile;
@@ -15,6 +19,7 @@ mod backend;
 mod front;
 mod login;
 mod meters;
+mod pool;
 mod relay;
 mod session;
 mod talk;

@@ -6,20 +6,25 @@
 //!
 //! While transactions may not begin, one unit at a time goes through until the session stands between transactions; what the client
 //! has sent beyond stays here, and what it sends then stays in its socket.
+//!
+//! Where clients share connections, a session stands between transactions whenever it has nothing under way, and its statements'
+//! names are rewritten as they pass ([`Statements`]).
 
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use replicator::postgres::Socket;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::backend::{Parameter, set};
+use super::backend::{Parameters, set};
 use super::protocol::frame::{Framer, HEADER, Malformed, Piece};
 use super::protocol::message::{self, ServerError, read_text};
 use super::protocol::names;
+use super::protocol::statements::{Rewritten, Statements, TooLong};
 use super::protocol::tracker::{Sent, Status, Tracker};
 use crate::fronts::now;
 
@@ -29,6 +34,8 @@ const SCRATCH: usize = 64 << 10;
 const WHOLE: usize = 16 << 10;
 /// The same for those of the server's messages that are looked into.
 const LOOKED_INTO: usize = 1 << 20;
+/// A client that shares connections: a statement with a name is awaited whole, up to this size.
+const NAMED: usize = 1 << 20;
 /// An unnamed statement that is longer is not kept.
 const UNNAMED: usize = 256 << 10;
 /// How much of what a held client sends is read, so that it is noticed when it leaves.
@@ -45,7 +52,7 @@ thread_local! {
 /// What the relay needs somebody else for.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// It stands between transactions, and none may begin.
+    /// It stands between transactions, and none may begin, or others may have its connection.
     Boundary,
     /// While parked: the client wants something.
     ClientWaits,
@@ -55,6 +62,35 @@ pub(super) enum Event {
     BackendGone,
     /// A message that is none; true: the client's.
     Malformed(Malformed, bool),
+    /// The client's statement cannot be shared.
+    TooLong(TooLong),
+}
+
+/// Why the client's bytes do not go on.
+enum Stop {
+    Malformed(Malformed),
+    TooLong(TooLong),
+}
+
+impl From<Malformed> for Stop {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+impl From<TooLong> for Stop {
+    fn from(too_long: TooLong) -> Self {
+        Self::TooLong(too_long)
+    }
+}
+
+impl From<Stop> for Event {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Malformed(malformed) => Self::Malformed(malformed, true),
+            Stop::TooLong(too_long) => Self::TooLong(too_long),
+        }
+    }
 }
 
 /// A unit that was answered.
@@ -78,6 +114,8 @@ pub(super) trait Watch {
     fn answered(&self, answered: Answered);
     /// A statement may set this custom setting.
     fn names(&self, name: &str);
+    /// Whether others wait for a connection such as this one.
+    fn wanted(&self) -> bool;
 }
 
 /// One session's two directions.
@@ -87,8 +125,12 @@ pub(super) struct Relay {
     pub(super) backend: Option<Box<dyn Socket>>,
     pub(super) tracker: Tracker,
     /// What the server says of itself, as the client was told.
-    pub(super) parameters: Vec<Parameter>,
-    /// The unnamed statement: a whole Parse message.
+    pub(super) parameters: Parameters,
+    /// The client shares connections: its statements.
+    pub(super) shared: Option<Box<Statements>>,
+    /// Units sent since it has this connection.
+    units: u64,
+    /// The unnamed statement: a whole Parse message; none for who shares connections.
     pub(super) unnamed: Option<Vec<u8>>,
     /// The server's own number of the session, and the one that the client knows.
     pub(super) pids: (u32, u32),
@@ -117,28 +159,31 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// A session that is ready for its first query. `ahead`: what the client has sent already.
+    /// A session that is ready for its first query. `ahead`: what the client has sent already. `shared`: it shares connections,
+    /// and has none yet.
     pub(super) fn new(
         client: Box<dyn Socket>,
         ahead: Vec<u8>,
-        backend: Box<dyn Socket>,
-        received: Vec<u8>,
-        parameters: Vec<Parameter>,
+        parameters: Parameters,
         pid: u32,
+        shared: Option<Box<Statements>>,
     ) -> Self {
+        let least = if shared.is_some() { WHOLE } else { 0 };
         Self {
             client,
-            backend: Some(backend),
+            backend: None,
             tracker: Tracker::default(),
             parameters,
+            shared,
+            units: 0,
             unnamed: None,
             pids: (pid, pid),
             told: false,
             to_client: Vec::new(),
-            from_backend: received,
+            from_backend: Vec::new(),
             from_client: ahead,
             to_backend: Vec::new(),
-            client_cut: Framer::default(),
+            client_cut: Framer::with_least(least),
             backend_cut: Framer::default(),
             stalled: false,
             look_client: true,
@@ -163,6 +208,36 @@ impl Relay {
     /// The client has sent something that was not passed on.
     pub(super) fn client_waits(&self) -> bool {
         !self.from_client.is_empty()
+    }
+
+    /// It has this connection from here on.
+    pub(super) fn attach(&mut self, socket: Box<dyn Socket>, received: Vec<u8>) {
+        self.backend = Some(socket);
+        self.from_backend = received;
+        self.units = 0;
+    }
+
+    /// The client shares connections, and needs this one no more: it stands between transactions and has left nothing here, as far
+    /// as that can be told from what passed.
+    pub(super) fn gives_back(&self) -> bool {
+        let Some(shared) = &self.shared else { return false };
+        (!shared.pinned || shared.touched) && self.at_boundary() && (self.stalled || !self.sendable())
+    }
+
+    /// What the client has sent is enough to go on.
+    fn sendable(&self) -> bool {
+        let mut cut = self.client_cut;
+        let enough = self.from_client.len() >= AHEAD;
+        enough || !matches!(cut.next(&self.from_client, self.awaited(&self.from_client)), Ok(Piece::Short))
+    }
+
+    /// Up to what size a message that begins so is awaited whole.
+    fn awaited(&self, bytes: &[u8]) -> usize {
+        match bytes.first() {
+            Some(b'P') if self.shared.is_some() => NAMED,
+            Some(b'P') => UNNAMED,
+            _ => WHOLE,
+        }
     }
 
     /// Moves bytes until there is an event. Nothing is lost when it is dropped in between. `parked`: nothing of the client's
@@ -191,7 +266,7 @@ impl Relay {
                 Ok(more) => moved |= more,
                 Err(event) => return Poll::Ready(event),
             }
-            if !parked && watch.closed() && self.at_boundary() {
+            if !parked && (watch.closed() && self.at_boundary() || self.gives_back()) {
                 return Poll::Ready(Event::Boundary);
             }
             if !moved {
@@ -220,13 +295,16 @@ impl Relay {
         let mut tail = std::mem::take(&mut self.from_backend);
         let joined = join(&mut tail, &scratch[..read]);
         let bytes = if joined { &mut tail[..] } else { &mut scratch[..read] };
-        let count =
+        let (count, left) =
             self.incoming(bytes, watch, parked).map_err(|malformed| Event::Malformed(malformed, false))?;
         if !parked {
             send(&mut self.client, &mut self.to_client, &mut self.client_flush, &bytes[..count], cx)
                 .map_err(|_| Event::ClientGone)?;
         }
-        keep(&mut tail, joined, &scratch[..read], count);
+        if joined {
+            tail.truncate(left);
+        }
+        keep(&mut tail, joined, &scratch[..left.min(read)], count);
         self.from_backend = tail;
         Ok(read > 0 || count > 0)
     }
@@ -258,10 +336,11 @@ impl Relay {
         let mut tail = std::mem::take(&mut self.from_client);
         let joined = join(&mut tail, &scratch[..read]);
         let bytes = if joined { &tail[..] } else { &scratch[..read] };
-        let outcome = self.outgoing(bytes, watch, parked);
-        let (count, goodbye) = outcome.map_err(|malformed| Event::Malformed(malformed, true))?;
+        let mut instead = Vec::new();
+        let (count, goodbye) = self.outgoing(bytes, watch, parked, &mut instead)?;
+        let onward = if instead.is_empty() { &bytes[..count] } else { &instead[..] };
         if let Some(backend) = &mut self.backend
-            && send(backend, &mut self.to_backend, &mut self.backend_flush, &bytes[..count], cx).is_err()
+            && send(backend, &mut self.to_backend, &mut self.backend_flush, onward, cx).is_err()
         {
             self.to_backend = Vec::new();
         }
@@ -270,29 +349,44 @@ impl Relay {
         if goodbye {
             return Err(Event::ClientGone);
         }
-        if parked && !self.from_client.is_empty() && !std::mem::replace(&mut self.waits, true) {
+        let waits = parked && !self.from_client.is_empty() && (self.shared.is_none() || self.sendable());
+        if waits && !std::mem::replace(&mut self.waits, true) {
             return Err(Event::ClientWaits);
         }
         Ok(read > 0 || count > 0)
     }
 
-    /// Follows the server's messages in `bytes`: how many of the bytes are looked through. Parked, what the client may see is put
-    /// into `to_client`, and the rest is the end of a server that is taken away.
-    fn incoming(&mut self, bytes: &mut [u8], watch: &impl Watch, parked: bool) -> Result<usize, Malformed> {
+    /// Follows the server's messages in `bytes`: how many of the bytes are looked through, and how many there are without what
+    /// the client must not see, which is taken out. Parked, what the client may see is put into `to_client`, and the rest is the
+    /// end of a server that is taken away.
+    fn incoming(
+        &mut self,
+        bytes: &mut [u8],
+        watch: &impl Watch,
+        parked: bool,
+    ) -> Result<(usize, usize), Malformed> {
         if self.sent.is_some() {
             self.first_byte.get_or_insert_with(now);
         }
-        let mut at = 0;
+        let (mut at, mut end) = (0, bytes.len());
         loop {
-            let rest = &mut bytes[at..];
+            let rest = &mut bytes[at..end];
             let whole = match rest.first() {
                 Some(b'Z' | b'S' | b'A' | b'E' | b'N' | b'G' | b'W') => LOOKED_INTO,
+                Some(b'C') if self.shared.is_some() => LOOKED_INTO,
                 _ => 0,
             };
             match self.backend_cut.next(rest, whole)? {
-                Piece::Short => return Ok(at),
+                Piece::Short => return Ok((at, end)),
                 Piece::Rest(count) | Piece::Begun(_, count) => at += count,
                 Piece::Whole(tag, count) => {
+                    if let Some(shared) = &mut self.shared
+                        && shared.heard(tag, &rest[HEADER..count])
+                    {
+                        rest.copy_within(count.., 0);
+                        end -= count;
+                        continue;
+                    }
                     self.heard(tag, &mut rest[HEADER..count], watch);
                     if parked && matches!(tag, b'A' | b'N' | b'S') {
                         self.to_client.extend_from_slice(&rest[..count]);
@@ -329,7 +423,7 @@ impl Relay {
                 if let Some((name, rest)) = read_text(body)
                     && let Some((value, _)) = read_text(rest)
                 {
-                    set(&mut self.parameters, name, value);
+                    set(Arc::make_mut(&mut self.parameters), name, value);
                 }
             }
             b'A' => self.rename(body),
@@ -346,47 +440,69 @@ impl Relay {
         }
     }
 
-    /// Follows the client's messages in `bytes`: how many of the bytes go on, and whether it says goodbye.
+    /// Follows the client's messages in `bytes`: how many of the bytes go on, and whether it says goodbye. Where one of them goes on
+    /// otherwise than it came, `instead` has all that goes on.
     fn outgoing(
         &mut self,
         bytes: &[u8],
         watch: &impl Watch,
         parked: bool,
-    ) -> Result<(usize, bool), Malformed> {
-        let mut at = 0;
+        instead: &mut Vec<u8>,
+    ) -> Result<(usize, bool), Stop> {
+        let (mut at, mut copied, mut other) = (0, 0, Vec::new());
         self.stalled = false;
-        loop {
+        let goodbye = loop {
             let rest = &bytes[at..];
             if rest.is_empty() {
-                return Ok((at, false));
+                break false;
             }
             if self.client_cut.between() && (parked || !self.may_begin(watch)) {
                 self.stalled = true;
                 // One that leaves needs no turn.
-                return Ok((at, rest.first() == Some(&b'X') && !self.tracker.owes()));
+                break rest.first() == Some(&b'X') && !self.tracker.owes();
             }
-            let wait = if rest.first() == Some(&b'P') { UNNAMED } else { WHOLE };
-            match self.client_cut.next(rest, wait)? {
-                Piece::Short => return Ok((at, false)),
-                Piece::Rest(count) => at += count,
-                Piece::Whole(tag, count) => {
+            let (tag, count, whole) = match self.client_cut.next(rest, self.awaited(rest))? {
+                Piece::Short => break false,
+                Piece::Rest(count) => {
                     at += count;
-                    if self.said(tag, &rest[HEADER..count], Some(&rest[..count]), watch) {
-                        return Ok((at, true));
-                    }
+                    continue;
                 }
-                Piece::Begun(tag, count) => {
-                    at += count;
-                    self.said(tag, &rest[HEADER..count], None, watch);
+                Piece::Whole(tag, count) => (tag, count, true),
+                Piece::Begun(tag, count) => (tag, count, false),
+            };
+            let message = &rest[..count];
+            if let Some(shared) = &mut self.shared {
+                let rewritten = shared.rewrite(message, whole, &mut other)?;
+                if rewritten == Rewritten::Changed {
+                    instead.extend(&bytes[copied..at]);
+                    instead.append(&mut other);
+                    copied = at + count;
                 }
             }
+            at += count;
+            if self.said(tag, &message[HEADER..], whole.then_some(message), watch) {
+                if self.shared.is_some() {
+                    // The connection goes on without this client.
+                    at -= count;
+                }
+                break true;
+            }
+        };
+        if copied > 0 {
+            instead.extend(&bytes[copied..at]);
         }
+        Ok((at, goodbye))
     }
 
     /// Whether the client's next message may go on.
     fn may_begin(&self, watch: &impl Watch) -> bool {
-        if self.tracker.within_unit() || !watch.closed() {
+        if self.tracker.within_unit() {
             return true;
+        }
+        if !watch.closed() {
+            let pinned = self.shared.as_ref().is_none_or(|shared| shared.pinned);
+            // Who shares takes turns.
+            return pinned || self.units == 0 || !self.at_boundary() || !watch.wanted();
         }
         // A transaction goes on, unit by unit: each may be its last.
         !self.tracker.owes() && self.tracker.status() != Status::Idle
@@ -397,7 +513,8 @@ impl Relay {
         match tag {
             b'P' => {
                 if let Some((b"", rest)) = read_text(body) {
-                    self.unnamed = whole.filter(|whole| whole.len() <= UNNAMED).map(<[u8]>::to_vec);
+                    let kept = whole.filter(|whole| whole.len() <= UNNAMED && self.shared.is_none());
+                    self.unnamed = kept.map(<[u8]>::to_vec);
                     names::find(rest, |name| watch.names(name));
                 } else if let Some((_, rest)) = read_text(body) {
                     names::find(rest, |name| watch.names(name));
@@ -411,7 +528,14 @@ impl Relay {
             _ => {}
         }
         let alone = !self.tracker.owes();
-        match self.tracker.sent(tag) {
+        let sent = self.tracker.sent(tag);
+        if sent == Sent::Unit {
+            self.units += 1;
+            if let Some(shared) = &mut self.shared {
+                shared.unit(tag);
+            }
+        }
+        match sent {
             Sent::Unit if alone => {
                 self.sent = Some(now());
                 self.first_byte = None;
@@ -446,8 +570,11 @@ impl Relay {
     }
 
     /// What a server says of itself, as far as the client was told otherwise.
-    pub(super) fn adopt(&mut self, parameters: Vec<Parameter>) {
-        for (name, value) in &parameters {
+    pub(super) fn adopt(&mut self, parameters: Parameters) {
+        if self.parameters == parameters {
+            return;
+        }
+        for (name, value) in parameters.iter() {
             if !self.parameters.iter().any(|known| known.0 == *name && known.1 == *value) {
                 message::parameter(&mut self.to_client, name, value);
             }

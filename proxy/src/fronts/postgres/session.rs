@@ -7,20 +7,25 @@ use pingora::server::ShutdownWatch;
 use replicator::postgres::Socket;
 use tokio::sync::watch;
 
-use super::backend::{Backend, Identity, NoBackend};
+use self::shared::Share;
+use super::backend::{Backend, Identity, NoBackend, Parameter};
 use super::causes;
-use super::front::{Guest, PostgresFront, Registered};
+use super::front::{Active, Guest, PostgresFront, Registered};
 use super::login::{Client, Greeted, NoClient};
 use super::meters::Moved;
+use super::pool::Shelf;
 use super::protocol::message::{self, Fault};
 use super::protocol::scram::{self, Secret};
 use super::protocol::startup::Startup;
 use super::protocol::state::State;
+use super::protocol::statements::Has;
 use super::protocol::tracker::Status;
 use super::relay::{Answered, Event, Relay, Watch};
 use super::turnstile::{Held, Refused, Seat, Turn};
 use crate::clock;
 use crate::config::model::PostgresAuth;
+
+mod shared;
 
 /// Connections beyond those of sessions: that ask for a cancel, or are told that there are too many.
 const SPARE: usize = 64;
@@ -42,7 +47,11 @@ pub(super) async fn serve(front: Arc<PostgresFront>, socket: Box<dyn Socket>, sh
             return;
         }
     };
-    let Some(mut session) = Box::pin(Session::open(&front, begun)).await else { return };
+    let opened = match &front.pool {
+        None => Box::pin(Session::open(&front, begun)).await,
+        Some(pool) => Box::pin(Session::open_shared(&front, pool, begun)).await,
+    };
+    let Some(mut session) = opened else { return };
     let end = session.run(shutdown).await;
     Box::pin(session.end(end)).await;
 }
@@ -164,6 +173,8 @@ impl From<Refused> for End {
 
 struct Session {
     front: Arc<PostgresFront>,
+    /// It shares connections.
+    share: Option<Share>,
     relay: Relay,
     identity: Identity,
     seat: Seat,
@@ -180,6 +191,15 @@ struct Eyes {
     statements: metrics::Histogram,
     /// The process ends: so does the session, between transactions.
     leaving: bool,
+    /// Where its connections come from, if it shares them.
+    shelf: Option<Arc<Shelf>>,
+}
+
+impl Eyes {
+    fn new(front: &Arc<PostgresFront>, zone: Arc<str>, shelf: Option<Arc<Shelf>>) -> Self {
+        let statements = front.meters.statements(&zone);
+        Self { front: Arc::clone(front), statements, zone, leaving: false, shelf }
+    }
 }
 
 impl Watch for Eyes {
@@ -194,6 +214,10 @@ impl Watch for Eyes {
     fn names(&self, name: &str) {
         self.front.learn(name);
     }
+
+    fn wanted(&self) -> bool {
+        self.shelf.as_ref().is_some_and(|shelf| shelf.wanted())
+    }
 }
 
 impl Session {
@@ -207,49 +231,31 @@ impl Session {
         }
         let mut backend = match connect(front, &identity).await {
             Ok(backend) => backend,
-            Err(NoBackend::Refused(_, error)) => {
-                client.refuse(&error).await;
-                return None;
-            }
             Err(error) => {
-                let fault = unreachable_fault(front, &error);
-                client.refuse(&written(&fault)).await;
+                client.refuse(&refusal(front, error)).await;
                 return None;
             }
         };
-        let mut out = Vec::new();
-        message::authentication(&mut out, 0, &[]);
-        for (name, value) in &backend.parameters {
-            message::parameter(&mut out, name, value);
-        }
-        message::key(&mut out, backend.pid, &backend.secret);
-        out.append(&mut backend.aside);
-        message::ready(&mut out);
-        if client.talk().send(&out).await.is_err() {
+        let key = (backend.pid, &backend.secret[..]);
+        if !welcome(&mut client, &backend.parameters, key, &mut backend.aside).await {
             return None;
         }
         let key = front.register(&backend.zone, backend.pid, &backend.secret);
-        let eyes = Eyes {
-            front: Arc::clone(front),
-            statements: front.meters.statements(&backend.zone),
-            zone: backend.zone,
-            leaving: false,
-        };
-        let relay = Relay::new(
-            client.socket,
-            client.received,
-            backend.socket,
-            backend.received,
-            backend.parameters,
-            backend.pid,
-        );
+        let eyes = Eyes::new(front, backend.zone, None);
+        let mut relay = Relay::new(client.socket, client.received, backend.parameters, backend.pid, None);
+        relay.attach(backend.socket, backend.received);
         let (front, generation) = (Arc::clone(front), backend.generation);
-        Some(Self { front, relay, identity, seat, key, eyes, generation, _guest: guest })
+        Some(Self { front, share: None, relay, identity, seat, key, eyes, generation, _guest: guest })
     }
 
     /// Relays until it ends.
     async fn run(&mut self, mut shutdown: ShutdownWatch) -> End {
         let mut turns = self.front.turnstile.turns();
+        if self.share.is_some()
+            && let Err(end) = Box::pin(self.attend(&mut turns, &mut shutdown)).await
+        {
+            return end;
+        }
         loop {
             let event = tokio::select! {
                 event = self.relay.run(&self.eyes, false) => event,
@@ -265,25 +271,27 @@ impl Session {
                 }
             };
             match event {
-                Event::Boundary if self.eyes.leaving => {
-                    let why = "terminating connection due to administrator command";
-                    return End::Fault(Fault::fatal("57P01", why));
-                }
+                Event::Boundary if self.eyes.leaving => return leaving(),
                 Event::Boundary => {
-                    if let Err(end) = Box::pin(self.stand(&mut turns)).await {
+                    let outcome = if self.share.is_some() {
+                        Box::pin(self.between(&mut turns, &mut shutdown)).await
+                    } else {
+                        Box::pin(self.stand(&mut turns)).await
+                    };
+                    if let Err(end) = outcome {
                         return end;
                     }
                 }
-                Event::ClientGone => return End::Client,
                 Event::BackendGone if self.relay.told => return End::Told,
                 Event::BackendGone => return End::Fault(self.lost()),
-                Event::Malformed(malformed, true) => {
-                    return End::Fault(Fault::fatal("08P01", format!("invalid message: {malformed}")));
-                }
                 Event::Malformed(malformed, false) => {
                     return End::Fault(Fault::fatal("08P01", format!("the database sent {malformed}")));
                 }
-                Event::ClientWaits => {}
+                event => {
+                    if let Some(end) = of_client(event) {
+                        return end;
+                    }
+                }
             }
         }
     }
@@ -355,12 +363,20 @@ impl Session {
                 return Err(End::Fault(self.lost()));
             }
         };
-        state.unnamed.clone_from(&self.relay.unnamed);
+        if self.share.is_some() {
+            // Those of the protocol are the front's: it prepares them where they are needed.
+            state.statements.retain(|statement| statement.from_sql);
+        } else {
+            state.unnamed.clone_from(&self.relay.unnamed);
+        }
         Ok(state)
     }
 
     /// Until transactions may begin. Whether the client waited.
     async fn wait(&mut self, turns: &mut watch::Receiver<Turn>) -> Result<Option<Held>, End> {
+        if !turns.borrow_and_update().closed && self.seat.resume() {
+            return Ok(None);
+        }
         let mut held = if self.relay.client_waits() { Some(self.seat.hold()?) } else { None };
         let longest = self.front.turnstile.longest();
         let mut deadline = clock::tick() + longest;
@@ -381,13 +397,13 @@ impl Session {
                         held = Some(self.seat.hold()?);
                         deadline = clock::tick() + longest;
                     }
-                    Event::ClientGone => return Err(End::Client),
-                    Event::Malformed(malformed, true) => {
-                        return Err(End::Fault(Fault::fatal("08P01", format!("invalid message: {malformed}"))));
-                    }
                     // The fence ends the old primary's sessions: what it had is known, nobody is told.
                     Event::BackendGone | Event::Malformed(_, false) => self.relay.forget_backend(),
-                    Event::Boundary | Event::ClientWaits => {}
+                    event => {
+                        if let Some(end) = of_client(event) {
+                            return Err(end);
+                        }
+                    }
                 },
                 () = tokio::time::sleep_until(deadline), if held.is_some() => {
                     if self.seat.resume_at_once() {
@@ -415,33 +431,37 @@ impl Session {
             self.front.meters.moved(Moved::Ended);
             return Err(End::Fault(stuck(&state.stuck)));
         }
-        let prepared = match ready.0.take() {
-            Some(making) => making.await.ok().and_then(Result::ok).and_then(Backend::living),
-            None => None,
-        };
-        let backend = match prepared {
-            Some(backend) if backend.zone == active.zone => {
-                Backend { generation: active.generation, ..backend }
-            }
-            _ => match again(&self.front, &self.identity, state).await {
+        let backend = match ready.made(&active).await {
+            Some(backend) => backend,
+            None => match again(&self.front, &self.identity, state).await {
                 Ok(backend) => backend,
                 Err(error) => {
                     self.front.meters.moved(Moved::Ended);
-                    return Err(End::Fault(match error {
-                        Unprepared::Lost(what) => stuck(&what),
-                        Unprepared::None(error) => unreachable_fault(&self.front, &error),
-                    }));
+                    return Err(error.end(&self.front));
                 }
             },
         };
-        self.key.moved(&backend.zone, backend.pid, &backend.secret);
-        self.generation = backend.generation;
-        self.eyes.zone = Arc::clone(&backend.zone);
-        self.eyes.statements = self.front.meters.statements(&backend.zone);
-        self.relay.pids.0 = backend.pid;
-        self.take_back(backend);
+        self.place(backend, Has::default());
         self.front.meters.moved(Moved::Carried);
         Ok(())
+    }
+
+    /// Goes on with this connection.
+    fn place(&mut self, backend: Backend, has: Has) {
+        self.key.moved(&backend.zone, backend.pid, &backend.secret);
+        self.generation = backend.generation;
+        if self.eyes.zone != backend.zone {
+            self.eyes.zone = Arc::clone(&backend.zone);
+            self.eyes.statements = self.front.meters.statements(&backend.zone);
+        }
+        self.relay.pids.0 = backend.pid;
+        if let Some(shared) = &mut self.relay.shared {
+            shared.has = has;
+            shared.has.lent();
+        }
+        self.relay.attach(backend.socket, backend.received);
+        self.relay.adopt(backend.parameters);
+        self.relay.tell(backend.aside);
     }
 
     /// The connection, to be asked something between two transactions.
@@ -451,7 +471,7 @@ impl Session {
             received: std::mem::take(&mut self.relay.from_backend),
             pid: self.relay.pids.0,
             secret: Vec::new(),
-            parameters: self.relay.parameters.clone(),
+            parameters: Arc::clone(&self.relay.parameters),
             aside: Vec::new(),
             generation: self.generation,
             zone: Arc::clone(&self.eyes.zone),
@@ -482,6 +502,7 @@ impl Session {
 
     async fn end(mut self, end: End) {
         match end {
+            End::Client if self.relay.gives_back() && !self.touched() => self.give_back(),
             End::Client => self.relay.hang_up().await,
             End::Told => self.relay.finish().await,
             End::Fault(fault) => {
@@ -505,11 +526,75 @@ impl Drop for Ready {
     }
 }
 
+impl Ready {
+    /// The connection, if it leads to where the primary is now and lives.
+    async fn made(&mut self, active: &Active) -> Option<Backend> {
+        let backend = self.0.take()?.await.ok().and_then(Result::ok).and_then(Backend::living)?;
+        let generation = active.generation;
+        (backend.zone == active.zone).then_some(Backend { generation, ..backend })
+    }
+}
+
 /// Why a session cannot go on elsewhere.
 enum Unprepared {
     None(NoBackend),
     /// What could not be carried.
     Lost(Vec<String>),
+}
+
+impl Unprepared {
+    fn end(self, front: &PostgresFront) -> End {
+        End::Fault(match self {
+            Self::Lost(what) => stuck(&what),
+            Self::None(error) => unreachable_fault(front, &error),
+        })
+    }
+}
+
+/// How a session ends by what became of its client.
+fn of_client(event: Event) -> Option<End> {
+    match event {
+        Event::ClientGone => Some(End::Client),
+        Event::Malformed(malformed, true) => {
+            Some(End::Fault(Fault::fatal("08P01", format!("invalid message: {malformed}"))))
+        }
+        Event::TooLong(too_long) => Some(End::Fault(
+            Fault::fatal("54000", too_long.to_string())
+                .hint("Send it without a name, or connect past the pool."),
+        )),
+        _ => None,
+    }
+}
+
+/// The process ends.
+fn leaving() -> End {
+    End::Fault(Fault::fatal("57P01", "terminating connection due to administrator command"))
+}
+
+/// Lets a client in: what the server says of itself, the session's key, and that it may ask. Whether the client is still there.
+async fn welcome(
+    client: &mut Client,
+    parameters: &[Parameter],
+    key: (u32, &[u8]),
+    aside: &mut Vec<u8>,
+) -> bool {
+    let mut out = Vec::new();
+    message::authentication(&mut out, 0, &[]);
+    for (name, value) in parameters {
+        message::parameter(&mut out, name, value);
+    }
+    message::key(&mut out, key.0, key.1);
+    out.append(aside);
+    message::ready(&mut out);
+    client.talk().send(&out).await.is_ok()
+}
+
+/// What a client is told that gets no session of the database.
+fn refusal(front: &PostgresFront, error: NoBackend) -> Vec<u8> {
+    match error {
+        NoBackend::Refused(_, error) => error,
+        error => written(&unreachable_fault(front, &error)),
+    }
 }
 
 /// A new connection with all the session has, tried for as long as a client may be held.

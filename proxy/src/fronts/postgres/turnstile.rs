@@ -197,6 +197,11 @@ impl Turnstile {
         self.closed.load(SeqCst)
     }
 
+    /// The number of the turn.
+    pub fn turn_number(&self) -> u64 {
+        self.turns.borrow().number
+    }
+
     /// Tells of each turn.
     pub fn turns(&self) -> watch::Receiver<Turn> {
         self.turns.subscribe()

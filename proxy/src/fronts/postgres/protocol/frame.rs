@@ -35,9 +35,15 @@ pub struct Malformed {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Framer {
     rest: usize,
+    least: usize,
 }
 
 impl Framer {
+    /// One that awaits so many bytes of a large message before it begins.
+    pub fn with_least(least: usize) -> Self {
+        Self { rest: 0, least }
+    }
+
     /// What the next bytes are. The caller takes what it is told from `bytes` before it asks again; [`Piece::Short`] takes
     /// nothing. A message of up to `whole` bytes is awaited until it is there.
     pub fn next(&mut self, bytes: &[u8], whole: usize) -> Result<Piece, Malformed> {
@@ -55,7 +61,7 @@ impl Framer {
         if bytes.len() >= total {
             return Ok(Piece::Whole(tag, total));
         }
-        if total <= whole.max(HEADER) {
+        if total <= whole.max(HEADER) || bytes.len() < self.least {
             return Ok(Piece::Short);
         }
         self.rest = total - bytes.len();
@@ -94,6 +100,10 @@ mod tests {
         assert_eq!(framer.next(&[], 64), Ok(Piece::Short));
         assert_eq!(framer.next(&large[60..], 64), Ok(Piece::Rest(45)));
         assert!(framer.between());
+        let mut patient = Framer::with_least(80);
+        assert_eq!(patient.next(&large[..79], 64), Ok(Piece::Short));
+        assert_eq!(patient.next(&large[..80], 64), Ok(Piece::Begun(b'd', 80)));
+        assert_eq!(patient.next(&large[80..], 64), Ok(Piece::Rest(25)));
     }
 
     #[test]

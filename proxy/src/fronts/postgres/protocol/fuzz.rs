@@ -3,11 +3,14 @@
 //!
 //! Each function takes arbitrary bytes. It may return early; it must not panic, hang or take memory that the bytes do not pay for.
 
+use std::sync::Arc;
+
 use super::frame::{Framer, HEADER, Malformed, Piece};
 use super::message::{self, ServerError};
 use super::scram::{self, Keys, Secret, Verifier};
 use super::startup::{self, Opening};
 use super::state::State;
+use super::statements::{Rewritten, Statements, TooLong};
 use super::tracker::{Status, Tracker};
 use super::{base64, names};
 
@@ -75,6 +78,33 @@ pub fn messages(data: &[u8]) {
         }
     }
     replayed(&state);
+    shared(&at_once);
+}
+
+/// The same messages with statements renamed: what goes on is whole messages, and nothing is forgotten that the server owes.
+fn shared(messages: &[(u8, Vec<u8>)]) {
+    let mut statements = Statements::new(Arc::default(), 3);
+    for (number, (tag, body)) in messages.iter().enumerate() {
+        if number % 3 == 2 {
+            statements.heard(*tag, body);
+            continue;
+        }
+        let (mut message, mut out) = (Vec::new(), Vec::new());
+        message::write(&mut message, *tag, |out| out.extend(body));
+        match statements.rewrite(&message, true, &mut out) {
+            Ok(Rewritten::Same) => assert!(out.is_empty()),
+            Ok(Rewritten::Changed) => {
+                let (cut, failed) = cut_up(&out, out.len().max(1));
+                assert!(failed.is_none() && !cut.is_empty());
+                let written: usize = cut.iter().map(|(_, body)| HEADER + body.len()).sum();
+                assert_eq!(written, out.len());
+            }
+            Err(TooLong) => unreachable!("it is whole"),
+        }
+        if matches!(tag, b'S' | b'Q' | b'F') {
+            statements.unit(*tag);
+        }
+    }
 }
 
 /// The messages of a stream that comes in reads of so many bytes, and whether one was none.

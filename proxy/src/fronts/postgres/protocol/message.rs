@@ -201,7 +201,7 @@ pub fn execute(out: &mut Vec<u8>, portal: &str) {
 }
 
 /// Close a prepared statement.
-pub fn close_statement(out: &mut Vec<u8>, name: &str) {
+pub fn close_statement(out: &mut Vec<u8>, name: impl AsRef<[u8]>) {
     write(out, b'C', |out| {
         out.push(b'S');
         text(out, name);

@@ -13,4 +13,6 @@ pub mod names;
 pub mod scram;
 pub mod startup;
 pub mod state;
+pub mod statements;
+pub mod traces;
 pub mod tracker;

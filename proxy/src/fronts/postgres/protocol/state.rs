@@ -129,6 +129,23 @@ impl State {
         *self == Self::default()
     }
 
+    /// Takes what another client of the same connection can be rid of or given: settings, session user and role. What is left keeps
+    /// the client on its connection.
+    #[must_use]
+    pub fn take_profile(&mut self) -> Self {
+        let mut settings = std::mem::take(&mut self.settings);
+        // Where a custom setting was once set, the server cannot unset it: it is empty from then on.
+        settings.retain(|(name, value)| !(value.is_empty() && name.contains(&b'.')));
+        settings.sort();
+        Self { settings, user: self.user.take(), role: self.role.take(), ..Self::default() }
+    }
+
+    /// Writes what brings a session that has been another client's to the state of a fresh one; an error there says that it could not.
+    pub fn reset(out: &mut Vec<u8>) -> Step {
+        message::query(out, b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL");
+        Step::Reset
+    }
+
     /// Writes what brings a fresh session to this state, and what each ReadyForQuery of the answer is for; an error there says
     /// that this could not be carried. The last step may fail: the client's next use of it is an error then, as it was before.
     pub fn replay(&self, out: &mut Vec<u8>) -> Vec<Step> {
@@ -189,6 +206,8 @@ impl State {
 /// A part of a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// Another client's settings and role are gone.
+    Reset,
     /// Settings.
     Settings,
     /// Session user and role.
@@ -204,6 +223,7 @@ pub enum Step {
 impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Reset => write!(f, "the end of another client's settings"),
             Self::Settings => write!(f, "its settings"),
             Self::Role => write!(f, "its role"),
             Self::Statement(name) => write!(f, "the prepared statement {name:?}"),

@@ -12,6 +12,7 @@ struct Eyes {
     closed: AtomicBool,
     answered: Mutex<Vec<bool>>,
     names: Mutex<Vec<String>>,
+    wanted: AtomicBool,
 }
 
 impl Watch for Eyes {
@@ -26,12 +27,26 @@ impl Watch for Eyes {
     fn names(&self, name: &str) {
         self.names.lock().unwrap().push(name.to_owned());
     }
+
+    fn wanted(&self) -> bool {
+        self.wanted.load(SeqCst)
+    }
 }
 
 fn session() -> (Relay, DuplexStream, DuplexStream) {
+    with(None)
+}
+
+/// One that shares connections, and has one.
+fn shared() -> (Relay, DuplexStream, DuplexStream) {
+    with(Some(Box::new(Statements::new(Arc::default(), 10))))
+}
+
+fn with(shared: Option<Box<Statements>>) -> (Relay, DuplexStream, DuplexStream) {
     let (client, mine) = tokio::io::duplex(1 << 20);
     let (backend, theirs) = tokio::io::duplex(1 << 20);
-    let relay = Relay::new(Box::new(mine), Vec::new(), Box::new(theirs), Vec::new(), Vec::new(), 7);
+    let mut relay = Relay::new(Box::new(mine), Vec::new(), Arc::default(), 7, shared);
+    relay.attach(Box::new(theirs), Vec::new());
     (relay, client, backend)
 }
 
@@ -145,4 +160,95 @@ async fn a_goodbye_passes_even_while_closed_and_the_unnamed_statement_is_kept() 
     client.write_all(b"Q\0\0\0\0").await.unwrap();
     let event = settle(&mut relay, &Eyes::default(), false).await;
     assert!(matches!(event, Some(Event::Malformed(_, true))));
+}
+
+#[tokio::test]
+async fn who_shares_gives_its_connection_back_between_transactions() {
+    let (mut relay, mut client, mut backend) = shared();
+    let eyes = Eyes::default();
+    // Half a message is no reason to have one.
+    client.write_all(&QUERY[..5]).await.unwrap();
+    assert!(matches!(settle(&mut relay, &eyes, false).await, Some(Event::Boundary)));
+    assert!(settle(&mut relay, &eyes, true).await.is_none());
+    client.write_all(&QUERY[5..]).await.unwrap();
+    assert!(matches!(settle(&mut relay, &eyes, true).await, Some(Event::ClientWaits)));
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut backend).await, QUERY);
+    backend.write_all(OPEN).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none(), "a transaction is open");
+    client.write_all(QUERY).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    backend.write_all(READY).await.unwrap();
+    assert!(matches!(settle(&mut relay, &eyes, false).await, Some(Event::Boundary)));
+    assert_eq!(heard(&mut client).await, [OPEN, READY].concat());
+    // What it leaves must be looked for.
+    client.write_all(b"Q\0\0\0\x0aSET x\0").await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    backend.write_all(b"C\0\0\0\x08SET\0").await.unwrap();
+    backend.write_all(READY).await.unwrap();
+    assert!(matches!(settle(&mut relay, &eyes, false).await, Some(Event::Boundary)));
+    assert!(relay.shared.as_ref().unwrap().touched);
+    // A goodbye is not the connection's end.
+    assert!(!heard(&mut backend).await.is_empty());
+    client.write_all(b"X\0\0\0\x04").await.unwrap();
+    assert!(matches!(settle(&mut relay, &eyes, false).await, Some(Event::ClientGone)));
+    assert!(heard(&mut backend).await.is_empty());
+}
+
+#[tokio::test]
+async fn who_shares_takes_turns() {
+    let (mut relay, mut client, mut backend) = shared();
+    let eyes = Eyes::default();
+    eyes.wanted.store(true, SeqCst);
+    client.write_all(QUERY).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut backend).await, QUERY);
+    backend.write_all(READY).await.unwrap();
+    client.write_all(QUERY).await.unwrap();
+    assert!(matches!(settle(&mut relay, &eyes, false).await, Some(Event::Boundary)), "another waits");
+    assert!(heard(&mut backend).await.is_empty());
+    assert!(matches!(settle(&mut relay, &eyes, true).await, Some(Event::ClientWaits)));
+    // Each time it has one it runs something.
+    let (theirs, mut other) = tokio::io::duplex(1 << 20);
+    relay.attach(Box::new(theirs), Vec::new());
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut other).await, QUERY);
+}
+
+#[tokio::test]
+async fn what_was_put_between_is_taken_out_however_it_comes() {
+    let (mut relay, mut client, mut backend) = shared();
+    let eyes = Eyes::default();
+    let parse = |name: &str| {
+        let mut out = Vec::new();
+        message::parse(&mut out, name.as_bytes(), b"SELECT 1", &[]);
+        out
+    };
+    let bind = |name: &str| {
+        let mut out = Vec::new();
+        message::bind(&mut out, "", name, &[]);
+        out
+    };
+    let sync = b"S\0\0\0\x04".to_vec();
+    client.write_all(&[parse("mine"), sync.clone()].concat()).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut backend).await, [parse("_godwit_1"), sync.clone()].concat());
+    backend.write_all(&[b"1\0\0\0\x04", READY].concat()).await.unwrap();
+    assert!(matches!(settle(&mut relay, &eyes, false).await, Some(Event::Boundary)));
+    assert_eq!(heard(&mut client).await, [b"1\0\0\0\x04", READY].concat());
+    // Another connection knows nothing of it.
+    let (theirs, mut other) = tokio::io::duplex(1 << 20);
+    relay.shared.as_mut().unwrap().has = crate::fronts::postgres::protocol::statements::Has::default();
+    relay.attach(Box::new(theirs), Vec::new());
+    client.write_all(&[bind("mine"), sync.clone()].concat()).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut other).await, [parse("_godwit_1"), bind("_godwit_1"), sync].concat());
+    let answer = [b"1\0\0\0\x04", b"2\0\0\0\x04", READY].concat();
+    for byte in &answer[..answer.len() - 1] {
+        other.write_all(&[*byte]).await.unwrap();
+        assert!(settle(&mut relay, &eyes, false).await.is_none());
+    }
+    other.write_all(&answer[answer.len() - 1..]).await.unwrap();
+    assert!(matches!(settle(&mut relay, &eyes, false).await, Some(Event::Boundary)));
+    assert_eq!(heard(&mut client).await, answer[5..]);
 }

@@ -1,0 +1,391 @@
+//! Prepared statements of clients that share connections.
+//!
+//! A client names its statements as it likes and expects to find them for as long as its session lasts; the connection that it
+//! has for this transaction may never have seen them. So each text gets a name of ours, the same for every client of the front, and
+//! the client's messages are rewritten to it. Where the connection lacks the statement, a Parse goes before the message that needs
+//! it, and its answer is taken out again. Nothing is answered here: what a client asked for, the server has looked at.
+//!
+//! After an error the server skips everything up to the next Sync: what was skipped is undone here too.
+
+use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::frame::HEADER;
+use super::message::{self, read_text, write};
+use super::traces;
+
+/// What every name of ours begins with.
+pub const PREFIX: &str = "_godwit_";
+/// An unnamed statement that is longer is not kept.
+const UNNAMED: usize = 256 << 10;
+/// A statement that nobody has: closing it is no error, and using it is one.
+const NOBODY: &str = "_godwit_nobody";
+
+/// A statement that clients have prepared: its text and the types of its parameters.
+#[derive(Debug)]
+pub struct Prepared {
+    id: u64,
+    name: String,
+    /// A Parse message's body without the name.
+    tail: Box<[u8]>,
+    /// What it does may leave a trace in the session.
+    leaves: bool,
+}
+
+/// The statements of all clients of a front.
+#[derive(Debug, Default)]
+pub struct Registry {
+    hasher: RandomState,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    next: u64,
+    by_hash: HashMap<u64, Vec<Weak<Prepared>>>,
+    /// How many there were when those that nobody has any more were last thrown out.
+    kept: usize,
+}
+
+impl Registry {
+    /// The statement with this text and these types: a Parse message's body without the name.
+    fn get(&self, tail: &[u8]) -> Arc<Prepared> {
+        let hash = self.hasher.hash_one(tail);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = known.by_hash.get(&hash).into_iter().flatten().filter_map(Weak::upgrade);
+        if let Some(prepared) = same.into_iter().find(|prepared| *prepared.tail == *tail) {
+            return prepared;
+        }
+        if known.by_hash.len() > 64 + 2 * known.kept {
+            known.by_hash.retain(|_, those| {
+                those.retain(|prepared| prepared.strong_count() > 0);
+                !those.is_empty()
+            });
+            known.kept = known.by_hash.len();
+        }
+        known.next += 1;
+        let text = read_text(tail).map_or(tail, |(text, _)| text);
+        let prepared = Arc::new(Prepared {
+            id: known.next,
+            name: format!("{PREFIX}{}", known.next),
+            tail: tail.into(),
+            leaves: traces::in_text(text),
+        });
+        known.by_hash.entry(hash).or_default().push(Arc::downgrade(&prepared));
+        prepared
+    }
+}
+
+/// What a connection has prepared of ours.
+#[derive(Clone, Debug, Default)]
+pub struct Has {
+    /// Statements, and when they were last needed.
+    statements: HashMap<u64, u64>,
+    now: u64,
+    /// The unnamed statement is that of the client who has it now.
+    unnamed: bool,
+}
+
+impl Has {
+    /// Another client has it from here on.
+    pub fn lent(&mut self) {
+        self.unnamed = false;
+    }
+
+    fn oldest(&self) -> Option<u64> {
+        self.statements.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)
+    }
+}
+
+/// An answer that the server owes.
+#[derive(Debug)]
+enum Owed {
+    /// ParseComplete. `ours`: nobody else waits for it.
+    Parse { ours: bool, id: Option<u64>, client: Option<Box<[u8]>>, unnamed: bool },
+    /// CloseComplete.
+    Close { ours: bool, id: Option<u64>, client: Option<(Box<[u8]>, Arc<Prepared>)> },
+    /// ReadyForQuery; `synced`: to a Sync.
+    Ready { synced: bool },
+}
+
+/// A statement with a name is too long to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a prepared statement is too long to be shared")]
+pub struct TooLong;
+
+/// Whether a message goes on as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rewritten {
+    /// It does.
+    Same,
+    /// What goes on instead was written.
+    Changed,
+}
+
+/// The statements of one client.
+#[derive(Debug)]
+pub struct Statements {
+    registry: Arc<Registry>,
+    /// How many a connection keeps.
+    limit: usize,
+    names: HashMap<Box<[u8]>, Arc<Prepared>>,
+    /// Its Parse message of the unnamed statement.
+    unnamed: Option<Vec<u8>>,
+    /// Of the connection that it has now.
+    pub has: Has,
+    owed: VecDeque<Owed>,
+    /// Something was run whose traces must be looked for.
+    pub touched: bool,
+    /// It keeps its connection for what it has there: whatever may end that is looked for too.
+    pub pinned: bool,
+}
+
+impl Statements {
+    /// A client that has none yet. A connection keeps `limit` of all clients' statements.
+    pub fn new(registry: Arc<Registry>, limit: usize) -> Self {
+        Self {
+            registry,
+            limit: limit.max(1),
+            names: HashMap::new(),
+            unnamed: None,
+            has: Has::default(),
+            owed: VecDeque::new(),
+            touched: false,
+            pinned: false,
+        }
+    }
+
+    /// The client's message goes on: `bytes` from its type byte on, the whole of it or at least its names. `whole`: nothing of it is
+    /// still to come.
+    pub fn rewrite(&mut self, bytes: &[u8], whole: bool, out: &mut Vec<u8>) -> Result<Rewritten, TooLong> {
+        let body = &bytes[HEADER.min(bytes.len())..];
+        match bytes.first() {
+            Some(b'P') => self.parse(bytes, whole, out),
+            Some(b'B') => {
+                let Some((_, rest)) = read_text(body) else { return Ok(Rewritten::Same) };
+                let at = bytes.len() - rest.len();
+                Ok(self.refer(bytes, at, out))
+            }
+            Some(b'D') if body.first() == Some(&b'S') => Ok(self.refer(bytes, HEADER + 1, out)),
+            Some(b'C') => Ok(self.close(body, out)),
+            Some(b'Q') => {
+                let text = read_text(body).map_or(body, |(text, _)| text);
+                self.touched |= traces::in_text(text);
+                (self.has.unnamed, self.unnamed) = (false, None);
+                Ok(Rewritten::Same)
+            }
+            Some(b'F') => {
+                self.touched = true;
+                Ok(Rewritten::Same)
+            }
+            _ => Ok(Rewritten::Same),
+        }
+    }
+
+    /// The client's message of this type completed a unit.
+    pub fn unit(&mut self, tag: u8) {
+        self.owed.push_back(Owed::Ready { synced: tag == b'S' });
+    }
+
+    fn parse(&mut self, bytes: &[u8], whole: bool, out: &mut Vec<u8>) -> Result<Rewritten, TooLong> {
+        let Some((name, tail)) = read_text(&bytes[HEADER..]) else { return Ok(Rewritten::Same) };
+        if name.is_empty() {
+            self.unnamed = (whole && bytes.len() <= UNNAMED).then(|| bytes.to_vec());
+            self.touched |= traces::in_text(read_text(tail).map_or(tail, |(text, _)| text));
+            self.has.unnamed = true;
+            self.owed.push_back(Owed::Parse { ours: false, id: None, client: None, unnamed: true });
+            return Ok(Rewritten::Same);
+        }
+        if !whole {
+            return Err(TooLong);
+        }
+        if let Some(known) = self.names.get(name).cloned() {
+            // The server says what it says to a name that is taken.
+            self.need(&known, out);
+            self.owed.push_back(Owed::Parse { ours: false, id: None, client: None, unnamed: false });
+            write_parse(out, &known.name, tail);
+            return Ok(Rewritten::Changed);
+        }
+        let prepared = self.registry.get(tail);
+        if self.has.statements.contains_key(&prepared.id) {
+            // The client is to hear what the server says of this text now.
+            self.drop_from_connection(prepared.id, out);
+        }
+        self.make_room(out);
+        self.owed.push_back(Owed::Parse {
+            ours: false,
+            id: Some(prepared.id),
+            client: Some(name.into()),
+            unnamed: false,
+        });
+        self.use_of(prepared.id);
+        write_parse(out, &prepared.name, tail);
+        self.names.insert(name.into(), prepared);
+        Ok(Rewritten::Changed)
+    }
+
+    /// A message that names a statement at `at`.
+    fn refer(&mut self, bytes: &[u8], at: usize, out: &mut Vec<u8>) -> Rewritten {
+        let Some((name, rest)) = bytes.get(at..).and_then(read_text) else { return Rewritten::Same };
+        if name.is_empty() && self.has.unnamed {
+            return Rewritten::Same;
+        }
+        if name.is_empty() {
+            let Some(parse) = &self.unnamed else {
+                // What is there is another client's.
+                renamed(out, bytes, at, NOBODY, rest);
+                return Rewritten::Changed;
+            };
+            self.has.unnamed = true;
+            self.owed.push_back(Owed::Parse { ours: true, id: None, client: None, unnamed: true });
+            out.extend(parse);
+            out.extend(bytes);
+            return Rewritten::Changed;
+        }
+        // One that SQL made, or none.
+        let Some(prepared) = self.names.get(name).cloned() else { return Rewritten::Same };
+        self.touched |= prepared.leaves && bytes.first() == Some(&b'B');
+        self.need(&prepared, out);
+        renamed(out, bytes, at, &prepared.name, rest);
+        Rewritten::Changed
+    }
+
+    fn close(&mut self, body: &[u8], out: &mut Vec<u8>) -> Rewritten {
+        let name = body.strip_prefix(b"S").and_then(read_text).map(|(name, _)| name);
+        let Some((name, prepared)) = name.and_then(|name| self.names.remove_entry(name)) else {
+            if name == Some(b"".as_slice()) {
+                (self.has.unnamed, self.unnamed) = (false, None);
+            }
+            self.owed.push_back(Owed::Close { ours: false, id: None, client: None });
+            return Rewritten::Same;
+        };
+        // Others may have the same one: the server closes what nobody has, and says so.
+        self.owed.push_back(Owed::Close { ours: false, id: None, client: Some((name, prepared)) });
+        message::close_statement(out, NOBODY.as_bytes());
+        Rewritten::Changed
+    }
+
+    /// The connection has this one when the next message comes to it.
+    fn need(&mut self, prepared: &Prepared, out: &mut Vec<u8>) {
+        if !self.has.statements.contains_key(&prepared.id) {
+            self.make_room(out);
+            let id = Some(prepared.id);
+            self.owed.push_back(Owed::Parse { ours: true, id, client: None, unnamed: false });
+            write_parse(out, &prepared.name, &prepared.tail);
+        }
+        self.use_of(prepared.id);
+    }
+
+    fn use_of(&mut self, id: u64) {
+        self.has.now += 1;
+        self.has.statements.insert(id, self.has.now);
+    }
+
+    fn make_room(&mut self, out: &mut Vec<u8>) {
+        while self.has.statements.len() >= self.limit {
+            let Some(id) = self.has.oldest() else { return };
+            self.drop_from_connection(id, out);
+        }
+    }
+
+    fn drop_from_connection(&mut self, id: u64, out: &mut Vec<u8>) {
+        self.has.statements.remove(&id);
+        self.owed.push_back(Owed::Close { ours: true, id: Some(id), client: None });
+        message::close_statement(out, format!("{PREFIX}{id}").as_bytes());
+    }
+
+    /// The server's message of this type. Whether the client must not see it.
+    pub fn heard(&mut self, tag: u8, body: &[u8]) -> bool {
+        match tag {
+            b'1' | b'3' => {
+                let ours = match self.owed.front() {
+                    Some(Owed::Parse { ours, .. }) if tag == b'1' => *ours,
+                    Some(Owed::Close { ours, .. }) if tag == b'3' => *ours,
+                    _ => return false,
+                };
+                self.owed.pop_front();
+                return ours;
+            }
+            b'C' => self.done(body),
+            b'G' | b'W' => self.copy_begins(),
+            b'Z' => self.ready(),
+            _ => {}
+        }
+        false
+    }
+
+    /// CommandComplete.
+    fn done(&mut self, body: &[u8]) {
+        let tag = read_text(body).map_or(body, |(tag, _)| tag);
+        self.touched |= traces::in_tag(tag, self.pinned);
+        if matches!(tag, b"DISCARD ALL" | b"DEALLOCATE ALL") {
+            self.names.clear();
+            self.has = Has { unnamed: self.has.unnamed, ..Has::default() };
+        }
+    }
+
+    /// As [`super::tracker::Tracker::copy_begins`]: Syncs sent before the client knew are never answered.
+    fn copy_begins(&mut self) {
+        if matches!(self.owed.front(), Some(Owed::Ready { synced: false })) {
+            self.owed.truncate(1);
+        } else {
+            self.owed.retain(|owed| !matches!(owed, Owed::Ready { .. }));
+        }
+    }
+
+    /// ReadyForQuery: what was not answered until now was skipped.
+    fn ready(&mut self) {
+        let end =
+            self.owed.iter().position(|owed| matches!(owed, Owed::Ready { .. })).unwrap_or(self.owed.len());
+        for skipped in self.owed.drain(..end).rev() {
+            match skipped {
+                Owed::Parse { ours, id, client, unnamed } => {
+                    if let Some(id) = id {
+                        self.has.statements.remove(&id);
+                    }
+                    if let Some(name) = client {
+                        self.names.remove(&name);
+                    }
+                    self.has.unnamed &= !unnamed;
+                    if unnamed && !ours {
+                        // It failed, and the one before it is gone, or it was skipped: which, is not known.
+                        self.unnamed = None;
+                    }
+                }
+                Owed::Close { id, client, .. } => {
+                    if let Some(id) = id {
+                        self.has.statements.insert(id, 0);
+                    }
+                    self.names.extend(client);
+                }
+                Owed::Ready { .. } => {}
+            }
+        }
+        self.owed.pop_front();
+    }
+}
+
+fn write_parse(out: &mut Vec<u8>, name: &str, tail: &[u8]) {
+    write(out, b'P', |out| {
+        message::text(out, name);
+        out.extend(tail);
+    });
+}
+
+/// The message with another name at `at`; `rest` is what follows its name. More of it may still be to come.
+fn renamed(out: &mut Vec<u8>, bytes: &[u8], at: usize, name: &str, rest: &[u8]) {
+    let shorter = bytes.len() - at - rest.len();
+    let length = bytes.get(1..HEADER).and_then(|length| length.try_into().ok()).map_or(0, u32::from_be_bytes);
+    let length = length as usize + name.len() + 1 - shorter;
+    out.push(bytes[0]);
+    out.extend((length as u32).to_be_bytes());
+    out.extend(&bytes[HEADER..at]);
+    message::text(out, name);
+    out.extend(rest);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

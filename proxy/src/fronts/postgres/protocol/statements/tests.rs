@@ -1,0 +1,335 @@
+//! Two clients that take turns on a connection, and a server that does as PostgreSQL does.
+
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::super::frame::{Framer, Piece};
+use super::*;
+
+/// What a server knows of statements: enough to tell right answers from wrong ones.
+#[derive(Debug, Default)]
+struct Server {
+    named: HashMap<Vec<u8>, Vec<u8>>,
+    unnamed: Option<Vec<u8>>,
+    skips: bool,
+}
+
+impl Server {
+    /// Its answers to these messages: type, and for a Bind the text of the statement that it found.
+    fn take(&mut self, mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
+        let mut answers = Vec::new();
+        while let Ok(Piece::Whole(tag, count)) = Framer::default().next(bytes, 0) {
+            let body = &bytes[HEADER..count];
+            bytes = &bytes[count..];
+            if self.skips && tag != b'S' {
+                if tag == b'P' && body[0] == 0 || tag == b'C' && body == b"S\0" {
+                    // PostgreSQL keeps the one before; there nobody can tell, and an error is better than the wrong one.
+                    self.unnamed = None;
+                }
+                continue;
+            }
+            let answer = match tag {
+                b'P' => self.parse(body),
+                b'B' => {
+                    let (_, rest) = read_text(body).unwrap();
+                    let (name, _) = read_text(rest).unwrap();
+                    self.find(name).map(|text| (b'2', text))
+                }
+                b'D' => self.find(read_text(&body[1..]).unwrap().0).map(|text| (b't', text)),
+                b'C' => {
+                    let (name, _) = read_text(&body[1..]).unwrap();
+                    if name.is_empty() {
+                        self.unnamed = None;
+                    } else {
+                        self.named.remove(name);
+                    }
+                    Some((b'3', Vec::new()))
+                }
+                b'S' => {
+                    self.skips = false;
+                    Some((b'Z', b"I".to_vec()))
+                }
+                b'Q' => {
+                    self.unnamed = None;
+                    answers.push((b'C', body.to_vec()));
+                    if body.starts_with(b"DISCARD ALL") {
+                        self.named.clear();
+                    }
+                    Some((b'Z', b"I".to_vec()))
+                }
+                _ => None,
+            };
+            answers.push(answer.unwrap_or_else(|| {
+                self.skips = true;
+                (b'E', Vec::new())
+            }));
+        }
+        assert!(bytes.is_empty(), "half a message");
+        answers
+    }
+
+    fn parse(&mut self, body: &[u8]) -> Option<(u8, Vec<u8>)> {
+        let (name, tail) = read_text(body).unwrap();
+        let text = read_text(tail).unwrap().0.to_vec();
+        if name.is_empty() {
+            self.unnamed = None;
+        }
+        if text.starts_with(b"wrong") {
+            return None;
+        }
+        if name.is_empty() {
+            self.unnamed = Some(text);
+        } else if self.named.contains_key(name) {
+            return None;
+        } else {
+            self.named.insert(name.to_vec(), text);
+        }
+        Some((b'1', Vec::new()))
+    }
+
+    fn find(&self, name: &[u8]) -> Option<Vec<u8>> {
+        if name.is_empty() { self.unnamed.clone() } else { self.named.get(name).cloned() }
+    }
+}
+
+/// A client, and what it would see had it a server of its own.
+struct Client {
+    statements: Statements,
+    own: Server,
+}
+
+impl Client {
+    fn new(registry: &Arc<Registry>, limit: usize) -> Self {
+        let statements = Statements::new(Arc::clone(registry), limit);
+        Self { statements, own: Server::default() }
+    }
+
+    /// Runs a unit on a shared connection: what its client sees of the answers.
+    fn run(&mut self, server: &mut Server, has: &mut Has, unit: &[Vec<u8>]) -> Vec<(u8, Vec<u8>)> {
+        self.statements.has = std::mem::take(has);
+        self.statements.has.lent();
+        let mut sent = Vec::new();
+        for message in unit {
+            let mut other = Vec::new();
+            match self.statements.rewrite(message, true, &mut other).unwrap() {
+                Rewritten::Same => sent.extend(message),
+                Rewritten::Changed => sent.extend(other),
+            }
+            if matches!(message[0], b'S' | b'Q') {
+                self.statements.unit(message[0]);
+            }
+        }
+        let answers = server.take(&sent);
+        let seen = answers.into_iter().filter(|(tag, body)| !self.statements.heard(*tag, body)).collect();
+        *has = std::mem::take(&mut self.statements.has);
+        assert!(self.statements.owed.is_empty(), "everything was answered");
+        for id in has.statements.keys() {
+            let name = format!("{PREFIX}{id}").into_bytes();
+            assert!(server.named.contains_key(&name), "{id} is thought to be there");
+        }
+        seen
+    }
+}
+
+fn parse(name: &str, text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    message::parse(&mut out, name.as_bytes(), text.as_bytes(), &[23]);
+    out
+}
+
+fn bind(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    message::bind(&mut out, "portal", name, &[b"value"]);
+    out
+}
+
+fn describe(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    write(&mut out, b'D', |out| {
+        out.push(b'S');
+        message::text(out, name);
+    });
+    out
+}
+
+fn close(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    message::close_statement(&mut out, name);
+    out
+}
+
+fn query(text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    message::query(&mut out, text.as_bytes());
+    out
+}
+
+fn sync() -> Vec<u8> {
+    let mut out = Vec::new();
+    message::sync(&mut out);
+    out
+}
+
+fn tags(answers: &[(u8, Vec<u8>)]) -> String {
+    answers.iter().map(|(tag, _)| char::from(*tag)).collect()
+}
+
+#[test]
+fn a_statement_follows_its_client() {
+    let registry = Arc::new(Registry::default());
+    let mut clients = [Client::new(&registry, 100), Client::new(&registry, 100)];
+    let mut connections = [(Server::default(), Has::default()), (Server::default(), Has::default())];
+    let mut run = |client: usize, connection: usize, unit: &[Vec<u8>]| {
+        let (server, has) = &mut connections[connection];
+        clients[client].run(server, has, unit)
+    };
+    assert_eq!(tags(&run(0, 0, &[parse("s", "SELECT 1"), sync()])), "1Z");
+    assert_eq!(tags(&run(1, 0, &[parse("s", "SELECT 2"), sync()])), "1Z", "the same name, another statement");
+    for connection in [0, 1] {
+        for (client, text) in [(0, "SELECT 1"), (1, "SELECT 2")] {
+            let answers = run(client, connection, &[bind("s"), describe("s"), sync()]);
+            assert_eq!(tags(&answers), "2tZ");
+            assert_eq!(answers[0].1, text.as_bytes());
+        }
+    }
+    // One closes its own; the other's is the same text now, and stays.
+    assert_eq!(tags(&run(1, 0, &[close("s"), parse("s", "SELECT 1"), sync()])), "31Z");
+    assert_eq!(tags(&run(1, 1, &[close("s"), sync(), bind("s"), sync()])), "3ZEZ");
+    assert_eq!(run(0, 0, &[bind("s"), sync()])[0].1, b"SELECT 1");
+    // The unnamed one belongs to one client at a time.
+    assert_eq!(tags(&run(0, 0, &[parse("", "SELECT 3"), sync()])), "1Z");
+    assert_eq!(tags(&run(1, 0, &[bind(""), sync()])), "EZ");
+    assert_eq!(run(0, 1, &[bind(""), sync()])[0], (b'2', b"SELECT 3".to_vec()));
+    // DISCARD ALL takes the client's own, and the connection's.
+    assert_eq!(tags(&run(0, 0, &[query("DISCARD ALL")])), "CZ");
+    assert_eq!(tags(&run(0, 0, &[bind("s"), sync()])), "EZ");
+    assert!(clients[0].statements.touched);
+}
+
+#[test]
+fn what_the_server_skipped_was_not_done() {
+    let registry = Arc::new(Registry::default());
+    let mut client = Client::new(&registry, 100);
+    let (mut server, mut has) = (Server::default(), Has::default());
+    let mut run = |unit: &[Vec<u8>]| client.run(&mut server, &mut has, unit);
+    assert_eq!(tags(&run(&[parse("a", "SELECT 1"), sync()])), "1Z");
+    let unit = [parse("b", "wrong"), close("a"), parse("c", "SELECT 3"), parse("a", "SELECT 4"), sync()];
+    assert_eq!(tags(&run(&unit)), "EZ");
+    assert_eq!(run(&[bind("a"), sync()])[0].1, b"SELECT 1", "it was not closed");
+    assert_eq!(tags(&run(&[bind("b"), sync(), bind("c"), sync()])), "EZEZ");
+    assert_eq!(tags(&run(&[parse("a", "SELECT 5"), sync()])), "EZ", "the name is taken");
+    // One that cannot be prepared again tells its client so.
+    server.named.clear();
+    has = Has::default();
+    client.statements.names.insert(b"bad"[..].into(), registry.get(b"wrong\0\0\0"));
+    assert_eq!(tags(&client.run(&mut server, &mut has, &[bind("bad"), sync()])), "EZ");
+}
+
+#[test]
+fn a_copy_from_the_client_answers_no_sync_before_its_end() {
+    let mut statements = Statements::new(Arc::default(), 3);
+    let mut out = Vec::new();
+    let mut say = |statements: &mut Statements, message: &[u8]| {
+        out.clear();
+        statements.rewrite(message, true, &mut out).unwrap();
+        if matches!(message[0], b'S' | b'Q') {
+            statements.unit(message[0]);
+        }
+    };
+    // By Execute: the Sync behind it is not answered, the one after the data is.
+    for message in [parse("", "COPY t FROM STDIN"), bind(""), sync()] {
+        say(&mut statements, &message);
+    }
+    assert!(!statements.heard(b'1', b"") && !statements.heard(b'G', b""));
+    say(&mut statements, &sync());
+    assert!(!statements.heard(b'Z', b"I") && statements.owed.is_empty());
+    // By a simple query it is one unit.
+    say(&mut statements, &query("COPY t FROM STDIN"));
+    assert!(!statements.heard(b'G', b"") && !statements.heard(b'Z', b"I"));
+    assert!(statements.owed.is_empty());
+}
+
+#[test]
+fn a_connection_keeps_so_many() {
+    let registry = Arc::new(Registry::default());
+    let mut client = Client::new(&registry, 3);
+    let (mut server, mut has) = (Server::default(), Has::default());
+    for number in 0..10 {
+        let name = format!("s{number}");
+        let answers =
+            client.run(&mut server, &mut has, &[parse(&name, &name), bind(&name), bind("s0"), sync()]);
+        assert_eq!(tags(&answers), "122Z");
+        assert!(server.named.len() <= 3 && has.statements.len() <= 3);
+    }
+    for number in 0..10 {
+        let name = format!("s{number}");
+        assert_eq!(client.run(&mut server, &mut has, &[bind(&name), sync()])[0].1, name.as_bytes());
+    }
+    // Nobody's statements are forgotten.
+    drop(client);
+    for number in 0..200 {
+        registry.get(format!("{number}\0\0\0").as_bytes());
+    }
+    assert!(registry.known.lock().unwrap().by_hash.len() <= 66);
+}
+
+#[test]
+fn a_long_message_is_renamed_by_its_beginning() {
+    let registry = Arc::new(Registry::default());
+    let mut client = Client::new(&registry, 3);
+    let mut out = Vec::new();
+    client.statements.rewrite(&parse("s", "SELECT 1"), true, &mut out).unwrap();
+    let mut long = Vec::new();
+    message::bind(&mut long, "", "s", &[&vec![b'x'; 50_000]]);
+    let mut begun = Vec::new();
+    client.statements.rewrite(&long[..20_000], false, &mut begun).unwrap();
+    begun.extend(&long[20_000..]);
+    let Ok(Piece::Whole(b'B', count)) = Framer::default().next(&begun, 0) else { panic!("no message") };
+    assert_eq!(count, begun.len());
+    assert!(begun[HEADER + 1..].starts_with(b"_godwit_1\0"));
+    let too_long = client.statements.rewrite(&parse("t", "SELECT 2")[..10], false, &mut out);
+    assert_eq!(too_long, Err(TooLong));
+}
+
+fn message_of() -> impl Strategy<Value = Vec<u8>> {
+    let name = prop::sample::select(vec!["", "a", "b", "c"]);
+    let text = prop::sample::select(vec!["SELECT 1", "SELECT 2", "SELECT 3", "wrong"]);
+    prop_oneof![
+        4 => (name.clone(), text).prop_map(|(name, text)| parse(name, text)),
+        4 => name.clone().prop_map(bind),
+        1 => name.clone().prop_map(describe),
+        2 => name.prop_map(close),
+    ]
+}
+
+fn unit() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let batch = prop::collection::vec(message_of(), 0..6).prop_map(|mut unit| {
+        unit.push(sync());
+        unit
+    });
+    prop_oneof![8 => batch, 1 => Just(vec![query("SELECT 1")]), 1 => Just(vec![query("DISCARD ALL")])]
+}
+
+proptest! {
+    /// Whoever has which connection when: each client sees what it would see alone with a server.
+    #[test]
+    fn each_sees_what_it_would_see_alone(
+        turns in prop::collection::vec((0..3_usize, 0..2_usize, unit()), 1..40),
+        limit in 1..6_usize,
+    ) {
+        let registry = Arc::new(Registry::default());
+        let mut clients: Vec<Client> = (0..3).map(|_| Client::new(&registry, limit)).collect();
+        let mut connections = [(Server::default(), Has::default()), (Server::default(), Has::default())];
+        for (client, connection, unit) in turns {
+            let client = &mut clients[client];
+            let expected = client.own.take(&unit.concat());
+            let (server, has) = &mut connections[connection];
+            let seen = client.run(server, has, &unit);
+            prop_assert_eq!(seen, expected);
+            let names: HashSet<_> = client.statements.names.keys().map(|name| name.to_vec()).collect();
+            let own: HashSet<_> = client.own.named.keys().cloned().collect();
+            prop_assert_eq!(names, own);
+        }
+    }
+}

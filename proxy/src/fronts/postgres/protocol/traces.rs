@@ -1,0 +1,127 @@
+//! What a statement may leave in its session when its transaction is over: settings, locks, temporary objects, listeners.
+//!
+//! A client that shares connections is asked about after a transaction that may have left something. The server's own word for what
+//! it did (CommandComplete) tells of every command; functions that do the same from inside a query are found by their names in its
+//! text. What a function of the database hides is found by neither.
+
+/// A longer statement is not read: it may leave anything.
+const LOOK: usize = 64 << 10;
+
+/// Commands that leave nothing, or only what their transaction keeps.
+const CLEAN: [&[u8]; 26] = [
+    // These end nothing either.
+    b"SELECT",
+    b"INSERT",
+    b"UPDATE",
+    b"DELETE",
+    b"MERGE",
+    b"BEGIN",
+    b"START",
+    b"FETCH",
+    b"MOVE",
+    b"COPY",
+    b"COMMIT",
+    b"ROLLBACK",
+    b"SAVEPOINT",
+    b"RELEASE",
+    b"SHOW",
+    b"EXPLAIN",
+    b"NOTIFY",
+    b"DECLARE",
+    b"CLOSE",
+    b"VACUUM",
+    b"ANALYZE",
+    b"TRUNCATE",
+    b"LOCK",
+    b"REFRESH",
+    b"REINDEX",
+    b"COMMENT",
+];
+/// How many of them also end nothing that is there.
+const ENDS_NOTHING: usize = 10;
+
+/// Whether a command that the server names so may have left something, or with `ended`: or ended what another had left.
+pub fn in_tag(tag: &[u8], ended: bool) -> bool {
+    let word = tag.split(|byte| *byte == b' ').next().unwrap_or(tag);
+    let clean = if ended { &CLEAN[..ENDS_NOTHING] } else { &CLEAN[..] };
+    !clean.contains(&word)
+}
+
+/// Whether a statement says something that leaves a trace without a command of its own: `set_config`, advisory locks, temporary
+/// objects, cursors WITH HOLD. A word in a string or a comment counts too: looking once more does no harm.
+pub fn in_text(statement: &[u8]) -> bool {
+    if statement.len() > LOOK {
+        return true;
+    }
+    let mut before = b' ';
+    for (at, byte) in statement.iter().enumerate() {
+        let rest = &statement[at..];
+        let found = match byte | 0x20 {
+            b'a' => begins(rest, b"advisory"),
+            b's' => begins(rest, b"set_config"),
+            b't' => word(before, rest, b"temp") || word(before, rest, b"temporary"),
+            b'h' => word(before, rest, b"hold"),
+            _ => false,
+        };
+        if found {
+            return true;
+        }
+        before = *byte;
+    }
+    false
+}
+
+fn begins(text: &[u8], word: &[u8]) -> bool {
+    text.get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word))
+}
+
+fn word(before: u8, text: &[u8], word: &[u8]) -> bool {
+    let part = |byte: u8| byte.is_ascii_alphanumeric() || byte >= 0x80;
+    begins(text, word)
+        && !part(before)
+        && !text.get(word.len()).is_some_and(|byte| part(*byte) || *byte == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_and_words_that_leave_something() {
+        for tag in [
+            "SET",
+            "RESET",
+            "LISTEN",
+            "UNLISTEN",
+            "PREPARE",
+            "DEALLOCATE ALL",
+            "DISCARD ALL",
+            "CREATE TABLE",
+            "DO",
+            "CALL",
+            "LOAD",
+        ] {
+            assert!(in_tag(tag.as_bytes(), false), "{tag}");
+        }
+        for tag in ["SELECT 7", "INSERT 0 1", "START TRANSACTION", "DECLARE CURSOR", "COPY 5", "COMMIT"] {
+            assert!(!in_tag(tag.as_bytes(), false), "{tag}");
+        }
+        assert!(in_tag(b"CLOSE CURSOR", true) && in_tag(b"COMMIT", true) && !in_tag(b"SELECT 1", true));
+        for text in [
+            "SELECT pg_catalog.set_config('a.b', $1, false)",
+            "select PG_TRY_ADVISORY_LOCK(7)",
+            "SELECT 1 INTO TEMP x",
+            "create temporary table t ()",
+            "SELECT * INTO pg_temp.x FROM y",
+            "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+        ] {
+            assert!(in_text(text.as_bytes()), "{text}");
+        }
+        for text in
+            ["SELECT threshold, temperature, attempt FROM household", "UPDATE t SET a = 1", "", "template"]
+        {
+            assert!(!in_text(text.as_bytes()), "{text}");
+        }
+        assert!(in_text(&vec![b' '; LOOK + 1]));
+    }
+}

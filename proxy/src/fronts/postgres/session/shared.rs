@@ -1,0 +1,338 @@
+//! A session that shares connections: it has one for a transaction at a time.
+//!
+//! Between transactions it has none, and is *parked* as far as the turnstile is concerned: a cutover waits for transactions, not for
+//! sessions. When its client wants something it takes its turn at the turnstile, a place in the pool, and a connection with its
+//! profile. Afterwards, if something may have been left there, the server is asked what: settings and role become the client's profile
+//! and go with it; anything else (a temporary table, LISTEN, a lock of the session, a PREPARE by SQL) keeps the client on the
+//! connection for as long as it is there.
+
+use std::sync::Arc;
+
+use pingora::server::ShutdownWatch;
+use tokio::sync::watch;
+
+use super::super::backend::{Backend, Identity};
+use super::super::front::PostgresFront;
+use super::super::pool::{Place, Pool, Shelf};
+use super::super::protocol::message::Fault;
+use super::super::protocol::state::State;
+use super::super::protocol::statements::{Has, Statements};
+use super::super::relay::{Event, Relay};
+use super::super::turnstile::Turn;
+use super::{
+    Begun, End, Eyes, Ready, Session, Unprepared, again, await_turn, leaving, of_client, prepare, refusal,
+    welcome, written,
+};
+use crate::clock;
+
+/// What a session needs to share connections.
+pub(super) struct Share {
+    shelf: Arc<Shelf>,
+    /// What the startup packet set.
+    base: Arc<State>,
+    /// What the client has set.
+    profile: Arc<State>,
+    /// What is set on the connection that it has.
+    on: Arc<State>,
+    /// While it has a connection, or the right to one.
+    place: Option<Place>,
+}
+
+impl Session {
+    /// Lets the client in; a connection is needed only if it is not known how the server greets one with such a startup packet.
+    pub(super) async fn open_shared(front: &Arc<PostgresFront>, pool: &Pool, begun: Begun) -> Option<Self> {
+        let Begun { mut client, identity, guest } = begun;
+        let (identity, base) = identity.shared();
+        let shelf = pool.shelf(&identity.user, identity.options());
+        let base = Arc::new(base);
+        let mut seat = front.turnstile.sit();
+        let greeting = match shelf.greeting(&base) {
+            Some(greeting) => greeting,
+            None => {
+                if let Err(End::Fault(fault)) = await_turn(front, &mut seat).await {
+                    client.refuse(&written(&fault)).await;
+                    return None;
+                }
+                let Ok(Some(place)) = tokio::time::timeout(shelf.wait(), shelf.place()).await else {
+                    client.refuse(&written(&too_many())).await;
+                    return None;
+                };
+                let obtained = match lying(front, &shelf, &base).await {
+                    Ok(Some(lying)) => Ok(lying),
+                    Ok(None) => {
+                        let active = front.active();
+                        let made = prepare(front, &identity, active.generation, &active.zone, &base).await;
+                        made.map(|backend| (backend, Has::default()))
+                    }
+                    Err(error) => Err(error),
+                };
+                let (backend, has) = match obtained {
+                    Ok(obtained) => obtained,
+                    Err(error) => {
+                        let told = match error {
+                            Unprepared::None(error) => refusal(front, error),
+                            Unprepared::Lost(what) => written(&unset(&what)),
+                        };
+                        client.refuse(&told).await;
+                        return None;
+                    }
+                };
+                let greeting = Arc::clone(&backend.parameters);
+                shelf.greets(&base, &greeting);
+                shelf.lay(backend, has, Arc::clone(&base), front.turnstile.turn_number());
+                drop(place);
+                seat.park();
+                greeting
+            }
+        };
+        let key = front.register_shared();
+        if !welcome(&mut client, &greeting, key.key(), &mut Vec::new()).await {
+            return None;
+        }
+        let statements = Statements::new(Arc::clone(&pool.registry), shelf.statements());
+        let shared = Some(Box::new(statements));
+        let relay = Relay::new(client.socket, client.received, greeting, key.key().0, shared);
+        let active = front.active();
+        let eyes = Eyes::new(front, Arc::clone(&active.zone), Some(Arc::clone(&shelf)));
+        let (profile, on) = (Arc::clone(&base), Arc::clone(&base));
+        let share = Some(Share { shelf, base, profile, on, place: None });
+        let (front, generation) = (Arc::clone(front), active.generation);
+        Some(Self { front, share, relay, identity, seat, key, eyes, generation, _guest: guest })
+    }
+
+    /// Waits until the client has something to run, and for a connection to run it on.
+    pub(super) async fn attend(
+        &mut self,
+        turns: &mut watch::Receiver<Turn>,
+        shutdown: &mut ShutdownWatch,
+    ) -> Result<(), End> {
+        self.client_wants(shutdown).await?;
+        let Some(share) = &mut self.share else { return Ok(()) };
+        let (shelf, profile) = (Arc::clone(&share.shelf), Arc::clone(&share.profile));
+        let turn = turns.borrow_and_update().clone();
+        let mut ready = Ready(None);
+        if turn.closed
+            && let Some(zone) = turn.next
+            && let Some(place) = shelf.free()
+        {
+            share.place = Some(place);
+            let guard = self.seat.prepare();
+            let (front, identity, profile) =
+                (Arc::clone(&self.front), self.identity.clone(), Arc::clone(&profile));
+            // The generation is known when it is sworn in.
+            ready = Ready(Some(tokio::spawn(async move {
+                let made = prepare(&front, &identity, 0, &zone, &profile).await;
+                drop(guard);
+                made
+            })));
+        }
+        let deadline = clock::tick() + shelf.wait();
+        loop {
+            if let Some(held) = self.wait(turns).await? {
+                self.front.meters.held(crate::fronts::now().saturating_duration_since(held.since));
+            }
+            let has_one = self.share.as_ref().is_some_and(|share| share.place.is_some());
+            if has_one {
+                break;
+            }
+            match self.queue(&shelf, turns, deadline).await? {
+                Some(place) => {
+                    if let Some(share) = &mut self.share {
+                        share.place = Some(place);
+                    }
+                    break;
+                }
+                // None may begin any more: it has not begun.
+                None => self.seat.park(),
+            }
+        }
+        let (backend, has) = match ready.made(&self.front.active()).await {
+            Some(backend) => (backend, Has::default()),
+            None => match obtain(&self.front, &self.identity, &shelf, &profile).await {
+                Ok(obtained) => obtained,
+                Err(Unprepared::Lost(what)) => return Err(End::Fault(unset(&what))),
+                Err(error) => return Err(error.end(&self.front)),
+            },
+        };
+        if let Some(share) = &mut self.share {
+            share.on = profile;
+        }
+        self.place(backend, has);
+        Ok(())
+    }
+
+    /// Until the client has sent something.
+    async fn client_wants(&mut self, shutdown: &mut ShutdownWatch) -> Result<(), End> {
+        loop {
+            if self.eyes.leaving {
+                return Err(leaving());
+            }
+            tokio::select! {
+                event = self.relay.run(&self.eyes, true) => match event {
+                    Event::ClientWaits => return Ok(()),
+                    event => {
+                        if let Some(end) = of_client(event) {
+                            return Err(end);
+                        }
+                    }
+                },
+                changed = shutdown.changed() => self.eyes.leaving = changed.is_err() || *shutdown.borrow(),
+            }
+        }
+    }
+
+    /// Until there is a place; none: no transaction may begin any more.
+    async fn queue(
+        &mut self,
+        shelf: &Arc<Shelf>,
+        turns: &mut watch::Receiver<Turn>,
+        deadline: tokio::time::Instant,
+    ) -> Result<Option<Place>, End> {
+        if let Some(place) = shelf.free() {
+            return Ok(Some(place));
+        }
+        let mut place = std::pin::pin!(shelf.place());
+        loop {
+            tokio::select! {
+                place = &mut place => return Ok(place),
+                changed = turns.changed() => {
+                    if changed.is_err() {
+                        return Err(End::Client);
+                    }
+                    if turns.borrow_and_update().closed {
+                        return Ok(None);
+                    }
+                }
+                event = self.relay.run(&self.eyes, true) => {
+                    if let Some(end) = of_client(event) {
+                        return Err(end);
+                    }
+                }
+                () = tokio::time::sleep_until(deadline) => return Err(End::Fault(too_many())),
+            }
+        }
+    }
+
+    /// It stands between two transactions, with a connection.
+    pub(super) async fn between(
+        &mut self,
+        turns: &mut watch::Receiver<Turn>,
+        shutdown: &mut ShutdownWatch,
+    ) -> Result<(), End> {
+        if self.touched() {
+            let state = self.ask().await?;
+            self.keep(state);
+        }
+        let pinned = self.relay.shared.as_ref().is_some_and(|shared| shared.pinned);
+        if pinned {
+            return self.stand(turns).await;
+        }
+        self.give_back();
+        self.attend(turns, shutdown).await
+    }
+
+    /// Something was run that may have left a trace.
+    pub(super) fn touched(&self) -> bool {
+        self.relay.shared.as_ref().is_some_and(|shared| shared.touched)
+    }
+
+    /// What the session has goes with its client, or keeps it here.
+    fn keep(&mut self, mut state: State) {
+        let profile = state.take_profile();
+        let pinned = !state.is_empty();
+        let (Some(share), Some(shared)) = (&mut self.share, &mut self.relay.shared) else { return };
+        if profile != *share.on {
+            share.profile = Arc::new(over(&share.base, profile.clone()));
+            share.on = Arc::new(profile);
+        }
+        shared.touched = false;
+        shared.pinned = pinned;
+        if let Some(place) = &mut share.place {
+            place.pin(pinned);
+        }
+    }
+
+    /// Others may have the connection.
+    pub(super) fn give_back(&mut self) {
+        let left = self.key.left();
+        let backend = self.lend();
+        if let (Some(share), Some(shared)) = (&mut self.share, &mut self.relay.shared) {
+            let has = std::mem::take(&mut shared.has);
+            if let (Some(target), Some(backend)) = (left, backend)
+                && backend.received.is_empty()
+            {
+                let backend = Backend { secret: target.secret.into(), ..backend };
+                let turn = self.front.turnstile.turn_number();
+                share.shelf.lay(backend, has, Arc::clone(&share.on), turn);
+            }
+            share.place = None;
+        }
+        self.seat.park();
+    }
+}
+
+/// A connection with this profile: one that lies there, or a new one.
+async fn obtain(
+    front: &PostgresFront,
+    identity: &Identity,
+    shelf: &Shelf,
+    profile: &Arc<State>,
+) -> Result<(Backend, Has), Unprepared> {
+    if let Some(lying) = lying(front, shelf, profile).await? {
+        return Ok(lying);
+    }
+    Ok((again(front, identity, profile).await?, Has::default()))
+}
+
+/// One that lies there, lives, and is brought to this profile if it had another.
+async fn lying(
+    front: &PostgresFront,
+    shelf: &Shelf,
+    profile: &Arc<State>,
+) -> Result<Option<(Backend, Has)>, Unprepared> {
+    let turn = front.turnstile.turn_number();
+    while let Some(lying) = shelf.take(front.active().generation, profile) {
+        let Some(mut backend) = lying.backend.living() else { continue };
+        // A fence may have come between that its socket does not tell of yet.
+        if lying.turn != turn && !backend.answers().await {
+            continue;
+        }
+        if lying.profile != *profile {
+            match backend.become_of(profile).await {
+                Ok(lost) if lost.is_empty() => {}
+                Ok(lost) => {
+                    backend.close().await;
+                    return Err(Unprepared::Lost(lost));
+                }
+                Err(error) => {
+                    tracing::debug!(resource = %front.name, %error, "a shared connection could not be set up for another client");
+                    continue;
+                }
+            }
+        }
+        return Ok(Some((backend, lying.has)));
+    }
+    Ok(None)
+}
+
+/// What a client has set, over what its startup packet did.
+fn over(base: &State, mut set: State) -> State {
+    for (name, value) in &base.settings {
+        if !set.settings.iter().any(|(known, _)| known.eq_ignore_ascii_case(name)) {
+            set.settings.push((name.clone(), value.clone()));
+        }
+    }
+    set.settings.sort();
+    set
+}
+
+fn too_many() -> Fault {
+    Fault::fatal("53300", "no connection to the database became free in time")
+        .hint("Raise the pool's size, or keep transactions short.")
+}
+
+fn unset(what: &[String]) -> Fault {
+    Fault::fatal("57P01", "terminating connection: what this session has set cannot be set again")
+        .detail(format!("{}.", what.join("; ")))
+        .hint("Connect again.")
+}

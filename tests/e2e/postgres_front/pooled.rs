@@ -1,0 +1,266 @@
+//! Clients that share connections: each sees a session of its own, and a few connections serve all.
+
+use godwit::config::model::PostgresPool;
+
+use super::*;
+
+const POOL: PostgresPool =
+    PostgresPool { size: 1, wait: Duration::from_secs(30), idle: Duration::from_mins(10), statements: 3 };
+
+async fn sharing(pool: PostgresPool) -> Setup {
+    Setup::with(HOLD, |settings| settings.pool = Some(pool), "").await
+}
+
+/// Sessions of clients at the server that is primary.
+async fn connections(setup: &Setup) -> i64 {
+    let client = setup.here().connect("postgres").await.unwrap();
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+async fn setting(client: &Client, name: &str) -> String {
+    let sql = format!("SELECT current_setting('{name}', true)");
+    client.query_one(&sql, &[]).await.unwrap().get::<_, Option<String>>(0).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_clients_share_two_connections_over_cutovers() {
+    let setup = sharing(PostgresPool { size: 2, ..POOL }).await;
+    for cluster in &setup.clusters {
+        let client = cluster.connect(DATABASE).await.unwrap();
+        client.batch_execute("CREATE TABLE moves (client int, round int)").await.unwrap();
+        client.batch_execute("GRANT ALL ON moves TO app").await.unwrap();
+    }
+    let mut playing = Vec::new();
+    let (rounds, _) = tokio::sync::watch::channel(0_u64);
+    let rounds = Arc::new(rounds);
+    let ended = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for number in 0..20_i32 {
+        let mut client = setup.connect().await;
+        let (rounds, ended) = (Arc::clone(&rounds), Arc::clone(&ended));
+        playing.push(tokio::spawn(async move {
+            // More statements than a connection keeps, some of them everybody's.
+            let mut statements = Vec::new();
+            for text in ["SELECT 1", "SELECT 2", "SELECT 3", "SELECT 4"] {
+                statements.push(client.prepare(text).await.unwrap());
+            }
+            let own = client.prepare(&format!("SELECT {number} + $1::int")).await.unwrap();
+            let mut round = 0;
+            while !ended.load(std::sync::atomic::Ordering::SeqCst) {
+                let transaction = client.transaction().await.unwrap();
+                transaction.execute("INSERT INTO moves VALUES ($1, $2)", &[&number, &round]).await.unwrap();
+                for (at, statement) in statements.iter().enumerate() {
+                    let found: i32 = transaction.query_one(statement, &[]).await.unwrap().get(0);
+                    assert_eq!(found, i32::try_from(at).unwrap() + 1);
+                }
+                transaction.commit().await.unwrap();
+                let found: i32 = client.query_one(&own, &[&round]).await.unwrap().get(0);
+                assert_eq!(found, number + round);
+                round += 1;
+                rounds.send_modify(|rounds| *rounds += 1);
+            }
+            round
+        }));
+    }
+    for _ in 0..4 {
+        let enough = *rounds.borrow() + 100;
+        rounds.subscribe().wait_for(|rounds| *rounds >= enough).await.unwrap();
+        assert!(connections(&setup).await <= 2);
+        setup.cutover().await;
+    }
+    ended.store(true, std::sync::atomic::Ordering::SeqCst);
+    let mut total = 0;
+    for client in playing {
+        total += client.await.unwrap();
+    }
+    let mut rows = 0;
+    for cluster in &setup.clusters {
+        let client = cluster.connect(DATABASE).await.unwrap();
+        rows += client.query_one("SELECT count(*) FROM moves", &[]).await.unwrap().get::<_, i64>(0);
+    }
+    assert_eq!(rows, i64::from(total), "each transaction was done once");
+    assert_eq!(setup.front.turnstile.stats().running, 0, "nobody has a connection between transactions");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_sets_goes_with_it_and_not_to_others() {
+    let setup = sharing(POOL).await;
+    let (one, two) = (setup.connect().await, setup.connect().await);
+    let mut named = setup.config();
+    named.application_name("named").options("-c geqo=off");
+    let named = Session::start(&named).await.client;
+    one.batch_execute(
+        "SET work_mem = '7MB'; SET TimeZone = 'Asia/Tokyo'; SET app.tenant = '7'; SET ROLE clerk",
+    )
+    .await
+    .unwrap();
+    two.batch_execute("SET work_mem = '9MB'; SET app.tenant = '9'").await.unwrap();
+    two.execute("SELECT set_config('search_path', 'pg_catalog', false)", &[]).await.unwrap();
+    for round in 0..4 {
+        assert_eq!(setting(&one, "work_mem").await, "7MB");
+        assert_eq!(setting(&two, "work_mem").await, "9MB");
+        assert_eq!(setting(&one, "app.tenant").await, "7");
+        assert_eq!(setting(&two, "app.tenant").await, "9");
+        assert_eq!(setting(&one, "TimeZone").await, "Asia/Tokyo");
+        assert_ne!(setting(&two, "TimeZone").await, "Asia/Tokyo");
+        assert_eq!(setting(&one, "role").await, "clerk");
+        assert_eq!(setting(&two, "role").await, "none");
+        assert_eq!(setting(&one, "search_path").await, "\"$user\", public");
+        assert_eq!(setting(&two, "search_path").await, "pg_catalog");
+        assert_eq!(setting(&named, "application_name").await, "named");
+        assert_eq!(setting(&named, "geqo").await, "off");
+        assert_ne!(setting(&one, "application_name").await, "named");
+        if round % 2 == 1 {
+            setup.cutover().await;
+        }
+    }
+    // What lasts for a transaction only is nobody's afterwards.
+    one.batch_execute("BEGIN; SET LOCAL work_mem = '8MB'; COMMIT").await.unwrap();
+    assert_eq!(setting(&one, "work_mem").await, "7MB");
+    one.batch_execute("RESET ALL; RESET ROLE").await.unwrap();
+    assert_eq!(setting(&two, "work_mem").await, "9MB");
+    assert_eq!((setting(&one, "work_mem").await, setting(&one, "role").await), ("4MB".into(), "none".into()));
+    named.batch_execute("DISCARD ALL").await.unwrap();
+    assert_eq!(setting(&named, "application_name").await, "named", "as its startup packet said");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_shared_keeps_its_client_on_a_connection() {
+    let setup = sharing(PostgresPool { wait: Duration::from_millis(200), ..POOL }).await;
+    for (keeps, ends) in [
+        ("CREATE TEMP TABLE basket AS SELECT 1 AS id", "DROP TABLE basket"),
+        ("SELECT pg_advisory_lock(7)", "SELECT pg_advisory_unlock(7)"),
+        ("SELECT 1 AS id INTO TEMP basket", "DISCARD TEMP"),
+        ("LISTEN news", "UNLISTEN *"),
+        ("PREPARE p AS SELECT 1", "DEALLOCATE p"),
+        ("BEGIN; DECLARE kept CURSOR WITH HOLD FOR SELECT 1; COMMIT", "CLOSE kept"),
+    ] {
+        let (one, two) = (setup.connect().await, setup.session().await);
+        one.batch_execute(keeps).await.unwrap();
+        one.batch_execute("SELECT 1").await.unwrap();
+        let full = two.client.batch_execute("SELECT 1").await.unwrap_err();
+        assert_eq!(sqlstate(&full), "53300", "{keeps}");
+        one.batch_execute(ends).await.unwrap();
+        setup
+            .connect()
+            .await
+            .batch_execute("SELECT 1")
+            .await
+            .unwrap_or_else(|error| panic!("{ends}: {error}"));
+    }
+    // One that waits for something to be said hears it.
+    let mut listens = setup.session().await;
+    listens.client.batch_execute("LISTEN news").await.unwrap();
+    let own: i32 = listens.client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    setup.cutover().await;
+    listens.client.batch_execute("SELECT 1").await.unwrap();
+    setup.here().connect(DATABASE).await.unwrap().batch_execute("NOTIFY news, 'there'").await.unwrap();
+    let (channel, payload, pid) = listens.notification().await;
+    assert_eq!((channel.as_str(), payload.as_str()), ("news", "there"));
+    assert_ne!(pid, own);
+    // One that has what cannot be carried ends at a cutover, and nobody else does.
+    listens.client.batch_execute("CREATE TEMP TABLE basket ()").await.unwrap();
+    let idle = {
+        let config = setup.config();
+        tokio::spawn(async move { Session::start(&config).await })
+    };
+    setup.cutover().await;
+    assert_eq!(listens.error().await.0, "57P01");
+    idle.await.unwrap().client.batch_execute("SELECT 1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_goes_leaves_nothing_behind() {
+    let setup = sharing(POOL).await;
+    let (gone, stays) = (setup.session().await, setup.connect().await);
+    gone.client.batch_execute("BEGIN; INSERT INTO item VALUES (1, 'open')").await.unwrap();
+    let waits = tokio::spawn(async move {
+        let rows = stays.query("SELECT FROM item", &[]).await.unwrap().len();
+        (stays, rows)
+    });
+    gone.ended.abort();
+    let (stays, rows) = waits.await.unwrap();
+    assert_eq!(rows, 0, "its transaction was not committed");
+    // Who waits and goes has no turn.
+    let transaction = setup.connect().await;
+    transaction.batch_execute("BEGIN").await.unwrap();
+    let gone = setup.session().await;
+    let asked = gone.client.simple_query("INSERT INTO item VALUES (2, 'never')");
+    assert!(tokio::time::timeout(Duration::from_millis(50), asked).await.is_err(), "it waits");
+    gone.ended.abort();
+    until("it has left", async || setup.front.sessions() == 2).await;
+    transaction.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(stays.query("SELECT FROM item", &[]).await.unwrap().len(), 0);
+    assert_eq!(connections(&setup).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_meets_only_what_it_was_meant_for() {
+    let setup = sharing(POOL).await;
+    let (one, two) = (setup.connect().await, setup.connect().await);
+    let cancel = one.cancel_token();
+    let sleeps = tokio::spawn(async move { one.batch_execute("SELECT pg_sleep(60)").await.map(|()| one) });
+    let watch = setup.here().connect("postgres").await.unwrap();
+    until("it sleeps", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        watch.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    cancel.cancel_query(NoTls).await.unwrap();
+    assert_eq!(sqlstate(&sleeps.await.unwrap().unwrap_err()), "57014");
+    // Between its transactions it means nobody.
+    let slow = tokio::spawn(async move { two.batch_execute("SELECT pg_sleep(0.3)").await });
+    cancel.cancel_query(NoTls).await.unwrap();
+    slow.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_ended_are_made_again() {
+    let setup = sharing(POOL).await;
+    let client = setup.connect().await;
+    client.batch_execute("SET work_mem = '7MB'").await.unwrap();
+    setup.fence().await;
+    assert_eq!(setting(&client, "work_mem").await, "7MB");
+    // A move that is given up, after its fence.
+    setup.hold().await;
+    setup.fence().await;
+    setup.front.turnstile.open();
+    assert_eq!(setting(&client, "work_mem").await, "7MB");
+    // One that nobody takes is closed.
+    let short = sharing(PostgresPool { idle: Duration::from_millis(50), ..POOL }).await;
+    let client = short.connect().await;
+    client.batch_execute("SELECT 1").await.unwrap();
+    until("it is closed", async || connections(&short).await == 0).await;
+    client.batch_execute("SELECT 1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pipelines_large_messages_and_copies() {
+    let setup = sharing(POOL).await;
+    let (one, two) = (setup.connect().await, setup.connect().await);
+    let long = "x".repeat(3 << 20);
+    let length = one.prepare("SELECT length($1::text)").await.unwrap();
+    for client in [&one, &two, &one] {
+        let (unnamed, named) =
+            tokio::join!(async { client.query_one("SELECT length($1::text)", &[&long]).await }, async {
+                one.query_one(&length, &[&long]).await
+            });
+        assert_eq!(unnamed.unwrap().get::<_, i32>(0), 3 << 20);
+        assert_eq!(named.unwrap().get::<_, i32>(0), 3 << 20);
+    }
+    // Many at once, some of which fail, from both.
+    let run = async |client: &Client| {
+        let queries: Vec<_> = (0..50).map(|at| format!("SELECT 6 / {}", at % 5)).collect();
+        let asked = queries.iter().map(|query| client.query(query.as_str(), &[]));
+        let answers = futures_util::future::join_all(asked).await;
+        answers.iter().filter(|answer| answer.is_err()).count()
+    };
+    let (one_failed, two_failed) = tokio::join!(run(&one), run(&two));
+    assert_eq!((one_failed, two_failed), (10, 10));
+    let mut rows = Box::pin(two.copy_in::<_, bytes::Bytes>("COPY item FROM STDIN").await.unwrap());
+    for row in 0..1000 {
+        futures_util::SinkExt::send(&mut rows, format!("{row}\tcopied\n").into()).await.unwrap();
+    }
+    assert_eq!(rows.as_mut().finish().await.unwrap(), 1000);
+    assert_eq!(one.query("SELECT FROM item", &[]).await.unwrap().len(), 1000);
+}
