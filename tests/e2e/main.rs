@@ -15,6 +15,7 @@ mod faults;
 mod feeds;
 mod fence;
 mod front;
+mod heartbeat;
 mod history;
 mod identity;
 mod kills;

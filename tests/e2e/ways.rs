@@ -1,9 +1,15 @@
-//! The way to another zone, measured through routers of its own: network namespaces, where this process may make them.
+//! The way to another zone: by pings and traces through routers of its own (network namespaces, where this process may make them),
+//! and by the link of a running pair of nodes.
 
 use std::process::{Command, Output};
+use std::time::Duration;
 
-use crate::leader::PROGRAM;
 use anyhow::{Context, Result, ensure};
+use godwit::controller::view::{FactView, GuardView, PathView, ResourceView};
+use godwit::demo::zone::Playground;
+use godwit::feeds::external::view::FeedView;
+
+use crate::leader::{Leader, PATIENCE, PROGRAM, agent, options};
 
 /// This machine, a router, a host behind it, and another router for the other way.
 struct Net {
@@ -134,5 +140,84 @@ feeds:
     let trial = tried("echoes")?;
     ensure!(number(&trial, "loss") == Some(1.0), "nothing comes back: {trial:#}");
     ensure!(number(&trial, "rtt").is_none(), "what is not known is not said: {trial:#}");
+    Ok(())
+}
+
+/// What the feed says of the far zone, and what a guard makes of it.
+fn way<'v>(view: &'v ResourceView, zone: &str) -> Option<(&'v PathView, &'v GuardView)> {
+    let path = view.placements.iter().find(|placement| placement.zone == zone)?.path.as_ref()?;
+    let guard = view.decision.as_ref()?.guards.iter().find(|guard| guard.name == "shadow_rtt_ms")?;
+    Some((path, guard))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_link_is_a_fact_with_its_age_until_it_is_cut() -> Result<()> {
+    let mut options = options(true)?;
+    ensure!(options.policy.contains("limits: {"), "the playground's policy has changed");
+    let guard = "limits: {guards: [{fact: shadow_rtt_ms, below: 5s, operators: true}], ";
+    options.policy = options.policy.replacen("limits: {", guard, 1);
+    options.wan = Duration::from_millis(10);
+    let playground = Playground::start(&options).await?;
+    let far = &playground.zones[1];
+    let text = std::fs::read_to_string(&playground.config)?;
+    let feed = format!("\nfeeds: {{links: {{link: [{}], every: 1s, stale_after: 4s}}}}\n", far.name);
+    std::fs::write(&playground.config, text + &feed)?;
+    let _agent = agent(&playground)?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+
+    let known = |view: &ResourceView, least_ms: f64| {
+        way(view, &far.name).is_some_and(|(path, guard)| {
+            let fresh = |fact: &FactView| {
+                fact.source == "feed links"
+                    && fact.value.is_some()
+                    && fact.age_ms.is_some_and(|age| age <= 4000)
+            };
+            fresh(&path.rtt_ms)
+                && fresh(&path.loss)
+                && path.rtt_ms.value.is_some_and(|rtt| (least_ms..10_000.0).contains(&rtt))
+                && guard.passed
+        })
+    };
+    // There and back over the relay of the link.
+    let view = leader.until("the link is measured", |view| known(view, 20.0)).await?;
+    let (path, _) = way(&view, &far.name).context("just seen")?;
+    ensure!(path.loss.value.is_some_and(|loss| (0.0..0.5).contains(&loss)), "{path:#?}");
+    ensure!(path.route_age_ms.source.starts_with("unknown: "), "no trace is configured: {path:#?}");
+    far.path.set_delay(Duration::from_millis(60));
+    leader.until("it has become longer", |view| known(view, 100.0)).await?;
+    let shown = Command::new(PROGRAM).args(["--admin", &playground.admin.to_string(), "status"]).output()?;
+    let shown = String::from_utf8(shown.stdout)?;
+    ensure!(shown.contains(&format!("way to {}: round trip ", far.name)), "{shown}");
+
+    far.path.cut();
+    // QUIC holds on to the link for six seconds and tells what it last knew: that is no measurement.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let links: FeedView = leader.client.fetch("/api/v1/feeds/links").await?;
+        let why = links.last_error.map(|error| error.what).unwrap_or_default();
+        if why.contains("nothing came over the open link for 3 s") {
+            break;
+        }
+        ensure!(tokio::time::Instant::now() < deadline, "a silent link is believed: {why:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let unknown = |view: &ResourceView| {
+        way(view, &far.name).is_some_and(|(path, guard)| {
+            [&path.rtt_ms, &path.loss].iter().all(|f| f.value.is_none()) && !guard.passed
+        })
+    };
+    let view = leader.until("a link that is cut is unknown", unknown).await?;
+    let (path, guard) = way(&view, &far.name).context("just seen")?;
+    ensure!(path.rtt_ms.source.starts_with("unknown: the newest of feed links is "), "{path:#?}");
+    ensure!(path.rtt_ms.age_ms.is_none() && path.loss.age_ms.is_none(), "{path:#?}");
+    ensure!(guard.value.starts_with("unknown: the newest of feed links is "), "{guard:#?}");
+    let links: FeedView = leader.client.fetch("/api/v1/feeds/links").await?;
+    ensure!(links.state == "stale" && links.last_error.is_some(), "{links:#?}");
+    let refused = leader.migrate(&far.name).await;
+    ensure!(refused.is_err(), "a move to where nobody knows the way");
+
+    far.path.restore();
+    leader.until("it is known again", |view| known(view, 100.0)).await?;
     Ok(())
 }

@@ -157,7 +157,7 @@ pub(crate) fn front(listen: SocketAddr, upstream: SocketAddr, pool: Option<usize
         http: Vec::new(),
         upstream: Upstream::default(),
         probe: "/".into(),
-        postgres: Some(Database { dsn, bin: None, app_roles: Vec::new() }),
+        postgres: Some(Database { dsn, bin: None, app_roles: Vec::new(), heartbeat: false }),
         capacity: 1,
         cost_per_hour: None,
         driver: None,

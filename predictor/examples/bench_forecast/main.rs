@@ -1,12 +1,15 @@
 //! Judges the forecaster on a folder of series: rolling origin over the last three tenths of each, horizons 12 and 48.
 //!
-//! `cargo run --release -p predictor --example bench_forecast -- <folder> [--only SET] [--weights FILE|none] [--tuning]`
+//! `cargo run --release -p predictor --example bench_forecast -- <folder> [--only SET] [--weights FILE|none] [--tuning] [--fleet N]`
+//!
+//! `--fleet` is how many series are forecast together for what they cost of a core (10,000).
 //!
 //! `--tuning` judges rows 0.4 to 0.7 of each series and never looks at what comes after: the part to choose settings on.
 
 #[path = "../common/data.rs"]
 mod data;
 mod events;
+mod fleet;
 #[path = "../common/known.rs"]
 mod known;
 mod score;
@@ -29,16 +32,22 @@ struct Options {
     only: Option<String>,
     weights: Option<PathBuf>,
     tuning: bool,
+    fleet: usize,
 }
 
 fn options() -> Result<Options, String> {
     let mut arguments = std::env::args().skip(1);
-    let mut options = Options { folder: PathBuf::new(), only: None, weights: None, tuning: false };
+    let mut options =
+        Options { folder: PathBuf::new(), only: None, weights: None, tuning: false, fleet: 10_000 };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--only" => options.only = Some(arguments.next().ok_or("--only needs a set's name")?),
             "--weights" => options.weights = Some(arguments.next().ok_or("--weights needs a file")?.into()),
             "--tuning" => options.tuning = true,
+            "--fleet" => {
+                let count = arguments.next().and_then(|count| count.parse().ok()).filter(|count| *count > 0);
+                options.fleet = count.ok_or("--fleet needs a number of series")?;
+            }
             folder => options.folder = PathBuf::from(folder),
         }
     }
@@ -131,5 +140,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let blind = Plan { weather: false, ..plan.clone() };
     table::weather(&walked, &outcomes(&sets, &blind, &mut Clock::default()));
     println!("{clock}");
-    training(&data::read_folder(&options.folder)?, &plan)
+    let all = data::read_folder(&options.folder)?;
+    match fleet::fleet(&all, &plan, options.fleet) {
+        Some(cost) => println!("{cost}"),
+        None => println!("no series is long enough to forecast many together"),
+    }
+    training(&all, &plan)
 }

@@ -77,9 +77,11 @@ function Proposal({ view }) {
   </div>`;
 }
 
-function reading(probe) {
+function reading(probe, phases = []) {
   if (!probe) return '–';
-  return 'Ok' in probe ? ms(probe.Ok / 1000) : html`<span class="bad-text" title=${probe.Err}>failed</span>`;
+  if ('Err' in probe) return html`<span class="bad-text" title=${probe.Err}>failed</span>`;
+  const each = phases.map(({ phase, us }) => `${phase.replace('_', ' ')} ${ms(us / 1000)}`).join(', ');
+  return html`<span title=${each}>${ms(probe.Ok / 1000)}</span>`;
 }
 
 function Placement({ view, placement }) {
@@ -88,8 +90,9 @@ function Placement({ view, placement }) {
     <p class="role">${placement.role}</p>
     <p class="name">${placement.zone}</p>
     <dl class="facts small">
-      <div><dt>HTTP</dt><dd>${reading(placement.http_probe)}</dd></div>
-      <div><dt>SQL</dt><dd>${reading(placement.sql_probe)}</dd></div>
+      <div><dt>HTTP</dt><dd>${reading(placement.http_probe, placement.http_phases)}</dd></div>
+      <div><dt>SQL</dt><dd>${reading(placement.sql_probe, placement.sql_phases)}</dd></div>
+      ${placement.heartbeat ? html`<div><dt>Write</dt><dd>${reading(placement.heartbeat)}</dd></div>` : ''}
       <div><dt>Workers</dt><dd>${workers}</dd></div>
     </dl>
   </div>`;

@@ -155,6 +155,7 @@ fn measured(history: &History, cells: &[data::Cell], zones: [usize; 2], primary:
         values.into_iter().map(|(zone, value)| (zone.clone(), value.ok_or_else(|| why(&zone)))).collect()
     };
     Measured {
+        heartbeat_ms: None,
         request_p95_ms: cells[primary].latency_ms,
         probes_ms: or_why(by_zone(&|cell| cell.latency_ms)),
         utilization: or_why(by_zone(&|cell| cell.utilization)),

@@ -10,7 +10,9 @@ use crate::controller::doctor::DoctorView;
 use crate::controller::drift::SchemaView;
 use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Standing, VerificationView};
-use crate::controller::view::{DecisionView, GuardView, MigrationView, ModeView, ResourceView};
+use crate::controller::view::{
+    DecisionView, FactView, GuardView, MigrationView, ModeView, PathView, ResourceView,
+};
 use crate::controller::zones::{ChoiceView, ZoneView};
 use crate::store::{Rejected, TokenView};
 
@@ -44,6 +46,20 @@ fn probe(result: Option<&Result<u64, String>>) -> String {
         Some(Err(why)) => why.clone(),
         None => "-".into(),
     }
+}
+
+/// The way to a zone, each number with its age and source.
+fn way(path: &PathView) -> String {
+    let fact = |name: &str, fact: &FactView, shown: &dyn Fn(f64) -> String| match (fact.value, fact.age_ms) {
+        (Some(value), Some(age)) => format!("{name} {} ({}, {age} ms old)", shown(value), fact.source),
+        _ => format!("{name} {}", fact.source),
+    };
+    let facts = [
+        fact("round trip", &path.rtt_ms, &|ms| format!("{ms:.1} ms")),
+        fact("loss", &path.loss, &|share| format!("{:.1} %", share * 100.0)),
+        fact("route for", &path.route_age_ms, &|ms| format!("{:.0} s", ms / 1000.0)),
+    ];
+    facts.join("; ")
 }
 
 /// `[#####...............]  25 %`; of what nobody can tell the share of, nothing.
@@ -243,11 +259,20 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
                     format!("{}/{}", number(placement.ready), number(placement.capacity)),
                     probe(placement.http_probe.as_ref()),
                     probe(placement.sql_probe.as_ref()),
+                    probe(placement.heartbeat.as_ref()),
                     placement.forecast_ms.map_or("-".into(), |ms| format!("{ms:.1} ms")),
                 ]
             })
             .collect();
-        text.push_str(&table(&["  ZONE", "ROLE", "READY", "HTTP PROBE", "SQL PROBE", "FORECAST"], &rows));
+        text.push_str(&table(
+            &["  ZONE", "ROLE", "READY", "HTTP PROBE", "SQL PROBE", "HEARTBEAT", "FORECAST"],
+            &rows,
+        ));
+        for placement in &view.placements {
+            if let Some(path) = &placement.path {
+                let _ = writeln!(text, "  way to {}: {}", placement.zone, way(path));
+            }
+        }
         for problem in &view.problems {
             let _ = writeln!(text, "  ! {problem}");
         }
@@ -516,7 +541,9 @@ pub(super) fn schema(view: &SchemaView) -> String {
 #[cfg(test)]
 mod tests {
     use crate::config::load;
-    use crate::controller::view::{CopyView, PlacementView, ReplicationView, ResourceView};
+    use crate::controller::view::{
+        CopyView, FactView, PathView, PlacementView, ReplicationView, ResourceView,
+    };
     use crate::controller::zones::{choice, zones};
 
     const CONFIG: &str = "
@@ -564,6 +591,23 @@ resources:
             shown(copy("settling", 4_000_000, None)),
         ];
         insta::assert_snapshot!(lines.join("\n"));
+    }
+
+    #[test]
+    fn a_way_shows_what_is_known_of_it_and_since_when() {
+        let known = |value, age_ms| FactView {
+            value: Some(value),
+            source: "feed links".into(),
+            age_ms: Some(age_ms),
+        };
+        let unknown =
+            FactView { source: "unknown: feed links says nothing of it".into(), ..FactView::default() };
+        let path = PathView { rtt_ms: known(22.04, 812), loss: known(0.0125, 812), route_age_ms: unknown };
+        let placement = PlacementView { zone: "east".into(), path: Some(path), ..PlacementView::default() };
+        let view = ResourceView { placements: vec![placement], ..ResourceView::default() };
+        let text = super::resources(&[view]);
+        let line = text.lines().find(|line| line.contains("way to")).unwrap_or_default();
+        insta::assert_snapshot!(line, @"  way to east: round trip 22.0 ms (feed links, 812 ms old); loss 1.2 % (feed links, 812 ms old); route for unknown: feed links says nothing of it");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::walk::Item;
 
 const DSN_RIGHT: &str = "postgres://USER@HOST:PORT/DATABASE";
 
-/// `{dsn, password, tls, bin, app_roles}`.
+/// `{dsn, password, tls, bin, app_roles, heartbeat}`.
 pub(super) fn read(item: &Item<'_>, around: &Surroundings<'_>) -> Option<Database> {
     let mut section = item.section()?;
     let dsn = section.required("dsn", &format!("dsn: {DSN_RIGHT}"));
@@ -23,6 +23,7 @@ pub(super) fn read(item: &Item<'_>, around: &Surroundings<'_>) -> Option<Databas
     let password = section.optional("password").map(|item| secret::read(&item, around));
     let bin = section.optional("bin").map(|item| item.path(around.folder));
     let app_roles = section.optional("app_roles").map(|item| roles(&item));
+    let heartbeat = section.optional("heartbeat").map_or(Some(true), |item| item.boolean());
     section.finish();
 
     let mut dsn = dsn?;
@@ -36,7 +37,8 @@ pub(super) fn read(item: &Item<'_>, around: &Surroundings<'_>) -> Option<Databas
         Some(bin) => Some(bin?),
         None => None,
     };
-    Some(Database { dsn, bin, app_roles: app_roles.map_or(Some(Vec::new()), |roles| roles)? })
+    let app_roles = app_roles.map_or(Some(Vec::new()), |roles| roles)?;
+    Some(Database { dsn, bin, app_roles, heartbeat: heartbeat? })
 }
 
 fn roles(item: &Item<'_>) -> Option<Vec<String>> {

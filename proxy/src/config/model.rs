@@ -388,6 +388,8 @@ pub struct Database {
     pub bin: Option<PathBuf>,
     /// Roles that applications use: the fence takes CONNECT from them and ends their sessions. Empty: all but Godwit's own.
     pub app_roles: Vec<String>,
+    /// While it serves, a row of Godwit's own is written to it at each step, to see what a commit takes.
+    pub heartbeat: bool,
 }
 
 /// A way of provisioning.

@@ -322,7 +322,7 @@ fn databases_and_secrets() {
         ("{ file: secret }", "{ env: PGPASS, file: secret }"),
         ("{ file: secret }", "{ evn: PGPASS }"),
         ("{ file: secret }", "{}"),
-        ("password: { file: secret }", "app_roles: orders"),
+        ("password: { file: secret }", "app_roles: orders, heartbeat: 10s"),
     ]));
     let (password, tls) = ("password: { file: secret }", "password: { file: secret }, tls: ");
     let with_tls = |tls_text: &str| cases(&[(password, &format!("{tls}{tls_text}"))]);

@@ -31,7 +31,9 @@ pub(super) fn read(
         if !foreseen.is_empty() {
             fed.foreseen.insert(zone.clone(), foreseen);
         }
-        fed.paths.insert(zone.clone(), board.path(&resource.name, zone, now));
+        if board.has_path(&resource.name, zone) {
+            fed.paths.insert(zone.clone(), board.path(&resource.name, zone, now));
+        }
         if let Some(busy) = board.utilization(&resource.name, zone, now) {
             fed.utilization.insert(zone.clone(), busy);
         }

@@ -118,5 +118,6 @@ fn database(text: &str, primary: Option<&Database>, password: Option<&Secret>) -
         dsn,
         bin: primary.and_then(|database| database.bin.clone()),
         app_roles: primary.map(|database| database.app_roles.clone()).unwrap_or_default(),
+        heartbeat: primary.is_none_or(|database| database.heartbeat),
     })
 }

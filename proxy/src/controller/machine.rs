@@ -683,12 +683,18 @@ impl Machine {
         }
     }
 
+    /// Whether the task of this name has not ended yet.
+    pub(super) fn is_running(&self, name: &str) -> bool {
+        self.running.get(name).is_some_and(|task| !task.is_finished())
+    }
+
     /// Why the journal was not written.
     pub(super) fn journal_problem(&self) -> String {
         self.journal_fails.clone().unwrap_or_else(|| "it was not written".to_owned())
     }
 
     pub(super) fn publish(&mut self) {
+        self.measure.told(&self.state);
         let resource = self.hands.settings();
         let stream = self.hands.streams.status(self.state.generation);
         let (mode, lanes) = self.hands.streams.mode(self.state.generation);

@@ -14,15 +14,14 @@ use super::databases::{Databases, Purpose};
 use super::effects::{Hands, ZoneDriver, chain};
 use super::live::Live;
 use super::signals::{Measured, Mirrored, Signals};
-use super::view::PlacementView;
+use super::view::{PathView, PhaseView, PlacementView};
 use super::{drift, preflight};
 use crate::drivers::PlacementStatus;
-use crate::feeds::Phase as ProbePhase;
 use crate::feeds::external::board::FeedBoard;
-use crate::feeds::prober::{PlacementKey, ProbeBoard};
+use crate::feeds::prober::{PlacementKey, ProbeBoard, Serving};
+use crate::feeds::{Phase as ProbePhase, Probe};
 use crate::fronts::latencies::Latencies;
 use crate::fronts::stopwatch::Segment;
-use crate::telemetry::metrics as telemetry;
 
 /// How often the databases are examined.
 const EXAMINE: Duration = Duration::from_secs(10);
@@ -30,7 +29,7 @@ const EXAMINE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long one examination may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A probe older than this says nothing.
+/// A probe older than this says nothing; where they come more seldom, one older than two of them.
 const PROBE_AGE: Duration = Duration::from_secs(15);
 
 /// Results of what watches between the steps.
@@ -117,28 +116,26 @@ impl Measure {
             (!histogram.is_empty()).then(|| histogram.value_at_quantile(0.95) as f64 / 1000.0);
         let mut measured = Measured { request_p95_ms, ..Measured::default() };
         let settings = self.resource.load();
+        let oldest = oldest_probe(settings.policy.step);
         for (zone, placement) in &settings.placements {
             let probes = self.board.get(&PlacementKey::new(&self.resource.name, zone));
             if let Some(probe) = &probes.http {
                 let fresh = probe.reading("HTTP probe");
-                let value = fresh.fresh(crate::clock::now(), PROBE_AGE);
-                for (phase, took) in &probe.phases {
-                    telemetry::probe(zone, "http", phase.as_str(), *took);
-                }
+                let value = fresh.fresh(crate::clock::now(), oldest);
                 let ms = value.map(|latency| latency.as_secs_f64() * 1000.0).map_err(|why| why.0);
                 measured.probes_ms.insert(zone.clone(), ms);
             }
-            if let Some(probe) = &probes.sql {
-                if let Some(took) = probe.phase(ProbePhase::Query) {
-                    telemetry::probe(zone, "sql", ProbePhase::Query.as_str(), took);
-                }
-                if settings.http.is_none() {
-                    // Its clients speak to the database: so does the probe that is compared with them.
-                    let fresh = probe.reading("SQL probe");
-                    let value = fresh.fresh(crate::clock::now(), PROBE_AGE);
-                    let ms = value.map(|latency| latency.as_secs_f64() * 1000.0).map_err(|why| why.0);
-                    measured.probes_ms.insert(zone.clone(), ms);
-                }
+            if let (Some(probe), true) = (&probes.sql, settings.http.is_none()) {
+                // Its clients speak to the database: so does the probe that is compared with them.
+                let fresh = probe.reading("SQL probe");
+                let value = fresh.fresh(crate::clock::now(), oldest);
+                let ms = value.map(|latency| latency.as_secs_f64() * 1000.0).map_err(|why| why.0);
+                measured.probes_ms.insert(zone.clone(), ms);
+            }
+            if let (Some(beat), true) = (&probes.heartbeat, *zone == primary) {
+                let reading = beat.reading("heartbeat");
+                let took = reading.fresh(crate::clock::now(), oldest).ok();
+                measured.heartbeat_ms = took.map(|took| took.as_secs_f64() * 1000.0);
             }
             measured.cost.insert(
                 zone.clone(),
@@ -187,6 +184,13 @@ impl Measure {
         }
     }
 
+    /// Tells the probes who serves, if anybody does.
+    pub fn told(&self, state: &State) {
+        let key = PlacementKey::new(&self.resource.name, &*state.primary.0);
+        let serving = Serving { key, generation: state.generation.0 };
+        self.board.serves(Some(serving).filter(|_| !state.phase.holds()));
+    }
+
     /// What is wrong now, in words that say what it means for the service.
     pub fn problems(&self, hands: &Hands, state: &State) -> Vec<String> {
         let watched = lock(&self.watched);
@@ -217,17 +221,20 @@ impl Measure {
     /// Both placements as shown.
     pub fn placements(&self, state: &State, signals: &Signals, policy: &Policy) -> Vec<PlacementView> {
         let resource = self.resource.load();
+        let oldest = oldest_probe(resource.policy.step);
         let watched = lock(&self.watched);
         [(&state.primary, "primary"), (&state.shadow, "shadow")]
             .into_iter()
             .map(|(zone, role)| {
                 let probes = self.board.get(&PlacementKey::new(&self.resource.name, &*zone.0));
-                let micros = |probe: crate::feeds::Probe| {
-                    probe.latency.map(|latency| u64::try_from(latency.as_micros()).unwrap_or(u64::MAX))
-                };
+                let (http_probe, http_phases) = shown(probes.http.as_ref(), "HTTP probe", oldest);
+                let (sql_probe, sql_phases) = shown(probes.sql.as_ref(), "SQL probe", oldest);
                 let status = watched.placements.get(&*zone.0).and_then(|status| status.as_ref().ok());
                 let placement = resource.placements.get(&*zone.0);
                 let full = placement.map_or(1, |placement| placement.capacity);
+                // What is left on the board from before a move is no heartbeat of a primary.
+                let beat = probes.heartbeat.as_ref().filter(|_| role == "primary");
+                let (heartbeat, _) = shown(beat, "heartbeat", oldest);
                 PlacementView {
                     zone: zone.to_string(),
                     role: role.into(),
@@ -236,13 +243,39 @@ impl Measure {
                     cost_per_hour: placement.and_then(|placement| placement.cost_per_hour),
                     ready: status.map(|status| status.ready),
                     capacity: status.map(|status| status.capacity),
-                    http_probe: probes.http.map(micros),
-                    sql_probe: probes.sql.map(micros),
+                    http_probe,
+                    http_phases,
+                    sql_probe,
+                    sql_phases,
+                    heartbeat,
+                    path: signals.measured().fed.paths.get(&*zone.0).map(PathView::of),
                     forecast_ms: signals.probe_forecast(&zone.0, policy),
                 }
             })
             .collect()
     }
+}
+
+/// The age up to which a probe counts.
+fn oldest_probe(step: Duration) -> Duration {
+    PROBE_AGE.max(step * 2)
+}
+
+/// A probe as shown: its latency or why there is none, and the phases that it completed. What is too old is unknown.
+fn shown(
+    probe: Option<&Probe>,
+    source: &'static str,
+    oldest: Duration,
+) -> (Option<Result<u64, String>>, Vec<PhaseView>) {
+    let Some(probe) = probe else { return (None, Vec::new()) };
+    let micros = |took: Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    let now = crate::clock::now();
+    let reading = probe.reading(source);
+    let latency = reading.fresh(now, oldest).map(|took| micros(*took)).map_err(|why| why.0);
+    let phases = if reading.age(now) > oldest { &[][..] } else { &probe.phases };
+    let shown =
+        |(phase, took): &(_, _)| PhaseView { phase: ProbePhase::as_str(*phase).into(), us: micros(*took) };
+    (Some(latency), phases.iter().map(shown).collect())
 }
 
 /// What the shadow took for reads that clients were answered by the primary.

@@ -25,6 +25,7 @@ pub(super) fn step(
     for (zone, probe) in &measured.probes_ms {
         keep(series::PROBE, zone, probe.as_ref().ok().copied());
     }
+    keep(series::HEARTBEAT, primary, measured.heartbeat_ms);
     if let Some(mirrored) = &measured.mirrored {
         keep(series::MIRRORED, primary, Some(mirrored.primary_ms));
         keep(series::MIRRORED, &mirrored.shadow, Some(mirrored.shadow_ms));

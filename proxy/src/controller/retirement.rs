@@ -77,7 +77,9 @@ impl Machine {
         let Some(row) = self.retiring.row.clone().filter(|row| !row.done) else { return };
         let now = crate::clock::monotonic();
         let soon = self.retiring.last.is_some_and(|last| now.duration_since(last) < AGAIN);
-        if soon || self.state.run.is_some() || *self.state.shadow.0 != *row.zone {
+        // What is under way ends by itself: another attempt in its place would never let it say what it found.
+        if soon || self.is_running("retire") || self.state.run.is_some() || *self.state.shadow.0 != *row.zone
+        {
             return;
         }
         self.retiring.last = Some(now);

@@ -33,6 +33,8 @@ pub struct Measured {
     pub request_p95_ms: Option<f64>,
     /// HTTP probe by zone: total milliseconds, or why it failed.
     pub probes_ms: BTreeMap<String, Result<f64, String>>,
+    /// What the primary's database took to write and commit a row, milliseconds; none: it was not asked, or failed.
+    pub heartbeat_ms: Option<f64>,
     /// Utilisation by zone.
     pub utilization: BTreeMap<String, Result<f64, String>>,
     /// Cost at full capacity by zone, per hour.
@@ -56,7 +58,7 @@ pub struct Fed {
     pub cost: BTreeMap<String, Fact<f64>>,
     /// Utilisation by zone, 0 to 1; a zone of which no feed speaks is missing.
     pub utilization: BTreeMap<String, Fact<f64>>,
-    /// The way to each zone.
+    /// The way to each zone of which a feed speaks.
     pub paths: BTreeMap<String, Path>,
     /// Maintenance of either zone that is not over.
     pub maintenance: Vec<Maintenance>,
@@ -335,7 +337,7 @@ impl Signals {
                 .paths
                 .get(&shadow)
                 .cloned()
-                .unwrap_or_else(|| Path::unknown("nothing was measured yet")),
+                .unwrap_or_else(|| Path::unknown(&format!("no feed of use path speaks of {shadow}"))),
             lag: match &self.measured.lag {
                 Some(Ok(bytes)) => Fact::known(ByteCount(*bytes), age, "replication stream"),
                 Some(Err(why)) => Fact::unknown(why.clone()),

@@ -106,11 +106,77 @@ pub struct PlacementView {
     /// Last HTTP probe, microseconds, or why it failed.
     #[schema(value_type = Option<crate::admin::openapi::Probe>)]
     pub http_probe: Option<Result<u64, String>>,
+    /// The phases that it completed, in their order.
+    #[serde(default)]
+    pub http_phases: Vec<PhaseView>,
     /// Last SQL probe, microseconds, or why it failed.
     #[schema(value_type = Option<crate::admin::openapi::Probe>)]
     pub sql_probe: Option<Result<u64, String>>,
+    /// The phases that it completed, in their order.
+    #[serde(default)]
+    pub sql_phases: Vec<PhaseView>,
+    /// Last heartbeat, a row of Godwit's own written and committed, microseconds, or why there was none; not there for a shadow.
+    #[schema(value_type = Option<crate::admin::openapi::Probe>)]
+    #[serde(default)]
+    pub heartbeat: Option<Result<u64, String>>,
+    /// The way there from this node, as feeds measure it; none: no feed speaks of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathView>,
     /// Median forecast of the probe, milliseconds.
     pub forecast_ms: Option<f64>,
+}
+
+/// The way to a zone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PathView {
+    /// Round trip, milliseconds.
+    pub rtt_ms: FactView,
+    /// Share of packets that are lost, 0 to 1.
+    pub loss: FactView,
+    /// For how long the route has been this one, milliseconds.
+    pub route_age_ms: FactView,
+}
+
+impl PathView {
+    /// As a decision has it.
+    pub fn of(path: &migration::world::Path) -> Self {
+        Self {
+            rtt_ms: FactView::of(&path.rtt_ms),
+            loss: FactView::of(&path.loss),
+            route_age_ms: FactView::of(&path.route_age_ms),
+        }
+    }
+}
+
+/// A number with its age and source.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct FactView {
+    /// None: unknown.
+    pub value: Option<f64>,
+    /// Where it comes from, or why it is unknown.
+    pub source: String,
+    /// How old it was when the resource was looked at.
+    pub age_ms: Option<u64>,
+}
+
+impl FactView {
+    fn of(fact: &Fact<f64>) -> Self {
+        match fact {
+            Fact::Known { value, age, source } => {
+                Self { value: Some(*value), source: source.clone(), age_ms: Some(millis(*age)) }
+            }
+            Fact::Unknown { why } => Self { source: format!("unknown: {why}"), ..Self::default() },
+        }
+    }
+}
+
+/// A phase of a probe.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PhaseView {
+    /// `dns`, `connect`, `tls`, `first_byte`, `body` or `total` of an HTTP probe; `connect` or `query` of an SQL probe.
+    pub phase: String,
+    /// How long it took, microseconds.
+    pub us: u64,
 }
 
 /// A stream.

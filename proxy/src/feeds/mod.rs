@@ -9,14 +9,18 @@
 //! | [`external`] | what other services say of zones: cost, utilisation, weather, events, maintenance |
 //! | [`http_probe`] | how long one HTTP endpoint takes to answer a fresh connection |
 //! | [`sql_probe`] | how long a database takes to answer `select 1` |
+//! | [`probe`] | what either found: the phases that were completed, or the one it failed in, and why |
 //! | [`learning`] | the network that forecasters share, and the thread it learns on |
-//! | [`prober`] | both, for every placement at every step, on one [`ProbeBoard`](prober::ProbeBoard) |
+//! | [`prober`] | both probes, for every placement at every step, on one [`ProbeBoard`](prober::ProbeBoard) |
 
 pub mod external;
 pub mod http_probe;
 pub mod learning;
+pub mod probe;
 pub mod prober;
 pub mod sql_probe;
+
+pub use probe::{Failure, Phase, Probe};
 
 use std::time::Duration;
 
@@ -57,57 +61,6 @@ impl<T> Reading<T> {
             )));
         }
         Ok(value)
-    }
-}
-
-/// A part of a probe that is timed on its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Phase {
-    /// Looking up the name.
-    Dns,
-    /// Opening the connection.
-    Connect,
-    /// From the request to the head of the answer.
-    FirstByte,
-    /// From the look-up to the last byte of the answer.
-    Total,
-    /// From the statement to its result.
-    Query,
-}
-
-impl Phase {
-    /// As a metric label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Dns => "dns",
-            Self::Connect => "connect",
-            Self::FirstByte => "first_byte",
-            Self::Total => "total",
-            Self::Query => "query",
-        }
-    }
-}
-
-/// What one probe found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Probe {
-    /// How long the answer took, or why there was none. A timeout is a failure, never a long latency.
-    pub latency: Result<Duration, String>,
-    /// The phases that were completed, in their order.
-    pub phases: Vec<(Phase, Duration)>,
-    /// When it ended.
-    pub at: Timestamp,
-}
-
-impl Probe {
-    /// How long `phase` took, if the probe completed it.
-    pub fn phase(&self, phase: Phase) -> Option<Duration> {
-        self.phases.iter().find(|(done, _)| *done == phase).map(|(_, span)| *span)
-    }
-
-    /// As a reading of the feed `source`.
-    pub fn reading(&self, source: &'static str) -> Reading<Duration> {
-        Reading { value: self.latency.clone().map_err(Unknown), at: self.at, source }
     }
 }
 

@@ -1,21 +1,24 @@
 //! Runs the probes of every placement, step by step, and publishes what they found last.
 //!
 //! Each probe has a task of its own, so a black hole in one zone delays nobody's reading of another. A step that a
-//! slow probe overran is skipped, not made up for. Tasks end when their placement is forgotten or the prober dropped.
+//! slow probe overran is skipped, not made up for. Each probe is counted once in the metrics, when it ends. Tasks end when their
+//! placement is forgotten or the prober dropped.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use replicator::postgres::Dsn;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use super::Probe;
 use super::http_probe::HttpProbe;
-use super::sql_probe::SqlProbe;
+use super::probe::{Course, Phase, Probe};
+use super::sql_probe::{Beaten, SqlProbe};
 use crate::fronts::pools::Reach;
+use crate::telemetry::metrics as telemetry;
 
 /// A resource in one zone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,17 +43,29 @@ pub struct Probes {
     pub http: Option<Probe>,
     /// Of its database.
     pub sql: Option<Probe>,
+    /// The heartbeat written to its database; none where it does not serve.
+    pub heartbeat: Option<Probe>,
+}
+
+/// The database that serves: heartbeats go there and nowhere else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serving {
+    /// The primary's placement.
+    pub key: PlacementKey,
+    /// What the journal says it serves at.
+    pub generation: u64,
 }
 
 /// The newest probes of every placement.
 #[derive(Debug)]
 pub struct ProbeBoard {
     probes: watch::Sender<BTreeMap<PlacementKey, Probes>>,
+    serving: ArcSwapOption<Serving>,
 }
 
 impl Default for ProbeBoard {
     fn default() -> Self {
-        Self { probes: watch::Sender::new(BTreeMap::new()) }
+        Self { probes: watch::Sender::new(BTreeMap::new()), serving: ArcSwapOption::empty() }
     }
 }
 
@@ -63,6 +78,16 @@ impl ProbeBoard {
     /// A receiver that sees every change. Do not hold its borrow across an await.
     pub fn subscribe(&self) -> watch::Receiver<BTreeMap<PlacementKey, Probes>> {
         self.probes.subscribe()
+    }
+
+    /// Who serves now; none, as at first: nobody is known to.
+    pub fn serves(&self, serving: Option<Serving>) {
+        self.serving.store(serving.map(Arc::new));
+    }
+
+    /// The generation at which `key` serves.
+    fn generation(&self, key: &PlacementKey) -> Option<u64> {
+        self.serving.load().as_ref().filter(|serving| serving.key == *key).map(|serving| serving.generation)
     }
 
     fn add(&self, key: &PlacementKey) {
@@ -92,6 +117,8 @@ pub struct Target {
     pub reach: Arc<Reach>,
     /// The database.
     pub sql: Option<Dsn>,
+    /// Heartbeats are written to it while it serves.
+    pub heartbeat: bool,
 }
 
 /// How often, and for how long.
@@ -131,19 +158,29 @@ impl Prober {
                 loop {
                     ticks.tick().await;
                     let probe = turn.run().await;
+                    telemetry::probe(&key.zone, "http", &probe);
                     board.post(&key, |probes| probes.http = Some(probe));
                 }
             });
         }
         if let Some(config) = target.sql {
             let (board, key) = (self.board.clone(), key.clone());
-            let mut probe = SqlProbe::new(config, timeout);
+            let mut sql = SqlProbe::new(config, timeout);
             tasks.spawn(async move {
                 let mut ticks = ticks(step);
                 loop {
                     ticks.tick().await;
-                    let probe = probe.run().await;
+                    let probe = sql.run().await;
+                    telemetry::probe(&key.zone, "sql", &probe);
                     board.post(&key, |probes| probes.sql = Some(probe));
+                    let beaten = match board.generation(&key).filter(|_| target.heartbeat) {
+                        Some(generation) => sql.beat(&key.resource, generation).await,
+                        None => None,
+                    };
+                    if let Some(Beaten { probe, refused: false }) = &beaten {
+                        telemetry::probe(&key.zone, "heartbeat", probe);
+                    }
+                    board.post(&key, |probes| probes.heartbeat = beaten.map(|beaten| beaten.probe));
                 }
             });
         }
@@ -196,10 +233,10 @@ impl Endpoints {
             }
             failure.get_or_insert(probe);
         }
-        failure.unwrap_or_else(|| Probe {
-            latency: Err("there is no endpoint to probe".into()),
-            phases: Vec::new(),
-            at: crate::clock::now(),
+        failure.unwrap_or_else(|| {
+            let course = Course::begin(Phase::Dns);
+            let nothing = course.failed("there is no endpoint to probe");
+            course.found(Err(nothing))
         })
     }
 }
@@ -207,7 +244,9 @@ impl Endpoints {
 #[cfg(test)]
 mod tests {
     use super::super::http_probe::tests::{OK, server};
+    use super::super::sql_probe::tests::{listen, serve};
     use super::*;
+    use tokio::sync::mpsc::UnboundedReceiver;
 
     const PACE: Pace = Pace { step: Duration::from_millis(20), timeout: Duration::from_millis(300) };
 
@@ -259,8 +298,57 @@ mod tests {
         config.host("127.0.0.1").port(1).user("godwit");
         prober.watch(key.clone(), Target { sql: Some(config.into()), ..Target::default() });
         let seen = until(&board, |all| all.get(&key).is_some_and(|probes| probes.sql.is_some())).await;
-        let why = seen[&key].sql.as_ref().unwrap().latency.clone().unwrap_err();
-        assert!(why.contains("refused"), "{why}");
+        let failure = seen[&key].sql.as_ref().unwrap().latency.clone().unwrap_err();
+        assert!(failure.why.contains("refused"), "{failure}");
         assert_eq!(seen[&key].http, None);
+    }
+
+    // What is written from here on, until this many questions have been asked.
+    async fn written(heard: &mut UnboundedReceiver<String>, questions: usize) -> Vec<String> {
+        while heard.try_recv().is_ok() {}
+        let (mut writes, mut seen) = (Vec::new(), 0);
+        while seen < questions {
+            let next = tokio::time::timeout(Duration::from_secs(20), heard.recv());
+            let query = next.await.expect("it goes on asking").expect("the server lives");
+            seen += usize::from(query == "select 1");
+            writes.extend(Some(query).filter(|query| query.starts_with("WITH")));
+        }
+        writes
+    }
+
+    #[tokio::test]
+    async fn heartbeats_go_to_who_serves_while_somebody_does() {
+        let (listener, dsn) = listen().await;
+        let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let answer = |query: &str| {
+                let _ = said.send(query.to_owned());
+                Some(if query.starts_with("WITH") { "INSERT 0 1" } else { "SELECT 1" })
+            };
+            let _ = serve(&mut stream, answer).await;
+        });
+        let board = Arc::new(ProbeBoard::default());
+        let patient = Pace { timeout: Duration::from_secs(10), ..PACE };
+        let mut prober = Prober::new(board.clone(), patient);
+        let key = PlacementKey::new("orders", "near");
+        prober.watch(key.clone(), Target { sql: Some(dsn), heartbeat: true, ..Target::default() });
+        assert_eq!(written(&mut heard, 3).await, Vec::<String>::new(), "nobody is known to serve");
+        let serves = |zone: &str| {
+            let key = PlacementKey::new("orders", zone);
+            board.serves(Some(Serving { key, generation: 7 }));
+        };
+        serves("near");
+        let beaten = until(&board, |all| {
+            let beat = all[&key].heartbeat.as_ref();
+            beat.is_some_and(|beat| beat.latency.is_ok() && beat.phase(Phase::Write).is_some())
+        });
+        beaten.await;
+        let writes = written(&mut heard, 3).await;
+        assert!(writes.iter().any(|sql| sql.contains("'orders'") && sql.contains("<= 7")), "{writes:?}");
+        serves("far");
+        until(&board, |all| all[&key].heartbeat.is_none()).await;
+        assert_eq!(written(&mut heard, 3).await, Vec::<String>::new(), "it serves no more");
     }
 }

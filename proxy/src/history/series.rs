@@ -4,6 +4,8 @@
 pub const REQUEST_P95: &str = "request_p95_ms";
 /// The HTTP probe, milliseconds, by zone.
 pub const PROBE: &str = "probe_ms";
+/// What the primary's database took to write and commit a row, milliseconds, by the primary's zone.
+pub const HEARTBEAT: &str = "heartbeat_ms";
 /// p95 of the reads that were mirrored in one step, milliseconds, by zone: the same reads in both.
 pub const MIRRORED: &str = "mirrored_p95_ms";
 /// Requests in flight as a share of the capacity, 0 to 1, by zone.
@@ -41,8 +43,8 @@ pub(crate) fn segment(label: &str) -> String {
 
 /// Whether a node keeps a series of this name once it has something to keep; feeds may have any name.
 pub fn is_known(name: &str) -> bool {
-    const FIXED: [&str; 9] =
-        [REQUEST_P95, PROBE, MIRRORED, UTILIZATION, COST, LAG, SCORE, SCORE_LOWER, SCORE_NEEDED];
+    const FIXED: [&str; 10] =
+        [REQUEST_P95, PROBE, HEARTBEAT, MIRRORED, UTILIZATION, COST, LAG, SCORE, SCORE_LOWER, SCORE_NEEDED];
     FIXED.contains(&name)
         || ["latency", "cost", "utilization"].iter().any(|one| term(one) == name)
         || predictor::LEVELS

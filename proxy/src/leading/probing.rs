@@ -55,10 +55,13 @@ fn target(placement: &Placement) -> Target {
         path: placement.probe.clone(),
         reach: Arc::new(reach.unwrap_or_default()),
         sql: placement.postgres.as_ref().map(|database| database.dsn.clone()),
+        heartbeat: placement.postgres.as_ref().is_some_and(|database| database.heartbeat),
     }
 }
 
 fn same_place(a: &Placement, b: &Placement) -> bool {
-    let dsn = |placement: &Placement| placement.postgres.as_ref().map(|database| database.dsn.clone());
-    a.http == b.http && a.upstream == b.upstream && a.probe == b.probe && dsn(a) == dsn(b)
+    let database = |placement: &Placement| {
+        placement.postgres.as_ref().map(|database| (database.dsn.clone(), database.heartbeat))
+    };
+    a.http == b.http && a.upstream == b.upstream && a.probe == b.probe && database(a) == database(b)
 }

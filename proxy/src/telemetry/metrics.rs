@@ -13,6 +13,7 @@ use replicator::status::StreamStatus;
 use super::names;
 use crate::controller::signals::Signals;
 use crate::controller::verification::{Standing, VerificationView};
+use crate::feeds::Probe;
 use crate::feeds::external::Reason;
 use crate::feeds::external::board::FeedBoard;
 
@@ -203,10 +204,18 @@ pub fn config_reloaded(successful: bool) {
     gauge!(names::CONFIG_RELOADED).set(if successful { 1.0 } else { 0.0 });
 }
 
-/// A probe.
-pub fn probe(zone: &str, probe: &'static str, phase: &'static str, took: Duration) {
-    histogram!(names::PROBE, names::ZONE => zone.to_owned(), names::PROBE_KIND => probe, names::PHASE => phase)
+/// A probe that has ended.
+pub fn probe(zone: &str, kind: &'static str, found: &Probe) {
+    for (phase, took) in &found.phases {
+        histogram!(names::PROBE, names::ZONE => zone.to_owned(), names::PROBE_KIND => kind,
+            names::PHASE => phase.as_str())
         .record(took.as_secs_f64());
+    }
+    if let Err(failure) = &found.latency {
+        counter!(names::PROBE_FAILURES, names::ZONE => zone.to_owned(), names::PROBE_KIND => kind,
+            names::PHASE => failure.phase.as_str())
+        .increment(1);
+    }
 }
 
 /// A run of a feed failed, or a post was refused.

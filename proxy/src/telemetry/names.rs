@@ -58,8 +58,10 @@ pub const VERIFIED_ROWS: &str = "godwit_verification_rows";
 pub const VERIFICATION_DIFFERENCES: &str = "godwit_verification_differences";
 /// Gauge, seconds since the epoch: when the shadow was last verified to its end. Label: resource.
 pub const VERIFIED_AT: &str = "godwit_verification_completed_timestamp_seconds";
-/// Histogram, seconds: probes. Labels: zone, probe, phase.
+/// Histogram, seconds: phases that probes completed. Labels: zone, probe (`http`, `sql`, `heartbeat`), phase (`dns`, `connect`, `tls`, `first_byte`, `body`, `total`; `query`; `write`).
 pub const PROBE: &str = "godwit_probe_duration_seconds";
+/// Counter: probes that failed. Labels: zone, probe, phase (the one it failed in).
+pub const PROBE_FAILURES: &str = "godwit_probe_failures_total";
 /// Counter: reads that the shadow was asked as well. Labels: resource, outcome (`same`, `different` status, `failed`, `dropped`).
 pub const MIRRORED: &str = "godwit_mirrored_reads_total";
 /// Histogram, seconds: how long the shadow took for them. Labels: resource, zone.
@@ -156,7 +158,7 @@ pub const STATE: &str = "state";
 pub const STEP: &str = "step";
 /// Label: a quantile of a forecast.
 pub const QUANTILE: &str = "quantile";
-/// Label: `http` or `sql`.
+/// Label: `http`, `sql` or `heartbeat`.
 pub const PROBE_KIND: &str = "probe";
 /// Label: `async`, `sync` or `hybrid`.
 pub const MODE: &str = "mode";
@@ -206,7 +208,8 @@ pub fn describe() {
     describe_gauge!(VERIFIED_ROWS, "Rows that the last verification of the shadow has looked at");
     describe_gauge!(VERIFICATION_DIFFERENCES, "What the last verification of the shadow found to differ");
     describe_gauge!(VERIFIED_AT, seconds, "When the shadow was last verified to its end, Unix time");
-    describe_histogram!(PROBE, seconds, "Active probes");
+    describe_histogram!(PROBE, seconds, "Phases of active probes");
+    describe_counter!(PROBE_FAILURES, "Active probes that failed, by the phase that they failed in");
     describe_counter!(MIRRORED, "Reads that the shadow was asked as well, by outcome");
     describe_histogram!(MIRRORED_DURATION, seconds, "How long the shadow took for mirrored reads");
     describe_gauge!(CONFIG_RELOADED, "1 if the configuration was readable when it was read last");

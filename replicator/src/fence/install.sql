@@ -76,6 +76,14 @@ CREATE TABLE IF NOT EXISTS godwit.copied_statements (
   done boolean NOT NULL
 );
 
+-- What heartbeats write on the primary: a row each for a resource. Of no publication; a shadow's stays as the last move left it.
+CREATE TABLE IF NOT EXISTS godwit.heartbeat (
+  resource text PRIMARY KEY,
+  generation bigint NOT NULL,
+  beats bigint NOT NULL,
+  at timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
 -- CONNECT grants that a fence took away (given = false) or added for Godwit's own role (given = true).
 -- grantee is NULL for PUBLIC; place is the order in which they are given back.
 CREATE TABLE IF NOT EXISTS godwit.connect_grants (

@@ -61,6 +61,8 @@ pub struct Transport {
     pub sent_packets: u64,
     /// Of them, those that were lost.
     pub lost_packets: u64,
+    /// Datagrams that came from the other side: while there are no more of them, the round trip is that of earlier.
+    pub received_datagrams: u64,
 }
 
 /// Tells how the way of a link is.

@@ -252,8 +252,13 @@ impl Connector {
 }
 
 fn transport_of(connection: &quinn::Connection) -> Transport {
-    let path = connection.stats().path;
-    Transport { round_trip: path.rtt, sent_packets: path.sent_packets, lost_packets: path.lost_packets }
+    let stats = connection.stats();
+    Transport {
+        round_trip: stats.path.rtt,
+        sent_packets: stats.path.sent_packets,
+        lost_packets: stats.path.lost_packets,
+        received_datagrams: stats.udp_rx.datagrams,
+    }
 }
 
 #[async_trait]

@@ -74,7 +74,7 @@ impl Served {
             http: Vec::new(),
             upstream: Upstream::default(),
             probe: "/".into(),
-            postgres: Some(Database { dsn: dsn.clone(), bin: None, app_roles: Vec::new() }),
+            postgres: Some(Database { dsn: dsn.clone(), bin: None, app_roles: Vec::new(), heartbeat: false }),
             capacity: 1,
             cost_per_hour: None,
             driver: None,

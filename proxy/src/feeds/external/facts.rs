@@ -108,6 +108,11 @@ impl FeedBoard {
         Path { rtt_ms: of(RTT), loss: of(LOSS), route_age_ms: of(ROUTE_AGE) }
     }
 
+    /// Whether any feed is about the way to `zone`.
+    pub fn has_path(&self, resource: &str, zone: &str) -> bool {
+        self.speaking(Use::Path, resource, zone).next().is_some()
+    }
+
     /// Values that feeds said since the last time and that count, with their times; `said` remembers when that was. Forecasts of a
     /// feed are not among them. Each is named by its feed, then by zone and number where it has them.
     pub fn said(
