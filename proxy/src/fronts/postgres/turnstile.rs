@@ -248,7 +248,7 @@ impl Turnstile {
     /// A place for a session, parked.
     pub fn sit(self: &Arc<Self>) -> Seat {
         self.state().parked += 1;
-        Seat { turnstile: Arc::clone(self), runs: false, reading: 0 }
+        Seat { turnstile: Arc::clone(self), runs: false, reading: None }
     }
 
     /// Resolves when it is closed and no session runs. Cancel-safe.
@@ -319,7 +319,7 @@ pub struct Seat {
     turnstile: Arc<Turnstile>,
     runs: bool,
     /// The turn in which it was counted among those that only read.
-    reading: u64,
+    reading: Option<u64>,
 }
 
 impl Seat {
@@ -366,7 +366,7 @@ impl Seat {
     }
 
     fn count_reading(&mut self, state: &mut State) {
-        let turn = self.turnstile.turn_number();
+        let turn = Some(self.turnstile.turn_number());
         if std::mem::replace(&mut self.reading, turn) != turn {
             state.reading += 1;
         }
@@ -375,10 +375,9 @@ impl Seat {
     /// It runs no more.
     fn uncount(&mut self, state: &mut State) {
         state.running -= 1;
-        if self.reading == self.turnstile.turn_number() {
+        if self.reading.take() == Some(self.turnstile.turn_number()) {
             state.reading -= 1;
         }
-        self.reading = 0;
     }
 
     /// Stands between transactions, with nothing left to do there.

@@ -11,14 +11,14 @@ use std::sync::Arc;
 use pingora::server::ShutdownWatch;
 use tokio::sync::watch;
 
-use super::super::backend::{Backend, Identity};
+use super::super::backend::{Backend, Identity, Parameters};
 use super::super::front::PostgresFront;
 use super::super::pool::{Place, Pool, Shelf};
 use super::super::protocol::message::Fault;
 use super::super::protocol::state::State;
 use super::super::protocol::statements::{Has, Statements};
 use super::super::relay::{Event, Relay};
-use super::super::turnstile::Turn;
+use super::super::turnstile::{Seat, Turn};
 use super::{
     Begun, End, Eyes, Ready, Session, Unprepared, again, await_turn, leaving, of_client, prepare, refusal,
     welcome, written,
@@ -48,42 +48,13 @@ impl Session {
         let mut seat = front.turnstile.sit();
         let greeting = match shelf.greeting(&base) {
             Some(greeting) => greeting,
-            None => {
-                if let Err(End::Fault(fault)) = await_turn(front, &mut seat).await {
-                    client.refuse(&written(&fault)).await;
+            None => match greeting(front, &identity, &shelf, &base, &mut seat).await {
+                Ok(greeting) => greeting,
+                Err(refusal) => {
+                    client.refuse(&refusal).await;
                     return None;
                 }
-                let Ok(Some(place)) = tokio::time::timeout(shelf.wait(), shelf.place()).await else {
-                    client.refuse(&written(&too_many())).await;
-                    return None;
-                };
-                let obtained = match lying(front, &shelf, &base).await {
-                    Ok(Some(lying)) => Ok(lying),
-                    Ok(None) => {
-                        let active = front.active();
-                        let made = prepare(front, &identity, active.generation, &active.zone, &base).await;
-                        made.map(|backend| (backend, Has::default()))
-                    }
-                    Err(error) => Err(error),
-                };
-                let (backend, has) = match obtained {
-                    Ok(obtained) => obtained,
-                    Err(error) => {
-                        let told = match error {
-                            Unprepared::None(error) => refusal(front, error),
-                            Unprepared::Lost(what) => written(&unset(&what)),
-                        };
-                        client.refuse(&told).await;
-                        return None;
-                    }
-                };
-                let greeting = Arc::clone(&backend.parameters);
-                shelf.greets(&base, &greeting);
-                shelf.lay(backend, has, Arc::clone(&base), front.turnstile.turn_number());
-                drop(place);
-                seat.park();
-                greeting
-            }
+            },
         };
         let key = front.register_shared();
         if !welcome(&mut client, &greeting, key.key(), &mut Vec::new()).await {
@@ -269,6 +240,40 @@ impl Session {
         }
         self.seat.park();
     }
+}
+
+/// What a server says of itself to a session with this profile, from a connection that lies there afterwards; or what the client is
+/// told instead.
+async fn greeting(
+    front: &PostgresFront,
+    identity: &Identity,
+    shelf: &Arc<Shelf>,
+    profile: &Arc<State>,
+    seat: &mut Seat,
+) -> Result<Parameters, Vec<u8>> {
+    if let Err(End::Fault(fault)) = await_turn(front, seat).await {
+        return Err(written(&fault));
+    }
+    let waited = tokio::time::timeout(shelf.wait(), shelf.place()).await;
+    let Ok(Some(_place)) = waited else { return Err(written(&too_many())) };
+    let made = match lying(front, shelf, profile).await {
+        Ok(None) => {
+            let active = front.active();
+            let made = prepare(front, identity, active.generation, &active.zone, profile).await;
+            made.map(|backend| (backend, Has::default()))
+        }
+        Ok(Some(lying)) => Ok(lying),
+        Err(error) => Err(error),
+    };
+    let (backend, has) = made.map_err(|error| match error {
+        Unprepared::None(error) => refusal(front, error),
+        Unprepared::Lost(what) => written(&unset(&what)),
+    })?;
+    let greeting = Arc::clone(&backend.parameters);
+    shelf.greets(profile, &greeting);
+    shelf.lay(backend, has, Arc::clone(profile), front.turnstile.turn_number());
+    seat.park();
+    Ok(greeting)
 }
 
 /// A connection with this profile: one that lies there, or a new one.
