@@ -44,8 +44,9 @@ test-versions: ## every type from and to PostgreSQL 16 and 17, which are fetched
 test-kills: setup ## kill -9 of nodes and databases under load, in the copy and while streaming: make test-kills KILLS=20
 	KILLS=$(KILLS) $(CARGO) test --package godwit-tests --test e2e kills:: -- --nocapture --test-threads=1
 
-test-faults: setup ## every fault at every step of a migration (docs/failures.md), a quarter of an hour
-	FAULTS=all $(CARGO) test --package godwit-tests --test e2e faults:: -- --nocapture --test-threads=2
+FAULTS = all
+test-faults: setup ## every fault at every step of a migration (docs/failures.md), a quarter of an hour; or of one row: make test-faults FAULTS='slot lost'
+	FAULTS='$(FAULTS)' $(CARGO) test --package godwit-tests --test e2e faults:: -- --nocapture --test-threads=2
 
 soak: setup ## cutovers there and back under load, faults in a share of them: make soak N=200 SEED=1 RATE=100
 	SOAK=$(N) SEED=$(SEED) RATE=$(RATE) $(CARGO) test --release --package godwit-tests --test e2e faults::soak -- --nocapture

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use self::tasks::Tasks;
 use super::audited;
 use super::effects::{Hands, Report, chain};
 use super::events::MigrationEvent;
@@ -72,7 +73,7 @@ pub struct Machine {
     view: Arc<ArcSwap<ResourceView>>,
     forecast: Arc<ArcSwap<ForecastView>>,
     history: History,
-    running: HashMap<String, JoinHandle<()>>,
+    running: Tasks,
     /// Consecutive failures by effect name.
     failures: HashMap<&'static str, (u32, String)>,
     decision: Option<(DecisionReport, u64)>,
@@ -138,7 +139,7 @@ impl Machine {
             view,
             forecast,
             history,
-            running: HashMap::new(),
+            running: Tasks::default(),
             failures: HashMap::new(),
             decision: None,
             audited: None,
@@ -192,9 +193,7 @@ impl Machine {
                 _ = steps.tick() => self.step(),
             }
         }
-        for task in self.running.values() {
-            task.abort();
-        }
+        self.running.abort(|_| true);
     }
 
     /// Feeds forecasters from the history, on a thread where that may block.
@@ -389,12 +388,8 @@ impl Machine {
     }
 
     fn cancel_all_but_fence(&mut self) {
-        for (key, task) in &self.running {
-            // A fence goes on in the server whatever happens here; a stream belongs to the resource.
-            if !key.starts_with("Fence") && !key.starts_with("RunStream") {
-                task.abort();
-            }
-        }
+        // A fence goes on in the server whatever happens here; a stream belongs to the resource.
+        self.running.abort(|key| !key.starts_with("Fence") && !key.starts_with("RunStream"));
     }
 
     fn start(&mut self, effect: Effect) {
@@ -404,14 +399,12 @@ impl Machine {
             _ => self.hands.turn_gate(&effect),
         }
         let key = tasks::key(&effect, self.state.run.as_ref().map(|run| run.id.as_str()));
-        self.running.retain(|_, task| !task.is_finished());
-        if self.running.contains_key(&key) {
+        if self.running.has(&key) {
             return;
         }
         if effect == Effect::Compare {
             // That of a run that was superseded meanwhile: the sessions it has are needed now.
-            let others = self.running.iter().filter(|(key, _)| key.starts_with("Compare"));
-            others.for_each(|(_, task)| task.abort());
+            self.running.abort(|key| key.starts_with("Compare"));
         }
         let name = effect.name();
         let pause = match self.failures.get(name) {
@@ -419,7 +412,7 @@ impl Machine {
             None => Duration::ZERO,
         };
         let (hands, state) = (self.hands.clone(), self.state.clone());
-        let task = tokio::spawn(async move {
+        self.running.begin(key, |over| async move {
             tokio::time::sleep(pause).await;
             let started = clock::monotonic();
             let outcome = hands.perform(&effect, &state).await;
@@ -431,6 +424,7 @@ impl Machine {
                 spent_ms: u64::try_from(spent_ms).unwrap_or(u64::MAX),
                 error: outcome.as_ref().err().cloned(),
             });
+            over.say();
             match outcome {
                 Ok(()) => tracing::debug!(effect = name, spent_ms, "effect done"),
                 Err(why) => {
@@ -443,7 +437,6 @@ impl Machine {
                 }
             }
         });
-        self.running.insert(key, task);
     }
 
     fn check_guards(&mut self) {
@@ -678,14 +671,12 @@ impl Machine {
 
     /// A task beside the machine's effects; one of the same name before it is done with.
     pub(super) fn replace_task(&mut self, name: &str, task: JoinHandle<()>) {
-        if let Some(old) = self.running.insert(name.to_owned(), task) {
-            old.abort();
-        }
+        self.running.replace(name, task);
     }
 
     /// Whether the task of this name has not ended yet.
     pub(super) fn is_running(&self, name: &str) -> bool {
-        self.running.get(name).is_some_and(|task| !task.is_finished())
+        self.running.has(name)
     }
 
     /// Why the journal was not written.

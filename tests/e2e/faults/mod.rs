@@ -2,7 +2,8 @@
 //! load. Always: no acknowledged write is lost or doubled, one side takes writes at a time, the run ends, every request is
 //! answered or clearly fails, and the resource can be moved again.
 //!
-//! `FAULTS=all` (`make test-faults`) goes through every cell, else the telling ones.
+//! `FAULTS=all` (`make test-faults`) goes through every cell, `FAULTS='slot lost'` through every cell of the rows that are called so,
+//! else through the telling ones.
 
 mod clients;
 mod disk;
@@ -28,6 +29,14 @@ const RATE: f64 = 30.0;
 
 fn everything() -> bool {
     std::env::var("FAULTS").is_ok_and(|which| which == "all")
+}
+
+fn wanted(row: &Row, phase: &str) -> bool {
+    match std::env::var("FAULTS") {
+        Ok(name) if !everything() => row.name.contains(&name),
+        Ok(_) => true,
+        Err(_) => row.telling.contains(&phase),
+    }
 }
 
 /// What became of a cell.
@@ -91,7 +100,7 @@ fn may_fail(fault: Fault, scene: &Scene, run: &MigrationView, far: &str) -> bool
 async fn run(test: &str, world: &mut World<'_>) -> Result<()> {
     for row in ROWS.iter().filter(|row| row.test == test) {
         for (phase, end) in row.steps {
-            if everything() || row.telling.contains(phase) {
+            if wanted(row, phase) {
                 let what = || format!("{} at {phase}", row.name);
                 let began = tokio::time::Instant::now();
                 let cell = cell(world, row, phase, *end).await.with_context(what)?;

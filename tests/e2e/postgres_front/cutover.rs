@@ -63,15 +63,15 @@ pub(super) fn share(playground: &Playground, size: usize) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pgbench_and_tokio_postgres_do_not_notice_cutovers() -> Result<()> {
-    do_not_notice_cutovers(None).await
+    do_not_notice_cutovers(CUTOVERS, None).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_share_connections_do_not_notice_cutovers() -> Result<()> {
-    do_not_notice_cutovers(Some(6)).await
+    do_not_notice_cutovers(2, Some(6)).await
 }
 
-async fn do_not_notice_cutovers(shared: Option<usize>) -> Result<()> {
+async fn do_not_notice_cutovers(cutovers: usize, shared: Option<usize>) -> Result<()> {
     let (playground, front) = playground(Duration::from_millis(2), &rounds::table(TABLE)).await?;
     if let Some(size) = shared {
         share(&playground, size)?;
@@ -92,7 +92,7 @@ async fn do_not_notice_cutovers(shared: Option<usize>) -> Result<()> {
             let played = &played;
             move || played.load(SeqCst) > enough
         };
-        let moved = moves(&mut leader, CUTOVERS, more).await;
+        let moved = moves(&mut leader, cutovers, more).await;
         ended.store(true, SeqCst);
         moved
     };
