@@ -152,7 +152,11 @@ fn print(results: &BTreeMap<Cell, Vec<Outcome>>) {
             of(|outcome| outcome.p99_us),
             or_none(format!("{:.0}", against("direct", |own, direct| own.p99_us - direct.p99_us))),
             or_none(format!("{:.2}", of(|outcome| outcome.cpu_us))),
-            or_none(format!("{:.3}", against("pgbouncer", |own, other| own.cpu_us / other.cpu_us))),
+            if results.contains_key(&(*protocol, *clients, "pgbouncer")) {
+                or_none(format!("{:.3}", against("pgbouncer", |own, other| own.cpu_us / other.cpu_us)))
+            } else {
+                "-".to_owned()
+            },
             outcomes.iter().map(|outcome| outcome.failed).sum::<u64>(),
         );
     }
