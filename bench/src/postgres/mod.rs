@@ -92,7 +92,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
             for clients in &plan.clients {
                 for turn in 0..peers.len() {
                     let peer = &peers[(round + turn) % peers.len()];
-                    if plan.pool.is_some() && *protocol == Protocol::Prepared && !peer.prepares() {
+                    if plan.pool.is_some() && *protocol == Protocol::Prepared && !peer.prepares {
                         continue;
                     }
                     let outcome =

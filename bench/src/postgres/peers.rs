@@ -33,6 +33,8 @@ const MOST: usize = 900;
 pub(super) struct Peer {
     pub(super) name: &'static str,
     pub(super) address: SocketAddr,
+    /// It lets clients that share connections have prepared statements.
+    pub(super) prepares: bool,
     /// None: the server itself.
     child: Option<Running>,
 }
@@ -40,11 +42,6 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn is_proxy(&self) -> bool {
         self.child.is_some()
-    }
-
-    /// Whether it lets clients that share connections have prepared statements.
-    pub(super) fn prepares(&self) -> bool {
-        self.name != "pgbouncer" || !old_pgbouncer()
     }
 
     /// User and system time of the proxy so far.
@@ -62,7 +59,8 @@ impl Peer {
 pub(super) fn start(folder: &Path, upstream: &Server, pool: Option<usize>) -> Result<[Peer; 3]> {
     let direct = SocketAddr::new(upstream.cluster.host.parse()?, upstream.cluster.port);
     let (bouncer, godwit) = (free()?, free()?);
-    let bouncing = pgbouncer(folder, bouncer, direct, pool)?;
+    let prepares = !old_pgbouncer();
+    let bouncing = pgbouncer(folder, bouncer, direct, pool, prepares)?;
     let fronting = Running::start(
         Command::new(std::env::current_exe()?)
             .arg("postgres-front")
@@ -73,9 +71,9 @@ pub(super) fn start(folder: &Path, upstream: &Server, pool: Option<usize>) -> Re
         until_listening(address).with_context(|| format!("{name} does not listen"))?;
     }
     Ok([
-        Peer { name: "direct", address: direct, child: None },
-        Peer { name: "pgbouncer", address: bouncer, child: Some(bouncing) },
-        Peer { name: "godwit", address: godwit, child: Some(fronting) },
+        Peer { name: "direct", address: direct, prepares: true, child: None },
+        Peer { name: "pgbouncer", address: bouncer, prepares, child: Some(bouncing) },
+        Peer { name: "godwit", address: godwit, prepares: true, child: Some(fronting) },
     ])
 }
 
@@ -84,9 +82,10 @@ fn pgbouncer(
     listen: SocketAddr,
     upstream: SocketAddr,
     pool: Option<usize>,
+    prepares: bool,
 ) -> Result<Running> {
     let (mode, size) = pool.map_or(("session", MOST), |size| ("transaction", size));
-    let prepares = if old_pgbouncer() { "" } else { "max_prepared_statements = 200\n" };
+    let prepares = if prepares { "max_prepared_statements = 200\n" } else { "" };
     let own = folder.join("pgbouncer");
     std::fs::create_dir_all(&own)?;
     let at = own.display();
@@ -133,12 +132,8 @@ fn pgbouncer_program() -> &'static str {
 
 /// Serves as the front, with one thread, until killed.
 pub(crate) fn front(listen: SocketAddr, upstream: SocketAddr, pool: Option<usize>) -> Result<()> {
-    let pool = pool.map(|size| PostgresPool {
-        size,
-        wait: Duration::from_mins(2),
-        idle: Duration::from_mins(10),
-        statements: 200,
-    });
+    let pool =
+        pool.map(|size| PostgresPool { size, wait: Duration::from_mins(2), ..PostgresPool::default() });
     let settings = Settings {
         listen,
         database: DATABASE.into(),

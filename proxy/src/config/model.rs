@@ -302,6 +302,12 @@ pub struct PostgresPool {
     pub statements: usize,
 }
 
+impl Default for PostgresPool {
+    fn default() -> Self {
+        Self { size: 20, wait: Duration::from_secs(30), idle: Duration::from_mins(10), statements: 200 }
+    }
+}
+
 impl fmt::Debug for PostgresFront {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresFront")

@@ -15,9 +15,6 @@ use crate::fronts::postgres::protocol::names::is_custom;
 const CONNECTIONS: u32 = 1000;
 /// Time for a login when it does not say.
 const STARTUP: Duration = Duration::from_secs(10);
-/// What a pool is when it does not say.
-const POOL: PostgresPool =
-    PostgresPool { size: 20, wait: Duration::from_secs(30), idle: Duration::from_mins(10), statements: 200 };
 const AUTH_RIGHT: &str = "query, trust, {query: SQL} or {file: PATH}";
 
 /// `{listen, database, auth, tls, passwords, connections, startup, settings, pool}`. The database may still be without a name.
@@ -71,14 +68,15 @@ fn some_time(item: &Item<'_>, right: &str) -> Option<Duration> {
 
 fn pool(item: &Item<'_>) -> Option<PostgresPool> {
     let mut section = item.section()?;
+    let default = PostgresPool::default();
     let mut count = |key, most, default: usize| {
         section.optional(key).map_or(Some(default), |item| item.count(1, most).map(|count| count as usize))
     };
-    let size = count("size", 10_000, POOL.size);
-    let statements = count("statements", 100_000, POOL.statements);
+    let size = count("size", 10_000, default.size);
+    let statements = count("statements", 100_000, default.statements);
     let mut time =
         |key, right, default| section.optional(key).map_or(Some(default), |item| some_time(&item, right));
-    let (wait, idle) = (time("wait", "30s", POOL.wait), time("idle", "10m", POOL.idle));
+    let (wait, idle) = (time("wait", "30s", default.wait), time("idle", "10m", default.idle));
     section.finish();
     Some(PostgresPool { size: size?, wait: wait?, idle: idle?, statements: statements? })
 }

@@ -64,10 +64,10 @@ type Key = (u32, Box<[u8]>);
 
 /// A session at a server.
 #[derive(Clone, Debug)]
-pub(super) struct Target {
-    pub(super) zone: Arc<str>,
-    pub(super) pid: u32,
-    pub(super) secret: Box<[u8]>,
+struct Target {
+    zone: Arc<str>,
+    pid: u32,
+    secret: Box<[u8]>,
 }
 
 /// Where the session of a key is now.
@@ -263,11 +263,11 @@ impl Registered {
         *lock(&self.slot) = Whereabouts { target, cancelled: false };
     }
 
-    /// The session is none of the server's any more. The one that it was, unless somebody asked to cancel what it did: the next
-    /// one there might meet what was meant for it.
-    pub(super) fn left(&self) -> Option<Target> {
+    /// The session is none of the server's any more. The secret of the one that it was, unless somebody asked to cancel what it did:
+    /// the next one there might meet what was meant for it.
+    pub(super) fn left(&self) -> Option<Box<[u8]>> {
         let was = std::mem::take(&mut *lock(&self.slot));
-        was.target.filter(|_| !was.cancelled)
+        was.target.filter(|_| !was.cancelled).map(|target| target.secret)
     }
 }
 
@@ -277,6 +277,6 @@ impl Drop for Registered {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::backend::{Backend, Parameters};
+use super::front::lock;
 use super::protocol::state::State;
 use super::protocol::statements::{Has, Registry};
 use crate::config::model::PostgresPool;
@@ -138,9 +139,9 @@ impl Shelf {
     /// One that lies there and leads to this generation's primary; if there is one, with this profile.
     pub(super) fn take(&self, generation: u64, profile: &Arc<State>) -> Option<Lying> {
         let mut idle = lock(&self.idle);
-        let same = |lying: &Lying| Arc::ptr_eq(&lying.profile, profile) || lying.profile == *profile;
         loop {
-            let at = idle.iter().rposition(same).or(idle.len().checked_sub(1))?;
+            let at =
+                idle.iter().rposition(|lying| lying.profile == *profile).or(idle.len().checked_sub(1))?;
             let lying = idle.swap_remove(at);
             if lying.backend.generation == generation {
                 return Some(lying);
@@ -243,8 +244,4 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, SeqCst);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -24,7 +24,7 @@ use super::backend::{Parameter, Parameters, set};
 use super::protocol::frame::{Framer, HEADER, Malformed, Piece};
 use super::protocol::message::{self, ServerError, read_text};
 use super::protocol::names;
-use super::protocol::statements::{Rewritten, Statements, TooLong};
+use super::protocol::statements::{Rewritten, Statements, TooLong, UNNAMED};
 use super::protocol::tracker::{Sent, Status, Tracker};
 use crate::fronts::now;
 
@@ -36,8 +36,6 @@ const WHOLE: usize = 16 << 10;
 const LOOKED_INTO: usize = 1 << 20;
 /// A client that shares connections: a statement with a name is awaited whole, up to this size.
 const NAMED: usize = 1 << 20;
-/// An unnamed statement that is longer is not kept.
-const UNNAMED: usize = 256 << 10;
 /// How much of what a held client sends is read, so that it is noticed when it leaves.
 const AHEAD: usize = 8 << 10;
 /// How long the end of a session may take.
@@ -130,8 +128,8 @@ pub(super) struct Relay {
     pub(super) shared: Option<Box<Statements>>,
     /// By what the server says of itself, the session's transactions only read.
     pub(super) reads: bool,
-    /// Units sent since it has this connection.
-    units: u64,
+    /// A unit was sent since it has this connection.
+    used: bool,
     /// The unnamed statement: a whole Parse message; none for who shares connections.
     pub(super) unnamed: Option<Vec<u8>>,
     /// The server's own number of the session, and the one that the client knows.
@@ -179,7 +177,7 @@ impl Relay {
             parameters,
             shared,
             reads,
-            units: 0,
+            used: false,
             unnamed: None,
             pids: (pid, pid),
             told: false,
@@ -218,7 +216,7 @@ impl Relay {
     pub(super) fn attach(&mut self, socket: Box<dyn Socket>, received: Vec<u8>) {
         self.backend = Some(socket);
         self.from_backend = received;
-        self.units = 0;
+        self.used = false;
     }
 
     /// The client shares connections, and needs this one no more: it stands between transactions and has left nothing here, as far
@@ -507,7 +505,7 @@ impl Relay {
         if !watch.closed(self.reads) {
             let pinned = self.shared.as_ref().is_none_or(|shared| shared.pinned);
             // Who shares takes turns.
-            return pinned || self.units == 0 || !self.at_boundary() || !watch.wanted();
+            return pinned || !self.used || !self.at_boundary() || !watch.wanted();
         }
         // A transaction goes on, unit by unit: each may be its last.
         !self.tracker.owes() && self.tracker.status() != Status::Idle
@@ -535,7 +533,7 @@ impl Relay {
         let alone = !self.tracker.owes();
         let sent = self.tracker.sent(tag);
         if sent == Sent::Unit {
-            self.units += 1;
+            self.used = true;
             if let Some(shared) = &mut self.shared {
                 shared.unit(tag);
             }

@@ -328,26 +328,32 @@ impl Session {
             return Ok(());
         }
         let state = Arc::new(self.ask().await?);
-        let ready = turn.next.filter(|_| state.stuck.is_empty()).map(|zone| {
-            let guard = self.seat.prepare();
-            let (front, identity, state) =
-                (Arc::clone(&self.front), self.identity.clone(), Arc::clone(&state));
-            // The generation is known when it is sworn in.
-            let making = async move {
-                let made = prepare(&front, &identity, 0, &zone, &state).await;
-                drop(guard);
-                made
-            };
-            tokio::spawn(making)
-        });
-        let mut ready = Ready(ready);
+        let next = turn.next.filter(|_| state.stuck.is_empty());
+        let mut ready = next.map_or(Ready(None), |zone| self.get_ready(zone, &state));
         self.seat.park();
         let held = self.wait(turns).await?;
         let outcome = self.resume(&state, &mut ready).await;
+        self.was_held(held);
+        outcome
+    }
+
+    /// Begins to make a connection to the next primary, with this state.
+    fn get_ready(&self, zone: Arc<str>, state: &Arc<State>) -> Ready {
+        let guard = self.seat.prepare();
+        let (front, identity, state) = (Arc::clone(&self.front), self.identity.clone(), Arc::clone(state));
+        // The generation is known when it is sworn in.
+        Ready(Some(tokio::spawn(async move {
+            let made = prepare(&front, &identity, 0, &zone, &state).await;
+            drop(guard);
+            made
+        })))
+    }
+
+    /// Its client waited, or did not.
+    fn was_held(&self, held: Option<Held>) {
         if let Some(held) = held {
             self.front.meters.held(crate::fronts::now().saturating_duration_since(held.since));
         }
-        outcome
     }
 
     /// What the session has, as its server knows it.
@@ -608,8 +614,7 @@ fn refusal(front: &PostgresFront, error: NoBackend) -> Vec<u8> {
 async fn again(front: &PostgresFront, identity: &Identity, state: &State) -> Result<Backend, Unprepared> {
     let deadline = clock::tick() + front.turnstile.longest();
     loop {
-        let active = front.active();
-        match prepare(front, identity, active.generation, &active.zone, state).await {
+        match prepare_here(front, identity, state).await {
             Err(Unprepared::None(NoBackend::Unreachable(_) | NoBackend::Lost(_)))
                 if clock::tick() < deadline =>
             {
@@ -618,6 +623,16 @@ async fn again(front: &PostgresFront, identity: &Identity, state: &State) -> Res
             made => return made,
         }
     }
+}
+
+/// One to where the primary is now.
+async fn prepare_here(
+    front: &PostgresFront,
+    identity: &Identity,
+    state: &State,
+) -> Result<Backend, Unprepared> {
+    let active = front.active();
+    prepare(front, identity, active.generation, &active.zone, state).await
 }
 
 async fn prepare(

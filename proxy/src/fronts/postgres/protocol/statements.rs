@@ -19,7 +19,7 @@ use super::traces;
 /// What every name of ours begins with.
 pub const PREFIX: &str = "_godwit_";
 /// An unnamed statement that is longer is not kept.
-const UNNAMED: usize = 256 << 10;
+pub const UNNAMED: usize = 256 << 10;
 /// A statement that nobody has: closing it is no error, and using it is one.
 const NOBODY: &str = "_godwit_nobody";
 

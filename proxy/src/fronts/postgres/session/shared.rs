@@ -20,8 +20,8 @@ use super::super::protocol::statements::{Has, Statements};
 use super::super::relay::{Event, Relay};
 use super::super::turnstile::{Seat, Turn};
 use super::{
-    Begun, End, Eyes, Ready, Session, Unprepared, again, await_turn, leaving, of_client, prepare, refusal,
-    welcome, written,
+    Begun, End, Eyes, Ready, Session, Unprepared, again, await_turn, leaving, of_client, prepare_here,
+    refusal, welcome, written,
 };
 use crate::clock;
 
@@ -87,21 +87,12 @@ impl Session {
             && let Some(place) = shelf.free()
         {
             share.place = Some(place);
-            let guard = self.seat.prepare();
-            let (front, identity, profile) =
-                (Arc::clone(&self.front), self.identity.clone(), Arc::clone(&profile));
-            // The generation is known when it is sworn in.
-            ready = Ready(Some(tokio::spawn(async move {
-                let made = prepare(&front, &identity, 0, &zone, &profile).await;
-                drop(guard);
-                made
-            })));
+            ready = self.get_ready(zone, &profile);
         }
         let deadline = clock::tick() + shelf.wait();
         loop {
-            if let Some(held) = self.wait(turns).await? {
-                self.front.meters.held(crate::fronts::now().saturating_duration_since(held.since));
-            }
+            let held = self.wait(turns).await?;
+            self.was_held(held);
             let has_one = self.share.as_ref().is_some_and(|share| share.place.is_some());
             if has_one {
                 break;
@@ -229,10 +220,10 @@ impl Session {
         let backend = self.lend();
         if let (Some(share), Some(shared)) = (&mut self.share, &mut self.relay.shared) {
             let has = std::mem::take(&mut shared.has);
-            if let (Some(target), Some(backend)) = (left, backend)
+            if let (Some(secret), Some(backend)) = (left, backend)
                 && backend.received.is_empty()
             {
-                let backend = Backend { secret: target.secret.into(), ..backend };
+                let backend = Backend { secret: secret.into(), ..backend };
                 let turn = self.front.turnstile.turn_number();
                 share.shelf.lay(backend, has, Arc::clone(&share.on), turn);
             }
@@ -257,11 +248,7 @@ async fn greeting(
     let waited = tokio::time::timeout(shelf.wait(), shelf.place()).await;
     let Ok(Some(_place)) = waited else { return Err(written(&too_many())) };
     let made = match lying(front, shelf, profile).await {
-        Ok(None) => {
-            let active = front.active();
-            let made = prepare(front, identity, active.generation, &active.zone, profile).await;
-            made.map(|backend| (backend, Has::default()))
-        }
+        Ok(None) => prepare_here(front, identity, profile).await.map(|backend| (backend, Has::default())),
         Ok(Some(lying)) => Ok(lying),
         Err(error) => Err(error),
     };
