@@ -260,7 +260,7 @@ async fn anything_goes(source: u32, target: u32, seeds: std::ops::Range<u64>) ->
                 large += 1;
             } else {
                 let after = rest.split_off(rng.random_range(1..=rest.len()));
-                pair.target.apply(&rest).await.with_context(|| format!("SEED={seed}"))?;
+                pair.target.apply(&rest, false).await.with_context(|| format!("SEED={seed}"))?;
                 rest = after;
             }
         }
@@ -296,7 +296,7 @@ async fn a_conflict_names_table_key_and_position_until_it_is_mended() -> Result<
     pair.from.batch_execute("INSERT INTO plain SELECT g, g FROM generate_series(1, 500) g").await?;
     pair.from.batch_execute("INSERT INTO heap SELECT g, 'h' FROM generate_series(1, 500) g").await?;
     let all = pair.read().await?;
-    pair.target.apply(&all).await?;
+    pair.target.apply(&all, false).await?;
     // What breaks the target, what the source does, what is said, what mends it.
     for (harm, work, table, what, mend) in [
         (
@@ -351,9 +351,9 @@ async fn a_conflict_names_table_key_and_position_until_it_is_mended() -> Result<
         // In a group, again after a restart, and as a large transaction.
         for round in 0..3 {
             let result = if round < 2 {
-                pair.target.apply(&group).await
+                pair.target.apply(&group, false).await
             } else {
-                pair.target.apply(&group[..group.len() - 2]).await?;
+                pair.target.apply(&group[..group.len() - 2], false).await?;
                 let large = &group[group.len() - 2];
                 pair.target.begin_large(header(large)).await?;
                 let mut result = Ok(());
@@ -373,7 +373,7 @@ async fn a_conflict_names_table_key_and_position_until_it_is_mended() -> Result<
             }
         }
         pair.to.batch_execute(mend).await?;
-        pair.target.apply(&group[group.len() - 2..]).await.with_context(|| work.to_owned())?;
+        pair.target.apply(&group[group.len() - 2..], false).await.with_context(|| work.to_owned())?;
         pair.equal().await.with_context(|| work.to_owned())?;
     }
     Ok(())
@@ -406,7 +406,7 @@ async fn a_large_transaction_that_is_cut_off_leaves_nothing() -> Result<()> {
     }
     pair.target.end_large().await?;
     ensure!(pair.applied().await? == large.end_lsn);
-    pair.target.apply(&all[1..]).await?;
+    pair.target.apply(&all[1..], false).await?;
     pair.equal().await?;
     // A swap of unique values over the border of two parts, and one inside a part.
     pair.from
@@ -423,7 +423,7 @@ async fn a_large_transaction_that_is_cut_off_leaves_nothing() -> Result<()> {
         pair.target.apply_part(part.to_vec()).await?;
     }
     pair.target.end_large().await?;
-    pair.target.apply(&all[1..]).await?;
+    pair.target.apply(&all[1..], false).await?;
     pair.equal().await
 }
 
@@ -441,14 +441,14 @@ async fn a_large_group_goes_in_whole_or_not_at_all() -> Result<()> {
         )
         .await?;
     let all = pair.read().await?;
-    pair.target.apply(&all).await?;
+    pair.target.apply(&all, false).await?;
     pair.equal().await?;
     pair.from.batch_execute("UPDATE plain SET v = 'x'; UPDATE heap SET b = 'i'").await?;
     pair.from.batch_execute("UPDATE plain SET u = u + 100000; UPDATE plain SET v = 'y'").await?;
     let all = pair.read().await?;
     pair.to.batch_execute("DELETE FROM plain WHERE id = 24001").await?;
     let before = pair.applied().await?;
-    let (table, lsn, what) = conflict(pair.target.apply(&all).await)?;
+    let (table, lsn, what) = conflict(pair.target.apply(&all, false).await)?;
     ensure!(
         table == "public.plain" && lsn == all[0].end_lsn && what == "(id)=(24001) is not there",
         "{table} {lsn} {what}"
@@ -456,7 +456,7 @@ async fn a_large_group_goes_in_whole_or_not_at_all() -> Result<()> {
     ensure!(pair.applied().await? == before, "a part of the group stayed");
     pair.to.batch_execute("INSERT INTO plain VALUES (24001, 24001, 'w')").await?;
     pair.target.resume().await?;
-    pair.target.apply(&all).await?;
+    pair.target.apply(&all, false).await?;
     pair.equal().await
 }
 
@@ -488,7 +488,7 @@ async fn triggers_and_rules_for_replicas_see_every_change() -> Result<()> {
         )
         .await?;
     let all = pair.read().await?;
-    pair.target.apply(&all).await?;
+    pair.target.apply(&all, false).await?;
     pair.equal().await?;
     let seen: Vec<String> =
         pair.to.query("SELECT what FROM seen ORDER BY n", &[]).await?.iter().map(|row| row.get(0)).collect();
@@ -526,13 +526,13 @@ async fn columns_of_the_target_alone_are_kept() -> Result<()> {
         )
         .await?;
     let all = pair.read().await?;
-    pair.target.apply(&all).await?;
+    pair.target.apply(&all, false).await?;
     pair.to.batch_execute("UPDATE plain SET mine = 'kept'; UPDATE heap SET mine = 'kept'").await?;
     pair.from
         .batch_execute("UPDATE plain SET id = 2; UPDATE heap SET b = 'b'; UPDATE late SET id = 2, u = 5; UPDATE plain SET v = 'c'")
         .await?;
     let all = pair.read().await?;
-    pair.target.apply(&all).await?;
+    pair.target.apply(&all, false).await?;
     ensure!(rows(&pair.to, "heap").await? == ["(1,b,kept)"]);
     let row = pair.to.query_one("SELECT id, v, length(big), mine FROM plain", &[]).await?;
     let row: (i32, &str, i32, &str) = (row.get(0), row.get(1), row.get(2), row.get(3));

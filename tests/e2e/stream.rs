@@ -82,7 +82,10 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) async fn start(source: u32, target: u32) -> Result<Self> {
-        let (source, target) = (TestCluster::start(source)?, TestCluster::start(target)?);
+        Self::of(TestCluster::start(source)?, TestCluster::start(target)?).await
+    }
+
+    async fn of(source: TestCluster, target: TestCluster) -> Result<Self> {
         let from = source.create_database(DATABASE, SCHEMA).await?;
         let to = target.create_database(DATABASE, "").await?;
         replicator::fence::install(&from, "shop", 1).await?;
@@ -134,7 +137,8 @@ async fn rows(client: &Client, table: &str) -> Result<Vec<String>> {
 }
 
 pub(crate) async fn position(client: &Client) -> Result<Lsn> {
-    let text: String = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
+    // Not the insert position: what no commit stands behind may wait to be written for long.
+    let text: String = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?.get(0);
     Ok(text.parse()?)
 }
 
@@ -393,6 +397,66 @@ async fn killed_at_any_moment_it_resumes_without_loss_or_repetition() -> Result<
     pair.caught_up(&stream).await?;
     println!("{written} transactions written under {KILLS} kills");
     stream.stop().await
+}
+
+/// Commits that nobody waits for are not flushed one by one: a server that dies takes the newest back, and the stream brings them again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dying_shadow_takes_back_comes_again() -> Result<()> {
+    const CRASHES: usize = 20;
+    // Nothing but the applier's own flushes writes the log.
+    let settings = "fsync = off\nwal_writer_delay = 10s\nwal_writer_flush_after = 0\n";
+    let mut pair = Pair::of(TestCluster::start(15)?, TestCluster::start_with(15, settings)?).await?;
+    let stop = CancellationToken::new();
+    let writers = load(&pair, 2, &stop);
+    let mut taken_back = 0;
+    for _ in 0..CRASHES {
+        let peer = LocalPeer::new(pair.target_end(), Options::default());
+        let stream = Running::start(peer, spec(1), pair.source_end());
+        let ahead = |status: &StreamStatus| {
+            status.phase == Phase::Streaming
+                && status.transactions > 20
+                && status.applied_lsn > status.durable_lsn
+        };
+        stream.wait(ahead).await.context("commits that are not flushed")?;
+        pair.target.cluster.stop("immediate")?;
+        let seen = stream.status.borrow().clone();
+        drop(stream);
+        pair.target.cluster.start()?;
+        pair.to = pair.target.connect(DATABASE).await?;
+        let checkpoint: String =
+            pair.to.query_one("SELECT applied_lsn::text FROM godwit.progress", &[]).await?.get(0);
+        let checkpoint: Lsn = checkpoint.parse()?;
+        ensure!(
+            checkpoint >= seen.durable_lsn,
+            "{checkpoint} is left of {} that was durable",
+            seen.durable_lsn
+        );
+        taken_back += usize::from(checkpoint < seen.applied_lsn);
+        if taken_back >= 2 {
+            break;
+        }
+    }
+    ensure!(taken_back >= 2, "{CRASHES} crashes took nothing back: this shows nothing");
+    let stream =
+        Running::start(LocalPeer::new(pair.target_end(), Options::default()), spec(1), pair.source_end());
+    stream.wait(|status| status.phase == Phase::Streaming && status.transactions > 0).await?;
+    stop.cancel();
+    for writer in writers {
+        ensure!(writer.await?? > 0);
+    }
+    pair.caught_up(&stream).await?;
+
+    // What the next primary begins with survives whatever comes.
+    pair.from.execute("SELECT pg_logical_emit_message(true, $1::text, '2'::text)", &[&MARKER_PREFIX]).await?;
+    let marked = stream.wait(|status| status.applied_marker == Some(2)).await?;
+    pair.target.cluster.stop("immediate")?;
+    drop(stream);
+    pair.target.cluster.start()?;
+    pair.to = pair.target.connect(DATABASE).await?;
+    let row =
+        pair.to.query_one("SELECT applied_lsn::text, marker_generation FROM godwit.progress", &[]).await?;
+    ensure!(row.get::<_, &str>(0).parse::<Lsn>()? >= marked.durable_lsn && row.get::<_, i64>(1) == 2);
+    pair.equal().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -34,6 +34,8 @@ const END: Duration = Duration::from_secs(5);
 
 /// One lane of a stream.
 struct Running {
+    /// It was told that commits wait for it, or that none do.
+    synchronous: bool,
     status: watch::Receiver<StreamStatus>,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -296,8 +298,9 @@ impl Streams {
             origin: lane.origin_name(&self.resource),
             source_zone: source.to_string(),
             target_zone: target.to_string(),
-            synchronous: waited_for(self.policy().replication) == Some(lane),
+            synchronous: self.waits(lane),
         };
+        let synchronous = spec.synchronous;
         let (databases, links, stopped) = (self.databases.clone(), self.links.clone(), stop.clone());
         let task = tokio::spawn(async move {
             if let Err(error) = links.run(&databases, &spec, &publish, &stopped).await {
@@ -313,15 +316,22 @@ impl Streams {
             lanes: BTreeMap::new(),
             keeper: None,
         });
-        if let Some(old) = stream.lanes.insert(lane, Running { status, stop, task }) {
+        if let Some(old) = stream.lanes.insert(lane, Running { synchronous, status, stop, task }) {
             old.stop.cancel();
         }
     }
 
+    /// Whether commits are to wait for this lane.
+    fn waits(&self, lane: Lane) -> bool {
+        waited_for(self.policy().replication) == Some(lane)
+    }
+
+    /// It runs, and as the policy of now has it: one that was begun under another is begun anew, which takes it over.
     fn alive(&self, generation: Generation, lane: Lane) -> bool {
+        let waits = self.waits(lane);
         let running = self.running();
         let lane = running.get(&generation.0).and_then(|stream| stream.lanes.get(&lane));
-        lane.is_some_and(|lane| !lane.task.is_finished())
+        lane.is_some_and(|lane| !lane.task.is_finished() && lane.synchronous == waits)
     }
 
     /// What one lane says of itself.
@@ -375,8 +385,16 @@ impl Streams {
         (mode.unwrap_or_else(|| ModeState::not_yet(self.policy().replication)), lanes.unwrap_or_default())
     }
 
-    /// Returns when the target has applied everything up to `position`, in every lane.
+    /// Returns when the target has applied everything up to `position`, in every lane. An end marker is durable then.
     pub async fn applied(&self, generation: Generation, position: Lsn) -> Result<(), String> {
+        self.reached(generation, |status| status.applied_lsn >= position).await
+    }
+
+    async fn reached(
+        &self,
+        generation: Generation,
+        there: impl Fn(&StreamStatus) -> bool,
+    ) -> Result<(), String> {
         let lanes: Vec<_> = self
             .running()
             .get(&generation.0)
@@ -388,7 +406,7 @@ impl Streams {
         for mut status in lanes {
             loop {
                 let now = status.borrow_and_update().clone();
-                if now.applied_lsn >= position {
+                if there(&now) {
                     break;
                 }
                 if let Phase::Failed { error, retrying: false } = now.phase {
@@ -404,7 +422,9 @@ impl Streams {
     pub async fn caught_up(&self, generation: Generation, source: &Client) -> Result<(), String> {
         let row = source.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.map_err(chain)?;
         let position: Lsn = row.get::<_, &str>(0).parse().map_err(chain)?;
-        self.applied(generation, position).await
+        // A server that died has taken back what was not durable, and its sessions have ended.
+        self.reached(generation, |status| status.applied_lsn >= position && status.phase == Phase::Streaming)
+            .await
     }
 
     /// Makes the publications and slots of the stream that `generation` will start in `zone`, if they are not there.

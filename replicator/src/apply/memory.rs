@@ -38,6 +38,33 @@ pub struct Store {
     pub lose_replies: u32,
     /// Sessions that took it over so far; only the newest may write.
     pub session: u64,
+    /// What a crash may take back, group by group.
+    pub unflushed: Vec<Unflushed>,
+}
+
+/// What there was before a group that is not flushed.
+#[derive(Debug)]
+pub struct Unflushed {
+    applied: usize,
+    checkpoint: Lsn,
+    marker: Option<u64>,
+}
+
+impl Store {
+    /// The checkpoint that stays whatever happens.
+    pub fn durable(&self) -> Lsn {
+        self.unflushed.first().map_or(self.checkpoint, |point| point.checkpoint)
+    }
+
+    /// The server dies and comes back, without the last `lost` groups of those that are not flushed.
+    pub fn crash(&mut self, lost: usize) {
+        self.session += 1;
+        let kept = self.unflushed.len().saturating_sub(lost);
+        if let Some(point) = self.unflushed.drain(..).nth(kept) {
+            self.applied.truncate(point.applied);
+            (self.checkpoint, self.marker) = (point.checkpoint, point.marker);
+        }
+    }
 }
 
 /// One table as it was copied.
@@ -132,7 +159,9 @@ impl MemoryTarget {
     fn settle(&mut self) {
         if self.window.is_open() && self.expected >= self.window.settled() {
             self.window = Window::default();
-            self.store().late.clear();
+            let mut store = self.store();
+            store.late.clear();
+            store.unflushed.clear();
         }
     }
 }
@@ -146,6 +175,7 @@ impl Target for MemoryTarget {
     async fn resume(&mut self) -> Result<Resume, Error> {
         let mut store = self.store();
         store.session += 1;
+        store.unflushed.clear();
         let session = store.session;
         let (applied, copied, marker) = (store.checkpoint, store.copied, store.marker);
         let source = store.source;
@@ -169,11 +199,17 @@ impl Target for MemoryTarget {
         Ok(())
     }
 
-    async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error> {
+    async fn apply(&mut self, group: &[Transaction], flush: bool) -> Result<(), Error> {
         let Some(last) = group.last() else { return Ok(()) };
         let mut store = self.mine()?;
         if store.checkpoint != self.expected {
             return Err(Error::Fenced("the checkpoint moved".into()));
+        }
+        if flush {
+            store.unflushed.clear();
+        } else {
+            let (applied, checkpoint, marker) = (store.applied.len(), store.checkpoint, store.marker);
+            store.unflushed.push(Unflushed { applied, checkpoint, marker });
         }
         if self.window.is_open() {
             store.applied.extend(self.window.filter_all(group));
@@ -204,7 +240,7 @@ impl Target for MemoryTarget {
 
     async fn end_large(&mut self) -> Result<(), Error> {
         let transaction = self.large.take().ok_or_else(not_begun)?;
-        self.apply(&[transaction]).await
+        self.apply(&[transaction], true).await
     }
 
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error> {
@@ -213,6 +249,7 @@ impl Target for MemoryTarget {
             return Err(Error::Fenced("the checkpoint moved".into()));
         }
         store.checkpoint = lsn;
+        store.unflushed.clear();
         drop(store);
         self.expected = lsn;
         self.settle();
@@ -268,6 +305,7 @@ impl Target for MemoryTarget {
         }
         (store.copying, store.copied) = (false, true);
         store.checkpoint = consistent_point;
+        store.unflushed.clear();
         let later = |(name, table): (&(String, String), &CopiedTable)| {
             (table.position > consistent_point).then(|| (name.clone(), table.position))
         };

@@ -32,7 +32,7 @@ pub const GROUP_TIME: std::time::Duration = std::time::Duration::from_millis(200
 /// session ends and the next one asks [`Target::resume`].
 #[async_trait]
 pub trait Target: Send {
-    /// Takes the stream over from any earlier session, and tells where it stands.
+    /// Takes the stream over from any earlier session, and tells where it stands; that is durable.
     async fn resume(&mut self) -> Result<Resume, Error>;
 
     /// Everything after this comes from cluster `id`: refuses ([`Error::AnotherSource`]) when the checkpoint belongs to another
@@ -40,7 +40,10 @@ pub trait Target: Send {
     async fn source(&mut self, id: SourceId) -> Result<(), Error>;
 
     /// Applies whole transactions, in order, and moves the checkpoint to the last one's end, in one step.
-    async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error>;
+    ///
+    /// They are visible when this returns; durable only with `flush`, or with the next call that makes what it does durable. What is lost
+    /// until then, when the target's server dies, is lost in order, newest first, and the checkpoint with it.
+    async fn apply(&mut self, group: &[Transaction], flush: bool) -> Result<(), Error>;
 
     /// Opens one target transaction for one large source transaction, whose changes follow in parts.
     ///
@@ -51,10 +54,10 @@ pub trait Target: Send {
     /// part comes out of a later call.
     async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error>;
 
-    /// Commits the large transaction and moves the checkpoint to its end, in one step.
+    /// Commits the large transaction and moves the checkpoint to its end, in one step; durable, with all before it.
     async fn end_large(&mut self) -> Result<(), Error>;
 
-    /// Moves the checkpoint alone.
+    /// Moves the checkpoint alone; durable, with all before it.
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error>;
 
     /// What is there of a copy that broke; asked after [`Target::resume`], where that says nothing is copied.

@@ -94,7 +94,7 @@ async fn run_end(
         }
         LocalEnd::Target { dsn } => {
             let target = crate::apply::postgres::PostgresTarget::new(dsn.clone(), spec.clone())?;
-            receive::run(Box::new(target), joined, status, cancel).await
+            receive::run(Box::new(target), spec.synchronous, joined, status, cancel).await
         }
     }
 }

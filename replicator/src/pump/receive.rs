@@ -36,15 +36,21 @@ const AT_ONCE: usize = 512;
 
 /// While changes keep coming no further apart than this …
 const GAP: Duration = Duration::from_millis(3);
-/// … a group that is [`BUSY`] waits for more, at most so long: a commit costs as much as many rows.
+/// … a group of so many waits for more, at most so long: a commit costs as much as many rows. Fewer are applied at once …
+const BUSY: usize = 64;
 const LINGER: Duration = Duration::from_millis(50);
-/// Changes that make a group worth waiting with. Fewer are applied at once, so that the lag stays low.
-const BUSY: usize = 256;
+/// … and so is a group that comes more slowly than this, in changes per millisecond: the lag stays low.
+const PACE: u128 = 20;
+/// Commits that nobody waits for are not flushed one by one: all together no later than this …
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+/// … and as soon as nothing has come for so long.
+const QUIET: Duration = Duration::from_millis(20);
 /// A group of positions only waits so long for a transaction to go with: a commit of its own would hold that one up.
 const ALONE: Duration = Duration::from_millis(1);
 
 pub(super) async fn run(
     mut target: Box<dyn Target>,
+    synchronous: bool,
     joined: Joined,
     status: &watch::Sender<StreamStatus>,
     cancel: &CancellationToken,
@@ -83,7 +89,7 @@ pub(super) async fn run(
     pump.flush();
     pump.tell();
     let mut writer = pin!(write(sender, queue).fuse());
-    let mut applier = pin!(Applier::new(target, resume, done).run(todo));
+    let mut applier = pin!(Applier::new(target, synchronous, resume, done).run(todo));
     let result = tokio::select! {
         biased;
         () = cancel.cancelled() => Ok(()),
@@ -207,8 +213,14 @@ impl Pump<'_> {
 pub(crate) struct Applier {
     target: Box<dyn Target>,
     done: mpsc::UnboundedSender<Done>,
+    /// Commits at the source wait until theirs is durable here.
+    synchronous: bool,
     progress: Progress,
+    /// Where the checkpoint is, and since when.
+    checkpoint: Lsn,
     checkpointed: Instant,
+    /// Since when it is not durable, if it is not.
+    unflushed: Option<Instant>,
     consistent_point: Option<Lsn>,
     /// The target itself must see a checkpoint that reaches this.
     settled: Lsn,
@@ -219,7 +231,12 @@ pub(crate) struct Applier {
 }
 
 impl Applier {
-    pub(crate) fn new(target: Box<dyn Target>, resume: Resume, done: mpsc::UnboundedSender<Done>) -> Self {
+    pub(crate) fn new(
+        target: Box<dyn Target>,
+        synchronous: bool,
+        resume: Resume,
+        done: mpsc::UnboundedSender<Done>,
+    ) -> Self {
         let progress = Progress {
             applied: resume.applied,
             durable: resume.applied,
@@ -229,8 +246,11 @@ impl Applier {
         Self {
             target,
             done,
+            synchronous,
             progress,
+            checkpoint: resume.applied,
             checkpointed: crate::clock::now(),
+            unflushed: None,
             consistent_point: None,
             settled: resume.settled,
             schema: Vec::new(),
@@ -244,7 +264,7 @@ impl Applier {
     }
 
     pub(crate) async fn run(mut self, mut todo: mpsc::UnboundedReceiver<Work>) -> Result<(), Error> {
-        while let Some(first) = todo.recv().await {
+        while let Some(first) = self.next(&mut todo).await? {
             let mut group = Group::default();
             let mut next = Some(first);
             let began = crate::clock::now();
@@ -286,6 +306,43 @@ impl Applier {
         Ok(())
     }
 
+    /// The next work. Where none comes, what is not durable is made so meanwhile.
+    async fn next(&mut self, todo: &mut mpsc::UnboundedReceiver<Work>) -> Result<Option<Work>, Error> {
+        if self.unflushed.is_some() {
+            match tokio::time::timeout(QUIET, todo.recv()).await {
+                Ok(work) => return Ok(work),
+                Err(_) => self.checkpoint(self.progress.applied).await?,
+            }
+            self.tell(Done::Applied(self.progress));
+        }
+        Ok(todo.recv().await)
+    }
+
+    /// The checkpoint is there, and if `durable` will stay there whatever becomes of the target.
+    fn moved(&mut self, to: Lsn, durable: bool) {
+        let now = crate::clock::now();
+        (self.checkpoint, self.checkpointed) = (to, now);
+        if durable {
+            (self.progress.durable, self.unflushed) = (to, None);
+        } else {
+            self.unflushed.get_or_insert(now);
+        }
+    }
+
+    async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error> {
+        self.target.checkpoint(lsn).await?;
+        self.moved(lsn, true);
+        Ok(())
+    }
+
+    /// Whether these must be durable before more is applied: somebody waits for them, the next primary has its first client right after
+    /// them, or the last flush is long ago.
+    fn must_flush(&self, transactions: &[Transaction]) -> bool {
+        self.synchronous
+            || self.unflushed.is_some_and(|since| crate::clock::now().duration_since(since) >= FLUSH_EVERY)
+            || transactions.iter().any(|transaction| transaction.marker().is_some())
+    }
+
     /// Groups grow while they take less than [`GROUP_TIME`], and shrink when they take longer.
     fn adapt(&mut self, full: bool, took: Duration) {
         if took > GROUP_TIME {
@@ -324,9 +381,8 @@ impl Applier {
         };
         decoder.finish()?;
         self.target.end_large().await?;
-        self.progress =
-            Progress { applied: end, durable: end, transactions: progress.transactions + 1, ..progress };
-        self.checkpointed = crate::clock::now();
+        self.progress = Progress { applied: end, transactions: progress.transactions + 1, ..progress };
+        self.moved(end, true);
         self.tell(Done::Applied(self.progress));
         Ok(())
     }
@@ -334,10 +390,10 @@ impl Applier {
     async fn apply(&mut self, group: Group) -> Result<(), Error> {
         let Group { transactions, bytes, position, .. } = group;
         if let Some(last) = transactions.last() {
-            self.target.apply(&transactions).await?;
-            self.progress.durable = last.end_lsn;
+            let flush = self.must_flush(&transactions);
+            self.target.apply(&transactions, flush).await?;
             self.progress.applied = last.end_lsn;
-            self.checkpointed = crate::clock::now();
+            self.moved(last.end_lsn, flush);
             for transaction in &transactions {
                 self.count(transaction);
             }
@@ -345,13 +401,11 @@ impl Applier {
         }
         if let Some(lsn) = position.filter(|lsn| *lsn > self.progress.applied) {
             self.progress.applied = lsn;
-            let step = lsn.bytes_since(self.progress.durable);
+            let step = lsn.bytes_since(self.checkpoint);
             let pause = if step < SMALL_STEP { CHECKPOINT_SMALL } else { CHECKPOINT_EVERY };
-            let settles = self.progress.durable < self.settled && lsn >= self.settled;
+            let settles = self.checkpoint < self.settled && lsn >= self.settled;
             if settles || crate::clock::now().duration_since(self.checkpointed) >= pause {
-                self.target.checkpoint(lsn).await?;
-                self.progress.durable = lsn;
-                self.checkpointed = crate::clock::now();
+                self.checkpoint(lsn).await?;
             }
         } else if transactions.is_empty() {
             return Ok(());
@@ -395,8 +449,7 @@ impl Applier {
                     .ok_or_else(|| Error::Protocol("a copy ends that did not begin".into()))?;
                 self.settled = self.target.end_copy(lsn).await?;
                 self.progress.applied = lsn;
-                self.progress.durable = lsn;
-                self.checkpointed = crate::clock::now();
+                self.moved(lsn, true);
                 self.tell(Done::Copied(lsn, self.settled));
             }
             other => return Err(Error::Protocol(format!("frame kind {} in a copy", other.kind()))),
@@ -460,7 +513,7 @@ impl Group {
 
     /// How long to wait for more, if at all, so long after it began.
     fn worth_waiting(&self, after: Duration) -> Option<Duration> {
-        if self.changes >= BUSY {
+        if self.changes >= BUSY && self.changes as u128 >= PACE * after.as_millis() {
             return (after < LINGER).then_some(GAP);
         }
         let positions = !self.transactions.is_empty()

@@ -300,7 +300,9 @@ impl Pump<'_> {
                 return Ok(end);
             }
             let feedback = feedback(&self.machine.progress());
-            if ask || reply || feedback != reported {
+            // What nobody waits for can be told by the clock, but for what lets the server forget.
+            let news = if self.synchronous { feedback != reported } else { feedback.flush != reported.flush };
+            if ask || reply || news {
                 reported = feedback;
                 changes.report(Feedback { reply_requested: ask, ..feedback })?;
             }

@@ -102,7 +102,7 @@ async fn over_links_that_are_cut_each_transaction_lands_once() {
         };
         let finished = tokio::select! {
             played = play(Box::new(near), &history, &spill) => played.is_ok(),
-            _ = async { receive::run(target, Joined::new(Box::new(far)), &status, &cancel).await } => false,
+            _ = async { receive::run(target, false, Joined::new(Box::new(far)), &status, &cancel).await } => false,
             () = scissors => false,
         };
         if finished {

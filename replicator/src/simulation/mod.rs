@@ -30,6 +30,8 @@ const EXPECTED: &[&str] = &[
     "black hole to the target",
     "black hole to the source",
     "source database crashed",
+    "target database crashed",
+    "target database crashed, without its last commits",
     "message lost",
     "message repeated",
     "messages swapped",
@@ -141,6 +143,7 @@ async fn deliberate_mistakes_are_found() {
         Sabotage::NoFence,
         Sabotage::NoWindow,
         Sabotage::AnySnapshot,
+        Sabotage::NoFlush,
     ] {
         let mut found = None;
         for seed in 1..=200 {

@@ -68,6 +68,7 @@ pub(super) struct TargetProcess {
     /// Encoded bytes of work that is not done.
     pub(super) held: u64,
     window: u64,
+    synchronous: bool,
 }
 
 pub(super) enum TargetState {
@@ -83,7 +84,7 @@ pub(super) enum TargetState {
 }
 
 impl TargetProcess {
-    pub(super) fn start(mut target: GatedTarget, framing: Framing, window: u64) -> Self {
+    pub(super) fn start(mut target: GatedTarget, framing: Framing, window: u64, synchronous: bool) -> Self {
         let gate = target.gate.clone();
         let resuming = async move {
             let resume = target.resume().await?;
@@ -91,7 +92,7 @@ impl TargetProcess {
             Ok((Box::new(target) as Box<dyn Target>, resume, kept))
         };
         let state = TargetState::Resuming(Some(Box::new(framing)), Box::pin(resuming));
-        Self { gate, state, held: 0, window }
+        Self { gate, state, held: 0, window, synchronous }
     }
 
     pub(super) fn running(&self) -> bool {
@@ -124,7 +125,7 @@ impl TargetProcess {
                 let framing = framing.take().map_or_else(|| Framing::new(now), |framing| *framing);
                 let (work, todo) = mpsc::unbounded_channel();
                 let (tell, done) = mpsc::unbounded_channel();
-                let applier = Applier::new(target, resume, tell).run(todo);
+                let applier = Applier::new(target, self.synchronous, resume, tell).run(todo);
                 let receiver = Box::new(Receiver::with_window(framing, resume, kept, self.window, now));
                 let applier = Box::pin(tokio::task::unconstrained(applier));
                 self.state = TargetState::Running { receiver, work, done, applier };

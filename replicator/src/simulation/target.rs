@@ -76,7 +76,8 @@ impl GatedTarget {
             Sabotage::None
             | Sabotage::ReportReceived
             | Sabotage::ForgetCheckpoint
-            | Sabotage::AnySnapshot => {}
+            | Sabotage::AnySnapshot
+            | Sabotage::NoFlush => {}
         }
     }
 }
@@ -94,10 +95,10 @@ impl Target for GatedTarget {
         self.inner.source(id).await
     }
 
-    async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error> {
+    async fn apply(&mut self, group: &[Transaction], flush: bool) -> Result<(), Error> {
         self.gate.pass("apply: not done").await?;
         self.sabotage();
-        let done = self.inner.apply(group).await;
+        let done = self.inner.apply(group, flush && self.sabotage != Sabotage::NoFlush).await;
         if self.sabotage == Sabotage::ForgetCheckpoint
             && let Some(first) = group.first()
         {

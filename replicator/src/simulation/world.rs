@@ -37,6 +37,8 @@ pub(super) enum Sabotage {
     NoWindow,
     /// Goes on with a snapshot that is gone as if it were the same as a later one.
     AnySnapshot,
+    /// Never waits for the target's disk.
+    NoFlush,
 }
 
 /// How often what happened; shows that a run was not idle.
@@ -195,7 +197,7 @@ impl World {
         };
         self.sessions.push(Session {
             source: Some(SourceProcess::Opening { framing: framing(), resume: None, kept: Vec::new() }),
-            target: Some(TargetProcess::start(target, framing(), self.window)),
+            target: Some(TargetProcess::start(target, framing(), self.window, self.synchronous)),
             to_target: Way::new(zstd),
             to_source: Way::new(zstd),
         });
@@ -205,7 +207,7 @@ impl World {
     fn trouble_happens(&mut self) {
         let Some(at) = self.any_session() else { return };
         let last = self.sessions.len() - 1;
-        let kind = self.rng.random_range(0..13);
+        let kind = self.rng.random_range(0..14);
         let session = &mut self.sessions[at];
         let what = match kind {
             0 => {
@@ -246,6 +248,16 @@ impl World {
                     self.sessions[last].source = None;
                 }
                 "source database crashed"
+            }
+            7 => {
+                let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+                let lost = self.rng.random_range(0..=store.unflushed.len());
+                store.crash(lost);
+                if lost > 0 {
+                    "target database crashed, without its last commits"
+                } else {
+                    "target database crashed"
+                }
             }
             _ => {
                 let fault =
@@ -332,9 +344,9 @@ impl World {
         let progress = sender.progress();
         let durable =
             if self.sabotage == Sabotage::ReportReceived { progress.received } else { progress.durable };
-        let checkpoint = self.store().checkpoint;
-        if durable > checkpoint {
-            return Err(format!("{durable} was reported as durable; the target is at {checkpoint}"));
+        let there = self.store().durable();
+        if durable > there {
+            return Err(format!("{durable} was reported as durable; the target is so at {there}"));
         }
         let persist = self.rng.random_bool(0.3);
         if let Some(slot) = &mut self.slot {
@@ -542,10 +554,9 @@ impl World {
             }
         }
         let store = self.store();
-        if let Some(slot) =
-            self.slot.as_ref().filter(|slot| store.copied && slot.confirmed > store.checkpoint)
+        if let Some(slot) = self.slot.as_ref().filter(|slot| store.copied && slot.confirmed > store.durable())
         {
-            return Err(format!("the slot is at {}, the target at {}", slot.confirmed, store.checkpoint));
+            return Err(format!("the slot is at {}, the target at {}", slot.confirmed, store.durable()));
         }
         Ok(())
     }

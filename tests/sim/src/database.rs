@@ -59,6 +59,15 @@ pub struct Progress {
     session: u64,
 }
 
+/// What a group of an applier that is not flushed would be taken back to.
+#[derive(Debug)]
+struct Unflushed {
+    log: usize,
+    end: Lsn,
+    generation: u64,
+    before: Progress,
+}
+
 /// One database.
 #[derive(Debug)]
 pub struct Database {
@@ -86,6 +95,8 @@ pub struct Database {
     pub doubled: Option<u64>,
     /// Last number given.
     pub sequence: u64,
+    /// Of appliers; what a client or an effect writes is durable, with all before it.
+    unflushed: Vec<Unflushed>,
 }
 
 fn table() -> Arc<Relation> {
@@ -122,7 +133,27 @@ impl Database {
             rows: BTreeSet::new(),
             doubled: None,
             sequence: 0,
+            unflushed: Vec::new(),
         }
+    }
+
+    /// What a decoding session may read: what no crash takes back, and how far that is.
+    pub fn flushed(&self) -> (&[Transaction], Lsn) {
+        let (log, end) =
+            self.unflushed.first().map_or((self.log.len(), self.end), |first| (first.log, first.end));
+        (&self.log[..log], end)
+    }
+
+    /// The checkpoint of a stream that no crash takes back.
+    pub fn durable(&self, generation: u64) -> Lsn {
+        let first = self.unflushed.iter().find(|group| group.generation == generation);
+        let there = first.map(|group| group.before).or_else(|| self.progress.get(&generation).copied());
+        there.map_or(Lsn::ZERO, |progress| progress.applied)
+    }
+
+    /// Everything is durable; the server's own writer does it now and then.
+    pub fn flush(&mut self) {
+        self.unflushed.clear();
     }
 
     /// Clients may write.
@@ -161,8 +192,20 @@ impl Database {
         }
         let change = Change::Insert { relation: table(), new: vec![Cell::Text(Bytes::from(id.to_string()))] };
         self.commit(vec![change], None, rng);
+        self.flush();
         self.sequence += 1;
         Ok(self.sequence)
+    }
+
+    /// `setval`.
+    ///
+    /// # Errors
+    /// Down.
+    pub fn set_sequence(&mut self, to: u64) -> Result<(), Refused> {
+        self.alive()?;
+        self.flush();
+        self.sequence = to;
+        Ok(())
     }
 
     /// `godwit.close_fence`: triggers, epoch and marker in one transaction.
@@ -185,6 +228,7 @@ impl Database {
         let marker = Lsn(self.end.0 + 8);
         let content = Bytes::from(generation.to_string());
         self.commit(vec![Change::Message { prefix: MARKER_PREFIX.into(), content }], None, rng);
+        self.flush();
         self.epoch = generation;
         self.fence = Fence::Closed { run: run.to_owned(), marker };
         Ok(marker)
@@ -199,6 +243,7 @@ impl Database {
         if self.epoch > generation {
             return Err(Refused::Stale);
         }
+        self.flush();
         self.epoch = generation;
         self.fence = Fence::Guarded;
         Ok(())
@@ -215,6 +260,7 @@ impl Database {
         if self.epoch > generation && !undoes {
             return Err(Refused::Stale);
         }
+        self.flush();
         self.undone.extend(undo.map(str::to_owned));
         self.epoch = generation;
         self.fence = Fence::Open;
@@ -230,6 +276,7 @@ impl Database {
         if self.way_back.as_ref().is_none_or(|(_, since)| *since <= begun) {
             self.way_back = Some((run.to_owned(), begun));
         }
+        self.flush();
         let here = self.end;
         self.slots.entry(generation).or_insert(Slot { confirmed: here, persisted: here });
         Ok(())
@@ -255,11 +302,12 @@ impl Database {
         self.alive()?;
         let progress = self.progress.get_mut(&generation).ok_or(Refused::NoSlot)?;
         progress.session += 1;
-        let (applied, marker) = (progress.applied, progress.marker);
-        Ok((progress.session, Resume { applied, copied: true, marker, ..Resume::default() }))
+        let (session, applied, marker) = (progress.session, progress.applied, progress.marker);
+        self.flush();
+        Ok((session, Resume { applied, copied: true, marker, ..Resume::default() }))
     }
 
-    /// Applies one transaction of a stream together with its checkpoint.
+    /// Applies one transaction of a stream together with its checkpoint; durable only with `flush`.
     ///
     /// # Errors
     /// Down, or a newer session has it.
@@ -268,9 +316,17 @@ impl Database {
         generation: u64,
         session: u64,
         transaction: &Transaction,
+        flush: bool,
         rng: &mut SmallRng,
     ) -> Result<(), Refused> {
-        self.move_to(generation, session, transaction.end_lsn)?;
+        let (log, end) = (self.log.len(), self.end);
+        let before = self.progress.get(&generation).copied().ok_or(Refused::NoSlot)?;
+        self.checkpoint(generation, session, transaction.end_lsn)?;
+        if flush {
+            self.flush();
+        } else {
+            self.unflushed.push(Unflushed { log, end, generation, before });
+        }
         if let Some(progress) = self.progress.get_mut(&generation) {
             progress.marker = transaction.marker().or(progress.marker);
         }
@@ -280,11 +336,17 @@ impl Database {
         Ok(())
     }
 
-    /// Moves the checkpoint.
+    /// Moves the checkpoint alone.
     ///
     /// # Errors
     /// Down, or a newer session has it.
     pub fn move_to(&mut self, generation: u64, session: u64, to: Lsn) -> Result<(), Refused> {
+        self.checkpoint(generation, session, to)?;
+        self.flush();
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, generation: u64, session: u64, to: Lsn) -> Result<(), Refused> {
         self.alive()?;
         let progress = self.progress.get_mut(&generation).ok_or(Refused::NoSlot)?;
         if progress.session != session {
@@ -299,6 +361,11 @@ impl Database {
         self.progress.entry(generation).or_insert(Progress { applied: start, marker: None, session: 0 });
     }
 
+    /// How many groups a crash may take back.
+    pub fn unflushed(&self) -> usize {
+        self.unflushed.len()
+    }
+
     /// What a target reported as durable; it is on the disk now or later.
     pub fn confirm(&mut self, generation: u64, durable: Lsn, persist: bool) {
         if let Some(slot) = self.slots.get_mut(&generation).filter(|_| self.up) {
@@ -309,9 +376,22 @@ impl Database {
         }
     }
 
-    /// Commits stay; what slots remember in memory only is forgotten.
-    pub fn crash(&mut self) {
+    /// Commits stay, but for the last `lost` of those that are not flushed; what slots remember in memory only is forgotten.
+    pub fn crash(&mut self, lost: usize) {
         self.up = false;
+        self.progress.values_mut().for_each(|progress| progress.session += 1);
+        let kept = self.unflushed.len().saturating_sub(lost);
+        for group in self.unflushed.drain(..).skip(kept).rev() {
+            for change in self.log.drain(group.log..).flat_map(|transaction| transaction.changes) {
+                if let Some(number) = number(&change) {
+                    self.rows.remove(&number);
+                }
+            }
+            self.end = group.end;
+            if let Some(progress) = self.progress.get_mut(&group.generation) {
+                (progress.applied, progress.marker) = (group.before.applied, group.before.marker);
+            }
+        }
         for slot in self.slots.values_mut() {
             slot.confirmed = slot.persisted;
         }

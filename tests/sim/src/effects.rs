@@ -72,12 +72,8 @@ impl Hands<'_> {
             },
             Effect::SetSequences { zone } => match (node.fenced, run) {
                 (Some((generation, sequence)), Some(run)) if generation == run.generation.0 => {
-                    let database = &mut self.databases[index(zone)];
-                    if !database.up {
-                        return Tried::Failed("down".into());
-                    }
-                    database.sequence = sequence;
-                    Tried::Done(vec![Event::SequencesSet])
+                    let set = self.databases[index(zone)].set_sequence(sequence);
+                    Tried::of(set, Some(Event::SequencesSet))
                 }
                 _ => Tried::Failed("the fence's sequences are not known to this process".into()),
             },
@@ -173,7 +169,9 @@ impl Hands<'_> {
         if !source.up || !target.up {
             return Tried::Failed("down".into());
         }
-        if source.log.last().is_some_and(|last| last.end_lsn > stream.told.applied) {
+        let all = source.log.last().is_none_or(|last| last.end_lsn <= stream.told.applied);
+        // A target that crashed has ended its sessions, and what was told of it may be more than is left.
+        if !all || !stream.whole() {
             return Tried::Waits;
         }
         Tried::Done(vec![Event::Compared { equal: source.rows == target.rows }])

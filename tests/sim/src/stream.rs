@@ -79,6 +79,16 @@ impl Stream {
         self.sessions.last().is_some_and(|session| matches!(session.source, Some(Source::Streaming(..))))
     }
 
+    /// The same, and its target has not ended.
+    pub fn whole(&self) -> bool {
+        self.streaming() && self.sessions.last().is_some_and(|session| session.target.is_some())
+    }
+
+    /// Every session with a target that crashed ends.
+    pub fn target_crashed(&mut self) {
+        self.sessions.iter_mut().for_each(|session| session.target = None);
+    }
+
     fn alive(&self) -> bool {
         self.sessions.last().is_some_and(|session| session.source.is_some())
     }
@@ -149,6 +159,7 @@ impl Stream {
         source: &mut Database,
         target: &mut Database,
         linked: bool,
+        marker_waits: bool,
         now: Instant,
         rng: &mut SmallRng,
     ) -> Result<(), String> {
@@ -161,7 +172,7 @@ impl Stream {
             0 => session.read(generation, source, now, many, rng),
             1 if linked => return session.reach_source(generation, source, now, many, &mut self.told),
             2 if linked => session.reach_target(now, many),
-            3 => session.work(generation, target, now, many, rng),
+            3 => session.work(generation, target, now, many, marker_waits, rng),
             _ => session.feedback(generation, source, target, rng)?,
         }
         Ok(())
@@ -194,11 +205,12 @@ impl Session {
             return;
         }
         let Some(Source::Streaming(sender, next)) = &mut self.source else { return };
+        let (log, end) = source.flushed();
         for _ in 0..many {
-            let Some(transaction) = source.log.get(*next) else {
+            let Some(transaction) = log.get(*next) else {
                 // A keepalive: nothing for the target up to anywhere in what was read.
-                let from = source.log.last().map_or(Lsn(0), |last| last.end_lsn).0;
-                sender.handle_position(Lsn(rng.random_range(from..=source.end.0.max(from))), now);
+                let from = log.last().map_or(Lsn(0), |last| last.end_lsn).0;
+                sender.handle_position(Lsn(rng.random_range(from..=end.0.max(from))), now);
                 break;
             };
             if sender.handle_transaction(transaction, now).is_err() {
@@ -261,22 +273,29 @@ impl Session {
         }
     }
 
-    /// The applier: one transaction at a time, each with its checkpoint. A reply that is lost ends the session.
+    /// The applier: one transaction at a time, each with its checkpoint, now and then with a flush. A reply that is lost ends the session.
     fn work(
         &mut self,
         generation: u64,
         database: &mut Database,
         now: Instant,
         many: usize,
+        marker_waits: bool,
         rng: &mut SmallRng,
     ) {
         let Some(target) = &mut self.target else { return };
         for _ in 0..many {
             let Some(work) = target.work.pop_front() else { break };
             let session = target.session;
+            let flush = match &work {
+                Work::Transaction { transaction, .. } => {
+                    transaction.marker().is_some() && marker_waits || rng.random_bool(0.2)
+                }
+                _ => true,
+            };
             let (done, bytes): (Result<(), Refused>, u64) = match &work {
                 Work::Transaction { transaction, bytes } => {
-                    (database.apply(generation, session, transaction, rng), *bytes)
+                    (database.apply(generation, session, transaction, flush, rng), *bytes)
                 }
                 Work::Position(lsn) => (database.move_to(generation, session, *lsn), 0),
                 Work::Source(_)
@@ -298,7 +317,8 @@ impl Session {
                 Work::Position(lsn) => (*lsn, progress.marker),
                 _ => continue,
             };
-            target.receiver.handle_applied(Progress { applied, durable: applied, marker, ..progress }, now);
+            let durable = if flush { applied } else { progress.durable };
+            target.receiver.handle_applied(Progress { applied, durable, marker, ..progress }, now);
         }
         while let Some(message) = target.receiver.poll_message() {
             self.back.enter(message);
@@ -315,10 +335,10 @@ impl Session {
     ) -> Result<(), String> {
         let Some(Source::Streaming(sender, _)) = &self.source else { return Ok(()) };
         let durable = sender.progress().durable;
-        let there = target.progress.get(&generation).map_or(Lsn::ZERO, |progress| progress.applied);
+        let there = target.durable(generation);
         if durable > there {
             return Err(format!(
-                "stream {generation}: {durable} was reported as durable, the target is at {there}"
+                "stream {generation}: {durable} was reported as durable, the target is so at {there}"
             ));
         }
         source.confirm(generation, durable, rng.random_bool(0.3));
@@ -340,6 +360,6 @@ fn opened(
             slot.confirmed, resume.applied
         ));
     }
-    let next = source.log.partition_point(|transaction| transaction.end_lsn <= resume.applied);
+    let next = source.flushed().0.partition_point(|transaction| transaction.end_lsn <= resume.applied);
     Ok(Some(Source::Streaming(Box::new(Sender::new(framing, resume)), next)))
 }

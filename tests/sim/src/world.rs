@@ -13,6 +13,7 @@ use crate::database::{Database, Fence, Refused};
 use crate::disk::Disk;
 use crate::effects::{Hands, Tried};
 use crate::node::{Node, Stage, Task, index, request};
+use crate::stream::Stream;
 
 /// Deliberate mistakes: each must be found, or the properties prove nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub enum Mistake {
     /// What a stream answers counts only for the run in which it was begun: what the controller did until this simulation
     /// found it.
     StreamsOfRuns,
+    /// The commit of an end marker at the next primary does not wait for the disk.
+    MarkerUnflushed,
 }
 
 /// How often what happened.
@@ -221,13 +224,25 @@ impl World {
     }
 
     fn trouble_happens(&mut self) {
-        match self.rng.random_range(0..10) {
+        // Few steps lie between a marker and what makes it durable by chance.
+        let crashes = self.mistake == Some(Mistake::MarkerUnflushed);
+        match if crashes { 1 } else { self.rng.random_range(0..10) } {
             0 => self.kill_node("killed"),
             1 | 2 => {
                 let at = self.rng.random_range(0..2);
                 if self.databases[at].up {
-                    self.databases[at].crash();
-                    self.count("database crashed");
+                    let lost = self.rng.random_range(0..=self.databases[at].unflushed());
+                    self.databases[at].crash(lost);
+                    let streams = self.node.iter_mut().flat_map(|node| node.streams.values_mut());
+                    // Generation g serves from `a` where g is odd.
+                    streams
+                        .filter(|stream| (stream.generation % 2 == 1) == (at == 1))
+                        .for_each(Stream::target_crashed);
+                    self.count(if lost > 0 {
+                        "database crashed, without its last commits"
+                    } else {
+                        "database crashed"
+                    });
                 }
             }
             3 => {
@@ -413,12 +428,18 @@ impl World {
         if self.linked {
             stream.connect(target, now, &mut self.rng);
         }
-        stream.advance(source, target, self.linked, now, &mut self.rng)
+        let marker_waits = self.mistake != Some(Mistake::MarkerUnflushed);
+        stream.advance(source, target, self.linked, marker_waits, now, &mut self.rng)
     }
 
     fn time_passes(&mut self) {
         let most = if self.rng.random_bool(0.03) { 900 } else { 30 };
         self.now_ms += self.rng.random_range(1..most);
+        for database in &mut self.databases {
+            if self.rng.random_bool(0.2) {
+                database.flush();
+            }
+        }
         let now = self.instant();
         let Some(node) = &mut self.node else { return };
         for stream in node.streams.values_mut() {

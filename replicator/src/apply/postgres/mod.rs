@@ -171,8 +171,9 @@ impl PostgresTarget {
         Ok(())
     }
 
-    fn step(&self, to: Lsn, marker: Option<i64>) -> Checkpoint {
+    fn step(&self, to: Lsn, marker: Option<i64>, flush: bool) -> Checkpoint {
         Checkpoint {
+            flush,
             to,
             from: self.expected,
             marker,
@@ -181,9 +182,9 @@ impl PostgresTarget {
         }
     }
 
-    async fn apply_group(&mut self, group: &[Transaction], to: Lsn) -> Result<(), Error> {
+    async fn apply_group(&mut self, group: &[Transaction], to: Lsn, flush: bool) -> Result<(), Error> {
         let marker = group.iter().filter_map(Transaction::marker).next_back();
-        let step = self.step(to, marker.map(signed).transpose()?);
+        let step = self.step(to, marker.map(signed).transpose()?, flush);
         let session = self.session.as_mut().ok_or_else(not_open)?;
         let changes = || group.iter().flat_map(|transaction| &transaction.changes);
         self.tables.look_up(&session.client, changes()).await?;
@@ -246,10 +247,11 @@ impl Target for PostgresTarget {
         self.tables = Tables::default();
         let client = open(&self.dsn, &self.application()).await?;
         self.take_origin(&client).await?;
+        // Written again, so that what an older session did not flush is durable with it.
         let row = client
             .query_opt(
-                "SELECT applied_lsn, copied, generation, marker_generation, source_system, source_timeline \
-                 FROM godwit.progress WHERE stream = $1",
+                "UPDATE godwit.progress SET applied_lsn = applied_lsn WHERE stream = $1 \
+                 RETURNING applied_lsn, copied, generation, marker_generation, source_system, source_timeline",
                 &[&self.spec.slot],
             )
             .await
@@ -295,12 +297,12 @@ impl Target for PostgresTarget {
         }
     }
 
-    async fn apply(&mut self, group: &[Transaction]) -> Result<(), Error> {
+    async fn apply(&mut self, group: &[Transaction], flush: bool) -> Result<(), Error> {
         let Some(last) = group.last() else { return Ok(()) };
         if self.window.is_open() {
-            self.apply_group(&self.window.filter_all(group), last.end_lsn).await?;
+            self.apply_group(&self.window.filter_all(group), last.end_lsn, flush).await?;
         } else {
-            self.apply_group(group, last.end_lsn).await?;
+            self.apply_group(group, last.end_lsn, flush).await?;
         }
         self.expected = last.end_lsn;
         self.settle().await
@@ -322,14 +324,14 @@ impl Target for PostgresTarget {
     async fn end_large(&mut self) -> Result<(), Error> {
         let large = self.large.take().ok_or_else(not_open)?;
         let (to, marker) = (large.end_lsn(), large.marker());
-        let step = self.step(to, marker.map(signed).transpose()?);
+        let step = self.step(to, marker.map(signed).transpose()?, true);
         self.session = Some(large.end(&step).await?);
         self.expected = to;
         self.settle().await
     }
 
     async fn checkpoint(&mut self, lsn: Lsn) -> Result<(), Error> {
-        let step = self.step(lsn, None);
+        let step = self.step(lsn, None, true);
         let session = self.session.as_mut().ok_or_else(not_open)?;
         match session.commit(&step, &[]).await {
             Ok(()) => {}

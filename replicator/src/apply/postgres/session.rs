@@ -9,7 +9,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio_postgres::Client;
-use tokio_postgres::types::{PgLsn, ToSql, Type};
+use tokio_postgres::types::{ToSql, Type};
 
 use super::catalog::Tables;
 use super::encode::Array;
@@ -17,6 +17,7 @@ use super::plan::{self, Data, Item, Order, Statement};
 use super::sql;
 use crate::error::Error;
 use crate::lsn::Lsn;
+use crate::postgres::quote_literal;
 
 /// Prepared statements kept.
 const STATEMENTS: usize = 1_000;
@@ -27,8 +28,9 @@ const ROW_BY_ROW: usize = 16;
 /// A group of more changes is planned and written in parts of this many.
 pub(super) const PART: usize = 20_000;
 
-/// Moves the checkpoint, if it is where it should be.
+/// Moves the checkpoint, if it is where it should be. Prepared in SQL, so that it needs no message of its own.
 const CHECKPOINT: &str = "\
+PREPARE godwit_checkpoint (pg_lsn, int8, text, pg_lsn, int8) AS \
 WITH w AS (UPDATE godwit.progress SET applied_lsn = $1, \
   marker_generation = coalesce($2, marker_generation), updated_at = now() \
   WHERE stream = $3 AND applied_lsn = $4 AND generation = $5 RETURNING 1) SELECT 1 / count(*) FROM w";
@@ -36,15 +38,19 @@ WITH w AS (UPDATE godwit.progress SET applied_lsn = $1, \
 /// What [`CHECKPOINT`] fails with when it is not.
 const CHECKPOINT_MOVED: &str = "22012";
 
-/// Rows are found by key, some at a time: by the index, whatever the statistics say. Planned anew each time, because
-/// a table may have grown since. What reads a whole table asks for hash joins itself.
-const BEGIN: &str = "\
-BEGIN; SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = off; \
-SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+/// Rows are found by key, some at a time: by the index, whatever the statistics say. What reads a whole table asks for hash
+/// joins itself.
+const BY_KEY: &str =
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+
+/// Planned anew each time, because a table may have grown since. For a few rows that would take longer than to write them.
+const ANEW: &str = "SET LOCAL plan_cache_mode = force_custom_plan";
+
+/// A statement of fewer rows goes by a plan that was made before, where the server has one.
+const FEW: usize = 64;
 
 pub(super) struct Session {
     pub(super) client: Client,
-    checkpoint: tokio_postgres::Statement,
     statements: HashMap<String, tokio_postgres::Statement>,
 }
 
@@ -53,9 +59,20 @@ pub(super) struct Session {
 pub(super) struct Checkpoint {
     pub(super) to: Lsn,
     pub(super) from: Lsn,
+    /// The commit is durable when it is answered.
+    pub(super) flush: bool,
     pub(super) marker: Option<i64>,
     pub(super) stream: String,
     pub(super) generation: i64,
+}
+
+impl Checkpoint {
+    fn sql(&self) -> String {
+        let marker = self.marker.map_or_else(|| "NULL".to_owned(), |marker| marker.to_string());
+        let (to, stream, from, generation) =
+            (self.to, quote_literal(&self.stream), self.from, self.generation);
+        format!("EXECUTE godwit_checkpoint ('{to}', {marker}, {stream}, '{from}', {generation})")
+    }
 }
 
 /// Why a plan did not go in.
@@ -83,12 +100,8 @@ enum Step {
 
 impl Session {
     pub(super) async fn open(client: Client) -> Result<Self, Error> {
-        let types = [Type::PG_LSN, Type::INT8, Type::TEXT, Type::PG_LSN, Type::INT8];
-        let checkpoint = client
-            .prepare_typed(CHECKPOINT, &types)
-            .await
-            .map_err(Error::database("prepare the checkpoint"))?;
-        Ok(Self { client, checkpoint, statements: HashMap::new() })
+        client.batch_execute(CHECKPOINT).await.map_err(Error::database("prepare the checkpoint"))?;
+        Ok(Self { client, statements: HashMap::new() })
     }
 
     async fn prepare(&mut self, statements: &[Statement]) -> Result<(), Error> {
@@ -130,9 +143,14 @@ impl Session {
     ) -> Result<(), Failure> {
         self.prepare(statements).await?;
         let this = &*self;
+        let relaxed = if step.flush { "" } else { "SET LOCAL synchronous_commit = off; " };
+        // The checkpoint before the settings: its plan is kept.
+        let mut begin = format!("BEGIN; {relaxed}{}; {BY_KEY}", step.sql());
+        if statements.iter().any(|statement| statement.scans || statement.rows >= FEW) {
+            begin = format!("{begin}; {ANEW}");
+        }
         let mut pipeline = Pipeline::default();
-        pipeline.push(Step::Begin, this.client.batch_execute(BEGIN)).await;
-        pipeline.push(Step::Checkpoint, this.move_checkpoint(step)).await;
+        pipeline.push(Step::Checkpoint, this.client.batch_execute(&begin)).await;
         this.send(statements, &mut pipeline).await?;
         pipeline.push(Step::Commit, this.client.batch_execute("COMMIT")).await;
         verdict(pipeline.finish().await, Some(step), statements, Order::Net)
@@ -174,13 +192,15 @@ impl Session {
     }
 
     pub(super) async fn begin(&self) -> Result<(), Error> {
-        self.client.batch_execute(BEGIN).await.map_err(Error::database("begin a group"))
+        let begin = format!("BEGIN; {BY_KEY}; {ANEW}");
+        self.client.batch_execute(&begin).await.map_err(Error::database("begin a group"))
     }
 
     /// Moves the checkpoint and commits what is open.
     pub(super) async fn end(&self, step: &Checkpoint) -> Result<(), Error> {
+        let checkpoint = step.sql();
         let mut pipeline = Pipeline::default();
-        pipeline.push(Step::Checkpoint, self.move_checkpoint(step)).await;
+        pipeline.push(Step::Checkpoint, self.client.batch_execute(&checkpoint)).await;
         pipeline.push(Step::Commit, self.client.batch_execute("COMMIT")).await;
         match verdict(pipeline.finish().await, Some(step), &[], Order::Rows) {
             Ok(()) => Ok(()),
@@ -245,12 +265,6 @@ impl Session {
             Err(Failure::Error(error)) => Err(error),
             Err(Failure::Batch) => Err(Error::Protocol("a failure of nothing".into())),
         }
-    }
-
-    async fn move_checkpoint(&self, step: &Checkpoint) -> Result<(), tokio_postgres::Error> {
-        let (to, from) = (PgLsn::from(step.to.0), PgLsn::from(step.from.0));
-        let parameters: [&(dyn ToSql + Sync); 5] = [&to, &step.marker, &step.stream, &from, &step.generation];
-        self.client.execute(&self.checkpoint, &parameters).await.map(drop)
     }
 
     async fn send<'a>(
