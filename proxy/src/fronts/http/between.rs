@@ -170,7 +170,7 @@ mod tests {
             client.write_all(b"GET /").await.unwrap();
         });
         assert_eq!(got.as_deref(), Some(b"GET /".as_slice()));
-        client.write_all(&[b'x'; 3 * LENGTH]).await.unwrap();
+        client.write_all(&vec![b'x'; 3 * LENGTH]).await.unwrap();
         let got = begun(&mut stream, None, &stopping).await.unwrap();
         assert_eq!(got.len(), LENGTH, "the rest is the library's to read");
         let mut rest = vec![0; 2 * LENGTH];
