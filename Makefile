@@ -100,6 +100,8 @@ bench-http: ## the HTTP front beside nginx, haproxy and bare pingora, one worker
 	$(CARGO) build --release --package godwit-bench
 	target/release/godwit-bench http
 	target/release/godwit-bench http --idle 10000
+	target/release/godwit-bench http --idle 10000 --silent
+	target/release/godwit-bench http --idle 10000 --speaks tls
 
 bench-postgres-front: ## the PostgreSQL front beside PgBouncer and the server itself: CPU and p99 (ten minutes after the build)
 	scripts/setup.sh bench-postgres-front

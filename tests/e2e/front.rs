@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod headers;
+mod kept;
 mod raw;
 mod robust;
 mod smuggling;

@@ -38,9 +38,12 @@ pub(crate) struct Plan {
     /// Only these proxies, by name.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Instead of load: what so many idle connections cost.
+    /// Instead of load: what so many idle connections cost; over TLS with `--speaks tls`.
     #[arg(long, value_name = "CONNECTIONS")]
     idle: Option<usize>,
+    /// With `--idle`: no request is made on them.
+    #[arg(long, requires = "idle")]
+    silent: bool,
 }
 
 /// What the clients speak.
@@ -81,7 +84,8 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     let peers = peers::start(folder.path(), upstream.address, &plan.only)?;
     ensure!(!peers.is_empty(), "no proxy is left to measure");
     if let Some(connections) = plan.idle {
-        return idle::run(&peers, connections);
+        let tls = plan.speaks == [Speaks::Tls];
+        return idle::run(&peers, connections, &idle::Clients::new(folder.path(), tls, plan.silent)?);
     }
     let mut results: BTreeMap<Cell, Vec<Outcome>> = BTreeMap::new();
     for round in 0..=plan.rounds {

@@ -9,7 +9,7 @@ use pingora::proxy::Session;
 
 use super::error::Fault;
 use super::forwarded::Identity;
-use super::settings::{Settings, Timeouts};
+use super::settings::Settings;
 use super::{entrance, forwarded, inet, limits};
 use crate::traces::Traces;
 
@@ -49,9 +49,10 @@ pub(super) fn examine(session: &mut Session, settings: &Settings) -> Result<(), 
     }
     let client = settings.timeouts.client;
     session.set_write_timeout(Some(client));
-    if client != Timeouts::default().client && http1.is_some() {
+    if http1.is_some() {
         session.set_read_timeout(Some(client));
         if session.get_keepalive().is_some() {
+            // The library would wait for the next request for ever.
             session.set_keepalive(Some(client.as_secs()));
         }
     }
@@ -85,4 +86,42 @@ fn names_length(raw: &[u8]) -> bool {
     let name = CONTENT_LENGTH.as_str().as_bytes();
     raw.split(|byte| *byte == b'\n')
         .any(|line| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use tokio::io::{AsyncWriteExt as _, duplex};
+
+    use super::*;
+    use crate::fronts::http::settings::Timeouts;
+
+    /// Whether a connection is kept after `request`, and for how many seconds.
+    async fn kept(request: &str, client: Duration) -> Option<u64> {
+        let (mut sender, own) = duplex(4096);
+        sender.write_all(request.as_bytes()).await.unwrap();
+        let mut session = Session::new_h1(Box::new(own));
+        assert!(session.downstream_session.read_request().await.unwrap());
+        let timeouts = Timeouts { client, ..Timeouts::default() };
+        examine(&mut session, &Settings { timeouts, ..Settings::default() }).unwrap();
+        session.get_keepalive()
+    }
+
+    #[tokio::test]
+    async fn the_next_request_is_waited_for_as_long_as_configured() {
+        let default = Timeouts::default().client;
+        for client in [default, Duration::from_secs(3)] {
+            let kept = async |request| kept(request, client).await;
+            assert_eq!(kept("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await, Some(client.as_secs()));
+            assert_eq!(kept("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await, None);
+            assert_eq!(kept("GET / HTTP/1.0\r\n\r\n").await, None);
+            assert_eq!(
+                kept("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await,
+                Some(client.as_secs())
+            );
+        }
+    }
 }

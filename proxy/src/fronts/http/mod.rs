@@ -9,8 +9,11 @@
 //! it takes it there. Long streams and what becomes of them: [`crate::fronts::streams`].
 
 pub mod access_log;
+mod ahead;
 mod arrival;
+mod between;
 mod client;
+mod doors;
 mod ending;
 pub mod entrance;
 pub mod error;

@@ -25,13 +25,11 @@ use crate::fronts::latencies::Recorder;
 use crate::fronts::routes::Routes;
 
 use super::HttpFront;
-use super::entrance::Doors;
+use super::doors::Doors;
 
 /// The pingora service of the fronts.
 pub type FrontService = Service<Doors>;
 
-/// Bytes that are read ahead on a client's connection; the library's 64 KiB are what an idle one mostly costs.
-const READ_BUFFER: usize = 8 << 10;
 /// An HTTP/2 connection of a client without requests is closed after this.
 const IDLE: Duration = Duration::from_mins(1);
 /// Requests that a client may have under way on one HTTP/2 connection.
@@ -103,7 +101,8 @@ pub fn service(server: &Server, routes: &Arc<Routes>, recorder: &Arc<Recorder>) 
     let mut service = Service::new("http fronts".to_owned(), Doors::new(Arc::clone(routes), proxy));
     service.set_connection_filter(routes.clients().clone());
     for address in routes.listeners() {
-        let buffer = L4BufferSettings::default().read(READ_BUFFER);
+        // What is read ahead has a buffer only while it is there: `ahead`, `between`.
+        let buffer = L4BufferSettings::default().read(0);
         service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(buffer));
     }
     service
