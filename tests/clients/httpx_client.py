@@ -4,7 +4,7 @@ import asyncio
 import sys
 
 import httpx
-from playing import PATIENCE, Play
+from playing import PACE, PATIENCE, Play
 
 FRONT, KEYS = sys.argv[1:3]
 
@@ -27,6 +27,7 @@ async def main():
         while not play.over.is_set():
             await asyncio.gather(turn(one, "HTTP/1.1", play.rounds), turn(two, "HTTP/2", play.rounds))
             play.round()
+            await asyncio.sleep(PACE)
     play.done()
 
 

@@ -4,6 +4,8 @@ import sys
 import threading
 
 PATIENCE = 20
+# Seconds between two rounds of who would otherwise keep a small machine busy.
+PACE = 0.02
 
 
 class Play:

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-from playing import PATIENCE, Play
+from playing import PACE, PATIENCE, Play
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -20,6 +20,7 @@ async def main():
                     zone, number = (await asyncio.wait_for(socket.recv(), PATIENCE)).split()
                     assert number == str(play.rounds), number
                     play.round()
+                    await asyncio.sleep(PACE)
             except ConnectionClosed as closed:
                 assert closed.rcvd is not None and closed.rcvd.code == RESTART, closed
                 play.ended(RESTART)

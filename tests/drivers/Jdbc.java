@@ -18,12 +18,38 @@ import org.postgresql.copy.CopyManager;
 final class Jdbc {
     private static final int PATIENCE_MS = 30_000;
 
+    /** A connection that works, with what is prepared there. */
+    private record Worker(
+            Connection connection, PreparedStatement insert, PreparedStatement update, PreparedStatement look) {
+        static Worker on(Connection connection, String table) throws SQLException {
+            return new Worker(
+                    connection,
+                    connection.prepareStatement("INSERT INTO " + table + " VALUES (?, ?, ?)"),
+                    connection.prepareStatement("UPDATE " + table + " SET note = 'changed' WHERE id = ?"),
+                    connection.prepareStatement("SELECT id, note FROM " + table + " WHERE id = ?"));
+        }
+
+        void insert(long id, long round, String note) throws SQLException {
+            insert.setLong(1, id);
+            insert.setLong(2, round);
+            insert.setString(3, note);
+            check(insert.executeUpdate() == 1, id);
+        }
+
+        String note(long id) throws SQLException {
+            look.setLong(1, id);
+            try (ResultSet rows = look.executeQuery()) {
+                check(rows.next() && rows.getLong(1) == id, id);
+                return rows.getString(2);
+            }
+        }
+    }
+
     private final String table;
     private final Connection one;
     private final Connection other;
-    private final PreparedStatement insert;
-    private final PreparedStatement update;
-    private final PreparedStatement look;
+    private final Connection quiet;
+    private final List<Worker> workers;
     private final PreparedStatement notify;
 
     private Jdbc(String[] arguments) throws SQLException {
@@ -33,9 +59,8 @@ final class Jdbc {
         String password = System.getenv("PGPASSWORD");
         one = DriverManager.getConnection(url, arguments[2], password);
         other = DriverManager.getConnection(url, arguments[2], password);
-        insert = one.prepareStatement("INSERT INTO " + table + " VALUES (?, ?, ?)");
-        update = one.prepareStatement("UPDATE " + table + " SET note = 'changed' WHERE id = ?");
-        look = one.prepareStatement("SELECT id, note FROM " + table + " WHERE id = ?");
+        quiet = DriverManager.getConnection(url, arguments[2], password);
+        workers = List.of(Worker.on(one, table), Worker.on(quiet, table));
         notify = other.prepareStatement("SELECT pg_notify(?, ?)");
     }
 
@@ -45,36 +70,23 @@ final class Jdbc {
         }
     }
 
-    private void insert(long id, long round, String note) throws SQLException {
-        insert.setLong(1, id);
-        insert.setLong(2, round);
-        insert.setString(3, note);
-        check(insert.executeUpdate() == 1, id);
-    }
-
-    private String note(long id) throws SQLException {
-        look.setLong(1, id);
-        try (ResultSet rows = look.executeQuery()) {
-            check(rows.next() && rows.getLong(1) == id, id);
-            return rows.getString(2);
-        }
-    }
-
     private void play(long number) throws Exception {
         long first = number * 10;
-        one.setAutoCommit(false);
-        insert(first, number, "new");
-        update.setLong(1, first);
-        check(update.executeUpdate() == 1, first);
-        check(note(first).equals("changed"), first);
-        one.commit();
-        insert(first + 9, number, "never");
-        one.rollback();
-        one.setAutoCommit(true);
+        Worker worker = workers.get((int) (number % 2));
+        Connection connection = worker.connection();
+        connection.setAutoCommit(false);
+        worker.insert(first, number, "new");
+        worker.update().setLong(1, first);
+        check(worker.update().executeUpdate() == 1, first);
+        check(worker.note(first).equals("changed"), first);
+        connection.commit();
+        worker.insert(first + 9, number, "never");
+        connection.rollback();
+        connection.setAutoCommit(true);
 
-        check(note(first).equals("changed"), first);
+        check(worker.note(first).equals("changed"), first);
 
-        CopyManager copies = one.unwrap(PGConnection.class).getCopyAPI();
+        CopyManager copies = connection.unwrap(PGConnection.class).getCopyAPI();
         StringBuilder rows = new StringBuilder();
         List<String> expected = new ArrayList<>(List.of(Long.toString(first)));
         for (long row = 1; row < 6; row++) {
@@ -107,7 +119,8 @@ final class Jdbc {
         reader.start();
         Jdbc jdbc = new Jdbc(arguments);
         long number = 0;
-        try (Connection one = jdbc.one; Connection other = jdbc.other; Statement statement = one.createStatement()) {
+        try (Connection one = jdbc.one; Connection other = jdbc.other; Connection quiet = jdbc.quiet;
+                Statement statement = one.createStatement()) {
             statement.execute("LISTEN " + jdbc.table);
             for (; !ended.get(); number++) {
                 jdbc.play(number);

@@ -21,16 +21,16 @@ def connect():
     return asyncpg.connect(host=HOST, port=int(PORT), user=USER, database=DATABASE, password=os.environ["PGPASSWORD"])
 
 
-async def play(one, other, prepared, heard, number):
+async def play(worker, prepared, other, heard, number):
     first = number * 10
-    async with one.transaction():
-        await one.execute(f"INSERT INTO {TABLE} VALUES ($1, $2, 'new')", first, number)
-        await one.execute(f"UPDATE {TABLE} SET note = 'changed' WHERE id = $1", first)
-        note = await one.fetchval(f"SELECT note FROM {TABLE} WHERE id = $1", first)
+    async with worker.transaction():
+        await worker.execute(f"INSERT INTO {TABLE} VALUES ($1, $2, 'new')", first, number)
+        await worker.execute(f"UPDATE {TABLE} SET note = 'changed' WHERE id = $1", first)
+        note = await worker.fetchval(f"SELECT note FROM {TABLE} WHERE id = $1", first)
         assert note == "changed", note
     try:
-        async with one.transaction():
-            await one.execute(f"INSERT INTO {TABLE} VALUES ($1, $2, 'never')", first + 9, number)
+        async with worker.transaction():
+            await worker.execute(f"INSERT INTO {TABLE} VALUES ($1, $2, 'never')", first + 9, number)
             raise Undone
     except Undone:
         pass
@@ -38,9 +38,9 @@ async def play(one, other, prepared, heard, number):
     found = [tuple(row) for row in await prepared.fetch(first)]
     assert found == [(first, "changed")], found
 
-    await one.copy_records_to_table(TABLE, records=[(first + row, number, "copied") for row in range(1, 6)])
+    await worker.copy_records_to_table(TABLE, records=[(first + row, number, "copied") for row in range(1, 6)])
     out = io.BytesIO()
-    await one.copy_from_query(f"SELECT id FROM {TABLE} WHERE round = $1 ORDER BY id", number, output=out)
+    await worker.copy_from_query(f"SELECT id FROM {TABLE} WHERE round = $1 ORDER BY id", number, output=out)
     ids = [int(line) for line in out.getvalue().split()]
     assert ids == list(range(first, first + 6)), ids
 
@@ -52,19 +52,20 @@ async def play(one, other, prepared, heard, number):
 async def main():
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    one, other = await connect(), await connect()
+    one, other, quiet = await connect(), await connect(), await connect()
     heard = asyncio.Queue()
     await one.add_listener(TABLE, lambda _connection, _pid, _channel, payload: heard.put_nowait(payload))
-    prepared = await one.prepare(f"SELECT id, note FROM {TABLE} WHERE id = $1")
+    look = f"SELECT id, note FROM {TABLE} WHERE id = $1"
+    workers = [(worker, await worker.prepare(look)) for worker in (one, quiet)]
     for number in count():
         if ended.is_set():
             break
-        await play(one, other, prepared, heard, number)
+        await play(*workers[number % 2], other, heard, number)
         print("round", number, flush=True)
     rows = await one.fetchval(f"SELECT count(*) FROM {TABLE}")
     assert rows == number * 6, (rows, number)
-    await one.close()
-    await other.close()
+    for connection in (one, other, quiet):
+        await connection.close()
     print("done", number, flush=True)
 
 

@@ -38,24 +38,24 @@ class Heard {
   }
 }
 
-async function play(one, other, heard, number) {
+async function play(worker, other, heard, number) {
   const first = number * 10;
-  await one.query('BEGIN');
-  await one.query(`INSERT INTO ${table} VALUES ($1, $2, 'new')`, [first, number]);
-  await one.query(`UPDATE ${table} SET note = 'changed' WHERE id = $1`, [first]);
-  const read = await one.query(`SELECT note FROM ${table} WHERE id = $1`, [first]);
+  await worker.query('BEGIN');
+  await worker.query(`INSERT INTO ${table} VALUES ($1, $2, 'new')`, [first, number]);
+  await worker.query(`UPDATE ${table} SET note = 'changed' WHERE id = $1`, [first]);
+  const read = await worker.query(`SELECT note FROM ${table} WHERE id = $1`, [first]);
   assert.equal(read.rows[0].note, 'changed');
-  await one.query('COMMIT');
-  await one.query('BEGIN');
-  await one.query(`INSERT INTO ${table} VALUES ($1, $2, 'never')`, [first + 9, number]);
-  await one.query('ROLLBACK');
+  await worker.query('COMMIT');
+  await worker.query('BEGIN');
+  await worker.query(`INSERT INTO ${table} VALUES ($1, $2, 'never')`, [first + 9, number]);
+  await worker.query('ROLLBACK');
 
-  const found = await one.query({ name: 'look', text: `SELECT id, note FROM ${table} WHERE id = $1`, values: [first] });
+  const found = await worker.query({ name: 'look', text: `SELECT id, note FROM ${table} WHERE id = $1`, values: [first] });
   assert.deepEqual(found.rows, [{ id: String(first), note: 'changed' }]);
 
   const rows = [1, 2, 3, 4, 5].map((row) => `${first + row}\t${number}\tcopied\n`);
-  await pipeline(Readable.from(rows), one.query(copyFrom(`COPY ${table} FROM STDIN`)));
-  const out = one.query(copyTo(`COPY (SELECT id FROM ${table} WHERE round = ${number} ORDER BY id) TO STDOUT`));
+  await pipeline(Readable.from(rows), worker.query(copyFrom(`COPY ${table} FROM STDIN`)));
+  const out = worker.query(copyTo(`COPY (SELECT id FROM ${table} WHERE round = ${number} ORDER BY id) TO STDOUT`));
   const ids = (await text(out)).trim().split('\n').map(Number);
   assert.deepEqual(ids, [0, 1, 2, 3, 4, 5].map((row) => first + row));
 
@@ -65,17 +65,16 @@ async function play(one, other, heard, number) {
 
 let ended = false;
 process.stdin.resume().on('end', () => (ended = true));
-const [one, other] = [await connect(), await connect()];
+const [one, other, quiet] = [await connect(), await connect(), await connect()];
 const heard = new Heard();
 one.on('notification', ({ payload }) => heard.tell(payload));
 await one.query(`LISTEN ${table}`);
 let number = 0;
 for (; !ended; number += 1) {
-  await play(one, other, heard, number);
+  await play([one, quiet][number % 2], other, heard, number);
   console.log('round', number);
 }
 const counted = await one.query(`SELECT count(*) FROM ${table}`);
 assert.equal(Number(counted.rows[0].count), number * 6);
-await one.end();
-await other.end();
+for (const connection of [one, other, quiet]) await connection.end();
 console.log('done', number);

@@ -17,20 +17,20 @@ def connect():
     )
 
 
-def play(one, other, number):
+def play(worker, listener, other, number):
     first = number * 10
-    with one.transaction():
-        one.execute(f"INSERT INTO {TABLE} VALUES (%s, %s, 'new')", (first, number))
-        one.execute(f"UPDATE {TABLE} SET note = 'changed' WHERE id = %s", (first,))
-        (note,) = one.execute(f"SELECT note FROM {TABLE} WHERE id = %s", (first,)).fetchone()
+    with worker.transaction():
+        worker.execute(f"INSERT INTO {TABLE} VALUES (%s, %s, 'new')", (first, number))
+        worker.execute(f"UPDATE {TABLE} SET note = 'changed' WHERE id = %s", (first,))
+        (note,) = worker.execute(f"SELECT note FROM {TABLE} WHERE id = %s", (first,)).fetchone()
         assert note == "changed", note
-    with one.transaction(force_rollback=True):
-        one.execute(f"INSERT INTO {TABLE} VALUES (%s, %s, 'never')", (first + 9, number))
+    with worker.transaction(force_rollback=True):
+        worker.execute(f"INSERT INTO {TABLE} VALUES (%s, %s, 'never')", (first + 9, number))
 
-    found = one.execute(f"SELECT id, note FROM {TABLE} WHERE id = %s", (first,), prepare=True).fetchall()
+    found = worker.execute(f"SELECT id, note FROM {TABLE} WHERE id = %s", (first,), prepare=True).fetchall()
     assert found == [(first, "changed")], found
 
-    with one.cursor() as cursor:
+    with worker.cursor() as cursor:
         with cursor.copy(f"COPY {TABLE} FROM STDIN") as copy:
             for row in range(1, 6):
                 copy.write_row((first + row, number, "copied"))
@@ -39,24 +39,24 @@ def play(one, other, number):
     assert ids == list(range(first, first + 6)), ids
 
     other.execute("SELECT pg_notify(%s, %s)", (TABLE, str(number)))
-    heard = [told.payload for told in one.notifies(timeout=PATIENCE, stop_after=1)]
+    heard = [told.payload for told in listener.notifies(timeout=PATIENCE, stop_after=1)]
     assert heard == [str(number)], heard
 
 
 def main():
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    one, other = connect(), connect()
+    one, other, quiet = connect(), connect(), connect()
     one.execute(f"LISTEN {TABLE}")
     for number in count():
         if ended.is_set():
             break
-        play(one, other, number)
+        play((one, quiet)[number % 2], one, other, number)
         print("round", number, flush=True)
     (rows,) = one.execute(f"SELECT count(*) FROM {TABLE}").fetchone()
     assert rows == number * 6, (rows, number)
-    one.close()
-    other.close()
+    for connection in (one, other, quiet):
+        connection.close()
     print("done", number, flush=True)
 
 

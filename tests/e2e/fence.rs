@@ -42,7 +42,7 @@ async fn connect(config: &Config) -> Result<Client> {
 impl Setup {
     /// A cluster with role `app` and database `shop`, Godwit installed at generation 1.
     async fn new(major: u32) -> Result<Self> {
-        let cluster = TestCluster::start_with(major, "fsync = off\nmax_prepared_transactions = 5\n")?;
+        let cluster = TestCluster::start_with(major, "max_prepared_transactions = 5\n")?;
         cluster
             .connect("postgres")
             .await?

@@ -24,7 +24,7 @@ struct Setup {
 impl Setup {
     /// Godwit's role has what `godwit grants` gives it, and no more.
     async fn new(major: u32, settings: &str) -> Result<Self> {
-        let cluster = TestCluster::start_with(major, &format!("fsync = off\n{settings}"))?;
+        let cluster = TestCluster::start_with(major, settings)?;
         let admin = cluster.create_database("shop", TABLE).await?;
         let probe = replicator::postgres::connect(&cluster.config("shop"), "godwit-probe").await?;
         heartbeat::prepare(&probe).await?;

@@ -28,7 +28,7 @@ const LONG: Duration = Duration::from_mins(10);
 
 /// Blocks begin at once, and the server gives up a client that says nothing for a second.
 const SETTINGS: &str =
-    "fsync = off\nlogical_decoding_work_mem = '64kB'\nwal_sender_timeout = '1s'\nmax_wal_size = '4GB'\n";
+    "logical_decoding_work_mem = '64kB'\nwal_sender_timeout = '1s'\nmax_wal_size = '4GB'\n";
 
 const SCHEMA: &str = "CREATE TABLE t (id bigint PRIMARY KEY, body text, u int UNIQUE); ALTER TABLE t ALTER body SET STORAGE EXTERNAL; \
                       CREATE TABLE small (id bigint PRIMARY KEY, n int)";

@@ -44,7 +44,7 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
     for major in [15, other_major()] {
         let cluster = TestCluster::start_with(
             major,
-            "fsync = off\nwal_level = replica\nmax_replication_slots = 0\nmax_wal_senders = 1\n\
+            "wal_level = replica\nmax_replication_slots = 0\nmax_wal_senders = 1\n\
              max_prepared_transactions = 3\n",
         )?;
         let client = cluster
@@ -257,8 +257,7 @@ async fn two_databases_that_do_not_match() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_slots_keep_back_is_told() -> Result<()> {
     for major in [15, other_major()] {
-        let cluster =
-            TestCluster::start_with(major, "fsync = off\nmax_wal_size = '32MB'\nmin_wal_size = '32MB'\n")?;
+        let cluster = TestCluster::start_with(major, "max_wal_size = '32MB'\nmin_wal_size = '32MB'\n")?;
         let client = cluster.create_database_of_superuser("shop", "CREATE TABLE t (x text)").await?;
         let found = retention(&client).await?;
         expect(&found, Severity::Warning, "max_slot_wal_keep_size", "unlimited", "ALTER SYSTEM SET");

@@ -658,8 +658,7 @@ async fn end_of(stream: &mut ReplicationStream) -> Result<Error> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ends_a_stream_is_known_for_what_it_is() -> Result<()> {
     for major in majors() {
-        let settings =
-            "fsync = off\nmax_slot_wal_keep_size = '1MB'\nmax_wal_size = '32MB'\nmin_wal_size = '32MB'\n";
+        let settings = "max_slot_wal_keep_size = '1MB'\nmax_wal_size = '32MB'\nmin_wal_size = '32MB'\n";
         let cluster = TestCluster::start_with(major, settings)?;
         let client = source(&cluster, "CREATE TABLE t (id bigserial PRIMARY KEY, body text)").await?;
         let config = cluster.config_as(SUPERUSER, "app");

@@ -404,7 +404,7 @@ async fn killed_at_any_moment_it_resumes_without_loss_or_repetition() -> Result<
 async fn what_a_dying_shadow_takes_back_comes_again() -> Result<()> {
     const CRASHES: usize = 20;
     // Nothing but the applier's own flushes writes the log.
-    let settings = "fsync = off\nwal_writer_delay = 10s\nwal_writer_flush_after = 0\n";
+    let settings = "wal_writer_delay = 10s\nwal_writer_flush_after = 0\n";
     let mut pair = Pair::of(TestCluster::start(15)?, TestCluster::start_with(15, settings)?).await?;
     let stop = CancellationToken::new();
     let writers = load(&pair, 2, &stop);

@@ -31,10 +31,10 @@ pub fn other_major() -> u32 {
 impl TestCluster {
     /// Creates and starts a cluster of this major version.
     pub fn start(major: u32) -> Result<Self> {
-        Self::start_with(major, "fsync = off\n")
+        Self::start_with(major, "")
     }
 
-    /// The same with extra lines for postgresql.conf.
+    /// The same with extra lines for postgresql.conf. What is committed outlives the server's processes, not the machine.
     pub fn start_with(major: u32, settings: &str) -> Result<Self> {
         let Some(bin) = bin_directory(major) else {
             bail!("PostgreSQL {major} is not on this machine: run make setup")
@@ -45,7 +45,7 @@ impl TestCluster {
         let cluster =
             Cluster { bin, data: directory.join("data"), host: "127.0.0.1".into(), port: free_port()? };
         let this = Self { cluster, directory };
-        this.cluster.init(settings)?;
+        this.cluster.init(&format!("fsync = off\n{settings}"))?;
         this.cluster.start()?;
         Ok(this)
     }

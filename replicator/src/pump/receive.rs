@@ -335,11 +335,15 @@ impl Applier {
         Ok(())
     }
 
+    fn overdue(&self) -> bool {
+        self.unflushed.is_some_and(|since| crate::clock::now().duration_since(since) >= FLUSH_EVERY)
+    }
+
     /// Whether these must be durable before more is applied: somebody waits for them, the next primary has its first client right after
     /// them, or the last flush is long ago.
     fn must_flush(&self, transactions: &[Transaction]) -> bool {
         self.synchronous
-            || self.unflushed.is_some_and(|since| crate::clock::now().duration_since(since) >= FLUSH_EVERY)
+            || self.overdue()
             || transactions.iter().any(|transaction| transaction.marker().is_some())
     }
 
@@ -404,7 +408,8 @@ impl Applier {
             let step = lsn.bytes_since(self.checkpoint);
             let pause = if step < SMALL_STEP { CHECKPOINT_SMALL } else { CHECKPOINT_EVERY };
             let settles = self.checkpoint < self.settled && lsn >= self.settled;
-            if settles || crate::clock::now().duration_since(self.checkpointed) >= pause {
+            let due = crate::clock::now().duration_since(self.checkpointed) >= pause;
+            if settles || due || self.overdue() {
                 self.checkpoint(lsn).await?;
             }
         } else if transactions.is_empty() {

@@ -40,12 +40,13 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    /// So many clients at the front, until they are told to finish.
+    /// So many clients at the front, until they are told to finish; with `pace` that many transactions a second in all.
     pub(super) fn start(
         playground: &Playground,
         front: SocketAddr,
         protocol: &str,
         clients: usize,
+        pace: Option<u32>,
     ) -> Result<Self> {
         let logs = playground.directory.join(format!("pgbench-{protocol}"));
         // A thread each: while it prepares a statement it does nothing for another, which may have what that one waits for.
@@ -53,6 +54,7 @@ impl Bench {
         let child = pgbench(playground, front)
             .args(["-U", SERVICE_ROLE, "-n", "-c", &count, "-j", &count, "-T", "7200"])
             .args(["-M", protocol, "-l", "--log-prefix", &logs.display().to_string()])
+            .args(pace.map(|pace| format!("--rate={pace}")))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;

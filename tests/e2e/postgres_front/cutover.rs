@@ -17,6 +17,8 @@ use crate::leader::{Leader, connect, load, options};
 const CLIENTS: usize = 8;
 const SCALE: usize = 4;
 const CUTOVERS: usize = 5;
+/// Transactions a second of each: more would only keep a small machine from its other tests.
+const PACE: u32 = 100;
 const TABLE: &str = "played";
 
 /// Two zones with a PostgreSQL front, and these tables besides the service's.
@@ -81,7 +83,8 @@ async fn do_not_notice_cutovers(cutovers: usize, shared: Option<usize>) -> Resul
     leader.ready().await?;
     let load = load(&playground, 50.0, "beside");
     // Half of it with prepared statements.
-    let benches = ["simple", "prepared"].map(|protocol| Bench::start(&playground, front, protocol, CLIENTS));
+    let benches = ["simple", "prepared"]
+        .map(|protocol| Bench::start(&playground, front, protocol, CLIENTS, Some(PACE)));
     let mut config = Config::new();
     config.host(front.ip().to_string()).port(front.port()).user(SERVICE_ROLE).dbname(DATABASE);
     let playing = Rounds::start(&config, TABLE).await?;
@@ -125,7 +128,8 @@ async fn pgbench_over_thirty_cutovers() -> Result<()> {
     bench::make(&playground, SCALE).await?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
-    let benches = ["simple", "prepared"].map(|protocol| Bench::start(&playground, front, protocol, CLIENTS));
+    let benches =
+        ["simple", "prepared"].map(|protocol| Bench::start(&playground, front, protocol, CLIENTS, None));
     let count = std::env::var("CUTOVERS").ok().and_then(|count| count.parse().ok()).unwrap_or(30);
     let moved = moves(&mut leader, count, || || true).await?;
     let mut took = Vec::new();

@@ -59,6 +59,17 @@ async fn with_passwords(playground: &Playground) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "fetches drivers: make test-postgres-front"]
 async fn drivers_do_not_notice_five_cutovers() -> Result<()> {
+    do_not_notice_five_cutovers(None).await
+}
+
+/// Each driver keeps one, on which it listens; two are left to the others.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "fetches drivers: make test-postgres-front"]
+async fn drivers_that_share_connections_do_not_notice_five_cutovers() -> Result<()> {
+    do_not_notice_five_cutovers(Some(NAMES.len() + 2)).await
+}
+
+async fn do_not_notice_five_cutovers(shared: Option<usize>) -> Result<()> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/postgres-drivers.sh");
     let fetched = Command::new(script).stderr(Stdio::inherit()).output()?;
     ensure!(fetched.status.success(), "the drivers cannot be had");
@@ -66,6 +77,9 @@ async fn drivers_do_not_notice_five_cutovers() -> Result<()> {
 
     let tables: String = NAMES.into_iter().map(rounds::table).collect();
     let (playground, front) = cutover::playground(Duration::from_millis(2), &tables).await?;
+    if let Some(size) = shared {
+        cutover::share(&playground, size)?;
+    }
     with_passwords(&playground).await?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;

@@ -119,7 +119,7 @@ impl std::ops::Deref for Setup {
 }
 
 async fn cluster(major: u32, extra: &str) -> TestCluster {
-    let cluster = TestCluster::start_with(major, &format!("fsync = off\n{extra}")).unwrap();
+    let cluster = TestCluster::start_with(major, extra).unwrap();
     std::fs::write(cluster.cluster.data.join("pg_hba.conf"), HBA).unwrap();
     let client = cluster.connect("postgres").await.unwrap();
     let sql = "SELECT pg_reload_conf(); CREATE ROLE app LOGIN; CREATE ROLE clerk; GRANT clerk TO app";

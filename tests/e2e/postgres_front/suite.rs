@@ -17,7 +17,7 @@ use super::{HOLD, Served, settings};
 
 /// Debian's package of the client has the programs that run the suites.
 const PGXS: &str = "/usr/lib/postgresql/15/lib/pgxs/src/test";
-const SETTINGS: &str = "fsync = off\nmax_prepared_transactions = 10\n";
+const SETTINGS: &str = "max_prepared_transactions = 10\n";
 /// As `pg_regress` makes its database; with the locale that most of the expected output is for.
 const CREATE: [&str; 7] = [
     "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'",
