@@ -138,6 +138,9 @@ pub(super) struct Relay {
     pub(super) told: bool,
     /// Sent to the client, not taken.
     pub(super) to_client: Vec<u8>,
+    /// What the server says of itself that the client does not know yet. It hears it with its next answer: drivers that wait for
+    /// notifications do not all expect it there (JDBC breaks off).
+    news: Vec<Parameter>,
     /// Read from the server, not passed on.
     pub(super) from_backend: Vec<u8>,
     from_client: Vec<u8>,
@@ -182,6 +185,7 @@ impl Relay {
             pids: (pid, pid),
             told: false,
             to_client: Vec::new(),
+            news: Vec::new(),
             from_backend: Vec::new(),
             from_client: ahead,
             to_backend: Vec::new(),
@@ -341,6 +345,7 @@ impl Relay {
         let mut instead = Vec::new();
         let (count, goodbye) = self.outgoing(bytes, watch, parked, &mut instead)?;
         let onward = if instead.is_empty() { &bytes[..count] } else { &instead[..] };
+        let asked = !onward.is_empty();
         if let Some(backend) = &mut self.backend
             && send(backend, &mut self.to_backend, &mut self.backend_flush, onward, cx).is_err()
         {
@@ -348,6 +353,11 @@ impl Relay {
         }
         keep(&mut tail, joined, &scratch[..read], count);
         self.from_client = tail;
+        if asked && self.backend_cut.between() {
+            for (name, value) in self.news.drain(..) {
+                message::parameter(&mut self.to_client, &name, &value);
+            }
+        }
         if goodbye {
             return Err(Event::ClientGone);
         }
@@ -425,6 +435,7 @@ impl Relay {
                 if let Some((name, rest)) = read_text(body)
                     && let Some((value, _)) = read_text(rest)
                 {
+                    self.news.retain(|(known, _)| **known != *name);
                     set(Arc::make_mut(&mut self.parameters), name, value);
                     self.reads = only_reads(&self.parameters);
                 }
@@ -579,7 +590,7 @@ impl Relay {
         }
         for (name, value) in parameters.iter() {
             if !self.parameters.iter().any(|known| known.0 == *name && known.1 == *value) {
-                message::parameter(&mut self.to_client, name, value);
+                set(&mut self.news, name, value);
             }
         }
         self.parameters = parameters;

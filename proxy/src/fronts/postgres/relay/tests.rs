@@ -252,3 +252,28 @@ async fn what_was_put_between_is_taken_out_however_it_comes() {
     assert!(matches!(settle(&mut relay, &eyes, false).await, Some(Event::Boundary)));
     assert_eq!(heard(&mut client).await, answer[5..]);
 }
+
+/// JDBC breaks off where it waits for notifications and is told of anything else.
+#[tokio::test]
+async fn what_another_server_says_of_itself_comes_with_the_next_answer() {
+    let (mut relay, mut client, mut backend) = session();
+    let eyes = Eyes::default();
+    let said = |name: &[u8], value: &[u8]| (Box::from(name), Box::from(value));
+    relay.adopt(Arc::new(vec![said(b"a", b"1"), said(b"b", b"2")]));
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert!(heard(&mut client).await.is_empty());
+    // What is told at once is not told again as it was before.
+    let newer = b"S\0\0\0\x08a\x003\0";
+    backend.write_all(newer).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut client).await, newer);
+    client.write_all(QUERY).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    backend.write_all(READY).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut client).await, [b"S\0\0\0\x08b\x002\0".as_slice(), READY].concat());
+    client.write_all(QUERY).await.unwrap();
+    backend.write_all(READY).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut client).await, READY);
+}
