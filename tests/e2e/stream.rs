@@ -291,8 +291,9 @@ async fn journey(source: u32, target: u32) -> Result<()> {
     stream.wait(|status| status.rows_after_marker == 2).await.context("rows after the marker")?;
 
     // And back: what comes from there is not sent on again.
-    let seed = slot::create_slot(&pair.to, &spec(2).slot).await?;
+    // The publication must be older than anything that the slot will decode, the checkpoints of the way here included.
     slot::ensure_publication(&pair.to, &spec(2).publication).await?;
+    let seed = slot::create_slot(&pair.to, &spec(2).slot).await?;
     replicator::apply::seed_progress(&pair.from, &spec(2).slot, seed, 2, None).await?;
     let back = LocalPeer::new(LocalEnd::Target { dsn: pair.source.config(DATABASE) }, Options::default());
     let reverse = Running::start(
