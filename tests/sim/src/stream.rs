@@ -74,6 +74,11 @@ impl Stream {
         Self { generation, sessions: Vec::new(), told: Progress::default() }
     }
 
+    /// Its source is zone `a` and its target zone `b`, or the other way round: generation g serves from `a` where g is odd.
+    pub fn is_from_a(&self) -> bool {
+        self.generation % 2 == 1
+    }
+
     /// A session is open and its source reads.
     pub fn streaming(&self) -> bool {
         self.sessions.last().is_some_and(|session| matches!(session.source, Some(Source::Streaming(..))))

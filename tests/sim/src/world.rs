@@ -234,10 +234,7 @@ impl World {
                     let lost = self.rng.random_range(0..=self.databases[at].unflushed());
                     self.databases[at].crash(lost);
                     let streams = self.node.iter_mut().flat_map(|node| node.streams.values_mut());
-                    // Generation g serves from `a` where g is odd.
-                    streams
-                        .filter(|stream| (stream.generation % 2 == 1) == (at == 1))
-                        .for_each(Stream::target_crashed);
+                    streams.filter(|stream| stream.is_from_a() == (at == 1)).for_each(Stream::target_crashed);
                     self.count(if lost > 0 {
                         "database crashed, without its last commits"
                     } else {
@@ -422,9 +419,8 @@ impl World {
         }
         let at = self.rng.random_range(0..count);
         let Some(stream) = node.streams.values_mut().nth(at) else { return Ok(()) };
-        // Generation g serves from `a` where g is odd.
         let [a, b] = &mut self.databases;
-        let (source, target) = if stream.generation % 2 == 1 { (a, b) } else { (b, a) };
+        let (source, target) = if stream.is_from_a() { (a, b) } else { (b, a) };
         if self.linked {
             stream.connect(target, now, &mut self.rng);
         }
