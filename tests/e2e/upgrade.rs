@@ -13,11 +13,16 @@ use godwit::demo::load::Load;
 use godwit::demo::node::Node;
 use godwit::demo::zone::Playground;
 
+use bytes::Bytes;
 use rustix::process::Signal;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::leader::{Leader, PATIENCE, PROGRAM, load, options};
+
+mod secure;
 
 /// The program under a name of its own, so that it can be replaced.
 struct Installed {
@@ -82,7 +87,7 @@ struct Answer {
     last: bool,
 }
 
-async fn answer(connection: &mut TcpStream) -> Result<Answer> {
+async fn answer(connection: &mut (impl AsyncRead + Unpin)) -> Result<Answer> {
     let mut read = Vec::new();
     let head = loop {
         if let Some(at) = read.windows(4).position(|end| end == b"\r\n\r\n") {
@@ -100,12 +105,36 @@ async fn answer(connection: &mut TcpStream) -> Result<Answer> {
     Ok(Answer { status, last })
 }
 
+/// A connection, secure or not.
+trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
+
+/// Where and how a client connects.
+#[derive(Clone)]
+struct Door {
+    at: SocketAddr,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+impl Door {
+    fn clear(at: SocketAddr) -> Self {
+        Self { at, tls: None }
+    }
+
+    async fn open(&self) -> Result<Box<dyn Socket>> {
+        let socket = TcpStream::connect(self.at).await.context("connect")?;
+        let Some((connector, name)) = &self.tls else { return Ok(Box::new(socket)) };
+        Ok(Box::new(connector.connect(name.clone(), socket).await.context("the handshake of TLS")?))
+    }
+}
+
 /// Asks on one connection for as long as the server keeps it, then on the next one. Every request must be answered: one that is sent
 /// into a connection that closes is not asked again. How often it connected.
-async fn keeps_its_connection(front: SocketAddr, ended: Arc<AtomicBool>) -> Result<usize> {
+async fn keeps_its_connection(door: Door, ended: Arc<AtomicBool>) -> Result<usize> {
     let mut connections = 0;
     while !ended.load(Ordering::Acquire) {
-        let mut connection = TcpStream::connect(front).await?;
+        let mut connection = door.open().await?;
         connections += 1;
         loop {
             connection.write_all(b"GET /healthz HTTP/1.1\r\nHost: orders.example\r\n\r\n").await?;
@@ -122,10 +151,10 @@ async fn keeps_its_connection(front: SocketAddr, ended: Arc<AtomicBool>) -> Resu
 }
 
 /// Asks on a new connection each time. How often it did.
-async fn never_keeps_one(front: SocketAddr, ended: Arc<AtomicBool>) -> Result<usize> {
+async fn never_keeps_one(door: Door, ended: Arc<AtomicBool>) -> Result<usize> {
     let mut connections = 0;
     while !ended.load(Ordering::Acquire) {
-        let mut connection = TcpStream::connect(front).await?;
+        let mut connection = door.open().await?;
         connections += 1;
         let request = b"GET /healthz HTTP/1.1\r\nHost: orders.example\r\nConnection: close\r\n\r\n";
         connection.write_all(request).await?;
@@ -175,10 +204,10 @@ async fn no_request_fails_while_the_program_is_replaced() -> Result<()> {
     let pid = leader.node.pid();
     let load = load(&playground, 200.0, "upgrade");
     let ended = Arc::new(AtomicBool::new(false));
+    let door = Door::clear(playground.front);
     let keeping: Vec<_> =
-        (0..4).map(|_| tokio::spawn(keeps_its_connection(playground.front, ended.clone()))).collect();
-    let coming: Vec<_> =
-        (0..2).map(|_| tokio::spawn(never_keeps_one(playground.front, ended.clone()))).collect();
+        (0..4).map(|_| tokio::spawn(keeps_its_connection(door.clone(), ended.clone()))).collect();
+    let coming: Vec<_> = (0..2).map(|_| tokio::spawn(never_keeps_one(door.clone(), ended.clone()))).collect();
     for turn in 1..=3 {
         let before = load.snapshot().succeeded;
         let file = if turn == 1 {

@@ -62,6 +62,8 @@ impl Clients {
         let at = if self.tls.is_some() { peer.secure } else { peer.clear };
         let socket = TcpStream::connect_timeout(&at, PATIENCE)?;
         socket.set_read_timeout(Some(PATIENCE))?;
+        // Or a request waits until the last words of its handshake are acknowledged: 40 ms.
+        socket.set_nodelay(true)?;
         let mut connection: Box<dyn Open> = match &self.tls {
             None => Box::new(socket),
             Some(config) => {
