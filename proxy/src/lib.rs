@@ -15,6 +15,7 @@ pub mod fronts;
 pub mod history;
 pub mod leading;
 pub mod links;
+mod lock;
 pub mod notify;
 pub mod pki;
 pub mod rng;

@@ -3,7 +3,7 @@
 mod certificates;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use migration::policy::Policy;
@@ -23,6 +23,7 @@ use self::certificates::Renewal;
 use crate::config::model::{Config, Database, Resource, Zone};
 use crate::controller::databases::Databases;
 use crate::controller::effects::chain;
+use crate::lock::lock;
 
 /// The links of this node.
 pub struct Links {
@@ -202,11 +203,7 @@ impl Local {
             return Err(format!("this node is in {}, not in {zone}", self.zone));
         }
         let cancel = CancellationToken::new();
-        let older = self
-            .sessions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(spec.slot.clone(), cancel.clone());
+        let older = lock(&self.sessions).insert(spec.slot.clone(), cancel.clone());
         if let Some(older) = older {
             older.cancel();
         }

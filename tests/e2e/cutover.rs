@@ -44,7 +44,7 @@ async fn twenty_cutovers_lose_nothing() -> Result<()> {
     let _agent = agent(&playground)?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
-    let load = load(&playground, 200.0, "twenty");
+    let load = load(&playground, 100.0, "twenty");
     for round in 0..20 {
         let view = leader.ready().await?;
         let id = leader.migrate(&view.shadow).await?;
@@ -77,7 +77,7 @@ async fn a_kill_after_any_journal_record_loses_nothing() -> Result<()> {
         let limit = record.to_string();
         let mut leader = Leader::start(&playground, &[("GODWIT_TEST_KILL_AFTER", &limit)])?;
         let view = leader.ready().await?;
-        let load = load(&playground, 100.0, &format!("kill{record}"));
+        let load = load(&playground, 50.0, &format!("kill{record}"));
         leader.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;
         leader.migrate(&view.shadow).await.or_else(|error| {
             // Killed before it could answer.

@@ -202,7 +202,7 @@ async fn no_request_fails_while_the_program_is_replaced() -> Result<()> {
     let mut leader = installed.leader(&playground)?;
     leader.ready().await?;
     let pid = leader.node.pid();
-    let load = load(&playground, 200.0, "upgrade");
+    let load = load(&playground, 100.0, "upgrade");
     let ended = Arc::new(AtomicBool::new(false));
     let door = Door::clear(playground.front);
     let keeping: Vec<_> =
@@ -221,7 +221,7 @@ async fn no_request_fails_while_the_program_is_replaced() -> Result<()> {
         logged(&mut leader, "the sockets of the program before are taken over", turn).await?;
         leader.ready().await?;
         ensure!(executes(pid)? == file, "the new file is executed: {:?}", executes(pid)?);
-        served(&leader, &load, before + 200).await?;
+        served(&leader, &load, before + 100).await?;
     }
     ended.store(true, Ordering::Release);
     for client in keeping {

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use axum::body::Bytes;
 use serde::Serialize;
 
 use crate::controller::view::ResourceView;
 use crate::leading::comparison::ConfigView;
+use crate::lock::lock;
 
 /// A value and its JSON.
 type Encoded<T> = Option<(Arc<T>, Bytes)>;
@@ -65,10 +66,6 @@ impl Sent {
     pub(super) fn config(&self, view: Arc<ConfigView>) -> serde_json::Result<Bytes> {
         json(&mut lock(&self.config), view)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The JSON of `value`, made anew unless it is what is known.

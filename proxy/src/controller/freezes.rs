@@ -1,12 +1,13 @@
 //! Freezes: those that operators ordered, kept in the store, and the windows of the policies, resolved at a moment.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use migration::units::Timestamp;
 use migration::world::Freeze;
 use serde::{Deserialize, Serialize};
 
 use crate::config::freeze::FreezeWindow;
+use crate::lock::lock;
 use crate::store::{EVERY_RESOURCE, FreezeRow, Journal, StoreError};
 
 /// A freeze, as the API shows it.
@@ -38,7 +39,7 @@ impl Freezes {
     }
 
     fn ordered(&self) -> MutexGuard<'_, Vec<FreezeRow>> {
-        self.ordered.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ordered)
     }
 
     /// What stops moves of `resource` at `now`.

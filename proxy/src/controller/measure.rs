@@ -1,7 +1,7 @@
 //! What is measured for one resource, step by step, and what watches it between the steps.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use migration::cutover::{Capacity, Phase, State};
@@ -22,6 +22,7 @@ use crate::feeds::prober::{PlacementKey, ProbeBoard, Serving};
 use crate::feeds::{Phase as ProbePhase, Probe};
 use crate::fronts::latencies::Latencies;
 use crate::fronts::stopwatch::Segment;
+use crate::lock::lock;
 
 /// How often the databases are examined.
 const EXAMINE: Duration = Duration::from_secs(10);
@@ -307,8 +308,4 @@ async fn examine(databases: &Databases, zone: &str) -> Result<Vec<String>, Strin
         databases.forget(zone, Purpose::Examine).await;
     }
     found.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
-}
-
-fn lock(watched: &Mutex<Watched>) -> std::sync::MutexGuard<'_, Watched> {
-    watched.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,7 @@
 //! `synchronous_commit` is), then it drives the machine of [`replicator::synchronous`] until the stream ends. It ends by
 //! letting commits go on without the shadow: whoever ends a stream must not leave them waiting.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use migration::policy::ReplicationMode;
@@ -24,6 +24,7 @@ use super::effects::chain;
 use super::preflight;
 use super::streams::{Streams, waited_for};
 use crate::clock;
+use crate::lock::lock;
 
 /// How often the primary is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -119,7 +120,7 @@ impl Keeper {
     }
 
     pub(super) fn state(&self) -> ModeState {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.state).clone()
     }
 
     /// Commits do not wait any more when this returns, if the primary can be reached; its guards see to it otherwise.
@@ -354,7 +355,7 @@ impl Work {
     }
 
     fn edit(&self, change: impl FnOnce(&mut ModeState)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut lock(&self.state));
     }
 
     fn explain(&self, why: String) {

@@ -5,7 +5,7 @@
 //! first, and past its commit nothing is dropped until it soaks. A way back that is lost right after the commit is seeded anew.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use migration::cutover::{Event, Phase, State};
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Denied;
 use super::databases::{Databases, Purpose};
 use super::effects::{Hands, chain};
+use crate::lock::lock;
 use crate::telemetry::metrics as telemetry;
 
 /// Pause before a seed that failed is tried again by itself.
@@ -50,7 +51,7 @@ impl SlotWatch {
                         let most = slots.iter().map(|slot| slot.retained_bytes).max().unwrap_or_default();
                         telemetry::slot_retained(&resource, &zone, most);
                     }
-                    seen.lock().unwrap_or_else(PoisonError::into_inner).insert(zone.clone(), found);
+                    lock(&seen).insert(zone.clone(), found);
                     tokio::time::sleep(pace).await;
                 }
             }));
@@ -59,7 +60,7 @@ impl SlotWatch {
     }
 
     fn of(&self, zone: &str) -> Option<Vec<SlotInfo>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(zone)?.clone().ok()
+        lock(&self.0).get(zone)?.clone().ok()
     }
 }
 

@@ -2,7 +2,7 @@
 //! or two.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use migration::policy::{Policy, ReplicationMode};
@@ -23,6 +23,7 @@ use super::live::Live;
 use super::modes::{Keeper, ModeState, Stage};
 use super::preflight;
 use crate::links::Links;
+use crate::lock::lock;
 use crate::store::Journal;
 
 /// Near enough to the tip to call a stream up.
@@ -97,21 +98,21 @@ impl Streams {
     }
 
     fn running(&self) -> MutexGuard<'_, BTreeMap<u64, Stream>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.running)
     }
 
     /// Why the stream of this generation was given up, if it was.
     pub fn given_up(&self, generation: Generation) -> Option<String> {
-        let given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let given_up = lock(&self.given_up);
         given_up.as_ref().filter(|(of, _)| *of == generation.0).map(|(_, why)| why.clone())
     }
 
     pub(super) fn refuse(&self, generation: Generation, why: String) {
-        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = Some((generation.0, why));
+        *lock(&self.given_up) = Some((generation.0, why));
     }
 
     pub(super) fn allow(&self) {
-        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.given_up) = None;
     }
 
     pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {

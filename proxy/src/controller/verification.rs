@@ -4,7 +4,7 @@
 //! there. A migration ends it: nothing may read in the databases while requests are held.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,6 +22,7 @@ use super::effects::chain;
 use super::streams::Streams;
 use super::view::ResourceView;
 use crate::clock;
+use crate::lock::lock;
 use crate::telemetry::metrics as telemetry;
 
 /// Differences that are listed; further ones are counted.
@@ -187,7 +188,7 @@ impl Verifications {
                 ));
             }
         }
-        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut task = lock(&self.task);
         if task.as_ref().is_some_and(|task| !task.is_finished()) {
             return conflict("a verification is under way".into());
         }
@@ -225,7 +226,7 @@ impl Verifications {
 
     /// Ends the one that runs; `false`: none does.
     pub fn stop(&self, why: &str) -> bool {
-        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut task = lock(&self.task);
         let Some(task) = task.take().filter(|task| !task.is_finished()) else { return false };
         task.abort();
         let mut stopped = false;

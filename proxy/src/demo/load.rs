@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::lock::lock;
 
 /// Requests under way at once; one more is a failure of its own kind, not a silent gap.
 const MOST_IN_FLIGHT: u64 = 20_000;
@@ -270,7 +272,7 @@ async fn send_on_schedule(shared: Arc<Shared>, stop: CancellationToken, tasks: T
 
 impl Shared {
     fn accounts(&self) -> MutexGuard<'_, Accounts> {
-        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.accounts)
     }
 
     fn plan(&self, number: u64, rng: &mut SmallRng) -> Planned {
@@ -327,7 +329,7 @@ impl Shared {
         let body = Limited::new(response.into_body(), BODY_BYTES).collect().await;
         let body = body.map_err(|error| format!("answer {} broke off: {error}", status.as_u16()))?.to_bytes();
         if !sender.is_closed() {
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+            lock(&self.idle).push(sender);
         }
         Ok((status, body))
     }
@@ -335,7 +337,7 @@ impl Shared {
     /// An idle connection that is still open, else a new one.
     async fn connection(&self) -> Result<SendRequest<Full<Bytes>>, String> {
         loop {
-            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let idle = lock(&self.idle).pop();
             let Some(mut sender) = idle else { break };
             if sender.ready().await.is_ok() {
                 return Ok(sender);

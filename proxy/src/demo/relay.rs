@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +19,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::lock::lock;
 
 /// One read from a TCP socket.
 const CHUNK: usize = 16 * 1024;
@@ -77,13 +79,13 @@ impl Path {
 
     /// Loses this share of the datagrams that enter from now on (0 to 1), the same ones for the same seed.
     pub fn set_loss(&self, chance: f64, seed: u64) {
-        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loss = lock(&self.loss);
         (loss.chance, loss.luck) = (chance.clamp(0.0, 1.0), SmallRng::seed_from_u64(seed));
     }
 
     /// Datagrams lost by chance so far.
     pub fn lost(&self) -> u64 {
-        self.loss.lock().unwrap_or_else(PoisonError::into_inner).lost
+        lock(&self.loss).lost
     }
 
     /// Whether a datagram on this way goes lost: by a cut, or by chance.
@@ -91,7 +93,7 @@ impl Path {
         if self.cut.borrow()[way as usize] {
             return true;
         }
-        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loss = lock(&self.loss);
         let chance = loss.chance;
         let lost = chance > 0.0 && loss.luck.random_bool(chance);
         loss.lost += u64::from(lost);

@@ -20,6 +20,7 @@ use crate::config::model::{ProcessCluster, ProcessDriver};
 use crate::drivers::process::ProcessProvisioning;
 use crate::drivers::process::cluster::{Cluster, ClusterError};
 use crate::drivers::{DriverError, Provisioning};
+use crate::lock::lock;
 use crate::pki::{self, Holder, PkiError};
 
 /// Database of the service.
@@ -431,7 +432,7 @@ pub fn free_ports(count: usize) -> Result<Vec<u16>, PlaygroundError> {
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, port));
         if let (Ok(tcp), Ok(udp)) = (tcp, udp) {
-            CLAIMS.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(claim);
+            lock(&CLAIMS).push(claim);
             held.push((port, tcp, udp));
         }
     }

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam::utils::CachePadded;
@@ -20,6 +20,7 @@ use migration::policy::Release;
 use tokio::sync::{Notify, oneshot};
 
 use crate::config::model::HoldLimits;
+use crate::lock::lock;
 
 use super::now;
 
@@ -334,7 +335,7 @@ impl Gate {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 }
 

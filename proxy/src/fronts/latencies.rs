@@ -8,13 +8,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use hdrhistogram::Histogram;
 
+use crate::lock::lock;
 use crate::telemetry::names;
 use crate::traces::Traces;
 
@@ -224,10 +225,6 @@ pub(crate) fn histogram() -> Histogram<u64> {
         Ok(histogram) => histogram,
         Err(error) => unreachable!("{DIGITS} digits are allowed: {error}"),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

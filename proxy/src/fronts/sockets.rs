@@ -10,7 +10,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, IntoRawFd as _, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use pingora::server::{ListenFds, ShutdownWatch};
@@ -23,6 +23,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 
 use super::http::ListenError;
+
+use crate::lock::lock;
 
 /// Connections that wait to be accepted; the system bounds it (net.core.somaxconn).
 const QUEUE: i32 = 65_535;
@@ -85,7 +87,7 @@ impl Sockets {
     /// Puts all of them where the next program finds them.
     pub fn handed_over(&self) -> io::Result<OwnedFd> {
         let (from, to) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = lock(&self.kept);
         let all: Vec<_> = kept.iter().collect();
         for some in all.chunks(TOGETHER) {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TOGETHER))];
@@ -103,7 +105,7 @@ impl Sockets {
 
     /// A socket that listens on `address`: the one that is there, or else a new one that is kept from now on.
     pub fn listener(&self, address: SocketAddr) -> Result<TcpListener, ListenError> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.kept);
         let listener = match kept.get(&address) {
             Some(socket) => socket.try_clone(),
             None => bound(address).and_then(|socket| {
@@ -121,15 +123,12 @@ impl Sockets {
     /// Closes what nobody serves any more: the rest is for `addresses`.
     pub fn only(&self, addresses: impl IntoIterator<Item = SocketAddr>) {
         let wanted: std::collections::BTreeSet<SocketAddr> = addresses.into_iter().collect();
-        self.kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|address, _| wanted.contains(address));
+        lock(&self.kept).retain(|address, _| wanted.contains(address));
     }
 
     /// The socket of this address is not needed any more.
     pub fn forget(&self, address: SocketAddr) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+        lock(&self.kept).remove(&address);
     }
 
     /// From now on connections wait in the kernel, and those that are here end with the request they have. Returns when nobody

@@ -9,12 +9,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::gate::Admission;
 use super::http::settings::{AtCutover, StreamRules};
 use super::pools::Streaming;
+
+use crate::lock::lock;
 
 /// The streams of one resource.
 pub struct Streams {
@@ -118,7 +120,7 @@ impl Streams {
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 }
 

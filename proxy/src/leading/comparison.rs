@@ -1,12 +1,13 @@
 //! What the node runs with beside what the files say by now: read and compared again only when one of the two has changed.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigErrors;
 use crate::config::entries::{Difference, Entry, Texts, diff};
+use crate::lock::lock;
 use crate::store::OverlayFile;
 
 /// What the node runs with.
@@ -84,10 +85,6 @@ impl Comparison {
     fn texts(&self) -> Texts {
         Texts::read(&self.file, Some(self.overlay.as_text(&self.overlay.content())))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

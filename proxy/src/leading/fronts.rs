@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::config::model::Resource;
 use crate::controller::effects::chain;
@@ -13,6 +13,7 @@ use crate::fronts::http::{Background, ServerSettings, server, service};
 use crate::fronts::latencies::Recorder;
 use crate::fronts::routes::{ResourceFront, Routes};
 use crate::fronts::sockets::{Kept, Sockets};
+use crate::lock::lock;
 
 /// The fronts of a node.
 pub struct Fronts {
@@ -49,7 +50,7 @@ impl Fronts {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Whether the front of this resource could join now; in words why not.

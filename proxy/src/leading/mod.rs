@@ -14,7 +14,7 @@ pub mod running;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use migration::cutover::{Capacity, State};
@@ -51,6 +51,7 @@ use crate::fronts::postgres::{Active, PostgresFront};
 use crate::fronts::routes::ResourceFront;
 use crate::history::History;
 use crate::links::Links;
+use crate::lock::lock;
 use crate::store::Journal;
 
 pub use placing::{Placed, candidates, settle};
@@ -321,7 +322,7 @@ impl Leading {
     }
 
     fn stops(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, (CancellationToken, TaskTracker)>> {
-        self.stops.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.stops)
     }
 }
 

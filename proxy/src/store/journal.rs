@@ -1,7 +1,7 @@
 //! The journal: what the machine decided, before anything of it is done.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use migration::cutover::{Outcome, State};
 use migration::policy::ReplicationMode;
@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::record;
 use crate::audit::chain::hex;
 use crate::controller::modes::ModeChange;
+use crate::lock::lock;
 
 /// The store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -191,7 +192,7 @@ impl Journal {
     }
 
     pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.connection)
     }
 
     pub(super) fn database(&self) -> impl FnOnce(rusqlite::Error) -> StoreError + '_ {

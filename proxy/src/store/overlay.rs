@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use migration::units::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::config::overlay::{FILE, OverlayText, VERSION};
+use crate::lock::lock;
 
 /// What the API changed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,7 +99,7 @@ impl OverlayFile {
 
     /// What it says.
     pub fn content(&self) -> Overlay {
-        self.content.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.content).clone()
     }
 
     /// What the file would say, for the configuration's readers.
@@ -108,7 +109,7 @@ impl OverlayFile {
 
     /// Replaces it. When this returns, it outlives a crash of the machine.
     pub fn write(&self, overlay: Overlay) -> std::io::Result<()> {
-        let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut content = lock(&self.content);
         let new = self.path.with_extension("json.new");
         let mut file =
             std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;

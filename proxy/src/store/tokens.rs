@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use migration::units::Timestamp;
@@ -16,6 +16,7 @@ use subtle::ConstantTimeEq;
 
 use super::StoreError;
 use crate::admin::access::{Caller, Role, Scope, Via};
+use crate::lock::lock;
 
 /// What every token begins with, so that scanners for leaked secrets find them.
 const PREFIX: &str = "gdw_";
@@ -144,7 +145,7 @@ impl Tokens {
     }
 
     fn with<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let connection = lock(&self.connection);
         work(&connection).map_err(|source| StoreError::Database { path: self.path.clone(), source })
     }
 

@@ -1,11 +1,13 @@
 //! Log lines: for people on a terminal, JSON otherwise. What is logged can be changed while the process runs.
 
 use std::io::IsTerminal;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload;
+
+use crate::lock::lock;
 
 /// Names the filter to start with.
 const VARIABLE: &str = "GODWIT_LOG";
@@ -25,7 +27,7 @@ struct Live {
 
 impl Live {
     fn view(&self) -> LogView {
-        let filter = self.now.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let filter = lock(&self.now).clone();
         LogView { filter, started_with: self.started_with.clone() }
     }
 }
@@ -89,7 +91,7 @@ pub fn set(filter: Option<&str>) -> Result<LogView, FilterError> {
     let live = LIVE.get().ok_or(FilterError::Missing)?;
     let text = filter.unwrap_or(&live.started_with);
     let parsed = parse(text)?;
-    let mut now = live.now.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut now = lock(&live.now);
     (live.replace)(parsed).map_err(|_| FilterError::Missing)?;
     text.clone_into(&mut now);
     drop(now);

@@ -18,7 +18,7 @@ const CLIENTS: usize = 8;
 const SCALE: usize = 4;
 const CUTOVERS: usize = 5;
 /// Transactions a second of each: more would only keep a small machine from its other tests.
-const PACE: u32 = 100;
+const PACE: u32 = 40;
 const TABLE: &str = "played";
 
 /// Two zones with a PostgreSQL front, and these tables besides the service's.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -14,6 +14,7 @@ use super::session::{self, Sessions, Stands};
 use crate::admin::{Peer, Problem};
 use crate::clock;
 use crate::config::model::ClientRule;
+use crate::lock::lock;
 use crate::store::{Rejected, TokenView, Tokens};
 
 /// The name of the caller where nobody has to prove it.
@@ -142,12 +143,12 @@ impl Identities {
     }
 
     fn guesses(&self, address: IpAddr, now: Timestamp) -> bool {
-        let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        let wrong = lock(&self.wrong);
         wrong.get(&address).is_some_and(|(since, times)| now.since(*since) < WINDOW && *times >= MOST_WRONG)
     }
 
     fn count_wrong(&self, address: IpAddr, now: Timestamp) {
-        let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wrong = lock(&self.wrong);
         if wrong.len() >= COUNTED {
             wrong.retain(|_, (since, _)| now.since(*since) < WINDOW);
             if wrong.len() >= COUNTED {

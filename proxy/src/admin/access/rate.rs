@@ -1,8 +1,10 @@
 //! How often a caller may ask: a bucket for each, refilled by time.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::lock::lock;
 
 /// Changes: how many at once, and how many a second after that.
 const CHANGES: (f64, f64) = (200.0, 20.0);
@@ -27,7 +29,7 @@ impl Rate {
     /// Takes one turn of `caller`, or says how long to wait for it.
     pub(super) fn take(&self, caller: &str, changes: bool, now: Instant) -> Result<(), Duration> {
         let (most, each_second) = if changes { CHANGES } else { READS };
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = lock(&self.buckets);
         if buckets.len() >= CALLERS
             && let Some(oldest) =
                 buckets.iter().min_by_key(|(_, bucket)| bucket.at).map(|(key, _)| key.clone())

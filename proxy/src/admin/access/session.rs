@@ -1,7 +1,7 @@
 //! Sessions of the dashboard: a token is shown once, a cookie stands for it since.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, header};
@@ -9,6 +9,8 @@ use migration::units::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::caller::Caller;
+
+use crate::lock::lock;
 
 /// How long a session lasts.
 const LIFE: Duration = Duration::from_secs(12 * 3600);
@@ -48,7 +50,7 @@ impl Sessions {
     ) -> String {
         let secret = crate::rng::secret();
         let ends = ends.map_or(now.after(LIFE), |ends| ends.min(now.after(LIFE)));
-        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = lock(&self.0);
         sessions.retain(|_, session| session.ends > now);
         if sessions.len() >= MOST
             && let Some(oldest) = sessions.iter().min_by_key(|(_, session)| session.ends).map(|(key, _)| *key)
@@ -62,7 +64,7 @@ impl Sessions {
     /// What the request's cookie stands for.
     pub(super) fn stands_for(&self, headers: &HeaderMap, now: Timestamp) -> Option<Stands> {
         let secret = shown(headers)?;
-        let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sessions = lock(&self.0);
         let session = sessions.get(&key(secret)).filter(|session| session.ends > now)?;
         Some(session.stands.clone())
     }
@@ -70,7 +72,7 @@ impl Sessions {
     /// Ends the request's session; the cookie that takes its own away.
     pub(super) fn close(&self, headers: &HeaderMap, secure: bool) -> String {
         if let Some(secret) = shown(headers) {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(secret));
+            lock(&self.0).remove(&key(secret));
         }
         cookie("", Duration::ZERO, secure)
     }

@@ -6,13 +6,15 @@ mod ring;
 mod shapes;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use migration::units::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::view::ResourceView;
+
+use crate::lock::lock;
 
 pub use ring::{Event, Gone, Kind, Ring};
 pub use shapes::{MigrationEvent, ProblemEvent, Reset};
@@ -48,7 +50,7 @@ impl Events {
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ring)
     }
 
     /// Tells what differs between two views of a resource.

@@ -1,12 +1,14 @@
 //! A few connections to the database, each checked before it is lent.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use replicator::postgres::{Dsn, connect_apart};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::{Client, Statement};
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::lock::lock;
 
 /// Longest wait for a connection to come back.
 const WAIT: Duration = Duration::from_secs(10);
@@ -76,7 +78,7 @@ impl Pool {
     }
 
     fn pop(&self) -> Option<Connection> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        lock(&self.idle).pop()
     }
 
     /// Lends a connection that was alive a moment ago: an idle one, or with `fresh` always a new one.
@@ -122,7 +124,7 @@ impl Lent {
     pub(super) fn give_back(self, pool: &Pool) {
         let Self { connection, _permit: permit } = self;
         if !connection.client.is_closed() {
-            pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            lock(&pool.idle).push(connection);
         }
         drop(permit);
     }

@@ -4,14 +4,16 @@
 //! is idempotent and a kept connection had died; or the other end's kernel took not one byte of it, which it tells
 //! ([`Connection::taken`](crate::fronts::pools::connections::Connection::taken)).
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use crossbeam::utils::CachePadded;
 use http::Method;
 
 use super::settings::Retries;
+
+use crate::lock::lock;
 
 /// What is known of a request whose connection broke.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +90,7 @@ impl Budget {
             return false;
         }
         let requests: u64 = self.requests.iter().map(|shard| shard.load(Relaxed)).sum();
-        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bucket = lock(&self.bucket);
         let came = requests.saturating_sub(bucket.requests) as f64;
         let seconds = now.saturating_duration_since(bucket.filled).as_secs_f64();
         bucket.repeats = (bucket.repeats + came * self.share + seconds * PER_SECOND).min(MOST);

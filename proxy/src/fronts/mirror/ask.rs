@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Mirror, Read};
 
+use crate::lock::lock;
+
 /// Reads under way at once.
 const AT_ONCE: usize = 16;
 /// How long the shadow may take.
@@ -25,7 +27,7 @@ type Http = Client<HttpConnector, Empty<bytes::Bytes>>;
 impl Mirror {
     /// Asks until `stop`. There is one such task for each mirror.
     pub async fn serve(self: Arc<Self>, stop: CancellationToken) {
-        let taken = self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let taken = lock(&self.waiting).take();
         let Some(mut waiting) = taken else { return };
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(PATIENCE));

@@ -11,7 +11,7 @@ mod ask;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -20,6 +20,7 @@ use migration::policy::{Credentials, MirrorRules};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use crate::lock::lock;
 use crate::telemetry::names;
 
 /// Reads that wait for their turn.
@@ -225,7 +226,7 @@ impl Mirror {
     }
 
     fn compared(&self) -> MutexGuard<'_, VecDeque<Compared>> {
-        self.compared.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.compared)
     }
 
     /// Those of late.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use pingora::connectors::L4Connect;
@@ -18,6 +18,8 @@ use pingora::protocols::l4::stream::Stream;
 use pingora::upstreams::peer::{Tracer, Tracing};
 use pingora::{Error, ErrorType, OrErr as _, Result};
 use tokio::net::TcpStream;
+
+use crate::lock::lock;
 
 /// The open connections of one endpoint.
 #[derive(Debug, Default)]
@@ -62,7 +64,7 @@ impl Connections {
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<RawFd, Arc<Connection>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 }
 

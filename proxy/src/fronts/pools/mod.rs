@@ -16,7 +16,7 @@ pub mod upgrading;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
@@ -27,6 +27,8 @@ use connections::Connection;
 pub use endpoint::Endpoint;
 pub use reach::Reach;
 use upgrading::Upgrading;
+
+use crate::lock::lock;
 
 /// How often two endpoints are drawn before they are gone through one by one.
 const DRAWS: usize = 4;
@@ -404,7 +406,7 @@ impl ActivePool {
     }
 
     fn retired(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Endpoint>>> {
-        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.retired)
     }
 }
 

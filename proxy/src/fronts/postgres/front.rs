@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -19,6 +19,7 @@ use super::verifiers::{self, Asked, Unknown};
 use crate::config::model::{HoldLimits, PostgresAuth, PostgresFront as Settings, Resource};
 use crate::fronts::latencies::Recorder;
 use crate::fronts::pools::Stale;
+use crate::lock::lock;
 
 /// Names of custom settings that are kept beside those of the configuration.
 const NAMES: usize = 256;
@@ -275,8 +276,4 @@ impl Drop for Registered {
     fn drop(&mut self) {
         lock(&self.front.keys).remove(&self.key);
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

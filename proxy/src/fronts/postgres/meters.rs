@@ -1,7 +1,7 @@
 //! What the front tells of itself: metrics, and samples for the score where the resource has no HTTP front.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::pool::Filled;
@@ -9,6 +9,7 @@ use super::relay::Answered;
 use super::turnstile::Stats;
 use crate::fronts::latencies::{Recorder, Sample};
 use crate::fronts::stopwatch::{Outcome, Stopwatch};
+use crate::lock::lock;
 use crate::telemetry::names;
 
 /// How a session came out of a hold.
@@ -65,7 +66,7 @@ impl Meters {
 
     /// Where the statements of a zone are counted.
     pub(super) fn statements(&self, zone: &Arc<str>) -> metrics::Histogram {
-        let mut statements = self.statements.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut statements = lock(&self.statements);
         let made = || {
             metrics::histogram!(names::POSTGRES_STATEMENT_DURATION, names::RESOURCE => self.name.to_string(),
                 names::ZONE => zone.to_string())

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::backend::{Backend, Parameters};
-use super::front::lock;
 use super::protocol::state::State;
 use super::protocol::statements::{Has, Registry};
 use crate::config::model::PostgresPool;
+use crate::lock::lock;
 
 /// Profiles for which it is known how a server greets who has them.
 const GREETINGS: usize = 64;

@@ -14,13 +14,14 @@
 //! A running session looks at one atomic per transaction. Everything else is under one lock that is never held across a wait.
 
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use migration::policy::Release;
 use tokio::sync::{Notify, watch};
 
 use crate::config::model::HoldLimits;
+use crate::lock::lock;
 
 /// One turn of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -304,7 +305,7 @@ impl Turnstile {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {

@@ -4,7 +4,7 @@
 //! hangs up does not end it for the others. The discovery document must be the issuer's own (OpenID Connect Discovery, section 4.3).
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -20,6 +20,7 @@ use crate::config::model::OidcRules;
 use crate::feeds::external::egress::Egress;
 use crate::feeds::external::fetch::http::{self, Request};
 use crate::feeds::external::fetch::{Fetched, Validators};
+use crate::lock::lock;
 use crate::telemetry::metrics;
 
 /// How long an inquiry may take, both of its questions together.
@@ -83,13 +84,13 @@ impl Keys {
     }
 
     fn plan(&self, kid: Option<&str>, algorithm: Algorithm, asked: bool) -> Plan {
-        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = lock(&self.cache);
         cache.plan(kid, algorithm, self.times, clock::monotonic(), asked)
     }
 
     /// Asks in a task of its own, which gives the turn back.
     fn inquiry(self: &Arc<Self>, turn: OwnedMutexGuard<()>) -> tokio::task::JoinHandle<()> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).asks(clock::monotonic());
+        lock(&self.cache).asks(clock::monotonic());
         let keys = self.clone();
         tokio::spawn(async move {
             let answer = match tokio::time::timeout(TIME, keys.ask()).await {
@@ -105,7 +106,7 @@ impl Keys {
                     tracing::warn!(issuer = %keys.issuer, %why, "the issuer's keys could not be read");
                 }
             }
-            let mut cache = keys.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut cache = lock(&keys.cache);
             cache.answered(answer, clock::monotonic());
             drop((cache, turn));
         })

@@ -10,11 +10,13 @@
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::frame::HEADER;
 use super::message::{self, read_text, write};
 use super::traces;
+
+use crate::lock::lock;
 
 /// What every name of ours begins with.
 pub const PREFIX: &str = "_godwit_";
@@ -53,7 +55,7 @@ impl Registry {
     /// The statement with this text and these types: a Parse message's body without the name.
     fn get(&self, tail: &[u8]) -> Arc<Prepared> {
         let hash = self.hasher.hash_one(tail);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         let same = known.by_hash.get(&hash).into_iter().flatten().filter_map(Weak::upgrade);
         if let Some(prepared) = same.into_iter().find(|prepared| *prepared.tail == *tail) {
             return prepared;

@@ -17,7 +17,7 @@ mod trace;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use migration::units::Timestamp;
 use serde_json::{Map, Value, json};
@@ -27,6 +27,7 @@ use super::{Fetched, Reach, Validators, chain};
 use crate::clock;
 use crate::feeds::external::egress::Egress;
 use crate::feeds::external::{Failure, Reason};
+use crate::lock::lock;
 
 /// A host in a zone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,7 +189,7 @@ impl Measured {
     }
 
     fn remember<T>(&self, change: impl FnOnce(&mut Memory) -> T) -> T {
-        change(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut lock(&self.memory))
     }
 }
 

@@ -1,0 +1,9 @@
+//! Locks that outlive a panic.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Waits for the lock. One that a thread panicked with is taken all the same: whatever is kept under a lock in this crate is changed
+/// in one step, so that nobody leaves it half changed.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
