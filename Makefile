@@ -80,8 +80,8 @@ model: ## every state of the cutover within stated bounds, and nine seeded bugs 
 
 check: setup ## formatting, lints, docs, dependency licences and advisories
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+	$(CARGO) clippy --workspace --all-targets --features godwit/kubernetes -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --features godwit/kubernetes --no-deps --quiet
 	scripts/check-dependencies.sh
 
 bench: setup ## side by side with peers; prints medians and ratios

@@ -39,7 +39,8 @@ pub(crate) fn load(playground: &Playground, rate: f64, run: &str) -> Load {
         rate,
         writes: 0.4,
         customers: SEED.customers,
-        timeout: Duration::from_secs(10),
+        // Longer than anything is held: what the node says then is heard.
+        timeout: Duration::from_secs(12),
         seed: 7,
         run: run.into(),
     })

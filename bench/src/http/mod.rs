@@ -35,7 +35,7 @@ pub(crate) struct Plan {
     /// What the clients speak.
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Speaks::Http1, Speaks::Http2, Speaks::Tls])]
     speaks: Vec<Speaks>,
-    /// Only these proxies, by name.
+    /// Only these proxies, by name, separated by commas.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Instead of load: what so many idle connections cost; over TLS with `--speaks tls`.

@@ -28,7 +28,6 @@ use crate::feeds::external::Secret;
 use crate::fronts::pools::Pool;
 use crate::fronts::postgres::{Active, PostgresFront};
 use crate::fronts::routes::ResourceFront;
-use crate::lock::lock;
 use crate::store::Journal;
 
 /// An event with the run whose effect reports it: a late answer of an ended run must not count for the next one.

@@ -120,14 +120,10 @@ impl Kubernetes {
         let workers = if request.verb == "deprovision" { 0 } else { request.capacity.unwrap_or(0) };
         if let Some((api, name)) = self.cluster().await? {
             self.claim(&api, name, request).await?;
-            match request.verb.as_str() {
-                "deprovision" => {}
-                "provision" => {
-                    let instances = self.settings.instances;
-                    merge(&api, name, &cluster_patch("off", Some(instances), &request.settings)).await?;
-                }
-                // The database has its own size: what is scaled are workers.
-                _ => {}
+            // The database has its own size, and is put to sleep last: what is scaled are workers.
+            if request.verb == "provision" {
+                let instances = self.settings.instances;
+                merge(&api, name, &cluster_patch("off", Some(instances), &request.settings)).await?;
             }
         }
         if let Some((api, name)) = self.workload().await? {

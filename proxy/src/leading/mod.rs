@@ -338,6 +338,10 @@ pub fn drivers_of(config: &Config, resource: &Resource) -> Result<BTreeMap<Strin
     Ok(found)
 }
 
+#[cfg_attr(
+    feature = "kubernetes",
+    expect(clippy::unnecessary_wraps, reason = "what a build lacks is an error in another")
+)]
 fn driver_of(config: &Config, resource: &Resource, zone: &str, driver: &Driver) -> Result<ZoneDriver> {
     let place = contract_placement(resource, zone);
     let directory = ledger_directory(&config.node.state, &resource.name, zone);

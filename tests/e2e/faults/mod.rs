@@ -80,7 +80,7 @@ fn may_fail(fault: Fault, scene: &Scene, run: &MigrationView, far: &str) -> bool
     let committed = run.committed_ms.is_some();
     match fault {
         Fault::KillLeader | Fault::Terminate => true,
-        // Clients wait ten seconds.
+        // Clients wait twelve seconds.
         Fault::FreezeLeader(how_long) => how_long == A_MINUTE,
         Fault::Crash(side) | Fault::FreezeDatabase(side) | Fault::DiskFull(Disk::Database(side)) => {
             if side == Side::Primary { !scene.past_commit() } else { committed }

@@ -39,37 +39,49 @@ impl Between {
     /// What the proxy library keeps of a connection says both, but only to those who debug it. Should it ever say it in another
     /// way, no request is lost or late: connections then wait in the library, at its price.
     pub(super) fn of(kept: &HttpPersistentSettings) -> Self {
-        let mut said = Said { text: [0; 256], length: 0 };
-        // More than fits is the beginning of a request.
+        let mut said = Said::default();
+        // Refused as soon as everything is known: the beginning of a request may be long.
         let _ = write!(said, "{kept:?}");
-        said.between().unwrap_or(Self::Begun)
-    }
-}
-
-/// The beginning of a text.
-struct Said {
-    text: [u8; 256],
-    length: usize,
-}
-
-impl Said {
-    fn between(&self) -> Option<Between> {
-        let text = std::str::from_utf8(&self.text[..self.length]).ok()?;
-        let field = |name: &str| Some(text.split_once(name)?.1.split_once(',')?.0);
-        if field(" pipelined_prefix: ")? != "None" {
-            return None;
+        match said {
+            Said { idle: true, seconds: Some(seconds), .. } => {
+                Self::Idle((seconds > 0).then(|| Duration::from_secs(seconds)))
+            }
+            _ => Self::Begun,
         }
-        let seconds =
-            field(" keepalive_timeout: ")?.strip_prefix("Some(")?.strip_suffix(')')?.parse().ok()?;
-        Some(Between::Idle((seconds > 0).then(|| Duration::from_secs(seconds))))
     }
+}
+
+/// Listens to the names and values of fields, each of which comes as a piece of its own.
+#[derive(Default)]
+struct Said {
+    field: Field,
+    /// How long the connection is to be kept; 0: for any time.
+    seconds: Option<u64>,
+    /// Nothing of a next request is there.
+    idle: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+enum Field {
+    #[default]
+    Another,
+    Timeout,
+    Begun,
 }
 
 impl std::fmt::Write for Said {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        let room = self.text.get_mut(self.length..self.length + text.len()).ok_or(std::fmt::Error)?;
-        room.copy_from_slice(text.as_bytes());
-        self.length += text.len();
+    fn write_str(&mut self, piece: &str) -> std::fmt::Result {
+        match (piece, self.field) {
+            ("keepalive_timeout", _) => self.field = Field::Timeout,
+            ("keepalive_reuses_remaining", _) => self.field = Field::Another,
+            ("pipelined_prefix", _) => self.field = Field::Begun,
+            (": ", _) | (_, Field::Another) => {}
+            (number, Field::Timeout) => self.seconds = number.parse().ok().or(self.seconds),
+            (value, Field::Begun) => {
+                self.idle = value == "None";
+                return Err(std::fmt::Error);
+            }
+        }
         Ok(())
     }
 }
