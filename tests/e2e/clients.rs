@@ -17,7 +17,7 @@ use godwit::demo::zone::{
 use replicator::grants::{Needs, grants};
 use serde_json::json;
 
-use crate::leader::{Leader, PATIENCE, connect, options};
+use crate::leader::{Leader, PATIENCE, connect, listening, options};
 use crate::programs::Program;
 
 const CUTOVERS: u64 = 20;
@@ -239,13 +239,9 @@ async fn clients_do_not_notice_twenty_cutovers() -> Result<()> {
     let streams = Service::start(STREAMS, "streams_endpoint.py", one, &venv, &playground).await?;
     let calls = Service::start(CALLS, "grpc_endpoint.py", two, &venv, &playground).await?;
     let rules = "streams: {at_cutover: close, deadline: 1s, jitter: 100ms}, routes: [{name: waited-for, path: %, at_cutover: block, stream: true}";
-    let config = std::fs::read_to_string(&playground.config)?;
-    let listen = format!("listen: \"{}\"", playground.front);
-    let with_http2 = config.replacen(&listen, &format!("{listen}, h2c: true"), 1);
-    ensure!(with_http2 != config, "the playground has no HTTP front:\n{config}");
     let long = ", {name: long, path: /long, at_cutover: finish}]";
     let all = [
-        with_http2,
+        listening(&playground, "h2c: true")?,
         streams.config(&playground, &(rules.replace('%', "/export") + long), ""),
         calls.config(
             &playground,

@@ -84,6 +84,13 @@ impl Pair {
         (peer, running)
     }
 
+    /// The source gives up a stream that says nothing for so long.
+    async fn sender_timeout(&self, limit: &str) -> Result<()> {
+        let administrator = self.source.connect(DATABASE).await?;
+        administrator.batch_execute(&format!("ALTER SYSTEM SET wal_sender_timeout = '{limit}'")).await?;
+        Ok(administrator.batch_execute("SELECT pg_reload_conf()").await?)
+    }
+
     async fn equal(&self) -> Result<()> {
         for table in ["t", "small"] {
             let (left, right) = (digest(&self.from, table).await?, digest(&self.to, table).await?);
@@ -339,9 +346,7 @@ async fn two_hundred_megabytes_under_sixteen() -> Result<()> {
 async fn two_gigabytes_under_the_usual_bound() -> Result<()> {
     let pair = Pair::start(15, other_major()).await?;
     // A disk that two servers and the spill write to at once may stand still for more than a second.
-    let administrator = pair.source.connect(DATABASE).await?;
-    administrator.batch_execute("ALTER SYSTEM SET wal_sender_timeout = '10s'").await?;
-    administrator.batch_execute("SELECT pg_reload_conf()").await?;
+    pair.sender_timeout("10s").await?;
     bulk(&pair, 2_000_000, Spill::MEMORY, 256 << 20).await
 }
 
@@ -383,9 +388,7 @@ fn failed(status: &StreamStatus, words: &[&str]) -> bool {
 /// way.
 async fn blocked(source: &str, held: Duration) -> Result<()> {
     let pair = Pair::start(15, other_major()).await?;
-    let administrator = pair.source.connect(DATABASE).await?;
-    administrator.batch_execute(&format!("ALTER SYSTEM SET wal_sender_timeout = '{source}'")).await?;
-    administrator.batch_execute("SELECT pg_reload_conf()").await?;
+    pair.sender_timeout(source).await?;
     let (_peer, stream) = pair.stream(Spill::default());
     stream.wait("streaming", |status| status.phase == Phase::Streaming).await?;
     let (sender, ..) = walsender(&pair.from).await?;

@@ -46,6 +46,15 @@ pub(crate) fn load(playground: &Playground, rate: f64, run: &str) -> Load {
     })
 }
 
+/// The playground's configuration with `more` said of its HTTP listener.
+pub(crate) fn listening(playground: &Playground, more: &str) -> Result<String> {
+    let config = std::fs::read_to_string(&playground.config)?;
+    let listen = format!("listen: \"{}\"", playground.front);
+    let changed = config.replacen(&listen, &format!("{listen}, {more}"), 1);
+    ensure!(changed != config, "the playground has no HTTP front:\n{config}");
+    Ok(changed)
+}
+
 pub(crate) struct Leader<'a> {
     pub(crate) node: Node,
     pub(crate) client: Client,

@@ -634,10 +634,9 @@ async fn a_big_table_comes_in_parts_and_a_copy_whose_sessions_are_killed_goes_on
     });
     let peer = LocalPeer::new(pair.target_end(), Options::default());
     // On the target, rows beyond the first 20,000 wait for this lock: the copy does not end before it is let go.
-    let mut barrier = Some(pair.target.connect(DATABASE).await?);
-    if let Some(barrier) = &barrier {
-        barrier.batch_execute("SELECT pg_advisory_lock(42)").await?;
-    }
+    let barrier = pair.target.connect(DATABASE).await?;
+    barrier.batch_execute("SELECT pg_advisory_lock(42)").await?;
+    let mut barrier = Some(barrier);
     let stream = Running::start(peer, spec(1), pair.source_end());
     for killed in ["godwit load%", "godwit copy%"] {
         let rows = |status: &StreamStatus| matches!(status.phase, Phase::Copying { rows, .. } if rows > 1000);

@@ -13,10 +13,10 @@ use godwit::demo::load::Load;
 use godwit::demo::node::Node;
 use godwit::demo::zone::Playground;
 
-use bytes::Bytes;
+use replicator::postgres::Socket;
 use rustix::process::Signal;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -80,6 +80,13 @@ async fn logged(leader: &mut Leader<'_>, what: &str, times: usize) -> Result<()>
     seen.with_context(|| format!("waited in vain: {what:?} in the log; {}", leader.node.tail(30)))?
 }
 
+/// Has the program replaced for the so many-th time, and waits until the new one is ready.
+async fn replaced(leader: &mut Leader<'_>, times: usize) -> Result<()> {
+    leader.node.signal(Signal::QUIT)?;
+    logged(leader, "the sockets of the program before are taken over", times).await?;
+    leader.ready().await.map(drop)
+}
+
 /// An answer, read to its end.
 struct Answer {
     status: u16,
@@ -104,11 +111,6 @@ async fn answer(connection: &mut (impl AsyncRead + Unpin)) -> Result<Answer> {
     connection.read_exact(&mut rest).await?;
     Ok(Answer { status, last })
 }
-
-/// A connection, secure or not.
-trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 
 /// Where and how a client connects.
 #[derive(Clone)]
@@ -217,9 +219,7 @@ async fn no_request_fails_while_the_program_is_replaced() -> Result<()> {
         } else {
             installed.link(&format!("{turn}"))?
         };
-        leader.node.signal(Signal::QUIT)?;
-        logged(&mut leader, "the sockets of the program before are taken over", turn).await?;
-        leader.ready().await?;
+        replaced(&mut leader, turn).await?;
         ensure!(executes(pid)? == file, "the new file is executed: {:?}", executes(pid)?);
         served(&leader, &load, before + 100).await?;
     }

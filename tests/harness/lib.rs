@@ -3,3 +3,4 @@
 pub mod history;
 pub mod network;
 pub mod postgres;
+pub mod tls;

@@ -23,7 +23,6 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 
 use super::http::ListenError;
-
 use crate::lock::lock;
 
 /// Connections that wait to be accepted; the system bounds it (net.core.somaxconn).

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use super::gate::Admission;
 use super::http::settings::{AtCutover, StreamRules};
 use super::pools::Streaming;
-
 use crate::lock::lock;
 
 /// The streams of one resource.

@@ -1,27 +1,20 @@
 //! A client's connection between two requests: what it may send, and when it is closed.
 
 use std::path::Path;
-use std::pin::Pin;
 
 use godwit::fronts::http::settings::{ListenerTls, Timeouts};
 use godwit::pki;
+use godwit_tests::tls::connector;
 use pingora::server::{RunArgs, ShutdownSignal, ShutdownSignalWatch};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite};
+use replicator::postgres::Socket;
+use rustls::pki_types::ServerName;
 use tokio::sync::Notify;
-use tokio_rustls::TlsConnector;
 
 use super::raw::Raw;
 use super::*;
 
 /// A client's side, in the clear or not.
-type Connection = Pin<Box<dyn Duplex>>;
-
-trait Duplex: AsyncRead + AsyncWrite + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
+type Connection = Box<dyn Socket>;
 
 /// A listener with TLS.
 fn secure(folder: &Path) -> HttpFront {
@@ -36,15 +29,9 @@ fn secure(folder: &Path) -> HttpFront {
 async fn connect(address: SocketAddr, authority: Option<&Path>) -> Connection {
     let stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
-    let Some(folder) = authority else { return Box::pin(stream) };
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = builder.with_root_certificates(roots).with_no_client_auth();
-    let name = ServerName::try_from("a.example").unwrap();
-    Box::pin(TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap())
+    let Some(folder) = authority else { return Box::new(stream) };
+    let connector = connector(&folder.join("ca.pem"), &[]).unwrap();
+    Box::new(connector.connect(ServerName::try_from("a.example").unwrap(), stream).await.unwrap())
 }
 
 /// Reads as many answers of [`Raw`] as there are targets, each with what was asked for, in their order.

@@ -1,18 +1,15 @@
 //! Clients that an upgrade could lose in more places than those who speak HTTP/1.1 in the clear: in the handshake of TLS, and in one of the
 //! streams of HTTP/2.
 
-use std::path::Path;
-
+use bytes::Bytes;
+use godwit_tests::tls::connector;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use tokio_rustls::TlsConnector;
 
 use super::*;
+use crate::leader::listening;
 
 const NAME: &str = "orders.example";
 /// Requests at a time on a connection of HTTP/2.
@@ -20,14 +17,7 @@ const STREAMS: usize = 4;
 
 /// A secure way to the front.
 fn door(at: SocketAddr, authority: &Path, protocol: &[u8]) -> Result<Door> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(authority)?)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![protocol.to_vec()];
-    let name = ServerName::try_from(NAME)?;
-    Ok(Door { at, tls: Some((TlsConnector::from(Arc::new(config)), name)) })
+    Ok(Door { at, tls: Some((connector(authority, &[protocol])?, ServerName::try_from(NAME)?)) })
 }
 
 /// What became of a request on a stream.
@@ -90,21 +80,16 @@ async fn clients_of_tls_and_of_http2_do_not_notice() -> Result<()> {
     let playground = Playground::start(&options(false)?).await?;
     let pki = playground.directory.join("front");
     godwit::pki::make(&pki, &[NAME])?;
-    let config = std::fs::read_to_string(&playground.config)?;
-    let (file, listen) = (pki.join(NAME), format!("listen: \"{}\"", playground.front));
-    let tls = format!("{listen}, tls: {{certificates: [{{cert: {0}.pem, key: {0}.key}}]}}", file.display());
-    let secured = config.replacen(&listen, &tls, 1);
-    ensure!(secured != config, "the playground has no HTTP front:\n{config}");
-    std::fs::write(&playground.config, secured)?;
+    let tls = format!("tls: {{certificates: [{{cert: {0}.pem, key: {0}.key}}]}}", pki.join(NAME).display());
+    std::fs::write(&playground.config, listening(&playground, &tls)?)?;
 
     let installed = Installed::new()?;
     let mut leader = installed.leader(&playground)?;
     leader.ready().await?;
     let ended = Arc::new(AtomicBool::new(false));
     let authority = pki.join("ca.pem");
-    let [one, two] =
-        [b"http/1.1".as_slice(), b"h2"].map(|protocol| door(playground.front, &authority, protocol));
-    let (one, two) = (one?, two?);
+    let one = door(playground.front, &authority, b"http/1.1")?;
+    let two = door(playground.front, &authority, b"h2")?;
     let mut clients = Vec::new();
     for _ in 0..2 {
         clients.push(("HTTP/1.1, kept", tokio::spawn(keeps_its_connection(one.clone(), ended.clone()))));
@@ -113,9 +98,7 @@ async fn clients_of_tls_and_of_http2_do_not_notice() -> Result<()> {
     }
     for turn in 1..=3 {
         installed.link(&format!("{turn}"))?;
-        leader.node.signal(Signal::QUIT)?;
-        logged(&mut leader, "the sockets of the program before are taken over", turn).await?;
-        leader.ready().await?;
+        replaced(&mut leader, turn).await?;
     }
     ended.store(true, Ordering::Release);
     for (name, client) in clients {

@@ -9,7 +9,6 @@ use migration::units::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::caller::Caller;
-
 use crate::lock::lock;
 
 /// How long a session lasts.

@@ -13,7 +13,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::view::ResourceView;
-
 use crate::lock::lock;
 
 pub use ring::{Event, Gone, Kind, Ring};

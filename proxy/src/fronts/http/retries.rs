@@ -12,7 +12,6 @@ use crossbeam::utils::CachePadded;
 use http::Method;
 
 use super::settings::Retries;
-
 use crate::lock::lock;
 
 /// What is known of a request whose connection broke.

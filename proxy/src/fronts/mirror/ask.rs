@@ -12,7 +12,6 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{Mirror, Read};
-
 use crate::lock::lock;
 
 /// Reads under way at once.

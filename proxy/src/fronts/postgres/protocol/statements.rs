@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, Weak};
 use super::frame::HEADER;
 use super::message::{self, read_text, write};
 use super::traces;
-
 use crate::lock::lock;
 
 /// What every name of ours begins with.
