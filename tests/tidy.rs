@@ -69,6 +69,22 @@ fn pure_crates_stay_pure() {
     }
 }
 
+/// The fuzz targets build these files without the rest of their crate.
+#[test]
+fn the_fuzzed_protocol_needs_no_more_than_its_targets_have() {
+    let targets = std::fs::read_to_string(root().join("proxy/fuzz/targets/lib.rs")).expect("source file");
+    let files = sources(&root().join("proxy/src/fronts/postgres/protocol"));
+    for file in files.iter().filter(|file| !file.ends_with("tests.rs")) {
+        let text = std::fs::read_to_string(file).expect("source file");
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for used in code.split("crate::").skip(1) {
+            let module: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let there = targets.contains(&format!("mod {module};"));
+            assert!(there, "{}: proxy/fuzz/targets/lib.rs has no {module}", file.display());
+        }
+    }
+}
+
 #[test]
 fn no_file_is_too_long() {
     for folder in ["proxy", "replicator", "predictor", "bench", "tests"] {

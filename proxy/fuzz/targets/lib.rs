@@ -2,3 +2,6 @@
 
 #[path = "../../src/fronts/postgres/protocol/mod.rs"]
 pub mod protocol;
+
+#[path = "../../src/lock.rs"]
+mod lock;
