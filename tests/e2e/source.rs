@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use futures_util::StreamExt;
+use bytes::BytesMut;
 use godwit_tests::postgres::{SUPERUSER, TestCluster, bin_directory, other_major};
 use replicator::change::{Cell, Change, OldRow, Transaction};
 use replicator::copy::{self, TableToCopy};
@@ -432,9 +432,7 @@ async fn the_copy_and_the_stream_meet_without_gap_or_overlap() -> Result<()> {
         let slot = timeout(PATIENCE, ExportedSlot::create(&config, "s")).await??;
         let duplicate = ExportedSlot::create(&config, "s").await.err().context("made twice")?;
         assert!(matches!(&duplicate, Error::Server { sqlstate, .. } if sqlstate == "42710"), "{duplicate}");
-        let reader = postgres::connect(&config, "test copy").await?;
-        copy::begin_snapshot(&reader, &slot.snapshot).await?;
-        let tables = copy::tables(&reader).await?;
+        let tables = copy::tables(&postgres::connect(&config, "test copy").await?).await?;
         let expected = TableToCopy {
             schema: "public".into(),
             name: "t".into(),
@@ -447,12 +445,10 @@ async fn the_copy_and_the_stream_meet_without_gap_or_overlap() -> Result<()> {
         assert_eq!(tables, [expected]);
         // As text, to be read here.
         let parts = copy::cut(vec![TableToCopy { binary: false, ..tables[0].clone() }]);
-        let mut rows = copy::copy_out(&reader, &parts[0]).await?;
-        let mut text = Vec::new();
-        while let Some(chunk) = rows.next().await {
-            text.extend_from_slice(&chunk?);
-        }
-        reader.batch_execute("COMMIT").await?;
+        let mut reader = copy::Reader::open(&config, "test copy", &slot.snapshot).await?;
+        reader.begin(&parts[0]).await?;
+        let mut text = BytesMut::new();
+        while reader.read(&mut text, usize::MAX).await?.1 {}
         let mut seen = HashSet::new();
         for line in std::str::from_utf8(&text)?.lines() {
             let (id, body) = line.split_once('\t').context("two columns")?;

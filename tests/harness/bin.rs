@@ -19,8 +19,8 @@ const LOOK: Duration = Duration::from_millis(2);
 
 static RECORDS: AtomicU32 = AtomicU32::new(0);
 
-fn after_append(state: &State) {
-    if state.run.is_none() {
+fn after_append(state: &State, ends: bool) {
+    if state.run.is_none() && !ends {
         return;
     }
     let limit = std::env::var("GODWIT_TEST_KILL_AFTER").ok().and_then(|text| text.parse::<u32>().ok());

@@ -1,6 +1,7 @@
 //! The actor: takes events and commands, steps the machine, writes the journal, starts effects.
 
 mod approving;
+mod ending;
 mod tasks;
 
 use std::collections::HashMap;
@@ -92,8 +93,6 @@ pub struct Machine {
     journal_fails: Option<String>,
     /// Facts that the journal could not take, and that nobody will tell again.
     unwritten: Vec<Event>,
-    /// The migration that ended last with its last step, until its end is in the history.
-    ended: Option<(Run, StepView)>,
     pub(super) retiring: Retiring,
     pub(super) asides: mpsc::UnboundedSender<Aside>,
     said_aside: mpsc::UnboundedReceiver<Aside>,
@@ -153,7 +152,6 @@ impl Machine {
             steady: Steady::begin(),
             journal_fails: None,
             unwritten: Vec::new(),
-            ended: None,
             retiring,
             asides,
             said_aside,
@@ -294,7 +292,8 @@ impl Machine {
         let now = self.moment();
         match step(&self.state, event.clone(), now) {
             Ok((next, effects)) => {
-                if let Err(why) = self.adopt(next, name, now) {
+                let end = effects.iter().find_map(ending::of);
+                if let Err(why) = self.adopt(next, name, now, end) {
                     self.journal_failed(&why, event);
                     return;
                 }
@@ -307,11 +306,18 @@ impl Machine {
         }
     }
 
-    fn adopt(&mut self, next: State, event: &str, now: Timestamp) -> Result<(), String> {
+    /// `next`, which ends the present run if `end` says how.
+    fn adopt(
+        &mut self,
+        next: State,
+        event: &str,
+        now: Timestamp,
+        end: Option<&Outcome>,
+    ) -> Result<(), String> {
         if next == self.state {
             return Ok(());
         }
-        self.hands.journal.append(&next, event, now).map_err(chain)?;
+        let end = self.write(&next, event, now, end)?;
         self.journal_fails = None;
         if next.phase != self.state.phase {
             self.hands.audit.note(audited::step(&self.state, &next, event));
@@ -341,15 +347,18 @@ impl Machine {
             }
         }
         let before = std::mem::replace(&mut self.state, next);
-        self.tell_step(before, now);
+        let left =
+            StepView { phase: before.phase.name().into(), started_ms: before.since.0, ended_ms: Some(now.0) };
+        self.tell_step(&before, &left, now);
         self.publish();
+        if let Some(end) = end {
+            self.end(end, left, now);
+        }
         Ok(())
     }
 
-    /// Who listens hears of each phase of a migration, and that it was verified. Its end is told when it is written.
-    fn tell_step(&mut self, before: State, now: Timestamp) {
-        let left =
-            StepView { phase: before.phase.name().into(), started_ms: before.since.0, ended_ms: Some(now.0) };
+    /// Who listens hears of each phase of a migration, and that it was verified.
+    fn tell_step(&self, before: &State, left: &StepView, now: Timestamp) {
         let moved = self.state.phase != before.phase;
         let same = |run: &Run| before.run.as_ref().is_some_and(|old| old.id == run.id);
         if let Some(run) = &self.state.run {
@@ -359,9 +368,6 @@ impl Machine {
                 let left = Some(left.clone()).filter(|_| moved && same(run));
                 self.hands.events.migration(&MigrationEvent::of(&self.state, run, now, left));
             }
-        }
-        if !self.state.run.as_ref().is_some_and(same) {
-            self.ended = before.run.map(|run| (run, left));
         }
     }
 
@@ -395,7 +401,8 @@ impl Machine {
     fn start(&mut self, effect: Effect) {
         match effect {
             Effect::CheckGuards => return self.check_guards(),
-            Effect::CloseRun { id, outcome } => return self.close_run(&id, &outcome),
+            // Written with the record that it belongs to.
+            Effect::CloseRun { .. } => return,
             _ => self.hands.turn_gate(&effect),
         }
         let key = tasks::key(&effect, self.state.run.as_ref().map(|run| run.id.as_str()));
@@ -459,18 +466,6 @@ impl Machine {
             Event::GuardsFailed { why: refusals.join("; ") }
         };
         self.hands.report(run, event);
-    }
-
-    fn close_run(&mut self, id: &str, outcome: &Outcome) {
-        telemetry::migration_ended(&self.state.resource, outcome);
-        if let Err(error) = self.hands.journal.close_run(id, outcome, clock::now()) {
-            tracing::error!(error = chain(error), id, "the migration's end is not in the history");
-        }
-        if let Some((run, left)) = self.ended.take().filter(|(run, _)| run.id == id) {
-            self.retire(&run, outcome);
-            let event = MigrationEvent::of(&self.state, &run, clock::now(), Some(left));
-            self.hands.events.migration(&MigrationEvent { outcome: Some(outcome.name().into()), ..event });
-        }
     }
 
     fn command(&mut self, command: Command) {

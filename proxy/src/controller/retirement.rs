@@ -44,32 +44,36 @@ pub(super) struct Retiring {
 }
 
 impl Machine {
-    /// A migration ended: if it is retired and the policy says so, its old primary is given back.
-    pub(super) fn retire(&mut self, run: &Run, outcome: &Outcome) {
-        let policy = self.hands.policy();
-        if *outcome != Outcome::Retired || policy.after_retire != AfterRetire::Deprovision {
-            return;
+    /// What is given back when a migration ends so: its old primary, if the policy says it and both sides were equal. Or
+    /// why it is kept after all.
+    pub(super) fn gives_back(&self, run: &Run, outcome: &Outcome) -> Result<Option<RetirementRow>, String> {
+        if *outcome != Outcome::Retired || self.hands.policy().after_retire != AfterRetire::Deprovision {
+            return Ok(None);
         }
         if !run.verified {
-            let why = format!(
+            return Err(format!(
                 "{} is kept: the comparison after {} did not find both sides equal",
                 run.from, run.id
-            );
-            tracing::warn!(resource = %self.state.resource, %why, "old primary not given back");
-            self.retiring.problem = Some(why);
-            return;
+            ));
         }
-        let row = RetirementRow {
+        Ok(Some(RetirementRow {
             resource: self.state.resource.clone(),
             zone: run.from.to_string(),
             run: run.id.clone(),
             done: false,
-        };
-        if let Err(error) = self.hands.journal.retire(&row) {
-            self.retiring.problem = Some(format!("{} is kept: {}", run.from, chain(error)));
-            return;
+        }))
+    }
+
+    /// A migration ended, and the journal knows what is given back.
+    pub(super) fn retire(&mut self, gives_back: Result<Option<RetirementRow>, String>) {
+        match gives_back {
+            Ok(None) => {}
+            Ok(row) => self.retiring = Retiring { row, ..Retiring::default() },
+            Err(why) => {
+                tracing::warn!(resource = %self.state.resource, %why, "old primary not given back");
+                self.retiring.problem = Some(why);
+            }
         }
-        self.retiring = Retiring { row: Some(row), ..Retiring::default() };
     }
 
     /// The next attempt, when it is time for one.

@@ -9,6 +9,7 @@ use migration::units::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
+use super::notes::RetirementRow;
 use super::record;
 use crate::audit::chain::hex;
 use crate::controller::modes::ModeChange;
@@ -104,6 +105,17 @@ pub struct RunRow {
     pub decision: Option<String>,
 }
 
+/// The end of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its id.
+    pub run: String,
+    /// How.
+    pub outcome: Outcome,
+    /// The old primary that is to be given back.
+    pub retirement: Option<RetirementRow>,
+}
+
 /// Commits of a resource since a moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Commits {
@@ -157,8 +169,9 @@ CREATE TABLE IF NOT EXISTS mode (
 CREATE INDEX IF NOT EXISTS mode_by_resource ON mode (resource, sequence);
 ";
 
-/// What to do after each record, for tests that kill the process right there; nothing unless set.
-pub static AFTER_APPEND: std::sync::OnceLock<fn(&State)> = std::sync::OnceLock::new();
+/// What to do after each record, for tests that kill the process right there; nothing unless set. It hears of the state, and whether
+/// the record ended a run.
+pub static AFTER_APPEND: std::sync::OnceLock<fn(&State, bool)> = std::sync::OnceLock::new();
 
 /// The open store.
 pub struct Journal {
@@ -202,6 +215,28 @@ impl Journal {
     /// Writes `state` and returns when it is on disk. A run's first record also opens its line in the history, its
     /// commit and verification complete it: in the same transaction.
     pub fn append(&self, state: &State, event: &str, at: Timestamp) -> Result<(), StoreError> {
+        self.record(state, event, at, None)
+    }
+
+    /// As [`Journal::append`], for the record that ends a run: its line in the history is completed, and what is to be
+    /// given back noted, in the same transaction. No crash leaves a run that goes on for ever, or an old primary.
+    pub fn append_end(
+        &self,
+        state: &State,
+        event: &str,
+        at: Timestamp,
+        ended: &Ended,
+    ) -> Result<(), StoreError> {
+        self.record(state, event, at, Some(ended))
+    }
+
+    fn record(
+        &self,
+        state: &State,
+        event: &str,
+        at: Timestamp,
+        ended: Option<&Ended>,
+    ) -> Result<(), StoreError> {
         let text = record::encode(state).map_err(StoreError::Encode)?;
         let write = || {
             let mut connection = self.connection();
@@ -244,11 +279,14 @@ impl Journal {
                         run.fence.map(|position| position.0)
                     ])?;
             }
+            if let Some(ended) = ended {
+                close(&transaction, ended, at)?;
+            }
             transaction.commit()
         };
         write().map_err(self.database())?;
         if let Some(hook) = AFTER_APPEND.get() {
-            hook(state);
+            hook(state, ended.is_some());
         }
         Ok(())
     }
@@ -290,18 +328,6 @@ impl Journal {
             rows.collect::<rusqlite::Result<Vec<_>>>()
         };
         read().map_err(self.database())
-    }
-
-    /// Ends a run in the history.
-    pub fn close_run(&self, id: &str, outcome: &Outcome, at: Timestamp) -> Result<(), StoreError> {
-        let reason = match outcome {
-            Outcome::Retired | Outcome::Superseded => None,
-            Outcome::Aborted(why) => Some(why.as_str()),
-        };
-        self.execute(
-            "UPDATE run SET outcome = ?2, reason = ?3, ended_ms = ?4 WHERE id = ?1 AND outcome IS NULL",
-            params![id, outcome.name(), reason, at.0],
-        )
     }
 
     /// How long the gate was closed for a run.
@@ -415,6 +441,20 @@ impl Journal {
     }
 }
 
+/// Ends a run in the history.
+fn close(connection: &Connection, ended: &Ended, at: Timestamp) -> rusqlite::Result<()> {
+    let reason = match &ended.outcome {
+        Outcome::Retired | Outcome::Superseded => None,
+        Outcome::Aborted(why) => Some(why.as_str()),
+    };
+    connection
+        .prepare_cached(
+            "UPDATE run SET outcome = ?2, reason = ?3, ended_ms = ?4 WHERE id = ?1 AND outcome IS NULL",
+        )?
+        .execute(params![ended.run, ended.outcome.name(), reason, at.0])?;
+    ended.retirement.as_ref().map_or(Ok(()), |row| super::notes::retire(connection, row))
+}
+
 fn checksum(text: &str) -> String {
     hex(&Sha256::digest(text.as_bytes()))
 }
@@ -462,9 +502,22 @@ mod tests {
         let phases: Vec<String> =
             journal.timeline("m1").expect("read").into_iter().map(|row| row.phase).collect();
         assert_eq!(phases, [Phase::Requested.name(), Phase::Warm.name()]);
-        journal.close_run("m1", &Outcome::Aborted("tested".into()), Timestamp(99)).expect("close");
+        let ended = Ended {
+            run: "m1".into(),
+            outcome: Outcome::Aborted("tested".into()),
+            retirement: Some(RetirementRow {
+                resource: "orders".into(),
+                zone: "a".into(),
+                run: "m1".into(),
+                done: false,
+            }),
+        };
+        let state = State { run: None, ..journal.latest("orders").expect("read").expect("a state") };
+        journal.append_end(&state, "GateOpened", Timestamp(99), &ended).expect("written");
         let run = journal.run("m1").expect("read").expect("the run");
         assert_eq!((run.trigger.as_str(), run.outcome.as_deref()), ("ann", Some("aborted")));
+        assert_eq!((run.reason.as_deref(), run.ended), (Some("tested"), Some(Timestamp(99))));
+        assert_eq!(journal.retirement("orders").expect("read"), ended.retirement);
         assert_eq!(journal.commits_since("orders", Timestamp(0)).expect("read"), Commits::default());
     }
 

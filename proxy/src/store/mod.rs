@@ -11,7 +11,7 @@ mod tokens;
 #[cfg(test)]
 mod torn;
 
-pub use journal::{AFTER_APPEND, Commits, Journal, JournalRow, RunRow, StoreError};
+pub use journal::{AFTER_APPEND, Commits, Ended, Journal, JournalRow, RunRow, StoreError};
 pub use notes::{AnsweredRow, ApprovalRow, EVERY_RESOURCE, FreezeRow, LedgerRow, ProposalRow, RetirementRow};
 pub use overlay::{Change, Overlay, OverlayFile};
 pub use tokens::{Issued, NewToken, Rejected, TokenView, Tokens};

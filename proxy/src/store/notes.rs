@@ -1,7 +1,7 @@
 //! What people decided (freezes, approvals) and what moves were worth (the ledger), beside the journal.
 
 use migration::units::Timestamp;
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use super::journal::{Journal, StoreError};
 
@@ -327,11 +327,7 @@ impl Journal {
 
     /// An old primary is to be given back, or was.
     pub fn retire(&self, row: &RetirementRow) -> Result<(), StoreError> {
-        self.note(
-            "INSERT OR REPLACE INTO retirement (resource, zone, run, done) VALUES (?, ?, ?, ?)",
-            params![row.resource, row.zone, row.run, row.done],
-        )
-        .map(drop)
+        retire(&self.connection(), row).map_err(self.database())
     }
 
     /// The retirement of a resource's old primary.
@@ -395,6 +391,13 @@ impl Journal {
     fn note(&self, sql: &str, values: impl rusqlite::Params) -> Result<usize, StoreError> {
         self.connection().execute(sql, values).map_err(self.database())
     }
+}
+
+pub(super) fn retire(connection: &Connection, row: &RetirementRow) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO retirement (resource, zone, run, done) VALUES (?, ?, ?, ?)")?
+        .execute(params![row.resource, row.zone, row.run, row.done])
+        .map(drop)
 }
 
 #[cfg(test)]
