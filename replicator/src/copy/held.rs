@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
 use tokio_postgres::Client;
 
-use super::{Part, TableToCopy, begin_snapshot, cut, tables};
+use super::{Part, TableToCopy, cut, snapshot_sql, tables};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::slot::USER_TABLES;
@@ -55,7 +55,10 @@ impl Held {
         wanted: impl Fn(&TableToCopy) -> bool,
     ) -> Result<Self, Error> {
         let client = connect(dsn, name).await?;
-        begin_snapshot(&client, &exported.snapshot).await?;
+        client
+            .batch_execute(&snapshot_sql(&exported.snapshot))
+            .await
+            .map_err(Error::database(format!("use snapshot {}", exported.snapshot)))?;
         let position = exported.consistent_point;
         let all = tables(&client).await?;
         let to_copy: Vec<TableToCopy> = all.iter().filter(|table| wanted(table)).cloned().collect();

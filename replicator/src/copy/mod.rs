@@ -3,14 +3,14 @@
 mod held;
 mod pace;
 mod part;
+mod reader;
 
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
 use tokio_postgres::Client;
 
 pub use held::{HOLD, Held, Lease, Snapshots};
 pub use pace::Pace;
 pub use part::{Part, cut};
+pub use reader::Reader;
 
 use crate::error::Error;
 use crate::postgres::slot::USER_TABLES;
@@ -125,32 +125,18 @@ pub async fn tables(client: &Client) -> Result<Vec<TableToCopy>, Error> {
 /// Begins a transaction that sees what `snapshot` saw, with the text output and time-outs that copying needs.
 ///
 /// Row security is an error here rather than a filter: a copy must not lose rows in silence.
-pub async fn begin_snapshot(client: &Client, snapshot: &str) -> Result<(), Error> {
+fn snapshot_sql(snapshot: &str) -> String {
     let settings: Vec<String> = connection::SESSION_SETTINGS
         .into_iter()
         .chain([("row_security", "off"), ("transaction_timeout", "0")])
         .map(|(name, value)| format!("({}, {})", quote_literal(name), quote_literal(value)))
         .collect();
     // By way of pg_settings, so that a setting this version does not know is left out.
-    let sql = format!(
+    format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; \
          DO $$ BEGIN PERFORM pg_catalog.set_config(s.name, s.value, true) FROM (VALUES {}) AS s(name, value) \
          JOIN pg_catalog.pg_settings known ON lower(known.name) = s.name; END $$",
         quote_literal(snapshot),
         settings.join(", ")
-    );
-    client.batch_execute(&sql).await.map_err(Error::database(format!("use snapshot {snapshot}")))
-}
-
-/// The rows of a part in its COPY format; call it inside [`begin_snapshot`]'s transaction.
-///
-/// The stream borrows nothing; dropping it early leaves the server sending until the rows are through, so drop the
-/// client with it.
-pub async fn copy_out(
-    client: &Client,
-    part: &Part,
-) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
-    let context = format!("copy {}.{}", part.table.schema, part.table.name);
-    let rows = client.copy_out(&part.copy_out_sql()).await.map_err(Error::database(context.clone()))?;
-    Ok(Box::pin(rows.map(move |chunk| chunk.map_err(Error::database(context.clone())))))
+    )
 }

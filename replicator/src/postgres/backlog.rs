@@ -19,7 +19,7 @@ use bytes::{Buf, Bytes};
 use tokio::time::{Sleep, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connection::{Connection, TextRow, server_error, text_row, unexpected, within};
+use super::connection::{Connection, Purpose, TextRow, server_error, text_row, unexpected, within};
 use super::{CONNECT_TIMEOUT, Dsn, quote_ident, quote_literal};
 use crate::change::LargeHeader;
 use crate::error::Error;
@@ -94,7 +94,7 @@ impl Backlog {
         source: SourceId,
     ) -> Result<Option<Self>, Error> {
         let context = format!("read the backlog of slot {slot}");
-        let mut connection = Connection::open(dsn, slot).await?;
+        let mut connection = Connection::open(dsn, slot, Purpose::Replication).await?;
         within(CONNECT_TIMEOUT, &context, identity::ask(&mut connection)).await?.check(
             Some(source),
             from,
@@ -318,7 +318,7 @@ async fn answer(check: &mut Option<AbortOnDropHandle<Result<(), Error>>>) -> Res
 async fn works(dsn: &Dsn, backend: &str) -> Result<(), Error> {
     let context = "see whether the backlog is still being read";
     let found = within(CONNECT_TIMEOUT, context, async {
-        let mut connection = Connection::open(dsn, "godwit check").await?;
+        let mut connection = Connection::open(dsn, "godwit check", Purpose::Sql).await?;
         let sql = format!("SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = {backend}");
         connection.query(&sql, context).await
     })

@@ -25,6 +25,8 @@ use super::{CONNECT_TIMEOUT, Dsn, TlsMode};
 use crate::error::Error;
 use crate::pgoutput::reader::Reader;
 
+/// Of a message: its tag and its length.
+pub(super) const HEADER: usize = 5;
 /// The largest message believed: PostgreSQL itself cannot build one of more than 1 GiB, its header apart.
 const MESSAGE_LIMIT: usize = (1 << 30) + (1 << 16);
 /// How much is read at once.
@@ -156,23 +158,42 @@ async fn dial_at<S: Socket + 'static>(
     }
 }
 
-/// A replication connection.
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// `replication=database`.
+    Replication,
+    /// Statements and COPY: it takes no walsender.
+    Sql,
+}
+
+impl Purpose {
+    fn context(self, address: &Address) -> String {
+        match self {
+            Self::Replication => format!("open a replication connection to {address}"),
+            Self::Sql => format!("connect to {address}"),
+        }
+    }
+}
+
+/// A connection of our own.
 pub(crate) struct Connection {
     socket: Box<dyn Socket>,
-    received: BytesMut,
+    pub(super) received: BytesMut,
     /// Whole messages on their way out: a cancelled send is finished by whatever call comes next.
-    outgoing: BytesMut,
+    pub(super) outgoing: BytesMut,
 }
 
 impl Connection {
-    /// Connects and authenticates, with `replication=database`; the addresses are tried in order.
-    pub(crate) async fn open(dsn: &Dsn, application_name: &str) -> Result<Self, Error> {
+    /// Connects and authenticates; the addresses are tried in order.
+    pub(crate) async fn open(dsn: &Dsn, application_name: &str, purpose: Purpose) -> Result<Self, Error> {
         let limit = dsn.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
         let mut failure = Error::Unready("the connection parameters name no host".into());
         for (at, address) in addresses(dsn).into_iter().enumerate() {
-            let context = format!("open a replication connection to {address}");
+            let context = purpose.context(&address);
             let name = certified_name(dsn, at, &address);
-            match within(limit, &context, Self::open_at(dsn, application_name, &address, name)).await {
+            let opening = Self::open_at(dsn, application_name, purpose, &address, name);
+            match within(limit, &context, opening).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => failure = error,
             }
@@ -180,25 +201,31 @@ impl Connection {
         Err(failure)
     }
 
+    /// Over a socket on which nothing was said yet.
+    pub(super) fn over(socket: Box<dyn Socket>) -> Self {
+        Self { socket, received: BytesMut::new(), outgoing: BytesMut::new() }
+    }
+
     async fn open_at(
         dsn: &Dsn,
         application_name: &str,
+        purpose: Purpose,
         address: &Address,
         name: &str,
     ) -> Result<Self, Error> {
-        let context = || format!("open a replication connection to {address}");
+        let context = || purpose.context(address);
         let (socket, end_point) = dial_at(dsn, address, name, Paced::new, &context()).await?;
-        let mut this = Self { socket, received: BytesMut::new(), outgoing: BytesMut::new() };
+        let mut this = Self::over(socket);
         let user = dsn
             .get_user()
             .ok_or_else(|| Error::Unready(format!("no user is given for the connection to {address}")))?;
         let mut parameters = vec![
             ("user", user),
             ("database", dsn.get_dbname().unwrap_or(user)),
-            ("replication", "database"),
             ("client_encoding", "UTF8"),
             ("application_name", application_name),
         ];
+        parameters.extend((purpose == Purpose::Replication).then_some(("replication", "database")));
         parameters.extend(dsn.get_options().map(|options| ("options", options)));
         parameters.extend(SESSION_SETTINGS);
         frontend::startup_message(parameters, &mut this.outgoing).map_err(Error::io(context()))?;
@@ -358,26 +385,28 @@ impl Connection {
 
     /// The next whole message among the bytes received, if there is one.
     pub(crate) fn buffered(&mut self) -> Result<Option<Frame>, Error> {
-        let Some(&[tag, a, b, c, d]) = self.received.first_chunk() else {
-            return Ok(None);
-        };
-        // The length counts itself, not the tag.
-        let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        if !(4..=MESSAGE_LIMIT).contains(&length) {
-            return Err(Error::Protocol(format!(
-                "a message {:?} of {length} bytes on the replication connection",
-                char::from(tag)
-            )));
-        }
+        let Some((tag, length)) = Self::header(&self.received)? else { return Ok(None) };
         if self.received.len() < length + 1 {
             return Ok(None);
         }
         let mut body = self.received.split_to(length + 1).freeze();
-        body.advance(5);
+        body.advance(HEADER);
         Ok(Some(Frame { tag, body }))
     }
 
-    async fn frame(&mut self, context: &str) -> Result<Frame, Error> {
+    /// Tag and length of the message that begins here, if that much is there. The length counts itself, not the tag.
+    pub(super) fn header(bytes: &[u8]) -> Result<Option<(u8, usize)>, Error> {
+        let Some(&[tag, a, b, c, d]) = bytes.first_chunk::<HEADER>() else {
+            return Ok(None);
+        };
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        if !(4..=MESSAGE_LIMIT).contains(&length) {
+            return Err(Error::Protocol(format!("a message {:?} of {length} bytes", char::from(tag))));
+        }
+        Ok(Some((tag, length)))
+    }
+
+    pub(super) async fn frame(&mut self, context: &str) -> Result<Frame, Error> {
         loop {
             if let Some(frame) = self.buffered()? {
                 return Ok(frame);
@@ -567,8 +596,7 @@ mod tests {
         for message in messages {
             server.write_all(message).await.expect("room");
         }
-        let mut connection =
-            Connection { socket: Box::new(client), received: BytesMut::new(), outgoing: BytesMut::new() };
+        let mut connection = Connection::over(Box::new(client));
         let login = Login { user: "u", password: Some(b"secret"), binding, end_point };
         tokio::time::timeout(Duration::from_secs(5), connection.authenticate(&login, "log in"))
             .await
@@ -616,8 +644,7 @@ mod tests {
     #[tokio::test]
     async fn impossible_lengths_are_refused_and_partial_messages_awaited() {
         let (_server, client) = tokio::io::duplex(64);
-        let mut connection =
-            Connection { socket: Box::new(client), received: BytesMut::new(), outgoing: BytesMut::new() };
+        let mut connection = Connection::over(Box::new(client));
         connection.received.extend_from_slice(b"d\0\0\0\x06ab");
         let frame = connection.buffered().expect("valid").expect("whole");
         assert_eq!((frame.tag, &frame.body[..]), (b'd', &b"ab"[..]));

@@ -4,6 +4,7 @@ pub(crate) mod backlog;
 pub(crate) mod connection;
 mod dsn;
 mod paced;
+pub(crate) mod rows;
 pub mod slot;
 pub mod stream;
 mod tls;

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::time::{Sleep, sleep};
 
-use super::connection::{Connection, server_error, within};
+use super::connection::{Connection, Purpose, server_error, within};
 use super::{CONNECT_TIMEOUT, Dsn, quote_ident, quote_literal};
 use crate::error::Error;
 use crate::identity::{self, SourceId};
@@ -84,7 +84,7 @@ impl ReplicationStream {
         source: Option<SourceId>,
     ) -> Result<Self, Error> {
         let context = format!("start streaming from slot {slot}");
-        let mut connection = Connection::open(dsn, slot).await?;
+        let mut connection = Connection::open(dsn, slot, Purpose::Replication).await?;
         if source.is_some() {
             within(CONNECT_TIMEOUT, &context, identity::ask(&mut connection))
                 .await?
@@ -275,7 +275,7 @@ impl ExportedSlot {
 
     async fn make(dsn: &Dsn, name: &str, kind: &str) -> Result<Self, Error> {
         let context = format!("create slot {name} with a snapshot");
-        let mut connection = Connection::open(dsn, name).await?;
+        let mut connection = Connection::open(dsn, name, Purpose::Replication).await?;
         // The older spelling, which every version from 14 on takes.
         let sql =
             format!("CREATE_REPLICATION_SLOT {}{kind} LOGICAL pgoutput EXPORT_SNAPSHOT", quote_ident(name));

@@ -7,13 +7,12 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
-use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use super::send::Source;
-use crate::copy::{self, Held, Lease, MOST_SESSIONS, Pace, Part, TableToCopy};
+use crate::copy::{Held, Lease, MOST_SESSIONS, Pace, Part, Reader, TableToCopy};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::stream::ExportedSlot;
@@ -65,18 +64,16 @@ pub(super) async fn produce(
     let settled = newest.max(if parts.is_empty() { consistent_point } else { held.position });
     let mut readers = Vec::new();
     while readers.len() < parts.len().min(sessions as usize) {
-        let client = connect(dsn, &name(spec)).await?;
-        copy::begin_snapshot(&client, &held.snapshot).await?;
-        readers.push(client);
+        readers.push(Reader::open(dsn, &name(spec), &held.snapshot).await?);
     }
     frames.send(Frame::CopyBegin(start)).await.map_err(gone)?;
     send_schema(&frames, dump.pre_data, false).await?;
     let pace = Arc::new(Mutex::new(Pace::new(source.copy.bytes_per_second)));
     let queue = Queue::new(parts, held);
     let mut reading = JoinSet::new();
-    for client in readers {
+    for reader in readers {
         let work = Reading { queue: queue.clone(), pace: pace.clone(), frames: frames.clone() };
-        reading.spawn(work.read(client));
+        reading.spawn(work.read(reader));
     }
     while let Some(read) = reading.join_next().await {
         read.map_err(|error| Error::Link(format!("a copy session broke off: {error}")))??;
@@ -242,17 +239,17 @@ struct Reading {
 
 impl Reading {
     /// One session's work: part after part.
-    async fn read(self, client: Client) -> Result<(), Error> {
+    async fn read(self, mut reader: Reader) -> Result<(), Error> {
         loop {
             let next = lock(&self.queue).parts.pop_front();
             let Some((number, part)) = next else { return Ok(()) };
-            let rows = self.read_part(&client, number, &part).await?;
+            let rows = self.read_part(&mut reader, number, &part).await?;
             let last = lock(&self.queue).done(&part);
             self.frames.send(Frame::CopyTableEnd { part: number, rows, last }).await.map_err(gone)?;
         }
     }
 
-    async fn read_part(&self, client: &Client, number: u32, part: &Part) -> Result<u64, Error> {
+    async fn read_part(&self, reader: &mut Reader, number: u32, part: &Part) -> Result<u64, Error> {
         let of = lock(&self.queue).of.get(&key(part)).copied().unwrap_or(1);
         let table = CopyTable {
             schema: part.table.schema.clone(),
@@ -262,24 +259,19 @@ impl Reading {
             of,
         };
         self.frames.send(Frame::CopyTable { part: number, table }).await.map_err(gone)?;
-        let mut chunks = std::pin::pin!(copy::copy_out(client, part).await?);
-        let mut data = BytesMut::new();
-        let (mut total, mut rows) = (0, 0);
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk?;
-            // The server sends every row for itself, and the end of the binary format too.
-            rows += u32::from(!(part.table.binary && is_end(&chunk)));
-            data.extend_from_slice(&chunk);
-            while data.len() >= PIECE {
-                total += u64::from(rows);
-                self.send(number, std::mem::take(&mut rows), data.split_to(PIECE)).await?;
+        reader.begin(part).await?;
+        let mut total = 0;
+        loop {
+            let mut data = BytesMut::with_capacity(PIECE);
+            let (rows, more) = reader.read(&mut data, PIECE).await?;
+            total += u64::from(rows);
+            if !data.is_empty() {
+                self.send(number, rows, data).await?;
+            }
+            if !more {
+                return Ok(total);
             }
         }
-        total += u64::from(rows);
-        if !data.is_empty() {
-            self.send(number, rows, data).await?;
-        }
-        Ok(total)
     }
 
     async fn send(&self, part: u32, rows: u32, data: BytesMut) -> Result<(), Error> {
@@ -289,14 +281,6 @@ impl Reading {
         }
         self.frames.send(Frame::CopyRows { part, rows, data: data.freeze() }).await.map_err(gone)
     }
-}
-
-/// The end mark, alone or (no row at all) right behind the header.
-fn is_end(chunk: &[u8]) -> bool {
-    const END: [u8; 2] = [0xff; 2];
-    const HEADER: usize = 19;
-    chunk == END
-        || (chunk.len() == HEADER + END.len() && chunk.starts_with(b"PGCOPY\n") && chunk.ends_with(&END))
 }
 
 fn gone(_: mpsc::error::SendError<Frame>) -> Error {
