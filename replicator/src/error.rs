@@ -285,6 +285,15 @@ impl Error {
         }
     }
 
+    /// What the server said, if it was one.
+    pub(crate) fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Database { source, .. } => source.code().map(tokio_postgres::error::SqlState::code),
+            Self::Server { sqlstate, .. } => Some(sqlstate),
+            _ => None,
+        }
+    }
+
     /// Retry, wait or stop.
     pub fn kind(&self) -> ErrorKind {
         self.cause().policy().kind

@@ -30,7 +30,7 @@ const DIRECTORY: &str = "GODWIT_TEST_PROVISION";
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until `look` says yes.
-async fn until(what: &str, mut look: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+pub(crate) async fn until(what: &str, mut look: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !look().await? {
         ensure!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");

@@ -60,7 +60,7 @@ pub struct TableToCopy {
 
 impl TableToCopy {
     /// `"schema"."table"`.
-    fn sql_name(&self) -> String {
+    pub(crate) fn sql_name(&self) -> String {
         format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name))
     }
 

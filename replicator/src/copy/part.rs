@@ -4,8 +4,12 @@ use std::sync::Arc;
 
 use super::TableToCopy;
 
-/// About how much of a table, on disk, one part is.
-const PART_BYTES: u64 = 64 << 20;
+/// About how much of a table, on disk, one part is at least, and at most. The smaller they are, the sooner the last session is
+/// through after the others, and each costs a transaction at the target.
+const PART_BYTES: (u64, u64) = (8 << 20, 64 << 20);
+
+/// Into so many parts everything is cut within these bounds.
+const PARTS: u64 = 32;
 
 /// Most parts of one table.
 const MOST: u64 = 4_096;
@@ -42,12 +46,14 @@ impl Part {
 pub fn cut(mut tables: Vec<TableToCopy>) -> Vec<Part> {
     tables
         .sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| (&a.schema, &a.name).cmp(&(&b.schema, &b.name))));
+    let all: u64 = tables.iter().map(|table| table.bytes).sum();
+    let part_bytes = (all / PARTS).clamp(PART_BYTES.0, PART_BYTES.1);
     let mut parts = Vec::new();
     for table in tables {
-        let count = if table.bytes < PART_BYTES + PART_BYTES / 2 {
+        let count = if table.bytes < part_bytes + part_bytes / 2 {
             1
         } else {
-            table.bytes.div_ceil(PART_BYTES).min(u64::from(table.blocks)).clamp(1, MOST)
+            table.bytes.div_ceil(part_bytes).min(u64::from(table.blocks)).clamp(1, MOST)
         };
         let total = u64::from(table.blocks);
         let at = |part: u64| u32::try_from(total * part / count).unwrap_or(u32::MAX);
@@ -79,7 +85,7 @@ mod tests {
 
     #[test]
     fn parts_of_a_table_meet_and_leave_nothing_out() {
-        let parts = cut(vec![table("small", 3), table("big", 30_001)]);
+        let parts = cut(vec![table("small", 3), table("big", 4_001)]);
         let (small, big) = parts.split_last().unwrap();
         assert_eq!(small.copy_out_sql(), r#"COPY "s"."small" ("a", "B") TO STDOUT WITH (FORMAT binary)"#);
         assert_eq!(big.len(), 4);
@@ -90,9 +96,12 @@ mod tests {
             next = to;
         }
         assert_eq!(next, None);
+        assert_eq!(cut(vec![table("medium", 30_001)]).len(), 30, "8 MiB each");
+        assert_eq!(cut(vec![table("large", 100_000)]).len(), 32, "a 32nd each");
+        assert_eq!(cut(vec![table("huge", 1_000_000)]).len(), 123, "64 MiB each");
         assert_eq!(
             big[1].copy_out_sql(),
-            r#"COPY (SELECT "a", "B" FROM ONLY "s"."big" WHERE ctid >= '(7500,0)' AND ctid < '(15000,0)') TO STDOUT WITH (FORMAT binary)"#
+            r#"COPY (SELECT "a", "B" FROM ONLY "s"."big" WHERE ctid >= '(1000,0)' AND ctid < '(2000,0)') TO STDOUT WITH (FORMAT binary)"#
         );
     }
 }

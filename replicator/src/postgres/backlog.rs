@@ -10,16 +10,19 @@
 //! next session begins at the slot. Nobody holds the slot in between: that two senders do not serve one target is seen
 //! to at the target, as it is when a walsender is late to end.
 //!
+//! The server decodes a chunk before it sends the first byte of it, and nothing while it sends. So a task of its own takes what it
+//! sends, as far as memory is meant for that, and asks for the next chunk while the one before is handed out.
+//!
 //! Sources: PostgreSQL documentation, section 9.27.6 "Replication Management Functions", and COPY's binary format.
 
-use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
-use tokio::time::{Sleep, sleep};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connection::{Connection, Purpose, TextRow, server_error, text_row, unexpected, within};
+use super::connection::{Connection, HEADER, Purpose, TextRow, server_error, text_row, unexpected, within};
 use super::{CONNECT_TIMEOUT, Dsn, quote_ident, quote_literal};
 use crate::change::LargeHeader;
 use crate::error::Error;
@@ -31,8 +34,12 @@ use crate::pgoutput::{Decoder, Event};
 const WORTH_IT: u64 = 8 << 20;
 /// … until it is down to this; a stream takes what is left.
 const LEFT_OVER: u64 = 1 << 20;
-/// WAL decoded at a time. The server keeps the outcome in memory or in temporary files until it is taken.
+/// WAL decoded at a time: at first, so that there is soon something to do, and then. The server keeps the outcome in memory or in
+/// temporary files until it is taken.
+const FIRST: u64 = 16 << 20;
 const CHUNK: u64 = 64 << 20;
+/// So many bytes of a chunk are taken before they are needed: most of it, so that the server decodes the next one meanwhile.
+const AHEAD: usize = 48 << 20;
 /// A chunk that brought nothing lies inside a large transaction. Each chunk decodes it from its beginning, so the next one reaches
 /// so many times further …
 const REACH: u64 = 8;
@@ -43,6 +50,8 @@ const FOLLOW_BYTES: u64 = 1 << 30;
 const FOLLOW_EVERY: Duration = Duration::from_secs(60);
 /// After so long without a byte somebody looks whether the server still works on it.
 const SILENCE: Duration = Duration::from_secs(30);
+/// A chunk without any change brings so many bytes: a message with COPY's header and end.
+const EMPTY: usize = HEADER + SIGNATURE.len() + 2;
 /// What COPY's binary format begins with.
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
@@ -57,30 +66,54 @@ pub(crate) enum Retained {
     End(Lsn),
 }
 
+/// What the task that reads tells.
+#[derive(Debug)]
+enum Read {
+    /// Rows of another chunk follow.
+    Begin,
+    /// Whole messages with rows; they count as read ahead until they are dropped.
+    Rows(Bytes, OwnedSemaphorePermit),
+    /// The end of an answer: how far it reaches, and the newest position of the server.
+    Answered { at: Lsn, newest: Lsn },
+    /// That was all.
+    End,
+}
+
 /// A backlog that is being read; dropping it frees the copy of the slot.
 pub(crate) struct Backlog {
+    reads: mpsc::UnboundedReceiver<Read>,
+    reading: AbortOnDropHandle<Result<(), Error>>,
+    /// Rows that are being handed out.
+    rows: Option<(Bytes, OwnedSemaphorePermit)>,
+    decoder: Decoder,
+    /// COPY's header has been read.
+    begun: bool,
+    at: Lsn,
+    newest: Lsn,
+    /// The target's checkpoint.
+    durable: watch::Sender<Lsn>,
+}
+
+/// The task that reads it.
+struct Reading {
     connection: Connection,
+    tell: mpsc::UnboundedSender<Read>,
+    room: Arc<Semaphore>,
     dsn: Dsn,
     backend: String,
     slot: String,
     copy: String,
     publication: String,
-    decoder: Decoder,
-    asked: bool,
-    /// COPY's header has been read.
-    begun: bool,
-    /// How far the chunk being read reaches, bytes of WAL, and whether it has brought anything.
+    /// How far the chunk that is asked for reaches, bytes of WAL, and bytes that it has brought.
     reach: u64,
-    brought: bool,
+    brought: usize,
     at: Lsn,
-    /// Where the chunk being read begins.
+    /// Where the chunk begins.
     before: Lsn,
     newest: Lsn,
     /// The target's checkpoint, and where the slot was moved to, when.
-    durable: Lsn,
+    durable: watch::Receiver<Lsn>,
     followed: (Lsn, Instant),
-    silence: Pin<Box<Sleep>>,
-    check: Option<AbortOnDropHandle<Result<(), Error>>>,
 }
 
 impl Backlog {
@@ -138,25 +171,34 @@ impl Backlog {
         };
         // What a chunk comes to usually stays in memory.
         connection.query("SET work_mem = '64MB'", &context).await?;
-        Ok(Some(Self {
+        let (tell, reads) = mpsc::unbounded_channel();
+        let (durable, durable_seen) = watch::channel(from);
+        let reading = Reading {
             connection,
+            tell,
+            room: Arc::new(Semaphore::new(AHEAD)),
             dsn: dsn.clone(),
             backend,
             slot: slot.to_owned(),
             copy,
             publication: publication.to_owned(),
-            decoder: Decoder::new(),
-            asked: false,
-            begun: false,
-            reach: CHUNK,
-            brought: true,
+            reach: FIRST,
+            brought: 0,
             at: from,
             before: Lsn::ZERO,
             newest,
-            durable: from,
+            durable: durable_seen,
             followed: (from, crate::clock::now()),
-            silence: Box::pin(sleep(SILENCE)),
-            check: None,
+        };
+        Ok(Some(Self {
+            reads,
+            reading: AbortOnDropHandle::new(tokio::spawn(reading.run())),
+            rows: None,
+            decoder: Decoder::new(),
+            begun: false,
+            at: from,
+            newest,
+            durable,
         }))
     }
 
@@ -172,32 +214,14 @@ impl Backlog {
 
     /// The target has everything up to here on its disk.
     pub(crate) fn set_durable(&mut self, lsn: Lsn) {
-        self.durable = self.durable.max(lsn);
+        self.durable.send_modify(|durable| *durable = lsn.max(*durable));
     }
 
-    /// What comes next among the bytes that are here.
+    /// What comes next among the rows that were taken last.
     pub(crate) fn try_next(&mut self) -> Result<Option<Retained>, Error> {
-        while let Some(frame) = self.connection.buffered()? {
-            match frame.tag {
-                b'd' => {
-                    if let Some(message) = self.row(frame.body)? {
-                        self.brought = true;
-                        if let Some(event) = self.decoder.decode(message)? {
-                            return Ok(Some(Retained::Event(event)));
-                        }
-                    }
-                }
-                b'D' => self.stands(&text_row(frame.body)?)?,
-                b'Z' => {
-                    self.asked = false;
-                    return Ok(Some(Retained::Position(self.at)));
-                }
-                b'E' => return Err(server_error(&self.context(), frame.body)),
-                b'c' if self.decoder.begun().is_some() => {
-                    return Err(Error::Protocol("a backlog ends inside a transaction".into()));
-                }
-                b'H' | b'c' | b'C' | b'T' | b'N' | b'S' => {}
-                tag => return Err(unexpected(tag, &self.context())),
+        while let Some(message) = self.message()? {
+            if let Some(event) = self.decoder.decode(message)? {
+                return Ok(Some(Retained::Event(event)));
             }
         }
         Ok(None)
@@ -209,72 +233,46 @@ impl Backlog {
             if let Some(found) = self.try_next()? {
                 return Ok(found);
             }
-            if !self.asked {
-                if self.newest.bytes_since(self.at) < LEFT_OVER || self.before == self.at {
-                    return Ok(Retained::End(self.at));
+            match self.reads.recv().await {
+                Some(Read::Begin) => {
+                    // Each call describes the tables anew.
+                    self.decoder = Decoder::new();
+                    self.begun = false;
                 }
-                self.ask()?;
-            }
-            tokio::select! {
-                biased;
-                received = self.connection.fill() => {
-                    received.map_err(Error::io(self.context()))?;
-                    self.check = None;
-                    self.silence.as_mut().reset((crate::clock::now() + SILENCE).into());
+                Some(Read::Rows(bytes, room)) => self.rows = Some((bytes, room)),
+                Some(Read::Answered { at, newest }) => {
+                    if self.decoder.begun().is_some() {
+                        return Err(Error::Protocol("a backlog ends inside a transaction".into()));
+                    }
+                    (self.at, self.newest) = (at, newest);
+                    return Ok(Retained::Position(at));
                 }
-                found = answer(&mut self.check) => {
-                    found?;
-                    self.check = None;
-                }
-                () = self.silence.as_mut() => {
-                    let (dsn, backend) = (self.dsn.clone(), self.backend.clone());
-                    let check = async move { works(&dsn, &backend).await };
-                    self.check = Some(AbortOnDropHandle::new(tokio::spawn(check)));
-                    self.silence.as_mut().reset((crate::clock::now() + SILENCE).into());
+                Some(Read::End) => return Ok(Retained::End(self.at)),
+                None => {
+                    let ended = (&mut self.reading).await;
+                    let why = |error| Error::Link(format!("what reads a backlog ended: {error}"));
+                    ended.map_err(why)??;
+                    return Err(Error::Link("what reads a backlog ended".into()));
                 }
             }
         }
     }
 
-    /// Asks for the next chunk and where that ends; in between that the slot follows the target.
-    fn ask(&mut self) -> Result<(), Error> {
-        let (copy, publication) = (quote_literal(&self.copy), quote_literal(&quote_ident(&self.publication)));
-        let stands = "c.confirmed_flush_lsn, pg_catalog.pg_current_wal_flush_lsn()";
-        let slots = format!("pg_catalog.pg_replication_slots c WHERE c.slot_name = {copy}");
-        let now = crate::clock::now();
-        let ahead = self.durable.bytes_since(self.followed.0);
-        let late = ahead > 0 && now.duration_since(self.followed.1) >= FOLLOW_EVERY;
-        self.asked = true;
-        if ahead >= FOLLOW_BYTES || late {
-            self.followed = (self.durable, now);
-            let (slot, durable) = (quote_literal(&self.slot), self.durable);
-            return self.connection.queue_query(&format!(
-                "SELECT {stands} FROM pg_catalog.pg_replication_slot_advance({slot}, '{durable}'), {slots}"
-            ));
+    /// The next message of `pgoutput` among the rows.
+    fn message(&mut self) -> Result<Option<Bytes>, Error> {
+        while let Some((rows, _)) = &mut self.rows {
+            let Some((_, length)) = Connection::header(rows)? else {
+                self.rows = None;
+                break;
+            };
+            // They were cut off whole.
+            let mut row = rows.split_to(rows.len().min(length + 1));
+            row.advance(HEADER);
+            if let Some(message) = self.row(row)? {
+                return Ok(Some(message));
+            }
         }
-        // Each call describes the tables anew.
-        self.decoder = Decoder::new();
-        self.begun = false;
-        self.before = self.at;
-        self.reach = if self.brought { CHUNK } else { (self.reach * REACH).min(FURTHEST) };
-        self.brought = false;
-        self.connection.queue_query(&format!(
-            "COPY (SELECT data FROM pg_catalog.pg_logical_slot_get_binary_changes({copy}, '{}', NULL, \
-             'proto_version', '2', 'publication_names', {publication}, 'messages', 'true', 'binary', 'false')) \
-             TO STDOUT (FORMAT binary); SELECT {stands} FROM {slots}",
-            Lsn(self.at.0.saturating_add(self.reach)),
-        ))
-    }
-
-    fn context(&self) -> String {
-        format!("read the backlog of slot {}", self.slot)
-    }
-
-    fn stands(&mut self, row: &TextRow) -> Result<(), Error> {
-        let context = self.context();
-        self.at = position(row, 0, &context)?.max(self.at);
-        self.newest = position(row, 1, &context)?.max(self.newest);
-        Ok(())
+        Ok(None)
     }
 
     /// A row of the copy: one message of `pgoutput`.
@@ -304,13 +302,102 @@ impl Backlog {
     }
 }
 
-/// What a check found; never, while there is none.
-async fn answer(check: &mut Option<AbortOnDropHandle<Result<(), Error>>>) -> Result<(), Error> {
-    match check {
-        Some(check) => {
-            check.await.unwrap_or_else(|error| Err(Error::Link(format!("a check ended: {error}"))))
+impl Reading {
+    /// Chunk after chunk. Ends when nothing is left that is worth it, or nobody listens.
+    async fn run(mut self) -> Result<(), Error> {
+        while self.newest.bytes_since(self.at) >= LEFT_OVER && self.before != self.at {
+            let chunk = self.ask()?;
+            if chunk {
+                self.tell(Read::Begin)?;
+            }
+            self.answer().await?;
+            if chunk {
+                self.reach = if self.brought > EMPTY { CHUNK } else { (self.reach * REACH).min(FURTHEST) };
+            }
+            self.tell(Read::Answered { at: self.at, newest: self.newest })?;
         }
-        None => std::future::pending().await,
+        self.tell(Read::End)
+    }
+
+    fn tell(&self, read: Read) -> Result<(), Error> {
+        self.tell.send(read).map_err(|_| Error::Link("nobody reads the backlog any more".into()))
+    }
+
+    /// Takes an answer to its end.
+    async fn answer(&mut self) -> Result<(), Error> {
+        loop {
+            while let Some(rows) = self.connection.take_copied()? {
+                self.brought += rows.len();
+                // What is larger than all the room there is must be able to pass, too.
+                let size = u32::try_from(rows.len().min(AHEAD)).unwrap_or(u32::MAX);
+                let room = Arc::clone(&self.room).acquire_many_owned(size).await;
+                let room = room.map_err(|error| Error::Link(error.to_string()))?;
+                self.tell(Read::Rows(rows, room))?;
+            }
+            match self.connection.buffered()? {
+                None => self.fill().await?,
+                Some(frame) => match frame.tag {
+                    b'D' => self.stands(&text_row(frame.body)?)?,
+                    b'Z' => return Ok(()),
+                    b'E' => return Err(server_error(&self.context(), frame.body)),
+                    b'H' | b'c' | b'C' | b'T' | b'N' | b'S' => {}
+                    tag => return Err(unexpected(tag, &self.context())),
+                },
+            }
+        }
+    }
+
+    /// Waits for more bytes. While none come somebody looks from time to time whether the server still works on it.
+    async fn fill(&mut self) -> Result<(), Error> {
+        let context = self.context();
+        loop {
+            match tokio::time::timeout(SILENCE, self.connection.fill()).await {
+                Ok(received) => return received.map_err(Error::io(context)),
+                Err(_) => tokio::select! {
+                    biased;
+                    received = self.connection.fill() => return received.map_err(Error::io(context)),
+                    alive = works(&self.dsn, &self.backend) => alive?,
+                },
+            }
+        }
+    }
+
+    /// Asks for the next chunk and where that ends; in between that the slot follows the target. Whether it is a chunk.
+    fn ask(&mut self) -> Result<bool, Error> {
+        let (copy, publication) = (quote_literal(&self.copy), quote_literal(&quote_ident(&self.publication)));
+        let stands = "c.confirmed_flush_lsn, pg_catalog.pg_current_wal_flush_lsn()";
+        let slots = format!("pg_catalog.pg_replication_slots c WHERE c.slot_name = {copy}");
+        let (now, durable) = (crate::clock::now(), *self.durable.borrow());
+        let ahead = durable.bytes_since(self.followed.0);
+        let late = ahead > 0 && now.duration_since(self.followed.1) >= FOLLOW_EVERY;
+        if ahead >= FOLLOW_BYTES || late {
+            self.followed = (durable, now);
+            let slot = quote_literal(&self.slot);
+            self.connection.queue_query(&format!(
+                "SELECT {stands} FROM pg_catalog.pg_replication_slot_advance({slot}, '{durable}'), {slots}"
+            ))?;
+            return Ok(false);
+        }
+        self.before = self.at;
+        self.brought = 0;
+        self.connection.queue_query(&format!(
+            "COPY (SELECT data FROM pg_catalog.pg_logical_slot_get_binary_changes({copy}, '{}', NULL, \
+             'proto_version', '2', 'publication_names', {publication}, 'messages', 'true', 'binary', 'false')) \
+             TO STDOUT (FORMAT binary); SELECT {stands} FROM {slots}",
+            Lsn(self.at.0.saturating_add(self.reach)),
+        ))?;
+        Ok(true)
+    }
+
+    fn context(&self) -> String {
+        format!("read the backlog of slot {}", self.slot)
+    }
+
+    fn stands(&mut self, row: &TextRow) -> Result<(), Error> {
+        let context = self.context();
+        self.at = position(row, 0, &context)?.max(self.at);
+        self.newest = position(row, 1, &context)?.max(self.newest);
+        Ok(())
     }
 }
 

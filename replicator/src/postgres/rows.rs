@@ -2,7 +2,7 @@
 //!
 //! Sources: PostgreSQL documentation, 55.2.6 "COPY Operations", and the file formats of COPY.
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::message::frontend;
 
 use super::connection::{Connection, HEADER, server_error, unexpected};
@@ -95,6 +95,17 @@ impl Connection {
         };
         self.received.advance(at);
         Ok(over)
+    }
+
+    /// The whole messages with rows that are here, if there are any before something else comes.
+    pub(crate) fn take_copied(&mut self) -> Result<Option<Bytes>, Error> {
+        let mut at = 0;
+        while let Some((b'd', length)) = Self::header(&self.received[at..])?
+            && self.received.len() - at > length
+        {
+            at += length + 1;
+        }
+        Ok((at > 0).then(|| self.received.split_to(at).freeze()))
     }
 
     /// Takes what follows the last row.

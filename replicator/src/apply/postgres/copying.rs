@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::finishing::Work;
+use super::finishing::{Work, analyze};
 use super::{PostgresTarget, not_open};
 use crate::error::Error;
 use crate::lsn::Lsn;
@@ -360,7 +360,7 @@ impl PostgresTarget {
 
     /// The checkpoint, and the end of the note, in one step. Tables of a later snapshot than the slot's keep their record.
     pub(super) async fn commit_copy(&mut self, consistent_point: Lsn) -> Result<Lsn, Error> {
-        self.copying.take().ok_or_else(not_open)?;
+        let attempt = self.copying.take().ok_or_else(not_open)?.attempt;
         let client = &self.session.as_ref().ok_or_else(not_open)?.client;
         let failed = || Error::database("end the copy");
         let slot = &self.spec.slot;
@@ -388,6 +388,7 @@ impl PostgresTarget {
             .map_err(Error::database("set the checkpoint"))?;
         client.batch_execute("COMMIT").await.map_err(Error::database("commit the copy"))?;
         self.expected = consistent_point;
+        self.analyzing = Some(AbortOnDropHandle::new(tokio::spawn(analyze(self.work(attempt)))));
         self.read_window().await?;
         Ok(self.window.settled())
     }

@@ -14,8 +14,8 @@ use tokio_postgres::Client;
 use super::{PostgresTarget, not_open, open};
 use crate::error::Error;
 use crate::postgres::Dsn;
-use crate::schema;
 use crate::schema::statements::{Kind, Statement, statements};
+use crate::{copy, schema};
 
 /// Memory for one session's index: a quarter of what the server caches with, at most 1 GB, never less than it is set to.
 const MEMORY: &str = "SELECT pg_catalog.set_config('maintenance_work_mem', greatest( \
@@ -149,7 +149,7 @@ impl PostgresTarget {
         let sql = schema::for_target(sql, schema::server_version(client).await?);
         let there = Finished::read(client, &work).await?;
         let mut finish = Finish::new(work, &sql, there);
-        finish.connect(start.sessions.clamp(1, crate::copy::MOST_SESSIONS) as usize).await?;
+        finish.connect(start.sessions.clamp(1, copy::MOST_SESSIONS) as usize).await?;
         finish.indexes().await?;
         finish.others(newest > start.consistent_point).await?;
         finish.validate().await
@@ -202,6 +202,28 @@ impl Finished {
     }
 }
 
+/// Statistics of every table that was copied, the biggest first: the stream need not wait for them. What goes wrong is the planner's loss
+/// only, and autovacuum makes it good.
+pub(super) async fn analyze(work: Work) {
+    let done: Result<(), Error> = async {
+        let client = work.connect().await?;
+        let mut tables = copy::tables(&client).await?;
+        tables.sort_by_key(|table| std::cmp::Reverse(table.bytes));
+        for table in tables {
+            let name = table.sql_name();
+            client
+                .batch_execute(&format!("ANALYZE {name}"))
+                .await
+                .map_err(Error::database(format!("analyze {name}")))?;
+        }
+        Ok(())
+    }
+    .await;
+    if let Err(error) = done {
+        tracing::warn!(stream = work.stream, %error, "a copied table has no statistics yet");
+    }
+}
+
 struct Finish {
     work: Work,
     there: Finished,
@@ -237,7 +259,7 @@ impl Finish {
         Ok(())
     }
 
-    /// Keys and indexes of tables that are there, and ANALYZE. One that the server does not understand yet (it needs what
+    /// Keys and indexes of tables that are there. One that the server does not understand yet (it needs what
     /// comes later in the dump) is left to [`Self::others`].
     async fn indexes(&mut self) -> Result<(), Error> {
         let mut jobs: Vec<(i64, bool, Job)> = Vec::new();
@@ -251,12 +273,6 @@ impl Finish {
                 && !self.is_noted(&statement.sql)
             {
                 jobs.push((*size, key, Job { table: table.clone(), sql: statement.sql.clone() }));
-            }
-        }
-        for (table, (size, partitioned)) in &self.there.tables {
-            let sql = format!("ANALYZE {table}");
-            if !partitioned && !self.is_noted(&sql) {
-                jobs.push((*size, false, Job { table: table.clone(), sql }));
             }
         }
         jobs.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.2.table.cmp(&b.2.table)));
@@ -333,7 +349,8 @@ impl Finish {
                 Ok(()) => {
                     self.there.noted.insert(job.sql.clone());
                 }
-                Err(Error::Server { sqlstate, .. }) if lenient && sqlstate.starts_with("42") => {
+                Err(error) if lenient && error.sqlstate().is_some_and(|state| state.starts_with("42")) => {
+                    tracing::info!(statement = job.sql, %error, "tried again with what comes later");
                     client.batch_execute("ROLLBACK").await.map_err(Error::database("go back"))?;
                 }
                 Err(error) => return Err(error),

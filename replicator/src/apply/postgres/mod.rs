@@ -23,6 +23,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::catalog::Tables;
 use self::copying::Copying;
@@ -90,6 +91,8 @@ pub struct PostgresTarget {
     /// The number of the copy to go on with, where one broke.
     attempt: Option<i64>,
     window: Window,
+    /// ANALYZE of what was copied.
+    analyzing: Option<AbortOnDropHandle<()>>,
     /// What the checkpoint says, and what the sender says.
     known: Option<SourceId>,
     source: Option<SourceId>,
@@ -110,6 +113,7 @@ impl PostgresTarget {
             copying: None,
             attempt: None,
             window: Window::default(),
+            analyzing: None,
             known: None,
             source: None,
         })
