@@ -200,12 +200,12 @@ impl<'a> Reader<'a> {
         if hold {
             match self.held(table, &wanted.keys, context).await {
                 Ok(pairs) => return Ok(Answer { pairs, decisive, held: true }),
-                Err(error) if state(&error) == Some(INSUFFICIENT_PRIVILEGE) => {
+                Err(error) if error.sqlstate() == Some(INSUFFICIENT_PRIVILEGE) => {
                     self.may_hold.store(false, Ordering::Relaxed);
                 }
                 // The lock or the stream did not come in time: read without.
                 Err(error)
-                    if matches!(state(&error), Some(LOCK_NOT_AVAILABLE | QUERY_CANCELED | DEADLOCK)) => {}
+                    if matches!(error.sqlstate(), Some(LOCK_NOT_AVAILABLE | QUERY_CANCELED | DEADLOCK)) => {}
                 Err(Error::Unready(_)) => {}
                 Err(error) => return Err(error),
             }
@@ -305,22 +305,14 @@ const DEADLOCK: &str = "40P01";
 const UNDEFINED_TABLE: &str = "42P01";
 const UNDEFINED_COLUMN: &str = "42703";
 
-fn state(error: &Error) -> Option<&str> {
-    match error {
-        Error::Database { source, .. } => source.code().map(tokio_postgres::error::SqlState::code),
-        Error::Server { sqlstate, .. } => Some(sqlstate),
-        _ => None,
-    }
-}
-
 /// The statement was cancelled by its timeout.
 pub(super) fn too_slow(error: &Error) -> bool {
-    state(error) == Some(QUERY_CANCELED)
+    error.sqlstate() == Some(QUERY_CANCELED)
 }
 
 /// The table, or a column of it, is not there (any more).
 pub(super) fn gone(error: &Error) -> bool {
-    matches!(state(error), Some(UNDEFINED_TABLE | UNDEFINED_COLUMN))
+    matches!(error.sqlstate(), Some(UNDEFINED_TABLE | UNDEFINED_COLUMN))
 }
 
 fn end_of_page(position: Lsn, block: u64, segment: u64) -> Lsn {
