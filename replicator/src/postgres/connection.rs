@@ -181,7 +181,7 @@ pub(crate) struct Connection {
     socket: Box<dyn Socket>,
     pub(super) received: BytesMut,
     /// Whole messages on their way out: a cancelled send is finished by whatever call comes next.
-    pub(super) outgoing: BytesMut,
+    outgoing: BytesMut,
 }
 
 impl Connection {
@@ -321,11 +321,16 @@ impl Connection {
 
     /// Runs the command that turns the connection into a two-way copy.
     pub(crate) async fn copy_both(&mut self, sql: &str, context: &str) -> Result<(), Error> {
+        self.begin_copy(sql, b'W', context).await
+    }
+
+    /// Runs a command that begins a copy, as the message `begins` tells.
+    pub(super) async fn begin_copy(&mut self, sql: &str, begins: u8, context: &str) -> Result<(), Error> {
         frontend::query(sql, &mut self.outgoing).map_err(Error::io(context))?;
         loop {
             let frame = self.frame(context).await?;
             match frame.tag {
-                b'W' => return Ok(()),
+                tag if tag == begins => return Ok(()),
                 b'E' => return Err(server_error(context, frame.body)),
                 b'N' | b'S' => {}
                 tag => return Err(unexpected(tag, context)),

@@ -3,7 +3,6 @@
 //! Sources: PostgreSQL documentation, 55.2.6 "COPY Operations", and the file formats of COPY.
 
 use bytes::{Buf, Bytes, BytesMut};
-use postgres_protocol::message::frontend;
 
 use super::connection::{Connection, HEADER, server_error, unexpected};
 use crate::error::Error;
@@ -47,16 +46,7 @@ fn is_end(content: &[u8]) -> bool {
 impl Connection {
     /// Runs the command that makes the server send rows.
     pub(crate) async fn copy_out(&mut self, sql: &str, context: &str) -> Result<(), Error> {
-        frontend::query(sql, &mut self.outgoing).map_err(Error::io(context))?;
-        loop {
-            let frame = self.frame(context).await?;
-            match frame.tag {
-                b'H' => return Ok(()),
-                b'E' => return Err(server_error(context, frame.body)),
-                b'N' | b'S' => {}
-                tag => return Err(unexpected(tag, context)),
-            }
-        }
+        self.begin_copy(sql, b'H', context).await
     }
 
     /// Moves what is here of the rows to `out`, which holds less than `enough` bytes and then at most as many; true when the last one is through.

@@ -110,7 +110,8 @@ async fn do_not_notice_cutovers(cutovers: usize, shared: Option<usize>) -> Resul
     ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
     let view = leader.ready().await?;
     bench::balances(&connect(leader.zone(&view.primary)).await?, took.len()).await?;
-    ensure!(took.len() > 1_000, "only {} transactions", took.len());
+    // They keep their pace, however long a cutover takes.
+    ensure!(took.len() > 100 * cutovers, "only {} transactions", took.len());
     Ok(())
 }
 
