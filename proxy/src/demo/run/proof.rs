@@ -1,6 +1,8 @@
 //! The end of the demo: every claim, checked against the databases.
 
 use anyhow::{Context, Result};
+use replicator::Lsn;
+use tokio_postgres::types::PgLsn;
 
 use super::super::load::Outcome;
 use super::super::zone::{GODWIT_ROLE, Playground, Zone};
@@ -72,6 +74,12 @@ pub(super) async fn print(
     );
     println!("{}", if holds { "\nall of it holds" } else { "\nNOT proven" });
     Ok(holds)
+}
+
+/// The end of what is written in a zone.
+pub(super) async fn position(zone: &Zone) -> Result<Lsn> {
+    let row = connect(zone).await?.query_one("SELECT pg_current_wal_flush_lsn()", &[]).await?;
+    Ok(Lsn(row.get::<_, PgLsn>(0).into()))
 }
 
 async fn connect(zone: &Zone) -> Result<tokio_postgres::Client> {
