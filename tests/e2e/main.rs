@@ -8,6 +8,7 @@ mod backlog;
 mod clients;
 mod copying;
 mod cutover;
+mod demo;
 mod doctor;
 mod drivers;
 mod events;
