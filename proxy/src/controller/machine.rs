@@ -1,7 +1,6 @@
 //! The actor: takes events and commands, steps the machine, writes the journal, starts effects.
 
 mod approving;
-mod ending;
 mod tasks;
 
 use std::collections::HashMap;
@@ -39,7 +38,7 @@ use crate::audit::Entry;
 use crate::clock::{self, Steady};
 use crate::feeds::learning::Learner;
 use crate::history::{History, HistoryError};
-use crate::store::LedgerRow;
+use crate::store::{Ended, LedgerRow};
 use crate::telemetry::metrics as telemetry;
 
 /// How often deadlines and the gate are looked at while a migration runs.
@@ -292,7 +291,10 @@ impl Machine {
         let now = self.moment();
         match step(&self.state, event.clone(), now) {
             Ok((next, effects)) => {
-                let end = effects.iter().find_map(ending::of);
+                let end = effects.iter().find_map(|effect| match effect {
+                    Effect::CloseRun { outcome, .. } => Some(outcome),
+                    _ => None,
+                });
                 if let Err(why) = self.adopt(next, name, now, end) {
                     self.journal_failed(&why, event);
                     return;
@@ -317,7 +319,11 @@ impl Machine {
         if next == self.state {
             return Ok(());
         }
-        let end = self.write(&next, event, now, end)?;
+        let ends = self.state.run.as_ref().zip(end);
+        let gives_back = ends.map_or(Ok(None), |(run, outcome)| self.gives_back(run, outcome));
+        let retirement = gives_back.as_ref().ok().and_then(Option::as_ref);
+        let ended = ends.map(|(run, outcome)| Ended { run: &run.id, outcome, retirement });
+        self.hands.journal.append(&next, event, now, ended).map_err(chain)?;
         self.journal_fails = None;
         if next.phase != self.state.phase {
             self.hands.audit.note(audited::step(&self.state, &next, event));
@@ -351,8 +357,9 @@ impl Machine {
             StepView { phase: before.phase.name().into(), started_ms: before.since.0, ended_ms: Some(now.0) };
         self.tell_step(&before, &left, now);
         self.publish();
-        if let Some(end) = end {
-            self.end(end, left, now);
+        if let Some((run, outcome)) = before.run.as_ref().zip(end) {
+            self.retire(gives_back);
+            self.tell_end(run, outcome, left, now);
         }
         Ok(())
     }
@@ -369,6 +376,12 @@ impl Machine {
                 self.hands.events.migration(&MigrationEvent::of(&self.state, run, now, left));
             }
         }
+    }
+
+    fn tell_end(&self, run: &Run, outcome: &Outcome, left: StepView, now: Timestamp) {
+        telemetry::migration_ended(&self.state.resource, outcome);
+        let event = MigrationEvent::of(&self.state, run, now, Some(left));
+        self.hands.events.migration(&MigrationEvent { outcome: Some(outcome.name().into()), ..event });
     }
 
     /// The journal cannot be written: nothing new is done. A gate that closed before any fence opens again at once. What

@@ -109,7 +109,7 @@ pub fn lead(
                     (State::first(name, primary.as_str().into(), shadow.as_str().into(), now), "FirstStart")
                 }
             };
-            journal.append(&first, event, now)?;
+            journal.append(&first, event, now, None)?;
             first
         }
     };
@@ -139,7 +139,7 @@ pub fn lead_anew(
     if let Some(before) = before {
         state.generation = before.generation;
     }
-    journal.append(&state, "Reserved", now)?;
+    journal.append(&state, "Reserved", now, None)?;
     build(config, resource, state, recorder)
 }
 

@@ -106,14 +106,14 @@ pub struct RunRow {
 }
 
 /// The end of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended<'a> {
     /// Its id.
-    pub run: String,
+    pub run: &'a str,
     /// How.
-    pub outcome: Outcome,
+    pub outcome: &'a Outcome,
     /// The old primary that is to be given back.
-    pub retirement: Option<RetirementRow>,
+    pub retirement: Option<&'a RetirementRow>,
 }
 
 /// Commits of a resource since a moment.
@@ -213,29 +213,14 @@ impl Journal {
     }
 
     /// Writes `state` and returns when it is on disk. A run's first record also opens its line in the history, its
-    /// commit and verification complete it: in the same transaction.
-    pub fn append(&self, state: &State, event: &str, at: Timestamp) -> Result<(), StoreError> {
-        self.record(state, event, at, None)
-    }
-
-    /// As [`Journal::append`], for the record that ends a run: its line in the history is completed, and what is to be
-    /// given back noted, in the same transaction. No crash leaves a run that goes on for ever, or an old primary.
-    pub fn append_end(
+    /// commit and verification complete it, and the record that ends a run closes it and notes what is to be given back: in the same
+    /// transaction. No crash leaves a run that goes on for ever, or an old primary.
+    pub fn append(
         &self,
         state: &State,
         event: &str,
         at: Timestamp,
-        ended: &Ended,
-    ) -> Result<(), StoreError> {
-        self.record(state, event, at, Some(ended))
-    }
-
-    fn record(
-        &self,
-        state: &State,
-        event: &str,
-        at: Timestamp,
-        ended: Option<&Ended>,
+        ended: Option<Ended<'_>>,
     ) -> Result<(), StoreError> {
         let text = record::encode(state).map_err(StoreError::Encode)?;
         let write = || {
@@ -279,7 +264,7 @@ impl Journal {
                         run.fence.map(|position| position.0)
                     ])?;
             }
-            if let Some(ended) = ended {
+            if let Some(ended) = &ended {
                 close(&transaction, ended, at)?;
             }
             transaction.commit()
@@ -442,8 +427,8 @@ impl Journal {
 }
 
 /// Ends a run in the history.
-fn close(connection: &Connection, ended: &Ended, at: Timestamp) -> rusqlite::Result<()> {
-    let reason = match &ended.outcome {
+fn close(connection: &Connection, ended: &Ended<'_>, at: Timestamp) -> rusqlite::Result<()> {
+    let reason = match ended.outcome {
         Outcome::Retired | Outcome::Superseded => None,
         Outcome::Aborted(why) => Some(why.as_str()),
     };
@@ -452,7 +437,7 @@ fn close(connection: &Connection, ended: &Ended, at: Timestamp) -> rusqlite::Res
             "UPDATE run SET outcome = ?2, reason = ?3, ended_ms = ?4 WHERE id = ?1 AND outcome IS NULL",
         )?
         .execute(params![ended.run, ended.outcome.name(), reason, at.0])?;
-    ended.retirement.as_ref().map_or(Ok(()), |row| super::notes::retire(connection, row))
+    ended.retirement.map_or(Ok(()), |row| super::notes::retire(connection, row))
 }
 
 fn checksum(text: &str) -> String {
@@ -484,7 +469,7 @@ mod tests {
             let name = event.name();
             let at = Timestamp(10 + index as u64);
             state = step(&state, event, at).expect("the straight road").0;
-            journal.append(&state, name, at).expect("append");
+            journal.append(&state, name, at, None).expect("append");
         }
         state
     }
@@ -502,22 +487,16 @@ mod tests {
         let phases: Vec<String> =
             journal.timeline("m1").expect("read").into_iter().map(|row| row.phase).collect();
         assert_eq!(phases, [Phase::Requested.name(), Phase::Warm.name()]);
-        let ended = Ended {
-            run: "m1".into(),
-            outcome: Outcome::Aborted("tested".into()),
-            retirement: Some(RetirementRow {
-                resource: "orders".into(),
-                zone: "a".into(),
-                run: "m1".into(),
-                done: false,
-            }),
-        };
+        let row =
+            RetirementRow { resource: "orders".into(), zone: "a".into(), run: "m1".into(), done: false };
+        let outcome = Outcome::Aborted("tested".into());
+        let ended = Ended { run: "m1", outcome: &outcome, retirement: Some(&row) };
         let state = State { run: None, ..journal.latest("orders").expect("read").expect("a state") };
-        journal.append_end(&state, "GateOpened", Timestamp(99), &ended).expect("written");
+        journal.append(&state, "GateOpened", Timestamp(99), Some(ended)).expect("written");
         let run = journal.run("m1").expect("read").expect("the run");
         assert_eq!((run.trigger.as_str(), run.outcome.as_deref()), ("ann", Some("aborted")));
         assert_eq!((run.reason.as_deref(), run.ended), (Some("tested"), Some(Timestamp(99))));
-        assert_eq!(journal.retirement("orders").expect("read"), ended.retirement);
+        assert_eq!(journal.retirement("orders").expect("read"), Some(row));
         assert_eq!(journal.commits_since("orders", Timestamp(0)).expect("read"), Commits::default());
     }
 

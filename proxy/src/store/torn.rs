@@ -74,7 +74,7 @@ fn a_torn_end_costs_at_most_the_record_that_was_being_written() {
     assert_eq!(states.last().map(|state| state.phase), Some(Phase::Committed));
     let mut lengths = Vec::new();
     for (at, state) in states.iter().enumerate() {
-        journal.append(state, "test", Timestamp(at as u64)).expect("append");
+        journal.append(state, "test", Timestamp(at as u64), None).expect("append");
         lengths.push(log_length(directory.path()));
         let snapshot = snapshots.path().join(at.to_string());
         std::fs::create_dir(&snapshot).expect("create");

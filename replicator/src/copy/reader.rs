@@ -35,19 +35,20 @@ impl Reader {
         Ok(())
     }
 
-    /// Appends rows to `data` until it holds `enough` bytes, in the middle of a row where it must be; gives how many began.
-    /// False: the part is over. After an error the session cannot be used.
+    /// Appends rows to `data`, which holds less than `enough` bytes, until it holds that many, in the middle of a row where it must be;
+    /// gives how many began. False: the part is over. After an error the session cannot be used.
     pub async fn read(&mut self, data: &mut BytesMut, enough: usize) -> Result<(u32, bool), Error> {
         let before = self.rows.count;
-        while data.len() < enough {
-            if self.connection.take_rows(&mut self.rows, data, enough, &self.context)? {
+        loop {
+            let over = self.connection.take_rows(&mut self.rows, data, enough, &self.context)?;
+            if over {
                 self.connection.end_of_copy(&self.context).await?;
-                return Ok((self.rows.count - before, false));
             }
-            if data.len() < enough {
-                self.connection.fill().await.map_err(Error::io(self.context.as_str()))?;
+            if over || data.len() >= enough {
+                return Ok((self.rows.count - before, !over));
             }
+            let received = self.connection.fill().await;
+            received.map_err(|source| Error::Io { context: self.context.clone(), source })?;
         }
-        Ok((self.rows.count - before, true))
     }
 }

@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connection::{Connection, HEADER, Purpose, TextRow, server_error, text_row, unexpected, within};
+use super::rows::SIGNATURE;
 use super::{CONNECT_TIMEOUT, Dsn, quote_ident, quote_literal};
 use crate::change::LargeHeader;
 use crate::error::Error;
@@ -52,8 +53,6 @@ const FOLLOW_EVERY: Duration = Duration::from_secs(60);
 const SILENCE: Duration = Duration::from_secs(30);
 /// A chunk without any change brings so many bytes: a message with COPY's header and end.
 const EMPTY: usize = HEADER + SIGNATURE.len() + 2;
-/// What COPY's binary format begins with.
-const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
 /// What the backlog brings.
 #[derive(Debug)]
@@ -349,16 +348,20 @@ impl Reading {
 
     /// Waits for more bytes. While none come somebody looks from time to time whether the server still works on it.
     async fn fill(&mut self) -> Result<(), Error> {
-        let context = self.context();
-        loop {
-            match tokio::time::timeout(SILENCE, self.connection.fill()).await {
-                Ok(received) => return received.map_err(Error::io(context)),
-                Err(_) => tokio::select! {
-                    biased;
-                    received = self.connection.fill() => return received.map_err(Error::io(context)),
-                    alive = works(&self.dsn, &self.backend) => alive?,
-                },
+        let lost = async {
+            loop {
+                tokio::time::sleep(SILENCE).await;
+                if let Err(error) = works(&self.dsn, &self.backend).await {
+                    return error;
+                }
             }
+        };
+        tokio::select! {
+            biased;
+            received = self.connection.fill() => {
+                received.map_err(|source| Error::Io { context: self.context(), source })
+            }
+            error = lost => Err(error),
         }
     }
 

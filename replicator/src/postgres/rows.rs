@@ -10,6 +10,9 @@ use crate::error::Error;
 /// A message up to this length is taken whole: the end of the binary format is recognised by its own.
 const SHORT: usize = 64;
 
+/// What COPY's binary format begins with: signature, flags and the length of an extension, none of which PostgreSQL sets.
+pub(super) const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+
 /// How far the rows of a copy have come.
 #[derive(Debug, Default)]
 pub(crate) struct Rows {
@@ -35,12 +38,7 @@ impl Rows {
 
 /// The end mark, alone or (no row at all) right behind the header.
 fn is_end(content: &[u8]) -> bool {
-    const END: [u8; 2] = [0xff; 2];
-    const HEADER: usize = 19;
-    content == END
-        || (content.len() == HEADER + END.len()
-            && content.starts_with(b"PGCOPY\n")
-            && content.ends_with(&END))
+    content.strip_prefix(SIGNATURE).unwrap_or(content) == [0xff; 2]
 }
 
 impl Connection {
@@ -49,7 +47,8 @@ impl Connection {
         self.begin_copy(sql, b'H', context).await
     }
 
-    /// Moves what is here of the rows to `out`, which holds less than `enough` bytes and then at most as many; true when the last one is through.
+    /// Moves what is here of the rows to `out`, which holds less than `enough` bytes and then at most as many; true when the
+    /// last one is through.
     pub(crate) fn take_rows(
         &mut self,
         rows: &mut Rows,
@@ -116,8 +115,6 @@ impl Connection {
 mod tests {
     use super::*;
 
-    const HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-
     fn message(tag: u8, content: &[u8]) -> Vec<u8> {
         let length = u32::try_from(content.len() + 4).expect("short").to_be_bytes();
         [&[tag], &length[..], content].concat()
@@ -146,7 +143,7 @@ mod tests {
     #[test]
     fn rows_come_whole_however_the_bytes_are_cut() {
         let long = vec![b'x'; 300];
-        let first = [HEAD, b"one"].concat();
+        let first = [SIGNATURE, b"one"].concat();
         let contents: [&[u8]; 4] = [&first, b"two", &long, b"\xff\xff"];
         let mut sent: Vec<u8> = contents.iter().flat_map(|content| message(b'd', content)).collect();
         sent.extend(message(b'N', b"SNOTICE\0\0"));
@@ -162,7 +159,7 @@ mod tests {
 
     #[test]
     fn only_the_binary_format_has_an_end_mark() {
-        let empty = [HEAD, b"\xff\xff"].concat();
+        let empty = [SIGNATURE, b"\xff\xff"].concat();
         let sent = [message(b'd', &empty), message(b'c', b"")].concat();
         assert_eq!(take(&sent, true, 4, 1000).expect("valid"), (0, empty.clone(), true));
         let text = [message(b'd', b"\xff\xff"), message(b'c', b"")].concat();

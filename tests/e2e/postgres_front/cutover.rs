@@ -111,7 +111,7 @@ async fn do_not_notice_cutovers(cutovers: usize, shared: Option<usize>) -> Resul
     let view = leader.ready().await?;
     bench::balances(&connect(leader.zone(&view.primary)).await?, took.len()).await?;
     // They keep their pace, however long a cutover takes.
-    ensure!(took.len() > 100 * cutovers, "only {} transactions", took.len());
+    ensure!(took.len() > 200 * cutovers, "only {} transactions", took.len());
     Ok(())
 }
 

@@ -259,8 +259,8 @@ impl Finish {
         Ok(())
     }
 
-    /// Keys and indexes of tables that are there. One that the server does not understand yet (it needs what
-    /// comes later in the dump) is left to [`Self::others`].
+    /// Keys and indexes of tables that are there. One that the server does not understand yet (it needs what comes later in the
+    /// dump) is left to [`Self::others`].
     async fn indexes(&mut self) -> Result<(), Error> {
         let mut jobs: Vec<(i64, bool, Job)> = Vec::new();
         for statement in &self.statements {
