@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use godwit_tests::postgres::{TestCluster, other_major};
+use godwit_tests::postgres::{TestCluster, other_major, wal_position};
 use replicator::link::memory::Options;
 use replicator::postgres::slot;
 use replicator::pump::LocalPeer;
 use replicator::status::Phase;
 use tokio_postgres::Client;
 
-use crate::stream::{DATABASE, PATIENCE, Pair, Running, SCHEMA, hard_changes, position, seed_rows, spec};
+use crate::stream::{DATABASE, PATIENCE, Pair, Running, SCHEMA, hard_changes, seed_rows, spec};
 
 /// Copies of slots that backlogs are read from now.
 async fn copies(client: &Client) -> Result<i64> {
@@ -58,7 +58,7 @@ async fn wide(pair: &Pair) -> Result<()> {
             "BEGIN; INSERT INTO words SELECT 'wide' || g, 5000000 + g FROM generate_series(1, 20000) g",
         )
         .await?;
-    let before = position(client).await?;
+    let before = wal_position(client).await?;
     let elsewhere = pair.source.connect("postgres").await?;
     elsewhere
         .batch_execute(
@@ -66,7 +66,7 @@ async fn wide(pair: &Pair) -> Result<()> {
              INSERT INTO filler SELECT repeat('x', 1500) FROM generate_series(1, 110000)",
         )
         .await?;
-    ensure!(position(client).await?.bytes_since(before) > 140 << 20, "too little for two chunks");
+    ensure!(wal_position(client).await?.bytes_since(before) > 140 << 20, "too little for two chunks");
     client
         .batch_execute(
             "INSERT INTO words SELECT 'end' || g, 6000000 + g FROM generate_series(1, 100) g; COMMIT",
@@ -82,9 +82,9 @@ async fn behind(pair: &Pair) -> Result<()> {
     stream.wait(|status| status.phase == Phase::Streaming).await?;
     pair.caught_up(&stream).await?;
     stream.stop().await?;
-    let before = position(&pair.from).await?;
+    let before = wal_position(&pair.from).await?;
     pile_up(pair).await?;
-    ensure!(position(&pair.from).await?.bytes_since(before) > 16 << 20, "too little for a backlog");
+    ensure!(wal_position(&pair.from).await?.bytes_since(before) > 16 << 20, "too little for a backlog");
     Ok(())
 }
 
@@ -99,7 +99,7 @@ async fn journey(source: u32, target: u32) -> Result<()> {
         spec(1),
         pair.source_end(),
     );
-    let now = position(&pair.from).await?;
+    let now = wal_position(&pair.from).await?;
     let (deadline, mut seen) = (Instant::now() + PATIENCE, false);
     while stream.status.borrow().applied_lsn < now {
         seen |= copies(&pair.from).await? > 0;
@@ -112,7 +112,7 @@ async fn journey(source: u32, target: u32) -> Result<()> {
     // And then it streams: what is written now arrives, the copy of the slot is gone, the WAL is released.
     pair.from.batch_execute("INSERT INTO ranks VALUES (77777, 77777)").await?;
     pair.caught_up(&stream).await?;
-    let now = position(&pair.from).await?;
+    let now = wal_position(&pair.from).await?;
     stream.wait(|status| status.applied_lsn >= now).await?;
     while slot::slot_info(&pair.from, &spec(1).slot).await?.and_then(|slot| slot.confirmed_flush) < Some(now)
     {

@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use godwit_tests::waiting::until;
 use replicator::copy::CopyOptions;
 use replicator::link::memory::Options;
 use replicator::pump::{LocalEnd, LocalPeer};
 use replicator::status::Phase;
 use tokio_postgres::Client;
 
-use super::services::until;
 use super::stream::{Pair, Running, spec};
 
 const BIG: &str = "

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use godwit::admin::{Problem, SectionView};
 use godwit::audit::verify::verify;
 use godwit::cli::client::{Client, Refusal};
@@ -20,7 +20,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::leader::{PROGRAM, connect, load, options};
+use crate::leader::{PROGRAM, connect, load, options, until_answer};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -199,23 +199,7 @@ async fn until(
     what: &str,
     reached: impl Fn(&ResourceView) -> bool,
 ) -> Result<ResourceView> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    let mut last = None;
-    loop {
-        node.check()?;
-        let view: Result<ResourceView> = client.fetch(&format!("/api/v1/resources/{resource}")).await;
-        if let Ok(view) = view {
-            if reached(&view) {
-                return Ok(view);
-            }
-            last = Some(view);
-        }
-        if tokio::time::Instant::now() > deadline {
-            let short = last.as_ref().map(|view| (&view.phase, &view.primary, &view.problems));
-            bail!("waited in vain: {what}; {short:?}\n{}", node.tail(40));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until_answer(node, client, &format!("/api/v1/resources/{resource}"), what, reached).await
 }
 
 fn movable(view: &ResourceView) -> bool {

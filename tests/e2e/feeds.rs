@@ -12,12 +12,10 @@ use godwit::feeds::external::Secret;
 use godwit::feeds::external::finding::Finding;
 use godwit::feeds::external::view::FeedView;
 use godwit::feeds::external::webhook;
+use godwit_tests::http as service;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use hyper_util::rt::TokioExecutor;
 
 use crate::leader::{Leader, PROGRAM, options};
 
@@ -34,39 +32,27 @@ struct Says {
 struct Service {
     address: SocketAddr,
     says: Arc<Mutex<Says>>,
-    _tasks: JoinSet<()>,
+    _running: service::Service,
 }
 
 impl Service {
     async fn start() -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let (address, says) = (listener.local_addr()?, Arc::<Mutex<Says>>::default());
-        let shared = says.clone();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut open = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                let says = shared.clone();
-                open.spawn(async move {
-                    let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
-                        let says = says.lock().expect("never poisoned");
-                        let (status, body) = match request.uri().path() {
-                            _ if says.broken => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
-                            "/prices" => (StatusCode::OK, says.prices.clone()),
-                            "/api/v2/scheduled-maintenances.json" => (StatusCode::OK, says.works.clone()),
-                            _ => (StatusCode::NOT_FOUND, String::new()),
-                        };
-                        let mut response = Response::new(Full::new(Bytes::from(body)));
-                        *response.status_mut() = status;
-                        async move { Ok::<_, std::convert::Infallible>(response) }
-                    });
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), answer)
-                        .await;
-                });
-            }
-        });
-        Ok(Self { address, says, _tasks: tasks })
+        let says = Arc::<Mutex<Says>>::default();
+        let shared = Arc::clone(&says);
+        let service = service::Service::start(move |request| {
+            let says = shared.lock().expect("never poisoned");
+            let (status, body) = match request.uri().path() {
+                _ if says.broken => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
+                "/prices" => (StatusCode::OK, says.prices.clone()),
+                "/api/v2/scheduled-maintenances.json" => (StatusCode::OK, says.works.clone()),
+                _ => (StatusCode::NOT_FOUND, String::new()),
+            };
+            let mut response = Response::new(Full::new(Bytes::from(body)));
+            *response.status_mut() = status;
+            response
+        })
+        .await?;
+        Ok(Self { address: service.address, says, _running: service })
     }
 
     fn say(&self, change: impl FnOnce(&mut Says)) {

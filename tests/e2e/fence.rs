@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use godwit_tests::postgres::{SUPERUSER, TestCluster, other_major};
+use godwit_tests::waiting::until;
 use replicator::error::{Error, ErrorKind};
 use replicator::fence::{self, FenceSpec};
 use replicator::sequences::{self, SequenceState};
@@ -93,18 +94,6 @@ fn sqlstate(error: &tokio_postgres::Error) -> &str {
     error.code().map_or("", |code| code.code())
 }
 
-/// Waits until a fact holds, for at most ten seconds.
-async fn until<F: Future<Output = Result<bool>>>(what: &str, mut fact: impl FnMut() -> F) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !fact().await? {
-        if Instant::now() > deadline {
-            bail!("timed out: {what}");
-        }
-        tokio::task::yield_now().await;
-    }
-    Ok(())
-}
-
 async fn both<F: Future<Output = Result<()>>>(test: impl Fn(u32) -> F) -> Result<()> {
     for major in [15, other_major()] {
         test(major).await.with_context(|| format!("PostgreSQL {major}"))?;
@@ -147,7 +136,7 @@ async fn not_one_write_after_close_under_eight_writers() -> Result<()> {
         let acknowledged = Arc::new(AtomicU64::new(0));
         let config = setup.cluster.config_as("app", "shop");
         let writers = writers(&config, &acknowledged);
-        until("writers are busy", || async { Ok(acknowledged.load(Ordering::SeqCst) > 300) }).await?;
+        until("writers are busy", async || Ok(acknowledged.load(Ordering::SeqCst) > 300)).await?;
 
         let before = Instant::now();
         let report = fence::close(&setup.admin, &spec(2)).await?;
@@ -158,7 +147,7 @@ async fn not_one_write_after_close_under_eight_writers() -> Result<()> {
         assert!(report.terminated >= 1, "{report:?}");
         // The writers go on trying for a while.
         let until_then = Instant::now() + Duration::from_millis(500);
-        until("half a second of attempts", || async { Ok(Instant::now() > until_then) }).await?;
+        until("half a second of attempts", async || Ok(Instant::now() > until_then)).await?;
         assert_eq!(setup.orders().await?, at_close);
         assert!(acknowledged.load(Ordering::SeqCst) <= u64::try_from(at_close)?);
         assert!(acknowledged_at_close <= u64::try_from(at_close)?);
@@ -188,7 +177,7 @@ async fn not_one_write_after_close_under_eight_writers() -> Result<()> {
         // An abort: the same writers carry on.
         fence::open(&setup.admin, "orders", 1, Some("m1")).await?;
         let resumed = acknowledged.load(Ordering::SeqCst);
-        until("writers resume", || async { Ok(acknowledged.load(Ordering::SeqCst) > resumed + 50) }).await?;
+        until("writers resume", async || Ok(acknowledged.load(Ordering::SeqCst) > resumed + 50)).await?;
         for writer in writers {
             writer.abort();
         }

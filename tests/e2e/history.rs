@@ -1,7 +1,5 @@
 //! What is kept of a service, read back through the API and the command line, and what a restart makes of it.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail, ensure};
 use godwit::admin::{HistoryView, LatencyView, Problem};
 use godwit::cli::client::Refusal;
@@ -9,30 +7,10 @@ use godwit::controller::forecast::ForecastView;
 use godwit::controller::zones::ChoiceView;
 use godwit::demo::zone::{Playground, RESOURCE};
 
-use crate::leader::{Leader, PATIENCE, PROGRAM, load, options};
+use crate::leader::{Leader, PROGRAM, load, options};
 
 async fn get<T: serde::de::DeserializeOwned>(leader: &Leader<'_>, path: &str) -> Result<T> {
     leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}/{path}")).await
-}
-
-/// Asks until the answer is as wanted.
-async fn until<T: serde::de::DeserializeOwned + std::fmt::Debug>(
-    leader: &mut Leader<'_>,
-    path: &str,
-    wanted: impl Fn(&T) -> bool,
-) -> Result<T> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        leader.node.check()?;
-        let answer: Result<T> = get(leader, path).await;
-        if answer.as_ref().is_ok_and(&wanted) {
-            return answer;
-        }
-        if tokio::time::Instant::now() > deadline {
-            bail!("waited in vain: {path}; {answer:#?}\n{}", leader.node.tail(20));
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 /// The program's answer: exit code, standard output, standard error.
@@ -52,15 +30,17 @@ async fn a_node_that_is_restarted_forecasts_at_once_from_what_it_kept() -> Resul
     let playground = Playground::start(&options).await?;
     let mut leader = Leader::start(&playground, &[])?;
     let load = load(&playground, 60.0, "history");
-    let recorded: ForecastView = until(&mut leader, "forecast", |view: &ForecastView| {
-        !view.steps.is_empty() && view.trust.steps >= 30
-    })
-    .await?;
+    let recorded: ForecastView = leader
+        .until_answer("forecast", "a forecast", |view: &ForecastView| {
+            !view.steps.is_empty() && view.trust.steps >= 30
+        })
+        .await?;
     ensure!(recorded.trust.replayed == 0 && recorded.steps.len() == 20, "{recorded:#?}");
     ensure!(recorded.trust.abstained.iter().any(|of| of.reason == "too_few"), "{:?}", recorded.trust);
     ensure!(recorded.trust.ahead[0].coverage.is_some(), "{:?}", recorded.trust);
-    let latency: LatencyView =
-        until(&mut leader, "latency?step=10s", |view: &LatencyView| view.points.len() >= 6).await?;
+    let latency: LatencyView = leader
+        .until_answer("latency?step=10s", "a minute of latency", |view: &LatencyView| view.points.len() >= 6)
+        .await?;
     let upstream = latency.points.iter().find(|point| point.segment == "upstream").context("upstream")?;
     ensure!(
         upstream.count > 0 && upstream.p95_ms > 0.0 && upstream.p50_ms <= upstream.max_ms,
@@ -84,7 +64,7 @@ async fn a_node_that_is_restarted_forecasts_at_once_from_what_it_kept() -> Resul
     drop(leader);
     let mut leader = Leader::start(&playground, &[])?;
     let again: ForecastView =
-        until(&mut leader, "forecast", |view: &ForecastView| view.trust.replayed > 0).await?;
+        leader.until_answer("forecast", "a forecast", |view: &ForecastView| view.trust.replayed > 0).await?;
     ensure!(again.abstained.is_none() && again.steps.len() == 20, "{again:#?}\n{}", leader.node.tail(20));
     ensure!(again.trust.replayed >= 20 && again.zone == "eu-west", "{:?}", again.trust);
     exports(&leader).await

@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use godwit_tests::postgres::{TestCluster, other_major};
+use godwit_tests::postgres::{TestCluster, other_major, wal_position};
 use replicator::copy::CopyOptions;
 use replicator::link::memory::Options;
 use replicator::postgres::slot;
 use replicator::pump::{LocalEnd, LocalPeer, StreamSpec, maintain};
 use replicator::spill::Spill;
 use replicator::status::{Phase, StreamStatus};
-use replicator::{Lsn, fence, identity};
+use replicator::{fence, identity};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -64,8 +64,7 @@ impl Stream {
     }
 
     async fn applied(&self, source: &Client) -> Result<()> {
-        let text: String = source.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
-        let position: Lsn = text.parse()?;
+        let position = wal_position(source).await?;
         self.wait(|status| status.applied_lsn >= position).await.map(drop)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use godwit_tests::postgres::{TestCluster, other_major};
+use godwit_tests::postgres::{TestCluster, other_major, wal_position};
 use replicator::Lsn;
 use replicator::change::{Change, Transaction};
 use replicator::copy::CopyOptions;
@@ -104,11 +104,6 @@ async fn digest(client: &Client, table: &str) -> Result<(i64, String)> {
     let sql = format!("SELECT count(*), coalesce(sum(hashtextextended(x::text, 0)), 0)::text FROM {table} x");
     let row = client.query_one(&sql, &[]).await?;
     Ok((row.get(0), row.get(1)))
-}
-
-async fn position(client: &Client) -> Result<Lsn> {
-    let text: String = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
-    Ok(text.parse()?)
 }
 
 /// Who streams, and what it has reported.
@@ -301,7 +296,7 @@ async fn bulk(pair: &Pair, rows_in_all: i64, memory: u64, limit: u64) -> Result<
         rows(&big, from, to).await?;
         small.execute("INSERT INTO small VALUES ($1, 0)", &[&part]).await?;
         // What commits in between does not wait for it.
-        let now = position(&small).await?;
+        let now = wal_position(&small).await?;
         let status = stream.wait("a small one passes", |status| status.applied_lsn >= now).await?;
         ensure!(status.open.memory_bytes <= memory, "over the bound: {:?}", status.open);
         seen.disk_bytes = seen.disk_bytes.max(status.open.disk_bytes);
@@ -313,7 +308,7 @@ async fn bulk(pair: &Pair, rows_in_all: i64, memory: u64, limit: u64) -> Result<
     .await?;
     let committed = Instant::now();
     ensure!(seen.disk_bytes > rows_in_all as u64 * 900 / 2, "spilled only {} bytes", seen.disk_bytes);
-    let (names, now) = (std::fs::read_dir(directory.path())?.count(), position(&small).await?);
+    let (names, now) = (std::fs::read_dir(directory.path())?.count(), wal_position(&small).await?);
     ensure!(names == 0, "{names} spill files have names");
     // In the middle of its way to the target.
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -362,7 +357,7 @@ async fn a_conflict_or_a_failing_disk_in_the_middle_leaves_nothing_and_loses_not
     stream.wait("streaming", |status| status.phase == Phase::Streaming).await?;
     rows(&pair.from, 0, 7_999).await?;
     rows(&pair.from, 8_000, 8_010).await?;
-    let now = position(&pair.from).await?;
+    let now = wal_position(&pair.from).await?;
 
     let named = spill.directory.display().to_string();
     stream.wait("the disk fails", |status| failed(status, &[&named, "(os error"])).await?;
@@ -412,7 +407,7 @@ async fn blocked(source: &str, held: Duration) -> Result<()> {
         pair.to.query_one("SELECT applied_lsn::text FROM godwit.progress", &[]).await?.get(0);
     let (_, write, flush) = walsender(&pair.from).await?;
     ensure!(flush <= checkpoint.parse()?, "more than what is durable was reported");
-    let end = position(&pair.from).await?;
+    let end = wal_position(&pair.from).await?;
     ensure!(end.bytes_since(write) > 10 << 20, "nothing held the source back: {write} of {end}");
     lock.batch_execute("COMMIT").await?;
     stream.wait("caught up", |status| status.applied_lsn >= end).await?;

@@ -1,5 +1,6 @@
 //! A leader node under test: the program as a process, its playground, and a client of its API.
 
+use std::fmt::Debug;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,10 +13,12 @@ use godwit::demo::node::Node;
 use godwit::demo::orders::schema::Seed;
 use godwit::demo::zone::{GODWIT_ROLE, Options, POLICY, Playground, RESOURCE, Zone};
 use godwit_tests::postgres::{bin_directory, other_major};
+pub(crate) use godwit_tests::waiting::PATIENCE;
+use godwit_tests::waiting::PAUSE;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_godwit-under-test");
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const SEED: Seed = Seed { customers: 500, orders: 2_000 };
 
 pub(crate) fn options(agent: bool) -> Result<Options> {
@@ -55,6 +58,28 @@ pub(crate) fn listening(playground: &Playground, more: &str) -> Result<String> {
     Ok(changed)
 }
 
+/// Waits until a node answers so at `path`; the error has the last answer and the end of the node's log.
+pub(crate) async fn until_answer<T: DeserializeOwned + Debug>(
+    node: &mut Node,
+    client: &Client,
+    path: &str,
+    what: &str,
+    reached: impl Fn(&T) -> bool,
+) -> Result<T> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        node.check()?;
+        let answer: Result<T> = client.fetch(path).await;
+        if answer.as_ref().is_ok_and(&reached) {
+            return answer;
+        }
+        if tokio::time::Instant::now() > deadline {
+            bail!("waited in vain: {what}; last answered at {path}: {answer:#?}\n{}", node.tail(30));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 pub(crate) struct Leader<'a> {
     pub(crate) node: Node,
     pub(crate) client: Client,
@@ -71,28 +96,24 @@ impl<'a> Leader<'a> {
         self.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await
     }
 
-    /// Waits for a state of the resource; the error says what it was instead, with the end of the log.
+    /// Waits for a state of the resource.
     pub(crate) async fn until(
         &mut self,
         what: &str,
         reached: impl Fn(&ResourceView) -> bool,
     ) -> Result<ResourceView> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        let mut last = None;
-        loop {
-            self.node.check()?;
-            if let Ok(view) = self.view().await {
-                if reached(&view) {
-                    return Ok(view);
-                }
-                last = Some(view);
-            }
-            if tokio::time::Instant::now() > deadline {
-                let short = last.as_ref().map(|view| (&view.phase, &view.problems, &view.migration));
-                bail!("waited in vain: {what}; {short:?}\nlast seen {last:#?}\n{}", self.node.tail(30));
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.until_answer("", what, reached).await
+    }
+
+    /// Waits until the node answers so what is asked of the resource: `latency`, for example, or nothing for the resource itself.
+    pub(crate) async fn until_answer<T: DeserializeOwned + Debug>(
+        &mut self,
+        about: &str,
+        what: &str,
+        reached: impl Fn(&T) -> bool,
+    ) -> Result<T> {
+        let path = format!("/api/v1/resources/{RESOURCE}/{about}");
+        until_answer(&mut self.node, &self.client, path.trim_end_matches('/'), what, reached).await
     }
 
     /// Ready for a migration: it follows, and the guards that bind an operator pass.

@@ -40,6 +40,7 @@ mod source;
 mod standby;
 mod stream;
 mod tls;
+mod traces;
 mod types;
 mod upgrade;
 mod verification;

@@ -16,6 +16,7 @@ use godwit::demo::zone::{self, Playground};
 use godwit::drivers::process::{ProcessProvisioning, Timeouts};
 use godwit::drivers::{DriverErrorKind, PlacementStatus, Provisioning};
 use godwit_tests::postgres::{TestCluster, bin_directory, other_major};
+use godwit_tests::waiting::until;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -27,17 +28,6 @@ use tokio_postgres::Client;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_godwit-under-test");
 /// Set in the process that provisions and is killed; see [`provision_and_wait`].
 const DIRECTORY: &str = "GODWIT_TEST_PROVISION";
-const PATIENCE: Duration = Duration::from_mins(1);
-
-/// Waits until `look` says yes.
-pub(crate) async fn until(what: &str, mut look: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !look().await? {
-        ensure!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
-}
 
 fn directory() -> Result<tempfile::TempDir> {
     let directory = tempfile::Builder::new().prefix("godwit-services-").tempdir()?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use godwit::demo::zone::{Playground, RESOURCE};
-use replicator::Lsn;
+use godwit_tests::postgres::wal_position;
 use replicator::link::memory::Options;
 use replicator::postgres::slot;
 use replicator::pump::LocalPeer;
@@ -152,9 +152,7 @@ async fn an_idle_database_beside_a_busy_one_keeps_no_wal() -> Result<()> {
         let seen = look().await?;
         most = most.max(seen.retained_bytes);
         if goal.is_none() && written >= 64 {
-            let text: String =
-                pair.from.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
-            goal = Some(text.parse::<Lsn>()?);
+            goal = Some(wal_position(&pair.from).await?);
         }
         // The server moves `restart_lsn` on at its own pace: each 15 s, or at a checkpoint.
         if let Some(goal) =

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use godwit_tests::postgres::{TestCluster, other_major};
+use godwit_tests::waiting;
 use replicator::pgoutput::Event;
 use replicator::postgres::Dsn;
 use replicator::postgres::slot::{self, Lane};
@@ -53,13 +54,10 @@ async fn text(client: &Client, sql: &str) -> Result<String> {
     Ok(client.query_one(sql, &[]).await?.get(0))
 }
 
+/// Waits until the server says that `condition` is true.
 async fn until(what: &str, client: &Client, condition: &str) -> Result<()> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !client.query_one(&format!("SELECT {condition}"), &[]).await?.get::<_, bool>(0) {
-        ensure!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
+    let sql = format!("SELECT {condition}");
+    waiting::until(what, async || Ok(client.query_one(&sql, &[]).await?.get(0))).await
 }
 
 /// A role that is no superuser is told what it lacks; with exactly that it joins, waits and leaves no trace.

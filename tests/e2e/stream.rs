@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit_tests::postgres::{TestCluster, other_major};
+use godwit_tests::postgres::{TestCluster, other_major, wal_position};
 use replicator::change::MARKER_PREFIX;
 use replicator::copy::CopyOptions;
 use replicator::link::memory::Options;
@@ -116,7 +116,7 @@ impl Pair {
 
     /// Waits until the target has applied all that is in the source now.
     pub(crate) async fn caught_up(&self, stream: &Running) -> Result<()> {
-        let now = position(&self.from).await?;
+        let now = wal_position(&self.from).await?;
         stream.wait(|status| status.applied_lsn >= now).await.context("catch up")?;
         self.equal().await
     }
@@ -134,12 +134,6 @@ async fn rows(client: &Client, table: &str) -> Result<Vec<String>> {
     client.batch_execute("SET timezone = 'UTC'").await?;
     let rows = client.query(&format!("SELECT t::text FROM ONLY {table} t ORDER BY 1"), &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-pub(crate) async fn position(client: &Client) -> Result<Lsn> {
-    // Not the insert position: what no commit stands behind may wait to be written for long.
-    let text: String = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?.get(0);
-    Ok(text.parse()?)
 }
 
 pub(crate) struct Running {
@@ -269,7 +263,7 @@ async fn journey(source: u32, target: u32) -> Result<()> {
     pair.source
         .create_database("elsewhere", "CREATE TABLE t AS SELECT g FROM generate_series(1, 50000) g")
         .await?;
-    let now = position(&pair.from).await?;
+    let now = wal_position(&pair.from).await?;
     stream.wait(|status| status.applied_lsn >= now && status.lag.is_zero()).await.context("idle")?;
     let deadline = Instant::now() + PATIENCE;
     while slot::slot_info(&pair.from, &spec(1).slot).await?.and_then(|slot| slot.confirmed_flush) < Some(now)
@@ -309,12 +303,12 @@ async fn journey(source: u32, target: u32) -> Result<()> {
     pair.to
         .batch_execute("INSERT INTO words VALUES ('back', 7); UPDATE words SET n = 8 WHERE word = 'round'")
         .await?;
-    let now = position(&pair.to).await?;
+    let now = wal_position(&pair.to).await?;
     reverse.wait(|status| status.applied_lsn >= now).await.context("reverse")?;
     pair.caught_up(&stream).await?;
     pair.from.batch_execute("INSERT INTO words VALUES ('forth', 70)").await?;
     pair.caught_up(&stream).await?;
-    let now = position(&pair.to).await?;
+    let now = wal_position(&pair.to).await?;
     reverse.wait(|status| status.applied_lsn >= now).await.context("reverse")?;
     ensure!(reverse.status.borrow().changes == 2, "a loop: {:?}", *reverse.status.borrow());
     reverse.stop().await?;

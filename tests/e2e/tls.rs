@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use godwit::drivers::process::cluster::DropTo;
-use godwit_tests::postgres::{SUPERUSER, TestCluster, other_major};
+use godwit_tests::postgres::{SUPERUSER, TestCluster, other_major, wal_position};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use replicator::copy::CopyOptions;
 use replicator::error::Cause;
@@ -333,8 +333,7 @@ async fn a_stream_flows_over_tls_at_both_ends() -> Result<()> {
         )
         .await?;
     }
-    let position: String = from.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
-    let position: Lsn = position.parse()?;
+    let position = wal_position(&from).await?;
     tokio::time::timeout(Duration::from_secs(60), status.wait_for(|status| status.applied_lsn >= position))
         .await
         .context("the stream did not catch up")??;

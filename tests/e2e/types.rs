@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit_tests::postgres::{GODWIT_ROLE, TestCluster, bin_directory, other_major};
+use godwit_tests::postgres::{GODWIT_ROLE, TestCluster, bin_directory, other_major, wal_position};
 use replicator::copy::CopyOptions;
 use replicator::link::memory::Options;
-use replicator::lsn::Lsn;
 use replicator::postgres::slot;
 use replicator::pump::{LocalEnd, LocalPeer, StreamSpec, maintain};
 use replicator::spill::Spill;
@@ -289,11 +288,6 @@ async fn available(client: &Client) -> Result<Vec<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-async fn position(client: &Client) -> Result<Lsn> {
-    let text: String = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
-    Ok(text.parse()?)
-}
-
 /// Rows, and a hash of their text.
 async fn hash(client: &Client, table: &str) -> Result<(i64, Option<String>)> {
     let sql = format!(
@@ -391,7 +385,7 @@ async fn round_trip(source: u32, target: u32) -> Result<()> {
         from.batch_execute(&table.insert(1)).await.with_context(|| table.sql_type.clone())?;
         from.batch_execute(&table.changes()).await.with_context(|| table.sql_type.clone())?;
     }
-    let now = position(&from).await?;
+    let now = wal_position(&from).await?;
     stream.wait(|status| status.applied_lsn >= now).await.context("catch up")?;
     let mut rows = 0;
     for table in &tables {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
-use godwit_tests::postgres::{TestCluster, other_major};
+use godwit_tests::postgres::{TestCluster, other_major, wal_position};
 use replicator::copy::CopyOptions;
 use replicator::link::memory::Options as LinkOptions;
 use replicator::lsn::Lsn;
@@ -174,8 +174,7 @@ async fn clean_under_load_and_every_injected_difference_by_its_key() -> Result<(
     )
     .await?;
     from.batch_execute("UPDATE cold SET a = '' WHERE id = 1").await?;
-    let now: String = from.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
-    let now: Lsn = now.parse()?;
+    let now = wal_position(&from).await?;
     stream.wait(|status| status.applied_lsn >= now).await?;
     to.batch_execute("UPDATE cold SET a = NULL WHERE id = 1").await?;
     let word: String = from.query_one("SELECT word FROM words WHERE n = 2000", &[]).await?.get(0);

@@ -1,9 +1,8 @@
 //! `godwit verify`: a real node, a real shadow under load, and what a person sees.
 
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use godwit::controller::verification::{Standing, VerificationView};
 use godwit::demo::zone::{Playground, RESOURCE};
 use serde_json::Value;
@@ -25,26 +24,6 @@ async fn godwit(leader: &Leader<'_>, arguments: &[&str]) -> Result<(ExitStatus, 
 
 async fn view(leader: &Leader<'_>) -> Result<VerificationView> {
     leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}/verification")).await
-}
-
-/// Waits for a state of the verification.
-async fn until(
-    leader: &mut Leader<'_>,
-    what: &str,
-    reached: impl Fn(&VerificationView) -> bool,
-) -> Result<VerificationView> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        leader.node.check()?;
-        let now = view(leader).await?;
-        if reached(&now) {
-            return Ok(now);
-        }
-        if tokio::time::Instant::now() > deadline {
-            bail!("waited in vain: {what}; {now:#?}\n{}", leader.node.tail(30));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +75,9 @@ async fn a_person_verifies_stops_resumes_and_sees_what_differs() -> Result<()> {
     ensure!(status.success(), "{status} {err}");
     let (status, _, err) = godwit(&leader, &[]).await?;
     ensure!(status.code() == Some(4) && err.contains("a verification is under way"), "{status} {err}");
-    until(&mut leader, "rows are read", |view| view.progress.rows > 0).await?;
+    leader
+        .until_answer("verification", "rows are read", |view: &VerificationView| view.progress.rows > 0)
+        .await?;
     let (status, out, err) = godwit(&leader, &["--stop"]).await?;
     ensure!(status.success() && out.contains("stopped ("), "{status} {out} {err}");
     let stopped = view(&leader).await?;
@@ -120,7 +101,9 @@ async fn a_person_verifies_stops_resumes_and_sees_what_differs() -> Result<()> {
     let running = view(&leader).await?;
     ensure!(running.state == Standing::Running, "{running:#?}");
     let id = leader.migrate(&ready.shadow).await?;
-    let ended = until(&mut leader, "it ends", |view| view.state != Standing::Running).await?;
+    let ended = leader
+        .until_answer("verification", "it ends", |view: &VerificationView| view.state != Standing::Running)
+        .await?;
     ensure!(ended.why.contains(&id), "{ended:#?}");
     Ok(())
 }

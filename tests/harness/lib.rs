@@ -1,6 +1,8 @@
 //! Real PostgreSQL, real sockets, for tests.
 
 pub mod history;
+pub mod http;
 pub mod network;
 pub mod postgres;
 pub mod tls;
+pub mod waiting;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 pub use godwit::demo::zone::{GODWIT_ROLE, OWNER_ROLE, SUPERUSER};
 pub use godwit::drivers::process::cluster::installed as bin_directory;
 use godwit::drivers::process::cluster::{Cluster, DropTo};
+use replicator::Lsn;
 use replicator::grants::{Needs, grants};
 use replicator::postgres::Dsn;
 use tokio_postgres::Client;
@@ -181,4 +182,11 @@ impl Drop for TestCluster {
             eprintln!("test directory {} was not removed: {error}", self.directory.display());
         }
     }
+}
+
+/// Where the server's WAL is durable: everything committed so far lies before it. (Up to the position of insertion there may be what no
+/// commit stands behind, which may wait to be written for long.)
+pub async fn wal_position(client: &Client) -> Result<Lsn> {
+    let text: String = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?.get(0);
+    Ok(text.parse()?)
 }

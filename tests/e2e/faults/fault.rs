@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use godwit::demo::relay::Way;
 use godwit::demo::zone::{DATABASE, GODWIT_ROLE, RESOURCE, SERVICE_ROLE, Zone};
+use godwit_tests::waiting::until;
 use replicator::postgres::{Dsn, slot};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::sleep;
@@ -308,15 +309,6 @@ impl Struck {
             Err(_) => self.refused = true,
         }
     }
-}
-
-async fn until(what: &str, mut fact: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !fact().await? {
-        ensure!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
-        sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
 }
 
 /// As the metrics say: the controller, whose view would tell, stands still.

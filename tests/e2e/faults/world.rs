@@ -10,6 +10,7 @@ use godwit::controller::view::{MigrationView, ResourceView};
 use godwit::demo::load::Load;
 use godwit::demo::node::Node;
 use godwit::demo::zone::{Options, Playground, RESOURCE, Zone};
+use godwit_tests::postgres::wal_position;
 use replicator::lsn::Lsn;
 use replicator::verify;
 use rustix::process::Signal;
@@ -236,9 +237,7 @@ impl<'a> World<'a> {
         let held = Duration::from_millis(run.held_ms.unwrap_or_default());
         ensure!(held < LONGEST_HOLD + asleep, "held for {held:?}: {run:#?}");
         // A far node that died a moment ago is not missed yet: the stream is followed up to a position of now.
-        let position = "SELECT pg_current_wal_insert_lsn()::text";
-        let now: String = connect(self.zone(&view.primary)).await?.query_one(position, &[]).await?.get(0);
-        let now: Lsn = now.parse()?;
+        let now = wal_position(&connect(self.zone(&view.primary)).await?).await?;
         let follows = |view: &ResourceView| {
             view.phase == "shadowing"
                 && view.replication.applied_lsn.parse::<Lsn>().is_ok_and(|applied| applied >= now)
