@@ -126,6 +126,15 @@ async fn what_comes_after_the_rows_is_all_there() -> Result<()> {
              CREATE RULE quiet AS ON DELETE TO points_at DO ALSO (SELECT 1; SELECT 2);
              CREATE MATERIALIZED VIEW seen AS SELECT count(*) AS n FROM parent;
              CREATE UNIQUE INDEX ON seen (n);
+             ALTER TABLE parent SET (autovacuum_enabled = off);
+             ALTER TABLE child SET (autovacuum_enabled = off);
+             ALTER TABLE cut_1 SET (autovacuum_enabled = off);
+             ALTER TABLE cut_2 SET (autovacuum_enabled = off);
+             CREATE FUNCTION shy(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
+                 $$ BEGIN IF current_query() LIKE 'ANALYZE%' THEN RAISE 'not now'; END IF; RETURN $1; END $$;
+             CREATE TABLE shy (id int PRIMARY KEY, filler text);
+             CREATE INDEX ON shy (shy(id));
+             INSERT INTO shy SELECT i, repeat('x', 1000) FROM generate_series(1, 500) i;
              CREATE VIEW grouped AS SELECT id, code, count(*) FROM parent GROUP BY id;
              COMMENT ON INDEX child_pkey IS 'it''s; a
 -- comment';
@@ -170,7 +179,7 @@ async fn what_comes_after_the_rows_is_all_there() -> Result<()> {
         let (left, right) = (read(&pair.from).await?, read(&pair.to).await?);
         ensure!(!left.is_empty() && left == right, "{what}:\n{left:#?}\nagainst\n{right:#?}");
     }
-    // Beside the stream.
+    // Beside the stream, but for the biggest, which cannot be analyzed.
     let analyzed = "SELECT count(DISTINCT tablename) = 4 FROM pg_stats \
          WHERE schemaname = 'public' AND tablename IN ('parent', 'child', 'cut_1', 'cut_2')";
     until("statistics of what was copied", async || Ok(pair.to.query_one(analyzed, &[]).await?.get(0)))

@@ -205,23 +205,27 @@ impl Finished {
 /// Statistics of every table that was copied, the biggest first: the stream need not wait for them. What goes wrong is the planner's loss
 /// only, and autovacuum makes it good.
 pub(super) async fn analyze(work: Work) {
-    let done: Result<(), Error> = async {
-        let client = work.connect().await?;
-        let mut tables = copy::tables(&client).await?;
-        tables.sort_by_key(|table| std::cmp::Reverse(table.bytes));
-        for table in tables {
-            let name = table.sql_name();
-            client
-                .batch_execute(&format!("ANALYZE {name}"))
-                .await
-                .map_err(Error::database(format!("analyze {name}")))?;
+    if let Err(error) = analyze_each(&work).await {
+        tracing::warn!(stream = work.stream, %error, "copied tables have no statistics yet");
+    }
+}
+
+/// A table that cannot be analyzed (an index's expression may fail) does not keep the others from it.
+async fn analyze_each(work: &Work) -> Result<(), Error> {
+    let client = work.connect().await?;
+    let mut tables = copy::tables(&client).await?;
+    tables.sort_by_key(|table| std::cmp::Reverse(table.bytes));
+    for table in tables {
+        let name = table.sql_name();
+        let analyzed = client.batch_execute(&format!("ANALYZE {name}")).await;
+        if let Err(error) = analyzed.map_err(Error::database(format!("analyze {name}"))) {
+            if client.is_closed() {
+                return Err(error);
+            }
+            tracing::warn!(stream = work.stream, %error, "a copied table has no statistics yet");
         }
-        Ok(())
     }
-    .await;
-    if let Err(error) = done {
-        tracing::warn!(stream = work.stream, %error, "a copied table has no statistics yet");
-    }
+    Ok(())
 }
 
 struct Finish {
