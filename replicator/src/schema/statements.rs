@@ -38,10 +38,12 @@ pub fn statements(dump: &str) -> Vec<Statement> {
     split(dump).into_iter().map(|sql| Statement { kind: kind(sql), sql: sql.to_owned() }).collect()
 }
 
-/// The text of each statement: between semicolons outside of quotes, comments and brackets.
+/// The text of each statement: between semicolons outside of quotes, comments, brackets and the body of a routine.
 fn split(sql: &str) -> Vec<&str> {
     let bytes = sql.as_bytes();
     let (mut all, mut start, mut at, mut depth) = (Vec::new(), 0, 0, 0usize);
+    // What `END` has to end yet: a routine's body, and what is a CASE in it.
+    let mut blocks = 0usize;
     let mut blank = true;
     while at < bytes.len() {
         let rest = &sql[at..];
@@ -54,7 +56,7 @@ fn split(sql: &str) -> Vec<&str> {
             }
             b'"' => quoted(rest.as_bytes(), b'"', false),
             b'$' if !in_word(bytes, at) => dollar(rest),
-            b';' if depth == 0 => {
+            b';' if depth == 0 && blocks == 0 => {
                 if !blank {
                     all.push(sql[start..at].trim());
                 }
@@ -69,6 +71,20 @@ fn split(sql: &str) -> Vec<&str> {
             b')' => {
                 depth = depth.saturating_sub(1);
                 1
+            }
+            byte if byte.is_ascii_alphabetic() && !in_word(bytes, at) => {
+                let word =
+                    &rest[..rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())];
+                let is = |name: &str| word.eq_ignore_ascii_case(name);
+                if depth > 0 {
+                    // What begins in brackets ends there.
+                } else if is("BEGIN") && !blank && makes_routine(&sql[start..at]) || is("CASE") && blocks > 0
+                {
+                    blocks += 1;
+                } else if is("END") {
+                    blocks = blocks.saturating_sub(1);
+                }
+                word.len()
             }
             _ => rest.chars().next().map_or(1, char::len_utf8),
         };
@@ -89,6 +105,12 @@ fn split(sql: &str) -> Vec<&str> {
         all.push(sql[start..].trim());
     }
     all
+}
+
+/// Whether a statement that begins so makes a function or a procedure, whose body may be SQL (`BEGIN ATOMIC … END`).
+fn makes_routine(begun: &str) -> bool {
+    let mut words = begun.split_ascii_whitespace().filter(|word| !matches!(*word, "OR" | "REPLACE"));
+    words.next() == Some("CREATE") && matches!(words.next(), Some("FUNCTION" | "PROCEDURE"))
 }
 
 /// Whether the byte before `at` is part of a word.
@@ -259,9 +281,24 @@ SELECT 1
         assert_eq!(all[14].sql, "SELECT 1");
     }
 
+    #[test]
+    fn the_body_of_a_routine_stays_whole() {
+        let function = r#"CREATE FUNCTION "s"."f"("begin" integer) RETURNS "text"
+    LANGUAGE "sql"
+    BEGIN ATOMIC
+ SELECT CASE WHEN "a"."end" THEN CASE "a"."x" WHEN 1 THEN 'END;' END END AS "case_end", end_of FROM "s"."a";
+ SELECT (CASE WHEN true THEN "a"."b" END) FROM "s"."a" GROUP BY "a"."id";
+END"#;
+        let procedure = "CREATE OR REPLACE PROCEDURE \"s\".\"p\"() LANGUAGE \"sql\" BEGIN ATOMIC END";
+        let old =
+            "CREATE FUNCTION \"s\".\"g\"() RETURNS integer LANGUAGE plpgsql AS $$ BEGIN; RETURN 1; END; $$";
+        let all = [function, procedure, old, "BEGIN", "SELECT CASE WHEN true THEN 1 END", "END"];
+        assert_eq!(split(&format!("{};", all.join(";\n"))), all);
+    }
+
     proptest::proptest! {
         #[test]
-        fn nothing_panics_and_nothing_is_lost(text in "[-;'\"$()/*aE\\\\ \n\u{e4}]{0,60}") {
+        fn nothing_panics_and_nothing_is_lost(text in "([-;'\"$()/*aE\\\\ \n\u{e4}]|CREATE FUNCTION |BEGIN|END){0,60}") {
             let parts = split(&text);
             let kept: usize = parts.iter().map(|part| part.len()).sum();
             proptest::prop_assert!(kept <= text.len());
