@@ -33,6 +33,7 @@ mod preflight;
 mod programs;
 mod prometheus;
 mod refusals;
+mod regression;
 mod schema;
 mod services;
 mod slots;

@@ -9,7 +9,7 @@ mod moves;
 mod pooled;
 mod protocol;
 mod rounds;
-mod suite;
+pub(crate) mod suite;
 mod tls;
 
 use std::collections::BTreeMap;

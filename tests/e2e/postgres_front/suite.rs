@@ -29,6 +29,9 @@ const CREATE: [&str; 7] = [
     "ALTER DATABASE {} SET timezone_abbreviations TO 'Default'",
 ];
 
+/// The database of the regression suite.
+pub(crate) const REGRESSION: &str = "regression";
+
 /// One of the two.
 #[derive(Clone, Copy, Debug)]
 enum Suite {
@@ -47,7 +50,7 @@ impl Suite {
     /// The name that its tests know.
     fn database(self) -> &'static str {
         match self {
-            Self::Regression => "regression",
+            Self::Regression => REGRESSION,
             Self::Isolation => "isolation_regression",
         }
     }
@@ -108,31 +111,53 @@ fn left(suite: Suite, way: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-async fn run(suite: Suite, source: &Path, through: bool) -> Result<Outcome> {
+/// A cluster with the suite's database, empty.
+async fn cluster(suite: Suite) -> Result<TestCluster> {
     let cluster = TestCluster::start_with(15, SETTINGS)?;
-    let database = suite.database();
     let administrator = cluster.connect("postgres").await?;
     for statement in CREATE {
-        administrator.batch_execute(&statement.replace("{}", database)).await?;
+        administrator.batch_execute(&statement.replace("{}", suite.database())).await?;
     }
-    drop(administrator);
-    let mut address = SocketAddr::new(cluster.cluster.host.parse()?, cluster.cluster.port);
-    let _served = if through {
-        let mut settings = settings(database)?;
-        settings.auth = PostgresAuth::Trust;
-        address = settings.listen;
-        Some(Served::start(&settings, HOLD, &[("a", cluster.config_as(SUPERUSER, database))]).await)
-    } else {
-        None
-    };
-    let way = if through { "front" } else { "direct" };
+    Ok(cluster)
+}
+
+/// A cluster with the database that the regression suite leaves behind.
+pub(crate) async fn regression_database() -> Result<TestCluster> {
+    let cluster = cluster(Suite::Regression).await?;
+    let address = SocketAddr::new(cluster.cluster.host.parse()?, cluster.cluster.port);
+    let outcome = play(Suite::Regression, &source()?, &cluster, address, "copied").await?;
+    ensure!(outcome.len() == Suite::Regression.tests(), "not every test has run");
+    Ok(cluster)
+}
+
+async fn run(suite: Suite, source: &Path, through: bool) -> Result<Outcome> {
+    let cluster = cluster(suite).await?;
+    if !through {
+        let address = SocketAddr::new(cluster.cluster.host.parse()?, cluster.cluster.port);
+        return play(suite, source, &cluster, address, "direct").await;
+    }
+    let mut settings = settings(suite.database())?;
+    settings.auth = PostgresAuth::Trust;
+    let database = cluster.config_as(SUPERUSER, suite.database());
+    let _served = Served::start(&settings, HOLD, &[("a", database)]).await;
+    play(suite, source, &cluster, settings.listen, "front").await
+}
+
+/// Runs the suite's tests by way of `address`.
+async fn play(
+    suite: Suite,
+    source: &Path,
+    cluster: &TestCluster,
+    address: SocketAddr,
+    way: &str,
+) -> Result<Outcome> {
     let output = cluster.directory().join("suite");
     std::fs::create_dir(&output)?;
     let mut command = suite.command(source);
     command
         .arg(format!("--outputdir={}", output.display()))
         .arg(format!("--bindir={}", cluster.cluster.bin.display()))
-        .args(["--use-existing", "--dbname", database, "--user", SUPERUSER])
+        .args(["--use-existing", "--dbname", suite.database(), "--user", SUPERUSER])
         .args(["--host", &address.ip().to_string(), "--port", &address.port().to_string()])
         .current_dir(&output)
         .env_remove("PGOPTIONS");
