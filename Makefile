@@ -12,7 +12,7 @@ N ?= 200
 SEED ?= 1
 RATE ?= 100
 
-.PHONY: help setup demo test test-browser screenshots test-large test-versions test-kills test-faults test-idle test-http-suite test-postgres-front soak simulate sim fuzz api-fuzz model check bench bench-api bench-decide bench-forecast bench-http bench-postgres-front bench-replication package check-packaging fmt clean
+.PHONY: help setup demo test test-browser screenshots test-large test-versions test-regression-copy test-kills test-faults test-idle test-http-suite test-postgres-front soak simulate sim fuzz api-fuzz model check bench bench-api bench-decide bench-forecast bench-http bench-postgres-front bench-replication package check-packaging fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,9 @@ test-large: setup ## what takes minutes and gigabytes: 2 GB in one transaction, 
 test-versions: ## every type from and to PostgreSQL 16 and 17, which are fetched
 	scripts/setup.sh versions
 	$(CARGO) test --package godwit-tests --test e2e majors_between -- --ignored --nocapture
+
+test-regression-copy: setup ## PostgreSQL's own regression database, copied, changed and compared (minutes, the first time)
+	$(CARGO) test --package godwit-tests --test e2e the_regression_database_is_copied_whole -- --ignored --nocapture
 
 test-kills: setup ## kill -9 of nodes and databases under load, in the copy and while streaming: make test-kills KILLS=20
 	KILLS=$(KILLS) $(CARGO) test --package godwit-tests --test e2e kills:: -- --nocapture --test-threads=1

@@ -62,10 +62,10 @@ fn schema(cluster: &TestCluster, newer: &TestCluster) -> Result<Vec<String>> {
 
 /// Lines that only one of the two has.
 fn differences(left: &[String], right: &[String]) -> String {
-    let only = |mark: char, of: &[String], other: &[String]| -> String {
-        of.iter().filter(|line| !other.contains(line)).map(|line| format!("{mark} {line}\n")).collect()
+    let only = |mark: &str, of: &[String], other: &[String]| -> Vec<String> {
+        of.iter().filter(|line| !other.contains(line)).map(|line| format!("{mark} {line}")).collect()
     };
-    only('<', left, right) + &only('>', right, left)
+    [only("<", left, right), only(">", right, left)].concat().join("\n")
 }
 
 /// What a newer server of another build cannot have: functions in C that were compiled for 15, collations by ICU, compression by LZ4, XML,

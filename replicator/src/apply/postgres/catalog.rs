@@ -88,7 +88,7 @@ impl Transport {
 
 /// Columns (one row without a name if there are none); for each its place in the best unique index, and the equality of a unique index that it is in.
 const COLUMNS: &str = "\
-WITH c AS (SELECT c.oid, c.relkind FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+WITH c AS (SELECT c.oid, c.relkind, c.relreplident FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
            WHERE n.nspname = $1::text AND c.relname = $2::text), \
 best AS (SELECT i.indkey::int2[] AS attnums, i.indnkeyatts FROM c JOIN pg_catalog.pg_index i ON i.indrelid = c.oid \
          WHERE i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
@@ -102,7 +102,9 @@ watched AS (SELECT EXISTS (SELECT FROM c JOIN pg_catalog.pg_trigger t ON t.tgrel
 SELECT a.attname::text, pg_catalog.quote_ident(tn.nspname) || '.' || pg_catalog.quote_ident(t.typname), t.oid, \
        a.attidentity = 'a', a.attgenerated <> '', \
        coalesce(a.attnum = ANY (best.attnums[0:best.indnkeyatts - 1]), false), \
-       coalesce(equality.name, 'OPERATOR(pg_catalog.=)'), watched.yes, c.relkind = 'p' \
+       coalesce(equality.name, 'OPERATOR(pg_catalog.=)'), watched.yes, c.relkind = 'p', \
+       EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey::int2[]) \
+               AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END) \
 FROM c CROSS JOIN watched LEFT JOIN best ON true \
 LEFT JOIN (pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
            JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace) \
@@ -122,6 +124,8 @@ struct Found {
     column: TargetColumn,
     generated: bool,
     in_best: bool,
+    /// Part of the table's own replica identity.
+    identifies: bool,
 }
 
 impl Table {
@@ -152,7 +156,10 @@ impl Table {
         if known.values().any(|found| found.in_best) {
             best.clear();
         }
+        // Logical decoding leaves generated columns out: what it says of the key may be said of many rows.
+        let cut = known.values().any(|found| found.generated && found.identifies);
         let key = match relation.identity {
+            ReplicaIdentity::Default | ReplicaIdentity::Index if cut => Vec::new(),
             ReplicaIdentity::Default | ReplicaIdentity::Index => {
                 (0..relation.columns.len()).filter(|at| relation.columns[*at].key).collect()
             }
@@ -177,6 +184,7 @@ fn found(row: &tokio_postgres::Row) -> Found {
         },
         generated: row.get(4),
         in_best: row.get(5),
+        identifies: row.get(9),
     }
 }
 

@@ -489,7 +489,7 @@ fn no_identity(table: &Table, lsn: Lsn) -> Error {
     Error::Conflict {
         table: table.label.clone(),
         lsn,
-        what: "the row cannot be told from others: no replica identity".into(),
+        what: "the row cannot be told from others: no replica identity without generated columns".into(),
     }
 }
 
