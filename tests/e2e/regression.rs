@@ -10,11 +10,13 @@ use tokio_postgres::Client;
 
 use crate::postgres_front::suite::{REGRESSION, regression_database};
 use crate::stream::{Running, spec};
+use crate::verification::{quick, verify};
 
 /// Of each table its rows' number and sum of hashes, column by column in the order of names: a dump may order those of an inherited
 /// table anew.
 async fn contents(client: &Client) -> Result<Vec<String>> {
-    client.batch_execute("SET extra_float_digits = 3; SET timezone = 'UTC'; SET datestyle = 'ISO'").await?;
+    let settings = "SET search_path = pg_catalog; SET extra_float_digits = 3; SET timezone = 'UTC'; SET datestyle = 'ISO'";
+    client.batch_execute(settings).await?;
     let tables = "SELECT c.oid::regclass::text, \
              coalesce((SELECT string_agg(quote_ident(attname), ',' ORDER BY attname) FROM pg_attribute \
                  WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped), '') \
@@ -155,6 +157,9 @@ async fn copied(major: u32) -> Result<()> {
     from.batch_execute(CHANGED).await?;
     let now = wal_position(&from).await?;
     stream.wait(|status| status.applied_lsn >= now).await?;
+    let (progress, told) = verify(&from, &to, &stream.status, &quick()).await?;
+    println!("{} rows verified; {:#?}", progress.rows, told.notes);
+    ensure!(told.differences.is_empty(), "verified as different: {:#?}", told.lines());
     stream.stop().await?;
     let (left, right) = (contents(&from).await?, contents(&to).await?);
     let changed = left.iter().filter(|table| !copied.contains(table)).count();

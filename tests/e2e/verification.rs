@@ -35,15 +35,15 @@ impl Follower for Still {
 }
 
 #[derive(Debug, Default)]
-struct Told {
-    differences: Vec<Difference>,
-    notes: Vec<String>,
+pub(crate) struct Told {
+    pub(crate) differences: Vec<Difference>,
+    pub(crate) notes: Vec<String>,
     progress: Vec<Progress>,
 }
 
 impl Told {
     /// `table key what columns`, sorted.
-    fn lines(&self) -> BTreeSet<String> {
+    pub(crate) fn lines(&self) -> BTreeSet<String> {
         let line = |difference: &Difference| {
             let key: Vec<&str> = difference.key.iter().map(|(_, value)| value.as_str()).collect();
             let columns: Vec<&str> = difference.columns.iter().map(|column| column.name.as_str()).collect();
@@ -55,11 +55,11 @@ impl Told {
     }
 }
 
-fn quick() -> Options {
+pub(crate) fn quick() -> Options {
     Options { pace: Pace { duty: 1.0, ..Pace::default() }, ..Options::default() }
 }
 
-async fn verify(
+pub(crate) async fn verify(
     source: &Client,
     target: &Client,
     follower: &dyn Follower,
