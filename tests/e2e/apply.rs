@@ -383,8 +383,21 @@ async fn a_conflict_names_table_key_and_position_until_it_is_mended() -> Result<
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_with_a_generated_column_tells_no_row() -> Result<()> {
     let made = "CREATE TABLE made (id int, n int, odd int GENERATED ALWAYS AS (n % 2) STORED, PRIMARY KEY (id, odd));
-        CREATE TABLE chosen (LIKE made INCLUDING ALL); ALTER TABLE chosen REPLICA IDENTITY USING INDEX chosen_pkey";
+        CREATE TABLE chosen (LIKE made INCLUDING ALL); ALTER TABLE chosen REPLICA IDENTITY USING INDEX chosen_pkey;
+        CREATE TABLE beside (id int, n int, odd int GENERATED ALWAYS AS (n % 2) STORED, PRIMARY KEY (id) INCLUDE (odd))";
     let mut pair = Pair::start(15, other_major(), made).await?;
+    // In the index, but not in its key.
+    for work in [
+        "INSERT INTO beside VALUES (1, 0), (2, 1)",
+        "UPDATE beside SET n = 4",
+        "DELETE FROM beside WHERE id = 1",
+    ] {
+        pair.from.batch_execute(work).await?;
+    }
+    let rows = pair.read().await?;
+    pair.target.apply(&rows, false).await?;
+    let left: Vec<i32> = pair.to.query_one("SELECT array_agg(n) FROM beside", &[]).await?.get(0);
+    ensure!(left == [4], "{left:?}");
     for table in ["made", "chosen"] {
         pair.from.batch_execute(&format!("INSERT INTO {table} VALUES (1, 0), (1, 1)")).await?;
         let rows = pair.read().await?;

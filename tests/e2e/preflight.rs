@@ -57,6 +57,7 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
                  CREATE TABLE whole (id int); ALTER TABLE whole REPLICA IDENTITY FULL;
                  CREATE TABLE made (id int, twice int GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (id, twice));
                  CREATE TABLE spare (LIKE made INCLUDING ALL); ALTER TABLE spare REPLICA IDENTITY FULL;
+                 CREATE TABLE beside (id int, twice int GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (id) INCLUDE (twice));
                  CREATE UNLOGGED TABLE scratch (id int PRIMARY KEY);
                  CREATE MATERIALIZED VIEW totals AS SELECT count(*) FROM whole;
                  CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w;
@@ -94,7 +95,7 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
         expect(&found, Warning, "public.elsewhere", "foreign table", "");
         expect(&found, Warning, "postgres", "superuser", "NOSUPERUSER");
         expect(&found, Warning, "theirs", "subscription", "DISABLE");
-        for good in ["public.whole", "public.spare"] {
+        for good in ["public.whole", "public.spare", "public.beside"] {
             assert!(!found.iter().any(|f| f.subject == good), "{found:#?}");
         }
         assert!(found.is_sorted_by_key(|f| f.severity), "blockers first");

@@ -49,7 +49,7 @@ UNION ALL
 SELECT 'blocker', subject, format('updates and deletes cannot be replicated: column %I of its replica identity is generated, and logical decoding leaves it out', a.attname),
        format('ALTER TABLE %s REPLICA IDENTITY FULL', subject)
 FROM ours t JOIN pg_index i ON i.indrelid = t.oid AND CASE relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
-JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = ANY (i.indkey::int2[]) AND a.attgenerated <> ''
+JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) AND a.attgenerated <> ''
 WHERE relkind = 'r' AND relpersistence = 'p'
 UNION ALL
 SELECT 'blocker', gid, 'a prepared transaction blocks the fence and outlives it',

@@ -86,7 +86,7 @@ impl Transport {
     }
 }
 
-/// Columns (one row without a name if there are none); for each its place in the best unique index, and the equality of a unique index that it is in.
+/// Columns (one row without a name if there are none); for each whether it is in the key of the best unique index (its replica identity, where it has one), and the equality of a unique index that it is in.
 const COLUMNS: &str = "\
 WITH c AS (SELECT c.oid, c.relkind, c.relreplident FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
            WHERE n.nspname = $1::text AND c.relname = $2::text), \
@@ -94,7 +94,8 @@ best AS (SELECT i.indkey::int2[] AS attnums, i.indnkeyatts FROM c JOIN pg_catalo
          WHERE i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
            AND NOT EXISTS (SELECT FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k(attnum) \
              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE NOT a.attnotnull) \
-         ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1), \
+         ORDER BY CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END DESC, i.indnkeyatts, i.indexrelid \
+         LIMIT 1), \
 watched AS (SELECT EXISTS (SELECT FROM c JOIN pg_catalog.pg_trigger t ON t.tgrelid = c.oid \
                            WHERE t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal) \
                 OR EXISTS (SELECT FROM c JOIN pg_catalog.pg_rewrite r ON r.ev_class = c.oid \
@@ -102,9 +103,7 @@ watched AS (SELECT EXISTS (SELECT FROM c JOIN pg_catalog.pg_trigger t ON t.tgrel
 SELECT a.attname::text, pg_catalog.quote_ident(tn.nspname) || '.' || pg_catalog.quote_ident(t.typname), t.oid, \
        a.attidentity = 'a', a.attgenerated <> '', \
        coalesce(a.attnum = ANY (best.attnums[0:best.indnkeyatts - 1]), false), \
-       coalesce(equality.name, 'OPERATOR(pg_catalog.=)'), watched.yes, c.relkind = 'p', \
-       EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey::int2[]) \
-               AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END) \
+       coalesce(equality.name, 'OPERATOR(pg_catalog.=)'), watched.yes, c.relkind = 'p' \
 FROM c CROSS JOIN watched LEFT JOIN best ON true \
 LEFT JOIN (pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
            JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace) \
@@ -124,8 +123,6 @@ struct Found {
     column: TargetColumn,
     generated: bool,
     in_best: bool,
-    /// Part of the table's own replica identity.
-    identifies: bool,
 }
 
 impl Table {
@@ -157,7 +154,7 @@ impl Table {
             best.clear();
         }
         // Logical decoding leaves generated columns out: what it says of the key may be said of many rows.
-        let cut = known.values().any(|found| found.generated && found.identifies);
+        let cut = known.values().any(|found| found.generated && found.in_best);
         let key = match relation.identity {
             ReplicaIdentity::Default | ReplicaIdentity::Index if cut => Vec::new(),
             ReplicaIdentity::Default | ReplicaIdentity::Index => {
@@ -184,7 +181,6 @@ fn found(row: &tokio_postgres::Row) -> Found {
         },
         generated: row.get(4),
         in_best: row.get(5),
-        identifies: row.get(9),
     }
 }
 
