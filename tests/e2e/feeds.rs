@@ -17,7 +17,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioExecutor;
 
-use crate::leader::{Leader, PROGRAM, options};
+use crate::leader::{Leader, PROGRAM, of_node, options};
 
 const SECRET: &str = "a secret of the test";
 
@@ -30,16 +30,15 @@ struct Says {
 }
 
 struct Service {
-    address: SocketAddr,
+    running: service::Service,
     says: Arc<Mutex<Says>>,
-    _running: service::Service,
 }
 
 impl Service {
     async fn start() -> Result<Self> {
         let says = Arc::<Mutex<Says>>::default();
         let shared = Arc::clone(&says);
-        let service = service::Service::start(move |request| {
+        let running = service::Service::start(move |request| {
             let says = shared.lock().expect("never poisoned");
             let (status, body) = match request.uri().path() {
                 _ if says.broken => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
@@ -52,7 +51,7 @@ impl Service {
             response
         })
         .await?;
-        Ok(Self { address: service.address, says, _running: service })
+        Ok(Self { running, says })
     }
 
     fn say(&self, change: impl FnOnce(&mut Says)) {
@@ -62,9 +61,7 @@ impl Service {
 
 /// The playground's configuration with feeds.
 fn with_feeds(playground: &Playground, service: SocketAddr) -> Result<()> {
-    let text = std::fs::read_to_string(&playground.config)?;
-    let text = text.replacen("\n  threads: 2\n", "\n  threads: 2\n  egress: {allow: [127.0.0.1]}\n", 1);
-    ensure!(text.contains("egress"), "the playground's configuration has changed: {text}");
+    let text = of_node(playground, "egress: {allow: [127.0.0.1]}")?;
     std::fs::write(playground.config.with_file_name("hook"), SECRET)?;
     let [west, central] = playground.zones.each_ref().map(|zone| &zone.name);
     let feeds = format!(
@@ -130,7 +127,7 @@ async fn request(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<(
 async fn what_a_feed_says_changes_the_score_until_it_is_stale() -> Result<()> {
     let service = Service::start().await?;
     let playground = Playground::start(&options(false)?).await?;
-    with_feeds(&playground, service.address)?;
+    with_feeds(&playground, service.running.address)?;
     let [west, central] = playground.zones.each_ref().map(|zone| zone.name.clone());
     service.say(|says| {
         says.prices = format!(r#"{{"{west}": 0.8, "{central}": 0.2, "mars": 1}}"#);
@@ -264,7 +261,7 @@ feeds:
     every: 1m
   works: {{preset: statuspage, url: \"https://status.example\", zones: {{west: \"*dub1*\", east: \"*fra1*\"}}}}
 ",
-            service.address
+            service.running.address
         ),
     )?;
     let tried = |arguments: &[&str]| {

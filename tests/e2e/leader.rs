@@ -51,10 +51,18 @@ pub(crate) fn load(playground: &Playground, rate: f64, run: &str) -> Load {
 
 /// The playground's configuration with `more` said of its HTTP listener.
 pub(crate) fn listening(playground: &Playground, more: &str) -> Result<String> {
+    behind(playground, &format!("listen: \"{}\"", playground.front), &format!(", {more}"))
+}
+
+/// The playground's configuration with the line `more` said of its node.
+pub(crate) fn of_node(playground: &Playground, more: &str) -> Result<String> {
+    behind(playground, "\n  threads: 2\n", &format!("  {more}\n"))
+}
+
+fn behind(playground: &Playground, place: &str, more: &str) -> Result<String> {
     let config = std::fs::read_to_string(&playground.config)?;
-    let listen = format!("listen: \"{}\"", playground.front);
-    let changed = config.replacen(&listen, &format!("{listen}, {more}"), 1);
-    ensure!(changed != config, "the playground has no HTTP front:\n{config}");
+    let changed = config.replacen(place, &format!("{place}{more}"), 1);
+    ensure!(changed != config, "the playground's configuration has no {place:?}:\n{config}");
     Ok(changed)
 }
 

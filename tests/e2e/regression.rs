@@ -8,9 +8,13 @@ use replicator::pump::{LocalEnd, LocalPeer};
 use replicator::spill::Spill;
 use tokio_postgres::Client;
 
-use crate::postgres_front::suite::{REGRESSION, regression_database};
+use crate::postgres_front::suite::{Suite, cluster, regression_database};
 use crate::stream::{Running, spec};
 use crate::verification::{quick, verify};
+
+/// The tables that are copied, for those who ask in this session.
+const OURS: &str = "CREATE TEMPORARY VIEW ours AS SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE relkind = 'r' AND relpersistence = 'p' AND nspname NOT IN ('pg_catalog', 'information_schema', 'godwit')";
 
 /// Of each table its rows' number and sum of hashes, column by column in the order of names: a dump may order those of an inherited
 /// table anew.
@@ -20,8 +24,7 @@ async fn contents(client: &Client) -> Result<Vec<String>> {
     let tables = "SELECT c.oid::regclass::text, \
              coalesce((SELECT string_agg(quote_ident(attname), ',' ORDER BY attname) FROM pg_attribute \
                  WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped), '') \
-         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE relkind = 'r' AND relpersistence = 'p' \
-         AND nspname NOT IN ('pg_catalog', 'information_schema', 'godwit') ORDER BY 1";
+         FROM ours c ORDER BY 1";
     let mut found = Vec::new();
     for row in client.query(tables, &[]).await? {
         let (table, columns): (String, String) = (row.get(0), row.get(1));
@@ -37,8 +40,10 @@ async fn contents(client: &Client) -> Result<Vec<String>> {
 /// The schema as the newer `pg_dump` says it, without what is Godwit's own.
 fn schema(cluster: &TestCluster, newer: &TestCluster) -> Result<Vec<String>> {
     let dsn = format!(
-        "host={} port={} user={SUPERUSER} dbname={REGRESSION}",
-        cluster.cluster.host, cluster.cluster.port
+        "host={} port={} user={SUPERUSER} dbname={}",
+        cluster.cluster.host,
+        cluster.cluster.port,
+        Suite::Regression.database()
     );
     let mut command = std::process::Command::new(newer.cluster.bin.join("pg_dump"));
     command.args([
@@ -99,9 +104,7 @@ END $$";
 
 /// Every table can say which row it means, if only by all of it.
 const IDENTIFIED: &str = "DO $$ DECLARE it oid; BEGIN
-    FOR it IN SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-        WHERE relkind = 'r' AND relpersistence = 'p' AND nspname NOT IN ('pg_catalog', 'information_schema', 'godwit')
-        AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary AND NOT EXISTS
+    FOR it IN SELECT c.oid FROM ours c WHERE NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary AND NOT EXISTS
             (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attnum = ANY (indkey) AND attgenerated <> '')) LOOP
         EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', it::regclass);
     END LOOP;
@@ -111,8 +114,7 @@ END $$";
 const CHANGED: &str = "DO $$ DECLARE it record; BEGIN
     FOR it IN SELECT c.oid::regclass AS name, (SELECT min(attname) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0
             AND NOT attisdropped AND attgenerated = '' AND attidentity = '') AS field
-        FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-        WHERE relkind = 'r' AND relpersistence = 'p' AND nspname NOT IN ('pg_catalog', 'information_schema', 'godwit') LOOP
+        FROM ours c LOOP
         BEGIN
             EXECUTE format('UPDATE ONLY %s SET %I = %2$I', it.name, it.field);
             EXECUTE format('DELETE FROM ONLY %s WHERE (ctid::text::point)[1]::int %% 3 = 0', it.name);
@@ -124,14 +126,12 @@ END $$";
 
 async fn copied(major: u32) -> Result<()> {
     let source = regression_database().await?;
-    let target = TestCluster::start(major)?;
-    let administrator = target.connect("postgres").await?;
-    administrator
-        .batch_execute(&format!(
-            "CREATE DATABASE {REGRESSION} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'"
-        ))
-        .await?;
-    let (from, to) = (source.connect(REGRESSION).await?, target.connect(REGRESSION).await?);
+    let target = cluster(Suite::Regression, major).await?;
+    let database = Suite::Regression.database();
+    let (from, to) = (source.connect(database).await?, target.connect(database).await?);
+    for client in [&from, &to] {
+        client.batch_execute(OURS).await?;
+    }
     if major != 15 {
         from.batch_execute(ONLY_HERE).await?;
     }
@@ -141,9 +141,9 @@ async fn copied(major: u32) -> Result<()> {
     }
     let newer = if major > 15 { &target } else { &source };
     let peer =
-        LocalPeer::new(LocalEnd::Target { dsn: target.config_as(SUPERUSER, REGRESSION) }, Options::default());
+        LocalPeer::new(LocalEnd::Target { dsn: target.config_as(SUPERUSER, database) }, Options::default());
     let source_end = LocalEnd::Source {
-        dsn: source.config_as(SUPERUSER, REGRESSION),
+        dsn: source.config_as(SUPERUSER, database),
         bin: Some(newer.cluster.bin.clone()),
         spill: Spill::default(),
         copy: CopyOptions::default(),

@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message as _;
 
-use crate::leader::{Leader, load, options};
+use crate::leader::{Leader, load, of_node, options};
 
 /// What a client says of its own span.
 const TRACE: u128 = 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c;
@@ -67,14 +67,8 @@ fn is_request(span: &Span) -> bool {
 async fn a_backend_is_told_of_every_request_and_of_a_migration_phase_by_phase() -> Result<()> {
     let backend = Backend::start().await?;
     let playground = Playground::start(&options(false)?).await?;
-    let config = std::fs::read_to_string(&playground.config)?;
-    let traces = format!(
-        "\n  threads: 2\n  traces: {{url: \"http://{}/v1/traces\", sample: 100%}}\n",
-        backend.service.address
-    );
-    let traced = config.replacen("\n  threads: 2\n", &traces, 1);
-    ensure!(traced != config, "the playground's configuration has changed:\n{config}");
-    std::fs::write(&playground.config, traced)?;
+    let traces = format!("traces: {{url: \"http://{}/v1/traces\", sample: 100%}}", backend.service.address);
+    std::fs::write(&playground.config, of_node(&playground, &traces)?)?;
     let mut leader = Leader::start(&playground, &[])?;
     let ready = leader.ready().await?;
     let (from, to) = (ready.primary.clone(), ready.shadow.clone());

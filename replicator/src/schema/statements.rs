@@ -72,14 +72,12 @@ fn split(sql: &str) -> Vec<&str> {
                 depth = depth.saturating_sub(1);
                 1
             }
-            byte if byte.is_ascii_alphabetic() && !in_word(bytes, at) => {
+            // What begins in brackets ends there.
+            byte if depth == 0 && byte.is_ascii_alphabetic() && !in_word(bytes, at) => {
                 let word =
                     &rest[..rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())];
                 let is = |name: &str| word.eq_ignore_ascii_case(name);
-                if depth > 0 {
-                    // What begins in brackets ends there.
-                } else if is("BEGIN") && !blank && makes_routine(&sql[start..at]) || is("CASE") && blocks > 0
-                {
+                if is("BEGIN") && !blank && makes_routine(&sql[start..at]) || is("CASE") && blocks > 0 {
                     blocks += 1;
                 } else if is("END") {
                     blocks = blocks.saturating_sub(1);

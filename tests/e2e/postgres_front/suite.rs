@@ -29,12 +29,9 @@ const CREATE: [&str; 7] = [
     "ALTER DATABASE {} SET timezone_abbreviations TO 'Default'",
 ];
 
-/// The database of the regression suite.
-pub(crate) const REGRESSION: &str = "regression";
-
 /// One of the two.
 #[derive(Clone, Copy, Debug)]
-enum Suite {
+pub(crate) enum Suite {
     Regression,
     Isolation,
 }
@@ -48,9 +45,9 @@ impl Suite {
     }
 
     /// The name that its tests know.
-    fn database(self) -> &'static str {
+    pub(crate) fn database(self) -> &'static str {
         match self {
-            Self::Regression => REGRESSION,
+            Self::Regression => "regression",
             Self::Isolation => "isolation_regression",
         }
     }
@@ -112,8 +109,8 @@ fn left(suite: Suite, way: &str) -> Result<PathBuf> {
 }
 
 /// A cluster with the suite's database, empty.
-async fn cluster(suite: Suite) -> Result<TestCluster> {
-    let cluster = TestCluster::start_with(15, SETTINGS)?;
+pub(crate) async fn cluster(suite: Suite, major: u32) -> Result<TestCluster> {
+    let cluster = TestCluster::start_with(major, SETTINGS)?;
     let administrator = cluster.connect("postgres").await?;
     for statement in CREATE {
         administrator.batch_execute(&statement.replace("{}", suite.database())).await?;
@@ -123,42 +120,43 @@ async fn cluster(suite: Suite) -> Result<TestCluster> {
 
 /// A cluster with the database that the regression suite leaves behind.
 pub(crate) async fn regression_database() -> Result<TestCluster> {
-    let cluster = cluster(Suite::Regression).await?;
-    let address = SocketAddr::new(cluster.cluster.host.parse()?, cluster.cluster.port);
-    let outcome = play(Suite::Regression, &source()?, &cluster, address, "copied").await?;
+    let cluster = cluster(Suite::Regression, 15).await?;
+    let outcome = play(Suite::Regression, &source()?, &cluster, None, "copied").await?;
     ensure!(outcome.len() == Suite::Regression.tests(), "not every test has run");
     Ok(cluster)
 }
 
 async fn run(suite: Suite, source: &Path, through: bool) -> Result<Outcome> {
-    let cluster = cluster(suite).await?;
+    let cluster = cluster(suite, 15).await?;
     if !through {
-        let address = SocketAddr::new(cluster.cluster.host.parse()?, cluster.cluster.port);
-        return play(suite, source, &cluster, address, "direct").await;
+        return play(suite, source, &cluster, None, "direct").await;
     }
     let mut settings = settings(suite.database())?;
     settings.auth = PostgresAuth::Trust;
     let database = cluster.config_as(SUPERUSER, suite.database());
     let _served = Served::start(&settings, HOLD, &[("a", database)]).await;
-    play(suite, source, &cluster, settings.listen, "front").await
+    play(suite, source, &cluster, Some(settings.listen), "front").await
 }
 
-/// Runs the suite's tests by way of `address`.
+/// Runs the suite's tests at the server itself, or through the front that listens there.
 async fn play(
     suite: Suite,
     source: &Path,
     cluster: &TestCluster,
-    address: SocketAddr,
+    front: Option<SocketAddr>,
     way: &str,
 ) -> Result<Outcome> {
+    let server = &cluster.cluster;
+    let (host, port) =
+        front.map_or((server.host.clone(), server.port), |front| (front.ip().to_string(), front.port()));
     let output = cluster.directory().join("suite");
     std::fs::create_dir(&output)?;
     let mut command = suite.command(source);
     command
         .arg(format!("--outputdir={}", output.display()))
-        .arg(format!("--bindir={}", cluster.cluster.bin.display()))
+        .arg(format!("--bindir={}", server.bin.display()))
         .args(["--use-existing", "--dbname", suite.database(), "--user", SUPERUSER])
-        .args(["--host", &address.ip().to_string(), "--port", &address.port().to_string()])
+        .args(["--host", &host, "--port", &port.to_string()])
         .current_dir(&output)
         .env_remove("PGOPTIONS");
     if let Some(user) = DropTo::find()? {
