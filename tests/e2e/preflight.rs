@@ -1,8 +1,10 @@
 //! Each finding, produced by a database that really is like that.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
-use godwit_tests::postgres::{OWNER_ROLE, SUPERUSER, TestCluster, other_major};
-use replicator::fence;
+use godwit_tests::postgres::{GODWIT_ROLE, OWNER_ROLE, SUPERUSER, TestCluster, other_major};
+use replicator::fence::{self, FenceSpec};
 use replicator::preflight::{Finding, Severity, Side, check, compare, retention};
 use tokio_postgres::{Client, NoTls};
 
@@ -181,7 +183,7 @@ async fn what_only_a_superuser_can_make_is_told_before_the_copy_stops_at_it() ->
             "{found:#?}"
         );
         let found = compare(&client, &empty).await?;
-        expect(&found, Blocker, "analyst", "the target does not have it", "CREATE ROLE \"analyst\"");
+        expect(&found, Blocker, "analyst", "the target does not have it", "CREATE ROLE analyst");
         expect(
             &found,
             Blocker,
@@ -221,6 +223,161 @@ async fn what_only_a_superuser_can_make_is_told_before_the_copy_stops_at_it() ->
 fn newest(one: &TestCluster, other: &TestCluster) -> std::path::PathBuf {
     let fifteen = |cluster: &TestCluster| cluster.cluster.bin.ends_with("15/bin");
     if fifteen(one) { other.cluster.bin.clone() } else { one.cluster.bin.clone() }
+}
+
+/// What some server cannot make, for its version or for how it was built, and what is said of it.
+const FOREIGN: [(&str, &str); 12] = [
+    ("CREATE TABLE t (x text COLLATE \"de-x-icu\")", "column x of table t uses it"),
+    ("CREATE COLLATION german (provider = icu, locale = 'de')", "is of ICU"),
+    ("CREATE TABLE t (x text COMPRESSION lz4)", "lz4"),
+    ("CREATE TABLE t (x text COLLATE pg_c_utf8)", "column x of table t uses it"),
+    ("CREATE COLLATION plain (provider = builtin, locale = 'C')", "is a builtin one"),
+    ("CREATE TABLE t (r int4range, EXCLUDE USING gist (r WITH =)) PARTITION BY RANGE (r)", "does not know"),
+    ("CREATE TABLE t (id int, twice int GENERATED ALWAYS AS (id * 2) VIRTUAL)", "does not know"),
+    ("CREATE TABLE t (id int4range, at tsrange, PRIMARY KEY (id, at WITHOUT OVERLAPS))", "does not know"),
+    ("CREATE TABLE t (id int CHECK (id > 0) NOT ENFORCED)", "does not know"),
+    ("CREATE TABLE t (id int NOT NULL NO INHERIT)", "does not know"),
+    ("CREATE TABLE t (id int); ALTER TABLE t ADD CONSTRAINT n NOT NULL id NOT VALID", "does not know"),
+    (
+        "CREATE TABLE t (a int, b int, UNIQUE NULLS NOT DISTINCT (a, b));
+         CREATE TABLE u (a int, b int, c int REFERENCES t2 ON DELETE SET NULL (c));
+         CREATE VIEW v WITH (security_invoker) AS SELECT 1 AS n",
+        "does not know",
+    ),
+];
+
+/// A finding means that the schema does not load, and none that it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_target_cannot_load_is_foretold() -> Result<()> {
+    let clusters = [TestCluster::start(15)?, TestCluster::start(other_major())?];
+    let bin = newest(&clusters[0], &clusters[1]);
+    let mut foretold = 0;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (source, target) = (&clusters[from], &clusters[to]);
+        for (place, (sql, problem)) in FOREIGN.into_iter().enumerate() {
+            let name = format!("shop{place}");
+            // What the source itself cannot do needs no foretelling.
+            let made = source.create_database(&name, "CREATE TABLE t2 (id int PRIMARY KEY)").await?;
+            if made.batch_execute(sql).await.is_err() {
+                continue;
+            }
+            let empty = target.create_database(&format!("of_{name}"), "").await?;
+            let mut found = compare(&made, &empty).await?;
+            found.retain(|finding| finding.severity == Severity::Blocker);
+            let dump = replicator::schema::dump(&source.config(&name), Some(&bin)).await?;
+            let mut loaded = replicator::schema::load(&empty, &dump.pre_data).await;
+            if loaded.is_ok() {
+                loaded = replicator::schema::load(&empty, &dump.post_data.text().await?).await;
+            }
+            assert_eq!(loaded.is_err(), !found.is_empty(), "{sql}: {loaded:?}, foretold: {found:#?}");
+            assert!(found.iter().all(|finding| finding.problem.contains(problem)), "{sql}: {found:#?}");
+            foretold += found.len();
+        }
+    }
+    assert!(foretold > 0, "both servers can make everything: nothing was tried");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn xml_is_foretold_where_the_target_has_none() -> Result<()> {
+    let (source, target) = (TestCluster::start(15)?, TestCluster::start(other_major())?);
+    let client = source
+        .create_database("shop", "CREATE DOMAIN page AS xml; CREATE TABLE t (id int PRIMARY KEY, x page)")
+        .await?;
+    let empty = target.create_database("shop", "").await?;
+    let found = compare(&client, &empty).await?;
+    let knows = empty.simple_query("SELECT '<a/>'::xml").await.is_ok();
+    assert_eq!(
+        knows,
+        !found.iter().any(|f| f.subject == "public.t.x" && f.problem.contains("XML")),
+        "{found:#?}"
+    );
+    Ok(())
+}
+
+/// Roles and what they may and begin with: told, and gone when each remedy has been taken at its word.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_sessions_would_miss_on_the_target_is_told() -> Result<()> {
+    use Severity::{Blocker, Warning};
+    for (one, other) in [(15, other_major()), (other_major(), 15)] {
+        let (source, target) = (TestCluster::start(one)?, TestCluster::start(other)?);
+        let client = source.create_database("shop", "CREATE TABLE t (id int PRIMARY KEY)").await?;
+        let empty = target.create_database("goods", "").await?;
+        assert_eq!(compare(&client, &empty).await?, []);
+        let [here, there] = [source.connect("shop").await?, target.connect("goods").await?];
+        for (client, database) in [(&here, "shop"), (&there, "goods")] {
+            client
+                .batch_execute(&format!(
+                    "CREATE ROLE readers; CREATE ROLE app LOGIN; REVOKE ALL ON DATABASE {database} FROM PUBLIC"
+                ))
+                .await?;
+        }
+        here.batch_execute(
+            "GRANT SELECT ON t TO readers; GRANT readers TO app; ALTER ROLE app BYPASSRLS;
+             CREATE ROLE auditors; GRANT auditors TO app; CREATE ROLE clerk LOGIN IN ROLE readers;
+             GRANT CONNECT, TEMPORARY ON DATABASE shop TO app; ALTER DATABASE shop SET search_path = app, public;
+             ALTER DATABASE shop SET shop.tenant = 'it''s'; ALTER ROLE app IN DATABASE shop SET statement_timeout = '5s';
+             ALTER ROLE app SET search_path = \"$user\", app;
+             ALTER DATABASE shop SET IntervalStyle = 'iso_8601'; ALTER DATABASE shop SET synchronous_commit = local",
+        )
+        .await?;
+        // A session begins with what was set before it.
+        let client = connect_as(&source, GODWIT_ROLE, "shop").await?;
+        let found = compare(&client, &empty).await?;
+        expect(&found, Blocker, "app", "a member of readers", "GRANT readers TO app");
+        expect(&found, Blocker, "app", "a member of auditors", "CREATE ROLE auditors; GRANT auditors TO app");
+        expect(&found, Blocker, "app", "passes row security", "ALTER ROLE app BYPASSRLS");
+        for right in ["CONNECT", "TEMPORARY"] {
+            expect(&found, Blocker, "app", right, &format!("GRANT {right} ON DATABASE goods TO app"));
+        }
+        expect(&found, Blocker, "clerk", "as a member of readers", "CREATE ROLE clerk");
+        let search = "ALTER DATABASE goods SET search_path TO app, public";
+        expect(&found, Warning, "search_path", "'app, public' on the source by ALTER DATABASE goods", search);
+        expect(&found, Warning, "shop.tenant", "'it''s'", "ALTER DATABASE goods SET shop.tenant TO 'it''s'");
+        let timeout = "ALTER ROLE app IN DATABASE goods SET statement_timeout TO '5s'";
+        expect(&found, Warning, "statement_timeout", "not set so on the target", timeout);
+        expect(
+            &found,
+            Warning,
+            "search_path",
+            "by ALTER ROLE app",
+            "ALTER ROLE app SET search_path TO \"$user\", app",
+        );
+        let style = "ALTER DATABASE goods SET IntervalStyle TO 'iso_8601'";
+        expect(
+            &found,
+            Warning,
+            "IntervalStyle",
+            "sessions begin with 'iso_8601' on the source and with 'postgres'",
+            style,
+        );
+        assert_eq!(found.len(), 11, "{found:#?}");
+
+        for finding in &found {
+            let remedy = finding.remedy.as_deref().context("a remedy")?;
+            let sql = remedy.split(" on the target").next().context("SQL")?;
+            let sql =
+                if sql == "CREATE ROLE clerk" { "CREATE ROLE clerk LOGIN IN ROLE readers" } else { sql };
+            there.batch_execute(sql).await.with_context(|| format!("take {remedy}"))?;
+        }
+        let empty = connect_as(&target, GODWIT_ROLE, "goods").await?;
+        assert_eq!(compare(&client, &empty).await?, []);
+        // What a fence has taken away is not missing.
+        fence::install(&empty, "orders", 1).await?;
+        let fence = FenceSpec {
+            resource: "orders".into(),
+            generation: 2,
+            run: "m1".into(),
+            app_roles: vec!["app".into()],
+            lock_timeout: Duration::from_secs(5),
+            kill_timeout: Duration::from_secs(10),
+        };
+        fence::close(&empty, &fence).await?;
+        let may = "SELECT has_database_privilege('app', 'goods', 'CONNECT')";
+        assert!(!empty.query_one(may, &[]).await?.get::<_, bool>(0), "the fence took it");
+        assert_eq!(compare(&client, &empty).await?, []);
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,12 +3,16 @@
 //! Reads only. Both sides need what a sender needs (the reverse stream starts on the target) and the right to set
 //! `session_replication_role` (the reverse stream ends on the source).
 
+mod compare;
+
+pub use compare::compare;
+
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::grants;
-use crate::postgres::quote_ident;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,8 +23,8 @@ pub enum Severity {
     Warning,
 }
 
-/// One thing that is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// One thing that is not as it should be. The order of the fields is that in which findings are sorted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
@@ -41,18 +45,6 @@ pub enum Side {
     Target,
 }
 
-/// Extensions that the role can make in this database, or that are there.
-const MAKEABLE: &str = "SELECT extname FROM pg_extension UNION \
-    SELECT v.name FROM pg_available_extension_versions v JOIN pg_available_extensions a \
-      ON a.name = v.name AND a.default_version = v.version \
-    WHERE (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) OR NOT v.superuser OR v.trusted";
-
-/// Roles that a dump of this database names, but the one that asks.
-const NAMED: &str = "SELECT r.rolname FROM pg_roles r WHERE r.rolname <> current_user AND r.rolname !~ '^pg_' \
-    AND r.oid IN (SELECT s.refobjid FROM pg_shdepend s \
-      WHERE s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-        AND s.refclassid = 'pg_authid'::regclass AND s.deptype IN ('o', 'a', 'r')) ORDER BY 1";
-
 /// Everything wrong with one database; blockers first. Empty when it is ready.
 pub async fn check(client: &Client, side: Side) -> Result<Vec<Finding>, Error> {
     let mut found = findings(client, include_str!("common.sql")).await?;
@@ -68,76 +60,13 @@ pub async fn check(client: &Client, side: Side) -> Result<Vec<Finding>, Error> {
             findings(client, &sql).await?
         }
     });
-    found.sort_by(|a, b| (a.severity, &a.subject, &a.problem).cmp(&(b.severity, &b.subject, &b.problem)));
+    found.sort();
     Ok(found)
 }
 
 /// What the slots of a server may keep back of its WAL, and those that have lost theirs. Nothing of it forbids a move.
 pub async fn retention(client: &Client) -> Result<Vec<Finding>, Error> {
     findings(client, include_str!("retention.sql")).await
-}
-
-/// What can only be seen with both: extensions the target cannot create, encoding and collation.
-pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
-    let mut found = Vec::new();
-    let installed = strings(source, "SELECT extname FROM pg_extension ORDER BY 1").await?;
-    let available = strings(target, "SELECT name FROM pg_available_extensions").await?;
-    let makeable = strings(target, MAKEABLE).await?;
-    for name in installed.into_iter().filter(|name| !makeable.contains(name)) {
-        let (problem, remedy) = if available.contains(&name) {
-            (
-                "the source uses this extension; on the target only a superuser can make it",
-                format!("CREATE EXTENSION {}, as superuser in the target's database", quote_ident(&name)),
-            )
-        } else {
-            (
-                "the source uses this extension; the target server does not have it",
-                format!("install the package of extension {name} on the target's server"),
-            )
-        };
-        let problem = problem.to_owned();
-        found.push(Finding { severity: Severity::Blocker, subject: name, problem, remedy: Some(remedy) });
-    }
-    let there = strings(target, "SELECT rolname FROM pg_roles").await?;
-    let missing = strings(source, NAMED).await?.into_iter().filter(|name| !there.contains(name));
-    found.extend(missing.map(|name| {
-        Finding {
-            severity: Severity::Blocker,
-            problem:
-                "the source's objects belong to this role or let it do something; the target does not have it"
-                    .into(),
-            remedy: Some(format!(
-                "CREATE ROLE {} on the target (LOGIN and its password as on the source)",
-                quote_ident(&name)
-            )),
-            subject: name,
-        }
-    }));
-    let properties = "SELECT concat_ws('|', pg_encoding_to_char(encoding), datcollate, datctype) \
-                      FROM pg_database WHERE datname = current_database()";
-    let (here, there) = (strings(source, properties).await?, strings(target, properties).await?);
-    if let (Some(here), Some(there)) = (here.first(), there.first()) {
-        let encoding = |text: &str| text.split('|').next().map(str::to_owned);
-        if encoding(here) != encoding(there) {
-            found.push(Finding {
-                severity: Severity::Blocker,
-                subject: "encoding".into(),
-                problem: format!("differs: {here} and {there}"),
-                remedy: encoding(here)
-                    .map(|e| format!("CREATE DATABASE … ENCODING '{e}' TEMPLATE template0 on the target")),
-            });
-        } else if here != there {
-            found.push(Finding {
-                severity: Severity::Warning,
-                subject: "collation".into(),
-                problem: format!("differs ({here} and {there}): text sorts differently after the move"),
-                remedy: Some(
-                    "CREATE DATABASE … LC_COLLATE … LC_CTYPE … TEMPLATE template0 on the target".into(),
-                ),
-            });
-        }
-    }
-    Ok(found)
 }
 
 async fn findings(client: &Client, sql: &str) -> Result<Vec<Finding>, Error> {
@@ -166,7 +95,7 @@ async fn parameters(client: &Client) -> Result<Vec<Finding>, Error> {
         // One simple query is one transaction: the setting ends with it.
         let tried = client.batch_execute(&format!("SET LOCAL {parameter} = {value}; SELECT 1")).await;
         let Err(error) = tried else { continue };
-        if error.code() != Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
+        if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
             return Err(refused("cannot check the role's rights")(error));
         }
         let sql = "SELECT quote_ident(current_user), current_setting('server_version_num')::int >= 150000";

@@ -1,0 +1,107 @@
+//! What can only be seen with both databases at hand.
+//!
+//! The source says what it makes use of (`needs.sql`), the target what it lacks of that (`offers.sql`).
+
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use super::{Finding, Severity, findings, strings};
+use crate::error::Error;
+use crate::fence::{literal, refused};
+use crate::postgres::quote_ident;
+
+/// Extensions that the role can make in this database, or that are there.
+const MAKEABLE: &str = "SELECT extname FROM pg_extension UNION \
+    SELECT v.name FROM pg_available_extension_versions v JOIN pg_available_extensions a \
+      ON a.name = v.name AND a.default_version = v.version \
+    WHERE (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) OR NOT v.superuser OR v.trusted";
+
+/// What the target lacks of the source: extensions, roles and their rights, collations, what the server is built with and
+/// knows, settings, encoding. Blockers first.
+pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
+    let mut found = Vec::new();
+    let installed = strings(source, "SELECT extname FROM pg_extension ORDER BY 1").await?;
+    let available = strings(target, "SELECT name FROM pg_available_extensions").await?;
+    let makeable = strings(target, MAKEABLE).await?;
+    for name in installed.into_iter().filter(|name| !makeable.contains(name)) {
+        let (problem, remedy) = if available.contains(&name) {
+            (
+                "the source uses this extension; on the target only a superuser can make it",
+                format!("CREATE EXTENSION {}, as superuser in the target's database", quote_ident(&name)),
+            )
+        } else {
+            (
+                "the source uses this extension; the target server does not have it",
+                format!("install the package of extension {name} on the target's server"),
+            )
+        };
+        let problem = problem.to_owned();
+        found.push(Finding { severity: Severity::Blocker, subject: name, problem, remedy: Some(remedy) });
+    }
+    found.extend(encodings(source, target).await?);
+    found.extend(lacks(source, target).await?);
+    found.sort();
+    Ok(found)
+}
+
+/// What the source's database makes use of and the target does not offer.
+async fn lacks(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
+    let needs = strings(source, include_str!("needs.sql")).await?.concat();
+    let grants = strings(target, "SELECT to_regclass('godwit.connect_grants')::text").await?;
+    let fenced = !grants.is_empty()
+        && !strings(target, "SELECT true FROM godwit.connect_grants LIMIT 1").await?.is_empty();
+    // Tried rather than looked up: no catalogue says so.
+    let xml = match target.simple_query("SELECT '<a/>'::xml").await {
+        Ok(_) => true,
+        Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => false,
+        Err(error) => return Err(refused("cannot check the database")(error)),
+    };
+    let sql = include_str!("offers.sql")
+        .replace("{{fenced}}", &fenced.to_string())
+        .replace("{{xml}}", &xml.to_string())
+        .replace("{{needs}}", &literal(&needs));
+    findings(target, &sql).await
+}
+
+/// Encoding, and how the database sorts text.
+async fn encodings(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
+    let mut found = Vec::new();
+    let properties = "SELECT p FROM pg_database d, to_jsonb(d) j, unnest(ARRAY[pg_encoding_to_char(encoding)::text, \
+        concat_ws(' ', datcollate, datctype, nullif(j ->> 'datlocprovider', 'c'), \
+                  coalesce(j ->> 'datlocale', j ->> 'daticulocale')), coalesce(j ->> 'datcollversion', '')]) p \
+      WHERE datname = current_database()";
+    let (here, there) = (strings(source, properties).await?, strings(target, properties).await?);
+    let ([encoding, collation, version], [encoding_there, collation_there, version_there]) =
+        (here.as_slice(), there.as_slice())
+    else {
+        return Err(Error::Protocol("how a database sorts cannot be read".into()));
+    };
+    if encoding != encoding_there {
+        found.push(Finding {
+            severity: Severity::Blocker,
+            subject: "encoding".into(),
+            problem: format!("differs: {encoding} and {encoding_there}"),
+            remedy: Some(format!("CREATE DATABASE … ENCODING '{encoding}' TEMPLATE template0 on the target")),
+        });
+    } else if collation != collation_there {
+        found.push(Finding {
+            severity: Severity::Warning,
+            subject: "collation".into(),
+            problem: format!(
+                "differs ({collation} and {collation_there}): text sorts differently after the move"
+            ),
+            remedy: Some("CREATE DATABASE … LC_COLLATE … LC_CTYPE … TEMPLATE template0 on the target".into()),
+        });
+    } else if version != version_there && !version.is_empty() && !version_there.is_empty() {
+        found.push(Finding {
+            severity: Severity::Warning,
+            subject: "collation".into(),
+            problem: format!(
+                "{collation} is version {version} on the source and {version_there} on the target: \
+                 text may sort differently after the move"
+            ),
+            remedy: Some("the same version of the operating system (or of ICU) on both".into()),
+        });
+    }
+    Ok(found)
+}

@@ -1,0 +1,104 @@
+-- What the source's database makes use of, for offers.sql to look for on the target: one JSON array of
+-- {kind, subject, value, …}. JSON reads columns of the catalogue that only newer servers have.
+WITH RECURSIVE here AS (
+  SELECT oid, datname FROM pg_database WHERE datname = current_database()
+), ours AS (
+  SELECT c.oid, c.relkind, c.reloptions, format('%I.%I', n.nspname, c.relname) AS subject
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.relkind IN ('r', 'p', 'v', 'm') AND c.relpersistence <> 't'
+    AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+), columns AS (
+  SELECT a.*, t.relkind, format('%s.%I', t.subject, a.attname) AS subject, to_jsonb(a) AS new
+  FROM ours t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+), constraints AS (
+  SELECT k.*, t.relkind, format('constraint %I of %s', k.conname, t.subject) AS subject, to_jsonb(k) AS new
+  FROM ours t JOIN pg_constraint k ON k.conrelid = t.oid
+), named AS (
+  SELECT DISTINCT r.oid, r.rolname FROM pg_roles r JOIN pg_shdepend s ON s.refobjid = r.oid JOIN here ON s.dbid = here.oid
+  WHERE s.refclassid = 'pg_authid'::regclass AND s.deptype IN ('o', 'a', 'r') AND r.rolname !~ '^pg_'
+), roles(id) AS (
+  -- And their members.
+  SELECT oid FROM named
+  UNION
+  SELECT m.member FROM pg_auth_members m JOIN roles ON m.roleid = roles.id
+), clients AS (
+  SELECT r.* FROM pg_roles r WHERE r.oid IN (SELECT id FROM roles) AND r.rolcanlogin AND NOT r.rolsuper
+    AND r.rolname <> current_user
+), need(kind, subject, value, role) AS (
+  SELECT 'collation', min(user_of), format('%I.%I', n.nspname, c.collname), NULL
+  FROM (
+    SELECT refobjid AS id, pg_describe_object(classid, objid, objsubid) AS user_of
+    FROM pg_depend WHERE refclassid = 'pg_collation'::regclass AND objid >= 16384
+    UNION ALL
+    -- On those that are part of every server no dependency is recorded.
+    SELECT attcollation, pg_describe_object('pg_class'::regclass, attrelid, attnum)
+    FROM pg_attribute WHERE attrelid >= 16384 AND attcollation < 16384
+    UNION ALL
+    SELECT typcollation, pg_describe_object('pg_type'::regclass, oid, 0) FROM pg_type WHERE oid >= 16384 AND typcollation < 16384
+  ) used JOIN pg_collation c ON c.oid = used.id JOIN pg_namespace n ON n.oid = c.collnamespace
+  WHERE n.nspname = 'pg_catalog'
+  GROUP BY n.nspname, c.collname
+  UNION ALL
+  SELECT 'provider', 'collation ' || c.oid::regcollation, c.collprovider::text, NULL
+  FROM pg_collation c WHERE c.oid >= 16384 AND c.collprovider <> 'd'
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_collation'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+  UNION ALL
+  SELECT 'compression', min(subject), 'lz4', NULL FROM columns WHERE attcompression = 'l' HAVING count(*) > 0
+  UNION ALL
+  SELECT 'xml', min(subject), NULL, NULL FROM columns JOIN pg_type y ON y.oid = atttypid
+  WHERE attgenerated = '' AND relkind <> 'v' AND 'xml'::regtype IN (y.oid, y.typelem, y.typbasetype) HAVING count(*) > 0
+  UNION ALL
+  SELECT 'version', min(subject) || ': virtual generated column', '180000', NULL
+  FROM columns WHERE attgenerated = 'v' HAVING count(*) > 0
+  UNION ALL
+  SELECT 'version', subject || ': WITHOUT OVERLAPS or PERIOD', '180000', NULL FROM constraints WHERE (new ->> 'conperiod')::boolean
+  UNION ALL
+  SELECT 'version', subject || ': NOT ENFORCED', '180000', NULL
+  FROM constraints WHERE NOT (new ->> 'conenforced')::boolean AND conparentid = 0
+  UNION ALL
+  SELECT 'version', subject || ': NOT NULL that is not inherited or not validated', '180000', NULL
+  FROM constraints WHERE contype = 'n' AND (connoinherit OR NOT convalidated)
+  UNION ALL
+  SELECT 'version', subject || ': exclusion constraint of a partitioned table', '170000', NULL
+  FROM constraints WHERE contype = 'x' AND relkind = 'p'
+  UNION ALL
+  SELECT 'version', subject || ': ON DELETE SET of some columns', '150000', NULL
+  FROM constraints WHERE new ->> 'confdelsetcols' IS NOT NULL AND conparentid = 0
+  UNION ALL
+  SELECT 'version', min(i.indexrelid::regclass::text) || ': NULLS NOT DISTINCT', '150000', NULL
+  FROM ours t JOIN pg_index i ON i.indrelid = t.oid WHERE (to_jsonb(i) ->> 'indnullsnotdistinct')::boolean HAVING count(*) > 0
+  UNION ALL
+  SELECT 'version', subject || ': security_invoker', '150000', NULL
+  FROM ours WHERE relkind = 'v' AND array_to_string(reloptions, ',') ~ 'security_invoker='
+  UNION ALL
+  SELECT 'role', NULL, rolname, NULL FROM named WHERE rolname <> current_user
+  UNION ALL
+  SELECT 'client', min(g.rolname), c.rolname, NULL
+  FROM clients c JOIN pg_auth_members m ON m.member = c.oid JOIN pg_roles g ON g.oid = m.roleid
+  WHERE c.oid NOT IN (SELECT oid FROM named) GROUP BY c.rolname
+  UNION ALL
+  SELECT 'member', NULL, g.rolname, c.rolname
+  FROM clients c JOIN pg_auth_members m ON m.member = c.oid JOIN pg_roles g ON g.oid = m.roleid
+  UNION ALL
+  SELECT 'right', NULL, p, c.rolname
+  FROM clients c, here, unnest('{CONNECT,CREATE,TEMPORARY}'::text[]) p WHERE has_database_privilege(c.oid, here.oid, p)
+  UNION ALL
+  SELECT 'bypass', NULL, NULL, rolname FROM clients WHERE rolbypassrls
+  UNION ALL
+  -- What a session begins with: the server's setting or the database's own. Godwit's role has a search_path of its own.
+  SELECT 'default', name, reset_val, NULL FROM pg_settings
+  WHERE name = ANY ('{array_nulls,bytea_output,DateStyle,default_text_search_config,default_transaction_deferrable,default_transaction_isolation,default_transaction_read_only,extra_float_digits,idle_in_transaction_session_timeout,IntervalStyle,lc_monetary,lc_numeric,lc_time,lock_timeout,row_security,standard_conforming_strings,statement_timeout,TimeZone,transform_null_equals,xmlbinary,xmloption}')
+  UNION ALL
+  SELECT 'room', name, reset_val, NULL FROM pg_settings
+  WHERE name = ANY ('{max_connections,max_locks_per_transaction,max_prepared_transactions}')
+  UNION ALL
+  SELECT CASE WHEN s.setdatabase = 0 THEN 'role setting' ELSE 'database setting' END, split_part(entry, '=', 1),
+         substr(entry, strpos(entry, '=') + 1), r.rolname
+  FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) entry LEFT JOIN pg_roles r ON r.oid = s.setrole
+  WHERE (s.setdatabase = (SELECT oid FROM here) AND (s.setrole = 0 OR r.rolname <> current_user)
+      OR s.setdatabase = 0 AND s.setrole IN (SELECT oid FROM clients))
+    -- Godwit's own is not the service's.
+    AND NOT (s.setrole = 0 AND entry LIKE 'synchronous\_commit=%')
+)
+SELECT coalesce(jsonb_agg(to_jsonb(need)), '[]') FROM need

@@ -1,0 +1,85 @@
+-- What the target lacks of what the source's database makes use of (needs.sql): severity, subject, problem, remedy.
+WITH need AS (
+  SELECT * FROM jsonb_to_recordset({{needs}}::jsonb) AS n(kind text, subject text, value text, role text)
+), here AS (
+  SELECT oid, datname, encoding FROM pg_database WHERE datname = current_database()
+), known AS (
+  -- One of ICU's is listed even by a server that is built without it.
+  SELECT c.*, format('%I.%I', n.nspname, c.collname) AS name
+  FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace
+  WHERE c.collprovider <> 'i' OR EXISTS (SELECT FROM pg_collation WHERE collprovider = 'i' AND collname <> 'unicode')
+), setting AS (
+  SELECT kind, subject AS name, value, role,
+         -- A list is written as it is kept.
+         CASE WHEN subject IN ('search_path', 'temp_tablespaces', 'local_preload_libraries', 'session_preload_libraries')
+              THEN value ELSE quote_literal(value) END AS written,
+         CASE WHEN role IS NULL THEN format('DATABASE %I', datname) WHEN kind = 'role setting' THEN format('ROLE %I', role)
+              ELSE format('ROLE %I IN DATABASE %I', role, datname) END AS place
+  FROM need, here
+), held AS (
+  SELECT CASE WHEN s.setdatabase = 0 THEN 'role setting' ELSE 'database setting' END AS kind, r.rolname AS role,
+         split_part(entry, '=', 1) AS name, substr(entry, strpos(entry, '=') + 1) AS value
+  FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) entry LEFT JOIN pg_roles r ON r.oid = s.setrole
+  WHERE s.setdatabase IN (0, (SELECT oid FROM here))
+)
+SELECT 'blocker', 'collation ' || value, format('%s uses it on the source; the target does not have it', subject),
+       'install its locale on the target''s server (of ICU: a server built with that), then SELECT pg_import_system_collations(''pg_catalog''); or use one that both have'
+FROM need
+WHERE kind = 'collation' AND NOT EXISTS (SELECT FROM known, here WHERE name = value AND collencoding IN (-1, encoding))
+UNION ALL
+SELECT 'blocker', subject, CASE value WHEN 'i' THEN 'is of ICU, which the target''s server is built without'
+         ELSE 'is a builtin one, which the target''s server does not know' END,
+       CASE value WHEN 'i' THEN 'a target whose server is built with ICU' ELSE 'a target of version 17 or later' END
+FROM need
+WHERE kind = 'provider' AND NOT EXISTS (SELECT FROM known WHERE collprovider::text = value)
+UNION ALL
+SELECT 'blocker', subject, 'is compressed by lz4, which the target''s server is built without',
+       'ALTER TABLE … ALTER COLUMN … SET COMPRESSION pglz on the source, or a target whose server is built with lz4'
+FROM need
+WHERE kind = 'compression'
+  AND NOT EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND value = ANY (enumvals))
+UNION ALL
+SELECT 'blocker', subject, 'is of XML, which the target''s server is built without', 'a target whose server is built with libxml'
+FROM need WHERE kind = 'xml' AND NOT '{{xml}}'::boolean
+UNION ALL
+SELECT 'blocker', subject, format('version %s of the target does not know that', split_part(current_setting('server_version'), ' ', 1)),
+       format('a target of version %s or later', value::int / 10000)
+FROM need WHERE kind = 'version' AND current_setting('server_version_num')::int < value::int
+UNION ALL
+SELECT 'blocker', value, CASE kind WHEN 'role' THEN 'the source''s objects belong to this role or let it do something; the target does not have it'
+         ELSE format('may log in on the source, as a member of %I; the target does not have it', subject) END,
+       format('CREATE ROLE %I on the target (LOGIN and its password as on the source)', value)
+FROM need WHERE kind IN ('role', 'client') AND NOT EXISTS (SELECT FROM pg_roles WHERE rolname = value)
+UNION ALL
+SELECT 'blocker', role, format('is a member of %I on the source and not on the target', value),
+       CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = value) THEN '' ELSE format('CREATE ROLE %I; ', value) END
+         || format('GRANT %I TO %I on the target', value, role)
+FROM need
+WHERE kind = 'member' AND EXISTS (SELECT FROM pg_roles WHERE rolname = role)
+  AND NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid JOIN pg_roles r ON r.oid = m.member
+                  WHERE g.rolname = value AND r.rolname = role)
+UNION ALL
+-- A fence has taken CONNECT and gives it back.
+SELECT 'blocker', role, format('has %s on the database of the source and not on the target''s', value),
+       format('GRANT %s ON DATABASE %I TO %I on the target', value, datname, role)
+FROM need, here
+WHERE kind = 'right' AND NOT (value = 'CONNECT' AND '{{fenced}}'::boolean)
+  AND EXISTS (SELECT FROM pg_roles r WHERE r.rolname = role AND NOT has_database_privilege(r.oid, here.oid, value))
+UNION ALL
+SELECT 'blocker', role, 'passes row security on the source and not on the target', format('ALTER ROLE %I BYPASSRLS on the target', role)
+FROM need WHERE kind = 'bypass' AND EXISTS (SELECT FROM pg_roles WHERE rolname = role AND NOT rolbypassrls AND NOT rolsuper)
+UNION ALL
+SELECT 'warning', name, format('sessions begin with %s on the source and with %s on the target', quote_literal(value), quote_literal(reset_val)),
+       format('ALTER DATABASE %I SET %s TO %s on the target', datname, name, written)
+FROM setting JOIN pg_settings USING (name), here WHERE kind = 'default' AND reset_val IS DISTINCT FROM value
+UNION ALL
+SELECT 'warning', name, format('is %s on the source and only %s on the target', value, reset_val),
+       format('ALTER SYSTEM SET %s = %s on the target; then restart the server', name, value)
+FROM setting JOIN pg_settings USING (name) WHERE kind = 'room' AND reset_val::bigint < value::bigint
+UNION ALL
+-- What sessions begin with has been compared already.
+SELECT 'warning', s.name, format('is %L on the source by ALTER %s, %s on the target', s.value, place, coalesce(quote_literal(held.value), 'not set so')),
+       format('ALTER %s SET %s TO %s on the target', place, s.name, written)
+FROM setting s LEFT JOIN held ON held.kind = s.kind AND held.name = s.name AND held.role IS NOT DISTINCT FROM s.role
+WHERE s.kind IN ('role setting', 'database setting') AND held.value IS DISTINCT FROM s.value
+  AND NOT (s.role IS NULL AND s.name IN (SELECT subject FROM need WHERE kind = 'default'))
