@@ -1,7 +1,7 @@
 //! From commit to visible on the target, at a steady rate: Godwit over QUIC against native logical replication.
 //!
 //! Transaction k of one row is due at k / rate, whatever became of those before it; its clock runs from the answer to its COMMIT
-//! until a session of the target that looks every millisecond sees the row. Both sides get the same load, one after the other, in
+//! until a session of the target that looks every half millisecond sees the row. Both sides get the same load, one after the other, in
 //! turns, and are looked at in the same way; what is visible before the answer counts as zero.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,6 @@ use replicator::pump::{LocalEnd, StreamSpec, maintain};
 use replicator::spill::Spill;
 use replicator::status::{Phase, StreamStatus};
 use tokio::sync::watch;
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::link::Served;
@@ -25,7 +24,7 @@ use super::{PATIENCE, Server};
 /// Sessions that commit.
 const CLIENTS: u64 = 8;
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(1);
+const LOOK: Duration = Duration::from_micros(500);
 const TABLE: &str = "CREATE TABLE ticks (id bigint PRIMARY KEY, note text)";
 
 /// How fast, how long, how often.
@@ -73,52 +72,87 @@ impl std::fmt::Display for Lag {
     }
 }
 
-/// The lags of `count` transactions into `source`, seen on `target`.
-async fn load(source: (&Server, &str), target: &Client, rate: u64, count: u64) -> Result<Vec<Duration>> {
-    let committed: Arc<Mutex<Vec<Option<Instant>>>> = Arc::new(Mutex::new(vec![None; count as usize]));
-    let start = clock::monotonic() + Duration::from_millis(200);
-    let mut writers = Vec::new();
-    for client in 0..CLIENTS {
-        let session = source.0.connect(source.1).await?;
-        session.batch_execute("SET synchronous_commit = local").await?;
-        let insert = session.prepare("INSERT INTO ticks VALUES ($1, 'a note of some length')").await?;
-        let committed = committed.clone();
-        writers.push(tokio::spawn(async move {
-            for number in (client..count).step_by(CLIENTS as usize) {
-                let due = start + Duration::from_nanos(1_000_000_000 / rate * number);
-                tokio::time::sleep_until(due.into()).await;
-                session.execute(&insert, &[&i64::try_from(number)?]).await?;
-                let now = clock::monotonic();
-                committed.lock().unwrap_or_else(PoisonError::into_inner)[number as usize] = Some(now);
+/// Transactions at a steady rate.
+struct Load<'a> {
+    servers: (&'a Server, &'a Server),
+    name: &'a str,
+    rate: u64,
+    count: u64,
+}
+
+impl Load<'_> {
+    /// The lags of transactions into the first server, seen on the second. Who commits and who looks have a thread each, where no
+    /// task of Godwit stands between an answer and the clock.
+    fn run(&self) -> Result<Vec<Duration>> {
+        let start = clock::monotonic() + Duration::from_millis(200);
+        let (committed, seen) = std::thread::scope(|scope| {
+            let writers = scope.spawn(|| runtime()?.block_on(self.commit(start)));
+            let viewer = scope.spawn(|| runtime()?.block_on(self.look(start)));
+            (outcome(writers.join()), outcome(viewer.join()))
+        });
+        let pairs = seen?.into_iter().zip(committed?);
+        Ok(pairs.map(|(seen, committed)| seen.saturating_duration_since(committed)).collect())
+    }
+
+    /// When each COMMIT was answered.
+    async fn commit(&self, start: Instant) -> Result<Vec<Instant>> {
+        let committed = Arc::new(Mutex::new(vec![None; self.count as usize]));
+        let mut writers = Vec::new();
+        for client in 0..CLIENTS {
+            let session = self.servers.0.connect(self.name).await?;
+            session.batch_execute("SET synchronous_commit = local").await?;
+            let insert = session.prepare("INSERT INTO ticks VALUES ($1, 'a note of some length')").await?;
+            let (committed, count, rate) = (Arc::clone(&committed), self.count, self.rate);
+            writers.push(tokio::spawn(async move {
+                for number in (client..count).step_by(CLIENTS as usize) {
+                    let due = start + Duration::from_nanos(1_000_000_000 / rate * number);
+                    tokio::time::sleep_until(due.into()).await;
+                    session.execute(&insert, &[&i64::try_from(number)?]).await?;
+                    let now = clock::monotonic();
+                    committed.lock().unwrap_or_else(PoisonError::into_inner)[number as usize] = Some(now);
+                }
+                anyhow::Ok(())
+            }));
+        }
+        for writer in writers {
+            writer.await??;
+        }
+        let committed = committed.lock().unwrap_or_else(PoisonError::into_inner);
+        committed.iter().copied().collect::<Option<_>>().context("a transaction without a commit")
+    }
+
+    /// When each row was seen.
+    async fn look(&self, start: Instant) -> Result<Vec<Instant>> {
+        let target = self.servers.1.connect(self.name).await?;
+        let look = target.prepare("SELECT id FROM ticks WHERE id >= $1").await?;
+        let count = self.count as usize;
+        let mut seen: Vec<Option<Instant>> = vec![None; count];
+        // All before this one were seen.
+        let mut low = 0;
+        while low < count {
+            ensure!(start.elapsed() < PATIENCE, "only {low} of {count} transactions became visible");
+            // Of the thread: the runtime's timer is as coarse as what is measured, and in step with the commits.
+            std::thread::sleep(LOOK);
+            let rows = target.query(&look, &[&i64::try_from(low)?]).await?;
+            let now = clock::monotonic();
+            for row in &rows {
+                let id = usize::try_from(row.get::<_, i64>(0))?;
+                seen[id].get_or_insert(now);
             }
-            anyhow::Ok(())
-        }));
-    }
-    let mut seen: Vec<Option<Instant>> = vec![None; count as usize];
-    // All before this one were seen.
-    let mut low = 0;
-    let look = target.prepare("SELECT id FROM ticks WHERE id >= $1").await?;
-    while low < count as usize {
-        ensure!(start.elapsed() < PATIENCE, "only {low} of {count} transactions became visible");
-        tokio::time::sleep(LOOK).await;
-        let rows = target.query(&look, &[&i64::try_from(low)?]).await?;
-        let now = clock::monotonic();
-        for row in &rows {
-            let id = usize::try_from(row.get::<_, i64>(0))?;
-            seen[id].get_or_insert(now);
+            while seen.get(low).is_some_and(Option::is_some) {
+                low += 1;
+            }
         }
-        while seen.get(low).is_some_and(Option::is_some) {
-            low += 1;
-        }
+        seen.into_iter().collect::<Option<_>>().context("a row that was not seen")
     }
-    for writer in writers {
-        writer.await??;
-    }
-    let committed = committed.lock().unwrap_or_else(PoisonError::into_inner);
-    let lags = seen.iter().zip(&*committed);
-    lags.map(|(seen, committed)| Some(seen.as_ref()?.saturating_duration_since((*committed)?)))
-        .collect::<Option<_>>()
-        .context("a transaction without a commit")
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+fn outcome<T>(joined: std::thread::Result<Result<T>>) -> Result<T> {
+    joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 async fn native(servers: (&Server, &Server), name: &str, rate: u64, count: u64) -> Result<Lag> {
@@ -141,7 +175,7 @@ async fn native(servers: (&Server, &Server), name: &str, rate: u64, count: u64) 
         ensure!(began.elapsed() < PATIENCE, "native replication did not start");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let lags = load((near, name), &to, rate, count).await?;
+    let lags = Load { servers, name, rate, count }.run()?;
     to.batch_execute(&format!("DROP SUBSCRIPTION {name}")).await?;
     Lag::of(lags).context("no transactions")
 }
@@ -178,7 +212,7 @@ async fn own(servers: (&Server, &Server), name: &str, rate: u64, count: u64) -> 
     let task = tokio::spawn(async move { maintain(&*connector, &of, &end, &sender, &stop).await });
     let streaming = status.wait_for(|status| status.phase == Phase::Streaming);
     tokio::time::timeout(PATIENCE, streaming).await.context("godwit did not start")??;
-    let lags = load((near, name), &to, rate, count).await?;
+    let lags = Load { servers, name, rate, count }.run()?;
     cancel.cancel();
     task.await??;
     slot::drop_slot(&from, &spec.slot).await?;
