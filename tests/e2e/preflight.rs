@@ -380,6 +380,50 @@ async fn what_sessions_would_miss_on_the_target_is_told() -> Result<()> {
     Ok(())
 }
 
+/// A dump locks every table: where there is no room for so many locks it fails, and so may the service's own sessions.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_tables_for_the_locks_are_told() -> Result<()> {
+    use Severity::{Blocker, Warning};
+    const FEW: &str = "max_locks_per_transaction = 10\nmax_connections = 20\nmax_worker_processes = 4\n\
+                       max_wal_senders = 4\nautovacuum_max_workers = 1\n";
+    let tables = |from: u32, to: u32| {
+        format!(
+            "DO $$ BEGIN FOR i IN {from}..{to} LOOP EXECUTE format('CREATE TABLE t_%s (id int PRIMARY KEY)', i); END LOOP; END $$"
+        )
+    };
+    for (one, other) in [(15, other_major()), (other_major(), 15)] {
+        let (source, target) = (TestCluster::start_with(one, FEW)?, TestCluster::start_with(other, FEW)?);
+        let bin = newest(&source, &target);
+        let client = source.create_database("shop", &tables(1, 100)).await?;
+        let empty = target.create_database("shop", "").await?;
+        let dump = async || {
+            let dump = replicator::schema::dump(&source.config("shop"), Some(&bin)).await?;
+            dump.post_data.text().await
+        };
+        assert_eq!((check(&client, Side::Source).await?, compare(&client, &empty).await?), (vec![], vec![]));
+        client.batch_execute(&tables(101, 200)).await?;
+        let found = check(&client, Side::Source).await?;
+        expect(&found, Warning, "max_locks_per_transaction", "200 tables", "max_locks_per_transaction = 14");
+        dump().await?;
+        for from in (201..1_500).step_by(100) {
+            client.batch_execute(&tables(from, from + 99)).await?;
+        }
+        let found = check(&client, Side::Source).await?;
+        expect(
+            &found,
+            Blocker,
+            "max_locks_per_transaction",
+            "1500 tables",
+            "max_locks_per_transaction = 105",
+        );
+        let failure = dump().await.map_or_else(|error| error.to_string(), |_| "it went".into());
+        assert!(failure.contains("max_locks_per_transaction"), "{failure}");
+        let found = compare(&client, &empty).await?;
+        expect(&found, Blocker, "max_locks_per_transaction", "lock 1500 tables", "= 105 on the target");
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_must_be_empty_or_our_own_copy() -> Result<()> {
     let cluster = TestCluster::start(15)?;

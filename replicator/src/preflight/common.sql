@@ -8,6 +8,8 @@ WITH setting AS (
   UNION ALL
   SELECT name, setting::bigint - (SELECT count(*) FROM pg_stat_get_wal_senders()), setting::bigint, 'walsenders'
   FROM setting WHERE name = 'max_wal_senders'
+), locks AS (
+  SELECT {{locks}} AS room, {{relations}} AS needed
 )
 SELECT 'blocker', 'wal_level', format('is %s: logical decoding needs logical', setting),
        'ALTER SYSTEM SET wal_level = logical; then restart the server'
@@ -29,3 +31,9 @@ SELECT 'blocker', datname::text, format('role %I may not create schema godwit in
 FROM pg_database
 WHERE datname = current_database() AND NOT has_database_privilege(datname, 'CREATE')
   AND NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'godwit' AND pg_has_role(nspowner, 'USAGE'))
+UNION ALL
+SELECT CASE WHEN needed > room THEN 'blocker' ELSE 'warning' END, 'max_locks_per_transaction',
+       format('the dump of the schema and the fence lock %s tables, views and sequences at once, and there is room for about %s locks of all sessions', needed, room),
+       format('ALTER SYSTEM SET max_locks_per_transaction = %s; then restart the server',
+         ceil(2.1 * needed / room * current_setting('max_locks_per_transaction')::int))
+FROM locks WHERE needed > room / 2

@@ -5,7 +5,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::{Finding, Severity, findings, strings};
+use super::{Finding, Severity, filled, findings, strings};
 use crate::error::Error;
 use crate::fence::{literal, refused};
 use crate::postgres::quote_ident;
@@ -46,7 +46,7 @@ pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, E
 
 /// What the source's database makes use of and the target does not offer.
 async fn lacks(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
-    let needs = strings(source, include_str!("needs.sql")).await?.concat();
+    let needs = strings(source, &filled(include_str!("needs.sql"))).await?.concat();
     let grants = strings(target, "SELECT to_regclass('godwit.connect_grants')::text").await?;
     let fenced = !grants.is_empty()
         && !strings(target, "SELECT true FROM godwit.connect_grants LIMIT 1").await?.is_empty();
@@ -56,7 +56,7 @@ async fn lacks(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> 
         Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => false,
         Err(error) => return Err(refused("cannot check the database")(error)),
     };
-    let sql = include_str!("offers.sql")
+    let sql = filled(include_str!("offers.sql"))
         .replace("{{fenced}}", &fenced.to_string())
         .replace("{{xml}}", &xml.to_string())
         .replace("{{needs}}", &literal(&needs));

@@ -45,9 +45,19 @@ pub enum Side {
     Target,
 }
 
+/// How many locks a server has room for, about: SQL of a number (lock.c of PostgreSQL, `NLOCKENTS`).
+const LOCKS: &str = "(current_setting('max_locks_per_transaction')::bigint * (SELECT sum(setting::bigint) + 1 FROM pg_settings \
+    WHERE name IN ('max_connections', 'max_prepared_transactions', 'max_worker_processes', 'max_wal_senders', \
+                   'autovacuum_max_workers')))";
+
+/// How many relations of the database a dump of its schema locks at the same time: SQL of a number.
+const RELATIONS: &str = "(SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relpersistence <> 't' \
+      AND n.nspname <> ALL ('{pg_catalog,information_schema,pg_toast,godwit}'))";
+
 /// Everything wrong with one database; blockers first. Empty when it is ready.
 pub async fn check(client: &Client, side: Side) -> Result<Vec<Finding>, Error> {
-    let mut found = findings(client, include_str!("common.sql")).await?;
+    let mut found = findings(client, &filled(include_str!("common.sql"))).await?;
     found.extend(parameters(client).await?);
     found.extend(match side {
         Side::Source => findings(client, include_str!("source.sql")).await?,
@@ -67,6 +77,11 @@ pub async fn check(client: &Client, side: Side) -> Result<Vec<Finding>, Error> {
 /// What the slots of a server may keep back of its WAL, and those that have lost theirs. Nothing of it forbids a move.
 pub async fn retention(client: &Client) -> Result<Vec<Finding>, Error> {
     findings(client, include_str!("retention.sql")).await
+}
+
+/// A query with what several have in common.
+fn filled(sql: &str) -> String {
+    sql.replace("{{locks}}", LOCKS).replace("{{relations}}", RELATIONS)
 }
 
 async fn findings(client: &Client, sql: &str) -> Result<Vec<Finding>, Error> {

@@ -93,6 +93,8 @@ WITH RECURSIVE here AS (
   SELECT 'room', name, reset_val, NULL FROM pg_settings
   WHERE name = ANY ('{max_connections,max_locks_per_transaction,max_prepared_transactions}')
   UNION ALL
+  SELECT 'locks', NULL, ({{relations}})::text, NULL
+  UNION ALL
   SELECT CASE WHEN s.setdatabase = 0 THEN 'role setting' ELSE 'database setting' END, split_part(entry, '=', 1),
          substr(entry, strpos(entry, '=') + 1), r.rolname
   FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) entry LEFT JOIN pg_roles r ON r.oid = s.setrole

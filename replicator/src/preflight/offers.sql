@@ -77,6 +77,12 @@ SELECT 'warning', name, format('is %s on the source and only %s on the target', 
        format('ALTER SYSTEM SET %s = %s on the target; then restart the server', name, value)
 FROM setting JOIN pg_settings USING (name) WHERE kind = 'room' AND reset_val::bigint < value::bigint
 UNION ALL
+SELECT 'blocker', 'max_locks_per_transaction',
+       format('a fence will lock %s tables and more at once; on the target there is room for about %s locks of all sessions', value, room),
+       format('ALTER SYSTEM SET max_locks_per_transaction = %s on the target; then restart the server',
+         ceil(2.1 * value::bigint / room * current_setting('max_locks_per_transaction')::int))
+FROM need, (SELECT {{locks}} AS room) locks WHERE kind = 'locks' AND value::bigint > room
+UNION ALL
 -- What sessions begin with has been compared already.
 SELECT 'warning', s.name, format('is %L on the source by ALTER %s, %s on the target', s.value, place, coalesce(quote_literal(held.value), 'not set so')),
        format('ALTER %s SET %s TO %s on the target', place, s.name, written)
