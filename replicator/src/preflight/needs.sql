@@ -33,9 +33,10 @@ WITH RECURSIVE here AS (
     UNION ALL
     -- On those that are part of every server no dependency is recorded.
     SELECT attcollation, pg_describe_object('pg_class'::regclass, attrelid, attnum)
-    FROM pg_attribute WHERE attrelid >= 16384 AND attcollation < 16384
+    FROM pg_attribute WHERE attrelid >= 16384 AND attcollation < 16384 AND attcollation NOT IN (0, 'pg_catalog."default"'::regcollation)
     UNION ALL
-    SELECT typcollation, pg_describe_object('pg_type'::regclass, oid, 0) FROM pg_type WHERE oid >= 16384 AND typcollation < 16384
+    SELECT typcollation, pg_describe_object('pg_type'::regclass, oid, 0) FROM pg_type
+    WHERE oid >= 16384 AND typcollation < 16384 AND typcollation NOT IN (0, 'pg_catalog."default"'::regcollation)
   ) used JOIN pg_collation c ON c.oid = used.id JOIN pg_namespace n ON n.oid = c.collnamespace
   WHERE n.nspname = 'pg_catalog'
   GROUP BY n.nspname, c.collname
