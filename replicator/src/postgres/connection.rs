@@ -395,6 +395,10 @@ impl Connection {
             return Ok(None);
         }
         let mut body = self.received.split_to(length + 1).freeze();
+        if length > READ_SIZE {
+            // Or the room for it would stay for as long as the connection does.
+            self.received = BytesMut::from(&self.received[..]);
+        }
         body.advance(HEADER);
         Ok(Some(Frame { tag, body }))
     }
@@ -658,5 +662,23 @@ mod tests {
         connection.received.clear();
         connection.received.extend_from_slice(b"d\xff\xff\xff\xff");
         assert!(matches!(connection.buffered(), Err(Error::Protocol(_))));
+    }
+
+    #[tokio::test]
+    async fn a_large_message_leaves_no_room_behind() {
+        let (mut server, client) = tokio::io::duplex(64 << 10);
+        let mut connection = Connection::over(Box::new(client));
+        let length = 8 << 20;
+        let sending = tokio::spawn(async move {
+            let large = [b"d", &(length as u32 + 4).to_be_bytes()[..], &vec![b'x'; length]].concat();
+            for bytes in [&large[..], b"d\0\0\0\x06ab"] {
+                server.write_all(bytes).await.expect("sent");
+            }
+        });
+        assert_eq!(connection.frame("receive").await.expect("large").body.len(), length);
+        assert_eq!(connection.frame("receive").await.expect("small").body, "ab");
+        sending.await.expect("all was sent");
+        connection.received.reserve(1);
+        assert!(connection.received.capacity() <= 2 * READ_SIZE, "{}", connection.received.capacity());
     }
 }
