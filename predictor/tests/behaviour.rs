@@ -1,7 +1,8 @@
 //! What the default forecaster promises on series whose truth is known.
 
 use predictor::backtest::walk_forward;
-use predictor::{Forecaster, default_forecaster};
+use predictor::network::inputs::Weather;
+use predictor::{Ensemble, Forecaster, Inputs, LEVELS, Quantiles, default_forecaster, sample};
 
 /// Seeded noise: uniform numbers in 0..1 (splitmix64).
 struct Noise(u64);
@@ -111,4 +112,101 @@ fn a_forecast_does_not_change_when_the_future_does() {
         let _ = forecast(&replayed);
     }
     assert_eq!(alone, forecast(&replayed));
+}
+
+/// Rain of an hour or two, now and then; the day's temperature, which does nothing.
+fn weather(rain: f64, step: usize) -> Inputs {
+    let temperature = 12.0 + 8.0 * ((step % 24) as f64 / 24.0 * std::f64::consts::TAU).sin();
+    let weather = Weather { temperature: Some(temperature), precipitation: Some(rain), ..Weather::default() };
+    Inputs { weather: Some(weather), ..Inputs::default() }
+}
+
+/// Weather, and a series that is three times as slow in rain.
+fn rained_on(noise: &mut Noise, steps: usize) -> (Vec<Inputs>, Vec<f64>) {
+    let mut rain = 0.0;
+    (0..steps)
+        .map(|step| {
+            rain = match (rain > 0.0, noise.uniform()) {
+                (true, luck) if luck < 0.6 => rain,
+                (false, luck) if luck < 0.06 => 2.0 + noise.uniform(),
+                _ => 0.0,
+            };
+            (weather(rain, step), noise.latency(if rain > 0.0 { 60.0 } else { 20.0 }))
+        })
+        .unzip()
+}
+
+/// A forecaster that has seen `values`, knowing `ahead` steps beyond each.
+fn taught(known: &[Inputs], values: &[f64], ahead: usize) -> Ensemble {
+    let mut model = default_forecaster(1);
+    for (step, value) in values.iter().enumerate() {
+        let until = known.len().min(step + ahead + 1);
+        model.observe_knowing(step as u64, Some(*value), &known[step..until]);
+    }
+    model
+}
+
+fn forecast(model: &Ensemble, horizon: usize) -> Vec<Quantiles> {
+    model.forecast(horizon).forecast().expect("a forecast").steps.clone()
+}
+
+#[test]
+fn weather_that_is_foreseen_is_in_the_forecast_of_its_step() {
+    let mut noise = Noise(5);
+    let (mut known, mut values) = rained_on(&mut noise, 1000);
+    // It ends dry, and what comes is rain from the ninth step to the twelfth.
+    for step in 1000..1060 {
+        known.push(weather(if (1009..1013).contains(&step) { 2.5 } else { 0.0 }, step));
+    }
+    for (known, value) in known[980..1000].iter_mut().zip(&mut values[980..]) {
+        (*known, *value) = (weather(0.0, 0), noise.latency(20.0));
+    }
+    let steps = forecast(&taught(&known, &values, 48), 48);
+    for (ahead, quantiles) in steps.iter().enumerate() {
+        let range = if (9..13).contains(&ahead) { 50.0..90.0 } else { 18.0..32.0 };
+        assert!(range.contains(&quantiles[2]), "{} ahead: {quantiles:?}", ahead + 1);
+    }
+}
+
+#[test]
+fn knowing_the_weather_lowers_the_loss_where_it_matters_and_costs_nothing_where_it_does_not() {
+    let mut noise = Noise(6);
+    let (known, values) = rained_on(&mut noise, 1400);
+    let deaf: Vec<f64> = (0..values.len()).map(|_| noise.latency(30.0)).collect();
+    let loss = |values: &[f64], known: &[Inputs]| {
+        let mut model = default_forecaster(1);
+        let mut sum = 0.0;
+        for (step, value) in values.iter().enumerate() {
+            let until = known.len().min(step + 13);
+            model.observe_knowing(step as u64, Some(*value), &known[step.min(until)..until]);
+            if step >= 700 && step + 12 < values.len() {
+                let steps = forecast(&model, 12);
+                sum +=
+                    (0..12).map(|ahead| sample::loss(&steps[ahead], values[step + 1 + ahead])).sum::<f64>();
+            }
+        }
+        sum
+    };
+    let (seeing, blind) = (loss(&values, &known), loss(&values, &[]));
+    assert!(seeing < 0.75 * blind, "{}", seeing / blind);
+    let (seeing, blind) = (loss(&deaf, &known), loss(&deaf, &[]));
+    assert!(seeing < 1.02 * blind, "{}", seeing / blind);
+}
+
+/// Feeds foretell only so far, and leave holes: where the analogs sleep, their weight is the others'.
+#[test]
+fn steps_of_which_nothing_is_known_are_forecast_like_those_beside_them() {
+    let mut noise = Noise(7);
+    let (mut known, values) = rained_on(&mut noise, 1000);
+    for step in 1000..1021 {
+        known.push(if step % 3 == 0 { Inputs::default() } else { weather(0.0, step) });
+    }
+    let model = taught(&known, &values, 48);
+    let weights = model.weights(12);
+    let analog = weights.iter().find(|(name, _)| *name == "analog").expect("it has a weight").1;
+    assert!(analog > 0.3, "{weights:?}");
+    for (ahead, quantiles) in forecast(&model, 200).iter().enumerate() {
+        assert!((18.0..45.0).contains(&quantiles[LEVELS.len() / 2]), "{} ahead: {quantiles:?}", ahead + 1);
+        assert!(quantiles[0] > 10.0, "{} ahead: {quantiles:?}", ahead + 1);
+    }
 }

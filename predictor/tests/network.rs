@@ -6,6 +6,7 @@ use predictor::network::Example;
 use predictor::network::trainer::Step;
 use predictor::rng::Rng;
 use predictor::{Ensemble, Forecaster, Settings, Trainer, TrainerSettings, Weights};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 /// A level with noise that jumps back and forth; the last value tells much, the long windows little.
 fn examples(seed: u64, count: usize) -> Vec<Example> {
@@ -119,6 +120,25 @@ fn what_is_no_state_changes_nothing() {
     assert!(trainer.restore(&before.write().unwrap()).is_err());
     assert!(Weights::read(b"").is_err());
     assert_eq!(trainer.weights(), &before);
+}
+
+/// A network with other experts has a head of another shape: refused by name, and training goes on from the shipped one.
+#[test]
+fn a_state_of_other_shapes_is_refused_and_changes_nothing() {
+    let mut trainer = trainer(1, 1e-3);
+    trainer.learn(&examples(1, 32)).unwrap();
+    let before = trainer.weights().clone();
+    let state = trainer.save().unwrap();
+    let file = SafeTensors::deserialize(&state).unwrap();
+    let wider: Vec<u8> = vec![0; 32 * 60 * 4];
+    let tensors = file.tensors().into_iter().map(|(name, view)| {
+        let other = name.ends_with("head.weight");
+        (name, if other { TensorView::new(Dtype::F32, vec![32, 60], &wider).unwrap() } else { view })
+    });
+    let error = trainer.restore(&safetensors::serialize(tensors, None).unwrap()).unwrap_err();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.starts_with("tensor head.weight is missing, of another shape"), "{source}");
+    assert_eq!((trainer.weights(), trainer.steps()), (&before, 1));
 }
 
 #[test]

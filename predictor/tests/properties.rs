@@ -1,5 +1,6 @@
 //! Whatever comes in: no panic, finite, in order, the same every time.
 
+use predictor::model::Analog;
 use predictor::network::inputs::Weather;
 use predictor::{Ensemble, Forecaster, Inputs, Outlook, Settings};
 use proptest::prelude::*;
@@ -31,16 +32,30 @@ fn series() -> impl Strategy<Value = Vec<(u64, Option<f64>)>> {
 }
 
 fn known() -> impl Strategy<Value = Vec<Inputs>> {
+    prop::collection::vec(inputs(), 0..60)
+}
+
+fn inputs() -> impl Strategy<Value = Inputs> {
     let inputs =
         (any::<Option<f64>>(), any::<Option<f64>>(), any::<Option<bool>>(), any::<Option<(f64, f64)>>());
-    let inputs = inputs.prop_map(|(wind, load, maintenance, calendar)| Inputs {
+    inputs.prop_map(|(wind, load, maintenance, calendar)| Inputs {
         weather: wind.map(|wind| Weather { wind: Some(wind), precipitation: load, ..Weather::default() }),
         load,
         maintenance,
         event: maintenance,
         calendar,
-    });
-    prop::collection::vec(inputs, 0..60)
+    })
+}
+
+/// Long enough for the analogs to wake: what came, and what was known of the step.
+fn lived() -> impl Strategy<Value = Vec<(Option<f64>, Inputs)>> {
+    prop_oneof![
+        2 => prop::collection::vec((value(), inputs()), 200..600),
+        1 => (inputs(), 200_usize..600).prop_map(|(inputs, count)| vec![(Some(7.0), inputs); count]),
+        1 => (value(), inputs(), inputs(), 200_usize..600).prop_map(|(value, one, other, count)| {
+            (0..count).map(|step| (value, if step % 5 == 0 { one } else { other })).collect()
+        }),
+    ]
 }
 
 proptest! {
@@ -94,6 +109,42 @@ proptest! {
             prop_assert!(example.features.iter().all(|feature| feature.is_finite()));
             if let Some(network) = predictor::model::shipped() {
                 prop_assert!(network.loss(&example).is_finite());
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn whatever_is_known_the_analogs_are_in_order_and_finite(
+        lived in lived(),
+        asked in prop::collection::vec(inputs(), 1..20),
+        horizon in 1_usize..80,
+    ) {
+        let mut model = Analog::new();
+        let mut whole = predictor::default_forecaster(1);
+        let known: Vec<Inputs> = lived.iter().map(|(_, inputs)| *inputs).collect();
+        for (step, (value, inputs)) in lived.iter().enumerate() {
+            model.observe(step as u64, *value, inputs);
+            let until = known.len().min(step + 50);
+            whole.observe_knowing(step as u64, *value, &known[step..until]);
+        }
+        for (ahead, inputs) in asked.iter().enumerate() {
+            let said = model.quantiles(ahead, &asked);
+            prop_assert_eq!(said, model.quantiles(ahead, &asked));
+            prop_assert!(said.is_none() || inputs.tells());
+            if let Some(quantiles) = said {
+                prop_assert!(quantiles.iter().all(|value| value.is_finite()) && quantiles.is_sorted());
+            }
+        }
+        // What is known of the future beyond the lived part.
+        let last = *lived.last().expect("there are some");
+        whole.observe_knowing(lived.len() as u64, last.0, &asked);
+        if let Outlook::Forecast(forecast) = whole.forecast(horizon) {
+            for quantiles in &forecast.steps {
+                prop_assert!(quantiles.iter().all(|value| value.is_finite()) && quantiles.is_sorted());
             }
         }
     }

@@ -12,14 +12,15 @@ use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock};
 
 use super::hedge::{Hedge, Tuning};
-use super::panel::{EXPERTS, LEVEL, Panel, Present, Said};
+use super::panel::{ALL, ANALOG, EXPERTS, LEVEL, Panel, Present, Said, advised};
 use super::{ENOUGH, Forecaster, Freshness, LAGS};
 use crate::calibrate::{self, Asked, Calibrator, Pace};
 use crate::event::{EventWatch, Events, Worse};
 use crate::forecast::{Abstained, Forecast, LEVELS, Outlook, Quantiles, Reason, check_horizon};
 use crate::network::features::{Frame, STATE, Sight};
+use crate::network::inputs::Known;
 use crate::network::weights::{Advice, Trunk};
-use crate::network::{Example, FEATURES, INPUTS, Inputs, Weights, inputs};
+use crate::network::{Example, FEATURES, INPUTS, Inputs, Weights};
 use crate::quality::{Abstentions, Quality, Scores};
 use crate::shift::Shift;
 use crate::window::{Window, usable};
@@ -32,6 +33,8 @@ use trust::Trust;
 
 /// The network's part of the weight at first; the experts share the rest.
 const NETWORK_PRIOR: f64 = 0.6;
+/// The analogs' share once they wake; series of which nothing is ever known are weighed as if there were none.
+const ANALOG_SHARE: f64 = 0.25;
 /// The weight of the newest loss in what the network sees of an expert's losses.
 const LOSS_PACE: f32 = 0.03;
 /// A mean pinball loss times this is about a standard deviation.
@@ -112,8 +115,8 @@ struct Issued {
     last: f64,
     /// The next are differences from this.
     centre: f64,
-    /// The experts', and the network's after them.
-    said: [Option<[f32; LEVELS.len()]>; EXPERTS + 1],
+    /// All experts', and the network's after them.
+    said: [Option<[f32; LEVELS.len()]>; ALL + 1],
     mixed: Quantiles,
 }
 
@@ -138,7 +141,7 @@ struct Seen {
 #[derive(Clone, Debug)]
 struct Node {
     ahead: usize,
-    weights: [Quantiles; EXPERTS],
+    weights: [Quantiles; ALL],
     /// The network's offsets.
     offset: Quantiles,
     network: Option<Quantiles>,
@@ -147,8 +150,9 @@ struct Node {
 impl Ensemble {
     /// A forecaster that has seen nothing.
     pub fn new(settings: Settings) -> Self {
-        let mut prior = [(1.0 - NETWORK_PRIOR) / EXPERTS as f64; EXPERTS + 1];
-        prior[EXPERTS] = NETWORK_PRIOR;
+        let mut prior = [(1.0 - NETWORK_PRIOR) / EXPERTS as f64; ALL + 1];
+        prior[ANALOG] = 0.0;
+        prior[ALL] = NETWORK_PRIOR;
         Self {
             panel: Panel::new(settings.period),
             window: Window::new(240),
@@ -193,8 +197,15 @@ impl Ensemble {
             self.since_change = if same { self.since_change.saturating_add(1) } else { 0 };
             self.last = Some(value);
         }
-        self.panel.observe(step, value);
-        let present = self.panel.present();
+        let known = &Known::of(known);
+        let had_analogs = self.panel.has_analogs();
+        self.panel.observe(step, value, known);
+        if self.panel.has_analogs() && !had_analogs {
+            for hedge in &mut self.hedges {
+                hedge.admit(ANALOG, ANALOG_SHARE);
+            }
+        }
+        let present = self.panel.present(known);
         let shift = self.panel.shift();
         let shifted = shift != self.seen_shift;
         self.watch.observe(step, skipped, value);
@@ -288,7 +299,7 @@ impl Ensemble {
     }
 
     /// Puts away what is forecast now, to be scored later.
-    fn issue(&mut self, step: u64, present: &Present, known: &[Inputs]) {
+    fn issue(&mut self, step: u64, present: &Present, known: &Known) {
         self.events = None;
         let Some(sight) = self.find_nodes(step, present, known) else {
             let reason = self.check().err().map_or(Reason::TooFew, |abstained| abstained.reason);
@@ -301,7 +312,7 @@ impl Ensemble {
             let Some(node) = self.nodes.iter().find(|node| node.ahead == lag) else { continue };
             let said = self.panel.at(present, node.ahead);
             let mixed = self.finish(&node.mix(&said), lag);
-            let mut kept = [None; EXPERTS + 1];
+            let mut kept = [None; ALL + 1];
             for (slot, said) in kept.iter_mut().zip(said.into_iter().chain([node.network])) {
                 *slot = said.map(|said: Quantiles| said.map(|value| (value - sight.frame.centre) as f32));
             }
@@ -319,7 +330,7 @@ impl Ensemble {
             let bucket = bucket_of(ahead);
             collect::Moment {
                 ahead,
-                said: self.panel.at(present, ahead),
+                said: advised(&self.panel.at(present, ahead)),
                 losses: self.losses[bucket],
                 unit: self.hedges[bucket].unit().unwrap_or(sight.frame.scale),
                 reach: self.reach(bucket, sight.frame),
@@ -329,7 +340,7 @@ impl Ensemble {
     }
 
     /// Finds the weights at every node; `None`, and no nodes, where there is too little to go by.
-    fn find_nodes(&mut self, step: u64, present: &Present, known: &[Inputs]) -> Option<Seen> {
+    fn find_nodes(&mut self, step: u64, present: &Present, known: &Known) -> Option<Seen> {
         self.nodes.clear();
         self.check().ok()?;
         let last = self.last?;
@@ -341,7 +352,7 @@ impl Ensemble {
         let features = (network.is_some() || self.collector.wants(step))
             .then(|| self.features(step, frame, &next, known));
         let trunk = network.as_ref().zip(features.as_ref()).map(|(network, seen)| network.trunk(seen));
-        let dense = trunk.is_some() && known.iter().skip(1).any(Inputs::tells);
+        let dense = trunk.is_some() && known.later().iter().any(|step| step.tells);
         let distances: &[usize] = if dense { &DENSE } else { &LAGS };
         for ahead in distances {
             let said = self.panel.at(present, *ahead);
@@ -354,15 +365,8 @@ impl Ensemble {
         Some(Seen { frame, last, features, worse: trunk.map(|trunk| trunk.worse) })
     }
 
-    fn advice(
-        &self,
-        network: &Weights,
-        trunk: &Trunk,
-        ahead: usize,
-        said: &Said,
-        known: &[Inputs],
-    ) -> Advice {
-        let inputs = inputs::ahead(known, ahead);
+    fn advice(&self, network: &Weights, trunk: &Trunk, ahead: usize, said: &Said, known: &Known) -> Advice {
+        let inputs = known.ahead(ahead);
         network.advise(trunk, ahead, &inputs, &self.losses[bucket_of(ahead)], |place| said[place].is_some())
     }
 
@@ -381,11 +385,11 @@ impl Ensemble {
         if let Some(advice) = advice {
             let mut network = advice.offsets.map(|offset| f64::from(offset) * self.reach(bucket, frame));
             for level in 0..LEVELS.len() {
-                node.offset[level] = network[level] * own[EXPERTS][level];
+                node.offset[level] = network[level] * own[ALL][level];
                 for place in 0..EXPERTS {
                     let share = f64::from(advice.shares[place][level]);
                     network[level] += share * said[place].map_or(0.0, |said| said[level]);
-                    node.weights[place][level] += share * own[EXPERTS][level];
+                    node.weights[place][level] += share * own[ALL][level];
                 }
             }
             network.sort_unstable_by(f64::total_cmp);
@@ -400,7 +404,7 @@ impl Ensemble {
         self.hedges[bucket].unit().map_or(frame.scale, |unit| unit * f64::from(least) * OFFSET_UNIT)
     }
 
-    fn features(&self, step: u64, frame: Frame, next: &Said, known: &[Inputs]) -> [f32; FEATURES] {
+    fn features(&self, step: u64, frame: Frame, next: &Said, known: &Known) -> [f32; FEATURES] {
         let width = |said: Option<Quantiles>| said.map_or(frame.scale, |at| (at[4] - at[0]) / 3.29);
         let ratio =
             |part: f64, whole: f64| ((part + 1e-3 * frame.scale) / (whole + 1e-3 * frame.scale)).ln() as f32;
@@ -431,10 +435,10 @@ impl Ensemble {
         Sight {
             frame,
             recent: &mut recent,
-            said: next,
+            said: &advised(next),
             losses: &self.losses,
             state,
-            inputs: known.first().map_or([0.0; INPUTS], Inputs::vector),
+            inputs: known.now().map_or([0.0; INPUTS], |step| step.vector),
         }
         .features()
     }
@@ -481,7 +485,7 @@ impl Ensemble {
 }
 
 /// Interpolates by the logarithm of the distance; beyond the outermost, that one.
-fn between(left: (usize, &Quantiles), right: (usize, &Quantiles), ahead: usize) -> Quantiles {
+pub(super) fn between(left: (usize, &Quantiles), right: (usize, &Quantiles), ahead: usize) -> Quantiles {
     if ahead >= right.0 || left.0 >= right.0 {
         return *right.1;
     }
@@ -502,17 +506,37 @@ fn log(steps: usize) -> f64 {
 impl Node {
     /// What the experts say, weighed; not yet calibrated.
     fn mix(&self, said: &Said) -> Quantiles {
-        let mut sum = self.offset;
+        let (mut sum, mut asleep) = ([0.0; LEVELS.len()], [0.0; LEVELS.len()]);
         for (said, weights) in said.iter().zip(&self.weights) {
-            if let Some(said) = said {
+            let Some(said) = said else {
                 for level in 0..LEVELS.len() {
-                    sum[level] += weights[level] * said[level];
+                    asleep[level] += weights[level];
                 }
+                continue;
+            };
+            for level in 0..LEVELS.len() {
+                sum[level] += weights[level] * said[level];
             }
+        }
+        for level in 0..LEVELS.len() {
+            if asleep[level] > 0.0 {
+                sum[level] = shared_out(said, level, sum[level], asleep[level]);
+            }
+            sum[level] += self.offset[level];
         }
         sum.sort_unstable_by(f64::total_cmp);
         sum
     }
+}
+
+/// The weighted sum of those that answer, where one that was weighed too sleeps at this step: they share out its weight.
+fn shared_out(said: &Said, level: usize, sum: f64, asleep: f64) -> f64 {
+    if asleep < 0.999 {
+        return sum / (1.0 - asleep);
+    }
+    let (total, count) =
+        said.iter().flatten().fold((0.0, 0.0), |(total, count), said| (total + said[level], count + 1.0));
+    if count > 0.0 { total / count } else { sum }
 }
 
 /// Which of [`LAGS`] is nearest to the step `ahead`.

@@ -54,6 +54,16 @@ impl Hedge {
         Self { tuning, prior, weights, unit: None }
     }
 
+    /// Lets in one that had no part so far: it gets `share` of the whole, the others keep theirs of the rest.
+    pub fn admit(&mut self, place: usize, share: f64) {
+        for (at, (prior, weights)) in self.prior.iter_mut().zip(&mut self.weights).enumerate() {
+            let keep = if at == place { 0.0 } else { 1.0 - share };
+            let given = if at == place { share } else { 0.0 };
+            *prior = *prior * keep + given;
+            *weights = weights.map(|weight| weight * keep + given);
+        }
+    }
+
     /// The weight of each expert at each level; those that sleep have none, the others sum to one.
     pub fn weights(&self, awake: impl Fn(usize) -> bool) -> Vec<Quantiles> {
         let mut weights = self.weights.clone();

@@ -1,14 +1,17 @@
 //! The models: one a file, all behind [`Forecaster`].
 
+mod analog;
 mod ensemble;
 mod freshness;
 mod hedge;
 mod level_shift;
 mod panel;
 mod persistence;
+mod ridge;
 mod season;
 mod window_quantile;
 
+pub use analog::Analog;
 pub use ensemble::{Ensemble, Settings};
 pub use hedge::{Hedge, Tuning};
 pub use level_shift::LevelShift;

@@ -1,12 +1,15 @@
 //! What is known of a step beforehand. What is not known is left out; the network was trained with any of it missing.
 
+use crate::forecast::MAX_HORIZON;
+
 /// Numbers in a vector of inputs: the values, then which groups are known.
 pub const INPUTS: usize = WEATHER + 3 + CALENDAR + GROUPS;
 /// What the network is told of a step ahead: its inputs, and the mean of those of the four steps before it.
 pub const AHEAD: usize = 2 * INPUTS;
 /// Steps before that count as lately.
-const LATELY: usize = 4;
-const WEATHER: usize = 8;
+pub(crate) const LATELY: usize = 4;
+/// Of them, the weather's: the first.
+pub(crate) const WEATHER: usize = 8;
 const CALENDAR: usize = 4;
 const GROUPS: usize = 5;
 
@@ -97,6 +100,9 @@ impl Inputs {
         out
     }
 
+    /// The places of the time of day in [`vector`](Self::vector).
+    pub(crate) const DAY: [usize; 2] = [WEATHER + 3, WEATHER + 4];
+
     /// The places of each group's values and its mask in [`vector`](Self::vector), for feature dropout.
     pub(crate) fn groups() -> [(std::ops::Range<usize>, usize); GROUPS] {
         let masks = WEATHER + 3 + CALENDAR;
@@ -110,18 +116,48 @@ impl Inputs {
     }
 }
 
-/// What is known of the step `ahead` and of the time before it; `known` begins with the present step.
-pub fn ahead(known: &[Inputs], ahead: usize) -> [f32; AHEAD] {
-    let mut out = [0.0; AHEAD];
-    let Some(at) = known.get(ahead) else { return out };
-    out[..INPUTS].copy_from_slice(&at.vector());
-    let before = &known[ahead.saturating_sub(LATELY)..ahead];
-    for inputs in before {
-        for (slot, value) in out[INPUTS..].iter_mut().zip(inputs.vector()) {
-            *slot += value / before.len() as f32;
-        }
+/// What is known of the present step and of those after it, each as the network takes it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Known(Vec<Step>);
+
+/// What is known of one step.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) vector: [f32; INPUTS],
+    /// Whether [`Inputs::tells`].
+    pub(crate) tells: bool,
+}
+
+impl Known {
+    /// `known` begins with the present step.
+    pub(crate) fn of(known: &[Inputs]) -> Self {
+        let steps = known.iter().take(MAX_HORIZON + 1);
+        Self(steps.map(|inputs| Step { vector: inputs.vector(), tells: inputs.tells() }).collect())
     }
-    out
+
+    /// Of the present step, if anything is said of it.
+    pub(crate) fn now(&self) -> Option<&Step> {
+        self.0.first()
+    }
+
+    /// Of the steps after it, the next one first.
+    pub(crate) fn later(&self) -> &[Step] {
+        self.0.get(1..).unwrap_or_default()
+    }
+
+    /// What the network is told of the step `ahead` and of the time before it.
+    pub(crate) fn ahead(&self, ahead: usize) -> [f32; AHEAD] {
+        let mut out = [0.0; AHEAD];
+        let Some(at) = self.0.get(ahead) else { return out };
+        out[..INPUTS].copy_from_slice(&at.vector);
+        let before = &self.0[ahead.saturating_sub(LATELY)..ahead];
+        for step in before {
+            for (slot, value) in out[INPUTS..].iter_mut().zip(step.vector) {
+                *slot += value / before.len() as f32;
+            }
+        }
+        out
+    }
 }
 
 fn bounded(value: f64) -> f32 {

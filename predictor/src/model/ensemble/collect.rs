@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 
 use crate::event::{EVENT_HORIZONS, Worse};
+use crate::forecast::Quantiles;
 use crate::model::LAGS;
-use crate::model::panel::{self, EXPERTS};
+use crate::model::panel::EXPERTS;
 use crate::network::features::Frame;
-use crate::network::{Example, FEATURES, Inputs, Target, inputs};
+use crate::network::inputs::Known;
+use crate::network::{Example, FEATURES, Target};
 use crate::rng::Rng;
 use crate::window::Window;
 
@@ -26,7 +28,7 @@ pub(super) struct Collector {
 /// What is known of one distance ahead.
 pub(super) struct Moment {
     pub(super) ahead: usize,
-    pub(super) said: panel::Said,
+    pub(super) said: [Option<Quantiles>; EXPERTS],
     pub(super) losses: [f32; EXPERTS],
     /// The experts' recent mean loss.
     pub(super) unit: f64,
@@ -63,12 +65,12 @@ impl Collector {
         frame: Frame,
         features: &[f32; FEATURES],
         now: Option<f64>,
-        known: &[Inputs],
+        known: &Known,
         at: [Moment; LAGS.len()],
     ) {
         let targets = at.map(|Moment { ahead, said, losses, unit, reach }| Target {
             ahead,
-            inputs: inputs::ahead(known, ahead),
+            inputs: known.ahead(ahead),
             said: said.map(|said| said.map(|said| said.map(|value| frame.standardise(value)))),
             losses,
             reach: (reach / frame.scale) as f32,
