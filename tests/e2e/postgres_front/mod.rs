@@ -188,12 +188,16 @@ impl Setup {
     /// Ends the sessions of clients on the active side, as the fence does.
     async fn fence(&self) {
         let client = self.here().connect(DATABASE).await.unwrap();
-        let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-                   WHERE usename = 'app' AND pid <> pg_backend_pid()";
+        let theirs = "FROM pg_stat_activity WHERE usename = 'app' AND pid <> pg_backend_pid()";
+        let pids = client.query(&format!("SELECT pid {theirs}"), &[]).await.unwrap();
+        let sql = format!("SELECT count(pg_terminate_backend(pid)) {theirs}");
         until("sessions have ended", async || {
-            client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0
+            client.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0) == 0
         })
         .await;
+        // A session is not listed any more before its process, and with it the connection, is gone.
+        let gone = |pid: i32| !std::path::Path::new(&format!("/proc/{pid}")).exists();
+        until("their processes are gone", async || pids.iter().all(|row| gone(row.get(0)))).await;
     }
 
     /// Sends everybody to the other side.
