@@ -109,7 +109,8 @@ async fn a_slot_over_its_budget_is_dropped_and_the_shadow_seeded_anew() -> Resul
     let fenced = shadow.execute("UPDATE orders SET id = id WHERE false", &[]).await;
     ensure!(fenced.is_err(), "the shadow is not guarded");
 
-    // As good as the first: it takes over.
+    // As good as the first: it takes over. The stream is up a moment before the order is done with.
+    leader.until("it is seeded", |view| !says(view, "seeded anew")).await?;
     leader.migrate(&far.name).await?;
     leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
     leader.ready().await?;
