@@ -194,6 +194,20 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_let_in_gets_its_share_and_the_others_keep_theirs_of_the_rest() {
+        let mut hedge = Hedge::new(&[3.0, 0.0, 1.0], Tuning::default());
+        hedge.admit(1, 0.2);
+        for (found, wanted) in hedge.weights(|_| true).iter().zip([0.6, 0.2, 0.2]) {
+            assert!(found.iter().all(|weight| (weight - wanted).abs() < 1e-12), "{found:?}, not {wanted}");
+        }
+        // For good: what is given back to the prior is given to it, too.
+        for step in 0..2_000 {
+            hedge.learn(&[Some([1.0; 5]), Some([f64::from(step % 7) * 50.0; 5]), Some([1.0; 5])], 1.0);
+        }
+        assert!(hedge.weights(|_| true)[1].iter().all(|weight| *weight > 0.0), "{:?}", hedge.weights);
+    }
+
+    #[test]
     fn a_shift_moves_the_weight_to_those_who_are_there() {
         let mut hedge = Hedge::new(&[1.0, 1.0], Tuning::default());
         hedge.follow_shift(&[Some([10.0; 5]), Some([80.0; 5])], 10.0, 80.0, 1.0);
