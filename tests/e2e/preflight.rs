@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use godwit_tests::postgres::{GODWIT_ROLE, OWNER_ROLE, SUPERUSER, TestCluster, other_major};
 use replicator::fence::{self, FenceSpec};
 use replicator::preflight::{Finding, Severity, Side, check, compare, retention};
-use tokio_postgres::{Client, NoTls};
 
 #[track_caller]
 fn expect(found: &[Finding], severity: Severity, subject: &str, problem: &str, remedy: &str) {
@@ -17,14 +16,6 @@ fn expect(found: &[Finding], severity: Severity, subject: &str, problem: &str, r
             && f.remedy.as_deref().unwrap_or_default().contains(remedy)),
         "no {severity:?} on {subject} with {problem:?} and {remedy:?} in {found:#?}"
     );
-}
-
-async fn connect_as(cluster: &TestCluster, role: &str, database: &str) -> Result<Client> {
-    let (client, connection) = cluster.config_as(role, database).connect(NoTls).await?;
-    tokio::spawn(async move {
-        let _ = connection.await;
-    });
-    Ok(client)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,7 +109,7 @@ async fn a_role_without_rights_is_told_the_grants() -> Result<()> {
                  ALTER TABLE t ENABLE ROW LEVEL SECURITY; GRANT SELECT ON pg_largeobject_metadata TO keeper",
             )
             .await?;
-        let keeper = connect_as(&cluster, "keeper", "shop").await?;
+        let keeper = cluster.connect_as("keeper", "shop").await?;
         let found = check(&keeper, Side::Source).await?;
         expect(&found, Blocker, "keeper", "may not replicate", "ALTER ROLE keeper REPLICATION");
         expect(&found, Blocker, "keeper", "session_replication_role", "GRANT SET ON PARAMETER");
@@ -322,7 +313,7 @@ async fn what_sessions_would_miss_on_the_target_is_told() -> Result<()> {
         )
         .await?;
         // A session begins with what was set before it.
-        let client = connect_as(&source, GODWIT_ROLE, "shop").await?;
+        let client = source.connect_as(GODWIT_ROLE, "shop").await?;
         let found = compare(&client, &empty).await?;
         expect(&found, Blocker, "app", "a member of readers", "GRANT readers TO app");
         expect(&found, Blocker, "app", "a member of auditors", "CREATE ROLE auditors; GRANT auditors TO app");
@@ -360,7 +351,7 @@ async fn what_sessions_would_miss_on_the_target_is_told() -> Result<()> {
                 if sql == "CREATE ROLE clerk" { "CREATE ROLE clerk LOGIN IN ROLE readers" } else { sql };
             there.batch_execute(sql).await.with_context(|| format!("take {remedy}"))?;
         }
-        let empty = connect_as(&target, GODWIT_ROLE, "goods").await?;
+        let empty = target.connect_as(GODWIT_ROLE, "goods").await?;
         assert_eq!(compare(&client, &empty).await?, []);
         // What a fence has taken away is not missing.
         fence::install(&empty, "orders", 1).await?;

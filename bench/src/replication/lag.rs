@@ -4,7 +4,6 @@
 //! until a session of the target that looks every half millisecond sees the row. Both sides get the same load, one after the other, in
 //! turns, and are looked at in the same way; what is visible before the answer counts as zero.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -96,29 +95,29 @@ impl Load<'_> {
 
     /// When each COMMIT was answered.
     async fn commit(&self, start: Instant) -> Result<Vec<Instant>> {
-        let committed = Arc::new(Mutex::new(vec![None; self.count as usize]));
         let mut writers = Vec::new();
         for client in 0..CLIENTS {
             let session = self.servers.0.connect(self.name).await?;
             session.batch_execute("SET synchronous_commit = local").await?;
             let insert = session.prepare("INSERT INTO ticks VALUES ($1, 'a note of some length')").await?;
-            let (committed, count, rate) = (Arc::clone(&committed), self.count, self.rate);
+            let (count, rate) = (self.count, self.rate);
             writers.push(tokio::spawn(async move {
+                let mut committed = Vec::new();
                 for number in (client..count).step_by(CLIENTS as usize) {
                     let due = start + Duration::from_nanos(1_000_000_000 / rate * number);
                     tokio::time::sleep_until(due.into()).await;
                     session.execute(&insert, &[&i64::try_from(number)?]).await?;
-                    let now = clock::monotonic();
-                    committed.lock().unwrap_or_else(PoisonError::into_inner)[number as usize] = Some(now);
+                    committed.push((number, clock::monotonic()));
                 }
-                anyhow::Ok(())
+                anyhow::Ok(committed)
             }));
         }
+        let mut committed = Vec::new();
         for writer in writers {
-            writer.await??;
+            committed.extend(writer.await??);
         }
-        let committed = committed.lock().unwrap_or_else(PoisonError::into_inner);
-        committed.iter().copied().collect::<Option<_>>().context("a transaction without a commit")
+        committed.sort_unstable();
+        Ok(committed.into_iter().map(|(_, at)| at).collect())
     }
 
     /// When each row was seen.

@@ -116,8 +116,7 @@ impl Analog {
     pub(super) fn likeness(&self, ahead: usize, known: &Known) -> Option<Likeness> {
         let learned = self.learned.as_ref().filter(|learned| learned.awake())?;
         let step = known.later().get(ahead.checked_sub(1)?).filter(|step| step.tells)?;
-        let mut before = [0.0; WEATHER];
-        before.copy_from_slice(&known.ahead(ahead)[INPUTS..INPUTS + WEATHER]);
+        let before = weather(&known.before(ahead));
         let design = design(&step.vector, &before, learned.states.front()?);
         let right = LAGS.iter().position(|lag| *lag >= ahead).unwrap_or(LAGS.len() - 1);
         let left = right.saturating_sub(usize::from(LAGS[right] > ahead));
@@ -180,11 +179,7 @@ impl Learned {
 
     /// A step begins where the one before ended.
     fn stay(&mut self, known: Option<&Step>) {
-        let mut weather = [0.0; WEATHER];
-        if let Some(known) = known {
-            weather.copy_from_slice(&known.vector[..WEATHER]);
-        }
-        self.weather.push_front(weather);
+        self.weather.push_front(known.map_or([0.0; WEATHER], |known| weather(&known.vector)));
         self.weather.truncate(LATELY);
         let state = self.states.front().copied().unwrap_or_default();
         self.states.push_front(state);
@@ -211,6 +206,11 @@ impl Learned {
             memory.take_stock();
         }
     }
+}
+
+/// Of what is known of a step, the weather.
+fn weather(vector: &[f32; INPUTS]) -> [f32; WEATHER] {
+    std::array::from_fn(|place| vector[place])
 }
 
 impl Memory {
@@ -280,7 +280,7 @@ mod tests {
     use crate::network::inputs::Weather;
     use crate::rng::Rng;
 
-    fn weather(rng: &mut Rng) -> Inputs {
+    fn some_weather(rng: &mut Rng) -> Inputs {
         let rain = if rng.uniform() < 0.15 { 4.0 * rng.uniform() } else { 0.0 };
         Inputs {
             weather: Some(Weather {
@@ -303,7 +303,7 @@ mod tests {
         let mut rng = Rng::new(3);
         let mut model = Analog::new();
         for step in 0..1500 {
-            let inputs = weather(&mut rng);
+            let inputs = some_weather(&mut rng);
             model.observe(step, Some(value(&mut rng, &inputs)), &inputs);
         }
         model

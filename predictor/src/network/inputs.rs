@@ -150,13 +150,20 @@ impl Known {
         let mut out = [0.0; AHEAD];
         let Some(at) = self.0.get(ahead) else { return out };
         out[..INPUTS].copy_from_slice(&at.vector);
-        let before = &self.0[ahead.saturating_sub(LATELY)..ahead];
+        out[INPUTS..].copy_from_slice(&self.before(ahead));
+        out
+    }
+
+    /// The mean of the steps that come lately before the step `ahead`; zeros where that is not known.
+    pub(crate) fn before(&self, ahead: usize) -> [f32; INPUTS] {
+        let mut mean = [0.0; INPUTS];
+        let before = self.0.get(ahead.saturating_sub(LATELY)..ahead).unwrap_or_default();
         for step in before {
-            for (slot, value) in out[INPUTS..].iter_mut().zip(step.vector) {
+            for (slot, value) in mean.iter_mut().zip(step.vector) {
                 *slot += value / before.len() as f32;
             }
         }
-        out
+        mean
     }
 }
 

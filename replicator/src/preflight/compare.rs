@@ -5,7 +5,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::{Finding, Severity, filled, findings, strings};
+use super::{Finding, Severity, filled, findings, holds, strings};
 use crate::error::Error;
 use crate::fence::{literal, refused};
 use crate::postgres::quote_ident;
@@ -47,9 +47,7 @@ pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, E
 /// What the source's database makes use of and the target does not offer.
 async fn lacks(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
     let needs = strings(source, &filled(include_str!("needs.sql"))).await?.concat();
-    let grants = strings(target, "SELECT to_regclass('godwit.connect_grants')::text").await?;
-    let fenced = !grants.is_empty()
-        && !strings(target, "SELECT true FROM godwit.connect_grants LIMIT 1").await?.is_empty();
+    let fenced = holds(target, "connect_grants", "true").await?;
     // Tried rather than looked up: no catalogue says so.
     let xml = match target.simple_query("SELECT '<a/>'::xml").await {
         Ok(_) => true,

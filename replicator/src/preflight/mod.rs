@@ -136,25 +136,19 @@ async fn parameters(client: &Client) -> Result<Vec<Finding>, Error> {
 
 /// Whether some stream has copied into this database, or a copy broke that will go on.
 async fn copied(client: &Client) -> Result<bool, Error> {
-    for (table, sql) in [
-        ("progress", "SELECT true FROM godwit.progress WHERE copied LIMIT 1"),
-        ("copying", "SELECT true FROM godwit.copying LIMIT 1"),
-    ] {
-        let there = strings(client, &format!("SELECT to_regclass('godwit.{table}')::text")).await?;
-        if !there.is_empty() && !strings(client, sql).await?.is_empty() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    Ok(has_copy(client).await? || holds(client, "copying", "true").await?)
 }
 
 /// Whether this database holds a finished copy.
 pub async fn has_copy(client: &Client) -> Result<bool, Error> {
-    let there = strings(client, "SELECT to_regclass('godwit.progress')::text").await?;
-    if there.is_empty() {
-        return Ok(false);
-    }
-    Ok(!strings(client, "SELECT true FROM godwit.progress WHERE copied LIMIT 1").await?.is_empty())
+    holds(client, "progress", "copied").await
+}
+
+/// Whether a table of Godwit's is there and has a row like that.
+async fn holds(client: &Client, table: &str, like: &str) -> Result<bool, Error> {
+    let there = strings(client, &format!("SELECT to_regclass('godwit.{table}')::text")).await?;
+    let rows = format!("SELECT true FROM godwit.{table} WHERE {like} LIMIT 1");
+    Ok(!there.is_empty() && !strings(client, &rows).await?.is_empty())
 }
 
 /// First column of every row; NULLs are left out.

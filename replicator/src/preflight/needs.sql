@@ -9,7 +9,7 @@ WITH RECURSIVE here AS (
     AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
     AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ), columns AS (
-  SELECT a.*, t.relkind, format('%s.%I', t.subject, a.attname) AS subject, to_jsonb(a) AS new
+  SELECT a.*, t.relkind, format('%s.%I', t.subject, a.attname) AS subject
   FROM ours t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
 ), constraints AS (
   SELECT k.*, t.relkind, format('constraint %I of %s', k.conname, t.subject) AS subject, to_jsonb(k) AS new
