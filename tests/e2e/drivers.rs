@@ -49,7 +49,8 @@ impl Drop for Fleet {
 impl Fleet {
     async fn new(policy: &str) -> Result<Self> {
         let mut options = options(false)?;
-        options.settings[0].push_str("max_connections = 177\nstatement_timeout = 61s\n");
+        options.settings[0]
+            .push_str("max_connections = 177\nstatement_timeout = 61s\ntimezone = 'Asia/Tokyo'\ndatestyle = 'SQL, DMY'\n");
         let playground = Playground::start(&options).await?;
         let ports = free_ports(4)?;
         let home = playground.directory.join("fleet");
@@ -248,7 +249,12 @@ async fn a_chosen_zone_is_provisioned_once_moved_to_and_back() -> Result<()> {
     ensure!(asked[0]["database"]["role"] == GODWIT_ROLE, "{asked:#?}");
     // The new cluster has the settings of the primary that matter.
     let made = fleet.made().await?;
-    for (name, value) in [("max_connections", "177"), ("statement_timeout", "61s")] {
+    for (name, value) in [
+        ("max_connections", "177"),
+        ("statement_timeout", "61s"),
+        ("timezone", "Asia/Tokyo"),
+        ("datestyle", "SQL, DMY"),
+    ] {
         let found: String = made.query_one(&format!("SHOW {name}"), &[]).await?.get(0);
         ensure!(found == value, "{name} is {found}");
     }

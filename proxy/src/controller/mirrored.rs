@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
 
-/// Settings that are taken over where the primary does not have the built-in value.
+/// Settings that are taken over where the primary does not have the built-in value. In lower case: the server calls some
+/// `DateStyle`, `IntervalStyle`, `TimeZone`.
 const SETTINGS: [&str; 26] = [
     "autovacuum_max_workers",
     "bytea_output",
@@ -40,7 +41,7 @@ const SETTINGS: [&str; 26] = [
 /// Set for the server or the database; what a role or a session sets stays theirs.
 const QUERY: &str = "
 SELECT name, current_setting(name) FROM pg_settings
- WHERE name = ANY($1) AND source IN ('configuration file', 'command line', 'environment variable')
+ WHERE lower(name) = ANY($1) AND source IN ('configuration file', 'command line', 'environment variable')
 UNION ALL
 SELECT lower(split_part(entry, '=', 1)), substr(entry, strpos(entry, '=') + 1)
   FROM pg_db_role_setting s, unnest(s.setconfig) AS entry
