@@ -468,6 +468,12 @@ impl Hands {
         if !differences.is_empty() {
             return Err(format!("the schemas differ: {}", differences.join("; ")));
         }
+        if let Some(front) = &self.postgres {
+            for zone in zones {
+                let client = self.databases.get(zone, Purpose::Control).await.map_err(chain)?;
+                front.learn_numbers(zone, &client).await.map_err(chain)?;
+            }
+        }
         *self.compared.lock().await = Some((run.id.clone(), stamp));
         Ok(())
     }

@@ -6,6 +6,7 @@ mod bench;
 mod cutover;
 mod drivers;
 mod moves;
+mod oids;
 mod pooled;
 mod protocol;
 mod rounds;
@@ -180,6 +181,10 @@ impl Setup {
     /// Holds everybody, as a cutover does, ready for the other side.
     async fn hold(&self) {
         let next = if &*self.front.active().zone == "a" { "b" } else { "a" };
+        for (zone, cluster) in ["a", "b"].into_iter().zip(&self.clusters) {
+            let client = cluster.connect(DATABASE).await.unwrap();
+            self.front.learn_numbers(zone, &client).await.unwrap();
+        }
         self.front.turnstile.arm();
         assert!(self.front.turnstile.close_if_armed(Some(next.into()), false));
         tokio::time::timeout(DEADLINE, self.front.turnstile.drained()).await.expect("drained");

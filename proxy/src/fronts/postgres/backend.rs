@@ -11,6 +11,7 @@ use replicator::postgres::{Dialed, Dsn, Socket, dial};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::protocol::message::{self, ServerError};
+use super::protocol::oids::Catalogue;
 use super::protocol::scram::{self, Failed, Secret};
 use super::protocol::state::{self, State, Step};
 use super::talk::{LONGEST, Message, Talk};
@@ -214,9 +215,13 @@ impl Backend {
     }
 
     /// Brings a fresh one to a state; what could not be carried, and why.
-    pub(super) async fn replay(&mut self, state: &State) -> Result<Vec<String>, NoBackend> {
+    pub(super) async fn replay(
+        &mut self,
+        state: &State,
+        there: Option<&Catalogue>,
+    ) -> Result<Vec<String>, NoBackend> {
         let mut out = Vec::new();
-        let steps = state.replay(&mut out).into();
+        let steps = state.replay(&mut out, there).into();
         self.say(out, steps).await
     }
 
@@ -224,7 +229,8 @@ impl Backend {
     pub(super) async fn become_of(&mut self, state: &State) -> Result<Vec<String>, NoBackend> {
         let mut out = Vec::new();
         let mut steps = VecDeque::from([State::reset(&mut out)]);
-        steps.extend(state.replay(&mut out));
+        // A profile has no statements.
+        steps.extend(state.replay(&mut out, None));
         self.say(out, steps).await
     }
 

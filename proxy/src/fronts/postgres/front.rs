@@ -8,11 +8,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use replicator::postgres::{Dsn, dial};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_postgres::Client;
 
 use super::login::{Tls, TlsError};
 use super::meters::Meters;
 use super::pool::Pool;
 use super::protocol::message;
+use super::protocol::oids::Catalogue;
 use super::protocol::scram::Verifier;
 use super::turnstile::Turnstile;
 use super::verifiers::{self, Asked, Unknown};
@@ -57,6 +59,8 @@ pub struct PostgresFront {
     /// The last number of a session that is not a server's own.
     numbers: AtomicU32,
     custom: Mutex<BTreeSet<String>>,
+    /// How the databases of zones number types and tables, as it was before the last move that a zone was part of.
+    catalogues: Mutex<BTreeMap<Arc<str>, Arc<Catalogue>>>,
     asked: Asked,
 }
 
@@ -112,6 +116,7 @@ impl PostgresFront {
             keys: Mutex::default(),
             numbers: AtomicU32::new(0),
             custom: Mutex::new(settings.settings.iter().map(|name| name.to_ascii_lowercase()).collect()),
+            catalogues: Mutex::default(),
             asked: Asked::default(),
             name,
         }))
@@ -172,6 +177,22 @@ impl PostgresFront {
             Some(dsn) => self.asked.get(&active.zone, dsn, query, user).await,
             None => Ok(None),
         }
+    }
+
+    /// Asks a zone's database how it numbers types and tables: of both zones before a move, so that clients can go on with the numbers
+    /// that they know.
+    pub async fn learn_numbers(&self, zone: &str, client: &Client) -> Result<(), tokio_postgres::Error> {
+        let mut catalogue = Catalogue::default();
+        for row in client.query(Catalogue::QUERY, &[]).await? {
+            let text = |place| row.try_get::<_, &str>(place);
+            catalogue.take(text(0)?, row.try_get(1)?, text(2)?, text(3)?, row.try_get(4)?);
+        }
+        lock(&self.catalogues).insert(zone.into(), Arc::new(catalogue));
+        Ok(())
+    }
+
+    pub(super) fn catalogue(&self, zone: &str) -> Option<Arc<Catalogue>> {
+        lock(&self.catalogues).get(zone).cloned()
     }
 
     /// Names of custom settings that a session may have.

@@ -24,6 +24,7 @@ use super::backend::{Parameter, Parameters, set};
 use super::protocol::frame::{Framer, HEADER, Malformed, Piece};
 use super::protocol::message::{self, ServerError, read_text};
 use super::protocol::names;
+use super::protocol::oids::Oids;
 use super::protocol::statements::{Rewritten, Statements, TooLong, UNNAMED};
 use super::protocol::tracker::{Sent, Status, Tracker};
 use crate::fronts::now;
@@ -126,6 +127,8 @@ pub(super) struct Relay {
     pub(super) parameters: Parameters,
     /// The client shares connections: its statements.
     pub(super) shared: Option<Box<Statements>>,
+    /// Types and tables as the client knows them.
+    pub(super) oids: Oids,
     /// By what the server says of itself, the session's transactions only read.
     pub(super) reads: bool,
     /// A unit was sent since it has this connection.
@@ -179,6 +182,7 @@ impl Relay {
             tracker: Tracker::default(),
             parameters,
             shared,
+            oids: Oids::default(),
             reads,
             used: false,
             unnamed: None,
@@ -241,6 +245,7 @@ impl Relay {
     fn awaited(&self, bytes: &[u8]) -> usize {
         match bytes.first() {
             Some(b'P') if self.shared.is_some() => NAMED,
+            Some(b'B') if self.oids.reads_binds() => NAMED,
             Some(b'P') => UNNAMED,
             _ => WHOLE,
         }
@@ -341,7 +346,7 @@ impl Relay {
         }
         let mut tail = std::mem::take(&mut self.from_client);
         let joined = join(&mut tail, &scratch[..read]);
-        let bytes = if joined { &tail[..] } else { &scratch[..read] };
+        let bytes = if joined { &mut tail[..] } else { &mut scratch[..read] };
         let mut instead = Vec::new();
         let (count, goodbye) = self.outgoing(bytes, watch, parked, &mut instead)?;
         let onward = if instead.is_empty() { &bytes[..count] } else { &instead[..] };
@@ -384,8 +389,9 @@ impl Relay {
         loop {
             let rest = &mut bytes[at..end];
             let whole = match rest.first() {
-                Some(b'Z' | b'S' | b'A' | b'E' | b'N' | b'G' | b'W') => LOOKED_INTO,
+                Some(b'Z' | b'S' | b'A' | b'E' | b'N' | b'G' | b'W' | b'T' | b't') => LOOKED_INTO,
                 Some(b'C') if self.shared.is_some() => LOOKED_INTO,
+                Some(b'D') if self.oids.reads_rows() => LOOKED_INTO,
                 _ => 0,
             };
             match self.backend_cut.next(rest, whole)? {
@@ -416,6 +422,7 @@ impl Relay {
                 let status = body.first().and_then(|byte| Status::read(*byte)).unwrap_or_default();
                 // What waits may go on.
                 self.look_client = true;
+                self.oids.ready();
                 if self.tracker.ready(status) {
                     self.measure(watch);
                 }
@@ -427,6 +434,7 @@ impl Relay {
             }
             b'G' | b'W' => {
                 self.tracker.copy_begins();
+                self.oids.copy_begins();
                 // The client sets the pace from here on.
                 self.sent = None;
                 self.look_client = true;
@@ -443,6 +451,7 @@ impl Relay {
             b'A' => self.rename(body),
             _ => {}
         }
+        self.oids.heard(tag, body);
     }
 
     fn measure(&mut self, watch: &impl Watch) {
@@ -458,7 +467,7 @@ impl Relay {
     /// otherwise than it came, `instead` has all that goes on.
     fn outgoing(
         &mut self,
-        bytes: &[u8],
+        bytes: &mut [u8],
         watch: &impl Watch,
         parked: bool,
         instead: &mut Vec<u8>,
@@ -466,7 +475,7 @@ impl Relay {
         let (mut at, mut copied, mut other) = (0, 0, Vec::new());
         self.stalled = false;
         let goodbye = loop {
-            let rest = &bytes[at..];
+            let rest = &mut bytes[at..];
             if rest.is_empty() {
                 break false;
             }
@@ -484,7 +493,10 @@ impl Relay {
                 Piece::Whole(tag, count) => (tag, count, true),
                 Piece::Begun(tag, count) => (tag, count, false),
             };
-            let message = &rest[..count];
+            if whole {
+                self.oids.said(tag, &mut rest[HEADER..count], self.tracker.owed());
+            }
+            let message = &bytes[at..at + count];
             if let Some(shared) = &mut self.shared {
                 let rewritten = shared.rewrite(message, whole, &mut other)?;
                 if rewritten == Rewritten::Changed {

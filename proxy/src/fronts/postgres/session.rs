@@ -380,6 +380,9 @@ impl Session {
         } else {
             state.unnamed.clone_from(&self.relay.unnamed);
         }
+        if state.has_own_types() {
+            state.catalogue = self.front.catalogue(&self.eyes.zone);
+        }
         Ok(state)
     }
 
@@ -464,6 +467,7 @@ impl Session {
         self.key.moved(&backend.zone, backend.pid, &backend.secret);
         self.generation = backend.generation;
         if self.eyes.zone != backend.zone {
+            self.renumber(&backend.zone);
             self.eyes.zone = Arc::clone(&backend.zone);
             self.eyes.statements = self.front.meters.statements(&backend.zone);
         }
@@ -475,6 +479,16 @@ impl Session {
         self.relay.attach(backend.socket, backend.received);
         self.relay.adopt(backend.parameters);
         self.relay.tell(backend.aside);
+    }
+
+    /// The client's numbers of types and tables mean those of another zone's database.
+    fn renumber(&mut self, zone: &Arc<str>) {
+        let (from, to) = (self.front.catalogue(&self.eyes.zone), self.front.catalogue(zone));
+        let (Some(from), Some(to)) = (from, to) else { return };
+        self.relay.oids.moved(&from, &to);
+        if let Some(shared) = &mut self.relay.shared {
+            shared.moved(|oid| from.type_in(oid, &to).unwrap_or(0));
+        }
     }
 
     /// The connection, to be asked something between two transactions.
@@ -646,7 +660,7 @@ async fn prepare(
     if state.is_empty() {
         return Ok(backend);
     }
-    match backend.replay(state).await {
+    match backend.replay(state, front.catalogue(zone).as_deref()).await {
         Ok(lost) if lost.is_empty() => Ok(backend),
         Ok(lost) => {
             backend.close().await;

@@ -146,7 +146,7 @@ fn cut_up(stream: &[u8], read: usize) -> (Vec<(u8, Vec<u8>)>, Option<Malformed>)
 /// What is said again is whole messages, and each step has its answer.
 fn replayed(state: &State) {
     let mut out = Vec::new();
-    let steps = state.replay(&mut out).len();
+    let steps = state.replay(&mut out, None).len();
     let (messages, malformed) = cut_up(&out, out.len().max(1));
     assert_eq!(malformed, None);
     assert_eq!(messages.iter().filter(|(tag, _)| matches!(tag, b'S' | b'Q')).count(), steps);

@@ -10,6 +10,7 @@ pub mod frame;
 pub mod fuzz;
 pub mod message;
 pub mod names;
+pub mod oids;
 pub mod scram;
 pub mod startup;
 pub mod state;

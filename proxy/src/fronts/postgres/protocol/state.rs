@@ -5,12 +5,14 @@
 //! [`State::stuck`]: temporary objects, cursors WITH HOLD, advisory locks of the session. Nobody can ask for `currval`, a seed, or
 //! what a procedural language keeps; using those after a move is an error or begins anew.
 
+use std::sync::Arc;
+
+use super::frame::HEADER;
 use super::message;
+use super::oids::{Catalogue, FIRST_OWN, retyped};
 
 /// Name of the statement and portal that ask; the client's unnamed ones stay.
 const OURS: &str = "_godwit_state";
-/// The first OID that a cluster gives by itself: what is below means the same everywhere.
-const FIRST_OWN_OID: u32 = 16_384;
 
 /// Nothing of the session's `search_path` is looked at. `$1`: names of custom settings, `$2`: who logged in.
 const ASK: &str = "\
@@ -69,6 +71,8 @@ pub struct State {
     pub unnamed: Option<Vec<u8>>,
     /// What keeps it where it is: a phrase each.
     pub stuck: Vec<String>,
+    /// By which catalogue the types of its statements are numbered, if that is known.
+    pub catalogue: Option<Arc<Catalogue>>,
 }
 
 /// Writes the question; its answer ends with a ReadyForQuery.
@@ -124,6 +128,13 @@ impl State {
         Ok(())
     }
 
+    /// Whether a statement has a parameter of a type that the cluster numbered itself.
+    pub fn has_own_types(&self) -> bool {
+        let types = self.statements.iter().flat_map(|statement| &statement.types);
+        // The unnamed one is not looked into: most sessions have none.
+        types.into_iter().any(|oid| *oid >= FIRST_OWN) || self.unnamed.is_some()
+    }
+
     /// Whether there is nothing to say again.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -148,8 +159,15 @@ impl State {
 
     /// Writes what brings a fresh session to this state, and what each ReadyForQuery of the answer is for; an error there says
     /// that this could not be carried. The last step may fail: the client's next use of it is an error then, as it was before.
-    pub fn replay(&self, out: &mut Vec<u8>) -> Vec<Step> {
+    /// `there`: how types are numbered where it is said, if that is known.
+    pub fn replay(&self, out: &mut Vec<u8>, there: Option<&Catalogue>) -> Vec<Step> {
         let mut steps = Vec::new();
+        // Of a type whose number is not known the server finds it as it did the first time.
+        let number = |oid: u32| match (&self.catalogue, there) {
+            _ if oid < FIRST_OWN => oid,
+            (Some(here), Some(there)) => here.type_in(oid, there).unwrap_or(0),
+            _ => 0,
+        };
         // What is sent is in the client's encoding; it counts from here on.
         let (encoding, others): (Vec<_>, Vec<_>) =
             self.settings.iter().partition(|(name, _)| name == b"client_encoding");
@@ -174,9 +192,7 @@ impl State {
                 message::execute(out, "");
                 message::sync(out);
             } else {
-                // A type that this cluster made has another number there: the server finds it as it did the first time.
-                let types: Vec<u32> =
-                    statement.types.iter().map(|oid| if *oid < FIRST_OWN_OID { *oid } else { 0 }).collect();
+                let types: Vec<u32> = statement.types.iter().map(|oid| number(*oid)).collect();
                 message::parse(out, &statement.name, &statement.text, &types);
                 message::sync(out);
             }
@@ -195,7 +211,10 @@ impl State {
             steps.push(Step::Channel(String::from_utf8_lossy(channel).into_owned()));
         }
         if let Some(parse) = &self.unnamed {
+            let at = out.len() + HEADER;
             out.extend(parse);
+            // A message of ours: it was whole when it came.
+            let _ = out.get_mut(at..).and_then(|body| retyped(body, number));
             message::sync(out);
             steps.push(Step::Unnamed);
         }
@@ -288,7 +307,7 @@ mod tests {
         }
         state.unnamed = Some(b"P\0\0\0\x08\0\0\0\0".to_vec());
         let mut out = Vec::new();
-        let steps = state.replay(&mut out);
+        let steps = state.replay(&mut out, None);
         assert_eq!(tags(&out), "PBESPBESPBESPSPBESQPS");
         let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
         assert_eq!(

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use super::frame::HEADER;
 use super::message::{self, read_text, write};
+use super::oids::{FIRST_OWN, retyped};
 use super::traces;
 use crate::lock::lock;
 
@@ -182,6 +183,24 @@ impl Statements {
                 Ok(Rewritten::Same)
             }
             _ => Ok(Rewritten::Same),
+        }
+    }
+
+    /// The client goes on in a database where types have other numbers: `there` says which.
+    pub fn moved(&mut self, there: impl Fn(u32) -> u32) {
+        for prepared in self.names.values_mut() {
+            let mut own = false;
+            let mut body = [b"\0", &prepared.tail[..]].concat();
+            let _ = retyped(&mut body, |oid| {
+                own |= oid >= FIRST_OWN;
+                there(oid)
+            });
+            if own {
+                *prepared = self.registry.get(&body[1..]);
+            }
+        }
+        if let Some(parse) = &mut self.unnamed {
+            let _ = retyped(&mut parse[HEADER..], there);
         }
     }
 

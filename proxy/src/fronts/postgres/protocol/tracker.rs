@@ -119,6 +119,11 @@ impl Tracker {
         !self.owed.is_empty()
     }
 
+    /// How many.
+    pub fn owed(&self) -> usize {
+        self.owed.len()
+    }
+
     /// The client's next message belongs to a unit that has begun.
     pub fn within_unit(&self) -> bool {
         self.batch || self.copying
