@@ -9,24 +9,53 @@ import java.sql.ResultSet;
 import java.sql.SQLException;
 import java.sql.Statement;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.concurrent.atomic.AtomicBoolean;
 import org.postgresql.PGConnection;
 import org.postgresql.PGNotification;
 import org.postgresql.copy.CopyManager;
+import org.postgresql.util.PGobject;
 
 final class Jdbc {
     private static final int PATIENCE_MS = 30_000;
 
     /** A connection that works, with what is prepared there. */
     private record Worker(
-            Connection connection, PreparedStatement insert, PreparedStatement update, PreparedStatement look) {
+            Connection connection,
+            PreparedStatement insert,
+            PreparedStatement update,
+            PreparedStatement look,
+            PreparedStatement own) {
         static Worker on(Connection connection, String table) throws SQLException {
             return new Worker(
                     connection,
                     connection.prepareStatement("INSERT INTO " + table + " VALUES (?, ?, ?)"),
                     connection.prepareStatement("UPDATE " + table + " SET note = 'changed' WHERE id = ?"),
-                    connection.prepareStatement("SELECT id, note FROM " + table + " WHERE id = ?"));
+                    connection.prepareStatement("SELECT id, note FROM " + table + " WHERE id = ?"),
+                    connection.prepareStatement("SELECT ?, ?, ?"));
+        }
+
+        /** An enum, an array of it and a composite with one, by their numbers. */
+        void lookAtOwnTypes(String table, long round) throws SQLException {
+            String[] moods = {"glad", "sad"};
+            own.setObject(1, object(table + "_mood", "glad"));
+            own.setArray(2, connection.createArrayOf(table + "_mood", moods));
+            own.setObject(3, object(table + "_pair", "(sad," + round + ")"));
+            try (ResultSet rows = own.executeQuery()) {
+                check(rows.next() && rows.getString(1).equals("glad"), round);
+                check(Arrays.equals((Object[]) rows.getArray(2).getArray(), moods), round);
+                check(rows.getString(3).equals("(sad," + round + ")"), rows.getString(3));
+                String type = rows.getMetaData().getColumnTypeName(1);
+                check(type.equals(table + "_mood"), type);
+            }
+        }
+
+        private static PGobject object(String type, String value) throws SQLException {
+            PGobject object = new PGobject();
+            object.setType(type);
+            object.setValue(value);
+            return object;
         }
 
         void insert(long id, long round, String note) throws SQLException {
@@ -103,6 +132,8 @@ final class Jdbc {
         notify.executeQuery().close();
         PGNotification[] heard = one.unwrap(PGConnection.class).getNotifications(PATIENCE_MS);
         check(heard.length == 1 && heard[0].getParameter().equals(Long.toString(number)), heard.length);
+
+        worker.lookAtOwnTypes(table, number);
     }
 
     public static void main(String[] arguments) throws Exception {

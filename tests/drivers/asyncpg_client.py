@@ -47,6 +47,16 @@ async def play(worker, prepared, other, heard, number):
     await other.execute("SELECT pg_notify($1, $2)", TABLE, str(number))
     payload = await asyncio.wait_for(heard.get(), PATIENCE)
     assert payload == str(number), payload
+    await look_at_own_types(worker, number)
+
+
+async def look_at_own_types(worker, number):
+    moods = ["glad", "sad"]
+    # The second text is another one each time: it is prepared anew.
+    for sql in (f"SELECT $1::{TABLE}_mood, $2::{TABLE}_mood[], $3::{TABLE}_pair", f"SELECT $1::{TABLE}_mood, $2::{TABLE}_mood[], $3::{TABLE}_pair -- {number}"):
+        mood, both, pair = await worker.fetchrow(sql, "glad", moods, ("sad", number))
+        assert (mood, both) == ("glad", moods), (mood, both)
+        assert (pair["mood"], pair["number"]) == ("sad", number), pair
 
 
 async def main():

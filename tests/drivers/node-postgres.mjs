@@ -12,6 +12,8 @@ const PATIENCE = 30_000;
 async function connect() {
   const client = new pg.Client({ host, port: Number(port), user, database, password: process.env.PGPASSWORD });
   await client.connect();
+  const moods = await client.query('SELECT oid FROM pg_type WHERE typname = $1', [`${table}_mood`]);
+  client.setTypeParser(moods.rows[0].oid, (mood) => ({ mood }));
   return client;
 }
 
@@ -61,6 +63,9 @@ async function play(worker, other, heard, number) {
 
   await other.query('SELECT pg_notify($1, $2)', [table, String(number)]);
   assert.equal(await heard.next(), String(number));
+
+  const own = await worker.query(`SELECT $1::${table}_mood AS one, $2::${table}_mood[]::text AS both`, ['glad', ['glad', 'sad']]);
+  assert.deepEqual(own.rows, [{ one: { mood: 'glad' }, both: '{glad,sad}' }]);
 }
 
 let ended = false;

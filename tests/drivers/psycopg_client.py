@@ -3,18 +3,39 @@
 import os
 import sys
 import threading
+from enum import Enum
 from itertools import count
 
 import psycopg
+from psycopg.types.composite import CompositeInfo, register_composite
+from psycopg.types.enum import EnumInfo, register_enum
 
 HOST, PORT, USER, DATABASE, TABLE = sys.argv[1:6]
 PATIENCE = 30
 
 
+class Mood(Enum):
+    glad = "glad"
+    sad = "sad"
+
+
 def connect():
-    return psycopg.connect(
+    connection = psycopg.connect(
         host=HOST, port=PORT, user=USER, dbname=DATABASE, password=os.environ["PGPASSWORD"], autocommit=True
     )
+    register_enum(EnumInfo.fetch(connection, f"{TABLE}_mood"), connection, Mood)
+    register_composite(CompositeInfo.fetch(connection, f"{TABLE}_pair"), connection)
+    return connection
+
+
+def look_at_own_types(worker, number):
+    moods = [Mood.glad, Mood.sad]
+    for binary in (False, True):
+        with worker.cursor(binary=binary) as cursor:
+            sql = f"SELECT %s, %s::{TABLE}_mood[], ROW('sad', {number})::{TABLE}_pair"
+            mood, both, pair = cursor.execute(sql, (Mood.glad, moods)).fetchone()
+            assert (mood, both) == (Mood.glad, moods), (binary, mood, both)
+            assert (pair.mood, pair.number) == (Mood.sad, number), (binary, pair)
 
 
 def play(worker, listener, other, number):
@@ -41,6 +62,7 @@ def play(worker, listener, other, number):
     other.execute("SELECT pg_notify(%s, %s)", (TABLE, str(number)))
     heard = [told.payload for told in listener.notifies(timeout=PATIENCE, stop_after=1)]
     assert heard == [str(number)], heard
+    look_at_own_types(worker, number)
 
 
 def main():

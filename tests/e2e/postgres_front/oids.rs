@@ -3,7 +3,7 @@
 use bytes::{BufMut, BytesMut};
 use godwit::fronts::postgres::protocol::message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_postgres::types::{IsNull, Kind, ToSql, Type, to_sql_checked};
+use tokio_postgres::types::{FromSql, IsNull, Kind, ToSql, Type, to_sql_checked};
 
 use super::*;
 
@@ -40,7 +40,7 @@ async fn number(setup: &Setup, name: &str) -> u32 {
 }
 
 /// Bytes that are sent as they are.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct Raw(Vec<u8>);
 
 impl ToSql for Raw {
@@ -58,6 +58,17 @@ impl ToSql for Raw {
     }
 
     to_sql_checked!();
+}
+
+/// And as they come.
+impl<'a> FromSql<'a> for Raw {
+    fn from_sql(_: &Type, bytes: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(bytes.to_vec()))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
 }
 
 fn sized(out: &mut Vec<u8>, value: &[u8]) {
@@ -120,13 +131,23 @@ async fn goes_by_the_numbers_that_it_knows(pool: bool) {
         array(&pieces, &[piece(&color, "red", 1), piece(&color, "green", 2)]),
         array(&element(&prepared.params()[3]), &[green]),
     ];
+    let sent = &values;
     let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|value| value as _).collect();
+    let back = "SELECT 0, $1::color[], $2::piece, $3::piece[], $4::paints";
+    let prepared_back = client.prepare(back).await.unwrap();
     let expected = r#"{red,green} (green,7) {"(red,1)","(green,2)"} {green}"#;
     let mut numbers = vec![number(&setup, "color").await];
     for _ in 0..3 {
         let row = client.query_one(&prepared, &values).await.unwrap();
         assert_eq!(row.get::<_, &str>(0), expected, "a statement that was prepared before");
         assert_eq!(says(&client, &[], text, &values).await, expected, "one that is prepared now");
+        let back = client.prepare(back).await.unwrap();
+        for statement in [&prepared_back, &back, &prepared_back] {
+            let row = client.query_one(statement, &values).await.unwrap();
+            for (place, sent) in sent.iter().enumerate() {
+                assert_eq!(row.get::<_, Raw>(place + 1), *sent, "what comes back is what was sent: {place}");
+            }
+        }
         let (typed, value) = (std::slice::from_ref(&color), Raw(red.clone()));
         let kind = says(&client, typed, "SELECT pg_typeof($1)::text", &[&value]).await;
         assert_eq!(kind, "color", "a type that the client names by its number");

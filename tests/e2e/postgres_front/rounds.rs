@@ -17,10 +17,11 @@ pub(super) struct Rounds {
     table: String,
 }
 
-/// The table that rounds are played in.
+/// The table that rounds are played in, and types that go with it.
 pub(super) fn table(name: &str) -> String {
     format!(
-        "CREATE TABLE {name} (id bigint PRIMARY KEY, round bigint, note text); GRANT ALL ON {name} TO orders_app;"
+        "CREATE TABLE {name} (id bigint PRIMARY KEY, round bigint, note text); GRANT ALL ON {name} TO orders_app;
+         CREATE TYPE {name}_mood AS ENUM ('glad', 'sad'); CREATE TYPE {name}_pair AS (mood {name}_mood, number bigint);"
     )
 }
 

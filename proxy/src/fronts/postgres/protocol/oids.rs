@@ -7,8 +7,8 @@
 //! asks the catalogue what it is finds it; where the client knows that number as something else it gets one that nothing has.
 //!
 //! Exchanged: types and tables in RowDescription and ParameterDescription, types in Parse, and the types that arrays and composites
-//! of parameters name in binary. Not exchanged: what queries return as values (of `pg_type`, say), what is written in SQL, the
-//! insides of binary results and of binary COPY, function numbers.
+//! name in binary, in parameters and in results. Not exchanged: what queries return as values (of `pg_type`, say), what is written in
+//! SQL, the insides of binary COPY, function numbers.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -153,6 +153,11 @@ impl Known {
         number
     }
 
+    /// What the client knows one of the server's by.
+    fn client(&self, number: u32) -> u32 {
+        self.clients.get(&number).copied().unwrap_or(number)
+    }
+
     /// The client has seen one of the server's.
     fn learn(&mut self, number: u32) {
         if self.servers.len() < MOST
@@ -184,6 +189,29 @@ impl Known {
     }
 }
 
+/// A column's place, and its type as the server numbers it.
+type Column = (usize, u32);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Described {
+    Statement(Box<[u8]>),
+    Portal(Box<[u8]>),
+}
+
+#[derive(Debug)]
+struct Execution {
+    portal: Box<[u8]>,
+    /// Of its rows those columns in which numbers may be.
+    columns: Vec<Column>,
+}
+
+/// Which way a value goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum To {
+    Server,
+    Client,
+}
+
 /// What one session's client knows.
 #[derive(Debug, Default)]
 pub struct Oids {
@@ -193,8 +221,14 @@ pub struct Oids {
     here: Option<Arc<Catalogue>>,
     /// Types of parameters, as the server numbers them; of statements that have one of the database's own.
     statements: HashMap<Box<[u8]>, Vec<u32>>,
-    /// Statements that are being described, and how many units are answered before.
-    described: VecDeque<(usize, Box<[u8]>)>,
+    /// The same of their results.
+    results: HashMap<Box<[u8]>, Vec<Column>>,
+    /// The same of portals, those columns only that come in binary; since the move.
+    portals: HashMap<Box<[u8]>, Vec<Column>>,
+    /// What is being described, and how many units are answered before.
+    described: VecDeque<(usize, Described)>,
+    /// Portals that are executed, and how many units are answered before; since the move.
+    executed: VecDeque<(usize, Execution)>,
     /// Columns of the rows that come now which hold numbers, and whether in binary.
     columns: Vec<(usize, bool)>,
 }
@@ -204,22 +238,27 @@ impl Oids {
     pub fn moved(&mut self, from: &Catalogue, to: &Arc<Catalogue>) {
         self.types.moved(&from.types, &to.types);
         self.relations.moved(&from.relations, &to.relations);
-        for number in self.statements.values_mut().flatten() {
+        let results = self.results.values_mut().flatten().map(|(_, of)| of);
+        for number in self.statements.values_mut().flatten().chain(results) {
             *number = from.type_in(*number, to).unwrap_or(0);
         }
         self.described.clear();
+        self.executed.clear();
+        self.portals.clear();
         self.columns.clear();
         self.here = Some(Arc::clone(to));
     }
 
     /// Rows are read for the numbers in them.
     pub fn reads_rows(&self) -> bool {
-        !self.columns.is_empty()
+        let under_way =
+            |(before, execution): &(usize, Execution)| *before == 0 && !execution.columns.is_empty();
+        !self.columns.is_empty() || self.executed.front().is_some_and(under_way)
     }
 
     /// Parameters of statements are looked into.
     pub fn reads_binds(&self) -> bool {
-        self.here.is_some() && !self.statements.is_empty()
+        self.here.is_some() && !(self.statements.is_empty() && self.results.is_empty())
     }
 
     /// The server's message, whole: its body. What it is cut wrongly into is left as it is.
@@ -229,29 +268,35 @@ impl Oids {
                 self.columns.clear();
                 let _ = self.row_description(body);
             }
-            b'D' => {
+            b'D' if self.reads_rows() => {
                 let _ = self.row(body);
+                let _ = self.result(body);
             }
             b't' => {
                 let _ = self.parameter_description(body);
             }
-            b'C' | b'Z' => self.columns.clear(),
+            b'n' => drop(self.answered()),
+            b'C' | b's' | b'I' | b'E' => {
+                self.columns.clear();
+                if self.executed.front().is_some_and(|(before, _)| *before == 0) {
+                    self.executed.pop_front();
+                }
+            }
+            b'Z' => self.columns.clear(),
             _ => {}
         }
     }
 
     /// A unit is answered.
     pub fn ready(&mut self) {
-        self.described.retain_mut(|(before, _)| {
-            let later = *before > 0;
-            *before = before.saturating_sub(1);
-            later
-        });
+        nearer(&mut self.described);
+        nearer(&mut self.executed);
     }
 
     /// A COPY from the client begins: what was sent behind it is not answered.
     pub fn copy_begins(&mut self) {
         self.described.clear();
+        self.executed.clear();
     }
 
     /// The client's message, whole: its body. `owed`: how many units are not answered before its own.
@@ -261,30 +306,88 @@ impl Oids {
                 let _ = self.parse(body);
             }
             b'D' => {
-                if let Some(name) = body.strip_prefix(b"S").and_then(read_text).map(|(name, _)| name) {
-                    self.described.push_back((owed, name.into()));
-                }
+                let Some((kind, Some((name, _)))) =
+                    body.split_first().map(|(kind, rest)| (kind, read_text(rest)))
+                else {
+                    return;
+                };
+                let described = if *kind == b'S' { Described::Statement } else { Described::Portal };
+                self.described.push_back((owed, described(name.into())));
             }
-            b'B' if self.reads_binds() => {
+            b'B' if self.here.is_some() => {
                 let _ = self.bind(body);
+            }
+            b'E' if self.here.is_some() => {
+                let Some((name, _)) = read_text(body) else { return };
+                let columns = self.portals.get(name).cloned().unwrap_or_default();
+                self.executed.push_back((owed, Execution { portal: name.into(), columns }));
             }
             _ => {}
         }
     }
 
     fn row_description(&mut self, body: &mut [u8]) -> Option<()> {
+        let described = self.answered();
         let count = u16::from_be_bytes(*body.first_chunk()?);
         let mut rest = &mut body[2..];
+        let (mut own, mut binary) = (Vec::new(), Vec::new());
         for column in 0..count {
+            let column = usize::from(column);
             let end = rest.iter().position(|byte| *byte == 0)? + 1;
             // Table, number of the column in it, type, size, modifier, format.
             let (field, after) = rest.split_at_mut(end).1.split_at_mut_checked(18)?;
             exchange(&mut field[..4], |table| self.relations.heard(table))?;
-            if field[6..10] == OID.to_be_bytes() && self.columns.len() < DEEPEST {
-                self.columns.push((usize::from(column), field[17] == 1));
-            }
-            exchange(&mut field[6..10], |of| self.types.heard(of))?;
+            let is_binary = field[17] == 1;
+            exchange(&mut field[6..10], |of| {
+                if of == OID && self.columns.len() < DEEPEST {
+                    self.columns.push((column, is_binary));
+                }
+                if of >= FIRST_OWN {
+                    own.push((column, of));
+                    binary.extend(is_binary.then_some((column, of)));
+                }
+                self.types.heard(of)
+            })?;
             rest = after;
+        }
+        match described {
+            Some(Described::Statement(name)) => {
+                self.columns.clear();
+                keep(&mut self.results, &name, own);
+            }
+            Some(Described::Portal(name)) => {
+                if let Some((0, execution)) = self.executed.front_mut()
+                    && execution.portal == name
+                {
+                    execution.columns = binary;
+                }
+            }
+            // A simple query's.
+            None => {}
+        }
+        Some(())
+    }
+
+    /// What the description is of that has come.
+    fn answered(&mut self) -> Option<Described> {
+        self.described.pop_front_if(|(before, _)| *before == 0).map(|(_, described)| described)
+    }
+
+    /// Exchanges the numbers inside of a row's values in binary.
+    fn result(&self, body: &mut [u8]) -> Option<()> {
+        let here = self.here.as_ref()?;
+        let (0, Execution { columns, .. }) = self.executed.front()? else { return None };
+        let mut rest = body.get_mut(2..)?;
+        let mut at = 0;
+        for (column, of) in columns {
+            while at <= *column {
+                let (value, after) = sized(rest)?;
+                if at == *column {
+                    let _ = self.value(value, here.shape(*of), here, To::Client, DEEPEST);
+                }
+                rest = after;
+                at += 1;
+            }
         }
         Some(())
     }
@@ -324,9 +427,9 @@ impl Oids {
         for number in rest.as_chunks_mut().0.iter_mut().take(count) {
             *number = self.types.heard(u32::from_be_bytes(*number)).to_be_bytes();
         }
-        // Nobody asked that the client's messages tell of: not to be guessed.
-        let (_, name) = self.described.pop_front()?;
-        self.takes(&name, types);
+        // Its results come next.
+        let Some((0, Described::Statement(name))) = self.described.front() else { return None };
+        keep(&mut self.statements, name, own(types));
         Some(())
     }
 
@@ -338,68 +441,58 @@ impl Oids {
             server
         })?;
         let (name, _) = read_text(body)?;
-        self.takes(name, types);
+        keep(&mut self.statements, name, own(types));
+        // What they are now, only a description tells.
+        keep(&mut self.results, name, Vec::new());
         Some(())
-    }
-
-    /// A statement takes parameters of these types of the server's.
-    fn takes(&mut self, name: &[u8], types: Vec<u32>) {
-        if types.iter().all(|number| *number < FIRST_OWN) {
-            if !self.statements.is_empty() {
-                self.statements.remove(name);
-            }
-        } else if self.statements.len() < STATEMENTS || self.statements.contains_key(name) {
-            self.statements.insert(name.into(), types);
-        }
     }
 
     fn bind(&mut self, body: &mut [u8]) -> Option<()> {
         let here = self.here.clone()?;
-        let (_, rest) = read_text(body)?;
+        let (portal, rest) = read_text(body)?;
         let (name, rest) = read_text(rest)?;
-        let types = self.statements.get(name)?.clone();
+        let (portal, name): (Box<[u8]>, Box<[u8]>) = (portal.into(), name.into());
+        let types = self.statements.get(&name).map_or(&[][..], Vec::as_slice);
         let at = body.len() - rest.len();
-        let (formats, mut rest) = body[at..].split_first_chunk_mut()?;
-        let formats = usize::from(u16::from_be_bytes(*formats));
-        let (said, after) = rest.split_at_mut_checked(2 * formats)?;
-        let binary: Vec<bool> = said.as_chunks().0.iter().map(|format: &[u8; 2]| *format == [0, 1]).collect();
-        let (count, after) = after.split_first_chunk_mut()?;
-        let count = usize::from(u16::from_be_bytes(*count));
-        rest = after;
-        for (place, of) in types.into_iter().enumerate().take(count) {
-            let (length, after) = rest.split_first_chunk_mut()?;
-            let length = usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
-            let (value, after) = after.split_at_mut_checked(length)?;
-            // One format is every parameter's; none is text.
-            let is_binary =
-                if binary.len() == 1 { binary[0] } else { binary.get(place).is_some_and(|it| *it) };
-            if is_binary {
-                let _ = self.value(value, here.shape(of), &here, DEEPEST);
+        let (formats, rest) = Formats::read(&mut body[at..])?;
+        let (count, mut rest) = rest.split_first_chunk_mut()?;
+        for place in 0..usize::from(u16::from_be_bytes(*count)) {
+            let (value, after) = sized(rest)?;
+            if let Some(of) = types.get(place)
+                && formats.are_binary(place)
+            {
+                let _ = self.value(value, here.shape(*of), &here, To::Server, DEEPEST);
             }
             rest = after;
         }
+        let (formats, _) = Formats::read(rest)?;
+        let results = self.results.get(&name).map_or(&[][..], Vec::as_slice);
+        let binary = results.iter().filter(|(place, _)| formats.are_binary(*place)).copied().collect();
+        keep(&mut self.portals, &portal, binary);
         Some(())
     }
 
-    /// Exchanges the numbers inside of a parameter in binary; `shape` is what the server takes it for.
-    fn value(&self, value: &mut [u8], shape: Shape, here: &Catalogue, deep: usize) -> Option<()> {
+    /// Exchanges the numbers inside of a value in binary; `shape` is what it is to the server.
+    fn value(&self, value: &mut [u8], shape: Shape, here: &Catalogue, to: To, deep: usize) -> Option<()> {
         let deep = deep.checked_sub(1)?;
         match shape {
             Shape::Array(element) => {
                 // Dimensions, flags, the elements' type; each dimension's size and first place.
                 let (dimensions, rest) = value.split_first_chunk_mut()?;
                 let dimensions = usize::try_from(i32::from_be_bytes(*dimensions)).ok()?;
-                exchange(rest.get_mut(4..8)?, |said| if said < FIRST_OWN { said } else { element })?;
+                exchange(rest.get_mut(4..8)?, |was| match to {
+                    _ if was < FIRST_OWN => was,
+                    To::Server => element,
+                    To::Client => self.types.client(was),
+                })?;
                 let shape = here.shape(element);
                 if shape == Shape::Plain {
                     return Some(());
                 }
                 let mut rest = rest.get_mut(8 + dimensions.checked_mul(8)?..)?;
                 while !rest.is_empty() {
-                    let (length, after) = rest.split_first_chunk_mut()?;
-                    let length = usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
-                    let (one, after) = after.split_at_mut_checked(length)?;
-                    let _ = self.value(one, shape, here, deep);
+                    let (one, after) = sized(rest)?;
+                    let _ = self.value(one, shape, here, to, deep);
                     rest = after;
                 }
             }
@@ -407,11 +500,19 @@ impl Oids {
                 let mut rest = value.get_mut(4..)?;
                 while !rest.is_empty() {
                     let (of, after) = rest.split_at_mut_checked(4)?;
-                    let of = exchange(of, |said| self.types.servers.get(&said).copied().unwrap_or(said))?;
-                    let (length, after) = after.split_first_chunk_mut()?;
-                    let length = usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
-                    let (one, after) = after.split_at_mut_checked(length)?;
-                    let _ = self.value(one, here.shape(of), here, deep);
+                    let mut server = 0;
+                    exchange(of, |was| match to {
+                        To::Server => {
+                            server = self.types.servers.get(&was).copied().unwrap_or(was);
+                            server
+                        }
+                        To::Client => {
+                            server = was;
+                            self.types.client(was)
+                        }
+                    })?;
+                    let (one, after) = sized(after)?;
+                    let _ = self.value(one, here.shape(server), here, to, deep);
                     rest = after;
                 }
             }
@@ -421,12 +522,60 @@ impl Oids {
     }
 }
 
-/// Puts another number in the place of one; which.
-fn exchange(place: &mut [u8], other: impl FnOnce(u32) -> u32) -> Option<u32> {
+/// Formats of values, as a Bind message has them.
+struct Formats(Vec<bool>);
+
+impl Formats {
+    /// And what follows them.
+    fn read(bytes: &mut [u8]) -> Option<(Self, &mut [u8])> {
+        let (count, rest) = bytes.split_first_chunk_mut()?;
+        let (formats, rest) = rest.split_at_mut_checked(2 * usize::from(u16::from_be_bytes(*count)))?;
+        Some((Self(formats.as_chunks().0.iter().map(|format: &[u8; 2]| *format == [0, 1]).collect()), rest))
+    }
+
+    /// One is every value's; none is text.
+    fn are_binary(&self, place: usize) -> bool {
+        let place = if self.0.len() == 1 { 0 } else { place };
+        self.0.get(place).is_some_and(|binary| *binary)
+    }
+}
+
+/// A value behind its length, and what follows it; NULL is an empty one.
+fn sized(bytes: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
+    let (length, after) = bytes.split_first_chunk_mut()?;
+    after.split_at_mut_checked(usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0))
+}
+
+/// Types of which one is the database's own; otherwise none.
+fn own(types: Vec<u32>) -> Vec<u32> {
+    if types.iter().all(|number| *number < FIRST_OWN) { Vec::new() } else { types }
+}
+
+/// Keeps what a name stands for now; of nothing there is nothing to keep.
+fn keep<T>(kept: &mut HashMap<Box<[u8]>, Vec<T>>, name: &[u8], now: Vec<T>) {
+    if now.is_empty() {
+        if !kept.is_empty() {
+            kept.remove(name);
+        }
+    } else if kept.len() < STATEMENTS || kept.contains_key(name) {
+        kept.insert(name.into(), now);
+    }
+}
+
+/// A unit is answered: its own are over, the others one nearer.
+fn nearer<T>(queue: &mut VecDeque<(usize, T)>) {
+    queue.retain_mut(|(before, _)| {
+        let later = *before > 0;
+        *before = before.saturating_sub(1);
+        later
+    });
+}
+
+/// Puts another number in the place of one.
+fn exchange(place: &mut [u8], other: impl FnOnce(u32) -> u32) -> Option<()> {
     let place = place.first_chunk_mut()?;
-    let number = other(u32::from_be_bytes(*place));
-    *place = number.to_be_bytes();
-    Some(number)
+    *place = other(u32::from_be_bytes(*place)).to_be_bytes();
+    Some(())
 }
 
 /// Replaces the types in a Parse message's body: `there` says by what.
@@ -566,8 +715,10 @@ mod tests {
         let ask = |oids: &mut Oids, name: &str, owed| {
             oids.said(b'D', format!("S{name}\0").into_bytes().as_mut(), owed)
         };
-        let answer =
-            |oids: &mut Oids, of: u32| oids.heard(b't', &mut [&[0, 1], &of.to_be_bytes()[..]].concat());
+        let answer = |oids: &mut Oids, of: u32| {
+            oids.heard(b't', &mut [&[0, 1], &of.to_be_bytes()[..]].concat());
+            oids.heard(b'n', &mut []);
+        };
         // Two in a unit, of which the second fails, and one in the next, sent before either is answered.
         ask(&mut oids, "one", 0);
         ask(&mut oids, "two", 0);
@@ -604,7 +755,7 @@ mod tests {
                 prop::collection::vec(prop::sample::select(vec![0_u8, 0, 0, 0, 1, 2, 26, 64, 65, b'S', 255]), 0..60)), 1..20),
         ) {
             let mut oids = Oids::default();
-            let mut pass = |oids: &mut Oids| {
+            let pass = |oids: &mut Oids| {
                 let before = bodies.clone();
                 let mut after = bodies.clone();
                 for (ours, tag, body) in &mut after {
