@@ -469,10 +469,8 @@ impl Hands {
             return Err(format!("the schemas differ: {}", differences.join("; ")));
         }
         if let Some(front) = &self.postgres {
-            for zone in zones {
-                let client = self.databases.get(zone, Purpose::Control).await.map_err(chain)?;
-                front.learn_numbers(zone, &client).await.map_err(chain)?;
-            }
+            let (here, there) = (self.control(&run.from).await?, self.control(&run.to).await?);
+            front.learn_numbers(&run.to.0, &here, &there).await.map_err(chain)?;
         }
         *self.compared.lock().await = Some((run.id.clone(), stamp));
         Ok(())

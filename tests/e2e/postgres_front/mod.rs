@@ -181,10 +181,9 @@ impl Setup {
     /// Holds everybody, as a cutover does, ready for the other side.
     async fn hold(&self) {
         let next = if &*self.front.active().zone == "a" { "b" } else { "a" };
-        for (zone, cluster) in ["a", "b"].into_iter().zip(&self.clusters) {
-            let client = cluster.connect(DATABASE).await.unwrap();
-            self.front.learn_numbers(zone, &client).await.unwrap();
-        }
+        let [here, there] = if next == "b" { [0, 1] } else { [1, 0] }.map(|at| &self.clusters[at]);
+        let (here, there) = (here.connect(DATABASE).await.unwrap(), there.connect(DATABASE).await.unwrap());
+        self.front.learn_numbers(next, &here, &there).await.unwrap();
         self.front.turnstile.arm();
         assert!(self.front.turnstile.close_if_armed(Some(next.into()), false));
         tokio::time::timeout(DEADLINE, self.front.turnstile.drained()).await.expect("drained");

@@ -25,6 +25,8 @@ use crate::lock::lock;
 
 /// Names of custom settings that are kept beside those of the configuration.
 const NAMES: usize = 256;
+/// Of how many generations it is known how they number types and tables: for clients that share connections and say nothing for long.
+const GENERATIONS: usize = 8;
 /// How long passing a cancel request on may take.
 const CANCEL: Duration = Duration::from_secs(5);
 
@@ -59,8 +61,7 @@ pub struct PostgresFront {
     /// The last number of a session that is not a server's own.
     numbers: AtomicU32,
     custom: Mutex<BTreeSet<String>>,
-    /// How the databases of zones number types and tables, as it was before the last move that a zone was part of.
-    catalogues: Mutex<BTreeMap<Arc<str>, Arc<Catalogue>>>,
+    numbered: Mutex<Numbered>,
     asked: Asked,
 }
 
@@ -73,6 +74,15 @@ struct Target {
     zone: Arc<str>,
     pid: u32,
     secret: Box<[u8]>,
+}
+
+/// How types and tables are numbered.
+#[derive(Debug, Default)]
+struct Numbered {
+    /// In the primaries of the last generations.
+    generations: BTreeMap<u64, Arc<Catalogue>>,
+    /// In the database that a move goes to.
+    next: Option<(Arc<str>, Arc<Catalogue>)>,
 }
 
 /// Where the session of a key is now.
@@ -116,7 +126,7 @@ impl PostgresFront {
             keys: Mutex::default(),
             numbers: AtomicU32::new(0),
             custom: Mutex::new(settings.settings.iter().map(|name| name.to_ascii_lowercase()).collect()),
-            catalogues: Mutex::default(),
+            numbered: Mutex::default(),
             asked: Asked::default(),
             name,
         }))
@@ -134,6 +144,13 @@ impl PostgresFront {
         if active.generation >= next.generation {
             let (offered, active, zone) = (next.generation, active.generation, Arc::clone(&active.zone));
             return Err(Stale { offered, active, zone });
+        }
+        let numbered = &mut *lock(&self.numbered);
+        if let Some((_, catalogue)) = numbered.next.take().filter(|(zone, _)| *zone == next.zone) {
+            numbered.generations.insert(next.generation, catalogue);
+        }
+        while numbered.generations.len() > GENERATIONS {
+            numbered.generations.pop_first();
         }
         self.active.store(Arc::new(next));
         if let Some(pool) = &self.pool {
@@ -179,20 +196,35 @@ impl PostgresFront {
         }
     }
 
-    /// Asks a zone's database how it numbers types and tables: of both zones before a move, so that clients can go on with the numbers
-    /// that they know.
-    pub async fn learn_numbers(&self, zone: &str, client: &Client) -> Result<(), tokio_postgres::Error> {
-        let mut catalogue = Catalogue::default();
-        for row in client.query(Catalogue::QUERY, &[]).await? {
-            let text = |place| row.try_get::<_, &str>(place);
-            catalogue.take(text(0)?, row.try_get(1)?, text(2)?, text(3)?, row.try_get(4)?);
-        }
-        lock(&self.catalogues).insert(zone.into(), Arc::new(catalogue));
+    /// Before a move to `zone`: asks the databases there and here how they number types and tables, so that clients can go on with
+    /// the numbers that they know.
+    pub async fn learn_numbers(
+        &self,
+        zone: &str,
+        here: &Client,
+        there: &Client,
+    ) -> Result<(), tokio_postgres::Error> {
+        let generation = self.active().generation;
+        let (here, there) = tokio::try_join!(catalogue(here), catalogue(there))?;
+        let mut numbered = lock(&self.numbered);
+        numbered.generations.insert(generation, Arc::new(here));
+        numbered.next = Some((zone.into(), Arc::new(there)));
         Ok(())
     }
 
-    pub(super) fn catalogue(&self, zone: &str) -> Option<Arc<Catalogue>> {
-        lock(&self.catalogues).get(zone).cloned()
+    /// How the primary of this generation numbers them, if that is known.
+    pub(super) fn catalogue(&self, generation: u64) -> Option<Arc<Catalogue>> {
+        lock(&self.numbered).generations.get(&generation).cloned()
+    }
+
+    /// How the database of this zone does, where sessions are or get ready for.
+    pub(super) fn catalogue_in(&self, zone: &str) -> Option<Arc<Catalogue>> {
+        let numbered = lock(&self.numbered);
+        let active = self.active();
+        if *active.zone == *zone {
+            return numbered.generations.get(&active.generation).cloned();
+        }
+        numbered.next.as_ref().filter(|(next, _)| **next == *zone).map(|(_, catalogue)| Arc::clone(catalogue))
     }
 
     /// Names of custom settings that a session may have.
@@ -255,6 +287,15 @@ impl PostgresFront {
             Err(_) => tracing::debug!(resource = %self.name, "cancel request not passed on in time"),
         }
     }
+}
+
+async fn catalogue(client: &Client) -> Result<Catalogue, tokio_postgres::Error> {
+    let mut catalogue = Catalogue::default();
+    for row in client.query(Catalogue::QUERY, &[]).await? {
+        let text = |place| row.try_get::<_, &str>(place);
+        catalogue.take(text(0)?, row.try_get(1)?, text(2)?, text(3)?, row.try_get(4)?);
+    }
+    Ok(catalogue)
 }
 
 /// A counted connection; dropping it counts it out.

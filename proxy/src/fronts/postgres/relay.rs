@@ -493,8 +493,11 @@ impl Relay {
                 Piece::Whole(tag, count) => (tag, count, true),
                 Piece::Begun(tag, count) => (tag, count, false),
             };
+            let body = &mut rest[HEADER..count];
             if whole {
-                self.oids.said(tag, &mut rest[HEADER..count], self.tracker.owed());
+                self.oids.said(tag, body, self.tracker.owed());
+            } else {
+                self.oids.passes(tag, body);
             }
             let message = &bytes[at..at + count];
             if let Some(shared) = &mut self.shared {

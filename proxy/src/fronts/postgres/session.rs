@@ -381,7 +381,7 @@ impl Session {
             state.unnamed.clone_from(&self.relay.unnamed);
         }
         if state.has_own_types() {
-            state.catalogue = self.front.catalogue(&self.eyes.zone);
+            state.catalogue = self.front.catalogue(self.generation);
         }
         Ok(state)
     }
@@ -465,9 +465,11 @@ impl Session {
     /// Goes on with this connection.
     fn place(&mut self, backend: Backend, has: Has) {
         self.key.moved(&backend.zone, backend.pid, &backend.secret);
-        self.generation = backend.generation;
+        if self.generation != backend.generation {
+            self.renumber(backend.generation);
+            self.generation = backend.generation;
+        }
         if self.eyes.zone != backend.zone {
-            self.renumber(&backend.zone);
             self.eyes.zone = Arc::clone(&backend.zone);
             self.eyes.statements = self.front.meters.statements(&backend.zone);
         }
@@ -481,9 +483,9 @@ impl Session {
         self.relay.tell(backend.aside);
     }
 
-    /// The client's numbers of types and tables mean those of another zone's database.
-    fn renumber(&mut self, zone: &Arc<str>) {
-        let (from, to) = (self.front.catalogue(&self.eyes.zone), self.front.catalogue(zone));
+    /// The client's numbers of types and tables mean those of another primary from here on.
+    fn renumber(&mut self, generation: u64) {
+        let (from, to) = (self.front.catalogue(self.generation), self.front.catalogue(generation));
         let (Some(from), Some(to)) = (from, to) else { return };
         self.relay.oids.moved(&from, &to);
         if let Some(shared) = &mut self.relay.shared {
@@ -660,7 +662,7 @@ async fn prepare(
     if state.is_empty() {
         return Ok(backend);
     }
-    match backend.replay(state, front.catalogue(zone).as_deref()).await {
+    match backend.replay(state, front.catalogue_in(zone).as_deref()).await {
         Ok(lost) if lost.is_empty() => Ok(backend),
         Ok(lost) => {
             backend.close().await;

@@ -326,6 +326,24 @@ impl Oids {
         }
     }
 
+    /// A message of the client's that is too long to be looked into, as far as it is here: what it replaces is not known any more.
+    pub fn passes(&mut self, tag: u8, body: &[u8]) {
+        match (tag, read_text(body).map(|(name, _)| name)) {
+            (b'P', Some(name)) => {
+                self.statements.remove(name);
+                self.results.remove(name);
+            }
+            (b'B', Some(name)) => drop(self.portals.remove(name)),
+            // Not even its name.
+            (b'P' | b'B', None) => {
+                self.statements.clear();
+                self.results.clear();
+                self.portals.clear();
+            }
+            _ => {}
+        }
+    }
+
     fn row_description(&mut self, body: &mut [u8]) -> Option<()> {
         let described = self.answered();
         let count = u16::from_be_bytes(*body.first_chunk()?);
