@@ -7,7 +7,7 @@
 //!
 //! Around the stream: [`grants`] and [`preflight`] (what the role may do, is this database ready), [`identity`] (is it the right one), [`schema`] and [`copy`] (the
 //! start), [`reseed`] (the start again), [`fence`] and
-//! [`sequences`] (the cutover), [`heartbeat`] (what a write takes on the primary), [`verify`] (are both sides equal), [`synchronous`] (commits
+//! [`sequences`] (the cutover), [`views`] (materialized views are filled before it), [`heartbeat`] (what a write takes on the primary), [`verify`] (are both sides equal), [`synchronous`] (commits
 //! that wait for the shadow), [`lanes`] (critical tables apart).
 //!
 //! `pgoutput`, `wire` and `session` do no I/O; `spill` writes files, and only files.
@@ -42,6 +42,7 @@ pub mod spill;
 pub mod status;
 pub mod synchronous;
 pub mod verify;
+pub mod views;
 pub mod wire;
 
 pub use error::{Error, ErrorKind};

@@ -47,4 +47,5 @@ mod upgrade;
 mod verification;
 mod verify;
 mod verifying;
+mod views;
 mod ways;

@@ -71,7 +71,7 @@ async fn a_person_verifies_stops_resumes_and_sees_what_differs() -> Result<()> {
     ensure!(failed.state == Standing::Failed && failed.why.contains("public.nowhere"), "{failed:#?}");
 
     // Stopped, the node killed meanwhile, and resumed: what was done is not done again.
-    let (status, _, err) = godwit(&leader, &["--rate", "400", "--detach"]).await?;
+    let (status, _, err) = godwit(&leader, &["--rate", "150", "--detach"]).await?;
     ensure!(status.success(), "{status} {err}");
     let (status, _, err) = godwit(&leader, &[]).await?;
     ensure!(status.code() == Some(4) && err.contains("a verification is under way"), "{status} {err}");
@@ -93,7 +93,7 @@ async fn a_person_verifies_stops_resumes_and_sees_what_differs() -> Result<()> {
     ensure!(status.success(), "{status} {out} {err}");
     let resumed = view(&leader).await?;
     ensure!(
-        resumed.progress.rows >= again.progress.rows && resumed.request.rows_per_second == Some(400),
+        resumed.progress.rows >= again.progress.rows && resumed.request.rows_per_second == Some(150),
         "{resumed:#?}"
     );
 

@@ -44,6 +44,16 @@ pub enum AfterRetire {
     Deprovision,
 }
 
+/// What becomes of the shadow's materialized views before a move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MaterializedViews {
+    /// They are filled anew: nothing else brings them what the primary's hold.
+    #[default]
+    Refresh,
+    /// They stay as they are.
+    Leave,
+}
+
 /// What a mirrored read says of who asks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Credentials {
@@ -309,6 +319,8 @@ pub struct PolicyParts {
     pub after_retire: AfterRetire,
     /// Which reads the shadow is asked as well.
     pub mirror: MirrorRules,
+    /// What becomes of the shadow's materialized views before a move.
+    pub materialized_views: MaterializedViews,
 }
 
 impl Default for PolicyParts {
@@ -353,6 +365,7 @@ impl Default for PolicyParts {
             require_verified: true,
             after_retire: AfterRetire::Keep,
             mirror: MirrorRules::default(),
+            materialized_views: MaterializedViews::default(),
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use migration::policy::{
-    AfterRetire, Bound, Credentials, ExtraGuard, GuardedFact, Mode, OnDrainTimeout, Policy, PolicyParts,
-    ReadsDuringHold, ReplicationMode, Reseed,
+    AfterRetire, Bound, Credentials, ExtraGuard, GuardedFact, MaterializedViews, Mode, OnDrainTimeout,
+    Policy, PolicyParts, ReadsDuringHold, ReplicationMode, Reseed,
 };
 
 use super::error::{Position, Report};
@@ -335,5 +335,8 @@ fn warm_up<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut P
             ("strip", Credentials::Strip),
             ("send", Credentials::Send),
         ])
+    });
+    filled.take(section, "materialized_views", &mut parts.materialized_views, |item| {
+        item.choice(&[("refresh", MaterializedViews::Refresh), ("leave", MaterializedViews::Leave)])
     });
 }

@@ -27,6 +27,8 @@ pub enum Purpose {
     Verify,
     /// What the schema is.
     Schema,
+    /// What makes a shadow ready for its first clients.
+    WarmUp,
 }
 
 impl Purpose {
@@ -40,6 +42,7 @@ impl Purpose {
             Self::Mode => "godwit-mode",
             Self::Verify => "godwit-verify",
             Self::Schema => "godwit-schema",
+            Self::WarmUp => "godwit-warm-up",
         }
     }
 }

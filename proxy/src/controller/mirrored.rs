@@ -9,7 +9,8 @@ use tokio_postgres::Client;
 
 /// Settings that are taken over where the primary does not have the built-in value. In lower case: the server calls some
 /// `DateStyle`, `IntervalStyle`, `TimeZone`.
-const SETTINGS: [&str; 26] = [
+const SETTINGS: [&str; 31] = [
+    "array_nulls",
     "autovacuum_max_workers",
     "bytea_output",
     "check_function_bodies",
@@ -17,6 +18,7 @@ const SETTINGS: [&str; 26] = [
     "deadlock_timeout",
     "default_statistics_target",
     "default_text_search_config",
+    "default_transaction_deferrable",
     "default_transaction_isolation",
     "extra_float_digits",
     "idle_in_transaction_session_timeout",
@@ -36,6 +38,9 @@ const SETTINGS: [&str; 26] = [
     "standard_conforming_strings",
     "statement_timeout",
     "timezone",
+    "transform_null_equals",
+    "xmlbinary",
+    "xmloption",
 ];
 
 /// Set for the server or the database; what a role or a session sets stays theirs.

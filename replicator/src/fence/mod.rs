@@ -271,7 +271,7 @@ fn settings() -> [String; 2] {
 }
 
 /// Sends settings, `sql` and the reset in one go, and waits for all three.
-async fn call(client: &Client, sql: &str, context: &str) -> Result<Vec<SimpleQueryRow>, Error> {
+pub(crate) async fn call(client: &Client, sql: &str, context: &str) -> Result<Vec<SimpleQueryRow>, Error> {
     let [set, reset] = settings();
     let (set, called, reset) =
         tokio::join!(client.simple_query(&set), client.simple_query(sql), client.batch_execute(&reset));

@@ -16,7 +16,7 @@ const MAKEABLE: &str = "SELECT extname FROM pg_extension UNION \
       ON a.name = v.name AND a.default_version = v.version \
     WHERE (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) OR NOT v.superuser OR v.trusted";
 
-/// What the target lacks of the source: extensions, roles and their rights, collations, what the server is built with and
+/// What the target lacks of the source: extensions and what they were configured with, roles and their rights, collations, what the server is built with and
 /// knows, settings, encoding. Blockers first.
 pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
     let mut found = Vec::new();
@@ -39,6 +39,7 @@ pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, E
         found.push(Finding { severity: Severity::Blocker, subject: name, problem, remedy: Some(remedy) });
     }
     found.extend(encodings(source, target).await?);
+    found.extend(configuration(source, target).await?);
     found.extend(lacks(source, target).await?);
     found.sort();
     Ok(found)
@@ -59,6 +60,80 @@ async fn lacks(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> 
         .replace("{{xml}}", &xml.to_string())
         .replace("{{needs}}", &literal(&needs));
     findings(target, &sql).await
+}
+
+/// Tables that an extension keeps what its users configure in, and which rows of theirs are users': PostgreSQL's own dumps have them,
+/// but they are the extension's, and so not replicated.
+const CONFIGURATION: &str = "SELECT e.extname::text, format('%I.%I', n.nspname, c.relname), coalesce(t.condition, '') \
+    FROM pg_extension e, unnest(e.extconfig, e.extcondition) AS t(id, condition) \
+    JOIN pg_class c ON c.oid = t.id AND c.relkind IN ('r', 'p') JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2";
+/// Of a table with more rows it is not looked whether they are equal.
+const ROWS: i64 = 10_000;
+
+/// What users have configured of extensions, where the target has something else.
+async fn configuration(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
+    let mut found = Vec::new();
+    let unread = |error| refused("cannot read what extensions keep")(error);
+    for row in source.query(CONFIGURATION, &[]).await.map_err(unread)? {
+        let (extension, table, condition): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        let kept = format!(
+            "SELECT count(*), md5(string_agg(h, '' ORDER BY h)) FROM \
+             (SELECT md5(t::text) AS h FROM (SELECT * FROM {table} {condition} LIMIT {}) t) k",
+            ROWS + 1
+        );
+        let here = match source.query_one(&kept, &[]).await {
+            Ok(row) => row,
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                found.push(unreadable(&extension, &table));
+                continue;
+            }
+            Err(error) => return Err(unread(error)),
+        };
+        let (count, digest): (i64, Option<String>) = (here.get(0), here.get(1));
+        if count == 0 {
+            continue;
+        }
+        let there =
+            target.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await.map_err(unread)?;
+        let is_there: bool = there.get(0);
+        if is_there && count <= ROWS {
+            match target.query_one(&kept, &[]).await {
+                Ok(row) if (row.get::<_, i64>(0), row.get::<_, Option<String>>(1)) == (count, digest) => {
+                    continue;
+                }
+                Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                    found.push(unreadable(&extension, &table));
+                    continue;
+                }
+                other => drop(other.map_err(unread)?),
+            }
+        }
+        let rows = if count > ROWS { format!("more than {ROWS}") } else { count.to_string() };
+        found.push(Finding {
+            // Before the copy there is nothing to mend.
+            severity: if is_there { Severity::Blocker } else { Severity::Warning },
+            subject: table.clone(),
+            problem: format!(
+                "{rows} rows that extension {extension} was configured with: they are not replicated, and the target has others"
+            ),
+            remedy: Some(format!(
+                "once the copy is made: COPY (SELECT * FROM {table}{}{condition}) TO STDOUT on the source, COPY {table} FROM STDIN on the target",
+                if condition.is_empty() { "" } else { " " }
+            )),
+        });
+    }
+    Ok(found)
+}
+
+fn unreadable(extension: &str, table: &str) -> Finding {
+    Finding {
+        severity: Severity::Warning,
+        subject: table.into(),
+        problem: format!(
+            "what extension {extension} was configured with is not replicated, and Godwit's role may not read whether it is the same on both sides"
+        ),
+        remedy: Some(format!("GRANT SELECT ON {table} TO Godwit's role, on both")),
+    }
 }
 
 /// Encoding, and how the database sorts text.

@@ -96,6 +96,20 @@ WITH RECURSIVE here AS (
   UNION ALL
   SELECT 'locks', NULL, ({{relations}})::text, NULL
   UNION ALL
+  SELECT 'slot', slot_name, plugin, NULL FROM pg_replication_slots
+  WHERE slot_type = 'logical' AND NOT temporary AND database = (SELECT datname FROM here) AND slot_name !~ '^godwit_'
+  UNION ALL
+  SELECT 'publication', p.pubname, format('CREATE PUBLICATION %I', p.pubname)
+         || CASE WHEN p.puballtables THEN ' FOR ALL TABLES' ELSE coalesce(' FOR TABLE ' || tables, '') END
+         || format(' WITH (publish = %L%s)',
+              concat_ws(', ', CASE WHEN pubinsert THEN 'insert' END, CASE WHEN pubupdate THEN 'update' END,
+                              CASE WHEN pubdelete THEN 'delete' END, CASE WHEN pubtruncate THEN 'truncate' END),
+              CASE WHEN pubviaroot THEN ', publish_via_partition_root' END), NULL
+  FROM pg_publication p LEFT JOIN (
+    SELECT pubname, string_agg(format('%I.%I', schemaname, tablename), ', ' ORDER BY schemaname, tablename) AS tables
+    FROM pg_publication_tables GROUP BY pubname) t USING (pubname)
+  WHERE p.pubname !~ '^godwit_'
+  UNION ALL
   SELECT CASE WHEN s.setdatabase = 0 THEN 'role setting' ELSE 'database setting' END, split_part(entry, '=', 1),
          substr(entry, strpos(entry, '=') + 1), r.rolname
   FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) entry LEFT JOIN pg_roles r ON r.oid = s.setrole

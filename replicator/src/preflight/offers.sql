@@ -83,6 +83,14 @@ SELECT 'blocker', 'max_locks_per_transaction',
          ceil(2.1 * value::bigint / room * current_setting('max_locks_per_transaction')::int))
 FROM need, (SELECT {{locks}} AS room) locks WHERE kind = 'locks' AND value::bigint > room
 UNION ALL
+SELECT 'warning', subject, format('a logical slot (%s) that is not Godwit''s: whoever reads changes from it gets none any more after a move', value),
+       format('SELECT pg_create_logical_replication_slot(%L, %L) on the target, shortly before the move; then let its reader go on there', subject, value)
+FROM need WHERE kind = 'slot' AND NOT EXISTS (SELECT FROM pg_replication_slots s, here WHERE s.slot_name = subject AND s.database = datname)
+UNION ALL
+SELECT 'warning', subject, 'a publication that is not Godwit''s: the target does not have it, and whoever reads by it finds none after a move',
+       format('%s on the target, once the copy is made', value)
+FROM need WHERE kind = 'publication' AND NOT EXISTS (SELECT FROM pg_publication WHERE pubname = subject)
+UNION ALL
 -- What sessions begin with has been compared already.
 SELECT 'warning', s.name, format('is %L on the source by ALTER %s, %s on the target', s.value, place, coalesce(quote_literal(held.value), 'not set so')),
        format('ALTER %s SET %s TO %s on the target', place, s.name, written)

@@ -83,11 +83,8 @@ SELECT 'warning', s.subname::text, 'a subscription writes to this database, and 
        format('ALTER SUBSCRIPTION %I DISABLE', s.subname)
 FROM pg_subscription s WHERE s.subdbid = (SELECT oid FROM here) AND s.subenabled
 UNION ALL
-SELECT 'warning', subject, CASE relkind
-         WHEN 'm' THEN 'a materialized view is not replicated: it is as old as the copy until refreshed'
-         ELSE 'a foreign table is not replicated: only its definition moves' END,
-       CASE relkind WHEN 'm' THEN format('REFRESH MATERIALIZED VIEW %s on the target, after the move', subject) END
-FROM ours WHERE relkind IN ('m', 'f')
+SELECT 'warning', subject, 'a foreign table is not replicated: only its definition moves', NULL
+FROM ours WHERE relkind = 'f'
 UNION ALL
 -- Membership in a superuser is superuser: such an owner is to be replaced, not joined.
 SELECT 'blocker', subject, format('role %I does not own it: the fence trigger cannot be put on and taken off', me.rolname),
