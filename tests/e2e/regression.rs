@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use godwit_tests::postgres::{SUPERUSER, TestCluster, other_major, wal_position};
 use replicator::copy::CopyOptions;
+use replicator::drift;
 use replicator::link::memory::Options;
 use replicator::pump::{LocalEnd, LocalPeer};
 use replicator::spill::Spill;
@@ -151,6 +152,9 @@ async fn copied(major: u32) -> Result<()> {
     let stream = Running::start(peer, spec(1), source_end);
     let now = wal_position(&from).await?;
     stream.wait(|status| status.applied_lsn >= now).await?;
+    let sides = (drift::fingerprint(&from).await?, drift::fingerprint(&to).await?);
+    let drifted = drift::compare(&sides.0, &sides.1, ["source", "target"]);
+    ensure!(drifted.is_empty(), "{} differences: {drifted:#?}", drifted.len());
     let (copied, right) = (contents(&from).await?, contents(&to).await?);
     ensure!(copied.len() > 500 && copied == right, "rows differ:\n{}", differences(&copied, &right));
     from.batch_execute("SET session_replication_role = replica").await?;

@@ -1,8 +1,8 @@
 //! DDL is not replicated: a schema that drifted is named and stops a migration, until it is brought up on the shadow.
 
 use anyhow::{Context, Result, ensure};
-use godwit::controller::drift::SchemaView;
-use godwit::demo::zone::{Playground, RESOURCE};
+use godwit::controller::drift::{DifferenceView, SchemaView};
+use godwit::demo::zone::{OWNER_ROLE, Playground, RESOURCE};
 use serde_json::json;
 use tokio_postgres::Client;
 
@@ -97,5 +97,85 @@ async fn a_schema_that_drifted_is_named_brought_up_and_moves() -> Result<()> {
     let notes: i64 = shadow.query_one("SELECT count(DISTINCT note) FROM orders", &[]).await?.get(0);
     ensure!(notes == 3, "early, late and told: {notes}");
     leader.ready().await?;
+    Ok(())
+}
+
+async fn differences(leader: &Leader<'_>) -> Result<Vec<DifferenceView>> {
+    let path = format!("/api/v1/resources/{RESOURCE}/schema");
+    Ok(leader.client.fetch::<SchemaView>(&path).await?.differences)
+}
+
+/// Views, functions, triggers and what a role may do: a service misses them as it would a column.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_around_the_tables_is_brought_up_as_well() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let owner = |client: Client| async move {
+        client.batch_execute(&format!("SET ROLE {OWNER_ROLE}")).await.map(|()| client)
+    };
+    let primary = owner(connect(near).await?).await?;
+    primary
+        .batch_execute(
+            "CREATE FUNCTION tax(price int) RETURNS int LANGUAGE sql AS 'SELECT price / 5';
+             CREATE VIEW dear AS SELECT id FROM orders WHERE id > 1; CREATE MATERIALIZED VIEW sums AS SELECT 1 AS one;
+             CREATE SEQUENCE numbers; CREATE TABLE secrets (id int PRIMARY KEY, word text)",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let shadow = connect(far).await?;
+    ensure!(
+        differences(&leader).await?.is_empty(),
+        "a fresh copy has everything: {:#?}",
+        differences(&leader).await?
+    );
+
+    let changes = "
+        CREATE OR REPLACE FUNCTION tax(price int) RETURNS int LANGUAGE sql AS 'SELECT price / 4';
+        CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.word = upper(NEW.word); RETURN NEW; END';
+        CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE DOMAIN positive AS int CHECK (VALUE > 0);
+        CREATE FUNCTION feels(m mood, n positive) RETURNS mood LANGUAGE sql BEGIN ATOMIC SELECT m; END;
+        CREATE OR REPLACE VIEW dear AS SELECT id, id * 2 AS twice FROM orders WHERE id > 2;
+        CREATE VIEW a_first AS SELECT twice FROM dear; CREATE SCHEMA reports; CREATE VIEW reports.daily AS SELECT tax(1);
+        ALTER SEQUENCE numbers INCREMENT BY 10; CREATE SEQUENCE reports.other CYCLE;
+        CREATE TRIGGER stamps BEFORE INSERT ON secrets FOR EACH ROW EXECUTE FUNCTION stamp();
+        ALTER TABLE secrets ENABLE ROW LEVEL SECURITY; CREATE POLICY mine ON secrets USING (word <> 'other');
+        CREATE STATISTICS secrets_both ON id, word FROM secrets;
+        GRANT USAGE ON SCHEMA reports TO orders_app; GRANT SELECT ON reports.daily TO orders_app;
+        GRANT SELECT (id), UPDATE (word) ON secrets TO orders_app; REVOKE EXECUTE ON FUNCTION stamp() FROM PUBLIC";
+    primary.batch_execute(changes).await?;
+    let found = differences(&leader).await?;
+    for what in
+        ["function added on", "function is not the same on", "view added on", "trigger stamps added on"]
+    {
+        ensure!(found.iter().any(|difference| difference.what.starts_with(what)), "no {what:?}: {found:#?}");
+    }
+    ensure!(found.iter().all(|difference| difference.additive), "{found:#?}");
+    leader
+        .until("the drift is named", |view| {
+            view.problems.iter().any(|line| line.contains("the schemas differ in"))
+        })
+        .await?;
+    ensure!(leader.migrate(&far.name).await.is_err(), "a service would miss it over there");
+    // What only the shadow has and nobody meets stops nothing.
+    shadow.batch_execute("CREATE FUNCTION of_a_monitor() RETURNS int LANGUAGE sql AS 'SELECT 1'").await?;
+    let after = sync(&leader, false).await?;
+    ensure!(after.differences.is_empty(), "{after:#?}");
+    let row = shadow.query_one("SELECT tax(8), (SELECT count(*) FROM reports.daily)", &[]).await?;
+    ensure!((row.get::<_, i32>(0), row.get::<_, i64>(1)) == (2, 1));
+
+    // Gone again on the primary: what would still act over there stops a move, with the SQL for a person.
+    primary.batch_execute("DROP TRIGGER stamps ON secrets; REVOKE SELECT ON reports.daily FROM orders_app; DROP VIEW a_first").await?;
+    let left = sync(&leader, false).await?.differences;
+    let drop_trigger = "DROP TRIGGER \"stamps\" ON public.secrets";
+    ensure!(
+        left.len() == 1 && left[0].sql.as_deref() == Some(drop_trigger) && !left[0].additive,
+        "{left:#?}"
+    );
+    owner(shadow).await?.batch_execute(drop_trigger).await?;
+    leader.ready().await?;
+    let id = leader.migrate(&far.name).await?;
+    leader.until("it has moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    ensure!(leader.migration(&id).await?.state == "retired");
     Ok(())
 }

@@ -15,6 +15,8 @@ use crate::config::model::Resource;
 
 /// How long reading both schemas may take.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How often what is left is looked at again.
+const ROUNDS: usize = 3;
 /// So many differences are named among the problems.
 const NAMED: usize = 10;
 /// What the server shows in `pg_stat_activity`.
@@ -152,21 +154,33 @@ pub async fn sync(
     if view.replication.state == "copying" {
         return Err(Denied::Conflict("the shadow is being copied: wait for the copy's end".into()));
     }
-    let sides = read(resource, view).await?;
+    let mut sides = read(resource, view).await?;
     if request.dry_run || sides.differences.is_empty() {
         return Ok(shown(view, sides.differences, Vec::new()));
     }
     let database = resource.placements.get(&view.primary).and_then(|placement| placement.postgres.as_ref());
     let database = database.ok_or_else(|| Denied::Conflict("the primary has no database".into()))?;
     let publication = slot::publication_name(&resource.name);
-    let from = (&database.dsn, &sides.source);
-    let done =
-        drift::sync(from, &sides.shadow, &publication, database.bin.as_deref(), &sides.differences).await;
-    // New tables need the fence as well, whatever failed.
-    let guarded = fence::guard(&sides.shadow, &resource.name, view.generation).await.map_err(chain);
-    let done = done.map_err(chain).map_err(Denied::Conflict)?;
-    guarded.map_err(Denied::Conflict)?;
-    tracing::info!(resource = resource.name, ?done, "the shadow's schema was brought up to its primary's");
-    let left = read(resource, view).await?.differences;
-    Ok(shown(view, left, done))
+    let mut all = Vec::new();
+    // What belongs to a thing that was missing (its owner, who may use it) is seen when it is there.
+    for _ in 0..ROUNDS {
+        let from = (&database.dsn, &sides.source);
+        let done =
+            drift::sync(from, &sides.shadow, &publication, database.bin.as_deref(), &sides.differences).await;
+        // New tables need the fence as well, whatever failed.
+        let guarded = fence::guard(&sides.shadow, &resource.name, view.generation).await.map_err(chain);
+        let done = done.map_err(chain).map_err(Denied::Conflict)?;
+        guarded.map_err(Denied::Conflict)?;
+        tracing::info!(
+            resource = resource.name,
+            ?done,
+            "the shadow's schema was brought up to its primary's"
+        );
+        all.extend(done);
+        sides = read(resource, view).await?;
+        if !sides.differences.iter().any(|left| !matches!(left.mend, Mend::Person(_))) {
+            break;
+        }
+    }
+    Ok(shown(view, sides.differences, all))
 }

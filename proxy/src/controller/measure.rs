@@ -101,7 +101,9 @@ impl Measure {
                 // What cannot be read is told by those who examine the databases one by one.
                 let primary = lock(&watched).primary.clone();
                 let Some(other) = resource.load().other(&primary).cloned() else { return };
-                let found = drift::problems(&databases, [&primary, &other.zone]).await.unwrap_or_default();
+                let found = drift::problems(&databases, [&primary, &other.zone])
+                    .await
+                    .unwrap_or_else(|error| vec![format!("the schemas cannot be compared: {error}")]);
                 let pause = if found.is_empty() { EXAMINE } else { AGAIN };
                 lock(&watched).drift = found;
                 tokio::time::sleep(pause).await;

@@ -1,4 +1,5 @@
-//! Whether both databases have the same schema: logical decoding carries no DDL.
+//! Whether both databases have the same schema: tables (`fingerprint.sql`) and what stands around them (`around.sql`: views,
+//! functions, triggers, privileges, …). Logical decoding carries no DDL.
 //!
 //! [`fingerprint`] reads one side, [`compare`] is pure, [`sync`] makes on the shadow what only the source has. Nothing is
 //! ever dropped or changed that could lose a row: such differences are shown, with the SQL, for a person.
@@ -13,6 +14,36 @@ use crate::error::Error;
 use crate::fence::{refused, rows};
 
 pub use sync::sync;
+
+/// Things that stand for themselves; any other is part of the one that it names.
+const WHOLE: [&str; 8] =
+    ["table", "view", "materialized view", "function", "sequence", "type", "schema", "extension"];
+/// What one major version words otherwise than another, with the same meaning.
+const WORDED: [&str; 9] =
+    ["constraint", "index", "query", "body", "trigger", "rule", "policy", "statistics", "domain constraint"];
+/// What is too long to be told where it differs.
+const LONG: [&str; 8] =
+    ["view", "materialized view", "query", "function", "body", "trigger", "rule", "policy"];
+/// What does no harm where only the shadow has it.
+const HARMLESS: [&str; 11] = [
+    "view",
+    "materialized view",
+    "query",
+    "function",
+    "body",
+    "sequence",
+    "its sequence",
+    "type",
+    "schema",
+    "extension",
+    "statistics",
+];
+/// What the SQL that makes it also makes otherwise: nothing is lost by it.
+const REPLACED: [&str; 9] =
+    ["replica identity", "view", "query", "function", "body", "rule", "policy", "row security", "owner"];
+
+/// What the kind of a privilege begins with; what it is on follows.
+const RIGHT: &str = "right on ";
 
 /// Identifies a thing: what it is, its table or type, its name.
 type Key = (String, String, String);
@@ -56,8 +87,9 @@ pub struct Difference {
 /// Reads the schema. One round trip.
 pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
     let sql = format!(
-        "BEGIN READ ONLY; SET LOCAL search_path = ''; {}; COMMIT; SELECT current_setting('server_version_num')",
-        include_str!("fingerprint.sql").trim_end()
+        "BEGIN READ ONLY; SET LOCAL search_path = ''; {}; {}; COMMIT; SELECT current_setting('server_version_num')",
+        include_str!("fingerprint.sql").trim_end(),
+        include_str!("around.sql").trim_end()
     );
     let answer = client.simple_query(&sql).await;
     if answer.is_err() {
@@ -78,23 +110,24 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
 
 /// Every difference between the source and its shadow, in order; `zones` are their names.
 pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> Vec<Difference> {
-    let table = |side: &Fingerprint, name: &str| {
-        side.things.contains_key(&("table".to_owned(), name.to_owned(), String::new()))
+    let has = |side: &Fingerprint, kind: &str, name: &str| {
+        side.things.contains_key(&(kind.to_owned(), name.to_owned(), String::new()))
     };
+    let there = |side: &Fingerprint, name: &str| WHOLE.iter().any(|kind| has(side, kind, name));
     let mut found = Vec::new();
     for (key, shape) in &source.things {
         let (kind, owner, name) = key;
         if kind == "published" {
             // Where the table itself is missing, that is said already.
-            if shape.definition == "no" && table(shadow, owner) {
+            if shape.definition == "no" && has(shadow, "table", owner) {
                 found.push(unpublished(owner, zones[0]));
             }
             continue;
         }
-        let own = kind == "table" || kind == "enum value";
+        let whole = WHOLE.contains(&kind.as_str());
         match shadow.things.get(key) {
-            // The table itself is a difference already.
-            None if !own && !table(shadow, owner) => {}
+            // What it is part of is a difference already.
+            None if !whole && !there(shadow, owner) => {}
             None if kind == "table" && published(source, owner) => found.push(Difference {
                 subject: owner.clone(),
                 what: format!(
@@ -105,8 +138,12 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             }),
             None => found.push(added(key, shape, zones[0])),
             Some(there) if there.definition == shape.definition => {}
-            // Versions word them differently.
-            Some(_) if source.major != shadow.major && matches!(kind.as_str(), "constraint" | "index") => {}
+            Some(_) if source.major != shadow.major && WORDED.contains(&kind.as_str()) => {}
+            Some(there) if LONG.contains(&kind.as_str()) => found.push(Difference {
+                subject: owner.clone(),
+                what: format!("{} is not the same on {} and on {}", called(kind, name), zones[0], zones[1]),
+                mend: changed(key, shape, there),
+            }),
             Some(there) => found.push(Difference {
                 subject: owner.clone(),
                 what: format!(
@@ -123,16 +160,18 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     }
     for key in shadow.things.keys().filter(|key| !source.things.contains_key(*key)) {
         let (kind, owner, name) = key;
-        if kind == "published" {
-            continue;
-        }
-        if kind != "table" && kind != "enum value" && !table(source, owner) {
+        let part = !WHOLE.contains(&kind.as_str());
+        if kind == "published" || HARMLESS.contains(&kind.as_str()) || part && !there(source, owner) {
             continue;
         }
         found.push(Difference {
             subject: owner.clone(),
             what: format!("{} is only on {}", called(kind, name), zones[1]),
-            mend: Mend::Person(drop_sql(key)),
+            mend: match drop_sql(key) {
+                // No row is lost by it, and what is made anew may be used by everybody.
+                Some(revoke) if kind.starts_with(RIGHT) => Mend::Add(revoke),
+                sql => Mend::Person(sql),
+            },
         });
     }
     found.sort_by(|a, b| (&a.subject, &a.what).cmp(&(&b.subject, &b.what)));
@@ -153,7 +192,11 @@ fn unpublished(table: &str, zone: &str) -> Difference {
 }
 
 fn called(kind: &str, name: &str) -> String {
-    if name.is_empty() { kind.to_owned() } else { format!("{kind} {name}") }
+    match (name, kind.strip_prefix(RIGHT)) {
+        ("", _) => kind.to_owned(),
+        (name, Some(_)) => format!("right {name}"),
+        (name, None) => format!("{kind} {name}"),
+    }
 }
 
 fn added((kind, owner, name): &Key, shape: &Shape, zone: &str) -> Difference {
@@ -167,8 +210,18 @@ fn added((kind, owner, name): &Key, shape: &Shape, zone: &str) -> Difference {
 
 /// Stricter, or another default: no row changes. Anything else is for a person.
 fn changed((kind, owner, name): &Key, wanted: &Shape, there: &Shape) -> Mend {
-    if kind == "replica identity" {
-        return wanted.sql.clone().map_or(Mend::Person(None), Mend::Add);
+    let sql = wanted.sql.as_deref().unwrap_or_default();
+    if let Some(rest) = sql.strip_prefix("CREATE MATERIALIZED VIEW ") {
+        return Mend::Person(Some(format!(
+            "DROP MATERIALIZED VIEW {owner}; CREATE MATERIALIZED VIEW {rest}"
+        )));
+    }
+    if let Some(rest) = sql.strip_prefix("CREATE SEQUENCE ") {
+        return Mend::Add(format!("ALTER SEQUENCE {rest}"));
+    }
+    let replaced = REPLACED.contains(&kind.as_str()) || kind.starts_with(RIGHT);
+    if !sql.is_empty() && (replaced || sql.starts_with("CREATE OR REPLACE ")) {
+        return Mend::Add(sql.to_owned());
     }
     if kind == "column" && wanted.definition == format!("{} NOT NULL", there.definition) {
         return Mend::Add(format!(
@@ -180,8 +233,17 @@ fn changed((kind, owner, name): &Key, wanted: &Shape, there: &Shape) -> Mend {
 }
 
 fn drop_sql((kind, owner, name): &Key) -> Option<String> {
+    if let Some(of) = kind.strip_prefix(RIGHT) {
+        let (what, whose) = name.split_once(" to ")?;
+        return Some(format!("REVOKE {what} ON {} {owner} FROM {whose}", of.to_uppercase()));
+    }
     let name = crate::postgres::quote_ident(name);
     match kind.as_str() {
+        "trigger" | "rule" | "policy" => Some(format!("DROP {} {name} ON {owner}", kind.to_uppercase())),
+        "row security" => {
+            Some(format!("ALTER TABLE {owner} DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY"))
+        }
+        "domain constraint" => Some(format!("ALTER DOMAIN {owner} DROP CONSTRAINT {name}")),
         "table" => Some(format!("DROP TABLE {owner}")),
         "column" => Some(format!("ALTER TABLE {owner} DROP COLUMN {name}")),
         "constraint" => Some(format!("ALTER TABLE {owner} DROP CONSTRAINT {name}")),
@@ -225,7 +287,68 @@ mod tests {
             ),
             ("table", "public.new", "", "plain", None),
             ("column", "public.new", "id", "bigint", None),
+            ("type", "public.mood", "", "enum", None),
             ("enum value", "public.mood", "calm", "present", Some("ALTER TYPE public.mood ADD VALUE 'calm'")),
+            ("type", "public.color", "", "enum", Some("CREATE TYPE public.color AS ENUM ('red')")),
+            ("enum value", "public.color", "red", "present", Some("ALTER TYPE public.color ADD VALUE 'red'")),
+            (
+                "function",
+                "public.f(integer)",
+                "",
+                "body 1",
+                Some("CREATE OR REPLACE FUNCTION public.f(integer) …"),
+            ),
+            (
+                "owner",
+                "public.f(integer)",
+                "",
+                "clerk",
+                Some("ALTER FUNCTION public.f(integer) OWNER TO clerk"),
+            ),
+            ("function", "public.g()", "", "body 1", Some("CREATE OR REPLACE FUNCTION public.g() …")),
+            (
+                "right on function",
+                "public.g()",
+                "EXECUTE to PUBLIC",
+                "granted",
+                Some("GRANT EXECUTE ON FUNCTION public.g() TO PUBLIC"),
+            ),
+            (
+                "view",
+                "public.open",
+                "",
+                "(id bigint)",
+                Some("CREATE OR REPLACE VIEW public.open AS SELECT 1"),
+            ),
+            ("query", "public.open", "", "SELECT 1", Some("CREATE OR REPLACE VIEW public.open AS SELECT 1")),
+            (
+                "materialized view",
+                "public.sums",
+                "",
+                "(id bigint)",
+                Some("CREATE MATERIALIZED VIEW public.sums AS SELECT 2"),
+            ),
+            (
+                "query",
+                "public.sums",
+                "",
+                "SELECT 2",
+                Some("CREATE MATERIALIZED VIEW public.sums AS SELECT 2"),
+            ),
+            (
+                "sequence",
+                "public.numbers",
+                "",
+                "INCREMENT BY 2",
+                Some("CREATE SEQUENCE public.numbers INCREMENT BY 2"),
+            ),
+            (
+                "right on table",
+                "public.orders",
+                "SELECT to app",
+                "granted",
+                Some("GRANT SELECT ON TABLE public.orders TO app"),
+            ),
         ]);
         let shadow = side(&[
             ("table", "public.orders", "", "plain", None),
@@ -234,6 +357,17 @@ mod tests {
             ("column", "public.orders", "old", "text", None),
             ("table", "public.gone", "", "plain", None),
             ("column", "public.gone", "id", "bigint", None),
+            ("type", "public.mood", "", "enum", None),
+            ("function", "public.f(integer)", "", "body 2", None),
+            ("owner", "public.f(integer)", "", "postgres", None),
+            ("function", "public.of_a_person()", "", "body 1", None),
+            ("view", "public.open", "", "(id bigint)", None),
+            ("query", "public.open", "", "SELECT 0", None),
+            ("materialized view", "public.sums", "", "(id bigint)", None),
+            ("query", "public.sums", "", "SELECT 1", None),
+            ("sequence", "public.numbers", "", "INCREMENT BY 1", None),
+            ("right on table", "public.orders", "SELECT to everybody", "granted", None),
+            ("trigger", "public.orders", "spy", "CREATE TRIGGER", None),
         ]);
         let found = compare(&source, &shadow, ["eu-west", "eu-central"]);
         let text: Vec<String> = found
@@ -241,6 +375,9 @@ mod tests {
             .map(|found| format!("{}: {}  [{:?}]", found.subject, found.what, found.mend))
             .collect();
         insta::assert_snapshot!(text.join("\n"));
+        let other_major = Fingerprint { major: 18, ..shadow.clone() };
+        let words = compare(&source, &other_major, ["eu-west", "eu-central"]);
+        assert!(words.iter().all(|difference| !difference.what.starts_with("query")), "{words:#?}");
         assert!(compare(&source, &source, ["a", "b"]).is_empty());
     }
 }

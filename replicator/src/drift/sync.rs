@@ -18,7 +18,8 @@ const LARGEST: i64 = 64 << 20;
 /// How long a table of the source may stay locked by others.
 const PATIENCE: &str = "5s";
 
-/// Applies what only adds; gives what was done, one line each. The first failure ends it: what was done before it stays.
+/// Applies what only adds; gives what was done, one line each. What fails is tried again after the rest, as long as anything goes: one
+/// thing may need another. What was done before a failure stays.
 ///
 /// A table that is missing is made by `pg_dump` of it, filled while its writers wait, and put into the publication before
 /// they go on: from there the stream brings its changes. It must be small (64 MiB) and its types must exist.
@@ -29,63 +30,58 @@ pub async fn sync(
     bin: Option<&Path>,
     differences: &[Difference],
 ) -> Result<Vec<String>, Error> {
-    let mut done = Vec::new();
-    // What a column or an index of another difference may need comes first.
-    let rank = |mend: &Mend| match mend {
-        Mend::Add(sql) if sql.starts_with("ALTER TYPE") => 0,
-        Mend::Table(_) => 1,
-        Mend::Add(sql) if sql.contains(" ADD COLUMN ") => 2,
-        Mend::Add(sql) if sql.contains(" FOREIGN KEY ") => 4,
-        Mend::Add(_) => 3,
-        Mend::Person(_) => 5,
-    };
     let mut wanted: Vec<&Difference> = differences.iter().collect();
     wanted.sort_by_key(|difference| rank(&difference.mend));
-    let mut waiting = Vec::new();
-    for difference in wanted {
-        match &difference.mend {
-            Mend::Add(sql) => {
-                add_tables(source, shadow, publication, bin, &mut waiting, &mut done).await?;
-                // A value of an enum may not be added in a transaction with other things.
-                let settings = format!("SET search_path = ''; SET lock_timeout = '{PATIENCE}'; ");
-                let settings = if sql.starts_with("ALTER TYPE") { String::new() } else { settings };
-                let added = shadow.batch_execute(&format!("{settings}{sql}")).await;
-                added.map_err(refused(&format!("{}: {sql}", difference.subject)))?;
-                done.push(sql.clone());
-            }
-            Mend::Table(name) => waiting.push(name.as_str()),
-            Mend::Person(_) => {}
-        }
-    }
-    add_tables(source, shadow, publication, bin, &mut waiting, &mut done).await?;
-    Ok(done)
-}
-
-/// One may refer to another: those that fail are tried again while others succeed.
-async fn add_tables(
-    source: (&Dsn, &Client),
-    shadow: &Client,
-    publication: &str,
-    bin: Option<&Path>,
-    waiting: &mut Vec<&str>,
-    done: &mut Vec<String>,
-) -> Result<(), Error> {
-    while !waiting.is_empty() {
-        let (before, mut failure) = (waiting.len(), None);
-        for name in std::mem::take(waiting) {
-            match table(source, shadow, publication, bin, name).await {
-                Ok(rows) => done.push(format!("{name}: made, {rows} rows copied, published")),
+    let mut done = Vec::new();
+    while !wanted.is_empty() {
+        let (before, mut failure) = (wanted.len(), None);
+        let mut failed = Vec::new();
+        for difference in wanted {
+            let mended = match &difference.mend {
+                Mend::Add(sql) => add(shadow, &difference.subject, sql).await.map(|()| Some(sql.clone())),
+                Mend::Table(name) => table(source, shadow, publication, bin, name)
+                    .await
+                    .map(|rows| Some(format!("{name}: made, {rows} rows copied, published"))),
+                Mend::Person(_) => Ok(None),
+            };
+            match mended {
+                Ok(line) => done.extend(line),
                 Err(error) => {
-                    waiting.push(name);
-                    failure = Some(error);
+                    failed.push(difference);
+                    failure.get_or_insert(error);
                 }
             }
         }
-        if let Some(error) = failure.filter(|_| waiting.len() == before) {
+        if let Some(error) = failure.filter(|_| failed.len() == before) {
             return Err(error);
         }
+        wanted = failed;
     }
-    Ok(())
+    Ok(done)
+}
+
+/// What others may need comes first.
+fn rank(mend: &Mend) -> usize {
+    const FIRST: [&str; 5] =
+        ["CREATE SCHEMA ", "CREATE EXTENSION ", "CREATE TYPE ", "CREATE DOMAIN ", "ALTER TYPE "];
+    const LAST: [&str; 4] = ["CREATE OR REPLACE ", "DROP POLICY ", "GRANT ", "REVOKE "];
+    match mend {
+        Mend::Add(sql) if FIRST.iter().any(|word| sql.starts_with(word)) => 0,
+        Mend::Add(sql) if sql.starts_with("CREATE SEQUENCE ") => 1,
+        Mend::Table(_) => 2,
+        Mend::Add(sql) if sql.contains(" ADD COLUMN ") => 3,
+        Mend::Add(sql) if sql.contains(" FOREIGN KEY ") => 5,
+        Mend::Add(sql) => LAST.iter().position(|word| sql.starts_with(word)).map_or(4, |place| 6 + place),
+        Mend::Person(_) => 10,
+    }
+}
+
+async fn add(shadow: &Client, subject: &str, sql: &str) -> Result<(), Error> {
+    // A value of an enum may not be added in a transaction with other things. The body of a function may speak of what comes later.
+    let settings =
+        format!("SET search_path = ''; SET check_function_bodies = off; SET lock_timeout = '{PATIENCE}'; ");
+    let settings = if sql.starts_with("ALTER TYPE") { String::new() } else { settings };
+    shadow.batch_execute(&format!("{settings}{sql}")).await.map_err(refused(&format!("{subject}: {sql}")))
 }
 
 async fn table(

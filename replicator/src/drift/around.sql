@@ -1,0 +1,167 @@
+-- What stands around the tables and must be alike, too, or the service misses it after a move: as fingerprint.sql. search_path is empty.
+-- Not an extension's, and nothing of Godwit's.
+WITH ours AS (
+  SELECT c.oid, c.relkind, c.relowner, c.relacl, c.relrowsecurity, c.relforcerowsecurity, c.reloptions,
+         format('%I.%I', n.nspname, c.relname) AS name
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relpersistence <> 't'
+    AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                    WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+), schemas AS (
+  SELECT n.oid, n.nspname, n.nspacl, n.nspowner FROM pg_catalog.pg_namespace n
+  WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                    WHERE d.classid = 'pg_catalog.pg_namespace'::regclass AND d.objid = n.oid AND d.deptype = 'e')
+), routines AS (
+  SELECT p.*, to_jsonb(p) ->> 'prosqlbody' IS NOT NULL AS is_query, l.lanname,
+         format('%I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)) AS name
+  FROM pg_catalog.pg_proc p JOIN schemas n ON n.oid = p.pronamespace JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+  WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                    WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid AND d.deptype IN ('e', 'i'))
+), types AS (
+  SELECT y.*, format('%I.%I', n.nspname, y.typname) AS name
+  FROM pg_catalog.pg_type y JOIN schemas n ON n.oid = y.typnamespace LEFT JOIN pg_catalog.pg_class c ON c.oid = y.typrelid
+  WHERE (y.typtype IN ('e', 'd', 'r') OR y.typtype = 'c' AND c.relkind = 'c')
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                    WHERE d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = y.oid AND d.deptype = 'e')
+), shaped AS (
+  -- Columns of views and composite types.
+  SELECT c.oid, string_agg(format('%I %s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum) AS columns
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  WHERE c.relkind IN ('v', 'm', 'c') AND c.oid >= 16384 GROUP BY c.oid
+), views AS (
+  SELECT v.*, coalesce(s.columns, '') AS columns, rtrim(pg_catalog.pg_get_viewdef(v.oid), ';') AS query,
+         coalesce(' WITH (' || array_to_string(v.reloptions, ', ') || ')', '') AS options
+  FROM ours v LEFT JOIN shaped s USING (oid) WHERE v.relkind IN ('v', 'm')
+), made AS (
+  SELECT oid, relkind, name, query, columns,
+         CASE relkind WHEN 'v' THEN format('CREATE OR REPLACE VIEW %s%s AS %s', name, options, query)
+           ELSE concat_ws('; ', format('CREATE MATERIALIZED VIEW %s%s AS %s WITH NO DATA', name, options, query),
+             (SELECT string_agg(pg_catalog.pg_get_indexdef(i.indexrelid), '; ' ORDER BY i.indexrelid)
+              FROM pg_catalog.pg_index i WHERE i.indrelid = views.oid)) END AS sql, options
+  FROM views
+), counters AS (
+  SELECT o.oid, o.name, d.deptype, t.name AS of,
+         format('AS %s INCREMENT BY %s MINVALUE %s MAXVALUE %s START WITH %s CACHE %s %s', pg_catalog.format_type(q.seqtypid, NULL),
+           q.seqincrement, q.seqmin, q.seqmax, q.seqstart, q.seqcache, CASE WHEN q.seqcycle THEN 'CYCLE' ELSE 'NO CYCLE' END) AS counts
+  FROM ours o JOIN pg_catalog.pg_sequence q ON q.seqrelid = o.oid
+  LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = o.oid AND d.objsubid = 0
+    AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0
+  LEFT JOIN ours t ON t.oid = d.refobjid
+), granted AS (
+  SELECT 'table' AS kind, name, '' AS part, relowner AS owner, relacl AS acl FROM ours WHERE relkind <> 'S'
+  UNION ALL
+  SELECT 'table', t.name, format(' (%I)', a.attname), t.relowner, a.attacl
+  FROM ours t JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attacl IS NOT NULL AND NOT a.attisdropped
+  UNION ALL
+  SELECT 'sequence', name, '', relowner, relacl FROM ours WHERE relkind = 'S'
+  UNION ALL
+  SELECT CASE prokind WHEN 'p' THEN 'procedure' ELSE 'function' END, name, '', proowner,
+         coalesce(proacl, pg_catalog.acldefault('f', proowner)) FROM routines
+  UNION ALL
+  SELECT 'type', name, '', typowner, coalesce(typacl, pg_catalog.acldefault('T', typowner)) FROM types
+  UNION ALL
+  SELECT 'schema', format('%I', nspname), '', nspowner, nspacl FROM schemas WHERE nspname <> 'public'
+), rights AS (
+  SELECT g.kind, g.name, x.privilege_type || g.part AS what, x.is_grantable,
+         CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE format('%I', pg_catalog.pg_get_userbyid(x.grantee)) END AS grantee
+  FROM granted g, pg_catalog.aclexplode(g.acl) x
+  -- An owner has what its version gives him; what Godwit's role may do is Godwit's affair.
+  WHERE x.grantee <> g.owner AND x.privilege_type <> 'MAINTAIN'
+    AND x.grantee <> (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)
+)
+SELECT 'schema', format('%I', nspname), '', 'present', format('CREATE SCHEMA %I', nspname) FROM schemas
+UNION ALL
+SELECT 'extension', format('%I', e.extname), '', 'present', format('CREATE EXTENSION IF NOT EXISTS %I SCHEMA %I', e.extname, n.nspname)
+FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+UNION ALL
+SELECT CASE relkind WHEN 'v' THEN 'view' ELSE 'materialized view' END, name, '', format('(%s)%s', columns, options), sql FROM made
+UNION ALL
+SELECT 'query', name, '', query, sql FROM made
+UNION ALL
+SELECT 'function', name, '', concat_ws(' ', CASE prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' WHEN 'w' THEN 'window' ELSE 'function' END,
+         format('(%s)', pg_catalog.pg_get_function_arguments(oid)), 'returns ' || pg_catalog.pg_get_function_result(oid), lanname,
+         CASE provolatile WHEN 'i' THEN 'immutable' WHEN 's' THEN 'stable' ELSE 'volatile' END,
+         CASE WHEN proisstrict THEN 'strict' END, CASE WHEN prosecdef THEN 'security definer' END, CASE WHEN proleakproof THEN 'leakproof' END,
+         'parallel ' || proparallel::text, array_to_string(proconfig, ', '), probin,
+         CASE WHEN NOT is_query AND prokind <> 'a' THEN 'body ' || md5(prosrc) END),
+       CASE WHEN prokind <> 'a' THEN pg_catalog.pg_get_functiondef(oid) END
+FROM routines
+UNION ALL
+SELECT 'body', name, '', md5(pg_catalog.pg_get_functiondef(oid)), pg_catalog.pg_get_functiondef(oid) FROM routines WHERE is_query AND prokind <> 'a'
+UNION ALL
+SELECT 'trigger', t.name, g.tgname::text, pg_catalog.pg_get_triggerdef(g.oid)
+         || CASE g.tgenabled WHEN 'D' THEN ', disabled' WHEN 'A' THEN ', always' WHEN 'R' THEN ', on replicas' ELSE '' END,
+       concat_ws('; ', regexp_replace(pg_catalog.pg_get_triggerdef(g.oid), '^CREATE TRIGGER', 'CREATE OR REPLACE TRIGGER'),
+         CASE WHEN t.relkind <> 'v' THEN format('ALTER TABLE %s %s TRIGGER %I', t.name, CASE g.tgenabled WHEN 'D' THEN 'DISABLE'
+           WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END, g.tgname) END)
+FROM ours t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.oid
+WHERE NOT g.tgisinternal AND g.tgparentid = 0 AND g.tgname !~ '^godwit_'
+UNION ALL
+SELECT 'rule', t.name, r.rulename::text, pg_catalog.pg_get_ruledef(r.oid),
+       regexp_replace(rtrim(pg_catalog.pg_get_ruledef(r.oid), ';'), '^CREATE RULE', 'CREATE OR REPLACE RULE')
+FROM ours t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.oid WHERE r.rulename <> '_RETURN'
+UNION ALL
+SELECT 'row security', t.name, '', CASE WHEN relforcerowsecurity THEN 'forced' ELSE 'enabled' END,
+       format('ALTER TABLE %s %s ROW LEVEL SECURITY, %s FORCE ROW LEVEL SECURITY', name,
+         CASE WHEN relrowsecurity THEN 'ENABLE' ELSE 'DISABLE' END, CASE WHEN relforcerowsecurity THEN '' ELSE 'NO' END)
+FROM ours t WHERE t.relkind IN ('r', 'p') AND (relrowsecurity OR relforcerowsecurity)
+UNION ALL
+SELECT 'policy', t.name, p.polname::text, d.written,
+       format('DROP POLICY IF EXISTS %I ON %s; CREATE POLICY %I ON %s %s', p.polname, t.name, p.polname, t.name, d.written)
+FROM ours t JOIN pg_catalog.pg_policy p ON p.polrelid = t.oid, LATERAL (
+  SELECT concat_ws(' ', 'AS ' || CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,
+    'FOR ' || CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL' END,
+    'TO ' || (SELECT string_agg(CASE r WHEN 0 THEN 'PUBLIC' ELSE format('%I', pg_catalog.pg_get_userbyid(r)) END, ', ' ORDER BY 1) FROM unnest(p.polroles) r),
+    'USING (' || pg_catalog.pg_get_expr(p.polqual, p.polrelid) || ')', 'WITH CHECK (' || pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) || ')') AS written
+) d
+UNION ALL
+SELECT 'statistics', t.name, s.stxname::text, regexp_replace(pg_catalog.pg_get_statisticsobjdef(s.oid), '^CREATE STATISTICS \S+', 'CREATE STATISTICS'),
+       pg_catalog.pg_get_statisticsobjdef(s.oid)
+FROM ours t JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = t.oid
+UNION ALL
+SELECT CASE WHEN of IS NULL THEN 'sequence' ELSE 'its sequence' END, coalesce(of, name), CASE WHEN of IS NULL THEN '' ELSE name END, counts,
+       CASE WHEN deptype IS DISTINCT FROM 'i' THEN format('CREATE SEQUENCE %s %s', name, counts) END
+FROM counters
+UNION ALL
+SELECT 'type', y.name, '', CASE y.typtype WHEN 'e' THEN 'enum' WHEN 'c' THEN format('(%s)', s.columns)
+         WHEN 'd' THEN concat_ws(' ', 'domain over', pg_catalog.format_type(y.typbasetype, y.typtypmod), CASE WHEN y.typnotnull THEN 'NOT NULL' END)
+         ELSE 'range of ' || (SELECT pg_catalog.format_type(r.rngsubtype, NULL) FROM pg_catalog.pg_range r WHERE r.rngtypid = y.oid) END,
+       CASE y.typtype WHEN 'e' THEN format('CREATE TYPE %s AS ENUM (%s)', y.name, (SELECT string_agg(quote_literal(enumlabel), ', ' ORDER BY enumsortorder)
+                                                                                  FROM pg_catalog.pg_enum e WHERE e.enumtypid = y.oid))
+         WHEN 'c' THEN format('CREATE TYPE %s AS (%s)', y.name, s.columns)
+         WHEN 'd' THEN concat_ws(' ', format('CREATE DOMAIN %s AS %s', y.name, pg_catalog.format_type(y.typbasetype, y.typtypmod)),
+           'DEFAULT ' || y.typdefault, CASE WHEN y.typnotnull THEN 'NOT NULL' END,
+           (SELECT string_agg(format('CONSTRAINT %I %s', k.conname, pg_catalog.pg_get_constraintdef(k.oid)), ' ' ORDER BY k.conname)
+            FROM pg_catalog.pg_constraint k WHERE k.contypid = y.oid AND k.contype = 'c')) END
+FROM types y LEFT JOIN shaped s ON s.oid = y.typrelid
+UNION ALL
+SELECT 'domain constraint', y.name, k.conname::text, pg_catalog.pg_get_constraintdef(k.oid),
+       format('ALTER DOMAIN %s ADD CONSTRAINT %I %s', y.name, k.conname, pg_catalog.pg_get_constraintdef(k.oid))
+FROM types y JOIN pg_catalog.pg_constraint k ON k.contypid = y.oid AND k.contype = 'c'
+UNION ALL
+SELECT 'owner', name, '', pg_catalog.pg_get_userbyid(relowner)::text,
+       format('ALTER %s %s OWNER TO %I', CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'TABLE' END, name,
+         pg_catalog.pg_get_userbyid(relowner))
+FROM ours WHERE relkind IN ('r', 'p', 'v', 'm')
+UNION ALL
+SELECT 'owner', name, '', pg_catalog.pg_get_userbyid(proowner)::text,
+       format('ALTER %s %s OWNER TO %I', CASE prokind WHEN 'p' THEN 'PROCEDURE' WHEN 'a' THEN 'AGGREGATE' ELSE 'FUNCTION' END, name, pg_catalog.pg_get_userbyid(proowner))
+FROM routines
+UNION ALL
+SELECT 'owner', format('%I', nspname), '', pg_catalog.pg_get_userbyid(nspowner)::text,
+       format('ALTER SCHEMA %I OWNER TO %I', nspname, pg_catalog.pg_get_userbyid(nspowner))
+FROM schemas WHERE nspname <> 'public'
+UNION ALL
+SELECT 'owner', name, '', pg_catalog.pg_get_userbyid(typowner)::text, format('ALTER TYPE %s OWNER TO %I', name, pg_catalog.pg_get_userbyid(typowner))
+FROM types
+UNION ALL
+SELECT 'owner', o.name, '', pg_catalog.pg_get_userbyid(o.relowner)::text,
+       format('ALTER SEQUENCE %s OWNER TO %I', o.name, pg_catalog.pg_get_userbyid(o.relowner))
+FROM ours o JOIN counters c USING (oid) WHERE c.of IS NULL
+UNION ALL
+-- The same may be granted by several.
+SELECT 'right on ' || kind, name, format('%s to %s', what, grantee), CASE WHEN bool_or(is_grantable) THEN 'granted with grant option' ELSE 'granted' END,
+       format('GRANT %s ON %s %s TO %s%s', what, upper(kind), name, grantee, CASE WHEN bool_or(is_grantable) THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM rights GROUP BY kind, name, what, grantee
