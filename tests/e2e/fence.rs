@@ -509,6 +509,41 @@ async fn a_thousand_tables_and_sequences() -> Result<()> {
     Ok(())
 }
 
+/// What is compared before a hold must be found changed under it, if it is; and nothing else, or no cutover would come to its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stamp_changes_with_the_schema_and_with_nothing_else() -> Result<()> {
+    let setup = Setup::new(15).await?;
+    let client = &setup.admin;
+    client
+        .batch_execute("CREATE MATERIALIZED VIEW sums AS SELECT 1; CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        .await?;
+    let mut last = fence::schema_stamp(client).await?;
+    for (sql, changes) in [
+        ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 2'", true),
+        ("CREATE VIEW v AS SELECT id FROM orders", true),
+        ("CREATE OR REPLACE VIEW v AS SELECT id FROM orders WHERE id > 1", true),
+        ("CREATE POLICY p ON orders USING (true)", true),
+        ("ALTER POLICY p ON orders USING (false)", true),
+        ("CREATE FUNCTION t() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'", true),
+        ("CREATE TRIGGER t BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION t()", true),
+        ("ALTER TABLE orders DISABLE TRIGGER t", true),
+        ("DROP VIEW v", true),
+        ("REFRESH MATERIALIZED VIEW sums", false),
+        ("CREATE TEMP TABLE basket (id int); CREATE TEMP VIEW own AS SELECT 1", false),
+        ("CREATE FUNCTION pg_temp.own() RETURNS int LANGUAGE sql AS 'SELECT 1'", false),
+        ("INSERT INTO orders (note) VALUES ('new'); ANALYZE", false),
+    ] {
+        client.batch_execute(sql).await?;
+        let now = fence::schema_stamp(client).await?;
+        assert_eq!(now != last, changes, "{sql}");
+        last = now;
+    }
+    // A fence has triggers of its own.
+    fence::close(client, &spec(2)).await?;
+    assert_eq!(fence::schema_stamp(client).await?, last);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sequences_travel_exactly_both_ways() -> Result<()> {
     let schema = r#"

@@ -101,6 +101,19 @@ pub(super) async fn problems(databases: &Databases, zones: [&str; 2]) -> Result<
     Ok(lines)
 }
 
+/// What changes when the schemas of these zones do, but for rights, owners and what is rarely changed; none: it cannot be told.
+pub(super) async fn stamps(databases: &Databases, zones: [&str; 2]) -> Option<Vec<(String, String)>> {
+    let read = async {
+        let mut stamps = Vec::new();
+        for zone in zones {
+            let client = databases.get(zone, super::databases::Purpose::Schema).await.ok()?;
+            stamps.push((zone.to_owned(), fence::schema_stamp(&client).await.ok()?));
+        }
+        Some(stamps)
+    };
+    tokio::time::timeout(PATIENCE, read).await.ok().flatten()
+}
+
 struct Sides {
     source: tokio_postgres::Client,
     shadow: tokio_postgres::Client,

@@ -28,6 +28,8 @@ use crate::lock::lock;
 const EXAMINE: Duration = Duration::from_secs(10);
 /// How soon schemas that differ are compared again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long schemas that were found alike need not be read again, as long as nothing tells that they changed.
+const COMPARE: Duration = Duration::from_mins(1);
 /// How long one examination may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A probe older than this says nothing; where they come more seldom, one older than two of them.
@@ -97,13 +99,25 @@ impl Measure {
         primary.clone_into(&mut lock(&self.watched).primary);
         let (databases, watched, resource) = (databases.clone(), self.watched.clone(), self.resource.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            // What both were like when they were found alike, and when that was.
+            let mut alike = None;
             loop {
-                // What cannot be read is told by those who examine the databases one by one.
                 let primary = lock(&watched).primary.clone();
                 let Some(other) = resource.load().other(&primary).cloned() else { return };
-                let found = drift::problems(&databases, [&primary, &other.zone])
+                let zones = [&*primary, &*other.zone];
+                let stamps = drift::stamps(&databases, zones).await;
+                let now = crate::clock::monotonic();
+                if let (Some((seen, when)), Some(stamps)) = (&alike, &stamps)
+                    && seen == stamps
+                    && now.saturating_duration_since(*when) < COMPARE
+                {
+                    tokio::time::sleep(EXAMINE).await;
+                    continue;
+                }
+                let found = drift::problems(&databases, zones)
                     .await
                     .unwrap_or_else(|error| vec![format!("the schemas cannot be compared: {error}")]);
+                alike = stamps.filter(|_| found.is_empty()).map(|stamps| (stamps, now));
                 let pause = if found.is_empty() { EXAMINE } else { AGAIN };
                 lock(&watched).drift = found;
                 tokio::time::sleep(pause).await;

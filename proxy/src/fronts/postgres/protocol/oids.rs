@@ -731,7 +731,7 @@ mod tests {
     fn parameters_belong_to_the_statement_that_was_asked_for() {
         let mut oids = Oids::default();
         let ask = |oids: &mut Oids, name: &str, owed| {
-            oids.said(b'D', format!("S{name}\0").into_bytes().as_mut(), owed)
+            oids.said(b'D', format!("S{name}\0").into_bytes().as_mut(), owed);
         };
         let answer = |oids: &mut Oids, of: u32| {
             oids.heard(b't', &mut [&[0, 1], &of.to_be_bytes()[..]].concat());
