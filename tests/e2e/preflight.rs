@@ -53,6 +53,7 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
                  CREATE TABLE beside (id int, twice int GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (id) INCLUDE (twice));
                  CREATE UNLOGGED TABLE scratch (id int PRIMARY KEY);
                  CREATE MATERIALIZED VIEW totals AS SELECT count(*) FROM whole;
+                 CREATE TABLE audited (id int PRIMARY KEY, of oid, seen xid8[], at bigint DEFAULT txid_current(), name regclass);
                  CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w;
                  CREATE FOREIGN TABLE elsewhere (id int) SERVER s;
                  SELECT lo_create(0);",
@@ -85,6 +86,13 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
         expect(&found, Blocker, "large objects", "1 large objects", "bytea");
         expect(&found, Blocker, "half", "prepared transaction", "ROLLBACK PREPARED 'half'");
         expect(&found, Warning, "public.elsewhere", "foreign table", "");
+        expect(&found, Warning, "public.audited.of", "numbers of this server (oid)", "a name");
+        expect(&found, Warning, "public.audited.seen", "numbers of this server (xid8[])", "");
+        expect(&found, Warning, "public.audited.at", "numbers of this server (DEFAULT txid_current())", "");
+        assert!(
+            !found.iter().any(|f| f.subject == "public.audited.name"),
+            "it is kept by its name: {found:#?}"
+        );
         expect(&found, Warning, "postgres", "superuser", "NOSUPERUSER");
         expect(&found, Warning, "theirs", "subscription", "DISABLE");
         for good in ["public.whole", "public.spare", "public.beside", "public.totals"] {
@@ -378,6 +386,28 @@ async fn what_sessions_would_miss_on_the_target_is_told() -> Result<()> {
         assert!(!empty.query_one(may, &[]).await?.get::<_, bool>(0), "the fence took it");
         assert_eq!(compare(&client, &empty).await?, []);
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passwords_that_differ_are_told_to_who_may_read_them() -> Result<()> {
+    let (source, target) = (TestCluster::start(15)?, TestCluster::start(other_major())?);
+    let (client, empty) =
+        (source.create_database("shop", "").await?, target.create_database("shop", "").await?);
+    let [here, there] = [source.connect("shop").await?, target.connect("shop").await?];
+    here.batch_execute("CREATE ROLE app LOGIN PASSWORD 'new'; CREATE ROLE clerk LOGIN PASSWORD 'x'").await?;
+    there.batch_execute("CREATE ROLE app LOGIN PASSWORD 'old'; CREATE ROLE clerk LOGIN").await?;
+    assert_eq!(compare(&client, &empty).await?, [], "Godwit's role may not read them");
+    let found = compare(&here, &there).await?;
+    expect(&found, Severity::Warning, "app", "another password", "ALTER ROLE \"app\" PASSWORD");
+    expect(&found, Severity::Warning, "clerk", "none on the target", "ALTER ROLE \"clerk\" PASSWORD");
+    assert_eq!(found.len(), 2, "{found:#?}");
+    let sql = "SELECT rolpassword FROM pg_authid WHERE rolname = $1";
+    for role in ["app", "clerk"] {
+        let verifier: String = here.query_one(sql, &[&role]).await?.get(0);
+        there.batch_execute(&format!("ALTER ROLE {role} PASSWORD '{verifier}'")).await?;
+    }
+    assert_eq!(compare(&here, &there).await?, []);
     Ok(())
 }
 

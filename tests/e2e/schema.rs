@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use godwit::controller::drift::{DifferenceView, SchemaView};
-use godwit::demo::zone::{OWNER_ROLE, Playground, RESOURCE};
+use godwit::demo::zone::{OWNER_ROLE, Playground, RESOURCE, SUPERUSER};
 use serde_json::json;
 use tokio_postgres::Client;
 
@@ -174,6 +174,19 @@ async fn what_stands_around_the_tables_is_brought_up_as_well() -> Result<()> {
     );
     owner(shadow).await?.batch_execute(drop_trigger).await?;
     leader.ready().await?;
+
+    // A role that was made since: who logs in by it could not over there.
+    let role = "CREATE ROLE late LOGIN IN ROLE orders_app";
+    let administrators = [near, far].map(|zone| zone.dsn(SUPERUSER));
+    replicator::postgres::connect(&administrators[0], "godwit-test").await?.batch_execute(role).await?;
+    let id = leader.migrate(&far.name).await?;
+    leader.until("it is given up", |view| view.migration.is_none() && view.phase == "shadowing").await?;
+    let run = leader.migration(&id).await?;
+    let reason = run.reason.clone().unwrap_or_default();
+    ensure!(run.state == "aborted" && reason.contains("CREATE ROLE late"), "{run:#?}");
+    replicator::postgres::connect(&administrators[1], "godwit-test").await?.batch_execute(role).await?;
+    leader.ready().await?;
+
     let id = leader.migrate(&far.name).await?;
     leader.until("it has moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
     ensure!(leader.migration(&id).await?.state == "retired");

@@ -101,6 +101,22 @@ pub(super) async fn problems(databases: &Databases, zones: [&str; 2]) -> Result<
     Ok(lines)
 }
 
+/// What the shadow's server lacks for the service to go on there: roles that were made since the copy, what they may do, and the
+/// like. What cannot be read is told where the databases are examined one by one.
+pub(super) async fn lacks(databases: &Databases, zones: [&str; 2]) -> Vec<String> {
+    let read = async {
+        let purpose = super::databases::Purpose::Schema;
+        let (source, shadow) =
+            (databases.get(zones[0], purpose).await, databases.get(zones[1], purpose).await);
+        let found = replicator::preflight::compare(&*source?, &*shadow?).await?;
+        Ok::<_, replicator::Error>(super::preflight::worded(found, zones[1]))
+    };
+    match tokio::time::timeout(PATIENCE, read).await {
+        Ok(Ok(found)) => found,
+        _ => Vec::new(),
+    }
+}
+
 /// What changes when the schemas of these zones do, but for rights, owners and what is rarely changed; none: it cannot be told.
 pub(super) async fn stamps(databases: &Databases, zones: [&str; 2]) -> Option<Vec<(String, String)>> {
     let read = async {

@@ -481,6 +481,10 @@ impl Hands {
         if !differences.is_empty() {
             return Err(format!("the schemas differ: {}", differences.join("; ")));
         }
+        let lacks = super::drift::lacks(&self.databases, zones).await;
+        if !lacks.is_empty() {
+            return Err(lacks.join("; "));
+        }
         if let Some(front) = &self.postgres {
             let (here, there) = (self.control(&run.from).await?, self.control(&run.to).await?);
             front.learn_numbers(&run.to.0, &here, &there).await.map_err(chain)?;

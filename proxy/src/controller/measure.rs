@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migration::cutover::{Capacity, Phase, State};
 use migration::policy::Policy;
@@ -101,6 +101,8 @@ impl Measure {
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             // What both were like when they were found alike, and when that was.
             let mut alike = None;
+            // What the shadow's server lacks, and when that was looked at.
+            let mut lacks: Option<(Instant, Vec<String>)> = None;
             loop {
                 let primary = lock(&watched).primary.clone();
                 let Some(other) = resource.load().other(&primary).cloned() else { return };
@@ -114,9 +116,17 @@ impl Measure {
                     tokio::time::sleep(EXAMINE).await;
                     continue;
                 }
-                let found = drift::problems(&databases, zones)
+                let again = lacks.as_ref().is_none_or(|(when, lacks)| {
+                    let every = if lacks.is_empty() { COMPARE } else { EXAMINE };
+                    now.saturating_duration_since(*when) >= every
+                });
+                if again {
+                    lacks = Some((now, drift::lacks(&databases, zones).await));
+                }
+                let mut found = drift::problems(&databases, zones)
                     .await
                     .unwrap_or_else(|error| vec![format!("the schemas cannot be compared: {error}")]);
+                found.extend(lacks.iter().flat_map(|(_, lacks)| lacks.iter().cloned()));
                 alike = stamps.filter(|_| found.is_empty()).map(|stamps| (stamps, now));
                 let pause = if found.is_empty() { EXAMINE } else { AGAIN };
                 lock(&watched).drift = found;

@@ -20,7 +20,7 @@ pub(super) async fn blockers(client: &Client, side: Side, zone: &str) -> Result<
     Ok(worded(check(client, side).await.map_err(chain)?, zone))
 }
 
-fn worded(findings: Vec<Finding>, zone: &str) -> Vec<String> {
+pub(super) fn worded(findings: Vec<Finding>, zone: &str) -> Vec<String> {
     let blockers = findings.into_iter().filter(|finding| finding.severity == Severity::Blocker);
     blockers
         .map(|finding| {

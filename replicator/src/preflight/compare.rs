@@ -16,7 +16,7 @@ const MAKEABLE: &str = "SELECT extname FROM pg_extension UNION \
       ON a.name = v.name AND a.default_version = v.version \
     WHERE (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) OR NOT v.superuser OR v.trusted";
 
-/// What the target lacks of the source: extensions and what they were configured with, roles and their rights, collations, what the server is built with and
+/// What the target lacks of the source: extensions and what they were configured with, passwords, roles and their rights, collations, what the server is built with and
 /// knows, settings, encoding. Blockers first.
 pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
     let mut found = Vec::new();
@@ -40,6 +40,7 @@ pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, E
     }
     found.extend(encodings(source, target).await?);
     found.extend(configuration(source, target).await?);
+    found.extend(passwords(source, target).await?);
     found.extend(lacks(source, target).await?);
     found.sort();
     Ok(found)
@@ -134,6 +135,39 @@ fn unreadable(extension: &str, table: &str) -> Finding {
         ),
         remedy: Some(format!("GRANT SELECT ON {table} TO Godwit's role, on both")),
     }
+}
+
+/// Digests of what roles prove themselves by.
+const VERIFIERS: &str = "SELECT rolname::text || ' ' || md5(rolpassword) FROM pg_authid \
+    WHERE rolcanlogin AND rolpassword IS NOT NULL AND NOT rolsuper AND rolname <> current_user";
+
+/// Roles that could log in on the source and not on the target, as far as the role may read that on both (it needs that for a
+/// PostgreSQL front that asks the database).
+async fn passwords(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
+    let mut sides = Vec::new();
+    for side in [source, target] {
+        match side.query(VERIFIERS, &[]).await {
+            Ok(rows) => sides.push(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>()),
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => return Ok(Vec::new()),
+            Err(error) => return Err(refused("cannot compare passwords")(error)),
+        }
+    }
+    let role = |line: &str| line.rsplit_once(' ').map(|(role, _)| role.to_owned());
+    let there: Vec<String> = sides[1].iter().filter_map(|line| role(line)).collect();
+    let other = sides[0].iter().filter(|line| !sides[1].contains(line)).filter_map(|line| role(line));
+    let found = other.map(|role| Finding {
+        severity: Severity::Warning,
+        problem: if there.contains(&role) {
+            "has another password on the target, or the same with another salt: through the PostgreSQL front, or with the source's, it \
+             cannot log in after a move"
+        } else {
+            "has a password on the source and none on the target: it cannot log in after a move"
+        }
+        .into(),
+        remedy: Some(format!("ALTER ROLE {} PASSWORD '…' on the target, as pg_dumpall --roles-only of the source has it", quote_ident(&role))),
+        subject: role,
+    });
+    Ok(found.collect())
 }
 
 /// Encoding, and how the database sorts text.

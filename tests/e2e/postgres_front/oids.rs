@@ -191,32 +191,32 @@ impl Wire {
         this
     }
 
-    /// The bodies of the descriptions of rows in the answer to a query.
-    async fn query(&mut self, sql: &str) -> Vec<Vec<u8>> {
+    /// What is answered: types of messages and their bodies.
+    async fn say(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Vec<(u8, Vec<u8>)> {
         let mut out = Vec::new();
-        message::query(&mut out, sql.as_bytes());
+        write(&mut out);
         self.0.write_all(&out).await.unwrap();
         self.answer().await
     }
 
-    async fn answer(&mut self) -> Vec<Vec<u8>> {
-        let mut described = Vec::new();
+    async fn answer(&mut self) -> Vec<(u8, Vec<u8>)> {
+        let mut answer = Vec::new();
         loop {
             let tag = tokio::time::timeout(DEADLINE, self.0.read_u8()).await.expect("an answer").unwrap();
             let mut body = vec![0; self.0.read_u32().await.unwrap() as usize - 4];
             self.0.read_exact(&mut body).await.unwrap();
             match tag {
                 b'E' => panic!("{}", String::from_utf8_lossy(&body)),
-                b'T' => described.push(body),
-                b'Z' => return described,
-                _ => {}
+                b'Z' => return answer,
+                _ => answer.push((tag, body)),
             }
         }
     }
 
     /// The number of the type of a query's only column.
     async fn told(&mut self, sql: &str) -> u32 {
-        let described = self.query(sql).await.concat();
+        let answer = self.say(|out| message::query(out, sql.as_bytes())).await;
+        let (_, described) = answer.into_iter().find(|(tag, _)| *tag == b'T').unwrap();
         let after_name = 2 + described[2..].iter().position(|byte| *byte == 0).unwrap() + 1;
         u32::from_be_bytes(*described[after_name + 6..].first_chunk().unwrap())
     }
@@ -228,7 +228,8 @@ async fn numbers_that_a_query_told_stay_true() {
     for pool in [false, true] {
         let setup = setup(pool).await;
         let (mut client, mut fresh) = (Wire::connect(&setup).await, Wire::connect(&setup).await);
-        client.query("SELECT typname, typarray, oid FROM pg_type WHERE typname = 'size'").await;
+        let lookup = b"SELECT typname, typarray, oid FROM pg_type WHERE typname = 'size'";
+        client.say(|out| message::query(out, lookup)).await;
         let told = number(&setup, "size").await;
         setup.cutover().await;
         let there = number(&setup, "size").await;
@@ -238,5 +239,30 @@ async fn numbers_that_a_query_told_stay_true() {
         setup.cutover().await;
         assert_eq!(client.told("SELECT 'big'::size").await, told);
         assert_eq!(fresh.told("SELECT 'big'::size").await, there, "it was told so");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_unnamed_statement_keeps_its_types_over_several_moves() {
+    for pool in [false, true] {
+        let setup = setup(pool).await;
+        let mut client = Wire::connect(&setup).await;
+        let color = number(&setup, "color").await;
+        let prepare = |out: &mut Vec<u8>| {
+            message::parse(out, b"", b"SELECT pg_typeof($1)::text", &[color]);
+            message::sync(out);
+        };
+        client.say(prepare).await;
+        for _ in 0..3 {
+            setup.cutover().await;
+            let run = |out: &mut Vec<u8>| {
+                message::bind(out, "", "", &[b"red"]);
+                message::execute(out, "");
+                message::sync(out);
+            };
+            let answer = client.say(run).await;
+            let row = answer.iter().find(|(tag, _)| *tag == b'D').and_then(|(_, row)| message::row(row));
+            assert_eq!(row.unwrap(), [Some(&b"color"[..])]);
+        }
     }
 }

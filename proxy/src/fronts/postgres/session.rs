@@ -14,7 +14,9 @@ use super::front::{Active, Guest, PostgresFront, Registered};
 use super::login::{Client, Greeted, NoClient};
 use super::meters::Moved;
 use super::pool::Shelf;
+use super::protocol::frame::HEADER;
 use super::protocol::message::{self, Fault};
+use super::protocol::oids::retyped;
 use super::protocol::scram::{self, Secret};
 use super::protocol::startup::Startup;
 use super::protocol::state::State;
@@ -488,8 +490,12 @@ impl Session {
         let (from, to) = (self.front.catalogue(self.generation), self.front.catalogue(generation));
         let (Some(from), Some(to)) = (from, to) else { return };
         self.relay.oids.moved(&from, &to);
+        let there = |oid| from.type_in(oid, &to).unwrap_or(0);
+        if let Some(parse) = self.relay.unnamed.as_mut().and_then(|parse| parse.get_mut(HEADER..)) {
+            let _ = retyped(parse, there);
+        }
         if let Some(shared) = &mut self.relay.shared {
-            shared.moved(|oid| from.type_in(oid, &to).unwrap_or(0));
+            shared.moved(there);
         }
     }
 
