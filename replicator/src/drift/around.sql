@@ -67,9 +67,8 @@ WITH ours AS (
   SELECT g.kind, g.name, x.privilege_type || g.part AS what, x.is_grantable,
          CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE format('%I', pg_catalog.pg_get_userbyid(x.grantee)) END AS grantee
   FROM granted g, pg_catalog.aclexplode(g.acl) x
-  -- An owner has what its version gives him; what Godwit's role may do is Godwit's affair.
+  -- An owner has what its version gives him.
   WHERE x.grantee <> g.owner AND x.privilege_type <> 'MAINTAIN'
-    AND x.grantee <> (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)
 )
 SELECT 'schema', format('%I', nspname), '', 'present', format('CREATE SCHEMA %I', nspname) FROM schemas
 UNION ALL

@@ -60,6 +60,8 @@ struct Shape {
 pub struct Fingerprint {
     things: BTreeMap<Key, Shape>,
     major: u32,
+    /// As whom it was read, as SQL has it.
+    role: String,
 }
 
 /// What can be done about a difference.
@@ -87,7 +89,8 @@ pub struct Difference {
 /// Reads the schema. One round trip.
 pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
     let sql = format!(
-        "BEGIN READ ONLY; SET LOCAL search_path = ''; {}; {}; COMMIT; SELECT current_setting('server_version_num')",
+        "BEGIN READ ONLY; SET LOCAL search_path = ''; {}; {}; COMMIT; \
+         SELECT current_setting('server_version_num'), quote_ident(current_user)",
         include_str!("fingerprint.sql").trim_end(),
         include_str!("around.sql").trim_end()
     );
@@ -97,21 +100,26 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
         let _ = client.batch_execute("ROLLBACK").await;
     }
     let mut found = rows(answer.map_err(refused("read the schema"))?);
-    let version = found.pop().and_then(|row| row.get(0)?.parse::<u32>().ok());
+    let about = found.pop().and_then(|row| Some((row.get(0)?.parse::<u32>().ok()?, row.get(1)?.to_owned())));
     let mut things = BTreeMap::new();
     for row in &found {
         let text = |at: usize| row.get(at).unwrap_or_default().to_owned();
         let shape = Shape { definition: text(3), sql: row.get(4).map(str::to_owned) };
         things.insert((text(0), text(1), text(2)), shape);
     }
-    let major = version.ok_or_else(|| Error::Protocol("read the schema: no version".into()))? / 10_000;
-    Ok(Fingerprint { things, major })
+    let (version, role) = about.ok_or_else(|| Error::Protocol("read the schema: no version".into()))?;
+    Ok(Fingerprint { things, major: version / 10_000, role })
 }
 
 /// Every difference between the source and its shadow, in order; `zones` are their names.
 pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> Vec<Difference> {
     let has = |side: &Fingerprint, kind: &str, name: &str| {
         side.things.contains_key(&(kind.to_owned(), name.to_owned(), String::new()))
+    };
+    // What Godwit may do is told elsewhere, and it may have another name at each side.
+    let ours = |kind: &str, name: &str| {
+        let role = name.rsplit_once(" to ").map_or("", |(_, role)| role);
+        kind.starts_with(RIGHT) && (role == source.role || role == shadow.role)
     };
     let there = |side: &Fingerprint, name: &str| WHOLE.iter().any(|kind| has(side, kind, name));
     let mut found = Vec::new();
@@ -122,6 +130,9 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             if shape.definition == "no" && has(shadow, "table", owner) {
                 found.push(unpublished(owner, zones[0]));
             }
+            continue;
+        }
+        if ours(kind, name) {
             continue;
         }
         let whole = WHOLE.contains(&kind.as_str());
@@ -161,7 +172,11 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     for key in shadow.things.keys().filter(|key| !source.things.contains_key(*key)) {
         let (kind, owner, name) = key;
         let part = !WHOLE.contains(&kind.as_str());
-        if kind == "published" || HARMLESS.contains(&kind.as_str()) || part && !there(source, owner) {
+        if kind == "published"
+            || HARMLESS.contains(&kind.as_str())
+            || part && !there(source, owner)
+            || ours(kind, name)
+        {
             continue;
         }
         found.push(Difference {
@@ -261,7 +276,7 @@ mod tests {
             let shape = Shape { definition: row.3.into(), sql: row.4.map(str::to_owned) };
             ((row.0.into(), row.1.into(), row.2.into()), shape)
         };
-        Fingerprint { things: rows.iter().map(thing).collect(), major: 15 }
+        Fingerprint { things: rows.iter().map(thing).collect(), major: 15, role: "godwit".into() }
     }
 
     #[test]
@@ -367,8 +382,10 @@ mod tests {
             ("query", "public.sums", "", "SELECT 1", None),
             ("sequence", "public.numbers", "", "INCREMENT BY 1", None),
             ("right on table", "public.orders", "SELECT to everybody", "granted", None),
+            ("right on table", "public.orders", "SELECT to godwit_there", "granted", None),
             ("trigger", "public.orders", "spy", "CREATE TRIGGER", None),
         ]);
+        let shadow = Fingerprint { role: "godwit_there".into(), ..shadow };
         let found = compare(&source, &shadow, ["eu-west", "eu-central"]);
         let text: Vec<String> = found
             .iter()

@@ -128,7 +128,7 @@ pub(super) struct Relay {
     /// The client shares connections: its statements.
     pub(super) shared: Option<Box<Statements>>,
     /// Types and tables as the client knows them.
-    pub(super) oids: Oids,
+    pub(super) oids: Box<Oids>,
     /// By what the server says of itself, the session's transactions only read.
     pub(super) reads: bool,
     /// A unit was sent since it has this connection.
@@ -182,7 +182,7 @@ impl Relay {
             tracker: Tracker::default(),
             parameters,
             shared,
-            oids: Oids::default(),
+            oids: Box::default(),
             reads,
             used: false,
             unnamed: None,
