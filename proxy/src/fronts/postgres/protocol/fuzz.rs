@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::frame::{Framer, HEADER, Malformed, Piece};
 use super::message::{self, ServerError};
+use super::oids::{Catalogue, Oids};
 use super::scram::{self, Keys, Secret, Verifier};
 use super::startup::{self, Opening};
 use super::state::State;
@@ -79,6 +80,7 @@ pub fn messages(data: &[u8]) {
     }
     replayed(&state);
     shared(&at_once);
+    numbered(&at_once);
 }
 
 /// The same messages with statements renamed: what goes on is whole messages, and nothing is forgotten that the server owes.
@@ -105,6 +107,37 @@ fn shared(messages: &[(u8, Vec<u8>)]) {
             statements.unit(*tag);
         }
     }
+}
+
+/// The same messages with their types' numbers followed: nothing is exchanged before a move, and nothing cut otherwise after it.
+fn numbered(messages: &[(u8, Vec<u8>)]) {
+    let pass = |oids: &mut Oids| {
+        let mut same = true;
+        for (number, (tag, body)) in messages.iter().enumerate() {
+            let mut passed = body.clone();
+            match number % 3 {
+                0 => oids.said(*tag, &mut passed, number % 2),
+                1 => oids.heard(*tag, &mut passed),
+                _ => oids.passes(*tag, &passed),
+            }
+            if *tag == b'Z' {
+                oids.ready();
+            }
+            same &= passed == *body;
+        }
+        same
+    };
+    let mut oids = Oids::default();
+    assert!(pass(&mut oids));
+    let mut there = Catalogue::default();
+    for (kind, number, of) in
+        [("array", 0x4141, 0x6161), ("composite", 0x6161, 0), ("domain", 0x4142, 0x4141)]
+    {
+        there.take(kind, number, "public", kind, of);
+    }
+    let there = Arc::new(there);
+    oids.moved(&there, &there);
+    pass(&mut oids);
 }
 
 /// The messages of a stream that comes in reads of so many bytes, and whether one was none.
