@@ -118,7 +118,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     };
     // What Godwit may do is told elsewhere, and it may have another name at each side.
     let ours = |kind: &str, name: &str| {
-        let role = name.rsplit_once(" to ").map_or("", |(_, role)| role);
+        let role = whose(name).map_or("", |(_, role)| role);
         kind.starts_with(RIGHT) && (role == source.role || role == shadow.role)
     };
     let there = |side: &Fingerprint, name: &str| WHOLE.iter().any(|kind| has(side, kind, name));
@@ -247,10 +247,17 @@ fn changed((kind, owner, name): &Key, wanted: &Shape, there: &Shape) -> Mend {
     Mend::Person(None)
 }
 
+/// What a right is, and the role that has it: `SELECT (id) to app`.
+fn whose(right: &str) -> Option<(&str, &str)> {
+    let columns = right.find(") to ").map_or(0, |end| end + 1);
+    let (_, role) = right[columns..].split_once(" to ")?;
+    Some((right[..right.len() - role.len()].strip_suffix(" to ")?, role))
+}
+
 fn drop_sql((kind, owner, name): &Key) -> Option<String> {
     if let Some(of) = kind.strip_prefix(RIGHT) {
-        let (what, whose) = name.split_once(" to ")?;
-        return Some(format!("REVOKE {what} ON {} {owner} FROM {whose}", of.to_uppercase()));
+        let (what, role) = whose(name)?;
+        return Some(format!("REVOKE {what} ON {} {owner} FROM {role}", of.to_uppercase()));
     }
     let name = crate::postgres::quote_ident(name);
     match kind.as_str() {
@@ -396,5 +403,7 @@ mod tests {
         let words = compare(&source, &other_major, ["eu-west", "eu-central"]);
         assert!(words.iter().all(|difference| !difference.what.starts_with("query")), "{words:#?}");
         assert!(compare(&source, &source, ["a", "b"]).is_empty());
+        assert_eq!(whose("SELECT to app"), Some(("SELECT", "app")));
+        assert_eq!(whose(r#"SELECT ("up to") to "to to""#), Some((r#"SELECT ("up to")"#, r#""to to""#)));
     }
 }
