@@ -522,8 +522,10 @@ fn examination(view: &DoctorView) -> String {
 
 pub(super) fn schema(view: &SchemaView) -> String {
     let mut text = String::new();
-    for line in &view.done {
-        text.push_str(&format!("done      {line}\n"));
+    for done in &view.done {
+        // A function has many lines: who wants them asks for JSON.
+        let (line, more) = done.split_once('\n').map_or((done.as_str(), ""), |(line, _)| (line, " …"));
+        text.push_str(&format!("done      {line}{more}\n"));
     }
     for difference in &view.differences {
         let mark = if difference.additive { "additive" } else { "decide  " };
