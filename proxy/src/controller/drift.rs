@@ -1,14 +1,16 @@
 //! Whether the shadow's schema is its primary's, and making it so.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use replicator::drift::{self, Difference, Mend};
 use replicator::fence;
 use replicator::postgres::slot;
 use serde::{Deserialize, Serialize};
+use tokio_postgres::Client;
 
 use super::Denied;
-use super::databases::Databases;
+use super::databases::{Databases, Purpose};
 use super::effects::chain;
 use super::view::ResourceView;
 use crate::config::model::Resource;
@@ -74,22 +76,20 @@ impl DifferenceView {
 /// The differences as they stand among the problems: sorted, the first few.
 pub(super) async fn problems(databases: &Databases, zones: [&str; 2]) -> Result<Vec<String>, String> {
     let read = async {
-        let mut sides = Vec::new();
-        for zone in zones {
-            let client = databases.get(zone, super::databases::Purpose::Schema).await.map_err(chain)?;
-            sides.push(drift::fingerprint(&client).await.map_err(chain)?);
-        }
-        Ok::<_, String>(drift::compare(&sides[0], &sides[1], zones))
+        let [source, shadow] = both(databases, zones).await?;
+        let (one, other) = (drift::fingerprint(&source).await?, drift::fingerprint(&shadow).await?);
+        Ok::<_, replicator::Error>(drift::compare(&one, &other, zones))
     };
     let found = match tokio::time::timeout(PATIENCE, read).await {
         Ok(Ok(found)) => found,
         failed => {
             for zone in zones {
-                databases.forget(zone, super::databases::Purpose::Schema).await;
+                databases.forget(zone, Purpose::Schema).await;
             }
-            return failed
-                .unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
-                .map(|_| Vec::new());
+            return match failed {
+                Ok(read) => read.map(|_| Vec::new()).map_err(chain),
+                Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+            };
         }
     };
     let more = found.len().saturating_sub(NAMED);
@@ -105,10 +105,8 @@ pub(super) async fn problems(databases: &Databases, zones: [&str; 2]) -> Result<
 /// like. What cannot be read is told where the databases are examined one by one.
 pub(super) async fn lacks(databases: &Databases, zones: [&str; 2]) -> Vec<String> {
     let read = async {
-        let purpose = super::databases::Purpose::Schema;
-        let (source, shadow) =
-            (databases.get(zones[0], purpose).await, databases.get(zones[1], purpose).await);
-        let found = replicator::preflight::compare(&*source?, &*shadow?).await?;
+        let [source, shadow] = both(databases, zones).await?;
+        let found = replicator::preflight::compare(&source, &shadow).await?;
         Ok::<_, replicator::Error>(super::preflight::worded(found, zones[1]))
     };
     match tokio::time::timeout(PATIENCE, read).await {
@@ -118,21 +116,29 @@ pub(super) async fn lacks(databases: &Databases, zones: [&str; 2]) -> Vec<String
 }
 
 /// What changes when the schemas of these zones do, but for rights, owners and what is rarely changed; none: it cannot be told.
-pub(super) async fn stamps(databases: &Databases, zones: [&str; 2]) -> Option<Vec<(String, String)>> {
+pub(super) async fn stamps(databases: &Databases, zones: [&str; 2]) -> Option<[(String, String); 2]> {
     let read = async {
-        let mut stamps = Vec::new();
-        for zone in zones {
-            let client = databases.get(zone, super::databases::Purpose::Schema).await.ok()?;
-            stamps.push((zone.to_owned(), fence::schema_stamp(&client).await.ok()?));
-        }
-        Some(stamps)
+        let [source, shadow] = both(databases, zones).await?;
+        Ok::<_, replicator::Error>([
+            (zones[0].to_owned(), fence::schema_stamp(&source).await?),
+            (zones[1].to_owned(), fence::schema_stamp(&shadow).await?),
+        ])
     };
-    tokio::time::timeout(PATIENCE, read).await.ok().flatten()
+    tokio::time::timeout(PATIENCE, read).await.ok()?.ok()
+}
+
+/// The connections to both databases, the primary's first.
+async fn both(
+    databases: &Databases,
+    [primary, shadow]: [&str; 2],
+) -> Result<[Arc<Client>; 2], replicator::Error> {
+    let purpose = Purpose::Schema;
+    Ok([databases.get(primary, purpose).await?, databases.get(shadow, purpose).await?])
 }
 
 struct Sides {
-    source: tokio_postgres::Client,
-    shadow: tokio_postgres::Client,
+    source: Client,
+    shadow: Client,
     differences: Vec<Difference>,
 }
 

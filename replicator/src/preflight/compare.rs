@@ -82,13 +82,9 @@ async fn configuration(source: &Client, target: &Client) -> Result<Vec<Finding>,
              (SELECT md5(t::text) AS h FROM (SELECT * FROM {table} {condition} LIMIT {}) t) k",
             ROWS + 1
         );
-        let here = match source.query_one(&kept, &[]).await {
-            Ok(row) => row,
-            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                found.push(unreadable(&extension, &table));
-                continue;
-            }
-            Err(error) => return Err(unread(error)),
+        let Some(here) = readable(source.query_one(&kept, &[]).await).map_err(unread)? else {
+            found.push(unreadable(&extension, &table));
+            continue;
         };
         let (count, digest): (i64, Option<String>) = (here.get(0), here.get(1));
         if count == 0 {
@@ -98,15 +94,12 @@ async fn configuration(source: &Client, target: &Client) -> Result<Vec<Finding>,
             target.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await.map_err(unread)?;
         let is_there: bool = there.get(0);
         if is_there && count <= ROWS {
-            match target.query_one(&kept, &[]).await {
-                Ok(row) if (row.get::<_, i64>(0), row.get::<_, Option<String>>(1)) == (count, digest) => {
-                    continue;
-                }
-                Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                    found.push(unreadable(&extension, &table));
-                    continue;
-                }
-                other => drop(other.map_err(unread)?),
+            let Some(there) = readable(target.query_one(&kept, &[]).await).map_err(unread)? else {
+                found.push(unreadable(&extension, &table));
+                continue;
+            };
+            if (there.get::<_, i64>(0), there.get::<_, Option<String>>(1)) == (count, digest) {
+                continue;
             }
         }
         let rows = if count > ROWS { format!("more than {ROWS}") } else { count.to_string() };
@@ -137,6 +130,15 @@ fn unreadable(extension: &str, table: &str) -> Finding {
     }
 }
 
+/// None: the role may not read that.
+fn readable<T>(answer: Result<T, tokio_postgres::Error>) -> Result<Option<T>, tokio_postgres::Error> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Digests of what roles prove themselves by.
 const VERIFIERS: &str = "SELECT rolname::text || ' ' || md5(rolpassword) FROM pg_authid \
     WHERE rolcanlogin AND rolpassword IS NOT NULL AND NOT rolsuper AND rolname <> current_user";
@@ -146,11 +148,11 @@ const VERIFIERS: &str = "SELECT rolname::text || ' ' || md5(rolpassword) FROM pg
 async fn passwords(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
     let mut sides = Vec::new();
     for side in [source, target] {
-        match side.query(VERIFIERS, &[]).await {
-            Ok(rows) => sides.push(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>()),
-            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => return Ok(Vec::new()),
-            Err(error) => return Err(refused("cannot compare passwords")(error)),
-        }
+        let answer = side.query(VERIFIERS, &[]).await;
+        let Some(rows) = readable(answer).map_err(refused("cannot compare passwords"))? else {
+            return Ok(Vec::new());
+        };
+        sides.push(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>());
     }
     let role = |line: &str| line.rsplit_once(' ').map(|(role, _)| role.to_owned());
     let there: Vec<String> = sides[1].iter().filter_map(|line| role(line)).collect();

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::message::read_text;
+use super::message::{self, read_text};
 
 /// The first number that a cluster gives by itself: what is below means the same everywhere.
 pub const FIRST_OWN: u32 = 16_384;
@@ -278,9 +278,7 @@ impl Oids {
             b'n' => drop(self.answered()),
             b'C' | b's' | b'I' | b'E' => {
                 self.columns.clear();
-                if self.executed.front().is_some_and(|(before, _)| *before == 0) {
-                    self.executed.pop_front();
-                }
+                self.executed.pop_front_if(|(before, _)| *before == 0);
             }
             b'Z' => self.columns.clear(),
             _ => {}
@@ -395,56 +393,41 @@ impl Oids {
     fn result(&self, body: &mut [u8]) -> Option<()> {
         let here = self.here.as_ref()?;
         let (0, Execution { columns, .. }) = self.executed.front()? else { return None };
-        let mut rest = body.get_mut(2..)?;
-        let mut at = 0;
-        for (column, of) in columns {
-            while at <= *column {
-                let (value, after) = sized(rest)?;
-                if at == *column {
-                    let _ = self.value(value, here.shape(*of), here, To::Client, DEEPEST);
-                }
-                rest = after;
-                at += 1;
+        let (count, mut rest) = body.split_first_chunk_mut()?;
+        for place in 0..usize::from(u16::from_be_bytes(*count)) {
+            let (value, after) = sized(rest)?;
+            if let Some((_, of)) = columns.iter().find(|(column, _)| *column == place) {
+                let _ = self.value(value, here.shape(*of), here, To::Client, DEEPEST);
             }
+            rest = after;
         }
         Some(())
     }
 
     /// Numbers that a query returns are learned, so that they stay true, too.
     fn row(&mut self, body: &[u8]) -> Option<()> {
-        let mut rest = body.get(2..)?;
-        let mut at = 0;
-        for (column, binary) in std::mem::take(&mut self.columns) {
-            let mut value = None;
-            while at <= column {
-                let (length, after) = rest.split_first_chunk()?;
-                let length = usize::try_from(i32::from_be_bytes(*length)).ok();
-                value = length.map(|length| after.get(..length).ok_or(())).transpose().ok()?;
-                rest = &after[length.unwrap_or(0)..];
-                at += 1;
-            }
+        let values = message::row(body)?;
+        for (column, binary) in &self.columns {
+            let value = values.get(*column).copied().flatten();
             let number = value.and_then(|value| match value.first_chunk() {
-                Some(number) if binary => Some(u32::from_be_bytes(*number)),
-                _ if binary => None,
+                Some(number) if *binary => Some(u32::from_be_bytes(*number)),
+                _ if *binary => None,
                 _ => std::str::from_utf8(value).ok()?.parse().ok(),
             });
             if let Some(number) = number.filter(|number| *number >= FIRST_OWN) {
                 self.types.learn(number);
                 self.relations.learn(number);
             }
-            self.columns.push((column, binary));
         }
         Some(())
     }
 
     fn parameter_description(&mut self, body: &mut [u8]) -> Option<()> {
-        let (count, rest) = body.split_first_chunk_mut()?;
-        let count = usize::from(u16::from_be_bytes(*count));
-        let types: Vec<u32> =
-            rest.as_chunks().0.iter().take(count).map(|number| u32::from_be_bytes(*number)).collect();
-        for number in rest.as_chunks_mut().0.iter_mut().take(count) {
-            *number = self.types.heard(u32::from_be_bytes(*number)).to_be_bytes();
-        }
+        let mut types = Vec::new();
+        each(body, |server| {
+            types.push(server);
+            self.types.heard(server)
+        })?;
         // Its results come next.
         let Some((0, Described::Statement(name))) = self.described.front() else { return None };
         keep(&mut self.statements, name, own(types));
@@ -597,14 +580,19 @@ fn exchange(place: &mut [u8], other: impl FnOnce(u32) -> u32) -> Option<()> {
 }
 
 /// Replaces the types in a Parse message's body: `there` says by what.
-pub fn retyped(parse: &mut [u8], mut there: impl FnMut(u32) -> u32) -> Option<()> {
+pub fn retyped(parse: &mut [u8], there: impl FnMut(u32) -> u32) -> Option<()> {
     let (_, rest) = read_text(parse)?;
     let (_, rest) = read_text(rest)?;
     let at = parse.len() - rest.len();
-    let (count, numbers) = parse[at..].split_first_chunk_mut()?;
+    each(&mut parse[at..], there)
+}
+
+/// Replaces each number of a list behind its length: `other` says by what.
+fn each(list: &mut [u8], mut other: impl FnMut(u32) -> u32) -> Option<()> {
+    let (count, numbers) = list.split_first_chunk_mut()?;
     let count = usize::from(u16::from_be_bytes(*count));
     for number in numbers.as_chunks_mut().0.iter_mut().take(count) {
-        *number = there(u32::from_be_bytes(*number)).to_be_bytes();
+        *number = other(u32::from_be_bytes(*number)).to_be_bytes();
     }
     Some(())
 }
