@@ -22,6 +22,8 @@ pub struct Needs {
     pub synchronous: bool,
     /// Tables have row security, which would hide rows from the copy.
     pub row_security: bool,
+    /// What is in memory at the primary is read into the shadow's before a move (`caches`).
+    pub caches: bool,
 }
 
 /// One statement and its reason.
@@ -50,6 +52,15 @@ pub const FUNCTIONS: [(&str, &str); 3] = [
     ),
     ("pg_replication_origin_oid(text)", "whether the mark is there already"),
     ("pg_replication_origin_session_setup(text)", "one applier of a stream at a time"),
+];
+
+/// Extensions that come with PostgreSQL and that only a superuser can make.
+const EXTENSIONS: [(&str, &str); 2] = [
+    (
+        "pg_prewarm",
+        "the caches of the next primary are filled before a move, where the server has the extension",
+    ),
+    ("pg_buffercache", "and it is known with what"),
 ];
 
 /// What is needed, in the order in which it is granted. Safe to run again.
@@ -97,6 +108,12 @@ pub fn grants(needs: &Needs) -> Vec<Grant> {
         format!("GRANT pg_read_all_stats TO {role}"),
         "who is connected, who holds a lock, how far the walsenders are",
     ));
+    if needs.caches {
+        for (extension, why) in EXTENSIONS {
+            all.push(granted(extended(extension), why));
+        }
+        all.push(granted(format!("GRANT pg_monitor TO {role}"), "what the primary's buffers hold"));
+    }
     if needs.row_security {
         all.push(granted(
             format!("ALTER ROLE {role} BYPASSRLS"),
@@ -141,6 +158,14 @@ fn granted(sql: String, why: &'static str) -> Grant {
     Grant { sql, why }
 }
 
+/// An extension, where the server has it.
+fn extended(name: &str) -> String {
+    format!(
+        "DO $do$ BEGIN IF EXISTS (SELECT FROM pg_available_extensions WHERE name = '{name}') THEN \
+         CREATE EXTENSION IF NOT EXISTS {name}; END IF; END $do$"
+    )
+}
+
 /// A role, where there is none of that name.
 fn made(name: &str, attributes: &str, why: &'static str) -> Grant {
     let mut tag = "$do$".to_owned();
@@ -169,9 +194,11 @@ mod tests {
             app_roles: vec!["orders_app".into()],
             synchronous: true,
             row_security: true,
+            caches: true,
         };
         insta::assert_snapshot!(script(&needs));
-        let less = Needs { app_roles: Vec::new(), synchronous: false, row_security: false, ..needs };
+        let less =
+            Needs { app_roles: Vec::new(), synchronous: false, row_security: false, caches: false, ..needs };
         assert_eq!(grants(&less).len(), 13);
         assert!(!script(&less).contains("SUPERUSER"));
     }
@@ -185,6 +212,7 @@ mod tests {
             app_roles: Vec::new(),
             synchronous: false,
             row_security: false,
+            caches: false,
         };
         let text = script(&needs);
         assert!(text.contains("ALTER DATABASE \"d;--\" OWNER TO \"o'$do$\""), "{text}");

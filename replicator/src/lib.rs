@@ -7,12 +7,13 @@
 //!
 //! Around the stream: [`grants`] and [`preflight`] (what the role may do, is this database ready), [`identity`] (is it the right one), [`schema`] and [`copy`] (the
 //! start), [`reseed`] (the start again), [`fence`] and
-//! [`sequences`] (the cutover), [`views`] (materialized views are filled before it), [`heartbeat`] (what a write takes on the primary), [`verify`] (are both sides equal), [`synchronous`] (commits
+//! [`sequences`] (the cutover), [`views`] (materialized views are filled before it), [`caches`] (and what is in memory), [`heartbeat`] (what a write takes on the primary), [`verify`] (are both sides equal), [`synchronous`] (commits
 //! that wait for the shadow), [`lanes`] (critical tables apart).
 //!
 //! `pgoutput`, `wire` and `session` do no I/O; `spill` writes files, and only files.
 
 pub mod apply;
+pub mod caches;
 pub mod change;
 mod clock;
 pub mod copy;

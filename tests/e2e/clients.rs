@@ -122,6 +122,7 @@ async fn database(zone: &Zone, name: &str) -> Result<()> {
         app_roles: vec![SERVICE_ROLE.into()],
         synchronous: false,
         row_security: false,
+        caches: false,
     };
     for grant in grants(&needs) {
         administrator.batch_execute(&grant.sql).await?;

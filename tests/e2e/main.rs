@@ -5,6 +5,7 @@
 mod advise;
 mod apply;
 mod backlog;
+mod caches;
 mod clients;
 mod copying;
 mod cutover;

@@ -137,6 +137,11 @@ impl TestCluster {
 
     /// Gives Godwit's role what it needs in a database.
     pub async fn govern(&self, name: &str, app_roles: &[&str]) -> Result<()> {
+        self.govern_with(name, app_roles, false).await
+    }
+
+    /// The same, and what filling caches needs.
+    pub async fn govern_with(&self, name: &str, app_roles: &[&str], caches: bool) -> Result<()> {
         let administrator = self.connect(name).await?;
         let needs = Needs {
             role: GODWIT_ROLE.into(),
@@ -145,6 +150,7 @@ impl TestCluster {
             app_roles: app_roles.iter().map(|&role| role.to_owned()).collect(),
             synchronous: true,
             row_security: false,
+            caches,
         };
         for grant in grants(&needs) {
             administrator.batch_execute(&grant.sql).await.with_context(|| grant.sql.clone())?;

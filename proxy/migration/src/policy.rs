@@ -54,6 +54,16 @@ pub enum MaterializedViews {
     Leave,
 }
 
+/// What becomes of the caches of the shadow's server before a move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Caches {
+    /// What is in memory at the primary's is read into them.
+    #[default]
+    Fill,
+    /// They hold what they hold.
+    Leave,
+}
+
 /// What a mirrored read says of who asks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Credentials {
@@ -321,6 +331,8 @@ pub struct PolicyParts {
     pub mirror: MirrorRules,
     /// What becomes of the shadow's materialized views before a move.
     pub materialized_views: MaterializedViews,
+    /// What becomes of the caches of the shadow's server before a move.
+    pub caches: Caches,
 }
 
 impl Default for PolicyParts {
@@ -366,6 +378,7 @@ impl Default for PolicyParts {
             after_retire: AfterRetire::Keep,
             mirror: MirrorRules::default(),
             materialized_views: MaterializedViews::default(),
+            caches: Caches::default(),
         }
     }
 }

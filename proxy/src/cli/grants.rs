@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use migration::policy::ReplicationMode;
+use migration::policy::{Caches, ReplicationMode};
 use replicator::grants::{Needs, grants, script};
 use serde_json::json;
 
@@ -15,7 +15,7 @@ use crate::config::model::{Database, Resource};
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The resource: its databases, roles and mode are taken from the configuration.
-    #[arg(required_unless_present = "database", conflicts_with_all = ["database", "role", "app_roles", "synchronous"])]
+    #[arg(required_unless_present = "database", conflicts_with_all = ["database", "role", "app_roles", "synchronous", "caches"])]
     resource: Option<String>,
     /// The configuration that names the resource.
     #[arg(short, long, value_name = "FILE", default_value = "/etc/godwit/godwit.yaml")]
@@ -38,6 +38,9 @@ pub(super) struct Arguments {
     /// Tables have row security.
     #[arg(long)]
     row_security: bool,
+    /// What is in memory is read into the shadow's before a move (warm_up.caches fill).
+    #[arg(long)]
+    caches: bool,
 }
 
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode> {
@@ -59,6 +62,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode> {
                 app_roles: arguments.app_roles.clone(),
                 synchronous: arguments.synchronous,
                 row_security: arguments.row_security,
+                caches: arguments.caches,
             },
         )],
         (None, None) => bail!("name a resource or --database"),
@@ -78,6 +82,7 @@ fn of_resource(resource: &Resource, arguments: &Arguments) -> Result<Vec<(Option
             app_roles: database.app_roles.clone(),
             synchronous: resource.policy.replication != ReplicationMode::Async,
             row_security: arguments.row_security,
+            caches: resource.policy.caches == Caches::Fill,
         };
         (Some(zone.to_owned()), needs)
     };
@@ -130,6 +135,7 @@ mod tests {
             app_roles: Vec::new(),
             synchronous: false,
             row_security: false,
+            caches: false,
         };
         let both = [(Some("a".to_owned()), needs.clone()), (Some("b".to_owned()), needs)];
         let shown = text(&both, Output::Table).expect("text");

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use migration::policy::{
-    AfterRetire, Bound, Credentials, ExtraGuard, GuardedFact, MaterializedViews, Mode, OnDrainTimeout,
-    Policy, PolicyParts, ReadsDuringHold, ReplicationMode, Reseed,
+    AfterRetire, Bound, Caches, Credentials, ExtraGuard, GuardedFact, MaterializedViews, Mode,
+    OnDrainTimeout, Policy, PolicyParts, ReadsDuringHold, ReplicationMode, Reseed,
 };
 
 use super::error::{Position, Report};
@@ -338,5 +338,8 @@ fn warm_up<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut P
     });
     filled.take(section, "materialized_views", &mut parts.materialized_views, |item| {
         item.choice(&[("refresh", MaterializedViews::Refresh), ("leave", MaterializedViews::Leave)])
+    });
+    filled.take(section, "caches", &mut parts.caches, |item| {
+        item.choice(&[("fill", Caches::Fill), ("leave", Caches::Leave)])
     });
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use migration::policy::Caches;
 use replicator::Error;
+use replicator::caches;
 use replicator::drift::{self, Difference, Mend};
 use replicator::preflight::{Finding, Severity, Side, check, compare, has_copy, retention};
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,8 @@ use crate::config::model::Resource;
 
 /// How long the whole examination may take; less than a client of the API waits.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A smaller database is read soon by itself: 1 GiB.
+const LARGE: i64 = 1 << 30;
 /// What the server shows in `pg_stat_activity`.
 const APPLICATION: &str = "godwit-doctor";
 
@@ -58,6 +62,12 @@ pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> Doctor
             match compare(&source, &target).await {
                 Ok(findings) => found.extend(views(&both, findings)),
                 Err(error) => found.push(unexamined(&both, chain(error))),
+            }
+            if resource.policy.caches == Caches::Fill {
+                match caches::lacking(&target, LARGE).await {
+                    Ok(finding) => found.extend(views(shadow, finding)),
+                    Err(error) => found.push(unexamined(shadow, chain(error))),
+                }
             }
             match drifted(&source, &target, [primary, shadow]).await {
                 Ok(differences) => found.extend(differences.into_iter().map(|it| difference(&both, it))),
@@ -139,7 +149,7 @@ fn difference(zone: &str, difference: Difference) -> FindingView {
     }
 }
 
-fn views(zone: &str, findings: Vec<Finding>) -> impl Iterator<Item = FindingView> {
+fn views(zone: &str, findings: impl IntoIterator<Item = Finding>) -> impl Iterator<Item = FindingView> {
     findings.into_iter().map(move |finding| FindingView {
         severity: if finding.severity == Severity::Blocker { "blocker" } else { "warning" }.into(),
         zone: zone.into(),

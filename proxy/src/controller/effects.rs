@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
-use migration::policy::{MaterializedViews, OnDrainTimeout, Policy, ReadsDuringHold};
+use migration::policy::{OnDrainTimeout, Policy, ReadsDuringHold};
 use migration::units::{Generation, Position, Zone};
 use replicator::fence::{self, FenceSpec};
 use replicator::sequences::SequenceState;
-use replicator::{Lsn, sequences, views};
+use replicator::{Lsn, sequences};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_postgres::Client;
 
@@ -76,7 +76,7 @@ pub struct Hands {
     comparison: Mutex<Option<MarkerSnapshots>>,
 }
 
-type Failure = String;
+pub(super) type Failure = String;
 
 /// How long the release waits for sessions of the database that are still getting ready.
 const READY: Duration = Duration::from_secs(1);
@@ -328,7 +328,7 @@ impl Hands {
         let _ = self.reports.send(Report { run: None, stream: Some(generation), event });
     }
 
-    async fn control(&self, zone: &Zone) -> Result<Arc<Client>, Failure> {
+    pub(super) async fn control(&self, zone: &Zone) -> Result<Arc<Client>, Failure> {
         self.databases.get(&zone.0, Purpose::Control).await.map_err(chain)
     }
 
@@ -452,24 +452,9 @@ impl Hands {
             driver.does.scale(&operation, workers).await.map_err(chain)?;
         }
         if capacity == Capacity::Full && state.phase == Phase::Requested {
-            self.warm_up(zone, &state.primary).await?;
+            self.warm_up(zone, state).await?;
         }
         Ok(())
-    }
-
-    /// The shadow's database is made ready for its first clients.
-    async fn warm_up(&self, zone: &Zone, primary: &Zone) -> Result<(), Failure> {
-        let client = self.databases.take(&zone.0, Purpose::WarmUp).await.map_err(chain)?;
-        if self.policy().materialized_views == MaterializedViews::Refresh {
-            let filled = views::refresh(&*self.control(primary).await?, &client)
-                .await
-                .map_err(|error| format!("in {zone}: {}", chain(error)))?;
-            if filled > 0 {
-                tracing::info!(resource = %self.resource.name, %zone, views = filled, "materialized views are refreshed");
-            }
-        }
-        // The planner must not meet them with the statistics of an empty table.
-        client.batch_execute("ANALYZE").await.map_err(|error| format!("ANALYZE in {zone}: {error}"))
     }
 
     /// The shadow takes over with the schema it has: what was changed on the old primary until the fence is up must be there.

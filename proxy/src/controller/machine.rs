@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use migration::cutover::{Effect, Event, Limits, Outcome, Phase, Refused, Run, State, Trigger, step};
 use migration::decide::decide;
-use migration::policy::MaterializedViews;
 use migration::report::{DecisionReport, Verdict};
 use migration::units::{Timestamp, Zone};
 use replicator::status::{Phase as StreamPhase, StreamStatus};
@@ -34,6 +33,7 @@ use super::slots::{SlotGuard, SlotWatch};
 use super::verification::Verifications;
 use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView, SessionsView, StepView};
 use super::warm::Warm;
+use super::warm_up;
 use super::{Command, Denied, Plan, ResourceHandle, recording};
 use crate::audit::Entry;
 use crate::clock::{self, Steady};
@@ -553,10 +553,8 @@ impl Machine {
         let workers = self.hands.workers(to, migration::cutover::Capacity::Full);
         let keep = self.hands.workers(from, migration::cutover::Capacity::Shadow);
         let policy = &self.hands.policy();
-        let refreshes = policy.materialized_views == MaterializedViews::Refresh;
-        let refresh = if refreshes { "refresh its materialized views, " } else { "" };
         let steps = vec![
-            format!("scale {to} up to {workers} workers, {refresh}ANALYZE its database"),
+            format!("scale {to} up to {workers} workers, {}", warm_up::words(policy)),
             format!("make the slot of the way back in {to}; check every guard"),
             format!("hold requests (at most {} ms), wait for those in flight", policy.max_hold.as_millis()),
             format!("fence the database in {from}, emit the end marker"),

@@ -39,6 +39,7 @@ pub mod streams;
 pub mod verification;
 pub mod view;
 pub mod warm;
+mod warm_up;
 pub mod zones;
 
 use std::sync::Arc;

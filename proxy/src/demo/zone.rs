@@ -383,6 +383,7 @@ fn needs() -> Needs {
         app_roles: vec![SERVICE_ROLE.into()],
         synchronous: true,
         row_security: false,
+        caches: true,
     }
 }
 

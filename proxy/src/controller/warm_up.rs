@@ -1,0 +1,68 @@
+//! The shadow's database is made ready for its first clients, before anybody is held.
+
+use std::time::Duration;
+
+use migration::cutover::State;
+use migration::policy::{Caches, MaterializedViews, Policy};
+use migration::units::Zone;
+use replicator::{caches, views};
+
+use super::databases::Purpose;
+use super::effects::{Failure, Hands, chain};
+
+/// How long caches are filled at most.
+const CACHES: Duration = Duration::from_mins(5);
+/// What is left of the step's time for everything after them.
+const REST: Duration = Duration::from_secs(30);
+/// What a block holds of the servers that people run, in KiB; only told.
+const BLOCK: i64 = 8;
+
+/// What is done, in a plan's words.
+pub(super) fn words(policy: &Policy) -> String {
+    let mut steps = Vec::new();
+    if policy.materialized_views == MaterializedViews::Refresh {
+        steps.push("refresh its materialized views");
+    }
+    steps.push("ANALYZE its database");
+    if policy.caches == Caches::Fill {
+        steps.push("fill its caches");
+    }
+    steps.join(", ")
+}
+
+impl Hands {
+    pub(super) async fn warm_up(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
+        let client = self.databases.take(&zone.0, Purpose::WarmUp).await.map_err(chain)?;
+        let primary = self.control(&state.primary).await?;
+        let policy = self.policy();
+        if policy.materialized_views == MaterializedViews::Refresh {
+            let filled = views::refresh(&primary, &client)
+                .await
+                .map_err(|error| format!("in {zone}: {}", chain(error)))?;
+            if filled > 0 {
+                tracing::info!(resource = %self.resource.name, %zone, views = filled, "materialized views are refreshed");
+            }
+        }
+        // The planner must not meet them with the statistics of an empty table.
+        client.batch_execute("ANALYZE").await.map_err(|error| format!("ANALYZE in {zone}: {error}"))?;
+        if policy.caches == Caches::Fill {
+            // The last, so that nothing takes them again. A cold cache is slow and not wrong: it ends no migration.
+            let within = state.deadline().map_or(CACHES, |deadline| {
+                CACHES.min(deadline.since(crate::clock::now()).saturating_sub(REST))
+            });
+            match caches::fill(&primary, &client, within).await {
+                Ok(Some(filled)) => {
+                    tracing::info!(resource = %self.resource.name, %zone, mib = filled.blocks * BLOCK / 1024,
+                    left_mib = filled.left * BLOCK / 1024, "caches are filled")
+                }
+                Ok(None) => {
+                    tracing::info!(resource = %self.resource.name, %zone, "caches are left: the database has no pg_prewarm")
+                }
+                Err(error) => {
+                    tracing::warn!(resource = %self.resource.name, %zone, why = chain(error), "caches are not filled");
+                }
+            }
+        }
+        Ok(())
+    }
+}
