@@ -6,7 +6,7 @@ use predictor::{Forecaster as _, LEVELS, Outlook};
 
 use super::signals::Signals;
 use crate::config::model::Resource;
-use crate::history::{Step, Value, series};
+use crate::history::{Step, Value, series, told};
 
 /// Values of the step that `signals` took last, with the decision that followed.
 pub(super) fn step(
@@ -35,6 +35,12 @@ pub(super) fn step(
     }
     for (zone, cost) in &measured.cost {
         keep(series::COST, zone, *cost);
+    }
+    for (zone, foreseen) in &measured.fed.foreseen {
+        // The first is this step's own.
+        for (name, number) in foreseen.first().into_iter().flat_map(told::numbers) {
+            keep(&series::told(name), zone, Some(number));
+        }
     }
     let lag = measured.lag.as_ref().and_then(|lag| lag.as_ref().ok());
     keep(series::LAG, shadow, lag.map(|bytes| *bytes as f64));

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use migration::units::Timestamp;
-use predictor::{Ensemble, Forecaster as _, Settings};
+use predictor::{Ensemble, MAX_HORIZON, Settings};
 
 use super::signals::BASELINE_STEPS;
 use crate::history::replay::Replay;
-use crate::history::{History, HistoryError};
+use crate::history::{History, HistoryError, told};
 
 /// Steps that are replayed at most: six hours of 10 s. What lies further back hardly moves a forecast.
 const STEPS: u64 = 2_160;
@@ -44,10 +44,13 @@ impl Warmer {
 
     /// Feeds a replay.
     pub fn feed(&self, primary: &str, replay: &Replay) -> Warm {
-        let fed = |values: &[(u64, f64)]| {
+        let fed = |zone: &str, values: &[(u64, f64)]| {
             let mut forecaster = Ensemble::new(self.settings.clone());
+            let told = replay.told.get(zone);
             for (step, value) in values {
-                forecaster.observe(*step, Some(*value));
+                // What was foreseen then is not kept: what was told of those steps when they came stands for it.
+                let known = told.map(|told| told::from(told, *step, MAX_HORIZON as u64)).unwrap_or_default();
+                forecaster.observe_knowing(*step, Some(*value), &known);
                 drop(forecaster.take_examples());
             }
             forecaster
@@ -55,8 +58,8 @@ impl Warmer {
         let recent = replay.usual.len().saturating_sub(BASELINE_STEPS);
         Warm {
             served_by: primary.to_owned(),
-            requests: fed(&replay.requests),
-            probes: replay.probes.iter().map(|(zone, values)| (zone.clone(), fed(values))).collect(),
+            requests: fed(primary, &replay.requests),
+            probes: replay.probes.iter().map(|(zone, values)| (zone.clone(), fed(zone, values))).collect(),
             usual: replay.usual[recent..].iter().copied().collect(),
             newest: (replay.newest, replay.at),
             replayed: replay.requests.len(),
@@ -78,7 +81,8 @@ impl Warm {
 
 #[cfg(test)]
 mod tests {
-    use predictor::Reason;
+    use predictor::network::inputs::Weather;
+    use predictor::{Forecaster as _, Inputs, Reason};
 
     use super::super::signals::{Measured, Signals};
     use super::*;
@@ -115,6 +119,7 @@ mod tests {
             requests: steps(1.0),
             probes: vec![("west".into(), steps(2.0))],
             usual: (0..end).map(value).collect(),
+            ..Replay::default()
         }
     }
 
@@ -136,6 +141,51 @@ mod tests {
         observe(&mut restarted, 205..300);
         assert_eq!(forecasts(&restarted), forecasts(&never_stopped));
         assert_eq!(restarted.replayed(), 200);
+    }
+
+    /// A storm now and then, which makes everything slow, and which is known beforehand.
+    fn told(place: u64) -> Inputs {
+        let gust = if place / 7 % 5 == 3 { 25.0 } else { 5.0 };
+        Inputs { weather: Some(Weather { gust: Some(gust), ..Weather::default() }), ..Inputs::default() }
+    }
+
+    fn stormy(place: u64) -> Measured {
+        let gust = told(place).weather.and_then(|weather| weather.gust).unwrap_or_default();
+        let mut measured =
+            Measured { request_p95_ms: Some(value(place) + gust * 4.0), ..Measured::default() };
+        let foreseen = (place..=place + MAX_HORIZON as u64).map(told).collect();
+        measured.fed.foreseen.insert("west".into(), foreseen);
+        measured
+    }
+
+    #[test]
+    fn what_was_told_beforehand_is_replayed_too() {
+        let mut never_stopped = Signals::new(1, STEP, None);
+        let mut restarted = Signals::new(1, STEP, None);
+        let mut untold = Signals::new(1, STEP, None);
+        for place in 0..600 {
+            never_stopped.observe("west", stormy(place), false, at(place));
+        }
+        let first = crate::history::replay::number(at(0), 10_000);
+        let mut kept = replay(600);
+        for (place, (_, value)) in kept.requests.iter_mut().enumerate() {
+            *value = stormy(place as u64).request_p95_ms.expect("a value");
+        }
+        let warmer = untold.warmer();
+        untold.adopt(warmer.feed("west", &kept));
+        kept.told = [("west".into(), (0..600).map(|place| (first + place, told(place))).collect())].into();
+        let warmer = restarted.warmer();
+        restarted.adopt(warmer.feed("west", &kept));
+        for signals in [&mut never_stopped, &mut restarted, &mut untold] {
+            signals.observe("west", stormy(600), false, at(600));
+        }
+        let analogs = |signals: &Signals| -> f64 {
+            let weights = signals.requests().weights(12);
+            weights.iter().find(|(name, _)| *name == "analog").expect("that expert").1
+        };
+        let [kept_on, fed, cold] = [&never_stopped, &restarted, &untold].map(analogs);
+        assert!(kept_on > 0.05 && (fed - kept_on).abs() < kept_on / 5.0, "{kept_on} {fed} {cold}");
+        assert!(cold < kept_on / 2.0, "{kept_on} {fed} {cold}");
     }
 
     #[test]

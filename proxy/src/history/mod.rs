@@ -18,6 +18,7 @@
 //! | `writer` | the thread |
 //! | [`read`] | pages, quantiles, what a forecaster replays |
 //! | [`replay`] | from stored values to steps of a forecaster; pure |
+//! | [`told`] | what forecasters were told beforehand, as numbers; pure |
 //! | [`spikes`] | what a latency spike is; pure |
 
 pub mod collect;
@@ -28,6 +29,7 @@ pub mod series;
 pub mod spikes;
 mod store;
 pub mod tier;
+pub mod told;
 mod writer;
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use super::replay::{Pace, Replay, Samples, fits_from, number, numbered};
 use super::store::decode;
 use super::tier::{Resolution, Retention};
-use super::{HistoryError, rollup, series, spikes};
+use super::{HistoryError, rollup, series, spikes, told};
 use crate::fronts::latencies::histogram;
 
 /// A series.
@@ -304,6 +304,17 @@ impl Reader {
                     replay.probes.push((series.zone, numbered(&samples, anchor, step_ms, shorter)));
                 }
             }
+            for name in told::names() {
+                for series in of(&series::told(name))? {
+                    let samples = self.samples(series.id, from)?;
+                    let steps = numbered(&samples, anchor, step_ms, shorter);
+                    let zone = replay.told.entry(series.zone).or_default();
+                    for (step, number) in steps {
+                        told::add(zone.entry(step).or_default(), name, number);
+                    }
+                }
+            }
+            replay.told.retain(|_, told| !told.is_empty());
             Ok(replay)
         };
         read().map_err(self.database())

@@ -1,6 +1,10 @@
 //! From stored values to the steps of a forecaster. Pure.
 
+use std::collections::BTreeMap;
+
 use migration::units::Timestamp;
+
+use super::told::Told;
 
 /// Values of one series, oldest first: when, and what.
 pub type Samples = Vec<(Timestamp, f64)>;
@@ -27,6 +31,8 @@ pub struct Replay {
     pub probes: Vec<(String, Vec<(u64, f64)>)>,
     /// The request path whichever zone served: for what is usual.
     pub usual: Vec<f64>,
+    /// What was told of each zone's steps beforehand; a zone of which nothing was is missing.
+    pub told: BTreeMap<String, Told>,
 }
 
 /// The first moment from which on steps fit those of `step_ms`: of the same length, or a whole number of them makes one.

@@ -36,6 +36,11 @@ pub fn feed(name: &str) -> String {
     format!("feed_{name}")
 }
 
+/// What the forecasters of a zone were told of the step itself, by one of [`told`](super::told)'s names; by zone.
+pub fn told(name: &str) -> String {
+    format!("told_{name}")
+}
+
 /// The latencies of a segment: histograms, not values.
 pub(crate) fn segment(label: &str) -> String {
     format!("segment_{label}")
@@ -50,6 +55,7 @@ pub fn is_known(name: &str) -> bool {
         || predictor::LEVELS
             .iter()
             .any(|level| predictor::model::LAGS.iter().any(|ahead| forecast(*level, *ahead) == name))
+        || super::told::names().any(|one| told(one) == name)
         || name.strip_prefix("feed_").is_some_and(|feed| !feed.is_empty())
 }
 
@@ -71,10 +77,19 @@ mod tests {
 
     #[test]
     fn only_names_that_can_be_kept_are_known() {
-        for name in ["request_p95_ms", "score_cost", "forecast_p05_ms_16", "feed_prices.west"] {
+        for name in [
+            "request_p95_ms",
+            "score_cost",
+            "forecast_p05_ms_16",
+            "told_gust",
+            "told_maintenance",
+            "feed_prices.west",
+        ] {
             assert!(is_known(name), "{name}");
         }
-        for name in ["nonsense", "score_", "forecast_p07_ms_16", "forecast_p05_ms_2", "feed_", ""] {
+        for name in
+            ["nonsense", "score_", "told_load", "forecast_p07_ms_16", "forecast_p05_ms_2", "feed_", ""]
+        {
             assert!(!is_known(name), "{name}");
         }
     }

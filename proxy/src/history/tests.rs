@@ -332,6 +332,9 @@ fn a_replay_is_what_the_present_primary_served_since_the_last_move() {
     let put = |kept: &mut Kept, place: u64, zone: &str, request: Option<f64>| {
         let mut values = vec![Value::new(series::PROBE, "west", place as f64)];
         values.extend(request.map(|value| Value::new(series::REQUEST_P95, zone, value)));
+        if place < 20 {
+            values.push(Value::new(&series::told("gust"), "west", place as f64));
+        }
         let at = Timestamp(NOW + place * 10_003);
         let step = Step { resource: "orders".into(), at, step: Duration::from_secs(10), values };
         kept.put(&[Entry::Step(step)], NOW);
@@ -351,6 +354,11 @@ fn a_replay_is_what_the_present_primary_served_since_the_last_move() {
     assert_eq!(steps, [9, 8, 7, 6, 5, 3, 2, 1, 0], "since the move back, with its gap");
     assert_eq!(replay.usual.len(), 29);
     assert_eq!((replay.probes.len(), replay.probes[0].1.len()), (1, 30));
+    let told: Vec<_> =
+        replay.told["west"].iter().map(|(step, it)| (replay.newest - step, it.weather)).collect();
+    assert_eq!((told.len(), told[0].0, told[19].0), (20, 29, 10));
+    assert_eq!(told[7].1.and_then(|weather| weather.gust), Some(7.0));
+    assert!(read(10_000, 4).told.is_empty(), "nothing was told of these");
     assert_eq!(read(10_000, 4).requests.len(), 4, "only the newest");
     assert_eq!(read(20_000, 100).probes[0].1.len(), 15, "two steps make one");
     assert_eq!(read(15_000, 100), replay::Replay::default(), "the length does not fit");
