@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
+use godwit::admin::HistoryView;
 use godwit::controller::view::{DecisionView, TermView};
 use godwit::demo::zone::{Playground, RESOURCE};
 use godwit::feeds::external::Secret;
@@ -114,6 +115,24 @@ fn near(term: &TermView, raw: f64) -> bool {
     term.raw.is_some_and(|value| (value - raw).abs() < 1e-6)
 }
 
+/// Awaits that the history has what the forecasters of `zone` were told of maintenance: these values, in turn.
+async fn told(leader: &Leader<'_>, zone: &str, values: [f64; 2]) -> Result<()> {
+    let path = format!("/api/v1/resources/{RESOURCE}/history?series=told_maintenance");
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let page: HistoryView = leader.client.fetch(&path).await?;
+        let series = page.series.iter().position(|series| series.zone == zone);
+        let mut kept: Vec<f64> =
+            page.rows.iter().filter(|row| Some(row.series) == series).map(|row| row.mean).collect();
+        kept.dedup();
+        if kept == values {
+            return Ok(());
+        }
+        ensure!(tokio::time::Instant::now() < deadline, "the history has {kept:?} of {zone}: {page:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
 async fn request(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<(StatusCode, String)> {
     let client = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http();
     let (mut parts, body) = request.into_parts();
@@ -159,6 +178,7 @@ async fn what_a_feed_says_changes_the_score_until_it_is_stale() -> Result<()> {
         guarded.guards.iter().find(|guard| guard.name == "no maintenance ahead").expect("found before");
     ensure!(guard.value == format!("maintenance of {central} ends in 9 h: New routers"), "{guard:#?}");
     ensure!(!guard.binds_operator, "{guard:#?}");
+    told(&leader, &central, [0.0, 1.0]).await?;
 
     // What is posted counts as soon as it is signed.
     let body = format!(r#"{{"{west}": 90, "{central}": 10}}"#);
