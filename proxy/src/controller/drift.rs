@@ -14,6 +14,7 @@ use super::databases::{Databases, Purpose};
 use super::effects::chain;
 use super::view::ResourceView;
 use crate::config::model::Resource;
+use crate::fronts::postgres::PostgresFront;
 
 /// How long reading both schemas may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -102,17 +103,26 @@ pub(super) async fn problems(databases: &Databases, zones: [&str; 2]) -> Result<
 }
 
 /// What the shadow's server lacks for the service to go on there: roles that were made since the copy, what they may do, and the
-/// like. What cannot be read is told where the databases are examined one by one.
-pub(super) async fn lacks(databases: &Databases, zones: [&str; 2]) -> Vec<String> {
+/// like; and who could not log in there through the front. What cannot be read is told where the databases are examined one by one.
+pub(super) async fn lacks(
+    databases: &Databases,
+    zones: [&str; 2],
+    front: Option<&PostgresFront>,
+) -> Vec<String> {
     let read = async {
         let [source, shadow] = both(databases, zones).await?;
         let found = replicator::preflight::compare(&source, &shadow).await?;
         Ok::<_, replicator::Error>(super::preflight::worded(found, zones[1]))
     };
-    match tokio::time::timeout(PATIENCE, read).await {
+    let mut found = match tokio::time::timeout(PATIENCE, read).await {
         Ok(Ok(found)) => found,
         _ => Vec::new(),
+    };
+    if let Some(front) = front {
+        let tried = tokio::time::timeout(PATIENCE, front.rehearse(zones[1])).await;
+        found.extend(tried.unwrap_or_default());
     }
+    found
 }
 
 /// What changes when the schemas of these zones do, but for rights, owners and what is rarely changed; none: it cannot be told.

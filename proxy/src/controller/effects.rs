@@ -466,7 +466,7 @@ impl Hands {
         if !differences.is_empty() {
             return Err(format!("the schemas differ: {}", differences.join("; ")));
         }
-        let lacks = super::drift::lacks(&self.databases, zones).await;
+        let lacks = super::drift::lacks(&self.databases, zones, self.postgres.as_deref()).await;
         if !lacks.is_empty() {
             return Err(lacks.join("; "));
         }

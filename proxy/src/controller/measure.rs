@@ -21,6 +21,7 @@ use crate::feeds::external::board::FeedBoard;
 use crate::feeds::prober::{PlacementKey, ProbeBoard, Serving};
 use crate::feeds::{Phase as ProbePhase, Probe};
 use crate::fronts::latencies::Latencies;
+use crate::fronts::postgres::PostgresFront;
 use crate::fronts::stopwatch::Segment;
 use crate::lock::lock;
 
@@ -95,7 +96,13 @@ impl Measure {
     }
 
     /// Compares the schemas of both zones, the primary's first; ends with `stop`.
-    pub fn compare_schemas(&self, databases: &Arc<Databases>, primary: &str, stop: &CancellationToken) {
+    pub fn compare_schemas(
+        &self,
+        databases: &Arc<Databases>,
+        front: Option<Arc<PostgresFront>>,
+        primary: &str,
+        stop: &CancellationToken,
+    ) {
         primary.clone_into(&mut lock(&self.watched).primary);
         let (databases, watched, resource) = (databases.clone(), self.watched.clone(), self.resource.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
@@ -121,7 +128,7 @@ impl Measure {
                     now.saturating_duration_since(*when) >= every
                 });
                 if again {
-                    lacks = Some((now, drift::lacks(&databases, zones).await));
+                    lacks = Some((now, drift::lacks(&databases, zones, front.as_deref()).await));
                 }
                 let mut found = drift::problems(&databases, zones)
                     .await

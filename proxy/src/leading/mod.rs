@@ -262,7 +262,7 @@ impl Leading {
         let board = probing::probe(&live, &stop, &own);
         let measure = Measure::new(live.clone(), shared.recorder.reader(), board, shared.feeds.clone());
         measure.watch(&drivers, &databases, &stop);
-        measure.compare_schemas(&databases, &state.primary.0, &stop);
+        measure.compare_schemas(&databases, postgres.clone(), &state.primary.0, &stop);
         let with_database =
             |placement: &&Placement| placement.postgres.is_some() || placement.provided.postgres;
         let zones = resource.placements.values().filter(with_database);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use godwit::controller::view::MigrationView;
-use godwit::demo::zone::{DATABASE, OWNER_ROLE, Options, Playground, SERVICE_ROLE};
+use godwit::demo::zone::{DATABASE, OWNER_ROLE, Options, Playground, SERVICE_ROLE, SUPERUSER};
 use tokio_postgres::Config;
 
 use super::bench::{self, Bench};
@@ -171,5 +171,58 @@ async fn pgbench_over_thirty_cutovers() -> Result<()> {
         let [p50, p99, most] = [0.5, 0.99, 1.0].map(|share| quantile(values, share));
         println!("  {what}: p50 {p50} {unit}, p99 {p99} {unit}, longest {most} {unit}");
     }
+    Ok(())
+}
+
+/// What a role logs in with here is tried over there first: nobody finds the door shut after a move.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_could_not_log_in_over_there_is_not_moved() -> Result<()> {
+    let (playground, front) = playground(Duration::ZERO, "SELECT 1").await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let mut config = Config::new();
+    config.host(front.ip().to_string()).port(front.port()).user(SERVICE_ROLE).dbname(DATABASE);
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    client.batch_execute("SET application_name = 'kept'").await?;
+    let [near, far] = &playground.zones;
+    let administrator = replicator::postgres::connect(&far.dsn(SUPERUSER), "godwit-test").await?;
+    administrator.batch_execute(&format!("ALTER ROLE {SERVICE_ROLE} NOLOGIN")).await?;
+    let id = leader.migrate(&far.name).await?;
+    leader.until("it is given up", |view| view.migration.is_none() && view.phase == "shadowing").await?;
+    let run = leader.migration(&id).await?;
+    let reason = run.reason.clone().unwrap_or_default();
+    let expected = format!("role {SERVICE_ROLE} cannot log in at {} as it does at {}", far.name, near.name);
+    ensure!(run.state == "aborted" && reason.contains(&expected), "{run:#?}");
+    ensure!(reason.contains("is not permitted to log in"), "{reason}");
+    let kept = client.query_one("SHOW application_name", &[]).await?;
+    ensure!(kept.get::<_, &str>(0) == "kept");
+
+    administrator.batch_execute(&format!("ALTER ROLE {SERVICE_ROLE} LOGIN")).await?;
+    // There and back, where a fence has taken its right to connect meanwhile.
+    for zone in [far, near] {
+        leader.ready().await?;
+        leader.migrate(&zone.name).await?;
+        leader.until("it has moved", |view| view.primary == zone.name && view.phase == "shadowing").await?;
+    }
+    let kept = client.query_one("SHOW application_name", &[]).await?;
+    ensure!(kept.get::<_, &str>(0) == "kept");
+    // A role that is gone here as well keeps nobody.
+    let here = replicator::postgres::connect(&near.dsn(SUPERUSER), "godwit-test").await?;
+    for client in [&here, &administrator] {
+        client.batch_execute("CREATE ROLE guest LOGIN IN ROLE orders_app").await?;
+    }
+    leader.ready().await?;
+    config.user("guest");
+    let (guest, connection) = config.connect(tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    guest.batch_execute("SELECT 1").await?;
+    drop(guest);
+    for client in [&here, &administrator] {
+        client.batch_execute("ALTER ROLE guest NOLOGIN").await?;
+    }
+    leader.ready().await?;
+    leader.migrate(&far.name).await?;
+    leader.until("it has moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
     Ok(())
 }

@@ -16,6 +16,7 @@ use super::pool::Pool;
 use super::protocol::message;
 use super::protocol::oids::Catalogue;
 use super::protocol::scram::Verifier;
+use super::rehearsal::Roles;
 use super::turnstile::Turnstile;
 use super::verifiers::{self, Asked, Unknown};
 use crate::config::model::{HoldLimits, PostgresAuth, PostgresFront as Settings, Resource};
@@ -52,6 +53,7 @@ pub struct PostgresFront {
     pub(super) made_up: String,
     /// Clients share connections.
     pub(super) pool: Option<Pool>,
+    pub(super) roles: Roles,
     places: BTreeMap<Arc<str>, Dsn>,
     active: ArcSwap<Active>,
     /// One writer at a time.
@@ -119,6 +121,7 @@ impl PostgresFront {
             turnstile: Turnstile::new(hold),
             made_up: crate::rng::secret(),
             pool: settings.pool.map(Pool::new),
+            roles: Roles::default(),
             places: places.collect(),
             active: ArcSwap::from_pointee(active),
             writer: Mutex::default(),

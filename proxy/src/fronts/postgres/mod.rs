@@ -3,7 +3,7 @@
 //! One connection is one [`session`](self): greeted and let in by `login` (TLS, SCRAM by the role's verifier), given a session of
 //! the database that is primary now (`backend`), and then passed through by `relay`, which knows from the messages' types alone where
 //! transactions end. A cutover closes the [`turnstile`]: a session that stands between two transactions tells what it has
-//! (`protocol::state`) and waits, while a connection to the next primary is made and brought to the same. When the turnstile opens it
+//! (`protocol::state`) and waits, while a connection to the next primary is made and brought to the same (that it can be is tried before: `rehearsal`). When the turnstile opens it
 //! goes on there, or where it was. What cannot be carried ends the session with an error that names it.
 //!
 //! Clients may share connections (`pool`): then a session has one only for a transaction at a time, and its prepared statements are
@@ -20,6 +20,7 @@ mod front;
 mod login;
 mod meters;
 mod pool;
+mod rehearsal;
 mod relay;
 mod session;
 mod talk;

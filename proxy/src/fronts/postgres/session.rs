@@ -694,6 +694,9 @@ async fn open(
     };
     let opened = Backend::open(dsn, identity, generation, zone).await;
     front.meters.connected(zone, opened.is_ok());
+    if opened.is_ok() {
+        front.roles.learn(identity);
+    }
     opened
 }
 
