@@ -41,6 +41,7 @@ mod slots;
 mod source;
 mod standby;
 mod stream;
+mod taken_back;
 mod tls;
 mod traces;
 mod types;

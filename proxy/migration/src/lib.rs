@@ -4,10 +4,11 @@
 //! - [`score`] computes the Migration Score, [`decide`] turns it into a decision with its [`report`], [`flip`] says
 //!   what would change it;
 //! - [`zones`] chooses where the shadow lives;
-//! - [`cutover`] is the machine that carries a decision out.
+//! - [`cutover`] is the machine that carries a decision out; [`aftermath`] says whether requests fail since.
 //!
 //! Deliberately absent: tokio, serde, pingora, tracing. Whoever needs them wraps this crate.
 
+pub mod aftermath;
 pub mod cutover;
 pub mod decide;
 pub mod flip;

@@ -44,6 +44,21 @@ pub enum AfterRetire {
     Deprovision,
 }
 
+/// When a move is taken back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TakeBack {
+    /// How much more of the requests fails since than before, as a share of all.
+    pub failures: Ratio,
+    /// For how long after a move; zero: never.
+    pub within: Duration,
+}
+
+impl Default for TakeBack {
+    fn default() -> Self {
+        Self { failures: Ratio::new(0.1).unwrap_or_default(), within: Duration::from_secs(300) }
+    }
+}
+
 /// What becomes of the shadow's materialized views before a move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MaterializedViews {
@@ -301,6 +316,8 @@ pub struct PolicyParts {
     pub reads_during_hold: ReadsDuringHold,
     /// How those who were held are released.
     pub release: Release,
+    /// When a move after which requests fail is taken back.
+    pub take_back: TakeBack,
     /// Keep a shadow.
     pub shadow_enabled: bool,
     /// Capacity of the shadow, share of the primary's.
@@ -359,6 +376,7 @@ impl Default for PolicyParts {
             on_drain_timeout: OnDrainTimeout::Abort,
             reads_during_hold: ReadsDuringHold::Wait,
             release: Release::default(),
+            take_back: TakeBack::default(),
             shadow_enabled: true,
             shadow_capacity: Ratio::new(0.25).unwrap_or_default(),
             zones: zones::Rules::default(),

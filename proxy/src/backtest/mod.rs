@@ -157,6 +157,8 @@ fn measured(history: &History, cells: &[data::Cell], zones: [usize; 2], primary:
     Measured {
         heartbeat_ms: None,
         request_p95_ms: cells[primary].latency_ms,
+        // Who asked, and how many, nobody recorded.
+        answers: migration::aftermath::Answers::default(),
         probes_ms: or_why(by_zone(&|cell| cell.latency_ms)),
         utilization: or_why(by_zone(&|cell| cell.utilization)),
         cost: by_zone(&|cell| cell.cost),

@@ -164,6 +164,11 @@ fn limits<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut Po
         filled.take(&mut release, "every", &mut parts.release.every, Item::duration);
         release.finish();
     }
+    if let Some(mut rules) = section.optional("take_back").and_then(|item| item.section()) {
+        filled.take(&mut rules, "failures", &mut parts.take_back.failures, Item::ratio);
+        filled.take(&mut rules, "within", &mut parts.take_back.within, Item::duration);
+        rules.finish();
+    }
     filled.take(section, "guards", &mut parts.guards, extra_guards);
     filled.take(section, "proposal_expires", &mut parts.proposal_expires, Item::duration);
     filled.take(section, "approvals", &mut parts.approvals, |item| item.count(1, 9));

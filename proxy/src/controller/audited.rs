@@ -1,6 +1,6 @@
 //! What of a controller's work goes into the audit.
 
-use migration::cutover::{State, Trigger};
+use migration::cutover::State;
 use migration::report::{DecisionReport, Verdict};
 
 use crate::audit::Entry;
@@ -37,10 +37,7 @@ pub(super) fn step(before: &State, after: &State, event: &str) -> Entry {
     Entry::Step {
         resource: after.resource.clone(),
         migration: run.map(|run| run.id.clone()),
-        trigger: run.map(|run| match &run.trigger {
-            Trigger::Score => "score".to_owned(),
-            Trigger::Operator(name) => name.clone(),
-        }),
+        trigger: run.map(|run| run.trigger.to_string()),
         event: event.to_owned(),
         before: before.phase.name().to_owned(),
         after: after.phase.name().to_owned(),

@@ -1,6 +1,8 @@
 //! The actor: takes events and commands, steps the machine, writes the journal, starts effects.
 
 mod approving;
+mod shown;
+mod taking_back;
 mod tasks;
 
 use std::collections::HashMap;
@@ -8,16 +10,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use migration::aftermath::Aftermath;
 use migration::cutover::{Effect, Event, Limits, Outcome, Phase, Refused, Run, State, Trigger, step};
 use migration::decide::decide;
 use migration::report::{DecisionReport, Verdict};
 use migration::units::{Timestamp, Zone};
-use replicator::status::{Phase as StreamPhase, StreamStatus};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use self::taking_back::TakenBack;
 use self::tasks::Tasks;
 use super::audited;
 use super::effects::{Hands, Report, chain};
@@ -31,7 +34,7 @@ use super::retirement::{Aside, Retiring};
 use super::signals::{Measured, Moves, Signals};
 use super::slots::{SlotGuard, SlotWatch};
 use super::verification::Verifications;
-use super::view::{DecisionView, GateView, ModeView, ReplicationView, ResourceView, SessionsView, StepView};
+use super::view::{DecisionView, ResourceView, StepView};
 use super::warm::Warm;
 use super::warm_up;
 use super::{Command, Denied, Plan, ResourceHandle, recording};
@@ -85,6 +88,10 @@ pub struct Machine {
     /// What the newest decision expects of a move.
     expected: LedgerRow,
     worth: Option<Worth>,
+    aftermath: Aftermath,
+    taken_back: Option<TakenBack>,
+    /// Why the last move should be taken back, where it is not.
+    regret: Option<String>,
     moves: Moves,
     gate_closed_at: Option<Instant>,
     last_step: Instant,
@@ -146,6 +153,9 @@ impl Machine {
             proposals,
             expected: LedgerRow::default(),
             worth,
+            aftermath: Aftermath::default(),
+            taken_back: None,
+            regret: None,
             moves: Moves::default(),
             gate_closed_at: None,
             last_step: clock::monotonic(),
@@ -602,6 +612,8 @@ impl Machine {
         self.last_step = clock::monotonic();
         let now = clock::now();
         self.measure_worth(&measured, moving);
+        self.see_aftermath(measured.answers, moving, now);
+        self.freeze_after_taking_back(now);
         self.read_moves();
         self.signals.observe(&self.state.primary.0, measured, moving, now);
         self.decide();
@@ -620,6 +632,7 @@ impl Machine {
         self.history.record_step(recording::step(&self.hands.settings(), &self.signals, &report, zones, now));
         telemetry::decision(&self.state.resource, &report, &self.signals, &self.hands.policy());
         self.proposals.follow(&report, self.hands.policy().proposal_expires, now);
+        self.take_back(now);
         if let Verdict::Move { to } = &report.verdict
             && self.slots.free().is_ok()
         {
@@ -632,11 +645,6 @@ impl Machine {
             }
         }
         self.publish();
-    }
-
-    fn publish_forecast(&self) {
-        let view = ForecastView::of(&self.signals, &self.hands.policy(), clock::now());
-        self.forecast.store(Arc::new(view));
     }
 
     fn decide(&mut self) {
@@ -691,87 +699,6 @@ impl Machine {
     /// Why the journal was not written.
     pub(super) fn journal_problem(&self) -> String {
         self.journal_fails.clone().unwrap_or_else(|| "it was not written".to_owned())
-    }
-
-    pub(super) fn publish(&mut self) {
-        self.measure.told(&self.state);
-        let resource = self.hands.settings();
-        let stream = self.hands.streams.status(self.state.generation);
-        let (mode, lanes) = self.hands.streams.mode(self.state.generation);
-        let mut problems = self.measure.problems(&self.hands, &self.state);
-        problems.extend(self.failures.iter().map(|(effect, (times, why))| {
-            format!("{effect} failed {times} times: {why}; the service stays in {}", self.state.primary)
-        }));
-        if let Some((_, target, StreamStatus { phase: StreamPhase::Failed { error, .. }, .. })) = &stream {
-            problems.push(format!("the stream to {target} stands still: {error}"));
-        }
-        problems.extend(self.slots.problems(&self.hands, self.state.generation));
-        problems.extend(mode.problems.iter().map(|what| format!("replication mode: {what}")));
-        if mode.effective != mode.wanted && stream.is_some() {
-            problems.push(format!(
-                "commits do not wait for the shadow, as {} replication would have it: {}",
-                mode.wanted.name(),
-                mode.why
-            ));
-        }
-        problems.extend(
-            self.hands
-                .audit
-                .failing()
-                .map(|why| format!("the audit cannot be written, changes are refused: {why}")),
-        );
-        problems.extend(self.journal_fails.iter().map(|why| format!("the journal cannot be written: {why}")));
-        problems.extend(self.history.problem());
-        problems.extend(self.retirement_problem());
-        let view = ResourceView {
-            name: resource.name.clone(),
-            primary: self.state.primary.to_string(),
-            shadow: self.state.shadow.to_string(),
-            phase: self.state.phase.name().to_owned(),
-            since_ms: self.state.since.0,
-            generation: self.state.generation.0,
-            policy: resource.policy.name.clone(),
-            mode: format!("{:?}", resource.policy.mode).to_lowercase(),
-            migration: self.state.run.as_ref().map(|run| run.id.clone()),
-            gate: self.hands.front.as_ref().map(|front| {
-                let stats = front.gate.stats();
-                GateView {
-                    closed: front.gate.is_closed(),
-                    held: stats.held,
-                    in_flight: stats.in_flight,
-                    refused_total: stats.refused_total,
-                }
-            }),
-            postgres: self.hands.postgres.as_ref().map(|front| {
-                let stats = front.turnstile.stats();
-                SessionsView {
-                    closed: front.turnstile.is_closed(),
-                    connections: front.sessions(),
-                    running: stats.running,
-                    held: stats.held,
-                    refused_total: stats.refused_total,
-                }
-            }),
-            placements: self.measure.placements(&self.state, &self.signals, &resource.policy),
-            replication: (match &stream {
-                Some((source, target, status)) => ReplicationView::of(source, target, status),
-                None => ReplicationView { state: "stopped".into(), ..ReplicationView::default() },
-            })
-            .with_mode(ModeView::of(&mode, resource.policy.fallback_after), &lanes),
-            mirror: self.hands.front.as_ref().map(|front| front.mirror.view()).unwrap_or_default(),
-            decision: self.decision.as_ref().map(|(report, at)| DecisionView::of(report, *at)),
-            proposal: self.proposals.view(),
-            problems,
-        };
-        self.aim_mirror(&resource.policy.mirror);
-        if let Some((.., status)) = &stream {
-            telemetry::replication(&resource.name, status);
-        }
-        telemetry::replication_mode(&resource.name, mode.effective);
-        telemetry::standing(&self.state, view.problems.len(), clock::now());
-        let view = Arc::new(view);
-        let before = self.view.swap(view.clone());
-        self.hands.events.view(&before, &view, clock::now());
     }
 }
 

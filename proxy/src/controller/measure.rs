@@ -152,6 +152,10 @@ impl Measure {
         let settings = self.resource.load();
         let oldest = oldest_probe(settings.policy.step);
         for (zone, placement) in &settings.placements {
+            let answers = self.latencies.answers(&self.resource.name, zone);
+            if *zone == primary {
+                measured.answers = answers;
+            }
             let probes = self.board.get(&PlacementKey::new(&self.resource.name, zone));
             if let Some(probe) = &probes.http {
                 let fresh = probe.reading("HTTP probe");

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use migration::aftermath::Answers;
 use migration::cutover::State;
 use migration::policy::Policy;
 use migration::units::{ByteCount, Timestamp};
@@ -31,6 +32,8 @@ const EXAMPLES_EVERY: usize = 8;
 pub struct Measured {
     /// p95 of the request path, milliseconds; none: no request in this step.
     pub request_p95_ms: Option<f64>,
+    /// Requests that the primary's zone was asked since the last step.
+    pub answers: Answers,
     /// HTTP probe by zone: total milliseconds, or why it failed.
     pub probes_ms: BTreeMap<String, Result<f64, String>>,
     /// What the primary's database took to write and commit a row, milliseconds; none: it was not asked, or failed.

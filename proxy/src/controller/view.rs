@@ -578,7 +578,7 @@ pub struct MigrationView {
     pub from: String,
     /// New primary.
     pub to: String,
-    /// `score` or the operator's name.
+    /// `score`, the operator's name, or `failures: ` and what failed since the move that this takes back.
     pub trigger: String,
     /// The generation it commits.
     pub generation: u64,

@@ -14,6 +14,7 @@ use std::time::Duration;
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use hdrhistogram::Histogram;
+use migration::aftermath::Answers;
 
 use crate::lock::lock;
 use crate::telemetry::names;
@@ -35,7 +36,7 @@ const OTHER: &str = "other";
 pub struct Sample {
     /// The resource; none: no front serves the host.
     pub resource: Option<Arc<str>>,
-    /// The zone of the pool it was sent to; none: it was not sent.
+    /// The zone of the pool it was sent to, or for which there was no endpoint; none: it did not come so far.
     pub zone: Option<Arc<str>>,
     /// The configured route; none: another.
     pub route: Option<Arc<str>>,
@@ -51,7 +52,11 @@ pub struct Sample {
 type Key = (Arc<str>, Arc<str>);
 /// Resource, zone and route, where each may be missing, and how it ended.
 type MeterKey = (Option<Arc<str>>, Option<Arc<str>>, Option<Arc<str>>, &'static str);
-type Series = [Histogram<u64>; 6];
+/// What a reader has of one resource in one zone.
+struct Series {
+    segments: [Histogram<u64>; 6],
+    answers: Answers,
+}
 
 /// Where the request path leaves samples.
 pub struct Recorder {
@@ -152,7 +157,18 @@ impl Latencies {
     pub fn take_all(&self) -> Vec<Taken> {
         self.recorder.collect();
         let all = std::mem::take(&mut *lock(&self.series));
-        all.into_iter().map(|((resource, zone), segments)| Taken { resource, zone, segments }).collect()
+        let measured = all.into_iter().filter(|(_, series)| !series.segments[0].is_empty());
+        measured
+            .map(|((resource, zone), series)| Taken { resource, zone, segments: series.segments })
+            .collect()
+    }
+
+    /// How many requests came to an end in `zone` since this reader last took them; those whose client left are none.
+    pub fn answers(&self, resource: &str, zone: &str) -> Answers {
+        self.recorder.collect();
+        let mut series = lock(&self.series);
+        let of = series.iter_mut().find(|((of, at), _)| &**of == resource && &**at == zone);
+        of.map(|(_, series)| std::mem::take(&mut series.answers)).unwrap_or_default()
     }
 
     /// Microseconds of `segment` since this reader last took them, of requests that got a whole response.
@@ -162,8 +178,8 @@ impl Latencies {
         series
             .iter_mut()
             .find(|((of, at), _)| &**of == resource && &**at == zone)
-            .map_or_else(histogram, |(_, segments)| {
-                std::mem::replace(&mut segments[segment as usize], histogram())
+            .map_or_else(histogram, |(_, series)| {
+                std::mem::replace(&mut series.segments[segment as usize], histogram())
             })
     }
 }
@@ -205,17 +221,21 @@ impl Meters {
 }
 
 fn sort(series: &mut HashMap<Key, Series>, sample: &Sample) {
-    let (Some(resource), Some(zone), Some(segments)) = (&sample.resource, &sample.zone, &sample.segments)
-    else {
-        return;
-    };
-    let histograms = series
-        .entry((Arc::clone(resource), Arc::clone(zone)))
-        .or_insert_with(|| std::array::from_fn(|_| histogram()));
+    let (Some(resource), Some(zone)) = (&sample.resource, &sample.zone) else { return };
+    let series = series.entry((Arc::clone(resource), Arc::clone(zone))).or_insert_with(|| Series {
+        segments: std::array::from_fn(|_| histogram()),
+        answers: Answers::default(),
+    });
+    match sample.outcome {
+        Outcome::Cancelled => {}
+        Outcome::Status(status) => series.answers.count(status >= 500),
+        Outcome::Aborted => series.answers.count(true),
+    }
+    let Some(segments) = &sample.segments else { return };
     for segment in Segment::ALL {
         let micros = u64::try_from(segments.get(segment).as_micros()).unwrap_or(u64::MAX);
         // It grows to hold any value, so this does not fail; `saturating_record` would clamp instead of growing.
-        let _ = histograms[segment as usize].record(micros);
+        let _ = series.segments[segment as usize].record(micros);
     }
 }
 
@@ -261,6 +281,13 @@ mod tests {
         assert!(taken.max().abs_diff(10_000) < 20);
         assert_eq!(one.take("orders", "a", Segment::Upstream).len(), 0);
         assert_eq!(one.take("orders", "b", Segment::Upstream).len(), 0);
+        let bad = |outcome| Sample { segments: None, outcome, ..sample(Duration::ZERO) };
+        for outcome in [Outcome::Status(502), Outcome::Status(404), Outcome::Aborted, Outcome::Cancelled] {
+            recorder.record(bad(outcome));
+        }
+        assert_eq!(one.answers("orders", "a"), Answers { all: 4, failed: 2 });
+        assert_eq!(one.answers("orders", "a"), Answers::default());
+        assert_eq!(two.answers("orders", "a"), Answers { all: 4, failed: 2 });
         recorder.record(sample(Duration::from_millis(20)));
         assert_eq!(two.take("orders", "a", Segment::FirstByte).len(), 2);
         assert_eq!(one.take("orders", "a", Segment::FirstByte).len(), 2);

@@ -79,7 +79,7 @@ pub struct RunRow {
     pub from: String,
     /// New primary.
     pub to: String,
-    /// `score` or the operator's name.
+    /// `score`, the operator's name, or `failures: ` and what failed.
     pub trigger: String,
     /// The generation it committed or tried to.
     pub generation: u64,
@@ -240,10 +240,7 @@ impl Journal {
                     checksum(&text)
                 ])?;
             if let Some(run) = &state.run {
-                let trigger = match &run.trigger {
-                    migration::cutover::Trigger::Score => "score",
-                    migration::cutover::Trigger::Operator(name) => name.as_str(),
-                };
+                let trigger = run.trigger.to_string();
                 let committed = state.phase.past_commit().then_some(at.0);
                 transaction
                     .prepare_cached(
@@ -482,7 +479,12 @@ mod tests {
             walk(&journal)
         };
         let journal = Journal::open(directory.path()).expect("open again");
-        assert_eq!(journal.latest("orders").expect("read"), Some(state));
+        assert_eq!(journal.latest("orders").expect("read").as_ref(), Some(&state));
+        for trigger in [Trigger::Score, Trigger::Failures("9 of 9".into())] {
+            let mut state = state.clone();
+            state.run.as_mut().expect("a run").trigger = trigger;
+            assert_eq!(record::decode(&record::encode(&state).expect("text")), Ok(state));
+        }
         assert_eq!(journal.latest("other").expect("read"), None);
         let phases: Vec<String> =
             journal.timeline("m1").expect("read").into_iter().map(|row| row.phase).collect();

@@ -26,8 +26,10 @@ struct RunRecord {
     from: String,
     to: String,
     generation: u64,
-    /// Absent: the score asked.
+    /// With `failures` absent: the score asked.
     operator: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    failures: Option<String>,
     started_ms: u64,
     limits: LimitsRecord,
     held_since_ms: Option<u64>,
@@ -64,8 +66,12 @@ pub(super) fn encode(state: &State) -> Result<String, serde_json::Error> {
         to: run.to.to_string(),
         generation: run.generation.0,
         operator: match &run.trigger {
-            Trigger::Score => None,
             Trigger::Operator(name) => Some(name.clone()),
+            Trigger::Score | Trigger::Failures(_) => None,
+        },
+        failures: match &run.trigger {
+            Trigger::Failures(what) => Some(what.clone()),
+            Trigger::Score | Trigger::Operator(_) => None,
         },
         started_ms: run.started.0,
         limits: LimitsRecord {
@@ -115,7 +121,11 @@ pub(super) fn decode(text: &str) -> Result<State, String> {
         from: run.from.as_str().into(),
         to: run.to.as_str().into(),
         generation: Generation(run.generation),
-        trigger: run.operator.map_or(Trigger::Score, Trigger::Operator),
+        trigger: match (run.operator, run.failures) {
+            (Some(name), _) => Trigger::Operator(name),
+            (None, Some(what)) => Trigger::Failures(what),
+            (None, None) => Trigger::Score,
+        },
         started: Timestamp(run.started_ms),
         limits: Limits {
             scale: ms(run.limits.scale_ms),

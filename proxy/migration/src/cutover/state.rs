@@ -1,5 +1,6 @@
 //! What is true of one resource.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::policy::{OnDrainTimeout, Policy};
@@ -117,6 +118,18 @@ pub enum Trigger {
     Score,
     /// A person, by name.
     Operator(String),
+    /// Requests fail since the move before; in words.
+    Failures(String),
+}
+
+impl fmt::Display for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Score => f.write_str("score"),
+            Self::Operator(name) => f.write_str(name),
+            Self::Failures(what) => write!(f, "failures: {what}"),
+        }
+    }
 }
 
 /// How long a run may take where.

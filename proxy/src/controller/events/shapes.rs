@@ -1,6 +1,6 @@
 //! The data of each event: docs/events.md.
 
-use migration::cutover::{Run, State, Trigger};
+use migration::cutover::{Run, State};
 use migration::units::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ pub struct MigrationEvent {
     pub from: String,
     /// New primary.
     pub to: String,
-    /// `score` or the operator's name.
+    /// `score`, the operator's name, or `failures: ` and what failed.
     pub trigger: String,
     /// The generation it commits.
     pub generation: u64,
@@ -50,10 +50,7 @@ impl MigrationEvent {
             id: run.id.clone(),
             from: run.from.to_string(),
             to: run.to.to_string(),
-            trigger: match &run.trigger {
-                Trigger::Score => "score".into(),
-                Trigger::Operator(name) => name.clone(),
-            },
+            trigger: run.trigger.to_string(),
             generation: run.generation.0,
             at_ms: at.0,
             phase: state.phase.name().into(),

@@ -42,7 +42,7 @@ pub struct Exchange {
     pub(super) may_be_silent: bool,
     pub(super) admission: Option<Admission>,
     pub(super) pick: Option<Pick>,
-    /// The zone of the endpoint it was last at.
+    /// The zone of the endpoint it was last at, or that had none for it.
     pub(super) zone: Option<Arc<str>>,
     /// Endpoints that could not be used.
     pub(super) tried: Vec<SocketAddr>,

@@ -109,8 +109,14 @@ impl ProxyHttp for HttpFront {
         let Some(front) = &exchange.front else { return exchange.fail(Fault::Internal) };
         let pick = match front.pool.pick(&exchange.tried, now) {
             Ok(pick) => pick,
-            Err(NoPick::None) => return exchange.fail(Fault::NoUpstream),
-            Err(NoPick::Full) => return exchange.fail(Fault::Full),
+            Err(no) => {
+                // It would have been sent there.
+                exchange.zone = Some(Arc::clone(&front.pool.load().zone));
+                return exchange.fail(match no {
+                    NoPick::None => Fault::NoUpstream,
+                    NoPick::Full => Fault::Full,
+                });
+            }
         };
         let upgrades = !pick.reach().http2
             && session.req_header().headers.contains_key(http::header::UPGRADE)

@@ -1,0 +1,102 @@
+//! What the API, the metrics and the events are told of a resource.
+
+use std::sync::Arc;
+
+use replicator::status::{Phase as StreamPhase, StreamStatus};
+
+use super::Machine;
+use crate::clock;
+use crate::controller::forecast::ForecastView;
+use crate::controller::view::{
+    DecisionView, GateView, ModeView, ReplicationView, ResourceView, SessionsView,
+};
+use crate::telemetry::metrics as telemetry;
+
+impl Machine {
+    pub(super) fn publish_forecast(&self) {
+        let view = ForecastView::of(&self.signals, &self.hands.policy(), clock::now());
+        self.forecast.store(Arc::new(view));
+    }
+
+    pub(in crate::controller) fn publish(&mut self) {
+        self.measure.told(&self.state);
+        let resource = self.hands.settings();
+        let stream = self.hands.streams.status(self.state.generation);
+        let (mode, lanes) = self.hands.streams.mode(self.state.generation);
+        let mut problems = self.measure.problems(&self.hands, &self.state);
+        problems.extend(self.failures.iter().map(|(effect, (times, why))| {
+            format!("{effect} failed {times} times: {why}; the service stays in {}", self.state.primary)
+        }));
+        if let Some((_, target, StreamStatus { phase: StreamPhase::Failed { error, .. }, .. })) = &stream {
+            problems.push(format!("the stream to {target} stands still: {error}"));
+        }
+        problems.extend(self.slots.problems(&self.hands, self.state.generation));
+        problems.extend(mode.problems.iter().map(|what| format!("replication mode: {what}")));
+        if mode.effective != mode.wanted && stream.is_some() {
+            problems.push(format!(
+                "commits do not wait for the shadow, as {} replication would have it: {}",
+                mode.wanted.name(),
+                mode.why
+            ));
+        }
+        problems.extend(
+            self.hands
+                .audit
+                .failing()
+                .map(|why| format!("the audit cannot be written, changes are refused: {why}")),
+        );
+        problems.extend(self.journal_fails.iter().map(|why| format!("the journal cannot be written: {why}")));
+        problems.extend(self.history.problem());
+        problems.extend(self.retirement_problem());
+        problems.extend(self.regret.clone());
+        let view = ResourceView {
+            name: resource.name.clone(),
+            primary: self.state.primary.to_string(),
+            shadow: self.state.shadow.to_string(),
+            phase: self.state.phase.name().to_owned(),
+            since_ms: self.state.since.0,
+            generation: self.state.generation.0,
+            policy: resource.policy.name.clone(),
+            mode: format!("{:?}", resource.policy.mode).to_lowercase(),
+            migration: self.state.run.as_ref().map(|run| run.id.clone()),
+            gate: self.hands.front.as_ref().map(|front| {
+                let stats = front.gate.stats();
+                GateView {
+                    closed: front.gate.is_closed(),
+                    held: stats.held,
+                    in_flight: stats.in_flight,
+                    refused_total: stats.refused_total,
+                }
+            }),
+            postgres: self.hands.postgres.as_ref().map(|front| {
+                let stats = front.turnstile.stats();
+                SessionsView {
+                    closed: front.turnstile.is_closed(),
+                    connections: front.sessions(),
+                    running: stats.running,
+                    held: stats.held,
+                    refused_total: stats.refused_total,
+                }
+            }),
+            placements: self.measure.placements(&self.state, &self.signals, &resource.policy),
+            replication: (match &stream {
+                Some((source, target, status)) => ReplicationView::of(source, target, status),
+                None => ReplicationView { state: "stopped".into(), ..ReplicationView::default() },
+            })
+            .with_mode(ModeView::of(&mode, resource.policy.fallback_after), &lanes),
+            mirror: self.hands.front.as_ref().map(|front| front.mirror.view()).unwrap_or_default(),
+            decision: self.decision.as_ref().map(|(report, at)| DecisionView::of(report, *at)),
+            proposal: self.proposals.view(),
+            problems,
+        };
+        self.aim_mirror(&resource.policy.mirror);
+        if let Some((.., status)) = &stream {
+            telemetry::replication(&resource.name, status);
+        }
+        telemetry::replication_mode(&resource.name, mode.effective);
+        telemetry::standing(&self.state, view.problems.len(), clock::now());
+        let view = Arc::new(view);
+        let before = self.view.swap(view.clone());
+        self.hands.events.view(&before, &view, clock::now());
+    }
+}

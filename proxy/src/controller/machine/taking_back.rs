@@ -1,0 +1,80 @@
+//! A move after which requests fail is taken back, and then nothing moves until a person has looked.
+
+use migration::aftermath::Answers;
+use migration::cutover::{Phase, Trigger, step};
+use migration::policy::Mode;
+use migration::units::{Generation, Timestamp};
+
+use super::Machine;
+use crate::controller::effects::chain;
+use crate::store::FreezeRow;
+
+/// In whose name the freeze is.
+const BY: &str = "godwit";
+
+/// A move that took another one back, or shall.
+pub(super) struct TakenBack {
+    /// The generation that it makes.
+    generation: Generation,
+    why: String,
+    frozen: bool,
+}
+
+impl Machine {
+    /// What was answered in the step that ends `now`; `moving`: not all of it as the primary would.
+    pub(super) fn see_aftermath(&mut self, answers: Answers, moving: bool, now: Timestamp) {
+        if !moving {
+            self.aftermath.observe(self.state.generation, answers, now);
+        }
+    }
+
+    /// Stops every move once one was taken back: whatever asked for it would ask again.
+    pub(super) fn freeze_after_taking_back(&mut self, now: Timestamp) {
+        let Some(taken) = &mut self.taken_back else { return };
+        if taken.frozen || taken.generation != self.state.generation {
+            return;
+        }
+        let row = FreezeRow {
+            scope: self.state.resource.clone(),
+            by: BY.into(),
+            why: format!("the move to {} was taken back: {}", self.state.shadow, taken.why),
+            at: now,
+            until: None,
+        };
+        match self.freezes.order(row) {
+            Ok(()) => taken.frozen = true,
+            Err(error) => tracing::warn!(error = chain(error), "a freeze cannot be stored"),
+        }
+    }
+
+    /// Takes the last move back if requests fail since; where that cannot be, it is a problem.
+    pub(super) fn take_back(&mut self, now: Timestamp) {
+        self.regret = None;
+        let policy = self.hands.policy();
+        let waits = self.state.run.is_none() || self.state.phase == Phase::Soaking;
+        let itself = self.taken_back.as_ref().is_some_and(|taken| taken.generation == self.state.generation);
+        let Some(worse) = self.aftermath.worse(policy.take_back, now).filter(|_| waits && !itself) else {
+            return;
+        };
+        let (here, there) = (self.state.primary.clone(), self.state.shadow.clone());
+        let why = worse.to_string();
+        if policy.mode != Mode::Auto {
+            self.regret =
+                Some(format!("{why}: godwit migrate {} takes it back to {there}", self.state.resource));
+            return;
+        }
+        let (id, event) = self.request(there.clone(), Trigger::Failures(why.clone()));
+        let moment = self.moment();
+        let next = step(&self.state, event.clone(), moment);
+        if let Err(denied) = self.may_begin(next) {
+            self.regret = Some(format!("{why}; it cannot be taken back to {there}: {denied}"));
+            return;
+        }
+        tracing::warn!(resource = %self.state.resource, from = %here, to = %there, why, "the move is taken back");
+        self.taken_back = Some(TakenBack { generation: self.state.generation.next(), why, frozen: false });
+        self.take(event);
+        if self.state.run.as_ref().is_some_and(|run| run.id == id) {
+            self.note_decision(&id);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A move after which requests fail is taken back, and then nothing moves until a person has looked.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use godwit::controller::freezes::FreezeView;
+use godwit::controller::view::MigrationView;
+use godwit::demo::load::Load;
+use godwit::demo::zone::{DATABASE, POLICY, Playground, RESOURCE, SERVICE_ROLE, SUPERUSER};
+use tokio::time::Instant;
+
+use crate::leader::{Leader, load, options};
+
+/// A score so high is never reached: nothing moves but by a person, and back.
+const NEVER: &str = "threshold: 90.0";
+
+/// Answers of the service, so many more than now.
+async fn answered(load: &Load, more: u64) -> Result<()> {
+    let enough = load.snapshot().sent + more;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while load.snapshot().sent < enough {
+        ensure!(Instant::now() < deadline, "the load stands still");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_after_which_requests_fail_is_taken_back() -> Result<()> {
+    let mut options = options(false)?;
+    options.policy = POLICY
+        .replace("threshold: 0.25", NEVER)
+        .replace("retire: {after: 5s", "retire: {after: 100ms")
+        .replace("step: 500ms", "step: 200ms");
+    ensure!(options.policy.contains(NEVER));
+    let playground = Playground::start(&options).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    // What nobody compares: over there the service may not write.
+    let administrator = replicator::postgres::connect(&far.dsn(SUPERUSER), "godwit-test").await?;
+    let shut =
+        format!("ALTER ROLE {SERVICE_ROLE} IN DATABASE {DATABASE} SET default_transaction_read_only = on");
+    let anew =
+        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{SERVICE_ROLE}'");
+    administrator.batch_execute(&format!("{shut}; {anew}")).await?;
+    leader.ready().await?;
+    let load = load(&playground, 60.0, "taken back");
+    answered(&load, 200).await?;
+
+    let id = leader.migrate(&far.name).await?;
+    let view = leader
+        .until("it is taken back", |view| {
+            view.primary == near.name && view.phase == "shadowing" && view.generation >= 2
+        })
+        .await?;
+    let there = leader.migration(&id).await?;
+    ensure!(there.to == far.name && there.verified.is_some_and(|equal| equal), "{there:#?}");
+    let migrations: Vec<MigrationView> =
+        leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}/migrations")).await?;
+    let back = migrations.iter().find(|run| run.from == far.name).context("the way back")?;
+    ensure!(
+        back.trigger.starts_with("failures: ") && back.trigger.contains("failed since the move"),
+        "{back:#?}"
+    );
+    let freezes: Vec<FreezeView> = leader.client.fetch("/api/v1/freezes").await?;
+    let freeze = freezes.first().context("a freeze")?;
+    let why = format!("the move to {} was taken back: ", far.name);
+    ensure!(freeze.by == "godwit" && freeze.why.starts_with(&why) && freeze.until_ms.is_none(), "{freeze:?}");
+    ensure!(leader.migrate(&far.name).await.is_err(), "until a person lifts it: {view:#?}");
+    let failed = load.snapshot().failed;
+    answered(&load, 100).await?;
+    let outcome = load.stop().await;
+    ensure!(outcome.totals.failed - failed < 5, "it is well again: {:#?}", outcome.totals);
+    Ok(())
+}
