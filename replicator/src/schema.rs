@@ -99,13 +99,14 @@ pub async fn dump(dsn: &Dsn, bin: Option<&Path>) -> Result<SchemaDump, Error> {
         command.arg(format!("--section={name}")).arg(format!("--snapshot={snapshot}"));
         command
     };
-    let pre_data = portable(&run(section("pre-data"), &program).await?);
+    let others = others(&client).await?;
+    let pre_data = portable(&run(section("pre-data"), &program).await?, &others);
     let post = section("post-data");
     let post_data = AbortOnDropHandle::new(tokio::spawn(async move {
         let text = run(post, &program).await?;
         // The snapshot was needed until here.
         client.batch_execute("COMMIT").await.map_err(Error::database("end the dump of the schema"))?;
-        Ok(portable(&text))
+        Ok(portable(&text, &others))
     }));
     Ok(SchemaDump { pre_data, post_data: PostData(post_data) })
 }
@@ -116,7 +117,8 @@ pub async fn dump_table(dsn: &Dsn, bin: Option<&Path>, table: &str) -> Result<St
     let major = dump_version(&program).await?;
     let mut command = command(&program, dsn, major);
     command.arg("--schema-only").arg("--table").arg(table);
-    Ok(portable(&run(command, &program).await?))
+    // Of one table there are no default privileges.
+    Ok(portable(&run(command, &program).await?, &[]))
 }
 
 /// Runs one part of a [`SchemaDump`] on a session of the target, as one transaction or inside the caller's.
@@ -277,13 +279,24 @@ async fn run(mut command: Command, program: &Path) -> Result<String, Error> {
         .map_err(|_| Error::Unready(format!("what {} printed is not UTF-8", program.display())))
 }
 
-/// Takes out of a dump what only psql, only newer versions or only the source understands.
-fn portable(dump: &str) -> String {
+/// Roles that have default privileges here and that ours may not act for, quoted as a dump has them.
+async fn others(client: &Client) -> Result<Vec<String>, Error> {
+    let sql = "SELECT DISTINCT '\"' || replace(pg_catalog.pg_get_userbyid(defaclrole), '\"', '\"\"') || '\"' FROM pg_catalog.pg_default_acl \
+        WHERE NOT pg_catalog.pg_has_role(defaclrole, 'MEMBER')";
+    let rows = client.query(sql, &[]).await;
+    let names = rows.and_then(|rows| rows.iter().map(|row| row.try_get(0)).collect());
+    names.map_err(Error::database("read whose default privileges there are"))
+}
+
+/// Takes out of a dump what only psql, only newer versions or only the source understands, and what only a superuser may: rights on
+/// the server's own objects, default privileges of `others`. Who granted a right is not kept: its owner does.
+fn portable(dump: &str, others: &[String]) -> String {
     let mut text = String::with_capacity(dump.len());
     let mut key = None;
     let mut head = true;
     // An extension's comment comes with it; only its owner may say it, and one that a superuser made is not ours.
     let mut of_extension = false;
+    let (mut of_right, mut of_server) = (false, false);
     for line in dump.split_inclusive('\n') {
         let content = line.trim_end();
         if head {
@@ -303,9 +316,20 @@ fn portable(dump: &str) -> String {
         let unrestrict = key.is_some() && content.strip_prefix("\\unrestrict ") == key;
         if content.starts_with("-- Name: ") {
             of_extension = content.starts_with("-- Name: EXTENSION ") && content.contains("; Type: COMMENT;");
+            of_right = content.contains("; Type: ACL; ") || content.contains("; Type: DEFAULT ACL; ");
+            of_server = of_right && content.contains("; Schema: pg_catalog; ");
         }
+        let granted = ["SET SESSION AUTHORIZATION ", "RESET SESSION AUTHORIZATION;"];
+        let of_other = content.strip_prefix("ALTER DEFAULT PRIVILEGES FOR ROLE ").is_some_and(|rest| {
+            others
+                .iter()
+                .any(|role| rest.strip_prefix(role.as_str()).is_some_and(|rest| rest.starts_with(' ')))
+        });
+        let superuser = of_right
+            && !content.starts_with("--")
+            && (of_server || of_other || granted.iter().any(|word| content.starts_with(word)));
         let comment = of_extension && content.starts_with("COMMENT ON EXTENSION ") && content.ends_with(';');
-        if !unrestrict && !own_trigger(content) && !comment {
+        if !unrestrict && !own_trigger(content) && !comment && !superuser {
             text.push_str(line);
         }
     }
@@ -364,7 +388,7 @@ mod tests {
              CREATE TRIGGER \"own\" BEFORE INSERT ON \"public\".\"t\" FOR EACH ROW EXECUTE FUNCTION \"public\".\"f\"();\n\n\
              -- Name: EXTENSION \"hstore\"; Type: COMMENT; Schema: -; Owner: \n\
              -- Name: f; Type: FUNCTION;\nCOMMENT ON EXTENSION \"in a body\" IS 'stays';\n\n";
-        assert_eq!(portable(dump), expected);
+        assert_eq!(portable(dump, &[]), expected);
     }
 
     #[test]

@@ -3,15 +3,18 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use godwit_tests::postgres::{OWNER_ROLE, other_major};
 use godwit_tests::waiting::until;
 use replicator::copy::CopyOptions;
+use replicator::drift::{Mend, compare as differences, fingerprint};
 use replicator::link::memory::Options;
+use replicator::preflight::compare;
 use replicator::pump::{LocalEnd, LocalPeer};
 use replicator::status::Phase;
 use tokio_postgres::Client;
 
-use super::stream::{Pair, Running, spec};
+use super::stream::{DATABASE, Pair, Running, spec};
 
 const BIG: &str = "
 CREATE TABLE big (id int PRIMARY KEY, n int NOT NULL, filler text NOT NULL);
@@ -199,4 +202,106 @@ async fn what_comes_after_the_rows_is_all_there() -> Result<()> {
         .get(0);
     ensure!(left == 0, "notes of the copy stayed");
     stream.stop().await
+}
+
+/// What a superuser granted, or another one than the owner.
+const GRANTED: &str = "
+    ALTER DEFAULT PRIVILEGES FOR ROLE keeper IN SCHEMA public GRANT SELECT ON TABLES TO reader;
+    ALTER DEFAULT PRIVILEGES FOR ROLE keeper REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+    ALTER DEFAULT PRIVILEGES FOR ROLE postgres IN SCHEMA public GRANT SELECT, UPDATE ON TABLES TO reader;
+    GRANT SELECT ON pg_catalog.pg_authid TO reader;
+    GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_file(text) TO reader;
+    REVOKE EXECUTE ON FUNCTION pg_catalog.pg_sleep(double precision) FROM PUBLIC;
+    GRANT USAGE ON LANGUAGE plpgsql TO reader;
+    CREATE TABLE lent (id int PRIMARY KEY, word text); ALTER TABLE lent OWNER TO keeper;
+    GRANT SELECT ON lent TO lender WITH GRANT OPTION; SET ROLE lender; GRANT SELECT (word) ON lent TO reader; RESET ROLE;
+    CREATE FUNCTION quotes() RETURNS text LANGUAGE sql AS $$ SELECT '
+SET SESSION AUTHORIZATION nobody;
+GRANT SELECT ON pg_catalog.pg_authid TO nobody;' $$; ALTER FUNCTION quotes() OWNER TO keeper;
+    COMMENT ON SCHEMA public IS 'ours'; COMMENT ON DATABASE shop IS 'ours';
+    ALTER SCHEMA public OWNER TO keeper; GRANT CREATE ON SCHEMA public TO reader; GRANT USAGE ON TYPE pg_catalog.int4 TO reader";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_a_superuser_could_grant_ends_no_copy_and_is_told() -> Result<()> {
+    for (source, target) in [(15, other_major()), (other_major(), 15)] {
+        let pair = Pair::start(source, target).await?;
+        for cluster in [&pair.source, &pair.target] {
+            let roles = "CREATE ROLE reader; CREATE ROLE lender";
+            cluster.connect(DATABASE).await?.batch_execute(roles).await?;
+        }
+        let before = compare(&pair.from, &pair.to).await?;
+        let granted = GRANTED.replace("keeper", OWNER_ROLE);
+        pair.source.connect(DATABASE).await?.batch_execute(&granted).await?;
+        let peer = LocalPeer::new(pair.target_end(), Options::default());
+        let stream = Running::start(peer, spec(1), pair.source_end());
+        stream.wait(|status| status.phase == Phase::Streaming).await?;
+        stream.stop().await?;
+        // A right is there whoever granted it.
+        let read = "SELECT has_column_privilege('reader', 'lent', 'word', 'SELECT'), quotes()";
+        let row = pair.to.query_one(read, &[]).await?;
+        ensure!(row.get::<_, bool>(0), "what lender granted");
+        let quoted = row.get::<_, &str>(1);
+        ensure!(quoted.contains("SESSION AUTHORIZATION nobody") && quoted.contains("pg_authid"), "{quoted}");
+        let (one, other) = (fingerprint(&pair.from).await?, fingerprint(&pair.to).await?);
+        let differences = differences(&one, &other, ["here", "there"]);
+        ensure!(differences.is_empty(), "{differences:#?}");
+
+        // What is left to a superuser is told, with what mends it.
+        let left = compare(&pair.from, &pair.to).await?;
+        let told: Vec<_> = left.iter().filter(|finding| !before.contains(finding)).collect();
+        let subjects: Vec<&str> = told.iter().map(|finding| finding.subject.as_str()).collect();
+        ensure!(subjects == ["reader", "reader", "role postgres in schema public: new tables"], "{told:#?}");
+        let administrator = pair.target.connect(DATABASE).await?;
+        for finding in told {
+            let remedy = finding.remedy.as_deref().and_then(|sql| sql.strip_suffix(" on the target"));
+            administrator
+                .batch_execute(remedy.context("a remedy")?)
+                .await
+                .with_context(|| format!("{finding:?}"))?;
+        }
+        let left = compare(&pair.from, &pair.to).await?;
+        ensure!(left == before, "{left:#?}");
+    }
+    Ok(())
+}
+
+/// Default privileges that were changed since are brought up as other rights are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn default_privileges_are_compared() -> Result<()> {
+    let pair = Pair::start(15, 18).await?;
+    let reader = "CREATE ROLE reader; CREATE ROLE \"a TO b; c\"";
+    for cluster in [&pair.source, &pair.target] {
+        cluster.connect(DATABASE).await?.batch_execute(reader).await?;
+    }
+    let keeper = pair.source.connect(DATABASE).await?;
+    let sides =
+        async || Ok::<_, anyhow::Error>((fingerprint(&pair.from).await?, fingerprint(&pair.to).await?));
+    let mend = async || {
+        let (one, other) = sides().await?;
+        let mut mended = Vec::new();
+        for difference in differences(&one, &other, ["here", "there"]) {
+            if !difference.subject.starts_with("role ") {
+                continue;
+            }
+            let Mend::Add(sql) = &difference.mend else { bail!("{difference:?}") };
+            pair.to.batch_execute(sql).await.with_context(|| sql.clone())?;
+            mended.push(format!("{} {}", difference.subject, difference.what));
+        }
+        Ok(mended)
+    };
+    for (sql, count) in [
+        ("FOR ROLE keeper IN SCHEMA public GRANT SELECT, INSERT ON TABLES TO reader, \"a TO b; c\"", 1),
+        ("FOR ROLE keeper IN SCHEMA public GRANT DELETE ON TABLES TO reader WITH GRANT OPTION", 1),
+        ("FOR ROLE keeper REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC", 1),
+        ("FOR ROLE keeper GRANT USAGE ON SEQUENCES TO reader", 1),
+        ("FOR ROLE postgres GRANT USAGE ON SEQUENCES TO reader", 0),
+    ] {
+        let sql = format!("ALTER DEFAULT PRIVILEGES {}", sql.replace("keeper", OWNER_ROLE));
+        keeper.batch_execute(&sql).await?;
+        let mended = mend().await?;
+        ensure!(mended.len() == count, "{sql}: {mended:#?}");
+        let again = mend().await?;
+        ensure!(again.is_empty(), "{sql}: {again:#?}");
+    }
+    Ok(())
 }

@@ -69,6 +69,9 @@ WITH ours AS (
   FROM granted g, pg_catalog.aclexplode(g.acl) x
   -- An owner has what its version gives him.
   WHERE x.grantee <> g.owner AND x.privilege_type <> 'MAINTAIN'
+), defaults AS (
+  -- The others' are a superuser's affair (doctor).
+  SELECT * FROM ({{defaults}}) d WHERE mine
 )
 SELECT 'schema', format('%I', nspname), '', 'present', format('CREATE SCHEMA %I', nspname) FROM schemas
 UNION ALL
@@ -159,6 +162,8 @@ UNION ALL
 SELECT 'owner', o.name, '', pg_catalog.pg_get_userbyid(o.relowner)::text,
        format('ALTER SEQUENCE %s OWNER TO %I', o.name, pg_catalog.pg_get_userbyid(o.relowner))
 FROM ours o JOIN counters c USING (oid) WHERE c.of IS NULL
+UNION ALL
+SELECT 'default privileges', name, '', rights, sql FROM defaults
 UNION ALL
 -- The same may be granted by several.
 SELECT 'right on ' || kind, name, format('%s to %s', what, grantee), CASE WHEN bool_or(is_grantable) THEN 'granted with grant option' ELSE 'granted' END,

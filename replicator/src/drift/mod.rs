@@ -16,8 +16,8 @@ use crate::fence::{refused, rows};
 pub use sync::sync;
 
 /// Things that stand for themselves; any other is part of the one that it names.
-const WHOLE: [&str; 8] =
-    ["table", "view", "materialized view", "function", "sequence", "type", "schema", "extension"];
+const WHOLE: [&str; 9] =
+    ["table", "view", "materialized view", "function", "sequence", "type", "schema", "extension", DEFAULTS];
 /// What one major version words otherwise than another, with the same meaning.
 const WORDED: [&str; 9] =
     ["constraint", "index", "query", "body", "trigger", "rule", "policy", "statistics", "domain constraint"];
@@ -39,8 +39,23 @@ const HARMLESS: [&str; 11] = [
     "statistics",
 ];
 /// What the SQL that makes it also makes otherwise: nothing is lost by it.
-const REPLACED: [&str; 9] =
-    ["replica identity", "view", "query", "function", "body", "rule", "policy", "row security", "owner"];
+const REPLACED: [&str; 10] = [
+    "replica identity",
+    "view",
+    "query",
+    "function",
+    "body",
+    "rule",
+    "policy",
+    "row security",
+    "owner",
+    DEFAULTS,
+];
+
+/// Default privileges as a query.
+pub(crate) const DEFAULT_PRIVILEGES: &str = include_str!("defaults.sql");
+/// What others may do with what a role makes from now on.
+const DEFAULTS: &str = "default privileges";
 
 /// What the kind of a privilege begins with; what it is on follows.
 const RIGHT: &str = "right on ";
@@ -92,7 +107,7 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
         "BEGIN READ ONLY; SET LOCAL search_path = ''; {}; {}; COMMIT; \
          SELECT current_setting('server_version_num'), quote_ident(current_user)",
         include_str!("fingerprint.sql").trim_end(),
-        include_str!("around.sql").trim_end()
+        include_str!("around.sql").trim_end().replace("{{defaults}}", DEFAULT_PRIVILEGES)
     );
     let answer = client.simple_query(&sql).await;
     if answer.is_err() {

@@ -10,6 +10,7 @@ pub use compare::compare;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use crate::drift::DEFAULT_PRIVILEGES;
 use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::grants;
@@ -81,7 +82,9 @@ pub async fn retention(client: &Client) -> Result<Vec<Finding>, Error> {
 
 /// A query with what several have in common.
 fn filled(sql: &str) -> String {
-    sql.replace("{{locks}}", LOCKS).replace("{{relations}}", RELATIONS)
+    sql.replace("{{locks}}", LOCKS)
+        .replace("{{relations}}", RELATIONS)
+        .replace("{{defaults}}", DEFAULT_PRIVILEGES)
 }
 
 async fn findings(client: &Client, sql: &str) -> Result<Vec<Finding>, Error> {

@@ -87,6 +87,18 @@ WITH RECURSIVE here AS (
   UNION ALL
   SELECT 'bypass', NULL, NULL, rolname FROM clients WHERE rolbypassrls
   UNION ALL
+  -- Only a superuser may grant these, and so a copy leaves them.
+  SELECT 'server right', o.name, x.privilege_type, r.rolname
+  FROM (
+    SELECT format('TABLE pg_catalog.%I', relname) AS name, relacl AS acl FROM pg_class WHERE relnamespace = 'pg_catalog'::regnamespace
+    UNION ALL
+    SELECT format('FUNCTION pg_catalog.%I(%s)', proname, pg_get_function_identity_arguments(oid)), proacl
+    FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace
+  ) o, aclexplode(o.acl) x JOIN pg_roles r ON r.oid = x.grantee
+  WHERE r.oid IN (SELECT id FROM roles) AND r.rolname <> current_user
+  UNION ALL
+  SELECT 'default privileges', name, sql, role FROM ({{defaults}}) d WHERE NOT mine
+  UNION ALL
   -- What a session begins with: the server's setting or the database's own. Godwit's role has a search_path of its own.
   SELECT 'default', name, reset_val, NULL FROM pg_settings
   WHERE name = ANY ('{array_nulls,bytea_output,DateStyle,default_text_search_config,default_transaction_deferrable,default_transaction_isolation,default_transaction_read_only,extra_float_digits,idle_in_transaction_session_timeout,IntervalStyle,lc_monetary,lc_numeric,lc_time,lock_timeout,row_security,standard_conforming_strings,statement_timeout,TimeZone,transform_null_equals,xmlbinary,xmloption}')

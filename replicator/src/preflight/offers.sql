@@ -69,6 +69,19 @@ UNION ALL
 SELECT 'blocker', role, 'passes row security on the source and not on the target', format('ALTER ROLE %I BYPASSRLS on the target', role)
 FROM need WHERE kind = 'bypass' AND EXISTS (SELECT FROM pg_roles WHERE rolname = role AND NOT rolbypassrls AND NOT rolsuper)
 UNION ALL
+SELECT 'warning', role, format('has %s on %s on the source and not on the target: a copy leaves that, since only a superuser may grant it', value, subject),
+       format('GRANT %s ON %s TO %I on the target', value, subject, role)
+FROM need, LATERAL (SELECT split_part(subject, ' ', 1) AS what, substr(subject, strpos(subject, ' ') + 1) AS name) o
+WHERE kind = 'server right' AND EXISTS (SELECT FROM pg_roles WHERE rolname = role)
+  AND CASE o.what WHEN 'TABLE' THEN NOT has_table_privilege(role, to_regclass(o.name), value)
+        ELSE NOT has_function_privilege(role, to_regprocedure(o.name), value) END
+UNION ALL
+SELECT 'warning', subject, 'default privileges are not the same on the target: a copy leaves them, since Godwit''s role is no member of that role',
+       value || ' on the target'
+FROM need n
+WHERE kind = 'default privileges' AND EXISTS (SELECT FROM pg_roles r WHERE r.rolname = n.role)
+  AND NOT EXISTS (SELECT FROM ({{defaults}}) d WHERE d.sql = n.value)
+UNION ALL
 SELECT 'warning', name, format('sessions begin with %s on the source and with %s on the target', quote_literal(value), quote_literal(reset_val)),
        format('ALTER DATABASE %I SET %s TO %s on the target', datname, name, written)
 FROM setting JOIN pg_settings USING (name), here WHERE kind = 'default' AND reset_val IS DISTINCT FROM value
