@@ -9,9 +9,9 @@ use godwit_tests::waiting::until;
 use replicator::copy::CopyOptions;
 use replicator::drift::{Mend, compare as differences, fingerprint};
 use replicator::link::memory::Options;
-use replicator::preflight::compare;
+use replicator::preflight::{Finding, Severity, Side, check, compare};
 use replicator::pump::{LocalEnd, LocalPeer};
-use replicator::status::Phase;
+use replicator::status::{Phase, StreamStatus};
 use tokio_postgres::Client;
 
 use super::stream::{DATABASE, Pair, Running, spec};
@@ -302,6 +302,102 @@ async fn default_privileges_are_compared() -> Result<()> {
         ensure!(mended.len() == count, "{sql}: {mended:#?}");
         let again = mend().await?;
         ensure!(again.is_empty(), "{sql}: {again:#?}");
+    }
+    Ok(())
+}
+
+/// What a copy as Godwit's role stops at, and what is named.
+const STOPS: [(&str, &str); 10] = [
+    (
+        "CREATE FUNCTION number(bool) RETURNS smallint LANGUAGE sql IMMUTABLE AS 'SELECT 1::smallint';
+         ALTER FUNCTION number(bool) OWNER TO keeper; CREATE CAST (bool AS smallint) WITH FUNCTION number(bool)",
+        "cast (boolean as smallint)",
+    ),
+    (
+        "CREATE OPERATOR CLASS counted FOR TYPE int USING btree AS OPERATOR 1 <, OPERATOR 3 =, FUNCTION 1 btint4cmp(int, int)",
+        "operator family public.counted using btree",
+    ),
+    ("CREATE TEXT SEARCH TEMPLATE plain (INIT = dsimple_init, LEXIZE = dsimple_lexize)", "text search template public.plain"),
+    ("CREATE ACCESS METHOD heap2 TYPE TABLE HANDLER heap_tableam_handler", "access method heap2"),
+    (
+        "CREATE SERVER afar FOREIGN DATA WRAPPER postgres_fdw; ALTER SERVER afar OWNER TO keeper",
+        "server afar",
+    ),
+    (
+        "CREATE FUNCTION quiet() RETURNS int LANGUAGE sql SET log_min_messages = 'error' AS 'SELECT 1'; ALTER FUNCTION quiet() OWNER TO keeper",
+        "function quiet()",
+    ),
+    (
+        "CREATE FUNCTION helper(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 + 1';
+         CREATE FUNCTION more(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN helper($1); END';
+         ALTER FUNCTION helper(int) OWNER TO keeper; ALTER FUNCTION more(int) OWNER TO keeper;
+         CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1); CREATE INDEX by_more ON t (more(id)); ALTER TABLE t OWNER TO keeper",
+        "index by_more of public.t",
+    ),
+    (
+        "CREATE FUNCTION told() RETURNS int LANGUAGE sql SET app.told = 'yes' SET search_path = public AS 'SELECT 1'; ALTER FUNCTION told() OWNER TO keeper",
+        "function told()",
+    ),
+    (
+        "CREATE SCHEMA lib; ALTER SCHEMA lib OWNER TO keeper; CREATE FUNCTION lib.helper(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 + 1';
+         CREATE FUNCTION more(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN helper($1); END';
+         ALTER FUNCTION lib.helper(int) OWNER TO keeper; ALTER FUNCTION more(int) OWNER TO keeper;
+         ALTER DATABASE shop SET search_path = public, lib; SET search_path = public, lib;
+         CREATE TABLE t (id int PRIMARY KEY CHECK (more(id) > 0)); INSERT INTO t VALUES (1); ALTER TABLE t OWNER TO keeper",
+        "constraint t_id_check of public.t",
+    ),
+    ("CREATE VIEW seen AS SELECT 1 AS n; ALTER VIEW seen OWNER TO lender; GRANT lender TO godwit", "lender"),
+];
+
+async fn blockers(pair: &Pair) -> Result<Vec<Finding>> {
+    let mut found = check(&pair.from, Side::Source).await?;
+    found.extend(compare(&pair.from, &pair.to).await?);
+    found.retain(|finding| finding.severity == Severity::Blocker);
+    Ok(found)
+}
+
+fn copy(pair: &Pair) -> Running {
+    Running::start(LocalPeer::new(pair.target_end(), Options::default()), spec(1), pair.source_end())
+}
+
+/// A finding means that the copy stops, and nothing is left once its remedy was executed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_copy_stops_at_is_foretold() -> Result<()> {
+    let extension = "CREATE EXTENSION postgres_fdw";
+    for (at, (sql, subject)) in STOPS.iter().enumerate() {
+        // By turns; a server of 17 or later would not have made the index.
+        let majors = if at % 2 == 0 { (15, other_major()) } else { (other_major(), 15) };
+        let mut pair = Pair::start(majors.0, majors.1).await?;
+        for cluster in [&pair.source, &pair.target] {
+            let before = format!("CREATE ROLE lender; {extension}");
+            cluster.connect(DATABASE).await?.batch_execute(&before).await?;
+        }
+        let administrator = pair.source.connect(DATABASE).await?;
+        administrator.batch_execute(&sql.replace("keeper", OWNER_ROLE)).await?;
+        let told = blockers(&pair).await?;
+        ensure!(told.len() == 1 && told[0].subject == *subject, "{subject}: {told:#?}");
+        let stream = copy(&pair);
+        let ended = |status: &StreamStatus| status.phase == Phase::Streaming || !status.failures.is_empty();
+        let stopped = stream.wait(ended).await?.phase;
+        ensure!(matches!(stopped, Phase::Failed { .. }), "{subject}: it was copied: {stopped:?}");
+        stream.stop().await?;
+
+        // What broke off in the midst of the rows does not go on with another schema.
+        pair.empty_target(extension).await?;
+        let remedy = told[0].remedy.as_deref().context("a remedy")?;
+        match remedy.strip_suffix(" on the target") {
+            Some(sql) => pair.target.connect(DATABASE).await?.batch_execute(sql).await,
+            None => {
+                let first = remedy.split(';').next().filter(|sql| sql.starts_with("DROP"));
+                administrator.batch_execute(first.unwrap_or(remedy)).await
+            }
+        }
+        .with_context(|| remedy.to_owned())?;
+        let left = blockers(&pair).await?;
+        ensure!(left.is_empty(), "{subject}: {left:#?}");
+        let stream = copy(&pair);
+        stream.wait(|status| status.phase == Phase::Streaming).await.context(*subject)?;
+        stream.stop().await?;
     }
     Ok(())
 }

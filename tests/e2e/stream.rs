@@ -95,6 +95,15 @@ impl Pair {
         Ok(Self { source, target, from, to })
     }
 
+    /// Another empty database in place of the target's, with these extensions.
+    pub(crate) async fn empty_target(&mut self, extensions: &str) -> Result<()> {
+        let gone = format!("DROP DATABASE {DATABASE} WITH (FORCE)");
+        self.target.connect("postgres").await?.batch_execute(&gone).await?;
+        self.to = self.target.create_database(DATABASE, "").await?;
+        self.target.connect(DATABASE).await?.batch_execute(extensions).await?;
+        Ok(replicator::fence::install(&self.to, "shop", 1).await?)
+    }
+
     pub(crate) fn source_end(&self) -> LocalEnd {
         // The newer pg_dump reads both.
         let newer = if self.source.cluster.bin.ends_with("15/bin") && other_major() != 15 {

@@ -5,7 +5,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::{Finding, Severity, filled, findings, holds, strings};
+use super::{Finding, Severity, filled, findings, holds, paths, strings};
 use crate::error::Error;
 use crate::fence::{literal, refused};
 use crate::postgres::quote_ident;
@@ -42,6 +42,8 @@ pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, E
     found.extend(configuration(source, target).await?);
     found.extend(passwords(source, target).await?);
     found.extend(lacks(source, target).await?);
+    found.extend(settings(source, target).await?);
+    found.extend(paths::lost(source).await?);
     found.sort();
     Ok(found)
 }
@@ -170,6 +172,47 @@ async fn passwords(source: &Client, target: &Client) -> Result<Vec<Finding>, Err
         subject: role,
     });
     Ok(found.collect())
+}
+
+/// Settings that functions have of their own.
+const SET: &str = "SELECT DISTINCT ON (setting) setting, p.oid::regprocedure::text FROM pg_proc p, \
+      unnest(p.proconfig) entry, split_part(entry, '=', 1) setting \
+    WHERE p.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend d \
+      WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e') ORDER BY 1, 2";
+/// Which of these settings the role may not give to a function.
+const UNSETTABLE: &str = "SELECT s FROM unnest($1::text[]) s LEFT JOIN pg_settings p ON p.name = s \
+    WHERE NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AND coalesce(p.context, 'superuser') <> 'user'";
+
+/// Functions that only a superuser, or whoever was granted it, could make on the target: for a setting of theirs.
+async fn settings(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
+    let unread = |error| refused("cannot compare settings of functions")(error);
+    let set = source.query(SET, &[]).await.map_err(unread)?;
+    let names: Vec<&str> = set.iter().map(|row| row.get(0)).collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let version = crate::schema::server_version(target).await?;
+    let grantable = version >= 150_000;
+    // The function is newer than the oldest server.
+    let sql =
+        format!("{UNSETTABLE}{}", if grantable { " AND NOT has_parameter_privilege(s, 'SET')" } else { "" });
+    let refused: Vec<String> =
+        target.query(&sql, &[&names]).await.map_err(unread)?.iter().map(|row| row.get(0)).collect();
+    let role = strings(target, "SELECT quote_ident(current_user)").await?.concat();
+    let of = |row: &tokio_postgres::Row| {
+        let (setting, function): (String, String) = (row.get(0), row.get(1));
+        refused.contains(&setting).then(|| Finding {
+            severity: Severity::Blocker,
+            problem: format!("has SET {setting}, which role {role} may not set on the target: the copy would stop there"),
+            remedy: Some(if grantable {
+                format!("GRANT SET ON PARAMETER {setting} TO {role} on the target")
+            } else {
+                format!("before PostgreSQL 15 only a superuser may: ALTER FUNCTION {function} RESET {setting}, or a newer server")
+            }),
+            subject: format!("function {function}"),
+        })
+    };
+    Ok(set.iter().filter_map(of).collect())
 }
 
 /// Encoding, and how the database sorts text.

@@ -4,6 +4,7 @@
 //! `session_replication_role` (the reverse stream ends on the source).
 
 mod compare;
+mod paths;
 
 pub use compare::compare;
 

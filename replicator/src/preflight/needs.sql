@@ -87,6 +87,13 @@ WITH RECURSIVE here AS (
   UNION ALL
   SELECT 'bypass', NULL, NULL, rolname FROM clients WHERE rolbypassrls
   UNION ALL
+  SELECT DISTINCT 'owner', NULL, r.rolname, NULL
+  FROM pg_roles r JOIN pg_shdepend s ON s.refobjid = r.oid JOIN here ON s.dbid = here.oid
+  WHERE s.refclassid = 'pg_authid'::regclass AND s.deptype = 'o' AND r.rolname <> current_user AND NOT r.rolsuper
+  UNION ALL
+  SELECT DISTINCT 'wrapper', s.srvname, w.fdwname, r.rolname FROM pg_foreign_server s JOIN pg_roles r ON r.oid = s.srvowner JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+  WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_foreign_server'::regclass AND d.objid = s.oid AND d.deptype = 'e')
+  UNION ALL
   -- Only a superuser may grant these, and so a copy leaves them.
   SELECT 'server right', o.name, x.privilege_type, r.rolname
   FROM (
@@ -95,7 +102,7 @@ WITH RECURSIVE here AS (
     SELECT format('FUNCTION pg_catalog.%I(%s)', proname, pg_get_function_identity_arguments(oid)), proacl
     FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace
   ) o, aclexplode(o.acl) x JOIN pg_roles r ON r.oid = x.grantee
-  WHERE r.oid IN (SELECT id FROM roles) AND r.rolname <> current_user
+  WHERE r.oid IN (SELECT id FROM roles) AND r.rolname <> current_user AND x.privilege_type <> 'MAINTAIN'
   UNION ALL
   SELECT 'default privileges', name, sql, role FROM ({{defaults}}) d WHERE NOT mine
   UNION ALL

@@ -69,12 +69,21 @@ UNION ALL
 SELECT 'blocker', role, 'passes row security on the source and not on the target', format('ALTER ROLE %I BYPASSRLS on the target', role)
 FROM need WHERE kind = 'bypass' AND EXISTS (SELECT FROM pg_roles WHERE rolname = role AND NOT rolbypassrls AND NOT rolsuper)
 UNION ALL
+SELECT 'blocker', value, format('owns something on the source, and role %I is no member of it on the target: the copy could not give it what it makes', current_user),
+       format('GRANT %I TO %I on the target', value, current_user)
+FROM need WHERE kind = 'owner' AND EXISTS (SELECT FROM pg_roles WHERE rolname = value AND NOT rolsuper AND NOT pg_has_role(oid, 'USAGE'))
+UNION ALL
+SELECT 'blocker', 'server ' || quote_ident(subject), format('its owner %I may not use foreign data wrapper %I on the target: the copy would stop there', role, value),
+       format('GRANT USAGE ON FOREIGN DATA WRAPPER %I TO %I on the target', value, role)
+FROM need JOIN pg_roles r ON r.rolname = role JOIN pg_foreign_data_wrapper w ON w.fdwname = value
+WHERE kind = 'wrapper' AND NOT has_foreign_data_wrapper_privilege(r.oid, w.oid, 'USAGE')
+UNION ALL
 SELECT 'warning', role, format('has %s on %s on the source and not on the target: a copy leaves that, since only a superuser may grant it', value, subject),
        format('GRANT %s ON %s TO %I on the target', value, subject, role)
-FROM need, LATERAL (SELECT split_part(subject, ' ', 1) AS what, substr(subject, strpos(subject, ' ') + 1) AS name) o
-WHERE kind = 'server right' AND EXISTS (SELECT FROM pg_roles WHERE rolname = role)
-  AND CASE o.what WHEN 'TABLE' THEN NOT has_table_privilege(role, to_regclass(o.name), value)
-        ELSE NOT has_function_privilege(role, to_regprocedure(o.name), value) END
+FROM need JOIN pg_roles r ON r.rolname = role, LATERAL (SELECT substr(subject, strpos(subject, ' ') + 1) AS name) o
+WHERE CASE WHEN kind <> 'server right' THEN false
+        WHEN subject LIKE 'TABLE %' THEN NOT has_table_privilege(r.oid, to_regclass(o.name), value)
+        ELSE NOT has_function_privilege(r.oid, to_regprocedure(o.name), value) END
 UNION ALL
 SELECT 'warning', subject, 'default privileges are not the same on the target: a copy leaves them, since Godwit''s role is no member of that role',
        value || ' on the target'

@@ -31,6 +31,17 @@ WITH me AS (
   WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
     AND NOT (n.nspname = 'public' AND n.nspowner = coalesce(to_regrole('pg_database_owner')::oid, 10))
     AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_namespace'::regclass AND d.objid = n.oid AND d.deptype = 'e')
+  UNION ALL
+  SELECT o.owner, regexp_replace(pg_describe_object(o.of, o.oid, 0), '^statistics object', 'statistics') FROM (
+    SELECT 'pg_foreign_server'::regclass AS of, oid, srvowner AS owner FROM pg_foreign_server
+    UNION ALL SELECT 'pg_collation', oid, collowner FROM pg_collation
+    UNION ALL SELECT 'pg_conversion', oid, conowner FROM pg_conversion
+    UNION ALL SELECT 'pg_operator', oid, oprowner FROM pg_operator
+    UNION ALL SELECT 'pg_ts_config', oid, cfgowner FROM pg_ts_config
+    UNION ALL SELECT 'pg_ts_dict', oid, dictowner FROM pg_ts_dict
+    UNION ALL SELECT 'pg_statistic_ext', oid, stxowner FROM pg_statistic_ext
+    UNION ALL SELECT 'pg_type', t.oid, typowner FROM pg_type t JOIN pg_class c ON c.oid = typrelid WHERE c.relkind = 'c'
+  ) o WHERE o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.of AND d.objid = o.oid AND d.deptype = 'e')
 ), here AS (
   SELECT d.oid, d.datname, d.datdba FROM pg_database d WHERE d.datname = current_database()
 )
@@ -125,7 +136,30 @@ FROM me, (
   WHERE p.oid >= 16384 AND (NOT l.lanpltrusted OR p.proleakproof)
     AND p.pronamespace <> ALL (ARRAY(SELECT oid FROM pg_namespace WHERE nspname IN ('godwit', 'pg_catalog', 'information_schema')))
     AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
+  UNION ALL
+  SELECT o.described FROM (
+    SELECT 'pg_cast'::regclass AS of, c.oid, format('cast (%s as %s)', castsource::regtype, casttarget::regtype) AS described
+    FROM pg_cast c JOIN pg_type s ON s.oid = castsource JOIN pg_type t ON t.oid = casttarget
+    WHERE castmethod = 'b' OR NOT pg_has_role(s.typowner, 'USAGE') AND NOT pg_has_role(t.typowner, 'USAGE')
+    UNION ALL
+    SELECT 'pg_opfamily', f.oid, format('operator family %I.%I using %I', n.nspname, opfname, amname)
+    FROM pg_opfamily f JOIN pg_namespace n ON n.oid = opfnamespace JOIN pg_am a ON a.oid = opfmethod
+    UNION ALL
+    SELECT 'pg_opclass', c.oid, format('operator class %I.%I using %I', n.nspname, opcname, amname)
+    FROM pg_opclass c JOIN pg_namespace n ON n.oid = opcnamespace JOIN pg_am a ON a.oid = opcmethod WHERE opcfamily < 16384
+    UNION ALL
+    SELECT 'pg_ts_template', t.oid, format('text search template %I.%I', nspname, tmplname) FROM pg_ts_template t JOIN pg_namespace n ON n.oid = tmplnamespace
+    UNION ALL
+    SELECT 'pg_ts_parser', p.oid, format('text search parser %I.%I', nspname, prsname) FROM pg_ts_parser p JOIN pg_namespace n ON n.oid = prsnamespace
+    UNION ALL
+    SELECT 'pg_am', oid, format('access method %I', amname) FROM pg_am
+  ) o WHERE o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.of AND d.objid = o.oid AND d.deptype = 'e')
 ) made WHERE NOT rolsuper
+UNION ALL
+SELECT 'warning', format('user mapping for %I, server %I', usename, srvname),
+       'its options (a password, say) may be kept from Godwit''s role, and then from the copy: the foreign tables cannot be read after a move',
+       format('ALTER USER MAPPING FOR %I SERVER %I OPTIONS (ADD …) on the target, after the copy', usename, srvname)
+FROM pg_user_mappings, me WHERE umuser <> 0 AND umoptions IS NULL AND NOT rolsuper
 UNION ALL
 SELECT 'blocker', subject, format('row security hides rows from role %I: the copy would lack them', rolname),
        format('ALTER ROLE %I BYPASSRLS', rolname)
