@@ -294,9 +294,9 @@ fn portable(dump: &str, others: &[String]) -> String {
     let mut text = String::with_capacity(dump.len());
     let mut key = None;
     let mut head = true;
-    // An extension's comment comes with it; only its owner may say it, and one that a superuser made is not ours.
-    let mut of_extension = false;
-    let (mut of_right, mut of_server) = (false, false);
+    let mut entry = Entry::default();
+    // Whoever is given something must be allowed to make it there: a dump, written for superusers, says what may be made where only at its end.
+    let (mut early, mut place) = (String::new(), None);
     for line in dump.split_inclusive('\n') {
         let content = line.trim_end();
         if head {
@@ -313,27 +313,68 @@ fn portable(dump: &str, others: &[String]) -> String {
                 || setting.is_some()
                 || content.starts_with("SELECT pg_catalog.set_config(");
         }
-        let unrestrict = key.is_some() && content.strip_prefix("\\unrestrict ") == key;
-        if content.starts_with("-- Name: ") {
-            of_extension = content.starts_with("-- Name: EXTENSION ") && content.contains("; Type: COMMENT;");
-            of_right = content.contains("; Type: ACL; ") || content.contains("; Type: DEFAULT ACL; ");
-            of_server = of_right && content.contains("; Schema: pg_catalog; ");
+        if let Some(header) = content.strip_prefix("-- Name: ") {
+            entry = Entry::of(header);
+            if place.is_none() && !entry.schema && !entry.extension {
+                // Its comment begins in the line before.
+                place = Some(text.len() - "--\n".len().min(text.len()));
+            }
         }
-        let granted = ["SET SESSION AUTHORIZATION ", "RESET SESSION AUTHORIZATION;"];
-        let of_other = content.strip_prefix("ALTER DEFAULT PRIVILEGES FOR ROLE ").is_some_and(|rest| {
-            others
-                .iter()
-                .any(|role| rest.strip_prefix(role.as_str()).is_some_and(|rest| rest.starts_with(' ')))
-        });
-        let superuser = of_right
-            && !content.starts_with("--")
-            && (of_server || of_other || granted.iter().any(|word| content.starts_with(word)));
-        let comment = of_extension && content.starts_with("COMMENT ON EXTENSION ") && content.ends_with(';');
-        if !unrestrict && !own_trigger(content) && !comment && !superuser {
-            text.push_str(line);
+        let unrestrict = key.is_some() && content.strip_prefix("\\unrestrict ") == key;
+        if unrestrict || own_trigger(content) || entry.is_a_superusers(content, others) {
+            continue;
+        }
+        let hoisted =
+            entry.right && entry.schema && ["GRANT ", "REVOKE "].iter().any(|word| content.starts_with(word));
+        if hoisted { &mut early } else { &mut text }.push_str(line);
+    }
+    text.insert_str(place.unwrap_or(text.len()), &early);
+    text
+}
+
+/// What one entry of a dump is about, as the comment before it says.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    /// Rights.
+    right: bool,
+    /// Of something that every server has.
+    server: bool,
+    schema: bool,
+    extension: bool,
+    comment: bool,
+}
+
+impl Entry {
+    /// `Name: ` is cut off.
+    fn of(header: &str) -> Self {
+        let kind = |kind: &str| header.contains(&format!("; Type: {kind}; "));
+        Self {
+            right: kind("ACL") || kind("DEFAULT ACL"),
+            server: header.contains("; Schema: pg_catalog; "),
+            schema: kind("SCHEMA") || header.starts_with("SCHEMA ") && (kind("ACL") || kind("COMMENT")),
+            extension: kind("EXTENSION") || header.starts_with("EXTENSION ") && kind("COMMENT"),
+            comment: kind("COMMENT"),
         }
     }
-    text
+
+    /// Whether this line of it is what only a superuser may say. An extension's comment comes with it; only its owner may say it, and one that a
+    /// superuser made is not ours.
+    fn is_a_superusers(self, line: &str, others: &[String]) -> bool {
+        if self.extension && self.comment {
+            return line.starts_with("COMMENT ON EXTENSION ") && line.ends_with(';');
+        }
+        if !self.right || line.starts_with("--") {
+            return false;
+        }
+        let granted = ["SET SESSION AUTHORIZATION ", "RESET SESSION AUTHORIZATION;"];
+        let of_other = |role: &String| {
+            let rest = line
+                .strip_prefix("ALTER DEFAULT PRIVILEGES FOR ROLE ")
+                .and_then(|rest| rest.strip_prefix(role.as_str()));
+            rest.is_some_and(|rest| rest.starts_with(' '))
+        };
+        self.server || granted.iter().any(|word| line.starts_with(word)) || others.iter().any(of_other)
+    }
 }
 
 /// The fence of a former shadow, and what makes commits of critical tables wait, belong to that database alone.

@@ -307,7 +307,7 @@ async fn default_privileges_are_compared() -> Result<()> {
 }
 
 /// What a copy as Godwit's role stops at, and what is named.
-const STOPS: [(&str, &str); 10] = [
+const STOPS: [(&str, &str); 11] = [
     (
         "CREATE FUNCTION number(bool) RETURNS smallint LANGUAGE sql IMMUTABLE AS 'SELECT 1::smallint';
          ALTER FUNCTION number(bool) OWNER TO keeper; CREATE CAST (bool AS smallint) WITH FUNCTION number(bool)",
@@ -346,7 +346,8 @@ const STOPS: [(&str, &str); 10] = [
          CREATE TABLE t (id int PRIMARY KEY CHECK (more(id) > 0)); INSERT INTO t VALUES (1); ALTER TABLE t OWNER TO keeper",
         "constraint t_id_check of public.t",
     ),
-    ("CREATE VIEW seen AS SELECT 1 AS n; ALTER VIEW seen OWNER TO lender; GRANT lender TO godwit", "lender"),
+    ("GRANT CREATE ON SCHEMA public TO lender; CREATE VIEW seen AS SELECT 1 AS n; ALTER VIEW seen OWNER TO lender; GRANT lender TO godwit", "lender"),
+    ("CREATE VIEW apart AS SELECT 1 AS n; ALTER VIEW apart OWNER TO other", "other"),
 ];
 
 async fn blockers(pair: &Pair) -> Result<Vec<Finding>> {
@@ -369,7 +370,7 @@ async fn what_a_copy_stops_at_is_foretold() -> Result<()> {
         let majors = if at % 2 == 0 { (15, other_major()) } else { (other_major(), 15) };
         let mut pair = Pair::start(majors.0, majors.1).await?;
         for cluster in [&pair.source, &pair.target] {
-            let before = format!("CREATE ROLE lender; {extension}");
+            let before = format!("CREATE ROLE lender; CREATE ROLE other; GRANT other TO godwit; {extension}");
             cluster.connect(DATABASE).await?.batch_execute(&before).await?;
         }
         let administrator = pair.source.connect(DATABASE).await?;

@@ -123,6 +123,21 @@ SELECT 'blocker', o.rolname::text, format('owns %s%s, and role %I is no member o
 FROM me, owned JOIN pg_roles o ON o.oid = owned.owner WHERE NOT pg_has_role(owned.owner, 'USAGE')
 GROUP BY o.rolname, o.rolsuper, me.rolname
 UNION ALL
+SELECT 'blocker', o.rolname::text, format('owns %s and may not create in schema %I: the copy could not give it that', min(held.described), n.nspname),
+       format('GRANT CREATE ON SCHEMA %I TO %I', n.nspname, o.rolname)
+FROM me, (
+  SELECT relowner AS owner, relnamespace AS schema, subject AS described FROM ours JOIN pg_class USING (oid, relowner)
+  UNION ALL
+  SELECT proowner, pronamespace, p.oid::regprocedure::text FROM pg_proc p
+  WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype IN ('e', 'i'))
+  UNION ALL
+  SELECT typowner, typnamespace, t.oid::regtype::text FROM pg_type t WHERE typtype IN ('d', 'e', 'r')
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e')
+) held JOIN pg_roles o ON o.oid = held.owner JOIN pg_namespace n ON n.oid = held.schema
+WHERE NOT me.rolsuper AND NOT o.rolsuper AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
+  AND NOT has_schema_privilege(o.oid, n.oid, 'CREATE')
+GROUP BY o.rolname, n.nspname
+UNION ALL
 SELECT 'blocker', described, format('only a superuser can make it, and role %I is none: the copy would stop there', rolname),
        format('DROP %s; or let a superuser make the shadow''s as part of an extension', described)
 FROM me, (
