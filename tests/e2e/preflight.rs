@@ -578,3 +578,34 @@ async fn what_slots_keep_back_is_told() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn libraries_and_versions_that_the_target_lacks_are_told() -> Result<()> {
+    use Severity::Warning;
+    let loaded = "shared_preload_libraries = 'pg_stat_statements, auto_explain'\nsession_preload_libraries = 'auto_explain'";
+    let source = TestCluster::start_with(15, loaded)?;
+    let target = TestCluster::start_with(15, "shared_preload_libraries = 'pg_stat_statements'")?;
+    let client = source.create_database("shop", "CREATE TABLE t (id int PRIMARY KEY)").await?;
+    let empty = target.create_database("shop", "").await?;
+    let [here, there] = [source.connect("shop").await?, target.connect("shop").await?];
+    here.batch_execute("CREATE EXTENSION pg_stat_statements; CREATE EXTENSION hstore VERSION '1.4'").await?;
+    there.batch_execute("CREATE EXTENSION pg_stat_statements VERSION '1.9'").await?;
+    let found = compare(&client, &empty).await?;
+    let update = "ALTER EXTENSION pg_stat_statements UPDATE TO '1.10' on the target";
+    expect(&found, Warning, "extension pg_stat_statements", "of version 1.10 on the source", update);
+    let shared = "shared_preload_libraries = pg_stat_statements, 'auto_explain'";
+    expect(&found, Warning, "library auto_explain", "by shared_preload_libraries on the source", shared);
+    let session = "session_preload_libraries = 'auto_explain'";
+    expect(&found, Warning, "library auto_explain", "by session_preload_libraries on the source", session);
+    assert_eq!(found.len(), 3, "a newer one is none: {found:#?}");
+    for finding in &found {
+        let remedy = finding.remedy.as_deref().and_then(|sql| sql.split(" on the target").next());
+        there.batch_execute(remedy.context("a remedy")?).await?;
+    }
+    drop((empty, there));
+    target.cluster.stop("fast")?;
+    target.cluster.start()?;
+    let empty = target.connect_as(GODWIT_ROLE, "shop").await?;
+    assert_eq!(compare(&client, &empty).await?, []);
+    Ok(())
+}

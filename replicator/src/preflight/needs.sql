@@ -113,6 +113,12 @@ WITH RECURSIVE here AS (
   SELECT 'room', name, reset_val, NULL FROM pg_settings
   WHERE name = ANY ('{max_connections,max_locks_per_transaction,max_prepared_transactions}')
   UNION ALL
+  -- Seen by members of pg_read_all_settings only.
+  SELECT 'library', name, library, NULL FROM pg_settings, unnest(string_to_array(replace(reset_val, ' ', ''), ',')) library
+  WHERE name = ANY ('{shared_preload_libraries,session_preload_libraries,local_preload_libraries}') AND library <> ''
+  UNION ALL
+  SELECT 'extension', NULL, extversion, extname FROM pg_extension WHERE extversion ~ '^[0-9]+(\.[0-9]+)*$'
+  UNION ALL
   SELECT 'locks', NULL, ({{relations}})::text, NULL
   UNION ALL
   SELECT 'slot', slot_name, plugin, NULL FROM pg_replication_slots

@@ -91,6 +91,20 @@ FROM need n
 WHERE kind = 'default privileges' AND EXISTS (SELECT FROM pg_roles r WHERE r.rolname = n.role)
   AND NOT EXISTS (SELECT FROM ({{defaults}}) d WHERE d.sql = n.value)
 UNION ALL
+SELECT 'warning', 'library ' || value, format('is loaded by %s on the source and not on the target', subject),
+       format('ALTER SYSTEM SET %s = %s on the target; then restart the server', subject, concat_ws(', ', nullif(reset_val, ''), quote_literal(value)))
+FROM need JOIN pg_settings ON name = subject
+WHERE kind = 'library' AND value <> ALL (string_to_array(replace(reset_val, ' ', ''), ','))
+UNION ALL
+-- What the source's code may call, an older one need not have.
+SELECT 'warning', 'extension ' || quote_ident(role), format('is of version %s on the source, and would be of %s on the target', value, there),
+       CASE WHEN extversion IS NULL THEN format('install the package of version %s on the target''s server', value)
+         ELSE format('ALTER EXTENSION %I UPDATE TO %L on the target', role, value) END
+FROM need JOIN pg_available_extensions a ON a.name = role LEFT JOIN pg_extension e ON e.extname = a.name,
+     LATERAL (SELECT coalesce(extversion, a.default_version) AS there) t
+WHERE kind = 'extension' AND there ~ '^[0-9]+(\.[0-9]+)*$'
+  AND CASE WHEN kind = 'extension' THEN string_to_array(there, '.')::int[] < string_to_array(value, '.')::int[] ELSE false END
+UNION ALL
 SELECT 'warning', name, format('sessions begin with %s on the source and with %s on the target', quote_literal(value), quote_literal(reset_val)),
        format('ALTER DATABASE %I SET %s TO %s on the target', datname, name, written)
 FROM setting JOIN pg_settings USING (name), here WHERE kind = 'default' AND reset_val IS DISTINCT FROM value
