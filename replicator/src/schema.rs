@@ -384,12 +384,82 @@ fn own_trigger(line: &str) -> bool {
         && line.contains("\"godwit\".")
 }
 
-/// Adapts a portable dump to the version that loads it: `MAINTAIN` came with 17.
+/// Adapts a portable dump to the version that loads it: `MAINTAIN` came with 17, `NOT NULL` as an entry of a table with 18.
 pub(crate) fn for_target(sql: &str, server: u32) -> String {
+    let sql = if server < 180_000 && sql.contains(" NOT NULL \"") {
+        without_table_not_null(sql)
+    } else {
+        sql.to_owned()
+    };
     if server >= 170_000 || !sql.contains("MAINTAIN") {
-        return sql.to_owned();
+        return sql;
     }
     sql.split_inclusive('\n').filter_map(without_maintain).collect()
+}
+
+/// `NOT NULL "column"` among the columns of a table, as pg_dump 18 says it of an inherited one, came with that version: said after the table instead.
+fn without_table_not_null(sql: &str) -> String {
+    let mut text = String::with_capacity(sql.len());
+    // The table whose columns are being told, what is to be said after it, and whether its list has ended.
+    let mut table: Option<(&str, String, bool)> = None;
+    let mut quoted = None;
+    for line in sql.split_inclusive('\n') {
+        let content = line.trim_end();
+        let began_inside = quoted.is_some();
+        for character in content.chars().filter(|character| matches!(character, '\'' | '"')) {
+            quoted = match quoted {
+                None => Some(character),
+                Some(open) if open == character => None,
+                open => open,
+            };
+        }
+        if began_inside {
+            text.push_str(line);
+            continue;
+        }
+        match &mut table {
+            None => {
+                let create = content.strip_prefix("CREATE ").and_then(|rest| rest.strip_suffix(" ("));
+                let kinds = ["TABLE ", "UNLOGGED TABLE ", "FOREIGN TABLE "];
+                let name = create.and_then(|rest| kinds.iter().find_map(|kind| rest.strip_prefix(kind)));
+                table = name.map(|name| (name, String::new(), false));
+            }
+            Some((name, after, false)) => {
+                if let Some(column) = table_not_null(content.trim_end_matches(',')) {
+                    after.push_str(&format!("ALTER TABLE ONLY {name} ALTER COLUMN {column} SET NOT NULL;\n"));
+                    if !content.ends_with(',') && text.ends_with(",\n") {
+                        text.replace_range(text.len() - 2..text.len() - 1, "");
+                    }
+                    continue;
+                }
+                if content.starts_with(')') {
+                    table = table.map(|(name, after, _)| (name, after, true));
+                }
+            }
+            Some((.., true)) => {}
+        }
+        text.push_str(line);
+        if content.ends_with(';')
+            && quoted.is_none()
+            && let Some((_, after, true)) = table.take_if(|(.., ended)| *ended)
+        {
+            text.push_str(&after);
+        }
+    }
+    text
+}
+
+/// The column of `NOT NULL "column"` or `CONSTRAINT name NOT NULL "column"`.
+fn table_not_null(entry: &str) -> Option<&str> {
+    let mut rest = entry.strip_prefix("    ")?;
+    if let Some(named) = rest.strip_prefix("CONSTRAINT ") {
+        let end = match named.strip_prefix('"') {
+            Some(name) => 2 + name.replace("\"\"", "__").find('"')?,
+            None => named.find(' ')?,
+        };
+        rest = named.get(end..)?.strip_prefix(' ')?;
+    }
+    rest.strip_prefix("NOT NULL ").filter(|column| column.starts_with('"') && column.ends_with('"'))
 }
 
 fn without_maintain(line: &str) -> Option<String> {
@@ -412,6 +482,27 @@ fn statement_at(sql: &str, position: u32) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_inherited_column_is_not_null_on_older_servers_too() {
+        let dump = concat!(
+            "CREATE TABLE \"s\".\"a\" (\n    NOT NULL \"id\",\n    \"n\" \"text\" DEFAULT 'x;\n)\n    NOT NULL \"no\",\n' NOT NULL\n)\nINHERITS (\"s\".\"p\");\n",
+            "CREATE UNLOGGED TABLE \"s\".\"b\" (\n    \"n\" integer NOT NULL,\n    CONSTRAINT \"it's \"\"\" NOT NULL \"a,b\"\n)\nINHERITS (\"s\".\"p\");\n",
+            "CREATE TABLE \"s\".\"c\" (\n    CONSTRAINT named NOT NULL \"id\"\n)\nINHERITS (\"s\".\"p\")\nWITH (fillfactor='50');\n",
+            "CREATE TABLE \"s\".\"d\" (\n    \"id\" integer CONSTRAINT \"k\" NOT NULL,\n    CONSTRAINT \"ck\" CHECK ((\"id\" IS NOT NULL))\n);\n",
+        );
+        let expected = concat!(
+            "CREATE TABLE \"s\".\"a\" (\n    \"n\" \"text\" DEFAULT 'x;\n)\n    NOT NULL \"no\",\n' NOT NULL\n)\nINHERITS (\"s\".\"p\");\n",
+            "ALTER TABLE ONLY \"s\".\"a\" ALTER COLUMN \"id\" SET NOT NULL;\n",
+            "CREATE UNLOGGED TABLE \"s\".\"b\" (\n    \"n\" integer NOT NULL\n)\nINHERITS (\"s\".\"p\");\n",
+            "ALTER TABLE ONLY \"s\".\"b\" ALTER COLUMN \"a,b\" SET NOT NULL;\n",
+            "CREATE TABLE \"s\".\"c\" (\n)\nINHERITS (\"s\".\"p\")\nWITH (fillfactor='50');\n",
+            "ALTER TABLE ONLY \"s\".\"c\" ALTER COLUMN \"id\" SET NOT NULL;\n",
+            "CREATE TABLE \"s\".\"d\" (\n    \"id\" integer CONSTRAINT \"k\" NOT NULL,\n    CONSTRAINT \"ck\" CHECK ((\"id\" IS NOT NULL))\n);\n",
+        );
+        assert_eq!(for_target(dump, 170_004), expected);
+        assert_eq!(for_target(dump, 180_000), dump);
+    }
 
     #[test]
     fn a_dump_loses_what_is_not_portable_and_nothing_else() {

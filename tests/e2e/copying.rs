@@ -402,3 +402,30 @@ async fn what_a_copy_stops_at_is_foretold() -> Result<()> {
     }
     Ok(())
 }
+
+/// A newer pg_dump says of an inherited column what an older server does not understand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inherited_columns_are_not_null_on_an_older_server() -> Result<()> {
+    let pair = Pair::start(other_major(), 15).await?;
+    pair.from
+        .batch_execute(
+            "CREATE TABLE above (id int PRIMARY KEY, word text, n int);
+             CREATE TABLE below (extra int, PRIMARY KEY (id)) INHERITS (above);
+             CREATE TABLE beside () INHERITS (above);
+             ALTER TABLE beside ALTER word SET NOT NULL, ADD PRIMARY KEY (id);
+             INSERT INTO above VALUES (1, 'a'); INSERT INTO below VALUES (2, 'b'); INSERT INTO beside VALUES (3, 'c')",
+        )
+        .await?;
+    let stream = copy(&pair);
+    stream.wait(|status| status.phase == Phase::Streaming).await?;
+    pair.from.batch_execute("UPDATE above SET n = id; DELETE FROM ONLY above").await?;
+    pair.caught_up(&stream).await?;
+    let (one, other) = (fingerprint(&pair.from).await?, fingerprint(&pair.to).await?);
+    let differences = differences(&one, &other, ["here", "there"]);
+    ensure!(differences.is_empty(), "{differences:#?}");
+    let rows = "SELECT string_agg(tableoid::regclass || ' ' || t::text, ', ' ORDER BY id) FROM above t";
+    let [from, to] = [&pair.from, &pair.to].map(|client| client.query_one(rows, &[]));
+    let (from, to) = (from.await?.get::<_, String>(0), to.await?.get::<_, String>(0));
+    ensure!(from == to && from == "below (2,b,2), beside (3,c,3)", "{from} and {to}");
+    stream.stop().await
+}
