@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row, Statement};
 
+use crate::clock;
 use crate::error::Error;
 use crate::preflight::{Finding, Severity};
 
@@ -109,7 +109,7 @@ struct Room {
 /// `None` where the target's database has no `pg_prewarm`. Needs SELECT on the relations; `pg_monitor` at the source for what its buffers hold, without which whole
 /// relations are read by how often they were asked for.
 pub async fn fill(source: &Client, target: &Client, within: Duration) -> Result<Option<Filled>, Error> {
-    let until = Instant::now() + within;
+    let until = clock::now() + within;
     let Some(schema) = extension(target, READER).await? else { return Ok(None) };
     let (cached, asked) = (cached(source).await?, warm(source, ASKED).await.map_err(unread)?);
     let there = there(target, cached.iter().chain(&asked)).await?;
@@ -118,7 +118,7 @@ pub async fn fill(source: &Client, target: &Client, within: Duration) -> Result<
     let mut filled = Filled::default();
     for batch in batches(&stretches) {
         let wanted: i64 = batch.iter().map(Stretch::blocks).sum();
-        let read = if Instant::now() < until { read(target, &reads, &batch).await? } else { 0 };
+        let read = if clock::now() < until { read(target, &reads, &batch).await? } else { 0 };
         filled.blocks += read;
         left += wanted - read;
     }

@@ -50,17 +50,16 @@ impl Hands {
             let within = state.deadline().map_or(CACHES, |deadline| {
                 CACHES.min(deadline.since(crate::clock::now()).saturating_sub(REST))
             });
+            let resource = &self.resource.name;
             match caches::fill(&primary, &client, within).await {
                 Ok(Some(filled)) => {
-                    tracing::info!(resource = %self.resource.name, %zone, mib = filled.blocks * BLOCK / 1024,
-                    left_mib = filled.left * BLOCK / 1024, "caches are filled")
+                    let [mib, left_mib] = [filled.blocks, filled.left].map(|blocks| blocks * BLOCK / 1024);
+                    tracing::info!(%resource, %zone, mib, left_mib, "caches are filled");
                 }
                 Ok(None) => {
-                    tracing::info!(resource = %self.resource.name, %zone, "caches are left: the database has no pg_prewarm")
+                    tracing::info!(%resource, %zone, "caches are left: the database has no pg_prewarm");
                 }
-                Err(error) => {
-                    tracing::warn!(resource = %self.resource.name, %zone, why = chain(error), "caches are not filled");
-                }
+                Err(error) => tracing::warn!(%resource, %zone, why = chain(error), "caches are not filled"),
             }
         }
         Ok(())

@@ -333,7 +333,7 @@ fn a_replay_is_what_the_present_primary_served_since_the_last_move() {
         let mut values = vec![Value::new(series::PROBE, "west", place as f64)];
         values.extend(request.map(|value| Value::new(series::REQUEST_P95, zone, value)));
         if place < 20 {
-            values.push(Value::new(&series::told("gust"), "west", place as f64));
+            values.push(Value::new(series::told("gust"), "west", place as f64));
         }
         let at = Timestamp(NOW + place * 10_003);
         let step = Step { resource: "orders".into(), at, step: Duration::from_secs(10), values };

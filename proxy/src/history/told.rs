@@ -8,8 +8,11 @@ use predictor::network::inputs::Weather;
 /// What was told of each step.
 pub type Told = BTreeMap<u64, Inputs>;
 
+/// Where a number of the weather stands.
+type Place = fn(&mut Weather) -> &mut Option<f64>;
+
 /// The names, and where each number stands.
-const WEATHER: [(&str, fn(&mut Weather) -> &mut Option<f64>); 8] = [
+const WEATHER: [(&str, Place); 8] = [
     ("temperature", |weather| &mut weather.temperature),
     ("dew_point", |weather| &mut weather.dew_point),
     ("humidity", |weather| &mut weather.humidity),
