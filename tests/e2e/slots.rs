@@ -175,3 +175,23 @@ async fn an_idle_database_beside_a_busy_one_keeps_no_wal() -> Result<()> {
     ensure!(stream.status.borrow().changes == 0 && stream.status.borrow().transactions == 0);
     stream.stop().await
 }
+
+/// The server begins a slot when every transaction that has written is over: whoever keeps one open for hours is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_slot_waits_for_is_told() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let near = &playground.zones[0];
+    let forgotten = connect(near).await?;
+    forgotten.batch_execute("SET application_name = 'forgotten'; BEGIN; SELECT pg_current_xact_id()").await?;
+    let pid: i32 = forgotten.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    let mut leader = Leader::start(&playground, &[])?;
+    let named = format!("it waits for the transaction of pid {pid} of ");
+    let view = leader.until("it is named", |view| says(view, &named)).await?;
+    let line = view.problems.iter().find(|problem| problem.contains(&named)).context("the line")?;
+    let parts = [&near.name, "(forgotten)", "that began 00:00:", "and is idle in transaction"];
+    ensure!(parts.iter().all(|part| line.contains(part)), "{line}");
+    forgotten.batch_execute("COMMIT").await?;
+    let view = leader.ready().await?;
+    ensure!(!says(&view, "it waits for"), "{:#?}", view.problems);
+    Ok(())
+}

@@ -26,7 +26,15 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// How long one look may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-type Seen = BTreeMap<String, Result<Vec<SlotInfo>, String>>;
+type Seen = BTreeMap<String, Result<Look, String>>;
+
+/// What one look at a database brought.
+#[derive(Clone, Debug, Default)]
+struct Look {
+    slots: Vec<SlotInfo>,
+    /// What a slot that is being made waits for.
+    held_up: Vec<String>,
+}
 
 /// Looks at the slots of every zone's database, again and again.
 #[derive(Clone, Default)]
@@ -47,8 +55,9 @@ impl SlotWatch {
             tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
                 loop {
                     let found = look(&resource, &zone, &databases).await;
-                    if let Ok(slots) = &found {
-                        let most = slots.iter().map(|slot| slot.retained_bytes).max().unwrap_or_default();
+                    if let Ok(look) = &found {
+                        let most =
+                            look.slots.iter().map(|slot| slot.retained_bytes).max().unwrap_or_default();
                         telemetry::slot_retained(&resource, &zone, most);
                     }
                     lock(&seen).insert(zone.clone(), found);
@@ -60,14 +69,27 @@ impl SlotWatch {
     }
 
     fn of(&self, zone: &str) -> Option<Vec<SlotInfo>> {
-        lock(&self.0).get(zone)?.clone().ok()
+        lock(&self.0).get(zone)?.as_ref().ok().map(|look| look.slots.clone())
+    }
+
+    /// A line for each slot that is being made and waits.
+    fn held_up(&self) -> Vec<String> {
+        let seen = lock(&self.0);
+        let waiting = seen.iter().filter_map(|(zone, look)| Some((zone, look.as_ref().ok()?)));
+        let line = |zone: &String, what: &String| {
+            format!(
+                "a slot in {zone} cannot be made before what has begun there is over: it waits for {what}"
+            )
+        };
+        waiting.flat_map(|(zone, look)| look.held_up.iter().map(move |what| line(zone, what))).collect()
     }
 }
 
-async fn look(resource: &str, zone: &str, databases: &Databases) -> Result<Vec<SlotInfo>, String> {
+async fn look(resource: &str, zone: &str, databases: &Databases) -> Result<Look, String> {
     let look = async {
         let client = databases.get(zone, Purpose::Examine).await.map_err(chain)?;
-        slot::slots_of(&client, resource).await.map_err(chain)
+        let slots = slot::slots_of(&client, resource).await.map_err(chain)?;
+        Ok(Look { slots, held_up: slot::held_up(&client).await.map_err(chain)? })
     };
     let found = tokio::time::timeout(PATIENCE, look).await;
     if !matches!(found, Ok(Ok(_))) {
@@ -250,7 +272,8 @@ impl SlotGuard {
     pub(super) fn problems(&self, hands: &Hands, generation: Generation) -> Vec<String> {
         let given_up = hands.streams.given_up(generation);
         let seeding = self.work.as_ref().map(|(what, _)| format!("{what} …"));
-        [self.alarm.clone(), given_up, self.failed.clone(), seeding].into_iter().flatten().collect()
+        let own = [self.alarm.clone(), given_up, self.failed.clone(), seeding].into_iter().flatten();
+        own.chain(self.watch.held_up()).collect()
     }
 }
 

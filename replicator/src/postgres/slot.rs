@@ -216,6 +216,27 @@ pub async fn slots_of(client: &Client, resource: &str) -> Result<Vec<SlotInfo>, 
     Ok(found)
 }
 
+/// Sessions of our role here that make a slot, and what each waits for: the server begins a slot only when every transaction that has written has
+/// ended, in whichever database.
+const HELD_UP: &str = "\
+SELECT CASE WHEN p.pid = 0 THEN 'a prepared transaction (pg_prepared_xacts)' \
+  ELSE concat_ws(' ', format('the transaction of pid %s', p.pid), 'of ' || b.usename, 'in ' || b.datname, '(' || nullif(b.application_name, '') || ')', \
+    'that began ' || date_trunc('second', now() - b.xact_start) || ' ago', 'and is ' || b.state) END \
+FROM pg_catalog.pg_stat_activity w CROSS JOIN LATERAL unnest(pg_catalog.pg_blocking_pids(w.pid)) AS p (pid) \
+LEFT JOIN pg_catalog.pg_stat_activity b ON b.pid = p.pid \
+WHERE w.usename = current_user AND w.datname = current_database() AND w.wait_event = 'transactionid' \
+  AND w.query ~ '(CREATE_REPLICATION_SLOT|pg_create_logical_replication_slot|pg_copy_logical_replication_slot)'";
+
+/// What keeps a slot of this database from being made, in words; empty: nothing does. Needs `pg_read_all_stats`. One round trip.
+pub async fn held_up(client: &Client) -> Result<Vec<String>, Error> {
+    let answer = client.simple_query(HELD_UP).await.map_err(Error::database("look what a slot waits for"))?;
+    let row = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    };
+    Ok(answer.iter().filter_map(row).collect())
+}
+
 async fn look(client: &Client, condition: &str) -> Result<Vec<SlotInfo>, Error> {
     let sql = format!(
         "SELECT active, confirmed_flush_lsn, restart_lsn, coalesce(wal_status, 'reserved'), \

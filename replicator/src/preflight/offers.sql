@@ -98,8 +98,9 @@ WHERE kind = 'library' AND value <> ALL (string_to_array(replace(reset_val, ' ',
 UNION ALL
 -- What the source's code may call, an older one need not have.
 SELECT 'warning', 'extension ' || quote_ident(role), format('is of version %s on the source, and would be of %s on the target', value, there),
-       CASE WHEN extversion IS NULL THEN format('install the package of version %s on the target''s server', value)
-         ELSE format('ALTER EXTENSION %I UPDATE TO %L on the target', role, value) END
+       CASE WHEN extversion IS NOT NULL AND EXISTS (SELECT FROM pg_available_extension_versions v WHERE v.name = role AND v.version = value)
+         THEN format('ALTER EXTENSION %I UPDATE TO %L on the target', role, value)
+         ELSE format('install the package of version %s on the target''s server, where there is one of its major version', value) END
 FROM need JOIN pg_available_extensions a ON a.name = role LEFT JOIN pg_extension e ON e.extname = a.name,
      LATERAL (SELECT coalesce(extversion, a.default_version) AS there) t
 WHERE kind = 'extension' AND there ~ '^[0-9]+(\.[0-9]+)*$'
