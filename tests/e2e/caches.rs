@@ -31,6 +31,18 @@ async fn buffered(client: &Client, relation: &str, from: i64) -> Result<i64> {
     Ok(client.query_one(sql, &[&relation, &from]).await?.get(0))
 }
 
+/// How many blocks clients' reads do not find in the server's buffers.
+async fn misses(client: &Client) -> Result<u64> {
+    let mut misses = 0;
+    client.batch_execute("SET enable_seqscan = off").await?;
+    for read in READS.split(';').skip(1) {
+        let plan = client.query_one(&format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {read}"), &[]).await?;
+        let plan: serde_json::Value = plan.get(0);
+        misses += plan[0]["Plan"]["Shared Read Blocks"].as_u64().context("a number of blocks")?;
+    }
+    Ok(misses)
+}
+
 async fn blocks(client: &Client, relation: &str) -> Result<i64> {
     let sql = "SELECT pg_relation_size($1::text::regclass) / 8192";
     Ok(client.query_one(sql, &[&relation]).await?.get(0))
@@ -70,6 +82,8 @@ async fn what_is_in_memory_at_the_source_is_read_into_the_target() -> Result<()>
         }
         let (here, _) = restarted(source).await?;
         here.batch_execute(READS).await?;
+        let (_, seen) = restarted(target).await?;
+        let cold = misses(&seen).await?;
         let (there, seen) = restarted(target).await?;
         ensure!(lacking(&there, 1 << 20).await?.is_none());
         let filled = fill(&here, &there, WITHIN).await?.context("it is there now")?;
@@ -81,6 +95,12 @@ async fn what_is_in_memory_at_the_source_is_read_into_the_target() -> Result<()>
         ensure!(buffered(&seen, "by_time", 0).await? > blocks(&seen, "by_time").await? / 20);
         ensure!(buffered(&seen, &documents, 0).await? == blocks(&seen, &documents).await?, "large values");
         ensure!(buffered(&seen, "unread", 0).await? == 0);
+        let warm = misses(&seen).await?;
+        println!(
+            "the same reads: {cold} blocks from outside of the buffers, {warm} after {} blocks were filled in",
+            filled.blocks
+        );
+        ensure!(warm == 0 && cold > 150, "{cold} and {warm}");
 
         // Where the role may not see what the buffers hold, whole relations, by how often they were asked for.
         source.connect("shop").await?.batch_execute("REVOKE pg_monitor FROM godwit").await?;
