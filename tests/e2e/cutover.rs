@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use godwit::cli::client::Refusal;
 use godwit::controller::view::MigrationView;
 use godwit::demo::load::Outcome;
-use godwit::demo::zone::{Options, Playground, Zone};
+use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Options, Playground, SUPERUSER, Zone};
 use replicator::verify;
 
 use crate::leader::{Leader, PATIENCE, agent, connect, load, options};
@@ -131,4 +131,53 @@ async fn died_or_finished(leader: &mut Leader<'_>, to: &str) -> Result<bool> {
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// What sessions begin with in a database that was set up oddly: they are cut short, and write and read values otherwise.
+const ODD: [(&str, &str); 18] = [
+    ("statement_timeout", "15ms"),
+    ("lock_timeout", "15ms"),
+    ("idle_in_transaction_session_timeout", "15ms"),
+    ("idle_session_timeout", "15ms"),
+    ("default_transaction_isolation", "serializable"),
+    ("DateStyle", "German"),
+    ("IntervalStyle", "sql_standard"),
+    ("TimeZone", "Asia/Kolkata"),
+    ("bytea_output", "escape"),
+    ("extra_float_digits", "-10"),
+    ("standard_conforming_strings", "off"),
+    ("quote_all_identifiers", "on"),
+    ("array_nulls", "off"),
+    ("transform_null_equals", "on"),
+    ("client_min_messages", "debug1"),
+    ("lc_numeric", "C"),
+    ("row_security", "off"),
+    ("synchronous_commit", "off"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_sessions_begin_with_changes_nothing_of_ours() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    for zone in [near, far] {
+        let administrator = replicator::postgres::connect(&zone.dsn(SUPERUSER), "godwit-test").await?;
+        for (setting, value) in ODD {
+            let sql = format!("ALTER ROLE {GODWIT_ROLE} IN DATABASE {DATABASE} SET {setting} = '{value}'");
+            administrator.batch_execute(&sql).await?;
+        }
+    }
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let load = load(&playground, 60.0, "odd");
+    for zone in [far, near] {
+        leader.ready().await?;
+        let id = leader.migrate(&zone.name).await?;
+        leader.until("it has moved", |view| view.primary == zone.name && view.phase == "shadowing").await?;
+        let run = leader.migration(&id).await?;
+        ensure!(run.state == "retired" && run.verified == Some(true), "{run:#?}");
+    }
+    let outcome = load.stop().await;
+    ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
+    check_writes(near, &outcome).await?;
+    check_equal(&mut leader).await
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use replicator::Error;
+use replicator::postgres::{connect, connect_unhurried};
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
@@ -83,8 +84,14 @@ impl Databases {
             return Ok(client.clone());
         }
         // Not under the lock: a zone that does not answer must not hold up the others.
-        let client =
-            Arc::new(replicator::postgres::connect(&settings.dsn, purpose.application_name()).await?);
+        let (dsn, name) = (&settings.dsn, purpose.application_name());
+        let client = if purpose == Purpose::Schema {
+            // It also reads what sessions begin with.
+            connect_unhurried(dsn, name).await?
+        } else {
+            connect(dsn, name).await?
+        };
+        let client = Arc::new(client);
         self.open.lock().await.insert(key, client.clone());
         Ok(client)
     }

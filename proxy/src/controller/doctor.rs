@@ -102,7 +102,7 @@ async fn database(
         found.push(unexamined(zone, "the configuration names no database here".into()));
         return None;
     };
-    let client = match replicator::postgres::connect(&database.dsn, APPLICATION).await {
+    let client = match replicator::postgres::connect_unhurried(&database.dsn, APPLICATION).await {
         Ok(client) => client,
         Err(error) => {
             found.push(unexamined(zone, chain(error)));

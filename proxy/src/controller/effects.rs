@@ -367,8 +367,9 @@ impl Hands {
         if !has(zone) || !has(primary) {
             return Ok(BTreeMap::new());
         }
-        let client = self.control(primary).await?;
-        mirrored::settings(&client).await
+        let settings = self.databases.settings(&primary.0).map_err(chain)?;
+        let client = replicator::postgres::connect_untouched(&settings.dsn, "godwit-settings").await;
+        mirrored::settings(&client.map_err(chain)?).await
     }
 
     /// Learns from the driver where the placement is, where that is left to it.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use migration::cutover::State;
 use migration::policy::{Caches, MaterializedViews, Policy};
 use migration::units::Zone;
+use replicator::postgres::without_transaction_timeout;
 use replicator::{caches, views};
 
 use super::databases::Purpose;
@@ -33,6 +34,7 @@ pub(super) fn words(policy: &Policy) -> String {
 impl Hands {
     pub(super) async fn warm_up(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
         let client = self.databases.take(&zone.0, Purpose::WarmUp).await.map_err(chain)?;
+        without_transaction_timeout(&client).await.map_err(chain)?;
         let primary = self.control(&state.primary).await?;
         let policy = self.policy();
         if policy.materialized_views == MaterializedViews::Refresh {

@@ -12,6 +12,7 @@ use tokio_postgres::Client;
 
 use crate::error::Error;
 use crate::fence::{refused, rows};
+use crate::postgres::connection::SESSION_SETTINGS;
 
 pub use sync::sync;
 
@@ -103,8 +104,14 @@ pub struct Difference {
 
 /// Reads the schema. One round trip.
 pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
+    // What is written in a definition must look the same, whatever sessions begin with at either side.
+    let alike = SESSION_SETTINGS
+        .into_iter()
+        .chain([("quote_all_identifiers", "off"), ("standard_conforming_strings", "on")]);
+    let alike: Vec<String> = alike.map(|(name, value)| format!("SET LOCAL {name} = '{value}'")).collect();
+    let alike = alike.join("; ");
     let sql = format!(
-        "BEGIN READ ONLY; SET LOCAL search_path = ''; {}; {}; COMMIT; \
+        "BEGIN READ ONLY; {alike}; {}; {}; COMMIT; \
          SELECT current_setting('server_version_num'), quote_ident(current_user)",
         include_str!("fingerprint.sql").trim_end(),
         include_str!("around.sql").trim_end().replace("{{defaults}}", DEFAULT_PRIVILEGES)

@@ -23,19 +23,52 @@ use crate::error::Error;
 /// How long a connection attempt may take when the connection parameters do not say.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Godwit's own commits never wait for the shadow that it is bringing up; the applier sets its own level.
+const COMMITS: &str = "-c synchronous_commit=local";
+/// What a session begins with besides, whatever the database and the role say: what it waits for it gives up by itself, and values and SQL mean the same
+/// everywhere. `transaction_timeout` is unknown before 17: [`without_transaction_timeout`].
+const OPTIONS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
+    -c standard_conforming_strings=on -c default_transaction_isolation=read\\ committed -c default_transaction_read_only=off \
+    -c datestyle=ISO -c intervalstyle=postgres -c bytea_output=hex -c extra_float_digits=1 -c array_nulls=on \
+    -c transform_null_equals=off -c quote_all_identifiers=off";
+
 /// Opens an SQL connection and drives it from a task of its own, which ends when the client is dropped.
 ///
 /// `connect_timeout` of `dsn` counts, 10 s otherwise, and bounds the whole of it, the server's answers included: a path that
 /// swallows everything must not hang the caller. TLS is as [`Dsn::tls`] says, never less.
 pub async fn connect(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
-    let (client, driver) = connect_apart(dsn, application_name).await?;
+    Ok(driven(connect_apart(dsn, application_name).await?))
+}
+
+/// The same with nothing set that the database, the role or the server says otherwise: for who asks what sessions begin with.
+pub async fn connect_untouched(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
+    Ok(driven(open(dsn, application_name, COMMITS).await?))
+}
+
+/// The same, but that nothing cuts the session short; what others begin with is `reset_val`.
+pub async fn connect_unhurried(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
+    let client = connect_untouched(dsn, application_name).await?;
+    let names =
+        ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"];
+    let set = names.map(|name| format!("SET {name} = 0")).join("; ");
+    client.batch_execute(&set).await.map_err(Error::database("set a session's time-outs"))?;
+    Ok(client)
+}
+
+fn driven((client, driver): (Client, Driver)) -> Client {
     tokio::spawn(async move {
         // Every call on the client reports the failure too; this is for the log.
         if let Err(error) = driver.await {
             tracing::debug!(%error, "database connection ended");
         }
     });
-    Ok(client)
+    client
+}
+
+/// For what may take long: from 17 on a server can end transactions of one statement, too.
+pub async fn without_transaction_timeout(client: &Client) -> Result<(), Error> {
+    let sql = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
+    client.execute(sql, &[]).await.map(drop).map_err(Error::database("set a session's time-outs"))
 }
 
 /// Drives a connection until its client is gone and the last answer is there.
@@ -43,10 +76,13 @@ pub type Driver = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>>
 
 /// The same for callers that drive the connection themselves, and can so end it while the server owes an answer.
 pub async fn connect_apart(dsn: &Dsn, application_name: &str) -> Result<(Client, Driver), Error> {
+    open(dsn, application_name, &format!("{COMMITS} {OPTIONS}")).await
+}
+
+async fn open(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, Driver), Error> {
     let mut parameters = dsn.negotiated();
     parameters.application_name(application_name);
-    // Godwit's own commits never wait for the shadow that it is bringing up; the applier sets its own level.
-    let options = format!("{} -c synchronous_commit=local", parameters.get_options().unwrap_or_default());
+    let options = format!("{} {own}", parameters.get_options().unwrap_or_default());
     parameters.options(options.trim_start());
     if parameters.get_connect_timeout().is_none() {
         parameters.connect_timeout(CONNECT_TIMEOUT);
