@@ -26,9 +26,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Godwit's own commits never wait for the shadow that it is bringing up; the applier sets its own level.
 const COMMITS: &str = "-c synchronous_commit=local";
 /// What a session begins with besides, whatever the database and the role say: what it waits for it gives up by itself, and values and SQL mean the same
-/// everywhere. `transaction_timeout` is unknown before 17: [`without_transaction_timeout`].
+/// everywhere. A database that somebody made read-only stays so. `transaction_timeout` is unknown before 17: [`without_transaction_timeout`].
 const OPTIONS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
-    -c standard_conforming_strings=on -c default_transaction_isolation=read\\ committed -c default_transaction_read_only=off \
+    -c standard_conforming_strings=on -c default_transaction_isolation=read\\ committed \
     -c datestyle=ISO -c intervalstyle=postgres -c bytea_output=hex -c extra_float_digits=1 -c array_nulls=on \
     -c transform_null_equals=off -c quote_all_identifiers=off";
 
