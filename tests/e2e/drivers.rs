@@ -177,7 +177,7 @@ impl Fleet {
     async fn made(&self) -> Result<tokio_postgres::Client> {
         let mut dsn = replicator::postgres::Dsn::default();
         dsn.host("127.0.0.1").port(self.database).user(GODWIT_ROLE).dbname(DATABASE);
-        Ok(replicator::postgres::connect(&dsn, "godwit-test").await?)
+        Ok(replicator::postgres::connect_untouched(&dsn, "godwit-test").await?)
     }
 }
 

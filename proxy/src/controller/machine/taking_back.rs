@@ -14,6 +14,7 @@ const BY: &str = "godwit";
 
 /// A move that took another one back, or shall.
 pub(super) struct TakenBack {
+    id: String,
     /// The generation that it makes.
     generation: Generation,
     why: String,
@@ -31,6 +32,13 @@ impl Machine {
     /// Stops every move once one was taken back: whatever asked for it would ask again.
     pub(super) fn freeze_after_taking_back(&mut self, now: Timestamp) {
         let Some(taken) = &mut self.taken_back else { return };
+        if self.state.generation < taken.generation
+            && self.state.run.as_ref().is_none_or(|run| run.id != taken.id)
+        {
+            // It was given up: the next move of this generation is another one.
+            self.taken_back = None;
+            return;
+        }
         if taken.frozen || taken.generation != self.state.generation {
             return;
         }
@@ -71,7 +79,8 @@ impl Machine {
             return;
         }
         tracing::warn!(resource = %self.state.resource, from = %here, to = %there, why, "the move is taken back");
-        self.taken_back = Some(TakenBack { generation: self.state.generation.next(), why, frozen: false });
+        let generation = self.state.generation.next();
+        self.taken_back = Some(TakenBack { id: id.clone(), generation, why, frozen: false });
         self.take(event);
         if self.state.run.as_ref().is_some_and(|run| run.id == id) {
             self.note_decision(&id);
