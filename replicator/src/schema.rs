@@ -100,13 +100,13 @@ pub async fn dump(dsn: &Dsn, bin: Option<&Path>) -> Result<SchemaDump, Error> {
         command
     };
     let others = others(&client).await?;
-    let pre_data = portable(&run(section("pre-data"), &program).await?, &others);
+    let pre_data = portable(&run(section("pre-data"), &program).await?, others.as_deref());
     let post = section("post-data");
     let post_data = AbortOnDropHandle::new(tokio::spawn(async move {
         let text = run(post, &program).await?;
         // The snapshot was needed until here.
         client.batch_execute("COMMIT").await.map_err(Error::database("end the dump of the schema"))?;
-        Ok(portable(&text, &others))
+        Ok(portable(&text, others.as_deref()))
     }));
     Ok(SchemaDump { pre_data, post_data: PostData(post_data) })
 }
@@ -118,7 +118,7 @@ pub async fn dump_table(dsn: &Dsn, bin: Option<&Path>, table: &str) -> Result<St
     let mut command = command(&program, dsn, major);
     command.arg("--schema-only").arg("--table").arg(table);
     // Of one table there are no default privileges.
-    Ok(portable(&run(command, &program).await?, &[]))
+    Ok(portable(&run(command, &program).await?, Some(&[])))
 }
 
 /// Runs one part of a [`SchemaDump`] on a session of the target, as one transaction or inside the caller's.
@@ -279,18 +279,18 @@ async fn run(mut command: Command, program: &Path) -> Result<String, Error> {
         .map_err(|_| Error::Unready(format!("what {} printed is not UTF-8", program.display())))
 }
 
-/// Roles that have default privileges here and that ours may not act for, quoted as a dump has them.
-async fn others(client: &Client) -> Result<Vec<String>, Error> {
-    let sql = "SELECT DISTINCT '\"' || replace(pg_catalog.pg_get_userbyid(defaclrole), '\"', '\"\"') || '\"' FROM pg_catalog.pg_default_acl \
-        WHERE NOT pg_catalog.pg_has_role(defaclrole, 'MEMBER')";
-    let rows = client.query(sql, &[]).await;
-    let names = rows.and_then(|rows| rows.iter().map(|row| row.try_get(0)).collect());
-    names.map_err(Error::database("read whose default privileges there are"))
+/// Roles that have default privileges here and that ours may not act for, quoted as a dump has them; none where ours is superuser, who may everything.
+async fn others(client: &Client) -> Result<Option<Vec<String>>, Error> {
+    let sql = "SELECT rolsuper, ARRAY(SELECT DISTINCT '\"' || replace(pg_catalog.pg_get_userbyid(defaclrole), '\"', '\"\"') || '\"' \
+        FROM pg_catalog.pg_default_acl WHERE NOT pg_catalog.pg_has_role(defaclrole, 'MEMBER')) FROM pg_catalog.pg_roles WHERE rolname = current_user";
+    let row = client.query_one(sql, &[]).await;
+    let found = row.and_then(|row| Ok((!row.try_get::<_, bool>(0)?).then_some(row.try_get(1)?)));
+    found.map_err(Error::database("read whose default privileges there are"))
 }
 
-/// Takes out of a dump what only psql, only newer versions or only the source understands, and what only a superuser may: rights on
+/// Takes out of a dump what only psql, only newer versions or only the source understands, and what only a superuser may, unless there are no `others`: rights on
 /// the server's own objects, default privileges of `others`. Who granted a right is not kept: its owner does.
-fn portable(dump: &str, others: &[String]) -> String {
+fn portable(dump: &str, others: Option<&[String]>) -> String {
     let mut text = String::with_capacity(dump.len());
     let mut key = None;
     let mut head = true;
@@ -359,13 +359,11 @@ impl Entry {
 
     /// Whether this line of it is what only a superuser may say. An extension's comment comes with it; only its owner may say it, and one that a
     /// superuser made is not ours.
-    fn is_a_superusers(self, line: &str, others: &[String]) -> bool {
+    fn is_a_superusers(self, line: &str, others: Option<&[String]>) -> bool {
         if self.extension && self.comment {
             return line.starts_with("COMMENT ON EXTENSION ") && line.ends_with(';');
         }
-        if !self.right || line.starts_with("--") {
-            return false;
-        }
+        let Some(others) = others.filter(|_| self.right && !line.starts_with("--")) else { return false };
         let granted = ["SET SESSION AUTHORIZATION ", "RESET SESSION AUTHORIZATION;"];
         let of_other = |role: &String| {
             let rest = line
@@ -520,7 +518,7 @@ mod tests {
              CREATE TRIGGER \"own\" BEFORE INSERT ON \"public\".\"t\" FOR EACH ROW EXECUTE FUNCTION \"public\".\"f\"();\n\n\
              -- Name: EXTENSION \"hstore\"; Type: COMMENT; Schema: -; Owner: \n\
              -- Name: f; Type: FUNCTION;\nCOMMENT ON EXTENSION \"in a body\" IS 'stays';\n\n";
-        assert_eq!(portable(dump, &[]), expected);
+        assert_eq!(portable(dump, Some(&[])), expected);
     }
 
     #[test]
