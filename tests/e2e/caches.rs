@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use godwit::demo::zone::{Playground, SUPERUSER};
 use godwit_tests::postgres::{GODWIT_ROLE, TestCluster, other_major};
+use godwit_tests::waiting::until;
 use replicator::caches::{Filled, fill, lacking};
 use tokio_postgres::Client;
 
@@ -123,11 +124,7 @@ async fn what_is_in_memory_at_the_source_is_read_into_the_target() -> Result<()>
 async fn counted(source: &Client, target: &Client) -> Result<Filled> {
     let asked =
         "SELECT heap_blks_read + heap_blks_hit > 0 FROM pg_statio_user_tables WHERE relname = 'events'";
-    let deadline = tokio::time::Instant::now() + WITHIN;
-    while !source.query_one(asked, &[]).await?.get::<_, bool>(0) {
-        ensure!(tokio::time::Instant::now() < deadline, "nobody counted the reads");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until("the reads are counted", async || Ok(source.query_one(asked, &[]).await?.get(0))).await?;
     fill(source, target, WITHIN).await?.context("pg_prewarm is there")
 }
 

@@ -14,6 +14,7 @@ use godwit::feeds::external::finding::Finding;
 use godwit::feeds::external::view::FeedView;
 use godwit::feeds::external::webhook;
 use godwit_tests::http as service;
+use godwit_tests::waiting::until;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioExecutor;
@@ -118,19 +119,15 @@ fn near(term: &TermView, raw: f64) -> bool {
 /// Awaits that the history has what the forecasters of `zone` were told of maintenance: these values, in turn.
 async fn told(leader: &Leader<'_>, zone: &str, values: [f64; 2]) -> Result<()> {
     let path = format!("/api/v1/resources/{RESOURCE}/history?series=told_maintenance");
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
-    loop {
+    until(&format!("the history has what was told of {zone}"), async || {
         let page: HistoryView = leader.client.fetch(&path).await?;
         let series = page.series.iter().position(|series| series.zone == zone);
         let mut kept: Vec<f64> =
             page.rows.iter().filter(|row| Some(row.series) == series).map(|row| row.mean).collect();
         kept.dedup();
-        if kept == values {
-            return Ok(());
-        }
-        ensure!(tokio::time::Instant::now() < deadline, "the history has {kept:?} of {zone}: {page:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+        Ok(kept == values)
+    })
+    .await
 }
 
 async fn request(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<(StatusCode, String)> {

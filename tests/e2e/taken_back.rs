@@ -1,13 +1,11 @@
 //! A move after which requests fail is taken back, and then nothing moves until a person has looked.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use godwit::controller::freezes::FreezeView;
 use godwit::controller::view::MigrationView;
 use godwit::demo::load::Load;
 use godwit::demo::zone::{DATABASE, POLICY, Playground, RESOURCE, SERVICE_ROLE, SUPERUSER};
-use tokio::time::Instant;
+use godwit_tests::waiting::until;
 
 use crate::leader::{Leader, load, options};
 
@@ -17,12 +15,7 @@ const NEVER: &str = "threshold: 90.0";
 /// Answers of the service, so many more than now.
 async fn answered(load: &Load, more: u64) -> Result<()> {
     let enough = load.snapshot().sent + more;
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while load.snapshot().sent < enough {
-        ensure!(Instant::now() < deadline, "the load stands still");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
+    until("the load goes on", async || Ok(load.snapshot().sent >= enough)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

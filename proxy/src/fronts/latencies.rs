@@ -167,21 +167,21 @@ impl Latencies {
     pub fn answers(&self, resource: &str, zone: &str) -> Answers {
         self.recorder.collect();
         let mut series = lock(&self.series);
-        let of = series.iter_mut().find(|((of, at), _)| &**of == resource && &**at == zone);
-        of.map(|(_, series)| std::mem::take(&mut series.answers)).unwrap_or_default()
+        of(&mut series, resource, zone).map(|series| std::mem::take(&mut series.answers)).unwrap_or_default()
     }
 
     /// Microseconds of `segment` since this reader last took them, of requests that got a whole response.
     pub fn take(&self, resource: &str, zone: &str, segment: Segment) -> Histogram<u64> {
         self.recorder.collect();
         let mut series = lock(&self.series);
-        series
-            .iter_mut()
-            .find(|((of, at), _)| &**of == resource && &**at == zone)
-            .map_or_else(histogram, |(_, series)| {
-                std::mem::replace(&mut series.segments[segment as usize], histogram())
-            })
+        of(&mut series, resource, zone).map_or_else(histogram, |series| {
+            std::mem::replace(&mut series.segments[segment as usize], histogram())
+        })
     }
+}
+
+fn of<'s>(all: &'s mut HashMap<Key, Series>, resource: &str, zone: &str) -> Option<&'s mut Series> {
+    all.iter_mut().find(|((of, at), _)| &**of == resource && &**at == zone).map(|(_, series)| series)
 }
 
 impl Collector {

@@ -25,9 +25,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Godwit's own commits never wait for the shadow that it is bringing up; the applier sets its own level.
 const COMMITS: &str = "-c synchronous_commit=local";
-/// What a session begins with besides, whatever the database and the role say: what it waits for it gives up by itself, and values and SQL mean the same
-/// everywhere. A database that somebody made read-only stays so. `transaction_timeout` is unknown before 17: [`without_transaction_timeout`].
-const OPTIONS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
+/// Time-outs of a session: what it waits for Godwit gives up by itself. `transaction_timeout` is unknown before 17: [`without_transaction_timeout`].
+const TIME_OUTS: [&str; 4] =
+    ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"];
+/// What a session begins with besides, whatever the database and the role say: values and SQL mean the same everywhere. A database that somebody made
+/// read-only stays so.
+const OPTIONS: &str = "\
     -c standard_conforming_strings=on -c default_transaction_isolation=read\\ committed \
     -c datestyle=ISO -c intervalstyle=postgres -c bytea_output=hex -c extra_float_digits=1 -c array_nulls=on \
     -c transform_null_equals=off -c quote_all_identifiers=off";
@@ -48,9 +51,7 @@ pub async fn connect_untouched(dsn: &Dsn, application_name: &str) -> Result<Clie
 /// The same, but that nothing cuts the session short; what others begin with is `reset_val`.
 pub async fn connect_unhurried(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
     let client = connect_untouched(dsn, application_name).await?;
-    let names =
-        ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"];
-    let set = names.map(|name| format!("SET {name} = 0")).join("; ");
+    let set = TIME_OUTS.map(|name| format!("SET {name} = 0")).join("; ");
     client.batch_execute(&set).await.map_err(Error::database("set a session's time-outs"))?;
     Ok(client)
 }
@@ -76,7 +77,8 @@ pub type Driver = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>>
 
 /// The same for callers that drive the connection themselves, and can so end it while the server owes an answer.
 pub async fn connect_apart(dsn: &Dsn, application_name: &str) -> Result<(Client, Driver), Error> {
-    open(dsn, application_name, &format!("{COMMITS} {OPTIONS}")).await
+    let time_outs = TIME_OUTS.map(|name| format!("-c {name}=0")).join(" ");
+    open(dsn, application_name, &format!("{COMMITS} {time_outs} {OPTIONS}")).await
 }
 
 async fn open(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, Driver), Error> {

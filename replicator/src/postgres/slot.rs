@@ -8,6 +8,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::{quote_ident, quote_literal, without_transaction_timeout};
 use crate::error::Error;
+use crate::fence::rows;
 use crate::lsn::Lsn;
 
 /// How long a slot may stay in use after its walsender was told to end.
@@ -231,11 +232,7 @@ WHERE w.usename = current_user AND w.datname = current_database() AND w.wait_eve
 /// What keeps a slot of this database from being made, in words; empty: nothing does. Needs `pg_read_all_stats`. One round trip.
 pub async fn held_up(client: &Client) -> Result<Vec<String>, Error> {
     let answer = client.simple_query(HELD_UP).await.map_err(Error::database("look what a slot waits for"))?;
-    let row = |message: &SimpleQueryMessage| match message {
-        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-        _ => None,
-    };
-    Ok(answer.iter().filter_map(row).collect())
+    Ok(rows(answer).iter().filter_map(|row| row.get(0).map(str::to_owned)).collect())
 }
 
 async fn look(client: &Client, condition: &str) -> Result<Vec<SlotInfo>, Error> {
