@@ -5,6 +5,7 @@
 
 pub mod statements;
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::error::Error;
 use crate::postgres::connection::{Address, addresses};
 use crate::postgres::{Authority, Dsn, connect, place};
+use statements::{Kind, Statement, statements};
 
 /// Settings of the receiving session that a dump changes; [`load`] puts them back.
 const CHANGED_SETTINGS: [&str; 9] = [
@@ -118,7 +120,30 @@ pub async fn dump_table(dsn: &Dsn, bin: Option<&Path>, table: &str) -> Result<St
     let mut command = command(&program, dsn, major);
     command.arg("--schema-only").arg("--table").arg(table);
     // Of one table there are no default privileges.
-    Ok(portable(&run(command, &program).await?, Some(&[])))
+    Ok(attached_last(&portable(&run(command, &program).await?, Some(&[]))))
+}
+
+/// Where its parent has indexes already, a partition gets its own from them as it is attached, unless it has them: so it is attached
+/// after they are made, and before what the parent gives it is changed. Then nothing is left to do for the indexes.
+fn attached_last(dump: &str) -> String {
+    let attaches = |statement: &Statement, what: &str| {
+        statement.sql.starts_with(what) && statement.sql.contains(" ATTACH PARTITION ")
+    };
+    let (mut attaching, mut rest): (Vec<Statement>, Vec<Statement>) = statements(dump)
+        .into_iter()
+        .filter(|statement| !attaches(statement, "ALTER INDEX "))
+        .partition(|statement| attaches(statement, "ALTER TABLE "));
+    if attaching.is_empty() {
+        return dump.to_owned();
+    }
+    let own = |statement: &Statement| {
+        matches!(statement.kind, Kind::Index(_) | Kind::Constraint(_))
+            || statement.sql.starts_with("CREATE TABLE ")
+            || statement.sql.starts_with("CREATE UNLOGGED TABLE ")
+    };
+    let place = rest.iter().rposition(own).map_or(rest.len(), |last| last + 1);
+    rest.splice(place..place, attaching.drain(..));
+    rest.into_iter().flat_map(|statement| [statement.sql, ";\n".into()]).collect()
 }
 
 /// Runs one part of a [`SchemaDump`] on a session of the target, as one transaction or inside the caller's.
@@ -382,8 +407,12 @@ fn own_trigger(line: &str) -> bool {
         && line.contains("\"godwit\".")
 }
 
-/// Adapts a portable dump to the version that loads it: `MAINTAIN` came with 17, `NOT NULL` as an entry of a table with 18.
+/// Adapts a portable dump to the version that loads it: `MAINTAIN` came with 17, `NOT NULL` as an entry of a table with 18;
+/// partitions have no identity columns of their own since 17.
 pub(crate) fn for_target(sql: &str, server: u32) -> String {
+    if server >= 170_000 && sql.contains(" ATTACH PARTITION ") && sql.contains(" AS IDENTITY (\n") {
+        return without_own_identities(sql);
+    }
     let sql = if server < 180_000 && sql.contains(" NOT NULL \"") {
         without_table_not_null(sql)
     } else {
@@ -393,6 +422,53 @@ pub(crate) fn for_target(sql: &str, server: u32) -> String {
         return sql;
     }
     sql.split_inclusive('\n').filter_map(without_maintain).collect()
+}
+
+/// The identity columns of partitions become those of what they are a part of; their sequences stay, for who moves back to an older server.
+fn without_own_identities(sql: &str) -> String {
+    fn attached(line: &str) -> Option<&str> {
+        let (_, rest) = line.strip_prefix("ALTER TABLE ")?.split_once(" ATTACH PARTITION ")?;
+        statements::qualified(rest).map(|(name, _)| name)
+    }
+    let partitions: HashSet<&str> = sql.lines().filter_map(attached).collect();
+    let own = |line: &str| -> Option<(String, String)> {
+        let rest = line.strip_prefix("ALTER TABLE ")?;
+        let (table, rest) = statements::qualified(rest.strip_prefix("ONLY ").unwrap_or(rest))?;
+        let (column, rest) = statements::identifier(rest.strip_prefix(" ALTER COLUMN ")?)?;
+        let identity = rest.starts_with(" ADD GENERATED ") && rest.ends_with(" AS IDENTITY (\n");
+        (identity && partitions.contains(table)).then(|| (table.to_owned(), column.to_owned()))
+    };
+    let mut text = String::with_capacity(sql.len());
+    // The column whose identity is being told, and its sequence.
+    let mut of: Option<(String, String, String)> = None;
+    for line in sql.split_inclusive('\n') {
+        if let Some((table, column)) = own(line) {
+            of = Some((table, column, String::new()));
+        } else if let Some((_, _, sequence)) = &mut of
+            && let Some(name) = line.trim().strip_prefix("SEQUENCE NAME ")
+        {
+            name.clone_into(sequence);
+            text.push_str(&format!("CREATE SEQUENCE {name}\n"));
+        } else if line == ");\n"
+            && let Some((table, column, sequence)) = of.take()
+        {
+            let quoted = |name: &str| name.replace('\'', "''");
+            let bare = column[1..column.len() - 1].replace("\"\"", "\"");
+            text.push_str(&format!(
+                ";\nDO $godwit$BEGIN EXECUTE (SELECT format('ALTER SEQUENCE %1$s OWNER TO %2$I; ALTER SEQUENCE %1$s AS %3$s OWNED BY %4$s', \
+                 '{}', pg_catalog.pg_get_userbyid(relowner), pg_catalog.format_type(atttypid, NULL), '{}') \
+                 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute ON attrelid = c.oid \
+                 WHERE c.oid = '{}'::pg_catalog.regclass AND attname = '{}'); END$godwit$;\n",
+                quoted(&sequence),
+                quoted(&format!("{table}.{column}")),
+                quoted(&table),
+                quoted(&bare)
+            ));
+        } else {
+            text.push_str(line);
+        }
+    }
+    text
 }
 
 /// `NOT NULL "column"` among the columns of a table, as pg_dump 18 says it of an inherited one, came with that version: said after the table instead.
@@ -519,6 +595,27 @@ mod tests {
              -- Name: EXTENSION \"hstore\"; Type: COMMENT; Schema: -; Owner: \n\
              -- Name: f; Type: FUNCTION;\nCOMMENT ON EXTENSION \"in a body\" IS 'stays';\n\n";
         assert_eq!(portable(dump, Some(&[])), expected);
+    }
+
+    #[test]
+    fn from_17_on_a_partition_has_no_identity_of_its_own() {
+        let identity = |table: &str| {
+            format!(
+                "ALTER TABLE \"s\".\"{table}\" ALTER COLUMN \"i\"\"d\" ADD GENERATED ALWAYS AS IDENTITY (\n    SEQUENCE NAME \"s\".\"q\"\n    START WITH 1\n);\n"
+            )
+        };
+        let attach = "ALTER TABLE ONLY \"s\".\"p\" ATTACH PARTITION \"s\".\"a\" DEFAULT;\n";
+        let dump = format!("{}{}{attach}", identity("p"), identity("a"));
+        let expected = format!(
+            "{}CREATE SEQUENCE \"s\".\"q\"\n    START WITH 1\n;\n\
+             DO $godwit$BEGIN EXECUTE (SELECT format('ALTER SEQUENCE %1$s OWNER TO %2$I; ALTER SEQUENCE %1$s AS %3$s OWNED BY %4$s', \
+             '\"s\".\"q\"', pg_catalog.pg_get_userbyid(relowner), pg_catalog.format_type(atttypid, NULL), '\"s\".\"a\".\"i\"\"d\"') \
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute ON attrelid = c.oid \
+             WHERE c.oid = '\"s\".\"a\"'::pg_catalog.regclass AND attname = 'i\"d'); END$godwit$;\n{attach}",
+            identity("p")
+        );
+        assert_eq!(for_target(&dump, 180_000), expected);
+        assert_eq!(for_target(&dump, 160_004), dump);
     }
 
     #[test]

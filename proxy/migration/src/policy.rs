@@ -129,6 +129,28 @@ impl ReplicationMode {
     }
 }
 
+/// What is done to the shadow's schema where it is not its primary's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchemaFollows {
+    /// A person orders it.
+    Manual,
+    /// What the primary has besides is made.
+    Additions,
+    /// And what is gone there goes.
+    All,
+}
+
+impl SchemaFollows {
+    /// The name in files and views.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Manual => "manual",
+            Self::Additions => "additions",
+            Self::All => "all",
+        }
+    }
+}
+
 /// What to do when a stream's slot was lost or given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reseed {
@@ -336,6 +358,8 @@ pub struct PolicyParts {
     pub copy_sessions: u32,
     /// Bytes per second that the copy may read from the primary; none: no bound.
     pub copy_rate: Option<ByteCount>,
+    /// What is done by itself to the shadow's schema.
+    pub schema: SchemaFollows,
     /// What slots may keep of the WAL.
     pub slot: SlotRules,
     /// How long the old primary soaks at full capacity before it is retired to a shadow.
@@ -386,6 +410,7 @@ impl Default for PolicyParts {
             fallback_back: Duration::from_secs(30),
             copy_sessions: 4,
             copy_rate: None,
+            schema: SchemaFollows::Manual,
             slot: SlotRules {
                 budget: ByteCount(8 << 30),
                 alarm: Ratio::new(0.5).unwrap_or_default(),

@@ -103,6 +103,15 @@ pub enum Entry {
         /// As it is.
         after: serde_json::Value,
     },
+    /// The shadow's schema was brought up to its primary's, as the policy says.
+    Schema {
+        /// The resource.
+        resource: String,
+        /// The shadow's zone.
+        zone: String,
+        /// What was done, one line each.
+        done: Vec<String>,
+    },
     /// A resource's machine entered a phase.
     Step {
         /// The resource.
@@ -152,6 +161,7 @@ impl Entry {
             Self::Refused { .. } => "refused",
             Self::Decision { .. } => "decision",
             Self::Changed { .. } => "changed",
+            Self::Schema { .. } => "schema",
             Self::Step { .. } => "step",
             Self::Effect { .. } => "effect",
         }

@@ -26,6 +26,7 @@ use clap::{Parser, Subcommand};
 
 use check::Format as Output;
 
+use crate::controller::drift::SyncRequest;
 use crate::demo::{driver, orders, run};
 
 /// Moves a live service and its PostgreSQL between zones without stopping it.
@@ -238,13 +239,16 @@ enum Schema {
         /// The resource.
         resource: String,
     },
-    /// Make on the shadow what only the primary has; nothing is ever dropped or changed.
+    /// Make on the shadow what only the primary has; what could lose a row is only shown.
     Sync {
         /// The resource.
         resource: String,
         /// Only say what would be done.
         #[arg(long)]
         dry_run: bool,
+        /// Drop what only the shadow has: tables, partitions, columns, indexes, constraints, triggers, rules and policies.
+        #[arg(long)]
+        drop: bool,
     },
 }
 
@@ -295,8 +299,8 @@ pub fn main() -> ExitCode {
         Command::Migrate { resource, to, wait, .. } => verbs::migrate(&client, &resource, &to, wait, output),
         Command::Abort { resource } => verbs::abort(&client, &resource),
         Command::Schema(Schema::Diff { resource }) => verbs::schema(&client, &resource, output),
-        Command::Schema(Schema::Sync { resource, dry_run }) => {
-            verbs::sync_schema(&client, &resource, dry_run, output)
+        Command::Schema(Schema::Sync { resource, dry_run, drop }) => {
+            verbs::sync_schema(&client, &resource, SyncRequest { dry_run, drop }, output)
         }
         Command::Reseed { resource } => verbs::reseed(&client, &resource),
         Command::Approve { resource, proposal } => {

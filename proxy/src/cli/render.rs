@@ -528,11 +528,18 @@ pub(super) fn schema(view: &SchemaView) -> String {
         text.push_str(&format!("done      {line}{more}\n"));
     }
     for difference in &view.differences {
-        let mark = if difference.additive { "additive" } else { "decide  " };
+        let mark = match (difference.additive, difference.drops) {
+            (true, _) => "additive",
+            (_, true) => "dropped ",
+            _ => "decide  ",
+        };
         text.push_str(&format!("{mark}  {}: {}\n", difference.subject, difference.what));
         if let Some(sql) = &difference.sql {
             text.push_str(&format!("          on {}: {sql}\n", view.shadow));
         }
+    }
+    if view.waits {
+        text.push_str("the rest waits until the shadow has all that was written before: try again\n");
     }
     if view.differences.is_empty() {
         text.push_str(&format!("{} and {} have the same schema\n", view.primary, view.shadow));

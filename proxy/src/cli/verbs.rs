@@ -11,7 +11,7 @@ use super::render;
 use crate::config::catalogue;
 use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
-use crate::controller::drift::SchemaView;
+use crate::controller::drift::{DifferenceView, SchemaView, SyncRequest};
 use crate::controller::forecast::ForecastView;
 use crate::controller::freezes::FreezeView;
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
@@ -245,10 +245,10 @@ pub(super) fn schema(client: &Client, resource: &str, output: Output) -> Result<
 pub(super) fn sync_schema(
     client: &Client,
     resource: &str,
-    dry_run: bool,
+    request: SyncRequest,
     output: Output,
 ) -> Result<ExitCode> {
-    let body = serde_json::json!({ "dry_run": dry_run });
+    let body = serde_json::to_value(request)?;
     let answer = match client.post(&format!("/api/v1/resources/{resource}/schema/sync"), &body) {
         Ok(answer) => answer,
         Err(error) => {
@@ -259,7 +259,8 @@ pub(super) fn sync_schema(
     };
     let view: SchemaView = serde_json::from_slice(&answer)?;
     show(output, &view, render::schema)?;
-    let left = view.differences.iter().any(|difference| !dry_run || !difference.additive);
+    let done = |difference: &DifferenceView| difference.additive || request.drop && difference.drops;
+    let left = view.differences.iter().any(|difference| !(request.dry_run && done(difference)));
     Ok(if left { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS })
 }
 

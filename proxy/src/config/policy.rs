@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use migration::policy::{
     AfterRetire, Bound, Caches, Credentials, ExtraGuard, GuardedFact, MaterializedViews, Mode,
-    OnDrainTimeout, Policy, PolicyParts, ReadsDuringHold, ReplicationMode, Reseed,
+    OnDrainTimeout, Policy, PolicyParts, ReadsDuringHold, ReplicationMode, Reseed, SchemaFollows,
 };
 
 use super::error::{Position, Report};
@@ -285,6 +285,10 @@ fn replication<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &m
         filled.take(&mut copy, "rate", &mut parts.copy_rate, |item| item.bytes().map(Some));
         copy.finish();
     }
+    filled.take(section, "schema", &mut parts.schema, |item| {
+        let all = [SchemaFollows::Manual, SchemaFollows::Additions, SchemaFollows::All];
+        item.choice(&all.map(|follows| (follows.name(), follows)))
+    });
     if let Some(mut slot) = section.optional("slot").and_then(|item| item.section()) {
         filled.take(&mut slot, "budget", &mut parts.slot.budget, Item::bytes);
         filled.take(&mut slot, "alarm", &mut parts.slot.alarm, Item::ratio);

@@ -138,6 +138,7 @@ fn difference(zone: &str, difference: Difference) -> FindingView {
     let remedy = match difference.mend {
         Mend::Add(sql) => Some(format!("godwit schema sync; or on the shadow: {sql}")),
         Mend::Table(_) => Some("godwit schema sync".into()),
+        Mend::Drop(sql) => Some(format!("godwit schema sync --drop; or on the shadow: {sql}")),
         Mend::Person(sql) => sql.map(|sql| format!("on the shadow: {sql}")),
     };
     FindingView {

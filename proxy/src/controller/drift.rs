@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use migration::policy::{ReplicationMode, SchemaFollows};
 use replicator::drift::{self, Difference, Mend};
 use replicator::fence;
-use replicator::postgres::slot;
+use replicator::postgres::slot::{self, Lane};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
@@ -13,11 +14,14 @@ use super::Denied;
 use super::databases::{Databases, Purpose};
 use super::effects::chain;
 use super::view::ResourceView;
+use crate::audit::{Audit, Entry};
 use crate::config::model::Resource;
 use crate::fronts::postgres::PostgresFront;
 
 /// How long reading both schemas may take.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long it is waited for the stream, where the shadow must have what was written before.
+const CATCHES_UP: Duration = Duration::from_secs(10);
 /// How often what is left is looked at again.
 const ROUNDS: usize = 3;
 /// So many differences are named among the problems.
@@ -36,6 +40,9 @@ pub struct DifferenceView {
     pub sql: Option<String>,
     /// `godwit schema sync` does it; otherwise a person must decide.
     pub additive: bool,
+    /// Only the shadow has it: `godwit schema sync --drop` drops it.
+    #[serde(default)]
+    pub drops: bool,
 }
 
 /// The schemas of a resource.
@@ -52,6 +59,9 @@ pub struct SchemaView {
     /// What a sync did, one line each.
     #[serde(default)]
     pub done: Vec<String>,
+    /// Some of it a sync could not do yet: the shadow does not have all that was written before.
+    #[serde(default)]
+    pub waits: bool,
 }
 
 /// What a sync is asked for.
@@ -61,45 +71,50 @@ pub struct SyncRequest {
     /// Only say what would be done.
     #[serde(default)]
     pub dry_run: bool,
+    /// Drop what only the shadow has.
+    #[serde(default)]
+    pub drop: bool,
 }
 
 impl DifferenceView {
     fn of(difference: Difference) -> Self {
-        let (sql, additive) = match difference.mend {
-            Mend::Add(sql) => (Some(sql), true),
-            Mend::Table(_) => (None, true),
-            Mend::Person(sql) => (sql, false),
+        let (additive, drops) = (difference.is_mended(false), difference.is_mended(true));
+        let sql = match difference.mend {
+            Mend::Add(sql) | Mend::Drop(sql) => Some(sql),
+            Mend::Table(_) => None,
+            Mend::Person(sql) => sql,
         };
-        Self { subject: difference.subject, what: difference.what, sql, additive }
+        Self { subject: difference.subject, what: difference.what, sql, additive, drops: drops && !additive }
     }
 }
 
-/// The differences as they stand among the problems: sorted, the first few.
-pub(super) async fn problems(databases: &Databases, zones: [&str; 2]) -> Result<Vec<String>, String> {
+/// The differences between the schemas, the primary's first: sorted.
+pub(super) async fn differences(databases: &Databases, zones: [&str; 2]) -> Result<Vec<Difference>, String> {
     let read = async {
         let [source, shadow] = both(databases, zones).await?;
         let (one, other) = (drift::fingerprint(&source).await?, drift::fingerprint(&shadow).await?);
         Ok::<_, replicator::Error>(drift::compare(&one, &other, zones))
     };
-    let found = match tokio::time::timeout(PATIENCE, read).await {
-        Ok(Ok(found)) => found,
-        failed => {
-            for zone in zones {
-                databases.forget(zone, Purpose::Schema).await;
-            }
-            return match failed {
-                Ok(read) => read.map(|_| Vec::new()).map_err(chain),
-                Err(_) => Err(format!("no answer within {PATIENCE:?}")),
-            };
+    let found = tokio::time::timeout(PATIENCE, read).await;
+    let found =
+        found.map_or_else(|_| Err(format!("no answer within {PATIENCE:?}")), |read| read.map_err(chain));
+    if found.is_err() {
+        for zone in zones {
+            databases.forget(zone, Purpose::Schema).await;
         }
-    };
+    }
+    found
+}
+
+/// They as they stand among the problems: the first few.
+pub(super) fn named(found: &[Difference]) -> Vec<String> {
     let more = found.len().saturating_sub(NAMED);
     let mut lines: Vec<String> =
         found.iter().take(NAMED).map(|d| format!("{}: {}", d.subject, d.what)).collect();
     if more > 0 {
         lines.push(format!("the schemas differ in {more} more: godwit schema diff"));
     }
-    Ok(lines)
+    lines
 }
 
 /// What the shadow's server lacks for the service to go on there: roles that were made since the copy, what they may do, and the
@@ -152,6 +167,23 @@ struct Sides {
     differences: Vec<Difference>,
 }
 
+impl Sides {
+    /// Whether the shadow has all that was written before the source was read, or will within a moment.
+    async fn caught_up(&self, resource: &Resource, generation: u64) -> Result<bool, Denied> {
+        let lanes: &[Lane] = match resource.policy.replication {
+            ReplicationMode::Hybrid => &[Lane::Main, Lane::Critical],
+            _ => &[Lane::Main],
+        };
+        let streams: Vec<String> =
+            lanes.iter().map(|lane| lane.slot_name(&resource.name, generation)).collect();
+        let reached = drift::reached(&self.source, &self.shadow, &streams);
+        match tokio::time::timeout(CATCHES_UP, reached).await {
+            Ok(reached) => reached.map(|()| true).map_err(chain).map_err(Denied::Conflict),
+            Err(_) => Ok(false),
+        }
+    }
+}
+
 async fn read(resource: &Resource, view: &ResourceView) -> Result<Sides, Denied> {
     let read = async {
         let connect = async |zone: &str| {
@@ -170,62 +202,114 @@ async fn read(resource: &Resource, view: &ResourceView) -> Result<Sides, Denied>
     answer.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}"))).map_err(Denied::Conflict)
 }
 
-fn shown(view: &ResourceView, differences: Vec<Difference>, done: Vec<String>) -> SchemaView {
+fn shown(view: &ResourceView, differences: Vec<Difference>, done: Vec<String>, waits: bool) -> SchemaView {
     SchemaView {
         resource: view.name.clone(),
         primary: view.primary.clone(),
         shadow: view.shadow.clone(),
         differences: differences.into_iter().map(DifferenceView::of).collect(),
         done,
+        waits,
     }
 }
 
 /// Reads both schemas now.
 pub async fn diff(resource: &Resource, view: &ResourceView) -> Result<SchemaView, Denied> {
-    Ok(shown(view, read(resource, view).await?.differences, Vec::new()))
+    Ok(shown(view, read(resource, view).await?.differences, Vec::new(), false))
 }
 
-/// Makes on the shadow what only adds; tells what is left.
+/// Why the shadow's schema must be left as it is, if it must.
+fn stands_in_the_way(view: &ResourceView) -> Option<String> {
+    if let Some(id) = &view.migration
+        && view.phase != "soaking"
+    {
+        return Some(format!("migration {id} is under way: wait for its end, or abort it"));
+    }
+    // What is made before a copy stands in its way.
+    let copied = !matches!(view.phase.as_str(), "" | "idle" | "preparing")
+        && matches!(view.replication.state.as_str(), "streaming" | "failed");
+    (!copied).then(|| "there is no copy on the shadow yet: wait for its end".into())
+}
+
+/// Does by itself what the policy says is to be done about these differences; gives whether something was done.
+pub(super) async fn follow(
+    resource: &Resource,
+    view: &ResourceView,
+    differences: &[Difference],
+    audit: &Audit,
+) -> Result<bool, Denied> {
+    let drop = resource.policy.schema == SchemaFollows::All;
+    let wanted = resource.policy.schema != SchemaFollows::Manual
+        && differences.iter().any(|difference| difference.is_mended(drop));
+    if !wanted || stands_in_the_way(view).is_some() {
+        return Ok(false);
+    }
+    let (SchemaView { shadow, done, .. }, failed) =
+        bring_up(resource, view, SyncRequest { dry_run: false, drop }).await?;
+    let did = !done.is_empty();
+    if did {
+        audit.note(Entry::Schema { resource: resource.name.clone(), zone: shadow, done });
+    }
+    failed.map_or(Ok(did), Err)
+}
+
+/// Makes on the shadow what only adds, and drops what only it has where that is asked for; tells what is left.
 pub async fn sync(
     resource: &Resource,
     view: &ResourceView,
     request: SyncRequest,
 ) -> Result<SchemaView, Denied> {
-    if let Some(id) = &view.migration
-        && view.phase != "soaking"
-    {
-        return Err(Denied::Conflict(format!("migration {id} is under way: wait for its end, or abort it")));
-    }
-    if view.replication.state == "copying" {
-        return Err(Denied::Conflict("the shadow is being copied: wait for the copy's end".into()));
+    let (shown, failed) = bring_up(resource, view, request).await?;
+    failed.map_or(Ok(shown), Err)
+}
+
+/// The same; also what was done before something failed.
+async fn bring_up(
+    resource: &Resource,
+    view: &ResourceView,
+    request: SyncRequest,
+) -> Result<(SchemaView, Option<Denied>), Denied> {
+    if let Some(why) = stands_in_the_way(view) {
+        return Err(Denied::Conflict(why));
     }
     let mut sides = read(resource, view).await?;
     if request.dry_run || sides.differences.is_empty() {
-        return Ok(shown(view, sides.differences, Vec::new()));
+        return Ok((shown(view, sides.differences, Vec::new(), false), None));
     }
     let database = resource.placements.get(&view.primary).and_then(|placement| placement.postgres.as_ref());
     let database = database.ok_or_else(|| Denied::Conflict("the primary has no database".into()))?;
     let publication = slot::publication_name(&resource.name);
-    let mut all = Vec::new();
+    let (mut all, mut waits, mut failed) = (Vec::new(), false, None);
     // What belongs to a thing that was missing (its owner, who may use it) is seen when it is there.
     for _ in 0..ROUNDS {
+        let wanted = || sides.differences.iter().filter(|left| left.is_mended(request.drop));
+        waits = wanted().any(|left| left.strict) && !sides.caught_up(resource, view.generation).await?;
+        let now = wanted().filter(|left| !(waits && left.strict)).collect();
         let from = (&database.dsn, &sides.source);
-        let done =
-            drift::sync(from, &sides.shadow, &publication, database.bin.as_deref(), &sides.differences).await;
+        let done = drift::sync(from, &sides.shadow, &publication, database.bin.as_deref(), now).await;
         // New tables need the fence as well, whatever failed.
         let guarded = fence::guard(&sides.shadow, &resource.name, view.generation).await.map_err(chain);
-        let done = done.map_err(chain).map_err(Denied::Conflict)?;
         guarded.map_err(Denied::Conflict)?;
-        tracing::info!(
-            resource = resource.name,
-            ?done,
-            "the shadow's schema was brought up to its primary's"
-        );
+        let drift::Synced { done, failure } = done;
+        failed = failure;
+        let idle = done.is_empty();
+        if !idle {
+            tracing::info!(
+                resource = resource.name,
+                ?done,
+                "the shadow's schema was brought up to its primary's"
+            );
+        }
         all.extend(done);
         sides = read(resource, view).await?;
-        if !sides.differences.iter().any(|left| !matches!(left.mend, Mend::Person(_))) {
+        if idle || !sides.differences.iter().any(|left| left.is_mended(request.drop)) {
             break;
         }
     }
-    Ok(shown(view, sides.differences, all))
+    let mut left = sides.differences.iter().filter(|left| left.is_mended(request.drop));
+    // What failed may have been done by the rest.
+    let failed = failed.filter(|_| left.clone().any(|left| !(waits && left.strict)));
+    waits &= left.any(|left| left.strict);
+    let failed = failed.map(|error| Denied::Conflict(chain(error)));
+    Ok((shown(view, sides.differences, all, waits), failed))
 }

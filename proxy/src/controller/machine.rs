@@ -170,6 +170,11 @@ impl Machine {
         (machine, handle)
     }
 
+    /// Compares the schemas of both zones until cancelled.
+    pub fn compare_schemas(&self, stop: &CancellationToken) {
+        self.measure.compare_schemas(&self.hands, &self.state.primary.0, self.view.clone(), stop);
+    }
+
     /// Runs until cancelled.
     pub async fn run(mut self, stop: CancellationToken) {
         let policy = self.hands.policy();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use migration::cutover::{Capacity, Phase, State};
 use migration::policy::Policy;
 use replicator::preflight::Side;
@@ -14,14 +15,13 @@ use super::databases::{Databases, Purpose};
 use super::effects::{Hands, ZoneDriver, chain};
 use super::live::Live;
 use super::signals::{Measured, Mirrored, Signals};
-use super::view::{PathView, PhaseView, PlacementView};
+use super::view::{PathView, PhaseView, PlacementView, ResourceView};
 use super::{drift, preflight};
 use crate::drivers::PlacementStatus;
 use crate::feeds::external::board::FeedBoard;
 use crate::feeds::prober::{PlacementKey, ProbeBoard, Serving};
 use crate::feeds::{Phase as ProbePhase, Probe};
 use crate::fronts::latencies::Latencies;
-use crate::fronts::postgres::PostgresFront;
 use crate::fronts::stopwatch::Segment;
 use crate::lock::lock;
 
@@ -95,21 +95,25 @@ impl Measure {
         }
     }
 
-    /// Compares the schemas of both zones, the primary's first; ends with `stop`.
+    /// Compares the schemas of both zones, the primary's first, and has the shadow's follow as the policy says; ends with `stop`.
     pub fn compare_schemas(
         &self,
-        databases: &Arc<Databases>,
-        front: Option<Arc<PostgresFront>>,
+        hands: &Hands,
         primary: &str,
+        view: Arc<ArcSwap<ResourceView>>,
         stop: &CancellationToken,
     ) {
         primary.clone_into(&mut lock(&self.watched).primary);
-        let (databases, watched, resource) = (databases.clone(), self.watched.clone(), self.resource.clone());
+        let (databases, front, audit) =
+            (hands.databases.clone(), hands.postgres.clone(), hands.audit.clone());
+        let (watched, resource) = (self.watched.clone(), self.resource.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             // What both were like when they were found alike, and when that was.
             let mut alike = None;
             // What the shadow's server lacks, and when that was looked at.
             let mut lacks: Option<(Instant, Vec<String>)> = None;
+            // When following failed, and how.
+            let mut in_vain: Option<(Instant, String)> = None;
             loop {
                 let primary = lock(&watched).primary.clone();
                 let Some(other) = resource.load().other(&primary).cloned() else { return };
@@ -130,13 +134,31 @@ impl Measure {
                 if again {
                     lacks = Some((now, drift::lacks(&databases, zones, front.as_deref()).await));
                 }
-                let mut found = drift::problems(&databases, zones)
-                    .await
-                    .unwrap_or_else(|error| vec![format!("the schemas cannot be compared: {error}")]);
+                let differences = drift::differences(&databases, zones).await;
+                let mut found = match &differences {
+                    Ok(differences) => drift::named(differences),
+                    Err(error) => vec![format!("the schemas cannot be compared: {error}")],
+                };
+                let differences = differences.unwrap_or_default();
+                if differences.is_empty() {
+                    in_vain = None;
+                }
+                found.extend(in_vain.iter().map(|(_, why)| why.clone()));
                 found.extend(lacks.iter().flat_map(|(_, lacks)| lacks.iter().cloned()));
                 alike = stamps.filter(|_| found.is_empty()).map(|stamps| (stamps, now));
                 let pause = if found.is_empty() { EXAMINE } else { AGAIN };
                 lock(&watched).drift = found;
+                let rested =
+                    in_vain.as_ref().is_none_or(|(when, _)| now.saturating_duration_since(*when) >= EXAMINE);
+                if rested && !differences.is_empty() {
+                    let followed = drift::follow(&resource.load(), &view.load(), &differences, &audit).await;
+                    in_vain = followed.as_ref().err().map(|error| {
+                        (now, format!("the shadow's schema cannot follow its primary's: {error}"))
+                    });
+                    if followed.is_ok_and(|did| did) {
+                        continue;
+                    }
+                }
                 tokio::time::sleep(pause).await;
             }
         }));

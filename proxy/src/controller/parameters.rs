@@ -21,6 +21,7 @@ pub fn of(resource: &Resource, section: &str) -> Value {
             "critical": policy.critical,
             "fallback": { "after": span(policy.fallback_after), "back": span(policy.fallback_back), "to": "async" },
             "copy": copy(policy),
+            "schema": policy.schema.name(),
             "slot": {
                 "budget": bytes(policy.slot.budget),
                 "alarm": share(policy.slot.alarm),

@@ -262,7 +262,6 @@ impl Leading {
         let board = probing::probe(&live, &stop, &own);
         let measure = Measure::new(live.clone(), shared.recorder.reader(), board, shared.feeds.clone());
         measure.watch(&drivers, &databases, &stop);
-        measure.compare_schemas(&databases, postgres.clone(), &state.primary.0, &stop);
         let with_database =
             |placement: &&Placement| placement.postgres.is_some() || placement.provided.postgres;
         let zones = resource.placements.values().filter(with_database);
@@ -301,6 +300,7 @@ impl Leading {
                 freezes: shared.freezes.clone(),
             },
         );
+        machine.compare_schemas(&stop);
         let stopped = stop.clone();
         own.spawn(async move {
             Box::pin(machine.run(stopped)).await;

@@ -11,7 +11,9 @@ WITH ours AS (
   SELECT t.name AS owner, a.attname::text AS name, a.attnum,
          pg_catalog.format_type(a.atttypid, a.atttypmod)
          || CASE WHEN a.attcollation <> y.typcollation THEN format(' COLLATE %I.%I', cn.nspname, co.collname) ELSE '' END AS kind,
-         a.attnotnull AS filled, a.attgenerated::text AS generated, a.attidentity::text AS identity,
+         -- From 17 on a partition has the identity columns of what it is a part of.
+         a.attnotnull AS filled, a.attgenerated::text AS generated,
+         CASE WHEN t.relpartbound IS NULL THEN a.attidentity::text ELSE '' END AS identity,
          pg_catalog.pg_get_expr(d.adbin, d.adrelid) AS value, a.attinhcount > 0 AS inherited,
          CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing, a.atthasmissing AS has_missing
   FROM ours t
@@ -27,10 +29,15 @@ WITH ours AS (
     || CASE WHEN filled THEN ' NOT NULL' ELSE '' END AS definition
   FROM columns
 )
-SELECT 'table', name, '', CASE relkind WHEN 'p' THEN 'partitioned' ELSE 'plain' END
-       || CASE relpersistence WHEN 'u' THEN ' unlogged' ELSE '' END
-       || coalesce(' ' || pg_catalog.pg_get_expr(relpartbound, oid), ''), NULL::text
+SELECT 'table', name, '', CASE relkind WHEN 'p' THEN 'partitioned by ' || pg_catalog.pg_get_partkeydef(oid) ELSE 'plain' END
+       || CASE relpersistence WHEN 'u' THEN ' unlogged' ELSE '' END, NULL::text
 FROM ours
+UNION ALL
+SELECT CASE WHEN t.relpartbound IS NULL THEN 'child of' ELSE 'partition of' END, t.name, p.name,
+       coalesce(pg_catalog.pg_get_expr(t.relpartbound, t.oid), 'it'),
+       CASE WHEN t.relpartbound IS NULL THEN format('ALTER TABLE %s INHERIT %s', t.name, p.name)
+            ELSE format('ALTER TABLE %s ATTACH PARTITION %s %s', p.name, t.name, pg_catalog.pg_get_expr(t.relpartbound, t.oid)) END
+FROM ours t JOIN pg_catalog.pg_inherits h ON h.inhrelid = t.oid JOIN ours p ON p.oid = h.inhparent
 UNION ALL
 SELECT 'column', owner, name, definition,
        -- Rows from before it was added must get what they have here. Where that cannot be told, there is no SQL.
@@ -55,7 +62,8 @@ WHERE k.contype IN ('p', 'u', 'f', 'c', 'x') AND (k.contype <> 'f' OR k.conparen
 UNION ALL
 SELECT 'index', t.name, x.relname::text, regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), '^CREATE (UNIQUE )?INDEX \S+ ', 'CREATE \1INDEX '),
        CASE WHEN NOT EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhrelid = i.indexrelid)
-            THEN pg_catalog.pg_get_indexdef(i.indexrelid) END
+            -- Of a partitioned table it says ONLY, which leaves the index invalid.
+            THEN regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), '^(CREATE (UNIQUE )?INDEX \S+ ON )ONLY ', '\1') END
 FROM ours t JOIN pg_catalog.pg_index i ON i.indrelid = t.oid JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
 WHERE i.indisvalid
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'))

@@ -1,8 +1,8 @@
 //! Whether both databases have the same schema: tables (`fingerprint.sql`) and what stands around them (`around.sql`: views,
 //! functions, triggers, privileges, …). Logical decoding carries no DDL.
 //!
-//! [`fingerprint`] reads one side, [`compare`] is pure, [`sync`] makes on the shadow what only the source has. Nothing is
-//! ever dropped or changed that could lose a row: such differences are shown, with the SQL, for a person.
+//! [`fingerprint`] reads one side, [`compare`] is pure, [`sync`] makes on the shadow what only the source has. What could lose a
+//! row is shown, with the SQL, for a person; what is gone on the source goes where that is asked for.
 
 mod sync;
 
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::postgres::connection::SESSION_SETTINGS;
 
-pub use sync::sync;
+pub use sync::{Synced, reached, sync};
 
 /// Things that stand for themselves; any other is part of the one that it names.
 const WHOLE: [&str; 9] =
@@ -53,6 +53,11 @@ const REPLACED: [&str; 10] = [
     DEFAULTS,
 ];
 
+/// What ties a table to another: it loses no row where it is taken from that.
+const APART: [&str; 2] = ["partition of", "child of"];
+/// What rows from before it was added may not satisfy.
+const STRICT: [&str; 4] = ["constraint", "domain constraint", "partition of", "child of"];
+
 /// Default privileges as a query.
 pub(crate) const DEFAULT_PRIVILEGES: &str = include_str!("defaults.sql");
 /// What others may do with what a role makes from now on.
@@ -87,6 +92,8 @@ pub enum Mend {
     Add(String),
     /// A table that the shadow lacks or that is not published: made where it is missing, filled and published by [`sync`].
     Table(String),
+    /// This SQL, on the shadow: what only that has is dropped.
+    Drop(String),
     /// A person decides: this SQL on the shadow would do it, where it can be told.
     Person(Option<String>),
 }
@@ -100,6 +107,19 @@ pub struct Difference {
     pub what: String,
     /// What mends it.
     pub mend: Mend,
+    /// Changes from before it was made need not fit: the stream must have brought all that was written until the source was read.
+    pub strict: bool,
+}
+
+impl Difference {
+    /// Whether [`sync`] does something about it; `gone`: what is gone on the source goes.
+    pub fn is_mended(&self, gone: bool) -> bool {
+        match self.mend {
+            Mend::Add(_) | Mend::Table(_) => true,
+            Mend::Drop(_) => gone,
+            Mend::Person(_) => false,
+        }
+    }
 }
 
 /// Reads the schema. One round trip.
@@ -168,6 +188,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
                     zones[0], zones[1]
                 ),
                 mend: Mend::Person(None),
+                strict: false,
             }),
             None => found.push(added(key, shape, zones[0])),
             Some(there) if there.definition == shape.definition => {}
@@ -176,6 +197,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
                 subject: owner.clone(),
                 what: format!("{} is not the same on {} and on {}", called(kind, name), zones[0], zones[1]),
                 mend: changed(key, shape, there),
+                strict: false,
             }),
             Some(there) => found.push(Difference {
                 subject: owner.clone(),
@@ -187,13 +209,16 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
                     there.definition,
                     zones[1]
                 ),
+                strict: kind == "column"
+                    && column_sql(&shape.definition, &there.definition).as_deref() == Some("SET NOT NULL"),
                 mend: changed(key, shape, there),
             }),
         }
     }
-    for key in shadow.things.keys().filter(|key| !source.things.contains_key(*key)) {
+    for (key, shape) in shadow.things.iter().filter(|(key, _)| !source.things.contains_key(*key)) {
         let (kind, owner, name) = key;
-        let part = !WHOLE.contains(&kind.as_str());
+        // A partition that is gone may leave its rows to another, which is to take them here as well.
+        let part = !WHOLE.contains(&kind.as_str()) && kind != "partition of";
         if kind == "published"
             || HARMLESS.contains(&kind.as_str())
             || part && !there(source, owner)
@@ -206,9 +231,14 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             what: format!("{} is only on {}", called(kind, name), zones[1]),
             mend: match drop_sql(key) {
                 // No row is lost by it, and what is made anew may be used by everybody.
-                Some(revoke) if kind.starts_with(RIGHT) => Mend::Add(revoke),
-                sql => Mend::Person(sql),
+                Some(sql) if kind.starts_with(RIGHT) || APART.contains(&kind.as_str()) => Mend::Add(sql),
+                // New rows come without it.
+                Some(_) if kind == "column" && demanded(shape) => Mend::Add(nullable(owner, name)),
+                Some(sql) => Mend::Drop(sql),
+                None => Mend::Person(None),
             },
+            // Older changes may still be for it. What forbids something is better gone at once.
+            strict: matches!(kind.as_str(), "table" | "column") && !demanded(shape),
         });
     }
     found.sort_by(|a, b| (&a.subject, &a.what).cmp(&(&b.subject, &b.what)));
@@ -225,6 +255,7 @@ fn unpublished(table: &str, zone: &str) -> Difference {
         subject: table.to_owned(),
         what: format!("table is on both sides, and its changes on {zone} are not published"),
         mend: Mend::Table(table.to_owned()),
+        strict: false,
     }
 }
 
@@ -238,11 +269,18 @@ fn called(kind: &str, name: &str) -> String {
 
 fn added((kind, owner, name): &Key, shape: &Shape, zone: &str) -> Difference {
     let mend = match &shape.sql {
-        _ if kind == "table" && shape.definition == "plain" => Mend::Table(owner.clone()),
+        _ if kind == "table" && !shape.definition.ends_with(" unlogged") => Mend::Table(owner.clone()),
         Some(sql) => Mend::Add(sql.clone()),
         None => Mend::Person(None),
     };
-    Difference { subject: owner.clone(), what: format!("{} added on {zone}", called(kind, name)), mend }
+    let strict = STRICT.contains(&kind.as_str())
+        || shape.sql.as_deref().is_some_and(|sql| sql.starts_with("CREATE UNIQUE INDEX "));
+    Difference {
+        subject: owner.clone(),
+        what: format!("{} added on {zone}", called(kind, name)),
+        mend,
+        strict,
+    }
 }
 
 /// Stricter, or another default: no row changes. Anything else is for a person.
@@ -260,13 +298,81 @@ fn changed((kind, owner, name): &Key, wanted: &Shape, there: &Shape) -> Mend {
     if !sql.is_empty() && (replaced || sql.starts_with("CREATE OR REPLACE ")) {
         return Mend::Add(sql.to_owned());
     }
-    if kind == "column" && wanted.definition == format!("{} NOT NULL", there.definition) {
-        return Mend::Add(format!(
-            "ALTER TABLE {owner} ALTER COLUMN {} SET NOT NULL",
-            crate::postgres::quote_ident(name)
-        ));
+    if kind == "column" {
+        return match column_sql(&wanted.definition, &there.definition) {
+            Some(what) => Mend::Add(format!(
+                "ALTER TABLE {owner} ALTER COLUMN {} {what}",
+                crate::postgres::quote_ident(name)
+            )),
+            None => Mend::Person(None),
+        };
     }
-    Mend::Person(None)
+    // What is gone can be made anew.
+    match drop_sql(&(kind.clone(), owner.clone(), name.clone())) {
+        Some(drop) if !sql.is_empty() && ["constraint", "index"].contains(&kind.as_str()) => Mend::Drop(drop),
+        _ => Mend::Person(None),
+    }
+}
+
+/// A column's type (with its collation), what it has where nothing is said, and whether it is NOT NULL; none: it is generated.
+fn parts(definition: &str) -> Option<(&str, Option<&str>, bool)> {
+    let (rest, filled) =
+        definition.strip_suffix(" NOT NULL").map_or((definition, false), |rest| (rest, true));
+    match rest.split_once(" DEFAULT ") {
+        Some((kind, value)) => Some((kind, Some(value), filled)),
+        None => (!rest.contains(" GENERATED ")).then_some((rest, None, filled)),
+    }
+}
+
+/// What makes a column wanted of the one that is there, the first step of it; none: its values would be others.
+fn column_sql(wanted: &str, there: &str) -> Option<String> {
+    if wanted.strip_suffix(" NOT NULL") == Some(there) {
+        return Some("SET NOT NULL".into());
+    }
+    if there.strip_suffix(" NOT NULL") == Some(wanted) {
+        return Some("DROP NOT NULL".into());
+    }
+    let (new, old) = (parts(wanted)?, parts(there)?);
+    if new.0 != old.0 {
+        return widens(new.0, old.0).then(|| format!("TYPE {}", new.0));
+    }
+    Some(match new.1 {
+        Some(value) => format!("SET DEFAULT {value}"),
+        None => "DROP DEFAULT".into(),
+    })
+}
+
+/// Whether every value of the old type is one of the new, and written alike.
+fn widens(new: &str, old: &str) -> bool {
+    const INTEGERS: [&str; 3] = ["smallint", "integer", "bigint"];
+    let place = |kind: &str| INTEGERS.iter().position(|integer| *integer == kind);
+    let length = |kind: &str| -> Option<u32> {
+        kind.strip_prefix("character varying(")?.strip_suffix(')')?.parse().ok()
+    };
+    let digits = |kind: &str| -> Option<(u32, i32)> {
+        let (precision, scale) = kind.strip_prefix("numeric(")?.strip_suffix(')')?.split_once(',')?;
+        Some((precision.parse().ok()?, scale.parse().ok()?))
+    };
+    match old {
+        "character varying" => new == "text",
+        _ if place(old).is_some() => place(new) > place(old),
+        _ if length(old).is_some() => {
+            ["text", "character varying"].contains(&new) || length(new) > length(old)
+        }
+        _ => digits(old).is_some_and(|(precision, scale)| {
+            new == "numeric" || digits(new).is_some_and(|new| new.0 > precision && new.1 == scale)
+        }),
+    }
+}
+
+/// Whether a column must be said.
+fn demanded(column: &Shape) -> bool {
+    let made = [" DEFAULT ", " GENERATED "].iter().any(|word| column.definition.contains(word));
+    column.definition.ends_with(" NOT NULL") && !made
+}
+
+fn nullable(table: &str, column: &str) -> String {
+    format!("ALTER TABLE {table} ALTER COLUMN {} DROP NOT NULL", crate::postgres::quote_ident(column))
 }
 
 /// What a right is, and the role that has it: `SELECT (id) to app`.
@@ -281,6 +387,11 @@ fn drop_sql((kind, owner, name): &Key) -> Option<String> {
         let (what, role) = whose(name)?;
         return Some(format!("REVOKE {what} ON {} {owner} FROM {role}", of.to_uppercase()));
     }
+    match kind.as_str() {
+        "partition of" => return Some(format!("ALTER TABLE {name} DETACH PARTITION {owner}")),
+        "child of" => return Some(format!("ALTER TABLE {owner} NO INHERIT {name}")),
+        _ => {}
+    }
     let name = crate::postgres::quote_ident(name);
     match kind.as_str() {
         "trigger" | "rule" | "policy" => Some(format!("DROP {} {name} ON {owner}", kind.to_uppercase())),
@@ -288,10 +399,11 @@ fn drop_sql((kind, owner, name): &Key) -> Option<String> {
             Some(format!("ALTER TABLE {owner} DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY"))
         }
         "domain constraint" => Some(format!("ALTER DOMAIN {owner} DROP CONSTRAINT {name}")),
-        "table" => Some(format!("DROP TABLE {owner}")),
-        "column" => Some(format!("ALTER TABLE {owner} DROP COLUMN {name}")),
-        "constraint" => Some(format!("ALTER TABLE {owner} DROP CONSTRAINT {name}")),
-        "index" => Some(format!("DROP INDEX {}.{name}", owner.split_once('.')?.0)),
+        // It may have gone with its parent's.
+        "table" => Some(format!("DROP TABLE IF EXISTS {owner}")),
+        "column" => Some(format!("ALTER TABLE {owner} DROP COLUMN IF EXISTS {name}")),
+        "constraint" => Some(format!("ALTER TABLE {owner} DROP CONSTRAINT IF EXISTS {name}")),
+        "index" => Some(format!("DROP INDEX IF EXISTS {}.{name}", owner.split_once('.')?.0)),
         _ => None,
     }
 }
@@ -331,6 +443,17 @@ mod tests {
             ),
             ("table", "public.new", "", "plain", None),
             ("column", "public.new", "id", "bigint", None),
+            ("table", "public.days", "", "partitioned by RANGE (day)", None),
+            ("table", "public.new_day", "", "plain", None),
+            (
+                "partition of",
+                "public.new_day",
+                "public.days",
+                "DEFAULT",
+                Some("ALTER TABLE public.days ATTACH PARTITION public.new_day DEFAULT"),
+            ),
+            ("column", "public.days", "relaxed", "text", None),
+            ("constraint", "public.days", "strict", "CHECK (true)", Some("ALTER TABLE public.days ADD …")),
             ("type", "public.mood", "", "enum", None),
             ("enum value", "public.mood", "calm", "present", Some("ALTER TYPE public.mood ADD VALUE 'calm'")),
             ("type", "public.color", "", "enum", Some("CREATE TYPE public.color AS ENUM ('red')")),
@@ -401,6 +524,14 @@ mod tests {
             ("column", "public.orders", "old", "text", None),
             ("table", "public.gone", "", "plain", None),
             ("column", "public.gone", "id", "bigint", None),
+            ("table", "public.days", "", "partitioned by RANGE (day)", None),
+            ("table", "public.new_day", "", "plain", None),
+            ("table", "public.old_day", "", "plain", None),
+            ("partition of", "public.old_day", "public.days", "DEFAULT", None),
+            ("column", "public.days", "relaxed", "text NOT NULL", None),
+            ("column", "public.days", "demanded", "text NOT NULL", None),
+            ("column", "public.days", "made", "text DEFAULT 'x' NOT NULL", None),
+            ("constraint", "public.days", "lenient", "CHECK (false)", None),
             ("type", "public.mood", "", "enum", None),
             ("function", "public.f(integer)", "", "body 2", None),
             ("owner", "public.f(integer)", "", "postgres", None),
@@ -418,13 +549,42 @@ mod tests {
         let found = compare(&source, &shadow, ["eu-west", "eu-central"]);
         let text: Vec<String> = found
             .iter()
-            .map(|found| format!("{}: {}  [{:?}]", found.subject, found.what, found.mend))
+            .map(|found| {
+                let when = if found.strict { ", caught up" } else { "" };
+                format!("{}: {}  [{:?}{when}]", found.subject, found.what, found.mend)
+            })
             .collect();
         insta::assert_snapshot!(text.join("\n"));
         let other_major = Fingerprint { major: 18, ..shadow.clone() };
         let words = compare(&source, &other_major, ["eu-west", "eu-central"]);
         assert!(words.iter().all(|difference| !difference.what.starts_with("query")), "{words:#?}");
         assert!(compare(&source, &source, ["a", "b"]).is_empty());
+        for (wanted, there, sql) in [
+            ("bigint NOT NULL", "integer NOT NULL", Some("TYPE bigint")),
+            ("bigint DEFAULT '0'::bigint NOT NULL", "integer DEFAULT 0", Some("TYPE bigint")),
+            ("integer", "bigint", None),
+            ("numeric", "integer", None),
+            ("text", "integer", None),
+            ("text", "character varying(20)", Some("TYPE text")),
+            ("text COLLATE public.x", "character varying(20)", None),
+            (
+                "character varying(30) DEFAULT 'a'",
+                "character varying(20)",
+                Some("TYPE character varying(30)"),
+            ),
+            ("character varying(10)", "character varying(20)", None),
+            ("numeric(12,2)", "numeric(10,2)", Some("TYPE numeric(12,2)")),
+            ("numeric(12,3)", "numeric(10,2)", None),
+            ("numeric", "numeric(10,2)", Some("TYPE numeric")),
+            ("text DEFAULT 'b' NOT NULL", "text DEFAULT 'a'", Some("SET DEFAULT 'b'")),
+            ("text", "text DEFAULT 'a'", Some("DROP DEFAULT")),
+            ("text NOT NULL", "text", Some("SET NOT NULL")),
+            ("text", "text NOT NULL", Some("DROP NOT NULL")),
+            ("integer GENERATED ALWAYS AS (1) STORED", "integer", None),
+            ("bigint GENERATED ALWAYS AS IDENTITY", "bigint GENERATED BY DEFAULT AS IDENTITY", None),
+        ] {
+            assert_eq!(column_sql(wanted, there).as_deref(), sql, "{there} to {wanted}");
+        }
         assert_eq!(whose("SELECT to app"), Some(("SELECT", "app")));
         assert_eq!(whose(r#"SELECT ("up to") to "to to""#), Some((r#"SELECT ("up to")"#, r#""to to""#)));
     }

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::{Difference, Mend};
 use crate::error::Error;
@@ -15,11 +17,22 @@ use crate::schema;
 
 /// A table that is larger is not copied while its writers wait.
 const LARGEST: i64 = 64 << 20;
+/// How often the shadow's progress is looked at.
+const PAUSE: Duration = Duration::from_millis(50);
 /// How long a table of the source may stay locked by others.
 const PATIENCE: &str = "5s";
 
-/// Applies what only adds; gives what was done, one line each. What fails is tried again after the rest, as long as anything goes: one
-/// thing may need another. What was done before a failure stays.
+/// What a sync did.
+#[derive(Debug, Default)]
+pub struct Synced {
+    /// What was done, one line each.
+    pub done: Vec<String>,
+    /// Why not all of it was.
+    pub failure: Option<Error>,
+}
+
+/// Applies these differences, as far as they need nobody to decide. What fails is tried again after the rest, as long as anything goes:
+/// one thing may need another. What was done before a failure stays.
 ///
 /// A table that is missing is made by `pg_dump` of it, filled while its writers wait, and put into the publication before
 /// they go on: from there the stream brings its changes. It must be small (64 MiB) and its types must exist.
@@ -28,20 +41,26 @@ pub async fn sync(
     shadow: &Client,
     publication: &str,
     bin: Option<&Path>,
-    differences: &[Difference],
-) -> Result<Vec<String>, Error> {
-    let mut wanted: Vec<&Difference> = differences.iter().collect();
+    mut wanted: Vec<&Difference>,
+) -> Synced {
     wanted.sort_by_key(|difference| rank(&difference.mend));
     let mut done = Vec::new();
+    let mut failure = None;
     while !wanted.is_empty() {
-        let (before, mut failure) = (wanted.len(), None);
+        let before = wanted.len();
+        failure = None;
         let mut failed = Vec::new();
         for difference in wanted {
             let mended = match &difference.mend {
-                Mend::Add(sql) => add(shadow, &difference.subject, sql).await.map(|()| Some(sql.clone())),
-                Mend::Table(name) => table(source, shadow, publication, bin, name)
-                    .await
-                    .map(|rows| Some(format!("{name}: made, {rows} rows copied, published"))),
+                Mend::Add(sql) | Mend::Drop(sql) => {
+                    add(shadow, &difference.subject, sql).await.map(|()| Some(sql.clone()))
+                }
+                Mend::Table(name) => table(source, shadow, publication, bin, name).await.map(|rows| {
+                    Some(match rows {
+                        Some(rows) => format!("{name}: made, {rows} rows copied, published"),
+                        None => format!("{name}: made, for its partitions"),
+                    })
+                }),
                 Mend::Person(_) => Ok(None),
             };
             match mended {
@@ -52,12 +71,33 @@ pub async fn sync(
                 }
             }
         }
-        if let Some(error) = failure.filter(|_| failed.len() == before) {
-            return Err(error);
+        if failed.len() == before {
+            break;
         }
         wanted = failed;
     }
-    Ok(done)
+    Synced { done, failure }
+}
+
+/// Returns when these streams have brought the shadow all that was committed on the source until now.
+///
+/// A message is written there, so that even an idle source has something to bring, and all before it is durable.
+pub async fn reached(source: &Client, shadow: &Client, streams: &[String]) -> Result<(), Error> {
+    let context = "see whether the shadow has caught up";
+    let mark = "BEGIN; SET LOCAL synchronous_commit = local; \
+        SELECT pg_catalog.pg_logical_emit_message(true, 'godwit.schema', ''); COMMIT";
+    source.batch_execute(mark).await.map_err(refused(context))?;
+    let row = source.query_one("SELECT pg_catalog.pg_current_wal_lsn()::text", &[]).await;
+    let position: String = row.map_err(refused(context))?.get(0);
+    let all = "SELECT count(*) = cardinality($1::text[]) FROM godwit.progress \
+        WHERE stream = ANY($1) AND applied_lsn >= $2::text::pg_lsn";
+    loop {
+        let row = shadow.query_one(all, &[&streams, &position]).await.map_err(refused(context))?;
+        if row.get(0) {
+            return Ok(());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// What others may need comes first.
@@ -67,21 +107,50 @@ fn rank(mend: &Mend) -> usize {
     const LAST: [&str; 4] = ["CREATE OR REPLACE ", "DROP POLICY ", "GRANT ", "REVOKE "];
     match mend {
         Mend::Add(sql) if FIRST.iter().any(|word| sql.starts_with(word)) => 0,
+        // What follows is not done to what is no part of it any more.
+        Mend::Add(sql) if sql.contains(" DETACH PARTITION ") || sql.contains(" NO INHERIT ") => 0,
         Mend::Add(sql) if sql.starts_with("CREATE SEQUENCE ") => 1,
         Mend::Table(_) => 2,
         Mend::Add(sql) if sql.contains(" ADD COLUMN ") => 3,
         Mend::Add(sql) if sql.contains(" FOREIGN KEY ") => 5,
         Mend::Add(sql) => LAST.iter().position(|word| sql.starts_with(word)).map_or(4, |place| 6 + place),
-        Mend::Person(_) => 10,
+        // What stood in its way is changed by then.
+        Mend::Drop(_) => 10,
+        Mend::Person(_) => 11,
     }
 }
 
 async fn add(shadow: &Client, subject: &str, sql: &str) -> Result<(), Error> {
+    let index = ["CREATE INDEX ", "CREATE UNIQUE INDEX "].iter().any(|words| sql.starts_with(words));
+    if index && index_beside_writers(shadow, subject, sql).await? {
+        return Ok(());
+    }
     // A value of an enum may not be added in a transaction with other things. The body of a function may speak of what comes later.
     let settings =
         format!("SET search_path = ''; SET check_function_bodies = off; SET lock_timeout = '{PATIENCE}'; ");
     let settings = if sql.starts_with("ALTER TYPE") { String::new() } else { settings };
     shadow.batch_execute(&format!("{settings}{sql}")).await.map_err(refused(&format!("{subject}: {sql}")))
+}
+
+/// Makes an index of this table while the applier goes on writing; whether that is possible (not of a partitioned table).
+async fn index_beside_writers(shadow: &Client, table: &str, sql: &str) -> Result<bool, Error> {
+    let context = format!("{table}: {sql}");
+    // It waits for those who write, and nobody for it.
+    let settings = "SET search_path = ''; SET lock_timeout = 0";
+    shadow.batch_execute(settings).await.map_err(refused(&context))?;
+    let Err(error) = shadow.batch_execute(&sql.replacen(" INDEX ", " INDEX CONCURRENTLY ", 1)).await else {
+        return Ok(true);
+    };
+    if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) {
+        return Ok(false);
+    }
+    // What is left of it nobody uses, and its name is taken.
+    let left = "SELECT format('DROP INDEX %s', indexrelid::pg_catalog.regclass) FROM pg_catalog.pg_index \
+        WHERE indrelid = pg_catalog.to_regclass($1) AND NOT indisvalid";
+    for row in shadow.query(left, &[&table]).await.map_err(refused(&context))? {
+        shadow.batch_execute(row.get(0)).await.map_err(refused(&context))?;
+    }
+    Err(refused(&context)(error))
 }
 
 async fn table(
@@ -90,9 +159,17 @@ async fn table(
     publication: &str,
     bin: Option<&Path>,
     name: &str,
-) -> Result<u64, Error> {
+) -> Result<Option<u64>, Error> {
     let context = format!("add table {name}");
     let dump = schema::dump_table(dsn, bin, name).await?;
+    let kind = "SELECT relkind::text FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1)";
+    let kind = source.query_opt(kind, &[&name]).await.map_err(refused(&context))?;
+    if kind.is_some_and(|row| row.get::<_, &str>(0) == "p") {
+        // Its partitions have the rows.
+        let limits = format!("SET lock_timeout = '{PATIENCE}'");
+        shadow.batch_execute(&limits).await.map_err(refused(&context))?;
+        return schema::load(shadow, &dump).await.map(|()| None);
+    }
     source
         .batch_execute(&format!(
             "BEGIN; SET LOCAL lock_timeout = '{PATIENCE}'; LOCK TABLE ONLY {name} IN SHARE ROW EXCLUSIVE MODE"
@@ -109,7 +186,9 @@ async fn table(
             )));
         }
         shadow
-            .batch_execute("BEGIN; SET LOCAL session_replication_role = replica")
+            .batch_execute(&format!(
+                "BEGIN; SET LOCAL session_replication_role = replica; SET LOCAL lock_timeout = '{PATIENCE}'"
+            ))
             .await
             .map_err(refused(&context))?;
         let there = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
@@ -144,7 +223,7 @@ async fn table(
             shadow.batch_execute(&format!("DROP TABLE {name} CASCADE")).await.map_err(refused(&context))?;
             return Err(refused(&context)(error));
         }
-        Ok(rows)
+        Ok(Some(rows))
     };
     let result = work.await;
     if result.is_err() {

@@ -198,12 +198,12 @@ fn constraint(sql: &str) -> Option<Kind> {
 }
 
 /// A quoted name, and what follows it.
-fn identifier(text: &str) -> Option<(&str, &str)> {
+pub(super) fn identifier(text: &str) -> Option<(&str, &str)> {
     text.starts_with('"').then(|| text.split_at(quoted(text.as_bytes(), b'"', false)))
 }
 
 /// `"schema"."name"`, and what follows it.
-fn qualified(text: &str) -> Option<(&str, &str)> {
+pub(super) fn qualified(text: &str) -> Option<(&str, &str)> {
     let (_, rest) = identifier(text)?;
     let (_, rest) = identifier(rest.strip_prefix('.')?)?;
     Some(text.split_at(text.len() - rest.len()))
