@@ -60,6 +60,9 @@ BEGIN
     DELETE FROM godwit.copied_parts WHERE stream = {{stream}};
     DELETE FROM godwit.copied_statements WHERE stream = {{stream}};
   END IF;
+  IF to_regclass('godwit.identities') IS NOT NULL THEN
+    DELETE FROM godwit.identities;
+  END IF;
   DELETE FROM godwit.progress WHERE stream = {{critical}};
   INSERT INTO godwit.progress AS p (stream, applied_lsn, copied, generation) VALUES ({{stream}}, '0/0', false, {{generation}})
   ON CONFLICT (stream) DO UPDATE SET applied_lsn = '0/0', copied = false, generation = EXCLUDED.generation,

@@ -195,6 +195,23 @@ async fn what_stands_around_the_tables_is_brought_up_as_well() -> Result<()> {
     Ok(())
 }
 
+/// A session of the role that the service's migrations run as.
+async fn owner(zone: &Zone) -> Result<Client> {
+    let client = connect(zone).await?;
+    client.batch_execute(&format!("SET ROLE {OWNER_ROLE}")).await?;
+    Ok(client)
+}
+
+/// Until the shadow has followed.
+async fn followed(leader: &mut Leader<'_>) -> Result<()> {
+    let followed = async || Ok(differences(leader).await?.is_empty());
+    if let Err(error) = until("the schema was followed", followed).await {
+        let view: ResourceView = leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await?;
+        return Err(error.context(format!("{:#?}\n{:#?}", view.problems, differences(leader).await?)));
+    }
+    leader.ready().await.map(drop)
+}
+
 /// A table of events by day, as services keep them: with days to come, days that were, and what nobody made a day for.
 const EVENTS: &str = "
     CREATE TABLE kinds (name text PRIMARY KEY); INSERT INTO kinds VALUES ('click'), ('view');
@@ -225,14 +242,6 @@ async fn partitions_that_come_and_go_are_followed() -> Result<()> {
         options.policy.replace("replication: {mode: async}", "replication: {mode: async, schema: all}");
     let playground = Playground::start(&options).await?;
     let [near, far] = &playground.zones;
-    let owner = async |zone: &Zone| {
-        let client = connect(zone).await?;
-        client
-            .batch_execute(&format!("SET ROLE {OWNER_ROLE}"))
-            .await
-            .map(|()| client)
-            .map_err(anyhow::Error::from)
-    };
     let primary = owner(near).await?;
     primary.batch_execute(EVENTS).await?;
     let mut leader = Leader::start(&playground, &[])?;
@@ -250,14 +259,6 @@ async fn partitions_that_come_and_go_are_followed() -> Result<()> {
                 }
             }
         })))
-    };
-    let alike = async |leader: &mut Leader<'_>| {
-        let followed = async || Ok(differences(leader).await?.is_empty());
-        if let Err(error) = until("the schema was followed", followed).await {
-            let view: ResourceView = leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await?;
-            return Err(error.context(format!("{:#?}\n{:#?}", view.problems, differences(leader).await?)));
-        }
-        leader.ready().await.map(drop)
     };
     let equal = async || {
         let equal = async || Ok(events(&primary).await? == events(&shadow).await?);
@@ -281,7 +282,7 @@ async fn partitions_that_come_and_go_are_followed() -> Result<()> {
         )
         .await?;
     primary.batch_execute("CREATE TABLE events_9 (LIKE events INCLUDING DEFAULTS); ALTER TABLE events_9 ADD CONSTRAINT own PRIMARY KEY (id, day)").await?;
-    alike(&mut leader).await?;
+    followed(&mut leader).await?;
     primary
         .batch_execute("INSERT INTO events_9 (id, day, kind) VALUES (1000000, '2026-01-21', 'view')")
         .await?;
@@ -291,20 +292,20 @@ async fn partitions_that_come_and_go_are_followed() -> Result<()> {
         )
         .await?;
     primary.batch_execute("ALTER TABLE events DETACH PARTITION events_1; DROP TABLE events_0; ALTER TABLE events DROP COLUMN old; DROP INDEX events_kind").await?;
-    alike(&mut leader).await?;
+    followed(&mut leader).await?;
     stop.cancel();
     if let Some(error) = writing.await? {
         return Err(error).context("a write failed");
     }
     // What does not fit into the shadow's waits until it does.
     primary.batch_execute("ALTER TABLE events ALTER n TYPE bigint, ALTER n SET DEFAULT 8; INSERT INTO events (day, kind, n) VALUES ('2026-01-03', 'view', 3000000000)").await?;
-    alike(&mut leader).await?;
+    followed(&mut leader).await?;
     equal().await?;
     let apart =
         shadow.query_one("SELECT count(*) > 250, to_regclass('events_0') IS NULL FROM events_1", &[]).await?;
     ensure!((apart.get(0), apart.get(1)) == (true, true), "what is kept apart is kept, what is gone is gone");
-    let followed = leader.audit().await?.into_iter().filter(|record| record["kind"] == "schema").count();
-    ensure!(followed > 1, "{followed} records tell what was done");
+    let told = leader.audit().await?.into_iter().filter(|record| record["kind"] == "schema").count();
+    ensure!(told > 1, "{told} records tell what was done");
 
     // And the other way, once it has moved.
     leader.migrate(&far.name).await?;
@@ -315,10 +316,92 @@ async fn partitions_that_come_and_go_are_followed() -> Result<()> {
         .batch_execute("CREATE TABLE events_10 PARTITION OF events FOR VALUES FROM ('2026-01-22') TO ('2026-01-23'); INSERT INTO events (day, kind) VALUES ('2026-01-22', 'click')")
         .await?;
     shadow.batch_execute("DROP TABLE events_8").await?;
-    alike(&mut leader).await?;
+    followed(&mut leader).await?;
     stop.cancel();
     if let Some(error) = writing.await? {
         return Err(error).context("a write failed");
     }
     equal().await
+}
+
+/// Every row of the tables that the test makes.
+async fn people(client: &Client) -> Result<String> {
+    let tables = "SELECT string_agg(c.oid::regclass::text, ' ' ORDER BY 1) FROM pg_class c
+        WHERE c.relkind = 'r' AND c.relname ~ '^pe(ople|rsons)'";
+    let tables: String = client.query_one(tables, &[]).await?.get(0);
+    let mut all = String::new();
+    for table in tables.split(' ') {
+        let sql =
+            format!("SELECT coalesce(string_agg(to_jsonb(t)::text, E'\\n' ORDER BY id), '') FROM {table} t");
+        all.push_str(&format!("{table}: {}\n", client.query_one(&sql, &[]).await?.get::<_, String>(0)));
+    }
+    Ok(all)
+}
+
+async fn same(leader: &mut Leader<'_>, [one, other]: [&Client; 2]) -> Result<()> {
+    let equal = async || Ok(people(one).await? == people(other).await?);
+    if let Err(error) = until("both have the same rows", equal).await {
+        let (one, other) = (people(one).await?, people(other).await?);
+        let differs = one.lines().zip(other.lines()).find(|(one, other)| one != other);
+        return Err(error.context(format!("{differs:#?}\n{}", leader.node.tail(20))));
+    }
+    Ok(())
+}
+
+/// A name that changed is not a thing that was added, and a thing made anew is not the old one: a service would read nothing, or what is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_renamed_keeps_its_rows() -> Result<()> {
+    let mut options = options(false)?;
+    options.policy =
+        options.policy.replace("replication: {mode: async}", "replication: {mode: async, schema: all}");
+    let playground = Playground::start(&options).await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary
+        .batch_execute(
+            "CREATE TABLE people (id int PRIMARY KEY, name text, note text, rest int CHECK (rest > 0));
+             INSERT INTO people SELECT n, 'name ' || n, 'note ' || n, n FROM generate_series(1, 200) n",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let shadow = owner(far).await?;
+    let known = connect(far).await?;
+    let remembered = async || {
+        let sql = "SELECT count(*) > 4 FROM godwit.identities WHERE target_table = 'people'::regclass";
+        Ok(known.query_one(sql, &[]).await?.get(0))
+    };
+    until("it is known which table is which", remembered).await?;
+    for change in [
+        "ALTER TABLE people RENAME name TO called; INSERT INTO people VALUES (300, 'renamed'); UPDATE people SET called = 'new' WHERE id = 3",
+        "INSERT INTO people (id) VALUES (301); ALTER TABLE people RENAME TO persons; INSERT INTO persons (id) VALUES (302)",
+        // As tools do that change a table beside its writers.
+        "CREATE TABLE persons_new (LIKE persons INCLUDING ALL); ALTER TABLE persons_new ADD more int DEFAULT 1",
+        "INSERT INTO persons_new SELECT *, 2 FROM persons; UPDATE persons_new SET called = upper(called)",
+        "INSERT INTO persons (id) VALUES (303); ALTER TABLE persons RENAME TO persons_old; ALTER TABLE persons_new RENAME TO persons;
+         INSERT INTO persons VALUES (304, 'to the new one', 'x', 1, 3); UPDATE persons SET called = 'late' WHERE id = 7; DELETE FROM persons_old WHERE id = 8",
+        "ALTER TABLE persons RENAME called TO title; DELETE FROM persons WHERE id = 9",
+        "CREATE SCHEMA archive; ALTER TABLE persons_old SET SCHEMA archive; DELETE FROM archive.persons_old WHERE id = 10",
+        "DROP TABLE archive.persons_old; CREATE TABLE archive.persons_old (id int PRIMARY KEY, called text); INSERT INTO archive.persons_old VALUES (1, 'made anew')",
+    ] {
+        primary.batch_execute(change).await.context(change)?;
+        followed(&mut leader).await.context(change)?;
+        same(&mut leader, [&primary, &shadow]).await.context(change)?;
+    }
+    leader.migrate(&far.name).await?;
+    leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    shadow
+        .batch_execute(
+            "ALTER TABLE persons RENAME rest TO remaining; UPDATE persons SET remaining = 1000 WHERE id < 50",
+        )
+        .await?;
+    followed(&mut leader).await?;
+    same(&mut leader, [&primary, &shadow]).await?;
+
+    // Nothing in the stream tells the one from the other.
+    shadow.batch_execute("ALTER TABLE persons DROP note; ALTER TABLE persons ADD note text").await?;
+    let told = "column note was dropped and made anew";
+    leader.until("it is told", |view| view.problems.iter().any(|line| line.contains(told))).await?;
+    ensure!(leader.migrate(&near.name).await.is_err(), "old values would come back");
+    Ok(())
 }

@@ -130,13 +130,13 @@ async fn drifted(source: &Client, shadow: &Client, zones: [&str; 2]) -> Result<V
     if !has_copy(shadow).await? {
         return Ok(Vec::new());
     }
-    let (one, other) = (drift::fingerprint(source).await?, drift::fingerprint(shadow).await?);
+    let (one, other) = (drift::fingerprint(source).await?, drift::fingerprint_of_shadow(shadow).await?);
     Ok(drift::compare(&one, &other, zones))
 }
 
 fn difference(zone: &str, difference: Difference) -> FindingView {
     let remedy = match difference.mend {
-        Mend::Add(sql) => Some(format!("godwit schema sync; or on the shadow: {sql}")),
+        Mend::Add(sql) | Mend::Rename(sql) => Some(format!("godwit schema sync; or on the shadow: {sql}")),
         Mend::Table(_) => Some("godwit schema sync".into()),
         Mend::Drop(sql) => Some(format!("godwit schema sync --drop; or on the shadow: {sql}")),
         Mend::Person(sql) => sql.map(|sql| format!("on the shadow: {sql}")),

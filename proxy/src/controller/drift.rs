@@ -80,7 +80,7 @@ impl DifferenceView {
     fn of(difference: Difference) -> Self {
         let (additive, drops) = (difference.is_mended(false), difference.is_mended(true));
         let sql = match difference.mend {
-            Mend::Add(sql) | Mend::Drop(sql) => Some(sql),
+            Mend::Add(sql) | Mend::Drop(sql) | Mend::Rename(sql) => Some(sql),
             Mend::Table(_) => None,
             Mend::Person(sql) => sql,
         };
@@ -92,7 +92,9 @@ impl DifferenceView {
 pub(super) async fn differences(databases: &Databases, zones: [&str; 2]) -> Result<Vec<Difference>, String> {
     let read = async {
         let [source, shadow] = both(databases, zones).await?;
-        let (one, other) = (drift::fingerprint(&source).await?, drift::fingerprint(&shadow).await?);
+        let one = drift::fingerprint(&source).await?;
+        let other = drift::fingerprint_of_shadow(&shadow).await?;
+        drift::remember([&source, &shadow], [&one, &other]).await?;
         Ok::<_, replicator::Error>(drift::compare(&one, &other, zones))
     };
     let found = tokio::time::timeout(PATIENCE, read).await;
@@ -194,7 +196,7 @@ async fn read(resource: &Resource, view: &ResourceView) -> Result<Sides, Denied>
         };
         let (source, shadow) = (connect(&view.primary).await?, connect(&view.shadow).await?);
         let one = drift::fingerprint(&source).await.map_err(chain)?;
-        let other = drift::fingerprint(&shadow).await.map_err(chain)?;
+        let other = drift::fingerprint_of_shadow(&shadow).await.map_err(chain)?;
         let differences = drift::compare(&one, &other, [&view.primary, &view.shadow]);
         Ok::<_, String>(Sides { source, shadow, differences })
     };

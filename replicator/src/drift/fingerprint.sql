@@ -1,5 +1,5 @@
 -- What a database's schema consists of, one row for each thing that both sides must have alike: kind, table or type, name,
--- definition, and the SQL that makes it elsewhere (NULL: pg_dump knows). search_path is empty: every name is qualified.
+-- definition, and the SQL that makes it elsewhere (NULL: pg_dump knows); and what tables and columns have as numbers ('#'). search_path is empty: every name is qualified.
 WITH ours AS (
   SELECT c.oid, c.relkind, c.relreplident, c.relpersistence, c.relpartbound, format('%I.%I', n.nspname, c.relname) AS name
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -8,7 +8,7 @@ WITH ours AS (
     AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
                     WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ), columns AS (
-  SELECT t.name AS owner, a.attname::text AS name, a.attnum,
+  SELECT t.oid, t.name AS owner, a.attname::text AS name, a.attnum,
          pg_catalog.format_type(a.atttypid, a.atttypmod)
          || CASE WHEN a.attcollation <> y.typcollation THEN format(' COLLATE %I.%I', cn.nspname, co.collname) ELSE '' END AS kind,
          -- From 17 on a partition has the identity columns of what it is a part of.
@@ -32,6 +32,10 @@ WITH ours AS (
 SELECT 'table', name, '', CASE relkind WHEN 'p' THEN 'partitioned by ' || pg_catalog.pg_get_partkeydef(oid) ELSE 'plain' END
        || CASE relpersistence WHEN 'u' THEN ' unlogged' ELSE '' END, NULL::text
 FROM ours
+UNION ALL
+SELECT '#', name, '', oid || ' 0', NULL FROM ours
+UNION ALL
+SELECT '#', owner, name, oid || ' ' || attnum, NULL FROM columns
 UNION ALL
 SELECT CASE WHEN t.relpartbound IS NULL THEN 'child of' ELSE 'partition of' END, t.name, p.name,
        coalesce(pg_catalog.pg_get_expr(t.relpartbound, t.oid), 'it'),

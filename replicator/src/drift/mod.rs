@@ -4,6 +4,7 @@
 //! [`fingerprint`] reads one side, [`compare`] is pure, [`sync`] makes on the shadow what only the source has. What could lose a
 //! row is shown, with the SQL, for a person; what is gone on the source goes where that is asked for.
 
+mod identities;
 mod sync;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,9 @@ use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::postgres::connection::SESSION_SETTINGS;
 
+use identities::{Known, Number};
+
+pub use identities::remember;
 pub use sync::{Synced, reached, sync};
 
 /// Things that stand for themselves; any other is part of the one that it names.
@@ -80,6 +84,10 @@ struct Shape {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
     things: BTreeMap<Key, Shape>,
+    /// The server's number of each table (column empty) and of each column.
+    numbers: BTreeMap<(String, String), Number>,
+    /// Of a shadow: which of the source's each is.
+    known: Known,
     major: u32,
     /// As whom it was read, as SQL has it.
     role: String,
@@ -94,6 +102,8 @@ pub enum Mend {
     Table(String),
     /// This SQL, on the shadow: what only that has is dropped.
     Drop(String),
+    /// This SQL, on the shadow: it is there, and has another name.
+    Rename(String),
     /// A person decides: this SQL on the shadow would do it, where it can be told.
     Person(Option<String>),
 }
@@ -115,11 +125,17 @@ impl Difference {
     /// Whether [`sync`] does something about it; `gone`: what is gone on the source goes.
     pub fn is_mended(&self, gone: bool) -> bool {
         match self.mend {
-            Mend::Add(_) | Mend::Table(_) => true,
+            Mend::Add(_) | Mend::Table(_) | Mend::Rename(_) => true,
             Mend::Drop(_) => gone,
             Mend::Person(_) => false,
         }
     }
+}
+
+/// Reads the schema of a shadow, and which of its source's tables its are.
+pub async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error> {
+    let known = identities::read(client).await?;
+    Ok(Fingerprint { known, ..fingerprint(client).await? })
 }
 
 /// Reads the schema. One round trip.
@@ -143,14 +159,23 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
     }
     let mut found = rows(answer.map_err(refused("read the schema"))?);
     let about = found.pop().and_then(|row| Some((row.get(0)?.parse::<u32>().ok()?, row.get(1)?.to_owned())));
-    let mut things = BTreeMap::new();
+    let (mut things, mut numbers) = (BTreeMap::new(), BTreeMap::new());
     for row in &found {
         let text = |at: usize| row.get(at).unwrap_or_default().to_owned();
+        if text(0) == "#" {
+            let number = text(3);
+            let number = number
+                .split_once(' ')
+                .and_then(|(table, column)| Some((table.parse().ok()?, column.parse().ok()?)));
+            let number = number.ok_or_else(|| Error::Protocol("read the schema: no number".into()))?;
+            numbers.insert((text(1), text(2)), number);
+            continue;
+        }
         let shape = Shape { definition: text(3), sql: row.get(4).map(str::to_owned) };
         things.insert((text(0), text(1), text(2)), shape);
     }
     let (version, role) = about.ok_or_else(|| Error::Protocol("read the schema: no version".into()))?;
-    Ok(Fingerprint { things, major: version / 10_000, role })
+    Ok(Fingerprint { things, numbers, known: Vec::new(), major: version / 10_000, role })
 }
 
 /// Every difference between the source and its shadow, in order; `zones` are their names.
@@ -164,8 +189,26 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         kind.starts_with(RIGHT) && (role == source.role || role == shadow.role)
     };
     let there = |side: &Fingerprint, name: &str| WHOLE.iter().any(|kind| has(side, kind, name));
-    let mut found = Vec::new();
-    for (key, shape) in &source.things {
+    let (mut found, touched) = identities::renamed(source, shadow, zones[0]);
+    let strange = identities::strange(shadow);
+    // A column that is not known, is only on the shadow, and may be this one by another name.
+    let same = |(kind, owner, _): &Key, shape: &Shape| {
+        let like = |key: &Key, other: &Shape| {
+            key.0 == "column"
+                && key.1 == *owner
+                && !source.things.contains_key(key)
+                && parts(&other.definition).map(|parts| parts.0)
+                    == parts(&shape.definition).map(|parts| parts.0)
+                && strange.contains(&(key.1.clone(), key.2.clone()))
+        };
+        let of = (kind.clone(), owner.clone(), String::new())..;
+        shadow
+            .things
+            .range(of)
+            .take_while(|(key, _)| key.0 == *kind && key.1 == *owner)
+            .find(|(key, other)| like(key, other))
+    };
+    for (key, shape) in source.things.iter().filter(|((_, owner, _), _)| !touched.contains(owner)) {
         let (kind, owner, name) = key;
         if kind == "published" {
             // Where the table itself is missing, that is said already.
@@ -190,6 +233,16 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
                 mend: Mend::Person(None),
                 strict: false,
             }),
+            None if kind == "column"
+                && let Some(((.., other), _)) = same(key, shape) =>
+            {
+                found.push(Difference {
+                    subject: owner.clone(),
+                    what: format!("column {name} added on {}, or it is {other} by another name", zones[0]),
+                    mend: Mend::Person(shape.sql.clone()),
+                    strict: false,
+                });
+            }
             None => found.push(added(key, shape, zones[0])),
             Some(there) if there.definition == shape.definition => {}
             Some(_) if source.major != shadow.major && WORDED.contains(&kind.as_str()) => {}
@@ -223,6 +276,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             || HARMLESS.contains(&kind.as_str())
             || part && !there(source, owner)
             || ours(kind, name)
+            || touched.contains(owner)
         {
             continue;
         }
@@ -417,7 +471,12 @@ mod tests {
             let shape = Shape { definition: row.3.into(), sql: row.4.map(str::to_owned) };
             ((row.0.into(), row.1.into(), row.2.into()), shape)
         };
-        Fingerprint { things: rows.iter().map(thing).collect(), major: 15, role: "godwit".into() }
+        Fingerprint {
+            things: rows.iter().map(thing).collect(),
+            major: 15,
+            role: "godwit".into(),
+            ..Fingerprint::default()
+        }
     }
 
     #[test]

@@ -55,6 +55,9 @@ pub async fn sync(
                 Mend::Add(sql) | Mend::Drop(sql) => {
                     add(shadow, &difference.subject, sql).await.map(|()| Some(sql.clone()))
                 }
+                Mend::Rename(sql) => {
+                    rename(shadow, &difference.subject, sql).await.map(|()| Some(sql.clone()))
+                }
                 Mend::Table(name) => table(source, shadow, publication, bin, name).await.map(|rows| {
                     Some(match rows {
                         Some(rows) => format!("{name}: made, {rows} rows copied, published"),
@@ -114,6 +117,7 @@ fn rank(mend: &Mend) -> usize {
         Mend::Add(sql) if sql.contains(" ADD COLUMN ") => 3,
         Mend::Add(sql) if sql.contains(" FOREIGN KEY ") => 5,
         Mend::Add(sql) => LAST.iter().position(|word| sql.starts_with(word)).map_or(4, |place| 6 + place),
+        Mend::Rename(_) => 0,
         // What stood in its way is changed by then.
         Mend::Drop(_) => 10,
         Mend::Person(_) => 11,
@@ -130,6 +134,14 @@ async fn add(shadow: &Client, subject: &str, sql: &str) -> Result<(), Error> {
         format!("SET search_path = ''; SET check_function_bodies = off; SET lock_timeout = '{PATIENCE}'; ");
     let settings = if sql.starts_with("ALTER TYPE") { String::new() } else { settings };
     shadow.batch_execute(&format!("{settings}{sql}")).await.map_err(refused(&format!("{subject}: {sql}")))
+}
+
+/// Gives what is there another name. Appliers that know it by the old one end before anything else can have that, and begin anew.
+async fn rename(shadow: &Client, subject: &str, sql: &str) -> Result<(), Error> {
+    add(shadow, subject, sql).await?;
+    let end = "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity \
+        WHERE application_name LIKE 'godwit apply %' AND datname = current_database() AND usename = current_user";
+    shadow.execute(end, &[]).await.map(drop).map_err(refused(&format!("{subject}: {sql}")))
 }
 
 /// Makes an index of this table while the applier goes on writing; whether that is possible (not of a partitioned table).

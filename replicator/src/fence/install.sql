@@ -76,6 +76,17 @@ CREATE TABLE IF NOT EXISTS godwit.copied_statements (
   done boolean NOT NULL
 );
 
+-- Which table and column of the source is which here, whatever they are called: a line for each name that it had there. Column 0: the table.
+CREATE TABLE IF NOT EXISTS godwit.identities (
+  source_table oid NOT NULL,
+  source_column smallint NOT NULL,
+  target_table oid NOT NULL,
+  target_column smallint NOT NULL,
+  name text NOT NULL,
+  PRIMARY KEY (source_table, source_column, name)
+);
+CREATE INDEX IF NOT EXISTS identities_target ON godwit.identities (target_table);
+
 -- What heartbeats write on the primary: a row each for a resource. Of no publication; a shadow's stays as the last move left it.
 CREATE TABLE IF NOT EXISTS godwit.heartbeat (
   resource text PRIMARY KEY,

@@ -86,10 +86,16 @@ impl Transport {
     }
 }
 
+/// The table is the one that is known to be the source's (`godwit.identities`), whatever it is called; one that is not known is found by its name.
 /// Columns (one row without a name if there are none); for each whether it is in the key of the best unique index (its replica identity, where it has one), and the equality of a unique index that it is in.
 const COLUMNS: &str = "\
-WITH c AS (SELECT c.oid, c.relkind, c.relreplident FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-           WHERE n.nspname = $1::text AND c.relname = $2::text), \
+WITH known AS (SELECT i.target_table AS oid FROM godwit.identities i JOIN pg_catalog.pg_class c ON c.oid = i.target_table \
+               WHERE i.source_table = $3::oid AND i.source_column = 0 LIMIT 1), \
+c AS (SELECT c.oid, c.relkind, c.relreplident, n.nspname, c.relname \
+      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+      WHERE CASE WHEN EXISTS (SELECT FROM known) THEN c.oid = (SELECT oid FROM known) \
+        ELSE n.nspname = $1::text AND c.relname = $2::text \
+          AND NOT EXISTS (SELECT FROM godwit.identities i WHERE i.target_table = c.oid AND i.source_column = 0) END), \
 best AS (SELECT i.indkey::int2[] AS attnums, i.indnkeyatts FROM c JOIN pg_catalog.pg_index i ON i.indrelid = c.oid \
          WHERE i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
            AND NOT EXISTS (SELECT FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k(attnum) \
@@ -103,7 +109,8 @@ watched AS (SELECT EXISTS (SELECT FROM c JOIN pg_catalog.pg_trigger t ON t.tgrel
 SELECT a.attname::text, pg_catalog.quote_ident(tn.nspname) || '.' || pg_catalog.quote_ident(t.typname), t.oid, \
        a.attidentity = 'a', a.attgenerated <> '', \
        coalesce(a.attnum = ANY (best.attnums[0:best.indnkeyatts - 1]), false), \
-       coalesce(equality.name, 'OPERATOR(pg_catalog.=)'), watched.yes, c.relkind = 'p' \
+       coalesce(equality.name, 'OPERATOR(pg_catalog.=)'), watched.yes, c.relkind = 'p', c.nspname::text, c.relname::text, \
+       ARRAY(SELECT i.name FROM godwit.identities i WHERE i.source_table = $3 AND i.target_table = c.oid AND i.target_column = a.attnum) \
 FROM c CROSS JOIN watched LEFT JOIN best ON true \
 LEFT JOIN (pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
            JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace) \
@@ -130,19 +137,36 @@ impl Table {
     pub(super) async fn load(client: &Client, relation: Arc<Relation>) -> Result<Self, Error> {
         let label = format!("{}.{}", relation.schema, relation.name);
         let rows = client
-            .query_typed(COLUMNS, &[(&relation.schema, Type::TEXT), (&relation.name, Type::TEXT)])
+            .query_typed(
+                COLUMNS,
+                &[(&relation.schema, Type::TEXT), (&relation.name, Type::TEXT), (&relation.id, Type::OID)],
+            )
             .await
             .map_err(Error::database(format!("look up {label} on the target")))?;
         let Some(first) = rows.first() else {
             return Err(Error::Unready(format!("table {label} is not on the target")));
         };
         let (watched, partitioned) = (first.get(7), first.get(8));
+        let sql_name = format!("{}.{}", quote_ident(first.get(9)), quote_ident(first.get(10)));
         let mut known: HashMap<String, Found> =
             rows.iter().filter_map(|row| Some((row.get::<_, Option<String>>(0)?, found(row)))).collect();
+        // What was called otherwise, and is called by no name of these now.
+        let former = |name: &str, known: &HashMap<String, Found>| -> Option<String> {
+            let row =
+                rows.iter().find(|row| row.get::<_, Vec<String>>(11).iter().any(|former| former == name))?;
+            let now: String = row.get(0);
+            let free = known.contains_key(&now) && relation.columns.iter().all(|column| column.name != now);
+            free.then_some(now)
+        };
         let mut columns = Vec::with_capacity(relation.columns.len());
         let mut best = Vec::new();
         for (at, column) in relation.columns.iter().enumerate() {
-            let found = known.remove(&column.name).ok_or_else(|| {
+            let name = if known.contains_key(&column.name) {
+                Some(column.name.clone())
+            } else {
+                former(&column.name, &known)
+            };
+            let found = name.and_then(|name| known.remove(&name)).ok_or_else(|| {
                 Error::Unready(format!("column {} of {label} is not on the target", column.name))
             })?;
             if found.in_best {
@@ -163,7 +187,6 @@ impl Table {
             // The stream marks every column as key, or none: a unique index finds rows faster and once.
             ReplicaIdentity::Full | ReplicaIdentity::Nothing => best,
         };
-        let sql_name = format!("{}.{}", quote_ident(&relation.schema), quote_ident(&relation.name));
         let complete = known.values().all(|found| found.generated);
         Ok(Self { relation, sql_name, label, columns, key, complete, watched, partitioned })
     }

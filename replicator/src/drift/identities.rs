@@ -1,0 +1,291 @@
+//! Which table and which column of the source is which on the shadow, whatever either is called.
+//!
+//! What both called the same when it was first seen is the same from then on (`godwit.identities`, on the shadow): numbers stay when a
+//! name changes. So a table or column that was renamed is told from one that was added, and two tables that changed names from two
+//! that changed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use tokio_postgres::Client;
+
+use super::{Difference, Fingerprint, Mend};
+use crate::error::Error;
+use crate::fence::{refused, rows};
+use crate::postgres::quote_ident;
+
+/// A table (column 0) or a column of it, by its server's numbers.
+pub(super) type Number = (u32, i16);
+
+/// What is known of who is who: source, shadow, and a name that it has or had on the source.
+pub(super) type Known = Vec<(Number, Number, String)>;
+
+/// Reads what the shadow knows; nothing where it was not prepared yet.
+pub(super) async fn read(shadow: &Client) -> Result<Known, Error> {
+    let context = "read which table is which";
+    let prepared = "SELECT 1 WHERE pg_catalog.to_regclass('godwit.identities') IS NOT NULL";
+    if rows(shadow.simple_query(prepared).await.map_err(refused(context))?).is_empty() {
+        return Ok(Vec::new());
+    }
+    let all = "SELECT source_table, source_column, target_table, target_column, name FROM godwit.identities";
+    let found = shadow.query(all, &[]).await.map_err(refused(context))?;
+    Ok(found.iter().map(|row| ((row.get(0), row.get(1)), (row.get(2), row.get(3)), row.get(4))).collect())
+}
+
+/// Writes down what has the same name on both sides and is not known yet: on the shadow, and for the way back on the source.
+pub async fn remember(
+    [source, shadow]: [&Client; 2],
+    [of_source, of_shadow]: [&Fingerprint; 2],
+) -> Result<(), Error> {
+    let new = unknown(of_source, of_shadow);
+    if new.is_empty() {
+        return Ok(());
+    }
+    let back = new.iter().map(|(here, there, name)| (*there, *here, name.clone())).collect();
+    write(source, &back).await?;
+    // This one last: by it alone is seen what is not known.
+    write(shadow, &new).await
+}
+
+async fn write(client: &Client, new: &Known) -> Result<(), Error> {
+    let sql = "INSERT INTO godwit.identities (source_table, source_column, target_table, target_column, name) \
+        SELECT * FROM unnest($1::oid[], $2::smallint[], $3::oid[], $4::smallint[], $5::text[]) \
+        ON CONFLICT (source_table, source_column, name) DO UPDATE \
+        SET target_table = EXCLUDED.target_table, target_column = EXCLUDED.target_column";
+    let column =
+        |of: fn(&(Number, Number, String)) -> Number| -> (Vec<u32>, Vec<i16>) { new.iter().map(of).unzip() };
+    let ((tables, columns), (theirs, places)) = (column(|new| new.0), column(|new| new.1));
+    let names: Vec<&str> = new.iter().map(|new| new.2.as_str()).collect();
+    client
+        .execute(sql, &[&tables, &columns, &theirs, &places, &names])
+        .await
+        .map_err(refused("write down which table is which"))?;
+    Ok(())
+}
+
+/// Both directions of what is known and still there on the shadow.
+struct Index {
+    of_source: HashMap<Number, Number>,
+    of_shadow: HashMap<Number, Number>,
+}
+
+impl Index {
+    fn new(shadow: &Fingerprint) -> Self {
+        let there: HashSet<Number> = shadow.numbers.values().copied().collect();
+        let known = || shadow.known.iter().filter(|(_, of, _)| there.contains(of));
+        Self {
+            of_source: known().map(|(source, shadow, _)| (*source, *shadow)).collect(),
+            of_shadow: known().map(|(source, shadow, _)| (*shadow, *source)).collect(),
+        }
+    }
+}
+
+/// Columns of the shadow of which it is not known whether they are the source's.
+pub(super) fn strange(shadow: &Fingerprint) -> HashSet<&(String, String)> {
+    let index = Index::new(shadow);
+    let columns = shadow.numbers.iter().filter(|((_, column), _)| !column.is_empty());
+    columns.filter(|(_, number)| !index.of_shadow.contains_key(number)).map(|(key, _)| key).collect()
+}
+
+fn unknown(source: &Fingerprint, shadow: &Fingerprint) -> Known {
+    let index = Index::new(shadow);
+    let names: HashSet<(Number, &str)> =
+        shadow.known.iter().map(|(source, _, name)| (*source, name.as_str())).collect();
+    let table_of = |(table, _): &(String, String)| (table.clone(), String::new());
+    let mut new = Vec::new();
+    for (key, here) in &source.numbers {
+        let Some(there) = shadow.numbers.get(key) else { continue };
+        // A column is only where its table is.
+        let at_home = source.numbers.get(&table_of(key)).zip(shadow.numbers.get(&table_of(key))).is_some_and(
+            |(here, there)| {
+                index.of_source.get(here).is_none_or(|known| known == there)
+                    && index.of_shadow.get(there).is_none_or(|known| known == here)
+            },
+        );
+        let name = if key.1.is_empty() { &key.0 } else { &key.1 };
+        match (index.of_source.get(here), index.of_shadow.get(there)) {
+            (None, None) if at_home => new.push((*here, *there, name.clone())),
+            // Another name of it.
+            (Some(known), _) if known == there && !names.contains(&(*here, name)) => {
+                new.push((*here, *there, name.clone()));
+            }
+            _ => {}
+        }
+    }
+    new
+}
+
+/// What has another name on the source than on the shadow, or is another thing of the same name; and the tables whose other
+/// differences mean nothing until that is mended.
+pub(super) fn renamed(
+    source: &Fingerprint,
+    shadow: &Fingerprint,
+    zone: &str,
+) -> (Vec<Difference>, HashSet<String>) {
+    let index = Index::new(shadow);
+    if index.of_source.is_empty() {
+        return (Vec::new(), HashSet::new());
+    }
+    let names_there: HashMap<Number, &(String, String)> =
+        shadow.numbers.iter().map(|(key, number)| (*number, key)).collect();
+    let alive: HashSet<Number> = source.numbers.values().copied().collect();
+    let mut columns: BTreeMap<&str, Vec<(&str, Number)>> = BTreeMap::new();
+    for ((table, column), number) in &source.numbers {
+        let of = columns.entry(table).or_default();
+        if !column.is_empty() {
+            of.push((column, *number));
+        }
+    }
+    let (mut found, mut touched) = (Vec::new(), HashSet::new());
+    let mut differs = |subject: &str, what: String, mend: Mend, strict: bool| {
+        found.push(Difference { subject: subject.to_owned(), what, mend, strict });
+    };
+    for ((table, _), number) in source.numbers.iter().filter(|((_, column), _)| column.is_empty()) {
+        let same_name = shadow.numbers.get(&(table.clone(), String::new()));
+        let Some(there) = index.of_source.get(number) else {
+            let other = same_name.and_then(|there| index.of_shadow.get(there));
+            if let Some(other) = other {
+                touched.insert(table.clone());
+                if !alive.contains(other) {
+                    let what = format!("table was dropped and made anew on {zone}");
+                    differs(table, what, Mend::Drop(format!("DROP TABLE IF EXISTS {table}")), true);
+                }
+            }
+            continue;
+        };
+        let Some((name, _)) = names_there.get(there) else { continue };
+        if name != table {
+            touched.extend([name.clone(), table.clone()]);
+            let what = format!("table {name} was renamed so on {zone}");
+            differs(table, what, Mend::Rename(rename_table(name, table)), false);
+            continue;
+        }
+        for (column, number) in columns.get(table.as_str()).into_iter().flatten() {
+            let same_name = shadow.numbers.get(&(table.clone(), (*column).to_owned()));
+            match index.of_source.get(number).and_then(|there| names_there.get(there)) {
+                Some((_, name)) if name != column => {
+                    touched.insert(table.clone());
+                    let what = format!("column {name} was renamed to {column} on {zone}");
+                    let sql = format!(
+                        "ALTER TABLE {table} RENAME COLUMN {} TO {}",
+                        quote_ident(name),
+                        quote_ident(column)
+                    );
+                    match same_name {
+                        None => differs(table, what, Mend::Rename(sql), false),
+                        // The stream has told two by one name.
+                        Some(_) => differs(table, format!("{what}: seed anew"), Mend::Person(None), false),
+                    }
+                }
+                Some(_) => {}
+                None => {
+                    let Some(other) = same_name.and_then(|there| index.of_shadow.get(there)) else {
+                        continue;
+                    };
+                    touched.insert(table.clone());
+                    if !alive.contains(other) {
+                        // The stream has told both by the same name: which values are of the new one cannot be told.
+                        let what = format!("column {column} was dropped and made anew on {zone}: seed anew");
+                        differs(table, what, Mend::Person(None), false);
+                    }
+                }
+            }
+        }
+    }
+    (found, touched)
+}
+
+fn rename_table(from: &str, to: &str) -> String {
+    let ((schema, name), (new_schema, new_name)) = (split(from), split(to));
+    let mut steps = Vec::new();
+    if schema != new_schema {
+        steps.push(format!("ALTER TABLE {from} SET SCHEMA {new_schema}"));
+    }
+    if name != new_name {
+        steps.push(format!("ALTER TABLE {new_schema}.{name} RENAME TO {new_name}"));
+    }
+    steps.join("; ")
+}
+
+/// Schema and name of `schema.name`, each quoted where it must be.
+fn split(name: &str) -> (&str, &str) {
+    let mut quoted = false;
+    let dot = name.char_indices().find(|(_, character)| {
+        quoted ^= *character == '"';
+        *character == '.' && !quoted
+    });
+    dot.map_or(("", name), |(at, _)| (&name[..at], &name[at + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn side(numbers: &[(&str, &str, Number)]) -> Fingerprint {
+        let number =
+            |(table, column, number): &(&str, &str, Number)| (((*table).into(), (*column).into()), *number);
+        Fingerprint { numbers: numbers.iter().map(number).collect(), ..Fingerprint::default() }
+    }
+
+    /// What is said once the source is like this, of a shadow that was like `before`.
+    fn told(before: &[(&str, &str, Number)], source: &[(&str, &str, Number)]) -> Vec<String> {
+        let shifted: Vec<_> =
+            before.iter().map(|(table, column, of)| (*table, *column, (of.0 + 100, of.1))).collect();
+        let mut shadow = side(&shifted);
+        shadow.known = unknown(&side(before), &shadow);
+        assert_eq!(shadow.known.len(), before.len());
+        assert!(unknown(&side(before), &shadow).is_empty());
+        let (found, _) = renamed(&side(source), &shadow, "a");
+        found.iter().map(|found| format!("{}: {} {:?}", found.subject, found.what, found.mend)).collect()
+    }
+
+    #[test]
+    fn who_is_who_is_told_by_number() {
+        let before = [("s.t", "", (1, 0)), ("s.t", "x", (1, 1)), ("s.t", "y", (1, 2)), ("s.u", "", (2, 0))];
+        assert!(told(&before, &before).is_empty());
+        let more = [&before[..], &[("s.t", "z", (1, 3)), ("s.v", "", (3, 0))]].concat();
+        assert!(told(&before, &more).is_empty(), "what was added is not renamed");
+        assert!(told(&before, &before[..2]).is_empty(), "what is gone is not renamed");
+        let column = [("s.t", "", (1, 0)), ("s.t", "x y", (1, 1)), ("s.t", "y", (1, 2))];
+        assert_eq!(
+            told(&before, &column),
+            [
+                r#"s.t: column x was renamed to x y on a Rename("ALTER TABLE s.t RENAME COLUMN \"x\" TO \"x y\"")"#
+            ]
+        );
+        let exchanged = [("s.t", "", (1, 0)), ("s.t", "y", (1, 1)), ("s.t", "x", (1, 2))];
+        assert_eq!(
+            told(&before, &exchanged),
+            [
+                "s.t: column y was renamed to x on a: seed anew Person(None)",
+                "s.t: column x was renamed to y on a: seed anew Person(None)"
+            ]
+        );
+        let anew = [("s.t", "", (1, 0)), ("s.t", "x", (1, 3)), ("s.u", "", (5, 0))];
+        assert_eq!(
+            told(&before, &anew),
+            [
+                "s.t: column x was dropped and made anew on a: seed anew Person(None)",
+                r#"s.u: table was dropped and made anew on a Drop("DROP TABLE IF EXISTS s.u")"#
+            ]
+        );
+        let tables = [("s.u", "", (1, 0)), ("\"s.\".t", "", (2, 0))];
+        assert_eq!(
+            told(&before, &tables),
+            [
+                r#""s.".t: table s.u was renamed so on a Rename("ALTER TABLE s.u SET SCHEMA \"s.\"; ALTER TABLE \"s.\".u RENAME TO t")"#,
+                r#"s.u: table s.t was renamed so on a Rename("ALTER TABLE s.t RENAME TO u")"#
+            ]
+        );
+    }
+
+    #[test]
+    fn a_new_name_of_what_is_known_is_another_line() {
+        let mut shadow = side(&[("s.t", "", (9, 0)), ("s.t", "x", (9, 1))]);
+        shadow.known = vec![((1, 0), (9, 0), "s.t".into()), ((1, 1), (9, 1), "w".into())];
+        let source = side(&[("s.t", "", (1, 0)), ("s.t", "x", (1, 1))]);
+        assert_eq!(unknown(&source, &shadow), [((1, 1), (9, 1), "x".into())]);
+        // Of another table of the same name nothing is written down.
+        let other = side(&[("s.t", "", (2, 0)), ("s.t", "x", (2, 1))]);
+        assert!(unknown(&other, &shadow).is_empty());
+    }
+}
