@@ -359,7 +359,7 @@ async fn what_is_renamed_keeps_its_rows() -> Result<()> {
     let primary = owner(near).await?;
     primary
         .batch_execute(
-            "CREATE TABLE people (id int PRIMARY KEY, name text, note text, rest int CHECK (rest > 0));
+            "CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE TABLE people (id int PRIMARY KEY, name text, note text, rest int CHECK (rest > 0));
              INSERT INTO people SELECT n, 'name ' || n, 'note ' || n, n FROM generate_series(1, 200) n",
         )
         .await?;
@@ -380,6 +380,9 @@ async fn what_is_renamed_keeps_its_rows() -> Result<()> {
         "INSERT INTO persons_new SELECT *, 2 FROM persons; UPDATE persons_new SET called = upper(called)",
         "INSERT INTO persons (id) VALUES (303); ALTER TABLE persons RENAME TO persons_old; ALTER TABLE persons_new RENAME TO persons;
          INSERT INTO persons VALUES (304, 'to the new one', 'x', 1, 3); UPDATE persons SET called = 'late' WHERE id = 7; DELETE FROM persons_old WHERE id = 8",
+        "ALTER TABLE persons ADD mood mood DEFAULT 'glad'; UPDATE persons SET mood = 'sad' WHERE id = 11",
+        "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'",
+        "UPDATE persons SET mood = 'blue' WHERE id = 12",
         "ALTER TABLE persons RENAME called TO title; DELETE FROM persons WHERE id = 9",
         "CREATE SCHEMA archive; ALTER TABLE persons_old SET SCHEMA archive; DELETE FROM archive.persons_old WHERE id = 10",
         "DROP TABLE archive.persons_old; CREATE TABLE archive.persons_old (id int PRIMARY KEY, called text); INSERT INTO archive.persons_old VALUES (1, 'made anew')",

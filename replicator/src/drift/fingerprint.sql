@@ -1,5 +1,5 @@
 -- What a database's schema consists of, one row for each thing that both sides must have alike: kind, table or type, name,
--- definition, and the SQL that makes it elsewhere (NULL: pg_dump knows); and what tables and columns have as numbers ('#'). search_path is empty: every name is qualified.
+-- definition, and the SQL that makes it elsewhere (NULL: pg_dump knows); and what tables and columns have as numbers ('#') and values of enums as places ('='). search_path is empty: every name is qualified.
 WITH ours AS (
   SELECT c.oid, c.relkind, c.relreplident, c.relpersistence, c.relpartbound, format('%I.%I', n.nspname, c.relname) AS name
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -79,6 +79,9 @@ SELECT 'replica identity', t.name, '', CASE t.relreplident WHEN 'd' THEN 'defaul
          ELSE format('USING INDEX %I', (SELECT x.relname FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
                                         WHERE i.indrelid = t.oid AND i.indisreplident)) END)
 FROM ours t WHERE t.relkind = 'r'
+UNION ALL
+SELECT '=', format('%I.%I', n.nspname, y.typname), e.enumlabel::text, row_number() OVER (PARTITION BY y.oid ORDER BY e.enumsortorder)::text, NULL
+FROM pg_catalog.pg_enum e JOIN pg_catalog.pg_type y ON y.oid = e.enumtypid JOIN pg_catalog.pg_namespace n ON n.oid = y.typnamespace
 UNION ALL
 SELECT 'enum value', format('%I.%I', n.nspname, y.typname), e.enumlabel::text, 'present',
        format('ALTER TYPE %I.%I ADD VALUE IF NOT EXISTS %L', n.nspname, y.typname, e.enumlabel)

@@ -19,16 +19,17 @@ pub(super) type Number = (u32, i16);
 /// What is known of who is who: source, shadow, and a name that it has or had on the source.
 pub(super) type Known = Vec<(Number, Number, String)>;
 
-/// Reads what the shadow knows; nothing where it was not prepared yet.
-pub(super) async fn read(shadow: &Client) -> Result<Known, Error> {
+/// Reads what the shadow knows; none where it was not prepared yet.
+pub(super) async fn read(shadow: &Client) -> Result<Option<Known>, Error> {
     let context = "read which table is which";
     let prepared = "SELECT 1 WHERE pg_catalog.to_regclass('godwit.identities') IS NOT NULL";
     if rows(shadow.simple_query(prepared).await.map_err(refused(context))?).is_empty() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let all = "SELECT source_table, source_column, target_table, target_column, name FROM godwit.identities";
     let found = shadow.query(all, &[]).await.map_err(refused(context))?;
-    Ok(found.iter().map(|row| ((row.get(0), row.get(1)), (row.get(2), row.get(3)), row.get(4))).collect())
+    let known = found.iter().map(|row| ((row.get(0), row.get(1)), (row.get(2), row.get(3)), row.get(4)));
+    Ok(Some(known.collect()))
 }
 
 /// Writes down what has the same name on both sides and is not known yet: on the shadow, and for the way back on the source.
@@ -46,7 +47,11 @@ pub async fn remember(
     write(shadow, &new).await
 }
 
+/// What says otherwise is of databases that were there before.
 async fn write(client: &Client, new: &Known) -> Result<(), Error> {
+    let wrong = "DELETE FROM godwit.identities i USING unnest($1::oid[], $2::smallint[], $3::oid[], $4::smallint[]) AS new(s, sc, t, tc) \
+        WHERE (source_table, source_column) = (s, sc) AND (target_table, target_column) <> (t, tc) \
+           OR (target_table, target_column) = (t, tc) AND (source_table, source_column) <> (s, sc)";
     let sql = "INSERT INTO godwit.identities (source_table, source_column, target_table, target_column, name) \
         SELECT * FROM unnest($1::oid[], $2::smallint[], $3::oid[], $4::smallint[], $5::text[]) \
         ON CONFLICT (source_table, source_column, name) DO UPDATE \
@@ -55,10 +60,9 @@ async fn write(client: &Client, new: &Known) -> Result<(), Error> {
         |of: fn(&(Number, Number, String)) -> Number| -> (Vec<u32>, Vec<i16>) { new.iter().map(of).unzip() };
     let ((tables, columns), (theirs, places)) = (column(|new| new.0), column(|new| new.1));
     let names: Vec<&str> = new.iter().map(|new| new.2.as_str()).collect();
-    client
-        .execute(sql, &[&tables, &columns, &theirs, &places, &names])
-        .await
-        .map_err(refused("write down which table is which"))?;
+    let context = "write down which table is which";
+    client.execute(wrong, &[&tables, &columns, &theirs, &places]).await.map_err(refused(context))?;
+    client.execute(sql, &[&tables, &columns, &theirs, &places, &names]).await.map_err(refused(context))?;
     Ok(())
 }
 
@@ -71,7 +75,7 @@ struct Index {
 impl Index {
     fn new(shadow: &Fingerprint) -> Self {
         let there: HashSet<Number> = shadow.numbers.values().copied().collect();
-        let known = || shadow.known.iter().filter(|(_, of, _)| there.contains(of));
+        let known = || shadow.known.iter().flatten().filter(|(_, of, _)| there.contains(of));
         Self {
             of_source: known().map(|(source, shadow, _)| (*source, *shadow)).collect(),
             of_shadow: known().map(|(source, shadow, _)| (*shadow, *source)).collect(),
@@ -87,9 +91,10 @@ pub(super) fn strange(shadow: &Fingerprint) -> HashSet<&(String, String)> {
 }
 
 fn unknown(source: &Fingerprint, shadow: &Fingerprint) -> Known {
+    let Some(known) = &shadow.known else { return Vec::new() };
     let index = Index::new(shadow);
     let names: HashSet<(Number, &str)> =
-        shadow.known.iter().map(|(source, _, name)| (*source, name.as_str())).collect();
+        known.iter().map(|(source, _, name)| (*source, name.as_str())).collect();
     let table_of = |(table, _): &(String, String)| (table.clone(), String::new());
     let mut new = Vec::new();
     for (key, here) in &source.numbers {
@@ -231,8 +236,11 @@ mod tests {
         let shifted: Vec<_> =
             before.iter().map(|(table, column, of)| (*table, *column, (of.0 + 100, of.1))).collect();
         let mut shadow = side(&shifted);
-        shadow.known = unknown(&side(before), &shadow);
-        assert_eq!(shadow.known.len(), before.len());
+        assert!(unknown(&side(before), &shadow).is_empty(), "it was not prepared");
+        shadow.known = Some(Vec::new());
+        let known = unknown(&side(before), &shadow);
+        assert_eq!(known.len(), before.len());
+        shadow.known = Some(known);
         assert!(unknown(&side(before), &shadow).is_empty());
         let (found, _) = renamed(&side(source), &shadow, "a");
         found.iter().map(|found| format!("{}: {} {:?}", found.subject, found.what, found.mend)).collect()
@@ -281,7 +289,7 @@ mod tests {
     #[test]
     fn a_new_name_of_what_is_known_is_another_line() {
         let mut shadow = side(&[("s.t", "", (9, 0)), ("s.t", "x", (9, 1))]);
-        shadow.known = vec![((1, 0), (9, 0), "s.t".into()), ((1, 1), (9, 1), "w".into())];
+        shadow.known = Some(vec![((1, 0), (9, 0), "s.t".into()), ((1, 1), (9, 1), "w".into())]);
         let source = side(&[("s.t", "", (1, 0)), ("s.t", "x", (1, 1))]);
         assert_eq!(unknown(&source, &shadow), [((1, 1), (9, 1), "x".into())]);
         // Of another table of the same name nothing is written down.

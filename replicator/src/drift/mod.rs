@@ -4,6 +4,7 @@
 //! [`fingerprint`] reads one side, [`compare`] is pure, [`sync`] makes on the shadow what only the source has. What could lose a
 //! row is shown, with the SQL, for a person; what is gone on the source goes where that is asked for.
 
+mod enums;
 mod identities;
 mod sync;
 
@@ -86,8 +87,10 @@ pub struct Fingerprint {
     things: BTreeMap<Key, Shape>,
     /// The server's number of each table (column empty) and of each column.
     numbers: BTreeMap<(String, String), Number>,
-    /// Of a shadow: which of the source's each is.
-    known: Known,
+    /// The place of each value of an enum among its others.
+    places: BTreeMap<(String, String), u32>,
+    /// Of a shadow that was prepared: which of the source's each is.
+    known: Option<Known>,
     major: u32,
     /// As whom it was read, as SQL has it.
     role: String,
@@ -159,7 +162,7 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
     }
     let mut found = rows(answer.map_err(refused("read the schema"))?);
     let about = found.pop().and_then(|row| Some((row.get(0)?.parse::<u32>().ok()?, row.get(1)?.to_owned())));
-    let (mut things, mut numbers) = (BTreeMap::new(), BTreeMap::new());
+    let (mut things, mut numbers, mut places) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for row in &found {
         let text = |at: usize| row.get(at).unwrap_or_default().to_owned();
         if text(0) == "#" {
@@ -171,11 +174,16 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
             numbers.insert((text(1), text(2)), number);
             continue;
         }
+        if text(0) == "=" {
+            let place = text(3).parse().map_err(|_| Error::Protocol("read the schema: no place".into()))?;
+            places.insert((text(1), text(2)), place);
+            continue;
+        }
         let shape = Shape { definition: text(3), sql: row.get(4).map(str::to_owned) };
         things.insert((text(0), text(1), text(2)), shape);
     }
     let (version, role) = about.ok_or_else(|| Error::Protocol("read the schema: no version".into()))?;
-    Ok(Fingerprint { things, numbers, known: Vec::new(), major: version / 10_000, role })
+    Ok(Fingerprint { things, numbers, places, known: None, major: version / 10_000, role })
 }
 
 /// Every difference between the source and its shadow, in order; `zones` are their names.
@@ -190,6 +198,10 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     };
     let there = |side: &Fingerprint, name: &str| WHOLE.iter().any(|kind| has(side, kind, name));
     let (mut found, touched) = identities::renamed(source, shadow, zones[0]);
+    let (values, told) = enums::renamed(source, shadow, zones[0]);
+    found.extend(values);
+    let told =
+        |(kind, owner, name): &Key| kind == "enum value" && told.contains(&(owner.clone(), name.clone()));
     let strange = identities::strange(shadow);
     // A column that is not known, is only on the shadow, and may be this one by another name.
     let same = |(kind, owner, _): &Key, shape: &Shape| {
@@ -217,7 +229,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             }
             continue;
         }
-        if ours(kind, name) {
+        if ours(kind, name) || told(key) {
             continue;
         }
         let whole = WHOLE.contains(&kind.as_str());
@@ -276,6 +288,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             || HARMLESS.contains(&kind.as_str())
             || part && !there(source, owner)
             || ours(kind, name)
+            || told(key)
             || touched.contains(owner)
         {
             continue;

@@ -1,0 +1,117 @@
+//! Values of enums: none is ever dropped, so one that only the shadow has was renamed.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::{Difference, Fingerprint, Mend};
+
+/// Labels by type, in their order.
+fn labels(side: &Fingerprint) -> BTreeMap<&str, Vec<&str>> {
+    let mut all: BTreeMap<&str, Vec<(u32, &str)>> = BTreeMap::new();
+    for ((of, label), place) in &side.places {
+        all.entry(of).or_default().push((*place, label));
+    }
+    all.into_iter()
+        .map(|(of, mut labels)| {
+            labels.sort_unstable();
+            (of, labels.into_iter().map(|(_, label)| label).collect())
+        })
+        .collect()
+}
+
+/// What is between the labels that both have.
+fn gaps<'l>(labels: &[&'l str], others: &[&str]) -> (Vec<&'l str>, Vec<Vec<&'l str>>) {
+    let (mut shared, mut gaps) = (Vec::new(), vec![Vec::new()]);
+    for label in labels {
+        if others.contains(label) {
+            shared.push(*label);
+            gaps.push(Vec::new());
+        } else if let Some(gap) = gaps.last_mut() {
+            gap.push(*label);
+        }
+    }
+    (shared, gaps)
+}
+
+/// Values that have another name on the source, by their place among those of the same name; and the values, by type and label, that are
+/// told with that.
+pub(super) fn renamed(
+    source: &Fingerprint,
+    shadow: &Fingerprint,
+    zone: &str,
+) -> (Vec<Difference>, HashSet<(String, String)>) {
+    let here = labels(source);
+    let (mut found, mut told) = (Vec::new(), HashSet::new());
+    for (of, theirs) in labels(shadow) {
+        let Some(ours) = here.get(of) else { continue };
+        let ((shared, new), (shared_there, old)) = (gaps(ours, &theirs), gaps(&theirs, ours));
+        let same_order = shared == shared_there;
+        for (new, old) in new.iter().zip(&old) {
+            if old.is_empty() && (same_order || new.is_empty()) {
+                continue;
+            }
+            told.extend(new.iter().chain(old).map(|label| (of.to_owned(), (*label).to_owned())));
+            let plain = same_order && new.len() == old.len();
+            if !plain {
+                let list = |labels: &[&str]| labels.join(", ");
+                found.push(Difference {
+                    subject: of.to_owned(),
+                    what: format!(
+                        "enum values {} are {} on {zone}: which is which cannot be told",
+                        list(old),
+                        list(new)
+                    ),
+                    mend: Mend::Person(None),
+                    strict: false,
+                });
+            }
+            for (new, old) in new.iter().zip(old).filter(|_| plain) {
+                let quoted = |label: &str| format!("'{}'", label.replace('\'', "''"));
+                found.push(Difference {
+                    subject: of.to_owned(),
+                    what: format!("enum value {old} was renamed to {new} on {zone}"),
+                    mend: Mend::Rename(format!(
+                        "ALTER TYPE {of} RENAME VALUE {} TO {}",
+                        quoted(old),
+                        quoted(new)
+                    )),
+                    strict: true,
+                });
+            }
+        }
+    }
+    (found, told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn side(labels: &[&str]) -> Fingerprint {
+        let place = |(place, label): (usize, &&str)| {
+            (("s.e".to_owned(), (*label).to_owned()), u32::try_from(place).unwrap_or(0))
+        };
+        Fingerprint { places: labels.iter().enumerate().map(place).collect(), ..Fingerprint::default() }
+    }
+
+    fn told(source: &[&str], shadow: &[&str]) -> Vec<String> {
+        let (found, _) = renamed(&side(source), &side(shadow), "a");
+        found.iter().map(|found| format!("{} {:?}", found.what, found.mend)).collect()
+    }
+
+    #[test]
+    fn a_value_that_is_only_on_the_shadow_was_renamed() {
+        assert!(told(&["a", "b", "c"], &["a", "c"]).is_empty(), "one was added");
+        assert_eq!(
+            told(&["a", "it's", "c", "d"], &["a", "b", "c"]),
+            ["enum value b was renamed to it's on a Rename(\"ALTER TYPE s.e RENAME VALUE 'b' TO 'it''s'\")"]
+        );
+        assert_eq!(
+            told(&["a", "x", "y", "c"], &["a", "b", "c"]),
+            ["enum values b are x, y on a: which is which cannot be told Person(None)"]
+        );
+        assert_eq!(
+            told(&["c", "x", "a"], &["a", "b", "c"]),
+            ["enum values b are x on a: which is which cannot be told Person(None)"]
+        );
+    }
+}
