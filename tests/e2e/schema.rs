@@ -202,6 +202,14 @@ async fn owner(zone: &Zone) -> Result<Client> {
     Ok(client)
 }
 
+/// Zones where the shadow's schema follows in everything.
+async fn following() -> Result<Playground> {
+    let mut options = options(false)?;
+    options.policy =
+        options.policy.replace("replication: {mode: async}", "replication: {mode: async, schema: all}");
+    Ok(Playground::start(&options).await?)
+}
+
 /// Until the shadow has followed.
 async fn followed(leader: &mut Leader<'_>) -> Result<()> {
     let followed = async || Ok(differences(leader).await?.is_empty());
@@ -237,10 +245,7 @@ async fn events(client: &Client) -> Result<String> {
 /// What pg_partman and the like do each day, while the service writes: the shadow's schema follows by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_that_come_and_go_are_followed() -> Result<()> {
-    let mut options = options(false)?;
-    options.policy =
-        options.policy.replace("replication: {mode: async}", "replication: {mode: async, schema: all}");
-    let playground = Playground::start(&options).await?;
+    let playground = following().await?;
     let [near, far] = &playground.zones;
     let primary = owner(near).await?;
     primary.batch_execute(EVENTS).await?;
@@ -351,10 +356,7 @@ async fn same(leader: &mut Leader<'_>, [one, other]: [&Client; 2]) -> Result<()>
 /// A name that changed is not a thing that was added, and a thing made anew is not the old one: a service would read nothing, or what is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_renamed_keeps_its_rows() -> Result<()> {
-    let mut options = options(false)?;
-    options.policy =
-        options.policy.replace("replication: {mode: async}", "replication: {mode: async, schema: all}");
-    let playground = Playground::start(&options).await?;
+    let playground = following().await?;
     let [near, far] = &playground.zones;
     let primary = owner(near).await?;
     primary

@@ -439,7 +439,7 @@ async fn sync_schema(
 ) -> Answer<Json<SchemaView>> {
     let handle = find(&state, &id)?;
     let (view, resource) = (handle.view.load_full(), &handle.live.load());
-    Ok(Json(drift::sync(resource, &view, or_default(body, &headers)?).await?))
+    Ok(Json(drift::sync(resource, &view, &handle.streams, or_default(body, &headers)?).await?))
 }
 
 async fn reseed(

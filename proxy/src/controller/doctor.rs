@@ -130,8 +130,7 @@ async fn drifted(source: &Client, shadow: &Client, zones: [&str; 2]) -> Result<V
     if !has_copy(shadow).await? {
         return Ok(Vec::new());
     }
-    let (one, other) = (drift::fingerprint(source).await?, drift::fingerprint_of_shadow(shadow).await?);
-    Ok(drift::compare(&one, &other, zones))
+    drift::differences(source, shadow, zones).await
 }
 
 fn difference(zone: &str, difference: Difference) -> FindingView {

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use migration::policy::{ReplicationMode, SchemaFollows};
+use migration::policy::SchemaFollows;
+use migration::units::Generation;
 use replicator::drift::{self, Difference, Mend};
 use replicator::fence;
-use replicator::postgres::slot::{self, Lane};
+use replicator::postgres::slot;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
 use super::Denied;
 use super::databases::{Databases, Purpose};
 use super::effects::chain;
+use super::streams::Streams;
 use super::view::ResourceView;
 use crate::audit::{Audit, Entry};
 use crate::config::model::Resource;
@@ -171,18 +173,10 @@ struct Sides {
 
 impl Sides {
     /// Whether the shadow has all that was written before the source was read, or will within a moment.
-    async fn caught_up(&self, resource: &Resource, generation: u64) -> Result<bool, Denied> {
-        let lanes: &[Lane] = match resource.policy.replication {
-            ReplicationMode::Hybrid => &[Lane::Main, Lane::Critical],
-            _ => &[Lane::Main],
-        };
-        let streams: Vec<String> =
-            lanes.iter().map(|lane| lane.slot_name(&resource.name, generation)).collect();
-        let reached = drift::reached(&self.source, &self.shadow, &streams);
-        match tokio::time::timeout(CATCHES_UP, reached).await {
-            Ok(reached) => reached.map(|()| true).map_err(chain).map_err(Denied::Conflict),
-            Err(_) => Ok(false),
-        }
+    async fn caught_up(&self, streams: &Streams, generation: u64) -> Result<bool, Denied> {
+        drift::mark(&self.source).await.map_err(chain).map_err(Denied::Conflict)?;
+        let caught_up = streams.caught_up(Generation(generation), &self.source);
+        Ok(matches!(tokio::time::timeout(CATCHES_UP, caught_up).await, Ok(Ok(()))))
     }
 }
 
@@ -195,9 +189,8 @@ async fn read(resource: &Resource, view: &ResourceView) -> Result<Sides, Denied>
             replicator::postgres::connect(&database.dsn, APPLICATION).await.map_err(chain)
         };
         let (source, shadow) = (connect(&view.primary).await?, connect(&view.shadow).await?);
-        let one = drift::fingerprint(&source).await.map_err(chain)?;
-        let other = drift::fingerprint_of_shadow(&shadow).await.map_err(chain)?;
-        let differences = drift::compare(&one, &other, [&view.primary, &view.shadow]);
+        let zones = [view.primary.as_str(), view.shadow.as_str()];
+        let differences = drift::differences(&source, &shadow, zones).await.map_err(chain)?;
         Ok::<_, String>(Sides { source, shadow, differences })
     };
     let answer = tokio::time::timeout(PATIENCE, read).await;
@@ -238,6 +231,7 @@ pub(super) async fn follow(
     resource: &Resource,
     view: &ResourceView,
     differences: &[Difference],
+    streams: &Streams,
     audit: &Audit,
 ) -> Result<bool, Denied> {
     let drop = resource.policy.schema == SchemaFollows::All;
@@ -247,7 +241,7 @@ pub(super) async fn follow(
         return Ok(false);
     }
     let (SchemaView { shadow, done, .. }, failed) =
-        bring_up(resource, view, SyncRequest { dry_run: false, drop }).await?;
+        bring_up(resource, view, streams, SyncRequest { dry_run: false, drop }).await?;
     let did = !done.is_empty();
     if did {
         audit.note(Entry::Schema { resource: resource.name.clone(), zone: shadow, done });
@@ -259,9 +253,10 @@ pub(super) async fn follow(
 pub async fn sync(
     resource: &Resource,
     view: &ResourceView,
+    streams: &Streams,
     request: SyncRequest,
 ) -> Result<SchemaView, Denied> {
-    let (shown, failed) = bring_up(resource, view, request).await?;
+    let (shown, failed) = bring_up(resource, view, streams, request).await?;
     failed.map_or(Ok(shown), Err)
 }
 
@@ -269,6 +264,7 @@ pub async fn sync(
 async fn bring_up(
     resource: &Resource,
     view: &ResourceView,
+    streams: &Streams,
     request: SyncRequest,
 ) -> Result<(SchemaView, Option<Denied>), Denied> {
     if let Some(why) = stands_in_the_way(view) {
@@ -285,7 +281,7 @@ async fn bring_up(
     // What belongs to a thing that was missing (its owner, who may use it) is seen when it is there.
     for _ in 0..ROUNDS {
         let wanted = || sides.differences.iter().filter(|left| left.is_mended(request.drop));
-        waits = wanted().any(|left| left.strict) && !sides.caught_up(resource, view.generation).await?;
+        waits = wanted().any(|left| left.strict) && !sides.caught_up(streams, view.generation).await?;
         let now = wanted().filter(|left| !(waits && left.strict)).collect();
         let from = (&database.dsn, &sides.source);
         let done = drift::sync(from, &sides.shadow, &publication, database.bin.as_deref(), now).await;

@@ -126,6 +126,7 @@ impl Machine {
             forecast: forecast.clone(),
             live: hands.resource.clone(),
             verifications: verifications.clone(),
+            streams: hands.streams.clone(),
         };
         let Memory { seed, learner, history, freezes } = memory;
         let proposals = Proposals::open(&hands.resource.name, hands.journal.clone());

@@ -104,8 +104,8 @@ impl Measure {
         stop: &CancellationToken,
     ) {
         primary.clone_into(&mut lock(&self.watched).primary);
-        let (databases, front, audit) =
-            (hands.databases.clone(), hands.postgres.clone(), hands.audit.clone());
+        let (databases, front) = (hands.databases.clone(), hands.postgres.clone());
+        let (streams, audit) = (hands.streams.clone(), hands.audit.clone());
         let (watched, resource) = (self.watched.clone(), self.resource.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             // What both were like when they were found alike, and when that was.
@@ -151,7 +151,8 @@ impl Measure {
                 let rested =
                     in_vain.as_ref().is_none_or(|(when, _)| now.saturating_duration_since(*when) >= EXAMINE);
                 if rested && !differences.is_empty() {
-                    let followed = drift::follow(&resource.load(), &view.load(), &differences, &audit).await;
+                    let followed =
+                        drift::follow(&resource.load(), &view.load(), &differences, &streams, &audit).await;
                     in_vain = followed.as_ref().err().map(|error| {
                         (now, format!("the shadow's schema cannot follow its primary's: {error}"))
                     });

@@ -200,6 +200,8 @@ pub struct ResourceHandle {
     pub live: Arc<live::Live>,
     /// Its verifications.
     pub verifications: Arc<verification::Verifications>,
+    /// Its streams.
+    pub streams: Arc<streams::Streams>,
 }
 
 impl ResourceHandle {

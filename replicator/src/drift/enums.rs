@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::{Difference, Fingerprint, Mend};
+use crate::postgres::quote_literal;
 
 /// Labels by type, in their order.
 fn labels(side: &Fingerprint) -> BTreeMap<&str, Vec<&str>> {
@@ -65,14 +66,13 @@ pub(super) fn renamed(
                 });
             }
             for (new, old) in new.iter().zip(old).filter(|_| plain) {
-                let quoted = |label: &str| format!("'{}'", label.replace('\'', "''"));
                 found.push(Difference {
                     subject: of.to_owned(),
                     what: format!("enum value {old} was renamed to {new} on {zone}"),
                     mend: Mend::Rename(format!(
                         "ALTER TYPE {of} RENAME VALUE {} TO {}",
-                        quoted(old),
-                        quoted(new)
+                        quote_literal(old),
+                        quote_literal(new)
                     )),
                     strict: true,
                 });

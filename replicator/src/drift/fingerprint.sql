@@ -28,6 +28,14 @@ WITH ours AS (
             WHEN value IS NOT NULL THEN format(' DEFAULT %s', value) ELSE '' END
     || CASE WHEN filled THEN ' NOT NULL' ELSE '' END AS definition
   FROM columns
+), labels AS (
+  SELECT format('%I.%I', n.nspname, y.typname) AS owner, e.enumlabel::text AS label,
+         row_number() OVER w AS place, lag(e.enumlabel::text) OVER w AS before
+  FROM pg_catalog.pg_enum e JOIN pg_catalog.pg_type y ON y.oid = e.enumtypid JOIN pg_catalog.pg_namespace n ON n.oid = y.typnamespace
+  WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'godwit')
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                    WHERE d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = y.oid AND d.deptype = 'e')
+  WINDOW w AS (PARTITION BY y.oid ORDER BY e.enumsortorder)
 )
 SELECT 'table', name, '', CASE relkind WHEN 'p' THEN 'partitioned by ' || pg_catalog.pg_get_partkeydef(oid) ELSE 'plain' END
        || CASE relpersistence WHEN 'u' THEN ' unlogged' ELSE '' END, NULL::text
@@ -80,14 +88,8 @@ SELECT 'replica identity', t.name, '', CASE t.relreplident WHEN 'd' THEN 'defaul
                                         WHERE i.indrelid = t.oid AND i.indisreplident)) END)
 FROM ours t WHERE t.relkind = 'r'
 UNION ALL
-SELECT '=', format('%I.%I', n.nspname, y.typname), e.enumlabel::text, row_number() OVER (PARTITION BY y.oid ORDER BY e.enumsortorder)::text, NULL
-FROM pg_catalog.pg_enum e JOIN pg_catalog.pg_type y ON y.oid = e.enumtypid JOIN pg_catalog.pg_namespace n ON n.oid = y.typnamespace
+SELECT '=', owner, label, place::text, NULL FROM labels
 UNION ALL
-SELECT 'enum value', format('%I.%I', n.nspname, y.typname), e.enumlabel::text, 'present',
-       format('ALTER TYPE %I.%I ADD VALUE IF NOT EXISTS %L', n.nspname, y.typname, e.enumlabel)
-       || coalesce(' AFTER ' || quote_literal((SELECT b.enumlabel FROM pg_catalog.pg_enum b WHERE b.enumtypid = y.oid
-                                         AND b.enumsortorder < e.enumsortorder ORDER BY b.enumsortorder DESC LIMIT 1)), '')
-FROM pg_catalog.pg_enum e JOIN pg_catalog.pg_type y ON y.oid = e.enumtypid JOIN pg_catalog.pg_namespace n ON n.oid = y.typnamespace
-WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'godwit')
-  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                  WHERE d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = y.oid AND d.deptype = 'e')
+SELECT 'enum value', owner, label, 'present',
+       format('ALTER TYPE %s ADD VALUE IF NOT EXISTS %L', owner, label) || coalesce(' AFTER ' || quote_literal(before), '')
+FROM labels

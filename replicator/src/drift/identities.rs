@@ -4,7 +4,7 @@
 //! name changes. So a table or column that was renamed is told from one that was added, and two tables that changed names from two
 //! that changed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Client;
 
@@ -67,13 +67,13 @@ async fn write(client: &Client, new: &Known) -> Result<(), Error> {
 }
 
 /// Both directions of what is known and still there on the shadow.
-struct Index {
+pub(super) struct Index {
     of_source: HashMap<Number, Number>,
     of_shadow: HashMap<Number, Number>,
 }
 
 impl Index {
-    fn new(shadow: &Fingerprint) -> Self {
+    pub(super) fn new(shadow: &Fingerprint) -> Self {
         let there: HashSet<Number> = shadow.numbers.values().copied().collect();
         let known = || shadow.known.iter().flatten().filter(|(_, of, _)| there.contains(of));
         Self {
@@ -81,13 +81,17 @@ impl Index {
             of_shadow: known().map(|(source, shadow, _)| (*shadow, *source)).collect(),
         }
     }
-}
 
-/// Columns of the shadow of which it is not known whether they are the source's.
-pub(super) fn strange(shadow: &Fingerprint) -> HashSet<&(String, String)> {
-    let index = Index::new(shadow);
-    let columns = shadow.numbers.iter().filter(|((_, column), _)| !column.is_empty());
-    columns.filter(|(_, number)| !index.of_shadow.contains_key(number)).map(|(key, _)| key).collect()
+    /// Whether a table or column of the shadow is known to be one of the source's.
+    pub(super) fn knows(&self, of_shadow: Number) -> bool {
+        self.of_shadow.contains_key(&of_shadow)
+    }
+
+    /// Nothing that is known says that these are not the same.
+    fn agrees(&self, here: Number, there: Number) -> bool {
+        self.of_source.get(&here).is_none_or(|known| *known == there)
+            && self.of_shadow.get(&there).is_none_or(|known| *known == here)
+    }
 }
 
 fn unknown(source: &Fingerprint, shadow: &Fingerprint) -> Known {
@@ -95,25 +99,23 @@ fn unknown(source: &Fingerprint, shadow: &Fingerprint) -> Known {
     let index = Index::new(shadow);
     let names: HashSet<(Number, &str)> =
         known.iter().map(|(source, _, name)| (*source, name.as_str())).collect();
-    let table_of = |(table, _): &(String, String)| (table.clone(), String::new());
     let mut new = Vec::new();
-    for (key, here) in &source.numbers {
-        let Some(there) = shadow.numbers.get(key) else { continue };
-        // A column is only where its table is.
-        let at_home = source.numbers.get(&table_of(key)).zip(shadow.numbers.get(&table_of(key))).is_some_and(
-            |(here, there)| {
-                index.of_source.get(here).is_none_or(|known| known == there)
-                    && index.of_shadow.get(there).is_none_or(|known| known == here)
-            },
-        );
-        let name = if key.1.is_empty() { &key.0 } else { &key.1 };
-        match (index.of_source.get(here), index.of_shadow.get(there)) {
-            (None, None) if at_home => new.push((*here, *there, name.clone())),
-            // Another name of it.
-            (Some(known), _) if known == there && !names.contains(&(*here, name)) => {
-                new.push((*here, *there, name.clone()));
-            }
-            _ => {}
+    // Each table comes before its columns, which are only where it is.
+    let mut at_home = false;
+    for (key @ (table, column), here) in &source.numbers {
+        let there = shadow.numbers.get(key);
+        if column.is_empty() {
+            at_home = there.is_some_and(|there| index.agrees(*here, *there));
+        }
+        let Some(there) = there else { continue };
+        let name = if column.is_empty() { table } else { column };
+        let is_new = match index.of_source.get(here) {
+            None => at_home && !index.knows(*there),
+            // By another name.
+            Some(known) => known == there && !names.contains(&(*here, name)),
+        };
+        if is_new {
+            new.push((*here, *there, name.clone()));
         }
     }
     new
@@ -124,79 +126,105 @@ fn unknown(source: &Fingerprint, shadow: &Fingerprint) -> Known {
 pub(super) fn renamed(
     source: &Fingerprint,
     shadow: &Fingerprint,
+    index: &Index,
     zone: &str,
 ) -> (Vec<Difference>, HashSet<String>) {
-    let index = Index::new(shadow);
-    if index.of_source.is_empty() {
-        return (Vec::new(), HashSet::new());
-    }
-    let names_there: HashMap<Number, &(String, String)> =
-        shadow.numbers.iter().map(|(key, number)| (*number, key)).collect();
-    let alive: HashSet<Number> = source.numbers.values().copied().collect();
-    let mut columns: BTreeMap<&str, Vec<(&str, Number)>> = BTreeMap::new();
-    for ((table, column), number) in &source.numbers {
-        let of = columns.entry(table).or_default();
-        if !column.is_empty() {
-            of.push((column, *number));
-        }
-    }
-    let (mut found, mut touched) = (Vec::new(), HashSet::new());
-    let mut differs = |subject: &str, what: String, mend: Mend, strict: bool| {
-        found.push(Difference { subject: subject.to_owned(), what, mend, strict });
+    let sides = Sides {
+        source,
+        shadow,
+        index,
+        zone,
+        names_there: shadow.numbers.iter().map(|(key, number)| (*number, key)).collect(),
+        alive: source.numbers.values().copied().collect(),
     };
-    for ((table, _), number) in source.numbers.iter().filter(|((_, column), _)| column.is_empty()) {
-        let same_name = shadow.numbers.get(&(table.clone(), String::new()));
-        let Some(there) = index.of_source.get(number) else {
-            let other = same_name.and_then(|there| index.of_shadow.get(there));
-            if let Some(other) = other {
-                touched.insert(table.clone());
-                if !alive.contains(other) {
-                    let what = format!("table was dropped and made anew on {zone}");
-                    differs(table, what, Mend::Drop(format!("DROP TABLE IF EXISTS {table}")), true);
-                }
+    let (mut found, mut touched) = (Vec::new(), HashSet::new());
+    let tables = source.numbers.iter().filter(|((_, column), _)| column.is_empty());
+    for (key @ (table, _), number) in tables {
+        match sides.name_there(*number) {
+            Some((name, _)) if name != table => {
+                touched.extend([name.clone(), table.clone()]);
+                let what = format!("table {name} was renamed so on {zone}");
+                found.push(difference(table, what, Mend::Rename(rename_table(name, table))));
             }
-            continue;
-        };
-        let Some((name, _)) = names_there.get(there) else { continue };
-        if name != table {
-            touched.extend([name.clone(), table.clone()]);
-            let what = format!("table {name} was renamed so on {zone}");
-            differs(table, what, Mend::Rename(rename_table(name, table)), false);
-            continue;
-        }
-        for (column, number) in columns.get(table.as_str()).into_iter().flatten() {
-            let same_name = shadow.numbers.get(&(table.clone(), (*column).to_owned()));
-            match index.of_source.get(number).and_then(|there| names_there.get(there)) {
-                Some((_, name)) if name != column => {
-                    touched.insert(table.clone());
-                    let what = format!("column {name} was renamed to {column} on {zone}");
-                    let sql = format!(
-                        "ALTER TABLE {table} RENAME COLUMN {} TO {}",
-                        quote_ident(name),
-                        quote_ident(column)
-                    );
-                    match same_name {
-                        None => differs(table, what, Mend::Rename(sql), false),
-                        // The stream has told two by one name.
-                        Some(_) => differs(table, format!("{what}: seed anew"), Mend::Person(None), false),
-                    }
-                }
-                Some(_) => {}
-                None => {
-                    let Some(other) = same_name.and_then(|there| index.of_shadow.get(there)) else {
-                        continue;
-                    };
-                    touched.insert(table.clone());
-                    if !alive.contains(other) {
-                        // The stream has told both by the same name: which values are of the new one cannot be told.
-                        let what = format!("column {column} was dropped and made anew on {zone}: seed anew");
-                        differs(table, what, Mend::Person(None), false);
-                    }
+            Some(_) => {
+                let (columns, any) = sides.columns(table);
+                found.extend(columns);
+                touched.extend(any.then(|| table.clone()));
+            }
+            None => {
+                let Some(alive) = sides.another(key) else { continue };
+                touched.insert(table.clone());
+                if !alive {
+                    let what = format!("table was dropped and made anew on {zone}");
+                    let mend = Mend::Drop(format!("DROP TABLE IF EXISTS {table}"));
+                    found.push(Difference { strict: true, ..difference(table, what, mend) });
                 }
             }
         }
     }
     (found, touched)
+}
+
+fn difference(subject: &str, what: String, mend: Mend) -> Difference {
+    Difference { subject: subject.to_owned(), what, mend, strict: false }
+}
+
+struct Sides<'f> {
+    source: &'f Fingerprint,
+    shadow: &'f Fingerprint,
+    index: &'f Index,
+    zone: &'f str,
+    names_there: HashMap<Number, &'f (String, String)>,
+    /// What the source has.
+    alive: HashSet<Number>,
+}
+
+impl Sides<'_> {
+    /// What the shadow calls what the source has as this number.
+    fn name_there(&self, number: Number) -> Option<&(String, String)> {
+        self.index.of_source.get(&number).and_then(|there| self.names_there.get(there)).copied()
+    }
+
+    /// Where what the shadow has by this name is known to be another of the source's: whether that is still there.
+    fn another(&self, name: &(String, String)) -> Option<bool> {
+        let other = self.shadow.numbers.get(name).and_then(|there| self.index.of_shadow.get(there))?;
+        Some(self.alive.contains(other))
+    }
+
+    /// The same of the columns of a table that has its name; and whether any of them is not what it is called.
+    fn columns(&self, table: &str) -> (Vec<Difference>, bool) {
+        let (mut found, mut any) = (Vec::new(), false);
+        let of = (table.to_owned(), String::new())..;
+        let columns = self.source.numbers.range(of).skip(1).take_while(|((of, _), _)| of == table);
+        let zone = self.zone;
+        for (key @ (_, column), number) in columns {
+            match self.name_there(*number) {
+                Some((_, name)) if name != column => {
+                    any = true;
+                    let what = format!("column {name} was renamed to {column} on {zone}");
+                    found.push(if self.shadow.numbers.contains_key(key) {
+                        // The stream has told two by one name.
+                        difference(table, format!("{what}: seed anew"), Mend::Person(None))
+                    } else {
+                        let (from, to) = (quote_ident(name), quote_ident(column));
+                        let sql = format!("ALTER TABLE {table} RENAME COLUMN {from} TO {to}");
+                        difference(table, what, Mend::Rename(sql))
+                    });
+                }
+                Some(_) => {}
+                None => {
+                    let Some(alive) = self.another(key) else { continue };
+                    any = true;
+                    if !alive {
+                        // The stream has told both by the same name: which values are of the new one cannot be told.
+                        let what = format!("column {column} was dropped and made anew on {zone}: seed anew");
+                        found.push(difference(table, what, Mend::Person(None)));
+                    }
+                }
+            }
+        }
+        (found, any)
+    }
 }
 
 fn rename_table(from: &str, to: &str) -> String {
@@ -212,7 +240,7 @@ fn rename_table(from: &str, to: &str) -> String {
 }
 
 /// Schema and name of `schema.name`, each quoted where it must be.
-fn split(name: &str) -> (&str, &str) {
+pub(super) fn split(name: &str) -> (&str, &str) {
     let mut quoted = false;
     let dot = name.char_indices().find(|(_, character)| {
         quoted ^= *character == '"';
@@ -242,7 +270,7 @@ mod tests {
         assert_eq!(known.len(), before.len());
         shadow.known = Some(known);
         assert!(unknown(&side(before), &shadow).is_empty());
-        let (found, _) = renamed(&side(source), &shadow, "a");
+        let (found, _) = renamed(&side(source), &shadow, &Index::new(&shadow), "a");
         found.iter().map(|found| format!("{}: {} {:?}", found.subject, found.what, found.mend)).collect()
     }
 

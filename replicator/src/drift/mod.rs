@@ -11,15 +11,16 @@ mod sync;
 use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::postgres::connection::SESSION_SETTINGS;
 
-use identities::{Known, Number};
+use identities::{Index, Known, Number};
 
 pub use identities::remember;
-pub use sync::{Synced, reached, sync};
+pub use sync::{Synced, mark, sync};
 
 /// Things that stand for themselves; any other is part of the one that it names.
 const WHOLE: [&str; 9] =
@@ -68,6 +69,8 @@ pub(crate) const DEFAULT_PRIVILEGES: &str = include_str!("defaults.sql");
 /// What others may do with what a role makes from now on.
 const DEFAULTS: &str = "default privileges";
 
+/// How often a schema is read that is changed meanwhile.
+const TRIES: usize = 5;
 /// What the kind of a privilege begins with; what it is on follows.
 const RIGHT: &str = "right on ";
 
@@ -141,7 +144,7 @@ pub async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error
     Ok(Fingerprint { known, ..fingerprint(client).await? })
 }
 
-/// Reads the schema. One round trip.
+/// Reads the schema. One round trip, or some more where it is changed meanwhile.
 pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
     // What is written in a definition must look the same, whatever sessions begin with at either side.
     let alike = SESSION_SETTINGS
@@ -155,11 +158,18 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
         include_str!("fingerprint.sql").trim_end(),
         include_str!("around.sql").trim_end().replace("{{defaults}}", DEFAULT_PRIVILEGES)
     );
-    let answer = client.simple_query(&sql).await;
-    if answer.is_err() {
+    let mut tries = 0;
+    let answer = loop {
+        let answer = client.simple_query(&sql).await;
+        let Err(error) = &answer else { break answer };
         // An error leaves the transaction open.
         let _ = client.batch_execute("ROLLBACK").await;
-    }
+        tries += 1;
+        // A definition is looked up when its row is told: what was dropped since the reading began has none any more.
+        if error.code() != Some(&SqlState::INTERNAL_ERROR) || tries == TRIES {
+            break answer;
+        }
+    };
     let mut found = rows(answer.map_err(refused("read the schema"))?);
     let about = found.pop().and_then(|row| Some((row.get(0)?.parse::<u32>().ok()?, row.get(1)?.to_owned())));
     let (mut things, mut numbers, mut places) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -186,6 +196,15 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
     Ok(Fingerprint { things, numbers, places, known: None, major: version / 10_000, role })
 }
 
+/// Reads both sides and tells every difference, in order; `zones` are their names.
+pub async fn differences(
+    source: &Client,
+    shadow: &Client,
+    zones: [&str; 2],
+) -> Result<Vec<Difference>, Error> {
+    Ok(compare(&fingerprint(source).await?, &fingerprint_of_shadow(shadow).await?, zones))
+}
+
 /// Every difference between the source and its shadow, in order; `zones` are their names.
 pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> Vec<Difference> {
     let has = |side: &Fingerprint, kind: &str, name: &str| {
@@ -197,28 +216,25 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         kind.starts_with(RIGHT) && (role == source.role || role == shadow.role)
     };
     let there = |side: &Fingerprint, name: &str| WHOLE.iter().any(|kind| has(side, kind, name));
-    let (mut found, touched) = identities::renamed(source, shadow, zones[0]);
+    let index = Index::new(shadow);
+    let (mut found, touched) = identities::renamed(source, shadow, &index, zones[0]);
     let (values, told) = enums::renamed(source, shadow, zones[0]);
     found.extend(values);
     let told =
         |(kind, owner, name): &Key| kind == "enum value" && told.contains(&(owner.clone(), name.clone()));
-    let strange = identities::strange(shadow);
-    // A column that is not known, is only on the shadow, and may be this one by another name.
-    let same = |(kind, owner, _): &Key, shape: &Shape| {
-        let like = |key: &Key, other: &Shape| {
-            key.0 == "column"
-                && key.1 == *owner
-                && !source.things.contains_key(key)
-                && parts(&other.definition).map(|parts| parts.0)
-                    == parts(&shape.definition).map(|parts| parts.0)
-                && strange.contains(&(key.1.clone(), key.2.clone()))
-        };
-        let of = (kind.clone(), owner.clone(), String::new())..;
-        shadow
-            .things
-            .range(of)
-            .take_while(|(key, _)| key.0 == *kind && key.1 == *owner)
-            .find(|(key, other)| like(key, other))
+    // A column of the table that is only on the shadow, is not known, and may be this one by another name.
+    let other_name = |table: &String, shape: &Shape| {
+        let kind = |shape: &Shape| parts(&shape.definition).map(|(kind, ..)| kind.to_owned());
+        let first = ("column".to_owned(), table.clone(), String::new());
+        let columns =
+            shadow.things.range(first..).take_while(|(key, _)| key.0 == "column" && key.1 == *table);
+        let mut only_there = columns.filter(|(key, other)| {
+            let number = shadow.numbers.get(&(key.1.clone(), key.2.clone()));
+            !source.things.contains_key(*key)
+                && kind(other) == kind(shape)
+                && number.is_some_and(|number| !index.knows(*number))
+        });
+        only_there.next().map(|((.., name), _)| name)
     };
     for (key, shape) in source.things.iter().filter(|((_, owner, _), _)| !touched.contains(owner)) {
         let (kind, owner, name) = key;
@@ -246,7 +262,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
                 strict: false,
             }),
             None if kind == "column"
-                && let Some(((.., other), _)) = same(key, shape) =>
+                && let Some(other) = other_name(owner, shape) =>
             {
                 found.push(Difference {
                     subject: owner.clone(),
@@ -434,8 +450,7 @@ fn widens(new: &str, old: &str) -> bool {
 
 /// Whether a column must be said.
 fn demanded(column: &Shape) -> bool {
-    let made = [" DEFAULT ", " GENERATED "].iter().any(|word| column.definition.contains(word));
-    column.definition.ends_with(" NOT NULL") && !made
+    matches!(parts(&column.definition), Some((_, None, true)))
 }
 
 fn nullable(table: &str, column: &str) -> String {
@@ -470,7 +485,7 @@ fn drop_sql((kind, owner, name): &Key) -> Option<String> {
         "table" => Some(format!("DROP TABLE IF EXISTS {owner}")),
         "column" => Some(format!("ALTER TABLE {owner} DROP COLUMN IF EXISTS {name}")),
         "constraint" => Some(format!("ALTER TABLE {owner} DROP CONSTRAINT IF EXISTS {name}")),
-        "index" => Some(format!("DROP INDEX IF EXISTS {}.{name}", owner.split_once('.')?.0)),
+        "index" => Some(format!("DROP INDEX IF EXISTS {}.{name}", identities::split(owner).0)),
         _ => None,
     }
 }

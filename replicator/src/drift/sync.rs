@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::pin::pin;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -10,6 +9,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::{Difference, Mend};
+use crate::apply::postgres::APPLICATION;
 use crate::error::Error;
 use crate::fence::refused;
 use crate::postgres::{Dsn, quote_ident};
@@ -17,8 +17,6 @@ use crate::schema;
 
 /// A table that is larger is not copied while its writers wait.
 const LARGEST: i64 = 64 << 20;
-/// How often the shadow's progress is looked at.
-const PAUSE: Duration = Duration::from_millis(50);
 /// How long a table of the source may stay locked by others.
 const PATIENCE: &str = "5s";
 
@@ -82,25 +80,11 @@ pub async fn sync(
     Synced { done, failure }
 }
 
-/// Returns when these streams have brought the shadow all that was committed on the source until now.
-///
-/// A message is written there, so that even an idle source has something to bring, and all before it is durable.
-pub async fn reached(source: &Client, shadow: &Client, streams: &[String]) -> Result<(), Error> {
-    let context = "see whether the shadow has caught up";
+/// Writes a message to the source's WAL: even an idle source has something to bring then, and all before it is durable.
+pub async fn mark(source: &Client) -> Result<(), Error> {
     let mark = "BEGIN; SET LOCAL synchronous_commit = local; \
         SELECT pg_catalog.pg_logical_emit_message(true, 'godwit.schema', ''); COMMIT";
-    source.batch_execute(mark).await.map_err(refused(context))?;
-    let row = source.query_one("SELECT pg_catalog.pg_current_wal_lsn()::text", &[]).await;
-    let position: String = row.map_err(refused(context))?.get(0);
-    let all = "SELECT count(*) = cardinality($1::text[]) FROM godwit.progress \
-        WHERE stream = ANY($1) AND applied_lsn >= $2::text::pg_lsn";
-    loop {
-        let row = shadow.query_one(all, &[&streams, &position]).await.map_err(refused(context))?;
-        if row.get(0) {
-            return Ok(());
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
+    source.batch_execute(mark).await.map_err(refused("mark a place in the source's WAL"))
 }
 
 /// What others may need comes first.
@@ -140,8 +124,8 @@ async fn add(shadow: &Client, subject: &str, sql: &str) -> Result<(), Error> {
 async fn rename(shadow: &Client, subject: &str, sql: &str) -> Result<(), Error> {
     add(shadow, subject, sql).await?;
     let end = "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity \
-        WHERE application_name LIKE 'godwit apply %' AND datname = current_database() AND usename = current_user";
-    shadow.execute(end, &[]).await.map(drop).map_err(refused(&format!("{subject}: {sql}")))
+        WHERE starts_with(application_name, $1) AND datname = current_database() AND usename = current_user";
+    shadow.execute(end, &[&APPLICATION]).await.map(drop).map_err(refused(&format!("{subject}: {sql}")))
 }
 
 /// Makes an index of this table while the applier goes on writing; whether that is possible (not of a partitioned table).

@@ -39,6 +39,8 @@ use crate::lsn::Lsn;
 use crate::postgres::{Dsn, connect, connection, quote_literal};
 use crate::wire::{CopyStart, CopyTable, KeptTable, Resume, StreamSpec};
 
+/// What the sessions that apply a stream are called by; its slot follows.
+pub(crate) const APPLICATION: &str = "godwit apply ";
 /// How long to wait for an older session of this stream to let go of the origin.
 const TAKE_OVER: Duration = Duration::from_secs(20);
 
@@ -120,7 +122,7 @@ impl PostgresTarget {
     }
 
     fn application(&self) -> String {
-        format!("godwit apply {}", self.spec.slot).chars().take(63).collect()
+        format!("{APPLICATION}{}", self.spec.slot).chars().take(63).collect()
     }
 
     /// Makes this session the only one of the stream.
