@@ -65,6 +65,25 @@ pub enum Error {
     Unready(String),
 }
 
+/// An error with its sources, on one line.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        // The message is in the server's language.
+        if let Some(said) = cause.downcast_ref::<tokio_postgres::error::DbError>() {
+            text.push_str(&format!(" (SQLSTATE {})", said.code().code()));
+        }
+        source = cause.source();
+    }
+    text
+}
+
 /// What to do about an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -250,9 +269,11 @@ impl Cause {
                 "if it lasts, report it: one side says what the other does not understand",
             ),
             Self::Link => (Retry, "link", "wait; if it lasts, check the other node and the path to it"),
-            Self::Conflict => {
-                (Operator, "conflict", "find who else writes the target; mend the row, or seed anew")
-            }
+            Self::Conflict => (
+                Operator,
+                "conflict",
+                "find who else writes the target; mend the row, or seed its table anew (godwit reseed RESOURCE --table TABLE)",
+            ),
             Self::AnotherSource => (
                 Operator,
                 "another_source",

@@ -5,6 +5,7 @@
 
 use tokio_postgres::Client;
 
+use crate::drift::fill::FILLS;
 use crate::error::Error;
 use crate::fence::{literal, refused, sql_generation};
 use crate::identity;
@@ -41,6 +42,7 @@ pub async fn empty(source: &Client, target: &Client, what: &Reseed<'_>) -> Resul
         .replace("{{resource}}", &literal(what.resource))
         .replace("{{stream}}", &literal(what.stream))
         .replace("{{critical}}", &literal(what.critical))
+        .replace("{{fills}}", &FILLS.to_string())
         .replace("{{generation}}", &sql_generation(what.generation)?.to_string());
     target.batch_execute(&sql).await.map_err(refused("empty the shadow"))
 }

@@ -26,6 +26,10 @@ BEGIN
     RAISE EXCEPTION 'this database does not say that it is the shadow of %', {{resource}} USING
       ERRCODE = 'ZG001', DETAIL = 'it is not fenced, or holds no copy; use an empty database, or drop its tables';
   END IF;
+  -- A table that is just being filled would come after all that.
+  PERFORM pg_terminate_backend(l.pid, 5000) FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+      AND l.classid = ({{fills}} >> 32)::oid AND l.objid = ({{fills}} & 4294967295)::oid AND l.objsubid = 1 AND l.granted;
   FOR object IN
     SELECT n.oid, n.nspname FROM pg_namespace n
     WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit,public}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
@@ -62,6 +66,9 @@ BEGIN
   END IF;
   IF to_regclass('godwit.identities') IS NOT NULL THEN
     DELETE FROM godwit.identities;
+  END IF;
+  IF to_regclass('godwit.unfilled') IS NOT NULL THEN
+    DELETE FROM godwit.unfilled;
   END IF;
   DELETE FROM godwit.progress WHERE stream = {{critical}};
   INSERT INTO godwit.progress AS p (stream, applied_lsn, copied, generation) VALUES ({{stream}}, '0/0', false, {{generation}})

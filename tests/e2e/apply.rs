@@ -343,18 +343,17 @@ async fn a_conflict_names_table_key_and_position_until_it_is_mended() -> Result<
         ),
     ] {
         pair.to.batch_execute(harm).await?;
-        let before = pair.applied().await?;
         pair.from.batch_execute("INSERT INTO late SELECT coalesce(max(id), 0) + 1 FROM late").await?;
         pair.from.batch_execute(work).await?;
         let group = pair.read().await?;
-        let guilty = group[group.len() - 2].end_lsn;
+        let (before, rest) = group.split_at(group.len() - 2);
+        let (guilty, reached) = (rest[0].end_lsn, before.last().context("nothing stands before it")?.end_lsn);
         // In a group, again after a restart, and as a large transaction.
         for round in 0..3 {
             let result = if round < 2 {
-                pair.target.apply(&group, false).await
+                pair.target.apply(if round == 0 { &group } else { rest }, false).await
             } else {
-                pair.target.apply(&group[..group.len() - 2], false).await?;
-                let large = &group[group.len() - 2];
+                let large = &rest[0];
                 pair.target.begin_large(header(large)).await?;
                 let mut result = Ok(());
                 for part in large.changes.chunks(100) {
@@ -368,12 +367,10 @@ async fn a_conflict_names_table_key_and_position_until_it_is_mended() -> Result<
             ensure!(found.starts_with(what), "{work}: {found}");
             pair.target = PostgresTarget::new(pair.to_cluster.config("apply"), spec())?;
             let at = pair.target.resume().await?.applied;
-            if round < 2 {
-                ensure!(at == before, "{work}: a part of the group stayed");
-            }
+            ensure!(at == reached, "{work}: what stands before it is not there, or more is");
         }
         pair.to.batch_execute(mend).await?;
-        pair.target.apply(&group[group.len() - 2..], false).await.with_context(|| work.to_owned())?;
+        pair.target.apply(rest, false).await.with_context(|| work.to_owned())?;
         pair.equal().await.with_context(|| work.to_owned())?;
     }
     Ok(())

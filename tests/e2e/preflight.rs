@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use godwit_tests::postgres::{GODWIT_ROLE, OWNER_ROLE, SUPERUSER, TestCluster, other_major};
+use godwit_tests::waiting::until;
+use replicator::drift::{self, fingerprint};
 use replicator::fence::{self, FenceSpec};
 use replicator::preflight::{Finding, Severity, Side, check, compare, retention};
+
+use super::standby::Receiver;
 
 #[track_caller]
 fn expect(found: &[Finding], severity: Severity, subject: &str, problem: &str, remedy: &str) {
@@ -462,9 +466,10 @@ async fn too_many_tables_for_the_locks_are_told() -> Result<()> {
     use Severity::{Blocker, Warning};
     const FEW: &str = "max_locks_per_transaction = 10\nmax_connections = 20\nmax_worker_processes = 4\n\
                        max_wal_senders = 4\nautovacuum_max_workers = 1\n";
+    // Each in a transaction of its own: making one takes locks, too.
     let tables = |from: u32, to: u32| {
         format!(
-            "DO $$ BEGIN FOR i IN {from}..{to} LOOP EXECUTE format('CREATE TABLE t_%s (id int PRIMARY KEY)', i); END LOOP; END $$"
+            "DO $$ BEGIN FOR i IN {from}..{to} LOOP EXECUTE format('CREATE TABLE t_%s (id int PRIMARY KEY)', i); COMMIT; END LOOP; END $$"
         )
     };
     for (one, other) in [(15, other_major()), (other_major(), 15)] {
@@ -607,5 +612,86 @@ async fn libraries_and_versions_that_the_target_lacks_are_told() -> Result<()> {
     target.cluster.start()?;
     let empty = target.connect_as(GODWIT_ROLE, "shop").await?;
     assert_eq!(compare(&client, &empty).await?, []);
+    Ok(())
+}
+
+/// What is not done for the database but beside it: its WAL is kept, it is vacuumed, others follow its server.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_sources_server_does_is_told() -> Result<()> {
+    use Severity::Warning;
+    for (one, other) in [(15, other_major()), (other_major(), 15)] {
+        let source = TestCluster::start_with(one, "archive_mode = on\narchive_command = 'true'")?;
+        let target = TestCluster::start_with(other, "autovacuum = off")?;
+        let client = source.create_database("shop", "CREATE TABLE t (id int PRIMARY KEY)").await?;
+        let empty = target.create_database("shop", "").await?;
+        let admin = source.connect("shop").await?;
+        let follows = |admin| async move {
+            let follows = "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE state = 'streaming')";
+            let admin: &tokio_postgres::Client = admin;
+            until("it is followed", async || Ok(admin.query_one(follows, &[]).await?.get(0))).await
+        };
+        let _here = Receiver::start(&source, &source.directory().join("received"))?;
+        follows(&admin).await?;
+        let found = compare(&client, &empty).await?;
+        let archive = "ALTER SYSTEM SET archive_mode = 'on' on the target, with its archive_command; then restart the server";
+        expect(&found, Warning, "archive_mode", "nobody keeps the WAL", archive);
+        let vacuum = "ALTER SYSTEM SET autovacuum = 'on' on the target; then reload the server";
+        expect(&found, Warning, "autovacuum", "nobody vacuums", vacuum);
+        expect(&found, Warning, "pg_receivewal", "nobody follows the target's", "make standbys");
+        assert_eq!(found.len(), 3, "{found:#?}");
+
+        let there = target.connect("shop").await?;
+        there.batch_execute("ALTER SYSTEM SET autovacuum = 'on'").await?;
+        there.batch_execute("SELECT pg_reload_conf()").await?;
+        let _there = Receiver::start(&target, &target.directory().join("received"))?;
+        follows(&there).await?;
+        let found = compare(&client, &empty).await?;
+        assert_eq!(found.len(), 1, "what cannot be had without a restart: {found:#?}");
+    }
+    Ok(())
+}
+
+/// What `pg_repack` has in its schema while it rewrites a table, and on that: no table of the service's, no difference, and a reason to wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_pg_repack_works_with_passes() -> Result<()> {
+    let table = "CREATE TABLE t (id int PRIMARY KEY)";
+    let (source, target) = (TestCluster::start(15)?, TestCluster::start(15)?);
+    let (here, there) =
+        (source.create_database("shop", table).await?, target.create_database("shop", table).await?);
+    for admin in [source.connect("shop").await?, target.connect("shop").await?] {
+        let extension = "CREATE SCHEMA repack; CREATE FUNCTION repack.repack_trigger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+            CREATE TABLE repack.log_1 (id int PRIMARY KEY)";
+        admin.batch_execute(extension).await?;
+    }
+    let alike = async || {
+        let [one, other] = [fingerprint(&here).await?, fingerprint(&there).await?];
+        let found = drift::compare(&one, &other, ["here", "there"]);
+        anyhow::Ok(
+            found
+                .into_iter()
+                .map(|difference| format!("{}: {}", difference.subject, difference.what))
+                .collect::<Vec<_>>(),
+        )
+    };
+    // None of them is published.
+    let mut before = alike().await?;
+    let admin = source.connect("shop").await?;
+    let number: u32 = admin.query_one("SELECT 't'::regclass::oid", &[]).await?.get(0);
+    let work = format!(
+        "CREATE TYPE repack.pk_{number} AS (id int); CREATE TABLE repack.log_{number} (id bigserial PRIMARY KEY, pk repack.pk_{number}, row t);
+         CREATE TABLE repack.table_{number} (LIKE t);
+         CREATE TRIGGER repack_trigger AFTER INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION repack.repack_trigger();
+         ALTER TABLE t ENABLE ALWAYS TRIGGER repack_trigger"
+    );
+    admin.batch_execute(&work).await?;
+    // Of a schema that is an extension's no type is compared.
+    before.push(format!("repack.pk_{number}: type added on here"));
+    assert_eq!(alike().await?, before);
+    let found = check(&here, Side::Source).await?;
+    expect(&found, Severity::Blocker, "t", "pg_repack is rewriting it", "wait for its end");
+    assert!(found.iter().all(|finding| !finding.subject.contains(&number.to_string())), "{found:#?}");
+    let published = replicator::copy::tables(&here).await?;
+    let names: Vec<&str> = published.iter().map(|table| table.name.as_str()).collect();
+    assert_eq!(names, ["t", "log_1"], "a table that is of no other is the service's");
     Ok(())
 }

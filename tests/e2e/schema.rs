@@ -204,9 +204,13 @@ async fn owner(zone: &Zone) -> Result<Client> {
 
 /// Zones where the shadow's schema follows in everything.
 async fn following() -> Result<Playground> {
+    replicated("mode: async, schema: all").await
+}
+
+/// Zones whose policy says this of the replication.
+async fn replicated(how: &str) -> Result<Playground> {
     let mut options = options(false)?;
-    options.policy =
-        options.policy.replace("replication: {mode: async}", "replication: {mode: async, schema: all}");
+    options.policy = options.policy.replace("replication: {mode: async}", &format!("replication: {{{how}}}"));
     Ok(Playground::start(&options).await?)
 }
 
@@ -409,4 +413,189 @@ async fn what_is_renamed_keeps_its_rows() -> Result<()> {
     leader.until("it is told", |view| view.problems.iter().any(|line| line.contains(told))).await?;
     ensure!(leader.migrate(&near.name).await.is_err(), "old values would come back");
     Ok(())
+}
+
+/// One who writes all the time.
+struct Writing {
+    stop: tokio_util::sync::CancellationToken,
+    task: tokio::task::JoinHandle<Option<Result<()>>>,
+}
+
+impl Writing {
+    /// What `of` says of each number.
+    fn start(writer: Client, of: impl Fn(i64) -> String + Send + 'static) -> Self {
+        let stop = tokio_util::sync::CancellationToken::new();
+        let task = tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            for n in 0.. {
+                writer.batch_execute(&of(n)).await?;
+            }
+            Ok(())
+        }));
+        Self { stop, task }
+    }
+
+    /// None may have failed.
+    async fn stop(self) -> Result<()> {
+        self.stop.cancel();
+        self.task.await?.unwrap_or(Ok(())).context("a write failed")
+    }
+}
+
+/// A table that came with many rows at once is filled while it is written, again where that broke, and then moves with the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_many_rows_is_filled_beside_the_stream() -> Result<()> {
+    let playground = replicated("mode: async, schema: additions, copy: {rate: 4MiB}").await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let (primary, shadow) = (owner(near).await?, owner(far).await?);
+    let running = load(&playground, 40.0, "filled");
+    primary
+        .batch_execute(
+            "CREATE TABLE heavy (id int PRIMARY KEY, n int NOT NULL, filler text, twice int GENERATED ALWAYS AS (n * 2) STORED);
+             INSERT INTO heavy SELECT i, 0, repeat(md5(i::text), 8) FROM generate_series(1, 80000) i",
+        )
+        .await?;
+    let writer = owner(near).await?;
+    let writing = Writing::start(writer, |n| {
+        let id = 1_000_000 + n;
+        format!(
+            "UPDATE heavy SET n = n + 1 WHERE id = 1 + {id} % 80000; INSERT INTO heavy VALUES ({id}, 1, ''); DELETE FROM heavy WHERE id = {id} - 1 AND id % 2 = 0"
+        )
+    });
+    let far_along = |view: &ResourceView| {
+        view.problems.iter().any(|problem| {
+            problem.starts_with("table public.heavy is being copied to the shadow: ")
+                && !problem.contains(" 0 %")
+        })
+    };
+    leader.until("it is being filled", far_along).await?;
+    let superuser = replicator::postgres::connect(&near.dsn(SUPERUSER), "godwit-test").await?;
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'godwit-fill'";
+    ensure!(superuser.query_one(end, &[]).await?.get::<_, i64>(0) == 1, "somebody reads it");
+    let published = format!(
+        "not migratable: public.heavy: table is published on {} without being on {}",
+        near.name, far.name
+    );
+    leader.until("what broke is told", |view| view.problems.contains(&published)).await?;
+    leader.until("it is being filled again", far_along).await?;
+    ensure!(leader.migrate(&far.name).await.is_err(), "the shadow lacks a table");
+    followed(&mut leader).await?;
+    writing.stop().await?;
+    leader.migrate(&far.name).await?;
+    leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    let outcome = running.stop().await;
+    ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
+    let rows = "SELECT concat_ws(' ', count(*), sum(n), sum(hashtextextended(h::text, 0))) FROM heavy h";
+    let all = async |client: &Client| anyhow::Ok(client.query_one(rows, &[]).await?.get::<_, String>(0));
+    let (one, other) = (all(&primary).await?, all(&shadow).await?);
+    ensure!(one == other, "{one}\n{other}");
+    let left = "SELECT count(*) FROM godwit.copied_parts";
+    let left: i64 = connect(far).await?.query_one(left, &[]).await?.get(0);
+    ensure!(left == 0, "{left} records of what was filled are left");
+    Ok(())
+}
+
+/// A value that has another name, and is written at once: the stream stands still at it, with all from before, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_is_written_by_its_new_name_at_once() -> Result<()> {
+    let playground = following().await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary
+        .batch_execute(
+            "CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE TABLE moods (id int PRIMARY KEY, feels mood)",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let shadow = owner(far).await?;
+    // Those from before and after may come as one group.
+    let mut all = String::new();
+    for id in 0..200 {
+        let (feels, rename) = match id {
+            100 => ("merry", "ALTER TYPE mood RENAME VALUE 'glad' TO 'merry';"),
+            101.. => ("merry", ""),
+            _ => ("glad", ""),
+        };
+        all.push_str(&format!("{rename} BEGIN; INSERT INTO moods VALUES ({id}, '{feels}'); COMMIT;"));
+    }
+    primary.batch_execute(&all).await?;
+    followed(&mut leader).await?;
+    let merry = "SELECT count(*) FROM moods WHERE feels = 'merry'";
+    let there = async || Ok(shadow.query_one(merry, &[]).await?.get::<_, i64>(0) == 200);
+    until("all are there by the new name", there).await
+}
+
+/// What somebody broke in some tables of the shadow's is mended by copying those again, while they are written; the others stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn some_tables_are_seeded_anew_beside_the_stream() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let (primary, shadow) = (owner(near).await?, owner(far).await?);
+    primary.batch_execute(EVENTS).await?;
+    primary.batch_execute("CREATE TABLE drawn (id int PRIMARY KEY, word uuid)").await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let writer = owner(near).await?;
+    let writing = Writing::start(writer, |n| {
+        format!(
+            "INSERT INTO events (day, kind) SELECT date '2026-01-01' + n, 'click' FROM generate_series(0, 8) n; \
+             DELETE FROM events WHERE id % 100 = 7; UPDATE kinds SET name = name; INSERT INTO kinds VALUES ('kind {n}')"
+        )
+    });
+    // A row that nobody sent stops the stream; of the other tables nobody has seen yet that rows are gone.
+    let somebody = connect(far).await?;
+    somebody
+        .batch_execute(
+            "SET session_replication_role = replica; DELETE FROM events WHERE kind = 'view'; \
+             INSERT INTO kinds SELECT 'kind ' || n FROM generate_series(1, 100000) n ON CONFLICT DO NOTHING",
+        )
+        .await?;
+    leader.until("the stream stands still", |view| view.replication.state == "failed").await?;
+    let file = file_of_orders(&somebody).await?;
+    let refused = seed_anew(&leader, &["public.kinds", "public.nothing"])
+        .await
+        .err()
+        .context("there is no such table")?;
+    ensure!(format!("{refused:#}").contains("no table public.nothing"), "{refused:#}");
+    let view = seed_anew(&leader, &["public.kinds", "public.events"]).await?;
+    ensure!(view.differences.is_empty() && view.done.len() == 5, "{view:#?}");
+    leader.ready().await?;
+    writing.stop().await?;
+    let rows = "SELECT concat_ws(' ', count(*), sum(hashtextextended(k::text, 0))) FROM kinds k";
+    let equal = async || {
+        let all = async |client: &Client| {
+            anyhow::Ok((events(client).await?, client.query_one(rows, &[]).await?.get::<_, String>(0)))
+        };
+        Ok(all(&primary).await? == all(&shadow).await?)
+    };
+    until("both have the same rows", equal).await?;
+    ensure!(file_of_orders(&somebody).await? == file, "the other tables are left alone");
+
+    // What was drawn for each row by itself is not in the stream.
+    primary.batch_execute("INSERT INTO drawn SELECT n FROM generate_series(1, 100) n").await?;
+    primary.batch_execute("ALTER TABLE drawn DROP COLUMN word; ALTER TABLE drawn ADD COLUMN word uuid DEFAULT gen_random_uuid()").await?;
+    let anew = format!(
+        "not migratable: public.drawn: column word was dropped and made anew on {}: seed the table anew",
+        near.name
+    );
+    leader.until("it is told", |view| view.problems.contains(&anew)).await?;
+    seed_anew(&leader, &["public.drawn"]).await?;
+    leader.until("it is told no more", |view| !view.problems.contains(&anew)).await?;
+    let words = "SELECT coalesce(string_agg(word::text, '' ORDER BY id), '') FROM drawn";
+    let (one, other): (String, String) =
+        (primary.query_one(words, &[]).await?.get(0), shadow.query_one(words, &[]).await?.get(0));
+    ensure!(one == other && one.len() == 3600, "{} {}", one.len(), other.len());
+    Ok(())
+}
+
+async fn seed_anew(leader: &Leader<'_>, tables: &[&str]) -> Result<SchemaView> {
+    let path = format!("/api/v1/resources/{RESOURCE}/reseed/tables");
+    Ok(serde_json::from_slice(&leader.client.send(&path, &json!({ "tables": tables })).await?)?)
+}
+
+/// Another one once the table was emptied.
+async fn file_of_orders(client: &Client) -> Result<u32> {
+    Ok(client.query_one("SELECT relfilenode FROM pg_class WHERE relname = 'orders'", &[]).await?.get(0))
 }

@@ -121,10 +121,10 @@ async fn a_role_is_told_what_it_lacks_and_joins_with_exactly_that() -> Result<()
 }
 
 /// A child process that is killed with the test.
-struct Receiver(std::process::Child);
+pub(crate) struct Receiver(std::process::Child);
 
 impl Receiver {
-    fn start(server: &TestCluster, directory: &Path) -> Result<Self> {
+    pub(crate) fn start(server: &TestCluster, directory: &Path) -> Result<Self> {
         std::fs::create_dir_all(directory)?;
         let child = std::process::Command::new(server.cluster.bin.join("pg_receivewal"))
             .args(["--synchronous", "--no-password", "-U", "postgres", "-h", &server.cluster.host])

@@ -29,6 +29,7 @@
 //! | `GET /api/v1/resources/{id}/zones` | which zone its shadow should live in: every candidate with its terms |
 //! | `GET /api/v1/resources/{id}/doctor` | GO or NO-GO: what is wrong with its databases, and what mends it |
 //! | `POST /api/v1/resources/{id}/reseed` | empty the shadow and copy again → 202 |
+//! | `POST /api/v1/resources/{id}/reseed/tables` | `{tables}`: copies these again, beside the stream |
 //! | `GET /api/v1/resources/{id}/schema` | in what the shadow's schema differs from its primary's |
 //! | `POST /api/v1/resources/{id}/schema/sync` | `{dry_run?}`: makes on the shadow what only adds |
 //! | `GET /api/v1/zones` | every zone: where it is, who has a placement there |

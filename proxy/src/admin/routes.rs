@@ -18,7 +18,7 @@ use super::{
     AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past, log, openapi, sent,
 };
 use crate::audit::read::{Wanted, newest};
-use crate::controller::drift::{self, SchemaView, SyncRequest};
+use crate::controller::drift::{self, SchemaView, SyncRequest, TablesRequest};
 use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
@@ -71,6 +71,7 @@ pub(super) fn routes() -> Routes {
         .get("/api/v1/resources/{id}/zones", Read, choice)
         .get("/api/v1/resources/{id}/doctor", Read, examination)
         .post("/api/v1/resources/{id}/reseed", Operate, reseed)
+        .post("/api/v1/resources/{id}/reseed/tables", Operate, reseed_tables)
         .get("/api/v1/resources/{id}/schema", Read, schema)
         .post("/api/v1/resources/{id}/schema/sync", Operate, sync_schema)
         .get("/api/v1/resources/{id}/migrations", Read, migrations)
@@ -428,7 +429,7 @@ async fn migrate(
 async fn schema(State(state): State<AdminState>, Path(id): Path<String>) -> Answer<Json<SchemaView>> {
     let handle = find(&state, &id)?;
     let (view, resource) = (handle.view.load_full(), &handle.live.load());
-    Ok(Json(drift::diff(resource, &view).await?))
+    Ok(Json(drift::diff(resource, &view, &handle.streams).await?))
 }
 
 async fn sync_schema(
@@ -438,8 +439,19 @@ async fn sync_schema(
     body: Result<Json<SyncRequest>, JsonRejection>,
 ) -> Answer<Json<SchemaView>> {
     let handle = find(&state, &id)?;
-    let (view, resource) = (handle.view.load_full(), &handle.live.load());
-    Ok(Json(drift::sync(resource, &view, &handle.streams, or_default(body, &headers)?).await?))
+    let (view, resource, streams) = (handle.view.load_full(), handle.live.load(), handle.streams.clone());
+    Ok(Json(drift::sync(resource, view, streams, or_default(body, &headers)?).await?))
+}
+
+async fn reseed_tables(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Json<TablesRequest>, JsonRejection>,
+) -> Answer<Json<SchemaView>> {
+    let handle = find(&state, &id)?;
+    let (view, resource, streams) = (handle.view.load_full(), handle.live.load(), handle.streams.clone());
+    Ok(Json(drift::seed_anew(resource, view, streams, or_default(body, &headers)?).await?))
 }
 
 async fn reseed(

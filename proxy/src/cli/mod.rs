@@ -137,10 +137,13 @@ enum Command {
     /// Compare the shadow's schema with its primary's, or bring it up to that.
     #[command(subcommand)]
     Schema(Schema),
-    /// Empty the shadow and seed it anew, where its stream can never go on.
+    /// Empty the shadow and seed it anew, where its stream can never go on; or only some of its tables, beside the stream.
     Reseed {
         /// The resource.
         resource: String,
+        /// Only this table (`schema.table`; a partitioned one: its partitions); may be given again.
+        #[arg(long = "table", value_name = "TABLE")]
+        tables: Vec<String>,
     },
     /// Start the migration that the score proposed (mode advise).
     Approve {
@@ -302,7 +305,8 @@ pub fn main() -> ExitCode {
         Command::Schema(Schema::Sync { resource, dry_run, drop }) => {
             verbs::sync_schema(&client, &resource, SyncRequest { dry_run, drop }, output)
         }
-        Command::Reseed { resource } => verbs::reseed(&client, &resource),
+        Command::Reseed { resource, tables } if tables.is_empty() => verbs::reseed(&client, &resource),
+        Command::Reseed { resource, tables } => verbs::reseed_tables(&client, &resource, tables, output),
         Command::Approve { resource, proposal } => {
             verbs::approve(&client, &resource, proposal.as_deref(), output)
         }

@@ -1,8 +1,10 @@
 //! Tables for people.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use migration::units::Timestamp;
+use replicator::verify::Kind;
 
 use crate::config::catalogue::Catalogue;
 use crate::controller::Plan;
@@ -93,7 +95,7 @@ pub(super) fn zones(zones: &[ZoneView]) -> String {
     table(&["ZONE", "PROVIDER", "REGION", "COUNTRY", "GRID", "LOCATION", "PLACEMENTS OF"], &rows)
 }
 
-pub(super) fn verification(view: &VerificationView) -> String {
+pub(super) fn verification(view: &VerificationView, resource: &str) -> String {
     let mut text = String::new();
     for difference in &view.differences {
         let _ = writeln!(text, "{}", super::verify::line(difference));
@@ -119,6 +121,16 @@ pub(super) fn verification(view: &VerificationView) -> String {
         Standing::Done if progress.differences == 0 => writeln!(text, "{way}: equal: {looked}"),
         Standing::Done => writeln!(text, "{way}: {} differences: {looked}", progress.differences),
     };
+    let tables: BTreeSet<&str> = view
+        .differences
+        .iter()
+        .filter(|difference| matches!(difference.kind, Kind::Missing | Kind::Extra | Kind::Changed))
+        .map(|difference| difference.table.as_str())
+        .collect();
+    if !tables.is_empty() {
+        let tables: Vec<String> = tables.into_iter().map(|table| format!("--table '{table}'")).collect();
+        let _ = writeln!(text, "to copy them again: godwit reseed {resource} {}", tables.join(" "));
+    }
     text
 }
 

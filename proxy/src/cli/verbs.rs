@@ -4,6 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use bytes::Bytes;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Output;
 use super::client::{Client, Refusal};
@@ -11,7 +13,7 @@ use super::render;
 use crate::config::catalogue;
 use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
-use crate::controller::drift::{DifferenceView, SchemaView, SyncRequest};
+use crate::controller::drift::{DifferenceView, FillingView, SchemaView, SyncRequest, TablesRequest};
 use crate::controller::forecast::ForecastView;
 use crate::controller::freezes::FreezeView;
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
@@ -20,6 +22,8 @@ use crate::telemetry::logging::LogView;
 
 /// The exit code of a move that a guard refused.
 const REFUSED: u8 = 4;
+/// How often it is asked how far a table is.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 /// The exit code of a move that was rolled back.
 const ROLLED_BACK: u8 = 5;
 
@@ -127,13 +131,9 @@ pub(super) fn migrate(
     output: Output,
 ) -> Result<ExitCode> {
     let body = serde_json::json!({ "to": to });
-    let answer = match client.post(&format!("/api/v1/resources/{resource}/migrations"), &body) {
-        Ok(answer) => answer,
-        Err(error) => {
-            let Some(Refusal(problem)) = error.downcast_ref() else { return Err(error) };
-            eprintln!("godwit: refused: {}", problem.detail);
-            return Ok(ExitCode::from(REFUSED));
-        }
+    let Some(answer) = allowed(client.post(&format!("/api/v1/resources/{resource}/migrations"), &body))?
+    else {
+        return Ok(ExitCode::from(REFUSED));
     };
     let plan: Plan = serde_json::from_slice(&answer)?;
     if plan.approval.is_some() {
@@ -175,13 +175,8 @@ pub(super) fn approve(client: &Client, resource: &str, id: Option<&str>, output:
         }
     };
     let path = format!("/api/v1/resources/{resource}/proposals/{id}/approve");
-    let answer = match client.post(&path, &serde_json::json!({})) {
-        Ok(answer) => answer,
-        Err(error) => {
-            let Some(Refusal(problem)) = error.downcast_ref() else { return Err(error) };
-            eprintln!("godwit: refused: {}", problem.detail);
-            return Ok(ExitCode::from(REFUSED));
-        }
+    let Some(answer) = allowed(client.post(&path, &serde_json::json!({})))? else {
+        return Ok(ExitCode::from(REFUSED));
     };
     let plan: Plan = serde_json::from_slice(&answer)?;
     show(output, &plan, |plan| {
@@ -249,26 +244,88 @@ pub(super) fn sync_schema(
     output: Output,
 ) -> Result<ExitCode> {
     let body = serde_json::to_value(request)?;
-    let answer = match client.post(&format!("/api/v1/resources/{resource}/schema/sync"), &body) {
-        Ok(answer) => answer,
-        Err(error) => {
-            let Some(Refusal(problem)) = error.downcast_ref() else { return Err(error) };
-            eprintln!("godwit: refused: {}", problem.detail);
+    let mut done = Vec::new();
+    let view = loop {
+        let Some(answer) = allowed(client.post(&format!("/api/v1/resources/{resource}/schema/sync"), &body))?
+        else {
             return Ok(ExitCode::from(REFUSED));
+        };
+        let mut view: SchemaView = serde_json::from_slice(&answer)?;
+        done.append(&mut view.done);
+        if request.dry_run || view.filling.is_none() {
+            break SchemaView { done, ..view };
         }
+        // What comes after the table is done by another sync.
+        done.extend(filled(client, resource, view)?);
     };
-    let view: SchemaView = serde_json::from_slice(&answer)?;
     show(output, &view, render::schema)?;
     let done = |difference: &DifferenceView| difference.additive || request.drop && difference.drops;
     let left = view.differences.iter().any(|difference| !(request.dry_run && done(difference)));
     Ok(if left { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS })
 }
 
+/// The answer; none: it was refused, and that is told.
+fn allowed(answer: Result<Bytes>) -> Result<Option<Bytes>> {
+    let error = match answer {
+        Ok(answer) => return Ok(Some(answer)),
+        Err(error) => error,
+    };
+    let Some(Refusal(problem)) = error.downcast_ref() else { return Err(error) };
+    eprintln!("godwit: refused: {}", problem.detail);
+    Ok(None)
+}
+
+/// Shows how far a table is, until it is filled; tells which. Nothing of it where standard error is no terminal.
+fn filled(client: &Client, resource: &str, mut view: SchemaView) -> Result<Vec<String>> {
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template(
+        "{wide_bar} {percent:>3} %  {binary_bytes} of {binary_total_bytes}  {msg}",
+    )?);
+    let mut tables = Vec::new();
+    while let Some(FillingView { table, bytes, of }) = view.filling {
+        bar.set_length(of);
+        bar.set_position(bytes);
+        bar.set_message(table.clone());
+        if tables.last() != Some(&table) {
+            tables.push(table);
+        }
+        std::thread::sleep(ASK_EVERY);
+        view = client.get(&format!("/api/v1/resources/{resource}/schema"))?;
+    }
+    bar.finish_and_clear();
+    // What broke is there again.
+    tables.retain(|table| view.differences.iter().all(|left| left.subject != *table));
+    Ok(tables
+        .into_iter()
+        .map(|table| format!("{table}: made, filled beside the stream, published"))
+        .collect())
+}
+
+pub(super) fn reseed_tables(
+    client: &Client,
+    resource: &str,
+    tables: Vec<String>,
+    output: Output,
+) -> Result<ExitCode> {
+    let body = serde_json::to_value(TablesRequest { tables })?;
+    let Some(answer) = allowed(client.post(&format!("/api/v1/resources/{resource}/reseed/tables"), &body))?
+    else {
+        return Ok(ExitCode::from(REFUSED));
+    };
+    let mut view: SchemaView = serde_json::from_slice(&answer)?;
+    if view.filling.is_some() {
+        let mut done = std::mem::take(&mut view.done);
+        done.extend(filled(client, resource, view)?);
+        view = client.get(&format!("/api/v1/resources/{resource}/schema"))?;
+        view.done = done;
+    }
+    show(output, &view, render::schema)?;
+    Ok(if view.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
+}
+
 pub(super) fn reseed(client: &Client, resource: &str) -> Result<ExitCode> {
     let body = serde_json::json!({});
-    if let Err(error) = client.post(&format!("/api/v1/resources/{resource}/reseed"), &body) {
-        let Some(Refusal(problem)) = error.downcast_ref() else { return Err(error) };
-        eprintln!("godwit: refused: {}", problem.detail);
+    if allowed(client.post(&format!("/api/v1/resources/{resource}/reseed"), &body))?.is_none() {
         return Ok(ExitCode::from(REFUSED));
     }
     println!("the shadow of {resource} is being seeded anew; `godwit status {resource}` shows how far it is");

@@ -76,7 +76,7 @@ pub(super) fn run(client: &Client, arguments: &Arguments, output: Output) -> Res
     let ended = if arguments.detach || arguments.stop { begun } else { follow(client, &path, begun)? };
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&ended)?),
-        Output::Table => print!("{}", render::verification(&ended)),
+        Output::Table => print!("{}", render::verification(&ended, &arguments.resource)),
     }
     Ok(match ended.state {
         Standing::Done if ended.equal() => ExitCode::SUCCESS,

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use migration::policy::SchemaFollows;
 use migration::units::Generation;
-use replicator::drift::{self, Difference, Mend};
+use replicator::drift::{self, Difference, Filling, Mend};
 use replicator::fence;
-use replicator::postgres::slot;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
@@ -17,15 +16,19 @@ use super::effects::chain;
 use super::streams::Streams;
 use super::view::ResourceView;
 use crate::audit::{Audit, Entry};
-use crate::config::model::Resource;
+use crate::config::model::{Database, Resource};
 use crate::fronts::postgres::PostgresFront;
 
 /// How long reading both schemas may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long it is waited for the stream, where the shadow must have what was written before.
 const CATCHES_UP: Duration = Duration::from_secs(10);
+/// A sync that takes longer is answered with how far it is.
+const ANSWERS: Duration = Duration::from_secs(15);
 /// How often what is left is looked at again.
 const ROUNDS: usize = 3;
+/// Of what a stream says that stands still at a value that its shadow's type does not have.
+const UNKNOWN_VALUE: &str = "(SQLSTATE 22P02)";
 /// So many differences are named among the problems.
 const NAMED: usize = 10;
 /// What the server shows in `pg_stat_activity`.
@@ -56,7 +59,7 @@ pub struct SchemaView {
     pub primary: String,
     /// Whose must be like it.
     pub shadow: String,
-    /// Every difference, sorted; empty: the schemas are alike.
+    /// Every difference, sorted; empty: the schemas are alike. None is told while a table is being filled.
     pub differences: Vec<DifferenceView>,
     /// What a sync did, one line each.
     #[serde(default)]
@@ -64,6 +67,34 @@ pub struct SchemaView {
     /// Some of it a sync could not do yet: the shadow does not have all that was written before.
     #[serde(default)]
     pub waits: bool,
+    /// The table that is just being filled; a sync goes on after it.
+    #[serde(default)]
+    pub filling: Option<FillingView>,
+}
+
+/// A table that is being filled beside the stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct FillingView {
+    /// `schema.table`.
+    pub table: String,
+    /// Of its size on the primary, so many bytes are copied.
+    pub bytes: u64,
+    /// Its size on the primary, bytes.
+    pub of: u64,
+}
+
+impl FillingView {
+    fn now(streams: &Streams) -> Option<Self> {
+        let filling = streams.filling().borrow().clone();
+        filling.map(|Filling { table, bytes, of }| Self { table, bytes, of })
+    }
+}
+
+/// The table that is being filled, for a person.
+pub(super) fn filling(streams: &Streams) -> Option<String> {
+    let FillingView { table, bytes, of } = FillingView::now(streams)?;
+    let percent = bytes * 100 / of.max(1);
+    Some(format!("table {table} is being copied to the shadow: {percent} % of {} MiB", of >> 20))
 }
 
 /// What a sync is asked for.
@@ -76,6 +107,32 @@ pub struct SyncRequest {
     /// Drop what only the shadow has.
     #[serde(default)]
     pub drop: bool,
+}
+
+/// Which tables are to be seeded anew.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TablesRequest {
+    /// Each as `schema.table`, quoted where SQL needs it; a partitioned one stands for its partitions.
+    pub tables: Vec<String>,
+}
+
+/// What is to be done about the differences.
+#[derive(Clone, Debug)]
+enum Wanted {
+    Sync(SyncRequest),
+    /// Only these tables.
+    Tables(Vec<String>),
+}
+
+impl Wanted {
+    fn wants(&self, difference: &Difference) -> bool {
+        match (self, &difference.mend) {
+            (Self::Sync(request), _) => difference.is_mended(request.drop),
+            (Self::Tables(tables), Mend::Table(table)) => tables.contains(table),
+            (Self::Tables(_), _) => false,
+        }
+    }
 }
 
 impl DifferenceView {
@@ -180,15 +237,19 @@ impl Sides {
     }
 }
 
+fn database<'a>(resource: &'a Resource, zone: &str) -> Result<&'a Database, String> {
+    let database = resource.placements.get(zone).and_then(|placement| placement.postgres.as_ref());
+    database.ok_or_else(|| format!("zone {zone} has no database in the configuration"))
+}
+
+async fn connect(resource: &Resource, zone: &str) -> Result<Client, String> {
+    replicator::postgres::connect(&database(resource, zone)?.dsn, APPLICATION).await.map_err(chain)
+}
+
 async fn read(resource: &Resource, view: &ResourceView) -> Result<Sides, Denied> {
     let read = async {
-        let connect = async |zone: &str| {
-            let database = resource.placements.get(zone).and_then(|placement| placement.postgres.as_ref());
-            let database =
-                database.ok_or_else(|| format!("zone {zone} has no database in the configuration"))?;
-            replicator::postgres::connect(&database.dsn, APPLICATION).await.map_err(chain)
-        };
-        let (source, shadow) = (connect(&view.primary).await?, connect(&view.shadow).await?);
+        let (source, shadow) =
+            (connect(resource, &view.primary).await?, connect(resource, &view.shadow).await?);
         let zones = [view.primary.as_str(), view.shadow.as_str()];
         let differences = drift::differences(&source, &shadow, zones).await.map_err(chain)?;
         Ok::<_, String>(Sides { source, shadow, differences })
@@ -197,8 +258,15 @@ async fn read(resource: &Resource, view: &ResourceView) -> Result<Sides, Denied>
     answer.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}"))).map_err(Denied::Conflict)
 }
 
-fn shown(view: &ResourceView, differences: Vec<Difference>, done: Vec<String>, waits: bool) -> SchemaView {
+fn shown(
+    view: &ResourceView,
+    streams: &Streams,
+    differences: Vec<Difference>,
+    done: Vec<String>,
+    waits: bool,
+) -> SchemaView {
     SchemaView {
+        filling: FillingView::now(streams),
         resource: view.name.clone(),
         primary: view.primary.clone(),
         shadow: view.shadow.clone(),
@@ -208,9 +276,12 @@ fn shown(view: &ResourceView, differences: Vec<Difference>, done: Vec<String>, w
     }
 }
 
-/// Reads both schemas now.
-pub async fn diff(resource: &Resource, view: &ResourceView) -> Result<SchemaView, Denied> {
-    Ok(shown(view, read(resource, view).await?.differences, Vec::new(), false))
+/// Reads both schemas now, unless a table is being filled.
+pub async fn diff(resource: &Resource, view: &ResourceView, streams: &Streams) -> Result<SchemaView, Denied> {
+    let filling = FillingView::now(streams);
+    // Whoever asks for definitions waits for the lock of the table that is being filled.
+    let differences = if filling.is_some() { Vec::new() } else { read(resource, view).await?.differences };
+    Ok(SchemaView { filling, ..shown(view, streams, differences, Vec::new(), false) })
 }
 
 /// Why the shadow's schema must be left as it is, if it must.
@@ -237,11 +308,11 @@ pub(super) async fn follow(
     let drop = resource.policy.schema == SchemaFollows::All;
     let wanted = resource.policy.schema != SchemaFollows::Manual
         && differences.iter().any(|difference| difference.is_mended(drop));
-    if !wanted || stands_in_the_way(view).is_some() {
+    if !wanted || stands_in_the_way(view).is_some() || streams.filling().borrow().is_some() {
         return Ok(false);
     }
     let (SchemaView { shadow, done, .. }, failed) =
-        bring_up(resource, view, streams, SyncRequest { dry_run: false, drop }).await?;
+        bring_up(resource, view, streams, Wanted::Sync(SyncRequest { dry_run: false, drop })).await?;
     let did = !done.is_empty();
     if did {
         audit.note(Entry::Schema { resource: resource.name.clone(), zone: shadow, done });
@@ -249,14 +320,52 @@ pub(super) async fn follow(
     failed.map_or(Ok(did), Err)
 }
 
-/// Makes on the shadow what only adds, and drops what only it has where that is asked for; tells what is left.
+/// Makes on the shadow what only adds, and drops what only it has where that is asked for; tells what is left. What takes longer than a
+/// client waits goes on without it.
 pub async fn sync(
-    resource: &Resource,
-    view: &ResourceView,
-    streams: &Streams,
+    resource: Arc<Resource>,
+    view: Arc<ResourceView>,
+    streams: Arc<Streams>,
     request: SyncRequest,
 ) -> Result<SchemaView, Denied> {
-    let (shown, failed) = bring_up(resource, view, streams, request).await?;
+    if streams.filling().borrow().is_some() {
+        return diff(&resource, &view, &streams).await;
+    }
+    answered(resource, view, streams, Wanted::Sync(request)).await
+}
+
+/// Copies these tables of the shadow's anew, beside the stream. What takes longer than a client waits goes on without it.
+pub async fn seed_anew(
+    resource: Arc<Resource>,
+    view: Arc<ResourceView>,
+    streams: Arc<Streams>,
+    TablesRequest { tables }: TablesRequest,
+) -> Result<SchemaView, Denied> {
+    if tables.is_empty() {
+        return Err(Denied::Conflict("no table is named".into()));
+    }
+    if let Some(why) = stands_in_the_way(&view).or_else(|| filling(&streams)) {
+        return Err(Denied::Conflict(why));
+    }
+    let shadow = connect(&resource, &view.shadow).await.map_err(Denied::Conflict)?;
+    let tables = drift::seed_anew(&shadow, &tables).await.map_err(chain).map_err(Denied::Conflict)?;
+    answered(resource, view, streams, Wanted::Tables(tables)).await
+}
+
+async fn answered(
+    resource: Arc<Resource>,
+    view: Arc<ResourceView>,
+    streams: Arc<Streams>,
+    wanted: Wanted,
+) -> Result<SchemaView, Denied> {
+    let work = {
+        let (resource, view, streams) = (resource.clone(), view.clone(), streams.clone());
+        tokio::spawn(async move { bring_up(&resource, &view, &streams, wanted).await })
+    };
+    let Ok(done) = tokio::time::timeout(ANSWERS, work).await else {
+        return diff(&resource, &view, &streams).await;
+    };
+    let (shown, failed) = done.map_err(|error| Denied::Conflict(format!("the sync ended: {error}")))??;
     failed.map_or(Ok(shown), Err)
 }
 
@@ -265,26 +374,36 @@ async fn bring_up(
     resource: &Resource,
     view: &ResourceView,
     streams: &Streams,
-    request: SyncRequest,
+    request: Wanted,
 ) -> Result<(SchemaView, Option<Denied>), Denied> {
     if let Some(why) = stands_in_the_way(view) {
         return Err(Denied::Conflict(why));
     }
     let mut sides = read(resource, view).await?;
-    if request.dry_run || sides.differences.is_empty() {
-        return Ok((shown(view, sides.differences, Vec::new(), false), None));
+    let only_said = matches!(request, Wanted::Sync(SyncRequest { dry_run: true, .. }));
+    if only_said || sides.differences.is_empty() {
+        return Ok((shown(view, streams, sides.differences, Vec::new(), false), None));
     }
-    let database = resource.placements.get(&view.primary).and_then(|placement| placement.postgres.as_ref());
-    let database = database.ok_or_else(|| Denied::Conflict("the primary has no database".into()))?;
-    let publication = slot::publication_name(&resource.name);
+    let database = database(resource, &view.primary).map_err(Denied::Conflict)?;
+    let there = self::database(resource, &view.shadow).map_err(Denied::Conflict)?;
+    let stands = view.replication.state == "failed" && view.replication.detail.contains(UNKNOWN_VALUE);
     let (mut all, mut waits, mut failed) = (Vec::new(), false, None);
     // What belongs to a thing that was missing (its owner, who may use it) is seen when it is there.
     for _ in 0..ROUNDS {
-        let wanted = || sides.differences.iter().filter(|left| left.is_mended(request.drop));
-        waits = wanted().any(|left| left.strict) && !sides.caught_up(streams, view.generation).await?;
-        let now = wanted().filter(|left| !(waits && left.strict)).collect();
-        let from = (&database.dsn, &sides.source);
-        let done = drift::sync(from, &sides.shadow, &publication, database.bin.as_deref(), now).await;
+        let wanted = || sides.differences.iter().filter(|left| request.wants(left));
+        // Where the stream stands still at the new name of a value, all from before is there.
+        let waits_for = |left: &Difference| left.strict && !(stands && matches!(left.mend, Mend::Rename(_)));
+        waits = wanted().any(waits_for) && !sides.caught_up(streams, view.generation).await?;
+        let now = wanted().filter(|left| !(waits && waits_for(left))).collect();
+        let between = drift::Sides {
+            source: (&database.dsn, &sides.source),
+            shadow: (&there.dsn, &sides.shadow),
+            resource: &resource.name,
+            bin: database.bin.as_deref(),
+            bytes_per_second: resource.policy.copy_rate.map(|rate| rate.0),
+            filling: streams.filling(),
+        };
+        let done = drift::sync(between, now).await;
         // New tables need the fence as well, whatever failed.
         let guarded = fence::guard(&sides.shadow, &resource.name, view.generation).await.map_err(chain);
         guarded.map_err(Denied::Conflict)?;
@@ -300,14 +419,14 @@ async fn bring_up(
         }
         all.extend(done);
         sides = read(resource, view).await?;
-        if idle || !sides.differences.iter().any(|left| left.is_mended(request.drop)) {
+        if idle || !sides.differences.iter().any(|left| request.wants(left)) {
             break;
         }
     }
-    let mut left = sides.differences.iter().filter(|left| left.is_mended(request.drop));
+    let mut left = sides.differences.iter().filter(|left| request.wants(left));
     // What failed may have been done by the rest.
     let failed = failed.filter(|_| left.clone().any(|left| !(waits && left.strict)));
     waits &= left.any(|left| left.strict);
     let failed = failed.map(|error| Denied::Conflict(chain(error)));
-    Ok((shown(view, sides.differences, all, waits), failed))
+    Ok((shown(view, streams, sides.differences, all, waits), failed))
 }

@@ -118,6 +118,10 @@ impl Measure {
                 let primary = lock(&watched).primary.clone();
                 let Some(other) = resource.load().other(&primary).cloned() else { return };
                 let zones = [&*primary, &*other.zone];
+                if streams.filling().borrow().is_some() {
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
                 let stamps = drift::stamps(&databases, zones).await;
                 let now = crate::clock::monotonic();
                 if let (Some((seen, when)), Some(stamps)) = (&alike, &stamps)
@@ -276,6 +280,7 @@ impl Measure {
         if seeded(hands, state) {
             problems.extend(watched.drift.iter().map(|what| format!("not migratable: {what}")));
         }
+        problems.extend(drift::filling(&hands.streams));
         problems
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use migration::policy::{Policy, ReplicationMode};
 use migration::units::{Generation, Zone};
+use replicator::drift::Filling;
 use replicator::postgres::slot::{self, Lane};
 use replicator::status::{Phase, StreamStatus};
 use replicator::{Lsn, fence, identity, lanes, synchronous};
@@ -80,6 +81,8 @@ pub struct Streams {
     given_up: Mutex<Option<(u64, String)>>,
     /// Held while a stream is made ready or taken down.
     turn: tokio::sync::Mutex<()>,
+    /// The table that is being filled beside them.
+    filling: watch::Sender<Option<Filling>>,
 }
 
 impl Streams {
@@ -94,7 +97,13 @@ impl Streams {
             running: Mutex::default(),
             given_up: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
+            filling: watch::Sender::default(),
         }
+    }
+
+    /// The table that is being filled beside them, and how far that is.
+    pub fn filling(&self) -> &watch::Sender<Option<Filling>> {
+        &self.filling
     }
 
     fn running(&self) -> MutexGuard<'_, BTreeMap<u64, Stream>> {

@@ -211,11 +211,7 @@ impl Target for MemoryTarget {
             let (applied, checkpoint, marker) = (store.applied.len(), store.checkpoint, store.marker);
             store.unflushed.push(Unflushed { applied, checkpoint, marker });
         }
-        if self.window.is_open() {
-            store.applied.extend(self.window.filter_all(group));
-        } else {
-            store.applied.extend_from_slice(group);
-        }
+        store.applied.extend_from_slice(&self.window.filter_all(group));
         store.checkpoint = last.end_lsn;
         store.marker = group.iter().filter_map(Transaction::marker).next_back().or(store.marker);
         if store.lose_replies > 0 {

@@ -42,7 +42,8 @@ pub trait Target: Send {
     /// Applies whole transactions, in order, and moves the checkpoint to the last one's end, in one step.
     ///
     /// They are visible when this returns; durable only with `flush`, or with the next call that makes what it does durable. What is lost
-    /// until then, when the target's server dies, is lost in order, newest first, and the checkpoint with it.
+    /// until then, when the target's server dies, is lost in order, newest first, and the checkpoint with it. After an error that a person
+    /// must mend some of the first may be there, with their checkpoint.
     async fn apply(&mut self, group: &[Transaction], flush: bool) -> Result<(), Error>;
 
     /// Opens one target transaction for one large source transaction, whose changes follow in parts.

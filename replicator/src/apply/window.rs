@@ -1,9 +1,11 @@
 //! Tables that were copied at a later point than the stream goes on from: what they have already is skipped.
 //!
-//! A snapshot that a slot exports shows exactly the transactions whose commit record lies before its position. So of a table
+//! Where a table's writers are kept away while the position is read, and a snapshot taken, that shows what they committed before it. And
+//! a snapshot that a slot exports shows exactly the transactions whose commit record lies before its position. So of a table
 //! with position P, changes of transactions that committed before P are in its rows, and the others are not: as
 //! PostgreSQL's own table synchronisation does it. Once the stream has passed every P, the tables are at one point.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::change::{Change, Relation, Transaction};
@@ -30,7 +32,8 @@ impl Window {
         !self.positions.is_empty()
     }
 
-    fn skips(&self, relation: &Relation, commit: Lsn) -> bool {
+    /// Whether a table has the changes of a transaction that committed there.
+    pub(crate) fn skips(&self, relation: &Relation, commit: Lsn) -> bool {
         let key = (relation.schema.clone(), relation.name.clone());
         self.positions.get(&key).is_some_and(|position| commit < *position)
     }
@@ -58,7 +61,10 @@ impl Window {
     }
 
     /// The same of whole transactions.
-    pub(crate) fn filter_all(&self, group: &[Transaction]) -> Vec<Transaction> {
+    pub(crate) fn filter_all<'g>(&self, group: &'g [Transaction]) -> Cow<'g, [Transaction]> {
+        if !self.is_open() {
+            return Cow::Borrowed(group);
+        }
         group
             .iter()
             .map(|transaction| Transaction {

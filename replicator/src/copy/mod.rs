@@ -125,18 +125,19 @@ pub async fn tables(client: &Client) -> Result<Vec<TableToCopy>, Error> {
 /// Begins a transaction that sees what `snapshot` saw, with the text output and time-outs that copying needs.
 ///
 /// Row security is an error here rather than a filter: a copy must not lose rows in silence.
-fn snapshot_sql(snapshot: &str) -> String {
-    let settings: Vec<String> = connection::SESSION_SETTINGS
-        .into_iter()
-        .chain([("row_security", "off"), ("transaction_timeout", "0")])
-        .map(|(name, value)| format!("({}, {})", quote_literal(name), quote_literal(value)))
-        .collect();
-    // By way of pg_settings, so that a setting this version does not know is left out.
+pub(crate) fn snapshot_sql(snapshot: &str) -> String {
     format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; \
-         DO $$ BEGIN PERFORM pg_catalog.set_config(s.name, s.value, true) FROM (VALUES {}) AS s(name, value) \
-         JOIN pg_catalog.pg_settings known ON lower(known.name) = s.name; END $$",
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; {}",
         quote_literal(snapshot),
-        settings.join(", ")
+        connection::settings_sql(&[("row_security", "off"), ("transaction_timeout", "0")], true)
     )
+}
+
+/// The statement that takes a table's rows: without columns all of them, in the order that the table has here.
+pub(crate) fn copy_in_sql(schema: &str, name: &str, columns: &[String], binary: bool) -> String {
+    let columns: Vec<String> = columns.iter().map(|column| quote_ident(column)).collect();
+    let list = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
+    let (schema, name) = (quote_ident(schema), quote_ident(name));
+    let format = if binary { "binary" } else { "text" };
+    format!("COPY {schema}.{name}{list} FROM STDIN WITH (FORMAT {format})")
 }

@@ -7,6 +7,7 @@ WITH ours AS (
     AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
     AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
                     WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+    AND NOT {{passing}}
 ), columns AS (
   SELECT t.oid, t.name AS owner, a.attname::text AS name, a.attnum,
          pg_catalog.format_type(a.atttypid, a.atttypmod)

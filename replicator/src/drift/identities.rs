@@ -204,7 +204,7 @@ impl Sides<'_> {
                     let what = format!("column {name} was renamed to {column} on {zone}");
                     found.push(if self.shadow.numbers.contains_key(key) {
                         // The stream has told two by one name.
-                        difference(table, format!("{what}: seed anew"), Mend::Person(None))
+                        difference(table, format!("{what}: seed the table anew"), Mend::Person(None))
                     } else {
                         let (from, to) = (quote_ident(name), quote_ident(column));
                         let sql = format!("ALTER TABLE {table} RENAME COLUMN {from} TO {to}");
@@ -217,7 +217,9 @@ impl Sides<'_> {
                     any = true;
                     if !alive {
                         // The stream has told both by the same name: which values are of the new one cannot be told.
-                        let what = format!("column {column} was dropped and made anew on {zone}: seed anew");
+                        let what = format!(
+                            "column {column} was dropped and made anew on {zone}: seed the table anew"
+                        );
                         found.push(difference(table, what, Mend::Person(None)));
                     }
                 }
@@ -292,15 +294,15 @@ mod tests {
         assert_eq!(
             told(&before, &exchanged),
             [
-                "s.t: column y was renamed to x on a: seed anew Person(None)",
-                "s.t: column x was renamed to y on a: seed anew Person(None)"
+                "s.t: column y was renamed to x on a: seed the table anew Person(None)",
+                "s.t: column x was renamed to y on a: seed the table anew Person(None)"
             ]
         );
         let anew = [("s.t", "", (1, 0)), ("s.t", "x", (1, 3)), ("s.u", "", (5, 0))];
         assert_eq!(
             told(&before, &anew),
             [
-                "s.t: column x was dropped and made anew on a: seed anew Person(None)",
+                "s.t: column x was dropped and made anew on a: seed the table anew Person(None)",
                 r#"s.u: table was dropped and made anew on a Drop("DROP TABLE IF EXISTS s.u")"#
             ]
         );

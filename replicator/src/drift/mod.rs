@@ -5,6 +5,7 @@
 //! row is shown, with the SQL, for a person; what is gone on the source goes where that is asked for.
 
 mod enums;
+pub(crate) mod fill;
 mod identities;
 mod sync;
 
@@ -16,9 +17,11 @@ use tokio_postgres::error::SqlState;
 use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::postgres::connection::SESSION_SETTINGS;
+use crate::postgres::slot::PASSING;
 
 use identities::{Index, Known, Number};
 
+pub use fill::{Filling, Sides, seed_anew};
 pub use identities::remember;
 pub use sync::{Synced, mark, sync};
 
@@ -94,6 +97,8 @@ pub struct Fingerprint {
     places: BTreeMap<(String, String), u32>,
     /// Of a shadow that was prepared: which of the source's each is.
     known: Option<Known>,
+    /// Of a shadow: tables whose rows are not whole.
+    unfilled: Vec<String>,
     major: u32,
     /// As whom it was read, as SQL has it.
     role: String,
@@ -140,8 +145,8 @@ impl Difference {
 
 /// Reads the schema of a shadow, and which of its source's tables its are.
 pub async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error> {
-    let known = identities::read(client).await?;
-    Ok(Fingerprint { known, ..fingerprint(client).await? })
+    let (known, unfilled) = (identities::read(client).await?, fill::unfilled(client).await?);
+    Ok(Fingerprint { known, unfilled, ..fingerprint(client).await? })
 }
 
 /// Reads the schema. One round trip, or some more where it is changed meanwhile.
@@ -157,7 +162,8 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
          SELECT current_setting('server_version_num'), quote_ident(current_user)",
         include_str!("fingerprint.sql").trim_end(),
         include_str!("around.sql").trim_end().replace("{{defaults}}", DEFAULT_PRIVILEGES)
-    );
+    )
+    .replace("{{passing}}", PASSING);
     let mut tries = 0;
     let answer = loop {
         let answer = client.simple_query(&sql).await;
@@ -193,7 +199,8 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
         things.insert((text(0), text(1), text(2)), shape);
     }
     let (version, role) = about.ok_or_else(|| Error::Protocol("read the schema: no version".into()))?;
-    Ok(Fingerprint { things, numbers, places, known: None, major: version / 10_000, role })
+    let major = version / 10_000;
+    Ok(Fingerprint { things, numbers, places, known: None, unfilled: Vec::new(), major, role })
 }
 
 /// Reads both sides and tells every difference, in order; `zones` are their names.
@@ -220,6 +227,12 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     let (mut found, touched) = identities::renamed(source, shadow, &index, zones[0]);
     let (values, told) = enums::renamed(source, shadow, zones[0]);
     found.extend(values);
+    found.extend(shadow.unfilled.iter().map(|table| Difference {
+        subject: table.clone(),
+        what: format!("its rows on {} are not whole", zones[1]),
+        mend: Mend::Table(table.clone()),
+        strict: false,
+    }));
     let told =
         |(kind, owner, name): &Key| kind == "enum value" && told.contains(&(owner.clone(), name.clone()));
     // A column of the table that is only on the shadow, is not known, and may be this one by another name.
@@ -254,11 +267,8 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             None if !whole && !there(shadow, owner) => {}
             None if kind == "table" && published(source, owner) => found.push(Difference {
                 subject: owner.clone(),
-                what: format!(
-                    "table added on {} and published without being on {}: seed anew",
-                    zones[0], zones[1]
-                ),
-                mend: Mend::Person(None),
+                what: format!("table is published on {} without being on {}", zones[0], zones[1]),
+                mend: Mend::Table(owner.clone()),
                 strict: false,
             }),
             None if kind == "column"

@@ -87,6 +87,9 @@ CREATE TABLE IF NOT EXISTS godwit.identities (
 );
 CREATE INDEX IF NOT EXISTS identities_target ON godwit.identities (target_table);
 
+-- Tables here whose rows are to be copied anew: what they have is not what the source has.
+CREATE TABLE IF NOT EXISTS godwit.unfilled (target_table oid PRIMARY KEY);
+
 -- What heartbeats write on the primary: a row each for a resource. Of no publication; a shadow's stays as the last move left it.
 CREATE TABLE IF NOT EXISTS godwit.heartbeat (
   resource text PRIMARY KEY,

@@ -21,7 +21,7 @@ use tokio_postgres::config::{ChannelBinding, Host, SslNegotiation};
 
 use super::paced::Paced;
 use super::tls::Connector;
-use super::{CONNECT_TIMEOUT, Dsn, TlsMode};
+use super::{CONNECT_TIMEOUT, Dsn, TlsMode, quote_literal};
 use crate::error::Error;
 use crate::pgoutput::reader::Reader;
 
@@ -50,6 +50,21 @@ pub(crate) const SESSION_SETTINGS: [(&str, &str); 13] = [
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
 ];
+
+/// SQL that sets [`SESSION_SETTINGS`] and `more`, with `local` until the end of the transaction. A setting that this server does not
+/// know is left out.
+pub(crate) fn settings_sql(more: &[(&str, &str)], local: bool) -> String {
+    let settings: Vec<String> = SESSION_SETTINGS
+        .iter()
+        .chain(more)
+        .map(|(name, value)| format!("({}, {})", quote_literal(name), quote_literal(value)))
+        .collect();
+    format!(
+        "DO $$ BEGIN PERFORM pg_catalog.set_config(s.name, s.value, {local}) FROM (VALUES {}) AS s(name, value) \
+         JOIN pg_catalog.pg_settings known ON lower(known.name) = s.name; END $$",
+        settings.join(", ")
+    )
+}
 
 /// A connection that bytes go over, encrypted or not.
 pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}

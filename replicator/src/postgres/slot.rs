@@ -21,12 +21,26 @@ const RESOURCE_LIMIT: usize = 34;
 const CRITICAL: &str = ".critical";
 const CRITICAL_SLOT: &str = "_critical";
 
+/// SQL: true for what `pg_repack` makes in its schema while it rewrites a table, and drops with that; of a `pg_class c` in a `pg_namespace n`.
+macro_rules! passing {
+    () => {
+        "(n.nspname = 'repack' AND c.relname ~ '^(log|table)_[0-9]+(_id_seq)?$' \
+          AND EXISTS (SELECT FROM pg_catalog.pg_class o WHERE o.oid::text = split_part(c.relname, '_', 2)))"
+    };
+}
+
+/// What only passes: not replicated, and no part of the schema.
+pub(crate) const PASSING: &str = passing!();
+
 /// SQL condition on `pg_class c`, `pg_namespace n`: the tables that are replicated. Permanent tables and leaf partitions of
 /// users; an extension's own tables come with the extension.
-pub(crate) const USER_TABLES: &str = "c.relkind = 'r' AND c.relpersistence = 'p' \
+pub(crate) const USER_TABLES: &str = concat!(
+    "c.relkind = 'r' AND c.relpersistence = 'p' \
      AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'godwit') \
      AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
-         AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e')";
+         AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e') AND NOT ",
+    passing!()
+);
 
 /// A replication slot as the server sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]

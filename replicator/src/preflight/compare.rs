@@ -2,6 +2,8 @@
 //!
 //! The source says what it makes use of (`needs.sql`), the target what it lacks of that (`offers.sql`).
 
+use std::time::{Duration, Instant};
+
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -17,7 +19,7 @@ const MAKEABLE: &str = "SELECT extname FROM pg_extension UNION \
     WHERE (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) OR NOT v.superuser OR v.trusted";
 
 /// What the target lacks of the source: extensions and what they were configured with, passwords, roles and their rights, collations, what the server is built with and
-/// knows, settings, encoding. Blockers first.
+/// knows, settings, encoding, standbys, the right time. Blockers first.
 pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
     let mut found = Vec::new();
     let installed = strings(source, "SELECT extname FROM pg_extension ORDER BY 1").await?;
@@ -44,6 +46,7 @@ pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, E
     found.extend(lacks(source, target).await?);
     found.extend(settings(source, target).await?);
     found.extend(paths::lost(source).await?);
+    found.extend(clocks(source, target).await?);
     found.sort();
     Ok(found)
 }
@@ -215,6 +218,58 @@ async fn settings(source: &Client, target: &Client) -> Result<Vec<Finding>, Erro
     Ok(set.iter().filter_map(of).collect())
 }
 
+/// Clocks that are so far apart are told, seconds: less is what commits in two sessions differ by on one server.
+const APART: f64 = 0.5;
+/// A server is asked so often; the quickest answer counts.
+const ASKED: usize = 3;
+
+/// What a server's clock said, seconds, between two moments here.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    said: f64,
+    asked: Instant,
+    took: Duration,
+}
+
+/// The server's clock.
+async fn clock(client: &Client) -> Result<Reading, Error> {
+    let mut best: Option<Reading> = None;
+    for _ in 0..ASKED {
+        let asked = crate::clock::now();
+        let row = client.query_one("SELECT extract(epoch FROM clock_timestamp())::float8", &[]).await;
+        let said = row.map_err(refused("cannot read a server's clock"))?.get(0);
+        let took = crate::clock::now().duration_since(asked);
+        if best.is_none_or(|best| took < best.took) {
+            best = Some(Reading { said, asked, took });
+        }
+    }
+    best.ok_or_else(|| Error::Protocol("a clock was not read".into()))
+}
+
+/// By how many seconds the second clock is ahead of the first, where that is more than [`APART`] whenever within the answers they were read.
+fn ahead(one: Reading, other: Reading) -> Option<f64> {
+    let passed = other.asked.saturating_duration_since(one.asked).as_secs_f64();
+    let (half, half_other) = (one.took.as_secs_f64() / 2.0, other.took.as_secs_f64() / 2.0);
+    let ahead = other.said - one.said - (passed + half_other - half);
+    (ahead.abs() - half - half_other > APART).then_some(ahead)
+}
+
+/// Whether time goes on after a move.
+async fn clocks(source: &Client, target: &Client) -> Result<Option<Finding>, Error> {
+    let Some(ahead) = ahead(clock(source).await?, clock(target).await?) else { return Ok(None) };
+    let means = if ahead < 0.0 {
+        "behind the source's: after a move now() goes back, and what is stamped with it comes before what was written last"
+    } else {
+        "ahead of the source's: after a move what is stamped with now() is of a time to come, and after a move back it comes before what was written last"
+    };
+    Ok(Some(Finding {
+        severity: Severity::Warning,
+        subject: "clock".into(),
+        problem: format!("the target's is {:.1} s {means}", ahead.abs()),
+        remedy: Some("let NTP set the clocks of both servers (chrony, systemd-timesyncd)".into()),
+    }))
+}
+
 /// Encoding, and how the database sorts text.
 async fn encodings(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
     let mut found = Vec::new();
@@ -256,4 +311,25 @@ async fn encodings(source: &Client, target: &Client) -> Result<Vec<Finding>, Err
         });
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_are_apart_where_no_delay_explains_it() {
+        let start = crate::clock::now();
+        let read = |said: f64, at: u64, took: u64| Reading {
+            said,
+            asked: start + Duration::from_millis(at),
+            took: Duration::from_millis(took),
+        };
+        assert_eq!(ahead(read(100.0, 0, 2), read(105.0, 5_000, 2)), None);
+        assert_eq!(ahead(read(100.0, 0, 2), read(104.6, 5_000, 2)), None);
+        assert_eq!(ahead(read(100.0, 0, 2), read(102.0, 5_000, 2)), Some(-3.0));
+        assert_eq!(ahead(read(100.0, 0, 2), read(108.0, 5_000, 2)), Some(3.0));
+        // It may have been read right at the end of a long wait.
+        assert_eq!(ahead(read(100.0, 0, 2), read(102.0, 0, 3_000)), None);
+    }
 }

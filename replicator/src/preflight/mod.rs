@@ -15,6 +15,7 @@ use crate::drift::DEFAULT_PRIVILEGES;
 use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::grants;
+use crate::postgres::slot::PASSING;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,7 +63,7 @@ pub async fn check(client: &Client, side: Side) -> Result<Vec<Finding>, Error> {
     let mut found = findings(client, &filled(include_str!("common.sql"))).await?;
     found.extend(parameters(client).await?);
     found.extend(match side {
-        Side::Source => findings(client, include_str!("source.sql")).await?,
+        Side::Source => findings(client, &filled(include_str!("source.sql"))).await?,
         Side::Target => {
             let copied = copied(client).await?;
             let functions: Vec<&str> = grants::FUNCTIONS.iter().map(|(name, _)| *name).collect();
@@ -86,6 +87,7 @@ fn filled(sql: &str) -> String {
     sql.replace("{{locks}}", LOCKS)
         .replace("{{relations}}", RELATIONS)
         .replace("{{defaults}}", DEFAULT_PRIVILEGES)
+        .replace("{{passing}}", PASSING)
 }
 
 async fn findings(client: &Client, sql: &str) -> Result<Vec<Finding>, Error> {

@@ -124,6 +124,15 @@ WITH RECURSIVE here AS (
   SELECT 'slot', slot_name, plugin, NULL FROM pg_replication_slots
   WHERE slot_type = 'logical' AND NOT temporary AND database = (SELECT datname FROM here) AND slot_name !~ '^godwit_'
   UNION ALL
+  -- What a server does for all its databases.
+  SELECT 'switch', name, reset_val, NULL FROM pg_settings
+  WHERE name = ANY ('{archive_mode,autovacuum,fsync,full_page_writes,ssl,track_counts}') AND reset_val <> 'off'
+  UNION ALL
+  -- Seen by members of pg_read_all_stats only.
+  SELECT 'standby', coalesce(nullif(r.application_name, ''), r.usename), NULL, NULL FROM pg_stat_replication r
+  WHERE r.state IN ('streaming', 'catchup')
+    AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')
+  UNION ALL
   SELECT 'publication', p.pubname, format('CREATE PUBLICATION %I', p.pubname)
          || CASE WHEN p.puballtables THEN ' FOR ALL TABLES' ELSE coalesce(' FOR TABLE ' || tables, '') END
          || format(' WITH (publish = %L%s)',

@@ -128,6 +128,23 @@ SELECT 'warning', subject, 'a publication that is not Godwit''s: the target does
        format('%s on the target, once the copy is made', value)
 FROM need WHERE kind = 'publication' AND NOT EXISTS (SELECT FROM pg_publication WHERE pubname = subject)
 UNION ALL
+SELECT 'warning', subject, format('is %s on the source and off on the target: %s', n.value, CASE subject
+         WHEN 'archive_mode' THEN 'after a move nobody keeps the WAL, and no backup can be brought up to a moment'
+         WHEN 'ssl' THEN 'clients that demand TLS of the server cannot connect to it'
+         WHEN 'fsync' THEN 'what is committed there is lost or broken when the machine stops'
+         WHEN 'full_page_writes' THEN 'what is written there may be broken when the machine stops'
+         ELSE 'nobody vacuums its tables or makes their statistics' END),
+       format('ALTER SYSTEM SET %s = %L on the target%s; then %s the server', subject, n.value,
+         CASE subject WHEN 'archive_mode' THEN ', with its archive_command' WHEN 'ssl' THEN ', with a certificate and its key' ELSE '' END,
+         CASE context WHEN 'postmaster' THEN 'restart' ELSE 'reload' END)
+FROM need n JOIN pg_settings s ON s.name = n.subject WHERE n.kind = 'switch' AND s.reset_val = 'off'
+UNION ALL
+SELECT 'warning', subject, 'follows the source''s server, and nobody follows the target''s: after a move it stays as it was before, for those who read there and those who would fail over to it',
+       'make standbys of the target''s server before the move'
+FROM need WHERE kind = 'standby' AND NOT EXISTS (
+  SELECT FROM pg_stat_replication r WHERE r.state IN ('streaming', 'catchup')
+    AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical'))
+UNION ALL
 -- What sessions begin with has been compared already.
 SELECT 'warning', s.name, format('is %L on the source by ALTER %s, %s on the target', s.value, place, coalesce(quote_literal(held.value), 'not set so')),
        format('ALTER %s SET %s TO %s on the target', place, s.name, written)

@@ -9,6 +9,7 @@ WITH me AS (
     AND c.relpersistence <> 't'
     AND NOT EXISTS (SELECT FROM pg_depend d
                     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+    AND NOT {{passing}}
 ), owned AS (
   -- What a dump makes and gives to its owner, apart from tables.
   SELECT c.relowner AS owner, format('%s %I.%I', CASE ours.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
@@ -66,6 +67,10 @@ UNION ALL
 SELECT 'blocker', gid, 'a prepared transaction blocks the fence and outlives it',
        format('COMMIT PREPARED %L; or: ROLLBACK PREPARED %L', gid, gid)
 FROM pg_prepared_xacts WHERE database = current_database()
+UNION ALL
+SELECT 'blocker', split_part(c.relname, '_', 2)::oid::regclass::text, 'pg_repack is rewriting it: a fence would wait for its locks',
+       'wait for its end; where it died, DROP EXTENSION pg_repack CASCADE and make it again'
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relname ~ '^log_' AND {{passing}}
 UNION ALL
 SELECT 'blocker', subject, 'its rows are not in the WAL (unlogged) and would not move',
        format('ALTER TABLE %s SET LOGGED', subject)

@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::copy::CopyOptions;
+use crate::error::chain;
 use crate::error::{Cause, Error, ErrorKind};
 use crate::link::{Dial, Link, Peer, memory};
 use crate::postgres::Dsn;
-use crate::session::chain;
 use crate::spill::Spill;
 use crate::status::{OpenWork, Phase, StreamStatus};
 use crate::wire::{Frame, Hello, Role, Speaks};

@@ -64,7 +64,7 @@ pub(super) async fn run(
     let (resume, kept) = match resume {
         Ok(resume) => resume,
         Err(error) => {
-            let failed = Frame::Failed { kind: error.kind(), reason: crate::session::chain(&error) };
+            let failed = Frame::Failed { kind: error.kind(), reason: crate::error::chain(&error) };
             framing.push(&failed, crate::clock::now());
             while let Some(message) = framing.poll_message() {
                 sender.send(message).await?;

@@ -309,7 +309,7 @@ impl Receiver {
 
     /// Tells the other side why this one ends.
     pub fn handle_failure(&mut self, error: &Error, now: Instant) {
-        self.framing.push(&Frame::Failed { kind: error.kind(), reason: super::chain(error) }, now);
+        self.framing.push(&Frame::Failed { kind: error.kind(), reason: crate::error::chain(error) }, now);
     }
 
     /// The next message for the link.

@@ -231,7 +231,7 @@ impl Sender {
 
     /// Tells the other side why this one ends.
     pub fn handle_failure(&mut self, error: &Error, now: Instant) {
-        self.framing.push(&Frame::Failed { kind: error.kind(), reason: super::chain(error) }, now);
+        self.framing.push(&Frame::Failed { kind: error.kind(), reason: crate::error::chain(error) }, now);
     }
 
     fn close_batch(&mut self) {

@@ -171,8 +171,7 @@ impl TargetProcess {
         match &mut self.state {
             TargetState::Running { receiver, .. } => receiver.handle_failure(error, now),
             TargetState::Resuming(Some(framing), _) => {
-                framing
-                    .push(&Frame::Failed { kind: error.kind(), reason: crate::session::chain(error) }, now);
+                framing.push(&Frame::Failed { kind: error.kind(), reason: crate::error::chain(error) }, now);
             }
             TargetState::Resuming(None, _) => {}
         }

@@ -167,7 +167,7 @@ async fn a_full_disk_is_a_passing_error_that_names_the_directory() {
             break error;
         }
     };
-    let text = crate::session::chain(&error);
+    let text = crate::error::chain(&error);
     assert!(text.contains("/state/spill") && text.contains("No space left"), "{text}");
     assert_eq!(error.kind(), ErrorKind::Retry);
 }

@@ -11,7 +11,7 @@ use crate::admin::log::LogRequest;
 use crate::admin::routes::{FreezeRequest, MigrateRequest};
 use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
-use crate::controller::drift::{SchemaView, SyncRequest};
+use crate::controller::drift::{SchemaView, SyncRequest, TablesRequest};
 use crate::controller::forecast::ForecastView;
 use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
@@ -189,6 +189,14 @@ fn checks() -> Vec<Line> {
         post("/api/v1/resources/{id}/reseed", "reseed", "Empties the shadow and copies again")
             .done(ACCEPTED)
             .refuses(&[CONFLICT, DRIVER]),
+        post(
+            "/api/v1/resources/{id}/reseed/tables",
+            "reseedTables",
+            "Copies some of the shadow's tables again, beside the stream",
+        )
+        .takes::<TablesRequest>(true)
+        .gives::<SchemaView>(OK)
+        .refuses(&[CONFLICT, DRIVER]),
         get(
             "/api/v1/resources/{id}/schema",
             "schema",

@@ -6,8 +6,12 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
+use super::window;
+use crate::apply::window::Window;
 use crate::change::{Change, Relation, ReplicaIdentity};
+use crate::drift::fill;
 use crate::error::Error;
+use crate::lsn::Lsn;
 use crate::postgres::quote_ident;
 
 /// A table of the stream, matched with the target's.
@@ -133,8 +137,8 @@ struct Found {
 }
 
 impl Table {
-    /// Looks the table up. One round trip.
-    pub(super) async fn load(client: &Client, relation: Arc<Relation>) -> Result<Self, Error> {
+    /// Looks the table up; none: the target has none like it. One round trip.
+    async fn load(client: &Client, relation: Arc<Relation>) -> Result<Option<Self>, Error> {
         let label = format!("{}.{}", relation.schema, relation.name);
         let rows = client
             .query_typed(
@@ -143,9 +147,7 @@ impl Table {
             )
             .await
             .map_err(Error::database(format!("look up {label} on the target")))?;
-        let Some(first) = rows.first() else {
-            return Err(Error::Unready(format!("table {label} is not on the target")));
-        };
+        let Some(first) = rows.first() else { return Ok(None) };
         let (watched, partitioned) = (first.get(7), first.get(8));
         let sql_name = format!("{}.{}", quote_ident(first.get(9)), quote_ident(first.get(10)));
         let mut known: HashMap<String, Found> =
@@ -188,7 +190,7 @@ impl Table {
             ReplicaIdentity::Full | ReplicaIdentity::Nothing => best,
         };
         let complete = known.values().all(|found| found.generated);
-        Ok(Self { relation, sql_name, label, columns, key, complete, watched, partitioned })
+        Ok(Some(Self { relation, sql_name, label, columns, key, complete, watched, partitioned }))
     }
 }
 
@@ -227,13 +229,14 @@ impl Tables {
             .find(|table| Arc::ptr_eq(&table.relation, relation) || table.relation == *relation)
     }
 
-    /// The first description among these changes that was not looked up yet.
+    /// The first description among these changes, each with where it committed, that was not looked up yet; but for what is skipped.
     pub(super) fn missing<'a>(
         &self,
-        mut changes: impl Iterator<Item = &'a Change>,
+        mut changes: impl Iterator<Item = (Lsn, &'a Change)>,
+        window: &Window,
     ) -> Option<&'a Arc<Relation>> {
         let mut last: Option<&Arc<Relation>> = None;
-        changes.find_map(|change| {
+        changes.find_map(|(commit, change)| {
             let relations: &[Arc<Relation>] = match change {
                 Change::Insert { relation, .. }
                 | Change::Update { relation, .. }
@@ -244,20 +247,38 @@ impl Tables {
             relations.iter().find(|relation| {
                 let same = last.is_some_and(|last| Arc::ptr_eq(last, relation));
                 last = Some(relation);
-                !same && self.find(relation).is_none()
+                !same && !window.skips(relation, commit) && self.find(relation).is_none()
             })
         })
     }
 
-    /// Looks up what is missing.
-    pub(super) async fn look_up(
+    /// Looks up what is missing, and then which of the changes the tables have already. A table that is being filled is waited for.
+    pub(super) async fn look_up<'a>(
         &mut self,
         client: &Client,
-        changes: impl Iterator<Item = &Change> + Clone,
+        stream: &str,
+        window: &mut Window,
+        changes: impl Iterator<Item = (Lsn, &'a Change)> + Clone,
     ) -> Result<(), Error> {
-        while let Some(relation) = self.missing(changes.clone()) {
-            let table = Table::load(client, Arc::clone(relation)).await?;
-            self.know(Arc::new(table));
+        if self.missing(changes.clone(), window).is_none() {
+            return Ok(());
+        }
+        *window = window::read(client, stream).await?;
+        let mut waited = false;
+        while let Some(relation) = self.missing(changes.clone(), window) {
+            match Table::load(client, Arc::clone(relation)).await? {
+                Some(table) => self.know(Arc::new(table)),
+                None if !waited => {
+                    fill::over(client).await?;
+                    waited = true;
+                }
+                None => {
+                    let (schema, name) = (&relation.schema, &relation.name);
+                    return Err(Error::Unready(format!("table {schema}.{name} is not on the target")));
+                }
+            }
+            // Whoever sees a table sees its position.
+            *window = window::read(client, stream).await?;
         }
         Ok(())
     }

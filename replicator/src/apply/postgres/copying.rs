@@ -19,7 +19,7 @@ use tokio_postgres::types::PgLsn;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::finishing::{Work, analyze};
-use super::{PostgresTarget, not_open};
+use super::{PostgresTarget, not_open, window};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::quote_ident;
@@ -306,14 +306,10 @@ impl PostgresTarget {
     }
 
     pub(super) async fn open_part(&mut self, part: u32, table: &CopyTable) -> Result<(), Error> {
-        let columns: Vec<String> = table.columns.iter().map(|column| quote_ident(column)).collect();
-        let name = name(&table.schema, &table.name);
-        let list = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
-        let format = if table.binary { "binary" } else { "text" };
         let copying = self.copying()?;
         let order = Order::Begin(Box::new(Part {
-            context: format!("copy into {name}"),
-            sql: format!("COPY {name}{list} FROM STDIN WITH (FORMAT {format})"),
+            context: format!("copy into {}", name(&table.schema, &table.name)),
+            sql: copy::copy_in_sql(&table.schema, &table.name, &table.columns, table.binary),
             number: part,
             table: table.clone(),
             position: copying.start.snapshot,
@@ -389,7 +385,7 @@ impl PostgresTarget {
         client.batch_execute("COMMIT").await.map_err(Error::database("commit the copy"))?;
         self.expected = consistent_point;
         self.analyzing = Some(AbortOnDropHandle::new(tokio::spawn(analyze(self.work(attempt)))));
-        self.read_window().await?;
+        self.window = window::read(client, slot).await?;
         Ok(self.window.settled())
     }
 }

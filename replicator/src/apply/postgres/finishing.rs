@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
 
 use super::{PostgresTarget, not_open, open};
 use crate::error::Error;
@@ -170,8 +171,9 @@ impl PostgresTarget {
             client.execute(done, &[slot, &place]).await.map_err(failed())?;
             client.batch_execute("COMMIT").await.map_err(failed())?;
         }
-        let parts = "DELETE FROM godwit.copied_parts WHERE stream = $1";
-        client.execute(parts, &[slot]).await.map_err(failed())?;
+        // Meanwhile another table may have got a position.
+        let parts = "DELETE FROM godwit.copied_parts WHERE stream = $1 AND position <= $2";
+        client.execute(parts, &[slot, &PgLsn::from(self.expected.0)]).await.map_err(failed())?;
         Ok(())
     }
 }

@@ -46,7 +46,15 @@ impl Large {
         self.marker
     }
 
-    /// The session, once the part before is written.
+    /// The session, once the part before is written; it comes back by [`Large::go_on`].
+    pub(super) async fn pause(&mut self) -> Result<Box<Session>, Error> {
+        self.session().await
+    }
+
+    pub(super) fn go_on(&mut self, session: Box<Session>) {
+        self.state = State::Free(session);
+    }
+
     async fn session(&mut self) -> Result<Box<Session>, Error> {
         match std::mem::replace(&mut self.state, State::Broken) {
             State::Free(session) => Ok(session),
@@ -60,8 +68,8 @@ impl Large {
         }
     }
 
-    /// The next changes.
-    pub(super) async fn part(&mut self, changes: Vec<Change>, tables: &mut Tables) -> Result<(), Error> {
+    /// The next changes, of tables that are known.
+    pub(super) async fn part(&mut self, changes: Vec<Change>, tables: &Tables) -> Result<(), Error> {
         for change in &changes {
             if let Change::Message { prefix, content } = change
                 && prefix == MARKER_PREFIX
@@ -69,11 +77,6 @@ impl Large {
                 let generation = std::str::from_utf8(content).ok().and_then(|text| text.parse().ok());
                 self.marker = generation.or(self.marker);
             }
-        }
-        if tables.missing(changes.iter()).is_some() {
-            let session = self.session().await?;
-            tables.look_up(&session.client, changes.iter()).await?;
-            self.state = State::Free(session);
         }
         let statements = plan::plan(&items(&changes, self.end_lsn()), Order::Net, tables)?;
         let session = self.session().await?;

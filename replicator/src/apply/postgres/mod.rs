@@ -17,6 +17,7 @@ mod session;
 mod sql;
 mod window;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,10 +34,11 @@ use self::session::{Checkpoint, Failure, PART, Session, has_code};
 use super::Target;
 use super::window::Window;
 use crate::change::{Change, LargeHeader, Transaction};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::identity::SourceId;
 use crate::lsn::Lsn;
-use crate::postgres::{Dsn, connect, connection, quote_literal};
+use crate::postgres::connection::settings_sql;
+use crate::postgres::{Dsn, connect};
 use crate::wire::{CopyStart, CopyTable, KeptTable, Resume, StreamSpec};
 
 /// What the sessions that apply a stream are called by; its slot follows.
@@ -188,12 +190,13 @@ impl PostgresTarget {
         }
     }
 
-    async fn apply_group(&mut self, group: &[Transaction], to: Lsn, flush: bool) -> Result<(), Error> {
+    async fn apply_group(&mut self, group: &[Transaction], flush: bool) -> Result<(), Error> {
+        let Some(last) = group.last() else { return Ok(()) };
         let marker = group.iter().filter_map(Transaction::marker).next_back();
-        let step = self.step(to, marker.map(signed).transpose()?, flush);
+        let step = self.step(last.end_lsn, marker.map(signed).transpose()?, flush);
         let session = self.session.as_mut().ok_or_else(not_open)?;
-        let changes = || group.iter().flat_map(|transaction| &transaction.changes);
-        self.tables.look_up(&session.client, changes()).await?;
+        self.tables.look_up(&session.client, &self.spec.slot, &mut self.window, changes(group)).await?;
+        let group = self.window.filter_all(group);
         let items: Vec<Item<'_>> = group
             .iter()
             .flat_map(|transaction| transaction.changes.iter().map(|change| (transaction.end_lsn, change)))
@@ -204,37 +207,65 @@ impl PostgresTarget {
             session.commit(&step, &plan::plan(&items, Order::Net, &self.tables)?).await
         };
         match done {
-            Ok(()) => return Ok(()),
+            Ok(()) => {}
             Err(Failure::Error(error)) => return Err(error),
-            Err(Failure::Batch) => {}
+            Err(Failure::Batch) => session.commit_in_parts(&step, &items, &self.tables).await?,
         }
-        session.commit_in_parts(&step, &items, &self.tables).await
+        self.expected = step.to;
+        Ok(())
+    }
+
+    /// After a group failed for something that a person must mend: halves of it, and halves of the half that fails. What stands
+    /// before the transaction that cannot be applied is there then.
+    async fn apply_in_parts(&mut self, group: &[Transaction], flush: bool) -> Result<(), Error> {
+        let halves = |range: Range<usize>| {
+            let middle = range.start + range.len() / 2;
+            [middle..range.end, range.start..middle]
+        };
+        let mut waiting: Vec<Range<usize>> = halves(0..group.len()).into();
+        while let Some(range) = waiting.pop() {
+            let client = &self.session.as_ref().ok_or_else(not_open)?.client;
+            client.batch_execute("ROLLBACK").await.map_err(Error::database("go back"))?;
+            match self.apply_group(&group[range.clone()], flush).await {
+                Ok(()) => {}
+                Err(error) if splits(&error) && range.len() > 1 => waiting.extend(halves(range)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
 /// A session that writes what the source has, as it is.
 async fn open(dsn: &Dsn, application: &str) -> Result<Client, Error> {
     let client = connect(dsn, application).await?;
-    let settings: Vec<String> = connection::SESSION_SETTINGS
-        .into_iter()
-        .chain([
-            ("session_replication_role", "replica"),
-            ("synchronous_commit", "on"),
-            ("transaction_timeout", "0"),
-            ("row_security", "off"),
-            ("jit", "off"),
-        ])
-        .map(|(name, value)| format!("({}, {})", quote_literal(name), quote_literal(value)))
-        .collect();
+    let settings = [
+        ("session_replication_role", "replica"),
+        ("synchronous_commit", "on"),
+        ("transaction_timeout", "0"),
+        ("row_security", "off"),
+        ("jit", "off"),
+    ];
     client
-        .batch_execute(&format!(
-            "DO $$ BEGIN PERFORM pg_catalog.set_config(s.name, s.value, false) FROM (VALUES {}) AS s(name, value) \
-             JOIN pg_catalog.pg_settings known ON lower(known.name) = s.name; END $$",
-            settings.join(", ")
-        ))
+        .batch_execute(&settings_sql(&settings, false))
         .await
         .map_err(Error::database("prepare the apply session"))?;
     Ok(client)
+}
+
+/// These changes, of a transaction that committed there.
+fn of_one(changes: &[Change], commit: Lsn) -> impl Iterator<Item = (Lsn, &Change)> + Clone {
+    changes.iter().map(move |change| (commit, change))
+}
+
+/// The changes of these transactions, each with where it committed.
+fn changes(group: &[Transaction]) -> impl Iterator<Item = (Lsn, &Change)> + Clone {
+    group.iter().flat_map(|transaction| of_one(&transaction.changes, transaction.commit_lsn))
+}
+
+/// Whether a part of a group may go in where all of it does not.
+fn splits(error: &Error) -> bool {
+    error.kind() == ErrorKind::Operator
 }
 
 fn not_open() -> Error {
@@ -284,9 +315,9 @@ impl Target for PostgresTarget {
         self.expected = resume.applied;
         // A copy that did not end may come from anywhere: it begins again.
         self.known = resume.source.filter(|_| resume.copied);
-        self.session = Some(Session::open(client).await?);
+        let client = &self.session.insert(Session::open(client).await?).client;
         if resume.copied {
-            self.read_window().await?;
+            self.window = window::read(client, &self.spec.slot).await?;
             self.settle().await?;
             resume.settled = self.window.settled();
         }
@@ -304,13 +335,10 @@ impl Target for PostgresTarget {
     }
 
     async fn apply(&mut self, group: &[Transaction], flush: bool) -> Result<(), Error> {
-        let Some(last) = group.last() else { return Ok(()) };
-        if self.window.is_open() {
-            self.apply_group(&self.window.filter_all(group), last.end_lsn, flush).await?;
-        } else {
-            self.apply_group(group, last.end_lsn, flush).await?;
-        }
-        self.expected = last.end_lsn;
+        match self.apply_group(group, flush).await {
+            Err(error) if splits(&error) && group.len() > 1 => self.apply_in_parts(group, flush).await,
+            result => result,
+        }?;
         self.settle().await
     }
 
@@ -322,9 +350,15 @@ impl Target for PostgresTarget {
 
     async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error> {
         let large = self.large.as_mut().ok_or_else(not_open)?;
-        let changes =
-            if self.window.is_open() { self.window.filter(&changes, large.commit_lsn()) } else { changes };
-        large.part(changes, &mut self.tables).await
+        let commit = large.commit_lsn();
+        if self.tables.missing(of_one(&changes, commit), &self.window).is_some() {
+            let session = large.pause().await?;
+            let all = of_one(&changes, commit);
+            self.tables.look_up(&session.client, &self.spec.slot, &mut self.window, all).await?;
+            large.go_on(session);
+        }
+        let changes = if self.window.is_open() { self.window.filter(&changes, commit) } else { changes };
+        large.part(changes, &self.tables).await
     }
 
     async fn end_large(&mut self) -> Result<(), Error> {
