@@ -258,24 +258,16 @@ async fn partitions_that_come_and_go_are_followed() -> Result<()> {
     let shadow = owner(far).await?;
 
     // One who writes all days all the time, as the service does.
-    let writes = async |zone: &Zone, stop: tokio_util::sync::CancellationToken| {
-        let writer = owner(zone).await?;
-        anyhow::Ok(tokio::spawn(stop.run_until_cancelled_owned(async move {
-            let insert = "INSERT INTO events (day, kind) SELECT date '2026-01-02' + n, 'click' FROM generate_series(0, 8) n";
-            loop {
-                if let Err(error) = writer.execute(insert, &[]).await {
-                    return error;
-                }
-            }
-        })))
+    let writes = async |zone: &Zone| {
+        let insert = "INSERT INTO events (day, kind) SELECT date '2026-01-02' + n, 'click' FROM generate_series(0, 8) n";
+        anyhow::Ok(Writing::start(owner(zone).await?, |_| insert.to_owned()))
     };
     let equal = async || {
         let equal = async || Ok(events(&primary).await? == events(&shadow).await?);
         until("both have the same rows in the same partitions", equal).await
     };
 
-    let stop = tokio_util::sync::CancellationToken::new();
-    let writing = writes(near, stop.clone()).await?;
+    let writing = writes(near).await?;
     // A day is made out of what had none, one is made ready and then attached, one is kept apart, one is thrown away.
     primary
         .batch_execute(
@@ -302,10 +294,7 @@ async fn partitions_that_come_and_go_are_followed() -> Result<()> {
         .await?;
     primary.batch_execute("ALTER TABLE events DETACH PARTITION events_1; DROP TABLE events_0; ALTER TABLE events DROP COLUMN old; DROP INDEX events_kind").await?;
     followed(&mut leader).await?;
-    stop.cancel();
-    if let Some(error) = writing.await? {
-        return Err(error).context("a write failed");
-    }
+    writing.stop().await?;
     // What does not fit into the shadow's waits until it does.
     primary.batch_execute("ALTER TABLE events ALTER n TYPE bigint, ALTER n SET DEFAULT 8; INSERT INTO events (day, kind, n) VALUES ('2026-01-03', 'view', 3000000000)").await?;
     followed(&mut leader).await?;
@@ -319,17 +308,13 @@ async fn partitions_that_come_and_go_are_followed() -> Result<()> {
     // And the other way, once it has moved.
     leader.migrate(&far.name).await?;
     leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
-    let stop = tokio_util::sync::CancellationToken::new();
-    let writing = writes(far, stop.clone()).await?;
+    let writing = writes(far).await?;
     shadow
         .batch_execute("CREATE TABLE events_10 PARTITION OF events FOR VALUES FROM ('2026-01-22') TO ('2026-01-23'); INSERT INTO events (day, kind) VALUES ('2026-01-22', 'click')")
         .await?;
     shadow.batch_execute("DROP TABLE events_8").await?;
     followed(&mut leader).await?;
-    stop.cancel();
-    if let Some(error) = writing.await? {
-        return Err(error).context("a write failed");
-    }
+    writing.stop().await?;
     equal().await
 }
 

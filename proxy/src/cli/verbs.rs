@@ -265,7 +265,7 @@ pub(super) fn sync_schema(
 }
 
 /// The answer; none: it was refused, and that is told.
-fn allowed(answer: Result<Bytes>) -> Result<Option<Bytes>> {
+pub(super) fn allowed(answer: Result<Bytes>) -> Result<Option<Bytes>> {
     let error = match answer {
         Ok(answer) => return Ok(Some(answer)),
         Err(error) => error,

@@ -7,7 +7,8 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use replicator::verify::Difference;
 
-use super::client::{Client, Refusal};
+use super::client::Client;
+use super::verbs::allowed;
 use super::{Output, render};
 use crate::controller::verification::{Request, Standing, VerificationView};
 
@@ -66,12 +67,10 @@ pub(super) fn run(client: &Client, arguments: &Arguments, output: Output) -> Res
     };
     let begun: VerificationView = match asked {
         None => client.get(&path)?,
-        Some(Ok(answer)) => serde_json::from_slice(&answer)?,
-        Some(Err(error)) => {
-            let Some(Refusal(problem)) = error.downcast_ref() else { return Err(error) };
-            eprintln!("godwit: refused: {}", problem.detail);
-            return Ok(ExitCode::from(REFUSED));
-        }
+        Some(answer) => match allowed(answer)? {
+            Some(answer) => serde_json::from_slice(&answer)?,
+            None => return Ok(ExitCode::from(REFUSED)),
+        },
     };
     let ended = if arguments.detach || arguments.stop { begun } else { follow(client, &path, begun)? };
     match output {

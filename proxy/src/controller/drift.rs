@@ -260,13 +260,13 @@ async fn read(resource: &Resource, view: &ResourceView) -> Result<Sides, Denied>
 
 fn shown(
     view: &ResourceView,
-    streams: &Streams,
+    filling: Option<FillingView>,
     differences: Vec<Difference>,
     done: Vec<String>,
     waits: bool,
 ) -> SchemaView {
     SchemaView {
-        filling: FillingView::now(streams),
+        filling,
         resource: view.name.clone(),
         primary: view.primary.clone(),
         shadow: view.shadow.clone(),
@@ -281,7 +281,7 @@ pub async fn diff(resource: &Resource, view: &ResourceView, streams: &Streams) -
     let filling = FillingView::now(streams);
     // Whoever asks for definitions waits for the lock of the table that is being filled.
     let differences = if filling.is_some() { Vec::new() } else { read(resource, view).await?.differences };
-    Ok(SchemaView { filling, ..shown(view, streams, differences, Vec::new(), false) })
+    Ok(shown(view, filling, differences, Vec::new(), false))
 }
 
 /// Why the shadow's schema must be left as it is, if it must.
@@ -382,7 +382,7 @@ async fn bring_up(
     let mut sides = read(resource, view).await?;
     let only_said = matches!(request, Wanted::Sync(SyncRequest { dry_run: true, .. }));
     if only_said || sides.differences.is_empty() {
-        return Ok((shown(view, streams, sides.differences, Vec::new(), false), None));
+        return Ok((shown(view, FillingView::now(streams), sides.differences, Vec::new(), false), None));
     }
     let database = database(resource, &view.primary).map_err(Denied::Conflict)?;
     let there = self::database(resource, &view.shadow).map_err(Denied::Conflict)?;
@@ -428,5 +428,5 @@ async fn bring_up(
     let failed = failed.filter(|_| left.clone().any(|left| !(waits && left.strict)));
     waits &= left.any(|left| left.strict);
     let failed = failed.map(|error| Denied::Conflict(chain(error)));
-    Ok((shown(view, streams, sides.differences, all, waits), failed))
+    Ok((shown(view, FillingView::now(streams), sides.differences, all, waits), failed))
 }

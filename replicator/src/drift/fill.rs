@@ -126,7 +126,8 @@ async fn rows(sides: Sides<'_>, name: &str, dump: &str, reader: &Client) -> Resu
     } else {
         schema::load(shadow, dump).await?;
     }
-    let (table, position) = published(sides, name, reader).await?;
+    let position = published(sides, name, reader).await?;
+    let table = described(name, reader).await?;
     if there {
         // Appliers that do not know of it end: what they wait to write, the snapshot shows already.
         let aside = connect(shadow_dsn, APPLICATION).await?;
@@ -216,7 +217,7 @@ pub async fn seed_anew(shadow: &Client, tables: &[String]) -> Result<Vec<String>
 }
 
 /// Publishes the table and takes a snapshot of it, in one moment for its writers; gives where in the source's WAL that is.
-async fn published(sides: Sides<'_>, name: &str, reader: &Client) -> Result<(TableToCopy, PgLsn), Error> {
+async fn published(sides: Sides<'_>, name: &str, reader: &Client) -> Result<PgLsn, Error> {
     let (_, source) = sides.source;
     let failed = |error| refused(&format!("fill table {name}"))(error);
     let lock = format!(
@@ -230,13 +231,6 @@ async fn published(sides: Sides<'_>, name: &str, reader: &Client) -> Result<(Tab
     reader.batch_execute(&copy::snapshot_sql(moment.get(1))).await.map_err(failed)?;
     let lock = format!("SET LOCAL lock_timeout = '{PATIENCE}'; LOCK TABLE ONLY {name} IN ACCESS SHARE MODE");
     reader.batch_execute(&lock).await.map_err(failed)?;
-    let called = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
-        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = pg_catalog.to_regclass($1)";
-    let called = reader.query_one(called, &[&name]).await.map_err(failed)?;
-    let (schema, called): (String, String) = (called.get(0), called.get(1));
-    let table = copy::tables(reader).await?.into_iter().find(|t| t.schema == schema && t.name == called);
-    let table =
-        table.ok_or_else(|| Error::Unready(format!("fill table {name}: it is none that is copied")))?;
     let [main, critical] = [Lane::Main, Lane::Critical].map(|lane| lane.publication_name(sides.resource));
     let publish = format!(
         "DO $godwit$ BEGIN IF NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
@@ -248,7 +242,18 @@ async fn published(sides: Sides<'_>, name: &str, reader: &Client) -> Result<(Tab
         quote_ident(&main)
     );
     source.batch_execute(&publish).await.map_err(failed)?;
-    Ok((table, moment.get(0)))
+    Ok(moment.get(0))
+}
+
+/// What there is to be copied of the table that the reader has locked: looked up when its writers go on.
+async fn described(name: &str, reader: &Client) -> Result<TableToCopy, Error> {
+    let failed = |error| refused(&format!("fill table {name}"))(error);
+    let called = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = pg_catalog.to_regclass($1)";
+    let called = reader.query_one(called, &[&name]).await.map_err(failed)?;
+    let (schema, called): (String, String) = (called.get(0), called.get(1));
+    let table = copy::tables(reader).await?.into_iter().find(|t| t.schema == schema && t.name == called);
+    table.ok_or_else(|| Error::Unready(format!("fill table {name}: it is none that is copied")))
 }
 
 /// What is told of a table that is being filled ends with this, however that ends.

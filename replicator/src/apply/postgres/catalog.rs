@@ -247,7 +247,7 @@ impl Tables {
             relations.iter().find(|relation| {
                 let same = last.is_some_and(|last| Arc::ptr_eq(last, relation));
                 last = Some(relation);
-                !same && !window.skips(relation, commit) && self.find(relation).is_none()
+                !same && self.find(relation).is_none() && !window.skips(relation, commit)
             })
         })
     }
@@ -263,9 +263,11 @@ impl Tables {
         if self.missing(changes.clone(), window).is_none() {
             return Ok(());
         }
-        *window = window::read(client, stream).await?;
         let mut waited = false;
-        while let Some(relation) = self.missing(changes.clone(), window) {
+        loop {
+            // Whoever sees a table sees its position.
+            *window = window::read(client, stream).await?;
+            let Some(relation) = self.missing(changes.clone(), window) else { return Ok(()) };
             match Table::load(client, Arc::clone(relation)).await? {
                 Some(table) => self.know(Arc::new(table)),
                 None if !waited => {
@@ -277,10 +279,7 @@ impl Tables {
                     return Err(Error::Unready(format!("table {schema}.{name} is not on the target")));
                 }
             }
-            // Whoever sees a table sees its position.
-            *window = window::read(client, stream).await?;
         }
-        Ok(())
     }
 
     /// Remembers a table, for this description of it.

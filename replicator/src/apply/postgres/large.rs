@@ -47,15 +47,7 @@ impl Large {
     }
 
     /// The session, once the part before is written; it comes back by [`Large::go_on`].
-    pub(super) async fn pause(&mut self) -> Result<Box<Session>, Error> {
-        self.session().await
-    }
-
-    pub(super) fn go_on(&mut self, session: Box<Session>) {
-        self.state = State::Free(session);
-    }
-
-    async fn session(&mut self) -> Result<Box<Session>, Error> {
+    pub(super) async fn session(&mut self) -> Result<Box<Session>, Error> {
         match std::mem::replace(&mut self.state, State::Broken) {
             State::Free(session) => Ok(session),
             State::Writing(task) => {
@@ -66,6 +58,10 @@ impl Large {
             }
             State::Broken => Err(Error::Protocol("a large transaction goes on after it failed".into())),
         }
+    }
+
+    pub(super) fn go_on(&mut self, session: Box<Session>) {
+        self.state = State::Free(session);
     }
 
     /// The next changes, of tables that are known.

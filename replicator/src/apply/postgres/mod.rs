@@ -30,7 +30,7 @@ use self::catalog::Tables;
 use self::copying::Copying;
 use self::large::Large;
 use self::plan::{Item, Order};
-use self::session::{Checkpoint, Failure, PART, Session, has_code};
+use self::session::{Checkpoint, Failure, PART, Session, halves, has_code};
 use super::Target;
 use super::window::Window;
 use crate::change::{Change, LargeHeader, Transaction};
@@ -218,10 +218,6 @@ impl PostgresTarget {
     /// After a group failed for something that a person must mend: halves of it, and halves of the half that fails. What stands
     /// before the transaction that cannot be applied is there then.
     async fn apply_in_parts(&mut self, group: &[Transaction], flush: bool) -> Result<(), Error> {
-        let halves = |range: Range<usize>| {
-            let middle = range.start + range.len() / 2;
-            [middle..range.end, range.start..middle]
-        };
         let mut waiting: Vec<Range<usize>> = halves(0..group.len()).into();
         while let Some(range) = waiting.pop() {
             let client = &self.session.as_ref().ok_or_else(not_open)?.client;
@@ -352,7 +348,7 @@ impl Target for PostgresTarget {
         let large = self.large.as_mut().ok_or_else(not_open)?;
         let commit = large.commit_lsn();
         if self.tables.missing(of_one(&changes, commit), &self.window).is_some() {
-            let session = large.pause().await?;
+            let session = large.session().await?;
             let all = of_one(&changes, commit);
             self.tables.look_up(&session.client, &self.spec.slot, &mut self.window, all).await?;
             large.go_on(session);

@@ -235,10 +235,6 @@ impl Session {
     /// Applies changes inside the open transaction after they failed as a batch: halves, halves of the half that fails,
     /// and the last few one after the other, where a failure is a conflict and names its row.
     pub(super) async fn in_parts(&mut self, items: &[Item<'_>], tables: &Tables) -> Result<(), Error> {
-        let halves = |range: Range<usize>| {
-            let middle = range.start + range.len() / 2;
-            [middle..range.end, range.start..middle]
-        };
         let mut waiting: Vec<Range<usize>> = halves(0..items.len()).into();
         while let Some(range) = waiting.pop() {
             let part = &items[range.clone()];
@@ -381,6 +377,12 @@ fn rows_found(error: &tokio_postgres::Error) -> Option<String> {
     let error = error.as_db_error().filter(|error| error.code().code() == sql::COUNT_FAILED)?;
     let (_, rest) = error.message().split_once(sql::ROWS_FOUND)?;
     Some(rest.trim_end_matches(|letter: char| !letter.is_alphanumeric()).to_owned())
+}
+
+/// Both halves; the first comes last, to be taken first from a stack.
+pub(super) fn halves(range: Range<usize>) -> [Range<usize>; 2] {
+    let middle = range.start + range.len() / 2;
+    [middle..range.end, range.start..middle]
 }
 
 pub(super) fn has_code(error: &tokio_postgres::Error, codes: &[&str]) -> bool {
