@@ -132,6 +132,14 @@ async fn a_role_without_rights_is_told_the_grants() -> Result<()> {
         expect(&found, Blocker, "shop", "does not own the database", "ALTER DATABASE shop OWNER TO …");
         expect(&found, Warning, "keeper", "deadlock_timeout", "GRANT SET ON PARAMETER deadlock_timeout");
         expect(&found, Blocker, "shop", "create schema godwit", "GRANT CREATE ON DATABASE shop TO keeper");
+        // Where nobody may give the attribute, a role stands for it.
+        admin.batch_execute("CREATE ROLE rds_replication").await?;
+        let found = check(&keeper, Side::Source).await?;
+        expect(&found, Blocker, "keeper", "may not replicate", "GRANT rds_replication TO keeper");
+        admin.batch_execute("GRANT rds_replication TO keeper").await?;
+        let found = check(&keeper, Side::Source).await?;
+        assert!(!found.iter().any(|f| f.problem == "may not replicate"), "{found:#?}");
+        admin.batch_execute("DROP ROLE rds_replication").await?;
         let found = check(&keeper, Side::Target).await?;
         for function in ["create", "oid", "session_setup"] {
             let name = format!("pg_replication_origin_{function}(text)");
@@ -160,7 +168,10 @@ async fn what_only_a_superuser_can_make_is_told_before_the_copy_stops_at_it() ->
     use Severity::Blocker;
     for major in [15, other_major()] {
         let (cluster, other) = (TestCluster::start(major)?, TestCluster::start(other_major())?);
-        let client = cluster.create_database("shop", "CREATE TABLE t (id int PRIMARY KEY)").await?;
+        // What says that it is in C without being, everybody can make.
+        let sql = "CREATE TABLE t (id int PRIMARY KEY); CREATE AGGREGATE summed (int) (sfunc = int4pl, stype = int);
+                   CREATE TYPE floats AS RANGE (subtype = float8)";
+        let client = cluster.create_database("shop", sql).await?;
         let empty = other.create_database("shop", "").await?;
         assert_eq!((check(&client, Side::Source).await?, compare(&client, &empty).await?), (vec![], vec![]));
         let administrator = cluster.connect("shop").await?;

@@ -545,7 +545,12 @@ pub(super) fn schema(view: &SchemaView) -> String {
             (_, true) => "dropped ",
             _ => "decide  ",
         };
-        text.push_str(&format!("{mark}  {}: {}\n", difference.subject, difference.what));
+        let stops = if difference.stops { "" } else { " (no move waits for it)" };
+        text.push_str(&format!("{mark}  {}: {}{stops}\n", difference.subject, difference.what));
+        if difference.reseed {
+            let (resource, table) = (&view.resource, &difference.subject);
+            text.push_str(&format!("          godwit reseed {resource} --table '{table}'\n"));
+        }
         if let Some(sql) = &difference.sql {
             text.push_str(&format!("          on {}: {sql}\n", view.shadow));
         }

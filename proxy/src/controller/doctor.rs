@@ -70,7 +70,9 @@ pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> Doctor
                 }
             }
             match drifted(&source, &target, [primary, shadow]).await {
-                Ok(differences) => found.extend(differences.into_iter().map(|it| difference(&both, it))),
+                Ok(differences) => {
+                    found.extend(differences.into_iter().map(|it| difference(&resource.name, &both, it)));
+                }
                 Err(error) => found.push(unexamined(&both, chain(error))),
             }
         }
@@ -133,15 +135,16 @@ async fn drifted(source: &Client, shadow: &Client, zones: [&str; 2]) -> Result<V
     drift::differences(source, shadow, zones).await
 }
 
-fn difference(zone: &str, difference: Difference) -> FindingView {
+fn difference(resource: &str, zone: &str, difference: Difference) -> FindingView {
     let remedy = match difference.mend {
         Mend::Add(sql) | Mend::Rename(sql) => Some(format!("godwit schema sync; or on the shadow: {sql}")),
         Mend::Table(_) => Some("godwit schema sync".into()),
         Mend::Drop(sql) => Some(format!("godwit schema sync --drop; or on the shadow: {sql}")),
+        Mend::Anew(table) => Some(format!("godwit reseed {resource} --table {table}")),
         Mend::Person(sql) => sql.map(|sql| format!("on the shadow: {sql}")),
     };
     FindingView {
-        severity: "blocker".into(),
+        severity: if difference.stops { "blocker" } else { "warning" }.into(),
         zone: zone.into(),
         subject: difference.subject,
         problem: difference.what,

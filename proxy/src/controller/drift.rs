@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use migration::policy::SchemaFollows;
 use migration::units::Generation;
-use replicator::drift::{self, Difference, Filling, Mend};
+use replicator::drift::{self, Difference, Filling, Mend, When};
 use replicator::fence;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
@@ -27,8 +27,8 @@ const CATCHES_UP: Duration = Duration::from_secs(10);
 const ANSWERS: Duration = Duration::from_secs(15);
 /// How often what is left is looked at again.
 const ROUNDS: usize = 3;
-/// Of what a stream says that stands still at a value that its shadow's type does not have.
-const UNKNOWN_VALUE: &str = "(SQLSTATE 22P02)";
+/// Of what a stream says that stands still at a value that its shadow's type does not have, or of a column that the shadow computes.
+const NEEDS: [&str; 3] = ["(SQLSTATE 22P02)", "(SQLSTATE 428C9)", "(SQLSTATE 42P10)"];
 /// So many differences are named among the problems.
 const NAMED: usize = 10;
 /// What the server shows in `pg_stat_activity`.
@@ -48,6 +48,17 @@ pub struct DifferenceView {
     /// Only the shadow has it: `godwit schema sync --drop` drops it.
     #[serde(default)]
     pub drops: bool,
+    /// No move is made with it; otherwise it is how something is stored, planned or described, and nothing else is done without it.
+    #[serde(default = "stops")]
+    pub stops: bool,
+    /// `godwit reseed RESOURCE --table SUBJECT` mends it.
+    #[serde(default)]
+    pub reseed: bool,
+}
+
+/// Of older nodes.
+fn stops() -> bool {
+    true
 }
 
 /// The schemas of a resource.
@@ -138,12 +149,21 @@ impl Wanted {
 impl DifferenceView {
     fn of(difference: Difference) -> Self {
         let (additive, drops) = (difference.is_mended(false), difference.is_mended(true));
+        let (stops, reseed) = (difference.stops, matches!(difference.mend, Mend::Anew(_)));
         let sql = match difference.mend {
             Mend::Add(sql) | Mend::Drop(sql) | Mend::Rename(sql) => Some(sql),
-            Mend::Table(_) => None,
+            Mend::Table(_) | Mend::Anew(_) => None,
             Mend::Person(sql) => sql,
         };
-        Self { subject: difference.subject, what: difference.what, sql, additive, drops: drops && !additive }
+        Self {
+            subject: difference.subject,
+            what: difference.what,
+            sql,
+            additive,
+            drops: drops && !additive,
+            stops,
+            reseed,
+        }
     }
 }
 
@@ -167,8 +187,9 @@ pub(super) async fn differences(databases: &Databases, zones: [&str; 2]) -> Resu
     found
 }
 
-/// They as they stand among the problems: the first few.
+/// They as they stand among the problems: the first few of those that stop a move.
 pub(super) fn named(found: &[Difference]) -> Vec<String> {
+    let found: Vec<_> = found.iter().filter(|difference| difference.stops).collect();
     let more = found.len().saturating_sub(NAMED);
     let mut lines: Vec<String> =
         found.iter().take(NAMED).map(|d| format!("{}: {}", d.subject, d.what)).collect();
@@ -311,13 +332,14 @@ pub(super) async fn follow(
     if !wanted || stands_in_the_way(view).is_some() || streams.filling().borrow().is_some() {
         return Ok(false);
     }
-    let (SchemaView { shadow, done, .. }, failed) =
+    let (SchemaView { shadow, done, differences, .. }, failed) =
         bring_up(resource, view, streams, Wanted::Sync(SyncRequest { dry_run: false, drop })).await?;
     let did = !done.is_empty();
     if did {
         audit.note(Entry::Schema { resource: resource.name.clone(), zone: shadow, done });
     }
-    failed.map_or(Ok(did), Err)
+    // What stops no move is tried again when the schemas are looked at again.
+    failed.filter(|_| differences.iter().any(|left| left.stops)).map_or(Ok(did), Err)
 }
 
 /// Makes on the shadow what only adds, and drops what only it has where that is asked for; tells what is left. What takes longer than a
@@ -386,13 +408,14 @@ async fn bring_up(
     }
     let database = database(resource, &view.primary).map_err(Denied::Conflict)?;
     let there = self::database(resource, &view.shadow).map_err(Denied::Conflict)?;
-    let stands = view.replication.state == "failed" && view.replication.detail.contains(UNKNOWN_VALUE);
+    let needed = |state: &str| view.replication.detail.contains(state);
+    let stands = view.replication.state == "failed" && NEEDS.into_iter().any(needed);
     let (mut all, mut waits, mut failed) = (Vec::new(), false, None);
     // What belongs to a thing that was missing (its owner, who may use it) is seen when it is there.
     for _ in 0..ROUNDS {
         let wanted = || sides.differences.iter().filter(|left| request.wants(left));
-        // Where the stream stands still at the new name of a value, all from before is there.
-        let waits_for = |left: &Difference| left.strict && !(stands && matches!(left.mend, Mend::Rename(_)));
+        let waits_for =
+            |left: &Difference| left.when == When::CaughtUp || left.when == When::Needed && !stands;
         waits = wanted().any(waits_for) && !sides.caught_up(streams, view.generation).await?;
         let now = wanted().filter(|left| !(waits && waits_for(left))).collect();
         let between = drift::Sides {
@@ -425,8 +448,8 @@ async fn bring_up(
     }
     let mut left = sides.differences.iter().filter(|left| request.wants(left));
     // What failed may have been done by the rest.
-    let failed = failed.filter(|_| left.clone().any(|left| !(waits && left.strict)));
-    waits &= left.any(|left| left.strict);
+    let failed = failed.filter(|_| left.clone().any(|left| !(waits && left.when != When::Now)));
+    waits &= left.any(|left| left.when != When::Now);
     let failed = failed.map(|error| Denied::Conflict(chain(error)));
     Ok((shown(view, FillingView::now(streams), sides.differences, all, waits), failed))
 }

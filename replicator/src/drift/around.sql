@@ -1,14 +1,10 @@
 -- What stands around the tables and must be alike, too, or the service misses it after a move: as fingerprint.sql. search_path is empty.
 -- Not an extension's, and nothing of Godwit's.
 WITH ours AS (
-  SELECT c.oid, c.relkind, c.relowner, c.relacl, c.relrowsecurity, c.relforcerowsecurity, c.reloptions,
+  SELECT c.oid, c.relkind, c.relispartition, c.relowner, c.relacl, c.relrowsecurity, c.relforcerowsecurity, c.reloptions,
          format('%I.%I', n.nspname, c.relname) AS name
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relpersistence <> 't'
-    AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
-    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                    WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-    AND NOT {{passing}}
+  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND {{own}}
 ), schemas AS (
   SELECT n.oid, n.nspname, n.nspacl, n.nspowner FROM pg_catalog.pg_namespace n
   WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
@@ -16,10 +12,27 @@ WITH ours AS (
                     WHERE d.classid = 'pg_catalog.pg_namespace'::regclass AND d.objid = n.oid AND d.deptype = 'e')
 ), routines AS (
   SELECT p.*, to_jsonb(p) ->> 'prosqlbody' IS NOT NULL AS is_query, l.lanname,
-         format('%I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)) AS name
+         -- By the types of its arguments: a name of one may change. An aggregate is called with more.
+         CASE WHEN p.prokind <> 'a' THEN p.oid::pg_catalog.regprocedure::text
+           ELSE format('%I.%I(%s)', n.nspname, p.proname, coalesce(nullif(pg_catalog.pg_get_function_identity_arguments(p.oid), ''), '*')) END AS name
   FROM pg_catalog.pg_proc p JOIN schemas n ON n.oid = p.pronamespace JOIN pg_catalog.pg_language l ON l.oid = p.prolang
   WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
                     WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid AND d.deptype IN ('e', 'i'))
+), aggregates AS (
+  SELECT a.aggfnoid::oid AS aggfnoid, concat_ws(', ', format('SFUNC = %s, STYPE = %s', a.aggtransfn, pg_catalog.format_type(a.aggtranstype, NULL)),
+    'SSPACE = ' || nullif(a.aggtransspace, 0), 'FINALFUNC = ' || nullif(a.aggfinalfn::oid, 0)::pg_catalog.regproc::text, CASE WHEN a.aggfinalextra THEN 'FINALFUNC_EXTRA' END,
+    CASE WHEN a.aggfinalfn <> 0 THEN 'FINALFUNC_MODIFY = ' || CASE a.aggfinalmodify WHEN 'r' THEN 'READ_ONLY' WHEN 's' THEN 'SHAREABLE' ELSE 'READ_WRITE' END END,
+    'COMBINEFUNC = ' || nullif(a.aggcombinefn::oid, 0)::pg_catalog.regproc::text, 'SERIALFUNC = ' || nullif(a.aggserialfn::oid, 0)::pg_catalog.regproc::text,
+    'DESERIALFUNC = ' || nullif(a.aggdeserialfn::oid, 0)::pg_catalog.regproc::text, 'INITCOND = ' || quote_literal(a.agginitval),
+    CASE WHEN a.aggmtransfn <> 0 THEN format('MSFUNC = %s, MINVFUNC = %s, MSTYPE = %s', a.aggmtransfn, a.aggminvtransfn,
+      pg_catalog.format_type(a.aggmtranstype, NULL)) END,
+    'MSSPACE = ' || nullif(a.aggmtransspace, 0), 'MFINALFUNC = ' || nullif(a.aggmfinalfn::oid, 0)::pg_catalog.regproc::text, CASE WHEN a.aggmfinalextra THEN 'MFINALFUNC_EXTRA' END,
+    CASE WHEN a.aggmfinalfn <> 0 THEN 'MFINALFUNC_MODIFY = ' || CASE a.aggmfinalmodify WHEN 'r' THEN 'READ_ONLY' WHEN 's' THEN 'SHAREABLE' ELSE 'READ_WRITE' END END,
+    'MINITCOND = ' || quote_literal(a.aggminitval),
+    'SORTOP = ' || (SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_catalog.pg_operator o
+                    JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace WHERE o.oid = a.aggsortop),
+    CASE a.aggkind WHEN 'h' THEN 'HYPOTHETICAL' END) AS sums
+  FROM pg_catalog.pg_aggregate a WHERE a.aggfnoid >= 16384::oid
 ), types AS (
   SELECT y.*, format('%I.%I', n.nspname, y.typname) AS name
   FROM pg_catalog.pg_type y JOIN schemas n ON n.oid = y.typnamespace LEFT JOIN pg_catalog.pg_class c ON c.oid = y.typrelid
@@ -43,13 +56,16 @@ WITH ours AS (
               FROM pg_catalog.pg_index i WHERE i.indrelid = views.oid)) END AS sql, options
   FROM views
 ), counters AS (
-  SELECT o.oid, o.name, d.deptype, t.name AS of,
+  -- From 17 on a partition has no identity column of its own: of one from an older server the sequence is kept, so that it can go back.
+  SELECT o.oid, o.name, CASE WHEN d.deptype <> 'i' THEN 'table''s' WHEN t.relispartition THEN 'partition''s' WHEN d.deptype = 'i' THEN 'column''s' END AS whose,
+         t.name AS of, pg_catalog.quote_ident(a.attname) AS by, a.attidentity,
          format('AS %s INCREMENT BY %s MINVALUE %s MAXVALUE %s START WITH %s CACHE %s %s', pg_catalog.format_type(q.seqtypid, NULL),
            q.seqincrement, q.seqmin, q.seqmax, q.seqstart, q.seqcache, CASE WHEN q.seqcycle THEN 'CYCLE' ELSE 'NO CYCLE' END) AS counts
   FROM ours o JOIN pg_catalog.pg_sequence q ON q.seqrelid = o.oid
   LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = o.oid AND d.objsubid = 0
     AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0
   LEFT JOIN ours t ON t.oid = d.refobjid
+  LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
 ), granted AS (
   SELECT 'table' AS kind, name, '' AS part, relowner AS owner, relacl AS acl FROM ours WHERE relkind <> 'S'
   UNION ALL
@@ -83,14 +99,21 @@ SELECT CASE relkind WHEN 'v' THEN 'view' ELSE 'materialized view' END, name, '',
 UNION ALL
 SELECT 'query', name, '', query, sql FROM made
 UNION ALL
+SELECT 'index', t.name, x.relname::text, regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), '^CREATE (UNIQUE )?INDEX \S+ ', 'CREATE \1INDEX '),
+       pg_catalog.pg_get_indexdef(i.indexrelid)
+FROM ours t JOIN pg_catalog.pg_index i ON i.indrelid = t.oid JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid WHERE t.relkind = 'm' AND i.indisvalid
+UNION ALL
 SELECT 'function', name, '', concat_ws(' ', CASE prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' WHEN 'w' THEN 'window' ELSE 'function' END,
          format('(%s)', pg_catalog.pg_get_function_arguments(oid)), 'returns ' || pg_catalog.pg_get_function_result(oid), lanname,
          CASE provolatile WHEN 'i' THEN 'immutable' WHEN 's' THEN 'stable' ELSE 'volatile' END,
          CASE WHEN proisstrict THEN 'strict' END, CASE WHEN prosecdef THEN 'security definer' END, CASE WHEN proleakproof THEN 'leakproof' END,
-         'parallel ' || proparallel::text, array_to_string(proconfig, ', '), probin,
-         CASE WHEN NOT is_query AND prokind <> 'a' THEN 'body ' || md5(prosrc) END),
-       CASE WHEN prokind <> 'a' THEN pg_catalog.pg_get_functiondef(oid) END
-FROM routines
+         'parallel ' || proparallel::text, format('cost %s', procost), CASE WHEN proretset THEN format('rows %s', prorows) END,
+         array_to_string(proconfig, ', '), probin,
+         CASE WHEN prokind = 'a' THEN a.sums WHEN NOT is_query THEN 'body ' || md5(prosrc) END),
+       CASE WHEN prokind <> 'a' THEN pg_catalog.pg_get_functiondef(oid)
+         ELSE format('CREATE OR REPLACE AGGREGATE %s (%s, PARALLEL = %s)', name, a.sums,
+           CASE proparallel WHEN 's' THEN 'SAFE' WHEN 'r' THEN 'RESTRICTED' ELSE 'UNSAFE' END) END
+FROM routines LEFT JOIN aggregates a ON a.aggfnoid = routines.oid
 UNION ALL
 SELECT 'body', name, '', md5(pg_catalog.pg_get_functiondef(oid)), pg_catalog.pg_get_functiondef(oid) FROM routines WHERE is_query AND prokind <> 'a'
 UNION ALL
@@ -127,12 +150,18 @@ SELECT 'statistics', t.name, s.stxname::text, regexp_replace(pg_catalog.pg_get_s
        pg_catalog.pg_get_statisticsobjdef(s.oid)
 FROM ours t JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = t.oid
 UNION ALL
-SELECT CASE WHEN of IS NULL THEN 'sequence' ELSE 'its sequence' END, coalesce(of, name), CASE WHEN of IS NULL THEN '' ELSE name END, counts,
-       CASE WHEN deptype IS DISTINCT FROM 'i' THEN format('CREATE SEQUENCE %s %s', name, counts) END
+SELECT CASE WHEN of IS NULL THEN 'sequence' ELSE 'its sequence' END, coalesce(of, name), CASE WHEN of IS NULL THEN '' ELSE name END,
+       CASE WHEN whose = 'column''s' THEN 'of an identity column ' ELSE '' END || counts,
+       -- It may be there, and be nobody's, or another's.
+       CASE WHEN of IS NULL THEN format('CREATE SEQUENCE IF NOT EXISTS %s %s; ALTER SEQUENCE %s OWNED BY NONE', name, counts, name)
+         WHEN whose = 'column''s' THEN format('ALTER TABLE %s ALTER COLUMN %s ADD GENERATED %s AS IDENTITY (SEQUENCE NAME %s %s)', of, by,
+           CASE attidentity WHEN 'a' THEN 'ALWAYS' ELSE 'BY DEFAULT' END, name, regexp_replace(counts, '^AS \S+( \S+)? (?=INCREMENT)', ''))
+         WHEN whose = 'table''s' THEN format('CREATE SEQUENCE IF NOT EXISTS %s %s; ALTER SEQUENCE %s OWNED BY %s.%s', name, counts, name, of, by) END
 FROM counters
 UNION ALL
 SELECT 'type', y.name, '', CASE y.typtype WHEN 'e' THEN 'enum' WHEN 'c' THEN format('(%s)', s.columns)
-         WHEN 'd' THEN concat_ws(' ', 'domain over', pg_catalog.format_type(y.typbasetype, y.typtypmod), CASE WHEN y.typnotnull THEN 'NOT NULL' END)
+         WHEN 'd' THEN concat_ws(' ', 'domain over', pg_catalog.format_type(y.typbasetype, y.typtypmod), 'DEFAULT ' || y.typdefault,
+           CASE WHEN y.typnotnull THEN 'NOT NULL' END)
          ELSE 'range of ' || (SELECT pg_catalog.format_type(r.rngsubtype, NULL) FROM pg_catalog.pg_range r WHERE r.rngtypid = y.oid) END,
        CASE y.typtype WHEN 'e' THEN format('CREATE TYPE %s AS ENUM (%s)', y.name, (SELECT string_agg(quote_literal(enumlabel), ', ' ORDER BY enumsortorder)
                                                                                   FROM pg_catalog.pg_enum e WHERE e.enumtypid = y.oid))
@@ -140,8 +169,20 @@ SELECT 'type', y.name, '', CASE y.typtype WHEN 'e' THEN 'enum' WHEN 'c' THEN for
          WHEN 'd' THEN concat_ws(' ', format('CREATE DOMAIN %s AS %s', y.name, pg_catalog.format_type(y.typbasetype, y.typtypmod)),
            'DEFAULT ' || y.typdefault, CASE WHEN y.typnotnull THEN 'NOT NULL' END,
            (SELECT string_agg(format('CONSTRAINT %I %s', k.conname, pg_catalog.pg_get_constraintdef(k.oid)), ' ' ORDER BY k.conname)
-            FROM pg_catalog.pg_constraint k WHERE k.contypid = y.oid AND k.contype = 'c')) END
+            FROM pg_catalog.pg_constraint k WHERE k.contypid = y.oid AND k.contype = 'c'))
+         -- A canonical function must be made between the type's name and the type.
+         WHEN 'r' THEN (SELECT format('CREATE TYPE %s AS RANGE (%s)', y.name, concat_ws(', ', 'SUBTYPE = ' || pg_catalog.format_type(r.rngsubtype, NULL),
+             'SUBTYPE_OPCLASS = ' || (SELECT format('%I.%I', n.nspname, o.opcname) FROM pg_catalog.pg_opclass o
+                                      JOIN pg_catalog.pg_namespace n ON n.oid = o.opcnamespace WHERE o.oid = r.rngsubopc),
+             'COLLATION = ' || (SELECT c.oid::pg_catalog.regcollation FROM pg_catalog.pg_collation c WHERE c.oid = r.rngcollation),
+             'SUBTYPE_DIFF = ' || nullif(r.rngsubdiff::oid, 0)::pg_catalog.regproc::text, 'MULTIRANGE_TYPE_NAME = ' || r.rngmultitypid::pg_catalog.regtype))
+           FROM pg_catalog.pg_range r WHERE r.rngtypid = y.oid AND r.rngcanonical = 0) END
 FROM types y LEFT JOIN shaped s ON s.oid = y.typrelid
+UNION ALL
+SELECT '#', y.name, '', y.typrelid || ' 0', NULL FROM types y WHERE y.typtype = 'c'
+UNION ALL
+SELECT '#', y.name, a.attname::text, y.typrelid || ' ' || a.attnum, NULL
+FROM types y JOIN pg_catalog.pg_attribute a ON a.attrelid = y.typrelid AND a.attnum > 0 AND NOT a.attisdropped WHERE y.typtype = 'c'
 UNION ALL
 SELECT 'domain constraint', y.name, k.conname::text, pg_catalog.pg_get_constraintdef(k.oid),
        format('ALTER DOMAIN %s ADD CONSTRAINT %I %s', y.name, k.conname, pg_catalog.pg_get_constraintdef(k.oid))

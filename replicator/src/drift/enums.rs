@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{Difference, Fingerprint, Mend};
+use super::{Difference, Fingerprint, Mend, When};
 use crate::postgres::quote_literal;
 
 /// Labels by type, in their order.
@@ -54,28 +54,18 @@ pub(super) fn renamed(
             let plain = same_order && new.len() == old.len();
             if !plain {
                 let list = |labels: &[&str]| labels.join(", ");
-                found.push(Difference {
-                    subject: of.to_owned(),
-                    what: format!(
-                        "enum values {} are {} on {zone}: which is which cannot be told",
-                        list(old),
-                        list(new)
-                    ),
-                    mend: Mend::Person(None),
-                    strict: false,
-                });
+                let what = format!(
+                    "enum values {} are {} on {zone}: which is which cannot be told",
+                    list(old),
+                    list(new)
+                );
+                found.push(Difference::new(of, what, Mend::Person(None)));
             }
             for (new, old) in new.iter().zip(old).filter(|_| plain) {
-                found.push(Difference {
-                    subject: of.to_owned(),
-                    what: format!("enum value {old} was renamed to {new} on {zone}"),
-                    mend: Mend::Rename(format!(
-                        "ALTER TYPE {of} RENAME VALUE {} TO {}",
-                        quote_literal(old),
-                        quote_literal(new)
-                    )),
-                    strict: true,
-                });
+                let sql =
+                    format!("ALTER TYPE {of} RENAME VALUE {} TO {}", quote_literal(old), quote_literal(new));
+                let what = format!("enum value {old} was renamed to {new} on {zone}");
+                found.push(Difference { when: When::Needed, ..Difference::new(of, what, Mend::Rename(sql)) });
             }
         }
     }

@@ -134,6 +134,7 @@ async fn rows(sides: Sides<'_>, name: &str, dump: &str, reader: &Client) -> Resu
         record(&aside, &table, position).await.map_err(failed)?;
         end_appliers(&aside).await.map_err(failed)?;
         empty(shadow, name).await.map_err(failed)?;
+        alike(shadow, name, reader).await.map_err(failed)?;
     } else {
         record(shadow, &table, position).await.map_err(failed)?;
     }
@@ -170,6 +171,36 @@ async fn empty(shadow: &Client, name: &str) -> Result<(), tokio_postgres::Error>
     }
     // Other tables refer to it.
     shadow.batch_execute(&format!("ROLLBACK TO SAVEPOINT emptied; DELETE FROM ONLY {name}")).await
+}
+
+/// Within the open transaction: gives the empty table the columns that the source's has, of the types that they have there.
+async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), tokio_postgres::Error> {
+    let columns = "SELECT quote_ident(a.attname), pg_catalog.format_type(a.atttypid, a.atttypmod) \
+          || CASE WHEN a.attcollation <> y.typcollation THEN format(' COLLATE %s', a.attcollation::pg_catalog.regcollation) ELSE '' END, \
+          CASE WHEN a.attgenerated <> '' THEN format(' GENERATED ALWAYS AS (%s) %s', pg_catalog.pg_get_expr(d.adbin, d.adrelid), \
+            CASE a.attgenerated WHEN 'v' THEN 'VIRTUAL' ELSE 'STORED' END) ELSE '' END \
+        FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type y ON y.oid = a.atttypid \
+        LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
+        WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attinhcount = 0 ORDER BY a.attnum";
+    // Every name is qualified, and both say it alike.
+    let (here, there) = (reader.query(columns, &[&name]).await?, shadow.query(columns, &[&name]).await?);
+    for column in &here {
+        let (called, kind, generated): (&str, &str, &str) = (column.get(0), column.get(1), column.get(2));
+        let add = format!("ALTER TABLE {name} ADD COLUMN {called} {kind}{generated}");
+        let sql = match there.iter().find(|other| other.get::<_, &str>(0) == called) {
+            None => add,
+            Some(other) if other.get::<_, &str>(2) != generated => {
+                format!("ALTER TABLE {name} DROP COLUMN {called}; {add}")
+            }
+            Some(other) if other.get::<_, &str>(1) != kind => format!(
+                "ALTER TABLE {name} ALTER COLUMN {called} DROP DEFAULT; \
+                 ALTER TABLE {name} ALTER COLUMN {called} TYPE {kind} USING NULL"
+            ),
+            Some(_) => continue,
+        };
+        shadow.batch_execute(&sql).await?;
+    }
+    Ok(())
 }
 
 /// The shadow's tables whose rows are not whole, as `schema.table`.

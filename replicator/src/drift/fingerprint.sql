@@ -1,13 +1,9 @@
 -- What a database's schema consists of, one row for each thing that both sides must have alike: kind, table or type, name,
--- definition, and the SQL that makes it elsewhere (NULL: pg_dump knows); and what tables and columns have as numbers ('#') and values of enums as places ('='). search_path is empty: every name is qualified.
+-- definition, and the SQL that makes it elsewhere (NULL: pg_dump knows); and what tables, types and their columns have as numbers ('#') and values of enums as places ('='). search_path is empty: every name is qualified.
 WITH ours AS (
   SELECT c.oid, c.relkind, c.relreplident, c.relpersistence, c.relpartbound, format('%I.%I', n.nspname, c.relname) AS name
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-  WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
-    AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
-    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                    WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-    AND NOT {{passing}}
+  WHERE c.relkind IN ('r', 'p') AND {{own}}
 ), columns AS (
   SELECT t.oid, t.name AS owner, a.attname::text AS name, a.attnum,
          pg_catalog.format_type(a.atttypid, a.atttypmod)

@@ -1,4 +1,4 @@
-//! Which table and which column of the source is which on the shadow, whatever either is called.
+//! Which table and which column of the source is which on the shadow, whatever either is called; and which composite type.
 //!
 //! What both called the same when it was first seen is the same from then on (`godwit.identities`, on the shadow): numbers stay when a
 //! name changes. So a table or column that was renamed is told from one that was added, and two tables that changed names from two
@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Client;
 
-use super::{Difference, Fingerprint, Mend};
+use super::{Difference, Fingerprint, Mend, When, columns};
 use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::postgres::quote_ident;
@@ -143,8 +143,9 @@ pub(super) fn renamed(
         match sides.name_there(*number) {
             Some((name, _)) if name != table => {
                 touched.extend([name.clone(), table.clone()]);
-                let what = format!("table {name} was renamed so on {zone}");
-                found.push(difference(table, what, Mend::Rename(rename_table(name, table))));
+                let (word, _) = sides.words(table);
+                let what = format!("{} {name} was renamed so on {zone}", word.to_lowercase());
+                found.push(Difference::new(table, what, Mend::Rename(rename_table(word, name, table))));
             }
             Some(_) => {
                 let (columns, any) = sides.columns(table);
@@ -155,18 +156,19 @@ pub(super) fn renamed(
                 let Some(alive) = sides.another(key) else { continue };
                 touched.insert(table.clone());
                 if !alive {
-                    let what = format!("table was dropped and made anew on {zone}");
-                    let mend = Mend::Drop(format!("DROP TABLE IF EXISTS {table}"));
-                    found.push(Difference { strict: true, ..difference(table, what, mend) });
+                    let (word, _) = sides.words(table);
+                    let what = format!("{} was dropped and made anew on {zone}", word.to_lowercase());
+                    let mend = match word {
+                        "TABLE" => Mend::Drop(format!("DROP TABLE IF EXISTS {table}")),
+                        // There are tables of it.
+                        _ => Mend::Person(None),
+                    };
+                    found.push(Difference { when: When::CaughtUp, ..Difference::new(table, what, mend) });
                 }
             }
         }
     }
     (found, touched)
-}
-
-fn difference(subject: &str, what: String, mend: Mend) -> Difference {
-    Difference { subject: subject.to_owned(), what, mend, strict: false }
 }
 
 struct Sides<'f> {
@@ -191,36 +193,60 @@ impl Sides<'_> {
         Some(self.alive.contains(other))
     }
 
+    /// What it and its parts are called in SQL: it is a table, or a type.
+    fn words(&self, name: &str) -> (&'static str, &'static str) {
+        let of_type = ("type".to_owned(), name.to_owned(), String::new());
+        if self.source.things.contains_key(&of_type) { ("TYPE", "ATTRIBUTE") } else { ("TABLE", "COLUMN") }
+    }
+
+    /// What makes a column anew of which the stream tells nothing: it is computed of the others, on both sides.
+    fn computed(&self, (table, column): &(String, String)) -> Option<String> {
+        let key = ("column".to_owned(), table.clone(), column.clone());
+        let (here, there) = (self.source.things.get(&key)?, self.shadow.things.get(&key)?);
+        let both = [here, there].iter().all(|shape| columns::is_generated(&shape.definition));
+        let sql = here.sql.as_ref().filter(|_| both)?;
+        Some(format!("ALTER TABLE {table} DROP COLUMN {}; {sql}", quote_ident(column)))
+    }
+
     /// The same of the columns of a table that has its name; and whether any of them is not what it is called.
     fn columns(&self, table: &str) -> (Vec<Difference>, bool) {
         let (mut found, mut any) = (Vec::new(), false);
         let of = (table.to_owned(), String::new())..;
         let columns = self.source.numbers.range(of).skip(1).take_while(|((of, _), _)| of == table);
         let zone = self.zone;
+        let (word, part) = self.words(table);
+        let called = part.to_lowercase();
+        let anew = || if word == "TABLE" { Mend::Anew(table.to_owned()) } else { Mend::Person(None) };
         for (key @ (_, column), number) in columns {
             match self.name_there(*number) {
                 Some((_, name)) if name != column => {
                     any = true;
-                    let what = format!("column {name} was renamed to {column} on {zone}");
+                    let what = format!("{called} {name} was renamed to {column} on {zone}");
                     found.push(if self.shadow.numbers.contains_key(key) {
                         // The stream has told two by one name.
-                        difference(table, format!("{what}: seed the table anew"), Mend::Person(None))
+                        Difference::new(table, format!("{what}: seed the table anew"), anew())
                     } else {
                         let (from, to) = (quote_ident(name), quote_ident(column));
-                        let sql = format!("ALTER TABLE {table} RENAME COLUMN {from} TO {to}");
-                        difference(table, what, Mend::Rename(sql))
+                        let sql = format!("ALTER {word} {table} RENAME {part} {from} TO {to}");
+                        Difference::new(table, what, Mend::Rename(sql))
                     });
                 }
                 Some(_) => {}
                 None => {
                     let Some(alive) = self.another(key) else { continue };
                     any = true;
-                    if !alive {
+                    if alive {
+                        continue;
+                    }
+                    if let Some(sql) = self.computed(key) {
+                        let what = format!("{called} {column} was dropped and made anew on {zone}");
+                        found.push(Difference::new(table, what, Mend::Add(sql)));
+                    } else {
                         // The stream has told both by the same name: which values are of the new one cannot be told.
                         let what = format!(
-                            "column {column} was dropped and made anew on {zone}: seed the table anew"
+                            "{called} {column} was dropped and made anew on {zone}: seed the table anew"
                         );
-                        found.push(difference(table, what, Mend::Person(None)));
+                        found.push(Difference::new(table, what, anew()));
                     }
                 }
             }
@@ -229,14 +255,14 @@ impl Sides<'_> {
     }
 }
 
-fn rename_table(from: &str, to: &str) -> String {
+fn rename_table(word: &str, from: &str, to: &str) -> String {
     let ((schema, name), (new_schema, new_name)) = (split(from), split(to));
     let mut steps = Vec::new();
     if schema != new_schema {
-        steps.push(format!("ALTER TABLE {from} SET SCHEMA {new_schema}"));
+        steps.push(format!("ALTER {word} {from} SET SCHEMA {new_schema}"));
     }
     if name != new_name {
-        steps.push(format!("ALTER TABLE {new_schema}.{name} RENAME TO {new_name}"));
+        steps.push(format!("ALTER {word} {new_schema}.{name} RENAME TO {new_name}"));
     }
     steps.join("; ")
 }
@@ -294,15 +320,15 @@ mod tests {
         assert_eq!(
             told(&before, &exchanged),
             [
-                "s.t: column y was renamed to x on a: seed the table anew Person(None)",
-                "s.t: column x was renamed to y on a: seed the table anew Person(None)"
+                "s.t: column y was renamed to x on a: seed the table anew Anew(\"s.t\")",
+                "s.t: column x was renamed to y on a: seed the table anew Anew(\"s.t\")"
             ]
         );
         let anew = [("s.t", "", (1, 0)), ("s.t", "x", (1, 3)), ("s.u", "", (5, 0))];
         assert_eq!(
             told(&before, &anew),
             [
-                "s.t: column x was dropped and made anew on a: seed the table anew Person(None)",
+                "s.t: column x was dropped and made anew on a: seed the table anew Anew(\"s.t\")",
                 r#"s.u: table was dropped and made anew on a Drop("DROP TABLE IF EXISTS s.u")"#
             ]
         );

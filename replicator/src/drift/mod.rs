@@ -1,13 +1,16 @@
-//! Whether both databases have the same schema: tables (`fingerprint.sql`) and what stands around them (`around.sql`: views,
-//! functions, triggers, privileges, …). Logical decoding carries no DDL.
+//! Whether both databases have the same schema: tables (`fingerprint.sql`), what stands around them (`around.sql`: views,
+//! functions, triggers, privileges, …), and how they are stored and described (`aside.sql`). Logical decoding carries no DDL.
 //!
 //! [`fingerprint`] reads one side, [`compare`] is pure, [`sync`] makes on the shadow what only the source has. What could lose a
 //! row is shown, with the SQL, for a person; what is gone on the source goes where that is asked for.
 
+mod columns;
 mod enums;
 pub(crate) mod fill;
 mod identities;
+mod names;
 mod sync;
+mod types;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +22,7 @@ use crate::fence::{refused, rows};
 use crate::postgres::connection::SESSION_SETTINGS;
 use crate::postgres::slot::PASSING;
 
+use columns::Step;
 use identities::{Index, Known, Number};
 
 pub use fill::{Filling, Sides, seed_anew};
@@ -26,16 +30,41 @@ pub use identities::remember;
 pub use sync::{Synced, mark, sync};
 
 /// Things that stand for themselves; any other is part of the one that it names.
-const WHOLE: [&str; 9] =
-    ["table", "view", "materialized view", "function", "sequence", "type", "schema", "extension", DEFAULTS];
+const WHOLE: [&str; 15] = [
+    "table",
+    "view",
+    "materialized view",
+    "function",
+    "sequence",
+    "type",
+    "schema",
+    "extension",
+    "collation",
+    "text search dictionary",
+    "text search configuration",
+    "operator",
+    "cast",
+    "comment",
+    DEFAULTS,
+];
 /// What one major version words otherwise than another, with the same meaning.
-const WORDED: [&str; 9] =
-    ["constraint", "index", "query", "body", "trigger", "rule", "policy", "statistics", "domain constraint"];
+const WORDED: [&str; 10] = [
+    "constraint",
+    "index",
+    "query",
+    "body",
+    "trigger",
+    "rule",
+    "policy",
+    "statistics",
+    "domain constraint",
+    "collation",
+];
 /// What is too long to be told where it differs.
-const LONG: [&str; 8] =
-    ["view", "materialized view", "query", "function", "body", "trigger", "rule", "policy"];
+const LONG: [&str; 9] =
+    ["view", "materialized view", "query", "function", "body", "trigger", "rule", "policy", "comment"];
 /// What does no harm where only the shadow has it.
-const HARMLESS: [&str; 11] = [
+const HARMLESS: [&str; 16] = [
     "view",
     "materialized view",
     "query",
@@ -47,9 +76,14 @@ const HARMLESS: [&str; 11] = [
     "schema",
     "extension",
     "statistics",
+    "collation",
+    "text search dictionary",
+    "text search configuration",
+    "operator",
+    "cast",
 ];
 /// What the SQL that makes it also makes otherwise: nothing is lost by it.
-const REPLACED: [&str; 10] = [
+const REPLACED: [&str; 11] = [
     "replica identity",
     "view",
     "query",
@@ -59,14 +93,25 @@ const REPLACED: [&str; 10] = [
     "policy",
     "row security",
     "owner",
+    "mapping",
     DEFAULTS,
 ];
+
+/// What changes nothing that a service reads or writes, and stops no move.
+const ASIDE: [&str; 6] =
+    ["option", "column option", "statistics target", "storage", "compression", "comment"];
 
 /// What ties a table to another: it loses no row where it is taken from that.
 const APART: [&str; 2] = ["partition of", "child of"];
 /// What rows from before it was added may not satisfy.
 const STRICT: [&str; 4] = ["constraint", "domain constraint", "partition of", "child of"];
 
+/// Of `pg_class c` and `pg_namespace n`: whether it is the service's, no extension's and nothing of Godwit's, and not only passing.
+const OWN: &str = "c.relpersistence <> 't' \
+    AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)' \
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
+                    WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
+    AND NOT {{passing}}";
 /// Default privileges as a query.
 pub(crate) const DEFAULT_PRIVILEGES: &str = include_str!("defaults.sql");
 /// What others may do with what a role makes from now on.
@@ -74,6 +119,10 @@ const DEFAULTS: &str = "default privileges";
 
 /// How often a schema is read that is changed meanwhile.
 const TRIES: usize = 5;
+/// What the definition of a constraint ends with that was not looked at for the rows that were there.
+const NOT_VALID: &str = " NOT VALID";
+/// What the definition of a sequence begins with that an identity column draws from.
+const IDENTITY: &str = "of an identity column ";
 /// What the kind of a privilege begins with; what it is on follows.
 const RIGHT: &str = "right on ";
 
@@ -85,6 +134,8 @@ type Key = (String, String, String);
 struct Shape {
     definition: String,
     sql: Option<String>,
+    /// SQL that takes it away, where nothing else is lost by that.
+    undo: Option<String>,
 }
 
 /// The schema of one database, as far as both sides must agree.
@@ -115,8 +166,27 @@ pub enum Mend {
     Drop(String),
     /// This SQL, on the shadow: it is there, and has another name.
     Rename(String),
+    /// This table of the shadow's is to be filled anew ([`seed_anew`]), which a person decides: its values cannot be told otherwise.
+    Anew(String),
     /// A person decides: this SQL on the shadow would do it, where it can be told.
     Person(Option<String>),
+}
+
+/// When a difference may be mended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// At once.
+    Now,
+    /// Changes from before it was made need not fit: the stream must have brought all that was written until the source was read.
+    CaughtUp,
+    /// The same; but where the stream stands still at what needs it, it has brought all that came before.
+    Needed,
+}
+
+impl When {
+    fn caught_up(strict: bool) -> Self {
+        if strict { Self::CaughtUp } else { Self::Now }
+    }
 }
 
 /// One difference. Sorts by what it is about.
@@ -128,17 +198,23 @@ pub struct Difference {
     pub what: String,
     /// What mends it.
     pub mend: Mend,
-    /// Changes from before it was made need not fit: the stream must have brought all that was written until the source was read.
-    pub strict: bool,
+    /// When it may be mended.
+    pub when: When,
+    /// The service would miss it after a move. Where it would not, no move waits for it.
+    pub stops: bool,
 }
 
 impl Difference {
+    fn new(subject: impl Into<String>, what: String, mend: Mend) -> Self {
+        Self { subject: subject.into(), what, mend, when: When::Now, stops: true }
+    }
+
     /// Whether [`sync`] does something about it; `gone`: what is gone on the source goes.
     pub fn is_mended(&self, gone: bool) -> bool {
         match self.mend {
             Mend::Add(_) | Mend::Table(_) | Mend::Rename(_) => true,
             Mend::Drop(_) => gone,
-            Mend::Person(_) => false,
+            Mend::Anew(_) | Mend::Person(_) => false,
         }
     }
 }
@@ -158,11 +234,14 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
     let alike: Vec<String> = alike.map(|(name, value)| format!("SET LOCAL {name} = '{value}'")).collect();
     let alike = alike.join("; ");
     let sql = format!(
-        "BEGIN READ ONLY; {alike}; {}; {}; COMMIT; \
+        "BEGIN READ ONLY; {alike}; {}; {}; {}; {}; COMMIT; \
          SELECT current_setting('server_version_num'), quote_ident(current_user)",
         include_str!("fingerprint.sql").trim_end(),
-        include_str!("around.sql").trim_end().replace("{{defaults}}", DEFAULT_PRIVILEGES)
+        include_str!("around.sql").trim_end().replace("{{defaults}}", DEFAULT_PRIVILEGES),
+        include_str!("objects.sql").trim_end(),
+        include_str!("aside.sql").trim_end()
     )
+    .replace("{{own}}", OWN)
     .replace("{{passing}}", PASSING);
     let mut tries = 0;
     let answer = loop {
@@ -195,7 +274,9 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
             places.insert((text(1), text(2)), place);
             continue;
         }
-        let shape = Shape { definition: text(3), sql: row.get(4).map(str::to_owned) };
+        // Only those of some have a sixth column.
+        let sql = |at: usize| (at < row.len()).then(|| row.get(at).map(str::to_owned)).flatten();
+        let shape = Shape { definition: text(3), sql: sql(4), undo: sql(5) };
         things.insert((text(0), text(1), text(2)), shape);
     }
     let (version, role) = about.ok_or_else(|| Error::Protocol("read the schema: no version".into()))?;
@@ -227,17 +308,18 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     let (mut found, touched) = identities::renamed(source, shadow, &index, zones[0]);
     let (values, told) = enums::renamed(source, shadow, zones[0]);
     found.extend(values);
-    found.extend(shadow.unfilled.iter().map(|table| Difference {
-        subject: table.clone(),
-        what: format!("its rows on {} are not whole", zones[1]),
-        mend: Mend::Table(table.clone()),
-        strict: false,
+    let (others, told_too) = names::renamed(source, shadow, zones[0]);
+    found.extend(others.into_iter().filter(|other| !touched.contains(&other.subject)));
+    found.extend(shadow.unfilled.iter().map(|table| {
+        let what = format!("its rows on {} are not whole", zones[1]);
+        Difference::new(table, what, Mend::Table(table.clone()))
     }));
-    let told =
-        |(kind, owner, name): &Key| kind == "enum value" && told.contains(&(owner.clone(), name.clone()));
+    let told = |key: &Key| {
+        key.0 == "enum value" && told.contains(&(key.1.clone(), key.2.clone())) || told_too.contains(key)
+    };
     // A column of the table that is only on the shadow, is not known, and may be this one by another name.
     let other_name = |table: &String, shape: &Shape| {
-        let kind = |shape: &Shape| parts(&shape.definition).map(|(kind, ..)| kind.to_owned());
+        let kind = |shape: &Shape| columns::kind(&shape.definition).map(str::to_owned);
         let first = ("column".to_owned(), table.clone(), String::new());
         let columns =
             shadow.things.range(first..).take_while(|(key, _)| key.0 == "column" && key.1 == *table);
@@ -265,45 +347,34 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         match shadow.things.get(key) {
             // What it is part of is a difference already.
             None if !whole && !there(shadow, owner) => {}
-            None if kind == "table" && published(source, owner) => found.push(Difference {
-                subject: owner.clone(),
-                what: format!("table is published on {} without being on {}", zones[0], zones[1]),
-                mend: Mend::Table(owner.clone()),
-                strict: false,
-            }),
+            None if kind == "table" && published(source, owner) => {
+                let what = format!("table is published on {} without being on {}", zones[0], zones[1]);
+                found.push(Difference::new(owner, what, Mend::Table(owner.clone())));
+            }
             None if kind == "column"
                 && let Some(other) = other_name(owner, shape) =>
             {
-                found.push(Difference {
-                    subject: owner.clone(),
-                    what: format!("column {name} added on {}, or it is {other} by another name", zones[0]),
-                    mend: Mend::Person(shape.sql.clone()),
-                    strict: false,
-                });
+                let what = format!("column {name} added on {}, or it is {other} by another name", zones[0]);
+                found.push(Difference::new(owner, what, Mend::Person(shape.sql.clone())));
             }
-            None => found.push(added(key, shape, zones[0])),
+            None => found.push(added(source, key, shape, zones[0])),
             Some(there) if there.definition == shape.definition => {}
-            Some(_) if source.major != shadow.major && WORDED.contains(&kind.as_str()) => {}
-            Some(there) if LONG.contains(&kind.as_str()) => found.push(Difference {
-                subject: owner.clone(),
-                what: format!("{} is not the same on {} and on {}", called(kind, name), zones[0], zones[1]),
-                mend: changed(key, shape, there),
-                strict: false,
-            }),
-            Some(there) => found.push(Difference {
-                subject: owner.clone(),
-                what: format!(
-                    "{} is {} on {} and {} on {}",
-                    called(kind, name),
-                    shape.definition,
-                    zones[0],
-                    there.definition,
-                    zones[1]
-                ),
-                strict: kind == "column"
-                    && column_sql(&shape.definition, &there.definition).as_deref() == Some("SET NOT NULL"),
-                mend: changed(key, shape, there),
-            }),
+            Some(there)
+                if source.major != shadow.major
+                    && WORDED.contains(&kind.as_str())
+                    && !is_validated(shape, there) => {}
+            Some(there) => {
+                let Some((mend, when)) = changed(source, key, shape, there, shadow.major) else { continue };
+                let called = called(kind, name);
+                let what = if LONG.contains(&kind.as_str()) {
+                    format!("{called} is not the same on {} and on {}", zones[0], zones[1])
+                } else {
+                    let (here, there) = (&shape.definition, &there.definition);
+                    format!("{called} is {here} on {} and {there} on {}", zones[0], zones[1])
+                };
+                let stops = !ASIDE.contains(&kind.as_str());
+                found.push(Difference { when, stops, ..Difference::new(owner, what, mend) });
+            }
         }
     }
     for (key, shape) in shadow.things.iter().filter(|(key, _)| !source.things.contains_key(*key)) {
@@ -319,19 +390,26 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         {
             continue;
         }
-        found.push(Difference {
-            subject: owner.clone(),
-            what: format!("{} is only on {}", called(kind, name), zones[1]),
-            mend: match drop_sql(key) {
+        let mend = match &shape.undo {
+            Some(sql) => Mend::Add(sql.clone()),
+            None => match drop_sql(key) {
                 // No row is lost by it, and what is made anew may be used by everybody.
                 Some(sql) if kind.starts_with(RIGHT) || APART.contains(&kind.as_str()) => Mend::Add(sql),
                 // New rows come without it.
-                Some(_) if kind == "column" && demanded(shape) => Mend::Add(nullable(owner, name)),
+                Some(_) if kind == "column" && columns::is_demanded(&shape.definition) => {
+                    Mend::Add(nullable(owner, name))
+                }
                 Some(sql) => Mend::Drop(sql),
                 None => Mend::Person(None),
             },
+        };
+        found.push(Difference {
             // Older changes may still be for it. What forbids something is better gone at once.
-            strict: matches!(kind.as_str(), "table" | "column") && !demanded(shape),
+            when: When::caught_up(
+                matches!(kind.as_str(), "table" | "column") && !columns::is_demanded(&shape.definition),
+            ),
+            stops: !ASIDE.contains(&kind.as_str()),
+            ..Difference::new(owner, format!("{} is only on {}", called(kind, name), zones[1]), mend)
         });
     }
     found.sort_by(|a, b| (&a.subject, &a.what).cmp(&(&b.subject, &b.what)));
@@ -344,12 +422,8 @@ fn published(side: &Fingerprint, table: &str) -> bool {
 }
 
 fn unpublished(table: &str, zone: &str) -> Difference {
-    Difference {
-        subject: table.to_owned(),
-        what: format!("table is on both sides, and its changes on {zone} are not published"),
-        mend: Mend::Table(table.to_owned()),
-        strict: false,
-    }
+    let what = format!("table is on both sides, and its changes on {zone} are not published");
+    Difference::new(table, what, Mend::Table(table.to_owned()))
 }
 
 fn called(kind: &str, name: &str) -> String {
@@ -360,107 +434,131 @@ fn called(kind: &str, name: &str) -> String {
     }
 }
 
-fn added((kind, owner, name): &Key, shape: &Shape, zone: &str) -> Difference {
+/// What is done where the values of a column cannot be told.
+fn anew(source: &Fingerprint, table: &str) -> Mend {
+    let plain = ("table".to_owned(), table.to_owned(), String::new());
+    let plain = source.things.get(&plain).is_some_and(|shape| shape.definition == "plain");
+    let part = APART.iter().any(|kind| {
+        let first = ((*kind).to_owned(), table.to_owned(), String::new());
+        let next = source.things.range(first..).next();
+        next.is_some_and(|((of, owner, _), _)| of == kind && owner == table)
+    });
+    // What a column of a part is, another table says.
+    if plain && !part { Mend::Anew(table.to_owned()) } else { Mend::Person(None) }
+}
+
+fn added(source: &Fingerprint, (kind, owner, name): &Key, shape: &Shape, zone: &str) -> Difference {
     let mend = match &shape.sql {
         _ if kind == "table" && !shape.definition.ends_with(" unlogged") => Mend::Table(owner.clone()),
         Some(sql) => Mend::Add(sql.clone()),
+        None if kind == "column" => anew(source, owner),
         None => Mend::Person(None),
     };
     let strict = STRICT.contains(&kind.as_str())
         || shape.sql.as_deref().is_some_and(|sql| sql.starts_with("CREATE UNIQUE INDEX "));
+    let stops = !ASIDE.contains(&kind.as_str());
     Difference {
-        subject: owner.clone(),
-        what: format!("{} added on {zone}", called(kind, name)),
-        mend,
-        strict,
+        when: When::caught_up(strict),
+        stops,
+        ..Difference::new(owner, format!("{} added on {zone}", called(kind, name)), mend)
     }
 }
 
-/// Stricter, or another default: no row changes. Anything else is for a person.
-fn changed((kind, owner, name): &Key, wanted: &Shape, there: &Shape) -> Mend {
+/// Whether a constraint was only validated since.
+fn is_validated(wanted: &Shape, there: &Shape) -> bool {
+    there.definition.strip_suffix(NOT_VALID) == Some(&wanted.definition)
+}
+
+/// A foreign key without what says when it is checked, and that.
+fn deferred(definition: &str) -> Option<(&str, &str)> {
+    let rest = definition.starts_with("FOREIGN KEY ").then_some(definition)?;
+    let rest = rest.strip_suffix(" INITIALLY DEFERRED").unwrap_or(rest);
+    let rest = rest.strip_suffix(" DEFERRABLE").unwrap_or(rest);
+    Some((rest, definition[rest.len()..].trim_start()))
+}
+
+/// What makes one of the other, and when; none: another difference does it. Where values would be others a person decides.
+fn changed(
+    source: &Fingerprint,
+    key @ (kind, owner, name): &Key,
+    wanted: &Shape,
+    there: &Shape,
+    major: u32,
+) -> Option<(Mend, When)> {
+    let ident = crate::postgres::quote_ident(name);
+    match kind.as_str() {
+        "column" => {
+            let alter = |what: String| Mend::Add(format!("ALTER TABLE {owner} ALTER COLUMN {ident} {what}"));
+            return match columns::step(&wanted.definition, &there.definition, major) {
+                Step::Alter(what, when) => Some((alter(what), when)),
+                Step::Sequence => None,
+                Step::Anew => Some((anew(source, owner), When::Now)),
+            };
+        }
+        "type" => return Some(types::step(owner, &wanted.definition, &there.definition)),
+        "constraint" | "domain constraint" if is_validated(wanted, there) => {
+            let of = if kind == "constraint" { "TABLE" } else { "DOMAIN" };
+            return Some((
+                Mend::Add(format!("ALTER {of} {owner} VALIDATE CONSTRAINT {ident}")),
+                When::CaughtUp,
+            ));
+        }
+        "constraint" => {
+            if let (Some((new, when)), Some((old, _))) =
+                (deferred(&wanted.definition), deferred(&there.definition))
+                && new == old
+            {
+                let when = if when.is_empty() { "NOT DEFERRABLE" } else { when };
+                let sql = format!("ALTER TABLE {owner} ALTER CONSTRAINT {ident} {when}");
+                return Some((Mend::Add(sql), When::Now));
+            }
+        }
+        "its sequence" => {
+            let (new, old) =
+                (wanted.definition.strip_prefix(IDENTITY), there.definition.strip_prefix(IDENTITY));
+            return match (new, old) {
+                (Some(counts), Some(_)) => {
+                    Some((Mend::Add(format!("ALTER SEQUENCE {name} {counts}")), When::Now))
+                }
+                (None, None) => {
+                    Some((Mend::Add(format!("ALTER SEQUENCE {name} {}", wanted.definition)), When::Now))
+                }
+                // The column's default, which uses it, goes first.
+                (Some(_), None) => {
+                    let sql = wanted.sql.as_deref().unwrap_or_default();
+                    Some((Mend::Add(format!("DROP SEQUENCE IF EXISTS {name}; {sql}")), When::Now))
+                }
+                // It goes with the column's identity.
+                (None, Some(_)) => None,
+            };
+        }
+        _ => {}
+    }
+    Some((replaced(key, wanted), When::Now))
+}
+
+/// The same of what is made anew.
+fn replaced((kind, owner, name): &Key, wanted: &Shape) -> Mend {
     let sql = wanted.sql.as_deref().unwrap_or_default();
     if let Some(rest) = sql.strip_prefix("CREATE MATERIALIZED VIEW ") {
-        return Mend::Person(Some(format!(
-            "DROP MATERIALIZED VIEW {owner}; CREATE MATERIALIZED VIEW {rest}"
-        )));
+        // Its rows are those of others, and refreshed before a move.
+        return Mend::Drop(format!(
+            "DROP MATERIALIZED VIEW IF EXISTS {owner}; CREATE MATERIALIZED VIEW {rest}"
+        ));
     }
-    if let Some(rest) = sql.strip_prefix("CREATE SEQUENCE ") {
-        return Mend::Add(format!("ALTER SEQUENCE {rest}"));
+    if kind == "sequence" {
+        return Mend::Add(format!("ALTER SEQUENCE {owner} {}", wanted.definition));
     }
-    let replaced = REPLACED.contains(&kind.as_str()) || kind.starts_with(RIGHT);
+    let replaced =
+        REPLACED.contains(&kind.as_str()) || ASIDE.contains(&kind.as_str()) || kind.starts_with(RIGHT);
     if !sql.is_empty() && (replaced || sql.starts_with("CREATE OR REPLACE ")) {
         return Mend::Add(sql.to_owned());
-    }
-    if kind == "column" {
-        return match column_sql(&wanted.definition, &there.definition) {
-            Some(what) => Mend::Add(format!(
-                "ALTER TABLE {owner} ALTER COLUMN {} {what}",
-                crate::postgres::quote_ident(name)
-            )),
-            None => Mend::Person(None),
-        };
     }
     // What is gone can be made anew.
     match drop_sql(&(kind.clone(), owner.clone(), name.clone())) {
         Some(drop) if !sql.is_empty() && ["constraint", "index"].contains(&kind.as_str()) => Mend::Drop(drop),
         _ => Mend::Person(None),
     }
-}
-
-/// A column's type (with its collation), what it has where nothing is said, and whether it is NOT NULL; none: it is generated.
-fn parts(definition: &str) -> Option<(&str, Option<&str>, bool)> {
-    let (rest, filled) =
-        definition.strip_suffix(" NOT NULL").map_or((definition, false), |rest| (rest, true));
-    match rest.split_once(" DEFAULT ") {
-        Some((kind, value)) => Some((kind, Some(value), filled)),
-        None => (!rest.contains(" GENERATED ")).then_some((rest, None, filled)),
-    }
-}
-
-/// What makes a column wanted of the one that is there, the first step of it; none: its values would be others.
-fn column_sql(wanted: &str, there: &str) -> Option<String> {
-    if wanted.strip_suffix(" NOT NULL") == Some(there) {
-        return Some("SET NOT NULL".into());
-    }
-    if there.strip_suffix(" NOT NULL") == Some(wanted) {
-        return Some("DROP NOT NULL".into());
-    }
-    let (new, old) = (parts(wanted)?, parts(there)?);
-    if new.0 != old.0 {
-        return widens(new.0, old.0).then(|| format!("TYPE {}", new.0));
-    }
-    Some(match new.1 {
-        Some(value) => format!("SET DEFAULT {value}"),
-        None => "DROP DEFAULT".into(),
-    })
-}
-
-/// Whether every value of the old type is one of the new, and written alike.
-fn widens(new: &str, old: &str) -> bool {
-    const INTEGERS: [&str; 3] = ["smallint", "integer", "bigint"];
-    let place = |kind: &str| INTEGERS.iter().position(|integer| *integer == kind);
-    let length = |kind: &str| -> Option<u32> {
-        kind.strip_prefix("character varying(")?.strip_suffix(')')?.parse().ok()
-    };
-    let digits = |kind: &str| -> Option<(u32, i32)> {
-        let (precision, scale) = kind.strip_prefix("numeric(")?.strip_suffix(')')?.split_once(',')?;
-        Some((precision.parse().ok()?, scale.parse().ok()?))
-    };
-    match old {
-        "character varying" => new == "text",
-        _ if place(old).is_some() => place(new) > place(old),
-        _ if length(old).is_some() => {
-            ["text", "character varying"].contains(&new) || length(new) > length(old)
-        }
-        _ => digits(old).is_some_and(|(precision, scale)| {
-            new == "numeric" || digits(new).is_some_and(|new| new.0 > precision && new.1 == scale)
-        }),
-    }
-}
-
-/// Whether a column must be said.
-fn demanded(column: &Shape) -> bool {
-    matches!(parts(&column.definition), Some((_, None, true)))
 }
 
 fn nullable(table: &str, column: &str) -> String {
@@ -506,7 +604,7 @@ mod tests {
 
     fn side(rows: &[(&str, &str, &str, &str, Option<&str>)]) -> Fingerprint {
         let thing = |row: &(&str, &str, &str, &str, Option<&str>)| {
-            let shape = Shape { definition: row.3.into(), sql: row.4.map(str::to_owned) };
+            let shape = Shape { definition: row.3.into(), sql: row.4.map(str::to_owned), undo: None };
             ((row.0.into(), row.1.into(), row.2.into()), shape)
         };
         Fingerprint {
@@ -647,7 +745,7 @@ mod tests {
         let text: Vec<String> = found
             .iter()
             .map(|found| {
-                let when = if found.strict { ", caught up" } else { "" };
+                let when = if found.when == When::Now { "" } else { ", caught up" };
                 format!("{}: {}  [{:?}{when}]", found.subject, found.what, found.mend)
             })
             .collect();
@@ -656,32 +754,6 @@ mod tests {
         let words = compare(&source, &other_major, ["eu-west", "eu-central"]);
         assert!(words.iter().all(|difference| !difference.what.starts_with("query")), "{words:#?}");
         assert!(compare(&source, &source, ["a", "b"]).is_empty());
-        for (wanted, there, sql) in [
-            ("bigint NOT NULL", "integer NOT NULL", Some("TYPE bigint")),
-            ("bigint DEFAULT '0'::bigint NOT NULL", "integer DEFAULT 0", Some("TYPE bigint")),
-            ("integer", "bigint", None),
-            ("numeric", "integer", None),
-            ("text", "integer", None),
-            ("text", "character varying(20)", Some("TYPE text")),
-            ("text COLLATE public.x", "character varying(20)", None),
-            (
-                "character varying(30) DEFAULT 'a'",
-                "character varying(20)",
-                Some("TYPE character varying(30)"),
-            ),
-            ("character varying(10)", "character varying(20)", None),
-            ("numeric(12,2)", "numeric(10,2)", Some("TYPE numeric(12,2)")),
-            ("numeric(12,3)", "numeric(10,2)", None),
-            ("numeric", "numeric(10,2)", Some("TYPE numeric")),
-            ("text DEFAULT 'b' NOT NULL", "text DEFAULT 'a'", Some("SET DEFAULT 'b'")),
-            ("text", "text DEFAULT 'a'", Some("DROP DEFAULT")),
-            ("text NOT NULL", "text", Some("SET NOT NULL")),
-            ("text", "text NOT NULL", Some("DROP NOT NULL")),
-            ("integer GENERATED ALWAYS AS (1) STORED", "integer", None),
-            ("bigint GENERATED ALWAYS AS IDENTITY", "bigint GENERATED BY DEFAULT AS IDENTITY", None),
-        ] {
-            assert_eq!(column_sql(wanted, there).as_deref(), sql, "{there} to {wanted}");
-        }
         assert_eq!(whose("SELECT to app"), Some(("SELECT", "app")));
         assert_eq!(whose(r#"SELECT ("up to") to "to to""#), Some((r#"SELECT ("up to")"#, r#""to to""#)));
     }

@@ -45,7 +45,7 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>) -> Synced {
                         None => format!("{name}: made, for its partitions"),
                     })
                 }),
-                Mend::Person(_) => Ok(None),
+                Mend::Anew(_) | Mend::Person(_) => Ok(None),
             };
             match mended {
                 Ok(line) => done.extend(line),
@@ -72,8 +72,15 @@ pub async fn mark(source: &Client) -> Result<(), Error> {
 
 /// What others may need comes first.
 fn rank(mend: &Mend) -> usize {
-    const FIRST: [&str; 5] =
-        ["CREATE SCHEMA ", "CREATE EXTENSION ", "CREATE TYPE ", "CREATE DOMAIN ", "ALTER TYPE "];
+    const FIRST: [&str; 7] = [
+        "CREATE SCHEMA ",
+        "CREATE EXTENSION ",
+        "CREATE COLLATION ",
+        "CREATE TEXT SEARCH ",
+        "CREATE TYPE ",
+        "CREATE DOMAIN ",
+        "ALTER TYPE ",
+    ];
     const LAST: [&str; 4] = ["CREATE OR REPLACE ", "DROP POLICY ", "GRANT ", "REVOKE "];
     match mend {
         Mend::Add(sql) if FIRST.iter().any(|word| sql.starts_with(word)) => 0,
@@ -87,7 +94,7 @@ fn rank(mend: &Mend) -> usize {
         Mend::Rename(_) => 0,
         // What stood in its way is changed by then.
         Mend::Drop(_) => 10,
-        Mend::Person(_) => 11,
+        Mend::Anew(_) | Mend::Person(_) => 11,
     }
 }
 
@@ -100,7 +107,32 @@ async fn add(shadow: &Client, subject: &str, sql: &str) -> Result<(), Error> {
     let settings =
         format!("SET search_path = ''; SET check_function_bodies = off; SET lock_timeout = '{PATIENCE}'; ");
     let settings = if sql.starts_with("ALTER TYPE") { String::new() } else { settings };
-    shadow.batch_execute(&format!("{settings}{sql}")).await.map_err(refused(&format!("{subject}: {sql}")))
+    let Err(error) = shadow.batch_execute(&format!("{settings}{sql}")).await else { return Ok(()) };
+    // Another type of what a function returns, another column of a view.
+    let is_another = [SqlState::INVALID_FUNCTION_DEFINITION, SqlState::INVALID_TABLE_DEFINITION]
+        .iter()
+        .any(|state| error.code() == Some(state));
+    if is_another && let Some(drop) = dropped(subject, sql) {
+        let made = async {
+            let rest = if derived(shadow, subject).await? { "CASCADE" } else { "RESTRICT" };
+            shadow.batch_execute(&format!("{settings}{drop} {rest}; {sql}")).await
+        };
+        return made.await.map_err(refused(&format!("{subject}: {drop}; {sql}")));
+    }
+    Err(refused(&format!("{subject}: {sql}"))(error))
+}
+
+/// What takes away that which this would replace; none: it replaces nothing.
+fn dropped(subject: &str, sql: &str) -> Option<String> {
+    let made = sql.strip_prefix("CREATE OR REPLACE ")?;
+    let kind = ["VIEW ", "FUNCTION ", "PROCEDURE "].into_iter().find(|kind| made.starts_with(kind))?;
+    Some(format!("DROP {kind}{subject}"))
+}
+
+/// Whether all that hangs on a view or a function is compared, holds no rows, and so is made anew after it.
+async fn derived(shadow: &Client, subject: &str) -> Result<bool, tokio_postgres::Error> {
+    let row = shadow.query_one(include_str!("derived.sql"), &[&subject]).await?;
+    Ok(row.get(0))
 }
 
 /// Gives what is there another name. Appliers that know it by the old one end before anything else can have that, and begin anew.

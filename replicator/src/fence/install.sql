@@ -168,7 +168,8 @@ RETURNS TABLE (place bigint, grantee oid, grantor oid, grantable boolean, owner 
   WHERE a.grantee = 0
      OR (r.rolname <> current_user AND NOT r.rolsuper AND CASE
            WHEN a.grantor <> a.owner THEN true
-           WHEN cardinality(app_roles) = 0 THEN NOT r.rolreplication
+           WHEN cardinality(app_roles) = 0 THEN NOT (r.rolreplication OR r.oid IN (SELECT m.member FROM pg_catalog.pg_auth_members m
+             JOIN pg_catalog.pg_roles g ON g.oid = m.roleid WHERE g.rolname = 'rds_replication'))
            ELSE r.rolname = ANY (app_roles::name[]) OR EXISTS (
              SELECT FROM pg_catalog.pg_roles app
              WHERE app.rolname = ANY (app_roles::name[]) AND pg_catalog.pg_has_role(app.oid, r.oid, 'MEMBER'))
@@ -336,31 +337,39 @@ BEGIN
   END LOOP;
 END $$;
 
--- Changes with every DDL on a user's table, type, view, function, trigger or policy, and with nothing else: how many rows the
--- catalogs have about them and which transactions wrote those. No more than a few milliseconds for a thousand tables.
+-- Changes with every DDL on a user's table, type, sequence, view, function, trigger or policy, and with nothing else: how many rows the
+-- catalogs have about them, which transactions wrote those, and what relations are called. No more than a few milliseconds for a thousand tables.
 CREATE OR REPLACE FUNCTION godwit.schema_stamp() RETURNS text LANGUAGE sql STABLE AS $$
   WITH schemas AS MATERIALIZED (
     SELECT n.oid FROM pg_catalog.pg_namespace n
     WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
   ), ours AS MATERIALIZED (
     SELECT c.oid FROM pg_catalog.pg_class c
-    WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.relnamespace IN (SELECT oid FROM schemas)
+    WHERE c.relkind IN ('r', 'p', 'c') AND c.relpersistence <> 't' AND c.relnamespace IN (SELECT oid FROM schemas)
+  ), domains AS MATERIALIZED (
+    SELECT y.oid, y.xmin FROM pg_catalog.pg_type y WHERE y.typtype = 'd' AND y.typnamespace IN (SELECT oid FROM schemas)
   ), written AS (
-    SELECT 1 AS of, a.xmin FROM pg_catalog.pg_attribute a WHERE a.attnum > 0 AND a.attrelid IN (SELECT oid FROM ours)
-    UNION ALL SELECT 2, d.xmin FROM pg_catalog.pg_attrdef d WHERE d.adrelid IN (SELECT oid FROM ours)
-    UNION ALL SELECT 3, k.xmin FROM pg_catalog.pg_constraint k WHERE k.conrelid IN (SELECT oid FROM ours)
-    UNION ALL SELECT 4, i.xmin FROM pg_catalog.pg_index i WHERE i.indrelid IN (SELECT oid FROM ours)
-    UNION ALL SELECT 5, e.xmin FROM pg_catalog.pg_enum e
-    UNION ALL SELECT 6, p.xmin FROM pg_catalog.pg_proc p WHERE p.pronamespace IN (SELECT oid FROM schemas)
-    UNION ALL SELECT 7, r.xmin FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
+    SELECT 1 AS of, a.xmin::text::bigint AS writer FROM pg_catalog.pg_attribute a WHERE a.attnum > 0 AND a.attrelid IN (SELECT oid FROM ours)
+    UNION ALL SELECT 2, d.xmin::text::bigint FROM pg_catalog.pg_attrdef d WHERE d.adrelid IN (SELECT oid FROM ours)
+    UNION ALL SELECT 3, k.xmin::text::bigint FROM pg_catalog.pg_constraint k WHERE k.conrelid IN (SELECT oid FROM ours)
+    UNION ALL SELECT 4, i.xmin::text::bigint FROM pg_catalog.pg_index i WHERE i.indrelid IN (SELECT oid FROM ours)
+    UNION ALL SELECT 5, e.xmin::text::bigint FROM pg_catalog.pg_enum e
+    UNION ALL SELECT 6, p.xmin::text::bigint FROM pg_catalog.pg_proc p WHERE p.pronamespace IN (SELECT oid FROM schemas)
+    UNION ALL SELECT 7, r.xmin::text::bigint FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
       WHERE c.relnamespace IN (SELECT oid FROM schemas)
     -- The fence's own come and go.
-    UNION ALL SELECT 8, g.xmin FROM pg_catalog.pg_trigger g
+    UNION ALL SELECT 8, g.xmin::text::bigint FROM pg_catalog.pg_trigger g
       WHERE NOT g.tgisinternal AND g.tgname !~ '^godwit_' AND g.tgrelid IN (SELECT oid FROM ours)
-    UNION ALL SELECT 9, p.xmin FROM pg_catalog.pg_policy p WHERE p.polrelid IN (SELECT oid FROM ours)
+    UNION ALL SELECT 9, p.xmin::text::bigint FROM pg_catalog.pg_policy p WHERE p.polrelid IN (SELECT oid FROM ours)
+    UNION ALL SELECT 10, y.xmin::text::bigint FROM domains y
+    UNION ALL SELECT 11, k.xmin::text::bigint FROM pg_catalog.pg_constraint k WHERE k.contypid IN (SELECT oid FROM domains)
+    UNION ALL SELECT 12, q.xmin::text::bigint FROM pg_catalog.pg_sequence q JOIN pg_catalog.pg_class c ON c.oid = q.seqrelid
+      WHERE c.relnamespace IN (SELECT oid FROM schemas)
+    -- Their rows are written for other reasons, too.
+    UNION ALL SELECT 13, hashtext(format('%s.%s', c.relnamespace, c.relname)) FROM pg_catalog.pg_class c WHERE c.relnamespace IN (SELECT oid FROM schemas)
   )
   SELECT coalesce(string_agg(stamp, ' ' ORDER BY of), '')
-  FROM (SELECT of, count(*) || '/' || sum(xmin::text::bigint) AS stamp FROM written GROUP BY of) s
+  FROM (SELECT of, count(*) || '/' || sum(writer) AS stamp FROM written GROUP BY of) s
 $$;
 
 -- Client sessions on this database that are not Godwit's. Walsenders and background workers are not among them.

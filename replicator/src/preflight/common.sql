@@ -12,7 +12,11 @@ WITH setting AS (
   SELECT {{locks}} AS room, {{relations}} AS needed
 )
 SELECT 'blocker', 'wal_level', format('is %s: logical decoding needs logical', setting),
-       'ALTER SYSTEM SET wal_level = logical; then restart the server'
+       -- Who may not alter the system sets it where the service says so.
+       CASE WHEN to_regrole('rds_superuser') IS NOT NULL THEN 'rds.logical_replication = 1 in the parameter group; then reboot the server'
+         WHEN to_regrole('cloudsqlsuperuser') IS NOT NULL THEN 'the flag cloudsql.logical_decoding = on'
+         WHEN to_regrole('azure_pg_admin') IS NOT NULL THEN 'wal_level = logical among the server parameters; then restart the server'
+         ELSE 'ALTER SYSTEM SET wal_level = logical; then restart the server' END
 FROM setting WHERE name = 'wal_level' AND setting <> 'logical'
 UNION ALL
 SELECT CASE WHEN free < 1 THEN 'blocker' ELSE 'warning' END, name,

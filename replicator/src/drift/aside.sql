@@ -1,0 +1,55 @@
+-- How tables and columns are stored and planned with, and what is said of things: no query of the service's is answered otherwise without.
+-- As fingerprint.sql, and the SQL that takes each away.
+WITH ours AS (
+  SELECT c.oid, c.relkind, c.reloptions, c.reltoastrelid, format('%I.%I', n.nspname, c.relname) AS name
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.relkind IN ('r', 'p') AND {{own}}
+), options AS (
+  SELECT name, option FROM ours, unnest(reloptions) option WHERE relkind = 'r'
+  UNION ALL
+  SELECT o.name, 'toast.' || option FROM ours o JOIN pg_catalog.pg_class t ON t.oid = o.reltoastrelid, unnest(t.reloptions) option
+), columns AS (
+  SELECT t.name AS owner, a.attname::text AS name, format('ALTER TABLE %s ALTER COLUMN %I ', t.name, a.attname) AS alter,
+         a.attoptions, nullif(a.attstattarget, -1) AS target, nullif(a.attcompression::text, '') AS compression,
+         s.stored, usual.stored AS usual
+  FROM ours t JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+  JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
+  JOIN (VALUES ('p', 'plain'), ('e', 'external'), ('m', 'main'), ('x', 'extended')) s(letter, stored) ON s.letter = a.attstorage::text
+  JOIN (VALUES ('p', 'plain'), ('e', 'external'), ('m', 'main'), ('x', 'extended')) usual(letter, stored) ON usual.letter = y.typstorage::text
+), described AS (
+  SELECT i.identity, d.description,
+         CASE WHEN i.type ~ ' column$' THEN 'COLUMN ' || i.identity
+           WHEN i.type = 'domain constraint' THEN 'CONSTRAINT ' || regexp_replace(i.identity, '^(.*) on ', '\1 ON DOMAIN ')
+           WHEN i.type = 'table constraint' THEN 'CONSTRAINT ' || i.identity
+           WHEN i.type = 'statistics object' THEN 'STATISTICS ' || i.identity
+           ELSE upper(i.type) || ' ' || i.identity END AS what
+  FROM pg_catalog.pg_description d, LATERAL pg_catalog.pg_identify_object(d.classoid, d.objoid, d.objsubid) i
+  -- Not what every database has from its beginning.
+  WHERE d.objoid >= 16384 AND d.classoid IN ('pg_catalog.pg_class'::regclass, 'pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_type'::regclass,
+      'pg_catalog.pg_constraint'::regclass, 'pg_catalog.pg_trigger'::regclass, 'pg_catalog.pg_policy'::regclass,
+      'pg_catalog.pg_namespace'::regclass, 'pg_catalog.pg_statistic_ext'::regclass)
+    AND i.identity !~ '(^| on )(godwit|pg_temp)(\.|$)'
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = d.classoid AND e.objid = d.objoid AND e.deptype = 'e')
+)
+SELECT 'option', name, split_part(option, '=', 1), substr(option, strpos(option, '=') + 1),
+       format('ALTER TABLE %s SET (%s = %L)', name, split_part(option, '=', 1), substr(option, strpos(option, '=') + 1)),
+       format('ALTER TABLE %s RESET (%s)', name, split_part(option, '=', 1))
+FROM options
+UNION ALL
+SELECT 'column option', owner, name || ' ' || split_part(option, '=', 1), substr(option, strpos(option, '=') + 1),
+       format('%sSET (%s = %L)', alter, split_part(option, '=', 1), substr(option, strpos(option, '=') + 1)),
+       format('%sRESET (%s)', alter, split_part(option, '=', 1))
+FROM columns, unnest(attoptions) option
+UNION ALL
+SELECT 'statistics target', owner, name, target::text, format('%sSET STATISTICS %s', alter, target), alter || 'SET STATISTICS -1'
+FROM columns WHERE target IS NOT NULL
+UNION ALL
+SELECT 'storage', owner, name, stored, format('%sSET STORAGE %s', alter, stored), format('%sSET STORAGE %s', alter, usual)
+FROM columns WHERE stored <> usual
+UNION ALL
+SELECT 'compression', owner, name, CASE compression WHEN 'l' THEN 'lz4' ELSE 'pglz' END,
+       format('%sSET COMPRESSION %s', alter, CASE compression WHEN 'l' THEN 'lz4' ELSE 'pglz' END), alter || 'SET COMPRESSION default'
+FROM columns WHERE compression IS NOT NULL
+UNION ALL
+SELECT 'comment', identity, '', description, format('COMMENT ON %s IS %L', what, description), format('COMMENT ON %s IS NULL', what)
+FROM described

@@ -1,0 +1,107 @@
+//! What makes a domain or a composite type of the shadow's like its source's, a step at a time.
+
+use super::{Mend, When};
+
+/// A domain's definition, as `around.sql` words it: what it is over, its default, and whether it is NOT NULL.
+fn domain(definition: &str) -> Option<(&str, Option<&str>, bool)> {
+    let rest = definition.strip_prefix("domain over ")?;
+    let (rest, filled) = rest.strip_suffix(" NOT NULL").map_or((rest, false), |rest| (rest, true));
+    let (over, default) =
+        rest.split_once(" DEFAULT ").map_or((rest, None), |(over, default)| (over, Some(default)));
+    Some((over, default, filled))
+}
+
+/// Attributes of a composite type, each with its name and its type.
+fn attributes(definition: &str) -> Option<Vec<(&str, &str)>> {
+    let list = definition.strip_prefix('(')?.strip_suffix(')')?;
+    let (mut all, mut begin, mut quoted, mut depth) = (Vec::new(), 0, false, 0_u32);
+    // Modifiers of types have commas, quoted names may have anything.
+    for (at, byte) in list.bytes().enumerate() {
+        match byte {
+            b'"' => quoted = !quoted,
+            b'(' if !quoted => depth += 1,
+            b')' if !quoted => depth = depth.saturating_sub(1),
+            b',' if !quoted && depth == 0 => {
+                all.push(&list[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    all.push(&list[begin..]);
+    all.into_iter().map(|attribute| named(attribute.trim_start())).collect()
+}
+
+/// Name and type.
+fn named(attribute: &str) -> Option<(&str, &str)> {
+    let mut quoted = false;
+    let space = attribute.char_indices().find(|(_, character)| {
+        quoted ^= *character == '"';
+        *character == ' ' && !quoted
+    })?;
+    Some((&attribute[..space.0], &attribute[space.0 + 1..]))
+}
+
+/// What makes the type `wanted` of the one that is `there`, the first step of it; and when.
+pub(super) fn step(name: &str, wanted: &str, there: &str) -> (Mend, When) {
+    let person = (Mend::Person(None), When::Now);
+    if let (Some(new), Some(old)) = (domain(wanted), domain(there)) {
+        let alter = |what: &str| Mend::Add(format!("ALTER DOMAIN {name} {what}"));
+        return match (new.1, new.2) {
+            _ if new.0 != old.0 => person,
+            (Some(default), _) if new.1 != old.1 => (alter(&format!("SET DEFAULT {default}")), When::Now),
+            (None, _) if old.1.is_some() => (alter("DROP DEFAULT"), When::Now),
+            (_, true) => (alter("SET NOT NULL"), When::CaughtUp),
+            (_, false) => (alter("DROP NOT NULL"), When::Now),
+        };
+    }
+    let (Some(new), Some(old)) = (attributes(wanted), attributes(there)) else { return person };
+    // Values are told by place: where as many came as went, those of either kind look like the other's.
+    if let Some((attribute, kind)) = new.strip_prefix(&old[..]).and_then(<[_]>::first) {
+        return (Mend::Add(format!("ALTER TYPE {name} ADD ATTRIBUTE {attribute} {kind}")), When::Now);
+    }
+    let gone = old.iter().position(|attribute| !new.contains(attribute));
+    let kept: Vec<_> = old.iter().filter(|attribute| new.contains(attribute)).collect();
+    match gone {
+        Some(at) if kept.iter().copied().eq(&new) => {
+            (Mend::Drop(format!("ALTER TYPE {name} DROP ATTRIBUTE {}", old[at].0)), When::Needed)
+        }
+        _ => person,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_is_brought_up_step_by_step() {
+        for (wanted, there, sql) in [
+            ("domain over text NOT NULL", "domain over text", "t SET NOT NULL, caught up"),
+            ("domain over text", "domain over text NOT NULL", "t DROP NOT NULL"),
+            ("domain over text DEFAULT 'a' NOT NULL", "domain over text", "t SET DEFAULT 'a'"),
+            ("domain over text", "domain over text DEFAULT 'a'", "t DROP DEFAULT"),
+            ("domain over integer", "domain over text", "-"),
+            ("(a text, b numeric(10,2))", "(a text)", "t ADD ATTRIBUTE b numeric(10,2)"),
+            ("(a text, \"b, c\" text)", "(a text)", "t ADD ATTRIBUTE \"b, c\" text"),
+            ("(a text, c text)", "(a text, b text)", "-"),
+            ("(b text, a text)", "(a text, b text)", "-"),
+            ("(a integer)", "(a text)", "-"),
+            ("(b text)", "(a integer, b text)", "t DROP ATTRIBUTE a, caught up"),
+            ("(c text)", "(a integer, b text)", "-"),
+            ("(a text, c text, b text)", "(a text, b text)", "-"),
+            ("range of integer", "range of bigint", "-"),
+        ] {
+            let (mend, when) = step("t", wanted, there);
+            let found = match mend {
+                Mend::Add(sql) | Mend::Drop(sql) => {
+                    let sql =
+                        sql.strip_prefix("ALTER DOMAIN ").or(sql.strip_prefix("ALTER TYPE ")).unwrap_or("?");
+                    format!("{sql}{}", if when == When::Now { "" } else { ", caught up" })
+                }
+                _ => "-".into(),
+            };
+            assert_eq!(found, sql, "{there} to {wanted}");
+        }
+    }
+}
