@@ -67,6 +67,9 @@ BEGIN
   IF to_regclass('godwit.identities') IS NOT NULL THEN
     DELETE FROM godwit.identities;
   END IF;
+  IF to_regclass('godwit.worded') IS NOT NULL THEN
+    DELETE FROM godwit.worded;
+  END IF;
   IF to_regclass('godwit.unfilled') IS NOT NULL THEN
     DELETE FROM godwit.unfilled;
   END IF;

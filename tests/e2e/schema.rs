@@ -322,7 +322,8 @@ async fn partitions_that_come_and_go_are_followed() -> Result<()> {
 
 /// Every row of the tables that the test makes.
 async fn people(client: &Client) -> Result<String> {
-    let tables = "SELECT string_agg(c.oid::regclass::text, ' ' ORDER BY 1) FROM pg_class c
+    let tables =
+        "SELECT string_agg(c.oid::regclass::text, ' ' ORDER BY c.oid::regclass::text) FROM pg_class c
         WHERE c.relkind = 'r' AND c.relname ~ '^pe(ople|rsons)'";
     let tables: String = client.query_one(tables, &[]).await?.get(0);
     let mut all = String::new();
@@ -353,7 +354,10 @@ async fn what_is_renamed_keeps_its_rows() -> Result<()> {
     primary
         .batch_execute(
             "CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE TABLE people (id int PRIMARY KEY, name text, note text, rest int CHECK (rest > 0));
-             INSERT INTO people SELECT n, 'name ' || n, 'note ' || n, n FROM generate_series(1, 200) n",
+             INSERT INTO people SELECT n, 'name ' || n, 'note ' || n, n FROM generate_series(1, 200) n;
+             CREATE TABLE ages (id int PRIMARY KEY, age int, more int); CREATE INDEX ages_by ON ages (age); CREATE VIEW adults AS SELECT id FROM ages WHERE age > 17;
+             CREATE FUNCTION limit_of() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 17; END;
+             CREATE INDEX ages_more ON ages ((more + 1)); ALTER TABLE ages ADD CONSTRAINT born CHECK (age > 0)",
         )
         .await?;
     let mut leader = Leader::start(&playground, &[])?;
@@ -361,11 +365,19 @@ async fn what_is_renamed_keeps_its_rows() -> Result<()> {
     let shadow = owner(far).await?;
     let known = connect(far).await?;
     let remembered = async || {
-        let sql = "SELECT count(*) > 4 FROM godwit.identities WHERE target_table = 'people'::regclass";
+        let sql = "SELECT count(*) > 4 AND (SELECT count(*) > 4 FROM godwit.worded WHERE owner ~ 'a(ges|dults)') \
+            FROM godwit.identities WHERE target_table = 'people'::regclass";
         Ok(known.query_one(sql, &[]).await?.get(0))
     };
     until("it is known which table is which", remembered).await?;
+    let file = "SELECT relfilenode FROM pg_class WHERE relname = 'ages_more'";
+    let file = async || anyhow::Ok(shadow.query_one(file, &[]).await?.get::<_, u32>(0));
+    let before = file().await?;
     for change in [
+        // What the two versions word otherwise all the time.
+        "CREATE OR REPLACE VIEW adults AS SELECT id FROM ages WHERE age > 20; DROP INDEX ages_by; CREATE INDEX ages_by ON ages (age, id);
+         CREATE OR REPLACE FUNCTION limit_of() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 20; END; ALTER TABLE ages RENAME more TO rest;
+         ALTER TABLE ages DROP CONSTRAINT born; ALTER TABLE ages ADD CONSTRAINT born CHECK (age >= 0)",
         "ALTER TABLE people RENAME name TO called; INSERT INTO people VALUES (300, 'renamed'); UPDATE people SET called = 'new' WHERE id = 3",
         "INSERT INTO people (id) VALUES (301); ALTER TABLE people RENAME TO persons; INSERT INTO persons (id) VALUES (302)",
         // As tools do that change a table beside its writers.
@@ -384,8 +396,20 @@ async fn what_is_renamed_keeps_its_rows() -> Result<()> {
         followed(&mut leader).await.context(change)?;
         same(&mut leader, [&primary, &shadow]).await.context(change)?;
     }
+    ensure!(file().await? == before, "an index of a renamed column is the same");
+    let made = "SELECT concat_ws(' ', pg_get_viewdef('adults'::regclass) ~ '20', pg_get_indexdef('ages_by'::regclass) ~ 'age, id', limit_of(), \
+        (SELECT pg_get_constraintdef(oid) ~ '>= 0' FROM pg_constraint WHERE conname = 'born'))";
+    let made: String = shadow.query_one(made, &[]).await?.get(0);
+    ensure!(made == "t t 20 t", "{made}");
     leader.migrate(&far.name).await?;
     leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    // The way back knows the wordings, too.
+    shadow.batch_execute("CREATE OR REPLACE VIEW adults AS SELECT id FROM ages WHERE age > 21").await?;
+    let followed_back = async || {
+        let there = "SELECT pg_get_viewdef('adults'::regclass) ~ '21'";
+        Ok(primary.query_one(there, &[]).await?.get::<_, bool>(0))
+    };
+    until("the view is followed on the way back", followed_back).await?;
     shadow
         .batch_execute(
             "ALTER TABLE persons RENAME rest TO remaining; UPDATE persons SET remaining = 1000 WHERE id < 50",

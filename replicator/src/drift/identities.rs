@@ -33,7 +33,7 @@ pub(super) async fn read(shadow: &Client) -> Result<Option<Known>, Error> {
 }
 
 /// Writes down what has the same name on both sides and is not known yet: on the shadow, and for the way back on the source.
-pub async fn remember(
+pub(super) async fn remember(
     [source, shadow]: [&Client; 2],
     [of_source, of_shadow]: [&Fingerprint; 2],
 ) -> Result<(), Error> {

@@ -1,5 +1,5 @@
 //! Whether both databases have the same schema: tables (`fingerprint.sql`), what stands around them (`around.sql`: views,
-//! functions, triggers, privileges, …), and how they are stored and described (`aside.sql`). Logical decoding carries no DDL.
+//! functions, triggers, privileges, …; `objects.sql`: what is rarer), and how they are stored and described (`aside.sql`). Logical decoding carries no DDL.
 //!
 //! [`fingerprint`] reads one side, [`compare`] is pure, [`sync`] makes on the shadow what only the source has. What could lose a
 //! row is shown, with the SQL, for a person; what is gone on the source goes where that is asked for.
@@ -11,6 +11,7 @@ mod identities;
 mod names;
 mod sync;
 mod types;
+mod worded;
 
 use std::collections::BTreeMap;
 
@@ -26,7 +27,6 @@ use columns::Step;
 use identities::{Index, Known, Number};
 
 pub use fill::{Filling, Sides, seed_anew};
-pub use identities::remember;
 pub use sync::{Synced, mark, sync};
 
 /// Things that stand for themselves; any other is part of the one that it names.
@@ -97,6 +97,8 @@ const REPLACED: [&str; 11] = [
     DEFAULTS,
 ];
 
+/// What goes before it is made as it should be.
+const MADE_ANEW: [&str; 3] = ["constraint", "domain constraint", "index"];
 /// What changes nothing that a service reads or writes, and stops no move.
 const ASIDE: [&str; 6] =
     ["option", "column option", "statistics target", "storage", "compression", "comment"];
@@ -148,6 +150,8 @@ pub struct Fingerprint {
     places: BTreeMap<(String, String), u32>,
     /// Of a shadow that was prepared: which of the source's each is.
     known: Option<Known>,
+    /// Of a shadow that was prepared: what both servers said of what they word otherwise.
+    pairs: Option<worded::Pairs>,
     /// Of a shadow: tables whose rows are not whole.
     unfilled: Vec<String>,
     major: u32,
@@ -202,11 +206,13 @@ pub struct Difference {
     pub when: When,
     /// The service would miss it after a move. Where it would not, no move waits for it.
     pub stops: bool,
+    /// What the shadow's is made of, where its server words it otherwise: the thing, and the digest of the source's definition.
+    made: Option<(Key, String)>,
 }
 
 impl Difference {
     fn new(subject: impl Into<String>, what: String, mend: Mend) -> Self {
-        Self { subject: subject.into(), what, mend, when: When::Now, stops: true }
+        Self { subject: subject.into(), what, mend, when: When::Now, stops: true, made: None }
     }
 
     /// Whether [`sync`] does something about it; `gone`: what is gone on the source goes.
@@ -222,7 +228,15 @@ impl Difference {
 /// Reads the schema of a shadow, and which of its source's tables its are.
 pub async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error> {
     let (known, unfilled) = (identities::read(client).await?, fill::unfilled(client).await?);
-    Ok(Fingerprint { known, unfilled, ..fingerprint(client).await? })
+    let pairs = worded::read(client).await?;
+    Ok(Fingerprint { known, pairs, unfilled, ..fingerprint(client).await? })
+}
+
+/// Writes down what is seen of both for the first time (which of one is which of the other; what either calls the same thing): on the
+/// shadow, and for the way back on the source.
+pub async fn remember(clients: [&Client; 2], of: [&Fingerprint; 2]) -> Result<(), Error> {
+    identities::remember(clients, of).await?;
+    worded::remember(clients, of).await
 }
 
 /// Reads the schema. One round trip, or some more where it is changed meanwhile.
@@ -281,7 +295,7 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
     }
     let (version, role) = about.ok_or_else(|| Error::Protocol("read the schema: no version".into()))?;
     let major = version / 10_000;
-    Ok(Fingerprint { things, numbers, places, known: None, unfilled: Vec::new(), major, role })
+    Ok(Fingerprint { things, numbers, places, major, role, ..Fingerprint::default() })
 }
 
 /// Reads both sides and tells every difference, in order; `zones` are their names.
@@ -362,7 +376,8 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             Some(there)
                 if source.major != shadow.major
                     && WORDED.contains(&kind.as_str())
-                    && !is_validated(shape, there) => {}
+                    && !is_validated(shape, there)
+                    && worded::is_alike(shadow, key, shape, there) => {}
             Some(there) => {
                 let Some((mend, when)) = changed(source, key, shape, there, shadow.major) else { continue };
                 let called = called(kind, name);
@@ -373,7 +388,8 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
                     format!("{called} is {here} on {} and {there} on {}", zones[0], zones[1])
                 };
                 let stops = !ASIDE.contains(&kind.as_str());
-                found.push(Difference { when, stops, ..Difference::new(owner, what, mend) });
+                let made = made(key, shape);
+                found.push(Difference { when, stops, made, ..Difference::new(owner, what, mend) });
             }
         }
     }
@@ -412,6 +428,11 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             ..Difference::new(owner, format!("{} is only on {}", called(kind, name), zones[1]), mend)
         });
     }
+    if source.major == shadow.major {
+        for difference in &mut found {
+            difference.made = None;
+        }
+    }
     found.sort_by(|a, b| (&a.subject, &a.what).cmp(&(&b.subject, &b.what)));
     found
 }
@@ -447,7 +468,12 @@ fn anew(source: &Fingerprint, table: &str) -> Mend {
     if plain && !part { Mend::Anew(table.to_owned()) } else { Mend::Person(None) }
 }
 
-fn added(source: &Fingerprint, (kind, owner, name): &Key, shape: &Shape, zone: &str) -> Difference {
+/// What is to be written down of a thing that is made like this.
+fn made(key: &Key, shape: &Shape) -> Option<(Key, String)> {
+    WORDED.contains(&key.0.as_str()).then(|| (key.clone(), worded::digest(&shape.definition)))
+}
+
+fn added(source: &Fingerprint, key @ (kind, owner, name): &Key, shape: &Shape, zone: &str) -> Difference {
     let mend = match &shape.sql {
         _ if kind == "table" && !shape.definition.ends_with(" unlogged") => Mend::Table(owner.clone()),
         Some(sql) => Mend::Add(sql.clone()),
@@ -460,6 +486,7 @@ fn added(source: &Fingerprint, (kind, owner, name): &Key, shape: &Shape, zone: &
     Difference {
         when: When::caught_up(strict),
         stops,
+        made: made(key, shape),
         ..Difference::new(owner, format!("{} added on {zone}", called(kind, name)), mend)
     }
 }
@@ -556,7 +583,7 @@ fn replaced((kind, owner, name): &Key, wanted: &Shape) -> Mend {
     }
     // What is gone can be made anew.
     match drop_sql(&(kind.clone(), owner.clone(), name.clone())) {
-        Some(drop) if !sql.is_empty() && ["constraint", "index"].contains(&kind.as_str()) => Mend::Drop(drop),
+        Some(drop) if !sql.is_empty() && MADE_ANEW.contains(&kind.as_str()) => Mend::Drop(drop),
         _ => Mend::Person(None),
     }
 }

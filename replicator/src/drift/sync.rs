@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::fill::{self, PATIENCE, Sides};
-use super::{Difference, Mend};
+use super::{Difference, Mend, worded};
 use crate::error::Error;
 use crate::fence::refused;
 
@@ -46,6 +46,12 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>) -> Synced {
                     })
                 }),
                 Mend::Anew(_) | Mend::Person(_) => Ok(None),
+            };
+            let mended = match (&difference.mend, &difference.made) {
+                (Mend::Add(_), Some((key, of))) if mended.is_ok() => {
+                    worded::made(shadow, key, of).await.and(mended)
+                }
+                _ => mended,
             };
             match mended {
                 Ok(line) => done.extend(line),

@@ -87,6 +87,16 @@ CREATE TABLE IF NOT EXISTS godwit.identities (
 );
 CREATE INDEX IF NOT EXISTS identities_target ON godwit.identities (target_table);
 
+-- What both servers said of a thing when the one here was like the source's, as digests: of what versions word otherwise.
+CREATE TABLE IF NOT EXISTS godwit.worded (
+  kind text NOT NULL,
+  owner text NOT NULL,
+  name text NOT NULL,
+  source text NOT NULL,
+  target text NOT NULL,
+  PRIMARY KEY (kind, owner, name)
+);
+
 -- Tables here whose rows are to be copied anew: what they have is not what the source has.
 CREATE TABLE IF NOT EXISTS godwit.unfilled (target_table oid PRIMARY KEY);
 

@@ -1,0 +1,178 @@
+//! What one major version words otherwise than another: which two wordings mean the same thing.
+//!
+//! Nothing tells that by itself. So what both servers said of a thing when the shadow got it is written down on both
+//! (`godwit.worded`), and only who says something else since then has changed it.
+
+use std::collections::HashMap;
+
+use sha2::{Digest, Sha256};
+use tokio_postgres::Client;
+
+use super::{Fingerprint, Key, Shape, WORDED};
+use crate::error::Error;
+use crate::fence::{refused, rows};
+
+/// What both said of each, the source first, as digests; the shadow's is empty where that was only made.
+pub(super) type Pairs = HashMap<Key, (String, String)>;
+
+/// What is written down of a definition.
+pub(super) fn digest(definition: &str) -> String {
+    let whole = Sha256::digest(definition);
+    format!("{:032x}", u128::from_be_bytes(std::array::from_fn(|at| whole[at])))
+}
+
+/// Reads what is known; none where the shadow was not prepared yet.
+pub(super) async fn read(shadow: &Client) -> Result<Option<Pairs>, Error> {
+    let context = "read which definitions mean the same";
+    let prepared = "SELECT 1 WHERE pg_catalog.to_regclass('godwit.worded') IS NOT NULL";
+    if rows(shadow.simple_query(prepared).await.map_err(refused(context))?).is_empty() {
+        return Ok(None);
+    }
+    let all = "SELECT kind, owner, name, source, target FROM godwit.worded";
+    let found = shadow.query(all, &[]).await.map_err(refused(context))?;
+    let pair = |row: &tokio_postgres::Row| ((row.get(0), row.get(1), row.get(2)), (row.get(3), row.get(4)));
+    Ok(Some(found.iter().map(pair).collect()))
+}
+
+/// Whether these two mean the same, as far as is known.
+pub(super) fn is_alike(shadow: &Fingerprint, key: &Key, here: &Shape, there: &Shape) -> bool {
+    let Some((source, target)) = shadow.pairs.as_ref().and_then(|pairs| pairs.get(key)) else { return true };
+    match (*source == digest(&here.definition), *target == digest(&there.definition)) {
+        (true, same) => same || target.is_empty(),
+        // Where both say something else, what they speak of has another name.
+        (false, same) => !same && !target.is_empty(),
+    }
+}
+
+/// What is to be written down of these two, each side's own word; none: it is. And what is gone.
+fn news(source: &Fingerprint, shadow: &Fingerprint) -> (Vec<(Key, String, String)>, Vec<Key>) {
+    let Some(pairs) = shadow.pairs.as_ref().filter(|_| source.major != shadow.major) else {
+        return (Vec::new(), Vec::new());
+    };
+    let both = |key: &Key| Some((source.things.get(key)?, shadow.things.get(key)?));
+    let gone = pairs.keys().filter(|key| both(key).is_none()).cloned().collect();
+    let mut new = Vec::new();
+    for key in source.things.keys().filter(|key| WORDED.contains(&key.0.as_str())) {
+        let Some((here, there)) = both(key) else { continue };
+        if !is_alike(shadow, key, here, there) {
+            continue;
+        }
+        let pair = (digest(&here.definition), digest(&there.definition));
+        if pairs.get(key) != Some(&pair) {
+            new.push((key.clone(), pair.0, pair.1));
+        }
+    }
+    (new, gone)
+}
+
+/// Writes down what means the same, on the shadow, and for the way back on the source.
+pub(super) async fn remember(
+    [source, shadow]: [&Client; 2],
+    [of_source, of_shadow]: [&Fingerprint; 2],
+) -> Result<(), Error> {
+    let (new, gone) = news(of_source, of_shadow);
+    if new.is_empty() && gone.is_empty() {
+        return Ok(());
+    }
+    let back: Vec<_> =
+        new.iter().map(|(key, here, there)| (key.clone(), there.clone(), here.clone())).collect();
+    write(source, &back, &gone).await?;
+    write(shadow, &new, &gone).await
+}
+
+/// Writes down of which definition the shadow's was made.
+pub(super) async fn made(shadow: &Client, key: &Key, source: &str) -> Result<(), Error> {
+    write(shadow, &[(key.clone(), source.to_owned(), String::new())], &[]).await
+}
+
+async fn write(client: &Client, new: &[(Key, String, String)], gone: &[Key]) -> Result<(), Error> {
+    let context = "write down which definitions mean the same";
+    let columns = |keys: &mut dyn Iterator<Item = &Key>| {
+        let (mut kinds, mut owners, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        for (kind, owner, name) in keys {
+            kinds.push(kind.clone());
+            owners.push(owner.clone());
+            names.push(name.clone());
+        }
+        (kinds, owners, names)
+    };
+    if !gone.is_empty() {
+        let (kinds, owners, names) = columns(&mut gone.iter());
+        let sql = "DELETE FROM godwit.worded w USING unnest($1::text[], $2::text[], $3::text[]) AS gone(kind, owner, name) \
+            WHERE (w.kind, w.owner, w.name) = (gone.kind, gone.owner, gone.name)";
+        client.execute(sql, &[&kinds, &owners, &names]).await.map_err(refused(context))?;
+    }
+    if !new.is_empty() {
+        let (kinds, owners, names) = columns(&mut new.iter().map(|(key, ..)| key));
+        let sources: Vec<&str> = new.iter().map(|(_, source, _)| source.as_str()).collect();
+        let targets: Vec<&str> = new.iter().map(|(.., target)| target.as_str()).collect();
+        let sql = "INSERT INTO godwit.worded (kind, owner, name, source, target) \
+            SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) \
+            ON CONFLICT (kind, owner, name) DO UPDATE SET source = EXCLUDED.source, target = EXCLUDED.target";
+        client
+            .execute(sql, &[&kinds, &owners, &names, &sources, &targets])
+            .await
+            .map_err(refused(context))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn side(major: u32, definitions: &[(&str, &str)]) -> Fingerprint {
+        let thing = |(name, definition): &(&str, &str)| {
+            let shape = Shape { definition: (*definition).into(), sql: None, undo: None };
+            (("query".into(), (*name).into(), String::new()), shape)
+        };
+        Fingerprint { things: definitions.iter().map(thing).collect(), major, ..Fingerprint::default() }
+    }
+
+    #[test]
+    fn only_who_says_something_else_has_changed_it() {
+        let source = side(15, &[("a", "SELECT t.x"), ("b", "SELECT t.y")]);
+        let mut shadow = side(18, &[("a", "SELECT x"), ("b", "SELECT y")]);
+        assert_eq!(news(&source, &shadow), (vec![], vec![]), "it was not prepared");
+        shadow.pairs = Some(Pairs::new());
+        let (new, gone) = news(&source, &shadow);
+        assert_eq!((new.len(), gone.len()), (2, 0));
+        let pairs: Pairs = new.into_iter().map(|(key, here, there)| (key, (here, there))).collect();
+        shadow.pairs = Some(pairs.clone());
+        assert_eq!(news(&source, &shadow), (vec![], vec![]));
+
+        let told = |source: &[(&str, &str)], there: &[(&str, &str)], pairs: &Pairs| {
+            let (source, shadow) =
+                (side(15, source), Fingerprint { pairs: Some(pairs.clone()), ..side(18, there) });
+            let alike =
+                source.things.iter().all(|(key, here)| is_alike(&shadow, key, here, &shadow.things[key]));
+            let (new, gone) = news(&source, &shadow);
+            (alike, new.len(), gone.len())
+        };
+        let a = ("a", "SELECT t.x");
+        let there = [("a", "SELECT x"), ("b", "SELECT y")];
+        assert_eq!(told(&[a, ("b", "SELECT t.z")], &there, &pairs), (false, 0, 0), "changed on the source");
+        assert_eq!(
+            told(&[a, ("b", "SELECT t.y")], &[there[0], ("b", "SELECT z")], &pairs),
+            (false, 0, 0),
+            "on the shadow"
+        );
+        assert_eq!(
+            told(&[a, ("b", "SELECT t.z")], &[there[0], ("b", "SELECT z")], &pairs),
+            (true, 1, 0),
+            "by a name"
+        );
+        assert_eq!(told(&[a], &there[..1], &pairs), (true, 0, 1), "one is gone");
+        // Made of what the source said then: what the shadow says of it is believed while the source says the same.
+        let mut made = pairs;
+        made.insert(("query".into(), "b".into(), String::new()), (digest("SELECT t.z"), String::new()));
+        assert_eq!(told(&[a, ("b", "SELECT t.z")], &there, &made), (true, 1, 0));
+        assert_eq!(told(&[a, ("b", "SELECT t.w")], &there, &made), (false, 0, 0));
+        assert!(is_alike(
+            &side(18, &[]),
+            &("query".into(), "c".into(), String::new()),
+            &source.things.values().next().unwrap().clone(),
+            &shadow.things.values().next().unwrap().clone()
+        ));
+    }
+}
