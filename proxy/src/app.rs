@@ -128,7 +128,13 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             running.joins(&name, leading.start(led));
         }
         let overlay = Arc::new(OverlayFile::open(&config.node.state)?);
-        let joining = Fronts::new(routes.clone(), fronts.clone(), config.node.threads, sockets.clone());
+        let joining = Fronts::new(
+            routes.clone(),
+            fronts.clone(),
+            postgres.clone(),
+            config.node.threads,
+            sockets.clone(),
+        );
         let changes = Arc::new(Changes::new(file.to_owned(), overlay, running.clone(), leading, joining));
         tasks.spawn(stop.clone().run_until_cancelled_owned(hang_ups(changes.clone())?));
         tasks.spawn(stop.clone().run_until_cancelled_owned(measure_fronts(changes.clone())));

@@ -341,7 +341,7 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
     let fleet = Fleet::new(&policy("")).await?;
     // The file's resource is another one, so that the reserved one can have the service to itself.
     let near = fleet.near();
-    let ports = free_ports(2)?;
+    let ports = free_ports(4)?;
     let other = format!(
         "  other:\n    fronts: {{http: {{listen: \"127.0.0.1:{}\"}}}}\n    primary: {near}\n    policy: playground\n    \
          placements: {{{near}: {{http: [\"127.0.0.1:1\"]}}, far: {{http: [\"127.0.0.1:2\"]}}}}\n",
@@ -356,7 +356,8 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
     let workers: Vec<String> = near.workers_from_leader.iter().map(ToString::to_string).collect();
     let spec = json!({
         "name": "cart", "location": "flexible", "driver": "fleet", "primary": near.name, "policy": "chosen",
-        "fronts": { "http": { "listen": fleet.playground.front.to_string() } },
+        "fronts": { "http": { "listen": fleet.playground.front.to_string() },
+                    "postgres": { "listen": format!("127.0.0.1:{}", ports[2]), "auth": "trust" } },
         "placements": { &near.name: {
             "http": workers, "capacity": 2,
             "postgres": { "dsn": format!("postgres://{GODWIT_ROLE}@{}/{DATABASE}", near.database),
@@ -386,6 +387,7 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
     until(&mut node, &client, "cart", "the new front answers", |_| load.snapshot().acknowledged > 10).await?;
     let outcome = load.stop().await;
     ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
+    ensure!(count(&session(ports[2]).await?).await? > 0, "its database is reached through it");
 
     changed(&fleet, &mut node, &client).await?;
 
@@ -402,7 +404,16 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
     let node_name = origin("node.name").context("the key")?;
     ensure!(node_name.contains("godwit.yaml:1:"), "{node_name}");
 
+    // Clients that are connected may end what they have begun.
+    let (idle, busy) = (session(ports[2]).await?, session(ports[2]).await?);
+    busy.batch_execute("BEGIN; SELECT 1").await?;
     client.call_with(Method::DELETE, "/api/v1/resources/cart", None, &[]).await?;
+    ensure!(count(&idle).await.is_err(), "a session went on");
+    ensure!(count(&busy).await? > 0, "a transaction was cut off");
+    busy.batch_execute("COMMIT").await?;
+    ensure!(count(&busy).await.is_err(), "a session went on");
+    let let_in = async { count(&session(ports[2]).await?).await };
+    ensure!(let_in.await.is_err(), "a front of nobody lets somebody in");
     let error = client.fetch::<ResourceView>("/api/v1/resources/cart").await.expect_err("refused");
     ensure!(problem(&error)?.status == 404, "{error:#}");
     ensure!(fleet.made().await.is_err() && fleet.asked("deprovision").len() == 1, "the shadow still runs");
@@ -412,18 +423,43 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
     let error =
         client.call_with(Method::DELETE, "/api/v1/resources/other", None, &[]).await.expect_err("refused");
     ensure!(problem(&error)?.status == 409, "what is in the file is not dropped: {error:#}");
+
+    // Once more, and dropped by the node that it joined: its listener closes.
+    let mut spec = spec;
+    spec["fronts"]["postgres"]["listen"] = format!("127.0.0.1:{}", ports[3]).into();
+    client.send("/api/v1/resources", &spec).await?;
+    until(&mut node, &client, "cart", "it is there again", |view| view.phase != "idle").await?;
+    let session_again = session(ports[3]).await?;
+    ensure!(count(&session_again).await? > 0, "its database is reached through it");
+    client.call_with(Method::DELETE, "/api/v1/resources/cart", None, &[]).await?;
+    ensure!(count(&session_again).await.is_err(), "a session went on");
+    ensure!(tokio::net::TcpStream::connect(("127.0.0.1", ports[3])).await.is_err(), "it still listens");
     node.check()?;
     Ok(())
+}
+
+/// A client of the database itself, through the front at this port.
+async fn session(port: u16) -> Result<tokio_postgres::Client> {
+    let to = format!("host=127.0.0.1 port={port} user={SERVICE_ROLE} dbname={DATABASE}");
+    let (client, connection) = tokio_postgres::connect(&to, tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+async fn count(client: &tokio_postgres::Client) -> Result<i64> {
+    Ok(client.query_one("SELECT count(*) FROM orders", &[]).await?.get(0))
 }
 
 /// Each wrong request is answered with the place of what is wrong.
 async fn refusals(client: &Client, spec: &Value) -> Result<()> {
     let path = "/api/v1/resources";
-    let edits: [(&str, Value, u16, &str); 6] = [
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let edits: [(&str, Value, u16, &str); 7] = [
         ("/primary", "nowhere".into(), 422, "/primary"),
         ("/policy", "brave".into(), 422, "/policy"),
         ("/driver", "fleeet".into(), 422, "/driver"),
         ("/fronts/http/listen", ":80".into(), 422, "/fronts/http/listen"),
+        ("/fronts/postgres/listen", taken.local_addr()?.to_string().into(), 422, "/fronts/postgres/listen"),
         ("/name", "other".into(), 409, ""),
         ("/name", 7.into(), 422, "/name"),
     ];

@@ -7,6 +7,7 @@ use migration::policy::SchemaFollows;
 use migration::units::Generation;
 use replicator::drift::{self, Difference, Filling, Mend, When};
 use replicator::fence;
+use replicator::postgres::slot;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
@@ -25,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const CATCHES_UP: Duration = Duration::from_secs(10);
 /// A sync that takes longer is answered with how far it is.
 const ANSWERS: Duration = Duration::from_secs(15);
+/// Why nothing is made on a shadow that is to be copied first.
+const NO_COPY: &str = "there is no copy on the shadow yet: wait for its end";
 /// How often what is left is looked at again.
 const ROUNDS: usize = 3;
 /// Of what a stream says that stands still at a value that its shadow's type does not have, or of a column that the shadow computes.
@@ -312,10 +315,19 @@ fn stands_in_the_way(view: &ResourceView) -> Option<String> {
     {
         return Some(format!("migration {id} is under way: wait for its end, or abort it"));
     }
-    // What is made before a copy stands in its way.
+    // What is made before a copy stands in its way. A stream that begins again has one, or begins with it.
     let copied = !matches!(view.phase.as_str(), "" | "idle" | "preparing")
-        && matches!(view.replication.state.as_str(), "streaming" | "failed");
-    (!copied).then(|| "there is no copy on the shadow yet: wait for its end".into())
+        && matches!(view.replication.state.as_str(), "streaming" | "failed" | "connecting");
+    (!copied).then(|| NO_COPY.into())
+}
+
+/// Whether the shadow says itself that the stream has a copy there to go on from.
+async fn copied(shadow: &Client, view: &ResourceView) -> Result<(), Denied> {
+    let copied = "SELECT copied FROM godwit.progress WHERE stream = $1";
+    let stream = slot::slot_name(&view.name, view.generation);
+    // Where it was not prepared there is no such table.
+    let row = shadow.query_opt(copied, &[&stream]).await.ok().flatten();
+    if row.is_some_and(|row| row.get(0)) { Ok(()) } else { Err(Denied::Conflict(NO_COPY.into())) }
 }
 
 /// Does by itself what the policy says is to be done about these differences; gives whether something was done.
@@ -370,6 +382,7 @@ pub async fn seed_anew(
         return Err(Denied::Conflict(why));
     }
     let shadow = connect(&resource, &view.shadow).await.map_err(Denied::Conflict)?;
+    copied(&shadow, &view).await?;
     let tables = drift::seed_anew(&shadow, &tables).await.map_err(chain).map_err(Denied::Conflict)?;
     answered(resource, view, streams, Wanted::Tables(tables)).await
 }
@@ -406,6 +419,7 @@ async fn bring_up(
     if only_said || sides.differences.is_empty() {
         return Ok((shown(view, FillingView::now(streams), sides.differences, Vec::new(), false), None));
     }
+    copied(&sides.shadow, view).await?;
     let database = database(resource, &view.primary).map_err(Denied::Conflict)?;
     let there = self::database(resource, &view.shadow).map_err(Denied::Conflict)?;
     let needed = |state: &str| view.replication.detail.contains(state);

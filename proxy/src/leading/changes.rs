@@ -195,8 +195,8 @@ impl Changes {
             candidates: placed.choice.candidates,
             steps: Vec::new(),
         };
-        self.fronts.check(&resource).map_err(|why| {
-            let pointer = "/fronts/http/listen".to_owned();
+        self.fronts.check(&resource).map_err(|(front, why)| {
+            let pointer = format!("/fronts/{front}/listen");
             ChangeError::Invalid(vec![Wrong {
                 pointer,
                 detail: why,
@@ -228,9 +228,7 @@ impl Changes {
         let name = resource.name.clone();
         let led = lead_anew(now, &resource, &shared.journal, shadow, &shared.recorder)
             .map_err(|error| failed(&error))?;
-        if let Some(front) = &led.front {
-            self.fronts.join(front, &shared.recorder).map_err(ChangeError::Failed)?;
-        }
+        self.fronts.join(&led, &shared.recorder).map_err(ChangeError::Failed)?;
         let mut next = now.clone();
         next.resources.insert(name.clone(), resource);
         self.running.replace(Arc::new(next));
@@ -259,7 +257,7 @@ impl Changes {
         let mut overlay = self.overlay.content();
         overlay.forget(name);
         self.overlay.write(overlay)?;
-        self.fronts.leave(name);
+        tokio::task::block_in_place(|| self.fronts.leave(name));
         self.running.leaves(name);
         self.leading.end(name).await;
         let mut next = Config::clone(&self.running.config());

@@ -1,19 +1,26 @@
 //! Fronts that join and leave while the node runs.
 //!
-//! On a listener that is there a front is another host of it. On a new address it gets a pingora server of its own, since
-//! one that runs takes no further listeners.
+//! On a listener that is there an HTTP front is another host of it. On a new address it gets a pingora server of its own, since
+//! one that runs takes no further listeners; and so does a PostgreSQL front, which has an address to itself.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use crate::config::model::Resource;
 use crate::controller::effects::chain;
 use crate::fronts::http::{Background, ServerSettings, server, service};
 use crate::fronts::latencies::Recorder;
+use crate::fronts::postgres::{self, PostgresFront};
 use crate::fronts::routes::{ResourceFront, Routes};
 use crate::fronts::sockets::{Kept, Sockets};
 use crate::lock::lock;
+
+use super::Led;
+
+/// How long sessions of a PostgreSQL front that leaves may take to end their transactions.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// The fronts of a node.
 pub struct Fronts {
@@ -27,8 +34,12 @@ pub struct Fronts {
 struct State {
     /// Of the listeners that were there from the start.
     main: Vec<Arc<ResourceFront>>,
+    /// PostgreSQL fronts that were there from the start.
+    sessions: Vec<Arc<PostgresFront>>,
     /// Listeners that joined.
     joined: BTreeMap<SocketAddr, Joined>,
+    /// PostgreSQL fronts that joined, by resource.
+    postgres: BTreeMap<String, JoinedPostgres>,
 }
 
 struct Joined {
@@ -38,41 +49,69 @@ struct Joined {
     _server: Background,
 }
 
+struct JoinedPostgres {
+    front: Arc<PostgresFront>,
+    /// Ends its listener, and its sessions when they have no transaction open, when dropped.
+    _server: Background,
+}
+
 impl Fronts {
     /// With those that are there from the start.
     pub fn new(
         routes: Arc<Routes>,
         main: Vec<Arc<ResourceFront>>,
+        sessions: Vec<Arc<PostgresFront>>,
         threads: usize,
         sockets: Arc<Sockets>,
     ) -> Self {
-        Self { routes, threads, sockets, state: Mutex::new(State { main, joined: BTreeMap::new() }) }
+        Self { routes, threads, sockets, state: Mutex::new(State { main, sessions, ..State::default() }) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
-    /// Whether the front of this resource could join now; in words why not.
-    pub fn check(&self, resource: &Resource) -> Result<(), String> {
-        if resource.postgres.is_some() {
-            return Err(
-                "a PostgreSQL front cannot join a node that runs: give the resource in its file".into()
-            );
+    /// Whether the fronts of this resource could join now; which could not, and in words why.
+    pub fn check(&self, resource: &Resource) -> Result<(), (&'static str, String)> {
+        let free = |address: SocketAddr| {
+            TcpListener::bind(address)
+                .map(drop)
+                .map_err(|error| format!("cannot listen on {address}: {error}"))
+        };
+        if let Some(postgres) = &resource.postgres {
+            free(postgres.listen).map_err(|why| ("postgres", why))?;
         }
         let Some(http) = &resource.http else { return Ok(()) };
         let known =
             self.routes.listeners().contains(&http.listen) || self.state().joined.contains_key(&http.listen);
-        if known {
-            return Ok(());
-        }
-        TcpListener::bind(http.listen)
-            .map(drop)
-            .map_err(|error| format!("cannot listen on {}: {error}", http.listen))
+        if known { Ok(()) } else { free(http.listen).map_err(|why| ("http", why)) }
     }
 
     /// Its clients are served from now on.
-    pub fn join(&self, front: &Arc<ResourceFront>, recorder: &Arc<Recorder>) -> Result<(), String> {
+    pub fn join(&self, led: &Led, recorder: &Arc<Recorder>) -> Result<(), String> {
+        if let Some(front) = &led.postgres {
+            self.join_postgres(led.name(), front)?;
+        }
+        let joined = led.front.as_ref().map_or(Ok(()), |front| self.join_http(front, recorder));
+        if joined.is_err() {
+            self.leave(led.name());
+        }
+        joined
+    }
+
+    fn join_postgres(&self, name: &str, front: &Arc<PostgresFront>) -> Result<(), String> {
+        let listen = front.settings.listen;
+        self.sockets.listener(listen).map_err(chain)?;
+        let settings = ServerSettings { threads: self.threads, grace: GRACE, ..ServerSettings::default() };
+        let mut pingora = server(settings);
+        pingora.add_service(Kept::new(postgres::service(front), vec![listen], &self.sockets));
+        let running = Background::run_out(pingora).map_err(chain)?;
+        let joined = JoinedPostgres { front: front.clone(), _server: running };
+        self.state().postgres.insert(name.to_owned(), joined);
+        Ok(())
+    }
+
+    fn join_http(&self, front: &Arc<ResourceFront>, recorder: &Arc<Recorder>) -> Result<(), String> {
         let mut state = self.state();
         if self.routes.listeners().contains(&front.listen) {
             let mut all = state.main.clone();
@@ -99,7 +138,7 @@ impl Fronts {
         Ok(())
     }
 
-    /// Its clients are served no more; the listener that only it had closes.
+    /// Its clients are served no more; the listener that only it had closes. Takes as long as sessions may take to end.
     pub fn leave(&self, resource: &str) {
         let mut state = self.state();
         let stays = |front: &Arc<ResourceFront>| *front.name != *resource;
@@ -122,9 +161,16 @@ impl Fronts {
             self.sockets.forget(*address);
         }
         let ended: Vec<Joined> = empty.iter().filter_map(|address| state.joined.remove(address)).collect();
+        let sessions = state.postgres.remove(resource);
+        let staying = state.sessions.iter().filter(|front| *front.name == *resource);
+        staying.chain(sessions.as_ref().map(|joined| &joined.front)).for_each(|front| front.leave());
+        state.sessions.retain(|front| *front.name != *resource);
+        if let Some(JoinedPostgres { front, .. }) = &sessions {
+            self.sockets.forget(front.settings.listen);
+        }
         drop(state);
-        // Joins a thread.
-        drop(ended);
+        // Joins threads.
+        drop((ended, sessions));
     }
 
     /// Connections of clients that have a request, or may have one soon.
@@ -146,8 +192,12 @@ impl Fronts {
 
     /// Sets the gauges of the fronts that joined.
     pub fn measure(&self) {
-        for joined in self.state().joined.values() {
+        let state = self.state();
+        for joined in state.joined.values() {
             joined.routes.look();
+        }
+        for joined in state.postgres.values() {
+            joined.front.measure();
         }
     }
 }

@@ -11,25 +11,35 @@ WITH ours AS (
 ), columns AS (
   SELECT t.name AS owner, a.attname::text AS name, format('ALTER TABLE %s ALTER COLUMN %I ', t.name, a.attname) AS alter,
          a.attoptions, nullif(a.attstattarget, -1) AS target, nullif(a.attcompression::text, '') AS compression,
-         s.stored, usual.stored AS usual
+         CASE a.attstorage WHEN 'p' THEN 'plain' WHEN 'e' THEN 'external' WHEN 'm' THEN 'main' ELSE 'extended' END AS stored,
+         CASE y.typstorage WHEN 'p' THEN 'plain' WHEN 'e' THEN 'external' WHEN 'm' THEN 'main' ELSE 'extended' END AS usual
   FROM ours t JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
   JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
-  JOIN (VALUES ('p', 'plain'), ('e', 'external'), ('m', 'main'), ('x', 'extended')) s(letter, stored) ON s.letter = a.attstorage::text
-  JOIN (VALUES ('p', 'plain'), ('e', 'external'), ('m', 'main'), ('x', 'extended')) usual(letter, stored) ON usual.letter = y.typstorage::text
+  WHERE a.attoptions IS NOT NULL OR nullif(a.attstattarget, -1) IS NOT NULL OR a.attcompression <> '' OR a.attstorage <> y.typstorage
+), said AS (
+  -- Not what every database has from its beginning.
+  SELECT * FROM pg_catalog.pg_description d
+  WHERE d.objoid >= 16384
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = d.classoid AND e.objid = d.objoid AND e.deptype = 'e')
 ), described AS (
+  SELECT r.name || coalesce('.' || pg_catalog.quote_ident(a.attname), '') AS identity, d.description,
+         format('%s %s', CASE WHEN a.attname IS NOT NULL THEN 'COLUMN' ELSE CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW'
+             WHEN 'S' THEN 'SEQUENCE' WHEN 'i' THEN 'INDEX' WHEN 'I' THEN 'INDEX' WHEN 'c' THEN 'TYPE' WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END END,
+           r.name || coalesce('.' || pg_catalog.quote_ident(a.attname), '')) AS what
+  FROM said d JOIN pg_catalog.pg_class c ON c.oid = d.objoid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.objsubid AND d.objsubid <> 0,
+  LATERAL (SELECT format('%I.%I', n.nspname, c.relname) AS name) r
+  WHERE d.classoid = 'pg_catalog.pg_class'::regclass AND {{own}}
+  UNION ALL
   SELECT i.identity, d.description,
-         CASE WHEN i.type ~ ' column$' THEN 'COLUMN ' || i.identity
-           WHEN i.type = 'domain constraint' THEN 'CONSTRAINT ' || regexp_replace(i.identity, '^(.*) on ', '\1 ON DOMAIN ')
+         CASE WHEN i.type = 'domain constraint' THEN 'CONSTRAINT ' || regexp_replace(i.identity, '^(.*) on ', '\1 ON DOMAIN ')
            WHEN i.type = 'table constraint' THEN 'CONSTRAINT ' || i.identity
            WHEN i.type = 'statistics object' THEN 'STATISTICS ' || i.identity
-           ELSE upper(i.type) || ' ' || i.identity END AS what
-  FROM pg_catalog.pg_description d, LATERAL pg_catalog.pg_identify_object(d.classoid, d.objoid, d.objsubid) i
-  -- Not what every database has from its beginning.
-  WHERE d.objoid >= 16384 AND d.classoid IN ('pg_catalog.pg_class'::regclass, 'pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_type'::regclass,
-      'pg_catalog.pg_constraint'::regclass, 'pg_catalog.pg_trigger'::regclass, 'pg_catalog.pg_policy'::regclass,
-      'pg_catalog.pg_namespace'::regclass, 'pg_catalog.pg_statistic_ext'::regclass)
+           ELSE upper(i.type) || ' ' || i.identity END
+  FROM said d, LATERAL pg_catalog.pg_identify_object(d.classoid, d.objoid, d.objsubid) i
+  WHERE d.classoid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_type'::regclass, 'pg_catalog.pg_constraint'::regclass,
+      'pg_catalog.pg_trigger'::regclass, 'pg_catalog.pg_policy'::regclass, 'pg_catalog.pg_namespace'::regclass, 'pg_catalog.pg_statistic_ext'::regclass)
     AND i.identity !~ '(^| on )(godwit|pg_temp)(\.|$)'
-    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = d.classoid AND e.objid = d.objoid AND e.deptype = 'e')
 )
 SELECT 'option', name, split_part(option, '=', 1), substr(option, strpos(option, '=') + 1),
        format('ALTER TABLE %s SET (%s = %L)', name, split_part(option, '=', 1), substr(option, strpos(option, '=') + 1)),

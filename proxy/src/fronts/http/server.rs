@@ -72,6 +72,17 @@ impl ShutdownSignalWatch for StopOn {
     }
 }
 
+/// The same, but what its connections have begun may end, within the server's grace.
+struct RunOutOn(CancellationToken);
+
+#[async_trait]
+impl ShutdownSignalWatch for RunOutOn {
+    async fn recv(&self) -> ShutdownSignal {
+        self.0.cancelled().await;
+        ShutdownSignal::GracefulTerminate
+    }
+}
+
 /// An empty server: add services to it, then `run` or `run_forever`.
 pub fn server(settings: ServerSettings) -> Server {
     let conf = ServerConf {
@@ -118,7 +129,21 @@ impl Background {
     /// Runs `server` until dropped. Fails when the system gives no thread.
     pub fn run(server: Server) -> std::io::Result<Self> {
         let stop = CancellationToken::new();
-        let shutdown_signal = Box::new(StopOn(stop.clone()));
+        Self::begin(server, StopOn(stop.clone()), stop)
+    }
+
+    /// The same; once dropped, what its connections have begun may end, and the drop waits for the server's whole grace.
+    pub fn run_out(server: Server) -> std::io::Result<Self> {
+        let stop = CancellationToken::new();
+        Self::begin(server, RunOutOn(stop.clone()), stop)
+    }
+
+    fn begin(
+        server: Server,
+        signal: impl ShutdownSignalWatch + Send + 'static,
+        stop: CancellationToken,
+    ) -> std::io::Result<Self> {
+        let shutdown_signal = Box::new(signal);
         let thread = std::thread::Builder::new()
             .name("fronts".to_owned())
             .spawn(move || server.run(RunArgs { shutdown_signal }))?;

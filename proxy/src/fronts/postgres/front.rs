@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use pingora::server::ShutdownWatch;
 use replicator::postgres::{Dsn, dial};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::login::{Tls, TlsError};
@@ -65,6 +67,10 @@ pub struct PostgresFront {
     custom: Mutex<BTreeSet<String>>,
     numbered: Mutex<Numbered>,
     asked: Asked,
+    /// Whether sessions are to end.
+    ends: watch::Sender<bool>,
+    /// The end of the process reaches them, too.
+    follows: Once,
 }
 
 /// What a client knows its session by: a number and a secret.
@@ -131,8 +137,34 @@ impl PostgresFront {
             custom: Mutex::new(settings.settings.iter().map(|name| name.to_ascii_lowercase()).collect()),
             numbered: Mutex::default(),
             asked: Asked::default(),
+            ends: watch::Sender::new(false),
+            follows: Once::new(),
             name,
         }))
+    }
+
+    /// Nobody is served here any more: sessions end, each when it has no transaction open.
+    pub fn leave(&self) {
+        self.ends.send_replace(true);
+    }
+
+    /// Tells a session when it is to end: the process does, as `process` says, or the front.
+    pub(super) fn ends(self: &Arc<Self>, process: &ShutdownWatch) -> ShutdownWatch {
+        self.follows.call_once(|| {
+            let (front, mut process) = (Arc::downgrade(self), process.clone());
+            tokio::spawn(async move {
+                // What tells it is gone only with all sessions.
+                let _ = process.wait_for(|ends| *ends).await;
+                if let Some(front) = front.upgrade() {
+                    front.leave();
+                }
+            });
+        });
+        let mut ends = self.ends.subscribe();
+        if *ends.borrow() {
+            ends.mark_changed();
+        }
+        ends
     }
 
     /// Where sessions go now.

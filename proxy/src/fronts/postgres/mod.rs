@@ -50,7 +50,7 @@ pub struct PostgresApp(Arc<PostgresFront>);
 #[async_trait]
 impl ServerApp for PostgresApp {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        session::serve(Arc::clone(&self.0), Box::new(stream), shutdown.clone()).await;
+        session::serve(Arc::clone(&self.0), Box::new(stream), self.0.ends(shutdown)).await;
         None
     }
 }
