@@ -753,3 +753,29 @@ async fn what_releases_do_to_a_schema_is_followed() -> Result<()> {
     leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
     Ok(())
 }
+
+/// Both versions word it otherwise: nothing but what the primary said when it was dumped tells that it has changed since.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_changed_while_it_is_copied_is_followed() -> Result<()> {
+    let playground = replicated("mode: async, schema: all, copy: {rate: 2MiB}").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary
+        .batch_execute(
+            "CREATE TABLE ages (id int PRIMARY KEY, age int, filler text); CREATE VIEW adults AS SELECT id FROM ages WHERE age > 17;
+             INSERT INTO ages SELECT n, n % 90, repeat(md5(n::text), 10) FROM generate_series(1, 60000) n",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let copied = |view: &ResourceView| view.replication.copy.as_ref().is_some_and(|copy| copy.bytes > 0);
+    leader.until("it is being copied", copied).await?;
+    primary.batch_execute("CREATE OR REPLACE VIEW adults AS SELECT id FROM ages WHERE age > 20").await?;
+    let shadow = connect(far).await?;
+    let defined = async || {
+        let view = "SELECT coalesce(pg_get_viewdef(to_regclass('adults')), '')";
+        Ok(shadow.query_one(view, &[]).await?.get::<_, String>(0).contains("20"))
+    };
+    ensure!(!defined().await?, "it was changed before it was dumped");
+    until("the view is followed", defined).await?;
+    leader.ready().await.map(drop)
+}

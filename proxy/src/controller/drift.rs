@@ -174,7 +174,7 @@ impl DifferenceView {
 pub(super) async fn differences(databases: &Databases, zones: [&str; 2]) -> Result<Vec<Difference>, String> {
     let read = async {
         let [source, shadow] = both(databases, zones).await?;
-        let one = drift::fingerprint(&source).await?;
+        let one = drift::fingerprint_of_source(&source).await?;
         let other = drift::fingerprint_of_shadow(&shadow).await?;
         drift::remember([&source, &shadow], [&one, &other]).await?;
         Ok::<_, replicator::Error>(drift::compare(&one, &other, zones))

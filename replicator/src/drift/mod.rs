@@ -152,6 +152,8 @@ pub struct Fingerprint {
     known: Option<Known>,
     /// Of a shadow that was prepared: what both servers said of what they word otherwise.
     pairs: Option<worded::Pairs>,
+    /// Of a source: what it said when its shadow was copied, of what was not seen on both since.
+    dumped: std::collections::HashMap<Key, String>,
     /// Of a shadow: tables whose rows are not whole.
     unfilled: Vec<String>,
     major: u32,
@@ -232,6 +234,17 @@ pub async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error
     Ok(Fingerprint { known, pairs, unfilled, ..fingerprint(client).await? })
 }
 
+/// Reads the schema of a source, and what it was like when its shadow was copied.
+pub async fn fingerprint_of_source(client: &Client) -> Result<Fingerprint, Error> {
+    let dumped = worded::read_dumped(client).await?;
+    Ok(Fingerprint { dumped, ..fingerprint(client).await? })
+}
+
+/// Writes down on the source what its shadow is copied of. Before it is dumped: what changes in between is made again at worst.
+pub(crate) async fn dumped(source: &Client, goes_on: bool) -> Result<(), Error> {
+    worded::dumped(source, &fingerprint(source).await?, goes_on).await
+}
+
 /// Writes down what is seen of both for the first time (which of one is which of the other; what either calls the same thing): on the
 /// shadow, and for the way back on the source.
 pub async fn remember(clients: [&Client; 2], of: [&Fingerprint; 2]) -> Result<(), Error> {
@@ -304,7 +317,7 @@ pub async fn differences(
     shadow: &Client,
     zones: [&str; 2],
 ) -> Result<Vec<Difference>, Error> {
-    Ok(compare(&fingerprint(source).await?, &fingerprint_of_shadow(shadow).await?, zones))
+    Ok(compare(&fingerprint_of_source(source).await?, &fingerprint_of_shadow(shadow).await?, zones))
 }
 
 /// Every difference between the source and its shadow, in order; `zones` are their names.
@@ -377,7 +390,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
                 if source.major != shadow.major
                     && WORDED.contains(&kind.as_str())
                     && !is_validated(shape, there)
-                    && worded::is_alike(shadow, key, shape, there) => {}
+                    && worded::is_alike([source, shadow], key, shape, there) => {}
             Some(there) => {
                 let Some((mend, when)) = changed(source, key, shape, there, shadow.major) else { continue };
                 let called = called(kind, name);

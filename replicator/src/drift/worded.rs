@@ -1,7 +1,7 @@
 //! What one major version words otherwise than another: which two wordings mean the same thing.
 //!
 //! Nothing tells that by itself. So what both servers said of a thing when the shadow got it is written down on both
-//! (`godwit.worded`), and only who says something else since then has changed it.
+//! (`godwit.worded`; of a copy, what the source said when it was dumped), and only who says something else since then has changed it.
 
 use std::collections::HashMap;
 
@@ -21,11 +21,43 @@ pub(super) fn digest(definition: &str) -> String {
     format!("{:032x}", u128::from_be_bytes(std::array::from_fn(|at| whole[at])))
 }
 
+async fn is_prepared(client: &Client) -> Result<bool, Error> {
+    let prepared = "SELECT 1 WHERE pg_catalog.to_regclass('godwit.worded') IS NOT NULL";
+    let found = client.simple_query(prepared).await.map_err(refused("look for godwit.worded"))?;
+    Ok(!rows(found).is_empty())
+}
+
+/// What the source said when its shadow was copied, of what was not seen on both since, as digests.
+pub(super) async fn read_dumped(source: &Client) -> Result<HashMap<Key, String>, Error> {
+    let pairs = read(source).await?.unwrap_or_default();
+    Ok(pairs
+        .into_iter()
+        .filter(|(_, (there, _))| there.is_empty())
+        .map(|(key, (_, here))| (key, here))
+        .collect())
+}
+
+/// Writes down on the source what it says now, when a copy of it begins; of one that goes on, what it did not say before.
+pub(super) async fn dumped(source: &Client, says: &Fingerprint, goes_on: bool) -> Result<(), Error> {
+    if !is_prepared(source).await? {
+        return Ok(());
+    }
+    if !goes_on {
+        let stale = "DELETE FROM godwit.worded";
+        source.batch_execute(stale).await.map_err(refused("write down what is copied"))?;
+    }
+    let known = read(source).await?.unwrap_or_default();
+    let new =
+        says.things.iter().filter(|(key, _)| WORDED.contains(&key.0.as_str()) && !known.contains_key(*key));
+    let new: Vec<_> =
+        new.map(|(key, shape)| (key.clone(), String::new(), digest(&shape.definition))).collect();
+    write(source, &new, &[]).await
+}
+
 /// Reads what is known; none where the shadow was not prepared yet.
 pub(super) async fn read(shadow: &Client) -> Result<Option<Pairs>, Error> {
     let context = "read which definitions mean the same";
-    let prepared = "SELECT 1 WHERE pg_catalog.to_regclass('godwit.worded') IS NOT NULL";
-    if rows(shadow.simple_query(prepared).await.map_err(refused(context))?).is_empty() {
+    if !is_prepared(shadow).await? {
         return Ok(None);
     }
     let all = "SELECT kind, owner, name, source, target FROM godwit.worded";
@@ -35,8 +67,10 @@ pub(super) async fn read(shadow: &Client) -> Result<Option<Pairs>, Error> {
 }
 
 /// Whether these two mean the same, as far as is known.
-pub(super) fn is_alike(shadow: &Fingerprint, key: &Key, here: &Shape, there: &Shape) -> bool {
-    let Some((source, target)) = shadow.pairs.as_ref().and_then(|pairs| pairs.get(key)) else { return true };
+pub(super) fn is_alike([source, shadow]: [&Fingerprint; 2], key: &Key, here: &Shape, there: &Shape) -> bool {
+    let Some((source, target)) = shadow.pairs.as_ref().and_then(|pairs| pairs.get(key)) else {
+        return source.dumped.get(key).is_none_or(|copied| *copied == digest(&here.definition));
+    };
     match (*source == digest(&here.definition), *target == digest(&there.definition)) {
         (true, same) => same || target.is_empty(),
         // Where both say something else, what they speak of has another name.
@@ -54,7 +88,7 @@ fn news(source: &Fingerprint, shadow: &Fingerprint) -> (Vec<(Key, String, String
     let mut new = Vec::new();
     for key in source.things.keys().filter(|key| WORDED.contains(&key.0.as_str())) {
         let Some((here, there)) = both(key) else { continue };
-        if !is_alike(shadow, key, here, there) {
+        if !is_alike([source, shadow], key, here, there) {
             continue;
         }
         let pair = (digest(&here.definition), digest(&there.definition));
@@ -144,8 +178,10 @@ mod tests {
         let told = |source: &[(&str, &str)], there: &[(&str, &str)], pairs: &Pairs| {
             let (source, shadow) =
                 (side(15, source), Fingerprint { pairs: Some(pairs.clone()), ..side(18, there) });
-            let alike =
-                source.things.iter().all(|(key, here)| is_alike(&shadow, key, here, &shadow.things[key]));
+            let alike = source
+                .things
+                .iter()
+                .all(|(key, here)| is_alike([&source, &shadow], key, here, &shadow.things[key]));
             let (new, gone) = news(&source, &shadow);
             (alike, new.len(), gone.len())
         };
@@ -168,11 +204,13 @@ mod tests {
         made.insert(("query".into(), "b".into(), String::new()), (digest("SELECT t.z"), String::new()));
         assert_eq!(told(&[a, ("b", "SELECT t.z")], &there, &made), (true, 1, 0));
         assert_eq!(told(&[a, ("b", "SELECT t.w")], &there, &made), (false, 0, 0));
-        assert!(is_alike(
-            &side(18, &[]),
-            &("query".into(), "c".into(), String::new()),
-            &source.things.values().next().unwrap().clone(),
-            &shadow.things.values().next().unwrap().clone()
-        ));
+        // Not seen on both yet, and changed since it was dumped.
+        let copied = |of: &str| {
+            let dumped = [(("query".into(), "b".into(), String::new()), digest(of))].into();
+            let source = Fingerprint { dumped, ..side(15, &[("b", "SELECT t.y")]) };
+            let shadow = Fingerprint { pairs: Some(Pairs::new()), ..side(18, &there) };
+            news(&source, &shadow).0.len()
+        };
+        assert_eq!((copied("SELECT t.y"), copied("SELECT t.v")), (1, 0));
     }
 }

@@ -355,7 +355,7 @@ CREATE OR REPLACE FUNCTION godwit.schema_stamp() RETURNS text LANGUAGE sql STABL
     WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
   ), ours AS MATERIALIZED (
     SELECT c.oid FROM pg_catalog.pg_class c
-    WHERE c.relkind IN ('r', 'p', 'c') AND c.relpersistence <> 't' AND c.relnamespace IN (SELECT oid FROM schemas)
+    WHERE c.relkind IN ('r', 'p', 'c', 'v') AND c.relpersistence <> 't' AND c.relnamespace IN (SELECT oid FROM schemas)
   ), domains AS MATERIALIZED (
     SELECT y.oid, y.xmin FROM pg_catalog.pg_type y WHERE y.typtype = 'd' AND y.typnamespace IN (SELECT oid FROM schemas)
   ), written AS (

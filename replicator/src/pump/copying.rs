@@ -13,6 +13,7 @@ use tokio_postgres::Client;
 
 use super::send::Source;
 use crate::copy::{Held, Lease, MOST_SESSIONS, Pace, Part, Reader, TableToCopy};
+use crate::drift;
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::stream::ExportedSlot;
@@ -41,6 +42,7 @@ pub(super) async fn produce(
     let dsn = source.dsn;
     let client = connect(dsn, &name(spec)).await?;
     slot::ensure_publication(&client, &spec.publication).await?;
+    drift::dumped(&client, !kept.is_empty()).await?;
     let there = if resumable { usable_slot(&client, &spec.slot).await? } else { None };
     let (consistent_point, dump) = tokio::try_join!(
         hold(dsn, &client, spec, kept, there, lease),
