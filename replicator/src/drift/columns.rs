@@ -1,6 +1,7 @@
 //! What makes a column of the shadow's like its source's, a step at a time.
 
 use super::When;
+use crate::postgres::quote_ident;
 
 /// What a column has where nothing is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub(super) enum Step {
     Alter(String, When),
     /// What makes its sequence makes it so.
     Sequence,
+    /// It is computed of the others, and made anew.
+    Computed,
     /// Its values would be others.
     Anew,
 }
@@ -67,14 +70,16 @@ pub(super) fn step(wanted: &str, there: &str, major: u32) -> Step {
     let (new, old) = (Parts::of(wanted), Parts::of(there));
     let alter = |what: String| Step::Alter(what, When::Now);
     match (new.value, old.value) {
-        (Value::Generated(wanted, late), Value::Generated(there, late_there))
-            if late == late_there && new.kind == old.kind =>
-        {
-            match wanted == there {
-                true => {}
-                // Computed of what the row has.
-                false if major >= 17 => return alter(format!("SET EXPRESSION AS {wanted}")),
-                false => return Step::Anew,
+        (Value::Generated(wanted, late), Value::Generated(there, late_there)) => {
+            if new.kind != old.kind || late != late_there {
+                return Step::Computed;
+            }
+            if wanted != there {
+                return if major < 17 {
+                    Step::Computed
+                } else {
+                    alter(format!("SET EXPRESSION AS {wanted}"))
+                };
             }
         }
         (Value::Generated(..), _) | (_, Value::Generated(_, true)) => return Step::Anew,
@@ -131,6 +136,11 @@ fn widens(new: &str, old: &str) -> bool {
 pub(super) fn kind(definition: &str) -> Option<&str> {
     let parts = Parts::of(definition);
     matches!(parts.value, Value::Nothing | Value::Default(_)).then_some(parts.kind)
+}
+
+/// Drops a column that is computed of the others, and makes it by this SQL.
+pub(super) fn made_anew(table: &str, column: &str, sql: &str) -> String {
+    format!("ALTER TABLE {table} DROP COLUMN {}; {sql}", quote_ident(column))
 }
 
 /// Whether a column must be said.
@@ -194,7 +204,7 @@ mod tests {
         ] {
             let found = match step(wanted, there, 17) {
                 Step::Alter(sql, when) => Some((sql, when)),
-                Step::Anew | Step::Sequence => None,
+                Step::Anew | Step::Computed | Step::Sequence => None,
             };
             let when = match sql {
                 Some("SET NOT NULL") => When::CaughtUp,
@@ -205,7 +215,7 @@ mod tests {
         }
         assert_eq!(step(IDENTITY, "bigint NOT NULL", 15), Step::Sequence);
         let text = |words: &str| format!("tsvector GENERATED ALWAYS AS ({words}) STORED");
-        assert_eq!(step(&text("a DEFAULT b"), &text("c"), 16), Step::Anew, "it cannot be told to");
+        assert_eq!(step(&text("a DEFAULT b"), &text("c"), 16), Step::Computed, "it cannot be told to");
         assert!(
             is_generated(&text("a DEFAULT b")) && !is_demanded(&text("a")) && is_demanded("text NOT NULL")
         );

@@ -205,7 +205,7 @@ impl Sides<'_> {
         let (here, there) = (self.source.things.get(&key)?, self.shadow.things.get(&key)?);
         let both = [here, there].iter().all(|shape| columns::is_generated(&shape.definition));
         let sql = here.sql.as_ref().filter(|_| both)?;
-        Some(format!("ALTER TABLE {table} DROP COLUMN {}; {sql}", quote_ident(column)))
+        Some(columns::made_anew(table, column, sql))
     }
 
     /// The same of the columns of a table that has its name; and whether any of them is not what it is called.

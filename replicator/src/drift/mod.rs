@@ -5,6 +5,7 @@
 //! row is shown, with the SQL, for a person; what is gone on the source goes where that is asked for.
 
 mod columns;
+mod constraints;
 mod enums;
 pub(crate) mod fill;
 mod identities;
@@ -121,8 +122,6 @@ const DEFAULTS: &str = "default privileges";
 
 /// How often a schema is read that is changed meanwhile.
 const TRIES: usize = 5;
-/// What the definition of a constraint ends with that was not looked at for the rows that were there.
-const NOT_VALID: &str = " NOT VALID";
 /// What the definition of a sequence begins with that an identity column draws from.
 const IDENTITY: &str = "of an identity column ";
 /// What the kind of a privilege begins with; what it is on follows.
@@ -389,7 +388,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             Some(there)
                 if source.major != shadow.major
                     && WORDED.contains(&kind.as_str())
-                    && !is_validated(shape, there)
+                    && !constraints::is_validated(&shape.definition, &there.definition)
                     && worded::is_alike([source, shadow], key, shape, there) => {}
             Some(there) => {
                 let Some((mend, when)) = changed(source, key, shape, there, shadow.major) else { continue };
@@ -504,19 +503,6 @@ fn added(source: &Fingerprint, key @ (kind, owner, name): &Key, shape: &Shape, z
     }
 }
 
-/// Whether a constraint was only validated since.
-fn is_validated(wanted: &Shape, there: &Shape) -> bool {
-    there.definition.strip_suffix(NOT_VALID) == Some(&wanted.definition)
-}
-
-/// A foreign key without what says when it is checked, and that.
-fn deferred(definition: &str) -> Option<(&str, &str)> {
-    let rest = definition.starts_with("FOREIGN KEY ").then_some(definition)?;
-    let rest = rest.strip_suffix(" INITIALLY DEFERRED").unwrap_or(rest);
-    let rest = rest.strip_suffix(" DEFERRABLE").unwrap_or(rest);
-    Some((rest, definition[rest.len()..].trim_start()))
-}
-
 /// What makes one of the other, and when; none: another difference does it. Where values would be others a person decides.
 fn changed(
     source: &Fingerprint,
@@ -532,11 +518,17 @@ fn changed(
             return match columns::step(&wanted.definition, &there.definition, major) {
                 Step::Alter(what, when) => Some((alter(what), when)),
                 Step::Sequence => None,
+                Step::Computed => {
+                    let sql = wanted.sql.as_ref().map(|sql| columns::made_anew(owner, name, sql));
+                    Some((sql.map_or_else(|| anew(source, owner), Mend::Add), When::Now))
+                }
                 Step::Anew => Some((anew(source, owner), When::Now)),
             };
         }
         "type" => return Some(types::step(owner, &wanted.definition, &there.definition)),
-        "constraint" | "domain constraint" if is_validated(wanted, there) => {
+        "constraint" | "domain constraint"
+            if constraints::is_validated(&wanted.definition, &there.definition) =>
+        {
             let of = if kind == "constraint" { "TABLE" } else { "DOMAIN" };
             return Some((
                 Mend::Add(format!("ALTER {of} {owner} VALIDATE CONSTRAINT {ident}")),
@@ -544,11 +536,7 @@ fn changed(
             ));
         }
         "constraint" => {
-            if let (Some((new, when)), Some((old, _))) =
-                (deferred(&wanted.definition), deferred(&there.definition))
-                && new == old
-            {
-                let when = if when.is_empty() { "NOT DEFERRABLE" } else { when };
+            if let Some(when) = constraints::deferred(&wanted.definition, &there.definition) {
                 let sql = format!("ALTER TABLE {owner} ALTER CONSTRAINT {ident} {when}");
                 return Some((Mend::Add(sql), When::Now));
             }
