@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 use super::Denied;
 use super::databases::{Databases, Purpose};
 use super::effects::chain;
-use super::streams::Streams;
+use super::streams::{self, Streams};
 use super::view::ResourceView;
 use crate::audit::{Audit, Entry};
 use crate::config::model::{Database, Resource};
@@ -174,8 +174,7 @@ impl DifferenceView {
 pub(super) async fn differences(databases: &Databases, zones: [&str; 2]) -> Result<Vec<Difference>, String> {
     let read = async {
         let [source, shadow] = both(databases, zones).await?;
-        let one = drift::fingerprint_of_source(&source).await?;
-        let other = drift::fingerprint_of_shadow(&shadow).await?;
+        let [one, other] = drift::fingerprints([&source, &shadow]).await?;
         drift::remember([&source, &shadow], [&one, &other]).await?;
         Ok::<_, replicator::Error>(drift::compare(&one, &other, zones))
     };
@@ -322,12 +321,12 @@ fn stands_in_the_way(view: &ResourceView) -> Option<String> {
 }
 
 /// Whether the shadow says itself that the stream has a copy there to go on from.
-async fn copied(shadow: &Client, view: &ResourceView) -> Result<(), Denied> {
-    let copied = "SELECT copied FROM godwit.progress WHERE stream = $1";
-    let stream = slot::slot_name(&view.name, view.generation);
-    // Where it was not prepared there is no such table.
-    let row = shadow.query_opt(copied, &[&stream]).await.ok().flatten();
-    if row.is_some_and(|row| row.get(0)) { Ok(()) } else { Err(Denied::Conflict(NO_COPY.into())) }
+async fn has_copy(shadow: &Client, view: &ResourceView) -> Result<(), Denied> {
+    // Where it was not prepared it cannot say.
+    match streams::copied(shadow, &slot::slot_name(&view.name, view.generation)).await {
+        Ok(Some(true)) => Ok(()),
+        _ => Err(Denied::Conflict(NO_COPY.into())),
+    }
 }
 
 /// Does by itself what the policy says is to be done about these differences; gives whether something was done.
@@ -382,7 +381,7 @@ pub async fn seed_anew(
         return Err(Denied::Conflict(why));
     }
     let shadow = connect(&resource, &view.shadow).await.map_err(Denied::Conflict)?;
-    copied(&shadow, &view).await?;
+    has_copy(&shadow, &view).await?;
     let tables = drift::seed_anew(&shadow, &tables).await.map_err(chain).map_err(Denied::Conflict)?;
     answered(resource, view, streams, Wanted::Tables(tables)).await
 }
@@ -419,7 +418,7 @@ async fn bring_up(
     if only_said || sides.differences.is_empty() {
         return Ok((shown(view, FillingView::now(streams), sides.differences, Vec::new(), false), None));
     }
-    copied(&sides.shadow, view).await?;
+    has_copy(&sides.shadow, view).await?;
     let database = database(resource, &view.primary).map_err(Denied::Conflict)?;
     let there = self::database(resource, &view.shadow).map_err(Denied::Conflict)?;
     let needed = |state: &str| view.replication.detail.contains(state);

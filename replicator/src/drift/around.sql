@@ -20,13 +20,13 @@ WITH ours AS (
                     WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid AND d.deptype IN ('e', 'i'))
 ), aggregates AS (
   SELECT a.aggfnoid::oid AS aggfnoid, concat_ws(', ', format('SFUNC = %s, STYPE = %s', a.aggtransfn, pg_catalog.format_type(a.aggtranstype, NULL)),
-    'SSPACE = ' || nullif(a.aggtransspace, 0), 'FINALFUNC = ' || nullif(a.aggfinalfn::oid, 0)::pg_catalog.regproc::text, CASE WHEN a.aggfinalextra THEN 'FINALFUNC_EXTRA' END,
+    'SSPACE = ' || nullif(a.aggtransspace, 0), 'FINALFUNC = ' || nullif(a.aggfinalfn::text, '-'), CASE WHEN a.aggfinalextra THEN 'FINALFUNC_EXTRA' END,
     CASE WHEN a.aggfinalfn <> 0 THEN 'FINALFUNC_MODIFY = ' || CASE a.aggfinalmodify WHEN 'r' THEN 'READ_ONLY' WHEN 's' THEN 'SHAREABLE' ELSE 'READ_WRITE' END END,
-    'COMBINEFUNC = ' || nullif(a.aggcombinefn::oid, 0)::pg_catalog.regproc::text, 'SERIALFUNC = ' || nullif(a.aggserialfn::oid, 0)::pg_catalog.regproc::text,
-    'DESERIALFUNC = ' || nullif(a.aggdeserialfn::oid, 0)::pg_catalog.regproc::text, 'INITCOND = ' || quote_literal(a.agginitval),
+    'COMBINEFUNC = ' || nullif(a.aggcombinefn::text, '-'), 'SERIALFUNC = ' || nullif(a.aggserialfn::text, '-'),
+    'DESERIALFUNC = ' || nullif(a.aggdeserialfn::text, '-'), 'INITCOND = ' || quote_literal(a.agginitval),
     CASE WHEN a.aggmtransfn <> 0 THEN format('MSFUNC = %s, MINVFUNC = %s, MSTYPE = %s', a.aggmtransfn, a.aggminvtransfn,
       pg_catalog.format_type(a.aggmtranstype, NULL)) END,
-    'MSSPACE = ' || nullif(a.aggmtransspace, 0), 'MFINALFUNC = ' || nullif(a.aggmfinalfn::oid, 0)::pg_catalog.regproc::text, CASE WHEN a.aggmfinalextra THEN 'MFINALFUNC_EXTRA' END,
+    'MSSPACE = ' || nullif(a.aggmtransspace, 0), 'MFINALFUNC = ' || nullif(a.aggmfinalfn::text, '-'), CASE WHEN a.aggmfinalextra THEN 'MFINALFUNC_EXTRA' END,
     CASE WHEN a.aggmfinalfn <> 0 THEN 'MFINALFUNC_MODIFY = ' || CASE a.aggmfinalmodify WHEN 'r' THEN 'READ_ONLY' WHEN 's' THEN 'SHAREABLE' ELSE 'READ_WRITE' END END,
     'MINITCOND = ' || quote_literal(a.aggminitval),
     'SORTOP = ' || (SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_catalog.pg_operator o
@@ -175,7 +175,7 @@ SELECT 'type', y.name, '', CASE y.typtype WHEN 'e' THEN 'enum' WHEN 'c' THEN for
              'SUBTYPE_OPCLASS = ' || (SELECT format('%I.%I', n.nspname, o.opcname) FROM pg_catalog.pg_opclass o
                                       JOIN pg_catalog.pg_namespace n ON n.oid = o.opcnamespace WHERE o.oid = r.rngsubopc),
              'COLLATION = ' || (SELECT c.oid::pg_catalog.regcollation FROM pg_catalog.pg_collation c WHERE c.oid = r.rngcollation),
-             'SUBTYPE_DIFF = ' || nullif(r.rngsubdiff::oid, 0)::pg_catalog.regproc::text, 'MULTIRANGE_TYPE_NAME = ' || r.rngmultitypid::pg_catalog.regtype))
+             'SUBTYPE_DIFF = ' || nullif(r.rngsubdiff::text, '-'), 'MULTIRANGE_TYPE_NAME = ' || r.rngmultitypid::pg_catalog.regtype))
            FROM pg_catalog.pg_range r WHERE r.rngtypid = y.oid AND r.rngcanonical = 0) END
 FROM types y LEFT JOIN shaped s ON s.oid = y.typrelid
 UNION ALL

@@ -5,12 +5,15 @@ WITH ours AS (
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   WHERE c.relkind IN ('r', 'p') AND {{own}}
 ), options AS (
-  SELECT name, option FROM ours, unnest(reloptions) option WHERE relkind = 'r'
-  UNION ALL
-  SELECT o.name, 'toast.' || option FROM ours o JOIN pg_catalog.pg_class t ON t.oid = o.reltoastrelid, unnest(t.reloptions) option
+  SELECT o.name, o.toast || p.option_name AS option, p.option_value AS value
+  FROM (
+    SELECT name, '' AS toast, reloptions FROM ours WHERE relkind = 'r'
+    UNION ALL
+    SELECT o.name, 'toast.', t.reloptions FROM ours o JOIN pg_catalog.pg_class t ON t.oid = o.reltoastrelid
+  ) o, pg_catalog.pg_options_to_table(o.reloptions) p
 ), columns AS (
   SELECT t.name AS owner, a.attname::text AS name, format('ALTER TABLE %s ALTER COLUMN %I ', t.name, a.attname) AS alter,
-         a.attoptions, nullif(a.attstattarget, -1) AS target, nullif(a.attcompression::text, '') AS compression,
+         a.attoptions, nullif(a.attstattarget, -1) AS target, CASE a.attcompression WHEN 'l' THEN 'lz4' WHEN 'p' THEN 'pglz' END AS compression,
          CASE a.attstorage WHEN 'p' THEN 'plain' WHEN 'e' THEN 'external' WHEN 'm' THEN 'main' ELSE 'extended' END AS stored,
          CASE y.typstorage WHEN 'p' THEN 'plain' WHEN 'e' THEN 'external' WHEN 'm' THEN 'main' ELSE 'extended' END AS usual
   FROM ours t JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -41,15 +44,12 @@ WITH ours AS (
       'pg_catalog.pg_trigger'::regclass, 'pg_catalog.pg_policy'::regclass, 'pg_catalog.pg_namespace'::regclass, 'pg_catalog.pg_statistic_ext'::regclass)
     AND i.identity !~ '(^| on )(godwit|pg_temp)(\.|$)'
 )
-SELECT 'option', name, split_part(option, '=', 1), substr(option, strpos(option, '=') + 1),
-       format('ALTER TABLE %s SET (%s = %L)', name, split_part(option, '=', 1), substr(option, strpos(option, '=') + 1)),
-       format('ALTER TABLE %s RESET (%s)', name, split_part(option, '=', 1))
+SELECT 'option', name, option, value, format('ALTER TABLE %s SET (%s = %L)', name, option, value), format('ALTER TABLE %s RESET (%s)', name, option)
 FROM options
 UNION ALL
-SELECT 'column option', owner, name || ' ' || split_part(option, '=', 1), substr(option, strpos(option, '=') + 1),
-       format('%sSET (%s = %L)', alter, split_part(option, '=', 1), substr(option, strpos(option, '=') + 1)),
-       format('%sRESET (%s)', alter, split_part(option, '=', 1))
-FROM columns, unnest(attoptions) option
+SELECT 'column option', owner, name || ' ' || p.option_name, p.option_value, format('%sSET (%s = %L)', alter, p.option_name, p.option_value),
+       format('%sRESET (%s)', alter, p.option_name)
+FROM columns, pg_catalog.pg_options_to_table(attoptions) p
 UNION ALL
 SELECT 'statistics target', owner, name, target::text, format('%sSET STATISTICS %s', alter, target), alter || 'SET STATISTICS -1'
 FROM columns WHERE target IS NOT NULL
@@ -57,8 +57,7 @@ UNION ALL
 SELECT 'storage', owner, name, stored, format('%sSET STORAGE %s', alter, stored), format('%sSET STORAGE %s', alter, usual)
 FROM columns WHERE stored <> usual
 UNION ALL
-SELECT 'compression', owner, name, CASE compression WHEN 'l' THEN 'lz4' ELSE 'pglz' END,
-       format('%sSET COMPRESSION %s', alter, CASE compression WHEN 'l' THEN 'lz4' ELSE 'pglz' END), alter || 'SET COMPRESSION default'
+SELECT 'compression', owner, name, compression, format('%sSET COMPRESSION %s', alter, compression), alter || 'SET COMPRESSION default'
 FROM columns WHERE compression IS NOT NULL
 UNION ALL
 SELECT 'comment', identity, '', description, format('COMMENT ON %s IS %L', what, description), format('COMMENT ON %s IS NULL', what)

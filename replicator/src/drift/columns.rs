@@ -90,6 +90,18 @@ pub(super) fn step(wanted: &str, there: &str, major: u32) -> Step {
     if new.kind != old.kind {
         return if widens(new.kind, old.kind) { alter(format!("TYPE {}", new.kind)) } else { Step::Anew };
     }
+    said(new, old)
+}
+
+/// The same of a domain, which is defined as a column is.
+pub(super) fn domain_step(wanted: &str, there: &str) -> Step {
+    let (new, old) = (Parts::of(wanted), Parts::of(there));
+    if new.kind == old.kind { said(new, old) } else { Step::Anew }
+}
+
+/// Of two of one type, neither computed.
+fn said(new: Parts<'_>, old: Parts<'_>) -> Step {
+    let alter = |what: String| Step::Alter(what, When::Now);
     if new.value != old.value {
         match (new.value, old.value) {
             (Value::Identity(when), Value::Identity(_)) => {

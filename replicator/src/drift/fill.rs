@@ -15,6 +15,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::PgLsn;
 
+use super::{KIND, columns, is_prepared};
 use crate::apply::postgres::APPLICATION as APPLIES;
 use crate::copy::{self, Pace, TableToCopy};
 use crate::error::Error;
@@ -175,26 +176,26 @@ async fn empty(shadow: &Client, name: &str) -> Result<(), tokio_postgres::Error>
 
 /// Within the open transaction: gives the empty table the columns that the source's has, of the types that they have there.
 async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), tokio_postgres::Error> {
-    let columns = "SELECT quote_ident(a.attname), pg_catalog.format_type(a.atttypid, a.atttypmod) \
-          || CASE WHEN a.attcollation <> y.typcollation THEN format(' COLLATE %s', a.attcollation::pg_catalog.regcollation) ELSE '' END, \
-          CASE WHEN a.attgenerated <> '' THEN format(' GENERATED ALWAYS AS (%s) %s', pg_catalog.pg_get_expr(d.adbin, d.adrelid), \
+    let columns = format!(
+        "SELECT a.attname::text, {KIND}, CASE WHEN a.attgenerated <> '' THEN format(' GENERATED ALWAYS AS (%s) %s', pg_catalog.pg_get_expr(d.adbin, d.adrelid), \
             CASE a.attgenerated WHEN 'v' THEN 'VIRTUAL' ELSE 'STORED' END) ELSE '' END \
         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type y ON y.oid = a.atttypid \
+        LEFT JOIN (pg_catalog.pg_collation co JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace) ON co.oid = a.attcollation \
         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
-        WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attinhcount = 0 ORDER BY a.attnum";
+        WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attinhcount = 0 ORDER BY a.attnum"
+    );
     // Every name is qualified, and both say it alike.
-    let (here, there) = (reader.query(columns, &[&name]).await?, shadow.query(columns, &[&name]).await?);
+    let (here, there) = (reader.query(&columns, &[&name]).await?, shadow.query(&columns, &[&name]).await?);
     for column in &here {
         let (called, kind, generated): (&str, &str, &str) = (column.get(0), column.get(1), column.get(2));
-        let add = format!("ALTER TABLE {name} ADD COLUMN {called} {kind}{generated}");
+        let quoted = quote_ident(called);
+        let add = format!("ALTER TABLE {name} ADD COLUMN {quoted} {kind}{generated}");
         let sql = match there.iter().find(|other| other.get::<_, &str>(0) == called) {
             None => add,
-            Some(other) if other.get::<_, &str>(2) != generated => {
-                format!("ALTER TABLE {name} DROP COLUMN {called}; {add}")
-            }
+            Some(other) if other.get::<_, &str>(2) != generated => columns::made_anew(name, called, &add),
             Some(other) if other.get::<_, &str>(1) != kind => format!(
-                "ALTER TABLE {name} ALTER COLUMN {called} DROP DEFAULT; \
-                 ALTER TABLE {name} ALTER COLUMN {called} TYPE {kind} USING NULL"
+                "ALTER TABLE {name} ALTER COLUMN {quoted} DROP DEFAULT; \
+                 ALTER TABLE {name} ALTER COLUMN {quoted} TYPE {kind} USING NULL"
             ),
             Some(_) => continue,
         };
@@ -206,8 +207,7 @@ async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), tokio
 /// The shadow's tables whose rows are not whole, as `schema.table`.
 pub(super) async fn unfilled(shadow: &Client) -> Result<Vec<String>, Error> {
     let failed = |error| refused("read which tables are not whole")(error);
-    let prepared = "SELECT pg_catalog.to_regclass('godwit.unfilled') IS NOT NULL";
-    if !shadow.query_one(prepared, &[]).await.map_err(failed)?.get::<_, bool>(0) {
+    if !is_prepared(shadow, "unfilled").await? {
         return Ok(Vec::new());
     }
     let names = "SELECT format('%I.%I', n.nspname, c.relname) FROM godwit.unfilled u JOIN pg_catalog.pg_class c ON c.oid = u.target_table \

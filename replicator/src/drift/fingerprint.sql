@@ -6,8 +6,7 @@ WITH ours AS (
   WHERE c.relkind IN ('r', 'p') AND {{own}}
 ), columns AS (
   SELECT t.oid, t.name AS owner, a.attname::text AS name, a.attnum,
-         pg_catalog.format_type(a.atttypid, a.atttypmod)
-         || CASE WHEN a.attcollation <> y.typcollation THEN format(' COLLATE %I.%I', cn.nspname, co.collname) ELSE '' END AS kind,
+         {{kind}} AS kind,
          -- From 17 on a partition has the identity columns of what it is a part of.
          a.attnotnull AS filled, a.attgenerated::text AS generated,
          CASE WHEN t.relpartbound IS NULL THEN a.attidentity::text ELSE '' END AS identity,

@@ -8,9 +8,9 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Client;
 
-use super::{Difference, Fingerprint, Mend, When, columns};
+use super::{Difference, Fingerprint, Mend, When, columns, is_prepared};
 use crate::error::Error;
-use crate::fence::{refused, rows};
+use crate::fence::refused;
 use crate::postgres::quote_ident;
 
 /// A table (column 0) or a column of it, by its server's numbers.
@@ -22,8 +22,7 @@ pub(super) type Known = Vec<(Number, Number, String)>;
 /// Reads what the shadow knows; none where it was not prepared yet.
 pub(super) async fn read(shadow: &Client) -> Result<Option<Known>, Error> {
     let context = "read which table is which";
-    let prepared = "SELECT 1 WHERE pg_catalog.to_regclass('godwit.identities') IS NOT NULL";
-    if rows(shadow.simple_query(prepared).await.map_err(refused(context))?).is_empty() {
+    if !is_prepared(shadow, "identities").await? {
         return Ok(None);
     }
     let all = "SELECT source_table, source_column, target_table, target_column, name FROM godwit.identities";

@@ -115,6 +115,9 @@ const OWN: &str = "c.relpersistence <> 't' \
     AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
                     WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
     AND NOT {{passing}}";
+/// Of `pg_attribute a`, `pg_type y`, `pg_collation co` and its `pg_namespace cn`: the column's type, with a collation of its own.
+const KIND: &str = "pg_catalog.format_type(a.atttypid, a.atttypmod) \
+    || CASE WHEN a.attcollation <> y.typcollation THEN format(' COLLATE %I.%I', cn.nspname, co.collname) ELSE '' END";
 /// Default privileges as a query.
 pub(crate) const DEFAULT_PRIVILEGES: &str = include_str!("defaults.sql");
 /// What others may do with what a role makes from now on.
@@ -226,17 +229,27 @@ impl Difference {
     }
 }
 
+/// Whether this table of Godwit's is there: not before a shadow is prepared, nor by an older Godwit.
+async fn is_prepared(client: &Client, table: &str) -> Result<bool, Error> {
+    let sql = format!("SELECT 1 WHERE pg_catalog.to_regclass('godwit.{table}') IS NOT NULL");
+    let found = client.simple_query(&sql).await.map_err(refused(&format!("look for godwit.{table}")))?;
+    Ok(!rows(found).is_empty())
+}
+
 /// Reads the schema of a shadow, and which of its source's tables its are.
-pub async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error> {
+async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error> {
     let (known, unfilled) = (identities::read(client).await?, fill::unfilled(client).await?);
     let pairs = worded::read(client).await?;
     Ok(Fingerprint { known, pairs, unfilled, ..fingerprint(client).await? })
 }
 
-/// Reads the schema of a source, and what it was like when its shadow was copied.
-pub async fn fingerprint_of_source(client: &Client) -> Result<Fingerprint, Error> {
-    let dumped = worded::read_dumped(client).await?;
-    Ok(Fingerprint { dumped, ..fingerprint(client).await? })
+/// Reads the schemas of a source and its shadow, with what is known of who is who.
+pub async fn fingerprints([source, shadow]: [&Client; 2]) -> Result<[Fingerprint; 2], Error> {
+    let (mut here, there) = (fingerprint(source).await?, fingerprint_of_shadow(shadow).await?);
+    if here.major != there.major {
+        here.dumped = worded::read_dumped(source).await?;
+    }
+    Ok([here, there])
 }
 
 /// Writes down on the source what its shadow is copied of. Before it is dumped: what changes in between is made again at worst.
@@ -267,6 +280,7 @@ pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
         include_str!("objects.sql").trim_end(),
         include_str!("aside.sql").trim_end()
     )
+    .replace("{{kind}}", KIND)
     .replace("{{own}}", OWN)
     .replace("{{passing}}", PASSING);
     let mut tries = 0;
@@ -316,7 +330,8 @@ pub async fn differences(
     shadow: &Client,
     zones: [&str; 2],
 ) -> Result<Vec<Difference>, Error> {
-    Ok(compare(&fingerprint_of_source(source).await?, &fingerprint_of_shadow(shadow).await?, zones))
+    let [here, there] = fingerprints([source, shadow]).await?;
+    Ok(compare(&here, &there, zones))
 }
 
 /// Every difference between the source and its shadow, in order; `zones` are their names.
@@ -383,11 +398,10 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
                 let what = format!("column {name} added on {}, or it is {other} by another name", zones[0]);
                 found.push(Difference::new(owner, what, Mend::Person(shape.sql.clone())));
             }
-            None => found.push(added(source, key, shape, zones[0])),
+            None => found.push(added([source, shadow], key, shape, zones[0])),
             Some(there) if there.definition == shape.definition => {}
             Some(there)
-                if source.major != shadow.major
-                    && WORDED.contains(&kind.as_str())
+                if worded::is_worded([source, shadow], key)
                     && !constraints::is_validated(&shape.definition, &there.definition)
                     && worded::is_alike([source, shadow], key, shape, there) => {}
             Some(there) => {
@@ -400,7 +414,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
                     format!("{called} is {here} on {} and {there} on {}", zones[0], zones[1])
                 };
                 let stops = !ASIDE.contains(&kind.as_str());
-                let made = made(key, shape);
+                let made = worded::of([source, shadow], key, shape);
                 found.push(Difference { when, stops, made, ..Difference::new(owner, what, mend) });
             }
         }
@@ -440,11 +454,6 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             ..Difference::new(owner, format!("{} is only on {}", called(kind, name), zones[1]), mend)
         });
     }
-    if source.major == shadow.major {
-        for difference in &mut found {
-            difference.made = None;
-        }
-    }
     found.sort_by(|a, b| (&a.subject, &a.what).cmp(&(&b.subject, &b.what)));
     found
 }
@@ -480,12 +489,12 @@ fn anew(source: &Fingerprint, table: &str) -> Mend {
     if plain && !part { Mend::Anew(table.to_owned()) } else { Mend::Person(None) }
 }
 
-/// What is to be written down of a thing that is made like this.
-fn made(key: &Key, shape: &Shape) -> Option<(Key, String)> {
-    WORDED.contains(&key.0.as_str()).then(|| (key.clone(), worded::digest(&shape.definition)))
-}
-
-fn added(source: &Fingerprint, key @ (kind, owner, name): &Key, shape: &Shape, zone: &str) -> Difference {
+fn added(
+    [source, shadow]: [&Fingerprint; 2],
+    key @ (kind, owner, name): &Key,
+    shape: &Shape,
+    zone: &str,
+) -> Difference {
     let mend = match &shape.sql {
         _ if kind == "table" && !shape.definition.ends_with(" unlogged") => Mend::Table(owner.clone()),
         Some(sql) => Mend::Add(sql.clone()),
@@ -498,7 +507,7 @@ fn added(source: &Fingerprint, key @ (kind, owner, name): &Key, shape: &Shape, z
     Difference {
         when: When::caught_up(strict),
         stops,
-        made: made(key, shape),
+        made: worded::of([source, shadow], key, shape),
         ..Difference::new(owner, format!("{} added on {zone}", called(kind, name)), mend)
     }
 }

@@ -1,15 +1,10 @@
 //! What makes a domain or a composite type of the shadow's like its source's, a step at a time.
 
+use super::columns::{self, Step};
 use super::{Mend, When};
 
-/// A domain's definition, as `around.sql` words it: what it is over, its default, and whether it is NOT NULL.
-fn domain(definition: &str) -> Option<(&str, Option<&str>, bool)> {
-    let rest = definition.strip_prefix("domain over ")?;
-    let (rest, filled) = rest.strip_suffix(" NOT NULL").map_or((rest, false), |rest| (rest, true));
-    let (over, default) =
-        rest.split_once(" DEFAULT ").map_or((rest, None), |(over, default)| (over, Some(default)));
-    Some((over, default, filled))
-}
+/// What a domain's definition begins with, as `around.sql` words it; the rest is like a column's.
+const DOMAIN: &str = "domain over ";
 
 /// Attributes of a composite type, each with its name and its type.
 fn attributes(definition: &str) -> Option<Vec<(&str, &str)>> {
@@ -45,14 +40,10 @@ fn named(attribute: &str) -> Option<(&str, &str)> {
 /// What makes the type `wanted` of the one that is `there`, the first step of it; and when.
 pub(super) fn step(name: &str, wanted: &str, there: &str) -> (Mend, When) {
     let person = (Mend::Person(None), When::Now);
-    if let (Some(new), Some(old)) = (domain(wanted), domain(there)) {
-        let alter = |what: &str| Mend::Add(format!("ALTER DOMAIN {name} {what}"));
-        return match (new.1, new.2) {
-            _ if new.0 != old.0 => person,
-            (Some(default), _) if new.1 != old.1 => (alter(&format!("SET DEFAULT {default}")), When::Now),
-            (None, _) if old.1.is_some() => (alter("DROP DEFAULT"), When::Now),
-            (_, true) => (alter("SET NOT NULL"), When::CaughtUp),
-            (_, false) => (alter("DROP NOT NULL"), When::Now),
+    if let (Some(new), Some(old)) = (wanted.strip_prefix(DOMAIN), there.strip_prefix(DOMAIN)) {
+        return match columns::domain_step(new, old) {
+            Step::Alter(what, when) => (Mend::Add(format!("ALTER DOMAIN {name} {what}")), when),
+            _ => person,
         };
     }
     let (Some(new), Some(old)) = (attributes(wanted), attributes(there)) else { return person };

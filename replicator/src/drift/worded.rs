@@ -8,23 +8,30 @@ use std::collections::HashMap;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
-use super::{Fingerprint, Key, Shape, WORDED};
+use super::{Fingerprint, Key, Shape, WORDED, is_prepared};
 use crate::error::Error;
-use crate::fence::{refused, rows};
+use crate::fence::refused;
+
+/// Where it is written down.
+const TABLE: &str = "worded";
 
 /// What both said of each, the source first, as digests; the shadow's is empty where that was only made.
 pub(super) type Pairs = HashMap<Key, (String, String)>;
 
-/// What is written down of a definition.
-pub(super) fn digest(definition: &str) -> String {
-    let whole = Sha256::digest(definition);
-    format!("{:032x}", u128::from_be_bytes(std::array::from_fn(|at| whole[at])))
+/// Whether these two word such a thing each its own way.
+pub(super) fn is_worded([source, shadow]: [&Fingerprint; 2], (kind, ..): &Key) -> bool {
+    source.major != shadow.major && WORDED.contains(&kind.as_str())
 }
 
-async fn is_prepared(client: &Client) -> Result<bool, Error> {
-    let prepared = "SELECT 1 WHERE pg_catalog.to_regclass('godwit.worded') IS NOT NULL";
-    let found = client.simple_query(prepared).await.map_err(refused("look for godwit.worded"))?;
-    Ok(!rows(found).is_empty())
+/// What is to be written down of a thing that is made like the source's.
+pub(super) fn of(sides: [&Fingerprint; 2], key: &Key, shape: &Shape) -> Option<(Key, String)> {
+    is_worded(sides, key).then(|| (key.clone(), digest(&shape.definition)))
+}
+
+/// What is written down of a definition.
+fn digest(definition: &str) -> String {
+    let whole = Sha256::digest(definition);
+    format!("{:032x}", u128::from_be_bytes(std::array::from_fn(|at| whole[at])))
 }
 
 /// What the source said when its shadow was copied, of what was not seen on both since, as digests.
@@ -39,7 +46,7 @@ pub(super) async fn read_dumped(source: &Client) -> Result<HashMap<Key, String>,
 
 /// Writes down on the source what it says now, when a copy of it begins; of one that goes on, what it did not say before.
 pub(super) async fn dumped(source: &Client, says: &Fingerprint, goes_on: bool) -> Result<(), Error> {
-    if !is_prepared(source).await? {
+    if !is_prepared(source, TABLE).await? {
         return Ok(());
     }
     if !goes_on {
@@ -57,7 +64,7 @@ pub(super) async fn dumped(source: &Client, says: &Fingerprint, goes_on: bool) -
 /// Reads what is known; none where the shadow was not prepared yet.
 pub(super) async fn read(shadow: &Client) -> Result<Option<Pairs>, Error> {
     let context = "read which definitions mean the same";
-    if !is_prepared(shadow).await? {
+    if !is_prepared(shadow, TABLE).await? {
         return Ok(None);
     }
     let all = "SELECT kind, owner, name, source, target FROM godwit.worded";
