@@ -108,6 +108,10 @@ pub fn grants(needs: &Needs) -> Vec<Grant> {
         format!("GRANT pg_read_all_stats TO {role}"),
         "who is connected, who holds a lock, how far the walsenders are",
     ));
+    all.push(granted(
+        format!("GRANT SELECT ON pg_catalog.pg_largeobject TO {role}"),
+        "large objects, which are no rows of the application's: without it a database that has some stays where it is",
+    ));
     if needs.caches {
         for (extension, why) in EXTENSIONS {
             all.push(granted(extended(extension), why));
@@ -199,7 +203,7 @@ mod tests {
         insta::assert_snapshot!(script(&needs));
         let less =
             Needs { app_roles: Vec::new(), synchronous: false, row_security: false, caches: false, ..needs };
-        assert_eq!(grants(&less).len(), 13);
+        assert_eq!(grants(&less).len(), 14);
         assert!(!script(&less).contains("SUPERUSER"));
     }
 

@@ -7,7 +7,7 @@
 //!
 //! Around the stream: [`grants`] and [`preflight`] (what the role may do, is this database ready), [`identity`] (is it the right one), [`schema`] and [`copy`] (the
 //! start), [`reseed`] (the start again), [`fence`] and
-//! [`sequences`] (the cutover), [`views`] (materialized views are filled before it), [`caches`] (and what is in memory), [`heartbeat`] (what a write takes on the primary), [`verify`] (are both sides equal), [`synchronous`] (commits
+//! [`sequences`] (the cutover), [`views`] (materialized views are filled before it), [`caches`] (and what is in memory), [`large_objects`] (which no stream carries), [`heartbeat`] (what a write takes on the primary), [`verify`] (are both sides equal), [`synchronous`] (commits
 //! that wait for the shadow), [`lanes`] (critical tables apart).
 //!
 //! `pgoutput`, `wire` and `session` do no I/O; `spill` writes files, and only files.
@@ -27,6 +27,7 @@ mod hash;
 pub mod heartbeat;
 pub mod identity;
 pub mod lanes;
+pub mod large_objects;
 pub mod link;
 pub mod lsn;
 pub mod pgoutput;

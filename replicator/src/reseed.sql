@@ -73,6 +73,10 @@ BEGIN
   IF to_regclass('godwit.unfilled') IS NOT NULL THEN
     DELETE FROM godwit.unfilled;
   END IF;
+    -- Large objects stay, and are compared anew, each of them: to drop many at once takes more locks than there are.
+  IF to_regclass('godwit.large_objects') IS NOT NULL THEN
+    DELETE FROM godwit.large_objects WHERE resource = {{resource}};
+  END IF;
   DELETE FROM godwit.progress WHERE stream = {{critical}};
   INSERT INTO godwit.progress AS p (stream, applied_lsn, copied, generation) VALUES ({{stream}}, '0/0', false, {{generation}})
   ON CONFLICT (stream) DO UPDATE SET applied_lsn = '0/0', copied = false, generation = EXCLUDED.generation,

@@ -87,6 +87,7 @@ fn spec(generation: u64) -> FenceSpec {
         app_roles: Vec::new(),
         lock_timeout: Duration::from_secs(2),
         kill_timeout: Duration::from_secs(5),
+        large_objects: None,
     }
 }
 

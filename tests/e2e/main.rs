@@ -22,6 +22,7 @@ mod history;
 mod identity;
 mod kills;
 mod large;
+mod large_objects;
 mod leader;
 mod link;
 mod lost_state;

@@ -59,8 +59,7 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
                  CREATE MATERIALIZED VIEW totals AS SELECT count(*) FROM whole;
                  CREATE TABLE audited (id int PRIMARY KEY, of oid, seen xid8[], at bigint DEFAULT txid_current(), name regclass);
                  CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w;
-                 CREATE FOREIGN TABLE elsewhere (id int) SERVER s;
-                 SELECT lo_create(0);",
+                                  CREATE FOREIGN TABLE elsewhere (id int) SERVER s;",
             )
             .await?;
         client.batch_execute("BEGIN; INSERT INTO whole VALUES (1); PREPARE TRANSACTION 'half'").await?;
@@ -87,7 +86,7 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
             "REPLICA IDENTITY FULL",
         );
         expect(&found, Blocker, "public.scratch", "unlogged", "SET LOGGED");
-        expect(&found, Blocker, "large objects", "1 large objects", "bytea");
+
         expect(&found, Blocker, "half", "prepared transaction", "ROLLBACK PREPARED 'half'");
         expect(&found, Warning, "public.elsewhere", "foreign table", "");
         expect(&found, Warning, "public.audited.of", "numbers of this server (oid)", "a name");
@@ -117,7 +116,8 @@ async fn a_role_without_rights_is_told_the_grants() -> Result<()> {
             .create_database_of_superuser(
                 "shop",
                 "CREATE ROLE keeper LOGIN; CREATE ROLE owner; CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t OWNER TO owner;
-                 ALTER TABLE t ENABLE ROW LEVEL SECURITY; GRANT SELECT ON pg_largeobject_metadata TO keeper",
+                 ALTER TABLE t ENABLE ROW LEVEL SECURITY; GRANT SELECT ON pg_largeobject_metadata TO keeper;
+                 SELECT lo_create(7); ALTER LARGE OBJECT 7 OWNER TO owner",
             )
             .await?;
         let keeper = cluster.connect_as("keeper", "shop").await?;
@@ -128,6 +128,9 @@ async fn a_role_without_rights_is_told_the_grants() -> Result<()> {
         expect(&found, Warning, "keeper", "who holds a lock", "GRANT pg_read_all_stats TO keeper");
         expect(&found, Blocker, "public.t", "does not own", "GRANT owner TO keeper");
         expect(&found, Blocker, "public.t", "row security", "BYPASSRLS");
+        let read = "GRANT SELECT ON pg_catalog.pg_largeobject TO keeper";
+        expect(&found, Blocker, "large objects", "may not read 1 large objects", read);
+        expect(&found, Blocker, "owner", "owns large object 7", "GRANT owner TO keeper");
         // Never membership of a superuser.
         expect(&found, Blocker, "shop", "does not own the database", "ALTER DATABASE shop OWNER TO …");
         expect(&found, Warning, "keeper", "deadlock_timeout", "GRANT SET ON PARAMETER deadlock_timeout");
@@ -141,6 +144,7 @@ async fn a_role_without_rights_is_told_the_grants() -> Result<()> {
         assert!(!found.iter().any(|f| f.problem == "may not replicate"), "{found:#?}");
         admin.batch_execute("DROP ROLE rds_replication").await?;
         let found = check(&keeper, Side::Target).await?;
+        expect(&found, Blocker, "large objects", "they would be dropped", "lo_unlink");
         for function in ["create", "oid", "session_setup"] {
             let name = format!("pg_replication_origin_{function}(text)");
             expect(&found, Blocker, "keeper", &name, "GRANT EXECUTE ON FUNCTION");
@@ -153,7 +157,8 @@ async fn a_role_without_rights_is_told_the_grants() -> Result<()> {
                  ALTER DATABASE shop OWNER TO owner; GRANT CREATE ON DATABASE shop TO keeper;
                  GRANT SET ON PARAMETER session_replication_role TO keeper;
                  GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), pg_replication_origin_oid(text),
-                   pg_replication_origin_session_setup(text) TO keeper",
+                                      pg_replication_origin_session_setup(text) TO keeper;
+                 GRANT SELECT ON pg_catalog.pg_largeobject TO keeper",
             )
             .await?;
         drop(admin);
@@ -395,6 +400,7 @@ async fn what_sessions_would_miss_on_the_target_is_told() -> Result<()> {
             app_roles: vec!["app".into()],
             lock_timeout: Duration::from_secs(5),
             kill_timeout: Duration::from_secs(10),
+            large_objects: None,
         };
         fence::close(&empty, &fence).await?;
         let may = "SELECT has_database_privilege('app', 'goods', 'CONNECT')";

@@ -30,6 +30,8 @@ pub enum Purpose {
     Schema,
     /// What makes a shadow ready for its first clients.
     WarmUp,
+    /// What is carried beside the stream.
+    LargeObjects,
 }
 
 impl Purpose {
@@ -44,6 +46,7 @@ impl Purpose {
             Self::Verify => "godwit-verify",
             Self::Schema => "godwit-schema",
             Self::WarmUp => "godwit-warm-up",
+            Self::LargeObjects => "godwit-large-objects",
         }
     }
 }
@@ -109,6 +112,11 @@ impl Databases {
     /// Forgets every connection.
     pub async fn forget_all(&self) {
         self.open.lock().await.clear();
+    }
+
+    /// Gives back a connection that was taken, as it was.
+    pub async fn keep(&self, zone: &str, purpose: Purpose, client: Arc<Client>) {
+        self.open.lock().await.insert((zone.to_owned(), purpose), client);
     }
 
     /// Takes a connection for oneself.

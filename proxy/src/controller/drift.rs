@@ -308,7 +308,7 @@ pub async fn diff(resource: &Resource, view: &ResourceView, streams: &Streams) -
 }
 
 /// Why the shadow's schema must be left as it is, if it must.
-fn stands_in_the_way(view: &ResourceView) -> Option<String> {
+pub(super) fn stands_in_the_way(view: &ResourceView) -> Option<String> {
     if let Some(id) = &view.migration
         && view.phase != "soaking"
     {

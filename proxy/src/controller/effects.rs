@@ -9,6 +9,7 @@ use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
 use migration::policy::{OnDrainTimeout, Policy, ReadsDuringHold};
 use migration::units::{Generation, Position, Zone};
 use replicator::fence::{self, FenceSpec};
+use replicator::large_objects::Left;
 use replicator::sequences::SequenceState;
 use replicator::{Lsn, sequences};
 use tokio::sync::{Mutex, mpsc, watch};
@@ -17,6 +18,7 @@ use tokio_postgres::Client;
 use super::compare;
 use super::databases::{Databases, Purpose};
 use super::events::Events;
+use super::large_objects::LargeObjects;
 use super::live::Live;
 use super::mirrored;
 use super::streams::Streams;
@@ -53,6 +55,8 @@ pub struct Hands {
     pub databases: Arc<Databases>,
     /// Streams between the placements.
     pub streams: Arc<Streams>,
+    /// What is carried beside them.
+    pub large_objects: Arc<LargeObjects>,
     /// By zone.
     pub drivers: BTreeMap<String, ZoneDriver>,
     /// Endpoints by zone, resolved.
@@ -90,7 +94,7 @@ enum Fenced {
     /// Writes are stopped; sessions still end.
     Raised(Generation, Vec<SequenceState>),
     /// Nobody is connected any more.
-    Done(Generation, Vec<SequenceState>),
+    Done(Generation, Vec<SequenceState>, Left),
     /// Sessions did not end.
     Failed(Failure),
 }
@@ -115,6 +119,7 @@ impl Hands {
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
         Self {
+            large_objects: Arc::new(LargeObjects::new(resource.clone(), databases.clone())),
             resource,
             front,
             postgres,
@@ -510,6 +515,7 @@ impl Hands {
             // Under the server's deadlock_timeout: the application must not become the victim of a deadlock with the fence.
             lock_timeout: (self.policy().max_hold / 2).min(Duration::from_millis(500)),
             kill_timeout: self.policy().max_hold,
+            large_objects: self.large_objects.horizon(generation.0 - 1),
         };
         self.fenced.send_replace(Fenced::No);
         let compared = self.compared.lock().await.clone();
@@ -532,11 +538,12 @@ impl Hands {
             resource = %self.resource.name, %zone, marker = %report.marker, tables = report.tables,
             sessions = report.terminated, "old primary fenced"
         );
-        self.fenced.send_replace(Fenced::Done(generation, report.sequences));
+        self.fenced.send_replace(Fenced::Done(generation, report.sequences, report.large_objects));
         Ok(())
     }
 
-    /// Sets them as soon as writes are stopped, and again only if a session took numbers before it ended.
+    /// Sets them as soon as writes are stopped, and again only if a session took numbers before it ended. Then large objects are
+    /// settled, too: neither is in the stream.
     async fn set_sequences(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
         let wanted = state.run.as_ref().map(|run| run.generation);
         let client = self.control(zone).await?;
@@ -550,11 +557,12 @@ impl Hands {
                     set = Some(states);
                     continue;
                 }
-                Fenced::Done(generation, states) if Some(generation) == wanted => {
+                Fenced::Done(generation, states, left) if Some(generation) == wanted => {
                     if set.as_ref() != Some(&states) {
                         sequences::apply(&client, &states).await.map_err(chain)?;
                     }
-                    return Ok(());
+                    let zones = [&*state.primary.0, &*zone.0];
+                    return self.large_objects.settle(zones, state.generation.0, left).await;
                 }
                 Fenced::Failed(why) => return Err(why),
                 Fenced::No => return Err("the fence's sequences are not known to this process".into()),

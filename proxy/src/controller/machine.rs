@@ -171,9 +171,10 @@ impl Machine {
         (machine, handle)
     }
 
-    /// Compares the schemas of both zones until cancelled.
-    pub fn compare_schemas(&self, stop: &CancellationToken) {
+    /// What the stream does not carry follows beside it until cancelled: the schema, large objects.
+    pub fn follow_beside(&self, stop: &CancellationToken) {
         self.measure.compare_schemas(&self.hands, &self.state.primary.0, self.view.clone(), stop);
+        self.hands.large_objects.watch(self.view.clone(), stop);
     }
 
     /// Runs until cancelled.

@@ -227,6 +227,7 @@ impl Measure {
         }
         if seeded(hands, state) {
             measured.blockers.extend(watched.drift.iter().cloned());
+            measured.blockers.extend(hands.large_objects.problems(state.generation.0).0);
         }
         (measured, state.phase.holds())
     }
@@ -278,7 +279,10 @@ impl Measure {
             }
         }
         if seeded(hands, state) {
-            problems.extend(watched.drift.iter().map(|what| format!("not migratable: {what}")));
+            let (stops, progress) = hands.large_objects.problems(state.generation.0);
+            let stops = watched.drift.iter().chain(&stops);
+            problems.extend(stops.map(|what| format!("not migratable: {what}")));
+            problems.extend(progress);
         }
         problems.extend(drift::filling(&hands.streams));
         problems

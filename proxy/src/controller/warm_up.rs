@@ -37,6 +37,8 @@ impl Hands {
         without_transaction_timeout(&client).await.map_err(chain)?;
         let primary = self.control(&state.primary).await?;
         let policy = self.policy();
+        // Under the hold only what comes since then is left.
+        self.large_objects.carry([&state.primary.0, &zone.0], state.generation.0).await?;
         if policy.materialized_views == MaterializedViews::Refresh {
             let filled = views::refresh(&primary, &client)
                 .await

@@ -300,7 +300,7 @@ impl Leading {
                 freezes: shared.freezes.clone(),
             },
         );
-        machine.compare_schemas(&stop);
+        machine.follow_beside(&stop);
         let stopped = stop.clone();
         own.spawn(async move {
             Box::pin(machine.run(stopped)).await;

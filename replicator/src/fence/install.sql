@@ -97,6 +97,15 @@ CREATE TABLE IF NOT EXISTS godwit.worded (
   PRIMARY KEY (kind, owner, name)
 );
 
+-- Which large objects of its source a shadow has: those that a snapshot showed whose oldest running transaction was `horizon`. What its own
+-- clients write of them, once it has taken over, is of transactions from `own` on.
+CREATE TABLE IF NOT EXISTS godwit.large_objects (
+  resource text PRIMARY KEY,
+  generation bigint NOT NULL,
+  horizon bigint NOT NULL,
+  own bigint NOT NULL
+);
+
 -- Tables here whose rows are to be copied anew: what they have is not what the source has.
 CREATE TABLE IF NOT EXISTS godwit.unfilled (target_table oid PRIMARY KEY);
 
@@ -158,6 +167,28 @@ BEGIN
     EXECUTE format('SELECT s.last_value, s.is_called FROM %I.%I s', schema, name) INTO last_value, is_called;
     RETURN NEXT;
   END LOOP;
+END $$;
+
+-- How many large objects there are, the oldest transaction that runs, whether this role may read them, and which of them transactions from `since` on
+-- have written. What has gone round counts as new.
+CREATE OR REPLACE FUNCTION godwit.large_objects_since(since bigint, OUT objects bigint, OUT horizon bigint, OUT readable boolean, OUT written oid[])
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+  upto bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+BEGIN
+  SELECT count(*) INTO objects FROM pg_catalog.pg_largeobject_metadata;
+  horizon := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+  readable := has_table_privilege('pg_catalog.pg_largeobject', 'SELECT');
+  IF since IS NULL OR objects > 0 AND NOT readable THEN
+    RETURN;
+  ELSIF objects = 0 THEN
+    written := '{}';
+    RETURN;
+  END IF;
+  SELECT coalesce(array_agg(w.id ORDER BY w.id), '{}') INTO written FROM (
+    SELECT l.loid AS id FROM pg_catalog.pg_largeobject l WHERE (upto - l.xmin::text::bigint) & 4294967295 <= upto - since
+    UNION SELECT m.oid FROM pg_catalog.pg_largeobject_metadata m WHERE (upto - m.xmin::text::bigint) & 4294967295 <= upto - since
+  ) w;
 END $$;
 
 -- CONNECT grants on this database, in the order of its access list.
@@ -477,8 +508,8 @@ BEGIN
     'sequences', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM godwit.sequence_states() s));
 END $$;
 
--- The second half of a fence: nobody writes any more; now nobody is connected any more. Sequences are read after the last
--- session ended. Does nothing where the first half did not succeed.
+-- The second half of a fence: nobody writes any more; now nobody is connected any more. Sequences, and what was written of large objects, are
+-- read after the last session ended. Does nothing where the first half did not succeed.
 CREATE OR REPLACE FUNCTION godwit.end_sessions(args jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
   app_roles text[] := ARRAY(SELECT jsonb_array_elements_text(args -> 'app_roles'));
@@ -526,7 +557,9 @@ BEGIN
     END IF;
     PERFORM pg_sleep(0.001);
   END LOOP;
-  RETURN jsonb_build_object('terminated', cardinality(ended),
+    RETURN jsonb_build_object('terminated', cardinality(ended),
+        'large_objects', (SELECT jsonb_build_object('objects', o.objects, 'written', cardinality(o.written))
+      FROM godwit.large_objects_since((args ->> 'large_objects')::bigint) o),
     'sequences', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM godwit.sequence_states() s));
 END $$;
 
@@ -571,6 +604,10 @@ BEGIN
   IF undo IS NOT NULL THEN
     DELETE FROM godwit.undone u WHERE u.at < now() - interval '7 days';
     INSERT INTO godwit.undone (run) VALUES (undo) ON CONFLICT DO NOTHING;
+  END IF;
+    -- Who takes over after a move has all of the large objects that its source had; whoever opens it by hand does not say so.
+  IF (args ->> 'moved')::boolean THEN
+    UPDATE godwit.large_objects l SET generation = wanted WHERE l.resource = args ->> 'resource' AND l.generation = wanted - 1;
   END IF;
   PERFORM godwit.drop_fence(false);
   PERFORM godwit.restore_connect();

@@ -14,7 +14,7 @@
 //! waits does so in the server (`install.sql`). A connection lost midway is harmless: the server finishes, and repeating the
 //! call for the same generation continues or returns what was stored.
 //!
-//! Never fenced: DDL, `nextval`, large objects, and superusers that set `session_replication_role` themselves. Their
+//! Never fenced: DDL, `nextval`, large objects ([`crate::large_objects`]), and superusers that set `session_replication_role` themselves. Their
 //! sessions are ended by [`close`]; what they write later shows as row changes after the marker.
 //!
 //! # Rights
@@ -27,6 +27,7 @@ use std::time::Duration;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::error::Error;
+use crate::large_objects;
 use crate::lsn::Lsn;
 use crate::sequences::SequenceState;
 
@@ -46,6 +47,8 @@ pub struct FenceSpec {
     pub lock_timeout: Duration,
     /// Bound on waiting for ended sessions to be gone.
     pub kill_timeout: Duration,
+    /// From which transaction on large objects may have been written that the shadow does not have.
+    pub large_objects: Option<u64>,
 }
 
 /// What a closed database reports.
@@ -60,6 +63,8 @@ pub struct FenceReport {
     pub tables: u32,
     /// Sessions ended by this call.
     pub terminated: u32,
+    /// Large objects, after the last session ended.
+    pub large_objects: large_objects::Left,
 }
 
 /// What is known as soon as writes are stopped, while sessions still end.
@@ -139,7 +144,8 @@ pub async fn close_telling(
         "run": spec.run,
         "app_roles": spec.app_roles,
         "lock_timeout_ms": millis(spec.lock_timeout),
-        "kill_timeout_ms": millis(spec.kill_timeout),
+                "kill_timeout_ms": millis(spec.kill_timeout),
+        "large_objects": spec.large_objects,
     });
     let arguments = literal(&arguments.to_string());
     let raise = format!("CALL godwit.close_fence({arguments}::jsonb, NULL)");
@@ -162,10 +168,11 @@ pub async fn close_telling(
         tokio::join!(client.simple_query(&set), raised, ended, client.batch_execute(&reset));
     // Where the first half failed, the second only says so.
     let (marker, tables) = raised?;
-    let (sequences, terminated) = ended?;
+    let ended = ended?;
     set.map_err(Error::database("cannot prepare the session"))?;
     reset.map_err(Error::database("cannot reset the session"))?;
-    Ok(FenceReport { marker, sequences, tables, terminated })
+    let Ended { sequences, terminated, large_objects } = ended;
+    Ok(FenceReport { marker, sequences, tables, terminated, large_objects })
 }
 
 fn unexpected(function: &str, report: &serde_json::Value) -> Error {
@@ -176,7 +183,7 @@ fn unexpected(function: &str, report: &serde_json::Value) -> Error {
 ///
 /// Idempotent. One round trip. An older generation than the epoch row's: [`Error::Fenced`].
 pub async fn guard(client: &Client, resource: &str, generation: u64) -> Result<(), Error> {
-    let sql = format!("SELECT godwit.guard_fence({}::jsonb)", arguments(resource, generation, None)?);
+    let sql = format!("SELECT godwit.guard_fence({}::jsonb)", arguments(resource, generation, None, false)?);
     call(client, &sql, "cannot guard the database").await.map(drop)
 }
 
@@ -189,7 +196,10 @@ pub async fn guard(client: &Client, resource: &str, generation: u64) -> Result<(
 /// for `generation + 1`, which is an aborted cutover. Whether that cutover was committed is for the caller's journal to
 /// know. A run that was undone can no longer [`close`], however late its call comes.
 pub async fn open(client: &Client, resource: &str, generation: u64, undo: Option<&str>) -> Result<(), Error> {
-    let sql = format!("SELECT godwit.open_fence({}::jsonb)", arguments(resource, generation, undo)?);
+    let sql = format!(
+        "SELECT godwit.open_fence({}::jsonb)",
+        arguments(resource, generation, undo, undo.is_none())?
+    );
     call(client, &sql, "cannot open the fence").await.map(drop)
 }
 
@@ -311,11 +321,12 @@ pub(crate) fn literal(text: &str) -> String {
     postgres_protocol::escape::escape_literal(text)
 }
 
-fn arguments(resource: &str, generation: u64, undo: Option<&str>) -> Result<String, Error> {
+fn arguments(resource: &str, generation: u64, undo: Option<&str>, moved: bool) -> Result<String, Error> {
     let arguments = serde_json::json!({
         "resource": resource,
         "generation": sql_generation(generation)?,
-        "undo": undo,
+                "undo": undo,
+        "moved": moved,
         "lock_timeout_ms": millis(LOCK_TIMEOUT),
     });
     Ok(literal(&arguments.to_string()))
@@ -344,8 +355,18 @@ fn parse_raised(report: &serde_json::Value) -> Option<(Raised, u32)> {
     Some((Raised { marker, sequences: parse_sequences(report)?, schema }, tables))
 }
 
-fn parse_ended(report: &serde_json::Value) -> Option<(Vec<SequenceState>, u32)> {
-    Some((parse_sequences(report)?, u32::try_from(report.get("terminated")?.as_u64()?).ok()?))
+/// What is known once nobody is connected any more.
+#[derive(Debug, PartialEq, Eq)]
+struct Ended {
+    sequences: Vec<SequenceState>,
+    terminated: u32,
+    large_objects: large_objects::Left,
+}
+
+fn parse_ended(report: &serde_json::Value) -> Option<Ended> {
+    let terminated = u32::try_from(report.get("terminated")?.as_u64()?).ok()?;
+    let large_objects = serde_json::from_value(report.get("large_objects")?.clone()).ok()?;
+    Some(Ended { sequences: parse_sequences(report)?, terminated, large_objects })
 }
 
 fn parse_sequences(report: &serde_json::Value) -> Option<Vec<SequenceState>> {
@@ -359,21 +380,24 @@ mod tests {
     #[test]
     fn a_report_is_read_whole_or_not_at_all() {
         let text = r#"{"marker": "16/B374D848", "tables": 3, "terminated": 2, "schema": "1/7",
+                        "large_objects": {"objects": 2, "written": 1},
             "sequences": [{"schema": "public", "name": "s", "last_value": -9223372036854775808, "is_called": false}]}"#;
         let json: serde_json::Value = serde_json::from_str(text).expect("valid");
         let (raised, tables) = parse_raised(&json).expect("complete");
         assert_eq!((raised.marker.to_string().as_str(), tables), ("16/B374D848", 3));
         assert_eq!(raised.sequences[0].last_value, i64::MIN);
-        assert_eq!(parse_ended(&json), Some((raised.sequences, 2)));
-        for key in ["marker", "tables", "terminated", "schema", "sequences"] {
+        let large_objects = large_objects::Left { objects: 2, written: Some(1) };
+        assert_eq!(
+            parse_ended(&json),
+            Some(Ended { sequences: raised.sequences, terminated: 2, large_objects })
+        );
+        for key in ["marker", "tables", "terminated", "schema", "sequences", "large_objects"] {
             let mut less = json.clone();
             less.as_object_mut().expect("object").remove(key);
-            assert_eq!(parse_raised(&less).is_none(), key != "terminated", "without {key}");
-            assert_eq!(
-                parse_ended(&less).is_none(),
-                ["terminated", "sequences"].contains(&key),
-                "without {key}"
-            );
+            let raised = !["terminated", "large_objects"].contains(&key);
+            assert_eq!(parse_raised(&less).is_none(), raised, "without {key}");
+            let ended = ["terminated", "sequences", "large_objects"].contains(&key);
+            assert_eq!(parse_ended(&less).is_none(), ended, "without {key}");
         }
     }
 

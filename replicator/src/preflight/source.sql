@@ -43,6 +43,8 @@ WITH me AS (
     UNION ALL SELECT 'pg_statistic_ext', oid, stxowner FROM pg_statistic_ext
     UNION ALL SELECT 'pg_type', t.oid, typowner FROM pg_type t JOIN pg_class c ON c.oid = typrelid WHERE c.relkind = 'c'
   ) o WHERE o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.of AND d.objid = o.oid AND d.deptype = 'e')
+  UNION ALL
+  SELECT lomowner, format('large object %s', min(oid)) FROM pg_largeobject_metadata GROUP BY lomowner
 ), here AS (
   SELECT d.oid, d.datname, d.datdba FROM pg_database d WHERE d.datname = current_database()
 )
@@ -76,9 +78,9 @@ SELECT 'blocker', subject, 'its rows are not in the WAL (unlogged) and would not
        format('ALTER TABLE %s SET LOGGED', subject)
 FROM ours WHERE relkind = 'r' AND relpersistence = 'u'
 UNION ALL
-SELECT 'blocker', 'large objects', format('%s large objects: logical decoding does not carry them', count(*)),
-       'move them to bytea columns, then SELECT lo_unlink(oid) FROM pg_largeobject_metadata'
-FROM pg_largeobject_metadata HAVING count(*) > 0
+SELECT 'blocker', 'large objects', format('role %I may not read %s large objects, and could not carry them', current_user, count(*)),
+       format('GRANT SELECT ON pg_catalog.pg_largeobject TO %I', current_user)
+FROM pg_largeobject_metadata HAVING count(*) > 0 AND NOT has_table_privilege('pg_catalog.pg_largeobject', 'SELECT')
 UNION ALL
 SELECT 'warning', format('pid %s', pid),
        format('its transaction is open for %s: slot creation and the fence wait for it (%s, application %L)',

@@ -12,5 +12,9 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
   AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-  AND NOT '{{copied}}'::boolean
+    AND NOT '{{copied}}'::boolean
 HAVING count(*) > 0
+UNION ALL
+SELECT 'blocker', 'large objects', format('the database holds %s large objects and no record of a copy: they would be dropped', count(*)),
+       'use an empty database, or drop them: SELECT lo_unlink(oid) FROM pg_largeobject_metadata'
+FROM pg_largeobject_metadata WHERE NOT '{{copied}}'::boolean HAVING count(*) > 0

@@ -11,6 +11,7 @@ use tokio_postgres::Client;
 use super::range::add_halves;
 use crate::error::Error;
 use crate::fence::{literal, refused, rows};
+use crate::large_objects;
 
 /// What one table holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -104,15 +105,18 @@ pub async fn begin_snapshot(client: &Client) -> Result<(), Error> {
     client.batch_execute(&sql).await.map_err(refused("cannot start the verification"))
 }
 
-/// Digests what the snapshot of [`begin_snapshot`] sees, and ends it.
+/// Digests what the snapshot of [`begin_snapshot`] sees, large objects too, and ends it.
 pub async fn digest_snapshot(client: &Client) -> Result<Vec<TableDigest>, Error> {
-    let read = read_tables(client, None, Detail::Whole).await;
-    let tables = end_snapshot(client, read).await?;
+    let read = async {
+        let tables = read_tables(client, None, Detail::Whole).await?;
+        Ok((tables, large_objects::digest(client).await?))
+    };
+    let (tables, objects) = end_snapshot(client, read.await).await?;
     let digest = |table: TableBuckets| {
         let (rows, hash) = (table.rows(), table.hash());
         TableDigest { table: table.table, rows, hash }
     };
-    Ok(tables.into_iter().map(digest).collect())
+    Ok(tables.into_iter().map(digest).chain(objects).collect())
 }
 
 async fn end_snapshot<T>(client: &Client, read: Result<T, Error>) -> Result<T, Error> {

@@ -1,0 +1,173 @@
+//! The shadow's large objects follow the primary's, beside the stream: a pass every few seconds, one before anybody is held, and what came since
+//! under the hold.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use replicator::copy::Pace;
+use replicator::large_objects::{self, Carried, Left, Progress, Sides};
+use tokio_util::sync::CancellationToken;
+
+use super::databases::{Databases, Purpose};
+use super::drift;
+use super::effects::chain;
+use super::live::Live;
+use super::view::ResourceView;
+use crate::lock::lock;
+
+/// How often a pass is made.
+const EVERY: Duration = Duration::from_secs(5);
+/// To look for what was written reads all pages: it is done for no more than this share of the time.
+const SHARE: u32 = 20;
+/// A pass over fewer objects is not worth telling of.
+const MANY: u64 = 1000;
+
+/// What the last pass said.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// Of the stream.
+    generation: u64,
+    carried: Carried,
+}
+
+/// What is wrong, or under way.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    failed: Option<String>,
+    progress: Option<Progress>,
+}
+
+/// Carries the large objects of one resource.
+pub struct LargeObjects {
+    live: Arc<Live>,
+    databases: Arc<Databases>,
+    known: Mutex<Option<Known>>,
+    told: Mutex<Told>,
+    /// One pass at a time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl LargeObjects {
+    /// None is carried yet.
+    pub fn new(live: Arc<Live>, databases: Arc<Databases>) -> Self {
+        Self {
+            live,
+            databases,
+            known: Mutex::default(),
+            told: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Makes passes while there is a copy and nothing is moved; ends with `stop`.
+    pub fn watch(self: &Arc<Self>, view: Arc<ArcSwap<ResourceView>>, stop: &CancellationToken) {
+        let this = self.clone();
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            loop {
+                let now = view.load_full();
+                let mut pause = EVERY;
+                if drift::stands_in_the_way(&now).is_none() && now.replication.state == "streaming" {
+                    match this.carry([&now.primary, &now.shadow], now.generation).await {
+                        Ok(()) => lock(&this.told).failed = None,
+                        Err(why) => lock(&this.told).failed = Some(why),
+                    }
+                    pause = pause.max(this.looked(now.generation) * SHARE);
+                }
+                tokio::time::sleep(pause).await;
+            }
+        }));
+    }
+
+    /// What keeps a move from being made, and what is only to be known.
+    pub fn problems(&self, generation: u64) -> (Vec<String>, Option<String>) {
+        let Told { failed, progress } = lock(&self.told).clone();
+        let mut stops: Vec<String> =
+            failed.map(|why| format!("large objects are not carried: {why}")).into_iter().collect();
+        let (looked, hold) = (self.looked(generation), self.live.load().policy.max_hold);
+        if looked > hold / 2 {
+            stops.push(format!(
+                "large objects: to find what was written of them takes {} ms, more than half of limits.max_hold ({} ms)",
+                looked.as_millis(),
+                hold.as_millis()
+            ));
+        }
+        let progress = progress.filter(|progress| progress.of >= MANY).map(|Progress { compared, of }| {
+            format!("large objects are being copied to the shadow: {compared} of {of}")
+        });
+        (stops, progress)
+    }
+
+    /// From which transaction of the primary on something may be missing on the shadow, as far as is known.
+    pub fn horizon(&self, generation: u64) -> Option<u64> {
+        self.known(generation).map(|carried| carried.horizon)
+    }
+
+    fn known(&self, generation: u64) -> Option<Carried> {
+        lock(&self.known).filter(|known| known.generation == generation).map(|known| known.carried)
+    }
+
+    fn looked(&self, generation: u64) -> Duration {
+        self.known(generation).map_or(Duration::ZERO, |carried| carried.looked)
+    }
+
+    /// One pass from the primary to its shadow.
+    pub async fn carry(&self, zones: [&str; 2], generation: u64) -> Result<(), String> {
+        let _turn = self.turn.lock().await;
+        let _told = Ends(&self.told);
+        let [source, shadow] = self.both(zones, Purpose::Control).await?;
+        if !large_objects::any(&source, &shadow).await.map_err(chain)? {
+            // No transaction is older than one that writes the first.
+            let carried = Carried::default();
+            *lock(&self.known) = Some(Known { generation, carried });
+            return Ok(());
+        }
+        // Taken: one that is given up in the middle of a pass has a transaction open.
+        let purpose = Purpose::LargeObjects;
+        let source = self.databases.take(zones[0], purpose).await.map_err(chain)?;
+        let shadow = self.databases.take(zones[1], purpose).await.map_err(chain)?;
+        let resource = self.live.load();
+        let sides = Sides { source: &source, shadow: &shadow, resource: &resource.name, generation };
+        let mut pace = Pace::new(resource.policy.copy_rate.map(|rate| rate.0));
+        let known = self.horizon(generation).filter(|horizon| *horizon > 0);
+        let tell = |progress| lock(&self.told).progress = Some(progress);
+        let carried = large_objects::carry(sides, known, &mut pace, tell).await.map_err(chain)?;
+        *lock(&self.known) = Some(Known { generation, carried });
+        if carried.changed > 0 {
+            tracing::debug!(
+                resource = %resource.name, objects = carried.objects, changed = carried.changed, looked = ?carried.looked,
+                "large objects are carried"
+            );
+        }
+        self.databases.keep(zones[0], purpose, source).await;
+        self.databases.keep(zones[1], purpose, shadow).await;
+        Ok(())
+    }
+
+    /// Carries what came since the last pass, of which the primary says `left`: nobody writes any more.
+    pub async fn settle(&self, zones: [&str; 2], generation: u64, left: Left) -> Result<(), String> {
+        if self.known(generation).is_some_and(|carried| left.nothing_since(carried.objects)) {
+            return Ok(());
+        }
+        self.carry(zones, generation).await
+    }
+
+    async fn both(
+        &self,
+        [source, shadow]: [&str; 2],
+        purpose: Purpose,
+    ) -> Result<[Arc<tokio_postgres::Client>; 2], String> {
+        let (source, shadow) =
+            tokio::join!(self.databases.get(source, purpose), self.databases.get(shadow, purpose));
+        Ok([source.map_err(chain)?, shadow.map_err(chain)?])
+    }
+}
+
+/// How far a pass is ends with it, however that ends.
+struct Ends<'a>(&'a Mutex<Told>);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        lock(self.0).progress = None;
+    }
+}

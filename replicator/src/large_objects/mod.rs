@@ -1,0 +1,362 @@
+//! Large objects: what a database keeps under numbers of its own (`lo_create`, Hibernate's `@Lob`, …), in pages of a table of the server's that
+//! logical decoding does not carry and that takes no trigger.
+//!
+//! They are carried in passes. One reads, in one snapshot of the source, which objects were written by transactions from a *horizon* on: the oldest
+//! transaction that ran when the pass before took its snapshot. Whatever that did not show is of such a transaction or of a subtransaction of
+//! one, which has a higher number; a number that has gone round counts as new, so that too much is looked at and nothing is missed.
+//! What was written is compared, object by object, and what differs is written. Without a horizon, everything is compared. The last pass is made while nobody
+//! writes, under a fence ([`crate::fence::close`] tells what came since the one before), so that then nothing is missing.
+//!
+//! An object's number, pages, owner, rights and comment are what is carried. On both sides the role must be allowed to read
+//! `pg_largeobject` ([`crate::grants`]).
+//!
+//! Source: PostgreSQL documentation, "Large Objects", `pg_largeobject`, "System Columns"; `inv_api.c` (each `lo_truncate` writes a page).
+
+mod write;
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use serde::Deserialize;
+use tokio_postgres::types::{Oid, ToSql};
+use tokio_postgres::{Client, Row};
+
+use crate::clock;
+use crate::copy::Pace;
+use crate::error::Error;
+use crate::fence::{refused, sql_generation};
+use crate::verify::TableDigest;
+
+/// Objects that are compared at a time, and written in one transaction: each takes a lock.
+const AT_ONCE: usize = 200;
+/// Pages of which an object is not written anew for the sake of a few.
+const MANY_PAGES: i64 = 128;
+
+/// Whose large objects are carried where. Sessions of nobody else; the shadow's of no transaction.
+#[derive(Clone, Copy, Debug)]
+pub struct Sides<'a> {
+    /// The primary's database.
+    pub source: &'a Client,
+    /// The shadow's, fenced for `generation`.
+    pub shadow: &'a Client,
+    /// The resource.
+    pub resource: &'a str,
+    /// The stream's generation.
+    pub generation: u64,
+}
+
+/// What a primary's database says of its large objects when nobody writes any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Left {
+    /// How many there are.
+    pub objects: u64,
+    /// How many were written since the horizon that was asked for; none: nothing was asked for, or the role may not read them.
+    pub written: Option<u64>,
+}
+
+impl Left {
+    /// Nothing came since a pass that found this many objects.
+    pub fn nothing_since(&self, objects: u64) -> bool {
+        self.objects == objects && (objects == 0 || self.written == Some(0))
+    }
+}
+
+/// What a snapshot of the source shows.
+struct Seen {
+    objects: u64,
+    /// The oldest transaction that ran.
+    horizon: u64,
+    /// Objects that were written since the horizon that was asked for; none: nothing was asked for.
+    written: Option<Vec<Oid>>,
+}
+
+/// How far a pass is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Objects that were compared.
+    pub compared: u64,
+    /// Of so many.
+    pub of: u64,
+}
+
+/// What a pass did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Objects on the source, and so on the shadow.
+    pub objects: u64,
+    /// Where the next pass may begin.
+    pub horizon: u64,
+    /// Objects that were written or dropped on the shadow.
+    pub changed: u64,
+    /// How long it took to find what was written.
+    pub looked: Duration,
+}
+
+/// Whether either side has large objects at all.
+pub async fn any(source: &Client, shadow: &Client) -> Result<bool, Error> {
+    let any = async |client: &Client| -> Result<bool, Error> {
+        let row = client.query_one("SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)", &[]);
+        Ok(row.await.map_err(refused("look for large objects"))?.get(0))
+    };
+    let (here, there) = tokio::join!(any(source), any(shadow));
+    Ok(here? || there?)
+}
+
+/// All large objects as if they were a table whose rows are objects and their pages; none: there are none, or the role may not read them.
+pub(crate) async fn digest(client: &Client) -> Result<Option<TableDigest>, Error> {
+    let readable = "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_largeobject', 'SELECT') \
+        AND EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)";
+    if !client.query_one(readable, &[]).await.map_err(refused(READ))?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let sql = "SELECT count(*), sum(pg_catalog.hashtextextended(part, 0)::numeric + 9223372036854775808)::text FROM ( \
+          SELECT pg_catalog.concat_ws(' ', m.oid, pg_catalog.pg_get_userbyid(m.lomowner)) AS part FROM pg_catalog.pg_largeobject_metadata m \
+          UNION ALL SELECT pg_catalog.concat_ws(' ', l.loid, l.pageno, pg_catalog.md5(l.data)) FROM pg_catalog.pg_largeobject l) p";
+    let row = client.query_one(sql, &[]).await.map_err(refused(READ))?;
+    let hash = row.get::<_, &str>(1).parse();
+    let hash = hash.map_err(|_| Error::Protocol("the hash of the large objects cannot be read".into()))?;
+    Ok(Some(TableDigest { table: "large objects".into(), rows: row.get::<_, i64>(0).cast_unsigned(), hash }))
+}
+
+/// Makes the shadow's large objects those of the source, as one snapshot shows them.
+///
+/// `known`: the horizon of the pass before, where its caller knows it; otherwise the databases are asked. `tell` hears how far it is. What a pass that breaks
+/// has done stays; the next one begins where it did. Exact once nobody writes on the source.
+///
+/// # Errors
+/// [`Error::Fenced`] where the shadow is none of this generation (any more); [`Error::Unready`] where the role may not read
+/// `pg_largeobject` or the servers' pages are of different sizes; what the servers say.
+pub async fn carry(
+    sides: Sides<'_>,
+    known: Option<u64>,
+    pace: &mut Pace,
+    tell: impl Fn(Progress),
+) -> Result<Carried, Error> {
+    let since = match known {
+        Some(horizon) => Some(horizon),
+        None => horizon(sides).await?,
+    };
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    sides.source.batch_execute(begin).await.map_err(refused(READ))?;
+    let done = pass(sides, since, pace, tell).await;
+    for client in [sides.source, sides.shadow] {
+        if done.is_err() {
+            // The failure itself is what is told.
+            let _ = client.batch_execute("ROLLBACK").await;
+        }
+    }
+    let carried = done?;
+    sides.source.batch_execute("COMMIT").await.map_err(refused(READ))?;
+    Ok(carried)
+}
+
+const READ: &str = "read large objects";
+
+/// From which transaction of the source on something may be missing on the shadow; none: anything may.
+async fn horizon(sides: Sides<'_>) -> Result<Option<u64>, Error> {
+    let generation = sql_generation(sides.generation)?;
+    // An old primary is the shadow since its fence, when both had the same.
+    let there = "SELECT (SELECT l.horizon FROM godwit.large_objects l WHERE l.resource = $1 AND l.generation = $2), \
+        EXISTS (SELECT FROM godwit.epoch e WHERE e.resource = $1 AND e.generation = $2 AND e.fenced AND e.marker_lsn IS NOT NULL), \
+        pg_catalog.current_setting('block_size')";
+    let here = "SELECT (SELECT l.own FROM godwit.large_objects l WHERE l.resource = $1 AND l.generation = $2), \
+        pg_catalog.current_setting('block_size')";
+    let of: [&(dyn ToSql + Sync); 2] = [&sides.resource, &generation];
+    let (there, here) = tokio::join!(sides.shadow.query_one(there, &of), sides.source.query_one(here, &of));
+    let (there, here) = (there.map_err(refused(READ))?, here.map_err(refused(READ))?);
+    let (page, other): (&str, &str) = (here.get(1), there.get(2));
+    if page != other {
+        return Err(Error::Unready(format!(
+            "large objects cannot be carried: the servers' blocks are of {page} and of {other} bytes"
+        )));
+    }
+    let own = here.get::<_, Option<i64>>(0).filter(|_| there.get(1));
+    Ok(there.get::<_, Option<i64>>(0).or(own).map(i64::cast_unsigned))
+}
+
+async fn seen(client: &Client, since: Option<u64>) -> Result<Seen, Error> {
+    let sql = "SELECT objects, horizon, readable, written FROM godwit.large_objects_since($1)";
+    let since = since.map(u64::cast_signed);
+    let row = client.query_one(sql, &[&since]).await.map_err(refused(READ))?;
+    let [objects, horizon] = [0, 1].map(|at| row.get::<_, i64>(at).cast_unsigned());
+    if objects > 0 && !row.get::<_, bool>(2) {
+        return Err(Error::Unready(format!(
+            "there are {objects} large objects, and the role may not read pg_largeobject"
+        )));
+    }
+    Ok(Seen { objects, horizon, written: row.get(3) })
+}
+
+async fn pass(
+    sides: Sides<'_>,
+    since: Option<u64>,
+    pace: &mut Pace,
+    tell: impl Fn(Progress),
+) -> Result<Carried, Error> {
+    let begun = clock::now();
+    let seen = seen(sides.source, since).await?;
+    let looked = clock::now().saturating_duration_since(begun);
+    let mut changed = 0;
+    match seen.written {
+        Some(written) => {
+            let mut progress = Progress { compared: 0, of: written.len() as u64 };
+            for some in written.chunks(AT_ONCE) {
+                tell(progress);
+                changed += alike(sides, some, &[], pace).await?;
+                progress.compared += some.len() as u64;
+            }
+            // The shadow has all of the source's by now: where it has as many, it has no others.
+            let count = "SELECT count(*) FROM pg_catalog.pg_largeobject_metadata";
+            let there: i64 = sides.shadow.query_one(count, &[]).await.map_err(refused(READ))?.get(0);
+            if there.cast_unsigned() != seen.objects {
+                changed += by_number(sides).await?;
+            }
+            if changed == 0 && progress.of == 0 && there == 0 {
+                return Ok(Carried { objects: 0, horizon: seen.horizon, changed: 0, looked });
+            }
+            // Nothing was written: the horizon that is written down does as well.
+            if progress.of > 0 || changed > 0 {
+                write::note(sides, seen.horizon).await?;
+            }
+        }
+        None => {
+            let mut progress = Progress { compared: 0, of: seen.objects };
+            let mut after: i64 = 0;
+            loop {
+                tell(progress);
+                let (these, upto) = next_numbers(sides.source, after).await?;
+                let others = numbers(sides.shadow, after, upto).await?;
+                let extra: Vec<Oid> =
+                    others.into_iter().filter(|number| these.binary_search(number).is_err()).collect();
+                changed += alike(sides, &these, &extra, pace).await?;
+                progress.compared += these.len() as u64;
+                match upto {
+                    Some(upto) => after = upto,
+                    None => break,
+                }
+            }
+            write::note(sides, seen.horizon).await?;
+        }
+    }
+    Ok(Carried { objects: seen.objects, horizon: seen.horizon, changed, looked })
+}
+
+/// The next numbers after `after`, sorted, and up to where no other is; none: there are no more.
+async fn next_numbers(client: &Client, after: i64) -> Result<(Vec<Oid>, Option<i64>), Error> {
+    let sql = "SELECT oid FROM pg_catalog.pg_largeobject_metadata WHERE oid > $1::bigint::oid ORDER BY oid LIMIT $2";
+    let rows = client.query(sql, &[&after, &(AT_ONCE as i64)]).await.map_err(refused(READ))?;
+    let these: Vec<Oid> = rows.iter().map(|row| row.get(0)).collect();
+    let upto = these.last().filter(|_| these.len() == AT_ONCE).map(|last| i64::from(*last));
+    Ok((these, upto))
+}
+
+/// The numbers after `after`, sorted, up to `upto` where that is given.
+async fn numbers(client: &Client, after: i64, upto: Option<i64>) -> Result<Vec<Oid>, Error> {
+    let sql = "SELECT oid FROM pg_catalog.pg_largeobject_metadata WHERE oid > $1::bigint::oid AND oid <= $2::bigint::oid ORDER BY oid";
+    let upto = upto.unwrap_or(i64::from(Oid::MAX));
+    let rows = client.query(sql, &[&after, &upto]).await.map_err(refused(READ))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Drops what only the shadow has; and makes what it lacks, whoever dropped that there.
+async fn by_number(sides: Sides<'_>) -> Result<u64, Error> {
+    let (here, there) = (numbers(sides.source, 0, None).await?, numbers(sides.shadow, 0, None).await?);
+    let less = |these: &[Oid], others: &[Oid]| -> Vec<Oid> {
+        these.iter().copied().filter(|number| others.binary_search(number).is_err()).collect()
+    };
+    let (missing, extra) = (less(&here, &there), less(&there, &here));
+    let mut changed = 0;
+    for some in extra.chunks(AT_ONCE) {
+        changed += alike(sides, &[], some, &mut Pace::new(None)).await?;
+    }
+    for some in missing.chunks(AT_ONCE) {
+        changed += alike(sides, some, &[], &mut Pace::new(None)).await?;
+    }
+    Ok(changed)
+}
+
+/// An object as it is on one side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Object {
+    owner: String,
+    /// `[[grantee or null: everybody, privilege, grantable], …]`, sorted.
+    rights: String,
+    comment: Option<String>,
+    pages: i64,
+    /// Of its pages; none: it has none.
+    digest: Option<String>,
+}
+
+impl Object {
+    fn same_pages(&self, other: &Self) -> bool {
+        self.pages == other.pages && self.digest == other.digest
+    }
+}
+
+async fn objects(client: &Client, which: &[Oid]) -> Result<BTreeMap<Oid, Object>, Error> {
+    let sql = format!("{} WHERE m.oid = ANY ($1)", include_str!("objects.sql"));
+    let rows = client.query(&sql, &[&which]).await.map_err(refused(READ))?;
+    let object = |row: Row| {
+        let object = Object {
+            owner: row.get(1),
+            rights: row.get(2),
+            comment: row.get(3),
+            pages: row.get(4),
+            digest: row.get(5),
+        };
+        (row.get(0), object)
+    };
+    Ok(rows.into_iter().map(object).collect())
+}
+
+/// Makes these objects on the shadow as they are on the source, and drops `extra`; how many were touched.
+async fn alike(sides: Sides<'_>, these: &[Oid], extra: &[Oid], pace: &mut Pace) -> Result<u64, Error> {
+    let (here, there) = tokio::join!(objects(sides.source, these), objects(sides.shadow, these));
+    let (here, there) = (here?, there?);
+    let mut plan = write::Plan { drop: extra.to_vec(), ..write::Plan::default() };
+    for (number, object) in here {
+        let other = there.get(&number);
+        if other == Some(&object) {
+            continue;
+        }
+        match other {
+            Some(other) if other.same_pages(&object) => {}
+            Some(other) if other.pages > MANY_PAGES && write::may_write(other)? => {
+                match stale_pages(sides, number).await? {
+                    Some(pages) => plan.pages.push((number, pages)),
+                    None => plan.anew(number, true),
+                }
+            }
+            other => plan.anew(number, other.is_some()),
+        }
+        plan.around.push((number, object, other.cloned()));
+    }
+    write::carry_out(sides, &plan, pace).await
+}
+
+/// The pages of an object that differ; none: it is to be written anew, since the shadow's has pages that it has not, or longer ones.
+async fn stale_pages(sides: Sides<'_>, number: Oid) -> Result<Option<Vec<i32>>, Error> {
+    let pages = async |client: &Client| -> Result<BTreeMap<i32, (i32, String)>, Error> {
+        let sql = "SELECT pageno, octet_length(data), pg_catalog.md5(data) FROM pg_catalog.pg_largeobject WHERE loid = $1";
+        let rows = client.query_raw(sql, [&number]).await.map_err(refused(READ))?;
+        let mut rows = pin!(rows);
+        let mut pages = BTreeMap::new();
+        while let Some(row) = rows.try_next().await.map_err(refused(READ))? {
+            pages.insert(row.get(0), (row.get(1), row.get(2)));
+        }
+        Ok(pages)
+    };
+    let (here, there) = tokio::join!(pages(sides.source), pages(sides.shadow));
+    let (here, mut there) = (here?, there?);
+    let mut stale = Vec::new();
+    for (page, (length, digest)) in here {
+        match there.remove(&page) {
+            Some((other, _)) if other > length => return Ok(None),
+            Some((_, same)) if same == digest => {}
+            _ => stale.push(page),
+        }
+    }
+    Ok(Some(stale).filter(|_| there.is_empty()))
+}
