@@ -2,11 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use godwit::controller::view::ResourceView;
-use godwit::demo::zone::{GODWIT_ROLE, OWNER_ROLE, Playground, SERVICE_ROLE, SUPERUSER, Zone};
+use godwit::demo::zone::{GODWIT_ROLE, OWNER_ROLE, Playground, RESOURCE, SERVICE_ROLE, SUPERUSER, Zone};
 use godwit_tests::waiting::until;
+use serde_json::json;
 use tokio_postgres::Client;
 
 use crate::leader::{Leader, options};
+use crate::verifying::godwit as verify;
 
 /// A session of this role.
 async fn as_role(zone: &Zone, role: &str) -> Result<Client> {
@@ -126,8 +128,11 @@ async fn large_objects_move_with_their_rows() -> Result<()> {
 
     // A subtransaction has a number of its own, which no snapshot lists.
     let late = as_role(near, SERVICE_ROLE).await?;
-    late.batch_execute("BEGIN; SELECT lo_create(200001); SAVEPOINT one; SELECT lo_put(200001, 0, 'late'); SAVEPOINT two; SELECT lo_from_bytea(200002, 'later')")
-        .await?;
+    late.batch_execute(
+        "BEGIN; SELECT lo_put(body, 0, 'late') FROM documents WHERE id = 1; SAVEPOINT one;
+         SELECT lo_put(body, 0, 'later') FROM documents WHERE id = 2; SAVEPOINT two; SELECT lo_from_bytea(200001, 'later')",
+    )
+    .await?;
     app.batch_execute(CHANGED).await?;
     owner.batch_execute("SELECT lo_put(100003, 5000, 'whose owner may not')").await?;
     app.batch_execute("SELECT lo_from_bytea(200003, 'soon')").await?;
@@ -138,6 +143,8 @@ async fn large_objects_move_with_their_rows() -> Result<()> {
     alike(&leader, [near, far]).await?;
 
     let writer = writing(as_role(near, SERVICE_ROLE).await?, 1_000_000);
+    let (status, out, err) = verify(&leader, &["--share", "1"]).await?;
+    ensure!(status.success() && out.contains(": equal: "), "{status} {out} {err}");
     moved(&mut leader, far).await?;
     let written = writer.await?;
     ensure!(written.len() > 10, "{}", written.len());
@@ -158,8 +165,29 @@ async fn large_objects_move_with_their_rows() -> Result<()> {
     let writer = writing(app, 2_000_000);
     moved(&mut leader, near).await?;
     ensure!(writer.await?.len() > 10 && objects(near).await? == objects(far).await?, "all of it came back");
-    let back = as_role(near, SUPERUSER).await?;
+    let (back, other) = (as_role(near, SUPERUSER).await?, as_role(far, SERVICE_ROLE).await?);
     let there = "SELECT count(*) FROM pg_largeobject_metadata WHERE oid IN (200003, 200004)";
     ensure!(back.query_one(there, &[]).await?.get::<_, i64>(0) == 1);
+
+    // What somebody broke on the shadow is found, and mended by seeding it anew: all of them are compared then.
+    other
+        .batch_execute("SELECT lo_put(100004, 70000, 'broken'), lo_unlink(200004), lo_create(300001)")
+        .await?;
+    let (status, out, err) = verify(&leader, &["--share", "1"]).await?;
+    ensure!(status.code() == Some(6), "{status} {out} {err}");
+    for found in [
+        "(oid = 100004): differs",
+        "(oid = 200004): missing on the target",
+        "(oid = 300001): only on the target",
+    ] {
+        ensure!(out.contains(&format!("large objects {found}")), "{out}");
+    }
+    leader.client.send(&format!("/api/v1/resources/{RESOURCE}/reseed"), &json!({})).await?;
+    leader
+        .until("it is seeded anew", |view| view.phase != "shadowing" || view.replication.state != "streaming")
+        .await?;
+    leader.ready().await?;
+    alike(&leader, [near, far]).await?;
+
     Ok(())
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::leader::{Leader, PATIENCE, PROGRAM, connect, load, options};
 
 /// Runs the command line as a person would.
-async fn godwit(leader: &Leader<'_>, arguments: &[&str]) -> Result<(ExitStatus, String, String)> {
+pub(crate) async fn godwit(leader: &Leader<'_>, arguments: &[&str]) -> Result<(ExitStatus, String, String)> {
     let output = tokio::process::Command::new(PROGRAM)
         .args(["--admin", &leader.playground.admin.to_string(), "verify", RESOURCE])
         .args(arguments)

@@ -144,6 +144,6 @@ mod tests {
         let json: serde_json::Value =
             serde_json::from_str(&text(&both, Output::Json).expect("text")).expect("JSON");
         assert_eq!(json[1]["zone"], "b");
-        assert_eq!(json[0]["statements"].as_array().map(Vec::len), Some(13));
+        assert_eq!(json[0]["statements"].as_array().map(Vec::len), Some(14));
     }
 }

@@ -113,13 +113,13 @@ impl Hands {
         streams: Arc<Streams>,
         drivers: BTreeMap<String, ZoneDriver>,
         endpoints: Endpoints,
+        large_objects: Arc<LargeObjects>,
         journal: Arc<Journal>,
         audit: Audit,
         events: Arc<Events>,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
         Self {
-            large_objects: Arc::new(LargeObjects::new(resource.clone(), databases.clone())),
             resource,
             front,
             postgres,
@@ -127,6 +127,7 @@ impl Hands {
             streams,
             drivers,
             endpoints,
+            large_objects,
             journal,
             audit,
             events,
@@ -661,10 +662,14 @@ impl Hands {
                 // Sessions of their own: a digest runs in a transaction, into which nobody else's statements may fall.
                 let old = self.databases.take(&run.from.0, Purpose::Snapshot).await.map_err(chain)?;
                 let new = self.databases.take(&run.to.0, Purpose::Snapshot).await.map_err(chain)?;
-                (
-                    compare::live(&new, &old, || self.streams.caught_up(state.generation, &new)).await?,
-                    "on live data",
-                )
+                let caught_up = || self.streams.caught_up(state.generation, &new);
+                let mut comparison = compare::live(&new, &old, caught_up).await?;
+                let (zones, generation) = ([&*run.to.0, &*run.from.0], state.generation.0);
+                let objects = self.large_objects.differing([&new, &old], zones, generation, 1.0).await?;
+                comparison.differences.extend(
+                    objects.iter().map(|(number, kind)| format!("large object {number}: {}", kind.words())),
+                );
+                (comparison, "on live data")
             }
         };
         let text = format!("{comparison} {at}");

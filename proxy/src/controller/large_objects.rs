@@ -7,6 +7,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use replicator::copy::Pace;
 use replicator::large_objects::{self, Carried, Left, Progress, Sides};
+use replicator::verify::Kind;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::databases::{Databases, Purpose};
@@ -20,6 +22,8 @@ use crate::lock::lock;
 const EVERY: Duration = Duration::from_secs(5);
 /// To look for what was written reads all pages: it is done for no more than this share of the time.
 const SHARE: u32 = 20;
+/// How often an object that is written all the time is looked at before it counts as another.
+const LOOKS: u32 = 10;
 /// A pass over fewer objects is not worth telling of.
 const MANY: u64 = 1000;
 
@@ -129,9 +133,9 @@ impl LargeObjects {
         let resource = self.live.load();
         let sides = Sides { source: &source, shadow: &shadow, resource: &resource.name, generation };
         let mut pace = Pace::new(resource.policy.copy_rate.map(|rate| rate.0));
-        let known = self.horizon(generation).filter(|horizon| *horizon > 0);
+
         let tell = |progress| lock(&self.told).progress = Some(progress);
-        let carried = large_objects::carry(sides, known, &mut pace, tell).await.map_err(chain)?;
+        let carried = large_objects::carry(sides, &mut pace, tell).await.map_err(chain)?;
         *lock(&self.known) = Some(Known { generation, carried });
         if carried.changed > 0 {
             tracing::debug!(
@@ -152,11 +156,28 @@ impl LargeObjects {
         self.carry(zones, generation).await
     }
 
-    async fn both(
+    /// Which are not the same on both sides, by sessions of nobody else, although what is on its way may come: at most the share `duty` of the time is spent on it.
+    pub async fn differing(
         &self,
-        [source, shadow]: [&str; 2],
-        purpose: Purpose,
-    ) -> Result<[Arc<tokio_postgres::Client>; 2], String> {
+        sessions: [&Client; 2],
+        zones: [&str; 2],
+        generation: u64,
+        duty: f64,
+    ) -> Result<Vec<(u32, Kind)>, String> {
+        let [source, shadow] = sessions;
+        let mut open = large_objects::differing(source, shadow, None, duty).await.map_err(chain)?;
+        for _ in 0..LOOKS {
+            if open.is_empty() {
+                break;
+            }
+            self.carry(zones, generation).await?;
+            let numbers: Vec<u32> = open.iter().map(|(number, _)| *number).collect();
+            open = large_objects::differing(source, shadow, Some(&numbers), duty).await.map_err(chain)?;
+        }
+        Ok(open)
+    }
+
+    async fn both(&self, [source, shadow]: [&str; 2], purpose: Purpose) -> Result<[Arc<Client>; 2], String> {
         let (source, shadow) =
             tokio::join!(self.databases.get(source, purpose), self.databases.get(shadow, purpose));
         Ok([source.map_err(chain)?, shadow.map_err(chain)?])

@@ -19,7 +19,7 @@ pub mod events;
 mod fed;
 pub mod forecast;
 pub mod freezes;
-mod large_objects;
+pub mod large_objects;
 pub mod ledger;
 pub mod live;
 pub mod machine;

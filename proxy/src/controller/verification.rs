@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use super::Denied;
 use super::databases::{Databases, Purpose};
 use super::effects::chain;
+use super::large_objects::LargeObjects;
 use super::streams::Streams;
 use super::view::ResourceView;
 use crate::clock;
@@ -130,6 +131,7 @@ impl VerificationView {
 pub struct Verifications {
     databases: Arc<Databases>,
     streams: Arc<Streams>,
+    large_objects: Arc<LargeObjects>,
     file: PathBuf,
     view: watch::Sender<VerificationView>,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -137,7 +139,12 @@ pub struct Verifications {
 
 impl Verifications {
     /// Knows what an earlier process left under `state`.
-    pub fn new(state: &Path, databases: Arc<Databases>, streams: Arc<Streams>) -> Self {
+    pub fn new(
+        state: &Path,
+        databases: Arc<Databases>,
+        streams: Arc<Streams>,
+        large_objects: Arc<LargeObjects>,
+    ) -> Self {
         let file = state.join(format!("verification-{}.json", streams.resource()));
         let mut view = match read(&file) {
             Ok(view) => view.unwrap_or_default(),
@@ -150,7 +157,14 @@ impl Verifications {
             view.state = Standing::Stopped;
             view.why = "godwit was stopped".into();
         }
-        Self { databases, streams, file, view: watch::Sender::new(view), task: Mutex::default() }
+        Self {
+            databases,
+            streams,
+            large_objects,
+            file,
+            view: watch::Sender::new(view),
+            task: Mutex::default(),
+        }
     }
 
     /// The last one, or the one that runs.
@@ -299,7 +313,23 @@ impl Verifications {
             self.change(begun, |view| view.take(happening));
             Ok(())
         };
-        verify::run(&source, &target, &follower, &options, resume, go, &mut happening).await
+        let mut progress =
+            verify::run(&source, &target, &follower, &options, resume, go, &mut happening).await?;
+        if options.tables.is_none() {
+            let (zones, duty) = ([&*begun.source, &*begun.target], options.pace.duty);
+            let differing = self.large_objects.differing([&source, &target], zones, begun.generation, duty);
+            for (number, kind) in differing.await.map_err(Error::Unready)? {
+                progress.differences += 1;
+                let key = vec![("oid".into(), number.to_string())];
+                happening(Happening::Difference(Difference {
+                    table: "large objects".into(),
+                    key,
+                    kind,
+                    columns: Vec::new(),
+                }))?;
+            }
+        }
+        Ok(progress)
     }
 
     async fn keep_saving(&self) -> std::convert::Infallible {

@@ -30,6 +30,7 @@ use crate::controller::databases::Databases;
 use crate::controller::effects::{Endpoints, Hands, ZoneDriver, chain};
 use crate::controller::events::Events;
 use crate::controller::freezes::Freezes;
+use crate::controller::large_objects::LargeObjects;
 use crate::controller::live::Live;
 use crate::controller::machine::{Machine, Memory};
 use crate::controller::measure::Measure;
@@ -257,8 +258,13 @@ impl Leading {
             shared.links.clone(),
             shared.journal.clone(),
         ));
-        let verifications =
-            Arc::new(Verifications::new(&shared.config.node.state, databases.clone(), streams.clone()));
+        let large_objects = Arc::new(LargeObjects::new(live.clone(), databases.clone()));
+        let verifications = Arc::new(Verifications::new(
+            &shared.config.node.state,
+            databases.clone(),
+            streams.clone(),
+            large_objects.clone(),
+        ));
         let board = probing::probe(&live, &stop, &own);
         let measure = Measure::new(live.clone(), shared.recorder.reader(), board, shared.feeds.clone());
         measure.watch(&drivers, &databases, &stop);
@@ -276,6 +282,7 @@ impl Leading {
             streams.clone(),
             drivers,
             Endpoints::new(endpoints),
+            large_objects,
             shared.journal.clone(),
             shared.audit.clone(),
             shared.events.clone(),

@@ -14,7 +14,7 @@
 
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use crate::clock;
 use crate::copy::Pace;
 use crate::error::Error;
 use crate::fence::{refused, sql_generation};
-use crate::verify::TableDigest;
+use crate::verify::{Kind, TableDigest};
 
 /// Objects that are compared at a time, and written in one transaction: each takes a lock.
 const AT_ONCE: usize = 200;
@@ -122,22 +122,13 @@ pub(crate) async fn digest(client: &Client) -> Result<Option<TableDigest>, Error
 
 /// Makes the shadow's large objects those of the source, as one snapshot shows them.
 ///
-/// `known`: the horizon of the pass before, where its caller knows it; otherwise the databases are asked. `tell` hears how far it is. What a pass that breaks
-/// has done stays; the next one begins where it did. Exact once nobody writes on the source.
+/// `tell` hears how far it is. What a pass that breaks has done stays; the next one begins where it did. Exact once nobody writes on the source.
 ///
 /// # Errors
 /// [`Error::Fenced`] where the shadow is none of this generation (any more); [`Error::Unready`] where the role may not read
 /// `pg_largeobject` or the servers' pages are of different sizes; what the servers say.
-pub async fn carry(
-    sides: Sides<'_>,
-    known: Option<u64>,
-    pace: &mut Pace,
-    tell: impl Fn(Progress),
-) -> Result<Carried, Error> {
-    let since = match known {
-        Some(horizon) => Some(horizon),
-        None => horizon(sides).await?,
-    };
+pub async fn carry(sides: Sides<'_>, pace: &mut Pace, tell: impl Fn(Progress)) -> Result<Carried, Error> {
+    let since = horizon(sides).await?;
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     sides.source.batch_execute(begin).await.map_err(refused(READ))?;
     let done = pass(sides, since, pace, tell).await;
@@ -309,6 +300,42 @@ async fn objects(client: &Client, which: &[Oid]) -> Result<BTreeMap<Oid, Object>
         (row.get(0), object)
     };
     Ok(rows.into_iter().map(object).collect())
+}
+
+/// Which objects, of these or of all, are not the same on both sides now: either side may just be written. At most the share `duty` of the time is
+/// spent on it.
+///
+/// # Errors
+/// What the servers say; also where the role may not read `pg_largeobject`.
+pub async fn differing(
+    source: &Client,
+    shadow: &Client,
+    only: Option<&[Oid]>,
+    duty: f64,
+) -> Result<Vec<(Oid, Kind)>, Error> {
+    let mut found = Vec::new();
+    let all;
+    let only = if let Some(only) = only {
+        only
+    } else {
+        let (here, there) = (numbers(source, 0, None).await?, numbers(shadow, 0, None).await?);
+        all = BTreeSet::from_iter(here.into_iter().chain(there)).into_iter().collect::<Vec<_>>();
+        &all
+    };
+    for some in only.chunks(AT_ONCE) {
+        let begun = clock::now();
+        let (here, there) = tokio::join!(objects(source, some), objects(shadow, some));
+        let (here, there) = (here?, there?);
+        found.extend(some.iter().filter_map(|number| match (here.get(number), there.get(number)) {
+            (Some(_), None) => Some((*number, Kind::Missing)),
+            (None, Some(_)) => Some((*number, Kind::Extra)),
+            (one, other) if one != other => Some((*number, Kind::Changed)),
+            _ => None,
+        }));
+        let took = clock::now().saturating_duration_since(begun);
+        tokio::time::sleep(took.mul_f64((1.0 / duty.clamp(0.01, 1.0)) - 1.0)).await;
+    }
+    Ok(found)
 }
 
 /// Makes these objects on the shadow as they are on the source, and drops `extra`; how many were touched.
