@@ -53,7 +53,10 @@ const CHANGED: &str = "
     SELECT lo_put(body, 100, 'changed') FROM documents WHERE id % 7 = 0;
     SELECT lo_truncate(lo_open(body, x'60000'::int), 3000) FROM documents WHERE id BETWEEN 200 AND 210;
     BEGIN; SELECT lo_truncate(lo_open(body, x'60000'::int), 10), lo_put(body, 20000, 'far') FROM documents WHERE id BETWEEN 300 AND 310; COMMIT;
-        SELECT lo_put(100004, 5000, 'some page'), lo_put(100004, 790000, repeat('longer', 5000)::bytea);
+            BEGIN; SELECT lo_truncate(lo_open(body, x'60000'::int), 0) FROM documents WHERE id BETWEEN 400 AND 405; COMMIT;
+    BEGIN; SELECT lo_truncate(lo_open(body, x'60000'::int), 40960) FROM documents WHERE id BETWEEN 410 AND 415; COMMIT;
+    BEGIN; SELECT lo_truncate(lo_open(body, x'60000'::int), 0), lo_put(body, 30000, 'far') FROM documents WHERE id BETWEEN 420 AND 425; COMMIT;
+    SELECT lo_put(100004, 5000, 'some page'), lo_put(100004, 790000, repeat('longer', 5000)::bytea);
     SELECT lo_unlink(body) FROM documents WHERE id % 11 = 0; DELETE FROM documents WHERE id % 11 = 0;
     SELECT lo_unlink(100001), lo_from_bytea(100001, 'made anew');
     REVOKE SELECT ON LARGE OBJECT 100002 FROM PUBLIC; COMMENT ON LARGE OBJECT 100002 IS 'with a hole'";

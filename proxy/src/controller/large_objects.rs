@@ -126,16 +126,26 @@ impl LargeObjects {
             *lock(&self.known) = Some(Known { generation, carried });
             return Ok(());
         }
+        let mut pace = Pace::new(self.live.load().policy.copy_rate.map(|rate| rate.0));
+        let tell = |progress| lock(&self.told).progress = Some(progress);
+        let pass = async |sides: Sides<'_>| large_objects::carry(sides, &mut pace, tell).await;
+        self.with_sessions(zones, generation, pass).await
+    }
+
+    /// A pass by sessions of its own.
+    async fn with_sessions(
+        &self,
+        zones: [&str; 2],
+        generation: u64,
+        pass: impl AsyncFnOnce(Sides<'_>) -> Result<Carried, replicator::Error>,
+    ) -> Result<(), String> {
         // Taken: one that is given up in the middle of a pass has a transaction open.
         let purpose = Purpose::LargeObjects;
         let source = self.databases.take(zones[0], purpose).await.map_err(chain)?;
         let shadow = self.databases.take(zones[1], purpose).await.map_err(chain)?;
         let resource = self.live.load();
         let sides = Sides { source: &source, shadow: &shadow, resource: &resource.name, generation };
-        let mut pace = Pace::new(resource.policy.copy_rate.map(|rate| rate.0));
-
-        let tell = |progress| lock(&self.told).progress = Some(progress);
-        let carried = large_objects::carry(sides, &mut pace, tell).await.map_err(chain)?;
+        let carried = pass(sides).await.map_err(chain)?;
         *lock(&self.known) = Some(Known { generation, carried });
         if carried.changed > 0 {
             tracing::debug!(
@@ -150,10 +160,15 @@ impl LargeObjects {
 
     /// Carries what came since the last pass, of which the primary says `left`: nobody writes any more.
     pub async fn settle(&self, zones: [&str; 2], generation: u64, left: Left) -> Result<(), String> {
-        if self.known(generation).is_some_and(|carried| left.nothing_since(carried.objects)) {
+        let Some(known) = self.known(generation).filter(|known| known.objects > 0) else {
+            return if left.objects > 0 { self.carry(zones, generation).await } else { Ok(()) };
+        };
+        if left.nothing_since(known.objects) {
             return Ok(());
         }
-        self.carry(zones, generation).await
+        let _turn = self.turn.lock().await;
+        self.with_sessions(zones, generation, async |sides| large_objects::settle(sides, known.horizon).await)
+            .await
     }
 
     /// Which are not the same on both sides, by sessions of nobody else, although what is on its way may come: at most the share `duty` of the time is spent on it.

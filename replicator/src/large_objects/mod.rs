@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use serde::Deserialize;
-use tokio_postgres::types::{Oid, ToSql};
+use tokio_postgres::types::{Oid, ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use crate::clock;
@@ -122,25 +122,48 @@ pub(crate) async fn digest(client: &Client) -> Result<Option<TableDigest>, Error
 
 /// Makes the shadow's large objects those of the source, as one snapshot shows them.
 ///
-/// `tell` hears how far it is. What a pass that breaks has done stays; the next one begins where it did. Exact once nobody writes on the source.
+/// `tell` hears how far it is. What a pass that breaks has done stays; the next one begins where it did.
 ///
 /// # Errors
 /// [`Error::Fenced`] where the shadow is none of this generation (any more); [`Error::Unready`] where the role may not read
 /// `pg_largeobject` or the servers' pages are of different sizes; what the servers say.
 pub async fn carry(sides: Sides<'_>, pace: &mut Pace, tell: impl Fn(Progress)) -> Result<Carried, Error> {
-    let since = horizon(sides).await?;
-    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-    sides.source.batch_execute(begin).await.map_err(refused(READ))?;
-    let done = pass(sides, since, pace, tell).await;
-    for client in [sides.source, sides.shadow] {
-        if done.is_err() {
-            // The failure itself is what is told.
-            let _ = client.batch_execute("ROLLBACK").await;
-        }
+    ended(sides, async {
+        let since = horizon(sides).await?;
+        pass(sides, since, Compare::All, pace, tell).await
+    })
+    .await
+}
+
+/// The same in few round trips, where nobody writes on the source any more: exact then. `since`: the horizon of the pass before, of the same
+/// generation.
+///
+/// # Errors
+/// As [`carry`].
+pub async fn settle(sides: Sides<'_>, since: u64) -> Result<Carried, Error> {
+    let mut pace = Pace::new(None);
+    ended(sides, pass(sides, Some(since), Compare::Large, &mut pace, |_| ())).await
+}
+
+/// No session is left within a transaction.
+async fn ended(
+    sides: Sides<'_>,
+    pass: impl Future<Output = Result<Carried, Error>>,
+) -> Result<Carried, Error> {
+    let done = pass.await;
+    if done.is_err() {
+        // The failure itself is what is told.
+        let _ = tokio::join!(sides.source.batch_execute("ROLLBACK"), sides.shadow.batch_execute("ROLLBACK"));
     }
-    let carried = done?;
-    sides.source.batch_execute("COMMIT").await.map_err(refused(READ))?;
-    Ok(carried)
+    done
+}
+
+/// What is compared before it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compare {
+    All,
+    /// Objects of many pages only: the others are written anew.
+    Large,
 }
 
 const READ: &str = "read large objects";
@@ -170,7 +193,11 @@ async fn horizon(sides: Sides<'_>) -> Result<Option<u64>, Error> {
 async fn seen(client: &Client, since: Option<u64>) -> Result<Seen, Error> {
     let sql = "SELECT objects, horizon, readable, written FROM godwit.large_objects_since($1)";
     let since = since.map(u64::cast_signed);
-    let row = client.query_one(sql, &[&since]).await.map_err(refused(READ))?;
+    let since: [(&(dyn ToSql + Sync), _); 1] = [(&since, Type::INT8)];
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    let (begun, row) = tokio::join!(client.batch_execute(begin), client.query_typed_one(sql, &since));
+    begun.map_err(refused(READ))?;
+    let row = row.map_err(refused(READ))?;
     let [objects, horizon] = [0, 1].map(|at| row.get::<_, i64>(at).cast_unsigned());
     if objects > 0 && !row.get::<_, bool>(2) {
         return Err(Error::Unready(format!(
@@ -183,6 +210,7 @@ async fn seen(client: &Client, since: Option<u64>) -> Result<Seen, Error> {
 async fn pass(
     sides: Sides<'_>,
     since: Option<u64>,
+    compare: Compare,
     pace: &mut Pace,
     tell: impl Fn(Progress),
 ) -> Result<Carried, Error> {
@@ -190,26 +218,19 @@ async fn pass(
     let seen = seen(sides.source, since).await?;
     let looked = clock::now().saturating_duration_since(begun);
     let mut changed = 0;
-    match seen.written {
+    match &seen.written {
         Some(written) => {
             let mut progress = Progress { compared: 0, of: written.len() as u64 };
             for some in written.chunks(AT_ONCE) {
                 tell(progress);
-                changed += alike(sides, some, &[], pace).await?;
+                changed += alike(sides, some, &[], compare, pace).await?;
                 progress.compared += some.len() as u64;
             }
-            // The shadow has all of the source's by now: where it has as many, it has no others.
-            let count = "SELECT count(*) FROM pg_catalog.pg_largeobject_metadata";
-            let there: i64 = sides.shadow.query_one(count, &[]).await.map_err(refused(READ))?.get(0);
-            if there.cast_unsigned() != seen.objects {
-                changed += by_number(sides).await?;
-            }
-            if changed == 0 && progress.of == 0 && there == 0 {
-                return Ok(Carried { objects: 0, horizon: seen.horizon, changed: 0, looked });
-            }
             // Nothing was written: the horizon that is written down does as well.
-            if progress.of > 0 || changed > 0 {
-                write::note(sides, seen.horizon).await?;
+            let note = (progress.of > 0).then_some(seen.horizon);
+            // The shadow has all of the source's by now: where it has as many, it has no others.
+            if write::note(sides, note).await? != seen.objects {
+                changed += by_number(sides).await?;
             }
         }
         None => {
@@ -221,16 +242,17 @@ async fn pass(
                 let others = numbers(sides.shadow, after, upto).await?;
                 let extra: Vec<Oid> =
                     others.into_iter().filter(|number| these.binary_search(number).is_err()).collect();
-                changed += alike(sides, &these, &extra, pace).await?;
+                changed += alike(sides, &these, &extra, compare, pace).await?;
                 progress.compared += these.len() as u64;
                 match upto {
                     Some(upto) => after = upto,
                     None => break,
                 }
             }
-            write::note(sides, seen.horizon).await?;
+            write::note(sides, Some(seen.horizon)).await?;
         }
     }
+    sides.source.batch_execute("COMMIT").await.map_err(refused(READ))?;
     Ok(Carried { objects: seen.objects, horizon: seen.horizon, changed, looked })
 }
 
@@ -260,10 +282,10 @@ async fn by_number(sides: Sides<'_>) -> Result<u64, Error> {
     let (missing, extra) = (less(&here, &there), less(&there, &here));
     let mut changed = 0;
     for some in extra.chunks(AT_ONCE) {
-        changed += alike(sides, &[], some, &mut Pace::new(None)).await?;
+        changed += alike(sides, &[], some, Compare::All, &mut Pace::new(None)).await?;
     }
     for some in missing.chunks(AT_ONCE) {
-        changed += alike(sides, some, &[], &mut Pace::new(None)).await?;
+        changed += alike(sides, some, &[], Compare::All, &mut Pace::new(None)).await?;
     }
     Ok(changed)
 }
@@ -288,7 +310,7 @@ impl Object {
 
 async fn objects(client: &Client, which: &[Oid]) -> Result<BTreeMap<Oid, Object>, Error> {
     let sql = format!("{} WHERE m.oid = ANY ($1)", include_str!("objects.sql"));
-    let rows = client.query(&sql, &[&which]).await.map_err(refused(READ))?;
+    let rows = client.query_typed(&sql, &[(&which, Type::OID_ARRAY)]).await.map_err(refused(READ))?;
     let object = |row: Row| {
         let object = Object {
             owner: row.get(1),
@@ -339,31 +361,54 @@ pub async fn differing(
 }
 
 /// Makes these objects on the shadow as they are on the source, and drops `extra`; how many were touched.
-async fn alike(sides: Sides<'_>, these: &[Oid], extra: &[Oid], pace: &mut Pace) -> Result<u64, Error> {
-    let (here, there) = tokio::join!(objects(sides.source, these), objects(sides.shadow, these));
-    let (here, there) = (here?, there?);
+async fn alike(
+    sides: Sides<'_>,
+    these: &[Oid],
+    extra: &[Oid],
+    compare: Compare,
+    pace: &mut Pace,
+) -> Result<u64, Error> {
+    let (here, mut there) = match compare {
+        Compare::All => {
+            let (here, there) = tokio::join!(objects(sides.source, these), objects(sides.shadow, these));
+            (here?, there?)
+        }
+        Compare::Large => (objects(sides.source, these).await?, BTreeMap::new()),
+    };
+    if compare == Compare::Large {
+        let large = here.iter().filter(|(_, object)| object.pages > MANY_PAGES).map(|(number, _)| *number);
+        let large: Vec<Oid> = large.collect();
+        if !large.is_empty() {
+            there = objects(sides.shadow, &large).await?;
+        }
+    }
     let mut plan = write::Plan { drop: extra.to_vec(), ..write::Plan::default() };
     for (number, object) in here {
-        let other = there.get(&number);
-        if other == Some(&object) {
+        let mut other = there.remove(&number);
+        if other.as_ref() == Some(&object) {
             continue;
         }
-        match other {
-            Some(other) if other.same_pages(&object) => {}
+        let stale = match &other {
+            Some(other) if other.same_pages(&object) => Some(Vec::new()),
             Some(other) if other.pages > MANY_PAGES && write::may_write(other)? => {
-                match stale_pages(sides, number).await? {
-                    Some(pages) => plan.pages.push((number, pages)),
-                    None => plan.anew(number, true),
-                }
+                stale_pages(sides, number).await?
             }
-            other => plan.anew(number, other.is_some()),
+            _ => None,
+        };
+        match stale {
+            Some(pages) => plan.pages.push((number, pages)),
+            None => {
+                other = None;
+                plan.make.push(number);
+            }
         }
-        plan.around.push((number, object, other.cloned()));
+        plan.around.push((number, object, other));
     }
     write::carry_out(sides, &plan, pace).await
 }
 
-/// The pages of an object that differ; none: it is to be written anew, since the shadow's has pages that it has not, or longer ones.
+/// The pages of an object that differ; none: it is to be written anew, since the shadow's has pages that it has not, or longer ones, or one is
+/// empty.
 async fn stale_pages(sides: Sides<'_>, number: Oid) -> Result<Option<Vec<i32>>, Error> {
     let pages = async |client: &Client| -> Result<BTreeMap<i32, (i32, String)>, Error> {
         let sql = "SELECT pageno, octet_length(data), pg_catalog.md5(data) FROM pg_catalog.pg_largeobject WHERE loid = $1";
@@ -382,6 +427,7 @@ async fn stale_pages(sides: Sides<'_>, number: Oid) -> Result<Option<Vec<i32>>, 
         match there.remove(&page) {
             Some((other, _)) if other > length => return Ok(None),
             Some((_, same)) if same == digest => {}
+            _ if length == 0 => return Ok(None),
             _ => stale.push(page),
         }
     }

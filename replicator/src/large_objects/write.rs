@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::pin::pin;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::TryStreamExt;
-use tokio_postgres::types::{Oid, ToSql};
+use tokio_postgres::types::{Oid, ToSql, Type};
 
 use super::{Object, READ, Sides};
 use crate::clock;
@@ -14,8 +16,10 @@ use crate::fence::{literal, refused, rows, sql_generation};
 use crate::postgres::{quote_ident, quote_literal};
 
 const WRITE: &str = "write large objects";
+/// `INV_WRITE` of `libpq/libpq-fs.h`.
+const INV_WRITE: i32 = 0x20000;
 
-/// Bytes that one statement writes.
+/// Bytes that are sent together.
 const AT_ONCE: usize = 1 << 20;
 /// Bytes that one `lo_put` writes, if they stand beside each other.
 const IN_ONE: usize = 256 << 10;
@@ -23,164 +27,157 @@ const IN_ONE: usize = 256 << 10;
 /// What is to be done with some objects of the shadow's.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// Only the shadow has them, or they are made anew.
+    /// Only the shadow has them.
     pub drop: Vec<Oid>,
-    /// Made, and all of their pages written.
+    /// Made, whether they are there or not, and all of their pages written.
     pub make: Vec<Oid>,
     /// Only these pages are written.
     pub pages: Vec<(Oid, Vec<i32>)>,
-    /// Owner, rights and comment: what they should be, and what they were.
+    /// Owner, rights and comment: what they should be, and what they are; none: what they are made with.
     pub around: Vec<(Oid, Object, Option<Object>)>,
-}
-
-impl Plan {
-    /// Writes all of it.
-    pub(super) fn anew(&mut self, number: Oid, there: bool) {
-        if there {
-            self.drop.push(number);
-        }
-        self.make.push(number);
-    }
 }
 
 /// In one transaction of the shadow's; how many objects it touched.
 pub(super) async fn carry_out(sides: Sides<'_>, plan: &Plan, pace: &mut Pace) -> Result<u64, Error> {
-    let made: BTreeSet<Oid> = plan.make.iter().copied().collect();
-    let dropped = plan.drop.iter().filter(|number| !made.contains(number)).count();
-    let touched = (dropped + plan.around.len()) as u64;
+    let touched = (plan.drop.len() + plan.around.len()) as u64;
     if touched == 0 {
         return Ok(0);
     }
-    begin(sides).await?;
-    let failed = |error| refused(WRITE)(error);
-    let each = [
-        ("SELECT count(pg_catalog.lo_unlink(number)) FROM unnest($1::oid[]) AS o (number)", &plan.drop),
-        ("SELECT count(pg_catalog.lo_create(number)) FROM unnest($1::oid[]) AS o (number)", &plan.make),
-    ];
-    for (sql, which) in each {
-        if !which.is_empty() {
-            sides.shadow.execute(sql, &[which]).await.map_err(failed)?;
-        }
+    let mut batch = Batch { sides, sql: begin_sql(sides)?, bytes: 0, pace };
+    let listed = |numbers: &[Oid]| numbers.iter().map(Oid::to_string).collect::<Vec<_>>().join(",");
+    let gone = [&plan.drop[..], &plan.make[..]].concat();
+    if !gone.is_empty() {
+        let (gone, made) = (listed(&gone), listed(&plan.make));
+        batch.sql.push_str(&format!(
+            "SELECT count(pg_catalog.lo_unlink(oid)) FROM pg_catalog.pg_largeobject_metadata WHERE oid IN ({gone});\n\
+             SELECT count(pg_catalog.lo_create(number)) FROM unnest('{{{made}}}'::oid[]) AS o (number);\n"
+        ));
     }
-    // Asked before: nothing else can be asked of a session while rows come from it.
-    let page_size =
-        sides.source.query_one("SELECT pg_catalog.current_setting('block_size')::bigint / 4", &[]);
-    let page_size: i64 = page_size.await.map_err(refused(READ))?.get(0);
     if !plan.make.is_empty() {
-        let whole = "SELECT loid, pageno, data FROM pg_catalog.pg_largeobject WHERE loid = ANY ($1) ORDER BY loid, pageno";
-        let pages = sides.source.query_raw(whole, [&plan.make]).await.map_err(refused(READ))?;
-        put(sides, pages, page_size, pace).await?;
+        let whole = "SELECT loid, pageno, data, pg_catalog.current_setting('block_size')::bigint / 4 \
+            FROM pg_catalog.pg_largeobject WHERE loid = ANY ($1) ORDER BY loid, pageno";
+        let which: (&(dyn ToSql + Sync), _) = (&plan.make, Type::OID_ARRAY);
+        batch.put(sides.source.query_typed_raw(whole, [which]).await.map_err(refused(READ))?).await?;
     }
-    for (number, stale) in &plan.pages {
-        let some = "SELECT l.loid, l.pageno, l.data FROM unnest($2::int[]) AS p (page) \
+    for (number, stale) in plan.pages.iter().filter(|(_, stale)| !stale.is_empty()) {
+        let some = "SELECT l.loid, l.pageno, l.data, pg_catalog.current_setting('block_size')::bigint / 4 \
+            FROM unnest($2::int[]) AS p (page) \
             JOIN pg_catalog.pg_largeobject l ON l.loid = $1 AND l.pageno = p.page ORDER BY l.pageno";
-        let parameters: [&(dyn ToSql + Sync); 2] = [number, stale];
-        let pages = sides.source.query_raw(some, parameters).await.map_err(refused(READ))?;
-        put(sides, pages, page_size, pace).await?;
+        let which: [(&(dyn ToSql + Sync), _); 2] = [(number, Type::OID), (stale, Type::INT4_ARRAY)];
+        batch.put(sides.source.query_typed_raw(some, which).await.map_err(refused(READ))?).await?;
     }
-    let mut around = String::new();
     for (number, object, other) in &plan.around {
-        // One that is made anew is the role's, with what rights that comes with.
-        let other = other.as_ref().filter(|_| !made.contains(number));
-        around.push_str(&around_sql(*number, object, other)?);
+        batch.sql.push_str(&around_sql(*number, object, other.as_ref())?);
     }
-    sides.shadow.batch_execute(&around).await.map_err(failed)?;
-    sides.shadow.batch_execute("COMMIT").await.map_err(failed)?;
+    batch.sql.push_str("COMMIT");
+    batch.send().await?;
     Ok(touched)
 }
 
-/// Writes down what the shadow has: all that a snapshot with this horizon showed.
-pub(super) async fn note(sides: Sides<'_>, horizon: u64) -> Result<(), Error> {
-    begin(sides).await?;
-    let generation = sql_generation(sides.generation)?;
-    // Whatever writes here later has a higher number.
-    let sql = "INSERT INTO godwit.large_objects AS l (resource, generation, horizon, own) \
-        VALUES ($1, $2, $3, pg_catalog.pg_current_xact_id()::text::bigint + 1) ON CONFLICT (resource) DO UPDATE \
-        SET generation = EXCLUDED.generation, horizon = EXCLUDED.horizon, own = EXCLUDED.own";
-    let failed = |error| refused(WRITE)(error);
-    sides
-        .shadow
-        .execute(sql, &[&sides.resource, &generation, &horizon.cast_signed()])
-        .await
-        .map_err(failed)?;
-    sides.shadow.batch_execute("COMMIT").await.map_err(failed)
-}
-
-/// Begins a transaction, in which the database is the shadow of this generation until it ends.
-async fn begin(sides: Sides<'_>) -> Result<(), Error> {
-    let sql = format!(
-        "BEGIN; SET LOCAL synchronous_commit = local; \
-         SELECT true FROM godwit.epoch WHERE resource = {} AND generation = {} AND fenced FOR SHARE",
-        literal(sides.resource),
-        sql_generation(sides.generation)?
-    );
+/// Writes down what the shadow has: all that a snapshot with this horizon showed, if there is one. How many objects it has.
+pub(super) async fn note(sides: Sides<'_>, horizon: Option<u64>) -> Result<u64, Error> {
+    let mut sql = String::new();
+    if let Some(horizon) = horizon {
+        // Whatever writes here later has a higher number.
+        sql = format!(
+            "{} INSERT INTO godwit.large_objects AS l (resource, generation, horizon, own) \
+             VALUES ({}, {}, {horizon}, pg_catalog.pg_current_xact_id()::text::bigint + 1) ON CONFLICT (resource) DO UPDATE \
+             SET generation = EXCLUDED.generation, horizon = EXCLUDED.horizon, own = EXCLUDED.own; COMMIT; ",
+            begin_sql(sides)?,
+            literal(sides.resource),
+            sql_generation(sides.generation)?
+        );
+    }
+    sql.push_str("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata");
     let found = rows(sides.shadow.simple_query(&sql).await.map_err(refused(WRITE))?);
-    if found.is_empty() {
-        return Err(Error::Fenced(format!(
-            "large objects are not written: the database is not the shadow of generation {}",
-            sides.generation
-        )));
-    }
-    Ok(())
+    let count = found.last().and_then(|row| row.get(0)).and_then(|count| count.parse().ok());
+    count.ok_or_else(|| Error::Protocol("the server does not count its large objects".into()))
 }
 
-/// Pieces of objects that one statement writes.
-#[derive(Default)]
-struct Pieces {
-    numbers: Vec<Oid>,
-    places: Vec<i64>,
-    data: Vec<Vec<u8>>,
+/// Begins a transaction, in which the database is the shadow of this generation until it ends; or fails, if it is not.
+fn begin_sql(sides: Sides<'_>) -> Result<String, Error> {
+    let (resource, generation) = (literal(sides.resource), sql_generation(sides.generation)?);
+    Ok(format!(
+        "BEGIN; SET LOCAL synchronous_commit = local; DO $godwit$ BEGIN \
+         PERFORM FROM godwit.epoch WHERE resource = {resource} AND generation = {generation} AND fenced FOR SHARE; \
+         IF NOT FOUND THEN RAISE EXCEPTION 'the database is not the shadow of generation {generation}' USING ERRCODE = 'ZG002'; END IF; \
+         END $godwit$;\n"
+    ))
+}
+
+/// Statements that are sent together.
+struct Batch<'a> {
+    sides: Sides<'a>,
+    sql: String,
+    /// Of objects in it.
     bytes: usize,
+    pace: &'a mut Pace,
 }
 
-impl Pieces {
-    fn add(&mut self, number: Oid, place: i64, data: &[u8]) {
-        self.bytes += data.len();
-        if let (Some(of), Some(from), Some(piece)) =
-            (self.numbers.last(), self.places.last(), self.data.last_mut())
-            && *of == number
-            && from + piece.len() as i64 == place
-            && piece.len() < IN_ONE
-        {
-            piece.extend_from_slice(data);
-            return;
-        }
-        self.numbers.push(number);
-        self.places.push(place);
-        self.data.push(data.to_vec());
+impl Batch<'_> {
+    async fn send(&mut self) -> Result<(), Error> {
+        tokio::time::sleep(self.pace.take(self.bytes as u64, clock::now())).await;
+        let sql = std::mem::take(&mut self.sql);
+        self.bytes = 0;
+        self.sides.shadow.batch_execute(&sql).await.map_err(refused(WRITE))
     }
 
-    async fn write(&mut self, sides: Sides<'_>) -> Result<(), Error> {
-        let sql = "SELECT count(*) FROM (SELECT pg_catalog.lo_put(number, place, data) \
-            FROM unnest($1::oid[], $2::bigint[], $3::bytea[]) AS p (number, place, data) OFFSET 0) put";
-        let parameters: [&(dyn ToSql + Sync); 3] = [&self.numbers, &self.places, &self.data];
-        sides.shadow.execute(sql, &parameters).await.map_err(refused(WRITE))?;
-        *self = Self::default();
+    /// Writes pages, which come by object and number, with how long one is.
+    async fn put(&mut self, pages: tokio_postgres::RowStream) -> Result<(), Error> {
+        let (mut pages, mut piece) = (pin!(pages), Piece::default());
+        while let Some(page) = pages.try_next().await.map_err(refused(READ))? {
+            let (place, data, size): (i32, &[u8], i64) = (page.get(1), page.get(2), page.get(3));
+            let next = Piece { number: page.get(0), place: i64::from(place) * size, data: data.to_vec() };
+            self.bytes += data.len();
+            if let Some(whole) = piece.join(next) {
+                self.sql.push_str(&whole.sql());
+            }
+            if self.sql.len() >= AT_ONCE {
+                self.send().await?;
+            }
+        }
+        self.sql.push_str(&piece.sql());
         Ok(())
     }
 }
 
-/// Writes pages, which come by object and number.
-async fn put(
-    sides: Sides<'_>,
-    pages: tokio_postgres::RowStream,
-    page_size: i64,
-    pace: &mut Pace,
-) -> Result<(), Error> {
-    let (mut pages, mut pieces) = (pin!(pages), Pieces::default());
-    while let Some(page) = pages.try_next().await.map_err(refused(READ))? {
-        let (number, place, data): (Oid, i32, &[u8]) = (page.get(0), page.get(1), page.get(2));
-        pieces.add(number, i64::from(place) * page_size, data);
-        if pieces.bytes >= AT_ONCE {
-            tokio::time::sleep(pace.take(pieces.bytes as u64, clock::now())).await;
-            pieces.write(sides).await?;
+/// Bytes of an object that stand beside each other.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Piece {
+    number: Oid,
+    place: i64,
+    data: Vec<u8>,
+}
+
+impl Piece {
+    /// Takes `next` in, or becomes it; then what it was before is whole.
+    fn join(&mut self, next: Self) -> Option<Self> {
+        let beside = self.number == next.number
+            && !self.data.is_empty()
+            && !next.data.is_empty()
+            && self.place + self.data.len() as i64 == next.place
+            && self.data.len() < IN_ONE;
+        if beside {
+            self.data.extend_from_slice(&next.data);
+            return None;
         }
+        Some(std::mem::replace(self, next))
     }
-    if pieces.bytes > 0 {
-        tokio::time::sleep(pace.take(pieces.bytes as u64, clock::now())).await;
-        pieces.write(sides).await?;
+
+    fn sql(&self) -> String {
+        let Self { number, place, data } = self;
+        if *number == 0 {
+            return String::new();
+        }
+        if data.is_empty() {
+            // A page without bytes, as truncating leaves it. What comes after it is written later.
+            return format!(
+                "SELECT pg_catalog.lo_truncate64(pg_catalog.lo_open({number}, {INV_WRITE}), {place});\n"
+            );
+        }
+        let data = BASE64.encode(data);
+        format!("SELECT pg_catalog.lo_put({number}, {place}, pg_catalog.decode('{data}', 'base64'));\n")
     }
-    Ok(())
 }
 
 /// Who may do what: of everybody where there is no name.
@@ -243,16 +240,21 @@ mod tests {
 
     #[test]
     fn pages_that_stand_beside_each_other_are_one_piece() {
-        let mut pieces = Pieces::default();
-        for (number, place, length) in [(7, 0, 2048), (7, 2048, 2048), (7, 8192, 10), (9, 8202, 5)] {
-            pieces.add(number, place, &vec![1; length]);
+        let (mut piece, mut whole) = (Piece::default(), Vec::new());
+        for (number, place, length) in
+            [(7, 0, 2048), (7, 2048, 2048), (7, 4096, 0), (7, 8192, 10), (9, 8202, 5)]
+        {
+            whole.extend(piece.join(Piece { number, place, data: vec![1; length] }));
         }
-        let lengths: Vec<usize> = pieces.data.iter().map(Vec::len).collect();
+        whole.push(piece);
+        let told: Vec<_> = whole.iter().map(|piece| (piece.number, piece.place, piece.data.len())).collect();
+        assert_eq!(told, [(0, 0, 0), (7, 0, 4096), (7, 4096, 0), (7, 8192, 10), (9, 8202, 5)]);
+        assert_eq!(whole[0].sql(), "");
+        assert_eq!(whole[2].sql(), "SELECT pg_catalog.lo_truncate64(pg_catalog.lo_open(7, 131072), 4096);\n");
         assert_eq!(
-            (pieces.numbers, pieces.places, lengths),
-            (vec![7, 7, 9], vec![0, 8192, 8202], vec![4096, 10, 5])
+            whole[4].sql(),
+            "SELECT pg_catalog.lo_put(9, 8202, pg_catalog.decode('AQEBAQE=', 'base64'));\n"
         );
-        assert_eq!(pieces.bytes, 4111);
     }
 
     #[test]
