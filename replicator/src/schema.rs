@@ -221,7 +221,7 @@ fn command(program: &Path, dsn: &Dsn, major: u32) -> Command {
         "--no-publications",
         "--no-subscriptions",
         "--no-tablespaces",
-        // Large objects are not carried; this spelling is understood by every version.
+        // Large objects are carried apart; this spelling is understood by every version.
         "-B",
         "--exclude-schema=godwit",
         "--encoding=UTF8",

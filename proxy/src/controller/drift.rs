@@ -314,10 +314,14 @@ pub(super) fn stands_in_the_way(view: &ResourceView) -> Option<String> {
     {
         return Some(format!("migration {id} is under way: wait for its end, or abort it"));
     }
-    // What is made before a copy stands in its way. A stream that begins again has one, or begins with it.
-    let copied = !matches!(view.phase.as_str(), "" | "idle" | "preparing")
-        && matches!(view.replication.state.as_str(), "streaming" | "failed" | "connecting");
-    (!copied).then(|| NO_COPY.into())
+    // What is made before a copy stands in its way.
+    (!copied(view)).then(|| NO_COPY.into())
+}
+
+/// The shadow has a copy: a stream that begins again has one, or begins with it.
+pub(super) fn copied(view: &ResourceView) -> bool {
+    !matches!(view.phase.as_str(), "" | "idle" | "preparing")
+        && matches!(view.replication.state.as_str(), "streaming" | "failed" | "connecting")
 }
 
 /// Whether the shadow says itself that the stream has a copy there to go on from.

@@ -270,6 +270,10 @@ impl Hands {
                     self.compare_schemas(run).await?;
                 }
                 self.make_reverse_slot(*generation, zone, run).await?;
+                if state.phase == Phase::Warm {
+                    // The last thing before anybody waits.
+                    self.large_objects.catch_up([&run.from.0, &run.to.0], state.generation.0).await?;
+                }
                 say(Event::ReverseSlotMade);
                 Ok(())
             }

@@ -24,6 +24,9 @@ const EVERY: Duration = Duration::from_secs(5);
 const SHARE: u32 = 20;
 /// How often an object that is written all the time is looked at before it counts as another.
 const LOOKS: u32 = 10;
+
+/// Where a pass changed no more objects, the next has hardly any.
+const FEW: u64 = 20;
 /// A pass over fewer objects is not worth telling of.
 const MANY: u64 = 1000;
 
@@ -113,6 +116,20 @@ impl LargeObjects {
 
     fn looked(&self, generation: u64) -> Duration {
         self.known(generation).map_or(Duration::ZERO, |carried| carried.looked)
+    }
+
+    /// Passes until hardly anything is left for the hold, as far as that can be reached.
+    pub async fn catch_up(&self, zones: [&str; 2], generation: u64) -> Result<(), String> {
+        let mut before = u64::MAX;
+        loop {
+            self.carry(zones, generation).await?;
+            let changed = self.known(generation).map_or(0, |carried| carried.changed);
+            // Who writes as fast as this carries is not caught up with.
+            if changed <= FEW || changed > before / 2 {
+                return Ok(());
+            }
+            before = changed;
+        }
     }
 
     /// One pass from the primary to its shadow.

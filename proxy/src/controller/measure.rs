@@ -138,6 +138,8 @@ impl Measure {
                 if again {
                     lacks = Some((now, drift::lacks(&databases, zones, front.as_deref()).await));
                 }
+                // What is seen while it is copied is not what there is afterwards.
+                let copied = drift::copied(&view.load());
                 let differences = drift::differences(&databases, zones).await;
                 let mut found = match &differences {
                     Ok(differences) => drift::named(differences),
@@ -151,7 +153,7 @@ impl Measure {
                 found.extend(lacks.iter().flat_map(|(_, lacks)| lacks.iter().cloned()));
                 alike = stamps.filter(|_| found.is_empty()).map(|stamps| (stamps, now));
                 let pause = if found.is_empty() { EXAMINE } else { AGAIN };
-                lock(&watched).drift = found;
+                lock(&watched).drift = if copied { found } else { Vec::new() };
                 let rested =
                     in_vain.as_ref().is_none_or(|(when, _)| now.saturating_duration_since(*when) >= EXAMINE);
                 if rested && !differences.is_empty() {

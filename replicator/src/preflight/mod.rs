@@ -63,7 +63,11 @@ pub async fn check(client: &Client, side: Side) -> Result<Vec<Finding>, Error> {
     let mut found = findings(client, &filled(include_str!("common.sql"))).await?;
     found.extend(parameters(client).await?);
     found.extend(match side {
-        Side::Source => findings(client, &filled(include_str!("source.sql"))).await?,
+        Side::Source => {
+            let copying = is_copied_to(client).await?;
+            let sql = filled(include_str!("source.sql")).replace("{{copying}}", &copying.to_string());
+            findings(client, &sql).await?
+        }
         Side::Target => {
             let copied = copied(client).await?;
             let functions: Vec<&str> = grants::FUNCTIONS.iter().map(|(name, _)| *name).collect();
@@ -142,7 +146,12 @@ async fn parameters(client: &Client) -> Result<Vec<Finding>, Error> {
 
 /// Whether some stream has copied into this database, or a copy broke that will go on.
 async fn copied(client: &Client) -> Result<bool, Error> {
-    Ok(has_copy(client).await? || holds(client, "copying", "true").await?)
+    Ok(has_copy(client).await? || is_copied_to(client).await?)
+}
+
+/// Whether a copy into this database is under way, or broke and will go on.
+async fn is_copied_to(client: &Client) -> Result<bool, Error> {
+    holds(client, "copying", "true").await
 }
 
 /// Whether this database holds a finished copy.

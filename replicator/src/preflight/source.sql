@@ -9,7 +9,9 @@ WITH me AS (
     AND c.relpersistence <> 't'
     AND NOT EXISTS (SELECT FROM pg_depend d
                     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-    AND NOT {{passing}}
+        AND NOT {{passing}}
+    -- While they are copied keys and indexes are still to come.
+    AND NOT '{{copying}}'::boolean
 ), owned AS (
   -- What a dump makes and gives to its owner, apart from tables.
   SELECT c.relowner AS owner, format('%s %I.%I', CASE ours.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'

@@ -14,7 +14,9 @@
 //! ([`Settle`], with the proof). `walk`, `settle` and `pace` do no I/O; `simulation` (a test) runs them against
 //! every kind of movement.
 //!
-//! What it cannot see: values equal as text but not otherwise; rows of unlogged tables, large objects and materialised views,
+//! Large objects are no rows: [`crate::large_objects::differing`] compares them.
+//!
+//! What it cannot see: values equal as text but not otherwise; rows of unlogged tables and materialised views,
 //! which the stream does not carry either.
 
 mod catalog;
