@@ -258,8 +258,10 @@ async fn pass(
 
 /// The next numbers after `after`, sorted, and up to where no other is; none: there are no more.
 async fn next_numbers(client: &Client, after: i64) -> Result<(Vec<Oid>, Option<i64>), Error> {
-    let sql = "SELECT oid FROM pg_catalog.pg_largeobject_metadata WHERE oid > $1::bigint::oid ORDER BY oid LIMIT $2";
-    let rows = client.query(sql, &[&after, &(AT_ONCE as i64)]).await.map_err(refused(READ))?;
+    let sql = format!(
+        "SELECT oid FROM pg_catalog.pg_largeobject_metadata WHERE oid > $1::bigint::oid ORDER BY oid LIMIT {AT_ONCE}"
+    );
+    let rows = client.query(&sql, &[&after]).await.map_err(refused(READ))?;
     let these: Vec<Oid> = rows.iter().map(|row| row.get(0)).collect();
     let upto = these.last().filter(|_| these.len() == AT_ONCE).map(|last| i64::from(*last));
     Ok((these, upto))
@@ -341,7 +343,8 @@ pub async fn differing(
         only
     } else {
         let (here, there) = (numbers(source, 0, None).await?, numbers(shadow, 0, None).await?);
-        all = BTreeSet::from_iter(here.into_iter().chain(there)).into_iter().collect::<Vec<_>>();
+        let both: BTreeSet<Oid> = here.into_iter().chain(there).collect();
+        all = both.into_iter().collect::<Vec<_>>();
         &all
     };
     for some in only.chunks(AT_ONCE) {

@@ -127,7 +127,11 @@ impl Batch<'_> {
         let (mut pages, mut piece) = (pin!(pages), Piece::default());
         while let Some(page) = pages.try_next().await.map_err(refused(READ))? {
             let (place, data, size): (i32, &[u8], i64) = (page.get(1), page.get(2), page.get(3));
-            let next = Piece { number: page.get(0), place: i64::from(place) * size, data: data.to_vec() };
+            let next = Piece {
+                number: page.get(0),
+                place: u64::from(place.unsigned_abs()) * size.unsigned_abs(),
+                data: data.to_vec(),
+            };
             self.bytes += data.len();
             if let Some(whole) = piece.join(next) {
                 self.sql.push_str(&whole.sql());
@@ -145,7 +149,7 @@ impl Batch<'_> {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Piece {
     number: Oid,
-    place: i64,
+    place: u64,
     data: Vec<u8>,
 }
 
@@ -155,7 +159,7 @@ impl Piece {
         let beside = self.number == next.number
             && !self.data.is_empty()
             && !next.data.is_empty()
-            && self.place + self.data.len() as i64 == next.place
+            && self.place + self.data.len() as u64 == next.place
             && self.data.len() < IN_ONE;
         if beside {
             self.data.extend_from_slice(&next.data);
