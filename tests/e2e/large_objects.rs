@@ -128,6 +128,9 @@ async fn large_objects_move_with_their_rows() -> Result<()> {
     }
     leader.ready().await?;
     alike(&leader, [near, far]).await?;
+    let counted =
+        |view: &ResourceView| view.replication.large_objects.is_some_and(|view| view.objects == 504);
+    leader.until("they are counted", counted).await?;
 
     // A subtransaction has a number of its own, which no snapshot lists.
     let late = as_role(near, SERVICE_ROLE).await?;

@@ -13,7 +13,7 @@ use crate::controller::drift::SchemaView;
 use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Standing, VerificationView};
 use crate::controller::view::{
-    DecisionView, FactView, GuardView, MigrationView, ModeView, PathView, ResourceView,
+    DecisionView, FactView, GuardView, LargeObjectsView, MigrationView, ModeView, PathView, ResourceView,
 };
 use crate::controller::zones::{ChoiceView, ZoneView};
 use crate::store::{Rejected, TokenView};
@@ -237,6 +237,9 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
         );
         if let Some(copy) = &stream.copy {
             let _ = writeln!(text, "  copy         {} {}", bar(copy.share()), copy.line());
+        }
+        if let Some(LargeObjectsView { objects, looked_ms }) = stream.large_objects {
+            let _ = writeln!(text, "  large objects {objects}, looked through in {looked_ms} ms");
         }
         let mode = &stream.mode;
         let _ = writeln!(

@@ -15,7 +15,7 @@ use super::databases::{Databases, Purpose};
 use super::drift;
 use super::effects::chain;
 use super::live::Live;
-use super::view::ResourceView;
+use super::view::{LargeObjectsView, ResourceView};
 use crate::lock::lock;
 
 /// How often a pass is made.
@@ -75,10 +75,13 @@ impl LargeObjects {
                 let now = view.load_full();
                 let mut pause = EVERY;
                 if drift::stands_in_the_way(&now).is_none() && now.replication.state == "streaming" {
-                    match this.carry([&now.primary, &now.shadow], now.generation).await {
-                        Ok(()) => lock(&this.told).failed = None,
-                        Err(why) => lock(&this.told).failed = Some(why),
-                    }
+                    let zones = [&*now.primary, &*now.shadow];
+                    let failed = match this.none(zones, now.generation).await {
+                        // That a database cannot be reached is told by those who examine it.
+                        Ok(true) | Err(_) => None,
+                        Ok(false) => this.pass(zones, now.generation).await.err(),
+                    };
+                    lock(&this.told).failed = failed;
                     pause = pause.max(this.looked(now.generation) * SHARE);
                 }
                 tokio::time::sleep(pause).await;
@@ -103,6 +106,13 @@ impl LargeObjects {
             format!("large objects are being copied to the shadow: {compared} of {of}")
         });
         (stops, progress)
+    }
+
+    /// As shown; none: there are none, or it is not known yet.
+    pub fn view(&self, generation: u64) -> Option<LargeObjectsView> {
+        let carried = self.known(generation).filter(|carried| carried.objects > 0)?;
+        let looked_ms = u64::try_from(carried.looked.as_millis()).unwrap_or(u64::MAX);
+        Some(LargeObjectsView { objects: carried.objects, looked_ms })
     }
 
     /// From which transaction of the primary on something may be missing on the shadow, as far as is known.
@@ -134,15 +144,26 @@ impl LargeObjects {
 
     /// One pass from the primary to its shadow.
     pub async fn carry(&self, zones: [&str; 2], generation: u64) -> Result<(), String> {
-        let _turn = self.turn.lock().await;
-        let _told = Ends(&self.told);
-        let [source, shadow] = self.both(zones, Purpose::Control).await?;
-        if !large_objects::any(&source, &shadow).await.map_err(chain)? {
-            // No transaction is older than one that writes the first.
-            let carried = Carried::default();
-            *lock(&self.known) = Some(Known { generation, carried });
+        if self.none(zones, generation).await? {
             return Ok(());
         }
+        self.pass(zones, generation).await
+    }
+
+    /// Whether there are none on either side.
+    async fn none(&self, zones: [&str; 2], generation: u64) -> Result<bool, String> {
+        let [source, shadow] = self.both(zones, Purpose::Control).await?;
+        let none = !large_objects::any(&source, &shadow).await.map_err(chain)?;
+        if none {
+            // No transaction is older than one that writes the first.
+            *lock(&self.known) = Some(Known { generation, carried: Carried::default() });
+        }
+        Ok(none)
+    }
+
+    async fn pass(&self, zones: [&str; 2], generation: u64) -> Result<(), String> {
+        let _turn = self.turn.lock().await;
+        let _told = Ends(&self.told);
         let mut pace = Pace::new(self.live.load().policy.copy_rate.map(|rate| rate.0));
         let tell = |progress| lock(&self.told).progress = Some(progress);
         let pass = async |sides: Sides<'_>| large_objects::carry(sides, &mut pace, tell).await;

@@ -205,12 +205,24 @@ pub struct ReplicationView {
     /// How far the initial copy is, while it is made.
     #[serde(default)]
     pub copy: Option<CopyView>,
+    /// What is carried beside it; none: there are no large objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub large_objects: Option<LargeObjectsView>,
     /// Which commits wait for the shadow.
     #[serde(default)]
     pub mode: ModeView,
     /// Each lane by itself, where there are two.
     #[serde(default)]
     pub lanes: Vec<LaneView>,
+}
+
+/// Large objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LargeObjectsView {
+    /// How many the primary had at the last look.
+    pub objects: u64,
+    /// How long that look took, milliseconds.
+    pub looked_ms: u64,
 }
 
 /// How far an initial copy is.
@@ -384,6 +396,12 @@ impl ReplicationView {
             copy,
             ..Self::default()
         }
+    }
+
+    /// The same with what is carried beside the stream.
+    #[must_use]
+    pub fn with_large_objects(self, large_objects: Option<LargeObjectsView>) -> Self {
+        Self { large_objects, ..self }
     }
 
     /// The same with the mode and the lanes.

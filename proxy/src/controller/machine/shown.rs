@@ -83,6 +83,7 @@ impl Machine {
                 Some((source, target, status)) => ReplicationView::of(source, target, status),
                 None => ReplicationView { state: "stopped".into(), ..ReplicationView::default() },
             })
+            .with_large_objects(self.hands.large_objects.view(self.state.generation.0))
             .with_mode(ModeView::of(&mode, resource.policy.fallback_after), &lanes),
             mirror: self.hands.front.as_ref().map(|front| front.mirror.view()).unwrap_or_default(),
             decision: self.decision.as_ref().map(|(report, at)| DecisionView::of(report, *at)),
