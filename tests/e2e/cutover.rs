@@ -112,7 +112,7 @@ async fn a_kill_after_any_journal_record_loses_nothing() -> Result<()> {
 }
 
 /// True when the node killed itself; false when the migration ended first.
-async fn died_or_finished(leader: &mut Leader<'_>, to: &str) -> Result<bool> {
+pub(crate) async fn died_or_finished(leader: &mut Leader<'_>, to: &str) -> Result<bool> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         if leader.node.ended()?.is_some() {

@@ -6,7 +6,9 @@ use godwit::demo::zone::{GODWIT_ROLE, OWNER_ROLE, Playground, RESOURCE, SERVICE_
 use godwit_tests::waiting::until;
 use serde_json::json;
 use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
 
+use crate::cutover::died_or_finished;
 use crate::leader::{Leader, options};
 use crate::verifying::godwit as verify;
 
@@ -61,11 +63,15 @@ const CHANGED: &str = "
     SELECT lo_unlink(100001), lo_from_bytea(100001, 'made anew');
     REVOKE SELECT ON LARGE OBJECT 100002 FROM PUBLIC; COMMENT ON LARGE OBJECT 100002 IS 'with a hole'";
 
-/// Makes, changes and drops documents until its session ends, and says which were acknowledged.
-fn writing(client: Client, from: i64) -> tokio::task::JoinHandle<Vec<(i64, String)>> {
+/// Makes and changes documents until its session ends or it is told to, and says which were acknowledged.
+fn writing(
+    client: Client,
+    from: i64,
+    stop: CancellationToken,
+) -> tokio::task::JoinHandle<Vec<(i64, String)>> {
     tokio::spawn(async move {
         let mut acknowledged = Vec::new();
-        for n in from.. {
+        for n in (from..).take_while(|_| !stop.is_cancelled()) {
             let text = format!("document {n} {}", "x".repeat(usize::try_from(n % 5000).unwrap_or(0)));
             let made =
                 "INSERT INTO documents (id, body) VALUES ($1, lo_from_bytea(0, convert_to($2, 'UTF8')))";
@@ -96,20 +102,41 @@ async fn moved(leader: &mut Leader<'_>, to: &Zone) -> Result<()> {
     Ok(())
 }
 
+/// What was acknowledged is there.
+async fn there(client: &Client, written: &[(i64, String)]) -> Result<()> {
+    for (id, text) in written {
+        let sql = "SELECT convert_from(lo_get(body), 'UTF8') FROM documents WHERE id = $1";
+        let row = client.query_one(sql, &[id]).await.with_context(|| format!("document {id}"))?;
+        let found: String = row.get(0);
+        ensure!(&found == text, "document {id} is {found:.20}");
+    }
+    Ok(())
+}
+
+/// A database whose service keeps documents, which Godwit's role may carry.
+async fn kept(playground: &Playground) -> Result<()> {
+    let [near, _] = &playground.zones;
+    let admin = as_role(near, SUPERUSER).await?;
+    admin.batch_execute(&format!("GRANT CREATE ON SCHEMA public TO {SERVICE_ROLE}")).await?;
+    as_role(near, SERVICE_ROLE).await?.batch_execute(KEPT).await?;
+    let owned =
+        format!("ALTER TABLE documents OWNER TO {OWNER_ROLE}; GRANT ALL ON documents TO {SERVICE_ROLE}");
+    admin.batch_execute(&owned).await?;
+    Ok(())
+}
+
+async fn member(zone: &Zone) -> Result<()> {
+    let sql = format!("GRANT {SERVICE_ROLE} TO {GODWIT_ROLE}");
+    Ok(as_role(zone, SUPERUSER).await?.batch_execute(&sql).await?)
+}
+
 /// They move there and back, while they are written; who may not read them is told what to do.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_objects_move_with_their_rows() -> Result<()> {
     let playground = Playground::start(&options(false)?).await?;
     let [near, far] = &playground.zones;
-    let owner = as_role(near, SUPERUSER).await?;
-    owner.batch_execute(&format!("GRANT CREATE ON SCHEMA public TO {SERVICE_ROLE}")).await?;
-    let app = as_role(near, SERVICE_ROLE).await?;
-    app.batch_execute(KEPT).await?;
-    owner
-        .batch_execute(&format!(
-            "ALTER TABLE documents OWNER TO {OWNER_ROLE}; GRANT ALL ON documents TO {SERVICE_ROLE}"
-        ))
-        .await?;
+    kept(&playground).await?;
+    let (owner, app) = (as_role(near, SUPERUSER).await?, as_role(near, SERVICE_ROLE).await?);
     for zone in [near, far] {
         let admin = as_role(zone, SUPERUSER).await?;
         admin.batch_execute(&format!("REVOKE SELECT ON pg_largeobject FROM {GODWIT_ROLE}")).await?;
@@ -120,11 +147,8 @@ async fn large_objects_move_with_their_rows() -> Result<()> {
     leader.until("so is the membership", |view| told(view, "no member of it")).await?;
     for zone in [near, far] {
         let admin = as_role(zone, SUPERUSER).await?;
-        admin
-            .batch_execute(&format!(
-                "GRANT SELECT ON pg_largeobject TO {GODWIT_ROLE}; GRANT {SERVICE_ROLE} TO {GODWIT_ROLE}"
-            ))
-            .await?;
+        admin.batch_execute(&format!("GRANT SELECT ON pg_largeobject TO {GODWIT_ROLE}")).await?;
+        member(zone).await?;
     }
     leader.ready().await?;
     alike(&leader, [near, far]).await?;
@@ -148,7 +172,7 @@ async fn large_objects_move_with_their_rows() -> Result<()> {
     late.batch_execute("COMMIT").await?;
     alike(&leader, [near, far]).await?;
 
-    let writer = writing(as_role(near, SERVICE_ROLE).await?, 1_000_000);
+    let writer = writing(as_role(near, SERVICE_ROLE).await?, 1_000_000, CancellationToken::new());
     let (status, out, err) = verify(&leader, &["--share", "1"]).await?;
     ensure!(status.success() && out.contains(": equal: "), "{status} {out} {err}");
     moved(&mut leader, far).await?;
@@ -156,19 +180,14 @@ async fn large_objects_move_with_their_rows() -> Result<()> {
     ensure!(written.len() > 10, "{}", written.len());
     ensure!(objects(near).await? == objects(far).await?, "what was written last is there");
     let app = as_role(far, SERVICE_ROLE).await?;
-    for (id, text) in &written {
-        let sql = "SELECT convert_from(lo_get(body), 'UTF8') FROM documents WHERE id = $1";
-        let row = app.query_one(sql, &[id]).await.with_context(|| format!("document {id}"))?;
-        let found: String = row.get(0);
-        ensure!(&found == text, "document {id} is {found:.20}");
-    }
+    there(&app, &written).await?;
 
     // And back, with what its clients wrote meanwhile; at once, so that no pass may have been made.
     app.batch_execute(
         "SELECT lo_put(100004, 100, 'there'), lo_from_bytea(200004, 'new there'), lo_unlink(200003)",
     )
     .await?;
-    let writer = writing(app, 2_000_000);
+    let writer = writing(app, 2_000_000, CancellationToken::new());
     moved(&mut leader, near).await?;
     ensure!(writer.await?.len() > 10 && objects(near).await? == objects(far).await?, "all of it came back");
     let (back, other) = (as_role(near, SUPERUSER).await?, as_role(far, SERVICE_ROLE).await?);
@@ -195,5 +214,43 @@ async fn large_objects_move_with_their_rows() -> Result<()> {
     leader.ready().await?;
     alike(&leader, [near, far]).await?;
 
+    Ok(())
+}
+
+/// Wherever in a move the node dies, no object that was acknowledged is missing, and both sides come to have the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_after_any_journal_record_loses_no_object() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    kept(&playground).await?;
+    for zone in &playground.zones {
+        member(zone).await?;
+    }
+    let (mut written, mut kills) = (Vec::new(), 0);
+    for record in 1..40_u32 {
+        let mut leader = Leader::start(&playground, &[("GODWIT_TEST_KILL_AFTER", &record.to_string())])?;
+        let view = leader.ready().await?;
+        let stop = CancellationToken::new();
+        let writer = as_role(leader.zone(&view.primary), SERVICE_ROLE).await?;
+        let writer = writing(writer, i64::from(record) * 1_000_000, stop.clone());
+        // It may die before it answers.
+        let _ = leader.migrate(&view.shadow).await;
+        let died = died_or_finished(&mut leader, &view.shadow).await?;
+        if died {
+            drop(leader);
+            leader = Leader::start(&playground, &[])?;
+        }
+        let view = leader.ready().await.with_context(|| format!("killed after record {record}"))?;
+        stop.cancel();
+        written.extend(writer.await?);
+        let primary = as_role(leader.zone(&view.primary), SUPERUSER).await?;
+        there(&primary, &written).await.with_context(|| format!("killed after record {record}"))?;
+        let [near, far] = &playground.zones;
+        alike(&leader, [near, far]).await.with_context(|| format!("killed after record {record}"))?;
+        if !died {
+            break;
+        }
+        kills += 1;
+    }
+    ensure!(kills >= 12 && written.len() > 500, "{kills} kills, {} documents", written.len());
     Ok(())
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests wait by the real clock")]
 
 mod advise;
+mod anew;
 mod apply;
 mod backlog;
 mod caches;

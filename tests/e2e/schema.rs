@@ -199,7 +199,7 @@ async fn what_stands_around_the_tables_is_brought_up_as_well() -> Result<()> {
 }
 
 /// A session of the role that the service's migrations run as.
-async fn owner(zone: &Zone) -> Result<Client> {
+pub(crate) async fn owner(zone: &Zone) -> Result<Client> {
     let client = connect(zone).await?;
     client.batch_execute(&format!("SET ROLE {OWNER_ROLE}")).await?;
     Ok(client)
@@ -211,14 +211,14 @@ async fn following() -> Result<Playground> {
 }
 
 /// Zones whose policy says this of the replication.
-async fn replicated(how: &str) -> Result<Playground> {
+pub(crate) async fn replicated(how: &str) -> Result<Playground> {
     let mut options = options(false)?;
     options.policy = options.policy.replace("replication: {mode: async}", &format!("replication: {{{how}}}"));
     Ok(Playground::start(&options).await?)
 }
 
 /// Until the shadow has followed.
-async fn followed(leader: &mut Leader<'_>) -> Result<()> {
+pub(crate) async fn followed(leader: &mut Leader<'_>) -> Result<()> {
     let followed = async || Ok(differences(leader).await?.is_empty());
     if let Err(error) = until("the schema was followed", followed).await {
         let view: ResourceView = leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await?;
@@ -428,14 +428,14 @@ async fn what_is_renamed_keeps_its_rows() -> Result<()> {
 }
 
 /// One who writes all the time.
-struct Writing {
+pub(crate) struct Writing {
     stop: tokio_util::sync::CancellationToken,
     task: tokio::task::JoinHandle<Option<Result<()>>>,
 }
 
 impl Writing {
     /// What `of` says of each number.
-    fn start(writer: Client, of: impl Fn(i64) -> String + Send + 'static) -> Self {
+    pub(crate) fn start(writer: Client, of: impl Fn(i64) -> String + Send + 'static) -> Self {
         let stop = tokio_util::sync::CancellationToken::new();
         let task = tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             for n in 0.. {
@@ -447,7 +447,7 @@ impl Writing {
     }
 
     /// None may have failed.
-    async fn stop(self) -> Result<()> {
+    pub(crate) async fn stop(self) -> Result<()> {
         self.stop.cancel();
         self.task.await?.unwrap_or(Ok(())).context("a write failed")
     }

@@ -1,9 +1,10 @@
 //! Whether the shadow's schema is its primary's, and making it so.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use migration::policy::SchemaFollows;
+use migration::policy::{Policy, Reseed, SchemaFollows};
 use migration::units::Generation;
 use replicator::drift::{self, Difference, Filling, Mend, When};
 use replicator::fence;
@@ -333,19 +334,50 @@ async fn has_copy(shadow: &Client, view: &ResourceView) -> Result<(), Denied> {
     }
 }
 
+/// When a table was seeded anew by itself, so that it is not done again and again.
+#[derive(Default)]
+pub(super) struct Seeded(BTreeMap<String, Instant>);
+
+impl Seeded {
+    /// The tables among these that are to be seeded anew by themselves.
+    fn due(&mut self, policy: &Policy, differences: &[Difference], now: Instant) -> Vec<String> {
+        self.0.retain(|_, when| now.saturating_duration_since(*when) < policy.cooldown);
+        if policy.schema != SchemaFollows::All || policy.slot.reseed != Reseed::Auto {
+            return Vec::new();
+        }
+        let anew = differences.iter().filter_map(|difference| match &difference.mend {
+            Mend::Anew(table) if !self.0.contains_key(table) => Some(table.clone()),
+            _ => None,
+        });
+        anew.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
+
 /// Does by itself what the policy says is to be done about these differences; gives whether something was done.
 pub(super) async fn follow(
     resource: &Resource,
     view: &ResourceView,
     differences: &[Difference],
+    seeded: &mut Seeded,
     streams: &Streams,
     audit: &Audit,
 ) -> Result<bool, Denied> {
     let drop = resource.policy.schema == SchemaFollows::All;
+    let now = crate::clock::monotonic();
+    let anew = seeded.due(&resource.policy, differences, now);
     let wanted = resource.policy.schema != SchemaFollows::Manual
         && differences.iter().any(|difference| difference.is_mended(drop));
-    if !wanted || stands_in_the_way(view).is_some() || streams.filling().borrow().is_some() {
+    if !wanted && anew.is_empty() || stands_in_the_way(view).is_some() || streams.filling().borrow().is_some()
+    {
         return Ok(false);
+    }
+    if !anew.is_empty() {
+        let shadow = connect(resource, &view.shadow).await.map_err(Denied::Conflict)?;
+        has_copy(&shadow, view).await?;
+        // What is written down now is filled below with what is missing.
+        drift::seed_anew(&shadow, &anew).await.map_err(chain).map_err(Denied::Conflict)?;
+        tracing::info!(resource = resource.name, tables = ?anew, "tables of the shadow are seeded anew");
+        seeded.0.extend(anew.into_iter().map(|table| (table, now)));
     }
     let (SchemaView { shadow, done, differences, .. }, failed) =
         bring_up(resource, view, streams, Wanted::Sync(SyncRequest { dry_run: false, drop })).await?;

@@ -112,6 +112,7 @@ impl Measure {
             let mut alike = None;
             // What the shadow's server lacks, and when that was looked at.
             let mut lacks: Option<(Instant, Vec<String>)> = None;
+            let mut seeded = drift::Seeded::default();
             // When following failed, and how.
             let mut in_vain: Option<(Instant, String)> = None;
             loop {
@@ -157,8 +158,15 @@ impl Measure {
                 let rested =
                     in_vain.as_ref().is_none_or(|(when, _)| now.saturating_duration_since(*when) >= EXAMINE);
                 if rested && !differences.is_empty() {
-                    let followed =
-                        drift::follow(&resource.load(), &view.load(), &differences, &streams, &audit).await;
+                    let followed = drift::follow(
+                        &resource.load(),
+                        &view.load(),
+                        &differences,
+                        &mut seeded,
+                        &streams,
+                        &audit,
+                    )
+                    .await;
                     in_vain = followed.as_ref().err().map(|error| {
                         (now, format!("the shadow's schema cannot follow its primary's: {error}"))
                     });

@@ -235,19 +235,18 @@ impl Tables {
         mut changes: impl Iterator<Item = (Lsn, &'a Change)>,
         window: &Window,
     ) -> Option<&'a Arc<Relation>> {
-        let mut last: Option<&Arc<Relation>> = None;
+        // Many changes in a row are of one table. One that is skipped here may not be at the next commit.
+        let mut known: Option<&Arc<Relation>> = None;
         changes.find_map(|(commit, change)| {
-            let relations: &[Arc<Relation>] = match change {
-                Change::Insert { relation, .. }
-                | Change::Update { relation, .. }
-                | Change::Delete { relation, .. } => std::slice::from_ref(relation),
-                Change::Truncate { relations, .. } => relations,
-                Change::Message { .. } => &[],
-            };
-            relations.iter().find(|relation| {
-                let same = last.is_some_and(|last| Arc::ptr_eq(last, relation));
-                last = Some(relation);
-                !same && self.find(relation).is_none() && !window.skips(relation, commit)
+            change.relations().iter().find(|relation| {
+                if known.is_some_and(|known| Arc::ptr_eq(known, relation)) {
+                    return false;
+                }
+                if self.find(relation).is_some() {
+                    known = Some(relation);
+                    return false;
+                }
+                !window.skips(relation, commit)
             })
         })
     }
@@ -289,5 +288,28 @@ impl Tables {
             known.remove(0);
         }
         known.push(table);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_looked_up_once_one_of_its_changes_is_not_skipped() {
+        let relation = Arc::new(Relation {
+            id: 1,
+            schema: "public".into(),
+            name: "late".into(),
+            identity: ReplicaIdentity::Default,
+            columns: Vec::new(),
+        });
+        let window = Window::new([(("public".to_owned(), "late".to_owned()), Lsn(100))]);
+        let change = Change::Insert { relation: relation.clone(), new: Vec::new() };
+        let tables = Tables::default();
+        let before = [(Lsn(50), &change), (Lsn(99), &change)];
+        assert!(tables.missing(before.into_iter(), &window).is_none(), "its rows have both");
+        let after = [(Lsn(50), &change), (Lsn(100), &change)];
+        assert_eq!(tables.missing(after.into_iter(), &window), Some(&relation));
     }
 }
