@@ -647,7 +647,7 @@ async fn a_big_table_comes_in_parts_and_a_copy_whose_sessions_are_killed_goes_on
         let begun = stream.wait(|status| rows(status) || after(status)).await?;
         let broke = |status: &StreamStatus| status.failures.values().sum::<u64>();
         let before = broke(&begun);
-                // Who reads may have read its part, and waits for who writes before it reads the next.
+        // Who reads may have read its part, and waits for who writes before it reads the next.
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
              WHERE application_name LIKE $1 AND state IN ('active', 'idle in transaction') AND query LIKE 'COPY %'";
         // Rows are counted as they are read: the sessions that write them may not be there yet.
