@@ -1,5 +1,7 @@
 //! Large objects are in no stream: they follow beside it, and are all there when the shadow takes over.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{GODWIT_ROLE, OWNER_ROLE, Playground, RESOURCE, SERVICE_ROLE, SUPERUSER, Zone};
@@ -72,6 +74,8 @@ fn writing(
     tokio::spawn(async move {
         let mut acknowledged = Vec::new();
         for n in (from..).take_while(|_| !stop.is_cancelled()) {
+            // No faster than can be carried: otherwise a move is undone, and should be.
+            tokio::time::sleep(Duration::from_millis(5)).await;
             let text = format!("document {n} {}", "x".repeat(usize::try_from(n % 5000).unwrap_or(0)));
             let made =
                 "INSERT INTO documents (id, body) VALUES ($1, lo_from_bytea(0, convert_to($2, 'UTF8')))";
