@@ -99,6 +99,12 @@ impl Databases {
         Ok(client)
     }
 
+    /// The open connections to two zones, or new ones.
+    pub async fn both(&self, [one, other]: [&str; 2], purpose: Purpose) -> Result<[Arc<Client>; 2], Error> {
+        let (one, other) = tokio::try_join!(self.get(one, purpose), self.get(other, purpose))?;
+        Ok([one, other])
+    }
+
     /// Forgets a connection, so that the next `get` makes a new one.
     pub async fn forget(&self, zone: &str, purpose: Purpose) {
         self.open.lock().await.remove(&(zone.to_owned(), purpose));

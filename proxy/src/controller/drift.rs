@@ -174,7 +174,7 @@ impl DifferenceView {
 /// The differences between the schemas, the primary's first: sorted.
 pub(super) async fn differences(databases: &Databases, zones: [&str; 2]) -> Result<Vec<Difference>, String> {
     let read = async {
-        let [source, shadow] = both(databases, zones).await?;
+        let [source, shadow] = databases.both(zones, Purpose::Schema).await?;
         let [one, other] = drift::fingerprints([&source, &shadow]).await?;
         drift::remember([&source, &shadow], [&one, &other]).await?;
         Ok::<_, replicator::Error>(drift::compare(&one, &other, zones))
@@ -210,7 +210,7 @@ pub(super) async fn lacks(
     front: Option<&PostgresFront>,
 ) -> Vec<String> {
     let read = async {
-        let [source, shadow] = both(databases, zones).await?;
+        let [source, shadow] = databases.both(zones, Purpose::Schema).await?;
         let found = replicator::preflight::compare(&source, &shadow).await?;
         Ok::<_, replicator::Error>(super::preflight::worded(found, zones[1]))
     };
@@ -228,22 +228,13 @@ pub(super) async fn lacks(
 /// What changes when the schemas of these zones do, but for rights, owners and what is rarely changed; none: it cannot be told.
 pub(super) async fn stamps(databases: &Databases, zones: [&str; 2]) -> Option<[(String, String); 2]> {
     let read = async {
-        let [source, shadow] = both(databases, zones).await?;
+        let [source, shadow] = databases.both(zones, Purpose::Schema).await?;
         Ok::<_, replicator::Error>([
             (zones[0].to_owned(), fence::schema_stamp(&source).await?),
             (zones[1].to_owned(), fence::schema_stamp(&shadow).await?),
         ])
     };
     tokio::time::timeout(PATIENCE, read).await.ok()?.ok()
-}
-
-/// The connections to both databases, the primary's first.
-async fn both(
-    databases: &Databases,
-    [primary, shadow]: [&str; 2],
-) -> Result<[Arc<Client>; 2], replicator::Error> {
-    let purpose = Purpose::Schema;
-    Ok([databases.get(primary, purpose).await?, databases.get(shadow, purpose).await?])
 }
 
 struct Sides {

@@ -24,7 +24,6 @@ const EVERY: Duration = Duration::from_secs(5);
 const SHARE: u32 = 20;
 /// How often an object that is written all the time is looked at before it counts as another.
 const LOOKS: u32 = 10;
-
 /// Where a pass changed no more objects, the next has hardly any.
 const FEW: u64 = 20;
 /// A pass over fewer objects is not worth telling of.
@@ -152,7 +151,7 @@ impl LargeObjects {
 
     /// Whether there are none on either side.
     async fn none(&self, zones: [&str; 2], generation: u64) -> Result<bool, String> {
-        let [source, shadow] = self.both(zones, Purpose::Control).await?;
+        let [source, shadow] = self.databases.both(zones, Purpose::Control).await.map_err(chain)?;
         let none = !large_objects::any(&source, &shadow).await.map_err(chain)?;
         if none {
             // No transaction is older than one that writes the first.
@@ -228,12 +227,6 @@ impl LargeObjects {
             open = large_objects::differing(source, shadow, Some(&numbers), duty).await.map_err(chain)?;
         }
         Ok(open)
-    }
-
-    async fn both(&self, [source, shadow]: [&str; 2], purpose: Purpose) -> Result<[Arc<Client>; 2], String> {
-        let (source, shadow) =
-            tokio::join!(self.databases.get(source, purpose), self.databases.get(shadow, purpose));
-        Ok([source.map_err(chain)?, shadow.map_err(chain)?])
     }
 }
 

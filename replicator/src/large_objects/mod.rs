@@ -159,7 +159,7 @@ async fn ended(
 }
 
 /// What is compared before it is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 enum Compare {
     All,
     /// Objects of many pages only: the others are written anew.
@@ -230,7 +230,7 @@ async fn pass(
             let note = (progress.of > 0).then_some(seen.horizon);
             // The shadow has all of the source's by now: where it has as many, it has no others.
             if write::note(sides, note).await? != seen.objects {
-                changed += by_number(sides).await?;
+                changed += by_number(sides, pace).await?;
             }
         }
         None => {
@@ -276,7 +276,7 @@ async fn numbers(client: &Client, after: i64, upto: Option<i64>) -> Result<Vec<O
 }
 
 /// Drops what only the shadow has; and makes what it lacks, whoever dropped that there.
-async fn by_number(sides: Sides<'_>) -> Result<u64, Error> {
+async fn by_number(sides: Sides<'_>, pace: &mut Pace) -> Result<u64, Error> {
     let (here, there) = (numbers(sides.source, 0, None).await?, numbers(sides.shadow, 0, None).await?);
     let less = |these: &[Oid], others: &[Oid]| -> Vec<Oid> {
         these.iter().copied().filter(|number| others.binary_search(number).is_err()).collect()
@@ -284,10 +284,10 @@ async fn by_number(sides: Sides<'_>) -> Result<u64, Error> {
     let (missing, extra) = (less(&here, &there), less(&there, &here));
     let mut changed = 0;
     for some in extra.chunks(AT_ONCE) {
-        changed += alike(sides, &[], some, Compare::All, &mut Pace::new(None)).await?;
+        changed += alike(sides, &[], some, Compare::All, pace).await?;
     }
     for some in missing.chunks(AT_ONCE) {
-        changed += alike(sides, some, &[], Compare::All, &mut Pace::new(None)).await?;
+        changed += alike(sides, some, &[], Compare::All, pace).await?;
     }
     Ok(changed)
 }
@@ -376,15 +376,15 @@ async fn alike(
             let (here, there) = tokio::join!(objects(sides.source, these), objects(sides.shadow, these));
             (here?, there?)
         }
-        Compare::Large => (objects(sides.source, these).await?, BTreeMap::new()),
-    };
-    if compare == Compare::Large {
-        let large = here.iter().filter(|(_, object)| object.pages > MANY_PAGES).map(|(number, _)| *number);
-        let large: Vec<Oid> = large.collect();
-        if !large.is_empty() {
-            there = objects(sides.shadow, &large).await?;
+        Compare::Large => {
+            let here = objects(sides.source, these).await?;
+            let large = here.iter().filter(|(_, object)| object.pages > MANY_PAGES);
+            let large: Vec<Oid> = large.map(|(number, _)| *number).collect();
+            let there =
+                if large.is_empty() { BTreeMap::new() } else { objects(sides.shadow, &large).await? };
+            (here, there)
         }
-    }
+    };
     let mut plan = write::Plan { drop: extra.to_vec(), ..write::Plan::default() };
     for (number, object) in here {
         let mut other = there.remove(&number);
@@ -399,6 +399,7 @@ async fn alike(
             _ => None,
         };
         match stale {
+            Some(pages) if pages.is_empty() => {}
             Some(pages) => plan.pages.push((number, pages)),
             None => {
                 other = None;

@@ -59,7 +59,7 @@ pub(super) async fn carry_out(sides: Sides<'_>, plan: &Plan, pace: &mut Pace) ->
         let which: (&(dyn ToSql + Sync), _) = (&plan.make, Type::OID_ARRAY);
         batch.put(sides.source.query_typed_raw(whole, [which]).await.map_err(refused(READ))?).await?;
     }
-    for (number, stale) in plan.pages.iter().filter(|(_, stale)| !stale.is_empty()) {
+    for (number, stale) in &plan.pages {
         let some = "SELECT l.loid, l.pageno, l.data, pg_catalog.current_setting('block_size')::bigint / 4 \
             FROM unnest($2::int[]) AS p (page) \
             JOIN pg_catalog.pg_largeobject l ON l.loid = $1 AND l.pageno = p.page ORDER BY l.pageno";
