@@ -84,7 +84,6 @@ async fn what_cannot_go_ends_the_session_and_says_so() {
     for (sql, what) in [
         ("CREATE TEMP TABLE basket (id int)", "a temporary object (basket)"),
         ("BEGIN; DECLARE kept CURSOR WITH HOLD FOR SELECT 1; COMMIT", "a cursor WITH HOLD (kept)"),
-        ("SELECT pg_advisory_lock(7)", "an advisory lock of the session"),
         ("CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql RETURN 1", "a temporary object (f)"),
     ] {
         let (stays, ends) = (setup.connect().await, setup.session().await);
@@ -116,6 +115,84 @@ async fn what_cannot_go_ends_the_session_and_says_so() {
     assert!(detail.contains("the prepared statement \"p\": cannot insert multiple commands"), "{detail}");
     let there = setup.here().connect(DATABASE).await.unwrap();
     assert_eq!(there.query("SELECT FROM item", &[]).await.unwrap().len(), 0);
+}
+
+/// Advisory locks as their holder knows them: each is taken as often as it was, here and there, and nobody else gets one meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn advisory_locks_of_a_session_go_with_it() {
+    for pool in [None, Some(super::pooled::POOL_OF_FIVE)] {
+        let setup = Setup::with(HOLD, |settings| settings.pool = pool, "").await;
+        let (holds, other) = (setup.connect().await, setup.connect().await);
+        holds
+            .batch_execute(
+                "SELECT pg_advisory_lock(7), pg_advisory_lock(-9000000000000000000), pg_advisory_lock(-1, 2147483647);
+                 SELECT pg_advisory_lock(7), pg_advisory_lock_shared(7), pg_advisory_lock(7);
+                 SELECT pg_advisory_lock_shared(5)",
+            )
+            .await
+            .unwrap();
+        other.batch_execute("SELECT pg_advisory_lock_shared(5)").await.unwrap();
+        let asked = async |client: &tokio_postgres::Client, sql: &str| -> bool {
+            client.query_one(&format!("SELECT {sql}"), &[]).await.unwrap().get(0)
+        };
+        // Undone before the fence, undone after it, moved, and moved back.
+        for round in 0..4 {
+            match round {
+                0 => {
+                    setup.hold().await;
+                    setup.front.turnstile.open();
+                }
+                1 => {
+                    setup.hold().await;
+                    setup.fence().await;
+                    setup.front.turnstile.open();
+                }
+                _ => setup.cutover().await,
+            }
+            assert_eq!(port(&holds).await, i32::from(setup.here().cluster.port));
+            for (lock, free) in
+                [("7", false), ("-9000000000000000000", false), ("-1, 2147483647", false), ("8", true)]
+            {
+                assert_eq!(
+                    asked(&other, &format!("pg_try_advisory_lock({lock})")).await,
+                    free,
+                    "{lock}, round {round}"
+                );
+            }
+            asked(&other, "pg_advisory_unlock(8)").await;
+            assert!(!asked(&holds, "pg_try_advisory_lock(5)").await, "the other shares it");
+        }
+        for left in [true, true, true, false] {
+            assert_eq!(asked(&holds, "pg_advisory_unlock(7)").await, left);
+        }
+        assert!(asked(&other, "pg_try_advisory_lock_shared(7)").await, "it is shared from here on");
+        assert!(!asked(&other, "pg_try_advisory_lock(7)").await);
+        for (unlock, left) in [
+            ("pg_advisory_unlock_shared(7)", true),
+            ("pg_advisory_unlock_shared(7)", false),
+            ("pg_advisory_unlock(-9000000000000000000)", true),
+            ("pg_advisory_unlock(-1, 2147483647)", true),
+            ("pg_advisory_unlock_shared(5)", true),
+            ("pg_advisory_unlock_shared(5)", false),
+        ] {
+            assert_eq!(asked(&holds, unlock).await, left, "{unlock}");
+        }
+        assert!(asked(&other, "pg_try_advisory_lock(7)").await);
+    }
+}
+
+/// Where somebody has it there, the session ends as it does with whatever cannot go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_advisory_lock_that_is_taken_there_ends_its_session() {
+    let setup = Setup::start().await;
+    let ends = setup.session().await;
+    ends.client.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
+    let there = setup.clusters[1].connect(DATABASE).await.unwrap();
+    there.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
+    setup.cutover().await;
+    let (state, detail) = ends.error().await;
+    assert_eq!(state, "57P01");
+    assert_eq!(detail, "What it has and cannot be carried: the advisory lock 7: another session has it.");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

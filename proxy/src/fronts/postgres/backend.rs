@@ -175,16 +175,33 @@ impl Backend {
     pub(super) async fn state(&mut self, custom: &[String], user: &str) -> Result<State, NoBackend> {
         let mut question = Vec::new();
         state::ask(&mut question, custom, user);
+        let mut found = State::default();
+        for row in self.rows(&question).await? {
+            found.take(&row).map_err(|_| NoBackend::Unexpected(b'D'))?;
+        }
+        Ok(found)
+    }
+
+    /// Counts how often the locks of its state were taken. After an error it is not known which of them it still has.
+    pub(super) async fn count_locks(&mut self, state: &mut State) -> Result<(), NoBackend> {
+        let mut question = Vec::new();
+        state::count_locks(&mut question, &state.locks);
+        let rows = self.rows(&question).await?;
+        state.take_counts(&rows).map_err(|_| NoBackend::Unexpected(b'D'))
+    }
+
+    /// The rows that answer a question, up to its ReadyForQuery.
+    async fn rows(&mut self, question: &[u8]) -> Result<Vec<Vec<u8>>, NoBackend> {
         let asking = async {
-            self.talk().send(&question).await.map_err(NoBackend::Lost)?;
-            let (mut found, mut failure) = (State::default(), None);
+            self.talk().send(question).await.map_err(NoBackend::Lost)?;
+            let (mut rows, mut failure) = (Vec::new(), None);
             loop {
                 let (tag, body) = self.talk().message(LONGEST).await.map_err(NoBackend::Lost)?;
                 match tag {
                     b'1' | b'2' | b'3' | b'C' => {}
-                    b'D' => found.take(&body).map_err(|_| NoBackend::Unexpected(tag))?,
+                    b'D' => rows.push(body),
                     b'E' => failure = Some(refused(&body)),
-                    b'Z' => return failure.map_or(Ok(found), Err),
+                    b'Z' => return failure.map_or(Ok(rows), Err),
                     _ => self.note((tag, body)).map_err(NoBackend::Unexpected)?,
                 }
             }
@@ -252,7 +269,14 @@ impl Backend {
                         }
                     }
                     b'Z' => drop(steps.pop_front()),
-                    b'1' | b'2' | b'C' | b'D' => {}
+                    b'D' => {
+                        if let Step::Lock(_) = step
+                            && message::row(&body).is_none_or(|row| row[..] != [Some(&b"t"[..])])
+                        {
+                            lost.push(format!("{step}: another session has it"));
+                        }
+                    }
+                    b'1' | b'2' | b'C' => {}
                     _ => self.note((tag, body)).map_err(NoBackend::Unexpected)?,
                 }
             }

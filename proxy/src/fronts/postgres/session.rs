@@ -329,7 +329,11 @@ impl Session {
         if !turn.holds(self.relay.reads) {
             return Ok(());
         }
-        let state = Arc::new(self.ask().await?);
+        let mut state = self.ask().await?;
+        if state.stuck.is_empty() && !state.locks.is_empty() {
+            self.count_locks(&mut state).await?;
+        }
+        let state = Arc::new(state);
         let next = turn.next.filter(|_| state.stuck.is_empty());
         let mut ready = next.map_or(Ready(None), |zone| self.get_ready(zone, &state));
         self.seat.park();
@@ -386,6 +390,17 @@ impl Session {
             state.catalogue = self.front.catalogue(self.generation);
         }
         Ok(state)
+    }
+
+    /// How often it took each of its advisory locks.
+    async fn count_locks(&mut self, state: &mut State) -> Result<(), End> {
+        let Some(mut backend) = self.lend() else { return Err(End::Fault(self.lost())) };
+        let counted = backend.count_locks(state).await;
+        self.take_back(backend);
+        counted.map_err(|error| {
+            tracing::debug!(resource = %self.front.name, error = %error, "a session ended as its locks were counted");
+            End::Fault(stuck(&[format!("its advisory locks cannot be counted: {error}")]))
+        })
     }
 
     /// Until transactions may begin. Whether the client waited.

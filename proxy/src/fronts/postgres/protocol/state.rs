@@ -1,9 +1,9 @@
 //! What a session has that a new one has not: asked of the server between two transactions, and said again to another.
 //!
 //! The server knows it exactly: settings with source `session`, the role, prepared statements, channels listened to. What it does
-//! not list are custom settings, whose names must be known ([`super::names`]). What cannot be carried elsewhere is named in
-//! [`State::stuck`]: temporary objects, cursors WITH HOLD, advisory locks of the session. Nobody can ask for `currval`, a seed, or
-//! what a procedural language keeps; using those after a move is an error or begins anew.
+//! not list are custom settings, whose names must be known ([`super::names`]), and how often an advisory lock was taken, which is counted
+//! ([`count_locks`]). What cannot be carried elsewhere is named in [`State::stuck`]: temporary objects, cursors WITH HOLD. Nobody
+//! can ask for `currval`, a seed, or what a procedural language keeps; using those after a move is an error or begins anew.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::frame::HEADER;
 use super::message;
 use super::oids::{Catalogue, FIRST_OWN, retyped};
 
-/// Name of the statement and portal that ask; the client's unnamed ones stay.
+/// Name of the statement that asks; the client's unnamed one stays (a portal of its own it has none between transactions).
 const OURS: &str = "_godwit_state";
 
 /// Nothing of the session's `search_path` is looked at. `$1`: names of custom settings, `$2`: who logged in.
@@ -38,7 +38,9 @@ UNION ALL SELECT 'stuck', 'a temporary object', t.typname::pg_catalog.text, '' F
  WHERE t.typnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema() \
  AND t.typtype OPERATOR(pg_catalog.=) ANY (ARRAY['e', 'd', 'r']::pg_catalog.\"char\"[]) \
 UNION ALL SELECT 'stuck', 'a cursor WITH HOLD', k.name, '' FROM pg_catalog.pg_cursors k WHERE k.is_holdable \
-UNION ALL SELECT DISTINCT 'stuck', 'an advisory lock of the session', '', '' FROM pg_catalog.pg_locks l \
+UNION ALL SELECT 'lock', CASE l.objsubid WHEN 1 \
+ THEN ((l.classid::pg_catalog.int8 OPERATOR(pg_catalog.<<) 32) OPERATOR(pg_catalog.|) l.objid::pg_catalog.int8)::pg_catalog.text \
+ ELSE pg_catalog.format('%s, %s', l.classid::pg_catalog.int4, l.objid::pg_catalog.int4) END, l.mode, '' FROM pg_catalog.pg_locks l \
  WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.granted";
 
 /// A prepared statement.
@@ -54,6 +56,41 @@ pub struct Statement {
     pub from_sql: bool,
 }
 
+/// An advisory lock of a session (<https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADVISORY-LOCKS>).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lock {
+    /// Its key as an argument: `7`, or `1, 2`.
+    key: String,
+    shared: bool,
+    /// How often it was taken, and has to be given back to be free; known once it was counted.
+    times: u32,
+}
+
+impl Lock {
+    /// None if it is not one of a kind that is known.
+    fn read(key: &[u8], mode: &[u8]) -> Option<Self> {
+        let key = std::str::from_utf8(key).ok()?;
+        let numbers: Vec<&str> = key.split(", ").collect();
+        let whole = match numbers[..] {
+            [one] => one.parse::<i64>().is_ok(),
+            [one, other] => one.parse::<i32>().is_ok() && other.parse::<i32>().is_ok(),
+            _ => false,
+        };
+        let shared = match mode {
+            b"ExclusiveLock" => false,
+            b"ShareLock" => true,
+            _ => return None,
+        };
+        whole.then(|| Self { key: key.to_owned(), shared, times: 1 })
+    }
+
+    /// A call of one of the functions for it, by the part of the name between `pg_` and its mode.
+    fn call(&self, function: &str) -> String {
+        let shared = if self.shared { "_shared" } else { "" };
+        format!("pg_catalog.pg_{function}{shared}({})", self.key)
+    }
+}
+
 /// What a session has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
@@ -67,6 +104,8 @@ pub struct State {
     pub statements: Vec<Statement>,
     /// LISTEN.
     pub channels: Vec<Vec<u8>>,
+    /// Advisory locks.
+    pub locks: Vec<Lock>,
     /// The unnamed statement, as the client sent it (a whole Parse message).
     pub unnamed: Option<Vec<u8>>,
     /// What keeps it where it is: a phrase each.
@@ -79,19 +118,45 @@ pub struct State {
 pub fn ask(out: &mut Vec<u8>, custom: &[String], user: &str) {
     let names: Vec<String> = custom.iter().map(|name| format!("\"{name}\"")).collect();
     let names = format!("{{{}}}", names.join(","));
-    message::parse(out, OURS.as_bytes(), ASK.as_bytes(), &[]);
-    message::bind(out, OURS, OURS, &[names.as_bytes(), user.as_bytes()]);
-    message::execute(out, OURS);
-    message::close_statement(out, OURS);
+    one(out, ASK, &[names.as_bytes(), user.as_bytes()]);
     message::sync(out);
+}
+
+/// Writes the question how often each of these locks was taken; its answer has a row of no meaning and then one for each of them, and
+/// ends with a ReadyForQuery.
+///
+/// The server tells of no such number, but each unlock says whether there was something to unlock. So all are given back and taken
+/// again, while a lock of the transaction with the same key keeps others from getting it in between. The last unlock of each leaves a
+/// warning in the server's log ("you don't own a lock").
+pub fn count_locks(out: &mut Vec<u8>, locks: &[Lock]) {
+    let kept: Vec<String> = locks.iter().map(|lock| lock.call("advisory_xact_lock")).collect();
+    // The client sees no warning.
+    let kept =
+        format!("SELECT pg_catalog.set_config('client_min_messages', 'error', true), {}", kept.join(", "));
+    one(out, &kept, &[]);
+    for lock in locks {
+        let (unlock, again) = (lock.call("advisory_unlock"), lock.call("advisory_lock"));
+        let counted = format!(
+            "WITH RECURSIVE freed(n, one) AS (SELECT 0, true UNION ALL SELECT n OPERATOR(pg_catalog.+) 1, {unlock} FROM freed WHERE one), \
+             counted(n) AS MATERIALIZED (SELECT pg_catalog.max(n) FILTER (WHERE one) FROM freed) \
+             SELECT n, (SELECT pg_catalog.count({again}) FROM pg_catalog.generate_series(1, n)) FROM counted"
+        );
+        one(out, &counted, &[]);
+    }
+    message::sync(out);
+}
+
+/// Writes one statement that is ours, without an end.
+fn one(out: &mut Vec<u8>, sql: &str, values: &[&[u8]]) {
+    message::parse(out, OURS.as_bytes(), sql.as_bytes(), &[]);
+    message::bind(out, "", OURS, values);
+    message::execute(out, "");
+    message::close_statement(out, OURS);
 }
 
 /// Writes the question how isolated the transaction is that is open; its answer ends with a ReadyForQuery.
 pub fn ask_isolation(out: &mut Vec<u8>) {
-    message::parse(out, OURS.as_bytes(), b"SELECT pg_catalog.current_setting('transaction_isolation')", &[]);
-    message::bind(out, OURS, OURS, &[]);
-    message::execute(out, OURS);
-    message::close_statement(out, OURS);
+    one(out, "SELECT pg_catalog.current_setting('transaction_isolation')", &[]);
     message::sync(out);
 }
 
@@ -112,6 +177,7 @@ impl State {
             b"user" => self.user = Some(name()),
             b"role" => self.role = Some(name()),
             b"channel" => self.channels.push(name()),
+            b"lock" => self.locks.push(Lock::read(&name(), second).ok_or(Unreadable)?),
             b"parse" | b"prepare" => self.statements.push(Statement {
                 name: name(),
                 text: second.to_vec(),
@@ -124,6 +190,18 @@ impl State {
                 self.stuck.push(if which.is_empty() { what } else { format!("{what} ({which})") });
             }
             _ => return Err(Unreadable),
+        }
+        Ok(())
+    }
+
+    /// Takes the rows of what [`count_locks`] asked.
+    pub fn take_counts(&mut self, rows: &[Vec<u8>]) -> Result<(), Unreadable> {
+        let (_, rows) =
+            rows.split_first().filter(|(_, rows)| rows.len() == self.locks.len()).ok_or(Unreadable)?;
+        for (lock, row) in self.locks.iter_mut().zip(rows) {
+            let times = message::row(row)
+                .and_then(|row| std::str::from_utf8(row.first().copied()??).ok()?.parse().ok());
+            lock.times = times.ok_or(Unreadable)?;
         }
         Ok(())
     }
@@ -198,6 +276,19 @@ impl State {
             }
             steps.push(Step::Statement(String::from_utf8_lossy(&statement.name).into_owned()));
         }
+        for lock in &self.locks {
+            // Nobody is waited for: that another session has it is an answer.
+            let sql = format!(
+                "SELECT pg_catalog.bool_and({}) FROM pg_catalog.generate_series(1, {})",
+                lock.call("try_advisory_lock"),
+                lock.times
+            );
+            message::parse(out, b"", sql.as_bytes(), &[]);
+            message::bind(out, "", "", &[]);
+            message::execute(out, "");
+            message::sync(out);
+            steps.push(Step::Lock(lock.key.clone()));
+        }
         for channel in &self.channels {
             let mut sql = b"LISTEN \"".to_vec();
             for byte in channel {
@@ -233,6 +324,8 @@ pub enum Step {
     Role,
     /// A prepared statement.
     Statement(String),
+    /// An advisory lock; its row says whether the session has it.
+    Lock(String),
     /// A channel.
     Channel(String),
     /// The unnamed statement.
@@ -246,6 +339,7 @@ impl std::fmt::Display for Step {
             Self::Settings => write!(f, "its settings"),
             Self::Role => write!(f, "its role"),
             Self::Statement(name) => write!(f, "the prepared statement {name:?}"),
+            Self::Lock(key) => write!(f, "the advisory lock {key}"),
             Self::Channel(name) => write!(f, "LISTEN {name:?}"),
             Self::Unnamed => write!(f, "the unnamed statement"),
         }
@@ -301,6 +395,8 @@ mod tests {
             ["role", "clerk", "", ""],
             ["parse", "s1", "SELECT $1, $2", "23,16400"],
             ["prepare", "p1", "PREPARE p1 AS SELECT 1", ""],
+            ["lock", "-7", "ExclusiveLock", ""],
+            ["lock", "1, -2", "ShareLock", ""],
             ["channel", "odd \"one\"", "", ""],
         ] {
             state.take(&row(values)).unwrap();
@@ -308,7 +404,7 @@ mod tests {
         state.unnamed = Some(b"P\0\0\0\x08\0\0\0\0".to_vec());
         let mut out = Vec::new();
         let steps = state.replay(&mut out, None);
-        assert_eq!(tags(&out), "PBESPBESPBESPSPBESQPS");
+        assert_eq!(tags(&out), "PBESPBESPBESPSPBESPBESPBESQPS");
         let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
         assert_eq!(
             steps,
@@ -318,11 +414,14 @@ mod tests {
                 "its role",
                 "the prepared statement \"s1\"",
                 "the prepared statement \"p1\"",
+                "the advisory lock -7",
+                "the advisory lock 1, -2",
                 "LISTEN \"odd \\\"one\\\"\"",
                 "the unnamed statement"
             ]
         );
         let has = |part: &[u8]| out.windows(part.len()).any(|found| found == part);
+        assert!(has(b"bool_and(pg_catalog.pg_try_advisory_lock_shared(1, -2)) FROM pg_catalog.generate_series(1, 1)\0"));
         assert!(has(b"LISTEN \"odd \"\"one\"\"\"\0"));
         assert!(has(b"SELECT $1, $2\0\0\x02\0\0\0\x17\0\0\0\0"), "the cluster's own type is left open");
     }
@@ -331,11 +430,35 @@ mod tests {
     fn what_cannot_be_carried_is_named() {
         let mut state = State::default();
         state.take(&row(["stuck", "a temporary object", "basket", ""])).unwrap();
-        state.take(&row(["stuck", "an advisory lock of the session", "", ""])).unwrap();
-        assert_eq!(state.stuck, ["a temporary object (basket)", "an advisory lock of the session"]);
+        state.take(&row(["stuck", "a cursor WITH HOLD", "kept", ""])).unwrap();
+        assert_eq!(state.stuck, ["a temporary object (basket)", "a cursor WITH HOLD (kept)"]);
         assert_eq!(state.take(&row(["other", "", "", ""])), Err(Unreadable));
         assert_eq!(state.take(&row(["parse", "", "", "x"])), Err(Unreadable));
         assert_eq!(state.take(b"\0\x01\0\0"), Err(Unreadable));
+        for (key, mode) in [
+            ("7); DROP", "ShareLock"),
+            ("1, 2, 3", "ShareLock"),
+            ("3000000000, 1", "ShareLock"),
+            ("7", "RowShareLock"),
+        ] {
+            assert_eq!(state.take(&row(["lock", key, mode, ""])), Err(Unreadable), "{key} {mode}");
+        }
+    }
+
+    #[test]
+    fn locks_are_counted_in_one_unit() {
+        let mut state = State::default();
+        state.take(&row(["lock", "7", "ExclusiveLock", ""])).unwrap();
+        state.take(&row(["lock", "1, 2", "ShareLock", ""])).unwrap();
+        let mut out = Vec::new();
+        count_locks(&mut out, &state.locks);
+        assert_eq!(tags(&out), "PBECPBECPBECS");
+        let counts = |counts: &[&str]| counts.iter().map(|n| row([n, "", "", ""])).collect::<Vec<_>>();
+        assert_eq!(state.take_counts(&counts(&["error", "3", "1"])), Ok(()));
+        assert_eq!(state.locks.iter().map(|lock| lock.times).collect::<Vec<_>>(), [3, 1]);
+        for rows in [&["error", "3"][..], &[], &["error", "3", "x"]] {
+            assert_eq!(state.take_counts(&counts(rows)), Err(Unreadable));
+        }
     }
 
     #[test]
