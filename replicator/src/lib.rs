@@ -13,6 +13,7 @@
 //! `pgoutput`, `wire` and `session` do no I/O; `spill` writes files, and only files.
 
 pub mod apply;
+pub mod beside;
 pub mod caches;
 pub mod change;
 mod clock;
@@ -43,6 +44,7 @@ mod simulation;
 pub mod spill;
 pub mod status;
 pub mod synchronous;
+pub mod unlogged;
 pub mod verify;
 pub mod views;
 pub mod wire;

@@ -47,6 +47,7 @@ mod taken_back;
 mod tls;
 mod traces;
 mod types;
+mod unlogged;
 mod upgrade;
 mod verification;
 mod verify;

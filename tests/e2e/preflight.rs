@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use godwit_tests::postgres::{GODWIT_ROLE, OWNER_ROLE, SUPERUSER, TestCluster, other_major};
 use godwit_tests::waiting::until;
 use replicator::drift::{self, fingerprint};
 use replicator::fence::{self, FenceSpec};
-use replicator::preflight::{Finding, Severity, Side, check, compare, retention};
+use replicator::preflight::{Finding, Severity, Side, check, check_for, compare, retention};
+use replicator::unlogged::Unlogged;
 
 use super::standby::Receiver;
 
@@ -86,6 +87,10 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
             "REPLICA IDENTITY FULL",
         );
         expect(&found, Blocker, "public.scratch", "unlogged", "SET LOGGED");
+        let emptied = check_for(&client, Side::Source, Unlogged::Emptied).await?;
+        expect(&emptied, Warning, "public.scratch", "after a move it is empty", "unlogged: carry");
+        let carried = check_for(&client, Side::Source, Unlogged::Carried).await?;
+        ensure!(carried.iter().all(|finding| finding.subject != "public.scratch"), "{carried:#?}");
 
         expect(&found, Blocker, "half", "prepared transaction", "ROLLBACK PREPARED 'half'");
         expect(&found, Warning, "public.elsewhere", "foreign table", "");

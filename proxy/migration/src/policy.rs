@@ -69,6 +69,18 @@ pub enum MaterializedViews {
     Leave,
 }
 
+/// What becomes of the rows of unlogged tables in a move: no stream carries them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnloggedTables {
+    /// A database that has such a table is not moved.
+    #[default]
+    Refuse,
+    /// They are gone, as after a crash of their server.
+    Empty,
+    /// They are carried under the hold.
+    Carry,
+}
+
 /// What becomes of the caches of the shadow's server before a move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Caches {
@@ -360,6 +372,8 @@ pub struct PolicyParts {
     pub copy_rate: Option<ByteCount>,
     /// What is done by itself to the shadow's schema.
     pub schema: SchemaFollows,
+    /// What becomes of unlogged tables.
+    pub unlogged: UnloggedTables,
     /// What slots may keep of the WAL.
     pub slot: SlotRules,
     /// How long the old primary soaks at full capacity before it is retired to a shadow.
@@ -411,6 +425,8 @@ impl Default for PolicyParts {
             copy_sessions: 4,
             copy_rate: None,
             schema: SchemaFollows::Manual,
+            unlogged: UnloggedTables::Refuse,
+
             slot: SlotRules {
                 budget: ByteCount(8 << 30),
                 alarm: Ratio::new(0.5).unwrap_or_default(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use migration::policy::{
     AfterRetire, Bound, Caches, Credentials, ExtraGuard, GuardedFact, MaterializedViews, Mode,
     OnDrainTimeout, Policy, PolicyParts, ReadsDuringHold, ReplicationMode, Reseed, SchemaFollows,
+    UnloggedTables,
 };
 
 use super::error::{Position, Report};
@@ -288,6 +289,13 @@ fn replication<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &m
     filled.take(section, "schema", &mut parts.schema, |item| {
         let all = [SchemaFollows::Manual, SchemaFollows::Additions, SchemaFollows::All];
         item.choice(&all.map(|follows| (follows.name(), follows)))
+    });
+    filled.take(section, "unlogged", &mut parts.unlogged, |item| {
+        item.choice(&[
+            ("refuse", UnloggedTables::Refuse),
+            ("empty", UnloggedTables::Empty),
+            ("carry", UnloggedTables::Carry),
+        ])
     });
     if let Some(mut slot) = section.optional("slot").and_then(|item| item.section()) {
         filled.take(&mut slot, "budget", &mut parts.slot.budget, Item::bytes);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use replicator::Error;
 use replicator::postgres::{connect, connect_unhurried};
@@ -9,6 +10,7 @@ use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
 use super::live::Live;
+use crate::clock;
 use crate::config::model::Database;
 
 /// What a connection is for; each has its own, so that one long statement does not hold up the other.
@@ -47,6 +49,30 @@ impl Purpose {
             Self::Schema => "godwit-schema",
             Self::WarmUp => "godwit-warm-up",
             Self::LargeObjects => "godwit-large-objects",
+        }
+    }
+
+    /// Ends other sessions of Godwit that serve this, and waits until they are gone.
+    pub(super) async fn end_sessions(self, client: &Client) -> Result<(), String> {
+        let name = self.application_name();
+        let deadline = clock::monotonic() + Duration::from_secs(5);
+        loop {
+            let left: i64 = client
+                .query_one(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                     WHERE application_name = $1 AND datname = current_database() AND pid <> pg_backend_pid()",
+                    &[&name],
+                )
+                .await
+                .map_err(|error| format!("cannot end the sessions of {name}: {error}"))?
+                .get(0);
+            if left == 0 {
+                return Ok(());
+            }
+            if clock::monotonic() > deadline {
+                return Err(format!("{left} sessions of {name} do not end"));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }

@@ -6,11 +6,12 @@ use migration::policy::Caches;
 use replicator::Error;
 use replicator::caches;
 use replicator::drift::{self, Difference, Mend};
-use replicator::preflight::{Finding, Severity, Side, check, compare, has_copy, retention};
+use replicator::preflight::{Finding, Severity, Side, check_for, compare, has_copy, retention};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
 use super::effects::chain;
+use super::unlogged;
 use crate::config::model::Resource;
 
 /// How long the whole examination may take; less than a client of the API waits.
@@ -113,7 +114,7 @@ async fn database(
     };
     let mut answers = vec![retention(&client).await];
     for side in sides {
-        answers.push(check(&client, *side).await);
+        answers.push(check_for(&client, *side, unlogged::wanted(resource.policy.unlogged)).await);
     }
     if sides == [Side::Source] && !resource.policy.critical.is_empty() {
         answers.push(replicator::lanes::findings(&client, &resource.policy.critical).await);

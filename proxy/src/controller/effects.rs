@@ -22,8 +22,8 @@ use super::large_objects::LargeObjects;
 use super::live::Live;
 use super::mirrored;
 use super::streams::Streams;
+use super::unlogged::UnloggedRows;
 use crate::audit::Audit;
-use crate::clock;
 use crate::config::model::Resource;
 use crate::drivers::{Endpoint, Operation, Plan, Provisioning, Wanted};
 use crate::feeds::external::Secret;
@@ -57,6 +57,7 @@ pub struct Hands {
     pub streams: Arc<Streams>,
     /// What is carried beside them.
     pub large_objects: Arc<LargeObjects>,
+    unlogged: UnloggedRows,
     /// By zone.
     pub drivers: BTreeMap<String, ZoneDriver>,
     /// Endpoints by zone, resolved.
@@ -120,6 +121,7 @@ impl Hands {
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
         Self {
+            unlogged: UnloggedRows::new(resource.clone(), databases.clone()),
             resource,
             front,
             postgres,
@@ -272,7 +274,9 @@ impl Hands {
                 self.make_reverse_slot(*generation, zone, run).await?;
                 if state.phase == Phase::Warm {
                     // The last thing before anybody waits.
-                    self.large_objects.catch_up([&run.from.0, &run.to.0], state.generation.0).await?;
+                    let zones = [&*run.from.0, &*run.to.0];
+                    self.large_objects.catch_up(zones, state.generation.0).await?;
+                    self.unlogged.prepare(zones, state.generation.0).await?;
                 }
                 say(Event::ReverseSlotMade);
                 Ok(())
@@ -547,8 +551,8 @@ impl Hands {
         Ok(())
     }
 
-    /// Sets them as soon as writes are stopped, and again only if a session took numbers before it ended. Then large objects are
-    /// settled, too: neither is in the stream.
+    /// Sets them as soon as writes are stopped, and again only if a session took numbers before it ended. Then large objects and unlogged
+    /// tables are settled: none of them is in the stream.
     async fn set_sequences(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
         let wanted = state.run.as_ref().map(|run| run.generation);
         let client = self.control(zone).await?;
@@ -567,7 +571,9 @@ impl Hands {
                         sequences::apply(&client, &states).await.map_err(chain)?;
                     }
                     let zones = [&*state.primary.0, &*zone.0];
-                    return self.large_objects.settle(zones, state.generation.0, left).await;
+                    let generation = state.generation.0;
+                    let objects = self.large_objects.settle(zones, generation, left);
+                    return tokio::try_join!(objects, self.unlogged.settle(zones, generation)).map(drop);
                 }
                 Fenced::Failed(why) => return Err(why),
                 Fenced::No => return Err("the fence's sequences are not known to this process".into()),
@@ -589,7 +595,7 @@ impl Hands {
         }
         // A fence that is still going up, of this process or of one that died, must be over first.
         let _fencing = self.fencing.lock().await;
-        end_sessions(&client, Purpose::Fence).await?;
+        Purpose::Fence.end_sessions(&client).await?;
         self.databases.forget(&zone.0, Purpose::Fence).await;
         let run = state.run.as_ref().map(|run| run.id.as_str());
         fence::open(&client, &self.resource.name, generation.0, run).await.map_err(chain)
@@ -705,30 +711,6 @@ fn patience(effect: &Effect) -> Option<Duration> {
         | Effect::LiftFence { .. }
         | Effect::SwapPool { .. }
         | Effect::OpenGate => Some(Duration::from_secs(15)),
-    }
-}
-
-/// Ends other sessions of Godwit that serve `purpose`, and waits until they are gone.
-async fn end_sessions(client: &Client, purpose: Purpose) -> Result<(), Failure> {
-    let name = purpose.application_name();
-    let deadline = clock::monotonic() + Duration::from_secs(5);
-    loop {
-        let left: i64 = client
-            .query_one(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-                 WHERE application_name = $1 AND datname = current_database() AND pid <> pg_backend_pid()",
-                &[&name],
-            )
-            .await
-            .map_err(|error| format!("cannot end the sessions of {name}: {error}"))?
-            .get(0);
-        if left == 0 {
-            return Ok(());
-        }
-        if clock::monotonic() > deadline {
-            return Err(format!("{left} sessions of {name} do not end"));
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use replicator::beside::Sides;
 use replicator::copy::Pace;
-use replicator::large_objects::{self, Carried, Left, Progress, Sides};
+use replicator::large_objects::{self, Carried, Left, Progress};
 use replicator::verify::Kind;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;

@@ -33,6 +33,7 @@ use super::proposals::Proposals;
 use super::retirement::{Aside, Retiring};
 use super::signals::{Measured, Moves, Signals};
 use super::slots::{SlotGuard, SlotWatch};
+use super::unlogged;
 use super::verification::Verifications;
 use super::view::{DecisionView, ResourceView, StepView};
 use super::warm::Warm;
@@ -572,7 +573,7 @@ impl Machine {
         let policy = &self.hands.policy();
         let steps = vec![
             format!("scale {to} up to {workers} workers, {}", warm_up::words(policy)),
-            format!("make the slot of the way back in {to}; check every guard"),
+            format!("make the slot of the way back in {to}{}; check every guard", unlogged::words(policy)),
             format!("hold requests (at most {} ms), wait for those in flight", policy.max_hold.as_millis()),
             format!("fence the database in {from}, emit the end marker"),
             format!("wait until {to} has applied the marker; set its sequences"),

@@ -85,9 +85,11 @@ impl Measure {
             resource.placements.values().filter(|p| p.postgres.is_some() || p.provided.postgres);
         for zone in with_database.map(|placement| placement.zone.clone()) {
             let (databases, watched) = (databases.clone(), self.watched.clone());
+            let live = self.resource.clone();
             tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
                 loop {
-                    let found = examine(&databases, &zone).await;
+                    let policy = live.load().policy.clone();
+                    let found = examine(&databases, &policy, &zone).await;
                     lock(&watched).blockers.insert(zone.clone(), found);
                     tokio::time::sleep(EXAMINE).await;
                 }
@@ -379,10 +381,11 @@ fn seeded(hands: &Hands, state: &State) -> bool {
     })
 }
 
-async fn examine(databases: &Databases, zone: &str) -> Result<Vec<String>, String> {
+async fn examine(databases: &Databases, policy: &Policy, zone: &str) -> Result<Vec<String>, String> {
     let client = databases.get(zone, Purpose::Examine).await.map_err(chain)?;
     // Either side may be the source of the next move: both must fulfil what a source must.
-    let found = tokio::time::timeout(PATIENCE, preflight::blockers(&client, Side::Source, zone)).await;
+    let blockers = preflight::blockers(&client, Side::Source, policy, zone);
+    let found = tokio::time::timeout(PATIENCE, blockers).await;
     if !matches!(found, Ok(Ok(_))) {
         databases.forget(zone, Purpose::Examine).await;
     }

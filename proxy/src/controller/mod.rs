@@ -37,6 +37,7 @@ mod seeding;
 pub mod signals;
 pub mod slots;
 pub mod streams;
+pub mod unlogged;
 pub mod verification;
 pub mod view;
 pub mod warm;

@@ -1,10 +1,11 @@
 //! What stands in the way in a database, in words that an operator can act on.
 
 use migration::policy::Policy;
-use replicator::preflight::{Finding, Severity, Side, check};
+use replicator::preflight::{Finding, Severity, Side, check_for};
 use tokio_postgres::Client;
 
 use super::effects::chain;
+use super::unlogged;
 
 /// What the policy's critical tables lack here.
 pub(super) async fn critical(client: &Client, policy: &Policy, zone: &str) -> Result<Vec<String>, String> {
@@ -16,8 +17,14 @@ pub(super) async fn critical(client: &Client, policy: &Policy, zone: &str) -> Re
 }
 
 /// Everything that forbids a move; warnings are not in it.
-pub(super) async fn blockers(client: &Client, side: Side, zone: &str) -> Result<Vec<String>, String> {
-    Ok(worded(check(client, side).await.map_err(chain)?, zone))
+pub(super) async fn blockers(
+    client: &Client,
+    side: Side,
+    policy: &Policy,
+    zone: &str,
+) -> Result<Vec<String>, String> {
+    let found = check_for(client, side, unlogged::wanted(policy.unlogged)).await;
+    Ok(worded(found.map_err(chain)?, zone))
 }
 
 pub(super) fn worded(findings: Vec<Finding>, zone: &str) -> Vec<String> {

@@ -219,8 +219,9 @@ impl Streams {
         let to = self.databases.get(&target.0, Purpose::Control).await.map_err(chain)?;
         if generation == Generation(1) {
             // Named before anything is changed.
-            let mut blockers = preflight::blockers(&from, Side::Source, &source.0).await?;
-            blockers.extend(preflight::blockers(&to, Side::Target, &target.0).await?);
+            let policy = self.policy();
+            let mut blockers = preflight::blockers(&from, Side::Source, &policy, &source.0).await?;
+            blockers.extend(preflight::blockers(&to, Side::Target, &policy, &target.0).await?);
             if !blockers.is_empty() {
                 return Err(format!("not ready: {}", blockers.join("; ")));
             }

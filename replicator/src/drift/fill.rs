@@ -71,15 +71,15 @@ pub(crate) async fn over(shadow: &Client) -> Result<(), Error> {
     shadow.batch_execute(&wait).await.map_err(Error::database("wait until a table is filled"))
 }
 
-/// Makes the table where it is missing, fills it, and publishes it where it is not published; how many rows it has. None: it is
-/// partitioned, its partitions have the rows.
+/// Makes the table where it is missing, fills it, and publishes it where it is not published; how many rows it has. None: its rows are not
+/// published: it is partitioned, and its partitions have them, or it is unlogged.
 pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Option<u64>, Error> {
     let (dsn, source) = sides.source;
     let failed = |error| refused(&format!("fill table {name}"))(error);
     let dump = schema::dump_table(dsn, sides.bin, name).await?;
-    let kind = "SELECT relkind::text FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1)";
+    let kind = "SELECT relkind = 'r' AND relpersistence = 'p' FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1)";
     let kind = source.query_opt(kind, &[&name]).await.map_err(failed)?;
-    if kind.is_some_and(|row| row.get::<_, &str>(0) == "p") {
+    if kind.is_some_and(|row| !row.get::<_, bool>(0)) {
         let shadow = sides.shadow.1;
         shadow.batch_execute(&format!("SET lock_timeout = '{PATIENCE}'")).await.map_err(failed)?;
         return schema::load(shadow, &dump).await.map(|()| None);

@@ -496,7 +496,7 @@ fn added(
     zone: &str,
 ) -> Difference {
     let mend = match &shape.sql {
-        _ if kind == "table" && !shape.definition.ends_with(" unlogged") => Mend::Table(owner.clone()),
+        _ if kind == "table" => Mend::Table(owner.clone()),
         Some(sql) => Mend::Add(sql.clone()),
         None if kind == "column" => anew(source, owner),
         None => Mend::Person(None),

@@ -42,7 +42,7 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>) -> Synced {
                 Mend::Table(name) => fill::table(sides, name).await.map(|rows| {
                     Some(match rows {
                         Some(rows) => format!("{name}: made, {rows} rows copied, published"),
-                        None => format!("{name}: made, for its partitions"),
+                        None => format!("{name}: made"),
                     })
                 }),
                 Mend::Anew(_) | Mend::Person(_) => Ok(None),

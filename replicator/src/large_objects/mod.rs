@@ -23,6 +23,7 @@ use serde::Deserialize;
 use tokio_postgres::types::{Oid, ToSql, Type};
 use tokio_postgres::{Client, Row};
 
+use crate::beside::Sides;
 use crate::clock;
 use crate::copy::Pace;
 use crate::error::Error;
@@ -33,19 +34,6 @@ use crate::verify::{Kind, TableDigest};
 const AT_ONCE: usize = 200;
 /// Pages of which an object is not written anew for the sake of a few.
 const MANY_PAGES: i64 = 128;
-
-/// Whose large objects are carried where. Sessions of nobody else; the shadow's of no transaction.
-#[derive(Clone, Copy, Debug)]
-pub struct Sides<'a> {
-    /// The primary's database.
-    pub source: &'a Client,
-    /// The shadow's, fenced for `generation`.
-    pub shadow: &'a Client,
-    /// The resource.
-    pub resource: &'a str,
-    /// The stream's generation.
-    pub generation: u64,
-}
 
 /// What a primary's database says of its large objects when nobody writes any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

@@ -8,7 +8,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::TryStreamExt;
 use tokio_postgres::types::{Oid, ToSql, Type};
 
-use super::{Object, READ, Sides};
+use super::{Object, READ};
+use crate::beside::Sides;
 use crate::clock;
 use crate::copy::Pace;
 use crate::error::Error;
@@ -96,13 +97,7 @@ pub(super) async fn note(sides: Sides<'_>, horizon: Option<u64>) -> Result<u64, 
 
 /// Begins a transaction, in which the database is the shadow of this generation until it ends; or fails, if it is not.
 fn begin_sql(sides: Sides<'_>) -> Result<String, Error> {
-    let (resource, generation) = (literal(sides.resource), sql_generation(sides.generation)?);
-    Ok(format!(
-        "BEGIN; SET LOCAL synchronous_commit = local; DO $godwit$ BEGIN \
-         PERFORM FROM godwit.epoch WHERE resource = {resource} AND generation = {generation} AND fenced FOR SHARE; \
-         IF NOT FOUND THEN RAISE EXCEPTION 'the database is not the shadow of generation {generation}' USING ERRCODE = 'ZG002'; END IF; \
-         END $godwit$;\n"
-    ))
+    Ok(format!("BEGIN; {}", sides.guard_sql()?))
 }
 
 /// Statements that are sent together.

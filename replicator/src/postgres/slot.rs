@@ -32,15 +32,25 @@ macro_rules! passing {
 /// What only passes: not replicated, and no part of the schema.
 pub(crate) const PASSING: &str = passing!();
 
-/// SQL condition on `pg_class c`, `pg_namespace n`: the tables that are replicated. Permanent tables and leaf partitions of
-/// users; an extension's own tables come with the extension.
-pub(crate) const USER_TABLES: &str = concat!(
-    "c.relkind = 'r' AND c.relpersistence = 'p' \
-     AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'godwit') \
-     AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
-         AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e') AND NOT ",
-    passing!()
-);
+/// SQL condition on `pg_class c`, `pg_namespace n`: tables and leaf partitions of users that are kept so; an extension's own tables come with the
+/// extension.
+macro_rules! user_tables {
+    ($persistence:literal) => {
+        concat!(
+            "c.relkind = 'r' AND c.relpersistence = '",
+            $persistence,
+            "' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'godwit') \
+             AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+                 AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e') AND NOT ",
+            passing!()
+        )
+    };
+}
+
+/// The tables that are replicated: permanent ones.
+pub(crate) const USER_TABLES: &str = user_tables!("p");
+/// Those that are not in the WAL.
+pub(crate) const UNLOGGED_TABLES: &str = user_tables!("u");
 
 /// A replication slot as the server sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::grants;
 use crate::postgres::slot::PASSING;
+use crate::unlogged::{MOST, Unlogged};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,12 +61,20 @@ const RELATIONS: &str = "(SELECT count(*) FROM pg_class c JOIN pg_namespace n ON
 
 /// Everything wrong with one database; blockers first. Empty when it is ready.
 pub async fn check(client: &Client, side: Side) -> Result<Vec<Finding>, Error> {
+    check_for(client, side, Unlogged::Refused).await
+}
+
+/// The same for a move that does this with unlogged tables.
+pub async fn check_for(client: &Client, side: Side, unlogged: Unlogged) -> Result<Vec<Finding>, Error> {
     let mut found = findings(client, &filled(include_str!("common.sql"))).await?;
     found.extend(parameters(client).await?);
     found.extend(match side {
         Side::Source => {
             let copying = is_copied_to(client).await?;
-            let sql = filled(include_str!("source.sql")).replace("{{copying}}", &copying.to_string());
+            let sql = filled(include_str!("source.sql"))
+                .replace("{{copying}}", &copying.to_string())
+                .replace("{{unlogged}}", unlogged.name())
+                .replace("{{most}}", &MOST.to_string());
             findings(client, &sql).await?
         }
         Side::Target => {

@@ -77,8 +77,18 @@ SELECT 'blocker', split_part(c.relname, '_', 2)::oid::regclass::text, 'pg_repack
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relname ~ '^log_' AND {{passing}}
 UNION ALL
 SELECT 'blocker', subject, 'its rows are not in the WAL (unlogged) and would not move',
-       format('ALTER TABLE %s SET LOGGED', subject)
-FROM ours WHERE relkind = 'r' AND relpersistence = 'u'
+       format('ALTER TABLE %s SET LOGGED; or in the policy: replication: {unlogged: carry}, or empty', subject)
+FROM ours WHERE relkind = 'r' AND relpersistence = 'u' AND '{{unlogged}}' = 'refused'
+UNION ALL
+SELECT 'warning', subject, 'its rows are not in the WAL (unlogged): after a move it is empty, as after a crash',
+       'replication: {unlogged: carry} in the policy'
+FROM ours WHERE relkind = 'r' AND relpersistence = 'u' AND '{{unlogged}}' = 'emptied'
+UNION ALL
+SELECT 'blocker', 'unlogged tables', format('they hold %s, most of it %s, and at most %s are carried under a hold',
+         pg_size_pretty(sum(bytes)), (array_agg(subject ORDER BY bytes DESC))[1], pg_size_pretty({{most}}::bigint)),
+       format('ALTER TABLE %s SET LOGGED; or in the policy: replication: {unlogged: empty}', (array_agg(subject ORDER BY bytes DESC))[1])
+FROM (SELECT subject, pg_table_size(oid) AS bytes FROM ours WHERE relkind = 'r' AND relpersistence = 'u') held
+WHERE '{{unlogged}}' = 'carried' HAVING sum(bytes) > {{most}}
 UNION ALL
 SELECT 'blocker', 'large objects', format('role %I may not read %s large objects, and could not carry them', current_user, count(*)),
        format('GRANT SELECT ON pg_catalog.pg_largeobject TO %I', current_user)
