@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use godwit::cli::client::Refusal;
 use godwit::controller::view::MigrationView;
 use godwit::demo::load::Outcome;
-use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Options, Playground, SUPERUSER, Zone};
+use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Options, Playground, SERVICE_ROLE, SUPERUSER, Zone};
+use godwit_tests::waiting::until;
 use replicator::verify;
 
 use crate::leader::{Leader, PATIENCE, agent, connect, load, options};
@@ -180,4 +181,63 @@ async fn what_sessions_begin_with_changes_nothing_of_ours() -> Result<()> {
     ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
     check_writes(near, &outcome).await?;
     check_equal(&mut leader).await
+}
+
+/// Whoever's transaction stays open is named, and nobody is held for a fence that would not come; who ends in time is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_held_for_what_stays_in_the_fences_way() -> Result<()> {
+    let mut options = options(false)?;
+    options.postgres_front = true;
+    options.policy = options.policy.replace("drain_timeout: 5s", "drain_timeout: 1s");
+    let playground = Playground::start(&options).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let load = load(&playground, 60.0, "way");
+    let old = |client: tokio_postgres::Client| async move {
+        let age = async || {
+            let sql = "SELECT clock_timestamp() - now() > interval '1.5 s'";
+            Ok(client.query_one(sql, &[]).await?.get(0))
+        };
+        until("the transaction is old", age).await?;
+        Ok::<_, anyhow::Error>(client)
+    };
+
+    // As VACUUM and CREATE INDEX CONCURRENTLY have it.
+    let holder = replicator::postgres::connect(&near.dsn(SUPERUSER), "maintenance").await?;
+    holder.batch_execute("BEGIN; LOCK TABLE orders IN SHARE UPDATE EXCLUSIVE MODE").await?;
+    let holder = old(holder).await?;
+    // A client of the front that has only read.
+    let front = playground.postgres_front.context("a front")?;
+    let dsn = format!(
+        "host={} port={} user={SERVICE_ROLE} dbname={DATABASE} application_name=report",
+        front.ip(),
+        front.port()
+    );
+    let (reader, connection) = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    reader.batch_execute("BEGIN; SELECT count(*) FROM orders").await?;
+    let reader = old(reader).await?;
+
+    let id = leader.migrate(&far.name).await?;
+    leader.until("it is undone", |view| view.phase == "shadowing" && view.migration.is_none()).await?;
+    let run = leader.migration(&id).await?;
+    let reason = run.reason.clone().unwrap_or_default();
+    ensure!(run.state == "aborted" && run.held_ms.is_none(), "{run:#?}");
+    ensure!(
+        reason.contains("nobody was held") && reason.contains("has table public.orders locked for"),
+        "{reason}"
+    );
+    ensure!(reason.contains("application 'report') has a transaction open for"), "{reason}");
+
+    // One of them ends while it is waited for.
+    reader.batch_execute("COMMIT").await?;
+    leader.ready().await?;
+    leader.migrate(&far.name).await?;
+    leader.until("it waits", |view| view.phase == "warm").await?;
+    holder.batch_execute("COMMIT").await?;
+    leader.until("it has moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    let outcome = load.stop().await;
+    ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
+    check_writes(far, &outcome).await
 }

@@ -277,6 +277,7 @@ impl Hands {
                     let zones = [&*run.from.0, &*run.to.0];
                     self.large_objects.catch_up(zones, state.generation.0).await?;
                     self.unlogged.prepare(zones, state.generation.0).await?;
+                    self.clear_way(&run.from).await?;
                 }
                 say(Event::ReverseSlotMade);
                 Ok(())

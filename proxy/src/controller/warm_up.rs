@@ -3,18 +3,22 @@
 use std::time::Duration;
 
 use migration::cutover::State;
-use migration::policy::{Caches, MaterializedViews, Policy};
+use migration::policy::{Caches, MaterializedViews, OnDrainTimeout, Policy};
 use migration::units::Zone;
 use replicator::postgres::without_transaction_timeout;
-use replicator::{caches, views};
+use replicator::{caches, fence, views};
 
 use super::databases::Purpose;
 use super::effects::{Failure, Hands, chain};
+use crate::clock;
 
 /// How long caches are filled at most.
 const CACHES: Duration = Duration::from_mins(5);
 /// What is left of the step's time for everything after them.
 const REST: Duration = Duration::from_secs(30);
+/// How long what stands in the fence's way is awaited at most, and how often it is looked at.
+const WAY: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(100);
 /// What a block holds of the servers that people run, in KiB; only told.
 const BLOCK: i64 = 8;
 
@@ -32,6 +36,32 @@ pub(super) fn words(policy: &Policy) -> String {
 }
 
 impl Hands {
+    /// Until no transaction is open that a hold would wait for in vain, for as long as a hold may wait. What began shortly before may end in
+    /// time; it is the drain's.
+    pub(super) async fn clear_way(&self, primary: &Zone) -> Result<(), Failure> {
+        let client = self.control(primary).await?;
+        let policy = self.policy();
+        let patience = policy.drain_timeout.min(WAY);
+        let deadline = clock::monotonic() + patience;
+        loop {
+            // Those of its own clients the front waits for, or ends.
+            let ours = self.postgres.as_ref().map(|front| front.processes(&primary.0)).unwrap_or_default();
+            let awaited = policy.on_drain_timeout == OnDrainTimeout::Abort;
+            let found =
+                fence::in_the_way(&client, policy.drain_timeout, &ours, awaited).await.map_err(chain)?;
+            if found.is_empty() {
+                return Ok(());
+            }
+            if clock::monotonic() > deadline {
+                return Err(format!(
+                    "{primary} cannot be fenced, and nobody was held for it: {}",
+                    found.join("; ")
+                ));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     pub(super) async fn warm_up(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
         let client = self.databases.take(&zone.0, Purpose::WarmUp).await.map_err(chain)?;
         without_transaction_timeout(&client).await.map_err(chain)?;

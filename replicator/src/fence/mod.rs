@@ -22,6 +22,10 @@
 //! `CREATE` on the database for [`install`], `pg_signal_backend`, `pg_read_all_stats`. Without superuser the sessions of
 //! superusers cannot be ended: [`close`] then fails with 42501 unless `app_roles` leaves them out.
 
+mod way;
+
+pub use way::in_the_way;
+
 use std::time::Duration;
 
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};

@@ -296,6 +296,17 @@ impl PostgresFront {
         Registered { front: Arc::clone(self), key, slot }
     }
 
+    /// Process numbers of its clients' sessions in this zone.
+    pub fn processes(&self, zone: &str) -> Vec<i32> {
+        let keys = lock(&self.keys);
+        let process = |slot: &Slot| {
+            let whereabouts = lock(slot);
+            let target = whereabouts.target.as_ref().filter(|target| &*target.zone == zone)?;
+            i32::try_from(target.pid).ok()
+        };
+        keys.values().filter_map(process).collect()
+    }
+
     /// Passes a cancel request on to where its session is now. A wrong one is ignored, as the protocol has it.
     pub(super) async fn cancel(&self, pid: u32, secret: Vec<u8>) {
         let key = (pid, secret.into_boxed_slice());
