@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use godwit::cli::client::Refusal;
-use godwit::controller::view::MigrationView;
+use godwit::controller::view::{MigrationView, ResourceView};
 use godwit::demo::load::Outcome;
 use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Options, Playground, SERVICE_ROLE, SUPERUSER, Zone};
 use godwit_tests::waiting::until;
@@ -188,7 +188,10 @@ async fn what_sessions_begin_with_changes_nothing_of_ours() -> Result<()> {
 async fn nobody_is_held_for_what_stays_in_the_fences_way() -> Result<()> {
     let mut options = options(false)?;
     options.postgres_front = true;
-    options.policy = options.policy.replace("drain_timeout: 5s", "drain_timeout: 1s");
+    options.policy = options
+        .policy
+        .replace("drain_timeout: 5s", "drain_timeout: 1s")
+        .replace("retry_after: 5s", "retry_after: 10m");
     let playground = Playground::start(&options).await?;
     let [near, far] = &playground.zones;
     let mut leader = Leader::start(&playground, &[])?;
@@ -229,6 +232,15 @@ async fn nobody_is_held_for_what_stays_in_the_fences_way() -> Result<()> {
         "{reason}"
     );
     ensure!(reason.contains("application 'report') has a transaction open for"), "{reason}");
+
+    // By itself it would not be tried again at once.
+    let pauses = |view: &ResourceView| {
+        let guards = view.decision.as_ref().map(|decision| decision.guards.as_slice()).unwrap_or_default();
+        guards
+            .iter()
+            .any(|guard| guard.name == "undone moves" && !guard.passed && guard.value.starts_with("1, "))
+    };
+    leader.until("the decision knows of it", pauses).await?;
 
     // One of them ends while it is waited for.
     reader.batch_execute("COMMIT").await?;

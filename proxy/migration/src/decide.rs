@@ -8,7 +8,7 @@ use crate::policy::{Bound, ExtraGuard, GuardedFact, Mode, Policy};
 use crate::report::{Awaited, DecisionReport, Guard, Verdict};
 use crate::score::{Score, score};
 use crate::units::Timestamp;
-use crate::world::{Fact, Freeze, Maintenance, World};
+use crate::world::{Fact, Freeze, Maintenance, Undone, World};
 
 /// Since when the score clears what is needed: carry the answer to the next call through [`World::above_since`]. Once above,
 /// it may fall by the policy's hysteresis before the time begins anew.
@@ -55,6 +55,7 @@ pub(crate) mod name {
     pub(crate) const BETTER: &str = "shadow forecast better";
     pub(crate) const COOLDOWN: &str = "cooldown";
     pub(crate) const MOVES: &str = "moves in 24 h";
+    pub(crate) const UNDONE: &str = "undone moves";
     pub(crate) const FROZEN: &str = "not frozen";
     pub(crate) const WINDOW: &str = "no freeze window";
 }
@@ -78,6 +79,7 @@ fn fixed(policy: &Policy, world: &World, score: &Score, now: Timestamp) -> Vec<G
         maintenance(policy, world, now),
         cooldown(policy, world, now),
         moves(policy, world),
+        undone(policy, world, now),
         window(world, now),
     ]
 }
@@ -244,6 +246,27 @@ fn moves(policy: &Policy, world: &World) -> Guard {
     }
 }
 
+/// Until when nothing is begun again by itself, since moves were undone: what was in the way may be so still, and each try may hold
+/// clients. `limits.retry_after` after the first, twice as long after each further one, never longer than the cooldown. None: none was.
+#[must_use]
+pub fn pause_ends(policy: &Policy, undone: Undone) -> Option<Timestamp> {
+    let pause = policy.retry_after.saturating_mul(1 << undone.count.saturating_sub(1).min(16));
+    Some(undone.last?.after(pause.min(policy.cooldown)))
+}
+
+fn undone(policy: &Policy, world: &World, now: Timestamp) -> Guard {
+    let ends = pause_ends(policy, world.undone);
+    let (value, limit) = match world.undone.last.zip(ends) {
+        None => ("none".into(), "none lately".into()),
+        Some((last, ends)) => (
+            format!("{}, the last {} ago", world.undone.count, span(now.since(last))),
+            format!("{} after the last", span(ends.since(last))),
+        ),
+    };
+    let passed = ends.is_none_or(|ends| now >= ends);
+    Guard { name: name::UNDONE, passed, value, limit, binds_operator: false }
+}
+
 fn describe(freezes: &[&Freeze], now: Timestamp) -> String {
     if freezes.is_empty() {
         return "none".into();
@@ -338,6 +361,7 @@ fn awaited(policy: &Policy, world: &World, guards: &[Guard], now: Timestamp) -> 
             ),
             name::COOLDOWN => ("the cooldown ends", world.last_move.map(|last| last.after(policy.cooldown))),
             name::MOVES => ("an earlier move is a day old", world.moves_ease),
+            name::UNDONE => ("the pause after undone moves ends", pause_ends(policy, world.undone)),
             name::FROZEN => ("the freeze ends", latest(true)),
             name::WINDOW => ("the freeze window ends", latest(false)),
             name::LAG => ("the shadow catches up", None),

@@ -330,6 +330,8 @@ pub struct PolicyParts {
     pub hysteresis: f64,
     /// Shortest time between two moves.
     pub cooldown: Duration,
+    /// After how long a move that was undone is tried again by itself; longer each time.
+    pub retry_after: Duration,
     /// Most moves in 24 h.
     pub max_moves_per_day: u32,
     /// Further conditions on single facts.
@@ -404,6 +406,7 @@ impl Default for PolicyParts {
             disruption: 0.05,
             hysteresis: 0.0,
             cooldown: Duration::from_secs(3600),
+            retry_after: Duration::from_secs(60),
             max_moves_per_day: 2,
             guards: Vec::new(),
             proposal_expires: Duration::from_secs(1800),

@@ -169,10 +169,21 @@ pub struct World {
     pub moves_last_day: u32,
     /// When the oldest of them leaves that window; unknown or none: no answer.
     pub moves_ease: Option<Timestamp>,
+    /// Migrations that were undone.
+    pub undone: Undone,
     /// Freezes in effect now.
     pub freezes: Vec<Freeze>,
     /// Since when the score has been above the threshold without a break.
     pub above_since: Option<Timestamp>,
+}
+
+/// Migrations that were begun since the last commit and undone, within 24 h.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Undone {
+    /// How many.
+    pub count: u32,
+    /// When the last of them ended.
+    pub last: Option<Timestamp>,
 }
 
 /// Reads that both sides were asked.
@@ -219,6 +230,8 @@ impl World {
             last_move: None,
             moves_last_day: 0,
             moves_ease: None,
+            undone: Undone::default(),
+
             freezes: Vec::new(),
             above_since: None,
         }

@@ -14,6 +14,7 @@ use migration::decide::decide;
 use migration::policy::{Mode, Policy};
 use migration::report::Verdict;
 use migration::units::{Generation, Timestamp, Zone};
+use migration::world::Undone;
 use serde::Serialize;
 
 use crate::config::freeze::FreezeWindow;
@@ -176,6 +177,8 @@ fn moves_at(moves: &[Move], now: Timestamp) -> Moves {
         last: moves.last().map(|last| Timestamp(last.at_ms)),
         in_last_day: recent.clone().count() as u32,
         ease: recent.clone().next().map(|oldest| Timestamp(oldest.at_ms).after(DAY)),
+        // Nothing fails on paper.
+        undone: Undone::default(),
     }
 }
 

@@ -150,6 +150,7 @@ fn score<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut Pol
 
 fn limits<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut PolicyParts) {
     filled.take(section, "cooldown", &mut parts.cooldown, Item::duration);
+    filled.take(section, "retry_after", &mut parts.retry_after, Item::duration);
     filled.take(section, "max_moves_per_day", &mut parts.max_moves_per_day, |item| item.count(1, 1000));
     filled.take(section, "max_lag", &mut parts.max_lag, Item::bytes);
     filled.take(section, "max_hold", &mut parts.max_hold, Item::duration);

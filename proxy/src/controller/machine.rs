@@ -688,7 +688,8 @@ impl Machine {
         match self.hands.journal.commits_since(&self.state.resource, day_ago) {
             Ok(commits) => {
                 let ease = commits.oldest.map(|oldest| oldest.after(DAY));
-                self.moves = Moves { last: commits.last, in_last_day: commits.count, ease };
+                self.moves =
+                    Moves { last: commits.last, in_last_day: commits.count, ease, undone: commits.undone };
             }
             Err(error) => tracing::warn!(error = chain(error), "the history cannot be read"),
         }

@@ -7,7 +7,7 @@ use migration::aftermath::Answers;
 use migration::cutover::State;
 use migration::policy::Policy;
 use migration::units::{ByteCount, Timestamp};
-use migration::world::{Fact, Freeze, Maintenance, Outlook, Path, World};
+use migration::world::{Fact, Freeze, Maintenance, Outlook, Path, Undone, World};
 use predictor::{Ensemble, Forecaster, Inputs, Outlook as Forecast, Settings};
 
 pub use super::same_reads::Mirrored;
@@ -91,6 +91,8 @@ pub struct Moves {
     pub in_last_day: u32,
     /// When the oldest of them is a day old.
     pub ease: Option<Timestamp>,
+    /// Migrations that were undone.
+    pub undone: Undone,
 }
 
 /// The series of one resource.
@@ -352,6 +354,7 @@ impl Signals {
             last_move: moves.last,
             moves_last_day: moves.in_last_day,
             moves_ease: moves.ease,
+            undone: moves.undone,
             freezes,
             above_since: self.above_since,
         };

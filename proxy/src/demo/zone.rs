@@ -52,7 +52,7 @@ score:
   step: 500ms
   confidence: 0.8
   disruption: 0.05
-limits: {cooldown: 12s, max_moves_per_day: 1000, max_lag: 16MiB, max_hold: 2s, drain_timeout: 5s, on_drain_timeout: abort}
+limits: {cooldown: 12s, retry_after: 5s, max_moves_per_day: 1000, max_lag: 16MiB, max_hold: 2s, drain_timeout: 5s, on_drain_timeout: abort}
 shadow: {enabled: true, capacity: 50%}
 replication: {mode: async}
 retire: {after: 5s, require_verified: true}

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use migration::cutover::{Outcome, State};
 use migration::policy::ReplicationMode;
 use migration::units::Timestamp;
+use migration::world::Undone;
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
@@ -125,6 +126,8 @@ pub struct Commits {
     pub oldest: Option<Timestamp>,
     /// The newest of all.
     pub last: Option<Timestamp>,
+    /// What was begun after that and undone, since the moment.
+    pub undone: Undone,
 }
 
 const SCHEMA: &str = "
@@ -378,12 +381,16 @@ impl Journal {
     pub fn commits_since(&self, resource: &str, since: Timestamp) -> Result<Commits, StoreError> {
         self.connection()
             .query_row(
-                "SELECT count(*) FILTER (WHERE committed_ms >= ?2), min(committed_ms) FILTER (WHERE committed_ms >= ?2),
-                 max(committed_ms) FROM run WHERE resource = ?1",
+                                "SELECT count(*) FILTER (WHERE committed_ms >= ?2), min(committed_ms) FILTER (WHERE committed_ms >= ?2),
+                 max(committed_ms), count(*) FILTER (WHERE undone), max(ended_ms) FILTER (WHERE undone)
+                 FROM (SELECT *, outcome = 'aborted' AND ended_ms >= ?2 AND started_ms >
+                         (SELECT coalesce(max(committed_ms), 0) FROM run WHERE resource = ?1) AS undone
+                       FROM run WHERE resource = ?1)",
                 params![resource, since.0],
                 |row| {
                     let moment = |at: usize| row.get::<_, Option<u64>>(at).map(|at| at.map(Timestamp));
-                    Ok(Commits { count: row.get(0)?, oldest: moment(1)?, last: moment(2)? })
+                                        let undone = Undone { count: row.get(3)?, last: moment(4)? };
+                    Ok(Commits { count: row.get(0)?, oldest: moment(1)?, last: moment(2)?, undone })
                 },
             )
             .map_err(self.database())
@@ -499,7 +506,10 @@ mod tests {
         assert_eq!((run.trigger.as_str(), run.outcome.as_deref()), ("ann", Some("aborted")));
         assert_eq!((run.reason.as_deref(), run.ended), (Some("tested"), Some(Timestamp(99))));
         assert_eq!(journal.retirement("orders").expect("read"), Some(row));
-        assert_eq!(journal.commits_since("orders", Timestamp(0)).expect("read"), Commits::default());
+        let since = |at| journal.commits_since("orders", Timestamp(at)).expect("read");
+        let undone = Undone { count: 1, last: Some(Timestamp(99)) };
+        assert_eq!(since(0), Commits { undone, ..Commits::default() });
+        assert_eq!(since(100), Commits::default(), "long ago");
     }
 
     #[test]

@@ -93,6 +93,11 @@ fn reports() {
         ("not long enough", plain.clone(), World { above_since: Some(Timestamp(NOW.0 - 60_000)), ..world() }),
         ("just moved", plain.clone(), World { last_move: Some(Timestamp(NOW.0 - 600_000)), ..world() }),
         (
+            "undone twice",
+            plain.clone(),
+            World { undone: Undone { count: 2, last: Some(Timestamp(NOW.0 - 30_000)) }, ..world() },
+        ),
+        (
             "frozen twice",
             plain.clone(),
             World { freezes: vec![window(Some(NOW.after(Duration::from_secs(90)))), freeze], ..world() },
@@ -135,6 +140,23 @@ fn reports() {
         let _ = writeln!(text, "## {what}\n{}", show(&decide(&policy, &world, NOW)));
     }
     insta::assert_snapshot!(text);
+}
+
+#[test]
+fn pauses_after_undone_moves_grow_up_to_the_cooldown() {
+    let policy = policy(|parts| parts.cooldown = Duration::from_mins(10));
+    let pause = |count| {
+        let undone = Undone { count, last: Some(NOW) };
+        pause_ends(&policy, undone).expect("one was undone").since(NOW).as_secs()
+    };
+    assert_eq!([1, 2, 3, 4, 5, 40].map(pause), [60, 120, 240, 480, 600, 600]);
+    assert_eq!(pause_ends(&policy, Undone::default()), None);
+    let ends = |ago| {
+        let undone = Undone { count: 1, last: Some(Timestamp(NOW.0 - ago)) };
+        decide(&policy, &World { undone, ..world() }, NOW).verdict
+    };
+    assert_eq!(ends(59_999), Verdict::Stay);
+    assert_ne!(ends(60_000), Verdict::Stay);
 }
 
 #[test]

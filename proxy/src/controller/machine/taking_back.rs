@@ -2,6 +2,7 @@
 
 use migration::aftermath::Answers;
 use migration::cutover::{Phase, Trigger, step};
+use migration::decide::pause_ends;
 use migration::policy::Mode;
 use migration::units::{Generation, Timestamp};
 
@@ -69,6 +70,13 @@ impl Machine {
         if policy.mode != Mode::Auto {
             self.regret =
                 Some(format!("{why}: godwit migrate {} takes it back to {there}", self.state.resource));
+            return;
+        }
+        if let Some(ends) = pause_ends(&policy, self.moves.undone).filter(|ends| now < *ends) {
+            let seconds = ends.since(now).as_secs();
+            self.regret = Some(format!(
+                "{why}; that it be taken back to {there} was undone, and is tried again in {seconds} s"
+            ));
             return;
         }
         let (id, event) = self.request(there.clone(), Trigger::Failures(why.clone()));
