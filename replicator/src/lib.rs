@@ -44,6 +44,7 @@ mod simulation;
 pub mod spill;
 pub mod status;
 pub mod synchronous;
+pub mod takeover;
 pub mod unlogged;
 pub mod verify;
 pub mod views;

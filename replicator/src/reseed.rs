@@ -1,7 +1,8 @@
 //! Empties a shadow so that it can be seeded anew: everything that a schema dump would bring goes, schema `godwit` stays.
 //!
 //! Only ever a database that says itself that it is a copy: fenced with a finished copy in it, or with a copy that did not
-//! end; or the old primary of the cutover that committed this generation, fenced with its end marker. The checkpoint stays as "not copied", in the same transaction: from then on nothing but a copy may fill it.
+//! end; or the old primary of before this generation, fenced for it: by the cutover that committed it, or when it was back after a
+//! shadow had taken over. The checkpoint stays as "not copied", in the same transaction: from then on nothing but a copy may fill it.
 
 use tokio_postgres::Client;
 

@@ -17,10 +17,10 @@ BEGIN
     RAISE EXCEPTION 'generation % is over: this database is at generation %', {{generation}}, epoch_row.generation
       USING ERRCODE = 'ZG002';
   END IF;
-  -- A primary is not fenced; a database that somebody else filled has no copy of ours. An old primary whose way back was lost has none
-  -- either: it is fenced, with the end marker of the generation that replaced it.
+    -- A primary is not fenced; a database that somebody else filled has no copy of ours. An old primary whose way back was lost has none
+  -- either, nor has one that was lost and is back: they are fenced for the generation that replaced them.
   IF NOT EXISTS (SELECT FROM godwit.copying WHERE stream = {{stream}})
-     AND NOT coalesce(epoch_row.fenced AND (epoch_row.marker_lsn IS NOT NULL AND epoch_row.generation = {{generation}}
+     AND NOT coalesce(epoch_row.fenced AND (epoch_row.generation = {{generation}}
        OR EXISTS (SELECT FROM godwit.progress WHERE stream = {{stream}} AND copied)), false)
      AND EXISTS (SELECT FROM godwit.user_tables()) THEN
     RAISE EXCEPTION 'this database does not say that it is the shadow of %', {{resource}} USING

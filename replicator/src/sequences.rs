@@ -67,24 +67,39 @@ pub async fn apply(client: &Client, states: &[SequenceState]) -> Result<(), Erro
     Err(Error::Unready(format!("sequences missing on the target: {}", missing.join(", "))))
 }
 
-/// Lists the missing ones; sets all when there are none. The uncorrelated NOT EXISTS is decided before any `setval`.
-fn apply_sql(states: &[SequenceState]) -> String {
-    let wanted: Vec<Value> = states
-        .iter()
-        .map(|s| json!({"s": s.schema, "n": s.name, "v": s.last_value, "c": s.is_called}))
-        .collect();
+/// Each of these states with the number of its sequence here; NULL: it is missing.
+fn wanted_sql<'a>(states: impl Iterator<Item = &'a SequenceState>) -> String {
+    let wanted: Vec<Value> =
+        states.map(|s| json!({"s": s.schema, "n": s.name, "v": s.last_value, "c": s.is_called})).collect();
     format!(
-        "WITH wanted AS MATERIALIZED (
-           SELECT w.*, f.oid AS id
+        "SELECT w.*, f.oid AS id
            FROM pg_catalog.jsonb_to_recordset({}::jsonb) AS w (s text, n text, v bigint, c boolean)
            LEFT JOIN (SELECT c.oid, n.nspname::text, c.relname::text FROM pg_catalog.pg_class c
                       JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S') f
-             ON f.nspname = w.s AND f.relname = w.n),
+             ON f.nspname = w.s AND f.relname = w.n",
+        literal(&Value::from(wanted).to_string())
+    )
+}
+
+/// Sets those that are behind these states; none goes back.
+pub(crate) fn forward_sql(states: &[&SequenceState]) -> String {
+    format!(
+        "SELECT pg_catalog.count(pg_catalog.setval(w.id::regclass, w.v, true)) FROM ({}) w
+         JOIN pg_catalog.pg_sequence q ON q.seqrelid = w.id, pg_catalog.pg_sequence_last_value(w.id) AS here
+         WHERE w.c AND (here IS NULL OR CASE WHEN q.seqincrement > 0 THEN w.v > here ELSE w.v < here END)",
+        wanted_sql(states.iter().copied())
+    )
+}
+
+/// Lists the missing ones; sets all when there are none. The uncorrelated NOT EXISTS is decided before any `setval`.
+fn apply_sql(states: &[SequenceState]) -> String {
+    format!(
+        "WITH wanted AS MATERIALIZED ({}),
          done AS MATERIALIZED (
            SELECT pg_catalog.count(pg_catalog.setval(id::regclass, v, c)) FROM wanted
            WHERE NOT EXISTS (SELECT FROM wanted WHERE id IS NULL))
          SELECT pg_catalog.format('%I.%I', s, n) FROM wanted WHERE id IS NULL
          UNION ALL SELECT NULL FROM done",
-        literal(&Value::from(wanted).to_string())
+        wanted_sql(states.iter())
     )
 }

@@ -44,6 +44,7 @@ mod source;
 mod standby;
 mod stream;
 mod taken_back;
+mod takeover;
 mod tls;
 mod traces;
 mod types;

@@ -20,6 +20,7 @@ use super::{
 use crate::audit::read::{Wanted, newest};
 use crate::controller::drift::{self, SchemaView, SyncRequest, TablesRequest};
 use crate::controller::freezes::FreezeView;
+use crate::controller::taking_over::{self, Said};
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
 use crate::controller::{Command, Plan, ResourceHandle, doctor, zones};
@@ -76,6 +77,7 @@ pub(super) fn routes() -> Routes {
         .post("/api/v1/resources/{id}/schema/sync", Operate, sync_schema)
         .get("/api/v1/resources/{id}/migrations", Read, migrations)
         .post("/api/v1/resources/{id}/migrations", Operate, migrate)
+        .post("/api/v1/resources/{id}/takeover", Operate, take_over)
         .get("/api/v1/resources/{id}/migrations/{mid}", Read, migration)
         .post("/api/v1/resources/{id}/migrations/{mid}/abort", Operate, abort)
         .post("/api/v1/resources/{id}/proposals/{pid}/approve", Operate, approve)
@@ -286,6 +288,20 @@ pub(super) struct MigrateRequest {
     dry_run: bool,
 }
 
+#[derive(Default, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TakeOverRequest {
+    /// What the primary committed and the shadow has not may be lost.
+    #[serde(default)]
+    accept_loss: bool,
+    /// Although the primary's database answers.
+    #[serde(default)]
+    primary_answers: bool,
+    /// Only say what would happen.
+    #[serde(default)]
+    dry_run: bool,
+}
+
 /// No body at all asks for the default; a wrong one is an error.
 fn or_default<T: Default>(body: Result<Json<T>, JsonRejection>, headers: &HeaderMap) -> Answer<T> {
     match body {
@@ -421,6 +437,31 @@ async fn migrate(
     let by = caller.name;
     let plan = handle
         .ask(|reply| Command::Migrate { to: request.to, by, dry_run, reply })
+        .await
+        .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping"))??;
+    Ok(begun(&id, plan))
+}
+
+async fn take_over(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Result<Json<TakeOverRequest>, JsonRejection>,
+) -> Answer<Response> {
+    let handle = find(&state, &id)?;
+    let TakeOverRequest { accept_loss, primary_answers, dry_run } = or_default(body, &headers)?;
+    let view = handle.view.load_full();
+    let plan = taking_over::plan(&handle.streams, &view, Said { accept_loss, primary_answers }).await?;
+    if dry_run {
+        return Ok(begun(&id, plan));
+    }
+    if let Some(refused) = taking_over::refused(&plan) {
+        return Err(refused.into());
+    }
+    let by = caller.name;
+    let plan = handle
+        .ask(|reply| Command::TakeOver { plan: Box::new(plan), by, reply })
         .await
         .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping"))??;
     Ok(begun(&id, plan))

@@ -129,6 +129,23 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// The primary is lost: let its shadow take over with what it has. What had not reached it is lost.
+    Takeover {
+        /// The resource.
+        resource: String,
+        /// What the primary committed and the shadow has not may be lost.
+        #[arg(long)]
+        accept_loss: bool,
+        /// Although the primary's database answers; otherwise `migrate` moves without loss.
+        #[arg(long)]
+        primary_answers: bool,
+        /// Only say what would happen, and what would be lost.
+        #[arg(long)]
+        dry_run: bool,
+        /// Wait until clients are served by the new primary.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Undo the migration under way; possible until it is committed.
     Abort {
         /// The resource.
@@ -300,6 +317,12 @@ pub fn main() -> ExitCode {
             verbs::plan(&client, &resource, Some(&to), output)
         }
         Command::Migrate { resource, to, wait, .. } => verbs::migrate(&client, &resource, &to, wait, output),
+        Command::Takeover { resource, accept_loss, primary_answers, dry_run, wait } => {
+            let body = serde_json::json!({
+                "accept_loss": accept_loss, "primary_answers": primary_answers, "dry_run": dry_run
+            });
+            verbs::take_over(&client, &resource, &body, wait, output)
+        }
         Command::Abort { resource } => verbs::abort(&client, &resource),
         Command::Schema(Schema::Diff { resource }) => verbs::schema(&client, &resource, output),
         Command::Schema(Schema::Sync { resource, dry_run, drop }) => {

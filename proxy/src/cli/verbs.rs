@@ -140,11 +140,36 @@ pub(super) fn migrate(
         show(output, &plan, |plan| render::approval(resource, plan))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let Some(id) = plan.id else { bail!("the node did not say which migration it started") };
+    let Some(id) = &plan.id else { bail!("the node did not say which migration it started") };
     if !wait {
         println!("migration {id} started: {} → {}", plan.from, plan.to);
         return Ok(ExitCode::SUCCESS);
     }
+    follow(client, resource, id, output)
+}
+
+/// A shadow takes over, or it is said what would happen if it did.
+pub(super) fn take_over(
+    client: &Client,
+    resource: &str,
+    body: &serde_json::Value,
+    wait: bool,
+    output: Output,
+) -> Result<ExitCode> {
+    let Some(answer) = allowed(client.post(&format!("/api/v1/resources/{resource}/takeover"), body))? else {
+        return Ok(ExitCode::from(REFUSED));
+    };
+    let plan: Plan = serde_json::from_slice(&answer)?;
+    match &plan.id {
+        None => show(output, &plan, render::plan)?,
+        Some(id) if wait => return follow(client, resource, id, output),
+        Some(id) => println!("{} takes over from {} (migration {id})", plan.to, plan.from),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows a migration until clients are served again.
+fn follow(client: &Client, resource: &str, id: &str, output: Output) -> Result<ExitCode> {
     let path = format!("/api/v1/resources/{resource}/migrations/{id}");
     let mut shown = 0;
     loop {

@@ -156,7 +156,7 @@ impl Hands {
     /// moment too late must not close what the next one has opened. PostgreSQL's closes when HTTP has drained.
     pub fn turn_gate(&self, effect: &Effect) {
         match effect {
-            Effect::CloseGate => {
+            Effect::CloseGate | Effect::TakeOver { .. } => {
                 if let Some(front) = &self.front {
                     front.gate.close();
                 }
@@ -280,6 +280,11 @@ impl Hands {
                     self.clear_way(&run.from).await?;
                 }
                 say(Event::ReverseSlotMade);
+                Ok(())
+            }
+            Effect::TakeOver { zone, lost, generation } => {
+                self.take_over(zone, lost, *generation, state).await?;
+                say(Event::TakenOver);
                 Ok(())
             }
             Effect::DropReverseSlot { run, generation, zone } => {
@@ -461,7 +466,7 @@ impl Hands {
         }
     }
 
-    async fn scale(&self, zone: &Zone, capacity: Capacity, state: &State) -> Result<(), Failure> {
+    pub(super) async fn scale(&self, zone: &Zone, capacity: Capacity, state: &State) -> Result<(), Failure> {
         let workers = self.workers(zone, capacity);
         if let Some(driver) = self.driver(zone) {
             let operation = driver.operation("scale", zone, workers, state);
@@ -704,6 +709,7 @@ fn patience(effect: &Effect) -> Option<Duration> {
         | Effect::CheckGuards
         | Effect::CloseRun { .. } => None,
         Effect::ProvisionShadow { .. } | Effect::Scale { .. } => Some(Duration::from_mins(10)),
+        Effect::TakeOver { .. } => Some(Duration::from_mins(3)),
         Effect::EndStream { .. }
         | Effect::MakeReverseSlot { .. }
         | Effect::DropReverseSlot { .. }

@@ -33,12 +33,12 @@ use super::proposals::Proposals;
 use super::retirement::{Aside, Retiring};
 use super::signals::{Measured, Moves, Signals};
 use super::slots::{SlotGuard, SlotWatch};
-use super::unlogged;
 use super::verification::Verifications;
 use super::view::{DecisionView, ResourceView, StepView};
 use super::warm::Warm;
 use super::warm_up;
 use super::{Command, Denied, Plan, ResourceHandle, recording};
+use super::{sequences, unlogged};
 use crate::audit::Entry;
 use crate::clock::{self, Steady};
 use crate::feeds::learning::Learner;
@@ -94,6 +94,9 @@ pub struct Machine {
     /// Why the last move should be taken back, where it is not.
     regret: Option<String>,
     moves: Moves,
+    /// The shadow is a primary that was lost.
+    after_loss: bool,
+
     gate_closed_at: Option<Instant>,
     last_step: Instant,
     /// Of the migration under way: its deadlines pass whatever the wall clock does.
@@ -159,6 +162,7 @@ impl Machine {
             taken_back: None,
             regret: None,
             moves: Moves::default(),
+            after_loss: false,
             gate_closed_at: None,
             last_step: clock::monotonic(),
             steady: Steady::begin(),
@@ -172,10 +176,11 @@ impl Machine {
         (machine, handle)
     }
 
-    /// What the stream does not carry follows beside it until cancelled: the schema, large objects.
+    /// What the stream does not carry follows beside it until cancelled: the schema, large objects, sequences.
     pub fn follow_beside(&self, stop: &CancellationToken) {
         self.measure.compare_schemas(&self.hands, &self.state.primary.0, self.view.clone(), stop);
         self.hands.large_objects.watch(self.view.clone(), stop);
+        sequences::follow(self.hands.databases.clone(), self.view.clone(), stop);
     }
 
     /// Runs until cancelled.
@@ -411,7 +416,10 @@ impl Machine {
             self.unwritten = vec![Event::AbortRequested { by }];
         } else if !matches!(
             event,
-            Event::MigrateRequested { .. } | Event::AbortRequested { .. } | Event::Tick
+            Event::MigrateRequested { .. }
+                | Event::TakeOverRequested { .. }
+                | Event::AbortRequested { .. }
+                | Event::Tick
         ) {
             self.unwritten.push(event);
         }
@@ -521,6 +529,9 @@ impl Machine {
             Command::Approve { id, by, reply } => {
                 let _ = reply.send(self.approve(id.as_deref(), &by));
             }
+            Command::TakeOver { plan, by, reply } => {
+                let _ = reply.send(self.take_over(*plan, &by));
+            }
             Command::Abort { id, by, reply } => {
                 let _ = reply.send(self.abort(&id, by));
             }
@@ -544,6 +555,25 @@ impl Machine {
         } else if let Err(refused @ (Refused::AlreadyThere(_) | Refused::WrongTarget { .. })) = next {
             return Err(denied(&refused));
         }
+        Ok(plan)
+    }
+
+    fn take_over(&mut self, mut plan: Plan, by: &str) -> Result<Plan, Denied> {
+        self.slots.free()?;
+        let (id, limits) = (crate::rng::id(), Limits::of(&self.hands.policy()));
+        let trigger = Trigger::Operator(by.to_owned());
+        let event = Event::TakeOverRequested { id: id.clone(), trigger, limits };
+        let now = self.moment();
+        let (next, _) = step(&self.state, event.clone(), now).map_err(|refused| denied(&refused))?;
+        // It was examined before it came here.
+        if (&*next.primary.0, &*next.shadow.0) != (plan.to.as_str(), plan.from.as_str()) {
+            return Err(Denied::Conflict(format!("{} is the primary by now", self.state.primary)));
+        }
+        self.take(event);
+        if self.state.run.as_ref().is_none_or(|run| run.id != id) {
+            return Err(Denied::Journal(self.journal_problem()));
+        }
+        plan.id = Some(id);
         Ok(plan)
     }
 
@@ -693,6 +723,8 @@ impl Machine {
             }
             Err(error) => tracing::warn!(error = chain(error), "the history cannot be read"),
         }
+        let (resource, generation) = (&self.state.resource, self.state.generation);
+        self.after_loss = self.hands.journal.was_taken_over(resource, generation).unwrap_or_default();
     }
 
     /// A task beside the machine's effects; one of the same name before it is done with.

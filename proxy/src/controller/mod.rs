@@ -34,9 +34,11 @@ mod recording;
 mod retirement;
 mod same_reads;
 mod seeding;
+mod sequences;
 pub mod signals;
 pub mod slots;
 pub mod streams;
+pub mod taking_over;
 pub mod unlogged;
 pub mod verification;
 pub mod view;
@@ -93,6 +95,15 @@ pub enum Command {
         /// The proposal; none: the open one.
         id: Option<String>,
         /// Who approves.
+        by: String,
+        /// The answer.
+        reply: oneshot::Sender<Result<Plan, Denied>>,
+    },
+    /// The primary is lost: its shadow takes over.
+    TakeOver {
+        /// What would be done; every guard of it has passed.
+        plan: Box<Plan>,
+        /// Who asks.
         by: String,
         /// The answer.
         reply: oneshot::Sender<Result<Plan, Denied>>,

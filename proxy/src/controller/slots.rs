@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Denied;
 use super::databases::{Databases, Purpose};
 use super::effects::{Hands, chain};
+use crate::clock;
 use crate::lock::lock;
 use crate::telemetry::metrics as telemetry;
 
@@ -158,7 +159,7 @@ pub(super) struct SlotGuard {
     watch: SlotWatch,
     alarm: Option<String>,
     failed: Option<String>,
-    work: Option<(&'static str, oneshot::Receiver<Result<bool, String>>)>,
+    work: Option<(&'static str, oneshot::Receiver<Result<Option<bool>, String>>)>,
     /// When the shadow was last seeded anew, and when that was last tried in vain.
     seeded: Option<Instant>,
     tried: Option<Instant>,
@@ -230,7 +231,8 @@ impl SlotGuard {
     }
 
     /// Nothing may move while the shadow is being emptied.
-    pub(super) fn free(&self) -> Result<(), Denied> {
+    pub(super) fn free(&mut self) -> Result<(), Denied> {
+        self.settle(clock::monotonic());
         match &self.work {
             Some((what, _)) => Err(Denied::Conflict(format!("{what}: wait until that is done"))),
             None => Ok(()),
@@ -254,8 +256,11 @@ impl SlotGuard {
             Err(oneshot::error::TryRecvError::Empty) => return,
             Ok(Ok(seeded)) => {
                 self.failed = None;
-                if seeded {
+                if seeded == Some(true) {
                     self.seeded = Some(now);
+                } else if seeded == Some(false) {
+                    // Looked at, and not for Godwit to do: an operator finds it free meanwhile.
+                    self.tried = Some(now);
                 }
             }
             Ok(Err(why)) => {
@@ -295,8 +300,8 @@ impl Work {
         }
     }
 
-    /// True when the shadow was seeded.
-    async fn perform(&self, hands: &Hands, state: &State) -> Result<bool, String> {
+    /// Whether the shadow was seeded; none: that was not the question.
+    async fn perform(&self, hands: &Hands, state: &State) -> Result<Option<bool>, String> {
         let (streams, generation) = (&hands.streams, state.generation);
         match self {
             Self::GiveUp(why) => {
@@ -304,16 +309,16 @@ impl Work {
                 let why = format!(
                     "{why}; it was dropped: the shadow in {shadow} must be seeded anew (godwit reseed {resource})"
                 );
-                return streams.give_up(generation, &state.primary, why).await.map(|()| false);
+                return streams.give_up(generation, &state.primary, why).await.map(|()| None);
             }
             Self::SeedIfDue if !streams.cannot_go_on(generation, &state.primary, &state.shadow).await? => {
-                return Ok(false);
+                return Ok(Some(false));
             }
             Self::Seed | Self::SeedIfDue => {}
         }
         streams.reseed(generation, &state.primary, &state.shadow).await?;
         hands.report(None, Event::StreamUp);
-        Ok(true)
+        Ok(Some(true))
     }
 }
 

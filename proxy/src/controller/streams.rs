@@ -35,7 +35,7 @@ const STATEMENTS: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(5);
 
 /// One lane of a stream.
-struct Running {
+pub(super) struct Running {
     /// It was told that commits wait for it, or that none do.
     synchronous: bool,
     status: watch::Receiver<StreamStatus>,
@@ -44,7 +44,7 @@ struct Running {
 }
 
 impl Running {
-    async fn end(mut self) -> StreamStatus {
+    pub(super) async fn end(mut self) -> StreamStatus {
         self.stop.cancel();
         if tokio::time::timeout(END, &mut self.task).await.is_err() {
             self.task.abort();
@@ -243,9 +243,16 @@ impl Streams {
         // "Not copied" says that the shadow waits for a new copy, whatever generation it is.
         if generation.0 > 1 && copied != Some(false) {
             let info = slot::slot_info(&from, &name).await.map_err(chain)?;
-            let start = info.and_then(|info| info.confirmed_flush).ok_or_else(|| {
-                format!("slot {name} is gone from {source}: the shadow in {target} must be made anew")
-            })?;
+            let Some(start) = info.and_then(|info| info.confirmed_flush) else {
+                let epoch = fence::state(&to, &self.resource).await.map_err(chain)?;
+                if epoch.is_none_or(|epoch| !epoch.fenced || epoch.generation < generation.0) {
+                    // A primary that was lost and is back: nobody may take it for one.
+                    fence::guard(&to, &self.resource, generation.0).await.map_err(chain)?;
+                }
+                return Err(format!(
+                    "slot {name} is gone from {source}: the shadow in {target} must be made anew"
+                ));
+            };
             return replicator::apply::seed_progress(&to, &name, start, generation.0, found)
                 .await
                 .map_err(chain);
@@ -472,8 +479,14 @@ impl Streams {
         fence::drop_way_back(client, &self.resource, run, &slots).await.map(drop).map_err(chain)
     }
 
+    /// The lanes that run of this generation, which are nobody's then.
+    pub(super) fn taken(&self, generation: Generation) -> Vec<Running> {
+        let taken = self.running().remove(&generation.0);
+        taken.map(|stream| stream.lanes.into_values().collect()).unwrap_or_default()
+    }
+
     /// Drops the slots of a stream that does not run.
-    async fn drop_slots(&self, generation: Generation, client: &Client) -> Result<(), String> {
+    pub(super) async fn drop_slots(&self, generation: Generation, client: &Client) -> Result<(), String> {
         for lane in [Lane::Critical, Lane::Main] {
             let name = lane.slot_name(&self.resource, generation.0);
             slot::drop_slot(client, &name).await.map_err(chain)?;
@@ -490,9 +503,8 @@ impl Streams {
             synchronous::leave(&client, &name).await.map_err(chain)?;
         }
         // Only now: where the source cannot be asked, this comes again, and counts what came after the marker.
-        let ended = self.running().remove(&generation.0);
         let mut stray = 0;
-        for lane in ended.into_iter().flat_map(|stream| stream.lanes.into_values()) {
+        for lane in self.taken(generation) {
             stray += lane.end().await.rows_after_marker;
         }
         self.drop_slots(generation, &client).await?;

@@ -600,7 +600,7 @@ pub struct MigrationView {
     pub trigger: String,
     /// The generation it commits.
     pub generation: u64,
-    /// The phase it is in, or `retired`, `superseded`, `aborted`.
+    /// The phase it is in, or `retired`, `superseded`, `aborted`, `taken_over`.
     pub state: String,
     /// Why it was aborted.
     pub reason: Option<String>,

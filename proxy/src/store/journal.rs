@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use migration::cutover::{Outcome, State};
 use migration::policy::ReplicationMode;
-use migration::units::Timestamp;
+use migration::units::{Generation, Timestamp};
 use migration::world::Undone;
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest, Sha256};
@@ -377,6 +377,17 @@ impl Journal {
         Ok(self.read_runs("WHERE id = ?1", params![id, 1])?.pop())
     }
 
+    /// Whether the resource's present generation was made by a shadow that took over.
+    pub fn was_taken_over(&self, resource: &str, generation: Generation) -> Result<bool, StoreError> {
+        self.connection()
+            .query_row(
+                "SELECT count(*) FROM run WHERE resource = ?1 AND generation = ?2 AND outcome = 'taken_over'",
+                params![resource, generation.0],
+                |row| Ok(row.get::<_, u64>(0)? > 0),
+            )
+            .map_err(self.database())
+    }
+
     /// Commits of a resource since a moment: how many, the oldest of these, and the newest of all.
     pub fn commits_since(&self, resource: &str, since: Timestamp) -> Result<Commits, StoreError> {
         self.connection()
@@ -433,7 +444,7 @@ impl Journal {
 /// Ends a run in the history.
 fn close(connection: &Connection, ended: &Ended<'_>, at: Timestamp) -> rusqlite::Result<()> {
     let reason = match ended.outcome {
-        Outcome::Retired | Outcome::Superseded => None,
+        Outcome::Retired | Outcome::Superseded | Outcome::TakenOver => None,
         Outcome::Aborted(why) => Some(why.as_str()),
     };
     connection

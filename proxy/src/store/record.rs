@@ -44,6 +44,8 @@ struct RunRecord {
     verified: bool,
     aborted: Option<String>,
     lift_fence: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    taken_over: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -95,6 +97,7 @@ pub(super) fn encode(state: &State) -> Result<String, serde_json::Error> {
         verified: run.verified,
         aborted: run.aborted.clone(),
         lift_fence: run.lift_fence,
+        taken_over: run.taken_over,
     });
     serde_json::to_string(&StateRecord {
         version: VERSION,
@@ -148,6 +151,7 @@ pub(super) fn decode(text: &str) -> Result<State, String> {
         verified: run.verified,
         aborted: run.aborted,
         lift_fence: run.lift_fence,
+        taken_over: run.taken_over,
     });
     let state = State {
         resource: record.resource,

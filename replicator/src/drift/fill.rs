@@ -157,7 +157,7 @@ async fn record(client: &Client, table: &TableToCopy, position: PgLsn) -> Result
 }
 
 /// Ends the sessions that apply streams in this database; they begin anew.
-pub(super) async fn end_appliers(shadow: &Client) -> Result<(), tokio_postgres::Error> {
+pub(crate) async fn end_appliers(shadow: &Client) -> Result<(), tokio_postgres::Error> {
     let end = "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity \
         WHERE starts_with(application_name, $1) AND datname = current_database() AND usename = current_user";
     shadow.execute(end, &[&APPLIES]).await.map(drop)

@@ -320,7 +320,7 @@ async fn held(world: &World<'_>) -> Result<usize> {
 }
 
 /// Every process of a cluster, the postmaster first.
-fn processes(zone: &Zone) -> Result<Vec<i32>> {
+pub(crate) fn processes(zone: &Zone) -> Result<Vec<i32>> {
     let postmaster = postmaster(zone)?;
     let mut all = vec![postmaster];
     for entry in std::fs::read_dir("/proc")? {
@@ -341,7 +341,7 @@ fn postmaster(zone: &Zone) -> Result<i32> {
     Ok(text.lines().next().context("a pid")?.trim().parse()?)
 }
 
-fn signal_all(processes: &[i32], signal: Signal) -> Result<()> {
+pub(crate) fn signal_all(processes: &[i32], signal: Signal) -> Result<()> {
     for (at, pid) in processes.iter().enumerate() {
         let sent = kill_process(Pid::from_raw(*pid).context("a pid")?, signal);
         // A session may have ended meanwhile; the postmaster not.

@@ -7,7 +7,7 @@
 
 mod clients;
 mod disk;
-mod fault;
+pub(crate) mod fault;
 mod overflow;
 mod page;
 mod reload;

@@ -70,6 +70,8 @@ impl Job {
                 Self::ScaleDown(usize::from(&*zone.0 == "b"))
             }
             Effect::CheckGuards => Self::CheckGuards,
+            // Nobody asks for it here: it is a person's, who accepts a loss.
+            Effect::TakeOver { .. } => return None,
             Effect::MakeReverseSlot { generation, .. } => Self::MakeReverseSlot(number(generation)),
             Effect::DropReverseSlot { generation, run, .. } => {
                 Self::DropReverseSlot(number(generation), run.parse().unwrap_or(0))

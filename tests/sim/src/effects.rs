@@ -47,6 +47,7 @@ impl Hands<'_> {
             Effect::RunStream { generation, source, target } => {
                 self.run_stream(node, generation.0, index(source), index(target))
             }
+            Effect::TakeOver { .. } => Tried::Failed("nobody asks for it here".into()),
             Effect::EndStream { generation, source } => {
                 node.streams.remove(&generation.0);
                 let source = &mut self.databases[index(source)];

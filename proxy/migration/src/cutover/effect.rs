@@ -20,6 +20,8 @@ pub enum Outcome {
     Superseded,
     /// Undone before the commit.
     Aborted(String),
+    /// The primary was lost; the shadow took over.
+    TakenOver,
 }
 
 impl Outcome {
@@ -29,6 +31,7 @@ impl Outcome {
             Self::Retired => "retired",
             Self::Superseded => "superseded",
             Self::Aborted(_) => "aborted",
+            Self::TakenOver => "taken_over",
         }
     }
 }
@@ -40,6 +43,15 @@ pub enum Effect {
     ProvisionShadow {
         /// Where.
         zone: Zone,
+    },
+    /// Nothing of the old stream reaches `zone` any more, and its sequences are ahead of its rows. Answer: `TakenOver`.
+    TakeOver {
+        /// Whose database takes over.
+        zone: Zone,
+        /// Whose is lost: fenced, if it can be reached after all.
+        lost: Zone,
+        /// The new generation.
+        generation: Generation,
     },
     /// The stream of this generation runs from `source` to `target`, whose database is guarded. Answer: `StreamUp`.
     RunStream {
@@ -139,6 +151,7 @@ impl Effect {
             Self::Scale { capacity: Capacity::Shadow, .. } => "scale_down",
             Self::CheckGuards => "check_guards",
             Self::MakeReverseSlot { .. } => "make_reverse_slot",
+            Self::TakeOver { .. } => "take_over",
             Self::DropReverseSlot { .. } => "drop_reverse_slot",
             Self::CloseGate => "close_gate",
             Self::Fence { .. } => "fence",

@@ -23,6 +23,17 @@ pub enum Event {
         /// How long it may take.
         limits: Limits,
     },
+    /// A person says that the primary is lost: the shadow takes over with what it has.
+    TakeOverRequested {
+        /// Id of the migration that this is.
+        id: String,
+        /// Who asked.
+        trigger: Trigger,
+        /// Of the migration.
+        limits: Limits,
+    },
+    /// Nothing of the lost primary reaches the shadow any more, and its sequences are ahead of its rows.
+    TakenOver,
     /// The shadow has the primary's capacity.
     ShadowScaled,
     /// Every guard passed.
@@ -93,6 +104,8 @@ impl Event {
             Self::ShadowDisabled => "ShadowDisabled",
             Self::StreamUp => "StreamUp",
             Self::MigrateRequested { .. } => "MigrateRequested",
+            Self::TakeOverRequested { .. } => "TakeOverRequested",
+            Self::TakenOver => "TakenOver",
             Self::ShadowScaled => "ShadowScaled",
             Self::GuardsPassed => "GuardsPassed",
             Self::GuardsFailed { .. } => "GuardsFailed",

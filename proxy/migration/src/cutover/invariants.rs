@@ -27,6 +27,9 @@ pub fn check(state: &State) -> Result<(), String> {
     if state.phase == Phase::Aborting {
         return if run.aborted.is_some() { Ok(()) } else { broken("the reason of the abort is missing") };
     }
+    if run.taken_over && !matches!(state.phase, Phase::Committed | Phase::Swapped) {
+        return broken("a shadow that takes over is opened, and then nothing is under way");
+    }
     match missing_fact(state.phase, run) {
         Some(fact) => broken(&format!("{fact} must hold here")),
         None => Ok(()),
@@ -36,12 +39,13 @@ pub fn check(state: &State) -> Result<(), String> {
 /// The first fact that `phase` rests on and `run` lacks.
 fn missing_fact(phase: Phase, run: &Run) -> Option<&'static str> {
     let needs = [
-        (Phase::Armed, run.guarded, "guards passed"),
+        (Phase::Armed, run.guarded || run.taken_over, "guards passed"),
         (Phase::Armed, run.held_since.is_some(), "the hold's start"),
-        (Phase::Fenced, run.fence.is_some(), "the fence's marker"),
-        (Phase::CaughtUp, run.caught_up, "the marker applied"),
-        (Phase::Sequenced, run.sequenced, "the sequences set"),
-        (Phase::Committed, run.reverse_slot, "the reverse slot"),
+        (Phase::Fenced, run.fence.is_some() || run.taken_over, "the fence's marker"),
+        (Phase::CaughtUp, run.caught_up || run.taken_over, "the marker applied"),
+        (Phase::Sequenced, run.sequenced || run.taken_over, "the sequences set"),
+        (Phase::Committed, run.reverse_slot || run.taken_over, "the reverse slot"),
+        (Phase::Swapped, run.sequenced, "the sequences set"),
         (Phase::Swapped, run.opened, "the new primary open"),
         (Phase::Swapped, run.swapped, "the pool swapped"),
         (Phase::Watching, run.reversed, "the reverse stream"),
@@ -65,10 +69,17 @@ pub fn check_move(before: &State, after: &State) -> Result<(), String> {
             broken("the primary changed without a commit")
         };
     }
-    let commit = before.phase.may_abort() && after.phase == Phase::Committed;
+    let taken_over = after.run.as_ref().is_some_and(|run| run.taken_over);
+    // What may still be undone is undone first.
+    let from = if taken_over {
+        before.phase >= Phase::Shadowing && !before.phase.may_abort()
+    } else {
+        before.phase.may_abort()
+    };
+    let commit = from && after.phase == Phase::Committed;
     if commit && after.generation == before.generation.next() && after.primary == before.shadow {
         Ok(())
     } else {
-        broken("the generation moves only at a commit, by one")
+        broken("the generation moves only at a commit or where a shadow takes over, by one")
     }
 }

@@ -28,6 +28,9 @@
 //! | Soaking | new primary | guarded, reverse stream on | – | waits for verification |
 //! | Aborting | nobody until the gate opens | being opened | – | retried for ever |
 //!
+//! Where the primary is lost and a person says so ([`Event::TakeOverRequested`]), a run begins at Committed, from Shadowing, Aborting or
+//! a phase after a commit: the shadow is cut off from the old stream, then opened, and with the gate the run is over. Nothing is asked of the old primary.
+//!
 //! Every state is durable: the journal holds it, fsynced, before any effect of it runs. The facts inside a state that
 //! only this process knows (a pool swapped, a gate closed) are learnt again after a restart: see [`Event::Restarted`].
 

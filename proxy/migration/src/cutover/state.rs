@@ -211,6 +211,8 @@ pub struct Run {
     pub aborted: Option<String>,
     /// Undoing it must lift a fence.
     pub lift_fence: bool,
+    /// The old primary is lost: nothing was asked of it, and what had not reached the shadow is not there.
+    pub taken_over: bool,
 }
 
 /// The whole durable state of one resource.

@@ -73,6 +73,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<E
         Event::MigrateRequested { id, to, trigger, limits } => {
             Some(migrate_requested(state, id, to, trigger, limits, now)?)
         }
+        Event::TakeOverRequested { id, trigger, limits } => Some(take_over(state, id, trigger, limits, now)?),
         Event::AbortRequested { by } => Some(abort_requested(state, &by, now)?),
         Event::HoldNearlyFull { why } => (state.phase.may_abort() && state.phase.holds())
             .then(|| abort(state, format!("the gate nearly holds all it may: {why}"), now)),
@@ -93,6 +94,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<E
         | Event::PoolSwapped
         | Event::GateOpened
         | Event::StreamUp
+        | Event::TakenOver
         | Event::OldStreamGone
         | Event::Compared { .. }
         | Event::OldPrimaryRetired => after_commit(state, &event, now),
@@ -133,6 +135,10 @@ pub fn outstanding(state: &State) -> Vec<Effect> {
             (!run.sequenced, Effect::SetSequences { zone: run.to.clone() }),
             (!run.reverse_slot, reverse_slot()),
         ],
+        Phase::Committed if run.taken_over && !run.sequenced => vec![(
+            true,
+            Effect::TakeOver { zone: run.to.clone(), lost: run.from.clone(), generation: run.generation },
+        )],
         Phase::Committed => vec![
             (!run.opened, lift(&run.to)),
             (!run.swapped, Effect::SwapPool { zone: run.to.clone(), generation: run.generation }),
@@ -188,10 +194,18 @@ fn migrate_requested(
         return Err(Refused::WrongTarget { to, shadow: state.shadow.clone() });
     }
     let mut state = state.clone();
-    state.run = Some(Run {
+    state.run = Some(begun(&state, id, trigger, limits, now));
+    let (state, mut effects) = enter(state, Phase::Requested, now);
+    effects.splice(0..0, superseded);
+    Ok((state, effects))
+}
+
+/// A run to the shadow of which nothing is done yet.
+fn begun(state: &State, id: String, trigger: Trigger, limits: Limits, now: Timestamp) -> Run {
+    Run {
         id,
         from: state.primary.clone(),
-        to,
+        to: state.shadow.clone(),
         generation: state.generation.next(),
         trigger,
         started: now,
@@ -208,10 +222,37 @@ fn migrate_requested(
         verified: false,
         aborted: None,
         lift_fence: false,
-    });
-    let (state, mut effects) = enter(state, Phase::Requested, now);
-    effects.splice(0..0, superseded);
-    Ok((state, effects))
+        taken_over: false,
+    }
+}
+
+/// The primary is lost: committed at once, without it. Whatever was under way ends with that, but what can still be undone, which is
+/// undone first: it holds clients for a moment only.
+fn take_over(
+    state: &State,
+    id: String,
+    trigger: Trigger,
+    limits: Limits,
+    now: Timestamp,
+) -> Result<(State, Vec<Effect>), Refused> {
+    let ended = match (&state.run, state.phase) {
+        (None, Phase::Shadowing) => None,
+        (None, phase) => return Err(Refused::NoShadow { phase }),
+        (Some(run), Phase::Aborting) => {
+            Some((run, Outcome::Aborted(run.aborted.clone().unwrap_or_default())))
+        }
+        (Some(run), phase) if phase.past_commit() && !run.taken_over => Some((run, Outcome::Superseded)),
+        (Some(run), phase) => return Err(Refused::Running { id: run.id.clone(), phase }),
+    };
+    let close = ended.map(|(run, outcome)| Effect::CloseRun { id: run.id.clone(), outcome });
+    let mut next = state.clone();
+    let run = Run { held_since: Some(now), taken_over: true, ..begun(state, id, trigger, limits, now) };
+    next.generation = run.generation;
+    (next.primary, next.shadow) = (run.to.clone(), run.from.clone());
+    next.run = Some(run);
+    let (next, mut effects) = enter(next, Phase::Committed, now);
+    effects.splice(0..0, close);
+    Ok((next, effects))
 }
 
 fn shadow_disabled(state: &State, now: Timestamp) -> Result<Next, Refused> {
@@ -320,11 +361,21 @@ fn after_commit(state: &State, event: &Event, now: Timestamp) -> Next {
         if ready { enter(state, Phase::Swapped, now) } else { (state, Vec::new()) }
     };
     match (state.phase, event) {
-        (Phase::Committed, Event::FenceLifted) if !run.opened => {
+        (Phase::Committed, Event::TakenOver) if run.taken_over && !run.sequenced => {
+            let next = edit(state, |run| run.sequenced = true);
+            let effects = outstanding(&next);
+            Some((next, effects))
+        }
+        (Phase::Committed, Event::FenceLifted) if run.sequenced && !run.opened => {
             Some(swap_when_ready(edit(state, |run| run.opened = true)))
         }
-        (Phase::Committed, Event::PoolSwapped) if !run.swapped => {
+        (Phase::Committed, Event::PoolSwapped) if run.sequenced && !run.swapped => {
             Some(swap_when_ready(edit(state, |run| run.swapped = true)))
+        }
+        // Nothing follows yet: the old primary, should it come back, has what nobody else has, and is seeded anew when a person says so.
+        (Phase::Swapped, Event::GateOpened) if run.taken_over => {
+            let close = Effect::CloseRun { id: run.id.clone(), outcome: Outcome::TakenOver };
+            Some(back_to_shadowing(state.clone(), close, now))
         }
         (Phase::Swapped, Event::GateOpened) => Some(enter(state.clone(), Phase::Released, now)),
         (Phase::Released, Event::StreamUp) => {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::effect::Effect;
+use super::effect::{Effect, Outcome};
 use super::event::Event;
-use super::state::{Limits, Phase, State, Trigger};
+use super::state::{Limits, Phase, Run, State, Trigger};
 use super::step::step;
 use crate::units::{Position, Timestamp, Zone};
 
@@ -29,6 +29,10 @@ fn migrate(id: &str, to: &str) -> Event {
     Event::MigrateRequested { id: id.into(), to: to.into(), trigger: Trigger::Score, limits: limits() }
 }
 
+fn take_over(id: &str) -> Event {
+    Event::TakeOverRequested { id: id.into(), trigger: Trigger::Operator("ann".into()), limits: limits() }
+}
+
 fn every_event() -> Vec<Event> {
     vec![
         Event::ShadowEnabled,
@@ -37,6 +41,8 @@ fn every_event() -> Vec<Event> {
         migrate("m2", "b"),
         migrate("m2", "a"),
         migrate("m2", "c"),
+        take_over("m2"),
+        Event::TakenOver,
         Event::ShadowScaled,
         Event::GuardsPassed,
         Event::GuardsFailed { why: "lag".into() },
@@ -105,6 +111,19 @@ fn representatives() -> Vec<State> {
     };
     states.push(abort_from(Phase::Warm));
     states.push(abort_from(Phase::Fenced));
+    let shadowing = road.iter().find(|state| state.phase == Phase::Shadowing).expect("on the road");
+    states.extend(taken_over(shadowing));
+    states
+}
+
+/// From there on the road of a shadow that takes over: the state after each event.
+fn taken_over(from: &State) -> Vec<State> {
+    let mut states: Vec<State> = Vec::new();
+    let events = [take_over("m9"), Event::TakenOver, Event::PoolSwapped, Event::FenceLifted];
+    for event in events {
+        let (next, _) = step(states.last().unwrap_or(from), event, START).expect("the road of a loss");
+        states.push(next);
+    }
     states
 }
 
@@ -130,8 +149,14 @@ fn every_phase_is_on_the_road_or_its_abort() {
 fn every_state_and_event() {
     let mut table = String::new();
     for state in representatives() {
-        let fence = state.run.as_ref().is_some_and(|run| run.lift_fence);
-        let _ = writeln!(table, "{}{}", state.phase.name(), if fence { " (fenced)" } else { "" });
+        let run = |is: fn(&Run) -> bool| state.run.as_ref().is_some_and(is);
+        let more = match (run(|run| run.lift_fence), run(|run| run.taken_over), run(|run| run.sequenced)) {
+            (true, ..) => " (fenced)",
+            (_, true, false) => " (taken over, the old stream not ended)",
+            (_, true, true) => " (taken over)",
+            _ => "",
+        };
+        let _ = writeln!(table, "{}{more}", state.phase.name());
         for event in every_event() {
             let mut name = event.name().to_owned();
             match &event {
@@ -164,6 +189,27 @@ fn the_road_swaps_the_roles_once() {
 }
 
 #[test]
+fn a_shadow_takes_over_from_wherever_nothing_can_be_undone_any_more() {
+    for state in representatives() {
+        let asked = step(&state, take_over("m9"), START);
+        let already = state.run.as_ref().is_some_and(|run| run.taken_over);
+        let may = state.phase >= Phase::Shadowing && !state.phase.may_abort() && !already;
+        assert_eq!(asked.is_ok(), may, "{}", state.phase.name());
+        let Ok((next, effects)) = asked else { continue };
+        assert_eq!((&next.primary, &next.shadow), (&state.shadow, &state.primary));
+        assert_eq!(next.generation, state.generation.next());
+        let names: Vec<&str> = effects.iter().map(Effect::name).collect();
+        let closes = if state.run.is_some() { vec!["close_run", "take_over"] } else { vec!["take_over"] };
+        assert_eq!(names, closes, "{}", state.phase.name());
+        assert!(next.starts_closed(), "nobody is served until it is open");
+        let opened = taken_over(&state).pop().expect("not empty");
+        let (end, effects) = step(&opened, Event::GateOpened, START).expect("it is over");
+        assert_eq!((end.phase, end.run), (Phase::Shadowing, None));
+        assert!(matches!(&effects[0], Effect::CloseRun { outcome: Outcome::TakenOver, .. }));
+    }
+}
+
+#[test]
 fn an_abort_before_the_fence_touches_no_database() {
     for state in road().into_iter().filter(|state| state.phase.may_abort()) {
         let (undone, effects) =
@@ -189,6 +235,11 @@ fn apply(outside: &mut Outside, effect: &Effect) {
         Effect::RunStream { target, .. } if !outside.fenced.contains(target) => {
             outside.fenced.push(target.clone());
         }
+        // No client comes to it any more.
+        Effect::TakeOver { lost, .. } => {
+            outside.gate_closed = true;
+            outside.fenced.push(lost.clone());
+        }
         Effect::CloseGate => outside.gate_closed = true,
         Effect::OpenGate => outside.gate_closed = false,
         _ => {}
@@ -201,7 +252,7 @@ proptest! {
     /// Any order of events, with restarts anywhere: `step` checks the invariants itself; here also that never two
     /// databases take writes while clients are let through, and that the one that does is the primary.
     #[test]
-    fn random_walks_keep_one_writer(choices in proptest::collection::vec((0_usize..28, 0_u64..400), 1..120)) {
+    fn random_walks_keep_one_writer(choices in proptest::collection::vec((0_usize..30, 0_u64..400), 1..120)) {
         let mut state = State::first("orders", "a".into(), "b".into(), START);
         let mut outside = Outside::default();
         let mut now = START;

@@ -8,7 +8,7 @@ use crate::admin::access_routes::{LogIn, WhoView};
 use crate::admin::changes::SectionView;
 use crate::admin::history::{HistoryView, LatencyView};
 use crate::admin::log::LogRequest;
-use crate::admin::routes::{FreezeRequest, MigrateRequest};
+use crate::admin::routes::{FreezeRequest, MigrateRequest, TakeOverRequest};
 use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
 use crate::controller::drift::{SchemaView, SyncRequest, TablesRequest};
@@ -226,6 +226,16 @@ fn migrations() -> Vec<Line> {
             .gives::<Plan>(ACCEPTED)
             .with(WHERE.0, WHERE.1)
             .refuses(&[CONFLICT, DRIVER]),
+        post(
+            "/api/v1/resources/{id}/takeover",
+            "takeOver",
+            "Its primary is lost: the shadow takes over, or it is only said what would happen",
+        )
+        .takes::<TakeOverRequest>(false)
+        .gives::<Plan>(OK)
+        .gives::<Plan>(ACCEPTED)
+        .with(WHERE.0, WHERE.1)
+        .refuses(&[CONFLICT, DRIVER]),
         get(
             "/api/v1/resources/{id}/migrations/{mid}",
             "migration",

@@ -34,7 +34,7 @@ impl Machine {
     }
 
     /// Whether a move that a person asks for could begin now; `next` is what the machine says to it.
-    pub(super) fn may_begin<T>(&self, next: Result<T, Refused>) -> Result<(), Denied> {
+    pub(super) fn may_begin<T>(&mut self, next: Result<T, Refused>) -> Result<(), Denied> {
         self.slots.free()?;
         next.map_err(|refused| denied(&refused))?;
         let refusals = match &self.decision {

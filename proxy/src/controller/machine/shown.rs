@@ -30,6 +30,16 @@ impl Machine {
         if let Some((_, target, StreamStatus { phase: StreamPhase::Failed { error, .. }, .. })) = &stream {
             problems.push(format!("the stream to {target} stands still: {error}"));
         }
+        let copying = stream.as_ref().is_some_and(|(.., status)| {
+            matches!(status.phase, StreamPhase::Streaming | StreamPhase::Copying { .. })
+        });
+        if self.after_loss && !copying {
+            let (resource, primary, lost) = (&self.state.resource, &self.state.primary, &self.state.shadow);
+            problems.push(format!(
+                "{lost} was lost and {primary} took over: there is no shadow. godwit reseed {resource} makes {lost} one again, and \
+                 empties it of what only it has"
+            ));
+        }
         problems.extend(self.slots.problems(&self.hands, self.state.generation));
         problems.extend(mode.problems.iter().map(|what| format!("replication mode: {what}")));
         if mode.effective != mode.wanted && stream.is_some() {

@@ -1,0 +1,52 @@
+//! The shadow's sequences follow the primary's, a few seconds behind: should the primary be lost, nobody else knows what was drawn.
+//! A cutover sets them exactly, whatever was set here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use replicator::beside::Sides;
+use replicator::takeover;
+use tokio_util::sync::CancellationToken;
+
+use super::databases::{Databases, Purpose};
+use super::drift;
+use super::effects::chain;
+use super::view::ResourceView;
+
+/// How often they are looked at.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Brings them on while there is a copy and nothing is moved; ends with `stop`.
+pub(super) fn follow(databases: Arc<Databases>, view: Arc<ArcSwap<ResourceView>>, stop: &CancellationToken) {
+    tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+        let (mut of, mut known) = (0, Vec::new());
+        loop {
+            let now = view.load_full();
+            if drift::stands_in_the_way(&now).is_none() && now.replication.state == "streaming" {
+                if of != now.generation {
+                    (of, known) = (now.generation, Vec::new());
+                }
+                let following = async {
+                    let zones = [&*now.primary, &*now.shadow];
+                    let [source, shadow] = databases.both(zones, Purpose::Schema).await.map_err(chain)?;
+                    let sides = Sides {
+                        source: &source,
+                        shadow: &shadow,
+                        resource: &now.name,
+                        generation: now.generation,
+                    };
+                    takeover::follow_sequences(sides, &known).await.map_err(chain)
+                };
+                match following.await {
+                    Ok(states) => known = states,
+                    // One that is missing there is a difference of the schemas; that a database cannot be reached is told elsewhere.
+                    Err(why) => {
+                        tracing::debug!(resource = now.name, why, "the shadow's sequences stay behind")
+                    }
+                }
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    }));
+}

@@ -1,0 +1,192 @@
+//! A primary that is lost, and its shadow that takes over, since a person says so.
+
+use std::time::Duration;
+
+use migration::cutover::{Capacity, State};
+use migration::units::{Generation, Zone};
+use replicator::postgres::slot::Lane;
+use replicator::{fence, takeover};
+use std::sync::Arc;
+use tokio_postgres::Client;
+
+use super::databases::Purpose;
+use super::effects::{Failure, Hands, chain};
+use super::streams::{Streams, copied};
+use super::view::{GuardView, ResourceView};
+use super::{Denied, Plan};
+
+/// How long a database may take to show that it is there.
+const THERE: Duration = Duration::from_secs(3);
+/// How long the workers that take over may take to be as many as they should: nobody is served meanwhile.
+const SCALE: Duration = Duration::from_secs(60);
+
+/// What a person says with it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Said {
+    /// What had not reached the shadow may be lost.
+    pub accept_loss: bool,
+    /// Although the primary's database answers.
+    pub primary_answers: bool,
+}
+
+/// Whether the shadow of this resource could take over, what then happens, and what would be lost.
+///
+/// # Errors
+/// [`Denied::Conflict`] where the controller could not do it now whatever is said.
+pub async fn plan(streams: &Streams, view: &ResourceView, said: Said) -> Result<Plan, Denied> {
+    let (from, to) = (&view.primary, &view.shadow);
+    let generation = Generation(view.generation);
+    let lost = streams.there(from).await;
+    let shadow = match streams.there(to).await {
+        Ok(client) => streams.is_whole(generation, &client).await,
+        Err(why) => Err(why),
+    };
+    let guard = |name: &str, passed, value: String, limit: &str| GuardView {
+        name: name.into(),
+        passed,
+        value,
+        limit: limit.into(),
+        binds_operator: true,
+    };
+    let guards = vec![
+        guard(
+            "loss accepted",
+            said.accept_loss,
+            if said.accept_loss { "yes" } else { "no" }.into(),
+            "accept_loss",
+        ),
+        guard(
+            "primary lost",
+            said.primary_answers || lost.is_err(),
+            lost.map_or_else(|why| format!("{from} does not answer: {why}"), |_| format!("{from} answers")),
+            "no answer (then godwit migrate loses nothing), or primary_answers",
+        ),
+        guard(
+            "shadow whole",
+            matches!(shadow, Ok(Some(_))),
+            match &shadow {
+                Ok(Some(applied)) => format!("{to} has what {from} committed up to {applied}"),
+                Ok(None) => format!("{to} has no whole copy"),
+                Err(why) => format!("{to} does not answer: {why}"),
+            },
+            "a copy that was finished",
+        ),
+    ];
+    let stream = &view.replication;
+    let behind = format!(
+        "{} bytes of WAL behind when it was last heard of, {} replication",
+        stream.lag_bytes, stream.mode.effective
+    );
+    let steps = vec![
+        format!("hold requests; commit generation {} without {from}", generation.next()),
+        format!(
+            "cut off whatever still applies changes of {from} in {to} ({behind}); fence {from} if it can be reached"
+        ),
+        format!("put the sequences in {to} ahead of its rows and {} numbers further", takeover::SKIPPED),
+        format!("scale {to} up, open its database, swap the pool, release who waited"),
+        format!(
+            "what {from} alone has stays there, fenced once it is back, until godwit reseed {} empties it",
+            view.name
+        ),
+    ];
+    Ok(Plan { id: None, approval: None, from: from.clone(), to: to.clone(), steps, guards })
+}
+
+/// What of a plan stands in the way.
+pub fn refused(plan: &Plan) -> Option<Denied> {
+    let failed = plan.guards.iter().filter(|guard| !guard.passed);
+    let lines: Vec<String> =
+        failed.map(|guard| format!("{}: {} (needs {})", guard.name, guard.value, guard.limit)).collect();
+    (!lines.is_empty()).then_some(Denied::Guards(lines))
+}
+
+impl Streams {
+    /// A session of this zone's database that has answered just now.
+    async fn there(&self, zone: &str) -> Result<Arc<Client>, String> {
+        let asking = async {
+            let client = self.databases().take(zone, Purpose::Examine).await.map_err(chain)?;
+            client.batch_execute("SELECT 1").await.map_err(chain)?;
+            Ok(client)
+        };
+        let asked = tokio::time::timeout(THERE, asking).await;
+        asked.unwrap_or_else(|_| Err(format!("no answer within {} s", THERE.as_secs())))
+    }
+
+    /// Up to where the shadow has all of its primary; none: it has no whole copy.
+    async fn is_whole(&self, generation: Generation, shadow: &Client) -> Result<Option<String>, String> {
+        let name = Lane::Main.slot_name(self.resource(), generation.0);
+        if copied(shadow, &name).await? == Some(true) {
+            let sql = "SELECT applied_lsn::text FROM godwit.progress WHERE stream = $1";
+            let applied = shadow.query_opt(sql, &[&name]).await.map_err(chain)?;
+            return Ok(applied.map(|row| row.get(0)));
+        }
+        // The old primary of the cutover that has made this generation, before its stream began.
+        let epoch = fence::state(shadow, self.resource()).await.map_err(chain)?;
+        let marker = epoch.filter(|epoch| epoch.fenced && epoch.generation == generation.0);
+        Ok(marker.and_then(|epoch| epoch.marker).map(|marker| marker.to_string()))
+    }
+
+    /// Ends the lanes of a stream whose source is lost, here.
+    async fn abandon(self: &Arc<Self>, generation: Generation) {
+        // It may be waiting for the lost one: nothing here depends on it.
+        let this = Arc::clone(self);
+        tokio::spawn(async move { this.end_keeper(generation).await });
+        for lane in self.taken(generation) {
+            lane.end().await;
+        }
+    }
+}
+
+impl Hands {
+    /// From here on `zone` has nothing to do with `lost`.
+    pub(super) async fn take_over(
+        &self,
+        zone: &Zone,
+        lost: &Zone,
+        generation: Generation,
+        state: &State,
+    ) -> Result<(), Failure> {
+        if let Some(front) = &self.postgres {
+            // Whoever is in the middle of something there is in it for ever.
+            front.turnstile.close();
+            front.turnstile.end_transactions();
+        }
+        let resource = &self.resource.name;
+        let before = Generation(generation.0 - 1);
+        self.streams.abandon(before).await;
+        let client = self.control(zone).await?;
+        // First: whatever comes late is of an older generation.
+        fence::guard(&client, resource, generation.0).await.map_err(chain)?;
+        let lanes = [Lane::Main, Lane::Critical];
+        let streams = lanes.map(|lane| lane.slot_name(resource, before.0));
+        let applied = takeover::cut_off(&client, &streams, generation.0).await.map_err(chain)?;
+        // One that an undone migration made is of rows that the lost primary may not have.
+        self.streams.drop_slots(generation, &client).await?;
+        takeover::advance_sequences(&client).await.map_err(chain)?;
+        tracing::warn!(
+            %resource, %zone, %lost, applied = applied.map(|lsn| lsn.to_string()),
+            "the shadow takes over: what its primary committed after that is lost"
+        );
+        self.fence_lost(lost, generation);
+        let scaled = tokio::time::timeout(SCALE, self.scale(zone, Capacity::Full, state)).await;
+        let scaled = scaled.unwrap_or_else(|_| Err(format!("not done within {} s", SCALE.as_secs())));
+        if let Err(why) = scaled {
+            tracing::warn!(%resource, %zone, %why, "it takes over with the workers that it has");
+        }
+        Ok(())
+    }
+
+    /// If it can be reached after all, nobody writes there any more; else when it is back. Nobody waits for that.
+    fn fence_lost(&self, lost: &Zone, generation: Generation) {
+        let (databases, resource, lost) = (self.databases.clone(), self.resource.name.clone(), lost.clone());
+        tokio::spawn(async move {
+            let fencing = async {
+                let client = databases.take(&lost.0, Purpose::Examine).await.map_err(chain)?;
+                fence::guard(&client, &resource, generation.0).await.map_err(chain)
+            };
+            if !matches!(tokio::time::timeout(THERE, fencing).await, Ok(Ok(()))) {
+                tracing::warn!(resource, zone = %lost, "the lost primary cannot be fenced before it is back");
+            }
+        });
+    }
+}

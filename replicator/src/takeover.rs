@@ -1,0 +1,96 @@
+//! A shadow takes over from a primary that is lost: with what it has, and nothing of the lost one after that.
+//!
+//! What had not reached it is not there. Its rows are those of one point of the primary's history (of each lane, where there are two): the
+//! applier writes whole transactions in the order of their commits. Sequences are in no stream: they follow beside it
+//! ([`follow_sequences`]), and are put ahead of what the rows show and of what may have been drawn since ([`advance_sequences`]).
+
+use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
+
+use crate::beside::Sides;
+use crate::drift::fill;
+use crate::error::Error;
+use crate::fence::{refused, sql_generation};
+use crate::lsn::Lsn;
+use crate::sequences::{self, SequenceState};
+
+/// How many numbers a sequence skips when its shadow takes over: more than are drawn between two looks at it, and while the last
+/// commits were on their way.
+pub const SKIPPED: i64 = 10_000;
+
+/// Ends what applies these streams here, for good: sessions of theirs end, and any that come later are refused. How far the first has
+/// applied; none: it has no checkpoint.
+///
+/// # Errors
+/// [`Error::Database`]. It may be repeated.
+pub async fn cut_off(client: &Client, streams: &[String], generation: u64) -> Result<Option<Lsn>, Error> {
+    let failed = |error| refused("end what applies the old stream")(error);
+    let generation = sql_generation(generation)?;
+    // Before: one that is busy holds the row. After: one that came in between.
+    fill::end_appliers(client).await.map_err(failed)?;
+    let mine = "UPDATE godwit.progress SET generation = $2 WHERE stream = ANY ($1)";
+    client.execute(mine, &[&streams, &generation]).await.map_err(failed)?;
+    fill::end_appliers(client).await.map_err(failed)?;
+    let applied = "SELECT applied_lsn FROM godwit.progress WHERE stream = ANY ($1) ORDER BY array_position($1, stream) LIMIT 1";
+    let applied = client.query_opt(applied, &[&streams]).await.map_err(failed)?;
+    Ok(applied.map(|row| Lsn(row.get::<_, PgLsn>(0).into())))
+}
+
+/// Puts every sequence that is in use ahead: of the highest value in the columns that draw from it, and [`SKIPPED`] numbers further, or a
+/// tenth of what is left of it. Those that cycle stay. May be repeated; then it skips again.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn advance_sequences(client: &Client) -> Result<(), Error> {
+    let advance = format!(
+        "DO $godwit$ DECLARE s record; seen bigint; one text; room numeric; BEGIN \
+           FOR s IN \
+             SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS named, q.seqincrement AS step, q.seqmin, q.seqmax, \
+               pg_catalog.pg_sequence_last_value(c.oid) AS last, \
+               ARRAY(SELECT format('SELECT %s(%I)::bigint FROM %I.%I', CASE WHEN q.seqincrement > 0 THEN 'max' ELSE 'min' END, a.attname, tn.nspname, t.relname) \
+                     FROM (SELECT d.refobjid AS rel, d.refobjsubid AS num FROM pg_catalog.pg_depend d \
+                             WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid \
+                               AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i') \
+                           UNION SELECT f.adrelid, f.adnum FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attrdef f ON f.oid = d.objid \
+                             WHERE d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = c.oid) u \
+                     JOIN pg_catalog.pg_class t ON t.oid = u.rel AND t.relkind IN ('r', 'p') JOIN pg_catalog.pg_namespace tn ON tn.oid = t.relnamespace \
+                     JOIN pg_catalog.pg_attribute a ON a.attrelid = u.rel AND a.attnum = u.num \
+                     WHERE a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)) AS columns \
+             FROM godwit.sequence_states() known JOIN pg_catalog.pg_namespace n ON n.nspname = known.schema \
+             JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = known.name \
+             JOIN pg_catalog.pg_sequence q ON q.seqrelid = c.oid WHERE NOT q.seqcycle \
+           LOOP \
+             seen := s.last; \
+             FOREACH one IN ARRAY s.columns LOOP \
+               DECLARE found bigint; BEGIN \
+                 EXECUTE one INTO found; \
+                 seen := CASE WHEN s.step > 0 THEN greatest(seen, found) ELSE least(seen, found) END; \
+               END; \
+             END LOOP; \
+             CONTINUE WHEN seen IS NULL; \
+                          room := CASE WHEN s.step > 0 THEN s.seqmax::numeric - seen ELSE seen::numeric - s.seqmin END; \
+             PERFORM pg_catalog.setval(s.oid::regclass, \
+               (seen + sign(s.step) * least(abs(s.step::numeric) * {SKIPPED}, trunc(room / 10)))::bigint, true); \
+           END LOOP; \
+         END $godwit$"
+    );
+    client.batch_execute(&advance).await.map_err(refused("put the sequences ahead"))
+}
+
+/// Brings the shadow's sequences on to where the primary's are, and none back: what is read here may be old when it is written. What was
+/// read; `known` is what was read the last time, and not written again.
+///
+/// # Errors
+/// [`Error::Fenced`] where the database is another generation's by now; [`Error::Database`].
+pub async fn follow_sequences(
+    sides: Sides<'_>,
+    known: &[SequenceState],
+) -> Result<Vec<SequenceState>, Error> {
+    let now = sequences::read(sides.source).await?;
+    let moved: Vec<&SequenceState> = now.iter().filter(|state| !known.contains(state)).collect();
+    if !moved.is_empty() {
+        let sql = format!("{}{}", sides.guard_sql()?, sequences::forward_sql(&moved));
+        sides.shadow.batch_execute(&sql).await.map_err(refused("bring the sequences on"))?;
+    }
+    Ok(now)
+}

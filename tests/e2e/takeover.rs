@@ -1,0 +1,169 @@
+//! The primary is lost, and its shadow takes over: what was acknowledged is there where commits wait, and what comes back is no primary.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use godwit::cli::client::Refusal;
+use godwit::controller::Plan;
+use godwit::controller::view::ResourceView;
+use godwit::demo::load::Load;
+use godwit::demo::zone::{DATABASE, Playground, RESOURCE, SERVICE_ROLE, Zone};
+use godwit_tests::waiting::until;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+use crate::faults::fault::{processes, signal_all};
+use crate::leader::{Leader, agent, connect, load, options};
+
+async fn take_over(leader: &Leader<'_>, body: &Value) -> Result<Plan> {
+    let answer = leader.client.send(&format!("/api/v1/resources/{RESOURCE}/takeover"), body).await?;
+    Ok(serde_json::from_slice(&answer)?)
+}
+
+/// Why it is refused.
+async fn refused(leader: &Leader<'_>, body: &Value) -> Result<String> {
+    let error = take_over(leader, body).await.err().context("it was not refused")?;
+    ensure!(error.downcast_ref::<Refusal>().is_some(), "{error:#}");
+    Ok(format!("{error:#}"))
+}
+
+/// Until the front acknowledges writes again.
+async fn writes(load: &Load) -> Result<()> {
+    let before = load.snapshot().acknowledged;
+    until("writes are acknowledged", async || Ok(load.snapshot().acknowledged > before + 20)).await
+}
+
+async fn as_service(zone: &Zone) -> Result<Client> {
+    Ok(replicator::postgres::connect(&zone.dsn(SERVICE_ROLE), "direct").await?)
+}
+
+/// Every sequence, ahead of the column that draws from it.
+async fn behind(client: &Client) -> Result<i64> {
+    let sql = "SELECT count(*) FROM (SELECT (SELECT max(id) FROM orders) AS used, pg_sequence_last_value(pg_get_serial_sequence('orders', 'id')) AS drawn
+        UNION ALL SELECT max(id), pg_sequence_last_value(pg_get_serial_sequence('customers', 'id')) FROM customers) s WHERE drawn < used";
+    Ok(client.query_one(sql, &[]).await?.get(0))
+}
+
+fn told(view: &ResourceView, what: &str) -> bool {
+    view.problems.iter().any(|problem| problem.contains(what))
+}
+
+/// With commits that wait for the shadow nothing that was acknowledged is lost, whatever happens to the primary. It is fenced when it
+/// comes back, seeded anew when a person says so and not before, and can be moved back to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
+    let mut options = options(true)?;
+    options.postgres_front = true;
+    options.policy = options
+        .policy
+        .replace(
+            "replication: {mode: async}",
+            "replication: {mode: sync, fallback: {after: 30s, back: 1s}, slot: {reseed: auto}}",
+        )
+        .replace("cooldown: 12s", "cooldown: 1s");
+    let playground = Playground::start(&options).await?;
+    let _agent = agent(&playground)?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.until("commits wait", |view| view.replication.mode.effective == "sync").await?;
+    let load = load(&playground, 80.0, "lost");
+    writes(&load).await?;
+    let why = refused(&leader, &json!({"accept_loss": true})).await?;
+    ensure!(why.contains("eu-west answers"), "{why}");
+
+    // A client of the front, idle and known to the lost server.
+    let front = playground.postgres_front.context("a front")?;
+    let dsn = format!("host={} port={} user={SERVICE_ROLE} dbname={DATABASE}", front.ip(), front.port());
+    let (idle, connection) = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await?;
+    let connection = tokio::spawn(connection);
+    idle.batch_execute("SELECT 1").await?;
+
+    let frozen = processes(near)?;
+    signal_all(&frozen, Signal::STOP)?;
+    let plan = take_over(&leader, &json!({"dry_run": true})).await?;
+    let failed: Vec<&str> =
+        plan.guards.iter().filter(|guard| !guard.passed).map(|guard| guard.name.as_str()).collect();
+    ensure!(plan.id.is_none() && failed == ["loss accepted"], "{plan:#?}");
+    let why = refused(&leader, &json!({})).await?;
+    ensure!(why.contains("loss accepted: no"), "{why}");
+    let plan = take_over(&leader, &json!({"accept_loss": true})).await?;
+    let id = plan.id.context("an id")?;
+    leader.until("it has taken over", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    let run = leader.migration(&id).await?;
+    ensure!(run.state == "taken_over" && run.committed_ms.is_some(), "{run:#?}");
+    writes(&load).await?;
+    let again = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await?;
+    tokio::spawn(again.1);
+    again.0.batch_execute("INSERT INTO customers (name) VALUES ('by the front')").await?;
+    until("the old session has ended", async || Ok(connection.is_finished())).await?;
+    ensure!(behind(&connect(far).await?).await? == 0, "numbers would be given twice");
+    leader.until("it is told", |view| told(view, "eu-west was lost and eu-central took over")).await?;
+    let why = refused(&leader, &json!({"accept_loss": true, "primary_answers": true})).await?;
+    ensure!(why.contains("shadow whole: eu-west does not answer"), "{why}");
+    ensure!(leader.migrate(&near.name).await.is_err(), "there is nothing to move to");
+
+    // It is back, and takes no writes; nobody empties it unasked.
+    signal_all(&frozen, Signal::CONT)?;
+    let fenced = async || {
+        let Ok(client) = as_service(near).await else { return Ok(false) };
+        let written = client.batch_execute("INSERT INTO customers (name) VALUES ('stray')").await;
+        Ok(written.is_err_and(|error| error.code().is_some_and(|code| code.code() == "25006")))
+    };
+    until("the old primary is fenced", fenced).await?;
+    let why = refused(&leader, &json!({"accept_loss": true, "primary_answers": true})).await?;
+    ensure!(why.contains("shadow whole: eu-west has no whole copy"), "{why}");
+    let there: i64 = connect(near).await?.query_one("SELECT count(*) FROM orders", &[]).await?.get(0);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(leader.view().await?.replication.state != "streaming", "nobody has asked for that");
+    let left: i64 = connect(near).await?.query_one("SELECT count(*) FROM orders", &[]).await?.get(0);
+    ensure!(there == left && left > 0, "{there} rows, then {left}");
+
+    // Godwit may be looking whether that is for it to do.
+    let path = format!("/api/v1/resources/{RESOURCE}/reseed");
+    until("a new seed is taken up", async || Ok(leader.client.send(&path, &json!({})).await.is_ok())).await?;
+    leader
+        .until("it follows", |view| view.replication.mode.effective == "sync" && view.problems.is_empty())
+        .await?;
+    let outcome = load.stop().await;
+    let report = outcome.check(&connect(far).await?).await?;
+    ensure!(report.clean(), "{report}: {report:?}");
+    leader.ready().await?;
+    leader.migrate(&near.name).await?;
+    leader.until("it has moved back", |view| view.primary == near.name && view.phase == "shadowing").await?;
+    let report = outcome.check(&connect(near).await?).await?;
+    ensure!(report.clean(), "{report}: {report:?}");
+    Ok(())
+}
+
+/// Where a move was under way, and is being undone on a primary that does not answer, too: clients wait no longer for it than until
+/// a person says that it is lost. Of what was committed a beginning is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_takes_over_in_the_middle_of_an_undone_move() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let load = load(&playground, 80.0, "undone");
+    writes(&load).await?;
+    let holder = replicator::postgres::connect(&near.dsn(SERVICE_ROLE), "holder").await?;
+    holder.batch_execute("BEGIN; UPDATE customers SET name = name WHERE id = 1").await?;
+    leader.migrate(&far.name).await?;
+    leader.until("the fence goes up", |view| view.phase == "drained").await?;
+    let frozen = processes(near)?;
+    signal_all(&frozen, Signal::STOP)?;
+    leader.until("it is being undone", |view| view.phase == "aborting").await?;
+    take_over(&leader, &json!({"accept_loss": true})).await?;
+    leader.until("it has taken over", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    writes(&load).await?;
+    ensure!(behind(&connect(far).await?).await? == 0, "numbers would be given twice");
+    // A restart finds it so.
+    leader.node.signal(Signal::KILL)?;
+    drop(leader);
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.until("it knows", |view| view.primary == far.name && told(view, "eu-west was lost")).await?;
+    writes(&load).await?;
+    signal_all(&frozen, Signal::CONT)?;
+    drop(load.stop().await);
+    Ok(())
+}
