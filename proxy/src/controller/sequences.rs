@@ -42,7 +42,7 @@ pub(super) fn follow(databases: Arc<Databases>, view: Arc<ArcSwap<ResourceView>>
                     Ok(states) => known = states,
                     // One that is missing there is a difference of the schemas; that a database cannot be reached is told elsewhere.
                     Err(why) => {
-                        tracing::debug!(resource = now.name, why, "the shadow's sequences stay behind")
+                        tracing::debug!(resource = now.name, why, "the shadow's sequences stay behind");
                     }
                 }
             }

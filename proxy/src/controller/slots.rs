@@ -159,7 +159,7 @@ pub(super) struct SlotGuard {
     watch: SlotWatch,
     alarm: Option<String>,
     failed: Option<String>,
-    work: Option<(&'static str, oneshot::Receiver<Result<Option<bool>, String>>)>,
+    work: Option<(&'static str, oneshot::Receiver<Done>)>,
     /// When the shadow was last seeded anew, and when that was last tried in vain.
     seeded: Option<Instant>,
     tried: Option<Instant>,
@@ -282,6 +282,9 @@ impl SlotGuard {
     }
 }
 
+/// Whether the shadow was seeded; none: that was not the question.
+type Done = Result<Option<bool>, String>;
+
 /// What runs beside the controller.
 enum Work {
     /// Drop the slots, with the reason.
@@ -300,8 +303,7 @@ impl Work {
         }
     }
 
-    /// Whether the shadow was seeded; none: that was not the question.
-    async fn perform(&self, hands: &Hands, state: &State) -> Result<Option<bool>, String> {
+    async fn perform(&self, hands: &Hands, state: &State) -> Done {
         let (streams, generation) = (&hands.streams, state.generation);
         match self {
             Self::GiveUp(why) => {
