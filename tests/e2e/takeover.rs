@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
+use crate::cutover::died_or_finished;
 use crate::faults::fault::{processes, signal_all};
 use crate::leader::{Leader, agent, connect, load, options};
 
@@ -91,7 +92,7 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
     let id = plan.id.context("an id")?;
     leader.until("it has taken over", |view| view.primary == far.name && view.phase == "shadowing").await?;
     let run = leader.migration(&id).await?;
-    ensure!(run.state == "taken_over" && run.committed_ms.is_some(), "{run:#?}");
+    ensure!(run.state == "taken_over" && run.committed_ms.is_some() && run.held_ms.is_some(), "{run:#?}");
     writes(&load).await?;
     let again = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await?;
     tokio::spawn(again.1);
@@ -125,6 +126,8 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
     leader
         .until("it follows", |view| view.replication.mode.effective == "sync" && view.problems.is_empty())
         .await?;
+    let run = leader.migration(&id).await?;
+    ensure!(run.reason.as_deref() == Some("the old primary was seeded anew since"), "{run:#?}");
     let outcome = load.stop().await;
     let report = outcome.check(&connect(far).await?).await?;
     ensure!(report.clean(), "{report}: {report:?}");
@@ -166,4 +169,42 @@ async fn a_shadow_takes_over_in_the_middle_of_an_undone_move() -> Result<()> {
     signal_all(&frozen, Signal::CONT)?;
     drop(load.stop().await);
     Ok(())
+}
+
+/// Killed after each record of it, it goes on where it was, and nothing is done twice that may not be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_that_is_killed_after_any_journal_record_goes_on() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let before: i64 = connect(near).await?.query_one("SELECT count(*) FROM orders", &[]).await?.get(0);
+    leader.until("it has caught up", |view| view.replication.lag_bytes == 0).await?;
+    leader.node.signal(Signal::KILL)?;
+    drop(leader);
+    let frozen = processes(near)?;
+    signal_all(&frozen, Signal::STOP)?;
+    let mut died = 0;
+    loop {
+        let mut leader = Leader::start(&playground, &[("GODWIT_TEST_KILL_AFTER", "1")])?;
+        if died == 0 {
+            leader.until("it serves", |view| view.phase == "shadowing").await?;
+            // Killed before it could answer.
+            drop(take_over(&leader, &json!({"accept_loss": true})).await);
+        }
+        if !died_or_finished(&mut leader, &far.name).await? {
+            let load = load(&playground, 50.0, "after");
+            writes(&load).await?;
+            drop(load.stop().await);
+            break;
+        }
+        died += 1;
+        ensure!(died < 12, "it does not end");
+    }
+    ensure!(died > 3, "it was killed {died} times only");
+    let client = connect(far).await?;
+    ensure!(behind(&client).await? == 0, "numbers would be given twice");
+    let after: i64 = client.query_one("SELECT count(*) FROM orders", &[]).await?.get(0);
+    ensure!(after >= before, "{before} orders, then {after}");
+    signal_all(&frozen, Signal::CONT)
 }

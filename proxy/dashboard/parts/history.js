@@ -4,7 +4,7 @@ import { Badge, Card, Table, Time, html } from '../ui.js';
 import { Audit } from './audit.js';
 import { picked } from './timeline.js';
 
-const KIND = { retired: 'ok', superseded: 'ok', aborted: 'bad' };
+const KIND = { retired: 'ok', superseded: 'ok', aborted: 'bad', taken_over: 'warn' };
 
 export function History({ view, runs }) {
   const pick = (run) => {

@@ -445,6 +445,10 @@ impl Machine {
             Effect::CloseRun { .. } => return,
             _ => self.hands.turn_gate(&effect),
         }
+        if let Effect::TakeOver { .. } = effect {
+            // From here on clients wait.
+            self.gate_closed_at.get_or_insert_with(clock::monotonic);
+        }
         let key = tasks::key(&effect, self.state.run.as_ref().map(|run| run.id.as_str()));
         if self.running.has(&key) {
             return;
@@ -723,8 +727,8 @@ impl Machine {
             }
             Err(error) => tracing::warn!(error = chain(error), "the history cannot be read"),
         }
-        let (resource, generation) = (&self.state.resource, self.state.generation);
-        self.after_loss = self.hands.journal.was_taken_over(resource, generation).unwrap_or_default();
+        let State { resource, shadow, generation, .. } = &self.state;
+        self.after_loss = self.hands.journal.is_lost(resource, shadow, *generation).unwrap_or_default();
     }
 
     /// A task beside the machine's effects; one of the same name before it is done with.

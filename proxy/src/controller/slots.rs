@@ -319,6 +319,9 @@ impl Work {
             Self::Seed | Self::SeedIfDue => {}
         }
         streams.reseed(generation, &state.primary, &state.shadow).await?;
+        if let Err(error) = hands.journal.note_seeded(&state.resource, generation) {
+            tracing::warn!(error = chain(error), "that the shadow was seeded anew is not in the history");
+        }
         hands.report(None, Event::StreamUp);
         Ok(Some(true))
     }

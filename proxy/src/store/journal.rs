@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use migration::cutover::{Outcome, State};
 use migration::policy::ReplicationMode;
-use migration::units::{Generation, Timestamp};
+use migration::units::{Generation, Timestamp, Zone};
 use migration::world::Undone;
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest, Sha256};
@@ -377,14 +377,27 @@ impl Journal {
         Ok(self.read_runs("WHERE id = ?1", params![id, 1])?.pop())
     }
 
-    /// Whether the resource's present generation was made by a shadow that took over.
-    pub fn was_taken_over(&self, resource: &str, generation: Generation) -> Result<bool, StoreError> {
+    /// Whether this zone was the primary, and was lost when this generation was made, and was not seeded anew since.
+    pub fn is_lost(&self, resource: &str, zone: &Zone, generation: Generation) -> Result<bool, StoreError> {
         self.connection()
             .query_row(
-                "SELECT count(*) FROM run WHERE resource = ?1 AND generation = ?2 AND outcome = 'taken_over'",
-                params![resource, generation.0],
+                "SELECT count(*) FROM run WHERE resource = ?1 AND from_zone = ?2 AND generation = ?3
+                 AND outcome = 'taken_over' AND reason IS NULL",
+                params![resource, &*zone.0, generation.0],
                 |row| Ok(row.get::<_, u64>(0)? > 0),
             )
+            .map_err(self.database())
+    }
+
+    /// The shadow of this generation was seeded anew: nothing of a lost primary is left in it.
+    pub fn note_seeded(&self, resource: &str, generation: Generation) -> Result<(), StoreError> {
+        self.connection()
+            .execute(
+                "UPDATE run SET reason = 'the old primary was seeded anew since'
+                 WHERE resource = ?1 AND generation = ?2 AND outcome = 'taken_over'",
+                params![resource, generation.0],
+            )
+            .map(drop)
             .map_err(self.database())
     }
 

@@ -38,7 +38,7 @@ pub struct MigrationEvent {
     pub verified: bool,
     /// Why it is being undone.
     pub reason: Option<String>,
-    /// `retired`, `superseded`, `aborted`: it has ended, and its record is complete.
+    /// `retired`, `superseded`, `aborted`, `taken_over`: it has ended, and its record is complete.
     pub outcome: Option<String>,
 }
 

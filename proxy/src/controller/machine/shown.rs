@@ -30,10 +30,7 @@ impl Machine {
         if let Some((_, target, StreamStatus { phase: StreamPhase::Failed { error, .. }, .. })) = &stream {
             problems.push(format!("the stream to {target} stands still: {error}"));
         }
-        let copying = stream.as_ref().is_some_and(|(.., status)| {
-            matches!(status.phase, StreamPhase::Streaming | StreamPhase::Copying { .. })
-        });
-        if self.after_loss && !copying {
+        if self.after_loss && stream.is_none() {
             let (resource, primary, lost) = (&self.state.resource, &self.state.primary, &self.state.shadow);
             problems.push(format!(
                 "{lost} was lost and {primary} took over: there is no shadow. godwit reseed {resource} makes {lost} one again, and \
