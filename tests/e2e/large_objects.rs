@@ -97,7 +97,7 @@ fn writing(
     })
 }
 
-async fn moved(leader: &mut Leader<'_>, to: &Zone) -> Result<()> {
+pub(crate) async fn moved(leader: &mut Leader<'_>, to: &Zone) -> Result<()> {
     leader.ready().await?;
     let id = leader.migrate(&to.name).await?;
     leader.until("it has moved", |view| view.primary == to.name && view.phase == "shadowing").await?;

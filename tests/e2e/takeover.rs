@@ -88,9 +88,12 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
     ensure!(plan.id.is_none() && failed == ["loss accepted"], "{plan:#?}");
     let why = refused(&leader, &json!({})).await?;
     ensure!(why.contains("loss accepted: no"), "{why}");
+    ensure!(load.snapshot().in_flight > 20, "some requests should hang there");
     let plan = take_over(&leader, &json!({"accept_loss": true})).await?;
     let id = plan.id.context("an id")?;
     leader.until("it has taken over", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    let hang = load.snapshot().in_flight;
+    ensure!(hang < 20, "{hang} requests still wait for the lost primary");
     let run = leader.migration(&id).await?;
     ensure!(run.state == "taken_over" && run.committed_ms.is_some() && run.held_ms.is_some(), "{run:#?}");
     writes(&load).await?;
@@ -207,4 +210,38 @@ async fn a_takeover_that_is_killed_after_any_journal_record_goes_on() -> Result<
     let after: i64 = client.query_one("SELECT count(*) FROM orders", &[]).await?.get(0);
     ensure!(after >= before, "{before} orders, then {after}");
     signal_all(&frozen, Signal::CONT)
+}
+
+/// Shortly after a move, when the old primary still waits at full capacity: back to it, with all that was acknowledged since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_is_lost_after_a_move_is_taken_over_by_the_one_before() -> Result<()> {
+    let mut options = options(false)?;
+    options.policy = options
+        .policy
+        .replace("replication: {mode: async}", "replication: {mode: sync, fallback: {after: 30s, back: 1s}}")
+        .replace("retire: {after: 100ms", "retire: {after: 10m");
+    let playground = Playground::start(&options).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    let waits = |view: &ResourceView| view.replication.mode.effective == "sync";
+    leader.until("commits wait", waits).await?;
+    let load = load(&playground, 80.0, "after a move");
+    writes(&load).await?;
+    let id = leader.migrate(&far.name).await?;
+    leader
+        .until("it soaks", |view| view.primary == far.name && view.phase == "soaking" && waits(view))
+        .await?;
+    writes(&load).await?;
+    let frozen = processes(far)?;
+    signal_all(&frozen, Signal::STOP)?;
+    take_over(&leader, &json!({"accept_loss": true})).await?;
+    leader.until("it has taken over", |view| view.primary == near.name && view.phase == "shadowing").await?;
+    ensure!(leader.migration(&id).await?.state == "superseded");
+    writes(&load).await?;
+    ensure!(behind(&connect(near).await?).await? == 0, "numbers would be given twice");
+    signal_all(&frozen, Signal::CONT)?;
+    let outcome = load.stop().await;
+    let report = outcome.check(&connect(near).await?).await?;
+    ensure!(report.clean(), "{report}: {report:?}");
+    Ok(())
 }

@@ -6,6 +6,7 @@ use godwit::demo::zone::{SERVICE_ROLE, Zone};
 use rustix::process::Signal;
 use tokio_postgres::Client;
 
+use crate::large_objects::moved;
 use crate::leader::{Leader, connect};
 use crate::schema::{followed, owner, replicated};
 
@@ -36,15 +37,6 @@ async fn held(zone: &Zone) -> Result<Vec<String>> {
         UNION ALL SELECT 'nothing ' || count(*) FROM nothing
         UNION ALL SELECT 'noted ' || count(*) FROM logged";
     Ok(connect(zone).await?.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
-}
-
-async fn moved(leader: &mut Leader<'_>, to: &Zone) -> Result<()> {
-    leader.ready().await?;
-    let id = leader.migrate(&to.name).await?;
-    leader.until("it has moved", |view| view.primary == to.name && view.phase == "shadowing").await?;
-    let migration = leader.migration(&id).await?;
-    ensure!(migration.comparison.as_ref().is_some_and(|text| text.contains("equal")), "{migration:#?}");
-    Ok(())
 }
 
 fn told(view: &ResourceView, what: &str) -> bool {

@@ -1,12 +1,13 @@
 //! A primary that is lost, and its shadow that takes over, since a person says so.
 
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use migration::cutover::{Capacity, State};
 use migration::units::{Generation, Zone};
 use replicator::postgres::slot::Lane;
-use replicator::{fence, takeover};
-use std::sync::Arc;
+use replicator::{fence, synchronous, takeover};
 use tokio_postgres::Client;
 
 use super::databases::Purpose;
@@ -17,6 +18,8 @@ use super::{Denied, Plan};
 
 /// How long a database may take to show that it is there.
 const THERE: Duration = Duration::from_secs(3);
+/// How often connections to the lost service are ended until none is in use.
+const CUT: Duration = Duration::from_millis(20);
 /// How long the workers that take over may take to be as many as they should: nobody is served meanwhile.
 const SCALE: Duration = Duration::from_secs(60);
 
@@ -153,10 +156,15 @@ impl Hands {
         }
         let resource = &self.resource.name;
         let before = Generation(generation.0 - 1);
+        self.cut_requests().await;
         self.streams.abandon(before).await;
         let client = self.control(zone).await?;
         // First: whatever comes late is of an older generation.
         fence::guard(&client, resource, generation.0).await.map_err(chain)?;
+        // Where it was the primary before: nothing waits for its shadow of then any more.
+        for slot in synchronous::left_over(&client, resource, None).await.map_err(chain)? {
+            synchronous::leave(&client, &slot).await.map_err(chain)?;
+        }
         let lanes = [Lane::Main, Lane::Critical];
         let streams = lanes.map(|lane| lane.slot_name(resource, before.0));
         let applied = takeover::cut_off(&client, &streams, generation.0).await.map_err(chain)?;
@@ -174,6 +182,25 @@ impl Hands {
             tracing::warn!(%resource, %zone, %why, "it takes over with the workers that it has");
         }
         Ok(())
+    }
+
+    /// Until no request is at the lost primary's service: one that is answered late, when that is back, would acknowledge what is not here.
+    async fn cut_requests(&self) {
+        let Some(front) = &self.front else { return };
+        let cutting = async {
+            let mut drained = pin!(front.gate.drained());
+            loop {
+                // One that was let in before the gate closed may connect only now.
+                front.pool.load().end_connections();
+                if tokio::time::timeout(CUT, drained.as_mut()).await.is_ok() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(THERE, cutting).await.is_err() {
+            let left = front.gate.stats().in_flight;
+            tracing::warn!(resource = %self.resource.name, left, "requests are still in flight to the lost primary");
+        }
     }
 
     /// If it can be reached after all, nobody writes there any more; else when it is back. Nobody waits for that.

@@ -53,6 +53,13 @@ impl Connections {
         }
     }
 
+    /// Ends all, whoever uses them.
+    pub fn end_all(&self) {
+        for connection in self.open().values() {
+            connection.end();
+        }
+    }
+
     /// Keeps a connection until what is returned is told that the library let go of it.
     pub(super) fn keep(self: &Arc<Self>, stream: &TcpStream) -> Result<Tracer> {
         let descriptor = stream.as_raw_fd();

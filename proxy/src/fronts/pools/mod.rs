@@ -83,6 +83,13 @@ pub struct ActivePool {
 }
 
 impl Pool {
+    /// Ends every connection to its endpoints, whoever uses them: what is lost answers nobody any more.
+    pub fn end_connections(&self) {
+        for endpoint in &self.endpoints {
+            endpoint.connections().end_all();
+        }
+    }
+
     /// A pool of fresh endpoints; doubles are dropped.
     pub fn new(generation: u64, zone: impl Into<Arc<str>>, upstreams: &[SocketAddr]) -> Self {
         Self::of(generation, zone.into(), upstreams, Arc::default(), &[])
