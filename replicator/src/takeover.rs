@@ -18,6 +18,14 @@ use crate::sequences::{self, SequenceState};
 /// commits were on their way.
 pub const SKIPPED: i64 = 10_000;
 
+/// Tables of the shadow's, as `schema.table`, whose rows are still being copied.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn unfilled(shadow: &Client) -> Result<Vec<String>, Error> {
+    fill::unfilled(shadow).await
+}
+
 /// Ends what applies these streams here, for good: sessions of theirs end, and any that come later are refused. How far the first has
 /// applied; none: it has no checkpoint.
 ///

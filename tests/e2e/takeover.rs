@@ -88,6 +88,12 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
     ensure!(plan.id.is_none() && failed == ["loss accepted"], "{plan:#?}");
     let why = refused(&leader, &json!({})).await?;
     ensure!(why.contains("loss accepted: no"), "{why}");
+    // As while one of its tables is filled beside the stream.
+    let shadow = connect(far).await?;
+    shadow.batch_execute("INSERT INTO godwit.unfilled VALUES ('orders'::regclass)").await?;
+    let why = refused(&leader, &json!({"accept_loss": true})).await?;
+    ensure!(why.contains("tables whole: rows are missing in public.orders"), "{why}");
+    shadow.batch_execute("DELETE FROM godwit.unfilled").await?;
     ensure!(load.snapshot().in_flight > 20, "some requests should hang there");
     let plan = take_over(&leader, &json!({"accept_loss": true})).await?;
     let id = plan.id.context("an id")?;

@@ -297,6 +297,9 @@ pub(super) struct TakeOverRequest {
     /// Although the primary's database answers.
     #[serde(default)]
     primary_answers: bool,
+    /// Although tables of the shadow are still being filled, and lack rows.
+    #[serde(default)]
+    incomplete: bool,
     /// Only say what would happen.
     #[serde(default)]
     dry_run: bool,
@@ -450,9 +453,9 @@ async fn take_over(
     body: Result<Json<TakeOverRequest>, JsonRejection>,
 ) -> Answer<Response> {
     let handle = find(&state, &id)?;
-    let TakeOverRequest { accept_loss, primary_answers, dry_run } = or_default(body, &headers)?;
-    let view = handle.view.load_full();
-    let plan = taking_over::plan(&handle.streams, &view, Said { accept_loss, primary_answers }).await?;
+    let TakeOverRequest { accept_loss, primary_answers, incomplete, dry_run } = or_default(body, &headers)?;
+    let said = Said { accept_loss, primary_answers, incomplete };
+    let plan = taking_over::plan(&handle.streams, &handle.view.load_full(), said).await;
     if dry_run {
         return Ok(begun(&id, plan));
     }

@@ -139,6 +139,9 @@ enum Command {
         /// Although the primary's database answers; otherwise `migrate` moves without loss.
         #[arg(long)]
         primary_answers: bool,
+        /// Although tables of the shadow are still being filled, and lack rows.
+        #[arg(long)]
+        incomplete: bool,
         /// Only say what would happen, and what would be lost.
         #[arg(long)]
         dry_run: bool,
@@ -317,9 +320,9 @@ pub fn main() -> ExitCode {
             verbs::plan(&client, &resource, Some(&to), output)
         }
         Command::Migrate { resource, to, wait, .. } => verbs::migrate(&client, &resource, &to, wait, output),
-        Command::Takeover { resource, accept_loss, primary_answers, dry_run, wait } => {
+        Command::Takeover { resource, accept_loss, primary_answers, incomplete, dry_run, wait } => {
             let body = serde_json::json!({
-                "accept_loss": accept_loss, "primary_answers": primary_answers, "dry_run": dry_run
+                "accept_loss": accept_loss, "primary_answers": primary_answers, "incomplete": incomplete, "dry_run": dry_run
             });
             verbs::take_over(&client, &resource, &body, wait, output)
         }

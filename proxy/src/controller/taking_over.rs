@@ -30,13 +30,12 @@ pub struct Said {
     pub accept_loss: bool,
     /// Although the primary's database answers.
     pub primary_answers: bool,
+    /// Although tables of the shadow are still being filled.
+    pub incomplete: bool,
 }
 
 /// Whether the shadow of this resource could take over, what then happens, and what would be lost.
-///
-/// # Errors
-/// [`Denied::Conflict`] where the controller could not do it now whatever is said.
-pub async fn plan(streams: &Streams, view: &ResourceView, said: Said) -> Result<Plan, Denied> {
+pub async fn plan(streams: &Streams, view: &ResourceView, said: Said) -> Plan {
     let (from, to) = (&view.primary, &view.shadow);
     let generation = Generation(view.generation);
     let lost = streams.there(from).await;
@@ -44,6 +43,7 @@ pub async fn plan(streams: &Streams, view: &ResourceView, said: Said) -> Result<
         Ok(client) => streams.is_whole(generation, &client).await,
         Err(why) => Err(why),
     };
+    let unfilled = shadow.as_ref().map(|(_, unfilled)| unfilled.join(", ")).unwrap_or_default();
     let guard = |name: &str, passed, value: String, limit: &str| GuardView {
         name: name.into(),
         passed,
@@ -62,17 +62,23 @@ pub async fn plan(streams: &Streams, view: &ResourceView, said: Said) -> Result<
             "primary lost",
             said.primary_answers || lost.is_err(),
             lost.map_or_else(|why| format!("{from} does not answer: {why}"), |_| format!("{from} answers")),
-            "no answer (then godwit migrate loses nothing), or primary_answers",
+            "no answer, since godwit migrate loses nothing where there is one; or primary_answers",
         ),
         guard(
             "shadow whole",
-            matches!(shadow, Ok(Some(_))),
+            matches!(shadow, Ok((Some(_), _))),
             match &shadow {
-                Ok(Some(applied)) => format!("{to} has what {from} committed up to {applied}"),
-                Ok(None) => format!("{to} has no whole copy"),
+                Ok((Some(applied), _)) => format!("{to} has what {from} committed up to {applied}"),
+                Ok((None, _)) => format!("{to} has no whole copy"),
                 Err(why) => format!("{to} does not answer: {why}"),
             },
             "a copy that was finished",
+        ),
+        guard(
+            "tables whole",
+            said.incomplete || unfilled.is_empty(),
+            if unfilled.is_empty() { "all".into() } else { format!("rows are missing in {unfilled}") },
+            "none that is being filled, or incomplete",
         ),
     ];
     let stream = &view.replication;
@@ -92,7 +98,7 @@ pub async fn plan(streams: &Streams, view: &ResourceView, said: Said) -> Result<
             view.name
         ),
     ];
-    Ok(Plan { id: None, approval: None, from: from.clone(), to: to.clone(), steps, guards })
+    Plan { id: None, approval: None, from: from.clone(), to: to.clone(), steps, guards }
 }
 
 /// What of a plan stands in the way.
@@ -115,18 +121,23 @@ impl Streams {
         asked.unwrap_or_else(|_| Err(format!("no answer within {} s", THERE.as_secs())))
     }
 
-    /// Up to where the shadow has all of its primary; none: it has no whole copy.
-    async fn is_whole(&self, generation: Generation, shadow: &Client) -> Result<Option<String>, String> {
+    /// Up to where the shadow has all of its primary (none: it has no whole copy), and which of its tables are still being filled.
+    async fn is_whole(
+        &self,
+        generation: Generation,
+        shadow: &Client,
+    ) -> Result<(Option<String>, Vec<String>), String> {
         let name = Lane::Main.slot_name(self.resource(), generation.0);
         if copied(shadow, &name).await? == Some(true) {
             let sql = "SELECT applied_lsn::text FROM godwit.progress WHERE stream = $1";
             let applied = shadow.query_opt(sql, &[&name]).await.map_err(chain)?;
-            return Ok(applied.map(|row| row.get(0)));
+            let unfilled = takeover::unfilled(shadow).await.map_err(chain)?;
+            return Ok((applied.map(|row| row.get(0)), unfilled));
         }
         // The old primary of the cutover that has made this generation, before its stream began.
         let epoch = fence::state(shadow, self.resource()).await.map_err(chain)?;
         let marker = epoch.filter(|epoch| epoch.fenced && epoch.generation == generation.0);
-        Ok(marker.and_then(|epoch| epoch.marker).map(|marker| marker.to_string()))
+        Ok((marker.and_then(|epoch| epoch.marker).map(|marker| marker.to_string()), Vec::new()))
     }
 
     /// Ends the lanes of a stream whose source is lost, here.

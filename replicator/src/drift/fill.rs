@@ -205,7 +205,7 @@ async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), tokio
 }
 
 /// The shadow's tables whose rows are not whole, as `schema.table`.
-pub(super) async fn unfilled(shadow: &Client) -> Result<Vec<String>, Error> {
+pub(crate) async fn unfilled(shadow: &Client) -> Result<Vec<String>, Error> {
     let failed = |error| refused("read which tables are not whole")(error);
     if !is_prepared(shadow, "unfilled").await? {
         return Ok(Vec::new());
