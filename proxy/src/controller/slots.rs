@@ -313,7 +313,11 @@ impl Work {
                 );
                 return streams.give_up(generation, &state.primary, why).await.map(|()| None);
             }
-            Self::SeedIfDue if !streams.cannot_go_on(generation, &state.primary, &state.shadow).await? => {
+            // What a lost primary has, and nobody else, is for a person to give up.
+            Self::SeedIfDue
+                if hands.journal.is_lost(&state.resource, &state.shadow, generation).map_err(chain)?
+                    || !streams.cannot_go_on(generation, &state.primary, &state.shadow).await? =>
+            {
                 return Ok(Some(false));
             }
             Self::Seed | Self::SeedIfDue => {}

@@ -227,6 +227,7 @@ impl Streams {
             }
         }
         let name = slot::slot_name(&self.resource, generation.0);
+        let epoch = fence::state(&to, &self.resource).await.map_err(chain)?;
         fence::install(&to, &self.resource, generation.0).await.map_err(chain)?;
         let found = identity::of(&from).await.map_err(chain)?;
         let known = identity::of_checkpoint(&to, &name).await.map_err(chain)?;
@@ -244,9 +245,8 @@ impl Streams {
         if generation.0 > 1 && copied != Some(false) {
             let info = slot::slot_info(&from, &name).await.map_err(chain)?;
             let Some(start) = info.and_then(|info| info.confirmed_flush) else {
-                let epoch = fence::state(&to, &self.resource).await.map_err(chain)?;
-                if epoch.is_none_or(|epoch| !epoch.fenced || epoch.generation < generation.0) {
-                    // A primary that was lost and is back: nobody may take it for one.
+                if epoch.is_some_and(|epoch| epoch.generation < generation.0) {
+                    // A primary that was lost and is back: nobody may take it for one. What was never ours is not touched.
                     fence::guard(&to, &self.resource, generation.0).await.map_err(chain)?;
                 }
                 return Err(format!(
