@@ -36,12 +36,12 @@ pub async fn cut_off(client: &Client, streams: &[String], generation: u64) -> Re
     let generation = sql_generation(generation)?;
     // Before: one that is busy holds the row. After: one that came in between.
     fill::end_appliers(client).await.map_err(failed)?;
-    let mine = "UPDATE godwit.progress SET generation = $2 WHERE stream = ANY ($1)";
-    client.execute(mine, &[&streams, &generation]).await.map_err(failed)?;
+    let mine =
+        "UPDATE godwit.progress SET generation = $2 WHERE stream = ANY ($1) RETURNING stream, applied_lsn";
+    let applied = client.query(mine, &[&streams, &generation]).await.map_err(failed)?;
     fill::end_appliers(client).await.map_err(failed)?;
-    let applied = "SELECT applied_lsn FROM godwit.progress WHERE stream = ANY ($1) ORDER BY array_position($1, stream) LIMIT 1";
-    let applied = client.query_opt(applied, &[&streams]).await.map_err(failed)?;
-    Ok(applied.map(|row| Lsn(row.get::<_, PgLsn>(0).into())))
+    let first = applied.iter().find(|row| Some(row.get::<_, &str>(0)) == streams.first().map(String::as_str));
+    Ok(first.map(|row| Lsn(row.get::<_, PgLsn>(1).into())))
 }
 
 /// Puts every sequence that is in use ahead: of the highest value in the columns that draw from it, and [`SKIPPED`] numbers further, or a

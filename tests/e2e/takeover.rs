@@ -46,6 +46,10 @@ async fn behind(client: &Client) -> Result<i64> {
     Ok(client.query_one(sql, &[]).await?.get(0))
 }
 
+async fn orders(zone: &Zone) -> Result<i64> {
+    Ok(connect(zone).await?.query_one("SELECT count(*) FROM orders", &[]).await?.get(0))
+}
+
 fn told(view: &ResourceView, what: &str) -> bool {
     view.problems.iter().any(|problem| problem.contains(what))
 }
@@ -122,10 +126,10 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
     until("the old primary is fenced", fenced).await?;
     let why = refused(&leader, &json!({"accept_loss": true, "primary_answers": true})).await?;
     ensure!(why.contains("shadow whole: eu-west has no whole copy"), "{why}");
-    let there: i64 = connect(near).await?.query_one("SELECT count(*) FROM orders", &[]).await?.get(0);
+    let there = orders(near).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     ensure!(leader.view().await?.replication.state != "streaming", "nobody has asked for that");
-    let left: i64 = connect(near).await?.query_one("SELECT count(*) FROM orders", &[]).await?.get(0);
+    let left = orders(near).await?;
     ensure!(there == left && left > 0, "{there} rows, then {left}");
 
     // Godwit may be looking whether that is for it to do.
@@ -183,7 +187,6 @@ async fn a_shadow_takes_over_in_the_middle_of_an_undone_move() -> Result<()> {
     leader.until("it knows", |view| view.primary == far.name && told(view, "eu-west was lost")).await?;
     writes(&load).await?;
     // The fence of the undone move may be up there, or go up now; what is there stays all the same.
-    let there = "SELECT count(*) FROM orders";
     signal_all(&frozen, Signal::CONT)?;
     drop(holder);
     until("it has been looked at", async || {
@@ -191,9 +194,9 @@ async fn a_shadow_takes_over_in_the_middle_of_an_undone_move() -> Result<()> {
         Ok(epoch.is_some_and(|epoch| epoch.fenced && epoch.generation == 2))
     })
     .await?;
-    let before: i64 = connect(near).await?.query_one(there, &[]).await?.get(0);
+    let before = orders(near).await?;
     tokio::time::sleep(Duration::from_secs(13)).await;
-    let after: i64 = connect(near).await?.query_one(there, &[]).await?.get(0);
+    let after = orders(near).await?;
     ensure!(before == after && after > 0, "{before} orders, then {after}");
     ensure!(leader.view().await?.replication.state != "streaming", "nobody has asked for that");
     drop(load.stop().await);
@@ -207,7 +210,7 @@ async fn a_takeover_that_is_killed_after_any_journal_record_goes_on() -> Result<
     let [near, far] = &playground.zones;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
-    let before: i64 = connect(near).await?.query_one("SELECT count(*) FROM orders", &[]).await?.get(0);
+    let before = orders(near).await?;
     leader.until("it has caught up", |view| view.replication.lag_bytes == 0).await?;
     leader.node.signal(Signal::KILL)?;
     drop(leader);
@@ -233,7 +236,7 @@ async fn a_takeover_that_is_killed_after_any_journal_record_goes_on() -> Result<
     ensure!(died > 3, "it was killed {died} times only");
     let client = connect(far).await?;
     ensure!(behind(&client).await? == 0, "numbers would be given twice");
-    let after: i64 = client.query_one("SELECT count(*) FROM orders", &[]).await?.get(0);
+    let after = orders(far).await?;
     ensure!(after >= before, "{before} orders, then {after}");
     signal_all(&frozen, Signal::CONT)
 }

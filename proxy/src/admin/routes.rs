@@ -10,6 +10,7 @@ use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use serde::Deserialize;
+use tokio::sync::oneshot;
 
 use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
@@ -23,7 +24,7 @@ use crate::controller::freezes::FreezeView;
 use crate::controller::taking_over::{self, Said};
 use crate::controller::verification::{Request as VerifyRequest, VerificationView};
 use crate::controller::view::{DecisionView, MigrationView, ReplicationView, ResourceView};
-use crate::controller::{Command, Plan, ResourceHandle, doctor, zones};
+use crate::controller::{Command, Denied, Plan, ResourceHandle, doctor, zones};
 use crate::store::{EVERY_RESOURCE, FreezeRow, RunRow};
 
 pub(super) type Answer<T> = Result<T, Problem>;
@@ -305,6 +306,15 @@ pub(super) struct TakeOverRequest {
     dry_run: bool,
 }
 
+/// What the controller says to a command.
+async fn told<T>(
+    handle: &ResourceHandle,
+    command: impl FnOnce(oneshot::Sender<Result<T, Denied>>) -> Command,
+) -> Answer<T> {
+    let stopping = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping");
+    Ok(handle.ask(command).await.ok_or_else(stopping)??)
+}
+
 /// No body at all asks for the default; a wrong one is an error.
 fn or_default<T: Default>(body: Result<Json<T>, JsonRejection>, headers: &HeaderMap) -> Answer<T> {
     match body {
@@ -323,10 +333,7 @@ async fn approve(
 ) -> Answer<Response> {
     let handle = find(&state, &id)?;
     let by = caller.name;
-    let plan = handle
-        .ask(|reply| Command::Approve { id: Some(pid), by, reply })
-        .await
-        .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping"))??;
+    let plan = told(&handle, |reply| Command::Approve { id: Some(pid), by, reply }).await?;
     Ok(begun(&id, plan))
 }
 
@@ -438,10 +445,7 @@ async fn migrate(
     let request: MigrateRequest = or_default(body, &headers)?;
     let dry_run = request.dry_run;
     let by = caller.name;
-    let plan = handle
-        .ask(|reply| Command::Migrate { to: request.to, by, dry_run, reply })
-        .await
-        .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping"))??;
+    let plan = told(&handle, |reply| Command::Migrate { to: request.to, by, dry_run, reply }).await?;
     Ok(begun(&id, plan))
 }
 
@@ -463,10 +467,7 @@ async fn take_over(
         return Err(refused.into());
     }
     let by = caller.name;
-    let plan = handle
-        .ask(|reply| Command::TakeOver { plan: Box::new(plan), by, reply })
-        .await
-        .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping"))??;
+    let plan = told(&handle, |reply| Command::TakeOver { plan: Box::new(plan), by, reply }).await?;
     Ok(begun(&id, plan))
 }
 
@@ -505,10 +506,7 @@ async fn reseed(
 ) -> Answer<StatusCode> {
     let handle = find(&state, &id)?;
     let by = caller.name;
-    handle
-        .ask(|reply| Command::Reseed { by, reply })
-        .await
-        .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping"))??;
+    told(&handle, |reply| Command::Reseed { by, reply }).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -519,10 +517,7 @@ async fn abort(
 ) -> Answer<StatusCode> {
     let handle = find(&state, &id)?;
     let by = caller.name;
-    handle
-        .ask(|reply| Command::Abort { id: mid, by, reply })
-        .await
-        .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "godwit is stopping"))??;
+    told(&handle, |reply| Command::Abort { id: mid, by, reply }).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

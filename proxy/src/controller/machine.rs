@@ -550,10 +550,7 @@ impl Machine {
         let mut plan = self.plan(&to);
         if !dry_run {
             self.may_begin(next)?;
-            self.take(event);
-            if self.state.run.as_ref().is_none_or(|run| run.id != id) {
-                return Err(Denied::Journal(self.journal_fails.clone().unwrap_or_default()));
-            }
+            self.begin(event, &id)?;
             self.note_decision(&id);
             plan.id = Some(id);
         } else if let Err(refused @ (Refused::AlreadyThere(_) | Refused::WrongTarget { .. })) = next {
@@ -573,12 +570,18 @@ impl Machine {
         if (&*next.primary.0, &*next.shadow.0) != (plan.to.as_str(), plan.from.as_str()) {
             return Err(Denied::Conflict(format!("{} is the primary by now", self.state.primary)));
         }
+        self.begin(event, &id)?;
+        plan.id = Some(id);
+        Ok(plan)
+    }
+
+    /// Takes what begins the run of this id.
+    fn begin(&mut self, event: Event, id: &str) -> Result<(), Denied> {
         self.take(event);
         if self.state.run.as_ref().is_none_or(|run| run.id != id) {
             return Err(Denied::Journal(self.journal_problem()));
         }
-        plan.id = Some(id);
-        Ok(plan)
+        Ok(())
     }
 
     fn request(&self, to: Zone, trigger: Trigger) -> (String, Event) {

@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 
 use super::databases::Purpose;
 use super::effects::{Failure, Hands, chain};
-use super::streams::{Streams, copied};
+use super::streams::Streams;
 use super::view::{GuardView, ResourceView};
 use super::{Denied, Plan};
 
@@ -128,11 +128,10 @@ impl Streams {
         shadow: &Client,
     ) -> Result<(Option<String>, Vec<String>), String> {
         let name = Lane::Main.slot_name(self.resource(), generation.0);
-        if copied(shadow, &name).await? == Some(true) {
-            let sql = "SELECT applied_lsn::text FROM godwit.progress WHERE stream = $1";
-            let applied = shadow.query_opt(sql, &[&name]).await.map_err(chain)?;
+        let copied = "SELECT applied_lsn::text FROM godwit.progress WHERE stream = $1 AND copied";
+        if let Some(row) = shadow.query_opt(copied, &[&name]).await.map_err(chain)? {
             let unfilled = takeover::unfilled(shadow).await.map_err(chain)?;
-            return Ok((applied.map(|row| row.get(0)), unfilled));
+            return Ok((Some(row.get(0)), unfilled));
         }
         // The old primary of the cutover that has made this generation, before its stream began.
         let epoch = fence::state(shadow, self.resource()).await.map_err(chain)?;

@@ -51,12 +51,12 @@ impl UnloggedRows {
         *lock(&self.left) = None;
         let (wanted, hold) = {
             let live = self.live.load();
-            (wanted(live.policy.unlogged), live.policy.max_hold)
+            (live.policy.unlogged, live.policy.max_hold)
         };
-        if wanted == Unlogged::Refused {
+        if wanted == UnloggedTables::Refuse {
             return Ok(());
         }
-        let rows = wanted == Unlogged::Carried;
+        let rows = wanted == UnloggedTables::Carry;
         let tables = self.with(zones, generation, async |sides| unlogged::tables(sides, rows).await).await?;
         if !rows {
             return self.with(zones, generation, async |sides| unlogged::empty(sides, &tables).await).await;

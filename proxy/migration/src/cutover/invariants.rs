@@ -38,13 +38,15 @@ pub fn check(state: &State) -> Result<(), String> {
 
 /// The first fact that `phase` rests on and `run` lacks.
 fn missing_fact(phase: Phase, run: &Run) -> Option<&'static str> {
+    // Of a primary that is lost nothing was asked.
+    let asked = |holds: bool| holds || run.taken_over;
     let needs = [
-        (Phase::Armed, run.guarded || run.taken_over, "guards passed"),
+        (Phase::Armed, asked(run.guarded), "guards passed"),
         (Phase::Armed, run.held_since.is_some(), "the hold's start"),
-        (Phase::Fenced, run.fence.is_some() || run.taken_over, "the fence's marker"),
-        (Phase::CaughtUp, run.caught_up || run.taken_over, "the marker applied"),
-        (Phase::Sequenced, run.sequenced || run.taken_over, "the sequences set"),
-        (Phase::Committed, run.reverse_slot || run.taken_over, "the reverse slot"),
+        (Phase::Fenced, asked(run.fence.is_some()), "the fence's marker"),
+        (Phase::CaughtUp, asked(run.caught_up), "the marker applied"),
+        (Phase::Sequenced, asked(run.sequenced), "the sequences set"),
+        (Phase::Committed, asked(run.reverse_slot), "the reverse slot"),
         (Phase::Swapped, run.sequenced, "the sequences set"),
         (Phase::Swapped, run.opened, "the new primary open"),
         (Phase::Swapped, run.swapped, "the pool swapped"),

@@ -247,10 +247,8 @@ fn take_over(
     let close = ended.map(|(run, outcome)| Effect::CloseRun { id: run.id.clone(), outcome });
     let mut next = state.clone();
     let run = Run { held_since: Some(now), taken_over: true, ..begun(state, id, trigger, limits, now) };
-    next.generation = run.generation;
-    (next.primary, next.shadow) = (run.to.clone(), run.from.clone());
     next.run = Some(run);
-    let (next, mut effects) = enter(next, Phase::Committed, now);
+    let (next, mut effects) = commit(next, now);
     effects.splice(0..0, close);
     Ok((next, effects))
 }
@@ -333,6 +331,15 @@ fn arm_when_ready(
     if ready { enter(hold_began(state), Phase::Armed, now) } else { (state, Vec::new()) }
 }
 
+/// From here on the run's target is the primary.
+fn commit(mut state: State, now: Timestamp) -> (State, Vec<Effect>) {
+    if let Some(run) = &state.run {
+        state.generation = run.generation;
+        (state.primary, state.shadow) = (run.to.clone(), run.from.clone());
+    }
+    enter(state, Phase::Committed, now)
+}
+
 /// Goes as far as the facts under the fence allow: to the commit when all three are there.
 fn settle(mut state: State, now: Timestamp) -> (State, Vec<Effect>) {
     let Some(run) = &state.run else { return (state, Vec::new()) };
@@ -343,9 +350,7 @@ fn settle(mut state: State, now: Timestamp) -> (State, Vec<Effect>) {
         (false, ..) => Phase::Fenced,
     };
     if reached == Phase::Committed {
-        state.generation = run.generation;
-        (state.primary, state.shadow) = (run.to.clone(), run.from.clone());
-        return enter(state, Phase::Committed, now);
+        return commit(state, now);
     }
     if reached != state.phase {
         state.phase = reached;
