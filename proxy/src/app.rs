@@ -3,6 +3,8 @@
 //! Two runtimes. pingora has its own threads for the fronts, which only share snapshots, gates and recorders with the
 //! rest. Everything else (controllers, streams, probes, admin, link) runs on one tokio runtime of this module.
 
+mod standing;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -34,9 +36,10 @@ use crate::fronts::routes::{Routes, report};
 use crate::fronts::sockets::Kept;
 use crate::history::{self, History};
 use crate::leading::changes::Changes;
+use crate::leading::election::Election;
 use crate::leading::fronts::Fronts;
 use crate::leading::running::Running;
-use crate::leading::{self, Leading, Shared};
+use crate::leading::{self, Anew, Leading, Shared};
 use crate::links::Links;
 use crate::notify;
 use crate::store::{Journal, OverlayFile, Tokens};
@@ -68,6 +71,50 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     });
     let traces = traces.transpose()?;
     let recorder = Recorder::with(traces.clone());
+    let sockets = Arc::new(upgrade::sockets().context("the sockets of the program before are lost")?);
+    let upgrade = Arc::new(Upgrade::new(file.to_owned()).context("this program has no file")?);
+    let history = History::start(&config.node.state, config.node.history).context("cannot start a thread")?;
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let anew = Arc::new(Anew::default());
+    let (links, mut heard, mut terminate) = {
+        let _inside = runtime.enter();
+        // From the start: before the admin listener answers, after which somebody may signal.
+        (Arc::new(Links::new(&config)?), Heard::begin()?, signal(SignalKind::terminate())?)
+    };
+    let audit = Audit::start(audit::Settings {
+        directory: config.node.audit.directory.clone(),
+        node: config.node.name.clone(),
+        rotate: config.node.audit.rotate.0,
+    })?;
+    let events = Arc::new(Events::new(clock::now(), stop.clone()));
+    let feeds = FeedBoard::new(config.feeds.values().cloned());
+    let state = AdminState {
+        running: Running::new(config.clone()),
+        journal: journal.clone(),
+        identities: identities(&config)?,
+        audit: audit.clone(),
+        events: events.clone(),
+        history: history.clone(),
+        freezes: freezes.clone(),
+        metrics: Some(metrics),
+        feeds: feeds.clone(),
+        changes: None,
+        standing: None,
+        answers: Arc::default(),
+        sent: Arc::default(),
+    };
+    let mut election = Election::of(&config)?;
+    let holder = election.as_ref().map(|election| election.id.clone());
+    if let Some(election) = &mut election {
+        let led =
+            runtime.block_on(standing::until_it_leads(election, state.clone(), &sockets, &mut heard))?;
+        if !led {
+            tracing::info!("godwit ends");
+            return Ok(());
+        }
+    }
+
     let led = config
         .resources
         .values()
@@ -77,32 +124,14 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
     let routes = Routes::new(&fronts)?;
     let postgres: Vec<_> = led.iter().filter_map(|led| led.postgres.clone()).collect();
-    let sockets = Arc::new(upgrade::sockets().context("the sockets of the program before are lost")?);
-    let upgrade = Arc::new(Upgrade::new(file.to_owned()).context("this program has no file")?);
     let addresses = postgres.iter().map(|front| front.settings.listen).chain(routes.listeners());
     sockets.only(addresses.clone().chain([config.node.admin.listen]));
     // Bound here rather than on pingora's threads: what is taken is said at once.
     addresses.into_iter().try_for_each(|address| sockets.listener(address).map(drop))?;
-
-    let history = History::start(&config.node.state, config.node.history).context("cannot start a thread")?;
     let learner = Learner::start(&config.node.state, crate::rng::seed())?;
-    let stop = CancellationToken::new();
-    let tasks = TaskTracker::new();
-    let (links, heard, mut terminate) = {
-        let _inside = runtime.enter();
-        // From the start: before the admin listener answers, after which somebody may signal.
-        (Arc::new(Links::new(&config)?), Heard::begin()?, signal(SignalKind::terminate())?)
-    };
-    let identities = identities(&config)?;
-    let audit = Audit::start(audit::Settings {
-        directory: config.node.audit.directory.clone(),
-        node: config.node.name.clone(),
-        rotate: config.node.audit.rotate.0,
-    })?;
+    let resigned = election.map(|election| runtime.spawn(keep(election, anew.clone(), stop.clone())));
     let (running, changes) = runtime.block_on(async {
         let listener = admin::Listener::kept(&sockets, &config.node.admin, &stop)?;
-        let events = Arc::new(Events::new(clock::now(), stop.clone()));
-        let feeds = FeedBoard::new(config.feeds.values().cloned());
         let collected =
             history::collect::collect(history.clone(), recorder.reader(), feeds.clone(), stop.clone());
         tasks.spawn(collected);
@@ -119,10 +148,12 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             feeds: feeds.clone(),
             journal: journal.clone(),
             config: config.clone(),
+            holder,
+            anew: anew.clone(),
             stop: stop.clone(),
             tasks: tasks.clone(),
         }));
-        let running = Running::new(config.clone());
+        let running = state.running.clone();
         for led in led {
             let name = led.name().to_owned();
             running.joins(&name, leading.start(led));
@@ -138,20 +169,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         let changes = Arc::new(Changes::new(file.to_owned(), overlay, running.clone(), leading, joining));
         tasks.spawn(stop.clone().run_until_cancelled_owned(hang_ups(changes.clone())?));
         tasks.spawn(stop.clone().run_until_cancelled_owned(measure_fronts(changes.clone())));
-        let state = AdminState {
-            running: running.clone(),
-            journal: journal.clone(),
-            identities,
-            audit,
-            events,
-            history: history.clone(),
-            freezes,
-            metrics: Some(metrics),
-            feeds,
-            changes: Some(changes.clone()),
-            answers: Arc::default(),
-            sent: Arc::default(),
-        };
+        let state = AdminState { changes: Some(changes.clone()), ..state };
         if let Some(traces) = &traces {
             let told = traces::migrations::follow(state.events.clone(), journal.clone(), traces.clone());
             tasks.spawn(stop.clone().run_until_cancelled_owned(told));
@@ -188,7 +206,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         history: history.clone(),
         runtime: runtime.handle().clone(),
     });
-    let signals = Signals::new(&upgrade, &sockets, node, heard);
+    let signals = Signals::new(&upgrade, &sockets, node, heard, &anew);
     tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin.listen, "godwit runs");
 
     let listeners = config.resources.values().flat_map(|resource| {
@@ -212,6 +230,13 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         // Returns after SIGTERM or SIGINT, when the requests in flight have ended or their grace is over, and for an upgrade.
         server.run(RunArgs { shutdown_signal: Box::new(signals) });
     }
+    if anew.why().is_some() {
+        stop.cancel();
+        tasks.close();
+        runtime.block_on(ended(&tasks, &history));
+        let error = upgrade.execute(upgrade::nothing_handed_over()?);
+        return Err(error).context("the program cannot be executed anew");
+    }
     // Ended at the last moment, it is ended.
     let terminated = async { tokio::time::timeout(Duration::ZERO, terminate.recv()).await.is_ok() };
     if upgrade.begun() && !runtime.block_on(terminated) {
@@ -225,12 +250,27 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     notify::tell(notify::State::Stopping);
     stop.cancel();
     tasks.close();
-    runtime.block_on(ended(&tasks, &history));
+    runtime.block_on(async {
+        ended(&tasks, &history).await;
+        if let Some(resigned) = resigned {
+            // A panic in there was reported there.
+            let _ = resigned.await;
+        }
+    });
     if let Some(traces) = traces {
         traces.end(LAST_WRITE);
     }
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(())
+}
+
+/// Renews the leases; at the end another node may have them at once.
+async fn keep(mut election: Election, anew: Arc<Anew>, stop: CancellationToken) {
+    let lost = stop.run_until_cancelled(election.keep()).await;
+    match lost {
+        Some(node) => anew.begin(format!("node {node} leads now")),
+        None => election.resign().await,
+    }
 }
 
 /// Tells the service manager once every front takes connections: pingora opens them on its own threads.

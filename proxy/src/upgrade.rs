@@ -30,6 +30,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 
 use crate::fronts::sockets::Sockets;
+use crate::leading::Anew;
 
 /// How long clients that keep a connection have for a request whose answer tells them to make another. Who says nothing for so long
 /// is about to send a request as seldom as at the end of any keep-alive.
@@ -50,6 +51,11 @@ pub fn sockets() -> io::Result<Sockets> {
     let sockets = Sockets::inherited(io::stdin().as_fd().try_clone_to_owned()?)?;
     tracing::info!("the sockets of the program before are taken over");
     Ok(sockets)
+}
+
+/// For a process that begins anew, with no socket of its own.
+pub fn nothing_handed_over() -> io::Result<OwnedFd> {
+    Sockets::default().handed_over()
 }
 
 /// What a node does about an upgrade.
@@ -134,6 +140,7 @@ pub struct Signals {
     upgrade: Arc<Upgrade>,
     sockets: Arc<Sockets>,
     node: Arc<dyn Node>,
+    anew: Arc<Anew>,
     heard: Mutex<Heard>,
 }
 
@@ -151,13 +158,29 @@ impl Heard {
             [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()].map(signal);
         Ok(Self { terminate: terminate?, interrupt: interrupt?, quit: quit? })
     }
+
+    /// Waits until the process is to end. Where nobody is served there is nothing to keep for the next program: SIGQUIT ends it, too.
+    pub async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.quit.recv() => {}
+        }
+    }
 }
 
 impl Signals {
     /// Does what was `heard` already, and what will be.
-    pub fn new(upgrade: &Arc<Upgrade>, sockets: &Arc<Sockets>, node: Arc<dyn Node>, heard: Heard) -> Self {
+    pub fn new(
+        upgrade: &Arc<Upgrade>,
+        sockets: &Arc<Sockets>,
+        node: Arc<dyn Node>,
+        heard: Heard,
+        anew: &Arc<Anew>,
+    ) -> Self {
         let heard = Mutex::new(heard);
-        Self { upgrade: Arc::clone(upgrade), sockets: Arc::clone(sockets), node, heard }
+        let (upgrade, sockets, anew) = (Arc::clone(upgrade), Arc::clone(sockets), Arc::clone(anew));
+        Self { upgrade, sockets, node, anew, heard }
     }
 
     /// Waits until nothing is in flight.
@@ -215,6 +238,8 @@ impl ShutdownSignalWatch for Signals {
             tokio::select! {
                 _ = terminate.recv() => return ShutdownSignal::GracefulTerminate,
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                // Whoever is connected here had better be somewhere else.
+                () = self.anew.begun() => return ShutdownSignal::FastShutdown,
                 _ = quit.recv() => {}
             }
             tokio::select! {

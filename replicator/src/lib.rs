@@ -29,6 +29,7 @@ pub mod heartbeat;
 pub mod identity;
 pub mod lanes;
 pub mod large_objects;
+pub mod lead;
 pub mod link;
 pub mod lsn;
 pub mod pgoutput;

@@ -84,6 +84,7 @@ fn spec(generation: u64) -> FenceSpec {
         resource: "orders".into(),
         generation,
         run: "m1".into(),
+        holder: None,
         app_roles: Vec::new(),
         lock_timeout: Duration::from_secs(2),
         kill_timeout: Duration::from_secs(5),

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{LEADER, Playground, RESOURCE};
+use godwit_tests::waiting::until;
 use replicator::verify;
+use rustix::process::Signal;
 
+use crate::faults::fault::{processes, signal_all};
 use crate::leader::{Leader, PATIENCE, connect, load, options};
 
 fn state(playground: &Playground) -> PathBuf {
@@ -87,5 +90,68 @@ async fn a_lost_journal_is_made_up_for_by_the_databases() -> Result<()> {
     leader.until("it serves", |_| serving.snapshot().acknowledged > 20).await?;
     let serving = serving.stop().await;
     ensure!(serving.totals.failed == 0, "{:#?}", serving.failures);
+    Ok(())
+}
+
+/// In the middle of a move, committed or not: it cannot be known, and need not be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_whose_journal_is_lost_is_undone() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let stops = playground.directory.join("stops");
+    std::fs::create_dir(&stops)?;
+    let (asked, reached) = (stops.join("committed"), stops.join("committed.reached"));
+    std::fs::write(&asked, "")?;
+    let mut leader = Leader::start(&playground, &[("GODWIT_TEST_STOPS", &stops.to_string_lossy())])?;
+    leader.ready().await?;
+    let load = load(&playground, 60.0, "undone");
+    leader.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;
+    leader.migrate(&far.name).await?;
+    until("it is committed", async || Ok(reached.exists())).await?;
+    leader.node.signal(Signal::KILL)?;
+    drop(leader);
+    std::fs::remove_dir_all(state(&playground)).context("the state directory")?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader.ready().await?;
+    ensure!(view.primary == near.name && view.generation == 1, "{view:#?}");
+    let served = load.snapshot().acknowledged;
+    leader.until("it serves", |_| load.snapshot().acknowledged > served + 20).await?;
+    leader.migrate(&far.name).await?;
+    leader.until("it moves", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    let report = load.stop().await.check(&connect(far).await?).await?;
+    ensure!(report.acknowledged > 0 && report.clean(), "{report}: {report:?}");
+    Ok(())
+}
+
+/// The node was lost together with the primary's zone: another one, which knows nothing, has the shadow take over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_is_known_by_what_it_is_of() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let load = load(&playground, 60.0, "lost");
+    leader.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;
+    leader.until("it has caught up", |view| view.replication.lag_bytes == 0).await?;
+    leader.node.signal(Signal::KILL)?;
+    let frozen = processes(near)?;
+    signal_all(&frozen, Signal::STOP)?;
+    drop(leader);
+    std::fs::remove_dir_all(state(&playground)).context("the state directory")?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.until("it knows", |view| view.primary == near.name && view.phase == "shadowing").await?;
+    let asked = serde_json::json!({"accept_loss": true});
+    leader.client.send(&format!("/api/v1/resources/{RESOURCE}/takeover"), &asked).await?;
+    leader.until("it takes over", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    let served = load.snapshot().acknowledged;
+    leader.until("it serves", |_| load.snapshot().acknowledged > served + 20).await?;
+    drop(load.stop().await);
+    signal_all(&frozen, Signal::CONT)?;
+    until("the old one is fenced", async || {
+        let epoch = replicator::fence::state(&connect(near).await?, RESOURCE).await?;
+        Ok(epoch.is_some_and(|epoch| epoch.fenced && epoch.generation == 2))
+    })
+    .await?;
+    ensure!(leader.node.ended()?.is_none(), "{}", leader.node.tail(20));
     Ok(())
 }

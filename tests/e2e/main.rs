@@ -13,6 +13,7 @@ mod cutover;
 mod demo;
 mod doctor;
 mod drivers;
+mod elected;
 mod events;
 mod faults;
 mod feeds;

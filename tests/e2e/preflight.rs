@@ -402,6 +402,7 @@ async fn what_sessions_would_miss_on_the_target_is_told() -> Result<()> {
             resource: "orders".into(),
             generation: 2,
             run: "m1".into(),
+            holder: None,
             app_roles: vec!["app".into()],
             lock_timeout: Duration::from_secs(5),
             kill_timeout: Duration::from_secs(10),

@@ -47,6 +47,7 @@
 //! | `GET /api/v1/openapi.json` | this table for programs, OpenAPI 3.1 |
 //! | `GET /api/v1/events` | what changes, as it does, as server-sent events (`?resource=`, docs/events.md) |
 //! | `GET /`, `/dashboard/…` | the dashboard |
+//! | `GET`, `POST /api/v1/lead` | whether this node leads, where several may |
 //! | `GET /metrics`, `/livez`, `/readyz?verbose` | |
 
 pub mod access;
@@ -56,6 +57,7 @@ mod changes;
 mod events;
 mod feeds;
 mod history;
+mod lead;
 mod listener;
 mod log;
 pub(crate) mod openapi;
@@ -76,11 +78,14 @@ use crate::controller::freezes::Freezes;
 use crate::feeds::external::board::FeedBoard;
 use crate::history::History;
 use crate::leading::changes::Changes;
+use crate::leading::election::Standing;
+
 use crate::leading::running::Running;
 use crate::store::Journal;
 
 pub use changes::SectionView;
 pub use history::{HistoryView, LatencyPoint, LatencyView, RowView, SeriesView, moment};
+pub use lead::LeadView;
 pub use listener::{Listener, Peer};
 pub use problem::Problem;
 pub use sent::Sent;
@@ -111,6 +116,9 @@ pub struct AdminState {
     pub feeds: FeedBoard,
     /// Changes what the node leads; none: a process that leads nothing.
     pub changes: Option<Arc<Changes>>,
+    /// Another node leads; none: this one does.
+    pub standing: Option<Arc<Standing>>,
+
     /// Held while a request with a key of its own is carried out.
     pub answers: Arc<tokio::sync::Mutex<()>>,
     /// Large answers as they were given last.

@@ -16,7 +16,8 @@ use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
 use super::{
-    AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past, log, openapi, sent,
+    AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past, lead, log, openapi,
+    sent,
 };
 use crate::audit::read::{Wanted, newest};
 use crate::controller::drift::{self, SchemaView, SyncRequest, TablesRequest};
@@ -95,6 +96,8 @@ pub(super) fn routes() -> Routes {
         .get("/api/v1/history", Read, history)
         .get("/api/v1/config", Operate, changes::config)
         .post("/api/v1/config/reload", Administer, changes::reload)
+        .get("/api/v1/lead", Read, lead::who)
+        .post("/api/v1/lead", Administer, lead::lead)
         .get("/api/v1/log", Operate, log::filter)
         .put("/api/v1/log", Administer, log::set)
         .delete("/api/v1/log", Administer, log::reset)
@@ -115,7 +118,8 @@ pub(super) fn routes() -> Routes {
 }
 
 pub(super) fn find(state: &AdminState, id: &str) -> Answer<ResourceHandle> {
-    state.running.resources().get(id).cloned().ok_or_else(|| Problem::not_found("resource", id))
+    let found = state.running.resources().get(id).cloned();
+    found.ok_or_else(|| lead::standby(state).unwrap_or_else(|| Problem::not_found("resource", id)))
 }
 
 /// What is of the whole node is not for those who are let in for some resources.
@@ -316,7 +320,7 @@ async fn told<T>(
 }
 
 /// No body at all asks for the default; a wrong one is an error.
-fn or_default<T: Default>(body: Result<Json<T>, JsonRejection>, headers: &HeaderMap) -> Answer<T> {
+pub(super) fn or_default<T: Default>(body: Result<Json<T>, JsonRejection>, headers: &HeaderMap) -> Answer<T> {
     match body {
         Ok(Json(request)) => Ok(request),
         Err(JsonRejection::MissingJsonContentType(_)) if !headers.contains_key(header::CONTENT_TYPE) => {
@@ -601,6 +605,10 @@ async fn metrics(State(state): State<AdminState>) -> Response {
 }
 
 async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
+    if let Some(standby) = lead::standby(&state) {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", standby.detail)).into_response();
+    }
+
     let mut text = String::new();
     let mut ready = true;
     for (name, handle) in state.running.resources().iter() {

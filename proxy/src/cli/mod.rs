@@ -209,6 +209,12 @@ enum Command {
         #[arg(long, conflicts_with = "filter")]
         reset: bool,
     },
+    /// Say whether this node leads its resources, where several may; or have one that stands by lead.
+    Lead {
+        /// Lead although no database answers that clients could write to, unless another node does: for a takeover.
+        #[arg(long)]
+        without_primary: bool,
+    },
     /// Replay a policy on recorded history: moves, regret, flaps; asks no node.
     Backtest(backtest::Arguments),
     /// Compare the shadow with its primary, row by row, while both are in use.
@@ -345,6 +351,7 @@ pub fn main() -> ExitCode {
         }
         Command::Unfreeze { resource } => verbs::unfreeze(&client, resource.as_deref(), output),
         Command::Log { filter, reset } => verbs::log(&client, filter.as_deref(), reset, output),
+        Command::Lead { without_primary } => verbs::lead(&client, without_primary, output),
         Command::Backtest(arguments) => backtest::run(&arguments, output),
         Command::Grants(arguments) => grants::run(&arguments, output),
         Command::Feeds(command) => feeds::run(&client, &command, output),

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::Output;
 use super::client::{Client, Refusal};
 use super::render;
+use crate::admin::LeadView;
 use crate::config::catalogue;
 use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
@@ -219,6 +220,20 @@ pub(super) fn log(client: &Client, filter: Option<&str>, reset: bool, output: Ou
         None => client.get(path)?,
     };
     show(output, &view, |view| format!("{}\n", view.filter))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn lead(client: &Client, without_primary: bool, output: Output) -> Result<ExitCode> {
+    let path = "/api/v1/lead";
+    let view: LeadView = if without_primary {
+        serde_json::from_slice(&client.post(path, &serde_json::json!({ "without_primary": true }))?)?
+    } else {
+        client.get(path)?
+    };
+    show(output, &view, |view| match &view.why {
+        None => "this node leads\n".into(),
+        Some(why) => format!("this node stands by: {why}\n"),
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -45,6 +45,8 @@ pub struct Node {
     pub zone: String,
     /// Directory of the embedded database.
     pub state: PathBuf,
+    /// How long a lease is, where several nodes may lead the same resources; none: this one alone does.
+    pub lease: Option<Duration>,
     /// Admin listener (API, metrics, probes).
     pub admin: Admin,
     /// Where the audit is.

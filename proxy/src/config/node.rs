@@ -19,6 +19,8 @@ use crate::history::{Resolution, Retention};
 use crate::traces;
 
 const STATE: &str = "/var/lib/godwit";
+/// Shorter, a server that is busy for a moment would change who leads; longer, nobody would wait for it.
+const LEASE: std::ops::RangeInclusive<Duration> = Duration::from_secs(3)..=Duration::from_secs(300);
 
 /// Under the state directory: where open transactions go that outgrow the memory.
 const SPILL: &str = "spill";
@@ -41,7 +43,7 @@ pub(super) struct ReadNode<'a> {
     pub(super) egress: Option<Egress>,
 }
 
-/// `{name, zone, state, admin, audit, link, egress, threads, hold, spill, history, traces}`.
+/// `{name, zone, state, lease, admin, audit, link, egress, threads, hold, spill, history, traces}`.
 pub(super) fn read<'a>(
     item: &Item<'a>,
     around: &Surroundings<'_>,
@@ -55,6 +57,15 @@ pub(super) fn read<'a>(
         Some(item) => item.path(around.folder),
         None => Some(PathBuf::from(STATE)),
     };
+    let lease = section.optional("lease").map(|item| {
+        item.duration().filter(|lease| {
+            let fits = LEASE.contains(lease);
+            if !fits {
+                item.wrong("is no time after which another node should lead", "between 3s and 5m");
+            }
+            fits
+        })
+    });
     let egress = match section.optional("egress") {
         Some(item) => egress::read(&item),
         None => Some(Egress::default()),
@@ -95,6 +106,10 @@ pub(super) fn read<'a>(
             name: name?.to_owned(),
             zone: zone_name?.to_owned(),
             state: state?,
+            lease: match lease {
+                Some(lease) => Some(lease?),
+                None => None,
+            },
             admin: admin?,
             audit: audit?,
             link: match link {

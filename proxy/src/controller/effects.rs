@@ -68,6 +68,8 @@ pub struct Hands {
     pub audit: Audit,
     /// Who listens hears of changes here.
     pub events: Arc<Events>,
+    /// By what the databases know this node, where several may lead.
+    holder: Option<String>,
     reports: mpsc::UnboundedSender<Report>,
     /// What the last fence told so far: the sequences to set.
     fenced: watch::Sender<Fenced>,
@@ -118,6 +120,7 @@ impl Hands {
         journal: Arc<Journal>,
         audit: Audit,
         events: Arc<Events>,
+        holder: Option<String>,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
         Self {
@@ -133,6 +136,7 @@ impl Hands {
             journal,
             audit,
             events,
+            holder,
             reports,
             fenced: watch::Sender::default(),
             fencing: Mutex::default(),
@@ -526,6 +530,7 @@ impl Hands {
             resource: self.resource.name.clone(),
             generation: generation.0,
             run: run.to_owned(),
+            holder: self.holder.clone(),
             app_roles: settings.app_roles.clone(),
             // Under the server's deadlock_timeout: the application must not become the victim of a deadlock with the fence.
             lock_timeout: (self.policy().max_hold / 2).min(Duration::from_millis(500)),
@@ -593,8 +598,9 @@ impl Hands {
         let client = self.control(zone).await?;
         if state.phase != Phase::Aborting {
             // The new primary's contents at the marker, before its first client.
+            let run = state.run.as_ref().map_or("", |run| &run.id);
             let (opened, ()) = tokio::join!(
-                fence::open(&client, &self.resource.name, generation.0, None),
+                fence::open_committed(&client, &self.resource.name, generation.0, run),
                 self.take_marker_snapshot(zone, generation)
             );
             return opened.map_err(chain);

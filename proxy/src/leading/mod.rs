@@ -3,8 +3,10 @@
 //! Most are there from the start. A resource that the API reserves joins while the node runs, on a listener of its own or
 //! as another host of one that is there; one that is dropped leaves again.
 
+mod anew;
 pub mod changes;
 pub mod comparison;
+pub mod election;
 pub mod fronts;
 mod placing;
 mod probing;
@@ -55,6 +57,7 @@ use crate::links::Links;
 use crate::lock::lock;
 use crate::store::Journal;
 
+pub use anew::Anew;
 pub use placing::{Placed, candidates, settle};
 
 /// Under the state directory: what drivers outside remember.
@@ -64,6 +67,8 @@ const DRIVERS: &str = "drivers";
 pub struct Led {
     live: Arc<Live>,
     state: State,
+    /// Its primary could not be asked whether that is so.
+    unheard: bool,
     /// Its front; none on a node that only serves the link.
     pub front: Option<Arc<ResourceFront>>,
     /// Its PostgreSQL front, likewise.
@@ -100,21 +105,28 @@ pub fn lead(
             );
         }
     }
-    let state = match known {
-        Some(state) => state,
-        None => {
-            let now = clock::now();
-            let (first, event) = match remembered::state(resource, &shadow, now)? {
-                Some(state) => (state, "Adopted"),
-                None => {
-                    (State::first(name, primary.as_str().into(), shadow.as_str().into(), now), "FirstStart")
-                }
-            };
-            journal.append(&first, event, now, None)?;
+    // Where another node may have led it, a journal of one's own may be old.
+    let others = config.node.lease.is_some();
+    let now = clock::now();
+    let found = if known.is_none() || others {
+        remembered::state(resource, [&primary, &shadow], known.as_ref(), others, now)?
+    } else {
+        None
+    };
+    let unheard = found.as_ref().is_some_and(|found| found.unheard);
+    let state = match (found, known) {
+        (Some(found), _) => {
+            journal.append(&found.state, "Adopted", now, None)?;
+            found.state
+        }
+        (None, Some(state)) => state,
+        (None, None) => {
+            let first = State::first(name, primary.as_str().into(), shadow.as_str().into(), now);
+            journal.append(&first, "FirstStart", now, None)?;
             first
         }
     };
-    build(config, resource, state, recorder)
+    build(config, resource, state, recorder).map(|led| Led { unheard, ..led })
 }
 
 /// As [`lead`], for a resource that was just reserved. One that had its name before left its generation behind: databases
@@ -185,7 +197,7 @@ fn build(config: &Config, resource: &Resource, state: State, recorder: &Arc<Reco
         anyhow::Ok(front)
     });
     let (front, postgres) = (front.transpose()?, postgres.transpose()?);
-    Ok(Led { live, state, front, postgres, endpoints, drivers })
+    Ok(Led { live, state, unheard: false, front, postgres, endpoints, drivers })
 }
 
 fn resolve(endpoints: &[String]) -> Result<Vec<SocketAddr>> {
@@ -221,6 +233,10 @@ pub struct Shared {
     pub journal: Arc<Journal>,
     /// The node's state directory is in it.
     pub config: Arc<Config>,
+    /// By what the databases know this node, where several may lead.
+    pub holder: Option<String>,
+    /// Has the node begin anew.
+    pub anew: Arc<Anew>,
     /// Ends everything.
     pub stop: CancellationToken,
     /// Everything that runs.
@@ -247,10 +263,18 @@ impl Leading {
 
     /// Starts a resource's controller and what belongs to it.
     pub fn start(&self, led: Led) -> ResourceHandle {
-        let Led { live, state, front, postgres, endpoints, drivers } = led;
+        let Led { live, state, unheard, front, postgres, endpoints, drivers } = led;
         let shared = &self.shared;
         let (stop, own) = (shared.stop.child_token(), TaskTracker::new());
         let resource = live.load();
+        if unheard {
+            let (resource, state, anew) = (resource.clone(), state.clone(), shared.anew.clone());
+            own.spawn(stop.clone().run_until_cancelled_owned(async move {
+                if let Err(why) = remembered::heard(&resource, &state).await {
+                    anew.begin(why);
+                }
+            }));
+        }
         let databases = Arc::new(Databases::new(live.clone()));
         let streams = Arc::new(Streams::new(
             live.clone(),
@@ -286,6 +310,7 @@ impl Leading {
             shared.journal.clone(),
             shared.audit.clone(),
             shared.events.clone(),
+            shared.holder.clone(),
             reports,
         ));
         if let Some(front) = &hands.front {

@@ -30,6 +30,11 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
     Ok(handle)
 }
 
+/// Whether this node leads, where several may.
+pub fn leads(leads: bool) {
+    gauge!(names::LEADS).set(f64::from(u8::from(leads)));
+}
+
 /// A closed gate opened again.
 pub fn hold(resource: &str, held: Duration) {
     histogram!(names::GATE_CLOSED, names::RESOURCE => resource.to_owned()).record(held.as_secs_f64());

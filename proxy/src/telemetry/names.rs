@@ -111,7 +111,10 @@ pub const STEP_DURATION: &str = "godwit_migration_step_duration_seconds";
 pub const AUDIT_RECORDS: &str = "godwit_audit_records_total";
 /// Counter: records of the audit that were lost.
 pub const AUDIT_LOST: &str = "godwit_audit_lost_total";
+/// Gauge: 1 while this node leads its resources, 0 while it stands by, where several may lead.
+pub const LEADS: &str = "godwit_leads";
 /// Gauge: 1 while the audit cannot be written and changes are refused.
+
 pub const AUDIT_FAILING: &str = "godwit_audit_failing";
 /// Gauge: number of the record of the last checkpoint.
 pub const AUDIT_CHECKPOINT: &str = "godwit_audit_checkpoint_sequence";
@@ -174,6 +177,7 @@ pub fn describe() {
     describe_counter!(REQUEST_SAMPLES_LOST, "Requests of which no sample could be kept");
     describe_counter!(AUDIT_RECORDS, "Records of the audit by kind");
     describe_counter!(AUDIT_LOST, "Records of the audit that were lost");
+    describe_gauge!(LEADS, "1 while this node leads its resources, 0 while it stands by");
     describe_gauge!(AUDIT_FAILING, "1 while the audit cannot be written and changes are refused");
     describe_gauge!(AUDIT_CHECKPOINT, "Number of the record of the audit's last checkpoint");
     describe_gauge!(AUDIT_CHECKPOINT_HASH, "First 48 bits of the hash of that record");

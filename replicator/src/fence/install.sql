@@ -22,6 +22,15 @@ CREATE TABLE IF NOT EXISTS godwit.epoch (
 );
 ALTER TABLE godwit.epoch ADD COLUMN IF NOT EXISTS run text;
 
+-- Who leads a resource where several nodes may: a lease, by this server's clock. What keeps nodes apart are generation and run; a lease only
+-- says who begins a move.
+CREATE TABLE IF NOT EXISTS godwit.leader (
+  resource text PRIMARY KEY,
+  holder text NOT NULL,
+  node text NOT NULL,
+  until timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
 -- Runs that were undone: what one of them sends late is refused.
 CREATE TABLE IF NOT EXISTS godwit.undone (run text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now());
 
@@ -445,6 +454,17 @@ BEGIN
   END IF;
 END $$;
 
+-- Only the node that leads may fence. Its lease stays as it is until this transaction is over: who takes it then sees the fence.
+CREATE OR REPLACE FUNCTION godwit.refuse_node(wanted_resource text, caller text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  lease godwit.leader;
+BEGIN
+  SELECT l.* INTO lease FROM godwit.leader l WHERE l.resource = wanted_resource FOR SHARE;
+  IF FOUND AND lease.holder IS DISTINCT FROM caller AND (caller IS NOT NULL OR lease.until > clock_timestamp()) THEN
+    RAISE EXCEPTION 'node % leads %', lease.node, wanted_resource USING ERRCODE = 'ZG002';
+  END IF;
+END $$;
+
 CREATE OR REPLACE PROCEDURE godwit.close_fence(args jsonb, INOUT report jsonb) LANGUAGE plpgsql AS $$
 DECLARE
   wanted_resource text := args ->> 'resource';
@@ -472,7 +492,7 @@ BEGIN
   IF NOT FOUND THEN
     RAISE EXCEPTION 'resource % is not installed in this database', wanted_resource USING ERRCODE = 'ZG001';
   END IF;
-  PERFORM godwit.refuse_close(epoch_row, wanted, wanted_run);
+    PERFORM godwit.refuse_close(epoch_row, wanted, wanted_run), godwit.refuse_node(wanted_resource, args ->> 'holder');
   PERFORM godwit.revoke_connect(app_roles);
   COMMIT;
 
@@ -485,7 +505,7 @@ BEGIN
     BEGIN
       PERFORM set_config('lock_timeout', budget_ms::text, true);
       SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = wanted_resource FOR UPDATE;
-      PERFORM godwit.refuse_close(epoch_row, wanted, wanted_run);
+            PERFORM godwit.refuse_close(epoch_row, wanted, wanted_run), godwit.refuse_node(wanted_resource, args ->> 'holder');
       fenced_tables := godwit.put_fence(wanted_resource, wanted, budget_ms);
       marker := pg_logical_emit_message(true, 'godwit.fence', wanted::text);
       UPDATE godwit.epoch e SET generation = wanted, fenced = true, marker_lsn = marker,
@@ -586,6 +606,21 @@ BEGIN
   RETURN fenced_tables;
 END $$;
 
+-- Makes sure that this run is not committed by opening this database; false: it was. Then it can be undone on the other side.
+CREATE OR REPLACE FUNCTION godwit.forestall(args jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+  wanted bigint := (args ->> 'generation')::bigint;
+  epoch_row godwit.epoch;
+BEGIN
+  PERFORM set_config('synchronous_commit', 'local', true), set_config('lock_timeout', args ->> 'lock_timeout_ms', true);
+  SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = args ->> 'resource' FOR UPDATE;
+  IF epoch_row.generation >= wanted THEN
+    RETURN false;
+  END IF;
+  INSERT INTO godwit.undone (run) VALUES (args ->> 'run') ON CONFLICT DO NOTHING;
+  RETURN true;
+END $$;
+
 CREATE OR REPLACE FUNCTION godwit.open_fence(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   wanted bigint := (args ->> 'generation')::bigint;
@@ -599,7 +634,9 @@ BEGIN
   ELSIF epoch_row.generation > wanted
     AND NOT coalesce(epoch_row.fenced AND epoch_row.generation = wanted + 1 AND epoch_row.run = undo, false) THEN
     RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
-      USING ERRCODE = 'ZG002';
+            USING ERRCODE = 'ZG002';
+  ELSIF EXISTS (SELECT FROM godwit.undone u WHERE u.run = args ->> 'run') THEN
+    RAISE EXCEPTION 'migration % was undone', args ->> 'run' USING ERRCODE = 'ZG002';
   END IF;
   IF undo IS NOT NULL THEN
     DELETE FROM godwit.undone u WHERE u.at < now() - interval '7 days';

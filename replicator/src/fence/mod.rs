@@ -44,6 +44,8 @@ pub struct FenceSpec {
     pub generation: u64,
     /// Id of the migration: only it can undo this fence, and once undone it fences no more.
     pub run: String,
+    /// Who asks, where several nodes may lead: refused unless it holds the lease ([`crate::lead`]).
+    pub holder: Option<String>,
     /// Roles of the application. Empty: every session and grant that is not Godwit's. Otherwise superusers outside
     /// this list keep their sessions.
     pub app_roles: Vec<String>,
@@ -83,7 +85,7 @@ pub struct Raised {
 }
 
 /// The epoch row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EpochState {
     /// Newest generation this database heard of.
     pub generation: u64,
@@ -91,10 +93,14 @@ pub struct EpochState {
     pub fenced: bool,
     /// End marker of this generation; only after [`close`].
     pub marker: Option<Lsn>,
+    /// The migration that closed it.
+    pub run: Option<String>,
 }
 
 /// Bound on lock waits of [`guard`] and [`open`], which have no budget of their own.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+const INSTALL: &str = include_str!("install.sql");
 
 /// Settings that could stop or mislead a fence, made harmless for the time of the call.
 const SETTINGS: &[(&str, &str)] = &[
@@ -110,12 +116,16 @@ const SETTINGS: &[(&str, &str)] = &[
 /// Idempotent; an existing epoch row stays as it is. Safe when called by several nodes at once. One round trip.
 pub async fn install(client: &Client, resource: &str, generation: u64) -> Result<(), Error> {
     let sql = format!(
-        "{};\nINSERT INTO godwit.epoch (resource, generation, fenced) VALUES ({}, {}, false) ON CONFLICT DO NOTHING",
-        include_str!("install.sql").trim_end().trim_end_matches(';'),
+        "{INSTALL}\nINSERT INTO godwit.epoch (resource, generation, fenced) VALUES ({}, {}, false) ON CONFLICT DO NOTHING",
         literal(resource),
         sql_generation(generation)?,
     );
     client.batch_execute(&sql).await.map_err(refused("cannot install schema godwit"))
+}
+
+/// The schema alone: no resource begins with it.
+pub async fn install_schema(client: &Client) -> Result<(), Error> {
+    client.batch_execute(INSTALL).await.map_err(refused("cannot install schema godwit"))
 }
 
 /// Stops every client write and session, and emits the end marker.
@@ -145,7 +155,8 @@ pub async fn close_telling(
     let arguments = serde_json::json!({
         "resource": spec.resource,
         "generation": sql_generation(spec.generation)?,
-        "run": spec.run,
+                "run": spec.run,
+        "holder": spec.holder,
         "app_roles": spec.app_roles,
         "lock_timeout_ms": millis(spec.lock_timeout),
                 "kill_timeout_ms": millis(spec.kill_timeout),
@@ -187,7 +198,8 @@ fn unexpected(function: &str, report: &serde_json::Value) -> Error {
 ///
 /// Idempotent. One round trip. An older generation than the epoch row's: [`Error::Fenced`].
 pub async fn guard(client: &Client, resource: &str, generation: u64) -> Result<(), Error> {
-    let sql = format!("SELECT godwit.guard_fence({}::jsonb)", arguments(resource, generation, None, false)?);
+    let of = Of::default();
+    let sql = format!("SELECT godwit.guard_fence({}::jsonb)", arguments(resource, generation, of)?);
     call(client, &sql, "cannot guard the database").await.map(drop)
 }
 
@@ -200,11 +212,38 @@ pub async fn guard(client: &Client, resource: &str, generation: u64) -> Result<(
 /// for `generation + 1`, which is an aborted cutover. Whether that cutover was committed is for the caller's journal to
 /// know. A run that was undone can no longer [`close`], however late its call comes.
 pub async fn open(client: &Client, resource: &str, generation: u64, undo: Option<&str>) -> Result<(), Error> {
-    let sql = format!(
-        "SELECT godwit.open_fence({}::jsonb)",
-        arguments(resource, generation, undo, undo.is_none())?
-    );
+    let of = Of { undo, moved: undo.is_none(), ..Of::default() };
+    let sql = format!("SELECT godwit.open_fence({}::jsonb)", arguments(resource, generation, of)?);
     call(client, &sql, "cannot open the fence").await.map(drop)
+}
+
+/// [`open`] after the commit of `run`, unless another node has made sure that it is undone ([`forestall`]): then [`Error::Fenced`].
+pub async fn open_committed(
+    client: &Client,
+    resource: &str,
+    generation: u64,
+    run: &str,
+) -> Result<(), Error> {
+    let of = Of { run: Some(run), moved: true, ..Of::default() };
+    let sql = format!("SELECT godwit.open_fence({}::jsonb)", arguments(resource, generation, of)?);
+    call(client, &sql, "cannot open the fence").await.map(drop)
+}
+
+/// Makes sure in the shadow's database that `run`, which is to commit `generation`, never opens it: for a node that does not know whether
+/// that was committed. True: it can be undone in the other database, and by then nothing was ever written here. False: this one is at that
+/// generation already. Idempotent. One round trip.
+pub async fn forestall(client: &Client, resource: &str, generation: u64, run: &str) -> Result<bool, Error> {
+    let of = Of { run: Some(run), ..Of::default() };
+    let sql = format!("SELECT godwit.forestall({}::jsonb)", arguments(resource, generation, of)?);
+    let found = call(client, &sql, "cannot forestall a migration").await?;
+    Ok(found.first().and_then(|row| row.get(0)) == Some("t"))
+}
+
+/// Whether this database refuses what `run` sends: it was undone, or [`forestall`]ed.
+pub async fn is_undone(client: &Client, run: &str) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM godwit.undone WHERE run = $1)";
+    let found = client.query_one(sql, &[&run]).await;
+    found.map(|row| row.get(0)).map_err(Error::database("ask whether a migration was undone"))
 }
 
 /// The slots of the way back belong to `run`, which began at `begun_ms` (Unix milliseconds), unless a later run has them: call
@@ -242,7 +281,7 @@ pub async fn schema_stamp(client: &Client) -> Result<String, Error> {
 /// The epoch row; `None` when Godwit was never installed for this resource.
 pub async fn state(client: &Client, resource: &str) -> Result<Option<EpochState>, Error> {
     let sql = format!(
-        "SELECT generation, fenced, marker_lsn FROM godwit.epoch WHERE resource = {}",
+        "SELECT generation, fenced, marker_lsn, run FROM godwit.epoch WHERE resource = {}",
         literal(resource)
     );
     let rows = match client.simple_query(&sql).await {
@@ -261,6 +300,7 @@ pub async fn state(client: &Client, resource: &str) -> Result<Option<EpochState>
             generation: row.get(0)?.parse().ok()?,
             fenced: row.get(1)? == "t",
             marker: row.get(2).map(str::parse).transpose().ok()?,
+            run: row.get(3).map(str::to_owned),
         })
     };
     parsed().map(Some).ok_or_else(|| Error::Protocol("the epoch row cannot be read".into()))
@@ -325,12 +365,21 @@ pub(crate) fn literal(text: &str) -> String {
     postgres_protocol::escape::escape_literal(text)
 }
 
-fn arguments(resource: &str, generation: u64, undo: Option<&str>, moved: bool) -> Result<String, Error> {
+/// What a call is of, besides its generation.
+#[derive(Clone, Copy, Default)]
+struct Of<'a> {
+    run: Option<&'a str>,
+    undo: Option<&'a str>,
+    moved: bool,
+}
+
+fn arguments(resource: &str, generation: u64, of: Of<'_>) -> Result<String, Error> {
     let arguments = serde_json::json!({
         "resource": resource,
         "generation": sql_generation(generation)?,
-                "undo": undo,
-        "moved": moved,
+        "run": of.run,
+        "undo": of.undo,
+        "moved": of.moved,
         "lock_timeout_ms": millis(LOCK_TIMEOUT),
     });
     Ok(literal(&arguments.to_string()))

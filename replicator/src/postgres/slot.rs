@@ -228,6 +228,18 @@ pub async fn drop_slot(client: &Client, name: &str) -> Result<(), Error> {
     }
 }
 
+/// Ends whatever reads slots of `resource` in this database: of a node that does not lead any more, and whose machine may be gone without
+/// the server having noticed.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn end_readers(client: &Client, resource: &str) -> Result<(), Error> {
+    let slots: Vec<String> = slots_of(client, resource).await?.into_iter().map(|slot| slot.name).collect();
+    let sql = "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots WHERE slot_name = ANY ($1::text[]::name[])";
+    let ended = client.execute(sql, &[&slots]).await;
+    ended.map(drop).map_err(Error::database("end the readers of slots"))
+}
+
 /// What the server says of a slot; `None` when there is no such slot. One round trip.
 pub async fn slot_info(client: &Client, name: &str) -> Result<Option<SlotInfo>, Error> {
     let found = look(client, &format!("slot_name = {}", quote_literal(name))).await?;

@@ -215,6 +215,34 @@ pub struct Run {
     pub taken_over: bool,
 }
 
+impl Run {
+    /// A run to the shadow of which nothing is done yet.
+    pub(super) fn begun(state: &State, id: String, trigger: Trigger, limits: Limits, now: Timestamp) -> Self {
+        Self {
+            id,
+            from: state.primary.clone(),
+            to: state.shadow.clone(),
+            generation: state.generation.next(),
+            trigger,
+            started: now,
+            limits,
+            held_since: None,
+            fence: None,
+            guarded: false,
+            reverse_slot: false,
+            caught_up: false,
+            sequenced: false,
+            opened: false,
+            swapped: false,
+            reversed: false,
+            verified: false,
+            aborted: None,
+            lift_fence: false,
+            taken_over: false,
+        }
+    }
+}
+
 /// The whole durable state of one resource.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
@@ -246,6 +274,16 @@ impl State {
             since: now,
             run: None,
         }
+    }
+
+    /// This resource with a run of another node's, of which only the fence in the primary is known: it is undone. The caller has made sure
+    /// that it cannot be committed any more.
+    #[must_use]
+    pub fn undoing(mut self, run: &str, limits: Limits, why: &str, now: Timestamp) -> Self {
+        let begun = Run::begun(&self, run.to_owned(), Trigger::Operator("unknown".into()), limits, now);
+        self.run = Some(Run { aborted: Some(why.to_owned()), lift_fence: true, ..begun });
+        self.phase = Phase::Aborting;
+        self
     }
 
     /// Whether a process that starts in this state must start with its gate closed: a database may be fenced.

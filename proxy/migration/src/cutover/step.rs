@@ -194,36 +194,10 @@ fn migrate_requested(
         return Err(Refused::WrongTarget { to, shadow: state.shadow.clone() });
     }
     let mut state = state.clone();
-    state.run = Some(begun(&state, id, trigger, limits, now));
+    state.run = Some(Run::begun(&state, id, trigger, limits, now));
     let (state, mut effects) = enter(state, Phase::Requested, now);
     effects.splice(0..0, superseded);
     Ok((state, effects))
-}
-
-/// A run to the shadow of which nothing is done yet.
-fn begun(state: &State, id: String, trigger: Trigger, limits: Limits, now: Timestamp) -> Run {
-    Run {
-        id,
-        from: state.primary.clone(),
-        to: state.shadow.clone(),
-        generation: state.generation.next(),
-        trigger,
-        started: now,
-        limits,
-        held_since: None,
-        fence: None,
-        guarded: false,
-        reverse_slot: false,
-        caught_up: false,
-        sequenced: false,
-        opened: false,
-        swapped: false,
-        reversed: false,
-        verified: false,
-        aborted: None,
-        lift_fence: false,
-        taken_over: false,
-    }
 }
 
 /// The primary is lost: committed at once, without it. Whatever was under way ends with that, but what can still be undone, which is
@@ -246,7 +220,7 @@ fn take_over(
     };
     let close = ended.map(|(run, outcome)| Effect::CloseRun { id: run.id.clone(), outcome });
     let mut next = state.clone();
-    let run = Run { held_since: Some(now), taken_over: true, ..begun(state, id, trigger, limits, now) };
+    let run = Run { held_since: Some(now), taken_over: true, ..Run::begun(state, id, trigger, limits, now) };
     next.run = Some(run);
     let (next, mut effects) = commit(next, now);
     effects.splice(0..0, close);

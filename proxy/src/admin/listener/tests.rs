@@ -75,6 +75,7 @@ impl Node {
             metrics: None,
             feeds: FeedBoard::default(),
             changes: None,
+            standing: None,
             answers: Arc::default(),
             sent: Arc::default(),
         };

@@ -4,9 +4,11 @@ use axum::http::StatusCode;
 use utoipa::openapi::schema::Type::{Boolean, Integer, String as Text};
 
 use super::build::{Line, delete, get, post, put};
+use crate::admin::LeadView;
 use crate::admin::access_routes::{LogIn, WhoView};
 use crate::admin::changes::SectionView;
 use crate::admin::history::{HistoryView, LatencyView};
+use crate::admin::lead::LeadRequest;
 use crate::admin::log::LogRequest;
 use crate::admin::routes::{FreezeRequest, MigrateRequest, TakeOverRequest};
 use crate::controller::Plan;
@@ -288,6 +290,11 @@ fn node() -> Vec<Line> {
         post("/api/v1/config/reload", "reload", "Reads the files anew: what changed, what needs a restart")
             .gives::<Reloaded>(OK)
             .refuses(&[CONFLICT, UNPROCESSABLE, DRIVER]),
+        get("/api/v1/lead", "leads", "Whether this node leads, where several may").gives::<LeadView>(OK),
+        post("/api/v1/lead", "lead", "Has a node that stands by lead")
+            .takes::<LeadRequest>(false)
+            .gives::<LeadView>(ACCEPTED)
+            .refuses(&[CONFLICT]),
         get("/api/v1/log", "log", "What the node logs").gives::<LogView>(OK).refuses(&[UNAVAILABLE]),
         put("/api/v1/log", "setLog", "Logs something else from now on, until it ends")
             .takes::<LogRequest>(true)

@@ -72,6 +72,7 @@ impl Api {
             metrics: None,
             feeds: FeedBoard::new(config.feeds.values().cloned()),
             changes: None,
+            standing: None,
             answers: Arc::default(),
             sent: Arc::default(),
             running: Running::new(config),

@@ -1,0 +1,358 @@
+//! Which of several nodes leads: the one that holds the lease in its resources' databases ([`replicator::lead`]); the others stand by.
+//!
+//! A lease is taken or renewed for [`Settings::within`], and looked at by the others ten times as often. A node that leads and can reach no
+//! database goes on: nobody else can take the lease of one that it cannot reach either, and requests may not need it. It ends when it sees that
+//! another leads. Nothing depends on that being at once: a fence is raised by the holder only, and a run that another node left under its
+//! fence is undone or carried on by what the databases say ([`super::remembered`]).
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures_util::future::join_all;
+use replicator::lead::{self, Holder, Lease};
+use replicator::postgres::Dsn;
+use replicator::{Error, fence};
+use tokio::sync::watch;
+use tokio_postgres::Client;
+
+use crate::config::model::Config;
+use crate::controller::effects::chain;
+
+/// What the server shows in `pg_stat_activity`.
+const APPLICATION: &str = "godwit-lead";
+/// Under the state directory: by what the databases know this node.
+const HOLDER: &str = "holder";
+/// How long a database may take to answer, and at the end of the process all of them.
+const ANSWER: Duration = Duration::from_secs(2);
+/// In how many parts of a lease it is renewed, and looked at by who stands by.
+const RENEWALS: u32 = 5;
+const LOOKS: u32 = 10;
+
+/// What a node that stands by says, and what it may be told.
+pub struct Standing {
+    says: watch::Sender<String>,
+    without_primary: watch::Sender<bool>,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self { says: watch::Sender::new("starts".into()), without_primary: watch::Sender::new(false) }
+    }
+}
+
+impl Standing {
+    /// Why it does not lead.
+    pub fn says(&self) -> String {
+        self.says.borrow().clone()
+    }
+
+    /// From now on it leads although no primary's database answers, unless another node does.
+    pub fn lead_without_primary(&self) {
+        self.without_primary.send_replace(true);
+    }
+
+    fn say(&self, what: &str) {
+        self.says.send_if_modified(|said| {
+            let news = said != what;
+            if news {
+                tracing::info!(why = what, "stands by");
+                what.clone_into(said);
+            }
+            news
+        });
+    }
+}
+
+/// One database's lease.
+struct Seat {
+    zone: String,
+    dsn: Dsn,
+    client: Option<Client>,
+    installed: bool,
+}
+
+/// One resource's leases.
+struct Seats {
+    resource: String,
+    /// The configured primary.
+    primary: String,
+    seats: Vec<Seat>,
+}
+
+/// A node among those that may lead.
+pub struct Election {
+    /// Of the state directory.
+    pub id: String,
+    node: String,
+    within: Duration,
+    resources: Vec<Seats>,
+}
+
+/// Who leads a resource, by what its databases say.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Free,
+    Held(String, Duration),
+    Unknown(String),
+}
+
+impl Election {
+    /// Where the configuration has several nodes: with the databases that it names.
+    ///
+    /// # Errors
+    /// The state directory cannot be written.
+    pub fn of(config: &Config) -> Result<Option<Self>> {
+        let Some(within) = config.node.lease else { return Ok(None) };
+        let fronted = config.resources.values().filter(|resource| resource.has_front());
+        let resources = fronted.map(|resource| Seats {
+            resource: resource.name.clone(),
+            primary: resource.primary.clone(),
+            seats: resource
+                .placements
+                .values()
+                .filter_map(|placement| {
+                    let dsn = placement.postgres.as_ref()?.dsn.clone();
+                    Some(Seat { zone: placement.zone.clone(), dsn, client: None, installed: false })
+                })
+                .collect(),
+        });
+        let resources = resources.filter(|resource| !resource.seats.is_empty()).collect();
+        let id = holder(&config.node.state).context("who this node is cannot be kept in node.state")?;
+        Ok(Some(Self { id, node: config.node.name.clone(), within, resources }))
+    }
+
+    /// Waits until this node leads.
+    pub async fn stand(&mut self, standing: &Standing) {
+        let mut told = standing.without_primary.subscribe();
+        loop {
+            let without_primary = *told.borrow_and_update();
+            match self.try_to_lead(without_primary).await {
+                Ok(()) => return,
+                Err(why) => standing.say(&why),
+            }
+            // What it is told, it does at once.
+            let _ = tokio::time::timeout(self.within / LOOKS, told.changed()).await;
+        }
+    }
+
+    /// Takes every lease that can be had, if the ones that decide are free; the error says who has them.
+    async fn try_to_lead(&mut self, without_primary: bool) -> Result<(), String> {
+        let verdicts = self.look().await;
+        if let Some((resource, node, left)) = verdicts.iter().find_map(|(resource, verdict)| match verdict {
+            Verdict::Held(node, left) => Some((resource, node, left)),
+            _ => None,
+        }) {
+            let left = left.as_secs_f64().ceil();
+            tracing::debug!(resource, node, left, "another node leads");
+            return Err(format!("node {node} leads"));
+        }
+        let unknown = verdicts.iter().find_map(|(resource, verdict)| match verdict {
+            Verdict::Unknown(why) => Some(format!("nobody knows who leads {resource}: {why}")),
+            _ => None,
+        });
+        match unknown {
+            Some(why) if !without_primary => return Err(why),
+            _ => {}
+        }
+        self.take().await;
+        // Two may have seen that they are free.
+        let mine = |verdict: &Verdict| match verdict {
+            Verdict::Free => true,
+            Verdict::Unknown(_) => without_primary,
+            Verdict::Held(..) => false,
+        };
+        if self.look().await.iter().all(|(_, verdict)| mine(verdict)) {
+            return Ok(());
+        }
+        self.resign().await;
+        Err("another node was faster".into())
+    }
+
+    /// Renews the leases until another node leads; returns its name.
+    pub async fn keep(&mut self) -> String {
+        loop {
+            tokio::time::sleep(self.within / RENEWALS).await;
+            for (resource, verdict) in self.look().await {
+                match verdict {
+                    Verdict::Held(node, _) => return node,
+                    Verdict::Unknown(why) => {
+                        tracing::debug!(resource, why, "the lease cannot be renewed now")
+                    }
+                    Verdict::Free => {}
+                }
+            }
+            self.take().await;
+        }
+    }
+
+    /// Ends what leases this node has: another may lead at once.
+    pub async fn resign(&mut self) {
+        let id = &self.id;
+        let ending = self.resources.iter_mut().map(async |one| {
+            let seats = one.seats.iter_mut().filter(|seat| seat.client.is_some());
+            join_all(seats.map(|seat| seat.give_up(&one.resource, id))).await
+        });
+        join_all(ending).await;
+    }
+
+    /// Who leads each resource.
+    async fn look(&mut self) -> Vec<(String, Verdict)> {
+        let id = &self.id;
+        let looking = self.resources.iter_mut().map(async |one| {
+            let seen = join_all(one.seats.iter_mut().map(|seat| seat.look(&one.resource))).await;
+            (one.resource.clone(), judge(&one.primary, id, &seen))
+        });
+        join_all(looking).await
+    }
+
+    async fn take(&mut self) {
+        let (id, node, within) = (&self.id, &self.node, self.within);
+        let taking = self.resources.iter_mut().map(async |one| {
+            join_all(one.seats.iter_mut().map(|seat| seat.take(&one.resource, id, node, within))).await
+        });
+        join_all(taking).await;
+    }
+}
+
+impl Seat {
+    async fn look(&mut self, resource: &str) -> (String, Result<Lease, String>) {
+        let said = self.ask(async |client| lead::look(client, resource).await).await;
+        (self.zone.clone(), said)
+    }
+
+    async fn take(&mut self, resource: &str, id: &str, node: &str, within: Duration) {
+        let installed = self.installed;
+        let taken = self.ask(async |client| {
+            if !installed {
+                fence::install_schema(client).await?;
+            }
+            lead::take(client, resource, id, node, within).await
+        });
+        match taken.await {
+            Ok(_) => self.installed = true,
+            Err(why) => {
+                self.installed = false;
+                tracing::debug!(resource, zone = self.zone, why, "the lease cannot be taken");
+            }
+        }
+    }
+
+    async fn give_up(&mut self, resource: &str, id: &str) {
+        if let Err(why) = self.ask(async |client| lead::give_up(client, resource, id).await).await {
+            tracing::debug!(resource, zone = self.zone, why, "the lease ends by itself only");
+        }
+    }
+
+    async fn ask<T>(&mut self, what: impl AsyncFnOnce(&Client) -> Result<T, Error>) -> Result<T, String> {
+        let asking = async {
+            let client = match self.client.take() {
+                Some(client) if !client.is_closed() => client,
+                _ => replicator::postgres::connect(&self.dsn, APPLICATION).await.map_err(chain)?,
+            };
+            let said = what(&client).await.map_err(chain)?;
+            Ok((said, client))
+        };
+        let asked = tokio::time::timeout(ANSWER, asking).await;
+        // A session that failed is made anew.
+        let (said, client) =
+            asked.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs())))?;
+        self.client = Some(client);
+        Ok(said)
+    }
+}
+
+/// By what the databases know the node of this state directory: made the first time.
+fn holder(state: &Path) -> Result<String> {
+    let file = state.join(HOLDER);
+    match std::fs::read_to_string(&file) {
+        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| file.display().to_string()),
+    }
+    let id = crate::rng::id();
+    std::fs::write(&file, format!("{id}\n")).with_context(|| file.display().to_string())?;
+    Ok(id)
+}
+
+/// The lease of the database that clients may write to decides: of the newest generation, and before the first move of the configured
+/// primary. Where none is open (a move was under way), all of them do.
+fn judge(primary: &str, mine: &str, seen: &[(String, Result<Lease, String>)]) -> Verdict {
+    let answers = || seen.iter().filter_map(|(zone, said)| Some((zone, said.as_ref().ok()?)));
+    let silent = seen.iter().find_map(|(zone, said)| Some((zone, said.as_ref().err()?)));
+    let held = |holder: &Option<Holder>| {
+        let other = holder.as_ref().filter(|holder| holder.id != mine);
+        other.map(|holder| Verdict::Held(holder.node.clone(), holder.left))
+    };
+    let open = answers().filter_map(|(zone, lease)| match lease.epoch {
+        Some((generation, true)) => Some(((generation, zone == primary), lease)),
+        _ => None,
+    });
+    let first = || answers().find(|(zone, lease)| *zone == primary && lease.epoch.is_none());
+    let decides = open.max_by_key(|(order, _)| *order).map(|(_, lease)| lease);
+    if let Some(lease) = decides.or_else(|| first().map(|(_, lease)| lease)) {
+        return held(&lease.holder).unwrap_or(Verdict::Free);
+    }
+    if let Some(verdict) = answers().find_map(|(_, lease)| held(&lease.holder)) {
+        return verdict;
+    }
+    silent.map_or(Verdict::Free, |(zone, why)| Verdict::Unknown(format!("{zone} does not answer: {why}")))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn lease(epoch: Option<(u64, bool)>, holder: &str) -> Result<Lease, String> {
+        let holder = (!holder.is_empty()).then(|| Holder {
+            id: holder.into(),
+            node: format!("node-{holder}"),
+            left: Duration::from_secs(1),
+        });
+        Ok(Lease { epoch, holder })
+    }
+
+    fn verdict(near: Result<Lease, String>, far: Result<Lease, String>) -> Verdict {
+        judge("near", "me", &[("near".into(), near), ("far".into(), far)])
+    }
+
+    #[test]
+    fn the_lease_of_the_database_that_is_written_to_decides() {
+        let held = |who: &str| Verdict::Held(format!("node-{who}"), Duration::from_secs(1));
+        let silent = || Err("refused".to_owned());
+        for (near, far, expected) in [
+            // A first start; the shadow may not be there yet.
+            (lease(None, ""), silent(), Verdict::Free),
+            (lease(None, "you"), lease(None, ""), held("you")),
+            (lease(Some((1, true)), ""), lease(None, "you"), Verdict::Free),
+            // Before the shadow is guarded it is open, too.
+            (lease(Some((1, true)), "me"), lease(Some((1, true)), "you"), Verdict::Free),
+            (lease(Some((1, true)), "you"), lease(Some((1, true)), "me"), held("you")),
+            // After a move.
+            (lease(Some((2, false)), "you"), lease(Some((2, true)), ""), Verdict::Free),
+            (lease(Some((2, false)), "me"), lease(Some((2, true)), "you"), held("you")),
+            (silent(), lease(Some((2, true)), "you"), held("you")),
+            (silent(), lease(Some((2, true)), "me"), Verdict::Free),
+            // In the middle of one.
+            (lease(Some((2, false)), ""), lease(Some((1, false)), "me"), Verdict::Free),
+            (lease(Some((2, false)), ""), lease(Some((1, false)), "you"), held("you")),
+            (lease(Some((2, false)), "you"), lease(Some((1, false)), ""), held("you")),
+        ] {
+            assert_eq!(verdict(near.clone(), far.clone()), expected, "{near:?} {far:?}");
+        }
+        for far in [lease(Some((1, false)), ""), lease(None, "me"), silent()] {
+            assert!(matches!(verdict(silent(), far.clone()), Verdict::Unknown(_)), "{far:?}");
+        }
+    }
+
+    #[test]
+    fn a_state_directory_keeps_who_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = holder(directory.path()).unwrap();
+        assert_eq!(holder(directory.path()).unwrap(), first);
+        let other = tempfile::tempdir().unwrap();
+        assert_ne!(holder(other.path()).unwrap(), first);
+    }
+}

@@ -1,0 +1,87 @@
+//! Which of several nodes leads a resource: a lease in its databases, each by its own server's clock.
+//!
+//! The lease where clients may write decides; a node holds the others so that it keeps it when it moves there. It is no fence
+//! (*How to do distributed locking*, M. Kleppmann, 2016): a node that was stopped for a while may believe that it still leads. What it does then is
+//! refused by generation and run, and a fence is raised by the holder only ([`crate::fence::FenceSpec::holder`]).
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use crate::error::Error;
+
+/// What a database says of who leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The epoch row, if Godwit was ever here for this resource: the newest generation, and whether clients may write.
+    pub epoch: Option<(u64, bool)>,
+
+    /// Who holds it, unless it is over.
+    pub holder: Option<Holder>,
+}
+
+/// Who holds a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Of one state directory: unique.
+    pub id: String,
+    /// The node's name.
+    pub node: String,
+    /// For how long, if it does not renew it.
+    pub left: Duration,
+}
+
+/// Who leads, by this database. One round trip.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn look(client: &Client, resource: &str) -> Result<Lease, Error> {
+    let sql = "SELECT e.generation, NOT e.fenced, l.holder, l.node, \
+                 greatest(pg_catalog.date_part('epoch', l.until - pg_catalog.clock_timestamp()), 0)::float8 \
+               FROM (SELECT $1::text AS resource) r LEFT JOIN godwit.epoch e USING (resource) LEFT JOIN godwit.leader l USING (resource)";
+    let row = match client.query_one(sql, &[&resource]).await {
+        Ok(row) => row,
+        // Godwit was never here, or a version without leases.
+        Err(error)
+            if matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME)) =>
+        {
+            return Ok(Lease { epoch: None, holder: None });
+        }
+        Err(error) => return Err(Error::database("ask who leads")(error)),
+    };
+    let generation = row.get::<_, Option<i64>>(0).and_then(|generation| u64::try_from(generation).ok());
+    let left = row.get::<_, Option<f64>>(4).map(Duration::from_secs_f64).filter(|left| !left.is_zero());
+    let holder = left.map(|left| Holder { id: row.get(2), node: row.get(3), left });
+    Ok(Lease { epoch: generation.map(|generation| (generation, row.get(1))), holder })
+}
+
+/// Takes the lease, or renews it, for `within` from now; false: another holds it. Needs [`crate::fence::install_schema`].
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn take(
+    client: &Client,
+    resource: &str,
+    id: &str,
+    node: &str,
+    within: Duration,
+) -> Result<bool, Error> {
+    let sql = "INSERT INTO godwit.leader AS l (resource, holder, node, until) \
+                 VALUES ($1, $2, $3, pg_catalog.clock_timestamp() + $4::float8 * interval '1 second') \
+               ON CONFLICT (resource) DO UPDATE SET holder = EXCLUDED.holder, node = EXCLUDED.node, until = EXCLUDED.until \
+               WHERE l.holder = EXCLUDED.holder OR l.until <= pg_catalog.clock_timestamp()";
+    let taken = client.execute(sql, &[&resource, &id, &node, &within.as_secs_f64()]).await;
+    taken.map(|rows| rows == 1).map_err(Error::database("take the lease of who leads"))
+}
+
+/// Ends the lease of `id`, if it has it: another may take it at once.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn give_up(client: &Client, resource: &str, id: &str) -> Result<(), Error> {
+    let sql =
+        "UPDATE godwit.leader SET until = pg_catalog.clock_timestamp() WHERE resource = $1 AND holder = $2";
+    let ended = client.execute(sql, &[&resource, &id]).await;
+    ended.map(drop).map_err(Error::database("end the lease of who leads"))
+}

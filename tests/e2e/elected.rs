@@ -1,0 +1,229 @@
+//! Several nodes of which one leads: another goes on when it is gone, whatever it was in the middle of.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use godwit::admin::LeadView;
+use godwit::cli::client::Client;
+use godwit::demo::load::Outcome;
+use godwit::demo::node::Node;
+use godwit::demo::zone::{LEADER, Playground};
+use godwit_tests::postgres::free_port;
+use godwit_tests::waiting::until;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rustix::process::Signal;
+
+use crate::leader::{Leader, PATIENCE, PROGRAM, connect, load, of_node, options, until_answer};
+
+const LEASE: &str = "lease: 3s";
+
+/// What one of the nodes is started with.
+struct Member<'a> {
+    playground: &'a Playground,
+    config: PathBuf,
+    admin: SocketAddr,
+}
+
+impl<'a> Member<'a> {
+    /// With the playground's configuration but for its own name, state directory and admin listener, and what is replaced.
+    fn new(playground: &'a Playground, name: &str, replaced: &[(String, String)]) -> Result<Self> {
+        let admin = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let mut text = of_node(playground, LEASE)?
+            .replacen(&format!("name: {LEADER}"), &format!("name: {name}"), 1)
+            .replace(&format!("/state/{LEADER}"), &format!("/state/{name}"))
+            .replace(&playground.admin.to_string(), &admin.to_string());
+        for (old, new) in replaced {
+            ensure!(text.contains(old), "no {old} in {text}");
+            text = text.replace(old, new);
+        }
+        let config = playground.config.with_file_name(format!("{name}.yaml"));
+        std::fs::write(&config, text)?;
+        Ok(Self { playground, config, admin })
+    }
+
+    fn start(&self, environment: &[(&str, &str)]) -> Result<Leader<'a>> {
+        let node = Node::start(Path::new(PROGRAM), &self.config, environment)?;
+        Ok(Leader { node, client: Client::new(&self.admin.to_string()), playground: self.playground })
+    }
+}
+
+/// Waits until the node says that it leads, or that it does not, and why.
+async fn says(node: &mut Leader<'_>, what: &str, told: impl Fn(&LeadView) -> bool) -> Result<LeadView> {
+    until_answer(&mut node.node, &node.client, "/api/v1/lead", what, told).await
+}
+
+async fn stands_by(node: &mut Leader<'_>, of: &str) -> Result<()> {
+    let why = format!("node {of} leads");
+    says(node, &format!("it stands by: {why}"), |view| view.why.as_deref() == Some(&why)).await.map(drop)
+}
+
+async fn leads(node: &mut Leader<'_>) -> Result<()> {
+    says(node, "it leads", |view| view.leads).await.map(drop)
+}
+
+async fn lost_nothing(playground: &Playground, primary: &str, outcome: &Outcome) -> Result<()> {
+    let zone = playground.zones.iter().find(|zone| zone.name == primary).context("the primary")?;
+    let report = outcome.check(&connect(zone).await?).await?;
+    ensure!(report.acknowledged > 0 && report.clean(), "{report}: {report:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_node_leads_when_the_first_is_gone() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let members = [Member::new(&playground, "one", &[])?, Member::new(&playground, "other", &[])?];
+    let mut one = members[0].start(&[])?;
+    one.ready().await?;
+    let mut other = members[1].start(&[])?;
+    stands_by(&mut other, "one").await?;
+    let refused = other.view().await.err().context("it knows no resource")?.to_string();
+    ensure!(refused.contains("this node stands by: node one leads"), "{refused}");
+
+    let load = load(&playground, 60.0, "elected");
+    one.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;
+    // Killed, so that its lease has to run out.
+    one.node.signal(Signal::KILL)?;
+    leads(&mut other).await?;
+    let view = other.ready().await?;
+    ensure!(view.primary == near.name && view.generation == 1, "{view:#?}");
+    let served = load.snapshot().acknowledged;
+    other.until("it serves", |_| load.snapshot().acknowledged > served + 20).await?;
+    ensure!(view.problems.is_empty(), "{:?}", view.problems);
+    let mut one = members[0].start(&[])?;
+    stands_by(&mut one, "other").await?;
+    other.migrate(&far.name).await?;
+    other.until("it moves", |view| view.primary == far.name && view.phase == "shadowing").await?;
+
+    // Told to end, it gives up its lease. The journal of the one that leads next knows of no move.
+    other.node.signal(Signal::TERM)?;
+    leads(&mut one).await?;
+    let view = one.ready().await?;
+    ensure!(view.primary == far.name && view.generation == 2, "{view:#?}");
+    one.migrate(&near.name).await?;
+    one.until("it moves back", |view| view.primary == near.name && view.phase == "shadowing").await?;
+    let outcome = load.stop().await;
+    let answered = outcome.failures.iter().find(|failure| failure.status.is_some());
+    ensure!(answered.is_none(), "{answered:?}: only connections may fail, while nobody listens");
+    lost_nothing(&playground, &near.name, &outcome).await
+}
+
+/// Where it is the machine that stands still and not the program, it comes back in the belief that it leads, and does what it was about to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stood_still_in_a_move_begins_anew() -> Result<()> {
+    let mut options = options(false)?;
+    // Nothing of it is over when the other one leads.
+    options.policy = options.policy.replace("max_hold: 2s", "max_hold: 9s");
+    let playground = Playground::start(&options).await?;
+    let front = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+    let elsewhere = (format!("listen: \"{}\"", playground.front), format!("listen: \"{front}\""));
+    let members = [Member::new(&playground, "one", &[])?, Member::new(&playground, "other", &[elsewhere])?];
+    let stops = playground.directory.join("stops");
+    std::fs::create_dir(&stops)?;
+    let mut one = members[0].start(&[("GODWIT_TEST_STOPS", &stops.to_string_lossy())])?;
+    one.ready().await?;
+    let load = load(&playground, 60.0, "stopped");
+    // Before its fence; under it; committed in its own journal only; committed.
+    for (phase, undone) in [("drained", true), ("fenced", true), ("committed", true), ("swapped", false)] {
+        let context = || format!("stopped when it was {phase}");
+        let before = one.ready().await.with_context(context)?;
+        let mut other = members[1].start(&[])?;
+        stands_by(&mut other, "one").await?;
+        let (asked, reached) = (stops.join(phase), stops.join(format!("{phase}.reached")));
+        std::fs::write(&asked, "")?;
+        one.migrate(&before.shadow).await?;
+        until("it is there", async || Ok(reached.exists())).await.with_context(context)?;
+        one.node.signal(Signal::STOP)?;
+        leads(&mut other).await.with_context(context)?;
+        let serves = other.ready().await.with_context(context)?;
+        let expected = if undone {
+            (&before.primary, before.generation)
+        } else {
+            (&before.shadow, before.generation + 1)
+        };
+        ensure!((&serves.primary, serves.generation) == expected, "{phase}: {serves:#?}");
+        std::fs::remove_file(&reached)?;
+        one.node.signal(Signal::CONT)?;
+        stands_by(&mut one, "other").await.with_context(context)?;
+        ensure!(one.node.ended()?.is_none(), "it goes on as the same process");
+        let now = other.ready().await.with_context(context)?;
+        ensure!((&now.primary, now.generation) == expected, "{phase}: {now:#?}");
+        other.node.signal(Signal::TERM)?;
+        leads(&mut one).await.with_context(context)?;
+    }
+    let view = one.ready().await?;
+    let served = load.snapshot().acknowledged;
+    one.until("it serves", |_| load.snapshot().acknowledged > served + 20).await?;
+    let outcome = load.stop().await;
+    lost_nothing(&playground, &view.primary, &outcome).await?;
+    one.migrate(&view.shadow).await?;
+    one.until("it moves", |now| now.primary == view.shadow && now.phase == "shadowing").await?;
+    lost_nothing(&playground, &view.shadow, &outcome).await
+}
+
+/// Killed after any record of its journal, which the next one does not have: `KILLS` of them (`SEED` repeats their order).
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_a_leader_was_killed_in_the_next_one_goes_on() -> Result<()> {
+    let number = |name: &str, otherwise: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+    };
+    let (seed, kills) = (number("SEED", 5), number("KILLS", 8) as usize);
+    println!("SEED={seed}");
+    let mut records: Vec<u32> = (1..=15).collect();
+    records.shuffle(&mut StdRng::seed_from_u64(seed));
+    let mut records = records.iter().cycle();
+    let playground = Playground::start(&options(false)?).await?;
+    let members = [Member::new(&playground, "one", &[])?, Member::new(&playground, "other", &[])?];
+    let mut start = |member: usize| {
+        let record = records.next().map_or_else(String::new, u32::to_string);
+        Ok::<_, anyhow::Error>((members[member].start(&[("GODWIT_TEST_KILL_AFTER", &record)])?, record))
+    };
+    let (mut one, mut record) = start(0)?;
+    one.ready().await?;
+    let load = load(&playground, 50.0, "kills");
+    let (mut leader, mut standby) = (one, start(1)?);
+    let mut number = 0;
+    let mut killed = Vec::new();
+    loop {
+        // It moves until it is gone.
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while leader.node.ended()?.is_none() {
+            ensure!(tokio::time::Instant::now() < deadline, "it moves no more\n{}", leader.node.tail(40));
+            if let Ok(view) = leader.view().await
+                && view.phase == "shadowing"
+            {
+                let _ = leader.migrate(&view.shadow).await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        killed.push(record);
+        if killed.len() >= kills {
+            break;
+        }
+        (leader, record) = standby;
+        let served = load.snapshot().acknowledged;
+        // Only then the other one is back: its lease might not be over yet.
+        until("the next one serves", async || {
+            Ok(load.snapshot().acknowledged > served + 20 || leader.node.ended()?.is_some())
+        })
+        .await
+        .with_context(|| format!("after {killed:?}:\n{}", leader.node.tail(60)))?;
+        standby = start(number)?;
+        number = 1 - number;
+    }
+    drop(standby);
+    let mut last = members[number].start(&[])?;
+    leads(&mut last).await?;
+    let view = last.ready().await.with_context(|| format!("{killed:?}"))?;
+    let served = load.snapshot().acknowledged;
+    last.until("it serves", |_| load.snapshot().acknowledged > served + 20).await?;
+    let outcome = load.stop().await;
+    lost_nothing(&playground, &view.primary, &outcome).await.with_context(|| format!("{killed:?}"))?;
+    last.migrate(&view.shadow).await?;
+    last.until("it moves", |now| now.primary == view.shadow && now.phase == "shadowing").await?;
+    lost_nothing(&playground, &view.shadow, &outcome).await.with_context(|| format!("{killed:?}"))
+}
