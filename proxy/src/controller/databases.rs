@@ -53,7 +53,7 @@ impl Purpose {
     }
 
     /// Ends other sessions of Godwit that serve this, and waits until they are gone.
-    pub(super) async fn end_sessions(self, client: &Client) -> Result<(), String> {
+    pub(crate) async fn end_sessions(self, client: &Client) -> Result<(), String> {
         let name = self.application_name();
         let deadline = clock::monotonic() + Duration::from_secs(5);
         loop {

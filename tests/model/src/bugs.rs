@@ -28,6 +28,10 @@ pub enum Bug {
     AnyRunUndoes,
     /// An aborted run drops the slot of the way back also when the next run has made it its own: found by this model.
     AnyRunDropsTheWayBack,
+    /// A node that takes the lead undoes a run without making sure in its target that it is not committed there.
+    NotForestalled,
+    /// A node that does not lead any more may still fence.
+    LeaseUnchecked,
     /// What an effect outside a run answers counts for the run that has begun since: what the controller did until this
     /// model found it.
     AnswersWithoutRun,
@@ -46,6 +50,8 @@ impl Bug {
         Self::AbortAfterCommit,
         Self::TimeoutAssumedDone,
     ];
+    /// Those of a node that takes the lead from another.
+    pub const LEADING: [Self; 2] = [Self::NotForestalled, Self::LeaseUnchecked];
     /// Those that this model found in Godwit itself.
     pub const FOUND: [Self; 3] = [Self::AnyRunUndoes, Self::AnyRunDropsTheWayBack, Self::AnswersWithoutRun];
 
@@ -58,6 +64,7 @@ impl Bug {
             Self::GenerationUnchecked => Budget { crashes: 1, late: 1, ..one },
             Self::AnyRunUndoes => Budget { writes: 0, moves: 2, failures: 1, late: 1, ..one },
             Self::AnyRunDropsTheWayBack | Self::AnswersWithoutRun => Budget { moves: 2, ..one },
+            Self::NotForestalled | Self::LeaseUnchecked => Budget { leads: 1, ..one },
             _ => one,
         }
     }
@@ -69,6 +76,7 @@ impl Bug {
             Self::FenceSkipped
             | Self::JournalAfterEffect
             | Self::UnfenceWithoutJournal
+            | Self::NotForestalled
             | Self::AnyRunUndoes => "one writer at a time",
             Self::GenerationUnchecked | Self::ReleaseBeforeSwap => {
                 "nobody who was let through is turned away"
@@ -76,6 +84,7 @@ impl Bug {
             Self::ReverseSlotAfterSwap | Self::AnyRunDropsTheWayBack => "every write can go the way back",
             Self::AbortAfterCommit => "no abort after the commit",
             Self::AnswersWithoutRun => "nothing is retired before both sides are equal",
+            Self::LeaseUnchecked => "every run ends",
         }
     }
 
@@ -91,6 +100,8 @@ impl Bug {
             Self::ReverseSlotAfterSwap => "reverse slot after swap",
             Self::AbortAfterCommit => "abort after commit",
             Self::TimeoutAssumedDone => "timeout assumed done",
+            Self::NotForestalled => "not forestalled",
+            Self::LeaseUnchecked => "lease unchecked",
             Self::AnyRunUndoes => "any run undoes any fence",
             Self::AnyRunDropsTheWayBack => "any run drops the way back",
             Self::AnswersWithoutRun => "answers without a run count for the next",

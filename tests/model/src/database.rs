@@ -100,8 +100,12 @@ impl Database {
         self.rows & bit(number) != 0
     }
 
-    /// `godwit.close_fence`: the trigger and the end marker in one transaction.
-    pub fn close(&mut self, generation: u8, run: u8, bug: Option<Bug>) -> Result<u8, Stale> {
+    /// `godwit.close_fence`, unless another node has the lease: the trigger and the end marker in one transaction.
+    pub fn close(&mut self, generation: u8, run: u8, leads: bool, bug: Option<Bug>) -> Result<u8, Stale> {
+        if !leads && bug != Some(Bug::LeaseUnchecked) {
+            return Err(Stale);
+        }
+
         if let Fence::Closed { marker, run: closer } = self.fence
             && self.epoch == generation
             && (closer == run || bug == Some(Bug::AnyRunUndoes))
@@ -109,7 +113,7 @@ impl Database {
             return Ok(marker);
         }
         let over = self.epoch > generation || (self.epoch == generation && !self.is_open());
-        let undone = self.undone & bit(run) != 0 && bug != Some(Bug::AnyRunUndoes);
+        let undone = self.has_undone(run) && bug != Some(Bug::AnyRunUndoes);
         if (over || undone) && bug != Some(Bug::GenerationUnchecked) {
             return Err(Stale);
         }
@@ -138,6 +142,28 @@ impl Database {
         self.epoch = generation;
         self.fence = Fence::Guarded;
         Ok(())
+    }
+
+    /// `godwit.forestall`: the run never opens this one; false: it is at that generation.
+    pub fn forestall(&mut self, generation: u8, run: u8) -> bool {
+        if self.epoch >= generation {
+            return false;
+        }
+        self.undone |= bit(run);
+        true
+    }
+
+    /// What this run sends late is refused.
+    pub fn has_undone(&self, run: u8) -> bool {
+        self.undone & bit(run) != 0
+    }
+
+    /// `godwit.open_fence` after the commit of `run`.
+    pub fn open_committed(&mut self, generation: u8, run: u8, bug: Option<Bug>) -> Result<(), Stale> {
+        if self.has_undone(run) && bug != Some(Bug::NotForestalled) {
+            return Err(Stale);
+        }
+        self.open(generation, None, bug)
     }
 
     /// `godwit.open_fence`: after a commit, or to undo what `undo` closed for the generation after `generation`.

@@ -1,13 +1,14 @@
 //! A node: the production `step()` in the shell's order. Journal, then effects, then their answers as events, as in
 //! `proxy/src/controller/machine.rs`; a gate and a pool as in `proxy/src/fronts`.
 
+use migration::cutover::memory::{Found, Said, judge};
 use migration::cutover::step::{Refused, outstanding};
 use migration::cutover::{Capacity, Effect, Event, Limits, Phase, State, Trigger, step};
 use migration::policy::{Policy, PolicyParts};
 use migration::units::{Generation, Position, Timestamp, Zone};
 
 use crate::bugs::Bug;
-use crate::database::GENERATIONS;
+use crate::database::{Fence, GENERATIONS};
 
 /// Every moment but the end of a deadline: time is not modelled, a deadline may pass whenever there is one.
 const NOW: Timestamp = Timestamp(0);
@@ -184,6 +185,10 @@ pub struct Node {
     pub next_run: u8,
     /// A run was retired before both sides were found equal.
     pub unverified: bool,
+    /// What the databases told it, one after the other, since it has the lease.
+    pub seen: [Option<(u8, Fence)>; 2],
+    /// It has led before: its journal knows something.
+    pub known: bool,
 }
 
 fn run_of(state: &State) -> u8 {
@@ -221,7 +226,76 @@ impl Node {
             sequence: None,
             next_run: first_run,
             unverified: false,
+            seen: [None; 2],
+            known: true,
         }
+    }
+
+    /// Knows nothing, and is down; its runs are numbered from `first_run`.
+    pub fn standing_by(first_run: u8) -> Self {
+        let mut node = Self::new(first_run);
+        node.crash(&mut Vec::new());
+        node.known = false;
+        node
+    }
+
+    /// Whether its journal knows more of this than the databases.
+    pub fn knows(&self, found: &Found, undone: impl Fn(u8) -> bool) -> bool {
+        self.known
+            && match found {
+                Found::Open { zone, generation } => {
+                    self.journal.primary == *zone && self.journal.generation == *generation
+                }
+                Found::Unfinished { run, .. } => {
+                    let run = run.parse().unwrap_or(0);
+                    run_of(&self.journal) == run && !undone(run)
+                }
+                Found::Nothing | Found::Shadow { .. } => true,
+            }
+    }
+
+    /// What both databases told; none: it has not asked both.
+    pub fn told(&mut self) -> Option<Result<Found, String>> {
+        let [Some(a), Some(b)] = self.seen else { return None };
+        self.seen = [None; 2];
+        let said = |zone: &str, (generation, fence): (u8, Fence)| Said {
+            zone: Zone::from(zone),
+            generation: Generation(u64::from(generation)),
+            fenced: fence != Fence::Open,
+            run: match fence {
+                Fence::Closed { run, .. } => Some(run.to_string()),
+                _ => None,
+            },
+            copy: false,
+        };
+        Some(judge(&Zone::from("a"), &[said("a", a), said("b", b)]))
+    }
+
+    /// Goes on from what the databases told: a run is to be undone.
+    pub fn goes_on(
+        &mut self,
+        primary: &Zone,
+        generation: Generation,
+        run: Option<&str>,
+        bug: Option<Bug>,
+        left: &mut Vec<(Job, u8)>,
+    ) {
+        let shadow = Zone::from(if &*primary.0 == "a" { "b" } else { "a" });
+        let mut state = State::first("r", primary.clone(), shadow, NOW);
+        state.generation = generation;
+        match run {
+            Some(run) => {
+                let policy = Policy::new(PolicyParts::default()).expect("the default is valid");
+                state = state.undoing(run, Limits::of(&policy), "", NOW);
+            }
+            // The road to a shadow is not of interest here.
+            None => {
+                state = step(&state, Event::ShadowEnabled, NOW).expect("idle").0;
+            }
+        }
+        self.journal = timeless(state);
+        self.known = true;
+        self.restart(bug, left);
     }
 
     /// The run under way; 0: none.

@@ -23,7 +23,7 @@ const NOTHING: Budget = Budget::NOTHING;
 const LATE: &str = "a late effect is refused";
 
 /// Bounds that are looked at in seconds.
-pub const SMALL: [Scenario; 2] = [
+pub const SMALL: [Scenario; 3] = [
     Scenario {
         name: "one move, each fault once",
         budget: Budget { writes: 1, moves: 1, crashes: 1, failures: 1, late: 1, aborts: 1, ..NOTHING },
@@ -34,10 +34,15 @@ pub const SMALL: [Scenario; 2] = [
         budget: Budget { writes: 1, moves: 2, ..NOTHING },
         unseen: &[LATE],
     },
+    Scenario {
+                name: "another node leads, undisturbed",
+        budget: Budget { writes: 1, moves: 1, leads: 1, ..NOTHING },
+        unseen: &[],
+    },
 ];
 
 /// Bounds that are looked at in minutes.
-pub const FULL: [Scenario; 5] = [
+pub const FULL: [Scenario; 6] = [
     SMALL[0],
     Scenario {
         name: "one move, more clients",
@@ -52,6 +57,11 @@ pub const FULL: [Scenario; 5] = [
     Scenario {
         name: "there and back",
         budget: Budget { writes: 1, moves: 2, failures: 1, late: 1, ..NOTHING },
+        unseen: &[],
+    },
+        Scenario {
+        name: "another node leads",
+        budget: Budget { writes: 1, moves: 1, crashes: 1, late: 1, leads: 1, ..NOTHING },
         unseen: &[],
     },
     Scenario {
@@ -146,6 +156,9 @@ fn line(action: Action, before: &System, after: &System) -> String {
         Action::Failed(at, task) => format!("{}{:?} fails, or its answer is lost", node(at), task.job),
         Action::Crash(at) => format!("{}the process dies", node(at)),
         Action::Restart(at) => format!("{}a process starts", node(at)),
+        Action::TakesTheLead(at) => format!("{}takes the lead", node(at)),
+        Action::Asks(at, of) => format!("{}asks {} what it remembers", node(at), zone(of)),
+        Action::StepsDown(at) => format!("{}sees that another leads", node(at)),
         Action::JournalWritten(at) => format!("{}the journal is written", node(at)),
         Action::DoneLate(job, run) => format!("{job:?} of run {run} is done late"),
         Action::Applied(generation) => format!("stream {generation} applies a transaction"),

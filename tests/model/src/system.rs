@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
 use migration::cutover::Phase;
+use migration::cutover::memory::Found;
 
 use crate::bugs::Bug;
 use crate::database::{Database, Fence, GENERATIONS};
@@ -26,12 +27,14 @@ pub struct Budget {
     pub late: u8,
     /// Aborts that an operator asks for.
     pub aborts: u8,
+    /// Nodes that take the lead from the one that has it, whether that is still there or not. They may move the service, too.
+    pub leads: u8,
 }
 
 impl Budget {
     /// Nothing happens.
     pub const NOTHING: Self =
-        Self { writes: 0, moves: 0, stale_moves: 0, crashes: 0, failures: 0, late: 0, aborts: 0 };
+        Self { writes: 0, moves: 0, stale_moves: 0, crashes: 0, failures: 0, late: 0, aborts: 0, leads: 0 };
 }
 
 /// What the model remembers beyond the system's own state, to judge it.
@@ -68,6 +71,8 @@ pub struct System {
     pub databases: [Database; 2],
     /// The node that leads; and one that was left behind, if the budget has one.
     pub nodes: Vec<Node>,
+    /// The node that has the lease.
+    pub leads: usize,
     /// What may still be done although nobody waits for it, with its run; sorted.
     pub late: Vec<(Job, u8)>,
     /// What is left to happen.
@@ -97,6 +102,12 @@ pub enum Action {
     Crash(usize),
     /// A process starts from the journal.
     Restart(usize),
+    /// A node takes the lease.
+    TakesTheLead(usize),
+    /// The node that has just taken it asks the database of a zone what it remembers.
+    Asks(usize, usize),
+    /// A node sees that another leads, and ends.
+    StepsDown(usize),
     /// The journal is written late: only with a bug.
     JournalWritten(usize),
     /// Something that nobody waits for is done after all.
@@ -144,9 +155,13 @@ impl Cutover {
         if self.budget.stale_moves > 0 {
             nodes.push(Node::new(9));
         }
+        if self.budget.leads > 0 {
+            nodes.push(Node::standing_by(9));
+        }
         System {
             databases: [primary, shadow],
             nodes,
+            leads: 0,
             late: Vec::new(),
             budget: self.budget,
             memory: Memory { committed: 1, ..Memory::default() },
@@ -157,10 +172,18 @@ impl Cutover {
     pub fn possible(&self, system: &System, actions: &mut Vec<Action>) {
         let budget = &system.budget;
         for (at, node) in system.nodes.iter().enumerate() {
+            let leading = self.budget.leads > 0;
             let Some(state) = &node.memory else {
-                actions.push(Action::Restart(at));
+                if leading && at == 1 {
+                    actions.extend([Action::TakesTheLead(at), Action::Asks(at, 0), Action::Asks(at, 1)]);
+                } else if !leading || system.leads == at {
+                    actions.push(Action::Restart(at));
+                }
                 continue;
             };
+            if leading && system.leads != at {
+                actions.push(Action::StepsDown(at));
+            }
             for task in &node.tasks {
                 match task.stage {
                     Stage::Done(_) => actions.push(Action::Answered(at, *task)),
@@ -174,7 +197,7 @@ impl Cutover {
                 }
             }
             actions.extend([Action::DeadlinePasses(at), Action::JournalWritten(at)]);
-            let moves = if at == 0 { budget.moves } else { budget.stale_moves };
+            let moves = if at == 0 || leading { budget.moves } else { budget.stale_moves };
             if moves > 0 && matches!(state.phase, Phase::Shadowing | Phase::Soaking) {
                 actions.push(Action::Migrate(at));
             }
@@ -206,7 +229,8 @@ impl Cutover {
         let possible = match action {
             Action::Migrate(at) => {
                 let budget = &mut system.budget;
-                let moves = if at == 0 { &mut budget.moves } else { &mut budget.stale_moves };
+                let own = at == 0 || self.budget.leads > 0;
+                let moves = if own { &mut budget.moves } else { &mut budget.stale_moves };
                 *moves -= 1;
                 system.nodes[at].migrate(bug, &mut left)
             }
@@ -243,6 +267,19 @@ impl Cutover {
                     let _ = configured.open(configured.epoch, None, bug);
                 }
                 system.nodes[at].restart(bug, &mut left);
+                true
+            }
+            Action::TakesTheLead(at) => {
+                let free = system.budget.leads > 0;
+                if free {
+                    system.budget.leads -= 1;
+                    system.leads = at;
+                }
+                free
+            }
+            Action::Asks(at, zone) => system.leads == at && self.asks(&mut system, at, zone, &mut left),
+            Action::StepsDown(at) => {
+                system.nodes[at].crash(&mut left);
                 true
             }
             Action::JournalWritten(at) => system.nodes[at].persist(),
@@ -296,6 +333,37 @@ impl Cutover {
         (system != *last).then_some(system)
     }
 
+    /// What the databases say may change between the two, and before the next step: then it asks again.
+    fn asks(&self, system: &mut System, at: usize, zone: usize, left: &mut Vec<(Job, u8)>) -> bool {
+        let node = &mut system.nodes[at];
+        if node.seen[zone].is_some() {
+            return false;
+        }
+        node.seen[zone] = Some((system.databases[zone].epoch, system.databases[zone].fence));
+        let told = node.told();
+        if let Some(Ok(found)) = &told
+            && node.knows(found, |run| system.databases.iter().any(|database| database.has_undone(run)))
+        {
+            node.restart(self.bug, left);
+            return true;
+        }
+        match told {
+            Some(Ok(Found::Open { zone, generation })) => {
+                node.goes_on(&zone, generation, None, self.bug, left);
+            }
+            Some(Ok(Found::Unfinished { from, to, generation, run })) => {
+                let target = &mut system.databases[usize::from(&*to.0 == "b")];
+                if self.bug == Some(Bug::NotForestalled)
+                    || target.forestall(generation.next().0 as u8, run.parse().unwrap_or(0))
+                {
+                    node.goes_on(&from, generation, Some(&run), self.bug, left);
+                }
+            }
+            Some(Ok(Found::Nothing | Found::Shadow { .. }) | Err(_)) | None => {}
+        }
+        true
+    }
+
     /// A client writes; the answer is the acknowledgement.
     fn write(system: &mut System, zone: usize) -> bool {
         let database = &mut system.databases[zone];
@@ -338,7 +406,7 @@ impl Cutover {
     fn try_job(&self, system: &mut System, at: Option<usize>, task: Task) -> Tried {
         let bug = self.bug;
         let node = at.map(|at| &mut system.nodes[at]);
-        let databases = &mut system.databases;
+        let (databases, holder) = (&mut system.databases, system.leads);
         let done = Tried::Stage(Stage::Done(0));
         let by = |result: Result<(), crate::database::Stale>| match result {
             Ok(()) => Tried::Stage(Stage::Done(0)),
@@ -384,7 +452,7 @@ impl Cutover {
                     _ => Tried::Waits,
                 }
             }
-            Job::Fence(generation) => self.fence(databases, node, generation, task),
+            Job::Fence(generation) => self.fence(databases, node, holder, generation, task),
             Job::AwaitMarker(position) => {
                 let Some(node) = node else { return Tried::Waits };
                 let generation = node.memory.as_ref().map_or(0, |state| state.generation.0 as u8);
@@ -398,7 +466,9 @@ impl Cutover {
                 databases[primary_of(generation)].sequence = number;
                 done
             }
-            Job::Lift(generation) => by(databases[primary_of(generation)].open(generation, None, bug)),
+            Job::Lift(generation) => {
+                by(databases[primary_of(generation)].open_committed(generation, task.run, bug))
+            }
             Job::Undo(generation) => {
                 let fencing = |node: &Node| {
                     node.tasks.iter().any(|task| {
@@ -432,10 +502,13 @@ impl Cutover {
         &self,
         databases: &mut [Database; 2],
         node: Option<&mut Node>,
+        holder: usize,
         generation: u8,
         task: Task,
     ) -> Tried {
         let old = &mut databases[primary_of(generation - 1)];
+        // Runs from 9 on are the second node's.
+        let leads = self.budget.leads == 0 || holder == usize::from(task.run >= 9);
         let position = match (self.bug, task.stage) {
             (Some(Bug::FenceSkipped), _) => old.log.len() as u8,
             (Some(Bug::FinalPositionBeforeKill), Stage::Sent) => {
@@ -445,7 +518,7 @@ impl Cutover {
                 old.shut(generation, task.run, position);
                 position
             }
-            (bug, _) => match old.close(generation, task.run, bug) {
+            (bug, _) => match old.close(generation, task.run, leads, bug) {
                 Ok(position) => position,
                 Err(_) => return Tried::Refused,
             },
@@ -462,7 +535,7 @@ impl Cutover {
         let mut actions = Vec::new();
         self.possible(system, &mut actions);
         let turn = |action: &Action| match action {
-            Action::Restart(_) => 0,
+            Action::Restart(_) | Action::StepsDown(_) | Action::Asks(..) => 0,
             Action::JournalWritten(_) => 1,
             Action::Answered(..) => 2,
             Action::Done(..) => 3,
@@ -477,12 +550,15 @@ impl Cutover {
     }
 
     /// Nothing is under way, the leader's gate is open and so is the database behind it, and its stream runs.
-    fn at_rest(system: &System) -> bool {
-        let leader = &system.nodes[system.memory.by];
+    fn at_rest(&self, system: &System) -> bool {
+        let several = self.budget.leads > 0;
+        let leader = &system.nodes[if several { system.leads } else { system.memory.by }];
+
         let idle = leader.memory.as_ref().is_some_and(|state| state.run.is_none());
         let serves = system.databases[primary_of(leader.pool)].is_open();
         let streams = leader.streams[usize::from(leader.pool)];
-        idle && !leader.gate_closed && serves && streams && leader.pool == system.memory.committed
+        let newest = several || leader.pool == system.memory.committed;
+        idle && !leader.gate_closed && serves && streams && newest
     }
 
     /// Whether every run ends from here on, once nothing goes wrong any more and everybody gets a turn.
@@ -505,7 +581,7 @@ impl Cutover {
             road.push(print);
             match self.calmly(&now) {
                 Some(next) => now = next,
-                None if Self::at_rest(&now) => break,
+                None if self.at_rest(&now) => break,
                 None => return false,
             }
         }

@@ -37,6 +37,7 @@
 pub mod effect;
 pub mod event;
 pub mod invariants;
+pub mod memory;
 pub mod state;
 pub mod step;
 #[cfg(test)]

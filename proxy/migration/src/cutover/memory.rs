@@ -1,0 +1,195 @@
+//! Who serves, by what the databases remember: for a node that does not have the journal, or an old one.
+//!
+//! A fence is raised in the old primary before the new one takes writes, and both keep the generation. So a database that is
+//! not fenced and knows the newest generation is the primary. Where none is open, a node went in the middle of a move; nothing was ever written
+//! in its target, which is not open: once it is made sure of there that this stays so, the move can be undone.
+
+use crate::units::{Generation, Zone};
+
+/// What one database answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Where it is.
+    pub zone: Zone,
+    /// Newest generation that it heard of.
+    pub generation: Generation,
+    /// Clients cannot write.
+    pub fenced: bool,
+    /// The migration whose fence is up, with its end marker.
+    pub run: Option<String>,
+    /// It is a finished copy of this generation's primary, and that one does not answer.
+    pub copy: bool,
+}
+
+/// What follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A first start, by the configuration.
+    Nothing,
+    /// Clients may write to this one.
+    Open {
+        /// The primary.
+        zone: Zone,
+        /// Its generation.
+        generation: Generation,
+    },
+    /// Clients may write to none: a migration had fenced one, and has not opened the other.
+    Unfinished {
+        /// The old primary.
+        from: Zone,
+        /// The shadow.
+        to: Zone,
+        /// Before it.
+        generation: Generation,
+        /// The migration.
+        run: String,
+    },
+    /// The only one that answers is a finished copy of its generation's primary.
+    Shadow {
+        /// Where it is.
+        zone: Zone,
+        /// The generation.
+        generation: Generation,
+    },
+}
+
+/// What follows from what they say.
+///
+/// # Errors
+/// They do not say who serves; in words.
+pub fn judge(configured: &Zone, said: &[Said]) -> Result<Found, String> {
+    let Some(newest) = said.iter().map(|one| one.generation).max() else { return Ok(Found::Nothing) };
+    let open: Vec<&Said> = said.iter().filter(|one| !one.fenced).collect();
+    let open_at_newest: Vec<_> = open.iter().filter(|one| one.generation == newest).collect();
+    let never_moved = newest.0 <= 1;
+    match (&open_at_newest[..], said) {
+        // A first start that did not get far, or another node's before it: a shadow is open before it is guarded.
+        _ if never_moved && open.iter().any(|one| one.zone == *configured) => {
+            Ok(Found::Open { zone: configured.clone(), generation: newest })
+        }
+        ([one], _) if open.len() == 1 => Ok(Found::Open { zone: one.zone.clone(), generation: newest }),
+        ([], [one, other]) if open.is_empty() => {
+            let (old, new) = if one.generation > other.generation { (one, other) } else { (other, one) };
+            match &old.run {
+                Some(run) if old.generation == new.generation.next() => Ok(Found::Unfinished {
+                    from: old.zone.clone(),
+                    to: new.zone.clone(),
+                    generation: new.generation,
+                    run: run.clone(),
+                }),
+                _ => Err(unclear(said)),
+            }
+        }
+        ([], [one]) if one.copy => Ok(Found::Shadow { zone: one.zone.clone(), generation: newest }),
+        // Of a first start, too: the shadow is guarded, and the primary does not answer.
+        ([], _) if never_moved && said.iter().all(|one| one.zone != *configured) => Ok(Found::Nothing),
+        _ => Err(unclear(said)),
+    }
+}
+
+fn unclear(said: &[Said]) -> String {
+    let said = said.iter().map(|one| {
+        let fenced = if one.fenced { "fenced" } else { "open" };
+        format!("{} {fenced} at generation {}", one.zone, one.generation.0)
+    });
+    format!(
+        "its databases do not say who serves ({}): a move may have been under way",
+        said.collect::<Vec<_>>().join(", ")
+    )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Zone, generation, whether it is fenced.
+    fn said(zones: &[(&str, u64, bool)]) -> Vec<Said> {
+        let one = |(zone, generation, fenced): &(&str, u64, bool)| Said {
+            zone: Zone::from(*zone),
+            generation: Generation(*generation),
+            fenced: *fenced,
+            run: None,
+            copy: false,
+        };
+        zones.iter().map(one).collect()
+    }
+
+    fn near() -> Zone {
+        Zone::from("near")
+    }
+
+    fn open(zone: &str, generation: u64) -> Found {
+        Found::Open { zone: zone.into(), generation: Generation(generation) }
+    }
+
+    #[test]
+    fn a_first_start_goes_by_the_configuration() {
+        for zones in [&[][..], &[("far", 1, true)]] {
+            assert_eq!(judge(&near(), &said(zones)).unwrap(), Found::Nothing, "{zones:?}");
+        }
+        for zones in [
+            &[("near", 1, false)][..],
+            &[("near", 1, false), ("far", 1, true)],
+            &[("near", 1, false), ("far", 1, false)],
+        ] {
+            assert_eq!(judge(&near(), &said(zones)).unwrap(), open("near", 1), "{zones:?}");
+        }
+    }
+
+    #[test]
+    fn the_open_database_of_the_newest_generation_is_the_primary() {
+        for (zones, expected) in [
+            (&[("near", 2, true), ("far", 2, false)][..], open("far", 2)),
+            (&[("near", 3, false), ("far", 3, true)], open("near", 3)),
+            // A move back that was undone: the epoch of the old primary stays behind.
+            (&[("near", 2, true), ("far", 3, false)], open("far", 3)),
+            // The configuration names another first primary now.
+            (&[("near", 1, true), ("far", 1, false)], open("far", 1)),
+            (&[("far", 4, false)], open("far", 4)),
+        ] {
+            assert_eq!(judge(&near(), &said(zones)).unwrap(), expected, "{zones:?}");
+        }
+    }
+
+    #[test]
+    fn a_move_that_was_under_way_is_known_by_its_fence() {
+        let mut zones = said(&[("near", 4, true), ("far", 3, true)]);
+        assert!(judge(&near(), &zones).is_err(), "a fence that is still going up");
+        zones[0].run = Some("m7".into());
+        let unfinished =
+            Found::Unfinished { from: near(), to: "far".into(), generation: Generation(3), run: "m7".into() };
+        assert_eq!(judge(&near(), &zones).unwrap(), unfinished);
+        zones.swap(0, 1);
+        assert_eq!(judge(&"far".into(), &zones).unwrap(), unfinished);
+        zones.remove(0);
+        assert!(judge(&near(), &zones).is_err(), "the other one may be open by now");
+    }
+
+    #[test]
+    fn a_shadow_alone_knows_whose_it_is() {
+        for generation in [1, 5] {
+            let mut zones = said(&[("far", generation, true)]);
+            zones[0].copy = true;
+            let shadow = Found::Shadow { zone: "far".into(), generation: Generation(generation) };
+            assert_eq!(judge(&near(), &zones).unwrap(), shadow);
+            assert_eq!(judge(&"far".into(), &zones).unwrap(), shadow);
+        }
+    }
+
+    #[test]
+    fn what_fits_nothing_is_for_a_person() {
+        for zones in [
+            // Under the fence of a move that is not known.
+            &[("near", 2, true), ("far", 1, true)][..],
+            &[("near", 2, true), ("far", 2, true)],
+            &[("near", 2, false), ("far", 2, false)],
+            &[("near", 2, false), ("far", 3, true)],
+            &[("near", 1, true)],
+            &[("near", 2, true)],
+        ] {
+            let why = judge(&near(), &said(zones)).unwrap_err();
+            assert!(why.contains("near") && why.contains("generation"), "{why}");
+        }
+    }
+}
