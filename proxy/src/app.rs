@@ -104,7 +104,13 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         answers: Arc::default(),
         sent: Arc::default(),
     };
+    // A node that stands by does its zone's half of a stream, too.
+    {
+        let _inside = runtime.enter();
+        links.listen(&config, &tasks, &stop)?;
+    }
     let mut election = Election::of(&config)?;
+
     let holder = election.as_ref().map(|election| election.id.clone());
     if let Some(election) = &mut election {
         let led =
@@ -175,7 +181,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             tasks.spawn(stop.clone().run_until_cancelled_owned(told));
         }
         tasks.spawn(admin::serve(listener, state, stop.clone()));
-        links.listen(&config, &tasks, &stop)?;
+
         let (routes, recorder) = (routes.clone(), recorder.clone());
         let counted = postgres.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {

@@ -107,7 +107,7 @@ impl Links {
     /// Answers nodes of other zones: applies what they push, streams what they pull. Binds at once.
     pub fn listen(&self, config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> Result<()> {
         let Some(link) = &config.node.link else { return Ok(()) };
-        let names: Vec<String> = config.zones.values().filter_map(|zone| zone.node.clone()).collect();
+        let names: Vec<String> = config.zones.values().flat_map(Zone::nodes).cloned().collect();
         let identity = certificates::read(link)?;
         identity.shown_as(&config.node.name).context("node.link.tls does not fit this node")?;
         let listener = Listener::bind(&identity, link.listen, &names)
@@ -149,8 +149,8 @@ impl Links {
 /// What this node's zone has to offer to others.
 struct Local {
     zone: String,
-    /// The node of each zone that has one.
-    nodes: BTreeMap<String, String>,
+    /// The nodes of each zone that has any.
+    nodes: BTreeMap<String, Vec<String>>,
     databases: HashMap<String, Database>,
     spill: Spill,
     copies: Copies,
@@ -168,10 +168,11 @@ impl Local {
                 Some((resource.name.clone(), placement.postgres.clone()?))
             })
             .collect();
-        let node = |(zone, settings): (&String, &Zone)| Some((zone.clone(), settings.node.clone()?));
+        let nodes = |(zone, settings): (&String, &Zone)| (zone.clone(), settings.nodes().cloned().collect());
+
         Self {
             zone: config.node.zone.clone(),
-            nodes: config.zones.iter().filter_map(node).collect(),
+            nodes: config.zones.iter().map(nodes).collect(),
             databases,
             spill: config.node.spill.clone(),
             copies,
@@ -183,10 +184,12 @@ impl Local {
         let spec = &hello.spec;
         if let Some(peer) = peer {
             let theirs = if hello.role == Role::Push { &spec.source_zone } else { &spec.target_zone };
-            match self.nodes.get(theirs) {
-                Some(node) if node.eq_ignore_ascii_case(&peer.name) => {}
-                Some(node) => return Err(format!("the node of {theirs} is {node}, not {}", peer.name)),
-                None => return Err(format!("zone {theirs} has no node here (zones.{theirs}.node)")),
+            let nodes = self.nodes.get(theirs).map_or(&[][..], Vec::as_slice);
+            if nodes.is_empty() {
+                return Err(format!("zone {theirs} has no node here (zones.{theirs}.node)"));
+            }
+            if !nodes.iter().any(|node| node.eq_ignore_ascii_case(&peer.name)) {
+                return Err(format!("the node of {theirs} is {}, not {}", nodes.join(" or "), peer.name));
             }
         }
         let database = self

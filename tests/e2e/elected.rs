@@ -9,7 +9,7 @@ use godwit::admin::LeadView;
 use godwit::cli::client::Client;
 use godwit::demo::load::Outcome;
 use godwit::demo::node::Node;
-use godwit::demo::zone::{LEADER, Playground};
+use godwit::demo::zone::{AGENT, LEADER, Playground};
 use godwit_tests::postgres::free_port;
 use godwit_tests::waiting::until;
 use rand::SeedableRng;
@@ -226,4 +226,62 @@ async fn whatever_a_leader_was_killed_in_the_next_one_goes_on() -> Result<()> {
     last.migrate(&view.shadow).await?;
     last.until("it moves", |now| now.primary == view.shadow && now.phase == "shadowing").await?;
     lost_nothing(&playground, &view.shadow, &outcome).await.with_context(|| format!("{killed:?}"))
+}
+
+/// A node in each zone: the one that stands by does its zone's half of the stream meanwhile, and leads when the other is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_of_the_other_zone_leads() -> Result<()> {
+    let playground = Playground::start(&options(true)?).await?;
+    let [near, far] = &playground.zones;
+    let near_leads = of_node(&playground, LEASE)?;
+    let link = near_leads.split("link: {listen: \"").nth(1).and_then(|rest| rest.split('"').next());
+    let own = std::fs::read_to_string(playground.agent_config.as_ref().context("an agent")?)?;
+    let (own, _) = own.split_once("resources:").context("resources")?;
+    let (_, led) = near_leads.split_once("\ndrivers:").context("drivers")?;
+    let mut far_leads = own.replacen("\n  threads: 2\n", &format!("\n  threads: 2\n  {LEASE}\n"), 1);
+    let known = format!("node: {LEADER}}}");
+    ensure!(far_leads.contains(&known), "{far_leads}");
+    far_leads =
+        far_leads.replacen(&known, &format!("node: {LEADER}, link: \"{}\"}}", link.context("a link")?), 1);
+    let config = |name: &str, text: String| {
+        let file = playground.config.with_file_name(name);
+        std::fs::write(&file, text).map(|()| file)
+    };
+    let members = [
+        Member {
+            playground: &playground,
+            config: config("near.yaml", near_leads.clone())?,
+            admin: playground.admin,
+        },
+        Member {
+            playground: &playground,
+            config: config("far.yaml", format!("{far_leads}\ndrivers:{led}"))?,
+            admin: playground.agent_admin.context("the agent's listener")?,
+        },
+    ];
+    let mut one = members[0].start(&[])?;
+    leads(&mut one).await?;
+    let mut other = members[1].start(&[])?;
+    stands_by(&mut other, LEADER).await?;
+    one.ready().await?;
+    let load = load(&playground, 60.0, "zones");
+    one.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;
+    one.node.signal(Signal::KILL)?;
+    leads(&mut other).await?;
+    let served = load.snapshot().acknowledged;
+    other.until("it serves", |_| load.snapshot().acknowledged > served + 20).await?;
+    let mut one = members[0].start(&[])?;
+    stands_by(&mut one, AGENT).await?;
+    let view = other.ready().await?;
+    ensure!(view.primary == near.name && view.replication.state == "streaming", "{view:#?}");
+    other.migrate(&far.name).await?;
+    other.until("it moves", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    other.node.signal(Signal::TERM)?;
+    leads(&mut one).await?;
+    let mut other = members[1].start(&[])?;
+    stands_by(&mut other, LEADER).await?;
+    let view = one.ready().await?;
+    ensure!(view.primary == far.name && view.generation == 2, "{view:#?}");
+    let outcome = load.stop().await;
+    lost_nothing(&playground, &far.name, &outcome).await
 }

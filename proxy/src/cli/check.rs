@@ -192,7 +192,8 @@ fn summary_json(path: &Path, config: &Config) -> Value {
             "location": zone.location.map(|at| [at.latitude(), at.longitude()]),
             "cost_per_hour": zone.cost_per_hour,
             "link": zone.link,
-            "node": zone.node,
+                        "node": zone.node,
+            "standbys": zone.standbys,
         })
     };
     let placement = |placement: &Placement| {

@@ -205,6 +205,15 @@ pub struct Zone {
     pub link: Option<String>,
     /// Name of that node, checked against its certificate.
     pub node: Option<String>,
+    /// Names of others that may lead in its stead (`node.lease`).
+    pub standbys: Vec<String>,
+}
+
+impl Zone {
+    /// Every node that speaks for this zone.
+    pub fn nodes(&self) -> impl Iterator<Item = &String> {
+        self.node.iter().chain(&self.standbys)
+    }
 }
 
 /// A named service.

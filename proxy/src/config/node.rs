@@ -270,7 +270,7 @@ fn history(item: &Item<'_>) -> Option<Retention> {
     Some(Retention { fine: fine?, medium: medium?, coarse: coarse? })
 }
 
-/// `{provider, region, country, grid, location, cost, link, node}`; the catalogue fills in what is left out.
+/// `{provider, region, country, grid, location, cost, link, node, standbys}`; the catalogue fills in what is left out.
 pub(super) fn zone(item: &Item<'_>) -> Option<Zone> {
     let mut section = item.section()?;
     let provider = section.optional("provider").map(|item| item.text("the name of a provider"));
@@ -281,6 +281,12 @@ pub(super) fn zone(item: &Item<'_>) -> Option<Zone> {
     let cost = section.optional("cost").map(|item| item.cost_per_hour());
     let link = section.optional("link").map(|item| item.endpoint());
     let node = section.optional("node").map(|item| item.name());
+    let standbys = match section.optional("standbys") {
+        Some(item) => item.list("names of nodes").and_then(|names| {
+            names.iter().map(|item| item.name().map(str::to_owned)).collect::<Option<Vec<_>>>()
+        }),
+        None => Some(Vec::new()),
+    };
     if section.has("link") && !section.has("node") {
         section.item.wrong("has a link but no node", "add node: NAME, the name in that node's certificate");
     }
@@ -300,6 +306,7 @@ pub(super) fn zone(item: &Item<'_>) -> Option<Zone> {
         region,
         link: link.map_or(Some(None), |link| link.map(Some))?,
         node: text(node)?,
+        standbys: standbys?,
     })
 }
 

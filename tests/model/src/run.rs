@@ -35,7 +35,7 @@ pub const SMALL: [Scenario; 3] = [
         unseen: &[LATE],
     },
     Scenario {
-                name: "another node leads, undisturbed",
+        name: "another node leads, undisturbed",
         budget: Budget { writes: 1, moves: 1, leads: 1, ..NOTHING },
         unseen: &[],
     },
@@ -59,7 +59,7 @@ pub const FULL: [Scenario; 6] = [
         budget: Budget { writes: 1, moves: 2, failures: 1, late: 1, ..NOTHING },
         unseen: &[],
     },
-        Scenario {
+    Scenario {
         name: "another node leads",
         budget: Budget { writes: 1, moves: 1, crashes: 1, late: 1, leads: 1, ..NOTHING },
         unseen: &[],
