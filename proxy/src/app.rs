@@ -8,6 +8,7 @@ mod standing;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,6 +17,8 @@ use pingora::server::{RunArgs, ShutdownSignalWatch as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use standing::Belongings;
 
 use crate::admin::access::Identities;
 use crate::admin::access::oidc::Oidc;
@@ -109,15 +112,25 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         let _inside = runtime.enter();
         links.listen(&config, &tasks, &stop)?;
     }
+    let overlay = Arc::new(OverlayFile::open(&config.node.state)?);
+    let belongings = Belongings {
+        file: file.to_owned(),
+        journal: journal.clone(),
+        freezes: freezes.clone(),
+        overlay: overlay.clone(),
+        changed: Arc::default(),
+    };
     let mut election = Election::of(&config)?;
-
     let holder = election.as_ref().map(|election| election.id.clone());
     if let Some(election) = &mut election {
-        let led =
-            runtime.block_on(standing::until_it_leads(election, state.clone(), &sockets, &mut heard))?;
-        if !led {
+        let standing = standing::until_it_leads(election, &belongings, state.clone(), &sockets, &mut heard);
+        if !runtime.block_on(standing)? {
             tracing::info!("godwit ends");
             return Ok(());
+        }
+        if belongings.changed.load(Ordering::Acquire) {
+            let error = upgrade.execute(upgrade::nothing_handed_over()?);
+            return Err(error).context("the program cannot be executed anew");
         }
     }
 
@@ -135,7 +148,8 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     // Bound here rather than on pingora's threads: what is taken is said at once.
     addresses.into_iter().try_for_each(|address| sockets.listener(address).map(drop))?;
     let learner = Learner::start(&config.node.state, crate::rng::seed())?;
-    let resigned = election.map(|election| runtime.spawn(keep(election, anew.clone(), stop.clone())));
+    let resigned =
+        election.map(|election| runtime.spawn(keep(election, belongings, anew.clone(), stop.clone())));
     let (running, changes) = runtime.block_on(async {
         let listener = admin::Listener::kept(&sockets, &config.node.admin, &stop)?;
         let collected =
@@ -164,7 +178,6 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             let name = led.name().to_owned();
             running.joins(&name, leading.start(led));
         }
-        let overlay = Arc::new(OverlayFile::open(&config.node.state)?);
         let joining = Fronts::new(
             routes.clone(),
             fronts.clone(),
@@ -271,8 +284,8 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
 }
 
 /// Renews the leases; at the end another node may have them at once.
-async fn keep(mut election: Election, anew: Arc<Anew>, stop: CancellationToken) {
-    let lost = stop.run_until_cancelled(election.keep()).await;
+async fn keep(mut election: Election, estate: Belongings, anew: Arc<Anew>, stop: CancellationToken) {
+    let lost = stop.run_until_cancelled(election.keep(&estate)).await;
     match lost {
         Some(node) => anew.begin(format!("node {node} leads now")),
         None => election.resign().await,

@@ -85,3 +85,30 @@ pub async fn give_up(client: &Client, resource: &str, id: &str) -> Result<(), Er
     let ended = client.execute(sql, &[&resource, &id]).await;
     ended.map(drop).map_err(Error::database("end the lease of who leads"))
 }
+
+/// What the last holder leaves to the next: that one's id, and what it has left.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn legacy(client: &Client, resource: &str) -> Result<Option<(String, String)>, Error> {
+    let sql = "SELECT holder, legacy FROM godwit.leader WHERE resource = $1 AND legacy IS NOT NULL";
+    match client.query_opt(sql, &[&resource]).await {
+        Ok(row) => Ok(row.map(|row| (row.get(0), row.get(1)))),
+        Err(error)
+            if matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME)) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(Error::database("read what the last leader left")(error)),
+    }
+}
+
+/// Leaves this to the next holder, while `id` has the lease; false: it does not.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn leave(client: &Client, resource: &str, id: &str, legacy: &str) -> Result<bool, Error> {
+    let sql = "UPDATE godwit.leader SET legacy = $3 WHERE resource = $1 AND holder = $2 AND until > pg_catalog.clock_timestamp()";
+    let left = client.execute(sql, &[&resource, &id, &legacy]).await;
+    left.map(|rows| rows == 1).map_err(Error::database("leave something to the next leader"))
+}

@@ -5,17 +5,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use godwit::admin::LeadView;
+use godwit::admin::{LeadView, SectionView};
+
 use godwit::cli::client::Client;
+use godwit::controller::view::MigrationView;
+
 use godwit::demo::load::Outcome;
 use godwit::demo::node::Node;
-use godwit::demo::zone::{AGENT, LEADER, Playground};
+use godwit::demo::zone::{AGENT, LEADER, Playground, RESOURCE};
 use godwit_tests::postgres::free_port;
 use godwit_tests::waiting::until;
+use http::Method;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rustix::process::Signal;
+use serde_json::{Value, json};
 
 use crate::leader::{Leader, PATIENCE, PROGRAM, connect, load, of_node, options, until_answer};
 
@@ -86,14 +91,36 @@ async fn another_node_leads_when_the_first_is_gone() -> Result<()> {
 
     let load = load(&playground, 60.0, "elected");
     one.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;
+    // What people decided and did there goes with the lead.
+    let orders = |about: &str| format!("/api/v1/resources/{RESOURCE}/{about}");
+    let aborted = one.migrate(&far.name).await?;
+    one.client.send(&orders(&format!("migrations/{aborted}/abort")), &json!({})).await?;
+    one.ready().await?;
+    let (_, tag) = one.client.fetch_tagged::<Value>(&orders("scaling")).await?;
+    let less = json!({ "capacity": { &near.name: 1, &far.name: 2 } });
+    let scaling: SectionView = one.client.replace(&orders("scaling"), &less, &tag).await?;
+    one.client.send(&orders("freeze"), &json!({ "why": "a sale" })).await?;
+    let primary = connect(near).await?;
+    until("it is left to the next one", async || {
+        let left = "SELECT EXISTS (SELECT FROM godwit.leader WHERE legacy ~ 'a sale')";
+        Ok(primary.query_one(left, &[]).await?.get::<_, bool>(0))
+    })
+    .await?;
     // Killed, so that its lease has to run out.
     one.node.signal(Signal::KILL)?;
     leads(&mut other).await?;
-    let view = other.ready().await?;
+    let view = other.until("it follows", |view| view.phase == "shadowing").await?;
     ensure!(view.primary == near.name && view.generation == 1, "{view:#?}");
     let served = load.snapshot().acknowledged;
     other.until("it serves", |_| load.snapshot().acknowledged > served + 20).await?;
-    ensure!(view.problems.is_empty(), "{:?}", view.problems);
+    let now: SectionView = other.client.fetch(&orders("scaling")).await?;
+    ensure!(now.value == scaling.value && now.changed_ms == scaling.changed_ms, "{now:?}, after {scaling:?}");
+    let run: MigrationView = other.client.fetch(&orders(&format!("migrations/{aborted}"))).await?;
+    ensure!(run.state == "aborted", "{run:#?}");
+    let frozen = other.migrate(&far.name).await.err().context("it is frozen")?.to_string();
+    ensure!(frozen.contains("a sale"), "{frozen}");
+    other.client.call_with(Method::DELETE, &orders("freeze"), None, &[]).await?;
+    other.ready().await?;
     let mut one = members[0].start(&[])?;
     stands_by(&mut one, "other").await?;
     other.migrate(&far.name).await?;

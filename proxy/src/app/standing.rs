@@ -1,17 +1,57 @@
 //! A node that stands by: it is there, says who leads, and serves nobody, until it leads itself.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState};
+use crate::config;
+use crate::controller::effects::chain;
+use crate::controller::freezes::Freezes;
 use crate::fronts::sockets::Sockets;
-use crate::leading::election::{Election, Standing};
+use crate::leading::election::{Election, Estate, Standing};
 use crate::notify;
+use crate::store::{Journal, Legacy, OverlayFile};
+
 use crate::telemetry::metrics;
 use crate::upgrade::Heard;
+
+/// What a node that leads leaves, and takes over: all of it is in its state directory.
+#[derive(Clone)]
+pub(super) struct Belongings {
+    pub(super) file: PathBuf,
+    pub(super) journal: Arc<Journal>,
+    pub(super) freezes: Arc<Freezes>,
+    pub(super) overlay: Arc<OverlayFile>,
+    /// Its configuration has become another one.
+    pub(super) changed: Arc<AtomicBool>,
+}
+
+impl Estate for Belongings {
+    fn leaves(&self) -> Result<Legacy, String> {
+        self.journal.leaves(self.overlay.content()).map_err(chain)
+    }
+
+    fn inherits(&self, legacy: &Legacy) -> Result<(), String> {
+        self.journal.inherits(legacy).map_err(chain)?;
+        self.freezes.reload().map_err(chain)?;
+        if self.overlay.content() == legacy.overlay {
+            return Ok(());
+        }
+        // Whose configuration differs leads without what does not fit it.
+        if let Err(errors) = config::load_with(&self.file, Some(&self.overlay.as_text(&legacy.overlay))) {
+            tracing::warn!(%errors, "what the API had changed on the last leader does not fit the configuration here");
+            return Ok(());
+        }
+        self.overlay.write(legacy.overlay.clone()).map_err(chain)?;
+        self.changed.store(true, Ordering::Release);
+        Ok(())
+    }
+}
 
 /// How long answers under way may take when it begins to lead.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
@@ -19,6 +59,7 @@ const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// Waits until it leads; false: the process is to end.
 pub(super) async fn until_it_leads(
     election: &mut Election,
+    estate: &Belongings,
     state: AdminState,
     sockets: &Sockets,
     heard: &mut Heard,
@@ -32,7 +73,7 @@ pub(super) async fn until_it_leads(
     // A service manager need not wait until it leads.
     notify::tell(notify::State::Ready);
     let leads = tokio::select! {
-        () = election.stand(&standing) => true,
+        () = election.stand(&standing, estate) => true,
         () = heard.end() => false,
     };
     stop.cancel();

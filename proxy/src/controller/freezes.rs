@@ -38,6 +38,12 @@ impl Freezes {
         Ok(Self { journal, ordered })
     }
 
+    /// Reads the store again, which had them from somewhere else.
+    pub fn reload(&self) -> Result<(), StoreError> {
+        *self.ordered() = self.journal.freezes()?;
+        Ok(())
+    }
+
     fn ordered(&self) -> MutexGuard<'_, Vec<FreezeRow>> {
         lock(&self.ordered)
     }

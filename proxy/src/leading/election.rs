@@ -18,6 +18,7 @@ use tokio_postgres::Client;
 
 use crate::config::model::Config;
 use crate::controller::effects::chain;
+use crate::store::Legacy;
 
 /// What the server shows in `pg_stat_activity`.
 const APPLICATION: &str = "godwit-lead";
@@ -70,6 +71,8 @@ struct Seat {
     dsn: Dsn,
     client: Option<Client>,
     installed: bool,
+    /// The next leader finds there what there is now.
+    left: bool,
 }
 
 /// One resource's leases.
@@ -87,6 +90,22 @@ pub struct Election {
     node: String,
     within: Duration,
     resources: Vec<Seats>,
+    /// The number of what was left last.
+    serial: u64,
+}
+
+/// What a node has that leads, besides the journal of its moves.
+pub trait Estate: Send + Sync {
+    /// What it leaves now.
+    ///
+    /// # Errors
+    /// In words.
+    fn leaves(&self) -> Result<Legacy, String>;
+    /// What another node left is this one's.
+    ///
+    /// # Errors
+    /// In words.
+    fn inherits(&self, legacy: &Legacy) -> Result<(), String>;
 }
 
 /// Who leads a resource, by what its databases say.
@@ -113,21 +132,27 @@ impl Election {
                 .values()
                 .filter_map(|placement| {
                     let dsn = placement.postgres.as_ref()?.dsn.clone();
-                    Some(Seat { zone: placement.zone.clone(), dsn, client: None, installed: false })
+                    Some(Seat {
+                        zone: placement.zone.clone(),
+                        dsn,
+                        client: None,
+                        installed: false,
+                        left: false,
+                    })
                 })
                 .collect(),
         });
         let resources = resources.filter(|resource| !resource.seats.is_empty()).collect();
         let id = holder(&config.node.state).context("who this node is cannot be kept in node.state")?;
-        Ok(Some(Self { id, node: config.node.name.clone(), within, resources }))
+        Ok(Some(Self { id, node: config.node.name.clone(), within, resources, serial: 0 }))
     }
 
-    /// Waits until this node leads.
-    pub async fn stand(&mut self, standing: &Standing) {
+    /// Waits until this node leads, and has what the one before left.
+    pub async fn stand(&mut self, standing: &Standing, estate: &dyn Estate) {
         let mut told = standing.without_primary.subscribe();
         loop {
             let without_primary = *told.borrow_and_update();
-            match self.try_to_lead(without_primary).await {
+            match self.try_to_lead(without_primary, estate).await {
                 Ok(()) => return,
                 Err(why) => standing.say(&why),
             }
@@ -137,7 +162,7 @@ impl Election {
     }
 
     /// Takes every lease that can be had, if the ones that decide are free; the error says who has them.
-    async fn try_to_lead(&mut self, without_primary: bool) -> Result<(), String> {
+    async fn try_to_lead(&mut self, without_primary: bool, estate: &dyn Estate) -> Result<(), String> {
         let verdicts = self.look().await;
         if let Some((resource, node, left)) = verdicts.iter().find_map(|(resource, verdict)| match verdict {
             Verdict::Held(node, left) => Some((resource, node, left)),
@@ -155,6 +180,7 @@ impl Election {
             Some(why) if !without_primary => return Err(why),
             _ => {}
         }
+        self.inherit(estate).await?;
         self.take().await;
         // Two may have seen that they are free.
         let mine = |verdict: &Verdict| match verdict {
@@ -169,9 +195,49 @@ impl Election {
         Err("another node was faster".into())
     }
 
+    /// Takes over what the last leader left, before there is a lease that says that it was this one.
+    async fn inherit(&mut self, estate: &dyn Estate) -> Result<(), String> {
+        let reading = self
+            .resources
+            .iter_mut()
+            .map(async |one| join_all(one.seats.iter_mut().map(|seat| seat.legacy(&one.resource))).await);
+        let found = join_all(reading).await.into_iter().flatten().flatten();
+        let newest = found.max_by_key(|(_, legacy)| legacy.serial);
+        let Some((holder, legacy)) = newest else { return Ok(()) };
+        self.serial = legacy.serial;
+        if holder != self.id {
+            estate
+                .inherits(&legacy)
+                .map_err(|why| format!("what the last leader left cannot be kept: {why}"))?;
+        }
+        Ok(())
+    }
+
+    /// Leaves what there is now to the next one, where it is not there yet.
+    async fn leave(&mut self, left: &mut Option<Legacy>, estate: &dyn Estate) {
+        let now = match estate.leaves() {
+            Ok(now) => now.numbered(self.serial),
+            Err(why) => return tracing::warn!(why, "nothing is left to the next leader"),
+        };
+        if left.as_ref() != Some(&now) {
+            self.serial += 1;
+            *left = Some(now.numbered(self.serial));
+            self.resources.iter_mut().flat_map(|one| &mut one.seats).for_each(|seat| seat.left = false);
+        }
+        let Some(Ok(text)) = left.as_ref().map(serde_json::to_string) else { return };
+        let (id, text) = (&self.id, &text);
+        let leaving = self.resources.iter_mut().map(async |one| {
+            let seats = one.seats.iter_mut().filter(|seat| !seat.left);
+            join_all(seats.map(|seat| seat.leave(&one.resource, id, text))).await
+        });
+        join_all(leaving).await;
+    }
+
     /// Renews the leases until another node leads; returns its name.
-    pub async fn keep(&mut self) -> String {
+    pub async fn keep(&mut self, estate: &dyn Estate) -> String {
+        let mut left = None;
         loop {
+            self.leave(&mut left, estate).await;
             tokio::time::sleep(self.within / RENEWALS).await;
             for (resource, verdict) in self.look().await {
                 match verdict {
@@ -235,6 +301,25 @@ impl Seat {
                 self.installed = false;
                 tracing::debug!(resource, zone = self.zone, why, "the lease cannot be taken");
             }
+        }
+    }
+
+    async fn legacy(&mut self, resource: &str) -> Option<(String, Legacy)> {
+        let found = self.ask(async |client| lead::legacy(client, resource).await).await;
+        let (holder, text) = found.ok()??;
+        match Legacy::read(&text) {
+            Ok(legacy) => Some((holder, legacy)),
+            Err(why) => {
+                tracing::warn!(resource, zone = self.zone, why, "what the last leader left cannot be read");
+                None
+            }
+        }
+    }
+
+    async fn leave(&mut self, resource: &str, id: &str, text: &str) {
+        match self.ask(async |client| lead::leave(client, resource, id, text).await).await {
+            Ok(left) => self.left = left,
+            Err(why) => tracing::debug!(resource, zone = self.zone, why, "nothing is left there now"),
         }
     }
 

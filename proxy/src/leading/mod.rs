@@ -117,6 +117,7 @@ pub fn lead(
     let state = match (found, known) {
         (Some(found), _) => {
             journal.append(&found.state, "Adopted", now, None)?;
+            journal.end_others(&found.state, now)?;
             found.state
         }
         (None, Some(state)) => state,
@@ -177,7 +178,12 @@ fn build(config: &Config, resource: &Resource, state: State, recorder: &Arc<Reco
         endpoints.insert(zone.clone(), resolved);
     }
     let front = settings.http.as_ref().map(|http| {
-        let upstreams = endpoints.get(&*state.primary.0).map_or(&[][..], Vec::as_slice);
+                let mut upstreams = endpoints.get(&*state.primary.0).map_or(&[][..], Vec::as_slice);
+        // A driver runs as many workers as there are to be: the first ones.
+        let primary = settings.placements.get(&*state.primary.0).filter(|_| drivers.contains_key(&*state.primary.0));
+        if let Some(placement) = primary {
+            upstreams = &upstreams[..upstreams.len().min(placement.capacity as usize)];
+        }
         let pool = Pool::new(state.generation.0, &*state.primary.0, upstreams);
         let front = ResourceFront::reaching(name.as_str(), http, config.node.hold, pool, reaches)
             .with_context(|| format!("resource {name}: the access log cannot be opened"))?;

@@ -4,6 +4,7 @@
 //! One process at a time: the database is locked exclusively. Tokens of the API are in a file of their own ([`Tokens`]).
 
 mod journal;
+mod legacy;
 mod notes;
 mod overlay;
 mod record;
@@ -12,6 +13,7 @@ mod tokens;
 mod torn;
 
 pub use journal::{AFTER_APPEND, Commits, Ended, Journal, JournalRow, RunRow, StoreError};
+pub use legacy::Legacy;
 pub use notes::{AnsweredRow, ApprovalRow, EVERY_RESOURCE, FreezeRow, LedgerRow, ProposalRow, RetirementRow};
 pub use overlay::{Change, Overlay, OverlayFile};
 pub use tokens::{Issued, NewToken, Rejected, TokenView, Tokens};

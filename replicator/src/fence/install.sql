@@ -22,13 +22,14 @@ CREATE TABLE IF NOT EXISTS godwit.epoch (
 );
 ALTER TABLE godwit.epoch ADD COLUMN IF NOT EXISTS run text;
 
--- Who leads a resource where several nodes may: a lease, by this server's clock. What keeps nodes apart are generation and run; a lease only
+-- Who leads a resource where several nodes may: a lease, by this server's clock; and what that node leaves to the next. What keeps nodes apart are generation and run; a lease only
 -- says who begins a move.
 CREATE TABLE IF NOT EXISTS godwit.leader (
   resource text PRIMARY KEY,
   holder text NOT NULL,
   node text NOT NULL,
-  until timestamptz NOT NULL
+    until timestamptz NOT NULL,
+  legacy text
 ) WITH (fillfactor = 50);
 
 -- Runs that were undone: what one of them sends late is refused.

@@ -1,0 +1,278 @@
+//! What a node leaves to the one that leads after it: what people decided and what moves there were. It lies in the databases, beside
+//! the lease, since the state directory may be out of reach by then.
+
+use std::collections::BTreeMap;
+
+use migration::cutover::State;
+use migration::units::Timestamp;
+use rusqlite::types::{Value as Sql, ValueRef};
+use rusqlite::{Connection, params, params_from_iter};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::journal::{Journal, StoreError};
+use super::overlay::Overlay;
+
+const VERSION: u32 = 1;
+
+/// Why a run ended that another node had begun.
+const LOST: &str = "the node that led was lost";
+
+/// A table of the store.
+struct Table {
+    name: &'static str,
+    /// What is left of it.
+    rows: &'static str,
+    /// The next node has these rows and no others.
+    whole: bool,
+}
+
+const fn whole(name: &'static str, rows: &'static str) -> Table {
+    Table { name, rows, whole: true }
+}
+
+const fn added(name: &'static str, rows: &'static str) -> Table {
+    Table { name, rows, whole: false }
+}
+
+/// A decision of many kilobytes stays where it was made.
+const TABLES: [Table; 6] = [
+    whole("freeze", "SELECT * FROM freeze"),
+    whole("proposal", "SELECT * FROM proposal WHERE ended IS NULL"),
+    whole(
+        "approval",
+        "SELECT * FROM approval WHERE proposal IN (SELECT id FROM proposal WHERE ended IS NULL)",
+    ),
+    whole("retirement", "SELECT * FROM retirement"),
+    added(
+        "run",
+        "SELECT id, resource, from_zone, to_zone, trigger, generation, started_ms, ended_ms, outcome, reason, committed_ms, held_ms, fence, \
+           verified, comparison FROM run ORDER BY started_ms DESC LIMIT 50",
+    ),
+    added(
+        "ledger",
+        "SELECT * FROM ledger WHERE run IN (SELECT id FROM run ORDER BY started_ms DESC LIMIT 50)",
+    ),
+];
+
+type Row = BTreeMap<String, Value>;
+
+/// What is left.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Legacy {
+    version: u32,
+    /// The higher, the newer, whoever left it.
+    pub serial: u64,
+
+    tables: BTreeMap<String, Vec<Row>>,
+    /// What the API changed.
+    pub overlay: Overlay,
+}
+
+impl Legacy {
+    /// The same, by this number.
+    #[must_use]
+    pub fn numbered(self, serial: u64) -> Self {
+        Self { serial, ..self }
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// It is none, or of a newer program.
+    pub fn read(text: &str) -> Result<Self, String> {
+        let legacy: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if legacy.version > VERSION {
+            return Err(format!("it is of version {}, and this program reads {VERSION}", legacy.version));
+        }
+        Ok(legacy)
+    }
+}
+
+impl Journal {
+    /// What this node would leave now.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub fn leaves(&self, overlay: Overlay) -> Result<Legacy, StoreError> {
+        let read = || {
+            let connection = self.connection();
+            let rows = |table: &Table| Ok((table.name.to_owned(), rows(&connection, table.rows)?));
+            TABLES.iter().map(rows).collect::<rusqlite::Result<_>>()
+        };
+        Ok(Legacy { version: VERSION, serial: 0, tables: read().map_err(self.database())?, overlay })
+    }
+
+    /// What another node left is this one's from now on.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`]: nothing of it is.
+    pub fn inherits(&self, legacy: &Legacy) -> Result<(), StoreError> {
+        let write = || {
+            let mut connection = self.connection();
+            let transaction = connection.transaction()?;
+            for table in &TABLES {
+                let Some(rows) = legacy.tables.get(table.name) else { continue };
+                if table.whole {
+                    transaction.execute(&format!("DELETE FROM {}", table.name), [])?;
+                }
+                let known = columns(&transaction, table.name)?;
+                rows.iter().try_for_each(|row| insert(&transaction, table.name, &known, row))?;
+            }
+            transaction.commit()
+        };
+        write().map_err(self.database())
+    }
+
+    /// Ends the runs of a resource that are not this state's: the node that began them is gone.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub fn end_others(&self, state: &State, now: Timestamp) -> Result<(), StoreError> {
+        let own = state.run.as_ref().map(|run| run.id.as_str());
+        let sql = "UPDATE run SET ended_ms = ?4, outcome = iif(generation <= ?2, 'superseded', 'aborted'), \
+                     reason = iif(generation <= ?2, NULL, ?5) \
+                   WHERE resource = ?1 AND outcome IS NULL AND id IS NOT ?3";
+        let ended =
+            self.connection().execute(sql, params![state.resource, state.generation.0, own, now.0, LOST]);
+        ended.map(drop).map_err(self.database())
+    }
+}
+
+fn rows(connection: &Connection, sql: &str) -> rusqlite::Result<Vec<Row>> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let names: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let found = statement.query_map([], |row| {
+        let value = |(at, name): (usize, &String)| {
+            let value = match row.get_ref(at)? {
+                ValueRef::Integer(number) => Value::from(number),
+                ValueRef::Real(number) => Value::from(number),
+                ValueRef::Text(text) => Value::from(String::from_utf8_lossy(text)),
+                ValueRef::Null | ValueRef::Blob(_) => Value::Null,
+            };
+            Ok((name.clone(), value))
+        };
+        names.iter().enumerate().map(value).collect()
+    })?;
+    found.collect()
+}
+
+/// The columns of a table.
+fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+    let statement = connection.prepare(&format!("SELECT * FROM {table} LIMIT 0"))?;
+    let names = statement.column_names().into_iter().map(str::to_owned).collect();
+    Ok(names)
+}
+
+/// What a newer program knows besides is left out.
+fn insert(connection: &Connection, table: &str, known: &[String], row: &Row) -> rusqlite::Result<()> {
+    let columns: Vec<&str> =
+        known.iter().map(String::as_str).filter(|name| row.contains_key(*name)).collect();
+    let values = columns.iter().map(|name| match &row[*name] {
+        Value::Number(number) => match number.as_i64() {
+            Some(number) => Sql::Integer(number),
+            None => number.as_f64().map_or(Sql::Null, Sql::Real),
+        },
+        Value::String(text) => Sql::Text(text.clone()),
+        _ => Sql::Null,
+    });
+    let updates =
+        columns.iter().map(|name| format!("{name} = excluded.{name}")).collect::<Vec<_>>().join(", ");
+    let sql = format!(
+        "INSERT INTO {table} ({}) VALUES ({}) ON CONFLICT DO UPDATE SET {updates}",
+        columns.join(", "),
+        vec!["?"; columns.len()].join(", ")
+    );
+    connection.prepare_cached(&sql)?.execute(params_from_iter(values)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use migration::cutover::{Event, Limits, Trigger, step};
+    use migration::policy::{Policy, PolicyParts};
+    use migration::units::Zone;
+
+    use super::*;
+    use crate::store::{Change, EVERY_RESOURCE, FreezeRow, RetirementRow};
+
+    fn begun(journal: &Journal, id: &str) -> State {
+        let now = Timestamp(10);
+        let mut state = State::first("orders", Zone::from("near"), Zone::from("far"), now);
+        let limits = Limits::of(&Policy::new(PolicyParts::default()).unwrap());
+        let asked = Event::MigrateRequested {
+            id: id.into(),
+            to: "far".into(),
+            trigger: Trigger::Operator("ann".into()),
+            limits,
+        };
+        for event in [Event::ShadowEnabled, Event::StreamUp, asked] {
+            state = step(&state, event, now).unwrap().0;
+            journal.append(&state, "Tested", now, None).unwrap();
+        }
+        state
+    }
+
+    fn freeze(scope: &str) -> FreezeRow {
+        FreezeRow {
+            scope: scope.into(),
+            by: "ann".into(),
+            why: "a sale".into(),
+            at: Timestamp(5),
+            until: None,
+        }
+    }
+
+    #[test]
+    fn what_one_node_leaves_the_next_one_has() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (one, other) = (Journal::open(one.path()).unwrap(), Journal::open(other.path()).unwrap());
+        let mut state = begun(&one, "m1");
+        one.freeze(&freeze("orders")).unwrap();
+        let retirement =
+            RetirementRow { resource: "cart".into(), zone: "near".into(), run: "m0".into(), done: true };
+        super::super::notes::retire(&one.connection(), &retirement).unwrap();
+        // What the other one knew is older.
+        begun(&other, "m0");
+        other.freeze(&freeze(EVERY_RESOURCE)).unwrap();
+        let mut overlay = Overlay::default();
+        overlay.set(
+            "orders",
+            "shadow",
+            Some(Change::new("ann", Timestamp(5), serde_json::json!({"enabled": false}))),
+        );
+        let left = serde_json::to_string(&one.leaves(overlay.clone()).unwrap()).unwrap();
+        let legacy = Legacy::read(&left).unwrap();
+        assert_eq!(legacy.overlay, overlay);
+        for _ in 0..2 {
+            other.inherits(&legacy).unwrap();
+        }
+        assert_eq!(other.freezes().unwrap(), vec![freeze("orders")]);
+        let ids = |journal: &Journal| {
+            let mut runs = journal.runs(Some("orders"), 10).unwrap();
+            runs.sort_by(|a, b| a.id.cmp(&b.id));
+            runs.into_iter().map(|run| (run.id, run.outcome)).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(&other), vec![("m0".into(), None), ("m1".into(), None)]);
+        assert_eq!(other.leaves(overlay).unwrap().tables["retirement"], legacy.tables["retirement"]);
+        // It goes on from where the first one was committed.
+        (state.generation, state.run) = (state.generation.next(), None);
+        other.end_others(&state, Timestamp(20)).unwrap();
+        let superseded = Some("superseded".to_owned());
+        assert_eq!(ids(&other), vec![("m0".into(), superseded.clone()), ("m1".into(), superseded)]);
+    }
+
+    #[test]
+    fn what_a_newer_program_left_is_not_guessed_at() {
+        assert!(Legacy::read("{").is_err());
+        let newer = r#"{"version": 2, "serial": 3, "tables": {}, "overlay": {"version": 1}}"#;
+        assert!(Legacy::read(newer).unwrap_err().contains("version 2"));
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(directory.path()).unwrap();
+        let row = r#"{"scope": "orders", "by_whom": "ann", "why": "x", "at_ms": 1, "until_ms": null, "colour": "red"}"#;
+        let text = format!(
+            r#"{{"version": 1, "serial": 3, "tables": {{"freeze": [{row}], "shoes": [{row}]}}, "overlay": {{"version": 1}}}}"#
+        );
+        journal.inherits(&Legacy::read(&text).unwrap()).unwrap();
+        assert_eq!(journal.freezes().unwrap().len(), 1);
+    }
+}
