@@ -146,6 +146,9 @@ async fn resources(
     caller: Caller,
 ) -> Answer<Response> {
     let Query(page) = page.map_err(query)?;
+    if let Some(standby) = lead::standby(&state) {
+        return Err(standby);
+    }
     let resources = state.running.resources();
     let limit = page.limit.clamp(1, RESOURCES_MOST) as usize;
     let (page, more) = sent::page(&resources, page.after.as_deref(), limit, |name| caller.knows(name));

@@ -243,6 +243,11 @@ impl Resource {
         self.http.is_some() || self.postgres.is_some()
     }
 
+    /// Whether a lease of who leads can be kept in databases of it that are known from the start.
+    pub fn could_keep_a_lease(&self) -> bool {
+        self.has_front() && self.placements.values().any(|placement| placement.postgres.is_some())
+    }
+
     /// The placement that is not `primary`: two placements are what this version moves between.
     pub fn other(&self, zone: &str) -> Option<&Placement> {
         self.placements.values().find(|placement| placement.zone != zone)

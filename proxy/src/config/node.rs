@@ -40,6 +40,7 @@ pub(super) struct ReadNode<'a> {
     /// Whether the key is there, right or wrong.
     pub(super) link: bool,
     pub(super) hold_time: Option<Duration>,
+    pub(super) lease: Option<Item<'a>>,
     pub(super) egress: Option<Egress>,
 }
 
@@ -57,7 +58,8 @@ pub(super) fn read<'a>(
         Some(item) => item.path(around.folder),
         None => Some(PathBuf::from(STATE)),
     };
-    let lease = section.optional("lease").map(|item| {
+    let lease_item = section.optional("lease");
+    let lease = lease_item.as_ref().map(|item| {
         item.duration().filter(|lease| {
             let fits = LEASE.contains(lease);
             if !fits {
@@ -128,7 +130,14 @@ pub(super) fn read<'a>(
         })
     };
     let node = node();
-    Some(ReadNode { node, zone, link: has_link, hold_time: hold.map(|hold| hold.time), egress })
+    Some(ReadNode {
+        node,
+        zone,
+        link: has_link,
+        hold_time: hold.map(|hold| hold.time),
+        lease: lease_item,
+        egress,
+    })
 }
 
 fn link(item: &Item<'_>, around: &Surroundings<'_>) -> Option<NodeLink> {

@@ -1,7 +1,9 @@
 //! What the loader says about whole files.
 
 mod http;
+mod lease;
 mod oidc;
+mod postgres_front;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,8 +17,6 @@ use super::load::{Surroundings, read_all};
 use super::model::{Config, Driver};
 use super::overlay::OverlayText;
 use crate::history::Retention;
-
-mod postgres_front;
 
 pub(super) const SECRET: &str = "hunter2";
 

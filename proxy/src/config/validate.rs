@@ -111,6 +111,15 @@ pub(super) fn read(
     if let (Some(read), Some(item)) = (&node, &node_item) {
         links(item, read.link, here, zone_items.as_deref().unwrap_or_default(), &zones);
     }
+    if let Some(lease) = node.as_ref().and_then(|node| node.lease.as_ref())
+        && !resources.values().any(Resource::could_keep_a_lease)
+        && !resources.is_empty()
+    {
+        lease.wrong(
+            "is kept in the databases of resources with a front, and there is none",
+            "a resource with fronts and postgres.dsn of its placements; or no lease",
+        );
+    }
     slots(&all_items);
     listeners.check();
     Some(Config { node: node?.node?, zones, drivers, resources, feeds })

@@ -6,16 +6,19 @@
 //! fence is undone or carried on by what the databases say ([`super::remembered`]).
 
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures_util::future::join_all;
-use replicator::lead::{self, Holder, Lease};
+use replicator::lead::{self, Lease};
 use replicator::postgres::Dsn;
 use replicator::{Error, fence};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
+use crate::clock;
 use crate::config::model::Config;
 use crate::controller::effects::chain;
 use crate::store::Legacy;
@@ -71,12 +74,10 @@ struct Seat {
     dsn: Dsn,
     client: Option<Client>,
     installed: bool,
-    /// The next leader finds there what there is now.
-    left: bool,
 }
 
 /// One resource's leases.
-struct Seats {
+struct Kept {
     resource: String,
     /// The configured primary.
     primary: String,
@@ -89,7 +90,7 @@ pub struct Election {
     pub id: String,
     node: String,
     within: Duration,
-    resources: Vec<Seats>,
+    resources: Vec<Kept>,
     /// The number of what was left last.
     serial: u64,
 }
@@ -111,6 +112,7 @@ pub trait Estate: Send + Sync {
 /// Who leads a resource, by what its databases say.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
+    Mine,
     Free,
     Held(String, Duration),
     Unknown(String),
@@ -123,8 +125,9 @@ impl Election {
     /// The state directory cannot be written.
     pub fn of(config: &Config) -> Result<Option<Self>> {
         let Some(within) = config.node.lease else { return Ok(None) };
-        let fronted = config.resources.values().filter(|resource| resource.has_front());
-        let resources = fronted.map(|resource| Seats {
+        let fronted = config.resources.values().filter(|resource| resource.could_keep_a_lease());
+
+        let resources = fronted.map(|resource| Kept {
             resource: resource.name.clone(),
             primary: resource.primary.clone(),
             seats: resource
@@ -132,27 +135,26 @@ impl Election {
                 .values()
                 .filter_map(|placement| {
                     let dsn = placement.postgres.as_ref()?.dsn.clone();
-                    Some(Seat {
-                        zone: placement.zone.clone(),
-                        dsn,
-                        client: None,
-                        installed: false,
-                        left: false,
-                    })
+                    Some(Seat { zone: placement.zone.clone(), dsn, client: None, installed: false })
                 })
                 .collect(),
         });
-        let resources = resources.filter(|resource| !resource.seats.is_empty()).collect();
+        let resources = resources.collect();
         let id = holder(&config.node.state).context("who this node is cannot be kept in node.state")?;
-        Ok(Some(Self { id, node: config.node.name.clone(), within, resources, serial: 0 }))
+        // Nodes of one name are told apart by their machines.
+        let host = rustix::system::uname();
+        let node = format!("{} on {}", config.node.name, host.nodename().to_string_lossy());
+        Ok(Some(Self { id, node, within, resources, serial: 0 }))
     }
 
     /// Waits until this node leads, and has what the one before left.
     pub async fn stand(&mut self, standing: &Standing, estate: &dyn Estate) {
         let mut told = standing.without_primary.subscribe();
+        // Where nobody could be asked: a leader that could not either renews its lease first.
+        let mut not_before = clock::monotonic();
         loop {
             let without_primary = *told.borrow_and_update();
-            match self.try_to_lead(without_primary, estate).await {
+            match self.try_to_lead(without_primary, &mut not_before, estate).await {
                 Ok(()) => return,
                 Err(why) => standing.say(&why),
             }
@@ -162,36 +164,45 @@ impl Election {
     }
 
     /// Takes every lease that can be had, if the ones that decide are free; the error says who has them.
-    async fn try_to_lead(&mut self, without_primary: bool, estate: &dyn Estate) -> Result<(), String> {
+    async fn try_to_lead(
+        &mut self,
+        without_primary: bool,
+        not_before: &mut Instant,
+        estate: &dyn Estate,
+    ) -> Result<(), String> {
         let verdicts = self.look().await;
-        if let Some((resource, node, left)) = verdicts.iter().find_map(|(resource, verdict)| match verdict {
-            Verdict::Held(node, left) => Some((resource, node, left)),
+        if let Some((node, left)) = verdicts.iter().find_map(|(_, verdict)| match verdict {
+            Verdict::Held(node, left) => Some((node, left)),
             _ => None,
         }) {
-            let left = left.as_secs_f64().ceil();
-            tracing::debug!(resource, node, left, "another node leads");
+            tracing::debug!(node, left = left.as_secs_f64(), "another node leads");
             return Err(format!("node {node} leads"));
         }
         let unknown = verdicts.iter().find_map(|(resource, verdict)| match verdict {
             Verdict::Unknown(why) => Some(format!("nobody knows who leads {resource}: {why}")),
             _ => None,
         });
-        match unknown {
-            Some(why) if !without_primary => return Err(why),
-            _ => {}
+        if let Some(why) = unknown.filter(|_| !without_primary) {
+            *not_before = clock::monotonic() + self.within / RENEWALS * 2;
+            return Err(why);
+        }
+        let mine = verdicts.iter().all(|(_, verdict)| *verdict == Verdict::Mine);
+        if !mine && clock::monotonic() < *not_before {
+            return Err("the databases are there again: the node that led may renew its lease".into());
         }
         self.inherit(estate).await?;
-        self.take().await;
+        let taken = self.take().await;
         // Two may have seen that they are free.
         let mine = |verdict: &Verdict| match verdict {
-            Verdict::Free => true,
+            Verdict::Mine => true,
             Verdict::Unknown(_) => without_primary,
-            Verdict::Held(..) => false,
+            Verdict::Free | Verdict::Held(..) => false,
         };
         if self.look().await.iter().all(|(_, verdict)| mine(verdict)) {
             return Ok(());
         }
         self.resign().await;
+        taken.map_err(|why| format!("the lease cannot be taken: {why}"))?;
         Err("another node was faster".into())
     }
 
@@ -213,42 +224,52 @@ impl Election {
         Ok(())
     }
 
-    /// Leaves what there is now to the next one, where it is not there yet.
-    async fn leave(&mut self, left: &mut Option<Legacy>, estate: &dyn Estate) {
-        let now = match estate.leaves() {
-            Ok(now) => now.numbered(self.serial),
-            Err(why) => return tracing::warn!(why, "nothing is left to the next leader"),
-        };
-        if left.as_ref() != Some(&now) {
-            self.serial += 1;
-            *left = Some(now.numbered(self.serial));
-            self.resources.iter_mut().flat_map(|one| &mut one.seats).for_each(|seat| seat.left = false);
-        }
-        let Some(Ok(text)) = left.as_ref().map(serde_json::to_string) else { return };
-        let (id, text) = (&self.id, &text);
-        let leaving = self.resources.iter_mut().map(async |one| {
-            let seats = one.seats.iter_mut().filter(|seat| !seat.left);
-            join_all(seats.map(|seat| seat.leave(&one.resource, id, text))).await
-        });
-        join_all(leaving).await;
-    }
-
-    /// Renews the leases until another node leads; returns its name.
+    /// Renews the leases until another node leads; returns its name. Each database at its own pace: one that does not answer keeps no other waiting.
     pub async fn keep(&mut self, estate: &dyn Estate) -> String {
-        let mut left = None;
-        loop {
-            self.leave(&mut left, estate).await;
-            tokio::time::sleep(self.within / RENEWALS).await;
-            for (resource, verdict) in self.look().await {
-                match verdict {
-                    Verdict::Held(node, _) => return node,
-                    Verdict::Unknown(why) => {
-                        tracing::debug!(resource, why, "the lease cannot be renewed now")
-                    }
-                    Verdict::Free => {}
-                }
+        let (text, _) = watch::channel(Arc::from(""));
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let mut renewals = JoinSet::new();
+        let mut seen: Vec<Vec<(String, Result<Lease, String>)>> = Vec::new();
+        for (at, one) in self.resources.iter_mut().enumerate() {
+            seen.push(Vec::new());
+            for seat in &mut one.seats {
+                let number = seen[at].len();
+                seen[at].push((seat.zone.clone(), Err("not asked yet".into())));
+                let tell = tell.clone();
+                let renewal = Renewal {
+                    seat: seat.moved(),
+                    resource: one.resource.clone(),
+                    id: self.id.clone(),
+                    node: self.node.clone(),
+                    within: self.within,
+                    text: text.subscribe(),
+                };
+                renewals.spawn(renewal.run(move |lease| {
+                    // Nobody listens any more when it ends.
+                    let _ = tell.send((at, number, lease));
+                }));
             }
-            self.take().await;
+        }
+        let mut left: Option<Legacy> = None;
+        let mut pace = tokio::time::interval(self.within / RENEWALS);
+        loop {
+            tokio::select! {
+                Some((at, number, lease)) = told.recv() => {
+                    seen[at][number].1 = lease;
+                    if let Verdict::Held(node, _) = judge(&self.resources[at].primary, &self.id, &seen[at]) {
+                        return node;
+                    }
+                }
+                _ = pace.tick() => match estate.leaves() {
+                    Ok(now) if left.as_ref() == Some(&now) => {}
+                    Ok(now) => {
+                        self.serial += 1;
+                        text.send_replace(serde_json::to_string(&now.clone().numbered(self.serial)).unwrap_or_default().into());
+                        left = Some(now);
+                    }
+                    Err(why) => tracing::warn!(why, "nothing is left to the next leader"),
+                },
+            }
         }
     }
 
@@ -256,8 +277,7 @@ impl Election {
     pub async fn resign(&mut self) {
         let id = &self.id;
         let ending = self.resources.iter_mut().map(async |one| {
-            let seats = one.seats.iter_mut().filter(|seat| seat.client.is_some());
-            join_all(seats.map(|seat| seat.give_up(&one.resource, id))).await
+            join_all(one.seats.iter_mut().map(|seat| seat.give_up(&one.resource, id))).await
         });
         join_all(ending).await;
     }
@@ -272,12 +292,42 @@ impl Election {
         join_all(looking).await
     }
 
-    async fn take(&mut self) {
+    /// The error is of one that cannot be taken.
+    async fn take(&mut self) -> Result<(), String> {
         let (id, node, within) = (&self.id, &self.node, self.within);
         let taking = self.resources.iter_mut().map(async |one| {
             join_all(one.seats.iter_mut().map(|seat| seat.take(&one.resource, id, node, within))).await
         });
-        join_all(taking).await;
+        join_all(taking).await.into_iter().flatten().collect()
+    }
+}
+
+/// Keeps the lease of one database.
+struct Renewal {
+    seat: Seat,
+    resource: String,
+    id: String,
+    node: String,
+    within: Duration,
+    /// What is left to the next leader.
+    text: watch::Receiver<Arc<str>>,
+}
+
+impl Renewal {
+    async fn run(mut self, tell: impl Fn(Result<Lease, String>)) {
+        let mut left: Arc<str> = Arc::from("");
+        loop {
+            let resource = self.resource.as_str();
+            if let Err(why) = self.seat.take(resource, &self.id, &self.node, self.within).await {
+                tracing::debug!(resource, why, "the lease cannot be renewed now");
+            }
+            tell(self.seat.look(resource).await.1);
+            let text = self.text.borrow_and_update().clone();
+            if text != left && self.seat.leave(resource, &self.id, &text).await {
+                left = text;
+            }
+            let _ = tokio::time::timeout(self.within / RENEWALS, self.text.changed()).await;
+        }
     }
 }
 
@@ -287,7 +337,13 @@ impl Seat {
         (self.zone.clone(), said)
     }
 
-    async fn take(&mut self, resource: &str, id: &str, node: &str, within: Duration) {
+    /// The same, with the session if there is one.
+    fn moved(&mut self) -> Self {
+        let client = self.client.take();
+        Self { zone: self.zone.clone(), dsn: self.dsn.clone(), client, installed: self.installed }
+    }
+
+    async fn take(&mut self, resource: &str, id: &str, node: &str, within: Duration) -> Result<(), String> {
         let installed = self.installed;
         let taken = self.ask(async |client| {
             if !installed {
@@ -295,13 +351,9 @@ impl Seat {
             }
             lead::take(client, resource, id, node, within).await
         });
-        match taken.await {
-            Ok(_) => self.installed = true,
-            Err(why) => {
-                self.installed = false;
-                tracing::debug!(resource, zone = self.zone, why, "the lease cannot be taken");
-            }
-        }
+        let taken = taken.await;
+        self.installed = taken.is_ok();
+        taken.map(drop).map_err(|why| format!("{resource} in {}: {why}", self.zone))
     }
 
     async fn legacy(&mut self, resource: &str) -> Option<(String, Legacy)> {
@@ -316,11 +368,13 @@ impl Seat {
         }
     }
 
-    async fn leave(&mut self, resource: &str, id: &str, text: &str) {
-        match self.ask(async |client| lead::leave(client, resource, id, text).await).await {
-            Ok(left) => self.left = left,
-            Err(why) => tracing::debug!(resource, zone = self.zone, why, "nothing is left there now"),
-        }
+    /// False: it is not there, and is to be tried again.
+    async fn leave(&mut self, resource: &str, id: &str, text: &str) -> bool {
+        let left = self.ask(async |client| lead::leave(client, resource, id, text).await).await;
+        left.unwrap_or_else(|why| {
+            tracing::debug!(resource, zone = self.zone, why, "nothing is left there now");
+            false
+        })
     }
 
     async fn give_up(&mut self, resource: &str, id: &str) {
@@ -366,9 +420,10 @@ fn holder(state: &Path) -> Result<String> {
 fn judge(primary: &str, mine: &str, seen: &[(String, Result<Lease, String>)]) -> Verdict {
     let answers = || seen.iter().filter_map(|(zone, said)| Some((zone, said.as_ref().ok()?)));
     let silent = seen.iter().find_map(|(zone, said)| Some((zone, said.as_ref().err()?)));
-    let held = |holder: &Option<Holder>| {
-        let other = holder.as_ref().filter(|holder| holder.id != mine);
-        other.map(|holder| Verdict::Held(holder.node.clone(), holder.left))
+    let of = |lease: &Lease| match &lease.holder {
+        None => Verdict::Free,
+        Some(holder) if holder.id == mine => Verdict::Mine,
+        Some(holder) => Verdict::Held(holder.node.clone(), holder.left),
     };
     let open = answers().filter_map(|(zone, lease)| match lease.epoch {
         Some((generation, true)) => Some(((generation, zone == primary), lease)),
@@ -377,53 +432,63 @@ fn judge(primary: &str, mine: &str, seen: &[(String, Result<Lease, String>)]) ->
     let first = || answers().find(|(zone, lease)| *zone == primary && lease.epoch.is_none());
     let decides = open.max_by_key(|(order, _)| *order).map(|(_, lease)| lease);
     if let Some(lease) = decides.or_else(|| first().map(|(_, lease)| lease)) {
-        return held(&lease.holder).unwrap_or(Verdict::Free);
+        return of(lease);
     }
-    if let Some(verdict) = answers().find_map(|(_, lease)| held(&lease.holder)) {
-        return verdict;
-    }
-    silent.map_or(Verdict::Free, |(zone, why)| Verdict::Unknown(format!("{zone} does not answer: {why}")))
+    let all: Vec<Verdict> = answers().map(|(_, lease)| of(lease)).collect();
+    let mine = !all.is_empty() && all.iter().all(|verdict| *verdict == Verdict::Mine);
+    let held = all.into_iter().find(|verdict| matches!(verdict, Verdict::Held(..)));
+    let otherwise = || match silent {
+        Some((zone, why)) => Verdict::Unknown(format!("{zone} does not answer: {why}")),
+        None if mine => Verdict::Mine,
+        None => Verdict::Free,
+    };
+    held.unwrap_or_else(otherwise)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use replicator::lead::Holder;
+
     use super::*;
 
-    fn lease(epoch: Option<(u64, bool)>, holder: &str) -> Result<Lease, String> {
+    fn lease(epoch: Option<(u64, bool)>, holder: &str) -> Lease {
         let holder = (!holder.is_empty()).then(|| Holder {
             id: holder.into(),
             node: format!("node-{holder}"),
             left: Duration::from_secs(1),
         });
-        Ok(Lease { epoch, holder })
+        Lease { epoch, holder }
     }
 
-    fn verdict(near: Result<Lease, String>, far: Result<Lease, String>) -> Verdict {
+    fn verdict(near: Option<Lease>, far: Option<Lease>) -> Verdict {
+        let [near, far] = [near, far].map(|lease| lease.ok_or_else(|| "refused".to_owned()));
         judge("near", "me", &[("near".into(), near), ("far".into(), far)])
     }
 
     #[test]
     fn the_lease_of_the_database_that_is_written_to_decides() {
         let held = |who: &str| Verdict::Held(format!("node-{who}"), Duration::from_secs(1));
-        let silent = || Err("refused".to_owned());
+        let lease = |epoch, holder| Some(lease(epoch, holder));
+        let silent = || None;
         for (near, far, expected) in [
             // A first start; the shadow may not be there yet.
             (lease(None, ""), silent(), Verdict::Free),
             (lease(None, "you"), lease(None, ""), held("you")),
             (lease(Some((1, true)), ""), lease(None, "you"), Verdict::Free),
             // Before the shadow is guarded it is open, too.
-            (lease(Some((1, true)), "me"), lease(Some((1, true)), "you"), Verdict::Free),
+            (lease(Some((1, true)), "me"), lease(Some((1, true)), "you"), Verdict::Mine),
             (lease(Some((1, true)), "you"), lease(Some((1, true)), "me"), held("you")),
             // After a move.
             (lease(Some((2, false)), "you"), lease(Some((2, true)), ""), Verdict::Free),
             (lease(Some((2, false)), "me"), lease(Some((2, true)), "you"), held("you")),
             (silent(), lease(Some((2, true)), "you"), held("you")),
-            (silent(), lease(Some((2, true)), "me"), Verdict::Free),
+            (silent(), lease(Some((2, true)), "me"), Verdict::Mine),
             // In the middle of one.
             (lease(Some((2, false)), ""), lease(Some((1, false)), "me"), Verdict::Free),
             (lease(Some((2, false)), ""), lease(Some((1, false)), "you"), held("you")),
             (lease(Some((2, false)), "you"), lease(Some((1, false)), ""), held("you")),
+            (lease(Some((2, false)), "me"), lease(Some((1, false)), "me"), Verdict::Mine),
         ] {
             assert_eq!(verdict(near.clone(), far.clone()), expected, "{near:?} {far:?}");
         }

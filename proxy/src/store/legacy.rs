@@ -141,7 +141,7 @@ impl Journal {
 
 fn rows(connection: &Connection, sql: &str) -> rusqlite::Result<Vec<Row>> {
     let mut statement = connection.prepare_cached(sql)?;
-    let names: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let found = statement.query_map([], |row| {
         let value = |(at, name): (usize, &String)| {
             let value = match row.get_ref(at)? {
@@ -160,7 +160,7 @@ fn rows(connection: &Connection, sql: &str) -> rusqlite::Result<Vec<Row>> {
 /// The columns of a table.
 fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
     let statement = connection.prepare(&format!("SELECT * FROM {table} LIMIT 0"))?;
-    let names = statement.column_names().into_iter().map(str::to_owned).collect();
+    let names = statement.column_names().map(str::to_owned).collect();
     Ok(names)
 }
 

@@ -114,7 +114,6 @@ pub const AUDIT_LOST: &str = "godwit_audit_lost_total";
 /// Gauge: 1 while this node leads its resources, 0 while it stands by, where several may lead.
 pub const LEADS: &str = "godwit_leads";
 /// Gauge: 1 while the audit cannot be written and changes are refused.
-
 pub const AUDIT_FAILING: &str = "godwit_audit_failing";
 /// Gauge: number of the record of the last checkpoint.
 pub const AUDIT_CHECKPOINT: &str = "godwit_audit_checkpoint_sequence";
