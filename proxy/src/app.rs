@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use standing::Belongings;
+use standing::{Belongings, Lead};
 
 use crate::admin::access::Identities;
 use crate::admin::access::oidc::Oidc;
@@ -120,10 +120,12 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         overlay: overlay.clone(),
         changed: Arc::default(),
     };
-    let mut election = Election::of(&config)?;
-    let holder = election.as_ref().map(|election| election.id.clone());
-    if let Some(election) = &mut election {
-        let standing = standing::until_it_leads(election, &belongings, state.clone(), &sockets, &mut heard);
+    let mut lead = None;
+    let mut holder = None;
+    if let Some(mut election) = Election::of(&config)? {
+        holder = Some(election.id.clone());
+        let standing =
+            standing::until_it_leads(&mut election, &belongings, state.clone(), &sockets, &mut heard);
         if !runtime.block_on(standing)? {
             tracing::info!("godwit ends");
             return Ok(());
@@ -132,6 +134,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             let error = upgrade.execute(upgrade::nothing_handed_over()?);
             return Err(error).context("the program cannot be executed anew");
         }
+        lead = Some(Lead::keep(election, belongings, anew.clone(), runtime.handle()));
     }
 
     let led = config
@@ -148,8 +151,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     // Bound here rather than on pingora's threads: what is taken is said at once.
     addresses.into_iter().try_for_each(|address| sockets.listener(address).map(drop))?;
     let learner = Learner::start(&config.node.state, crate::rng::seed())?;
-    let resigned =
-        election.map(|election| runtime.spawn(keep(election, belongings, anew.clone(), stop.clone())));
+
     let (running, changes) = runtime.block_on(async {
         let listener = admin::Listener::kept(&sockets, &config.node.admin, &stop)?;
         let collected =
@@ -269,27 +271,13 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     notify::tell(notify::State::Stopping);
     stop.cancel();
     tasks.close();
-    runtime.block_on(async {
-        ended(&tasks, &history).await;
-        if let Some(resigned) = resigned {
-            // A panic in there was reported there.
-            let _ = resigned.await;
-        }
-    });
+    runtime.block_on(ended(&tasks, &history));
+    drop(lead);
     if let Some(traces) = traces {
         traces.end(LAST_WRITE);
     }
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(())
-}
-
-/// Renews the leases; at the end another node may have them at once.
-async fn keep(mut election: Election, estate: Belongings, anew: Arc<Anew>, stop: CancellationToken) {
-    let lost = stop.run_until_cancelled(election.keep(&estate)).await;
-    match lost {
-        Some(node) => anew.begin(format!("node {node} leads now")),
-        None => election.resign().await,
-    }
 }
 
 /// Tells the service manager once every front takes connections: pingora opens them on its own threads.

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState};
@@ -13,6 +15,7 @@ use crate::config;
 use crate::controller::effects::chain;
 use crate::controller::freezes::Freezes;
 use crate::fronts::sockets::Sockets;
+use crate::leading::Anew;
 use crate::leading::election::{Election, Estate, Standing};
 use crate::notify;
 use crate::store::{Journal, Legacy, OverlayFile};
@@ -67,14 +70,22 @@ pub(super) async fn until_it_leads(
     metrics::leads(false);
     let standing = Arc::new(Standing::default());
     let stop = CancellationToken::new();
-    let listener = admin::Listener::kept(sockets, &state.running.config().node.admin, &stop)?;
+    let settings = state.running.config();
+    let listener = admin::Listener::kept(sockets, &settings.node.admin, &stop)?;
     let state = AdminState { standing: Some(standing.clone()), ..state };
     let served = tokio::spawn(admin::serve(listener, state, stop.clone()));
     // A service manager need not wait until it leads.
     notify::tell(notify::State::Ready);
+    let closes = async {
+        // What a program before this one listened on is another node's to serve.
+        standing.stands_by().await;
+        sockets.only([settings.node.admin.listen]);
+        std::future::pending::<()>().await;
+    };
     let leads = tokio::select! {
         () = election.stand(&standing, estate) => true,
         () = heard.end() => false,
+        () = closes => false,
     };
     stop.cancel();
     // Who listens to events goes on to.
@@ -86,4 +97,40 @@ pub(super) async fn until_it_leads(
         election.resign().await;
     }
     Ok(leads)
+}
+
+/// The lead of this node, renewed from now on. When it is dropped another may have it at once; an upgrade executes the next program instead.
+pub(super) struct Lead {
+    runtime: Handle,
+    ends: CancellationToken,
+    kept: Option<JoinHandle<()>>,
+}
+
+impl Lead {
+    pub(super) fn keep(
+        mut election: Election,
+        estate: Belongings,
+        anew: Arc<Anew>,
+        runtime: &Handle,
+    ) -> Self {
+        let ends = CancellationToken::new();
+        let ended = ends.clone();
+        let kept = runtime.spawn(async move {
+            match ended.run_until_cancelled(election.keep(&estate)).await {
+                Some(node) => anew.begin(format!("node {node} leads now")),
+                None => election.resign().await,
+            }
+        });
+        Self { runtime: runtime.clone(), ends, kept: Some(kept) }
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        self.ends.cancel();
+        if let Some(kept) = self.kept.take() {
+            // A panic in there was reported there.
+            let _ = self.runtime.block_on(kept);
+        }
+    }
 }

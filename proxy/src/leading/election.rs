@@ -51,6 +51,12 @@ impl Standing {
         self.says.borrow().clone()
     }
 
+    /// Waits until there is another one that leads, or may.
+    pub async fn stands_by(&self) {
+        // Its sender is here.
+        let _ = self.says.subscribe().changed().await;
+    }
+
     /// From now on it leads although no primary's database answers, unless another node does.
     pub fn lead_without_primary(&self) {
         self.without_primary.send_replace(true);
