@@ -4,7 +4,7 @@ import { useEffect } from './vendor/preact-hooks.js';
 import { signal } from './vendor/signals.js';
 import { locked, logout, who } from './api.js';
 import { connect } from './live.js';
-import { link, resources } from './store.js';
+import { link, refused, resources } from './store.js';
 import { choice, choose } from './theme.js';
 import { html } from './ui.js';
 import { Login } from './parts/login.js';
@@ -51,7 +51,7 @@ function shown() {
 
 function Content() {
   if (locked.value) return html`<${Login} />`;
-  if (!resources.value) return html`<p class="waiting">asking the node…</p>`;
+  if (!resources.value) return html`<p class="waiting" role="status">${refused.value || 'asking the node…'}</p>`;
   const name = shown();
   document.title = resources.value[name] ? `${name}: ${resources.value[name].primary} serves – Godwit` : 'Godwit';
   if (!name) return html`<${Overview} />`;

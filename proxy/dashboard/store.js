@@ -9,6 +9,8 @@ export const runs = signal({});
 export const trails = signal({});
 /** `connecting`, `live`, `lost`. */
 export const link = signal('connecting');
+/** Why the node says nothing, in its words: another one leads, say. */
+export const refused = signal('');
 /** The node's clock less ours, milliseconds. */
 export const skew = signal(0);
 /** Our clock, renewed each second. */

@@ -120,7 +120,9 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         overlay: overlay.clone(),
         changed: Arc::default(),
     };
+    let leaving = CancellationToken::new();
     let mut lead = None;
+
     let mut holder = None;
     if let Some(mut election) = Election::of(&config)? {
         holder = Some(election.id.clone());
@@ -134,7 +136,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             let error = upgrade.execute(upgrade::nothing_handed_over()?);
             return Err(error).context("the program cannot be executed anew");
         }
-        lead = Some(Lead::keep(election, belongings, anew.clone(), runtime.handle()));
+        lead = Some(Lead::keep(election, belongings, anew.clone(), leaving.clone(), runtime.handle()));
     }
 
     let led = config
@@ -227,7 +229,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         history: history.clone(),
         runtime: runtime.handle().clone(),
     });
-    let signals = Signals::new(&upgrade, &sockets, node, heard, &anew);
+    let signals = Signals::new(&upgrade, &sockets, node, heard, &anew, leaving);
     tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin.listen, "godwit runs");
 
     let listeners = config.resources.values().flat_map(|resource| {

@@ -28,6 +28,7 @@ use async_trait::async_trait;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::fronts::sockets::Sockets;
 use crate::leading::Anew;
@@ -141,6 +142,7 @@ pub struct Signals {
     sockets: Arc<Sockets>,
     node: Arc<dyn Node>,
     anew: Arc<Anew>,
+    leaving: CancellationToken,
     heard: Mutex<Heard>,
 }
 
@@ -177,10 +179,20 @@ impl Signals {
         node: Arc<dyn Node>,
         heard: Heard,
         anew: &Arc<Anew>,
+        leaving: CancellationToken,
     ) -> Self {
         let heard = Mutex::new(heard);
         let (upgrade, sockets, anew) = (Arc::clone(upgrade), Arc::clone(sockets), Arc::clone(anew));
-        Self { upgrade, sockets, node, anew, heard }
+        Self { upgrade, sockets, node, anew, leaving, heard }
+    }
+
+    /// The node ends. Whoever connects is refused at once, and another node may lead while the last requests end, unless a move is under way.
+    fn leave(&self) -> ShutdownSignal {
+        self.sockets.only([]);
+        if self.node.refuses().is_none() {
+            self.leaving.cancel();
+        }
+        ShutdownSignal::GracefulTerminate
     }
 
     /// Waits until nothing is in flight.
@@ -236,14 +248,14 @@ impl ShutdownSignalWatch for Signals {
         let Heard { terminate, interrupt, quit } = &mut *heard;
         loop {
             tokio::select! {
-                _ = terminate.recv() => return ShutdownSignal::GracefulTerminate,
+                _ = terminate.recv() => return self.leave(),
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
                 // Whoever is connected here had better be somewhere else.
                 () = self.anew.begun() => return ShutdownSignal::FastShutdown,
                 _ = quit.recv() => {}
             }
             tokio::select! {
-                _ = terminate.recv() => return ShutdownSignal::GracefulTerminate,
+                _ = terminate.recv() => return self.leave(),
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
                 replaced = self.upgrade() => {
                     if replaced {

@@ -375,4 +375,17 @@ describe('the node', { concurrency: false }, () => {
       await locked.stop();
     }
   });
+
+  test('that stands by says why it leads nothing', async () => {
+    const standby = await guarded('open', ', lease: 10s');
+    try {
+      const page = await open(browser, standby.url);
+      await page.locator('.waiting').filter({ hasText: /this node stands by: nobody knows who leads orders: .* does not answer/ }).waitFor();
+      assert.deepEqual(await findings(page), []);
+      page.wrong = page.wrong.filter((what) => !what.includes('503'));
+      await close(page);
+    } finally {
+      await standby.stop();
+    }
+  });
 });

@@ -51,15 +51,15 @@ export async function start(...more) {
   };
 }
 
-/** A node that asks for tokens; its databases do not exist. `token(role, …)` makes one. */
-export async function guarded() {
+/** A node that asks for tokens, unless it is told otherwise; its databases do not exist. `token(role, …)` makes one. */
+export async function guarded(access = 'required', more = '') {
   const folder = mkdtempSync(join(tmpdir(), 'godwit-browser-'));
   const [admin, front, ...nowhere] = await ports(6);
   const placement = (nth) => `{ http: ["127.0.0.1:${nowhere[nth]}"], postgres: { dsn: "postgres://x@127.0.0.1:${nowhere[nth + 2]}/x" } }`;
   mkdirSync(join(folder, 'policies'));
   writeFileSync(join(folder, 'policies/p.yaml'), 'mode: observe\n');
   writeFileSync(join(folder, 'godwit.yaml'), `
-node: { name: n, zone: here, state: ${folder}/state, admin: { listen: 127.0.0.1:${admin}, access: required } }
+node: { name: n, zone: here, state: ${folder}/state, admin: { listen: 127.0.0.1:${admin}, access: ${access} }${more} }
 zones: { here: {}, there: {} }
 resources:
   orders:

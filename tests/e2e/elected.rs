@@ -195,7 +195,7 @@ async fn a_node_that_stood_still_in_a_move_begins_anew() -> Result<()> {
     lost_nothing(&playground, &view.shadow, &outcome).await
 }
 
-/// Killed after any record of its journal, which the next one does not have: `KILLS` of them (`SEED` repeats their order).
+/// Killed after any record of its journal, which the next one does not have: `KILLS` of them (`SEED` repeats their order), in replication mode `MODE`.
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_a_leader_was_killed_in_the_next_one_goes_on() -> Result<()> {
     let number = |name: &str, otherwise: u64| {
@@ -206,7 +206,15 @@ async fn whatever_a_leader_was_killed_in_the_next_one_goes_on() -> Result<()> {
     let mut records: Vec<u32> = (1..=15).collect();
     records.shuffle(&mut StdRng::seed_from_u64(seed));
     let mut records = records.iter().cycle();
-    let playground = Playground::start(&options(false)?).await?;
+    let mode = std::env::var("MODE").unwrap_or_else(|_| "async".into());
+    let mut options = options(false)?;
+    let replication = match &*mode {
+        "hybrid" => "{mode: hybrid, critical: [public.orders]}".to_owned(),
+        mode => format!("{{mode: {mode}, fallback: {{after: 5s, back: 1s}}}}"),
+    };
+    options.policy =
+        options.policy.replace("replication: {mode: async}", &format!("replication: {replication}"));
+    let playground = Playground::start(&options).await?;
     let members = [Member::new(&playground, "one", &[])?, Member::new(&playground, "other", &[])?];
     let mut start = |member: usize| {
         let record = records.next().map_or_else(String::new, u32::to_string);

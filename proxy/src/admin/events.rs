@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::access::{Caller, Scope, Via};
 use super::routes::query;
-use super::{AdminState, Problem};
+use super::{AdminState, Problem, lead};
 use crate::clock;
 use crate::controller::events::Message;
 
@@ -37,6 +37,9 @@ pub(super) async fn stream(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let Query(filter) = filter.map_err(query)?;
+    if let Some(standby) = lead::standby(&state) {
+        return Err(standby);
+    }
     let exists = |name: &str| state.running.resources().contains_key(name) && caller.knows(name);
     if let Some(name) = filter.resource.as_ref().filter(|name| !exists(name)) {
         return Err(Problem::not_found("resource", name));

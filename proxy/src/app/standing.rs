@@ -19,7 +19,6 @@ use crate::leading::Anew;
 use crate::leading::election::{Election, Estate, Standing};
 use crate::notify;
 use crate::store::{Journal, Legacy, OverlayFile};
-
 use crate::telemetry::metrics;
 use crate::upgrade::Heard;
 
@@ -88,7 +87,6 @@ pub(super) async fn until_it_leads(
         () = closes => false,
     };
     stop.cancel();
-    // Who listens to events goes on to.
     let _ = tokio::time::timeout(LAST_ANSWERS, served).await;
     if leads {
         metrics::leads(true);
@@ -99,7 +97,7 @@ pub(super) async fn until_it_leads(
     Ok(leads)
 }
 
-/// The lead of this node, renewed from now on. When it is dropped another may have it at once; an upgrade executes the next program instead.
+/// The lead of this node, renewed until it ends. When it is dropped another may have it at once; an upgrade executes the next program instead.
 pub(super) struct Lead {
     runtime: Handle,
     ends: CancellationToken,
@@ -111,9 +109,9 @@ impl Lead {
         mut election: Election,
         estate: Belongings,
         anew: Arc<Anew>,
+        ends: CancellationToken,
         runtime: &Handle,
     ) -> Self {
-        let ends = CancellationToken::new();
         let ended = ends.clone();
         let kept = runtime.spawn(async move {
             match ended.run_until_cancelled(election.keep(&estate)).await {

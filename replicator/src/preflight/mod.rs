@@ -70,12 +70,19 @@ pub async fn check_for(client: &Client, side: Side, unlogged: Unlogged) -> Resul
     found.extend(parameters(client).await?);
     found.extend(match side {
         Side::Source => {
-            let copying = is_copied_to(client).await?;
             let sql = filled(include_str!("source.sql"))
-                .replace("{{copying}}", &copying.to_string())
                 .replace("{{unlogged}}", unlogged.name())
                 .replace("{{most}}", &MOST.to_string());
-            findings(client, &sql).await?
+            let mut copying = is_copied_to(client).await?;
+            loop {
+                let found = findings(client, &sql.replace("{{copying}}", &copying.to_string())).await?;
+                // A copy may have begun or ended in between.
+                let now = is_copied_to(client).await?;
+                if now == copying {
+                    break found;
+                }
+                copying = now;
+            }
         }
         Side::Target => {
             let copied = copied(client).await?;
