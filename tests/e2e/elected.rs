@@ -126,6 +126,16 @@ async fn another_node_leads_when_the_first_is_gone() -> Result<()> {
     other.ready().await?;
     let mut one = members[0].start(&[])?;
     stands_by(&mut one, "other").await?;
+    // Its program replaced, it goes on to lead.
+    let failed = load.snapshot().failed;
+    let begun = |node: &Node| node.tail(2000).matches("this node leads").count();
+    let before = begun(&other.node);
+    other.node.signal(Signal::QUIT)?;
+    until("it is replaced", async || Ok(begun(&other.node) > before)).await?;
+    leads(&mut other).await?;
+    other.ready().await?;
+    stands_by(&mut one, "other").await?;
+    ensure!(load.snapshot().failed == failed, "{:#?}", load.failures());
     other.migrate(&far.name).await?;
     other.until("it moves", |view| view.primary == far.name && view.phase == "shadowing").await?;
 
