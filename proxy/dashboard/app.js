@@ -4,7 +4,7 @@ import { useEffect } from './vendor/preact-hooks.js';
 import { signal } from './vendor/signals.js';
 import { locked, logout, who } from './api.js';
 import { connect } from './live.js';
-import { link, refused, resources } from './store.js';
+import { link, resources } from './store.js';
 import { choice, choose } from './theme.js';
 import { html } from './ui.js';
 import { Login } from './parts/login.js';
@@ -17,8 +17,6 @@ const read = () => (place.value = decodeURIComponent(location.hash.replace(/^#\/
 addEventListener('hashchange', read);
 read();
 
-const LINK = { connecting: 'not connected', live: 'live', lost: 'no connection: trying again' };
-
 function Header() {
   const all = Object.keys(resources.value ?? {});
   const names = all.length > 12 ? all.filter((name) => name === shown()) : all;
@@ -30,7 +28,7 @@ function Header() {
       )}
       ${names === all ? '' : html`<a href="#/">all ${all.length}</a>`}
     </nav>
-    <span class="link" role="status" data-link=${link.value}><i class="dot" aria-hidden="true"></i>${LINK[link.value]}</span>
+    <span class="link" role="status" data-link=${link.value}><i class="dot" aria-hidden="true"></i>${link.value === 'lost' ? 'no connection: trying again' : link.value}</span>
     <label class="theme"><span class="sr">Colours</span>
       <select value=${choice.value} onChange=${(event) => choose(event.target.value)}>
         <option value="system">System</option><option value="light">Light</option><option value="dark">Dark</option>
@@ -51,7 +49,7 @@ function shown() {
 
 function Content() {
   if (locked.value) return html`<${Login} />`;
-  if (!resources.value) return html`<p class="waiting" role="status">${refused.value || 'asking the node…'}</p>`;
+  if (!resources.value) return html`<h1 class="waiting">loading</h1>`;
   const name = shown();
   document.title = resources.value[name] ? `${name}: ${resources.value[name].primary} serves – Godwit` : 'Godwit';
   if (!name) return html`<${Overview} />`;

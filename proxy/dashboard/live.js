@@ -1,7 +1,7 @@
 // The node's events: the only thing that moves the page. A `reset` says that something was missed: then all is read anew.
 import { effect } from './vendor/signals.js';
 import { all, at, get, locked, optional, who } from './api.js';
-import { link, refused, resources, runs, skew, trails, withDecision, withPoint, withProblems, withResource, withStep } from './store.js';
+import { link, resources, runs, skew, trails, withDecision, withPoint, withProblems, withResource, withStep } from './store.js';
 
 let source = null;
 
@@ -30,12 +30,7 @@ export function connect() {
     link.value = 'lost';
     // The browser tries again by itself unless it was refused: then it is to be found out why.
     if (source.readyState !== EventSource.CLOSED) return;
-            await get('/api/v1/resources').catch((why) => {
-      refused.value = why.message;
-      // It leads nothing any more: what was there is another node's to show.
-      if (why.status === 503) resources.value = null;
-    });
-
+    await get('/api/v1/resources').catch((why) => (link.value = why.message));
     if (!locked.peek()) setTimeout(connect, 2000);
   };
 }
@@ -61,8 +56,7 @@ export async function reload() {
     const views = await all('/api/v1/resources');
     resources.value = Object.fromEntries(views.map((view) => [view.name, view]));
     views.forEach(trail);
-        runs.value = {};
-    refused.value = '';
+    runs.value = {};
   } catch {
     // Locked: the login view is shown. Gone: the stream says so and comes again.
   }

@@ -7,10 +7,8 @@ export const resources = signal(null);
 export const runs = signal({});
 /** Points the events brought since the page was opened, by resource. */
 export const trails = signal({});
-/** `connecting`, `live`, `lost`. */
+/** `connecting`, `live`, `lost`, or why this node has nothing to show. */
 export const link = signal('connecting');
-/** Why the node says nothing, in its words: another one leads, say. */
-export const refused = signal('');
 /** The node's clock less ours, milliseconds. */
 export const skew = signal(0);
 /** Our clock, renewed each second. */

@@ -380,7 +380,7 @@ describe('the node', { concurrency: false }, () => {
     const standby = await guarded('open', ', lease: 10s');
     try {
       const page = await open(browser, standby.url);
-      await page.locator('.waiting').filter({ hasText: /this node stands by: nobody knows who leads orders: .* does not answer/ }).waitFor();
+      await page.getByRole('status').filter({ hasText: /this node stands by: nobody knows who leads orders: .* does not answer/ }).waitFor();
       assert.deepEqual(await findings(page), []);
       page.wrong = page.wrong.filter((what) => !what.includes('503'));
       await close(page);

@@ -1,9 +1,9 @@
 //! Which of several nodes leads: the one that holds the lease in its resources' databases ([`replicator::lead`]); the others stand by.
 //!
-//! A lease is taken or renewed for [`Settings::within`], and looked at by the others ten times as often. A node that leads and can reach no
+//! A lease is taken or renewed for `node.lease`, and looked at by the others ten times as often. A node that leads and can reach no
 //! database goes on: nobody else can take the lease of one that it cannot reach either, and requests may not need it. It ends when it sees that
 //! another leads. Nothing depends on that being at once: a fence is raised by the holder only, and a run that another node left under its
-//! fence is undone or carried on by what the databases say ([`super::remembered`]).
+//! fence is undone or carried on by what the databases say (`remembered`).
 
 use std::path::Path;
 use std::sync::Arc;

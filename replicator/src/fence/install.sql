@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS godwit.leader (
   resource text PRIMARY KEY,
   holder text NOT NULL,
   node text NOT NULL,
-    until timestamptz NOT NULL,
+  until timestamptz NOT NULL,
   legacy text
 ) WITH (fillfactor = 50);
 
@@ -493,7 +493,7 @@ BEGIN
   IF NOT FOUND THEN
     RAISE EXCEPTION 'resource % is not installed in this database', wanted_resource USING ERRCODE = 'ZG001';
   END IF;
-    PERFORM godwit.refuse_close(epoch_row, wanted, wanted_run), godwit.refuse_node(wanted_resource, args ->> 'holder');
+  PERFORM godwit.refuse_close(epoch_row, wanted, wanted_run), godwit.refuse_node(wanted_resource, args ->> 'holder');
   PERFORM godwit.revoke_connect(app_roles);
   COMMIT;
 
@@ -506,7 +506,7 @@ BEGIN
     BEGIN
       PERFORM set_config('lock_timeout', budget_ms::text, true);
       SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = wanted_resource FOR UPDATE;
-            PERFORM godwit.refuse_close(epoch_row, wanted, wanted_run), godwit.refuse_node(wanted_resource, args ->> 'holder');
+      PERFORM godwit.refuse_close(epoch_row, wanted, wanted_run), godwit.refuse_node(wanted_resource, args ->> 'holder');
       fenced_tables := godwit.put_fence(wanted_resource, wanted, budget_ms);
       marker := pg_logical_emit_message(true, 'godwit.fence', wanted::text);
       UPDATE godwit.epoch e SET generation = wanted, fenced = true, marker_lsn = marker,
@@ -635,7 +635,7 @@ BEGIN
   ELSIF epoch_row.generation > wanted
     AND NOT coalesce(epoch_row.fenced AND epoch_row.generation = wanted + 1 AND epoch_row.run = undo, false) THEN
     RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
-            USING ERRCODE = 'ZG002';
+      USING ERRCODE = 'ZG002';
   ELSIF EXISTS (SELECT FROM godwit.undone u WHERE u.run = args ->> 'run') THEN
     RAISE EXCEPTION 'migration % was undone', args ->> 'run' USING ERRCODE = 'ZG002';
   END IF;
