@@ -155,3 +155,37 @@ async fn a_shadow_is_known_by_what_it_is_of() -> Result<()> {
     ensure!(leader.node.ended()?.is_none(), "{}", leader.node.tail(20));
     Ok(())
 }
+
+/// The primary that did not answer was in the middle of a move: nobody would have opened it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_answers_late_says_what_was_under_way() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let stops = playground.directory.join("stops");
+    std::fs::create_dir(&stops)?;
+    let (asked, reached) = (stops.join("committed"), stops.join("committed.reached"));
+    std::fs::write(&asked, "")?;
+    let mut leader = Leader::start(&playground, &[("GODWIT_TEST_STOPS", &stops.to_string_lossy())])?;
+    leader.ready().await?;
+    leader.migrate(&far.name).await?;
+    until("it is committed", async || Ok(reached.exists())).await?;
+    leader.node.signal(Signal::KILL)?;
+    let frozen = processes(near)?;
+    signal_all(&frozen, Signal::STOP)?;
+    drop(leader);
+    std::fs::remove_dir_all(state(&playground)).context("the state directory")?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.until("it waits", |view| view.primary == near.name && view.phase == "shadowing").await?;
+    signal_all(&frozen, Signal::CONT)?;
+    until("it is undone", async || {
+        let epoch = replicator::fence::state(&connect(near).await?, RESOURCE).await?;
+        Ok(epoch.is_some_and(|epoch| !epoch.fenced && epoch.generation == 1))
+    })
+    .await?;
+    let load = load(&playground, 60.0, "late");
+    leader.until("it serves", |_| load.snapshot().acknowledged > 20).await?;
+    leader.ready().await?;
+    let report = load.stop().await.check(&connect(near).await?).await?;
+    ensure!(report.acknowledged > 0 && report.clean(), "{report}: {report:?}");
+    Ok(())
+}

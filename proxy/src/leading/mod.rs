@@ -274,10 +274,15 @@ impl Leading {
         let (stop, own) = (shared.stop.child_token(), TaskTracker::new());
         let resource = live.load();
         if unheard {
-            let (resource, state, anew) = (resource.clone(), state.clone(), shared.anew.clone());
+            let (resource, state) = (resource.clone(), state.clone());
+            let (journal, anew) = (shared.journal.clone(), shared.anew.clone());
             own.spawn(stop.clone().run_until_cancelled_owned(async move {
-                if let Err(why) = remembered::heard(&resource, &state).await {
-                    anew.begin(why);
+                let Err(why) = remembered::heard(&resource, &state).await else { return };
+                match journal.forget(&state) {
+                    Ok(true) => anew.begin(why),
+                    // The shadow has taken over meanwhile.
+                    Ok(false) => {}
+                    Err(error) => tracing::error!(resource = %resource.name, why, why_not = chain(error), "where it stands is not known"),
                 }
             }));
         }

@@ -295,6 +295,17 @@ impl Journal {
         record::decode(&text).map(Some).map_err(damaged)
     }
 
+    /// Forgets where a resource stands, if it still stands there with no migration: the databases are to be asked anew. False: it does not.
+    pub fn forget(&self, state: &State) -> Result<bool, StoreError> {
+        let stands = |now: &State| now.generation == state.generation && now.run.is_none();
+        if !self.latest(&state.resource)?.as_ref().is_some_and(stands) {
+            return Ok(false);
+        }
+        let forgotten =
+            self.connection().execute("DELETE FROM journal WHERE resource = ?", [&state.resource]);
+        forgotten.map(|_| true).map_err(self.database())
+    }
+
     /// The records of a run, oldest first.
     pub fn timeline(&self, run: &str) -> Result<Vec<JournalRow>, StoreError> {
         let read = || {
