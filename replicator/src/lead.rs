@@ -7,16 +7,15 @@
 use std::time::Duration;
 
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 
 use crate::error::Error;
+use crate::fence;
 
 /// What a database says of who leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// The epoch row, if Godwit was ever here for this resource: the newest generation, and whether clients may write.
     pub epoch: Option<(u64, bool)>,
-
     /// Who holds it, unless it is over.
     pub holder: Option<Holder>,
 }
@@ -43,9 +42,7 @@ pub async fn look(client: &Client, resource: &str) -> Result<Lease, Error> {
     let row = match client.query_one(sql, &[&resource]).await {
         Ok(row) => row,
         // Godwit was never here, or a version without leases.
-        Err(error)
-            if matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME)) =>
-        {
+        Err(error) if fence::not_installed(&error) => {
             return Ok(Lease { epoch: None, holder: None });
         }
         Err(error) => return Err(Error::database("ask who leads")(error)),
@@ -94,11 +91,7 @@ pub async fn legacy(client: &Client, resource: &str) -> Result<Option<(String, S
     let sql = "SELECT holder, legacy FROM godwit.leader WHERE resource = $1 AND legacy IS NOT NULL";
     match client.query_opt(sql, &[&resource]).await {
         Ok(row) => Ok(row.map(|row| (row.get(0), row.get(1)))),
-        Err(error)
-            if matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME)) =>
-        {
-            Ok(None)
-        }
+        Err(error) if fence::not_installed(&error) => Ok(None),
         Err(error) => Err(Error::database("read what the last leader left")(error)),
     }
 }

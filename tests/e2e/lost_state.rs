@@ -16,6 +16,16 @@ fn state(playground: &Playground) -> PathBuf {
     playground.directory.join("state").join(LEADER)
 }
 
+/// A leader that follows, and stands still once a commit is in its journal: then there is a file of that name.
+async fn stops_at_a_commit(playground: &Playground) -> Result<(Leader<'_>, PathBuf)> {
+    let stops = playground.directory.join("stops");
+    std::fs::create_dir(&stops)?;
+    std::fs::write(stops.join("committed"), "")?;
+    let mut leader = Leader::start(playground, &[("GODWIT_TEST_STOPS", &stops.to_string_lossy())])?;
+    leader.ready().await?;
+    Ok((leader, stops.join("committed.reached")))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_journal_is_made_up_for_by_the_databases() -> Result<()> {
     let playground = Playground::start(&options(false)?).await?;
@@ -98,12 +108,7 @@ async fn a_lost_journal_is_made_up_for_by_the_databases() -> Result<()> {
 async fn a_move_whose_journal_is_lost_is_undone() -> Result<()> {
     let playground = Playground::start(&options(false)?).await?;
     let [near, far] = &playground.zones;
-    let stops = playground.directory.join("stops");
-    std::fs::create_dir(&stops)?;
-    let (asked, reached) = (stops.join("committed"), stops.join("committed.reached"));
-    std::fs::write(&asked, "")?;
-    let mut leader = Leader::start(&playground, &[("GODWIT_TEST_STOPS", &stops.to_string_lossy())])?;
-    leader.ready().await?;
+    let (mut leader, reached) = stops_at_a_commit(&playground).await?;
     let load = load(&playground, 60.0, "undone");
     leader.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;
     leader.migrate(&far.name).await?;
@@ -161,12 +166,7 @@ async fn a_shadow_is_known_by_what_it_is_of() -> Result<()> {
 async fn a_primary_that_answers_late_says_what_was_under_way() -> Result<()> {
     let playground = Playground::start(&options(false)?).await?;
     let [near, far] = &playground.zones;
-    let stops = playground.directory.join("stops");
-    std::fs::create_dir(&stops)?;
-    let (asked, reached) = (stops.join("committed"), stops.join("committed.reached"));
-    std::fs::write(&asked, "")?;
-    let mut leader = Leader::start(&playground, &[("GODWIT_TEST_STOPS", &stops.to_string_lossy())])?;
-    leader.ready().await?;
+    let (leader, reached) = stops_at_a_commit(&playground).await?;
     leader.migrate(&far.name).await?;
     until("it is committed", async || Ok(reached.exists())).await?;
     leader.node.signal(Signal::KILL)?;

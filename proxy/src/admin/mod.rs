@@ -79,7 +79,6 @@ use crate::feeds::external::board::FeedBoard;
 use crate::history::History;
 use crate::leading::changes::Changes;
 use crate::leading::election::Standing;
-
 use crate::leading::running::Running;
 use crate::store::Journal;
 
@@ -118,7 +117,6 @@ pub struct AdminState {
     pub changes: Option<Arc<Changes>>,
     /// Another node leads; none: this one does.
     pub standing: Option<Arc<Standing>>,
-
     /// Held while a request with a key of its own is carried out.
     pub answers: Arc<tokio::sync::Mutex<()>>,
     /// Large answers as they were given last.

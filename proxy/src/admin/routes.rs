@@ -611,7 +611,6 @@ async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
     if let Some(standby) = lead::standby(&state) {
         return (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", standby.detail)).into_response();
     }
-
     let mut text = String::new();
     let mut ready = true;
     for (name, handle) in state.running.resources().iter() {

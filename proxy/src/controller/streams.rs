@@ -573,7 +573,7 @@ fn together(one: StreamStatus, other: StreamStatus) -> StreamStatus {
 }
 
 /// Whether the target holds a copy that the stream `name` goes on from; none: it knows nothing of the stream.
-pub(super) async fn copied(target: &Client, name: &str) -> Result<Option<bool>, String> {
+pub(crate) async fn copied(target: &Client, name: &str) -> Result<Option<bool>, String> {
     let row = target.query_opt("SELECT copied FROM godwit.progress WHERE stream = $1", &[&name]).await;
     let row = row.map_err(|error| format!("cannot read the checkpoint of {name}: {error}"))?;
     Ok(row.map(|row| row.get(0)))

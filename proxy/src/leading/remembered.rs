@@ -17,6 +17,7 @@ use tokio_postgres::Client;
 
 use crate::config::model::Resource;
 use crate::controller::databases::Purpose;
+use crate::controller::streams;
 
 /// How long a database may take to say what it remembers.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -98,9 +99,10 @@ async fn settle(
     now: Timestamp,
 ) -> Result<Settled> {
     let name = &resource.name;
+    let other = |zone: &Zone| Zone::from(if *zone.0 == *zones[0] { zones[1] } else { zones[0] });
     let stands = |primary: Zone, generation: Generation| {
-        let other = if *primary.0 == *zones[0] { zones[1] } else { zones[0] };
-        let mut state = State::first(name, primary, other.into(), now);
+        let shadow = other(&primary);
+        let mut state = State::first(name, primary, shadow, now);
         state.generation = generation;
         state
     };
@@ -138,9 +140,9 @@ async fn settle(
             if known.is_some_and(|state| state.generation == generation) {
                 return Ok(Settled::Yes(None));
             }
-            let primary = if *zone.0 == *zones[0] { zones[1] } else { zones[0] };
+            let primary = other(&zone);
             tracing::warn!(resource = %name, %primary, %generation, "the primary does not answer: its shadow says which it is of");
-            let mut state = stands(primary.into(), generation);
+            let mut state = stands(primary, generation);
             state.phase = Phase::Shadowing;
             Ok(adopted(state, true))
         }
@@ -176,7 +178,7 @@ async fn ask(resource: &Resource, first: bool) -> Seen {
         let zone = Zone::from(placement.zone.as_str());
         let answer = tokio::time::timeout(PATIENCE, async {
             let client = replicator::postgres::connect(&settings.dsn, "godwit-control").await?;
-                        if first {
+            if first {
                 Purpose::Fence.end_sessions(&client).await.map_err(anyhow::Error::msg)?;
             }
             let said = said(&client, &resource.name, &zone).await?;
@@ -203,18 +205,12 @@ async fn ask(resource: &Resource, first: bool) -> Seen {
 
 async fn said(client: &Client, resource: &str, zone: &Zone) -> Result<Option<Said>> {
     let Some(epoch) = fence::state(client, resource).await? else { return Ok(None) };
+    let stream = Lane::Main.slot_name(resource, epoch.generation);
     Ok(Some(Said {
         zone: zone.clone(),
         generation: Generation(epoch.generation),
         fenced: epoch.fenced,
-        copy: has_copy(client, resource, epoch.generation).await?,
+        copy: streams::copied(client, &stream).await.map_err(anyhow::Error::msg)? == Some(true),
         run: epoch.run.filter(|_| epoch.fenced && epoch.marker.is_some()),
     }))
-}
-
-/// Whether a database is the finished copy of this generation's primary.
-async fn has_copy(client: &Client, resource: &str, generation: u64) -> Result<bool> {
-    let stream = Lane::Main.slot_name(resource, generation);
-    let sql = "SELECT EXISTS (SELECT FROM godwit.progress WHERE stream = $1 AND copied)";
-    Ok(client.query_one(sql, &[&stream]).await?.get(0))
 }

@@ -28,6 +28,7 @@ pub use way::in_the_way;
 
 use std::time::Duration;
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::error::Error;
@@ -212,9 +213,7 @@ pub async fn guard(client: &Client, resource: &str, generation: u64) -> Result<(
 /// for `generation + 1`, which is an aborted cutover. Whether that cutover was committed is for the caller's journal to
 /// know. A run that was undone can no longer [`close`], however late its call comes.
 pub async fn open(client: &Client, resource: &str, generation: u64, undo: Option<&str>) -> Result<(), Error> {
-    let of = Of { undo, moved: undo.is_none(), ..Of::default() };
-    let sql = format!("SELECT godwit.open_fence({}::jsonb)", arguments(resource, generation, of)?);
-    call(client, &sql, "cannot open the fence").await.map(drop)
+    open_as(client, resource, generation, Of { undo, moved: undo.is_none(), ..Of::default() }).await
 }
 
 /// [`open`] after the commit of `run`, unless another node has made sure that it is undone ([`forestall`]): then [`Error::Fenced`].
@@ -224,7 +223,10 @@ pub async fn open_committed(
     generation: u64,
     run: &str,
 ) -> Result<(), Error> {
-    let of = Of { run: Some(run), moved: true, ..Of::default() };
+    open_as(client, resource, generation, Of { run: Some(run), moved: true, ..Of::default() }).await
+}
+
+async fn open_as(client: &Client, resource: &str, generation: u64, of: Of<'_>) -> Result<(), Error> {
     let sql = format!("SELECT godwit.open_fence({}::jsonb)", arguments(resource, generation, of)?);
     call(client, &sql, "cannot open the fence").await.map(drop)
 }
@@ -286,12 +288,7 @@ pub async fn state(client: &Client, resource: &str) -> Result<Option<EpochState>
     );
     let rows = match client.simple_query(&sql).await {
         Ok(messages) => rows(messages),
-        // No such table or schema.
-        Err(error)
-            if matches!(error.code().map(tokio_postgres::error::SqlState::code), Some("42P01" | "3F000")) =>
-        {
-            return Ok(None);
-        }
+        Err(error) if not_installed(&error) => return Ok(None),
         Err(error) => return Err(refused("cannot read the epoch row")(error)),
     };
     let Some(row) = rows.first() else { return Ok(None) };
@@ -304,6 +301,11 @@ pub async fn state(client: &Client, resource: &str) -> Result<Option<EpochState>
         })
     };
     parsed().map(Some).ok_or_else(|| Error::Protocol("the epoch row cannot be read".into()))
+}
+
+/// Whether a table of Godwit's is missing, or all of its schema.
+pub(crate) fn not_installed(error: &tokio_postgres::Error) -> bool {
+    matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME))
 }
 
 /// What sets [`SETTINGS`], and what resets them.
