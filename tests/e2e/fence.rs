@@ -241,20 +241,40 @@ async fn triggers_refuse_clients_and_pass_the_applier() -> Result<()> {
         }
         assert_eq!(setup.acl().await?, acl);
 
-        // A reader holds a table: open disables there, and the next close enables again.
+        // A reader holds a table: its trigger stays and lets pass, until it is turned again.
         app.batch_execute("BEGIN; SELECT * FROM orders").await?;
         fence::open(&setup.admin, "orders", 6, None).await?;
-        assert_eq!(setup.triggers().await?, 0);
-        assert_eq!(setup.count("SELECT count(*) FROM pg_trigger WHERE tgname = 'godwit_fence'").await?, 1);
+        assert_eq!(setup.triggers().await?, 1);
         app.batch_execute("INSERT INTO orders (writer) VALUES (8); COMMIT").await?;
         fence::guard(&setup.admin, "orders", 6).await?;
         let error = app.batch_execute("INSERT INTO orders (writer) VALUES (9)").await.expect_err("guarded");
         assert_eq!(sqlstate(&error), "25006");
         app.batch_execute("BEGIN; SELECT * FROM orders").await?;
         fence::open(&setup.admin, "orders", 6, None).await?;
-        app.batch_execute("COMMIT").await?;
+        fence::clear(&setup.admin, "orders").await?;
+        assert_eq!(setup.triggers().await?, 1);
+        app.batch_execute("COMMIT; INSERT INTO orders (writer) VALUES (10)").await?;
         fence::install(&setup.admin, "orders", 1).await?;
-        assert_eq!(setup.count("SELECT count(*) FROM pg_trigger WHERE tgname = 'godwit_fence'").await?, 0);
+        fence::clear(&setup.admin, "orders").await?;
+        assert_eq!(setup.triggers().await?, 0);
+
+        // As earlier versions put it: without the switch. It is replaced, and dropped or replaced where it lets pass.
+        setup
+            .admin
+            .batch_execute(
+                "CREATE FUNCTION godwit.refuse_write() RETURNS trigger LANGUAGE plpgsql AS
+                   'BEGIN RAISE EXCEPTION ''fenced by an earlier version''; END';
+                 CREATE TRIGGER godwit_fence BEFORE INSERT ON orders FOR EACH STATEMENT EXECUTE FUNCTION godwit.refuse_write('orders', '6')",
+            )
+            .await?;
+        for _ in 0..2 {
+            app.batch_execute("BEGIN; SELECT * FROM orders").await?;
+            fence::open(&setup.admin, "orders", 6, None).await?;
+            app.batch_execute("COMMIT; INSERT INTO orders (writer) VALUES (11)").await?;
+            fence::guard(&setup.admin, "orders", 6).await?;
+            let error = app.batch_execute("INSERT INTO orders (writer) VALUES (9)").await.expect_err("guarded");
+            assert_eq!(sqlstate(&error), "25006");
+        }
         Ok(())
     })
     .await
@@ -485,6 +505,85 @@ async fn each_call_is_one_round_trip() -> Result<()> {
     fence::state(&far, "orders").await?;
     lap("state");
     Ok(())
+}
+
+/// What there is for each table and sequence is done while the application writes: it notices nothing, and the fence has little left.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_tables_are_prepared_and_cleared_while_they_are_written() -> Result<()> {
+    both(|major| async move {
+        let setup = Setup::new(major).await?;
+        setup
+            .admin
+            .batch_execute(
+                "DO $$ BEGIN FOR i IN 1..150 LOOP EXECUTE format('CREATE TABLE many_%s (id serial PRIMARY KEY, n int)', i);
+                 EXECUTE format('GRANT ALL ON many_%s, many_%s_id_seq TO app', i, i); END LOOP; END $$",
+            )
+            .await?;
+        let many = i64::from(150 + TABLES);
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let writers = writers(&setup.cluster.config_as("app", "shop"), &acknowledged);
+        until("writers are busy", async || Ok(acknowledged.load(Ordering::SeqCst) > 50)).await?;
+        // One that nobody else may have for now.
+        let keeps = setup.app("keeps").await?;
+        keeps.batch_execute("BEGIN; INSERT INTO many_7 (n) VALUES (1)").await?;
+        let known = fence::prepare(&setup.admin, "orders", "m1").await?;
+        assert_eq!(known.len(), sequences::read(&setup.admin).await?.len());
+        assert_eq!(setup.triggers().await?, many - 1, "but that of the table that is kept");
+        let then = acknowledged.load(Ordering::SeqCst);
+        until("they go on", async || Ok(acknowledged.load(Ordering::SeqCst) > then + 50)).await?;
+        keeps.batch_execute("COMMIT; INSERT INTO many_8 (n) VALUES (1)").await?;
+
+        // A writer that is in its transaction is waited for, whatever its table has.
+        keeps.batch_execute("BEGIN; INSERT INTO many_9 (n) VALUES (1)").await?;
+        let error = fence::close(&setup.admin, &FenceSpec { lock_timeout: Duration::from_millis(300), ..spec(2) })
+            .await
+            .expect_err("a table is locked");
+        assert!(error.to_string().contains("table public.many_9 stayed locked for more than 300 ms"), "{error}");
+        keeps.batch_execute("COMMIT; INSERT INTO many_8 (n) VALUES (1)").await?;
+        let report = fence::close(&setup.admin, &spec(2)).await?;
+        assert_eq!((i64::from(report.tables), setup.triggers().await?), (many, many));
+        let at_close = setup.orders().await?;
+        assert!(acknowledged.load(Ordering::SeqCst) <= u64::try_from(at_close)?);
+        // Those that were drawn from since, and no others.
+        let mut changed: Vec<&str> = report.sequences.iter().map(|state| &*state.name).collect();
+        changed.sort_unstable();
+        assert_eq!(changed, ["many_8_id_seq", "many_9_id_seq", "orders_id_seq"]);
+        for state in sequences::read(&setup.admin).await? {
+            let told = report.sequences.iter().chain(&known).find(|it| it.name == state.name && it.schema == state.schema);
+            assert_eq!(told, Some(&state));
+        }
+        let write = "SET ROLE app; INSERT INTO many_8 (n) VALUES (2)";
+        let error = setup.admin.batch_execute(write).await.expect_err("fenced");
+        assert_eq!(sqlstate(&error), "25006");
+        setup.admin.batch_execute("RESET ROLE").await?;
+        // Not while it is fenced.
+        fence::clear(&setup.admin, "orders").await?;
+        assert_eq!(setup.triggers().await?, many);
+
+        fence::open(&setup.admin, "orders", 1, Some("m1")).await?;
+        assert_eq!(setup.triggers().await?, many);
+        let then = acknowledged.load(Ordering::SeqCst);
+        until("they go on", async || Ok(acknowledged.load(Ordering::SeqCst) > then + 50)).await?;
+        let reads = setup.app("reads").await?;
+        reads.batch_execute("BEGIN; SELECT * FROM many_9").await?;
+        until("all but one are cleared", async || {
+            fence::clear(&setup.admin, "orders").await?;
+            Ok(setup.triggers().await? == 1)
+        })
+        .await?;
+        reads.batch_execute("COMMIT; INSERT INTO many_9 (n) VALUES (1)").await?;
+        fence::clear(&setup.admin, "orders").await?;
+        let then = acknowledged.load(Ordering::SeqCst);
+        until("they go on", async || Ok(acknowledged.load(Ordering::SeqCst) > then + 50)).await?;
+        for writer in writers {
+            writer.abort();
+        }
+        // Another run knows nothing of what this one was prepared with.
+        let report = fence::close(&setup.admin, &FenceSpec { run: "m2".into(), ..spec(2) }).await?;
+        assert_eq!(report.sequences, sequences::read(&setup.admin).await?);
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

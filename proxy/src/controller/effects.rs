@@ -7,17 +7,15 @@ use std::time::Duration;
 
 use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
 use migration::policy::{OnDrainTimeout, Policy, ReadsDuringHold};
-use migration::units::{Generation, Position, Zone};
-use replicator::fence::{self, FenceSpec};
-use replicator::large_objects::Left;
-use replicator::sequences::SequenceState;
-use replicator::{Lsn, sequences};
+use migration::units::{Generation, Zone};
+use replicator::{Lsn, fence};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_postgres::Client;
 
 use super::compare;
 use super::databases::{Databases, Purpose};
 use super::events::Events;
+use super::fencing::Fenced;
 use super::large_objects::LargeObjects;
 use super::live::Live;
 use super::mirrored;
@@ -57,7 +55,7 @@ pub struct Hands {
     pub streams: Arc<Streams>,
     /// What is carried beside them.
     pub large_objects: Arc<LargeObjects>,
-    unlogged: UnloggedRows,
+    pub(super) unlogged: UnloggedRows,
     /// By zone.
     pub drivers: BTreeMap<String, ZoneDriver>,
     /// Endpoints by zone, resolved.
@@ -69,14 +67,14 @@ pub struct Hands {
     /// Who listens hears of changes here.
     pub events: Arc<Events>,
     /// By what the databases know this node, where several may lead.
-    holder: Option<String>,
+    pub(super) holder: Option<String>,
     reports: mpsc::UnboundedSender<Report>,
     /// What the last fence told so far: the sequences to set.
-    fenced: watch::Sender<Fenced>,
+    pub(super) fenced: watch::Sender<Fenced>,
     /// Held while a fence goes up, so that undoing it never overtakes it.
-    fencing: Mutex<()>,
+    pub(super) fencing: Mutex<()>,
     /// The run, and the stamp of the old primary's schema when it was found to be the shadow's.
-    compared: Mutex<Option<(String, String)>>,
+    pub(super) compared: Mutex<Option<(String, String)>>,
     /// Snapshot of the new primary at the end marker.
     marker_snapshot: Mutex<Option<(Generation, Arc<Client>)>>,
     /// Snapshots of both sides at the end marker: the old primary's first.
@@ -87,20 +85,6 @@ pub(super) type Failure = String;
 
 /// How long the release waits for sessions of the database that are still getting ready.
 const READY: Duration = Duration::from_secs(1);
-
-/// What a fence told so far.
-#[derive(Clone, Default)]
-enum Fenced {
-    /// None was raised.
-    #[default]
-    No,
-    /// Writes are stopped; sessions still end.
-    Raised(Generation, Vec<SequenceState>),
-    /// Nobody is connected any more.
-    Done(Generation, Vec<SequenceState>, Left),
-    /// Sessions did not end.
-    Failed(Failure),
-}
 
 /// The generation that was committed, and sessions whose snapshots are of its end marker: old primary, new primary.
 type MarkerSnapshots = (Generation, Arc<Client>, Arc<Client>);
@@ -245,6 +229,7 @@ impl Hands {
                 }
                 self.streams.run(*generation, source, target).await?;
                 self.report_stream(*generation, Event::StreamUp);
+                self.clear_fence(source).await;
                 Ok(())
             }
             Effect::EndStream { generation, source } => {
@@ -281,6 +266,7 @@ impl Hands {
                     let zones = [&*run.from.0, &*run.to.0];
                     self.large_objects.catch_up(zones, state.generation.0).await?;
                     self.unlogged.prepare(zones, state.generation.0).await?;
+                    self.prepare_fence(run).await?;
                     self.clear_way(&run.from).await?;
                 }
                 say(Event::ReverseSlotMade);
@@ -331,6 +317,9 @@ impl Hands {
             }
             Effect::OpenGate => {
                 say(Event::GateOpened);
+                if state.phase == Phase::Aborting {
+                    self.clear_fence(&state.primary).await;
+                }
                 Ok(())
             }
             Effect::Compare => {
@@ -516,103 +505,6 @@ impl Hands {
         Ok(())
     }
 
-    async fn fence(
-        &self,
-        zone: &Zone,
-        generation: Generation,
-        run: &str,
-        up: impl Fn(Position),
-    ) -> Result<(), Failure> {
-        let _fencing = self.fencing.lock().await;
-        let settings = self.databases.settings(&zone.0).map_err(chain)?;
-        let client = self.databases.get(&zone.0, Purpose::Fence).await.map_err(chain)?;
-        let spec = FenceSpec {
-            resource: self.resource.name.clone(),
-            generation: generation.0,
-            run: run.to_owned(),
-            holder: self.holder.clone(),
-            app_roles: settings.app_roles.clone(),
-            // Under the server's deadlock_timeout: the application must not become the victim of a deadlock with the fence.
-            lock_timeout: (self.policy().max_hold / 2).min(Duration::from_millis(500)),
-            kill_timeout: self.policy().max_hold,
-            large_objects: self.large_objects.horizon(generation.0 - 1),
-        };
-        self.fenced.send_replace(Fenced::No);
-        let compared = self.compared.lock().await.clone();
-        let mut changed = false;
-        let closed = fence::close_telling(&client, &spec, |raised| {
-            changed = compared.is_none_or(|(of, stamp)| of != run || stamp != raised.schema);
-            if !changed {
-                self.fenced.send_replace(Fenced::Raised(generation, raised.sequences));
-                up(Position(raised.marker.0));
-            }
-        });
-        let closed = closed.await.map_err(chain);
-        if changed {
-            return Err(format!("the schema in {zone} was changed after it was compared with the shadow's"));
-        }
-        let report = closed.inspect_err(|why| {
-            self.fenced.send_replace(Fenced::Failed(why.clone()));
-        })?;
-        tracing::info!(
-            resource = %self.resource.name, %zone, marker = %report.marker, tables = report.tables,
-            sessions = report.terminated, "old primary fenced"
-        );
-        self.fenced.send_replace(Fenced::Done(generation, report.sequences, report.large_objects));
-        Ok(())
-    }
-
-    /// Sets them as soon as writes are stopped, and again only if a session took numbers before it ended. Then large objects and unlogged
-    /// tables are settled: none of them is in the stream.
-    async fn set_sequences(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
-        let wanted = state.run.as_ref().map(|run| run.generation);
-        let client = self.control(zone).await?;
-        let mut fenced = self.fenced.subscribe();
-        let mut set: Option<Vec<SequenceState>> = None;
-        loop {
-            let now = fenced.borrow_and_update().clone();
-            match now {
-                Fenced::Raised(generation, states) if Some(generation) == wanted && set.is_none() => {
-                    sequences::apply(&client, &states).await.map_err(chain)?;
-                    set = Some(states);
-                    continue;
-                }
-                Fenced::Done(generation, states, left) if Some(generation) == wanted => {
-                    if set.as_ref() != Some(&states) {
-                        sequences::apply(&client, &states).await.map_err(chain)?;
-                    }
-                    let zones = [&*state.primary.0, &*zone.0];
-                    let generation = state.generation.0;
-                    let objects = self.large_objects.settle(zones, generation, left);
-                    return tokio::try_join!(objects, self.unlogged.settle(zones, generation)).map(drop);
-                }
-                Fenced::Failed(why) => return Err(why),
-                Fenced::No => return Err("the fence's sequences are not known to this process".into()),
-                Fenced::Raised(..) | Fenced::Done(..) => {}
-            }
-            fenced.changed().await.map_err(|_| "the fence is gone")?;
-        }
-    }
-
-    async fn lift_fence(&self, zone: &Zone, generation: Generation, state: &State) -> Result<(), Failure> {
-        let client = self.control(zone).await?;
-        if state.phase != Phase::Aborting {
-            // The new primary's contents at the marker, before its first client.
-            let run = state.run.as_ref().map_or("", |run| &run.id);
-            let (opened, ()) = tokio::join!(
-                fence::open_committed(&client, &self.resource.name, generation.0, run),
-                self.take_marker_snapshot(zone, generation)
-            );
-            return opened.map_err(chain);
-        }
-        // A fence that is still going up, of this process or of one that died, must be over first.
-        let _fencing = self.fencing.lock().await;
-        Purpose::Fence.end_sessions(&client).await?;
-        self.databases.forget(&zone.0, Purpose::Fence).await;
-        let run = state.run.as_ref().map(|run| run.id.as_str());
-        fence::open(&client, &self.resource.name, generation.0, run).await.map_err(chain)
-    }
-
     fn swap_pool(&self, zone: &Zone, generation: Generation) -> Result<(), Failure> {
         if let Some(front) = &self.postgres
             && front.active().generation < generation.0
@@ -641,7 +533,7 @@ impl Hands {
     }
 
     /// Verification is worth much, but not a longer hold or a failed cutover: a failure here is only logged.
-    async fn take_marker_snapshot(&self, zone: &Zone, generation: Generation) {
+    pub(super) async fn take_marker_snapshot(&self, zone: &Zone, generation: Generation) {
         let taken = async {
             let client = self.databases.take(&zone.0, Purpose::Snapshot).await.map_err(chain)?;
             compare::begin(&client).await?;

@@ -17,6 +17,7 @@ pub mod drift;
 pub mod effects;
 pub mod events;
 mod fed;
+mod fencing;
 pub mod forecast;
 pub mod freezes;
 pub mod large_objects;

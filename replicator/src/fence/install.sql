@@ -119,6 +119,15 @@ CREATE TABLE IF NOT EXISTS godwit.large_objects (
 -- Tables here whose rows are to be copied anew: what they have is not what the source has.
 CREATE TABLE IF NOT EXISTS godwit.unfilled (target_table oid PRIMARY KEY);
 
+-- How sequences were when a move was prepared, and whether its fence has told of them since. Lost in a crash: then all are told of.
+CREATE UNLOGGED TABLE IF NOT EXISTS godwit.known_sequences (
+  id oid PRIMARY KEY,
+  run text NOT NULL,
+  last_value bigint NOT NULL,
+  is_called boolean NOT NULL,
+  told boolean NOT NULL DEFAULT false
+);
+
 -- What heartbeats write on the primary: a row each for a resource. Of no publication; a shadow's stays as the last move left it.
 CREATE TABLE IF NOT EXISTS godwit.heartbeat (
   resource text PRIMARY KEY,
@@ -137,13 +146,35 @@ CREATE TABLE IF NOT EXISTS godwit.connect_grants (
   given boolean NOT NULL DEFAULT false
 );
 
--- The trigger. Its arguments are the resource and the generation: it reads no table, so writers need no rights here.
-CREATE OR REPLACE FUNCTION godwit.refuse_write() RETURNS trigger LANGUAGE plpgsql AS $$
+-- What every fence trigger calls: one switch for all tables. It reads no table, so writers need no rights here. Made once: it may be up now.
+DO $$ BEGIN
+  IF to_regprocedure('godwit.fence()') IS NULL THEN
+    CREATE FUNCTION godwit.fence() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+  END IF;
+END $$;
+
+-- Whether it refuses.
+CREATE OR REPLACE FUNCTION godwit.fence_is_up() RETURNS boolean LANGUAGE sql STABLE AS $$
+  SELECT prosrc LIKE '%RAISE%' FROM pg_catalog.pg_proc WHERE oid = 'godwit.fence()'::regprocedure
+$$;
+
+-- Turns the switch, for everybody at once when this transaction commits: a session looks at what a function is whenever it has got a lock on a
+-- table. Without a resource it lets pass.
+CREATE OR REPLACE FUNCTION godwit.turn_fence(resource text, generation bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  body text := 'BEGIN RETURN NULL; END';
 BEGIN
-  RAISE EXCEPTION 'this database is fenced by godwit: generation %', TG_ARGV[1] USING
-    ERRCODE = '25006',
-    DETAIL = format('resource %s, table %s.%s', TG_ARGV[0], TG_TABLE_SCHEMA, TG_TABLE_NAME),
-    HINT = 'Reconnect through the proxy: the writable database is in another zone.';
+  IF resource IS NOT NULL THEN
+    body := format('BEGIN
+  RAISE EXCEPTION %L USING
+    ERRCODE = ''25006'',
+    DETAIL = format(''resource %%s, table %%s.%%s'', %L, TG_TABLE_SCHEMA, TG_TABLE_NAME),
+    HINT = ''Reconnect through the proxy: the writable database is in another zone.'';
+END', 'this database is fenced by godwit: generation ' || generation, resource);
+  END IF;
+  IF EXISTS (SELECT FROM pg_catalog.pg_proc WHERE oid = 'godwit.fence()'::regprocedure AND prosrc <> body) THEN
+    EXECUTE format('CREATE OR REPLACE FUNCTION godwit.fence() RETURNS trigger LANGUAGE plpgsql AS %L', body);
+  END IF;
 END $$;
 
 -- Every table a client could write: plain tables, leaf partitions and partitioned parents, unlogged ones too.
@@ -161,11 +192,16 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Exact state of every user sequence, identity and serial ones included (pg_sequences loses is_called).
+DO $$ BEGIN
+  IF EXISTS (SELECT FROM pg_proc WHERE oid = to_regprocedure('godwit.sequence_states()') AND NOT 'id' = ANY (proargnames)) THEN
+    DROP FUNCTION godwit.sequence_states();
+  END IF;
+END $$;
 CREATE OR REPLACE FUNCTION godwit.sequence_states()
-RETURNS TABLE (schema name, name name, last_value bigint, is_called boolean) LANGUAGE plpgsql AS $$
+RETURNS TABLE (id oid, schema name, name name, last_value bigint, is_called boolean) LANGUAGE plpgsql AS $$
 BEGIN
-  FOR schema, name IN
-    SELECT n.nspname, c.relname
+  FOR id, schema, name, last_value IN
+    SELECT c.oid, n.nspname, c.relname, pg_catalog.pg_sequence_last_value(c.oid)
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'S' AND c.relpersistence <> 't'
       AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
@@ -174,10 +210,25 @@ BEGIN
         WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
     ORDER BY n.nspname, c.relname
   LOOP
-    EXECUTE format('SELECT s.last_value, s.is_called FROM %I.%I s', schema, name) INTO last_value, is_called;
+    is_called := last_value IS NOT NULL;
+    IF NOT is_called THEN
+      EXECUTE format('SELECT s.last_value, s.is_called FROM %I.%I s', schema, name) INTO last_value, is_called;
+    END IF;
     RETURN NEXT;
   END LOOP;
 END $$;
+
+-- Those that are not as they were when this run was prepared, and those that the fence has told of already.
+CREATE OR REPLACE FUNCTION godwit.changed_sequences(wanted_run text) RETURNS jsonb LANGUAGE sql AS $$
+  WITH changed AS MATERIALIZED (
+    SELECT s.* FROM godwit.sequence_states() s LEFT JOIN godwit.known_sequences k ON k.id = s.id AND k.run = wanted_run
+    WHERE k.id IS NULL OR k.told OR (k.last_value, k.is_called) IS DISTINCT FROM (s.last_value, s.is_called)
+  ), told AS (
+    UPDATE godwit.known_sequences k SET told = true FROM changed c WHERE k.id = c.id AND k.run = wanted_run AND NOT k.told
+  )
+  SELECT coalesce(jsonb_agg(jsonb_build_object('schema', schema, 'name', name, 'last_value', last_value, 'is_called', is_called)), '[]')
+  FROM changed
+$$;
 
 -- How many large objects there are, the oldest transaction that runs, whether this role may read them, and which of them transactions from `since` on
 -- have written. What has gone round counts as new.
@@ -304,6 +355,13 @@ BEGIN
 END $$;
 
 -- Who holds a lock on this table that a trigger's lock must wait for.
+CREATE OR REPLACE FUNCTION godwit.holders(tbl oid) RETURNS TABLE (pid integer) LANGUAGE sql AS $$
+  SELECT DISTINCT l.pid FROM pg_catalog.pg_locks l
+  WHERE l.locktype = 'relation' AND l.relation = tbl AND l.granted
+    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+    AND l.mode <> ALL ('{AccessShareLock,RowShareLock}') AND l.pid IS DISTINCT FROM pg_backend_pid()
+$$;
+
 CREATE OR REPLACE FUNCTION godwit.blockers(tbl oid) RETURNS text LANGUAGE sql AS $$
   SELECT coalesce(string_agg(CASE
       WHEN l.pid IS NULL THEN 'a prepared transaction'
@@ -311,22 +369,34 @@ CREATE OR REPLACE FUNCTION godwit.blockers(tbl oid) RETURNS text LANGUAGE sql AS
                   coalesce(nullif(quote_literal(a.application_name), ''''''), 'unnamed'), coalesce(a.state, 'active'),
                   coalesce(round(extract(epoch FROM clock_timestamp() - a.state_change)::numeric, 1)::text, '?'))
     END, ', '), 'a session that has gone')
-  FROM (SELECT DISTINCT pid FROM pg_catalog.pg_locks
-        WHERE locktype = 'relation' AND relation = tbl AND granted
-          AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-          AND mode <> ALL ('{AccessShareLock,RowShareLock}') AND pid IS DISTINCT FROM pg_backend_pid()) l
-  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+  FROM godwit.holders(tbl) l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
 $$;
 
--- The fence trigger on every user table, within budget_ms in all. Its lock is the drain barrier: once held,
--- every earlier writer of the table has committed or rolled back. On a timeout nothing is left behind.
+-- Tables that cannot be many for what a fence waits for: their triggers come and go with it. Of more, a move puts the triggers there before anybody
+-- is held, and drops them when nobody is any more.
+CREATE OR REPLACE FUNCTION godwit.few() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT 100::bigint';
+
+CREATE OR REPLACE FUNCTION godwit.put_trigger(schema name, name name) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  EXECUTE format('CREATE OR REPLACE TRIGGER godwit_fence BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I.%I '
+                 'FOR EACH STATEMENT EXECUTE FUNCTION godwit.fence()', schema, name);
+END $$;
+
+-- Every user table, and whether it has the trigger.
+CREATE OR REPLACE FUNCTION godwit.fenced_tables() RETURNS TABLE (id oid, schema name, name name, done boolean) LANGUAGE sql STABLE AS $$
+  SELECT u.*, coalesce(t.tgenabled = 'O' AND t.tgfoid = 'godwit.fence()'::regprocedure, false)
+  FROM godwit.user_tables() u LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = u.id AND t.tgname = 'godwit_fence'
+$$;
+
+-- The fence trigger on every user table, within budget_ms in all, and the switch turned. The trigger's lock, or one like it, is the drain
+-- barrier: once held, every earlier writer of the table has committed or rolled back. On a timeout nothing is left behind.
 CREATE OR REPLACE FUNCTION godwit.put_fence(resource text, generation bigint, budget_ms bigint) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
   deadline timestamptz := clock_timestamp() + budget_ms * interval '1 millisecond';
-  arguments text := resource || '\000' || generation || '\000';
   tables integer := 0;
-  tbl record;
+  next record;
+  stuck record;
 BEGIN
   -- An autovacuum worker's lock conflicts as well, and it would give way only after deadlock_timeout.
   BEGIN
@@ -342,50 +412,119 @@ BEGIN
   EXCEPTION WHEN insufficient_privilege THEN
     NULL;
   END;
-  FOR tbl IN
-    SELECT u.*, coalesce(t.tgenabled = 'O' AND encode(t.tgargs, 'escape') = arguments, false) AS done
-    FROM godwit.user_tables() u LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = u.id AND t.tgname = 'godwit_fence'
+  -- A table without it gets it; the others are locked many at a time, unless nobody may write them as it is.
+  FOR next IN
+    SELECT f.done, CASE WHEN f.done THEN f.place / 100 ELSE -f.place END AS part, array_agg(f.id) AS ids, count(*)::integer AS tables,
+           min(f.schema) AS schema, min(f.name) AS name, string_agg(format('ONLY %I.%I', f.schema, f.name), ', ' ORDER BY f.place) AS listed
+    FROM (SELECT t.*, row_number() OVER () AS place FROM godwit.fenced_tables() t) f GROUP BY 1, 2 ORDER BY min(f.place)
   LOOP
-    tables := tables + 1;
-    CONTINUE WHEN tbl.done;
+    tables := tables + next.tables;
+    CONTINUE WHEN next.done AND godwit.fence_is_up();
     PERFORM set_config('lock_timeout',
       greatest(1, ceil(extract(epoch FROM deadline - clock_timestamp()) * 1000))::bigint::text, true);
-    EXECUTE format('CREATE OR REPLACE TRIGGER godwit_fence BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I.%I '
-                   'FOR EACH STATEMENT EXECUTE FUNCTION godwit.refuse_write(%L, %L)',
-                   tbl.schema, tbl.name, resource, generation);
+    IF next.done THEN
+      EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', next.listed);
+    ELSE
+      PERFORM godwit.put_trigger(next.schema, next.name);
+    END IF;
   END LOOP;
+  PERFORM godwit.turn_fence(resource, generation);
   RETURN tables;
 EXCEPTION WHEN lock_not_available THEN
-  RAISE EXCEPTION 'table %.% stayed locked for more than % ms', tbl.schema, tbl.name, budget_ms USING
-    ERRCODE = 'lock_not_available', DETAIL = 'held by ' || godwit.blockers(tbl.id);
+  SELECT format('%s.%s', u.schema, u.name) AS named, godwit.blockers(u.id) AS blockers INTO stuck
+  FROM godwit.user_tables() u WHERE u.id = ANY (next.ids)
+  ORDER BY EXISTS (SELECT FROM godwit.holders(u.id)) DESC, u.schema, u.name LIMIT 1;
+  RAISE EXCEPTION 'table % stayed locked for more than % ms', stuck.named, budget_ms USING
+    ERRCODE = 'lock_not_available', DETAIL = 'held by ' || stuck.blockers;
 END $$;
 
--- Drops the fence triggers. Dropping needs a lock that shuts readers out, so where a reader holds the table
--- the trigger is only disabled; install, guard and open sweep such leftovers (disabled_only = true).
-CREATE OR REPLACE FUNCTION godwit.drop_fence(disabled_only boolean) RETURNS void LANGUAGE plpgsql AS $$
+-- Drops fence triggers, where nobody holds the table: dropping needs a lock that shuts readers out. One that stays lets pass whoever the switch
+-- does, but those that earlier versions made.
+CREATE OR REPLACE FUNCTION godwit.drop_fence() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   tbl record;
+  many boolean := (SELECT count(*) > godwit.few() FROM pg_catalog.pg_trigger WHERE tgname = 'godwit_fence');
 BEGIN
   FOR tbl IN
-    SELECT c.oid AS id, n.nspname AS schema, c.relname AS name, t.tgenabled
+    SELECT c.oid AS id, n.nspname AS schema, c.relname AS name, t.tgfoid <> 'godwit.fence()'::regprocedure AS earlier
     FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE t.tgname = 'godwit_fence' AND (t.tgenabled = 'D' OR NOT disabled_only)
+    WHERE t.tgname = 'godwit_fence' AND (NOT many OR t.tgfoid <> 'godwit.fence()'::regprocedure)
     ORDER BY n.nspname, c.relname
   LOOP
     BEGIN
       EXECUTE format('LOCK TABLE ONLY %I.%I IN ACCESS EXCLUSIVE MODE NOWAIT', tbl.schema, tbl.name);
       EXECUTE format('DROP TRIGGER godwit_fence ON %I.%I', tbl.schema, tbl.name);
     EXCEPTION WHEN lock_not_available THEN
-      CONTINUE WHEN tbl.tgenabled = 'D';
-      BEGIN
-        EXECUTE format('ALTER TABLE ONLY %I.%I DISABLE TRIGGER godwit_fence', tbl.schema, tbl.name);
-      EXCEPTION WHEN lock_not_available THEN
-        RAISE EXCEPTION 'table %.% stayed locked', tbl.schema, tbl.name USING
-          ERRCODE = 'lock_not_available', DETAIL = 'held by ' || godwit.blockers(tbl.id);
-      END;
+      IF tbl.earlier THEN
+        BEGIN
+          PERFORM godwit.put_trigger(tbl.schema, tbl.name);
+        EXCEPTION WHEN lock_not_available THEN
+          RAISE EXCEPTION 'table %.% stayed locked', tbl.schema, tbl.name USING
+            ERRCODE = 'lock_not_available', DETAIL = 'held by ' || godwit.blockers(tbl.id);
+        END;
+      END IF;
     END;
   END LOOP;
+END $$;
+
+-- Puts the trigger on the tables of an open database (arm), or drops it there: a few tables at a time, each time only while it is open. Nobody's lock is
+-- waited for, but at the end for a moment each, with no other lock in hand. What it does not get stays as it is.
+CREATE OR REPLACE PROCEDURE godwit.change_triggers(wanted_resource text, arm boolean) LANGUAGE plpgsql AS $$
+DECLARE
+  todo oid[];
+  left_over oid[] := '{}';
+  tbl record;
+  at_once integer := 20;
+  done integer := 0;
+  open boolean;
+BEGIN
+  IF NOT arm THEN
+    SELECT array_agg(t.tgrelid) INTO todo FROM pg_catalog.pg_trigger t WHERE t.tgname = 'godwit_fence';
+  ELSIF (SELECT count(*) > godwit.few() FROM godwit.user_tables()) THEN
+    SELECT array_agg(f.id) INTO todo FROM godwit.fenced_tables() f WHERE NOT f.done;
+  END IF;
+  WHILE done < coalesce(cardinality(todo), 0) LOOP
+    PERFORM set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '5ms', true);
+    SELECT NOT e.fenced INTO open FROM godwit.epoch e WHERE e.resource = wanted_resource FOR SHARE;
+    EXIT WHEN open IS NOT TRUE;
+    FOR tbl IN
+      SELECT c.oid AS id, n.nspname AS schema, c.relname AS name FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+      WHERE c.oid = ANY (todo[done + 1 : done + at_once])
+    LOOP
+      BEGIN
+        EXECUTE format('LOCK TABLE ONLY %I.%I IN %s MODE %s', tbl.schema, tbl.name,
+          CASE WHEN arm THEN 'SHARE ROW EXCLUSIVE' ELSE 'ACCESS EXCLUSIVE' END, CASE WHEN at_once > 1 THEN 'NOWAIT' ELSE '' END);
+        IF arm THEN
+          PERFORM godwit.put_trigger(tbl.schema, tbl.name);
+        ELSE
+          EXECUTE format('DROP TRIGGER IF EXISTS godwit_fence ON %I.%I', tbl.schema, tbl.name);
+        END IF;
+      EXCEPTION WHEN lock_not_available THEN
+        left_over := left_over || tbl.id;
+      WHEN undefined_table THEN
+        NULL;
+      END;
+    END LOOP;
+    COMMIT;
+    done := done + at_once;
+    IF at_once > 1 AND done >= cardinality(todo) THEN
+      todo := left_over;
+      done := 0;
+      at_once := 1;
+    END IF;
+  END LOOP;
+END $$;
+
+-- The part of a fence that needs nobody held: triggers where there are many tables, and how sequences are now.
+CREATE OR REPLACE PROCEDURE godwit.prepare_fence(args jsonb, INOUT report jsonb) LANGUAGE plpgsql AS $$
+BEGIN
+  CALL godwit.change_triggers(args ->> 'resource', true);
+  PERFORM set_config('synchronous_commit', 'off', true);
+  DELETE FROM godwit.known_sequences;
+  INSERT INTO godwit.known_sequences SELECT s.id, args ->> 'run', s.last_value, s.is_called FROM godwit.sequence_states() s;
+  SELECT coalesce(jsonb_agg(jsonb_build_object('schema', n.nspname, 'name', c.relname, 'last_value', k.last_value, 'is_called', k.is_called)), '[]')
+  INTO report FROM godwit.known_sequences k JOIN pg_catalog.pg_class c ON c.oid = k.id JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
 END $$;
 
 -- Changes with every DDL on a user's table, type, sequence, view, function, trigger or policy, and with nothing else: how many rows the
@@ -525,8 +664,7 @@ BEGIN
     COMMIT;
   END IF;
 
-  report := jsonb_build_object('marker', marker::text, 'tables', fenced_tables, 'schema', godwit.schema_stamp(),
-    'sequences', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM godwit.sequence_states() s));
+  report := jsonb_build_object('marker', marker::text, 'tables', fenced_tables, 'sequences', godwit.changed_sequences(wanted_run));
 END $$;
 
 -- The second half of a fence: nobody writes any more; now nobody is connected any more. Sequences, and what was written of large objects, are
@@ -581,7 +719,7 @@ BEGIN
     RETURN jsonb_build_object('terminated', cardinality(ended),
         'large_objects', (SELECT jsonb_build_object('objects', o.objects, 'written', cardinality(o.written))
       FROM godwit.large_objects_since((args ->> 'large_objects')::bigint) o),
-    'sequences', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM godwit.sequence_states() s));
+    'schema', godwit.schema_stamp(), 'sequences', godwit.changed_sequences(args ->> 'run'));
 END $$;
 
 CREATE OR REPLACE FUNCTION godwit.guard_fence(args jsonb) RETURNS integer LANGUAGE plpgsql AS $$
@@ -647,7 +785,7 @@ BEGIN
   IF (args ->> 'moved')::boolean THEN
     UPDATE godwit.large_objects l SET generation = wanted WHERE l.resource = args ->> 'resource' AND l.generation = wanted - 1;
   END IF;
-  PERFORM godwit.drop_fence(false);
+  PERFORM godwit.turn_fence(NULL, NULL), godwit.drop_fence();
   PERFORM godwit.restore_connect();
   UPDATE godwit.epoch e SET generation = wanted, fenced = false, marker_lsn = NULL, tables = NULL, run = NULL,
     updated_at = now()
@@ -666,4 +804,3 @@ BEGIN
   RETURN true;
 END $$;
 
-SELECT godwit.drop_fence(true);

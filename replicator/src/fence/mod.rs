@@ -1,13 +1,15 @@
 //! The fence: stops every write to a database, and knows the position where writing stopped.
 //!
-//! | call      | triggers | CONNECT     | epoch row                    | used for                                   |
-//! |-----------|----------|-------------|------------------------------|--------------------------------------------|
-//! | [`close`] | put      | taken away  | generation, fenced, marker   | the old primary, during a cutover          |
-//! | [`guard`] | put      | given back  | generation, fenced           | a shadow: only the applier writes          |
-//! | [`open`]  | dropped  | given back  | generation, not fenced       | the new primary; the old one on an abort   |
+//! | call      | triggers     | switch  | CONNECT    | epoch row                  | used for                                 |
+//! |-----------|--------------|---------|------------|----------------------------|------------------------------------------|
+//! | [`close`] | put          | refuses | taken away | generation, fenced, marker | the old primary, during a cutover        |
+//! | [`guard`] | put          | refuses | given back | generation, fenced         | a shadow: only the applier writes        |
+//! | [`open`]  | dropped, few | passes  | given back | generation, not fenced     | the new primary; the old one on an abort |
 //!
-//! The trigger raises SQLSTATE 25006 in every session but those with `session_replication_role = replica` (the applier).
-//! Its lock is the drain barrier: once it is held on a table, every earlier writer of that table has ended.
+//! Every trigger calls one function, the switch: refusing, it raises SQLSTATE 25006 in every session but those with
+//! `session_replication_role = replica` (the applier). To turn it is one change of the catalog, however many tables there are (docs/adr/0032).
+//! What [`close`] does for each table is a lock, the drain barrier: once it is held on a table, every earlier writer of that table has ended, and
+//! a later one gets its own only with the news of what the switch is.
 //! `default_transaction_read_only` is no fence (a session can turn it off), a lease is none either.
 //!
 //! Each call is one round trip: the session settings, the call and their reset go out together, and everything that
@@ -64,8 +66,11 @@ pub struct FenceReport {
     /// Position of the end marker: every client write committed before it. A shadow that has applied up to here, and
     /// this generation's marker, has everything.
     pub marker: Lsn,
-    /// Every user sequence, read after the last session ended.
+    /// User sequences, read after the last session ended: those that are not as [`prepare`] told, and those in [`Raised::sequences`]. All where
+    /// this run was not prepared, or the server crashed since.
     pub sequences: Vec<SequenceState>,
+    /// See [`schema_stamp`].
+    pub schema: String,
     /// Tables that carry the trigger.
     pub tables: u32,
     /// Sessions ended by this call.
@@ -79,10 +84,8 @@ pub struct FenceReport {
 pub struct Raised {
     /// Position of the end marker.
     pub marker: Lsn,
-    /// Every user sequence; a session that is not over yet may still take numbers.
+    /// As in [`FenceReport::sequences`]; a session that is not over yet may still take numbers.
     pub sequences: Vec<SequenceState>,
-    /// See [`schema_stamp`].
-    pub schema: String,
 }
 
 /// The epoch row.
@@ -129,11 +132,29 @@ pub async fn install_schema(client: &Client) -> Result<(), Error> {
     client.batch_execute(INSTALL).await.map_err(refused("cannot install schema godwit"))
 }
 
+/// What [`close`] for `run` has to do for each table and sequence, done before anybody is held: where there are more than a hundred tables, triggers
+/// that still let pass; and a note of how the sequences are, which it returns. The database must be open. Idempotent. One round trip.
+///
+/// A table that writers keep to themselves is left to [`close`].
+pub async fn prepare(client: &Client, resource: &str, run: &str) -> Result<Vec<SequenceState>, Error> {
+    let arguments = serde_json::json!({ "resource": resource, "run": run }).to_string();
+    let sql = format!("CALL godwit.prepare_fence({}::jsonb, NULL)", literal(&arguments));
+    let report = value(&call(client, &sql, "cannot prepare the fence").await?)?;
+    parse_states(&report).ok_or_else(|| unexpected("prepare_fence", &report))
+}
+
+/// Drops the triggers that [`open`] has left where there were many, or somebody was reading: they let pass, but are called. Only in a database that
+/// is open. A table whose readers leave no moment keeps it until the next call. Idempotent. One round trip.
+pub async fn clear(client: &Client, resource: &str) -> Result<(), Error> {
+    let sql = format!("CALL godwit.change_triggers({}, false)", literal(resource));
+    call(client, &sql, "cannot drop the fence's triggers").await.map(drop)
+}
+
 /// Stops every client write and session, and emits the end marker.
 ///
 /// In this order: refuse if a prepared transaction exists ([`Error::Unready`], naming it); take CONNECT away from PUBLIC
 /// and the application's roles; in one transaction put the trigger on every table, set the epoch row and emit the marker;
-/// end the application's sessions; read the sequences. One round trip.
+/// end the application's sessions; read the sequences. One round trip. With hundreds of tables or sequences, [`prepare`] before it.
 ///
 /// Idempotent per run: a repeated call returns the stored marker and the sequences as they are now.
 /// # Errors
@@ -187,8 +208,8 @@ pub async fn close_telling(
     let ended = ended?;
     set.map_err(Error::database("cannot prepare the session"))?;
     reset.map_err(Error::database("cannot reset the session"))?;
-    let Ended { sequences, terminated, large_objects } = ended;
-    Ok(FenceReport { marker, sequences, tables, terminated, large_objects })
+    let Ended { sequences, schema, terminated, large_objects } = ended;
+    Ok(FenceReport { marker, sequences, schema, tables, terminated, large_objects })
 }
 
 fn unexpected(function: &str, report: &serde_json::Value) -> Error {
@@ -204,10 +225,10 @@ pub async fn guard(client: &Client, resource: &str, generation: u64) -> Result<(
     call(client, &sql, "cannot guard the database").await.map(drop)
 }
 
-/// Drops the triggers, gives CONNECT back and sets the epoch row to `generation`, not fenced.
+/// Lets everybody write, gives CONNECT back and sets the epoch row to `generation`, not fenced.
 ///
-/// Where a reader holds a table, the trigger is disabled instead of dropped (dropping needs an exclusive lock); a
-/// later [`install`] or [`open`] sweeps it. Idempotent. One round trip.
+/// Drops the triggers, unless there are more than a hundred; one of a table that a reader holds stays too (dropping needs an exclusive lock):
+/// [`clear`] drops them. Idempotent. One round trip.
 ///
 /// An older generation than the epoch row's is [`Error::Fenced`], but for one case: undoing the [`close`] of the run `undo`
 /// for `generation + 1`, which is an aborted cutover. Whether that cutover was committed is for the caller's journal to
@@ -406,14 +427,14 @@ fn value(rows: &[SimpleQueryRow]) -> Result<serde_json::Value, Error> {
 fn parse_raised(report: &serde_json::Value) -> Option<(Raised, u32)> {
     let marker = report.get("marker")?.as_str()?.parse().ok()?;
     let tables = u32::try_from(report.get("tables")?.as_u64()?).ok()?;
-    let schema = report.get("schema")?.as_str()?.to_owned();
-    Some((Raised { marker, sequences: parse_sequences(report)?, schema }, tables))
+    Some((Raised { marker, sequences: parse_sequences(report)? }, tables))
 }
 
 /// What is known once nobody is connected any more.
 #[derive(Debug, PartialEq, Eq)]
 struct Ended {
     sequences: Vec<SequenceState>,
+    schema: String,
     terminated: u32,
     large_objects: large_objects::Left,
 }
@@ -421,11 +442,16 @@ struct Ended {
 fn parse_ended(report: &serde_json::Value) -> Option<Ended> {
     let terminated = u32::try_from(report.get("terminated")?.as_u64()?).ok()?;
     let large_objects = serde_json::from_value(report.get("large_objects")?.clone()).ok()?;
-    Some(Ended { sequences: parse_sequences(report)?, terminated, large_objects })
+    let schema = report.get("schema")?.as_str()?.to_owned();
+    Some(Ended { sequences: parse_sequences(report)?, schema, terminated, large_objects })
 }
 
 fn parse_sequences(report: &serde_json::Value) -> Option<Vec<SequenceState>> {
-    report.get("sequences")?.as_array()?.iter().map(SequenceState::from_json).collect()
+    parse_states(report.get("sequences")?)
+}
+
+fn parse_states(states: &serde_json::Value) -> Option<Vec<SequenceState>> {
+    states.as_array()?.iter().map(SequenceState::from_json).collect()
 }
 
 #[cfg(test)]
@@ -444,14 +470,14 @@ mod tests {
         let large_objects = large_objects::Left { objects: 2, written: Some(1) };
         assert_eq!(
             parse_ended(&json),
-            Some(Ended { sequences: raised.sequences, terminated: 2, large_objects })
+            Some(Ended { sequences: raised.sequences, schema: "1/7".into(), terminated: 2, large_objects })
         );
         for key in ["marker", "tables", "terminated", "schema", "sequences", "large_objects"] {
             let mut less = json.clone();
             less.as_object_mut().expect("object").remove(key);
-            let raised = !["terminated", "large_objects"].contains(&key);
+            let raised = ["marker", "tables", "sequences"].contains(&key);
             assert_eq!(parse_raised(&less).is_none(), raised, "without {key}");
-            let ended = ["terminated", "sequences", "large_objects"].contains(&key);
+            let ended = ["terminated", "schema", "sequences", "large_objects"].contains(&key);
             assert_eq!(parse_ended(&less).is_none(), ended, "without {key}");
         }
     }

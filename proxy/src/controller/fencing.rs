@@ -1,0 +1,148 @@
+//! Effects that stop writes: the fence, what is settled under it, and its end.
+
+use std::time::Duration;
+
+use migration::cutover::{Phase, Run, State};
+use migration::units::{Generation, Position, Zone};
+use replicator::fence::{self, FenceSpec};
+use replicator::large_objects::Left;
+use replicator::sequences::{self, SequenceState};
+
+use super::databases::Purpose;
+use super::effects::{Failure, Hands, chain};
+
+/// What a fence told so far.
+#[derive(Clone, Default)]
+pub(super) enum Fenced {
+    /// None was raised.
+    #[default]
+    No,
+    /// Writes are stopped; sessions still end.
+    Raised(Generation, Vec<SequenceState>),
+    /// Nobody is connected any more.
+    Done(Generation, Vec<SequenceState>, Left),
+    /// Sessions did not end.
+    Failed(Failure),
+}
+
+impl Hands {
+    /// What grows with the number of tables and sequences; under the hold only what changes from here on is left.
+    pub(super) async fn prepare_fence(&self, run: &Run) -> Result<(), Failure> {
+        let from = self.databases.get(&run.from.0, Purpose::Fence).await.map_err(chain)?;
+        let known = fence::prepare(&from, &self.resource.name, &run.id).await.map_err(chain)?;
+        sequences::apply(&*self.control(&run.to).await?, &known).await.map_err(chain)
+    }
+
+    /// Nobody waits for it, and triggers that stay let pass.
+    pub(super) async fn clear_fence(&self, zone: &Zone) {
+        let cleared = async {
+            let client = self.control(zone).await?;
+            fence::clear(&client, &self.resource.name).await.map_err(chain)
+        };
+        if let Err(why) = cleared.await {
+            tracing::info!(resource = %self.resource.name, %zone, why, "triggers of the fence stay for now: they let pass");
+        }
+    }
+
+    pub(super) async fn fence(
+        &self,
+        zone: &Zone,
+        generation: Generation,
+        run: &str,
+        up: impl Fn(Position),
+    ) -> Result<(), Failure> {
+        let _fencing = self.fencing.lock().await;
+        let settings = self.databases.settings(&zone.0).map_err(chain)?;
+        let client = self.databases.get(&zone.0, Purpose::Fence).await.map_err(chain)?;
+        let spec = FenceSpec {
+            resource: self.resource.name.clone(),
+            generation: generation.0,
+            run: run.to_owned(),
+            holder: self.holder.clone(),
+            app_roles: settings.app_roles.clone(),
+            // Under the server's deadlock_timeout: the application must not become the victim of a deadlock with the fence.
+            lock_timeout: (self.policy().max_hold / 2).min(Duration::from_millis(500)),
+            kill_timeout: self.policy().max_hold,
+            large_objects: self.large_objects.horizon(generation.0 - 1),
+        };
+        self.fenced.send_replace(Fenced::No);
+        let compared = self.compared.lock().await.clone();
+        let closed = fence::close_telling(&client, &spec, |raised| {
+            self.fenced.send_replace(Fenced::Raised(generation, raised.sequences));
+            up(Position(raised.marker.0));
+        });
+        let closed = closed.await.map_err(chain).and_then(|report| {
+            if compared.is_none_or(|(of, stamp)| of != run || stamp != report.schema) {
+                return Err(format!(
+                    "the schema in {zone} was changed after it was compared with the shadow's"
+                ));
+            }
+            Ok(report)
+        });
+        let report = closed.inspect_err(|why| {
+            self.fenced.send_replace(Fenced::Failed(why.clone()));
+        })?;
+        tracing::info!(
+            resource = %self.resource.name, %zone, marker = %report.marker, tables = report.tables,
+            sessions = report.terminated, "old primary fenced"
+        );
+        self.fenced.send_replace(Fenced::Done(generation, report.sequences, report.large_objects));
+        Ok(())
+    }
+
+    /// Sets them as soon as writes are stopped, and again only if a session took numbers before it ended. Then large objects and unlogged
+    /// tables are settled: none of them is in the stream.
+    pub(super) async fn set_sequences(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
+        let wanted = state.run.as_ref().map(|run| run.generation);
+        let client = self.control(zone).await?;
+        let mut fenced = self.fenced.subscribe();
+        let mut set: Option<Vec<SequenceState>> = None;
+        loop {
+            let now = fenced.borrow_and_update().clone();
+            match now {
+                Fenced::Raised(generation, states) if Some(generation) == wanted && set.is_none() => {
+                    sequences::apply(&client, &states).await.map_err(chain)?;
+                    set = Some(states);
+                    continue;
+                }
+                Fenced::Done(generation, states, left) if Some(generation) == wanted => {
+                    if set.as_ref() != Some(&states) {
+                        sequences::apply(&client, &states).await.map_err(chain)?;
+                    }
+                    let zones = [&*state.primary.0, &*zone.0];
+                    let generation = state.generation.0;
+                    let objects = self.large_objects.settle(zones, generation, left);
+                    return tokio::try_join!(objects, self.unlogged.settle(zones, generation)).map(drop);
+                }
+                Fenced::Failed(why) => return Err(why),
+                Fenced::No => return Err("the fence's sequences are not known to this process".into()),
+                Fenced::Raised(..) | Fenced::Done(..) => {}
+            }
+            fenced.changed().await.map_err(|_| "the fence is gone")?;
+        }
+    }
+
+    pub(super) async fn lift_fence(
+        &self,
+        zone: &Zone,
+        generation: Generation,
+        state: &State,
+    ) -> Result<(), Failure> {
+        let client = self.control(zone).await?;
+        if state.phase != Phase::Aborting {
+            // The new primary's contents at the marker, before its first client.
+            let run = state.run.as_ref().map_or("", |run| &run.id);
+            let (opened, ()) = tokio::join!(
+                fence::open_committed(&client, &self.resource.name, generation.0, run),
+                self.take_marker_snapshot(zone, generation)
+            );
+            return opened.map_err(chain);
+        }
+        // A fence that is still going up, of this process or of one that died, must be over first.
+        let _fencing = self.fencing.lock().await;
+        Purpose::Fence.end_sessions(&client).await?;
+        self.databases.forget(&zone.0, Purpose::Fence).await;
+        let run = state.run.as_ref().map(|run| run.id.as_str());
+        fence::open(&client, &self.resource.name, generation.0, run).await.map_err(chain)
+    }
+}
