@@ -22,7 +22,7 @@ use crate::config::model::{Database, Resource};
 use crate::fronts::postgres::PostgresFront;
 
 /// How long reading both schemas may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How long it is waited for the stream, where the shadow must have what was written before.
 const CATCHES_UP: Duration = Duration::from_secs(10);
 /// A sync that takes longer is answered with how far it is.

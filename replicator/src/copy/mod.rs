@@ -4,6 +4,7 @@ mod held;
 mod pace;
 mod part;
 mod reader;
+mod writer;
 
 use tokio_postgres::Client;
 
@@ -11,6 +12,7 @@ pub use held::{HOLD, Held, Lease, Snapshots};
 pub use pace::Pace;
 pub use part::{Part, cut};
 pub use reader::Reader;
+pub use writer::Writer;
 
 use crate::error::Error;
 use crate::postgres::slot::USER_TABLES;

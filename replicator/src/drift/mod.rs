@@ -245,7 +245,7 @@ async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error> {
 
 /// Reads the schemas of a source and its shadow, with what is known of who is who.
 pub async fn fingerprints([source, shadow]: [&Client; 2]) -> Result<[Fingerprint; 2], Error> {
-    let (mut here, there) = (fingerprint(source).await?, fingerprint_of_shadow(shadow).await?);
+    let (mut here, there) = tokio::try_join!(fingerprint(source), fingerprint_of_shadow(shadow))?;
     if here.major != there.major {
         here.dumped = worded::read_dumped(source).await?;
     }

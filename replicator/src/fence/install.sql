@@ -2,7 +2,7 @@
 -- Runs as one simple query, so as one transaction. Safe to repeat and to run from several nodes at once.
 -- What the client calls takes and returns jsonb, so that its signature never changes between versions; a helper whose
 -- result changes needs a DROP before its CREATE OR REPLACE.
--- SQLSTATE ZG001: an operator must change something. ZG002: fenced off by a newer generation.
+-- SQLSTATE ZG001: an operator must change something. ZG002: fenced off by a newer generation. ZG003: a newer attempt has taken over.
 SET LOCAL client_min_messages = warning;
 SET LOCAL search_path = pg_catalog;
 SET LOCAL synchronous_commit = local;
@@ -77,6 +77,15 @@ CREATE TABLE IF NOT EXISTS godwit.copied_parts (
   bytes bigint NOT NULL,
   PRIMARY KEY (stream, schema_name, table_name, part)
 );
+
+-- Takes part in a copy: what follows in this transaction commits only while this is its newest attempt.
+CREATE OR REPLACE FUNCTION godwit.take_part(wanted_stream text, wanted_attempt bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM FROM godwit.copying c WHERE c.stream = wanted_stream AND c.attempt = wanted_attempt FOR SHARE;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'a newer copy has begun' USING ERRCODE = 'ZG003';
+  END IF;
+END $$;
 
 -- Statements after the rows: done, or to be done once the tables are at one point.
 CREATE TABLE IF NOT EXISTS godwit.copied_statements (

@@ -365,6 +365,11 @@ impl Connection {
             .map_err(Error::io("send on the replication connection"))
     }
 
+    /// Queues the end of the content of a COPY.
+    pub(crate) fn queue_copy_done(&mut self) {
+        frontend::copy_done(&mut self.outgoing);
+    }
+
     /// Bytes that were queued and not sent yet.
     pub(crate) fn unsent(&self) -> usize {
         self.outgoing.len()
@@ -430,7 +435,7 @@ impl Connection {
         Ok(Some((tag, length)))
     }
 
-    pub(super) async fn frame(&mut self, context: &str) -> Result<Frame, Error> {
+    pub(crate) async fn frame(&mut self, context: &str) -> Result<Frame, Error> {
         loop {
             if let Some(frame) = self.buffered()? {
                 return Ok(frame);

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::FutureExt;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio_postgres::Client;
 
 use super::range::add_halves;
@@ -66,6 +68,9 @@ enum Detail {
 
 /// Rows per query: keeps each one short, so that the digest can be cancelled and never holds a long-running query.
 const CHUNK_ROWS: u64 = 50_000;
+
+/// Tables that are asked for ahead.
+const AHEAD: usize = 16;
 
 /// Text forms that differ between servers or sessions unless pinned.
 const SESSION: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
@@ -164,13 +169,11 @@ async fn read_tables(
     only: Option<&BTreeSet<String>>,
     detail: Detail,
 ) -> Result<Vec<TableBuckets>, Error> {
-    let mut read = Vec::new();
-    for table in tables(client).await? {
-        if only.is_none_or(|only| only.contains(&table.name)) {
-            read.push(read_table(client, &table, detail).await?);
-        }
-    }
-    Ok(read)
+    let mut all = tables(client).await?;
+    all.retain(|table| only.is_none_or(|only| only.contains(&table.name)));
+    // The server answers one after the other; nobody waits for the way there and back of each.
+    let reads: Vec<_> = all.iter().map(|table| read_table(client, table, detail).boxed()).collect();
+    stream::iter(reads).buffered(AHEAD).try_collect().await
 }
 
 async fn tables(client: &Client) -> Result<Vec<Table>, Error> {

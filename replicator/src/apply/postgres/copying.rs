@@ -1,33 +1,40 @@
 //! The initial copy on its way in: several sessions write parts at the same time.
 //!
-//! The schema is committed first, together with a note in `godwit.copying` that a copy is under way; then every part in
-//! a transaction of its own, with its record in `godwit.copied_parts`; then what comes after the rows ([`super::finishing`]);
+//! The schema is committed first, together with a note in `godwit.copying` that a copy is under way; then the parts, small ones
+//! together in a transaction, each with its record in `godwit.copied_parts`; then what comes after the rows ([`super::finishing`]);
 //! then the checkpoint and the note's end in one transaction. A copy that finds the note of one that broke keeps what
 //! [`KeptTable::stays`] and empties every other table.
 //!
 //! A session of the broken copy that still lives cannot slip rows in behind that: each transaction shares the note as it was
 //! for its own attempt, and the next attempt changes the note before it looks at what is there.
 
-use std::collections::{HashMap, HashSet};
-use std::pin::pin;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::SinkExt;
 use tokio::sync::mpsc;
-use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::finishing::{Work, analyze};
+use super::finishing::{Work, analyze, taken_over};
 use super::{PostgresTarget, not_open, window};
+use crate::copy::Writer;
 use crate::error::Error;
 use crate::lsn::Lsn;
-use crate::postgres::quote_ident;
+use crate::postgres::{quote_ident, quote_literal};
 use crate::wire::{CopyStart, CopyTable, KeptTable};
-use crate::{copy, schema};
+use crate::{clock, copy, schema};
 
-/// Pieces that wait for one session.
-const WAITING: usize = 4;
+/// Pieces, beginnings and ends that wait for one session.
+const WAITING: usize = 16;
+
+/// Parts, bytes and time of one transaction: what a break costs.
+const TOGETHER: usize = 64;
+const TOGETHER_BYTES: u64 = 16 << 20;
+const LINGER: Duration = Duration::from_secs(1);
+
+const RECORD: &str =
+    "INSERT INTO godwit.copied_parts (stream, schema_name, table_name, part, parts, position, rows, bytes)";
 
 /// What the target has of each table, and the position of the snapshot it is of.
 const KEPT: &str = "SELECT schema_name, table_name, max(position), count(*) = min(parts), array_agg(part), \
@@ -40,7 +47,8 @@ pub(super) struct Copying {
     pub(super) start: CopyStart,
     pub(super) attempt: i64,
     open: HashMap<u32, Loader>,
-    idle: Vec<Loader>,
+    /// Who has waited longest comes first.
+    idle: VecDeque<Loader>,
 }
 
 impl Copying {
@@ -70,12 +78,21 @@ struct Part {
     position: Lsn,
 }
 
+impl Part {
+    /// The values of its line in `godwit.copied_parts`.
+    fn record(&self, stream: &str, rows: u64, bytes: u64) -> String {
+        let CopyTable { schema, name, of, .. } = &self.table;
+        let names = [stream, schema, name].map(quote_literal).join(", ");
+        format!("({names}, {}, {of}, '{}', {rows}, {bytes})", self.number, self.position)
+    }
+}
+
 impl Loader {
     fn start(work: Work) -> Self {
         let (orders, queue) = mpsc::channel(WAITING);
         let task = async move {
-            let client = work.connect().await?;
-            write(&client, queue, &work).await
+            let mut writer = work.writer().await?;
+            write(&mut writer, queue, &work).await.map_err(taken_over)
         };
         Self { orders, task: AbortOnDropHandle::new(tokio::spawn(task)) }
     }
@@ -95,59 +112,51 @@ impl Loader {
     }
 }
 
-async fn write(client: &Client, mut queue: mpsc::Receiver<Order>, work: &Work) -> Result<(), Error> {
-    while let Some(order) = queue.recv().await {
-        let Order::Begin(part) = order else {
-            return Err(Error::Protocol("rows of no part".into()));
+/// Writes parts until no more come; several small ones in a transaction.
+async fn write(writer: &mut Writer, mut queue: mpsc::Receiver<Order>, work: &Work) -> Result<(), Error> {
+    let (first, mut records, mut bytes, mut deadline) = (work.takes_part(), Vec::new(), 0, clock::now());
+    loop {
+        let order = if records.is_empty() {
+            queue.recv().await
+        } else {
+            tokio::time::timeout_at(deadline.into(), queue.recv()).await.unwrap_or(None)
         };
-        write_part(client, &mut queue, &part, work).await?;
+        if let Some(order) = order {
+            let Order::Begin(part) = order else {
+                return Err(Error::Protocol("rows of no part".into()));
+            };
+            if records.is_empty() {
+                deadline = clock::now() + LINGER;
+            }
+            writer.begin(&first, &part.sql, &part.context)?;
+            let (rows, of_part) = write_part(writer, &mut queue).await?;
+            records.push(part.record(&work.stream, rows, of_part));
+            bytes += of_part;
+            if records.len() < TOGETHER && bytes < TOGETHER_BYTES && clock::now() < deadline {
+                continue;
+            }
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        writer.commit(&format!("{RECORD} VALUES {}", records.join(", "))).await?;
+        records.clear();
+        bytes = 0;
     }
-    Ok(())
 }
 
-/// Writes one part. Without its end it is rolled back with the session.
-async fn write_part(
-    client: &Client,
-    queue: &mut mpsc::Receiver<Order>,
-    part: &Part,
-    work: &Work,
-) -> Result<(), Error> {
-    let failed = || Error::database(part.context.clone());
-    work.begin(client).await?;
-    let mut sink = pin!(client.copy_in::<_, Bytes>(&part.sql).await.map_err(failed())?);
+/// Writes the rows of the part that has begun, and says how many rows and bytes they were.
+async fn write_part(writer: &mut Writer, queue: &mut mpsc::Receiver<Order>) -> Result<(u64, u64), Error> {
     let mut bytes = 0u64;
     loop {
         match queue.recv().await {
             Some(Order::Rows(data)) => {
                 bytes += data.len() as u64;
-                sink.feed(data).await.map_err(failed())?;
+                writer.rows(&data).await?;
             }
             Some(Order::End { rows }) => {
-                let written = sink.as_mut().finish().await.map_err(failed())?;
-                if written != rows {
-                    return Err(Error::Protocol(format!("{}: {written} rows came of {rows}", part.context)));
-                }
-                let record = "INSERT INTO godwit.copied_parts \
-                    (stream, schema_name, table_name, part, parts, position, rows, bytes) \
-                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
-                let table = &part.table;
-                client
-                    .execute(
-                        record,
-                        &[
-                            &work.stream,
-                            &table.schema,
-                            &table.name,
-                            &i64::from(part.number),
-                            &i64::from(table.of),
-                            &PgLsn::from(part.position.0),
-                            &rows.cast_signed(),
-                            &bytes.cast_signed(),
-                        ],
-                    )
-                    .await
-                    .map_err(failed())?;
-                return client.batch_execute("COMMIT").await.map_err(failed());
+                writer.end(rows);
+                return Ok((rows, bytes));
             }
             Some(Order::Begin(_)) | None => return Err(Error::Link("the session ended".into())),
         }
@@ -317,7 +326,7 @@ impl PostgresTarget {
         if copying.open.len() >= copy::MOST_SESSIONS as usize || copying.open.contains_key(&part) {
             return Err(Error::Protocol(format!("part {part} begins out of order")));
         }
-        let (idle, attempt) = (copying.idle.pop(), copying.attempt);
+        let (idle, attempt) = (copying.idle.pop_front(), copying.attempt);
         let loader = idle.unwrap_or_else(|| Loader::start(self.work(attempt))).order(order).await?;
         self.copying()?.open.insert(part, loader);
         Ok(())
@@ -333,7 +342,7 @@ impl PostgresTarget {
     pub(super) async fn close_part(&mut self, part: u32, rows: u64) -> Result<(), Error> {
         let loader = self.copying()?.open.remove(&part).ok_or_else(not_open)?;
         let loader = loader.order(Order::End { rows }).await?;
-        self.copying()?.idle.push(loader);
+        self.copying()?.idle.push_back(loader);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! What comes after the rows: indexes and constraints, by several sessions at once.
 //!
-//! Each statement is a transaction of its own, with its record in `godwit.copied_statements`: a copy that breaks here goes
-//! on with what is missing. First keys and indexes, the biggest table's first, each table's keys before its other indexes;
+//! Each statement has its record in `godwit.copied_statements`, in its own transaction: a copy that breaks here goes on with what is missing.
+//! Those that are quick share one, and a round trip. First keys and indexes, the biggest table's first, each table's keys before its other indexes;
 //! then everything else in the dump's order, foreign keys without a look at the rows; then that look, several at a time.
 //! Where tables are of different snapshots, foreign keys and materialised views wait until the stream has brought all to
 //! one point ([`super::window`]).
@@ -12,9 +12,11 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
-use super::{PostgresTarget, not_open, open};
+use super::{AS_IT_IS, PostgresTarget, not_open, open};
+use crate::copy::TableToCopy;
 use crate::error::Error;
-use crate::postgres::Dsn;
+use crate::postgres::connection::settings_sql;
+use crate::postgres::{Dsn, quote_literal};
 use crate::schema::statements::{Kind, Statement, statements};
 use crate::{copy, schema};
 
@@ -23,6 +25,12 @@ const MEMORY: &str = "SELECT pg_catalog.set_config('maintenance_work_mem', great
     (SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'maintenance_work_mem'), \
     least(1048576, (SELECT setting::bigint * 8 / 4 FROM pg_catalog.pg_settings WHERE name = 'shared_buffers')))::text \
     || 'kB', false)";
+
+/// A table of up to so many bytes is small: its indexes take less time than a round trip.
+const SMALL: i64 = 1 << 20;
+
+/// Statements that share a transaction, where each is quick.
+const TOGETHER: usize = 100;
 
 /// What sessions of one copy need to take part in it.
 #[derive(Clone, Debug)]
@@ -44,45 +52,99 @@ impl Work {
         Ok(client)
     }
 
-    /// Begins a transaction that commits only while this is the newest copy of the stream.
-    pub(super) async fn begin(&self, client: &Client) -> Result<(), Error> {
-        let failed = || Error::database("take part in the copy");
-        client.batch_execute("BEGIN").await.map_err(failed())?;
-        let note = "SELECT FROM godwit.copying WHERE stream = $1 AND attempt = $2 FOR SHARE";
-        match client.query_opt(note, &[&self.stream, &self.attempt]).await.map_err(failed())? {
-            Some(_) => Ok(()),
-            None => Err(Error::Link("a newer copy has begun".into())),
+    /// A session for the rows.
+    pub(super) async fn writer(&self) -> Result<copy::Writer, Error> {
+        let settings = format!("{}; SET synchronous_commit = off", settings_sql(&AS_IT_IS, false));
+        copy::Writer::open(&self.dsn, &self.application, &settings).await
+    }
+
+    /// The first statement of a transaction that commits only while this is the newest copy of the stream.
+    pub(super) fn takes_part(&self) -> String {
+        format!("SELECT godwit.take_part({}, {})", quote_literal(&self.stream), self.attempt)
+    }
+
+    /// Statements and their records, in one transaction and one round trip.
+    async fn run(&self, client: &Client, statements: &[String]) -> Result<(), Error> {
+        let notes: Vec<String> = statements.iter().map(|sql| self.noted(0, sql, true)).collect();
+        let all = self.transaction(&[statements, &[Self::note(&notes)]].concat());
+        client.batch_execute(&all).await.map_err(|error| {
+            let first = statements.first().map_or("", String::as_str);
+            let line = first.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+            let line: String = line.chars().take(200).collect();
+            taken_over(Error::database(format!("load the schema, at: {line}"))(error))
+        })
+    }
+
+    /// The same; where one of them fails, one by one up to that. `lenient`: what the server does not understand yet is passed over. Gives those that
+    /// are done.
+    async fn run_each(
+        &self,
+        client: &Client,
+        statements: Vec<String>,
+        lenient: bool,
+    ) -> Result<Vec<String>, Error> {
+        let back = async || client.batch_execute("ROLLBACK").await.map_err(Error::database("go back"));
+        if statements.len() > 1 {
+            match self.run(client, &statements).await {
+                Ok(()) => return Ok(statements),
+                Err(error) if error.sqlstate().is_some() => back().await?,
+                Err(error) => return Err(error),
+            }
         }
+        let mut done = Vec::new();
+        for statement in statements {
+            match self.run(client, std::slice::from_ref(&statement)).await {
+                Ok(()) => done.push(statement),
+                Err(error) if lenient && error.sqlstate().is_some_and(|state| state.starts_with("42")) => {
+                    tracing::info!(statement, %error, "tried again with what comes later");
+                    back().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
     }
 
-    /// One statement and its record.
-    async fn run(&self, client: &Client, sql: &str) -> Result<(), Error> {
-        let failed = || {
-            let line = sql.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-            Error::database(format!("load the schema, at: {}", line.chars().take(200).collect::<String>()))
-        };
-        self.begin(client).await?;
-        client.batch_execute(sql).await.map_err(failed())?;
-        self.note(client, 0, sql, true).await?;
-        client.batch_execute("COMMIT").await.map_err(failed())
-    }
-
-    async fn note(&self, client: &Client, place: i64, sql: &str, done: bool) -> Result<(), Error> {
-        let insert =
-            "INSERT INTO godwit.copied_statements (stream, place, statement, done) VALUES ($1, $2, $3, $4)";
-        client
-            .execute(insert, &[&self.stream, &place, &sql, &done])
-            .await
-            .map_err(Error::database("note a statement of the schema"))?;
+    /// Notes these lines; none is no error.
+    async fn note_all(&self, client: &Client, notes: &[String]) -> Result<(), Error> {
+        for notes in notes.chunks(TOGETHER) {
+            let sql = self.transaction(&[Self::note(notes)]);
+            client
+                .batch_execute(&sql)
+                .await
+                .map_err(|error| taken_over(Error::database("note statements")(error)))?;
+        }
         Ok(())
+    }
+
+    fn transaction(&self, statements: &[String]) -> String {
+        // A line of its own: a statement may end in a comment.
+        format!("BEGIN; {};\n{}\n;\nCOMMIT", self.takes_part(), statements.join("\n;\n"))
+    }
+
+    fn note(notes: &[String]) -> String {
+        let into = "INSERT INTO godwit.copied_statements (stream, place, statement, done) VALUES";
+        format!("{into} {}", notes.join(", "))
+    }
+
+    fn noted(&self, place: i64, sql: &str, done: bool) -> String {
+        format!("({}, {place}, {}, {done})", quote_literal(&self.stream), quote_literal(sql))
     }
 }
 
-/// A statement for whoever is free.
+/// Of a transaction that took part: whether another copy has begun since.
+pub(super) fn taken_over(error: Error) -> Error {
+    match error.sqlstate() {
+        Some("ZG003") => Error::Link("a newer copy has begun".into()),
+        _ => error,
+    }
+}
+
+/// Statements for whoever is free: of one table, or all those of some small ones.
 #[derive(Clone, Debug)]
 struct Job {
     table: String,
-    sql: String,
+    statements: Vec<String>,
 }
 
 /// The jobs of a table: some before the others.
@@ -103,6 +165,34 @@ struct Schedule {
 }
 
 impl Schedule {
+    /// Of jobs with the size of their table and whether they are a key: in this order, those of one table together and its keys first. Small tables'
+    /// go together, as a table of their own.
+    fn of(jobs: Vec<(i64, bool, Job)>) -> Self {
+        let (mut schedule, mut small) =
+            (Self::default(), Job { table: String::new(), statements: Vec::new() });
+        let mut last = String::new();
+        for (size, key, job) in jobs {
+            if size > SMALL {
+                schedule.add(job, key);
+                continue;
+            }
+            if small.statements.len() >= TOGETHER && job.table != last {
+                schedule.add(
+                    std::mem::replace(&mut small, Job { table: job.table.clone(), statements: Vec::new() }),
+                    false,
+                );
+            } else if small.statements.is_empty() {
+                small.table.clone_from(&job.table);
+            }
+            small.statements.extend(job.statements);
+            last = job.table;
+        }
+        if !small.statements.is_empty() {
+            schedule.add(small, false);
+        }
+        schedule
+    }
+
     fn add(&mut self, job: Job, key: bool) {
         if !self.tables.contains_key(&job.table) {
             self.order.push(job.table.clone());
@@ -131,8 +221,8 @@ impl Schedule {
         })
     }
 
-    fn done(&mut self, job: &Job) {
-        if let Some(table) = self.tables.get_mut(&job.table) {
+    fn done(&mut self, table: &str) {
+        if let Some(table) = self.tables.get_mut(table) {
             table.running = table.running.saturating_sub(1);
             table.alone = false;
         }
@@ -212,19 +302,29 @@ pub(super) async fn analyze(work: Work) {
     }
 }
 
-/// A table that cannot be analyzed (an index's expression may fail) does not keep the others from it.
+/// Small ones together. A table that cannot be analyzed (an index's expression may fail) does not keep the others from it.
 async fn analyze_each(work: &Work) -> Result<(), Error> {
     let client = work.connect().await?;
     let mut tables = copy::tables(&client).await?;
     tables.sort_by_key(|table| std::cmp::Reverse(table.bytes));
-    for table in tables {
-        let name = table.sql_name();
-        let analyzed = client.batch_execute(&format!("ANALYZE {name}")).await;
-        if let Err(error) = analyzed.map_err(Error::database(format!("analyze {name}"))) {
-            if client.is_closed() {
-                return Err(error);
+    let small = tables.iter().position(|table| table.bytes <= SMALL.unsigned_abs()).unwrap_or(tables.len());
+    let (big, small) = tables.split_at(small);
+    for together in big.chunks(1).chain(small.chunks(TOGETHER)) {
+        let names: Vec<String> = together.iter().map(TableToCopy::sql_name).collect();
+        let analyze = async |names: &str| {
+            let analyzed = client.batch_execute(&format!("ANALYZE {names}")).await;
+            analyzed.map_err(Error::database(format!("analyze {names}")))
+        };
+        if names.len() > 1 && analyze(&names.join(", ")).await.is_ok() {
+            continue;
+        }
+        for name in names {
+            if let Err(error) = analyze(&name).await {
+                if client.is_closed() {
+                    return Err(error);
+                }
+                tracing::warn!(stream = work.stream, %error, "a copied table has no statistics yet");
             }
-            tracing::warn!(stream = work.stream, %error, "a copied table has no statistics yet");
         }
     }
     Ok(())
@@ -235,8 +335,9 @@ struct Finish {
     there: Finished,
     statements: Vec<Statement>,
     sessions: Vec<Client>,
-    /// Foreign keys whose rows nobody has looked at.
-    unchecked: Vec<Job>,
+    /// Foreign keys whose rows nobody has looked at, each with its table's size and that it is a key: one at a time on a table, or the lock is its
+    /// own rival.
+    unchecked: Vec<(i64, bool, Job)>,
 }
 
 impl Finish {
@@ -278,46 +379,60 @@ impl Finish {
             if let Some((size, _)) = self.there.tables.get(table)
                 && !self.is_noted(&statement.sql)
             {
-                jobs.push((*size, key, Job { table: table.clone(), sql: statement.sql.clone() }));
+                jobs.push((
+                    *size,
+                    key,
+                    Job { table: table.clone(), statements: vec![statement.sql.clone()] },
+                ));
             }
         }
-        jobs.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.2.table.cmp(&b.2.table)));
-        let mut schedule = Schedule::default();
-        for (_, key, job) in jobs {
-            schedule.add(job, key);
-        }
-        self.run(schedule, true).await
+        jobs.sort_by(|a, b| {
+            b.0.cmp(&a.0).then_with(|| a.2.table.cmp(&b.2.table)).then_with(|| b.1.cmp(&a.1))
+        });
+        self.run(Schedule::of(jobs), true).await
     }
 
     /// Everything else, in the dump's order; of foreign keys and materialised views a note where they must wait.
     async fn others(&mut self, late: bool) -> Result<(), Error> {
-        let Some(client) = self.sessions.first() else { return Err(not_open()) };
+        let client = self.sessions.first().ok_or_else(not_open)?;
+        let (mut quick, mut later) = (Vec::new(), Vec::new());
         for (place, statement) in (0..).zip(&self.statements) {
             let sql = &statement.sql;
             match &statement.kind {
                 Kind::Setting => {}
                 Kind::ForeignKey { .. } | Kind::Refresh if late => {
                     if !self.is_noted(sql) {
-                        self.work.begin(client).await?;
-                        self.work.note(client, place, sql, false).await?;
-                        client.batch_execute("COMMIT").await.map_err(Error::database("note a statement"))?;
+                        later.push(self.work.noted(place, sql, false));
                     }
                 }
                 Kind::ForeignKey { table, name } if self.can_wait(table, sql) => {
-                    let quick = format!("{sql} NOT VALID");
-                    if !self.is_noted(&quick) {
-                        self.work.run(client, &quick).await?;
+                    let unchecked = format!("{sql} NOT VALID");
+                    if !self.is_noted(&unchecked) {
+                        quick.push(unchecked);
                     }
                     let check = format!("ALTER TABLE {table} VALIDATE CONSTRAINT {name}");
                     if !self.is_noted(&check) {
-                        self.unchecked.push(Job { table: table.clone(), sql: check });
+                        let size = self.there.tables.get(table).map_or(0, |(size, _)| *size);
+                        self.unchecked.push((
+                            size,
+                            true,
+                            Job { table: table.clone(), statements: vec![check] },
+                        ));
                     }
                 }
                 _ if self.is_noted(sql) => {}
-                _ => self.work.run(client, sql).await?,
+                Kind::Other => quick.push(sql.clone()),
+                _ => {
+                    self.work.run_each(client, std::mem::take(&mut quick), false).await?;
+                    self.work.run_each(client, vec![sql.clone()], false).await?;
+                }
+            }
+            if quick.len() >= TOGETHER {
+                self.work.run_each(client, std::mem::take(&mut quick), false).await?;
             }
         }
-        Ok(())
+        self.work.run_each(client, quick, false).await?;
+        self.work.note_all(client, &later).await
     }
 
     /// Whether a foreign key can be added without a look at the rows: not on partitioned tables before 18.
@@ -327,12 +442,9 @@ impl Finish {
     }
 
     async fn validate(&mut self) -> Result<(), Error> {
-        let mut schedule = Schedule::default();
-        for job in std::mem::take(&mut self.unchecked) {
-            // One at a time on a table: the lock is its own rival.
-            schedule.add(job, true);
-        }
-        self.run(schedule, false).await
+        let mut unchecked = std::mem::take(&mut self.unchecked);
+        unchecked.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.2.table.cmp(&b.2.table)));
+        self.run(Schedule::of(unchecked), false).await
     }
 
     async fn run(&mut self, mut schedule: Schedule, lenient: bool) -> Result<(), Error> {
@@ -344,24 +456,15 @@ impl Finish {
             {
                 let work = self.work.clone();
                 running.spawn(async move {
-                    let done = work.run(&client, &job.sql).await;
-                    (client, job, done)
+                    let done = work.run_each(&client, job.statements, lenient).await;
+                    (client, job.table, done)
                 });
             }
             let Some(ended) = running.join_next().await else { return Ok(()) };
-            let (client, job, done) = ended
+            let (client, table, done) = ended
                 .map_err(|error| Error::Link(format!("a session that builds indexes ended: {error}")))?;
-            match done {
-                Ok(()) => {
-                    self.there.noted.insert(job.sql.clone());
-                }
-                Err(error) if lenient && error.sqlstate().is_some_and(|state| state.starts_with("42")) => {
-                    tracing::info!(statement = job.sql, %error, "tried again with what comes later");
-                    client.batch_execute("ROLLBACK").await.map_err(Error::database("go back"))?;
-                }
-                Err(error) => return Err(error),
-            }
-            schedule.done(&job);
+            self.there.noted.extend(done?);
+            schedule.done(&table);
             self.sessions.push(client);
         }
     }
@@ -372,7 +475,7 @@ mod tests {
     use super::*;
 
     fn job(table: &str, sql: &str) -> Job {
-        Job { table: table.into(), sql: sql.into() }
+        Job { table: table.into(), statements: vec![sql.into()] }
     }
 
     #[test]
@@ -383,16 +486,42 @@ mod tests {
         schedule.add(job("big", "key 2"), true);
         schedule.add(job("big", "index 2"), false);
         schedule.add(job("small", "key 3"), true);
-        let next = |schedule: &mut Schedule| schedule.next().map(|job| job.sql);
+        let next = |schedule: &mut Schedule| schedule.next().map(|job| job.statements.join("; "));
         assert_eq!(next(&mut schedule).as_deref(), Some("key 1"));
         assert_eq!(next(&mut schedule).as_deref(), Some("key 3"), "another table's meanwhile");
         assert_eq!(next(&mut schedule), None);
-        schedule.done(&job("big", "key 1"));
+        schedule.done("big");
         assert_eq!(next(&mut schedule).as_deref(), Some("key 2"));
         assert_eq!(next(&mut schedule), None);
-        schedule.done(&job("big", "key 2"));
+        schedule.done("big");
         assert_eq!(next(&mut schedule).as_deref(), Some("index 1"));
         assert_eq!(next(&mut schedule).as_deref(), Some("index 2"));
         assert_eq!(next(&mut schedule), None);
+    }
+    #[test]
+    fn small_tables_go_together_and_each_is_whole() {
+        let small = |table: usize| {
+            ["key", "index"].map(|what| {
+                (SMALL, what == "key", job(&format!("t{table:03}"), &format!("{what} {table:03}")))
+            })
+        };
+        let mut jobs = vec![(SMALL + 1, true, job("big", "key")), (SMALL + 1, false, job("big", "index"))];
+        jobs.extend((0..60).flat_map(small));
+        let mut schedule = Schedule::of(jobs);
+        let first = schedule.next().expect("the big one's key");
+        assert_eq!(first.statements, ["key"]);
+        let all: Vec<Job> = std::iter::from_fn(|| schedule.next()).collect();
+        assert_eq!(
+            all.iter().map(|job| job.statements.len()).collect::<Vec<_>>(),
+            [TOGETHER, 120 - TOGETHER]
+        );
+        for job in all {
+            assert!(
+                job.statements.chunks(2).all(|two| two[0].starts_with("key") && two[1][5..] == two[0][3..]),
+                "{job:?}"
+            );
+        }
+        schedule.done("big");
+        assert_eq!(schedule.next().map(|job| job.statements), Some(vec!["index".into()]));
     }
 }

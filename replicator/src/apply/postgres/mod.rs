@@ -232,18 +232,20 @@ impl PostgresTarget {
     }
 }
 
+/// Settings of a session that writes what the source has, as it is.
+const AS_IT_IS: [(&str, &str); 5] = [
+    ("session_replication_role", "replica"),
+    ("synchronous_commit", "on"),
+    ("transaction_timeout", "0"),
+    ("row_security", "off"),
+    ("jit", "off"),
+];
+
 /// A session that writes what the source has, as it is.
 async fn open(dsn: &Dsn, application: &str) -> Result<Client, Error> {
     let client = connect(dsn, application).await?;
-    let settings = [
-        ("session_replication_role", "replica"),
-        ("synchronous_commit", "on"),
-        ("transaction_timeout", "0"),
-        ("row_security", "off"),
-        ("jit", "off"),
-    ];
     client
-        .batch_execute(&settings_sql(&settings, false))
+        .batch_execute(&settings_sql(&AS_IT_IS, false))
         .await
         .map_err(Error::database("prepare the apply session"))?;
     Ok(client)
