@@ -72,11 +72,10 @@ fn wanted_sql<'a>(states: impl Iterator<Item = &'a SequenceState>) -> String {
     let wanted: Vec<Value> =
         states.map(|s| json!({"s": s.schema, "n": s.name, "v": s.last_value, "c": s.is_called})).collect();
     format!(
-        "SELECT w.*, f.oid AS id
-           FROM pg_catalog.jsonb_to_recordset({}::jsonb) AS w (s text, n text, v bigint, c boolean)
-           LEFT JOIN (SELECT c.oid, n.nspname::text, c.relname::text FROM pg_catalog.pg_class c
-                      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S') f
-             ON f.nspname = w.s AND f.relname = w.n",
+        // Looked up one by one: the planner knows nothing of how many they are, and may compare each with every other.
+        "SELECT w.*, (SELECT f.oid FROM pg_catalog.pg_class f
+                      WHERE f.oid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', w.s, w.n)) AND f.relkind = 'S') AS id
+           FROM pg_catalog.jsonb_to_recordset({}::jsonb) AS w (s text, n text, v bigint, c boolean)",
         literal(&Value::from(wanted).to_string())
     )
 }

@@ -4,6 +4,8 @@
 //! applier writes whole transactions in the order of their commits. Sequences are in no stream: they follow beside it
 //! ([`follow_sequences`]), and are put ahead of what the rows show and of what may have been drawn since ([`advance_sequences`]).
 
+use std::collections::HashSet;
+
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
@@ -95,6 +97,7 @@ pub async fn follow_sequences(
     known: &[SequenceState],
 ) -> Result<Vec<SequenceState>, Error> {
     let now = sequences::read(sides.source).await?;
+    let known: HashSet<&SequenceState> = known.iter().collect();
     let moved: Vec<&SequenceState> = now.iter().filter(|state| !known.contains(state)).collect();
     if !moved.is_empty() {
         let sql = format!("{}{}", sides.guard_sql()?, sequences::forward_sql(&moved));

@@ -14,6 +14,7 @@ mod demo;
 mod doctor;
 mod drivers;
 mod elected;
+mod event_triggers;
 mod events;
 mod faults;
 mod feeds;

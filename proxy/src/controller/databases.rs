@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use replicator::Error;
-use replicator::postgres::{connect, connect_unhurried};
+use replicator::postgres::{connect_unhurried, connect_unseen};
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
@@ -118,7 +118,7 @@ impl Databases {
             // It also reads what sessions begin with.
             connect_unhurried(dsn, name).await?
         } else {
-            connect(dsn, name).await?
+            connect_unseen(dsn, name).await?
         };
         let client = Arc::new(client);
         self.open.lock().await.insert(key, client.clone());

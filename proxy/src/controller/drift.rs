@@ -258,7 +258,7 @@ fn database<'a>(resource: &'a Resource, zone: &str) -> Result<&'a Database, Stri
 }
 
 async fn connect(resource: &Resource, zone: &str) -> Result<Client, String> {
-    replicator::postgres::connect(&database(resource, zone)?.dsn, APPLICATION).await.map_err(chain)
+    replicator::postgres::connect_unseen(&database(resource, zone)?.dsn, APPLICATION).await.map_err(chain)
 }
 
 async fn read(resource: &Resource, view: &ResourceView) -> Result<Sides, Denied> {

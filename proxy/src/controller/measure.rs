@@ -112,8 +112,8 @@ impl Measure {
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             // What both were like when they were found alike, and when that was.
             let mut alike = None;
-            // What the shadow's server lacks, and when that was looked at.
-            let mut lacks: Option<(Instant, Vec<String>)> = None;
+            // What the shadow's server lacks, when that was looked at, and whether there was a copy.
+            let mut lacks: Option<(Instant, bool, Vec<String>)> = None;
             let mut seeded = drift::Seeded::default();
             // When following failed, and how.
             let mut in_vain: Option<(Instant, String)> = None;
@@ -134,15 +134,15 @@ impl Measure {
                     tokio::time::sleep(EXAMINE).await;
                     continue;
                 }
-                let again = lacks.as_ref().is_none_or(|(when, lacks)| {
-                    let every = if lacks.is_empty() { COMPARE } else { EXAMINE };
-                    now.saturating_duration_since(*when) >= every
-                });
-                if again {
-                    lacks = Some((now, drift::lacks(&databases, zones, front.as_deref()).await));
-                }
                 // What is seen while it is copied is not what there is afterwards.
                 let copied = drift::copied(&view.load());
+                let again = lacks.as_ref().is_none_or(|(when, was_copied, lacks)| {
+                    let every = if lacks.is_empty() { COMPARE } else { EXAMINE };
+                    *was_copied != copied || now.saturating_duration_since(*when) >= every
+                });
+                if again {
+                    lacks = Some((now, copied, drift::lacks(&databases, zones, front.as_deref()).await));
+                }
                 let differences = drift::differences(&databases, zones).await;
                 let mut found = match &differences {
                     Ok(differences) => drift::named(differences),
@@ -153,7 +153,7 @@ impl Measure {
                     in_vain = None;
                 }
                 found.extend(in_vain.iter().map(|(_, why)| why.clone()));
-                found.extend(lacks.iter().flat_map(|(_, lacks)| lacks.iter().cloned()));
+                found.extend(lacks.iter().flat_map(|(.., lacks)| lacks.iter().cloned()));
                 alike = stamps.filter(|_| found.is_empty()).map(|stamps| (stamps, now));
                 let pause = if found.is_empty() { EXAMINE } else { AGAIN };
                 lock(&watched).drift = if copied { found } else { Vec::new() };

@@ -29,11 +29,11 @@ const COMMITS: &str = "-c synchronous_commit=local";
 const TIME_OUTS: [&str; 4] =
     ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"];
 /// What a session begins with besides, whatever the database and the role say: values and SQL mean the same everywhere. A database that somebody made
-/// read-only stays so.
+/// read-only stays so. What is asked of the catalogs of a large database is dear enough to be compiled, which takes seconds of the server's CPU.
 const OPTIONS: &str = "\
     -c standard_conforming_strings=on -c default_transaction_isolation=read\\ committed \
     -c datestyle=ISO -c intervalstyle=postgres -c bytea_output=hex -c extra_float_digits=1 -c array_nulls=on \
-    -c transform_null_equals=off -c quote_all_identifiers=off";
+    -c transform_null_equals=off -c quote_all_identifiers=off -c jit=off";
 
 /// Opens an SQL connection and drives it from a task of its own, which ends when the client is dropped.
 ///
@@ -41,6 +41,16 @@ const OPTIONS: &str = "\
 /// swallows everything must not hang the caller. TLS is as [`Dsn::tls`] says, never less.
 pub async fn connect(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
     Ok(driven(connect_apart(dsn, application_name).await?))
+}
+
+/// The same for who changes schemas: the application's event triggers are for its own DDL. What they write may be fenced, and what they forbid is not
+/// meant. A role that may not have it so goes without.
+pub async fn connect_unseen(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
+    let client = connect(dsn, application_name).await?;
+    let sql = "DO $$ BEGIN PERFORM pg_catalog.set_config('session_replication_role', 'replica', false); \
+        EXCEPTION WHEN insufficient_privilege THEN NULL; END $$";
+    client.batch_execute(sql).await.map_err(Error::database("prepare a session"))?;
+    Ok(client)
 }
 
 /// The same with nothing set that the database, the role or the server says otherwise: for who asks what sessions begin with.
@@ -52,6 +62,7 @@ pub async fn connect_untouched(dsn: &Dsn, application_name: &str) -> Result<Clie
 pub async fn connect_unhurried(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
     let client = connect_untouched(dsn, application_name).await?;
     let set = TIME_OUTS.map(|name| format!("SET {name} = 0")).join("; ");
+    let set = format!("{set}; SET jit = off");
     client.batch_execute(&set).await.map_err(Error::database("set a session's time-outs"))?;
     Ok(client)
 }

@@ -107,6 +107,7 @@ fn filled(sql: &str) -> String {
     sql.replace("{{locks}}", LOCKS)
         .replace("{{relations}}", RELATIONS)
         .replace("{{defaults}}", DEFAULT_PRIVILEGES)
+        .replace("{{event_triggers}}", include_str!("event_triggers.sql"))
         .replace("{{passing}}", PASSING)
 }
 

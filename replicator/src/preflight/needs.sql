@@ -124,6 +124,8 @@ WITH RECURSIVE here AS (
   SELECT 'slot', slot_name, plugin, NULL FROM pg_replication_slots
   WHERE slot_type = 'logical' AND NOT temporary AND database = (SELECT datname FROM here) AND slot_name !~ '^godwit_'
   UNION ALL
+  SELECT 'event trigger', name, sql, function FROM ({{event_triggers}}) e
+  UNION ALL
   -- What a server does for all its databases.
   SELECT 'switch', name, reset_val, NULL FROM pg_settings
   WHERE name = ANY ('{archive_mode,autovacuum,fsync,full_page_writes,ssl,track_counts}') AND reset_val <> 'off'

@@ -120,6 +120,13 @@ SELECT 'blocker', 'max_locks_per_transaction',
          ceil(2.1 * value::bigint / room * current_setting('max_locks_per_transaction')::int))
 FROM need, (SELECT {{locks}} AS room) locks WHERE kind = 'locks' AND value::bigint > room
 UNION ALL
+-- Its function comes with the copy.
+SELECT CASE WHEN to_regprocedure(role) IS NULL THEN 'warning' ELSE 'blocker' END, format('event trigger %I', subject),
+       'the target has none like the source''s: a copy leaves them, since only a superuser may make one',
+       format('%s%s on the target%s', CASE WHEN EXISTS (SELECT FROM pg_event_trigger WHERE evtname = subject) THEN format('DROP EVENT TRIGGER %I; ', subject) END,
+         value, CASE WHEN to_regprocedure(role) IS NULL THEN ', once the copy is made' END)
+FROM need n WHERE kind = 'event trigger' AND NOT EXISTS (SELECT FROM ({{event_triggers}}) e WHERE e.name = n.subject AND e.sql = n.value)
+UNION ALL
 SELECT 'warning', subject, format('a logical slot (%s) that is not Godwit''s: whoever reads changes from it gets none any more after a move', value),
        format('SELECT pg_create_logical_replication_slot(%L, %L) on the target, shortly before the move; then let its reader go on there', subject, value)
 FROM need WHERE kind = 'slot' AND NOT EXISTS (SELECT FROM pg_replication_slots s, here WHERE s.slot_name = subject AND s.database = datname)

@@ -160,10 +160,7 @@ UNION ALL
 SELECT 'blocker', described, format('only a superuser can make it, and role %I is none: the copy would stop there', rolname),
        format('DROP %s; or let a superuser make the shadow''s as part of an extension', described)
 FROM me, (
-  SELECT format('event trigger %I', evtname) AS described FROM pg_event_trigger e WHERE NOT EXISTS (
-    SELECT FROM pg_depend d WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e')
-  UNION ALL
-  SELECT format('foreign data wrapper %I', fdwname) FROM pg_foreign_data_wrapper w WHERE NOT EXISTS (
+  SELECT format('foreign data wrapper %I', fdwname) AS described FROM pg_foreign_data_wrapper w WHERE NOT EXISTS (
     SELECT FROM pg_depend d WHERE d.classid = 'pg_foreign_data_wrapper'::regclass AND d.objid = w.oid AND d.deptype = 'e')
   UNION ALL
   SELECT format('function %s', p.oid::regprocedure) FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang

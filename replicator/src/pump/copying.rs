@@ -17,7 +17,7 @@ use crate::drift;
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::stream::ExportedSlot;
-use crate::postgres::{Dsn, connect, slot};
+use crate::postgres::{Dsn, connect_unseen, slot};
 use crate::schema;
 use crate::wire::{CopyStart, CopyTable, Frame, KeptTable, PIECE, StreamSpec};
 
@@ -40,7 +40,7 @@ pub(super) async fn produce(
     frames: mpsc::Sender<Frame>,
 ) -> Result<Produced, Error> {
     let dsn = source.dsn;
-    let client = connect(dsn, &name(spec)).await?;
+    let client = connect_unseen(dsn, &name(spec)).await?;
     slot::ensure_publication(&client, &spec.publication).await?;
     drift::dumped(&client, !kept.is_empty()).await?;
     let there = if resumable { usable_slot(&client, &spec.slot).await? } else { None };
