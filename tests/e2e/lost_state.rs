@@ -9,7 +9,7 @@ use godwit_tests::waiting::until;
 use replicator::verify;
 use rustix::process::Signal;
 
-use crate::faults::fault::{processes, signal_all};
+use crate::faults::fault::{freeze, signal_all};
 use crate::leader::{Leader, PATIENCE, connect, load, options};
 
 fn state(playground: &Playground) -> PathBuf {
@@ -139,8 +139,7 @@ async fn a_shadow_is_known_by_what_it_is_of() -> Result<()> {
     leader.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;
     leader.until("it has caught up", |view| view.replication.lag_bytes == 0).await?;
     leader.node.signal(Signal::KILL)?;
-    let frozen = processes(near)?;
-    signal_all(&frozen, Signal::STOP)?;
+    let frozen = freeze(near)?;
     drop(leader);
     std::fs::remove_dir_all(state(&playground)).context("the state directory")?;
     let mut leader = Leader::start(&playground, &[])?;
@@ -170,8 +169,7 @@ async fn a_primary_that_answers_late_says_what_was_under_way() -> Result<()> {
     leader.migrate(&far.name).await?;
     until("it is committed", async || Ok(reached.exists())).await?;
     leader.node.signal(Signal::KILL)?;
-    let frozen = processes(near)?;
-    signal_all(&frozen, Signal::STOP)?;
+    let frozen = freeze(near)?;
     drop(leader);
     std::fs::remove_dir_all(state(&playground)).context("the state directory")?;
     let mut leader = Leader::start(&playground, &[])?;

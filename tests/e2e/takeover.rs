@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use crate::cutover::died_or_finished;
-use crate::faults::fault::{processes, signal_all};
+use crate::faults::fault::{freeze, signal_all};
 use crate::leader::{Leader, agent, connect, load, options};
 
 async fn take_over(leader: &Leader<'_>, body: &Value) -> Result<Plan> {
@@ -84,8 +84,7 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
     let connection = tokio::spawn(connection);
     idle.batch_execute("SELECT 1").await?;
 
-    let frozen = processes(near)?;
-    signal_all(&frozen, Signal::STOP)?;
+    let frozen = freeze(near)?;
     let plan = take_over(&leader, &json!({"dry_run": true})).await?;
     let failed: Vec<&str> =
         plan.guards.iter().filter(|guard| !guard.passed).map(|guard| guard.name.as_str()).collect();
@@ -173,8 +172,7 @@ async fn a_shadow_takes_over_in_the_middle_of_an_undone_move() -> Result<()> {
     holder.batch_execute("BEGIN; UPDATE customers SET name = name WHERE id = 1").await?;
     leader.migrate(&far.name).await?;
     leader.until("the fence goes up", |view| view.phase == "drained").await?;
-    let frozen = processes(near)?;
-    signal_all(&frozen, Signal::STOP)?;
+    let frozen = freeze(near)?;
     leader.until("it is being undone", |view| view.phase == "aborting").await?;
     take_over(&leader, &json!({"accept_loss": true})).await?;
     leader.until("it has taken over", |view| view.primary == far.name && view.phase == "shadowing").await?;
@@ -214,8 +212,7 @@ async fn a_takeover_that_is_killed_after_any_journal_record_goes_on() -> Result<
     leader.until("it has caught up", |view| view.replication.lag_bytes == 0).await?;
     leader.node.signal(Signal::KILL)?;
     drop(leader);
-    let frozen = processes(near)?;
-    signal_all(&frozen, Signal::STOP)?;
+    let frozen = freeze(near)?;
     let mut died = 0;
     loop {
         let mut leader = Leader::start(&playground, &[("GODWIT_TEST_KILL_AFTER", "1")])?;
@@ -261,8 +258,7 @@ async fn a_primary_that_is_lost_after_a_move_is_taken_over_by_the_one_before() -
         .until("it soaks", |view| view.primary == far.name && view.phase == "soaking" && waits(view))
         .await?;
     writes(&load).await?;
-    let frozen = processes(far)?;
-    signal_all(&frozen, Signal::STOP)?;
+    let frozen = freeze(far)?;
     take_over(&leader, &json!({"accept_loss": true})).await?;
     leader.until("it has taken over", |view| view.primary == near.name && view.phase == "shadowing").await?;
     ensure!(leader.migration(&id).await?.state == "superseded");

@@ -317,9 +317,7 @@ impl Hands {
             }
             Effect::OpenGate => {
                 say(Event::GateOpened);
-                if state.phase == Phase::Aborting {
-                    self.clear_fence(&state.primary).await;
-                }
+                self.clear_fence(&state.primary).await;
                 Ok(())
             }
             Effect::Compare => {

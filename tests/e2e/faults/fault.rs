@@ -124,8 +124,7 @@ impl Fault {
                 world.signal_leader(Signal::CONT)?;
             }
             Self::FreezeDatabase(side) => {
-                let processes = processes(world.zone(of(side)))?;
-                signal_all(&processes, Signal::STOP)?;
+                let processes = freeze(world.zone(of(side)))?;
                 world.release()?;
                 sleep(TOO_LONG).await;
                 signal_all(&processes, Signal::CONT)?;
@@ -333,6 +332,14 @@ pub(crate) fn processes(zone: &Zone) -> Result<Vec<i32>> {
             all.push(pid);
         }
     }
+    Ok(all)
+}
+
+/// Stops a server where it is, the one first that begins its sessions.
+pub(crate) fn freeze(zone: &Zone) -> Result<Vec<i32>> {
+    signal_all(&[postmaster(zone)?], Signal::STOP)?;
+    let all = processes(zone)?;
+    signal_all(&all, Signal::STOP)?;
     Ok(all)
 }
 

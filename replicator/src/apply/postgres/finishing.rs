@@ -510,6 +510,7 @@ mod tests {
         assert_eq!(next(&mut schedule).as_deref(), Some("index 2"));
         assert_eq!(next(&mut schedule), None);
     }
+
     #[test]
     fn small_tables_go_together_and_each_is_whole() {
         let small = |table: usize| {
