@@ -410,6 +410,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
   deadline timestamptz := clock_timestamp() + budget_ms * interval '1 millisecond';
   tables integer := 0;
+  up boolean := godwit.fence_is_up();
   next record;
   stuck record;
 BEGIN
@@ -434,7 +435,7 @@ BEGIN
     FROM (SELECT t.*, row_number() OVER () AS place FROM godwit.fenced_tables() t) f GROUP BY 1, 2 ORDER BY min(f.place)
   LOOP
     tables := tables + next.tables;
-    CONTINUE WHEN next.done AND godwit.fence_is_up();
+    CONTINUE WHEN next.done AND up;
     PERFORM set_config('lock_timeout',
       greatest(1, ceil(extract(epoch FROM deadline - clock_timestamp()) * 1000))::bigint::text, true);
     IF next.done THEN

@@ -61,8 +61,8 @@ pub async fn connect_untouched(dsn: &Dsn, application_name: &str) -> Result<Clie
 /// The same, but that nothing cuts the session short; what others begin with is `reset_val`.
 pub async fn connect_unhurried(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
     let client = connect_untouched(dsn, application_name).await?;
-    let set = TIME_OUTS.map(|name| format!("SET {name} = 0")).join("; ");
-    let set = format!("{set}; SET jit = off");
+    let time_outs = TIME_OUTS.map(|name| format!("SET {name} = 0")).join("; ");
+    let set = format!("{time_outs}; SET jit = off");
     client.batch_execute(&set).await.map_err(Error::database("set a session's time-outs"))?;
     Ok(client)
 }

@@ -165,9 +165,12 @@ struct Schedule {
 }
 
 impl Schedule {
-    /// Of jobs with the size of their table and whether they are a key: in this order, those of one table together and its keys first. Small tables'
+    /// Of jobs with the size of their table and whether they are a key: the biggest table's first, of each its keys before the others. Small tables'
     /// go together, as a table of their own.
-    fn of(jobs: Vec<(i64, bool, Job)>) -> Self {
+    fn of(mut jobs: Vec<(i64, bool, Job)>) -> Self {
+        jobs.sort_by(|a, b| {
+            b.0.cmp(&a.0).then_with(|| a.2.table.cmp(&b.2.table)).then_with(|| b.1.cmp(&a.1))
+        });
         let (mut schedule, mut small) =
             (Self::default(), Job { table: String::new(), statements: Vec::new() });
         let mut last = String::new();
@@ -398,9 +401,6 @@ impl Finish {
                 ));
             }
         }
-        jobs.sort_by(|a, b| {
-            b.0.cmp(&a.0).then_with(|| a.2.table.cmp(&b.2.table)).then_with(|| b.1.cmp(&a.1))
-        });
         self.run(Schedule::of(jobs), true).await
     }
 
@@ -454,8 +454,7 @@ impl Finish {
     }
 
     async fn validate(&mut self) -> Result<(), Error> {
-        let mut unchecked = std::mem::take(&mut self.unchecked);
-        unchecked.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.2.table.cmp(&b.2.table)));
+        let unchecked = std::mem::take(&mut self.unchecked);
         self.run(Schedule::of(unchecked), false).await
     }
 
