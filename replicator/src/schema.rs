@@ -305,26 +305,29 @@ async fn run(mut command: Command, program: &Path) -> Result<String, Error> {
         .map_err(|_| Error::Unready(format!("what {} printed is not UTF-8", program.display())))
 }
 
-/// Roles that have default privileges here and that ours may not act for, quoted as a dump has them; none where ours is superuser, who may everything.
+/// Roles that ours may not act for; none where ours is superuser, who may everything.
 async fn others(client: &Client) -> Result<Option<Vec<String>>, Error> {
-    let sql = "SELECT rolsuper, ARRAY(SELECT DISTINCT '\"' || replace(pg_catalog.pg_get_userbyid(defaclrole), '\"', '\"\"') || '\"' \
-        FROM pg_catalog.pg_default_acl WHERE NOT pg_catalog.pg_has_role(defaclrole, 'MEMBER')) FROM pg_catalog.pg_roles WHERE rolname = current_user";
+    let sql = "SELECT rolsuper, ARRAY(SELECT rolname::text FROM pg_catalog.pg_roles WHERE NOT pg_catalog.pg_has_role(oid, 'MEMBER')) \
+        FROM pg_catalog.pg_roles WHERE rolname = current_user";
     let row = client.query_one(sql, &[]).await;
     let found = row.and_then(|row| Ok((!row.try_get::<_, bool>(0)?).then_some(row.try_get(1)?)));
-    found.map_err(Error::database("read whose default privileges there are"))
+    found.map_err(Error::database("read for which roles ours may act"))
 }
 
-/// Takes out of a dump what only psql, only newer versions or only the source understands, and what only a superuser may, unless there are no `others`: rights on
-/// the server's own objects, default privileges of `others`. Who granted a right is not kept: its owner does.
+/// Takes out of a dump what only psql, only newer versions or only the source understands, and what only a superuser may, unless there are no `others`: what
+/// belongs to `others` and rights on it (`preflight` has a superuser make it), their default privileges, rights on the server's own objects. Who granted a
+/// right is not kept: its owner does.
 fn portable(dump: &str, others: Option<&[String]>) -> String {
     let mut text = String::with_capacity(dump.len());
     let mut key = None;
     let mut head = true;
     let mut entry = Entry::default();
+    let mut previous = "";
     // Whoever is given something must be allowed to make it there: a dump, written for superusers, says what may be made where only at its end.
     let (mut early, mut place) = (String::new(), None);
     for line in dump.split_inclusive('\n') {
         let content = line.trim_end();
+        let headed = std::mem::replace(&mut previous, content) == "--";
         if head {
             if let Some(found) = content.strip_prefix("\\restrict ") {
                 key = Some(found);
@@ -339,8 +342,9 @@ fn portable(dump: &str, others: Option<&[String]>) -> String {
                 || setting.is_some()
                 || content.starts_with("SELECT pg_catalog.set_config(");
         }
-        if let Some(header) = content.strip_prefix("-- Name: ") {
-            entry = Entry::of(header);
+        // In the body of a function no such line stands below an empty comment and tells an owner, but by intent.
+        if let Some(header) = content.strip_prefix("-- Name: ").filter(|_| headed) {
+            entry = Entry::of(header, others);
             if place.is_none() && !entry.schema && !entry.extension {
                 // Its comment begins in the line before.
                 place = Some(text.len() - "--\n".len().min(text.len()));
@@ -351,6 +355,10 @@ fn portable(dump: &str, others: Option<&[String]>) -> String {
             continue;
         }
         let Some(line) = without_stamp(line) else { continue };
+        // An extension that only a superuser makes is there already, and so is its schema.
+        let made =
+            line.strip_prefix("CREATE SCHEMA ").filter(|_| entry.schema && !entry.right && !entry.comment);
+        let line = made.map_or(line.clone(), |rest| format!("CREATE SCHEMA IF NOT EXISTS {rest}").into());
         let hoisted =
             entry.right && entry.schema && ["GRANT ", "REVOKE "].iter().any(|word| content.starts_with(word));
         if hoisted { &mut early } else { &mut text }.push_str(&line);
@@ -362,6 +370,9 @@ fn portable(dump: &str, others: Option<&[String]>) -> String {
 /// What one entry of a dump is about, as the comment before it says.
 #[derive(Clone, Copy, Default)]
 struct Entry {
+    /// Of a role that ours may not act for, or what only a superuser can make.
+    foreign: bool,
+    cast: bool,
     /// Rights.
     right: bool,
     /// Of something that every server has.
@@ -373,9 +384,15 @@ struct Entry {
 
 impl Entry {
     /// `Name: ` is cut off.
-    fn of(header: &str) -> Self {
+    fn of(header: &str, others: Option<&[String]>) -> Self {
         let kind = |kind: &str| header.contains(&format!("; Type: {kind}; "));
+        let owner = header.rsplit_once("; Owner: ").map(|(_, owner)| owner);
         Self {
+            foreign: others.is_some_and(|others| {
+                others.iter().any(|other| Some(other.as_str()) == owner)
+                    || ["ACCESS METHOD", "TEXT SEARCH TEMPLATE", "TEXT SEARCH PARSER"].into_iter().any(kind)
+            }),
+            cast: kind("CAST"),
             right: kind("ACL") || kind("DEFAULT ACL"),
             server: header.contains("; Schema: pg_catalog; "),
             schema: kind("SCHEMA") || header.starts_with("SCHEMA ") && (kind("ACL") || kind("COMMENT")),
@@ -390,13 +407,19 @@ impl Entry {
         if self.extension && self.comment {
             return line.starts_with("COMMENT ON EXTENSION ") && line.ends_with(';');
         }
+        if self.foreign && !line.starts_with("--") {
+            // Said between entries, for the next one.
+            return !line.starts_with("SET default_table");
+        }
+        if self.cast && others.is_some() && line.contains(" WITHOUT FUNCTION") {
+            return true;
+        }
         let Some(others) = others.filter(|_| self.right && !line.starts_with("--")) else { return false };
         let granted = ["SET SESSION AUTHORIZATION ", "RESET SESSION AUTHORIZATION;"];
         let of_other = |role: &String| {
-            let rest = line
-                .strip_prefix("ALTER DEFAULT PRIVILEGES FOR ROLE ")
-                .and_then(|rest| rest.strip_prefix(role.as_str()));
-            rest.is_some_and(|rest| rest.starts_with(' '))
+            let quoted = format!("\"{}\" ", role.replace('"', "\"\""));
+            line.strip_prefix("ALTER DEFAULT PRIVILEGES FOR ROLE ")
+                .is_some_and(|rest| rest.starts_with(&quoted))
         };
         self.server || granted.iter().any(|word| line.starts_with(word)) || others.iter().any(of_other)
     }
@@ -614,15 +637,23 @@ mod tests {
              CREATE TRIGGER \"godwit_fence\" BEFORE INSERT ON \"public\".\"t\" FOR EACH STATEMENT EXECUTE FUNCTION \"godwit\".\"refuse_write\"();\n\
              CREATE TRIGGER \"godwit_critical\" BEFORE INSERT ON \"public\".\"t\" FOR EACH STATEMENT EXECUTE FUNCTION \"godwit\".\"wait_for_shadow\"();\n\
              CREATE TRIGGER \"own\" BEFORE INSERT ON \"public\".\"t\" FOR EACH ROW EXECUTE FUNCTION \"public\".\"f\"();\n\n\
-             -- Name: EXTENSION \"hstore\"; Type: COMMENT; Schema: -; Owner: \nCOMMENT ON EXTENSION \"hstore\" IS 'kept in rows';\n\
-             -- Name: f; Type: FUNCTION;\nCOMMENT ON EXTENSION \"in a body\" IS 'stays';\n\\unrestrict aBc9\n\n";
+             --\n-- Name: EXTENSION \"hstore\"; Type: COMMENT; Schema: -; Owner: \n--\n\nCOMMENT ON EXTENSION \"hstore\" IS 'kept in rows';\n\n\
+             --\n-- Name: ext; Type: SCHEMA; Schema: -; Owner: post; gres\n--\n\nCREATE SCHEMA \"ext\";\n\n\nALTER SCHEMA \"ext\" OWNER TO \"post; gres\";\n\n\
+             SET default_tablespace = '';\n\n\
+             --\n-- Name: FUNCTION \"x\"(); Type: ACL; Schema: ext; Owner: post; gres\n--\n\nGRANT ALL ON FUNCTION \"ext\".\"x\"() TO \"app\";\n\n\
+             --\n-- Name: f; Type: FUNCTION; Schema: public; Owner: app\n--\n\nCOMMENT ON EXTENSION \"in a body\" IS 'stays';\n\
+             -- Name: x; Type: SCHEMA; Schema: -; Owner: post; gres\nSELECT 'said in a body';\n\\unrestrict aBc9\n\n";
         let expected = "--\n-- PostgreSQL database dump\n--\n\n\n\
              SET client_encoding = 'UTF8';\nSELECT pg_catalog.set_config('search_path', '', false);\nSET row_security = off;\n\n\
              CREATE FUNCTION \"f\"() RETURNS \"text\" AS $$\nSET statement_timeout = 0;\n\\restrict aBc9\n\\unrestrict other\n$$;\n\
              CREATE TRIGGER \"own\" BEFORE INSERT ON \"public\".\"t\" FOR EACH ROW EXECUTE FUNCTION \"public\".\"f\"();\n\n\
-             -- Name: EXTENSION \"hstore\"; Type: COMMENT; Schema: -; Owner: \n\
-             -- Name: f; Type: FUNCTION;\nCOMMENT ON EXTENSION \"in a body\" IS 'stays';\n\n";
-        assert_eq!(portable(dump, Some(&[])), expected);
+             --\n-- Name: EXTENSION \"hstore\"; Type: COMMENT; Schema: -; Owner: \n--\n\n\n\
+             --\n-- Name: ext; Type: SCHEMA; Schema: -; Owner: post; gres\n--\nSET default_tablespace = '';\n\
+             --\n-- Name: FUNCTION \"x\"(); Type: ACL; Schema: ext; Owner: post; gres\n--\n\
+             --\n-- Name: f; Type: FUNCTION; Schema: public; Owner: app\n--\n\nCOMMENT ON EXTENSION \"in a body\" IS 'stays';\n\
+             -- Name: x; Type: SCHEMA; Schema: -; Owner: post; gres\nSELECT 'said in a body';\n\n";
+        assert_eq!(portable(dump, Some(&["post; gres".into()])), expected);
+        assert!(portable(dump, None).contains("CREATE SCHEMA IF NOT EXISTS \"ext\";"), "a superuser makes it");
     }
 
     #[test]

@@ -192,28 +192,49 @@ async fn what_only_a_superuser_can_make_is_told_before_the_copy_stops_at_it() ->
                  CREATE FUNCTION watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
                  CREATE EVENT TRIGGER watched ON ddl_command_start EXECUTE FUNCTION watch();
                  CREATE FUNCTION tight() RETURNS int LEAKPROOF LANGUAGE sql AS 'SELECT 1';
-                 CREATE FOREIGN DATA WRAPPER w; CREATE EXTENSION hstore; CREATE EXTENSION pageinspect",
+                 CREATE FOREIGN DATA WRAPPER w; CREATE EXTENSION hstore; CREATE SCHEMA seeing; CREATE EXTENSION pageinspect SCHEMA seeing;
+                 CREATE CAST (text AS bytea) WITHOUT FUNCTION; CREATE FUNCTION strict() RETURNS int LEAKPROOF LANGUAGE sql AS 'SELECT 1';
+                 ALTER FUNCTION strict() OWNER TO orders_owner; GRANT USAGE ON SCHEMA seeing TO analyst;
+                 REVOKE EXECUTE ON FUNCTION seeing.page_header(bytea), seeing.tuple_data_split(oid, bytea, int, int, text) FROM PUBLIC;
+                 GRANT EXECUTE ON FUNCTION seeing.page_header(bytea), seeing.tuple_data_split(oid, bytea, int, int, text) TO analyst",
             )
             .await?;
-        let found = check(&client, Side::Source).await?;
-        expect(&found, Blocker, "postgres", "is no member of it", "a role that is not superuser");
-        expect(&found, Blocker, "postgres", "and 4 more", "OWNER TO …");
-        for made in ["function tight()", "foreign data wrapper w"] {
-            expect(&found, Blocker, made, "only a superuser can make it", "DROP");
-        }
-        assert!(
-            !found.iter().any(|f| f.problem.contains("hstore") || f.subject.contains("hstore")),
-            "{found:#?}"
-        );
-        let found = compare(&client, &empty).await?;
-        expect(&found, Blocker, "analyst", "the target does not have it", "CREATE ROLE analyst");
+        let mut found = check(&client, Side::Source).await?;
+        found.retain(|finding| finding.subject != SUPERUSER);
         expect(
             &found,
             Blocker,
-            "pageinspect",
-            "only a superuser can make it",
-            "CREATE EXTENSION \"pageinspect\"",
+            OWNER_ROLE,
+            "may not create in schema public",
+            "GRANT CREATE ON SCHEMA public TO",
         );
+        assert_eq!(found.len(), 1, "{found:#?}");
+        let found = compare(&client, &empty).await?;
+        for (made, how) in [
+            ("view public.seen", "make view public.seen as pg_dump of the source has it, as superuser"),
+            ("type mood", "or here ALTER type mood OWNER TO …"),
+            ("function watch()", "OWNER TO …"),
+            ("function tight()", "or here DROP function tight()"),
+            (
+                "foreign data wrapper w",
+                "CREATE FOREIGN DATA WRAPPER w, as superuser in the target's database; or here DROP",
+            ),
+            ("schema public", "ALTER SCHEMA public OWNER TO postgres, as superuser in the target's database"),
+            ("cast (text as bytea)", "or here DROP cast (text as bytea)"),
+        ] {
+            expect(&found, Blocker, made, "the copy leaves it, and the target does not have it", how);
+        }
+        expect(
+            &found,
+            Blocker,
+            "function strict()",
+            "the copy would stop there",
+            "or let a superuser own it",
+        );
+        let schema = "CREATE SCHEMA IF NOT EXISTS seeing; CREATE EXTENSION pageinspect SCHEMA seeing";
+        expect(&found, Blocker, "pageinspect", "only a superuser can make it", schema);
+        expect(&found, Blocker, "schema seeing", "a superuser's", "CREATE SCHEMA seeing");
+        expect(&found, Blocker, "analyst", "the target does not have it", "CREATE ROLE analyst");
         expect(
             &found,
             Severity::Warning,
@@ -221,20 +242,54 @@ async fn what_only_a_superuser_can_make_is_told_before_the_copy_stops_at_it() ->
             "the target has none like the source's",
             "CREATE EVENT TRIGGER watched ON ddl_command_start EXECUTE FUNCTION public.watch() on the target, once the copy is made",
         );
-        assert_eq!(found.len(), 3, "a trusted extension is no finding: {found:#?}");
+        assert_eq!(found.len(), 12, "a trusted extension is no finding: {found:#?}");
 
-        // Mended as told, nothing is left.
+        // Mended as told, what it may do there is left.
         administrator
             .batch_execute(&format!(
-                "DROP EVENT TRIGGER watched; DROP FUNCTION tight; DROP FOREIGN DATA WRAPPER w; ALTER SCHEMA public OWNER TO {OWNER_ROLE};
-                 ALTER VIEW seen OWNER TO {OWNER_ROLE}; ALTER TYPE mood OWNER TO {OWNER_ROLE}; ALTER FUNCTION watch() OWNER TO {OWNER_ROLE}"
+                "DROP EVENT TRIGGER watched; ALTER VIEW seen OWNER TO {OWNER_ROLE}; ALTER TYPE mood OWNER TO {OWNER_ROLE};
+                 ALTER FUNCTION watch() OWNER TO {OWNER_ROLE}; ALTER FUNCTION strict() OWNER TO postgres;
+                 GRANT CREATE ON SCHEMA public TO {OWNER_ROLE}"
             ))
             .await?;
-        other
-            .connect("shop")
-            .await?
-            .batch_execute("CREATE ROLE analyst; CREATE EXTENSION pageinspect")
+        let superuser = other.connect("shop").await?;
+        superuser
+            .batch_execute(
+                "CREATE ROLE analyst; CREATE SCHEMA IF NOT EXISTS seeing; CREATE EXTENSION pageinspect SCHEMA seeing; ALTER SCHEMA public OWNER TO postgres;
+                 CREATE FUNCTION tight() RETURNS int LEAKPROOF LANGUAGE sql AS 'SELECT 1';
+                 CREATE FUNCTION strict() RETURNS int LEAKPROOF LANGUAGE sql AS 'SELECT 1'; CREATE FOREIGN DATA WRAPPER w;
+                 CREATE CAST (text AS bytea) WITHOUT FUNCTION;
+                 REVOKE EXECUTE ON FUNCTION seeing.page_header(bytea), seeing.tuple_data_split(oid, bytea, int, int, text) FROM PUBLIC",
+            )
             .await?;
+        let found = compare(&client, &empty).await?;
+        let grant = "GRANT EXECUTE ON FUNCTION seeing.page_header(bytea) TO analyst; GRANT EXECUTE ON FUNCTION seeing.tuple_data_split(";
+        expect(
+            &found,
+            Blocker,
+            "analyst",
+            "has EXECUTE on FUNCTION seeing.page_header(bytea) and on 1 more on the source and not on the target",
+            grant,
+        );
+        expect(
+            &found,
+            Blocker,
+            "analyst",
+            "has USAGE on SCHEMA seeing on the source",
+            "GRANT USAGE ON SCHEMA seeing TO analyst on the target",
+        );
+        expect(
+            &found,
+            Blocker,
+            OWNER_ROLE,
+            "has CREATE on SCHEMA public",
+            "GRANT CREATE ON SCHEMA public TO orders_owner",
+        );
+        assert_eq!(found.len(), 3, "{found:#?}");
+        for finding in found {
+            let remedy = finding.remedy.context("a remedy")?;
+            superuser.batch_execute(remedy.trim_end_matches(" on the target")).await?;
+        }
         let mut left = check(&client, Side::Source).await?;
         // This test's own administrator is there.
         left.retain(|finding| finding.subject != SUPERUSER);
@@ -485,7 +540,18 @@ async fn what_an_extension_was_configured_with_is_told() -> Result<()> {
     there.batch_execute("CREATE EXTENSION timer").await?;
     let found = compare(&client, &empty).await?;
     expect(&found, Blocker, "public.job", "1 rows that extension timer", rows);
-    there.batch_execute("INSERT INTO job VALUES (7, 'tidy', true)").await?;
+    expect(
+        &found,
+        Blocker,
+        "public",
+        "has SELECT on TABLE public.secret",
+        "GRANT SELECT ON TABLE public.secret TO PUBLIC",
+    );
+    there
+        .batch_execute(
+            "GRANT SELECT ON TABLE public.secret TO PUBLIC; INSERT INTO job VALUES (7, 'tidy', true)",
+        )
+        .await?;
     assert_eq!(compare(&client, &empty).await?, []);
     Ok(())
 }

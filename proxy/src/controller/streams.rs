@@ -222,6 +222,8 @@ impl Streams {
             let policy = self.policy();
             let mut blockers = preflight::blockers(&from, Side::Source, &policy, &source.0).await?;
             blockers.extend(preflight::blockers(&to, Side::Target, &policy, &target.0).await?);
+            let lacking = replicator::preflight::superusers(&from, &to).await.map_err(chain)?;
+            blockers.extend(preflight::worded(lacking, &target.0));
             if !blockers.is_empty() {
                 return Err(format!("not ready: {}", blockers.join("; ")));
             }

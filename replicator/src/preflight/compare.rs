@@ -2,12 +2,13 @@
 //!
 //! The source says what it makes use of (`needs.sql`), the target what it lacks of that (`offers.sql`).
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::{Finding, Severity, filled, findings, holds, paths, strings};
+use super::{Finding, Severity, filled, findings, holds, paths, rows, strings};
 use crate::error::Error;
 use crate::fence::{literal, refused};
 use crate::postgres::quote_ident;
@@ -22,14 +23,25 @@ const MAKEABLE: &str = "SELECT extname FROM pg_extension UNION \
 /// knows, settings, encoding, standbys, the right time. Blockers first.
 pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
     let mut found = Vec::new();
-    let installed = strings(source, "SELECT extname FROM pg_extension ORDER BY 1").await?;
+    let sql = "SELECT extname::text, quote_ident(extname), CASE WHEN nspname NOT IN ('public', 'pg_catalog') THEN quote_ident(nspname) END \
+        FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace ORDER BY 1";
+    let installed = source.query(sql, &[]).await.map_err(refused("cannot list extensions"))?;
     let available = strings(target, "SELECT name FROM pg_available_extensions").await?;
     let makeable = strings(target, MAKEABLE).await?;
-    for name in installed.into_iter().filter(|name| !makeable.contains(name)) {
+    for row in installed {
+        let (name, quoted, schema): (String, String, Option<String>) = (row.get(0), row.get(1), row.get(2));
+        if makeable.contains(&name) {
+            continue;
+        }
         let (problem, remedy) = if available.contains(&name) {
             (
                 "the source uses this extension; on the target only a superuser can make it",
-                format!("CREATE EXTENSION {}, as superuser in the target's database", quote_ident(&name)),
+                match schema {
+                    Some(schema) => format!(
+                        "CREATE SCHEMA IF NOT EXISTS {schema}; CREATE EXTENSION {quoted} SCHEMA {schema}, as superuser in the target's database"
+                    ),
+                    None => format!("CREATE EXTENSION {quoted}, as superuser in the target's database"),
+                },
             )
         } else {
             (
@@ -40,6 +52,7 @@ pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, E
         let problem = problem.to_owned();
         found.push(Finding { severity: Severity::Blocker, subject: name, problem, remedy: Some(remedy) });
     }
+    found.extend(superusers(source, target).await?);
     found.extend(encodings(source, target).await?);
     found.extend(configuration(source, target).await?);
     found.extend(passwords(source, target).await?);
@@ -48,6 +61,64 @@ pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, E
     found.extend(paths::lost(source).await?);
     found.extend(clocks(source, target).await?);
     found.sort();
+    Ok(found)
+}
+
+/// How many of a kind are named one by one.
+const NAMED: usize = 20;
+
+/// What belongs to superusers, or what only they can make: a copy by a role that is none leaves it, and so the target is to have it before the copy.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn superusers(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
+    let sql = filled(include_str!("superusers.sql"));
+    let read = async |client: &Client| {
+        let answer =
+            client.simple_query(&sql).await.map_err(refused("cannot read what belongs to superusers"))?;
+        let rows = rows(answer);
+        let rows = rows.iter().map(|row| {
+            let [described, made, otherwise, left] = [0, 1, 2, 3].map(|at| row.get(at).map(str::to_owned));
+            Some((described?, made, otherwise?, left? == "t"))
+        });
+        let rows = rows.collect::<Option<Vec<_>>>();
+        rows.ok_or_else(|| Error::Protocol("what belongs to superusers cannot be read".into()))
+    };
+    let me = "SELECT quote_ident(rolname) FROM pg_roles WHERE rolname = current_user AND NOT rolsuper";
+    let Some(role) = strings(source, me).await?.pop() else { return Ok(Vec::new()) };
+    let (here, there) = tokio::try_join!(read(source), read(target))?;
+    let there: HashSet<String> =
+        there.into_iter().filter(|(.., left)| *left).map(|(described, ..)| described).collect();
+    let lacking: Vec<_> =
+        here.into_iter().filter(|(described, .., left)| !(*left && there.contains(described))).collect();
+    let more = lacking.len().saturating_sub(NAMED);
+    let mut found: Vec<_> = lacking
+        .into_iter()
+        .take(NAMED)
+        .map(|(subject, made, otherwise, left)| Finding {
+            severity: Severity::Blocker,
+            problem: if left {
+                format!("is a superuser's, and role {role} is none: the copy leaves it, and the target does not have it")
+            } else {
+                format!("only a superuser can make it, and role {role} is none: the copy would stop there")
+            },
+            remedy: Some(if left {
+                let made = made.unwrap_or_else(|| format!("make {subject} as pg_dump of the source has it"));
+                format!("{made}, as superuser in the target's database; or here {otherwise}")
+            } else {
+                otherwise
+            }),
+            subject,
+        })
+        .collect();
+    if more > 0 {
+        found.push(Finding {
+            severity: Severity::Blocker,
+            subject: format!("{more} more"),
+            problem: "are superusers', and the target does not have them".into(),
+            remedy: Some("REASSIGN OWNED BY … TO …, a role that is not superuser".into()),
+        });
+    }
     Ok(found)
 }
 

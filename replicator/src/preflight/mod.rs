@@ -6,7 +6,7 @@
 mod compare;
 mod paths;
 
-pub use compare::compare;
+pub use compare::{compare, superusers};
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -107,6 +107,8 @@ fn filled(sql: &str) -> String {
     sql.replace("{{locks}}", LOCKS)
         .replace("{{relations}}", RELATIONS)
         .replace("{{defaults}}", DEFAULT_PRIVILEGES)
+        .replace("{{objects}}", include_str!("objects.sql"))
+        .replace("{{owned}}", include_str!("owned.sql"))
         .replace("{{event_triggers}}", include_str!("event_triggers.sql"))
         .replace("{{passing}}", PASSING)
 }

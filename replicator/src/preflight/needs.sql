@@ -99,10 +99,20 @@ WITH RECURSIVE here AS (
   FROM (
     SELECT format('TABLE pg_catalog.%I', relname) AS name, relacl AS acl FROM pg_class WHERE relnamespace = 'pg_catalog'::regnamespace
     UNION ALL
-    SELECT format('FUNCTION pg_catalog.%I(%s)', proname, pg_get_function_identity_arguments(oid)), proacl
+    SELECT format('FUNCTION pg_catalog.%I(%s)', proname, oidvectortypes(proargtypes)), proacl
     FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace
   ) o, aclexplode(o.acl) x JOIN pg_roles r ON r.oid = x.grantee
   WHERE r.oid IN (SELECT id FROM roles) AND r.rolname <> current_user AND x.privilege_type <> 'MAINTAIN'
+  UNION ALL
+  -- So are these, where Godwit's role may not act for the owner. What an extension itself gives to all comes with it.
+  SELECT 'owner''s right', o.name, x.privilege_type, coalesce(r.rolname, 'public')
+  FROM (
+{{objects}}
+  ) o LEFT JOIN pg_init_privs i ON i.classoid = o.of AND i.objoid = o.oid AND i.objsubid = 0,
+  aclexplode(o.acl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
+  WHERE NOT pg_has_role(o.owner, 'USAGE') AND x.grantee <> o.owner AND x.privilege_type <> 'MAINTAIN'
+    AND (x.grantee = 0 OR x.grantee IN (SELECT id FROM roles) AND NOT r.rolsuper AND r.rolname <> current_user)
+    AND NOT EXISTS (SELECT FROM aclexplode(i.initprivs) b WHERE b.grantee = x.grantee AND b.privilege_type = x.privilege_type)
   UNION ALL
   SELECT 'default privileges', name, sql, role FROM ({{defaults}}) d WHERE NOT mine
   UNION ALL

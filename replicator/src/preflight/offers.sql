@@ -85,6 +85,23 @@ WHERE CASE WHEN kind <> 'server right' THEN false
         WHEN subject LIKE 'TABLE %' THEN NOT has_table_privilege(r.oid, to_regclass(o.name), value)
         ELSE NOT has_function_privilege(r.oid, to_regprocedure(o.name), value) END
 UNION ALL
+SELECT 'blocker', role, format('has %s on %s%s on the source and not on the target: a copy leaves that, since only a superuser may grant it', value,
+         min(subject), CASE WHEN count(*) > 1 THEN format(' and on %s more', count(*) - 1) ELSE '' END),
+       string_agg(format('GRANT %s ON %s TO %s', value, subject, CASE role WHEN 'public' THEN 'PUBLIC' ELSE quote_ident(role) END), '; ' ORDER BY subject)
+         || ' on the target'
+-- Names are not looked up: that needs USAGE on their schema.
+FROM need JOIN (
+{{objects}}
+) o ON o.name = subject
+WHERE kind = 'owner''s right' AND (role = 'public' OR EXISTS (SELECT FROM pg_roles WHERE rolname = role)) AND CASE
+    WHEN kind <> 'owner''s right' THEN false
+    WHEN o.of = 'pg_namespace'::regclass THEN NOT has_schema_privilege(role, o.oid, value)
+    WHEN subject LIKE 'SEQUENCE %' THEN NOT has_sequence_privilege(role, o.oid, value)
+    WHEN o.of = 'pg_class'::regclass THEN NOT has_table_privilege(role, o.oid, value)
+    WHEN o.of = 'pg_proc'::regclass THEN NOT has_function_privilege(role, o.oid, value)
+    ELSE NOT has_server_privilege(role, o.oid, value) END
+GROUP BY role, value, split_part(subject, ' ', 1)
+UNION ALL
 SELECT 'warning', subject, 'default privileges are not the same on the target: a copy leaves them, since Godwit''s role is no member of that role',
        value || ' on the target'
 FROM need n

@@ -13,40 +13,9 @@ WITH me AS (
     -- While they are copied keys and indexes are still to come.
     AND NOT '{{copying}}'::boolean
 ), owned AS (
-  -- What a dump makes and gives to its owner, apart from tables.
-  SELECT c.relowner AS owner, format('%s %I.%I', CASE ours.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
-           WHEN 'S' THEN 'sequence' ELSE 'foreign table' END, n.nspname, c.relname) AS described
-  FROM ours JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace WHERE ours.relkind IN ('v', 'm', 'S', 'f')
+{{owned}}
   UNION ALL
-  SELECT p.proowner, format('%s %s', CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' ELSE 'function' END,
-           p.oid::regprocedure)
-  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-  WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}')
-    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype IN ('e', 'i'))
-  UNION ALL
-  SELECT t.typowner, format('type %s', t.oid::regtype) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-  WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
-    AND t.typtype IN ('d', 'e', 'r')
-    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e')
-  UNION ALL
-  -- Schema public is only spoken of in a dump where its owner is not the usual one.
-  SELECT n.nspowner, format('schema %I', n.nspname) FROM pg_namespace n
-  WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
-    AND NOT (n.nspname = 'public' AND n.nspowner = coalesce(to_regrole('pg_database_owner')::oid, 10))
-    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_namespace'::regclass AND d.objid = n.oid AND d.deptype = 'e')
-  UNION ALL
-  SELECT o.owner, regexp_replace(pg_describe_object(o.of, o.oid, 0), '^statistics object', 'statistics') FROM (
-    SELECT 'pg_foreign_server'::regclass AS of, oid, srvowner AS owner FROM pg_foreign_server
-    UNION ALL SELECT 'pg_collation', oid, collowner FROM pg_collation
-    UNION ALL SELECT 'pg_conversion', oid, conowner FROM pg_conversion
-    UNION ALL SELECT 'pg_operator', oid, oprowner FROM pg_operator
-    UNION ALL SELECT 'pg_ts_config', oid, cfgowner FROM pg_ts_config
-    UNION ALL SELECT 'pg_ts_dict', oid, dictowner FROM pg_ts_dict
-    UNION ALL SELECT 'pg_statistic_ext', oid, stxowner FROM pg_statistic_ext
-    UNION ALL SELECT 'pg_type', t.oid, typowner FROM pg_type t JOIN pg_class c ON c.oid = typrelid WHERE c.relkind = 'c'
-  ) o WHERE o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.of AND d.objid = o.oid AND d.deptype = 'e')
-  UNION ALL
-  SELECT lomowner, format('large object %s', min(oid)) FROM pg_largeobject_metadata GROUP BY lomowner
+  SELECT lomowner, format('large object %s', min(oid)), NULL FROM pg_largeobject_metadata GROUP BY lomowner
 ), here AS (
   SELECT d.oid, d.datname, d.datdba FROM pg_database d WHERE d.datname = current_database()
 )
@@ -139,7 +108,9 @@ SELECT 'blocker', o.rolname::text, format('owns %s%s, and role %I is no member o
          min(owned.described), CASE WHEN count(*) > 1 THEN format(' and %s more', count(*) - 1) ELSE '' END, me.rolname),
        CASE WHEN o.rolsuper THEN format('ALTER %s OWNER TO …, a role that is not superuser', min(owned.described))
          ELSE format('GRANT %I TO %I', o.rolname, me.rolname) END
-FROM me, owned JOIN pg_roles o ON o.oid = owned.owner WHERE NOT pg_has_role(owned.owner, 'USAGE')
+-- What belongs to superusers is told where both sides are known.
+FROM me, owned JOIN pg_roles o ON o.oid = owned.owner
+WHERE NOT pg_has_role(owned.owner, 'USAGE') AND (NOT o.rolsuper OR owned.described LIKE 'large object %')
 GROUP BY o.rolname, o.rolsuper, me.rolname
 UNION ALL
 SELECT 'blocker', o.rolname::text, format('owns %s and may not create in schema %I: the copy could not give it that', min(held.described), n.nspname),
@@ -156,37 +127,6 @@ FROM me, (
 WHERE NOT me.rolsuper AND NOT o.rolsuper AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
   AND NOT has_schema_privilege(o.oid, n.oid, 'CREATE')
 GROUP BY o.rolname, n.nspname
-UNION ALL
-SELECT 'blocker', described, format('only a superuser can make it, and role %I is none: the copy would stop there', rolname),
-       format('DROP %s; or let a superuser make the shadow''s as part of an extension', described)
-FROM me, (
-  SELECT format('foreign data wrapper %I', fdwname) AS described FROM pg_foreign_data_wrapper w WHERE NOT EXISTS (
-    SELECT FROM pg_depend d WHERE d.classid = 'pg_foreign_data_wrapper'::regclass AND d.objid = w.oid AND d.deptype = 'e')
-  UNION ALL
-  SELECT format('function %s', p.oid::regprocedure) FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-  -- Aggregates and what comes with a range type are no functions of C, though they say so.
-  WHERE p.oid >= 16384 AND (NOT l.lanpltrusted AND p.prokind <> 'a' OR p.proleakproof)
-    AND p.pronamespace <> ALL (ARRAY(SELECT oid FROM pg_namespace WHERE nspname IN ('godwit', 'pg_catalog', 'information_schema')))
-    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype IN ('e', 'i'))
-  UNION ALL
-  SELECT o.described FROM (
-    SELECT 'pg_cast'::regclass AS of, c.oid, format('cast (%s as %s)', castsource::regtype, casttarget::regtype) AS described
-    FROM pg_cast c JOIN pg_type s ON s.oid = castsource JOIN pg_type t ON t.oid = casttarget
-    WHERE castmethod = 'b' OR NOT pg_has_role(s.typowner, 'USAGE') AND NOT pg_has_role(t.typowner, 'USAGE')
-    UNION ALL
-    SELECT 'pg_opfamily', f.oid, format('operator family %I.%I using %I', n.nspname, opfname, amname)
-    FROM pg_opfamily f JOIN pg_namespace n ON n.oid = opfnamespace JOIN pg_am a ON a.oid = opfmethod
-    UNION ALL
-    SELECT 'pg_opclass', c.oid, format('operator class %I.%I using %I', n.nspname, opcname, amname)
-    FROM pg_opclass c JOIN pg_namespace n ON n.oid = opcnamespace JOIN pg_am a ON a.oid = opcmethod WHERE opcfamily < 16384
-    UNION ALL
-    SELECT 'pg_ts_template', t.oid, format('text search template %I.%I', nspname, tmplname) FROM pg_ts_template t JOIN pg_namespace n ON n.oid = tmplnamespace
-    UNION ALL
-    SELECT 'pg_ts_parser', p.oid, format('text search parser %I.%I', nspname, prsname) FROM pg_ts_parser p JOIN pg_namespace n ON n.oid = prsnamespace
-    UNION ALL
-    SELECT 'pg_am', oid, format('access method %I', amname) FROM pg_am
-  ) o WHERE o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.of AND d.objid = o.oid AND d.deptype = 'e')
-) made WHERE NOT rolsuper
 UNION ALL
 SELECT 'warning', format('user mapping for %I, server %I', usename, srvname),
        'its options (a password, say) may be kept from Godwit''s role, and then from the copy: the foreign tables cannot be read after a move',
