@@ -25,6 +25,7 @@ demo: setup ## two zones, a live service, a storm: watch it move and come back (
 	target/release/godwit demo
 
 test: setup ## every test: unit, property, snapshot, end to end with real PostgreSQL, dashboard in a browser
+	@scripts/setup.sh tests
 	scripts/test.sh $(TEST_ARGS)
 	$(if $(TEST_ARGS),,scripts/test-browser.sh tested)
 

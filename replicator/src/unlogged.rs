@@ -8,9 +8,9 @@
 
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::beside::Sides;
+use crate::beside::{Sides, answers, insert};
 use crate::error::Error;
-use crate::fence::{literal, refused};
+use crate::fence::refused;
 use crate::postgres::connection::settings_sql;
 use crate::postgres::quote_ident;
 use crate::postgres::slot::UNLOGGED_TABLES;
@@ -38,8 +38,6 @@ impl Unlogged {
 
 /// How many bytes of them, on the source's disk, are carried at most.
 pub(crate) const MOST: u64 = 16 << 20;
-/// Rows that one INSERT writes.
-const AT_ONCE: usize = 500;
 /// How long mirrored reads may keep one of the shadow's.
 const PATIENCE: &str = "5s";
 
@@ -128,73 +126,12 @@ async fn write(sides: Sides<'_>, tables: &[Table], then: &str) -> Result<(), Err
 /// What writes the rows that were read, one table after the other, after a statement without rows; and how many there are.
 fn inserts(tables: &[Table], answer: &[SimpleQueryMessage]) -> Option<(String, u64)> {
     let (mut sql, mut rows) = (String::new(), 0);
-    let mut answers = answer.split(|message| matches!(message, SimpleQueryMessage::CommandComplete(_)));
+    let mut answers = answers(answer);
     answers.next()?;
-    for table in tables {
-        let values = answers.next()?.iter().filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at)).collect::<Vec<_>>()),
-            _ => None,
-        });
-        let values: Vec<_> = values.collect();
+    for Table { name, columns } in tables {
+        let values = answers.next()?;
         rows += values.len() as u64;
-        table.insert(&values, &mut sql)?;
+        insert(name, columns, |_| None, &values, &mut sql)?;
     }
     Some((sql, rows))
-}
-
-impl Table {
-    fn insert(&self, rows: &[Vec<Option<&str>>], sql: &mut String) -> Option<()> {
-        let Self { name, columns } = self;
-        if columns.is_empty() {
-            sql.push_str(&format!(
-                "INSERT INTO {name} SELECT FROM pg_catalog.generate_series(1, {});\n",
-                rows.len()
-            ));
-            return Some(());
-        }
-        for some in rows.chunks(AT_ONCE) {
-            sql.push_str(&format!(
-                "INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE VALUES ",
-                columns.join(", ")
-            ));
-            for (at, row) in some.iter().enumerate() {
-                if row.len() != columns.len() {
-                    return None;
-                }
-                let values = row.iter().map(|value| value.map_or_else(|| "NULL".to_owned(), literal));
-                sql.push_str(if at == 0 { "(" } else { ", (" });
-                sql.push_str(&values.collect::<Vec<_>>().join(", "));
-                sql.push(')');
-            }
-            sql.push_str(";\n");
-        }
-        Some(())
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_written_as_they_were_read() {
-        let table = Table { name: "public.t".into(), columns: vec!["id".into(), "\"Said\"".into()] };
-        let mut sql = String::new();
-        let mut rows = vec![vec![Some("1"), Some("it's \\ so")], vec![Some("2"), None]];
-        table.insert(&rows, &mut sql).unwrap();
-        assert_eq!(
-            sql,
-            "INSERT INTO public.t (id, \"Said\") OVERRIDING SYSTEM VALUE VALUES ('1',  E'it''s \\\\ so'), ('2', NULL);\n"
-        );
-        rows.push(vec![Some("3")]);
-        assert_eq!(table.insert(&rows, &mut sql), None, "a row of another table");
-        let many = vec![vec![Some("1"), None]; AT_ONCE + 1];
-        sql.clear();
-        table.insert(&many, &mut sql).unwrap();
-        assert_eq!(sql.matches("INSERT INTO").count(), 2);
-        sql.clear();
-        Table { name: "public.none".into(), columns: vec![] }.insert(&[vec![], vec![]], &mut sql).unwrap();
-        assert_eq!(sql, "INSERT INTO public.none SELECT FROM pg_catalog.generate_series(1, 2);\n");
-    }
 }

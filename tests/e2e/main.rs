@@ -16,6 +16,7 @@ mod drivers;
 mod elected;
 mod event_triggers;
 mod events;
+mod extensions;
 mod faults;
 mod feeds;
 mod fence;

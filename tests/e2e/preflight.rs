@@ -13,7 +13,7 @@ use replicator::unlogged::Unlogged;
 use super::standby::Receiver;
 
 #[track_caller]
-fn expect(found: &[Finding], severity: Severity, subject: &str, problem: &str, remedy: &str) {
+pub(crate) fn expect(found: &[Finding], severity: Severity, subject: &str, problem: &str, remedy: &str) {
     assert!(
         found.iter().any(|f| f.severity == severity
             && f.subject == subject
@@ -497,62 +497,6 @@ async fn passwords_that_differ_are_told_to_who_may_read_them() -> Result<()> {
         there.batch_execute(&format!("ALTER ROLE {role} PASSWORD '{verifier}'")).await?;
     }
     assert_eq!(compare(&here, &there).await?, []);
-    Ok(())
-}
-
-/// What users have configured of an extension is the extension's, and not replicated.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_an_extension_was_configured_with_is_told() -> Result<()> {
-    use Severity::{Blocker, Warning};
-    // From 18 on extensions may lie elsewhere than in the server's own folder.
-    let major = 18;
-    let directory = tempfile::tempdir()?;
-    let folder = directory.path().join("extension");
-    std::fs::create_dir(&folder)?;
-    for path in [directory.path(), &folder] {
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    }
-    std::fs::write(
-        folder.join("timer.control"),
-        "default_version = '1.0'\ntrusted = true\nschema = public\n",
-    )?;
-    let made = "CREATE TABLE job (id int PRIMARY KEY, command text, own boolean);
-        INSERT INTO job VALUES (1, 'comes with it', false);
-        SELECT pg_extension_config_dump('job', 'WHERE own'); GRANT SELECT ON job TO PUBLIC;
-        CREATE TABLE secret (id int); SELECT pg_extension_config_dump('secret', '')";
-    std::fs::write(folder.join("timer--1.0.sql"), made)?;
-    let settings = format!("extension_control_path = '{}:$system'\n", directory.path().display());
-    let (source, target) =
-        (TestCluster::start_with(major, &settings)?, TestCluster::start_with(major, &settings)?);
-    let client = source.create_database("shop", "").await?;
-    let empty = target.create_database("shop", "").await?;
-    let here = source.connect("shop").await?;
-    here.batch_execute("CREATE EXTENSION timer").await?;
-    let found = compare(&client, &empty).await?;
-    expect(&found, Warning, "public.secret", "may not read", "GRANT SELECT ON public.secret TO");
-    assert_eq!(found.len(), 1, "what comes with it is there: {found:#?}");
-    here.batch_execute("GRANT SELECT ON secret TO PUBLIC; INSERT INTO job VALUES (7, 'tidy', true)").await?;
-    let rows = "COPY (SELECT * FROM public.job WHERE own) TO STDOUT on the source";
-    let found = compare(&client, &empty).await?;
-    expect(&found, Warning, "public.job", "1 rows that extension timer", rows);
-    assert_eq!(found.len(), 1, "{found:#?}");
-    let there = target.connect("shop").await?;
-    there.batch_execute("CREATE EXTENSION timer").await?;
-    let found = compare(&client, &empty).await?;
-    expect(&found, Blocker, "public.job", "1 rows that extension timer", rows);
-    expect(
-        &found,
-        Blocker,
-        "public",
-        "has SELECT on TABLE public.secret",
-        "GRANT SELECT ON TABLE public.secret TO PUBLIC",
-    );
-    there
-        .batch_execute(
-            "GRANT SELECT ON TABLE public.secret TO PUBLIC; INSERT INTO job VALUES (7, 'tidy', true)",
-        )
-        .await?;
-    assert_eq!(compare(&client, &empty).await?, []);
     Ok(())
 }
 

@@ -151,6 +151,7 @@ impl TestCluster {
             synchronous: true,
             row_security: false,
             caches,
+            extensions: false,
         };
         for grant in grants(&needs) {
             administrator.batch_execute(&grant.sql).await.with_context(|| grant.sql.clone())?;

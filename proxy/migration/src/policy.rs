@@ -81,6 +81,16 @@ pub enum UnloggedTables {
     Carry,
 }
 
+/// What becomes of what extensions keep for their users (jobs of `pg_cron`, say): no stream carries it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeptByExtensions {
+    /// The shadow's follow, but for what an extension acts on by itself: that comes under the hold, and is on the primary only.
+    #[default]
+    Carry,
+    /// It stays as it is on either side.
+    Leave,
+}
+
 /// What becomes of the caches of the shadow's server before a move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Caches {
@@ -376,6 +386,8 @@ pub struct PolicyParts {
     pub schema: SchemaFollows,
     /// What becomes of unlogged tables.
     pub unlogged: UnloggedTables,
+    /// What becomes of what extensions keep.
+    pub extensions: KeptByExtensions,
     /// What slots may keep of the WAL.
     pub slot: SlotRules,
     /// How long the old primary soaks at full capacity before it is retired to a shadow.
@@ -429,7 +441,7 @@ impl Default for PolicyParts {
             copy_rate: None,
             schema: SchemaFollows::Manual,
             unlogged: UnloggedTables::Refuse,
-
+            extensions: KeptByExtensions::Carry,
             slot: SlotRules {
                 budget: ByteCount(8 << 30),
                 alarm: Ratio::new(0.5).unwrap_or_default(),

@@ -41,6 +41,9 @@ pub(super) struct Arguments {
     /// What is in memory is read into the shadow's before a move (warm_up.caches fill).
     #[arg(long)]
     caches: bool,
+    /// What extensions keep for their users is carried (replication.extensions carry). Run the script once they are there.
+    #[arg(long)]
+    extensions: bool,
 }
 
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode> {
@@ -63,6 +66,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode> {
                 synchronous: arguments.synchronous,
                 row_security: arguments.row_security,
                 caches: arguments.caches,
+                extensions: arguments.extensions,
             },
         )],
         (None, None) => bail!("name a resource or --database"),
@@ -83,6 +87,7 @@ fn of_resource(resource: &Resource, arguments: &Arguments) -> Result<Vec<(Option
             synchronous: resource.policy.replication != ReplicationMode::Async,
             row_security: arguments.row_security,
             caches: resource.policy.caches == Caches::Fill,
+            extensions: arguments.extensions,
         };
         (Some(zone.to_owned()), needs)
     };
@@ -136,6 +141,7 @@ mod tests {
             synchronous: false,
             row_security: false,
             caches: false,
+            extensions: false,
         };
         let both = [(Some("a".to_owned()), needs.clone()), (Some("b".to_owned()), needs)];
         let shown = text(&both, Output::Table).expect("text");

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use migration::policy::{
-    AfterRetire, Bound, Caches, Credentials, ExtraGuard, GuardedFact, MaterializedViews, Mode,
-    OnDrainTimeout, Policy, PolicyParts, ReadsDuringHold, ReplicationMode, Reseed, SchemaFollows,
+    AfterRetire, Bound, Caches, Credentials, ExtraGuard, GuardedFact, KeptByExtensions, MaterializedViews,
+    Mode, OnDrainTimeout, Policy, PolicyParts, ReadsDuringHold, ReplicationMode, Reseed, SchemaFollows,
     UnloggedTables,
 };
 
@@ -297,6 +297,9 @@ fn replication<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &m
             ("empty", UnloggedTables::Empty),
             ("carry", UnloggedTables::Carry),
         ])
+    });
+    filled.take(section, "extensions", &mut parts.extensions, |item| {
+        item.choice(&[("carry", KeptByExtensions::Carry), ("leave", KeptByExtensions::Leave)])
     });
     if let Some(mut slot) = section.optional("slot").and_then(|item| item.section()) {
         filled.take(&mut slot, "budget", &mut parts.slot.budget, Item::bytes);

@@ -6,12 +6,12 @@ use migration::policy::Caches;
 use replicator::Error;
 use replicator::caches;
 use replicator::drift::{self, Difference, Mend};
-use replicator::preflight::{Finding, Severity, Side, check_for, compare, has_copy, retention};
+use replicator::preflight::{Finding, Severity, Side, check_for, has_copy, retention};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
 use super::effects::chain;
-use super::unlogged;
+use super::{preflight, unlogged};
 use crate::config::model::Resource;
 
 /// How long the whole examination may take; less than a client of the API waits.
@@ -60,7 +60,7 @@ pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> Doctor
         // The way back starts there: it must fulfil what a source must, too.
         let target = database(resource, shadow, &[Side::Target, Side::Source], &mut found).await;
         if let (Some(source), Some(target)) = (source, target) {
-            match compare(&source, &target).await {
+            match preflight::compared(&source, &target, &resource.policy).await {
                 Ok(findings) => found.extend(views(&both, findings)),
                 Err(error) => found.push(unexamined(&both, chain(error))),
             }

@@ -207,11 +207,12 @@ pub(super) fn named(found: &[Difference]) -> Vec<String> {
 pub(super) async fn lacks(
     databases: &Databases,
     zones: [&str; 2],
+    policy: &Policy,
     front: Option<&PostgresFront>,
 ) -> Vec<String> {
     let read = async {
         let [source, shadow] = databases.both(zones, Purpose::Schema).await?;
-        let found = replicator::preflight::compare(&source, &shadow).await?;
+        let found = super::preflight::compared(&source, &shadow, policy).await?;
         Ok::<_, replicator::Error>(super::preflight::worded(found, zones[1]))
     };
     let mut found = match tokio::time::timeout(PATIENCE, read).await {

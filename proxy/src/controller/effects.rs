@@ -15,6 +15,7 @@ use tokio_postgres::Client;
 use super::compare;
 use super::databases::{Databases, Purpose};
 use super::events::Events;
+use super::extensions::ExtensionRows;
 use super::fencing::Fenced;
 use super::large_objects::LargeObjects;
 use super::live::Live;
@@ -56,6 +57,7 @@ pub struct Hands {
     /// What is carried beside them.
     pub large_objects: Arc<LargeObjects>,
     pub(super) unlogged: UnloggedRows,
+    pub(super) extensions: Arc<ExtensionRows>,
     /// By zone.
     pub drivers: BTreeMap<String, ZoneDriver>,
     /// Endpoints by zone, resolved.
@@ -109,6 +111,7 @@ impl Hands {
     ) -> Self {
         Self {
             unlogged: UnloggedRows::new(resource.clone(), databases.clone()),
+            extensions: Arc::new(ExtensionRows::new(resource.clone(), databases.clone())),
             resource,
             front,
             postgres,
@@ -266,6 +269,7 @@ impl Hands {
                     let zones = [&*run.from.0, &*run.to.0];
                     self.large_objects.catch_up(zones, state.generation.0).await?;
                     self.unlogged.prepare(zones, state.generation.0).await?;
+                    self.extensions.prepare(zones, state.generation.0).await?;
                     self.prepare_fence(run).await?;
                     self.clear_way(&run.from).await?;
                 }
@@ -478,7 +482,8 @@ impl Hands {
         if !differences.is_empty() {
             return Err(format!("the schemas differ: {}", differences.join("; ")));
         }
-        let lacks = super::drift::lacks(&self.databases, zones, self.postgres.as_deref()).await;
+        let lacks =
+            super::drift::lacks(&self.databases, zones, &self.policy(), self.postgres.as_deref()).await;
         if !lacks.is_empty() {
             return Err(lacks.join("; "));
         }

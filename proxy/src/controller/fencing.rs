@@ -90,8 +90,8 @@ impl Hands {
         Ok(())
     }
 
-    /// Sets them as soon as writes are stopped, and again only if a session took numbers before it ended. Then large objects and unlogged
-    /// tables are settled: none of them is in the stream.
+    /// Sets them as soon as writes are stopped, and again only if a session took numbers before it ended. Then large objects, unlogged
+    /// tables and what extensions keep are settled: none of them is in the stream.
     pub(super) async fn set_sequences(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
         let wanted = state.run.as_ref().map(|run| run.generation);
         let client = self.control(zone).await?;
@@ -112,7 +112,9 @@ impl Hands {
                     let zones = [&*state.primary.0, &*zone.0];
                     let generation = state.generation.0;
                     let objects = self.large_objects.settle(zones, generation, left);
-                    return tokio::try_join!(objects, self.unlogged.settle(zones, generation)).map(drop);
+                    let rows = self.unlogged.settle(zones, generation);
+                    return tokio::try_join!(objects, rows, self.extensions.settle(zones, generation))
+                        .map(drop);
                 }
                 Fenced::Failed(why) => return Err(why),
                 Fenced::No => return Err("the fence's sequences are not known to this process".into()),

@@ -176,10 +176,11 @@ impl Machine {
         (machine, handle)
     }
 
-    /// What the stream does not carry follows beside it until cancelled: the schema, large objects, sequences.
+    /// What the stream does not carry follows beside it until cancelled: the schema, large objects, sequences, what extensions keep.
     pub fn follow_beside(&self, stop: &CancellationToken) {
         self.measure.compare_schemas(&self.hands, &self.state.primary.0, self.view.clone(), stop);
         self.hands.large_objects.watch(self.view.clone(), stop);
+        self.hands.extensions.follow(self.view.clone(), stop);
         sequences::follow(self.hands.databases.clone(), self.view.clone(), stop);
     }
 

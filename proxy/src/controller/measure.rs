@@ -141,7 +141,11 @@ impl Measure {
                     *was_copied != copied || now.saturating_duration_since(*when) >= every
                 });
                 if again {
-                    lacks = Some((now, copied, drift::lacks(&databases, zones, front.as_deref()).await));
+                    lacks = Some((
+                        now,
+                        copied,
+                        drift::lacks(&databases, zones, &resource.load().policy, front.as_deref()).await,
+                    ));
                 }
                 let differences = drift::differences(&databases, zones).await;
                 let mut found = match &differences {

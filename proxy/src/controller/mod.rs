@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod drift;
 pub mod effects;
 pub mod events;
+pub mod extensions;
 mod fed;
 mod fencing;
 pub mod forecast;

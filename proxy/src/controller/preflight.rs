@@ -1,7 +1,8 @@
 //! What stands in the way in a database, in words that an operator can act on.
 
-use migration::policy::Policy;
-use replicator::preflight::{Finding, Severity, Side, check_for};
+use migration::policy::{KeptByExtensions, Policy};
+use replicator::Error;
+use replicator::preflight::{Finding, Severity, Side, check_for, compare_for};
 use tokio_postgres::Client;
 
 use super::effects::chain;
@@ -25,6 +26,15 @@ pub(super) async fn blockers(
 ) -> Result<Vec<String>, String> {
     let found = check_for(client, side, unlogged::wanted(policy.unlogged)).await;
     Ok(worded(found.map_err(chain)?, zone))
+}
+
+/// What is not the same on both sides and should be.
+pub(super) async fn compared(
+    source: &Client,
+    shadow: &Client,
+    policy: &Policy,
+) -> Result<Vec<Finding>, Error> {
+    compare_for(source, shadow, policy.extensions == KeptByExtensions::Carry).await
 }
 
 pub(super) fn worded(findings: Vec<Finding>, zone: &str) -> Vec<String> {

@@ -5,18 +5,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use migration::policy::{Policy, ReplicationMode};
+use migration::policy::{KeptByExtensions, Policy, ReplicationMode};
 use migration::units::{Generation, Zone};
 use replicator::drift::Filling;
 use replicator::postgres::slot::{self, Lane};
 use replicator::status::{Phase, StreamStatus};
-use replicator::{Lsn, fence, identity, lanes, synchronous};
+use replicator::{Lsn, extensions, fence, identity, lanes, synchronous};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use replicator::preflight::Side;
+use replicator::preflight::{Side, has_copy};
 
 use super::databases::{Databases, Purpose};
 use super::effects::chain;
@@ -226,6 +226,9 @@ impl Streams {
             blockers.extend(preflight::worded(lacking, &target.0));
             if !blockers.is_empty() {
                 return Err(format!("not ready: {}", blockers.join("; ")));
+            }
+            if policy.extensions == KeptByExtensions::Carry && !has_copy(&to).await.map_err(chain)? {
+                extensions::seed(&from, &to).await.map_err(chain)?;
             }
         }
         let name = slot::slot_name(&self.resource, generation.0);

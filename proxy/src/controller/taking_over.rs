@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migration::cutover::{Capacity, State};
+use migration::policy::KeptByExtensions;
 use migration::units::{Generation, Zone};
 use replicator::postgres::slot::Lane;
-use replicator::{fence, synchronous, takeover};
+use replicator::{extensions, fence, synchronous, takeover};
 use tokio_postgres::Client;
 
 use super::databases::Purpose;
@@ -181,6 +182,12 @@ impl Hands {
         // One that an undone migration made is of rows that the lost primary may not have.
         self.streams.drop_slots(generation, &client).await?;
         takeover::advance_sequences(&client).await.map_err(chain)?;
+        if self.policy().extensions == KeptByExtensions::Carry
+            && let Err(error) = extensions::unpark(&client, resource, before.0).await
+        {
+            // A service without them is better than none.
+            tracing::error!(%resource, %zone, error = chain(error), "what extensions act on is not in place");
+        }
         tracing::warn!(
             %resource, %zone, %lost, applied = applied.map(|lsn| lsn.to_string()),
             "the shadow takes over: what its primary committed after that is lost"

@@ -384,6 +384,7 @@ fn needs() -> Needs {
         synchronous: true,
         row_security: false,
         caches: true,
+        extensions: false,
     }
 }
 

@@ -41,6 +41,9 @@ CREATE TABLE IF NOT EXISTS godwit.leader (
 -- Runs that were undone: what one of them sends late is refused.
 CREATE TABLE IF NOT EXISTS godwit.undone (run text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now());
 
+-- What a shadow's extensions are to act on once it is the primary: the statements that say so to them, as of this generation.
+CREATE TABLE IF NOT EXISTS godwit.parked (resource text PRIMARY KEY, generation bigint NOT NULL, statements text NOT NULL);
+
 -- The run that the slots of the way back belong to, and when it began: an earlier one neither claims nor drops them.
 CREATE TABLE IF NOT EXISTS godwit.way_back (resource text PRIMARY KEY, run text NOT NULL, begun_ms bigint NOT NULL);
 

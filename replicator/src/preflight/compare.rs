@@ -10,6 +10,7 @@ use tokio_postgres::error::SqlState;
 
 use super::{Finding, Severity, filled, findings, holds, paths, rows, strings};
 use crate::error::Error;
+use crate::extensions;
 use crate::fence::{literal, refused};
 use crate::postgres::quote_ident;
 
@@ -22,6 +23,11 @@ const MAKEABLE: &str = "SELECT extname FROM pg_extension UNION \
 /// What the target lacks of the source: extensions and what they were configured with, passwords, roles and their rights, collations, what the server is built with and
 /// knows, settings, encoding, standbys, the right time. Blockers first.
 pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
+    compare_for(source, target, true).await
+}
+
+/// The same for moves that leave, or carry, what extensions keep for their users.
+pub async fn compare_for(source: &Client, target: &Client, carried: bool) -> Result<Vec<Finding>, Error> {
     let mut found = Vec::new();
     let sql = "SELECT extname::text, quote_ident(extname), CASE WHEN nspname NOT IN ('public', 'pg_catalog') THEN quote_ident(nspname) END \
         FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace ORDER BY 1";
@@ -54,7 +60,7 @@ pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, E
     }
     found.extend(superusers(source, target).await?);
     found.extend(encodings(source, target).await?);
-    found.extend(configuration(source, target).await?);
+    found.extend(extensions::findings(source, target, carried).await?);
     found.extend(passwords(source, target).await?);
     found.extend(lacks(source, target).await?);
     found.extend(settings(source, target).await?);
@@ -137,73 +143,6 @@ async fn lacks(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> 
         .replace("{{xml}}", &xml.to_string())
         .replace("{{needs}}", &literal(&needs));
     findings(target, &sql).await
-}
-
-/// Tables that an extension keeps what its users configure in, and which rows of theirs are users': PostgreSQL's own dumps have them,
-/// but they are the extension's, and so not replicated.
-const CONFIGURATION: &str = "SELECT e.extname::text, format('%I.%I', n.nspname, c.relname), coalesce(t.condition, '') \
-    FROM pg_extension e, unnest(e.extconfig, e.extcondition) AS t(id, condition) \
-    JOIN pg_class c ON c.oid = t.id AND c.relkind IN ('r', 'p') JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2";
-/// Of a table with more rows it is not looked whether they are equal.
-const ROWS: i64 = 10_000;
-
-/// What users have configured of extensions, where the target has something else.
-async fn configuration(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
-    let mut found = Vec::new();
-    let unread = |error| refused("cannot read what extensions keep")(error);
-    for row in source.query(CONFIGURATION, &[]).await.map_err(unread)? {
-        let (extension, table, condition): (String, String, String) = (row.get(0), row.get(1), row.get(2));
-        let kept = format!(
-            "SELECT count(*), md5(string_agg(h, '' ORDER BY h)) FROM \
-             (SELECT md5(t::text) AS h FROM (SELECT * FROM {table} {condition} LIMIT {}) t) k",
-            ROWS + 1
-        );
-        let Some(here) = readable(source.query_one(&kept, &[]).await).map_err(unread)? else {
-            found.push(unreadable(&extension, &table));
-            continue;
-        };
-        let (count, digest): (i64, Option<String>) = (here.get(0), here.get(1));
-        if count == 0 {
-            continue;
-        }
-        let there =
-            target.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await.map_err(unread)?;
-        let is_there: bool = there.get(0);
-        if is_there && count <= ROWS {
-            let Some(there) = readable(target.query_one(&kept, &[]).await).map_err(unread)? else {
-                found.push(unreadable(&extension, &table));
-                continue;
-            };
-            if (there.get::<_, i64>(0), there.get::<_, Option<String>>(1)) == (count, digest) {
-                continue;
-            }
-        }
-        let rows = if count > ROWS { format!("more than {ROWS}") } else { count.to_string() };
-        found.push(Finding {
-            // Before the copy there is nothing to mend.
-            severity: if is_there { Severity::Blocker } else { Severity::Warning },
-            subject: table.clone(),
-            problem: format!(
-                "{rows} rows that extension {extension} was configured with: they are not replicated, and the target has others"
-            ),
-            remedy: Some(format!(
-                "once the copy is made: COPY (SELECT * FROM {table}{}{condition}) TO STDOUT on the source, COPY {table} FROM STDIN on the target",
-                if condition.is_empty() { "" } else { " " }
-            )),
-        });
-    }
-    Ok(found)
-}
-
-fn unreadable(extension: &str, table: &str) -> Finding {
-    Finding {
-        severity: Severity::Warning,
-        subject: table.into(),
-        problem: format!(
-            "what extension {extension} was configured with is not replicated, and Godwit's role may not read whether it is the same on both sides"
-        ),
-        remedy: Some(format!("GRANT SELECT ON {table} TO Godwit's role, on both")),
-    }
 }
 
 /// None: the role may not read that.

@@ -6,7 +6,7 @@
 mod compare;
 mod paths;
 
-pub use compare::{compare, superusers};
+pub use compare::{compare, compare_for, superusers};
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;

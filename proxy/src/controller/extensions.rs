@@ -1,0 +1,145 @@
+//! What extensions keep for their users follows beside the stream, since it is theirs and not the service's; and once more under the hold, where
+//! the shadow's get what they act on as well.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use migration::policy::KeptByExtensions;
+use replicator::beside::Sides;
+use replicator::extensions::{self, All, Rows};
+use tokio_util::sync::CancellationToken;
+
+use super::databases::{Databases, Purpose};
+use super::drift;
+use super::effects::chain;
+use super::live::Live;
+use super::view::ResourceView;
+use crate::clock;
+use crate::lock::lock;
+
+/// How often it is read.
+const EVERY: Duration = Duration::from_secs(60);
+/// How often it is looked whether there is a stream to follow.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Carries what one resource's extensions keep.
+pub struct ExtensionRows {
+    live: Arc<Live>,
+    databases: Arc<Databases>,
+    /// The stream's generation, what there is to be carried under the hold, and what the shadow has of it.
+    left: Mutex<Option<(u64, All, Rows)>>,
+    /// Held while the shadow's follow: what is put in place under a hold, nobody takes away late.
+    following: tokio::sync::Mutex<()>,
+}
+
+impl ExtensionRows {
+    /// Nothing is known yet.
+    pub fn new(live: Arc<Live>, databases: Arc<Databases>) -> Self {
+        Self { live, databases, left: Mutex::default(), following: tokio::sync::Mutex::default() }
+    }
+
+    fn carried(&self) -> bool {
+        self.live.load().policy.extensions == KeptByExtensions::Carry
+    }
+
+    /// Has the shadow's follow while there is a copy and nothing is moved; ends with `stop`.
+    pub(super) fn follow(self: &Arc<Self>, view: Arc<ArcSwap<ResourceView>>, stop: &CancellationToken) {
+        let this = self.clone();
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            // Of which generation, when, and what the shadow has.
+            let mut known: Option<(u64, Instant, Rows)> = None;
+            loop {
+                // A move that begins from here on waits.
+                let following = this.following.lock().await;
+                let now = view.load_full();
+                if drift::stands_in_the_way(&now).is_some() || now.replication.state != "streaming" {
+                    // What a move that was undone has left there goes.
+                    known = None;
+                } else if this.carried() {
+                    let at = clock::monotonic();
+                    let last = known.take().filter(|(of, ..)| *of == now.generation);
+                    known = match last {
+                        Some((of, when, rows)) if at.saturating_duration_since(when) < EVERY => {
+                            Some((of, when, rows))
+                        }
+                        last => {
+                            let zones = [&*now.primary, &*now.shadow];
+                            let before = last.map(|(.., rows)| rows);
+                            let rows = this.bring(zones, now.generation, before.as_ref()).await;
+                            if let Err(why) = &rows {
+                                // What is not allowed, or too much, is a finding.
+                                tracing::debug!(
+                                    resource = now.name,
+                                    why,
+                                    "what extensions keep does not follow"
+                                );
+                            }
+                            Some((now.generation, at, rows.or_else(|_| before.ok_or(())).unwrap_or_default()))
+                        }
+                    };
+                }
+                drop(following);
+                tokio::time::sleep(LOOK).await;
+            }
+        }));
+    }
+
+    /// Gives the shadow what the primary has, unless that is what it has been given `before`.
+    async fn bring(&self, zones: [&str; 2], generation: u64, before: Option<&Rows>) -> Result<Rows, String> {
+        let [source, shadow] = self.databases.both(zones, Purpose::Schema).await.map_err(chain)?;
+        let live = self.live.load();
+        let sides = Sides { source: &source, shadow: &shadow, resource: &live.name, generation };
+        let all = extensions::all(&source, &shadow).await.map_err(chain)?;
+        let rows = all.read(&source).await.map_err(chain)?;
+        if before != Some(&rows) {
+            all.follow(sides, &rows).await.map_err(chain)?;
+        }
+        Ok(rows)
+    }
+
+    /// Right before the hold: the shadow has what the primary has at this moment.
+    pub async fn prepare(&self, zones: [&str; 2], generation: u64) -> Result<(), String> {
+        *lock(&self.left) = None;
+        if !self.carried() {
+            return Ok(());
+        }
+        // The view tells of the move by now: what follows later finds it in the way.
+        drop(self.following.lock().await);
+        let prepared = self
+            .with(zones, generation, async |sides| {
+                let all = extensions::all(sides.source, sides.shadow).await?;
+                let rows = all.read(sides.source).await?;
+                all.follow(sides, &rows).await?;
+                Ok((all, rows))
+            })
+            .await;
+        let (all, rows) = prepared?;
+        *lock(&self.left) = Some((generation, all, rows));
+        Ok(())
+    }
+
+    /// Under the hold, when nobody is connected any more: what changed since, and what is acted on.
+    pub async fn settle(&self, zones: [&str; 2], generation: u64) -> Result<(), String> {
+        let left = lock(&self.left).take().filter(|(of, all, _)| *of == generation && !all.is_empty());
+        let Some((_, all, before)) = left else { return Ok(()) };
+        self.with(zones, generation, async |sides| {
+            let rows = all.read(sides.source).await?;
+            all.settle(sides, &rows, &before).await
+        })
+        .await
+    }
+
+    async fn with<T>(
+        &self,
+        zones: [&str; 2],
+        generation: u64,
+        what: impl AsyncFnOnce(Sides<'_>) -> Result<T, replicator::Error>,
+    ) -> Result<T, String> {
+        let [source, shadow] = self.databases.both(zones, Purpose::Control).await.map_err(chain)?;
+        let live = self.live.load();
+        what(Sides { source: &source, shadow: &shadow, resource: &live.name, generation })
+            .await
+            .map_err(chain)
+    }
+}
