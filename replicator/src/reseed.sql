@@ -11,6 +11,8 @@ DECLARE
   epoch_row godwit.epoch;
   object record;
   named record;
+  -- Schemas that stay, and what is in them goes.
+  kept oid[] := ARRAY[to_regnamespace('public')::oid];
 BEGIN
   SELECT e.* INTO epoch_row FROM godwit.epoch e WHERE e.resource = {{resource}} FOR UPDATE;
   IF epoch_row.generation > {{generation}} THEN
@@ -30,33 +32,46 @@ BEGIN
   PERFORM pg_terminate_backend(l.pid, 5000) FROM pg_locks l
     WHERE l.locktype = 'advisory' AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
       AND l.classid = ({{fills}} >> 32)::oid AND l.objid = ({{fills}} & 4294967295)::oid AND l.objsubid = 1 AND l.granted;
+  -- One that an extension was put into, or that a superuser made beforehand, could not be made again.
+  kept := kept || ARRAY(SELECT n.oid FROM pg_namespace n
+    WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit,public}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
+      AND (NOT pg_has_role(n.nspowner, 'USAGE') OR EXISTS (SELECT FROM pg_extension e WHERE e.extnamespace = n.oid)));
   FOR object IN
     SELECT n.oid, n.nspname FROM pg_namespace n
     WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit,public}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_namespace'::regclass AND d.objid = n.oid AND d.deptype = 'e')
+      AND n.oid <> ALL (kept)
     ORDER BY n.nspname
   LOOP
     EXECUTE format('DROP SCHEMA %I CASCADE', object.nspname);
   END LOOP;
-  -- Schema public itself belongs to the server's own; what is in it goes, tables first and sequences last: those of identity
-  -- columns go with their table. Extensions stay.
+  -- What is in those that stay goes, tables first and sequences last: those of identity columns go with their table. Extensions stay, and so does
+  -- what is a superuser's.
   FOR object IN
     SELECT o.classid, o.objid, coalesce(c.relkind IN ('r', 'p', 'f'), false) AS is_table, coalesce(c.relkind = 'S', false) AS is_sequence
     FROM (
       SELECT d.classid, d.objid FROM pg_depend d
-      WHERE d.refclassid = 'pg_namespace'::regclass AND d.refobjid = to_regnamespace('public') AND d.deptype = 'n'
+      WHERE d.refclassid = 'pg_namespace'::regclass AND d.refobjid = ANY (kept) AND d.deptype = 'n'
       UNION SELECT 'pg_foreign_server'::regclass, s.oid FROM pg_foreign_server s
       UNION SELECT 'pg_event_trigger'::regclass, t.oid FROM pg_event_trigger t
       UNION SELECT 'pg_cast'::regclass, c.oid FROM pg_cast c WHERE c.oid >= 16384
     ) o LEFT JOIN pg_class c ON o.classid = 'pg_class'::regclass AND c.oid = o.objid
     WHERE o.classid <> 'pg_extension'::regclass
       AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = o.classid AND e.objid = o.objid AND e.deptype = 'e')
+      -- A schema's owner may drop what is another's there, but not make it again. (Of the first superuser's nothing is written down, nor of casts.)
+      AND (o.classid = 'pg_cast'::regclass OR (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = current_user)
+        OR EXISTS (SELECT FROM pg_shdepend s WHERE s.dbid = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+          AND s.classid = o.classid AND s.objid = o.objid AND s.deptype = 'o' AND pg_has_role(s.refobjid, 'USAGE')))
     ORDER BY is_table DESC, is_sequence, o.classid, o.objid
   LOOP
     SELECT i.type, i.identity INTO named FROM pg_identify_object(object.classid, object.objid, 0) i;
     -- Some went with another.
     CONTINUE WHEN named.identity IS NULL;
-    EXECUTE format('DROP %s IF EXISTS %s CASCADE', named.type, named.identity);
+    BEGIN
+      EXECUTE format('DROP %s IF EXISTS %s CASCADE', named.type, named.identity);
+    EXCEPTION WHEN insufficient_privilege THEN
+      -- The copy leaves it, too.
+    END;
   END LOOP;
   DELETE FROM godwit.copying WHERE stream = {{stream}};
   -- Nothing of an earlier copy may count as there. (An older Godwit has not made these.)

@@ -174,8 +174,23 @@ async fn what_they_act_on_is_where_the_primary_is() -> Result<()> {
     .await?;
     leader.until("it takes over", |view| view.primary == far.name).await?;
     until("it acts on what was parked", async || Ok(acted_on(far).await? == all)).await?;
-    drop(leader);
-    signal_all(&frozen, Signal::CONT)
+    signal_all(&frozen, Signal::CONT)?;
+    // What comes back is seeded anew: extensions, their schemas and what a superuser made stay.
+    superuser(near)
+        .await?
+        .batch_execute("CREATE FUNCTION public.by_superuser() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        .await?;
+    let path = format!("/api/v1/resources/{RESOURCE}/reseed");
+    until("a new seed is taken up", async || Ok(leader.client.send(&path, &json!({})).await.is_ok())).await?;
+    leader
+        .until("it has a copy", |view| view.replication.state == "streaming" && view.phase == "shadowing")
+        .await?;
+    until("it acts no more", async || Ok(acted_on(near).await?.is_empty())).await?;
+    ensure!(
+        texts(near, "SELECT 'there' WHERE to_regproc('public.by_superuser') IS NOT NULL").await?.len() == 1
+    );
+    ensure!(texts(near, partitions).await? == texts(far, partitions).await?);
+    Ok(())
 }
 
 /// Whatever happens to the node, jobs are on one side: the primary's.

@@ -20,6 +20,8 @@ use crate::lock::lock;
 
 /// How often it is read.
 const EVERY: Duration = Duration::from_secs(60);
+/// How long a move waits for what follows at that moment.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked whether there is a stream to follow.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -48,7 +50,7 @@ impl ExtensionRows {
         let this = self.clone();
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             // Of which generation, when, and what the shadow has.
-            let mut known: Option<(u64, Instant, Rows)> = None;
+            let mut known: Option<(u64, Instant, Option<Rows>)> = None;
             loop {
                 // A move that begins from here on waits.
                 let following = this.following.lock().await;
@@ -65,9 +67,12 @@ impl ExtensionRows {
                         }
                         last => {
                             let zones = [&*now.primary, &*now.shadow];
-                            let before = last.map(|(.., rows)| rows);
-                            let rows = this.bring(zones, now.generation, before.as_ref()).await;
-                            if let Err(why) = &rows {
+                            let before = last.and_then(|(.., rows)| rows);
+                            let bringing = this.bring(zones, now.generation, before.as_ref());
+                            let brought = tokio::time::timeout(PATIENCE, bringing).await;
+                            let brought = brought
+                                .unwrap_or_else(|_| Err(format!("not done within {} s", PATIENCE.as_secs())));
+                            if let Err(why) = &brought {
                                 // What is not allowed, or too much, is a finding.
                                 tracing::debug!(
                                     resource = now.name,
@@ -75,7 +80,7 @@ impl ExtensionRows {
                                     "what extensions keep does not follow"
                                 );
                             }
-                            Some((now.generation, at, rows.or_else(|_| before.ok_or(())).unwrap_or_default()))
+                            Some((now.generation, at, brought.ok().or(before)))
                         }
                     };
                 }
