@@ -11,6 +11,7 @@ use replicator::grants::{Needs, grants};
 use replicator::preflight::{Severity, compare, compare_for};
 use rustix::process::Signal;
 use serde_json::json;
+use tempfile::TempDir;
 use tokio_postgres::Client;
 
 use crate::cutover::died_or_finished;
@@ -227,20 +228,22 @@ async fn a_kill_after_any_journal_record_leaves_jobs_with_the_primary() -> Resul
     Ok(())
 }
 
-/// What is only read is on both sides, and before the rows that need it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_read_of_them_follows() -> Result<()> {
-    // From 18 on extensions may lie elsewhere than in the server's own folder.
+/// An extension of one's own. From 18 on extensions may lie elsewhere than in the server's own folder.
+fn extension(name: &str, control: &str, sql: &str) -> Result<TempDir> {
     let directory = tempfile::tempdir()?;
     let folder = directory.path().join("extension");
     std::fs::create_dir(&folder)?;
     for path in [directory.path(), &folder] {
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     }
-    std::fs::write(
-        folder.join("units.control"),
-        "default_version = '1.0'\nschema = units\nsuperuser = true\n",
-    )?;
+    std::fs::write(folder.join(format!("{name}.control")), format!("default_version = '1.0'\n{control}"))?;
+    std::fs::write(folder.join(format!("{name}--1.0.sql")), sql)?;
+    Ok(directory)
+}
+
+/// What is only read is on both sides, and before the rows that need it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_read_of_them_follows() -> Result<()> {
     let made = "CREATE TABLE unit (name text PRIMARY KEY, factor int, own bool DEFAULT true);
         INSERT INTO unit VALUES ('gram', 1, false), ('kilogram', 1000, false);
         SELECT pg_extension_config_dump('unit', 'WHERE own');
@@ -248,7 +251,7 @@ async fn what_is_read_of_them_follows() -> Result<()> {
           DECLARE f int := (SELECT u.factor FROM units.unit u WHERE u.name = unit);
           BEGIN IF f IS NULL THEN RAISE 'no unit %', unit; END IF; RETURN n * f; END $$;
         GRANT SELECT ON unit TO PUBLIC; GRANT INSERT, UPDATE, DELETE ON unit TO PUBLIC";
-    std::fs::write(folder.join("units--1.0.sql"), made)?;
+    let directory = extension("units", "schema = units\nsuperuser = true\n", made)?;
     let mut options = options(false)?;
     options.bins = [options.bins[1].clone(), options.bins[1].clone()];
     options.policy = options.policy.replace("cooldown: 12s", "cooldown: 1s");
@@ -290,23 +293,12 @@ async fn what_is_read_of_them_follows() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_carried_is_told() -> Result<()> {
     use Severity::{Blocker, Warning};
-    // From 18 on extensions may lie elsewhere than in the server's own folder.
     let major = 18;
-    let directory = tempfile::tempdir()?;
-    let folder = directory.path().join("extension");
-    std::fs::create_dir(&folder)?;
-    for path in [directory.path(), &folder] {
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    }
-    std::fs::write(
-        folder.join("timer.control"),
-        "default_version = '1.0'\ntrusted = true\nschema = public\n",
-    )?;
     let made = "CREATE TABLE job (id int PRIMARY KEY, command text, own boolean);
         INSERT INTO job VALUES (1, 'comes with it', false);
         SELECT pg_extension_config_dump('job', 'WHERE own'); GRANT SELECT ON job TO PUBLIC;
         CREATE TABLE secret (id int); SELECT pg_extension_config_dump('secret', '')";
-    std::fs::write(folder.join("timer--1.0.sql"), made)?;
+    let directory = extension("timer", "trusted = true\nschema = public\n", made)?;
     let settings = format!("extension_control_path = '{}:$system'\n", directory.path().display());
     let (source, target) =
         (TestCluster::start_with(major, &settings)?, TestCluster::start_with(major, &settings)?);

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use replicator::Error;
+use replicator::beside::Sides;
 use replicator::postgres::{connect_unhurried, connect_unseen};
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
+use super::effects::chain;
 use super::live::Live;
 use crate::clock;
 use crate::config::model::Database;
@@ -129,6 +131,20 @@ impl Databases {
     pub async fn both(&self, [one, other]: [&str; 2], purpose: Purpose) -> Result<[Arc<Client>; 2], Error> {
         let (one, other) = tokio::try_join!(self.get(one, purpose), self.get(other, purpose))?;
         Ok([one, other])
+    }
+
+    /// Does something beside the stream of a generation: from the first zone's database to the second's, the shadow's.
+    pub(super) async fn beside<T>(
+        &self,
+        zones: [&str; 2],
+        generation: u64,
+        purpose: Purpose,
+        what: impl AsyncFnOnce(Sides<'_>) -> Result<T, Error>,
+    ) -> Result<T, String> {
+        let [source, shadow] = self.both(zones, purpose).await.map_err(chain)?;
+        let live = self.live.load();
+        let sides = Sides { source: &source, shadow: &shadow, resource: &live.name, generation };
+        what(sides).await.map_err(chain)
     }
 
     /// Forgets a connection, so that the next `get` makes a new one.

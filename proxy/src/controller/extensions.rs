@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::databases::{Databases, Purpose};
 use super::drift;
-use super::effects::chain;
 use super::live::Live;
 use super::view::ResourceView;
 use crate::clock;
@@ -68,7 +67,8 @@ impl ExtensionRows {
                         last => {
                             let zones = [&*now.primary, &*now.shadow];
                             let before = last.and_then(|(.., rows)| rows);
-                            let bringing = this.bring(zones, now.generation, before.as_ref());
+                            let bringing =
+                                this.bring(zones, now.generation, Purpose::Schema, before.as_ref());
                             let brought = tokio::time::timeout(PATIENCE, bringing).await;
                             let brought = brought
                                 .unwrap_or_else(|_| Err(format!("not done within {} s", PATIENCE.as_secs())));
@@ -80,7 +80,8 @@ impl ExtensionRows {
                                     "what extensions keep does not follow"
                                 );
                             }
-                            Some((now.generation, at, brought.ok().or(before)))
+                            let rows = brought.ok().map(|(_, rows)| rows).or(before);
+                            Some((now.generation, at, rows))
                         }
                     };
                 }
@@ -91,16 +92,22 @@ impl ExtensionRows {
     }
 
     /// Gives the shadow what the primary has, unless that is what it has been given `before`.
-    async fn bring(&self, zones: [&str; 2], generation: u64, before: Option<&Rows>) -> Result<Rows, String> {
-        let [source, shadow] = self.databases.both(zones, Purpose::Schema).await.map_err(chain)?;
-        let live = self.live.load();
-        let sides = Sides { source: &source, shadow: &shadow, resource: &live.name, generation };
-        let all = extensions::all(&source, &shadow).await.map_err(chain)?;
-        let rows = all.read(&source).await.map_err(chain)?;
-        if before != Some(&rows) {
-            all.follow(sides, &rows).await.map_err(chain)?;
-        }
-        Ok(rows)
+    async fn bring(
+        &self,
+        zones: [&str; 2],
+        generation: u64,
+        purpose: Purpose,
+        before: Option<&Rows>,
+    ) -> Result<(All, Rows), String> {
+        let bring = async |sides: Sides<'_>| {
+            let all = extensions::all(sides.source, sides.shadow).await?;
+            let rows = all.read(sides.source).await?;
+            if before != Some(&rows) {
+                all.follow(sides, &rows).await?;
+            }
+            Ok((all, rows))
+        };
+        self.databases.beside(zones, generation, purpose, bring).await
     }
 
     /// Right before the hold: the shadow has what the primary has at this moment.
@@ -111,15 +118,7 @@ impl ExtensionRows {
         }
         // The view tells of the move by now: what follows later finds it in the way.
         drop(self.following.lock().await);
-        let prepared = self
-            .with(zones, generation, async |sides| {
-                let all = extensions::all(sides.source, sides.shadow).await?;
-                let rows = all.read(sides.source).await?;
-                all.follow(sides, &rows).await?;
-                Ok((all, rows))
-            })
-            .await;
-        let (all, rows) = prepared?;
+        let (all, rows) = self.bring(zones, generation, Purpose::Control, None).await?;
         *lock(&self.left) = Some((generation, all, rows));
         Ok(())
     }
@@ -128,23 +127,11 @@ impl ExtensionRows {
     pub async fn settle(&self, zones: [&str; 2], generation: u64) -> Result<(), String> {
         let left = lock(&self.left).take().filter(|(of, all, _)| *of == generation && !all.is_empty());
         let Some((_, all, before)) = left else { return Ok(()) };
-        self.with(zones, generation, async |sides| {
-            let rows = all.read(sides.source).await?;
-            all.settle(sides, &rows, &before).await
-        })
-        .await
-    }
-
-    async fn with<T>(
-        &self,
-        zones: [&str; 2],
-        generation: u64,
-        what: impl AsyncFnOnce(Sides<'_>) -> Result<T, replicator::Error>,
-    ) -> Result<T, String> {
-        let [source, shadow] = self.databases.both(zones, Purpose::Control).await.map_err(chain)?;
-        let live = self.live.load();
-        what(Sides { source: &source, shadow: &shadow, resource: &live.name, generation })
+        self.databases
+            .beside(zones, generation, Purpose::Control, async |sides| {
+                let rows = all.read(sides.source).await?;
+                all.settle(sides, &rows, &before).await
+            })
             .await
-            .map_err(chain)
     }
 }

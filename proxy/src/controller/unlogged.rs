@@ -8,7 +8,6 @@ use replicator::beside::Sides;
 use replicator::unlogged::{self, Table, Unlogged};
 
 use super::databases::{Databases, Purpose};
-use super::effects::chain;
 use super::live::Live;
 use crate::clock;
 use crate::lock::lock;
@@ -57,12 +56,22 @@ impl UnloggedRows {
             return Ok(());
         }
         let rows = wanted == UnloggedTables::Carry;
-        let tables = self.with(zones, generation, async |sides| unlogged::tables(sides, rows).await).await?;
+        let tables = self
+            .databases
+            .beside(zones, generation, Purpose::Control, async |sides| unlogged::tables(sides, rows).await)
+            .await?;
         if !rows {
-            return self.with(zones, generation, async |sides| unlogged::empty(sides, &tables).await).await;
+            return self
+                .databases
+                .beside(zones, generation, Purpose::Control, async |sides| {
+                    unlogged::empty(sides, &tables).await
+                })
+                .await;
         }
         let began = clock::monotonic();
-        self.with(zones, generation, async |sides| unlogged::carry(sides, &tables).await).await?;
+        self.databases
+            .beside(zones, generation, Purpose::Control, async |sides| unlogged::carry(sides, &tables).await)
+            .await?;
         let took = clock::monotonic().saturating_duration_since(began);
         if took > hold / 2 {
             return Err(format!(
@@ -80,21 +89,8 @@ impl UnloggedRows {
         let left = lock(&self.left).take().filter(|(of, tables)| *of == generation && !tables.is_empty());
         let Some((_, tables)) = left else { return Ok(()) };
         let carry = async |sides: Sides<'_>| unlogged::carry(sides, &tables).await;
-        let rows = self.with(zones, generation, carry).await?;
+        let rows = self.databases.beside(zones, generation, Purpose::Control, carry).await?;
         tracing::debug!(resource = %self.live.load().name, rows, "unlogged tables are carried");
         Ok(())
-    }
-
-    async fn with<T>(
-        &self,
-        zones: [&str; 2],
-        generation: u64,
-        what: impl AsyncFnOnce(Sides<'_>) -> Result<T, replicator::Error>,
-    ) -> Result<T, String> {
-        let [source, shadow] = self.databases.both(zones, Purpose::Control).await.map_err(chain)?;
-        let live = self.live.load();
-        what(Sides { source: &source, shadow: &shadow, resource: &live.name, generation })
-            .await
-            .map_err(chain)
     }
 }
