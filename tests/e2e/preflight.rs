@@ -53,6 +53,8 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
                  CREATE TABLE lost (id int NOT NULL); CREATE UNIQUE INDEX lost_i ON lost (id);
                  ALTER TABLE lost REPLICA IDENTITY USING INDEX lost_i; DROP INDEX lost_i;
                  CREATE TABLE whole (id int); ALTER TABLE whole REPLICA IDENTITY FULL;
+                 CREATE TABLE offered (a int NOT NULL, b int NOT NULL, c int UNIQUE, CONSTRAINT \"Both\" UNIQUE (a, b) INCLUDE (c));
+                 CREATE UNIQUE INDEX ON offered (a) WHERE b > 0; CREATE UNIQUE INDEX ON offered (abs(a));
                  CREATE TABLE made (id int, twice int GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (id, twice));
                  CREATE TABLE spare (LIKE made INCLUDING ALL); ALTER TABLE spare REPLICA IDENTITY FULL;
                  CREATE TABLE beside (id int, twice int GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (id) INCLUDE (twice));
@@ -77,7 +79,10 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
         expect(&found, Warning, "max_wal_senders", "1 of 1", "= 3");
         expect(&found, Blocker, "public.keyless", "no usable primary key", "REPLICA IDENTITY FULL");
         expect(&found, Blocker, "public.late", "no usable primary key", "ADD PRIMARY KEY");
-        expect(&found, Blocker, "public.nothing", "NOTHING", "REPLICA IDENTITY");
+        let index = "ALTER TABLE public.offered REPLICA IDENTITY USING INDEX \"Both\"; or:";
+        expect(&found, Blocker, "public.offered", "no usable primary key", index);
+        client.batch_execute("ALTER TABLE public.offered REPLICA IDENTITY USING INDEX \"Both\"").await?;
+        expect(&found, Blocker, "public.nothing", "NOTHING", "REPLICA IDENTITY USING INDEX nothing_pkey");
         expect(&found, Blocker, "public.lost", "index", "REPLICA IDENTITY");
         expect(
             &found,
