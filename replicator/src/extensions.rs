@@ -7,7 +7,7 @@
 //!
 //! Source: PostgreSQL documentation, "Extension Configuration Tables"; `pg_cron` and `pg_partman`, their installation scripts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -356,32 +356,35 @@ pub async fn findings(source: &Client, target: &Client, carried: bool) -> Result
             problem: format!("keeps its jobs in database {database} of the source's server, which does not move: those for this database stay there"),
             remedy: Some("cron.database_name = this database, and its jobs scheduled there; or schedule them on the target as well".into()),
         };
-        found.push(("pg_cron", own));
+        found.push(own);
     }
+    // Extensions that have something to carry, and may be carried so far.
+    let mut used = HashSet::new();
     let (tables, sequences): (Vec<_>, Vec<_>) = here.iter().partition(|known| !known.sequence);
     for known in tables.into_iter().chain(sequences).filter(|known| !known.empty) {
         let other =
             there.iter().find(|other| (&other.extension, &other.name) == (&known.extension, &known.name));
         // Before there is that extension, that is what there is to say.
         let Some(other) = other else { continue };
-        if known.sequence && found.iter().any(|(of, _): &(&str, Finding)| *of == known.extension) {
-            // Its tables say so.
-            continue;
-        }
-        let told = if carried {
-            lacking(known, other, &role, source).await?
-        } else {
+        let told = if !carried {
             unlike(known, other, source, target).await?
+        } else if known.sequence {
+            // It counts for rows of a table, and that says the same.
+            if used.contains(&*known.extension) { lacking(known, other, &role, None) } else { None }
+        } else {
+            let rows = digest(known, source).await?.map(|(rows, _)| rows);
+            let told = if rows == Some(0) { None } else { lacking(known, other, &role, rows) };
+            if told.is_none() && rows != Some(0) {
+                used.insert(&*known.extension);
+            }
+            told
         };
         found.extend(told.map(|(problem, remedy)| {
             let severity = if carried { Severity::Blocker } else { Severity::Warning };
-            (
-                &*known.extension,
-                Finding { severity, subject: known.sql_name.clone(), problem, remedy: Some(remedy) },
-            )
+            Finding { severity, subject: known.sql_name.clone(), problem, remedy: Some(remedy) }
         }));
     }
-    Ok(found.into_iter().map(|(_, finding)| finding).collect())
+    Ok(found)
 }
 
 /// Rows of users, as far as they can be read: how many at most one more than are carried, and their digest.
@@ -402,53 +405,44 @@ async fn digest(known: &Known, client: &Client) -> Result<Option<(usize, String)
     told.map(Some).ok_or_else(|| Error::Protocol("what extensions keep cannot be read".into()))
 }
 
-async fn lacking(
-    known: &Known,
-    other: &Known,
-    role: &str,
-    source: &Client,
-) -> Result<Option<(String, String)>, Error> {
+/// Why something, or so many `rows` as far as they can be read, cannot be carried, and what mends it.
+fn lacking(known: &Known, other: &Known, role: &str, rows: Option<usize>) -> Option<(String, String)> {
     let Known { extension, sequence, sql_name: name, schema, .. } = known;
-    // A sequence without its table's rows is nothing to carry: who may do the one may do the other.
-    let rows = if *sequence { None } else { digest(known, source).await? };
-    if rows.as_ref().is_some_and(|(rows, _)| *rows == 0) {
-        return Ok(None);
-    }
     if !(known.allowed && other.allowed) {
         let (rights, kind) =
             if *sequence { ("SELECT, UPDATE", "SEQUENCE ") } else { ("SELECT, INSERT, DELETE", "") };
-        return Ok(Some((
+        return Some((
             format!(
                 "extension {extension} keeps something for its users here, and role {role} may not carry it: a move would lose it"
             ),
             format!(
                 "GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT {rights} ON {kind}{name} TO {role}, on both sides (godwit grants --extensions)"
             ),
-        )));
+        ));
     }
     if known.hidden || other.hidden {
-        return Ok(Some((
+        return Some((
             format!(
                 "row security hides from role {role} what extension {extension} keeps here for its users: a move would lose it"
             ),
             format!("ALTER ROLE {role} BYPASSRLS, on both sides"),
-        )));
+        ));
     }
     if let Some(column) = known.columns.iter().find(|column| !other.columns.contains(column)) {
-        return Ok(Some((
+        return Some((
             format!(
                 "the target's has no column {}: what extension {extension} keeps here cannot be carried",
                 quote_ident(column)
             ),
             format!("ALTER EXTENSION {} UPDATE on the target", quote_ident(extension)),
-        )));
+        ));
     }
-    Ok(rows.filter(|(rows, _)| *rows > ROWS).map(|_| {
+    rows.filter(|rows| *rows > ROWS).map(|_| {
         (
             format!("holds more than {ROWS} rows of extension {extension}'s users, too many to be carried under a hold"),
             "replication: {extensions: leave} in the policy, and carry them yourself".to_owned(),
         )
-    }))
+    })
 }
 
 async fn unlike(

@@ -297,7 +297,8 @@ async fn what_cannot_be_carried_is_told() -> Result<()> {
     let made = "CREATE TABLE job (id int PRIMARY KEY, command text, own boolean);
         INSERT INTO job VALUES (1, 'comes with it', false);
         SELECT pg_extension_config_dump('job', 'WHERE own'); GRANT SELECT ON job TO PUBLIC;
-        CREATE TABLE secret (id int); SELECT pg_extension_config_dump('secret', '')";
+        CREATE TABLE secret (id int); SELECT pg_extension_config_dump('secret', '');
+        CREATE SEQUENCE ticket; SELECT pg_extension_config_dump('ticket', '')";
     let directory = extension("timer", "trusted = true\nschema = public\n", made)?;
     let settings = format!("extension_control_path = '{}:$system'\n", directory.path().display());
     let (source, target) =
@@ -337,6 +338,21 @@ async fn what_cannot_be_carried_is_told() -> Result<()> {
             "GRANT USAGE ON SCHEMA public TO godwit; GRANT SELECT, INSERT, DELETE ON public.job TO godwit",
         )
         .await?;
+    }
+    let found = compare(&client, &empty).await?;
+    expect(
+        &found,
+        Blocker,
+        "public.ticket",
+        "may not carry it",
+        "GRANT SELECT, UPDATE ON SEQUENCE public.ticket TO godwit",
+    );
+    assert_eq!(found.len(), 1, "{found:#?}");
+    here.batch_execute("DELETE FROM job WHERE own").await?;
+    assert_eq!(compare(&client, &empty).await?, [], "there is nothing that it counts");
+    here.batch_execute("INSERT INTO job VALUES (7, 'tidy', true)").await?;
+    for side in [&here, &there] {
+        side.batch_execute("GRANT SELECT, UPDATE ON SEQUENCE ticket TO godwit").await?;
     }
     assert_eq!(compare(&client, &empty).await?, []);
     let hidden = "ALTER TABLE job ENABLE ROW LEVEL SECURITY; INSERT INTO secret VALUES (1); REVOKE SELECT ON secret FROM PUBLIC";

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use godwit::controller::view::MigrationView;
+use godwit::controller::view::{MigrationView, ResourceView};
 use godwit::demo::zone::{DATABASE, OWNER_ROLE, Options, Playground, SERVICE_ROLE, SUPERUSER};
+use godwit_tests::waiting::until;
 use tokio_postgres::Config;
 
 use super::bench::{self, Bench};
@@ -201,9 +202,14 @@ async fn who_could_not_log_in_over_there_is_not_moved() -> Result<()> {
     administrator.batch_execute(&format!("ALTER ROLE {SERVICE_ROLE} LOGIN")).await?;
     // There and back, where a fence has taken its right to connect meanwhile.
     for zone in [far, near] {
-        leader.ready().await?;
-        leader.migrate(&zone.name).await?;
-        leader.until("it has moved", |view| view.primary == zone.name && view.phase == "shadowing").await?;
+        // What was found while it could not log in may be told of a moment later.
+        let moved = async || {
+            leader.ready().await?;
+            leader.migrate(&zone.name).await?;
+            let ended = |view: &ResourceView| view.migration.is_none() && view.phase == "shadowing";
+            Ok(leader.until("it ends", ended).await?.primary == zone.name)
+        };
+        until("it has moved", moved).await?;
     }
     let kept = client.query_one("SHOW application_name", &[]).await?;
     ensure!(kept.get::<_, &str>(0) == "kept");
