@@ -227,13 +227,14 @@ impl All {
             }
             let sql = if kept.acts { &mut acted } else { &mut shared };
             let Some(delete) = &kept.delete else {
-                let [Some(row)] = [rows.first().map(Vec::as_slice)] else { return Ok(None) };
-                let &[Some(last), Some(called)] = row else { return Ok(None) };
+                let Some([Some(last), Some(called)]) = rows.first().map(Vec::as_slice) else {
+                    return Ok(None);
+                };
                 sql.push_str(&format!(
                     "SELECT pg_catalog.setval({}::pg_catalog.regclass, {}, {});\n",
                     quote_literal(&kept.name),
                     literal(last),
-                    called == "t"
+                    *called == "t"
                 ));
                 continue;
             };
@@ -339,24 +340,18 @@ pub async fn unpark(client: &Client, resource: &str, generation: u64) -> Result<
 /// # Errors
 /// [`Error::Database`].
 pub async fn findings(source: &Client, target: &Client, carried: bool) -> Result<Vec<Finding>, Error> {
-    let role = source
-        .query_typed("SELECT pg_catalog.quote_ident(current_user)", &[])
-        .await
-        .map_err(refused("cannot read what extensions keep"))?;
-    let role: String = role.first().map(|row| row.get(0)).unwrap_or_default();
+    let sql = "SELECT pg_catalog.quote_ident(current_user), pg_catalog.current_setting('cron.database_name', true), pg_catalog.current_database()::text";
+    let row = source.query_one(sql, &[]).await.map_err(refused("cannot read what extensions keep"))?;
+    let (role, scheduled, database): (String, Option<String>, String) = (row.get(0), row.get(1), row.get(2));
     let (here, there) = tokio::try_join!(known(source), known(target))?;
     let mut found = Vec::new();
-    let elsewhere =
-        "SELECT pg_catalog.current_setting('cron.database_name', true), pg_catalog.current_database()::text";
-    let row = source.query_one(elsewhere, &[]).await.map_err(refused("cannot read what extensions keep"))?;
-    if let Some(database) = row.get::<_, Option<String>>(0).filter(|name| *name != row.get::<_, String>(1)) {
-        let own = Finding {
+    if let Some(elsewhere) = scheduled.filter(|scheduled| *scheduled != database) {
+        found.push(Finding {
             severity: Severity::Warning,
             subject: "pg_cron".into(),
-            problem: format!("keeps its jobs in database {database} of the source's server, which does not move: those for this database stay there"),
+            problem: format!("keeps its jobs in database {elsewhere} of the source's server, which does not move: those for this database stay there"),
             remedy: Some("cron.database_name = this database, and its jobs scheduled there; or schedule them on the target as well".into()),
-        };
-        found.push(own);
+        });
     }
     // Extensions that have something to carry, and may be carried so far.
     let mut used = HashSet::new();

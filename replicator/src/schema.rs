@@ -358,7 +358,10 @@ fn portable(dump: &str, others: Option<&[String]>) -> String {
         // An extension that only a superuser makes is there already, and so is its schema.
         let made =
             line.strip_prefix("CREATE SCHEMA ").filter(|_| entry.schema && !entry.right && !entry.comment);
-        let line = made.map_or(line.clone(), |rest| format!("CREATE SCHEMA IF NOT EXISTS {rest}").into());
+        let line = match made {
+            Some(rest) => format!("CREATE SCHEMA IF NOT EXISTS {rest}").into(),
+            None => line,
+        };
         let hoisted =
             entry.right && entry.schema && ["GRANT ", "REVOKE "].iter().any(|word| content.starts_with(word));
         if hoisted { &mut early } else { &mut text }.push_str(&line);

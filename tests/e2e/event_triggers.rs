@@ -2,15 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use godwit::controller::view::ResourceView;
-use godwit::demo::zone::{GODWIT_ROLE, OWNER_ROLE, SUPERUSER, Zone};
-use tokio_postgres::Client;
+use godwit::demo::zone::{GODWIT_ROLE, OWNER_ROLE, Zone};
 
-use crate::leader::{Leader, connect};
+use crate::leader::{Leader, connect, superuser};
 use crate::schema::{followed, owner, replicated};
-
-async fn superuser(zone: &Zone) -> Result<Client> {
-    Ok(replicator::postgres::connect(&zone.dsn(SUPERUSER), "test").await?)
-}
 
 async fn logged(zone: &Zone) -> Result<Vec<String>> {
     let sql = "SELECT tag || ' by ' || who FROM ddl_log ORDER BY id";

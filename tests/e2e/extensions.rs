@@ -12,24 +12,21 @@ use replicator::preflight::{Severity, compare, compare_for};
 use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
-use tokio_postgres::Client;
 
 use crate::cutover::died_or_finished;
 use crate::faults::fault::{freeze, signal_all};
-use crate::leader::{Leader, connect, options};
+use crate::leader::{Leader, connect, options, superuser};
 use crate::preflight::expect;
 use crate::schema::followed;
 
-async fn superuser(zone: &Zone) -> Result<Client> {
-    Ok(replicator::postgres::connect(&zone.dsn(SUPERUSER), "test").await?)
-}
-
-/// Two servers of Debian's, with a job scheduler and a partition manager; `more` is done in both by a superuser.
-async fn scheduled(more: &str, policy: [&str; 2]) -> Result<Playground> {
+/// Two servers of Debian's, with a job scheduler and a partition manager.
+async fn scheduled() -> Result<Playground> {
     let mut options = options(false)?;
     options.bins = [options.bins[0].clone(), options.bins[0].clone()];
-    options.policy =
-        options.policy.replace("replication: {mode: async}", policy[0]).replace("cooldown: 12s", policy[1]);
+    options.policy = options
+        .policy
+        .replace("replication: {mode: async}", "replication: {mode: async, schema: all}")
+        .replace("cooldown: 12s", "cooldown: 1s");
     let settings = format!(
         "shared_preload_libraries = 'pg_cron, pg_partman_bgw'\ncron.database_name = '{DATABASE}'\ncron.use_background_workers = on\n\
          pg_partman_bgw.interval = 1\npg_partman_bgw.dbname = '{DATABASE}'\npg_partman_bgw.role = '{SUPERUSER}'"
@@ -40,7 +37,7 @@ async fn scheduled(more: &str, policy: [&str; 2]) -> Result<Playground> {
         let made = format!(
             "CREATE EXTENSION pg_cron; GRANT USAGE ON SCHEMA cron TO {OWNER_ROLE}, {SERVICE_ROLE}, {GODWIT_ROLE};
              CREATE SCHEMA partman; CREATE EXTENSION pg_partman SCHEMA partman; GRANT ALL ON SCHEMA partman TO {OWNER_ROLE};
-             GRANT ALL ON ALL TABLES IN SCHEMA partman TO {OWNER_ROLE}; {more}"
+             GRANT ALL ON ALL TABLES IN SCHEMA partman TO {OWNER_ROLE}"
         );
         superuser(zone).await?.batch_execute(&made).await?;
     }
@@ -113,8 +110,7 @@ async fn parked(leader: &mut Leader<'_>, job: &str) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_they_act_on_is_where_the_primary_is() -> Result<()> {
-    let replication = "replication: {mode: async, schema: all}";
-    let playground = scheduled("", [replication, "cooldown: 1s"]).await?;
+    let playground = scheduled().await?;
     let [near, far] = &playground.zones;
     begin(near).await?;
     let mut leader = Leader::start(&playground, &[])?;
@@ -197,7 +193,7 @@ async fn what_they_act_on_is_where_the_primary_is() -> Result<()> {
 /// Whatever happens to the node, jobs are on one side: the primary's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_after_any_journal_record_leaves_jobs_with_the_primary() -> Result<()> {
-    let playground = scheduled("", ["replication: {mode: async, schema: all}", "cooldown: 1s"]).await?;
+    let playground = scheduled().await?;
     for zone in &playground.zones {
         grant(zone).await?;
     }

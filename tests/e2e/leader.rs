@@ -11,7 +11,7 @@ use godwit::controller::view::{MigrationView, ResourceView};
 use godwit::demo::load::{Load, Options as LoadOptions};
 use godwit::demo::node::Node;
 use godwit::demo::orders::schema::Seed;
-use godwit::demo::zone::{GODWIT_ROLE, Options, POLICY, Playground, RESOURCE, Zone};
+use godwit::demo::zone::{GODWIT_ROLE, Options, POLICY, Playground, RESOURCE, SUPERUSER, Zone};
 use godwit_tests::postgres::{bin_directory, other_major};
 pub(crate) use godwit_tests::waiting::PATIENCE;
 use godwit_tests::waiting::PAUSE;
@@ -168,6 +168,10 @@ impl<'a> Leader<'a> {
 
 pub(crate) async fn connect(zone: &Zone) -> Result<tokio_postgres::Client> {
     Ok(replicator::postgres::connect(&zone.dsn(GODWIT_ROLE), "godwit-test").await?)
+}
+
+pub(crate) async fn superuser(zone: &Zone) -> Result<tokio_postgres::Client> {
+    Ok(replicator::postgres::connect(&zone.dsn(SUPERUSER), "test").await?)
 }
 
 /// The node of the second zone, if the playground has one.

@@ -59,31 +59,23 @@ impl ExtensionRows {
                     known = None;
                 } else if this.carried() {
                     let at = clock::monotonic();
-                    let last = known.take().filter(|(of, ..)| *of == now.generation);
-                    known = match last {
-                        Some((of, when, rows)) if at.saturating_duration_since(when) < EVERY => {
-                            Some((of, when, rows))
+                    let last = known.take_if(|(of, when, _)| {
+                        *of != now.generation || at.saturating_duration_since(*when) >= EVERY
+                    });
+                    if known.is_none() {
+                        let zones = [&*now.primary, &*now.shadow];
+                        let before =
+                            last.filter(|(of, ..)| *of == now.generation).and_then(|(.., rows)| rows);
+                        let bringing = this.bring(zones, now.generation, Purpose::Schema, before.as_ref());
+                        let brought = tokio::time::timeout(PATIENCE, bringing).await;
+                        let brought = brought
+                            .unwrap_or_else(|_| Err(format!("not done within {} s", PATIENCE.as_secs())));
+                        if let Err(why) = &brought {
+                            // What is not allowed, or too much, is a finding.
+                            tracing::debug!(resource = now.name, why, "what extensions keep does not follow");
                         }
-                        last => {
-                            let zones = [&*now.primary, &*now.shadow];
-                            let before = last.and_then(|(.., rows)| rows);
-                            let bringing =
-                                this.bring(zones, now.generation, Purpose::Schema, before.as_ref());
-                            let brought = tokio::time::timeout(PATIENCE, bringing).await;
-                            let brought = brought
-                                .unwrap_or_else(|_| Err(format!("not done within {} s", PATIENCE.as_secs())));
-                            if let Err(why) = &brought {
-                                // What is not allowed, or too much, is a finding.
-                                tracing::debug!(
-                                    resource = now.name,
-                                    why,
-                                    "what extensions keep does not follow"
-                                );
-                            }
-                            let rows = brought.ok().map(|(_, rows)| rows).or(before);
-                            Some((now.generation, at, rows))
-                        }
-                    };
+                        known = Some((now.generation, at, brought.ok().map(|(_, rows)| rows).or(before)));
+                    }
                 }
                 drop(following);
                 tokio::time::sleep(LOOK).await;

@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::databases::{Databases, Purpose};
 use super::drift;
-use super::effects::chain;
 use super::view::ResourceView;
 
 /// How often they are looked at.
@@ -27,18 +26,9 @@ pub(super) fn follow(databases: Arc<Databases>, view: Arc<ArcSwap<ResourceView>>
                 if of != now.generation {
                     (of, known) = (now.generation, Vec::new());
                 }
-                let following = async {
-                    let zones = [&*now.primary, &*now.shadow];
-                    let [source, shadow] = databases.both(zones, Purpose::Schema).await.map_err(chain)?;
-                    let sides = Sides {
-                        source: &source,
-                        shadow: &shadow,
-                        resource: &now.name,
-                        generation: now.generation,
-                    };
-                    takeover::follow_sequences(sides, &known).await.map_err(chain)
-                };
-                match following.await {
+                let zones = [&*now.primary, &*now.shadow];
+                let follow = async |sides: Sides<'_>| takeover::follow_sequences(sides, &known).await;
+                match databases.beside(zones, now.generation, Purpose::Schema, follow).await {
                     Ok(states) => known = states,
                     // One that is missing there is a difference of the schemas; that a database cannot be reached is told elsewhere.
                     Err(why) => {
