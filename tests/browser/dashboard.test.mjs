@@ -281,6 +281,7 @@ describe('a setting', { concurrency: false }, () => {
     await form.getByRole('button', { name: 'Save' }).click();
     await form.getByRole('alert').filter({ hasText: '/capacity' }).waitFor();
     await form.getByRole('button', { name: 'Read again' }).click();
+    await form.getByRole('alert').waitFor({ state: 'detached' });
     await form.getByLabel(/^Share of/).fill('30%');
     const path = new URL('/api/v1/resources/orders/shadow', node.url);
     const put = await fetch(path, { method: 'PUT', headers: { 'If-Match': '*' }, body: '{"enabled": true, "capacity": "40%"}' });
@@ -292,6 +293,29 @@ describe('a setting', { concurrency: false }, () => {
     await form.getByRole('button', { name: /^Back to/ }).click();
     await form.getByText('says policy').waitFor();
     page.wrong = page.wrong.filter((what) => !/4(12|22)/.test(what));
+    await close(page);
+  });
+
+  test('that is typed while it is read again is not lost', async () => {
+    await shadowing();
+    const page = await settings();
+    const form = page.getByRole('form', { name: /^Shadow in/ });
+    await form.getByText('says policy').waitFor();
+    // A move makes the page read it again; the answers are kept back until something has been typed.
+    const kept = [];
+    await page.route('**/orders/shadow', (route) => (route.request().method() === 'GET' ? kept.push(route) : route.continue()));
+    const asked = page.waitForRequest((request) => request.url().endsWith('/orders/shadow'));
+    const moving = await fetch(new URL('/api/v1/resources/orders/migrations', node.url), { method: 'POST' });
+    assert.equal(moving.status, 202);
+    await asked;
+    await form.getByLabel(/^Share of/).fill('30%');
+    for (const route of kept) {
+      const answered = page.waitForEvent('requestfinished', (request) => request === route.request());
+      await route.continue();
+      await answered;
+    }
+    await page.evaluate(() => new Promise((painted) => requestAnimationFrame(() => requestAnimationFrame(painted))));
+    assert.equal(await form.getByLabel(/^Share of/).inputValue(), '30%');
     await close(page);
   });
 

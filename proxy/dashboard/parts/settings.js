@@ -38,39 +38,38 @@ function placed(value, [key, ...rest], next) {
 }
 
 function Section({ view, name, title, fields, from = name }) {
-  const [seen, setSeen] = useState(null);
-  const [draft, setDraft] = useState(null);
-  const take = (answer) => {
-    setSeen(answer);
-    setDraft(null);
-  };
-  const [reading, read] = useAction(async () => take(await exchange('GET', at(view.name, `/${from}`))));
-  const send = (method, body) => exchange(method, at(view.name, `/${name}`), body, { 'If-Match': seen.tag }).then(take);
-  const [saving, save] = useAction((value) => send('PUT', value));
-  const [dropping, drop] = useAction(() => send('DELETE'));
-  // Somebody else, or a move, may have changed it.
+  // What is typed belongs to what was seen when it was: its tag is what a change is asked for with.
+  const [{ seen, draft }, hold] = useState({});
+  const look = () => exchange('GET', at(view.name, `/${from}`));
+  const send = (method, body) => exchange(method, at(view.name, `/${name}`), body, { 'If-Match': seen.tag });
+  const [asked, order] = useAction(async (answered) => hold({ seen: await answered() }));
+  // Somebody else, or a move, may have changed it. What was typed before the answer came is not lost by it.
+  const [reading, read] = useAction(async () => {
+    const answer = await look();
+    hold((now) => (now.draft ? now : { seen: answer }));
+  });
   useEffect(() => void (draft ?? read()), [view.name, view.generation, view.phase]);
   if (!seen) return html`<div class="part"><h3>${title}</h3><${Failure} error=${reading.error} /></div>`;
   const { origin, changed_ms, zone, ...value } = draft ?? seen.value;
-  const busy = saving.busy || dropping.busy || !mayOperate();
+  const busy = asked.busy || !mayOperate();
   const submit = (event) => {
     event.preventDefault();
-    save(value);
+    order(() => send('PUT', value));
   };
   const change = (field, target) => {
     const typed = field.kind === 'checkbox' ? target.checked : field.kind === 'number' ? Number(target.value) : target.value;
-    setDraft(placed(draft ?? seen.value, field.path, field.read ? field.read(typed) : typed));
+    hold({ seen, draft: placed(draft ?? seen.value, field.path, field.read ? field.read(typed) : typed) });
   };
   return html`<form class="part" aria-labelledby=${`settings-${name}`} onSubmit=${submit}>
     <h3 id=${`settings-${name}`}>${title}${zone ? ` in ${zone}` : ''}</h3>
     ${fields(value).map((field) => html`<${Field} field=${field} value=${pick(value, field.path)} busy=${busy} onChange=${(target) => change(field, target)} />`)}
     <p class="detail">says ${origin}${changed_ms ? html`, <${Time} at=${changed_ms} />` : ''}</p>
-    <${Failure} error=${saving.error ?? dropping.error ?? reading.error} />
+    <${Failure} error=${asked.error ?? reading.error} />
     ${mayOperate()
       ? html`<div class="tools">
           <button type="submit" disabled=${busy || !draft}>Save<span class="sr"> ${title}</span></button>
-          ${draft || saving.error ? html`<button type="button" class="quiet" onClick=${() => read()}>Read again</button>` : ''}
-          ${changed_ms && !draft ? html`<button type="button" class="quiet" disabled=${busy} onClick=${() => drop()}>Back to the policy's</button>` : ''}
+          ${draft || asked.error ? html`<button type="button" class="quiet" disabled=${busy} onClick=${() => order(look)}>Read again</button>` : ''}
+          ${changed_ms && !draft ? html`<button type="button" class="quiet" disabled=${busy} onClick=${() => order(() => send('DELETE'))}>Back to the policy's</button>` : ''}
         </div>`
       : ''}
   </form>`;
