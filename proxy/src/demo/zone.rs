@@ -3,8 +3,9 @@
 //!
 //! Nodes are not started here. Where a node reaches the second zone, it goes through a relay: workers, database, link.
 
+use std::collections::HashSet;
 use std::fmt::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::{Path as FilePath, PathBuf};
@@ -414,7 +415,8 @@ fn temporary() -> Result<PathBuf, PlaygroundError> {
 }
 
 /// Ports of 127.0.0.1 that nobody uses, TCP or UDP, below the range from which outgoing connections take theirs: such a
-/// port stays free until its worker starts.
+/// port stays free until its worker starts. None is bound to find out: a process that is forked just then would hold it
+/// until it becomes another program.
 pub fn free_ports(count: usize) -> Result<Vec<u16>, PlaygroundError> {
     use std::hash::{BuildHasher, Hasher};
     let outgoing = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
@@ -424,26 +426,36 @@ pub fn free_ports(count: usize) -> Result<Vec<u16>, PlaygroundError> {
     // Where to begin differs between processes, so that two of them rarely look at the same ports.
     let luck = std::collections::hash_map::RandomState::new().build_hasher().finish();
     let span = u64::from(end - first);
-    let mut held = Vec::new();
-    for step in 0..span {
-        if held.len() == count {
-            break;
+    let mut candidates = (0..span)
+        .map(|step| first + u16::try_from((luck % span + step) % span).unwrap_or_default())
+        .filter_map(|port| Some((port, claim(port)?)));
+    let mut claimed = Vec::with_capacity(count);
+    while claimed.len() < count {
+        let more: Vec<_> = candidates.by_ref().take(count - claimed.len()).collect();
+        if more.is_empty() {
+            return Err(io("find free ports")(std::io::ErrorKind::AddrNotAvailable.into()));
         }
-        let port = first + u16::try_from((luck % span + step) % span).unwrap_or_default();
-        let Some(claim) = claim(port) else { continue };
-        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
-        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, port));
-        if let (Ok(tcp), Ok(udp)) = (tcp, udp) {
-            lock(&CLAIMS).push(claim);
-            held.push((port, tcp, udp));
-        }
+        // Looked up once they are claimed: nobody who asks here takes one in between.
+        let used = used_ports().map_err(io("find free ports"))?;
+        claimed.extend(more.into_iter().filter(|(port, _)| !used.contains(port)));
     }
-    if held.len() < count {
-        return Err(io("find free ports")(std::io::ErrorKind::AddrNotAvailable.into()));
-    }
-    Ok(held.into_iter().map(|(port, ..)| port).collect())
+    let (ports, claims): (Vec<_>, Vec<_>) = claimed.into_iter().unzip();
+    lock(&CLAIMS).extend(claims);
+    Ok(ports)
 }
 
+/// Ports of this machine that a socket is bound to, as the kernel lists them (proc(5), `/proc/net/tcp`).
+fn used_ports() -> std::io::Result<HashSet<u16>> {
+    let listed = std::fs::read_to_string("/proc/net/tcp")?;
+    // A machine may have no IPv6.
+    let others = ["tcp6", "udp", "udp6"].map(|table| std::fs::read_to_string(format!("/proc/net/{table}")));
+    let port = |line: &str| {
+        let (_, port) = line.split_whitespace().nth(1)?.rsplit_once(':')?;
+        u16::from_str_radix(port, 16).ok()
+    };
+    let tables = others.into_iter().flatten().chain([listed]).collect::<Vec<_>>();
+    Ok(tables.iter().flat_map(|table| table.lines().skip(1).filter_map(port)).collect())
+}
 /// Ports that this process was given; other playgrounds leave them alone until it ends.
 static CLAIMS: std::sync::Mutex<Vec<UnixListener>> = std::sync::Mutex::new(Vec::new());
 
@@ -626,5 +638,17 @@ mod tests {
         ports.sort_unstable();
         ports.dedup();
         assert_eq!(ports.len(), 40);
+    }
+
+    #[test]
+    fn a_port_that_somebody_listens_at_is_used() {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let used = used_ports().unwrap();
+        assert!(
+            [tcp.local_addr(), udp.local_addr()]
+                .into_iter()
+                .all(|address| used.contains(&address.unwrap().port()))
+        );
     }
 }
