@@ -16,6 +16,7 @@ pub mod apply;
 pub mod beside;
 pub mod caches;
 pub mod change;
+pub mod changes;
 mod clock;
 pub mod copy;
 pub mod drift;

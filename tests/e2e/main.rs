@@ -7,6 +7,7 @@ mod anew;
 mod apply;
 mod backlog;
 mod caches;
+mod change_streams;
 mod clients;
 mod copying;
 mod cutover;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
 use migration::policy::{OnDrainTimeout, Policy, ReadsDuringHold};
 use migration::units::{Generation, Zone};
-use replicator::{Lsn, fence};
+use replicator::beside::Sides;
+use replicator::{Lsn, changes, fence};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_postgres::Client;
 
@@ -270,6 +271,9 @@ impl Hands {
                     self.large_objects.catch_up(zones, state.generation.0).await?;
                     self.unlogged.prepare(zones, state.generation.0).await?;
                     self.extensions.prepare(zones, state.generation.0).await?;
+                    let zone = zones[0].to_owned();
+                    let carry = async |sides: Sides<'_>| changes::carry(sides, &zone).await;
+                    self.databases.beside(zones, state.generation.0, Purpose::Control, carry).await?;
                     self.prepare_fence(run).await?;
                     self.clear_way(&run.from).await?;
                 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use migration::cutover::{Phase, Run, State};
 use migration::units::{Generation, Position, Zone};
+use replicator::Lsn;
 use replicator::fence::{self, FenceSpec};
 use replicator::large_objects::Left;
 use replicator::sequences::{self, SequenceState};
@@ -134,8 +135,15 @@ impl Hands {
         if state.phase != Phase::Aborting {
             // The new primary's contents at the marker, before its first client.
             let run = state.run.as_ref().map_or("", |run| &run.id);
+            let taken_over = state.run.as_ref().is_some_and(|run| run.taken_over);
+            let end = state
+                .run
+                .as_ref()
+                .and_then(|run| run.fence)
+                .filter(|_| !taken_over)
+                .map(|marker| Lsn(marker.0));
             let (opened, ()) = tokio::join!(
-                fence::open_committed(&client, &self.resource.name, generation.0, run),
+                fence::open_committed(&client, &self.resource.name, generation.0, run, end),
                 self.take_marker_snapshot(zone, generation)
             );
             return opened.map_err(chain);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use migration::cutover::{Capacity, Effect, Event, Outcome, Phase, Run, State};
 use migration::policy::AfterRetire;
 use migration::units::Zone;
+use replicator::changes;
 use tokio_postgres::Client;
 
 use super::databases::Purpose;
@@ -191,6 +192,12 @@ impl Hands {
         if driver.does.status().await.is_ok_and(|status| status.capacity == 0 && !status.database) {
             // Nothing of it runs.
             return Ok(());
+        }
+        if let (Ok(primary), Ok(old)) = (self.control(&state.primary).await, self.control(zone).await) {
+            let unread = changes::settle(&primary, &old, &state.resource).await.map_err(chain)?;
+            if !unread.is_empty() {
+                return Err(format!("replication slot {} is not read up to the move", unread.join(", ")));
+            }
         }
         // Its own workers are connected, too: who is left when they have ended is somebody else.
         let scale = |workers: u32| {

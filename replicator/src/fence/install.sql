@@ -134,6 +134,28 @@ CREATE TABLE IF NOT EXISTS godwit.large_objects (
   own bigint NOT NULL
 );
 
+-- How the primary of a generation numbers changes for clients: its own positions and `ahead` more. What the generation before wrote ends at
+-- before_end, as its zone's server numbers it, and clients see before_ahead more there; here it begins at start. Prepared on a shadow, without
+-- start, and completed by what opens it. A shadow that takes over has no before.
+CREATE TABLE IF NOT EXISTS godwit.change_positions (
+  resource text PRIMARY KEY,
+  generation bigint NOT NULL,
+  ahead bigint NOT NULL,
+  before_zone text,
+  before_ahead bigint,
+  before_end pg_lsn,
+  start pg_lsn
+);
+
+-- Slots that somebody reads through the front; by which publications, and whether what the last move left of it at the old primary was read.
+CREATE TABLE IF NOT EXISTS godwit.change_streams (
+  resource text NOT NULL,
+  slot name NOT NULL,
+  publications text[] NOT NULL,
+  passed boolean NOT NULL DEFAULT true,
+  PRIMARY KEY (resource, slot)
+);
+
 -- Tables here whose rows are to be copied anew: what they have is not what the source has.
 CREATE TABLE IF NOT EXISTS godwit.unfilled (target_table oid PRIMARY KEY);
 
@@ -779,6 +801,18 @@ BEGIN
   RETURN true;
 END $$;
 
+-- Slots of others that were to go with the primary, if a move has made some here that nobody has opened.
+CREATE OR REPLACE FUNCTION godwit.drop_carried(wanted text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  IF EXISTS (SELECT FROM godwit.change_positions p WHERE p.resource = wanted AND p.start IS NULL) THEN
+    PERFORM pg_drop_replication_slot(s.slot_name)
+    FROM pg_catalog.pg_replication_slots s JOIN godwit.change_streams c ON c.slot = s.slot_name
+    WHERE c.resource = wanted AND s.active_pid IS NULL;
+    DELETE FROM godwit.change_streams c WHERE c.resource = wanted;
+    DELETE FROM godwit.change_positions p WHERE p.resource = wanted;
+  END IF;
+END $$;
+
 CREATE OR REPLACE FUNCTION godwit.open_fence(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   wanted bigint := (args ->> 'generation')::bigint;
@@ -804,6 +838,25 @@ BEGIN
   IF (args ->> 'moved')::boolean THEN
     UPDATE godwit.large_objects l SET generation = wanted WHERE l.resource = args ->> 'resource' AND l.generation = wanted - 1;
   END IF;
+  -- Everything of the generation before is in this server's log, and nothing of this one's is. Numbers that clients have seen only grow.
+  UPDATE godwit.change_positions p SET before_end = (args ->> 'before_end')::pg_lsn, start = here.now,
+    ahead = greatest(0, ((args ->> 'before_end')::pg_lsn - '0/0') + p.before_ahead - (here.now - '0/0'))
+  FROM (SELECT pg_current_wal_insert_lsn() AS now) here
+  WHERE p.resource = args ->> 'resource' AND p.generation = wanted AND p.start IS NULL AND args ->> 'before_end' IS NOT NULL;
+  IF (args ->> 'moved')::boolean THEN
+    -- Of a time when this was the primary before.
+    DELETE FROM godwit.change_positions p WHERE p.resource = args ->> 'resource' AND p.generation < wanted;
+  END IF;
+  -- Where the old primary is lost, nobody knows what was read of its changes: slots that were to follow do not, and numbers begin far ahead.
+  IF (args ->> 'taken_over')::boolean AND NOT EXISTS (SELECT FROM godwit.change_positions p
+    WHERE p.resource = args ->> 'resource' AND p.generation = wanted AND p.start IS NOT NULL)
+  THEN
+    PERFORM godwit.drop_carried(args ->> 'resource');
+    INSERT INTO godwit.change_positions AS p (resource, generation, ahead, start)
+    VALUES (args ->> 'resource', wanted, least(wanted, 32767) << 48, pg_current_wal_insert_lsn())
+    ON CONFLICT (resource) DO UPDATE SET generation = EXCLUDED.generation, ahead = EXCLUDED.ahead, start = EXCLUDED.start,
+      before_zone = NULL, before_ahead = NULL, before_end = NULL;
+  END IF;
   PERFORM godwit.turn_fence(NULL, NULL), godwit.drop_fence();
   PERFORM godwit.restore_connect();
   UPDATE godwit.epoch e SET generation = wanted, fenced = false, marker_lsn = NULL, tables = NULL, run = NULL,
@@ -820,6 +873,7 @@ BEGIN
   END IF;
   PERFORM pg_drop_replication_slot(s.slot_name) FROM pg_catalog.pg_replication_slots s
   WHERE s.slot_name = ANY (ARRAY(SELECT jsonb_array_elements_text(args -> 'slots'))::name[]) AND s.active_pid IS NULL;
+  PERFORM godwit.drop_carried(args ->> 'resource');
   RETURN true;
 END $$;
 

@@ -237,14 +237,22 @@ pub async fn open(client: &Client, resource: &str, generation: u64, undo: Option
     open_as(client, resource, generation, Of { undo, moved: undo.is_none(), ..Of::default() }).await
 }
 
-/// [`open`] after the commit of `run`, unless another node has made sure that it is undone ([`forestall`]): then [`Error::Fenced`].
+/// [`open`] after the commit of `run`, unless another node has made sure that it is undone ([`forestall`]): then [`Error::Fenced`]. `end`: the
+/// marker, where what the generation before wrote ends; none: its primary is lost.
 pub async fn open_committed(
     client: &Client,
     resource: &str,
     generation: u64,
     run: &str,
+    end: Option<Lsn>,
 ) -> Result<(), Error> {
-    open_as(client, resource, generation, Of { run: Some(run), moved: true, ..Of::default() }).await
+    open_as(
+        client,
+        resource,
+        generation,
+        Of { run: Some(run), moved: true, taken_over: end.is_none(), end, ..Of::default() },
+    )
+    .await
 }
 
 async fn open_as(client: &Client, resource: &str, generation: u64, of: Of<'_>) -> Result<(), Error> {
@@ -394,6 +402,8 @@ struct Of<'a> {
     run: Option<&'a str>,
     undo: Option<&'a str>,
     moved: bool,
+    taken_over: bool,
+    end: Option<Lsn>,
 }
 
 fn arguments(resource: &str, generation: u64, of: Of<'_>) -> Result<String, Error> {
@@ -403,6 +413,8 @@ fn arguments(resource: &str, generation: u64, of: Of<'_>) -> Result<String, Erro
         "run": of.run,
         "undo": of.undo,
         "moved": of.moved,
+        "taken_over": of.taken_over,
+        "before_end": of.end.map(|end| end.to_string()),
         "lock_timeout_ms": millis(LOCK_TIMEOUT),
     });
     Ok(literal(&arguments.to_string()))

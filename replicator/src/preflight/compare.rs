@@ -10,9 +10,9 @@ use tokio_postgres::error::SqlState;
 
 use super::{Finding, Severity, filled, findings, holds, paths, rows, strings};
 use crate::error::Error;
-use crate::extensions;
 use crate::fence::{literal, refused};
 use crate::postgres::quote_ident;
+use crate::{changes, extensions};
 
 /// Extensions that the role can make in this database, or that are there.
 const MAKEABLE: &str = "SELECT extname FROM pg_extension UNION \
@@ -130,7 +130,10 @@ pub async fn superusers(source: &Client, target: &Client) -> Result<Vec<Finding>
 
 /// What the source's database makes use of and the target does not offer.
 async fn lacks(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
-    let needs = strings(source, &filled(include_str!("needs.sql"))).await?.concat();
+    let carried = changes::carried(source).await?.iter().map(|slot| literal(slot)).collect::<Vec<_>>();
+    let carried = format!("ARRAY[{}]::name[]", carried.join(", "));
+    let needs = filled(include_str!("needs.sql")).replace("{{carried}}", &carried);
+    let needs = strings(source, &needs).await?.concat();
     let fenced = holds(target, "connect_grants", "true").await?;
     // Tried rather than looked up: no catalogue says so.
     let xml = match target.simple_query("SELECT '<a/>'::xml").await {

@@ -133,6 +133,7 @@ WITH RECURSIVE here AS (
   UNION ALL
   SELECT 'slot', slot_name, plugin, NULL FROM pg_replication_slots
   WHERE slot_type = 'logical' AND NOT temporary AND database = (SELECT datname FROM here) AND slot_name !~ '^godwit_'
+    AND slot_name <> ALL ({{carried}})
   UNION ALL
   SELECT 'event trigger', name, sql, function FROM ({{event_triggers}}) e
   UNION ALL

@@ -144,8 +144,8 @@ SELECT CASE WHEN to_regprocedure(role) IS NULL THEN 'warning' ELSE 'blocker' END
          value, CASE WHEN to_regprocedure(role) IS NULL THEN ', once the copy is made' END)
 FROM need n WHERE kind = 'event trigger' AND NOT EXISTS (SELECT FROM ({{event_triggers}}) e WHERE e.name = n.subject AND e.sql = n.value)
 UNION ALL
-SELECT 'warning', subject, format('a logical slot (%s) that is not Godwit''s: whoever reads changes from it gets none any more after a move', value),
-       format('SELECT pg_create_logical_replication_slot(%L, %L) on the target, shortly before the move; then let its reader go on there', subject, value)
+SELECT 'warning', subject, format('a logical slot (%s) that is not Godwit''s: whoever reads changes from it at the database itself stays there with a move', value),
+       'let its reader connect to the PostgreSQL front of the service: the slot goes with the primary then'
 FROM need WHERE kind = 'slot' AND NOT EXISTS (SELECT FROM pg_replication_slots s, here WHERE s.slot_name = subject AND s.database = datname)
 UNION ALL
 SELECT 'warning', subject, 'a publication that is not Godwit''s: the target does not have it, and whoever reads by it finds none after a move',

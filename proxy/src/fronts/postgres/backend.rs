@@ -348,7 +348,7 @@ impl Backend {
         Ok(())
     }
 
-    fn talk(&mut self) -> Talk<'_> {
+    pub(super) fn talk(&mut self) -> Talk<'_> {
         Talk { socket: &mut self.socket, received: &mut self.received }
     }
 }

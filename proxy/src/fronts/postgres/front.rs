@@ -231,6 +231,12 @@ impl PostgresFront {
         }
     }
 
+    /// A connection of Godwit's own to the database of this zone, where sessions are.
+    pub(super) async fn control(&self, active: &Active) -> Result<Arc<Client>, Unknown> {
+        let dsn = self.dsn(&active.zone).ok_or(Unknown::NoAnswer)?;
+        Ok(self.asked.client(&active.zone, dsn).await?)
+    }
+
     /// Before a move to `zone`: asks the databases there and here how they number types and tables, so that clients can go on with
     /// the numbers that they know.
     pub async fn learn_numbers(

@@ -27,6 +27,7 @@ use super::turnstile::{Held, Refused, Seat, Turn};
 use crate::clock;
 use crate::config::model::PostgresAuth;
 
+mod replica;
 mod shared;
 
 /// Connections beyond those of sessions: that ask for a cancel, or are told that there are too many.
@@ -49,6 +50,9 @@ pub(super) async fn serve(front: Arc<PostgresFront>, socket: Box<dyn Socket>, sh
             return;
         }
     };
+    if begun.replicates {
+        return Box::pin(replica::serve(front, begun, shutdown)).await;
+    }
     let opened = match &front.pool {
         None => Box::pin(Session::open(&front, begun)).await,
         Some(pool) => Box::pin(Session::open_shared(&front, pool, begun)).await,
@@ -62,6 +66,8 @@ pub(super) async fn serve(front: Arc<PostgresFront>, socket: Box<dyn Socket>, sh
 struct Begun {
     client: Client,
     identity: Identity,
+    /// It is to read changes.
+    replicates: bool,
     guest: Guest,
 }
 
@@ -71,6 +77,7 @@ async fn begin(
     count: usize,
     guest: Guest,
 ) -> Option<Begun> {
+    let mut replicates = false;
     let outcome = match Client::greet(socket, front.tls.as_ref()).await {
         Ok(Greeted::Cancel(pid, secret)) => {
             front.cancel(pid, secret).await;
@@ -79,11 +86,14 @@ async fn begin(
         Ok(Greeted::Session(client, _)) if count > front.settings.connections => {
             Err(client.fault(Fault::fatal("53300", "sorry, too many clients already")))
         }
-        Ok(Greeted::Session(client, startup)) => let_in(front, client, &startup).await,
+        Ok(Greeted::Session(client, startup)) => {
+            replicates = startup.replicates();
+            let_in(front, client, &startup).await
+        }
         Err(no) => Err(no),
     };
     match outcome {
-        Ok((client, identity)) => Some(Begun { client, identity, guest }),
+        Ok((client, identity)) => Some(Begun { client, identity, replicates, guest }),
         Err(NoClient::Fault(fault, client)) => {
             tracing::debug!(resource = %front.name, %fault, "a client was refused");
             if let Some(client) = client {
@@ -104,11 +114,8 @@ async fn let_in(
     startup: &Startup,
 ) -> Result<(Client, Identity), NoClient> {
     let user = startup.user();
-    if startup.replicates() {
-        return Err(client.fault(
-            Fault::fatal("0A000", "replication connections do not pass through this front")
-                .hint("Connect to the database itself."),
-        ));
+    if startup.replicates() && startup.get("replication") != Some("database") {
+        return Err(client.fault(replica::physical("replication=true")));
     }
     let (client, keys) = if front.settings.auth == PostgresAuth::Trust {
         (client, None)
@@ -144,8 +151,12 @@ async fn let_in(
         (None, None) => Secret::None,
     };
     let parameters = startup.parameters.iter();
-    let parameters =
-        parameters.filter(|(name, _)| !matches!(name.as_str(), "user" | "database" | "replication"));
+    let replicates = startup.replicates();
+    let parameters = parameters.filter(|(name, _)| match name.as_str() {
+        "user" | "database" => false,
+        "replication" => replicates,
+        _ => true,
+    });
     let identity = Identity { user: user.to_owned(), parameters: parameters.cloned().collect(), secret };
     Ok((client, identity))
 }
@@ -225,7 +236,7 @@ impl Watch for Eyes {
 impl Session {
     /// Gives the client a session of the database.
     async fn open(front: &Arc<PostgresFront>, begun: Begun) -> Option<Self> {
-        let Begun { mut client, identity, guest } = begun;
+        let Begun { mut client, identity, guest, .. } = begun;
         let mut seat = front.turnstile.sit();
         if let Err(End::Fault(fault)) = await_turn(front, &mut seat).await {
             client.refuse(&written(&fault)).await;

@@ -62,7 +62,8 @@ impl Asked {
         }
     }
 
-    async fn client(&self, zone: &Arc<str>, dsn: &Dsn) -> Result<Arc<Client>, replicator::Error> {
+    /// Its connection.
+    pub(super) async fn client(&self, zone: &Arc<str>, dsn: &Dsn) -> Result<Arc<Client>, replicator::Error> {
         let mut kept = self.client.lock().await;
         if let Some((of, client)) = &*kept
             && of == zone

@@ -15,5 +15,6 @@ pub mod scram;
 pub mod startup;
 pub mod state;
 pub mod statements;
+pub mod streaming;
 pub mod traces;
 pub mod tracker;

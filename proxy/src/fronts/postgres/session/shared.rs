@@ -41,7 +41,7 @@ pub(super) struct Share {
 impl Session {
     /// Lets the client in; a connection is needed only if it is not known how the server greets one with such a startup packet.
     pub(super) async fn open_shared(front: &Arc<PostgresFront>, pool: &Pool, begun: Begun) -> Option<Self> {
-        let Begun { mut client, identity, guest } = begun;
+        let Begun { mut client, identity, guest, .. } = begun;
         let (identity, base) = identity.shared();
         let shelf = pool.shelf(&identity.user, identity.options());
         let base = Arc::new(base);

@@ -1,0 +1,595 @@
+//! What passes in a replication connection: its commands, and the positions in a stream of changes.
+//!
+//! Clients see a server's positions shifted by a constant, so that they go on growing when another server takes over. Formats: PostgreSQL's "Streaming
+//! Replication Protocol" and "Logical Replication Message Formats".
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+/// What a client asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    /// IDENTIFY_SYSTEM.
+    IdentifySystem,
+    /// CREATE_REPLICATION_SLOT … LOGICAL.
+    CreateSlot,
+    /// START_REPLICATION SLOT … LOGICAL.
+    Start(Start),
+    /// Of physical replication, by its name.
+    Physical(&'static str),
+    /// SQL, and everything else.
+    Other,
+}
+
+/// START_REPLICATION SLOT … LOGICAL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The slot's name.
+    pub slot: String,
+    /// From where; 0: from where it was left.
+    pub from: u64,
+    /// Options of the output plugin, as they were written: with their parentheses, or nothing.
+    pub options: String,
+}
+
+impl Start {
+    /// The command, from another position.
+    pub fn sql(&self, from: u64) -> String {
+        let slot = self.slot.replace('"', "\"\"");
+        format!("START_REPLICATION SLOT \"{slot}\" LOGICAL {} {}", written(from), self.options)
+    }
+
+    /// The publications that it names, as pgoutput reads them.
+    pub fn publications(&self) -> Vec<String> {
+        let options = options(&self.options).unwrap_or_default();
+        let named = options.into_iter().find(|(name, _)| name == "publication_names");
+        named.and_then(|(_, value)| value).map(|list| names(&list)).unwrap_or_default()
+    }
+
+    /// The same for pgoutput of a server of this major version: a client asks for what the server that it was connected to knows. What only makes
+    /// it quicker is left out, and nothing it does not expect is sent for it.
+    #[must_use]
+    pub fn for_pgoutput_of(&self, major: u32) -> Self {
+        let Some(mut options) = options(&self.options) else { return self.clone() };
+        let newest = match major {
+            ..14 => 1,
+            14 => 2,
+            15 => 3,
+            16.. => 4,
+        };
+        options.retain_mut(|(name, value)| match (name.as_str(), value.as_deref()) {
+            ("proto_version", Some(version)) => {
+                let version = version.parse().map_or(newest, |version: u32| version.min(newest));
+                *value = Some(version.to_string());
+                true
+            }
+            ("streaming", Some("parallel")) | ("origin", Some("any")) => major >= 16,
+            _ => true,
+        });
+        let written = options.iter().map(|(name, value)| match value {
+            Some(value) => format!("{name} '{}'", value.replace('\'', "''")),
+            None => name.clone(),
+        });
+        let options = written.collect::<Vec<_>>().join(", ");
+        Self { options: format!("({options})"), ..self.clone() }
+    }
+}
+
+/// Reads a simple query without its last NUL.
+pub fn command(text: &[u8]) -> Command {
+    let Ok(text) = std::str::from_utf8(text) else { return Command::Other };
+    let mut words = Words(text);
+    let Some(Word::Name(first)) = words.next() else { return Command::Other };
+    match first.to_ascii_uppercase().as_str() {
+        "IDENTIFY_SYSTEM" => Command::IdentifySystem,
+        "BASE_BACKUP" => Command::Physical("BASE_BACKUP"),
+        "TIMELINE_HISTORY" => Command::Physical("TIMELINE_HISTORY"),
+        "READ_REPLICATION_SLOT" => Command::Physical("READ_REPLICATION_SLOT"),
+        "CREATE_REPLICATION_SLOT" => {
+            let physical =
+                words.any(|word| matches!(word, Word::Name(name) if name.eq_ignore_ascii_case("PHYSICAL")));
+            if physical {
+                Command::Physical("CREATE_REPLICATION_SLOT … PHYSICAL")
+            } else {
+                Command::CreateSlot
+            }
+        }
+        "START_REPLICATION" => start(&mut words).unwrap_or(Command::Other),
+        _ => Command::Other,
+    }
+}
+
+/// None: the server says what is wrong with it.
+fn start(words: &mut Words<'_>) -> Option<Command> {
+    let physical = Some(Command::Physical("START_REPLICATION … PHYSICAL"));
+    let is =
+        |word: &Word, keyword: &str| matches!(word, Word::Name(name) if name.eq_ignore_ascii_case(keyword));
+    let mut word = words.next()?;
+    let mut slot = None;
+    if is(&word, "SLOT") {
+        slot = match words.next()? {
+            Word::Name(name) | Word::Quoted(name) => Some(name),
+            _ => return None,
+        };
+        word = words.next()?;
+    }
+    if !is(&word, "LOGICAL") {
+        return physical;
+    }
+    let Word::Name(from) = words.next()? else { return None };
+    let options = words.0.trim().trim_end_matches(';').trim_end().to_owned();
+    Some(Command::Start(Start { slot: slot?, from: read(from.as_bytes())?, options }))
+}
+
+/// A token of a replication command.
+#[derive(Debug)]
+enum Word {
+    /// A keyword, a name, a number or a position.
+    Name(String),
+    /// In double quotes.
+    Quoted(String),
+    /// In single quotes.
+    Text(String),
+    Sign,
+}
+
+struct Words<'t>(&'t str);
+
+impl Iterator for Words<'_> {
+    type Item = Word;
+
+    fn next(&mut self) -> Option<Word> {
+        self.0 = self.0.trim_start();
+        let first = self.0.chars().next()?;
+        if matches!(first, '\'' | '"') {
+            let mut text = String::new();
+            let mut rest = &self.0[1..];
+            loop {
+                let (part, after) = rest.split_once(first)?;
+                text.push_str(part);
+                rest = after;
+                match rest.strip_prefix(first) {
+                    Some(more) => {
+                        text.push(first);
+                        rest = more;
+                    }
+                    None => break,
+                }
+            }
+            self.0 = rest;
+            return Some(if first == '"' { Word::Quoted(text) } else { Word::Text(text) });
+        }
+        let of_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '/' | '$');
+        let length = self.0.find(|c| !of_name(c)).unwrap_or(self.0.len());
+        if length == 0 {
+            self.0 = &self.0[first.len_utf8()..];
+            return Some(Word::Sign);
+        }
+        let (name, rest) = self.0.split_at(length);
+        self.0 = rest;
+        Some(Word::Name(name.to_owned()))
+    }
+}
+
+/// Options with their values; none: they are not written as they should be.
+fn options(text: &str) -> Option<Vec<(String, Option<String>)>> {
+    let mut words = Words(text).peekable();
+    let mut options = Vec::new();
+    if !matches!(words.next()?, Word::Sign) {
+        return None;
+    }
+    loop {
+        let name = match words.next()? {
+            Word::Name(name) => name.to_ascii_lowercase(),
+            Word::Quoted(name) => name,
+            _ => return None,
+        };
+        let value = words.next_if(|word| matches!(word, Word::Text(_)));
+        options.push((
+            name,
+            value.map(|value| if let Word::Text(value) = value { value } else { String::new() }),
+        ));
+        if !matches!(words.next()?, Word::Sign) {
+            return None;
+        }
+        if words.peek().is_none() {
+            return Some(options);
+        }
+    }
+}
+
+/// The items of a list of identifiers.
+fn names(list: &str) -> Vec<String> {
+    let words = Words(list);
+    let name = |word| match word {
+        Word::Name(name) => Some(name.to_lowercase()),
+        Word::Quoted(name) => Some(name),
+        _ => None,
+    };
+    words.filter_map(name).collect()
+}
+
+/// A position as PostgreSQL writes it.
+pub fn written(position: u64) -> String {
+    let mut text = String::new();
+    // A String takes everything.
+    let _ = write!(text, "{:X}/{:X}", position >> 32, position & 0xffff_ffff);
+    text
+}
+
+/// Reads one.
+pub fn read(text: &[u8]) -> Option<u64> {
+    let (high, low) = std::str::from_utf8(text).ok()?.split_once('/')?;
+    let part = |digits: &str| {
+        let hexadecimal = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        u32::from_str_radix(digits, 16).ok().filter(|_| hexadecimal)
+    };
+    Some(u64::from(part(high)?) << 32 | u64::from(part(low)?))
+}
+
+/// A message that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub &'static str);
+
+/// What a message of the server is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// A change, or something about one.
+    Change,
+    /// Everything up to here, as the server numbers it, was sent.
+    Reached(u64),
+    /// Of a transaction that was committed after the end: nothing of it was changed in the message.
+    Beyond,
+    /// The begin of a streamed part that does not say where it is (its transaction came by replication itself): nothing of it was changed. To be
+    /// looked at again once [`begins_with`] the next change says it.
+    Unsure,
+}
+
+/// Shifts the positions in a stream.
+#[derive(Debug)]
+pub struct Passed {
+    pgoutput: bool,
+    /// Between Begin and Commit.
+    within: bool,
+    /// Between Stream Start and Stream Stop.
+    streamed: bool,
+    /// Transactions of which parts were streamed before the end.
+    begun: BTreeSet<u32>,
+}
+
+impl Passed {
+    /// Of a stream whose changes are written by pgoutput, or by another plugin: positions in what that writes stay as they are.
+    pub fn new(pgoutput: bool) -> Self {
+        Self { pgoutput, within: false, streamed: false, begun: BTreeSet::new() }
+    }
+
+    /// Shifts the positions in what a CopyData message of the server has, in place. `end`: what was committed later is not passed on.
+    pub fn server(&mut self, body: &mut [u8], ahead: u64, end: Option<u64>) -> Result<Sent, Malformed> {
+        match body.first() {
+            Some(b'k') => {
+                let reached = position(body, 1)?;
+                shift(body, 1, ahead)?;
+                Ok(Sent::Reached(reached))
+            }
+            Some(b'w') => {
+                let start = position(body, 1)?;
+                let (header, payload) =
+                    body.split_at_mut_checked(25).ok_or(Malformed("a change without a header"))?;
+                // What begins where the marker ends is of after it.
+                let after = |position: u64| end.is_some_and(|end| position >= end);
+                if self.pgoutput {
+                    let unsure = payload.first() == Some(&b'S') && start == 0 && end.is_some();
+                    if unsure && !self.begun.contains(&number(payload, 1)?) {
+                        return Ok(Sent::Unsure);
+                    }
+                    if self.payload(payload, start, ahead, after)? {
+                        return Ok(Sent::Beyond);
+                    }
+                } else if after(start) {
+                    return Ok(Sent::Beyond);
+                }
+                shift(header, 1, ahead)?;
+                shift(header, 9, ahead)?;
+                Ok(Sent::Change)
+            }
+            _ => Err(Malformed("neither a change nor a keepalive")),
+        }
+    }
+
+    /// True: it is of after the end, and as it was.
+    fn payload(
+        &mut self,
+        payload: &mut [u8],
+        start: u64,
+        ahead: u64,
+        after: impl Fn(u64) -> bool,
+    ) -> Result<bool, Malformed> {
+        let Some(kind) = payload.first() else { return Err(Malformed("an empty change")) };
+        let positions: &[usize] = match kind {
+            b'B' => &[1],
+            b'b' => &[1, 9],
+            b'C' | b'P' | b'K' | b'r' | b'p' => &[2, 10],
+            b'c' => &[6, 14],
+            // Only where transactions are applied in parallel.
+            b'A' if payload.len() > 9 => &[9],
+            // Its transaction comes first, in a streamed one.
+            b'M' if self.streamed => &[6],
+            b'M' => &[2],
+            _ => &[],
+        };
+        let beyond = match kind {
+            b'B' | b'b' => after(position(payload, 1)?),
+            b'K' | b'r' => after(position(payload, 10)?),
+            b'M' if !self.within && !self.streamed => after(position(payload, 2)?),
+            b'S' => !self.begun.contains(&number(payload, 1)?) && after(start),
+            _ => false,
+        };
+        if beyond {
+            return Ok(true);
+        }
+        for at in positions {
+            position(payload, *at)?;
+        }
+        match kind {
+            b'B' | b'b' => self.within = true,
+            b'C' | b'P' => self.within = false,
+            b'S' => {
+                self.streamed = true;
+                self.begun.insert(number(payload, 1)?);
+            }
+            b'E' => self.streamed = false,
+            b'c' => drop(self.begun.remove(&number(payload, 1)?)),
+            b'p' => drop(self.begun.remove(&number(payload, 26)?)),
+            b'A' => drop(self.begun.remove(&number(payload, 5)?)),
+            _ => {}
+        }
+        for at in positions {
+            shift(payload, *at, ahead)?;
+        }
+        Ok(false)
+    }
+}
+
+/// What did not say where it is is where the next change is. False: that is no change.
+pub fn begins_with(unsure: &mut [u8], next: &[u8]) -> bool {
+    let Some(start) = position(next, 1).ok().filter(|_| next.first() == Some(&b'w')) else { return false };
+    set(unsure, 1, start.max(1)).is_ok()
+}
+
+/// Shifts the positions in what a CopyData message of the client has back to the server's, in place. Up to where it keeps all, as it numbers; none: it is another message.
+pub fn client(body: &mut [u8], ahead: u64) -> Result<Option<u64>, Malformed> {
+    if body.first() != Some(&b'r') {
+        return Ok(None);
+    }
+    let flushed = position(body, 9)?;
+    for at in [1, 9, 17] {
+        let theirs = position(body, at)?;
+        set(body, at, theirs.saturating_sub(ahead))?;
+    }
+    Ok(Some(flushed))
+}
+
+/// A client's word that it keeps everything up to here; `clock`: microseconds since 2000.
+pub fn status(position: u64, clock: i64, reply: bool) -> [u8; 34] {
+    let mut body = [0; 34];
+    body[0] = b'r';
+    for at in [1, 9, 17] {
+        body[at..at + 8].copy_from_slice(&position.to_be_bytes());
+    }
+    body[25..33].copy_from_slice(&clock.to_be_bytes());
+    body[33] = reply.into();
+    body
+}
+
+/// A server's word that everything up to here was sent.
+pub fn keepalive(position: u64, clock: i64, reply: bool) -> [u8; 18] {
+    let mut body = [0; 18];
+    body[0] = b'k';
+    body[1..9].copy_from_slice(&position.to_be_bytes());
+    body[9..17].copy_from_slice(&clock.to_be_bytes());
+    body[17] = reply.into();
+    body
+}
+
+const SHORT: Malformed = Malformed("a message that is too short");
+
+fn position(body: &[u8], at: usize) -> Result<u64, Malformed> {
+    let bytes = body.get(at..).and_then(<[u8]>::first_chunk).ok_or(SHORT)?;
+    Ok(u64::from_be_bytes(*bytes))
+}
+
+fn number(body: &[u8], at: usize) -> Result<u32, Malformed> {
+    let bytes = body.get(at..).and_then(<[u8]>::first_chunk).ok_or(SHORT)?;
+    Ok(u32::from_be_bytes(*bytes))
+}
+
+fn set(body: &mut [u8], at: usize, position: u64) -> Result<(), Malformed> {
+    let bytes = body.get_mut(at..at + 8).ok_or(SHORT)?;
+    bytes.copy_from_slice(&position.to_be_bytes());
+    Ok(())
+}
+
+/// 0 is no position.
+fn shift(body: &mut [u8], at: usize, ahead: u64) -> Result<(), Malformed> {
+    match position(body, at)? {
+        0 => Ok(()),
+        there => set(body, at, there.saturating_add(ahead)),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: &str = r#"("proto_version" '4', streaming 'parallel', origin 'any', publication_names '"out""box", Plain', binary)"#;
+
+    fn start(slot: &str, from: u64, options: &str) -> Command {
+        Command::Start(Start { slot: slot.into(), from, options: options.into() })
+    }
+
+    #[test]
+    fn commands_are_told_apart() {
+        let cases: [(&str, Command); 14] = [
+            ("IDENTIFY_SYSTEM", Command::IdentifySystem),
+            (" identify_system ;", Command::IdentifySystem),
+            ("CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput (SNAPSHOT 'export')", Command::CreateSlot),
+            ("CREATE_REPLICATION_SLOT s TEMPORARY LOGICAL test_decoding", Command::CreateSlot),
+            ("CREATE_REPLICATION_SLOT s PHYSICAL", Command::Physical("CREATE_REPLICATION_SLOT … PHYSICAL")),
+            ("START_REPLICATION SLOT \"a\"\"b\" LOGICAL 16/B374D848", start("a\"b", 0x16_B374_D848, "")),
+            (
+                "start_replication slot s logical 0/0 (a 'x)''(', \"b\" 'y');",
+                start("s", 0, "(a 'x)''(', \"b\" 'y')"),
+            ),
+            ("START_REPLICATION SLOT s PHYSICAL 0/0", Command::Physical("START_REPLICATION … PHYSICAL")),
+            ("START_REPLICATION 0/0 TIMELINE 1", Command::Physical("START_REPLICATION … PHYSICAL")),
+            ("BASE_BACKUP (LABEL 'x')", Command::Physical("BASE_BACKUP")),
+            ("START_REPLICATION SLOT s LOGICAL nowhere", Command::Other),
+            ("START_REPLICATION SLOT \"s", Command::Other),
+            ("SELECT 1", Command::Other),
+            ("", Command::Other),
+        ];
+        for (text, wanted) in cases {
+            assert_eq!(command(text.as_bytes()), wanted, "{text}");
+        }
+        assert_eq!(command(b"START_REPLICATION \xff"), Command::Other);
+    }
+
+    #[test]
+    fn options_are_what_a_server_knows() {
+        let start = Start { slot: "a\"b".into(), from: 7, options: OPTIONS.into() };
+        assert_eq!(start.publications(), ["out\"box", "plain"]);
+        let old = start.for_pgoutput_of(15).sql(0x1_0000_00AB);
+        let wanted = r#"START_REPLICATION SLOT "a""b" LOGICAL 1/AB (proto_version '3', publication_names '"out""box", Plain', binary)"#;
+        assert_eq!(old, wanted);
+        let new = start.for_pgoutput_of(18);
+        assert_eq!(options(&new.options), options(OPTIONS));
+        assert_eq!(start.for_pgoutput_of(14).sql(0).matches("proto_version '2'").count(), 1);
+        for odd in ["", "(", "()", "(a 'x'", "a 'x')", "('x')", "(proto_version 'x')"] {
+            let odd = Start { options: odd.into(), ..start.clone() };
+            assert!(odd.publications().is_empty());
+            assert!(odd.for_pgoutput_of(15).sql(0).starts_with("START_REPLICATION SLOT "));
+        }
+    }
+
+    #[test]
+    fn positions_are_written_and_read() {
+        for (position, text) in [(0, "0/0"), (0x16_B374_D848, "16/B374D848"), (u64::MAX, "FFFFFFFF/FFFFFFFF")]
+        {
+            assert_eq!(written(position), text);
+            assert_eq!(read(text.as_bytes()), Some(position));
+        }
+        for text in ["", "/", "0/", "/0", "0/g", "+1/0", "123456789/0", "0/0/0"] {
+            assert_eq!(read(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    /// A change with its header.
+    fn change(start: u64, payload: &[&[u8]]) -> Vec<u8> {
+        let mut body = vec![b'w'];
+        body.extend(start.to_be_bytes());
+        body.extend((start + 5).to_be_bytes());
+        body.extend([0; 8]);
+        body.extend(payload.concat());
+        body
+    }
+
+    fn at(position: u64) -> [u8; 8] {
+        position.to_be_bytes()
+    }
+
+    /// Each message of pgoutput that has positions, before and after they are shifted by 1000.
+    fn messages(ahead: u64) -> Vec<Vec<u8>> {
+        let [one, two] = [at(100 + ahead), at(110 + ahead)];
+        let payloads: [&[&[u8]]; 14] = [
+            &[b"B", &one, &[0; 12]],
+            &[b"I", &[9; 20]],
+            &[b"M", &[1], &one, b"prefix"],
+            &[b"C", &[0], &one, &two, &[0; 8]],
+            &[b"b", &one, &two, &[0; 12], b"gid\0"],
+            &[b"P", &[0], &one, &two, &[0; 12], b"gid\0"],
+            &[b"K", &[0], &one, &two, &[0; 12], b"gid\0"],
+            &[b"r", &[0], &one, &two, &[0; 20], b"gid\0"],
+            &[b"S", &[0, 0, 0, 7, 1]],
+            &[b"M", &[0, 0, 0, 7, 1], &one, b"prefix"],
+            &[b"E"],
+            &[b"c", &[0, 0, 0, 7, 0], &one, &two, &[0; 8]],
+            &[b"A", &[0, 0, 0, 8, 0, 0, 0, 8], &one, &[0; 8]],
+            &[b"p", &[0], &one, &two, &[0; 12], b"gid\0"],
+        ];
+        payloads.iter().map(|payload| change(50 + ahead, payload)).collect()
+    }
+
+    #[test]
+    fn positions_of_changes_are_shifted() {
+        let mut passed = Passed::new(true);
+        for (mut message, wanted) in messages(0).into_iter().zip(messages(1000)) {
+            assert_eq!(passed.server(&mut message, 1000, Some(200)), Ok(Sent::Change));
+            assert_eq!(message, wanted);
+        }
+        let mut keepalive = keepalive(7, 1, true);
+        assert_eq!(passed.server(&mut keepalive, 1000, None), Ok(Sent::Reached(7)));
+        assert_eq!(keepalive, super::keepalive(1007, 1, true));
+        let mut zero = change(0, &[b"I"]);
+        zero[9..17].copy_from_slice(&[0; 8]);
+        let same = zero.clone();
+        assert_eq!(passed.server(&mut zero, 1000, None), Ok(Sent::Change));
+        assert_eq!(zero, same, "0 is no position");
+    }
+
+    #[test]
+    fn what_is_of_after_the_end_is_not_passed_on() {
+        let beyond = |message: &[u8], pgoutput: bool, end: u64| {
+            let mut body = message.to_vec();
+            let sent = Passed::new(pgoutput).server(&mut body, 1000, Some(end)).unwrap();
+            assert_eq!(sent == Sent::Beyond, body == message);
+            sent == Sent::Beyond
+        };
+        let begin = change(50, &[b"B", &at(100), &[0; 12]]);
+        assert!(beyond(&begin, true, 100) && !beyond(&begin, true, 101));
+        let streamed = change(50, &[b"S", &[0, 0, 0, 7, 1]]);
+        assert!(beyond(&streamed, true, 50) && !beyond(&streamed, true, 51));
+        let other = change(50, &[b"COMMIT 7"]);
+        assert!(beyond(&other, false, 50) && !beyond(&other, false, 51));
+        // What has begun before is passed on whole.
+        let mut passed = Passed::new(true);
+        passed.server(&mut streamed.clone(), 0, Some(51)).unwrap();
+        let mut later = change(60, &[b"S", &[0, 0, 0, 7, 0]]);
+        assert_eq!(passed.server(&mut later, 0, Some(51)), Ok(Sent::Change));
+        // One that does not say where it is waits for the next.
+        let mut silent = change(0, &[b"S", &[0, 0, 0, 8, 1]]);
+        assert_eq!(passed.server(&mut silent, 0, Some(51)), Ok(Sent::Unsure));
+        assert!(!begins_with(&mut silent, &keepalive(60, 0, false)));
+        let mut near = silent.clone();
+        assert!(begins_with(&mut near, &streamed) && begins_with(&mut silent, &later));
+        assert_eq!(passed.server(&mut silent, 0, Some(51)), Ok(Sent::Beyond));
+        assert_eq!(passed.server(&mut near, 0, Some(51)), Ok(Sent::Change));
+    }
+
+    #[test]
+    fn what_clients_keep_is_shifted_back() {
+        let mut body = status(1007, 3, true);
+        assert_eq!(client(&mut body, 1000), Ok(Some(1007)));
+        assert_eq!(body, status(7, 3, true));
+        assert_eq!(client(&mut body, 1000), Ok(Some(7)));
+        assert_eq!(body, status(0, 3, true));
+        assert_eq!(client(&mut [b'h', 1], 1000), Ok(None));
+    }
+
+    #[test]
+    fn what_is_cut_short_is_refused() {
+        for message in messages(0) {
+            for length in 0..message.len() {
+                let mut cut = message[..length].to_vec();
+                let before = cut.clone();
+                if Passed::new(true).server(&mut cut, 1000, None).is_err() {
+                    assert_eq!(cut, before, "it is as it was");
+                }
+            }
+        }
+        for length in 1..25 {
+            assert!(client(&mut status(1, 2, false)[..length], 0).is_err());
+        }
+    }
+}

@@ -1,0 +1,537 @@
+//! A replication connection: reads changes from the primary, wherever that is, by positions that only grow.
+//!
+//! What the old primary has from before a move is read there to its end, the fence's marker; then what the new one has begins. For the client both are
+//! one stream. A client that comes later and has not read so far is given the rest of the old one's by a session of Godwit's own role: the
+//! application may not connect there.
+
+use std::collections::VecDeque;
+
+use replicator::changes::{self, Before, Positions};
+use replicator::postgres::Dsn;
+
+use super::super::protocol::message::ServerError;
+use super::super::protocol::streaming::{self, Command, Passed, Sent, Start};
+use super::super::talk::{Message, Talk};
+use super::{
+    Arc, Backend, Begun, Client, Duration, End, Fault, Guest, HEADER, Identity, PostgresFront, REST, Secret,
+    ShutdownWatch, State, again, causes, clock, connect, leaving, message, refusal, welcome, written,
+};
+
+/// The longest message: a row.
+const LONGEST: usize = 1 << 30;
+/// How often an old primary is asked how far it has come.
+const ASK: Duration = Duration::from_millis(50);
+/// How long a slot may stay in the hands of a session that is over.
+const RELEASE: Duration = Duration::from_secs(10);
+
+/// Physical replication is a server's, not a database's.
+pub(super) fn physical(what: &str) -> Fault {
+    Fault::fatal("0A000", format!("{what}: only logical replication passes through this front"))
+        .hint("Connect to the server itself, or with replication=database.")
+}
+
+/// Serves one that has logged in.
+pub(super) async fn serve(front: Arc<PostgresFront>, begun: Begun, shutdown: ShutdownWatch) {
+    let Begun { mut client, identity, guest, .. } = begun;
+    let mut backend = match connect(&front, &identity).await {
+        Ok(backend) => backend,
+        Err(error) => return client.refuse(&refusal(&front, error)).await,
+    };
+    let key = (backend.pid, &backend.secret[..]);
+    if !welcome(&mut client, &backend.parameters, key, &mut backend.aside).await {
+        return;
+    }
+    let whence = Whence { front, identity };
+    let mut this = Replica { whence, client, shutdown, created: false, _guest: guest };
+    let Err(end) = this.run(backend).await;
+    if let End::Fault(fault) = end {
+        tracing::debug!(resource = %this.whence.front.name, %fault, "a replication connection was ended");
+        this.client.refuse(&written(&fault)).await;
+    }
+}
+
+/// Where a client may read, and as whom.
+struct Whence {
+    front: Arc<PostgresFront>,
+    identity: Identity,
+}
+
+struct Replica {
+    whence: Whence,
+    client: Client,
+    shutdown: ShutdownWatch,
+    /// It has made a slot: what that exported, or a temporary one, is this server session's.
+    created: bool,
+    _guest: Guest,
+}
+
+/// What is read now.
+struct Now {
+    backend: Backend,
+    /// The client's positions are this server's and so much more.
+    ahead: u64,
+    passed: Passed,
+    /// Where it ends, once there is another primary; and what comes after.
+    next: Option<(Before, Box<Next>)>,
+}
+
+/// What is read next: from where, and as it numbers.
+struct Next {
+    backend: Backend,
+    positions: Positions,
+}
+
+/// What was read to its end; the client has not said yet that it keeps all of it.
+struct Prior {
+    backend: Backend,
+    before: Before,
+}
+
+/// What happens to a stream.
+enum Event {
+    Client(Message),
+    Server(Message),
+    Prior(Option<Message>),
+    Turn,
+    Tick,
+    Leaving,
+}
+
+impl Replica {
+    async fn run(&mut self, mut backend: Backend) -> Result<std::convert::Infallible, End> {
+        // The columns of the rows that are yet to come which have a position, by question.
+        let mut asked: VecDeque<Option<usize>> = VecDeque::new();
+        loop {
+            tokio::select! {
+                message = message_of(self.client.talk()) => {
+                    let (tag, body) = message.map_err(|_| End::Client)?;
+                    if tag == b'X' {
+                        return Err(End::Client);
+                    }
+                    if asked.is_empty() && backend.generation != self.whence.front.active().generation {
+                        if self.created {
+                            return Err(End::Fault(moved("It had made a replication slot on the server that was primary.")));
+                        }
+                        backend = self.whence.connected().await?;
+                    }
+                    let command = match tag {
+                        b'Q' => streaming::command(body.strip_suffix(b"\0").unwrap_or(&body)),
+                        _ => Command::Other,
+                    };
+                    match command {
+                        Command::Physical(what) => {
+                            let mut out = written(&Fault { severity: message::Severity::Error, ..physical(what) });
+                            message::ready(&mut out);
+                            self.client.talk().send(&out).await.map_err(|_| End::Client)?;
+                            continue;
+                        }
+                        Command::Start(start) => {
+                            backend = Box::pin(self.stream(&start, backend)).await?;
+                            continue;
+                        }
+                        Command::IdentifySystem => asked.push_back(Some(2)),
+                        Command::CreateSlot => {
+                            self.created = true;
+                            asked.push_back(Some(1));
+                        }
+                        Command::Other if tag == b'Q' => asked.push_back(None),
+                        Command::Other => {}
+                    }
+                    send(backend.talk(), tag, &body).await.map_err(|_| lost())?;
+                }
+                message = message_of(backend.talk()) => {
+                    let (tag, mut body) = message.map_err(|_| lost())?;
+                    match (tag, asked.front()) {
+                        // Of a command that only the server understood: its positions would pass as they are.
+                        (b'W', _) => return Err(not_understood(&streaming::Malformed("a stream that was not asked for"))),
+                        (b'Z', _) => drop(asked.pop_front()),
+                        (b'D', Some(Some(column))) => {
+                            let ahead = self.whence.positions().await?.ahead;
+                            body = shifted(&body, *column, ahead).unwrap_or(body);
+                        }
+                        _ => {}
+                    }
+                    send(self.client.talk(), tag, &body).await.map_err(|_| End::Client)?;
+                }
+                changed = self.shutdown.changed() => {
+                    if changed.is_err() || *self.shutdown.borrow() {
+                        return Err(leaving());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes a stream on until its client ends it. Gives back the connection that it came by last.
+    async fn stream(&mut self, start: &Start, mut backend: Backend) -> Result<Backend, End> {
+        let control =
+            self.whence.front.control(&self.whence.front.active()).await.map_err(|error| unknown(&error))?;
+        let known =
+            changes::register(&control, &self.whence.front.name, &start.slot, &start.publications()).await;
+        let known = known.map_err(|error| unknown(&error))?;
+        let positions = self.whence.positions().await?;
+        if backend.generation != self.whence.front.active().generation {
+            return Err(End::Fault(moved("It was as the stream began.")));
+        }
+        let pgoutput = known.as_ref().is_some_and(|known| known.plugin == "pgoutput");
+        let before = positions.before.clone().filter(|_| known.is_some());
+        // What it has not read of what was written before the last move.
+        let mut rest = None;
+        if let (Some(known), Some(before)) = (&known, &before)
+            && !known.passed
+        {
+            if start.from < before.end_for_clients() {
+                rest = Some((before.clone(), self.whence.rest(before, start, pgoutput).await?));
+            } else {
+                self.whence.settle(before.clone(), start.slot.clone());
+            }
+        }
+        let mut now = if let Some((before, (rest, both))) = rest {
+            send(self.client.talk(), b'W', &both).await.map_err(|_| End::Client)?;
+            let ahead = before.ahead;
+            let next = Some((before, Box::new(Next { backend, positions })));
+            Now { backend: rest, ahead, passed: Passed::new(pgoutput), next }
+        } else {
+            let from = start.from.saturating_sub(positions.ahead);
+            let from = before.map_or(from, |before| from.max(before.start.0));
+            match began(&mut backend, start, from, pgoutput).await? {
+                Ok(both) => send(self.client.talk(), b'W', &both).await.map_err(|_| End::Client)?,
+                Err((_, error)) => {
+                    let mut out = error;
+                    message::ready(&mut out);
+                    self.client.talk().send(&out).await.map_err(|_| End::Client)?;
+                    return Ok(backend);
+                }
+            }
+            Now { backend, ahead: positions.ahead, passed: Passed::new(pgoutput), next: None }
+        };
+        let mut prior: Option<Prior> = None;
+        let mut unsure: Option<Vec<u8>> = None;
+        let mut kept = start.from;
+        let mut turns = self.whence.front.turnstile.turns();
+        let mut tick = tokio::time::interval(ASK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            if now.next.is_none() && now.backend.generation != self.whence.front.active().generation {
+                let next = self.whence.next(&Arc::clone(&now.backend.zone), now.ahead).await?;
+                now.next = Some(next);
+            }
+            let event = tokio::select! {
+                biased;
+                _ = self.shutdown.changed() => Event::Leaving,
+                message = message_of(self.client.talk()) => Event::Client(message.map_err(|_| End::Client)?),
+                changed = turns.changed() => match changed {
+                    Ok(()) => Event::Turn,
+                    Err(_) => Event::Leaving,
+                },
+                message = of_prior(&mut prior) => Event::Prior(message.ok()),
+                message = message_of(now.backend.talk()) => Event::Server(message.map_err(|_| lost())?),
+                _ = tick.tick(), if now.next.is_some() => Event::Tick,
+            };
+            match event {
+                Event::Client((b'd', body)) => {
+                    let mut theirs = body.clone();
+                    let flushed = streaming::client(&mut theirs, now.ahead)
+                        .map_err(|malformed| not_understood(&malformed))?;
+                    kept = kept.max(flushed.unwrap_or(0));
+                    if let Some(old) = &mut prior
+                        && flushed.is_some()
+                    {
+                        if kept < old.before.end_for_clients() {
+                            let _ =
+                                status(&mut old.backend, kept.saturating_sub(old.before.ahead), false).await;
+                            let start = old.before.start.0;
+                            status(&mut now.backend, start, false).await.map_err(|_| lost())?;
+                            continue;
+                        }
+                        if let Some(old) = prior.take() {
+                            old.backend.close().await;
+                            self.whence.settle(old.before, start.slot.clone());
+                        }
+                    }
+                    send(now.backend.talk(), b'd', &theirs).await.map_err(|_| lost())?;
+                }
+                Event::Client((b'X', _)) => return Err(End::Client),
+                Event::Client((tag, body)) => {
+                    send(now.backend.talk(), tag, &body).await.map_err(|_| lost())?;
+                }
+                Event::Server((b'd', body)) => {
+                    if now.next.is_none() && now.backend.generation != self.whence.front.active().generation {
+                        // Read before it was known that there is another primary: it may be of after the end.
+                        let next = self.whence.next(&Arc::clone(&now.backend.zone), now.ahead).await?;
+                        now.next = Some(next);
+                    }
+                    let end = now.next.as_ref().map(|(before, _)| before.end.0);
+                    let first = unsure.take_if(|unsure| streaming::begins_with(unsure, &body));
+                    let mut ended = false;
+                    for mut body in first.into_iter().chain([body]) {
+                        let sent = now.passed.server(&mut body, now.ahead, end);
+                        match sent.map_err(|malformed| not_understood(&malformed))? {
+                            Sent::Unsure => unsure = Some(body),
+                            Sent::Beyond => ended = true,
+                            Sent::Reached(upto) if end.is_some_and(|end| upto >= end) => ended = true,
+                            Sent::Reached(_) | Sent::Change => {
+                                send(self.client.talk(), b'd', &body).await.map_err(|_| End::Client)?;
+                            }
+                        }
+                        if ended {
+                            break;
+                        }
+                    }
+                    if ended && let Some((before, next)) = now.next.take() {
+                        let Next { mut backend, positions } = *next;
+                        if let Err((error, _)) = began(&mut backend, start, before.start.0, pgoutput).await? {
+                            return Err(End::Fault(moved(&format!(
+                                "The new primary refuses: {}",
+                                error.message
+                            ))));
+                        }
+                        // A client that has everything says so.
+                        let keepalive = streaming::keepalive(before.end_for_clients(), now_micros(), true);
+                        send(self.client.talk(), b'd', &keepalive).await.map_err(|_| End::Client)?;
+                        tracing::info!(
+                            resource = %self.whence.front.name, slot = start.slot, zone = %backend.zone, end = %before.end,
+                            start = %before.start, "a change stream goes on at the new primary"
+                        );
+                        let next = Now {
+                            backend,
+                            ahead: positions.ahead,
+                            passed: Passed::new(pgoutput),
+                            next: None,
+                        };
+                        unsure = None;
+                        let old = std::mem::replace(&mut now, next);
+                        prior = Some(Prior { backend: old.backend, before });
+                    }
+                }
+                Event::Server((tag, body)) => {
+                    send(self.client.talk(), tag, &body).await.map_err(|_| End::Client)?;
+                    if tag == b'Z' {
+                        return Ok(now.backend);
+                    }
+                }
+                Event::Prior(Some((b'd', body))) => {
+                    if let Some(old) = &mut prior
+                        && body.first() == Some(&b'k')
+                    {
+                        let upto = kept.min(old.before.end_for_clients()).saturating_sub(old.before.ahead);
+                        let _ = status(&mut old.backend, upto, false).await;
+                    }
+                }
+                // What its client keeps of it is asked for again when that comes back.
+                Event::Prior(None) => prior = None,
+                Event::Prior(_) | Event::Turn => {}
+                Event::Tick => {
+                    let upto = kept.saturating_sub(now.ahead);
+                    status(&mut now.backend, upto, true).await.map_err(|_| lost())?;
+                }
+                Event::Leaving => return Err(leaving()),
+            }
+        }
+    }
+}
+
+impl Whence {
+    /// A connection to where the primary is now.
+    async fn connected(&self) -> Result<Backend, End> {
+        again(&self.front, &self.identity, &State::default()).await.map_err(|error| error.end(&self.front))
+    }
+
+    /// How the primary of now numbers.
+    async fn positions(&self) -> Result<Positions, End> {
+        let client = self.front.control(&self.front.active()).await.map_err(|error| unknown(&error))?;
+        changes::positions(&client, &self.front.name).await.map_err(|error| unknown(&error))
+    }
+
+    /// There is another primary: where what is read now ends, and what comes then.
+    async fn next(&self, zone: &str, ahead: u64) -> Result<(Before, Box<Next>), End> {
+        let backend = self.connected().await?;
+        let positions = self.positions().await?;
+        match &positions.before {
+            Some(before) if before.zone == zone && before.ahead == ahead => {
+                Ok((before.clone(), Box::new(Next { backend, positions })))
+            }
+            _ => Err(End::Fault(moved("It is not known where what it reads ends."))),
+        }
+    }
+
+    /// The rest of what was written before the last move, from the database that was primary.
+    async fn rest(&self, before: &Before, start: &Start, pgoutput: bool) -> Result<(Backend, Vec<u8>), End> {
+        let zone: Arc<str> = before.zone.as_str().into();
+        let dsn = self
+            .front
+            .dsn(&zone)
+            .ok_or_else(|| moved("The zone that was primary is no longer configured."))
+            .map_err(End::Fault)?;
+        let identity = own(dsn);
+        let opened = Backend::open(dsn, &identity, 0, &zone).await;
+        let mut backend = opened.map_err(|error| {
+            let detail = format!(
+                "What was written before the move is in {zone}, and cannot be read there: {}.",
+                causes(&error)
+            );
+            End::Fault(moved(&detail))
+        })?;
+        let from = start.from.saturating_sub(before.ahead);
+        let deadline = clock::tick() + RELEASE;
+        loop {
+            match began(&mut backend, start, from, pgoutput).await? {
+                Ok(both) => return Ok((backend, both)),
+                // The session that read it before is not over yet.
+                Err((error, _)) if error.sqlstate == "55006" && clock::tick() < deadline => {
+                    tokio::time::sleep(REST).await;
+                }
+                Err((error, _)) => {
+                    let detail = format!(
+                        "What was written before the move is in {zone}, and cannot be read there: {}.",
+                        error.message
+                    );
+                    return Err(End::Fault(moved(&detail)));
+                }
+            }
+        }
+    }
+
+    /// The client keeps all of what was written before the move: its slot there is to go.
+    fn settle(&self, before: Before, slot: String) {
+        let front = Arc::clone(&self.front);
+        tokio::spawn(async move {
+            if let Err(why) = settled(&front, &before, &slot).await {
+                tracing::warn!(
+                    resource = %front.name, slot, zone = before.zone, why,
+                    "the slot of a change stream stays at the old primary for now"
+                );
+            }
+        });
+    }
+}
+
+async fn settled(front: &PostgresFront, before: &Before, slot: &str) -> Result<(), String> {
+    let dsn = front.dsn(&before.zone).ok_or("the zone is no longer configured")?;
+    let old = replicator::postgres::connect(dsn, "godwit-front").await.map_err(|error| causes(&error))?;
+    let deadline = clock::tick() + RELEASE;
+    loop {
+        let primary = front.control(&front.active()).await.map_err(|error| causes(&error))?;
+        // Whoever has just read it may not be gone.
+        changes::advance(&old, slot, before.end).await.map_err(|error| causes(&error))?;
+        let unread = changes::settle(&primary, &old, &front.name).await.map_err(|error| causes(&error))?;
+        if !unread.iter().any(|unread| unread == slot) {
+            return Ok(());
+        }
+        if clock::tick() > deadline {
+            return Err("somebody reads it".into());
+        }
+        tokio::time::sleep(REST).await;
+    }
+}
+
+/// Godwit's own role, to read changes.
+fn own(dsn: &Dsn) -> Identity {
+    let secret = dsn.get_password().map_or(Secret::None, |password| Secret::Password(password.to_vec()));
+    let parameters = [("replication", "database"), ("application_name", "godwit-front")];
+    Identity {
+        user: dsn.get_user().unwrap_or_default().to_owned(),
+        parameters: parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        secret,
+    }
+}
+
+/// What a prior one says; for ever, if there is none.
+async fn of_prior(prior: &mut Option<Prior>) -> std::io::Result<Message> {
+    match prior {
+        Some(prior) => message_of(prior.backend.talk()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Has a stream begin; what its CopyBothResponse says, or the error, read and whole.
+async fn began(
+    backend: &mut Backend,
+    start: &Start,
+    from: u64,
+    pgoutput: bool,
+) -> Result<Result<Vec<u8>, (ServerError, Vec<u8>)>, End> {
+    let version = backend.parameters.iter().find(|(name, _)| **name == *b"server_version");
+    let major = version.and_then(|(_, version)| {
+        let digits = version.iter().take_while(|byte| byte.is_ascii_digit());
+        digits.map(|digit| u32::from(digit - b'0')).reduce(|number, digit| number.wrapping_mul(10) + digit)
+    });
+    let command = match major.filter(|_| pgoutput) {
+        Some(major) => start.for_pgoutput_of(major).sql(from),
+        None => start.sql(from),
+    };
+    let mut out = Vec::new();
+    message::query(&mut out, command.as_bytes());
+    backend.talk().send(&out).await.map_err(|_| lost())?;
+    let mut refused = None;
+    loop {
+        let (tag, body) = message_of(backend.talk()).await.map_err(|_| lost())?;
+        match tag {
+            b'W' => return Ok(Ok(body)),
+            b'E' => {
+                let mut whole = Vec::new();
+                message::write(&mut whole, b'E', |out| out.extend(&body));
+                refused = Some((ServerError::read(&body), whole));
+            }
+            b'Z' => return refused.map(Err).ok_or_else(lost),
+            _ => {}
+        }
+    }
+}
+
+async fn status(backend: &mut Backend, position: u64, reply: bool) -> std::io::Result<()> {
+    let body = streaming::status(position, now_micros(), reply);
+    send(backend.talk(), b'd', &body).await
+}
+
+/// Microseconds since 2000, as the protocol has them.
+fn now_micros() -> i64 {
+    const Y2000: i64 = 946_684_800_000_000;
+    i64::try_from(clock::now().0).map_or(0, |millis| millis * 1000) - Y2000
+}
+
+async fn message_of(mut talk: Talk<'_>) -> std::io::Result<Message> {
+    talk.message(LONGEST).await
+}
+
+async fn send(mut talk: Talk<'_>, tag: u8, body: &[u8]) -> std::io::Result<()> {
+    let mut out = Vec::with_capacity(HEADER + body.len());
+    message::write(&mut out, tag, |out| out.extend(body));
+    talk.send(&out).await
+}
+
+/// A DataRow with the position in one of its columns shifted; none: there is none.
+fn shifted(body: &[u8], column: usize, ahead: u64) -> Option<Vec<u8>> {
+    let mut row = message::row(body)?;
+    let position = streaming::written(streaming::read((*row.get(column)?)?)? + ahead);
+    row[column] = Some(position.as_bytes());
+    let mut out = u16::try_from(row.len()).ok()?.to_be_bytes().to_vec();
+    for value in row {
+        let length = value.map_or(Ok(-1), |value| i32::try_from(value.len())).ok()?;
+        out.extend(length.to_be_bytes());
+        out.extend(value.unwrap_or_default());
+    }
+    Some(out)
+}
+
+fn moved(detail: &str) -> Fault {
+    Fault::fatal("57P01", "terminating connection: the database was moved")
+        .detail(detail)
+        .hint("Connect again.")
+}
+
+fn lost() -> End {
+    End::Fault(Fault::fatal("08006", "the connection to the database was lost"))
+}
+
+fn not_understood(malformed: &streaming::Malformed) -> End {
+    End::Fault(Fault::fatal(
+        "08P01",
+        format!("a message of the change stream is not understood: {malformed}"),
+    ))
+}
+
+fn unknown(error: &dyn std::error::Error) -> End {
+    let fault = Fault::fatal("08001", "it cannot be found out how the database numbers changes");
+    End::Fault(fault.detail(causes(error)))
+}

@@ -1,0 +1,224 @@
+//! Change streams of others (change data capture, subscriptions) that go with the primary: their slots, and their positions.
+//!
+//! A slot and the positions in it are one server's. Where the primary moves, a slot of the same name is made on the shadow before the move, and
+//! what opens it notes where the old primary's changes end (the fence's marker) and its own begin. Clients see one row of numbers that only grows:
+//! a server's own, and so much more ([`Positions::ahead`]).
+
+use std::fmt::Write as _;
+
+use tokio_postgres::Client;
+use tokio_postgres::types::PgLsn;
+
+use crate::beside::Sides;
+use crate::error::Error;
+use crate::fence::{literal, not_installed, sql_generation};
+use crate::lsn::Lsn;
+
+/// How the primary of a generation numbers changes for clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Positions {
+    /// Positions that clients see are its own and so much more.
+    pub ahead: u64,
+    /// Where the generation before ended; none in the first one, and where its primary was lost.
+    pub before: Option<Before>,
+}
+
+/// The end of what another server has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Before {
+    /// The zone whose database was primary.
+    pub zone: String,
+    /// What clients see there is its own and so much more.
+    pub ahead: u64,
+    /// The marker, as that server numbers it: of what was committed after it nothing is the service's.
+    pub end: Lsn,
+    /// From where on the primary of now has the changes, as it numbers them.
+    pub start: Lsn,
+}
+
+impl Before {
+    /// The end as clients see it.
+    pub fn end_for_clients(&self) -> u64 {
+        self.end.0 + self.ahead
+    }
+}
+
+/// A slot that somebody reads through the front.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// Its output plugin.
+    pub plugin: String,
+    /// What was written before the last move has been read to its end.
+    pub passed: bool,
+}
+
+/// The positions of a primary.
+pub async fn positions(client: &Client, resource: &str) -> Result<Positions, Error> {
+    // Whichever generation its epoch row tells of: it has heard of the next one since it was fenced.
+    let sql = "SELECT ahead, before_zone, before_ahead, before_end, start FROM godwit.change_positions \
+               WHERE resource = $1 AND start IS NOT NULL";
+    let found = client.query_opt(sql, &[&resource]).await;
+    let row = found.map_err(Error::database("read the positions of change streams"))?;
+    let Some(row) = row else { return Ok(Positions { ahead: 0, before: None }) };
+    let read = || {
+        let number = |at: usize| row.try_get::<_, i64>(at).map(i64::cast_unsigned);
+        let lsn = |at: usize| row.try_get::<_, PgLsn>(at).map(|lsn| Lsn(lsn.into()));
+        let zone: Option<String> = row.try_get(1)?;
+        let before = zone.map(|zone| Ok(Before { zone, ahead: number(2)?, end: lsn(3)?, start: lsn(4)? }));
+        Ok(Positions { ahead: number(0)?, before: before.transpose()? })
+    };
+    read().map_err(Error::database("read the positions of change streams"))
+}
+
+/// Somebody reads this slot of the primary through the front: it goes with the primary from now on. None: there is no such slot.
+pub async fn register(
+    client: &Client,
+    resource: &str,
+    slot: &str,
+    publications: &[String],
+) -> Result<Option<Stream>, Error> {
+    let sql = "WITH slot AS ( \
+                 SELECT plugin::text, temporary FROM pg_catalog.pg_replication_slots \
+                 WHERE slot_name = $2::text AND slot_type = 'logical' AND database = pg_catalog.current_database() \
+               ), known AS ( \
+                 INSERT INTO godwit.change_streams AS s (resource, slot, publications) \
+                 SELECT $1, $2, $3 FROM slot WHERE NOT temporary AND $2 !~ '^godwit_' \
+                 ON CONFLICT (resource, slot) DO UPDATE SET publications = EXCLUDED.publications RETURNING passed \
+               ) SELECT plugin, coalesce((SELECT passed FROM known), true) FROM slot";
+    let found = client.query_opt(sql, &[&resource, &slot, &publications]).await;
+    let context = || format!("look at slot {slot}");
+    let Some(row) = found.map_err(Error::database(context()))? else { return Ok(None) };
+    let stream = || Ok(Stream { plugin: row.try_get(0)?, passed: row.try_get(1)? });
+    stream().map(Some).map_err(Error::database(context()))
+}
+
+/// Drops at the old primary the slots of which what it wrote as one is read to its end; those that are still to be read there. A slot that the
+/// primary has no more nobody reads.
+pub async fn settle(primary: &Client, old: &Client, resource: &str) -> Result<Vec<String>, Error> {
+    let Some(before) = positions(primary, resource).await?.before else { return Ok(Vec::new()) };
+    let sql = "SELECT s.slot::text, r.slot_name IS NULL FROM godwit.change_streams s \
+               LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = s.slot \
+               WHERE s.resource = $1 AND NOT s.passed ORDER BY s.slot";
+    let rows = primary.query(sql, &[&resource]).await.map_err(Error::database("read the change streams"))?;
+    let mut unread = Vec::new();
+    for row in rows {
+        let (slot, dropped): (String, bool) = (row.get(0), row.get(1));
+        let sql = "SELECT confirmed_flush_lsn >= $2::text::pg_lsn AND active_pid IS NULL FROM pg_catalog.pg_replication_slots \
+                   WHERE slot_name = $1 AND slot_type = 'logical' AND database = pg_catalog.current_database()";
+        let read = old.query_opt(sql, &[&slot, &before.end.to_string()]).await;
+        let read = read.map_err(Error::database(format!("look at slot {slot} of the old primary")))?;
+        if !dropped && read.is_none_or(|row| row.get::<_, Option<bool>>(0) != Some(true)) {
+            unread.push(slot);
+            continue;
+        }
+        // Noted first: one that is gone and was not read is a gap.
+        let passed = "UPDATE godwit.change_streams SET passed = true WHERE resource = $1 AND slot = $2";
+        let noted = primary.execute(passed, &[&resource, &slot]).await;
+        noted.map_err(Error::database("note a change stream"))?;
+        drop_slot(old, &slot).await?;
+    }
+    Ok(unread)
+}
+
+async fn drop_slot(client: &Client, slot: &str) -> Result<(), Error> {
+    let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots \
+               WHERE slot_name = $1 AND slot_type = 'logical' AND database = pg_catalog.current_database() AND active_pid IS NULL";
+    client.execute(sql, &[&slot]).await.map(drop).map_err(Error::database(format!("drop slot {slot}")))
+}
+
+/// The client keeps all that the old primary wrote as one, which its slot there need not have been told.
+pub async fn advance(old: &Client, slot: &str, end: Lsn) -> Result<(), Error> {
+    let sql = "SELECT pg_catalog.pg_replication_slot_advance(slot_name, $2::text::pg_lsn) FROM pg_catalog.pg_replication_slots \
+               WHERE slot_name = $1 AND active_pid IS NULL AND confirmed_flush_lsn < $2::text::pg_lsn";
+    let advanced = old.execute(sql, &[&slot, &end.to_string()]).await;
+    advanced.map(drop).map_err(Error::database(format!("advance slot {slot}")))
+}
+
+/// Slots that go with the primary; none, where Godwit was never installed.
+pub async fn carried(client: &Client) -> Result<Vec<String>, Error> {
+    match client.query("SELECT slot::text FROM godwit.change_streams", &[]).await {
+        Ok(rows) => Ok(rows.iter().map(|row| row.get(0)).collect()),
+        Err(error) if not_installed(&error) => Ok(Vec::new()),
+        Err(error) => Err(Error::database("read the change streams")(error)),
+    }
+}
+
+/// Makes on the shadow, before a move to it, the slots that are read at the primary of `zone`; where the move is undone they go with the way back
+/// ([`crate::fence::drop_way_back`]). Idempotent.
+///
+/// # Errors
+/// [`Error::Unready`], in words: a slot that is not read to the end of what it had at the last move, a publication that the shadow lacks, a slot of
+/// somebody else's by that name.
+pub async fn carry(sides: Sides<'_>, zone: &str) -> Result<(), Error> {
+    let Sides { source, shadow, resource, generation } = sides;
+    let unready = |what: String| Err(Error::Unready(what));
+    let unread = settle(source, shadow, resource).await?;
+    if let [first, ..] = &unread[..] {
+        return unready(format!(
+            "replication slot {} is not read up to the last move: let its reader catch up through the front, or drop it on the primary \
+             (SELECT pg_drop_replication_slot({}))",
+            unread.join(", "),
+            literal(first)
+        ));
+    }
+    let sql = "SELECT s.slot::text, r.plugin::text, s.publications, r.two_phase FROM godwit.change_streams s \
+               JOIN pg_catalog.pg_replication_slots r ON r.slot_name = s.slot AND r.database = pg_catalog.current_database() \
+               WHERE s.resource = $1 AND r.slot_type = 'logical' AND NOT r.temporary ORDER BY s.slot";
+    let slots = source.query(sql, &[&resource]).await.map_err(Error::database("read the change streams"))?;
+    let ahead = positions(source, resource).await?.ahead;
+    if slots.is_empty() && ahead == 0 {
+        return Ok(());
+    }
+    let names: Vec<String> = slots.iter().map(|row| row.get(0)).collect();
+    let known = carried(shadow).await?;
+    let sql =
+        "SELECT slot_name::text FROM pg_catalog.pg_replication_slots WHERE slot_name = ANY ($1::text[])";
+    let taken = shadow.query(sql, &[&names]).await.map_err(Error::database("look at the shadow's slots"))?;
+    for slot in taken.iter().map(|row| row.get::<_, String>(0)) {
+        if !known.contains(&slot) {
+            return unready(format!(
+                "replication slot {slot} is on the shadow already, and not by Godwit: SELECT pg_drop_replication_slot({}) there",
+                literal(&slot)
+            ));
+        }
+        // Of a move that was undone, or whose reader came to its end.
+        drop_slot(shadow, &slot).await?;
+    }
+    let resource = literal(resource);
+    let mut sql = format!(
+        "{}DELETE FROM godwit.change_streams WHERE resource = {resource}; \
+         INSERT INTO godwit.change_positions (resource, generation, ahead, before_zone, before_ahead) \
+         VALUES ({resource}, {}, 0, {}, {ahead}) ON CONFLICT (resource) DO UPDATE SET generation = EXCLUDED.generation, \
+         ahead = 0, before_zone = EXCLUDED.before_zone, before_ahead = EXCLUDED.before_ahead, before_end = NULL, start = NULL;",
+        sides.guard_sql()?,
+        sql_generation(generation + 1)?,
+        literal(zone),
+    );
+    for row in &slots {
+        let (slot, publications): (&str, Vec<String>) = (row.get(0), row.get(2));
+        let lacking = "SELECT string_agg(name, ', ') FROM unnest($1::text[]) name \
+                       WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = name)";
+        let lacking = shadow.query_one(lacking, &[&publications]).await;
+        let lacking = lacking.map_err(Error::database("look at the shadow's publications"))?;
+        if let Some(lacking) = lacking.get::<_, Option<String>>(0) {
+            return unready(format!(
+                "the shadow has no publication {lacking}, by which replication slot {slot} is read: make it there as it is on the primary"
+            ));
+        }
+        let publications = publications.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ");
+        let _ = write!(
+            sql,
+            "INSERT INTO godwit.change_streams (resource, slot, publications, passed) VALUES ({resource}, {}, ARRAY[{publications}]::text[], false);",
+            literal(slot),
+        );
+    }
+    let noted = shadow.batch_execute(&format!("BEGIN; {sql} COMMIT")).await;
+    noted.map_err(Error::database("note the change streams on the shadow"))?;
+    for row in &slots {
+        let (slot, plugin, two_phase): (&str, &str, bool) = (row.get(0), row.get(1), row.get(3));
+        let sql = "SELECT pg_catalog.pg_create_logical_replication_slot($1::text, $2::text, false, $3)";
+        let made = shadow.execute(sql, &[&slot, &plugin, &two_phase]).await;
+        made.map_err(Error::database(format!("make replication slot {slot} on the shadow")))?;
+    }
+    Ok(())
+}
