@@ -8,14 +8,19 @@ use godwit::cli::client::Refusal;
 use godwit::demo::zone::{DATABASE, Playground, SERVICE_ROLE, Zone};
 use godwit_tests::postgres::{TestCluster, other_major};
 use godwit_tests::waiting::{PAUSE, until};
+use replicator::Lsn;
 use replicator::postgres::Dsn;
+use rustix::process::Signal;
+use serde_json::json;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
 use crate::cutover::died_or_finished;
+use crate::faults::fault::{freeze, signal_all};
 use crate::leader::{Leader, options, superuser};
 use crate::schema::owner;
+use crate::takeover::take_over;
 
 /// Who reads changes.
 const READER: &str = "cdc";
@@ -31,6 +36,8 @@ impl Setup {
     async fn start() -> Result<Self> {
         let mut options = options(false)?;
         options.postgres_front = true;
+        // Transactions of a few hundred rows are streamed before they commit.
+        options.settings = ["logical_decoding_work_mem = 64kB"; 2].map(str::to_owned);
         options.policy = options
             .policy
             .replace("replication: {mode: async}", "replication: {mode: async, schema: all}")
@@ -48,19 +55,22 @@ impl Setup {
         Ok(Self { playground, subscriber })
     }
 
+    fn subscription(&self) -> Result<String> {
+        let front = self.playground.postgres_front.context("a PostgreSQL front")?;
+        Ok(format!(
+            "CREATE SUBSCRIPTION warehouse CONNECTION 'host={} port={} user={READER} dbname={DATABASE}' PUBLICATION outbox",
+            front.ip(),
+            front.port()
+        ))
+    }
+
     /// Publishes the events in both zones, and subscribes to them through the front.
     async fn subscribe(&self) -> Result<Client> {
         for zone in &self.playground.zones {
             superuser(zone).await?.batch_execute("CREATE PUBLICATION outbox FOR TABLE events").await?;
         }
         let there = self.subscriber.create_database_of_superuser("copy", EVENTS).await?;
-        let front = self.playground.postgres_front.context("a PostgreSQL front")?;
-        let subscription = format!(
-            "CREATE SUBSCRIPTION warehouse CONNECTION 'host={} port={} user={READER} dbname={DATABASE}' PUBLICATION outbox",
-            front.ip(),
-            front.port()
-        );
-        there.batch_execute(&subscription).await?;
+        there.batch_execute(&self.subscription()?).await?;
         let rest = "SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'";
         let copied = async || Ok(there.query_one(rest, &[]).await?.get::<_, i64>(0) == 0);
         until("what was there before is copied", copied).await?;
@@ -172,11 +182,12 @@ async fn who_was_away_misses_nothing() -> Result<()> {
     same(&there, near).await?;
     let app = superuser(near).await?;
     there.batch_execute("ALTER SUBSCRIPTION warehouse DISABLE").await?;
-    app.batch_execute("INSERT INTO events (note) SELECT 'before' FROM generate_series(1, 500)").await?;
+    there.batch_execute("ALTER SUBSCRIPTION warehouse SET (streaming = on)").await?;
+    app.batch_execute("INSERT INTO events (note) SELECT 'before' FROM generate_series(1, 20000)").await?;
     setup.moved(&mut leader, far).await?;
     superuser(far)
         .await?
-        .batch_execute("INSERT INTO events (note) SELECT 'after' FROM generate_series(1, 500)")
+        .batch_execute("INSERT INTO events (note) SELECT 'after' FROM generate_series(1, 20000)")
         .await?;
     ensure!(slots(near).await? == ["warehouse"], "{:?}", slots(near).await?);
 
@@ -282,4 +293,44 @@ async fn what_another_plugin_writes_comes_once() -> Result<()> {
     came.dedup();
     ensure!(i64::try_from(came.len())? == written, "some came twice");
     Ok(())
+}
+
+/// What a reader of the lost primary has read nobody knows: it is told, and whoever begins anew passes over nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_takeover_readers_begin_anew() -> Result<()> {
+    let setup = Setup::start().await?;
+    let [near, far] = &setup.playground.zones;
+    let mut leader = Leader::start(&setup.playground, &[])?;
+    leader.ready().await?;
+    let there = setup.subscribe().await?;
+    same(&there, near).await?;
+    let frozen = freeze(near)?;
+    take_over(&leader, &json!({"accept_loss": true})).await?;
+    let view = leader
+        .until("it has taken over", |view| view.primary == far.name && view.phase == "shadowing")
+        .await?;
+    ensure!(slots(far).await?.is_empty(), "{:?}", slots(far).await?);
+    let front = setup.playground.postgres_front.context("a PostgreSQL front")?;
+    let dsn = format!(
+        "host={} port={} user={READER} dbname={DATABASE} replication=database",
+        front.ip(),
+        front.port()
+    );
+    let bin = godwit_tests::postgres::bin_directory(15).context("PostgreSQL 15")?;
+    let said = Command::new(bin.join("psql")).args([&dsn, "-XAtc", "IDENTIFY_SYSTEM"]).output().await?;
+    let said = String::from_utf8(said.stdout)?;
+    let position = said.split('|').nth(2).and_then(|position| position.parse::<Lsn>().ok());
+    let position = position.with_context(|| format!("a position in {said:?}"))?;
+    ensure!(position.0 >> 48 == view.generation, "{position} in generation {}", view.generation);
+    signal_all(&frozen, Signal::CONT)?;
+    there
+        .batch_execute(
+            "ALTER SUBSCRIPTION warehouse DISABLE; ALTER SUBSCRIPTION warehouse SET (slot_name = NONE)",
+        )
+        .await?;
+    there.batch_execute("DROP SUBSCRIPTION warehouse; TRUNCATE events").await?;
+    there.batch_execute(&setup.subscription()?).await?;
+    let rows = "INSERT INTO events (note) SELECT 'after' FROM generate_series(1, 100)";
+    superuser(far).await?.batch_execute(rows).await?;
+    same(&there, far).await
 }

@@ -17,7 +17,7 @@ use crate::cutover::died_or_finished;
 use crate::faults::fault::{freeze, signal_all};
 use crate::leader::{Leader, agent, connect, load, options};
 
-async fn take_over(leader: &Leader<'_>, body: &Value) -> Result<Plan> {
+pub(crate) async fn take_over(leader: &Leader<'_>, body: &Value) -> Result<Plan> {
     let answer = leader.client.send(&format!("/api/v1/resources/{RESOURCE}/takeover"), body).await?;
     Ok(serde_json::from_slice(&answer)?)
 }
