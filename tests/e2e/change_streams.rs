@@ -84,13 +84,18 @@ impl Setup {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let writing = tokio::spawn(async move {
-            let mut written = 0;
+            let (mut written, mut round) = (0, 0);
             while !stopped.load(SeqCst) {
                 let session = async {
                     let client = replicator::postgres::connect_untouched(&dsn, "events").await?;
                     while !stopped.load(SeqCst) {
-                        client.execute("INSERT INTO events (note) VALUES ('new'), ('new')", &[]).await?;
-                        written += 2;
+                        // Now and then one that is streamed before it commits.
+                        round += 1;
+                        let rows = if round % 50 == 0 { 500 } else { 2 };
+                        let sql = "INSERT INTO events (note) SELECT 'new' FROM generate_series(1, $1)";
+                        client.execute(sql, &[&rows]).await?;
+                        written += i64::from(rows);
+                        tokio::time::sleep(PAUSE).await;
                     }
                     anyhow::Ok(())
                 };
@@ -121,7 +126,9 @@ struct Writer {
 impl Writer {
     async fn stop(self) -> Result<i64> {
         self.stop.store(true, SeqCst);
-        self.writing.await?
+        let written = self.writing.await??;
+        ensure!(written > 100, "{written} rows were written");
+        Ok(written)
     }
 }
 
