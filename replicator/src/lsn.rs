@@ -56,7 +56,12 @@ mod tests {
         let lsn: Lsn = "16/B374D848".parse().expect("valid");
         assert_eq!(lsn, Lsn(0x16_B374_D848));
         assert_eq!(lsn.to_string(), "16/B374D848");
-        for wrong in ["", "16", "/", "16/", "x/1", "+1/2", "1/100000000"] {
+        for (lsn, text) in [(0, "0/0"), (u64::MAX, "FFFFFFFF/FFFFFFFF")] {
+            assert_eq!(Lsn(lsn).to_string(), text);
+            assert_eq!(text.parse(), Ok(Lsn(lsn)));
+        }
+        for wrong in ["", "16", "/", "16/", "/0", "x/1", "0/g", "+1/2", "1/100000000", "123456789/0", "0/0/0"]
+        {
             assert!(wrong.parse::<Lsn>().is_err(), "{wrong} must be refused");
         }
     }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use anyhow::{Context, Result, ensure};
-use godwit::cli::client::Refusal;
 use godwit::demo::zone::{DATABASE, Playground, SERVICE_ROLE, Zone};
 use godwit_tests::postgres::{TestCluster, other_major};
 use godwit_tests::waiting::{PAUSE, until};
@@ -18,6 +17,7 @@ use tokio_postgres::Client;
 
 use crate::cutover::died_or_finished;
 use crate::faults::fault::{freeze, signal_all};
+use crate::large_objects::moved;
 use crate::leader::{Leader, options, superuser};
 use crate::schema::owner;
 use crate::takeover::take_over;
@@ -108,14 +108,6 @@ impl Setup {
         });
         Ok(Writer { stop, writing })
     }
-
-    async fn moved(&self, leader: &mut Leader<'_>, to: &Zone) -> Result<()> {
-        leader.ready().await?;
-        let id = leader.migrate(&to.name).await?;
-        leader.until("it has moved", |view| view.primary == to.name && view.phase == "shadowing").await?;
-        ensure!(leader.migration(&id).await?.state == "retired");
-        Ok(())
-    }
 }
 
 struct Writer {
@@ -163,7 +155,7 @@ async fn a_subscription_goes_with_the_primary() -> Result<()> {
     let there = setup.subscribe().await?;
     let writer = setup.write(false)?;
     for to in [far, near, far] {
-        setup.moved(&mut leader, to).await?;
+        moved(&mut leader, to).await?;
         let old = if to.name == near.name { far } else { near };
         until("the old primary keeps nothing for the subscriber", async || Ok(slots(old).await?.is_empty()))
             .await?;
@@ -191,7 +183,7 @@ async fn who_was_away_misses_nothing() -> Result<()> {
     there.batch_execute("ALTER SUBSCRIPTION warehouse DISABLE").await?;
     there.batch_execute("ALTER SUBSCRIPTION warehouse SET (streaming = on)").await?;
     app.batch_execute("INSERT INTO events (note) SELECT 'before' FROM generate_series(1, 20000)").await?;
-    setup.moved(&mut leader, far).await?;
+    moved(&mut leader, far).await?;
     superuser(far)
         .await?
         .batch_execute("INSERT INTO events (note) SELECT 'after' FROM generate_series(1, 20000)")
@@ -231,10 +223,7 @@ async fn a_kill_loses_no_change_and_repeats_none() -> Result<()> {
         until("the shadow keeps nothing for the subscriber", async || Ok(slots(to).await?.is_empty()))
             .await
             .with_context(|| format!("before record {record}"))?;
-        leader.migrate(&to.name).await.or_else(|error| {
-            // Killed before it could answer.
-            if error.downcast_ref::<Refusal>().is_some() { Err(error) } else { Ok(String::new()) }
-        })?;
+        leader.migrate_or_die(&to.name).await?;
         let died = died_or_finished(&mut leader, &to.name).await?;
         if died {
             drop(leader);
@@ -284,7 +273,7 @@ async fn what_another_plugin_writes_comes_once() -> Result<()> {
     .await?;
     let writer = setup.write(false)?;
     for to in [far, near] {
-        setup.moved(&mut leader, to).await?;
+        moved(&mut leader, to).await?;
     }
     let written = writer.stop().await?;
     let came = || -> Result<Vec<String>> {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use godwit::cli::client::Refusal;
 use godwit::controller::view::{MigrationView, ResourceView};
 use godwit::demo::load::Outcome;
 use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Options, Playground, SERVICE_ROLE, SUPERUSER, Zone};
@@ -80,10 +79,7 @@ async fn a_kill_after_any_journal_record_loses_nothing() -> Result<()> {
         let view = leader.ready().await?;
         let load = load(&playground, 50.0, &format!("kill{record}"));
         leader.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;
-        leader.migrate(&view.shadow).await.or_else(|error| {
-            // Killed before it could answer.
-            if error.downcast_ref::<Refusal>().is_some() { Err(error) } else { Ok(String::new()) }
-        })?;
+        leader.migrate_or_die(&view.shadow).await?;
         let died = died_or_finished(&mut leader, &view.shadow).await?;
         if died {
             drop(leader);

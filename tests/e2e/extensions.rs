@@ -1,7 +1,6 @@
 //! What extensions keep for their users, and what they do by themselves: it goes with the primary.
 
 use anyhow::{Context, Result, ensure};
-use godwit::cli::client::Refusal;
 use godwit::demo::zone::{
     DATABASE, GODWIT_ROLE, OWNER_ROLE, Playground, RESOURCE, SERVICE_ROLE, SUPERUSER, Zone,
 };
@@ -201,10 +200,7 @@ async fn a_kill_after_any_journal_record_leaves_jobs_with_the_primary() -> Resul
     for record in (2_u32..).step_by(3) {
         let mut leader = Leader::start(&playground, &[("GODWIT_TEST_KILL_AFTER", &record.to_string())])?;
         let to = leader.ready().await?.shadow;
-        leader.migrate(&to).await.or_else(|error| {
-            // Killed before it could answer.
-            if error.downcast_ref::<Refusal>().is_some() { Err(error) } else { Ok(String::new()) }
-        })?;
+        leader.migrate_or_die(&to).await?;
         let died = died_or_finished(&mut leader, &to).await?;
         if died {
             drop(leader);

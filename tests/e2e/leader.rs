@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use godwit::audit::verify::verify;
-use godwit::cli::client::Client;
+use godwit::cli::client::{Client, Refusal};
 use godwit::controller::view::{MigrationView, ResourceView};
 use godwit::demo::load::{Load, Options as LoadOptions};
 use godwit::demo::node::Node;
@@ -142,6 +142,14 @@ impl<'a> Leader<'a> {
             .await?;
         let plan: serde_json::Value = serde_json::from_slice(&body)?;
         Ok(plan["id"].as_str().context("the migration's id")?.to_owned())
+    }
+
+    /// The same of a node that may be killed before it can answer.
+    pub(crate) async fn migrate_or_die(&self, to: &str) -> Result<()> {
+        match self.migrate(to).await {
+            Err(error) if error.downcast_ref::<Refusal>().is_some() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) async fn migration(&self, id: &str) -> Result<MigrationView> {

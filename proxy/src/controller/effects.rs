@@ -271,8 +271,7 @@ impl Hands {
                     self.large_objects.catch_up(zones, state.generation.0).await?;
                     self.unlogged.prepare(zones, state.generation.0).await?;
                     self.extensions.prepare(zones, state.generation.0).await?;
-                    let zone = zones[0].to_owned();
-                    let carry = async |sides: Sides<'_>| changes::carry(sides, &zone).await;
+                    let carry = async |sides: Sides<'_>| changes::carry(sides, zones[0]).await;
                     self.databases.beside(zones, state.generation.0, Purpose::Control, carry).await?;
                     self.prepare_fence(run).await?;
                     self.clear_way(&run.from).await?;

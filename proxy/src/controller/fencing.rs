@@ -134,14 +134,9 @@ impl Hands {
         let client = self.control(zone).await?;
         if state.phase != Phase::Aborting {
             // The new primary's contents at the marker, before its first client.
-            let run = state.run.as_ref().map_or("", |run| &run.id);
-            let taken_over = state.run.as_ref().is_some_and(|run| run.taken_over);
-            let end = state
-                .run
-                .as_ref()
-                .and_then(|run| run.fence)
-                .filter(|_| !taken_over)
-                .map(|marker| Lsn(marker.0));
+            let run = state.run.as_ref();
+            let end = run.filter(|run| !run.taken_over).and_then(|run| run.fence).map(|marker| Lsn(marker.0));
+            let run = run.map_or("", |run| &run.id);
             let (opened, ()) = tokio::join!(
                 fence::open_committed(&client, &self.resource.name, generation.0, run, end),
                 self.take_marker_snapshot(zone, generation)

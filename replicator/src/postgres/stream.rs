@@ -241,7 +241,7 @@ fn ended(why: &str) -> Error {
 }
 
 /// Microseconds since PostgreSQL's epoch; the server only shows it (`pg_stat_replication.reply_time`).
-fn postgres_now() -> i64 {
+pub fn postgres_now() -> i64 {
     crate::clock::wall()
         .duration_since(SystemTime::UNIX_EPOCH + POSTGRES_EPOCH)
         .map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))

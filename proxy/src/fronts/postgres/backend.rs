@@ -361,7 +361,8 @@ pub(super) fn set(parameters: &mut Vec<Parameter>, name: &[u8], value: &[u8]) {
     }
 }
 
-fn refused(body: &[u8]) -> NoBackend {
+/// An ErrorResponse.
+pub(super) fn refused(body: &[u8]) -> NoBackend {
     let mut whole = Vec::new();
     message::write(&mut whole, b'E', |out| out.extend(body));
     NoBackend::Refused(ServerError::read(body), whole)

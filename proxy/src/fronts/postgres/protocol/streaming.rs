@@ -4,7 +4,8 @@
 //! Replication Protocol" and "Logical Replication Message Formats".
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
+
+use replicator::Lsn;
 
 /// What a client asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +37,7 @@ impl Start {
     /// The command, from another position.
     pub fn sql(&self, from: u64) -> String {
         let slot = self.slot.replace('"', "\"\"");
-        format!("START_REPLICATION SLOT \"{slot}\" LOGICAL {} {}", written(from), self.options)
+        format!("START_REPLICATION SLOT \"{slot}\" LOGICAL {} {}", Lsn(from), self.options)
     }
 
     /// The publications that it names, as pgoutput reads them.
@@ -118,7 +119,7 @@ fn start(words: &mut Words<'_>) -> Option<Command> {
     }
     let Word::Name(from) = words.next()? else { return None };
     let options = words.0.trim().trim_end_matches(';').trim_end().to_owned();
-    Some(Command::Start(Start { slot: slot?, from: read(from.as_bytes())?, options }))
+    Some(Command::Start(Start { slot: slot?, from: from.parse::<Lsn>().ok()?.0, options }))
 }
 
 /// A token of a replication command.
@@ -207,24 +208,6 @@ fn names(list: &str) -> Vec<String> {
         _ => None,
     };
     words.filter_map(name).collect()
-}
-
-/// A position as PostgreSQL writes it.
-pub fn written(position: u64) -> String {
-    let mut text = String::new();
-    // A String takes everything.
-    let _ = write!(text, "{:X}/{:X}", position >> 32, position & 0xffff_ffff);
-    text
-}
-
-/// Reads one.
-pub fn read(text: &[u8]) -> Option<u64> {
-    let (high, low) = std::str::from_utf8(text).ok()?.split_once('/')?;
-    let part = |digits: &str| {
-        let hexadecimal = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-        u32::from_str_radix(digits, 16).ok().filter(|_| hexadecimal)
-    };
-    Some(u64::from(part(high)?) << 32 | u64::from(part(low)?))
 }
 
 /// A message that is not as it should be.
@@ -470,18 +453,6 @@ mod tests {
             let odd = Start { options: odd.into(), ..start.clone() };
             assert!(odd.publications().is_empty());
             assert!(odd.for_pgoutput_of(15).sql(0).starts_with("START_REPLICATION SLOT "));
-        }
-    }
-
-    #[test]
-    fn positions_are_written_and_read() {
-        for (position, text) in [(0, "0/0"), (0x16_B374_D848, "16/B374D848"), (u64::MAX, "FFFFFFFF/FFFFFFFF")]
-        {
-            assert_eq!(written(position), text);
-            assert_eq!(read(text.as_bytes()), Some(position));
-        }
-        for text in ["", "/", "0/", "/0", "0/g", "+1/0", "123456789/0", "0/0/0"] {
-            assert_eq!(read(text.as_bytes()), None, "{text}");
         }
     }
 

@@ -6,10 +6,12 @@
 
 use std::collections::VecDeque;
 
+use replicator::Lsn;
 use replicator::changes::{self, Before, Positions};
 use replicator::postgres::Dsn;
+use replicator::postgres::stream::postgres_now;
 
-use super::super::protocol::message::ServerError;
+use super::super::backend::{NoBackend, refused};
 use super::super::protocol::streaming::{self, Command, Passed, Sent, Start};
 use super::super::talk::{Message, Talk};
 use super::{
@@ -94,7 +96,6 @@ enum Event {
     Prior(Option<Message>),
     Turn,
     Tick,
-    Leaving,
 }
 
 impl Replica {
@@ -169,7 +170,8 @@ impl Replica {
         let known =
             changes::register(&control, &self.whence.front.name, &start.slot, &start.publications()).await;
         let known = known.map_err(|error| unknown(&error))?;
-        let positions = self.whence.positions().await?;
+        let positions = changes::positions(&control, &self.whence.front.name).await;
+        let positions = positions.map_err(|error| unknown(&error))?;
         if backend.generation != self.whence.front.active().generation {
             return Err(End::Fault(moved("It was as the stream began.")));
         }
@@ -194,14 +196,14 @@ impl Replica {
         } else {
             let from = start.from.saturating_sub(positions.ahead);
             let from = before.map_or(from, |before| from.max(before.start.0));
-            match began(&mut backend, start, from, pgoutput).await? {
+            match began(&mut backend, start, from, pgoutput).await {
                 Ok(both) => send(self.client.talk(), b'W', &both).await.map_err(|_| End::Client)?,
-                Err((_, error)) => {
-                    let mut out = error;
-                    message::ready(&mut out);
-                    self.client.talk().send(&out).await.map_err(|_| End::Client)?;
+                Err(NoBackend::Refused(_, mut whole)) => {
+                    message::ready(&mut whole);
+                    self.client.talk().send(&whole).await.map_err(|_| End::Client)?;
                     return Ok(backend);
                 }
+                Err(_) => return Err(lost()),
             }
             Now { backend, ahead: positions.ahead, passed: Passed::new(pgoutput), next: None }
         };
@@ -209,25 +211,24 @@ impl Replica {
         let mut unsure: Option<Vec<u8>> = None;
         let mut kept = start.from;
         let mut turns = self.whence.front.turnstile.turns();
+        // What was turned before it was looked counts, too.
+        turns.mark_changed();
         let mut tick = tokio::time::interval(ASK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            if now.next.is_none() && now.backend.generation != self.whence.front.active().generation {
-                let next = self.whence.next(&Arc::clone(&now.backend.zone), now.ahead).await?;
-                now.next = Some(next);
-            }
             let event = tokio::select! {
                 biased;
-                _ = self.shutdown.changed() => Event::Leaving,
+                _ = self.shutdown.changed() => return Err(leaving()),
                 message = message_of(self.client.talk()) => Event::Client(message.map_err(|_| End::Client)?),
-                changed = turns.changed() => match changed {
-                    Ok(()) => Event::Turn,
-                    Err(_) => Event::Leaving,
-                },
+                changed = turns.changed() => changed.map(|()| Event::Turn).map_err(|_| leaving())?,
                 message = of_prior(&mut prior) => Event::Prior(message.ok()),
                 message = message_of(now.backend.talk()) => Event::Server(message.map_err(|_| lost())?),
                 _ = tick.tick(), if now.next.is_some() => Event::Tick,
             };
+            // Before it is passed on: what was read now may be of after the end.
+            if now.next.is_none() && now.backend.generation != self.whence.front.active().generation {
+                now.next = Some(self.whence.next(&Arc::clone(&now.backend.zone), now.ahead).await?);
+            }
             match event {
                 Event::Client((b'd', body)) => {
                     let mut theirs = body.clone();
@@ -256,11 +257,6 @@ impl Replica {
                     send(now.backend.talk(), tag, &body).await.map_err(|_| lost())?;
                 }
                 Event::Server((b'd', body)) => {
-                    if now.next.is_none() && now.backend.generation != self.whence.front.active().generation {
-                        // Read before it was known that there is another primary: it may be of after the end.
-                        let next = self.whence.next(&Arc::clone(&now.backend.zone), now.ahead).await?;
-                        now.next = Some(next);
-                    }
                     let end = now.next.as_ref().map(|(before, _)| before.end.0);
                     let first = unsure.take_if(|unsure| streaming::begins_with(unsure, &body));
                     let mut ended = false;
@@ -280,14 +276,15 @@ impl Replica {
                     }
                     if ended && let Some((before, next)) = now.next.take() {
                         let Next { mut backend, positions } = *next;
-                        if let Err((error, _)) = began(&mut backend, start, before.start.0, pgoutput).await? {
-                            return Err(End::Fault(moved(&format!(
-                                "The new primary refuses: {}",
-                                error.message
-                            ))));
-                        }
+                        let begun = began(&mut backend, start, before.start.0, pgoutput).await;
+                        begun.map_err(|error| match error {
+                            NoBackend::Refused(error, _) => {
+                                End::Fault(moved(&format!("The new primary refuses: {}", error.message)))
+                            }
+                            _ => lost(),
+                        })?;
                         // A client that has everything says so.
-                        let keepalive = streaming::keepalive(before.end_for_clients(), now_micros(), true);
+                        let keepalive = streaming::keepalive(before.end_for_clients(), postgres_now(), true);
                         send(self.client.talk(), b'd', &keepalive).await.map_err(|_| End::Client)?;
                         tracing::info!(
                             resource = %self.whence.front.name, slot = start.slot, zone = %backend.zone, end = %before.end,
@@ -325,7 +322,6 @@ impl Replica {
                     let upto = kept.saturating_sub(now.ahead);
                     status(&mut now.backend, upto, true).await.map_err(|_| lost())?;
                 }
-                Event::Leaving => return Err(leaving()),
             }
         }
     }
@@ -375,19 +371,22 @@ impl Whence {
         let from = start.from.saturating_sub(before.ahead);
         let deadline = clock::tick() + RELEASE;
         loop {
-            match began(&mut backend, start, from, pgoutput).await? {
+            match began(&mut backend, start, from, pgoutput).await {
                 Ok(both) => return Ok((backend, both)),
                 // The session that read it before is not over yet.
-                Err((error, _)) if error.sqlstate == "55006" && clock::tick() < deadline => {
+                Err(NoBackend::Refused(error, _))
+                    if error.sqlstate == "55006" && clock::tick() < deadline =>
+                {
                     tokio::time::sleep(REST).await;
                 }
-                Err((error, _)) => {
+                Err(NoBackend::Refused(error, _)) => {
                     let detail = format!(
                         "What was written before the move is in {zone}, and cannot be read there: {}.",
                         error.message
                     );
                     return Err(End::Fault(moved(&detail)));
                 }
+                Err(_) => return Err(lost()),
             }
         }
     }
@@ -444,13 +443,13 @@ async fn of_prior(prior: &mut Option<Prior>) -> std::io::Result<Message> {
     }
 }
 
-/// Has a stream begin; what its CopyBothResponse says, or the error, read and whole.
+/// Has a stream begin; what its CopyBothResponse says.
 async fn began(
     backend: &mut Backend,
     start: &Start,
     from: u64,
     pgoutput: bool,
-) -> Result<Result<Vec<u8>, (ServerError, Vec<u8>)>, End> {
+) -> Result<Vec<u8>, NoBackend> {
     let version = backend.parameters.iter().find(|(name, _)| **name == *b"server_version");
     let major = version.and_then(|(_, version)| {
         let digits = version.iter().take_while(|byte| byte.is_ascii_digit());
@@ -462,32 +461,22 @@ async fn began(
     };
     let mut out = Vec::new();
     message::query(&mut out, command.as_bytes());
-    backend.talk().send(&out).await.map_err(|_| lost())?;
-    let mut refused = None;
+    backend.talk().send(&out).await.map_err(NoBackend::Lost)?;
+    let mut failure = NoBackend::Unexpected(b'Z');
     loop {
-        let (tag, body) = message_of(backend.talk()).await.map_err(|_| lost())?;
+        let (tag, body) = message_of(backend.talk()).await.map_err(NoBackend::Lost)?;
         match tag {
-            b'W' => return Ok(Ok(body)),
-            b'E' => {
-                let mut whole = Vec::new();
-                message::write(&mut whole, b'E', |out| out.extend(&body));
-                refused = Some((ServerError::read(&body), whole));
-            }
-            b'Z' => return refused.map(Err).ok_or_else(lost),
+            b'W' => return Ok(body),
+            b'E' => failure = refused(&body),
+            b'Z' => return Err(failure),
             _ => {}
         }
     }
 }
 
 async fn status(backend: &mut Backend, position: u64, reply: bool) -> std::io::Result<()> {
-    let body = streaming::status(position, now_micros(), reply);
+    let body = streaming::status(position, postgres_now(), reply);
     send(backend.talk(), b'd', &body).await
-}
-
-/// Microseconds since 2000, as the protocol has them.
-fn now_micros() -> i64 {
-    const Y2000: i64 = 946_684_800_000_000;
-    i64::try_from(clock::now().0).map_or(0, |millis| millis * 1000) - Y2000
 }
 
 async fn message_of(mut talk: Talk<'_>) -> std::io::Result<Message> {
@@ -503,7 +492,8 @@ async fn send(mut talk: Talk<'_>, tag: u8, body: &[u8]) -> std::io::Result<()> {
 /// A DataRow with the position in one of its columns shifted; none: there is none.
 fn shifted(body: &[u8], column: usize, ahead: u64) -> Option<Vec<u8>> {
     let mut row = message::row(body)?;
-    let position = streaming::written(streaming::read((*row.get(column)?)?)? + ahead);
+    let position: Lsn = std::str::from_utf8((*row.get(column)?)?).ok()?.parse().ok()?;
+    let position = Lsn(position.0 + ahead).to_string();
     row[column] = Some(position.as_bytes());
     let mut out = u16::try_from(row.len()).ok()?.to_be_bytes().to_vec();
     for value in row {
