@@ -65,7 +65,7 @@ test-idle: setup ## what ten thousand idle connections to the HTTP front cost
 test-http-suite: setup ## httpwg's cases of HTTP/2 against the front, bare pingora and nghttpd: not one fewer (minutes, the first time)
 	$(CARGO) test --package godwit-tests --test e2e no_case_of_http2 -- --ignored --nocapture
 
-test-postgres-front: setup ## PostgreSQL's own suites, five drivers and pgbench through the front, cutovers under them (half an hour)
+test-postgres-front: setup ## PostgreSQL's own suites, five drivers, Debezium and pgbench through the front, cutovers under them (half an hour)
 	$(CARGO) test --package godwit-tests --test e2e postgres_front:: -- --include-ignored --nocapture --test-threads=1
 
 simulate: ## replication over links and targets that break, by seed: make simulate SEEDS=100000

@@ -24,3 +24,5 @@ pub mod telemetry;
 pub mod tls;
 pub mod traces;
 pub mod upgrade;
+
+use replicator::lsn;

@@ -4,15 +4,18 @@
 //! what opens it notes where the old primary's changes end (the fence's marker) and its own begin. Clients see one row of numbers that only grows:
 //! a server's own, and so much more ([`Positions::ahead`]).
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Row};
 
 use crate::beside::Sides;
+use crate::drift::{self, Mend};
 use crate::error::Error;
-use crate::fence::{literal, not_installed, sql_generation};
+use crate::fence::{literal, not_installed, refused, sql_generation};
 use crate::lsn::Lsn;
+use crate::postgres::quote_ident;
 
 /// How the primary of a generation numbers changes for clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +123,17 @@ pub async fn settle(primary: &Client, old: &Client, resource: &str) -> Result<Ve
     Ok(unread)
 }
 
+/// Why the next move waits for the readers by these slots; none: there are none.
+pub fn unread(slots: &[String]) -> Option<String> {
+    let first = slots.first()?;
+    Some(format!(
+        "replication slot {} is not read up to the last move: let its reader catch up through the front, or drop it on the primary \
+         (SELECT pg_drop_replication_slot({}))",
+        slots.join(", "),
+        literal(first)
+    ))
+}
+
 async fn drop_slot(client: &Client, slot: &str) -> Result<(), Error> {
     let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots \
                WHERE slot_name = $1 AND slot_type = 'logical' AND database = pg_catalog.current_database() AND active_pid IS NULL";
@@ -132,6 +146,40 @@ pub async fn advance(old: &Client, slot: &str, end: Lsn) -> Result<(), Error> {
                WHERE slot_name = $1 AND active_pid IS NULL AND confirmed_flush_lsn < $2::text::pg_lsn";
     let advanced = old.execute(sql, &[&slot, &end.to_string()]).await;
     advanced.map(drop).map_err(Error::database(format!("advance slot {slot}")))
+}
+
+/// How far a reader of changes is, at the primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reader {
+    /// Its slot.
+    pub slot: String,
+    /// Somebody reads by it.
+    pub active: bool,
+    /// WAL that was written since what it has confirmed.
+    pub behind_bytes: u64,
+    /// See [`Stream`].
+    pub passed: bool,
+}
+
+/// Who reads changes of this database's resource through the front; none, where Godwit was never installed. One round trip.
+pub async fn readers(client: &Client, resource: &str) -> Result<Vec<Reader>, Error> {
+    let sql = "SELECT s.slot::text, r.active, s.passed, \
+                 greatest(pg_catalog.pg_wal_lsn_diff(CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_lsn() END, \
+                   r.confirmed_flush_lsn), 0)::bigint \
+               FROM godwit.change_streams s JOIN pg_catalog.pg_replication_slots r ON r.slot_name = s.slot \
+               WHERE s.resource = $1 AND r.slot_type = 'logical' AND r.database = pg_catalog.current_database() ORDER BY s.slot";
+    let context = "look at the readers of changes";
+    let rows = match client.query(sql, &[&resource]).await {
+        Ok(rows) => rows,
+        Err(error) if not_installed(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(Error::database(context)(error)),
+    };
+    let reader = |row: &Row| {
+        let behind: Option<i64> = row.try_get(3)?;
+        let behind_bytes = behind.unwrap_or_default().unsigned_abs();
+        Ok(Reader { slot: row.try_get(0)?, active: row.try_get(1)?, passed: row.try_get(2)?, behind_bytes })
+    };
+    rows.iter().map(reader).collect::<Result<_, _>>().map_err(Error::database(context))
 }
 
 /// Slots that go with the primary; none, where Godwit was never installed.
@@ -147,19 +195,13 @@ pub async fn carried(client: &Client) -> Result<Vec<String>, Error> {
 /// ([`crate::fence::drop_way_back`]). Idempotent.
 ///
 /// # Errors
-/// [`Error::Unready`], in words: a slot that is not read to the end of what it had at the last move, a publication that the shadow lacks, a slot of
+/// [`Error::Unready`], in words: a slot that is not read to the end of what it had at the last move, a publication that cannot be made, a slot of
 /// somebody else's by that name.
 pub async fn carry(sides: Sides<'_>, zone: &str) -> Result<(), Error> {
     let Sides { source, shadow, resource, generation } = sides;
     let unready = |what: String| Err(Error::Unready(what));
-    let unread = settle(source, shadow, resource).await?;
-    if let [first, ..] = &unread[..] {
-        return unready(format!(
-            "replication slot {} is not read up to the last move: let its reader catch up through the front, or drop it on the primary \
-             (SELECT pg_drop_replication_slot({}))",
-            unread.join(", "),
-            literal(first)
-        ));
+    if let Some(unread) = unread(&settle(source, shadow, resource).await?) {
+        return Err(Error::Unready(unread));
     }
     let sql = "SELECT s.slot::text, r.plugin::text, s.publications, r.two_phase FROM godwit.change_streams s \
                JOIN pg_catalog.pg_replication_slots r ON r.slot_name = s.slot AND r.database = pg_catalog.current_database() \
@@ -184,6 +226,7 @@ pub async fn carry(sides: Sides<'_>, zone: &str) -> Result<(), Error> {
         // Of a move that was undone, or whose reader came to its end.
         drop_slot(shadow, &slot).await?;
     }
+    publish(sides, slots.iter().flat_map(|row| row.get::<_, Vec<String>>(2)).collect()).await?;
     let resource = literal(resource);
     let mut sql = format!(
         "{}DELETE FROM godwit.change_streams WHERE resource = {resource}; \
@@ -196,15 +239,6 @@ pub async fn carry(sides: Sides<'_>, zone: &str) -> Result<(), Error> {
     );
     for row in &slots {
         let (slot, publications): (&str, Vec<String>) = (row.get(0), row.get(2));
-        let lacking = "SELECT string_agg(name, ', ') FROM unnest($1::text[]) name \
-                       WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = name)";
-        let lacking = shadow.query_one(lacking, &[&publications]).await;
-        let lacking = lacking.map_err(Error::database("look at the shadow's publications"))?;
-        if let Some(lacking) = lacking.get::<_, Option<String>>(0) {
-            return unready(format!(
-                "the shadow has no publication {lacking}, by which replication slot {slot} is read: make it there as it is on the primary"
-            ));
-        }
         let publications = publications.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ");
         let _ = write!(
             sql,
@@ -219,6 +253,40 @@ pub async fn carry(sides: Sides<'_>, zone: &str) -> Result<(), Error> {
         let sql = "SELECT pg_catalog.pg_create_logical_replication_slot($1::text, $2::text, false, $3)";
         let made = shadow.execute(sql, &[&slot, &plugin, &two_phase]).await;
         made.map_err(Error::database(format!("make replication slot {slot} on the shadow")))?;
+    }
+    Ok(())
+}
+
+/// Whether a name, quoted where SQL needs it, is one of these.
+fn is_among(names: &BTreeSet<String>, quoted: &str) -> bool {
+    names.iter().any(|name| name == quoted || quote_ident(name) == quoted)
+}
+
+/// Makes these publications of the shadow's what the primary's are: by others its readers would be given something else.
+async fn publish(sides: Sides<'_>, names: BTreeSet<String>) -> Result<(), Error> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let (here, there) =
+        tokio::try_join!(drift::publications(sides.source), drift::publications(sides.shadow))?;
+    let found = drift::compare(&here, &there, ["the primary", "the shadow"]);
+    for difference in found.iter().filter(|difference| is_among(&names, &difference.subject)) {
+        let remedy = match &difference.mend {
+            Mend::Add(sql) => {
+                let guarded = format!("BEGIN; {}{sql}; COMMIT", sides.guard_sql()?);
+                let Err(error) = sides.shadow.batch_execute(&guarded).await else { continue };
+                sides.shadow.batch_execute("ROLLBACK").await.map_err(refused("undo what failed"))?;
+                match refused("make a publication on the shadow")(error) {
+                    Error::Server { message, .. } => format!("{message}: on the shadow, {sql}"),
+                    other => return Err(other),
+                }
+            }
+            _ => "make it there as it is on the primary".into(),
+        };
+        let (name, what) = (&difference.subject, &difference.what);
+        return Err(Error::Unready(format!(
+            "publication {name}, by which changes are read: {what} ({remedy})"
+        )));
     }
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! Who reads a service's changes, through the PostgreSQL front: it reads all of them, once, whichever database is the primary.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use godwit::demo::zone::{DATABASE, Playground, SERVICE_ROLE, Zone};
 use godwit_tests::postgres::{TestCluster, other_major};
 use godwit_tests::waiting::{PAUSE, until};
@@ -11,29 +12,30 @@ use replicator::Lsn;
 use replicator::postgres::Dsn;
 use rustix::process::Signal;
 use serde_json::json;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
+use tokio_postgres::config::Host;
 
 use crate::cutover::died_or_finished;
 use crate::faults::fault::{freeze, signal_all};
 use crate::large_objects::moved;
 use crate::leader::{Leader, options, superuser};
-use crate::schema::owner;
+use crate::schema::{differences, followed, owner, replicated};
 use crate::takeover::take_over;
 
 /// Who reads changes.
-const READER: &str = "cdc";
+pub(crate) const READER: &str = "cdc";
 const EVENTS: &str = "CREATE TABLE events (id bigserial PRIMARY KEY, note text NOT NULL);";
 
 /// A service whose events are published, and a database elsewhere that is to have them.
-struct Setup {
-    playground: Playground,
+pub(crate) struct Setup {
+    pub(crate) playground: Playground,
     subscriber: TestCluster,
 }
 
 impl Setup {
-    async fn start() -> Result<Self> {
+    pub(crate) async fn start() -> Result<Self> {
         let mut options = options(false)?;
         options.postgres_front = true;
         // Transactions of a few hundred rows are streamed before they commit.
@@ -64,11 +66,17 @@ impl Setup {
         ))
     }
 
-    /// Publishes the events in both zones, and subscribes to them through the front.
+    /// Publishes the events where they are written: the shadow gets what the primary has.
+    pub(crate) async fn publish(&self) -> Result<()> {
+        Ok(owner(&self.playground.zones[0])
+            .await?
+            .batch_execute("CREATE PUBLICATION outbox FOR TABLE events")
+            .await?)
+    }
+
+    /// Publishes the events, and subscribes to them through the front.
     async fn subscribe(&self) -> Result<Client> {
-        for zone in &self.playground.zones {
-            superuser(zone).await?.batch_execute("CREATE PUBLICATION outbox FOR TABLE events").await?;
-        }
+        self.publish().await?;
         let there = self.subscriber.create_database_of_superuser("copy", EVENTS).await?;
         there.batch_execute(&self.subscription()?).await?;
         let rest = "SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'";
@@ -78,7 +86,7 @@ impl Setup {
     }
 
     /// Writes events through the front until it is told to stop; how many were acknowledged. Where the front may go away it comes again.
-    fn write(&self, again: bool) -> Result<Writer> {
+    pub(crate) fn write(&self, again: bool) -> Result<Writer> {
         let front = self.playground.postgres_front.context("a PostgreSQL front")?;
         let dsn: Dsn = format!("postgres://{SERVICE_ROLE}@{front}/{DATABASE}").parse()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -110,13 +118,13 @@ impl Setup {
     }
 }
 
-struct Writer {
+pub(crate) struct Writer {
     stop: Arc<AtomicBool>,
     writing: JoinHandle<Result<i64>>,
 }
 
 impl Writer {
-    async fn stop(self) -> Result<i64> {
+    pub(crate) async fn stop(self) -> Result<i64> {
         self.stop.store(true, SeqCst);
         let written = self.writing.await??;
         ensure!(written > 100, "{written} rows were written");
@@ -141,7 +149,7 @@ async fn same(there: &Client, primary: &Zone) -> Result<()> {
     equal.await.with_context(|| format!("it has {has:?}, the primary {wanted:?}"))
 }
 
-async fn slots(zone: &Zone) -> Result<Vec<String>> {
+pub(crate) async fn slots(zone: &Zone) -> Result<Vec<String>> {
     let sql = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name !~ '^godwit_' ORDER BY 1";
     Ok(superuser(zone).await?.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
@@ -256,21 +264,12 @@ async fn what_another_plugin_writes_comes_once() -> Result<()> {
     let [near, far] = &setup.playground.zones;
     let mut leader = Leader::start(&setup.playground, &[])?;
     leader.ready().await?;
-    let front = setup.playground.postgres_front.context("a PostgreSQL front")?;
     let directory = tempfile::tempdir()?;
     let out = directory.path().join("changes");
-    let bin = godwit_tests::postgres::bin_directory(15).context("PostgreSQL 15")?;
-    let mut reader = Command::new(bin.join("pg_recvlogical"))
-        .args(["--create-slot", "--start", "--plugin", "test_decoding", "--slot", "audit", "--no-loop"])
-        .args(["--user", READER, "--dbname", DATABASE, "--host", &front.ip().to_string()])
-        .args(["--port", &front.port().to_string(), "--file", &out.display().to_string()])
-        .kill_on_drop(true)
-        .spawn()?;
-    until("it reads", async || {
-        let sql = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'audit' AND active";
-        Ok(superuser(near).await?.query_one(sql, &[]).await?.get::<_, i64>(0) == 1)
-    })
-    .await?;
+    let front = setup.playground.postgres_front.context("a PostgreSQL front")?;
+    let mut reader =
+        received(&front.ip().to_string(), front.port(), "audit", &["--plugin", "test_decoding"], &out)?;
+    reads(near, "audit").await?;
     let writer = setup.write(false)?;
     for to in [far, near] {
         moved(&mut leader, to).await?;
@@ -291,6 +290,76 @@ async fn what_another_plugin_writes_comes_once() -> Result<()> {
     Ok(())
 }
 
+/// PostgreSQL's own tool, which writes down what comes by a slot that it makes.
+fn received(host: &str, port: u16, slot: &str, plugin: &[&str], out: &Path) -> Result<Child> {
+    let bin = godwit_tests::postgres::bin_directory(15).context("PostgreSQL 15")?;
+    let mut command = Command::new(bin.join("pg_recvlogical"));
+    command
+        .args(["--create-slot", "--start", "--slot", slot, "--no-loop"])
+        .args(plugin)
+        .args(["--user", READER, "--dbname", DATABASE, "--host", host])
+        .args(["--port", &port.to_string(), "--file", &out.display().to_string()]);
+    Ok(command.kill_on_drop(true).spawn()?)
+}
+
+async fn reads(primary: &Zone, slot: &str) -> Result<()> {
+    let sql = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active";
+    let primary = superuser(primary).await?;
+    until("it reads", async || Ok(primary.query_one(sql, &[&slot]).await?.get::<_, i64>(0) == 1)).await
+}
+
+/// What Godwit keeps in a database is nothing that the service's readers know, and a publication of all tables has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_of_all_tables_are_not_given_godwits_own() -> Result<()> {
+    let setup = Setup::start().await?;
+    let [near, far] = &setup.playground.zones;
+    for zone in [near, far] {
+        superuser(zone).await?.batch_execute("CREATE PUBLICATION everything FOR ALL TABLES").await?;
+    }
+    let mut leader = Leader::start(&setup.playground, &[])?;
+    leader.ready().await?;
+    let front = setup.playground.postgres_front.context("a PostgreSQL front")?;
+    let directory = tempfile::tempdir()?;
+    let [through, beside] = ["through", "beside"].map(|name| directory.path().join(name));
+    let pgoutput =
+        ["--plugin=pgoutput", "-oproto_version=1", "-omessages=on", "-opublication_names=everything"];
+    let server = near.dsn(READER);
+    let Some(Host::Tcp(host)) = server.get_hosts().first() else { bail!("no host in {server:?}") };
+    let port = *server.get_ports().first().context("a port")?;
+    let _readers = [
+        received(&front.ip().to_string(), front.port(), "through", &pgoutput, &through)?,
+        received(host, port, "beside", &pgoutput, &beside)?,
+    ];
+    for slot in ["through", "beside"] {
+        reads(near, slot).await?;
+    }
+    let writer = setup.write(false)?;
+    moved(&mut leader, far).await?;
+    let written = writer.stop().await?;
+    let sql = "SELECT pg_logical_emit_message(true, 'last', 'word')";
+    superuser(far).await?.execute(sql, &[]).await?;
+    let has = |file: &Path, what: &[u8]| -> Result<bool> {
+        Ok(std::fs::read(file)?.windows(what.len()).any(|bytes| bytes == what))
+    };
+    until("the last word has come", async || has(&through, b"last\0")).await?;
+    ensure!(has(&through, b"events\0")?, "of {written} rows none came");
+    for own in [&b"godwit\0"[..], b"godwit."] {
+        ensure!(has(&beside, own)?, "the server itself tells nothing of Godwit");
+        ensure!(!has(&through, own)?, "the front tells of Godwit");
+    }
+    let dsn = format!(
+        "host={} port={} user={READER} dbname={DATABASE} replication=database",
+        front.ip(),
+        front.port()
+    );
+    let tables = "SELECT DISTINCT t.schemaname, t.tablename FROM pg_catalog.pg_publication_tables t WHERE t.pubname = 'everything'";
+    let bin = godwit_tests::postgres::bin_directory(15).context("PostgreSQL 15")?;
+    let told = Command::new(bin.join("psql")).args([&dsn, "-XAtc", tables]).output().await?;
+    let told = String::from_utf8(told.stdout)?;
+    ensure!(told.contains("public|events") && !told.contains("godwit"), "{told}");
+    Ok(())
+}
+
 /// What a reader of the lost primary has read nobody knows: it is told, and whoever begins anew passes over nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_takeover_readers_begin_anew() -> Result<()> {
@@ -300,6 +369,10 @@ async fn after_a_takeover_readers_begin_anew() -> Result<()> {
     leader.ready().await?;
     let there = setup.subscribe().await?;
     same(&there, near).await?;
+    let published = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = 'outbox')";
+    let shadow = superuser(far).await?;
+    until("the shadow has the publication", async || Ok(shadow.query_one(published, &[]).await?.get(0)))
+        .await?;
     let frozen = freeze(near)?;
     take_over(&leader, &json!({"accept_loss": true})).await?;
     let view = leader
@@ -329,4 +402,48 @@ async fn after_a_takeover_readers_begin_anew() -> Result<()> {
     let rows = "INSERT INTO events (note) SELECT 'after' FROM generate_series(1, 100)";
     superuser(far).await?.batch_execute(rows).await?;
     same(&there, far).await
+}
+
+/// What others read changes by: name, kind, what is published of which table, who may alter it. Filters each version words its own way.
+async fn publications(zone: &Zone) -> Result<Vec<String>> {
+    let sql = "SELECT concat_ws(' ', p.pubname, p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, \
+                 pg_get_userbyid(p.pubowner), t.schemaname, t.tablename, t.attnames, t.rowfilter IS NOT NULL) \
+               FROM pg_publication p LEFT JOIN pg_publication_tables t USING (pubname) WHERE p.pubname !~ '^godwit_' ORDER BY 1";
+    Ok(superuser(zone).await?.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publications_follow() -> Result<()> {
+    let playground = replicated("mode: async, schema: all").await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let client = owner(near).await?;
+    for sql in [
+        "CREATE TABLE clicks (id bigint PRIMARY KEY, kind text, note text);
+         CREATE TABLE \"Odd days\" (id bigint, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+         CREATE TABLE day_1 PARTITION OF \"Odd days\" FOR VALUES FROM ('2026-01-01') TO ('2026-01-02');
+         CREATE PUBLICATION \"Odd one\" FOR TABLE clicks (id, kind) WHERE (id > 5), \"Odd days\"
+           WITH (publish = 'insert, delete', publish_via_partition_root = true);
+         CREATE PUBLICATION leaves FOR TABLE \"Odd days\"; CREATE PUBLICATION nothing",
+        "ALTER PUBLICATION leaves SET TABLE clicks, day_1; ALTER PUBLICATION \"Odd one\" SET (publish = 'insert')",
+        "ALTER PUBLICATION \"Odd one\" SET TABLE clicks (id, note) WHERE (note = 'x')",
+        "ALTER TABLE clicks RENAME TO visits",
+        "ALTER PUBLICATION nothing ADD TABLE visits; ALTER PUBLICATION leaves DROP TABLE day_1",
+    ] {
+        client.batch_execute(sql).await?;
+        followed(&mut leader).await.with_context(|| format!("after {sql}"))?;
+        let [here, there] = [publications(near).await?, publications(far).await?];
+        ensure!(here == there, "after {sql}: {here:#?}, {there:#?}");
+    }
+    // Only a superuser may make one of all tables. No move waits for it.
+    superuser(near).await?.batch_execute("CREATE PUBLICATION everything FOR ALL TABLES").await?;
+    let mut found = Vec::new();
+    until("it is told", async || {
+        found = differences(&leader).await?;
+        Ok(!found.is_empty())
+    })
+    .await?;
+    ensure!(found.len() == 1 && !found[0].stops && found[0].subject == "everything", "{found:#?}");
+    moved(&mut leader, far).await
 }

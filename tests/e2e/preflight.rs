@@ -444,7 +444,7 @@ async fn what_sessions_would_miss_on_the_target_is_told() -> Result<()> {
             style,
         );
         expect(&found, Warning, "cdc", "slot (pgoutput)", "PostgreSQL front");
-        let feed = "CREATE PUBLICATION feed FOR ALL TABLES WITH (publish = 'insert, delete')";
+        let feed = "CREATE PUBLICATION feed FOR ALL TABLES WITH (publish = 'insert, delete'";
         expect(&found, Warning, "feed", "publication", feed);
         assert_eq!(found.len(), 13, "{found:#?}");
 

@@ -1,9 +1,9 @@
 //! PostgreSQL's own regression database, with what two decades of tests have left in it, is copied and compared: `make test-regression-copy`.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use godwit_tests::postgres::{SUPERUSER, TestCluster, other_major, wal_position};
 use replicator::copy::CopyOptions;
-use replicator::drift;
+use replicator::drift::{self, Mend};
 use replicator::link::memory::Options;
 use replicator::pump::{LocalEnd, LocalPeer};
 use replicator::spill::Spill;
@@ -152,8 +152,19 @@ async fn copied(major: u32) -> Result<()> {
     let stream = Running::start(peer, spec(1), source_end);
     let now = wal_position(&from).await?;
     stream.wait(|status| status.applied_lsn >= now).await?;
-    let sides = (drift::fingerprint(&from).await?, drift::fingerprint(&to).await?);
-    let drifted = drift::compare(&sides.0, &sides.1, ["source", "target"]);
+    let drifted = async || {
+        let sides = (drift::fingerprint(&from).await?, drift::fingerprint(&to).await?);
+        anyhow::Ok(drift::compare(&sides.0, &sides.1, ["source", "target"]))
+    };
+    // What others read changes by follows a copy.
+    let published = drifted().await?;
+    ensure!(published.len() >= 5, "{published:#?}");
+    for difference in published {
+        let Mend::Add(sql) = &difference.mend else { bail!("{difference:?}") };
+        ensure!(difference.what == "publication added on source", "{difference:?}");
+        to.batch_execute(sql).await.with_context(|| sql.clone())?;
+    }
+    let drifted = drifted().await?;
     ensure!(drifted.is_empty(), "{} differences: {drifted:#?}", drifted.len());
     let (copied, right) = (contents(&from).await?, contents(&to).await?);
     ensure!(copied.len() > 500 && copied == right, "rows differ:\n{}", differences(&copied, &right));

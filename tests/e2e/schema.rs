@@ -105,7 +105,7 @@ async fn a_schema_that_drifted_is_named_brought_up_and_moves() -> Result<()> {
     Ok(())
 }
 
-async fn differences(leader: &Leader<'_>) -> Result<Vec<DifferenceView>> {
+pub(crate) async fn differences(leader: &Leader<'_>) -> Result<Vec<DifferenceView>> {
     let path = format!("/api/v1/resources/{RESOURCE}/schema");
     Ok(leader.client.fetch::<SchemaView>(&path).await?.differences)
 }

@@ -1,5 +1,6 @@
 //! Whether both databases have the same schema: tables (`fingerprint.sql`), what stands around them (`around.sql`: views,
-//! functions, triggers, privileges, …; `objects.sql`: what is rarer), and how they are stored and described (`aside.sql`). Logical decoding carries no DDL.
+//! functions, triggers, privileges, …; `objects.sql`: what is rarer), how they are stored and described (`aside.sql`), and by what others read
+//! their changes (`publications.sql`). Logical decoding carries no DDL.
 //!
 //! [`fingerprint`] reads one side, [`compare`] is pure, [`sync`] makes on the shadow what only the source has. What could lose a
 //! row is shown, with the SQL, for a person; what is gone on the source goes where that is asked for.
@@ -9,6 +10,7 @@ mod constraints;
 mod enums;
 pub(crate) mod fill;
 mod identities;
+mod kinds;
 mod names;
 mod sync;
 mod types;
@@ -26,88 +28,10 @@ use crate::postgres::slot::PASSING;
 
 use columns::Step;
 use identities::{Index, Known, Number};
+use kinds::{APART, ASIDE, HARMLESS, LONG, MADE_ANEW, REPLACED, STRICT, WHOLE};
 
 pub use fill::{Filling, Sides, seed_anew};
 pub use sync::{Synced, mark, sync};
-
-/// Things that stand for themselves; any other is part of the one that it names.
-const WHOLE: [&str; 15] = [
-    "table",
-    "view",
-    "materialized view",
-    "function",
-    "sequence",
-    "type",
-    "schema",
-    "extension",
-    "collation",
-    "text search dictionary",
-    "text search configuration",
-    "operator",
-    "cast",
-    "comment",
-    DEFAULTS,
-];
-/// What one major version words otherwise than another, with the same meaning.
-const WORDED: [&str; 10] = [
-    "constraint",
-    "index",
-    "query",
-    "body",
-    "trigger",
-    "rule",
-    "policy",
-    "statistics",
-    "domain constraint",
-    "collation",
-];
-/// What is too long to be told where it differs.
-const LONG: [&str; 9] =
-    ["view", "materialized view", "query", "function", "body", "trigger", "rule", "policy", "comment"];
-/// What does no harm where only the shadow has it.
-const HARMLESS: [&str; 16] = [
-    "view",
-    "materialized view",
-    "query",
-    "function",
-    "body",
-    "sequence",
-    "its sequence",
-    "type",
-    "schema",
-    "extension",
-    "statistics",
-    "collation",
-    "text search dictionary",
-    "text search configuration",
-    "operator",
-    "cast",
-];
-/// What the SQL that makes it also makes otherwise: nothing is lost by it.
-const REPLACED: [&str; 11] = [
-    "replica identity",
-    "view",
-    "query",
-    "function",
-    "body",
-    "rule",
-    "policy",
-    "row security",
-    "owner",
-    "mapping",
-    DEFAULTS,
-];
-
-/// What goes before it is made as it should be.
-const MADE_ANEW: [&str; 3] = ["constraint", "domain constraint", "index"];
-/// What changes nothing that a service reads or writes, and stops no move.
-const ASIDE: [&str; 6] =
-    ["option", "column option", "statistics target", "storage", "compression", "comment"];
-
-/// What ties a table to another: it loses no row where it is taken from that.
-const APART: [&str; 2] = ["partition of", "child of"];
-/// What rows from before it was added may not satisfy.
-const STRICT: [&str; 4] = ["constraint", "domain constraint", "partition of", "child of"];
 
 /// Of `pg_class c` and `pg_namespace n`: whether it is the service's, no extension's and nothing of Godwit's, and not only passing.
 const OWN: &str = "c.relpersistence <> 't' \
@@ -120,8 +44,9 @@ const KIND: &str = "pg_catalog.format_type(a.atttypid, a.atttypmod) \
     || CASE WHEN a.attcollation <> y.typcollation THEN format(' COLLATE %I.%I', cn.nspname, co.collname) ELSE '' END";
 /// Default privileges as a query.
 pub(crate) const DEFAULT_PRIVILEGES: &str = include_str!("defaults.sql");
-/// What others may do with what a role makes from now on.
-const DEFAULTS: &str = "default privileges";
+
+/// What others read changes by.
+pub(crate) const PUBLICATIONS: &str = include_str!("publications.sql");
 
 /// How often a schema is read that is changed meanwhile.
 const TRIES: usize = 5;
@@ -266,19 +191,29 @@ pub async fn remember(clients: [&Client; 2], of: [&Fingerprint; 2]) -> Result<()
 
 /// Reads the schema. One round trip, or some more where it is changed meanwhile.
 pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
+    let around = include_str!("around.sql").replace("{{defaults}}", DEFAULT_PRIVILEGES);
+    let [objects, aside] = [include_str!("objects.sql"), include_str!("aside.sql")];
+    of(client, &[include_str!("fingerprint.sql"), &around, objects, aside, PUBLICATIONS]).await
+}
+
+/// Reads what others read changes by, and nothing else.
+pub(crate) async fn publications(client: &Client) -> Result<Fingerprint, Error> {
+    of(client, &[PUBLICATIONS]).await
+}
+
+/// Reads what these queries tell.
+async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
     // What is written in a definition must look the same, whatever sessions begin with at either side.
     let alike = SESSION_SETTINGS
         .into_iter()
         .chain([("quote_all_identifiers", "off"), ("standard_conforming_strings", "on")]);
     let alike: Vec<String> = alike.map(|(name, value)| format!("SET LOCAL {name} = '{value}'")).collect();
     let alike = alike.join("; ");
+    let queries: Vec<_> = queries.iter().map(|query| query.trim_end()).collect();
     let sql = format!(
-        "BEGIN READ ONLY; {alike}; {}; {}; {}; {}; COMMIT; \
+        "BEGIN READ ONLY; {alike}; {}; COMMIT; \
          SELECT current_setting('server_version_num'), quote_ident(current_user)",
-        include_str!("fingerprint.sql").trim_end(),
-        include_str!("around.sql").trim_end().replace("{{defaults}}", DEFAULT_PRIVILEGES),
-        include_str!("objects.sql").trim_end(),
-        include_str!("aside.sql").trim_end()
+        queries.join("; ")
     )
     .replace("{{kind}}", KIND)
     .replace("{{own}}", OWN)

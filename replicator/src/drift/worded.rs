@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
-use super::{Fingerprint, Key, Shape, WORDED, is_prepared};
+use super::kinds::WORDED;
+use super::{Fingerprint, Key, Shape, is_prepared};
 use crate::error::Error;
 use crate::fence::refused;
 

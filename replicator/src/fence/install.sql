@@ -103,6 +103,8 @@ CREATE TABLE IF NOT EXISTS godwit.copied_statements (
   statement text NOT NULL,
   done boolean NOT NULL
 );
+-- So that it can be written where a publication has all tables.
+ALTER TABLE godwit.copied_statements REPLICA IDENTITY FULL;
 
 -- Which table and column of the source is which here, whatever they are called: a line for each name that it had there. Column 0: the table.
 CREATE TABLE IF NOT EXISTS godwit.identities (
@@ -579,6 +581,8 @@ CREATE OR REPLACE FUNCTION godwit.schema_stamp() RETURNS text LANGUAGE sql STABL
     WHERE c.relkind IN ('r', 'p', 'c', 'v') AND c.relpersistence <> 't' AND c.relnamespace IN (SELECT oid FROM schemas)
   ), domains AS MATERIALIZED (
     SELECT y.oid, y.xmin FROM pg_catalog.pg_type y WHERE y.typtype = 'd' AND y.typnamespace IN (SELECT oid FROM schemas)
+  ), publications AS MATERIALIZED (
+    SELECT p.oid, p.xmin FROM pg_catalog.pg_publication p WHERE p.pubname !~ '^godwit_'
   ), written AS (
     SELECT 1 AS of, a.xmin::text::bigint AS writer FROM pg_catalog.pg_attribute a WHERE a.attnum > 0 AND a.attrelid IN (SELECT oid FROM ours)
     UNION ALL SELECT 2, d.xmin::text::bigint FROM pg_catalog.pg_attrdef d WHERE d.adrelid IN (SELECT oid FROM ours)
@@ -598,6 +602,8 @@ CREATE OR REPLACE FUNCTION godwit.schema_stamp() RETURNS text LANGUAGE sql STABL
       WHERE c.relnamespace IN (SELECT oid FROM schemas)
     -- Their rows are written for other reasons, too.
     UNION ALL SELECT 13, hashtext(format('%s.%s', c.relnamespace, c.relname)) FROM pg_catalog.pg_class c WHERE c.relnamespace IN (SELECT oid FROM schemas)
+    UNION ALL SELECT 14, p.xmin::text::bigint FROM publications p
+    UNION ALL SELECT 15, r.xmin::text::bigint FROM pg_catalog.pg_publication_rel r WHERE r.prpubid IN (SELECT oid FROM publications)
   )
   SELECT coalesce(string_agg(stamp, ' ' ORDER BY of), '')
   FROM (SELECT of, count(*) || '/' || sum(writer) AS stamp FROM written GROUP BY of) s
@@ -838,9 +844,10 @@ BEGIN
   IF (args ->> 'moved')::boolean THEN
     UPDATE godwit.large_objects l SET generation = wanted WHERE l.resource = args ->> 'resource' AND l.generation = wanted - 1;
   END IF;
-  -- Everything of the generation before is in this server's log, and nothing of this one's is. Numbers that clients have seen only grow.
+  -- Everything of the generation before is in this server's log, and nothing of this one's is. Numbers that clients have seen only grow, and
+  -- after a first move are greater than any server's own: Debezium demands that of its slot's restart_lsn, which it reads by SQL.
   UPDATE godwit.change_positions p SET before_end = (args ->> 'before_end')::pg_lsn, start = here.now,
-    ahead = greatest(0, ((args ->> 'before_end')::pg_lsn - '0/0') + p.before_ahead - (here.now - '0/0'))
+    ahead = greatest(1::bigint << 48, ((args ->> 'before_end')::pg_lsn - '0/0') + p.before_ahead - (here.now - '0/0'))
   FROM (SELECT pg_current_wal_insert_lsn() AS now) here
   WHERE p.resource = args ->> 'resource' AND p.generation = wanted AND p.start IS NULL AND args ->> 'before_end' IS NOT NULL;
   IF (args ->> 'moved')::boolean THEN

@@ -301,8 +301,8 @@ pub async fn drop_way_back(
     Ok(found.first().and_then(|row| row.get(0)) == Some("t"))
 }
 
-/// A stamp of the schema: another one after any DDL on user tables, their indexes and constraints, or enums. What it says means
-/// nothing by itself.
+/// A stamp of the schema: another one after any DDL on user tables, their indexes and constraints, enums, or publications. What it
+/// says means nothing by itself.
 pub async fn schema_stamp(client: &Client) -> Result<String, Error> {
     let found = call(client, "SELECT godwit.schema_stamp()", "cannot read the schema's stamp").await?;
     let stamp = found.first().and_then(|row| row.get(0));

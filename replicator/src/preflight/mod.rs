@@ -11,7 +11,7 @@ pub use compare::{compare, compare_for, superusers};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use crate::drift::DEFAULT_PRIVILEGES;
+use crate::drift::{DEFAULT_PRIVILEGES, PUBLICATIONS};
 use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::grants;
@@ -110,6 +110,7 @@ fn filled(sql: &str) -> String {
         .replace("{{objects}}", include_str!("objects.sql"))
         .replace("{{owned}}", include_str!("owned.sql"))
         .replace("{{event_triggers}}", include_str!("event_triggers.sql"))
+        .replace("{{publications}}", PUBLICATIONS)
         .replace("{{passing}}", PASSING)
 }
 

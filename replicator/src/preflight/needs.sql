@@ -146,16 +146,9 @@ WITH RECURSIVE here AS (
   WHERE r.state IN ('streaming', 'catchup')
     AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')
   UNION ALL
-  SELECT 'publication', p.pubname, format('CREATE PUBLICATION %I', p.pubname)
-         || CASE WHEN p.puballtables THEN ' FOR ALL TABLES' ELSE coalesce(' FOR TABLE ' || tables, '') END
-         || format(' WITH (publish = %L%s)',
-              concat_ws(', ', CASE WHEN pubinsert THEN 'insert' END, CASE WHEN pubupdate THEN 'update' END,
-                              CASE WHEN pubdelete THEN 'delete' END, CASE WHEN pubtruncate THEN 'truncate' END),
-              CASE WHEN pubviaroot THEN ', publish_via_partition_root' END), NULL
-  FROM pg_publication p LEFT JOIN (
-    SELECT pubname, string_agg(format('%I.%I', schemaname, tablename), ', ' ORDER BY schemaname, tablename) AS tables
-    FROM pg_publication_tables GROUP BY pubname) t USING (pubname)
-  WHERE p.pubname !~ '^godwit_'
+  -- Others are made like any part of the schema.
+  SELECT 'publication', name, sql, NULL FROM ({{publications}}) p (kind, name, part, definition, sql, undo)
+  WHERE kind = 'publication' AND (definition = 'for all tables' OR sql LIKE '%TABLES IN SCHEMA %')
   UNION ALL
   SELECT CASE WHEN s.setdatabase = 0 THEN 'role setting' ELSE 'database setting' END, split_part(entry, '=', 1),
          substr(entry, strpos(entry, '=') + 1), r.rolname

@@ -148,9 +148,9 @@ SELECT 'warning', subject, format('a logical slot (%s) that is not Godwit''s: wh
        'let its reader connect to the PostgreSQL front of the service: the slot goes with the primary then'
 FROM need WHERE kind = 'slot' AND NOT EXISTS (SELECT FROM pg_replication_slots s, here WHERE s.slot_name = subject AND s.database = datname)
 UNION ALL
-SELECT 'warning', subject, 'a publication that is not Godwit''s: the target does not have it, and whoever reads by it finds none after a move',
+SELECT 'warning', subject, 'a publication of all tables, or of schemas: the target does not have it, and only a superuser may make one',
        format('%s on the target, once the copy is made', value)
-FROM need WHERE kind = 'publication' AND NOT EXISTS (SELECT FROM pg_publication WHERE pubname = subject)
+FROM need WHERE kind = 'publication' AND NOT EXISTS (SELECT FROM pg_publication WHERE format('%I', pubname) = subject)
 UNION ALL
 SELECT 'warning', subject, format('is %s on the source and off on the target: %s', n.value, CASE subject
          WHEN 'archive_mode' THEN 'after a move nobody keeps the WAL, and no backup can be brought up to a moment'

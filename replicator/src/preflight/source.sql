@@ -169,3 +169,7 @@ UNION ALL
 SELECT 'warning', datname::text, format('its encoding is %s', pg_encoding_to_char(encoding)),
        'the target database must have the same encoding'
 FROM pg_database WHERE datname = current_database() AND pg_encoding_to_char(encoding) <> 'UTF8'
+UNION ALL
+SELECT 'warning', format('publication %I', pubname), 'it is of all tables, and so has Godwit''s own: a subscription that reads it at the server itself stops at them',
+       'let its readers connect to the PostgreSQL front, which leaves them out; or publish tables, or schemas'
+FROM pg_publication WHERE puballtables

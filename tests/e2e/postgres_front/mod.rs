@@ -4,6 +4,7 @@
 
 mod bench;
 mod cutover;
+mod debezium;
 mod drivers;
 mod moves;
 mod oids;

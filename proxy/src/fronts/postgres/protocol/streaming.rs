@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use replicator::Lsn;
+use crate::lsn::Lsn;
 
 /// What a client asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub enum Command {
     IdentifySystem,
     /// CREATE_REPLICATION_SLOT … LOGICAL.
     CreateSlot,
+    /// What publications have, as a subscription asks for it: schema, table, ….
+    Tables,
     /// START_REPLICATION SLOT … LOGICAL.
     Start(Start),
     /// Of physical replication, by its name.
@@ -67,9 +69,10 @@ impl Start {
             ("streaming", Some("parallel")) | ("origin", Some("any")) => major >= 16,
             _ => true,
         });
-        let written = options.iter().map(|(name, value)| match value {
-            Some(value) => format!("{name} '{}'", value.replace('\'', "''")),
-            None => name.clone(),
+        let written = options.iter().map(|(name, value)| {
+            let name = name.replace('"', "\"\"");
+            let value = value.as_ref().map(|value| format!(" '{}'", value.replace('\'', "''")));
+            format!("\"{name}\"{}", value.unwrap_or_default())
         });
         let options = written.collect::<Vec<_>>().join(", ");
         Self { options: format!("({options})"), ..self.clone() }
@@ -81,6 +84,7 @@ pub fn command(text: &[u8]) -> Command {
     let Ok(text) = std::str::from_utf8(text) else { return Command::Other };
     let mut words = Words(text);
     let Some(Word::Name(first)) = words.next() else { return Command::Other };
+    let tables = ["pg_publication_tables", "pg_get_publication_tables"];
     match first.to_ascii_uppercase().as_str() {
         "IDENTIFY_SYSTEM" => Command::IdentifySystem,
         "BASE_BACKUP" => Command::Physical("BASE_BACKUP"),
@@ -96,6 +100,7 @@ pub fn command(text: &[u8]) -> Command {
             }
         }
         "START_REPLICATION" => start(&mut words).unwrap_or(Command::Other),
+        "SELECT" if tables.iter().any(|tables| text.contains(tables)) => Command::Tables,
         _ => Command::Other,
     }
 }
@@ -118,7 +123,7 @@ fn start(words: &mut Words<'_>) -> Option<Command> {
         return physical;
     }
     let Word::Name(from) = words.next()? else { return None };
-    let options = words.0.trim().trim_end_matches(';').trim_end().to_owned();
+    let options = words.0.trim_start().trim_end_matches(|c: char| c == ';' || c.is_whitespace()).to_owned();
     Some(Command::Start(Start { slot: slot?, from: from.parse::<Lsn>().ok()?.0, options }))
 }
 
@@ -222,6 +227,8 @@ pub enum Sent {
     Change,
     /// Everything up to here, as the server numbers it, was sent.
     Reached(u64),
+    /// A change of Godwit's own tables, a word of its own: not for clients. It was changed in the message nevertheless.
+    Own,
     /// Of a transaction that was committed after the end: nothing of it was changed in the message.
     Beyond,
     /// The begin of a streamed part that does not say where it is (its transaction came by replication itself): nothing of it was changed. To be
@@ -239,16 +246,18 @@ pub struct Passed {
     streamed: bool,
     /// Transactions of which parts were streamed before the end.
     begun: BTreeSet<u32>,
+    /// Godwit's own tables, by the server's numbers. A publication of all tables has them.
+    own: BTreeSet<u32>,
 }
 
 impl Passed {
     /// Of a stream whose changes are written by pgoutput, or by another plugin: positions in what that writes stay as they are.
     pub fn new(pgoutput: bool) -> Self {
-        Self { pgoutput, within: false, streamed: false, begun: BTreeSet::new() }
+        Self { pgoutput, within: false, streamed: false, begun: BTreeSet::new(), own: BTreeSet::new() }
     }
 
     /// Shifts the positions in what a CopyData message of the server has, in place. `end`: what was committed later is not passed on.
-    pub fn server(&mut self, body: &mut [u8], ahead: u64, end: Option<u64>) -> Result<Sent, Malformed> {
+    pub fn server(&mut self, body: &mut Vec<u8>, ahead: u64, end: Option<u64>) -> Result<Sent, Malformed> {
         match body.first() {
             Some(b'k') => {
                 let reached = position(body, 1)?;
@@ -257,8 +266,8 @@ impl Passed {
             }
             Some(b'w') => {
                 let start = position(body, 1)?;
-                let (header, payload) =
-                    body.split_at_mut_checked(25).ok_or(Malformed("a change without a header"))?;
+                let (_, payload) =
+                    body.split_at_mut_checked(HEADER).ok_or(Malformed("a change without a header"))?;
                 // What begins where the marker ends is of after it.
                 let after = |position: u64| end.is_some_and(|end| position >= end);
                 if self.pgoutput {
@@ -266,18 +275,60 @@ impl Passed {
                     if unsure && !self.begun.contains(&number(payload, 1)?) {
                         return Ok(Sent::Unsure);
                     }
+                    let own = self.is_own(payload)?;
                     if self.payload(payload, start, ahead, after)? {
                         return Ok(Sent::Beyond);
+                    }
+                    if own || self.without_own(body)? {
+                        return Ok(Sent::Own);
                     }
                 } else if after(start) {
                     return Ok(Sent::Beyond);
                 }
-                shift(header, 1, ahead)?;
-                shift(header, 9, ahead)?;
+                shift(body, 1, ahead)?;
+                shift(body, 9, ahead)?;
                 Ok(Sent::Change)
             }
             _ => Err(Malformed("neither a change nor a keepalive")),
         }
+    }
+
+    /// Whether a message is about a table of Godwit's own, or a word of its own.
+    fn is_own(&mut self, payload: &[u8]) -> Result<bool, Malformed> {
+        // Its transaction comes first, in a streamed one.
+        let at = if self.streamed { 5 } else { 1 };
+        let text = |at: usize| payload.get(at..).unwrap_or_default();
+        Ok(match payload.first() {
+            Some(b'R') => {
+                let table = number(payload, at)?;
+                let own = text(at + 4).starts_with(OWN_SCHEMA);
+                if own {
+                    self.own.insert(table)
+                } else {
+                    self.own.remove(&table)
+                };
+                own
+            }
+            Some(b'I' | b'U' | b'D') => self.own.contains(&number(payload, at)?),
+            Some(b'M') => text(at + 9).starts_with(OWN_WORDS),
+            _ => false,
+        })
+    }
+
+    /// Takes Godwit's own tables out of what is truncated together. True: nothing else is.
+    fn without_own(&self, body: &mut Vec<u8>) -> Result<bool, Malformed> {
+        if self.own.is_empty() || body.get(HEADER) != Some(&b'T') {
+            return Ok(false);
+        }
+        let counted = HEADER + if self.streamed { 5 } else { 1 };
+        let tables = body.get(counted + 5..).ok_or(SHORT)?.as_chunks::<4>().0;
+        let others: Vec<[u8; 4]> =
+            tables.iter().filter(|table| !self.own.contains(&u32::from_be_bytes(**table))).copied().collect();
+        let count = u32::try_from(others.len()).map_err(|_| Malformed("too many tables"))?;
+        body.truncate(counted + 5);
+        body.extend(others.as_flattened());
+        body[counted..counted + 4].copy_from_slice(&count.to_be_bytes());
+        Ok(count == 0)
     }
 
     /// True: it is of after the end, and as it was.
@@ -375,6 +426,12 @@ pub fn keepalive(position: u64, clock: i64, reply: bool) -> [u8; 18] {
     body
 }
 
+/// A change's positions and clock come before what the plugin wrote.
+const HEADER: usize = 25;
+/// How the schema of Godwit's own tables is told.
+const OWN_SCHEMA: &[u8] = b"godwit\0";
+/// What the prefixes of its own messages begin with.
+const OWN_WORDS: &[u8] = b"godwit.";
 const SHORT: Malformed = Malformed("a message that is too short");
 
 fn position(body: &[u8], at: usize) -> Result<u64, Malformed> {
@@ -414,7 +471,7 @@ mod tests {
 
     #[test]
     fn commands_are_told_apart() {
-        let cases: [(&str, Command); 14] = [
+        let cases: [(&str, Command); 15] = [
             ("IDENTIFY_SYSTEM", Command::IdentifySystem),
             (" identify_system ;", Command::IdentifySystem),
             ("CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput (SNAPSHOT 'export')", Command::CreateSlot),
@@ -430,6 +487,7 @@ mod tests {
             ("BASE_BACKUP (LABEL 'x')", Command::Physical("BASE_BACKUP")),
             ("START_REPLICATION SLOT s LOGICAL nowhere", Command::Other),
             ("START_REPLICATION SLOT \"s", Command::Other),
+            ("SELECT DISTINCT t.schemaname FROM pg_catalog.pg_publication_tables t", Command::Tables),
             ("SELECT 1", Command::Other),
             ("", Command::Other),
         ];
@@ -444,11 +502,11 @@ mod tests {
         let start = Start { slot: "a\"b".into(), from: 7, options: OPTIONS.into() };
         assert_eq!(start.publications(), ["out\"box", "plain"]);
         let old = start.for_pgoutput_of(15).sql(0x1_0000_00AB);
-        let wanted = r#"START_REPLICATION SLOT "a""b" LOGICAL 1/AB (proto_version '3', publication_names '"out""box", Plain', binary)"#;
+        let wanted = r#"START_REPLICATION SLOT "a""b" LOGICAL 1/AB ("proto_version" '3', "publication_names" '"out""box", Plain', "binary")"#;
         assert_eq!(old, wanted);
         let new = start.for_pgoutput_of(18);
         assert_eq!(options(&new.options), options(OPTIONS));
-        assert_eq!(start.for_pgoutput_of(14).sql(0).matches("proto_version '2'").count(), 1);
+        assert_eq!(start.for_pgoutput_of(14).sql(0).matches("\"proto_version\" '2'").count(), 1);
         for odd in ["", "(", "()", "(a 'x'", "a 'x')", "('x')", "(proto_version 'x')"] {
             let odd = Start { options: odd.into(), ..start.clone() };
             assert!(odd.publications().is_empty());
@@ -499,10 +557,10 @@ mod tests {
             assert_eq!(passed.server(&mut message, 1000, Some(200)), Ok(Sent::Change));
             assert_eq!(message, wanted);
         }
-        let mut keepalive = keepalive(7, 1, true);
+        let mut keepalive = keepalive(7, 1, true).to_vec();
         assert_eq!(passed.server(&mut keepalive, 1000, None), Ok(Sent::Reached(7)));
         assert_eq!(keepalive, super::keepalive(1007, 1, true));
-        let mut zero = change(0, &[b"I"]);
+        let mut zero = change(0, &[b"I", &[0; 8]]);
         zero[9..17].copy_from_slice(&[0; 8]);
         let same = zero.clone();
         assert_eq!(passed.server(&mut zero, 1000, None), Ok(Sent::Change));
@@ -538,6 +596,44 @@ mod tests {
         assert_eq!(passed.server(&mut near, 0, Some(51)), Ok(Sent::Change));
     }
 
+    /// Table 9 is Godwit's.
+    fn own_relation(transaction: &[u8]) -> Vec<u8> {
+        change(50, &[b"R", transaction, &[0, 0, 0, 9], b"godwit\0epoch\0d", &[0, 0]])
+    }
+
+    #[test]
+    fn what_is_godwits_own_is_kept_back() {
+        let table = |number: u8| [0, 0, 0, number];
+        for transaction in [&[][..], &[0, 0, 0, 7]] {
+            let mut passed = Passed::new(true);
+            let mut sent =
+                |mut message: Vec<u8>| passed.server(&mut message, 0, None).map(|sent| (sent, message));
+            if !transaction.is_empty() {
+                assert_eq!(sent(change(50, &[b"S", transaction, &[1]])).unwrap().0, Sent::Change);
+            }
+            let of = |kind: &[u8], rest: &[u8]| change(50, &[kind, transaction, rest]);
+            assert_eq!(sent(of(b"I", &table(9))).unwrap().0, Sent::Change, "no such table yet");
+            assert_eq!(sent(own_relation(transaction)).unwrap().0, Sent::Own);
+            for kind in [b"I", b"U", b"D"] {
+                assert_eq!(sent(of(kind, &table(9))).unwrap().0, Sent::Own);
+                assert_eq!(sent(of(kind, &table(8))).unwrap().0, Sent::Change);
+            }
+            let both = [&[0, 0, 0, 2, 1][..], &table(9), &table(8)].concat();
+            let other = of(b"T", &[&[0, 0, 0, 1, 1][..], &table(8)].concat());
+            assert_eq!(sent(of(b"T", &both)), Ok((Sent::Change, other)));
+            assert_eq!(sent(of(b"T", &[&[0, 0, 0, 1, 1][..], &table(9)].concat())).unwrap().0, Sent::Own);
+            let word = |prefix: &[u8]| of(b"M", &[&[1][..], &at(100), prefix].concat());
+            assert_eq!(sent(word(b"godwit.fence\0")).unwrap().0, Sent::Own);
+            assert_eq!(sent(word(b"godwits\0")).unwrap().0, Sent::Change);
+            // The number may be another table's one day.
+            assert_eq!(
+                sent(of(b"R", &[&table(9)[..], b"public\0t\0d\0\0"].concat())).unwrap().0,
+                Sent::Change
+            );
+            assert_eq!(sent(of(b"I", &table(9))).unwrap().0, Sent::Change);
+        }
+    }
+
     #[test]
     fn what_clients_keep_is_shifted_back() {
         let mut body = status(1007, 3, true);
@@ -550,7 +646,8 @@ mod tests {
 
     #[test]
     fn what_is_cut_short_is_refused() {
-        for message in messages(0) {
+        let own = [own_relation(&[]), change(50, &[b"T", &[0, 0, 0, 1, 0, 0, 0, 0, 9]])];
+        for message in messages(0).into_iter().chain(own) {
             for length in 0..message.len() {
                 let mut cut = message[..length].to_vec();
                 let before = cut.clone();

@@ -89,6 +89,15 @@ struct Prior {
     before: Before,
 }
 
+/// A question to the server, by what is in the rows of its answer.
+enum Asked {
+    /// A position, in this column.
+    Position(usize),
+    /// The tables of publications.
+    Tables,
+    Other,
+}
+
 /// What happens to a stream.
 enum Event {
     Client(Message),
@@ -100,8 +109,8 @@ enum Event {
 
 impl Replica {
     async fn run(&mut self, mut backend: Backend) -> Result<std::convert::Infallible, End> {
-        // The columns of the rows that are yet to come which have a position, by question.
-        let mut asked: VecDeque<Option<usize>> = VecDeque::new();
+        // What is yet to be answered.
+        let mut asked: VecDeque<Asked> = VecDeque::new();
         loop {
             tokio::select! {
                 message = message_of(self.client.talk()) => {
@@ -130,12 +139,13 @@ impl Replica {
                             backend = Box::pin(self.stream(&start, backend)).await?;
                             continue;
                         }
-                        Command::IdentifySystem => asked.push_back(Some(2)),
+                        Command::IdentifySystem => asked.push_back(Asked::Position(2)),
                         Command::CreateSlot => {
                             self.created = true;
-                            asked.push_back(Some(1));
+                            asked.push_back(Asked::Position(1));
                         }
-                        Command::Other if tag == b'Q' => asked.push_back(None),
+                        Command::Tables => asked.push_back(Asked::Tables),
+                        Command::Other if tag == b'Q' => asked.push_back(Asked::Other),
                         Command::Other => {}
                     }
                     send(backend.talk(), tag, &body).await.map_err(|_| lost())?;
@@ -146,7 +156,9 @@ impl Replica {
                         // Of a command that only the server understood: its positions would pass as they are.
                         (b'W', _) => return Err(not_understood(&streaming::Malformed("a stream that was not asked for"))),
                         (b'Z', _) => drop(asked.pop_front()),
-                        (b'D', Some(Some(column))) => {
+                        // A publication of all tables has Godwit's, which a subscriber has not.
+                        (b'D', Some(Asked::Tables)) if is_own(&body) => continue,
+                        (b'D', Some(Asked::Position(column))) => {
                             let ahead = self.whence.positions().await?.ahead;
                             body = shifted(&body, *column, ahead).unwrap_or(body);
                         }
@@ -265,6 +277,7 @@ impl Replica {
                         match sent.map_err(|malformed| not_understood(&malformed))? {
                             Sent::Unsure => unsure = Some(body),
                             Sent::Beyond => ended = true,
+                            Sent::Own => {}
                             Sent::Reached(upto) if end.is_some_and(|end| upto >= end) => ended = true,
                             Sent::Reached(_) | Sent::Change => {
                                 send(self.client.talk(), b'd', &body).await.map_err(|_| End::Client)?;
@@ -487,6 +500,11 @@ async fn send(mut talk: Talk<'_>, tag: u8, body: &[u8]) -> std::io::Result<()> {
     let mut out = Vec::with_capacity(HEADER + body.len());
     message::write(&mut out, tag, |out| out.extend(body));
     talk.send(&out).await
+}
+
+/// Whether a DataRow is of a table of Godwit's own, whose schema comes first.
+fn is_own(body: &[u8]) -> bool {
+    message::row(body).is_some_and(|row| row.first() == Some(&Some(&b"godwit"[..])))
 }
 
 /// A DataRow with the position in one of its columns shifted; none: there is none.

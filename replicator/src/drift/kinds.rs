@@ -1,0 +1,108 @@
+//! What is known of the kinds of things that schemas are compared by.
+
+/// Things that stand for themselves; any other is part of the one that it names.
+pub(super) const WHOLE: [&str; 16] = [
+    "table",
+    "view",
+    "materialized view",
+    "function",
+    "sequence",
+    "type",
+    "schema",
+    "extension",
+    "collation",
+    "text search dictionary",
+    "text search configuration",
+    "operator",
+    "cast",
+    "publication",
+    "comment",
+    DEFAULTS,
+];
+/// What one major version words otherwise than another, with the same meaning.
+pub(super) const WORDED: [&str; 11] = [
+    "constraint",
+    "index",
+    "query",
+    "body",
+    "trigger",
+    "rule",
+    "policy",
+    "statistics",
+    "domain constraint",
+    "row filter",
+    "collation",
+];
+/// What is too long to be told where it differs.
+pub(super) const LONG: [&str; 11] = [
+    "view",
+    "materialized view",
+    "query",
+    "function",
+    "body",
+    "trigger",
+    "rule",
+    "policy",
+    "table list",
+    "row filter",
+    "comment",
+];
+/// What does no harm where only the shadow has it.
+pub(super) const HARMLESS: [&str; 18] = [
+    "view",
+    "materialized view",
+    "query",
+    "function",
+    "body",
+    "sequence",
+    "its sequence",
+    "type",
+    "schema",
+    "extension",
+    "statistics",
+    "collation",
+    "text search dictionary",
+    "text search configuration",
+    "operator",
+    "publication",
+    "publication owner",
+    "cast",
+];
+/// What the SQL that makes it also makes otherwise: nothing is lost by it.
+pub(super) const REPLACED: [&str; 11] = [
+    "replica identity",
+    "view",
+    "query",
+    "function",
+    "body",
+    "rule",
+    "policy",
+    "row security",
+    "owner",
+    "mapping",
+    DEFAULTS,
+];
+
+/// What goes before it is made as it should be.
+pub(super) const MADE_ANEW: [&str; 3] = ["constraint", "domain constraint", "index"];
+/// What changes nothing that a service reads or writes, and stops no move.
+pub(super) const ASIDE: [&str; 11] = [
+    "option",
+    "column option",
+    "statistics target",
+    "storage",
+    "compression",
+    "publication",
+    "option list",
+    "table list",
+    "row filter",
+    "publication owner",
+    "comment",
+];
+
+/// What ties a table to another: it loses no row where it is taken from that.
+pub(super) const APART: [&str; 2] = ["partition of", "child of"];
+/// What rows from before it was added may not satisfy.
+pub(super) const STRICT: [&str; 4] = ["constraint", "domain constraint", "partition of", "child of"];
+/// What others may do with what a role makes from now on.
+pub(super) const DEFAULTS: &str = "default privileges";
