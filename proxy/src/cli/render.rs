@@ -13,7 +13,8 @@ use crate::controller::drift::SchemaView;
 use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Standing, VerificationView};
 use crate::controller::view::{
-    DecisionView, FactView, GuardView, LargeObjectsView, MigrationView, ModeView, PathView, ResourceView,
+    ChangeStreamView, DecisionView, FactView, GuardView, LargeObjectsView, MigrationView, ModeView, PathView,
+    ResourceView,
 };
 use crate::controller::zones::{ChoiceView, ZoneView};
 use crate::store::{Rejected, TokenView};
@@ -240,6 +241,15 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
         }
         if let Some(LargeObjectsView { objects, looked_ms }) = stream.large_objects {
             let _ = writeln!(text, "  large objects {objects}, looked through in {looked_ms} ms");
+        }
+        for reader in &view.change_streams {
+            let ChangeStreamView { slot, active, behind_bytes, unread } = reader;
+            let _ = writeln!(
+                text,
+                "  reader       {slot} {}, {behind_bytes} bytes behind{}",
+                if *active { "reads" } else { "is away" },
+                if *unread { "; not all from before the last move is read" } else { "" }
+            );
         }
         let mode = &stream.mode;
         let _ = writeln!(

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use migration::cutover::{Event, Phase, State};
 use migration::policy::{Policy, Reseed, SlotRules};
-use migration::units::{ByteCount, Generation};
+use migration::units::ByteCount;
+use replicator::changes::{self, Reader};
 use replicator::postgres::slot::{self, SlotInfo};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::Denied;
 use super::databases::{Databases, Purpose};
 use super::effects::{Hands, chain};
+use super::view::ChangeStreamView;
 use crate::clock;
 use crate::lock::lock;
 use crate::telemetry::metrics as telemetry;
@@ -33,6 +35,8 @@ type Seen = BTreeMap<String, Result<Look, String>>;
 #[derive(Clone, Debug, Default)]
 struct Look {
     slots: Vec<SlotInfo>,
+    /// Who reads changes through the front.
+    readers: Vec<Reader>,
     /// What a slot that is being made waits for.
     held_up: Vec<String>,
 }
@@ -73,6 +77,14 @@ impl SlotWatch {
         lock(&self.0).get(zone)?.as_ref().ok().map(|look| look.slots.clone())
     }
 
+    fn readers(&self, zone: &str) -> Vec<Reader> {
+        let seen = lock(&self.0);
+        seen.get(zone)
+            .and_then(|look| look.as_ref().ok())
+            .map(|look| look.readers.clone())
+            .unwrap_or_default()
+    }
+
     /// A line for each slot that is being made and waits.
     fn held_up(&self) -> Vec<String> {
         let seen = lock(&self.0);
@@ -90,7 +102,8 @@ async fn look(resource: &str, zone: &str, databases: &Databases) -> Result<Look,
     let look = async {
         let client = databases.get(zone, Purpose::Examine).await.map_err(chain)?;
         let slots = slot::slots_of(&client, resource).await.map_err(chain)?;
-        Ok(Look { slots, held_up: slot::held_up(&client).await.map_err(chain)? })
+        let readers = changes::readers(&client, resource).await.map_err(chain)?;
+        Ok(Look { slots, readers, held_up: slot::held_up(&client).await.map_err(chain)? })
     };
     let found = tokio::time::timeout(PATIENCE, look).await;
     if !matches!(found, Ok(Ok(_))) {
@@ -273,11 +286,20 @@ impl SlotGuard {
         self.work = None;
     }
 
+    /// Who reads the service's changes through the front, and how far each is.
+    pub(super) fn readers(&self, primary: &str) -> Vec<ChangeStreamView> {
+        self.watch.readers(primary).into_iter().map(ChangeStreamView::of).collect()
+    }
+
     /// In words for an operator.
-    pub(super) fn problems(&self, hands: &Hands, generation: Generation) -> Vec<String> {
+    pub(super) fn problems(&self, hands: &Hands, state: &State) -> Vec<String> {
+        let generation = state.generation;
+        let readers = self.watch.readers(&state.primary.0).into_iter();
+        let unread: Vec<_> = readers.filter(|reader| !reader.passed).map(|reader| reader.slot).collect();
+        let unread = changes::unread(&unread).map(|what| format!("not migratable: {what}"));
         let given_up = hands.streams.given_up(generation);
         let seeding = self.work.as_ref().map(|(what, _)| format!("{what} …"));
-        let own = [self.alarm.clone(), given_up, self.failed.clone(), seeding].into_iter().flatten();
+        let own = [self.alarm.clone(), given_up, self.failed.clone(), seeding, unread].into_iter().flatten();
         own.chain(self.watch.held_up()).collect()
     }
 }

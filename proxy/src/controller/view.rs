@@ -6,6 +6,7 @@ use std::time::Duration;
 use migration::report::{DecisionReport, Verdict};
 use migration::units::ByteCount;
 use migration::world::Fact;
+use replicator::changes::Reader;
 use replicator::postgres::slot::Lane;
 use replicator::status::{Phase as StreamPhase, StreamStatus};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,9 @@ pub struct ResourceView {
     pub placements: Vec<PlacementView>,
     /// The stream to the shadow.
     pub replication: ReplicationView,
+    /// Who reads the service's changes through the PostgreSQL front, and goes with the primary.
+    #[serde(default)]
+    pub change_streams: Vec<ChangeStreamView>,
     /// The last decision.
     pub decision: Option<DecisionView>,
     /// Reads that the shadow was asked as well.
@@ -66,6 +70,26 @@ pub struct GateView {
     pub in_flight: u64,
     /// Requests refused because the gate held all it may.
     pub refused_total: u64,
+}
+
+/// A reader of the service's changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ChangeStreamView {
+    /// Its replication slot.
+    pub slot: String,
+    /// Somebody reads by it at the primary.
+    pub active: bool,
+    /// WAL that the primary has written since what it has confirmed.
+    pub behind_bytes: u64,
+    /// It has not confirmed all from before the last move: a further one waits for that.
+    pub unread: bool,
+}
+
+impl ChangeStreamView {
+    pub(super) fn of(reader: Reader) -> Self {
+        let Reader { slot, active, behind_bytes, passed } = reader;
+        Self { slot, active, behind_bytes, unread: !passed }
+    }
 }
 
 /// Sessions of clients of the database.

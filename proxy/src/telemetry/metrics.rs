@@ -13,6 +13,7 @@ use replicator::status::StreamStatus;
 use super::names;
 use crate::controller::signals::Signals;
 use crate::controller::verification::{Standing, VerificationView};
+use crate::controller::view::ChangeStreamView;
 use crate::feeds::Probe;
 use crate::feeds::external::Reason;
 use crate::feeds::external::board::FeedBoard;
@@ -181,6 +182,22 @@ pub fn replication(resource: &str, status: &StreamStatus) {
 pub fn slot_retained(resource: &str, zone: &str, bytes: u64) {
     gauge!(names::SLOT_RETAINED, names::RESOURCE => resource.to_owned(), names::ZONE => zone.to_owned())
         .set(bytes as f64);
+}
+
+/// Readers of changes, as they were and as they are.
+pub fn change_streams(resource: &str, before: &[ChangeStreamView], now: &[ChangeStreamView]) {
+    let tell = |slot: &str, behind: f64, active: f64| {
+        gauge!(names::CHANGE_STREAM_BEHIND, names::RESOURCE => resource.to_owned(), names::SLOT => slot.to_owned())
+            .set(behind);
+        gauge!(names::CHANGE_STREAM_ACTIVE, names::RESOURCE => resource.to_owned(), names::SLOT => slot.to_owned())
+            .set(active);
+    };
+    for gone in before.iter().filter(|gone| now.iter().all(|stream| stream.slot != gone.slot)) {
+        tell(&gone.slot, f64::NAN, f64::NAN);
+    }
+    for stream in now {
+        tell(&stream.slot, stream.behind_bytes as f64, f64::from(u8::from(stream.active)));
+    }
 }
 
 /// The replication mode in effect.

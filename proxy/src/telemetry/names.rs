@@ -48,6 +48,10 @@ pub const LAG_SECONDS: &str = "godwit_replication_lag_seconds";
 pub const REPLICATION_MODE: &str = "godwit_replication_mode";
 /// Gauge, bytes: WAL that the resource's slot keeps in a zone, the slot that keeps most. Labels: resource, zone.
 pub const SLOT_RETAINED: &str = "godwit_slot_retained_wal_bytes";
+/// Gauge, bytes: WAL that the primary has written since what a reader of changes has confirmed; NaN: there is no such slot any more. Labels: resource, slot.
+pub const CHANGE_STREAM_BEHIND: &str = "godwit_change_stream_behind_bytes";
+/// Gauge: whether somebody reads changes by a slot now; NaN: there is no such slot any more. Labels: resource, slot.
+pub const CHANGE_STREAM_ACTIVE: &str = "godwit_change_stream_active";
 /// Gauge, bytes: changes of transactions of the source that have not ended yet. Labels: resource, place (`memory`, `disk`).
 pub const OPEN_BYTES: &str = "godwit_replication_open_bytes";
 /// Counter: how often the stream to the shadow broke. Labels: resource, cause (see `replicator::error::Cause`).
@@ -162,6 +166,8 @@ pub const STEP: &str = "step";
 pub const QUANTILE: &str = "quantile";
 /// Label: `http`, `sql` or `heartbeat`.
 pub const PROBE_KIND: &str = "probe";
+/// Label: a replication slot.
+pub const SLOT: &str = "slot";
 /// Label: `async`, `sync` or `hybrid`.
 pub const MODE: &str = "mode";
 /// Label: a phase of a probe.
@@ -201,6 +207,12 @@ pub fn describe() {
     describe_gauge!(LAG_BYTES, Unit::Bytes, "How far the shadow is behind");
     describe_gauge!(LAG_SECONDS, seconds, "Age of the oldest change not applied on the shadow");
     describe_gauge!(SLOT_RETAINED, Unit::Bytes, "WAL that the resource's slots keep on a server's disk");
+    describe_gauge!(
+        CHANGE_STREAM_BEHIND,
+        Unit::Bytes,
+        "WAL written since what a reader of changes has confirmed"
+    );
+    describe_gauge!(CHANGE_STREAM_ACTIVE, "Whether somebody reads changes by a slot now");
     describe_gauge!(REPLICATION_MODE, "1 for the replication mode in effect");
     describe_gauge!(
         OPEN_BYTES,

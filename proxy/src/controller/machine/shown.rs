@@ -37,7 +37,7 @@ impl Machine {
                  empties it of what only it has"
             ));
         }
-        problems.extend(self.slots.problems(&self.hands, self.state.generation));
+        problems.extend(self.slots.problems(&self.hands, &self.state));
         problems.extend(mode.problems.iter().map(|what| format!("replication mode: {what}")));
         if mode.effective != mode.wanted && stream.is_some() {
             problems.push(format!(
@@ -92,6 +92,7 @@ impl Machine {
             })
             .with_large_objects(self.hands.large_objects.view(self.state.generation.0))
             .with_mode(ModeView::of(&mode, resource.policy.fallback_after), &lanes),
+            change_streams: self.slots.readers(&self.state.primary.0),
             mirror: self.hands.front.as_ref().map(|front| front.mirror.view()).unwrap_or_default(),
             decision: self.decision.as_ref().map(|(report, at)| DecisionView::of(report, *at)),
             proposal: self.proposals.view(),
@@ -101,6 +102,7 @@ impl Machine {
         if let Some((.., status)) = &stream {
             telemetry::replication(&resource.name, status);
         }
+        telemetry::change_streams(&resource.name, &self.view.load().change_streams, &view.change_streams);
         telemetry::replication_mode(&resource.name, mode.effective);
         telemetry::standing(&self.state, view.problems.len(), clock::now());
         let view = Arc::new(view);
