@@ -77,6 +77,7 @@ fn the_fuzzed_protocol_needs_no_more_than_its_targets_have() {
     for file in files.iter().filter(|file| !file.ends_with("tests.rs")) {
         let text = std::fs::read_to_string(file).expect("source file");
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        assert!(!code.contains("replicator::"), "{}: the targets have no replicator", file.display());
         for used in code.split("crate::").skip(1) {
             let module: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             let there = targets.contains(&format!("mod {module};"));

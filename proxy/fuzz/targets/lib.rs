@@ -3,5 +3,8 @@
 #[path = "../../src/fronts/postgres/protocol/mod.rs"]
 pub mod protocol;
 
+#[path = "../../../replicator/src/lsn.rs"]
+pub mod lsn;
+
 #[path = "../../src/lock.rs"]
 mod lock;

@@ -12,6 +12,7 @@ use super::scram::{self, Keys, Secret, Verifier};
 use super::startup::{self, Opening};
 use super::state::State;
 use super::statements::{Rewritten, Statements, TooLong};
+use super::streaming::{self, Command, Passed, Sent};
 use super::tracker::{Status, Tracker};
 use super::{base64, names};
 
@@ -35,6 +36,49 @@ pub fn startup(data: &[u8]) {
         }
     }
     assert_eq!(startup::read(&again).as_ref(), Ok(&opening));
+}
+
+/// A command of a replication connection, or what a stream of changes sends: messages, each behind its length in 16 bits. The first byte says which,
+/// and where another primary's begin.
+pub fn streaming(data: &[u8]) {
+    let Some((kind, mut rest)) = data.split_first() else { return };
+    if *kind == 0 {
+        let Command::Start(start) = streaming::command(rest) else { return };
+        let again = streaming::command(start.sql(start.from).as_bytes());
+        assert_eq!(again, Command::Start(start.clone()), "{start:?}");
+        let old = start.for_pgoutput_of(15);
+        assert_eq!(old.publications(), start.publications());
+        assert_eq!(old.for_pgoutput_of(15).publications(), start.publications());
+        return;
+    }
+    let (ahead, end) = (1_u64 << 48, Some(u64::from(*kind)).filter(|end| end % 2 == 0));
+    let mut passed = Passed::new(*kind < 200);
+    while let Some((length, more)) = rest.split_first_chunk() {
+        let (message, more) = more.split_at(more.len().min(u16::from_be_bytes(*length).into()));
+        rest = more;
+        let mut body = message.to_vec();
+        let sent = passed.server(&mut body, ahead, end);
+        match sent {
+            Err(_) | Ok(Sent::Beyond | Sent::Unsure) => assert_eq!(body, message),
+            Ok(Sent::Reached(position)) => assert_eq!(body[..9], shifted(message[0], position, ahead)),
+            // What is truncated together may be fewer.
+            Ok(Sent::Change) if message.get(25) == Some(&b'T') => assert!(body.len() <= message.len()),
+            Ok(Sent::Change) => assert_eq!(body.len(), message.len()),
+            Ok(Sent::Own) => assert!(*kind < 200),
+        }
+        let mut theirs = message.to_vec();
+        if let Ok(Some(flushed)) = streaming::client(&mut theirs, ahead) {
+            assert_eq!(theirs[9..17], flushed.saturating_sub(ahead).to_be_bytes());
+        }
+    }
+}
+
+fn shifted(kind: u8, position: u64, ahead: u64) -> [u8; 9] {
+    // 0 is no position.
+    let position = if position == 0 { 0 } else { position.saturating_add(ahead) };
+    let mut head = [kind; 9];
+    head[1..].copy_from_slice(&position.to_be_bytes());
+    head
 }
 
 /// Messages as the relay cuts and reads them, from both sides: the first byte says how the rest is cut into reads.

@@ -15,7 +15,8 @@ const ROUNDS: usize = 4_000;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 3] = [("startup", startup), ("messages", messages), ("scram", scram)];
+const TARGETS: [Target; 4] =
+    [("startup", startup), ("messages", messages), ("streaming", streaming), ("scram", scram)];
 
 /// What a row of a session's state looks like.
 fn row(values: [&str; 4]) -> Vec<u8> {
@@ -35,6 +36,38 @@ fn written(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 
 fn exchange(first: &str, last: &str) -> Vec<u8> {
     [&(first.len() as u16).to_be_bytes(), first.as_bytes(), last.as_bytes()].concat()
+}
+
+/// A stream of changes: of a transaction, of one that is streamed before it ends, of Godwit's own table, and what a client keeps.
+fn changes() -> Vec<u8> {
+    let at = |position: u64| position.to_be_bytes();
+    let own = [&[0, 0, 0, 9][..], b"godwit\0epoch\0d\0\0"].concat();
+    let truncated = [0, 0, 0, 2, 0, 0, 0, 0, 9, 0, 0, 0, 8];
+    let payloads: [&[&[u8]]; 14] = [
+        &[b"B", &at(100), &[0; 12]],
+        &[b"R", &own],
+        &[b"I", &[0, 0, 0, 9], &[0; 8]],
+        &[b"I", &[0, 0, 0, 8], &[0; 8]],
+        &[b"T", &truncated],
+        &[b"M", &[1], &at(100), b"godwit.fence\0", &[0; 4]],
+        &[b"M", &[1], &at(100), b"mine\0", &[0; 4]],
+        &[b"C", &[0], &at(100), &at(110), &[0; 8]],
+        &[b"S", &[0, 0, 0, 7, 1]],
+        &[b"R", &[0, 0, 0, 7], &own],
+        &[b"T", &[0, 0, 0, 7], &truncated],
+        &[b"E"],
+        &[b"c", &[0, 0, 0, 7, 0], &at(120), &at(130), &[0; 8]],
+        &[b"p", &[0], &at(140), &at(150), &[0; 12], b"gid\0"],
+    ];
+    let mut messages =
+        vec![streaming::keepalive(90, 1, true).to_vec(), streaming::status(80, 1, true).to_vec()];
+    for payload in payloads {
+        messages.push([&[b'w'][..], &at(100), &at(105), &at(1), &payload.concat()].concat());
+    }
+    messages
+        .into_iter()
+        .flat_map(|message| [&(message.len() as u16).to_be_bytes()[..], &message].concat())
+        .collect()
 }
 
 /// By target and name.
@@ -70,7 +103,13 @@ fn seeds() -> BTreeMap<(&'static str, &'static str), Vec<u8>> {
     let proof = base64::encode(&[3; 32]);
     let (plain, bound) = (base64::encode(b"n,,"), base64::encode(b"p=tls-server-end-point,,here"));
     let salt = base64::encode(b"salt");
+    let start = r#"START_REPLICATION SLOT "s" LOGICAL 0/1 ("proto_version" '4', streaming 'parallel', publication_names '"a",b')"#;
+    let changes = |kind: u8| [&[kind][..], &changes()].concat();
     BTreeMap::from([
+        (("streaming", "start"), [&[0][..], start.as_bytes()].concat()),
+        (("streaming", "all"), changes(1)),
+        (("streaming", "ended"), changes(110)),
+        (("streaming", "other"), changes(202)),
         (("startup", "ssl"), vec![0, 0, 0, 8, 4, 210, 22, 47]),
         (("startup", "cancel"), written(|out| message::cancel(out, 7, b"abcd"))),
         (("startup", "session"), written(|out| message::startup(out, session.into_iter()))),
