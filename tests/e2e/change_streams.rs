@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use anyhow::{Context, Result, bail, ensure};
+use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{DATABASE, Playground, SERVICE_ROLE, Zone};
 use godwit_tests::postgres::{TestCluster, other_major};
 use godwit_tests::waiting::{PAUSE, until};
@@ -198,17 +199,27 @@ async fn who_was_away_misses_nothing() -> Result<()> {
         .await?;
     ensure!(slots(near).await? == ["warehouse"], "{:?}", slots(near).await?);
 
-    leader.ready().await?;
-    let id = leader.migrate(&near.name).await?;
-    let unread = "replication slot warehouse is not read up to the last move";
-    let waits = |run: &serde_json::Value| run.to_string().contains(unread);
-    leader.until_answer(&format!("migrations/{id}"), "the move back waits", waits).await?;
+    let unread = "not migratable: replication slot warehouse is not read up to the last move";
+    let view = leader
+        .until("it is told who is away", |view| {
+            view.problems.iter().any(|problem| problem.starts_with(unread))
+        })
+        .await?;
+    let [stream] = &view.change_streams[..] else { bail!("{:?}", view.change_streams) };
+    ensure!(
+        stream.slot == "warehouse" && stream.unread && !stream.active && stream.behind_bytes > 0,
+        "{stream:?}"
+    );
+    ensure!(leader.migrate(&near.name).await.is_err(), "it moved");
     ensure!(slots(near).await? == ["warehouse"], "{:?}", slots(near).await?);
 
     there.batch_execute("ALTER SUBSCRIPTION warehouse ENABLE").await?;
     same(&there, far).await?;
     until("the old primary keeps nothing for the subscriber", async || Ok(slots(near).await?.is_empty()))
         .await?;
+    let reads =
+        |view: &ResourceView| view.change_streams.iter().all(|stream| !stream.unread && stream.active);
+    leader.until("it is told who reads", reads).await?;
     Ok(())
 }
 

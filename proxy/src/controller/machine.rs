@@ -655,6 +655,7 @@ impl Machine {
         measured
             .blockers
             .extend(self.hands.audit.failing().map(|why| format!("the audit cannot be written: {why}")));
+        measured.blockers.extend(self.slots.unread(&self.state.primary.0));
         self.last_step = clock::monotonic();
         let now = clock::now();
         self.measure_worth(&measured, moving);

@@ -291,12 +291,17 @@ impl SlotGuard {
         self.watch.readers(primary).into_iter().map(ChangeStreamView::of).collect()
     }
 
+    /// Why no move is made while readers of changes have not come up to the last one, if it is so.
+    pub(super) fn unread(&self, primary: &str) -> Option<String> {
+        let readers = self.watch.readers(primary).into_iter();
+        let unread: Vec<_> = readers.filter(|reader| !reader.passed).map(|reader| reader.slot).collect();
+        changes::unread(&unread)
+    }
+
     /// In words for an operator.
     pub(super) fn problems(&self, hands: &Hands, state: &State) -> Vec<String> {
         let generation = state.generation;
-        let readers = self.watch.readers(&state.primary.0).into_iter();
-        let unread: Vec<_> = readers.filter(|reader| !reader.passed).map(|reader| reader.slot).collect();
-        let unread = changes::unread(&unread).map(|what| format!("not migratable: {what}"));
+        let unread = self.unread(&state.primary.0).map(|what| format!("not migratable: {what}"));
         let given_up = hands.streams.given_up(generation);
         let seeding = self.work.as_ref().map(|(what, _)| format!("{what} …"));
         let own = [self.alarm.clone(), given_up, self.failed.clone(), seeding, unread].into_iter().flatten();
