@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::fence::{literal, not_installed, refused, sql_generation};
 use crate::lsn::Lsn;
 use crate::postgres::quote_ident;
+use crate::schema::server_version;
 
 /// How the primary of a generation numbers changes for clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +54,9 @@ pub struct Stream {
     pub plugin: String,
     /// What was written before the last move has been read to its end.
     pub passed: bool,
+    /// It is past its beginning at the primary: so it was made there since the last move, or its reader has passed that. Nobody confirms anything of
+    /// the primary's before all of the old one's.
+    pub anew: bool,
 }
 
 /// The positions of a primary.
@@ -81,36 +85,38 @@ pub async fn register(
     publications: &[String],
 ) -> Result<Option<Stream>, Error> {
     let sql = "WITH slot AS ( \
-                 SELECT plugin::text, temporary FROM pg_catalog.pg_replication_slots \
+                 SELECT plugin::text, temporary, confirmed_flush_lsn FROM pg_catalog.pg_replication_slots \
                  WHERE slot_name = $2::text AND slot_type = 'logical' AND database = pg_catalog.current_database() \
                ), known AS ( \
                  INSERT INTO godwit.change_streams AS s (resource, slot, publications) \
                  SELECT $1, $2, $3 FROM slot WHERE NOT temporary AND $2 !~ '^godwit_' \
                  ON CONFLICT (resource, slot) DO UPDATE SET publications = EXCLUDED.publications RETURNING passed \
-               ) SELECT plugin, coalesce((SELECT passed FROM known), true) FROM slot";
+               ) SELECT plugin, coalesce((SELECT passed FROM known), true), \
+                   coalesce(confirmed_flush_lsn > (SELECT start FROM godwit.change_positions WHERE resource = $1), false) FROM slot";
     let found = client.query_opt(sql, &[&resource, &slot, &publications]).await;
     let context = || format!("look at slot {slot}");
     let Some(row) = found.map_err(Error::database(context()))? else { return Ok(None) };
-    let stream = || Ok(Stream { plugin: row.try_get(0)?, passed: row.try_get(1)? });
+    let stream = || Ok(Stream { plugin: row.try_get(0)?, passed: row.try_get(1)?, anew: row.try_get(2)? });
     stream().map(Some).map_err(Error::database(context()))
 }
 
 /// Drops at the old primary the slots of which what it wrote as one is read to its end; those that are still to be read there. A slot that the
-/// primary has no more nobody reads.
+/// primary has no more nobody reads, and [one that is past its beginning](Stream::anew) there needs nothing of the old one.
 pub async fn settle(primary: &Client, old: &Client, resource: &str) -> Result<Vec<String>, Error> {
     let Some(before) = positions(primary, resource).await?.before else { return Ok(Vec::new()) };
-    let sql = "SELECT s.slot::text, r.slot_name IS NULL FROM godwit.change_streams s \
+    let sql = "SELECT s.slot::text, r.slot_name IS NULL OR r.confirmed_flush_lsn > $2::text::pg_lsn FROM godwit.change_streams s \
                LEFT JOIN pg_catalog.pg_replication_slots r ON r.slot_name = s.slot \
                WHERE s.resource = $1 AND NOT s.passed ORDER BY s.slot";
-    let rows = primary.query(sql, &[&resource]).await.map_err(Error::database("read the change streams"))?;
+    let rows = primary.query(sql, &[&resource, &before.start.to_string()]).await;
+    let rows = rows.map_err(Error::database("read the change streams"))?;
     let mut unread = Vec::new();
     for row in rows {
-        let (slot, dropped): (String, bool) = (row.get(0), row.get(1));
+        let (slot, anew): (String, Option<bool>) = (row.get(0), row.get(1));
         let sql = "SELECT confirmed_flush_lsn >= $2::text::pg_lsn AND active_pid IS NULL FROM pg_catalog.pg_replication_slots \
                    WHERE slot_name = $1 AND slot_type = 'logical' AND database = pg_catalog.current_database()";
         let read = old.query_opt(sql, &[&slot, &before.end.to_string()]).await;
         let read = read.map_err(Error::database(format!("look at slot {slot} of the old primary")))?;
-        if !dropped && read.is_none_or(|row| row.get::<_, Option<bool>>(0) != Some(true)) {
+        if anew != Some(true) && read.is_none_or(|row| row.get::<_, Option<bool>>(0) != Some(true)) {
             unread.push(slot);
             continue;
         }
@@ -163,7 +169,8 @@ pub struct Reader {
 
 /// Who reads changes of this database's resource through the front; none, where Godwit was never installed. One round trip.
 pub async fn readers(client: &Client, resource: &str) -> Result<Vec<Reader>, Error> {
-    let sql = "SELECT s.slot::text, r.active, s.passed, \
+    let sql = "SELECT s.slot::text, r.active, \
+                 s.passed OR coalesce(r.confirmed_flush_lsn > (SELECT start FROM godwit.change_positions p WHERE p.resource = $1), false), \
                  greatest(pg_catalog.pg_wal_lsn_diff(CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_lsn() END, \
                    r.confirmed_flush_lsn), 0)::bigint \
                FROM godwit.change_streams s JOIN pg_catalog.pg_replication_slots r ON r.slot_name = s.slot \
@@ -203,7 +210,8 @@ pub async fn carry(sides: Sides<'_>, zone: &str) -> Result<(), Error> {
     if let Some(unread) = unread(&settle(source, shadow, resource).await?) {
         return Err(Error::Unready(unread));
     }
-    let sql = "SELECT s.slot::text, r.plugin::text, s.publications, r.two_phase FROM godwit.change_streams s \
+    let sql = "SELECT s.slot::text, r.plugin::text, s.publications, r.two_phase, \
+                 coalesce((to_jsonb(r) ->> 'failover')::boolean, false) FROM godwit.change_streams s \
                JOIN pg_catalog.pg_replication_slots r ON r.slot_name = s.slot AND r.database = pg_catalog.current_database() \
                WHERE s.resource = $1 AND r.slot_type = 'logical' AND NOT r.temporary ORDER BY s.slot";
     let slots = source.query(sql, &[&resource]).await.map_err(Error::database("read the change streams"))?;
@@ -248,10 +256,15 @@ pub async fn carry(sides: Sides<'_>, zone: &str) -> Result<(), Error> {
     }
     let noted = shadow.batch_execute(&format!("BEGIN; {sql} COMMIT")).await;
     noted.map_err(Error::database("note the change streams on the shadow"))?;
+    let major = server_version(shadow).await? / 10_000;
     for row in &slots {
         let (slot, plugin, two_phase): (&str, &str, bool) = (row.get(0), row.get(1), row.get(3));
-        let sql = "SELECT pg_catalog.pg_create_logical_replication_slot($1::text, $2::text, false, $3)";
-        let made = shadow.execute(sql, &[&slot, &plugin, &two_phase]).await;
+        // Standbys have it too, from 17 on.
+        let failover = if row.get(4) && major >= 17 { ", true" } else { "" };
+        let sql = format!(
+            "SELECT pg_catalog.pg_create_logical_replication_slot($1::text, $2::text, false, $3{failover})"
+        );
+        let made = shadow.execute(&sql, &[&slot, &plugin, &two_phase]).await;
         made.map_err(Error::database(format!("make replication slot {slot} on the shadow")))?;
     }
     Ok(())

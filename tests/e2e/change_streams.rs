@@ -223,6 +223,34 @@ async fn who_was_away_misses_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Where what it was still to read is lost, a reader begins anew, and no move waits for what nobody can read.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_away_for_too_long_begins_anew() -> Result<()> {
+    let setup = Setup::start().await?;
+    let [near, far] = &setup.playground.zones;
+    let mut leader = Leader::start(&setup.playground, &[])?;
+    leader.ready().await?;
+    let there = setup.subscribe().await?;
+    same(&there, near).await?;
+    there.batch_execute("ALTER SUBSCRIPTION warehouse DISABLE").await?;
+    superuser(near).await?.batch_execute("INSERT INTO events (note) VALUES ('before')").await?;
+    moved(&mut leader, far).await?;
+    superuser(near).await?.execute("SELECT pg_drop_replication_slot('warehouse')", &[]).await?;
+    there
+        .batch_execute("ALTER SUBSCRIPTION warehouse SET (slot_name = NONE); DROP SUBSCRIPTION warehouse; TRUNCATE events")
+        .await?;
+    // By SQL, as whoever finds it left over does.
+    superuser(far).await?.execute("SELECT pg_drop_replication_slot('warehouse')", &[]).await?;
+    there.batch_execute(&setup.subscription()?).await?;
+    same(&there, far).await?;
+    let writer = setup.write(false)?;
+    moved(&mut leader, near).await?;
+    writer.stop().await?;
+    same(&there, near).await?;
+    ensure!(slots(near).await? == ["warehouse"], "{:?}", slots(near).await?);
+    Ok(())
+}
+
 /// Wherever a move is when its node is killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_loses_no_change_and_repeats_none() -> Result<()> {

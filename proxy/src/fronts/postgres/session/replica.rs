@@ -23,7 +23,7 @@ use super::{
 const LONGEST: usize = 1 << 30;
 /// How often an old primary is asked how far it has come.
 const ASK: Duration = Duration::from_millis(50);
-/// How long a slot may stay in the hands of a session that is over.
+/// How long a slot may stay in the hands of a session that is over, and when it is looked again.
 const RELEASE: Duration = Duration::from_secs(10);
 
 /// Physical replication is a server's, not a database's.
@@ -194,7 +194,7 @@ impl Replica {
         if let (Some(known), Some(before)) = (&known, &before)
             && !known.passed
         {
-            if start.from < before.end_for_clients() {
+            if start.from < before.end_for_clients() && !known.anew {
                 rest = Some((before.clone(), self.whence.rest(before, start, pgoutput).await?));
             } else {
                 self.whence.settle(before.clone(), start.slot.clone());
@@ -406,13 +406,19 @@ impl Whence {
 
     /// The client keeps all of what was written before the move: its slot there is to go.
     fn settle(&self, before: Before, slot: String) {
-        let front = Arc::clone(&self.front);
+        let generation = self.front.active().generation;
+        let mut turns = self.front.turnstile.turns();
+        let front = Arc::downgrade(&self.front);
         tokio::spawn(async move {
-            if let Err(why) = settled(&front, &before, &slot).await {
+            // A further move does the same first.
+            while let Some(front) = front.upgrade().filter(|front| front.active().generation == generation) {
+                let Err(why) = settled(&front, &before, &slot).await else { return };
                 tracing::warn!(
                     resource = %front.name, slot, zone = before.zone, why,
                     "the slot of a change stream stays at the old primary for now"
                 );
+                drop(front);
+                let _ = tokio::time::timeout(RELEASE, turns.changed()).await;
             }
         });
     }
