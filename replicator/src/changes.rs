@@ -13,7 +13,7 @@ use tokio_postgres::{Client, Row};
 use crate::beside::Sides;
 use crate::drift::{self, Mend};
 use crate::error::Error;
-use crate::fence::{literal, not_installed, refused, sql_generation};
+use crate::fence::{self, literal, not_installed, refused, sql_generation};
 use crate::lsn::Lsn;
 use crate::postgres::quote_ident;
 use crate::schema::server_version;
@@ -59,13 +59,15 @@ pub struct Stream {
     pub anew: bool,
 }
 
-/// The positions of a primary.
+/// The positions of a primary; where Godwit was never installed, the server's own.
 pub async fn positions(client: &Client, resource: &str) -> Result<Positions, Error> {
     // Whichever generation its epoch row tells of: it has heard of the next one since it was fenced.
     let sql = "SELECT ahead, before_zone, before_ahead, before_end, start FROM godwit.change_positions \
                WHERE resource = $1 AND start IS NOT NULL";
-    let found = client.query_opt(sql, &[&resource]).await;
-    let row = found.map_err(Error::database("read the positions of change streams"))?;
+    let row = match client.query_opt(sql, &[&resource]).await {
+        Err(error) if not_installed(&error) => None,
+        found => found.map_err(Error::database("read the positions of change streams"))?,
+    };
     let Some(row) = row else { return Ok(Positions { ahead: 0, before: None }) };
     let read = || {
         let number = |at: usize| row.try_get::<_, i64>(at).map(i64::cast_unsigned);
@@ -77,7 +79,8 @@ pub async fn positions(client: &Client, resource: &str) -> Result<Positions, Err
     read().map_err(Error::database("read the positions of change streams"))
 }
 
-/// Somebody reads this slot of the primary through the front: it goes with the primary from now on. None: there is no such slot.
+/// Somebody reads this slot of the primary through the front: it goes with the primary from now on. None: there is no such slot. Prepares the
+/// database for it where that is not done.
 pub async fn register(
     client: &Client,
     resource: &str,
@@ -93,7 +96,11 @@ pub async fn register(
                  ON CONFLICT (resource, slot) DO UPDATE SET publications = EXCLUDED.publications RETURNING passed \
                ) SELECT plugin, coalesce((SELECT passed FROM known), true), \
                    coalesce(confirmed_flush_lsn > (SELECT start FROM godwit.change_positions WHERE resource = $1), false) FROM slot";
-    let found = client.query_opt(sql, &[&resource, &slot, &publications]).await;
+    let mut found = client.query_opt(sql, &[&resource, &slot, &publications]).await;
+    if found.as_ref().is_err_and(not_installed) {
+        fence::install_schema(client).await?;
+        found = client.query_opt(sql, &[&resource, &slot, &publications]).await;
+    }
     let context = || format!("look at slot {slot}");
     let Some(row) = found.map_err(Error::database(context()))? else { return Ok(None) };
     let stream = || Ok(Stream { plugin: row.try_get(0)?, passed: row.try_get(1)?, anew: row.try_get(2)? });

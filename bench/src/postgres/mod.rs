@@ -6,6 +6,7 @@
 //! transaction costs is the CPU time that the kernel charged the proxy's process, divided by the transactions; what it adds to the
 //! 99th percentile is the difference from the same round's direct one.
 
+mod changes;
 mod load;
 pub(crate) mod peers;
 
@@ -23,7 +24,7 @@ use crate::replication::Server;
 
 pub(crate) const DATABASE: &str = "bench";
 /// Nobody waits for the disk in single-row reads.
-const SETTINGS: &str = "fsync = off\nmax_connections = 1000\n";
+const SETTINGS: &str = "fsync = off\nmax_connections = 1000\nmax_replication_slots = 50\n";
 
 /// How much of what.
 #[derive(Args)]
@@ -50,6 +51,9 @@ pub(crate) struct Plan {
     /// Idle sessions whose memory is measured; 0: it is not.
     #[arg(long, default_value_t = 200)]
     idle: usize,
+    /// Changes that a reader receives through the front and from the server itself; 0: none. Not with --pool.
+    #[arg(long, default_value_t = 500_000)]
+    changes: usize,
 }
 
 /// How pgbench asks.
@@ -108,6 +112,9 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     print(&results);
     if plan.idle > 0 {
         tokio::runtime::Runtime::new()?.block_on(idle(&peers, plan.idle))?;
+    }
+    if plan.changes > 0 && plan.pool.is_none() {
+        changes::run(&server, &peers, plan.changes, plan.rounds)?;
     }
     Ok(())
 }

@@ -215,3 +215,34 @@ async fn what_is_no_protocol_or_too_slow_is_turned_away() {
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(port(&client).await, i32::from(setup.clusters[0].cluster.port), "who is in may be slow");
 }
+
+/// Whoever reads changes needs no shadow, and nothing that Godwit has made before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_are_read_where_nothing_was_prepared() {
+    let setup = Setup::with(HOLD, |_| {}, "wal_level = logical\n").await;
+    let server = setup.here().connect(DATABASE).await.unwrap();
+    server.batch_execute("ALTER ROLE app REPLICATION").await.unwrap();
+    let slot = "SELECT pg_create_logical_replication_slot('audit', 'test_decoding')";
+    server.batch_execute(slot).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("changes");
+    let listen = setup.front.settings.listen;
+    let bin = godwit_tests::postgres::bin_directory(15).unwrap();
+    let mut reader = Command::new(bin.join("pg_recvlogical"))
+        .args(["--start", "--slot=audit", "--no-loop", "--user=app", "--dbname", DATABASE])
+        .args([format!("--host={}", listen.ip()), format!("--port={}", listen.port())])
+        .arg("--file")
+        .arg(&out)
+        .env("PGPASSWORD", PASSWORD)
+        .spawn()
+        .unwrap();
+    server.batch_execute("INSERT INTO item VALUES (7, 'new')").await.unwrap();
+    until("the change is read", async || {
+        std::fs::read_to_string(&out).is_ok_and(|text| text.contains("INSERT: id[bigint]:7"))
+    })
+    .await;
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    let known = server.query_one("SELECT slot::text FROM godwit.change_streams", &[]).await.unwrap();
+    assert_eq!(known.get::<_, String>(0), "audit");
+}
