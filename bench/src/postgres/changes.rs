@@ -14,20 +14,27 @@ use crate::replication::Server;
 /// Rows that one transaction writes.
 const TOGETHER: usize = 10;
 
-/// Each round the server itself and the front, in turns; each read has a slot of its own that begins before the first change.
+/// Each round the server itself and the front, in turns; each read has a slot of its own that begins before the first change, and every byte of it
+/// must be the same.
 pub(super) fn run(server: &Server, peers: &[Peer], changes: usize, rounds: usize) -> Result<()> {
     let readers: Vec<&Peer> = peers.iter().filter(|peer| peer.name != "pgbouncer").collect();
     let slots = (rounds + 1) * readers.len();
     let end = tokio::runtime::Runtime::new()?.block_on(written(server, slots, changes))?;
     let (mut rates, mut cpu) = (vec![Vec::new(); readers.len()], Vec::new());
+    let mut first: Option<Vec<u8>> = None;
     for round in 0..=rounds {
         for turn in 0..readers.len() {
             let at = (round + turn) % readers.len();
             let peer = readers[at];
             let (before, began) = (peer.cpu()?, Instant::now());
-            read(server, peer, &format!("s{}", round * readers.len() + at), end)
+            let changed = read(server, peer, &format!("s{}", round * readers.len() + at), end)
                 .with_context(|| format!("read changes by {}", peer.name))?;
             let took = began.elapsed().as_secs_f64();
+            ensure!(
+                *first.get_or_insert_with(|| changed.clone()) == changed,
+                "{} sends something else",
+                peer.name
+            );
             // The first round warms up.
             if round > 0 {
                 rates[at].push(changes as f64 / took);
@@ -66,8 +73,8 @@ async fn written(server: &Server, slots: usize, changes: usize) -> Result<Lsn> {
         client.batch_execute(&sql).await?;
     }
     let rows = format!(
-        "DO $$ BEGIN FOR first IN 1..{changes} BY {TOGETHER} LOOP \
-         INSERT INTO events SELECT id, 'what a service writes of one of its orders' FROM generate_series(first, first + {}) id; \
+        "DO $$ BEGIN FOR begun IN 1..{changes} BY {TOGETHER} LOOP \
+         INSERT INTO events SELECT id, 'what a service writes of one of its orders' FROM generate_series(begun, begun + {}) id; \
          COMMIT; END LOOP; END $$",
         TOGETHER - 1
     );
@@ -78,14 +85,18 @@ async fn written(server: &Server, slots: usize, changes: usize) -> Result<Lsn> {
     end.parse().context("a position")
 }
 
-fn read(server: &Server, peer: &Peer, slot: &str, end: Lsn) -> Result<()> {
+/// What came.
+fn read(server: &Server, peer: &Peer, slot: &str, end: Lsn) -> Result<Vec<u8>> {
+    let file = tempfile::NamedTempFile::new()?;
     let output = Command::new(server.cluster.bin.join("pg_recvlogical"))
         .args(["-h", &peer.address.ip().to_string(), "-p", &peer.address.port().to_string()])
-        .args(["-U", "postgres", "-d", DATABASE, "--start", "--no-loop", "-f", "/dev/null"])
+        .args(["-U", "postgres", "-d", DATABASE, "--start", "--no-loop"])
+        .arg("-f")
+        .arg(file.path())
         .args(["-S", slot, "--endpos", &end.to_string(), "-oproto_version=1", "-opublication_names=outbox"])
         .stdin(Stdio::null())
         .output()
         .context("pg_recvlogical cannot be run")?;
     ensure!(output.status.success(), "pg_recvlogical failed: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    Ok(std::fs::read(file.path())?)
 }
