@@ -119,11 +119,14 @@ pub async fn settle(primary: &Client, old: &Client, resource: &str) -> Result<Ve
     let mut unread = Vec::new();
     for row in rows {
         let (slot, anew): (String, Option<bool>) = (row.get(0), row.get(1));
-        let sql = "SELECT confirmed_flush_lsn >= $2::text::pg_lsn AND active_pid IS NULL FROM pg_catalog.pg_replication_slots \
+        let sql = "SELECT active_pid IS NULL, confirmed_flush_lsn >= $2::text::pg_lsn FROM pg_catalog.pg_replication_slots \
                    WHERE slot_name = $1 AND slot_type = 'logical' AND database = pg_catalog.current_database()";
         let read = old.query_opt(sql, &[&slot, &before.end.to_string()]).await;
         let read = read.map_err(Error::database(format!("look at slot {slot} of the old primary")))?;
-        if anew != Some(true) && read.is_none_or(|row| row.get::<_, Option<bool>>(0) != Some(true)) {
+        // One that is in somebody's hands could not be dropped.
+        let free = read.as_ref().is_none_or(|row| row.get(0));
+        let read = read.and_then(|row| row.get(1)).unwrap_or(false);
+        if !free || anew != Some(true) && !read {
             unread.push(slot);
             continue;
         }

@@ -1,9 +1,9 @@
 //! What a reader of changes receives through the front, and from the server itself. `PgBouncer` passes no replication connections on.
 
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use godwit::clock;
 use replicator::Lsn;
 
 use super::DATABASE;
@@ -26,10 +26,10 @@ pub(super) fn run(server: &Server, peers: &[Peer], changes: usize, rounds: usize
         for turn in 0..readers.len() {
             let at = (round + turn) % readers.len();
             let peer = readers[at];
-            let (before, began) = (peer.cpu()?, Instant::now());
+            let (before, began) = (peer.cpu()?, clock::monotonic());
             let changed = read(server, peer, &format!("s{}", round * readers.len() + at), end)
                 .with_context(|| format!("read changes by {}", peer.name))?;
-            let took = began.elapsed().as_secs_f64();
+            let took = clock::monotonic().duration_since(began).as_secs_f64();
             ensure!(
                 *first.get_or_insert_with(|| changed.clone()) == changed,
                 "{} sends something else",
@@ -39,7 +39,7 @@ pub(super) fn run(server: &Server, peers: &[Peer], changes: usize, rounds: usize
             if round > 0 {
                 rates[at].push(changes as f64 / took);
                 if peer.is_proxy() {
-                    cpu.push((peer.cpu()? - before).as_secs_f64() * 1e6 / changes as f64);
+                    cpu.push(peer.cpu()?.saturating_sub(before).as_secs_f64() * 1e6 / changes as f64);
                 }
             }
         }
