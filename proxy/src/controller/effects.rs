@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
-use migration::policy::{OnDrainTimeout, Policy, ReadsDuringHold};
+use migration::policy::Policy;
 use migration::units::{Generation, Zone};
 use replicator::beside::Sides;
 use replicator::{Lsn, changes, fence};
@@ -76,6 +76,8 @@ pub struct Hands {
     pub(super) fenced: watch::Sender<Fenced>,
     /// Held while a fence goes up, so that undoing it never overtakes it.
     pub(super) fencing: Mutex<()>,
+    /// Who was still inside when half of the time for a drain had passed.
+    pub(super) undrained: std::sync::Mutex<Option<String>>,
     /// The run, and the stamp of the old primary's schema when it was found to be the shadow's.
     pub(super) compared: Mutex<Option<(String, String)>>,
     /// Snapshot of the new primary at the end marker.
@@ -128,6 +130,7 @@ impl Hands {
             reports,
             fenced: watch::Sender::default(),
             fencing: Mutex::default(),
+            undrained: std::sync::Mutex::default(),
             compared: Mutex::default(),
             marker_snapshot: Mutex::default(),
             comparison: Mutex::default(),
@@ -176,37 +179,6 @@ impl Hands {
     pub fn gates_closed(&self) -> bool {
         self.front.as_ref().is_some_and(|front| front.gate.is_closed())
             || self.postgres.as_ref().is_some_and(|front| front.turnstile.is_closed())
-    }
-
-    /// Nobody is inside any more: HTTP first, then PostgreSQL, whose sessions get ready for `next`.
-    async fn drain(&self, next: Option<&Zone>) -> Result<(), Failure> {
-        if let Some(front) = &self.front {
-            front.gate.drained().await;
-        }
-        let Some(front) = &self.postgres else { return Ok(()) };
-        let turnstile = &front.turnstile;
-        let but_reads = self.policy().reads_during_hold == ReadsDuringHold::GoOn;
-        if !turnstile.close_if_armed(next.map(|zone| zone.0.clone()), but_reads) {
-            return Err("the gate was opened again".into());
-        }
-        let drained = || async {
-            if but_reads {
-                turnstile.only_reads().await;
-                turnstile.close_reads();
-            }
-            turnstile.drained().await;
-        };
-        if self.policy().on_drain_timeout == OnDrainTimeout::Terminate {
-            // What is left of the hold is for the fence and the last changes.
-            let patience = self.policy().drain_timeout.min(self.policy().max_hold / 2);
-            if tokio::time::timeout(patience, drained()).await.is_err() {
-                let open = turnstile.stats().running;
-                tracing::warn!(resource = %self.resource.name, sessions = open, "open transactions are ended");
-                turnstile.end_transactions();
-            }
-        }
-        drained().await;
-        Ok(())
     }
 
     /// Carries out `effect`, wanted by `state`, within its patience. Cancelling it is safe but for the fence, which goes
@@ -290,7 +262,7 @@ impl Hands {
             }
             Effect::CloseGate => {
                 say(Event::GateClosed);
-                self.drain(run.map(|run| &run.to)).await?;
+                self.drain(&state.primary, run.map(|run| &run.to)).await?;
                 say(Event::DrainFinished);
                 Ok(())
             }

@@ -43,6 +43,7 @@ use crate::audit::Entry;
 use crate::clock::{self, Steady};
 use crate::feeds::learning::Learner;
 use crate::history::{History, HistoryError};
+use crate::lock::lock;
 use crate::store::{Ended, LedgerRow};
 use crate::telemetry::metrics as telemetry;
 
@@ -343,6 +344,14 @@ impl Machine {
     ) -> Result<(), String> {
         if next == self.state {
             return Ok(());
+        }
+        let mut next = next;
+        // Nobody else asked for it.
+        if (self.state.phase, next.phase, event) == (Phase::Held, Phase::Aborting, "Tick")
+            && let Some(why) = next.run.as_mut().and_then(|run| run.aborted.as_mut())
+            && let Some(inside) = lock(&self.hands.undrained).take()
+        {
+            *why = format!("{why}: {inside}");
         }
         let ends = self.state.run.as_ref().zip(end);
         let gives_back = ends.map_or(Ok(None), |(run, outcome)| self.gives_back(run, outcome));

@@ -13,6 +13,7 @@ mod audited;
 pub mod compare;
 pub mod databases;
 pub mod doctor;
+mod draining;
 pub mod drift;
 pub mod effects;
 pub mod events;

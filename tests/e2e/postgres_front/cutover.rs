@@ -1,6 +1,7 @@
 //! Real nodes: clients of the database stay connected while the service is moved to and fro.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use godwit::demo::zone::{DATABASE, OWNER_ROLE, Options, Playground, SERVICE_ROLE
 use godwit_tests::waiting::until;
 use tokio_postgres::Config;
 
+use super::Session;
 use super::bench::{self, Bench};
 use super::rounds::{self, Rounds};
 use crate::leader::{Leader, connect, load, options};
@@ -231,4 +233,56 @@ async fn who_could_not_log_in_over_there_is_not_moved() -> Result<()> {
     leader.migrate(&far.name).await?;
     leader.until("it has moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
     Ok(())
+}
+
+/// A client whose open transaction waits for another connection of its own cannot come to its end under a hold. The move is undone and says
+/// who it was; the client goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_connection_that_is_held_is_named() -> Result<()> {
+    let (playground, front) = playground(Duration::from_millis(2), &rounds::table(TABLE)).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader.ready().await?;
+    let config: Config = format!(
+        "host={} port={} user={SERVICE_ROLE} dbname={DATABASE} application_name=entangled",
+        front.ip(),
+        front.port()
+    )
+    .parse()?;
+    let (one, other) = (Session::start(&config).await.client, Session::start(&config).await.client);
+    let (ended, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (told, played) = (Arc::clone(&ended), Arc::clone(&rounds));
+    let client = tokio::spawn(async move {
+        while !told.load(SeqCst) {
+            one.batch_execute(&format!(
+                "BEGIN; INSERT INTO {TABLE} SELECT coalesce(max(id), 0) + 1 FROM {TABLE}"
+            ))
+            .await?;
+            for _ in 0..20 {
+                other.batch_execute("SELECT pg_sleep(0.002)").await?;
+            }
+            one.batch_execute("COMMIT").await?;
+            played.fetch_add(1, SeqCst);
+        }
+        anyhow::Ok(())
+    });
+    let mut primary = view.primary;
+    let id = loop {
+        let to = leader.ready().await?.shadow;
+        let id = leader.migrate(&to).await?;
+        let over = |now: &ResourceView| now.migration.is_none() && now.phase == "shadowing";
+        let stays = leader.until("the move is over", over).await?.primary;
+        if stays == primary {
+            break id;
+        }
+        // It was held between two of its transactions.
+        primary = stays;
+    };
+    let run = leader.migration(&id).await?;
+    let reason = run.reason.clone().unwrap_or_default();
+    let named = format!("application 'entangled') has table public.{TABLE} locked");
+    ensure!(reason.starts_with("phase held was not over") && reason.contains(&named), "{run:#?}");
+    let so_far = rounds.load(SeqCst);
+    leader.until("the client goes on", |_| rounds.load(SeqCst) > so_far).await?;
+    ended.store(true, SeqCst);
+    client.await?
 }
