@@ -25,6 +25,11 @@ pub const UNNAMED: usize = 256 << 10;
 /// A statement that nobody has: closing it is no error, and using it is one.
 const NOBODY: &str = "_godwit_nobody";
 
+/// A longer query is not looked through for what it takes away.
+const DEALLOCATES: usize = 4 << 10;
+/// Answered as DEALLOCATE is, in a transaction that has failed too, and takes nothing away.
+const DEALLOCATED: &str = "PREPARE _godwit_gone AS SELECT 1; DEALLOCATE _godwit_gone";
+
 /// A statement that clients have prepared: its text and the types of its parameters.
 #[derive(Debug)]
 pub struct Prepared {
@@ -176,7 +181,11 @@ impl Statements {
                 let text = read_text(body).map_or(body, |(text, _)| text);
                 self.touched |= traces::in_text(text);
                 (self.has.unnamed, self.unnamed) = (false, None);
-                Ok(Rewritten::Same)
+                let Some(instead) = whole.then(|| self.deallocated(text)).flatten() else {
+                    return Ok(Rewritten::Same);
+                };
+                message::query(out, instead.as_bytes());
+                Ok(Rewritten::Changed)
             }
             Some(b'F') => {
                 self.touched = true;
@@ -287,6 +296,38 @@ impl Statements {
         Rewritten::Changed
     }
 
+    /// The text of a query which the client takes statements away by that it has by the protocol (`DEALLOCATE name`, as PHP's PDO and psqlODBC
+    /// do): the server has them by other names, and would refuse it, in the middle of a transaction. None: there is nothing of the kind, or it
+    /// cannot be told since there are strings or comments.
+    fn deallocated(&mut self, text: &[u8]) -> Option<String> {
+        if self.names.is_empty() || text.len() > DEALLOCATES {
+            return None;
+        }
+        let text = std::str::from_utf8(text).ok()?;
+        if !text.to_ascii_lowercase().contains("deallocate")
+            || text.contains(['\'', '$'])
+            || text.contains("--")
+            || text.contains("/*")
+        {
+            return None;
+        }
+        let mut quoted = false;
+        let parts = text.split(|c| {
+            quoted ^= c == '"';
+            c == ';' && !quoted
+        });
+        let mut known = false;
+        let parts: Vec<&str> = parts
+            .map(|part| {
+                let own = named_by_deallocate(part)
+                    .is_some_and(|name| self.names.remove(name.as_bytes()).is_some());
+                known |= own;
+                if own { DEALLOCATED } else { part }
+            })
+            .collect();
+        known.then(|| parts.join(";"))
+    }
+
     /// The connection has this one when the next message comes to it.
     fn need(&mut self, prepared: &Prepared, out: &mut Vec<u8>) {
         if !self.has.statements.contains_key(&prepared.id) {
@@ -385,6 +426,23 @@ impl Statements {
         }
         self.owed.pop_front();
     }
+}
+
+/// The name in `DEALLOCATE [PREPARE] name`; none: it is another statement, or takes all away.
+fn named_by_deallocate(statement: &str) -> Option<String> {
+    let after = |text: &str, word: &str| {
+        let (begin, rest) = text.split_at_checked(word.len())?;
+        let ends = rest.starts_with(|c: char| c.is_ascii_whitespace() || c == '"');
+        (begin.eq_ignore_ascii_case(word) && ends).then(|| rest.trim_ascii().to_owned())
+    };
+    let rest = after(statement.trim_ascii(), "deallocate")?;
+    let name = after(&rest, "prepare").unwrap_or(rest);
+    if let Some(quoted) = name.strip_prefix('"') {
+        let inner = quoted.strip_suffix('"')?;
+        return (!inner.replace("\"\"", "").contains('"')).then(|| inner.replace("\"\"", "\""));
+    }
+    let plain = name.chars().all(|c| c.is_alphanumeric() || c == '_');
+    (plain && !name.is_empty() && !name.eq_ignore_ascii_case("all")).then(|| name.to_lowercase())
 }
 
 fn write_parse(out: &mut Vec<u8>, name: &str, tail: &[u8]) {

@@ -207,6 +207,40 @@ fn a_statement_follows_its_client() {
     assert!(clients[0].statements.touched);
 }
 
+/// PHP's PDO and psqlODBC take statements of the protocol away by SQL, which the server would refuse.
+#[test]
+fn what_sql_takes_away_is_taken_from_the_client() {
+    let registry = Arc::new(Registry::default());
+    let (mut statements, mut out) = (Statements::new(registry, 10), Vec::new());
+    for name in ["pdo_stmt_00000001", "_PLAN0x55", "odd \"one\"", "all"] {
+        statements.rewrite(&parse(name, "SELECT 1"), true, &mut out).unwrap();
+    }
+    let mut asked = |text: &str| {
+        let mut out = Vec::new();
+        let rewritten = statements.rewrite(&query(text), true, &mut out).unwrap();
+        (rewritten == Rewritten::Changed).then(|| read_text(&out[HEADER..]).unwrap().0.to_vec())
+    };
+    let gone = DEALLOCATED.as_bytes();
+    for left in [
+        "DEALLOCATE other",
+        "DEALLOCATE ALL",
+        "deallocate pdo_stmt_00000001 now",
+        "SELECT deallocate",
+        "SELECT 'x'; DEALLOCATE pdo_stmt_00000001",
+        "/* no */ DEALLOCATE pdo_stmt_00000001",
+        "DEALLOCATEpdo_stmt_00000001",
+        "DEALLOCATE \"PDO_stmt_00000001\"",
+    ] {
+        assert_eq!(asked(left), None, "{left}");
+    }
+    assert_eq!(asked("DEALLOCATE pdo_stmt_00000001").as_deref(), Some(gone));
+    assert_eq!(asked("DEALLOCATE pdo_stmt_00000001"), None, "it is gone");
+    let within = asked("SAVEPOINT s;DEALLOCATE \"_PLAN0x55\";RELEASE s").unwrap();
+    assert_eq!(within, [&b"SAVEPOINT s;"[..], gone, b";RELEASE s"].concat());
+    assert_eq!(asked("deallocate prepare \"odd \"\"one\"\"\" ").as_deref(), Some(gone));
+    assert_eq!(asked("DEALLOCATE \"all\"").as_deref(), Some(gone));
+}
+
 #[test]
 fn what_the_server_skipped_was_not_done() {
     let registry = Arc::new(Registry::default());
