@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, Type};
 use tokio_postgres::{Client, Row};
 
 use crate::beside::Sides;
@@ -17,6 +17,10 @@ use crate::fence::{self, literal, not_installed, refused, sql_generation};
 use crate::lsn::Lsn;
 use crate::postgres::quote_ident;
 use crate::schema::server_version;
+
+/// Of a slot of the primary of resource $1, see [`Stream::anew`].
+const ANEW: &str =
+    "coalesce(confirmed_flush_lsn > (SELECT start FROM godwit.change_positions WHERE resource = $1), false)";
 
 /// How the primary of a generation numbers changes for clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,11 +99,12 @@ pub async fn register(
                  SELECT $1, $2, $3 FROM slot WHERE NOT temporary AND $2 !~ '^godwit_' \
                  ON CONFLICT (resource, slot) DO UPDATE SET publications = EXCLUDED.publications RETURNING passed \
                ) SELECT plugin, coalesce((SELECT passed FROM known), true), \
-                   coalesce(confirmed_flush_lsn > (SELECT start FROM godwit.change_positions WHERE resource = $1), false) FROM slot";
-    let mut found = client.query_opt(sql, &[&resource, &slot, &publications]).await;
+                   {{anew}} FROM slot"
+        .replace("{{anew}}", ANEW);
+    let mut found = client.query_opt(&sql, &[&resource, &slot, &publications]).await;
     if found.as_ref().is_err_and(not_installed) {
         fence::install_schema(client).await?;
-        found = client.query_opt(sql, &[&resource, &slot, &publications]).await;
+        found = client.query_opt(&sql, &[&resource, &slot, &publications]).await;
     }
     let context = || format!("look at slot {slot}");
     let Some(row) = found.map_err(Error::database(context()))? else { return Ok(None) };
@@ -180,13 +185,14 @@ pub struct Reader {
 /// Who reads changes of this database's resource through the front; none, where Godwit was never installed. One round trip.
 pub async fn readers(client: &Client, resource: &str) -> Result<Vec<Reader>, Error> {
     let sql = "SELECT s.slot::text, r.active, \
-                 s.passed OR coalesce(r.confirmed_flush_lsn > (SELECT start FROM godwit.change_positions p WHERE p.resource = $1), false), \
+                 s.passed OR {{anew}}, \
                  greatest(pg_catalog.pg_wal_lsn_diff(CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_lsn() END, \
                    r.confirmed_flush_lsn), 0)::bigint \
                FROM godwit.change_streams s JOIN pg_catalog.pg_replication_slots r ON r.slot_name = s.slot \
-               WHERE s.resource = $1 AND r.slot_type = 'logical' AND r.database = pg_catalog.current_database() ORDER BY s.slot";
+               WHERE s.resource = $1 AND r.slot_type = 'logical' AND r.database = pg_catalog.current_database() ORDER BY s.slot"
+        .replace("{{anew}}", ANEW);
     let context = "look at the readers of changes";
-    let rows = match client.query(sql, &[&resource]).await {
+    let rows = match client.query_typed(&sql, &[(&resource, Type::TEXT)]).await {
         Ok(rows) => rows,
         Err(error) if not_installed(&error) => return Ok(Vec::new()),
         Err(error) => return Err(Error::database(context)(error)),

@@ -337,7 +337,7 @@ impl Machine {
     /// `next`, which ends the present run if `end` says how.
     fn adopt(
         &mut self,
-        next: State,
+        mut next: State,
         event: &str,
         now: Timestamp,
         end: Option<&Outcome>,
@@ -345,7 +345,6 @@ impl Machine {
         if next == self.state {
             return Ok(());
         }
-        let mut next = next;
         // Nobody else asked for it.
         if (self.state.phase, next.phase, event) == (Phase::Held, Phase::Aborting, "Tick")
             && let Some(why) = next.run.as_mut().and_then(|run| run.aborted.as_mut())
