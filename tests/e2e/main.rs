@@ -41,6 +41,7 @@ mod programs;
 mod prometheus;
 mod refusals;
 mod regression;
+mod releases;
 mod schema;
 mod services;
 mod slots;

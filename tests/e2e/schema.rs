@@ -1,11 +1,9 @@
 //! DDL is not replicated: a schema that drifted is named and stops a migration, until it is brought up on the shadow.
 
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
 use godwit::controller::drift::{DifferenceView, SchemaView};
 use godwit::controller::view::ResourceView;
-use godwit::demo::zone::{DATABASE, OWNER_ROLE, Playground, RESOURCE, SUPERUSER, Zone};
+use godwit::demo::zone::{OWNER_ROLE, Playground, RESOURCE, SUPERUSER, Zone};
 use godwit_tests::waiting::until;
 use replicator::preflight::{Side, check};
 use serde_json::json;
@@ -589,7 +587,7 @@ async fn some_tables_are_seeded_anew_beside_the_stream() -> Result<()> {
     primary.batch_execute("INSERT INTO drawn SELECT n FROM generate_series(1, 100) n").await?;
     primary.batch_execute("ALTER TABLE drawn DROP COLUMN word; ALTER TABLE drawn ADD COLUMN word uuid DEFAULT gen_random_uuid()").await?;
     let anew = format!(
-        "not migratable: public.drawn: column word was dropped and made anew on {}: seed the table anew",
+        "not migratable: public.drawn: column word was dropped and made anew on {}: seed the table anew (mend: godwit reseed orders --table 'public.drawn')",
         near.name
     );
     leader.until("it is told", |view| view.problems.contains(&anew)).await?;
@@ -602,7 +600,7 @@ async fn some_tables_are_seeded_anew_beside_the_stream() -> Result<()> {
     Ok(())
 }
 
-async fn seed_anew(leader: &Leader<'_>, tables: &[&str]) -> Result<SchemaView> {
+pub(crate) async fn seed_anew(leader: &Leader<'_>, tables: &[&str]) -> Result<SchemaView> {
     let path = format!("/api/v1/resources/{RESOURCE}/reseed/tables");
     Ok(serde_json::from_slice(&leader.client.send(&path, &json!({ "tables": tables })).await?)?)
 }
@@ -610,149 +608,6 @@ async fn seed_anew(leader: &Leader<'_>, tables: &[&str]) -> Result<SchemaView> {
 /// Another one once the table was emptied.
 async fn file_of_orders(client: &Client) -> Result<u32> {
     Ok(client.query_one("SELECT relfilenode FROM pg_class WHERE relname = 'orders'", &[]).await?.get(0))
-}
-
-/// What `pg_dump` says of the service's schema.
-async fn dumped(bin: &Path, zone: &Zone) -> Result<Vec<String>> {
-    let (port, program) = (zone.database.port().to_string(), bin.join("pg_dump"));
-    let output = tokio::process::Command::new(program)
-        .args([
-            "-s",
-            "-N",
-            "godwit",
-            "--no-publications",
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &port,
-            "-U",
-            SUPERUSER,
-            DATABASE,
-        ])
-        .output()
-        .await?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    // Its own key is another each time; the fence's triggers are on one side.
-    let lines = text.lines().filter(|line| !line.starts_with("--") && !line.contains("restrict "));
-    let mut statements: Vec<String> = lines
-        .collect::<Vec<_>>()
-        .join("\n")
-        .split(";\n")
-        .map(|statement| statement.trim().to_owned())
-        .collect();
-    statements.retain(|statement| !statement.contains("godwit"));
-    statements.sort();
-    Ok(statements)
-}
-
-/// What releases do to a schema, step by step; nothing that `pg_dump` knows of is forgotten, and no row is another.
-const RELEASES: [&str; 8] = [
-    "ALTER TABLE users ADD CONSTRAINT age_positive CHECK (age >= 0) NOT VALID;
-     ALTER TABLE users ADD CONSTRAINT users_org FOREIGN KEY (org) REFERENCES orgs DEFERRABLE NOT VALID;
-     ALTER DOMAIN email ADD CONSTRAINT longer CHECK (length(VALUE) > 2) NOT VALID; ALTER DOMAIN email SET DEFAULT 'a@b';
-     CREATE TEXT SEARCH DICTIONARY plainly (TEMPLATE = simple, ACCEPT = false); CREATE TEXT SEARCH CONFIGURATION words (COPY = english);
-     ALTER TEXT SEARCH CONFIGURATION words DROP MAPPING FOR url;
-     CREATE COLLATION folded (provider = icu, locale = 'und-u-ks-level2', deterministic = false); ALTER TABLE orgs ADD nick text COLLATE folded;
-     CREATE OPERATOR === (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq, COMMUTATOR = ===, RESTRICT = eqsel, HASHES);
-     CREATE TYPE texts AS RANGE (subtype = text, collation = \"C\"); CREATE CAST (addr AS text) WITH INOUT AS ASSIGNMENT;
-     CREATE AGGREGATE counted (*) (sfunc = int8inc, stype = int8, initcond = '0', parallel = safe, combinefunc = int8pl)",
-    "ALTER TABLE users VALIDATE CONSTRAINT age_positive; ALTER TABLE users VALIDATE CONSTRAINT users_org;
-     ALTER TABLE users ALTER CONSTRAINT users_org NOT DEFERRABLE; ALTER DOMAIN email VALIDATE CONSTRAINT longer; ALTER DOMAIN email SET NOT NULL;
-     ALTER TEXT SEARCH CONFIGURATION words ALTER MAPPING FOR word WITH plainly, english_stem;
-     ALTER INDEX users_age RENAME TO users_by_age; CREATE UNIQUE INDEX sums_of ON sums (c)",
-    "ALTER TABLE users RENAME CONSTRAINT age_positive TO age_not_negative; ALTER DOMAIN email RENAME CONSTRAINT longer TO long;
-     ALTER DOMAIN email DROP NOT NULL; ALTER TABLE users SET (autovacuum_vacuum_scale_factor = 0.02); ALTER TABLE users ALTER email SET STATISTICS 500,
-       ALTER bio SET STORAGE EXTERNAL, ALTER bio SET COMPRESSION pglz, ALTER email SET (n_distinct = -0.5);
-     COMMENT ON TABLE users IS 'it''s people'; COMMENT ON COLUMN users.email IS '@omit'; COMMENT ON CONSTRAINT long ON DOMAIN email IS 'long';
-     COMMENT ON FUNCTION one(int) IS 'one'; COMMENT ON TRIGGER stamps ON users IS 'stamps'; COMMENT ON VIEW mails IS NULL",
-    "ALTER TABLE users RESET (autovacuum_vacuum_scale_factor); ALTER TABLE users ALTER email SET STATISTICS -1, ALTER bio SET STORAGE EXTENDED;
-     COMMENT ON TABLE users IS NULL; ALTER TABLE counters ALTER id TYPE bigint; ALTER TABLE counters ALTER id SET GENERATED ALWAYS, ALTER id SET INCREMENT BY 5;
-     ALTER TABLE series ALTER id DROP DEFAULT; DROP SEQUENCE series_id_seq; ALTER TABLE series ALTER id ADD GENERATED BY DEFAULT AS IDENTITY (START WITH 9);
-     ALTER SEQUENCE numbers CACHE 20; INSERT INTO counters (x) VALUES (3)",
-    "ALTER TABLE counters ALTER more DROP EXPRESSION; INSERT INTO counters (x, more) VALUES (4, 77);
-     ALTER TABLE counters ALTER id DROP IDENTITY; ALTER SEQUENCE series_id_seq RENAME TO series_numbers; ALTER TABLE loose DROP c;
-     ALTER TABLE loose ADD c int GENERATED ALWAYS AS (a * 3) STORED; INSERT INTO loose VALUES (2)",
-    "ALTER TYPE addr ADD ATTRIBUTE city text; INSERT INTO homes VALUES (1, ('a', 'b', 'c'))",
-    "ALTER TYPE addr RENAME ATTRIBUTE zip TO postcode; ALTER TYPE addr DROP ATTRIBUTE street; INSERT INTO homes VALUES (2, ('b', 'c'))",
-    "DROP VIEW all_mails; DROP VIEW mails; CREATE VIEW mails AS SELECT email FROM users; CREATE VIEW all_mails AS SELECT email FROM mails;
-     DROP VIEW ones; DROP FUNCTION one(int); CREATE FUNCTION one(b int) RETURNS bigint LANGUAGE sql AS 'SELECT b::bigint'; ALTER FUNCTION one(int) COST 500;
-     CREATE VIEW ones AS SELECT one(1); GRANT SELECT ON ones TO orders_app; ALTER TRIGGER stamps ON users RENAME TO stamped;
-     DROP MATERIALIZED VIEW sums; CREATE MATERIALIZED VIEW sums AS SELECT count(*) AS c, 1 AS d FROM users; CREATE INDEX sums_d ON sums (d);
-     CREATE OR REPLACE AGGREGATE counted (*) (sfunc = int8inc, stype = int8, initcond = '5')",
-];
-
-/// The service's tables, its rows, and what hangs on them.
-const SERVICE: &str = "
-    CREATE TABLE orgs (id int PRIMARY KEY, name varchar(20) NOT NULL); INSERT INTO orgs SELECT n, 'org ' || n FROM generate_series(1, 10) n;
-    CREATE TABLE users (id int PRIMARY KEY, email text, age int, org int, bio text, met timestamp);
-    INSERT INTO users SELECT n, n || '@example', n % 90, 1 + n % 10, 'bio', '2026-01-01' FROM generate_series(1, 500) n;
-    CREATE INDEX users_age ON users (age); CREATE TYPE addr AS (street text, zip text); CREATE DOMAIN email AS text CHECK (VALUE LIKE '%@%');
-    CREATE TABLE homes (id int PRIMARY KEY, at addr); CREATE SEQUENCE numbers; CREATE VIEW mails AS SELECT id, email FROM users;
-    CREATE VIEW all_mails AS SELECT email FROM mails; COMMENT ON VIEW mails IS 'from before';
-    CREATE FUNCTION one(a int) RETURNS int LANGUAGE sql AS 'SELECT a'; CREATE VIEW ones AS SELECT one(1);
-    CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
-    CREATE TRIGGER stamps BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION stamp();
-    CREATE TABLE counters (id int GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY, x int, more int GENERATED ALWAYS AS (x + 1) STORED);
-    INSERT INTO counters (x) VALUES (1), (2); CREATE TABLE series (id serial PRIMARY KEY);
-    CREATE TABLE loose (a int PRIMARY KEY, c int GENERATED ALWAYS AS (a * 2) STORED); INSERT INTO loose VALUES (1);
-    CREATE MATERIALIZED VIEW sums AS SELECT count(*) AS c FROM users;
-    CREATE AGGREGATE summed (int) (sfunc = int4pl, stype = int, initcond = '0'); CREATE TYPE floats AS RANGE (subtype = float8, subtype_diff = float8mi);
-    CREATE TEXT SEARCH CONFIGURATION plain (COPY = simple); CREATE COLLATION in_order (provider = icu, locale = 'en-u-kn-true')";
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_releases_do_to_a_schema_is_followed() -> Result<()> {
-    let mut options = options(false)?;
-    options.bins[1] = options.bins[0].clone();
-    options.policy =
-        options.policy.replace("replication: {mode: async}", "replication: {mode: async, schema: all}");
-    let bins = options.bins.clone();
-    let playground = Playground::start(&options).await?;
-    let [near, far] = &playground.zones;
-    let primary = owner(near).await?;
-    primary.batch_execute(SERVICE).await?;
-    let mut leader = Leader::start(&playground, &[])?;
-    leader.ready().await?;
-    let shadow = owner(far).await?;
-    let alike = async |leader: &mut Leader<'_>| {
-        followed(leader).await?;
-        let (one, other) = (dumped(&bins[0], near).await?, dumped(&bins[0], far).await?);
-        let only = |one: &[String], other: &[String]| -> Vec<String> {
-            one.iter().filter(|statement| !other.contains(statement)).cloned().collect()
-        };
-        ensure!(one == other, "{:#?}\n{:#?}", only(&one, &other), only(&other, &one));
-        anyhow::Ok(())
-    };
-    alike(&mut leader).await.context("the copy")?;
-    for release in RELEASES {
-        primary.batch_execute(release).await.context(release)?;
-        alike(&mut leader).await.context(release)?;
-    }
-    // What nobody can tell of older rows is copied again, into columns like the primary's.
-    primary
-        .batch_execute("ALTER TABLE users ALTER met TYPE timestamptz, ADD uid uuid DEFAULT gen_random_uuid()")
-        .await?;
-    let told = async || {
-        let found = differences(&leader).await?;
-        Ok(found.len() == 2 && found.iter().all(|left| left.reseed && left.subject == "public.users"))
-    };
-    until("that is told", told).await?;
-    seed_anew(&leader, &["public.users"]).await?;
-    alike(&mut leader).await.context("a table anew")?;
-    for table in ["users", "homes", "counters", "loose"] {
-        let rows =
-            format!("SELECT coalesce(string_agg(t::text, E'\\n' ORDER BY t::text), '') FROM {table} t");
-        let all = async |client: &Client| anyhow::Ok(client.query_one(&rows, &[]).await?.get::<_, String>(0));
-        let equal = async || Ok(all(&primary).await? == all(&shadow).await?);
-        if let Err(error) = until("both have the same rows", equal).await {
-            let (one, other) = (all(&primary).await?, all(&shadow).await?);
-            let differs = one.lines().zip(other.lines()).find(|(one, other)| one != other);
-            return Err(error.context(format!("{table}: {differs:?}")));
-        }
-    }
-    leader.migrate(&far.name).await?;
-    leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
-    Ok(())
 }
 
 /// Both versions word it otherwise: nothing but what the primary said when it was dumped tells that it has changed since.

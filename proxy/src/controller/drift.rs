@@ -191,11 +191,17 @@ pub(super) async fn differences(databases: &Databases, zones: [&str; 2]) -> Resu
 }
 
 /// They as they stand among the problems: the first few of those that stop a move.
-pub(super) fn named(found: &[Difference]) -> Vec<String> {
+pub(super) fn named(resource: &str, found: &[Difference]) -> Vec<String> {
     let found: Vec<_> = found.iter().filter(|difference| difference.stops).collect();
     let more = found.len().saturating_sub(NAMED);
-    let mut lines: Vec<String> =
-        found.iter().take(NAMED).map(|d| format!("{}: {}", d.subject, d.what)).collect();
+    let line = |difference: &&Difference| {
+        let mend = match &difference.mend {
+            Mend::Anew(table) => format!(" (mend: godwit reseed {resource} --table '{table}')"),
+            _ => String::new(),
+        };
+        format!("{}: {}{mend}", difference.subject, difference.what)
+    };
+    let mut lines: Vec<String> = found.iter().take(NAMED).map(line).collect();
     if more > 0 {
         lines.push(format!("the schemas differ in {more} more: godwit schema diff"));
     }
@@ -467,7 +473,9 @@ async fn bring_up(
             bytes_per_second: resource.policy.copy_rate.map(|rate| rate.0),
             filling: streams.filling(),
         };
-        let done = drift::sync(between, now).await;
+        let anew = sides.differences.iter().filter(|left| matches!(left.mend, Mend::Anew(_)));
+        let anew = anew.map(|left| left.subject.as_str()).collect();
+        let done = drift::sync(between, now, &anew).await;
         // New tables need the fence as well, whatever failed.
         let guarded = fence::guard(&sides.shadow, &resource.name, view.generation).await.map_err(chain);
         guarded.map_err(Denied::Conflict)?;

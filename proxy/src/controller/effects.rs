@@ -453,7 +453,8 @@ impl Hands {
         let zones = [&*run.from.0, &*run.to.0];
         // Before it is compared: whatever comes later changes it.
         let stamp = fence::schema_stamp(&*self.control(&run.from).await?).await.map_err(chain)?;
-        let differences = super::drift::named(&super::drift::differences(&self.databases, zones).await?);
+        let differences = super::drift::differences(&self.databases, zones).await?;
+        let differences = super::drift::named(&self.resource.load().name, &differences);
         if !differences.is_empty() {
             return Err(format!("the schemas differ: {}", differences.join("; ")));
         }

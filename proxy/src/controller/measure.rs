@@ -149,7 +149,7 @@ impl Measure {
                 }
                 let differences = drift::differences(&databases, zones).await;
                 let mut found = match &differences {
-                    Ok(differences) => drift::named(differences),
+                    Ok(differences) => drift::named(&resource.load().name, differences),
                     Err(error) => vec![format!("the schemas cannot be compared: {error}")],
                 };
                 let differences = differences.unwrap_or_default();

@@ -156,7 +156,10 @@ SELECT CASE WHEN of IS NULL THEN 'sequence' ELSE 'its sequence' END, coalesce(of
        CASE WHEN of IS NULL THEN format('CREATE SEQUENCE IF NOT EXISTS %s %s; ALTER SEQUENCE %s OWNED BY NONE', name, counts, name)
          WHEN whose = 'column''s' THEN format('ALTER TABLE %s ALTER COLUMN %s ADD GENERATED %s AS IDENTITY (SEQUENCE NAME %s %s)', of, by,
            CASE attidentity WHEN 'a' THEN 'ALWAYS' ELSE 'BY DEFAULT' END, name, regexp_replace(counts, '^AS \S+( \S+)? (?=INCREMENT)', ''))
-         WHEN whose = 'table''s' THEN format('CREATE SEQUENCE IF NOT EXISTS %s %s; ALTER SEQUENCE %s OWNED BY %s.%s', name, counts, name, of, by) END
+         -- A table's sequence has its table's owner: whoever that is over there by then.
+         WHEN whose = 'table''s' THEN format('CREATE SEQUENCE IF NOT EXISTS %1$s %2$s; DO $godwit$BEGIN EXECUTE (SELECT format(''ALTER SEQUENCE %%s OWNER TO %%I'', '
+           '%5$L, pg_catalog.pg_get_userbyid(relowner)) FROM pg_catalog.pg_class WHERE oid = %3$L::pg_catalog.regclass); END$godwit$; '
+           'ALTER SEQUENCE %1$s OWNED BY %3$s.%4$s', name, counts, of, by, name) END
 FROM counters
 UNION ALL
 SELECT 'type', y.name, '', CASE y.typtype WHEN 'e' THEN 'enum' WHEN 'c' THEN format('(%s)', s.columns)
@@ -207,6 +210,10 @@ UNION ALL
 SELECT 'owner', o.name, '', pg_catalog.pg_get_userbyid(o.relowner)::text,
        format('ALTER SEQUENCE %s OWNER TO %I', o.name, pg_catalog.pg_get_userbyid(o.relowner))
 FROM ours o JOIN counters c USING (oid) WHERE c.of IS NULL
+UNION ALL
+SELECT 'owner', t.name, format('of statistics %s', s.stxname), pg_catalog.pg_get_userbyid(s.stxowner)::text,
+       format('ALTER STATISTICS %I.%I OWNER TO %I', n.nspname, s.stxname, pg_catalog.pg_get_userbyid(s.stxowner))
+FROM ours t JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = t.oid JOIN pg_catalog.pg_namespace n ON n.oid = s.stxnamespace
 UNION ALL
 SELECT 'default privileges', name, '', rights, sql FROM defaults
 UNION ALL

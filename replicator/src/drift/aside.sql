@@ -49,7 +49,8 @@ FROM options
 UNION ALL
 SELECT 'column option', owner, name || ' ' || p.option_name, p.option_value, format('%sSET (%s = %L)', alter, p.option_name, p.option_value),
        format('%sRESET (%s)', alter, p.option_name)
-FROM columns, pg_catalog.pg_options_to_table(attoptions) p
+-- Without the stamp of the minor releases of November 2026: each server's own.
+FROM columns, pg_catalog.pg_options_to_table(attoptions) p WHERE p.option_name <> 'pg_attver'
 UNION ALL
 SELECT 'statistics target', owner, name, target::text, format('%sSET STATISTICS %s', alter, target), alter || 'SET STATISTICS -1'
 FROM columns WHERE target IS NOT NULL

@@ -24,6 +24,7 @@ use crate::postgres::connection::settings_sql;
 use crate::postgres::slot::Lane;
 use crate::postgres::{Dsn, connect, quote_ident, quote_literal};
 use crate::schema;
+use crate::schema::statements::{Kind, Statement, statements};
 
 /// How long a table of the source may stay locked by others.
 pub(super) const PATIENCE: &str = "5s";
@@ -77,6 +78,7 @@ pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Option<u64>, E
     let (dsn, source) = sides.source;
     let failed = |error| refused(&format!("fill table {name}"))(error);
     let dump = schema::dump_table(dsn, sides.bin, name).await?;
+    let dump = without_dangling(sides.shadow.1, &dump).await.map_err(failed)?;
     let kind = "SELECT relkind = 'r' AND relpersistence = 'p' FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1)";
     let kind = source.query_opt(kind, &[&name]).await.map_err(failed)?;
     if kind.is_some_and(|row| !row.get::<_, bool>(0)) {
@@ -94,6 +96,25 @@ pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Option<u64>, E
         }
     }
     result.map(Some)
+}
+
+/// The dump of a table without its foreign keys to tables that the shadow lacks: two new ones may refer to each other. They are made once both
+/// are there, as any that is missing.
+async fn without_dangling(shadow: &Client, dump: &str) -> Result<String, tokio_postgres::Error> {
+    let statements = statements(dump);
+    let refers_to = |statement: &Statement| match &statement.kind {
+        Kind::ForeignKey { table, refers_to, .. } if table != refers_to => Some(refers_to.clone()),
+        _ => None,
+    };
+    let others: Vec<String> = statements.iter().filter_map(refers_to).collect();
+    let missing = "SELECT name FROM unnest($1::text[]) name WHERE pg_catalog.to_regclass(name) IS NULL";
+    let missing = shadow.query(missing, &[&others]).await?;
+    let missing: Vec<String> = missing.iter().map(|row| row.get(0)).collect();
+    if missing.is_empty() {
+        return Ok(dump.to_owned());
+    }
+    let kept = statements.into_iter().filter(|one| refers_to(one).is_none_or(|to| !missing.contains(&to)));
+    Ok(kept.flat_map(|statement| [statement.sql, ";\n".into()]).collect())
 }
 
 async fn rows(sides: Sides<'_>, name: &str, dump: &str, reader: &Client) -> Result<u64, Error> {

@@ -1,5 +1,8 @@
 //! What is known of the kinds of things that schemas are compared by.
 
+use super::{Key, identities};
+use crate::postgres::quote_ident;
+
 /// Things that stand for themselves; any other is part of the one that it names.
 pub(super) const WHOLE: [&str; 16] = [
     "table",
@@ -47,7 +50,7 @@ pub(super) const LONG: [&str; 11] = [
     "row filter",
     "comment",
 ];
-/// What does no harm where only the shadow has it.
+/// What does no harm where only the shadow has it; it stops no move, but would be in the way of what is made under its name later.
 pub(super) const HARMLESS: [&str; 18] = [
     "view",
     "materialized view",
@@ -106,3 +109,23 @@ pub(super) const APART: [&str; 2] = ["partition of", "child of"];
 pub(super) const STRICT: [&str; 4] = ["constraint", "domain constraint", "partition of", "child of"];
 /// What others may do with what a role makes from now on.
 pub(super) const DEFAULTS: &str = "default privileges";
+
+/// SQL that takes away what does no harm; none of what is a part of something else, or may be an operator's own.
+pub(super) fn drop_harmless((kind, owner, name): &Key) -> Option<String> {
+    match kind.as_str() {
+        "function" if owner.ends_with("(*)") => Some(format!("DROP AGGREGATE {owner}")),
+        "function" => Some(format!("DROP ROUTINE {owner}")),
+        "statistics" => Some(format!("DROP STATISTICS {}.{}", identities::split(owner).0, quote_ident(name))),
+        "view"
+        | "materialized view"
+        | "sequence"
+        | "type"
+        | "schema"
+        | "collation"
+        | "text search dictionary"
+        | "text search configuration"
+        | "operator"
+        | "cast" => Some(format!("DROP {} {owner}", kind.to_uppercase())),
+        _ => None,
+    }
+}

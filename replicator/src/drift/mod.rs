@@ -15,6 +15,7 @@ mod names;
 mod sync;
 mod types;
 mod worded;
+mod wording;
 
 use std::collections::BTreeMap;
 
@@ -171,9 +172,7 @@ async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error> {
 /// Reads the schemas of a source and its shadow, with what is known of who is who.
 pub async fn fingerprints([source, shadow]: [&Client; 2]) -> Result<[Fingerprint; 2], Error> {
     let (mut here, there) = tokio::try_join!(fingerprint(source), fingerprint_of_shadow(shadow))?;
-    if here.major != there.major {
-        here.dumped = worded::read_dumped(source).await?;
-    }
+    here.dumped = worded::read_dumped(source).await?;
     Ok([here, there])
 }
 
@@ -333,10 +332,10 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
                 let what = format!("column {name} added on {}, or it is {other} by another name", zones[0]);
                 found.push(Difference::new(owner, what, Mend::Person(shape.sql.clone())));
             }
-            None => found.push(added([source, shadow], key, shape, zones[0])),
-            Some(there) if there.definition == shape.definition => {}
+            None => found.push(added(source, key, shape, zones[0])),
+            Some(there) if wording::is_same(&shape.definition, &there.definition) => {}
             Some(there)
-                if worded::is_worded([source, shadow], key)
+                if worded::is_worded(key)
                     && !constraints::is_validated(&shape.definition, &there.definition)
                     && worded::is_alike([source, shadow], key, shape, there) => {}
             Some(there) => {
@@ -349,7 +348,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
                     format!("{called} is {here} on {} and {there} on {}", zones[0], zones[1])
                 };
                 let stops = !ASIDE.contains(&kind.as_str());
-                let made = worded::of([source, shadow], key, shape);
+                let made = worded::of(key, shape);
                 found.push(Difference { when, stops, made, ..Difference::new(owner, what, mend) });
             }
         }
@@ -359,12 +358,27 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         // A partition that is gone may leave its rows to another, which is to take them here as well.
         let part = !WHOLE.contains(&kind.as_str()) && kind != "partition of";
         if kind == "published"
-            || HARMLESS.contains(&kind.as_str())
             || part && !there(source, owner)
             || ours(kind, name)
             || told(key)
             || touched.contains(owner)
         {
+            continue;
+        }
+        if HARMLESS.contains(&kind.as_str()) {
+            let owned = || source.things.keys().any(|(of, _, it)| of == "its sequence" && it == owner);
+            if worded::was_on_both(shadow, key)
+                && (kind != "sequence" || !owned())
+                && let Some(sql) = kinds::drop_harmless(key)
+            {
+                let what = format!("{} is only on {}", called(kind, name), zones[1]);
+                let when = When::CaughtUp;
+                found.push(Difference {
+                    when,
+                    stops: false,
+                    ..Difference::new(owner, what, Mend::Drop(sql))
+                });
+            }
             continue;
         }
         let mend = match &shape.undo {
@@ -424,12 +438,7 @@ fn anew(source: &Fingerprint, table: &str) -> Mend {
     if plain && !part { Mend::Anew(table.to_owned()) } else { Mend::Person(None) }
 }
 
-fn added(
-    [source, shadow]: [&Fingerprint; 2],
-    key @ (kind, owner, name): &Key,
-    shape: &Shape,
-    zone: &str,
-) -> Difference {
+fn added(source: &Fingerprint, key @ (kind, owner, name): &Key, shape: &Shape, zone: &str) -> Difference {
     let mend = match &shape.sql {
         _ if kind == "table" => Mend::Table(owner.clone()),
         Some(sql) => Mend::Add(sql.clone()),
@@ -442,7 +451,7 @@ fn added(
     Difference {
         when: When::caught_up(strict),
         stops,
-        made: worded::of([source, shadow], key, shape),
+        made: worded::of(key, shape),
         ..Difference::new(owner, format!("{} added on {zone}", called(kind, name)), mend)
     }
 }
@@ -459,7 +468,8 @@ fn changed(
     match kind.as_str() {
         "column" => {
             let alter = |what: String| Mend::Add(format!("ALTER TABLE {owner} ALTER COLUMN {ident} {what}"));
-            return match columns::step(&wanted.definition, &there.definition, major) {
+            let [new, old] = [wanted, there].map(|shape| wording::canonical(&shape.definition));
+            return match columns::step(&new, &old, major) {
                 Step::Alter(what, when) => Some((alter(what), when)),
                 Step::Sequence => None,
                 Step::Computed => {
@@ -703,6 +713,7 @@ mod tests {
             ("function", "public.f(integer)", "", "body 2", None),
             ("owner", "public.f(integer)", "", "postgres", None),
             ("function", "public.of_a_person()", "", "body 1", None),
+            ("function", "public.was_on_both()", "", "body 1", None),
             ("view", "public.open", "", "(id bigint)", None),
             ("query", "public.open", "", "SELECT 0", None),
             ("materialized view", "public.sums", "", "(id bigint)", None),
@@ -712,7 +723,9 @@ mod tests {
             ("right on table", "public.orders", "SELECT to godwit_there", "granted", None),
             ("trigger", "public.orders", "spy", "CREATE TRIGGER", None),
         ]);
-        let shadow = Fingerprint { role: "godwit_there".into(), ..shadow };
+        let seen = ("function".into(), "public.was_on_both()".into(), String::new());
+        let pairs = Some([(seen, (String::new(), String::new()))].into());
+        let shadow = Fingerprint { role: "godwit_there".into(), pairs, ..shadow };
         let found = compare(&source, &shadow, ["eu-west", "eu-central"]);
         let text: Vec<String> = found
             .iter()

@@ -1,5 +1,7 @@
 //! Makes on the shadow what only the source has.
 
+use std::collections::BTreeSet;
+
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -21,8 +23,8 @@ pub struct Synced {
 /// one thing may need another. What was done before a failure stays.
 ///
 /// A table that is missing is made by `pg_dump` of it, and filled beside the stream, which brings its changes from there. Its types must
-/// exist.
-pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>) -> Synced {
+/// exist. What fails of the tables in `anew` is no failure: it waits until these are seeded anew, which gives them their columns.
+pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSet<&str>) -> Synced {
     let (_, shadow) = sides.shadow;
     wanted.sort_by_key(|difference| rank(&difference.mend));
     let mut done = Vec::new();
@@ -57,7 +59,9 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>) -> Synced {
                 Ok(line) => done.extend(line),
                 Err(error) => {
                     failed.push(difference);
-                    failure.get_or_insert(error);
+                    if !anew.contains(difference.subject.as_str()) {
+                        failure.get_or_insert(error);
+                    }
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What one major version words otherwise than another: which two wordings mean the same thing.
+//! What one server words otherwise than another, mostly of another major version: which two wordings mean the same thing.
 //!
 //! Nothing tells that by itself. So what both servers said of a thing when the shadow got it is written down on both
 //! (`godwit.worded`; of a copy, what the source said when it was dumped), and only who says something else since then has changed it.
@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
-use super::kinds::WORDED;
-use super::{Fingerprint, Key, Shape, is_prepared};
+use super::kinds::{self, WORDED};
+use super::{Fingerprint, Key, Shape, is_prepared, wording};
 use crate::error::Error;
 use crate::fence::refused;
 
@@ -19,14 +19,19 @@ const TABLE: &str = "worded";
 /// What both said of each, the source first, as digests; the shadow's is empty where that was only made.
 pub(super) type Pairs = HashMap<Key, (String, String)>;
 
-/// Whether these two word such a thing each its own way.
-pub(super) fn is_worded([source, shadow]: [&Fingerprint; 2], (kind, ..): &Key) -> bool {
-    source.major != shadow.major && WORDED.contains(&kind.as_str())
+/// Whether servers word such a thing each its own way.
+pub(super) fn is_worded((kind, ..): &Key) -> bool {
+    WORDED.contains(&kind.as_str())
+}
+
+/// Whether it was seen on both: where the source has it no more, it is gone.
+pub(super) fn was_on_both(shadow: &Fingerprint, key: &Key) -> bool {
+    shadow.pairs.as_ref().is_some_and(|pairs| pairs.contains_key(key))
 }
 
 /// What is to be written down of a thing that is made like the source's.
-pub(super) fn of(sides: [&Fingerprint; 2], key: &Key, shape: &Shape) -> Option<(Key, String)> {
-    is_worded(sides, key).then(|| (key.clone(), digest(&shape.definition)))
+pub(super) fn of(key: &Key, shape: &Shape) -> Option<(Key, String)> {
+    is_worded(key).then(|| (key.clone(), digest(&shape.definition)))
 }
 
 /// What is written down of a definition.
@@ -55,8 +60,7 @@ pub(super) async fn dumped(source: &Client, says: &Fingerprint, goes_on: bool) -
         source.batch_execute(stale).await.map_err(refused("write down what is copied"))?;
     }
     let known = read(source).await?.unwrap_or_default();
-    let new =
-        says.things.iter().filter(|(key, _)| WORDED.contains(&key.0.as_str()) && !known.contains_key(*key));
+    let new = says.things.iter().filter(|(key, _)| is_worded(key) && !known.contains_key(*key));
     let new: Vec<_> =
         new.map(|(key, shape)| (key.clone(), String::new(), digest(&shape.definition))).collect();
     write(source, &new, &[]).await
@@ -77,7 +81,9 @@ pub(super) async fn read(shadow: &Client) -> Result<Option<Pairs>, Error> {
 /// Whether these two mean the same, as far as is known.
 pub(super) fn is_alike([source, shadow]: [&Fingerprint; 2], key: &Key, here: &Shape, there: &Shape) -> bool {
     let Some((source, target)) = shadow.pairs.as_ref().and_then(|pairs| pairs.get(key)) else {
-        return source.dumped.get(key).is_none_or(|copied| *copied == digest(&here.definition));
+        let copied = source.dumped.get(key).map(|copied| *copied == digest(&here.definition));
+        // Of one major version they say the same of what nobody copied or made.
+        return copied.unwrap_or(source.major != shadow.major);
     };
     match (*source == digest(&here.definition), *target == digest(&there.definition)) {
         (true, same) => same || target.is_empty(),
@@ -88,15 +94,16 @@ pub(super) fn is_alike([source, shadow]: [&Fingerprint; 2], key: &Key, here: &Sh
 
 /// What is to be written down of these two, each side's own word; none: it is. And what is gone.
 fn news(source: &Fingerprint, shadow: &Fingerprint) -> (Vec<(Key, String, String)>, Vec<Key>) {
-    let Some(pairs) = shadow.pairs.as_ref().filter(|_| source.major != shadow.major) else {
-        return (Vec::new(), Vec::new());
-    };
+    let Some(pairs) = &shadow.pairs else { return (Vec::new(), Vec::new()) };
     let both = |key: &Key| Some((source.things.get(key)?, shadow.things.get(key)?));
-    let gone = pairs.keys().filter(|key| both(key).is_none()).cloned().collect();
+    // What is only on the shadow yet is known to have been on both.
+    let gone = pairs.keys().filter(|key| !shadow.things.contains_key(*key)).cloned().collect();
     let mut new = Vec::new();
-    for key in source.things.keys().filter(|key| WORDED.contains(&key.0.as_str())) {
+    for key in source.things.keys().filter(|key| is_worded(key) || kinds::drop_harmless(key).is_some()) {
         let Some((here, there)) = both(key) else { continue };
-        if !is_alike([source, shadow], key, here, there) {
+        let alike = wording::is_same(&here.definition, &there.definition)
+            || is_worded(key) && is_alike([source, shadow], key, here, there);
+        if !alike {
             continue;
         }
         let pair = (digest(&here.definition), digest(&there.definition));

@@ -26,6 +26,8 @@ pub enum Kind {
         table: String,
         /// The constraint, quoted.
         name: String,
+        /// The table that it refers to, as dumped, quoted.
+        refers_to: String,
     },
     /// Fills a materialised view.
     Refresh,
@@ -188,13 +190,24 @@ fn constraint(sql: &str) -> Option<Kind> {
     let (table, rest) = qualified(rest.strip_prefix("ONLY ").unwrap_or(rest))?;
     let (name, rest) = identifier(rest.trim_start().strip_prefix("ADD CONSTRAINT ")?)?;
     let rest = rest.trim_start();
-    if rest.starts_with("FOREIGN KEY ") {
-        return Some(Kind::ForeignKey { table: table.to_owned(), name: name.to_owned() });
+    if let Some(columns) = rest.strip_prefix("FOREIGN KEY (") {
+        let (refers_to, _) = qualified(after_columns(columns)?.strip_prefix(" REFERENCES ")?)?;
+        let [table, name, refers_to] = [table, name, refers_to].map(str::to_owned);
+        return Some(Kind::ForeignKey { table, name, refers_to });
     }
     ["PRIMARY KEY", "UNIQUE", "EXCLUDE"]
         .iter()
         .any(|word| rest.starts_with(word))
         .then(|| Kind::Constraint(table.to_owned()))
+}
+
+/// What follows a list of quoted names in brackets, of which the first is open.
+fn after_columns(mut text: &str) -> Option<&str> {
+    loop {
+        let (_, rest) = identifier(text.strip_prefix("PERIOD ").unwrap_or(text))?;
+        let Some(more) = rest.strip_prefix(", ") else { return rest.strip_prefix(')') };
+        text = more;
+    }
 }
 
 /// A quoted name, and what follows it.
@@ -240,7 +253,7 @@ CREATE RULE "r" AS ON INSERT TO "s"."a" DO ALSO ( INSERT INTO "s"."log" VALUES (
 CREATE TRIGGER "t" AFTER INSERT ON "s"."a" FOR EACH ROW EXECUTE FUNCTION "s"."f"('$a$;');
 SELECT $x$ ; $y$ ; $x$;
 ALTER TABLE ONLY "s"."a"
-    ADD CONSTRAINT "fk" FOREIGN KEY ("b") REFERENCES "s"."b"("id") DEFERRABLE;
+    ADD CONSTRAINT "fk" FOREIGN KEY ("b", PERIOD "d) REFERENCES ""x""") REFERENCES "s"."b"("id", PERIOD "d") DEFERRABLE;
 ALTER TABLE ONLY "s"."a" REPLICA IDENTITY USING INDEX "i";
 REFRESH MATERIALIZED VIEW "s"."v";
 /* a /* nested; */ comment; */
@@ -263,7 +276,7 @@ SELECT 1
                 Kind::Other,
                 Kind::Other,
                 Kind::Other,
-                Kind::ForeignKey { table: table(), name: "\"fk\"".into() },
+                Kind::ForeignKey { table: table(), name: "\"fk\"".into(), refers_to: "\"s\".\"b\"".into() },
                 Kind::Other,
                 Kind::Refresh,
                 Kind::Other,

@@ -417,7 +417,7 @@ impl Finish {
                         later.push(self.work.noted(place, sql, false));
                     }
                 }
-                Kind::ForeignKey { table, name } if self.can_wait(table, sql) => {
+                Kind::ForeignKey { table, name, .. } if self.can_wait(table, sql) => {
                     let unchecked = format!("{sql} NOT VALID");
                     if !self.is_noted(&unchecked) {
                         quick.push(unchecked);
