@@ -27,7 +27,7 @@ use crate::lock::lock;
 
 /// How often the databases are examined.
 const EXAMINE: Duration = Duration::from_secs(10);
-/// How soon schemas that differ are compared again.
+/// How soon schemas that differ are compared again; and how often it is looked whether they were changed, at most.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long schemas that were found alike need not be read again, as long as nothing tells that they changed.
 const COMPARE: Duration = Duration::from_mins(1);
@@ -35,6 +35,11 @@ const COMPARE: Duration = Duration::from_mins(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A probe older than this says nothing; where they come more seldom, one older than two of them.
 const PROBE_AGE: Duration = Duration::from_secs(15);
+
+/// How often it is looked whether schemas were changed, where looking takes so long: no more than a hundredth of the time goes to that.
+fn pace(took: Duration) -> Duration {
+    (took * 100).clamp(AGAIN, EXAMINE)
+}
 
 /// Results of what watches between the steps.
 #[derive(Default)]
@@ -125,13 +130,15 @@ impl Measure {
                     tokio::time::sleep(AGAIN).await;
                     continue;
                 }
+                let looked = crate::clock::monotonic();
                 let stamps = drift::stamps(&databases, zones).await;
                 let now = crate::clock::monotonic();
+                let often = pace(now.saturating_duration_since(looked));
                 if let (Some((seen, when)), Some(stamps)) = (&alike, &stamps)
                     && seen == stamps
                     && now.saturating_duration_since(*when) < COMPARE
                 {
-                    tokio::time::sleep(EXAMINE).await;
+                    tokio::time::sleep(often).await;
                     continue;
                 }
                 // What is seen while it is copied is not what there is afterwards.
@@ -159,7 +166,7 @@ impl Measure {
                 found.extend(in_vain.iter().map(|(_, why)| why.clone()));
                 found.extend(lacks.iter().flat_map(|(.., lacks)| lacks.iter().cloned()));
                 alike = stamps.filter(|_| found.is_empty()).map(|stamps| (stamps, now));
-                let pause = if found.is_empty() { EXAMINE } else { AGAIN };
+                let pause = if found.is_empty() { often } else { AGAIN };
                 lock(&watched).drift = if copied { found } else { Vec::new() };
                 let rested =
                     in_vain.as_ref().is_none_or(|(when, _)| now.saturating_duration_since(*when) >= EXAMINE);
