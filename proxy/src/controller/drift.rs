@@ -171,13 +171,18 @@ impl DifferenceView {
     }
 }
 
+/// Tells every difference, and writes down what is seen of both.
+async fn compared(clients: [&Client; 2], zones: [&str; 2]) -> Result<Vec<Difference>, replicator::Error> {
+    let [one, other] = drift::fingerprints(clients).await?;
+    drift::remember(clients, [&one, &other]).await?;
+    Ok(drift::compare(&one, &other, zones))
+}
+
 /// The differences between the schemas, the primary's first: sorted.
 pub(super) async fn differences(databases: &Databases, zones: [&str; 2]) -> Result<Vec<Difference>, String> {
     let read = async {
         let [source, shadow] = databases.both(zones, Purpose::Schema).await?;
-        let [one, other] = drift::fingerprints([&source, &shadow]).await?;
-        drift::remember([&source, &shadow], [&one, &other]).await?;
-        Ok::<_, replicator::Error>(drift::compare(&one, &other, zones))
+        compared([&source, &shadow], zones).await
     };
     let found = tokio::time::timeout(PATIENCE, read).await;
     let found =
@@ -273,7 +278,7 @@ async fn read(resource: &Resource, view: &ResourceView) -> Result<Sides, Denied>
         let (source, shadow) =
             (connect(resource, &view.primary).await?, connect(resource, &view.shadow).await?);
         let zones = [view.primary.as_str(), view.shadow.as_str()];
-        let differences = drift::differences(&source, &shadow, zones).await.map_err(chain)?;
+        let differences = compared([&source, &shadow], zones).await.map_err(chain)?;
         Ok::<_, String>(Sides { source, shadow, differences })
     };
     let answer = tokio::time::timeout(PATIENCE, read).await;
@@ -351,7 +356,17 @@ impl Seeded {
     }
 }
 
-/// Does by itself what the policy says is to be done about these differences; gives whether something was done.
+/// What came of it.
+pub(super) enum Followed {
+    /// Nothing was to be done, or can be yet.
+    Nothing,
+    /// Something was done.
+    Some,
+    /// This was done, and is as it was before: to do it again at once would be for nothing.
+    InVain(String),
+}
+
+/// Does by itself what the policy says is to be done about these differences.
 pub(super) async fn follow(
     resource: &Resource,
     view: &ResourceView,
@@ -359,7 +374,7 @@ pub(super) async fn follow(
     seeded: &mut Seeded,
     streams: &Streams,
     audit: &Audit,
-) -> Result<bool, Denied> {
+) -> Result<Followed, Denied> {
     let drop = resource.policy.schema == SchemaFollows::All;
     let now = crate::clock::monotonic();
     let anew = seeded.due(&resource.policy, differences, now);
@@ -367,7 +382,7 @@ pub(super) async fn follow(
         && differences.iter().any(|difference| difference.is_mended(drop));
     if !wanted && anew.is_empty() || stands_in_the_way(view).is_some() || streams.filling().borrow().is_some()
     {
-        return Ok(false);
+        return Ok(Followed::Nothing);
     }
     if !anew.is_empty() {
         let shadow = connect(resource, &view.shadow).await.map_err(Denied::Conflict)?;
@@ -377,14 +392,25 @@ pub(super) async fn follow(
         tracing::info!(resource = resource.name, tables = ?anew, "tables of the shadow are seeded anew");
         seeded.0.extend(anew.into_iter().map(|table| (table, now)));
     }
-    let (SchemaView { shadow, done, differences, .. }, failed) =
+    let (SchemaView { shadow, done, differences: left, .. }, failed) =
         bring_up(resource, view, streams, Wanted::Sync(SyncRequest { dry_run: false, drop })).await?;
-    let did = !done.is_empty();
-    if did {
-        audit.note(Entry::Schema { resource: resource.name.clone(), zone: shadow, done });
-    }
     // What stops no move is tried again when the schemas are looked at again.
-    failed.filter(|_| differences.iter().any(|left| left.stops)).map_or(Ok(did), Err)
+    let failed = failed.filter(|_| left.iter().any(|left| left.stops));
+    if done.is_empty() {
+        return failed.map_or(Ok(Followed::Nothing), Err);
+    }
+    let again = left.iter().find(|left| {
+        let before =
+            differences.iter().find(|before| (&before.subject, &before.what) == (&left.subject, &left.what));
+        let sql = left.sql.as_ref().is_some_and(|sql| done.contains(sql));
+        sql && left.stops && before.is_some_and(|before| before.when == When::Now)
+    });
+    let again = again.map(|left| format!("{}: {}: it was made so, and is not", left.subject, left.what));
+    audit.note(Entry::Schema { resource: resource.name.clone(), zone: shadow, done });
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(again.map_or(Followed::Some, Followed::InVain)),
+    }
 }
 
 /// Makes on the shadow what only adds, and drops what only it has where that is asked for; tells what is left. What takes longer than a
@@ -489,9 +515,10 @@ async fn bring_up(
                 "the shadow's schema was brought up to its primary's"
             );
         }
+        let again = done.iter().any(|done| all.contains(done));
         all.extend(done);
         sides = read(resource, view).await?;
-        if idle || !sides.differences.iter().any(|left| request.wants(left)) {
+        if idle || again || !sides.differences.iter().any(|left| request.wants(left)) {
             break;
         }
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use migration::cutover::{Capacity, Phase, State};
 use migration::policy::Policy;
+use replicator::drift::Difference;
 use replicator::preflight::Side;
 use replicator::status::Phase as StreamPhase;
 use tokio_util::sync::CancellationToken;
@@ -29,12 +30,39 @@ use crate::lock::lock;
 const EXAMINE: Duration = Duration::from_secs(10);
 /// How soon schemas that differ are compared again; and how often it is looked whether they were changed, at most.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long what was mended in vain is left alone, at most.
+const RESTS: Duration = Duration::from_hours(1);
 /// How long schemas that were found alike need not be read again, as long as nothing tells that they changed.
 const COMPARE: Duration = Duration::from_mins(1);
 /// How long one examination may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A probe older than this says nothing; where they come more seldom, one older than two of them.
 const PROBE_AGE: Duration = Duration::from_secs(15);
+
+/// What the shadow could not follow in.
+struct InVain {
+    since: Instant,
+    /// As it stands among the problems.
+    why: String,
+    /// How long it is left alone.
+    rest: Duration,
+    /// What differed then: with something else it is tried at once.
+    differences: Vec<Difference>,
+}
+
+impl InVain {
+    /// `done`: it was, and is to be done again. That rests twice as long each time.
+    fn new(before: Option<&Self>, now: Instant, why: &str, done: bool, differences: Vec<Difference>) -> Self {
+        let why = format!("the shadow's schema cannot follow its primary's: {why}");
+        let again = before.filter(|before| done && before.why == why);
+        let rest = again.map_or(EXAMINE, |before| (before.rest * 2).min(RESTS));
+        Self { since: now, why, rest, differences }
+    }
+
+    fn rested(&self, now: Instant, differences: &[Difference]) -> bool {
+        now.saturating_duration_since(self.since) >= self.rest || differences != self.differences
+    }
+}
 
 /// How often it is looked whether schemas were changed, where looking takes so long: no more than a hundredth of the time goes to that.
 fn pace(took: Duration) -> Duration {
@@ -120,8 +148,8 @@ impl Measure {
             // What the shadow's server lacks, when that was looked at, and whether there was a copy.
             let mut lacks: Option<(Instant, bool, Vec<String>)> = None;
             let mut seeded = drift::Seeded::default();
-            // When following failed, and how.
-            let mut in_vain: Option<(Instant, String)> = None;
+            // What could not be followed, and how long that rests.
+            let mut in_vain: Option<InVain> = None;
             loop {
                 let primary = lock(&watched).primary.clone();
                 let Some(other) = resource.load().other(&primary).cloned() else { return };
@@ -163,13 +191,12 @@ impl Measure {
                 if differences.is_empty() {
                     in_vain = None;
                 }
-                found.extend(in_vain.iter().map(|(_, why)| why.clone()));
+                found.extend(in_vain.iter().map(|in_vain| in_vain.why.clone()));
                 found.extend(lacks.iter().flat_map(|(.., lacks)| lacks.iter().cloned()));
                 alike = stamps.filter(|_| found.is_empty()).map(|stamps| (stamps, now));
                 let pause = if found.is_empty() { often } else { AGAIN };
                 lock(&watched).drift = if copied { found } else { Vec::new() };
-                let rested =
-                    in_vain.as_ref().is_none_or(|(when, _)| now.saturating_duration_since(*when) >= EXAMINE);
+                let rested = in_vain.as_ref().is_none_or(|in_vain| in_vain.rested(now, &differences));
                 if rested && !differences.is_empty() {
                     let followed = drift::follow(
                         &resource.load(),
@@ -180,12 +207,17 @@ impl Measure {
                         &audit,
                     )
                     .await;
-                    in_vain = followed.as_ref().err().map(|error| {
-                        (now, format!("the shadow's schema cannot follow its primary's: {error}"))
-                    });
-                    if followed.is_ok_and(|did| did) {
-                        continue;
-                    }
+                    let why = match followed {
+                        Ok(drift::Followed::Nothing) => None,
+                        Ok(drift::Followed::Some) => {
+                            in_vain = None;
+                            continue;
+                        }
+                        Ok(drift::Followed::InVain(why)) => Some((why, true)),
+                        Err(error) => Some((error.to_string(), false)),
+                    };
+                    in_vain =
+                        why.map(|(why, done)| InVain::new(in_vain.as_ref(), now, &why, done, differences));
                 }
                 tokio::time::sleep(pause).await;
             }
@@ -401,4 +433,29 @@ async fn examine(databases: &Databases, policy: &Policy, zone: &str) -> Result<V
         databases.forget(zone, Purpose::Examine).await;
     }
     found.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_in_vain_rests_longer_each_time() {
+        let now = crate::clock::monotonic();
+        let again =
+            |before: Option<&InVain>, why: &str, done| InVain::new(before, now, why, done, Vec::new());
+        let first = again(None, "a", true);
+        let second = again(Some(&first), "a", true);
+        assert_eq!([first.rest, second.rest], [EXAMINE, EXAMINE * 2]);
+        assert_eq!((1..20).fold(first, |before, _| again(Some(&before), "a", true)).rest, RESTS);
+        assert_eq!(again(Some(&second), "b", true).rest, EXAMINE, "something else");
+        assert_eq!(again(Some(&second), "a", false).rest, EXAMINE, "what fails may succeed any time");
+        assert!(!second.rested(now + EXAMINE, &[]) && second.rested(now + EXAMINE * 2, &[]));
+    }
+
+    #[test]
+    fn looking_takes_no_more_than_a_hundredth() {
+        let pace = |millis| pace(Duration::from_millis(millis));
+        assert_eq!([pace(1), pace(30), pace(500)], [AGAIN, Duration::from_secs(3), EXAMINE]);
+    }
 }
