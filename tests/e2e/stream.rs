@@ -162,10 +162,17 @@ impl Running {
 
     pub(crate) async fn wait(&self, mut holds: impl FnMut(&StreamStatus) -> bool) -> Result<StreamStatus> {
         let mut status = self.status.clone();
-        let found = tokio::time::timeout(PATIENCE, status.wait_for(|status| holds(status))).await;
+        let mut broke = None;
+        let reached = status.wait_for(|status| {
+            if let Phase::Failed { error, .. } = &status.phase {
+                broke = Some(error.clone());
+            }
+            holds(status)
+        });
+        let found = tokio::time::timeout(PATIENCE, reached).await;
         match found {
             Ok(Ok(status)) => Ok(status.clone()),
-            _ => bail!("never came to be; last: {:?}", *self.status.borrow()),
+            _ => bail!("never came to be; broke last by {broke:?}; last: {:?}", *self.status.borrow()),
         }
     }
 
