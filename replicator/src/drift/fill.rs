@@ -107,6 +107,9 @@ async fn without_dangling(shadow: &Client, dump: &str) -> Result<String, tokio_p
         _ => None,
     };
     let others: Vec<String> = statements.iter().filter_map(refers_to).collect();
+    if others.is_empty() {
+        return Ok(dump.to_owned());
+    }
     let missing = "SELECT name FROM unnest($1::text[]) name WHERE pg_catalog.to_regclass(name) IS NULL";
     let missing = shadow.query(missing, &[&others]).await?;
     let missing: Vec<String> = missing.iter().map(|row| row.get(0)).collect();
