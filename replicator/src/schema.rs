@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::error::Error;
 use crate::postgres::connection::{Address, addresses};
 use crate::postgres::{Authority, Dsn, connect, place, quote_literal};
-use statements::{Kind, Statement, statements};
+use statements::{Kind, Statement, joined, statements};
 
 /// Settings of the receiving session that a dump changes; [`load`] puts them back.
 const CHANGED_SETTINGS: [&str; 9] = [
@@ -144,7 +144,7 @@ fn attached_last(dump: &str) -> String {
     };
     let place = rest.iter().rposition(own).map_or(rest.len(), |last| last + 1);
     rest.splice(place..place, attaching.drain(..));
-    rest.into_iter().flat_map(|statement| [statement.sql, ";\n".into()]).collect()
+    joined(rest)
 }
 
 /// Runs one part of a [`SchemaDump`] on a session of the target, as one transaction or inside the caller's.

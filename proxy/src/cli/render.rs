@@ -9,7 +9,7 @@ use replicator::verify::Kind;
 use crate::config::catalogue::Catalogue;
 use crate::controller::Plan;
 use crate::controller::doctor::DoctorView;
-use crate::controller::drift::SchemaView;
+use crate::controller::drift::{SchemaView, reseed_command};
 use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Standing, VerificationView};
 use crate::controller::view::{
@@ -561,8 +561,8 @@ pub(super) fn schema(view: &SchemaView) -> String {
         let stops = if difference.stops { "" } else { " (no move waits for it)" };
         text.push_str(&format!("{mark}  {}: {}{stops}\n", difference.subject, difference.what));
         if difference.reseed {
-            let (resource, table) = (&view.resource, &difference.subject);
-            text.push_str(&format!("          godwit reseed {resource} --table '{table}'\n"));
+            let command = reseed_command(&view.resource, &difference.subject);
+            text.push_str(&format!("          {command}\n"));
         }
         if let Some(sql) = &difference.sql {
             text.push_str(&format!("          on {}: {sql}\n", view.shadow));

@@ -195,13 +195,18 @@ pub(super) async fn differences(databases: &Databases, zones: [&str; 2]) -> Resu
     found
 }
 
+/// What seeds this table of the shadow's anew.
+pub fn reseed_command(resource: &str, table: &str) -> String {
+    format!("godwit reseed {resource} --table '{table}'")
+}
+
 /// They as they stand among the problems: the first few of those that stop a move.
 pub(super) fn named(resource: &str, found: &[Difference]) -> Vec<String> {
     let found: Vec<_> = found.iter().filter(|difference| difference.stops).collect();
     let more = found.len().saturating_sub(NAMED);
     let line = |difference: &&Difference| {
         let mend = match &difference.mend {
-            Mend::Anew(table) => format!(" (mend: godwit reseed {resource} --table '{table}')"),
+            Mend::Anew(table) => format!(" (mend: {})", reseed_command(resource, table)),
             _ => String::new(),
         };
         format!("{}: {}{mend}", difference.subject, difference.what)

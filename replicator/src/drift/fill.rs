@@ -24,7 +24,7 @@ use crate::postgres::connection::settings_sql;
 use crate::postgres::slot::Lane;
 use crate::postgres::{Dsn, connect, quote_ident, quote_literal};
 use crate::schema;
-use crate::schema::statements::{Kind, Statement, statements};
+use crate::schema::statements::{Kind, Statement, joined, statements};
 
 /// How long a table of the source may stay locked by others.
 pub(super) const PATIENCE: &str = "5s";
@@ -116,8 +116,8 @@ async fn without_dangling(shadow: &Client, dump: &str) -> Result<String, tokio_p
     if missing.is_empty() {
         return Ok(dump.to_owned());
     }
-    let kept = statements.into_iter().filter(|one| refers_to(one).is_none_or(|to| !missing.contains(&to)));
-    Ok(kept.flat_map(|statement| [statement.sql, ";\n".into()]).collect())
+    let stays = |one: &Statement| refers_to(one).is_none_or(|to| !missing.contains(&to));
+    Ok(joined(statements.into_iter().filter(stays)))
 }
 
 async fn rows(sides: Sides<'_>, name: &str, dump: &str, reader: &Client) -> Result<u64, Error> {

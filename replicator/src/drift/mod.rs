@@ -162,6 +162,12 @@ async fn is_prepared(client: &Client, table: &str) -> Result<bool, Error> {
     Ok(!rows(found).is_empty())
 }
 
+/// Reads the schema of a source, and what it said when its shadow was copied.
+async fn fingerprint_of_source(client: &Client) -> Result<Fingerprint, Error> {
+    let says = fingerprint(client).await?;
+    Ok(Fingerprint { dumped: worded::read_dumped(client).await?, ..says })
+}
+
 /// Reads the schema of a shadow, and which of its source's tables its are.
 async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error> {
     let (known, unfilled) = (identities::read(client).await?, fill::unfilled(client).await?);
@@ -171,9 +177,8 @@ async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error> {
 
 /// Reads the schemas of a source and its shadow, with what is known of who is who.
 pub async fn fingerprints([source, shadow]: [&Client; 2]) -> Result<[Fingerprint; 2], Error> {
-    let (mut here, there) = tokio::try_join!(fingerprint(source), fingerprint_of_shadow(shadow))?;
-    here.dumped = worded::read_dumped(source).await?;
-    Ok([here, there])
+    let sides = tokio::try_join!(fingerprint_of_source(source), fingerprint_of_shadow(shadow))?;
+    Ok(sides.into())
 }
 
 /// Writes down on the source what its shadow is copied of. Before it is dumped: what changes in between is made again at worst.

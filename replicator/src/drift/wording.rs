@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use crate::schema::statements::{in_word, quoted};
+
 /// Whether two definitions are the same, each as a server of ours words it.
 pub(super) fn is_same(one: &str, other: &str) -> bool {
     one == other || canonical(one) == canonical(other)
@@ -20,18 +22,21 @@ pub(super) fn canonical(definition: &str) -> Cow<'_, str> {
     let mut rest = definition;
     while let Some(first) = rest.chars().next() {
         let length = match first {
-            '\'' | '"' => quoted(rest),
-            'A' if rest.starts_with(ARRAY) && !in_word(&text) => match cast(rest, text.ends_with('(')) {
-                Some((array, length, enclosed)) => {
-                    if enclosed {
-                        text.pop();
+            // Servers double a backslash as well.
+            '\'' | '"' => quoted(rest.as_bytes(), rest.as_bytes()[0], false),
+            'A' if rest.starts_with(ARRAY) && !in_word(text.as_bytes(), text.len()) => {
+                match cast(rest, text.ends_with('(')) {
+                    Some((array, length, enclosed)) => {
+                        if enclosed {
+                            text.pop();
+                        }
+                        text.push_str(&array);
+                        rest = &rest[length..];
+                        continue;
                     }
-                    text.push_str(&array);
-                    rest = &rest[length..];
-                    continue;
+                    None => ARRAY.len(),
                 }
-                None => ARRAY.len(),
-            },
+            }
             other => other.len_utf8(),
         };
         text.push_str(&rest[..length]);
@@ -71,7 +76,7 @@ fn elements(text: &str) -> Option<(Vec<&str>, usize)> {
     let (mut all, mut start, mut at, mut depth) = (Vec::new(), 0, 0, 0usize);
     while let Some(first) = text[at..].chars().next() {
         let length = match first {
-            '\'' | '"' => quoted(&text[at..]),
+            '\'' | '"' => quoted(&text.as_bytes()[at..], text.as_bytes()[at], false),
             other => other.len_utf8(),
         };
         match first {
@@ -90,24 +95,6 @@ fn elements(text: &str) -> Option<(Vec<&str>, usize)> {
         at += length;
     }
     None
-}
-
-/// How long what begins with a quote is. A quote in it is doubled, and servers double a backslash as well.
-fn quoted(text: &str) -> usize {
-    let bytes = text.as_bytes();
-    let mut at = 1;
-    while at < bytes.len() {
-        match (bytes[at] == bytes[0], bytes.get(at + 1) == Some(&bytes[0])) {
-            (true, true) => at += 2,
-            (true, false) => return at + 1,
-            (false, _) => at += 1,
-        }
-    }
-    text.len()
-}
-
-fn in_word(before: &str) -> bool {
-    before.ends_with(|c: char| c.is_alphanumeric() || c == '_')
 }
 
 #[cfg(test)]

@@ -40,6 +40,11 @@ pub fn statements(dump: &str) -> Vec<Statement> {
     split(dump).into_iter().map(|sql| Statement { kind: kind(sql), sql: sql.to_owned() }).collect()
 }
 
+/// A dump of these statements.
+pub(crate) fn joined(statements: impl IntoIterator<Item = Statement>) -> String {
+    statements.into_iter().flat_map(|statement| [statement.sql, ";\n".into()]).collect()
+}
+
 /// The text of each statement: between semicolons outside of quotes, comments, brackets and the body of a routine.
 fn split(sql: &str) -> Vec<&str> {
     let bytes = sql.as_bytes();
@@ -114,12 +119,12 @@ fn makes_routine(begun: &str) -> bool {
 }
 
 /// Whether the byte before `at` is part of a word.
-fn in_word(bytes: &[u8], at: usize) -> bool {
+pub(crate) fn in_word(bytes: &[u8], at: usize) -> bool {
     at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || bytes[at - 1] == b'_' || bytes[at - 1] >= 0x80)
 }
 
 /// Length of a quoted text, quotes included.
-fn quoted(bytes: &[u8], quote: u8, escapes: bool) -> usize {
+pub(crate) fn quoted(bytes: &[u8], quote: u8, escapes: bool) -> usize {
     let mut at = 1;
     while at < bytes.len() {
         if escapes && bytes[at] == b'\\' {
