@@ -114,13 +114,16 @@ pub async fn dump(dsn: &Dsn, bin: Option<&Path>) -> Result<SchemaDump, Error> {
     Ok(SchemaDump { pre_data, post_data: PostData(post_data) })
 }
 
-/// The SQL that makes one table (`schema.table`, quoted where it must be) with its indexes, constraints and own sequences.
-pub async fn dump_table(dsn: &Dsn, bin: Option<&Path>, table: &str) -> Result<String, Error> {
+/// The SQL that makes tables (each `schema.table`, quoted where it must be) with their indexes, constraints and own sequences.
+pub async fn dump_tables(dsn: &Dsn, bin: Option<&Path>, tables: &[&str]) -> Result<String, Error> {
     let program = program(bin);
     let major = dump_version(&program).await?;
     let mut command = command(&program, dsn, major);
-    command.arg("--schema-only").arg("--table").arg(table);
-    // Of one table there are no default privileges.
+    command.arg("--schema-only");
+    for table in tables {
+        command.arg("--table").arg(table);
+    }
+    // Of tables there are no default privileges.
     Ok(attached_last(&portable(&run(command, &program).await?, Some(&[]))))
 }
 

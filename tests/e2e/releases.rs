@@ -1,6 +1,6 @@
 //! What releases do to a schema, step by step, while the shadow follows.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use godwit::controller::view::ResourceView;
@@ -117,14 +117,20 @@ const SERVICE: &str = "
     CREATE AGGREGATE summed (int) (sfunc = int4pl, stype = int, initcond = '0'); CREATE TYPE floats AS RANGE (subtype = float8, subtype_diff = float8mi);
     CREATE TEXT SEARCH CONFIGURATION plain (COPY = simple); CREATE COLLATION in_order (provider = icu, locale = 'en-u-kn-true')";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_releases_do_to_a_schema_is_followed() -> Result<()> {
+/// Both zones are of one major version, and the whole schema follows.
+async fn followed_wholly() -> Result<(Playground, [PathBuf; 2])> {
     let mut options = options(false)?;
-    options.bins[1] = options.bins[0].clone();
+    let [one, other] = &mut options.bins;
+    other.clone_from(one);
     options.policy =
         options.policy.replace("replication: {mode: async}", "replication: {mode: async, schema: all}");
     let bins = options.bins.clone();
-    let playground = Playground::start(&options).await?;
+    Ok((Playground::start(&options).await?, bins))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_releases_do_to_a_schema_is_followed() -> Result<()> {
+    let (playground, bins) = followed_wholly().await?;
     let [near, far] = &playground.zones;
     let primary = owner(near).await?;
     primary.batch_execute(SERVICE).await?;
@@ -174,5 +180,58 @@ async fn what_releases_do_to_a_schema_is_followed() -> Result<()> {
     }
     leader.migrate(&far.name).await?;
     leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    Ok(())
+}
+
+/// What a new tenant of a service gets: its own schema of many tables, which refer to each other.
+const TENANT: &str = "
+    BEGIN; CREATE SCHEMA tenant;
+    CREATE TABLE tenant.months (id bigint, at date NOT NULL, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+    CREATE TABLE tenant.months_0 PARTITION OF tenant.months FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+    CREATE TABLE tenant.months_1 PARTITION OF tenant.months FOR VALUES FROM ('2026-02-01') TO ('2026-03-01');
+    CREATE INDEX ON tenant.months (id); CREATE UNLOGGED TABLE tenant.sessions (id uuid PRIMARY KEY);
+    INSERT INTO tenant.months SELECT n, date '2026-01-01' + n % 50 FROM generate_series(1, 100) n;
+    DO $$ BEGIN FOR n IN 0 .. 120 LOOP
+      EXECUTE format('CREATE TABLE tenant.%I (id bigserial PRIMARY KEY, other bigint REFERENCES tenant.%I, name varchar(9) CHECK (name IN (''a'', ''b'')))',
+        't' || n, 't' || greatest(n - 1, 0));
+      EXECUTE format('CREATE INDEX ON tenant.%I (name); COMMENT ON TABLE tenant.%1$I IS ''no %s''', 't' || n, n);
+      IF n % 3 = 0 THEN EXECUTE format('INSERT INTO tenant.%I (name) SELECT ''a'' FROM generate_series(1, %s)', 't' || n, n); END IF;
+    END LOOP; END $$;
+    ALTER TABLE tenant.t0 ADD FOREIGN KEY (other) REFERENCES tenant.t120; COMMIT";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_tenants_tables_come_together() -> Result<()> {
+    let (playground, bins) = followed_wholly().await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let shadow = owner(far).await?;
+    let busy = owner(near).await?;
+    primary.batch_execute(TENANT).await?;
+    // Nobody's writers wait for a table that somebody holds, nor do the other tables.
+    busy.batch_execute("BEGIN; INSERT INTO tenant.t7 (name) VALUES ('b')").await?;
+    let counted = "SELECT count(*), count(DISTINCT xmin::text) FROM pg_class \
+        WHERE relnamespace = to_regnamespace('tenant') AND relkind IN ('r', 'p')";
+    let (all, transactions) = {
+        let rows = async || {
+            let row = shadow.query_one(counted, &[]).await?;
+            anyhow::Ok((row.get::<_, i64>(0), row.get::<_, i64>(1)))
+        };
+        until("they are there", async || Ok(rows().await?.0 == 125)).await?;
+        rows().await?
+    };
+    ensure!(transactions <= 6, "{all} tables were made in {transactions} transactions");
+    busy.batch_execute("INSERT INTO tenant.t7 (name) VALUES ('a'); COMMIT").await?;
+    followed(&mut leader).await?;
+    let (one, other) = (dumped(&bins[0], near).await?, dumped(&bins[0], far).await?);
+    let differ: Vec<_> = one.iter().filter(|statement| !other.contains(statement)).collect();
+    ensure!(differ.is_empty() && one.len() == other.len(), "{differ:#?}");
+    primary.batch_execute("INSERT INTO tenant.t8 (name) VALUES ('b')").await?;
+    let rows = "SELECT string_agg(format('%s %s', relname, (xpath('//n/text()', query_to_xml(format('SELECT count(*) AS n, \
+        sum(hashtext(t::text)) FROM tenant.%I t', relname), false, true, '')))[1]), ' ' ORDER BY relname) \
+        FROM pg_class WHERE relnamespace = to_regnamespace('tenant') AND relkind IN ('r', 'p') AND relpersistence = 'p'";
+    let all = async |client: &Client| anyhow::Ok(client.query_one(rows, &[]).await?.get::<_, String>(0));
+    until("both have the same rows", async || Ok(all(&primary).await? == all(&shadow).await?)).await?;
     Ok(())
 }

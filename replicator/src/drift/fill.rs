@@ -1,10 +1,15 @@
-//! Fills a table that the shadow lacks, or whose rows are not whole there, beside the stream.
+//! Fills a table that the shadow lacks ([`new`]), or whose rows are not whole there, beside the stream.
 //!
 //! Writers of the table wait for the moment in which the publication gets it and a snapshot is taken; its rows are copied under that,
 //! and committed on the shadow with the position it is of ([`crate::apply`]'s window). A stream that meets a change of the table before
 //! waits for the commit: of a table that is not there yet by [`over`], of another by its lock. Whatever breaks in between, the shadow does
 //! not have the table, or says that it is not whole (`godwit.unfilled`), and it is filled again.
+//!
+//! Several are filled together where the shadow lacks them: as if they were one.
 
+pub(super) mod new;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::pin;
 
@@ -23,11 +28,17 @@ use crate::fence::refused;
 use crate::postgres::connection::settings_sql;
 use crate::postgres::slot::Lane;
 use crate::postgres::{Dsn, connect, quote_ident, quote_literal};
-use crate::schema;
-use crate::schema::statements::{Kind, Statement, joined, statements};
 
-/// How long a table of the source may stay locked by others.
+/// How long a table of the shadow may stay locked by others.
 pub(super) const PATIENCE: &str = "5s";
+/// How long each try to lock a table of the source waits for others: so long may its writers wait for those.
+const TRIES: [&str; 8] = ["50ms", "100ms", "200ms", "400ms", "800ms", "1s", "1s", "1s"];
+/// The same for a table that can wait until nobody holds it.
+const ONE_TRY: [&str; 1] = ["1ms"];
+/// Seconds between tries.
+const BETWEEN: f64 = 0.3;
+/// How long the source's reader waits for its locks, which nobody can hold.
+const MOMENT: &str = "100ms";
 /// What the server shows in `pg_stat_activity`.
 const APPLICATION: &str = "godwit-fill";
 /// Whoever fills a table of the shadow's holds this lock there until it is committed.
@@ -75,109 +86,95 @@ pub(crate) async fn over(shadow: &Client) -> Result<(), Error> {
 /// Makes the table where it is missing, fills it, and publishes it where it is not published; how many rows it has. None: its rows are not
 /// published: it is partitioned, and its partitions have them, or it is unlogged.
 pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Option<u64>, Error> {
-    let (dsn, source) = sides.source;
     let failed = |error| refused(&format!("fill table {name}"))(error);
-    let dump = schema::dump_table(dsn, sides.bin, name).await?;
-    let dump = without_dangling(sides.shadow.1, &dump).await.map_err(failed)?;
-    let kind = "SELECT relkind = 'r' AND relpersistence = 'p' FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1)";
-    let kind = source.query_opt(kind, &[&name]).await.map_err(failed)?;
-    if kind.is_some_and(|row| !row.get::<_, bool>(0)) {
-        let shadow = sides.shadow.1;
-        shadow.batch_execute(&format!("SET lock_timeout = '{PATIENCE}'")).await.map_err(failed)?;
-        return schema::load(shadow, &dump).await.map(|()| None);
+    let there = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
+    if !sides.shadow.1.query_one(there, &[&name]).await.map_err(failed)?.get::<_, bool>(0) {
+        return new::table(sides, name).await;
     }
     // Reads under the snapshot while the other session lets writers go on.
-    let reader = connect(dsn, APPLICATION).await?;
-    let result = rows(sides, name, &dump, &reader).await;
+    let reader = connect(sides.source.0, APPLICATION).await?;
+    let result = anew(sides, name, &reader).await;
     if result.is_err() {
-        for client in [sides.shadow.1, source] {
-            // The failure itself is what is told.
-            let _ = client.batch_execute("ROLLBACK").await;
-        }
+        undo(sides).await;
     }
     result.map(Some)
 }
 
-/// The dump of a table without its foreign keys to tables that the shadow lacks: two new ones may refer to each other. They are made once both
-/// are there, as any that is missing.
-async fn without_dangling(shadow: &Client, dump: &str) -> Result<String, tokio_postgres::Error> {
-    let statements = statements(dump);
-    let refers_to = |statement: &Statement| match &statement.kind {
-        Kind::ForeignKey { table, refers_to, .. } if table != refers_to => Some(refers_to.clone()),
-        _ => None,
-    };
-    let others: Vec<String> = statements.iter().filter_map(refers_to).collect();
-    if others.is_empty() {
-        return Ok(dump.to_owned());
+/// Ends what a failure left open.
+async fn undo(sides: Sides<'_>) {
+    for client in [sides.shadow.1, sides.source.1] {
+        // The failure itself is what is told.
+        let _ = client.batch_execute("ROLLBACK").await;
     }
-    let missing = "SELECT name FROM unnest($1::text[]) name WHERE pg_catalog.to_regclass(name) IS NULL";
-    let missing = shadow.query(missing, &[&others]).await?;
-    let missing: Vec<String> = missing.iter().map(|row| row.get(0)).collect();
-    if missing.is_empty() {
-        return Ok(dump.to_owned());
-    }
-    let stays = |one: &Statement| refers_to(one).is_none_or(|to| !missing.contains(&to));
-    Ok(joined(statements.into_iter().filter(stays)))
 }
 
-async fn rows(sides: Sides<'_>, name: &str, dump: &str, reader: &Client) -> Result<u64, Error> {
+/// Begins the transaction of the shadow's in which tables are filled; a stream that meets changes of a table that is not there waits for it.
+async fn begin(shadow: &Client) -> Result<(), tokio_postgres::Error> {
+    let settings =
+        settings_sql(&[("session_replication_role", "replica"), ("transaction_timeout", "0")], true);
+    let begin = format!(
+        "BEGIN; {settings}; SET LOCAL lock_timeout = '{PATIENCE}'; SELECT pg_catalog.pg_advisory_xact_lock({FILLS})"
+    );
+    shadow.batch_execute(&begin).await
+}
+
+/// Within the open transaction: these tables are whole, and their columns are what they are called from now on.
+async fn whole(shadow: &Client, names: &[&str]) -> Result<(), tokio_postgres::Error> {
+    let whole = "WITH whole AS (SELECT pg_catalog.to_regclass(name) AS number FROM unnest($1::text[]) name), \
+        filled AS (DELETE FROM godwit.unfilled USING whole WHERE target_table = number) \
+        DELETE FROM godwit.identities USING whole WHERE target_table = number";
+    shadow.execute(whole, &[&names]).await.map(drop)
+}
+
+/// The table is there: its rows are taken away and copied anew.
+async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<u64, Error> {
     let (shadow_dsn, shadow) = sides.shadow;
     let failed = |error| refused(&format!("fill table {name}"))(error);
-    let there = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
-    let there: bool = shadow.query_one(there, &[&name]).await.map_err(failed)?.get(0);
-    if there {
-        let mut whole = unfilled(shadow).await?.into_iter().all(|table| table != name);
-        let any = format!("SELECT 1 FROM ONLY {name} LIMIT 1");
-        whole &= shadow.query_opt(&any, &[]).await.map_err(failed)?.is_some();
-        if whole {
-            return Err(Error::Unready(format!(
-                "fill table {name}: the shadow's has rows that nobody knows: seed it anew (godwit reseed RESOURCE --table {name})"
-            )));
-        }
-        // Until its rows are committed nobody takes it for whole.
-        seed_anew(shadow, &[name.to_owned()]).await?;
+    let mut is_whole = unfilled(shadow).await?.into_iter().all(|table| table != name);
+    let any = format!("SELECT 1 FROM ONLY {name} LIMIT 1");
+    is_whole &= shadow.query_opt(&any, &[]).await.map_err(failed)?.is_some();
+    if is_whole {
+        return Err(Error::Unready(format!(
+            "fill table {name}: the shadow's has rows that nobody knows: seed it anew (godwit reseed RESOURCE --table {name})"
+        )));
     }
-    shadow
-        .batch_execute(&format!(
-            "BEGIN; {}; SET LOCAL lock_timeout = '{PATIENCE}'; SELECT pg_catalog.pg_advisory_xact_lock({FILLS})",
-            settings_sql(&[("session_replication_role", "replica"), ("transaction_timeout", "0")], true)
-        ))
-        .await
-        .map_err(failed)?;
+    // Until its rows are committed nobody takes it for whole.
+    seed_anew(shadow, &[name.to_owned()]).await?;
+    begin(shadow).await.map_err(failed)?;
     let _told = Told(sides.filling);
-    if there {
-        let lock = format!("LOCK TABLE ONLY {name} IN ACCESS EXCLUSIVE MODE");
-        shadow.batch_execute(&lock).await.map_err(failed)?;
-    } else {
-        schema::load(shadow, dump).await?;
-    }
-    let position = published(sides, name, reader).await?;
-    let table = described(name, reader).await?;
-    if there {
-        // Appliers that do not know of it end: what they wait to write, the snapshot shows already.
-        let aside = connect(shadow_dsn, APPLICATION).await?;
-        record(&aside, &table, position).await.map_err(failed)?;
-        end_appliers(&aside).await.map_err(failed)?;
-        empty(shadow, name).await.map_err(failed)?;
-        alike(shadow, name, reader).await.map_err(failed)?;
-    } else {
-        record(shadow, &table, position).await.map_err(failed)?;
-    }
-    let rows = copied(sides, name, &table, reader).await?;
-    // Its columns are what they are called from now on.
-    let whole = "WITH filled AS (DELETE FROM godwit.unfilled WHERE target_table = pg_catalog.to_regclass($1)) \
-        DELETE FROM godwit.identities WHERE target_table = pg_catalog.to_regclass($1)";
-    shadow.execute(whole, &[&name]).await.map_err(failed)?;
+    let lock = format!("LOCK TABLE ONLY {name} IN ACCESS EXCLUSIVE MODE");
+    shadow.batch_execute(&lock).await.map_err(failed)?;
+    let (position, _) = published(sides, &[name], Locks::Waits, reader).await.map_err(failed)?;
+    let tables = described(&[name], reader).await?;
+    let [(_, table)] = tables.as_slice() else {
+        return Err(Error::Unready(format!("fill table {name}: it is none that is copied")));
+    };
+    // Appliers that do not know of it end: what they wait to write, the snapshot shows already.
+    let aside = connect(shadow_dsn, APPLICATION).await?;
+    record(&aside, &tables, position).await.map_err(failed)?;
+    end_appliers(&aside).await.map_err(failed)?;
+    empty(shadow, name).await.map_err(failed)?;
+    alike(shadow, name, reader).await.map_err(failed)?;
+    let rows = copied(sides, name, table, reader).await?;
+    whole(shadow, &[name]).await.map_err(failed)?;
     shadow.batch_execute("COMMIT").await.map_err(failed)?;
     Ok(rows)
 }
 
-/// Writes down what the table's rows are of, for each stream that may still bring what they show already.
-async fn record(client: &Client, table: &TableToCopy, position: PgLsn) -> Result<(), tokio_postgres::Error> {
+/// Writes down what the tables' rows are of, for each stream that may still bring what they show already.
+async fn record(
+    client: &Client,
+    tables: &[(String, TableToCopy)],
+    position: PgLsn,
+) -> Result<(), tokio_postgres::Error> {
     let record = "INSERT INTO godwit.copied_parts (stream, schema_name, table_name, part, parts, position, rows, bytes) \
-        SELECT stream, $1, $2, 0, 1, $3, 0, 0 FROM godwit.progress WHERE copied AND applied_lsn < $3 \
+        SELECT stream, schema_name, table_name, 0, 1, $3, 0, 0 \
+        FROM godwit.progress, unnest($1::text[], $2::text[]) AS filled (schema_name, table_name) \
+        WHERE copied AND applied_lsn < $3 \
         ON CONFLICT (stream, schema_name, table_name, part) DO UPDATE SET position = EXCLUDED.position";
-    client.execute(record, &[&table.schema, &table.name, &position]).await.map(drop)
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        tables.iter().map(|(_, table)| (table.schema.as_str(), table.name.as_str())).unzip();
+    client.execute(record, &[&schemas, &names, &position]).await.map(drop)
 }
 
 /// Ends the sessions that apply streams in this database; they begin anew.
@@ -271,44 +268,98 @@ pub async fn seed_anew(shadow: &Client, tables: &[String]) -> Result<Vec<String>
     Ok(names)
 }
 
-/// Publishes the table and takes a snapshot of it, in one moment for its writers; gives where in the source's WAL that is.
-async fn published(sides: Sides<'_>, name: &str, reader: &Client) -> Result<PgLsn, Error> {
-    let (_, source) = sides.source;
-    let failed = |error| refused(&format!("fill table {name}"))(error);
-    let lock = format!(
-        "BEGIN; SET LOCAL synchronous_commit = local; SET LOCAL lock_timeout = '{PATIENCE}'; \
-         LOCK TABLE ONLY {name} IN SHARE ROW EXCLUSIVE MODE"
-    );
-    source.batch_execute(&lock).await.map_err(failed)?;
-    // All who wrote it before are through, and nobody has written it since.
-    let moment = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_export_snapshot()";
-    let moment = source.query_one(moment, &[]).await.map_err(failed)?;
-    reader.batch_execute(&copy::snapshot_sql(moment.get(1))).await.map_err(failed)?;
-    let lock = format!("SET LOCAL lock_timeout = '{PATIENCE}'; LOCK TABLE ONLY {name} IN ACCESS SHARE MODE");
-    reader.batch_execute(&lock).await.map_err(failed)?;
-    let [main, critical] = [Lane::Main, Lane::Critical].map(|lane| lane.publication_name(sides.resource));
-    let publish = format!(
-        "DO $godwit$ BEGIN IF NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
-           WHERE p.pubname IN ({}, {}) AND r.prrelid = pg_catalog.to_regclass({})) \
-         THEN ALTER PUBLICATION {} ADD TABLE ONLY {name}; END IF; END $godwit$; COMMIT",
-        quote_literal(&main),
-        quote_literal(&critical),
-        quote_literal(name),
-        quote_ident(&main)
-    );
-    source.batch_execute(&publish).await.map_err(failed)?;
-    Ok(moment.get(0))
+/// How tables of the source are locked for the moment in which they are published. One that is gone is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Locks {
+    /// A while is waited for others, and told where that does not help.
+    Waits,
+    /// Those that others hold are left out: nobody's writers wait for somebody else's table.
+    Tries,
 }
 
-/// What there is to be copied of the table that the reader has locked: looked up when its writers go on.
-async fn described(name: &str, reader: &Client) -> Result<TableToCopy, Error> {
-    let failed = |error| refused(&format!("fill table {name}"))(error);
-    let called = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
-        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = pg_catalog.to_regclass($1)";
-    let called = reader.query_one(called, &[&name]).await.map_err(failed)?;
-    let (schema, called): (String, String) = (called.get(0), called.get(1));
-    let table = copy::tables(reader).await?.into_iter().find(|t| t.schema == schema && t.name == called);
-    table.ok_or_else(|| Error::Unready(format!("fill table {name}: it is none that is copied")))
+/// Publishes the tables and takes a snapshot of them, in one moment for their writers; gives where in the source's WAL that is, and which
+/// of them could be locked for it.
+async fn published(
+    sides: Sides<'_>,
+    names: &[&str],
+    locks: Locks,
+    reader: &Client,
+) -> Result<(PgLsn, Vec<String>), tokio_postgres::Error> {
+    let (_, source) = sides.source;
+    let listed: Vec<String> = names.iter().map(|name| quote_literal(name)).collect();
+    let (tries, last) = match locks {
+        Locks::Waits => (TRIES.as_slice(), "RAISE;"),
+        Locks::Tries => (ONE_TRY.as_slice(), "EXIT;"),
+    };
+    let tried: Vec<String> = tries.iter().map(|one| quote_literal(one)).collect();
+    let lock = format!(
+        "BEGIN; SET LOCAL synchronous_commit = local; \
+         DO $godwit$ DECLARE one text; locked text[] = '{{}}'; tries text[] = ARRAY[{}]; BEGIN \
+           FOREACH one IN ARRAY ARRAY[{}]::text[] LOOP \
+             FOR n IN 1 .. pg_catalog.cardinality(tries) LOOP \
+               BEGIN \
+                 PERFORM pg_catalog.set_config('lock_timeout', tries[n], true); \
+                 EXECUTE 'LOCK TABLE ONLY ' || one || ' IN SHARE ROW EXCLUSIVE MODE'; \
+                 locked = locked || one; \
+                 EXIT; \
+               EXCEPTION \
+                 WHEN lock_not_available THEN IF n = pg_catalog.cardinality(tries) THEN {last} END IF; \
+                 WHEN undefined_table THEN EXIT; \
+               END; \
+               PERFORM pg_catalog.pg_sleep({BETWEEN}); \
+             END LOOP; \
+           END LOOP; \
+           PERFORM pg_catalog.set_config('godwit.locked', locked::text, true); END $godwit$",
+        tried.join(", "),
+        listed.join(", ")
+    );
+    source.batch_execute(&lock).await?;
+    // All who wrote them before are through, and nobody has written them since.
+    let moment = "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_export_snapshot(), \
+        current_setting('godwit.locked')::text[]";
+    let moment = source.query_one(moment, &[]).await?;
+    let (position, snapshot, locked): (PgLsn, &str, Vec<String>) =
+        (moment.get(0), moment.get(1), moment.get(2));
+    let mut begin = copy::snapshot_sql(snapshot);
+    if !locked.is_empty() {
+        let list: Vec<String> = locked.iter().map(|name| format!("ONLY {name}")).collect();
+        begin += &format!(
+            "; SET LOCAL lock_timeout = '{MOMENT}'; LOCK TABLE {} IN ACCESS SHARE MODE",
+            list.join(", ")
+        );
+    }
+    reader.batch_execute(&begin).await?;
+    let [main, critical] = [Lane::Main, Lane::Critical].map(|lane| lane.publication_name(sides.resource));
+    let publish = format!(
+        "DO $godwit$ DECLARE added text; BEGIN \
+           SELECT pg_catalog.string_agg('ONLY ' || one, ', ') INTO added FROM unnest(current_setting('godwit.locked')::text[]) one \
+           WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+             WHERE p.pubname IN ({}, {}) AND r.prrelid = pg_catalog.to_regclass(one)); \
+         IF added IS NOT NULL THEN EXECUTE {} || added; END IF; END $godwit$; COMMIT",
+        quote_literal(&main),
+        quote_literal(&critical),
+        quote_literal(&format!("ALTER PUBLICATION {} ADD TABLE ", quote_ident(&main)))
+    );
+    source.batch_execute(&publish).await?;
+    Ok((position, locked))
+}
+
+/// What there is to be copied of the tables that the reader has locked, with the names that they were asked for by: looked up when their
+/// writers go on.
+async fn described(names: &[impl AsRef<str>], reader: &Client) -> Result<Vec<(String, TableToCopy)>, Error> {
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    let called = "SELECT n.nspname::text, c.relname::text, name FROM unnest($1::text[]) name \
+        JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(name) \
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace";
+    let called = reader.query(called, &[&names]).await.map_err(refused("fill tables"))?;
+    let mut called: BTreeMap<(String, String), String> =
+        called.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+    let tables = copy::tables(reader).await?.into_iter();
+    let tables = tables.filter_map(|table| {
+        let name = called.remove(&(table.schema.clone(), table.name.clone()))?;
+        Some((name, table))
+    });
+    Ok(tables.collect())
 }
 
 /// What is told of a table that is being filled ends with this, however that ends.

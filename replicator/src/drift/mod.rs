@@ -283,6 +283,9 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         let role = whose(name).map_or("", |(_, role)| role);
         kind.starts_with(RIGHT) && (role == source.role || role == shadow.role)
     };
+    // Whose a schema is, and who may use it: what is made in a new one needs that as soon as it is there.
+    let needed =
+        |kind: &str, name: &str| ["owner", "right on schema"].contains(&kind) && has(source, "schema", name);
     let there = |side: &Fingerprint, name: &str| WHOLE.iter().any(|kind| has(side, kind, name));
     let index = Index::new(shadow);
     let (mut found, touched) = identities::renamed(source, shadow, &index, zones[0]);
@@ -326,7 +329,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         let whole = WHOLE.contains(&kind.as_str());
         match shadow.things.get(key) {
             // What it is part of is a difference already.
-            None if !whole && !there(shadow, owner) => {}
+            None if !whole && !there(shadow, owner) && !needed(kind, owner) => {}
             None if kind == "table" && published(source, owner) => {
                 let what = format!("table is published on {} without being on {}", zones[0], zones[1]);
                 found.push(Difference::new(owner, what, Mend::Table(owner.clone())));

@@ -33,6 +33,12 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
         let before = wanted.len();
         failure = None;
         let mut failed = Vec::new();
+        let tables = wanted.iter().filter_map(|difference| match &difference.mend {
+            Mend::Table(name) => Some(name.as_str()),
+            _ => None,
+        });
+        let tables: Vec<&str> = tables.collect();
+        let mut together = None;
         for difference in wanted {
             let mended = match &difference.mend {
                 Mend::Add(sql) | Mend::Drop(sql) => {
@@ -41,12 +47,22 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                 Mend::Rename(sql) => {
                     rename(shadow, &difference.subject, sql).await.map(|()| Some(sql.clone()))
                 }
-                Mend::Table(name) => fill::table(sides, name).await.map(|rows| {
-                    Some(match rows {
-                        Some(rows) => format!("{name}: made, {rows} rows copied, published"),
-                        None => format!("{name}: made"),
+                Mend::Table(name) => {
+                    if together.is_none() {
+                        // By now what they may need is there.
+                        together = Some(fill::new::tables(sides, &tables).await);
+                    }
+                    let made = match together.as_mut().and_then(|made| made.remove(name)) {
+                        Some(rows) => Ok(rows),
+                        None => fill::table(sides, name).await,
+                    };
+                    made.map(|rows| {
+                        Some(match rows {
+                            Some(rows) => format!("{name}: made, {rows} rows copied, published"),
+                            None => format!("{name}: made"),
+                        })
                     })
-                }),
+                }
                 Mend::Anew(_) | Mend::Person(_) => Ok(None),
             };
             let mended = match (&difference.mend, &difference.made) {
@@ -96,6 +112,8 @@ fn rank(mend: &Mend) -> usize {
         Mend::Add(sql) if FIRST.iter().any(|word| sql.starts_with(word)) => 0,
         // What follows is not done to what is no part of it any more.
         Mend::Add(sql) if sql.contains(" DETACH PARTITION ") || sql.contains(" NO INHERIT ") => 0,
+        // What is made in a schema may need what its owner may do there.
+        Mend::Add(sql) if sql.starts_with("ALTER SCHEMA ") || is_grant_on_schema(sql) => 1,
         Mend::Add(sql) if sql.starts_with("CREATE SEQUENCE ") => 1,
         Mend::Table(_) => 2,
         Mend::Add(sql) if sql.contains(" ADD COLUMN ") => 3,
@@ -106,6 +124,10 @@ fn rank(mend: &Mend) -> usize {
         Mend::Drop(_) => 10,
         Mend::Anew(_) | Mend::Person(_) => 11,
     }
+}
+
+fn is_grant_on_schema(sql: &str) -> bool {
+    sql.starts_with("GRANT ") && sql.contains(" ON SCHEMA ")
 }
 
 async fn add(shadow: &Client, subject: &str, sql: &str) -> Result<(), Error> {

@@ -1,0 +1,164 @@
+//! Makes tables that the shadow lacks, with their rows.
+//!
+//! Those of a release, or of a new tenant, are many, and small: they are made together, in one transaction, of one dump. What
+//! cannot be done together is done one by one.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::Client;
+
+use super::{APPLICATION, Locks, Sides, Told, begin, copied, described, published, record, undo, whole};
+use crate::error::{Error, chain};
+use crate::fence::refused;
+use crate::postgres::connect;
+use crate::schema;
+use crate::schema::statements::{Kind, Statement, joined, statements};
+
+/// So many at most are made together: each of their locks has a place in the servers' memory.
+const AT_ONCE: usize = 100;
+/// Tables of more bytes are filled each by itself: the stream may wait for the end of all that are filled together.
+const SMALL: i64 = 8 << 20;
+
+/// The tables that were made, and how many rows each has; none: its rows are not published: it is partitioned, and its partitions have
+/// them, or it is unlogged.
+pub(in crate::drift) type Made = BTreeMap<String, Option<u64>>;
+
+/// Makes one table, which the shadow lacks.
+pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Option<u64>, Error> {
+    let failed = |error| refused(&format!("fill table {name}"))(error);
+    let plain = "SELECT pg_catalog.to_regclass($1) IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_class \
+        WHERE oid = pg_catalog.to_regclass($1) AND relkind = 'r' AND relpersistence = 'p')";
+    // Of one that is gone again, the dump says so.
+    let plain = sides.source.1.query_one(plain, &[&name]).await.map_err(failed)?.get(0);
+    let mut made = made(sides, &[(name.to_owned(), plain)], Locks::Waits).await?;
+    made.remove(name).ok_or_else(|| Error::Unready(format!("fill table {name}: it is none that is copied")))
+}
+
+/// Makes as many of these tables as can be made together: those that the shadow lacks, and that are small.
+pub(in crate::drift) async fn tables(sides: Sides<'_>, names: &[&str]) -> Made {
+    let mut done = Made::new();
+    if names.len() < 2 {
+        return done;
+    }
+    let small = match small(sides, names).await {
+        Ok(small) => small,
+        Err(error) => {
+            tracing::info!(error = chain(&error), "tables are made one by one");
+            return done;
+        }
+    };
+    for some in small.chunks(AT_ONCE).filter(|some| some.len() > 1) {
+        match made(sides, some, Locks::Tries).await {
+            Ok(made) => done.extend(made),
+            Err(error) => {
+                tracing::info!(error = chain(&error), tables = some.len(), "tables are made one by one");
+            }
+        }
+    }
+    done
+}
+
+/// Those that the shadow lacks, and that are small; whether their rows are published.
+async fn small(sides: Sides<'_>, names: &[&str]) -> Result<Vec<(String, bool)>, Error> {
+    let lacking = "SELECT name FROM unnest($1::text[]) WITH ORDINALITY AS t(name, place) \
+        WHERE pg_catalog.to_regclass(name) IS NULL ORDER BY place";
+    let lacking = sides.shadow.1.query(lacking, &[&names]).await.map_err(refused("fill tables"))?;
+    let lacking: Vec<&str> = lacking.iter().map(|row| row.get(0)).collect();
+    let small = "SELECT name, relkind = 'r' AND relpersistence = 'p' FROM unnest($1::text[]) WITH ORDINALITY AS t(name, place) \
+        JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(name) \
+        WHERE pg_catalog.pg_table_size(c.oid) <= $2 ORDER BY place";
+    let small = sides.source.1.query(small, &[&lacking, &SMALL]).await.map_err(refused("fill tables"))?;
+    Ok(small.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Makes these tables, and fills those whose rows are published (true); gives which of them are whole.
+async fn made(sides: Sides<'_>, tables: &[(String, bool)], locks: Locks) -> Result<Made, Error> {
+    let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
+    let dump = schema::dump_tables(sides.source.0, sides.bin, &names).await?;
+    let reader = connect(sides.source.0, APPLICATION).await?;
+    let made = loaded(sides, tables, &dump, &reader, locks).await;
+    if made.is_err() {
+        undo(sides).await;
+    }
+    made
+}
+
+async fn loaded(
+    sides: Sides<'_>,
+    tables: &[(String, bool)],
+    dump: &str,
+    reader: &Client,
+    locks: Locks,
+) -> Result<Made, Error> {
+    let shadow = sides.shadow.1;
+    let failed = |error| {
+        let of = tables.first().map_or("", |(name, _)| name);
+        let more = if tables.len() > 1 { format!(" and {} more", tables.len() - 1) } else { String::new() };
+        refused(&format!("fill table {of}{more}"))(error)
+    };
+    begin(shadow).await.map_err(failed)?;
+    let _told = Told(sides.filling);
+    // What is in the dump is there soon.
+    let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
+    let dump = without_dangling(shadow, &names, dump).await.map_err(failed)?;
+    schema::load(shadow, &dump).await?;
+    let plain: Vec<&str> = tables.iter().filter(|(_, plain)| *plain).map(|(name, _)| name.as_str()).collect();
+    let mut made: Made =
+        tables.iter().filter(|(_, plain)| !plain).map(|(name, _)| (name.clone(), None)).collect();
+    if !plain.is_empty() {
+        let (position, locked) = published(sides, &plain, locks, reader).await.map_err(failed)?;
+        let found = described(&locked, reader).await?;
+        record(shadow, &found, position).await.map_err(failed)?;
+        let have_rows = with_rows(reader, &locked).await.map_err(failed)?;
+        for (name, table) in &found {
+            let rows = if have_rows.contains(name) { copied(sides, name, table, reader).await? } else { 0 };
+            made.insert(name.clone(), Some(rows));
+        }
+        let done: Vec<&str> = made.keys().map(String::as_str).collect();
+        whole(shadow, &done).await.map_err(failed)?;
+        // The others are filled as those are whose rows are not whole.
+        let rest: Vec<&str> = plain.into_iter().filter(|name| !done.contains(name)).collect();
+        let unfilled = "INSERT INTO godwit.unfilled (target_table) \
+            SELECT c.oid FROM unnest($1::text[]) name JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(name)";
+        shadow.execute(unfilled, &[&rest]).await.map_err(failed)?;
+    }
+    shadow.batch_execute("COMMIT").await.map_err(failed)?;
+    Ok(made)
+}
+
+/// Which of these tables have any, under the reader's snapshot.
+async fn with_rows(reader: &Client, names: &[String]) -> Result<Vec<String>, tokio_postgres::Error> {
+    let any: Vec<String> = names.iter().map(|name| format!("EXISTS (SELECT FROM ONLY {name})")).collect();
+    let any = reader.query_one(&format!("SELECT ARRAY[{}]::boolean[]", any.join(", ")), &[]).await?;
+    let any: Vec<bool> = any.get(0);
+    Ok(names.iter().zip(any).filter(|(_, any)| *any).map(|(name, _)| name.clone()).collect())
+}
+
+/// The dump of tables without their foreign keys to others that the shadow lacks: two new ones may refer to each other. They are made once both
+/// are there, as any that is missing.
+async fn without_dangling(
+    shadow: &Client,
+    names: &[&str],
+    dump: &str,
+) -> Result<String, tokio_postgres::Error> {
+    let statements = statements(dump);
+    let refers_to = |statement: &Statement| match &statement.kind {
+        Kind::ForeignKey { table, refers_to, .. } if table != refers_to => Some(refers_to.clone()),
+        _ => None,
+    };
+    let mut others: Vec<String> = statements.iter().filter_map(refers_to).collect();
+    others.sort();
+    others.dedup();
+    if others.is_empty() {
+        return Ok(dump.to_owned());
+    }
+    let missing = "SELECT name FROM unnest($1::text[]) name WHERE pg_catalog.to_regclass(name) IS NULL \
+        AND pg_catalog.parse_ident(name) <> ALL (SELECT pg_catalog.parse_ident(made) FROM unnest($2::text[]) made)";
+    let missing = shadow.query(missing, &[&others, &names]).await?;
+    let missing: Vec<String> = missing.iter().map(|row| row.get(0)).collect();
+    if missing.is_empty() {
+        return Ok(dump.to_owned());
+    }
+    let stays = |one: &Statement| refers_to(one).is_none_or(|to| !missing.contains(&to));
+    Ok(joined(statements.into_iter().filter(stays)))
+}
