@@ -68,7 +68,10 @@ enum Command {
     Check {
         /// The configuration.
         #[arg(value_name = "FILE", default_value = "/etc/godwit/godwit.yaml")]
-        config: PathBuf,
+        file: PathBuf,
+        /// The same, as other commands have it.
+        #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
+        config: Option<PathBuf>,
     },
     /// Ask whether a node takes requests, for health checks: exit code 0 if so, 1 if it holds them or does not answer.
     Ready {
@@ -314,7 +317,7 @@ pub fn main() -> ExitCode {
     };
     let result = match arguments.command {
         Command::Run { config } => return run_node(&config, output),
-        Command::Check { config } => return check::run(&config, output),
+        Command::Check { file, config } => return check::run(&config.unwrap_or(file), output),
         Command::Ready { live } => verbs::ready(&client, live),
         Command::Status { resource, watch } => verbs::status(&client, resource.as_deref(), watch, output),
         Command::Explain { resource } => verbs::explain(&client, &resource, output),

@@ -1,4 +1,4 @@
-//! What the loader says about outside drivers, zones to choose, and the overlay.
+//! What the loader says about outside drivers, zones to choose, what a worker costs, and the overlay.
 
 use super::model::{Driver, Way};
 use super::tests::{BASE, SECRET, load, load_changed};
@@ -24,6 +24,22 @@ fn flexible() -> String {
         "    location: flexible\n    driver: fleet\n    primary: west",
         1,
     )
+}
+
+#[test]
+fn a_worker_costs_what_its_placement_says_or_else_its_zone() {
+    let zones = "\n  west: { provider: own, location: [53.3, -6.2] }\n  east: {}\n";
+    let priced = "\n  west: { cost: 0.40/h }\n  east: { cost: 0.30/h }\n";
+    assert!(BASE.contains(zones));
+    let main = BASE.replacen(zones, priced, 1);
+    let costs = |main: &str| {
+        let config = load(main).expect("valid");
+        ["west", "east"].map(|zone| config.resources["orders"].placements[zone].cost_per_hour)
+    };
+    assert_eq!(costs(&main), [Some(0.4), Some(0.3)]);
+    let own = "      east:\n        cost: 0.10/h\n";
+    assert_eq!(costs(&main.replacen("      east:\n", own, 1)), [Some(0.4), Some(0.1)]);
+    assert_eq!(costs(BASE), [None, None]);
 }
 
 #[test]

@@ -377,7 +377,7 @@ pub struct Placement {
     pub postgres: Option<Database>,
     /// Workers at full capacity.
     pub capacity: u32,
-    /// Cost of one worker for an hour, in the operator's currency.
+    /// Cost of one worker for an hour, in the operator's currency: its own, or its zone's.
     pub cost_per_hour: Option<f64>,
     /// Name of its driver.
     pub driver: Option<String>,

@@ -10,7 +10,7 @@ use super::error::{counted, suggest};
 use super::http;
 use super::listeners::Listeners;
 use super::load::Surroundings;
-use super::model::{Driver, Flexible, HttpFront, Placement, PostgresFront, Provided, Resource};
+use super::model::{Driver, Flexible, HttpFront, Placement, PostgresFront, Provided, Resource, Zone};
 use super::policy::ReadPolicy;
 use super::postgres_front;
 use super::walk::{Item, Section};
@@ -19,6 +19,8 @@ use crate::fronts::http::settings::Upstream;
 /// What a resource may refer to. `None`: that part was unreadable, so that references to it are not judged.
 pub(super) struct Known<'k> {
     pub(super) zones: Option<Vec<&'k str>>,
+    /// Zones that were understood.
+    pub(super) zones_read: &'k BTreeMap<String, Zone>,
     pub(super) drivers: Option<Vec<&'k str>>,
     pub(super) policies: &'k [ReadPolicy],
     /// Drivers that were understood.
@@ -256,7 +258,10 @@ fn placement<'a>(
         None => Some("/healthz".to_owned()),
     };
     let postgres = section.optional("postgres").map(|item| database::read(&item, around));
-    let cost = section.optional("cost").map(|item| item.cost_per_hour());
+    let cost = match section.optional("cost") {
+        Some(item) => item.cost_per_hour().map(Some),
+        None => Some(known.zones_read.get(zone).and_then(|zone| zone.cost_per_hour)),
+    };
     let workers = named.and_then(|name| known.drivers_read.get(name)).and_then(Driver::most);
     if let (Some(workers), Some(endpoints), Some(item)) = (workers, &endpoints, &http)
         && workers != endpoints.len()
@@ -295,7 +300,7 @@ fn placement<'a>(
         probe: probe?,
         postgres: postgres.map_or(Some(None), |postgres| postgres.map(Some))?,
         capacity: capacity?,
-        cost_per_hour: cost.map_or(Some(None), |cost| cost.map(Some))?,
+        cost_per_hour: cost?,
         driver: driver.map_or(Some(None), |driver| driver.map(|name| Some(name.to_owned())))?,
         provided,
     })

@@ -57,6 +57,7 @@ pub(super) fn read(
     });
     let known = Known {
         zones: zone_names.as_ref().map(|names| names.iter().map(String::as_str).collect()),
+        zones_read: &zones,
         drivers: driver_names.as_ref().map(|names| names.iter().map(String::as_str).collect()),
         policies,
         drivers_read: &drivers,
