@@ -45,6 +45,7 @@ mod releases;
 mod schema;
 mod services;
 mod slots;
+mod soaks;
 mod source;
 mod standby;
 mod stream;

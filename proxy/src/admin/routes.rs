@@ -82,6 +82,7 @@ pub(super) fn routes() -> Routes {
         .post("/api/v1/resources/{id}/takeover", Operate, take_over)
         .get("/api/v1/resources/{id}/migrations/{mid}", Read, migration)
         .post("/api/v1/resources/{id}/migrations/{mid}/abort", Operate, abort)
+        .post("/api/v1/resources/{id}/migrations/{mid}/retire", Operate, retire)
         .post("/api/v1/resources/{id}/proposals/{pid}/approve", Operate, approve)
         .post("/api/v1/resources/{id}/freeze", Operate, freeze)
         .delete("/api/v1/resources/{id}/freeze", Operate, unfreeze)
@@ -525,6 +526,17 @@ async fn abort(
     let handle = find(&state, &id)?;
     let by = caller.name;
     told(&handle, |reply| Command::Abort { id: mid, by, reply }).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+async fn retire(
+    State(state): State<AdminState>,
+    Path((id, mid)): Path<(String, String)>,
+    caller: Caller,
+) -> Answer<StatusCode> {
+    let handle = find(&state, &id)?;
+    let by = caller.name;
+    told(&handle, |reply| Command::Retire { id: mid, by, reply }).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

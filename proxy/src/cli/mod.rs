@@ -157,6 +157,12 @@ enum Command {
         /// The resource.
         resource: String,
     },
+    /// Retire the old primary of the last migration now, as soon as both sides have compared equal; otherwise when the policy says
+    /// (`retire.after`).
+    Retire {
+        /// The resource.
+        resource: String,
+    },
     /// Compare the shadow's schema with its primary's, or bring it up to that.
     #[command(subcommand)]
     Schema(Schema),
@@ -336,6 +342,7 @@ pub fn main() -> ExitCode {
             verbs::take_over(&client, &resource, &body, wait, output)
         }
         Command::Abort { resource } => verbs::abort(&client, &resource),
+        Command::Retire { resource } => verbs::retire(&client, &resource),
         Command::Schema(Schema::Diff { resource }) => verbs::schema(&client, &resource, output),
         Command::Schema(Schema::Sync { resource, dry_run, drop }) => {
             verbs::sync_schema(&client, &resource, SyncRequest { dry_run, drop }, output)

@@ -14,7 +14,7 @@ use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Standing, VerificationView};
 use crate::controller::view::{
     ChangeStreamView, DecisionView, FactView, GuardView, LargeObjectsView, MigrationView, ModeView, PathView,
-    ResourceView,
+    ResourceView, SoakView,
 };
 use crate::controller::zones::{ChoiceView, ZoneView};
 use crate::store::{Rejected, TokenView};
@@ -197,6 +197,12 @@ fn people(approved_by: &[String]) -> String {
     if approved_by.is_empty() { String::new() } else { format!(", approved by {}", approved_by.join(", ")) }
 }
 
+fn soaks(view: &ResourceView, soak: &SoakView) -> String {
+    let equal = if soak.unverified { ", once both compare equal" } else { "" };
+    let until = moment(soak.until_ms);
+    format!(": {} soaks until {until}{equal} (godwit retire {}: no longer)", view.shadow, view.name)
+}
+
 pub(super) fn resources(views: &[ResourceView]) -> String {
     let mut text = String::new();
     for view in views {
@@ -206,7 +212,8 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
             view.name, view.primary, view.shadow, view.phase, view.generation, view.policy, view.mode
         );
         if let Some(id) = &view.migration {
-            let _ = writeln!(text, "  migration    {id}");
+            let soak = view.soak.as_ref().map(|soak| soaks(view, soak)).unwrap_or_default();
+            let _ = writeln!(text, "  migration    {id}{soak}");
         }
         if let Some(proposal) = &view.proposal {
             let _ = writeln!(

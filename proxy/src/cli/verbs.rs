@@ -271,6 +271,19 @@ pub(super) fn abort(client: &Client, resource: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+pub(super) fn retire(client: &Client, resource: &str) -> Result<ExitCode> {
+    let view: ResourceView = client.get(&format!("/api/v1/resources/{resource}"))?;
+    let (Some(id), old) = (view.migration, view.shadow) else {
+        bail!("no old primary of {resource} soaks: the resource is {}", view.phase)
+    };
+    client.post(&format!("/api/v1/resources/{resource}/migrations/{id}/retire"), &serde_json::json!({}))?;
+    match view.soak {
+        Some(soak) if soak.unverified => println!("{old} is retired once both sides compare equal"),
+        _ => println!("{old} is being retired"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(super) fn schema(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
     let view: SchemaView = client.get(&format!("/api/v1/resources/{resource}/schema"))?;
     show(output, &view, render::schema)?;

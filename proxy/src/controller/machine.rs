@@ -428,6 +428,7 @@ impl Machine {
             Event::MigrateRequested { .. }
                 | Event::TakeOverRequested { .. }
                 | Event::AbortRequested { .. }
+                | Event::SoakFor { .. }
                 | Event::Tick
         ) {
             self.unwritten.push(event);
@@ -546,7 +547,14 @@ impl Machine {
                 let _ = reply.send(self.take_over(*plan, &by));
             }
             Command::Abort { id, by, reply } => {
-                let _ = reply.send(self.abort(&id, by));
+                let _ = reply.send(self.told(&id, Event::AbortRequested { by }));
+            }
+            Command::Retire { id, by, reply } => {
+                let told = self.told(&id, Event::SoakFor { time: Duration::ZERO });
+                if told.is_ok() {
+                    tracing::info!(resource = %self.state.resource, by, "the old primary's soak is ended");
+                }
+                let _ = reply.send(told);
             }
         }
     }
@@ -642,11 +650,11 @@ impl Machine {
         }
     }
 
-    fn abort(&mut self, id: &str, by: String) -> Result<(), Denied> {
+    /// What a person says of this migration.
+    fn told(&mut self, id: &str, event: Event) -> Result<(), Denied> {
         if self.state.run.as_ref().is_none_or(|run| run.id != id) {
             return Err(Denied::NoSuchMigration(id.to_owned()));
         }
-        let event = Event::AbortRequested { by };
         let now = self.moment();
         step(&self.state, event.clone(), now).map_err(|refused| denied(&refused))?;
         self.take(event);

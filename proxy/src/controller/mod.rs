@@ -111,6 +111,15 @@ pub enum Command {
         /// The answer.
         reply: oneshot::Sender<Result<Plan, Denied>>,
     },
+    /// The old primary soaks no longer.
+    Retire {
+        /// Id of the migration that it soaks after.
+        id: String,
+        /// Who asks.
+        by: String,
+        /// The answer.
+        reply: oneshot::Sender<Result<(), Denied>>,
+    },
     /// Undo the migration under way.
     Abort {
         /// Its id.

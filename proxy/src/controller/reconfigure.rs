@@ -25,7 +25,7 @@ impl Machine {
         front.mirror.aim(&zone.0, rules, targets);
     }
 
-    /// Takes these settings, or says why not now. A migration under way goes on with what it began with.
+    /// Takes these settings, or says why not now. A migration under way goes on with what it began with, but for its soak.
     pub(super) fn reconfigure(&mut self, next: &Resource, persist: Option<Persist>) -> Result<(), Denied> {
         let old = self.hands.settings();
         let (was, is) = (&old.policy, &next.policy);
@@ -55,6 +55,9 @@ impl Machine {
         }
         if scaling {
             self.adjust();
+        }
+        if was.retire_after != is.retire_after && self.state.phase == Phase::Soaking {
+            self.take(Event::SoakFor { time: is.retire_after });
         }
         tracing::info!(resource = %next.name, scaling, replication, "settings changed");
         self.publish();

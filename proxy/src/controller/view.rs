@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use migration::cutover::{Phase, State};
 use migration::report::{DecisionReport, Verdict};
 use migration::units::ByteCount;
 use migration::world::Fact;
@@ -35,6 +36,9 @@ pub struct ResourceView {
     pub mode: String,
     /// The migration under way: its id.
     pub migration: Option<String>,
+    /// The old primary soaks: until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soak: Option<SoakView>,
     /// The gate of the HTTP front.
     pub gate: Option<GateView>,
     /// The sessions of the PostgreSQL front.
@@ -57,6 +61,24 @@ pub struct ResourceView {
     pub proposal: Option<super::proposals::ProposalView>,
     /// What is wrong now and what it means; empty: nothing.
     pub problems: Vec<String>,
+}
+
+/// An old primary that is kept at full capacity for a while.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SoakView {
+    /// When it is retired, Unix milliseconds.
+    pub until_ms: u64,
+    /// Not before both sides have compared equal, and they have not yet.
+    pub unverified: bool,
+}
+
+impl SoakView {
+    /// Of the old primary that soaks, if one does.
+    pub fn of(state: &State) -> Option<Self> {
+        let run = state.run.as_ref().filter(|_| state.phase == Phase::Soaking)?;
+        let unverified = run.limits.require_verified && !run.verified;
+        Some(Self { until_ms: state.deadline()?.0, unverified })
+    }
 }
 
 /// A gate.

@@ -1,5 +1,7 @@
 //! What happened: past facts, reported to the machine.
 
+use std::time::Duration;
+
 use super::state::{Limits, Trigger};
 use crate::units::{Position, Zone};
 
@@ -76,6 +78,11 @@ pub enum Event {
         /// Equal.
         equal: bool,
     },
+    /// The old primary shall soak so long, counted from when it began to.
+    SoakFor {
+        /// How long; zero: no longer.
+        time: Duration,
+    },
     /// The old primary is scaled down to a shadow.
     OldPrimaryRetired,
     /// An effect did not work.
@@ -121,6 +128,7 @@ impl Event {
             Self::GateOpened => "GateOpened",
             Self::OldStreamGone => "OldStreamGone",
             Self::Compared { .. } => "Compared",
+            Self::SoakFor { .. } => "SoakFor",
             Self::OldPrimaryRetired => "OldPrimaryRetired",
             Self::EffectFailed { .. } => "EffectFailed",
             Self::AbortRequested { .. } => "AbortRequested",

@@ -1,5 +1,7 @@
 //! `step`: the only place that changes a [`State`].
 
+use std::time::Duration;
+
 use super::effect::{Capacity, Effect, Outcome};
 use super::event::Event;
 use super::invariants;
@@ -43,6 +45,12 @@ pub enum Refused {
         /// Its id.
         id: String,
     },
+    /// No old primary soaks.
+    #[error("no old primary soaks: the resource is {phase}", phase = phase.name())]
+    NotSoaking {
+        /// Where the resource stands.
+        phase: Phase,
+    },
     /// A fact that is late, or is not awaited here.
     #[error("{event} is not awaited in phase {phase}", phase = phase.name())]
     NotAwaited {
@@ -75,6 +83,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<E
         }
         Event::TakeOverRequested { id, trigger, limits } => Some(take_over(state, id, trigger, limits, now)?),
         Event::AbortRequested { by } => Some(abort_requested(state, &by, now)?),
+        Event::SoakFor { time } => Some(soak_for(state, time, now)?),
         Event::HoldNearlyFull { why } => (state.phase.may_abort() && state.phase.holds())
             .then(|| abort(state, format!("the gate nearly holds all it may: {why}"), now)),
         Event::EffectFailed { effect, why } => effect_failed(state, effect, &why, now),
@@ -248,6 +257,15 @@ fn abort_requested(state: &State, by: &str, now: Timestamp) -> Result<(State, Ve
         }
         Some(_) => Ok(abort(state, format!("asked by {by}"), now)),
     }
+}
+
+fn soak_for(state: &State, time: Duration, now: Timestamp) -> Result<(State, Vec<Effect>), Refused> {
+    if state.phase != Phase::Soaking {
+        return Err(Refused::NotSoaking { phase: state.phase });
+    }
+    let next = edit(state, |run| run.limits.retire_after = time);
+    let effects = due(&next, now).into_iter().collect();
+    Ok((next, effects))
 }
 
 fn abort(state: &State, why: String, now: Timestamp) -> (State, Vec<Effect>) {

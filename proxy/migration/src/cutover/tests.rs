@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::effect::{Effect, Outcome};
+use super::effect::{Capacity, Effect, Outcome};
 use super::event::Event;
 use super::state::{Limits, Phase, Run, State, Trigger};
 use super::step::step;
@@ -59,6 +59,7 @@ fn every_event() -> Vec<Event> {
         Event::OldStreamGone,
         Event::Compared { equal: true },
         Event::Compared { equal: false },
+        Event::SoakFor { time: Duration::ZERO },
         Event::OldPrimaryRetired,
         Event::EffectFailed { effect: "fence", why: "lock timeout".into() },
         Event::EffectFailed { effect: "lift_fence", why: "gone".into() },
@@ -207,6 +208,24 @@ fn a_shadow_takes_over_from_wherever_nothing_can_be_undone_any_more() {
         assert_eq!((end.phase, end.run), (Phase::Shadowing, None));
         assert!(matches!(&effects[0], Effect::CloseRun { outcome: Outcome::TakenOver, .. }));
     }
+}
+
+#[test]
+fn a_soak_that_is_cut_short_ends_once_both_sides_are_equal() {
+    let soaking = road().into_iter().find(|state| state.phase == Phase::Soaking).expect("on the road");
+    let end = Event::SoakFor { time: Duration::ZERO };
+    let (short, effects) = step(&soaking, end.clone(), START).expect("soaks");
+    assert_eq!((short.phase, effects), (Phase::Soaking, Vec::new()), "nobody has compared them");
+    let (equal, _) = step(&short, Event::Compared { equal: true }, START).expect("awaited");
+    let (_, effects) = step(&equal, Event::Tick, START).expect("time passes");
+    let retires = |effects: &[Effect]| matches!(effects, [Effect::Scale { capacity: Capacity::Shadow, .. }]);
+    assert!(retires(&effects), "{effects:?}");
+    // Or at once, where they were found equal before; and longer than it was to.
+    let (equal, _) = step(&soaking, Event::Compared { equal: true }, START).expect("awaited");
+    assert!(retires(&step(&equal, end, START).expect("soaks").1));
+    let (long, _) = step(&equal, Event::SoakFor { time: Duration::from_secs(7200) }, START).expect("soaks");
+    let late = START.after(Duration::from_secs(3600));
+    assert_eq!(step(&long, Event::Tick, late).expect("time passes").1, Vec::new());
 }
 
 #[test]

@@ -248,6 +248,13 @@ fn migrations() -> Vec<Line> {
         post("/api/v1/resources/{id}/migrations/{mid}/abort", "abort", "Undoes it, before the commit")
             .done(ACCEPTED)
             .refuses(&[CONFLICT, DRIVER]),
+        post(
+            "/api/v1/resources/{id}/migrations/{mid}/retire",
+            "retire",
+            "Its old primary soaks no longer: it is retired once both sides have compared equal",
+        )
+        .done(ACCEPTED)
+        .refuses(&[CONFLICT, DRIVER]),
         post("/api/v1/resources/{id}/proposals/{pid}/approve", "approve", "The proposed move begins")
             .gives::<Plan>(ACCEPTED)
             .with(WHERE.0, WHERE.1)

@@ -8,7 +8,7 @@ use super::Machine;
 use crate::clock;
 use crate::controller::forecast::ForecastView;
 use crate::controller::view::{
-    DecisionView, GateView, ModeView, ReplicationView, ResourceView, SessionsView,
+    DecisionView, GateView, ModeView, ReplicationView, ResourceView, SessionsView, SoakView,
 };
 use crate::telemetry::metrics as telemetry;
 
@@ -66,6 +66,7 @@ impl Machine {
             policy: resource.policy.name.clone(),
             mode: format!("{:?}", resource.policy.mode).to_lowercase(),
             migration: self.state.run.as_ref().map(|run| run.id.clone()),
+            soak: SoakView::of(&self.state),
             gate: self.hands.front.as_ref().map(|front| {
                 let stats = front.gate.stats();
                 GateView {

@@ -1,0 +1,54 @@
+//! An old primary soaks until the policy says, or until a person ends that.
+
+use anyhow::{Result, ensure};
+use godwit::demo::zone::{Playground, RESOURCE};
+use serde_json::json;
+
+use crate::leader::{Leader, PROGRAM, options};
+
+async fn asked(playground: &Playground, verb: &str) -> Result<(bool, String)> {
+    let mut command = tokio::process::Command::new(PROGRAM);
+    command.args(["--admin", &playground.admin.to_string(), verb, RESOURCE]);
+    let output = command.output().await?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((output.status.success(), String::from_utf8(said)?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_soak_is_ended_by_a_person_and_follows_the_policy() -> Result<()> {
+    let mut options = options(false)?;
+    options.policy = options.policy.replace("retire: {after: 100ms", "retire: {after: 10h");
+    ensure!(options.policy.contains("10h"), "{}", options.policy);
+    let playground = Playground::start(&options).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader.ready().await?;
+    let (old, new) = (view.primary, view.shadow);
+    let (done, said) = asked(&playground, "retire").await?;
+    ensure!(!done && said.contains("no old primary of orders soaks: the resource is shadowing"), "{said}");
+
+    let id = leader.migrate(&new).await?;
+    let soaks = leader.until("the old primary soaks", |view| view.soak.is_some()).await?;
+    let until = soaks.soak.unwrap_or_default().until_ms;
+    ensure!(until == soaks.since_ms + 10 * 3_600_000, "since {}, until {until}", soaks.since_ms);
+    let (_, status) = asked(&playground, "status").await?;
+    ensure!(status.contains(&format!("{id}: {old} soaks until ")), "{status}");
+
+    // Another policy is that of a soak under way, too.
+    let file = playground.config.with_file_name("policies").join("playground.yaml");
+    let longer = std::fs::read_to_string(&file)?.replace("after: 10h", "after: 20h");
+    std::fs::write(&file, longer)?;
+    leader.client.send("/api/v1/config/reload", &json!({})).await?;
+    let twice = |view: &godwit::controller::view::ResourceView| {
+        view.soak.as_ref().is_some_and(|soak| soak.until_ms == view.since_ms + 20 * 3_600_000)
+    };
+    leader.until("it soaks longer", twice).await?;
+
+    let (done, said) = asked(&playground, "retire").await?;
+    ensure!(done && said.starts_with(&format!("{old} is ")), "{said}");
+    leader.until("it is the shadow", |view| view.phase == "shadowing" && view.soak.is_none()).await?;
+    let run = leader.migration(&id).await?;
+    ensure!(run.state == "retired" && run.verified == Some(true), "{run:#?}");
+    let again = format!("/api/v1/resources/{RESOURCE}/migrations/{id}/retire");
+    ensure!(leader.client.send(&again, &json!({})).await.is_err(), "it is retired");
+    Ok(())
+}
