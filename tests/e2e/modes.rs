@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{DATABASE, Options, Playground, RESOURCE, SUPERUSER, Zone};
 use replicator::{lanes, verify};
 use rustix::process::Signal;
@@ -207,6 +208,36 @@ async fn a_commit_waits_for_the_shadow_but_never_for_ever() -> Result<()> {
         .get(0);
     ensure!(left == 0, "{left} rows or guards are left");
     Ok(())
+}
+
+/// A server shows a walsender as synchronous before commits wait for it: that is when its checkpointer has read the setting, which may be
+/// busy. Until then nobody is told that they wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_are_said_to_wait_once_they_do() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, _] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let look = client(near).await?;
+    let checkpointer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    let pid: i32 = look.query_one(checkpointer, &[]).await?.get(0);
+    let pid = rustix::process::Pid::from_raw(pid).context("a process")?;
+    rustix::process::kill_process(pid, Signal::STOP)?;
+    rewrite(&playground, "{mode: sync, fallback: {after: 30s, back: 1s}}")?;
+    leader.client.send("/api/v1/config/reload", &serde_json::json!({})).await?;
+    let counted = async || {
+        let counts = "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum'))";
+        Ok(client(near).await?.query_one(counts, &[]).await?.get::<_, bool>(0))
+    };
+    godwit_tests::waiting::until("the server counts it", counted).await?;
+    let why = |view: &ResourceView| {
+        let mode = &view.replication.mode;
+        mode.effective == "async" && mode.why.contains("commits do not wait yet")
+    };
+    let told = leader.until("it is told that they do not wait", why).await;
+    rustix::process::kill_process(pid, Signal::CONT)?;
+    told?;
+    effective(&mut leader, "sync").await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -122,8 +122,8 @@ async fn followed_wholly() -> Result<(Playground, [PathBuf; 2])> {
     let mut options = options(false)?;
     let [one, other] = &mut options.bins;
     other.clone_from(one);
-    options.policy =
-        options.policy.replace("replication: {mode: async}", "replication: {mode: async, schema: all}");
+    let all = "replication: {mode: async, schema: all, unlogged: empty}";
+    options.policy = options.policy.replace("replication: {mode: async}", all);
     let bins = options.bins.clone();
     Ok((Playground::start(&options).await?, bins))
 }

@@ -1,6 +1,7 @@
 //! An old primary soaks until the policy says, or until a person ends that.
 
 use anyhow::{Result, ensure};
+use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{Playground, RESOURCE};
 use serde_json::json;
 
@@ -33,15 +34,23 @@ async fn a_soak_is_ended_by_a_person_and_follows_the_policy() -> Result<()> {
     let (_, status) = asked(&playground, "status").await?;
     ensure!(status.contains(&format!("{id}: {old} soaks until ")), "{status}");
 
-    // Another policy is that of a soak under way, too.
+    // Another policy is that of a soak under way, too, also where it was changed while nobody ran.
     let file = playground.config.with_file_name("policies").join("playground.yaml");
-    let longer = std::fs::read_to_string(&file)?.replace("after: 10h", "after: 20h");
-    std::fs::write(&file, longer)?;
-    leader.client.send("/api/v1/config/reload", &json!({})).await?;
-    let twice = |view: &godwit::controller::view::ResourceView| {
-        view.soak.as_ref().is_some_and(|soak| soak.until_ms == view.since_ms + 20 * 3_600_000)
+    let soaks_for = |hours: u64| {
+        move |view: &ResourceView| {
+            view.soak.as_ref().is_some_and(|soak| soak.until_ms == view.since_ms + hours * 3_600_000)
+        }
     };
-    leader.until("it soaks longer", twice).await?;
+    let change = |from: &str, to: &str| -> Result<()> {
+        Ok(std::fs::write(&file, std::fs::read_to_string(&file)?.replace(from, to))?)
+    };
+    change("after: 10h", "after: 20h")?;
+    leader.client.send("/api/v1/config/reload", &json!({})).await?;
+    leader.until("it soaks longer", soaks_for(20)).await?;
+    drop(leader);
+    change("after: 20h", "after: 30h")?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.until("it soaks even longer", soaks_for(30)).await?;
 
     let (done, said) = asked(&playground, "retire").await?;
     ensure!(done && said.starts_with(&format!("{old} is ")), "{said}");

@@ -198,6 +198,7 @@ impl Machine {
         let mut warming = Some(self.warm());
         self.read_moves();
         self.take(Event::Restarted);
+        self.soak_as_configured();
         if self.state.phase != Phase::Idle && self.state.run.is_none() && !policy.shadow_enabled {
             // Switched off while this process was not there to see it.
             self.take(Event::ShadowDisabled);

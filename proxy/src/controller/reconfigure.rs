@@ -1,6 +1,8 @@
 //! Other settings while the resource is led: the shadow on or off, which commits wait, how many workers.
 
-use migration::cutover::{Capacity, Effect, Event, Phase};
+use std::time::Duration;
+
+use migration::cutover::{Capacity, Effect, Event, Phase, Run};
 use migration::policy::MirrorRules;
 use tokio::sync::oneshot;
 
@@ -56,12 +58,19 @@ impl Machine {
         if scaling {
             self.adjust();
         }
-        if was.retire_after != is.retire_after && self.state.phase == Phase::Soaking {
-            self.take(Event::SoakFor { time: is.retire_after });
-        }
+        self.soak_as_configured();
         tracing::info!(resource = %next.name, scaling, replication, "settings changed");
         self.publish();
         Ok(())
+    }
+
+    /// An old primary soaks as long as the policy of now says, unless a person has ended that.
+    pub(super) fn soak_as_configured(&mut self) {
+        let (time, run) = (self.hands.policy().retire_after, self.state.run.as_ref());
+        let other = |run: &Run| ![time, Duration::ZERO].contains(&run.limits.retire_after);
+        if self.state.phase == Phase::Soaking && run.is_some_and(other) {
+            self.take(Event::SoakFor { time });
+        }
     }
 
     /// The stream's keeper begins anew with the policy of now; rows flow on.

@@ -36,6 +36,10 @@ use crate::preflight::{Finding, Severity};
 const EFFECT: Duration = Duration::from_secs(5);
 /// How often it is looked for.
 const LOOK: Duration = Duration::from_millis(20);
+/// One commit may come back late by chance; not so many.
+const PROOFS: usize = 5;
+/// What the server shows of the session that tries it in `pg_stat_activity`.
+const PROBES: &str = "godwit-probe";
 /// Settings of a guard's session; those that the server's version does not know are left out.
 const GUARD_SETTINGS: &str = "SELECT pg_catalog.set_config(s.name, s.value, false) FROM (VALUES \
     ('synchronous_commit', 'local'), ('statement_timeout', '0'), ('transaction_timeout', '0'), \
@@ -210,11 +214,18 @@ impl Armed {
             .await
             .map_err(refused(context))?;
         client.batch_execute("SELECT pg_reload_conf()").await.map_err(refused(context))?;
+        let prober = connect(dsn, PROBES).await?;
         let deadline = crate::clock::now() + EFFECT;
         loop {
             let now = observe(client, slot).await?;
-            if now.named && matches!(now.state.as_deref(), Some("sync" | "quorum")) {
+            let counts = now.named && matches!(now.state.as_deref(), Some("sync" | "quorum"));
+            if counts && commits_wait(&prober, slot).await? {
                 return Ok(Self { guards });
+            }
+            if crate::clock::now() > deadline && counts {
+                return Err(Error::Unready(format!(
+                    "{context}: commits do not wait yet, since the server's checkpointer has not read the setting"
+                )));
             }
             if crate::clock::now() > deadline {
                 return Err(Error::Unready(format!(
@@ -231,6 +242,29 @@ impl Armed {
     pub fn guarded(&self) -> bool {
         self.guards.iter().all(|guard| !guard.is_finished())
     }
+}
+
+/// Whether commits wait. A server counts a walsender as synchronous as soon as that has read the setting; commits wait for it once the
+/// checkpointer has as well, and nothing shows that but a commit: one that does not wait is back before the standby has it.
+async fn commits_wait(prober: &Client, slot: &str) -> Result<bool, Error> {
+    let probe = format!(
+        "BEGIN; SET LOCAL synchronous_commit = on; \
+         SELECT pg_catalog.set_config('godwit.probe', pg_catalog.pg_logical_emit_message(true, 'godwit.probe', '')::text, false); COMMIT; \
+         SELECT r.flush_lsn > pg_catalog.current_setting('godwit.probe')::pg_lsn FROM pg_catalog.pg_stat_replication r \
+         JOIN pg_catalog.pg_replication_slots s ON s.active_pid = r.pid WHERE s.slot_name = {}",
+        literal(slot)
+    );
+    for _ in 0..PROOFS {
+        let Ok(answer) = tokio::time::timeout(EFFECT, prober.simple_query(&probe)).await else {
+            // It waits indeed.
+            return Ok(true);
+        };
+        let answer = rows(answer.map_err(refused("see whether commits wait"))?);
+        if answer.last().and_then(|row| row.get(0)) != Some("t") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Takes `slot` out of the setting, puts back what was there before, and ends the guards; returns when a session of the
