@@ -14,7 +14,7 @@ async fn get<T: serde::de::DeserializeOwned>(leader: &Leader<'_>, path: &str) ->
 }
 
 /// The program's answer: exit code, standard output, standard error.
-async fn godwit(leader: &Leader<'_>, arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
+pub(crate) async fn godwit(leader: &Leader<'_>, arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
     let output = tokio::process::Command::new(PROGRAM)
         .args(["--admin", &leader.playground.admin.to_string()])
         .args(arguments)

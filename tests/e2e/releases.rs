@@ -117,6 +117,18 @@ const SERVICE: &str = "
     CREATE AGGREGATE summed (int) (sfunc = int4pl, stype = int, initcond = '0'); CREATE TYPE floats AS RANGE (subtype = float8, subtype_diff = float8mi);
     CREATE TEXT SEARCH CONFIGURATION plain (COPY = simple); CREATE COLLATION in_order (provider = icu, locale = 'en-u-kn-true')";
 
+/// The shadow follows, and `pg_dump` says the same of both.
+async fn alike(leader: &mut Leader<'_>, bin: &Path) -> Result<()> {
+    followed(leader).await?;
+    let [near, far] = &leader.playground.zones;
+    let (one, other) = (dumped(bin, near).await?, dumped(bin, far).await?);
+    let only = |one: &[String], other: &[String]| -> Vec<String> {
+        one.iter().filter(|statement| !other.contains(statement)).cloned().collect()
+    };
+    ensure!(one == other, "{:#?}\n{:#?}", only(&one, &other), only(&other, &one));
+    Ok(())
+}
+
 /// Both zones are of one major version, and the whole schema follows.
 async fn followed_wholly() -> Result<(Playground, [PathBuf; 2])> {
     let mut options = options(false)?;
@@ -137,19 +149,10 @@ async fn what_releases_do_to_a_schema_is_followed() -> Result<()> {
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
     let shadow = owner(far).await?;
-    let alike = async |leader: &mut Leader<'_>| {
-        followed(leader).await?;
-        let (one, other) = (dumped(&bins[0], near).await?, dumped(&bins[0], far).await?);
-        let only = |one: &[String], other: &[String]| -> Vec<String> {
-            one.iter().filter(|statement| !other.contains(statement)).cloned().collect()
-        };
-        ensure!(one == other, "{:#?}\n{:#?}", only(&one, &other), only(&other, &one));
-        anyhow::Ok(())
-    };
-    alike(&mut leader).await.context("the copy")?;
+    alike(&mut leader, &bins[0]).await.context("the copy")?;
     for release in RELEASES {
         primary.batch_execute(release).await.context(release)?;
-        alike(&mut leader).await.context(release)?;
+        alike(&mut leader, &bins[0]).await.context(release)?;
     }
     // What nobody can tell of older rows is copied again, into columns like the primary's.
     primary
@@ -166,7 +169,7 @@ async fn what_releases_do_to_a_schema_is_followed() -> Result<()> {
     let view = leader.until("what mends it is named", |view| named(view, mend)).await?;
     ensure!(!named(&view, "cannot follow"), "{:#?}", view.problems);
     seed_anew(&leader, &["public.users"]).await?;
-    alike(&mut leader).await.context("a table anew")?;
+    alike(&mut leader, &bins[0]).await.context("a table anew")?;
     for table in ["users", "homes", "counters", "loose", "tasks", "flows"] {
         let rows =
             format!("SELECT coalesce(string_agg(t::text, E'\\n' ORDER BY t::text), '') FROM {table} t");
@@ -223,10 +226,7 @@ async fn a_new_tenants_tables_come_together() -> Result<()> {
     };
     ensure!(transactions <= 6, "{all} tables were made in {transactions} transactions");
     busy.batch_execute("INSERT INTO tenant.t7 (name) VALUES ('a'); COMMIT").await?;
-    followed(&mut leader).await?;
-    let (one, other) = (dumped(&bins[0], near).await?, dumped(&bins[0], far).await?);
-    let differ: Vec<_> = one.iter().filter(|statement| !other.contains(statement)).collect();
-    ensure!(differ.is_empty() && one.len() == other.len(), "{differ:#?}");
+    alike(&mut leader, &bins[0]).await?;
     primary.batch_execute("INSERT INTO tenant.t8 (name) VALUES ('b')").await?;
     let rows = "SELECT string_agg(format('%s %s', relname, (xpath('//n/text()', query_to_xml(format('SELECT count(*) AS n, \
         sum(hashtext(t::text)) FROM tenant.%I t', relname), false, true, '')))[1]), ' ' ORDER BY relname) \

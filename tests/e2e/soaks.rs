@@ -5,15 +5,8 @@ use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{Playground, RESOURCE};
 use serde_json::json;
 
-use crate::leader::{Leader, PROGRAM, options};
-
-async fn asked(playground: &Playground, verb: &str) -> Result<(bool, String)> {
-    let mut command = tokio::process::Command::new(PROGRAM);
-    command.args(["--admin", &playground.admin.to_string(), verb, RESOURCE]);
-    let output = command.output().await?;
-    let said = [output.stdout, output.stderr].concat();
-    Ok((output.status.success(), String::from_utf8(said)?))
-}
+use crate::history::godwit;
+use crate::leader::{Leader, options};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_soak_is_ended_by_a_person_and_follows_the_policy() -> Result<()> {
@@ -24,14 +17,17 @@ async fn a_soak_is_ended_by_a_person_and_follows_the_policy() -> Result<()> {
     let mut leader = Leader::start(&playground, &[])?;
     let view = leader.ready().await?;
     let (old, new) = (view.primary, view.shadow);
-    let (done, said) = asked(&playground, "retire").await?;
-    ensure!(!done && said.contains("no old primary of orders soaks: the resource is shadowing"), "{said}");
+    let (code, _, said) = godwit(&leader, &["retire", RESOURCE]).await?;
+    ensure!(
+        code != Some(0) && said.contains("no old primary of orders soaks: the resource is shadowing"),
+        "{said}"
+    );
 
     let id = leader.migrate(&new).await?;
     let soaks = leader.until("the old primary soaks", |view| view.soak.is_some()).await?;
     let until = soaks.soak.unwrap_or_default().until_ms;
     ensure!(until == soaks.since_ms + 10 * 3_600_000, "since {}, until {until}", soaks.since_ms);
-    let (_, status) = asked(&playground, "status").await?;
+    let (_, status, _) = godwit(&leader, &["status", RESOURCE]).await?;
     ensure!(status.contains(&format!("{id}: {old} soaks until ")), "{status}");
 
     // Another policy is that of a soak under way, too, also where it was changed while nobody ran.
@@ -52,8 +48,8 @@ async fn a_soak_is_ended_by_a_person_and_follows_the_policy() -> Result<()> {
     let mut leader = Leader::start(&playground, &[])?;
     leader.until("it soaks even longer", soaks_for(30)).await?;
 
-    let (done, said) = asked(&playground, "retire").await?;
-    ensure!(done && said.starts_with(&format!("{old} is ")), "{said}");
+    let (code, said, _) = godwit(&leader, &["retire", RESOURCE]).await?;
+    ensure!(code == Some(0) && said.starts_with(&format!("{old} is ")), "{said}");
     leader.until("it is the shadow", |view| view.phase == "shadowing" && view.soak.is_none()).await?;
     let run = leader.migration(&id).await?;
     ensure!(run.state == "retired" && run.verified == Some(true), "{run:#?}");

@@ -323,6 +323,16 @@ async fn told<T>(
     Ok(handle.ask(command).await.ok_or_else(stopping)??)
 }
 
+/// The same of a command to the resource of this id that is done later.
+async fn accepted(
+    state: &AdminState,
+    id: &str,
+    command: impl FnOnce(oneshot::Sender<Result<(), Denied>>) -> Command,
+) -> Answer<StatusCode> {
+    told(&find(state, id)?, command).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
 /// No body at all asks for the default; a wrong one is an error.
 pub(super) fn or_default<T: Default>(body: Result<Json<T>, JsonRejection>, headers: &HeaderMap) -> Answer<T> {
     match body {
@@ -512,10 +522,7 @@ async fn reseed(
     Path(id): Path<String>,
     caller: Caller,
 ) -> Answer<StatusCode> {
-    let handle = find(&state, &id)?;
-    let by = caller.name;
-    told(&handle, |reply| Command::Reseed { by, reply }).await?;
-    Ok(StatusCode::ACCEPTED)
+    accepted(&state, &id, |reply| Command::Reseed { by: caller.name, reply }).await
 }
 
 async fn abort(
@@ -523,10 +530,7 @@ async fn abort(
     Path((id, mid)): Path<(String, String)>,
     caller: Caller,
 ) -> Answer<StatusCode> {
-    let handle = find(&state, &id)?;
-    let by = caller.name;
-    told(&handle, |reply| Command::Abort { id: mid, by, reply }).await?;
-    Ok(StatusCode::ACCEPTED)
+    accepted(&state, &id, |reply| Command::Abort { id: mid, by: caller.name, reply }).await
 }
 
 async fn retire(
@@ -534,10 +538,7 @@ async fn retire(
     Path((id, mid)): Path<(String, String)>,
     caller: Caller,
 ) -> Answer<StatusCode> {
-    let handle = find(&state, &id)?;
-    let by = caller.name;
-    told(&handle, |reply| Command::Retire { id: mid, by, reply }).await?;
-    Ok(StatusCode::ACCEPTED)
+    accepted(&state, &id, |reply| Command::Retire { id: mid, by: caller.name, reply }).await
 }
 
 async fn verification(

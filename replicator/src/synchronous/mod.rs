@@ -69,10 +69,9 @@ pub async fn observe(client: &Client, slot: &str) -> Result<Observation, Error> 
     let installed = "SELECT pg_catalog.to_regclass('godwit.synchronous') IS NOT NULL";
     let look = format!(
         "SELECT pg_catalog.current_setting('synchronous_standby_names'), \
-         (SELECT r.sync_state FROM pg_catalog.pg_stat_replication r JOIN pg_catalog.pg_replication_slots s \
-          ON s.active_pid = r.pid WHERE s.slot_name = {0} AND r.state = 'streaming'), \
+         (SELECT r.sync_state {} AND r.state = 'streaming'), \
          (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.wait_event = 'SyncRep')",
-        literal(slot)
+        of_walsender(slot)
     );
     let (installed, answer) = tokio::join!(client.simple_query(installed), client.simple_query(&look));
     let context = "look at the synchronous standbys";
@@ -224,17 +223,18 @@ impl Armed {
             if counts && commits_wait(&prober, slot).await? {
                 return Ok(Self { guards });
             }
-            if crate::clock::now() > deadline && counts {
-                return Err(Error::Unready(format!(
-                    "{context}: commits do not wait yet, since the server's checkpointer has not read the setting"
-                )));
-            }
             if crate::clock::now() > deadline {
-                return Err(Error::Unready(format!(
-                    "{context}: the server does not count {slot} as a synchronous standby (setting {:?}, walsender {})",
-                    now.setting,
-                    now.state.unwrap_or_else(|| "not there".into())
-                )));
+                let why = if counts {
+                    "commits do not wait yet, since the server's checkpointer has not read the setting"
+                        .to_owned()
+                } else {
+                    format!(
+                        "the server does not count {slot} as a synchronous standby (setting {:?}, walsender {})",
+                        now.setting,
+                        now.state.unwrap_or_else(|| "not there".into())
+                    )
+                };
+                return Err(Error::Unready(format!("{context}: {why}")));
             }
             sleep(LOOK).await;
         }
@@ -246,15 +246,23 @@ impl Armed {
     }
 }
 
+/// SQL: of `pg_stat_replication r`, whoever streams from `slot`.
+fn of_walsender(slot: &str) -> String {
+    format!(
+        "FROM pg_catalog.pg_stat_replication r JOIN pg_catalog.pg_replication_slots s ON s.active_pid = r.pid \
+         WHERE s.slot_name = {}",
+        literal(slot)
+    )
+}
+
 /// Whether commits wait. A server counts a walsender as synchronous as soon as that has read the setting; commits wait for it once the
 /// checkpointer has as well, and nothing shows that but a commit: one that does not wait is back before the standby has it.
 async fn commits_wait(prober: &Client, slot: &str) -> Result<bool, Error> {
     let probe = format!(
         "BEGIN; SET LOCAL synchronous_commit = on; \
          SELECT pg_catalog.set_config('godwit.probe', pg_catalog.pg_logical_emit_message(true, 'godwit.probe', '')::text, false); COMMIT; \
-         SELECT r.flush_lsn > pg_catalog.current_setting('godwit.probe')::pg_lsn FROM pg_catalog.pg_stat_replication r \
-         JOIN pg_catalog.pg_replication_slots s ON s.active_pid = r.pid WHERE s.slot_name = {}",
-        literal(slot)
+         SELECT r.flush_lsn > pg_catalog.current_setting('godwit.probe')::pg_lsn {}",
+        of_walsender(slot)
     );
     let enough = crate::clock::now() + LONG;
     for _ in 0..PROOFS {

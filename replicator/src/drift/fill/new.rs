@@ -25,12 +25,7 @@ pub(in crate::drift) type Made = BTreeMap<String, Option<u64>>;
 
 /// Makes one table, which the shadow lacks.
 pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Option<u64>, Error> {
-    let failed = |error| refused(&format!("fill table {name}"))(error);
-    let plain = "SELECT pg_catalog.to_regclass($1) IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_class \
-        WHERE oid = pg_catalog.to_regclass($1) AND relkind = 'r' AND relpersistence = 'p')";
-    // Of one that is gone again, the dump says so.
-    let plain = sides.source.1.query_one(plain, &[&name]).await.map_err(failed)?.get(0);
-    let mut made = made(sides, &[(name.to_owned(), plain)], Locks::Waits).await?;
+    let mut made = made(sides, &[name], Locks::Waits).await?;
     made.remove(name).ok_or_else(|| Error::Unready(format!("fill table {name}: it is none that is copied")))
 }
 
@@ -47,6 +42,7 @@ pub(in crate::drift) async fn tables(sides: Sides<'_>, names: &[&str]) -> Made {
             return done;
         }
     };
+    let small: Vec<&str> = small.iter().map(String::as_str).collect();
     for some in small.chunks(AT_ONCE).filter(|some| some.len() > 1) {
         match made(sides, some, Locks::Tries).await {
             Ok(made) => done.extend(made),
@@ -58,25 +54,24 @@ pub(in crate::drift) async fn tables(sides: Sides<'_>, names: &[&str]) -> Made {
     done
 }
 
-/// Those that the shadow lacks, and that are small; whether their rows are published.
-async fn small(sides: Sides<'_>, names: &[&str]) -> Result<Vec<(String, bool)>, Error> {
+/// Those that the shadow lacks, and that are small.
+async fn small(sides: Sides<'_>, names: &[&str]) -> Result<Vec<String>, Error> {
     let lacking = "SELECT name FROM unnest($1::text[]) WITH ORDINALITY AS t(name, place) \
         WHERE pg_catalog.to_regclass(name) IS NULL ORDER BY place";
     let lacking = sides.shadow.1.query(lacking, &[&names]).await.map_err(refused("fill tables"))?;
     let lacking: Vec<&str> = lacking.iter().map(|row| row.get(0)).collect();
-    let small = "SELECT name, relkind = 'r' AND relpersistence = 'p' FROM unnest($1::text[]) WITH ORDINALITY AS t(name, place) \
+    let small = "SELECT name FROM unnest($1::text[]) WITH ORDINALITY AS t(name, place) \
         JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(name) \
         WHERE pg_catalog.pg_table_size(c.oid) <= $2 ORDER BY place";
     let small = sides.source.1.query(small, &[&lacking, &SMALL]).await.map_err(refused("fill tables"))?;
-    Ok(small.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(small.iter().map(|row| row.get(0)).collect())
 }
 
-/// Makes these tables, and fills those whose rows are published (true); gives which of them are whole.
-async fn made(sides: Sides<'_>, tables: &[(String, bool)], locks: Locks) -> Result<Made, Error> {
-    let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
-    let dump = schema::dump_tables(sides.source.0, sides.bin, &names).await?;
+/// Makes these tables, and fills those whose rows are published; gives which of them are whole.
+async fn made(sides: Sides<'_>, names: &[&str], locks: Locks) -> Result<Made, Error> {
+    let dump = schema::dump_tables(sides.source.0, sides.bin, names).await?;
     let reader = connect(sides.source.0, APPLICATION).await?;
-    let made = loaded(sides, tables, &dump, &reader, locks).await;
+    let made = loaded(sides, names, &dump, &reader, locks).await;
     if made.is_err() {
         undo(sides).await;
     }
@@ -85,26 +80,28 @@ async fn made(sides: Sides<'_>, tables: &[(String, bool)], locks: Locks) -> Resu
 
 async fn loaded(
     sides: Sides<'_>,
-    tables: &[(String, bool)],
+    names: &[&str],
     dump: &str,
     reader: &Client,
     locks: Locks,
 ) -> Result<Made, Error> {
     let shadow = sides.shadow.1;
     let failed = |error| {
-        let of = tables.first().map_or("", |(name, _)| name);
-        let more = if tables.len() > 1 { format!(" and {} more", tables.len() - 1) } else { String::new() };
+        let of = names.first().unwrap_or(&"");
+        let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
         refused(&format!("fill table {of}{more}"))(error)
     };
+    // One that is gone by now is found out when it is locked.
+    let apart = "SELECT name FROM unnest($1::text[]) name JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(name) \
+        WHERE NOT (relkind = 'r' AND relpersistence = 'p')";
+    let apart = sides.source.1.query(apart, &[&names]).await.map_err(failed)?;
+    let mut made: Made = apart.iter().map(|row| (row.get(0), None)).collect();
+    let plain: Vec<&str> = names.iter().copied().filter(|name| !made.contains_key(*name)).collect();
     begin(shadow).await.map_err(failed)?;
     let _told = Told(sides.filling);
     // What is in the dump is there soon.
-    let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
-    let dump = without_dangling(shadow, &names, dump).await.map_err(failed)?;
+    let dump = without_dangling(shadow, names, dump).await.map_err(failed)?;
     schema::load(shadow, &dump).await?;
-    let plain: Vec<&str> = tables.iter().filter(|(_, plain)| *plain).map(|(name, _)| name.as_str()).collect();
-    let mut made: Made =
-        tables.iter().filter(|(_, plain)| !plain).map(|(name, _)| (name.clone(), None)).collect();
     if !plain.is_empty() {
         let (position, locked) = published(sides, &plain, locks, reader).await.map_err(failed)?;
         let found = described(&locked, reader).await?;
