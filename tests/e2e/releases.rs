@@ -8,7 +8,7 @@ use godwit::demo::zone::{DATABASE, Playground, SUPERUSER, Zone};
 use godwit_tests::waiting::until;
 use tokio_postgres::Client;
 
-use crate::leader::{Leader, options};
+use crate::leader::{Leader, options, superuser};
 use crate::schema::{differences, followed, owner, seed_anew};
 
 /// What `pg_dump` says of the service's schema.
@@ -233,5 +233,61 @@ async fn a_new_tenants_tables_come_together() -> Result<()> {
         FROM pg_class WHERE relnamespace = to_regnamespace('tenant') AND relkind IN ('r', 'p') AND relpersistence = 'p'";
     let all = async |client: &Client| anyhow::Ok(client.query_one(rows, &[]).await?.get::<_, String>(0));
     until("both have the same rows", async || Ok(all(&primary).await? == all(&shadow).await?)).await?;
+    Ok(())
+}
+
+/// What was changed right before a move, and while the move waited for who changes it: nobody has to ask again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_waits_for_a_shadow_that_is_just_following() -> Result<()> {
+    let mut options = options(false)?;
+    options.policy = options
+        .policy
+        .replace("replication: {mode: async}", "replication: {mode: async, schema: all}")
+        .replace("drain_timeout: 5s", "drain_timeout: 3s");
+    let playground = Playground::start(&options).await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary
+        .batch_execute("CREATE TABLE gone (id int PRIMARY KEY); CREATE VIEW all_gone AS TABLE gone")
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    followed(&mut leader).await?;
+    primary
+        .batch_execute(
+            "CREATE TABLE come (id int PRIMARY KEY, word text); INSERT INTO come VALUES (1, 'one');
+             ALTER TABLE orders ADD colour text DEFAULT 'red'; DROP TABLE gone CASCADE; CREATE INDEX by_colour ON orders (colour)",
+        )
+        .await?;
+    let id = leader.migrate(&far.name).await?;
+    leader.until("it moved", |view| view.phase == "shadowing").await?;
+    let run = leader.migration(&id).await?;
+    ensure!(run.state == "retired", "{run:#?}");
+    let words = "SELECT count(*) FILTER (WHERE word = 'one') + (SELECT count(*) FROM orders WHERE colour = 'red' LIMIT 1) \
+        FROM come WHERE to_regclass('gone') IS NULL AND to_regclass('by_colour') IS NOT NULL";
+    let [primary, shadow] = [owner(far).await?, owner(near).await?];
+    ensure!(primary.query_one(words, &[]).await?.get::<_, i64>(0) > 1, "all of it came");
+
+    leader.ready().await?;
+    let busy = owner(far).await?;
+    busy.batch_execute("BEGIN; CREATE INDEX by_word ON come (word); CREATE TABLE last (id int PRIMARY KEY)")
+        .await?;
+    let old = "SELECT count(*) FROM pg_stat_activity WHERE clock_timestamp() - xact_start > interval '3 s' AND pid = $1";
+    let pid: i32 = busy.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    until("it is in the way", async || {
+        Ok(superuser(far).await?.query_one(old, &[&pid]).await?.get::<_, i64>(0) == 1)
+    })
+    .await?;
+    let id = leader.migrate(&near.name).await?;
+    let slot = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
+    // The schemas were compared before the way back was made.
+    until("the move waits for it", async || Ok(shadow.query_one(slot, &[]).await?.get::<_, i64>(0) == 1))
+        .await?;
+    busy.batch_execute("COMMIT").await?;
+    leader.until("it moved back", |view| view.phase == "shadowing").await?;
+    let run = leader.migration(&id).await?;
+    ensure!(run.state == "retired", "{run:#?}");
+    let there = "SELECT to_regclass('by_word') IS NOT NULL AND to_regclass('last') IS NOT NULL";
+    ensure!(shadow.query_one(there, &[]).await?.get::<_, bool>(0), "what was committed last came as well");
     Ok(())
 }

@@ -104,8 +104,11 @@ async fn a_schema_that_drifted_is_named_brought_up_and_moves() -> Result<()> {
 }
 
 pub(crate) async fn differences(leader: &Leader<'_>) -> Result<Vec<DifferenceView>> {
-    let path = format!("/api/v1/resources/{RESOURCE}/schema");
-    Ok(leader.client.fetch::<SchemaView>(&path).await?.differences)
+    Ok(compared(leader).await?.differences)
+}
+
+async fn compared(leader: &Leader<'_>) -> Result<SchemaView> {
+    leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}/schema")).await
 }
 
 /// Views, functions, triggers and what a role may do: a service misses them as it would a column.
@@ -216,7 +219,11 @@ pub(crate) async fn replicated(how: &str) -> Result<Playground> {
 
 /// Until the shadow has followed.
 pub(crate) async fn followed(leader: &mut Leader<'_>) -> Result<()> {
-    let followed = async || Ok(differences(leader).await?.is_empty());
+    // None is told while a table is being filled.
+    let followed = async || {
+        let view = compared(leader).await?;
+        Ok(view.differences.is_empty() && view.filling.is_none())
+    };
     if let Err(error) = until("the schema was followed", followed).await {
         let view: ResourceView = leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await?;
         return Err(error.context(format!("{:#?}\n{:#?}", view.problems, differences(leader).await?)));

@@ -9,6 +9,7 @@ use migration::units::Generation;
 use replicator::drift::{self, Difference, Filling, Mend, When};
 use replicator::fence;
 use replicator::postgres::slot;
+use replicator::status::Phase;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
@@ -25,6 +26,10 @@ use crate::fronts::postgres::PostgresFront;
 const PATIENCE: Duration = Duration::from_mins(1);
 /// How long it is waited for the stream, where the shadow must have what was written before.
 const CATCHES_UP: Duration = Duration::from_secs(10);
+/// How long differences that the policy has the shadow follow in stop no move: what is still there then does.
+pub(super) const FOLLOWS: Duration = Duration::from_secs(10);
+/// How soon it is tried again to follow before a move.
+const AGAIN: Duration = Duration::from_millis(100);
 /// A sync that takes longer is answered with how far it is.
 const ANSWERS: Duration = Duration::from_secs(15);
 /// Why nothing is made on a shadow that is to be copied first.
@@ -254,6 +259,25 @@ pub(super) async fn stamps(databases: &Databases, zones: [&str; 2]) -> Option<[(
     tokio::time::timeout(PATIENCE, read).await.ok()?.ok()
 }
 
+/// Whose schema is to be like whose.
+#[derive(Clone, Copy)]
+pub(super) struct Pair<'a> {
+    pub primary: &'a str,
+    pub shadow: &'a str,
+    /// Of the stream between them.
+    pub generation: Generation,
+}
+
+impl<'a> Pair<'a> {
+    fn of(view: &'a ResourceView) -> Self {
+        Self { primary: &view.primary, shadow: &view.shadow, generation: Generation(view.generation) }
+    }
+
+    fn zones(self) -> [&'a str; 2] {
+        [self.primary, self.shadow]
+    }
+}
+
 struct Sides {
     source: Client,
     shadow: Client,
@@ -262,9 +286,9 @@ struct Sides {
 
 impl Sides {
     /// Whether the shadow has all that was written before the source was read, or will within a moment.
-    async fn caught_up(&self, streams: &Streams, generation: u64) -> Result<bool, Denied> {
+    async fn caught_up(&self, streams: &Streams, generation: Generation) -> Result<bool, Denied> {
         drift::mark(&self.source).await.map_err(chain).map_err(Denied::Conflict)?;
-        let caught_up = streams.caught_up(Generation(generation), &self.source);
+        let caught_up = streams.caught_up(generation, &self.source);
         Ok(matches!(tokio::time::timeout(CATCHES_UP, caught_up).await, Ok(Ok(()))))
     }
 }
@@ -278,12 +302,11 @@ async fn connect(resource: &Resource, zone: &str) -> Result<Client, String> {
     replicator::postgres::connect_unseen(&database(resource, zone)?.dsn, APPLICATION).await.map_err(chain)
 }
 
-async fn read(resource: &Resource, view: &ResourceView) -> Result<Sides, Denied> {
+async fn read(resource: &Resource, pair: Pair<'_>) -> Result<Sides, Denied> {
     let read = async {
         let (source, shadow) =
-            (connect(resource, &view.primary).await?, connect(resource, &view.shadow).await?);
-        let zones = [view.primary.as_str(), view.shadow.as_str()];
-        let differences = compared([&source, &shadow], zones).await.map_err(chain)?;
+            (connect(resource, pair.primary).await?, connect(resource, pair.shadow).await?);
+        let differences = compared([&source, &shadow], pair.zones()).await.map_err(chain)?;
         Ok::<_, String>(Sides { source, shadow, differences })
     };
     let answer = tokio::time::timeout(PATIENCE, read).await;
@@ -291,7 +314,8 @@ async fn read(resource: &Resource, view: &ResourceView) -> Result<Sides, Denied>
 }
 
 fn shown(
-    view: &ResourceView,
+    resource: &Resource,
+    pair: Pair<'_>,
     filling: Option<FillingView>,
     differences: Vec<Difference>,
     done: Vec<String>,
@@ -299,9 +323,9 @@ fn shown(
 ) -> SchemaView {
     SchemaView {
         filling,
-        resource: view.name.clone(),
-        primary: view.primary.clone(),
-        shadow: view.shadow.clone(),
+        resource: resource.name.clone(),
+        primary: pair.primary.to_owned(),
+        shadow: pair.shadow.to_owned(),
         differences: differences.into_iter().map(DifferenceView::of).collect(),
         done,
         waits,
@@ -312,8 +336,9 @@ fn shown(
 pub async fn diff(resource: &Resource, view: &ResourceView, streams: &Streams) -> Result<SchemaView, Denied> {
     let filling = FillingView::now(streams);
     // Whoever asks for definitions waits for the lock of the table that is being filled.
-    let differences = if filling.is_some() { Vec::new() } else { read(resource, view).await?.differences };
-    Ok(shown(view, filling, differences, Vec::new(), false))
+    let pair = Pair::of(view);
+    let differences = if filling.is_some() { Vec::new() } else { read(resource, pair).await?.differences };
+    Ok(shown(resource, pair, filling, differences, Vec::new(), false))
 }
 
 /// Why the shadow's schema must be left as it is, if it must.
@@ -334,9 +359,9 @@ pub(super) fn copied(view: &ResourceView) -> bool {
 }
 
 /// Whether the shadow says itself that the stream has a copy there to go on from.
-async fn has_copy(shadow: &Client, view: &ResourceView) -> Result<(), Denied> {
+async fn has_copy(shadow: &Client, resource: &Resource, generation: Generation) -> Result<(), Denied> {
     // Where it was not prepared it cannot say.
-    match streams::copied(shadow, &slot::slot_name(&view.name, view.generation)).await {
+    match streams::copied(shadow, &slot::slot_name(&resource.name, generation.0)).await {
         Ok(Some(true)) => Ok(()),
         _ => Err(Denied::Conflict(NO_COPY.into())),
     }
@@ -391,14 +416,17 @@ pub(super) async fn follow(
     }
     if !anew.is_empty() {
         let shadow = connect(resource, &view.shadow).await.map_err(Denied::Conflict)?;
-        has_copy(&shadow, view).await?;
+        has_copy(&shadow, resource, Generation(view.generation)).await?;
         // What is written down now is filled below with what is missing.
         drift::seed_anew(&shadow, &anew).await.map_err(chain).map_err(Denied::Conflict)?;
         tracing::info!(resource = resource.name, tables = ?anew, "tables of the shadow are seeded anew");
         seeded.0.extend(anew.into_iter().map(|table| (table, now)));
     }
+    // Whoever else does it does what is wanted here.
+    let Ok(_turn) = streams.schema().try_lock() else { return Ok(Followed::Nothing) };
     let (SchemaView { shadow, done, differences: left, .. }, failed) =
-        bring_up(resource, view, streams, Wanted::Sync(SyncRequest { dry_run: false, drop })).await?;
+        bring_up(resource, Pair::of(view), streams, Wanted::Sync(SyncRequest { dry_run: false, drop }))
+            .await?;
     // What stops no move is tried again when the schemas are looked at again.
     let failed = failed.filter(|_| left.iter().any(|left| left.stops));
     if done.is_empty() {
@@ -446,7 +474,7 @@ pub async fn seed_anew(
         return Err(Denied::Conflict(why));
     }
     let shadow = connect(&resource, &view.shadow).await.map_err(Denied::Conflict)?;
-    has_copy(&shadow, &view).await?;
+    has_copy(&shadow, &resource, Generation(view.generation)).await?;
     let tables = drift::seed_anew(&shadow, &tables).await.map_err(chain).map_err(Denied::Conflict)?;
     answered(resource, view, streams, Wanted::Tables(tables)).await
 }
@@ -459,7 +487,13 @@ async fn answered(
 ) -> Result<SchemaView, Denied> {
     let work = {
         let (resource, view, streams) = (resource.clone(), view.clone(), streams.clone());
-        tokio::spawn(async move { bring_up(&resource, &view, &streams, wanted).await })
+        tokio::spawn(async move {
+            let _turn = streams.schema().lock().await;
+            if let Some(why) = stands_in_the_way(&view) {
+                return Err(Denied::Conflict(why));
+            }
+            bring_up(&resource, Pair::of(&view), &streams, wanted).await
+        })
     };
     let Ok(done) = tokio::time::timeout(ANSWERS, work).await else {
         return diff(&resource, &view, &streams).await;
@@ -471,30 +505,31 @@ async fn answered(
 /// The same; also what was done before something failed.
 async fn bring_up(
     resource: &Resource,
-    view: &ResourceView,
+    pair: Pair<'_>,
     streams: &Streams,
     request: Wanted,
 ) -> Result<(SchemaView, Option<Denied>), Denied> {
-    if let Some(why) = stands_in_the_way(view) {
-        return Err(Denied::Conflict(why));
-    }
-    let mut sides = read(resource, view).await?;
+    let generation = pair.generation;
+    let mut sides = read(resource, pair).await?;
     let only_said = matches!(request, Wanted::Sync(SyncRequest { dry_run: true, .. }));
     if only_said || sides.differences.is_empty() {
-        return Ok((shown(view, FillingView::now(streams), sides.differences, Vec::new(), false), None));
+        let shown = shown(resource, pair, FillingView::now(streams), sides.differences, Vec::new(), false);
+        return Ok((shown, None));
     }
-    has_copy(&sides.shadow, view).await?;
-    let database = database(resource, &view.primary).map_err(Denied::Conflict)?;
-    let there = self::database(resource, &view.shadow).map_err(Denied::Conflict)?;
-    let needed = |state: &str| view.replication.detail.contains(state);
-    let stands = view.replication.state == "failed" && NEEDS.into_iter().any(needed);
+    has_copy(&sides.shadow, resource, generation).await?;
+    let database = database(resource, pair.primary).map_err(Denied::Conflict)?;
+    let there = self::database(resource, pair.shadow).map_err(Denied::Conflict)?;
+    let stands = streams.status(generation).is_some_and(|(.., status)| match status.phase {
+        Phase::Failed { error, .. } => NEEDS.into_iter().any(|state| error.contains(state)),
+        _ => false,
+    });
     let (mut all, mut waits, mut failed) = (Vec::new(), false, None);
     // What belongs to a thing that was missing (its owner, who may use it) is seen when it is there.
     for _ in 0..ROUNDS {
         let wanted = || sides.differences.iter().filter(|left| request.wants(left));
         let waits_for =
             |left: &Difference| left.when == When::CaughtUp || left.when == When::Needed && !stands;
-        waits = wanted().any(waits_for) && !sides.caught_up(streams, view.generation).await?;
+        waits = wanted().any(waits_for) && !sides.caught_up(streams, generation).await?;
         let now = wanted().filter(|left| !(waits && waits_for(left))).collect();
         let between = drift::Sides {
             source: (&database.dsn, &sides.source),
@@ -508,7 +543,7 @@ async fn bring_up(
         let anew = anew.map(|left| left.subject.as_str()).collect();
         let done = drift::sync(between, now, &anew).await;
         // New tables need the fence as well, whatever failed.
-        let guarded = fence::guard(&sides.shadow, &resource.name, view.generation).await.map_err(chain);
+        let guarded = fence::guard(&sides.shadow, &resource.name, generation.0).await.map_err(chain);
         guarded.map_err(Denied::Conflict)?;
         let drift::Synced { done, failure } = done;
         failed = failure;
@@ -522,7 +557,7 @@ async fn bring_up(
         }
         let again = done.iter().any(|done| all.contains(done));
         all.extend(done);
-        sides = read(resource, view).await?;
+        sides = read(resource, pair).await?;
         if idle || again || !sides.differences.iter().any(|left| request.wants(left)) {
             break;
         }
@@ -532,5 +567,57 @@ async fn bring_up(
     let failed = failed.filter(|_| left.clone().any(|left| !(waits && left.when != When::Now)));
     waits &= left.any(|left| left.when != When::Now);
     let failed = failed.map(|error| Denied::Conflict(chain(error)));
-    Ok((shown(view, FillingView::now(streams), sides.differences, all, waits), failed))
+    Ok((shown(resource, pair, FillingView::now(streams), sides.differences, all, waits), failed))
+}
+
+/// The policy has the shadow follow in each of these that stops a move.
+pub(super) fn are_followed(policy: &Policy, differences: &[Difference]) -> bool {
+    let drop = policy.schema == SchemaFollows::All;
+    let mut stop = differences.iter().filter(|difference| difference.stops);
+    policy.schema != SchemaFollows::Manual && stop.all(|difference| difference.is_mended(drop))
+}
+
+/// What the primary's schema was like when the shadow's was alike: where that was changed shortly before, the shadow follows now.
+pub(super) async fn followed(
+    resource: &Resource,
+    pair: Pair<'_>,
+    databases: &Databases,
+    streams: &Streams,
+    audit: &Audit,
+) -> Result<String, String> {
+    let (mut differ, mut why) = (String::new(), String::new());
+    let wanted = SyncRequest { dry_run: false, drop: resource.policy.schema == SchemaFollows::All };
+    let followed = async {
+        loop {
+            // Before it is compared: whatever comes later changes it.
+            let source = databases.get(pair.primary, Purpose::Control).await.map_err(chain)?;
+            let stamp = fence::schema_stamp(&source).await.map_err(chain)?;
+            let found = differences(databases, pair.zones()).await?;
+            let named = named(&resource.name, &found);
+            if named.is_empty() {
+                return Ok(stamp);
+            }
+            differ = format!("the schemas differ: {}", named.join("; "));
+            if !are_followed(&resource.policy, &found) {
+                return Err(differ.clone());
+            }
+            let _turn = streams.schema().lock().await;
+            let (done, failed) = match bring_up(resource, pair, streams, Wanted::Sync(wanted)).await {
+                Ok((shown, failed)) => (shown.done, failed),
+                Err(error) => (Vec::new(), Some(error)),
+            };
+            why = failed.map(|error| format!(": {error}")).unwrap_or_default();
+            if done.is_empty() {
+                tokio::time::sleep(AGAIN).await;
+            } else {
+                let (resource, zone) = (resource.name.clone(), pair.shadow.to_owned());
+                audit.note(Entry::Schema { resource, zone, done });
+            }
+        }
+    };
+    match tokio::time::timeout(FOLLOWS, followed).await {
+        Ok(answer) => answer,
+        Err(_) if differ.is_empty() => Err(format!("the schemas were not compared within {FOLLOWS:?}")),
+        Err(_) => Err(format!("{differ}; the shadow did not follow within {FOLLOWS:?}{why}")),
+    }
 }

@@ -15,6 +15,7 @@ use tokio_postgres::Client;
 
 use super::compare;
 use super::databases::{Databases, Purpose};
+use super::drift::Pair;
 use super::events::Events;
 use super::extensions::ExtensionRows;
 use super::fencing::Fenced;
@@ -234,7 +235,7 @@ impl Hands {
             Effect::MakeReverseSlot { generation, zone } => {
                 let run = run.ok_or("no migration is under way")?;
                 if state.phase == Phase::Warm {
-                    self.compare_schemas(run).await?;
+                    self.compare_schemas(run, state.generation).await?;
                 }
                 self.make_reverse_slot(*generation, zone, run).await?;
                 if state.phase == Phase::Warm {
@@ -245,8 +246,15 @@ impl Hands {
                     self.extensions.prepare(zones, state.generation.0).await?;
                     let carry = async |sides: Sides<'_>| changes::carry(sides, zones[0]).await;
                     self.databases.beside(zones, state.generation.0, Purpose::Control, carry).await?;
-                    self.prepare_fence(run).await?;
-                    self.clear_way(&run.from).await?;
+                    loop {
+                        self.prepare_fence(run).await?;
+                        self.clear_way(&run.from).await?;
+                        // What was waited for may have been DDL.
+                        if self.is_as_compared(run).await? {
+                            break;
+                        }
+                        self.compare_schemas(run, state.generation).await?;
+                    }
                 }
                 say(Event::ReverseSlotMade);
                 Ok(())
@@ -449,15 +457,12 @@ impl Hands {
     }
 
     /// The shadow takes over with the schema it has: what was changed on the old primary until the fence is up must be there.
-    async fn compare_schemas(&self, run: &Run) -> Result<(), Failure> {
+    async fn compare_schemas(&self, run: &Run, generation: Generation) -> Result<(), Failure> {
         let zones = [&*run.from.0, &*run.to.0];
-        // Before it is compared: whatever comes later changes it.
-        let stamp = fence::schema_stamp(&*self.control(&run.from).await?).await.map_err(chain)?;
-        let differences = super::drift::differences(&self.databases, zones).await?;
-        let differences = super::drift::named(&self.resource.load().name, &differences);
-        if !differences.is_empty() {
-            return Err(format!("the schemas differ: {}", differences.join("; ")));
-        }
+        let pair = Pair { primary: zones[0], shadow: zones[1], generation };
+        let resource = self.resource.load();
+        let stamp =
+            super::drift::followed(&resource, pair, &self.databases, &self.streams, &self.audit).await?;
         let lacks =
             super::drift::lacks(&self.databases, zones, &self.policy(), self.postgres.as_deref()).await;
         if !lacks.is_empty() {
@@ -469,6 +474,12 @@ impl Hands {
         }
         *self.compared.lock().await = Some((run.id.clone(), stamp));
         Ok(())
+    }
+
+    /// Nothing that the schema's stamp tells of was changed since it was compared.
+    async fn is_as_compared(&self, run: &Run) -> Result<bool, Failure> {
+        let stamp = fence::schema_stamp(&*self.control(&run.from).await?).await.map_err(chain)?;
+        Ok(*self.compared.lock().await == Some((run.id.clone(), stamp)))
     }
 
     async fn make_reverse_slot(&self, generation: Generation, zone: &Zone, run: &Run) -> Result<(), Failure> {
@@ -587,8 +598,9 @@ fn patience(effect: &Effect) -> Option<Duration> {
         | Effect::CloseRun { .. } => None,
         Effect::ProvisionShadow { .. } | Effect::Scale { .. } => Some(Duration::from_mins(10)),
         Effect::TakeOver { .. } => Some(Duration::from_mins(3)),
+        // Shorter than what the machine gives it, so that it is said what was in the way.
+        Effect::MakeReverseSlot { .. } => Some(Duration::from_secs(25)),
         Effect::EndStream { .. }
-        | Effect::MakeReverseSlot { .. }
         | Effect::DropReverseSlot { .. }
         | Effect::Fence { .. }
         | Effect::SetSequences { .. }

@@ -75,10 +75,32 @@ struct Watched {
     placements: BTreeMap<String, Result<PlacementStatus, String>>,
     /// By zone: what stands in the way, or why that is unknown.
     blockers: BTreeMap<String, Result<Vec<String>, String>>,
-    /// Differences between the schemas of both zones.
+    /// What stands in the way of a move: differences between the schemas of both zones, and what the shadow's server lacks.
     drift: Vec<String>,
+    /// Differences that the shadow is just following in, and since when.
+    follows: Option<(Instant, Vec<String>)>,
     /// Whose schema counts.
     primary: String,
+}
+
+impl Watched {
+    fn differ(&mut self, copied: bool, drift: Vec<String>, follows: Vec<String>, now: Instant) {
+        self.drift = if copied { drift } else { Vec::new() };
+        let since = self.follows.as_ref().map_or(now, |(since, _)| *since);
+        self.follows = Some((since, follows)).filter(|(_, follows)| copied && !follows.is_empty());
+    }
+
+    /// What stops a move, and what is in work and does not yet.
+    fn drift(&self, now: Instant) -> [impl Iterator<Item = &String>; 2] {
+        let (late, following) = match &self.follows {
+            Some((since, what)) if now.saturating_duration_since(*since) < drift::FOLLOWS => {
+                (&[][..], &what[..])
+            }
+            Some((_, what)) => (&what[..], &[][..]),
+            None => (&[][..], &[][..]),
+        };
+        [self.drift.iter().chain(late), following.iter().chain(&[])]
+    }
 }
 
 /// Measures one resource.
@@ -183,7 +205,14 @@ impl Measure {
                     ));
                 }
                 let differences = drift::differences(&databases, zones).await;
+                let mut follows = Vec::new();
                 let mut found = match &differences {
+                    Ok(differences)
+                        if in_vain.is_none() && drift::are_followed(&resource.load().policy, differences) =>
+                    {
+                        follows = drift::named(&resource.load().name, differences);
+                        Vec::new()
+                    }
                     Ok(differences) => drift::named(&resource.load().name, differences),
                     Err(error) => vec![format!("the schemas cannot be compared: {error}")],
                 };
@@ -193,9 +222,10 @@ impl Measure {
                 }
                 found.extend(in_vain.iter().map(|in_vain| in_vain.why.clone()));
                 found.extend(lacks.iter().flat_map(|(.., lacks)| lacks.iter().cloned()));
-                alike = stamps.filter(|_| found.is_empty()).map(|stamps| (stamps, now));
-                let pause = if found.is_empty() { often } else { AGAIN };
-                lock(&watched).drift = if copied { found } else { Vec::new() };
+                let is_alike = found.is_empty() && follows.is_empty();
+                alike = stamps.filter(|_| is_alike).map(|stamps| (stamps, now));
+                let pause = if is_alike { often } else { AGAIN };
+                lock(&watched).differ(copied, found, follows, now);
                 let rested = in_vain.as_ref().is_none_or(|in_vain| in_vain.rested(now, &differences));
                 if rested && !differences.is_empty() {
                     let followed = drift::follow(
@@ -281,7 +311,8 @@ impl Measure {
             }
         }
         if seeded(hands, state) {
-            measured.blockers.extend(watched.drift.iter().cloned());
+            let [stops, _] = watched.drift(crate::clock::monotonic());
+            measured.blockers.extend(stops.cloned());
             measured.blockers.extend(hands.large_objects.problems(state.generation.0).0);
         }
         (measured, state.phase.holds())
@@ -335,8 +366,10 @@ impl Measure {
         }
         if seeded(hands, state) {
             let (stops, progress) = hands.large_objects.problems(state.generation.0);
-            let stops = watched.drift.iter().chain(&stops);
+            let [differ, follows] = watched.drift(crate::clock::monotonic());
+            let stops = differ.chain(&stops);
             problems.extend(stops.map(|what| format!("not migratable: {what}")));
+            problems.extend(follows.map(|what| format!("the shadow is just following: {what}")));
             problems.extend(progress);
         }
         problems.extend(drift::filling(&hands.streams));

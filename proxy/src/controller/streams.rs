@@ -81,6 +81,8 @@ pub struct Streams {
     given_up: Mutex<Option<(u64, String)>>,
     /// Held while a stream is made ready or taken down.
     turn: tokio::sync::Mutex<()>,
+    /// Held while the shadow's schema is brought up.
+    schema: tokio::sync::Mutex<()>,
     /// The table that is being filled beside them.
     filling: watch::Sender<Option<Filling>>,
 }
@@ -97,8 +99,14 @@ impl Streams {
             running: Mutex::default(),
             given_up: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
+            schema: tokio::sync::Mutex::default(),
             filling: watch::Sender::default(),
         }
+    }
+
+    /// Whoever holds it brings the shadow's schema up.
+    pub(super) fn schema(&self) -> &tokio::sync::Mutex<()> {
+        &self.schema
     }
 
     /// The table that is being filled beside them, and how far that is.
