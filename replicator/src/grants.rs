@@ -25,6 +25,8 @@ pub struct Needs {
     pub row_security: bool,
     /// What is in memory at the primary is read into the shadow's before a move (`caches`).
     pub caches: bool,
+    /// Who connects to the PostgreSQL front proves to be who he says by his role's verifier, for which the database is asked (`auth: query`).
+    pub verifiers: bool,
     /// What extensions keep for their users is carried; those that are there when the script runs.
     pub extensions: bool,
 }
@@ -65,6 +67,11 @@ const EXTENSIONS: [(&str, &str); 2] = [
     ),
     ("pg_buffercache", "and it is known with what"),
 ];
+
+/// What lets this role ask for the verifiers of all roles.
+pub fn verifiers_granted(role: &str) -> String {
+    format!("GRANT SELECT ON pg_catalog.pg_authid TO {}", quote_ident(role))
+}
 
 /// What is needed, in the order in which it is granted. Safe to run again.
 pub fn grants(needs: &Needs) -> Vec<Grant> {
@@ -120,6 +127,12 @@ pub fn grants(needs: &Needs) -> Vec<Grant> {
             all.push(granted(extended(extension), why));
         }
         all.push(granted(format!("GRANT pg_monitor TO {role}"), "what the primary's buffers hold"));
+    }
+    if needs.verifiers {
+        all.push(granted(
+            verifiers_granted(&needs.role),
+            "the PostgreSQL front asks for roles' verifiers: nobody can log in there without them",
+        ));
     }
     if needs.extensions {
         all.push(granted(
@@ -228,6 +241,7 @@ mod tests {
             synchronous: true,
             row_security: true,
             caches: true,
+            verifiers: true,
             extensions: true,
         };
         insta::assert_snapshot!(script(&needs));
@@ -236,6 +250,7 @@ mod tests {
             synchronous: false,
             row_security: false,
             caches: false,
+            verifiers: false,
             extensions: false,
             ..needs
         };
@@ -253,6 +268,7 @@ mod tests {
             synchronous: false,
             row_security: false,
             caches: false,
+            verifiers: false,
             extensions: true,
         };
         let text = script(&needs);

@@ -123,6 +123,7 @@ async fn database(zone: &Zone, name: &str) -> Result<()> {
         synchronous: false,
         row_security: false,
         caches: false,
+        verifiers: false,
         extensions: false,
     };
     for grant in grants(&needs) {

@@ -53,6 +53,7 @@ async fn grant(zone: &Zone) -> Result<()> {
         synchronous: false,
         row_security: true,
         caches: false,
+        verifiers: false,
         extensions: true,
     };
     let superuser = superuser(zone).await?;

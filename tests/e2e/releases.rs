@@ -9,7 +9,7 @@ use godwit_tests::waiting::until;
 use tokio_postgres::Client;
 
 use crate::leader::{Leader, options, superuser};
-use crate::schema::{differences, followed, owner, seed_anew};
+use crate::schema::{differences, followed, owner, replicated, seed_anew};
 
 /// What `pg_dump` says of the service's schema.
 async fn dumped(bin: &Path, zone: &Zone) -> Result<Vec<String>> {
@@ -289,5 +289,54 @@ async fn a_move_waits_for_a_shadow_that_is_just_following() -> Result<()> {
     ensure!(run.state == "retired", "{run:#?}");
     let there = "SELECT to_regclass('by_word') IS NOT NULL AND to_regclass('last') IS NOT NULL";
     ensure!(shadow.query_one(there, &[]).await?.get::<_, bool>(0), "what was committed last came as well");
+    Ok(())
+}
+
+/// A server that publishes a table without a key refuses to update and delete its rows: the service would notice that somebody follows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_table_without_a_key_is_left_as_it_is() -> Result<()> {
+    let playground = replicated("mode: async, schema: all").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    primary
+        .batch_execute(
+            "CREATE TABLE pairs (one int NOT NULL, other int NOT NULL); INSERT INTO pairs SELECT n, n FROM generate_series(1, 100) n;
+             CREATE TABLE keyed (id int PRIMARY KEY); INSERT INTO keyed VALUES (1)",
+        )
+        .await?;
+    let told = "not migratable: public.pairs: table added on eu-west, and its changes are not published";
+    leader.until("it is told", |view| view.problems.iter().any(|line| line.starts_with(told))).await?;
+    let shadow = owner(far).await?;
+    let keyed = "SELECT to_regclass('keyed') IS NOT NULL";
+    until("the other one follows", async || Ok(shadow.query_one(keyed, &[]).await?.get(0))).await?;
+    primary.batch_execute("UPDATE pairs SET other = -other; DELETE FROM pairs WHERE one > 50").await?;
+    let there = "SELECT to_regclass('pairs') IS NOT NULL";
+    ensure!(!shadow.query_one(there, &[]).await?.get::<_, bool>(0), "nothing brings its rows");
+
+    primary.batch_execute("ALTER TABLE pairs ADD PRIMARY KEY (one)").await?;
+    followed(&mut leader).await?;
+    primary.batch_execute("DELETE FROM pairs WHERE one > 40").await?;
+    let sums = "SELECT count(*) = 40 AND sum(one) = -sum(other) FROM pairs";
+    until("its rows are those of the primary", async || Ok(shadow.query_one(sums, &[]).await?.get(0)))
+        .await?;
+
+    // One that lost its key while it is published.
+    primary.batch_execute("ALTER TABLE pairs DROP CONSTRAINT pairs_pkey").await?;
+    let negate = "UPDATE pairs SET one = -one, other = -other";
+    until("it is published no more", async || Ok(primary.batch_execute(negate).await.is_ok())).await?;
+    let told =
+        "not migratable: public.pairs: table is on both sides, without a key on eu-west, and its changes are";
+    leader.until("it is told", |view| view.problems.iter().any(|line| line.starts_with(told))).await?;
+    // Nor does the next process let the shadow fall behind for it.
+    drop(leader);
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.until("the stream is up", |view| view.replication.state == "streaming").await?;
+    primary.batch_execute("ALTER TABLE pairs REPLICA IDENTITY FULL").await?;
+    followed(&mut leader).await?;
+    primary.batch_execute("DELETE FROM pairs WHERE one = -40").await?;
+    let sums = "SELECT count(*) = 39 AND sum(one) = -sum(other) AND max(one) = -1 FROM pairs";
+    until("its rows are the primary's again", async || Ok(shadow.query_one(sums, &[]).await?.get(0))).await?;
     Ok(())
 }

@@ -57,3 +57,26 @@ async fn a_soak_is_ended_by_a_person_and_follows_the_policy() -> Result<()> {
     ensure!(leader.client.send(&again, &json!({})).await.is_err(), "it is retired");
     Ok(())
 }
+
+/// Steps may be minutes apart: what is asked in between is answered by what is so then.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_the_next_step() -> Result<()> {
+    let mut options = options(false)?;
+    options.policy = options
+        .policy
+        .replace("step: 200ms", "step: 30m")
+        .replace("horizon: 10s", "horizon: 3h")
+        .replace("sustain: 3s", "sustain: 1h");
+    ensure!(options.policy.contains("30m") && options.policy.contains("3h"), "{}", options.policy);
+    let playground = Playground::start(&options).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader.ready().await?;
+    for to in [&view.shadow, &view.primary] {
+        let id = leader.migrate(to).await?;
+        leader.until("it moved", |view| view.primary == *to && view.phase == "shadowing").await?;
+        ensure!(leader.migration(&id).await?.state == "retired");
+        leader.until("it follows", |view| view.replication.state == "streaming").await?;
+        leader.ready().await?;
+    }
+    Ok(())
+}

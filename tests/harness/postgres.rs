@@ -151,6 +151,7 @@ impl TestCluster {
             synchronous: true,
             row_security: false,
             caches,
+            verifiers: false,
             extensions: false,
         };
         for grant in grants(&needs) {

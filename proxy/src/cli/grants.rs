@@ -10,12 +10,12 @@ use serde_json::json;
 
 use super::Output;
 use super::check;
-use crate::config::model::{Database, Resource};
+use crate::config::model::{Database, PostgresAuth, Resource};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The resource: its databases, roles and mode are taken from the configuration.
-    #[arg(required_unless_present = "database", conflicts_with_all = ["database", "role", "app_roles", "synchronous", "caches"])]
+    #[arg(required_unless_present = "database", conflicts_with_all = ["database", "role", "app_roles", "synchronous", "caches", "verifiers"])]
     resource: Option<String>,
     /// The configuration that names the resource.
     #[arg(short, long, value_name = "FILE", default_value = "/etc/godwit/godwit.yaml")]
@@ -41,6 +41,9 @@ pub(super) struct Arguments {
     /// What is in memory is read into the shadow's before a move (warm_up.caches fill).
     #[arg(long)]
     caches: bool,
+    /// Who connects to the PostgreSQL front proves to be who he says by his role's verifier (auth query).
+    #[arg(long)]
+    verifiers: bool,
     /// What extensions keep for their users is carried (replication.extensions carry). Run the script once they are there.
     #[arg(long)]
     extensions: bool,
@@ -66,6 +69,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode> {
                 synchronous: arguments.synchronous,
                 row_security: arguments.row_security,
                 caches: arguments.caches,
+                verifiers: arguments.verifiers,
                 extensions: arguments.extensions,
             },
         )],
@@ -77,6 +81,8 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode> {
 
 /// One for each zone that has a database.
 fn of_resource(resource: &Resource, arguments: &Arguments) -> Result<Vec<(Option<String>, Needs)>> {
+    let front = resource.postgres.as_ref();
+    let verifiers = front.is_some_and(|front| front.auth == PostgresAuth::Query(None));
     let needs = |zone: &str, database: &Database| {
         let name = |name: Option<&str>| name.unwrap_or_default().to_owned();
         let needs = Needs {
@@ -87,6 +93,7 @@ fn of_resource(resource: &Resource, arguments: &Arguments) -> Result<Vec<(Option
             synchronous: resource.policy.replication != ReplicationMode::Async,
             row_security: arguments.row_security,
             caches: resource.policy.caches == Caches::Fill,
+            verifiers,
             extensions: arguments.extensions,
         };
         (Some(zone.to_owned()), needs)
@@ -141,6 +148,7 @@ mod tests {
             synchronous: false,
             row_security: false,
             caches: false,
+            verifiers: false,
             extensions: false,
         };
         let both = [(Some("a".to_owned()), needs.clone()), (Some("b".to_owned()), needs)];

@@ -73,6 +73,15 @@ fn bar(share: Option<f64>) -> String {
     format!("[{}{}] {:>3.0} %", "#".repeat(full), ".".repeat(WIDTH - full), share * 100.0)
 }
 
+/// What stands in the way may be much, and is shown line by line as well.
+fn shortened(because: &str, resource: &str) -> String {
+    const LONGEST: usize = 240;
+    match because.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{}… (godwit explain {resource})", &because[..at]),
+        None => because.to_owned(),
+    }
+}
+
 fn coordinates([latitude, longitude]: [f64; 2]) -> String {
     format!("{latitude:.2}, {longitude:.2}")
 }
@@ -277,7 +286,10 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
             let _ = writeln!(
                 text,
                 "  score        {:.2} (lower bound {:.2}, needs {:.2}): {}",
-                decision.score, decision.lower, decision.needed, decision.because
+                decision.score,
+                decision.lower,
+                decision.needed,
+                shortened(&decision.because, &view.name)
             );
         }
         let rows: Vec<Vec<String>> = view

@@ -119,6 +119,8 @@ async fn database(
     if sides == [Side::Source] && !resource.policy.critical.is_empty() {
         answers.push(replicator::lanes::findings(&client, &resource.policy.critical).await);
     }
+    let verifiers = preflight::verifiers(&client, resource, zone).await;
+    answers.push(Ok(verifiers.into_iter().collect()));
     for answer in answers {
         match answer {
             Ok(findings) => found.extend(views(zone, findings)),

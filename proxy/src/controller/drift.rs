@@ -205,9 +205,10 @@ pub fn reseed_command(resource: &str, table: &str) -> String {
     format!("godwit reseed {resource} --table '{table}'")
 }
 
-/// They as they stand among the problems: the first few of those that stop a move.
+/// They as they stand among the problems: the first few of those that stop a move, what is for a person before what may be followed.
 pub(super) fn named(resource: &str, found: &[Difference]) -> Vec<String> {
-    let found: Vec<_> = found.iter().filter(|difference| difference.stops).collect();
+    let mut found: Vec<_> = found.iter().filter(|difference| difference.stops).collect();
+    found.sort_by_key(|difference| difference.is_mended(true));
     let more = found.len().saturating_sub(NAMED);
     let line = |difference: &&Difference| {
         let mend = match &difference.mend {
@@ -245,6 +246,32 @@ pub(super) async fn lacks(
         found.extend(tried.unwrap_or_default());
     }
     found
+}
+
+/// Publishes tables no more that lost their keys: the primary would refuse to update and delete their rows. Not those that were not found
+/// `before`, which they then are: a key may be changed for another.
+pub(super) async fn spare(
+    resource: &Resource,
+    databases: &Databases,
+    zones: [&str; 2],
+    before: &mut Vec<String>,
+    audit: &Audit,
+) -> Result<(), String> {
+    let [source, shadow] = databases.both(zones, Purpose::Schema).await.map_err(chain)?;
+    let found = drift::published_keyless(&source, &resource.name).await.map_err(chain)?;
+    let (lost, new): (Vec<_>, Vec<_>) = found.into_iter().partition(|table| before.contains(table));
+    *before = new;
+    if !lost.is_empty() {
+        drift::unpublish(&source, &shadow, &resource.name, &lost).await.map_err(chain)?;
+        tracing::warn!(resource = resource.name, tables = ?lost, "tables that lost their keys are published no more");
+        let done = lost.iter().map(|table| format!("{table}: published no more, since it lost its key"));
+        audit.note(Entry::Schema {
+            resource: resource.name.clone(),
+            zone: zones[0].to_owned(),
+            done: done.collect(),
+        });
+    }
+    Ok(())
 }
 
 /// What changes when the schemas of these zones do, but for rights, owners and what is rarely changed; none: it cannot be told.

@@ -1,6 +1,7 @@
 //! The actor: takes events and commands, steps the machine, writes the journal, starts effects.
 
 mod approving;
+mod between;
 mod shown;
 mod taking_back;
 mod tasks;
@@ -83,6 +84,8 @@ pub struct Machine {
     /// Consecutive failures by effect name.
     failures: HashMap<&'static str, (u32, String)>,
     decision: Option<(DecisionReport, u64)>,
+    /// The phase it was made in.
+    judged: Phase,
     /// The decision that the audit has last.
     audited: Option<audited::Gist>,
     freezes: Arc<Freezes>,
@@ -154,6 +157,7 @@ impl Machine {
             running: Tasks::default(),
             failures: HashMap::new(),
             decision: None,
+            judged: Phase::Idle,
             audited: None,
             freezes,
             proposals,
@@ -190,6 +194,8 @@ impl Machine {
         let policy = self.hands.policy();
         let mut steps = tokio::time::interval(policy.step);
         steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = tokio::time::interval(between::LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if self.hands.gates_closed() {
@@ -214,6 +220,7 @@ impl Machine {
                 Some(command) = self.commands.recv() => self.command(command),
                 warm = warmed(&mut warming) => self.adopt_warm(warm),
                 _ = ticks.tick() => self.tick(),
+                _ = looks.tick(), if policy.step > between::LOOK => self.look(),
                 _ = steps.tick() => self.step(),
             }
         }
@@ -502,6 +509,7 @@ impl Machine {
     }
 
     fn check_guards(&mut self) {
+        self.judge_anew();
         let refusals = match &self.decision {
             // The migration under way is this one.
             Some((report, _)) => report
@@ -668,11 +676,7 @@ impl Machine {
     /// One step of the seed's loop: measure, score, decide, and move when that pays.
     fn step(&mut self) {
         let (mut measured, moving) = self.measure.step(&self.hands, &self.state);
-        // What nobody could account for later is not begun.
-        measured
-            .blockers
-            .extend(self.hands.audit.failing().map(|why| format!("the audit cannot be written: {why}")));
-        measured.blockers.extend(self.slots.unread(&self.state.primary.0));
+        (measured.lag, measured.blockers) = self.facts();
         self.last_step = clock::monotonic();
         let now = clock::now();
         self.measure_worth(&measured, moving);
@@ -719,6 +723,7 @@ impl Machine {
         let world = self.signals.world(policy, &self.state, self.moves, freezes, age, now);
         self.expected = ledger::expected(&world);
         self.decision = Some((decide(policy, &world, now), now.0));
+        self.judged = self.state.phase;
     }
 
     /// A step after a move goes into its ledger entry.

@@ -18,6 +18,7 @@ use super::live::Live;
 use super::signals::{Measured, Mirrored, Signals};
 use super::view::{PathView, PhaseView, PlacementView, ResourceView};
 use super::{drift, preflight};
+use crate::config::model::Resource;
 use crate::drivers::PlacementStatus;
 use crate::feeds::external::board::FeedBoard;
 use crate::feeds::prober::{PlacementKey, ProbeBoard, Serving};
@@ -143,8 +144,7 @@ impl Measure {
             let live = self.resource.clone();
             tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
                 loop {
-                    let policy = live.load().policy.clone();
-                    let found = examine(&databases, &policy, &zone).await;
+                    let found = examine(&databases, &live.load(), &zone).await;
                     lock(&watched).blockers.insert(zone.clone(), found);
                     tokio::time::sleep(EXAMINE).await;
                 }
@@ -170,6 +170,8 @@ impl Measure {
             // What the shadow's server lacks, when that was looked at, and whether there was a copy.
             let mut lacks: Option<(Instant, bool, Vec<String>)> = None;
             let mut seeded = drift::Seeded::default();
+            // Tables that are published and have lost their keys.
+            let mut keyless = Vec::new();
             // What could not be followed, and how long that rests.
             let mut in_vain: Option<InVain> = None;
             loop {
@@ -204,6 +206,17 @@ impl Measure {
                         drift::lacks(&databases, zones, &resource.load().policy, front.as_deref()).await,
                     ));
                 }
+                if drift::stands_in_the_way(&view.load()).is_none() {
+                    let spared =
+                        drift::spare(&resource.load(), &databases, zones, &mut keyless, &audit).await;
+                    if let Err(why) = spared {
+                        tracing::warn!(
+                            resource = resource.load().name,
+                            why,
+                            "tables without keys may be published"
+                        );
+                    }
+                }
                 let differences = drift::differences(&databases, zones).await;
                 let mut follows = Vec::new();
                 let mut found = match &differences {
@@ -222,7 +235,7 @@ impl Measure {
                 }
                 found.extend(in_vain.iter().map(|in_vain| in_vain.why.clone()));
                 found.extend(lacks.iter().flat_map(|(.., lacks)| lacks.iter().cloned()));
-                let is_alike = found.is_empty() && follows.is_empty();
+                let is_alike = found.is_empty() && follows.is_empty() && keyless.is_empty();
                 alike = stamps.filter(|_| is_alike).map(|stamps| (stamps, now));
                 let pause = if is_alike { often } else { AGAIN };
                 lock(&watched).differ(copied, found, follows, now);
@@ -254,7 +267,7 @@ impl Measure {
         }));
     }
 
-    /// One step: what was measured, and whether a cutover disturbed it.
+    /// One step: what was measured but for [`Self::lag`] and [`Self::blockers`], and whether a cutover disturbed it.
     pub fn step(&mut self, hands: &Hands, state: &State) -> (Measured, bool) {
         let primary = state.primary.to_string();
         let histogram = self.latencies.take(&self.resource.name, &primary, Segment::Upstream);
@@ -295,27 +308,35 @@ impl Measure {
         self.utilization(hands, state, &mut measured);
         mirrored(hands, &mut measured);
         measured.fed = super::fed::read(&self.feeds, &settings, &measured.cost, crate::clock::now());
-        measured.lag = hands.streams.status(state.generation).map(|(.., status)| match status.phase {
+        lock(&self.watched).primary = primary;
+        (measured, state.phase.holds())
+    }
+
+    /// Bytes that the shadow is behind, or why that is unknown; none: no stream runs.
+    pub fn lag(&self, hands: &Hands, state: &State) -> Option<Result<u64, String>> {
+        hands.streams.status(state.generation).map(|(.., status)| match status.phase {
             StreamPhase::Streaming => Ok(status.lag_bytes),
             StreamPhase::Failed { error, .. } => Err(error),
             other => Err(format!("the stream is not up: {other:?}")),
-        });
-        let mut watched = lock(&self.watched);
-        watched.primary = primary;
+        })
+    }
+
+    /// What stands in the way of a move in the databases.
+    pub fn blockers(&self, hands: &Hands, state: &State) -> Vec<String> {
+        let watched = lock(&self.watched);
+        let mut blockers = Vec::new();
         for (zone, found) in &watched.blockers {
             match found {
-                Ok(found) => measured.blockers.extend(found.iter().cloned()),
-                Err(why) => {
-                    measured.blockers.push(format!("the database in {zone} cannot be examined: {why}"));
-                }
+                Ok(found) => blockers.extend(found.iter().cloned()),
+                Err(why) => blockers.push(format!("the database in {zone} cannot be examined: {why}")),
             }
         }
         if seeded(hands, state) {
             let [stops, _] = watched.drift(crate::clock::monotonic());
-            measured.blockers.extend(stops.cloned());
-            measured.blockers.extend(hands.large_objects.problems(state.generation.0).0);
+            blockers.extend(stops.cloned());
+            blockers.extend(hands.large_objects.problems(state.generation.0).0);
         }
-        (measured, state.phase.holds())
+        blockers
     }
 
     fn utilization(&self, hands: &Hands, state: &State, measured: &mut Measured) {
@@ -457,10 +478,15 @@ fn seeded(hands: &Hands, state: &State) -> bool {
     })
 }
 
-async fn examine(databases: &Databases, policy: &Policy, zone: &str) -> Result<Vec<String>, String> {
+async fn examine(databases: &Databases, resource: &Resource, zone: &str) -> Result<Vec<String>, String> {
     let client = databases.get(zone, Purpose::Examine).await.map_err(chain)?;
-    // Either side may be the source of the next move: both must fulfil what a source must.
-    let blockers = preflight::blockers(&client, Side::Source, policy, zone);
+    let blockers = async {
+        // Either side may be the source of the next move: both must fulfil what a source must.
+        let mut found = preflight::blockers(&client, Side::Source, &resource.policy, zone).await?;
+        let verifiers = preflight::verifiers(&client, resource, zone).await;
+        found.extend(preflight::worded(verifiers.into_iter().collect(), zone));
+        Ok(found)
+    };
     let found = tokio::time::timeout(PATIENCE, blockers).await;
     if !matches!(found, Ok(Ok(_))) {
         databases.forget(zone, Purpose::Examine).await;

@@ -2,11 +2,15 @@
 
 use migration::policy::{KeptByExtensions, Policy};
 use replicator::Error;
+use replicator::grants::verifiers_granted;
 use replicator::preflight::{Finding, Severity, Side, check_for, compare_for};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::effects::chain;
 use super::unlogged;
+use crate::config::model::{PostgresAuth, Resource};
+use crate::fronts::postgres::verifiers::{self, Unknown};
 
 /// What the policy's critical tables lack here.
 pub(super) async fn critical(client: &Client, policy: &Policy, zone: &str) -> Result<Vec<String>, String> {
@@ -26,6 +30,23 @@ pub(super) async fn blockers(
 ) -> Result<Vec<String>, String> {
     let found = check_for(client, side, unlogged::wanted(policy.unlogged)).await;
     Ok(worded(found.map_err(chain)?, zone))
+}
+
+/// Why nobody could log in through the PostgreSQL front while this database is primary: roles' verifiers cannot be asked for.
+pub(super) async fn verifiers(client: &Client, resource: &Resource, zone: &str) -> Option<Finding> {
+    let front = resource.postgres.as_ref()?;
+    let database = resource.placements.get(zone)?.postgres.as_ref()?;
+    let role = database.dsn.get_user().unwrap_or_default();
+    let why = verifiers::try_out(&front.auth, client, role).await.err()?;
+    let denied =
+        matches!(&why, Unknown::Query(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE));
+    let granted = denied && front.auth == PostgresAuth::Query(None);
+    Some(Finding {
+        severity: Severity::Blocker,
+        subject: "PostgreSQL front".into(),
+        problem: format!("nobody can log in while this database is primary: {}", chain(why)),
+        remedy: granted.then(|| verifiers_granted(role)),
+    })
 }
 
 /// What is not the same on both sides and should be.

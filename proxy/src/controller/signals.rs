@@ -203,6 +203,24 @@ impl Signals {
         self.measured = measured;
     }
 
+    /// What is known by now of the lag and of what stands in the way; whether that says something else.
+    pub fn correct(
+        &mut self,
+        lag: Option<Result<u64, String>>,
+        blockers: Vec<String>,
+        most: ByteCount,
+    ) -> bool {
+        let near = |lag: &Option<Result<u64, String>>| match lag {
+            Some(Ok(bytes)) => Ok(*bytes <= most.0),
+            Some(Err(why)) => Err(Some(why.clone())),
+            None => Err(None),
+        };
+        let measured = &mut self.measured;
+        let changed = measured.blockers != blockers || near(&measured.lag) != near(&lag);
+        (measured.lag, measured.blockers) = (lag, blockers);
+        changed
+    }
+
     fn take(&mut self, taken: Taken) {
         self.step = match self.resumes.take() {
             Some((newest, at)) => {

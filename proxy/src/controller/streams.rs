@@ -225,7 +225,10 @@ impl Streams {
     async fn prepare(&self, generation: Generation, source: &Zone, target: &Zone) -> Result<(), String> {
         let from = self.databases.get(&source.0, Purpose::Control).await.map_err(chain)?;
         let to = self.databases.get(&target.0, Purpose::Control).await.map_err(chain)?;
-        if generation == Generation(1) {
+        let name = slot::slot_name(&self.resource, generation.0);
+        // Where there is a copy, a stream does more good than none: what stands in the way of a move is told, and keeps it.
+        let is_copied = matches!(copied(&to, &name).await, Ok(Some(true)));
+        if generation == Generation(1) && !is_copied {
             // Named before anything is changed.
             let policy = self.policy();
             let mut blockers = preflight::blockers(&from, Side::Source, &policy, &source.0).await?;
@@ -239,7 +242,6 @@ impl Streams {
                 extensions::seed(&from, &to).await.map_err(chain)?;
             }
         }
-        let name = slot::slot_name(&self.resource, generation.0);
         let epoch = fence::state(&to, &self.resource).await.map_err(chain)?;
         fence::install(&to, &self.resource, generation.0).await.map_err(chain)?;
         let found = identity::of(&from).await.map_err(chain)?;

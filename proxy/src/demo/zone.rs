@@ -385,6 +385,7 @@ fn needs() -> Needs {
         synchronous: true,
         row_security: false,
         caches: true,
+        verifiers: false,
         extensions: false,
     }
 }

@@ -26,7 +26,7 @@ use crate::copy::{self, Pace, TableToCopy};
 use crate::error::Error;
 use crate::fence::refused;
 use crate::postgres::connection::settings_sql;
-use crate::postgres::slot::Lane;
+use crate::postgres::slot::{KEYLESS, Lane};
 use crate::postgres::{Dsn, connect, quote_ident, quote_literal};
 
 /// How long a table of the shadow may stay locked by others.
@@ -278,7 +278,7 @@ enum Locks {
 }
 
 /// Publishes the tables and takes a snapshot of them, in one moment for their writers; gives where in the source's WAL that is, and which
-/// of them could be locked for it.
+/// of them could be locked for it. What lost its key by now is left out.
 async fn published(
     sides: Sides<'_>,
     names: &[&str],
@@ -300,7 +300,9 @@ async fn published(
                BEGIN \
                  PERFORM pg_catalog.set_config('lock_timeout', tries[n], true); \
                  EXECUTE 'LOCK TABLE ONLY ' || one || ' IN SHARE ROW EXCLUSIVE MODE'; \
-                 locked = locked || one; \
+                 IF NOT (SELECT {KEYLESS} FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(one)) THEN \
+                   locked = locked || one; \
+                 END IF; \
                  EXIT; \
                EXCEPTION \
                  WHEN lock_not_available THEN IF n = pg_catalog.cardinality(tries) THEN {last} END IF; \

@@ -59,7 +59,8 @@ SELECT 'column', owner, name, definition,
 FROM defined
 UNION ALL
 SELECT 'published', t.name, '', CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
-         WHERE r.prrelid = t.oid AND p.pubname ~ '^godwit_') THEN 'yes' ELSE 'no' END, NULL
+         WHERE r.prrelid = t.oid AND p.pubname ~ '^godwit_') THEN 'yes' WHEN {{keyless}} THEN 'keyless' ELSE 'no' END,
+       format('ALTER TABLE %s REPLICA IDENTITY FULL', t.name)
 FROM ours t WHERE t.relkind = 'r' AND t.relpersistence = 'p'
 UNION ALL
 -- NOT NULL is a constraint of its own since 18; here it belongs to the column.

@@ -10,6 +10,7 @@ mod constraints;
 mod enums;
 pub(crate) mod fill;
 mod identities;
+mod keyless;
 mod kinds;
 mod names;
 mod sync;
@@ -25,13 +26,14 @@ use tokio_postgres::error::SqlState;
 use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::postgres::connection::SESSION_SETTINGS;
-use crate::postgres::slot::PASSING;
+use crate::postgres::slot::{KEYLESS_OF_T, PASSING};
 
 use columns::Step;
 use identities::{Index, Known, Number};
 use kinds::{APART, ASIDE, HARMLESS, LONG, MADE_ANEW, REPLACED, STRICT, WHOLE};
 
 pub use fill::{Filling, Sides, seed_anew};
+pub use keyless::{published_keyless, unpublish};
 pub use sync::{Synced, mark, sync};
 
 /// Of `pg_class c` and `pg_namespace n`: whether it is the service's, no extension's and nothing of Godwit's, and not only passing.
@@ -49,6 +51,8 @@ pub(crate) const DEFAULT_PRIVILEGES: &str = include_str!("defaults.sql");
 /// What others read changes by.
 pub(crate) const PUBLICATIONS: &str = include_str!("publications.sql");
 
+/// What is said of a table's being published that may not be.
+const KEYLESS: &str = "keyless";
 /// How often a schema is read that is changed meanwhile.
 const TRIES: usize = 5;
 /// What the definition of a sequence begins with that an identity column draws from.
@@ -221,7 +225,8 @@ async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
     )
     .replace("{{kind}}", KIND)
     .replace("{{own}}", OWN)
-    .replace("{{passing}}", PASSING);
+    .replace("{{passing}}", PASSING)
+    .replace("{{keyless}}", KEYLESS_OF_T);
     let mut tries = 0;
     let answer = loop {
         let answer = client.simple_query(&sql).await;
@@ -293,7 +298,9 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     found.extend(values);
     let (others, told_too) = names::renamed(source, shadow, zones[0]);
     found.extend(others.into_iter().filter(|other| !touched.contains(&other.subject)));
-    found.extend(shadow.unfilled.iter().map(|table| {
+    // What is left alone is said below.
+    let unfilled = shadow.unfilled.iter().filter(|table| published(source, table) != Some(KEYLESS));
+    found.extend(unfilled.map(|table| {
         let what = format!("its rows on {} are not whole", zones[1]);
         Difference::new(table, what, Mend::Table(table.clone()))
     }));
@@ -317,8 +324,11 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     for (key, shape) in source.things.iter().filter(|((_, owner, _), _)| !touched.contains(owner)) {
         let (kind, owner, name) = key;
         if kind == "published" {
-            // Where the table itself is missing, that is said already.
-            if shape.definition == "no" && has(shadow, "table", owner) {
+            let there = has(shadow, "table", owner);
+            if shape.definition == KEYLESS {
+                found.push(keyless(owner, there, shape, zones[0]));
+            } else if shape.definition == "no" && there {
+                // Where the table itself is missing, that is said already.
                 found.push(unpublished(owner, zones[0]));
             }
             continue;
@@ -330,7 +340,8 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         match shadow.things.get(key) {
             // What it is part of is a difference already.
             None if !whole && !there(shadow, owner) && !needed(kind, owner) => {}
-            None if kind == "table" && published(source, owner) => {
+            None if kind == "table" && published(source, owner) == Some(KEYLESS) => {}
+            None if kind == "table" && published(source, owner) == Some("yes") => {
                 let what = format!("table is published on {} without being on {}", zones[0], zones[1]);
                 found.push(Difference::new(owner, what, Mend::Table(owner.clone())));
             }
@@ -415,9 +426,18 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     found
 }
 
-fn published(side: &Fingerprint, table: &str) -> bool {
+fn published<'a>(side: &'a Fingerprint, table: &str) -> Option<&'a str> {
     let key = ("published".to_owned(), table.to_owned(), String::new());
-    side.things.get(&key).is_some_and(|shape| shape.definition == "yes")
+    side.things.get(&key).map(|shape| shape.definition.as_str())
+}
+
+/// A table that is left alone: the clients of a server that publishes it could not update and delete its rows.
+fn keyless(table: &str, there: bool, shape: &Shape, zone: &str) -> Difference {
+    let how = if there { "table is on both sides, without a key on" } else { "table added on" };
+    let what = format!(
+        "{how} {zone}, and its changes are not published: nothing tells its rows apart, and updates and deletes would fail"
+    );
+    Difference::new(table, what, Mend::Person(shape.sql.clone()))
 }
 
 fn unpublished(table: &str, zone: &str) -> Difference {

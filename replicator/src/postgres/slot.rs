@@ -47,6 +47,30 @@ macro_rules! user_tables {
     };
 }
 
+/// Nothing tells the rows of this one of `pg_class` apart: a server that publishes it refuses to update and delete them, whoever asks.
+macro_rules! keyless {
+    ($of:literal) => {
+        concat!(
+            "CASE ",
+            $of,
+            ".relreplident WHEN 'f' THEN false WHEN 'n' THEN true \
+             WHEN 'i' THEN NOT EXISTS (SELECT FROM pg_catalog.pg_index i \
+               WHERE i.indrelid = ",
+            $of,
+            ".oid AND i.indisreplident AND i.indisvalid) \
+             ELSE NOT EXISTS (SELECT FROM pg_catalog.pg_index i \
+               WHERE i.indrelid = ",
+            $of,
+            ".oid AND i.indisprimary AND i.indisvalid AND i.indimmediate) END"
+        )
+    };
+}
+
+/// Whether the table `c` is not to be published.
+pub(crate) const KEYLESS: &str = keyless!("c");
+/// Whether the table `t` is not to be published.
+pub(crate) const KEYLESS_OF_T: &str = keyless!("t");
+
 /// The tables that are replicated: permanent ones.
 pub(crate) const USER_TABLES: &str = user_tables!("p");
 /// Those that are not in the WAL.
@@ -311,7 +335,7 @@ pub async fn has_publication(client: &Client, name: &str) -> Result<bool, Error>
 }
 
 /// Makes the publication `name` hold exactly the user tables of this database but those of the critical publication beside
-/// it, all operations, leaf partitions by their own name; returns how many tables. Touches no table when the list is
+/// it, and those that nobody could update and delete from then on; all operations, leaf partitions by their own name; returns how many tables. Touches no table when the list is
 /// already right. A critical publication is left as it is: [`crate::lanes`] says what is in it.
 pub async fn ensure_publication(client: &Client, name: &str) -> Result<u32, Error> {
     let context = || format!("set up publication {name}");
@@ -355,7 +379,7 @@ pub async fn ensure_publication(client: &Client, name: &str) -> Result<u32, Erro
                 "SELECT n.nspname::text, c.relname::text, wanted.oid IS NOT NULL, \
                         p.prrelid IS NOT NULL AND to_jsonb(p)->>'prqual' IS NULL AND to_jsonb(p)->>'prattrs' IS NULL \
                  FROM (SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                       WHERE {USER_TABLES} AND c.oid NOT IN (SELECT r.prrelid FROM pg_catalog.pg_publication_rel r \
+                       WHERE {USER_TABLES} AND NOT {KEYLESS} AND c.oid NOT IN (SELECT r.prrelid FROM pg_catalog.pg_publication_rel r \
                            JOIN pg_catalog.pg_publication b ON b.oid = r.prpubid WHERE b.pubname = $1 || '{CRITICAL}')) wanted \
                  FULL JOIN (SELECT r.* FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication b \
                             ON b.oid = r.prpubid WHERE b.pubname = $1) p ON p.prrelid = wanted.oid \

@@ -19,7 +19,10 @@ WITH me AS (
 ), here AS (
   SELECT d.oid, d.datname, d.datdba FROM pg_database d WHERE d.datname = current_database()
 )
-SELECT 'blocker', subject, 'updates and deletes cannot be replicated: ' || CASE relreplident
+SELECT 'blocker', subject, 'updates and deletes ' || CASE WHEN EXISTS (
+         SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+         WHERE r.prrelid = t.oid AND p.pubname ~ '^godwit_' AND (p.pubupdate OR p.pubdelete)
+       ) THEN 'fail, whoever asks for them, since the table is published: ' ELSE 'cannot be replicated: ' END || CASE relreplident
          WHEN 'n' THEN 'its replica identity is NOTHING'
          WHEN 'i' THEN 'the index of its replica identity is gone'
          ELSE 'it has no usable primary key' END,
@@ -31,11 +34,7 @@ SELECT 'blocker', subject, 'updates and deletes cannot be replicated: ' || CASE 
              AND (NOT a.attnotnull OR a.attgenerated <> ''))
          ORDER BY i.indnkeyatts, c.relname LIMIT 1), 'ADD PRIMARY KEY (…)'), subject)
 FROM ours t
-WHERE relkind = 'r' AND relpersistence = 'p' AND CASE relreplident
-  WHEN 'f' THEN false WHEN 'n' THEN true
-  WHEN 'i' THEN NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indisreplident AND i.indisvalid)
-  ELSE NOT EXISTS (SELECT FROM pg_index i
-                   WHERE i.indrelid = t.oid AND i.indisprimary AND i.indisvalid AND i.indimmediate) END
+WHERE relkind = 'r' AND relpersistence = 'p' AND {{keyless}}
 UNION ALL
 SELECT 'blocker', subject, format('updates and deletes cannot be replicated: column %I of its replica identity is generated, and logical decoding leaves it out', a.attname),
        format('ALTER TABLE %s REPLICA IDENTITY FULL', subject)

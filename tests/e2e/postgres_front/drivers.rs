@@ -38,8 +38,8 @@ fn start(name: &'static str, fetched: &Path, front: SocketAddr) -> Result<Progra
     Program::start(name, command(name, fetched).args(arguments).env("PGPASSWORD", PASSWORD))
 }
 
-/// Clients have to prove who they are; both databases know the same verifier.
-async fn with_passwords(playground: &Playground) -> Result<()> {
+/// The role of the service gets a password; both databases know the same verifier, which is given.
+pub(super) async fn same_verifier(playground: &Playground) -> Result<String> {
     let mut verifier = format!("'{PASSWORD}'");
     for zone in &playground.zones {
         let administrator = replicator::postgres::connect(&zone.dsn(SUPERUSER), "godwit-test").await?;
@@ -48,8 +48,14 @@ async fn with_passwords(playground: &Playground) -> Result<()> {
         let kept: String = administrator.query_one(sql, &[&SERVICE_ROLE]).await?.get(0);
         verifier = format!("'{kept}'");
     }
+    Ok(verifier.trim_matches('\'').to_owned())
+}
+
+/// Clients have to prove who they are.
+async fn with_passwords(playground: &Playground) -> Result<()> {
+    let verifier = same_verifier(playground).await?;
     let file = playground.directory.join("verifiers");
-    std::fs::write(&file, format!("\"{SERVICE_ROLE}\" \"{}\"\n", verifier.trim_matches('\'')))?;
+    std::fs::write(&file, format!("\"{SERVICE_ROLE}\" \"{verifier}\"\n"))?;
     let config = std::fs::read_to_string(&playground.config)?;
     let asked = config.replace("auth: trust", &format!("auth: {{file: {}}}", file.display()));
     ensure!(asked != config, "the front asks for no password:\n{config}");

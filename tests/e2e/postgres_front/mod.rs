@@ -13,6 +13,7 @@ mod protocol;
 mod rounds;
 pub(crate) mod suite;
 mod tls;
+mod verifiers;
 
 use std::collections::BTreeMap;
 use std::io::Write;

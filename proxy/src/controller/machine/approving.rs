@@ -37,6 +37,7 @@ impl Machine {
     pub(super) fn may_begin<T>(&mut self, next: Result<T, Refused>) -> Result<(), Denied> {
         self.slots.free()?;
         next.map_err(|refused| denied(&refused))?;
+        self.judge_anew();
         let refusals = match &self.decision {
             Some((report, _)) => report.operator_refusals(),
             None => vec!["nothing is known of the resource yet: ask again in a moment".to_owned()],

@@ -24,7 +24,7 @@ mod rehearsal;
 mod relay;
 mod session;
 mod talk;
-mod verifiers;
+pub(crate) mod verifiers;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -8,6 +8,7 @@ use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
 use super::protocol::scram::Verifier;
+use crate::config::model::PostgresAuth;
 
 /// What a role's verifier is asked for with; `$1` is its name. Needs a superuser: others give a function of their own.
 pub(super) const QUERY: &str = "SELECT rolpassword FROM pg_catalog.pg_authid \
@@ -15,7 +16,7 @@ pub(super) const QUERY: &str = "SELECT rolpassword FROM pg_catalog.pg_authid \
 
 /// Why it is not known.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unknown {
+pub(crate) enum Unknown {
     #[error("the verifiers cannot be asked for")]
     Database(#[from] replicator::Error),
     #[error("the verifiers cannot be asked for")]
@@ -75,6 +76,17 @@ impl Asked {
         *kept = Some((Arc::clone(zone), Arc::clone(&client)));
         Ok(client)
     }
+}
+
+/// Asks once, by a connection of somebody else's, and leaves what comes.
+pub(crate) async fn try_out(auth: &PostgresAuth, client: &Client, user: &str) -> Result<(), Unknown> {
+    let query = match auth {
+        PostgresAuth::Trust => return Ok(()),
+        PostgresAuth::File(path) => return Ok(tokio::fs::File::open(path).await.map(drop)?),
+        PostgresAuth::Query(query) => query.as_deref().unwrap_or(QUERY),
+    };
+    let answer = tokio::time::timeout(ANSWER, client.query_opt(query, &[&user])).await;
+    Ok(answer.map_err(|_| Unknown::NoAnswer)?.map(drop)?)
 }
 
 /// How long the answer may take.

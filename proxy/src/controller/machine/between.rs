@@ -1,0 +1,36 @@
+//! Between two steps, which may be minutes apart: who asks is told of now, and a move is judged by now.
+
+use std::time::Duration;
+
+use super::Machine;
+
+/// How often it is looked, where the steps are further apart.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+
+impl Machine {
+    /// The view is of now; under a hold only what happens counts.
+    pub(super) fn look(&mut self) {
+        if !self.state.phase.holds() {
+            self.judge_anew();
+            self.publish();
+        }
+    }
+
+    /// Decides anew where the phase, the lag or what stands in the way is not what the last decision was made of. Only a step moves.
+    pub(super) fn judge_anew(&mut self) {
+        let (lag, blockers) = self.facts();
+        let changed = self.signals.correct(lag, blockers, self.hands.policy().max_lag);
+        if self.decision.is_some() && (changed || self.judged != self.state.phase) {
+            self.decide();
+        }
+    }
+
+    /// Bytes that the shadow is behind, or why that is unknown; and everything that stands in the way of a move.
+    pub(super) fn facts(&self) -> (Option<Result<u64, String>>, Vec<String>) {
+        let mut blockers = self.measure.blockers(&self.hands, &self.state);
+        // What nobody could account for later is not begun.
+        blockers.extend(self.hands.audit.failing().map(|why| format!("the audit cannot be written: {why}")));
+        blockers.extend(self.slots.unread(&self.state.primary.0));
+        (self.measure.lag(&self.hands, &self.state), blockers)
+    }
+}
