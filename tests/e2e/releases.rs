@@ -340,3 +340,43 @@ async fn a_new_table_without_a_key_is_left_as_it_is() -> Result<()> {
     until("its rows are the primary's again", async || Ok(shadow.query_one(sums, &[]).await?.get(0))).await?;
     Ok(())
 }
+
+/// With `keyless: identify` nobody has to be asked: not for those that are there before the copy, nor for those that come later.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_without_a_key_are_given_an_identity() -> Result<()> {
+    let playground = replicated("mode: async, schema: all, keyless: identify").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    let table = |name: &str| {
+        format!(
+            "CREATE TABLE {name} (one int NOT NULL, other int, word text); CREATE TABLE {name}_indexed (one int NOT NULL, other int, word text);
+             CREATE UNIQUE INDEX {name}_one ON {name}_indexed (one);
+             INSERT INTO {name} SELECT n % 50, n, repeat('x', n) FROM generate_series(1, 100) n;
+             INSERT INTO {name}_indexed SELECT n, n, repeat('x', n) FROM generate_series(1, 100) n"
+        )
+    };
+    primary.batch_execute(&table("early")).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    primary.batch_execute(&table("late")).await?;
+    let id = leader.migrate(&far.name).await?;
+    let names = ["early", "early_indexed", "late", "late_indexed"];
+    leader.until("it moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    ensure!(leader.migration(&id).await?.state == "retired", "{:#?}", leader.migration(&id).await?);
+    let [primary, shadow] = [owner(far).await?, owner(near).await?];
+    for client in [&primary, &shadow] {
+        let given = "SELECT string_agg(relreplident::text, '' ORDER BY relname) FROM pg_class WHERE relname = ANY ($1)";
+        let given: String = client.query_one(given, &[&names.as_slice()]).await?.get(0);
+        ensure!(given == "fifi", "{given}");
+    }
+    for name in names {
+        let change =
+            format!("UPDATE {name} SET other = -other WHERE one > 30; DELETE FROM {name} WHERE other > 20");
+        primary.batch_execute(&change).await?;
+        let sums = format!("SELECT format('%s %s', count(*), sum(hashtext(t::text))) FROM {name} t");
+        let sums =
+            async |client: &Client| anyhow::Ok(client.query_one(&sums, &[]).await?.get::<_, String>(0));
+        until("both have the same rows", async || Ok(sums(&primary).await? == sums(&shadow).await?)).await?;
+    }
+    Ok(())
+}

@@ -69,6 +69,16 @@ pub enum MaterializedViews {
     Leave,
 }
 
+/// What becomes of tables without a primary key or another replica identity: a server that publishes them refuses to update and delete their rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeylessTables {
+    /// A database that has such a table is not moved, and the table not published.
+    #[default]
+    Refuse,
+    /// They are given one: an index of columns that are never NULL, or all that a row has (`REPLICA IDENTITY FULL`).
+    Identify,
+}
+
 /// What becomes of the rows of unlogged tables in a move: no stream carries them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnloggedTables {
@@ -384,6 +394,8 @@ pub struct PolicyParts {
     pub copy_rate: Option<ByteCount>,
     /// What is done by itself to the shadow's schema.
     pub schema: SchemaFollows,
+    /// What becomes of tables without a key.
+    pub keyless: KeylessTables,
     /// What becomes of unlogged tables.
     pub unlogged: UnloggedTables,
     /// What becomes of what extensions keep.
@@ -440,6 +452,7 @@ impl Default for PolicyParts {
             copy_sessions: 4,
             copy_rate: None,
             schema: SchemaFollows::Manual,
+            keyless: KeylessTables::Refuse,
             unlogged: UnloggedTables::Refuse,
             extensions: KeptByExtensions::Carry,
             slot: SlotRules {

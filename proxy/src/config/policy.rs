@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use migration::policy::{
-    AfterRetire, Bound, Caches, Credentials, ExtraGuard, GuardedFact, KeptByExtensions, MaterializedViews,
-    Mode, OnDrainTimeout, Policy, PolicyParts, ReadsDuringHold, ReplicationMode, Reseed, SchemaFollows,
-    UnloggedTables,
+    AfterRetire, Bound, Caches, Credentials, ExtraGuard, GuardedFact, KeptByExtensions, KeylessTables,
+    MaterializedViews, Mode, OnDrainTimeout, Policy, PolicyParts, ReadsDuringHold, ReplicationMode, Reseed,
+    SchemaFollows, UnloggedTables,
 };
 
 use super::error::{Position, Report};
@@ -290,6 +290,9 @@ fn replication<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &m
     filled.take(section, "schema", &mut parts.schema, |item| {
         let all = [SchemaFollows::Manual, SchemaFollows::Additions, SchemaFollows::All];
         item.choice(&all.map(|follows| (follows.name(), follows)))
+    });
+    filled.take(section, "keyless", &mut parts.keyless, |item| {
+        item.choice(&[("refuse", KeylessTables::Refuse), ("identify", KeylessTables::Identify)])
     });
     filled.take(section, "unlogged", &mut parts.unlogged, |item| {
         item.choice(&[

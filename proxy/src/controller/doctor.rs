@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
 use super::effects::chain;
-use super::{preflight, unlogged};
+use super::preflight;
 use crate::config::model::Resource;
 
 /// How long the whole examination may take; less than a client of the API waits.
@@ -114,7 +114,7 @@ async fn database(
     };
     let mut answers = vec![retention(&client).await];
     for side in sides {
-        answers.push(check_for(&client, *side, unlogged::wanted(resource.policy.unlogged)).await);
+        answers.push(check_for(&client, *side, preflight::allowed(&resource.policy)).await);
     }
     if sides == [Side::Source] && !resource.policy.critical.is_empty() {
         answers.push(replicator::lanes::findings(&client, &resource.policy.critical).await);

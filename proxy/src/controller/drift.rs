@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use migration::policy::{Policy, Reseed, SchemaFollows};
+use migration::policy::{KeylessTables, Policy, Reseed, SchemaFollows};
 use migration::units::Generation;
 use replicator::drift::{self, Difference, Filling, Mend, When};
 use replicator::fence;
@@ -248,8 +248,20 @@ pub(super) async fn lacks(
     found
 }
 
-/// Publishes tables no more that lost their keys: the primary would refuse to update and delete their rows. Not those that were not found
-/// `before`, which they then are: a key may be changed for another.
+/// Gives tables without a key a replica identity where the policy has it so.
+async fn identify(resource: &Resource, source: &Client, zone: &str, audit: &Audit) -> Result<(), String> {
+    if resource.policy.keyless == KeylessTables::Identify {
+        let done = drift::identify(source).await.map_err(chain)?;
+        if !done.is_empty() {
+            tracing::info!(resource = resource.name, ?done, "tables without a key have a replica identity");
+            audit.note(Entry::Schema { resource: resource.name.clone(), zone: zone.to_owned(), done });
+        }
+    }
+    Ok(())
+}
+
+/// Gives tables without a key a replica identity where the policy has it so, and publishes those no more that lost their keys: the primary would
+/// refuse to update and delete their rows. Not those that were not found `before`, which they then are: a key may be changed for another.
 pub(super) async fn spare(
     resource: &Resource,
     databases: &Databases,
@@ -258,6 +270,7 @@ pub(super) async fn spare(
     audit: &Audit,
 ) -> Result<(), String> {
     let [source, shadow] = databases.both(zones, Purpose::Schema).await.map_err(chain)?;
+    identify(resource, &source, zones[0], audit).await?;
     let found = drift::published_keyless(&source, &resource.name).await.map_err(chain)?;
     let (lost, new): (Vec<_>, Vec<_>) = found.into_iter().partition(|table| before.contains(table));
     *before = new;
@@ -618,6 +631,7 @@ pub(super) async fn followed(
         loop {
             // Before it is compared: whatever comes later changes it.
             let source = databases.get(pair.primary, Purpose::Control).await.map_err(chain)?;
+            identify(resource, &source, pair.primary, audit).await?;
             let stamp = fence::schema_stamp(&source).await.map_err(chain)?;
             let found = differences(databases, pair.zones()).await?;
             let named = named(&resource.name, &found);

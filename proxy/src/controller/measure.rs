@@ -482,10 +482,10 @@ async fn examine(databases: &Databases, resource: &Resource, zone: &str) -> Resu
     let client = databases.get(zone, Purpose::Examine).await.map_err(chain)?;
     let blockers = async {
         // Either side may be the source of the next move: both must fulfil what a source must.
-        let mut found = preflight::blockers(&client, Side::Source, &resource.policy, zone).await?;
+        let found = preflight::blockers(&client, Side::Source, &resource.policy, zone).await?;
         let verifiers = preflight::verifiers(&client, resource, zone).await;
-        found.extend(preflight::worded(verifiers.into_iter().collect(), zone));
-        Ok(found)
+        let verifiers = preflight::worded(verifiers.into_iter().collect(), zone);
+        Ok(preflight::first(verifiers.into_iter().chain(found).collect(), &resource.name))
     };
     let found = tokio::time::timeout(PATIENCE, blockers).await;
     if !matches!(found, Ok(Ok(_))) {

@@ -1,9 +1,9 @@
 //! What stands in the way in a database, in words that an operator can act on.
 
-use migration::policy::{KeptByExtensions, Policy};
+use migration::policy::{KeptByExtensions, KeylessTables, Policy};
 use replicator::Error;
 use replicator::grants::verifiers_granted;
-use replicator::preflight::{Finding, Severity, Side, check_for, compare_for};
+use replicator::preflight::{Allowed, Finding, Severity, Side, check_for, compare_for};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -21,6 +21,14 @@ pub(super) async fn critical(client: &Client, policy: &Policy, zone: &str) -> Re
     Ok(worded(findings, zone))
 }
 
+/// Which tables this policy has something done about.
+pub(super) fn allowed(policy: &Policy) -> Allowed {
+    Allowed {
+        unlogged: unlogged::wanted(policy.unlogged),
+        keyless: policy.keyless == KeylessTables::Identify,
+    }
+}
+
 /// Everything that forbids a move; warnings are not in it.
 pub(super) async fn blockers(
     client: &Client,
@@ -28,7 +36,7 @@ pub(super) async fn blockers(
     policy: &Policy,
     zone: &str,
 ) -> Result<Vec<String>, String> {
-    let found = check_for(client, side, unlogged::wanted(policy.unlogged)).await;
+    let found = check_for(client, side, allowed(policy)).await;
     Ok(worded(found.map_err(chain)?, zone))
 }
 
@@ -56,6 +64,16 @@ pub(super) async fn compared(
     policy: &Policy,
 ) -> Result<Vec<Finding>, Error> {
     compare_for(source, shadow, policy.extensions == KeptByExtensions::Carry).await
+}
+
+/// The first of these, and how many more there are.
+pub(super) fn first(mut found: Vec<String>, resource: &str) -> Vec<String> {
+    const NAMED: usize = 10;
+    if found.len() > NAMED + 1 {
+        let more = found.split_off(NAMED).len();
+        found.push(format!("{more} more are in the way: godwit doctor {resource}"));
+    }
+    found
 }
 
 pub(super) fn worded(findings: Vec<Finding>, zone: &str) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Published tables that lost their key: the server refuses to update and delete their rows, whoever asks, for as long as they are published.
+//! Tables whose rows nothing tells apart: a server that publishes them refuses to update and delete their rows, whoever asks.
 //!
 //! Source: PostgreSQL documentation, "Logical Replication", "Publication", on replica identity.
 
@@ -7,10 +7,47 @@ use tokio_postgres::Client;
 use super::fill::seed_anew;
 use crate::error::Error;
 use crate::fence::refused;
-use crate::postgres::quote_ident;
-use crate::postgres::slot::{KEYLESS, Lane};
+use crate::postgres::slot::{KEYLESS, Lane, USER_TABLES};
+use crate::postgres::{quote_ident, quote_literal};
 
 const LANES: [Lane; 2] = [Lane::Main, Lane::Critical];
+
+/// How long a table of the service may have to wait for one that is to be given an identity, and those after it.
+const MOMENT: &str = "50ms";
+/// Of the table `t`: an index of columns that are never NULL does what a key would; without one a row is told by all that it has.
+const BEST: &str = "coalesce('USING INDEX ' || (SELECT format('%I', x.relname) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid \
+     WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
+         AND (NOT a.attnotnull OR a.attgenerated <> '')) \
+     ORDER BY i.indnkeyatts, x.relname LIMIT 1), 'FULL')";
+
+/// Gives each of the service's tables that has none a replica identity, but those that somebody holds: their turn comes. What was done, one
+/// line each.
+pub async fn identify(source: &Client) -> Result<Vec<String>, Error> {
+    let failed = |error| refused("give tables a replica identity")(error);
+    let wanted = format!(
+        "SELECT format('ALTER TABLE %I.%I REPLICA IDENTITY %s', n.nspname, c.relname, {BEST}) FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE {USER_TABLES} AND {KEYLESS} ORDER BY 1"
+    );
+    let wanted = async || -> Result<Vec<String>, tokio_postgres::Error> {
+        Ok(source.query(&wanted, &[]).await?.iter().map(|row| row.get(0)).collect())
+    };
+    let mut lines = wanted().await.map_err(failed)?;
+    if lines.is_empty() {
+        return Ok(lines);
+    }
+    for line in &lines {
+        let line = quote_literal(line);
+        let give = format!(
+            "DO $godwit$ BEGIN PERFORM pg_catalog.set_config('lock_timeout', '{MOMENT}', true); EXECUTE {line}; \
+             EXCEPTION WHEN lock_not_available OR undefined_table OR undefined_object THEN END $godwit$"
+        );
+        source.batch_execute(&give).await.map_err(failed)?;
+    }
+    let left = wanted().await.map_err(failed)?;
+    lines.retain(|line| !left.contains(line));
+    Ok(lines)
+}
 
 /// Those that the source publishes for this resource, as `schema.table`.
 pub async fn published_keyless(source: &Client, resource: &str) -> Result<Vec<String>, Error> {
@@ -25,7 +62,7 @@ pub async fn published_keyless(source: &Client, resource: &str) -> Result<Vec<St
     Ok(found.iter().map(|row| row.get(0)).collect())
 }
 
-/// Publishes these tables no more. Their rows are to be copied anew once they have a key; that is written down first.
+/// Publishes these tables no more: they lost their keys. Their rows are to be copied anew once they have a key; that is written down first.
 pub async fn unpublish(
     source: &Client,
     shadow: &Client,

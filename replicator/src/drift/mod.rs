@@ -33,7 +33,7 @@ use identities::{Index, Known, Number};
 use kinds::{APART, ASIDE, HARMLESS, LONG, MADE_ANEW, REPLACED, STRICT, WHOLE};
 
 pub use fill::{Filling, Sides, seed_anew};
-pub use keyless::{published_keyless, unpublish};
+pub use keyless::{identify, published_keyless, unpublish};
 pub use sync::{Synced, mark, sync};
 
 /// Of `pg_class c` and `pg_namespace n`: whether it is the service's, no extension's and nothing of Godwit's, and not only passing.
@@ -321,8 +321,16 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         });
         only_there.next().map(|((.., name), _)| name)
     };
+    // What belongs to a table that is left alone, and to its columns.
+    let alone = |owner: &str| {
+        let table = owner.match_indices('.').nth(1).map_or(owner, |(at, _)| &owner[..at]);
+        published(source, table) == Some(KEYLESS) && !has(shadow, "table", table)
+    };
     for (key, shape) in source.things.iter().filter(|((_, owner, _), _)| !touched.contains(owner)) {
         let (kind, owner, name) = key;
+        if kind != "published" && alone(owner) {
+            continue;
+        }
         if kind == "published" {
             let there = has(shadow, "table", owner);
             if shape.definition == KEYLESS {
@@ -340,7 +348,6 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         match shadow.things.get(key) {
             // What it is part of is a difference already.
             None if !whole && !there(shadow, owner) && !needed(kind, owner) => {}
-            None if kind == "table" && published(source, owner) == Some(KEYLESS) => {}
             None if kind == "table" && published(source, owner) == Some("yes") => {
                 let what = format!("table is published on {} without being on {}", zones[0], zones[1]);
                 found.push(Difference::new(owner, what, Mend::Table(owner.clone())));

@@ -135,9 +135,10 @@ async fn lacks(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> 
     let needs = filled(include_str!("needs.sql")).replace("{{carried}}", &carried);
     let needs = strings(source, &needs).await?.concat();
     let fenced = holds(target, "connect_grants", "true").await?;
-    // Tried rather than looked up: no catalogue says so.
-    let xml = match target.simple_query("SELECT '<a/>'::xml").await {
-        Ok(_) => true,
+    // Tried rather than looked up: no catalogue says so. Only where it matters: a server's log has an error of it.
+    let needs_xml = needs.contains("\"kind\": \"xml\"");
+    let xml = match if needs_xml { target.batch_execute("SELECT '<a/>'::xml").await } else { Ok(()) } {
+        Ok(()) => true,
         Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => false,
         Err(error) => return Err(refused("cannot check the database")(error)),
     };
@@ -146,15 +147,6 @@ async fn lacks(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> 
         .replace("{{xml}}", &xml.to_string())
         .replace("{{needs}}", &literal(&needs));
     findings(target, &sql).await
-}
-
-/// None: the role may not read that.
-fn readable<T>(answer: Result<T, tokio_postgres::Error>) -> Result<Option<T>, tokio_postgres::Error> {
-    match answer {
-        Ok(answer) => Ok(Some(answer)),
-        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// Digests of what roles prove themselves by.
@@ -166,10 +158,12 @@ const VERIFIERS: &str = "SELECT rolname::text || ' ' || md5(rolpassword) FROM pg
 async fn passwords(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
     let mut sides = Vec::new();
     for side in [source, target] {
-        let answer = side.query(VERIFIERS, &[]).await;
-        let Some(rows) = readable(answer).map_err(refused("cannot compare passwords"))? else {
+        // Tried, it would be an error in the server's log each time.
+        let may = "SELECT true WHERE pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')";
+        if strings(side, may).await?.is_empty() {
             return Ok(Vec::new());
-        };
+        }
+        let rows = side.query(VERIFIERS, &[]).await.map_err(refused("cannot compare passwords"))?;
         sides.push(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>());
     }
     let role = |line: &str| line.rsplit_once(' ').map(|(role, _)| role.to_owned());

@@ -61,17 +61,27 @@ const RELATIONS: &str = "(SELECT count(*) FROM pg_class c JOIN pg_namespace n ON
 
 /// Everything wrong with one database; blockers first. Empty when it is ready.
 pub async fn check(client: &Client, side: Side) -> Result<Vec<Finding>, Error> {
-    check_for(client, side, Unlogged::Refused).await
+    check_for(client, side, Allowed { unlogged: Unlogged::Refused, keyless: false }).await
 }
 
-/// The same for a move that does this with unlogged tables.
-pub async fn check_for(client: &Client, side: Side, unlogged: Unlogged) -> Result<Vec<Finding>, Error> {
+/// Which tables are no reason to stay, since something is done about them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowed {
+    /// What a move does with unlogged ones.
+    pub unlogged: Unlogged,
+    /// Those without a key are given a replica identity ([`crate::drift::identify`]).
+    pub keyless: bool,
+}
+
+/// The same where these tables are no reason to stay.
+pub async fn check_for(client: &Client, side: Side, allowed: Allowed) -> Result<Vec<Finding>, Error> {
     let mut found = findings(client, &filled(include_str!("common.sql"))).await?;
     found.extend(parameters(client).await?);
     found.extend(match side {
         Side::Source => {
             let sql = filled(include_str!("source.sql"))
-                .replace("{{unlogged}}", unlogged.name())
+                .replace("{{unlogged}}", allowed.unlogged.name())
+                .replace("{{keyless_are}}", if allowed.keyless { "identified" } else { "refused" })
                 .replace("{{most}}", &MOST.to_string());
             let mut copying = is_copied_to(client).await?;
             loop {
