@@ -92,6 +92,16 @@ async fn a_bad_source_is_told_everything() -> Result<()> {
             "REPLICA IDENTITY FULL",
         );
         expect(&found, Blocker, "public.scratch", "unlogged", "SET LOGGED");
+        client.batch_execute("ALTER DATABASE shop CONNECTION LIMIT 10").await?;
+        let seats = check(&client, Side::Source).await?;
+        expect(
+            &seats,
+            Warning,
+            "database shop",
+            "of 10 connections free",
+            "ALTER DATABASE shop CONNECTION LIMIT 1",
+        );
+        client.batch_execute("ALTER DATABASE shop CONNECTION LIMIT -1").await?;
         let allowed = |unlogged| Allowed { unlogged, keyless: unlogged == Unlogged::Emptied };
         let emptied = check_for(&client, Side::Source, allowed(Unlogged::Emptied)).await?;
         expect(&emptied, Warning, "public.keyless", "no usable primary key", "REPLICA IDENTITY FULL");

@@ -8,6 +8,21 @@ WITH setting AS (
   UNION ALL
   SELECT name, setting::bigint - (SELECT count(*) FROM pg_stat_get_wal_senders()), setting::bigint, 'walsenders'
   FROM setting WHERE name = 'max_wal_senders'
+), sessions AS (
+  SELECT count(*) FILTER (WHERE datid IS NOT NULL) AS there, count(*) FILTER (WHERE usename = current_user) AS of_role,
+         count(*) FILTER (WHERE datname = current_database()) AS of_database,
+         {{connections}} - count(*) FILTER (WHERE datname = current_database() AND usename = current_user) AS wanted
+  FROM pg_stat_activity
+), seats AS (
+  SELECT 'max_connections' AS name, there AS taken, current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint
+           - coalesce(current_setting('reserved_connections', true), '0')::bigint AS size,
+         'ALTER SYSTEM SET max_connections = %s; then restart the server' AS remedy FROM sessions
+  UNION ALL
+  SELECT format('role %s', rolname), of_role, rolconnlimit, format('ALTER ROLE %I CONNECTION LIMIT %%s', rolname)
+  FROM sessions, pg_roles WHERE rolname = current_user AND rolconnlimit >= 0 AND NOT rolsuper
+  UNION ALL
+  SELECT format('database %s', datname), of_database, datconnlimit, format('ALTER DATABASE %I CONNECTION LIMIT %%s', datname)
+  FROM sessions, pg_database WHERE datname = current_database() AND datconnlimit >= 0
 ), locks AS (
   SELECT {{locks}} AS room, {{relations}} AS needed
 )
@@ -23,6 +38,11 @@ SELECT CASE WHEN free < 1 THEN 'blocker' ELSE 'warning' END, name,
        format('%s of %s %s free; a cutover needs 2', greatest(free, 0), size, what),
        format('ALTER SYSTEM SET %s = %s; then restart the server', name, size + 2)
 FROM room WHERE free < 2
+UNION ALL
+SELECT 'warning', name, format('%s of %s connections free; Godwit may want %s more', greatest(size - taken, 0), size, wanted),
+       -- What is kept for others of all connections stays so.
+       format(remedy, CASE name WHEN 'max_connections' THEN current_setting(name)::bigint - size ELSE 0 END + taken + wanted)
+FROM seats, sessions WHERE size - taken < wanted
 UNION ALL
 SELECT 'blocker', 'server', 'is in recovery: a standby can be neither source nor target', 'SELECT pg_promote()'
 WHERE pg_is_in_recovery()

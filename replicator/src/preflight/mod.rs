@@ -59,6 +59,9 @@ const RELATIONS: &str = "(SELECT count(*) FROM pg_class c JOIN pg_namespace n ON
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relpersistence <> 't' \
       AND n.nspname <> ALL ('{pg_catalog,information_schema,pg_toast,godwit}'))";
 
+/// Connections that one resource takes at a server at most: seven to ten as long as it follows, some more in a move or for a copy.
+const CONNECTIONS: u32 = 16;
+
 /// Everything wrong with one database; blockers first. Empty when it is ready.
 pub async fn check(client: &Client, side: Side) -> Result<Vec<Finding>, Error> {
     check_for(client, side, Allowed { unlogged: Unlogged::Refused, keyless: false }).await
@@ -115,6 +118,7 @@ pub async fn retention(client: &Client) -> Result<Vec<Finding>, Error> {
 /// A query with what several have in common.
 fn filled(sql: &str) -> String {
     sql.replace("{{locks}}", LOCKS)
+        .replace("{{connections}}", &CONNECTIONS.to_string())
         .replace("{{relations}}", RELATIONS)
         .replace("{{defaults}}", DEFAULT_PRIVILEGES)
         .replace("{{objects}}", include_str!("objects.sql"))
