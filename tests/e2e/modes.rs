@@ -240,6 +240,41 @@ async fn commits_are_said_to_wait_once_they_do() -> Result<()> {
     effective(&mut leader, "sync").await
 }
 
+/// The shadow's server may be another resource's primary, whose commits wait in turn: for an applier next to ours, perhaps.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_applier_waits_for_no_other_resources_shadow() -> Result<()> {
+    let playground = Playground::start(&playground("{mode: sync}", false)?).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    effective(&mut leader, "sync").await?;
+    let there = client(far).await?;
+    let message = "SELECT pg_logical_emit_message(true, 'theirs', '')";
+    for (waited_for, others) in [("godwit_other_g1", true), ("of_the_server", false)] {
+        there
+            .batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '\"{waited_for}\"'"))
+            .await?;
+        there.batch_execute("SELECT pg_reload_conf()").await?;
+        let theirs = Commit::start(far, message).await?;
+        theirs.waits().await?;
+        let ours = Commit::start(near, WRITE).await?;
+        if others {
+            ours.returns().await?;
+            for _ in 0..20 {
+                Commit::start(near, WRITE).await?.returns().await?;
+            }
+            ensure!(leader.view().await?.replication.mode.effective == "sync", "{:#?}", leader.view().await?);
+        } else {
+            // What the server has for itself is kept to: its own standby would have the rows as well.
+            ours.waits().await?;
+        }
+        there.batch_execute("ALTER SYSTEM RESET synchronous_standby_names").await?;
+        there.batch_execute("SELECT pg_reload_conf()").await?;
+        theirs.returns().await?;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_within_the_patience_keeps_commits_waiting() -> Result<()> {
     let playground =

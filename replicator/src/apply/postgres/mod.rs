@@ -235,7 +235,7 @@ impl PostgresTarget {
 /// Settings of a session that writes what the source has, as it is.
 const AS_IT_IS: [(&str, &str); 5] = [
     ("session_replication_role", "replica"),
-    ("synchronous_commit", "on"),
+    ("synchronous_commit", "local"),
     ("transaction_timeout", "0"),
     ("row_security", "off"),
     ("jit", "off"),

@@ -38,6 +38,11 @@ WITH w AS (UPDATE godwit.progress SET applied_lsn = $1, \
 /// What [`CHECKPOINT`] fails with when it is not.
 const CHECKPOINT_MOVED: &str = "22012";
 
+/// Within the open transaction: its commit waits for the disk, and for standbys of the server's own. Not where commits of another resource, which
+/// has its primary there, wait for that one's shadow: whose applier may wait for this one's, if that shadow is here in turn.
+const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_commit', CASE \
+    WHEN pg_catalog.strpos(pg_catalog.current_setting('synchronous_standby_names'), 'godwit_') > 0 THEN 'local' ELSE 'on' END, true)";
+
 /// Rows are found by key, some at a time: by the index, whatever the statistics say. What reads a whole table asks for hash
 /// joins itself.
 const BY_KEY: &str =
@@ -143,9 +148,9 @@ impl Session {
     ) -> Result<(), Failure> {
         self.prepare(statements).await?;
         let this = &*self;
-        let relaxed = if step.flush { "" } else { "SET LOCAL synchronous_commit = off; " };
+        let waits = if step.flush { DURABLE } else { "SET LOCAL synchronous_commit = off" };
         // The checkpoint before the settings: its plan is kept.
-        let mut begin = format!("BEGIN; {relaxed}{}; {BY_KEY}", step.sql());
+        let mut begin = format!("BEGIN; {waits}; {}; {BY_KEY}", step.sql());
         if statements.iter().any(|statement| statement.scans || statement.rows >= FEW) {
             begin = format!("{begin}; {ANEW}");
         }
@@ -198,7 +203,7 @@ impl Session {
 
     /// Moves the checkpoint and commits what is open.
     pub(super) async fn end(&self, step: &Checkpoint) -> Result<(), Error> {
-        let checkpoint = step.sql();
+        let checkpoint = format!("{DURABLE}; {}", step.sql());
         let mut pipeline = Pipeline::default();
         pipeline.push(Step::Checkpoint, self.client.batch_execute(&checkpoint)).await;
         pipeline.push(Step::Commit, self.client.batch_execute("COMMIT")).await;
