@@ -210,7 +210,7 @@ impl Measure {
                     let spared =
                         drift::spare(&resource.load(), &databases, zones, &mut keyless, &audit).await;
                     if let Err(why) = spared {
-                        tracing::warn!(
+                        tracing::debug!(
                             resource = resource.load().name,
                             why,
                             "tables without keys may be published"

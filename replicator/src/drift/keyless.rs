@@ -21,7 +21,7 @@ const BEST: &str = "coalesce('USING INDEX ' || (SELECT format('%I', x.relname) F
          AND (NOT a.attnotnull OR a.attgenerated <> '')) \
      ORDER BY i.indnkeyatts, x.relname LIMIT 1), 'FULL')";
 
-/// Gives each of the service's tables that has none a replica identity, but those that somebody holds: their turn comes. What was done, one
+/// Gives each of the service's tables that has none a replica identity, but those that somebody holds, whose turn comes, or of others. What was done, one
 /// line each.
 pub async fn identify(source: &Client) -> Result<Vec<String>, Error> {
     let failed = |error| refused("give tables a replica identity")(error);
@@ -40,7 +40,7 @@ pub async fn identify(source: &Client) -> Result<Vec<String>, Error> {
         let line = quote_literal(line);
         let give = format!(
             "DO $godwit$ BEGIN PERFORM pg_catalog.set_config('lock_timeout', '{MOMENT}', true); EXECUTE {line}; \
-             EXCEPTION WHEN lock_not_available OR undefined_table OR undefined_object THEN END $godwit$"
+             EXCEPTION WHEN lock_not_available OR undefined_table OR undefined_object OR insufficient_privilege THEN END $godwit$"
         );
         source.batch_execute(&give).await.map_err(failed)?;
     }
@@ -65,15 +65,17 @@ pub async fn published_keyless(source: &Client, resource: &str) -> Result<Vec<St
 /// Publishes these tables no more: they lost their keys. Their rows are to be copied anew once they have a key; that is written down first.
 pub async fn unpublish(
     source: &Client,
-    shadow: &Client,
+    shadow: Option<&Client>,
     resource: &str,
     tables: &[String],
 ) -> Result<(), Error> {
     for table in tables {
-        match seed_anew(shadow, std::slice::from_ref(table)).await {
-            // One that the shadow lacks is copied whole in any case.
-            Ok(_) | Err(Error::Unready(_)) => {}
-            Err(error) => return Err(error),
+        if let Some(shadow) = shadow {
+            match seed_anew(shadow, std::slice::from_ref(table)).await {
+                // One that the shadow lacks is copied whole in any case.
+                Ok(_) | Err(Error::Unready(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         for lane in LANES {
             let publication = quote_ident(&lane.publication_name(resource));
