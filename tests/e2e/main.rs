@@ -61,3 +61,4 @@ mod verify;
 mod verifying;
 mod views;
 mod ways;
+mod without_database;

@@ -153,8 +153,8 @@ async fn the_publication_follows_the_tables() -> Result<()> {
             .create_database_of_superuser(
                 "app",
                 "CREATE SCHEMA godwit; CREATE TABLE godwit.epoch (x int); CREATE SCHEMA \"Odd \"\"one\";
-                 CREATE UNLOGGED TABLE cache (x int);
-                 CREATE TABLE parted (x int) PARTITION BY LIST (x); CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1);",
+                 CREATE UNLOGGED TABLE cache (x int); CREATE TABLE keyless (x int);
+                 CREATE TABLE parted (x int PRIMARY KEY) PARTITION BY LIST (x); CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1);",
             )
             .await?;
         let listed = async || -> Result<Vec<String>> {
@@ -168,7 +168,7 @@ async fn the_publication_follows_the_tables() -> Result<()> {
         };
         assert_eq!(ensure_publication(&client, "godwit_orders").await?, 1);
         assert_eq!(listed().await?, ["public.parted_1"]);
-        client.batch_execute("CREATE TABLE \"Odd \"\"one\".\"T 1\" (x int)").await?;
+        client.batch_execute("CREATE TABLE \"Odd \"\"one\".\"T 1\" (x int PRIMARY KEY)").await?;
         assert_eq!(ensure_publication(&client, "godwit_orders").await?, 2);
         assert_eq!(listed().await?, ["Odd \"one.T 1", "public.parted_1"]);
         client

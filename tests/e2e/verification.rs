@@ -87,7 +87,7 @@ const BENCH: &str = "
 CREATE TABLE branches (bid int PRIMARY KEY, balance int, filler char(88));
 CREATE TABLE tellers (tid int PRIMARY KEY, bid int, balance int, filler char(84));
 CREATE TABLE accounts (aid int PRIMARY KEY, bid int, balance int, filler char(84));
-CREATE TABLE history (tid int, bid int, aid int, delta int, at timestamptz);
+CREATE TABLE history (tid int, bid int, aid int, delta int, at timestamptz); ALTER TABLE history REPLICA IDENTITY FULL;
 CREATE TABLE queue (id int PRIMARY KEY, note text);
 CREATE TABLE moving (id int, day int, note text, PRIMARY KEY (day, id)) PARTITION BY RANGE (day);
 CREATE TABLE moving_1 PARTITION OF moving FOR VALUES FROM (0) TO (10);

@@ -73,6 +73,52 @@ fn bar(share: Option<f64>) -> String {
     format!("[{}{}] {:>3.0} %", "#".repeat(full), ".".repeat(WIDTH - full), share * 100.0)
 }
 
+/// The stream, who else reads it, and which commits wait for it.
+fn replicated(text: &mut String, view: &ResourceView) {
+    let stream = &view.replication;
+    let _ = writeln!(
+        text,
+        "  replication  {} {} → {}, {} bytes / {} ms behind, applied {}{}",
+        stream.state,
+        stream.source,
+        stream.target,
+        stream.lag_bytes,
+        stream.lag_ms,
+        stream.applied_lsn,
+        if stream.detail.is_empty() { String::new() } else { format!(" ({})", stream.detail) }
+    );
+    if let Some(copy) = &stream.copy {
+        let _ = writeln!(text, "  copy         {} {}", bar(copy.share()), copy.line());
+    }
+    if let Some(LargeObjectsView { objects, looked_ms }) = stream.large_objects {
+        let _ = writeln!(text, "  large objects {objects}, looked through in {looked_ms} ms");
+    }
+    for reader in &view.change_streams {
+        let ChangeStreamView { slot, active, behind_bytes, unread } = reader;
+        let _ = writeln!(
+            text,
+            "  reader       {slot} {}, {behind_bytes} bytes behind{}",
+            if *active { "reads" } else { "is away" },
+            if *unread { "; not all from before the last move is read" } else { "" }
+        );
+    }
+    let mode = &stream.mode;
+    let _ = writeln!(
+        text,
+        "  mode         {}{}{}",
+        mode.effective,
+        if mode.effective == mode.wanted { String::new() } else { format!(" (wanted: {})", mode.wanted) },
+        if mode.why.is_empty() { String::new() } else { format!(": {}", mode.why) }
+    );
+    for lane in &stream.lanes {
+        let _ = writeln!(
+            text,
+            "    lane {:<8} {}, {} bytes / {} ms behind, applied {}",
+            lane.name, lane.state, lane.lag_bytes, lane.lag_ms, lane.applied_lsn
+        );
+    }
+}
+
 /// What stands in the way may be much, and is shown line by line as well.
 fn shortened(because: &str, resource: &str) -> String {
     const LONGEST: usize = 240;
@@ -240,47 +286,8 @@ pub(super) fn resources(views: &[ResourceView]) -> String {
             let word = if gate.closed { "closed" } else { "open" };
             let _ = writeln!(text, "  gate         {word}, {} held, {} in flight", gate.held, gate.in_flight);
         }
-        let stream = &view.replication;
-        let _ = writeln!(
-            text,
-            "  replication  {} {} → {}, {} bytes / {} ms behind, applied {}{}",
-            stream.state,
-            stream.source,
-            stream.target,
-            stream.lag_bytes,
-            stream.lag_ms,
-            stream.applied_lsn,
-            if stream.detail.is_empty() { String::new() } else { format!(" ({})", stream.detail) }
-        );
-        if let Some(copy) = &stream.copy {
-            let _ = writeln!(text, "  copy         {} {}", bar(copy.share()), copy.line());
-        }
-        if let Some(LargeObjectsView { objects, looked_ms }) = stream.large_objects {
-            let _ = writeln!(text, "  large objects {objects}, looked through in {looked_ms} ms");
-        }
-        for reader in &view.change_streams {
-            let ChangeStreamView { slot, active, behind_bytes, unread } = reader;
-            let _ = writeln!(
-                text,
-                "  reader       {slot} {}, {behind_bytes} bytes behind{}",
-                if *active { "reads" } else { "is away" },
-                if *unread { "; not all from before the last move is read" } else { "" }
-            );
-        }
-        let mode = &stream.mode;
-        let _ = writeln!(
-            text,
-            "  mode         {}{}{}",
-            mode.effective,
-            if mode.effective == mode.wanted { String::new() } else { format!(" (wanted: {})", mode.wanted) },
-            if mode.why.is_empty() { String::new() } else { format!(": {}", mode.why) }
-        );
-        for lane in &stream.lanes {
-            let _ = writeln!(
-                text,
-                "    lane {:<8} {}, {} bytes / {} ms behind, applied {}",
-                lane.name, lane.state, lane.lag_bytes, lane.lag_ms, lane.applied_lsn
-            );
+        if view.replication.state != "none" {
+            replicated(&mut text, view);
         }
         if let Some(decision) = &view.decision {
             let _ = writeln!(

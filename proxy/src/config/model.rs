@@ -243,6 +243,11 @@ impl Resource {
         self.http.is_some() || self.postgres.is_some()
     }
 
+    /// Whether it has a database of its own, which moves with it.
+    pub fn has_database(&self) -> bool {
+        self.placements.values().any(|placement| placement.postgres.is_some() || placement.provided.postgres)
+    }
+
     /// Whether a lease of who leads can be kept in databases of it that are known from the start.
     pub fn could_keep_a_lease(&self) -> bool {
         self.has_front() && self.placements.values().any(|placement| placement.postgres.is_some())

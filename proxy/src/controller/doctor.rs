@@ -56,6 +56,9 @@ pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> Doctor
     let both = format!("{primary}, {shadow}");
     let mut found = Vec::new();
     let work = async {
+        if !resource.has_database() {
+            return;
+        }
         let source = database(resource, primary, &[Side::Source], &mut found).await;
         // The way back starts there: it must fulfil what a source must, too.
         let target = database(resource, shadow, &[Side::Target, Side::Source], &mut found).await;

@@ -195,6 +195,9 @@ impl Hands {
     }
 
     async fn carry_out(&self, effect: &Effect, state: &State) -> Result<(), Failure> {
+        if let Some(done) = self.without_database(effect, state) {
+            return done;
+        }
         let run = state.run.as_ref();
         let say = |event| self.report(run.map(|run| run.id.clone()), event);
         match effect {
@@ -450,7 +453,10 @@ impl Hands {
             let operation = driver.operation("scale", zone, workers, state);
             driver.does.scale(&operation, workers).await.map_err(chain)?;
         }
-        if capacity == Capacity::Full && state.phase == Phase::Requested {
+        if capacity == Capacity::Full
+            && state.phase == Phase::Requested
+            && self.resource.load().has_database()
+        {
             self.warm_up(zone, state).await?;
         }
         Ok(())

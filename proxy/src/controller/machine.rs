@@ -2,6 +2,7 @@
 
 mod approving;
 mod between;
+mod planned;
 mod shown;
 mod taking_back;
 mod tasks;
@@ -32,14 +33,13 @@ use super::ledger::{self, Worth};
 use super::measure::Measure;
 use super::proposals::Proposals;
 use super::retirement::{Aside, Retiring};
+use super::sequences;
 use super::signals::{Measured, Moves, Signals};
 use super::slots::{SlotGuard, SlotWatch};
 use super::verification::Verifications;
 use super::view::{DecisionView, ResourceView, StepView};
 use super::warm::Warm;
-use super::warm_up;
 use super::{Command, Denied, Plan, ResourceHandle, recording};
-use super::{sequences, unlogged};
 use crate::audit::Entry;
 use crate::clock::{self, Steady};
 use crate::feeds::learning::Learner;
@@ -183,6 +183,9 @@ impl Machine {
 
     /// What the stream does not carry follows beside it until cancelled: the schema, large objects, sequences, what extensions keep.
     pub fn follow_beside(&self, stop: &CancellationToken) {
+        if !self.hands.settings().has_database() {
+            return;
+        }
         self.measure.compare_schemas(&self.hands, &self.state.primary.0, self.view.clone(), stop);
         self.hands.large_objects.watch(self.view.clone(), stop);
         self.hands.extensions.follow(self.view.clone(), stop);
@@ -626,36 +629,6 @@ impl Machine {
         }
         if let Err(error) = self.hands.journal.write_ledger(id, &self.expected) {
             tracing::warn!(error = chain(error), id, "what the move should bring is not in the ledger");
-        }
-    }
-
-    fn plan(&self, to: &Zone) -> Plan {
-        let from = &self.state.primary;
-        let workers = self.hands.workers(to, migration::cutover::Capacity::Full);
-        let keep = self.hands.workers(from, migration::cutover::Capacity::Shadow);
-        let policy = &self.hands.policy();
-        let steps = vec![
-            format!("scale {to} up to {workers} workers, {}", warm_up::words(policy)),
-            format!("make the slot of the way back in {to}{}; check every guard", unlogged::words(policy)),
-            format!("hold requests (at most {} ms), wait for those in flight", policy.max_hold.as_millis()),
-            format!("fence the database in {from}, emit the end marker"),
-            format!("wait until {to} has applied the marker; set its sequences"),
-            format!("commit generation {} (point of no return)", self.state.generation.next()),
-            format!("open the database in {to}, swap the pool, release the held requests"),
-            format!("stream from {to} back to {from}; watch {from} for writes that go round the fence"),
-            format!(
-                "compare both sides; after {} s keep {from} as the shadow with {keep} workers",
-                policy.retire_after.as_secs()
-            ),
-        ];
-        let guards = self.decision.as_ref().map(|(report, at)| DecisionView::of(report, *at).guards);
-        Plan {
-            id: None,
-            approval: None,
-            from: from.to_string(),
-            to: to.to_string(),
-            steps,
-            guards: guards.unwrap_or_default(),
         }
     }
 

@@ -144,7 +144,11 @@ impl Measure {
             let live = self.resource.clone();
             tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
                 loop {
-                    let found = examine(&databases, &live.load(), &zone).await;
+                    let mut found = examine(&databases, &live.load(), &zone).await;
+                    if found.is_err() {
+                        // The connection that was kept may be to a server that has been restarted.
+                        found = examine(&databases, &live.load(), &zone).await;
+                    }
                     lock(&watched).blockers.insert(zone.clone(), found);
                     tokio::time::sleep(EXAMINE).await;
                 }
@@ -217,7 +221,11 @@ impl Measure {
                         );
                     }
                 }
-                let differences = drift::differences(&databases, zones).await;
+                let mut differences = drift::differences(&databases, zones).await;
+                if differences.is_err() {
+                    // The connection that was kept may be to a server that has been restarted.
+                    differences = drift::differences(&databases, zones).await;
+                }
                 let mut follows = Vec::new();
                 let mut found = match &differences {
                     Ok(differences)
@@ -312,8 +320,11 @@ impl Measure {
         (measured, state.phase.holds())
     }
 
-    /// Bytes that the shadow is behind, or why that is unknown; none: no stream runs.
+    /// Bytes that the shadow is behind, or why that is unknown; none: no stream runs. What has no database is never behind.
     pub fn lag(&self, hands: &Hands, state: &State) -> Option<Result<u64, String>> {
+        if !self.resource.load().has_database() {
+            return Some(Ok(0));
+        }
         hands.streams.status(state.generation).map(|(.., status)| match status.phase {
             StreamPhase::Streaming => Ok(status.lag_bytes),
             StreamPhase::Failed { error, .. } => Err(error),

@@ -47,6 +47,7 @@ pub mod verification;
 pub mod view;
 pub mod warm;
 mod warm_up;
+mod without_database;
 pub mod zones;
 
 use std::sync::Arc;

@@ -237,6 +237,9 @@ impl SlotGuard {
         if state.phase == Phase::Idle {
             return Err(Denied::Conflict("the resource has no shadow".into()));
         }
+        if !hands.resource.load().has_database() {
+            return Err(Denied::Conflict("the resource has no database: there is nothing to seed".into()));
+        }
         self.free()?;
         tracing::warn!(resource = %state.resource, shadow = %state.shadow, by, "the shadow is seeded anew");
         self.begin(hands, state, Work::Seed);

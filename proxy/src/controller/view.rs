@@ -228,7 +228,7 @@ pub struct PhaseView {
 /// A stream.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ReplicationView {
-    /// `connecting`, `copying`, `streaming`, `failed`, `stopped`.
+    /// `connecting`, `copying`, `streaming`, `failed`, `stopped`; `none`: the resource has no database.
     pub state: String,
     /// Progress of a copy or the error.
     pub detail: String,

@@ -7,26 +7,19 @@ use tokio_postgres::Client;
 use super::fill::seed_anew;
 use crate::error::Error;
 use crate::fence::refused;
-use crate::postgres::slot::{KEYLESS, Lane, USER_TABLES};
+use crate::postgres::slot::{KEYLESS, Lane, TELLING_INDEX, USER_TABLES};
 use crate::postgres::{quote_ident, quote_literal};
 
 const LANES: [Lane; 2] = [Lane::Main, Lane::Critical];
 
 /// How long a table of the service may have to wait for one that is to be given an identity, and those after it.
 const MOMENT: &str = "50ms";
-/// Of the table `t`: an index of columns that are never NULL does what a key would; without one a row is told by all that it has.
-const BEST: &str = "coalesce('USING INDEX ' || (SELECT format('%I', x.relname) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid \
-     WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
-       AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
-         AND (NOT a.attnotnull OR a.attgenerated <> '')) \
-     ORDER BY i.indnkeyatts, x.relname LIMIT 1), 'FULL')";
-
 /// Gives each of the service's tables that has none a replica identity, but those that somebody holds, whose turn comes, or of others. What was done, one
 /// line each.
 pub async fn identify(source: &Client) -> Result<Vec<String>, Error> {
     let failed = |error| refused("give tables a replica identity")(error);
     let wanted = format!(
-        "SELECT format('ALTER TABLE %I.%I REPLICA IDENTITY %s', n.nspname, c.relname, {BEST}) FROM pg_catalog.pg_class c \
+        "SELECT format('ALTER TABLE %I.%I REPLICA IDENTITY %s', n.nspname, c.relname, coalesce('USING INDEX ' || {TELLING_INDEX}, 'FULL')) FROM pg_catalog.pg_class c \
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE {USER_TABLES} AND {KEYLESS} ORDER BY 1"
     );
     let wanted = async || -> Result<Vec<String>, tokio_postgres::Error> {

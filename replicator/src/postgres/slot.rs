@@ -66,6 +66,27 @@ macro_rules! keyless {
     };
 }
 
+/// The name of an index of this one of `pg_class` which does what a key would: of columns that are never NULL, as few as may be.
+macro_rules! telling_index {
+    ($of:literal) => {
+        concat!(
+            "(SELECT format('%I', x.relname) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid \
+             WHERE i.indrelid = ",
+            $of,
+            ".oid AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
+               AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = ",
+            $of,
+            ".oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
+                 AND (NOT a.attnotnull OR a.attgenerated <> '')) \
+             ORDER BY i.indnkeyatts, x.relname LIMIT 1)"
+        )
+    };
+}
+
+/// Of the table `c`.
+pub(crate) const TELLING_INDEX: &str = telling_index!("c");
+/// Of the table `t`.
+pub(crate) const TELLING_INDEX_OF_T: &str = telling_index!("t");
 /// Whether the table `c` is not to be published.
 pub(crate) const KEYLESS: &str = keyless!("c");
 /// Whether the table `t` is not to be published.

@@ -15,7 +15,7 @@ use crate::drift::{DEFAULT_PRIVILEGES, PUBLICATIONS};
 use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::grants;
-use crate::postgres::slot::{KEYLESS_OF_T, PASSING};
+use crate::postgres::slot::{KEYLESS_OF_T, PASSING, TELLING_INDEX_OF_T};
 use crate::unlogged::{MOST, Unlogged};
 
 /// How bad a finding is.
@@ -127,6 +127,7 @@ fn filled(sql: &str) -> String {
         .replace("{{publications}}", PUBLICATIONS)
         .replace("{{passing}}", PASSING)
         .replace("{{keyless}}", KEYLESS_OF_T)
+        .replace("{{telling_index}}", TELLING_INDEX_OF_T)
 }
 
 async fn findings(client: &Client, sql: &str) -> Result<Vec<Finding>, Error> {

@@ -27,12 +27,7 @@ SELECT CASE WHEN '{{keyless_are}}' = 'identified' THEN 'warning' ELSE 'blocker' 
          WHEN 'i' THEN 'the index of its replica identity is gone'
          ELSE 'it has no usable primary key' END,
        -- What a key would be, an index of columns that are never NULL is as well.
-       format('ALTER TABLE %s %s; or: ALTER TABLE %s REPLICA IDENTITY FULL', subject, coalesce('REPLICA IDENTITY USING INDEX ' || (
-         SELECT quote_ident(c.relname) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-         WHERE i.indrelid = t.oid AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
-           AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = t.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
-             AND (NOT a.attnotnull OR a.attgenerated <> ''))
-         ORDER BY i.indnkeyatts, c.relname LIMIT 1), 'ADD PRIMARY KEY (…)'), subject)
+       format('ALTER TABLE %s %s; or: ALTER TABLE %s REPLICA IDENTITY FULL', subject, coalesce('REPLICA IDENTITY USING INDEX ' || {{telling_index}}, 'ADD PRIMARY KEY (…)'), subject)
 FROM ours t
 WHERE relkind = 'r' AND relpersistence = 'p' AND {{keyless}}
 UNION ALL

@@ -89,7 +89,10 @@ impl Machine {
             placements: self.measure.placements(&self.state, &self.signals, &resource.policy),
             replication: (match &stream {
                 Some((source, target, status)) => ReplicationView::of(source, target, status),
-                None => ReplicationView { state: "stopped".into(), ..ReplicationView::default() },
+                None => {
+                    let state = if resource.has_database() { "stopped" } else { "none" };
+                    ReplicationView { state: state.into(), ..ReplicationView::default() }
+                }
             })
             .with_large_objects(self.hands.large_objects.view(self.state.generation.0))
             .with_mode(ModeView::of(&mode, resource.policy.fallback_after), &lanes),

@@ -1,0 +1,124 @@
+//! A service without a database of its own: its requests move.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use godwit::cli::client::Client;
+use godwit::controller::view::{MigrationView, ResourceView};
+use godwit::demo::node::Node;
+use godwit::demo::zone::free_ports;
+use godwit_tests::http::Service;
+use http::Response;
+use http_body_util::Full;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+
+use crate::leader::{PROGRAM, until_answer};
+
+/// Answers every request with `name`.
+async fn serve(name: &'static str) -> Result<Service> {
+    Service::start(move |_| Response::new(Full::new(Bytes::from(name)))).await
+}
+
+/// Who answers at the front.
+async fn ask(front: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(front).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: shop.example\r\nconnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("an answer")?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "{answer}");
+    Ok(body.to_owned())
+}
+
+async fn said(admin: &str, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    let output = Command::new(PROGRAM).args(["--admin", admin]).args(arguments).output().await?;
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    Ok((output.status.code(), text.concat()))
+}
+
+fn write(folder: &Path, endpoints: [&Service; 2], front: &str, admin: &str) -> Result<PathBuf> {
+    std::fs::create_dir_all(folder.join("policies"))?;
+    std::fs::write(folder.join("policies/quick.yaml"), "name: quick\nretire: {after: 100ms}\n")?;
+    let config = folder.join("godwit.yaml");
+    let [one, other] = endpoints.map(|service| service.address);
+    std::fs::write(
+        &config,
+        format!(
+            "node: {{name: edge, zone: west, state: {}, admin: {{listen: \"{admin}\"}}, threads: 2}}\n\
+             zones: {{west: {{country: IE}}, east: {{country: DE}}}}\n\
+             resources:\n  shop:\n    fronts: {{http: {{listen: \"{front}\"}}}}\n    primary: west\n    policy: quick\n    placements:\n      \
+             west: {{http: [\"{one}\"], probe: /}}\n      east: {{http: [\"{other}\"], probe: /}}\n",
+            folder.join("state").display()
+        ),
+    )?;
+    Ok(config)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_without_a_database_moves_as_well() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let ports = free_ports(2)?;
+    let [front, admin] = [ports[0], ports[1]].map(|port| format!("127.0.0.1:{port}"));
+    let (west, east) = (serve("west").await?, serve("east").await?);
+    let config = write(folder.path(), [&west, &east], &front, &admin)?;
+    let mut node = Node::start(Path::new(PROGRAM), &config, &[])?;
+    let client = Client::new(&admin);
+    let path = "/api/v1/resources/shop";
+    let ready = |view: &ResourceView| {
+        let guards = view.decision.iter().flat_map(|decision| &decision.guards);
+        view.phase == "shadowing"
+            && view.decision.is_some()
+            && guards.clone().all(|g| g.passed || !g.binds_operator)
+    };
+    let view = until_answer(&mut node, &client, path, "it is ready", ready).await?;
+    ensure!(view.replication.state == "none" && view.problems.is_empty(), "{view:#?}");
+    let (code, status) = said(&admin, &["status", "shop"]).await?;
+    ensure!(code == Some(0) && !status.contains("replication") && !status.contains("mode"), "{status}");
+    let (code, doctor) = said(&admin, &["doctor", "shop"]).await?;
+    ensure!(code == Some(0) && doctor.starts_with("GO"), "{doctor}");
+    let (code, seed) = said(&admin, &["reseed", "shop"]).await?;
+    ensure!(code != Some(0) && seed.contains("has no database"), "{seed}");
+    let (_, plan) = said(&admin, &["migrate", "shop", "--to", "east", "--dry-run"]).await?;
+    ensure!(plan.contains("swap the pool") && !plan.contains("fence"), "{plan}");
+
+    // One who asks all the time.
+    let over = Arc::new(AtomicBool::new(false));
+    let asks = {
+        let (front, over) = (front.clone(), over.clone());
+        tokio::spawn(async move {
+            let mut heard = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                heard.push(ask(&front).await?);
+            }
+            anyhow::Ok(heard)
+        })
+    };
+    for to in ["east", "west", "east"] {
+        let body = client.send(&format!("{path}/migrations"), &json!({ "to": to })).await?;
+        let plan: serde_json::Value = serde_json::from_slice(&body)?;
+        let id = plan["id"].as_str().context("the migration's id")?;
+        let moved = |view: &ResourceView| view.primary == to && ready(view);
+        until_answer(&mut node, &client, path, "it moved", moved).await?;
+        ensure!(ask(&front).await? == to, "another zone answers");
+        let run: MigrationView = client.fetch(&format!("{path}/migrations/{id}")).await?;
+        ensure!(run.state == "retired", "{run:#?}");
+    }
+    over.store(true, Ordering::Relaxed);
+    let heard = asks.await??;
+    let changes = heard.windows(2).filter(|two| two[0] != two[1]).count();
+    ensure!(changes == 3, "{} answers, from another zone {changes} times", heard.len());
+
+    // What a process that ended knew, the next one knows.
+    drop(node);
+    let mut node = Node::start(Path::new(PROGRAM), &config, &[])?;
+    let stays = |view: &ResourceView| view.primary == "east" && ready(view);
+    until_answer(&mut node, &client, path, "it is ready again", stays).await?;
+    ensure!(ask(&front).await? == "east");
+    Ok(())
+}
