@@ -28,20 +28,21 @@ const ROW_BY_ROW: usize = 16;
 /// A group of more changes is planned and written in parts of this many.
 pub(super) const PART: usize = 20_000;
 
-/// Moves the checkpoint, if it is where it should be. Prepared in SQL, so that it needs no message of its own.
+/// Moves the checkpoint, if it is where it should be, and says what the commit waits for. Prepared in SQL, so that it needs no message of its own.
+///
+/// A durable one waits for the disk, and for standbys of the server's own. Not where commits of another resource, which has its primary there, wait
+/// for that one's shadow: whose applier may wait for this one's, if that shadow is here in turn.
 const CHECKPOINT: &str = "\
-PREPARE godwit_checkpoint (pg_lsn, int8, text, pg_lsn, int8) AS \
+PREPARE godwit_checkpoint (pg_lsn, int8, text, pg_lsn, int8, bool) AS \
 WITH w AS (UPDATE godwit.progress SET applied_lsn = $1, \
   marker_generation = coalesce($2, marker_generation), updated_at = now() \
-  WHERE stream = $3 AND applied_lsn = $4 AND generation = $5 RETURNING 1) SELECT 1 / count(*) FROM w";
+  WHERE stream = $3 AND applied_lsn = $4 AND generation = $5 RETURNING 1) \
+SELECT 1 / count(*), pg_catalog.set_config('synchronous_commit', CASE WHEN NOT $6 THEN 'off' \
+  WHEN pg_catalog.strpos(pg_catalog.current_setting('synchronous_standby_names'), 'godwit_') > 0 THEN 'local' \
+  ELSE 'on' END, true) FROM w";
 
 /// What [`CHECKPOINT`] fails with when it is not.
 const CHECKPOINT_MOVED: &str = "22012";
-
-/// Within the open transaction: its commit waits for the disk, and for standbys of the server's own. Not where commits of another resource, which
-/// has its primary there, wait for that one's shadow: whose applier may wait for this one's, if that shadow is here in turn.
-const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_commit', CASE \
-    WHEN pg_catalog.strpos(pg_catalog.current_setting('synchronous_standby_names'), 'godwit_') > 0 THEN 'local' ELSE 'on' END, true)";
 
 /// Rows are found by key, some at a time: by the index, whatever the statistics say. What reads a whole table asks for hash
 /// joins itself.
@@ -72,11 +73,11 @@ pub(super) struct Checkpoint {
 }
 
 impl Checkpoint {
-    fn sql(&self) -> String {
+    fn sql(&self, durable: bool) -> String {
         let marker = self.marker.map_or_else(|| "NULL".to_owned(), |marker| marker.to_string());
         let (to, stream, from, generation) =
             (self.to, quote_literal(&self.stream), self.from, self.generation);
-        format!("EXECUTE godwit_checkpoint ('{to}', {marker}, {stream}, '{from}', {generation})")
+        format!("EXECUTE godwit_checkpoint ('{to}', {marker}, {stream}, '{from}', {generation}, {durable})")
     }
 }
 
@@ -148,9 +149,8 @@ impl Session {
     ) -> Result<(), Failure> {
         self.prepare(statements).await?;
         let this = &*self;
-        let waits = if step.flush { DURABLE } else { "SET LOCAL synchronous_commit = off" };
         // The checkpoint before the settings: its plan is kept.
-        let mut begin = format!("BEGIN; {waits}; {}; {BY_KEY}", step.sql());
+        let mut begin = format!("BEGIN; {}; {BY_KEY}", step.sql(step.flush));
         if statements.iter().any(|statement| statement.scans || statement.rows >= FEW) {
             begin = format!("{begin}; {ANEW}");
         }
@@ -203,7 +203,7 @@ impl Session {
 
     /// Moves the checkpoint and commits what is open.
     pub(super) async fn end(&self, step: &Checkpoint) -> Result<(), Error> {
-        let checkpoint = format!("{DURABLE}; {}", step.sql());
+        let checkpoint = step.sql(true);
         let mut pipeline = Pipeline::default();
         pipeline.push(Step::Checkpoint, self.client.batch_execute(&checkpoint)).await;
         pipeline.push(Step::Commit, self.client.batch_execute("COMMIT")).await;
