@@ -84,6 +84,8 @@ async fn a_service_without_a_database_moves_as_well() -> Result<()> {
     ensure!(code == Some(0) && doctor.starts_with("GO"), "{doctor}");
     let (code, seed) = said(&admin, &["reseed", "shop"]).await?;
     ensure!(code != Some(0) && seed.contains("has no database"), "{seed}");
+    let (code, lost) = said(&admin, &["takeover", "shop", "--accept-loss"]).await?;
+    ensure!(code != Some(0) && lost.contains("godwit migrate"), "{lost}");
     let (_, plan) = said(&admin, &["migrate", "shop", "--to", "east", "--dry-run"]).await?;
     ensure!(plan.contains("swap the pool") && !plan.contains("fence"), "{plan}");
 

@@ -476,6 +476,11 @@ async fn take_over(
 ) -> Answer<Response> {
     let handle = find(&state, &id)?;
     let TakeOverRequest { accept_loss, primary_answers, incomplete, dry_run } = or_default(body, &headers)?;
+    if !handle.live.load().has_database() {
+        let why =
+            "the resource has no database: nothing can be lost, and godwit migrate moves it whoever answers";
+        return Err(Denied::Conflict(why.into()).into());
+    }
     let said = Said { accept_loss, primary_answers, incomplete };
     let plan = taking_over::plan(&handle.streams, &handle.view.load_full(), said).await;
     if dry_run {
