@@ -245,7 +245,7 @@ impl Resource {
 
     /// Whether it has a database of its own, which moves with it.
     pub fn has_database(&self) -> bool {
-        self.placements.values().any(|placement| placement.postgres.is_some() || placement.provided.postgres)
+        self.placements.values().any(Placement::has_database)
     }
 
     /// Whether a lease of who leads can be kept in databases of it that are known from the start.
@@ -397,6 +397,13 @@ pub struct Provided {
     pub http: bool,
     /// The database.
     pub postgres: bool,
+}
+
+impl Placement {
+    /// Whether it has a database, known from the start or by its driver.
+    pub fn has_database(&self) -> bool {
+        self.postgres.is_some() || self.provided.postgres
+    }
 }
 
 impl Provided {

@@ -248,14 +248,27 @@ pub(super) async fn lacks(
     found
 }
 
-/// Gives tables without a key a replica identity where the policy has it so.
+/// Gives tables without a key a replica identity where the policy has it so. What was done, one line each.
+pub(super) async fn identified(
+    policy: &Policy,
+    resource: &str,
+    source: &Client,
+) -> Result<Vec<String>, String> {
+    if policy.keyless != KeylessTables::Identify {
+        return Ok(Vec::new());
+    }
+    let done = drift::identify(source).await.map_err(chain)?;
+    if !done.is_empty() {
+        tracing::info!(resource, ?done, "tables without a key have a replica identity");
+    }
+    Ok(done)
+}
+
+/// The same, and notes it.
 async fn identify(resource: &Resource, source: &Client, zone: &str, audit: &Audit) -> Result<(), String> {
-    if resource.policy.keyless == KeylessTables::Identify {
-        let done = drift::identify(source).await.map_err(chain)?;
-        if !done.is_empty() {
-            tracing::info!(resource = resource.name, ?done, "tables without a key have a replica identity");
-            audit.note(Entry::Schema { resource: resource.name.clone(), zone: zone.to_owned(), done });
-        }
+    let done = identified(&resource.policy, &resource.name, source).await?;
+    if !done.is_empty() {
+        audit.note(Entry::Schema { resource: resource.name.clone(), zone: zone.to_owned(), done });
     }
     Ok(())
 }

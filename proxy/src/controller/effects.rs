@@ -25,7 +25,7 @@ use super::mirrored;
 use super::streams::Streams;
 use super::unlogged::UnloggedRows;
 use crate::audit::Audit;
-use crate::config::model::Resource;
+use crate::config::model::{Placement, Resource};
 use crate::drivers::{Endpoint, Operation, Plan, Provisioning, Wanted};
 use crate::feeds::external::Secret;
 use crate::fronts::pools::Pool;
@@ -358,13 +358,8 @@ impl Hands {
 
     /// What a database made in `zone` must have of the primary's configuration.
     async fn mirrored(&self, zone: &Zone, primary: &Zone) -> Result<BTreeMap<String, String>, Failure> {
-        let has = |zone: &Zone| {
-            self.resource
-                .load()
-                .placements
-                .get(&*zone.0)
-                .is_some_and(|it| it.postgres.is_some() || it.provided.postgres)
-        };
+        let has =
+            |zone: &Zone| self.resource.load().placements.get(&*zone.0).is_some_and(Placement::has_database);
         if !has(zone) || !has(primary) {
             return Ok(BTreeMap::new());
         }

@@ -137,8 +137,7 @@ impl Measure {
             }));
         }
         let resource = self.resource.load();
-        let with_database =
-            resource.placements.values().filter(|p| p.postgres.is_some() || p.provided.postgres);
+        let with_database = resource.placements.values().filter(|placement| placement.has_database());
         for zone in with_database.map(|placement| placement.zone.clone()) {
             let (databases, watched) = (databases.clone(), self.watched.clone());
             let live = self.resource.clone();

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use migration::policy::{KeptByExtensions, KeylessTables, Policy, ReplicationMode};
+use migration::policy::{KeptByExtensions, Policy, ReplicationMode};
 use migration::units::{Generation, Zone};
-use replicator::drift::{self, Filling};
+use replicator::drift::Filling;
 use replicator::postgres::slot::{self, Lane};
 use replicator::status::{Phase, StreamStatus};
 use replicator::{Lsn, extensions, fence, identity, lanes, synchronous};
@@ -221,21 +221,6 @@ impl Streams {
         }
     }
 
-    /// Gives tables without a key a replica identity where the policy has it so.
-    async fn identify(&self, policy: &Policy, source: &Client) -> Result<(), String> {
-        if policy.keyless == KeylessTables::Identify {
-            let given = drift::identify(source).await.map_err(chain)?;
-            if !given.is_empty() {
-                tracing::info!(
-                    resource = self.resource,
-                    ?given,
-                    "tables without a key have a replica identity"
-                );
-            }
-        }
-        Ok(())
-    }
-
     /// Schema `godwit` on both sides, and for a way back the checkpoint it starts from.
     async fn prepare(&self, generation: Generation, source: &Zone, target: &Zone) -> Result<(), String> {
         let from = self.databases.get(&source.0, Purpose::Control).await.map_err(chain)?;
@@ -246,7 +231,7 @@ impl Streams {
         if generation == Generation(1) && !is_copied {
             // Named before anything is changed.
             let policy = self.policy();
-            self.identify(&policy, &from).await?;
+            super::drift::identified(&policy, &self.resource, &from).await?;
             let mut blockers = preflight::blockers(&from, Side::Source, &policy, &source.0).await?;
             blockers.extend(preflight::blockers(&to, Side::Target, &policy, &target.0).await?);
             let lacking = replicator::preflight::superusers(&from, &to).await.map_err(chain)?;

@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::Audit;
 use crate::clock;
-use crate::config::model::{Config, Driver, OutsideDriver, Placement, Resource, Way};
+use crate::config::model::{Config, Driver, OutsideDriver, Resource, Way};
 use crate::controller::ResourceHandle;
 use crate::controller::databases::Databases;
 use crate::controller::effects::{Endpoints, Hands, ZoneDriver, chain};
@@ -303,9 +303,7 @@ impl Leading {
         let board = probing::probe(&live, &stop, &own);
         let measure = Measure::new(live.clone(), shared.recorder.reader(), board, shared.feeds.clone());
         measure.watch(&drivers, &databases, &stop);
-        let with_database =
-            |placement: &&Placement| placement.postgres.is_some() || placement.provided.postgres;
-        let zones = resource.placements.values().filter(with_database);
+        let zones = resource.placements.values().filter(|placement| placement.has_database());
         let zones = zones.map(|placement| placement.zone.clone()).collect();
         let slots = SlotWatch::start(&resource.name, zones, &databases, resource.policy.step, &stop);
         let (reports, answers) = tokio::sync::mpsc::unbounded_channel();
