@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::certificates::Renewal;
+use crate::causes::chain;
 use crate::config::model::{Config, Database, Resource, Zone};
 use crate::controller::databases::Databases;
-use crate::controller::effects::chain;
 use crate::lock::lock;
 
 /// The links of this node.

@@ -45,6 +45,7 @@ pub mod session;
 #[cfg(test)]
 mod simulation;
 pub mod spill;
+pub mod statistics;
 pub mod status;
 pub mod synchronous;
 pub mod takeover;

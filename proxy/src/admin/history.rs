@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::routes::{Answer, find, query};
 use super::{AdminState, Problem};
+use crate::causes::chain;
 use crate::clock;
 use crate::config::units;
-use crate::controller::effects::chain;
 use crate::controller::forecast::ForecastView;
 use crate::history::read::{Latency, Place, Reader};
 use crate::history::series::is_known;

@@ -5,8 +5,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
+use crate::causes::chain;
 use crate::controller::Denied;
-use crate::controller::effects::chain;
 use crate::leading::changes::Wrong;
 use crate::store::StoreError;
 

@@ -11,8 +11,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState};
+use crate::causes::chain;
 use crate::config;
-use crate::controller::effects::chain;
 use crate::controller::freezes::Freezes;
 use crate::fronts::sockets::Sockets;
 use crate::leading::Anew;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use replicator::verify::{self, TableBuckets, TableDigest};
 use tokio_postgres::Client;
 
-use super::effects::chain;
+use crate::causes::chain;
 
 /// How often live data is looked at before a difference counts.
 const TRIES: u32 = 10;

@@ -10,8 +10,8 @@ use replicator::postgres::{connect_unhurried, connect_unseen};
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
-use super::effects::chain;
 use super::live::Live;
+use crate::causes::chain;
 use crate::clock;
 use crate::config::model::Database;
 

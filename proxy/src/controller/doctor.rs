@@ -10,8 +10,8 @@ use replicator::preflight::{Finding, Severity, Side, check_for, has_copy, retent
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
-use super::effects::chain;
 use super::preflight;
+use crate::causes::chain;
 use crate::config::model::Resource;
 
 /// How long the whole examination may take; less than a client of the API waits.

@@ -7,7 +7,8 @@ use migration::policy::{OnDrainTimeout, ReadsDuringHold};
 use migration::units::Zone;
 use replicator::fence;
 
-use super::effects::{Failure, Hands, chain};
+use super::effects::{Failure, Hands};
+use crate::causes::chain;
 use crate::lock::lock;
 
 impl Hands {

@@ -15,10 +15,10 @@ use tokio_postgres::Client;
 
 use super::Denied;
 use super::databases::{Databases, Purpose};
-use super::effects::chain;
 use super::streams::{self, Streams};
 use super::view::ResourceView;
 use crate::audit::{Audit, Entry};
+use crate::causes::chain;
 use crate::config::model::{Database, Resource};
 use crate::fronts::postgres::PostgresFront;
 

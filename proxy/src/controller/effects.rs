@@ -25,6 +25,7 @@ use super::mirrored;
 use super::streams::Streams;
 use super::unlogged::UnloggedRows;
 use crate::audit::Audit;
+use crate::causes::chain;
 use crate::config::model::{Placement, Resource};
 use crate::drivers::{Endpoint, Operation, Plan, Provisioning, Wanted};
 use crate::feeds::external::Secret;
@@ -661,18 +662,4 @@ impl Endpoints {
         all.insert(zone.to_owned(), found);
         Ok(())
     }
-}
-
-/// An error with its sources, in one line.
-pub fn chain(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

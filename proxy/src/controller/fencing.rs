@@ -10,7 +10,8 @@ use replicator::large_objects::Left;
 use replicator::sequences::{self, SequenceState};
 
 use super::databases::Purpose;
-use super::effects::{Failure, Hands, chain};
+use super::effects::{Failure, Hands};
+use crate::causes::chain;
 
 /// What a fence told so far.
 #[derive(Clone, Default)]

@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::databases::{Databases, Purpose};
 use super::drift;
-use super::effects::chain;
 use super::live::Live;
 use super::view::{LargeObjectsView, ResourceView};
+use crate::causes::chain;
 use crate::lock::lock;
 
 /// How often a pass is made.

@@ -9,7 +9,7 @@ use migration::units::{Generation, Timestamp};
 use migration::world::World;
 use serde::{Deserialize, Serialize};
 
-use super::effects::chain;
+use crate::causes::chain;
 use crate::store::{Journal, LedgerRow, StoreError};
 
 /// How long after a move its worth is measured.

@@ -13,11 +13,12 @@ use replicator::status::Phase as StreamPhase;
 use tokio_util::sync::CancellationToken;
 
 use super::databases::{Databases, Purpose};
-use super::effects::{Hands, ZoneDriver, chain};
+use super::effects::{Hands, ZoneDriver};
 use super::live::Live;
 use super::signals::{Measured, Mirrored, Signals};
 use super::view::{PathView, PhaseView, PlacementView, ResourceView};
 use super::{drift, preflight};
+use crate::causes::chain;
 use crate::config::model::Resource;
 use crate::drivers::PlacementStatus;
 use crate::feeds::external::board::FeedBoard;

@@ -20,9 +20,9 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::databases::Purpose;
-use super::effects::chain;
 use super::preflight;
 use super::streams::{Streams, waited_for};
+use crate::causes::chain;
 use crate::clock;
 use crate::lock::lock;
 

@@ -7,8 +7,8 @@ use replicator::preflight::{Allowed, Finding, Severity, Side, check_for, compare
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::effects::chain;
 use super::unlogged;
+use crate::causes::chain;
 use crate::config::model::{PostgresAuth, Resource};
 use crate::fronts::postgres::verifiers::{self, Unknown};
 

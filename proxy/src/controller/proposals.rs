@@ -8,8 +8,8 @@ use migration::units::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Denied;
-use super::effects::chain;
 use super::view::DecisionView;
+use crate::causes::chain;
 use crate::store::{ApprovalRow, Journal, ProposalRow, StoreError};
 
 /// A proposal, as the API shows it.

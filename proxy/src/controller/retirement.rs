@@ -13,8 +13,9 @@ use replicator::changes;
 use tokio_postgres::Client;
 
 use super::databases::Purpose;
-use super::effects::{Hands, chain};
+use super::effects::Hands;
 use super::machine::Machine;
+use crate::causes::chain;
 use crate::drivers::Operation;
 use crate::store::RetirementRow;
 

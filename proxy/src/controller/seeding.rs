@@ -8,8 +8,8 @@ use replicator::reseed::{self, Reseed};
 use replicator::{fence, identity, lanes};
 
 use super::databases::Purpose;
-use super::effects::chain;
 use super::streams::Streams;
+use crate::causes::chain;
 
 impl Streams {
     /// Ends the stream and drops its slots. It does not run again under this generation until [`Self::reseed`].

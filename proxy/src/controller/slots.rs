@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Denied;
 use super::databases::{Databases, Purpose};
-use super::effects::{Hands, chain};
+use super::effects::Hands;
 use super::view::ChangeStreamView;
+use crate::causes::chain;
 use crate::clock;
 use crate::lock::lock;
 use crate::telemetry::metrics as telemetry;

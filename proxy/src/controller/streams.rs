@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use replicator::preflight::{Side, has_copy};
 
 use super::databases::{Databases, Purpose};
-use super::effects::chain;
 use super::live::Live;
 use super::modes::{Keeper, ModeState, Stage};
 use super::preflight;
+use crate::causes::chain;
 use crate::links::Links;
 use crate::lock::lock;
 use crate::store::Journal;

@@ -12,10 +12,11 @@ use replicator::{extensions, fence, synchronous, takeover};
 use tokio_postgres::Client;
 
 use super::databases::Purpose;
-use super::effects::{Failure, Hands, chain};
+use super::effects::{Failure, Hands};
 use super::streams::Streams;
 use super::view::{GuardView, ResourceView};
 use super::{Denied, Plan};
+use crate::causes::chain;
 
 /// How long a database may take to show that it is there.
 const THERE: Duration = Duration::from_secs(3);

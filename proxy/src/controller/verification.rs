@@ -18,10 +18,10 @@ use tokio::task::JoinHandle;
 
 use super::Denied;
 use super::databases::{Databases, Purpose};
-use super::effects::chain;
 use super::large_objects::LargeObjects;
 use super::streams::Streams;
 use super::view::ResourceView;
+use crate::causes::chain;
 use crate::clock;
 use crate::lock::lock;
 use crate::telemetry::metrics as telemetry;

@@ -6,10 +6,11 @@ use migration::cutover::State;
 use migration::policy::{Caches, MaterializedViews, OnDrainTimeout, Policy};
 use migration::units::Zone;
 use replicator::postgres::without_transaction_timeout;
-use replicator::{caches, fence, views};
+use replicator::{caches, fence, statistics, views};
 
 use super::databases::Purpose;
-use super::effects::{Failure, Hands, chain};
+use super::effects::{Failure, Hands};
+use crate::causes::chain;
 use crate::clock;
 
 /// How long caches are filled at most.
@@ -78,7 +79,11 @@ impl Hands {
             }
         }
         // The planner must not meet them with the statistics of an empty table.
-        client.batch_execute("ANALYZE").await.map_err(|error| format!("ANALYZE in {zone}: {error}"))?;
+        for error in
+            statistics::renew(&client).await.map_err(|error| format!("in {zone}: {}", chain(error)))?
+        {
+            tracing::warn!(resource = %self.resource.name, %zone, error = chain(error), "a table is without new statistics");
+        }
         if policy.caches == Caches::Fill {
             // The last, so that nothing takes them again. A cold cache is slow and not wrong: it ends no migration.
             let within = state.deadline().map_or(CACHES, |deadline| {

@@ -12,8 +12,8 @@ use http_body_util::BodyExt;
 use rustls::{CertificateError, Error as Tls};
 use tokio::net::TcpStream;
 
-use super::chain;
 use super::probe::{Course, Failure, Phase, Probe};
+use crate::causes::chain;
 use crate::fronts::pools::{Reach, asking};
 
 /// An answer longer than this is a failure: a probe must not become a load.

@@ -12,8 +12,8 @@ use replicator::postgres::{Dsn, connect_apart};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use super::chain;
 use super::probe::{Course, Failure, Phase, Probe};
+use crate::causes::chain;
 use crate::clock;
 
 /// First pause after a failed connection; doubled by each further one.

@@ -11,8 +11,8 @@ use rusqlite::ErrorCode;
 use super::store::{Store, damaged};
 use super::tier::Retention;
 use super::{Entry, HistoryError};
+use crate::causes::chain;
 use crate::clock;
-use crate::controller::effects::chain;
 use crate::telemetry::metrics as telemetry;
 
 /// Entries of one transaction, at most.

@@ -18,9 +18,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
+use crate::causes::chain;
 use crate::clock;
 use crate::config::model::Config;
-use crate::controller::effects::chain;
 use crate::store::Legacy;
 
 /// What the server shows in `pg_stat_activity`.

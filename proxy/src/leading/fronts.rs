@@ -8,8 +8,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::causes::chain;
 use crate::config::model::Resource;
-use crate::controller::effects::chain;
 use crate::fronts::http::{Background, ServerSettings, server, service};
 use crate::fronts::latencies::Recorder;
 use crate::fronts::postgres::{self, PostgresFront};

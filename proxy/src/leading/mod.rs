@@ -25,11 +25,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::Audit;
+use crate::causes::chain;
 use crate::clock;
 use crate::config::model::{Config, Driver, OutsideDriver, Resource, Way};
 use crate::controller::ResourceHandle;
 use crate::controller::databases::Databases;
-use crate::controller::effects::{Endpoints, Hands, ZoneDriver, chain};
+use crate::controller::effects::{Endpoints, Hands, ZoneDriver};
 use crate::controller::events::Events;
 use crate::controller::freezes::Freezes;
 use crate::controller::large_objects::LargeObjects;

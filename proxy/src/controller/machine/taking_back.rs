@@ -7,7 +7,7 @@ use migration::policy::Mode;
 use migration::units::{Generation, Timestamp};
 
 use super::Machine;
-use crate::controller::effects::chain;
+use crate::causes::chain;
 use crate::store::FreezeRow;
 
 /// In whose name the freeze is.

@@ -12,7 +12,8 @@ use tokio_postgres::error::SqlState;
 
 use super::place::{PlaceError, commit};
 use super::pool::{Lent, Pool};
-use super::{answer, chain, no_database, sql_state};
+use super::{answer, no_database, sql_state};
+use crate::causes::chain;
 
 const APPEND: &str = "INSERT INTO lists (id, elements) VALUES ($1, ARRAY[$2::bigint]) \
      ON CONFLICT (id) DO UPDATE SET elements = lists.elements || excluded.elements";

@@ -4,6 +4,7 @@
 //! · `GET /readyz` (the database answers) · `POST /lists` (for checkers of histories). A key makes a POST safe to repeat: the same key gives the same order. Idle
 //! keep-alive connections are never closed by the service, except when it ends.
 
+use crate::causes::chain;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -275,16 +276,6 @@ fn sql_state(error: &tokio_postgres::Error) -> String {
 
 fn answer(status: StatusCode, name: &str, why: &str) -> Response {
     (status, Json(json!({"error": name, "detail": why}))).into_response()
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// The amount as PostgreSQL prints `numeric(12, 2)`; a number or decimal text.

@@ -43,8 +43,6 @@ use map::Program;
 use migration::units::Timestamp;
 use places::Places;
 
-use super::chain;
-
 /// What a feed is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {

@@ -68,17 +68,3 @@ pub fn service(front: &Arc<PostgresFront>) -> Service<PostgresApp> {
     service.add_listener(listener);
     service
 }
-
-/// An error with its sources, in one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        source = cause.source();
-    }
-    text
-}

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::backend::{Backend, Identity, NoBackend};
-use super::causes;
 use super::front::PostgresFront;
+use crate::causes::chain;
 use crate::lock::lock;
 
 /// So many roles are remembered.
@@ -73,7 +73,7 @@ impl PostgresFront {
             Err(NoBackend::Refused(error, _)) if error.sqlstate == FENCED => None,
             // Whether it is there at all is watched elsewhere.
             Err(NoBackend::Unreachable(_) | NoBackend::Lost(_) | NoBackend::TimedOut) => None,
-            Err(error) => Some(causes(&error)),
+            Err(error) => Some(chain(error)),
         }
     }
 }

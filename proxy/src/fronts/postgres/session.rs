@@ -9,7 +9,6 @@ use tokio::sync::watch;
 
 use self::shared::Share;
 use super::backend::{Backend, Identity, NoBackend, Parameter};
-use super::causes;
 use super::front::{Active, Guest, PostgresFront, Registered};
 use super::login::{Client, Greeted, NoClient};
 use super::meters::Moved;
@@ -24,6 +23,7 @@ use super::protocol::statements::Has;
 use super::protocol::tracker::Status;
 use super::relay::{Answered, Event, Relay, Watch};
 use super::turnstile::{Held, Refused, Seat, Turn};
+use crate::causes::chain;
 use crate::clock;
 use crate::config::model::PostgresAuth;
 
@@ -123,7 +123,7 @@ async fn let_in(
         let verifier = match front.verifier(user).await {
             Ok(verifier) => verifier,
             Err(error) => {
-                let error = causes(&error);
+                let error = chain(error);
                 tracing::warn!(resource = %front.name, user, error, "a role's verifier is not known");
                 None
             }
@@ -760,7 +760,7 @@ fn unreachable_fault(front: &PostgresFront, error: &NoBackend) -> Fault {
         NoBackend::Unexpected(_) => "08P01",
         _ => "08001",
     };
-    let text = causes(error);
+    let text = chain(error);
     tracing::warn!(resource = %front.name, error = text, "no connection to the database for a client");
     Fault::fatal(sqlstate, "the database cannot be reached for this session").detail(match sqlstate {
         "28000" => "The front could not log in there; its log says why.",

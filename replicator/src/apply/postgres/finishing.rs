@@ -13,12 +13,11 @@ use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
 use super::{AS_IT_IS, PostgresTarget, not_open, open};
-use crate::copy::TableToCopy;
 use crate::error::Error;
 use crate::postgres::connection::settings_sql;
 use crate::postgres::{Dsn, quote_literal};
 use crate::schema::statements::{Kind, Statement, statements};
-use crate::{copy, schema};
+use crate::{copy, schema, statistics};
 
 /// Memory for one session's index: a quarter of what the server caches with, at most 1 GB, never less than it is set to.
 const MEMORY: &str = "SELECT pg_catalog.set_config('maintenance_work_mem', greatest( \
@@ -300,40 +299,13 @@ impl Finished {
     }
 }
 
-/// Statistics of every table that was copied, the biggest first: the stream need not wait for them. What goes wrong is the planner's loss
-/// only, and autovacuum makes it good.
+/// The stream need not wait for statistics. What goes wrong is the planner's loss only, and autovacuum makes it good.
 pub(super) async fn analyze(work: Work) {
-    if let Err(error) = analyze_each(&work).await {
+    let analyzed = async { statistics::renew(&work.connect().await?).await };
+    let without = analyzed.await.unwrap_or_else(|error| vec![error]);
+    for error in without {
         tracing::warn!(stream = work.stream, %error, "copied tables have no statistics yet");
     }
-}
-
-/// Small ones together. A table that cannot be analyzed (an index's expression may fail) does not keep the others from it.
-async fn analyze_each(work: &Work) -> Result<(), Error> {
-    let client = work.connect().await?;
-    let mut tables = copy::tables(&client).await?;
-    tables.sort_by_key(|table| std::cmp::Reverse(table.bytes));
-    let small = tables.iter().position(|table| table.bytes <= SMALL.unsigned_abs()).unwrap_or(tables.len());
-    let (big, small) = tables.split_at(small);
-    for together in big.chunks(1).chain(small.chunks(TOGETHER)) {
-        let names: Vec<String> = together.iter().map(TableToCopy::sql_name).collect();
-        let analyze = async |names: &str| {
-            let analyzed = client.batch_execute(&format!("ANALYZE {names}")).await;
-            analyzed.map_err(Error::database(format!("analyze {names}")))
-        };
-        if names.len() > 1 && analyze(&names.join(", ")).await.is_ok() {
-            continue;
-        }
-        for name in names {
-            if let Err(error) = analyze(&name).await {
-                if client.is_closed() {
-                    return Err(error);
-                }
-                tracing::warn!(stream = work.stream, %error, "a copied table has no statistics yet");
-            }
-        }
-    }
-    Ok(())
 }
 
 fn is_of_event_trigger(sql: &str) -> bool {

@@ -14,7 +14,8 @@ use migration::units::Timestamp;
 use tokio::io::AsyncReadExt;
 
 use super::egress::Egress;
-use super::{Failure, Feed, Reason, Source, chain};
+use super::{Failure, Feed, Reason, Source};
+use crate::causes::chain;
 use crate::links::Links;
 
 /// What sources may reach.

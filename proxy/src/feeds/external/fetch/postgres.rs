@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 use tokio_postgres::SimpleQueryMessage;
 
-use super::{Fetched, Validators, chain};
+use super::{Fetched, Validators};
+use crate::causes::chain;
 use crate::feeds::external::{Failure, Reason};
 
 /// The share of all connections that are at work now, this one left out.

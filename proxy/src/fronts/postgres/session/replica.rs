@@ -4,6 +4,7 @@
 //! one stream. A client that comes later and has not read so far is given the rest of the old one's by a session of Godwit's own role: the
 //! application may not connect there.
 
+use crate::causes::chain;
 use std::collections::VecDeque;
 
 use replicator::Lsn;
@@ -16,7 +17,7 @@ use super::super::protocol::streaming::{self, Command, Passed, Sent, Start};
 use super::super::talk::{Message, Talk};
 use super::{
     Arc, Backend, Begun, Client, Duration, End, Fault, Guest, HEADER, Identity, PostgresFront, REST, Secret,
-    ShutdownWatch, State, again, causes, clock, connect, leaving, message, refusal, welcome, written,
+    ShutdownWatch, State, again, clock, connect, leaving, message, refusal, welcome, written,
 };
 
 /// The longest message: a row.
@@ -377,7 +378,7 @@ impl Whence {
         let mut backend = opened.map_err(|error| {
             let detail = format!(
                 "What was written before the move is in {zone}, and cannot be read there: {}.",
-                causes(&error)
+                chain(error)
             );
             End::Fault(moved(&detail))
         })?;
@@ -426,13 +427,13 @@ impl Whence {
 
 async fn settled(front: &PostgresFront, before: &Before, slot: &str) -> Result<(), String> {
     let dsn = front.dsn(&before.zone).ok_or("the zone is no longer configured")?;
-    let old = replicator::postgres::connect(dsn, "godwit-front").await.map_err(|error| causes(&error))?;
+    let old = replicator::postgres::connect(dsn, "godwit-front").await.map_err(|error| chain(error))?;
     let deadline = clock::tick() + RELEASE;
     loop {
-        let primary = front.control(&front.active()).await.map_err(|error| causes(&error))?;
+        let primary = front.control(&front.active()).await.map_err(|error| chain(error))?;
         // Whoever has just read it may not be gone.
-        changes::advance(&old, slot, before.end).await.map_err(|error| causes(&error))?;
-        let unread = changes::settle(&primary, &old, &front.name).await.map_err(|error| causes(&error))?;
+        changes::advance(&old, slot, before.end).await.map_err(|error| chain(error))?;
+        let unread = changes::settle(&primary, &old, &front.name).await.map_err(|error| chain(error))?;
         if !unread.iter().any(|unread| unread == slot) {
             return Ok(());
         }
@@ -547,5 +548,5 @@ fn not_understood(malformed: &streaming::Malformed) -> End {
 
 fn unknown(error: &dyn std::error::Error) -> End {
     let fault = Fault::fatal("08001", "it cannot be found out how the database numbers changes");
-    End::Fault(fault.detail(causes(error)))
+    End::Fault(fault.detail(chain(error)))
 }

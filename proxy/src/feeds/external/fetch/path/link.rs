@@ -10,7 +10,8 @@ use replicator::link::Transport;
 use replicator::link::quic::KEEP_ALIVE;
 
 use super::ping::Lately;
-use crate::feeds::external::fetch::{Reach, chain};
+use crate::causes::chain;
+use crate::feeds::external::fetch::Reach;
 
 /// Open links by number.
 type Open = Vec<(u64, Transport)>;

@@ -23,7 +23,8 @@ use migration::units::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 
-use super::{Fetched, Reach, Validators, chain};
+use super::{Fetched, Reach, Validators};
+use crate::causes::chain;
 use crate::clock;
 use crate::feeds::external::egress::Egress;
 use crate::feeds::external::{Failure, Reason};
