@@ -121,7 +121,7 @@ pub async fn findings(client: &Client, tables: &[String]) -> Result<Vec<Finding>
             subject: from.to_owned(),
             problem: format!(
                 "its foreign key to {to} goes from one lane to the other: the shadow may briefly have one without the \
-                 other, and a TRUNCATE of both in one statement cannot be replicated"
+                 other, and a TRUNCATE of both empties them there row by row, each at its lane's time"
             ),
             remedy: Some("call both critical, or neither".into()),
         }

@@ -580,3 +580,60 @@ async fn columns_of_the_target_alone_are_kept() -> Result<()> {
     drop(pair.source);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncate_empties_what_it_names() -> Result<()> {
+    let schema = "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE \"b'\\\" (id int PRIMARY KEY REFERENCES a);
+        CREATE TABLE p (id int PRIMARY KEY REFERENCES a) PARTITION BY LIST (id); CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1);
+        CREATE UNLOGGED TABLE u (id int PRIMARY KEY REFERENCES a); CREATE TABLE c (id int PRIMARY KEY, a int)";
+    let rows = "INSERT INTO a VALUES (1); INSERT INTO \"b'\\\" VALUES (1); INSERT INTO p VALUES (1)";
+    let left = "SELECT (SELECT count(*) FROM a), (SELECT count(*) FROM \"b'\\\"), (SELECT count(*) FROM p), (SELECT count(*) FROM c)";
+    for (source, target) in [(15, other_major()), (other_major(), 15)] {
+        let mut pair = Pair::start(source, target, schema).await?;
+        // Only the shadow has this one: the source's is gone already, say.
+        pair.from.batch_execute("INSERT INTO c VALUES (1, 1)").await?;
+        for (key, truncate) in [
+            ("SELECT", "TRUNCATE a CASCADE"),
+            ("ALTER TABLE c ADD CONSTRAINT gone FOREIGN KEY (a) REFERENCES a", "TRUNCATE a CASCADE"),
+            (
+                "SELECT",
+                "DELETE FROM p; DELETE FROM \"b'\\\"; TRUNCATE a, \"b'\\\", p RESTART IDENTITY CASCADE",
+            ),
+        ] {
+            pair.from.batch_execute(rows).await?;
+            let all = pair.read().await?;
+            pair.target.apply(&all, false).await?;
+            pair.to.batch_execute(key).await?;
+            pair.from.batch_execute(truncate).await?;
+            let all = pair.read().await?;
+            pair.target.apply(&all, false).await.with_context(|| format!("{truncate} after {key}"))?;
+            let row = pair.to.query_one(left, &[]).await?;
+            let counts: Vec<i64> = (0..4).map(|at| row.get(at)).collect();
+            ensure!(counts == [0, 0, 0, 1], "{truncate} after {key} left {counts:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_are_read_by_their_types_input_function() -> Result<()> {
+    // What a cast from text makes of them is another thing, or an error.
+    let schema = "CREATE TYPE mood AS ENUM ('good', 'bad');
+        CREATE FUNCTION lenient(text) RETURNS mood LANGUAGE sql IMMUTABLE STRICT AS $$ SELECT 'good'::mood $$;
+        CREATE CAST (text AS mood) WITH FUNCTION lenient(text); CREATE DOMAIN temper AS mood;
+        CREATE TABLE t (id int, at regclass, m mood, d temper, l mood[], PRIMARY KEY (id, m))";
+    let mut pair = Pair::start(15, other_major(), schema).await?;
+    for change in [
+        "INSERT INTO t VALUES (1, 0, 'bad', 'bad', '{bad}'), (2, 1234567, 'bad', NULL, NULL), (3, 'pg_class', 'good', 'bad', NULL)",
+        "UPDATE t SET at = 'pg_proc' WHERE id = 1",
+        "UPDATE t SET at = 0 WHERE id = 3",
+        "DELETE FROM t WHERE id = 2",
+    ] {
+        pair.from.batch_execute(change).await?;
+        let all = pair.read().await?;
+        pair.target.apply(&all, false).await.with_context(|| change.to_owned())?;
+        let (left, right) = (rows(&pair.from, "t").await?, rows(&pair.to, "t").await?);
+        ensure!(left == right, "after {change}:\n{left:?}\n{right:?}");
+    }
+    Ok(())
+}

@@ -14,18 +14,40 @@ use crate::lsn::Lsn;
 /// The tables' positions.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Window {
-    positions: HashMap<(String, String), Lsn>,
+    positions: HashMap<(String, String), Position>,
+    /// Of those whose number at the source is known: a stream calls a table what it was called at that point.
+    known: HashMap<u32, Lsn>,
+}
+
+/// What the snapshot shows that a table was read under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) at: Lsn,
+    /// The table's number at the source; none: its name tells.
+    pub(crate) table: Option<u32>,
+}
+
+impl From<Lsn> for Position {
+    fn from(at: Lsn) -> Self {
+        Self { at, table: None }
+    }
 }
 
 impl Window {
     /// Of tables by schema and name, and the position of the snapshot that each was read under.
-    pub(crate) fn new(positions: impl IntoIterator<Item = ((String, String), Lsn)>) -> Self {
-        Self { positions: positions.into_iter().collect() }
+    pub(crate) fn new<P: Into<Position>>(positions: impl IntoIterator<Item = ((String, String), P)>) -> Self {
+        let positions: HashMap<_, _> =
+            positions.into_iter().map(|(name, position)| (name, position.into())).collect();
+        let known = positions
+            .values()
+            .filter_map(|position: &Position| Some((position.table?, position.at)))
+            .collect();
+        Self { positions, known }
     }
 
     /// From where on the tables are at one point; [`Lsn::ZERO`]: they are.
     pub(crate) fn settled(&self) -> Lsn {
-        self.positions.values().copied().max().unwrap_or_default()
+        self.positions.values().map(|position| position.at).max().unwrap_or_default()
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -34,8 +56,11 @@ impl Window {
 
     /// Whether a table has the changes of a transaction that committed there.
     pub(crate) fn skips(&self, relation: &Relation, commit: Lsn) -> bool {
-        let key = (relation.schema.clone(), relation.name.clone());
-        self.positions.get(&key).is_some_and(|position| commit < *position)
+        let by_name = || {
+            let position = self.positions.get(&(relation.schema.clone(), relation.name.clone()))?;
+            position.table.is_none().then_some(position.at)
+        };
+        self.known.get(&relation.id).copied().or_else(by_name).is_some_and(|position| commit < position)
     }
 
     /// The changes of a transaction that the tables do not have yet.
@@ -44,16 +69,13 @@ impl Window {
     }
 
     fn change(&self, change: &Change, commit: Lsn) -> Option<Change> {
-        if let Change::Truncate { relations, restart_identity, cascade } = change {
+        if let Change::Truncate { relations, cascade, restart_identity } = change {
             let left: Vec<_> =
                 relations.iter().filter(|relation| !self.skips(relation, commit)).cloned().collect();
-            // What the source's CASCADE reached is named; here it would reach a table that must keep its rows.
-            let cascade = *cascade && left.len() == relations.len();
-            let restart_identity = *restart_identity;
             return (!left.is_empty()).then_some(Change::Truncate {
                 relations: left,
-                cascade,
-                restart_identity,
+                cascade: *cascade,
+                restart_identity: *restart_identity,
             });
         }
         let skipped = change.relations().iter().any(|relation| self.skips(relation, commit));
@@ -87,8 +109,12 @@ mod tests {
     use crate::change::{Cell, OldRow, ReplicaIdentity};
 
     fn relation(name: &str) -> Arc<Relation> {
+        table(1, name)
+    }
+
+    fn table(id: u32, name: &str) -> Arc<Relation> {
         Arc::new(Relation {
-            id: 1,
+            id,
             schema: "public".into(),
             name: name.into(),
             identity: ReplicaIdentity::Default,
@@ -115,6 +141,17 @@ mod tests {
     }
 
     #[test]
+    fn a_table_is_known_by_its_number_whatever_it_was_called() {
+        let position = Position { at: Lsn(100), table: Some(7) };
+        let window = Window::new([(("public".to_owned(), "orders".to_owned()), position)]);
+        let skipped = |id, name| window.skips(&table(id, name), Lsn(99));
+        assert!(skipped(7, "orders"));
+        assert!(skipped(7, "its_former_name"), "its rows have that");
+        assert!(!skipped(6, "orders"), "another table, which had the name before");
+        assert_eq!(window.settled(), Lsn(100));
+    }
+
+    #[test]
     fn a_truncation_does_not_reach_rows_that_came_later() {
         let truncate = |names: &[&str], cascade| Change::Truncate {
             relations: names.iter().map(|name| relation(name)).collect(),
@@ -122,7 +159,7 @@ mod tests {
             restart_identity: true,
         };
         let both = [truncate(&["early", "late"], true)];
-        assert_eq!(window().filter(&both, Lsn(50)), [truncate(&["early"], false)]);
+        assert_eq!(window().filter(&both, Lsn(50)), [truncate(&["early"], true)]);
         assert_eq!(window().filter(&both, Lsn(100)), both);
         assert_eq!(window().filter(&[truncate(&["late"], false)], Lsn(50)), []);
     }

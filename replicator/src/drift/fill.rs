@@ -151,7 +151,7 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<u64, Erro
     };
     // Appliers that do not know of it end: what they wait to write, the snapshot shows already.
     let aside = connect(shadow_dsn, APPLICATION).await?;
-    record(&aside, &tables, position).await.map_err(failed)?;
+    record(&aside, &tables, position, reader).await.map_err(failed)?;
     end_appliers(&aside).await.map_err(failed)?;
     empty(shadow, name).await.map_err(failed)?;
     alike(shadow, name, reader).await.map_err(failed)?;
@@ -161,20 +161,26 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<u64, Erro
     Ok(rows)
 }
 
-/// Writes down what the tables' rows are of, for each stream that may still bring what they show already.
+/// Writes down what the tables' rows are of, for each stream that may still bring what they show already: by their numbers at the source, which
+/// `reader` tells.
 async fn record(
     client: &Client,
     tables: &[(String, TableToCopy)],
     position: PgLsn,
+    reader: &Client,
 ) -> Result<(), tokio_postgres::Error> {
-    let record = "INSERT INTO godwit.copied_parts (stream, schema_name, table_name, part, parts, position, rows, bytes) \
-        SELECT stream, schema_name, table_name, 0, 1, $3, 0, 0 \
-        FROM godwit.progress, unnest($1::text[], $2::text[]) AS filled (schema_name, table_name) \
+    let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
+    let numbers = "SELECT array_agg(pg_catalog.to_regclass(name)::oid ORDER BY place) FROM unnest($1::text[]) WITH ORDINALITY t (name, place)";
+    let numbers: Option<Vec<Option<u32>>> = reader.query_one(numbers, &[&names]).await?.get(0);
+    let record = "INSERT INTO godwit.copied_parts (stream, schema_name, table_name, part, parts, position, rows, bytes, source_table) \
+        SELECT stream, schema_name, table_name, 0, 1, $3, 0, 0, number \
+        FROM godwit.progress, unnest($1::text[], $2::text[], $4::oid[]) AS filled (schema_name, table_name, number) \
         WHERE copied AND applied_lsn < $3 \
-        ON CONFLICT (stream, schema_name, table_name, part) DO UPDATE SET position = EXCLUDED.position";
+        ON CONFLICT (stream, schema_name, table_name, part) \
+        DO UPDATE SET position = EXCLUDED.position, source_table = EXCLUDED.source_table";
     let (schemas, names): (Vec<&str>, Vec<&str>) =
         tables.iter().map(|(_, table)| (table.schema.as_str(), table.name.as_str())).unzip();
-    client.execute(record, &[&schemas, &names, &position]).await.map(drop)
+    client.execute(record, &[&schemas, &names, &position, &numbers]).await.map(drop)
 }
 
 /// Ends the sessions that apply streams in this database; they begin anew.

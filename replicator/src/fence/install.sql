@@ -86,6 +86,8 @@ CREATE TABLE IF NOT EXISTS godwit.copied_parts (
   bytes bigint NOT NULL,
   PRIMARY KEY (stream, schema_name, table_name, part)
 );
+-- The source's table, where it was filled beside a stream: what comes from before may call it otherwise.
+ALTER TABLE godwit.copied_parts ADD COLUMN IF NOT EXISTS source_table oid;
 
 -- Takes part in a copy: what follows in this transaction commits only while this is its newest attempt.
 CREATE OR REPLACE FUNCTION godwit.take_part(wanted_stream text, wanted_attempt bigint) RETURNS void LANGUAGE plpgsql AS $$
@@ -439,6 +441,7 @@ DECLARE
   tables integer := 0;
   up boolean := godwit.fence_is_up();
   next record;
+  one text;
   stuck record;
 BEGIN
   -- An autovacuum worker's lock conflicts as well, and it would give way only after deadlock_timeout.
@@ -458,18 +461,29 @@ BEGIN
   -- A table without it gets it; the others are locked many at a time, unless nobody may write them as it is.
   FOR next IN
     SELECT f.done, CASE WHEN f.done THEN f.place / 100 ELSE -f.place END AS part, array_agg(f.id) AS ids, count(*)::integer AS tables,
-           min(f.schema) AS schema, min(f.name) AS name, string_agg(format('ONLY %I.%I', f.schema, f.name), ', ' ORDER BY f.place) AS listed
+           min(f.schema) AS schema, min(f.name) AS name, array_agg(format('ONLY %I.%I', f.schema, f.name) ORDER BY f.place) AS listed
     FROM (SELECT t.*, row_number() OVER () AS place FROM godwit.fenced_tables() t) f GROUP BY 1, 2 ORDER BY min(f.place)
   LOOP
     tables := tables + next.tables;
     CONTINUE WHEN next.done AND up;
-    PERFORM set_config('lock_timeout',
-      greatest(1, ceil(extract(epoch FROM deadline - clock_timestamp()) * 1000))::bigint::text, true);
     IF next.done THEN
-      EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', next.listed);
-    ELSE
-      PERFORM godwit.put_trigger(next.schema, next.name);
+      -- lock_timeout counts anew for each table of a statement: those that cannot be had at once are awaited one by one.
+      BEGIN
+        EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE NOWAIT', array_to_string(next.listed, ', '));
+        CONTINUE;
+      EXCEPTION WHEN lock_not_available THEN
+        NULL;
+      END;
     END IF;
+    FOREACH one IN ARRAY next.listed LOOP
+      PERFORM set_config('lock_timeout',
+        greatest(1, ceil(extract(epoch FROM deadline - clock_timestamp()) * 1000))::bigint::text, true);
+      IF next.done THEN
+        EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', one);
+      ELSE
+        PERFORM godwit.put_trigger(next.schema, next.name);
+      END IF;
+    END LOOP;
   END LOOP;
   PERFORM godwit.turn_fence(resource, generation);
   RETURN tables;

@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
-use super::catalog::Table;
+use super::catalog::{Table, TargetColumn};
 use super::plan::Kind;
+use crate::postgres::quote_literal;
 
 /// SQLSTATE of the failed conversion that says how many rows were found; its text begins with [`ROWS_FOUND`].
 pub(super) const COUNT_FAILED: &str = "22P02";
@@ -109,12 +110,30 @@ fn full_delete(table: &Table) -> String {
     )
 }
 
-pub(super) fn truncate(tables: &[Arc<Table>], cascade: bool, restart_identity: bool) -> String {
+/// Empties these tables and no other. The stream names every published table that a TRUNCATE reached, so one that is not named keeps its rows,
+/// even where it refers to one of these: the source may have had no such foreign key, or the table's rows are of a later point or another lane.
+/// Then they are emptied row by row, which a foreign key does not forbid a replica; what their sequences say comes with the move.
+pub(super) fn truncate(tables: &[Arc<Table>], restart_identity: bool) -> String {
     let names: Vec<String> = tables.iter().map(|table| only(table)).collect();
+    let oids: Vec<String> = tables
+        .iter()
+        .map(|table| format!("{}::pg_catalog.regclass", quote_literal(&table.sql_name)))
+        .collect();
     let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
-    // The stream names every published table that the source's CASCADE reached; this is for the others.
-    let cascade = if cascade { " CASCADE" } else { "" };
-    format!("TRUNCATE {}{identity}{cascade}", names.join(", "))
+    // CASCADE reaches partitioned tables, whose partitions are named, and unlogged ones, which no stream names.
+    let body = format!(
+        "BEGIN IF EXISTS ( \
+           WITH RECURSIVE named AS (SELECT p.relid FROM unnest(ARRAY[{}]) AS t(oid), pg_catalog.pg_partition_tree(t.oid) AS p), \
+           reached AS (SELECT relid FROM named \
+             UNION SELECT k.conrelid FROM reached r JOIN pg_catalog.pg_constraint k ON k.confrelid = r.relid AND k.contype = 'f') \
+           SELECT FROM reached r JOIN pg_catalog.pg_class c ON c.oid = r.relid \
+           WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND NOT EXISTS (SELECT FROM named n WHERE n.relid = r.relid)) \
+         THEN DELETE FROM {}; ELSE TRUNCATE {}{identity} CASCADE; END IF; END",
+        oids.join(", "),
+        names.join("; DELETE FROM "),
+        names.join(", "),
+    );
+    format!("DO {}", quote_literal(&body))
 }
 
 fn only(table: &Table) -> String {
@@ -153,7 +172,11 @@ fn source(table: &Table, columns: &[usize]) -> String {
 }
 
 fn value(table: &Table, column: usize, place: usize) -> String {
-    format!("u.a{place}::{}", table.columns[column].type_name)
+    let TargetColumn { type_name, input, .. } = &table.columns[column];
+    match input {
+        Some([function, further]) => format!("{function}(pg_catalog.textout(u.a{place}){further})"),
+        None => format!("u.a{place}::{type_name}"),
+    }
 }
 
 fn names(table: &Table, columns: &[usize]) -> String {

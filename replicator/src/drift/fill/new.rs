@@ -105,7 +105,7 @@ async fn loaded(
     if !plain.is_empty() {
         let (position, locked) = published(sides, &plain, locks, reader).await.map_err(failed)?;
         let found = described(&locked, reader).await?;
-        record(shadow, &found, position).await.map_err(failed)?;
+        record(shadow, &found, position, reader).await.map_err(failed)?;
         let have_rows = with_rows(reader, &locked).await.map_err(failed)?;
         for (name, table) in &found {
             let rows = if have_rows.contains(name) { copied(sides, name, table, reader).await? } else { 0 };
