@@ -129,6 +129,19 @@ async fn alike(leader: &mut Leader<'_>, bin: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Until both have the same rows.
+async fn same_rows([one, other]: [&Client; 2], table: &str) -> Result<()> {
+    let rows = format!("SELECT coalesce(string_agg(t::text, E'\\n' ORDER BY t::text), '') FROM {table} t");
+    let all = async |client: &Client| anyhow::Ok(client.query_one(&rows, &[]).await?.get::<_, String>(0));
+    let equal = async || Ok(all(one).await? == all(other).await?);
+    if let Err(error) = until("both have the same rows", equal).await {
+        let (one, other) = (all(one).await?, all(other).await?);
+        let differs = one.lines().zip(other.lines()).find(|(one, other)| one != other);
+        return Err(error.context(format!("{table}: {differs:?}")));
+    }
+    Ok(())
+}
+
 /// Both zones are of one major version, and the whole schema follows.
 async fn followed_wholly() -> Result<(Playground, [PathBuf; 2])> {
     let mut options = options(false)?;
@@ -171,18 +184,74 @@ async fn what_releases_do_to_a_schema_is_followed() -> Result<()> {
     seed_anew(&leader, &["public.users"]).await?;
     alike(&mut leader, &bins[0]).await.context("a table anew")?;
     for table in ["users", "homes", "counters", "loose", "tasks", "flows"] {
-        let rows =
-            format!("SELECT coalesce(string_agg(t::text, E'\\n' ORDER BY t::text), '') FROM {table} t");
-        let all = async |client: &Client| anyhow::Ok(client.query_one(&rows, &[]).await?.get::<_, String>(0));
-        let equal = async || Ok(all(&primary).await? == all(&shadow).await?);
-        if let Err(error) = until("both have the same rows", equal).await {
-            let (one, other) = (all(&primary).await?, all(&shadow).await?);
-            let differs = one.lines().zip(other.lines()).find(|(one, other)| one != other);
-            return Err(error.context(format!("{table}: {differs:?}")));
-        }
+        same_rows([&primary, &shadow], table).await?;
     }
     leader.migrate(&far.name).await?;
     leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    Ok(())
+}
+
+/// What looks like a column that was added without values has them in rows that nothing tells of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_keeps_its_values_when_its_default_is_dropped_again() -> Result<()> {
+    let (playground, bins) = followed_wholly().await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary.batch_execute(SERVICE).await?;
+    primary
+        .batch_execute(
+            "CREATE TABLE days (id int, day int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+             CREATE TABLE days_0 PARTITION OF days FOR VALUES FROM (0) TO (10);
+             CREATE TABLE days_1 PARTITION OF days FOR VALUES FROM (10) TO (20) PARTITION BY LIST (id);
+             CREATE TABLE days_10 PARTITION OF days_1 DEFAULT; INSERT INTO days SELECT n, n % 20 FROM generate_series(1, 50) n",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let shadow = owner(far).await?;
+    alike(&mut leader, &bins[0]).await.context("the copy")?;
+    for release in [
+        "ALTER TABLE days ADD w int DEFAULT 5; ALTER TABLE days ALTER w DROP DEFAULT; INSERT INTO days VALUES (60, 1, 6)",
+        "ALTER TABLE days ADD v text DEFAULT 'it''s' NOT NULL",
+        // Of whom a column has nothing needs no copy, whatever wrote it anew.
+        "ALTER TABLE users ALTER age TYPE bigint, ADD nothing text",
+    ] {
+        primary.batch_execute(release).await.context(release)?;
+        alike(&mut leader, &bins[0]).await.context(release)?;
+        same_rows([&primary, &shadow], "days").await.context(release)?;
+        same_rows([&primary, &shadow], "users").await.context(release)?;
+    }
+    for (table, release) in [
+        (
+            "users",
+            "ALTER TABLE users ADD token uuid DEFAULT gen_random_uuid(); ALTER TABLE users ALTER token DROP DEFAULT",
+        ),
+        (
+            "houses",
+            "INSERT INTO homes VALUES (1); ALTER TABLE homes RENAME TO houses; ALTER TABLE houses ADD k int DEFAULT 5, ALTER id TYPE bigint; ALTER TABLE houses ALTER k DROP DEFAULT",
+        ),
+    ] {
+        primary.batch_execute(release).await.context(release)?;
+        let told = async || {
+            let found = differences(&leader).await?;
+            Ok(matches!(&found[..], [left] if left.reseed && left.subject == format!("public.{table}")))
+        };
+        until("that is told", told).await.context(release)?;
+        seed_anew(&leader, &[&format!("public.{table}")]).await?;
+        alike(&mut leader, &bins[0]).await.context(release)?;
+        same_rows([&primary, &shadow], table).await.context(release)?;
+    }
+    // The way back knows what was written anew, too.
+    leader.migrate(&far.name).await?;
+    leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    shadow
+        .batch_execute("ALTER TABLE days ADD drawn uuid DEFAULT gen_random_uuid(); ALTER TABLE days ALTER drawn DROP DEFAULT")
+        .await?;
+    let told = |view: &ResourceView| {
+        view.problems.iter().any(|line| line.contains("public.days: column drawn added on"))
+    };
+    leader.until("it is told", told).await?;
+    ensure!(leader.migrate(&near.name).await.is_err(), "what was drawn would be gone");
     Ok(())
 }
 

@@ -1,9 +1,19 @@
 -- What a database's schema consists of, one row for each thing that both sides must have alike: kind, table or type, name,
--- definition, and the SQL that makes it elsewhere (NULL: pg_dump knows); and what tables, types and their columns have as numbers ('#') and values of enums as places ('='). search_path is empty: every name is qualified.
-WITH ours AS (
-  SELECT c.oid, c.relkind, c.relreplident, c.relpersistence, c.relpartbound, format('%I.%I', n.nspname, c.relname) AS name
+-- definition, and the SQL that makes it elsewhere (NULL: pg_dump knows); and what tables, types and their columns have as numbers ('#'), tables as files ('@') and values of enums as places ('='). search_path is empty: every name is qualified.
+WITH RECURSIVE ours AS (
+  SELECT c.oid, c.relkind, c.relreplident, c.relpersistence, c.relpartbound, c.relfilenode, format('%I.%I', n.nspname, c.relname) AS name
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   WHERE c.relkind IN ('r', 'p') AND {{own}}
+), parts AS (
+  SELECT t.oid AS root, h.inhrelid AS oid FROM ours t JOIN pg_catalog.pg_inherits h ON h.inhparent = t.oid WHERE t.relkind = 'p'
+  UNION ALL
+  SELECT p.root, h.inhrelid FROM parts p JOIN pg_catalog.pg_inherits h ON h.inhparent = p.oid
+), leaves AS (
+  SELECT p.root, p.oid, count(*) OVER (PARTITION BY p.root) AS count FROM parts p JOIN pg_catalog.pg_class c USING (oid) WHERE c.relkind <> 'p'
+), given AS (
+  -- What rows of a partitioned table have that are older than a column, only its parts say.
+  SELECT l.root, a.attname, min(a.attmissingval::text) AS missing, count(DISTINCT a.attmissingval::text) = 1 AND count(*) = min(l.count) AS everywhere
+  FROM leaves l JOIN pg_catalog.pg_attribute a ON a.attrelid = l.oid AND a.atthasmissing AND NOT a.attisdropped GROUP BY l.root, a.attname
 ), columns AS (
   SELECT t.oid, t.name AS owner, a.attname::text AS name, a.attnum,
          {{kind}} AS kind,
@@ -11,12 +21,14 @@ WITH ours AS (
          a.attnotnull AS filled, a.attgenerated::text AS generated,
          CASE WHEN t.relpartbound IS NULL THEN a.attidentity::text ELSE '' END AS identity,
          pg_catalog.pg_get_expr(d.adbin, d.adrelid) AS value, a.attinhcount > 0 AS inherited,
-         CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing, a.atthasmissing AS has_missing
+         CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] ELSE (g.missing::text[])[1] END AS missing,
+         a.atthasmissing OR coalesce(g.everywhere, false) AS has_missing, g.root IS NOT NULL AS somewhere
   FROM ours t
   JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
   JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
   LEFT JOIN (pg_catalog.pg_collation co JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace) ON co.oid = a.attcollation
   LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+  LEFT JOIN given g ON g.root = t.oid AND g.attname = a.attname
 ), defined AS (
   SELECT *, kind
     || CASE WHEN generated <> '' THEN format(' GENERATED ALWAYS AS (%s) %s', value, CASE generated WHEN 'v' THEN 'VIRTUAL' ELSE 'STORED' END)
@@ -41,6 +53,8 @@ SELECT '#', name, '', oid || ' 0', NULL FROM ours
 UNION ALL
 SELECT '#', owner, name, oid || ' ' || attnum, NULL FROM columns
 UNION ALL
+SELECT '@', name, '', relfilenode::text, NULL FROM ours WHERE relfilenode <> 0
+UNION ALL
 SELECT CASE WHEN t.relpartbound IS NULL THEN 'child of' ELSE 'partition of' END, t.name, p.name,
        coalesce(pg_catalog.pg_get_expr(t.relpartbound, t.oid), 'it'),
        CASE WHEN t.relpartbound IS NULL THEN format('ALTER TABLE %s INHERIT %s', t.name, p.name)
@@ -55,7 +69,7 @@ SELECT 'column', owner, name, definition,
               format('ALTER TABLE %s ADD COLUMN %I %s DEFAULT %L%s', owner, name, kind, missing, CASE WHEN filled THEN ' NOT NULL' ELSE '' END),
               CASE WHEN value IS NULL THEN format('ALTER TABLE %s ALTER COLUMN %I DROP DEFAULT', owner, name)
                    ELSE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', owner, name, value) END)
-            WHEN value IS NULL THEN format('ALTER TABLE %s ADD COLUMN %I %s', owner, name, kind) END
+            WHEN value IS NULL AND NOT somewhere THEN format('ALTER TABLE %s ADD COLUMN %I %s', owner, name, kind) END
 FROM defined
 UNION ALL
 SELECT 'published', t.name, '', CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid

@@ -86,8 +86,13 @@ impl Index {
         self.of_shadow.contains_key(&of_shadow)
     }
 
+    /// Whether a table or column of the source is known to be one of the shadow's.
+    pub(super) fn has(&self, of_source: Number) -> bool {
+        self.of_source.contains_key(&of_source)
+    }
+
     /// Nothing that is known says that these are not the same.
-    fn agrees(&self, here: Number, there: Number) -> bool {
+    pub(super) fn agrees(&self, here: Number, there: Number) -> bool {
         self.of_source.get(&here).is_none_or(|known| *known == there)
             && self.of_shadow.get(&there).is_none_or(|known| *known == here)
     }

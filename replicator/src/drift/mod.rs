@@ -13,6 +13,7 @@ mod identities;
 mod keyless;
 mod kinds;
 mod names;
+mod rewritten;
 mod sync;
 mod types;
 mod worded;
@@ -78,6 +79,10 @@ pub struct Fingerprint {
     things: BTreeMap<Key, Shape>,
     /// The server's number of each table (column empty) and of each column.
     numbers: BTreeMap<(String, String), Number>,
+    /// The file that each table's rows are in.
+    files: BTreeMap<String, u32>,
+    /// What was written down of those; none: it was not prepared.
+    noted: Option<rewritten::Files>,
     /// The place of each value of an enum among its others.
     places: BTreeMap<(String, String), u32>,
     /// Of a shadow that was prepared: which of the source's each is.
@@ -168,31 +173,36 @@ async fn is_prepared(client: &Client, table: &str) -> Result<bool, Error> {
 
 /// Reads the schema of a source, and what it said when its shadow was copied.
 async fn fingerprint_of_source(client: &Client) -> Result<Fingerprint, Error> {
+    let noted = rewritten::read(client).await?;
     let says = fingerprint(client).await?;
-    Ok(Fingerprint { dumped: worded::read_dumped(client).await?, ..says })
+    Ok(Fingerprint { noted, dumped: worded::read_dumped(client).await?, ..says })
 }
 
 /// Reads the schema of a shadow, and which of its source's tables its are.
 async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error> {
     let (known, unfilled) = (identities::read(client).await?, fill::unfilled(client).await?);
-    let pairs = worded::read(client).await?;
-    Ok(Fingerprint { known, pairs, unfilled, ..fingerprint(client).await? })
+    let (pairs, noted) = (worded::read(client).await?, rewritten::read(client).await?);
+    Ok(Fingerprint { known, pairs, noted, unfilled, ..fingerprint(client).await? })
 }
 
 /// Reads the schemas of a source and its shadow, with what is known of who is who.
 pub async fn fingerprints([source, shadow]: [&Client; 2]) -> Result<[Fingerprint; 2], Error> {
-    let sides = tokio::try_join!(fingerprint_of_source(source), fingerprint_of_shadow(shadow))?;
-    Ok(sides.into())
+    let (mut here, there) = tokio::try_join!(fingerprint_of_source(source), fingerprint_of_shadow(shadow))?;
+    rewritten::doubt(source, &mut here, &there).await;
+    Ok([here, there])
 }
 
 /// Writes down on the source what its shadow is copied of. Before it is dumped: what changes in between is made again at worst.
 pub(crate) async fn dumped(source: &Client, goes_on: bool) -> Result<(), Error> {
-    worded::dumped(source, &fingerprint(source).await?, goes_on).await
+    let says = fingerprint(source).await?;
+    rewritten::dumped(source, &says, goes_on).await?;
+    worded::dumped(source, &says, goes_on).await
 }
 
 /// Writes down what is seen of both for the first time (which of one is which of the other; what either calls the same thing): on the
-/// shadow, and for the way back on the source.
+/// shadow, and for the way back on the source. On each, in which files its rows are of which the other has all columns.
 pub async fn remember(clients: [&Client; 2], of: [&Fingerprint; 2]) -> Result<(), Error> {
+    rewritten::remember(clients, of).await?;
     identities::remember(clients, of).await?;
     worded::remember(clients, of).await
 }
@@ -242,6 +252,7 @@ async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
     let mut found = rows(answer.map_err(refused("read the schema"))?);
     let about = found.pop().and_then(|row| Some((row.get(0)?.parse::<u32>().ok()?, row.get(1)?.to_owned())));
     let (mut things, mut numbers, mut places) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut files = BTreeMap::new();
     for row in &found {
         let text = |at: usize| row.get(at).unwrap_or_default().to_owned();
         if text(0) == "#" {
@@ -251,6 +262,11 @@ async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
                 .and_then(|(table, column)| Some((table.parse().ok()?, column.parse().ok()?)));
             let number = number.ok_or_else(|| Error::Protocol("read the schema: no number".into()))?;
             numbers.insert((text(1), text(2)), number);
+            continue;
+        }
+        if text(0) == "@" {
+            let file = text(3).parse().map_err(|_| Error::Protocol("read the schema: no file".into()))?;
+            files.insert(text(1), file);
             continue;
         }
         if text(0) == "=" {
@@ -265,7 +281,7 @@ async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
     }
     let (version, role) = about.ok_or_else(|| Error::Protocol("read the schema: no version".into()))?;
     let major = version / 10_000;
-    Ok(Fingerprint { things, numbers, places, major, role, ..Fingerprint::default() })
+    Ok(Fingerprint { things, numbers, files, places, major, role, ..Fingerprint::default() })
 }
 
 /// Reads both sides and tells every difference, in order; `zones` are their names.

@@ -119,6 +119,12 @@ CREATE TABLE IF NOT EXISTS godwit.identities (
 );
 CREATE INDEX IF NOT EXISTS identities_target ON godwit.identities (target_table);
 
+-- In which file (relfilenode) the rows of each table here were when the other side was last seen to have all of its columns.
+CREATE TABLE IF NOT EXISTS godwit.files (
+  of oid PRIMARY KEY,
+  file oid NOT NULL
+);
+
 -- What both servers said of a thing when the one here was like the source's, as digests: of what versions word otherwise.
 CREATE TABLE IF NOT EXISTS godwit.worded (
   kind text NOT NULL,

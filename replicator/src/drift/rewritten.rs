@@ -1,0 +1,232 @@
+//! Tables whose rows were written anew since the other side was last seen to have all of their columns.
+//!
+//! A column with a default that is drawn row by row gets its values so, and the stream tells nothing of that; without the default it then looks like
+//! one that older rows have nothing in. What else writes a table anew takes away what the catalog says of older rows. So each side writes down in
+//! which file its tables' rows were (`godwit.files`), and of a column that came with another file the rows themselves are asked.
+
+use std::collections::{BTreeSet, HashMap};
+
+use tokio_postgres::Client;
+
+use super::identities::{Index, Number};
+use super::{Fingerprint, Key, columns, is_prepared};
+use crate::error::Error;
+use crate::fence::{refused, rows};
+use crate::postgres::quote_ident;
+
+/// Where it is written down.
+const TABLE: &str = "files";
+/// How long a table is looked through for a row that has something in a column.
+const PATIENCE: &str = "500ms";
+
+/// By a table's number.
+pub(super) type Files = HashMap<u32, u32>;
+
+/// Reads what is written down; none where it was not prepared yet.
+pub(super) async fn read(client: &Client) -> Result<Option<Files>, Error> {
+    if !is_prepared(client, TABLE).await? {
+        return Ok(None);
+    }
+    let found = client.query("SELECT of, file FROM godwit.files", &[]).await;
+    let found = found.map_err(refused("read which files tables had"))?;
+    Ok(Some(found.iter().map(|row| (row.get(0), row.get(1))).collect()))
+}
+
+/// Takes the SQL from columns that the shadow lacks where it would leave older rows without what they have.
+pub(super) async fn doubt(client: &Client, source: &mut Fingerprint, shadow: &Fingerprint) {
+    for key in untold(source, shadow) {
+        if has_values(client, &key.1, &key.2).await
+            && let Some(shape) = source.things.get_mut(&key)
+        {
+            shape.sql = None;
+        }
+    }
+}
+
+/// Columns that the shadow lacks, of which nothing but the rows tells what older ones have.
+fn untold(source: &Fingerprint, shadow: &Fingerprint) -> Vec<Key> {
+    let Some(noted) = &source.noted else { return Vec::new() };
+    let is_rewritten = |(table, file): &(&String, &u32)| {
+        let number = number(source, table).and_then(|(of, _)| noted.get(&of));
+        number.is_some_and(|noted| noted != *file)
+    };
+    let mut tables: BTreeSet<&str> =
+        source.files.iter().filter(is_rewritten).map(|(table, _)| table.as_str()).collect();
+    // A partitioned table has its rows in its parts.
+    let parts: Vec<(&str, &str)> = source
+        .things
+        .keys()
+        .filter(|(kind, ..)| kind == "partition of")
+        .map(|(_, part, of)| (part.as_str(), of.as_str()))
+        .collect();
+    let mut before = 0;
+    while before < tables.len() {
+        before = tables.len();
+        let more: Vec<&str> =
+            parts.iter().filter(|(part, _)| tables.contains(part)).map(|(_, of)| *of).collect();
+        tables.extend(more);
+    }
+    let new = source.things.iter().filter(|(key @ (kind, table, _), shape)| {
+        let bare = || {
+            let kind = columns::kind(&shape.definition);
+            let sql = shape.sql.as_deref();
+            kind.zip(sql).is_some_and(|(kind, sql)| sql.ends_with(&format!(" {kind}")))
+        };
+        kind == "column" && tables.contains(table.as_str()) && !shadow.things.contains_key(*key) && bare()
+    });
+    new.map(|(key, _)| key.clone()).collect()
+}
+
+/// Whether a row has something in this column, or that cannot be told within a moment.
+async fn has_values(client: &Client, table: &str, column: &str) -> bool {
+    let sql = format!(
+        "BEGIN READ ONLY; SET LOCAL statement_timeout = '{PATIENCE}'; SET LOCAL row_security = off; \
+         SELECT EXISTS (SELECT FROM {table} WHERE {} IS NOT NULL); COMMIT",
+        quote_ident(column)
+    );
+    match client.simple_query(&sql).await {
+        Ok(answer) => rows(answer).first().and_then(|row| row.get(0)) != Some("f"),
+        Err(_) => {
+            let _ = client.batch_execute("ROLLBACK").await;
+            true
+        }
+    }
+}
+
+fn number(side: &Fingerprint, table: &str) -> Option<Number> {
+    side.numbers.get(&(table.to_owned(), String::new())).copied()
+}
+
+/// Writes down on the source in which files its rows are, when a copy of it begins; of one that goes on, what was not there before.
+pub(super) async fn dumped(source: &Client, says: &Fingerprint, goes_on: bool) -> Result<(), Error> {
+    if !is_prepared(source, TABLE).await? {
+        return Ok(());
+    }
+    if !goes_on {
+        let stale = "DELETE FROM godwit.files";
+        source.batch_execute(stale).await.map_err(refused("write down what is copied"))?;
+    }
+    let known = read(source).await?.unwrap_or_default();
+    let all = says.files.iter().filter_map(|(table, file)| Some((number(says, table)?.0, *file)));
+    write(source, all.filter(|(table, _)| !known.contains_key(table)).collect()).await
+}
+
+/// Writes down on each side in which files its rows are whose columns the other has.
+pub(super) async fn remember(
+    [source, shadow]: [&Client; 2],
+    [of_source, of_shadow]: [&Fingerprint; 2],
+) -> Result<(), Error> {
+    if of_shadow.known.is_none() {
+        return Ok(());
+    }
+    let index = Index::new(of_shadow);
+    let here = news(of_source, of_shadow, |here, there| match there {
+        Some(there) => index.agrees(here, there),
+        None => !index.has(here),
+    });
+    let there = news(of_shadow, of_source, |there, here| match here {
+        Some(here) => index.agrees(here, there),
+        None => !index.knows(there),
+    });
+    write(source, here).await?;
+    write(shadow, there).await
+}
+
+/// What is to be written down of a side's tables: of those that the other has whole, or lacks wholly and gets as they are then.
+/// `is_it`: whether a table of the other's, or none, is what the other has of it.
+fn news(
+    side: &Fingerprint,
+    other: &Fingerprint,
+    is_it: impl Fn(Number, Option<Number>) -> bool,
+) -> Vec<(u32, u32)> {
+    let Some(noted) = &side.noted else { return Vec::new() };
+    let is_whole = |table: &str| {
+        let first = ("column".to_owned(), table.to_owned(), String::new());
+        let mut columns =
+            side.things.range(first..).take_while(|((kind, of, _), _)| kind == "column" && of == table);
+        columns.all(|(key, _)| other.things.contains_key(key))
+    };
+    let new = side.files.iter().filter_map(|(table, file)| {
+        let (here, there) = (number(side, table)?, number(other, table));
+        let new = noted.get(&here.0) != Some(file) && is_it(here, there);
+        (new && (there.is_none() || is_whole(table))).then_some((here.0, *file))
+    });
+    new.collect()
+}
+
+async fn write(client: &Client, new: Vec<(u32, u32)>) -> Result<(), Error> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    let (tables, files): (Vec<u32>, Vec<u32>) = new.into_iter().unzip();
+    let sql = "WITH gone AS (DELETE FROM godwit.files f WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = f.of)) \
+        INSERT INTO godwit.files (of, file) SELECT * FROM unnest($1::oid[], $2::oid[]) \
+        ON CONFLICT (of) DO UPDATE SET file = EXCLUDED.file";
+    client.execute(sql, &[&tables, &files]).await.map_err(refused("write down which files tables have"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Shape;
+    use super::*;
+
+    /// Table `s.t` (number 7) with these columns in this file, a part of `s.p`.
+    fn side(columns: &[&str], file: u32, noted: &[(u32, u32)]) -> Fingerprint {
+        let shape =
+            |definition: &str, sql: Option<String>| Shape { definition: definition.into(), sql, undo: None };
+        let mut side = Fingerprint {
+            numbers: [(("s.t".into(), String::new()), (7, 0))].into(),
+            files: [("s.t".into(), file)].into(),
+            noted: Some(noted.iter().copied().collect()),
+            known: Some(Vec::new()),
+            ..Fingerprint::default()
+        };
+        let part = ("partition of".into(), "s.t".into(), "s.p".into());
+        side.things.insert(part, shape("DEFAULT", None));
+        for column in columns {
+            for table in ["s.t", "s.p"] {
+                let sql = format!("ALTER TABLE {table} ADD COLUMN {column} uuid");
+                let sql = if column.starts_with("old") { format!("{sql} DEFAULT 'x'; …") } else { sql };
+                side.things
+                    .insert(("column".into(), table.into(), (*column).into()), shape("uuid", Some(sql)));
+            }
+        }
+        side
+    }
+
+    #[test]
+    fn of_a_table_that_was_written_anew_the_rows_are_asked() {
+        let shadow = side(&["a"], 3, &[]);
+        let found = |columns: &[&str], noted: &[(u32, u32)]| -> Vec<String> {
+            let found = untold(&side(columns, 2, noted), &shadow);
+            found.into_iter().map(|(_, table, column)| format!("{table} {column}")).collect()
+        };
+        assert_eq!(
+            found(&["a", "b", "old"], &[(7, 1)]),
+            ["s.p b", "s.t b"],
+            "old tells what older rows have"
+        );
+        assert!(found(&["a", "b"], &[(7, 2)]).is_empty(), "it was not written anew");
+        assert!(found(&["a", "b"], &[(8, 1)]).is_empty(), "nothing is known");
+        assert!(found(&["a"], &[(7, 1)]).is_empty(), "nothing is new");
+    }
+
+    #[test]
+    fn a_file_is_written_down_when_the_other_side_has_all_of_it() {
+        let shadow = side(&["a"], 3, &[]);
+        let all = |_: Number, _: Option<Number>| true;
+        assert_eq!(news(&side(&["a"], 2, &[(7, 1)]), &shadow, all), [(7, 2)]);
+        assert!(news(&side(&["a"], 2, &[(7, 2)]), &shadow, all).is_empty(), "it is");
+        assert!(news(&side(&["a", "b"], 2, &[(7, 1)]), &shadow, all).is_empty(), "a column is missing");
+        assert!(news(&side(&["a"], 2, &[(7, 1)]), &shadow, |_, _| false).is_empty(), "it is another table");
+        let none = Fingerprint::default();
+        assert_eq!(
+            news(&side(&["a", "b"], 2, &[]), &none, all),
+            [(7, 2)],
+            "it will be copied as it is by then"
+        );
+        let unprepared = Fingerprint { noted: None, ..side(&["a"], 2, &[]) };
+        assert!(news(&unprepared, &shadow, all).is_empty());
+    }
+}
