@@ -33,6 +33,17 @@ fn gaps<'l>(labels: &[&'l str], others: &[&str]) -> (Vec<&'l str>, Vec<Vec<&'l s
     (shared, gaps)
 }
 
+/// The first value of a type goes before the first that the shadow has, in the source's order: each other follows one.
+pub(super) fn before(source: &Fingerprint, shadow: &Fingerprint, of: &str, label: &str) -> String {
+    let here = labels(source);
+    let ours = here.get(of).map(Vec::as_slice).unwrap_or_default();
+    let is_there = |label: &&&str| shadow.places.contains_key(&(of.to_owned(), (**label).to_owned()));
+    match ours.iter().find(is_there) {
+        Some(next) if ours.first() == Some(&label) => format!(" BEFORE {}", quote_literal(next)),
+        _ => String::new(),
+    }
+}
+
 /// Values that have another name on the source, by their place among those of the same name; and the values, by type and label, that are
 /// told with that.
 pub(super) fn renamed(
@@ -46,6 +57,13 @@ pub(super) fn renamed(
         let Some(ours) = here.get(of) else { continue };
         let ((shared, new), (shared_there, old)) = (gaps(ours, &theirs), gaps(&theirs, ours));
         let same_order = shared == shared_there;
+        if !same_order {
+            let what = format!(
+                "enum values are in the order {} on {zone}, and not on the other side",
+                shared.join(", ")
+            );
+            found.push(Difference::new(of, what, Mend::Person(None)));
+        }
         for (new, old) in new.iter().zip(&old) {
             if old.is_empty() && (same_order || new.is_empty()) {
                 continue;
@@ -101,7 +119,29 @@ mod tests {
         );
         assert_eq!(
             told(&["c", "x", "a"], &["a", "b", "c"]),
-            ["enum values b are x on a: which is which cannot be told Person(None)"]
+            [
+                "enum values are in the order c, a on a, and not on the other side Person(None)",
+                "enum values b are x on a: which is which cannot be told Person(None)"
+            ]
         );
+        assert_eq!(
+            told(&["b", "a"], &["a", "b"]),
+            ["enum values are in the order b, a on a, and not on the other side Person(None)"]
+        );
+    }
+
+    #[test]
+    fn what_comes_first_is_added_before_what_is_there() {
+        let before = |source: &[&str], label: &str| {
+            super::before(&side(source), &side(&["it's", "info"]), "s.e", label)
+        };
+        assert_eq!(before(&["trace", "it's", "info"], "trace"), " BEFORE 'it''s'");
+        assert_eq!(
+            before(&["finest", "trace", "it's"], "finest"),
+            " BEFORE 'it''s'",
+            "trace is not there yet"
+        );
+        assert_eq!(before(&["finest", "trace", "it's"], "trace"), "", "it follows finest");
+        assert_eq!(before(&["finest", "trace"], "finest"), "", "none is there");
     }
 }

@@ -1,0 +1,136 @@
+use super::*;
+
+fn side(rows: &[(&str, &str, &str, &str, Option<&str>)]) -> Fingerprint {
+    let thing = |row: &(&str, &str, &str, &str, Option<&str>)| {
+        let shape = Shape { definition: row.3.into(), sql: row.4.map(str::to_owned), undo: None };
+        ((row.0.into(), row.1.into(), row.2.into()), shape)
+    };
+    Fingerprint {
+        things: rows.iter().map(thing).collect(),
+        major: 15,
+        role: "godwit".into(),
+        ..Fingerprint::default()
+    }
+}
+
+#[test]
+fn every_difference_is_named_with_what_mends_it() {
+    let source = side(&[
+        ("table", "public.orders", "", "plain", None),
+        ("column", "public.orders", "id", "bigint NOT NULL", None),
+        ("column", "public.orders", "note", "text", Some("ALTER TABLE public.orders ADD COLUMN note text")),
+        ("column", "public.orders", "stamp", "uuid DEFAULT gen_random_uuid()", None),
+        ("column", "public.orders", "total", "numeric NOT NULL", None),
+        (
+            "index",
+            "public.orders",
+            "by_note",
+            "CREATE INDEX",
+            Some("CREATE INDEX by_note ON public.orders (note)"),
+        ),
+        ("table", "public.new", "", "plain", None),
+        ("column", "public.new", "id", "bigint", None),
+        ("table", "public.days", "", "partitioned by RANGE (day)", None),
+        ("table", "public.new_day", "", "plain", None),
+        (
+            "partition of",
+            "public.new_day",
+            "public.days",
+            "DEFAULT",
+            Some("ALTER TABLE public.days ATTACH PARTITION public.new_day DEFAULT"),
+        ),
+        ("column", "public.days", "relaxed", "text", None),
+        ("constraint", "public.days", "strict", "CHECK (true)", Some("ALTER TABLE public.days ADD …")),
+        ("type", "public.mood", "", "enum", None),
+        ("enum value", "public.mood", "calm", "present", Some("ALTER TYPE public.mood ADD VALUE 'calm'")),
+        ("type", "public.color", "", "enum", Some("CREATE TYPE public.color AS ENUM ('red')")),
+        ("enum value", "public.color", "red", "present", Some("ALTER TYPE public.color ADD VALUE 'red'")),
+        (
+            "function",
+            "public.f(integer)",
+            "",
+            "body 1",
+            Some("CREATE OR REPLACE FUNCTION public.f(integer) …"),
+        ),
+        ("owner", "public.f(integer)", "", "clerk", Some("ALTER FUNCTION public.f(integer) OWNER TO clerk")),
+        ("function", "public.g()", "", "body 1", Some("CREATE OR REPLACE FUNCTION public.g() …")),
+        (
+            "right on function",
+            "public.g()",
+            "EXECUTE to PUBLIC",
+            "granted",
+            Some("GRANT EXECUTE ON FUNCTION public.g() TO PUBLIC"),
+        ),
+        ("view", "public.open", "", "(id bigint)", Some("CREATE OR REPLACE VIEW public.open AS SELECT 1")),
+        ("query", "public.open", "", "SELECT 1", Some("CREATE OR REPLACE VIEW public.open AS SELECT 1")),
+        (
+            "materialized view",
+            "public.sums",
+            "",
+            "(id bigint)",
+            Some("CREATE MATERIALIZED VIEW public.sums AS SELECT 2"),
+        ),
+        ("query", "public.sums", "", "SELECT 2", Some("CREATE MATERIALIZED VIEW public.sums AS SELECT 2")),
+        (
+            "sequence",
+            "public.numbers",
+            "",
+            "INCREMENT BY 2",
+            Some("CREATE SEQUENCE public.numbers INCREMENT BY 2"),
+        ),
+        (
+            "right on table",
+            "public.orders",
+            "SELECT to app",
+            "granted",
+            Some("GRANT SELECT ON TABLE public.orders TO app"),
+        ),
+    ]);
+    let shadow = side(&[
+        ("table", "public.orders", "", "plain", None),
+        ("column", "public.orders", "id", "integer NOT NULL", None),
+        ("column", "public.orders", "total", "numeric", None),
+        ("column", "public.orders", "old", "text", None),
+        ("table", "public.gone", "", "plain", None),
+        ("column", "public.gone", "id", "bigint", None),
+        ("table", "public.days", "", "partitioned by RANGE (day)", None),
+        ("table", "public.new_day", "", "plain", None),
+        ("table", "public.old_day", "", "plain", None),
+        ("partition of", "public.old_day", "public.days", "DEFAULT", None),
+        ("column", "public.days", "relaxed", "text NOT NULL", None),
+        ("column", "public.days", "demanded", "text NOT NULL", None),
+        ("column", "public.days", "made", "text DEFAULT 'x' NOT NULL", None),
+        ("constraint", "public.days", "lenient", "CHECK (false)", None),
+        ("type", "public.mood", "", "enum", None),
+        ("function", "public.f(integer)", "", "body 2", None),
+        ("owner", "public.f(integer)", "", "postgres", None),
+        ("function", "public.of_a_person()", "", "body 1", None),
+        ("function", "public.was_on_both()", "", "body 1", None),
+        ("view", "public.open", "", "(id bigint)", None),
+        ("query", "public.open", "", "SELECT 0", None),
+        ("materialized view", "public.sums", "", "(id bigint)", None),
+        ("query", "public.sums", "", "SELECT 1", None),
+        ("sequence", "public.numbers", "", "INCREMENT BY 1", None),
+        ("right on table", "public.orders", "SELECT to everybody", "granted", None),
+        ("right on table", "public.orders", "SELECT to godwit_there", "granted", None),
+        ("trigger", "public.orders", "spy", "CREATE TRIGGER", None),
+    ]);
+    let seen = ("function".into(), "public.was_on_both()".into(), String::new());
+    let pairs = Some([(seen, (String::new(), String::new()))].into());
+    let shadow = Fingerprint { role: "godwit_there".into(), pairs, ..shadow };
+    let found = compare(&source, &shadow, ["eu-west", "eu-central"]);
+    let text: Vec<String> = found
+        .iter()
+        .map(|found| {
+            let when = if found.when == When::Now { "" } else { ", caught up" };
+            format!("{}: {}  [{:?}{when}]", found.subject, found.what, found.mend)
+        })
+        .collect();
+    insta::assert_snapshot!(text.join("\n"));
+    let other_major = Fingerprint { major: 18, ..shadow.clone() };
+    let words = compare(&source, &other_major, ["eu-west", "eu-central"]);
+    assert!(words.iter().all(|difference| !difference.what.starts_with("query")), "{words:#?}");
+    assert!(compare(&source, &source, ["a", "b"]).is_empty());
+    assert_eq!(whose("SELECT to app"), Some(("SELECT", "app")));
+    assert_eq!(whose(r#"SELECT ("up to") to "to to""#), Some((r#"SELECT ("up to")"#, r#""to to""#)));
+}
