@@ -95,7 +95,7 @@ UNION ALL
 SELECT 'extension', format('%I', e.extname), '', 'present', format('CREATE EXTENSION IF NOT EXISTS %I SCHEMA %I', e.extname, n.nspname)
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
 UNION ALL
-SELECT CASE relkind WHEN 'v' THEN 'view' ELSE 'materialized view' END, name, '', format('(%s)%s', columns, options), sql FROM made
+SELECT CASE relkind WHEN 'v' THEN 'view' ELSE 'materialized view' END, name, '', format('(%s)%s', columns, options), sql FROM made WHERE query IS NOT NULL
 UNION ALL
 SELECT 'query', name, '', query, sql FROM made
 UNION ALL
@@ -171,7 +171,7 @@ SELECT 'type', y.name, '', CASE y.typtype WHEN 'e' THEN 'enum' WHEN 'c' THEN for
          WHEN 'c' THEN format('CREATE TYPE %s AS (%s)', y.name, s.columns)
          WHEN 'd' THEN concat_ws(' ', format('CREATE DOMAIN %s AS %s', y.name, pg_catalog.format_type(y.typbasetype, y.typtypmod)),
            'DEFAULT ' || y.typdefault, CASE WHEN y.typnotnull THEN 'NOT NULL' END,
-           (SELECT string_agg(format('CONSTRAINT %I %s', k.conname, pg_catalog.pg_get_constraintdef(k.oid)), ' ' ORDER BY k.conname)
+           (SELECT string_agg(format('CONSTRAINT %I ', k.conname) || pg_catalog.pg_get_constraintdef(k.oid), ' ' ORDER BY k.conname)
             FROM pg_catalog.pg_constraint k WHERE k.contypid = y.oid AND k.contype = 'c'))
          -- A canonical function must be made between the type's name and the type.
          WHEN 'r' THEN (SELECT format('CREATE TYPE %s AS RANGE (%s)', y.name, concat_ws(', ', 'SUBTYPE = ' || pg_catalog.format_type(r.rngsubtype, NULL),

@@ -1,5 +1,5 @@
 -- What a database's schema consists of, one row for each thing that both sides must have alike: kind, table or type, name,
--- definition, and the SQL that makes it elsewhere (NULL: pg_dump knows); and what tables, types and their columns have as numbers ('#'), tables as files ('@') and values of enums as places ('='). search_path is empty: every name is qualified.
+-- definition (NULL: it was dropped since the reading began, and does not count), and the SQL that makes it elsewhere (NULL: pg_dump knows); and what tables, types and their columns have as numbers ('#'), tables as files ('@') and values of enums as places ('='). search_path is empty: every name is qualified.
 WITH RECURSIVE ours AS (
   SELECT c.oid, c.relkind, c.relreplident, c.relpersistence, c.relpartbound, c.relfilenode, format('%I.%I', n.nspname, c.relname) AS name
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -56,7 +56,7 @@ UNION ALL
 SELECT '@', name, '', relfilenode::text, NULL FROM ours WHERE relfilenode <> 0
 UNION ALL
 SELECT CASE WHEN t.relpartbound IS NULL THEN 'child of' ELSE 'partition of' END, t.name, p.name,
-       coalesce(pg_catalog.pg_get_expr(t.relpartbound, t.oid), 'it'),
+       CASE WHEN t.relpartbound IS NULL THEN 'it' ELSE pg_catalog.pg_get_expr(t.relpartbound, t.oid) END,
        CASE WHEN t.relpartbound IS NULL THEN format('ALTER TABLE %s INHERIT %s', t.name, p.name)
             ELSE format('ALTER TABLE %s ATTACH PARTITION %s %s', p.name, t.name, pg_catalog.pg_get_expr(t.relpartbound, t.oid)) END
 FROM ours t JOIN pg_catalog.pg_inherits h ON h.inhrelid = t.oid JOIN ours p ON p.oid = h.inhparent

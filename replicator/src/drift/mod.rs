@@ -278,8 +278,9 @@ async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
         }
         // Only those of some have a sixth column.
         let sql = |at: usize| (at < row.len()).then(|| row.get(at).map(str::to_owned)).flatten();
-        let shape = Shape { definition: text(3), sql: sql(4), undo: sql(5) };
-        things.insert((text(0), text(1), text(2)), shape);
+        // What is gone by now is not defined any more.
+        let Some(definition) = row.get(3).map(str::to_owned) else { continue };
+        things.insert((text(0), text(1), text(2)), Shape { definition, sql: sql(4), undo: sql(5) });
     }
     let (version, role) = about.ok_or_else(|| Error::Protocol("read the schema: no version".into()))?;
     let major = version / 10_000;
