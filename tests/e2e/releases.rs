@@ -81,7 +81,8 @@ const RELEASES: [&str; 11] = [
      ALTER SEQUENCE numbers CACHE 20; INSERT INTO counters (x) VALUES (3)",
     "ALTER TABLE counters ALTER more DROP EXPRESSION; INSERT INTO counters (x, more) VALUES (4, 77);
      ALTER TABLE counters ALTER id DROP IDENTITY; ALTER SEQUENCE series_id_seq RENAME TO series_numbers; ALTER TABLE loose DROP c;
-     ALTER TABLE loose ADD c int GENERATED ALWAYS AS (a * 3) STORED; INSERT INTO loose VALUES (2); CREATE TYPE level AS ENUM ('debug', 'info')",
+     ALTER TABLE loose ADD c int GENERATED ALWAYS AS (a * 3) STORED; INSERT INTO loose VALUES (2); CREATE TYPE level AS ENUM ('debug', 'info');
+     ALTER TABLE users RENAME age TO years; ALTER TABLE users DROP CONSTRAINT age_not_negative; ALTER TABLE users ADD CONSTRAINT age_not_negative CHECK (years > -2)",
     "ALTER TYPE level ADD VALUE 'trace' BEFORE 'debug'; ALTER TYPE level ADD VALUE 'finest' BEFORE 'trace'; ALTER TYPE level ADD VALUE 'finer' AFTER 'finest';
      ALTER TYPE addr ADD ATTRIBUTE city text; INSERT INTO homes VALUES (1, ('a', 'b', 'c'))",
     "ALTER TYPE addr RENAME ATTRIBUTE zip TO postcode; ALTER TYPE addr DROP ATTRIBUTE street; INSERT INTO homes VALUES (2, ('b', 'c'))",

@@ -362,7 +362,8 @@ async fn what_is_renamed_keeps_its_rows() -> Result<()> {
              INSERT INTO people SELECT n, 'name ' || n, 'note ' || n, n FROM generate_series(1, 200) n;
              CREATE TABLE ages (id int PRIMARY KEY, age int, more int); CREATE INDEX ages_by ON ages (age); CREATE VIEW adults AS SELECT id FROM ages WHERE age > 17;
              CREATE FUNCTION limit_of() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 17; END;
-             CREATE INDEX ages_more ON ages ((more + 1)); ALTER TABLE ages ADD CONSTRAINT born CHECK (age > 0)",
+             CREATE INDEX ages_more ON ages ((more + 1)); ALTER TABLE ages ADD CONSTRAINT born CHECK (age > 0);
+             ALTER TABLE ages ADD CONSTRAINT plenty CHECK (more > 0); CREATE UNIQUE INDEX ages_few ON ages ((more + 2)) WHERE more < 10",
         )
         .await?;
     let mut leader = Leader::start(&playground, &[])?;
@@ -382,7 +383,9 @@ async fn what_is_renamed_keeps_its_rows() -> Result<()> {
         // What the two versions word otherwise all the time.
         "CREATE OR REPLACE VIEW adults AS SELECT id FROM ages WHERE age > 20; DROP INDEX ages_by; CREATE INDEX ages_by ON ages (age, id);
          CREATE OR REPLACE FUNCTION limit_of() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 20; END; ALTER TABLE ages RENAME more TO rest;
-         ALTER TABLE ages DROP CONSTRAINT born; ALTER TABLE ages ADD CONSTRAINT born CHECK (age >= 0)",
+         ALTER TABLE ages DROP CONSTRAINT born; ALTER TABLE ages ADD CONSTRAINT born CHECK (age >= 0);
+         ALTER TABLE ages DROP CONSTRAINT plenty; ALTER TABLE ages ADD CONSTRAINT plenty CHECK (rest > 10);
+         DROP INDEX ages_few; CREATE UNIQUE INDEX ages_few ON ages ((rest + 2)) WHERE rest < 20",
         "ALTER TABLE people RENAME name TO called; INSERT INTO people VALUES (300, 'renamed'); UPDATE people SET called = 'new' WHERE id = 3",
         "INSERT INTO people (id) VALUES (301); ALTER TABLE people RENAME TO persons; INSERT INTO persons (id) VALUES (302)",
         // As tools do that change a table beside its writers.
@@ -403,9 +406,10 @@ async fn what_is_renamed_keeps_its_rows() -> Result<()> {
     }
     ensure!(file().await? == before, "an index of a renamed column is the same");
     let made = "SELECT concat_ws(' ', pg_get_viewdef('adults'::regclass) ~ '20', pg_get_indexdef('ages_by'::regclass) ~ 'age, id', limit_of(), \
-        (SELECT pg_get_constraintdef(oid) ~ '>= 0' FROM pg_constraint WHERE conname = 'born'))";
+        (SELECT pg_get_constraintdef(oid) ~ '>= 0' FROM pg_constraint WHERE conname = 'born'), \
+        (SELECT pg_get_constraintdef(oid) ~ 'rest > 10' FROM pg_constraint WHERE conname = 'plenty'), pg_get_indexdef('ages_few'::regclass) ~ 'rest < 20')";
     let made: String = shadow.query_one(made, &[]).await?.get(0);
-    ensure!(made == "t t 20 t", "{made}");
+    ensure!(made == "t t 20 t t t", "{made}");
     leader.migrate(&far.name).await?;
     leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
     // The way back knows the wordings, too.

@@ -21,7 +21,7 @@ mod types;
 mod worded;
 mod wording;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -91,8 +91,10 @@ pub struct Fingerprint {
     known: Option<Known>,
     /// Of a shadow that was prepared: what both servers said of what they word otherwise.
     pairs: Option<worded::Pairs>,
+    /// Which object each thing is that servers word otherwise, and in which state.
+    objects: HashMap<Key, String>,
     /// Of a source: what it said when its shadow was copied, of what was not seen on both since.
-    dumped: std::collections::HashMap<Key, String>,
+    dumped: HashMap<Key, String>,
     /// Of a shadow: tables whose rows are not whole.
     unfilled: Vec<String>,
     major: u32,
@@ -184,7 +186,7 @@ async fn fingerprint_of_source(client: &Client) -> Result<Fingerprint, Error> {
 async fn fingerprint_of_shadow(client: &Client) -> Result<Fingerprint, Error> {
     let (known, unfilled) = (identities::read(client).await?, fill::unfilled(client).await?);
     let (pairs, noted) = (worded::read(client).await?, rewritten::read(client).await?);
-    Ok(Fingerprint { known, pairs, noted, unfilled, ..fingerprint(client).await? })
+    Ok(Fingerprint { noted, known, pairs, unfilled, ..fingerprint(client).await? })
 }
 
 /// Reads the schemas of a source and its shadow, with what is known of who is who.
@@ -212,8 +214,9 @@ pub async fn remember(clients: [&Client; 2], of: [&Fingerprint; 2]) -> Result<()
 /// Reads the schema. One round trip, or some more where it is changed meanwhile.
 pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
     let around = include_str!("around.sql").replace("{{defaults}}", DEFAULT_PRIVILEGES);
-    let [objects, aside] = [include_str!("objects.sql"), include_str!("aside.sql")];
-    of(client, &[include_str!("fingerprint.sql"), &around, objects, aside, PUBLICATIONS]).await
+    let [objects, aside, stamps] =
+        [include_str!("objects.sql"), include_str!("aside.sql"), include_str!("stamps.sql")];
+    of(client, &[include_str!("fingerprint.sql"), &around, objects, aside, stamps, PUBLICATIONS]).await
 }
 
 /// Reads what others read changes by, and nothing else.
@@ -254,7 +257,7 @@ async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
     let mut found = rows(answer.map_err(refused("read the schema"))?);
     let about = found.pop().and_then(|row| Some((row.get(0)?.parse::<u32>().ok()?, row.get(1)?.to_owned())));
     let (mut things, mut numbers, mut places) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-    let mut files = BTreeMap::new();
+    let (mut files, mut objects) = (BTreeMap::new(), HashMap::new());
     for row in &found {
         let text = |at: usize| row.get(at).unwrap_or_default().to_owned();
         if text(0) == "#" {
@@ -271,6 +274,14 @@ async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
             files.insert(text(1), file);
             continue;
         }
+        if text(0) == "%" {
+            let object = text(3);
+            let object = object.rsplit_once(' ');
+            let (kind, object) =
+                object.ok_or_else(|| Error::Protocol("read the schema: no object".into()))?;
+            objects.insert((kind.to_owned(), text(1), text(2)), object.to_owned());
+            continue;
+        }
         if text(0) == "=" {
             let place = text(3).parse().map_err(|_| Error::Protocol("read the schema: no place".into()))?;
             places.insert((text(1), text(2)), place);
@@ -284,7 +295,7 @@ async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
     }
     let (version, role) = about.ok_or_else(|| Error::Protocol("read the schema: no version".into()))?;
     let major = version / 10_000;
-    Ok(Fingerprint { things, numbers, files, places, major, role, ..Fingerprint::default() })
+    Ok(Fingerprint { things, numbers, files, places, objects, major, role, ..Fingerprint::default() })
 }
 
 /// Reads both sides and tells every difference, in order; `zones` are their names.

@@ -16,7 +16,7 @@ use crate::fence::refused;
 /// Where it is written down.
 const TABLE: &str = "worded";
 
-/// What both said of each, the source first, as digests; the shadow's is empty where that was only made.
+/// What both said of each, the source first, as digests, with the object that it was of; the shadow's is empty where that was only made.
 pub(super) type Pairs = HashMap<Key, (String, String)>;
 
 /// Whether servers word such a thing each its own way.
@@ -38,6 +38,22 @@ pub(super) fn of(key: &Key, shape: &Shape) -> Option<(Key, String)> {
 fn digest(definition: &str) -> String {
     let whole = Sha256::digest(definition);
     format!("{:032x}", u128::from_be_bytes(std::array::from_fn(|at| whole[at])))
+}
+
+/// The same of a side's own, with which object it is ([`super::Fingerprint`]'s `objects`).
+fn word(side: &Fingerprint, key: &Key, shape: &Shape) -> String {
+    let digest = digest(&shape.definition);
+    side.objects.get(key).map_or_else(|| digest.clone(), |object| format!("{digest} {object}"))
+}
+
+/// Whether this is the definition that was written down.
+fn says(word: &str, shape: &Shape) -> bool {
+    word.split(' ').next() == Some(&digest(&shape.definition))
+}
+
+/// Whether it is of the object that was written down, or none was.
+fn is_of(word: &str, side: &Fingerprint, key: &Key) -> bool {
+    word.split_once(' ').is_none_or(|(_, object)| side.objects.get(key).is_some_and(|other| other == object))
 }
 
 /// What the source said when its shadow was copied, of what was not seen on both since, as digests.
@@ -80,15 +96,21 @@ pub(super) async fn read(shadow: &Client) -> Result<Option<Pairs>, Error> {
 
 /// Whether these two mean the same, as far as is known.
 pub(super) fn is_alike([source, shadow]: [&Fingerprint; 2], key: &Key, here: &Shape, there: &Shape) -> bool {
-    let Some((source, target)) = shadow.pairs.as_ref().and_then(|pairs| pairs.get(key)) else {
+    let Some((of_source, of_shadow)) = shadow.pairs.as_ref().and_then(|pairs| pairs.get(key)) else {
         let copied = source.dumped.get(key).map(|copied| *copied == digest(&here.definition));
         // Of one major version they say the same of what nobody copied or made.
         return copied.unwrap_or(source.major != shadow.major);
     };
-    match (*source == digest(&here.definition), *target == digest(&there.definition)) {
-        (true, same) => same || target.is_empty(),
-        // Where both say something else, what they speak of has another name.
-        (false, same) => !same && !target.is_empty(),
+    match (says(of_source, here), says(of_shadow, there)) {
+        (true, same) => same || of_shadow.is_empty(),
+        // Where both say something else of what they had, what it speaks of has another name. Of one major version they say that alike.
+        (false, false) => {
+            source.major != shadow.major
+                && !of_shadow.is_empty()
+                && is_of(of_source, source, key)
+                && is_of(of_shadow, shadow, key)
+        }
+        (false, true) => false,
     }
 }
 
@@ -106,7 +128,7 @@ fn news(source: &Fingerprint, shadow: &Fingerprint) -> (Vec<(Key, String, String
         if !alike {
             continue;
         }
-        let pair = (digest(&here.definition), digest(&there.definition));
+        let pair = (word(source, key, here), word(shadow, key, there));
         if pairs.get(key) != Some(&pair) {
             new.push((key.clone(), pair.0, pair.1));
         }
@@ -190,15 +212,18 @@ mod tests {
         shadow.pairs = Some(pairs.clone());
         assert_eq!(news(&source, &shadow), (vec![], vec![]));
 
-        let told = |source: &[(&str, &str)], there: &[(&str, &str)], pairs: &Pairs| {
+        let told_by = |major, source: &[(&str, &str)], there: &[(&str, &str)], pairs: &Pairs| {
             let (source, shadow) =
-                (side(15, source), Fingerprint { pairs: Some(pairs.clone()), ..side(18, there) });
+                (side(major, source), Fingerprint { pairs: Some(pairs.clone()), ..side(18, there) });
             let alike = source
                 .things
                 .iter()
                 .all(|(key, here)| is_alike([&source, &shadow], key, here, &shadow.things[key]));
             let (new, gone) = news(&source, &shadow);
             (alike, new.len(), gone.len())
+        };
+        let told = |source: &[(&str, &str)], there: &[(&str, &str)], pairs: &Pairs| {
+            told_by(15, source, there, pairs)
         };
         let a = ("a", "SELECT t.x");
         let there = [("a", "SELECT x"), ("b", "SELECT y")];
@@ -212,6 +237,11 @@ mod tests {
             told(&[a, ("b", "SELECT t.z")], &[there[0], ("b", "SELECT z")], &pairs),
             (true, 1, 0),
             "by a name"
+        );
+        assert_eq!(
+            told_by(18, &[a, ("b", "SELECT t.z")], &[there[0], ("b", "SELECT z")], &pairs),
+            (false, 0, 0),
+            "one version words a name alike"
         );
         assert_eq!(told(&[a], &there[..1], &pairs), (true, 0, 1), "one is gone");
         // Made of what the source said then: what the shadow says of it is believed while the source says the same.
@@ -227,5 +257,36 @@ mod tests {
             news(&source, &shadow).0.len()
         };
         assert_eq!((copied("SELECT t.y"), copied("SELECT t.v")), (1, 0));
+    }
+
+    #[test]
+    fn what_was_made_anew_is_not_the_same_by_another_name() {
+        let key = ("query".to_owned(), "a".to_owned(), String::new());
+        let of = |major, definition: &str, object: &str| {
+            let objects = [(key.clone(), object.to_owned())].into();
+            Fingerprint { objects, ..side(major, &[("a", definition)]) }
+        };
+        let prepared = |shadow: Fingerprint, pairs: Pairs| Fingerprint { pairs: Some(pairs), ..shadow };
+        let first = prepared(of(18, "x", "9"), Pairs::new());
+        let (new, _) = news(&of(15, "t.x", "1/5"), &first);
+        let pairs: Pairs = new.into_iter().map(|(key, here, there)| (key, (here, there))).collect();
+        let alike = |source: &Fingerprint, shadow: Fingerprint| {
+            let shadow = prepared(shadow, pairs.clone());
+            is_alike([source, &shadow], &key, &source.things[&key], &shadow.things[&key])
+        };
+        assert!(alike(&of(15, "t.y", "1/5"), of(18, "y", "9")), "a name changed");
+        assert!(!alike(&of(15, "t.y > 1", "1/6"), of(18, "y", "9")), "changed on the source, and a name");
+        assert!(!alike(&of(15, "t.y", "1/5"), of(18, "y > 1", "8")), "on the shadow");
+        assert!(alike(&of(15, "t.x", "1/6"), of(18, "x", "8")), "made anew as it was");
+        // What an older Godwit wrote down tells no objects.
+        let old: Pairs = pairs
+            .iter()
+            .map(|(key, (here, there))| {
+                let bare = |word: &str| word.split(' ').next().unwrap_or_default().to_owned();
+                (key.clone(), (bare(here), bare(there)))
+            })
+            .collect();
+        let (source, shadow) = (of(15, "t.x", "1/5"), prepared(of(18, "x", "9"), old));
+        assert_eq!(news(&source, &shadow).0.len(), 1, "they are written down");
     }
 }
