@@ -100,14 +100,16 @@ impl Fleet {
         let workers: Vec<String> =
             self.workers.iter().map(|port| format!(" --worker 127.0.0.1:{port}")).collect();
         let workers = workers.concat();
-        // Written down, then held while a file says so, then done.
+        // Written down, then refused or held while a file says so, then done.
         let text = format!(
             "#!/bin/sh\nread -r request\nprintf '%s\\n' \"$request\" >> {log}\n\
+             case \"$request\" in *'\"verb\":\"scale\"'*) [ ! -e {broken} ] || exit 1;; esac\n\
              while [ -e {hold} ]; do sleep 0.05; done\n\
              printf '%s\\n' \"$request\" | {PROGRAM} demo-driver --home {home} --bin {bin} \
              --database 127.0.0.1:{database}{workers}\n",
             log = self.log().display(),
             hold = self.home.join("hold").display(),
+            broken = self.home.join("broken").display(),
             home = self.home.display(),
             bin = bin.display(),
             database = self.database,
@@ -278,6 +280,42 @@ async fn a_chosen_zone_is_provisioned_once_moved_to_and_back() -> Result<()> {
     until(&mut node, &client, RESOURCE, "it is back", |view| view.primary == near && movable(view)).await?;
     let outcome = load.stop().await;
     ensure!(outcome.totals.failed == 0 && outcome.totals.acknowledged > 20, "{:#?}", outcome.failures);
+    Ok(())
+}
+
+/// What a soak that was superseded still wanted of the driver is not asked of the zone that is the primary again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zone_that_is_moved_back_to_is_not_scaled_down_any_more() -> Result<()> {
+    let fleet = Fleet::new(&policy("")).await?;
+    let client = fleet.client();
+    let near = fleet.near().name.clone();
+    let mut node = fleet.start()?;
+    until(&mut node, &client, RESOURCE, "the shadow is ready", movable).await?;
+    migrate(&client, RESOURCE, "far").await?;
+    until(&mut node, &client, RESOURCE, "it has moved", |view| view.primary == "far" && movable(view))
+        .await?;
+
+    let broken = fleet.home.join("broken");
+    std::fs::write(&broken, "")?;
+    migrate(&client, RESOURCE, &near).await?;
+    // The next attempt is some seconds away.
+    until(&mut node, &client, RESOURCE, "it cannot be scaled down", |view| {
+        view.problems.iter().any(|problem| problem.starts_with("scale_down failed 6 times"))
+    })
+    .await?;
+    std::fs::remove_file(&broken)?;
+    let before = fleet.asked("scale").len();
+    migrate(&client, RESOURCE, "far").await?;
+    until(&mut node, &client, RESOURCE, "it has moved back", |view| {
+        view.primary == "far" && view.phase == "shadowing"
+    })
+    .await?;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while tokio::time::Instant::now() < deadline {
+        let asked = fleet.asked("scale").split_off(before);
+        ensure!(asked.iter().all(|one| one["capacity"] == 2), "scaled down although it serves: {asked:#?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     Ok(())
 }
 

@@ -373,6 +373,7 @@ impl Machine {
         if next.phase != self.state.phase {
             self.hands.audit.note(audited::step(&self.state, &next, event));
         }
+        self.cut_outdated(&next);
         if let Some(run) = next.run.as_ref().filter(|_| self.state.run.is_none()) {
             // Nothing else may read in the databases while requests are held.
             self.verifications.stop(&format!("migration {} began", run.id));
@@ -453,6 +454,18 @@ impl Machine {
             self.hands.open_gates();
         }
         self.publish();
+    }
+
+    /// What waits to be tried again would otherwise act in the next run as its own one wanted it, and nobody would hear its answer.
+    fn cut_outdated(&self, next: &State) {
+        let id = |state: &State| state.run.as_ref().map(|run| run.id.clone());
+        if let Some(run) = id(next).filter(|run| id(&self.state).as_ref() != Some(run)) {
+            self.running.abort(|key| tasks::is_outdated(key, &run));
+        }
+        if next.generation != self.state.generation {
+            // It would start the lanes of a stream that is over, and end what keeps commits waiting for the next one.
+            self.running.abort(|key| key.starts_with("RunStream"));
+        }
     }
 
     fn cancel_all_but_fence(&mut self) {

@@ -81,8 +81,18 @@ pub(super) fn key(effect: &Effect, run: Option<&str>) -> String {
     }
 }
 
+/// Whether nobody wants what the task of this key does once migration `run` has begun: it is of another one, or of what came before, and would
+/// act on databases and workers as they were then. A stream belongs to the resource, and the end of an old one harms nobody; what is no effect
+/// (in lower case) is not for a migration to end.
+pub(super) fn is_outdated(key: &str, run: &str) -> bool {
+    let stays = key.starts_with(char::is_lowercase)
+        || ["RunStream", "EndStream"].iter().any(|name| key.starts_with(name));
+    !stays && !key.ends_with(&format!(" of {run}"))
+}
+
 #[cfg(test)]
 mod tests {
+    use migration::cutover::Capacity;
     use migration::units::Generation;
 
     use super::*;
@@ -92,6 +102,24 @@ mod tests {
         assert_eq!(key(&Effect::Compare, Some("a")), key(&Effect::Compare, Some("a")));
         assert_ne!(key(&Effect::Compare, Some("a")), key(&Effect::Compare, Some("b")));
         assert!(key(&Effect::Compare, Some("a")).starts_with("Compare"));
+    }
+
+    #[test]
+    fn what_is_not_of_the_migration_that_begins_is_outdated() {
+        let scale = Effect::Scale { zone: "there".into(), capacity: Capacity::Shadow };
+        let lift = Effect::LiftFence { zone: "here".into(), generation: Generation(3) };
+        let drop_slot =
+            Effect::DropReverseSlot { run: "b".into(), generation: Generation(4), zone: "there".into() };
+        for effect in [scale, lift, drop_slot, Effect::Compare] {
+            assert!(is_outdated(&key(&effect, Some("a")), "b"), "{effect:?}");
+            assert!(is_outdated(&key(&effect, None), "b"), "{effect:?}");
+            assert!(!is_outdated(&key(&effect, Some("b")), "b"), "{effect:?}");
+        }
+        let stream =
+            Effect::RunStream { generation: Generation(3), source: "here".into(), target: "there".into() };
+        let end = Effect::EndStream { generation: Generation(2), source: "here".into() };
+        assert!(!is_outdated(&key(&stream, None), "b") && !is_outdated(&key(&end, Some("a")), "b"));
+        assert!(!is_outdated("retire", "b"));
     }
 
     #[tokio::test]
