@@ -8,6 +8,10 @@ use godwit::demo::load::Outcome;
 use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Options, Playground, SERVICE_ROLE, SUPERUSER, Zone};
 use godwit_tests::waiting::until;
 use replicator::verify;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::leader::{Leader, PATIENCE, agent, connect, load, options};
 
@@ -248,4 +252,48 @@ async fn nobody_is_held_for_what_stays_in_the_fences_way() -> Result<()> {
     let outcome = load.stop().await;
     ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
     check_writes(far, &outcome).await
+}
+
+/// A session that the server cannot end keeps clients waiting no longer than the policy lets them be held, whatever was left of that
+/// when its end was awaited.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_does_not_end_does_not_make_the_hold_longer() -> Result<()> {
+    const MOST: Duration = Duration::from_secs(3);
+    let mut options = options(false)?;
+    options.policy = options.policy.replace("max_hold: 2s", "max_hold: 3s");
+    let playground = Playground::start(&options).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let stuck = replicator::postgres::connect(&near.dsn(SERVICE_ROLE), "stuck").await?;
+    let pid: i32 = stuck.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    let pid = Pid::from_raw(pid).context("a process")?;
+    // Most of the hold is spent with a request that is in flight.
+    let body = json!({"key": "slow", "customer": 1, "amount": "1.00"}).to_string();
+    let mut slow = TcpStream::connect(playground.front).await?;
+    let head = format!(
+        "POST /orders HTTP/1.1\r\nhost: orders.example\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    slow.write_all(head.as_bytes()).await?;
+    leader
+        .until("it is in flight", |view| view.gate.as_ref().is_some_and(|gate| gate.in_flight == 1))
+        .await?;
+    kill_process(pid, Signal::STOP)?;
+    let id = leader.migrate(&far.name).await?;
+    leader.until("it holds", |view| view.phase == "held").await?;
+    tokio::time::sleep(MOST * 2 / 3).await;
+    slow.write_all(body.as_bytes()).await?;
+    leader.until("it is undone", |view| view.phase == "shadowing" && view.migration.is_none()).await?;
+    kill_process(pid, Signal::CONT)?;
+    let run = leader.migration(&id).await?;
+    let reason = run.reason.clone().unwrap_or_default();
+    ensure!(run.state == "aborted" && reason.contains("sessions did not end within"), "{run:#?}");
+    ensure!(reason.contains("application 'stuck'"), "{reason}");
+    let held = Duration::from_millis(run.held_ms.context("nobody was held")?);
+    ensure!(held < MOST + Duration::from_millis(500), "held for {held:?}");
+    leader.ready().await?;
+    leader.migrate(&far.name).await?;
+    leader.until("it has moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    Ok(())
 }

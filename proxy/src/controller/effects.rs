@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
 use migration::policy::Policy;
@@ -26,12 +26,14 @@ use super::streams::Streams;
 use super::unlogged::UnloggedRows;
 use crate::audit::Audit;
 use crate::causes::chain;
+use crate::clock;
 use crate::config::model::{Placement, Resource};
 use crate::drivers::{Endpoint, Operation, Plan, Provisioning, Wanted};
 use crate::feeds::external::Secret;
 use crate::fronts::pools::Pool;
 use crate::fronts::postgres::{Active, PostgresFront};
 use crate::fronts::routes::ResourceFront;
+use crate::lock::lock;
 use crate::store::Journal;
 
 /// An event with the run whose effect reports it: a late answer of an ended run must not count for the next one.
@@ -76,6 +78,8 @@ pub struct Hands {
     reports: mpsc::UnboundedSender<Report>,
     /// What the last fence told so far: the sequences to set.
     pub(super) fenced: watch::Sender<Fenced>,
+    /// When the gate began to close for the run under way.
+    pub(super) held_since: std::sync::Mutex<Option<Instant>>,
     /// Held while a fence goes up, so that undoing it never overtakes it.
     pub(super) fencing: Mutex<()>,
     /// Who was still inside when half of the time for a drain had passed.
@@ -131,6 +135,7 @@ impl Hands {
             holder,
             reports,
             fenced: watch::Sender::default(),
+            held_since: std::sync::Mutex::default(),
             fencing: Mutex::default(),
             undrained: std::sync::Mutex::default(),
             compared: Mutex::default(),
@@ -154,6 +159,7 @@ impl Hands {
     pub fn turn_gate(&self, effect: &Effect) {
         match effect {
             Effect::CloseGate | Effect::TakeOver { .. } => {
+                *lock(&self.held_since) = Some(clock::monotonic());
                 if let Some(front) = &self.front {
                     front.gate.close();
                 }
@@ -183,8 +189,8 @@ impl Hands {
             || self.postgres.as_ref().is_some_and(|front| front.turnstile.is_closed())
     }
 
-    /// Carries out `effect`, wanted by `state`, within its patience. Cancelling it is safe but for the fence, which goes
-    /// on in the server.
+    /// Carries out `effect`, wanted by `state`, within its patience. Cancelling it is safe; a fence goes on in the server until
+    /// whoever undoes it ends its session there.
     pub async fn perform(&self, effect: &Effect, state: &State) -> Result<(), Failure> {
         let Some(patience) = patience(effect) else { return self.carry_out(effect, state).await };
         if let Ok(result) = tokio::time::timeout(patience, self.carry_out(effect, state)).await {
@@ -280,7 +286,7 @@ impl Hands {
             }
             Effect::Fence { zone, generation } => {
                 let run = run.ok_or("no migration is under way")?;
-                self.fence(zone, *generation, &run.id, |marker| say(Event::FenceUp { marker })).await
+                self.fence(zone, *generation, run, |marker| say(Event::FenceUp { marker })).await
             }
             Effect::AwaitMarker { marker } => {
                 self.streams.applied(state.generation, Lsn(marker.0)).await?;

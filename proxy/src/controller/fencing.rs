@@ -12,6 +12,7 @@ use replicator::sequences::{self, SequenceState};
 use super::databases::Purpose;
 use super::effects::{Failure, Hands};
 use crate::causes::chain;
+use crate::lock::lock;
 
 /// What a fence told so far.
 #[derive(Clone, Default)]
@@ -53,7 +54,7 @@ impl Hands {
         &self,
         zone: &Zone,
         generation: Generation,
-        run: &str,
+        run: &Run,
         up: impl Fn(Position),
     ) -> Result<(), Failure> {
         let _fencing = self.fencing.lock().await;
@@ -62,12 +63,13 @@ impl Hands {
         let spec = FenceSpec {
             resource: self.resource.name.clone(),
             generation: generation.0,
-            run: run.to_owned(),
+            run: run.id.clone(),
             holder: self.holder.clone(),
             app_roles: settings.app_roles.clone(),
             // Under the server's deadlock_timeout: the application must not become the victim of a deadlock with the fence.
             lock_timeout: (self.policy().max_hold / 2).min(Duration::from_millis(500)),
-            kill_timeout: self.policy().max_hold,
+            // Over a little before the run is undone for it, so that it is said who did not end.
+            kill_timeout: self.hold_left(run.limits.hold).mul_f64(0.9),
             large_objects: self.large_objects.horizon(generation.0 - 1),
         };
         self.fenced.send_replace(Fenced::No);
@@ -77,7 +79,7 @@ impl Hands {
             up(Position(raised.marker.0));
         });
         let closed = closed.await.map_err(chain).and_then(|report| {
-            if compared.is_none_or(|(of, stamp)| of != run || stamp != report.schema) {
+            if compared.is_none_or(|(of, stamp)| of != run.id || stamp != report.schema) {
                 return Err(format!(
                     "the schema in {zone} was changed after it was compared with the shadow's"
                 ));
@@ -93,6 +95,11 @@ impl Hands {
         );
         self.fenced.send_replace(Fenced::Done(generation, report.sequences, report.large_objects));
         Ok(())
+    }
+
+    /// What is left of a hold that may last so long.
+    fn hold_left(&self, most: Duration) -> Duration {
+        lock(&self.held_since).map_or(most, |since| most.saturating_sub(since.elapsed()))
     }
 
     /// Sets them as soon as writes are stopped, and again only if a session took numbers before it ended. Then large objects, unlogged
@@ -147,7 +154,8 @@ impl Hands {
             );
             return opened.map_err(chain);
         }
-        // A fence that is still going up, of this process or of one that died, must be over first.
+        // A fence that is still going up, of this process or of one that died, must be over first. This one's task was cancelled when the run
+        // began to be undone: what is left of it is in the server.
         let _fencing = self.fencing.lock().await;
         Purpose::Fence.end_sessions(&client).await?;
         self.databases.forget(&zone.0, Purpose::Fence).await;

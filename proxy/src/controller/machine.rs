@@ -391,7 +391,7 @@ impl Machine {
             if next.phase == Phase::Aborting {
                 let why = next.run.as_ref().and_then(|run| run.aborted.as_deref()).unwrap_or_default();
                 tracing::warn!(resource = %next.resource, why, "migration aborted: the old primary stays");
-                self.cancel_all_but_fence();
+                self.cancel_all_but_streams();
             }
             if next.phase == Phase::Committed {
                 self.read_moves();
@@ -468,9 +468,9 @@ impl Machine {
         }
     }
 
-    fn cancel_all_but_fence(&mut self) {
-        // A fence goes on in the server whatever happens here; a stream belongs to the resource.
-        self.running.abort(|key| !key.starts_with("Fence") && !key.starts_with("RunStream"));
+    fn cancel_all_but_streams(&mut self) {
+        // They belong to the resource. Who lifts the fence ends in the server what goes on there, and waits for nothing here meanwhile.
+        self.running.abort(|key| !key.starts_with("RunStream"));
     }
 
     fn start(&mut self, effect: Effect) {
