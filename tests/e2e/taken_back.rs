@@ -6,6 +6,7 @@ use godwit::controller::view::MigrationView;
 use godwit::demo::load::Load;
 use godwit::demo::zone::{DATABASE, POLICY, Playground, RESOURCE, SERVICE_ROLE, SUPERUSER};
 use godwit_tests::waiting::until;
+use rustix::process::Signal;
 
 use crate::leader::{Leader, load, options};
 
@@ -20,6 +21,16 @@ async fn answered(load: &Load, more: u64) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_after_which_requests_fail_is_taken_back() -> Result<()> {
+    is_taken_back(false).await
+}
+
+/// Also where the process ends with the record that commits the way back.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_moves_after_that_although_the_node_was_killed() -> Result<()> {
+    is_taken_back(true).await
+}
+
+async fn is_taken_back(killed: bool) -> Result<()> {
     let mut options = options(false)?;
     options.policy = POLICY
         .replace("threshold: 0.25", NEVER)
@@ -28,7 +39,10 @@ async fn a_move_after_which_requests_fail_is_taken_back() -> Result<()> {
     ensure!(options.policy.contains(NEVER));
     let playground = Playground::start(&options).await?;
     let [near, far] = &playground.zones;
-    let mut leader = Leader::start(&playground, &[])?;
+    let stops = playground.directory.join("stops");
+    std::fs::create_dir_all(&stops)?;
+    let stopping = stops.to_str().context("a path")?;
+    let mut leader = Leader::start(&playground, &[("GODWIT_TEST_STOPS", stopping)])?;
     leader.ready().await?;
     // What nobody compares: over there the service may not write.
     let administrator = replicator::postgres::connect(&far.dsn(SUPERUSER), "godwit-test").await?;
@@ -42,6 +56,16 @@ async fn a_move_after_which_requests_fail_is_taken_back() -> Result<()> {
     answered(&load, 200).await?;
 
     let id = leader.migrate(&far.name).await?;
+    if killed {
+        leader.until("it has moved", |view| view.primary == far.name).await?;
+        std::fs::write(stops.join("committed"), "")?;
+        let reached = stops.join("committed.reached");
+        until("the way back is committed", async || Ok(reached.exists())).await?;
+        leader.node.signal(Signal::KILL)?;
+        std::fs::remove_file(&reached)?;
+        drop(leader);
+        leader = Leader::start(&playground, &[])?;
+    }
     let view = leader
         .until("it is taken back", |view| {
             view.primary == near.name && view.phase == "shadowing" && view.generation >= 2

@@ -141,6 +141,7 @@ impl Machine {
         let proposals = Proposals::open(&hands.resource.name, hands.journal.clone());
         let worth = Worth::of_last_move(&hands.journal, &state);
         let retiring = Self::retiring_from(&hands.journal, &hands.resource.name);
+        let taken_back = TakenBack::found(&state);
         let (asides, said_aside) = mpsc::unbounded_channel();
         let signals = Signals::new(seed, hands.policy().step, learner);
         let mut machine = Self {
@@ -165,7 +166,7 @@ impl Machine {
             expected: LedgerRow::default(),
             worth,
             aftermath: Aftermath::default(),
-            taken_back: None,
+            taken_back,
             regret: None,
             moves: Moves::default(),
             after_loss: false,
@@ -207,6 +208,7 @@ impl Machine {
         }
         let mut warming = Some(self.warm());
         self.read_moves();
+        self.freeze_after_taking_back(clock::now());
         self.take(Event::Restarted);
         self.soak_as_configured();
         if self.state.phase != Phase::Idle && self.state.run.is_none() && !policy.shadow_enabled {
@@ -399,6 +401,9 @@ impl Machine {
             }
         }
         let before = std::mem::replace(&mut self.state, next);
+        if self.state.phase == Phase::Committed {
+            self.freeze_after_taking_back(now);
+        }
         let left =
             StepView { phase: before.phase.name().into(), started_ms: before.since.0, ended_ms: Some(now.0) };
         self.tell_step(&before, &left, now);

@@ -1,7 +1,7 @@
 //! A move after which requests fail is taken back, and then nothing moves until a person has looked.
 
 use migration::aftermath::Answers;
-use migration::cutover::{Phase, Trigger, step};
+use migration::cutover::{Phase, State, Trigger, step};
 use migration::decide::pause_ends;
 use migration::policy::Mode;
 use migration::units::{Generation, Timestamp};
@@ -20,6 +20,17 @@ pub(super) struct TakenBack {
     generation: Generation,
     why: String,
     frozen: bool,
+}
+
+impl TakenBack {
+    /// Of a process that begins in this state. The freeze follows the commit's record before anything else does: only where that is the last
+    /// one it may be missing, and whoever lifted it later has looked.
+    pub(super) fn found(state: &State) -> Option<Self> {
+        let run = state.run.as_ref().filter(|_| state.phase.past_commit())?;
+        let Trigger::Failures(why) = &run.trigger else { return None };
+        let (id, generation) = (run.id.clone(), run.generation);
+        Some(Self { id, generation, why: why.clone(), frozen: state.phase > Phase::Committed })
+    }
 }
 
 impl Machine {
@@ -93,5 +104,37 @@ impl Machine {
         if self.state.run.as_ref().is_some_and(|run| run.id == id) {
             self.note_decision(&id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use migration::cutover::{Event, Limits};
+    use migration::policy::{Policy, PolicyParts};
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_begins_after_the_commit_knows_that_a_move_was_taken_back() {
+        let now = Timestamp(1);
+        let limits = Limits::of(&Policy::new(PolicyParts::default()).expect("defaults"));
+        let requested = |trigger: Trigger| {
+            let state = State::first("orders", "a".into(), "b".into(), now);
+            let (state, _) = step(&state, Event::ShadowEnabled, now).expect("shadow");
+            let (state, _) = step(&state, Event::StreamUp, now).expect("up");
+            let event = Event::MigrateRequested { id: "m".into(), to: "b".into(), trigger, limits };
+            step(&state, event, now).expect("requested").0
+        };
+        let mut state = requested(Trigger::Failures("5% failed".into()));
+        assert!(TakenBack::found(&state).is_none(), "it may still be undone");
+        for (phase, frozen) in [(Phase::Committed, false), (Phase::Swapped, true), (Phase::Soaking, true)] {
+            state.phase = phase;
+            let found = TakenBack::found(&state).expect("it was taken back");
+            assert_eq!((&*found.id, &*found.why, found.generation), ("m", "5% failed", Generation(2)));
+            assert_eq!(found.frozen, frozen, "{phase:?}");
+        }
+        let mut other = requested(Trigger::Score);
+        other.phase = Phase::Committed;
+        assert!(TakenBack::found(&other).is_none(), "nothing failed");
     }
 }
