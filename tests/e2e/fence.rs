@@ -9,6 +9,7 @@ use godwit_tests::postgres::{SUPERUSER, TestCluster, other_major};
 use godwit_tests::waiting::until;
 use replicator::error::{Error, ErrorKind};
 use replicator::fence::{self, FenceSpec};
+use replicator::postgres::slot::create_slot;
 use replicator::sequences::{self, SequenceState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -740,13 +741,25 @@ async fn the_way_back_belongs_to_the_newest_migration() -> Result<()> {
         let there =
             || setup.count("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'godwit_orders_g2'");
         fence::claim_way_back(&setup.admin, "orders", "m1", 1000).await?;
-        replicator::postgres::slot::create_slot(&setup.admin, &slots[0]).await?;
+        create_slot(&setup.admin, &slots[0]).await?;
         fence::claim_way_back(&setup.admin, "orders", "m2", 2000).await?;
         // Both come late.
         fence::claim_way_back(&setup.admin, "orders", "m1", 1000).await?;
         assert!(!fence::drop_way_back(&setup.admin, "orders", "m1", &slots).await?);
         assert_eq!(there().await?, 1);
         assert!(fence::drop_way_back(&setup.admin, "orders", "m2", &slots).await?);
+        assert_eq!(there().await?, 0);
+
+        // One that is still being made would come to be when that is over.
+        let session = || connect(setup.cluster.config_as(SUPERUSER, "shop").application_name("godwit-test"));
+        let writer = session().await?;
+        writer.batch_execute("BEGIN; SELECT pg_current_xact_id()").await?;
+        let maker = session().await?;
+        let making = tokio::spawn(async move { create_slot(&maker, "godwit_orders_g2").await.map(drop) });
+        until("it is being made", async || Ok(there().await? == 1)).await?;
+        assert!(fence::drop_way_back(&setup.admin, "orders", "m2", &slots).await?);
+        assert!(making.await?.is_err(), "who made it was not ended");
+        writer.batch_execute("ROLLBACK").await?;
         assert_eq!(there().await?, 0);
         Ok(())
     })

@@ -6,14 +6,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use godwit::demo::zone::{Playground, RESOURCE};
 use godwit_tests::postgres::wal_position;
+use godwit_tests::waiting::until;
 use replicator::link::memory::Options;
 use replicator::postgres::slot;
 use replicator::pump::LocalPeer;
 use replicator::status::Phase;
+use rustix::process::Signal;
 use serde_json::json;
 use tokio_postgres::Client;
 
-use crate::leader::{Leader, PATIENCE, connect, load, options};
+use crate::leader::{Leader, PATIENCE, connect, load, options, superuser};
 use crate::stream::{Pair, Running, spec};
 
 const RULES: &str = "replication: {mode: async, slot: {budget: 64MiB, alarm: 50%, reseed: manual}}";
@@ -129,6 +131,68 @@ async fn a_slot_over_its_budget_is_dropped_and_the_shadow_seeded_anew() -> Resul
         .await?;
     leader.ready().await?;
     equal(&mut leader, [&primary, &shadow]).await
+}
+
+/// Killed with the record that ends an undone move: nobody else would ever drop what that has made on the shadow.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_slot_of_an_undone_moves_way_back_goes_although_the_node_was_killed() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let far = &playground.zones[1];
+    let stops = playground.directory.join("stops");
+    std::fs::create_dir_all(&stops)?;
+    let stopping = [("GODWIT_TEST_STOPS", stops.to_str().context("a path")?)];
+    let shadow = connect(far).await?;
+    let there = async || Ok(slot::slot_info(&shadow, &slot::slot_name(RESOURCE, 2)).await?.is_some());
+    let mut leader = Leader::start(&playground, &stopping)?;
+    leader.ready().await?;
+    for (phase, begins) in [("armed", true), ("shadowing", false)] {
+        std::fs::write(stops.join(phase), "")?;
+        if begins {
+            leader.migrate_or_die(&far.name).await?;
+        } else {
+            leader = Leader::start(&playground, &stopping)?;
+        }
+        let reached = stops.join(format!("{phase}.reached"));
+        until(phase, async || Ok(reached.exists())).await?;
+        ensure!(there().await?, "the way back has no slot in {phase}");
+        leader.node.signal(Signal::KILL)?;
+        until("it is dead", async || Ok(leader.node.ended()?.is_some())).await?;
+        std::fs::remove_file(&reached)?;
+    }
+    let mut leader = Leader::start(&playground, &[])?;
+    until("the slot is dropped", async || Ok(!there().await?)).await?;
+    leader.ready().await?;
+    leader.migrate(&far.name).await?;
+    leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    Ok(())
+}
+
+/// The slot of a way back that the server has taken the WAL of is no way back: it is made anew before anybody is held.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_slot_is_no_way_back() -> Result<()> {
+    let mut options = options(false)?;
+    options.settings[1].push_str("max_slot_wal_keep_size = 1MB\nmin_wal_size = 32MB\nmax_wal_size = 32MB\n");
+    let playground = Playground::start(&options).await?;
+    let [near, far] = &playground.zones;
+    let (administrator, name) = (superuser(far).await?, slot::slot_name(RESOURCE, 2));
+    slot::create_slot(&administrator, &name).await?;
+    let lost = async || {
+        fill(&administrator, 40).await?;
+        administrator.batch_execute("CHECKPOINT").await?;
+        let found = slot::slot_info(&administrator, &name).await?;
+        Ok(found.context("the slot")?.wal_status == "lost")
+    };
+    until("the slot is lost", lost).await?;
+    // What is copied there must not be lost as well.
+    administrator.batch_execute("ALTER SYSTEM SET max_slot_wal_keep_size = -1").await?;
+    administrator.batch_execute("SELECT pg_reload_conf()").await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    for zone in [far, near] {
+        leader.ready().await?;
+        leader.migrate(&zone.name).await?;
+        leader.until("moved", |view| view.primary == zone.name && view.phase == "shadowing").await?;
+    }
+    Ok(())
 }
 
 /// The server says where it is, also when nothing of it concerns us: that position reaches the slot by way of the shadow's

@@ -1,7 +1,9 @@
 //! What the slots of a resource keep of the primary's WAL, and what is done about it: an alarm, then the slot is dropped before
 //! the disk is full, then, if the policy says so, the shadow is seeded anew.
 //!
-//! `judge` and `may` decide; `SlotGuard` acts. Never drops a slot while a cutover could still need it: that is aborted
+//! What a move that was undone left on the shadow goes, too.
+//!
+//! `judge`, `may` and `left_over` decide; `SlotGuard` acts. Never drops a slot while a cutover could still need it: that is aborted
 //! first, and past its commit nothing is dropped until it soaks. A way back that is lost right after the commit is seeded anew.
 
 use std::collections::BTreeMap;
@@ -10,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use migration::cutover::{Event, Phase, State};
 use migration::policy::{Policy, Reseed, SlotRules};
-use migration::units::ByteCount;
+use migration::units::{ByteCount, Timestamp};
 use replicator::changes::{self, Reader};
+use replicator::fence;
 use replicator::postgres::slot::{self, SlotInfo};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +30,8 @@ use crate::telemetry::metrics as telemetry;
 
 /// Pause before a seed that failed is tried again by itself.
 const AGAIN: Duration = Duration::from_secs(10);
+/// What is done about slots on the shadow that no move will use.
+const TIDYING: &str = "slots that an undone move has left are being dropped";
 /// How long one look may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -148,6 +153,17 @@ fn judge(slots: &[SlotInfo], rules: &SlotRules, zone: &str) -> Standing {
     }
 }
 
+/// Slots among the shadow's that an undone move made for its way back, once it has had time to drop them itself.
+fn left_over(shadow: &[SlotInfo], state: &State, now: Timestamp) -> Vec<String> {
+    if state.run.is_some() || state.phase != Phase::Shadowing || now.since(state.since) < AGAIN {
+        return Vec::new();
+    }
+    let ahead = |slot: &&SlotInfo| {
+        slot::generation_of(&slot.name, &state.resource).is_some_and(|of| of > state.generation.0)
+    };
+    shadow.iter().filter(ahead).map(|slot| slot.name.clone()).collect()
+}
+
 /// What may be done about a slot now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum May {
@@ -177,11 +193,23 @@ pub(super) struct SlotGuard {
     /// When the shadow was last seeded anew, and when that was last tried in vain.
     seeded: Option<Instant>,
     tried: Option<Instant>,
+    /// When what an undone move left was last seen to, and why it is still there.
+    tidied: Option<Instant>,
+    untidy: Option<String>,
 }
 
 impl SlotGuard {
     pub(super) fn new(watch: SlotWatch) -> Self {
-        Self { watch, alarm: None, failed: None, work: None, seeded: None, tried: None }
+        Self {
+            watch,
+            alarm: None,
+            failed: None,
+            work: None,
+            seeded: None,
+            tried: None,
+            tidied: None,
+            untidy: None,
+        }
     }
 
     /// Looks at the primary's slots and does what has to be done. An event is for the machine: the run must be undone first.
@@ -207,6 +235,8 @@ impl SlotGuard {
                 let main = slot::slot_name(&state.resource, state.generation.0);
                 if slots.iter().all(|slot| slot.name != main) && self.due(policy, state, now) {
                     self.begin(hands, state, Work::SeedIfDue);
+                } else {
+                    self.tidy(hands, state, now);
                 }
                 return None;
             }
@@ -219,6 +249,19 @@ impl SlotGuard {
                 self.begin(hands, state, Work::GiveUp(why));
                 None
             }
+        }
+    }
+
+    /// An undone move drops the slots of its way back, unless the shadow could not be reached then, or this process ended.
+    fn tidy(&mut self, hands: &Arc<Hands>, state: &State, now: Instant) {
+        let Some(slots) = self.watch.of(&state.shadow.0) else { return };
+        let left = left_over(&slots, state, clock::now());
+        if left.is_empty() {
+            self.untidy = None;
+        } else if self.tidied.is_none_or(|at| now.duration_since(at) >= AGAIN) {
+            self.tidied = Some(now);
+            tracing::warn!(resource = %state.resource, zone = %state.shadow, slots = left.join(", "), TIDYING);
+            self.begin(hands, state, Work::Tidy(left));
         }
     }
 
@@ -271,6 +314,9 @@ impl SlotGuard {
         let Some((what, answer)) = &mut self.work else { return };
         match answer.try_recv() {
             Err(oneshot::error::TryRecvError::Empty) => return,
+            Ok(answer) if *what == TIDYING => {
+                self.untidy = answer.err().map(|why| format!("{TIDYING}: {why}"));
+            }
             Ok(Ok(seeded)) => {
                 self.failed = None;
                 if seeded == Some(true) {
@@ -308,7 +354,8 @@ impl SlotGuard {
         let unread = self.unread(&state.primary.0).map(|what| format!("not migratable: {what}"));
         let given_up = hands.streams.given_up(generation);
         let seeding = self.work.as_ref().map(|(what, _)| format!("{what} …"));
-        let own = [self.alarm.clone(), given_up, self.failed.clone(), seeding, unread].into_iter().flatten();
+        let (failed, untidy) = (self.failed.clone(), self.untidy.clone());
+        let own = [self.alarm.clone(), given_up, failed, untidy, seeding, unread].into_iter().flatten();
         own.chain(self.watch.held_up()).collect()
     }
 }
@@ -320,6 +367,8 @@ type Done = Result<Option<bool>, String>;
 enum Work {
     /// Drop the slots, with the reason.
     GiveUp(String),
+    /// Drop slots on the shadow that an undone move has left.
+    Tidy(Vec<String>),
     /// Seed the shadow anew.
     Seed,
     /// The same where the stream cannot go on, and the source is the right one.
@@ -330,6 +379,7 @@ impl Work {
     fn name(&self) -> &'static str {
         match self {
             Self::GiveUp(_) => "the slot is being dropped",
+            Self::Tidy(_) => TIDYING,
             Self::Seed | Self::SeedIfDue => "the shadow is being seeded anew",
         }
     }
@@ -343,6 +393,14 @@ impl Work {
                     "{why}; it was dropped: the shadow in {shadow} must be seeded anew (godwit reseed {resource})"
                 );
                 return streams.give_up(generation, &state.primary, why).await.map(|()| None);
+            }
+            Self::Tidy(slots) => {
+                let dropping = async {
+                    let client = hands.control(&state.shadow).await?;
+                    let holder = hands.holder.as_deref();
+                    fence::drop_left_over(&client, &state.resource, holder, slots).await.map_err(chain)
+                };
+                return streams.bounded(dropping).await.map(|()| None);
             }
             // What a lost primary has, and nobody else, is for a person to give up.
             Self::SeedIfDue
@@ -364,7 +422,7 @@ impl Work {
 
 #[cfg(test)]
 mod tests {
-    use migration::units::{Ratio, Timestamp};
+    use migration::units::Ratio;
 
     use super::*;
 
@@ -400,6 +458,24 @@ mod tests {
             "slot godwit_orders_g1_critical keeps 101MiB of WAL on eu-west, over its budget of 100MiB"
         );
         assert!(matches!(judged(&[main(MIB), slot("godwit_orders_g1", 0, "lost")]), Standing::Lost(_)));
+    }
+
+    #[test]
+    fn what_an_undone_move_has_left_is_of_a_generation_that_is_not_there_yet() {
+        let slots = [
+            slot("godwit_orders_g1", 0, "reserved"),
+            slot("godwit_orders_g2", 0, "reserved"),
+            slot("godwit_orders_g2_critical", 0, "lost"),
+            slot("godwit_other_g3", 0, "reserved"),
+        ];
+        let mut state = State::first("orders", "a".into(), "b".into(), Timestamp(1_000));
+        let later = Timestamp(1_000).after(AGAIN);
+        assert!(left_over(&slots, &state, later).is_empty(), "there is no shadow");
+        state.phase = Phase::Shadowing;
+        assert!(left_over(&slots, &state, Timestamp(2_000)).is_empty(), "it may be about to drop them");
+        assert_eq!(left_over(&slots, &state, later), ["godwit_orders_g2", "godwit_orders_g2_critical"]);
+        state.generation = migration::units::Generation(2);
+        assert!(left_over(&slots, &state, later).is_empty());
     }
 
     #[test]

@@ -462,7 +462,8 @@ impl Streams {
             .await
     }
 
-    /// Makes the publications and slots of the stream that `generation` will start in `zone`, if they are not there.
+    /// Makes the publications and slots of the stream that `generation` will start in `zone`, if they are not there; also one that the server
+    /// has taken the WAL of, which no stream can read.
     pub async fn make_slots(&self, generation: Generation, client: &Client) -> Result<(), String> {
         let wanted: &[Lane] = match self.policy().replication {
             ReplicationMode::Hybrid => &[Lane::Main, Lane::Critical],
@@ -471,9 +472,12 @@ impl Streams {
         let mut missing = Vec::new();
         for lane in wanted {
             let name = lane.slot_name(&self.resource, generation.0);
-            if slot::slot_info(client, &name).await.map_err(chain)?.is_none() {
-                missing.push(name);
+            match slot::slot_info(client, &name).await.map_err(chain)? {
+                Some(info) if info.wal_status != "lost" => continue,
+                Some(_) => slot::drop_slot(client, &name).await.map_err(chain)?,
+                None => {}
             }
+            missing.push(name);
         }
         if missing.len() == wanted.len() {
             // Publications must be older than anything a slot will decode.

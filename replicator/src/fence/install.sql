@@ -891,16 +891,28 @@ BEGIN
   WHERE e.resource = args ->> 'resource';
 END $$;
 
--- Slots that wait for a stream which will not come; false: a later run has taken them over.
+-- Slots that wait for a stream which will not come; false: a later run has taken them over. Without a run they are whoever's, which the node that
+-- leads knows to be over. A session that is still making one would bring it to its end, and is ended.
 CREATE OR REPLACE FUNCTION godwit.drop_way_back(args jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+  slots name[] := ARRAY(SELECT jsonb_array_elements_text(args -> 'slots'))::name[];
+  used text;
 BEGIN
-  PERFORM FROM godwit.way_back w WHERE w.resource = args ->> 'resource' AND w.run = args ->> 'run' FOR UPDATE;
-  IF NOT FOUND THEN
+  PERFORM FROM godwit.way_back w WHERE w.resource = args ->> 'resource' AND (w.run = args ->> 'run') IS NOT FALSE FOR UPDATE;
+  IF NOT FOUND AND args ->> 'run' IS NOT NULL THEN
     RETURN false;
+  ELSIF args ->> 'run' IS NULL THEN
+    PERFORM godwit.refuse_node(args ->> 'resource', args ->> 'holder');
   END IF;
+  PERFORM pg_terminate_backend(s.active_pid, 5000) FROM pg_catalog.pg_replication_slots s
+  WHERE s.slot_name = ANY (slots) AND s.active_pid <> pg_backend_pid() AND s.confirmed_flush_lsn IS NULL;
   PERFORM pg_drop_replication_slot(s.slot_name) FROM pg_catalog.pg_replication_slots s
-  WHERE s.slot_name = ANY (ARRAY(SELECT jsonb_array_elements_text(args -> 'slots'))::name[]) AND s.active_pid IS NULL;
+  WHERE s.slot_name = ANY (slots) AND s.active_pid IS NULL;
+  SELECT string_agg(format('%s (pid %s)', s.slot_name, s.active_pid), ', ') INTO used
+  FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = ANY (slots);
+  IF used IS NOT NULL THEN
+    RAISE EXCEPTION 'in use: %', used USING ERRCODE = 'object_in_use';
+  END IF;
   PERFORM godwit.drop_carried(args ->> 'resource');
   RETURN true;
 END $$;
-

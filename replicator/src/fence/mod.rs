@@ -288,15 +288,36 @@ pub async fn claim_way_back(client: &Client, resource: &str, run: &str, begun_ms
     claimed.map(drop).map_err(Error::database("cannot claim the way back"))
 }
 
-/// Drops `slots`, which no stream reads, if they still belong to `run`; false: a later run has them.
+/// Drops `slots`, which no stream reads, if they still belong to `run`; false: a later run has them. One that is still being made goes with
+/// the session that makes it.
+///
+/// # Errors
+/// [`Error::Server`] where one is still in use: it is there, and may be tried again.
 pub async fn drop_way_back(
     client: &Client,
     resource: &str,
     run: &str,
     slots: &[String],
 ) -> Result<bool, Error> {
-    let arguments = serde_json::json!({ "resource": resource, "run": run, "slots": slots }).to_string();
-    let sql = format!("SELECT godwit.drop_way_back({}::jsonb)", literal(&arguments));
+    drop_slots(client, &serde_json::json!({ "resource": resource, "run": run, "slots": slots })).await
+}
+
+/// Drops `slots` of ways back whoever made them, for the node that leads (`holder`, see [`FenceSpec::holder`]) and that knows of no run.
+///
+/// # Errors
+/// [`Error::Fenced`] where another node leads; [`Error::Server`] as for [`drop_way_back`].
+pub async fn drop_left_over(
+    client: &Client,
+    resource: &str,
+    holder: Option<&str>,
+    slots: &[String],
+) -> Result<(), Error> {
+    let arguments = serde_json::json!({ "resource": resource, "holder": holder, "slots": slots });
+    drop_slots(client, &arguments).await.map(drop)
+}
+
+async fn drop_slots(client: &Client, arguments: &serde_json::Value) -> Result<bool, Error> {
+    let sql = format!("SELECT godwit.drop_way_back({}::jsonb)", literal(&arguments.to_string()));
     let found = call(client, &sql, "cannot drop the slots of the way back").await?;
     Ok(found.first().and_then(|row| row.get(0)) == Some("t"))
 }

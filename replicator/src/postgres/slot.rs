@@ -162,9 +162,15 @@ impl Lane {
 
 /// Whether `slot` is one that Godwit made for some generation of `resource`.
 pub fn is_slot_of(slot: &str, resource: &str) -> bool {
+    generation_of(slot, resource).is_some()
+}
+
+/// The generation of `resource` that Godwit made `slot` for, if it did.
+pub fn generation_of(slot: &str, resource: &str) -> Option<u64> {
     let prefix = format!("godwit_{}_g", name_part(resource));
-    let generation = slot.strip_prefix(&prefix).map(|rest| rest.strip_suffix(CRITICAL_SLOT).unwrap_or(rest));
-    generation.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+    let rest = slot.strip_prefix(&prefix)?;
+    let digits = rest.strip_suffix(CRITICAL_SLOT).unwrap_or(rest);
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
 /// What slot names allow: `[a-z0-9_]`, and short enough. A name that is too long keeps its start and gets a checksum.
@@ -451,13 +457,14 @@ mod tests {
         assert_eq!(Lane::Critical.publication_name("orders"), "godwit_orders.critical");
         assert!(Lane::Critical.slot_name(&"x".repeat(200), 99_999_999_999).len() <= 63);
         for (slot, expected) in [
-            ("godwit_orders_g3", true),
-            ("godwit_orders_g3_critical", true),
-            ("godwit_orders_g", false),
-            ("godwit_orders_g3x", false),
-            ("godwit_orders2_g3", false),
+            ("godwit_orders_g3", Some(3)),
+            ("godwit_orders_g12_critical", Some(12)),
+            ("godwit_orders_g", None),
+            ("godwit_orders_g+3", None),
+            ("godwit_orders_g3x", None),
+            ("godwit_orders2_g3", None),
         ] {
-            assert_eq!(is_slot_of(slot, "orders"), expected, "{slot}");
+            assert_eq!(generation_of(slot, "orders"), expected, "{slot}");
         }
     }
 }
