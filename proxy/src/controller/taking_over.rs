@@ -189,6 +189,11 @@ impl Hands {
             // A service without them is better than none.
             tracing::error!(%resource, %zone, error = chain(error), "what extensions act on is not in place");
         }
+        if let Some(front) = &self.postgres
+            && let Err(error) = front.learn_numbers_there(&zone.0, &client).await
+        {
+            tracing::warn!(%resource, %zone, error = chain(error), "clients of the front that know types by number have to come again");
+        }
         tracing::warn!(
             %resource, %zone, %lost, applied = applied.map(|lsn| lsn.to_string()),
             "the shadow takes over: what its primary committed after that is lost"

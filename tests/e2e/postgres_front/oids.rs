@@ -178,6 +178,43 @@ async fn a_client_that_shares_connections_goes_by_the_numbers_that_it_knows() {
     goes_by_the_numbers_that_it_knows(true).await;
 }
 
+/// Sends everybody to the other side, where only that one is asked.
+async fn take_over(setup: &Setup) {
+    let turnstile = &setup.front.turnstile;
+    turnstile.close();
+    turnstile.end_transactions();
+    let (zone, at) = if &*setup.front.active().zone == "a" { ("b", 1) } else { ("a", 0) };
+    let there = setup.clusters[at].connect(DATABASE).await.unwrap();
+    setup.front.learn_numbers_there(zone, &there).await.unwrap();
+    setup.swap().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn numbers_of_a_lost_primary_are_exchanged_or_end_their_client() {
+    let setup = setup(true).await;
+    let (knows, other) = (setup.session().await, setup.connect().await);
+    let color = async |client: &Client| {
+        let statement = client.prepare("SELECT 'red'::color").await.unwrap();
+        statement.columns()[0].type_().oid()
+    };
+    let first = color(&knows.client).await;
+    other.query("SELECT * FROM item", &[]).await.unwrap();
+    // Nobody has ever asked the lost one.
+    take_over(&setup).await;
+    assert_ne!(number(&setup, "color").await, first);
+    assert!(knows.client.query("SELECT 'red'::color", &[]).await.is_err());
+    let (state, detail) = knows.error().await;
+    assert_eq!(state, "57P01");
+    assert!(detail.contains("the numbers of types that its client knows"), "{detail}");
+    other.query("SELECT * FROM item", &[]).await.unwrap();
+    // It was asked as it took over.
+    let known = color(&other).await;
+    assert_eq!(known, number(&setup, "color").await);
+    take_over(&setup).await;
+    assert_ne!(number(&setup, "color").await, known);
+    assert_eq!(color(&other).await, known);
+}
+
 /// A client that asks nothing by itself: it has what the protocol tells.
 struct Wire(TcpStream);
 

@@ -246,10 +246,15 @@ impl PostgresFront {
         there: &Client,
     ) -> Result<(), tokio_postgres::Error> {
         let generation = self.active().generation;
-        let (here, there) = tokio::try_join!(catalogue(here), catalogue(there))?;
-        let mut numbered = lock(&self.numbered);
-        numbered.generations.insert(generation, Arc::new(here));
-        numbered.next = Some((zone.into(), Arc::new(there)));
+        let (here, ()) = tokio::try_join!(catalogue(here), self.learn_numbers_there(zone, there))?;
+        lock(&self.numbered).generations.insert(generation, Arc::new(here));
+        Ok(())
+    }
+
+    /// The same where nothing can be asked here: what was known of here stays so.
+    pub async fn learn_numbers_there(&self, zone: &str, there: &Client) -> Result<(), tokio_postgres::Error> {
+        let there = catalogue(there).await?;
+        lock(&self.numbered).next = Some((zone.into(), Arc::new(there)));
         Ok(())
     }
 

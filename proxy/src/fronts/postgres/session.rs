@@ -485,18 +485,18 @@ impl Session {
                 }
             },
         };
-        self.place(backend, Has::default());
-        self.front.meters.moved(Moved::Carried);
-        Ok(())
+        let placed = self.place(backend, Has::default());
+        self.front.meters.moved(if placed.is_ok() { Moved::Carried } else { Moved::Ended });
+        placed
     }
 
     /// Goes on with this connection.
-    fn place(&mut self, backend: Backend, has: Has) {
-        self.key.moved(&backend.zone, backend.pid, &backend.secret);
+    fn place(&mut self, backend: Backend, has: Has) -> Result<(), End> {
         if self.generation != backend.generation {
-            self.renumber(backend.generation);
+            self.renumber(backend.generation)?;
             self.generation = backend.generation;
         }
+        self.key.moved(&backend.zone, backend.pid, &backend.secret);
         if self.eyes.zone != backend.zone {
             self.eyes.zone = Arc::clone(&backend.zone);
             self.eyes.statements = self.front.meters.statements(&backend.zone);
@@ -509,12 +509,17 @@ impl Session {
         self.relay.attach(backend.socket, backend.received);
         self.relay.adopt(backend.parameters);
         self.relay.tell(backend.aside);
+        Ok(())
     }
 
     /// The client's numbers of types and tables mean those of another primary from here on.
-    fn renumber(&mut self, generation: u64) {
+    fn renumber(&mut self, generation: u64) -> Result<(), End> {
         let (from, to) = (self.front.catalogue(self.generation), self.front.catalogue(generation));
-        let (Some(from), Some(to)) = (from, to) else { return };
+        if (from.is_none() || to.is_none()) && self.relay.oids.knows_types() {
+            return Err(End::Fault(stuck(&["the numbers of types that its client knows".into()])));
+        }
+        // Of tables alone it is told other numbers.
+        let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
         self.relay.oids.moved(&from, &to);
         let there = |oid| from.type_in(oid, &to).unwrap_or(0);
         if let Some(parse) = self.relay.unnamed.as_mut().and_then(|parse| parse.get_mut(HEADER..)) {
@@ -523,6 +528,7 @@ impl Session {
         if let Some(shared) = &mut self.relay.shared {
             shared.moved(there);
         }
+        Ok(())
     }
 
     /// The connection, to be asked something between two transactions.

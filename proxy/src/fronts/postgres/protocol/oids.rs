@@ -249,6 +249,11 @@ impl Oids {
         self.here = Some(Arc::clone(to));
     }
 
+    /// The client knows types by numbers that only a cluster has given them.
+    pub fn knows_types(&self) -> bool {
+        !self.types.servers.is_empty()
+    }
+
     /// Rows are read for the numbers in them.
     pub fn reads_rows(&self) -> bool {
         let under_way =

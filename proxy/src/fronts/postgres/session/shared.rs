@@ -119,8 +119,7 @@ impl Session {
         if let Some(share) = &mut self.share {
             share.on = profile;
         }
-        self.place(backend, has);
-        Ok(())
+        self.place(backend, has)
     }
 
     /// Until the client has sent something.
