@@ -7,9 +7,10 @@ use pingora::server::ShutdownWatch;
 use replicator::postgres::Socket;
 use tokio::sync::watch;
 
+use self::ready::Ready;
 use self::shared::Share;
 use super::backend::{Backend, Identity, NoBackend, Parameter};
-use super::front::{Active, Guest, PostgresFront, Registered};
+use super::front::{Guest, PostgresFront, Registered};
 use super::login::{Client, Greeted, NoClient};
 use super::meters::Moved;
 use super::pool::Shelf;
@@ -27,6 +28,7 @@ use crate::causes::chain;
 use crate::clock;
 use crate::config::model::PostgresAuth;
 
+mod ready;
 mod replica;
 mod shared;
 
@@ -346,7 +348,7 @@ impl Session {
         }
         let state = Arc::new(state);
         let next = turn.next.filter(|_| state.stuck.is_empty());
-        let mut ready = next.map_or(Ready(None), |zone| self.get_ready(zone, &state));
+        let mut ready = next.map_or_else(Ready::default, |zone| self.get_ready(zone, &state));
         self.seat.park();
         let held = self.wait(turns).await?;
         let outcome = self.resume(&state, &mut ready).await;
@@ -359,11 +361,11 @@ impl Session {
         let guard = self.seat.prepare();
         let (front, identity, state) = (Arc::clone(&self.front), self.identity.clone(), Arc::clone(state));
         // The generation is known when it is sworn in.
-        Ready(Some(tokio::spawn(async move {
+        Ready::begin(Arc::clone(&zone), async move {
             let made = prepare(&front, &identity, 0, &zone, &state).await;
             drop(guard);
             made
-        })))
+        })
     }
 
     /// Its client waited, or did not.
@@ -579,26 +581,6 @@ impl Session {
                 self.relay.finish().await;
             }
         }
-    }
-}
-
-/// A connection that is being made; abandoned when dropped.
-struct Ready(Option<tokio::task::JoinHandle<Result<Backend, Unprepared>>>);
-
-impl Drop for Ready {
-    fn drop(&mut self) {
-        if let Some(making) = &self.0 {
-            making.abort();
-        }
-    }
-}
-
-impl Ready {
-    /// The connection, if it leads to where the primary is now and lives.
-    async fn made(&mut self, active: &Active) -> Option<Backend> {
-        let backend = self.0.take()?.await.ok().and_then(Result::ok).and_then(Backend::living)?;
-        let generation = active.generation;
-        (backend.zone == active.zone).then_some(Backend { generation, ..backend })
     }
 }
 

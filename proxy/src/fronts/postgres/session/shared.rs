@@ -81,7 +81,7 @@ impl Session {
         let Some(share) = &mut self.share else { return Ok(()) };
         let (shelf, profile) = (Arc::clone(&share.shelf), Arc::clone(&share.profile));
         let turn = turns.borrow_and_update().clone();
-        let mut ready = Ready(None);
+        let mut ready = Ready::default();
         if turn.holds(self.relay.reads)
             && let Some(zone) = turn.next
             && let Some(place) = shelf.free()
