@@ -173,6 +173,39 @@ async fn what_cannot_be_shared_keeps_its_client_on_a_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_of_a_hold_is_not_one_of_waiting_for_a_connection() {
+    let setup = sharing(PostgresPool { wait: Duration::from_secs(1), ..POOL }).await;
+    let turnstile = &setup.front.turnstile;
+    let (open, one, two) = (setup.connect().await, setup.connect().await, setup.connect().await);
+    open.batch_execute("BEGIN; INSERT INTO item VALUES (1, 'open')").await.unwrap();
+    turnstile.arm();
+    assert!(turnstile.close_if_armed(Some("b".into()), false));
+    let held = tokio::spawn(async move { tokio::join!(port(&one), port(&two)) });
+    until("both are held", async || turnstile.stats().held == 2).await;
+    open.batch_execute("SELECT pg_sleep(1.2); COMMIT").await.unwrap();
+    tokio::time::timeout(DEADLINE, turnstile.drained()).await.expect("drained");
+    setup.fence().await;
+    setup.swap().await;
+    let there = i32::from(setup.clusters[1].cluster.port);
+    assert_eq!(held.await.unwrap(), (there, there));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_logs_in_and_waits_for_a_connection_keeps_nobody_from_moving() {
+    let setup = sharing(POOL).await;
+    let pinned = setup.connect().await;
+    pinned.batch_execute("LISTEN news").await.unwrap();
+    let mut unknown = setup.config();
+    unknown.application_name("unknown");
+    let comes = tokio::spawn(async move { Session::start(&unknown).await });
+    until("it waits for a connection", async || setup.front.turnstile.stats().running == 2).await;
+    setup.cutover().await;
+    pinned.batch_execute("UNLISTEN news").await.unwrap();
+    let there = i32::from(setup.clusters[1].cluster.port);
+    assert_eq!(port(&comes.await.unwrap().client).await, there);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_goes_leaves_nothing_behind() {
     let setup = sharing(POOL).await;
     let (gone, stays) = (setup.session().await, setup.connect().await);

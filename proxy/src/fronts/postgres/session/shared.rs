@@ -7,6 +7,7 @@
 //! connection for as long as it is there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pingora::server::ShutdownWatch;
 use tokio::sync::watch;
@@ -89,7 +90,7 @@ impl Session {
             share.place = Some(place);
             ready = self.get_ready(zone, &profile);
         }
-        let deadline = clock::tick() + shelf.wait();
+        let mut left = shelf.wait();
         loop {
             let held = self.wait(turns).await?;
             self.was_held(held);
@@ -97,7 +98,7 @@ impl Session {
             if has_one {
                 break;
             }
-            match self.queue(&shelf, turns, deadline).await? {
+            match self.queue(&shelf, turns, &mut left).await? {
                 Some(place) => {
                     if let Some(share) = &mut self.share {
                         share.place = Some(place);
@@ -142,34 +143,22 @@ impl Session {
         }
     }
 
-    /// Until there is a place; none: no transaction may begin any more.
+    /// See [`place`].
     async fn queue(
         &mut self,
         shelf: &Arc<Shelf>,
         turns: &mut watch::Receiver<Turn>,
-        deadline: tokio::time::Instant,
+        left: &mut Duration,
     ) -> Result<Option<Place>, End> {
-        if let Some(place) = shelf.free() {
-            return Ok(Some(place));
-        }
-        let mut place = std::pin::pin!(shelf.place());
+        let mut place = std::pin::pin!(place(shelf, turns, self.relay.reads, left));
         loop {
             tokio::select! {
-                place = &mut place => return Ok(place),
-                changed = turns.changed() => {
-                    if changed.is_err() {
-                        return Err(End::Client);
-                    }
-                    if turns.borrow_and_update().holds(self.relay.reads) {
-                        return Ok(None);
-                    }
-                }
+                place = &mut place => return place,
                 event = self.relay.run(&self.eyes, true) => {
                     if let Some(end) = of_client(event) {
                         return Err(end);
                     }
                 }
-                () = tokio::time::sleep_until(deadline) => return Err(End::Fault(too_many())),
             }
         }
     }
@@ -232,6 +221,36 @@ impl Session {
     }
 }
 
+/// Until there is a place; none: no transaction may begin any more. `left`: how long its client may wait for one, without the time in which
+/// none may begin.
+async fn place(
+    shelf: &Arc<Shelf>,
+    turns: &mut watch::Receiver<Turn>,
+    reads: bool,
+    left: &mut Duration,
+) -> Result<Option<Place>, End> {
+    if let Some(place) = shelf.free() {
+        return Ok(Some(place));
+    }
+    let deadline = clock::tick() + *left;
+    let mut place = std::pin::pin!(shelf.place());
+    loop {
+        tokio::select! {
+            place = &mut place => return Ok(place),
+            changed = turns.changed() => {
+                if changed.is_err() {
+                    return Err(End::Client);
+                }
+                if turns.borrow_and_update().holds(reads) {
+                    *left = deadline.saturating_duration_since(clock::tick());
+                    return Ok(None);
+                }
+            }
+            () = tokio::time::sleep_until(deadline) => return Err(End::Fault(too_many())),
+        }
+    }
+}
+
 /// What a server says of itself to a session with this profile, from a connection that lies there afterwards; or what the client is
 /// told instead.
 async fn greeting(
@@ -241,11 +260,20 @@ async fn greeting(
     profile: &Arc<State>,
     seat: &mut Seat,
 ) -> Result<Parameters, Vec<u8>> {
-    if let Err(End::Fault(fault)) = await_turn(front, seat).await {
-        return Err(written(&fault));
-    }
-    let waited = tokio::time::timeout(shelf.wait(), shelf.place()).await;
-    let Ok(Some(_place)) = waited else { return Err(written(&too_many())) };
+    let (mut turns, mut left) = (front.turnstile.turns(), shelf.wait());
+    let _place = loop {
+        let waited = match await_turn(front, seat).await {
+            Ok(()) => place(shelf, &mut turns, false, &mut left).await,
+            Err(end) => Err(end),
+        };
+        match waited {
+            Ok(Some(place)) => break place,
+            // None may begin any more: it has not begun.
+            Ok(None) => seat.park(),
+            Err(End::Fault(fault)) => return Err(written(&fault)),
+            Err(_) => return Err(Vec::new()),
+        }
+    };
     let made = match lying(front, shelf, profile).await {
         Ok(None) => prepare_here(front, identity, profile).await.map(|backend| (backend, Has::default())),
         Ok(Some(lying)) => Ok(lying),
@@ -326,4 +354,38 @@ fn unset(what: &[String]) -> Fault {
     Fault::fatal("57P01", "terminating connection: what this session has set cannot be set again")
         .detail(format!("{}.", what.join("; ")))
         .hint("Connect again.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::turnstile::Turnstile;
+    use super::*;
+    use crate::config::model::{HoldLimits, PostgresPool};
+
+    /// The clock stands still but for what is awaited.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_waits_so_long_for_a_connection_and_not_for_its_turn() {
+        let wait = Duration::from_secs(1);
+        let pool = Pool::new(PostgresPool { size: 1, wait, ..PostgresPool::default() });
+        let shelf = pool.shelf("ann", None);
+        let limits = HoldLimits { requests: 1, bytes: 1, time: wait };
+        let turnstile = Turnstile::new(limits);
+        let (mut turns, mut left) = (turnstile.turns(), wait);
+        let taken = shelf.free();
+        let closing = async {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            turnstile.close();
+        };
+        let (waited, ()) = tokio::join!(place(&shelf, &mut turns, false, &mut left), closing);
+        assert!(matches!(waited, Ok(None)) && left == Duration::from_millis(600), "{left:?}");
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        turnstile.open();
+        turns.borrow_and_update();
+        let begun = clock::tick();
+        let waited = place(&shelf, &mut turns, false, &mut left).await;
+        assert!(matches!(waited, Err(End::Fault(fault)) if fault.sqlstate == "53300"));
+        assert_eq!(clock::tick() - begun, Duration::from_millis(600));
+        drop(taken);
+        assert!(matches!(place(&shelf, &mut turns, false, &mut left).await, Ok(Some(_))));
+    }
 }
