@@ -332,6 +332,39 @@ async fn a_transaction_that_does_not_end_is_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_open_transactions_are_ended() {
+    let setup = Setup::start().await;
+    let turnstile = &setup.front.turnstile;
+    let mut reads = setup.config();
+    reads.options("-c default_transaction_read_only=on");
+    let (idle, reading) = (Session::start(&reads).await, Session::start(&reads).await);
+    let (writes, other) = (setup.session().await, setup.connect().await);
+    writes.client.batch_execute("BEGIN; INSERT INTO item VALUES (1, 'open')").await.unwrap();
+    reading.client.batch_execute("BEGIN; SELECT FROM item").await.unwrap();
+    turnstile.arm();
+    assert!(turnstile.close_if_armed(Some("b".into()), true));
+    until("who may write has parked", async || turnstile.stats().parked == 1).await;
+    turnstile.end_transactions();
+    tokio::time::timeout(DEADLINE, turnstile.drained()).await.expect("drained");
+    assert_eq!(writes.error().await.0, "57P01");
+    assert_eq!(reading.error().await.0, "57P01");
+    setup.fence().await;
+    setup.swap().await;
+    for client in [&idle.client, &other] {
+        assert_eq!(port(client).await, i32::from(setup.clusters[1].cluster.port));
+    }
+    // At once, as where a shadow takes over.
+    for _ in 0..5 {
+        turnstile.close();
+        turnstile.end_transactions();
+        tokio::time::timeout(DEADLINE, turnstile.drained()).await.expect("drained");
+        setup.swap().await;
+        let here = i32::from(setup.here().cluster.port);
+        assert_eq!((port(&idle.client).await, port(&other).await), (here, here));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_is_held_no_longer_than_it_may_be() {
     let hold = HoldLimits { time: Duration::from_millis(200), requests: 1, ..HOLD };
     let setup = Setup::with(hold, |_| {}, "").await;

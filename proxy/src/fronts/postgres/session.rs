@@ -277,7 +277,7 @@ impl Session {
                 _ = turns.changed() => {
                     // Not borrowed any longer: whoever turns it holds the turnstile's lock meanwhile.
                     let turn = turns.borrow_and_update().clone();
-                    if turn.ending {
+                    if turn.ending && !self.relay.at_boundary() {
                         return Box::pin(self.too_long()).await;
                     }
                     if turn.but_reads && self.relay.reads {

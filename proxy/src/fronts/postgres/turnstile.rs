@@ -214,8 +214,9 @@ impl Turnstile {
         self.state().ramp.is_some()
     }
 
-    /// Transactions that are open while it is closed are ended.
+    /// Transactions that are open while it is closed are ended; sessions that only read may not begin one either.
     pub fn end_transactions(&self) {
+        self.close_reads();
         let _state = self.state();
         if self.is_closed() {
             self.turns.send_modify(|turn| turn.ending = true);
@@ -536,6 +537,11 @@ mod tests {
         assert!(reads.resume(true) && writes.resume(false));
         turnstile.close_reads();
         assert!(!turnstile.is_closed(), "an opening wins");
+        turnstile.arm();
+        assert!(turnstile.close_if_armed(None, true));
+        turnstile.end_transactions();
+        assert!(turnstile.holds(true) && turnstile.turns().borrow().ending, "whoever is left is to end");
+        turnstile.open();
         // Who was counted in another turn counts for nothing in this one.
         turnstile.arm();
         assert!(turnstile.close_if_armed(None, true));
