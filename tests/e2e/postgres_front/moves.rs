@@ -182,6 +182,35 @@ async fn advisory_locks_of_a_session_go_with_it() {
 }
 
 /// Where somebody has it there, the session ends as it does with whatever cannot go.
+/// Its own limit on statements is not for what the front asks, and goes with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_goes_on_however_short_its_statements_may_be() {
+    const TIMES: i64 = 20_000;
+    let setup = Setup::start().await;
+    let session = setup.session().await;
+    let client = &session.client;
+    let take = format!("SELECT count(pg_advisory_lock(7)) FROM generate_series(1, {TIMES})");
+    client.query_one(&take, &[]).await.unwrap();
+    client.batch_execute("PREPARE p AS SELECT 1").await.unwrap();
+    client.batch_execute("SET statement_timeout = '1ms'").await.unwrap();
+    setup.cutover().await;
+    // That this takes less may need some tries.
+    until("it has its limit", async || {
+        let told = client.simple_query("SHOW statement_timeout").await;
+        assert!(!client.is_closed(), "{told:?}");
+        told.is_ok_and(|told| {
+            told.iter().any(|message| matches!(message, tokio_postgres::SimpleQueryMessage::Row(row) if row.get(0) == Some("1ms")))
+        })
+    })
+    .await;
+    until("it has none", async || client.batch_execute("SET statement_timeout = 0").await.is_ok()).await;
+    assert_eq!(port(client).await, i32::from(setup.clusters[1].cluster.port));
+    let held = "WITH RECURSIVE freed(n, one) AS (SELECT 0::bigint, true UNION ALL SELECT n + 1, pg_advisory_unlock(7) FROM freed WHERE one)
+        SELECT max(n) FILTER (WHERE one) FROM freed";
+    assert_eq!(client.query_one(held, &[]).await.unwrap().get::<_, i64>(0), TIMES);
+    client.batch_execute("EXECUTE p").await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_advisory_lock_that_is_taken_there_ends_its_session() {
     let setup = Setup::start().await;

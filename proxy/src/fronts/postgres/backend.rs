@@ -15,11 +15,14 @@ use super::protocol::oids::Catalogue;
 use super::protocol::scram::{self, Failed, Secret};
 use super::protocol::state::{self, State, Step};
 use super::talk::{LONGEST, Message, Talk};
+use crate::clock;
 
 /// How long connecting and logging in may take.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a state may take to be read or said again.
 const STATE: Duration = Duration::from_secs(10);
+/// `query_canceled`.
+const CANCELED: &str = "57014";
 
 /// As whom a session logs in.
 #[derive(Clone, Debug)]
@@ -173,10 +176,23 @@ impl Backend {
 
     /// Asks what the session has.
     pub(super) async fn state(&mut self, custom: &[String], user: &str) -> Result<State, NoBackend> {
-        let mut question = Vec::new();
-        state::ask(&mut question, custom, user);
+        let deadline = clock::tick() + STATE;
+        let mut lift = false;
+        let rows = loop {
+            let mut question = Vec::new();
+            state::ask(&mut question, custom, user, lift);
+            match self.rows(&question).await {
+                // The client's own limit, or what it sent to cancel the statement before.
+                Err(NoBackend::Refused(error, _))
+                    if error.sqlstate == CANCELED && clock::tick() < deadline =>
+                {
+                    lift = true;
+                }
+                rows => break rows?,
+            }
+        };
         let mut found = State::default();
-        for row in self.rows(&question).await? {
+        for row in rows {
             found.take(&row).map_err(|_| NoBackend::Unexpected(b'D'))?;
         }
         Ok(found)
@@ -373,4 +389,48 @@ fn choose<'s>(secret: &'s Secret, offered: &[u8], end_point: Option<&[u8]>) -> (
     let plus = offered.split(|byte| *byte == 0).any(|name| name == scram::PLUS.as_bytes());
     let bound = end_point.filter(|_| plus);
     (scram::Client::new(secret, bound, end_point.is_some(), crate::rng::secret()), bound.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_question_that_was_canceled_is_asked_again_without_the_limit() {
+        let (socket, mut server) = tokio::io::duplex(1 << 16);
+        let mut backend = Backend {
+            socket: Box::new(socket),
+            received: Vec::new(),
+            pid: 1,
+            secret: Vec::new(),
+            parameters: Arc::default(),
+            aside: Vec::new(),
+            generation: 0,
+            zone: "a".into(),
+        };
+        let mut canceled = Vec::new();
+        message::write(&mut canceled, b'E', |out| out.extend(b"SERROR\0C57014\0Mcanceling statement\0\0"));
+        let mut told = Vec::new();
+        message::write(&mut told, b'D', |out| {
+            out.extend(b"\0\x04\0\0\0\x07channel\0\0\0\x04news\0\0\0\0\0\0\0\0");
+        });
+        let answering = async {
+            let mut asked = Vec::new();
+            for mut answer in [canceled, told] {
+                let mut question = Vec::new();
+                while !question.ends_with(b"S\0\0\0\x04") {
+                    assert!(server.read_buf(&mut question).await.unwrap() > 0);
+                }
+                asked.push(question.windows(10).any(|part| part == b"set_config"));
+                message::ready(&mut answer);
+                server.write_all(&answer).await.unwrap();
+            }
+            asked
+        };
+        let (state, lifted) = tokio::join!(backend.state(&[], "ann"), answering);
+        assert_eq!(state.unwrap().channels, [b"news"]);
+        assert_eq!(lifted, [false, true]);
+    }
 }

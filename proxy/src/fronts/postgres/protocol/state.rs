@@ -14,11 +14,13 @@ use super::oids::{Catalogue, FIRST_OWN, retyped};
 /// Name of the statement that asks; the client's unnamed one stays (a portal of its own it has none between transactions).
 const OURS: &str = "_godwit_state";
 
-/// Nothing of the session's `search_path` is looked at. `$1`: names of custom settings, `$2`: who logged in.
+/// Nothing of the session's `search_path` is looked at. `$1`: names of custom settings, `$2`: who logged in,
+/// `$3`: what was asked before.
 const ASK: &str = "\
 SELECT 'setting', s.name, s.setting, '' FROM pg_catalog.pg_settings s \
  WHERE s.source OPERATOR(pg_catalog.=) 'session' AND s.name OPERATOR(pg_catalog.<>) ALL \
  (ARRAY['transaction_isolation', 'transaction_read_only', 'transaction_deferrable', 'role', 'session_authorization']) \
+ AND s.name OPERATOR(pg_catalog.<>) ALL ($3::pg_catalog.text[]) \
 UNION ALL SELECT 'setting', n.name, pg_catalog.current_setting(n.name, true), '' \
  FROM pg_catalog.unnest($1::pg_catalog.text[]) n(name) WHERE pg_catalog.current_setting(n.name, true) IS NOT NULL \
 UNION ALL SELECT 'user', session_user::pg_catalog.text, '', '' \
@@ -42,6 +44,11 @@ UNION ALL SELECT 'lock', CASE l.objsubid WHEN 1 \
  THEN ((l.classid::pg_catalog.int8 OPERATOR(pg_catalog.<<) 32) OPERATOR(pg_catalog.|) l.objid::pg_catalog.int8)::pg_catalog.text \
  ELSE pg_catalog.format('%s, %s', l.classid::pg_catalog.int4, l.objid::pg_catalog.int4) END, l.mode, '' FROM pg_catalog.pg_locks l \
  WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.granted";
+
+/// Asks for the client's own limit, and lifts it for the rest of the unit.
+const LIFT: &str = "\
+SELECT CASE WHEN s.source OPERATOR(pg_catalog.=) 'session' THEN 'setting' ELSE 'lifted' END, s.name, s.setting, \
+ pg_catalog.set_config(s.name, '0', true) FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'statement_timeout'";
 
 /// A prepared statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,11 +121,15 @@ pub struct State {
     pub catalogue: Option<Arc<Catalogue>>,
 }
 
-/// Writes the question; its answer ends with a ReadyForQuery.
-pub fn ask(out: &mut Vec<u8>, custom: &[String], user: &str) {
+/// Writes the question; its answer ends with a ReadyForQuery. `lift`: it may take longer than `statement_timeout`.
+pub fn ask(out: &mut Vec<u8>, custom: &[String], user: &str, lift: bool) {
+    if lift {
+        one(out, LIFT, &[]);
+    }
+    let before: &[u8] = if lift { b"{statement_timeout}" } else { b"{}" };
     let names: Vec<String> = custom.iter().map(|name| format!("\"{name}\"")).collect();
     let names = format!("{{{}}}", names.join(","));
-    one(out, ASK, &[names.as_bytes(), user.as_bytes()]);
+    one(out, ASK, &[names.as_bytes(), user.as_bytes(), before]);
     message::sync(out);
 }
 
@@ -130,9 +141,12 @@ pub fn ask(out: &mut Vec<u8>, custom: &[String], user: &str) {
 /// warning in the server's log ("you don't own a lock").
 pub fn count_locks(out: &mut Vec<u8>, locks: &[Lock]) {
     let kept: Vec<String> = locks.iter().map(|lock| lock.call("advisory_xact_lock")).collect();
-    // The client sees no warning.
-    let kept =
-        format!("SELECT pg_catalog.set_config('client_min_messages', 'error', true), {}", kept.join(", "));
+    // The client sees no warning, and its limit is not for this: what was given back must be taken again.
+    let kept = format!(
+        "SELECT pg_catalog.set_config('client_min_messages', 'error', true), \
+         pg_catalog.set_config('statement_timeout', '0', true), {}",
+        kept.join(", ")
+    );
     one(out, &kept, &[]);
     for lock in locks {
         let (unlock, again) = (lock.call("advisory_unlock"), lock.call("advisory_lock"));
@@ -176,6 +190,7 @@ impl State {
             b"setting" => self.settings.push((name(), second.to_vec())),
             b"user" => self.user = Some(name()),
             b"role" => self.role = Some(name()),
+            b"lifted" => {}
             b"channel" => self.channels.push(name()),
             b"lock" => self.locks.push(Lock::read(&name(), second).ok_or(Unreadable)?),
             b"parse" | b"prepare" => self.statements.push(Statement {
@@ -249,12 +264,17 @@ impl State {
         // What is sent is in the client's encoding; it counts from here on.
         let (encoding, others): (Vec<_>, Vec<_>) =
             self.settings.iter().partition(|(name, _)| name == b"client_encoding");
-        for group in [encoding, others] {
+        // Its limit is for its own statements, not for these.
+        let (limit, others): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|(name, _)| name == b"statement_timeout");
+        let settings = |out: &mut Vec<u8>, steps: &mut Vec<Step>, group: &[&(Vec<u8>, Vec<u8>)]| {
             if !group.is_empty() {
                 set(out, group.iter().map(|(name, value)| (&name[..], &value[..])));
                 steps.push(Step::Settings);
             }
-        }
+        };
+        settings(out, &mut steps, &encoding);
+        settings(out, &mut steps, &others);
         let user = self.user.iter().map(|user| (&b"session_authorization"[..], &user[..]));
         let role = self.role.iter().map(|role| (&b"role"[..], &role[..]));
         if self.user.is_some() || self.role.is_some() {
@@ -301,6 +321,7 @@ impl State {
             message::query(out, &sql);
             steps.push(Step::Channel(String::from_utf8_lossy(channel).into_owned()));
         }
+        settings(out, &mut steps, &limit);
         if let Some(parse) = &self.unnamed {
             let at = out.len() + HEADER;
             out.extend(parse);
@@ -392,6 +413,7 @@ mod tests {
         for values in [
             ["setting", "work_mem", "65536", ""],
             ["setting", "client_encoding", "LATIN1", ""],
+            ["setting", "statement_timeout", "200", ""],
             ["role", "clerk", "", ""],
             ["parse", "s1", "SELECT $1, $2", "23,16400"],
             ["prepare", "p1", "PREPARE p1 AS SELECT 1", ""],
@@ -404,7 +426,7 @@ mod tests {
         state.unnamed = Some(b"P\0\0\0\x08\0\0\0\0".to_vec());
         let mut out = Vec::new();
         let steps = state.replay(&mut out, None);
-        assert_eq!(tags(&out), "PBESPBESPBESPSPBESPBESPBESQPS");
+        assert_eq!(tags(&out), "PBESPBESPBESPSPBESPBESPBESQPBESPS");
         let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
         assert_eq!(
             steps,
@@ -417,6 +439,7 @@ mod tests {
                 "the advisory lock -7",
                 "the advisory lock 1, -2",
                 "LISTEN \"odd \\\"one\\\"\"",
+                "its settings",
                 "the unnamed statement"
             ]
         );
@@ -464,7 +487,10 @@ mod tests {
     #[test]
     fn the_question_is_one_unit_and_leaves_nothing() {
         let mut out = Vec::new();
-        ask(&mut out, &["app.tenant".to_owned()], "ann");
+        ask(&mut out, &["app.tenant".to_owned()], "ann", false);
         assert_eq!(tags(&out), "PBECS");
+        out.clear();
+        ask(&mut out, &["app.tenant".to_owned()], "ann", true);
+        assert_eq!(tags(&out), "PBECPBECS");
     }
 }

@@ -77,7 +77,7 @@ fn seeds() -> BTreeMap<(&'static str, &'static str), Vec<u8>> {
         out.push(30);
         message::query(out, b"BEGIN; SET app.tenant = '7'; SELECT set_config('app.user', $1, false)");
         message::ready(out);
-        state::ask(out, &["app.tenant".to_owned()], "ann");
+        state::ask(out, &["app.tenant".to_owned()], "ann", true);
         message::write(out, b'G', |_| {});
         message::write(out, b'd', |out| out.extend([b'x'; 100]));
         message::write(out, b'c', |_| {});
