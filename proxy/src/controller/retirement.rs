@@ -181,24 +181,27 @@ impl Hands {
         if *zone == state.primary {
             return Err("it serves".into());
         }
-        if !self.drivers.contains_key(&*zone.0) {
+        let Some(driver) = self.drivers.get(&*zone.0) else {
             return Err("no driver of Godwit's made it".into());
-        }
+        };
         if let Some(front) = &self.front
             && *front.pool.load().zone == *zone.0
         {
             return Err("the front's pool is still there".into());
         }
-        let Some(driver) = self.drivers.get(&*zone.0) else { return Ok(()) };
-        if driver.does.status().await.is_ok_and(|status| status.capacity == 0 && !status.database) {
-            // Nothing of it runs.
+        if !driver.does.provisioned().map_err(chain)? {
+            // It has ended already.
             return Ok(());
         }
-        if let (Ok(primary), Ok(old)) = (self.control(&state.primary).await, self.control(zone).await) {
-            let unread = changes::settle(&primary, &old, &state.resource).await.map_err(chain)?;
-            if !unread.is_empty() {
-                return Err(format!("replication slot {} is not read up to the move", unread.join(", ")));
-            }
+        if !self.resource.load().has_database() {
+            return Ok(());
+        }
+        // What is not known of either side is no reason to end anything.
+        let zones = [&*state.primary.0, &*zone.0];
+        let [primary, old] = self.databases.both(zones, Purpose::Control).await.map_err(chain)?;
+        let unread = changes::settle(&primary, &old, &state.resource).await.map_err(chain)?;
+        if !unread.is_empty() {
+            return Err(format!("replication slot {} is not read up to the move", unread.join(", ")));
         }
         // Its own workers are connected, too: who is left when they have ended is somebody else.
         let scale = |workers: u32| {
@@ -219,7 +222,7 @@ impl Hands {
 
     /// Waits until nobody but Godwit is connected to the database in `zone`, for a moment; in words who still is.
     async fn alone(&self, zone: &Zone) -> Result<(), String> {
-        let Ok(settings) = self.databases.settings(&zone.0) else { return Ok(()) };
+        let settings = self.databases.settings(&zone.0).map_err(chain)?;
         let own = settings.dsn.get_user().unwrap_or_default().to_owned();
         let mut found = Vec::new();
         let looked = async {

@@ -71,6 +71,11 @@ impl Ledger {
         Ok(Some(ledger))
     }
 
+    /// Whether the directory's ledger says that something is provisioned.
+    pub fn provisioned(directory: &Path) -> Result<bool, DriverError> {
+        Ok(Self::read(directory)?.is_some_and(|ledger| ledger.capacity.is_some()))
+    }
+
     /// Replaces the directory's ledger.
     pub fn write(&self, directory: &Path) -> Result<(), DriverError> {
         let text = serde_json::to_string_pretty(self)

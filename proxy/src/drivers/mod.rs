@@ -120,6 +120,9 @@ pub trait Provisioning: Send + Sync {
     /// Where the placement can be reached; empty: where the configuration says.
     async fn endpoint(&self) -> Result<Endpoint, DriverError>;
 
+    /// Whether there is anything to end: provisioned by this driver, and not deprovisioned since. By its ledger; asks nobody.
+    fn provisioned(&self) -> Result<bool, DriverError>;
+
     /// Stops workers and database. What becomes of the data is the driver's; `process` keeps it on disk.
     async fn deprovision(&self, operation: &Operation) -> Result<(), DriverError>;
 

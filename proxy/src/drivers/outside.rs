@@ -168,9 +168,7 @@ impl Provisioning for Outside {
     }
 
     async fn status(&self) -> Result<PlacementStatus, DriverError> {
-        let provisioned =
-            Ledger::read(&self.shared.directory)?.is_some_and(|ledger| ledger.capacity.is_some());
-        if !provisioned {
+        if !self.provisioned()? {
             return Ok(PlacementStatus::default());
         }
         let outcome = self.question("status").await?;
@@ -188,6 +186,10 @@ impl Provisioning for Outside {
             ledger.write(&self.shared.directory)?;
         }
         Ok(endpoint)
+    }
+
+    fn provisioned(&self) -> Result<bool, DriverError> {
+        Ledger::provisioned(&self.shared.directory)
     }
 
     async fn deprovision(&self, operation: &Operation) -> Result<(), DriverError> {
@@ -288,6 +290,22 @@ mod tests {
             assert_eq!(error.kind(), DriverErrorKind::Refused, "{error}");
         }
         assert!(asked.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_database_that_is_down_is_still_there() {
+        let home = tempfile::tempdir().unwrap();
+        let down = || Outcome { database: Some(false), ..done(0) };
+        let broken = Err(outside(DriverErrorKind::Failed, "half of it is left"));
+        let (driver, _) = driver(home.path(), vec![Ok(done(1)), Ok(down()), Ok(down()), broken]);
+        assert!(!driver.provisioned().unwrap());
+        driver.provision(&"op".into(), &1.into()).await.unwrap();
+        driver.scale(&"none".into(), 0).await.unwrap();
+        assert_eq!(driver.status().await.unwrap(), PlacementStatus::default());
+        assert!(driver.provisioned().unwrap());
+        // What is to end is awaited no more, although it is not ended yet.
+        assert!(driver.deprovision(&"end".into()).await.is_err());
+        assert!(!driver.provisioned().unwrap());
     }
 
     #[tokio::test]

@@ -209,6 +209,10 @@ impl Provisioning for ProcessProvisioning {
         .await
     }
 
+    fn provisioned(&self) -> Result<bool, DriverError> {
+        Ledger::provisioned(&self.shared.settings.directory)
+    }
+
     async fn deprovision(&self, operation: &Operation) -> Result<(), DriverError> {
         let shared = self.shared.clone();
         let id = operation.id.clone();
