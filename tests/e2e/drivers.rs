@@ -176,10 +176,30 @@ impl Fleet {
         Node::start(Path::new(PROGRAM), &self.config, &[])
     }
 
+    /// Somebody is connected to the database that the driver made.
+    async fn stranger(&self, role: &str) -> Result<Stranger> {
+        let mut dsn = replicator::postgres::Dsn::default();
+        dsn.host("127.0.0.1").port(self.database).user(role).dbname(DATABASE).application_name("report-job");
+        let (client, connection) = dsn.connect(tokio_postgres::NoTls).await?;
+        Ok(Stranger { client, connection: tokio::spawn(connection) })
+    }
+
     async fn made(&self) -> Result<tokio_postgres::Client> {
         let mut dsn = replicator::postgres::Dsn::default();
         dsn.host("127.0.0.1").port(self.database).user(GODWIT_ROLE).dbname(DATABASE);
         Ok(replicator::postgres::connect_untouched(&dsn, "godwit-test").await?)
+    }
+}
+
+struct Stranger {
+    client: tokio_postgres::Client,
+    connection: tokio::task::JoinHandle<Result<(), tokio_postgres::Error>>,
+}
+
+impl Stranger {
+    async fn leave(self) -> Result<()> {
+        drop(self.client);
+        Ok(self.connection.await??)
     }
 }
 
@@ -336,24 +356,16 @@ async fn an_old_primary_is_given_back_only_when_nobody_uses_it() -> Result<()> {
     ensure!(fleet.asked("deprovision").is_empty(), "nothing of the driver's may end");
 
     // A stranger's session keeps the driver's zone from being ended.
-    let mut dsn = replicator::postgres::Dsn::default();
-    dsn.host("127.0.0.1")
-        .port(fleet.database)
-        .user(GODWIT_ROLE)
-        .dbname(DATABASE)
-        .application_name("report-job");
     let near = fleet.near().name.clone();
     migrate(&client, RESOURCE, &near).await?;
     until(&mut node, &client, RESOURCE, "it is back", |view| view.primary == near).await?;
-    let (stranger, connection) = dsn.connect(tokio_postgres::NoTls).await?;
-    let connection = tokio::spawn(connection);
+    let stranger = fleet.stranger(GODWIT_ROLE).await?;
     until(&mut node, &client, RESOURCE, "the stranger is named", |view| {
         view.problems.iter().any(|problem| problem.contains("report-job"))
     })
     .await?;
     ensure!(fleet.asked("deprovision").is_empty(), "it was ended under a client");
-    drop(stranger);
-    let _ = connection.await?;
+    stranger.leave().await?;
     until(&mut node, &client, RESOURCE, "no shadow is kept", |view| view.phase == "idle").await?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while fleet.made().await.is_ok() {
@@ -469,6 +481,18 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
     until(&mut node, &client, "cart", "it is there again", |view| view.phase != "idle").await?;
     let session_again = session(ports[3]).await?;
     ensure!(count(&session_again).await? > 0, "its database is reached through it");
+    // Refused while somebody is connected to the shadow, which goes on.
+    until(&mut node, &client, "cart", "its shadow follows", movable).await?;
+    let stranger = fleet.stranger(GODWIT_ROLE).await?;
+    let dropped = client.call_with(Method::DELETE, "/api/v1/resources/cart", None, &[]).await;
+    let error = dropped.expect_err("refused");
+    ensure!(problem(&error)?.status == 409 && problem(&error)?.detail.contains("report-job"), "{error:#}");
+    let view: ResourceView = client.fetch("/api/v1/resources/cart").await?;
+    ensure!(view.phase == "shadowing", "{view:#?}");
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE active";
+    let slots: i64 = connect(fleet.near()).await?.query_one(slots, &[]).await?.get(0);
+    ensure!(slots > 0, "its stream has ended");
+    stranger.leave().await?;
     client.call_with(Method::DELETE, "/api/v1/resources/cart", None, &[]).await?;
     ensure!(count(&session_again).await.is_err(), "a session went on");
     ensure!(tokio::net::TcpStream::connect(("127.0.0.1", ports[3])).await.is_err(), "it still listens");

@@ -120,28 +120,6 @@ impl Machine {
             let _ = reply.send(Err(denied));
             return;
         }
-        if self.state.phase != Phase::Idle {
-            self.take(Event::ShadowDisabled);
-        }
-        if self.state.phase != Phase::Idle {
-            let why = self.journal_problem();
-            let _ = reply.send(Err(Denied::Journal(why)));
-            return;
-        }
-        let (hands, state) = (self.hands.clone(), self.state.clone());
-        let task = tokio::spawn(async move {
-            let end = Effect::EndStream { generation: state.generation, source: state.primary.clone() };
-            let left = async {
-                if hands.drivers.contains_key(&*state.shadow.0) {
-                    hands.may_end(&state.shadow, &state).await.map_err(|why| {
-                        Denied::Conflict(format!("{} is not deprovisioned: {why}", state.shadow))
-                    })?;
-                }
-                hands.perform(&end, &state).await.map_err(Denied::Failed)?;
-                hands.deprovision(&state.shadow, &state).await.map_err(Denied::Failed)
-            };
-            let _ = reply.send(left.await);
-        });
-        self.replace_task("leave", task);
+        self.end_for(reply);
     }
 }

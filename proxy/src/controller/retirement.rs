@@ -1,17 +1,19 @@
-//! What becomes of an old primary after its soak: kept as the shadow, or given back.
+//! What becomes of an old primary after its soak: kept as the shadow, or given back. And the end of a shadow whose resource is dropped.
 //!
 //! Giving it back is refused unless it is Godwit's to end (its driver made it), both sides were compared and are equal, and
 //! nobody is connected to it. Until then it stays the shadow, and the reason is among the problems. What was decided is
-//! written down first: after a restart it goes on.
+//! written down first: after a restart it goes on. A shadow is looked at first, and loses its stream only when it may be ended.
 
 use std::time::Duration;
 
 use migration::cutover::{Capacity, Effect, Event, Outcome, Phase, Run, State};
 use migration::policy::AfterRetire;
-use migration::units::Zone;
+use migration::units::{Generation, Zone};
 use replicator::changes;
+use tokio::sync::oneshot;
 use tokio_postgres::Client;
 
+use super::Denied;
 use super::databases::Purpose;
 use super::effects::Hands;
 use super::machine::Machine;
@@ -19,6 +21,8 @@ use crate::causes::chain;
 use crate::drivers::Operation;
 use crate::store::RetirementRow;
 
+/// The task that looks whether the shadow may be ended, or ends it.
+const END: &str = "end_shadow";
 /// Between two attempts.
 const AGAIN: Duration = Duration::from_secs(5);
 /// How long sessions of workers that ended may take to go.
@@ -29,10 +33,10 @@ const LOOK: Duration = Duration::from_millis(50);
 /// What tasks beside the machine's effects found out.
 #[derive(Debug)]
 pub(super) enum Aside {
-    /// The old primary may be given back, or why not.
-    MayRetire(Result<(), String>),
+    /// The shadow of this generation may be ended, or why not.
+    MayEnd(Generation, Result<(), String>),
     /// It was, or was not.
-    GivenBack(Result<(), String>),
+    Ended(Result<(), String>),
 }
 
 /// A retirement under way.
@@ -43,6 +47,8 @@ pub(super) struct Retiring {
     last: Option<std::time::Instant>,
     /// Why it was not, the last time.
     problem: Option<String>,
+    /// Who drops the resource, and waits for the end of its shadow.
+    leaving: Option<oneshot::Sender<Result<(), Denied>>>,
 }
 
 impl Machine {
@@ -84,53 +90,76 @@ impl Machine {
         let now = crate::clock::monotonic();
         let soon = self.retiring.last.is_some_and(|last| now.duration_since(last) < AGAIN);
         // What is under way ends by itself: another attempt in its place would never let it say what it found.
-        if soon || self.is_running("retire") || self.state.run.is_some() || *self.state.shadow.0 != *row.zone
-        {
+        if soon || self.is_running(END) || self.state.run.is_some() || *self.state.shadow.0 != *row.zone {
             return;
         }
-        self.retiring.last = Some(now);
-        let (hands, state, tell) = (self.hands.clone(), self.state.clone(), self.asides.clone());
-        let task = tokio::spawn(async move {
-            let zone = state.shadow.clone();
-            let checked = hands.may_end(&zone, &state).await.map_err(|why| format!("{zone} is kept: {why}"));
-            // The controller only goes away when the process does.
-            let _ = tell.send(Aside::MayRetire(checked));
-        });
-        self.replace_task("retire", task);
+        self.examine_end();
     }
 
-    /// The checks passed or did not: the stream ends and the placement is given back, or it stays.
-    fn give_back(&mut self, checked: Result<(), String>) {
-        let Some(row) = self.retiring.row.clone().filter(|row| !row.done) else { return };
+    /// Ends the shadow, since its resource is dropped: nothing is asked of a driver that it does not have.
+    pub(super) fn end_for(&mut self, reply: oneshot::Sender<Result<(), Denied>>) {
+        self.retiring.leaving = Some(reply);
+        if self.hands.drivers.contains_key(&*self.state.shadow.0) {
+            self.examine_end();
+        } else {
+            self.end_if(self.state.generation, Ok(()));
+        }
+    }
+
+    /// Looks whether the shadow may be ended.
+    fn examine_end(&mut self) {
+        self.retiring.last = Some(crate::clock::monotonic());
+        let (hands, state, tell) = (self.hands.clone(), self.state.clone(), self.asides.clone());
+        let task = tokio::spawn(async move {
+            let checked = hands.may_end(&state).await;
+            // The controller only goes away when the process does.
+            let _ = tell.send(Aside::MayEnd(state.generation, checked));
+        });
+        self.replace_task(END, task);
+    }
+
+    /// The shadow may be ended or may not: its stream ends and its placement, or both stay.
+    fn end_if(&mut self, generation: Generation, checked: Result<(), String>) {
         if let Err(why) = checked {
-            self.retiring.problem = Some(why);
-            return self.publish();
+            return self.not_ended(&why);
+        }
+        let wanted =
+            self.retiring.leaving.is_some() || self.retiring.row.as_ref().is_some_and(|row| !row.done);
+        if !wanted || self.state.run.is_some() || self.state.generation != generation {
+            return;
         }
         if self.state.phase != Phase::Idle {
             self.take(Event::ShadowDisabled);
         }
         if self.state.phase != Phase::Idle {
+            let why = self.journal_problem();
+            if let Some(reply) = self.retiring.leaving.take() {
+                let _ = reply.send(Err(Denied::Journal(why)));
+            }
             return;
         }
         let (hands, state, tell) = (self.hands.clone(), self.state.clone(), self.asides.clone());
         let task = tokio::spawn(async move {
-            let end = Effect::EndStream { generation: state.generation, source: state.primary.clone() };
-            let done = match hands.perform(&end, &state).await {
-                Ok(()) => hands.deprovision(&state.shadow, &state).await,
-                Err(why) => Err(why),
-            };
-            let done =
-                done.and_then(|()| hands.journal.retire(&RetirementRow { done: true, ..row }).map_err(chain));
-            let _ = tell.send(Aside::GivenBack(done));
+            let _ = tell.send(Aside::Ended(hands.end_shadow(&state).await));
         });
-        self.replace_task("retire", task);
+        self.replace_task(END, task);
+    }
+
+    fn not_ended(&mut self, why: &str) {
+        let zone = &self.state.shadow;
+        if let Some(reply) = self.retiring.leaving.take() {
+            let _ = reply.send(Err(Denied::Conflict(format!("{zone} is not deprovisioned: {why}"))));
+        } else if self.retiring.row.is_some() {
+            self.retiring.problem = Some(format!("{zone} is kept: {why}"));
+            self.publish();
+        }
     }
 
     /// Takes what a task found out.
     pub(super) fn aside(&mut self, aside: Aside) {
         match aside {
-            Aside::MayRetire(checked) => self.give_back(checked),
-            Aside::GivenBack(done) => self.given_back(done),
+            Aside::MayEnd(generation, checked) => self.end_if(generation, checked),
+            Aside::Ended(done) => self.ended(done),
         }
     }
 
@@ -147,14 +176,18 @@ impl Machine {
         self.retiring.row.is_some()
     }
 
-    fn given_back(&mut self, done: Result<(), String>) {
-        match done {
+    fn ended(&mut self, done: Result<(), String>) {
+        if let Some(reply) = self.retiring.leaving.take() {
+            let _ = reply.send(done.map_err(Denied::Failed));
+            return;
+        }
+        let Some(row) = self.retiring.row.as_mut() else { return };
+        let over = RetirementRow { done: true, ..row.clone() };
+        match done.and_then(|()| self.hands.journal.retire(&over).map_err(chain)) {
             Ok(()) => {
                 tracing::info!(resource = %self.state.resource, zone = %self.state.shadow, "old primary given back");
+                *row = over;
                 self.retiring.problem = None;
-                if let Some(row) = &mut self.retiring.row {
-                    row.done = true;
-                }
             }
             Err(why) => self.retiring.problem = Some(why),
         }
@@ -176,11 +209,9 @@ impl Machine {
 }
 
 impl Hands {
-    /// Whether the placement in `zone` may be ended now; in words why not.
-    pub(super) async fn may_end(&self, zone: &Zone, state: &State) -> Result<(), String> {
-        if *zone == state.primary {
-            return Err("it serves".into());
-        }
+    /// Whether the shadow's placement may be ended now; in words why not.
+    async fn may_end(&self, state: &State) -> Result<(), String> {
+        let zone = &state.shadow;
         let Some(driver) = self.drivers.get(&*zone.0) else {
             return Err("no driver of Godwit's made it".into());
         };
@@ -194,6 +225,10 @@ impl Hands {
             return Ok(());
         }
         if !self.resource.load().has_database() {
+            return Ok(());
+        }
+        if self.databases.settings(&zone.0).is_err() {
+            // Its driver is still making it: nobody knows where it is.
             return Ok(());
         }
         // What is not known of either side is no reason to end anything.
@@ -242,8 +277,11 @@ impl Hands {
         }
     }
 
-    /// Ends a placement that [`Self::may_end`].
-    pub(super) async fn deprovision(&self, zone: &Zone, state: &State) -> Result<(), String> {
+    /// Ends the stream to a shadow that [`Self::may_end`], and its placement.
+    async fn end_shadow(&self, state: &State) -> Result<(), String> {
+        let end = Effect::EndStream { generation: state.generation, source: state.primary.clone() };
+        self.perform(&end, state).await?;
+        let zone = &state.shadow;
         let Some(driver) = self.drivers.get(&*zone.0) else { return Ok(()) };
         let id = format!("deprovision-{}-{zone}-g{}-{}", state.resource, state.generation.0, state.since.0);
         let operation = Operation { id, deadline: driver.deadline };
