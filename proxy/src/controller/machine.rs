@@ -140,8 +140,8 @@ impl Machine {
         let Memory { seed, learner, history, freezes } = memory;
         let proposals = Proposals::open(&hands.resource.name, hands.journal.clone());
         let worth = Worth::of_last_move(&hands.journal, &state);
-        let retiring = Self::retiring_from(&hands.journal, &hands.resource.name);
         let taken_back = TakenBack::found(&state);
+        let retiring = Self::retiring_from(&hands.journal, &state);
         let (asides, said_aside) = mpsc::unbounded_channel();
         let signals = Signals::new(seed, hands.policy().step, learner);
         let mut machine = Self {
@@ -396,6 +396,8 @@ impl Machine {
                 self.cancel_all_but_streams();
             }
             if next.phase == Phase::Committed {
+                // What an earlier move would give back is something else from here on.
+                self.retiring = Retiring::default();
                 self.read_moves();
                 self.worth = Worth::of_last_move(&self.hands.journal, &next);
             }
@@ -753,6 +755,11 @@ impl Machine {
     /// A task beside the machine's effects; one of the same name before it is done with.
     pub(super) fn replace_task(&mut self, name: &str, task: JoinHandle<()>) {
         self.running.replace(name, task);
+    }
+
+    /// Ends such a task.
+    pub(super) fn abort_task(&self, name: &str) {
+        self.running.abort(|key| key == name);
     }
 
     /// Whether the task of this name has not ended yet.

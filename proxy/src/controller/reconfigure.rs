@@ -92,7 +92,7 @@ impl Machine {
     }
 
     /// Workers of both placements come to the numbers of now.
-    fn adjust(&mut self) {
+    pub(super) fn adjust(&mut self) {
         let (hands, state) = (self.hands.clone(), self.state.clone());
         let task = tokio::spawn(async move {
             if let Err(why) = hands.adjust(&state).await {

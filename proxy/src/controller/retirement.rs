@@ -19,7 +19,7 @@ use super::effects::Hands;
 use super::machine::Machine;
 use crate::causes::chain;
 use crate::drivers::Operation;
-use crate::store::RetirementRow;
+use crate::store::{Journal, RetirementRow, StoreError};
 
 /// The task that looks whether the shadow may be ended, or ends it.
 const END: &str = "end_shadow";
@@ -55,7 +55,7 @@ impl Machine {
     /// What is given back when a migration ends so: its old primary, if the policy says it and both sides were equal. Or
     /// why it is kept after all.
     pub(super) fn gives_back(&self, run: &Run, outcome: &Outcome) -> Result<Option<RetirementRow>, String> {
-        if *outcome != Outcome::Retired || self.hands.policy().after_retire != AfterRetire::Deprovision {
+        if *outcome != Outcome::Retired || !self.gives_back_at_all() {
             return Ok(None);
         }
         if !run.verified {
@@ -72,6 +72,10 @@ impl Machine {
         }))
     }
 
+    fn gives_back_at_all(&self) -> bool {
+        self.hands.policy().after_retire == AfterRetire::Deprovision
+    }
+
     /// A migration ended, and the journal knows what is given back.
     pub(super) fn retire(&mut self, gives_back: Result<Option<RetirementRow>, String>) {
         match gives_back {
@@ -86,14 +90,25 @@ impl Machine {
 
     /// The next attempt, when it is time for one.
     pub(super) fn retire_step(&mut self) {
-        let Some(row) = self.retiring.row.clone().filter(|row| !row.done) else { return };
+        if self.state.run.is_some() || !self.is_due() {
+            return;
+        }
+        if !self.gives_back_at_all() {
+            // The policy says otherwise by now.
+            return self.forget_retirement_or_warn();
+        }
         let now = crate::clock::monotonic();
         let soon = self.retiring.last.is_some_and(|last| now.duration_since(last) < AGAIN);
         // What is under way ends by itself: another attempt in its place would never let it say what it found.
-        if soon || self.is_running(END) || self.state.run.is_some() || *self.state.shadow.0 != *row.zone {
+        if soon || self.is_running(END) {
             return;
         }
         self.examine_end();
+    }
+
+    /// Whether the shadow is an old primary that is to be given back, and was not yet.
+    fn is_due(&self) -> bool {
+        self.retiring.row.as_ref().is_some_and(|row| !row.done && *row.zone == *self.state.shadow.0)
     }
 
     /// Ends the shadow, since its resource is dropped: nothing is asked of a driver that it does not have.
@@ -123,10 +138,12 @@ impl Machine {
         if let Err(why) = checked {
             return self.not_ended(&why);
         }
-        let wanted =
-            self.retiring.leaving.is_some() || self.retiring.row.as_ref().is_some_and(|row| !row.done);
-        if !wanted || self.state.run.is_some() || self.state.generation != generation {
+        if self.state.run.is_some() || self.state.generation != generation {
             return;
+        }
+        if self.retiring.leaving.is_none() && !(self.is_due() && self.gives_back_at_all()) {
+            // It stays after all, and its workers were ended to see who else is there.
+            return self.adjust();
         }
         if self.state.phase != Phase::Idle {
             self.take(Event::ShadowDisabled);
@@ -163,9 +180,15 @@ impl Machine {
         }
     }
 
-    /// A retirement that an earlier process began goes on.
-    pub(super) fn retiring_from(journal: &crate::store::Journal, resource: &str) -> Retiring {
-        match journal.retirement(resource) {
+    /// A retirement that an earlier process began goes on, unless the service has moved again since.
+    pub(super) fn retiring_from(journal: &Journal, state: &State) -> Retiring {
+        let read = || {
+            let Some(row) = journal.retirement(&state.resource)? else { return Ok(None) };
+            let goes_on =
+                row.done || journal.run(&row.run)?.is_some_and(|run| run.generation == state.generation.0);
+            Ok::<_, StoreError>(goes_on.then_some(row))
+        };
+        match read() {
             Ok(row) => Retiring { row, ..Retiring::default() },
             Err(error) => Retiring { problem: Some(chain(error)), ..Retiring::default() },
         }
@@ -173,12 +196,14 @@ impl Machine {
 
     /// The old primary was given back, or is about to be: no shadow is wanted until somebody says so.
     pub(super) fn given_up(&self) -> bool {
-        self.retiring.row.is_some()
+        self.retiring.row.as_ref().is_some_and(|row| row.done || self.gives_back_at_all())
     }
 
     fn ended(&mut self, done: Result<(), String>) {
         if let Some(reply) = self.retiring.leaving.take() {
-            let _ = reply.send(done.map_err(Denied::Failed));
+            // Whoever has this name next has nothing to do with it.
+            let done = done.map_err(Denied::Failed);
+            let _ = reply.send(done.and_then(|()| self.forget_retirement().map_err(Denied::Journal)));
             return;
         }
         let Some(row) = self.retiring.row.as_mut() else { return };
@@ -196,9 +221,19 @@ impl Machine {
 
     /// A person wants a shadow after the old one was given back.
     pub(super) fn keep_a_shadow_again(&mut self) {
-        self.retiring = Retiring::default();
-        if let Err(error) = self.hands.journal.forget_retirement(&self.state.resource) {
-            tracing::warn!(error = chain(error), "the retirement is not forgotten");
+        self.abort_task(END);
+        self.forget_retirement_or_warn();
+    }
+
+    fn forget_retirement(&mut self) -> Result<(), String> {
+        let leaving = self.retiring.leaving.take();
+        self.retiring = Retiring { leaving, ..Retiring::default() };
+        self.hands.journal.forget_retirement(&self.state.resource).map_err(chain)
+    }
+
+    fn forget_retirement_or_warn(&mut self) {
+        if let Err(why) = self.forget_retirement() {
+            tracing::warn!(resource = %self.state.resource, %why, "the retirement is not forgotten");
         }
     }
 
@@ -223,6 +258,12 @@ impl Hands {
         if !driver.does.provisioned().map_err(chain)? {
             // It has ended already.
             return Ok(());
+        }
+        if self.journal.is_lost(&state.resource, zone, state.generation).map_err(chain)? {
+            let resource = &state.resource;
+            return Err(format!(
+                "it was lost as a primary, and has what nobody else has until godwit reseed {resource} empties it of that"
+            ));
         }
         if !self.resource.load().has_database() {
             return Ok(());
@@ -310,4 +351,53 @@ async fn strangers(client: &Client, own: &str) -> Result<Vec<String>, String> {
         .await
         .map_err(|error| format!("its database does not say who is connected to it: {error}"))?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use migration::cutover::{Limits, Trigger, step};
+    use migration::policy::{Policy, PolicyParts};
+    use migration::units::Timestamp;
+
+    use super::*;
+    use crate::store::Ended;
+
+    #[test]
+    fn what_was_to_be_given_back_is_not_after_a_further_move() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Journal::open(directory.path()).expect("open");
+        let policy = Policy::new(PolicyParts::default()).expect("the default is valid");
+        let now = Timestamp(1);
+        let mut state = State::first("orders", "a".into(), "b".into(), now);
+        let request = Event::MigrateRequested {
+            id: "m1".into(),
+            to: "b".into(),
+            trigger: Trigger::Operator("ann".into()),
+            limits: Limits::of(&policy),
+        };
+        for event in [Event::ShadowEnabled, Event::StreamUp, request] {
+            state = step(&state, event, now).expect("the straight road").0;
+            journal.append(&state, "a step", now, None).expect("append");
+        }
+        let row =
+            RetirementRow { resource: "orders".into(), zone: "a".into(), run: "m1".into(), done: false };
+        let ended = Ended { run: "m1", outcome: &Outcome::Retired, retirement: Some(&row) };
+        let moved = State {
+            generation: Generation(2),
+            primary: "b".into(),
+            shadow: "a".into(),
+            phase: Phase::Shadowing,
+            run: None,
+            ..state
+        };
+        journal.append(&moved, "OldPrimaryRetired", now, Some(ended)).expect("append");
+        assert_eq!(Machine::retiring_from(&journal, &moved).row.as_ref(), Some(&row));
+        // There and back: the same zone is the shadow, as another old primary.
+        let later = State { generation: Generation(4), ..moved.clone() };
+        assert_eq!(Machine::retiring_from(&journal, &later).row, None);
+        // What is gone stays gone until somebody says otherwise.
+        let done = RetirementRow { done: true, ..row };
+        journal.retire(&done).expect("written");
+        assert_eq!(Machine::retiring_from(&journal, &moved).row, Some(done));
+    }
 }
