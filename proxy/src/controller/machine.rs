@@ -379,6 +379,7 @@ impl Machine {
         if let Some(run) = next.run.as_ref().filter(|_| self.state.run.is_none()) {
             // Nothing else may read in the databases while requests are held.
             self.verifications.stop(&format!("migration {} began", run.id));
+            self.do_not_end(run, next.phase);
         }
         if next.phase != self.state.phase {
             let spent = now.since(self.state.since);

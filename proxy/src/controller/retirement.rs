@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use migration::cutover::{Capacity, Effect, Event, Outcome, Phase, Run, State};
 use migration::policy::AfterRetire;
-use migration::units::{Generation, Zone};
+use migration::units::Generation;
 use replicator::changes;
 use tokio::sync::oneshot;
 use tokio_postgres::Client;
@@ -23,8 +23,8 @@ use crate::store::{Journal, RetirementRow, StoreError};
 
 /// The task that looks whether the shadow may be ended, or ends it.
 const END: &str = "end_shadow";
-/// Between two attempts.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Between two attempts: at first, and at most. Each may take the shadow's workers away for a moment.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(5));
 /// How long sessions of workers that ended may take to go.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at who is connected.
@@ -45,6 +45,8 @@ pub(super) struct Retiring {
     /// What is to be given back; none: nothing.
     pub(super) row: Option<RetirementRow>,
     last: Option<std::time::Instant>,
+    /// How often it was refused.
+    refused: u32,
     /// Why it was not, the last time.
     problem: Option<String>,
     /// Who drops the resource, and waits for the end of its shadow.
@@ -98,12 +100,22 @@ impl Machine {
             return self.forget_retirement_or_warn();
         }
         let now = crate::clock::monotonic();
-        let soon = self.retiring.last.is_some_and(|last| now.duration_since(last) < AGAIN);
+        let pause = (AGAIN.0 * 2_u32.saturating_pow(self.retiring.refused.saturating_sub(1))).min(AGAIN.1);
+        let soon = self.retiring.last.is_some_and(|last| now.duration_since(last) < pause);
         // What is under way ends by itself: another attempt in its place would never let it say what it found.
         if soon || self.is_running(END) {
             return;
         }
         self.examine_end();
+    }
+
+    /// A migration begins, and wants the shadow with all of its workers. What was asked of the driver before is done before: it is
+    /// asked for nothing else from here on.
+    pub(super) fn do_not_end(&mut self, run: &Run, phase: Phase) {
+        self.abort_task(END);
+        if let Some(reply) = self.retiring.leaving.take() {
+            let _ = reply.send(Err(Denied::Running { id: run.id.clone(), phase: phase.name() }));
+        }
     }
 
     /// Whether the shadow is an old primary that is to be given back, and was not yet.
@@ -167,6 +179,7 @@ impl Machine {
         if let Some(reply) = self.retiring.leaving.take() {
             let _ = reply.send(Err(Denied::Conflict(format!("{zone} is not deprovisioned: {why}"))));
         } else if self.retiring.row.is_some() {
+            self.retiring.refused = self.retiring.refused.saturating_add(1);
             self.retiring.problem = Some(format!("{zone} is kept: {why}"));
             self.publish();
         }
@@ -279,43 +292,30 @@ impl Hands {
         if !unread.is_empty() {
             return Err(format!("replication slot {} is not read up to the move", unread.join(", ")));
         }
-        // Its own workers are connected, too: who is left when they have ended is somebody else.
-        let scale = |workers: u32| {
-            let id = format!("quiesce-{}-{zone}-{workers}-{}", state.resource, crate::rng::id());
-            (Operation { id, deadline: driver.deadline }, workers)
-        };
-        let (operation, none) = scale(0);
-        driver.does.scale(&operation, none).await.map_err(chain)?;
-        let alone = self.alone(zone).await;
-        if alone.is_err() {
-            let (operation, workers) = scale(self.workers(zone, Capacity::Shadow));
-            if let Err(error) = driver.does.scale(&operation, workers).await {
-                tracing::warn!(%zone, error = chain(error), "workers were ended and not started again");
+        // Whose role is not the service's is none of its workers: they need not end for that to be seen.
+        let settings = self.databases.settings(&zone.0).map_err(chain)?;
+        let own = settings.dsn.get_user().unwrap_or_default();
+        if !settings.app_roles.is_empty() {
+            let found = strangers(&old, own, &settings.app_roles).await?;
+            if !found.is_empty() {
+                return Err(connected(&found));
             }
+        }
+        // Its own workers are connected, too: who is left when they have ended is somebody else.
+        let scale = async |workers: u32| {
+            let id = format!("quiesce-{}-{zone}-{workers}-{}", state.resource, crate::rng::id());
+            driver.does.scale(&Operation { id, deadline: driver.deadline }, workers).await.map_err(chain)
+        };
+        let alone = match scale(0).await {
+            Ok(_) => alone(&old, own).await,
+            Err(why) => Err(why),
+        };
+        if alone.is_err()
+            && let Err(why) = scale(self.workers(zone, Capacity::Shadow)).await
+        {
+            tracing::warn!(%zone, why, "workers were ended and not started again");
         }
         alone
-    }
-
-    /// Waits until nobody but Godwit is connected to the database in `zone`, for a moment; in words who still is.
-    async fn alone(&self, zone: &Zone) -> Result<(), String> {
-        let settings = self.databases.settings(&zone.0).map_err(chain)?;
-        let own = settings.dsn.get_user().unwrap_or_default().to_owned();
-        let mut found = Vec::new();
-        let looked = async {
-            let client = self.databases.get(&zone.0, Purpose::Control).await.map_err(chain)?;
-            loop {
-                found = strangers(&client, &own).await?;
-                if found.is_empty() {
-                    return Ok::<_, String>(());
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        match tokio::time::timeout(PATIENCE, looked).await {
-            Ok(done) => done,
-            Err(_) if found.is_empty() => Err("its database does not say who is connected to it".to_owned()),
-            Err(_) => Err(format!("still connected to its database: {}", found.join(", "))),
-        }
     }
 
     /// Ends the stream to a shadow that [`Self::may_end`], and its placement.
@@ -336,17 +336,40 @@ impl Hands {
     }
 }
 
-/// Sessions that are not Godwit's own.
-async fn strangers(client: &Client, own: &str) -> Result<Vec<String>, String> {
+/// Waits until nobody but Godwit is connected to this database, for a moment; in words who still is.
+async fn alone(client: &Client, own: &str) -> Result<(), String> {
+    let mut found = Vec::new();
+    let looked = async {
+        loop {
+            found = strangers(client, own, &[]).await?;
+            if found.is_empty() {
+                return Ok::<_, String>(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    match tokio::time::timeout(PATIENCE, looked).await {
+        Ok(done) => done,
+        Err(_) if found.is_empty() => Err("its database does not say who is connected to it".to_owned()),
+        Err(_) => Err(connected(&found)),
+    }
+}
+
+fn connected(strangers: &[String]) -> String {
+    format!("still connected to its database: {}", strangers.join(", "))
+}
+
+/// Sessions that are not Godwit's own, nor of these roles.
+async fn strangers(client: &Client, own: &str, but: &[String]) -> Result<Vec<String>, String> {
     let rows = client
         .query(
             "SELECT DISTINCT coalesce(nullif(application_name, ''), usename::text, '?') || ' from ' ||
                     coalesce(client_addr::text, 'the machine itself')
                FROM pg_stat_activity
               WHERE datname = current_database() AND backend_type = 'client backend'
-                AND NOT (usename = $1 AND application_name LIKE 'godwit%')
+                AND NOT (usename = $1 AND application_name LIKE 'godwit%') AND usename <> ALL ($2)
               ORDER BY 1 LIMIT 5",
-            &[&own],
+            &[&own, &but],
         )
         .await
         .map_err(|error| format!("its database does not say who is connected to it: {error}"))?;
