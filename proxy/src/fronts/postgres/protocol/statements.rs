@@ -140,6 +140,8 @@ pub struct Statements {
     names: HashMap<Box<[u8]>, Arc<Prepared>>,
     /// Its Parse message of the unnamed statement.
     unnamed: Option<Vec<u8>>,
+    /// What that one does may leave a trace in the session.
+    unnamed_leaves: bool,
     /// Of the connection that it has now.
     pub has: Has,
     owed: VecDeque<Owed>,
@@ -157,6 +159,7 @@ impl Statements {
             limit: limit.max(1),
             names: HashMap::new(),
             unnamed: None,
+            unnamed_leaves: false,
             has: Has::default(),
             owed: VecDeque::new(),
             touched: false,
@@ -179,7 +182,7 @@ impl Statements {
             Some(b'C') => Ok(self.close(body, out)),
             Some(b'Q') => {
                 let text = read_text(body).map_or(body, |(text, _)| text);
-                self.touched |= traces::in_text(text);
+                self.touched |= !whole || traces::in_text(text);
                 (self.has.unnamed, self.unnamed) = (false, None);
                 let Some(instead) = whole.then(|| self.deallocated(text)).flatten() else {
                     return Ok(Rewritten::Same);
@@ -222,7 +225,8 @@ impl Statements {
         let Some((name, tail)) = read_text(&bytes[HEADER..]) else { return Ok(Rewritten::Same) };
         if name.is_empty() {
             self.unnamed = (whole && bytes.len() <= UNNAMED).then(|| bytes.to_vec());
-            self.touched |= traces::in_text(read_text(tail).map_or(tail, |(text, _)| text));
+            let text = read_text(tail).map_or(tail, |(text, _)| text);
+            self.unnamed_leaves = !whole || traces::in_text(text);
             self.has.unnamed = true;
             self.owed.push_back(Owed::Parse { ours: false, id: None, client: None, unnamed: true });
             return Ok(Rewritten::Same);
@@ -258,6 +262,8 @@ impl Statements {
     /// A message that names a statement at `at`.
     fn refer(&mut self, bytes: &[u8], at: usize, out: &mut Vec<u8>) -> Rewritten {
         let Some((name, rest)) = bytes.get(at..).and_then(read_text) else { return Rewritten::Same };
+        // It may come long after its Parse, which has run nothing.
+        self.touched |= name.is_empty() && self.unnamed_leaves && bytes.first() == Some(&b'B');
         if name.is_empty() && self.has.unnamed {
             return Rewritten::Same;
         }

@@ -241,6 +241,35 @@ fn what_sql_takes_away_is_taken_from_the_client() {
     assert_eq!(asked("DEALLOCATE \"all\"").as_deref(), Some(gone));
 }
 
+/// lib/pq prepares the unnamed statement in a unit of its own, after which others have the connection.
+#[test]
+fn what_may_leave_a_trace_is_told_when_it_runs() {
+    let registry = Arc::new(Registry::default());
+    let mut client = Client::new(&registry, 10);
+    let (mut server, mut has) = (Server::default(), Has::default());
+    let mut leaves = |units: &[&[Vec<u8>]]| {
+        client.statements.touched = false;
+        for unit in units {
+            client.run(&mut server, &mut has, unit);
+        }
+        client.statements.touched
+    };
+    for name in ["", "s"] {
+        let locks = parse(name, "SELECT pg_advisory_lock($1)");
+        assert!(!leaves(&[&[locks.clone(), describe(name), sync()]]), "nothing has run");
+        assert!(leaves(&[&[bind(name), sync()]]));
+        assert!(leaves(&[&[bind(name), sync()]]), "each time");
+        assert!(!leaves(&[&[close(name), parse(name, "SELECT 1"), bind(name), sync()]]));
+    }
+    // Of what comes in pieces the end is not seen.
+    let (mut statements, mut out) = (Statements::new(registry, 10), Vec::new());
+    for message in [query("SELECT 1"), parse("", "SELECT 1"), bind("")] {
+        statements.touched = false;
+        statements.rewrite(&message, message[0] == b'B', &mut out).unwrap();
+        assert_eq!(statements.touched, message[0] != b'P');
+    }
+}
+
 #[test]
 fn what_the_server_skipped_was_not_done() {
     let registry = Arc::new(Registry::default());
