@@ -389,8 +389,7 @@ impl Relay {
         loop {
             let rest = &mut bytes[at..end];
             let whole = match rest.first() {
-                Some(b'Z' | b'S' | b'A' | b'E' | b'N' | b'G' | b'W' | b'T' | b't') => LOOKED_INTO,
-                Some(b'C') if self.shared.is_some() => LOOKED_INTO,
+                Some(b'C' | b'Z' | b'S' | b'A' | b'E' | b'N' | b'G' | b'W' | b'T' | b't') => LOOKED_INTO,
                 Some(b'D') if self.oids.reads_rows() => LOOKED_INTO,
                 _ => 0,
             };

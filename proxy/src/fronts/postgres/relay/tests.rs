@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::*;
+use crate::fronts::postgres::protocol::oids::Catalogue;
 
 #[derive(Default)]
 struct Eyes {
@@ -276,4 +277,53 @@ async fn what_another_server_says_of_itself_comes_with_the_next_answer() {
     backend.write_all(READY).await.unwrap();
     assert!(settle(&mut relay, &eyes, false).await.is_none());
     assert_eq!(heard(&mut client).await, READY);
+}
+
+/// A server's blocks of 8 KiB end anywhere.
+#[tokio::test]
+async fn after_a_move_rows_are_read_by_their_own_description_wherever_reads_end() {
+    let catalogue = |colors: u32| {
+        let mut catalogue = Catalogue::default();
+        catalogue.take("array", colors, "public", "_color", colors + 1);
+        catalogue.take("plain", colors + 1, "public", "color", 0);
+        Arc::new(catalogue)
+    };
+    let (old, new) = (catalogue(16400), catalogue(16500));
+    let message = |tag: u8, body: &[u8]| {
+        let mut out = Vec::new();
+        message::write(&mut out, tag, |out| out.extend(body));
+        out
+    };
+    let described = |of: u32| {
+        message(b'T', &[b"\0\x01a\0\0\0\0\0\0\0", &of.to_be_bytes()[..], &[0xff; 6], &[0, 1]].concat())
+    };
+    let row = |of: u32| {
+        let array = [&[0, 0, 0, 0, 0, 0, 0, 0], &of.to_be_bytes()[..]].concat();
+        message(b'D', &[b"\0\x01\0\0\0\x0c", &array[..]].concat())
+    };
+    let run = |of: u32| [described(of), row(of + 1), message(b'C', b"SELECT 1\0")].concat();
+    let (mut relay, mut client, mut backend) = session();
+    let eyes = Eyes::default();
+    // The client learns both types where it begins.
+    client.write_all(QUERY).await.unwrap();
+    settle(&mut relay, &eyes, false).await;
+    backend.write_all(&[described(16400), described(16401), READY.to_vec()].concat()).await.unwrap();
+    settle(&mut relay, &eyes, false).await;
+    heard(&mut client).await;
+    relay.oids.moved(&old, &new);
+    let portal = |name: &[u8]| {
+        [message(b'D', &[b"P", name].concat()), message(b'E', &[name, &[0; 4]].concat())].concat()
+    };
+    let batch = [portal(b"plain\0"), portal(b"colors\0"), message(b'S', b"")].concat();
+    let answers = [run(23), run(16500), READY.to_vec()].concat();
+    for cut in 1..answers.len() {
+        client.write_all(&batch).await.unwrap();
+        settle(&mut relay, &eyes, false).await;
+        for part in [&answers[..cut], &answers[cut..]] {
+            backend.write_all(part).await.unwrap();
+            settle(&mut relay, &eyes, false).await;
+        }
+        let told = [run(23), run(16400), READY.to_vec()].concat();
+        assert_eq!(heard(&mut client).await, told, "cut at {cut}");
+    }
 }
