@@ -1,7 +1,7 @@
 //! What a running stream says of itself: published on a `tokio::sync::watch`, read by the controller, metrics and the CLI.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::Cause;
 use crate::lsn::Lsn;
@@ -97,6 +97,8 @@ pub struct StreamStatus {
     pub lag_bytes: u64,
     /// Age of the oldest change not yet applied; zero when caught up.
     pub lag: Duration,
+    /// When both were last known; none: never, or not since this process started.
+    pub heard: Option<Instant>,
     /// How often the stream broke since this process started, by cause.
     pub failures: BTreeMap<Cause, u64>,
     /// Newest end marker applied: its generation.

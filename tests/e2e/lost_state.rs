@@ -137,7 +137,7 @@ async fn a_shadow_is_known_by_what_it_is_of() -> Result<()> {
     leader.ready().await?;
     let load = load(&playground, 60.0, "lost");
     leader.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;
-    leader.until("it has caught up", |view| view.replication.lag_bytes == 0).await?;
+    leader.until("it has caught up", |view| view.replication.lag_bytes == Some(0)).await?;
     leader.node.signal(Signal::KILL)?;
     let frozen = freeze(near)?;
     drop(leader);

@@ -209,7 +209,7 @@ async fn a_takeover_that_is_killed_after_any_journal_record_goes_on() -> Result<
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
     let before = orders(near).await?;
-    leader.until("it has caught up", |view| view.replication.lag_bytes == 0).await?;
+    leader.until("it has caught up", |view| view.replication.lag_bytes == Some(0)).await?;
     leader.node.signal(Signal::KILL)?;
     drop(leader);
     let frozen = freeze(near)?;

@@ -2,19 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use migration::units::Timestamp;
 use replicator::verify::Kind;
 
 use crate::config::catalogue::Catalogue;
 use crate::controller::Plan;
+use crate::controller::behind::Behind;
 use crate::controller::doctor::DoctorView;
 use crate::controller::drift::{SchemaView, reseed_command};
 use crate::controller::freezes::FreezeView;
 use crate::controller::verification::{Standing, VerificationView};
 use crate::controller::view::{
     ChangeStreamView, DecisionView, FactView, GuardView, LargeObjectsView, MigrationView, ModeView, PathView,
-    ResourceView, SoakView,
+    ReplicationView, ResourceView, SoakView,
 };
 use crate::controller::zones::{ChoiceView, ZoneView};
 use crate::store::{Rejected, TokenView};
@@ -73,18 +75,24 @@ fn bar(share: Option<f64>) -> String {
     format!("[{}{}] {:>3.0} %", "#".repeat(full), ".".repeat(WIDTH - full), share * 100.0)
 }
 
+/// From where to where, and how far behind.
+fn following(stream: &ReplicationView) -> String {
+    if stream.state == "none" {
+        return String::new();
+    }
+    let behind = stream.behind().text();
+    let applied = if stream.applied_lsn.is_empty() { "nothing yet" } else { &stream.applied_lsn };
+    format!(" {} → {}, {behind}, applied {applied}", stream.source, stream.target)
+}
+
 /// The stream, who else reads it, and which commits wait for it.
 fn replicated(text: &mut String, view: &ResourceView) {
     let stream = &view.replication;
     let _ = writeln!(
         text,
-        "  replication  {} {} → {}, {} bytes / {} ms behind, applied {}{}",
+        "  replication  {}{}{}",
         stream.state,
-        stream.source,
-        stream.target,
-        stream.lag_bytes,
-        stream.lag_ms,
-        stream.applied_lsn,
+        following(stream),
         if stream.detail.is_empty() { String::new() } else { format!(" ({})", stream.detail) }
     );
     if let Some(copy) = &stream.copy {
@@ -113,8 +121,16 @@ fn replicated(text: &mut String, view: &ResourceView) {
     for lane in &stream.lanes {
         let _ = writeln!(
             text,
-            "    lane {:<8} {}, {} bytes / {} ms behind, applied {}",
-            lane.name, lane.state, lane.lag_bytes, lane.lag_ms, lane.applied_lsn
+            "    lane {:<8} {}, {}, applied {}",
+            lane.name,
+            lane.state,
+            Behind {
+                bytes: lane.lag_bytes,
+                time: lane.lag_ms.map(Duration::from_millis),
+                ..Behind::default()
+            }
+            .text(),
+            lane.applied_lsn
         );
     }
 }

@@ -10,6 +10,7 @@
 //! The request path never waits for anything here: it sees a gate that closes and opens and a pool that is swapped.
 
 mod audited;
+pub mod behind;
 pub mod compare;
 pub mod databases;
 pub mod doctor;

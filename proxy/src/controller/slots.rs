@@ -15,11 +15,13 @@ use migration::policy::{Policy, Reseed, SlotRules};
 use migration::units::{ByteCount, Timestamp};
 use replicator::changes::{self, Reader};
 use replicator::fence;
-use replicator::postgres::slot::{self, SlotInfo};
+use replicator::postgres::slot::{self, Lane, SlotInfo};
+use replicator::status::StreamStatus;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::Denied;
+use super::behind::{Behind, Kept};
 use super::databases::{Databases, Purpose};
 use super::effects::Hands;
 use super::view::ChangeStreamView;
@@ -35,7 +37,14 @@ const TIDYING: &str = "slots that an undone move has left are being dropped";
 /// How long one look may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-type Seen = BTreeMap<String, Result<Look, String>>;
+type Seen = BTreeMap<String, Place>;
+
+/// A zone's database.
+struct Place {
+    found: Result<Look, String>,
+    /// What the last look that it answered showed.
+    slots: Vec<SlotInfo>,
+}
 
 /// What one look at a database brought.
 #[derive(Clone, Debug, Default)]
@@ -71,7 +80,7 @@ impl SlotWatch {
                             look.slots.iter().map(|slot| slot.retained_bytes).max().unwrap_or_default();
                         telemetry::slot_retained(&resource, &zone, most);
                     }
-                    lock(&seen).insert(zone.clone(), found);
+                    note(&mut lock(&seen), &zone, found);
                     tokio::time::sleep(pace).await;
                 }
             }));
@@ -80,13 +89,22 @@ impl SlotWatch {
     }
 
     fn of(&self, zone: &str) -> Option<Vec<SlotInfo>> {
-        lock(&self.0).get(zone)?.as_ref().ok().map(|look| look.slots.clone())
+        lock(&self.0).get(zone)?.found.as_ref().ok().map(|look| look.slots.clone())
+    }
+
+    /// What a zone's database keeps for one of these slots, the one that keeps most.
+    fn kept(&self, zone: &str, names: &[String]) -> Option<Kept> {
+        let seen = lock(&self.0);
+        let place = seen.get(zone)?;
+        let ours = place.slots.iter().filter(|slot| names.contains(&slot.name));
+        let bytes = ours.map(|slot| slot.unconfirmed_bytes).max()?;
+        Some(Kept { bytes, current: place.found.is_ok() })
     }
 
     fn readers(&self, zone: &str) -> Vec<Reader> {
         let seen = lock(&self.0);
         seen.get(zone)
-            .and_then(|look| look.as_ref().ok())
+            .and_then(|place| place.found.as_ref().ok())
             .map(|look| look.readers.clone())
             .unwrap_or_default()
     }
@@ -94,7 +112,7 @@ impl SlotWatch {
     /// A line for each slot that is being made and waits.
     fn held_up(&self) -> Vec<String> {
         let seen = lock(&self.0);
-        let waiting = seen.iter().filter_map(|(zone, look)| Some((zone, look.as_ref().ok()?)));
+        let waiting = seen.iter().filter_map(|(zone, look)| Some((zone, look.found.as_ref().ok()?)));
         let line = |zone: &String, what: &String| {
             format!(
                 "a slot in {zone} cannot be made before what has begun there is over: it waits for {what}"
@@ -102,6 +120,12 @@ impl SlotWatch {
         };
         waiting.flat_map(|(zone, look)| look.held_up.iter().map(move |what| line(zone, what))).collect()
     }
+}
+
+fn note(seen: &mut Seen, zone: &str, found: Result<Look, String>) {
+    let before = seen.remove(zone).map(|place| place.slots).unwrap_or_default();
+    let slots = found.as_ref().map_or(before, |look| look.slots.clone());
+    seen.insert(zone.to_owned(), Place { found, slots });
 }
 
 async fn look(resource: &str, zone: &str, databases: &Databases) -> Result<Look, String> {
@@ -341,6 +365,14 @@ impl SlotGuard {
         self.watch.readers(primary).into_iter().map(ChangeStreamView::of).collect()
     }
 
+    /// How far the shadow is behind in these lanes, of which `status` tells.
+    pub(super) fn behind(&self, state: &State, lanes: &[Lane], status: Option<&StreamStatus>) -> Behind {
+        let names: Vec<_> =
+            lanes.iter().map(|lane| lane.slot_name(&state.resource, state.generation.0)).collect();
+        let kept = self.watch.kept(&state.primary.0, &names);
+        Behind::of(status, kept, clock::monotonic(), clock::now())
+    }
+
     /// Why no move is made while readers of changes have not come up to the last one, if it is so.
     pub(super) fn unread(&self, primary: &str) -> Option<String> {
         let readers = self.watch.readers(primary).into_iter();
@@ -435,6 +467,7 @@ mod tests {
             confirmed_flush: None,
             restart: None,
             retained_bytes: kept,
+            unconfirmed_bytes: kept,
             wal_status: status.into(),
         }
     }

@@ -323,7 +323,11 @@ impl Streams {
     }
 
     fn start(&self, generation: Generation, lane: Lane, source: &Zone, target: &Zone) {
-        let (publish, status) = watch::channel(StreamStatus::default());
+        // One that takes over from another knows no less of how far the shadow is.
+        let before = self.lane(generation, lane).map(|status| status.borrow().clone()).unwrap_or_default();
+        let StreamStatus { lag_bytes, lag, heard, .. } = before;
+        let (publish, status) =
+            watch::channel(StreamStatus { lag_bytes, lag, heard, ..StreamStatus::default() });
         let stop = CancellationToken::new();
         let spec = replicator::pump::StreamSpec {
             resource: self.resource.clone(),
@@ -586,6 +590,7 @@ fn together(one: StreamStatus, other: StreamStatus) -> StreamStatus {
     both.applied_lsn = both.applied_lsn.min(other.applied_lsn);
     both.lag_bytes = both.lag_bytes.max(other.lag_bytes);
     both.lag = both.lag.max(other.lag);
+    both.heard = both.heard.min(other.heard);
     both.applied_marker = both.applied_marker.min(other.applied_marker);
     both.rows_after_marker += other.rows_after_marker;
     both.transactions += other.transactions;

@@ -84,10 +84,7 @@ pub async fn plan(streams: &Streams, view: &ResourceView, said: Said) -> Plan {
         ),
     ];
     let stream = &view.replication;
-    let behind = format!(
-        "{} bytes of WAL behind when it was last heard of, {} replication",
-        stream.lag_bytes, stream.mode.effective
-    );
+    let behind = format!("{}, {} replication", stream.behind().text(), stream.mode.effective);
     let steps = vec![
         format!("hold requests; commit generation {} without {from}", generation.next()),
         format!(

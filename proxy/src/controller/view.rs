@@ -12,6 +12,7 @@ use replicator::postgres::slot::Lane;
 use replicator::status::{Phase as StreamPhase, StreamStatus};
 use serde::{Deserialize, Serialize};
 
+use super::behind::Behind;
 use super::modes::{ModeChange, ModeState};
 use crate::store::{Journal, JournalRow, LedgerRow, RunRow, StoreError};
 
@@ -236,10 +237,18 @@ pub struct ReplicationView {
     pub source: String,
     /// Target zone.
     pub target: String,
-    /// Bytes behind.
-    pub lag_bytes: u64,
-    /// Milliseconds behind.
-    pub lag_ms: u64,
+    /// Bytes behind: what the stream says, or, while it is down, what the primary keeps for it. Null: not known.
+    #[serde(default)]
+    pub lag_bytes: Option<u64>,
+    /// The primary does not answer: it was so much when it did.
+    #[serde(default)]
+    pub lag_at_least: bool,
+    /// Milliseconds behind; while the stream is down, since the shadow was last known to have caught up. Null: not known.
+    #[serde(default)]
+    pub lag_ms: Option<u64>,
+    /// When a stream that is down last said how far it is, Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_ms: Option<u64>,
     /// Newest source position known.
     pub source_lsn: String,
     /// Durably applied.
@@ -387,10 +396,12 @@ pub struct LaneView {
     pub name: String,
     /// `connecting`, `copying`, `streaming`, `failed`, `stopped`.
     pub state: String,
-    /// Bytes behind.
-    pub lag_bytes: u64,
-    /// Milliseconds behind.
-    pub lag_ms: u64,
+    /// Bytes behind, as of the stream. Null: not known.
+    #[serde(default)]
+    pub lag_bytes: Option<u64>,
+    /// Milliseconds behind, as of the stream. Null: not known.
+    #[serde(default)]
+    pub lag_ms: Option<u64>,
     /// Durably applied.
     pub applied_lsn: String,
 }
@@ -433,14 +444,24 @@ impl ReplicationView {
             detail,
             source: source.into(),
             target: target.into(),
-            lag_bytes: status.lag_bytes,
-            lag_ms: millis(status.lag),
             source_lsn: status.source_lsn.to_string(),
             applied_lsn: status.applied_lsn.to_string(),
             transactions: status.transactions,
             changes: status.changes,
             copy,
             ..Self::default()
+        }
+    }
+
+    /// The same with how far the shadow is behind.
+    #[must_use]
+    pub fn with_behind(self, behind: &Behind) -> Self {
+        Self {
+            lag_bytes: behind.bytes,
+            lag_at_least: behind.at_least,
+            lag_ms: behind.time.map(millis),
+            heard_ms: behind.heard.map(|at| at.0),
+            ..self
         }
     }
 
@@ -452,10 +473,10 @@ impl ReplicationView {
 
     /// The same with the mode and the lanes.
     #[must_use]
-    pub fn with_mode(mut self, mode: ModeView, lanes: &[(Lane, StreamStatus)]) -> Self {
+    pub fn with_mode(mut self, mode: ModeView, lanes: &[(Lane, StreamStatus, Behind)]) -> Self {
         self.mode = mode;
         if lanes.len() > 1 {
-            let lane = |(lane, status): &(Lane, StreamStatus)| {
+            let lane = |(lane, status, behind): &(Lane, StreamStatus, Behind)| {
                 let view = Self::of("", "", status);
                 let name = match lane {
                     Lane::Main => "main",
@@ -464,8 +485,8 @@ impl ReplicationView {
                 LaneView {
                     name: name.into(),
                     state: view.state,
-                    lag_bytes: view.lag_bytes,
-                    lag_ms: view.lag_ms,
+                    lag_bytes: behind.bytes,
+                    lag_ms: behind.time.map(millis),
                     applied_lsn: view.applied_lsn,
                 }
             };

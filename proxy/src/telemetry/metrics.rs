@@ -8,9 +8,10 @@ use migration::cutover::{Outcome, Phase, State};
 use migration::policy::{Policy, ReplicationMode};
 use migration::report::DecisionReport;
 use migration::units::Timestamp;
-use replicator::status::StreamStatus;
+use replicator::status::{Phase as Stream, StreamStatus};
 
 use super::names;
+use crate::controller::behind::Behind;
 use crate::controller::signals::Signals;
 use crate::controller::verification::{Standing, VerificationView};
 use crate::controller::view::ChangeStreamView;
@@ -160,10 +161,15 @@ pub fn training(against_shipped: Option<f64>, rollbacks: u32) {
     counter!(names::TRAINING_ROLLBACKS).absolute(u64::from(rollbacks));
 }
 
-/// The stream to the shadow.
-pub fn replication(resource: &str, status: &StreamStatus) {
-    gauge!(names::LAG_BYTES, names::RESOURCE => resource.to_owned()).set(status.lag_bytes as f64);
-    gauge!(names::LAG_SECONDS, names::RESOURCE => resource.to_owned()).set(status.lag.as_secs_f64());
+/// The stream to the shadow, and how far that is behind.
+pub fn replication(resource: &str, behind: &Behind, status: Option<&StreamStatus>) {
+    let bytes = behind.bytes.map_or(f64::NAN, |bytes| bytes as f64);
+    gauge!(names::LAG_BYTES, names::RESOURCE => resource.to_owned()).set(bytes);
+    let seconds = behind.time.map_or(f64::NAN, |time| time.as_secs_f64());
+    gauge!(names::LAG_SECONDS, names::RESOURCE => resource.to_owned()).set(seconds);
+    let up = status.is_some_and(|status| matches!(status.phase, Stream::Streaming | Stream::Copying { .. }));
+    gauge!(names::REPLICATION_UP, names::RESOURCE => resource.to_owned()).set(f64::from(u8::from(up)));
+    let Some(status) = status else { return };
     for (place, bytes) in [("memory", status.open.memory_bytes), ("disk", status.open.disk_bytes)] {
         gauge!(names::OPEN_BYTES, names::RESOURCE => resource.to_owned(), names::PLACE => place)
             .set(bytes as f64);

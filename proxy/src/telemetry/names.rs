@@ -40,10 +40,12 @@ pub const POSTGRES_STATEMENT_DURATION: &str = "godwit_postgres_statement_duratio
 
 /// Histogram, seconds: how long a gate was closed. Label: resource.
 pub const GATE_CLOSED: &str = "godwit_gate_closed_seconds";
-/// Gauge, bytes: how far the shadow is behind. Label: resource.
+/// Gauge, bytes: how far the shadow is behind; while the stream is down, what the primary keeps for it, as of when it last answered. NaN: not known. Label: resource.
 pub const LAG_BYTES: &str = "godwit_replication_lag_bytes";
-/// Gauge, seconds: age of the oldest change not applied. Label: resource.
+/// Gauge, seconds: age of the oldest change not applied; while the stream is down, since the shadow was last known to have caught up. NaN: not since this node started. Label: resource.
 pub const LAG_SECONDS: &str = "godwit_replication_lag_seconds";
+/// Gauge: 1 while a stream copies to the shadow or follows the primary, 0 while none does. Label: resource.
+pub const REPLICATION_UP: &str = "godwit_replication_up";
 /// Gauge: 1 for the replication mode in effect, 0 for the others. Labels: resource, mode.
 pub const REPLICATION_MODE: &str = "godwit_replication_mode";
 /// Gauge, bytes: WAL that the resource's slot keeps in a zone, the slot that keeps most. Labels: resource, zone.
@@ -206,6 +208,7 @@ pub fn describe() {
     describe_histogram!(GATE_CLOSED, seconds, "How long a gate was closed");
     describe_gauge!(LAG_BYTES, Unit::Bytes, "How far the shadow is behind");
     describe_gauge!(LAG_SECONDS, seconds, "Age of the oldest change not applied on the shadow");
+    describe_gauge!(REPLICATION_UP, "1 while a stream copies to the shadow or follows the primary");
     describe_gauge!(SLOT_RETAINED, Unit::Bytes, "WAL that the resource's slots keep on a server's disk");
     describe_gauge!(
         CHANGE_STREAM_BEHIND,

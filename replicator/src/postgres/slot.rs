@@ -110,6 +110,8 @@ pub struct SlotInfo {
     pub restart: Option<Lsn>,
     /// WAL kept for it, from `restart` to now.
     pub retained_bytes: u64,
+    /// WAL written since `confirmed_flush`.
+    pub unconfirmed_bytes: u64,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: String,
 }
@@ -325,10 +327,12 @@ pub async fn held_up(client: &Client) -> Result<Vec<String>, Error> {
 async fn look(client: &Client, condition: &str) -> Result<Vec<SlotInfo>, Error> {
     let sql = format!(
         "SELECT active, confirmed_flush_lsn, restart_lsn, coalesce(wal_status, 'reserved'), \
-                coalesce(greatest(pg_catalog.pg_wal_lsn_diff( \
-                    CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-                         ELSE pg_catalog.pg_current_wal_lsn() END, restart_lsn), 0), 0)::bigint, slot_name \
-         FROM pg_catalog.pg_replication_slots WHERE {condition} ORDER BY slot_name"
+                coalesce(greatest(pg_catalog.pg_wal_lsn_diff(tip, restart_lsn), 0), 0)::bigint, slot_name, \
+                coalesce(greatest(pg_catalog.pg_wal_lsn_diff(tip, confirmed_flush_lsn), 0), 0)::bigint \
+         FROM pg_catalog.pg_replication_slots, \
+              (SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+                           ELSE pg_catalog.pg_current_wal_lsn() END AS tip) AS w \
+         WHERE {condition} ORDER BY slot_name"
     );
     let answer = client.simple_query(&sql).await.map_err(Error::database("look at replication slots"))?;
     let slot = |message: &SimpleQueryMessage| {
@@ -342,6 +346,7 @@ async fn look(client: &Client, condition: &str) -> Result<Vec<SlotInfo>, Error> 
                 confirmed_flush: position(1)?,
                 restart: position(2)?,
                 retained_bytes: text(4).parse().unwrap_or_default(),
+                unconfirmed_bytes: text(6).parse().unwrap_or_default(),
                 wal_status: text(3).to_owned(),
             })
         };

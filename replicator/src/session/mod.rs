@@ -15,6 +15,8 @@ mod framing;
 mod receiver;
 mod sender;
 
+use std::time::{Duration, Instant};
+
 use crate::lsn::Lsn;
 use crate::status::StreamStatus;
 use crate::wire::Progress;
@@ -34,12 +36,24 @@ pub(crate) fn is_own(origin: Option<&str>) -> bool {
     origin.is_some_and(|origin| origin.starts_with(OWN_ORIGIN_PREFIX))
 }
 
-fn describe(status: &mut StreamStatus, source: Lsn, progress: &Progress) {
-    status.source_lsn = source.max(progress.applied);
+/// `oldest`: when the oldest change came that is not applied.
+fn describe(
+    status: &mut StreamStatus,
+    source: Lsn,
+    progress: &Progress,
+    oldest: Option<Instant>,
+    now: Instant,
+) {
+    // Before the source has said how far it is, what was known last is nearer to the truth than "caught up".
+    if source > Lsn::ZERO {
+        status.source_lsn = source.max(progress.applied);
+        status.lag_bytes = status.source_lsn.bytes_since(progress.applied);
+        status.lag = oldest.map_or(Duration::ZERO, |since| now.duration_since(since));
+        status.heard = Some(now);
+    }
     status.received_lsn = progress.received;
     status.applied_lsn = progress.applied;
     status.durable_lsn = progress.durable;
-    status.lag_bytes = status.source_lsn.bytes_since(progress.applied);
     status.applied_marker = progress.marker;
     status.rows_after_marker = progress.rows_after_marker;
     status.transactions = progress.transactions;

@@ -1,7 +1,7 @@
 //! The end at the target.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -324,8 +324,8 @@ impl Receiver {
 
     /// Writes what it knows into `status`.
     pub fn describe(&self, status: &mut StreamStatus, now: Instant) {
-        super::describe(status, self.source, &self.progress);
-        status.lag = self.unapplied.front().map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
+        let oldest = self.unapplied.front().map(|(_, since)| *since);
+        super::describe(status, self.source, &self.progress, oldest, now);
     }
 }
 

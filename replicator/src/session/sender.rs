@@ -1,7 +1,7 @@
 //! The end at the source.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -283,7 +283,7 @@ impl Sender {
 
     /// Writes what it knows into `status`.
     pub fn describe(&self, status: &mut StreamStatus, now: Instant) {
-        super::describe(status, self.source, &self.progress);
-        status.lag = self.unapplied.front().map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
+        let oldest = self.unapplied.front().map(|(_, since)| *since);
+        super::describe(status, self.source, &self.progress, oldest, now);
     }
 }

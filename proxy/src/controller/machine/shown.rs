@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use migration::cutover::Phase;
+use replicator::postgres::slot::Lane;
 use replicator::status::{Phase as StreamPhase, StreamStatus};
 
 use super::Machine;
@@ -23,6 +25,15 @@ impl Machine {
         let resource = self.hands.settings();
         let stream = self.hands.streams.status(self.state.generation);
         let (mode, lanes) = self.hands.streams.mode(self.state.generation);
+        let status = stream.as_ref().map(|(.., status)| status);
+        let behind = self.slots.behind(&self.state, &[Lane::Main, Lane::Critical], status);
+        let lanes: Vec<_> = lanes
+            .into_iter()
+            .map(|(lane, status)| {
+                let behind = self.slots.behind(&self.state, &[lane], Some(&status));
+                (lane, status, behind)
+            })
+            .collect();
         let mut problems = self.measure.problems(&self.hands, &self.state);
         problems.extend(self.failures.iter().map(|(effect, (times, why))| {
             format!("{effect} failed {times} times: {why}; the service stays in {}", self.state.primary)
@@ -91,9 +102,11 @@ impl Machine {
                 Some((source, target, status)) => ReplicationView::of(source, target, status),
                 None => {
                     let state = if resource.has_database() { "stopped" } else { "none" };
-                    ReplicationView { state: state.into(), ..ReplicationView::default() }
+                    let (source, target) = (self.state.primary.to_string(), self.state.shadow.to_string());
+                    ReplicationView { state: state.into(), source, target, ..ReplicationView::default() }
                 }
             })
+            .with_behind(&behind)
             .with_large_objects(self.hands.large_objects.view(self.state.generation.0))
             .with_mode(ModeView::of(&mode, resource.policy.fallback_after), &lanes),
             change_streams: self.slots.readers(&self.state.primary.0),
@@ -103,8 +116,8 @@ impl Machine {
             problems,
         };
         self.aim_mirror(&resource.policy.mirror);
-        if let Some((.., status)) = &stream {
-            telemetry::replication(&resource.name, status);
+        if resource.has_database() && self.state.phase != Phase::Idle {
+            telemetry::replication(&resource.name, &behind, stream.as_ref().map(|(.., status)| status));
         }
         telemetry::change_streams(&resource.name, &self.view.load().change_streams, &view.change_streams);
         telemetry::replication_mode(&resource.name, mode.effective);

@@ -88,7 +88,9 @@ fn status(view: &ResourceView, load: Option<&Snapshot>) -> String {
             decision.score, decision.lower, decision.needed
         ));
     }
-    line.push_str(&format!(" │ lag {} B", view.replication.lag_bytes));
+    if let Some(bytes) = view.replication.lag_bytes {
+        line.push_str(&format!(" │ lag {bytes} B"));
+    }
     if view.replication.state != "streaming" {
         line.push_str(&format!(" │ {} {}", view.replication.state, view.replication.detail));
     }
