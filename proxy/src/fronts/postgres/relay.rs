@@ -527,6 +527,9 @@ impl Relay {
         if self.tracker.within_unit() {
             return true;
         }
+        if self.tracker.owes() && self.shared.as_ref().is_some_and(|shared| shared.unsettled) {
+            return false;
+        }
         if !watch.closed(self.reads) {
             let pinned = self.shared.as_ref().is_none_or(|shared| shared.pinned);
             // Who shares takes turns.

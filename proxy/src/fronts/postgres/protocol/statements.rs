@@ -5,10 +5,11 @@
 //! the client's messages are rewritten to it. Where the connection lacks the statement, a Parse goes before the message that needs
 //! it, and its answer is taken out again. Nothing is answered here: what a client asked for, the server has looked at.
 //!
-//! After an error the server skips everything up to the next Sync: what was skipped is undone here too.
+//! After an error the server skips everything up to the next Sync: what was skipped is undone here too. No further unit
+//! begins while it is open whether something was prepared.
 
 use std::collections::hash_map::RandomState;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, Weak};
 
@@ -149,6 +150,12 @@ pub struct Statements {
     pub touched: bool,
     /// It keeps its connection for what it has there: whatever may end that is looked for too.
     pub pinned: bool,
+    /// What was prepared or taken away may yet fail or be skipped: no further unit may go on before the answer.
+    pub unsettled: bool,
+    /// Its next message is not the first of a unit.
+    within: bool,
+    /// Nor is the one that is rewritten: the server may skip it.
+    skippable: bool,
 }
 
 impl Statements {
@@ -164,6 +171,9 @@ impl Statements {
             owed: VecDeque::new(),
             touched: false,
             pinned: false,
+            unsettled: false,
+            within: false,
+            skippable: false,
         }
     }
 
@@ -171,6 +181,7 @@ impl Statements {
     /// still to come.
     pub fn rewrite(&mut self, bytes: &[u8], whole: bool, out: &mut Vec<u8>) -> Result<Rewritten, TooLong> {
         let body = &bytes[HEADER.min(bytes.len())..];
+        self.skippable = std::mem::replace(&mut self.within, true);
         match bytes.first() {
             Some(b'P') => self.parse(bytes, whole, out),
             Some(b'B') => {
@@ -219,6 +230,7 @@ impl Statements {
     /// The client's message of this type completed a unit.
     pub fn unit(&mut self, tag: u8) {
         self.owed.push_back(Owed::Ready { synced: tag == b'S' });
+        self.within = false;
     }
 
     fn parse(&mut self, bytes: &[u8], whole: bool, out: &mut Vec<u8>) -> Result<Rewritten, TooLong> {
@@ -227,18 +239,20 @@ impl Statements {
             self.unnamed = (whole && bytes.len() <= UNNAMED).then(|| bytes.to_vec());
             let text = read_text(tail).map_or(tail, |(text, _)| text);
             self.unnamed_leaves = !whole || traces::in_text(text);
-            self.has.unnamed = true;
-            self.owed.push_back(Owed::Parse { ours: false, id: None, client: None, unnamed: true });
+            self.parse_unnamed(false);
             return Ok(Rewritten::Same);
         }
         if !whole {
             return Err(TooLong);
         }
+        self.unsettled = true;
         if let Some(known) = self.names.get(name).cloned() {
             // The server says what it says to a name that is taken.
             self.need(&known, out);
             self.owed.push_back(Owed::Parse { ours: false, id: None, client: None, unnamed: false });
             write_parse(out, &known.name, tail);
+            // Unless the name was taken away meanwhile: then it is everybody's.
+            self.drop_from_connection(known.id, out);
             return Ok(Rewritten::Changed);
         }
         let prepared = self.registry.get(tail);
@@ -259,6 +273,13 @@ impl Statements {
         Ok(Rewritten::Changed)
     }
 
+    fn parse_unnamed(&mut self, ours: bool) {
+        self.has.unnamed = true;
+        // Skipped, it leaves another client's.
+        self.unsettled |= self.skippable;
+        self.owed.push_back(Owed::Parse { ours, id: None, client: None, unnamed: true });
+    }
+
     /// A message that names a statement at `at`.
     fn refer(&mut self, bytes: &[u8], at: usize, out: &mut Vec<u8>) -> Rewritten {
         let Some((name, rest)) = bytes.get(at..).and_then(read_text) else { return Rewritten::Same };
@@ -273,9 +294,8 @@ impl Statements {
                 renamed(out, bytes, at, NOBODY, rest);
                 return Rewritten::Changed;
             };
-            self.has.unnamed = true;
-            self.owed.push_back(Owed::Parse { ours: true, id: None, client: None, unnamed: true });
             out.extend(parse);
+            self.parse_unnamed(true);
             out.extend(bytes);
             return Rewritten::Changed;
         }
@@ -296,6 +316,7 @@ impl Statements {
             self.owed.push_back(Owed::Close { ours: false, id: None, client: None });
             return Rewritten::Same;
         };
+        self.unsettled |= self.skippable;
         // Others may have the same one: the server closes what nobody has, and says so.
         self.owed.push_back(Owed::Close { ours: false, id: None, client: Some((name, prepared)) });
         message::close_statement(out, NOBODY.as_bytes());
@@ -310,11 +331,13 @@ impl Statements {
             return None;
         }
         let text = std::str::from_utf8(text).ok()?;
-        if !text.to_ascii_lowercase().contains("deallocate")
-            || text.contains(['\'', '$'])
-            || text.contains("--")
-            || text.contains("/*")
-        {
+        let lower = text.to_ascii_lowercase();
+        if !["deallocate", "discard"].iter().any(|word| lower.contains(word)) {
+            return None;
+        }
+        // What it takes away may be prepared anew behind it.
+        self.unsettled = true;
+        if text.contains(['\'', '$']) || text.contains("--") || text.contains("/*") {
             return None;
         }
         let mut quoted = false;
@@ -337,6 +360,7 @@ impl Statements {
     /// The connection has this one when the next message comes to it.
     fn need(&mut self, prepared: &Prepared, out: &mut Vec<u8>) {
         if !self.has.statements.contains_key(&prepared.id) {
+            self.unsettled = true;
             self.make_room(out);
             let id = Some(prepared.id);
             self.owed.push_back(Owed::Parse { ours: true, id, client: None, unnamed: false });
@@ -388,9 +412,28 @@ impl Statements {
         let tag = read_text(body).map_or(body, |(tag, _)| tag);
         self.touched |= traces::in_tag(tag, self.pinned);
         if matches!(tag, b"DISCARD ALL" | b"DEALLOCATE ALL") {
-            self.names.clear();
-            self.has = Has { unnamed: self.has.unnamed, ..Has::default() };
+            self.all_gone();
         }
+    }
+
+    /// The server has no named statement any more; what was sent behind that is done afterwards.
+    fn all_gone(&mut self) {
+        let (mut ids, mut names) = (HashSet::new(), HashSet::new());
+        for owed in &mut self.owed {
+            match owed {
+                Owed::Parse { id, client, .. } => {
+                    ids.extend(*id);
+                    names.extend(client.clone());
+                }
+                Owed::Close { id, client, .. } => {
+                    id.take_if(|id| !ids.contains(id));
+                    client.take_if(|(name, _)| !names.contains(name));
+                }
+                Owed::Ready { .. } => {}
+            }
+        }
+        self.has.statements.retain(|id, _| ids.contains(id));
+        self.names.retain(|name, _| names.contains(name));
     }
 
     /// As [`super::tracker::Tracker::copy_begins`]: Syncs sent before the client knew are never answered.
@@ -406,6 +449,8 @@ impl Statements {
     fn ready(&mut self) {
         let end =
             self.owed.iter().position(|owed| matches!(owed, Owed::Ready { .. })).unwrap_or(self.owed.len());
+        let another =
+            end > 0 && self.owed.range(end..).any(|owed| matches!(owed, Owed::Parse { unnamed: true, .. }));
         for skipped in self.owed.drain(..end).rev() {
             match skipped {
                 Owed::Parse { ours, id, client, unnamed } => {
@@ -415,6 +460,7 @@ impl Statements {
                     if let Some(name) = client {
                         self.names.remove(&name);
                     }
+                    let unnamed = unnamed && !another;
                     self.has.unnamed &= !unnamed;
                     if unnamed && !ours {
                         // It failed, and the one before it is gone, or it was skipped: which, is not known.
@@ -431,6 +477,7 @@ impl Statements {
             }
         }
         self.owed.pop_front();
+        self.unsettled &= !self.owed.is_empty();
     }
 }
 

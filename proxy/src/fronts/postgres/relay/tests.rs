@@ -216,20 +216,43 @@ async fn who_shares_takes_turns() {
     assert_eq!(heard(&mut other).await, QUERY);
 }
 
+fn parse(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    message::parse(&mut out, name.as_bytes(), b"SELECT 1", &[]);
+    out
+}
+
+fn bind(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    message::bind(&mut out, "", name, &[]);
+    out
+}
+
+/// What a connection has is known only when the server has said so; nothing else waits.
+#[tokio::test]
+async fn who_shares_and_prepares_is_answered_before_its_next_unit() {
+    let (mut relay, mut client, mut backend) = shared();
+    let eyes = Eyes::default();
+    let sync = b"S\0\0\0\x04".to_vec();
+    let unit = |name: &str| [parse(name), bind(name), sync.clone()].concat();
+    let (prepares, runs) = (unit("_godwit_1"), [bind("_godwit_1"), sync.clone()].concat());
+    client.write_all(&[unit(""), unit(""), unit("mine"), bind("mine"), sync.clone()].concat()).await.unwrap();
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut backend).await, [unit(""), unit(""), prepares].concat());
+    client.write_all(&[bind("mine"), sync.clone()].concat()).await.unwrap();
+    for _ in 0..3 {
+        assert!(settle(&mut relay, &eyes, false).await.is_none());
+        assert!(heard(&mut backend).await.is_empty());
+        backend.write_all(&[b"1\0\0\0\x04", b"2\0\0\0\x04", READY].concat()).await.unwrap();
+    }
+    assert!(settle(&mut relay, &eyes, false).await.is_none());
+    assert_eq!(heard(&mut backend).await, [runs.clone(), runs].concat());
+}
+
 #[tokio::test]
 async fn what_was_put_between_is_taken_out_however_it_comes() {
     let (mut relay, mut client, mut backend) = shared();
     let eyes = Eyes::default();
-    let parse = |name: &str| {
-        let mut out = Vec::new();
-        message::parse(&mut out, name.as_bytes(), b"SELECT 1", &[]);
-        out
-    };
-    let bind = |name: &str| {
-        let mut out = Vec::new();
-        message::bind(&mut out, "", name, &[]);
-        out
-    };
     let sync = b"S\0\0\0\x04".to_vec();
     client.write_all(&[parse("mine"), sync.clone()].concat()).await.unwrap();
     assert!(settle(&mut relay, &eyes, false).await.is_none());

@@ -7,15 +7,25 @@ use proptest::prelude::*;
 use super::super::frame::{Framer, Piece};
 use super::*;
 
+const DEALLOCATE_ALL: &str = "DEALLOCATE ALL";
+
 /// What a server knows of statements: enough to tell right answers from wrong ones.
 #[derive(Debug, Default)]
 struct Server {
     named: HashMap<Vec<u8>, Vec<u8>>,
     unnamed: Option<Vec<u8>>,
+    portal: Option<Vec<u8>>,
     skips: bool,
+    /// An unnamed statement that is skipped leaves the one before: there nobody can tell whose, and an error is better than the wrong one.
+    forgets: bool,
 }
 
 impl Server {
+    /// As a client should see its own.
+    fn own() -> Self {
+        Self { forgets: true, ..Self::default() }
+    }
+
     /// Its answers to these messages: type, and for a Bind the text of the statement that it found.
     fn take(&mut self, mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
         let mut answers = Vec::new();
@@ -23,8 +33,7 @@ impl Server {
             let body = &bytes[HEADER..count];
             bytes = &bytes[count..];
             if self.skips && tag != b'S' {
-                if tag == b'P' && body[0] == 0 || tag == b'C' && body == b"S\0" {
-                    // PostgreSQL keeps the one before; there nobody can tell, and an error is better than the wrong one.
+                if self.forgets && (tag == b'P' && body[0] == 0 || tag == b'C' && body == b"S\0") {
                     self.unnamed = None;
                 }
                 continue;
@@ -34,8 +43,15 @@ impl Server {
                 b'B' => {
                     let (_, rest) = read_text(body).unwrap();
                     let (name, _) = read_text(rest).unwrap();
-                    self.find(name).map(|text| (b'2', text))
+                    self.portal = self.find(name);
+                    self.portal.clone().map(|text| (b'2', text))
                 }
+                b'E' => self.portal.clone().map(|text| {
+                    if text == DEALLOCATE_ALL.as_bytes() {
+                        self.named.clear();
+                    }
+                    (b'C', [&text[..], b"\0"].concat())
+                }),
                 b'D' => self.find(read_text(&body[1..]).unwrap().0).map(|text| (b't', text)),
                 b'C' => {
                     let (name, _) = read_text(&body[1..]).unwrap();
@@ -47,7 +63,7 @@ impl Server {
                     Some((b'3', Vec::new()))
                 }
                 b'S' => {
-                    self.skips = false;
+                    (self.skips, self.portal) = (false, None);
                     Some((b'Z', b"I".to_vec()))
                 }
                 b'Q' => {
@@ -102,31 +118,63 @@ struct Client {
 impl Client {
     fn new(registry: &Arc<Registry>, limit: usize) -> Self {
         let statements = Statements::new(Arc::clone(registry), limit);
-        Self { statements, own: Server::default() }
+        Self { statements, own: Server::own() }
     }
 
     /// Runs a unit on a shared connection: what its client sees of the answers.
     fn run(&mut self, server: &mut Server, has: &mut Has, unit: &[Vec<u8>]) -> Vec<(u8, Vec<u8>)> {
+        self.pipeline(server, has, &[(unit.to_vec(), 0)])
+    }
+
+    /// The same of units that do not wait for each other; before each message of one so many answers have come.
+    fn pipeline(
+        &mut self,
+        server: &mut Server,
+        has: &mut Has,
+        units: &[(Vec<Vec<u8>>, usize)],
+    ) -> Vec<(u8, Vec<u8>)> {
         self.statements.has = std::mem::take(has);
         self.statements.has.lent();
-        let mut sent = Vec::new();
-        for message in unit {
-            let mut other = Vec::new();
-            match self.statements.rewrite(message, true, &mut other).unwrap() {
-                Rewritten::Same => sent.extend(message),
-                Rewritten::Changed => sent.extend(other),
+        let (mut answers, mut seen) = (VecDeque::new(), Vec::new());
+        let hear = |statements: &mut Statements,
+                    seen: &mut Vec<_>,
+                    answers: std::collections::vec_deque::Drain<(u8, Vec<u8>)>| {
+            seen.extend(answers.filter(|(tag, body)| !statements.heard(*tag, body)));
+        };
+        for (unit, come) in units {
+            if self.statements.unsettled {
+                hear(&mut self.statements, &mut seen, answers.drain(..));
             }
-            if matches!(message[0], b'S' | b'Q') {
-                self.statements.unit(message[0]);
+            let mut sent = Vec::new();
+            for message in unit {
+                let come = answers.len().min(*come);
+                hear(&mut self.statements, &mut seen, answers.drain(..come));
+                let mut other = Vec::new();
+                match self.statements.rewrite(message, true, &mut other).unwrap() {
+                    Rewritten::Same => sent.extend(message),
+                    Rewritten::Changed => sent.extend(other),
+                }
+                if matches!(message[0], b'S' | b'Q') {
+                    self.statements.unit(message[0]);
+                }
             }
+            answers.extend(server.take(&sent));
         }
-        let answers = server.take(&sent);
-        let seen = answers.into_iter().filter(|(tag, body)| !self.statements.heard(*tag, body)).collect();
+        hear(&mut self.statements, &mut seen, answers.drain(..));
         *has = std::mem::take(&mut self.statements.has);
         assert!(self.statements.owed.is_empty(), "everything was answered");
-        for id in has.statements.keys() {
-            let name = format!("{PREFIX}{id}").into_bytes();
-            assert!(server.named.contains_key(&name), "{id} is thought to be there");
+        let thought: HashSet<_> =
+            has.statements.keys().map(|id| format!("{PREFIX}{id}").into_bytes()).collect();
+        assert_eq!(thought, server.named.keys().cloned().collect(), "what is thought to be there is");
+        for prepared in
+            lock(&self.statements.registry.known).by_hash.values().flatten().filter_map(Weak::upgrade)
+        {
+            let there = server.named.get(prepared.name.as_bytes());
+            assert!(
+                there.is_none_or(|text| prepared.tail.starts_with(text)),
+                "{} is another statement",
+                prepared.name
+            );
         }
         seen
     }
@@ -162,6 +210,12 @@ fn close(name: &str) -> Vec<u8> {
 fn query(text: &str) -> Vec<u8> {
     let mut out = Vec::new();
     message::query(&mut out, text.as_bytes());
+    out
+}
+
+fn execute() -> Vec<u8> {
+    let mut out = Vec::new();
+    write(&mut out, b'E', |out| out.extend(b"portal\0\0\0\0\0"));
     out
 }
 
@@ -289,6 +343,28 @@ fn what_the_server_skipped_was_not_done() {
     assert_eq!(tags(&client.run(&mut server, &mut has, &[bind("bad"), sync()])), "EZ");
 }
 
+/// Npgsql resets a connection in front of the next command, in the same write.
+#[test]
+fn what_is_prepared_behind_a_reset_is_there() {
+    let registry = Arc::new(Registry::default());
+    let mut clients = [Client::new(&registry, 10), Client::new(&registry, 10)];
+    let (mut server, mut has) = (Server::default(), Has::default());
+    let unit = [parse("p", "SELECT 1"), bind("p"), sync()];
+    let reset = [(vec![query("DISCARD ALL")], 0), (unit.to_vec(), 0)];
+    for client in &mut clients {
+        assert_eq!(tags(&client.pipeline(&mut server, &mut has, &reset)), "CZ12Z");
+        assert_eq!(tags(&client.run(&mut server, &mut has, &[bind("p"), sync()])), "2Z");
+        // The name was taken, and is prepared anew as something else.
+        let anew = [(vec![query("DISCARD ALL")], 0), (vec![parse("p", "SELECT 2"), bind("p"), sync()], 0)];
+        assert_eq!(tags(&client.pipeline(&mut server, &mut has, &anew)), "CZ12Z");
+        assert_eq!(client.run(&mut server, &mut has, &[bind("p"), sync()])[0].1, b"SELECT 2");
+    }
+    // In one unit the front cannot tell; nobody else's statement becomes another by that.
+    let all = [parse("", DEALLOCATE_ALL), bind(""), execute(), parse("p", "SELECT 3"), sync()];
+    assert_eq!(tags(&clients[0].run(&mut server, &mut has, &all)), "12C1Z");
+    assert_eq!(clients[1].run(&mut server, &mut has, &[bind("p"), sync()])[0].1, b"SELECT 2");
+}
+
 #[test]
 fn a_copy_from_the_client_answers_no_sync_before_its_end() {
     let mut statements = Statements::new(Arc::default(), 3);
@@ -371,24 +447,43 @@ fn unit() -> impl Strategy<Value = Vec<Vec<u8>>> {
         unit.push(sync());
         unit
     });
-    prop_oneof![8 => batch, 1 => Just(vec![query("SELECT 1")]), 1 => Just(vec![query("DISCARD ALL")])]
+    // What is used behind it in its unit has a name that the client has closed before.
+    let behind = prop_oneof![
+        3 => Just(bind("d")),
+        1 => prop::sample::select(vec!["a", "d"]).prop_map(close),
+        1 => Just(bind("nobody")),
+    ];
+    let text = prop::sample::select(vec!["SELECT 1", "SELECT 4", "wrong"]);
+    let takes_all = (text, prop::collection::vec(behind, 0..4)).prop_map(|(text, behind)| {
+        let before = [close("d"), parse("", DEALLOCATE_ALL), bind(""), execute(), parse("d", text)];
+        before.into_iter().chain(behind).chain([sync()]).collect()
+    });
+    prop_oneof![
+        12 => batch,
+        1 => Just(vec![query("SELECT 1")]),
+        1 => Just(vec![query("DISCARD ALL")]),
+        1 => takes_all,
+    ]
 }
 
 proptest! {
-    /// Whoever has which connection when: each client sees what it would see alone with a server.
+    /// Whoever has which connection when, and however far answers are behind: each client sees what it would see alone with a server.
     #[test]
     fn each_sees_what_it_would_see_alone(
-        turns in prop::collection::vec((0..3_usize, 0..2_usize, unit()), 1..40),
+        turns in prop::collection::vec(
+            (0..3_usize, 0..2_usize, prop::collection::vec((unit(), 0..3_usize), 1..5)),
+            1..20,
+        ),
         limit in 1..6_usize,
     ) {
         let registry = Arc::new(Registry::default());
         let mut clients: Vec<Client> = (0..3).map(|_| Client::new(&registry, limit)).collect();
         let mut connections = [(Server::default(), Has::default()), (Server::default(), Has::default())];
-        for (client, connection, unit) in turns {
+        for (client, connection, units) in turns {
             let client = &mut clients[client];
-            let expected = client.own.take(&unit.concat());
+            let expected: Vec<_> = units.iter().flat_map(|(unit, _)| client.own.take(&unit.concat())).collect();
             let (server, has) = &mut connections[connection];
-            let seen = client.run(server, has, &unit);
+            let seen = client.pipeline(server, has, &units);
             prop_assert_eq!(seen, expected);
             let names: HashSet<_> = client.statements.names.keys().map(|name| name.to_vec()).collect();
             let own: HashSet<_> = client.own.named.keys().cloned().collect();
