@@ -1,5 +1,7 @@
 //! Sessions through a cutover: what goes with them, what ends them, what they are told.
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -391,6 +393,18 @@ async fn only_open_transactions_are_ended() {
         let here = i32::from(setup.here().cluster.port);
         assert_eq!((port(&idle.client).await, port(&other).await), (here, here));
     }
+    // Whose lost server does not answer has to come again, no later than the others go on.
+    let pid: i32 = idle.client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let pid = Pid::from_raw(pid).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    turnstile.close();
+    turnstile.end_transactions();
+    until("the other has parked", async || turnstile.stats().running == 1).await;
+    setup.swap().await;
+    let ended = tokio::time::timeout(Duration::from_secs(5), idle.error()).await;
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(ended.expect("its end").0, "08006");
+    assert_eq!(port(&other).await, i32::from(setup.here().cluster.port));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

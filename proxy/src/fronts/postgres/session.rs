@@ -342,7 +342,15 @@ impl Session {
         if !turn.holds(self.relay.reads) {
             return Ok(());
         }
-        let mut state = self.ask().await?;
+        let front = Arc::clone(&self.front);
+        let generation = self.generation;
+        let mut state = tokio::select! {
+            state = self.ask() => state?,
+            // Only a takeover does not wait for the answer: the lost primary may have none.
+            _ = turns.wait_for(|turn| !turn.closed && front.active().generation != generation) => {
+                return Err(End::Fault(self.lost()));
+            }
+        };
         if state.stuck.is_empty() && !state.locks.is_empty() {
             self.count_locks(&mut state).await?;
         }
