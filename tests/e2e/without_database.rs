@@ -42,9 +42,18 @@ async fn said(admin: &str, arguments: &[&str]) -> Result<(Option<i32>, String)> 
     Ok((output.status.code(), text.concat()))
 }
 
-fn write(folder: &Path, endpoints: [&Service; 2], front: &str, admin: &str) -> Result<PathBuf> {
+/// Its guards that bind operators let it move.
+fn ready(view: &ResourceView) -> bool {
+    let mut guards = view.decision.iter().flat_map(|decision| &decision.guards);
+    view.phase == "shadowing" && view.decision.is_some() && guards.all(|g| g.passed || !g.binds_operator)
+}
+
+fn write(folder: &Path, policy: &str, endpoints: [&Service; 2], front: &str, admin: &str) -> Result<PathBuf> {
     std::fs::create_dir_all(folder.join("policies"))?;
-    std::fs::write(folder.join("policies/quick.yaml"), "name: quick\nretire: {after: 100ms}\n")?;
+    std::fs::write(
+        folder.join("policies/quick.yaml"),
+        format!("name: quick\nretire: {{after: 100ms}}\n{policy}"),
+    )?;
     let config = folder.join("godwit.yaml");
     let [one, other] = endpoints.map(|service| service.address);
     std::fs::write(
@@ -66,16 +75,10 @@ async fn a_service_without_a_database_moves_as_well() -> Result<()> {
     let ports = free_ports(2)?;
     let [front, admin] = [ports[0], ports[1]].map(|port| format!("127.0.0.1:{port}"));
     let (west, east) = (serve("west").await?, serve("east").await?);
-    let config = write(folder.path(), [&west, &east], &front, &admin)?;
+    let config = write(folder.path(), "", [&west, &east], &front, &admin)?;
     let mut node = Node::start(Path::new(PROGRAM), &config, &[])?;
     let client = Client::new(&admin);
     let path = "/api/v1/resources/shop";
-    let ready = |view: &ResourceView| {
-        let guards = view.decision.iter().flat_map(|decision| &decision.guards);
-        view.phase == "shadowing"
-            && view.decision.is_some()
-            && guards.clone().all(|g| g.passed || !g.binds_operator)
-    };
     let view = until_answer(&mut node, &client, path, "it is ready", ready).await?;
     ensure!(view.replication.state == "none" && view.problems.is_empty(), "{view:#?}");
     let (code, status) = said(&admin, &["status", "shop"]).await?;
@@ -122,5 +125,72 @@ async fn a_service_without_a_database_moves_as_well() -> Result<()> {
     let stays = |view: &ResourceView| view.primary == "east" && ready(view);
     until_answer(&mut node, &client, path, "it is ready again", stays).await?;
     ensure!(ask(&front).await? == "east");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_moved_to_where_nothing_answers() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let ports = free_ports(2)?;
+    let [front, admin] = [ports[0], ports[1]].map(|port| format!("127.0.0.1:{port}"));
+    let (west, east) = (serve("west").await?, serve("east").await?);
+    let policy = "score: {step: 200ms}\n";
+    let config = write(folder.path(), policy, [&west, &east], &front, &admin)?;
+    let mut node = Node::start(Path::new(PROGRAM), &config, &[])?;
+    let client = Client::new(&admin);
+    let path = "/api/v1/resources/shop";
+    until_answer(&mut node, &client, path, "it is ready", ready).await?;
+
+    // The zone that serves burns: that is told, and it can be left.
+    drop(west);
+    let told = |view: &ResourceView| {
+        view.problems.iter().any(|what| what.starts_with("the service in west does not answer ("))
+    };
+    until_answer(&mut node, &client, path, "the silence is told", told).await?;
+    let (code, doctor) = said(&admin, &["doctor", "shop"]).await?;
+    ensure!(code == Some(0) && doctor.contains("warning  west: service: does not answer: "), "{doctor}");
+    let (code, moved) = said(&admin, &["migrate", "shop", "--to", "east", "--wait"]).await?;
+    ensure!(code == Some(0) && ask(&front).await? == "east", "{moved}");
+
+    // There is no way back to it.
+    let stays = |view: &ResourceView| {
+        let silent =
+            view.problems.iter().find(|what| what.starts_with("the service in west does not answer ("));
+        view.phase == "shadowing" && silent.is_some_and(|what| what.ends_with(": the service stays in east"))
+    };
+    let view = until_answer(&mut node, &client, path, "it is told of the shadow", stays).await?;
+    ensure!(!ready(&view), "{view:#?}");
+    let (code, doctor) = said(&admin, &["doctor", "shop"]).await?;
+    ensure!(code == Some(4) && doctor.contains("blocker  west: service: does not answer: "), "{doctor}");
+    let (code, plan) = said(&admin, &["plan", "shop", "--to", "west"]).await?;
+    ensure!(code == Some(4) && plan.contains("service answers"), "{plan}");
+    let (code, refused) = said(&admin, &["migrate", "shop", "--to", "west"]).await?;
+    ensure!(code == Some(4) && refused.contains("service answers: "), "{refused}");
+    ensure!(ask(&front).await? == "east");
+    Ok(())
+}
+
+/// Steps may be minutes apart: the service is asked anew before anybody is held.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_answered_long_ago_is_asked_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let ports = free_ports(2)?;
+    let [front, admin] = [ports[0], ports[1]].map(|port| format!("127.0.0.1:{port}"));
+    let (west, east) = (serve("west").await?, serve("east").await?);
+    let policy = "score: {step: 30m, horizon: 3h, sustain: 1h}\n";
+    let config = write(folder.path(), policy, [&west, &east], &front, &admin)?;
+    let mut node = Node::start(Path::new(PROGRAM), &config, &[])?;
+    let client = Client::new(&admin);
+    let path = "/api/v1/resources/shop";
+    let answered = |view: &ResourceView| {
+        ready(view) && view.placements.iter().all(|placement| matches!(placement.http_probe, Some(Ok(_))))
+    };
+    until_answer(&mut node, &client, path, "both answer", answered).await?;
+    drop(east);
+    let (code, undone) = said(&admin, &["migrate", "shop", "--to", "east", "--wait"]).await?;
+    ensure!(code != Some(0) && undone.contains("the service in east does not answer: "), "{undone}");
+    let back = |view: &ResourceView| view.primary == "west" && view.phase == "shadowing";
+    until_answer(&mut node, &client, path, "it stays", back).await?;
+    ensure!(ask(&front).await? == "west");
     Ok(())
 }

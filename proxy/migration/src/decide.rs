@@ -8,7 +8,7 @@ use crate::policy::{Bound, ExtraGuard, GuardedFact, Mode, Policy};
 use crate::report::{Awaited, DecisionReport, Guard, Verdict};
 use crate::score::{Score, score};
 use crate::units::Timestamp;
-use crate::world::{Fact, Freeze, Maintenance, Undone, World};
+use crate::world::{Fact, Freeze, Maintenance, Service, Undone, World};
 
 /// Since when the score clears what is needed: carry the answer to the next call through [`World::above_since`]. Once above,
 /// it may fall by the policy's hysteresis before the time begins anew.
@@ -71,6 +71,7 @@ fn fixed(policy: &Policy, world: &World, score: &Score, now: Timestamp) -> Vec<G
         idle(world),
         shadowing(world),
         databases(world),
+        service(world),
         lag(policy, world),
         frozen(world, now),
         threshold(policy, score),
@@ -108,6 +109,17 @@ fn databases(world: &World) -> Guard {
         limit: "no blocker".into(),
         binds_operator: true,
     }
+}
+
+/// What is not known keeps nobody where he is: it is asked once more before anybody is held.
+fn service(world: &World) -> Guard {
+    let (passed, value) = match &world.shadow_service {
+        Service::Answers => (true, "it does".into()),
+        Service::Silent(why) => (false, why.clone()),
+        Service::Unjudged(why) => (true, format!("not known: {why}")),
+    };
+    let limit = format!("an answer of the service in {}", world.shadow);
+    Guard { name: "service answers", passed, value, limit, binds_operator: true }
 }
 
 fn lag(policy: &Policy, world: &World) -> Guard {

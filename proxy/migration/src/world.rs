@@ -119,6 +119,17 @@ impl Path {
     }
 }
 
+/// Whether a move to a zone may be judged by its service, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// It answers.
+    Answers,
+    /// It does not, and this is why.
+    Silent(String),
+    /// Nobody can say, and this is why.
+    Unjudged(String),
+}
+
 /// What is known of a resource at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct World {
@@ -161,6 +172,8 @@ pub struct World {
     pub maintenance: Vec<Maintenance>,
     /// Why there may be maintenance that is not known; none: every calendar is fresh, or there is none.
     pub maintenance_unknown: Option<String>,
+    /// The shadow's service, which clients would meet.
+    pub shadow_service: Service,
     /// What stands in the way in the databases, e.g. a prepared transaction.
     pub blockers: Vec<String>,
     /// End of the last committed migration.
@@ -226,6 +239,7 @@ impl World {
             lag: Fact::unknown(why),
             maintenance: Vec::new(),
             maintenance_unknown: None,
+            shadow_service: Service::Unjudged(why.to_owned()),
             blockers: Vec::new(),
             last_move: None,
             moves_last_day: 0,

@@ -477,9 +477,12 @@ async fn take_over(
     let handle = find(&state, &id)?;
     let TakeOverRequest { accept_loss, primary_answers, incomplete, dry_run } = or_default(body, &headers)?;
     if !handle.live.load().has_database() {
-        let why =
-            "the resource has no database: nothing can be lost, and godwit migrate moves it whoever answers";
-        return Err(Denied::Conflict(why.into()).into());
+        let view = handle.view.load();
+        return Err(Denied::Conflict(format!(
+            "the resource has no database: nothing can be lost, and godwit migrate {id} --to {} moves it, also where {} does not answer",
+            view.shadow, view.primary
+        ))
+        .into());
     }
     let said = Said { accept_loss, primary_answers, incomplete };
     let plan = taking_over::plan(&handle.streams, &handle.view.load_full(), said).await;

@@ -167,6 +167,7 @@ fn measured(history: &History, cells: &[data::Cell], zones: [usize; 2], primary:
         mirrored_different: None,
         lag: Some(Ok(0)),
         blockers: Vec::new(),
+        shadow_service: None,
         fed: Fed::default(),
     }
 }

@@ -10,12 +10,14 @@ use replicator::preflight::{Finding, Severity, Side, check_for, has_copy, retent
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
-use super::preflight;
+use super::{answering, preflight};
 use crate::causes::chain;
 use crate::config::model::Resource;
 
 /// How long the whole examination may take; less than a client of the API waits.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// For how long a service that does not answer is asked.
+const ASKED: Duration = Duration::from_secs(1);
 /// A smaller database is read soon by itself: 1 GiB.
 const LARGE: i64 = 1 << 30;
 /// What the server shows in `pg_stat_activity`.
@@ -51,7 +53,7 @@ pub struct DoctorView {
     pub findings: Vec<FindingView>,
 }
 
-/// Examines both databases over connections of its own. What cannot be examined is a blocker: it is not known to be well.
+/// Examines both services, and both databases over connections of its own. What cannot be examined is a blocker: it is not known to be well.
 pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> DoctorView {
     let both = format!("{primary}, {shadow}");
     let mut found = Vec::new();
@@ -81,7 +83,10 @@ pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> Doctor
             }
         }
     };
-    if tokio::time::timeout(PATIENCE, work).await.is_err() {
+    let services = services(resource, [primary, shadow]);
+    let (examined, silent) = tokio::join!(tokio::time::timeout(PATIENCE, work), services);
+    found.extend(silent);
+    if examined.is_err() {
         let why = format!("the databases did not answer within {} s", PATIENCE.as_secs());
         found.push(unexamined(&both, why));
     }
@@ -94,6 +99,30 @@ pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> Doctor
         go: found.iter().all(|finding| finding.severity != "blocker"),
         findings: found,
     }
+}
+
+/// Services that do not answer. One that a driver starts for a move is asked then.
+async fn services(resource: &Resource, [primary, shadow]: [&str; 2]) -> Vec<FindingView> {
+    let started = resource.placements.get(shadow).is_none_or(|placement| placement.driver.is_some());
+    let (here, there) = tokio::join!(answering::asked(resource, primary, ASKED), async {
+        if started { None } else { answering::asked(resource, shadow, ASKED).await }
+    });
+    let finding = |severity: &str, zone: &str, problem| FindingView {
+        severity: severity.into(),
+        zone: zone.into(),
+        subject: "service".into(),
+        problem,
+        remedy: None,
+    };
+    let here = here.map(|why| finding("warning", primary, format!("does not answer: {why}")));
+    let there = there.map(|why| {
+        finding(
+            "blocker",
+            shadow,
+            format!("does not answer: {why}; nobody is moved to where nothing answers"),
+        )
+    });
+    here.into_iter().chain(there).collect()
 }
 
 /// The connection, when there is one.

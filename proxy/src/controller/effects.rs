@@ -455,11 +455,13 @@ impl Hands {
             let operation = driver.operation("scale", zone, workers, state);
             driver.does.scale(&operation, workers).await.map_err(chain)?;
         }
-        if capacity == Capacity::Full
-            && state.phase == Phase::Requested
-            && self.resource.load().has_database()
-        {
-            self.warm_up(zone, state).await?;
+        if capacity == Capacity::Full && state.phase == Phase::Requested {
+            self.answers(zone).await?;
+            if self.resource.load().has_database() {
+                self.warm_up(zone, state).await?;
+                // That may have taken minutes.
+                self.answers(zone).await?;
+            }
         }
         Ok(())
     }

@@ -671,7 +671,8 @@ impl Machine {
     /// One step of the seed's loop: measure, score, decide, and move when that pays.
     fn step(&mut self) {
         let (mut measured, moving) = self.measure.step(&self.hands, &self.state);
-        (measured.lag, measured.blockers) = self.facts();
+        let (lag, blockers, service) = self.facts();
+        (measured.lag, measured.blockers, measured.shadow_service) = (lag, blockers, Some(service));
         self.last_step = clock::monotonic();
         let now = clock::now();
         self.measure_worth(&measured, moving);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use migration::cutover::{Capacity, Phase, State};
 use migration::policy::Policy;
+use migration::units::Zone;
 use replicator::drift::Difference;
 use replicator::preflight::Side;
 use replicator::status::Phase as StreamPhase;
@@ -22,7 +23,7 @@ use crate::causes::chain;
 use crate::config::model::Resource;
 use crate::drivers::PlacementStatus;
 use crate::feeds::external::board::FeedBoard;
-use crate::feeds::prober::{PlacementKey, ProbeBoard, Serving};
+use crate::feeds::prober::{PlacementKey, ProbeBoard, Probes, Serving};
 use crate::feeds::{Phase as ProbePhase, Probe};
 use crate::fronts::latencies::Latencies;
 use crate::fronts::stopwatch::Segment;
@@ -375,6 +376,15 @@ impl Measure {
         self.board.serves(Some(serving).filter(|_| !state.phase.holds()));
     }
 
+    pub(super) fn probes(&self, zone: &Zone) -> Probes {
+        self.board.get(&PlacementKey::new(&self.resource.name, &*zone.0))
+    }
+
+    /// The age up to which a probe counts.
+    pub(super) fn oldest(&self) -> Duration {
+        oldest_probe(self.resource.load().policy.step)
+    }
+
     /// What is wrong now, in words that say what it means for the service.
     pub fn problems(&self, hands: &Hands, state: &State) -> Vec<String> {
         let watched = lock(&self.watched);
@@ -405,6 +415,14 @@ impl Measure {
             problems.extend(progress);
         }
         problems.extend(drift::filling(&hands.streams));
+        if hands.front.is_some() {
+            // A shadow that its driver keeps without workers has nothing to answer with.
+            let runs = |zone: &Zone| match watched.placements.get(&*zone.0) {
+                Some(status) => status.as_ref().is_ok_and(|status| status.capacity > 0),
+                None => !hands.drivers.contains_key(&*zone.0),
+            };
+            problems.extend(self.silence(state, runs));
+        }
         problems
     }
 

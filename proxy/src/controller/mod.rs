@@ -9,6 +9,7 @@
 //!
 //! The request path never waits for anything here: it sees a gate that closes and opens and a pool that is swapped.
 
+pub mod answering;
 mod audited;
 pub mod behind;
 pub mod compare;

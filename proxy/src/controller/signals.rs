@@ -7,7 +7,7 @@ use migration::aftermath::Answers;
 use migration::cutover::State;
 use migration::policy::Policy;
 use migration::units::{ByteCount, Timestamp};
-use migration::world::{Fact, Freeze, Maintenance, Outlook, Path, Undone, World};
+use migration::world::{Fact, Freeze, Maintenance, Outlook, Path, Service, Undone, World};
 use predictor::{Ensemble, Forecaster, Inputs, Outlook as Forecast, Settings};
 
 pub use super::same_reads::Mirrored;
@@ -50,6 +50,8 @@ pub struct Measured {
     pub lag: Option<Result<u64, String>>,
     /// What stands in the way in the databases.
     pub blockers: Vec<String>,
+    /// The shadow's service; none: nobody looked.
+    pub shadow_service: Option<Service>,
     /// What feeds say of both zones.
     pub fed: Fed,
 }
@@ -203,11 +205,12 @@ impl Signals {
         self.measured = measured;
     }
 
-    /// What is known by now of the lag and of what stands in the way; whether that says something else.
+    /// What is known by now of the lag, of what stands in the way, and of the shadow's service; whether that says something else.
     pub fn correct(
         &mut self,
         lag: Option<Result<u64, String>>,
         blockers: Vec<String>,
+        service: Service,
         most: ByteCount,
     ) -> bool {
         let near = |lag: &Option<Result<u64, String>>| match lag {
@@ -216,8 +219,11 @@ impl Signals {
             None => Err(None),
         };
         let measured = &mut self.measured;
-        let changed = measured.blockers != blockers || near(&measured.lag) != near(&lag);
-        (measured.lag, measured.blockers) = (lag, blockers);
+        let service = Some(service);
+        let changed = measured.blockers != blockers
+            || near(&measured.lag) != near(&lag)
+            || measured.shadow_service != service;
+        (measured.lag, measured.blockers, measured.shadow_service) = (lag, blockers, service);
         changed
     }
 
@@ -368,6 +374,8 @@ impl Signals {
             },
             maintenance: fed.maintenance.clone(),
             maintenance_unknown: fed.maintenance_unknown.clone(),
+            shadow_service: (self.measured.shadow_service.clone())
+                .unwrap_or_else(|| Service::Unjudged("nobody looked yet".into())),
             blockers: self.measured.blockers.clone(),
             last_move: moves.last,
             moves_last_day: moves.in_last_day,

@@ -66,7 +66,7 @@ impl HttpProbe {
         let mut answer = answered.map_err(|error| chain(&*error))?;
         let status = answer.response.status();
         if !status.is_success() {
-            return Err(format!("answered {}", status.as_u16()));
+            return Err(course.declined(status.as_u16()));
         }
         course.then(Phase::Body);
         let body = answer.response.body_mut();
@@ -213,7 +213,9 @@ pub(super) mod tests {
         let (address, _server) =
             server(Some("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"), Duration::ZERO)
                 .await;
-        assert_eq!(probe(address).run().await.latency.unwrap_err().why, format!("{address}: answered 503"));
+        let found = probe(address).run().await;
+        assert_eq!(found.latency.unwrap_err().why, format!("{address}: answered 503"));
+        assert_eq!(found.status, Some(503));
     }
 
     #[tokio::test]

@@ -79,6 +79,8 @@ impl fmt::Display for Failure {
 pub struct Probe {
     /// How long the answer took, or why there was none.
     pub latency: Result<Duration, Failure>,
+    /// The status of an answer that is none of success.
+    pub status: Option<u16>,
     /// The phases that were completed, in their order.
     pub phases: Vec<(Phase, Duration)>,
     /// When it ended.
@@ -104,12 +106,13 @@ pub(super) struct Course {
     phase: Phase,
     since: Instant,
     done: Vec<(Phase, Duration)>,
+    status: Option<u16>,
 }
 
 impl Course {
     /// Begins with `phase`.
     pub(super) fn begin(phase: Phase) -> Self {
-        Self { phase, since: clock::monotonic(), done: Vec::with_capacity(6) }
+        Self { phase, since: clock::monotonic(), done: Vec::with_capacity(6), status: None }
     }
 
     /// The phase is completed and `next` begins. Returns how long it took.
@@ -136,6 +139,12 @@ impl Course {
         total
     }
 
+    /// The answer has this status, which is none of success.
+    pub(super) fn declined(&mut self, status: u16) -> String {
+        self.status = Some(status);
+        format!("answered {status}")
+    }
+
     /// The phase under way failed.
     pub(super) fn failed(&self, why: impl Into<String>) -> Failure {
         Failure { phase: self.phase, why: why.into() }
@@ -148,7 +157,7 @@ impl Course {
 
     /// It has ended.
     pub(super) fn found(self, latency: Result<Duration, Failure>) -> Probe {
-        Probe { latency, phases: self.done, at: clock::now() }
+        Probe { latency, status: self.status, phases: self.done, at: clock::now() }
     }
 }
 

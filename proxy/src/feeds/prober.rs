@@ -20,6 +20,9 @@ use super::sql_probe::{Beaten, SqlProbe};
 use crate::fronts::pools::Reach;
 use crate::telemetry::metrics as telemetry;
 
+/// How soon a placement that did not answer is probed again, where steps are longer.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// A resource in one zone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PlacementKey {
@@ -41,6 +44,8 @@ impl PlacementKey {
 pub struct Probes {
     /// Of its HTTP endpoints.
     pub http: Option<Probe>,
+    /// How many of its endpoints' probes have failed in a row.
+    pub http_failed: u32,
     /// Of its database.
     pub sql: Option<Probe>,
     /// The heartbeat written to its database; none where it does not serve.
@@ -155,11 +160,14 @@ impl Prober {
             let mut turn = Endpoints::new(target.http, &target.path, &target.reach, timeout);
             tasks.spawn(async move {
                 let mut ticks = ticks(step);
+                let mut failed = 0_u32;
                 loop {
-                    ticks.tick().await;
+                    let pause = if failed > 0 { AGAIN } else { Duration::MAX };
+                    let _ = tokio::time::timeout(pause, ticks.tick()).await;
                     let probe = turn.run().await;
                     telemetry::probe(&key.zone, "http", &probe);
-                    board.post(&key, |probes| probes.http = Some(probe));
+                    failed = if probe.latency.is_ok() { 0 } else { failed.saturating_add(1) };
+                    board.post(&key, |probes| (probes.http, probes.http_failed) = (Some(probe), failed));
                 }
             });
         }
@@ -197,6 +205,14 @@ impl Prober {
     pub fn watched(&self) -> impl Iterator<Item = &PlacementKey> {
         self.tasks.keys()
     }
+}
+
+/// The service of `target`, probed once; none: it has no endpoint.
+pub async fn probe_once(target: Target, timeout: Duration) -> Option<Probe> {
+    if target.http.is_empty() {
+        return None;
+    }
+    Some(Endpoints::new(target.http, &target.path, &target.reach, timeout).run().await)
 }
 
 fn ticks(step: Duration) -> tokio::time::Interval {

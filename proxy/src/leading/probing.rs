@@ -1,18 +1,14 @@
 //! Probes of a resource's placements, wherever their drivers say they are.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::model::Placement;
+use crate::controller::answering::{TIMEOUT, target};
 use crate::controller::live::Live;
-use crate::feeds::prober::{Pace, PlacementKey, ProbeBoard, Prober, Target};
-use crate::fronts::pools::Reach;
-
-/// How long a probe may take.
-const TIMEOUT: Duration = Duration::from_secs(2);
+use crate::feeds::prober::{Pace, PlacementKey, ProbeBoard, Prober};
 
 /// Probes every placement until `stop`; one whose place changes is probed there from then on.
 pub(super) fn probe(live: &Arc<Live>, stop: &CancellationToken, tasks: &TaskTracker) -> Arc<ProbeBoard> {
@@ -43,20 +39,6 @@ pub(super) fn probe(live: &Arc<Live>, stop: &CancellationToken, tasks: &TaskTrac
         }
     });
     board
-}
-
-fn target(placement: &Placement) -> Target {
-    let reach = Reach::new(&placement.upstream, &[], &[]);
-    if let Err(error) = &reach {
-        tracing::warn!(zone = %placement.zone, error = %format_args!("{error:#}"), "endpoints are not probed");
-    }
-    Target {
-        http: if reach.is_ok() { placement.http.clone() } else { Vec::new() },
-        path: placement.probe.clone(),
-        reach: Arc::new(reach.unwrap_or_default()),
-        sql: placement.postgres.as_ref().map(|database| database.dsn.clone()),
-        heartbeat: placement.postgres.as_ref().is_some_and(|database| database.heartbeat),
-    }
 }
 
 fn same_place(a: &Placement, b: &Placement) -> bool {

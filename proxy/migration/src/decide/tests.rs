@@ -32,6 +32,7 @@ fn world() -> World {
         shadow_utilization: known(0.3),
         shadow_path: Path { rtt_ms: known(22.0), loss: known(0.002), route_age_ms: known(3_600_000.0) },
         lag: known(ByteCount(4096)),
+        shadow_service: Service::Answers,
         above_since: Some(Timestamp(NOW.0 - 200_000)),
         ..World::unknown("a", "b", "test")
     }
@@ -130,9 +131,19 @@ fn reports() {
             },
         ),
         (
+            "the shadow's service does not answer",
+            policy(|parts| parts.mode = Mode::Observe),
+            World { shadow_service: Service::Silent("10.0.0.9:80: connection refused".into()), ..world() },
+        ),
+        (
             "nothing is known of the shadow",
             plain,
-            World { shadow_probe: Fact::unknown("probe fails"), lag: Fact::unknown("no stream"), ..world() },
+            World {
+                shadow_probe: Fact::unknown("probe fails"),
+                lag: Fact::unknown("no stream"),
+                shadow_service: Service::Unjudged("it was not probed".into()),
+                ..world()
+            },
         ),
     ];
     let mut text = String::new();

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use migration::world::Service;
+
 use super::Machine;
 
 /// How often it is looked, where the steps are further apart.
@@ -18,19 +20,20 @@ impl Machine {
 
     /// Decides anew where the phase, the lag or what stands in the way is not what the last decision was made of. Only a step moves.
     pub(super) fn judge_anew(&mut self) {
-        let (lag, blockers) = self.facts();
-        let changed = self.signals.correct(lag, blockers, self.hands.policy().max_lag);
+        let (lag, blockers, service) = self.facts();
+        let changed = self.signals.correct(lag, blockers, service, self.hands.policy().max_lag);
         if self.decision.is_some() && (changed || self.judged != self.state.phase) {
             self.decide();
         }
     }
 
-    /// Bytes that the shadow is behind, or why that is unknown; and everything that stands in the way of a move.
-    pub(super) fn facts(&self) -> (Option<Result<u64, String>>, Vec<String>) {
+    /// Bytes that the shadow is behind, or why that is unknown; everything that stands in the way of a move; and the shadow's service.
+    pub(super) fn facts(&self) -> (Option<Result<u64, String>>, Vec<String>, Service) {
         let mut blockers = self.measure.blockers(&self.hands, &self.state);
         // What nobody could account for later is not begun.
         blockers.extend(self.hands.audit.failing().map(|why| format!("the audit cannot be written: {why}")));
         blockers.extend(self.slots.unread(&self.state.primary.0));
-        (self.measure.lag(&self.hands, &self.state), blockers)
+        let service = self.measure.shadow_service(&self.hands, &self.state);
+        (self.measure.lag(&self.hands, &self.state), blockers, service)
     }
 }

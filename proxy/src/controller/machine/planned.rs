@@ -48,7 +48,8 @@ impl Machine {
     }
 
     fn scaled_up(&self, to: &Zone) -> String {
-        format!("scale {to} up to {} workers", self.hands.workers(to, Capacity::Full))
+        let asked = if self.hands.front.is_some() { ", see that its service answers" } else { "" };
+        format!("scale {to} up to {} workers{asked}", self.hands.workers(to, Capacity::Full))
     }
 
     fn held(&self) -> String {
