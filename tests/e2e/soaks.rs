@@ -1,6 +1,7 @@
 //! An old primary soaks until the policy says, or until a person ends that.
 
 use anyhow::{Result, ensure};
+use godwit::controller::verification::{Standing, VerificationView};
 use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{Playground, RESOURCE};
 use serde_json::json;
@@ -30,6 +31,12 @@ async fn a_soak_is_ended_by_a_person_and_follows_the_policy() -> Result<()> {
     let (_, status, _) = godwit(&leader, &["status", RESOURCE]).await?;
     ensure!(status.contains(&format!("{id}: {old} soaks until ")), "{status}");
 
+    // Whoever soaks follows, and may be compared; what may not be done says what ends it.
+    let (code, equal, said) = godwit(&leader, &["verify", RESOURCE, "--share", "1"]).await?;
+    ensure!(code == Some(0) && equal.contains(": equal: "), "{equal} {said}");
+    let (code, _, said) = godwit(&leader, &["shadow", "disable", RESOURCE]).await?;
+    ensure!(code == Some(4) && said.contains(&format!("godwit retire {RESOURCE} ends that")), "{said}");
+
     // Another policy is that of a soak under way, too, also where it was changed while nobody ran.
     let file = playground.config.with_file_name("policies").join("playground.yaml");
     let soaks_for = |hours: u64| {
@@ -47,6 +54,19 @@ async fn a_soak_is_ended_by_a_person_and_follows_the_policy() -> Result<()> {
     change("after: 20h", "after: 30h")?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.until("it soaks even longer", soaks_for(30)).await?;
+
+    // The next move ends a verification as any does.
+    leader.until("it follows", |view| view.replication.state == "streaming").await?;
+    let (code, _, said) = godwit(&leader, &["verify", RESOURCE, "--rate", "20", "--detach"]).await?;
+    ensure!(code == Some(0), "{said}");
+    let next = leader.migrate(&old).await?;
+    let ended = leader
+        .until_answer("verification", "it ends", |view: &VerificationView| view.state != Standing::Running)
+        .await?;
+    ensure!(ended.why.contains(&next), "{ended:#?}");
+    leader.until("the other soaks", |view| view.primary == old && view.soak.is_some()).await?;
+    ensure!(leader.migration(&id).await?.state == "superseded");
+    let (id, old) = (next, new);
 
     let (code, said, _) = godwit(&leader, &["retire", RESOURCE]).await?;
     ensure!(code == Some(0) && said.starts_with(&format!("{old} is ")), "{said}");

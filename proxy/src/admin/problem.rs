@@ -68,7 +68,7 @@ impl From<Denied> for Problem {
     fn from(denied: Denied) -> Self {
         let detail = denied.to_string();
         match denied {
-            Denied::Running { id, .. } => Self {
+            Denied::Running { id, .. } | Denied::Soaking { id, .. } => Self {
                 migration: Some(id.into()),
                 ..Self::new(StatusCode::CONFLICT, "migration-running", detail)
             },

@@ -376,7 +376,8 @@ impl Machine {
             self.hands.audit.note(audited::step(&self.state, &next, event));
         }
         self.cut_outdated(&next);
-        if let Some(run) = next.run.as_ref().filter(|_| self.state.run.is_none()) {
+        let same = |run: &&Run| self.state.run.as_ref().is_some_and(|before| before.id == run.id);
+        if let Some(run) = next.run.as_ref().filter(|run| !same(run)) {
             // Nothing else may read in the databases while requests are held.
             self.verifications.stop(&format!("migration {} began", run.id));
             self.do_not_end(run, next.phase);

@@ -55,10 +55,12 @@ pub mod zones;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use migration::cutover::{Phase, Run, State};
 use tokio::sync::{mpsc, oneshot};
 
 use view::ResourceView;
 
+use crate::audit::chain::moment;
 use crate::config::model::Resource;
 
 /// What a person asks for.
@@ -195,6 +197,16 @@ pub enum Denied {
         /// Where it stands.
         phase: &'static str,
     },
+    /// An old primary soaks, and this is not done meanwhile.
+    #[error("migration {id} soaks until {until}: godwit retire {resource} ends that")]
+    Soaking {
+        /// Its id.
+        id: String,
+        /// The resource.
+        resource: String,
+        /// Until when.
+        until: String,
+    },
     /// A guard does not let it through.
     #[error("{}", .0.join("; "))]
     Guards(Vec<String>),
@@ -213,6 +225,17 @@ pub enum Denied {
     /// It could not be written down.
     #[error("the journal cannot be written: {0}")]
     Journal(String),
+}
+
+impl Denied {
+    /// Not while `run` is the run of `state`.
+    fn under_way(state: &State, run: &Run) -> Self {
+        let id = run.id.clone();
+        match state.deadline().filter(|_| state.phase == Phase::Soaking) {
+            Some(until) => Self::Soaking { id, resource: state.resource.clone(), until: moment(until) },
+            None => Self::Running { id, phase: state.phase.name() },
+        }
+    }
 }
 
 /// The way to a resource's controller.

@@ -40,7 +40,7 @@ impl Machine {
             || (was.fallback_after, was.fallback_back) != (is.fallback_after, is.fallback_back);
         let ends = !is.shadow_enabled && self.state.phase != Phase::Idle;
         if let Some(run) = self.state.run.as_ref().filter(|_| scaling || replication || ends) {
-            return Err(Denied::Running { id: run.id.clone(), phase: self.state.phase.name() });
+            return Err(Denied::under_way(&self.state, run));
         }
         if let Some(persist) = persist {
             persist.write().map_err(Denied::Journal)?;
@@ -107,7 +107,7 @@ impl Machine {
     pub(super) fn leave(&mut self, reply: oneshot::Sender<Result<(), Denied>>) {
         let settings = self.hands.settings();
         let refusal = if let Some(run) = &self.state.run {
-            Some(Denied::Running { id: run.id.clone(), phase: self.state.phase.name() })
+            Some(Denied::under_way(&self.state, run))
         } else if *self.state.primary.0 != *settings.primary {
             Some(Denied::Conflict(format!(
                 "{} is served in {}, whose database Godwit made: migrate it back to {} first",

@@ -1,7 +1,7 @@
 //! Verifies the shadow against its primary while both are used: when somebody asks, one run at a time per resource.
 //!
 //! Where a run stands is kept in a file under the node's state, so that one that was stopped, or whose node was, goes on from
-//! there. A migration ends it: nothing may read in the databases while requests are held.
+//! there. A migration ends it when it begins: nothing may read in the databases while requests are held. Once it soaks it is in nobody's way.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -180,9 +180,9 @@ impl Verifications {
         resource: &ResourceView,
     ) -> Result<VerificationView, Denied> {
         let conflict = |why: String| Err(Denied::Conflict(why));
-        if let Some(id) = &resource.migration {
+        if let Some(id) = resource.migration.as_ref().filter(|_| resource.soak.is_none()) {
             return conflict(format!(
-                "migration {id} is under way ({}): verify when it has ended",
+                "migration {id} is under way ({}): verify when it soaks or has ended",
                 resource.phase
             ));
         }
