@@ -66,7 +66,9 @@ async fn a_doctor_says_no_go_until_every_blocker_is_mended() -> Result<()> {
     ensure!(answer.code == Some(4), "{}", answer.text);
     for line in [
         format!("blocker  {here}, {there}: public.customers: index late added on {here}"),
-        "   mend  godwit schema sync; or on the shadow: CREATE INDEX late ON public.customers".into(),
+        format!(
+            "   mend  godwit schema sync {RESOURCE}; or on the shadow: CREATE INDEX late ON public.customers"
+        ),
     ] {
         ensure!(answer.text.contains(&line), "no {line:?} in {}", answer.text);
     }

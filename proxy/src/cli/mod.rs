@@ -406,6 +406,12 @@ fn demo_orders(options: orders::Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether this can be typed.
+#[cfg(test)]
+pub(crate) fn parses(command: &str) -> bool {
+    Arguments::try_parse_from(command.split_whitespace()).is_ok()
+}
+
 fn demo_driver(options: driver::Options) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(driver::run(options))?;

@@ -188,7 +188,8 @@ pub(super) fn verification(view: &VerificationView, resource: &str) -> String {
         Standing::Running => writeln!(text, "{way}: a verification is under way: {looked}"),
         Standing::Stopped | Standing::Failed => {
             let what = if view.state == Standing::Stopped { "stopped" } else { "failed" };
-            writeln!(text, "{way}: {what} ({}) after {looked}; godwit verify --resume goes on", view.why)
+            let why = &view.why;
+            writeln!(text, "{way}: {what} ({why}) after {looked}; godwit verify {resource} --resume goes on")
         }
         Standing::Done if progress.differences == 0 => writeln!(text, "{way}: equal: {looked}"),
         Standing::Done => writeln!(text, "{way}: {} differences: {looked}", progress.differences),

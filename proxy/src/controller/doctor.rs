@@ -10,6 +10,7 @@ use replicator::preflight::{Finding, Severity, Side, check_for, has_copy, retent
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
+use super::drift::reseed_command;
 use super::{answering, preflight};
 use crate::causes::chain;
 use crate::config::model::Resource;
@@ -170,20 +171,25 @@ async fn drifted(source: &Client, shadow: &Client, zones: [&str; 2]) -> Result<V
     drift::differences(source, shadow, zones).await
 }
 
-fn difference(resource: &str, zone: &str, difference: Difference) -> FindingView {
-    let remedy = match difference.mend {
-        Mend::Add(sql) | Mend::Rename(sql) => Some(format!("godwit schema sync; or on the shadow: {sql}")),
-        Mend::Table(_) => Some("godwit schema sync".into()),
-        Mend::Drop(sql) => Some(format!("godwit schema sync --drop; or on the shadow: {sql}")),
-        Mend::Anew(table) => Some(format!("godwit reseed {resource} --table {table}")),
+/// What a person types, or has the shadow's server do.
+fn mended(resource: &str, mend: Mend) -> Option<String> {
+    let sync = format!("godwit schema sync {resource}");
+    match mend {
+        Mend::Add(sql) | Mend::Rename(sql) => Some(format!("{sync}; or on the shadow: {sql}")),
+        Mend::Table(_) => Some(sync),
+        Mend::Drop(sql) => Some(format!("{sync} --drop; or on the shadow: {sql}")),
+        Mend::Anew(table) => Some(reseed_command(resource, &table)),
         Mend::Person(sql) => sql.map(|sql| format!("on the shadow: {sql}")),
-    };
+    }
+}
+
+fn difference(resource: &str, zone: &str, difference: Difference) -> FindingView {
     FindingView {
         severity: if difference.stops { "blocker" } else { "warning" }.into(),
         zone: zone.into(),
         subject: difference.subject,
         problem: difference.what,
-        remedy,
+        remedy: mended(resource, difference.mend),
     }
 }
 
@@ -204,5 +210,26 @@ fn unexamined(zone: &str, why: String) -> FindingView {
         subject: "database".into(),
         problem: format!("cannot be examined: {why}"),
         remedy: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_mends_a_difference_can_be_typed() {
+        let sql = || "SQL".to_owned();
+        for mend in [
+            Mend::Add(sql()),
+            Mend::Rename(sql()),
+            Mend::Table(sql()),
+            Mend::Drop(sql()),
+            Mend::Anew("public.a".into()),
+        ] {
+            let remedy = mended("shop", mend).unwrap();
+            let command = remedy.split(';').next().unwrap();
+            assert!(crate::cli::parses(command), "{command}");
+        }
     }
 }

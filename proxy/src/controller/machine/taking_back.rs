@@ -4,7 +4,7 @@ use migration::aftermath::Answers;
 use migration::cutover::{Phase, State, Trigger, step};
 use migration::decide::pause_ends;
 use migration::policy::Mode;
-use migration::units::{Generation, Timestamp};
+use migration::units::{Generation, Timestamp, Zone};
 
 use super::Machine;
 use crate::causes::chain;
@@ -31,6 +31,11 @@ impl TakenBack {
         let (id, generation) = (run.id.clone(), run.generation);
         Some(Self { id, generation, why: why.clone(), frozen: state.phase > Phase::Committed })
     }
+}
+
+/// What a person types for it.
+fn command(resource: &str, to: &Zone) -> String {
+    format!("godwit migrate {resource} --to {to}")
 }
 
 impl Machine {
@@ -79,8 +84,8 @@ impl Machine {
         let (here, there) = (self.state.primary.clone(), self.state.shadow.clone());
         let why = worse.to_string();
         if policy.mode != Mode::Auto {
-            self.regret =
-                Some(format!("{why}: godwit migrate {} takes it back to {there}", self.state.resource));
+            let command = command(&self.state.resource, &there);
+            self.regret = Some(format!("{why}: {command} takes it back"));
             return;
         }
         if let Some(ends) = pause_ends(&policy, self.moves.undone).filter(|ends| now < *ends) {
@@ -136,5 +141,11 @@ mod tests {
         let mut other = requested(Trigger::Score);
         other.phase = Phase::Committed;
         assert!(TakenBack::found(&other).is_none(), "nothing failed");
+    }
+
+    #[test]
+    fn the_way_back_can_be_typed_as_it_is_said() {
+        let command = command("shop", &"west".into());
+        assert!(crate::cli::parses(&command), "{command}");
     }
 }
