@@ -316,7 +316,7 @@ async fn what_cannot_be_carried_is_told() -> Result<()> {
         "GRANT SELECT ON TABLE public.secret TO PUBLIC",
     );
     assert_eq!(found.len(), 2, "{found:#?}");
-    let left = compare_for(&client, &empty, false).await?;
+    let left = compare_for(&client, &empty, false, Severity::Warning).await?;
     let rows = "COPY (SELECT * FROM public.job WHERE own) TO STDOUT on the source";
     expect(&left, Warning, "public.job", "1 rows that extension timer keeps", rows);
     there
@@ -324,7 +324,7 @@ async fn what_cannot_be_carried_is_told() -> Result<()> {
             "GRANT SELECT ON TABLE public.secret TO PUBLIC; INSERT INTO job VALUES (7, 'tidy', true)",
         )
         .await?;
-    assert_eq!(compare_for(&client, &empty, false).await?, [], "both are the same");
+    assert_eq!(compare_for(&client, &empty, false, Severity::Warning).await?, [], "both are the same");
 
     for side in [&here, &there] {
         side.batch_execute(

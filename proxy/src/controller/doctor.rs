@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 use super::drift::reseed_command;
 use super::{answering, preflight};
 use crate::causes::chain;
-use crate::config::model::Resource;
+use crate::config::model::{PostgresAuth, Resource};
 
 /// How long the whole examination may take; less than a client of the API waits.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -66,7 +66,7 @@ pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> Doctor
         // The way back starts there: it must fulfil what a source must, too.
         let target = database(resource, shadow, &[Side::Target, Side::Source], &mut found).await;
         if let (Some(source), Some(target)) = (source, target) {
-            match preflight::compared(&source, &target, &resource.policy).await {
+            match preflight::compared(&source, &target, &resource.policy, logins(resource)).await {
                 Ok(findings) => found.extend(views(&both, findings)),
                 Err(error) => found.push(unexamined(&both, chain(error))),
             }
@@ -100,6 +100,12 @@ pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> Doctor
         go: found.iter().all(|finding| finding.severity != "blocker"),
         findings: found,
     }
+}
+
+/// Clients that the PostgreSQL front lets in by the database's verifiers come to the next primary with the same.
+fn logins(resource: &Resource) -> Severity {
+    let asks = resource.postgres.as_ref().is_some_and(|front| matches!(front.auth, PostgresAuth::Query(_)));
+    if asks { Severity::Blocker } else { Severity::Warning }
 }
 
 /// Services that do not answer. One that a driver starts for a move is asked then.

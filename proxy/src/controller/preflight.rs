@@ -57,13 +57,14 @@ pub(super) async fn verifiers(client: &Client, resource: &Resource, zone: &str) 
     })
 }
 
-/// What is not the same on both sides and should be.
+/// What is not the same on both sides and should be. `logins`: what it is that a role proves itself by something else there.
 pub(super) async fn compared(
     source: &Client,
     shadow: &Client,
     policy: &Policy,
+    logins: Severity,
 ) -> Result<Vec<Finding>, Error> {
-    compare_for(source, shadow, policy.extensions == KeptByExtensions::Carry).await
+    compare_for(source, shadow, policy.extensions == KeptByExtensions::Carry, logins).await
 }
 
 /// The first of these, and how many more there are.

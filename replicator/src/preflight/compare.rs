@@ -23,11 +23,16 @@ const MAKEABLE: &str = "SELECT extname FROM pg_extension UNION \
 /// What the target lacks of the source: extensions and what they were configured with, passwords, roles and their rights, collations, what the server is built with and
 /// knows, settings, encoding, standbys, the right time. Blockers first.
 pub async fn compare(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
-    compare_for(source, target, true).await
+    compare_for(source, target, true, Severity::Warning).await
 }
 
 /// The same for moves that leave, or carry, what extensions keep for their users.
-pub async fn compare_for(source: &Client, target: &Client, carried: bool) -> Result<Vec<Finding>, Error> {
+pub async fn compare_for(
+    source: &Client,
+    target: &Client,
+    carried: bool,
+    logins: Severity,
+) -> Result<Vec<Finding>, Error> {
     let mut found = Vec::new();
     let sql = "SELECT extname::text, quote_ident(extname), CASE WHEN nspname NOT IN ('public', 'pg_catalog') THEN quote_ident(nspname) END \
         FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace ORDER BY 1";
@@ -61,7 +66,7 @@ pub async fn compare_for(source: &Client, target: &Client, carried: bool) -> Res
     found.extend(superusers(source, target).await?);
     found.extend(encodings(source, target).await?);
     found.extend(extensions::findings(source, target, carried).await?);
-    found.extend(passwords(source, target).await?);
+    found.extend(passwords(source, target, logins).await?);
     found.extend(lacks(source, target).await?);
     found.extend(settings(source, target).await?);
     found.extend(paths::lost(source).await?);
@@ -155,7 +160,7 @@ const VERIFIERS: &str = "SELECT rolname::text || ' ' || md5(rolpassword) FROM pg
 
 /// Roles that could log in on the source and not on the target, as far as the role may read that on both (it needs that for a
 /// PostgreSQL front that asks the database).
-async fn passwords(source: &Client, target: &Client) -> Result<Vec<Finding>, Error> {
+async fn passwords(source: &Client, target: &Client, severity: Severity) -> Result<Vec<Finding>, Error> {
     let mut sides = Vec::new();
     for side in [source, target] {
         // Tried, it would be an error in the server's log each time.
@@ -170,7 +175,7 @@ async fn passwords(source: &Client, target: &Client) -> Result<Vec<Finding>, Err
     let there: Vec<String> = sides[1].iter().filter_map(|line| role(line)).collect();
     let other = sides[0].iter().filter(|line| !sides[1].contains(line)).filter_map(|line| role(line));
     let found = other.map(|role| Finding {
-        severity: Severity::Warning,
+        severity,
         problem: if there.contains(&role) {
             "has another password on the target, or the same with another salt: through the PostgreSQL front, or with the source's, it \
              cannot log in after a move"

@@ -12,6 +12,8 @@ use crate::lock::lock;
 const ROLES: usize = 256;
 /// A fence leaves a login as it is, and takes the right to connect.
 const FENCED: &str = "42501";
+/// What it proved itself by is not what the server knows.
+const WRONG: &str = "28P01";
 
 /// Each role that has logged in, as it did last.
 #[derive(Debug, Default)]
@@ -47,23 +49,35 @@ impl PostgresFront {
         let roles: Vec<Identity> = lock(&self.roles.0).values().cloned().collect();
         let mut found = Vec::new();
         for identity in roles {
-            let Some(why) = self.keeps_out(&identity, zone).await else { continue };
+            let Some(error) = self.keeps_out(&identity, zone).await else { continue };
             // What has changed since, here as well, or a role that is gone, is no matter of the move.
             let here = self.active();
             if self.keeps_out(&identity, &here.zone).await.is_some() {
                 self.roles.forget(&identity);
                 continue;
             }
-            found.push(format!(
-                "role {} cannot log in at {zone} as it does at {}: {why}",
-                identity.user, here.zone
-            ));
+            // What it proves itself by is another there: a password, or its salt.
+            let mend = match &error {
+                NoBackend::Login(_) => true,
+                NoBackend::Refused(error, _) => error.sqlstate == WRONG,
+                _ => false,
+            };
+            let (role, from) = (&identity.user, &here.zone);
+            let mend = if mend {
+                format!(
+                    " (mend: give role {role} at {zone} the password line that pg_dumpall --roles-only has at {from})"
+                )
+            } else {
+                String::new()
+            };
+            let why = chain(error);
+            found.push(format!("role {role} cannot log in at {zone} as it does at {from}: {why}{mend}"));
         }
         found
     }
 
     /// Why this role cannot log in there; none: it can, or nobody could say.
-    async fn keeps_out(&self, identity: &Identity, zone: &str) -> Option<String> {
+    async fn keeps_out(&self, identity: &Identity, zone: &str) -> Option<NoBackend> {
         let zone: Arc<str> = zone.into();
         match Backend::open(self.dsn(&zone)?, identity, 0, &zone).await {
             Ok(backend) => {
@@ -73,7 +87,7 @@ impl PostgresFront {
             Err(NoBackend::Refused(error, _)) if error.sqlstate == FENCED => None,
             // Whether it is there at all is watched elsewhere.
             Err(NoBackend::Unreachable(_) | NoBackend::Lost(_) | NoBackend::TimedOut) => None,
-            Err(error) => Some(chain(error)),
+            Err(error) => Some(error),
         }
     }
 }
