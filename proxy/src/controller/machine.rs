@@ -137,6 +137,7 @@ impl Machine {
             verifications: verifications.clone(),
             streams: hands.streams.clone(),
         };
+        telemetry::begin_resource(&hands.resource.name);
         let Memory { seed, learner, history, freezes } = memory;
         let proposals = Proposals::open(&hands.resource.name, hands.journal.clone());
         let worth = Worth::of_last_move(&hands.journal, &state);

@@ -8,6 +8,7 @@ use migration::cutover::{Outcome, Phase, State};
 use migration::policy::{Policy, ReplicationMode};
 use migration::report::DecisionReport;
 use migration::units::Timestamp;
+use replicator::error::Cause;
 use replicator::status::{Phase as Stream, StreamStatus};
 
 use super::names;
@@ -29,7 +30,30 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS)?
         .install_recorder()?;
     names::describe();
+    begin();
     Ok(handle)
+}
+
+/// What a node counts from its start on: a counter that came with its first event would show no increase then.
+fn begin() {
+    for name in [names::AUDIT_LOST, names::REQUEST_SAMPLES_LOST, names::ACCESS_LINES_LOST] {
+        counter!(name).increment(0);
+    }
+}
+
+/// The same for a resource.
+pub fn begin_resource(resource: &str) {
+    let outcomes =
+        [Outcome::Retired, Outcome::Superseded, Outcome::Aborted(String::new()), Outcome::TakenOver];
+    for outcome in outcomes {
+        counter!(names::MIGRATIONS, names::RESOURCE => resource.to_owned(), names::OUTCOME => outcome.name())
+            .increment(0);
+    }
+    for cause in Cause::ALL {
+        let label = cause.policy().label;
+        counter!(names::STREAM_FAILURES, names::RESOURCE => resource.to_owned(), names::CAUSE => label)
+            .increment(0);
+    }
 }
 
 /// Whether this node leads, where several may.
@@ -257,6 +281,36 @@ pub fn feed_ages(board: &FeedBoard, now: Timestamp) {
     for (feed, state) in board.all() {
         if let Some(at) = state.at {
             gauge!(names::FEED_AGE, names::FEED => feed.name.clone()).set(now.since(at).as_secs_f64());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_of_alerts_are_there_before_their_first_event() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            begin();
+            begin_resource("orders");
+        });
+        let shown = recorder.handle().render();
+        let alerts = include_str!("../../../config/prometheus/alerts.yml");
+        let counters: Vec<&str> = alerts
+            .split("increase(")
+            .skip(1)
+            .map(|rest| rest.split(['{', '[']).next().unwrap_or_default())
+            .collect();
+        assert!(counters.len() > 2, "{counters:?}");
+        for name in counters {
+            let zero = |line: &str| line.starts_with(name) && line.ends_with(" 0");
+            assert!(shown.lines().any(zero), "{name} is not there: {shown}");
+        }
+        for outcome in ["retired", "superseded", "aborted", "taken_over"] {
+            let line = format!("godwit_migrations_total{{resource=\"orders\",outcome=\"{outcome}\"}} 0");
+            assert!(shown.contains(&line), "{shown}");
         }
     }
 }
