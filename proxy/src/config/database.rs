@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use replicator::postgres::{Authority, ClientCertificate, Dsn, Tls, TlsMode};
 use tokio_postgres::config::Host;
 
+use super::listeners::Listeners;
 use super::load::Surroundings;
 use super::model::Database;
 use super::raw::Value;
@@ -14,11 +15,21 @@ use super::walk::Item;
 const DSN_RIGHT: &str = "postgres://USER@HOST:PORT/DATABASE";
 
 /// `{dsn, password, tls, bin, app_roles, heartbeat}`.
-pub(super) fn read(item: &Item<'_>, around: &Surroundings<'_>) -> Option<Database> {
+pub(super) fn read<'a>(
+    item: &Item<'a>,
+    around: &Surroundings<'_>,
+    listeners: &mut Listeners<'a>,
+) -> Option<Database> {
     let mut section = item.section()?;
     let dsn = section.required("dsn", &format!("dsn: {DSN_RIGHT}"));
     let tls = section.optional("tls");
-    let dsn = dsn.and_then(|item| connection(&item, tls.is_some(), around));
+    let dsn = dsn.and_then(|item| {
+        let dsn = connection(&item, tls.is_some(), around)?;
+        if let [Host::Tcp(host)] = dsn.get_hosts() {
+            listeners.passes_on_to(&item, host, port(&dsn));
+        }
+        Some(dsn)
+    });
     let tls = tls.map(|item| encryption(&item, around));
     let password = section.optional("password").map(|item| secret::read(&item, around));
     let bin = section.optional("bin").map(|item| item.path(around.folder));
@@ -147,6 +158,11 @@ fn connection(item: &Item<'_>, tls_apart: bool, around: &Surroundings<'_>) -> Op
 
 /// Whether two connection strings mean the same database of the same server, as far as the text tells.
 pub(super) fn same(a: &Database, b: &Database) -> bool {
-    let port = |database: &Database| database.dsn.get_ports().first().copied().unwrap_or(5432);
-    a.dsn.get_hosts() == b.dsn.get_hosts() && port(a) == port(b) && a.dsn.get_dbname() == b.dsn.get_dbname()
+    a.dsn.get_hosts() == b.dsn.get_hosts()
+        && port(&a.dsn) == port(&b.dsn)
+        && a.dsn.get_dbname() == b.dsn.get_dbname()
+}
+
+fn port(dsn: &Dsn) -> u16 {
+    dsn.get_ports().first().copied().unwrap_or(5432)
 }

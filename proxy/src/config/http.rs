@@ -334,7 +334,11 @@ pub(super) fn upstream(item: &Item<'_>, around: &Surroundings<'_>) -> Option<Ups
 }
 
 /// Endpoints and their weights: `HOST:PORT` or `{at: HOST:PORT, weight: 2}`.
-pub(super) fn endpoints(item: &Item<'_>, needed: bool) -> Option<(Vec<String>, Vec<u32>)> {
+pub(super) fn endpoints<'a>(
+    item: &Item<'a>,
+    needed: bool,
+    listeners: &mut Listeners<'a>,
+) -> Option<(Vec<String>, Vec<u32>)> {
     let list = item.list("endpoints, such as [\"10.0.1.10:8000\"]")?;
     if list.is_empty() && needed {
         item.wrong("has no endpoint", "at least one, such as [\"10.0.1.10:8000\"]");
@@ -353,6 +357,11 @@ pub(super) fn endpoints(item: &Item<'_>, needed: bool) -> Option<(Vec<String>, V
             _ => (item.endpoint(), Some(1)),
         };
         let (Some(at), Some(weight)) = (at, weight) else { continue };
+        if let Some((host, port)) = at.rsplit_once(':')
+            && let Ok(port) = port.parse()
+        {
+            listeners.passes_on_to(item, host, port);
+        }
         if endpoints.contains(&at) {
             item.wrong(format!("`{at}` is listed twice"), "each endpoint once");
         }

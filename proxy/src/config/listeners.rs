@@ -87,11 +87,21 @@ struct Served<'a> {
     resource: String,
 }
 
+/// Where requests or sessions of a resource are passed on to.
+struct Upstream<'a> {
+    item: Item<'a>,
+    host: String,
+    port: u16,
+}
+
 /// Every TCP listener that the configuration opens on this machine.
 #[derive(Default)]
 pub(super) struct Listeners<'a> {
     listeners: Vec<Listener<'a>>,
     served: Vec<Served<'a>>,
+    upstreams: Vec<Upstream<'a>>,
+    /// Which of the listeners are PostgreSQL fronts.
+    passing_on: Vec<usize>,
 }
 
 impl<'a> Listeners<'a> {
@@ -130,8 +140,40 @@ impl<'a> Listeners<'a> {
         }
     }
 
+    /// The PostgreSQL front of a resource.
+    pub(super) fn add_postgres(&mut self, item: &Item<'a>, address: SocketAddr, resource: &str) {
+        self.add(item, address, format!("the PostgreSQL front of {resource}"));
+        self.passing_on.push(self.listeners.len() - 1);
+    }
+
+    /// Somewhere that clients are passed on to.
+    pub(super) fn passes_on_to(&mut self, item: &Item<'a>, host: &str, port: u16) {
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        self.upstreams.push(Upstream { item: item.clone(), host, port });
+    }
+
+    /// Notes places that are fronts of this node: what is passed on there comes back, again and again.
+    fn check_circles(&self) {
+        let passes_on = |(at, listener): &(usize, &Listener<'a>)| {
+            listener.front.is_some() || self.passing_on.contains(at)
+        };
+        for upstream in &self.upstreams {
+            let mut fronts = self.listeners.iter().enumerate().filter(passes_on);
+            if let Some((_, front)) =
+                fronts.find(|(_, front)| answers(front.address, &upstream.host, upstream.port))
+            {
+                let (address, what, line) = (front.address, &front.what, front.item.at().line);
+                upstream.item.wrong(
+                    format!("is {what}, which listens on {address} (line {line}): what it passes on would come back to it"),
+                    "where the service or its database itself listens",
+                );
+            }
+        }
+    }
+
     /// Notes listeners that exclude each other and hosts that are served twice.
     pub(super) fn check(&self) {
+        self.check_circles();
         let mut in_order: Vec<&Listener<'a>> = self.listeners.iter().collect();
         in_order.sort_by_key(|listener| listener.item.at());
         for (i, later) in in_order.iter().enumerate() {
@@ -184,6 +226,27 @@ impl<'a> Listeners<'a> {
             earlier.push(later);
         }
     }
+}
+
+/// Whether what listens on `address` answers who connects to this host and port, as far as the text tells.
+fn answers(address: SocketAddr, host: &str, port: u16) -> bool {
+    if port != address.port() {
+        return false;
+    }
+    let listens = address.ip().to_canonical();
+    if host.eq_ignore_ascii_case("localhost") {
+        return listens.is_unspecified() || listens.is_loopback();
+    }
+    host.parse::<IpAddr>().is_ok_and(|ip| {
+        let ip = ip.to_canonical();
+        // Who connects to the unspecified address comes to this machine.
+        let here = ip.is_loopback() || ip.is_unspecified();
+        // What listens on [::] is reached over IPv4 as well.
+        let both = listens.is_ipv6() || ip.is_ipv4();
+        ip == listens
+            || here && listens.is_unspecified() && both
+            || ip.is_unspecified() && listens.is_loopback()
+    })
 }
 
 /// Whether the second of two TCP listeners could not be opened. Port 0 is a free one each time.

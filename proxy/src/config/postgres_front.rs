@@ -38,7 +38,7 @@ pub(super) fn read<'a>(
     let pool = section.optional("pool").map(|item| pool(&item));
     section.finish();
     let (listen, address) = (listen.as_ref()?, listen.as_ref().and_then(Item::address)?);
-    listeners.add(listen, address, format!("the PostgreSQL front of {resource}"));
+    listeners.add_postgres(listen, address, resource);
     if auth == Some(PostgresAuth::Trust)
         && !address.ip().is_loopback()
         && let Some(item) = auth_item

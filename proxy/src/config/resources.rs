@@ -57,7 +57,7 @@ pub(super) fn read<'a>(
     let placement_items = placements.as_ref().and_then(|item| item.named("placements"));
     let mut read_placements = BTreeMap::new();
     for (zone, item) in placement_items.iter().flatten() {
-        if let Some(placement) = placement(zone, item, has_http, known, around, used_drivers) {
+        if let Some(placement) = placement(zone, item, has_http, known, around, listeners, used_drivers) {
             read_placements.insert((*zone).to_owned(), placement);
         }
     }
@@ -226,6 +226,7 @@ fn placement<'a>(
     has_http: bool,
     known: &Known<'_>,
     around: &Surroundings<'_>,
+    listeners: &mut Listeners<'a>,
     used_drivers: &mut BTreeMap<&'a str, u64>,
 ) -> Option<Placement> {
     if let Some(zones) = &known.zones
@@ -245,7 +246,7 @@ fn placement<'a>(
         section.optional("http")
     };
     let endpoints = match &http {
-        Some(item) => http::endpoints(item, has_http),
+        Some(item) => http::endpoints(item, has_http, listeners),
         None => (!has_http || provides).then(Default::default),
     };
     let (endpoints, weights) = endpoints.unzip();
@@ -257,7 +258,7 @@ fn placement<'a>(
         Some(item) => item.url_path(),
         None => Some("/healthz".to_owned()),
     };
-    let postgres = section.optional("postgres").map(|item| database::read(&item, around));
+    let postgres = section.optional("postgres").map(|item| database::read(&item, around, listeners));
     let cost = match section.optional("cost") {
         Some(item) => item.cost_per_hour().map(Some),
         None => Some(known.zones_read.get(zone).and_then(|zone| zone.cost_per_hour)),
@@ -353,7 +354,15 @@ fn whole(items: &[(&str, Item<'_>)], placements: &BTreeMap<String, Placement>) {
                 item.wrong_key(what, "a database of its own: its changes are replicated");
             }
         }
-        (None, None) => {}
+        (None, None) => {
+            let given = !first.http.is_empty() && first.driver.is_none() && second.driver.is_none();
+            let all = |a: &Placement, b: &Placement| a.http.iter().all(|at| b.http.contains(at));
+            if given && all(first, second) && all(second, first) {
+                let what =
+                    format!("has the same endpoints as the placement in {}, and no database", first.zone);
+                item.wrong_key(what, "endpoints of its own: a move would change nothing");
+            }
+        }
         (a, _) => {
             let (with, without) = if a.is_some() { (first, second) } else { (second, first) };
             if without.provided.postgres {
@@ -379,7 +388,13 @@ fn default_policy() -> Option<Policy> {
 fn policy(item: &Item<'_>, known: &Known<'_>) -> Option<Policy> {
     let names = known.policies.iter().map(|policy| policy.name.as_str());
     let built_in = find_policy(DEFAULT_POLICY, known).is_none().then_some(DEFAULT_POLICY);
-    let name = item.reference("policy", names.chain(built_in))?;
+    let name = item.text("the name of a policy")?;
+    if names.clone().chain(built_in).all(|known| known != name) {
+        let right = suggest(name, names.chain(built_in));
+        let what = format!("there is no policy `{name}`");
+        item.wrong(what, format!("{right}; a policy is a file policies/NAME.yaml beside this one"));
+        return None;
+    }
     let policy = match find_policy(name, known) {
         Some(read) => read.policy.clone()?,
         None => default_policy()?,

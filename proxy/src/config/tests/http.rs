@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{BASE, cases, load, with};
+use super::{BASE, POLICY, cases, load, load_all, with};
 use crate::fronts::http::settings::{AtCutover, Limits, ListenerSettings, Settings, Timeouts, Upstream};
 
 const FRONT: &str = "{ listen: 127.0.0.1:8080, hosts: [orders.example] }";
@@ -95,4 +95,51 @@ fn fronts_on_one_listener_agree() {
     let two = "policy: careful\n  stock:\n    fronts: { http: { listen: 127.0.0.1:8080, hosts: [stock.example], h2c: true } }\n    \
         placements: { west: { http: [\"127.0.0.1:8003\"] }, east: { http: [\"127.0.0.1:8004\"] } }\n    primary: west\n";
     insta::assert_snapshot!(with(&[("policy: careful\n", two)]), @"godwit.yaml:20:31  resources.stock.fronts.http.listen  127.0.0.1:8080 is shared with the front of orders (line 9), which has another tls, h2c or proxy_protocol  the same in both, certificates apart");
+}
+
+/// What is passed on to one's own front comes back to it until no socket is left.
+#[test]
+fn a_front_passes_on_to_no_front_of_the_node() {
+    let refused = |main: &str| load_all(main, &[("careful.yaml", POLICY)]).expect_err(main);
+    let circle = "what it passes on would come back to it";
+    let own = BASE.replace("127.0.0.1:8001", "127.0.0.1:8080");
+    let says = refused(&own);
+    assert!(says.starts_with("godwit.yaml:12:"), "{says}");
+    assert!(says.contains("is the front of orders, which listens on 127.0.0.1:8080 (line 9)"), "{says}");
+    for (listen, endpoint) in [
+        ("0.0.0.0:8080", "127.0.0.1:8080"),
+        ("0.0.0.0:8080", "localhost:8080"),
+        ("127.0.0.1:8080", "localhost:8080"),
+        ("127.0.0.1:8080", "0.0.0.0:8080"),
+        ("\"[::]:8080\"", "127.0.0.1:8080"),
+        ("\"[::]:8080\"", "[::1]:8080"),
+    ] {
+        let main = BASE.replace("127.0.0.1:8080", listen).replace("127.0.0.1:8001", endpoint);
+        assert!(refused(&main).contains(circle), "{listen} {endpoint}");
+    }
+    for (listen, endpoint) in [
+        ("0.0.0.0:8080", "10.0.0.7:8080"),
+        ("127.0.0.1:8080", "127.0.0.2:8080"),
+        ("127.0.0.1:8080", "orders.internal:8080"),
+        ("0.0.0.0:8080", "[::1]:8080"),
+    ] {
+        let main = BASE.replace("127.0.0.1:8080", listen).replace("127.0.0.1:8001", endpoint);
+        load_all(&main, &[("careful.yaml", POLICY)]).expect(endpoint);
+    }
+    let postgres = BASE
+        .replace("fronts: { ", "fronts: { postgres: { listen: 0.0.0.0:5433 }, ")
+        .replace("127.0.0.1:5433/orders", "localhost:5433/orders");
+    let says = refused(&postgres);
+    assert!(says.contains("is the PostgreSQL front of orders") && says.contains(circle), "{says}");
+}
+
+/// One service in both placements is one whose database moves; without a database nothing does.
+#[test]
+fn the_same_endpoints_in_both_placements_need_a_database() {
+    let same = BASE.replace("127.0.0.1:8002", "127.0.0.1:8001");
+    load_all(&same, &[("careful.yaml", POLICY)]).expect("its database moves");
+    let without: String =
+        same.lines().filter(|line| !line.contains("dsn")).map(|line| format!("{line}\n")).collect();
+    let says = load_all(&without, &[("careful.yaml", POLICY)]).expect_err("nothing moves");
+    assert!(says.contains("has the same endpoints as the placement in west, and no database"), "{says}");
 }
