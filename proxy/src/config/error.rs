@@ -143,7 +143,7 @@ pub(super) fn counted(count: usize, noun: &str) -> String {
 }
 
 /// `did you mean …?` when a candidate is close to `wrong`, else the list of candidates.
-pub(super) fn suggest<'a>(wrong: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn suggest<'a>(wrong: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     let candidates: Vec<&str> = candidates.into_iter().collect();
     let limit = (wrong.chars().count() / 3).clamp(1, 3);
     let closest = candidates

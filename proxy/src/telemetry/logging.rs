@@ -5,14 +5,17 @@ use std::sync::{Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::reload;
 
+use crate::config::suggest;
 use crate::lock::lock;
 
 /// Names the filter to start with.
 const VARIABLE: &str = "GODWIT_LOG";
 /// pingora's and QUIC's own chatter only where it matters.
 const DEFAULT: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=warn,quinn=warn,tokio_postgres=warn";
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// Longest filter, bytes.
 const LONGEST: usize = 1000;
 
@@ -54,8 +57,12 @@ pub enum FilterError {
 
 /// Starts logging to standard error. `GODWIT_LOG` filters (default `info`, of the libraries `warn`).
 pub fn start() {
-    let asked = std::env::var(VARIABLE).ok().and_then(|text| Some((parse(&text).ok()?, text)));
-    let (filter, text) = asked.unwrap_or_else(|| (EnvFilter::new(DEFAULT), DEFAULT.to_owned()));
+    let asked = std::env::var(VARIABLE).ok().map(|text| (parse(&text), text));
+    let (filter, text, wrong) = match asked {
+        Some((Ok(filter), text)) => (filter, text, None),
+        Some((Err(error), text)) => (EnvFilter::new(DEFAULT), DEFAULT.to_owned(), Some((text, error))),
+        None => (EnvFilter::new(DEFAULT), DEFAULT.to_owned(), None),
+    };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let live = |replace| Live { started_with: text.clone(), now: Mutex::new(text.clone()), replace };
     // A second start, as in tests that run several nodes in one process, changes nothing.
@@ -70,7 +77,12 @@ pub fn start() {
     };
     match started {
         // Whoever initialises the subscriber is the only one.
-        Ok(live) => drop(LIVE.set(live)),
+        Ok(live) => {
+            drop(LIVE.set(live));
+            if let Some((said, why)) = wrong {
+                tracing::warn!(said, %why, "{VARIABLE} is not understood: logged is what is by default");
+            }
+        }
         Err(error) => tracing::debug!(%error, "logging was started before"),
     }
 }
@@ -103,6 +115,15 @@ fn parse(text: &str) -> Result<EnvFilter, FilterError> {
     if text.trim().is_empty() || text.len() > LONGEST {
         return Err(FilterError::Wrong(format!("a filter has 1 to {LONGEST} bytes")));
     }
+    // A word by itself would be taken for a target, and everything else would be silent.
+    for word in text.split(',').map(str::trim).filter(|word| !word.is_empty() && !word.contains(['=', '['])) {
+        if !LEVELS.contains(&word.to_ascii_lowercase().as_str()) && word.parse::<LevelFilter>().is_err() {
+            return Err(FilterError::Wrong(format!(
+                "`{word}` is no level; {}; of one target: {word}=debug",
+                suggest(word, LEVELS)
+            )));
+        }
+    }
     EnvFilter::try_new(text).map_err(|error| FilterError::Wrong(error.to_string()))
 }
 
@@ -112,11 +133,32 @@ mod tests {
 
     #[test]
     fn filters_are_levels_and_targets() {
-        for right in ["info", "warn,godwit=debug", DEFAULT, "off", "godwit::controller=trace"] {
+        for right in [
+            "info",
+            "INFO",
+            "warn, godwit=debug",
+            DEFAULT,
+            "off",
+            "3",
+            "godwit::controller=trace",
+            "[span]=debug",
+        ] {
             assert!(parse(right).is_ok(), "{right}");
         }
         for wrong in ["", " ", "godwit=loud", "a=b=c", &"x".repeat(LONGEST + 1)] {
             assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_is_no_filter() {
+        for (text, says) in [
+            ("inof", "`inof` is no level; did you mean `info`?"),
+            ("godwit=debug,wran", "`wran` is no level; did you mean `warn`?"),
+            ("godwit", "of one target: godwit=debug"),
+        ] {
+            let error = parse(text).map(drop).expect_err(text).to_string();
+            assert!(error.contains(says), "{error}");
         }
     }
 }
