@@ -163,11 +163,12 @@ impl Heard {
 
     /// Waits until the process is to end. Where nobody is served there is nothing to keep for the next program: SIGQUIT ends it, too.
     pub async fn end(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-            _ = self.quit.recv() => {}
-        }
+        let signal = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.quit.recv() => "SIGQUIT",
+        };
+        tracing::info!(signal, "godwit is told to end");
     }
 }
 
@@ -188,6 +189,7 @@ impl Signals {
 
     /// The node ends. Whoever connects is refused at once, and another node may lead while the last requests end, unless a move is under way.
     fn leave(&self) -> ShutdownSignal {
+        tracing::info!(signal = "SIGTERM", "godwit is told to end: requests in flight have their grace");
         self.sockets.only([]);
         if self.node.refuses().is_none() {
             self.leaving.cancel();
@@ -241,6 +243,11 @@ impl Signals {
     }
 }
 
+fn interrupted() -> ShutdownSignal {
+    tracing::info!(signal = "SIGINT", "godwit is told to end at once");
+    ShutdownSignal::FastShutdown
+}
+
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
@@ -249,14 +256,14 @@ impl ShutdownSignalWatch for Signals {
         loop {
             tokio::select! {
                 _ = terminate.recv() => return self.leave(),
-                _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                _ = interrupt.recv() => return interrupted(),
                 // Whoever is connected here had better be somewhere else.
                 () = self.anew.begun() => return ShutdownSignal::FastShutdown,
                 _ = quit.recv() => {}
             }
             tokio::select! {
                 _ = terminate.recv() => return self.leave(),
-                _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                _ = interrupt.recv() => return interrupted(),
                 replaced = self.upgrade() => {
                     if replaced {
                         // Nothing is left that a grace would be for.
