@@ -25,7 +25,7 @@ use crate::admin::access::oidc::Oidc;
 use crate::admin::{self, AdminState};
 use crate::audit::{self, Audit};
 use crate::clock;
-use crate::config::model::Config;
+use crate::config::model::{Config, Resource};
 use crate::controller::events::Events;
 use crate::controller::freezes::Freezes;
 use crate::feeds::external::board::FeedBoard;
@@ -60,6 +60,14 @@ const LOOK: Duration = Duration::from_millis(10);
 const LAST_WRITE: Duration = Duration::from_secs(2);
 /// How long the parts may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(8);
+
+/// Where a resource's fronts listen, each with its key.
+fn listens(resource: &Resource) -> Vec<(SocketAddr, String)> {
+    let http = resource.http.as_ref().map(|front| (front.listen, "http"));
+    let postgres = resource.postgres.as_ref().map(|front| (front.listen, "postgres"));
+    let key = |(address, kind)| (address, format!("resources.{}.fronts.{kind}.listen", resource.name));
+    http.into_iter().chain(postgres).map(key).collect()
+}
 
 /// Runs a node until SIGTERM or SIGINT, or until SIGQUIT makes it the next program; `file` is where its configuration is from.
 pub fn run(config: Config, file: &Path) -> Result<()> {
@@ -149,9 +157,11 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let routes = Routes::new(&fronts)?;
     let postgres: Vec<_> = led.iter().filter_map(|led| led.postgres.clone()).collect();
     let addresses = postgres.iter().map(|front| front.settings.listen).chain(routes.listeners());
-    sockets.only(addresses.clone().chain([config.node.admin.listen]));
+    sockets.only(addresses.chain([config.node.admin.listen]));
     // Bound here rather than on pingora's threads: what is taken is said at once.
-    addresses.into_iter().try_for_each(|address| sockets.listener(address).map(drop))?;
+    for (address, key) in config.resources.values().flat_map(listens) {
+        sockets.listener(address).with_context(|| key)?;
+    }
     let learner = Learner::start(&config.node.state, crate::rng::seed())?;
 
     let (running, changes) = runtime.block_on(async {
@@ -232,10 +242,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let signals = Signals::new(&upgrade, &sockets, node, heard, &anew, leaving);
     tracing::info!(node = %config.node.name, zone = %config.node.zone, admin = %config.node.admin.listen, "godwit runs");
 
-    let listeners = config.resources.values().flat_map(|resource| {
-        let http = resource.http.as_ref().map(|front| front.listen);
-        http.into_iter().chain(resource.postgres.as_ref().map(|front| front.listen))
-    });
+    let listeners = config.resources.values().flat_map(listens).map(|(address, _)| address);
     let listeners = listeners.collect();
     runtime.spawn(stop.clone().run_until_cancelled_owned(ready(listeners)));
     if fronts.is_empty() && postgres.is_empty() {

@@ -23,6 +23,9 @@ pub enum PkiError {
         /// Why.
         source: rcgen::Error,
     },
+    /// No node is called so.
+    #[error("{0:?} is no name of a node: letters, digits, - . _ as in node.name")]
+    Name(String),
     /// A file could not be read or written.
     #[error("cannot {doing} {path}")]
     File {
@@ -74,6 +77,10 @@ pub fn make<'a, H: Into<Holder<'a>> + Copy>(
     let issuer = authority(directory, &mut made)?;
     for holder in holders {
         let Holder { node, zone, resources } = (*holder).into();
+        let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        if !node.starts_with(|c: char| c.is_ascii_alphanumeric()) || !node.chars().all(named) {
+            return Err(PkiError::Name(node.to_owned()));
+        }
         let (path, key_path) = (directory.join(format!("{node}.pem")), directory.join(format!("{node}.key")));
         if path.exists() {
             continue;
@@ -135,6 +142,9 @@ mod tests {
         let authority = std::fs::read(directory.path().join("ca.pem")).expect("ca.pem");
         let made = make(directory.path(), &["a", "b"]).expect("second call");
         assert_eq!(made.len(), 2, "only node b is new");
+        for wrong in ["bad name", "", "../b", "-b"] {
+            assert!(matches!(make(directory.path(), &[wrong]), Err(PkiError::Name(_))), "{wrong:?}");
+        }
         assert_eq!(std::fs::read(directory.path().join("ca.pem")).expect("ca.pem"), authority);
     }
 }

@@ -194,3 +194,55 @@ async fn what_answered_long_ago_is_asked_again() -> Result<()> {
     ensure!(ask(&front).await? == "west");
     Ok(())
 }
+
+/// What is not there is an error, what is in the way refuses, and programs are told on standard output.
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_say_what_the_readme_says() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let ports = free_ports(2)?;
+    let [front, admin] = [ports[0], ports[1]].map(|port| format!("127.0.0.1:{port}"));
+    let (west, east) = (serve("west").await?, serve("east").await?);
+    let config = write(folder.path(), "score: {step: 200ms}\n", [&west, &east], &front, &admin)?;
+    let mut node = Node::start(Path::new(PROGRAM), &config, &[])?;
+    let client = Client::new(&admin);
+    let shadowing = |view: &ResourceView| view.phase == "shadowing";
+    until_answer(&mut node, &client, "/api/v1/resources/shop", "it is there", shadowing).await?;
+    let expect = async |arguments: &str, code: i32, says: &str| {
+        let words: Vec<&str> = arguments.split(' ').collect();
+        let (found, text) = said(&admin, &words).await?;
+        ensure!(found == Some(code) && text.contains(says), "{arguments}: {found:?} {text}");
+        anyhow::Ok(())
+    };
+    for verb in
+        ["status", "explain", "migrate --to east", "takeover", "reseed", "schema sync", "verify", "history"]
+    {
+        let (name, rest) =
+            verb.split_once(" --").map_or((verb, String::new()), |(name, rest)| (name, format!(" --{rest}")));
+        expect(&format!("{name} nope{rest}"), 1, "there is no resource \"nope\"").await?;
+    }
+    expect("-o json status nope", 1, "\"detail\": \"there is no resource \\\"nope\\\"\"").await?;
+    expect("migrate shop --to west", 4, "godwit: refused: ").await?;
+    expect("-o json migrate shop --to west", 4, "\"status\": 409").await?;
+    expect("unfreeze shop", 4, "godwit freezes").await?;
+    expect("freeze shop --why release --for 0s", 2, "longer than nothing").await?;
+    expect("freeze shop --why release --for 1h", 0, "release").await?;
+    expect("freezes", 0, "release").await?;
+    expect("log inof", 1, "did you mean `info`?").await?;
+    expect("log info", 0, "info").await?;
+
+    let text = std::fs::read_to_string(&config)?;
+    std::fs::write(&config, text.replace("policy: quick", "policy: quack"))?;
+    expect("config diff", 3, "did you mean `quick`?").await?;
+    expect("config reload", 3, "did you mean `quick`?").await?;
+    std::fs::write(&config, text.replace("primary: west", "primary: east"))?;
+    expect("config diff", 0, "godwit migrate moves it").await?;
+
+    // What is no text is no name.
+    let mut stream = TcpStream::connect(&admin).await?;
+    let request = format!("GET /api/v1/resources/%ff HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("application/problem+json"), "{answer}");
+    Ok(())
+}

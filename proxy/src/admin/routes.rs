@@ -381,6 +381,12 @@ fn order(
 ) -> Answer<Json<Vec<FreezeView>>> {
     let Json(request) =
         body.map_err(|rejection| Problem::new(StatusCode::BAD_REQUEST, "body", rejection.body_text()))?;
+    if request.why.trim().is_empty() {
+        return Err(changes::wrong("/why", "is empty", "a reason: everybody who asks will read it"));
+    }
+    if request.for_ms == Some(0) {
+        return Err(changes::wrong("/for_ms", "is 0: it would be over at once", "longer, or left out"));
+    }
     let now = crate::clock::now();
     let until = request.for_ms.map(|ms| now.after(std::time::Duration::from_millis(ms)));
     let row =
@@ -399,7 +405,7 @@ fn shown(state: &AdminState, caller: &Caller) -> Vec<FreezeView> {
 fn lift(state: &AdminState, resource: Option<&str>, caller: &Caller) -> Answer<Json<Vec<FreezeView>>> {
     if !state.freezes.lift(resource).map_err(Problem::from)? {
         let what = resource.map_or("nothing is frozen as a whole".into(), |id| {
-            format!("{id} is not frozen by itself: see /api/v1/freezes")
+            format!("{id} is not frozen by itself: godwit freezes lists what is, GET /api/v1/freezes as well")
         });
         return Err(Problem::new(StatusCode::CONFLICT, "conflict", what));
     }

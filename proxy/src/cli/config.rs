@@ -7,8 +7,12 @@ use clap::Subcommand;
 
 use super::check::Format;
 use super::client::Client;
+use super::verbs::REFUSED;
 use crate::leading::changes::Reloaded;
 use crate::leading::comparison::ConfigView;
+
+/// The exit code of an invalid configuration.
+const INVALID: u8 = 3;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {
@@ -53,11 +57,14 @@ fn diff(client: &Client, output: Format) -> Result<ExitCode> {
     let view: ConfigView = client.get("/api/v1/config")?;
     if output == Format::Json {
         println!("{}", serde_json::to_string_pretty(&view.differences)?);
-        return Ok(ExitCode::SUCCESS);
     }
-    if let Some(why) = &view.unreadable {
+    let invalid = view.unreadable.as_ref().or(view.invalid.as_ref());
+    if let Some(why) = invalid {
         eprintln!("godwit: {why}");
-        return Ok(ExitCode::from(3));
+        return Ok(ExitCode::from(INVALID));
+    }
+    if output == Format::Json {
+        return Ok(ExitCode::SUCCESS);
     }
     if view.differences.is_empty() {
         println!("the node runs with what the files say");
@@ -66,14 +73,32 @@ fn diff(client: &Client, output: Format) -> Result<ExitCode> {
         let text = |value: &Option<serde_json::Value>| {
             value.as_ref().map_or("(not there)".into(), ToString::to_string)
         };
-        let how = if one.live { "a reload applies it" } else { "needs a restart" };
+        let how = effect(&one.key, one.live);
         println!("{}  {} -> {}  # {how}; {}", one.key, text(&one.running), text(&one.written), one.origin);
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// What becomes of a key that is written otherwise by now.
+fn effect(key: &str, live: bool) -> &'static str {
+    let of_resource = key.strip_prefix("resources.").and_then(|rest| rest.split_once('.'));
+    match of_resource {
+        _ if live => "a reload applies it",
+        Some((_, "primary")) => "only where nothing is known of the resource yet: godwit migrate moves it",
+        _ => "needs a restart",
+    }
+}
+
 fn reload(client: &Client, output: Format) -> Result<ExitCode> {
-    let body = client.post("/api/v1/config/reload", &serde_json::json!({}))?;
+    let body = match client.post("/api/v1/config/reload", &serde_json::json!({})) {
+        Err(error)
+            if super::problem(&error).is_some_and(|problem| problem.kind.ends_with("#configuration")) =>
+        {
+            super::tell(&error, output);
+            return Ok(ExitCode::from(INVALID));
+        }
+        other => other?,
+    };
     let done: Reloaded = serde_json::from_slice(&body)?;
     if output == Format::Json {
         println!("{}", serde_json::to_string_pretty(&done)?);
@@ -83,11 +108,12 @@ fn reload(client: &Client, output: Format) -> Result<ExitCode> {
         [("applied", &done.applied), ("needs a restart", &done.needs_restart), ("not now", &done.refused)]
     {
         for key in keys {
+            let what = if *what == *"needs a restart" { effect(key, false) } else { what };
             println!("{what}: {key}");
         }
     }
     if done == (Reloaded { applied: vec![], needs_restart: vec![], refused: vec![] }) {
         println!("nothing has changed");
     }
-    Ok(if done.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(4) })
+    Ok(if done.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
 }

@@ -64,7 +64,8 @@ fn test(name: &str, fixture: Option<&Path>, config: &Path, output: Output) -> Re
     let Ok(read) = crate::config::load(config) else { return Ok(check::run(config, output)) };
     let Some(feed) = read.feeds.get(name) else {
         let known: Vec<&str> = read.feeds.keys().map(String::as_str).collect();
-        bail!("{} has no feed {name:?}; it has: {}", config.display(), known.join(", "));
+        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+        bail!("{} has no feed {name:?}; it has: {known}", config.display());
     };
     let now = clock::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -15,7 +15,7 @@ use super::{Output, render, verbs};
 use crate::admin::{HistoryView, RowView, moment};
 use crate::clock;
 use crate::controller::forecast::ForecastView;
-use crate::controller::view::MigrationView;
+use crate::controller::view::{MigrationView, ResourceView};
 use crate::history::series::is_ms;
 
 /// Rows asked for at once.
@@ -77,6 +77,10 @@ pub(super) fn run(client: &Client, arguments: &Arguments, output: Output) -> Res
     let filter = arguments.resource.as_ref().map(|name| format!("&resource={name}")).unwrap_or_default();
     let runs: Vec<MigrationView> =
         client.get(&format!("/api/v1/history?limit={}{filter}", arguments.limit))?;
+    if let Some(name) = arguments.resource.as_ref().filter(|_| runs.is_empty()) {
+        // One that is not configured any more may well have a history; one that never was is a slip.
+        let _: ResourceView = client.get(&format!("/api/v1/resources/{name}"))?;
+    }
     verbs::show(output, &runs, |runs| render::history(runs))?;
     Ok(ExitCode::SUCCESS)
 }

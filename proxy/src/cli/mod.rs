@@ -1,4 +1,4 @@
-//! The command line. Exit codes: 0 ok, 1 error, 2 usage, 3 configuration invalid, 4 refused by a guard, 5 rolled back,
+//! The command line. Exit codes: 0 ok, 1 error, 2 usage, 3 configuration invalid, 4 refused (by a guard, or by what is under way), 5 rolled back,
 //! 6 the shadow differs from its primary.
 
 mod audit;
@@ -26,6 +26,7 @@ use clap::{Parser, Subcommand};
 
 use check::Format as Output;
 
+use crate::admin::Problem;
 use crate::controller::drift::SyncRequest;
 use crate::demo::{driver, orders, run};
 
@@ -199,12 +200,14 @@ enum Command {
         /// Only this one; default: every resource of the node.
         resource: Option<String>,
         /// Why: everybody who asks will read it.
-        #[arg(long, value_name = "TEXT")]
+        #[arg(long, value_name = "TEXT", value_parser = said)]
         why: String,
         /// For how long, such as 2h.
-        #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+        #[arg(long = "for", value_name = "DURATION", value_parser = some_time)]
         lasting: Option<std::time::Duration>,
     },
+    /// List the freezes that operators ordered and that are in effect.
+    Freezes,
     /// Lift a freeze that an operator ordered.
     Unfreeze {
         /// That of this one; default: that of every resource.
@@ -341,24 +344,27 @@ pub fn main() -> ExitCode {
             });
             verbs::take_over(&client, &resource, &body, wait, output)
         }
-        Command::Abort { resource } => verbs::abort(&client, &resource),
-        Command::Retire { resource } => verbs::retire(&client, &resource),
+        Command::Abort { resource } => verbs::abort(&client, &resource, output),
+        Command::Retire { resource } => verbs::retire(&client, &resource, output),
         Command::Schema(Schema::Diff { resource }) => verbs::schema(&client, &resource, output),
         Command::Schema(Schema::Sync { resource, dry_run, drop }) => {
             verbs::sync_schema(&client, &resource, SyncRequest { dry_run, drop }, output)
         }
-        Command::Reseed { resource, tables } if tables.is_empty() => verbs::reseed(&client, &resource),
+        Command::Reseed { resource, tables } if tables.is_empty() => {
+            verbs::reseed(&client, &resource, output)
+        }
         Command::Reseed { resource, tables } => verbs::reseed_tables(&client, &resource, tables, output),
         Command::Approve { resource, proposal } => {
             verbs::approve(&client, &resource, proposal.as_deref(), output)
         }
         Command::Reserve(arguments) => reserve::reserve(&client, &arguments, output),
-        Command::Release { resource } => reserve::release(&client, &resource),
+        Command::Release { resource } => reserve::release(&client, &resource, output),
         Command::Shadow(command) => reserve::shadow(&client, &command, output),
         Command::Config(command) => config::run(&client, &command, output),
         Command::Freeze { resource, why, lasting } => {
             verbs::freeze(&client, resource.as_deref(), &why, lasting, output)
         }
+        Command::Freezes => verbs::freezes(&client, output),
         Command::Unfreeze { resource } => verbs::unfreeze(&client, resource.as_deref(), output),
         Command::Log { filter, reset } => verbs::log(&client, filter.as_deref(), reset, output),
         Command::Lead { without_primary } => verbs::lead(&client, without_primary, output),
@@ -379,9 +385,35 @@ pub fn main() -> ExitCode {
         Command::Token(command) => token::run(&client, command, output),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("godwit: {error:#}");
-        ExitCode::from(1)
+        tell(&error, output);
+        let refused = problem(&error).is_some_and(|problem| problem.status == http::StatusCode::CONFLICT);
+        ExitCode::from(if refused { verbs::REFUSED } else { 1 })
     })
+}
+
+/// What the API said, when it did not do what was asked.
+fn problem(error: &anyhow::Error) -> Option<&Problem> {
+    error.downcast_ref::<client::Refusal>().map(|client::Refusal(problem)| problem)
+}
+
+/// Says on standard error what went wrong, and for programs on standard output.
+fn tell(error: &anyhow::Error, output: Output) {
+    let problem = problem(error);
+    match problem {
+        Some(problem) if problem.status == http::StatusCode::CONFLICT => {
+            eprintln!("godwit: refused: {}", problem.detail);
+        }
+        _ => eprintln!("godwit: {error:#}"),
+    }
+    if output == Output::Json {
+        let value = match problem {
+            Some(problem) => serde_json::json!(problem),
+            None => {
+                serde_json::json!({ "type": "about:blank#command", "title": "the command failed", "detail": format!("{error:#}") })
+            }
+        };
+        println!("{value:#}");
+    }
 }
 
 fn client(arguments: &Arguments) -> anyhow::Result<client::Client> {
@@ -397,6 +429,17 @@ fn client(arguments: &Arguments) -> anyhow::Result<client::Client> {
 
 fn duration(text: &str) -> Result<std::time::Duration, String> {
     crate::config::units::duration(text).map_err(|wrong| format!("{}: {}", wrong.what, wrong.right))
+}
+
+/// A time that does not end when it begins.
+fn some_time(text: &str) -> Result<std::time::Duration, String> {
+    let time = duration(text)?;
+    if time.is_zero() { Err("longer than nothing, such as 2h".into()) } else { Ok(time) }
+}
+
+/// A text that says something.
+fn said(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() { Err("a reason in words".into()) } else { Ok(text.to_owned()) }
 }
 
 fn demo_orders(options: orders::Options) -> anyhow::Result<ExitCode> {

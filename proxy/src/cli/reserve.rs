@@ -5,10 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::check::Format;
 use super::client::Client;
+use super::verbs::done;
 use crate::leading::changes::Reservation;
 
 #[derive(Debug, Subcommand)]
@@ -69,10 +70,10 @@ fn read(file: &Path) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))
 }
 
-pub(super) fn release(client: &Client, resource: &str) -> Result<ExitCode> {
+pub(super) fn release(client: &Client, resource: &str, output: Format) -> Result<ExitCode> {
     client.delete(&format!("/api/v1/resources/{resource}"))?;
-    println!("{resource} is dropped; the database of its primary is as it was");
-    Ok(ExitCode::SUCCESS)
+    let text = format!("{resource} is dropped; the database of its primary is as it was");
+    done(output, &json!({ "resource": resource }), &text)
 }
 
 pub(super) fn shadow(client: &Client, command: &Shadow, output: Format) -> Result<ExitCode> {

@@ -18,7 +18,7 @@ pub(super) fn completions(shell: Shell) -> ExitCode {
 
 /// Prints the manual page of `godwit`, or writes one for it and for each command into a directory.
 pub(super) fn man(directory: Option<&Path>) -> Result<ExitCode> {
-    let mut command = Arguments::command();
+    let mut command = without_help(Arguments::command());
     command.build();
     let Some(directory) = directory else {
         let mut page = Vec::new();
@@ -30,6 +30,13 @@ pub(super) fn man(directory: Option<&Path>) -> Result<ExitCode> {
     std::fs::create_dir_all(directory).with_context(cannot)?;
     clap_mangen::generate_to(command, directory).with_context(cannot)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `help` repeats every command below each, which would all get a page.
+fn without_help(command: clap::Command) -> clap::Command {
+    let names: Vec<String> = command.get_subcommands().map(|one| one.get_name().to_owned()).collect();
+    let command = command.disable_help_subcommand(true);
+    names.iter().fold(command, |command, name| command.mut_subcommand(name, without_help))
 }
 
 #[cfg(test)]
@@ -65,5 +72,11 @@ mod tests {
             let text = std::fs::read_to_string(directory.path().join(page)).expect(page);
             assert!(text.contains(".SH NAME"), "{page}");
         }
+        let pages = std::fs::read_dir(directory.path()).expect("there").flatten();
+        let of_help: Vec<_> = pages
+            .map(|page| page.file_name().to_string_lossy().into_owned())
+            .filter(|name| name.contains("help"))
+            .collect();
+        assert!(of_help.is_empty(), "{of_help:?}");
     }
 }

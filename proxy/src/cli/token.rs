@@ -6,13 +6,12 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Subcommand;
 
-use super::Output;
 use super::client::Client;
 use super::render;
-use super::verbs::show;
+use super::verbs::{done, show};
+use super::{Output, some_time};
 use crate::admin::access::Role;
 use crate::clock;
-use crate::config::units;
 use crate::store::{Issued, NewToken, TokenView, Tokens};
 
 #[derive(Debug, Subcommand)]
@@ -28,7 +27,7 @@ pub(super) enum Command {
         #[arg(long = "resource", value_name = "RESOURCE")]
         resources: Vec<String>,
         /// How long it lives, such as 90d. Default: until it is revoked.
-        #[arg(long, value_parser = life, value_name = "DURATION")]
+        #[arg(long, value_parser = some_time, value_name = "DURATION")]
         expires: Option<std::time::Duration>,
         #[command(flatten)]
         on: On,
@@ -57,10 +56,6 @@ pub(super) struct On {
 
 fn role(text: &str) -> Result<Role, String> {
     Role::from_name(text).ok_or_else(|| "viewer, operator or admin".to_owned())
-}
-
-fn life(text: &str) -> Result<std::time::Duration, String> {
-    units::duration(text).map_err(|wrong| format!("{}: {}", wrong.what, wrong.right))
 }
 
 pub(super) fn run(client: &Client, command: Command, output: Output) -> Result<ExitCode> {
@@ -100,7 +95,7 @@ pub(super) fn run(client: &Client, command: Command, output: Output) -> Result<E
                 Some(_) => {}
                 None => drop(client.delete(&format!("/api/v1/tokens/{id}"))?),
             }
-            println!("token {id} is revoked");
+            return done(output, &serde_json::json!({ "id": id }), &format!("token {id} is revoked"));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -4,11 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Output;
-use super::client::{Client, Refusal};
+use super::client::Client;
 use super::render;
 use crate::admin::LeadView;
 use crate::config::catalogue;
@@ -21,8 +20,8 @@ use crate::controller::view::{DecisionView, MigrationView, ReplicationView, Reso
 use crate::controller::zones::{ChoiceView, ZoneView};
 use crate::telemetry::logging::LogView;
 
-/// The exit code of a move that a guard refused.
-const REFUSED: u8 = 4;
+/// The exit code of what was refused.
+pub(super) const REFUSED: u8 = 4;
 /// How often it is asked how far a table is.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// The exit code of a move that was rolled back.
@@ -53,13 +52,10 @@ pub(super) fn status(
     output: Output,
 ) -> Result<ExitCode> {
     loop {
-        let mut views: Vec<ResourceView> = client.get_all("/api/v1/resources?limit=250")?;
-        if let Some(name) = resource {
-            views.retain(|view| view.name == name);
-            if views.is_empty() {
-                bail!("there is no resource {name:?}");
-            }
-        }
+        let views: Vec<ResourceView> = match resource {
+            Some(name) => vec![client.get(&format!("/api/v1/resources/{name}"))?],
+            None => client.get_all("/api/v1/resources?limit=250")?,
+        };
         show(output, &views, |views| render::resources(views))?;
         if !watch {
             return Ok(ExitCode::SUCCESS);
@@ -132,10 +128,7 @@ pub(super) fn migrate(
     output: Output,
 ) -> Result<ExitCode> {
     let body = serde_json::json!({ "to": to });
-    let Some(answer) = allowed(client.post(&format!("/api/v1/resources/{resource}/migrations"), &body))?
-    else {
-        return Ok(ExitCode::from(REFUSED));
-    };
+    let answer = client.post(&format!("/api/v1/resources/{resource}/migrations"), &body)?;
     let plan: Plan = serde_json::from_slice(&answer)?;
     if plan.approval.is_some() {
         show(output, &plan, |plan| render::approval(resource, plan))?;
@@ -143,7 +136,7 @@ pub(super) fn migrate(
     }
     let Some(id) = &plan.id else { bail!("the node did not say which migration it started") };
     if !wait {
-        println!("migration {id} started: {} → {}", plan.from, plan.to);
+        show(output, &plan, |plan| format!("migration {id} started: {} → {}\n", plan.from, plan.to))?;
         return Ok(ExitCode::SUCCESS);
     }
     follow(client, resource, id, output)
@@ -157,14 +150,14 @@ pub(super) fn take_over(
     wait: bool,
     output: Output,
 ) -> Result<ExitCode> {
-    let Some(answer) = allowed(client.post(&format!("/api/v1/resources/{resource}/takeover"), body))? else {
-        return Ok(ExitCode::from(REFUSED));
-    };
+    let answer = client.post(&format!("/api/v1/resources/{resource}/takeover"), body)?;
     let plan: Plan = serde_json::from_slice(&answer)?;
     match &plan.id {
         None => show(output, &plan, render::plan)?,
         Some(id) if wait => return follow(client, resource, id, output),
-        Some(id) => println!("{} takes over from {} (migration {id})", plan.to, plan.from),
+        Some(id) => show(output, &plan, |plan| {
+            format!("{} takes over from {} (migration {id})\n", plan.to, plan.from)
+        })?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -201,9 +194,7 @@ pub(super) fn approve(client: &Client, resource: &str, id: Option<&str>, output:
         }
     };
     let path = format!("/api/v1/resources/{resource}/proposals/{id}/approve");
-    let Some(answer) = allowed(client.post(&path, &serde_json::json!({})))? else {
-        return Ok(ExitCode::from(REFUSED));
-    };
+    let answer = client.post(&path, &serde_json::json!({}))?;
     let plan: Plan = serde_json::from_slice(&answer)?;
     show(output, &plan, |plan| {
         let Some(id) = &plan.id else { return render::approval(resource, plan) };
@@ -256,6 +247,12 @@ pub(super) fn freeze(
     Ok(ExitCode::SUCCESS)
 }
 
+pub(super) fn freezes(client: &Client, output: Output) -> Result<ExitCode> {
+    let freezes: Vec<FreezeView> = client.get("/api/v1/freezes")?;
+    show(output, &freezes, |freezes| render::freezes(freezes))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(super) fn unfreeze(client: &Client, resource: Option<&str>, output: Output) -> Result<ExitCode> {
     let answer = client.delete(&freezes_path(resource))?;
     let freezes: Vec<FreezeView> = serde_json::from_slice(&answer)?;
@@ -263,25 +260,25 @@ pub(super) fn unfreeze(client: &Client, resource: Option<&str>, output: Output) 
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn abort(client: &Client, resource: &str) -> Result<ExitCode> {
+pub(super) fn abort(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
     let view: ResourceView = client.get(&format!("/api/v1/resources/{resource}"))?;
     let Some(id) = view.migration else { bail!("no migration of {resource} is under way") };
     client.post(&format!("/api/v1/resources/{resource}/migrations/{id}/abort"), &serde_json::json!({}))?;
-    println!("migration {id} is being undone: {} stays the primary", view.primary);
-    Ok(ExitCode::SUCCESS)
+    let text = format!("migration {id} is being undone: {} stays the primary", view.primary);
+    done(output, &serde_json::json!({ "migration": id, "primary": view.primary }), &text)
 }
 
-pub(super) fn retire(client: &Client, resource: &str) -> Result<ExitCode> {
+pub(super) fn retire(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
     let view: ResourceView = client.get(&format!("/api/v1/resources/{resource}"))?;
     let (Some(id), old) = (view.migration, view.shadow) else {
         bail!("no old primary of {resource} soaks: the resource is {}", view.phase)
     };
     client.post(&format!("/api/v1/resources/{resource}/migrations/{id}/retire"), &serde_json::json!({}))?;
-    match view.soak {
-        Some(soak) if soak.unverified => println!("{old} is retired once both sides compare equal"),
-        _ => println!("{old} is being retired"),
-    }
-    Ok(ExitCode::SUCCESS)
+    let text = match view.soak {
+        Some(soak) if soak.unverified => format!("{old} is retired once both sides compare equal"),
+        _ => format!("{old} is being retired"),
+    };
+    done(output, &serde_json::json!({ "migration": id, "shadow": old }), &text)
 }
 
 pub(super) fn schema(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
@@ -299,10 +296,7 @@ pub(super) fn sync_schema(
     let body = serde_json::to_value(request)?;
     let mut done = Vec::new();
     let view = loop {
-        let Some(answer) = allowed(client.post(&format!("/api/v1/resources/{resource}/schema/sync"), &body))?
-        else {
-            return Ok(ExitCode::from(REFUSED));
-        };
+        let answer = client.post(&format!("/api/v1/resources/{resource}/schema/sync"), &body)?;
         let mut view: SchemaView = serde_json::from_slice(&answer)?;
         done.append(&mut view.done);
         if request.dry_run || view.filling.is_none() {
@@ -315,17 +309,6 @@ pub(super) fn sync_schema(
     let done = |difference: &DifferenceView| difference.additive || request.drop && difference.drops;
     let left = view.differences.iter().any(|difference| !(request.dry_run && done(difference)));
     Ok(if left { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS })
-}
-
-/// The answer; none: it was refused, and that is told.
-pub(super) fn allowed(answer: Result<Bytes>) -> Result<Option<Bytes>> {
-    let error = match answer {
-        Ok(answer) => return Ok(Some(answer)),
-        Err(error) => error,
-    };
-    let Some(Refusal(problem)) = error.downcast_ref() else { return Err(error) };
-    eprintln!("godwit: refused: {}", problem.detail);
-    Ok(None)
 }
 
 /// Shows how far a table is, until it is filled; tells which. Nothing of it where standard error is no terminal.
@@ -361,10 +344,7 @@ pub(super) fn reseed_tables(
     output: Output,
 ) -> Result<ExitCode> {
     let body = serde_json::to_value(TablesRequest { tables })?;
-    let Some(answer) = allowed(client.post(&format!("/api/v1/resources/{resource}/reseed/tables"), &body))?
-    else {
-        return Ok(ExitCode::from(REFUSED));
-    };
+    let answer = client.post(&format!("/api/v1/resources/{resource}/reseed/tables"), &body)?;
     let mut view: SchemaView = serde_json::from_slice(&answer)?;
     if view.filling.is_some() {
         let mut done = std::mem::take(&mut view.done);
@@ -376,11 +356,16 @@ pub(super) fn reseed_tables(
     Ok(if view.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
 }
 
-pub(super) fn reseed(client: &Client, resource: &str) -> Result<ExitCode> {
-    let body = serde_json::json!({});
-    if allowed(client.post(&format!("/api/v1/resources/{resource}/reseed"), &body))?.is_none() {
-        return Ok(ExitCode::from(REFUSED));
-    }
-    println!("the shadow of {resource} is being seeded anew; `godwit status {resource}` shows how far it is");
+pub(super) fn reseed(client: &Client, resource: &str, output: Output) -> Result<ExitCode> {
+    client.post(&format!("/api/v1/resources/{resource}/reseed"), &serde_json::json!({}))?;
+    let text = format!(
+        "the shadow of {resource} is being seeded anew; `godwit status {resource}` shows how far it is"
+    );
+    done(output, &serde_json::json!({ "resource": resource }), &text)
+}
+
+/// What was done, in a line or as JSON.
+pub(super) fn done(output: Output, what: &serde_json::Value, text: &str) -> Result<ExitCode> {
+    show(output, what, |_| format!("{text}\n"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,12 +8,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use replicator::verify::Difference;
 
 use super::client::Client;
-use super::verbs::allowed;
 use super::{Output, render};
 use crate::controller::verification::{Request, Standing, VerificationView};
 
-/// The exit code of a verification that was refused.
-const REFUSED: u8 = 4;
 /// The exit code of a verification that found differences.
 const DIFFERENT: u8 = 6;
 /// How often the node is asked.
@@ -67,10 +64,7 @@ pub(super) fn run(client: &Client, arguments: &Arguments, output: Output) -> Res
     };
     let begun: VerificationView = match asked {
         None => client.get(&path)?,
-        Some(answer) => match allowed(answer)? {
-            Some(answer) => serde_json::from_slice(&answer)?,
-            None => return Ok(ExitCode::from(REFUSED)),
-        },
+        Some(answer) => serde_json::from_slice(&answer?)?,
     };
     let ended = if arguments.detach || arguments.stop { begun } else { follow(client, &path, begun)? };
     match output {

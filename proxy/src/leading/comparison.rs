@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ConfigErrors;
 use crate::config::entries::{Difference, Entry, Texts, diff};
+use crate::config::overlay::OverlayText;
+use crate::config::{ConfigErrors, load_with};
 use crate::lock::lock;
 use crate::store::OverlayFile;
 
@@ -20,6 +21,9 @@ pub struct ConfigView {
     /// Why the files cannot be read now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<String>,
+    /// Why a reload would refuse them, although they can be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invalid: Option<String>,
 }
 
 /// Both sides.
@@ -60,7 +64,11 @@ impl Comparison {
             Ok(written) => (diff(&running, &written), None),
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
-        let view = Arc::new(ConfigView { entries: running.to_vec(), differences, unreadable });
+        let invalid = match &unreadable {
+            None => load_with(&self.file, Some(&self.overlay_text())).err().map(|errors| errors.to_string()),
+            Some(_) => None,
+        };
+        let view = Arc::new(ConfigView { entries: running.to_vec(), differences, unreadable, invalid });
         *seen = Some(Seen { texts, running, view: Arc::clone(&view) });
         view
     }
@@ -83,7 +91,11 @@ impl Comparison {
     }
 
     fn texts(&self) -> Texts {
-        Texts::read(&self.file, Some(self.overlay.as_text(&self.overlay.content())))
+        Texts::read(&self.file, Some(self.overlay_text()))
+    }
+
+    fn overlay_text(&self) -> OverlayText {
+        self.overlay.as_text(&self.overlay.content())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{ConnectInfo, MatchedPath, RawPathParams, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -32,10 +33,16 @@ pub(in crate::admin) struct Guard {
 pub(in crate::admin) async fn check(
     State(guard): State<Guard>,
     path: MatchedPath,
-    params: RawPathParams,
+    params: Result<RawPathParams, RawPathParamsRejection>,
     mut request: Request,
     next: Next,
 ) -> Response {
+    let params = match params {
+        Ok(params) => params,
+        Err(rejection) => {
+            return Problem::new(rejection.status(), "path", rejection.body_text()).into_response();
+        }
+    };
     // Of the request only its parts are held while the issuer is asked: a body cannot be shared.
     let admitted = match guard.needs(&path, &request) {
         Err(problem) => Err(problem),
