@@ -86,7 +86,9 @@ pub fn grants(needs: &Needs) -> Vec<Grant> {
         made(&needs.owner, "NOLOGIN", "the owner, on the target too: the copy gives it what it makes"),
         granted(
             format!("ALTER DATABASE {database} OWNER TO {owner}"),
-            "only a database's owner can take CONNECT from the application, and let schemas and publications be made",
+            "only a database's owner can take CONNECT from the application, and let schemas and publications be made. Takes from whoever \
+             owned it the right to make schemas, and from 15 on tables in public; a role that makes them is given it by GRANT CREATE ON \
+             SCHEMA public (docs/privileges.md has how the tables of an application change hands)",
         ),
         granted(
             format!("GRANT {owner} TO {role}"),
