@@ -77,9 +77,6 @@ fn bar(share: Option<f64>) -> String {
 
 /// From where to where, and how far behind.
 fn following(stream: &ReplicationView) -> String {
-    if stream.state == "none" {
-        return String::new();
-    }
     let behind = stream.behind().text();
     let applied = if stream.applied_lsn.is_empty() { "nothing yet" } else { &stream.applied_lsn };
     format!(" {} → {}, {behind}, applied {applied}", stream.source, stream.target)
@@ -450,6 +447,20 @@ pub(super) fn plan(plan: &Plan) -> String {
     }
     text.push('\n');
     text.push_str(&guards(&plan.guards));
+    let failed = |binds| {
+        let guards = plan.guards.iter().filter(|guard| !guard.passed && guard.binds_operator == binds);
+        guards.map(|guard| guard.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let (stops, own) = (failed(true), failed(false));
+    let verdict = if stops.is_empty() { "it would go" } else { "it would be refused" };
+    let _ = write!(text, "\n{verdict}");
+    if !stops.is_empty() {
+        let _ = write!(text, ": {stops}");
+    }
+    if !own.is_empty() {
+        let _ = write!(text, " ({own}: only for moves that Godwit makes by itself)");
+    }
+    text.push('\n');
     text
 }
 

@@ -6,6 +6,8 @@ use migration::policy::Caches;
 use replicator::Error;
 use replicator::caches;
 use replicator::drift::{self, Difference, Mend};
+use replicator::error::Cause;
+use replicator::postgres::{Dsn, quote_ident};
 use replicator::preflight::{Finding, Severity, Side, check_for, has_copy, retention};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
@@ -147,7 +149,8 @@ async fn database(
     let client = match replicator::postgres::connect_unhurried(&database.dsn, APPLICATION).await {
         Ok(client) => client,
         Err(error) => {
-            found.push(unexamined(zone, chain(error)));
+            let remedy = let_in(&error, &resource.name, zone, &database.dsn);
+            found.push(FindingView { remedy, ..unexamined(zone, chain(error)) });
             return None;
         }
     };
@@ -207,6 +210,23 @@ fn views(zone: &str, findings: impl IntoIterator<Item = Finding>) -> impl Iterat
         problem: finding.problem,
         remedy: finding.remedy,
     })
+}
+
+/// What lets Godwit in where a server does not.
+fn let_in(error: &Error, resource: &str, zone: &str, dsn: &Dsn) -> Option<String> {
+    let user = quote_ident(dsn.get_user().unwrap_or_default());
+    let database = quote_ident(dsn.get_dbname().unwrap_or_default());
+    match error.cause() {
+        Cause::DatabaseGone => Some(format!(
+            "CREATE DATABASE {database} there, empty on the shadow's side, with the encoding and locale of the other; then what \
+             godwit grants {resource} prints"
+        )),
+        Cause::Credentials => Some(format!(
+            "godwit grants {resource} makes {user}; \\password {user} in psql gives it the password that \
+             resources.{resource}.placements.{zone}.postgres.password has; pg_hba.conf must let it in"
+        )),
+        _ => None,
+    }
 }
 
 fn unexamined(zone: &str, why: String) -> FindingView {
