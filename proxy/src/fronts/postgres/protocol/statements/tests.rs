@@ -136,19 +136,14 @@ impl Client {
         self.statements.has = std::mem::take(has);
         self.statements.has.lent();
         let (mut answers, mut seen) = (VecDeque::new(), Vec::new());
-        let hear = |statements: &mut Statements,
-                    seen: &mut Vec<_>,
-                    answers: std::collections::vec_deque::Drain<(u8, Vec<u8>)>| {
-            seen.extend(answers.filter(|(tag, body)| !statements.heard(*tag, body)));
-        };
         for (unit, come) in units {
             if self.statements.unsettled {
-                hear(&mut self.statements, &mut seen, answers.drain(..));
+                seen.extend(self.hear(answers.drain(..)));
             }
             let mut sent = Vec::new();
             for message in unit {
                 let come = answers.len().min(*come);
-                hear(&mut self.statements, &mut seen, answers.drain(..come));
+                seen.extend(self.hear(answers.drain(..come)));
                 let mut other = Vec::new();
                 match self.statements.rewrite(message, true, &mut other).unwrap() {
                     Rewritten::Same => sent.extend(message),
@@ -160,7 +155,7 @@ impl Client {
             }
             answers.extend(server.take(&sent));
         }
-        hear(&mut self.statements, &mut seen, answers.drain(..));
+        seen.extend(self.hear(answers.drain(..)));
         *has = std::mem::take(&mut self.statements.has);
         assert!(self.statements.owed.is_empty(), "everything was answered");
         let thought: HashSet<_> =
@@ -177,6 +172,11 @@ impl Client {
             );
         }
         seen
+    }
+
+    /// What its client sees of these answers.
+    fn hear(&mut self, answers: impl Iterator<Item = (u8, Vec<u8>)>) -> Vec<(u8, Vec<u8>)> {
+        answers.filter(|(tag, body)| !self.statements.heard(*tag, body)).collect()
     }
 }
 
