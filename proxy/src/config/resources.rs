@@ -390,9 +390,11 @@ fn policy(item: &Item<'_>, known: &Known<'_>) -> Option<Policy> {
     let built_in = find_policy(DEFAULT_POLICY, known).is_none().then_some(DEFAULT_POLICY);
     let name = item.text("the name of a policy")?;
     if names.clone().chain(built_in).all(|known| known != name) {
-        let right = suggest(name, names.chain(built_in));
-        let what = format!("there is no policy `{name}`");
-        item.wrong(what, format!("{right}; a policy is a file policies/NAME.yaml beside this one"));
+        let mut right = suggest(name, names.chain(built_in));
+        if !right.ends_with('?') {
+            right.push_str("; a policy is a file policies/NAME.yaml beside this one");
+        }
+        item.wrong(format!("there is no policy `{name}`"), right);
         return None;
     }
     let policy = match find_policy(name, known) {

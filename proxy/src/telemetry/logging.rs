@@ -136,7 +136,7 @@ mod tests {
         for right in [
             "info",
             "INFO",
-            "warn, godwit=debug",
+            "warn,godwit=debug",
             DEFAULT,
             "off",
             "3",
