@@ -268,7 +268,7 @@ async fn a_session_that_does_not_end_does_not_make_the_hold_longer() -> Result<(
     let stuck = replicator::postgres::connect(&near.dsn(SERVICE_ROLE), "stuck").await?;
     let pid: i32 = stuck.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
     let pid = Pid::from_raw(pid).context("a process")?;
-    // Most of the hold is spent with a request that is in flight.
+    // Half of the hold is spent with a request that is in flight.
     let body = json!({"key": "slow", "customer": 1, "amount": "1.00"}).to_string();
     let mut slow = TcpStream::connect(playground.front).await?;
     let head = format!(
@@ -282,7 +282,7 @@ async fn a_session_that_does_not_end_does_not_make_the_hold_longer() -> Result<(
     kill_process(pid, Signal::STOP)?;
     let id = leader.migrate(&far.name).await?;
     leader.until("it holds", |view| view.phase == "held").await?;
-    tokio::time::sleep(MOST * 2 / 3).await;
+    tokio::time::sleep(MOST / 2).await;
     slow.write_all(body.as_bytes()).await?;
     leader.until("it is undone", |view| view.phase == "shadowing" && view.migration.is_none()).await?;
     kill_process(pid, Signal::CONT)?;

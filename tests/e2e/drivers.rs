@@ -94,6 +94,11 @@ impl Fleet {
         all.filter(|request| request["verb"] == verb).collect()
     }
 
+    /// The numbers of workers that the script was asked for so far.
+    fn scaled(&self) -> Vec<u64> {
+        self.asked("scale").iter().filter_map(|request| request["capacity"].as_u64()).collect()
+    }
+
     fn write(&self, policy: &str) -> Result<()> {
         let script = self.home.join("driver.sh");
         let bin = &self.near().driver.cluster.as_ref().context("a cluster")?.bin;
@@ -358,13 +363,16 @@ async fn an_old_primary_is_given_back_only_when_nobody_uses_it() -> Result<()> {
     // A stranger's session keeps the driver's zone from being ended.
     let near = fleet.near().name.clone();
     migrate(&client, RESOURCE, &near).await?;
-    until(&mut node, &client, RESOURCE, "it is back", |view| view.primary == near).await?;
+    let view = until(&mut node, &client, RESOURCE, "it is back", |view| view.primary == near).await?;
+    ensure!(!view.problems.iter().any(|problem| problem.contains("no driver")), "{:#?}", view.problems);
     let stranger = fleet.stranger(GODWIT_ROLE).await?;
     until(&mut node, &client, RESOURCE, "the stranger is named", |view| {
         view.problems.iter().any(|problem| problem.contains("report-job"))
     })
     .await?;
     ensure!(fleet.asked("deprovision").is_empty(), "it was ended under a client");
+    let ended = fleet.scaled().contains(&0);
+    ensure!(!ended, "workers were ended for one who is none of them: {:?}", fleet.scaled());
     stranger.leave().await?;
     until(&mut node, &client, RESOURCE, "no shadow is kept", |view| view.phase == "idle").await?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
@@ -383,6 +391,50 @@ async fn an_old_primary_is_given_back_only_when_nobody_uses_it() -> Result<()> {
     let mut node = fleet.start()?;
     let view = until(&mut node, &client, RESOURCE, "it serves", |view| view.decision.is_some()).await?;
     ensure!(view.phase == "idle" && view.primary == near, "{view:#?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_ends_what_waits_to_be_given_back() -> Result<()> {
+    let gives = policy("").replace("retire: {", "retire: {then: deprovision, ");
+    let fleet = Fleet::new(&gives).await?;
+    let (client, near) = (fleet.client(), fleet.near().name.clone());
+    let mut node = fleet.start()?;
+    until(&mut node, &client, RESOURCE, "the shadow is ready", movable).await?;
+    let kept = |view: &ResourceView| view.problems.iter().any(|problem| problem.contains("no driver"));
+    migrate(&client, RESOURCE, "far").await?;
+    until(&mut node, &client, RESOURCE, "near is kept", |view| kept(view) && movable(view)).await?;
+    migrate(&client, RESOURCE, &near).await?;
+    until(&mut node, &client, RESOURCE, "it is back", |view| view.primary == near).await?;
+    // Who has the service's role is told from its workers when these have ended; then they are started again.
+    let stranger = fleet.stranger(SERVICE_ROLE).await?;
+    until(&mut node, &client, RESOURCE, "the stranger is named", |view| {
+        view.problems.iter().any(|problem| problem.contains("report-job")) && movable(view)
+    })
+    .await?;
+    ensure!(fleet.scaled().ends_with(&[0, 1]), "{:?}", fleet.scaled());
+
+    // A move begins in the middle of that: its workers stay.
+    let hold = fleet.home.join("hold");
+    std::fs::write(&hold, "")?;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !fleet.scaled().ends_with(&[0]) {
+        node.check()?;
+        ensure!(tokio::time::Instant::now() < deadline, "not tried again\n{}", node.tail(40));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    migrate(&client, RESOURCE, "far").await?;
+    std::fs::remove_file(&hold)?;
+    let moved = |view: &ResourceView| view.primary == "far" && kept(view);
+    until(&mut node, &client, RESOURCE, "it is served from the chosen zone", moved).await?;
+    ensure!(fleet.scaled().ends_with(&[0, 2]), "{:?}", fleet.scaled());
+    ensure!(fleet.asked("deprovision").is_empty(), "it was ended under a move");
+    stranger.leave().await.err();
+
+    // What is read anew says that it is kept.
+    std::fs::write(folder_of(&fleet.config).join("policies/playground.yaml"), policy(""))?;
+    client.send("/api/v1/config/reload", &json!({})).await?;
+    until(&mut node, &client, RESOURCE, "nothing waits any more", |view| !kept(view)).await?;
     Ok(())
 }
 

@@ -751,7 +751,8 @@ async fn the_way_back_belongs_to_the_newest_migration() -> Result<()> {
         assert_eq!(there().await?, 0);
 
         // One that is still being made would come to be when that is over.
-        let session = || connect(setup.cluster.config_as(SUPERUSER, "shop").application_name("godwit-test"));
+        let config = setup.cluster.config_as(SUPERUSER, "shop");
+        let session = || connect(&config);
         let writer = session().await?;
         writer.batch_execute("BEGIN; SELECT pg_current_xact_id()").await?;
         let maker = session().await?;

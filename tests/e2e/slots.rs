@@ -142,7 +142,8 @@ async fn the_slot_of_an_undone_moves_way_back_goes_although_the_node_was_killed(
     std::fs::create_dir_all(&stops)?;
     let stopping = [("GODWIT_TEST_STOPS", stops.to_str().context("a path")?)];
     let shadow = connect(far).await?;
-    let there = async || Ok(slot::slot_info(&shadow, &slot::slot_name(RESOURCE, 2)).await?.is_some());
+    let name = slot::slot_name(RESOURCE, 2);
+    let there = async || Ok::<_, anyhow::Error>(slot::slot_info(&shadow, &name).await?.is_some());
     let mut leader = Leader::start(&playground, &stopping)?;
     leader.ready().await?;
     for (phase, begins) in [("armed", true), ("shadowing", false)] {

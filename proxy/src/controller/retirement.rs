@@ -147,6 +147,8 @@ impl Machine {
 
     /// The shadow may be ended or may not: its stream ends and its placement, or both stay.
     fn end_if(&mut self, generation: Generation, checked: Result<(), String>) {
+        // Who has gone away meanwhile drops nothing.
+        self.retiring.leaving.take_if(|reply| reply.is_closed());
         if let Err(why) = checked {
             return self.not_ended(&why);
         }
@@ -235,6 +237,7 @@ impl Machine {
     /// A person wants a shadow after the old one was given back.
     pub(super) fn keep_a_shadow_again(&mut self) {
         self.abort_task(END);
+        self.retiring.leaving = None;
         self.forget_retirement_or_warn();
     }
 

@@ -293,6 +293,13 @@ async fn pipelines_large_messages_and_copies() {
     };
     let (one_failed, two_failed) = tokio::join!(run(&one), run(&two));
     assert_eq!((one_failed, two_failed), (10, 10));
+    // What is prepared behind a reset, in one write, is there, and what both prepare is no matter of who was first.
+    for client in [&one, &two, &one] {
+        let (reset, prepared) = tokio::join!(client.batch_execute("DISCARD ALL"), client.prepare("SELECT 7"));
+        reset.unwrap();
+        let found = client.query_one(&prepared.unwrap(), &[]).await.unwrap();
+        assert_eq!(found.get::<_, i32>(0), 7);
+    }
     let mut rows = Box::pin(two.copy_in::<_, bytes::Bytes>("COPY item FROM STDIN").await.unwrap());
     for row in 0..1000 {
         futures_util::SinkExt::send(&mut rows, format!("{row}\tcopied\n").into()).await.unwrap();
