@@ -68,7 +68,7 @@ impl Hands {
             app_roles: settings.app_roles.clone(),
             // Under the server's deadlock_timeout: the application must not become the victim of a deadlock with the fence.
             lock_timeout: (self.policy().max_hold / 2).min(Duration::from_millis(500)),
-            // Over a little before the run is undone for it, so that it is said who did not end.
+            // Unless the triggers took long: over before the run is undone for it, so that it is said who did not end.
             kill_timeout: self.hold_left(run.limits.hold).mul_f64(0.9),
             large_objects: self.large_objects.horizon(generation.0 - 1),
         };

@@ -366,6 +366,16 @@ async fn a_transaction_that_does_not_end_is_ended() {
 async fn only_open_transactions_are_ended() {
     let setup = Setup::start().await;
     let turnstile = &setup.front.turnstile;
+    // One message: nothing of it is under way afterwards.
+    let says = async |client: &tokio_postgres::Client, sql: &str| -> i32 {
+        let told = client.simple_query(sql).await.unwrap();
+        let value = told.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        value.unwrap().parse().unwrap()
+    };
+    let port = async |client: &tokio_postgres::Client| says(client, "SHOW port").await;
     let mut reads = setup.config();
     reads.options("-c default_transaction_read_only=on");
     let (idle, reading) = (Session::start(&reads).await, Session::start(&reads).await);
@@ -394,8 +404,7 @@ async fn only_open_transactions_are_ended() {
         assert_eq!((port(&idle.client).await, port(&other).await), (here, here));
     }
     // Whose lost server does not answer has to come again, no later than the others go on.
-    let pid: i32 = idle.client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
-    let pid = Pid::from_raw(pid).unwrap();
+    let pid = Pid::from_raw(says(&idle.client, "SELECT pg_backend_pid()").await).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
     turnstile.close();
     turnstile.end_transactions();

@@ -82,11 +82,11 @@ pub(super) fn key(effect: &Effect, run: Option<&str>) -> String {
 }
 
 /// Whether nobody wants what the task of this key does once migration `run` has begun: it is of another one, or of what came before, and would
-/// act on databases and workers as they were then. A stream belongs to the resource, and the end of an old one harms nobody; what is no effect
-/// (in lower case) is not for a migration to end.
+/// act on databases and workers as they were then. A stream belongs to the resource, the end of an old one harms nobody, and a comparison
+/// only tells what it found. What is no effect (in lower case) is not for a migration to end.
 pub(super) fn is_outdated(key: &str, run: &str) -> bool {
     let stays = key.starts_with(char::is_lowercase)
-        || ["RunStream", "EndStream"].iter().any(|name| key.starts_with(name));
+        || ["RunStream", "EndStream", "Compare"].iter().any(|name| key.starts_with(name));
     !stays && !key.ends_with(&format!(" of {run}"))
 }
 
@@ -110,7 +110,7 @@ mod tests {
         let lift = Effect::LiftFence { zone: "here".into(), generation: Generation(3) };
         let drop_slot =
             Effect::DropReverseSlot { run: "b".into(), generation: Generation(4), zone: "there".into() };
-        for effect in [scale, lift, drop_slot, Effect::Compare] {
+        for effect in [scale, lift, drop_slot] {
             assert!(is_outdated(&key(&effect, Some("a")), "b"), "{effect:?}");
             assert!(is_outdated(&key(&effect, None), "b"), "{effect:?}");
             assert!(!is_outdated(&key(&effect, Some("b")), "b"), "{effect:?}");
@@ -119,7 +119,7 @@ mod tests {
             Effect::RunStream { generation: Generation(3), source: "here".into(), target: "there".into() };
         let end = Effect::EndStream { generation: Generation(2), source: "here".into() };
         assert!(!is_outdated(&key(&stream, None), "b") && !is_outdated(&key(&end, Some("a")), "b"));
-        assert!(!is_outdated("retire", "b"));
+        assert!(!is_outdated(&key(&Effect::Compare, Some("a")), "b") && !is_outdated("retire", "b"));
     }
 
     #[tokio::test]
