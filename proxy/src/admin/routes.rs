@@ -223,7 +223,7 @@ async fn examination(
 ) -> Answer<Json<doctor::DoctorView>> {
     let handle = find(&state, &id)?;
     let (view, resource) = (handle.view.load_full(), &handle.live.load());
-    Ok(Json(doctor::examine(resource, &view.primary, &view.shadow).await))
+    Ok(Json(Box::pin(doctor::examine(resource, &view.primary, &view.shadow)).await))
 }
 
 #[derive(Deserialize)]

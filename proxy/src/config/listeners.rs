@@ -97,7 +97,7 @@ struct Upstream<'a> {
 /// Every TCP listener that the configuration opens on this machine.
 #[derive(Default)]
 pub(super) struct Listeners<'a> {
-    listeners: Vec<Listener<'a>>,
+    all: Vec<Listener<'a>>,
     served: Vec<Served<'a>>,
     upstreams: Vec<Upstream<'a>>,
     /// Which of the listeners are PostgreSQL fronts.
@@ -106,7 +106,7 @@ pub(super) struct Listeners<'a> {
 
 impl<'a> Listeners<'a> {
     pub(super) fn add(&mut self, item: &Item<'a>, address: SocketAddr, what: impl Into<String>) {
-        self.listeners.push(Listener { item: item.clone(), address, what: what.into(), front: None });
+        self.all.push(Listener { item: item.clone(), address, what: what.into(), front: None });
     }
 
     /// A front; `hosts` with the items they were read from, empty for every host.
@@ -123,7 +123,7 @@ impl<'a> Listeners<'a> {
         if let Some(tls) = &mut settings.tls {
             tls.certificates.clear();
         }
-        self.listeners.push(Listener { item: item.clone(), address, what, front: Some(settings) });
+        self.all.push(Listener { item: item.clone(), address, what, front: Some(settings) });
         let mut serve = |item: &Item<'a>, host: Option<&str>| {
             self.served.push(Served {
                 item: item.clone(),
@@ -143,7 +143,7 @@ impl<'a> Listeners<'a> {
     /// The PostgreSQL front of a resource.
     pub(super) fn add_postgres(&mut self, item: &Item<'a>, address: SocketAddr, resource: &str) {
         self.add(item, address, format!("the PostgreSQL front of {resource}"));
-        self.passing_on.push(self.listeners.len() - 1);
+        self.passing_on.push(self.all.len() - 1);
     }
 
     /// Somewhere that clients are passed on to.
@@ -158,7 +158,7 @@ impl<'a> Listeners<'a> {
             listener.front.is_some() || self.passing_on.contains(at)
         };
         for upstream in &self.upstreams {
-            let mut fronts = self.listeners.iter().enumerate().filter(passes_on);
+            let mut fronts = self.all.iter().enumerate().filter(passes_on);
             if let Some((_, front)) =
                 fronts.find(|(_, front)| answers(front.address, &upstream.host, upstream.port))
             {
@@ -174,7 +174,7 @@ impl<'a> Listeners<'a> {
     /// Notes listeners that exclude each other and hosts that are served twice.
     pub(super) fn check(&self) {
         self.check_circles();
-        let mut in_order: Vec<&Listener<'a>> = self.listeners.iter().collect();
+        let mut in_order: Vec<&Listener<'a>> = self.all.iter().collect();
         in_order.sort_by_key(|listener| listener.item.at());
         for (i, later) in in_order.iter().enumerate() {
             let shared = |earlier: &&&Listener<'a>| {

@@ -138,8 +138,7 @@ fn a_front_passes_on_to_no_front_of_the_node() {
 fn the_same_endpoints_in_both_placements_need_a_database() {
     let same = BASE.replace("127.0.0.1:8002", "127.0.0.1:8001");
     load_all(&same, &[("careful.yaml", POLICY)]).expect("its database moves");
-    let without: String =
-        same.lines().filter(|line| !line.contains("dsn")).map(|line| format!("{line}\n")).collect();
-    let says = load_all(&without, &[("careful.yaml", POLICY)]).expect_err("nothing moves");
+    let without: Vec<&str> = same.lines().filter(|line| !line.contains("dsn")).collect();
+    let says = load_all(&without.join("\n"), &[("careful.yaml", POLICY)]).expect_err("nothing moves");
     assert!(says.contains("has the same endpoints as the placement in west, and no database"), "{says}");
 }

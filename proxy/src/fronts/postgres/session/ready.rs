@@ -8,9 +8,11 @@ use super::super::backend::Backend;
 use super::super::front::Active;
 use super::Unprepared;
 
+type Making = JoinHandle<Result<Backend, Unprepared>>;
+
 /// A connection that is being made to this zone; abandoned when dropped.
 #[derive(Default)]
-pub(super) struct Ready(Option<(Arc<str>, JoinHandle<Result<Backend, Unprepared>>)>);
+pub(super) struct Ready(Option<(Arc<str>, Making)>);
 
 impl Drop for Ready {
     fn drop(&mut self) {

@@ -427,13 +427,13 @@ impl Whence {
 
 async fn settled(front: &PostgresFront, before: &Before, slot: &str) -> Result<(), String> {
     let dsn = front.dsn(&before.zone).ok_or("the zone is no longer configured")?;
-    let old = replicator::postgres::connect(dsn, "godwit-front").await.map_err(|error| chain(error))?;
+    let old = replicator::postgres::connect(dsn, "godwit-front").await.map_err(chain)?;
     let deadline = clock::tick() + RELEASE;
     loop {
-        let primary = front.control(&front.active()).await.map_err(|error| chain(error))?;
+        let primary = front.control(&front.active()).await.map_err(chain)?;
         // Whoever has just read it may not be gone.
-        changes::advance(&old, slot, before.end).await.map_err(|error| chain(error))?;
-        let unread = changes::settle(&primary, &old, &front.name).await.map_err(|error| chain(error))?;
+        changes::advance(&old, slot, before.end).await.map_err(chain)?;
+        let unread = changes::settle(&primary, &old, &front.name).await.map_err(chain)?;
         if !unread.iter().any(|unread| unread == slot) {
             return Ok(());
         }
