@@ -11,8 +11,8 @@ use super::effects::{Failure, Hands};
 use super::measure::Measure;
 use crate::clock;
 use crate::config::model::{Placement, Resource};
-use crate::feeds::Probe;
 use crate::feeds::prober::{Probes, Target, probe_once};
+use crate::feeds::{Phase as Part, Probe};
 use crate::fronts::pools::Reach;
 
 /// How long one probe may take.
@@ -38,13 +38,16 @@ pub fn target(placement: &Placement) -> Target {
     }
 }
 
-/// Whether a failed probe says that nothing is served there. A status that is no success may be the path's alone: then the
-/// service of the `other` zone answers no better.
+/// Whether a failed probe says that nothing is served there. A status that is no success may be the path's alone, and so may an error after
+/// a connection was taken (a gRPC server resets what is no call): then the service of the `other` zone answers no better.
 fn is_silence(probe: &Probe, other: Option<&Probe>) -> bool {
-    let Some(status) = probe.status else { return probe.latency.is_err() };
     let better = other.is_some_and(|other| other.latency.is_ok());
-    let alike = other.is_some_and(|other| other.status == Some(status));
-    better || (status >= 500 && !alike)
+    let alike = other.is_some_and(|other| other.status == probe.status);
+    match (probe.status, &probe.latency) {
+        (Some(status), _) => better || (status >= 500 && !alike),
+        (None, Err(failure)) if failure.phase >= Part::FirstByte => better,
+        (None, latency) => latency.is_err(),
+    }
 }
 
 /// Why a service does not answer, by the probes on the board; none: it does, or nobody can say.
@@ -61,7 +64,7 @@ async fn ask(there: &Placement, other: Option<&Placement>, patience: Duration) -
     loop {
         let Some(probe) = probe_once(target(there), TIMEOUT).await else { return Ok(()) };
         let Err(failure) = &probe.latency else { return Ok(()) };
-        let beside = match other.filter(|_| probe.status.is_some()) {
+        let beside = match other.filter(|_| failure.phase >= Part::FirstByte) {
             Some(other) => probe_once(target(other), TIMEOUT).await,
             None => None,
         };
@@ -132,10 +135,13 @@ impl Measure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::feeds::{Failure as Failed, Phase as Part};
+    use crate::feeds::Failure as Failed;
 
     fn probe(answer: Result<(), Option<u16>>) -> Probe {
-        let failed = |_| Failed { phase: Part::FirstByte, why: "it failed".into() };
+        let failed = |status: Option<u16>| {
+            let phase = if status.is_some() { Part::FirstByte } else { Part::Connect };
+            Failed { phase, why: "it failed".into() }
+        };
         Probe {
             latency: answer.map(|()| Duration::from_millis(3)).map_err(failed),
             status: answer.err().flatten(),
@@ -163,6 +169,12 @@ mod tests {
         assert!(silent(status(503), OK) && silent(status(503), NOTHING) && silent(status(503), status(404)));
         assert!(!silent(status(503), status(503)));
         assert!(!is_silence(&probe(status(404)), None) && is_silence(&probe(NOTHING), None));
+        // It takes connections: it hangs, or does not know what is asked of it, as the other does not.
+        let latency = Err(Failed { phase: Part::FirstByte, why: "it reset the stream".into() });
+        let odd = Probe { latency, ..probe(NOTHING) };
+        assert!(
+            is_silence(&odd, Some(&probe(OK))) && !is_silence(&odd, Some(&odd)) && !is_silence(&odd, None)
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use futures_util::future::join_all;
 use replicator::postgres::Dsn;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -236,24 +237,27 @@ impl Endpoints {
         Self { probes, first: 0 }
     }
 
-    /// The first success, else the failure of the endpoint that was asked first.
+    /// The first success, else the failure of the endpoint that was asked first. The others are asked together, for many may be silent at once.
     async fn run(&mut self) -> Probe {
         let count = self.probes.len();
-        let mut failure = None;
-        for offset in 0..count {
-            let place = (self.first + offset) % count;
-            let probe = self.probes[place].run().await;
-            if probe.latency.is_ok() {
-                self.first = place;
-                return probe;
-            }
-            failure.get_or_insert(probe);
-        }
-        failure.unwrap_or_else(|| {
+        let Some(first) = self.probes.get(self.first) else {
             let course = Course::begin(Phase::Dns);
             let nothing = course.failed("there is no endpoint to probe");
-            course.found(Err(nothing))
-        })
+            return course.found(Err(nothing));
+        };
+        let found = first.run().await;
+        if found.latency.is_ok() {
+            return found;
+        }
+        let others = (1..count).map(|offset| (self.first + offset) % count);
+        let asked = join_all(others.map(async |place| (place, self.probes[place].run().await))).await;
+        match asked.into_iter().find(|(_, probe)| probe.latency.is_ok()) {
+            Some((place, probe)) => {
+                self.first = place;
+                probe
+            }
+            None => found,
+        }
     }
 }
 

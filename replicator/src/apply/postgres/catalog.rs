@@ -39,8 +39,8 @@ pub(super) struct TargetColumn {
     pub(super) sql_name: String,
     /// Quoted `schema.type`, without modifiers: an assignment enforces those, a cast would cut values silently.
     pub(super) type_name: String,
-    /// The type's input function and its further arguments, where a cast from text is another function's: COPY, and the source, mean this one.
-    pub(super) input: Option<[String; 2]>,
+    /// A cast from text is another function than the type's input function: COPY, and the source, mean that one.
+    pub(super) by_input: bool,
     pub(super) transport: Transport,
     /// `OPERATOR(schema.=)` of the unique index that the column is in.
     pub(super) equals: String,
@@ -117,7 +117,9 @@ SELECT a.attname::text, pg_catalog.quote_ident(tn.nspname) || '.' || pg_catalog.
        coalesce(a.attnum = ANY (best.attnums[0:best.indnkeyatts - 1]), false), \
        coalesce(equality.name, 'OPERATOR(pg_catalog.=)'), watched.yes, c.relkind = 'p', c.nspname::text, c.relname::text, \
        ARRAY(SELECT i.name FROM godwit.identities i WHERE i.source_table = $3 AND i.target_table = c.oid AND i.target_column = a.attnum), \
-       input.name, input.further \
+       t.typdelim = ',' AND EXISTS (SELECT FROM pg_catalog.pg_cast k WHERE k.castsource = 'pg_catalog.text'::pg_catalog.regtype \
+         AND k.casttarget IN (t.oid, t.typbasetype) AND k.castmethod = 'f' \
+         AND (k.oid >= 16384 OR k.casttarget = 'pg_catalog.regclass'::pg_catalog.regtype)) \
 FROM c CROSS JOIN watched LEFT JOIN best ON true \
 LEFT JOIN (pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
            JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace) \
@@ -131,13 +133,7 @@ LEFT JOIN LATERAL ( \
     AND ao.amoprighttype = oc.opcintype AND ao.amopstrategy = 3 \
   JOIN pg_catalog.pg_operator o ON o.oid = ao.amopopr JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace \
   WHERE i.indrelid = c.oid AND i.indisunique AND k.attnum = a.attnum \
-  ORDER BY i.indisprimary DESC, i.indexrelid LIMIT 1) equality ON true \
-LEFT JOIN LATERAL ( \
-  SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(p.proname) AS name, \
-         CASE p.pronargs WHEN 1 THEN '' ELSE pg_catalog.format(', %s, -1', coalesce(nullif(t.typelem, 0), t.oid)) END AS further \
-  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
-  WHERE p.oid = t.typinput AND EXISTS (SELECT FROM pg_catalog.pg_cast k WHERE k.castsource = 'pg_catalog.text'::pg_catalog.regtype \
-    AND k.casttarget IN (t.oid, t.typbasetype) AND k.castmethod = 'f')) input ON true";
+  ORDER BY i.indisprimary DESC, i.indexrelid LIMIT 1) equality ON true";
 
 struct Found {
     column: TargetColumn,
@@ -212,10 +208,7 @@ fn found(row: &tokio_postgres::Row) -> Found {
             transport: Transport::of(row.get(2)),
             always_identity: row.get(3),
             equals: row.get(6),
-            input: row
-                .get::<_, Option<String>>(12)
-                .zip(row.get(13))
-                .map(|(function, further)| [function, further]),
+            by_input: row.get(12),
         },
         generated: row.get(4),
         in_best: row.get(5),

@@ -123,11 +123,12 @@ pub(super) fn truncate(tables: &[Arc<Table>], restart_identity: bool) -> String 
     // CASCADE reaches partitioned tables, whose partitions are named, and unlogged ones, which no stream names.
     let body = format!(
         "BEGIN IF EXISTS ( \
-           WITH RECURSIVE named AS (SELECT p.relid FROM unnest(ARRAY[{}]) AS t(oid), pg_catalog.pg_partition_tree(t.oid) AS p), \
-           reached AS (SELECT relid FROM named \
-             UNION SELECT k.conrelid FROM reached r JOIN pg_catalog.pg_constraint k ON k.confrelid = r.relid AND k.contype = 'f') \
-           SELECT FROM reached r JOIN pg_catalog.pg_class c ON c.oid = r.relid \
-           WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND NOT EXISTS (SELECT FROM named n WHERE n.relid = r.relid)) \
+           WITH RECURSIVE given AS (SELECT unnest(ARRAY[{}])::pg_catalog.oid AS oid), \
+           named AS (SELECT oid FROM given UNION SELECT p.relid FROM given g, pg_catalog.pg_partition_tree(g.oid) AS p), \
+           reached AS (SELECT oid FROM named \
+             UNION SELECT k.conrelid FROM reached r JOIN pg_catalog.pg_constraint k ON k.confrelid = r.oid AND k.contype = 'f') \
+           SELECT FROM reached r JOIN pg_catalog.pg_class c ON c.oid = r.oid \
+           WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND r.oid NOT IN (SELECT oid FROM named)) \
          THEN DELETE FROM {}; ELSE TRUNCATE {}{identity} CASCADE; END IF; END",
         oids.join(", "),
         names.join("; DELETE FROM "),
@@ -172,10 +173,12 @@ fn source(table: &Table, columns: &[usize]) -> String {
 }
 
 fn value(table: &Table, column: usize, place: usize) -> String {
-    let TargetColumn { type_name, input, .. } = &table.columns[column];
-    match input {
-        Some([function, further]) => format!("{function}(pg_catalog.textout(u.a{place}){further})"),
-        None => format!("u.a{place}::{type_name}"),
+    let TargetColumn { type_name, by_input, .. } = &table.columns[column];
+    // The only element of an array that is read.
+    if *by_input {
+        format!("((ARRAY[u.a{place}]::pg_catalog.text)::{type_name}[])[1]")
+    } else {
+        format!("u.a{place}::{type_name}")
     }
 }
 

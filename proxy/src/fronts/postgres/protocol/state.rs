@@ -162,6 +162,8 @@ pub fn count_locks(out: &mut Vec<u8>, locks: &[Lock]) {
 
 /// Writes one statement that is ours, without an end.
 fn one(out: &mut Vec<u8>, sql: &str, values: &[&[u8]]) {
+    // One that was canceled is still there.
+    message::close_statement(out, OURS);
     message::parse(out, OURS.as_bytes(), sql.as_bytes(), &[]);
     message::bind(out, "", OURS, values);
     message::execute(out, "");

@@ -22,7 +22,7 @@ fn table(relation: &Arc<Relation>, key: Vec<usize>) -> Table {
         transport,
         equals: "OPERATOR(pg_catalog.=)".into(),
         always_identity: false,
-        input: None,
+        by_input: false,
     };
     Table {
         sql_name: format!("public.{}", relation.name),
