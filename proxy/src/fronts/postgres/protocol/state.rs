@@ -477,7 +477,7 @@ mod tests {
         state.take(&row(["lock", "1, 2", "ShareLock", ""])).unwrap();
         let mut out = Vec::new();
         count_locks(&mut out, &state.locks);
-        assert_eq!(tags(&out), "PBECPBECPBECS");
+        assert_eq!(tags(&out), "CPBECCPBECCPBECS");
         let counts = |counts: &[&str]| counts.iter().map(|n| row([n, "", "", ""])).collect::<Vec<_>>();
         assert_eq!(state.take_counts(&counts(&["error", "3", "1"])), Ok(()));
         assert_eq!(state.locks.iter().map(|lock| lock.times).collect::<Vec<_>>(), [3, 1]);
@@ -490,9 +490,9 @@ mod tests {
     fn the_question_is_one_unit_and_leaves_nothing() {
         let mut out = Vec::new();
         ask(&mut out, &["app.tenant".to_owned()], "ann", false);
-        assert_eq!(tags(&out), "PBECS");
+        assert_eq!(tags(&out), "CPBECS");
         out.clear();
         ask(&mut out, &["app.tenant".to_owned()], "ann", true);
-        assert_eq!(tags(&out), "PBECPBECS");
+        assert_eq!(tags(&out), "CPBECCPBECS");
     }
 }
