@@ -375,7 +375,12 @@ pub async fn ensure_publication(client: &Client, name: &str) -> Result<u32, Erro
         return Ok(0);
     }
     let publication = quote_ident(name);
-    let created = client.batch_execute(&format!("CREATE PUBLICATION {publication}")).await;
+    // One that is there already would be an error in the server's log.
+    let created = if has_publication(client, name).await? {
+        Ok(())
+    } else {
+        client.batch_execute(&format!("CREATE PUBLICATION {publication}")).await
+    };
     match created {
         Ok(()) => {}
         // The second is what the loser of a race gets.
