@@ -69,15 +69,35 @@ fn write(folder: &Path, policy: &str, endpoints: [&Service; 2], front: &str, adm
     Ok(config)
 }
 
+/// A service in two zones, and a node in front of it.
+struct Shop {
+    _folder: tempfile::TempDir,
+    front: String,
+    admin: String,
+    west: Service,
+    east: Service,
+    config: PathBuf,
+    node: Node,
+    client: Client,
+}
+
+impl Shop {
+    async fn start(policy: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let ports = free_ports(2)?;
+        let [front, admin] = [ports[0], ports[1]].map(|port| format!("127.0.0.1:{port}"));
+        let (west, east) = (serve("west").await?, serve("east").await?);
+        let config = write(folder.path(), policy, [&west, &east], &front, &admin)?;
+        let node = Node::start(Path::new(PROGRAM), &config, &[])?;
+        let client = Client::new(&admin);
+        Ok(Self { _folder: folder, front, admin, west, east, config, node, client })
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_without_a_database_moves_as_well() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let ports = free_ports(2)?;
-    let [front, admin] = [ports[0], ports[1]].map(|port| format!("127.0.0.1:{port}"));
-    let (west, east) = (serve("west").await?, serve("east").await?);
-    let config = write(folder.path(), "", [&west, &east], &front, &admin)?;
-    let mut node = Node::start(Path::new(PROGRAM), &config, &[])?;
-    let client = Client::new(&admin);
+    let shop = Shop::start("").await?;
+    let Shop { front, admin, config, mut node, client, .. } = shop;
     let path = "/api/v1/resources/shop";
     let view = until_answer(&mut node, &client, path, "it is ready", ready).await?;
     ensure!(view.replication.state == "none" && view.problems.is_empty(), "{view:#?}");
@@ -130,14 +150,9 @@ async fn a_service_without_a_database_moves_as_well() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_moved_to_where_nothing_answers() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let ports = free_ports(2)?;
-    let [front, admin] = [ports[0], ports[1]].map(|port| format!("127.0.0.1:{port}"));
-    let (west, east) = (serve("west").await?, serve("east").await?);
     let policy = "score: {step: 200ms}\n";
-    let config = write(folder.path(), policy, [&west, &east], &front, &admin)?;
-    let mut node = Node::start(Path::new(PROGRAM), &config, &[])?;
-    let client = Client::new(&admin);
+    let shop = Shop::start(policy).await?;
+    let Shop { front, admin, west, mut node, client, .. } = shop;
     let path = "/api/v1/resources/shop";
     until_answer(&mut node, &client, path, "it is ready", ready).await?;
 
@@ -173,14 +188,9 @@ async fn nobody_is_moved_to_where_nothing_answers() -> Result<()> {
 /// Steps may be minutes apart: the service is asked anew before anybody is held.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_answered_long_ago_is_asked_again() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let ports = free_ports(2)?;
-    let [front, admin] = [ports[0], ports[1]].map(|port| format!("127.0.0.1:{port}"));
-    let (west, east) = (serve("west").await?, serve("east").await?);
     let policy = "score: {step: 30m, horizon: 3h, sustain: 1h}\n";
-    let config = write(folder.path(), policy, [&west, &east], &front, &admin)?;
-    let mut node = Node::start(Path::new(PROGRAM), &config, &[])?;
-    let client = Client::new(&admin);
+    let shop = Shop::start(policy).await?;
+    let Shop { front, admin, east, mut node, client, .. } = shop;
     let path = "/api/v1/resources/shop";
     let answered = |view: &ResourceView| {
         ready(view) && view.placements.iter().all(|placement| matches!(placement.http_probe, Some(Ok(_))))
@@ -198,13 +208,8 @@ async fn what_answered_long_ago_is_asked_again() -> Result<()> {
 /// What is not there is an error, what is in the way refuses, and programs are told on standard output.
 #[tokio::test(flavor = "multi_thread")]
 async fn exit_codes_say_what_the_readme_says() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let ports = free_ports(2)?;
-    let [front, admin] = [ports[0], ports[1]].map(|port| format!("127.0.0.1:{port}"));
-    let (west, east) = (serve("west").await?, serve("east").await?);
-    let config = write(folder.path(), "score: {step: 200ms}\n", [&west, &east], &front, &admin)?;
-    let mut node = Node::start(Path::new(PROGRAM), &config, &[])?;
-    let client = Client::new(&admin);
+    let shop = Shop::start("score: {step: 200ms}\n").await?;
+    let Shop { admin, config, mut node, client, .. } = shop;
     let shadowing = |view: &ResourceView| view.phase == "shadowing";
     until_answer(&mut node, &client, "/api/v1/resources/shop", "it is there", shadowing).await?;
     let expect = async |arguments: &str, code: i32, says: &str| {

@@ -104,13 +104,14 @@ fn reload(client: &Client, output: Format) -> Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&done)?);
         return Ok(ExitCode::SUCCESS);
     }
-    for (what, keys) in
-        [("applied", &done.applied), ("needs a restart", &done.needs_restart), ("not now", &done.refused)]
-    {
-        for key in keys {
-            let what = if *what == *"needs a restart" { effect(key, false) } else { what };
-            println!("{what}: {key}");
-        }
+    for key in &done.applied {
+        println!("applied: {key}");
+    }
+    for key in &done.needs_restart {
+        println!("{}: {key}", effect(key, false));
+    }
+    for key in &done.refused {
+        println!("not now: {key}");
     }
     if done == (Reloaded { applied: vec![], needs_restart: vec![], refused: vec![] }) {
         println!("nothing has changed");

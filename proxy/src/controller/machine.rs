@@ -376,12 +376,17 @@ impl Machine {
         if next.phase != self.state.phase {
             self.hands.audit.note(audited::step(&self.state, &next, event));
         }
-        self.cut_outdated(&next);
         let same = |run: &&Run| self.state.run.as_ref().is_some_and(|before| before.id == run.id);
         if let Some(run) = next.run.as_ref().filter(|run| !same(run)) {
+            // What waits to be tried again would act in this run as its own one wanted it, and nobody would hear its answer.
+            self.running.abort(|key| tasks::is_outdated(key, &run.id));
             // Nothing else may read in the databases while requests are held.
             self.verifications.stop(&format!("migration {} began", run.id));
             self.do_not_end(run, next.phase);
+        }
+        if next.generation != self.state.generation {
+            // It would start the lanes of a stream that is over, and end what keeps commits waiting for the next one.
+            self.running.abort(|key| key.starts_with("RunStream"));
         }
         if next.phase != self.state.phase {
             let spent = now.since(self.state.since);
@@ -464,18 +469,6 @@ impl Machine {
             self.hands.open_gates();
         }
         self.publish();
-    }
-
-    /// What waits to be tried again would otherwise act in the next run as its own one wanted it, and nobody would hear its answer.
-    fn cut_outdated(&self, next: &State) {
-        let id = |state: &State| state.run.as_ref().map(|run| run.id.clone());
-        if let Some(run) = id(next).filter(|run| id(&self.state).as_ref() != Some(run)) {
-            self.running.abort(|key| tasks::is_outdated(key, &run));
-        }
-        if next.generation != self.state.generation {
-            // It would start the lanes of a stream that is over, and end what keeps commits waiting for the next one.
-            self.running.abort(|key| key.starts_with("RunStream"));
-        }
     }
 
     fn cancel_all_but_streams(&mut self) {

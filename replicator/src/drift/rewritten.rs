@@ -99,14 +99,12 @@ fn number(side: &Fingerprint, table: &str) -> Option<Number> {
 
 /// Writes down on the source in which files its rows are, when a copy of it begins; of one that goes on, what was not there before.
 pub(super) async fn dumped(source: &Client, says: &Fingerprint, goes_on: bool) -> Result<(), Error> {
-    if !is_prepared(source, TABLE).await? {
-        return Ok(());
-    }
+    let Some(mut known) = read(source).await? else { return Ok(()) };
     if !goes_on {
         let stale = "DELETE FROM godwit.files";
         source.batch_execute(stale).await.map_err(refused("write down what is copied"))?;
+        known.clear();
     }
-    let known = read(source).await?.unwrap_or_default();
     let all = says.files.iter().filter_map(|(table, file)| Some((number(says, table)?.0, *file)));
     write(source, all.filter(|(table, _)| !known.contains_key(table)).collect()).await
 }

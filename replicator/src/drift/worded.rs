@@ -68,14 +68,12 @@ pub(super) async fn read_dumped(source: &Client) -> Result<HashMap<Key, String>,
 
 /// Writes down on the source what it says now, when a copy of it begins; of one that goes on, what it did not say before.
 pub(super) async fn dumped(source: &Client, says: &Fingerprint, goes_on: bool) -> Result<(), Error> {
-    if !is_prepared(source, TABLE).await? {
-        return Ok(());
-    }
+    let Some(mut known) = read(source).await? else { return Ok(()) };
     if !goes_on {
         let stale = "DELETE FROM godwit.worded";
         source.batch_execute(stale).await.map_err(refused("write down what is copied"))?;
+        known.clear();
     }
-    let known = read(source).await?.unwrap_or_default();
     let new = says.things.iter().filter(|(key, _)| is_worded(key) && !known.contains_key(*key));
     let new: Vec<_> =
         new.map(|(key, shape)| (key.clone(), String::new(), digest(&shape.definition))).collect();

@@ -375,27 +375,23 @@ pub async fn ensure_publication(client: &Client, name: &str) -> Result<u32, Erro
         return Ok(0);
     }
     let publication = quote_ident(name);
-    // One that is there already would be an error in the server's log.
-    let created = if has_publication(client, name).await? {
-        Ok(())
-    } else {
-        client.batch_execute(&format!("CREATE PUBLICATION {publication}")).await
+    let settings = "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot \
+        FROM pg_catalog.pg_publication WHERE pubname = $1";
+    // Only where there is none: to make one that is there would be an error in the server's log.
+    let row = match client.query_opt(settings, &[&name]).await.map_err(Error::database(context()))? {
+        Some(row) => row,
+        None => {
+            let created = client.batch_execute(&format!("CREATE PUBLICATION {publication}")).await;
+            // What the loser of a race gets.
+            let lost = [SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION];
+            if let Err(error) = created
+                && !error.code().is_some_and(|code| lost.contains(code))
+            {
+                return Err(Error::database(context())(error));
+            }
+            client.query_one(settings, &[&name]).await.map_err(Error::database(context()))?
+        }
     };
-    match created {
-        Ok(()) => {}
-        // The second is what the loser of a race gets.
-        Err(error)
-            if matches!(error.code(), Some(&SqlState::DUPLICATE_OBJECT | &SqlState::UNIQUE_VIOLATION)) => {}
-        Err(error) => return Err(Error::database(context())(error)),
-    }
-    let row = client
-        .query_one(
-            "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot \
-             FROM pg_catalog.pg_publication WHERE pubname = $1",
-            &[&name],
-        )
-        .await
-        .map_err(Error::database(context()))?;
     if row.get(0) {
         return Err(Error::Unready(format!(
             "publication {name} is FOR ALL TABLES, which would replicate Godwit's own tables: \
