@@ -217,6 +217,9 @@ async fn a_column_keeps_its_values_when_its_default_is_dropped_again() -> Result
         "ALTER TABLE days ADD v text DEFAULT 'it''s' NOT NULL",
         // Of whom a column has nothing needs no copy, whatever wrote it anew.
         "ALTER TABLE users ALTER age TYPE bigint, ADD nothing text",
+        // A default that was given later is not what older rows have.
+        "ALTER TABLE users ADD agreed boolean; ALTER TABLE users ALTER agreed SET DEFAULT false; ALTER TABLE days ADD u int; ALTER TABLE days ALTER u SET DEFAULT 3; INSERT INTO days VALUES (61, 1, 6)",
+        "ALTER TABLE homes ADD drawn uuid DEFAULT gen_random_uuid()",
     ] {
         primary.batch_execute(release).await.context(release)?;
         alike(&mut leader, &bins[0]).await.context(release)?;

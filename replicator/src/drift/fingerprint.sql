@@ -69,7 +69,10 @@ SELECT 'column', owner, name, definition,
               format('ALTER TABLE %s ADD COLUMN %I %s DEFAULT %L%s', owner, name, kind, missing, CASE WHEN filled THEN ' NOT NULL' ELSE '' END),
               CASE WHEN value IS NULL THEN format('ALTER TABLE %s ALTER COLUMN %I DROP DEFAULT', owner, name)
                    ELSE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', owner, name, value) END)
-            WHEN value IS NULL AND NOT somewhere THEN format('ALTER TABLE %s ADD COLUMN %I %s', owner, name, kind) END
+            WHEN NOT somewhere THEN concat_ws('; ',
+              format('ALTER TABLE %s ADD COLUMN %I %s', owner, name, kind),
+              -- Given later, it is not what older rows have: `rewritten.rs` asks them in case of doubt.
+              CASE WHEN value IS NOT NULL THEN format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', owner, name, value) END) END
 FROM defined
 UNION ALL
 SELECT 'published', t.name, '', CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid

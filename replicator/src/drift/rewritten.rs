@@ -2,7 +2,8 @@
 //!
 //! A column with a default that is drawn row by row gets its values so, and the stream tells nothing of that; without the default it then looks like
 //! one that older rows have nothing in. What else writes a table anew takes away what the catalog says of older rows. So each side writes down in
-//! which file its tables' rows were (`godwit.files`), and of a column that came with another file the rows themselves are asked.
+//! which file its tables' rows were (`godwit.files`), and of a column that came with another file the rows themselves are asked. So are those of one
+//! with a default that is not what older rows have, where nothing is written down of its table.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -45,11 +46,8 @@ pub(super) async fn doubt(client: &Client, source: &mut Fingerprint, shadow: &Fi
 
 /// Columns that the shadow lacks, of which nothing but the rows tells what older ones have.
 fn untold(source: &Fingerprint, shadow: &Fingerprint) -> Vec<Key> {
-    let Some(noted) = &source.noted else { return Vec::new() };
-    let is_rewritten = |(table, file): &(&String, &u32)| {
-        let number = number(source, table).and_then(|(of, _)| noted.get(&of));
-        number.is_some_and(|noted| noted != *file)
-    };
+    let noted = |table: &str| source.noted.as_ref()?.get(&number(source, table)?.0);
+    let is_rewritten = |(table, file): &(&String, &u32)| noted(table).is_some_and(|noted| noted != *file);
     let mut tables: BTreeSet<&str> =
         source.files.iter().filter(is_rewritten).map(|(table, _)| table.as_str()).collect();
     // A partitioned table has its rows in its parts.
@@ -67,12 +65,13 @@ fn untold(source: &Fingerprint, shadow: &Fingerprint) -> Vec<Key> {
         tables.extend(more);
     }
     let new = source.things.iter().filter(|(key @ (kind, table, _), shape)| {
-        let bare = || {
-            let kind = columns::kind(&shape.definition);
-            let sql = shape.sql.as_deref();
-            kind.zip(sql).is_some_and(|(kind, sql)| sql.ends_with(&format!(" {kind}")))
-        };
-        kind == "column" && tables.contains(table.as_str()) && !shadow.things.contains_key(*key) && bare()
+        let mut steps = shape.sql.iter().flat_map(|sql| sql.split("; "));
+        let bare = columns::kind(&shape.definition)
+            .zip(steps.next())
+            .is_some_and(|(kind, add)| add.ends_with(&format!(" {kind}")));
+        let late = steps.next().is_some();
+        let doubtful = || tables.contains(table.as_str()) || (late && noted(table).is_none());
+        kind == "column" && bare && !shadow.things.contains_key(*key) && doubtful()
     });
     new.map(|(key, _)| key.clone()).collect()
 }
@@ -185,9 +184,13 @@ mod tests {
         for column in columns {
             for table in ["s.t", "s.p"] {
                 let sql = format!("ALTER TABLE {table} ADD COLUMN {column} uuid");
-                let sql = if column.starts_with("old") { format!("{sql} DEFAULT 'x'; …") } else { sql };
+                let (sql, definition) = match *column {
+                    "old" => (format!("{sql} DEFAULT 'x'; …"), "uuid"),
+                    "late" => (format!("{sql}; …"), "uuid DEFAULT 'x'"),
+                    _ => (sql, "uuid"),
+                };
                 side.things
-                    .insert(("column".into(), table.into(), (*column).into()), shape("uuid", Some(sql)));
+                    .insert(("column".into(), table.into(), (*column).into()), shape(definition, Some(sql)));
             }
         }
         side
@@ -208,6 +211,13 @@ mod tests {
         assert!(found(&["a", "b"], &[(7, 2)]).is_empty(), "it was not written anew");
         assert!(found(&["a", "b"], &[(8, 1)]).is_empty(), "nothing is known");
         assert!(found(&["a"], &[(7, 1)]).is_empty(), "nothing is new");
+        assert_eq!(found(&["a", "late"], &[(7, 1)]), ["s.p late", "s.t late"]);
+        assert_eq!(found(&["a", "late"], &[(7, 2)]), ["s.p late"], "its rows are in parts");
+        assert_eq!(
+            found(&["a", "late"], &[(8, 1)]),
+            ["s.p late", "s.t late"],
+            "nothing is known, and there is a default"
+        );
     }
 
     #[test]
