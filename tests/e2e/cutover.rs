@@ -12,7 +12,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
+use crate::large_objects;
 use crate::leader::{Leader, PATIENCE, agent, connect, load, options};
 
 /// Every acknowledged write is in the primary once, whole.
@@ -75,13 +77,21 @@ async fn twenty_cutovers_lose_nothing() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_after_any_journal_record_loses_nothing() -> Result<()> {
     let playground = Playground::start(&options(false)?).await?;
-    let mut killed_in = Vec::new();
+    // Large objects are in no stream: what was acknowledged of them must be there as well.
+    large_objects::kept(&playground).await?;
+    for zone in &playground.zones {
+        large_objects::member(zone).await?;
+    }
+    let (mut killed_in, mut written) = (Vec::new(), Vec::new());
     for record in 1_u32.. {
         ensure!(record < 40, "a cutover writes fewer records than that");
         let limit = record.to_string();
         let mut leader = Leader::start(&playground, &[("GODWIT_TEST_KILL_AFTER", &limit)])?;
         let view = leader.ready().await?;
         let load = load(&playground, 50.0, &format!("kill{record}"));
+        let stop = CancellationToken::new();
+        let writer = large_objects::as_role(leader.zone(&view.primary), SERVICE_ROLE).await?;
+        let writer = large_objects::writing(writer, i64::from(record) * 1_000_000, stop.clone());
         leader.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;
         leader.migrate_or_die(&view.shadow).await?;
         let died = died_or_finished(&mut leader, &view.shadow).await?;
@@ -96,7 +106,17 @@ async fn a_kill_after_any_journal_record_loses_nothing() -> Result<()> {
         check_writes(leader.zone(&view.primary), &outcome)
             .await
             .with_context(|| format!("killed after record {record}"))?;
+        stop.cancel();
+        written.extend(writer.await?);
+        let primary = large_objects::as_role(leader.zone(&view.primary), SUPERUSER).await?;
+        large_objects::there(&primary, &written)
+            .await
+            .with_context(|| format!("killed after record {record}"))?;
         check_equal(&mut leader).await.with_context(|| format!("killed after record {record}"))?;
+        let [near, far] = &playground.zones;
+        large_objects::alike(&leader, [near, far])
+            .await
+            .with_context(|| format!("killed after record {record}"))?;
         leader.audit().await.with_context(|| format!("killed after record {record}"))?;
         if !died {
             break;
@@ -107,6 +127,7 @@ async fn a_kill_after_any_journal_record_loses_nothing() -> Result<()> {
         killed_in.push((record, run.state.clone(), run.steps.len()));
     }
     ensure!(killed_in.len() >= 12, "too few records: {killed_in:?}");
+    ensure!(written.len() > 500, "{} documents", written.len());
     ensure!(killed_in.iter().any(|(_, state, _)| state == "aborted"), "{killed_in:?}");
     ensure!(killed_in.iter().any(|(_, state, _)| state == "retired"), "{killed_in:?}");
     Ok(())

@@ -10,12 +10,11 @@ use serde_json::json;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::cutover::died_or_finished;
 use crate::leader::{Leader, options};
 use crate::verifying::godwit as verify;
 
 /// A session of this role.
-async fn as_role(zone: &Zone, role: &str) -> Result<Client> {
+pub(crate) async fn as_role(zone: &Zone, role: &str) -> Result<Client> {
     Ok(replicator::postgres::connect(&zone.dsn(role), "documents").await?)
 }
 
@@ -29,7 +28,7 @@ async fn objects(zone: &Zone) -> Result<Vec<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-async fn alike(leader: &Leader<'_>, [one, other]: [&Zone; 2]) -> Result<()> {
+pub(crate) async fn alike(leader: &Leader<'_>, [one, other]: [&Zone; 2]) -> Result<()> {
     let equal = async || Ok(objects(one).await? == objects(other).await?);
     if let Err(error) = until("both have the same large objects", equal).await {
         let (here, there) = (objects(one).await?, objects(other).await?);
@@ -66,7 +65,7 @@ const CHANGED: &str = "
     REVOKE SELECT ON LARGE OBJECT 100002 FROM PUBLIC; COMMENT ON LARGE OBJECT 100002 IS 'with a hole'";
 
 /// Makes and changes documents until its session ends or it is told to, and says which were acknowledged.
-fn writing(
+pub(crate) fn writing(
     client: Client,
     from: i64,
     stop: CancellationToken,
@@ -107,7 +106,7 @@ pub(crate) async fn moved(leader: &mut Leader<'_>, to: &Zone) -> Result<()> {
 }
 
 /// What was acknowledged is there.
-async fn there(client: &Client, written: &[(i64, String)]) -> Result<()> {
+pub(crate) async fn there(client: &Client, written: &[(i64, String)]) -> Result<()> {
     for (id, text) in written {
         let sql = "SELECT convert_from(lo_get(body), 'UTF8') FROM documents WHERE id = $1";
         let row = client.query_one(sql, &[id]).await.with_context(|| format!("document {id}"))?;
@@ -118,7 +117,7 @@ async fn there(client: &Client, written: &[(i64, String)]) -> Result<()> {
 }
 
 /// A database whose service keeps documents, which Godwit's role may carry.
-async fn kept(playground: &Playground) -> Result<()> {
+pub(crate) async fn kept(playground: &Playground) -> Result<()> {
     let [near, _] = &playground.zones;
     let admin = as_role(near, SUPERUSER).await?;
     admin.batch_execute(&format!("GRANT CREATE ON SCHEMA public TO {SERVICE_ROLE}")).await?;
@@ -129,7 +128,7 @@ async fn kept(playground: &Playground) -> Result<()> {
     Ok(())
 }
 
-async fn member(zone: &Zone) -> Result<()> {
+pub(crate) async fn member(zone: &Zone) -> Result<()> {
     let sql = format!("GRANT {SERVICE_ROLE} TO {GODWIT_ROLE}");
     Ok(as_role(zone, SUPERUSER).await?.batch_execute(&sql).await?)
 }
@@ -218,43 +217,5 @@ async fn large_objects_move_with_their_rows() -> Result<()> {
     leader.ready().await?;
     alike(&leader, [near, far]).await?;
 
-    Ok(())
-}
-
-/// Wherever in a move the node dies, no object that was acknowledged is missing, and both sides come to have the same.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_kill_after_any_journal_record_loses_no_object() -> Result<()> {
-    let playground = Playground::start(&options(false)?).await?;
-    kept(&playground).await?;
-    for zone in &playground.zones {
-        member(zone).await?;
-    }
-    let (mut written, mut kills) = (Vec::new(), 0);
-    for record in 1..40_u32 {
-        let mut leader = Leader::start(&playground, &[("GODWIT_TEST_KILL_AFTER", &record.to_string())])?;
-        let view = leader.ready().await?;
-        let stop = CancellationToken::new();
-        let writer = as_role(leader.zone(&view.primary), SERVICE_ROLE).await?;
-        let writer = writing(writer, i64::from(record) * 1_000_000, stop.clone());
-        // It may die before it answers.
-        let _ = leader.migrate(&view.shadow).await;
-        let died = died_or_finished(&mut leader, &view.shadow).await?;
-        if died {
-            drop(leader);
-            leader = Leader::start(&playground, &[])?;
-        }
-        let view = leader.ready().await.with_context(|| format!("killed after record {record}"))?;
-        stop.cancel();
-        written.extend(writer.await?);
-        let primary = as_role(leader.zone(&view.primary), SUPERUSER).await?;
-        there(&primary, &written).await.with_context(|| format!("killed after record {record}"))?;
-        let [near, far] = &playground.zones;
-        alike(&leader, [near, far]).await.with_context(|| format!("killed after record {record}"))?;
-        if !died {
-            break;
-        }
-        kills += 1;
-    }
-    ensure!(kills >= 12 && written.len() > 500, "{kills} kills, {} documents", written.len());
     Ok(())
 }
