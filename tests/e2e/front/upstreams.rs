@@ -300,3 +300,56 @@ async fn a_swap_closes_what_is_kept() {
     assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
     assert_eq!((old.open(), new.open()), (0, 1));
 }
+
+/// Two resources with an endpoint at one address, and a connection that one of them keeps there: a move of that one is nothing to
+/// a POST of the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_ends_no_request_of_another_resource_at_the_same_address() {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let pool = || Pool::new(0, "a", &[address]);
+    let plain = HttpFront::plain(free(), &["orders"]);
+    let front = Arc::new(Front::of(plain.clone(), WIDE, pool()).await);
+    let other = HttpFront { hosts: vec!["billing".into()], ..plain };
+    let other = ResourceFront::new("billing", &other, WIDE, pool());
+    front.routes.publish(&[Arc::clone(&front.resource), other]).unwrap();
+    let send = |method: Method, host: &'static str| {
+        let front = Arc::clone(&front);
+        tokio::spawn(async move {
+            let mut request = front.request(method, "/", Bytes::new());
+            request.headers_mut().insert("host", host.parse().unwrap());
+            front.send(request).await
+        })
+    };
+    let read = async |stream: &mut TcpStream| {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            assert!(stream.read_buf(&mut request).await.unwrap() > 0, "no request");
+        }
+    };
+
+    let get = send(Method::GET, "orders");
+    let (mut kept, _) = listener.accept().await.unwrap();
+    read(&mut kept).await;
+    kept.write_all(ANSWER).await.unwrap();
+    assert_eq!(get.await.unwrap().0, StatusCode::OK);
+
+    let post = send(Method::POST, "billing");
+    let mut byte = [0];
+    // On whichever connection it comes.
+    let mut busy = tokio::select! {
+        accepted = listener.accept() => accepted.unwrap().0,
+        read = kept.peek(&mut byte) => {
+            assert_eq!(read.unwrap(), 1);
+            kept
+        }
+    };
+    read(&mut busy).await;
+    front.close_and_drain().await;
+    front.resource.pool.swap(Pool::new(1, "b", &[])).unwrap();
+    front.gate().open();
+    busy.write_all(ANSWER).await.unwrap();
+    let (status, _, text) = post.await.unwrap();
+    assert_eq!(status, StatusCode::OK, "{text}");
+}

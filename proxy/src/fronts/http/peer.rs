@@ -23,10 +23,11 @@ pub(super) fn of(
     let reach = pick.reach();
     let name = reach.server_name.clone().unwrap_or_default();
     let mut peer = HttpPeer::new(pick.reached_at(), reach.server_name.is_some(), name);
-    // Connections are kept apart by generation. On HTTP/2, where streams share them, also by what becomes of streams at
-    // a cutover: one is ended with its connection. On HTTP/1.1, one that may become a tunnel was never another request's.
+    // Connections are kept apart by endpoint, which ends its own when it goes: another resource, or another generation, may
+    // have one at the same address. On HTTP/2, where streams share them, also by what becomes of streams at a cutover: one is
+    // ended with its connection. On HTTP/1.1, one that may become a tunnel was never another request's.
     let apart = if reach.http2 { rule(at_cutover) } else { u64::from(upgrading.is_some()) };
-    peer.group_key = pick.generation() << 2 | apart;
+    peer.group_key = pick.endpoint().number() << 2 | apart;
     let options = &mut peer.options;
     options.total_connection_timeout = Some(timeouts.connect);
     options.idle_timeout = Some(timeouts.keep);
@@ -49,5 +50,40 @@ fn rule(at_cutover: AtCutover) -> u64 {
         AtCutover::Finish => 1,
         AtCutover::Close => 2,
         AtCutover::Block => 3,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use pingora::upstreams::peer::Peer as _;
+
+    use super::*;
+    use crate::fronts::now;
+    use crate::fronts::pools::{ActivePool, Pool};
+
+    /// What the connections to the only endpoint are known by.
+    fn key(pool: &ActivePool) -> u64 {
+        let pick = pool.pick(&[], now()).unwrap();
+        of(&pick, &Timeouts::default(), AtCutover::Finish, false, None).reuse_hash()
+    }
+
+    #[test]
+    fn connections_are_of_one_endpoint() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let [orders, billing] = [(), ()].map(|()| ActivePool::new(Pool::new(0, "a", &[address])));
+        let first = key(&orders);
+        assert_eq!(first, key(&orders));
+        assert_ne!(first, key(&billing), "another resource's");
+        orders.set_upstreams(0, &[address]).unwrap();
+        assert_eq!(first, key(&orders), "it stays");
+        orders.set_upstreams(0, &[]).unwrap();
+        orders.set_upstreams(0, &[address]).unwrap();
+        let again = key(&orders);
+        assert_ne!(first, again, "it went and came back");
+        orders.swap(Pool::new(1, "a", &[address])).unwrap();
+        assert_ne!(again, key(&orders), "another generation's");
     }
 }

@@ -26,6 +26,7 @@ const LONGEST_EJECTION: u32 = 8;
 
 /// One upstream of a pool.
 pub struct Endpoint {
+    number: u64,
     address: SocketAddr,
     weight: u32,
     in_flight: CachePadded<AtomicUsize>,
@@ -51,8 +52,10 @@ pub struct Endpoint {
 
 impl Endpoint {
     pub(super) fn new(address: SocketAddr, weight: u32) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let connections = Arc::new(Connections::default());
         Self {
+            number: NEXT.fetch_add(1, Relaxed),
             address,
             weight,
             in_flight: CachePadded::default(),
@@ -70,6 +73,11 @@ impl Endpoint {
             dialer: Arc::new(Dialer(Arc::clone(&connections))),
             connections,
         }
+    }
+
+    /// No other endpoint of this process has it, whatever its resource and its address: keys the connections to it.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// Its address as it was configured; where its name leads now, the front's resolver knows.

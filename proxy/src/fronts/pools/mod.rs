@@ -35,7 +35,7 @@ const DRAWS: usize = 4;
 
 /// The upstreams of one generation.
 pub struct Pool {
-    /// Its generation; keys the connections to its endpoints.
+    /// Its generation.
     pub generation: u64,
     /// The zone of its placement.
     pub zone: Arc<str>,
