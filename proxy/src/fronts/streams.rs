@@ -3,7 +3,7 @@
 //! A stream is not a request in flight: it may last for days, and a drain must not wait for it. Once a response is known to
 //! be one, it leaves the gate (unless its rule is *block*) and is kept here. After a swap, streams of an older generation are
 //! ended: soon and spread over the jitter (*close*), or at the deadline (*finish*, *block*). Ending one is ending its
-//! connection to the endpoint; what the client then gets, the front decides.
+//! connection to the endpoint, and all that share it; what their clients then get, the front decides.
 //!
 //! Nothing here asks for the time or sleeps: whoever reports looks now and then ([`Streams::look`]).
 
@@ -93,6 +93,7 @@ impl Streams {
     /// of the active pool; `luck` spreads the ends, each from 0 to 1.
     pub fn look(&self, generation: u64, now: Instant, mut luck: impl FnMut() -> f64) {
         let mut left = Vec::new();
+        let mut due = HashMap::new();
         let mut open = self.open();
         for kept in open.streams.values_mut() {
             left.extend(kept.leave(now));
@@ -106,8 +107,20 @@ impl Streams {
                 }
             });
             if end_at <= now && !kept.ended.swap(true, SeqCst) {
-                kept.streaming.end();
+                due.extend(
+                    kept.streaming.connection().map(|shared| (Arc::as_ptr(shared), Arc::clone(shared))),
+                );
             }
+        }
+        // With a stream of HTTP/2 end those that share its connection: each is told so before any of them can see that end.
+        if !due.is_empty() {
+            let ends = |kept: &&Kept| {
+                kept.streaming.connection().is_some_and(|shared| due.contains_key(&Arc::as_ptr(shared)))
+            };
+            open.streams.values().filter(ends).for_each(|kept| kept.ended.store(true, SeqCst));
+        }
+        for connection in due.into_values() {
+            connection.end();
         }
         // The gate's waiters are told outside of the lock.
         drop((open, left));
@@ -151,9 +164,14 @@ pub const GRPC_CERTAIN: Duration = Duration::from_millis(250);
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
+
+    use tokio::io::AsyncReadExt as _;
+
     use super::super::gate::Gate;
     use super::super::now;
-    use super::super::pools::{ActivePool, Pool};
+    use super::super::pools::connections::Connection;
+    use super::super::pools::{ActivePool, Pick, Pool};
     use super::*;
     use crate::config::model::HoldLimits;
 
@@ -173,18 +191,31 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            let pool = ActivePool::new(Pool::new(1, "a", &["127.0.0.1:1".parse().unwrap()]));
+            Self::at("127.0.0.1:1".parse().unwrap())
+        }
+
+        fn at(address: std::net::SocketAddr) -> Self {
+            let pool = ActivePool::new(Pool::new(1, "a", &[address]));
             Self { gate: Gate::new(HOLD), pool, streams: Streams::new(RULES), start: now() }
         }
 
-        fn begin(&self, at_cutover: AtCutover, certain: Duration) -> (Place, super::super::pools::Pick) {
+        fn begin(&self, at_cutover: AtCutover, certain: Duration) -> (Place, Pick) {
+            self.begin_on(None, at_cutover, certain)
+        }
+
+        fn begin_on(
+            &self,
+            connection: Option<Arc<Connection>>,
+            at_cutover: AtCutover,
+            certain: Duration,
+        ) -> (Place, Pick) {
             let pick = self.pool.pick(&[], self.start).unwrap();
             let arrival = Arrival {
                 generation: pick.generation(),
                 at_cutover,
                 certain: self.start + certain,
                 admission: self.gate.try_enter(),
-                streaming: pick.streams(None),
+                streaming: pick.streams(connection),
             };
             (self.streams.begin(arrival, self.start), pick)
         }
@@ -228,5 +259,33 @@ mod tests {
         assert_eq!(ended(2, 205), (true, false));
         assert_eq!(ended(2, 259), (true, false));
         assert_eq!(ended(2, 260), (true, true));
+    }
+
+    /// As those of HTTP/2 do, each of which has a time of its own.
+    #[tokio::test]
+    async fn those_on_one_connection_are_told_together() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let world = World::at(address);
+        let dialer = world.pool.pick(&[], world.start).unwrap().dialer();
+        let connect = async || {
+            let stream = dialer.connect(&address.into()).await.unwrap();
+            let known = world.pool.load().endpoints()[0].connections().get(stream.as_raw_fd());
+            assert!(known.is_some());
+            (stream, known)
+        };
+        let (mut shared, other) = (connect().await, connect().await);
+        let begin = |on: &Option<_>, at_cutover| world.begin_on(on.clone(), at_cutover, Duration::ZERO).0;
+        let places = [
+            begin(&shared.1, AtCutover::Close),
+            begin(&shared.1, AtCutover::Finish),
+            begin(&other.1, AtCutover::Finish),
+        ];
+        let ended = || places.each_ref().map(Place::was_ended);
+        world.look(2, 0);
+        assert_eq!(ended(), [false; 3]);
+        world.look(2, 5);
+        assert_eq!(ended(), [true, true, false]);
+        assert_eq!(shared.0.read(&mut [0]).await.unwrap(), 0, "it has ended");
     }
 }

@@ -278,11 +278,9 @@ pub struct Streaming {
 }
 
 impl Streaming {
-    /// Ends its connection, and so the stream.
-    pub fn end(&self) {
-        if let Some(connection) = &self.connection {
-            connection.end();
-        }
+    /// Its connection, which other streams may share; it ends with that.
+    pub fn connection(&self) -> Option<&Arc<Connection>> {
+        self.connection.as_ref()
     }
 }
 
