@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::Instant;
 
+use godwit::fronts::http::settings::AccessLog;
 use godwit_tests::postgres::free_port;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -77,6 +78,67 @@ async fn a_storm_of_resets_on_http2_harms_nobody_else() {
     until("everybody left", async || front.gate().stats().in_flight == 0).await;
     let polite = raw.take().iter().filter(|seen| seen.what() == "GET /polite").count();
     assert_eq!(polite, 20);
+}
+
+/// On HTTP/2 a client leaves by a reset, or with its connection: before the answer, in the middle of it, while it is held.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_on_http2_has_left() {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let mut plain = HttpFront::plain(free(), &[]);
+    plain.listener.h2c = true;
+    let sample = migration::units::Ratio::new(1.0).unwrap();
+    plain.settings.access_log = Some(AccessLog { file: Some(path.clone()), sample });
+    let front = Front::of(plain, WIDE, Pool::new(0, "a", &[listener.local_addr().unwrap()])).await;
+    let lines = || std::fs::read_to_string(&path).unwrap_or_default();
+    let told = async |count| until("it is told", async || lines().lines().count() == count).await;
+    let ask = async || {
+        let mut client = TcpStream::connect(front.address).await.unwrap();
+        let request = [super::smuggling::preface(), super::smuggling::get(1)].concat();
+        client.write_all(&request).await.unwrap();
+        client
+    };
+    let asked = async || {
+        let client = ask().await;
+        let (mut endpoint, _) = listener.accept().await.unwrap();
+        assert!(endpoint.read(&mut [0; 1024]).await.unwrap() > 0);
+        (client, endpoint)
+    };
+    let reset = super::smuggling::reset(1);
+
+    let (mut client, endpoint) = asked().await;
+    client.write_all(&reset).await.unwrap();
+    told(1).await;
+    drop(endpoint);
+
+    let (mut client, mut endpoint) = asked().await;
+    endpoint.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\npiece").await.unwrap();
+    let mut got = Vec::new();
+    while !got.windows(5).any(|five| five == b"piece") {
+        assert!(client.read_buf(&mut got).await.unwrap() > 0, "{}", got.escape_ascii());
+    }
+    client.write_all(&reset).await.unwrap();
+    told(2).await;
+    drop(endpoint);
+
+    let (client, endpoint) = asked().await;
+    drop(client);
+    told(3).await;
+    drop(endpoint);
+
+    front.close_and_drain().await;
+    let mut client = ask().await;
+    front.held(1).await;
+    client.write_all(&reset).await.unwrap();
+    front.held(0).await;
+    told(4).await;
+
+    let lines: Vec<serde_json::Value> =
+        lines().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (line, status) in lines.iter().zip([None, Some(200), None, None]) {
+        assert_eq!((&line["fault"], &line["status"]), (&"client_left".into(), &status.into()), "{line}");
+    }
 }
 
 /// A client that does not read its answer, and one that does not send its body, keep nobody else waiting and are left after

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use pingora::ErrorType;
 use pingora::proxy::Session;
 
 use crate::fronts::gate::{Admission, Gate};
@@ -31,8 +30,8 @@ pub(super) async fn enter(gate: &Arc<Gate>, session: &mut Session) -> Result<Adm
             biased;
             entered = gate.enter(header_bytes) => entered?,
             gone = downstream.read_body_or_idle(true) => return Err(match gone {
-                Err(error) if matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError) => Fault::ClientLeft,
-                _ => Fault::BadRequest,
+                Err(error) => Fault::of(&error.into_down()),
+                Ok(_) => Fault::BadRequest,
             }),
         }
     } else {

@@ -196,13 +196,14 @@ impl Fault {
     /// What an error of the proxy library means.
     pub fn of(error: &Error) -> Self {
         use ErrorType::{
-            ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, ConnectionClosed, ReadError,
-            ReadTimedout, WriteError, WriteTimedout,
+            ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, ConnectionClosed, H2Error,
+            ReadError, ReadTimedout, WriteError, WriteTimedout,
         };
         match (error.esource(), error.etype()) {
+            // Of HTTP/2 it is a reset, or the connection's end.
             (
                 ErrorSource::Downstream,
-                ConnectionClosed | ReadError | WriteError | ReadTimedout | WriteTimedout,
+                ConnectionClosed | H2Error | ReadError | WriteError | ReadTimedout | WriteTimedout,
             ) => Self::ClientLeft,
             (ErrorSource::Downstream, _) => Self::BadRequest,
             (ErrorSource::Upstream, ConnectRefused | ConnectNoRoute | ConnectError) => Self::Unreachable,
@@ -295,7 +296,9 @@ mod tests {
             (up(ErrorType::ConnectTimedout), Fault::TimedOut),
             (up(ErrorType::ConnectionClosed), Fault::BadAnswer),
             (up(ErrorType::InvalidHTTPHeader), Fault::BadAnswer),
+            (up(ErrorType::H2Error), Fault::BadAnswer),
             (down(ErrorType::ConnectionClosed), Fault::ClientLeft),
+            (down(ErrorType::H2Error), Fault::ClientLeft),
             (down(ErrorType::InvalidHTTPHeader), Fault::BadRequest),
             (Error::new(ErrorType::InternalError), Fault::Internal),
         ] {
