@@ -259,7 +259,30 @@ async fn a_post_that_nobody_saw_is_sent_again() {
     dead.says("request").await;
 }
 
-/// The same with a body that is not kept: it cannot be sent again, and the client is told that nobody saw it.
+/// What it sends again counts once for the limit of its body.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_that_is_sent_again_is_no_larger() {
+    const BODY: usize = 30 << 10;
+    let mut dead = Dead::start().await;
+    let mut plain = HttpFront::plain(free(), &[]);
+    plain.settings.limits.body_bytes = Some(50 << 10);
+    let front = Arc::new(Front::of(plain, WIDE, Pool::new(0, "a", &[dead.address])).await);
+    assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    dead.says("request").await;
+    dead.says("deaf").await;
+    let post = tokio::spawn({
+        let front = Arc::clone(&front);
+        let body = [vec![b'x'; BODY], b"body".to_vec()].concat();
+        async move { front.send(front.request(Method::POST, "/", body.into())).await }
+    });
+    until("all of it was sent", async || dead.not_taken() > BODY as u64).await;
+    dead.end().await;
+    let (status, _, text) = post.await.unwrap();
+    assert_eq!(status, StatusCode::OK, "{text}");
+    dead.says("request").await;
+}
+
+/// One with a body that is not kept cannot be sent again, and the client is told that nobody saw it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_post_that_nobody_saw_is_refused_as_such() {
     let mut dead = Dead::start().await;

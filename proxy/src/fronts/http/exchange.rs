@@ -58,7 +58,7 @@ pub struct Exchange {
     pub(super) place: Option<Place>,
     /// What the endpoint sends, where that is WebSocket.
     pub(super) frames: Option<Frames>,
-    /// Bytes of its body so far.
+    /// Bytes of its body that were passed on, of this attempt.
     pub(super) body_bytes: u64,
     /// Its id, once it has one.
     pub(super) id: Bytes,
@@ -93,6 +93,12 @@ impl Exchange {
             traced: None,
             fault: None,
         }
+    }
+
+    /// It is sent, or tried to be: once more begins with its first byte.
+    pub(super) fn again(&mut self) {
+        self.attempts += 1;
+        self.body_bytes = 0;
     }
 
     /// Notes what it is known by.

@@ -105,7 +105,7 @@ impl ProxyHttp for HttpFront {
     ) -> Result<Box<HttpPeer>> {
         let now = now();
         exchange.watch.chosen(now);
-        exchange.attempts += 1;
+        exchange.again();
         let Some(front) = &exchange.front else { return exchange.fail(Fault::Internal) };
         let pick = match front.pool.pick(&exchange.tried, now) {
             Ok(pick) => pick,
