@@ -222,6 +222,9 @@ async fn endpoints_are_reached_over_tls_and_checked() {
             let wrong = front(ca, name).await;
             let (status, _, text) = wrong.send(wrong.get("/")).await;
             assert_eq!(status, StatusCode::BAD_GATEWAY, "{text}");
+            let (status, _, text) = wrong.send(wrong.request(Method::POST, "/", Bytes::new())).await;
+            assert_eq!(status, StatusCode::BAD_GATEWAY);
+            assert!(text.contains("could not be reached"), "{text}");
         }
         upstream.abort();
     }

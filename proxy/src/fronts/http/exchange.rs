@@ -95,10 +95,11 @@ impl Exchange {
         }
     }
 
-    /// It is sent, or tried to be: once more begins with its first byte.
+    /// It is sent, or tried to be: once more begins with its first byte, and forgets why the time before came to nothing.
     pub(super) fn again(&mut self) {
         self.attempts += 1;
         self.body_bytes = 0;
+        self.fault = None;
     }
 
     /// Notes what it is known by.

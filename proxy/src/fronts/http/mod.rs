@@ -224,6 +224,11 @@ impl ProxyHttp for HttpFront {
     ) -> Box<Error> {
         let now = now();
         exchange.watch.connection_ended(now);
+        // Nothing was sent, whatever the library calls it: a certificate that is not the endpoint's, no free descriptor.
+        exchange.fault = Some(match error.etype() {
+            ErrorType::ConnectTimedout => Fault::TimedOut,
+            _ => Fault::Unreachable,
+        });
         if let Some(pick) = exchange.give_up_endpoint() {
             pick.refused(now);
         }
