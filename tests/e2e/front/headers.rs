@@ -97,9 +97,15 @@ async fn what_is_larger_than_it_may_be_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn paths_are_normalized_where_that_is_wished() {
     let raw = Raw::start().await;
-    for (wished, seen) in [(false, "GET /a/..//%62?c=%64"), (true, "GET /b?c=%64")] {
+    for (wished, begin, seen) in [
+        (false, "", "GET /a/..//%62?c=%64"),
+        (true, "", "GET /b?c=%64"),
+        (false, "http://a", "GET http://a/a/..//%62?c=%64"),
+        (true, "http://a", "GET http://a/b?c=%64"),
+    ] {
         let front = front(&raw, |front| front.settings.normalize_paths = wished).await;
-        ask(&front, "GET /a/..//%62?c=%64 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        ask(&front, &format!("GET {begin}/a/..//%62?c=%64 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"))
+            .await;
         assert_eq!(raw.take().pop().unwrap().what(), seen);
     }
 }

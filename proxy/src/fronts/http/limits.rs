@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use http::header;
 use pingora::http::RequestHeader;
+use pingora::http::authority::{RawTargetAuthority, raw_target_authority};
 
 use super::error::Fault;
 use super::settings::Limits;
@@ -33,10 +34,16 @@ pub(super) fn check(request: &RequestHeader, bytes: Option<usize>, limits: &Limi
 }
 
 /// The path of a request target, without what says the same in other words: characters that need no escape are decoded,
-/// repeated slashes joined, `.` and `..` resolved (never above the root). The query stays as it is.
+/// repeated slashes joined, `.` and `..` resolved (never above the root). The query stays as it is, and so does what an absolute
+/// target has before its path.
 pub(super) fn normalize(target: &[u8]) -> Cow<'_, [u8]> {
-    let end = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
-    let (path, query) = target.split_at(end);
+    let relative = match raw_target_authority(target) {
+        RawTargetAuthority::Absolute { path_and_query, .. } => path_and_query,
+        RawTargetAuthority::None | RawTargetAuthority::AmbiguousAuthority => target,
+    };
+    let before = &target[..target.len() - relative.len()];
+    let end = relative.iter().position(|byte| *byte == b'?').unwrap_or(relative.len());
+    let (path, query) = relative.split_at(end);
     if !path.starts_with(b"/") || !needs_work(path) {
         return Cow::Borrowed(target);
     }
@@ -54,6 +61,7 @@ pub(super) fn normalize(target: &[u8]) -> Cow<'_, [u8]> {
         }
     }
     let mut made = Vec::with_capacity(target.len());
+    made.extend_from_slice(before);
     for segment in &segments {
         made.push(b'/');
         made.extend_from_slice(segment);
@@ -117,7 +125,11 @@ mod tests {
             ("/a/../b?x=/../%61//", "/b?x=/../%61//"),
             ("/.hidden", "/.hidden"),
             ("*", "*"),
-            ("http://a/../b", "http://a/../b"),
+            ("http://a/x/%2e%2e/admin?x=/../", "http://a/admin?x=/../"),
+            ("http://a..b//c", "http://a..b/c"),
+            ("http://a/..", "http://a/"),
+            ("http://a", "http://a"),
+            ("http://a?x=/../b", "http://a?x=/../b"),
         ] {
             let made = normalize(from.as_bytes()).into_owned();
             assert_eq!(String::from_utf8(made.clone()).unwrap(), to, "{from}");
