@@ -1,5 +1,6 @@
 //! Connections of the admin listener, in the clear or over TLS, and who is at their other end.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -15,7 +16,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +29,7 @@ use crate::tls::{self, Watched};
 const WHAT: &str = "node.admin.tls";
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes under way at a time; beyond that new connections wait in the kernel.
+/// Handshakes under way at a time; one more ends the oldest, so that connections that say nothing keep nobody out.
 const HANDSHAKES: usize = 64;
 /// How often the PEM files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -152,14 +153,19 @@ async fn accept(
     config: Arc<Watched<ServerConfig>>,
     done: mpsc::Sender<(Stream, Peer)>,
 ) {
-    let places = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES));
+    let mut places = Places::default();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         let (stream, address) = next(&listener).await;
         let (acceptor, done) = (TlsAcceptor::from(config.current()), done.clone());
+        let place = places.take();
         tokio::spawn(async move {
-            let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
-            drop(place);
+            let handshake = tokio::select! {
+                handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)) => handshake,
+                _ = place => {
+                    tracing::debug!(%address, "too many TLS handshakes of the admin listener: the oldest was ended");
+                    return;
+                }
+            };
             match handshake {
                 Ok(Ok(stream)) => {
                     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -173,6 +179,23 @@ async fn accept(
                 Err(_) => tracing::debug!(%address, "TLS handshake of the admin listener took too long"),
             }
         });
+    }
+}
+
+/// The handshakes under way, the oldest first.
+#[derive(Default)]
+struct Places(VecDeque<oneshot::Sender<()>>);
+
+impl Places {
+    /// Whoever does a handshake holds what is returned; it resolves when that has to end.
+    fn take(&mut self) -> oneshot::Receiver<()> {
+        self.0.retain(|under_way| !under_way.is_closed());
+        if self.0.len() >= HANDSHAKES {
+            self.0.pop_front();
+        }
+        let (sender, place) = oneshot::channel();
+        self.0.push_back(sender);
+        place
     }
 }
 

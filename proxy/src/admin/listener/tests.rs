@@ -93,8 +93,8 @@ impl Node {
         Client::new(&format!("https://localhost:{}", self.address.port())).with_token(token).with_ca(Some(ca))
     }
 
-    /// What it answers to `GET /api/v1/whoami` of a client with a certificate of this authority.
-    async fn who(&self, authority: &str) -> Result<String> {
+    /// What it answers to a GET of a client with a certificate of this authority.
+    async fn get(&self, authority: &str, path: &str) -> Result<String> {
         let mut roots = RootCertStore::empty();
         for certificate in tls::certificates(&self.path("a/ca.pem"), WHAT)? {
             roots.add(certificate)?;
@@ -108,7 +108,9 @@ impl Node {
         let mut stream =
             TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost")?, stream).await?;
         stream
-            .write_all(b"GET /api/v1/whoami HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            .write_all(
+                format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes(),
+            )
             .await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
@@ -142,12 +144,47 @@ async fn a_token_over_tls_and_a_certificate_that_is_replaced() -> Result<()> {
 #[tokio::test]
 async fn a_clients_certificate_gives_the_role_it_is_configured_for() -> Result<()> {
     let node = Node::start()?;
-    let answer = node.who("a").await?;
+    let answer = node.get("a", "/api/v1/whoami").await?;
     assert!(
         answer.contains(r#"{"name":"prometheus","role":"viewer","resources":null,"via":"certificate"}"#),
         "{answer}"
     );
-    assert!(node.who("b").await.is_err(), "a certificate of another authority ends the handshake");
+    assert!(
+        node.get("b", "/api/v1/whoami").await.is_err(),
+        "a certificate of another authority ends the handshake"
+    );
+    node.stop.cancel();
+    Ok(())
+}
+
+#[test]
+fn one_handshake_too_many_ends_the_oldest() {
+    let mut places = Places::default();
+    let mut taken: VecDeque<_> = (0..HANDSHAKES).map(|_| places.take()).collect();
+    let ended =
+        |place: &mut oneshot::Receiver<()>| place.try_recv() == Err(oneshot::error::TryRecvError::Closed);
+    assert!(!taken.iter_mut().any(ended));
+    taken.push_back(places.take());
+    assert_eq!(taken.iter_mut().map(ended).collect::<Vec<_>>().as_slice()[..3], [true, false, false]);
+    // One that is done leaves its place.
+    taken.pop_back();
+    taken.push_back(places.take());
+    assert_eq!(taken.iter_mut().map(ended).filter(|ended| *ended).count(), 1);
+}
+
+/// Connections that never say a word keep nobody from an answer, and only the oldest are ended for it.
+#[tokio::test]
+async fn who_says_nothing_keeps_nobody_out() -> Result<()> {
+    let node = Node::start()?;
+    let mut silent = Vec::new();
+    for _ in 0..HANDSHAKES + 6 {
+        silent.push(TcpStream::connect(node.address).await?);
+    }
+    let answer = node.get("a", "/livez").await?;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(silent[0].read(&mut [0]).await?, 0);
+    let others = &silent[7..];
+    assert!(others.iter().all(|open| open.try_read(&mut [0]).is_err()), "one that had a place was ended");
     node.stop.cancel();
     Ok(())
 }
