@@ -30,7 +30,7 @@ use crate::clock;
 use crate::config::model::{Placement, Resource};
 use crate::drivers::{Endpoint, Operation, Plan, Provisioning, Wanted};
 use crate::feeds::external::Secret;
-use crate::fronts::pools::Pool;
+use crate::fronts::pools::{Pool, Reach};
 use crate::fronts::postgres::{Active, PostgresFront};
 use crate::fronts::routes::ResourceFront;
 use crate::lock::lock;
@@ -404,7 +404,7 @@ impl Hands {
     ) -> Result<(), Failure> {
         if self.resource.learn(&zone.0, endpoint, password)? {
             tracing::info!(resource = %self.resource.name, %zone, http = ?endpoint.http, "the driver says where it is");
-            self.endpoints.resolve(&self.resource.load(), &zone.0).await?;
+            self.endpoints.learn(&self.resource.load(), &zone.0).await?;
             self.databases.forget_zone(&zone.0).await;
         }
         Ok(())
@@ -642,32 +642,25 @@ impl ZoneDriver {
     }
 }
 
-/// Endpoints by zone, resolved.
+/// Endpoints by zone, as the front reaches them.
 #[derive(Default)]
-pub struct Endpoints(std::sync::RwLock<BTreeMap<String, Vec<SocketAddr>>>);
+pub struct Endpoints(BTreeMap<String, Arc<Reach>>);
 
 impl Endpoints {
-    /// Those of the configuration.
-    pub fn new(resolved: BTreeMap<String, Vec<SocketAddr>>) -> Self {
-        Self(std::sync::RwLock::new(resolved))
+    /// Those of the configuration, and of drivers that know theirs.
+    pub fn new(reaches: BTreeMap<String, Arc<Reach>>) -> Self {
+        Self(reaches)
     }
 
     fn of(&self, zone: &str) -> Vec<SocketAddr> {
-        let all = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        all.get(zone).cloned().unwrap_or_default()
+        self.0.get(zone).map(|reach| reach.endpoints()).unwrap_or_default()
     }
 
-    /// Looks up the endpoints of the placement in `zone`.
-    async fn resolve(&self, resource: &Resource, zone: &str) -> Result<(), Failure> {
-        let mut found = Vec::new();
-        for endpoint in resource.placements.get(zone).map_or(&[][..], |placement| placement.http.as_slice()) {
-            let mut addresses = tokio::net::lookup_host(endpoint)
-                .await
-                .map_err(|error| format!("cannot resolve endpoint {endpoint}: {error}"))?;
-            found.push(addresses.next().ok_or_else(|| format!("endpoint {endpoint} has no address"))?);
-        }
-        let mut all = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        all.insert(zone.to_owned(), found);
-        Ok(())
+    /// The endpoints of the placement in `zone` are those that it has now.
+    async fn learn(&self, resource: &Resource, zone: &str) -> Result<(), Failure> {
+        let Some((reach, placement)) = self.0.get(zone).zip(resource.placements.get(zone)) else {
+            return Ok(());
+        };
+        reach.learn(&placement.http).await.map_err(|error| format!("{error:#}"))
     }
 }

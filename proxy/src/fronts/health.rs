@@ -28,16 +28,12 @@ pub async fn keep(front: Arc<ResourceFront>) {
 }
 
 async fn resolve(front: &ResourceFront) {
-    let named: Vec<_> =
-        front.pool.reaches().map(|(_, reach)| reach).filter(|reach| reach.has_names()).collect();
-    if named.is_empty() {
-        return;
-    }
     loop {
         tokio::time::sleep(spread(RESOLVE)).await;
-        for reach in &named {
+        // A driver may have given a placement its names meanwhile.
+        for (zone, reach) in front.pool.reaches().filter(|(_, reach)| reach.has_names()) {
             if let Err(error) = reach.resolve().await {
-                tracing::warn!(resource = %front.name, error = format!("{error:#}"), "names are not resolved");
+                tracing::warn!(resource = %front.name, %zone, error = format!("{error:#}"), "names are not resolved");
             }
         }
     }

@@ -13,7 +13,7 @@ mod probing;
 mod remembered;
 pub mod running;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -74,7 +74,7 @@ pub struct Led {
     pub front: Option<Arc<ResourceFront>>,
     /// Its PostgreSQL front, likewise.
     pub postgres: Option<Arc<PostgresFront>>,
-    endpoints: BTreeMap<String, Vec<SocketAddr>>,
+    reaches: BTreeMap<String, Arc<Reach>>,
     drivers: BTreeMap<String, ZoneDriver>,
 }
 
@@ -170,22 +170,22 @@ fn build(config: &Config, resource: &Resource, state: State, recorder: &Arc<Reco
         }
     }
     let settings = live.load();
-    let (mut endpoints, mut reaches) = (BTreeMap::new(), HashMap::new());
+    let mut reaches = BTreeMap::new();
     for (zone, placement) in &settings.placements {
         let context = || format!("resource {name}, zone {zone}");
         let resolved = resolve(&placement.http).with_context(context)?;
         let reach = Reach::new(&placement.upstream, &placement.http, &resolved).with_context(context)?;
-        reaches.insert(zone.as_str().into(), Arc::new(reach));
-        endpoints.insert(zone.clone(), resolved);
+        reaches.insert(zone.clone(), Arc::new(reach));
     }
     let front = settings.http.as_ref().map(|http| {
-                let mut upstreams = endpoints.get(&*state.primary.0).map_or(&[][..], Vec::as_slice);
+        let mut upstreams = reaches.get(&*state.primary.0).map(|reach| reach.endpoints()).unwrap_or_default();
         // A driver runs as many workers as there are to be: the first ones.
         let primary = settings.placements.get(&*state.primary.0).filter(|_| drivers.contains_key(&*state.primary.0));
         if let Some(placement) = primary {
-            upstreams = &upstreams[..upstreams.len().min(placement.capacity as usize)];
+            upstreams.truncate(placement.capacity as usize);
         }
-        let pool = Pool::new(state.generation.0, &*state.primary.0, upstreams);
+        let pool = Pool::new(state.generation.0, &*state.primary.0, &upstreams);
+        let reaches = reaches.iter().map(|(zone, reach)| (zone.as_str().into(), reach.clone())).collect();
         let front = ResourceFront::reaching(name.as_str(), http, config.node.hold, pool, reaches)
             .with_context(|| format!("resource {name}: the access log cannot be opened"))?;
         if state.starts_closed() {
@@ -204,7 +204,7 @@ fn build(config: &Config, resource: &Resource, state: State, recorder: &Arc<Reco
         anyhow::Ok(front)
     });
     let (front, postgres) = (front.transpose()?, postgres.transpose()?);
-    Ok(Led { live, state, unheard: false, front, postgres, endpoints, drivers })
+    Ok(Led { live, state, unheard: false, front, postgres, reaches, drivers })
 }
 
 fn resolve(endpoints: &[String]) -> Result<Vec<SocketAddr>> {
@@ -270,7 +270,7 @@ impl Leading {
 
     /// Starts a resource's controller and what belongs to it.
     pub fn start(&self, led: Led) -> ResourceHandle {
-        let Led { live, state, unheard, front, postgres, endpoints, drivers } = led;
+        let Led { live, state, unheard, front, postgres, reaches, drivers } = led;
         let shared = &self.shared;
         let (stop, own) = (shared.stop.child_token(), TaskTracker::new());
         let resource = live.load();
@@ -315,7 +315,7 @@ impl Leading {
             databases,
             streams.clone(),
             drivers,
-            Endpoints::new(endpoints),
+            Endpoints::new(reaches),
             large_objects,
             shared.journal.clone(),
             shared.audit.clone(),

@@ -28,11 +28,20 @@ pub struct Reach {
     /// What health checks shake hands with; made when first asked for.
     client: OnceLock<Arc<ClientConfig>>,
     ca: Option<PathBuf>,
+    /// By the order of the endpoints.
+    weights: Vec<u32>,
+    places: ArcSwap<Places>,
+}
+
+/// Where the endpoints are. Each is known by the address that it was first found at, wherever its name leads by now.
+#[derive(Clone, Default)]
+struct Places {
+    /// All, in order.
+    known: Vec<SocketAddr>,
     weights: HashMap<SocketAddr, u32>,
-    /// Endpoints by name, with the address they were first found at.
     names: Vec<(SocketAddr, String)>,
     /// Where a name leads that does not lead there any more.
-    moved: ArcSwap<HashMap<SocketAddr, SocketAddr>>,
+    moved: HashMap<SocketAddr, SocketAddr>,
 }
 
 impl Reach {
@@ -52,18 +61,53 @@ impl Reach {
             }
             None => None,
         };
-        let named = names.iter().zip(addresses).filter(|(name, _)| name.parse::<SocketAddr>().is_err());
-        Ok(Self {
+        let reach = Self {
             http2: upstream.http2,
             server_name: upstream.tls.as_ref().map(|tls| tls.name.clone()),
             authorities,
             limit: upstream.limit,
             client: OnceLock::new(),
             ca: ca.cloned(),
-            weights: addresses.iter().copied().zip(upstream.weights.iter().copied()).collect(),
-            names: named.map(|(name, address)| (*address, name.clone())).collect(),
-            moved: ArcSwap::default(),
-        })
+            weights: upstream.weights.clone(),
+            places: ArcSwap::default(),
+        };
+        reach.place(names, addresses);
+        Ok(reach)
+    }
+
+    /// From now on these are the endpoints. One whose name is known already stays what it was.
+    fn place(&self, names: &[String], addresses: &[SocketAddr]) {
+        self.places.rcu(|before| {
+            let mut next = Places { moved: before.moved.clone(), ..Places::default() };
+            for (name, address) in names.iter().zip(addresses) {
+                let as_before = before.names.iter().find(|(_, known)| known == name).map(|(first, _)| *first);
+                let first = as_before.unwrap_or(*address);
+                if name.parse::<SocketAddr>().is_err() {
+                    next.names.push((first, name.clone()));
+                }
+                next.known.push(first);
+            }
+            next.weights = next.known.iter().copied().zip(self.weights.iter().copied()).collect();
+            next
+        });
+    }
+
+    /// The placement's driver says that these are its endpoints. None counts where one cannot be found.
+    pub async fn learn(&self, names: &[String]) -> Result<()> {
+        let mut found = Vec::with_capacity(names.len());
+        for name in names {
+            let mut addresses = tokio::net::lookup_host(name)
+                .await
+                .with_context(|| format!("cannot resolve endpoint {name}"))?;
+            found.push(addresses.next().with_context(|| format!("endpoint {name} has no address"))?);
+        }
+        self.place(names, &found);
+        Ok(())
+    }
+
+    /// The endpoints, in order.
+    pub fn endpoints(&self) -> Vec<SocketAddr> {
+        self.places.load().known.clone()
     }
 
     /// TLS of a client that trusts whom the requests trust.
@@ -86,35 +130,35 @@ impl Reach {
     }
 
     pub(super) fn weight(&self, address: SocketAddr) -> u32 {
-        self.weights.get(&address).copied().unwrap_or(1)
+        self.places.load().weights.get(&address).copied().unwrap_or(1)
     }
 
     /// Whether any endpoint has a name.
     pub fn has_names(&self) -> bool {
-        !self.names.is_empty()
+        !self.places.load().names.is_empty()
     }
 
-    /// Where the endpoint that was first found at `address` is now.
+    /// Where the endpoint that is known by `address` is now.
     pub fn reached_at(&self, address: SocketAddr) -> SocketAddr {
-        if self.names.is_empty() {
-            return address;
-        }
-        self.moved.load().get(&address).copied().unwrap_or(address)
+        self.places.load().moved.get(&address).copied().unwrap_or(address)
     }
 
     /// Asks for every name again. One that leads to where it is reached now keeps that address, whatever the order of the
     /// answer; one that leads nowhere keeps it too. Returns the first failure.
     pub async fn resolve(&self) -> Result<()> {
-        let mut moved = HashMap::clone(&self.moved.load());
         let mut failed = None;
-        for (first, name) in &self.names {
+        for (first, name) in &self.places.load_full().names {
             let now = self.reached_at(*first);
             match tokio::net::lookup_host(name).await {
                 Ok(found) => {
                     let found: Vec<_> = found.collect();
                     if let Some(next) = found.first().filter(|_| !found.contains(&now)) {
                         tracing::info!(%name, from = %now, to = %next, "an endpoint has moved");
-                        moved.insert(*first, *next);
+                        self.places.rcu(|places| {
+                            let mut places = Places::clone(places);
+                            places.moved.insert(*first, *next);
+                            places
+                        });
                     }
                 }
                 Err(error) => {
@@ -124,7 +168,6 @@ impl Reach {
                 }
             }
         }
-        self.moved.store(Arc::new(moved));
         failed.map_or(Ok(()), Err).context("names of endpoints stay as they were")
     }
 }
@@ -148,6 +191,21 @@ mod tests {
         assert_eq!(reach.reached_at(fixed), fixed);
         let now = reach.reached_at(old);
         reach.resolve().await.unwrap();
+        assert_eq!(reach.reached_at(old), now);
+    }
+    #[tokio::test]
+    async fn a_name_that_a_driver_gave_is_followed() {
+        let reach = Reach::new(&Upstream { weights: vec![3], ..Upstream::default() }, &[], &[]).unwrap();
+        let old = "192.0.2.1:80".parse().unwrap();
+        let given = ["localhost:80".to_owned()];
+        reach.place(&given, &[old]);
+        assert_eq!((reach.endpoints(), reach.weight(old)), (vec![old], 3));
+        reach.resolve().await.unwrap();
+        let now = reach.reached_at(old);
+        assert!(now.ip().is_loopback());
+        // Told again it is the same endpoint: requests in flight and what is known of it are by that address.
+        reach.learn(&["192.0.2.2:80".to_owned(), given[0].clone()]).await.unwrap();
+        assert_eq!(reach.endpoints(), ["192.0.2.2:80".parse().unwrap(), old]);
         assert_eq!(reach.reached_at(old), now);
     }
 }
