@@ -185,6 +185,28 @@ async fn nobody_is_moved_to_where_nothing_answers() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_leads_nowhere_keeps_nobody_from_being_served() -> Result<()> {
+    let shop = Shop::start("score: {step: 200ms}\n").await?;
+    let Shop { front, admin, east, config, node, client, .. } = shop;
+    drop(node);
+    let (text, east) = (std::fs::read_to_string(&config)?, east.address.to_string());
+    std::fs::write(&config, text.replace(&east, "nowhere.invalid:80"))?;
+    let mut node = Node::start(Path::new(PROGRAM), &config, &[])?;
+    let told = |view: &ResourceView| {
+        view.phase == "shadowing"
+            && view
+                .problems
+                .iter()
+                .any(|what| what == "the endpoint nowhere.invalid:80 in east cannot be resolved")
+    };
+    until_answer(&mut node, &client, "/api/v1/resources/shop", "it is told", told).await?;
+    ensure!(ask(&front).await? == "west");
+    let (code, moved) = said(&admin, &["migrate", "shop", "--to", "east", "--wait"]).await?;
+    ensure!(code != Some(0) && ask(&front).await? == "west", "{moved}");
+    Ok(())
+}
+
 /// Steps may be minutes apart: the service is asked anew before anybody is held.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_answered_long_ago_is_asked_again() -> Result<()> {

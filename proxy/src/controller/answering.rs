@@ -22,6 +22,8 @@ const IN_A_ROW: u32 = 2;
 /// How long a service may be silent before a move to it is given up, and how often it is asked.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(250);
+/// How long names may be looked up before a move goes by what is known.
+const NAMES: Duration = Duration::from_secs(2);
 
 /// What of a placement is probed.
 pub fn target(placement: &Placement) -> Target {
@@ -87,10 +89,25 @@ pub(super) async fn asked(resource: &Resource, zone: &str, patience: Duration) -
 impl Hands {
     /// Nobody is sent to where nothing answers: the service that is about to serve is asked once more, now.
     pub(super) async fn answers(&self, zone: &Zone) -> Result<(), Failure> {
-        match asked(&self.resource.load(), &zone.0, PATIENCE).await {
-            Some(why) => Err(format!("the service in {zone} does not answer: {why}")),
-            None => Ok(()),
+        if let Some(why) = asked(&self.resource.load(), &zone.0, PATIENCE).await {
+            return Err(format!("the service in {zone} does not answer: {why}"));
         }
+        self.look_up(zone).await
+    }
+
+    /// Requests go to where the names of `zone` lead now; an error where none has ever led anywhere.
+    pub(super) async fn look_up(&self, zone: &Zone) -> Result<(), Failure> {
+        let Some(reach) = self.endpoints.named(&zone.0).filter(|_| self.front.is_some()) else {
+            return Ok(());
+        };
+        if let Ok(Err(error)) = tokio::time::timeout(NAMES, reach.resolve()).await {
+            tracing::warn!(resource = %self.resource.name, %zone, error = format!("{error:#}"), "names are not resolved");
+        }
+        let lost = reach.not_found();
+        if lost.is_empty() || lost.len() < reach.endpoints().len() {
+            return Ok(());
+        }
+        Err(format!("no endpoint in {zone} is found: {} cannot be resolved", lost.join(", ")))
     }
 }
 
@@ -113,9 +130,14 @@ impl Measure {
     }
 
     /// What is wrong with the services of both zones; `runs`: what should answer there.
-    pub(super) fn silence(&self, state: &State, runs: impl Fn(&Zone) -> bool) -> Vec<String> {
+    pub(super) fn silence(&self, hands: &Hands, state: &State, runs: impl Fn(&Zone) -> bool) -> Vec<String> {
         let (here, there) = (self.probes(&state.primary), self.probes(&state.shadow));
         let mut problems = Vec::new();
+        for zone in [&state.primary, &state.shadow] {
+            let lost = hands.endpoints.named(&zone.0).map(|reach| reach.not_found()).unwrap_or_default();
+            problems
+                .extend(lost.iter().map(|name| format!("the endpoint {name} in {zone} cannot be resolved")));
+        }
         if let Some(why) = silent(&here, &there, self.oldest()) {
             problems.push(format!("the service in {} does not answer ({why})", state.primary));
         }

@@ -404,7 +404,7 @@ impl Hands {
     ) -> Result<(), Failure> {
         if self.resource.learn(&zone.0, endpoint, password)? {
             tracing::info!(resource = %self.resource.name, %zone, http = ?endpoint.http, "the driver says where it is");
-            self.endpoints.learn(&self.resource.load(), &zone.0).await?;
+            self.endpoints.learn(&self.resource.load(), &zone.0).await;
             self.databases.forget_zone(&zone.0).await;
         }
         Ok(())
@@ -656,11 +656,15 @@ impl Endpoints {
         self.0.get(zone).map(|reach| reach.endpoints()).unwrap_or_default()
     }
 
+    /// How those of the placement in `zone` are reached, if any has a name.
+    pub(super) fn named(&self, zone: &str) -> Option<&Arc<Reach>> {
+        self.0.get(zone).filter(|reach| reach.has_names())
+    }
+
     /// The endpoints of the placement in `zone` are those that it has now.
-    async fn learn(&self, resource: &Resource, zone: &str) -> Result<(), Failure> {
-        let Some((reach, placement)) = self.0.get(zone).zip(resource.placements.get(zone)) else {
-            return Ok(());
-        };
-        reach.learn(&placement.http).await.map_err(|error| format!("{error:#}"))
+    async fn learn(&self, resource: &Resource, zone: &str) {
+        if let Some((reach, placement)) = self.0.get(zone).zip(resource.placements.get(zone)) {
+            reach.learn(&placement.http).await;
+        }
     }
 }

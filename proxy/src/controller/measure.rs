@@ -421,7 +421,7 @@ impl Measure {
                 Some(status) => status.as_ref().is_ok_and(|status| status.capacity > 0),
                 None => !hands.drivers.contains_key(&*zone.0),
             };
-            problems.extend(self.silence(state, runs));
+            problems.extend(self.silence(hands, state, runs));
         }
         problems
     }

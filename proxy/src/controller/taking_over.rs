@@ -196,6 +196,8 @@ impl Hands {
             "the shadow takes over: what its primary committed after that is lost"
         );
         self.fence_lost(lost, generation);
+        // Where they are not found, it goes on all the same: nobody is served elsewhere.
+        let _ = self.look_up(zone).await;
         let scaled = tokio::time::timeout(SCALE, self.scale(zone, Capacity::Full, state)).await;
         let scaled = scaled.unwrap_or_else(|_| Err(format!("not done within {} s", SCALE.as_secs())));
         if let Err(why) = scaled {

@@ -4,6 +4,7 @@
 //! row take it out, some answers bring it back; requests only read the result. Where all are down, requests go on as if none
 //! were: a check that is wrong must not take the service with it.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,8 @@ use crate::telemetry::names;
 
 /// How often names of endpoints are looked up again.
 const RESOLVE: Duration = Duration::from_secs(30);
+/// How soon, where one was not found so far.
+const AGAIN: Duration = Duration::from_secs(2);
 /// The first checks come within this share of the interval, later ones are spread by it to both sides.
 const JITTER: f64 = 0.2;
 
@@ -28,12 +31,17 @@ pub async fn keep(front: Arc<ResourceFront>) {
 }
 
 async fn resolve(front: &ResourceFront) {
+    let mut said = HashMap::new();
     loop {
-        tokio::time::sleep(spread(RESOLVE)).await;
+        let lost = front.pool.reaches().any(|(_, reach)| !reach.not_found().is_empty());
+        tokio::time::sleep(spread(if lost { AGAIN } else { RESOLVE })).await;
         // A driver may have given a placement its names meanwhile.
         for (zone, reach) in front.pool.reaches().filter(|(_, reach)| reach.has_names()) {
-            if let Err(error) = reach.resolve().await {
-                tracing::warn!(resource = %front.name, %zone, error = format!("{error:#}"), "names are not resolved");
+            let why = reach.resolve().await.err().map(|error| format!("{error:#}"));
+            if said.insert(zone, why.clone()).flatten() != why
+                && let Some(error) = why
+            {
+                tracing::warn!(resource = %front.name, %zone, error, "names are not resolved");
             }
         }
     }
@@ -132,4 +140,35 @@ fn spread(every: Duration) -> Duration {
 /// From 0 to 1.
 pub(super) fn luck() -> f64 {
     (crate::rng::quick() >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::http::settings::Upstream;
+    use super::super::pools::Pool;
+    use super::*;
+    use crate::config::model::{HoldLimits, HttpFront};
+
+    #[tokio::test(start_paused = true)]
+    async fn names_that_were_learned_later_are_looked_up_too() {
+        let (zone, reach) = ("b".into(), Arc::new(Reach::new(&Upstream::default(), &[], &[]).unwrap()));
+        let plain = HttpFront::plain("127.0.0.1:80".parse().unwrap(), &[]);
+        let hold = HoldLimits { requests: 1, bytes: 1, time: Duration::from_secs(1) };
+        let reaches = HashMap::from([(zone, reach.clone())]);
+        let front = ResourceFront::reaching("shop", &plain, hold, Pool::new(0, "a", &[]), reaches).unwrap();
+        let old = "192.0.2.1:80".parse().unwrap();
+        let learned = async {
+            tokio::time::sleep(RESOLVE / 2).await;
+            reach.place(&["localhost:80".to_owned()], &[Some(old)]);
+            while reach.reached_at(old) == old {
+                tokio::time::sleep(RESOLVE / 2).await;
+            }
+        };
+        tokio::select! {
+            () = keep(front) => unreachable!("it is kept for ever"),
+            found = tokio::time::timeout(RESOLVE * 10, learned) => found.unwrap(),
+        }
+        assert!(reach.reached_at(old).ip().is_loopback());
+    }
 }

@@ -14,7 +14,6 @@ mod remembered;
 pub mod running;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -173,8 +172,7 @@ fn build(config: &Config, resource: &Resource, state: State, recorder: &Arc<Reco
     let mut reaches = BTreeMap::new();
     for (zone, placement) in &settings.placements {
         let context = || format!("resource {name}, zone {zone}");
-        let resolved = resolve(&placement.http).with_context(context)?;
-        let reach = Reach::new(&placement.upstream, &placement.http, &resolved).with_context(context)?;
+        let reach = Reach::looked_up(&placement.upstream, &placement.http).with_context(context)?;
         reaches.insert(zone.clone(), Arc::new(reach));
     }
     let front = settings.http.as_ref().map(|http| {
@@ -205,17 +203,6 @@ fn build(config: &Config, resource: &Resource, state: State, recorder: &Arc<Reco
     });
     let (front, postgres) = (front.transpose()?, postgres.transpose()?);
     Ok(Led { live, state, unheard: false, front, postgres, reaches, drivers })
-}
-
-fn resolve(endpoints: &[String]) -> Result<Vec<SocketAddr>> {
-    endpoints
-        .iter()
-        .map(|endpoint| {
-            let mut found =
-                endpoint.to_socket_addrs().with_context(|| format!("cannot resolve endpoint {endpoint}"))?;
-            found.next().with_context(|| format!("endpoint {endpoint} has no address"))
-        })
-        .collect()
 }
 
 /// What every resource's controller uses.
@@ -445,4 +432,30 @@ fn adopt_primary(hands: &Arc<Hands>, primary: &Zone, tasks: &TaskTracker) {
             }
         }
     });
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_is_not_found_keeps_nobody_from_being_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, state) = (folder.path().join("godwit.yaml"), folder.path().join("state"));
+        std::fs::create_dir(folder.path().join("policies")).unwrap();
+        std::fs::write(folder.path().join("policies/quick.yaml"), "name: quick\n").unwrap();
+        let text = format!(
+            "node: {{name: edge, zone: west, state: {}}}\nzones: {{west: {{country: IE}}, east: {{country: DE}}}}\n\
+             resources:\n  shop:\n    fronts: {{http: {{listen: \"127.0.0.1:8000\"}}}}\n    primary: west\n    policy: quick\n    \
+             placements:\n      west: {{http: [\"127.0.0.1:8001\"]}}\n      east: {{http: [\"nowhere.invalid:80\"]}}\n",
+            state.display()
+        );
+        std::fs::write(&file, text).unwrap();
+        let config = crate::config::load(&file).unwrap();
+        let journal = Journal::open(&state).unwrap();
+        let led = lead(&config, &config.resources["shop"], &journal, None, &Recorder::with(None)).unwrap();
+        assert_eq!(led.front.unwrap().pool.load().upstreams(), ["127.0.0.1:8001".parse().unwrap()]);
+        assert_eq!(led.reaches["east"].not_found(), ["nowhere.invalid:80"]);
+    }
 }

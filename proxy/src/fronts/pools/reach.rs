@@ -1,7 +1,8 @@
 //! How the endpoints of one placement are reached: protocol, TLS, weights, the limit, and where their names lead now.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -11,6 +12,7 @@ use pingora::protocols::tls::CaType;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 use rustls::{ClientConfig, RootCertStore};
 
+use crate::causes::chain;
 use crate::fronts::http::settings::Upstream;
 use crate::tls;
 
@@ -33,7 +35,8 @@ pub struct Reach {
     places: ArcSwap<Places>,
 }
 
-/// Where the endpoints are. Each is known by the address that it was first found at, wherever its name leads by now.
+/// Where the endpoints are. Each is known by the address that it was first found at, wherever its name leads by now; one that
+/// was not found by an address that leads [nowhere].
 #[derive(Clone, Default)]
 struct Places {
     /// All, in order.
@@ -71,17 +74,59 @@ impl Reach {
             weights: upstream.weights.clone(),
             places: ArcSwap::default(),
         };
-        reach.place(names, addresses);
+        reach.place(names, &addresses.iter().copied().map(Some).collect::<Vec<_>>());
         Ok(reach)
     }
 
+    /// As [`Reach::new`]. Looks the endpoints up, and waits for that; a name that leads nowhere now may do so later.
+    pub fn looked_up(upstream: &Upstream, names: &[String]) -> Result<Self> {
+        let reach = Self::new(upstream, &[], &[])?;
+        let found = names.iter().map(|name| name.to_socket_addrs().map(|mut found| found.next()));
+        reach.place_found(names, found.collect());
+        Ok(reach)
+    }
+
+    /// The placement's driver says that these are its endpoints.
+    pub async fn learn(&self, names: &[String]) {
+        let mut found = Vec::with_capacity(names.len());
+        for name in names {
+            found.push(tokio::net::lookup_host(name).await.map(|mut found| found.next()));
+        }
+        self.place_found(names, found);
+    }
+
+    fn place_found(&self, names: &[String], found: Vec<io::Result<Option<SocketAddr>>>) {
+        let addresses: Vec<_> = names
+            .iter()
+            .zip(found)
+            .map(|(name, found)| {
+                let why = match found {
+                    Ok(Some(address)) => return Some(address),
+                    Ok(None) => "it has no address".to_owned(),
+                    Err(error) => chain(error),
+                };
+                tracing::error!(%name, why, "an endpoint is not found: it is looked up until it is");
+                None
+            })
+            .collect();
+        self.place(names, &addresses);
+    }
+
     /// From now on these are the endpoints. One whose name is known already stays what it was.
-    fn place(&self, names: &[String], addresses: &[SocketAddr]) {
+    pub(in crate::fronts) fn place(&self, names: &[String], addresses: &[Option<SocketAddr>]) {
         self.places.rcu(|before| {
             let mut next = Places { moved: before.moved.clone(), ..Places::default() };
+            let mut unused = (0..)
+                .map(nowhere)
+                .filter(|address| !before.known.contains(address) && !before.moved.contains_key(address));
             for (name, address) in names.iter().zip(addresses) {
                 let as_before = before.names.iter().find(|(_, known)| known == name).map(|(first, _)| *first);
-                let first = as_before.unwrap_or(*address);
+                let free = address.filter(|address| !before.moved.contains_key(address));
+                let first = as_before.or(free).or_else(|| unused.next()).unwrap_or(nowhere(0));
+                if let Some(address) = address.filter(|_| as_before.is_none() && free.is_none()) {
+                    // Its address is what another is known by, which is elsewhere now.
+                    next.moved.insert(first, address);
+                }
                 if name.parse::<SocketAddr>().is_err() {
                     next.names.push((first, name.clone()));
                 }
@@ -92,17 +137,11 @@ impl Reach {
         });
     }
 
-    /// The placement's driver says that these are its endpoints. None counts where one cannot be found.
-    pub async fn learn(&self, names: &[String]) -> Result<()> {
-        let mut found = Vec::with_capacity(names.len());
-        for name in names {
-            let mut addresses = tokio::net::lookup_host(name)
-                .await
-                .with_context(|| format!("cannot resolve endpoint {name}"))?;
-            found.push(addresses.next().with_context(|| format!("endpoint {name} has no address"))?);
-        }
-        self.place(names, &found);
-        Ok(())
+    /// Names that have led nowhere so far.
+    pub fn not_found(&self) -> Vec<String> {
+        let places = self.places.load();
+        let lost = |first: &SocketAddr| first.ip().is_multicast() && !places.moved.contains_key(first);
+        places.names.iter().filter(|(first, _)| lost(first)).map(|(_, name)| name.clone()).collect()
     }
 
     /// The endpoints, in order.
@@ -143,7 +182,7 @@ impl Reach {
         self.places.load().moved.get(&address).copied().unwrap_or(address)
     }
 
-    /// Asks for every name again. One that leads to where it is reached now keeps that address, whatever the order of the
+    /// Asks for every name again, also those not found so far. One that leads to where it is reached now keeps that address, whatever the order of the
     /// answer; one that leads nowhere keeps it too. Returns the first failure.
     pub async fn resolve(&self) -> Result<()> {
         let mut failed = None;
@@ -172,6 +211,12 @@ impl Reach {
     }
 }
 
+/// What an endpoint is known by that was not found. Nobody listens on a group's address: to connect there fails at once.
+fn nowhere(nth: u16) -> SocketAddr {
+    let [high, low] = nth.to_be_bytes();
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(239, 255, high, low)), 1)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -198,14 +243,44 @@ mod tests {
         let reach = Reach::new(&Upstream { weights: vec![3], ..Upstream::default() }, &[], &[]).unwrap();
         let old = "192.0.2.1:80".parse().unwrap();
         let given = ["localhost:80".to_owned()];
-        reach.place(&given, &[old]);
+        reach.place(&given, &[Some(old)]);
         assert_eq!((reach.endpoints(), reach.weight(old)), (vec![old], 3));
         reach.resolve().await.unwrap();
         let now = reach.reached_at(old);
         assert!(now.ip().is_loopback());
         // Told again it is the same endpoint: requests in flight and what is known of it are by that address.
-        reach.learn(&["192.0.2.2:80".to_owned(), given[0].clone()]).await.unwrap();
+        reach.learn(&["192.0.2.2:80".to_owned(), given[0].clone()]).await;
         assert_eq!(reach.endpoints(), ["192.0.2.2:80".parse().unwrap(), old]);
         assert_eq!(reach.reached_at(old), now);
+    }
+    #[tokio::test]
+    async fn a_name_that_leads_nowhere_is_looked_up_until_it_leads_somewhere() {
+        let names =
+            ["nowhere.invalid:80".to_owned(), "192.0.2.2:80".to_owned(), "never.invalid:80".to_owned()];
+        let reach =
+            Reach::looked_up(&Upstream { weights: vec![3, 1, 2], ..Upstream::default() }, &names).unwrap();
+        let [lost, fixed, never] = reach.endpoints().try_into().unwrap();
+        assert_eq!(fixed, "192.0.2.2:80".parse().unwrap());
+        assert!(
+            lost != never && (reach.weight(lost), reach.weight(never)) == (3, 2),
+            "each is one of its own"
+        );
+        assert_eq!(reach.not_found(), ["nowhere.invalid:80", "never.invalid:80"]);
+        let refused = tokio::net::TcpStream::connect(reach.reached_at(lost)).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::NetworkUnreachable);
+        assert!(reach.resolve().await.is_err());
+        // Its zone has its names again.
+        reach.places.rcu(|places| {
+            let mut places = Places::clone(places);
+            places.names[0].1 = "localhost:80".into();
+            places
+        });
+        assert!(reach.resolve().await.is_err());
+        assert!(reach.reached_at(lost).ip().is_loopback());
+        assert_eq!((reach.endpoints()[0], reach.not_found()), (lost, vec!["never.invalid:80".to_owned()]));
+        let other = ["other.invalid:80".to_owned(), names[2].clone()];
+        reach.learn(&other).await;
+        assert_eq!(reach.endpoints()[1], never);
+        assert!(![lost, never].contains(&reach.endpoints()[0]), "what moved is known by that address");
     }
 }
