@@ -656,7 +656,12 @@ impl Endpoints {
         self.0.get(zone).map(|reach| reach.endpoints()).unwrap_or_default()
     }
 
-    /// How those of the placement in `zone` are reached, if any has a name.
+    /// How those of the placement in `zone` are reached.
+    pub(super) fn reach(&self, zone: &str) -> Arc<Reach> {
+        self.0.get(zone).cloned().unwrap_or_default()
+    }
+
+    /// The same, if any has a name.
     pub(super) fn named(&self, zone: &str) -> Option<&Arc<Reach>> {
         self.0.get(zone).filter(|reach| reach.has_names())
     }

@@ -24,7 +24,7 @@ impl Machine {
         };
         let zone = &self.state.shadow;
         let targets = capacity.map(|capacity| self.hands.upstreams(zone, capacity)).unwrap_or_default();
-        front.mirror.aim(&zone.0, rules, targets);
+        front.mirror.aim(&zone.0, rules, targets, self.hands.endpoints.reach(&zone.0));
     }
 
     /// Takes these settings, or says why not now. A migration under way goes on with what it began with, but for its soak.

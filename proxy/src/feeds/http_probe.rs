@@ -110,7 +110,7 @@ fn handshake(error: &(dyn std::error::Error + Send + Sync + 'static), name: &str
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::net::SocketAddr;
     use std::path::Path;
 
@@ -226,14 +226,14 @@ pub(super) mod tests {
     }
 
     /// Whoever is to be asked over TLS: certificates of an authority of their own.
-    struct Secure {
+    pub(crate) struct Secure {
         folder: tempfile::TempDir,
-        address: SocketAddr,
+        pub(crate) address: SocketAddr,
         _serving: JoinSet<()>,
     }
 
     /// Answers over TLS as `orders.internal`, in HTTP/2 or 1.1; `delay` after each connection came.
-    async fn secure(http2: bool, delay: Duration) -> Secure {
+    pub(crate) async fn secure(http2: bool, delay: Duration) -> Secure {
         let folder = tempfile::tempdir().unwrap();
         crate::pki::make(folder.path(), &["orders.internal"]).unwrap();
         let at = |name: &str| folder.path().join(name);
@@ -275,19 +275,23 @@ pub(super) mod tests {
         Secure { folder, address, _serving: serving }
     }
 
+    /// To an endpoint that has a certificate for `name`.
+    pub(crate) fn reach(name: &str, ca: Option<&Path>, http2: bool) -> Reach {
+        let tls = UpstreamTls { ca: ca.map(|folder| folder.join("ca.pem")), name: name.into() };
+        Reach::new(&Upstream { http2, tls: Some(tls), ..Upstream::default() }, &[], &[]).unwrap()
+    }
+
     impl Secure {
         /// A probe that expects `name` there, vouched for by the authority in `ca`; none: by this machine's.
         fn probe(&self, name: &str, ca: Option<&Path>, http2: bool) -> HttpProbe {
-            let tls = UpstreamTls { ca: ca.map(|folder| folder.join("ca.pem")), name: name.into() };
-            let way = Upstream { http2, tls: Some(tls), ..Upstream::default() };
             HttpProbe {
-                reach: Arc::new(Reach::new(&way, &[], &[]).unwrap()),
+                reach: Arc::new(reach(name, ca, http2)),
                 timeout: Duration::from_secs(30),
                 ..probe(self.address)
             }
         }
 
-        fn own(&self) -> &Path {
+        pub(crate) fn own(&self) -> &Path {
             self.folder.path()
         }
     }

@@ -1,17 +1,18 @@
 //! Asks the shadow what clients were answered by the primary.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Request, Uri};
+use http::header::HOST;
+use http::{HeaderName, HeaderValue, Request};
 use http_body_util::{BodyExt as _, Empty};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{Mirror, Read};
+use super::{Aim, Mirror, Read};
+use crate::fronts::pools::asking::{Failure, Open};
 use crate::lock::lock;
 
 /// Reads under way at once.
@@ -21,16 +22,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Says to the service what it is.
 const MARK: HeaderName = HeaderName::from_static("godwit-mirror");
 
-type Http = Client<HttpConnector, Empty<bytes::Bytes>>;
-
 impl Mirror {
     /// Asks until `stop`. There is one such task for each mirror.
     pub async fn serve(self: Arc<Self>, stop: CancellationToken) {
         let taken = lock(&self.waiting).take();
         let Some(mut waiting) = taken else { return };
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(PATIENCE));
-        let client: Http = Client::builder(TokioExecutor::new()).build(connector);
         let turns = Arc::new(Semaphore::new(AT_ONCE));
         let mut next = 0_usize;
         loop {
@@ -44,38 +40,76 @@ impl Mirror {
                 turn = turns.clone().acquire_owned() => match turn { Ok(turn) => turn, Err(_) => return },
             };
             next = next.wrapping_add(1);
-            let (mirror, client) = (self.clone(), client.clone());
+            let mirror = self.clone();
             tokio::spawn(async move {
-                mirror.ask(&client, read, next).await;
+                mirror.ask(&read, next).await;
                 drop(turn);
             });
         }
     }
 
-    async fn ask(&self, client: &Http, read: Read, next: usize) {
+    async fn ask(&self, read: &Read, next: usize) {
         let aim = self.aim.load_full();
         let Some(target) = aim.targets.get(next % aim.targets.len().max(1)) else { return };
-        let path = read.uri.path_and_query().map_or("/", |path| path.as_str());
-        let Ok(uri) = format!("http://{target}{path}").parse::<Uri>() else { return };
-        let mut request = Request::new(Empty::new());
-        *request.method_mut() = read.method.clone();
-        *request.uri_mut() = uri;
-        request.headers_mut().clone_from(&read.headers);
-        request.headers_mut().insert(MARK, HeaderValue::from_static("1"));
-        let began = crate::clock::monotonic();
-        let answered = tokio::time::timeout(PATIENCE, async {
-            let response = client.request(request).await.ok()?;
-            let status = response.status().as_u16();
-            let mut body = response.into_body();
-            // To its end, as the client reads it; nothing of it is kept.
-            while let Some(frame) = body.frame().await {
-                frame.ok()?;
-            }
-            Some(status)
-        });
-        match answered.await {
-            Ok(Some(status)) => self.note(&read, status, began.elapsed(), &aim.zone),
-            Ok(None) | Err(_) => self.failed(&read, &aim.zone),
+        match tokio::time::timeout(PATIENCE, aim.answer(*target, read)).await {
+            Ok(Ok((status, took))) => self.note(read, status, took, &aim.zone),
+            Ok(Err(_)) | Err(_) => self.failed(read, &aim.zone),
         }
+    }
+}
+
+impl Aim {
+    /// The status that an endpoint answers, and how long it takes.
+    async fn answer(&self, target: SocketAddr, read: &Read) -> Result<(u16, Duration), Failure> {
+        let address = self.reach.reached_at(target);
+        if let Some(kept) = self.kept(address)
+            // It may have ended at this moment.
+            && let Ok(answer) = self.ask(address, kept, read).await
+        {
+            return Ok(answer);
+        }
+        let began = crate::clock::monotonic();
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let open = self.reach.greet(stream).await?.open().await?;
+        let (status, _) = self.ask(address, open, read).await?;
+        Ok((status, began.elapsed()))
+    }
+
+    fn kept(&self, address: SocketAddr) -> Option<Open> {
+        let mut idle = lock(&self.idle);
+        idle.retain(|(_, open)| !open.has_ended());
+        let at = idle.iter().rposition(|(there, _)| *there == address)?;
+        Some(idle.swap_remove(at).1)
+    }
+
+    async fn ask(
+        &self,
+        address: SocketAddr,
+        mut open: Open,
+        read: &Read,
+    ) -> Result<(u16, Duration), Failure> {
+        let began = crate::clock::monotonic();
+        let path = read.uri.path_and_query().map_or("/", |path| path.as_str());
+        let mut request = Request::builder().method(read.method.clone()).uri(path).body(Empty::new())?;
+        let headers = request.headers_mut();
+        headers.clone_from(&read.headers);
+        headers.insert(MARK, HeaderValue::from_static("1"));
+        if !headers.contains_key(HOST) {
+            headers.insert(HOST, HeaderValue::from_str(&address.to_string())?);
+        }
+        let response = open.ask(request).await?;
+        let status = response.status().as_u16();
+        let mut body = response.into_body();
+        // To its end, as the client reads it; nothing of it is kept.
+        while let Some(frame) = body.frame().await {
+            frame?;
+        }
+        let took = began.elapsed();
+        let mut idle = lock(&self.idle);
+        if idle.len() < AT_ONCE {
+            idle.push((address, open));
+        }
+        Ok((status, took))
     }
 }

@@ -20,6 +20,8 @@ use migration::policy::{Credentials, MirrorRules};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use super::pools::Reach;
+use super::pools::asking::Open;
 use crate::lock::lock;
 use crate::telemetry::names;
 
@@ -50,13 +52,16 @@ const LEFT_OUT: [header::HeaderName; 9] = [
 const SAYING_WHO: [header::HeaderName; 2] = [header::AUTHORIZATION, header::COOKIE];
 
 /// Where reads are mirrored to, and which.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 struct Aim {
     /// In millionths; 0: none.
     share: u64,
     rules: MirrorRules,
     zone: String,
     targets: Vec<SocketAddr>,
+    reach: Arc<Reach>,
+    /// Connections that wait for the next read, by where they lead.
+    idle: Mutex<Vec<(SocketAddr, Open)>>,
 }
 
 /// A read that a client was answered.
@@ -146,18 +151,20 @@ impl Mirror {
         })
     }
 
-    /// From now on reads are mirrored to these endpoints of `zone`; without endpoints none is.
-    pub fn aim(&self, zone: &str, rules: &MirrorRules, targets: Vec<SocketAddr>) {
+    /// From now on reads are mirrored to these endpoints of `zone`, as `reach` says; without endpoints none is.
+    pub fn aim(&self, zone: &str, rules: &MirrorRules, targets: Vec<SocketAddr>, reach: Arc<Reach>) {
         let share = if targets.is_empty() { 0 } else { (rules.share.get() * WHOLE as f64).round() as u64 };
         let now = self.aim.load();
-        if now.share == share && now.zone == zone && now.targets == targets && now.rules == *rules {
+        let same = Arc::ptr_eq(&now.reach, &reach) || targets.is_empty();
+        if same && now.share == share && now.zone == zone && now.targets == targets && now.rules == *rules {
             return;
         }
         if now.zone != zone {
             // What was measured there says nothing of the other.
             self.compared().clear();
         }
-        self.aim.store(Arc::new(Aim { share, rules: rules.clone(), zone: zone.to_owned(), targets }));
+        let (rules, zone) = (rules.clone(), zone.to_owned());
+        self.aim.store(Arc::new(Aim { share, rules, zone, targets, reach, idle: Mutex::default() }));
     }
 
     /// Whether any read is mirrored now: one load, for the request path.

@@ -4,6 +4,8 @@ use migration::units::Ratio;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::feeds::http_probe::tests::{reach, secure};
+use crate::fronts::http::settings::Upstream;
 
 fn rules(share: f64, credentials: Credentials) -> MirrorRules {
     MirrorRules { share: Ratio::new(share).unwrap(), paths: vec!["/shop".into()], credentials }
@@ -42,13 +44,13 @@ fn a_share_is_a_share_and_a_full_queue_drops() {
     assert!(!mirror.is_on());
     let turns = (0..1_000).filter(|_| mirror.its_turn(250_000)).count();
     assert_eq!(turns, 250);
-    mirror.aim("b", &rules(1.0, Credentials::Skip), vec![([127, 0, 0, 1], 1).into()]);
+    mirror.aim("b", &rules(1.0, Credentials::Skip), vec![([127, 0, 0, 1], 1).into()], Arc::default());
     assert!(mirror.is_on());
     for _ in 0..QUEUE + 44 {
         mirror.offer(&Method::GET, &"/shop".parse().unwrap(), &HeaderMap::new(), 200, Duration::ZERO);
     }
     assert_eq!(mirror.view().dropped_total, 44);
-    mirror.aim("b", &rules(1.0, Credentials::Skip), Vec::new());
+    mirror.aim("b", &rules(1.0, Credentials::Skip), Vec::new(), Arc::default());
     assert!(!mirror.is_on());
 }
 
@@ -56,7 +58,7 @@ fn a_share_is_a_share_and_a_full_queue_drops() {
 fn the_score_is_told_of_enough_reads_once_and_of_no_other_zone() {
     let mirror = Mirror::new("orders".into());
     let one = [([127, 0, 0, 1], 1).into()];
-    mirror.aim("b", &rules(1.0, Credentials::Skip), one.to_vec());
+    mirror.aim("b", &rules(1.0, Credentials::Skip), one.to_vec(), Arc::default());
     let ms = Duration::from_millis;
     let answered = |primary, shadow, same| mirror.keep("b", ms(primary), Some((ms(shadow), same)));
     for read in 1..ENOUGH as u64 {
@@ -73,7 +75,7 @@ fn the_score_is_told_of_enough_reads_once_and_of_no_other_zone() {
     assert_eq!((mirror.tell(), mirror.tell()), (Some(told), None), "once");
     // They count on in the view and in the share.
     assert_eq!((mirror.view().compared, mirror.view().different), (21, 1));
-    mirror.aim("c", &rules(1.0, Credentials::Skip), one.to_vec());
+    mirror.aim("c", &rules(1.0, Credentials::Skip), one.to_vec(), Arc::default());
     answered(1, 1, true);
     assert_eq!((mirror.view().compared, mirror.different()), (0, None), "another zone");
 }
@@ -86,13 +88,20 @@ async fn the_shadow_is_asked_and_compared() {
         seen.lock().unwrap().push(headers);
         if uri.path().ends_with("gone") { http::StatusCode::NOT_FOUND } else { http::StatusCode::OK }
     };
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let target = listener.local_addr().unwrap();
+    let local = tokio::net::lookup_host("localhost:0").await.unwrap().next().unwrap();
+    let listener = tokio::net::TcpListener::bind(local).await.unwrap();
+    let name = format!("localhost:{}", listener.local_addr().unwrap().port());
+    // Where the shadow was found first.
+    let before = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    before.set_nonblocking(true).unwrap();
+    let old = before.local_addr().unwrap();
+    let reach = Arc::new(Reach::new(&Upstream::default(), &[name], &[old]).unwrap());
+    reach.resolve().await.unwrap();
     let router = Router::new().fallback(answer).with_state(seen.clone());
     tokio::spawn(async move { axum::serve(listener, router).await });
     let (mirror, stop) = (Mirror::new("orders".into()), CancellationToken::new());
     let task = tokio::spawn(mirror.clone().serve(stop.clone()));
-    mirror.aim("b", &rules(1.0, Credentials::Strip), vec![target]);
+    mirror.aim("b", &rules(1.0, Credentials::Strip), vec![old], reach);
     let pairs = headers(&[("cookie", "session=1"), ("accept", "text/html"), ("connection", "close")]);
     for path in ["/shop/1", "/shop/gone"] {
         mirror.offer(&Method::GET, &path.parse().unwrap(), &pairs, 200, Duration::from_millis(3));
@@ -111,8 +120,9 @@ async fn the_shadow_is_asked_and_compared() {
         assert!(!headers.contains_key("cookie") && headers["godwit-mirror"] == "1", "{headers:?}");
         assert_eq!(headers["accept"], "text/html");
     }
+    assert_eq!(before.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     // Nobody answers there: counted, and nothing else.
-    mirror.aim("b", &rules(1.0, Credentials::Skip), vec![([127, 0, 0, 1], 1).into()]);
+    mirror.aim("b", &rules(1.0, Credentials::Skip), vec![([127, 0, 0, 1], 1).into()], Arc::default());
     mirror.offer(&Method::GET, &"/shop".parse().unwrap(), &HeaderMap::new(), 200, Duration::ZERO);
     while mirror.view().failed_total == 0 {
         assert!(crate::clock::monotonic() < deadline, "{:?}", mirror.view());
@@ -120,4 +130,28 @@ async fn the_shadow_is_asked_and_compared() {
     }
     stop.cancel();
     task.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_shadow_is_asked_with_its_placements_tls_and_protocol() {
+    for http2 in [false, true] {
+        let server = secure(http2, Duration::ZERO).await;
+        let reach = Arc::new(reach("orders.internal", Some(server.own()), http2));
+        let (mirror, stop) = (Mirror::new("orders".into()), CancellationToken::new());
+        let task = tokio::spawn(mirror.clone().serve(stop.clone()));
+        mirror.aim("b", &rules(1.0, Credentials::Send), vec![server.address], reach);
+        let deadline = crate::clock::monotonic() + Duration::from_secs(20);
+        for reads in 1..4 {
+            let cookie = headers(&[("cookie", "session=1"), ("host", "shop.example")]);
+            mirror.offer(&Method::GET, &"/shop".parse().unwrap(), &cookie, 200, Duration::ZERO);
+            while mirror.view().compared < reads {
+                assert!(crate::clock::monotonic() < deadline, "never asked: {:?}", mirror.view());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        assert_eq!((mirror.view().different, mirror.view().failed_total), (0, 0));
+        assert_eq!(mirror.aim.load().idle.lock().unwrap().len(), 1, "a connection is kept for the next");
+        stop.cancel();
+        task.await.unwrap();
+    }
 }
