@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, Method, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use migration::policy::{Credentials, MirrorRules};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -37,8 +37,10 @@ const ENOUGH: usize = 20;
 const WHOLE: u64 = 1_000_000;
 
 /// Headers that belong to one connection, or would make the answer depend on it.
-const LEFT_OUT: [header::HeaderName; 9] = [
+const LEFT_OUT: [header::HeaderName; 11] = [
     header::CONNECTION,
+    header::HeaderName::from_static("keep-alive"),
+    header::HeaderName::from_static("proxy-connection"),
     header::TE,
     header::TRAILER,
     header::TRANSFER_ENCODING,
@@ -178,12 +180,20 @@ impl Mirror {
         if !mirrored(&aim.rules, method, uri, headers) || !self.its_turn(aim.share) {
             return;
         }
+        let named = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        let named: Vec<&str> = named.flat_map(|value| value.split(',')).map(str::trim).collect();
         let mut kept = HeaderMap::with_capacity(headers.len());
         for (name, value) in headers {
             let who = SAYING_WHO.contains(name) && aim.rules.credentials != Credentials::Send;
-            if !LEFT_OUT.contains(name) && !who {
+            let connections = named.iter().any(|named| named.eq_ignore_ascii_case(name.as_str()));
+            if !LEFT_OUT.contains(name) && !who && !connections {
                 kept.append(name.clone(), value.clone());
             }
+        }
+        // HTTP/2 says it beside the headers.
+        let host = uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
+        if let Some(host) = host.filter(|_| !kept.contains_key(header::HOST)) {
+            kept.insert(header::HOST, host);
         }
         let read = Read { method: method.clone(), uri: uri.clone(), headers: kept, status, took };
         if self.queue.try_send(read).is_err() {

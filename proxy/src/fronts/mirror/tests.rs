@@ -82,14 +82,15 @@ fn the_score_is_told_of_enough_reads_once_and_of_no_other_zone() {
 
 #[tokio::test]
 async fn the_shadow_is_asked_and_compared() {
-    type Seen = Arc<Mutex<Vec<HeaderMap>>>;
+    type Seen = Arc<Mutex<Vec<(String, HeaderMap)>>>;
     let seen = Seen::default();
     let answer = |State(seen): State<Seen>, uri: Uri, headers: HeaderMap| async move {
-        seen.lock().unwrap().push(headers);
+        seen.lock().unwrap().push((uri.path().to_owned(), headers));
         if uri.path().ends_with("gone") { http::StatusCode::NOT_FOUND } else { http::StatusCode::OK }
     };
     let local = tokio::net::lookup_host("localhost:0").await.unwrap().next().unwrap();
     let listener = tokio::net::TcpListener::bind(local).await.unwrap();
+    let at = listener.local_addr().unwrap().to_string();
     let name = format!("localhost:{}", listener.local_addr().unwrap().port());
     // Where the shadow was found first.
     let before = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -102,8 +103,15 @@ async fn the_shadow_is_asked_and_compared() {
     let (mirror, stop) = (Mirror::new("orders".into()), CancellationToken::new());
     let task = tokio::spawn(mirror.clone().serve(stop.clone()));
     mirror.aim("b", &rules(1.0, Credentials::Strip), vec![old], reach);
-    let pairs = headers(&[("cookie", "session=1"), ("accept", "text/html"), ("connection", "close")]);
-    for path in ["/shop/1", "/shop/gone"] {
+    let pairs = headers(&[
+        ("cookie", "session=1"),
+        ("accept", "text/html"),
+        ("connection", "close, X-Hop"),
+        ("keep-alive", "timeout=5"),
+        ("x-hop", "1"),
+    ]);
+    // A client of HTTP/1.1 that says no host, and one of HTTP/2.
+    for path in ["/shop/1", "https://shop.example/shop/gone"] {
         mirror.offer(&Method::GET, &path.parse().unwrap(), &pairs, 200, Duration::from_millis(3));
     }
     let deadline = crate::clock::monotonic() + Duration::from_secs(20);
@@ -116,7 +124,13 @@ async fn the_shadow_is_asked_and_compared() {
         view.different == 1 && view.primary_p95_ms == Some(3.0) && view.shadow_p95_ms.is_some(),
         "{view:?}"
     );
-    for headers in seen.lock().unwrap().iter() {
+    for (path, headers) in seen.lock().unwrap().iter() {
+        let host = if path == "/shop/gone" { "shop.example" } else { &at };
+        assert_eq!(headers["host"], host);
+        assert!(
+            ["connection", "keep-alive", "x-hop"].iter().all(|name| !headers.contains_key(*name)),
+            "{headers:?}"
+        );
         assert!(!headers.contains_key("cookie") && headers["godwit-mirror"] == "1", "{headers:?}");
         assert_eq!(headers["accept"], "text/html");
     }
