@@ -56,7 +56,7 @@ const REPORT: Duration = Duration::from_millis(250);
 const UPKEEP: Duration = Duration::from_secs(5);
 /// How often a front that does not listen yet is looked at.
 const LOOK: Duration = Duration::from_millis(10);
-/// How long what is left of the history, or of traces, may take to be written or sent at the end.
+/// How long what is left of the history, of traces, or of an access log may take to be written or sent at the end.
 const LAST_WRITE: Duration = Duration::from_secs(2);
 /// How long the parts may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(8);
@@ -233,7 +233,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     })?;
     let node = Arc::new(Settling {
         running,
-        changes,
+        changes: changes.clone(),
         stop: stop.clone(),
         tasks: tasks.clone(),
         history: history.clone(),
@@ -260,6 +260,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         // Returns after SIGTERM or SIGINT, when the requests in flight have ended or their grace is over, and for an upgrade.
         server.run(RunArgs { shutdown_signal: Box::new(signals) });
     }
+    changes.write_out(LAST_WRITE);
     if anew.why().is_some() {
         stop.cancel();
         tasks.close();

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -141,6 +142,11 @@ impl Changes {
     /// Tells clients to connect anew, or no more.
     pub fn announce(&self, leave: bool) {
         self.fronts.announce(leave);
+    }
+
+    /// Has what the access logs keep written.
+    pub fn write_out(&self, patience: Duration) {
+        self.fronts.write_out(patience);
     }
 
     /// What the node runs with, and what differs in the files by now; reads them.

@@ -190,6 +190,15 @@ impl Fronts {
         self.state().joined.values().for_each(|joined| joined.routes.clients().leave(leave));
     }
 
+    /// Has what the access logs keep written, each within `patience`.
+    pub fn write_out(&self, patience: Duration) {
+        let state = self.state();
+        let joined = state.joined.values().flat_map(|joined| &joined.fronts);
+        for access in state.main.iter().chain(joined).filter_map(|front| front.access.as_ref()) {
+            access.write_out(patience);
+        }
+    }
+
     /// Sets the gauges of the fronts that joined.
     pub fn measure(&self) {
         let state = self.state();

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use http::Version;
@@ -31,6 +31,8 @@ use crate::traces::{Fact, Place, Span};
 const QUEUE: usize = 4096;
 /// How often what was written is handed to the system, and the file is looked at.
 const FLUSH: Duration = Duration::from_millis(500);
+/// How often it is looked whether a full queue has room again.
+const FULL: Duration = Duration::from_millis(5);
 
 /// What is written of one request.
 #[derive(Debug, Serialize)]
@@ -158,8 +160,15 @@ impl Line<'_> {
 pub struct Access {
     /// Of 2^64.
     threshold: u64,
-    queue: Option<SyncSender<Vec<u8>>>,
+    queue: Option<SyncSender<Left>>,
     lost: AtomicU64,
+}
+
+/// What is left for the thread.
+enum Left {
+    Line(Vec<u8>),
+    /// Everything before it is to be handed to the system now; whoever waits for that is told.
+    All(SyncSender<()>),
 }
 
 impl Access {
@@ -189,12 +198,27 @@ impl Access {
         match &self.queue {
             Some(queue) => {
                 text.push(b'\n');
-                if queue.try_send(text).is_err() {
+                if queue.try_send(Left::Line(text)).is_err() {
                     self.lost.fetch_add(1, Relaxed);
                 }
             }
             None => tracing::info!(target: "godwit::access", "{}", String::from_utf8_lossy(&text)),
         }
+    }
+
+    /// Waits until what was left is written, for so long at most: what this process keeps goes with it.
+    pub fn write_out(&self, patience: Duration) {
+        let Some(queue) = &self.queue else { return };
+        let (told, written) = sync_channel(1);
+        let deadline = now() + patience;
+        // While the queue is full the thread writes.
+        while let Err(TrySendError::Full(_)) = queue.try_send(Left::All(told.clone())) {
+            if now() >= deadline {
+                return;
+            }
+            std::thread::sleep(FULL);
+        }
+        let _ = written.recv_timeout(deadline.saturating_duration_since(now()));
     }
 
     /// Counts what was lost since the last time.
@@ -218,17 +242,28 @@ impl LogFile {
     }
 
     /// Until nobody can leave a line any more.
-    fn write(&mut self, lines: &Receiver<Vec<u8>>) {
+    fn write(&mut self, left: &Receiver<Left>) {
+        let mut due = now() + FLUSH;
         loop {
-            let written = match lines.recv_timeout(FLUSH) {
-                Ok(line) => self.file.write_all(&line),
-                Err(RecvTimeoutError::Timeout) => self.file.flush().and_then(|()| self.follow()),
+            let mut written = match left.recv_timeout(due.saturating_duration_since(now())) {
+                Ok(Left::Line(line)) => self.file.write_all(&line),
+                Ok(Left::All(told)) => {
+                    let written = self.file.flush();
+                    let _ = told.try_send(());
+                    written
+                }
+                Err(RecvTimeoutError::Timeout) => Ok(()),
                 Err(RecvTimeoutError::Disconnected) => {
                     // Nobody is left to tell.
                     let _ = self.file.flush();
                     return;
                 }
             };
+            // Where lines come all the time there is never a pause.
+            if now() >= due {
+                written = written.and(self.file.flush()).and_then(|()| self.follow());
+                due = now() + FLUSH;
+            }
             match written {
                 Ok(()) => self.failed = false,
                 Err(error) if !self.failed => {
@@ -332,15 +367,20 @@ mod tests {
         let lines = read(&path, 1);
         assert_eq!((&lines[0]["status"], &lines[0]["target"]), (&200.into(), &"/\"\n".into()));
         std::fs::rename(&path, &moved).unwrap();
+        // Lines go on coming, as those of a service in use.
         for _ in 0..1000 {
             if path.exists() {
                 break;
             }
+            access.leave(&line(200));
             std::thread::sleep(Duration::from_millis(10));
         }
+        assert!(path.exists(), "it is not written to where it was");
         access.leave(&line(503));
-        assert_eq!(read(&path, 1)[0]["status"], 503);
-        assert_eq!(read(&moved, 1).len(), 1);
+        access.write_out(Duration::from_secs(30));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(last["status"], 503);
     }
 
     #[test]
