@@ -80,6 +80,24 @@ impl<T> Watched<T> {
         Ok(Self { what: what.into(), files, make: Box::new(make), current, seen: Mutex::new(seen) })
     }
 
+    /// As [`Watched::new`], with `before` until the files fit.
+    pub fn after(
+        what: impl Into<String>,
+        files: Vec<PathBuf>,
+        make: impl Fn() -> Result<T> + Send + Sync + 'static,
+        before: Arc<T>,
+    ) -> Self {
+        let watched = Self {
+            what: what.into(),
+            files,
+            make: Box::new(make),
+            current: ArcSwap::new(before),
+            seen: Mutex::default(),
+        };
+        watched.look();
+        watched
+    }
+
     /// The value of this moment.
     pub fn current(&self) -> Arc<T> {
         self.current.load_full()
@@ -221,5 +239,13 @@ mod tests {
             watched.look();
             assert_eq!(*watched.current(), value, "{text} at {at}");
         }
+        write("no", 5);
+        let read = path.clone();
+        let make = move || Ok(std::fs::read_to_string(&read)?.parse::<u32>()?);
+        let after = Watched::after("n", vec![path.clone()], make, watched.current());
+        assert_eq!(*after.current(), 3);
+        write("6", 6);
+        after.look();
+        assert_eq!(*after.current(), 6);
     }
 }

@@ -166,6 +166,8 @@ struct Table {
 
 struct Listener {
     address: SocketAddr,
+    /// What the entrance was made of.
+    settings: ListenerSettings,
     entrance: Arc<Entrance>,
     hosts: HashMap<String, Arc<ResourceFront>>,
     every: Option<Arc<ResourceFront>>,
@@ -174,7 +176,7 @@ struct Listener {
 impl Routes {
     /// Routes to these fronts.
     pub fn new(fronts: &[Arc<ResourceFront>]) -> Result<Arc<Self>, RouteError> {
-        let table = ArcSwap::from_pointee(Table::new(fronts)?);
+        let table = ArcSwap::from_pointee(Table::new(fronts, &[], |settings, _| Entrance::new(settings))?);
         Ok(Arc::new(Self { table, clients: Arc::default() }))
     }
 
@@ -200,11 +202,36 @@ impl Routes {
     /// Replaces them. A listener that no service was built for is never connected to: new ones need a restart. One whose last
     /// front is gone stays, with nobody behind it: what still comes there must not come to another's.
     pub fn publish(&self, fronts: &[Arc<ResourceFront>]) -> Result<(), RouteError> {
-        let mut table = Table::new(fronts)?;
-        for known in &self.table.load().listeners {
+        self.replace(fronts, |settings, _| Entrance::new(settings))
+    }
+
+    /// As [`Self::publish`], where fronts have left and these stay. Certificates that do not fit at this moment keep nobody from
+    /// leaving: handshakes are done with those from before until they fit.
+    pub fn keep(&self, fronts: &[Arc<ResourceFront>]) -> Result<(), RouteError> {
+        self.replace(fronts, |settings, before| match before {
+            Some(before) => Entrance::after(settings, before),
+            None => Entrance::new(settings),
+        })
+    }
+
+    fn replace(
+        &self,
+        fronts: &[Arc<ResourceFront>],
+        make: impl Fn(&ListenerSettings, Option<&Entrance>) -> anyhow::Result<Entrance>,
+    ) -> Result<(), RouteError> {
+        let before = self.table.load();
+        let mut table = Table::new(fronts, &before.listeners, make)?;
+        for known in &before.listeners {
             if table.listeners.iter().all(|listener| listener.address != known.address) {
-                let (address, entrance) = (known.address, known.entrance.clone());
-                table.listeners.push(Listener { address, entrance, hosts: HashMap::new(), every: None });
+                let (settings, entrance) = (known.settings.clone(), known.entrance.clone());
+                let address = known.address;
+                table.listeners.push(Listener {
+                    address,
+                    settings,
+                    entrance,
+                    hosts: HashMap::new(),
+                    every: None,
+                });
             }
         }
         self.table.store(Arc::new(table));
@@ -275,22 +302,28 @@ impl Table {
         }
     }
 
-    fn new(fronts: &[Arc<ResourceFront>]) -> Result<Self, RouteError> {
+    /// A listener of `before` keeps its entrance where that would be the same; others are made.
+    fn new(
+        fronts: &[Arc<ResourceFront>],
+        before: &[Listener],
+        make: impl Fn(&ListenerSettings, Option<&Entrance>) -> anyhow::Result<Entrance>,
+    ) -> Result<Self, RouteError> {
         let mut table = Self::default();
         for front in fronts {
             let listen = front.listen;
             let at = match table.listeners.iter().position(|known| known.address == listen) {
                 Some(at) => at,
                 None => {
-                    let entrance = entrance(fronts.iter().filter(|front| front.listen == listen));
-                    let entrance = entrance.map_err(|why| RouteError::Tls { listen, why })?;
-                    let (hosts, every) = (HashMap::new(), None);
-                    table.listeners.push(Listener {
-                        address: listen,
-                        entrance: Arc::new(entrance),
-                        hosts,
-                        every,
-                    });
+                    let settings = shared(fronts.iter().filter(|front| front.listen == listen));
+                    let known = before.iter().find(|known| known.address == listen);
+                    let entrance = match known.filter(|known| known.settings == settings) {
+                        Some(same) => same.entrance.clone(),
+                        None => make(&settings, known.map(|known| &*known.entrance))
+                            .map_err(|why| RouteError::Tls { listen, why })?
+                            .into(),
+                    };
+                    let (address, hosts, every) = (listen, HashMap::new(), None);
+                    table.listeners.push(Listener { address, settings, entrance, hosts, every });
                     table.listeners.len() - 1
                 }
             };
@@ -312,16 +345,17 @@ impl Table {
     }
 }
 
-/// The entrance that fronts share: as the first says, with the certificates of all.
-fn entrance<'f>(mut fronts: impl Iterator<Item = &'f Arc<ResourceFront>>) -> anyhow::Result<Entrance> {
-    let Some(first) = fronts.next() else { return Ok(Entrance::default()) };
-    let mut settings = first.listener.clone();
+/// What fronts share: as the first says, with the certificates of all.
+fn shared<'f>(mut fronts: impl Iterator<Item = &'f Arc<ResourceFront>>) -> ListenerSettings {
+    let mut settings = fronts.next().map(|first| first.listener.clone()).unwrap_or_default();
     if let Some(tls) = &mut settings.tls {
-        for more in fronts.filter_map(|front| front.listener.tls.as_ref()) {
-            tls.certificates.extend(more.certificates.iter().cloned());
+        for pair in fronts.filter_map(|front| front.listener.tls.as_ref()).flat_map(|tls| &tls.certificates) {
+            if !tls.certificates.contains(pair) {
+                tls.certificates.push(pair.clone());
+            }
         }
     }
-    Entrance::new(&settings)
+    settings
 }
 
 impl Listener {
@@ -362,6 +396,7 @@ pub async fn report(routes: &Routes, recorder: &super::latencies::Recorder, ever
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::fronts::http::settings::ListenerTls;
 
     const HOLD: HoldLimits = HoldLimits { requests: 1, bytes: 1, time: Duration::from_secs(1) };
 
@@ -441,5 +476,32 @@ mod tests {
         assert_eq!(twice.err().unwrap().to_string(), "a and b both serve x.example on 127.0.0.1:80");
         let every = Routes::new(&[front("a", "127.0.0.1:80", &[]), front("b", "127.0.0.1:80", &[])]);
         assert_eq!(every.err().unwrap().to_string(), "a and b both serve every host on 127.0.0.1:80");
+    }
+    #[test]
+    fn certificates_that_do_not_fit_now_keep_nobody_from_leaving_or_joining() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::pki::make(folder.path(), &["a.example", "b.example"]).unwrap();
+        let pair = |name: &str| ["pem", "key"].map(|end| folder.path().join(format!("{name}.{end}")));
+        let secure = |name: &str, certificate: &str| {
+            let mut front = HttpFront::plain("127.0.0.1:443".parse().unwrap(), &[name]);
+            let certificates = vec![pair(certificate).into()];
+            front.listener.tls = Some(ListenerTls { certificates, clients: None, http2: false });
+            ResourceFront::new(name, &front, HOLD, Pool::new(0, "z", &[]))
+        };
+        let (one, two, three) = (
+            secure("a.example", "a.example"),
+            secure("b.example", "b.example"),
+            secure("c.example", "b.example"),
+        );
+        let routes = Routes::new(&[one.clone(), two.clone()]).unwrap();
+        let [_, key] = pair("b.example");
+        std::fs::write(&key, "").unwrap();
+        let before = routes.entrance(|| None).unwrap();
+        routes.publish(&[one, two.clone(), three.clone()]).unwrap();
+        assert!(Arc::ptr_eq(&before, &routes.entrance(|| None).unwrap()), "nothing new is needed");
+        routes.keep(&[two.clone(), three]).unwrap();
+        assert_eq!(name(&routes, Some("a.example"), ""), None);
+        assert_eq!(name(&routes, Some("c.example"), "").as_deref(), Some("c.example"));
+        assert!(routes.publish(&[two, secure("d.example", "a.example")]).is_err(), "a new one must fit");
     }
 }

@@ -144,12 +144,11 @@ impl Fronts {
         let stays = |front: &Arc<ResourceFront>| *front.name != *resource;
         if !state.main.iter().all(stays) {
             state.main.retain(stays);
-            // Fewer fronts cannot be harder to tell apart.
-            let _ = self.routes.publish(&state.main);
+            keep(&self.routes, &state.main);
         }
         for joined in state.joined.values_mut() {
             joined.fronts.retain(stays);
-            let _ = joined.routes.publish(&joined.fronts);
+            keep(&joined.routes, &joined.fronts);
         }
         let empty: Vec<SocketAddr> = state
             .joined
@@ -208,5 +207,11 @@ impl Fronts {
         for joined in state.postgres.values() {
             joined.front.measure();
         }
+    }
+}
+
+fn keep(routes: &Routes, fronts: &[Arc<ResourceFront>]) {
+    if let Err(error) = routes.keep(fronts) {
+        tracing::error!(error = chain(error), "a front that has left is still served");
     }
 }

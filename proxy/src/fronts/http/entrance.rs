@@ -51,6 +51,14 @@ impl Entrance {
         Ok(Self { tls, h2c: settings.h2c, balancers: settings.proxy_protocol.clone() })
     }
 
+    /// As configured, with the handshakes of `before` until the PEM files fit.
+    pub fn after(settings: &ListenerSettings, before: &Self) -> anyhow::Result<Self> {
+        let (Some(tls), Some(known)) = (&settings.tls, &before.tls) else { return Self::new(settings) };
+        let (files, tls) = (files(tls), tls.clone());
+        let tls = Some(Watched::after(WHAT, files, move || handshake(&tls), known.current()));
+        Ok(Self { tls, h2c: settings.h2c, balancers: settings.proxy_protocol.clone() })
+    }
+
     /// Looks whether certificates have changed.
     pub fn look(&self) {
         if let Some(tls) = &self.tls {
