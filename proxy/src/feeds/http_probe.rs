@@ -54,6 +54,7 @@ impl HttpProbe {
         let greeted = match &self.reach.server_name {
             Some(name) => {
                 course.then(Phase::Tls);
+                self.reach.look();
                 let refused = |error: asking::Failure| {
                     format!("the TLS handshake failed: {}", handshake(&*error, name))
                 };
@@ -339,6 +340,25 @@ pub(crate) mod tests {
                 "the TLS handshake failed: nobody whom requests trust vouches for its certificate (";
             assert!(why.starts_with(expected), "{why}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_authority_that_is_replaced_counts_from_the_next_connection_on() {
+        let (old, new) = (secure(false, Duration::ZERO).await, secure(false, Duration::ZERO).await);
+        let folder = tempfile::tempdir().unwrap();
+        let ca = folder.path().join("ca.pem");
+        std::fs::copy(old.own().join("ca.pem"), &ca).unwrap();
+        let before = old.probe("orders.internal", Some(folder.path()), false);
+        assert!(before.run().await.latency.is_ok());
+        let after = HttpProbe { endpoint: new.address.to_string(), ..before.clone() };
+        assert!(after.run().await.latency.is_err());
+        let known = before.reach.authorities().unwrap();
+        std::fs::copy(new.own().join("ca.pem"), &ca).unwrap();
+        let later = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(10);
+        std::fs::File::options().write(true).open(&ca).unwrap().set_modified(later).unwrap();
+        assert!(after.run().await.latency.is_ok());
+        assert!(!Arc::ptr_eq(&known, &before.reach.authorities().unwrap()), "requests go by it, too");
+        assert!(before.run().await.latency.is_err(), "nobody vouches for the old one any more");
     }
 
     #[tokio::test]

@@ -112,6 +112,9 @@ impl ResourceFront {
     fn look(&self) {
         self.streams.look(self.pool.load().generation, super::now(), super::health::luck);
         self.pool.end_retired();
+        for (_, reach) in self.pool.reaches() {
+            reach.look();
+        }
         if let Some(access) = &self.access {
             access.measure();
         }

@@ -231,6 +231,30 @@ async fn endpoints_are_reached_over_tls_and_checked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_authority_of_endpoints_is_replaced_while_a_front_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let [old, new] = ["old", "new"].map(|name| Authority::new(folder.path(), name, &["orders.internal"]));
+    let (first, one) = secure_upstream(old.pair("orders.internal"), false).await;
+    let (second, other) = secure_upstream(new.pair("orders.internal"), false).await;
+    let ca = folder.path().join("ca.pem");
+    std::fs::copy(old.ca(), &ca).unwrap();
+    let tls = Some(UpstreamTls { ca: Some(ca.clone()), name: "orders.internal".into() });
+    let reach = Reach::new(&Way { tls, ..Way::default() }, &[first.to_string()], &[first]).unwrap();
+    let reaches = HashMap::from([("a".into(), Arc::new(reach))]);
+    let front =
+        Front::reaching(HttpFront::plain(free(), &[]), WIDE, Pool::new(0, "a", &[first]), reaches).await;
+    assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    front.resource.pool.set_upstreams(0, &[second]).unwrap();
+    assert_eq!(front.send(front.get("/")).await.0, StatusCode::BAD_GATEWAY);
+    std::fs::copy(new.ca(), &ca).unwrap();
+    let changed = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(10);
+    std::fs::File::options().write(true).open(&ca).unwrap().set_modified(changed).unwrap();
+    until("the new authority counts", async || front.send(front.get("/")).await.0 == StatusCode::OK).await;
+    one.abort();
+    other.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_balancer_in_front_says_who_the_client_is() {
     let raw = Raw::start().await;
     let mut front = HttpFront::plain(free(), &[]);

@@ -37,7 +37,7 @@ pub(super) fn of(
         Some(upgrading) => Arc::clone(upgrading) as _,
         None => pick.dialer(),
     });
-    options.ca.clone_from(&reach.authorities);
+    options.ca = reach.authorities();
     if reach.http2 {
         options.alpn = ALPN::H2;
         options.max_h2_streams = STREAMS;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result};
@@ -14,7 +14,10 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::causes::chain;
 use crate::fronts::http::settings::Upstream;
-use crate::tls;
+use crate::tls::{self, Watched};
+
+/// What names the PEM file.
+const CA: &str = "upstream.tls.ca";
 
 /// Of one placement.
 #[derive(Default)]
@@ -23,16 +26,23 @@ pub struct Reach {
     pub http2: bool,
     /// The name in the endpoints' certificates; none: in the clear.
     pub server_name: Option<String>,
-    /// Who vouches for them; none: this machine's authorities.
-    pub authorities: Option<Arc<CaType>>,
     /// Requests at all endpoints together.
     pub limit: Option<usize>,
-    /// What health checks shake hands with; made when first asked for.
+    /// Who vouches for them; none: this machine's authorities.
+    trust: Option<Watched<Trust>>,
+    /// What our own requests shake hands with in that case; made when first asked for.
     client: OnceLock<Arc<ClientConfig>>,
-    ca: Option<PathBuf>,
     /// By the order of the endpoints.
     weights: Vec<u32>,
     places: ArcSwap<Places>,
+}
+
+/// Made of a PEM file of authorities.
+struct Trust {
+    /// For requests.
+    authorities: Arc<CaType>,
+    /// For our own.
+    client: Arc<ClientConfig>,
 }
 
 /// Where the endpoints are. Each is known by the address that it was first found at, wherever its name leads by now; one that
@@ -51,26 +61,13 @@ impl Reach {
     /// As configured; `names` and `addresses` are the placement's endpoints, in order. Reads the PEM file.
     pub fn new(upstream: &Upstream, names: &[String], addresses: &[SocketAddr]) -> Result<Self> {
         let ca = upstream.tls.as_ref().and_then(|tls| tls.ca.as_ref());
-        let authorities = match ca {
-            Some(path) => {
-                // Whether each is an authority at all is found out here and not at the first connection.
-                tls::authorities(path, "upstream.tls.ca")?;
-                let found = tls::certificates(path, "upstream.tls.ca")?;
-                let wrapped: Vec<_> = found
-                    .iter()
-                    .map(|certificate| WrappedX509::new(certificate.to_vec(), parse_x509))
-                    .collect();
-                Some(Arc::from(wrapped))
-            }
-            None => None,
-        };
+        let trust = ca.cloned().map(|path| Watched::new(CA, vec![path.clone()], move || trust(&path)));
         let reach = Self {
             http2: upstream.http2,
             server_name: upstream.tls.as_ref().map(|tls| tls.name.clone()),
-            authorities,
+            trust: trust.transpose()?,
             limit: upstream.limit,
             client: OnceLock::new(),
-            ca: ca.cloned(),
             weights: upstream.weights.clone(),
             places: ArcSwap::default(),
         };
@@ -149,23 +146,30 @@ impl Reach {
         self.places.load().known.clone()
     }
 
+    /// Looks whether the file of authorities has changed.
+    pub fn look(&self) {
+        if let Some(trust) = &self.trust {
+            trust.look();
+        }
+    }
+
+    /// Who vouches for the endpoints; none: this machine's authorities.
+    pub fn authorities(&self) -> Option<Arc<CaType>> {
+        self.trust.as_ref().map(|trust| trust.current().authorities.clone())
+    }
+
     /// TLS of a client that trusts whom the requests trust.
     pub(in crate::fronts) fn client(&self) -> Result<Arc<ClientConfig>> {
+        if let Some(trust) = &self.trust {
+            return Ok(trust.current().client.clone());
+        }
         if let Some(client) = self.client.get() {
             return Ok(client.clone());
         }
-        let roots = match &self.ca {
-            Some(path) => tls::authorities(path, "upstream.tls.ca")?,
-            None => {
-                let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-                roots
-            }
-        };
-        let builder =
-            ClientConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()?;
-        let client = builder.with_root_certificates(roots).with_no_client_auth();
-        Ok(self.client.get_or_init(|| Arc::new(client)).clone())
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let client = client(roots)?;
+        Ok(self.client.get_or_init(|| client).clone())
     }
 
     pub(super) fn weight(&self, address: SocketAddr) -> u32 {
@@ -209,6 +213,21 @@ impl Reach {
         }
         failed.map_or(Ok(()), Err).context("names of endpoints stay as they were")
     }
+}
+
+fn trust(path: &Path) -> Result<Trust> {
+    // Whether each is an authority at all is found out here and not at the first connection.
+    let client = client(tls::authorities(path, CA)?)?;
+    let found = tls::certificates(path, CA)?;
+    let wrapped: Vec<_> =
+        found.iter().map(|certificate| WrappedX509::new(certificate.to_vec(), parse_x509)).collect();
+    Ok(Trust { authorities: Arc::from(wrapped), client })
+}
+
+fn client(roots: RootCertStore) -> Result<Arc<ClientConfig>> {
+    let builder =
+        ClientConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()?;
+    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
 }
 
 /// What an endpoint is known by that was not found. Nobody listens on a group's address: to connect there fails at once.
