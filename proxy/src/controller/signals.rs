@@ -6,7 +6,7 @@ use std::time::Duration;
 use migration::aftermath::Answers;
 use migration::cutover::State;
 use migration::policy::Policy;
-use migration::units::{ByteCount, Timestamp};
+use migration::units::{ByteCount, Timestamp, Zone};
 use migration::world::{Fact, Freeze, Maintenance, Outlook, Path, Service, Undone, World};
 use predictor::{Ensemble, Forecaster, Inputs, Outlook as Forecast, Settings};
 
@@ -110,7 +110,8 @@ pub struct Signals {
     /// Mirrored reads, between the zones of now.
     mirrored: Option<SameReads>,
     history: VecDeque<f64>,
-    above_since: Option<Timestamp>,
+    /// From where, where to, and since when the score of that move has cleared what is needed.
+    above_since: Option<([Zone; 2], Timestamp)>,
     measured: Measured,
     request: Option<f64>,
     /// Steps that were taken while the history is replayed; none: it is not.
@@ -324,18 +325,9 @@ impl Signals {
     ) -> World {
         let primary = state.primary.to_string();
         let shadow = state.shadow.to_string();
+        // Right after a move what the last step measured is of the zone that served then.
+        let is_of_primary = self.served_by == primary;
         let fed = &self.measured.fed;
-        let configured = |zone: &str| match self.measured.cost.get(zone).copied().flatten() {
-            Some(value) => Fact::known(value, Duration::ZERO, "configuration"),
-            None => Fact::unknown(format!("no cost is configured for {zone}")),
-        };
-        let cost = |zone: &str| fed.cost.get(zone).cloned().unwrap_or_else(|| configured(zone));
-        let counted = |zone: &str| match self.measured.utilization.get(zone) {
-            Some(Ok(value)) => Fact::known(*value, age, "in-flight / capacity"),
-            Some(Err(why)) => Fact::unknown(why.clone()),
-            None => Fact::unknown(format!("the utilisation of {zone} was not measured yet")),
-        };
-        let utilization = |zone: &str| fed.utilization.get(zone).cloned().unwrap_or_else(|| counted(zone));
         let mirrored = |side: usize, zone: &str| {
             let reads = self.mirrored.as_ref().and_then(|reads| reads.between(&primary, &shadow));
             match reads {
@@ -349,19 +341,19 @@ impl Signals {
             phase: state.phase,
             running: state.run.as_ref().map(|run| run.id.clone()),
             baseline_ms: self.usual(age),
-            latency: self.request_outlook(policy, age),
+            latency: if is_of_primary { self.request_outlook(policy, age) } else { not_since(&primary) },
             primary_probe: self.probe_outlook(&primary, policy, age),
             shadow_probe: self.probe_outlook(&shadow, policy, age),
             primary_mirrored: mirrored(0, &primary),
             shadow_mirrored: mirrored(1, &shadow),
-            mirrored_different: match self.measured.mirrored_different {
+            mirrored_different: match self.measured.mirrored_different.filter(|_| is_of_primary) {
                 Some(share) => Fact::known(share, age, "mirrored reads"),
                 None => Fact::unknown("hardly any reads were mirrored of late"),
             },
-            primary_cost: cost(&primary),
-            shadow_cost: cost(&shadow),
-            primary_utilization: utilization(&primary),
-            shadow_utilization: utilization(&shadow),
+            primary_cost: self.cost(&primary),
+            shadow_cost: self.cost(&shadow),
+            primary_utilization: self.utilization(&primary, &primary, age),
+            shadow_utilization: self.utilization(&shadow, &primary, age),
             shadow_path: fed
                 .paths
                 .get(&shadow)
@@ -382,12 +374,34 @@ impl Signals {
             moves_ease: moves.ease,
             undone: moves.undone,
             freezes,
-            above_since: self.above_since,
+            above_since: None,
         };
         world.baseline_ms = baseline(&world);
-        self.above_since = migration::decide::above_since(policy, &world, now);
-        world.above_since = self.above_since;
+        let way = [state.primary.clone(), state.shadow.clone()];
+        world.above_since = self.above_since.take().and_then(|(of, since)| (of == way).then_some(since));
+        world.above_since = migration::decide::above_since(policy, &world, now);
+        self.above_since = world.above_since.map(|since| (way, since));
         world
+    }
+
+    /// Cost of `zone` at full capacity, per hour: what a feed says, else what is configured.
+    pub fn cost(&self, zone: &str) -> Fact<f64> {
+        let configured = || match self.measured.cost.get(zone).copied().flatten() {
+            Some(value) => Fact::known(value, Duration::ZERO, "configuration"),
+            None => Fact::unknown(format!("no cost is configured for {zone}")),
+        };
+        self.measured.fed.cost.get(zone).cloned().unwrap_or_else(configured)
+    }
+
+    /// How busy `zone` is while `primary` serves: what a feed says, else what was counted.
+    pub fn utilization(&self, zone: &str, primary: &str, age: Duration) -> Fact<f64> {
+        let counted = || match self.measured.utilization.get(zone) {
+            _ if self.served_by != primary => not_since(primary),
+            Some(Ok(value)) => Fact::known(*value, age, "in-flight / capacity"),
+            Some(Err(why)) => Fact::unknown(why.clone()),
+            None => Fact::unknown(format!("the utilisation of {zone} was not measured yet")),
+        };
+        self.measured.fed.utilization.get(zone).cloned().unwrap_or_else(counted)
     }
 
     /// Median forecast of a zone's probe, milliseconds.
@@ -433,6 +447,10 @@ impl Signals {
         }
     }
 }
+fn not_since<T>(primary: &str) -> Fact<T> {
+    Fact::unknown(format!("nothing was measured since {primary} serves"))
+}
+
 
 /// The lower of what is usual and what the shadow would give: a zone that has become slow for good must not count as
 /// usual while a better one stands by.
@@ -457,4 +475,49 @@ fn outlook(forecaster: &dyn Forecaster, policy: &Policy, age: Duration, source: 
         }
         Forecast::Abstained(abstained) => Fact::unknown(format!("{source}: {}", abstained.why)),
     }
+
+#[cfg(test)]
+mod tests {
+    use migration::cutover::Phase;
+    use migration::decide::decide;
+    use migration::policy::PolicyParts;
+
+    use super::*;
+
+    #[test]
+    fn right_after_a_move_what_was_measured_before_is_not_the_new_primarys() {
+        let policy = Policy::new(PolicyParts { sustain: Duration::from_secs(10), ..PolicyParts::default() });
+        let policy = policy.expect("valid");
+        let mut signals = Signals::new(1, policy.step, None);
+        let mut state = State::first("orders", "west".into(), "east".into(), Timestamp(0));
+        state.phase = Phase::Shadowing;
+        let at = |signals: &mut Signals, state: &State, seconds: u64| {
+            let now = Timestamp(seconds * 1000);
+            (signals.world(&policy, state, Moves::default(), Vec::new(), Duration::ZERO, now), now)
+        };
+        for second in (0..20).map(|step| step * 10) {
+            let measured = Measured {
+                request_p95_ms: Some(300.0),
+                probes_ms: [("west".to_owned(), Ok(280.0)), ("east".to_owned(), Ok(10.0))].into(),
+                utilization: [("west".to_owned(), Ok(0.9)), ("east".to_owned(), Ok(0.0))].into(),
+                cost: [("west".to_owned(), Some(2.0)), ("east".to_owned(), Some(1.0))].into(),
+                mirrored_different: Some(0.5),
+                ..Measured::default()
+            };
+            signals.observe("west", measured, false, Timestamp(second * 1000));
+            at(&mut signals, &state, second);
+        }
+        let (world, now) = at(&mut signals, &state, 190);
+        assert!(world.latency.value().is_some_and(|outlook| outlook.median_ms > 250.0), "{world:?}");
+        assert!(world.above_since.is_some_and(|since| since < now), "{:?}", decide(&policy, &world, now));
+        std::mem::swap(&mut state.primary, &mut state.shadow);
+        let (world, now) = at(&mut signals, &state, 191);
+        let why = Some("nothing was measured since east serves");
+        assert_eq!(world.latency.why_unknown(), why);
+        assert_eq!(world.shadow_utilization.why_unknown(), why);
+        assert_eq!(world.mirrored_different.value(), None);
+        assert!(world.expected_from_shadow().is_none());
+        assert!(world.above_since.is_none_or(|since| since == now), "that was of the way there");
+    }
+}
 }
