@@ -279,17 +279,13 @@ impl Measure {
     /// One step: what was measured but for [`Self::lag`] and [`Self::blockers`], and whether a cutover disturbed it.
     pub fn step(&mut self, hands: &Hands, state: &State) -> (Measured, bool) {
         let primary = state.primary.to_string();
-        let histogram = self.latencies.take(&self.resource.name, &primary, Segment::Upstream);
+        let (histogram, answers) = self.latencies.take_of(&self.resource.name, &primary, Segment::Upstream);
         let request_p95_ms =
             (!histogram.is_empty()).then(|| histogram.value_at_quantile(0.95) as f64 / 1000.0);
-        let mut measured = Measured { request_p95_ms, ..Measured::default() };
+        let mut measured = Measured { request_p95_ms, answers, ..Measured::default() };
         let settings = self.resource.load();
         let oldest = oldest_probe(settings.policy.step);
         for (zone, placement) in &settings.placements {
-            let answers = self.latencies.answers(&self.resource.name, zone);
-            if *zone == primary {
-                measured.answers = answers;
-            }
             let probes = self.board.get(&PlacementKey::new(&self.resource.name, zone));
             if let Some(probe) = &probes.http {
                 let fresh = probe.reading("HTTP probe");

@@ -163,25 +163,33 @@ impl Latencies {
             .collect()
     }
 
-    /// How many requests came to an end in `zone` since this reader last took them; those whose client left are none.
-    pub fn answers(&self, resource: &str, zone: &str) -> Answers {
+    /// Since this reader last took from `resource`: microseconds of `segment` of the requests that got a whole response in `zone`, and
+    /// how many came to an end there; those whose client left are none. What is left of other zones goes: it would be news when one
+    /// of them serves again.
+    pub fn take_of(&self, resource: &str, zone: &str, segment: Segment) -> (Histogram<u64>, Answers) {
         self.recorder.collect();
-        let mut series = lock(&self.series);
-        of(&mut series, resource, zone).map(|series| std::mem::take(&mut series.answers)).unwrap_or_default()
+        let mut taken = (histogram(), Answers::default());
+        lock(&self.series).retain(|(of, at), series| {
+            if &**of == resource && &**at == zone {
+                taken = (
+                    std::mem::replace(&mut series.segments[segment as usize], histogram()),
+                    std::mem::take(&mut series.answers),
+                );
+            }
+            &**of != resource
+        });
+        taken
     }
 
-    /// Microseconds of `segment` since this reader last took them, of requests that got a whole response.
+    /// Microseconds of `segment` since this reader last took it, of requests that got a whole response.
     pub fn take(&self, resource: &str, zone: &str, segment: Segment) -> Histogram<u64> {
         self.recorder.collect();
         let mut series = lock(&self.series);
-        of(&mut series, resource, zone).map_or_else(histogram, |series| {
+        let of = series.iter_mut().find(|((of, at), _)| &**of == resource && &**at == zone);
+        of.map_or_else(histogram, |(_, series)| {
             std::mem::replace(&mut series.segments[segment as usize], histogram())
         })
     }
-}
-
-fn of<'s>(all: &'s mut HashMap<Key, Series>, resource: &str, zone: &str) -> Option<&'s mut Series> {
-    all.iter_mut().find(|((of, at), _)| &**of == resource && &**at == zone).map(|(_, series)| series)
 }
 
 impl Collector {
@@ -285,12 +293,32 @@ mod tests {
         for outcome in [Outcome::Status(502), Outcome::Status(404), Outcome::Aborted, Outcome::Cancelled] {
             recorder.record(bad(outcome));
         }
-        assert_eq!(one.answers("orders", "a"), Answers { all: 4, failed: 2 });
-        assert_eq!(one.answers("orders", "a"), Answers::default());
-        assert_eq!(two.answers("orders", "a"), Answers { all: 4, failed: 2 });
+        let answers = |reader: &Latencies| reader.take_of("orders", "a", Segment::Upstream).1;
+        assert_eq!(answers(&one), Answers { all: 4, failed: 2 });
+        assert_eq!(answers(&one), Answers::default());
         recorder.record(sample(Duration::from_millis(20)));
         assert_eq!(two.take("orders", "a", Segment::FirstByte).len(), 2);
-        assert_eq!(one.take("orders", "a", Segment::FirstByte).len(), 2);
+        assert_eq!(one.take("orders", "a", Segment::FirstByte).len(), 1);
+        assert_eq!(answers(&two), Answers { all: 5, failed: 2 });
+    }
+
+    #[test]
+    fn what_a_zone_left_is_not_new_when_it_serves_again() {
+        let recorder = Recorder::new();
+        let reader = recorder.reader();
+        let of = |zone: &str| reader.take_of("orders", zone, Segment::Upstream);
+        recorder.record(sample(Duration::from_millis(300)));
+        recorder.record(Sample { resource: Some("shop".into()), ..sample(Duration::from_millis(300)) });
+        assert_eq!(of("b").0.len(), 0);
+        recorder.record(sample(Duration::from_millis(10)));
+        let (histogram, answers) = of("a");
+        assert!(
+            histogram.value_at_quantile(0.95).abs_diff(10_000) < 20,
+            "{}",
+            histogram.value_at_quantile(0.95)
+        );
+        assert_eq!(answers, Answers { all: 1, failed: 0 });
+        assert_eq!(reader.take("shop", "a", Segment::Upstream).len(), 1, "another resource's stay");
     }
 
     #[test]
