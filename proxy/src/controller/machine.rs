@@ -688,7 +688,8 @@ impl Machine {
             self.audited = Some(gist);
         }
         let zones = (&*self.state.primary.0, &*self.state.shadow.0);
-        self.history.record_step(recording::step(&self.hands.settings(), &self.signals, &report, zones, now));
+        let of = (&*self.state.resource, self.hands.policy().step);
+        self.history.record_step(recording::step(of, &self.signals, &report, zones, now));
         telemetry::decision(&self.state.resource, &report, &self.signals, &self.hands.policy());
         self.proposals.follow(&report, self.hands.policy().proposal_expires, now);
         self.take_back(now);
