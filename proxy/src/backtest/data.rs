@@ -112,13 +112,12 @@ impl Samples {
 
     /// `probe_ms/eu-west,1700000000,12.5`; after a long silence the name goes on with `#2`.
     fn export(&mut self, text: &str) -> Result<(), String> {
-        let mut cells = text.split(',');
-        let (Some(series), Some(at), Some(value)) = (cells.next(), cells.next(), cells.next()) else {
-            return Err("three values are needed: series_id,t,value".into());
-        };
-        let Some((name, zone)) = series.split_once('/') else {
-            return Err(format!("`{series}` is no series: name/zone"));
-        };
+        let lacks = || "three values are needed: series_id,t,value".to_owned();
+        let (series, rest) = first(text).ok_or_else(lacks)?;
+        let mut cells = rest.split(',');
+        let (Some(at), Some(value)) = (cells.next(), cells.next()) else { return Err(lacks()) };
+        // What belongs to the node (`feed_prices.eu-west`) is of no zone.
+        let Some((name, zone)) = series.split_once('/') else { return Ok(()) };
         let kind = match name {
             // Of a zone that did not serve only the probe is known.
             "probe_ms" => Kind::Latency,
@@ -170,6 +169,21 @@ impl Samples {
     }
 }
 
+/// The first value of a line, which may be in quotes, and what follows behind its comma.
+fn first(text: &str) -> Option<(String, &str)> {
+    let Some(mut rest) = text.strip_prefix('"') else {
+        return text.split_once(',').map(|(first, rest)| (first.to_owned(), rest));
+    };
+    let mut first = String::new();
+    loop {
+        let (part, behind) = rest.split_once('"')?;
+        first.push_str(part);
+        let Some(more) = behind.strip_prefix('"') else { return Some((first, behind.strip_prefix(',')?)) };
+        first.push('"');
+        rest = more;
+    }
+}
+
 /// A price holds until the next one is known.
 fn hold_prices(steps: &mut [Vec<Cell>]) {
     let mut last: Vec<Option<f64>> = vec![None; steps.first().map_or(0, Vec::len)];
@@ -215,7 +229,8 @@ mod tests {
         let table =
             "time,zone,latency_ms,cost\n1970-01-01T00:00:10Z,a,4,1.5\n10000,b,6,\n12000,a,8,\n30000,b,7,2\n";
         let export = "series_id,t,value\nprobe_ms/a,10,4\nprobe_ms/a,12,8\ncost_per_hour/a,10,1.5\nprobe_ms/b,10,6\n\
-                      probe_ms/b#2,30,7\ncost_per_hour/b,30,2\nlag_bytes/b,10,77\nprobe_ms/b,20,\n";
+                      probe_ms/b#2,30,7\ncost_per_hour/b,30,2\nlag_bytes/b,10,77\nprobe_ms/b,20,\n\
+                      feed_x.a,10,3\n\"feed_x.a.gusts, \"\"10 m\"\"/s\",10,3\n";
         let history = read(table, 10_000).expect("valid");
         assert_eq!(read(export, 10_000).expect("valid"), history);
         assert_eq!(
@@ -244,6 +259,10 @@ mod tests {
         assert_eq!(wrong("time,zone,latency_ms\n1,a,-2\n"), "line 2: `-2` is no number of at least 0");
         assert!(wrong("time,zone,latency_ms\nnoon,a,2\n").contains("`noon` is no time"));
         assert_eq!(wrong("time,zone,latency_ms\n1,a,\n"), "the file has no value");
+        for cut in ["probe_ms/a,10", "\"feed_x,10,3", "\"feed_x\"10,3"] {
+            let what = wrong(&format!("series_id,t,value\n{cut}\n"));
+            assert_eq!(what, "line 2: three values are needed: series_id,t,value");
+        }
         assert!(
             wrong("time,zone,latency_ms\n1,a,1\n1700000000000,a,1\n").contains("is the unit of time right?")
         );

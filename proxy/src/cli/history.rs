@@ -1,6 +1,7 @@
 //! `godwit history`: the migrations there were; `godwit history export`: what was measured, decided and forecast, as CSV or
 //! JSON lines. Also the line of `explain` that says how far to trust the forecast.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -212,7 +213,7 @@ impl Sheet {
             } else {
                 String::new()
             };
-            writeln!(to, "{id},{},{}{more}", seconds(row.at_ms), row.mean)?;
+            writeln!(to, "{},{},{}{more}", cell(&id), seconds(row.at_ms), row.mean)?;
             self.at = Some((name, part, row.at_ms));
         }
         Ok(())
@@ -231,10 +232,18 @@ impl Sheet {
         let steps = (passed + self.step_ms / 2) / self.step_ms;
         let more = if self.bounds { ",,," } else { "" };
         for step in 1..steps {
-            writeln!(to, "{},{},{more}", called(*part), seconds(last + step * self.step_ms))?;
+            writeln!(to, "{},{},{more}", cell(&called(*part)), seconds(last + step * self.step_ms))?;
         }
         Ok((called(*part), *part))
     }
+}
+
+/// A name as one cell of one line, whatever a feed calls its numbers.
+fn cell(name: &str) -> Cow<'_, str> {
+    if !name.contains(|c: char| c == ',' || c == '"' || c.is_control()) {
+        return name.into();
+    }
+    format!("\"{}\"", name.replace(char::is_control, " ").replace('"', "\"\"")).into()
 }
 
 /// `1732579200.25`.
@@ -282,7 +291,11 @@ mod tests {
             step_ms: 1000,
             from_ms: 0,
             to_ms: 1_000_000,
-            series: vec![series("probe_ms", "west"), series("feed_wind", "")],
+            series: vec![
+                series("probe_ms", "west"),
+                series("feed_wind", ""),
+                series("feed_wind.west.gusts, \"10 m\"", ""),
+            ],
             rows: rows
                 .iter()
                 .map(|(series, at_ms, mean)| RowView {
@@ -305,10 +318,19 @@ mod tests {
         let mut text = Vec::new();
         sheet.write(&first, &mut text).unwrap();
         // Two steps are missing over the edge of the page; then more than a day.
-        sheet.write(&page(&[(0, 5_010, 3.0), (0, 95_000_000, 4.0), (1, 2_000, -1.0)]), &mut text).unwrap();
+        sheet
+            .write(
+                &page(&[(0, 5_010, 3.0), (0, 95_000_000, 4.0), (1, 2_000, -1.0), (2, 2_000, 9.0)]),
+                &mut text,
+            )
+            .unwrap();
         let expected = "series_id,t,value\nprobe_ms/west,1,1.5\nprobe_ms/west,2.010,2\nprobe_ms/west,3.010,\n\
-            probe_ms/west,4.010,\nprobe_ms/west,5.010,3\nprobe_ms/west#2,95000,4\nfeed_wind,2,-1\n";
-        assert_eq!(String::from_utf8(text).unwrap(), expected);
+            probe_ms/west,4.010,\nprobe_ms/west,5.010,3\nprobe_ms/west#2,95000,4\nfeed_wind,2,-1\n\
+            \"feed_wind.west.gusts, \"\"10 m\"\"\",2,9\n";
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(text, expected);
+        let replayed = crate::backtest::data::read(&text, 1_000).unwrap();
+        assert_eq!(replayed.zones, ["west"]);
         let mut hours = page(&[(0, 0, 1.0), (0, 2_000, 2.0)]);
         (hours.resolution, hours.series) = ("coarse".into(), hours.series[..1].to_vec());
         let mut text = Vec::new();
