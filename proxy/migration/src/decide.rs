@@ -10,6 +10,9 @@ use crate::score::{Score, score};
 use crate::units::Timestamp;
 use crate::world::{Fact, Freeze, Maintenance, Service, Undone, World};
 
+/// In which moves are counted.
+pub const DAY: Duration = Duration::from_hours(24);
+
 /// Since when the score clears what is needed: carry the answer to the next call through [`World::above_since`]. Once above,
 /// it may fall by the policy's hysteresis before the time begins anew.
 pub fn above_since(policy: &Policy, world: &World, now: Timestamp) -> Option<Timestamp> {
@@ -258,6 +261,13 @@ fn moves(policy: &Policy, world: &World) -> Guard {
     }
 }
 
+/// When there are fewer moves in 24 h than the policy allows, given those of the last 24 h, the oldest first. None: there are.
+#[must_use]
+pub fn moves_ease(policy: &Policy, last_day: &[Timestamp]) -> Option<Timestamp> {
+    let more = last_day.len().checked_sub(policy.max_moves_per_day as usize)?;
+    Some(last_day.get(more)?.after(DAY))
+}
+
 /// Until when nothing is begun again by itself, since moves were undone: what was in the way may be so still, and each try may hold
 /// clients. `limits.retry_after` after the first, twice as long after each further one, never longer than the cooldown. None: none was.
 #[must_use]
@@ -372,7 +382,7 @@ fn awaited(policy: &Policy, world: &World, guards: &[Guard], now: Timestamp) -> 
                 world.above_since.map(|since| since.after(policy.sustain)),
             ),
             name::COOLDOWN => ("the cooldown ends", world.last_move.map(|last| last.after(policy.cooldown))),
-            name::MOVES => ("an earlier move is a day old", world.moves_ease),
+            name::MOVES => ("enough of the moves are a day old", world.moves_ease),
             name::UNDONE => ("the pause after undone moves ends", pause_ends(policy, world.undone)),
             name::FROZEN => ("the freeze ends", latest(true)),
             name::WINDOW => ("the freeze window ends", latest(false)),

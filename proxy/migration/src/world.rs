@@ -180,7 +180,7 @@ pub struct World {
     pub last_move: Option<Timestamp>,
     /// Committed migrations in the last 24 h.
     pub moves_last_day: u32,
-    /// When the oldest of them leaves that window; unknown or none: no answer.
+    /// When so many of them have left that window that one may follow; none: one may now.
     pub moves_ease: Option<Timestamp>,
     /// Migrations that were undone.
     pub undone: Undone,

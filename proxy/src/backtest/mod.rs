@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use migration::cutover::{Phase, State};
-use migration::decide::decide;
+use migration::decide::{DAY, decide};
 use migration::policy::{Mode, Policy};
 use migration::report::Verdict;
 use migration::units::{Generation, Timestamp, Zone};
@@ -20,8 +20,6 @@ use serde::Serialize;
 use crate::config::freeze::FreezeWindow;
 use crate::controller::signals::{Fed, Measured, Moves, Signals};
 use data::History;
-
-const DAY: Duration = Duration::from_hours(24);
 
 /// One move of the replay.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -173,11 +171,10 @@ fn measured(history: &History, cells: &[data::Cell], zones: [usize; 2], primary:
 }
 
 fn moves_at(moves: &[Move], now: Timestamp) -> Moves {
-    let recent = moves.iter().filter(|done| now.since(Timestamp(done.at_ms)) < DAY);
+    let all = moves.iter().map(|done| Timestamp(done.at_ms));
     Moves {
-        last: moves.last().map(|last| Timestamp(last.at_ms)),
-        in_last_day: recent.clone().count() as u32,
-        ease: recent.clone().next().map(|oldest| Timestamp(oldest.at_ms).after(DAY)),
+        last: all.clone().last(),
+        last_day: all.filter(|at| now.since(*at) < DAY).collect(),
         // Nothing fails on paper.
         undone: Undone::default(),
     }

@@ -712,7 +712,7 @@ impl Machine {
         let policy = &self.hands.policy();
         let age = self.last_step.elapsed();
         let freezes = self.freezes.at(&self.state.resource, &self.hands.settings().freeze, now);
-        let world = self.signals.world(policy, &self.state, self.moves, freezes, age, now);
+        let world = self.signals.world(policy, &self.state, self.moves.clone(), freezes, age, now);
         self.expected = ledger::expected(&world);
         self.decision = Some((decide(policy, &world, now), now.0));
         self.judged = self.state.phase;
@@ -735,14 +735,11 @@ impl Machine {
     }
 
     fn read_moves(&mut self) {
-        const DAY: Duration = Duration::from_hours(24);
-        let now = clock::now();
-        let day_ago = migration::units::Timestamp(now.0.saturating_sub(DAY.as_millis() as u64));
+        let day = migration::decide::DAY.as_millis() as u64;
+        let day_ago = Timestamp(clock::now().0.saturating_sub(day));
         match self.hands.journal.commits_since(&self.state.resource, day_ago) {
             Ok(commits) => {
-                let ease = commits.oldest.map(|oldest| oldest.after(DAY));
-                self.moves =
-                    Moves { last: commits.last, in_last_day: commits.count, ease, undone: commits.undone };
+                self.moves = Moves { last: commits.last, last_day: commits.recent, undone: commits.undone };
             }
             Err(error) => tracing::warn!(error = chain(error), "the history cannot be read"),
         }

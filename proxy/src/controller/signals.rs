@@ -85,14 +85,12 @@ struct Taken {
 }
 
 /// What history says of moves.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Moves {
     /// The last commit.
     pub last: Option<Timestamp>,
-    /// Commits in the last 24 h.
-    pub in_last_day: u32,
-    /// When the oldest of them is a day old.
-    pub ease: Option<Timestamp>,
+    /// Commits in the last 24 h, the oldest first.
+    pub last_day: Vec<Timestamp>,
     /// Migrations that were undone.
     pub undone: Undone,
 }
@@ -370,8 +368,8 @@ impl Signals {
                 .unwrap_or_else(|| Service::Unjudged("nobody looked yet".into())),
             blockers: self.measured.blockers.clone(),
             last_move: moves.last,
-            moves_last_day: moves.in_last_day,
-            moves_ease: moves.ease,
+            moves_last_day: u32::try_from(moves.last_day.len()).unwrap_or(u32::MAX),
+            moves_ease: migration::decide::moves_ease(policy, &moves.last_day),
             undone: moves.undone,
             freezes,
             above_since: None,

@@ -118,12 +118,10 @@ pub struct Ended<'a> {
 }
 
 /// Commits of a resource since a moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Commits {
-    /// How many.
-    pub count: u32,
-    /// The oldest of these.
-    pub oldest: Option<Timestamp>,
+    /// Their moments, the oldest first.
+    pub recent: Vec<Timestamp>,
     /// The newest of all.
     pub last: Option<Timestamp>,
     /// What was begun after that and undone, since the moment.
@@ -412,23 +410,29 @@ impl Journal {
             .map_err(self.database())
     }
 
-    /// Commits of a resource since a moment: how many, the oldest of these, and the newest of all.
+    /// Commits of a resource since a moment, and the newest of all.
     pub fn commits_since(&self, resource: &str, since: Timestamp) -> Result<Commits, StoreError> {
-        self.connection()
-            .query_row(
-                                "SELECT count(*) FILTER (WHERE committed_ms >= ?2), min(committed_ms) FILTER (WHERE committed_ms >= ?2),
-                 max(committed_ms), count(*) FILTER (WHERE undone), max(ended_ms) FILTER (WHERE undone)
+        let read = || {
+            let connection = self.connection();
+            let mut select = connection.prepare_cached(
+                "SELECT committed_ms FROM run WHERE resource = ?1 AND committed_ms >= ?2 ORDER BY committed_ms",
+            )?;
+            let recent = select.query_map(params![resource, since.0], |row| Ok(Timestamp(row.get(0)?)))?;
+            let recent = recent.collect::<rusqlite::Result<_>>()?;
+            connection.query_row(
+                "SELECT max(committed_ms), count(*) FILTER (WHERE undone), max(ended_ms) FILTER (WHERE undone)
                  FROM (SELECT *, outcome = 'aborted' AND ended_ms >= ?2 AND started_ms >
                          (SELECT coalesce(max(committed_ms), 0) FROM run WHERE resource = ?1) AS undone
                        FROM run WHERE resource = ?1)",
                 params![resource, since.0],
                 |row| {
                     let moment = |at: usize| row.get::<_, Option<u64>>(at).map(|at| at.map(Timestamp));
-                                        let undone = Undone { count: row.get(3)?, last: moment(4)? };
-                    Ok(Commits { count: row.get(0)?, oldest: moment(1)?, last: moment(2)?, undone })
+                    let undone = Undone { count: row.get(1)?, last: moment(2)? };
+                    Ok(Commits { recent, last: moment(0)?, undone })
                 },
             )
-            .map_err(self.database())
+        };
+        read().map_err(self.database())
     }
 
     fn read_runs(&self, filter: &str, values: impl rusqlite::Params) -> Result<Vec<RunRow>, StoreError> {
@@ -545,6 +549,13 @@ mod tests {
         let undone = Undone { count: 1, last: Some(Timestamp(99)) };
         assert_eq!(since(0), Commits { undone, ..Commits::default() });
         assert_eq!(since(100), Commits::default(), "long ago");
+        let commit = "INSERT INTO run (id, resource, from_zone, to_zone, trigger, generation, started_ms, committed_ms)
+            SELECT ?1, resource, from_zone, to_zone, trigger, generation, started_ms, ?1 FROM run WHERE id = 'm1'";
+        for at in [300, 100, 200] {
+            journal.connection().execute(commit, [at]).expect("written");
+        }
+        let recent = [200, 300].map(Timestamp).to_vec();
+        assert_eq!(since(101), Commits { recent, last: Some(Timestamp(300)), undone: Undone::default() });
     }
 
     #[test]

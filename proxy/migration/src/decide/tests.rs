@@ -244,6 +244,18 @@ fn eager_world() -> impl Strategy<Value = World> {
     })
 }
 
+#[test]
+fn moves_are_awaited_until_enough_of_them_are_a_day_old() {
+    let hours = |hours: u64| Timestamp(hours * 3_600_000);
+    let (commits, limited) = ([1, 2, 3].map(hours), policy(|parts| parts.max_moves_per_day = 2));
+    let world = World { moves_last_day: 3, moves_ease: moves_ease(&limited, &commits), ..world() };
+    let awaited = decide(&limited, &world, hours(4)).awaited;
+    let at = awaited.iter().find(|awaited| awaited.guard == name::MOVES).and_then(|awaited| awaited.at);
+    assert_eq!(at, Some(hours(26)), "the oldest alone leaves two");
+    assert_eq!(moves_ease(&limited, &commits[1..]), Some(hours(26)));
+    assert_eq!(moves_ease(&limited, &commits[2..]), None);
+}
+
 fn moves_in(world: &World) -> bool {
     decide(&policy(|_| {}), world, NOW).verdict != Verdict::Stay
 }
