@@ -150,7 +150,7 @@ async fn a_service_without_a_database_moves_as_well() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_moved_to_where_nothing_answers() -> Result<()> {
-    let policy = "score: {step: 200ms}\n";
+    let policy = "score: {step: 200ms, horizon: 10s}\n";
     let shop = Shop::start(policy).await?;
     let Shop { front, admin, west, mut node, client, .. } = shop;
     let path = "/api/v1/resources/shop";
@@ -230,7 +230,7 @@ async fn what_answered_long_ago_is_asked_again() -> Result<()> {
 /// What is not there is an error, what is in the way refuses, and programs are told on standard output.
 #[tokio::test(flavor = "multi_thread")]
 async fn exit_codes_say_what_the_readme_says() -> Result<()> {
-    let shop = Shop::start("score: {step: 200ms}\n").await?;
+    let shop = Shop::start("score: {step: 200ms, horizon: 10s}\n").await?;
     let Shop { admin, config, mut node, client, .. } = shop;
     let shadowing = |view: &ResourceView| view.phase == "shadowing";
     until_answer(&mut node, &client, "/api/v1/resources/shop", "it is there", shadowing).await?;

@@ -221,6 +221,10 @@ pub struct Weights {
     pub utilization: f64,
 }
 
+/// No forecast reaches further than so many steps.
+pub const MOST_STEPS: usize = 4096;
+/// The outermost quantile that is forecast: a bound beyond it would be this one under another name.
+pub const MOST_CONFIDENCE: f64 = 0.95;
 /// A smaller budget would be used up by a slot that nobody is behind with.
 const SMALLEST_BUDGET: ByteCount = ByteCount(32 << 20);
 /// A fact that an extra guard may look at. The list is closed: each has one meaning and one unit.
@@ -342,7 +346,7 @@ pub struct PolicyParts {
     pub horizon: Duration,
     /// One step of the forecast.
     pub step: Duration,
-    /// Confidence of the lower bound, 0.5..1.
+    /// Confidence of the lower bound, 0.5 to [`MOST_CONFIDENCE`].
     pub confidence: f64,
     /// Score that a move itself costs.
     pub disruption: f64,
@@ -509,11 +513,16 @@ impl Policy {
         );
         rule(
             "score.confidence",
-            p.confidence >= 0.5 && p.confidence < 1.0,
-            "must be at least 0.5 and below 1",
+            (0.5..=MOST_CONFIDENCE).contains(&p.confidence),
+            "must be between 0.5 and 0.95: no quantile further out is forecast",
         );
         rule("score.step", p.step >= Duration::from_millis(100), "must be at least 100ms");
         rule("score.horizon", p.horizon >= p.step, "must be at least one step (score.step)");
+        rule(
+            "score.horizon",
+            steps(p) <= MOST_STEPS,
+            "must be at most 4096 steps (score.step): no forecast reaches further",
+        );
         rule("score.sustain", p.sustain >= p.step, "must be at least one step (score.step)");
         rule("limits.max_moves_per_day", p.max_moves_per_day > 0, "must be at least 1");
         rule("limits.max_hold", !p.max_hold.is_zero(), "must be above 0");
@@ -573,9 +582,13 @@ impl Policy {
 
     /// Steps in the horizon, at least one.
     pub fn horizon_steps(&self) -> usize {
-        let steps = self.horizon.as_millis() / self.step.as_millis().max(1);
-        usize::try_from(steps).unwrap_or(usize::MAX).max(1)
+        steps(self).max(1)
     }
+}
+
+fn steps(parts: &PolicyParts) -> usize {
+    let steps = parts.horizon.as_millis() / parts.step.as_millis().max(1);
+    usize::try_from(steps).unwrap_or(usize::MAX)
 }
 
 impl std::ops::Deref for Policy {
@@ -583,5 +596,24 @@ impl std::ops::Deref for Policy {
 
     fn deref(&self) -> &PolicyParts {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_forecast_can_answer_is_refused() {
+        let with = |step: Duration, horizon: Duration, confidence: f64| {
+            let parts = PolicyParts { step, horizon, confidence, ..PolicyParts::default() };
+            Policy::new(parts)
+                .map(drop)
+                .map_err(|broken| broken.into_iter().map(|rule| rule.key).collect::<Vec<_>>())
+        };
+        let (tenth, minute) = (Duration::from_millis(100), Duration::from_secs(60));
+        assert_eq!(with(tenth, minute * 30, 0.8), Err(vec!["score.horizon"]));
+        assert_eq!(with(tenth, tenth * 4096, 0.95), Ok(()));
+        assert_eq!(with(tenth, tenth * 4097, 0.99), Err(vec!["score.confidence", "score.horizon"]));
     }
 }

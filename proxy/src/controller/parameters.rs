@@ -71,7 +71,7 @@ pub fn same(a: &Resource, b: &Resource) -> bool {
 pub fn keeping_the_step(next: &Policy, now: &Policy) -> Policy {
     let mut parts = (**next).clone();
     parts.step = now.step;
-    // A policy whose horizon or sustain is shorter than the step stays as it was.
+    // A policy whose horizon or sustain does not fit the step stays as it was.
     Policy::new(parts).unwrap_or_else(|_| now.clone())
 }
 
@@ -113,6 +113,21 @@ mod tests {
             assert_eq!(bytes(crate::config::units::bytes(text).unwrap()), text);
         }
         assert_eq!(share(crate::config::units::ratio("12.5%").unwrap()), "12.5%");
+    }
+
+    #[test]
+    fn a_policy_that_does_not_fit_the_step_stays_as_it_was() {
+        let policy = |step: u64, horizon: u64| {
+            let [step, horizon] = [step, horizon].map(Duration::from_secs);
+            let parts = migration::policy::PolicyParts { step, horizon, ..Default::default() };
+            Policy::new(parts).unwrap()
+        };
+        let now = policy(1, 600);
+        assert_eq!(keeping_the_step(&policy(10, 3_600), &now), policy(1, 3_600));
+        assert_eq!(keeping_the_step(&policy(10, 36_000), &now), now, "no forecast reaches further");
+        let (reaches, furthest) = (predictor::MAX_HORIZON, predictor::LEVELS[predictor::LEVELS.len() - 1]);
+        assert_eq!(reaches, migration::policy::MOST_STEPS);
+        assert!((furthest - migration::policy::MOST_CONFIDENCE).abs() < f64::EPSILON);
     }
 
     #[test]
