@@ -65,7 +65,7 @@ async fn a_proposal_is_approved_and_its_history_replays() -> Result<()> {
     let parsed: Value = serde_json::from_str(&report).context("the report")?;
     let moves = parsed["moves"].as_array().context("moves")?;
     ensure!(moves.first().is_some_and(|first| first["to"] == *far.name), "{report}");
-    ensure!(parsed["regret_never_ms"].as_f64() < Some(0.0), "the move was worth it: {report}");
+    ensure!(parsed["regret_never_ms"].as_f64().is_some_and(|ms| ms < 0.0), "the move was worth it: {report}");
     ensure!(godwit(&leader, &replay).await? == report, "equal seeds, equal reports");
     Ok(())
 }

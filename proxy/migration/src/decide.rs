@@ -330,7 +330,8 @@ fn window(world: &World, now: Timestamp) -> Guard {
 }
 
 /// The fact of an extra guard as a number.
-pub(crate) fn guarded(fact: GuardedFact, world: &World) -> Fact<f64> {
+#[must_use]
+pub fn guarded(fact: GuardedFact, world: &World) -> Fact<f64> {
     match fact {
         GuardedFact::LagBytes => world.lag.map(|lag| lag.0 as f64),
         GuardedFact::LatencyMs => world.latency.map(|outlook| outlook.median_ms),

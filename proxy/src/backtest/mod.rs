@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use migration::cutover::{Phase, State};
-use migration::decide::{DAY, decide};
-use migration::policy::{Mode, Policy};
+use migration::decide::{DAY, decide, guarded};
+use migration::policy::{GuardedFact, Mode, Policy};
 use migration::report::Verdict;
 use migration::units::{Generation, Timestamp, Zone};
 use migration::world::Undone;
@@ -41,8 +41,8 @@ pub struct Move {
 /// What a way of serving would have meant.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Way {
-    /// Mean latency, milliseconds.
-    pub latency_ms: f64,
+    /// Mean latency, milliseconds; none: no step has that of both zones.
+    pub latency_ms: Option<f64>,
     /// Mean cost per hour; none: not recorded for every step.
     pub cost: Option<f64>,
     /// Moves.
@@ -66,6 +66,10 @@ pub struct Report {
     pub span_ms: [u64; 2],
     /// Every move.
     pub moves: Vec<Move>,
+    /// By guard: in how many steps it was the first that failed.
+    pub kept_by: BTreeMap<&'static str, usize>,
+    /// Facts of the policy's guards that no step knows: such a guard never passes.
+    pub never_known: Vec<&'static str>,
     /// Moves back within twice the cooldown.
     pub flaps: u32,
     /// With the policy.
@@ -74,10 +78,10 @@ pub struct Report {
     pub never_moved: Way,
     /// The best way in hindsight under the policy's cooldown.
     pub best: Way,
-    /// Milliseconds by which the policy was worse than never moving; below zero: better.
-    pub regret_never_ms: f64,
+    /// Milliseconds by which the policy was worse than never moving; below zero: better. None: nothing can be compared.
+    pub regret_never_ms: Option<f64>,
     /// Milliseconds by which it was worse than the best way in hindsight.
-    pub regret_best_ms: f64,
+    pub regret_best_ms: Option<f64>,
 }
 
 /// The two zones of the history, the first as the primary at the beginning.
@@ -118,6 +122,9 @@ pub fn replay(
     let mut state = State::first("backtest", names[0].clone(), names[1].clone(), Timestamp(history.from_ms));
     state.phase = Phase::Shadowing;
     let (mut served, mut moves): (Vec<usize>, Vec<Move>) = (Vec::new(), Vec::new());
+    let mut kept_by = BTreeMap::new();
+    let mut never_known = GuardedFact::ALL.to_vec();
+    never_known.retain(|fact| policy.guards.iter().any(|guard| guard.fact == *fact));
     let mut primary = 0;
     for (step, cells) in history.steps.iter().enumerate() {
         progress(step);
@@ -126,7 +133,11 @@ pub fn replay(
         signals.observe(&state.primary.0, measured(history, cells, zones, zones[primary]), false, now);
         let freezes = windows.iter().filter_map(|window| window.at(now)).collect();
         let world = signals.world(&policy, &state, moves_at(&moves, now), freezes, Duration::ZERO, now);
+        never_known.retain(|fact| guarded(*fact, &world).value().is_none());
         let report = decide(&policy, &world, now);
+        if let Some(guard) = report.guards.iter().find(|guard| !guard.passed) {
+            *kept_by.entry(guard.name).or_default() += 1;
+        }
         if report.verdict == Verdict::Stay {
             continue;
         }
@@ -142,7 +153,8 @@ pub fn replay(
         std::mem::swap(&mut state.primary, &mut state.shadow);
         state.generation = Generation(state.generation.0 + 1);
     }
-    account(&policy, history, zones, seed, &served, moves)
+    let never_known = never_known.into_iter().map(GuardedFact::name).collect();
+    Report { kept_by, never_known, ..account(&policy, history, zones, seed, &served, moves) }
 }
 
 fn measured(history: &History, cells: &[data::Cell], zones: [usize; 2], primary: usize) -> Measured {
@@ -173,7 +185,7 @@ fn measured(history: &History, cells: &[data::Cell], zones: [usize; 2], primary:
 fn moves_at(moves: &[Move], now: Timestamp) -> Moves {
     let all = moves.iter().map(|done| Timestamp(done.at_ms));
     Moves {
-        last: all.clone().last(),
+        last: all.clone().next_back(),
         last_day: all.filter(|at| now.since(*at) < DAY).collect(),
         // Nothing fails on paper.
         undone: Undone::default(),
@@ -218,6 +230,7 @@ fn account(
         .filter(|pair| Timestamp(pair[1].at_ms).since(Timestamp(pair[0].at_ms)) <= soon)
         .count();
     let end = history.from_ms + history.steps.len() as u64 * history.step_ms;
+    let worse = |than: &Way| Some(with_policy.latency_ms? - than.latency_ms?);
     Report {
         policy: policy.name.clone(),
         seed,
@@ -226,8 +239,10 @@ fn account(
         counted,
         span_ms: [history.from_ms, end],
         flaps: flaps as u32,
-        regret_never_ms: with_policy.latency_ms - never_moved.latency_ms,
-        regret_best_ms: with_policy.latency_ms - best.latency_ms,
+        kept_by: BTreeMap::new(),
+        never_known: Vec::new(),
+        regret_never_ms: worse(&never_moved),
+        regret_best_ms: worse(&best),
         with_policy,
         never_moved,
         best,
@@ -235,9 +250,9 @@ fn account(
     }
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (sum, count) = values.fold((0.0, 0_u64), |(sum, count), value| (sum + value, count + 1));
-    if count == 0 { 0.0 } else { sum / count as f64 }
+    (count > 0).then(|| sum / count as f64)
 }
 
 /// For each move what came of it, and what staying would have been, until the next one.
@@ -249,9 +264,7 @@ fn value_moves(history: &History, zones: [usize; 2], moves: &mut [Move]) {
         let begin = step_of(done.at_ms).min(end);
         let over = |name: &str| {
             let zone = zones.into_iter().find(|zone| history.zones[*zone] == name)?;
-            let values: Vec<f64> =
-                history.steps[begin..end].iter().filter_map(|cells| cells[zone].latency_ms).collect();
-            (!values.is_empty()).then(|| mean(values.iter().copied()))
+            mean(history.steps[begin..end].iter().filter_map(|cells| cells[zone].latency_ms))
         };
         (done.realised_ms, done.never_moved_ms) = (over(&done.to), over(&done.from));
     }
@@ -308,7 +321,7 @@ fn best(known: &[Option<[f64; 2]>], cooldown: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use migration::policy::PolicyParts;
+    use migration::policy::{Bound, ExtraGuard, PolicyParts};
 
     use super::*;
 
@@ -329,15 +342,18 @@ mod tests {
     }
 
     fn policy() -> Policy {
-        Policy::new(PolicyParts {
+        Policy::new(parts()).expect("valid")
+    }
+
+    fn parts() -> PolicyParts {
+        PolicyParts {
             name: "tested".into(),
             sustain: Duration::from_secs(60),
             cooldown: Duration::from_secs(600),
             max_moves_per_day: 10,
             horizon: Duration::from_secs(300),
             ..PolicyParts::default()
-        })
-        .expect("valid")
+        }
     }
 
     #[test]
@@ -350,12 +366,16 @@ mod tests {
         assert!((300..360).contains(&at), "the first move is in step {at}");
         assert_eq!((first.from.as_str(), first.to.as_str()), ("a", "b"));
         assert!(first.never_moved_ms > first.realised_ms, "{first:?}");
-        assert!(report.regret_never_ms < -10.0, "{report:?}");
-        assert!(report.regret_best_ms > 0.0 && report.best.latency_ms <= report.never_moved.latency_ms);
+        assert!(report.regret_never_ms.is_some_and(|ms| ms < -10.0), "{report:?}");
+        assert!(report.regret_best_ms.is_some_and(|ms| ms > 0.0), "{report:?}");
+        assert!(report.best.latency_ms <= report.never_moved.latency_ms);
+        assert_eq!(report.kept_by.values().sum::<usize>() + report.moves.len(), 900);
+        assert!(report.kept_by["score"] > 500 && report.never_known.is_empty(), "{:?}", report.kept_by);
         assert_eq!((report.counted, report.best.moves), (900, 2));
         // By hand: 300 steps of about 70.5 and 600 of about 10.5.
-        assert!((report.never_moved.latency_ms - 30.5).abs() < 0.1, "{}", report.never_moved.latency_ms);
-        assert!((report.best.latency_ms - 13.16).abs() < 0.1, "{}", report.best.latency_ms);
+        for (way, by_hand) in [(&report.never_moved, 30.5), (&report.best, 13.16)] {
+            assert!(way.latency_ms.is_some_and(|ms| (ms - by_hand).abs() < 0.1), "{way:?}");
+        }
         assert_eq!(replay(&policy(), &[], &history, zones, 1, |_| {}), report);
     }
 
@@ -369,8 +389,31 @@ mod tests {
         std::fs::write(&file, text).expect("written");
         let (frozen, windows) = crate::config::load_policy(&file).expect("valid");
         let report = replay(&frozen, &windows, &history, zones, 1, |_| {});
-        assert_eq!((report.moves.len(), report.regret_never_ms), (0, 0.0));
+        assert_eq!((report.moves.len(), report.regret_never_ms), (0, Some(0.0)));
+        assert!(report.kept_by["no freeze window"] > 0, "{:?}", report.kept_by);
         assert!(!replay(&frozen, &[], &history, zones, 1, |_| {}).moves.is_empty());
+    }
+
+    #[test]
+    fn what_the_data_cannot_judge_is_said() {
+        let history = episode();
+        let zones = choose(&history, Some("a"), None).expect("two zones");
+        let guard = |fact, bound| ExtraGuard { fact, bound, binds_operator: false };
+        let guards = vec![
+            guard(GuardedFact::ShadowLoss, Bound::Below(0.01)),
+            guard(GuardedFact::ShadowCost, Bound::Below(9.0)),
+        ];
+        let guarded = Policy::new(PolicyParts { guards, ..parts() }).expect("valid");
+        let report = replay(&guarded, &[], &history, zones, 1, |_| {});
+        assert_eq!((report.moves.len(), &report.never_known[..]), (0, &["shadow_loss"][..]));
+        assert!(report.kept_by["shadow_loss"] > 100, "{:?}", report.kept_by);
+        let mut apart = String::from("time,zone,latency_ms\n");
+        for step in 0..40 {
+            apart.push_str(&format!("{},{},10\n", step * 10_000, ["a", "b"][step % 2]));
+        }
+        let history = data::read(&apart, 10_000).expect("valid");
+        let report = replay(&policy(), &[], &history, zones, 1, |_| {});
+        assert_eq!((report.counted, report.with_policy.latency_ms, report.regret_best_ms), (0, None, None));
     }
 
     /// Every way of serving, by trying them all.

@@ -75,9 +75,10 @@ fn table(report: &Report) -> String {
         report.zones[1],
         report.seed
     );
+    let ms = |value: Option<f64>| value.map_or("-".into(), |ms| format!("{ms:.2} ms"));
     let way = |name: &str, way: &Way| {
         let cost = way.cost.map_or("-".into(), |cost| format!("{cost:.3}/h"));
-        vec![name.to_owned(), format!("{:.2} ms", way.latency_ms), cost, way.moves.to_string()]
+        vec![name.to_owned(), ms(way.latency_ms), cost, way.moves.to_string()]
     };
     let ways = [
         way("this policy", &report.with_policy),
@@ -85,15 +86,27 @@ fn table(report: &Report) -> String {
         way("best in hindsight", &report.best),
     ];
     text.push_str(&super::render::table(&["", "LATENCY", "COST", "MOVES"], &ways));
-    let _ = writeln!(
-        text,
-        "\nregret against never moving {:+.2} ms, against the best {:+.2} ms; {} flaps",
-        report.regret_never_ms, report.regret_best_ms, report.flaps
-    );
+    let _ = match (report.regret_never_ms, report.regret_best_ms) {
+        (Some(never), Some(best)) => writeln!(
+            text,
+            "\nregret against never moving {never:+.2} ms, against the best {best:+.2} ms; {} flaps",
+            report.flaps
+        ),
+        _ => writeln!(text, "\nno step has a latency of both zones: nothing can be compared"),
+    };
+    let mut kept_by: Vec<_> = report.kept_by.iter().collect();
+    kept_by.sort_by_key(|(_, steps)| std::cmp::Reverse(**steps));
+    if !kept_by.is_empty() {
+        let kept_by: Vec<String> = kept_by.iter().map(|(guard, steps)| format!("{guard} {steps}")).collect();
+        let _ = writeln!(text, "steps by the first guard that failed: {}", kept_by.join(", "));
+    }
+    if !report.never_known.is_empty() {
+        let facts = report.never_known.join(", ");
+        let _ = writeln!(text, "the data never says {facts}: such a guard fails in every step");
+    }
     if report.moves.is_empty() {
         return text;
     }
-    let ms = |value: Option<f64>| value.map_or("-".into(), |ms| format!("{ms:.2} ms"));
     let rows: Vec<Vec<String>> = report
         .moves
         .iter()
