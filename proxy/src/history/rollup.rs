@@ -13,6 +13,9 @@ use super::tier::Resolution;
 /// How long after its end a bucket is made: the last 10 s histogram of it must have been written.
 const GRACE_MS: u64 = 15_000;
 
+/// How much a resolution is shortened at once; it is done every few minutes.
+const AT_ONCE_MS: u64 = 3_600_000;
+
 impl Store {
     /// Makes every bucket that is over.
     pub(super) fn roll_up(&mut self, now: Timestamp) -> rusqlite::Result<()> {
@@ -40,11 +43,15 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets what is older than its time.
+    /// Forgets what is older than its time, and no more than so much of it at once: a clock that is ahead for a while must not
+    /// empty the file.
     pub(super) fn prune(&mut self, now: Timestamp) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
-        for tier in Resolution::ALL {
-            let oldest = self.retention.oldest(tier, now);
+        for (tier, pruned) in Resolution::ALL.into_iter().zip(&mut self.pruned) {
+            let Some(first) = oldest(&transaction, tier)? else { continue };
+            let reached = pruned.unwrap_or(0).max(first).saturating_add(AT_ONCE_MS);
+            let oldest = self.retention.oldest(tier, now).min(reached);
+            *pruned = Some(oldest);
             for table in ["value", "latency"] {
                 let delete = format!(
                     "DELETE FROM {table} WHERE series IN (SELECT id FROM series) AND tier = ? AND at_ms < ?"

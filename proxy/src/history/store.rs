@@ -65,6 +65,8 @@ COMMIT;
 pub(super) struct Store {
     pub(super) connection: Connection,
     pub(super) retention: Retention,
+    /// Up to where each resolution was pruned last.
+    pub(super) pruned: [Option<u64>; 3],
     ids: HashMap<(String, String, String), i64>,
     paces: HashMap<String, u64>,
 }
@@ -124,12 +126,12 @@ impl Store {
     }
 
     fn on(connection: Connection, retention: Retention) -> Self {
-        Self { connection, retention, ids: HashMap::new(), paces: HashMap::new() }
+        Self { connection, retention, pruned: [None; 3], ids: HashMap::new(), paces: HashMap::new() }
     }
 
     /// Writes all or nothing. `now` is for what comes late.
     pub(super) fn write(&mut self, entries: &[Entry], now: Timestamp) -> rusqlite::Result<()> {
-        let Self { connection, ids, paces, retention } = self;
+        let Self { connection, ids, paces, retention, .. } = self;
         let transaction = connection.transaction()?;
         let mut writing = Writing { transaction: &transaction, ids, paces, earliest: u64::MAX };
         let mut write = || {

@@ -177,7 +177,9 @@ fn each_resolution_is_kept_for_its_time() {
     let end = NOW + 100 * 3_600_000;
     kept.put(&entries, end);
     kept.store.roll_up(Timestamp(end + 20_000)).unwrap();
-    kept.store.prune(Timestamp(end)).unwrap();
+    for _ in 0..100 {
+        kept.store.prune(Timestamp(end)).unwrap();
+    }
     let count = |tier| kept.all(tier).len();
     assert_eq!(Resolution::ALL.map(count), [60, 24 * 12, 72]);
     assert_eq!(kept.all(Resolution::Fine)[0].1, end - 3_600_000);
@@ -195,6 +197,26 @@ fn each_resolution_is_kept_for_its_time() {
     let coarse = kept.all(Resolution::Coarse);
     let there = coarse.iter().find(|row| row.1 == lost).unwrap();
     assert_eq!((there.2, there.3), (60, 10.0));
+}
+
+#[test]
+fn a_clock_that_is_ahead_for_a_while_does_not_empty_the_file() {
+    let mut kept = Kept::new(Retention::default());
+    let (hour, end) = (3_600_000, NOW + 24 * 3_600_000);
+    let entries: Vec<Entry> = (NOW..end).step_by(60_000).map(|at| step(at, &[("probe_ms", 10.0)])).collect();
+    kept.put(&entries, end);
+    kept.store.roll_up(Timestamp(end + 20_000)).unwrap();
+    let ahead = Timestamp(end + 500 * 24 * hour);
+    kept.store.prune(ahead).unwrap();
+    assert_eq!(Resolution::ALL.map(|tier| kept.all(tier).len()), [23 * 60, 23 * 12, 23]);
+    kept.store.prune(Timestamp(end)).unwrap();
+    assert_eq!(kept.all(Resolution::Fine).len(), 23 * 60, "nothing is too old");
+    // What comes with an old time does not keep the rest from being forgotten.
+    for _ in 0..24 {
+        kept.put(&[step(NOW - 300 * hour, &[("probe_ms", 1.0)])], end);
+        kept.store.prune(ahead).unwrap();
+    }
+    assert_eq!(kept.all(Resolution::Fine).len(), 0);
 }
 
 #[test]

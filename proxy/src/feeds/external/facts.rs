@@ -129,7 +129,8 @@ impl FeedBoard {
             said.insert(feed.name.clone(), at);
             for finding in &state.understood.findings {
                 let Finding::Value(value) = finding else { continue };
-                if value.about.is_some() {
+                let measured = measured(value.at, at, now);
+                if value.about.is_some() || now.since(measured) > feed.stale_after {
                     continue;
                 }
                 let zones = if value.zones.is_empty() { &[String::new()][..] } else { &value.zones[..] };
@@ -137,7 +138,7 @@ impl FeedBoard {
                     let zone = Some(zone).filter(|zone| !zone.is_empty());
                     let parts = [Some(&feed.name), zone, value.name.as_ref()].into_iter().flatten();
                     let series = parts.map(String::as_str).collect::<Vec<_>>().join(".");
-                    found.push((series, value.value, value.at.unwrap_or(at)));
+                    found.push((series, value.value, measured));
                 }
             }
         }

@@ -162,14 +162,23 @@ fn maintenance_that_is_over_is_gone_and_what_was_announced_stays() {
 fn what_was_said_is_told_once_without_forecasts() {
     let gusts =
         |about| Finding::Value(Value { name: Some("gusts".into()), value: 30.0, about, ..Value::default() });
-    let findings = vec![value("west", 0.5, Some(Timestamp(7))), gusts(None), gusts(Some(NOW.after(MINUTE)))];
+    let (before, late) = (Timestamp(NOW.0 - 120_000), Some(NOW.after(60 * MINUTE)));
+    let findings = vec![
+        value("west", 0.5, Some(before)),
+        value("central", 0.7, Some(Timestamp(7))),
+        value("east", 0.6, late),
+        gusts(None),
+        gusts(Some(NOW.after(MINUTE))),
+    ];
     let board = board(Use::Weather, findings, NOW);
     let mut said = BTreeMap::new();
     let told = board.said(&mut said, NOW);
-    assert_eq!(told, [("prices.west".to_owned(), 0.5, Timestamp(7)), ("prices.gusts".to_owned(), 30.0, NOW)]);
+    let now = |name: &str, value| (name.to_owned(), value, NOW);
+    let west = ("prices.west".to_owned(), 0.5, before);
+    assert_eq!(told, [west, now("prices.east", 0.6), now("prices.gusts", 30.0)], "central's is stale");
     assert_eq!(board.said(&mut said, NOW), []);
     board.change("prices", |state| state.unchanged(NOW.after(MINUTE)));
-    assert_eq!(board.said(&mut said, NOW.after(MINUTE)).len(), 2);
+    assert_eq!(board.said(&mut said, NOW.after(MINUTE)).len(), 3);
     board.change("prices", |state| state.unchanged(NOW.after(2 * MINUTE)));
     assert_eq!(board.said(&mut said, NOW.after(30 * MINUTE)), [], "what is stale is not told");
 }
