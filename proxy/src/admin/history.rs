@@ -19,7 +19,7 @@ use crate::config::units;
 use crate::controller::forecast::ForecastView;
 use crate::history::read::{Latency, Place, Reader};
 use crate::history::series::is_known;
-use crate::history::{History, HistoryError, Resolution};
+use crate::history::{History, HistoryError, Resolution, Retention};
 
 /// Buckets of one answer of latencies, at most.
 const MOST_STEPS: u64 = 2_000;
@@ -215,9 +215,10 @@ pub(super) async fn latency(
             if step == 0 || !step.is_multiple_of(Resolution::Fine.bucket_ms()) {
                 return Err(wrong("step", "must be a multiple of 10s"));
             }
+            is_kept(state.history.retention(), step, Timestamp(from), now)?;
             step
         }
-        None => usual_step(&state.history, (from, to), now),
+        None => usual_step(state.history.retention(), (from, to), now),
     };
     if (to - from) / step_ms > MOST_STEPS {
         return Err(wrong(
@@ -233,9 +234,22 @@ pub(super) async fn latency(
     Ok(Json(LatencyView { resource: id, from_ms: from, to_ms: to, step_ms, points }))
 }
 
+/// Of what is kept that long such a step can be made: no bucket would look as if there had been no request.
+fn is_kept(retention: Retention, step: u64, from: Timestamp, now: Timestamp) -> Answer<()> {
+    let finest = retention.finest(from, now);
+    if step.is_multiple_of(finest.bucket_ms()) {
+        return Ok(());
+    }
+    let bucket = if finest == Resolution::Medium { "5m" } else { "1h" };
+    Err(wrong(
+        "step",
+        format!("must be a multiple of {bucket}: nothing finer is kept as long as from asks for"),
+    ))
+}
+
 /// About as many buckets as a picture has room for, and not finer than what is kept that long.
-fn usual_step(history: &History, (from, to): (u64, u64), now: Timestamp) -> u64 {
-    let least = history.retention().finest(Timestamp(from), now).bucket_ms();
+fn usual_step(retention: Retention, (from, to): (u64, u64), now: Timestamp) -> u64 {
+    let least = retention.finest(Timestamp(from), now).bucket_ms();
     let fits = |step: &u64| *step >= least && (to - from) / step <= USUAL_STEPS;
     let steps = STEPS.map(|seconds| seconds * 1000);
     let day = steps[steps.len() - 1];
@@ -339,6 +353,23 @@ fn place(asked: &Asked, history: &History) -> Answer<Place> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_that_is_not_kept_so_long_is_refused() {
+        let (now, day) = (Timestamp(500 * 86_400_000), 86_400_000);
+        let asked = |seconds: u64, days: u64| {
+            let from = Timestamp(now.0 - days * day);
+            is_kept(Retention::default(), seconds * 1000, from, now).map_err(|problem| problem.detail)
+        };
+        for (seconds, days) in [(10, 0), (10, 1), (300, 2), (3_600, 400)] {
+            assert_eq!(asked(seconds, days), Ok(()));
+        }
+        let why = "parameter step must be a multiple of 5m: nothing finer is kept as long as from asks for";
+        for (seconds, days) in [(10, 2), (310, 14)] {
+            assert_eq!(asked(seconds, days), Err(why.to_owned()));
+        }
+        assert!(asked(300, 15).is_err_and(|why| why.contains("a multiple of 1h")));
+    }
 
     #[test]
     fn moments_are_read_in_three_ways() {
