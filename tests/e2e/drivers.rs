@@ -631,6 +631,20 @@ async fn changed(fleet: &Fleet, node: &mut Node, client: &Client) -> Result<()> 
         .expect_err("refused");
     ensure!(problem(&error)?.errors[0].pointer == format!("/capacity/{near}"), "{error:#}");
 
+    // What the driver could not do is a problem until it can.
+    let broken = fleet.home.join("broken");
+    std::fs::write(&broken, "")?;
+    let fails =
+        |view: &ResourceView| view.problems.iter().any(|problem| problem.starts_with("adjust failed"));
+    let fewer = json!({ "capacity": { "far": 1 } });
+    client.replace::<Value>("/api/v1/resources/cart/scaling", &fewer, &scaling).await?;
+    until(node, client, "cart", "the driver fails", fails).await?;
+    std::fs::remove_file(&broken)?;
+    let (_, scaling) = client.fetch_tagged::<Value>("/api/v1/resources/cart/scaling").await?;
+    let more = json!({ "capacity": { "far": 2 } });
+    client.replace::<Value>("/api/v1/resources/cart/scaling", &more, &scaling).await?;
+    until(node, client, "cart", "that is no problem any more", |view| !fails(view)).await?;
+
     let (_, replication) = client.fetch_tagged::<Value>("/api/v1/resources/cart/replication").await?;
     let mode = json!({ "mode": "sync", "fallback": { "after": "7s" } });
     let now: SectionView = client.replace("/api/v1/resources/cart/replication", &mode, &replication).await?;

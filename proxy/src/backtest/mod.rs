@@ -171,6 +171,7 @@ fn measured(history: &History, cells: &[data::Cell], zones: [usize; 2], primary:
         // Who asked, and how many, nobody recorded.
         answers: migration::aftermath::Answers::default(),
         probes_ms: or_why(by_zone(&|cell| cell.latency_ms)),
+        probed_by_sql: false,
         utilization: or_why(by_zone(&|cell| cell.utilization)),
         cost: by_zone(&|cell| cell.cost),
         mirrored: None,

@@ -271,9 +271,8 @@ impl Machine {
         match &report.event {
             Event::GateClosed => self.gate_closed_at = Some(clock::monotonic()),
             Event::GateOpened => self.note_hold(),
-            // What works again is no problem any more.
-            Event::StreamUp => drop(self.failures.remove("run_stream")),
-            Event::Compared { equal: true } => drop(self.failures.remove("compare")),
+            Event::StreamUp => self.is_no_problem("run_stream"),
+            Event::Compared { equal: true } => self.is_no_problem("compare"),
             Event::EffectFailed { effect, why } => {
                 let entry = self.failures.entry(effect).or_default();
                 *entry = (entry.0 + 1, why.clone());
@@ -500,7 +499,7 @@ impl Machine {
             Some((times, _)) => (RETRY.0 * 2_u32.saturating_pow(times.saturating_sub(1))).min(RETRY.1),
             None => Duration::ZERO,
         };
-        let (hands, state) = (self.hands.clone(), self.state.clone());
+        let (hands, state, tell) = (self.hands.clone(), self.state.clone(), self.asides.clone());
         self.running.begin(key, |over| async move {
             tokio::time::sleep(pause).await;
             let started = clock::monotonic();
@@ -515,7 +514,13 @@ impl Machine {
             });
             over.say();
             match outcome {
-                Ok(()) => tracing::debug!(effect = name, spent_ms, "effect done"),
+                Ok(()) => {
+                    tracing::debug!(effect = name, spent_ms, "effect done");
+                    // Of these two what they begin tells.
+                    if !matches!(effect, Effect::RunStream { .. } | Effect::Compare) {
+                        let _ = tell.send(Aside::Done(name));
+                    }
+                }
                 Err(why) => {
                     tracing::warn!(resource = %state.resource, effect = name, %why, "effect failed");
                     let failed = Event::EffectFailed { effect: name, why };
@@ -679,6 +684,9 @@ impl Machine {
         self.publish_forecast();
         if let Some(event) = self.slots.step(&self.hands, &self.state, self.last_step) {
             self.take(event);
+        }
+        if self.slots.is_tidy(&self.state) {
+            self.is_no_problem("drop_reverse_slot");
         }
         self.retire_step();
         let Some((report, at)) = self.decision.clone() else { return };

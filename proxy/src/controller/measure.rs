@@ -285,6 +285,8 @@ impl Measure {
         let mut measured = Measured { request_p95_ms, answers, ..Measured::default() };
         let settings = self.resource.load();
         let oldest = oldest_probe(settings.policy.step);
+        // Its clients speak to the database: so does the probe that is compared with them.
+        measured.probed_by_sql = settings.http.is_none();
         for (zone, placement) in &settings.placements {
             let probes = self.board.get(&PlacementKey::new(&self.resource.name, zone));
             if let Some(probe) = &probes.http {
@@ -293,8 +295,7 @@ impl Measure {
                 let ms = value.map(|latency| latency.as_secs_f64() * 1000.0).map_err(|why| why.0);
                 measured.probes_ms.insert(zone.clone(), ms);
             }
-            if let (Some(probe), true) = (&probes.sql, settings.http.is_none()) {
-                // Its clients speak to the database: so does the probe that is compared with them.
+            if let (Some(probe), true) = (&probes.sql, measured.probed_by_sql) {
                 let fresh = probe.reading("SQL probe");
                 let value = fresh.fresh(crate::clock::now(), oldest);
                 let ms = value.map(|latency| latency.as_secs_f64() * 1000.0).map_err(|why| why.0);

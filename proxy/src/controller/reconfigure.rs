@@ -7,6 +7,7 @@ use migration::policy::MirrorRules;
 use tokio::sync::oneshot;
 
 use super::machine::Machine;
+use super::retirement::Aside;
 use super::{Denied, Persist};
 use crate::config::model::Resource;
 
@@ -93,11 +94,19 @@ impl Machine {
 
     /// Workers of both placements come to the numbers of now.
     pub(super) fn adjust(&mut self) {
-        let (hands, state) = (self.hands.clone(), self.state.clone());
+        let (hands, state, tell) = (self.hands.clone(), self.state.clone(), self.asides.clone());
         let task = tokio::spawn(async move {
-            if let Err(why) = hands.adjust(&state).await {
-                tracing::warn!(resource = %state.resource, %why, "workers could not be adjusted");
-                hands.report(None, Event::EffectFailed { effect: ADJUST, why });
+            match hands.adjust(&state).await {
+                Ok(()) => {
+                    // What an undone move could not give up again has its number now, too.
+                    for effect in [ADJUST, "scale_down"] {
+                        let _ = tell.send(Aside::Done(effect));
+                    }
+                }
+                Err(why) => {
+                    tracing::warn!(resource = %state.resource, %why, "workers could not be adjusted");
+                    hands.report(None, Event::EffectFailed { effect: ADJUST, why });
+                }
             }
         });
         self.replace_task(ADJUST, task);

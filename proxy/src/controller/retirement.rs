@@ -37,6 +37,8 @@ pub(super) enum Aside {
     MayEnd(Generation, Result<(), String>),
     /// It was, or was not.
     Ended(Result<(), String>),
+    /// An effect of this name was carried out.
+    Done(&'static str),
 }
 
 /// A retirement under way.
@@ -192,6 +194,7 @@ impl Machine {
         match aside {
             Aside::MayEnd(generation, checked) => self.end_if(generation, checked),
             Aside::Ended(done) => self.ended(done),
+            Aside::Done(effect) => self.is_no_problem(effect),
         }
     }
 

@@ -34,8 +34,10 @@ pub struct Measured {
     pub request_p95_ms: Option<f64>,
     /// Requests that the primary's zone was asked since the last step.
     pub answers: Answers,
-    /// HTTP probe by zone: total milliseconds, or why it failed.
+    /// Probe by zone: total milliseconds, or why it failed.
     pub probes_ms: BTreeMap<String, Result<f64, String>>,
+    /// They are SQL probes: clients speak to the database.
+    pub probed_by_sql: bool,
     /// What the primary's database took to write and commit a row, milliseconds; none: it was not asked, or failed.
     pub heartbeat_ms: Option<f64>,
     /// Utilisation by zone.
@@ -436,19 +438,18 @@ impl Signals {
     }
 
     fn probe_outlook(&self, zone: &str, policy: &Policy, age: Duration) -> Fact<Outlook> {
+        let probe = if self.measured.probed_by_sql { "SQL probe" } else { "HTTP probe" };
         match (self.measured.probes_ms.get(zone), self.probes.get(zone)) {
-            (Some(Err(why)), _) => Fact::unknown(format!("the HTTP probe of {zone} fails: {why}")),
-            (Some(Ok(_)), Some(forecaster)) => {
-                outlook(forecaster, policy, age, format!("HTTP probe of {zone}"))
-            }
+            (Some(Err(why)), _) => Fact::unknown(format!("the {probe} of {zone} fails: {why}")),
+            (Some(Ok(_)), Some(forecaster)) => outlook(forecaster, policy, age, format!("{probe} of {zone}")),
             _ => Fact::unknown(format!("{zone} was not probed yet")),
         }
     }
 }
+
 fn not_since<T>(primary: &str) -> Fact<T> {
     Fact::unknown(format!("nothing was measured since {primary} serves"))
 }
-
 
 /// The lower of what is usual and what the shadow would give: a zone that has become slow for good must not count as
 /// usual while a better one stands by.
@@ -473,6 +474,7 @@ fn outlook(forecaster: &dyn Forecaster, policy: &Policy, age: Duration, source: 
         }
         Forecast::Abstained(abstained) => Fact::unknown(format!("{source}: {}", abstained.why)),
     }
+}
 
 #[cfg(test)]
 mod tests {
@@ -517,5 +519,21 @@ mod tests {
         assert!(world.expected_from_shadow().is_none());
         assert!(world.above_since.is_none_or(|since| since == now), "that was of the way there");
     }
-}
+
+    #[test]
+    fn a_probe_is_called_what_it_is() {
+        let policy = Policy::new(PolicyParts::default()).expect("valid");
+        let state = State::first("orders", "west".into(), "east".into(), Timestamp(0));
+        for (probed_by_sql, why) in
+            [(true, "the SQL probe of east fails: refused"), (false, "the HTTP probe of east fails: refused")]
+        {
+            let probes_ms = [("east".to_owned(), Err("refused".to_owned()))].into();
+            let mut signals = Signals::new(1, policy.step, None);
+            let measured = Measured { probes_ms, probed_by_sql, ..Measured::default() };
+            signals.observe("west", measured, false, Timestamp(1));
+            let moves = Moves::default();
+            let world = signals.world(&policy, &state, moves, Vec::new(), Duration::ZERO, Timestamp(1));
+            assert_eq!(world.shadow_probe.why_unknown(), Some(why));
+        }
+    }
 }

@@ -179,13 +179,18 @@ fn judge(slots: &[SlotInfo], rules: &SlotRules, zone: &str) -> Standing {
 
 /// Slots among the shadow's that an undone move made for its way back, once it has had time to drop them itself.
 fn left_over(shadow: &[SlotInfo], state: &State, now: Timestamp) -> Vec<String> {
-    if state.run.is_some() || state.phase != Phase::Shadowing || now.since(state.since) < AGAIN {
+    if !is_over(state, now) {
         return Vec::new();
     }
     let ahead = |slot: &&SlotInfo| {
         slot::generation_of(&slot.name, &state.resource).is_some_and(|of| of > state.generation.0)
     };
     shadow.iter().filter(ahead).map(|slot| slot.name.clone()).collect()
+}
+
+/// An undone move has had time to drop what it made.
+fn is_over(state: &State, now: Timestamp) -> bool {
+    state.run.is_none() && state.phase == Phase::Shadowing && now.since(state.since) >= AGAIN
 }
 
 /// What may be done about a slot now.
@@ -287,6 +292,12 @@ impl SlotGuard {
             tracing::warn!(resource = %state.resource, zone = %state.shadow, slots = left.join(", "), TIDYING);
             self.begin(hands, state, Work::Tidy(left));
         }
+    }
+
+    /// It was looked, and nothing of an undone move's way back is left at the shadow.
+    pub(super) fn is_tidy(&self, state: &State) -> bool {
+        let (slots, now) = (self.watch.of(&state.shadow.0), clock::now());
+        is_over(state, now) && slots.is_some_and(|slots| left_over(&slots, state, now).is_empty())
     }
 
     fn due(&self, policy: &Policy, state: &State, now: Instant) -> bool {

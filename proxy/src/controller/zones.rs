@@ -202,7 +202,7 @@ fn latency(zone: &str, view: &ResourceView) -> Fact<f64> {
         return Fact::unknown("no placement there, so nothing is measured");
     };
     match placement.forecast_ms {
-        Some(ms) => Fact::known(ms, Duration::ZERO, "forecast of the HTTP probe"),
+        Some(ms) => Fact::known(ms, Duration::ZERO, "forecast of the probe"),
         None => Fact::unknown("too few probes to forecast from"),
     }
 }
@@ -210,7 +210,7 @@ fn latency(zone: &str, view: &ResourceView) -> Fact<f64> {
 /// Spikes of the probe there, as [`crate::history::spikes`] defines them.
 fn spikes_per_day(zone: &str, spikes: &Spikes) -> Fact<f64> {
     match spikes.as_ref().map(|by_zone| by_zone.get(zone)) {
-        Ok(Some(Ok(rate))) => Fact::known(*rate, Duration::ZERO, "history of the HTTP probe"),
+        Ok(Some(Ok(rate))) => Fact::known(*rate, Duration::ZERO, "history of the probe"),
         Ok(Some(Err(why))) | Err(why) => Fact::unknown(why.clone()),
         Ok(None) => Fact::unknown("no placement there, so nothing is measured"),
     }

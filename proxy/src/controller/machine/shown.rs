@@ -20,6 +20,13 @@ impl Machine {
         self.forecast.store(Arc::new(view));
     }
 
+    /// What failed works again.
+    pub(in crate::controller) fn is_no_problem(&mut self, effect: &str) {
+        if self.failures.remove(effect).is_some() {
+            self.publish();
+        }
+    }
+
     pub(in crate::controller) fn publish(&mut self) {
         self.measure.told(&self.state);
         let resource = self.hands.settings();
