@@ -1,6 +1,11 @@
 //! RSS and Atom by `feed-rs`, as JSON.
 
+use std::io::BufReader;
+
 use feed_rs::model::{Entry, Text};
+use quick_xml::encoding::DecodingReader;
+use quick_xml::events::Event;
+use quick_xml::{Error, Reader};
 use serde_json::{Value, json};
 
 use super::DecodeError;
@@ -46,49 +51,33 @@ fn entry(entry: &Entry) -> Value {
     })
 }
 
-/// How deep elements are nested, at the most; counts too much rather than too little.
+/// How deep elements are nested, at the most, as the reader inside `feed-rs` sees them.
 fn depth(bytes: &[u8]) -> usize {
-    let (mut rest, mut depth, mut deepest) = (bytes, 0_usize, 0);
-    while let Some(at) = rest.iter().position(|byte| *byte == b'<') {
-        rest = &rest[at + 1..];
-        let end = |mark: &[u8]| rest.windows(mark.len()).position(|window| window == mark);
-        let skipped = if rest.starts_with(b"!--") {
-            end(b"-->")
-        } else if rest.starts_with(b"![CDATA[") {
-            end(b"]]>")
-        } else {
-            let tag = end_of_tag(rest);
-            let inside = &rest[..tag.unwrap_or(rest.len())];
-            if inside.starts_with(b"/") {
-                depth = depth.saturating_sub(1);
-            } else if !inside.starts_with(b"?") && !inside.starts_with(b"!") && !inside.ends_with(b"/") {
+    // Set up as there, the buffer's size included: it decides from where on a declared encoding counts.
+    let mut reader = Reader::from_reader(DecodingReader::new(BufReader::new(bytes)));
+    let config = reader.config_mut();
+    config.expand_empty_elements = true;
+    config.trim_markup_names_in_closing_tags = true;
+    let (mut event, mut depth, mut deepest) = (Vec::new(), 0_usize, 0);
+    loop {
+        event.clear();
+        match reader.read_event_into(&mut event) {
+            Ok(Event::Decl(declared)) => {
+                if let Some(encoding) = declared.encoder() {
+                    reader.get_mut().set_encoding(encoding);
+                }
+            }
+            Ok(Event::Start(_)) => {
                 depth += 1;
                 deepest = deepest.max(depth);
             }
-            tag
-        };
-        rest = &rest[skipped.unwrap_or(rest.len())..];
+            Ok(Event::End(_)) => depth = depth.saturating_sub(1),
+            // What is ill-formed is skipped: who goes on reading behind it must not find more than was counted.
+            Ok(Event::Eof) => return deepest,
+            Ok(_) | Err(Error::IllFormed(_)) => {}
+            Err(_) => return deepest,
+        }
     }
-    deepest
-}
-
-/// Where the tag ends that `rest` is inside of: at a `>` that is not in quotes.
-fn end_of_tag(rest: &[u8]) -> Option<usize> {
-    let mut quote = None;
-    rest.iter().position(|byte| match quote {
-        Some(open) => {
-            if *byte == open {
-                quote = None;
-            }
-            false
-        }
-        None => {
-            if matches!(byte, b'"' | b'\'') {
-                quote = Some(*byte);
-            }
-            *byte == b'>'
-        }
-    })
 }
 
 #[cfg(test)]
@@ -102,8 +91,28 @@ mod tests {
             2
         );
         assert_eq!(depth(b"<a><b><c></c></b><b></b></a>"), 3);
-        assert_eq!(depth(b"<a"), 1);
+        assert_eq!(depth(b"<a><b></c><d"), 2);
         assert_eq!(depth(b"<a x='/>'><b y=\"/>\"></b></a>"), 2);
         assert_eq!(depth("<a>".repeat(5000).as_bytes()), 5000);
+    }
+    #[test]
+    fn quotes_and_encodings_hide_nothing() {
+        assert_eq!(depth(b"<?x ' ?><a><b></b></a>"), 2);
+        assert_eq!(depth(b"<!DOCTYPE a [<!-- ' -->]><a><b></b></a>"), 2);
+        assert_eq!(depth(b"<!DOCTYPE a [<!ENTITY b \"<c><d>\">]><a>'<b>\"</b></a>"), 2);
+        let wide: Vec<u8> = "<a></a>".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        assert_eq!(depth(&[&[0xff, 0xfe], &wide[..]].concat()), 1);
+    }
+
+    #[test]
+    fn the_reader_is_that_of_the_library() {
+        let lock = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.lock");
+        let lock = std::fs::read_to_string(lock).unwrap();
+        let reader_of = |name: &str| {
+            let package =
+                lock.split("[[package]]").find(|text| text.contains(&format!("\nname = \"{name}\"\n")));
+            package.and_then(|text| text.lines().find(|line| line.contains("\"quick-xml"))).unwrap()
+        };
+        assert_eq!(reader_of("godwit"), reader_of("feed-rs"));
     }
 }

@@ -206,6 +206,12 @@ proptest! {
                 "DTSTART:-99990101T000000Z",
             ]),
             0..12,
+    // A quote where none opens hides nothing of what comes behind it.
+    let nested = nested.replace('\'', "\"").replace(" a=\"/>\"", "");
+    for before in ["<?x ' ?>", "<!DOCTYPE a [<!-- ' -->]>"] {
+        let nested = format!("{before}{nested}");
+        assert_eq!(why(Decode::Feed, nested.as_bytes()), "has elements nested more than 64 deep", "{before}");
+    }
         ),
     ) {
         let text = format!("BEGIN:VCALENDAR\n{}\nEND:VCALENDAR", lines.join("\n"));
