@@ -3,17 +3,23 @@
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use godwit::admin::HistoryView;
 use godwit::controller::view::{DecisionView, TermView};
 use godwit::demo::zone::{Playground, RESOURCE};
-use godwit::feeds::external::Secret;
+use godwit::feeds::external::decode::Decode;
+use godwit::feeds::external::fetch::postgres::Databases;
+use godwit::feeds::external::fetch::{Reach, Validators, fetch};
 use godwit::feeds::external::finding::Finding;
+use godwit::feeds::external::map::Program;
+use godwit::feeds::external::places::Places;
 use godwit::feeds::external::view::FeedView;
-use godwit::feeds::external::webhook;
+use godwit::feeds::external::{Feed, Reason, Secret, Source, Use, webhook};
 use godwit_tests::http as service;
+use godwit_tests::postgres::{SUPERUSER, TestCluster};
 use godwit_tests::waiting::until;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -330,4 +336,40 @@ feeds:
     let trial: serde_json::Value = serde_json::from_str(&out)?;
     ensure!(code == Some(1) && trial["error"]["stage"] == "decode", "{trial:#}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_nobody_waits_for_ends_at_the_server() -> Result<()> {
+    let cluster = TestCluster::start(15)?;
+    let administrator = cluster.connect(SUPERUSER).await?;
+    administrator.batch_execute("CREATE SEQUENCE asked").await?;
+    let databases = vec![("west".to_owned(), cluster.config_as(SUPERUSER, SUPERUSER))];
+    let query = "SELECT pg_sleep(600 + 0 * nextval('asked'))".to_owned();
+    let feed = Feed {
+        name: "slow".into(),
+        preset: None,
+        source: Source::Postgres(Databases { databases, query }),
+        decode: Decode::Json,
+        map: Program::new(".")?,
+        serves: Use::Events,
+        places: Places::Named(Vec::new()),
+        resource: None,
+        every: Duration::from_secs(1),
+        stale_after: Duration::from_secs(1),
+        timeout: Duration::from_millis(300),
+        max_bytes: 1 << 20,
+    };
+    let number = async |sql: &str| anyhow::Ok(administrator.query_one(sql, &[]).await?.get::<_, i64>(0));
+    until("the server has been asked three times", async || {
+        let failure =
+            fetch(&feed, &Reach::default(), &Validators::default()).await.err().context("no failure")?;
+        ensure!(matches!(failure.reason, Reason::Timeout | Reason::Database), "{failure}");
+        Ok(number("SELECT last_value FROM asked").await? >= 3)
+    })
+    .await?;
+    until("the server does nothing for a feed any more", async || {
+        let of_feeds = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'godwit-feed'";
+        Ok(number(of_feeds).await? == 0)
+    })
+    .await
 }

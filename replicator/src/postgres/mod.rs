@@ -88,8 +88,21 @@ pub type Driver = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>>
 
 /// The same for callers that drive the connection themselves, and can so end it while the server owes an answer.
 pub async fn connect_apart(dsn: &Dsn, application_name: &str) -> Result<(Client, Driver), Error> {
+    apart(dsn, application_name, "").await
+}
+
+/// The same for who gives up after `limit`: the server would go on with what it was asked, since it does not see that nobody waits.
+pub async fn connect_for(
+    dsn: &Dsn,
+    application_name: &str,
+    limit: Duration,
+) -> Result<(Client, Driver), Error> {
+    apart(dsn, application_name, &format!("-c statement_timeout={}", limit.as_millis().max(1))).await
+}
+
+async fn apart(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, Driver), Error> {
     let time_outs = TIME_OUTS.map(|name| format!("-c {name}=0")).join(" ");
-    open(dsn, application_name, &format!("{COMMITS} {time_outs} {OPTIONS}")).await
+    open(dsn, application_name, &format!("{COMMITS} {time_outs} {OPTIONS} {own}")).await
 }
 
 async fn open(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, Driver), Error> {

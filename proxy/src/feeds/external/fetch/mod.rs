@@ -65,7 +65,7 @@ pub async fn fetch(feed: &Feed, reach: &Reach, last: &Validators) -> Result<Fetc
         match &feed.source {
             Source::Http(request) => http::get(request, &reach.egress, last, limit).await,
             Source::File(path) => file(path, limit).await,
-            Source::Postgres(asked) => postgres::numbers(asked).await,
+            Source::Postgres(asked) => postgres::numbers(asked, feed.timeout).await,
             Source::Path(measured) => measured.run(reach).await,
             Source::Exec(argv) => process::output(argv, limit).await,
             Source::Webhook(_) => {

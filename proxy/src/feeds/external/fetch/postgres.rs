@@ -1,6 +1,8 @@
 //! What each database of a resource says to one query that answers a number.
 
-use replicator::postgres::{Dsn, connect_apart};
+use std::time::Duration;
+
+use replicator::postgres::{Dsn, connect_for};
 use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 use tokio_postgres::SimpleQueryMessage;
@@ -22,12 +24,12 @@ pub struct Databases {
     pub query: String,
 }
 
-/// Asks all at once; `{"ZONE": NUMBER, …}` of those that answered. None of them: why not.
-pub(super) async fn numbers(asked: &Databases) -> Result<Fetched, Failure> {
+/// Asks all at once, each for at most `limit`; `{"ZONE": NUMBER, …}` of those that answered. None of them: why not.
+pub(super) async fn numbers(asked: &Databases, limit: Duration) -> Result<Fetched, Failure> {
     let mut asking = JoinSet::new();
     for (zone, dsn) in asked.databases.clone() {
         let query = asked.query.clone();
-        asking.spawn(async move { (zone, number(&dsn, &query).await) });
+        asking.spawn(async move { (zone, number(&dsn, &query, limit).await) });
     }
     let (mut found, mut failed) = (Map::new(), Vec::new());
     while let Some(answer) = asking.join_next().await {
@@ -45,8 +47,9 @@ pub(super) async fn numbers(asked: &Databases) -> Result<Fetched, Failure> {
     Ok(Fetched::Bytes { bytes, at: None, validators: Validators::default() })
 }
 
-async fn number(dsn: &Dsn, query: &str) -> Result<f64, String> {
-    let (client, connection) = connect_apart(dsn, "godwit-feed").await.map_err(|error| chain(&error))?;
+async fn number(dsn: &Dsn, query: &str, limit: Duration) -> Result<f64, String> {
+    let connecting = connect_for(dsn, "godwit-feed", limit).await;
+    let (client, connection) = connecting.map_err(|error| chain(&error))?;
     // Ends with this question: a set aborts what it holds when it is dropped.
     let mut driver = JoinSet::new();
     driver.spawn(async move {
