@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use migration::units::Timestamp;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -25,19 +26,16 @@ pub fn start(board: &FeedBoard, reach: &Arc<Reach>, stop: &CancellationToken, ta
 
 async fn run(board: FeedBoard, feed: Arc<Feed>, reach: Arc<Reach>, seed: u64) {
     let mut luck = SmallRng::seed_from_u64(seed);
-    let mut last = Validators::default();
+    let mut last = Last::default();
     loop {
         let outcome = turn(&feed, &reach, &last).await;
         let now = clock::now();
         let (failures, retry_after, stuck) = match outcome {
-            Turn::Unchanged => {
-                board.change(&feed.name, |state| state.unchanged(now));
-                (0, None, None)
-            }
-            Turn::Understood { understood, bytes, at, validators } => {
-                last = validators;
+            Turn::Understood { understood, at, said } => {
                 let at = at.unwrap_or(now).min(now);
-                board.change(&feed.name, |state| state.succeeded(understood.clone(), bytes, at));
+                let length = said.bytes.len() as u64;
+                board.change(&feed.name, |state| state.succeeded(understood.clone(), length, at));
+                last = said.kept();
                 (0, None, None)
             }
             Turn::Failed { failure, stuck } => {
@@ -72,30 +70,42 @@ fn failed(board: &FeedBoard, feed: &Feed, failure: &Failure, now: Timestamp) -> 
 
 type Thinking = JoinHandle<Result<Understood, Failure>>;
 
+/// What a source said, and by what it will know that this has not changed.
+#[derive(Clone, Default)]
+struct Last {
+    validators: Validators,
+    bytes: Bytes,
+}
+
+impl Last {
+    /// A source that cannot say "unchanged" says it all once more.
+    fn kept(self) -> Self {
+        if self.validators == Validators::default() { Self::default() } else { self }
+    }
+}
+
 enum Turn {
-    Unchanged,
-    Understood { understood: Understood, bytes: u64, at: Option<Timestamp>, validators: Validators },
+    Understood { understood: Understood, at: Option<Timestamp>, said: Last },
     Failed { failure: Failure, stuck: Option<Thinking> },
 }
 
-async fn turn(feed: &Arc<Feed>, reach: &Reach, last: &Validators) -> Turn {
-    match fetch(feed, reach, last).await {
-        Ok(Fetched::Unchanged) => Turn::Unchanged,
-        Ok(Fetched::Bytes { bytes, at, validators }) => {
-            let length = bytes.len() as u64;
-            match understand(feed, bytes, clock::now()).await {
-                Ok(understood) => Turn::Understood { understood, bytes: length, at, validators },
-                Err((failure, stuck)) => Turn::Failed { failure, stuck },
-            }
-        }
-        Err(failure) => Turn::Failed { failure, stuck: None },
+async fn turn(feed: &Arc<Feed>, reach: &Reach, last: &Last) -> Turn {
+    let (said, at) = match fetch(feed, reach, &last.validators).await {
+        Ok(Fetched::Bytes { bytes, at, validators }) => (Last { validators, bytes: bytes.into() }, at),
+        // Understood once more: what the same bytes say of today is not what they said then.
+        Ok(Fetched::Unchanged) => (last.clone(), None),
+        Err(failure) => return Turn::Failed { failure, stuck: None },
+    };
+    match understand(feed, said.bytes.clone(), clock::now()).await {
+        Ok(understood) => Turn::Understood { understood, at, said },
+        Err((failure, stuck)) => Turn::Failed { failure, stuck },
     }
 }
 
 /// Decodes and maps on a thread of its own, for at most the feed's time.
 pub(super) async fn understand(
     feed: &Arc<Feed>,
-    bytes: Vec<u8>,
+    bytes: Bytes,
     now: Timestamp,
 ) -> Result<Understood, (Failure, Option<Thinking>)> {
     let thinker = feed.clone();
@@ -151,7 +161,7 @@ pub async fn receive(
         telemetry::feed_failed(name, Reason::Signature);
         PostRefused::Signature(why)
     })?;
-    match understand(feed, body.to_vec(), now).await {
+    match understand(feed, Bytes::copy_from_slice(body), now).await {
         Ok(understood) => {
             let (count, length) = (understood.findings.len(), body.len() as u64);
             board.change(name, |state| super::board::FeedState {

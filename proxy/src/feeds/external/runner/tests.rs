@@ -143,6 +143,35 @@ async fn what_has_not_changed_stays_fresh() {
 }
 
 #[tokio::test]
+async fn what_has_not_changed_is_understood_anew() {
+    let server = Server::start(|_, request| {
+        if request.contains("if-none-match: \"v1\"\r\n") {
+            answer("304 Not Modified", "", "")
+        } else {
+            answer("200 OK", "etag: \"v1\"\r\n", r#"{"price": 0.5}"#)
+        }
+    })
+    .await;
+    let board = FeedBoard::new([Feed {
+        map: Program::new("{value: (.price + $now), zone: \"west\"}").unwrap(),
+        ..server.feed()
+    }]);
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    start(&board, &loopback(), &stop, &tasks);
+    let said = |state: &FeedState| match state.understood.findings[..] {
+        [Finding::Value(ref value)] => Some(value.value),
+        _ => None,
+    };
+    let until = |fact: Box<dyn Fn(&FeedState) -> bool>| {
+        tokio::time::timeout(Duration::from_secs(20), board.until("prices", fact))
+    };
+    let first = said(&*until(Box::new(move |state| said(state).is_some())).await.unwrap()).unwrap();
+    until(Box::new(move |state| said(state) > Some(first))).await.expect("it is of another moment");
+    stop.cancel();
+    assert!(server.asked()[1..].iter().all(|request| request.contains("if-none-match: \"v1\"")));
+}
+
+#[tokio::test]
 async fn failures_are_kept_apart_and_back_off() {
     let server = Server::start(|number, _| match number {
         1 => answer("200 OK", "", r#"{"price": 0.5}"#),
