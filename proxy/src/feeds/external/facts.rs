@@ -1,6 +1,6 @@
 //! What the board says to a decision, and whether a finding fits what its feed is for: pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use migration::units::Timestamp;
@@ -186,10 +186,11 @@ impl FeedBoard {
         zones: &[&str],
         now: Timestamp,
     ) -> (Vec<Maintenance>, Option<String>) {
-        let (mut windows, mut unknown) = (Vec::new(), Vec::new());
+        let (mut windows, mut unknown) = (Vec::new(), BTreeSet::new());
         for zone in zones {
             for (feed, state) in self.speaking(Use::Maintenance, resource, zone) {
                 unknown.extend(state.stale(feed, now));
+                unknown.extend(unread(feed, &state.understood.notes));
                 let events = state.understood.findings.iter().filter_map(|finding| match finding {
                     Finding::Event(event) if event.zones.iter().any(|named| named == zone) => Some(event),
                     _ => None,
@@ -204,9 +205,19 @@ impl FeedBoard {
             }
         }
         windows.sort_by_key(|window| window.starts);
-        unknown.dedup();
+        let unknown: Vec<String> = unknown.into_iter().collect();
         (windows, (!unknown.is_empty()).then(|| unknown.join("; ")))
     }
+}
+
+/// What a feed's decoder could not read may be the window that matters.
+fn unread(feed: &Feed, notes: &[String]) -> Option<String> {
+    let more = match notes.len() {
+        0 => return None,
+        1 => String::new(),
+        several => format!(" (and {} more)", several - 1),
+    };
+    Some(format!("feed {} was not read as a whole: {}{more}", feed.name, notes[0]))
 }
 
 fn over(event: &Event, now: Timestamp) -> bool {

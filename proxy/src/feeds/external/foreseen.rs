@@ -187,6 +187,10 @@ mod tests {
         // Stale, or of a zone that nobody speaks of: nothing is known.
         assert_eq!(told("west", NOW.after(11 * MINUTE)), []);
         assert_eq!(told("north", NOW), []);
+        // Nor where the calendar was not read as a whole.
+        let understood = Understood { notes: vec!["line 7: odd".into()], ..Understood::default() };
+        board.change("works", |state| state.succeeded(understood.clone(), 1, NOW));
+        assert_eq!(told("west", NOW), []);
     }
 
     #[test]

@@ -103,7 +103,8 @@ fn gather(name: Option<String>, found: &[Properties], now: Timestamp) -> Decoded
         }
         if events.len() > MAX_EVENTS {
             events.truncate(MAX_EVENTS);
-            notes.push(format!("only the first {MAX_EVENTS} occurrences are kept"));
+            // Before the others, of which some may be left out.
+            notes.insert(0, format!("only the first {MAX_EVENTS} occurrences are kept"));
             break;
         }
     }

@@ -218,3 +218,8 @@ proptest! {
         let _ = decode(Decode::Calendar, text.as_bytes(), NOW);
     }
 }
+    let odd = "BEGIN:VEVENT\nDTSTART:soon\nEND:VEVENT\n".repeat(100);
+    let many = many.replace("BEGIN:VCALENDAR\n", &format!("BEGIN:VCALENDAR\n{odd}"));
+    let read = decode(Decode::Calendar, many.as_bytes(), NOW).unwrap();
+    assert_eq!(read.notes[0], "only the first 5000 occurrences are kept");
+    assert_eq!(read.notes.last().unwrap(), "100 events left out in all");

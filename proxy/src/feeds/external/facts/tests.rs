@@ -159,6 +159,23 @@ fn maintenance_that_is_over_is_gone_and_what_was_announced_stays() {
 }
 
 #[test]
+fn what_a_calendar_has_beside_what_was_read_is_not_known() {
+    let board =
+        FeedBoard::new(["works", "calls"].map(|name| Feed { serves: Use::Maintenance, ..feed(name) }));
+    let heard = |notes: &[&str]| {
+        let notes = notes.iter().map(|note| (*note).to_owned()).collect();
+        let understood = Understood { notes, ..Understood::default() };
+        board.change("works", |state| state.succeeded(understood.clone(), 1, NOW));
+        board.maintenance("orders", &["west", "central"], NOW).1.unwrap()
+    };
+    let calls = "feed calls has said nothing yet";
+    assert_eq!(heard(&[]), calls);
+    assert_eq!(heard(&["line 7: odd"]), format!("{calls}; feed works was not read as a whole: line 7: odd"));
+    let several = heard(&["line 7: odd", "line 9: odd"]);
+    assert_eq!(several, format!("{calls}; feed works was not read as a whole: line 7: odd (and 1 more)"));
+}
+
+#[test]
 fn what_was_said_is_told_once_without_forecasts() {
     let gusts =
         |about| Finding::Value(Value { name: Some("gusts".into()), value: 30.0, about, ..Value::default() });
