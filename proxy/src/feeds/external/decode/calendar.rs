@@ -1,10 +1,10 @@
-//! A small reader of iCalendar (RFC 5545): VEVENT with its dates, time zones by IANA name, plain recurrence, and every
-//! X- property (maintenance notices carry `X-MAINTNOTE-…`).
+//! A small reader of iCalendar (RFC 5545): VEVENT with its dates, time zones by IANA name, recurrence by days and weeks
+//! with what was added to it, taken from it and moved, and every X- property (maintenance notices carry `X-MAINTNOTE-…`).
 //!
 //! Not here: VTODO, alarms, VTIMEZONE rules (a zone that IANA does not know makes its event a note), recurrence by
-//! month rules (the first occurrence is kept, with a note).
+//! month rules (the first occurrence is kept, with a note), a move of all later occurrences (of one, with a note).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
@@ -24,6 +24,8 @@ const BEFORE: SignedDuration = SignedDuration::from_hours(24 * 31);
 const AHEAD: SignedDuration = SignedDuration::from_hours(24 * 62);
 /// Most steps of one rule: a daily one for 27 years.
 const MAX_STEPS: i64 = 10_000;
+/// Of a week, as rules name them.
+const DAYS: [&str; 7] = ["MO", "TU", "WE", "TH", "FR", "SA", "SU"];
 
 /// `NAME;PARAMETER=VALUE:TEXT`.
 struct Line {
@@ -88,11 +90,12 @@ pub(super) fn read(text: &str, now: Timestamp) -> Result<Decoded, DecodeError> {
 /// Events of all `found`; what cannot be read becomes a note.
 fn gather(name: Option<String>, found: &[Properties], now: Timestamp) -> Decoded {
     let (mut events, mut notes) = (Vec::new(), Vec::new());
+    let moved = moved(found);
     let mut left_out = 0;
     for properties in found {
-        match occurrences(properties, now) {
-            Ok((occurrences, note)) => {
-                notes.extend(note);
+        match occurrences(properties, &moved, now) {
+            Ok((occurrences, noted)) => {
+                notes.extend(noted);
                 events.extend(occurrences.into_iter().map(|(starts, ends)| event(properties, starts, ends)));
             }
             Err(why) => {
@@ -224,14 +227,19 @@ fn event(properties: &Properties, starts: Moment, ends: Moment) -> Value {
     })
 }
 
-/// A moment, or a day that has no hour.
+/// A moment, or a day that has no hour. A floating time means the reader's zone; servers run in UTC.
 fn time(line: &Line) -> Result<(ZonedDateTime, bool), String> {
+    time_in(line, &line.text, &TimeZone::UTC)
+}
+
+/// The same of a part of the line; what names no zone is of `floating`.
+fn time_in(line: &Line, text: &str, floating: &TimeZone) -> Result<(ZonedDateTime, bool), String> {
     let parameter = |name: &str| line.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value);
-    let wrong = || format!("line {}: {:?} is not a date", line.number, short(&line.text));
-    let text = line.text.trim();
+    let wrong = || format!("line {}: {:?} is not a date", line.number, short(text));
+    let text = text.trim();
     if text.len() == 8 || parameter("VALUE").is_some_and(|value| value.eq_ignore_ascii_case("DATE")) {
         let date: Date = text.parse().map_err(|_| wrong())?;
-        return Ok((date.to_zoned_datetime(TimeZone::UTC).map_err(|_| wrong())?, true));
+        return Ok((date.to_zoned_datetime(floating.clone()).map_err(|_| wrong())?, true));
     }
     let (civil, utc) = match text.strip_suffix(['Z', 'z']) {
         Some(civil) => (civil, true),
@@ -242,8 +250,8 @@ fn time(line: &Line) -> Result<(ZonedDateTime, bool), String> {
         Some(name) => TimeZone::get(name.trim_start_matches('/')).map_err(|_| {
             format!("line {}: the time zone {:?} is not one of IANA's", line.number, short(name))
         })?,
-        // A floating time means the reader's zone; servers run in UTC.
-        None => TimeZone::UTC,
+        None if utc => TimeZone::UTC,
+        None => floating.clone(),
     };
     Ok((civil.to_zoned_datetime(zone).map_err(|_| wrong())?, false))
 }
@@ -253,60 +261,106 @@ fn short(text: &str) -> String {
 }
 
 /// `P1DT2H`, `PT30M`, `P2W`: exact time, days of 24 h.
-fn duration(line: &Line) -> Result<SignedDuration, String> {
-    let wrong = || format!("line {}: {:?} is not a duration", line.number, short(&line.text));
-    let text = line.text.trim();
+fn duration(line: &Line, text: &str) -> Result<SignedDuration, String> {
+    let wrong = || format!("line {}: {:?} is not a duration", line.number, short(text));
+    let text = text.trim();
     let span: Span = text.strip_prefix('+').unwrap_or(text).parse().map_err(|_| wrong())?;
     let span = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
     if span.is_negative() { Err(wrong()) } else { Ok(span) }
 }
 
 type Occurrences = Vec<(Moment, Moment)>;
+/// Occurrences of an event that have an event of their own, by its UID.
+type Moved<'p> = BTreeMap<&'p str, BTreeSet<Moment>>;
 
-/// When it takes place, around `now`; an event that does not recur whenever that is.
-fn occurrences(properties: &Properties, now: Timestamp) -> Result<(Occurrences, Option<String>), String> {
+fn moved(found: &[Properties]) -> Moved<'_> {
+    let mut moved = Moved::new();
+    for properties in found {
+        if let (Some(uid), Some(line)) = (first(properties, "UID"), first(properties, "RECURRENCE-ID"))
+            && let Ok((at, _)) = time(line)
+        {
+            moved.entry(uid.text.trim()).or_default().insert(at.timestamp());
+        }
+    }
+    moved
+}
+
+/// Every text of a list, with its line.
+fn each<'p>(properties: &'p Properties, name: &'p str) -> impl Iterator<Item = (&'p Line, &'p str)> {
+    let lines = properties.iter().filter(move |line| line.name == name);
+    lines.flat_map(|line| line.text.split(',').map(move |text| (line, text)))
+}
+
+/// A further occurrence: a moment, or a period with a length of its own.
+fn further(line: &Line, text: &str, length: SignedDuration) -> Result<(Moment, SignedDuration), String> {
+    let moment = |text: &str| time_in(line, text, &TimeZone::UTC).map(|(at, _)| at.timestamp());
+    let Some((start, end)) = text.split_once('/') else { return Ok((moment(text)?, length)) };
+    let start = moment(start)?;
+    let length = match end.trim_start().starts_with(['P', 'p', '+']) {
+        true => duration(line, end)?,
+        false => moment(end)?.duration_since(start),
+    };
+    if length.is_negative() { Err(backwards(line)) } else { Ok((start, length)) }
+}
+
+fn backwards(line: &Line) -> String {
+    format!("line {}: it ends before it begins", line.number)
+}
+
+/// When it takes place, around `now`; an event that does not recur whenever that is. With notes.
+fn occurrences(
+    properties: &Properties,
+    moved: &Moved<'_>,
+    now: Timestamp,
+) -> Result<(Occurrences, Vec<String>), String> {
     let line = first(properties, "DTSTART").ok_or("it has no DTSTART")?;
     let (begin, whole_day) = time(line)?;
     let length = match (first(properties, "DTEND"), first(properties, "DURATION")) {
         (Some(line), _) => time(line)?.0.timestamp().duration_since(begin.timestamp()),
-        (None, Some(line)) => duration(line)?,
+        (None, Some(line)) => duration(line, &line.text)?,
         (None, None) if whole_day => SignedDuration::from_hours(24),
         (None, None) => SignedDuration::ZERO,
     };
     if length.is_negative() {
-        return Err(format!("line {}: it ends before it begins", line.number));
-    }
-    let ends = |start: Moment| {
-        start
-            .checked_add(length)
-            .map(|end| (start, end))
-            .map_err(|_| "it ends after the year 9999".to_owned())
-    };
-    let Some(rule) = first(properties, "RRULE") else {
-        return Ok((vec![ends(begin.timestamp())?], None));
-    };
-    let rule = match Rule::parse(rule) {
-        Ok(rule) => rule,
-        Err(why) => return Ok((vec![ends(begin.timestamp())?], Some(why))),
-    };
-    let mut left_out = Vec::new();
-    for line in properties.iter().filter(|line| line.name == "EXDATE") {
-        for text in line.text.split(',') {
-            let one = Line {
-                number: line.number,
-                name: line.name.clone(),
-                parameters: line.parameters.clone(),
-                text: text.to_owned(),
-            };
-            left_out.push(time(&one)?.0.timestamp());
-        }
+        return Err(backwards(line));
     }
     let now = i64::try_from(now.0).ok().and_then(|ms| Moment::from_millisecond(ms).ok()).unwrap_or_default();
     let from = now.checked_sub(BEFORE.saturating_add(length)).unwrap_or(Moment::MIN);
     let until = now.checked_add(AHEAD).unwrap_or(Moment::MAX);
-    let starts = rule.expand(&begin, from, until);
-    let kept = starts.into_iter().filter(|start| !left_out.contains(start));
-    Ok((kept.map(ends).collect::<Result<_, _>>()?, None))
+
+    let mut notes = Vec::new();
+    let rule = first(properties, "RRULE").and_then(|line| {
+        let rule = Rule::parse(line, begin.time_zone());
+        rule.map_err(|why| notes.push(why)).ok()
+    });
+    let starts = match rule {
+        Some(rule) => rule.expand(&begin, from, until),
+        None => vec![begin.timestamp()],
+    };
+    let mut found: BTreeMap<Moment, SignedDuration> =
+        starts.into_iter().map(|start| (start, length)).collect();
+    for (line, text) in each(properties, "RDATE") {
+        let (start, length) = further(line, text, length)?;
+        if (from..=until).contains(&start) {
+            found.insert(start, length);
+        }
+    }
+    for (line, text) in each(properties, "EXDATE") {
+        found.remove(&time_in(line, text, &TimeZone::UTC)?.0.timestamp());
+    }
+    if let Some(line) = first(properties, "RECURRENCE-ID") {
+        time(line)?;
+        if line.parameters.iter().any(|(key, _)| key == "RANGE") {
+            notes.push(format!("line {}: its RANGE is not read; it counts for one occurrence", line.number));
+        }
+    } else if let Some(moved) = first(properties, "UID").and_then(|uid| moved.get(uid.text.trim())) {
+        found.retain(|start, _| !moved.contains(start));
+    }
+    let ends = |(start, length): (Moment, SignedDuration)| {
+        let end = start.checked_add(length).map_err(|_| "it ends after the year 9999".to_owned());
+        end.map(|end| (start, end))
+    };
+    Ok((found.into_iter().map(ends).collect::<Result<_, _>>()?, notes))
 }
 
 /// A recurrence by days or weeks.
@@ -317,14 +371,20 @@ struct Rule {
     until: Option<Moment>,
     /// Of a weekly rule, Monday = 0; empty: the day it begins on.
     days: Vec<i8>,
+    /// The day that weeks begin with.
+    week_start: i8,
 }
 
 impl Rule {
-    fn parse(line: &Line) -> Result<Self, String> {
+    /// `zone` is that of the event: its end may have none.
+    fn parse(line: &Line, zone: &TimeZone) -> Result<Self, String> {
         let not_read = |what: &str| {
             format!("line {}: {what} is not expanded; only its first occurrence is kept", line.number)
         };
-        let mut rule = Self { weekly: false, interval: 1, count: None, until: None, days: Vec::new() };
+        let day =
+            |name: &str| DAYS.iter().position(|day| day.eq_ignore_ascii_case(name)).map(|day| day as i8);
+        let mut rule =
+            Self { weekly: false, interval: 1, count: None, until: None, days: Vec::new(), week_start: 0 };
         let mut frequency = false;
         for part in line.text.trim().split(';').filter(|part| !part.is_empty()) {
             let (key, value) = part.split_once('=').ok_or_else(|| not_read("a broken RRULE"))?;
@@ -343,25 +403,19 @@ impl Rule {
                 }
                 "COUNT" => rule.count = Some(value.parse().map_err(|_| not_read("its COUNT"))?),
                 "UNTIL" => {
-                    let line = Line {
-                        number: line.number,
-                        name: key.to_owned(),
-                        parameters: Vec::new(),
-                        text: value.to_owned(),
-                    };
-                    let (until, whole_day) = time(&line).map_err(|_| not_read("its UNTIL"))?;
-                    let day = SignedDuration::from_hours(if whole_day { 24 } else { 0 });
-                    rule.until = until.timestamp().checked_add(day).ok();
+                    let until = time_in(line, value, zone);
+                    let (until, whole_day) = until.map_err(|_| not_read("its UNTIL"))?;
+                    // To the last moment of a day.
+                    let day = || until.tomorrow().ok()?.checked_sub(SignedDuration::from_nanos(1)).ok();
+                    rule.until =
+                        if whole_day { day() } else { Some(until.clone()) }.map(|end| end.timestamp());
                 }
                 "BYDAY" => {
-                    const DAYS: [&str; 7] = ["MO", "TU", "WE", "TH", "FR", "SA", "SU"];
-                    for day in value.split(',') {
-                        let place = DAYS.iter().position(|name| name.eq_ignore_ascii_case(day));
-                        rule.days.push(place.ok_or_else(|| not_read("its BYDAY"))? as i8);
+                    for name in value.split(',') {
+                        rule.days.push(day(name).ok_or_else(|| not_read("its BYDAY"))?);
                     }
-                    rule.days.sort_unstable();
                 }
-                "WKST" => {}
+                "WKST" => rule.week_start = day(value).ok_or_else(|| not_read("its WKST"))?,
                 other => return Err(not_read(&short(other))),
             }
         }
@@ -373,15 +427,16 @@ impl Rule {
 
     /// The beginnings from `from` to `until`, in the event's own time zone: 02:00 stays 02:00 in summer.
     fn expand(&self, begin: &ZonedDateTime, from: Moment, until: Moment) -> Vec<Moment> {
-        let own = [begin.weekday().to_monday_zero_offset()];
-        let days: &[i8] = if self.days.is_empty() { &own } else { &self.days };
+        let in_week = |day: i8| i64::from((day - self.week_start).rem_euclid(7));
+        let own = [in_week(begin.weekday().to_monday_zero_offset())];
+        let days: BTreeSet<i64> = self.days.iter().copied().map(in_week).collect();
+        let days: Vec<i64> = if days.is_empty() { own.to_vec() } else { days.into_iter().collect() };
         let last = self.until.map_or(until, |own| own.min(until));
         let (mut found, mut counted) = (Vec::new(), 0);
         for step in 0..MAX_STEPS {
             let ahead = step * self.interval;
-            let in_step: &[i8] = if self.weekly { days } else { &own };
-            for day in in_step {
-                let shift = i64::from(*day) - i64::from(own[0]) + if self.weekly { 7 * ahead } else { ahead };
+            for day in &days {
+                let shift = day - own[0] + if self.weekly { 7 * ahead } else { ahead };
                 let Ok(at) = Span::new().try_days(shift).and_then(|span| begin.checked_add(span)) else {
                     return found;
                 };

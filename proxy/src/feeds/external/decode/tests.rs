@@ -102,6 +102,32 @@ fn times_of_a_calendar() {
         ]
     );
 
+    let starts = |lines: &str| -> Vec<i64> { windows(lines).0.iter().map(|(start, _)| *start).collect() };
+    let on = |moments: &[&str]| -> Vec<i64> {
+        moments.iter().map(|moment| at(&format!("2026-{moment}:00:00Z"))).collect()
+    };
+    // Where weeks begin decides which of them are left out.
+    let fortnightly = "DTSTART:20261103T090000Z\nRRULE:FREQ=WEEKLY;INTERVAL=2;COUNT=4;BYDAY=TU,SU";
+    assert_eq!(starts(fortnightly), on(&["11-03T09", "11-08T09", "11-17T09", "11-22T09"]));
+    let of_sunday = format!("{fortnightly};WKST=SU");
+    assert_eq!(starts(&of_sunday), on(&["11-03T09", "11-15T09", "11-17T09", "11-29T09"]));
+    // A last day is one to its end, where the event is.
+    let days = "DTSTART;VALUE=DATE:20261120\nRRULE:FREQ=DAILY;UNTIL=20261122";
+    assert_eq!(starts(days), on(&["11-20T00", "11-21T00", "11-22T00"]));
+    let nights = "DTSTART;TZID=Europe/Berlin:20261120T000000\nRRULE:FREQ=DAILY;UNTIL=20261122";
+    assert_eq!(starts(nights), on(&["11-19T23", "11-20T23", "11-21T23"]));
+    let nights = "DTSTART;TZID=Europe/Berlin:20261120T000000\nRRULE:FREQ=DAILY;UNTIL=20261121T000000";
+    assert_eq!(starts(nights), on(&["11-19T23", "11-20T23"]));
+    // Further occurrences may have a length of their own.
+    let (further, _) = windows(
+        "DTSTART:20261120T020000Z\nDURATION:PT1H\nRDATE:20261122T020000Z,20261124T020000Z\n\
+         RDATE;VALUE=PERIOD:20261125T020000Z/PT2H,20261126T020000Z/20261126T050000Z\nEXDATE:20261124T020000Z",
+    );
+    let hours: Vec<i64> = further.iter().map(|(start, end)| (end - start) / 3600).collect();
+    assert_eq!(hours, [1, 1, 2, 3]);
+    let begin: Vec<i64> = further.iter().map(|(start, _)| *start).collect();
+    assert_eq!(begin, on(&["11-20T02", "11-22T02", "11-25T02", "11-26T02"]));
+
     // Endless rules are bounded by what lies ahead.
     let (endless, _) = windows("DTSTART:20100101T000000Z\nDURATION:PT1H\nRRULE:FREQ=DAILY");
     assert!((90..100).contains(&endless.len()), "{}", endless.len());
@@ -128,6 +154,48 @@ fn times_of_a_calendar() {
 }
 
 #[test]
+fn an_occurrence_that_was_moved_takes_place_once() {
+    let daily = "DTSTART:20261124T020000Z\nRRULE:FREQ=DAILY;COUNT=4";
+    let event = |lines: &str| format!("BEGIN:VEVENT\nUID:1\n{lines}\nEND:VEVENT\n");
+    let own = [
+        event("RECURRENCE-ID:20261125T020000Z\nDTSTART:20261125T050000Z"),
+        event("RECURRENCE-ID:20261126T020000Z\nDTSTART:20261126T020000Z\nSTATUS:CANCELLED"),
+        event("RECURRENCE-ID;RANGE=THISANDFUTURE:20261127T020000Z\nDTSTART:20261127T040000Z"),
+        event("RECURRENCE-ID:soon\nDTSTART:20261127T040000Z"),
+        // Of a series that is not there.
+        event("RECURRENCE-ID:20261124T020000Z\nDTSTART:20261124T030000Z").replace("UID:1", "UID:2"),
+    ];
+    let text = format!("BEGIN:VCALENDAR\n{}{}END:VCALENDAR", event(daily), own.concat());
+    let read = decode(Decode::Calendar, text.as_bytes(), NOW).unwrap();
+    let shown: Vec<String> = read.value["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| {
+            let at = jiff::Timestamp::from_second(event["starts"].as_i64().unwrap()).unwrap();
+            format!("{at} {}", event["status"].as_str().unwrap_or_default())
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "2026-11-24T02:00:00Z ",
+            "2026-11-25T05:00:00Z ",
+            "2026-11-26T02:00:00Z CANCELLED",
+            "2026-11-27T04:00:00Z ",
+            "2026-11-24T03:00:00Z ",
+        ]
+    );
+    assert_eq!(
+        read.notes,
+        [
+            "line 19: its RANGE is not read; it counts for one occurrence",
+            "event \"1\" left out: line 24: \"soon\" is not a date",
+        ]
+    );
+}
+
+#[test]
 fn huge_input_is_bounded() {
     let deep = "[".repeat(1 << 20);
     assert!(why(Decode::Json, deep.as_bytes()).contains("recursion limit"));
@@ -138,6 +206,12 @@ fn huge_input_is_bounded() {
             .to_owned()
             + &"<media:group a='/>'>".repeat(1 << 16);
     assert_eq!(why(Decode::Feed, nested.as_bytes()), "has elements nested more than 64 deep");
+    // A quote where none opens hides nothing of what comes behind it.
+    let nested = nested.replace('\'', "\"").replace(" a=\"/>\"", "");
+    for before in ["<?x ' ?>", "<!DOCTYPE a [<!-- ' -->]>"] {
+        let nested = format!("{before}{nested}");
+        assert_eq!(why(Decode::Feed, nested.as_bytes()), "has elements nested more than 64 deep", "{before}");
+    }
     let many = format!("BEGIN:VCALENDAR\n{}END:VCALENDAR", "BEGIN:VEVENT\nEND:VEVENT\n".repeat(5_001));
     assert_eq!(why(Decode::Calendar, many.as_bytes()), "has more than 5000 events");
     let long = event(&format!("DTSTART:20261126T000000Z\nDESCRIPTION:{}", "x".repeat(8 << 20)));
@@ -156,6 +230,11 @@ fn huge_input_is_bounded() {
     );
     let read = decode(Decode::Calendar, many.as_bytes(), NOW).unwrap();
     assert_eq!(read.value["events"].as_array().unwrap().len(), 5_000);
+    let odd = "BEGIN:VEVENT\nDTSTART:soon\nEND:VEVENT\n".repeat(100);
+    let many = many.replace("BEGIN:VCALENDAR\n", &format!("BEGIN:VCALENDAR\n{odd}"));
+    let read = decode(Decode::Calendar, many.as_bytes(), NOW).unwrap();
+    assert_eq!(read.notes[0], "only the first 5000 occurrences are kept");
+    assert_eq!(read.notes.last().unwrap(), "100 events left out in all");
 }
 
 /// A sample with `edits` bytes changed, cut off at `cut`.
@@ -202,24 +281,15 @@ proptest! {
             prop::sample::select(vec![
                 "BEGIN:VEVENT", "END:VEVENT", "DTSTART:20261126T000000Z", "DTSTART;TZID=Europe/Berlin:20260329T023000",
                 "DTEND:99991231T235959Z", "DURATION:P99999999W", "RRULE:FREQ=WEEKLY;BYDAY=MO,SU;INTERVAL=1000",
-                "RRULE:FREQ=DAILY;COUNT=99999999999", "EXDATE:20261126T000000Z,", "DTSTART;VALUE=DATE:00010101", " folded",
+                "RRULE:FREQ=DAILY;COUNT=99999999999", "EXDATE:20261126T000000Z,", "RDATE;VALUE=PERIOD:20261126T000000Z/P1D,20261126T000000Z/",
+                "UID:1", "RECURRENCE-ID:20261126T000000Z", "RRULE:FREQ=WEEKLY;WKST=SA;UNTIL=99991231", "RDATE:00010101/99991231",
+                "DTSTART;VALUE=DATE:00010101", " folded",
                 "DTSTART:-99990101T000000Z",
             ]),
             0..12,
-    // A quote where none opens hides nothing of what comes behind it.
-    let nested = nested.replace('\'', "\"").replace(" a=\"/>\"", "");
-    for before in ["<?x ' ?>", "<!DOCTYPE a [<!-- ' -->]>"] {
-        let nested = format!("{before}{nested}");
-        assert_eq!(why(Decode::Feed, nested.as_bytes()), "has elements nested more than 64 deep", "{before}");
-    }
         ),
     ) {
         let text = format!("BEGIN:VCALENDAR\n{}\nEND:VCALENDAR", lines.join("\n"));
         let _ = decode(Decode::Calendar, text.as_bytes(), NOW);
     }
 }
-    let odd = "BEGIN:VEVENT\nDTSTART:soon\nEND:VEVENT\n".repeat(100);
-    let many = many.replace("BEGIN:VCALENDAR\n", &format!("BEGIN:VCALENDAR\n{odd}"));
-    let read = decode(Decode::Calendar, many.as_bytes(), NOW).unwrap();
-    assert_eq!(read.notes[0], "only the first 5000 occurrences are kept");
-    assert_eq!(read.notes.last().unwrap(), "100 events left out in all");
