@@ -11,7 +11,7 @@ use super::finding::{Event, Finding, Value};
 use super::places::{Places, measured};
 use super::{Feed, Use};
 
-/// An event without an end is believed to last for so long.
+/// An event without an end is believed to last for so long after its feed last had it.
 const OPEN_END: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Units of a cost, in hours.
 const COSTS: [(&str, f64); 4] = [("/h", 1.0), ("/d", 24.0), ("/month", 730.0), ("/year", 8760.0)];
@@ -191,17 +191,22 @@ impl FeedBoard {
             for (feed, state) in self.speaking(Use::Maintenance, resource, zone) {
                 unknown.extend(state.stale(feed, now));
                 unknown.extend(unread(feed, &state.understood.notes));
-                let events = state.understood.findings.iter().filter_map(|finding| match finding {
-                    Finding::Event(event) if event.zones.iter().any(|named| named == zone) => Some(event),
-                    _ => None,
-                });
-                windows.extend(events.filter(|event| !over(event, now)).map(|event| Maintenance {
-                    zone: (*zone).into(),
-                    title: event.title.clone(),
-                    starts: event.starts,
-                    ends: event.ends,
-                    source: format!("feed {}", feed.name),
-                }));
+                let said = state.at.unwrap_or(now);
+                let fresh = state.stale(feed, now).is_none();
+                for finding in &state.understood.findings {
+                    let Finding::Event(event) = finding else { continue };
+                    let ends = ends(event, fresh, now);
+                    if !event.zones.iter().any(|named| named == zone) || over(event.starts, ends, said, now) {
+                        continue;
+                    }
+                    windows.push(Maintenance {
+                        zone: (*zone).into(),
+                        title: event.title.clone(),
+                        starts: event.starts,
+                        ends,
+                        source: format!("feed {}", feed.name),
+                    });
+                }
             }
         }
         windows.sort_by_key(|window| window.starts);
@@ -220,8 +225,14 @@ fn unread(feed: &Feed, notes: &[String]) -> Option<String> {
     Some(format!("feed {} was not read as a whole: {}{more}", feed.name, notes[0]))
 }
 
-fn over(event: &Event, now: Timestamp) -> bool {
-    event.ends.unwrap_or_else(|| event.starts.after(OPEN_END)) < now
+/// When it ends, as far as that is known: what a feed says is under way has outlasted an end that has passed.
+fn ends(event: &Event, fresh: bool, now: Timestamp) -> Option<Timestamp> {
+    event.ends.filter(|ends| now <= *ends || !(fresh && event.under_way))
+}
+
+/// `said`: when its feed last had it.
+fn over(starts: Timestamp, ends: Option<Timestamp>, said: Timestamp, now: Timestamp) -> bool {
+    ends.unwrap_or_else(|| starts.max(said).after(OPEN_END)) < now
 }
 
 /// The newest number of `zone`; with a `name`, of that name.

@@ -49,6 +49,9 @@ pub struct Event {
     /// When it ends, Unix milliseconds; none: unknown.
     #[serde(rename = "ends_ms", default, skip_serializing_if = "Option::is_none", with = "millis")]
     pub ends: Option<Timestamp>,
+    /// The feed says that it goes on now, whatever end was planned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub under_way: bool,
     /// The feed's word for how bad it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub severity: Option<String>,

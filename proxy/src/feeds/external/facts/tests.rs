@@ -159,6 +159,31 @@ fn maintenance_that_is_over_is_gone_and_what_was_announced_stays() {
 }
 
 #[test]
+fn maintenance_goes_on_while_a_fresh_feed_says_so() {
+    let at = |minutes: i64| Timestamp(NOW.0.saturating_add_signed(minutes * 60_000));
+    let late = Event {
+        zones: vec!["west".into()],
+        title: "late".into(),
+        starts: at(-300),
+        ends: Some(at(5)),
+        under_way: true,
+        ..Event::default()
+    };
+    let endless = window("west", "endless", at(-30 * 24 * 60), None);
+    let board = board(Use::Maintenance, vec![Finding::Event(late), endless], NOW);
+    let seen = |now: Timestamp| -> Vec<(String, Option<Timestamp>)> {
+        let (windows, _) = board.maintenance("orders", &["west"], now);
+        windows.into_iter().map(|window| (window.title, window.ends)).collect()
+    };
+    let (endless, late) = (("endless".to_owned(), None), "late".to_owned());
+    assert_eq!(seen(NOW), [endless.clone(), (late.clone(), Some(at(5)))]);
+    assert_eq!(seen(at(6)), [endless.clone(), (late, None)], "its end has passed, and it has not ended");
+    // A feed that is silent says nothing any more: what was planned is all that is known.
+    assert_eq!(seen(at(11)), [endless]);
+    assert_eq!(seen(at(7 * 24 * 60 + 1)), []);
+}
+
+#[test]
 fn what_a_calendar_has_beside_what_was_read_is_not_known() {
     let board =
         FeedBoard::new(["works", "calls"].map(|name| Feed { serves: Use::Maintenance, ..feed(name) }));

@@ -15,7 +15,7 @@ const LONGEST: usize = 300;
 /// Most zones of one finding.
 const MAX_ZONES: usize = 200;
 const VALUE_KEYS: [&str; 6] = ["value", "zone", "name", "unit", "at", "for"];
-const EVENT_KEYS: [&str; 7] = ["event", "zone", "title", "starts", "ends", "severity", "id"];
+const EVENT_KEYS: [&str; 8] = ["event", "zone", "title", "starts", "ends", "under_way", "severity", "id"];
 
 pub(super) fn finding(output: &Val) -> Result<Finding, String> {
     match output {
@@ -54,6 +54,7 @@ fn event(output: &Val) -> Result<Event, String> {
         title: text(output, "title")?.ok_or_else(|| missing("title"))?,
         starts,
         ends,
+        under_way: flag(output, "under_way")?,
         severity: text(output, "severity")?,
         id: text(output, "id")?,
     })
@@ -109,6 +110,14 @@ fn text(output: &Val, key: &str) -> Result<Option<String>, String> {
         (_, Some(text)) => Ok(Some(cut(text.trim(), LONGEST)).filter(|text| !text.is_empty())),
         (Val::Num(_), None) => Ok(Some(value.to_string())),
         _ => Err(format!("`{key}` is not text but {}", shown(&value))),
+    }
+}
+
+fn flag(output: &Val, key: &str) -> Result<bool, String> {
+    match get(output, key) {
+        Val::Null => Ok(false),
+        Val::Bool(flag) => Ok(flag),
+        other => Err(format!("`{key}` is neither true nor false but {}", shown(&other))),
     }
 }
 

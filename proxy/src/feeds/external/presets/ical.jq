@@ -4,6 +4,6 @@
   | ($own["X-MAINTNOTE-STATUS"] // .status // "" | if type == "array" then .[0] else . end | ascii_upcase) as $status
   | select($status != "CANCELLED" and $status != "COMPLETED")
   | { event: "maintenance", id: .uid, title: (.summary // $own["X-MAINTNOTE-MAINTENANCE-ID"] // .uid // "maintenance"),
-      starts: .starts, ends: .ends, severity: ($own["X-MAINTNOTE-IMPACT"] | if type == "array" then .[0] else . end),
+      starts: .starts, ends: .ends, under_way: ($status == "IN-PROCESS"), severity: ($own["X-MAINTNOTE-IMPACT"] | if type == "array" then .[0] else . end),
       zone: ([ $own["X-MAINTNOTE-OBJECT-ID"] | if type == "array" then .[] else . end ]
              + [ .location | if . then splits(", *") else empty end ] | map(select(. != null))) } ]
