@@ -28,6 +28,11 @@ pub(super) fn hosts(item: &Item<'_>, known: &Known<'_>) -> Option<Vec<Host>> {
             item.wrong("is no host", right);
             return None;
         };
+        // What cannot be asked anyhow is better said now; which address a name has is only known then.
+        if let Err(why) = known.egress?.named(&name, name.parse().ok()) {
+            item.wrong(why, "a host that node.egress allows");
+            return None;
+        }
         hosts.push(Host { zone: zone.to_owned(), name, port });
     }
     if hosts.is_empty() {
@@ -118,6 +123,16 @@ mod tests {
         ] {
             let found = feed(text).err().unwrap_or_default();
             assert!(found.contains(said), "{text}: {found}");
+        }
+        let base = BASE.replace("zone: west\n", "zone: west\n  egress: { allow: [a.example, 10.0.0.9] }\n");
+        assert_ne!(base, BASE);
+        let within = |text: &str| load(&format!("{base}feeds:\n  it: {text}\n")).map(drop);
+        for allowed in ["{ ping: { east: A.example } }", "{ trace: { east: 10.0.0.9 } }"] {
+            assert_eq!(within(allowed), Ok(()), "{allowed}");
+        }
+        for refused in ["{ ping: { east: b.example } }", "{ trace: { east: b.example } }"] {
+            let found = within(refused).unwrap_err();
+            assert!(found.contains("b.example is not in node.egress.allow"), "{refused}: {found}");
         }
     }
 }

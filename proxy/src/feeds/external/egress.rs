@@ -59,19 +59,23 @@ impl Egress {
         if let Some(address) = literal {
             self.address(address)?;
         }
-        let allowed = if self.hosts.is_empty() {
-            url.host() == own.host()
-        } else {
-            self.hosts.iter().any(|pattern| matches(pattern, host))
-                || literal.is_some_and(|address| self.listed(address))
-        };
-        match (allowed, self.hosts.is_empty()) {
-            (true, _) => Ok(()),
-            (false, true) => Err(format!(
-                "{host} is not the host of the configured URL; name both in node.egress.allow to let it be asked"
-            )),
-            (false, false) => Err(format!("{host} is not in node.egress.allow")),
+        if !self.hosts.is_empty() {
+            return self.named(host, literal);
         }
+        if url.host() == own.host() {
+            return Ok(());
+        }
+        Err(format!(
+            "{host} is not the host of the configured URL; name both in node.egress.allow to let it be asked"
+        ))
+    }
+
+    /// Whether the list lets a configured `host` be asked, which is `literal` where it is an address; not yet whether that may be.
+    pub fn named(&self, host: &str, literal: Option<IpAddr>) -> Result<(), String> {
+        let allowed = self.hosts.is_empty()
+            || self.hosts.iter().any(|pattern| matches(pattern, &host.to_ascii_lowercase()))
+            || literal.is_some_and(|address| self.listed(address));
+        if allowed { Ok(()) } else { Err(format!("{host} is not in node.egress.allow")) }
     }
 
     /// Whether a connection to `address` may be opened.
@@ -136,6 +140,9 @@ fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
     }
     if address.is_loopback() {
         Some("this machine")
+    } else if address.segments()[..3] == [0x64, 0xff9b, 1] {
+        // RFC 8215: where in it the address of version 4 stands, only the network knows.
+        Some("an address that this network translates")
     } else if first & 0xffc0 == 0xfe80 {
         Some("link-local")
     } else if first & 0xfe00 == 0xfc00 {
@@ -190,6 +197,7 @@ mod tests {
             "fd00:ec2::254",
             "::ffff:127.0.0.1",
             "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1:a9fe:a9:fe00::",
             "2002:7f00:1::",
             "::",
             "ff02::1",
@@ -201,6 +209,19 @@ mod tests {
         }
         let why = egress.address("169.254.169.254".parse().unwrap()).unwrap_err();
         assert!(why.contains("metadata") && why.contains("node.egress.allow"), "{why}");
+    }
+
+    #[test]
+    fn a_list_of_hosts_is_for_names_and_addresses_alike() {
+        let networks = vec![Network::parse("10.1.0.0/16").unwrap()];
+        let egress = Egress { hosts: vec!["*.example".into()], networks: networks.clone() };
+        let named = |host: &str| egress.named(host, host.parse().ok());
+        assert_eq!(named("Edge-2.example"), Ok(()));
+        assert_eq!(named("10.1.0.9"), Ok(()));
+        for refused in ["edge-2.example.org", "93.184.215.14"] {
+            assert_eq!(named(refused), Err(format!("{refused} is not in node.egress.allow")));
+        }
+        assert_eq!(Egress { hosts: vec![], networks }.named("edge-2.example.org", None), Ok(()));
     }
 
     #[test]

@@ -221,6 +221,7 @@ async fn each<T: Send + 'static, F: Future<Output = Result<T, Why>> + Send + 'st
 }
 
 async fn address(host: &Host, egress: &Egress) -> Result<IpAddr, Why> {
+    egress.named(&host.name, host.name.parse().ok()).map_err(|why| (Reason::Egress, why))?;
     let found = tokio::net::lookup_host((host.name.as_str(), host.port))
         .await
         .map_err(|error| (Reason::Connect, format!("cannot look up {}: {}", host.name, chain(&error))))?;

@@ -116,6 +116,13 @@ async fn only_what_egress_allows_is_asked() {
     let error = trial.error.unwrap();
     assert_eq!(error.reason, "egress");
     assert!(error.what.contains("west: 127.0.0.1: 127.0.0.1 is this machine"), "{error:?}");
+    let Reach { egress, .. } = loopback();
+    let named = Reach::from(Egress { hosts: vec!["edge-2.example".into()], ..egress });
+    let local = measuring(How::Ping(vec![host("localhost")]));
+    assert_eq!(
+        tried(&local, &named).await.error.unwrap().what,
+        "west: localhost is not in node.egress.allow"
+    );
 }
 
 #[tokio::test]
