@@ -130,6 +130,9 @@ impl Known {
             for (known, seen) in self.way.hops.iter_mut().zip(&way.hops) {
                 *known = known.or(*seen);
             }
+            // A way that was cut short, by lost answers, goes on as it is seen now.
+            self.way.hops.extend(way.hops.iter().skip(self.way.hops.len()));
+            self.way.reached |= way.reached;
             return;
         }
         match self.doubted.take() {
@@ -160,7 +163,9 @@ fn same(one: &Way, other: &Way) -> bool {
         (Some(one), Some(other)) => one == other,
         _ => true,
     });
-    agree && (!one.reached || !other.reached || one.hops.len() == other.hops.len())
+    // Behind the host there is no router.
+    let ends_at = |end: &Way, other: &Way| !end.reached || other.hops.len() <= end.hops.len();
+    agree && ends_at(one, other) && ends_at(other, one)
 }
 
 #[cfg(test)]
@@ -191,6 +196,21 @@ mod tests {
         known.see(way(&[1, 4, 3, 5]), Timestamp(7));
         known.see(way(&[1, 4, 3, 5]), Timestamp(8));
         assert_eq!((known.since, known.change().unwrap().0), (Timestamp(7), 4));
+    }
+
+    #[test]
+    fn what_lies_behind_a_way_that_was_cut_short_is_seen_to_change() {
+        let mut known = Known::first(Way { reached: false, ..way(&[1, 2, 3]) }, Timestamp(1));
+        known.see(way(&[1, 2, 3, 4, 5]), Timestamp(2));
+        assert_eq!(known, Known::first(way(&[1, 2, 3, 4, 5]), Timestamp(1)));
+        known.see(Way { reached: false, ..way(&[1, 2]) }, Timestamp(3));
+        assert_eq!(known, Known::first(way(&[1, 2, 3, 4, 5]), Timestamp(1)), "less is known of the same way");
+        known.see(way(&[1, 2, 3, 6, 5]), Timestamp(4));
+        known.see(way(&[1, 2, 3, 6, 5]), Timestamp(5));
+        assert_eq!((known.since, known.change().unwrap().0), (Timestamp(4), 4));
+        known.see(Way { reached: false, ..way(&[1, 2, 3, 6, 5, 7]) }, Timestamp(6));
+        known.see(way(&[1, 2, 3, 6, 5, 7, 8]), Timestamp(7));
+        assert_eq!((known.since, known.change().unwrap().0), (Timestamp(6), 6), "the host was nearer");
     }
 
     #[test]
