@@ -698,6 +698,14 @@ async fn a_reload_applies_what_it_can_and_a_wrong_file_changes_nothing() -> Resu
     let config: ConfigView = leader.client.fetch("/api/v1/config").await?;
     let keys: Vec<(&str, bool)> = config.differences.iter().map(|one| (one.key.as_str(), one.live)).collect();
     ensure!(keys == [("node.threads", false), ("policies.playground.mode", true)], "{keys:?}");
+    // A section that is changed brings nothing else of the files into force.
+    let scaling = format!("/api/v1/resources/{}/scaling", godwit::demo::zone::RESOURCE);
+    let (section, tag) = leader.client.fetch_tagged::<Value>(&scaling).await?;
+    leader.client.replace::<Value>(&scaling, &section, &tag).await?;
+    ensure!(leader.view().await?.mode == "advise", "the policy was read anew");
+    let config: ConfigView = leader.client.fetch("/api/v1/config").await?;
+    let differs = |key: &str| config.differences.iter().any(|one| one.key == key);
+    ensure!(differs("policies.playground.mode"), "{:#?}", config.differences);
     let done: Reloaded =
         serde_json::from_slice(&leader.client.send("/api/v1/config/reload", &json!({})).await?)?;
     ensure!(

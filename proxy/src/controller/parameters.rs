@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use migration::policy::{Policy, Reseed};
+use migration::policy::{Policy, PolicyError, Reseed};
 use migration::units::{ByteCount, Ratio};
 use serde_json::{Value, json};
 
@@ -75,6 +75,35 @@ pub fn keeping_the_step(next: &Policy, now: &Policy) -> Policy {
     Policy::new(parts).unwrap_or_else(|_| now.clone())
 }
 
+/// `now` with this section as `next` has it; what else differs in `next` is not in force before the files are read anew.
+pub fn with(now: &Resource, next: &Resource, section: &str) -> Result<Resource, Vec<PolicyError>> {
+    let mut changed = now.clone();
+    let (mut parts, read) = ((*now.policy).clone(), (*next.policy).clone());
+    match section {
+        "shadow" => {
+            (parts.shadow_enabled, parts.shadow_capacity) = (read.shadow_enabled, read.shadow_capacity);
+            parts.zones = read.zones;
+        }
+        "replication" => {
+            (parts.replication, parts.critical) = (read.replication, read.critical);
+            (parts.fallback_after, parts.fallback_back) = (read.fallback_after, read.fallback_back);
+            (parts.copy_sessions, parts.copy_rate) = (read.copy_sessions, read.copy_rate);
+            (parts.schema, parts.keyless) = (read.schema, read.keyless);
+            (parts.unlogged, parts.extensions) = (read.unlogged, read.extensions);
+            parts.slot = read.slot;
+        }
+        _ => {
+            for (zone, placement) in &mut changed.placements {
+                if let Some(next) = next.placements.get(zone) {
+                    placement.capacity = next.capacity;
+                }
+            }
+        }
+    }
+    changed.policy = Policy::new(parts)?;
+    Ok(changed)
+}
+
 fn share(ratio: Ratio) -> String {
     ratio.to_string()
 }
@@ -102,7 +131,54 @@ fn bytes(count: ByteCount) -> String {
 
 #[cfg(test)]
 mod tests {
+    use migration::policy::PolicyParts;
+
     use super::*;
+    use crate::config;
+
+    #[test]
+    fn a_section_is_changed_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("godwit.yaml");
+        std::fs::create_dir(folder.path().join("policies")).unwrap();
+        let written = |capacity: u32, policy: &str| {
+            let text = format!(
+                "node: {{ name: n, zone: here, state: state }}\nzones: {{ here: {{}}, there: {{}} }}\n\
+                 resources: {{ orders: {{ fronts: {{ http: {{ listen: \"127.0.0.1:1\" }} }}, primary: here, policy: p, \
+                 placements: {{ here: {{ http: [\"127.0.0.1:2\", \"127.0.0.1:3\"], capacity: {capacity}, cost: {capacity}/h }}, \
+                 there: {{ http: [\"127.0.0.1:4\"] }} }} }} }}\n"
+            );
+            std::fs::write(&file, text).unwrap();
+            std::fs::write(folder.path().join("policies/p.yaml"), policy).unwrap();
+            config::load(&file).unwrap().resources["orders"].clone()
+        };
+        let now = written(1, "mode: observe\n");
+        let frozen =
+            "limits: { freeze: [{ from: \"0 8 * * FRI\", for: 2h, zone: Europe/Berlin, why: x }] }\n";
+        let next = written(
+            2,
+            &format!(
+                "mode: auto\nshadow: {{ enabled: false, capacity: 30%, zones: {{ residency: [DE] }} }}\n\
+                 replication: {{ mode: hybrid, critical: [public.a], schema: additions, keyless: identify, unlogged: empty, \
+                 extensions: leave, slot: {{ budget: 1GiB }}, copy: {{ sessions: 2, rate: 1MiB }}, fallback: {{ after: 9s, back: 9s }} }}\n{frozen}"
+            ),
+        );
+        assert!(now.freeze != next.freeze && !same(&now, &next));
+        let mut all = now.clone();
+        for section in config::overlay::SECTIONS {
+            let one = with(&now, &next, section).unwrap();
+            assert_eq!(of(&one, section), of(&next, section), "{section}");
+            for other in config::overlay::SECTIONS.iter().filter(|other| **other != section) {
+                assert_eq!(of(&one, other), of(&now, other), "{other} by {section}");
+            }
+            assert_eq!((&one.freeze, one.policy.mode), (&now.freeze, now.policy.mode), "{section}");
+            all = with(&all, &next, section).unwrap();
+        }
+        // All three, and nothing of them is left out.
+        let mode = next.policy.mode;
+        assert_eq!(Policy::new(PolicyParts { mode, ..(*all.policy).clone() }).unwrap(), next.policy);
+        assert_ne!(all.placements["here"].cost_per_hour, next.placements["here"].cost_per_hour);
+    }
 
     #[test]
     fn what_is_shown_can_be_read_again() {

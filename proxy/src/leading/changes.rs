@@ -294,7 +294,11 @@ impl Changes {
         let place = format!("changed.{name}.{section}.value");
         let read = self.read(&overlay, &place, value.unwrap_or(&Value::Null)).await?;
         let next = read.resources.get(name).ok_or_else(|| ChangeError::Unknown(name.to_owned()))?;
-        let next = live_parts(&settings, next);
+        // The rest of the files may have changed since they were read: that waits for somebody who has them read anew.
+        let next = parameters::with(&settings, next, section).map_err(|broken| {
+            let words: Vec<String> = broken.iter().map(ToString::to_string).collect();
+            ChangeError::Conflict(format!("it does not fit the policy that runs: {}", words.join("; ")))
+        })?;
         let after = parameters::of(&next, section);
         let persist = self.persist(overlay);
         let answer = handle
