@@ -69,6 +69,7 @@ use std::sync::Arc;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use access::Identities;
 
@@ -125,6 +126,11 @@ pub struct AdminState {
 
 /// Serves until cancelled.
 pub async fn serve(listener: Listener, state: AdminState, stop: CancellationToken) -> std::io::Result<()> {
-    let service = routes::router(state).into_make_service_with_connect_info::<Peer>();
-    axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
+    let calls = TaskTracker::new();
+    let service = routes::router(state, calls.clone()).into_make_service_with_connect_info::<Peer>();
+    let served = axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await;
+    // Those whose callers have gone.
+    calls.close();
+    calls.wait().await;
+    served
 }

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use serde::Deserialize;
 use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
 
 use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
@@ -30,11 +31,11 @@ use crate::store::{EVERY_RESOURCE, FreezeRow, RunRow};
 
 pub(super) type Answer<T> = Result<T, Problem>;
 
-pub(super) fn router(state: AdminState) -> Router {
+pub(super) fn router(state: AdminState, calls: TaskTracker) -> Router {
     let (router, table) = routes().finish();
     let hosts = state.running.config().node.admin.hosts.clone().into();
     let (identities, audit) = (state.identities.clone(), state.audit.clone());
-    let guard = Guard { table, hosts, identities, audit, rate: Arc::default() };
+    let guard = Guard { table, hosts, identities, audit, calls, rate: Arc::default() };
     router
         .route_layer(from_fn_with_state(guard, guard::check))
         .fallback(|uri: Uri| async move { Problem::not_found("route", uri.path()) })

@@ -7,6 +7,7 @@ use axum::extract::{ConnectInfo, MatchedPath, RawPathParams, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tokio_util::task::TaskTracker;
 
 use super::caller::{Caller, Permission};
 use super::rate::Rate;
@@ -25,6 +26,8 @@ pub(in crate::admin) struct Guard {
     pub(in crate::admin) identities: Arc<Identities>,
     /// Where calls are written down.
     pub(in crate::admin) audit: Audit,
+    /// Calls that are being carried out.
+    pub(in crate::admin) calls: TaskTracker,
     /// How often callers ask.
     pub(in crate::admin) rate: Arc<Rate>,
 }
@@ -59,7 +62,7 @@ pub(in crate::admin) async fn check(
             if request.method().is_safe() {
                 return next.run(request).await;
             }
-            recorded::run(&guard.audit, &caller, request, next).await
+            recorded::run(&guard.audit, &guard.calls, &caller, request, next).await
         }
         Ok(None) => next.run(request).await,
         Err(problem) => {

@@ -1,11 +1,15 @@
 //! Calls that change something: in the audit before they are carried out, and again with what became of them.
 
+use std::panic::AssertUnwindSafe;
+
 use axum::body::{Body, Bytes, HttpBody as _, to_bytes};
 use axum::extract::{ConnectInfo, Request};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt as _;
 use serde_json::Value;
+use tokio_util::task::TaskTracker;
 
 use super::Caller;
 use crate::admin::{BODY_LIMIT, Peer, Problem};
@@ -15,8 +19,15 @@ use crate::audit::{Audit, Entry, Who};
 /// Largest answer that is recorded, bytes.
 const ANSWER: usize = 4 << 10;
 
-/// Runs a call between its two records; 503 where the first cannot be written.
-pub(super) async fn run(audit: &Audit, caller: &Caller, request: Request, next: Next) -> Response {
+/// Runs a call between its two records; 503 where the first cannot be written. From the first on it is one of `calls`, which goes on to
+/// its end although the caller has gone: a change is not left half done.
+pub(super) async fn run(
+    audit: &Audit,
+    calls: &TaskTracker,
+    caller: &Caller,
+    request: Request,
+    next: Next,
+) -> Response {
     let (parts, body) = request.into_parts();
     let body = match to_bytes(body, BODY_LIMIT).await {
         Ok(body) => body,
@@ -34,10 +45,18 @@ pub(super) async fn run(audit: &Audit, caller: &Caller, request: Request, next: 
         path: request.uri().path().to_owned(),
         body: content(&body),
     };
+    let done = calls.spawn(carried_out(audit.clone(), call, entry, request, next));
+    // It can only have been dropped with the runtime.
+    done.await.unwrap_or_else(|error| Problem::no_answer(&error).into_response())
+}
+
+async fn carried_out(audit: Audit, call: String, entry: Entry, request: Request, next: Next) -> Response {
     if let Err(error) = audit.write(entry).await {
         return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "audit", error.to_string()).into_response();
     }
-    let response = next.run(request).await;
+    // A panic was reported where it came from.
+    let response = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let response = response.unwrap_or_else(|_| Problem::no_answer(&"it ended in the middle").into_response());
     let status = response.status().as_u16();
     let (response, answer) = copied(response).await;
     audit.note(Entry::Outcome { call, status, answer });
@@ -86,5 +105,82 @@ fn content(body: &Bytes) -> Value {
     match serde_json::from_slice(body) {
         Ok(value) => without_secrets(value),
         Err(_) => serde_json::json!({ "bytes": body.len() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use axum::Router;
+    use axum::middleware::from_fn;
+    use axum::routing::post;
+    use tokio::sync::Notify;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::audit::Settings;
+    use crate::audit::read::{Wanted, newest};
+
+    /// The kinds of the audit's records, and the last one's status, once there are `count`.
+    async fn records(directory: &std::path::Path, count: usize) -> (Vec<String>, Value) {
+        let wanted = Wanted { limit: 10, before: u64::MAX, resource: None, who: None };
+        loop {
+            let records = newest(directory, &wanted).expect("records");
+            if records.len() >= count {
+                let kinds = records.iter().rev().map(|record| record["kind"].to_string()).collect();
+                return (kinds, records[0]["status"].clone());
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_is_carried_out_although_its_caller_has_gone() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let settings = Settings { directory: directory.path().to_owned(), node: "n".into(), rotate: 1 << 20 };
+        let audit = Audit::start(settings).expect("a thread");
+        let (begun, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (calls, done) = (TaskTracker::new(), Arc::new(AtomicBool::new(false)));
+        let handler = {
+            let (begun, goes_on, done) = (begun.clone(), goes_on.clone(), done.clone());
+            async move || {
+                begun.notify_one();
+                goes_on.notified().await;
+                done.store(true, Ordering::Release);
+            }
+        };
+        let recorded = {
+            let calls = calls.clone();
+            move |request: Request, next: Next| {
+                let (audit, calls) = (audit.clone(), calls.clone());
+                async move { run(&audit, &calls, &Caller::open(None), request, next).await }
+            }
+        };
+        let router = Router::new()
+            .route("/change", post(handler))
+            .route("/panic", post(async || -> StatusCode { panic!("in the middle") }))
+            .layer(from_fn(recorded));
+        let request = |path| Request::post(path).body(Body::empty()).expect("a request");
+        {
+            let asked = router.clone().oneshot(request("/change"));
+            tokio::select! {
+                _ = asked => panic!("it waits"),
+                () = begun.notified() => {}
+            }
+        }
+        assert!(!done.load(Ordering::Acquire));
+        goes_on.notify_one();
+        let (kinds, status) = records(directory.path(), 3).await;
+        assert_eq!(kinds, ["\"opened\"", "\"call\"", "\"outcome\""]);
+        assert!(done.load(Ordering::Acquire) && status == 200);
+
+        let answer = router.oneshot(request("/panic")).await.expect("infallible");
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let (kinds, status) = records(directory.path(), 5).await;
+        assert_eq!((kinds[4].as_str(), status), ("\"outcome\"", 500.into()));
+        calls.close();
+        calls.wait().await;
     }
 }

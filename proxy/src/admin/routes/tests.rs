@@ -77,7 +77,7 @@ impl Api {
             sent: Arc::default(),
             running: Running::new(config),
         };
-        Self { router: router(state), tokens, _directory: directory }
+        Self { router: router(state, TaskTracker::new()), tokens, _directory: directory }
     }
 
     fn token(&self, role: Role, resources: &[&str]) -> String {
