@@ -91,6 +91,8 @@ async fn another_node_leads_when_the_first_is_gone() -> Result<()> {
     ensure!(refused.contains("this node stands by: node one on "), "{refused}");
     let refused = other.client.fetch::<Vec<ResourceView>>("/api/v1/resources").await.err();
     ensure!(refused.is_some_and(|refused| refused.to_string().contains("stands by")), "it leads nothing");
+    let refused = other.client.send("/api/v1/freezes", &json!({ "why": "a sale" })).await.err();
+    ensure!(refused.is_some_and(|refused| refused.to_string().contains("stands by")), "it freezes nothing");
 
     let load = load(&playground, 60.0, "elected");
     one.until("the load runs", |_| load.snapshot().acknowledged > 20).await?;

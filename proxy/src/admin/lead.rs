@@ -61,3 +61,8 @@ pub(super) fn standby(state: &AdminState) -> Option<Problem> {
     let detail = format!("this node stands by: {}", standing.says());
     Some(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "standby", detail))
 }
+
+/// What is decided and kept where the lead is: a node that stands by refuses it.
+pub(super) fn leads(state: &AdminState) -> Answer<()> {
+    standby(state).map_or(Ok(()), Err)
+}

@@ -148,9 +148,7 @@ async fn resources(
     caller: Caller,
 ) -> Answer<Response> {
     let Query(page) = page.map_err(query)?;
-    if let Some(standby) = lead::standby(&state) {
-        return Err(standby);
-    }
+    lead::leads(&state)?;
     let resources = state.running.resources();
     let limit = page.limit.clamp(1, RESOURCES_MOST) as usize;
     let (page, more) = sent::page(&resources, page.after.as_deref(), limit, |name| caller.knows(name));
@@ -272,6 +270,7 @@ async fn history(
     caller: Caller,
 ) -> Answer<Json<Vec<MigrationView>>> {
     let Query(page) = page.map_err(query)?;
+    lead::leads(&state)?;
     let mut runs =
         state.journal.runs(page.resource.as_deref(), page.limit.min(1000)).map_err(Problem::from)?;
     runs.retain(|run| caller.knows(&run.resource));
@@ -413,8 +412,9 @@ fn lift(state: &AdminState, resource: Option<&str>, caller: &Caller) -> Answer<J
     Ok(Json(shown(state, caller)))
 }
 
-async fn freezes(State(state): State<AdminState>, caller: Caller) -> Json<Vec<FreezeView>> {
-    Json(shown(&state, &caller))
+async fn freezes(State(state): State<AdminState>, caller: Caller) -> Answer<Json<Vec<FreezeView>>> {
+    lead::leads(&state)?;
+    Ok(Json(shown(&state, &caller)))
 }
 
 async fn freeze(
@@ -442,11 +442,13 @@ async fn freeze_all(
     body: Result<Json<FreezeRequest>, JsonRejection>,
 ) -> Answer<Json<Vec<FreezeView>>> {
     of_all(&caller)?;
+    lead::leads(&state)?;
     order(&state, EVERY_RESOURCE, &caller, body)
 }
 
 async fn unfreeze_all(State(state): State<AdminState>, caller: Caller) -> Answer<Json<Vec<FreezeView>>> {
     of_all(&caller)?;
+    lead::leads(&state)?;
     lift(&state, None, &caller)
 }
 

@@ -19,6 +19,7 @@ use crate::store::{Journal, NewToken, Tokens};
 mod oidc;
 
 struct Api {
+    state: AdminState,
     router: Router,
     tokens: Arc<Tokens>,
     _directory: tempfile::TempDir,
@@ -77,7 +78,7 @@ impl Api {
             sent: Arc::default(),
             running: Running::new(config),
         };
-        Self { router: router(state, TaskTracker::new()), tokens, _directory: directory }
+        Self { router: router(state.clone(), TaskTracker::new()), state, tokens, _directory: directory }
     }
 
     fn token(&self, role: Role, resources: &[&str]) -> String {
@@ -179,6 +180,29 @@ async fn a_scope_hides_what_is_outside() {
     assert_eq!(make("{\"name\":\"x\",\"role\":\"viewer\"}").await.0, 403);
     assert_eq!(make("{\"name\":\"x\",\"role\":\"admin\",\"resources\":[\"orders\"]}").await.0, 201);
     assert_eq!(api.status(&Method::GET, "/api/v1/resources", Some(&token)).await, 200);
+}
+
+#[tokio::test]
+async fn who_stands_by_decides_nothing() {
+    let mut api = Api::new(false);
+    let body = "{\"why\":\"a sale\"}";
+    let freezes = "/api/v1/freezes";
+    assert_eq!(api.ask(&Method::POST, freezes, &[], body).await.0, 200);
+    let lead = AdminState { standing: Some(Arc::default()), ..api.state.clone() };
+    api.router = router(lead, TaskTracker::new());
+    for (method, path) in [
+        (Method::POST, freezes),
+        (Method::DELETE, freezes),
+        (Method::GET, freezes),
+        (Method::GET, "/api/v1/history"),
+    ] {
+        let body = if method == Method::POST { body } else { "" };
+        let (status, response) = api.ask(&method, path, &[], body).await;
+        let problem = response.into_body().collect().await.expect("a body").to_bytes();
+        let problem: Problem = serde_json::from_slice(&problem).expect("a problem");
+        assert_eq!((status, problem.kind.ends_with("#standby")), (503, true), "{method} {path}: {problem:?}");
+    }
+    assert_eq!(api.state.freezes.views(clock::now()).len(), 1, "none came, none was lifted");
 }
 
 #[tokio::test]
