@@ -1,5 +1,7 @@
 //! The routes about callers themselves: who am I, log in and out, tokens.
 
+use std::collections::BTreeSet;
+
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -27,7 +29,7 @@ pub(super) struct WhoView {
     /// What it may do.
     pub role: Role,
     /// To which resources; none: to all.
-    pub resources: Option<std::collections::BTreeSet<String>>,
+    pub resources: Option<BTreeSet<String>>,
     /// How that is known: `open`, `token`, `session`, `certificate`, `oidc`.
     pub via: Via,
 }
@@ -69,8 +71,10 @@ pub(super) async fn log_out(State(state): State<AdminState>, headers: HeaderMap)
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
 }
 
-pub(super) async fn tokens(State(state): State<AdminState>) -> Answer<Json<Vec<TokenView>>> {
-    state.identities.tokens().list().map(Json).map_err(Problem::from)
+pub(super) async fn tokens(State(state): State<AdminState>, caller: Caller) -> Answer<Json<Vec<TokenView>>> {
+    let mut tokens = state.identities.tokens().list().map_err(Problem::from)?;
+    tokens.retain(|token| covers(&caller, token.resources.as_ref()));
+    Ok(Json(tokens))
 }
 
 pub(super) async fn create_token(
@@ -92,13 +96,13 @@ pub(super) async fn revoke_token(
     caller: Caller,
 ) -> Answer<StatusCode> {
     let tokens = state.identities.tokens();
-    if tokens.revoke(&id, &caller.name, clock::now()).map_err(Problem::from)? {
-        return Ok(StatusCode::NO_CONTENT);
+    let found = tokens.find(&id).map_err(Problem::from)?;
+    if !found.is_some_and(|token| covers(&caller, token.resources.as_ref())) {
+        return Err(Problem::not_found("token", &id));
     }
-    match tokens.find(&id).map_err(Problem::from)? {
-        Some(_) => Ok(StatusCode::NO_CONTENT),
-        None => Err(Problem::not_found("token", &id)),
-    }
+    // False: it was before.
+    tokens.revoke(&id, &caller.name, clock::now()).map_err(Problem::from)?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -122,10 +126,18 @@ fn check(new: &NewToken, state: &AdminState) -> Answer<()> {
     }
 }
 
+/// Whether what a token is for is all within what the caller is let in for.
+fn covers(caller: &Caller, resources: Option<&BTreeSet<String>>) -> bool {
+    match &caller.scope {
+        Scope::All => true,
+        Scope::Resources(own) => resources.is_some_and(|names| names.is_subset(own)),
+    }
+}
+
 /// Nobody gives away more than they have.
 fn within(new: &NewToken, caller: &Caller) -> Answer<()> {
     let Scope::Resources(own) = &caller.scope else { return Ok(()) };
-    if new.resources.as_ref().is_some_and(|names| names.is_subset(own)) {
+    if covers(caller, new.resources.as_ref()) {
         return Ok(());
     }
     let what = format!(

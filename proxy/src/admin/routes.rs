@@ -191,8 +191,12 @@ async fn replication(State(state): State<AdminState>, Path(id): Path<String>) ->
     changes::with_tag(&state, &id, "replication", view)
 }
 
-async fn all_zones(State(state): State<AdminState>) -> Json<Vec<zones::ZoneView>> {
-    Json(zones::zones(&state.running.config()))
+async fn all_zones(State(state): State<AdminState>, caller: Caller) -> Json<Vec<zones::ZoneView>> {
+    let mut zones = zones::zones(&state.running.config());
+    for zone in &mut zones {
+        zone.resources.retain(|name| caller.knows(name));
+    }
+    Json(zones)
 }
 
 async fn choice(State(state): State<AdminState>, Path(id): Path<String>) -> Answer<Json<zones::ChoiceView>> {
@@ -271,10 +275,13 @@ async fn history(
 ) -> Answer<Json<Vec<MigrationView>>> {
     let Query(page) = page.map_err(query)?;
     lead::leads(&state)?;
-    let mut runs =
-        state.journal.runs(page.resource.as_deref(), page.limit.min(1000)).map_err(Problem::from)?;
-    runs.retain(|run| caller.knows(&run.resource));
-    views(&state, runs).map(Json)
+    let (journal, limit) = (&state.journal, page.limit.min(1000));
+    let runs = match (&page.resource, &caller.scope) {
+        (Some(name), _) if !caller.knows(name) => Ok(Vec::new()),
+        (None, Scope::Resources(names)) => journal.runs_of(names, limit),
+        (name, _) => journal.runs(name.as_deref(), limit),
+    };
+    views(&state, runs.map_err(Problem::from)?).map(Json)
 }
 
 async fn migration(
@@ -624,7 +631,10 @@ async fn audit(
     found.map(Json).map_err(|why| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "audit", why))
 }
 
-async fn metrics(State(state): State<AdminState>) -> Response {
+async fn metrics(State(state): State<AdminState>, caller: Caller) -> Response {
+    if let Err(problem) = everything(&caller, "the metrics of the node") {
+        return problem.into_response();
+    }
     let Some(handle) = state.metrics else {
         let what = "this process records no metrics";
         return Problem::new(StatusCode::NOT_FOUND, "no-metrics", what).into_response();

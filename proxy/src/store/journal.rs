@@ -1,5 +1,6 @@
 //! The journal: what the machine decided, before anything of it is done.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
@@ -379,6 +380,12 @@ impl Journal {
     /// Runs, newest first, of one resource or of all.
     pub fn runs(&self, resource: Option<&str>, limit: u32) -> Result<Vec<RunRow>, StoreError> {
         self.read_runs("WHERE ?1 IS NULL OR resource = ?1", params![resource, limit])
+    }
+
+    /// The same of these resources.
+    pub fn runs_of(&self, resources: &BTreeSet<String>, limit: u32) -> Result<Vec<RunRow>, StoreError> {
+        let names = serde_json::to_string(resources).map_err(StoreError::Encode)?;
+        self.read_runs("WHERE resource IN (SELECT value FROM json_each(?1))", params![names, limit])
     }
 
     /// One run.

@@ -1,6 +1,9 @@
 use axum::body::Body;
 use axum::http::Request;
 use http_body_util::BodyExt as _;
+use migration::cutover::{Event, Limits, State as Machine, Trigger, step};
+use migration::policy::{Policy, PolicyParts};
+use migration::units::{Timestamp, Zone};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -180,6 +183,55 @@ async fn a_scope_hides_what_is_outside() {
     assert_eq!(make("{\"name\":\"x\",\"role\":\"viewer\"}").await.0, 403);
     assert_eq!(make("{\"name\":\"x\",\"role\":\"admin\",\"resources\":[\"orders\"]}").await.0, 201);
     assert_eq!(api.status(&Method::GET, "/api/v1/resources", Some(&token)).await, 200);
+    // Nor are the others' tokens there, zones and moves.
+    let read = |path: &'static str, token: String| {
+        let api = &api;
+        async move {
+            let bearer = format!("Bearer {token}");
+            let (status, answer) = api.ask(&Method::GET, path, &[("authorization", &bearer)], "").await;
+            assert_eq!(status, 200, "{path}");
+            let body = answer.into_body().collect().await.expect("a body").to_bytes();
+            serde_json::from_slice::<Vec<serde_json::Value>>(&body).expect("a list")
+        }
+    };
+    let theirs = read("/api/v1/tokens", token.clone()).await;
+    assert!(theirs.iter().all(|one| one["resources"][0] == "billing") && theirs.len() == 1, "{theirs:?}");
+    for (id, status) in [(id_of(&all), 404), (id_of(&bearer), 404), (id_of(&token), 204), ("none", 404)] {
+        let path = format!("/api/v1/tokens/{id}");
+        let billing = api.token(Role::Admin, &["billing"]);
+        assert_eq!(api.status(&Method::DELETE, &path, Some(&billing)).await, status, "{id}");
+    }
+    let (billing, root) = (api.token(Role::Admin, &["billing"]), api.token(Role::Admin, &[]));
+    for zone in read("/api/v1/zones", billing.clone()).await {
+        assert_eq!(zone["resources"].as_array().map(Vec::len), Some(0), "{zone}");
+    }
+    assert_eq!(read("/api/v1/zones", root.clone()).await[0]["resources"][0], "orders");
+    assert_eq!(api.status(&Method::GET, "/metrics", Some(&billing)).await, 403);
+    assert_eq!(api.status(&Method::GET, "/metrics", Some(&root)).await, 404, "none are recorded here");
+    for (at, resource) in ["billing", "orders", "orders"].into_iter().enumerate() {
+        moved(&api.state.journal, resource, at as u64);
+    }
+    assert_eq!(read("/api/v1/history?limit=1", billing.clone()).await[0]["resource"], "billing");
+    assert_eq!(read("/api/v1/history?limit=1", root.clone()).await[0]["resource"], "orders");
+    assert_eq!(read("/api/v1/history?resource=orders", billing).await.len(), 0);
+    assert_eq!(read("/api/v1/history?resource=orders", root).await.len(), 2);
+}
+
+fn id_of(token: &str) -> &str {
+    token.split('_').nth(1).expect("an id")
+}
+
+/// A migration of the resource has begun.
+fn moved(journal: &Journal, resource: &str, at: u64) {
+    let now = Timestamp(at);
+    let mut state = Machine::first(resource, Zone::from("here"), Zone::from("there"), now);
+    let limits = Limits::of(&Policy::new(PolicyParts::default()).expect("a policy"));
+    let (id, trigger) = (format!("m{at}"), Trigger::Operator("ann".into()));
+    let asked = Event::MigrateRequested { id, to: "there".into(), trigger, limits };
+    for event in [Event::ShadowEnabled, Event::StreamUp, asked] {
+        state = step(&state, event, now).expect("a step").0;
+    }
+    journal.append(&state, "Requested", now, None).expect("journal");
 }
 
 #[tokio::test]
