@@ -173,7 +173,32 @@ async fn a_chain_that_was_made_anew_does_not_bear_out_a_checkpoint() {
         "2026-01-01T00:00:00Z INFO audit checkpoint={}\n",
         serde_json::to_string(&kept).expect("json")
     );
+    assert_eq!(super::verify::read_checkpoints(log.as_bytes()).expect("readable"), Ok(vec![kept.clone()]));
+    // As a node logs it that writes for programs, behind what journalctl puts before it.
+    let log = logged(&serde_json::to_string(&kept).expect("json"));
+    assert!(log.contains("\"checkpoint\":\"{"), "docs/audit.md looks for it by that: {log}");
+    let log = format!("Jan 01 00:00:00 edge godwit[1]: {log}");
     assert_eq!(super::verify::read_checkpoints(log.as_bytes()).expect("readable"), Ok(vec![kept]));
+    let other = "{\"timestamp\":\"x\",\"fields\":{\"message\":\"godwit runs\"}}\n";
+    assert!(super::verify::read_checkpoints(other.as_bytes()).expect("readable").is_err());
+}
+
+/// What a checkpoint is in the log off a terminal.
+fn logged(line: &str) -> String {
+    struct Sent(std::sync::mpsc::Sender<String>);
+    impl std::io::Write for Sent {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.send(String::from_utf8_lossy(bytes).into_owned()).map_err(std::io::Error::other)?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let (sender, lines) = std::sync::mpsc::channel();
+    let subscriber = tracing_subscriber::fmt().json().with_writer(move || Sent(sender.clone())).finish();
+    tracing::subscriber::with_default(subscriber, || tracing::info!(checkpoint = %line, "audit"));
+    lines.try_iter().collect()
 }
 
 #[test]

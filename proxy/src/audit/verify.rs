@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::Path;
 
-use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::chain::{self, Broken};
 use super::checkpoint::Checkpoint;
@@ -127,7 +128,7 @@ fn compare(
     None
 }
 
-/// The checkpoints of a file, one JSON object per line; a line of a log may have anything before the object. The inner error
+/// The checkpoints of a file, one JSON object per line; a line of a log may have anything before the object, or be an object that has it. The inner error
 /// names the line that is none.
 pub fn read_checkpoints(file: impl io::Read) -> io::Result<Result<Vec<Checkpoint>, String>> {
     let mut reader = BufReader::new(file);
@@ -138,12 +139,34 @@ pub fn read_checkpoints(file: impl io::Read) -> io::Result<Result<Vec<Checkpoint
         if text.trim().is_empty() {
             continue;
         }
-        let object = text.find("{\"node\":").map_or(&*text, |at| &text[at..]);
-        let mut objects = serde_json::Deserializer::from_str(object).into_iter::<Checkpoint>();
-        match objects.next() {
-            Some(Ok(checkpoint)) => found.push(checkpoint),
-            _ => return Ok(Err(format!("line {number} is not a checkpoint"))),
+        match checkpoint_of(&text) {
+            Some(checkpoint) => found.push(checkpoint),
+            None => return Ok(Err(format!("line {number} is not a checkpoint"))),
         }
     }
     Ok(Ok(found))
+}
+
+/// A line of the log where that is JSON: the checkpoint is one of its fields, as text.
+#[derive(Deserialize)]
+struct Logged {
+    fields: Fields,
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    checkpoint: String,
+}
+
+fn checkpoint_of(line: &str) -> Option<Checkpoint> {
+    if let Some(at) = line.find("{\"node\":") {
+        return first(&line[at..]);
+    }
+    let logged: Logged = first(&line[line.find('{')?..])?;
+    first(&logged.fields.checkpoint)
+}
+
+/// What a text begins with.
+fn first<T: DeserializeOwned>(text: &str) -> Option<T> {
+    serde_json::Deserializer::from_str(text).into_iter().next()?.ok()
 }

@@ -65,6 +65,7 @@ pub(super) fn run(client: &Client, command: Command, output: Output) -> Result<E
                 let unreadable = || format!("cannot read {}", path.display());
                 let file = std::fs::File::open(&path).with_context(unreadable)?;
                 match read_checkpoints(file).with_context(unreadable)? {
+                    Ok(found) if found.is_empty() => bail!("{} has no checkpoint", path.display()),
                     Ok(found) => others.extend(found),
                     Err(why) => bail!("{}: {why}", path.display()),
                 }
