@@ -4,8 +4,8 @@
 //! `checkpoints.jsonl` beside the records and into the log; number and the first 48 bits of the hash are metrics, so that any
 //! Prometheus that scrapes the node keeps them too.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
@@ -43,23 +43,27 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// Reads the key of `path`, or makes it, readable by its owner only.
-    pub fn open(path: &Path, node: &str) -> std::io::Result<Self> {
-        let invalid = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
+    /// Reads the key of `path`, or makes it, readable by its owner only. The error names the path.
+    pub fn open(path: &Path, node: &str) -> io::Result<Self> {
+        let pair = Self::key(path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        Ok(Self { pair, node: node.to_owned() })
+    }
+
+    fn key(path: &Path) -> io::Result<Ed25519KeyPair> {
+        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let document = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // An empty one, from a disk that was full when it was made, has signed nothing.
+            Ok(bytes) if !bytes.is_empty() => bytes,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {
                 let made = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
                     .map_err(|_| invalid("the system gives no randomness for a key"))?;
-                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-                file.write_all(made.as_ref())?;
-                file.sync_all()?;
+                write_key(path, made.as_ref())?;
                 made.as_ref().to_vec()
             }
-            Err(error) => return Err(error),
         };
-        let pair = Ed25519KeyPair::from_pkcs8(&document).map_err(|error| invalid(&error.to_string()))?;
-        Ok(Self { pair, node: node.to_owned() })
+        Ed25519KeyPair::from_pkcs8(&document).map_err(|error| invalid(&error.to_string()))
     }
 
     /// States that the chain is at `tip`.
@@ -87,6 +91,16 @@ impl Checkpoint {
         let (Some(key), Some(signature)) = (unhex(&self.key), unhex(&self.signature)) else { return false };
         UnparsedPublicKey::new(&ED25519, key).verify(self.signed().as_bytes(), &signature).is_ok()
     }
+}
+
+/// It is there as a whole, or not at all.
+fn write_key(path: &Path, key: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("key.new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(key)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 /// Lower-case digits only: a signature has one spelling.

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::chain::{self, Tip};
@@ -121,12 +121,34 @@ impl Open {
         Ok(())
     }
 
-    /// Adds a line to the checkpoints.
+    /// Adds a line to the checkpoints, in the place of one that a crash left unfinished.
     pub fn add_checkpoint(&self, line: &str) -> io::Result<()> {
         let path = self.directory.join(CHECKPOINTS);
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
-        file.write_all(line.as_bytes())?;
-        file.sync_data()
+        let mut options = OpenOptions::new();
+        let mut file = options.read(true).write(true).create(true).truncate(false).mode(0o640).open(path)?;
+        let length = whole_lines(&file)?;
+        file.set_len(length)?;
+        file.seek(SeekFrom::Start(length))?;
+        let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_data());
+        if written.is_err() {
+            // What got through of it must not stand before the next one.
+            let _ = file.set_len(length);
+        }
+        written
+    }
+}
+
+/// Bytes up to the last newline.
+fn whole_lines(file: &File) -> io::Result<u64> {
+    let (mut block, mut end) = ([0; 4096], file.metadata()?.len());
+    while end > 0 {
+        let begin = end.saturating_sub(block.len() as u64);
+        let read = &mut block[..(end - begin) as usize];
+        file.read_exact_at(read, begin)?;
+        if let Some(at) = read.iter().rposition(|byte| *byte == b'\n') {
+            return Ok(begin + at as u64 + 1);
+        }
+        end = begin;
     }
 }
 

@@ -219,6 +219,43 @@ fn what_a_crash_left_unfinished_is_cut_off_and_what_is_wrong_is_not_continued() 
 }
 
 #[tokio::test]
+async fn a_checkpoint_that_a_crash_left_unfinished_makes_way_for_the_next() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join(folder::CHECKPOINTS);
+    // Longer than what is read of it at once.
+    std::fs::write(&path, format!("{{\"node\":\"{}", "e".repeat(9000))).expect("write");
+    assert_eq!(broken(directory.path()), None, "unfinished, as a crash leaves it");
+    std::fs::remove_file(&path).expect("remove");
+    write(directory.path(), 2, 64 << 10).await;
+    let whole = std::fs::read_to_string(&path).expect("the file");
+    for torn in ["{\"node\":\"edge-1\",\"se", &whole[..whole.len() / 2], &"e".repeat(9000)] {
+        std::fs::write(&path, format!("{whole}{torn}")).expect("write");
+        assert_eq!(broken(directory.path()), None, "{torn}");
+        Open::newest(directory.path()).expect("open").add_checkpoint(&whole).expect("added");
+        assert_eq!(std::fs::read_to_string(&path).expect("the file"), format!("{whole}{whole}"));
+        // In the middle it is none.
+        std::fs::write(&path, format!("{torn}\n{whole}")).expect("write");
+        assert!(broken(directory.path()).expect("found").contains("line 1 is not a checkpoint"), "{torn}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_there_as_a_whole_and_one_that_is_none_is_named() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let key = directory.path().join("checkpoint.key");
+    std::fs::write(&key, "").expect("write");
+    write(directory.path(), 1, 64 << 10).await;
+    assert_eq!(broken(directory.path()), None);
+    assert!(!key.with_extension("key.new").exists());
+    let made = std::fs::read(&key).expect("the key");
+    assert!(Signer::open(&key, "edge-1").is_ok() && std::fs::read(&key).expect("the key") == made);
+    std::fs::write(&key, "none").expect("write");
+    let audit = Audit::start(settings(directory.path(), 64 << 10)).expect("a thread");
+    let why = audit.failing().expect("it fails");
+    assert!(why.starts_with(&key.display().to_string()), "{why}");
+}
+
+#[tokio::test]
 async fn while_the_disk_takes_nothing_calls_are_refused_and_the_rest_is_kept() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let folder_path = directory.path().join("audit");

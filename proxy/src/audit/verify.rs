@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufRead as _, BufReader};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -133,7 +133,7 @@ fn compare(
 pub fn read_checkpoints(file: impl io::Read) -> io::Result<Result<Vec<Checkpoint>, String>> {
     let mut reader = BufReader::new(file);
     let (mut found, mut number) = (Vec::new(), 0);
-    while let Some((line, _)) = folder::read_line(&mut reader)? {
+    while let Some((line, whole)) = folder::read_line(&mut reader)? {
         number += 1;
         let text = String::from_utf8_lossy(&line);
         if text.trim().is_empty() {
@@ -141,6 +141,8 @@ pub fn read_checkpoints(file: impl io::Read) -> io::Result<Result<Vec<Checkpoint
         }
         match checkpoint_of(&text) {
             Some(checkpoint) => found.push(checkpoint),
+            // A crash left it unfinished.
+            None if !whole && reader.fill_buf()?.is_empty() => {}
             None => return Ok(Err(format!("line {number} is not a checkpoint"))),
         }
     }
