@@ -168,6 +168,34 @@ impl Entry {
     }
 }
 
+/// Of a record that is too long: entries of a list, and bytes of a text, that are kept. As JSON a byte may become six.
+const KEPT_ENTRIES: usize = 100;
+const KEPT_BYTES: usize = 1 << 10;
+
+impl Entry {
+    /// The same with what is too long in it cut, and how much is missing.
+    pub fn shortened(&self) -> Result<Self, serde_json::Error> {
+        serde_json::from_value(shortened(serde_json::to_value(self)?))
+    }
+}
+
+fn shortened(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        Value::String(text) if text.len() > KEPT_BYTES => {
+            let kept = &text[..text.floor_char_boundary(KEPT_BYTES)];
+            format!("{kept}… ({} bytes more)", text.len() - kept.len()).into()
+        }
+        Value::Array(values) => {
+            let more = values.len().saturating_sub(KEPT_ENTRIES);
+            let kept = values.into_iter().take(KEPT_ENTRIES).map(shortened);
+            kept.chain((more > 0).then(|| format!("… ({more} more)").into())).collect()
+        }
+        Value::Object(map) => map.into_iter().map(|(key, value)| (key, shortened(value))).collect(),
+        other => other,
+    }
+}
+
 /// Keys whose values are secrets.
 const SECRETS: [&str; 5] = ["token", "password", "secret", "key", "authorization"];
 const HIDDEN: &str = "(not recorded)";

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::chain::{self, Tip};
 
-/// Longest record, bytes; bodies of calls are cut to fit.
+/// Longest record, bytes; a longer one is shortened.
 pub const LONGEST: u64 = 1 << 20;
 const PREFIX: &str = "audit-";
 const SUFFIX: &str = ".jsonl";
@@ -68,10 +68,15 @@ impl Open {
         let mut reader = BufReader::new(&file);
         let (mut tip, mut length, mut line_number) = (None, 0, 0);
         while let Some((line, whole)) = read_line(&mut reader)? {
+            line_number += 1;
             if !whole {
+                // Longer than any record that a crash could have left: what is behind it may be whole.
+                if line.len() as u64 > LONGEST {
+                    let what = format!("{}, line {line_number}: it is longer than a record", path.display());
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+                }
                 break;
             }
-            line_number += 1;
             chain::check(&mut tip, &line).map_err(|broken| {
                 let what = format!("{}, line {line_number}: {broken}", path.display());
                 io::Error::new(io::ErrorKind::InvalidData, what)

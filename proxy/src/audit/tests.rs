@@ -256,6 +256,46 @@ async fn a_key_is_there_as_a_whole_and_one_that_is_none_is_named() {
 }
 
 #[tokio::test]
+async fn a_record_that_is_too_long_is_shortened_and_nothing_behind_it_is_lost() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let line = |at: u32| format!("ALTER TABLE t{at} REPLICA IDENTITY USING INDEX \"{}\"", "ä".repeat(500));
+    let schema = |lines: u32, more: Option<String>| Entry::Schema {
+        resource: "orders".into(),
+        zone: "here".into(),
+        done: (0..lines).map(line).chain(more).collect(),
+    };
+    {
+        let audit = Audit::start(settings(directory.path(), 64 << 20)).expect("a thread");
+        audit.write(schema(2000, None)).await.expect("written");
+        audit.write(schema(1, Some("\u{1}".repeat(2 << 20)))).await.expect("written");
+        audit.write(effect("behind it")).await.expect("written");
+    }
+    let open = Open::newest(directory.path()).expect("open");
+    assert_eq!((open.cut, open.tip.seq), (0, 4));
+    assert_eq!(broken(directory.path()), None);
+    let path = folder::files(directory.path()).expect("files")[0].clone();
+    let text = std::fs::read_to_string(&path).expect("the file");
+    let records: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("a record")).collect();
+    let done = records[1]["done"].as_array().expect("a list");
+    assert_eq!((done.len(), &done[100]), (101, &"… (1900 more)".into()));
+    assert!(done[0].as_str().expect("text").starts_with("ALTER TABLE t0 "));
+    assert!(done[0].as_str().expect("text").ends_with(" bytes more)"), "{}", done[0]);
+    assert_eq!((&records[3]["effect"], records[3]["seq"].as_u64()), (&"behind it".into(), Some(4)));
+
+    // One that an older program left is not cut off together with what came after it.
+    let mut tip = Tip::default();
+    let mut lines = String::new();
+    for entry in [schema(2000, None), effect("behind it")] {
+        lines.push_str(&chain::append(&mut tip, "n", Timestamp(0), &entry).expect("a line"));
+    }
+    std::fs::write(&path, &lines).expect("write");
+    let refused = Open::newest(directory.path()).err().expect("refused").to_string();
+    assert!(refused.ends_with("line 1: it is longer than a record"), "{refused}");
+    assert!(std::fs::read_to_string(&path).expect("the file") == lines, "it is as it was");
+}
+
+#[tokio::test]
 async fn while_the_disk_takes_nothing_calls_are_refused_and_the_rest_is_kept() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let folder_path = directory.path().join("audit");

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::chain;
 use super::checkpoint::Signer;
 use super::entry::Entry;
-use super::folder::Open;
+use super::folder::{LONGEST, Open};
 use crate::clock;
 use crate::telemetry::names;
 
@@ -220,7 +220,13 @@ impl Writer {
         let Some(open) = &mut self.open else { return Err("its folder is not open".to_owned()) };
         let (mut tip, mut lines) = (open.tip.clone(), String::new());
         for (entry, at) in entries {
-            let line = chain::append(&mut tip, &self.settings.node, *at, entry);
+            let before = tip.clone();
+            let mut line = chain::append(&mut tip, &self.settings.node, *at, entry);
+            if line.as_ref().is_ok_and(|line| line.len() as u64 > LONGEST) {
+                tip = before;
+                let short = entry.shortened();
+                line = short.and_then(|entry| chain::append(&mut tip, &self.settings.node, *at, &entry));
+            }
             lines.push_str(&line.map_err(|error| error.to_string())?);
         }
         if open.length() > 0 && open.length() + lines.len() as u64 > self.settings.rotate {
