@@ -1,3 +1,5 @@
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use super::chain::{self, Tip};
 use super::checkpoint::Signer;
 use super::folder::{self, Open};
 use super::verify::{Findings, verify};
+use super::writer::Writer;
 use super::{Audit, Entry, Settings};
 
 fn effect(name: &str) -> Entry {
@@ -41,6 +44,10 @@ async fn write(directory: &Path, count: usize, rotate: u64) {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), closed).await.expect("the writer leaves a last checkpoint");
+}
+
+fn failing(writer: &Writer) -> Option<String> {
+    writer.failing.load().as_deref().cloned()
 }
 
 fn broken(directory: &Path) -> Option<String> {
@@ -318,6 +325,42 @@ async fn while_the_disk_takes_nothing_calls_are_refused_and_the_rest_is_kept() {
         .collect();
     assert_eq!(effects, ["kept", "written"]);
     assert_eq!(broken(&folder_path), None);
+}
+
+#[tokio::test]
+async fn a_full_disk_takes_records_again_when_it_has_taken_one() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    write(directory.path(), 1, 64 << 10).await;
+    let path = folder::files(directory.path()).expect("files")[0].clone();
+    let unfinished =
+        OpenOptions::new().append(true).open(&path).and_then(|mut file| file.write_all(b"{\"se"));
+    unfinished.expect("write");
+    let full = directory.path().join("full");
+    std::fs::write(&full, "").expect("write");
+    let mut writer = Writer::new(settings(directory.path(), 64 << 10));
+    for _ in 0..3 {
+        let why = writer.catch_up().expect_err("it is full");
+        assert_eq!(failing(&writer), Some(why), "nothing was written");
+    }
+    std::fs::remove_file(&full).expect("remove");
+    writer.catch_up().expect("written");
+    assert_eq!(failing(&writer), None);
+    // Full once more, with nothing that waits.
+    std::fs::write(&full, "").expect("write");
+    writer.append(&[(&effect("refused"), Timestamp(0))]).expect_err("it is full");
+    writer.catch_up().expect_err("it is full");
+    assert!(failing(&writer).is_some());
+    std::fs::remove_file(&full).expect("remove");
+    writer.catch_up().expect("written");
+    assert_eq!(broken(directory.path()), None);
+    let text = std::fs::read_to_string(&path).expect("the file");
+    let opened: Vec<u64> = text
+        .lines()
+        .filter_map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).expect("a record")["cut_bytes"].as_u64()
+        })
+        .collect();
+    assert_eq!(opened, [0, 4, 0]);
 }
 
 #[test]

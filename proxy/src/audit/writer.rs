@@ -65,19 +65,11 @@ impl Audit {
     /// says why.
     pub fn start(settings: Settings) -> io::Result<Self> {
         let (sender, messages) = bounded(QUEUE);
-        let failing = Arc::new(ArcSwapOption::empty());
-        let audit = Self { sender, failing: failing.clone(), directory: settings.directory.clone() };
-        let mut writer = Writer {
-            settings,
-            open: None,
-            signer: None,
-            failing,
-            kept: VecDeque::new(),
-            lost: 0,
-            since_checkpoint: 0,
-            last_checkpoint: clock::monotonic(),
-        };
-        writer.reopen();
+        let mut writer = Writer::new(settings);
+        let directory = writer.settings.directory.clone();
+        let audit = Self { sender, failing: writer.failing.clone(), directory };
+        // Its error is in the state.
+        let _ = writer.catch_up();
         std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&messages))?;
         Ok(audit)
     }
@@ -112,11 +104,15 @@ impl Audit {
     }
 }
 
-struct Writer {
+pub(super) struct Writer {
     settings: Settings,
     open: Option<Open>,
     signer: Option<Signer>,
-    failing: Arc<ArcSwapOption<String>>,
+    pub(super) failing: Arc<ArcSwapOption<String>>,
+    /// There is a record of that the audit begins.
+    begun: bool,
+    /// Bytes of unfinished records that were cut off, and of which there is no record.
+    cut: u64,
     /// What the disk did not take.
     kept: VecDeque<(Entry, Timestamp)>,
     lost: u64,
@@ -125,6 +121,22 @@ struct Writer {
 }
 
 impl Writer {
+    /// That has not tried the disk yet.
+    pub(super) fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            open: None,
+            signer: None,
+            failing: Arc::default(),
+            begun: false,
+            cut: 0,
+            kept: VecDeque::new(),
+            lost: 0,
+            since_checkpoint: 0,
+            last_checkpoint: clock::monotonic(),
+        }
+    }
+
     fn run(mut self, messages: &Receiver<Message>) {
         loop {
             match messages.recv_timeout(RETRY) {
@@ -180,28 +192,30 @@ impl Writer {
         self.kept.push_back((entry, at));
     }
 
-    /// Tries the disk again, with what it did not take.
-    fn catch_up(&mut self) -> Result<(), String> {
-        self.reopen();
-        if self.open.is_none() {
-            return Err(self.failing.load().as_ref().map(ToString::to_string).unwrap_or_default());
-        }
+    /// Tries the disk, at the start and again, with what it did not take.
+    pub(super) fn catch_up(&mut self) -> Result<(), String> {
+        self.reopen().inspect_err(|why| self.state(Some(why.clone())))?;
+        let opened = Entry::Opened { cut_bytes: self.cut };
         let lost = Entry::Lost { records: self.lost };
         let mut kept = std::mem::take(&mut self.kept);
         let mut entries: Vec<_> = kept.iter().map(|(entry, at)| (entry, *at)).collect();
         if self.lost > 0 {
             entries.insert(0, (&lost, clock::now()));
         }
+        // That a disk takes records again is known once it has taken one.
+        if !self.begun || entries.is_empty() {
+            entries.insert(0, (&opened, clock::now()));
+        }
         let written = self.append(&entries);
         drop(entries);
         match &written {
-            Ok(()) => self.lost = 0,
+            Ok(()) => (self.begun, self.cut, self.lost) = (true, 0, 0),
             Err(_) => self.kept.append(&mut kept),
         }
         written
     }
 
-    fn append(&mut self, entries: &[(&Entry, Timestamp)]) -> Result<(), String> {
+    pub(super) fn append(&mut self, entries: &[(&Entry, Timestamp)]) -> Result<(), String> {
         let result = self.try_append(entries);
         match &result {
             Ok(()) => {
@@ -232,13 +246,10 @@ impl Writer {
         if open.length() > 0 && open.length() + lines.len() as u64 > self.settings.rotate {
             open.rotate().map_err(|error| error.to_string())?;
         }
-        if !lines.is_empty() {
-            open.append(&lines, tip).map_err(|error| error.to_string())?;
-        }
-        Ok(())
+        open.append(&lines, tip).map_err(|error| error.to_string())
     }
 
-    fn reopen(&mut self) {
+    fn reopen(&mut self) -> Result<(), String> {
         let directory = &self.settings.directory;
         let opened = Open::newest(directory).and_then(|open| {
             let signer = Signer::open(&directory.join("checkpoint.key"), &self.settings.node)?;
@@ -246,17 +257,13 @@ impl Writer {
         });
         match opened {
             Ok((open, signer)) => {
-                let first = self.signer.is_none();
-                let cut_bytes = open.cut;
+                self.cut += open.cut;
                 (self.open, self.signer) = (Some(open), Some(signer));
-                if first {
-                    // Its error is in the state.
-                    let _ = self.append(&[(&Entry::Opened { cut_bytes }, clock::now())]);
-                }
+                Ok(())
             }
             Err(error) => {
                 self.open = None;
-                self.state(Some(error.to_string()));
+                Err(error.to_string())
             }
         }
     }
