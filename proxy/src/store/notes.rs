@@ -38,15 +38,18 @@ CREATE TABLE IF NOT EXISTS retirement (
   run TEXT NOT NULL,
   done INTEGER NOT NULL
 ) STRICT;
-CREATE TABLE IF NOT EXISTS answered (
-  key TEXT PRIMARY KEY,
+CREATE TABLE IF NOT EXISTS answered_to (
   who TEXT NOT NULL,
+  key TEXT NOT NULL,
   request TEXT NOT NULL,
   status INTEGER NOT NULL,
   location TEXT,
   answer TEXT NOT NULL,
-  at_ms INTEGER NOT NULL
+  at_ms INTEGER NOT NULL,
+  PRIMARY KEY (who, key)
 ) STRICT;
+-- Of an older program, in which a key was one caller's only. Its rows would have lived for a day.
+DROP TABLE IF EXISTS answered;
 CREATE TABLE IF NOT EXISTS ledger (
   run TEXT PRIMARY KEY,
   predicted_ms REAL,
@@ -356,9 +359,9 @@ impl Journal {
 
     /// Keeps an answer, and forgets those from before `until`.
     pub fn answer(&self, row: &AnsweredRow, until: Timestamp) -> Result<(), StoreError> {
-        self.note("DELETE FROM answered WHERE at_ms < ?", [until.0])?;
+        self.note("DELETE FROM answered_to WHERE at_ms < ?", [until.0])?;
         self.note(
-            "INSERT OR REPLACE INTO answered (key, who, request, status, location, answer, at_ms)
+            "INSERT OR REPLACE INTO answered_to (key, who, request, status, location, answer, at_ms)
              VALUES (?, ?, ?, ?, ?, ?, ?)",
             params![row.key, row.who, row.request, row.status, row.location, row.answer, row.at.0],
         )
@@ -370,7 +373,7 @@ impl Journal {
         let read = || {
             let connection = self.connection();
             let mut statement = connection.prepare_cached(
-                "SELECT key, who, request, status, location, answer, at_ms FROM answered WHERE key = ? AND who = ?",
+                "SELECT key, who, request, status, location, answer, at_ms FROM answered_to WHERE key = ? AND who = ?",
             )?;
             let mut rows = statement.query_map([key, who], |row| {
                 Ok(AnsweredRow {
@@ -403,6 +406,31 @@ pub(super) fn retire(connection: &Connection, row: &RetirementRow) -> rusqlite::
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_its_callers_own() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Journal::open(directory.path()).expect("open");
+        let row = |who: &str, answer: &str| AnsweredRow {
+            key: "k1".into(),
+            who: who.into(),
+            request: "digest".into(),
+            status: 201,
+            location: None,
+            answer: answer.into(),
+            at: Timestamp(5),
+        };
+        for (who, answer) in [("ann", "first"), ("bob", "his"), ("ann", "hers")] {
+            journal.answer(&row(who, answer), Timestamp(0)).expect("write");
+        }
+        for (who, answer) in [("ann", "hers"), ("bob", "his")] {
+            assert_eq!(journal.answered(who, "k1").expect("read"), Some(row(who, answer)));
+        }
+        journal
+            .answer(&AnsweredRow { key: "k2".into(), ..row("ann", "later") }, Timestamp(6))
+            .expect("write");
+        assert_eq!(journal.answered("bob", "k1").expect("read"), None, "its time is over");
+    }
 
     #[test]
     fn freezes_proposals_and_the_ledger_outlive_the_process() {
