@@ -209,8 +209,8 @@ pub fn without_secrets(value: serde_json::Value) -> serde_json::Value {
                 .map(|(key, value)| {
                     let name = key.to_ascii_lowercase();
                     let secret = SECRETS.iter().any(|word| name.contains(word));
-                    let value =
-                        if secret && !value.is_null() { HIDDEN.into() } else { without_secrets(value) };
+                    let hidden = secret && !value.is_null() && !is_reference(&value);
+                    let value = if hidden { HIDDEN.into() } else { without_secrets(value) };
                     (key, value)
                 })
                 .collect(),
@@ -218,4 +218,12 @@ pub fn without_secrets(value: serde_json::Value) -> serde_json::Value {
         Value::Array(values) => Value::Array(values.into_iter().map(without_secrets).collect()),
         other => other,
     }
+}
+
+/// `{file: PATH}` or `{env: NAME}`: where a secret is, which says what the node was asked to use.
+fn is_reference(value: &serde_json::Value) -> bool {
+    let map = value.as_object().filter(|map| map.len() == 1);
+    map.is_some_and(|map| {
+        map.iter().all(|(key, value)| matches!(key.as_str(), "file" | "env") && value.is_string())
+    })
 }

@@ -365,9 +365,10 @@ async fn a_full_disk_takes_records_again_when_it_has_taken_one() {
 
 #[test]
 fn secrets_are_left_out() {
-    let body = serde_json::json!({ "name": "ci", "token": "gdw_x", "list": [{ "dbPassword": "y", "n": 1 }], "key": null });
+    let body = serde_json::json!({ "name": "ci", "token": "gdw_x", "list": [{ "dbPassword": "y", "n": 1 }], "key": null,
+        "password": { "file": "/etc/shadow" }, "secret": { "env": "HOME" }, "tokens": { "file": "a", "b": "c" }, "keys": { "file": ["z"] } });
     assert_eq!(
         super::entry::without_secrets(body).to_string(),
-        r#"{"key":null,"list":[{"dbPassword":"(not recorded)","n":1}],"name":"ci","token":"(not recorded)"}"#
+        r#"{"key":null,"keys":"(not recorded)","list":[{"dbPassword":"(not recorded)","n":1}],"name":"ci","password":{"file":"/etc/shadow"},"secret":{"env":"HOME"},"token":"(not recorded)","tokens":"(not recorded)"}"#
     );
 }
