@@ -111,12 +111,17 @@ async fn settle(
         Found::Nothing => Ok(Settled::Yes(None)),
         Found::Open { zone, generation } => {
             let same = |state: &State| state.primary == zone && state.generation == generation;
-            // A shadow that takes over does so without asking the primary.
-            let taking = |state: &State| {
-                state.generation > generation && state.run.as_ref().is_some_and(|run| run.taken_over)
+            // A shadow that takes over does so without asking the primary, and a database that was open at a newer generation has what this one
+            // does not have, also while it does not answer. A commit that was not opened yet may have been undone by another node.
+            let newer = |state: &State| {
+                state.generation > generation
+                    && state
+                        .run
+                        .as_ref()
+                        .is_none_or(|run| run.taken_over || run.opened && state.phase.past_commit())
             };
             let first = known.is_none() && generation.0 <= 1 && *zone.0 == resource.primary;
-            if first || known.is_some_and(|state| same(state) || taking(state)) {
+            if first || known.is_some_and(|state| same(state) || newer(state)) {
                 return Ok(Settled::Yes(None));
             }
             tracing::warn!(resource = %name, primary = %zone, %generation, "the databases know who serves: going on from there");
@@ -213,4 +218,74 @@ async fn said(client: &Client, resource: &str, zone: &Zone) -> Result<Option<Sai
         copy: streams::copied(client, &stream).await.map_err(anyhow::Error::msg)? == Some(true),
         run: epoch.run.filter(|_| epoch.fenced && epoch.marker.is_some()),
     }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use migration::cutover::{Event, Trigger, step};
+
+    use super::*;
+
+    const CONFIG: &str = "node: { name: n, zone: near, state: s }\n\
+                          zones: { near: {}, far: {} }\n\
+                          resources: { orders: { fronts: { http: { listen: \"127.0.0.1:1\" } }, primary: near, policy: p, \
+                          placements: { near: { http: [\"127.0.0.1:2\"] }, far: { http: [\"127.0.0.1:3\"] } } } }\n";
+
+    fn resource() -> Resource {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("godwit.yaml");
+        std::fs::create_dir(folder.path().join("policies")).unwrap();
+        std::fs::write(folder.path().join("policies/p.yaml"), "mode: observe\n").unwrap();
+        std::fs::write(&file, CONFIG).unwrap();
+        crate::config::load(&file).unwrap().resources.remove("orders").unwrap()
+    }
+
+    /// The old primary is there again and open, and the one that took over does not answer for a moment.
+    #[tokio::test]
+    async fn a_primary_that_was_lost_is_not_gone_back_to() {
+        let (resource, now) = (resource(), Timestamp(1));
+        let limits = Limits::of(&resource.policy);
+        let walk = |events: Vec<Event>| {
+            let first = State::first("orders", "near".into(), "far".into(), now);
+            let events = [Event::ShadowEnabled, Event::StreamUp].into_iter().chain(events);
+            events.fold(first, |state, event| step(&state, event, now).unwrap().0)
+        };
+        let trigger = || Trigger::Operator("ann".into());
+        let taken = [
+            Event::TakeOverRequested { id: "m1".into(), trigger: trigger(), limits },
+            Event::TakenOver,
+            Event::PoolSwapped,
+            Event::FenceLifted,
+            Event::GateOpened,
+        ];
+        let moved = [
+            Event::MigrateRequested { id: "m1".into(), to: "far".into(), trigger: trigger(), limits },
+            Event::ShadowScaled,
+            Event::GuardsPassed,
+            Event::ReverseSlotMade,
+            Event::GateClosed,
+            Event::DrainFinished,
+            Event::FenceUp { marker: migration::units::Position(7) },
+            Event::MarkerApplied,
+            Event::SequencesSet,
+            Event::ReverseSlotMade,
+            Event::FenceLifted,
+        ];
+        let open = || Found::Open { zone: "near".into(), generation: Generation(1) };
+        for (events, goes_back) in [
+            (taken[..1].to_vec(), false),
+            (taken.to_vec(), false),
+            (moved.to_vec(), false),
+            // Another node has undone it.
+            (moved[..moved.len() - 1].to_vec(), true),
+        ] {
+            let known = walk(events);
+            assert_eq!(known.generation, Generation(2), "{known:?}");
+            let seen = Seen { said: Vec::new(), clients: Vec::new() };
+            let settled = settle(&resource, ["far", "near"], Some(&known), &seen, open(), now).await.unwrap();
+            let Settled::Yes(adopted) = settled else { panic!("{known:?}: it has not changed meanwhile") };
+            assert_eq!(adopted.is_some(), goes_back, "{known:?}");
+        }
+    }
 }
