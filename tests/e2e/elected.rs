@@ -269,6 +269,10 @@ async fn whatever_a_leader_was_killed_in_the_next_one_goes_on() -> Result<()> {
     let mut last = members[number].start(&[])?;
     leads(&mut last).await?;
     let view = last.ready().await.with_context(|| format!("{killed:?}"))?;
+    let runs = format!("/api/v1/resources/{RESOURCE}/migrations?limit=1000");
+    let mut runs: Vec<MigrationView> = last.client.fetch(&runs).await?;
+    runs.retain(|run| run.ended_ms.is_none());
+    ensure!(runs.is_empty(), "{killed:?}: they never end: {runs:#?}");
     let served = load.snapshot().acknowledged;
     last.until("it serves", |_| load.snapshot().acknowledged > served + 20).await?;
     let outcome = load.stop().await;

@@ -114,10 +114,10 @@ pub fn lead(
         None
     };
     let unheard = found.as_ref().is_some_and(|found| found.unheard);
+    let ends_others = others || found.is_some();
     let state = match (found, known) {
         (Some(found), _) => {
             journal.append(&found.state, "Adopted", now, None)?;
-            journal.end_others(&found.state, now)?;
             found.state
         }
         (None, Some(state)) => state,
@@ -127,6 +127,9 @@ pub fn lead(
             first
         }
     };
+    if ends_others {
+        journal.end_others(&state, now)?;
+    }
     build(config, resource, state, recorder).map(|led| Led { unheard, ..led })
 }
 
