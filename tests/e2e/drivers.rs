@@ -554,6 +554,48 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
     Ok(())
 }
 
+/// Nobody who drops a resource, or changes another one, waits for a driver.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resource_whose_driver_never_answers_is_dropped_all_the_same() -> Result<()> {
+    let fleet = Fleet::new(&policy("")).await?;
+    let hold = fleet.home.join("hold");
+    std::fs::write(&hold, "")?;
+    let script = format!(
+        "#!/bin/sh\nread -r request\nprintf '%s\\n' \"$request\" >> {}\nwhile [ -e {} ]; do sleep 0.05; done\nexit 1\n",
+        fleet.log().display(),
+        hold.display()
+    );
+    std::fs::write(fleet.home.join("driver.sh"), script)?;
+    let ports = free_ports(2)?;
+    let near = &fleet.near().name;
+    let resource = |port: u16, more: &Value| {
+        let mut one = json!({
+            "fronts": { "http": { "listen": format!("127.0.0.1:{port}") } }, "primary": near, "policy": "playground",
+            "placements": { near: { "http": ["127.0.0.1:1"] }, "far": { "http": ["127.0.0.1:2"] } },
+        });
+        if let (Some(placement), Some(more)) = (one["placements"][near].as_object_mut(), more.as_object()) {
+            placement.extend(more.clone());
+        }
+        one
+    };
+    let text = fleet.text(false).replace("deadline: 60s", "deadline: 10m");
+    let other = resource(ports[0], &json!({})).to_string().replace("\":", "\": ");
+    std::fs::write(&fleet.config, format!("{text}  other: {other}\n"))?;
+    let client = fleet.client();
+    let mut node = fleet.start()?;
+    until(&mut node, &client, "other", "the node runs", |_| true).await?;
+    let mut cart = resource(ports[1], &json!({ "driver": "fleet", "capacity": 1 }));
+    cart["name"] = "cart".into();
+    client.send("/api/v1/resources", &cart).await?;
+    godwit_tests::waiting::until("its driver is asked", async || Ok(!fleet.asked("provision").is_empty()))
+        .await?;
+    client.call_with(Method::DELETE, "/api/v1/resources/cart", None, &[]).await?;
+    let path = "/api/v1/resources/other/scaling";
+    let (_, tag) = client.fetch_tagged::<Value>(path).await?;
+    let _: SectionView = client.replace(path, &json!({ "capacity": { near: 2, "far": 2 } }), &tag).await?;
+    node.check()
+}
+
 /// A client of the database itself, through the front at this port.
 async fn session(port: u16) -> Result<tokio_postgres::Client> {
     let to = format!("host=127.0.0.1 port={port} user={SERVICE_ROLE} dbname={DATABASE}");

@@ -317,7 +317,7 @@ impl Leading {
             own.spawn(front.mirror.clone().serve(stop.clone()));
             own.spawn(stop.clone().run_until_cancelled_owned(health::keep(front.clone())));
         }
-        adopt_primary(&hands, &state.primary, &own);
+        adopt_primary(&hands, &state.primary, &stop, &own);
         let (machine, handle) = Machine::new(
             hands,
             state,
@@ -421,11 +421,12 @@ fn ledger_directory(state: &Path, resource: &str, zone: &str) -> std::path::Path
 }
 
 /// The primary's own processes run on without us; what died meanwhile is started again.
-fn adopt_primary(hands: &Arc<Hands>, primary: &Zone, tasks: &TaskTracker) {
+fn adopt_primary(hands: &Arc<Hands>, primary: &Zone, stop: &CancellationToken, tasks: &TaskTracker) {
     let Some(driver) = hands.drivers.get(&*primary.0).cloned() else { return };
     let workers = hands.workers(primary, Capacity::Full);
     let (zone, name) = (primary.clone(), hands.resource.name.clone());
-    tasks.spawn(async move {
+    // Nobody who drops the resource waits for its driver.
+    tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
         let operation = Operation { id: format!("adopt-{}", crate::rng::id()), deadline: driver.deadline };
         match driver.does.provision(&operation, &Wanted::from(workers)).await {
             Ok(status) => tracing::info!(resource = %name, %zone, ready = status.ready, "primary adopted"),
@@ -434,7 +435,7 @@ fn adopt_primary(hands: &Arc<Hands>, primary: &Zone, tasks: &TaskTracker) {
                 tracing::error!(resource = %name, %zone, %why, "the primary's driver failed");
             }
         }
-    });
+    }));
 }
 
 #[cfg(test)]
