@@ -157,6 +157,17 @@ async fn a_shadow_is_known_by_what_it_is_of() -> Result<()> {
     })
     .await?;
     ensure!(leader.node.ended()?.is_none(), "{}", leader.node.tail(20));
+
+    // That it was lost is known to whoever leads after that, too.
+    leader.node.signal(Signal::KILL)?;
+    drop(leader);
+    std::fs::remove_dir_all(state(&playground)).context("the state directory")?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let told = |view: &ResourceView| {
+        let lost = format!("{} was lost and {} took over", near.name, far.name);
+        view.primary == far.name && view.problems.iter().any(|problem| problem.contains(&lost))
+    };
+    leader.until("it knows what was lost", told).await?;
     Ok(())
 }
 

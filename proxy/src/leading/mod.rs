@@ -115,6 +115,7 @@ pub fn lead(
     };
     let unheard = found.as_ref().is_some_and(|found| found.unheard);
     let ends_others = others || found.is_some();
+    let lost = found.as_ref().is_some_and(|found| found.lost);
     let state = match (found, known) {
         (Some(found), _) => {
             journal.append(&found.state, "Adopted", now, None)?;
@@ -129,6 +130,9 @@ pub fn lead(
     };
     if ends_others {
         journal.end_others(&state, now)?;
+    }
+    if lost {
+        journal.note_lost(&state, now)?;
     }
     build(config, resource, state, recorder).map(|led| Led { unheard, ..led })
 }

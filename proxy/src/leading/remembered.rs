@@ -34,6 +34,8 @@ pub(super) struct Remembered {
     pub(super) state: State,
     /// Its primary did not answer: what it knows may be something else.
     pub(super) unheard: bool,
+    /// Its primary took over from the other one, which has what nobody else has.
+    pub(super) lost: bool,
 }
 
 /// The state to begin with, where the databases know of another one than the configuration's, or than the journal's (`known`); none: they do
@@ -106,7 +108,10 @@ async fn settle(
         state.generation = generation;
         state
     };
-    let adopted = |state, unheard| Settled::Yes(Some(Box::new(Remembered { state, unheard })));
+    let adopted = |state: State, unheard| {
+        let lost = seen.took_over.as_ref() == Some(&state.primary);
+        Settled::Yes(Some(Box::new(Remembered { state, unheard, lost })))
+    };
     match found {
         Found::Nothing => Ok(Settled::Yes(None)),
         Found::Open { zone, generation } => {
@@ -174,6 +179,8 @@ pub(super) async fn heard(resource: &Resource, state: &State) -> Result<(), Stri
 struct Seen {
     said: Vec<Said>,
     clients: Vec<(Zone, Client)>,
+    /// Where clients may write since its primary was lost, unless that is known to be seeded anew.
+    took_over: Option<Zone>,
 }
 
 /// Asks each of them; `first`, where nothing of ours runs yet, a fence that a process which is gone was raising ends before.
@@ -187,10 +194,11 @@ async fn ask(resource: &Resource, first: bool) -> Seen {
                 Purpose::Fence.end_sessions(&client).await.map_err(anyhow::Error::msg)?;
             }
             let said = said(&client, &resource.name, &zone).await?;
-            anyhow::Ok((client, said))
+            let took_over = fence::took_over(&client, &resource.name).await?;
+            anyhow::Ok((client, said, took_over))
         });
         match answer.await {
-            Ok(Ok((client, said))) => Some((zone, client, said)),
+            Ok(Ok((client, said, took_over))) => Some((zone, client, said, took_over)),
             Ok(Err(error)) => {
                 tracing::debug!(resource = %resource.name, %zone, %error, "the database cannot be asked what it remembers");
                 None
@@ -198,11 +206,16 @@ async fn ask(resource: &Resource, first: bool) -> Seen {
             Err(_) => None,
         }
     });
-    let mut seen = Seen { said: Vec::new(), clients: Vec::new() };
-    for (zone, client, said) in join_all(asked).await.into_iter().flatten() {
+    let mut seen = Seen { said: Vec::new(), clients: Vec::new(), took_over: None };
+    for (zone, client, said, took_over) in join_all(asked).await.into_iter().flatten() {
         seen.said.extend(said);
+        if took_over {
+            seen.took_over = Some(zone.clone());
+        }
         seen.clients.push((zone, client));
     }
+    let seeded = seen.said.iter().any(|said| said.fenced && said.copy);
+    seen.took_over = seen.took_over.filter(|_| !seeded);
     let alone = seen.clients.len() == 1;
     seen.said.iter_mut().for_each(|said| said.copy &= alone);
     seen
@@ -282,7 +295,7 @@ mod tests {
         ] {
             let known = walk(events);
             assert_eq!(known.generation, Generation(2), "{known:?}");
-            let seen = Seen { said: Vec::new(), clients: Vec::new() };
+            let seen = Seen { said: Vec::new(), clients: Vec::new(), took_over: None };
             let settled = settle(&resource, ["far", "near"], Some(&known), &seen, open(), now).await.unwrap();
             let Settled::Yes(adopted) = settled else { panic!("{known:?}: it has not changed meanwhile") };
             assert_eq!(adopted.is_some(), goes_back, "{known:?}");

@@ -246,8 +246,8 @@ impl Journal {
                 let committed = state.phase.past_commit().then_some(at.0);
                 transaction
                     .prepare_cached(
-                        "INSERT INTO run (id, resource, from_zone, to_zone, trigger, generation, started_ms)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                        "INSERT INTO run (id, resource, from_zone, to_zone, trigger, generation, started_ms, committed_ms)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
                          ON CONFLICT (id) DO UPDATE SET committed_ms = coalesce(committed_ms, ?8),
                            fence = coalesce(?9, fence)",
                     )?

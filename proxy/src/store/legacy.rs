@@ -35,7 +35,7 @@ const fn added(name: &'static str, rows: &'static str) -> Table {
     Table { name, rows, whole: false }
 }
 
-/// A decision of many kilobytes stays where it was made.
+/// A decision of many kilobytes stays where it was made. However many runs there were since, that a primary was lost is not forgotten.
 const TABLES: [Table; 6] = [
     whole("freeze", "SELECT * FROM freeze"),
     whole("proposal", "SELECT * FROM proposal WHERE ended IS NULL"),
@@ -47,7 +47,8 @@ const TABLES: [Table; 6] = [
     added(
         "run",
         "SELECT id, resource, from_zone, to_zone, trigger, generation, started_ms, ended_ms, outcome, reason, committed_ms, held_ms, fence, \
-           verified, comparison FROM run ORDER BY started_ms DESC LIMIT 50",
+           verified, comparison FROM run WHERE outcome IS NULL OR outcome = 'taken_over' \
+           OR id IN (SELECT id FROM run ORDER BY started_ms DESC LIMIT 50)",
     ),
     added(
         "ledger",
@@ -124,18 +125,33 @@ impl Journal {
         write().map_err(self.database())
     }
 
-    /// Ends the runs of a resource that are not this state's: the node that began them is gone.
+    /// Ends the runs of a resource that are not this state's: the node that began them is gone. One that was committed without a fence took over
+    /// from a lost primary.
     ///
     /// # Errors
     /// [`StoreError::Database`].
     pub fn end_others(&self, state: &State, now: Timestamp) -> Result<(), StoreError> {
         let own = state.run.as_ref().map(|run| run.id.as_str());
-        let sql = "UPDATE run SET ended_ms = ?4, outcome = iif(generation <= ?2, 'superseded', 'aborted'), \
+        let sql = "UPDATE run SET ended_ms = ?4, outcome = CASE WHEN generation > ?2 THEN 'aborted' \
+                     WHEN committed_ms IS NOT NULL AND fence IS NULL THEN 'taken_over' ELSE 'superseded' END, \
                      reason = iif(generation <= ?2, NULL, ?5) \
                    WHERE resource = ?1 AND outcome IS NULL AND id IS NOT ?3";
         let ended =
             self.connection().execute(sql, params![state.resource, state.generation.0, own, now.0, LOST]);
         ended.map(drop).map_err(self.database())
+    }
+
+    /// The shadow of this state was lost as a primary, which another node had known: that run is in the history, unless it is there.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub fn note_lost(&self, state: &State, now: Timestamp) -> Result<(), StoreError> {
+        let sql = "INSERT INTO run (id, resource, from_zone, to_zone, trigger, generation, started_ms, ended_ms, outcome) \
+                     SELECT ?1, ?2, ?3, ?4, 'unknown', ?5, ?6, ?6, 'taken_over' WHERE NOT EXISTS \
+                     (SELECT 1 FROM run WHERE resource = ?2 AND generation = ?5 AND outcome = 'taken_over')";
+        let State { resource, shadow, primary, generation, .. } = state;
+        let values = params![crate::rng::id(), resource, &*shadow.0, &*primary.0, generation.0, now.0];
+        self.connection().execute(sql, values).map(drop).map_err(self.database())
     }
 }
 
@@ -188,11 +204,12 @@ fn insert(connection: &Connection, table: &str, known: &[String], row: &Row) -> 
 
 #[cfg(test)]
 mod tests {
-    use migration::cutover::{Event, Limits, Trigger, step};
+    use migration::cutover::{Event, Limits, Outcome, Trigger, step};
     use migration::policy::{Policy, PolicyParts};
     use migration::units::Zone;
 
     use super::*;
+    use crate::store::journal::Ended;
     use crate::store::{Change, EVERY_RESOURCE, FreezeRow, RetirementRow};
 
     fn begun(journal: &Journal, id: &str) -> State {
@@ -259,6 +276,60 @@ mod tests {
         other.end_others(&state, Timestamp(20)).unwrap();
         let superseded = Some("superseded".to_owned());
         assert_eq!(ids(&other), vec![("m0".into(), superseded.clone()), ("m1".into(), superseded)]);
+    }
+
+    /// A shadow takes over; how far the node came with it.
+    fn taken_over(journal: &Journal, id: &str, ends: bool) -> State {
+        let now = Timestamp(20);
+        let mut state = State::first("orders", Zone::from("near"), Zone::from("far"), now);
+        let limits = Limits::of(&Policy::new(PolicyParts::default()).unwrap());
+        let trigger = Trigger::Operator("ann".into());
+        let asked = Event::TakeOverRequested { id: id.into(), trigger, limits };
+        for event in [Event::ShadowEnabled, Event::StreamUp, asked] {
+            state = step(&state, event, now).unwrap().0;
+        }
+        journal.append(&state, "Tested", now, None).unwrap();
+        for event in [Event::TakenOver, Event::PoolSwapped, Event::FenceLifted, Event::GateOpened] {
+            state = step(&state, event, now).unwrap().0;
+        }
+        if ends {
+            let ended = Ended { run: id, outcome: &Outcome::TakenOver, retirement: None };
+            journal.append(&state, "Tested", now, Some(ended)).unwrap();
+        }
+        state
+    }
+
+    #[test]
+    fn that_a_primary_was_lost_goes_with_the_lead() {
+        for ends in [true, false] {
+            let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let (one, other) = (Journal::open(one.path()).unwrap(), Journal::open(other.path()).unwrap());
+            let state = taken_over(&one, "m1", ends);
+            for number in 0..60 {
+                let row = format!(
+                    "INSERT INTO run (id, resource, from_zone, to_zone, trigger, generation, started_ms, ended_ms, outcome) \
+                     VALUES ('c{number}', 'cart', 'a', 'b', 'score', 9, {}, 99, 'aborted')",
+                    30 + number
+                );
+                one.connection().execute(&row, []).unwrap();
+            }
+            other.inherits(&one.leaves(Overlay::default()).unwrap()).unwrap();
+            other.end_others(&state, Timestamp(100)).unwrap();
+            let lost = |zone: &str| other.is_lost("orders", &Zone::from(zone), state.generation).unwrap();
+            assert!(lost("near") && !lost("far"), "{ends}: {:?}", other.run("m1").unwrap());
+            // Both of them know of it, and of one.
+            let third = tempfile::tempdir().unwrap();
+            let third = Journal::open(third.path()).unwrap();
+            for journal in [&other, &third] {
+                journal.note_lost(&state, Timestamp(101)).unwrap();
+                let runs = journal.runs(Some("orders"), 10).unwrap();
+                let known = journal.is_lost("orders", &Zone::from("near"), state.generation).unwrap();
+                assert!(known && runs.len() == 1, "{runs:?}");
+                journal.note_seeded("orders", state.generation).unwrap();
+                journal.note_lost(&state, Timestamp(102)).unwrap();
+                assert!(!journal.is_lost("orders", &Zone::from("near"), state.generation).unwrap());
+            }
+        }
     }
 
     #[test]

@@ -277,6 +277,20 @@ pub async fn is_undone(client: &Client, run: &str) -> Result<bool, Error> {
     found.map(|row| row.get(0)).map_err(Error::database("ask whether a migration was undone"))
 }
 
+/// Whether clients may write to this database since it took over from a lost primary.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn took_over(client: &Client, resource: &str) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM godwit.epoch e JOIN godwit.change_positions p USING (resource, generation) \
+               WHERE e.resource = $1 AND NOT e.fenced AND p.start IS NOT NULL AND p.before_zone IS NULL AND p.before_end IS NULL)";
+    match client.query_one(sql, &[&resource]).await {
+        Ok(row) => Ok(row.get(0)),
+        Err(error) if not_installed(&error) => Ok(false),
+        Err(error) => Err(Error::database("ask whether a shadow took over")(error)),
+    }
+}
+
 /// The slots of the way back belong to `run`, which began at `begun_ms` (Unix milliseconds), unless a later run has them: call
 /// it before they are looked for or made.
 pub async fn claim_way_back(client: &Client, resource: &str, run: &str, begun_ms: u64) -> Result<(), Error> {
