@@ -8,13 +8,12 @@ mod standing;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use pingora::server::{RunArgs, ShutdownSignalWatch as _};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -39,6 +38,7 @@ use crate::fronts::routes::{Routes, report};
 use crate::fronts::sockets::Kept;
 use crate::history::{self, History};
 use crate::leading::changes::Changes;
+use crate::leading::comparison::Comparison;
 use crate::leading::election::Election;
 use crate::leading::fronts::Fronts;
 use crate::leading::running::Running;
@@ -72,11 +72,17 @@ fn listens(resource: &Resource) -> Vec<(SocketAddr, String)> {
 /// Runs a node until SIGTERM or SIGINT, or until SIGQUIT makes it the next program; `file` is where its configuration is from.
 pub fn run(config: Config, file: &Path) -> Result<()> {
     let config = Arc::new(config);
+    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("godwit").enable_all().build()?;
+    let (mut heard, mut terminate, mut hang_up) = {
+        let _inside = runtime.enter();
+        // Before anything else: what is signalled to a program that does not hear it ends that.
+        (Heard::begin()?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?)
+    };
     let journal = Arc::new(Journal::open(&config.node.state)?);
     let freezes = Arc::new(Freezes::open(journal.clone())?);
     let metrics = telemetry::metrics::install()?;
     let upkeep = metrics.clone();
-    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("godwit").enable_all().build()?;
+    telemetry::metrics::config_reloaded(true);
     let traces = config.node.traces.as_ref().map(|settings| {
         Traces::start(settings, &config.node.name, &config.node.zone, runtime.handle()).map(Arc::new)
     });
@@ -88,10 +94,9 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let anew = Arc::new(Anew::default());
-    let (links, mut heard, mut terminate) = {
+    let links = {
         let _inside = runtime.enter();
-        // From the start: before the admin listener answers, after which somebody may signal.
-        (Arc::new(Links::new(&config)?), Heard::begin()?, signal(SignalKind::terminate())?)
+        Arc::new(Links::new(&config)?)
     };
     let audit = Audit::start(audit::Settings {
         directory: config.node.audit.directory.clone(),
@@ -121,11 +126,13 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         links.listen(&config, &tasks, &stop)?;
     }
     let overlay = Arc::new(OverlayFile::open(&config.node.state)?);
+    let comparison = Arc::new(Comparison::new(file.to_owned(), overlay.clone()));
     let belongings = Belongings {
         file: file.to_owned(),
         journal: journal.clone(),
         freezes: freezes.clone(),
         overlay: overlay.clone(),
+        comparison: comparison.clone(),
         changed: Arc::default(),
     };
     let leaving = CancellationToken::new();
@@ -134,13 +141,13 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let mut holder = None;
     if let Some(mut election) = Election::of(&config)? {
         holder = Some(election.id.clone());
-        let standing =
-            standing::until_it_leads(&mut election, &belongings, state.clone(), &sockets, &mut heard);
+        let heard = (&mut heard, &mut hang_up);
+        let standing = standing::until_it_leads(&mut election, &belongings, state.clone(), &sockets, heard);
         if !runtime.block_on(standing)? {
             tracing::info!("godwit ends");
             return Ok(());
         }
-        if belongings.changed.load(Ordering::Acquire) {
+        if belongings.are_others() {
             let error = upgrade.execute(upgrade::nothing_handed_over()?);
             return Err(error).context("the program cannot be executed anew");
         }
@@ -199,8 +206,9 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             config.node.threads,
             sockets.clone(),
         );
-        let changes = Arc::new(Changes::new(file.to_owned(), overlay, running.clone(), leading, joining));
-        tasks.spawn(stop.clone().run_until_cancelled_owned(hang_ups(changes.clone())?));
+        let changes = Changes::new(file.to_owned(), overlay, running.clone(), leading, joining, comparison);
+        let changes = Arc::new(changes);
+        tasks.spawn(stop.clone().run_until_cancelled_owned(hang_ups(hang_up, changes.clone())));
         tasks.spawn(stop.clone().run_until_cancelled_owned(measure_fronts(changes.clone())));
         let state = AdminState { changes: Some(changes.clone()), ..state };
         if let Some(traces) = &traces {
@@ -306,14 +314,11 @@ async fn ready(listeners: Vec<SocketAddr>) {
 }
 
 /// Reads the configuration anew at each SIGHUP.
-fn hang_ups(changes: Arc<Changes>) -> Result<impl Future<Output = ()>> {
-    let mut signals = signal(SignalKind::hangup())?;
-    Ok(async move {
-        while signals.recv().await.is_some() {
-            // It says in the log what came of it.
-            let _ = changes.reload().await;
-        }
-    })
+async fn hang_ups(mut signals: Signal, changes: Arc<Changes>) {
+    while signals.recv().await.is_some() {
+        // It says in the log what came of it.
+        let _ = changes.reload().await;
+    }
 }
 
 async fn measure_fronts(changes: Arc<Changes>) {

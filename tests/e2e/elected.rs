@@ -13,6 +13,7 @@ use godwit::controller::view::{MigrationView, ResourceView};
 use godwit::demo::load::Outcome;
 use godwit::demo::node::Node;
 use godwit::demo::zone::{AGENT, LEADER, Playground, RESOURCE};
+use godwit::leading::comparison::ConfigView;
 use godwit_tests::postgres::free_port;
 use godwit_tests::waiting::until;
 use http::Method;
@@ -152,6 +153,45 @@ async fn another_node_leads_when_the_first_is_gone() -> Result<()> {
     let answered = outcome.failures.iter().find(|failure| failure.status.is_some());
     ensure!(answered.is_none(), "{answered:?}: only connections may fail, while nobody listens");
     lost_nothing(&playground, &near.name, &outcome).await
+}
+
+/// They are read when it is told to, and in any case when it leads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_leads_with_what_its_files_say_by_then() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let members = [Member::new(&playground, "one", &[])?, Member::new(&playground, "other", &[])?];
+    let mut one = members[0].start(&[])?;
+    one.ready().await?;
+    let mut other = members[1].start(&[])?;
+    stands_by(&mut other, "one").await?;
+    let policy = playground.config.with_file_name("policies").join("playground.yaml");
+    let before = std::fs::read_to_string(&policy)?;
+    for (mode, said) in [("brave", "the old one stays"), ("advise", "configuration read anew")] {
+        std::fs::write(&policy, before.replace("mode: observe", &format!("mode: {mode}")))?;
+        other.node.signal(Signal::HUP)?;
+        until("it has read its files", async || {
+            other.node.check()?;
+            Ok(other.node.tail(100).contains(said))
+        })
+        .await?;
+    }
+    stands_by(&mut other, "one").await?;
+    one.node.signal(Signal::KILL)?;
+    leads(&mut other).await?;
+    other.until("another policy is in force", |view| view.mode == "advise").await?;
+    let config: ConfigView = other.client.fetch("/api/v1/config").await?;
+    ensure!(config.differences.is_empty(), "{:?}", config.differences);
+
+    // What nobody could start with keeps no node from leading.
+    let mut one = members[0].start(&[])?;
+    stands_by(&mut one, "other").await?;
+    std::fs::write(&policy, before.replace("mode: observe", "mode: brave"))?;
+    other.node.signal(Signal::KILL)?;
+    leads(&mut one).await?;
+    one.until("it leads with the old ones", |view| view.mode == "advise").await?;
+    let config: ConfigView = one.client.fetch("/api/v1/config").await?;
+    ensure!(config.invalid.is_some(), "{:?}", config.differences);
+    Ok(())
 }
 
 /// Where it is the machine that stands still and not the program, it comes back in the belief that it leads, and does what it was about to do.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tokio::runtime::Handle;
+use tokio::signal::unix::Signal;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,7 @@ use crate::config;
 use crate::controller::freezes::Freezes;
 use crate::fronts::sockets::Sockets;
 use crate::leading::Anew;
+use crate::leading::comparison::Comparison;
 use crate::leading::election::{Election, Estate, Standing};
 use crate::notify;
 use crate::store::{Journal, Legacy, OverlayFile};
@@ -29,8 +31,36 @@ pub(super) struct Belongings {
     pub(super) journal: Arc<Journal>,
     pub(super) freezes: Arc<Freezes>,
     pub(super) overlay: Arc<OverlayFile>,
+    /// What it was started with, beside the files.
+    pub(super) comparison: Arc<Comparison>,
     /// Its configuration has become another one.
     pub(super) changed: Arc<AtomicBool>,
+}
+
+impl Belongings {
+    /// Whether the configuration is another one by now, and can be started with.
+    pub(super) fn are_others(&self) -> bool {
+        self.changed.load(Ordering::Acquire) || self.read() == Some(true)
+    }
+
+    /// The same of the files alone; none: they are wrong, and the log says what is.
+    fn read(&self) -> Option<bool> {
+        let rewritten = self.comparison.rewritten();
+        metrics::config_reloaded(rewritten.is_ok());
+        let wrong = |errors| tracing::error!(%errors, "the configuration is not readable: the old one stays");
+        rewritten.map_err(wrong).ok()
+    }
+
+    /// Says at each SIGHUP what the files are worth. Nothing of them matters before it leads, and then they are read in any case.
+    async fn hang_ups(&self, signals: &mut Signal) {
+        while signals.recv().await.is_some() {
+            let estate = self.clone();
+            // A panic in there was reported there.
+            if let Ok(Some(rewritten)) = tokio::task::spawn_blocking(move || estate.read()).await {
+                tracing::info!(rewritten, "configuration read anew: it is in force when this node leads");
+            }
+        }
+    }
 }
 
 impl Estate for Belongings {
@@ -64,7 +94,7 @@ pub(super) async fn until_it_leads(
     estate: &Belongings,
     state: AdminState,
     sockets: &Sockets,
-    heard: &mut Heard,
+    (heard, hang_up): (&mut Heard, &mut Signal),
 ) -> Result<bool> {
     metrics::leads(false);
     let standing = Arc::new(Standing::default());
@@ -85,6 +115,7 @@ pub(super) async fn until_it_leads(
         () = election.stand(&standing, estate) => true,
         () = heard.end() => false,
         () = closes => false,
+        () = estate.hang_ups(hang_up) => false,
     };
     stop.cancel();
     let _ = tokio::time::timeout(LAST_ANSWERS, served).await;
@@ -130,5 +161,50 @@ impl Drop for Lead {
             // A panic in there was reported there.
             let _ = self.runtime.block_on(kept);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    const CONFIG: &str = "node: { name: edge-1, zone: here, state: state }\n\
+                          zones: { here: {}, there: {} }\n\
+                          resources: { orders: { fronts: { http: { listen: \"127.0.0.1:1\" } }, primary: here, policy: p, \
+                          placements: { here: { http: [\"127.0.0.1:2\"] }, there: { http: [\"127.0.0.1:3\"] } } } }\n";
+
+    /// A node whose files are in this folder.
+    fn node(folder: &std::path::Path) -> Belongings {
+        let file = folder.join("godwit.yaml");
+        if !file.exists() {
+            std::fs::create_dir(folder.join("policies")).unwrap();
+            std::fs::write(folder.join("policies/p.yaml"), "mode: observe\n").unwrap();
+            std::fs::write(&file, CONFIG).unwrap();
+        }
+        config::load(&file).unwrap();
+        let state = folder.join("state");
+        let journal = Arc::new(Journal::open(&state).unwrap());
+        let overlay = Arc::new(OverlayFile::open(&state).unwrap());
+        Belongings {
+            freezes: Arc::new(Freezes::open(journal.clone()).unwrap()),
+            comparison: Arc::new(Comparison::new(file.clone(), overlay.clone())),
+            changed: Arc::default(),
+            file,
+            journal,
+            overlay,
+        }
+    }
+
+    #[test]
+    fn a_node_leads_with_the_files_of_that_moment() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = node(folder.path());
+        let policy = folder.path().join("policies/p.yaml");
+        assert!(!node.are_others(), "nobody has written anything");
+        std::fs::write(&policy, "mode: brave\n").unwrap();
+        assert!(!node.are_others(), "nobody could start with that");
+        assert!(node.comparison.view().invalid.is_some(), "and nobody hears of it");
+        std::fs::write(&policy, "mode: advise\n").unwrap();
+        assert!(node.are_others(), "they are not in force");
     }
 }

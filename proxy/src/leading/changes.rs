@@ -111,21 +111,20 @@ pub struct Changes {
     running: Arc<Running>,
     leading: Arc<Leading>,
     fronts: Fronts,
-    comparison: Comparison,
+    comparison: Arc<Comparison>,
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Changes {
-    /// Of a node that was started with `file`.
+    /// Of a node that was started with `file`, as `comparison` has it.
     pub fn new(
         file: PathBuf,
         overlay: Arc<OverlayFile>,
         running: Arc<Running>,
         leading: Arc<Leading>,
         fronts: Fronts,
+        comparison: Arc<Comparison>,
     ) -> Self {
-        let comparison = Comparison::new(file.clone(), Arc::clone(&overlay));
-        telemetry::config_reloaded(true);
         Self { file, overlay, running, leading, fronts, comparison, turn: tokio::sync::Mutex::default() }
     }
 

@@ -30,6 +30,8 @@ pub struct ConfigView {
 pub struct Comparison {
     file: PathBuf,
     overlay: Arc<OverlayFile>,
+    /// As they were at the start.
+    first: Option<Texts>,
     /// Key by key; replaced when a key is applied.
     running: Mutex<Arc<Vec<Entry>>>,
     seen: Mutex<Option<Seen>>,
@@ -45,9 +47,10 @@ struct Seen {
 impl Comparison {
     /// Of a node that starts with these files as they are.
     pub fn new(file: PathBuf, overlay: Arc<OverlayFile>) -> Self {
-        let made = Self { file, overlay, running: Mutex::default(), seen: Mutex::default() };
-        let running = made.texts().entries().unwrap_or_default();
-        Self { running: Mutex::new(Arc::new(running)), ..made }
+        let made = Self { file, overlay, first: None, running: Mutex::default(), seen: Mutex::default() };
+        let first = made.texts();
+        let running = first.entries().unwrap_or_default();
+        Self { running: Mutex::new(Arc::new(running)), first: Some(first), ..made }
     }
 
     /// Reads the files; the parsing is spared where they are what they were.
@@ -71,6 +74,17 @@ impl Comparison {
         let view = Arc::new(ConfigView { entries: running.to_vec(), differences, unreadable, invalid });
         *seen = Some(Seen { texts, running, view: Arc::clone(&view) });
         view
+    }
+
+    /// Whether the files are not what they were at the start; they can be started with.
+    ///
+    /// # Errors
+    /// They are others, and cannot.
+    pub fn rewritten(&self) -> Result<bool, ConfigErrors> {
+        if self.first.as_ref() == Some(&self.texts()) {
+            return Ok(false);
+        }
+        load_with(&self.file, Some(&self.overlay_text())).map(|_| true)
     }
 
     /// What differs between the files and what runs.
@@ -116,12 +130,14 @@ mod tests {
         let first = comparison.view();
         assert!(Arc::ptr_eq(&first, &comparison.view()), "nothing changed: nothing is made anew");
         assert_eq!((first.entries.len(), first.differences.len()), (1, 0));
+        assert!(!comparison.rewritten().unwrap());
 
         write("node: { threads: 4, name: n }\n");
         assert_eq!(keys(), ["node.name", "node.threads"]);
         std::fs::create_dir(folder.path().join("policies")).unwrap();
         std::fs::write(folder.path().join("policies/p.yaml"), "mode: observe\n").unwrap();
         assert_eq!(keys(), ["node.name", "node.threads", "policies.p.mode"]);
+        assert!(comparison.rewritten().is_err(), "there is no resource");
         comparison.adopt(|key| key.starts_with("policies."));
         assert_eq!(keys(), ["node.name", "node.threads"]);
 
