@@ -20,7 +20,7 @@ use crate::leading::Anew;
 use crate::leading::comparison::Comparison;
 use crate::leading::election::{Election, Estate, Standing};
 use crate::notify;
-use crate::store::{Journal, Legacy, OverlayFile};
+use crate::store::{Journal, Legacy, Overlay, OverlayFile};
 use crate::telemetry::metrics;
 use crate::upgrade::Heard;
 
@@ -38,8 +38,37 @@ pub(super) struct Belongings {
 }
 
 impl Belongings {
+    /// Takes what the API had changed on another node. Whose configuration differs leads without what does not fit it, and leaves it as it is.
+    fn takes(&self, overlay: &Overlay) -> std::io::Result<()> {
+        let fits =
+            |overlay: &Overlay| config::load_with(&self.file, Some(&self.overlay.as_text(overlay))).map(drop);
+        let (fitting, foreign) = match (fits(overlay), fits(&Overlay::default())) {
+            (Ok(()), _) => (overlay.clone(), Overlay::default()),
+            // Nobody knows what fits files that are wrong: the ones before stay.
+            (_, Err(_)) => (self.overlay.content(), overlay.clone()),
+            (Err(errors), _) => {
+                let (fitting, foreign) = overlay.parted(|part| fits(part).is_ok());
+                let resources = foreign.resources();
+                tracing::error!(?resources, %errors, "what the API had changed on another node does not fit the configuration here: it is not in force");
+                (fitting, foreign)
+            }
+        };
+        let changed = fitting != self.overlay.content();
+        if changed {
+            self.overlay.write(fitting)?;
+            self.changed.store(true, Ordering::Release);
+        }
+        self.overlay.keep_foreign(foreign)
+    }
+
     /// Whether the configuration is another one by now, and can be started with.
     pub(super) fn are_others(&self) -> bool {
+        // What did not fit may do so by now.
+        if self.overlay.foreign() != Overlay::default()
+            && let Err(error) = self.takes(&self.overlay.left())
+        {
+            tracing::error!(error = chain(error), "what the API had changed on another node cannot be kept");
+        }
         self.changed.load(Ordering::Acquire) || self.read() == Some(true)
     }
 
@@ -65,23 +94,13 @@ impl Belongings {
 
 impl Estate for Belongings {
     fn leaves(&self) -> Result<Legacy, String> {
-        self.journal.leaves(self.overlay.content()).map_err(chain)
+        self.journal.leaves(self.overlay.left()).map_err(chain)
     }
 
     fn inherits(&self, legacy: &Legacy) -> Result<(), String> {
         self.journal.inherits(legacy).map_err(chain)?;
         self.freezes.reload().map_err(chain)?;
-        if self.overlay.content() == legacy.overlay {
-            return Ok(());
-        }
-        // Whose configuration differs leads without what does not fit it.
-        if let Err(errors) = config::load_with(&self.file, Some(&self.overlay.as_text(&legacy.overlay))) {
-            tracing::warn!(%errors, "what the API had changed on the last leader does not fit the configuration here");
-            return Ok(());
-        }
-        self.overlay.write(legacy.overlay.clone()).map_err(chain)?;
-        self.changed.store(true, Ordering::Release);
-        Ok(())
+        self.takes(&legacy.overlay).map_err(chain)
     }
 }
 
@@ -167,7 +186,11 @@ impl Drop for Lead {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use migration::units::Timestamp;
+
     use super::*;
+    use crate::store::Change;
+
     const CONFIG: &str = "node: { name: edge-1, zone: here, state: state }\n\
                           zones: { here: {}, there: {} }\n\
                           resources: { orders: { fronts: { http: { listen: \"127.0.0.1:1\" } }, primary: here, policy: p, \
@@ -206,5 +229,31 @@ mod tests {
         assert!(node.comparison.view().invalid.is_some(), "and nobody hears of it");
         std::fs::write(&policy, "mode: advise\n").unwrap();
         assert!(node.are_others(), "they are not in force");
+    }
+
+    #[test]
+    fn what_the_api_changed_is_not_lost_by_a_node_that_it_does_not_fit() {
+        let folder = tempfile::tempdir().unwrap();
+        let other = node(folder.path());
+        let mut overlay = Overlay::default();
+        let cart = serde_json::json!({
+            "fronts": {"http": {"listen": "127.0.0.1:4"}}, "primary": "here", "policy": "q",
+            "placements": {"here": {"http": ["127.0.0.1:5"]}, "there": {"http": ["127.0.0.1:6"]}},
+        });
+        overlay.reserved.insert("cart".into(), Change::new("ann", Timestamp(5), cart));
+        let off = Change::new("ann", Timestamp(6), serde_json::json!({"enabled": false}));
+        overlay.set("orders", "shadow", Some(off));
+        let legacy = other.journal.leaves(overlay.clone()).unwrap();
+        other.inherits(&legacy).unwrap();
+        let fits: Vec<String> = other.overlay.content().resources().into_iter().collect();
+        assert_eq!(fits, ["orders"]);
+        assert_eq!(other.leaves().unwrap().overlay, overlay);
+        drop(other);
+
+        // Its policy is there.
+        std::fs::write(folder.path().join("policies/q.yaml"), "mode: observe\n").unwrap();
+        let again = node(folder.path());
+        assert!(again.are_others(), "it is another configuration");
+        assert_eq!((again.overlay.content(), again.overlay.foreign()), (overlay, Overlay::default()));
     }
 }

@@ -28,7 +28,11 @@ pub struct OverlayText {
 impl OverlayText {
     /// That of a state directory; none: nothing was ever changed there.
     pub fn read(state: &Path) -> std::io::Result<Option<Self>> {
-        let path = state.join(FILE);
+        Self::read_file(state.join(FILE))
+    }
+
+    /// A file of that kind, if it is there.
+    pub fn read_file(path: PathBuf) -> std::io::Result<Option<Self>> {
         match std::fs::read_to_string(&path) {
             Ok(text) => Ok(Some(Self { path, text })),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
