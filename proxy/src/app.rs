@@ -129,6 +129,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     let comparison = Arc::new(Comparison::new(file.to_owned(), overlay.clone()));
     let belongings = Belongings {
         file: file.to_owned(),
+        state: config.node.state.clone(),
         journal: journal.clone(),
         freezes: freezes.clone(),
         overlay: overlay.clone(),

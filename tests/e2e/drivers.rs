@@ -308,6 +308,44 @@ async fn a_chosen_zone_is_provisioned_once_moved_to_and_back() -> Result<()> {
     Ok(())
 }
 
+/// Where only the driver knows it: by its word to the node that led before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zone_that_was_moved_to_is_known_to_the_next_leader() -> Result<()> {
+    let fleet = Fleet::new(&policy("")).await?;
+    let lease = |text: String| text.replace("threads: 2}", "threads: 2, lease: 3s}");
+    std::fs::write(&fleet.config, lease(fleet.text(true)))?;
+    let other = fleet.config.with_file_name("other.yaml");
+    let admin = format!("127.0.0.1:{}", free_ports(1)?[0]);
+    // By itself it would choose another zone.
+    let text = fleet.text(true).replace("cost: 0.60/h", "cost: 0.01/h").replace(&fleet.admin, &admin);
+    std::fs::write(
+        &other,
+        lease(text.replace("name: edge", "name: other").replace("/state", "/state-other")),
+    )?;
+    let client = fleet.client();
+    let mut node = fleet.start()?;
+    until(&mut node, &client, RESOURCE, "the shadow is ready", movable).await?;
+    migrate(&client, RESOURCE, "far").await?;
+    let moved = |view: &ResourceView| view.primary == "far" && movable(view);
+    until(&mut node, &client, RESOURCE, "it is served from the chosen zone", moved).await?;
+    let left = connect(fleet.near()).await?;
+    godwit_tests::waiting::until("it is left to the next one", async || {
+        let sql = "SELECT EXISTS (SELECT FROM godwit.leader WHERE legacy::jsonb #>> '{tables,placed,0,primary_zone}' = 'far')";
+        Ok(left.query_one(sql, &[]).await?.get::<_, bool>(0))
+    })
+    .await?;
+    node.signal(Signal::KILL)?;
+    drop(node);
+    let mut node = Node::start(Path::new(PROGRAM), &other, &[])?;
+    let client = Client::new(&admin);
+    until(&mut node, &client, RESOURCE, "the next one knows", moved).await?;
+    let load = load(&fleet.playground, 50.0, "fleet");
+    until(&mut node, &client, RESOURCE, "it serves", |_| load.snapshot().acknowledged > 20).await?;
+    let outcome = load.stop().await;
+    ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
+    Ok(())
+}
+
 /// What a soak that was superseded still wanted of the driver is not asked of the zone that is the primary again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_zone_that_is_moved_back_to_is_not_scaled_down_any_more() -> Result<()> {

@@ -1,6 +1,6 @@
 //! A node that stands by: it is there, says who leads, and serves nobody, until it leads itself.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,10 +15,11 @@ use crate::admin::{self, AdminState};
 use crate::causes::chain;
 use crate::config;
 use crate::controller::freezes::Freezes;
+use crate::drivers::ledger::Made;
 use crate::fronts::sockets::Sockets;
-use crate::leading::Anew;
 use crate::leading::comparison::Comparison;
 use crate::leading::election::{Election, Estate, Standing};
+use crate::leading::{self, Anew};
 use crate::notify;
 use crate::store::{Journal, Legacy, Overlay, OverlayFile};
 use crate::telemetry::metrics;
@@ -28,6 +29,8 @@ use crate::upgrade::Heard;
 #[derive(Clone)]
 pub(super) struct Belongings {
     pub(super) file: PathBuf,
+    /// Its state directory.
+    pub(super) state: PathBuf,
     pub(super) journal: Arc<Journal>,
     pub(super) freezes: Arc<Freezes>,
     pub(super) overlay: Arc<OverlayFile>,
@@ -94,12 +97,21 @@ impl Belongings {
 
 impl Estate for Belongings {
     fn leaves(&self) -> Result<Legacy, String> {
-        self.journal.leaves(self.overlay.left()).map_err(chain)
+        let made = Made::all(&leading::drivers_directory(&self.state));
+        self.journal.leaves(self.overlay.left(), made).map_err(chain)
     }
 
     fn inherits(&self, legacy: &Legacy) -> Result<(), String> {
         self.journal.inherits(legacy).map_err(chain)?;
         self.freezes.reload().map_err(chain)?;
+        let directory = leading::drivers_directory(&self.state);
+        for (name, made) in &legacy.made {
+            // It comes from a database.
+            if !matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]) {
+                return Err(format!("{name:?} is no name of a driver's directory"));
+            }
+            made.clone().keep(&directory.join(name)).map_err(chain)?;
+        }
         self.takes(&legacy.overlay).map_err(chain)
     }
 }
@@ -197,7 +209,7 @@ mod tests {
                           placements: { here: { http: [\"127.0.0.1:2\"] }, there: { http: [\"127.0.0.1:3\"] } } } }\n";
 
     /// A node whose files are in this folder.
-    fn node(folder: &std::path::Path) -> Belongings {
+    fn node(folder: &Path) -> Belongings {
         let file = folder.join("godwit.yaml");
         if !file.exists() {
             std::fs::create_dir(folder.join("policies")).unwrap();
@@ -213,6 +225,7 @@ mod tests {
             comparison: Arc::new(Comparison::new(file.clone(), overlay.clone())),
             changed: Arc::default(),
             file,
+            state,
             journal,
             overlay,
         }
@@ -243,7 +256,7 @@ mod tests {
         overlay.reserved.insert("cart".into(), Change::new("ann", Timestamp(5), cart));
         let off = Change::new("ann", Timestamp(6), serde_json::json!({"enabled": false}));
         overlay.set("orders", "shadow", Some(off));
-        let legacy = other.journal.leaves(overlay.clone()).unwrap();
+        let legacy = other.journal.leaves(overlay.clone(), std::collections::BTreeMap::new()).unwrap();
         other.inherits(&legacy).unwrap();
         let fits: Vec<String> = other.overlay.content().resources().into_iter().collect();
         assert_eq!(fits, ["orders"]);

@@ -2,6 +2,7 @@
 //!
 //! One JSON file, replaced atomically. Operations are forgotten oldest first, after [`REMEMBERED`] others.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -115,6 +116,41 @@ impl Action {
             Self::Scale => "scale",
             Self::Deprovision => "deprovision",
         }
+    }
+}
+
+/// What a ledger says of its placement: for the ledger of another node, which has none of the operations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// As [`Ledger::capacity`].
+    pub capacity: Option<u32>,
+    /// As [`Ledger::endpoint`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
+}
+
+impl Made {
+    /// By the ledgers of all directories in this one, by their names. One that cannot be read is its driver's to complain of.
+    pub fn all(directory: &Path) -> BTreeMap<String, Self> {
+        let made = |entry: std::fs::DirEntry| {
+            let ledger = Ledger::read(&entry.path()).ok().flatten()?;
+            let made = Self { capacity: ledger.capacity, endpoint: ledger.endpoint };
+            Some((entry.file_name().into_string().ok()?, made))
+        };
+        std::fs::read_dir(directory).into_iter().flatten().flatten().filter_map(made).collect()
+    }
+
+    /// The ledger of a directory says so, too.
+    pub fn keep(self, directory: &Path) -> Result<(), DriverError> {
+        let ledger = Ledger::read(directory)?;
+        let known = ledger.as_ref().map(|ledger| (ledger.capacity, &ledger.endpoint));
+        if known == Some((self.capacity, &self.endpoint)) {
+            return Ok(());
+        }
+        std::fs::create_dir_all(directory)
+            .map_err(|source| io(format!("create {}", directory.display()), source))?;
+        let Self { capacity, endpoint } = self;
+        Ledger { capacity, endpoint, ..ledger.unwrap_or_default() }.write(directory)
     }
 }
 

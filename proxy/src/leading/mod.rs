@@ -19,7 +19,6 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use migration::cutover::{Capacity, State};
-use migration::units::Zone;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -94,9 +93,16 @@ pub fn lead(
 ) -> Result<Led> {
     let name = &resource.name;
     let known = journal.latest(name)?;
-    let (primary, shadow) = match &known {
-        Some(state) => (state.primary.to_string(), state.shadow.to_string()),
-        None => placing::first(config, resource, feeds)?,
+    // Where another node may have led it, a journal of one's own may be old.
+    let others = config.node.lease.is_some();
+    let placed = if others { journal.placed(name)? } else { None };
+    let fits = |[primary, shadow]: &[String; 2]| settle(config, resource, primary, shadow).is_ok();
+    let (primary, shadow) = match (placed.filter(fits), &known) {
+        // Which of the two serves, the databases say.
+        (Some([primary, shadow]), _) if shadow == resource.primary => (shadow, primary),
+        (Some([primary, shadow]), _) => (primary, shadow),
+        (None, Some(state)) => (state.primary.to_string(), state.shadow.to_string()),
+        (None, None) => placing::first(config, resource, feeds)?,
     };
     for zone in [&primary, &shadow] {
         if resource.flexible.is_none() && !resource.placements.contains_key(zone) {
@@ -105,11 +111,10 @@ pub fn lead(
             );
         }
     }
-    // Where another node may have led it, a journal of one's own may be old.
-    let others = config.node.lease.is_some();
     let now = clock::now();
     let found = if known.is_none() || others {
-        remembered::state(resource, [&primary, &shadow], known.as_ref(), others, now)?
+        let located = located(config, resource, &primary, &shadow)?;
+        remembered::state(&located, [&primary, &shadow], known.as_ref(), others, now)?
     } else {
         None
     };
@@ -164,17 +169,33 @@ pub fn lead_anew(
     build(config, resource, state, recorder)
 }
 
+/// The resource with what its drivers' ledgers know of where those zones' placements are.
+fn located(config: &Config, resource: &Resource, primary: &str, shadow: &str) -> Result<Resource> {
+    let settled = settle(config, resource, primary, shadow)?;
+    let drivers = drivers_of(config, &settled)?;
+    let live = Live::new(settled);
+    learn(&live, &drivers)?;
+    let mut located = resource.clone();
+    located.placements.extend(live.load().placements.clone());
+    Ok(located)
+}
+
+fn learn(live: &Live, drivers: &BTreeMap<String, ZoneDriver>) -> Result<()> {
+    for (zone, driver) in drivers {
+        if let Some(endpoint) = driver.does.known_endpoint() {
+            let learned = live.learn(zone, &endpoint, driver.password.as_ref());
+            learned.map_err(|why| anyhow::anyhow!("resource {}, zone {zone}: {why}", live.name))?;
+        }
+    }
+    Ok(())
+}
+
 fn build(config: &Config, resource: &Resource, state: State, recorder: &Arc<Recorder>) -> Result<Led> {
     let name = &resource.name;
     let resource = settle(config, resource, &state.primary.0, &state.shadow.0)?;
     let drivers = drivers_of(config, &resource)?;
     let live = Live::new(resource);
-    for (zone, driver) in &drivers {
-        if let Some(endpoint) = driver.does.known_endpoint() {
-            let learned = live.learn(zone, &endpoint, driver.password.as_ref());
-            learned.map_err(|why| anyhow::anyhow!("resource {name}, zone {zone}: {why}"))?;
-        }
-    }
+    learn(&live, &drivers)?;
     let settings = live.load();
     let mut reaches = BTreeMap::new();
     for (zone, placement) in &settings.placements {
@@ -321,7 +342,7 @@ impl Leading {
             own.spawn(front.mirror.clone().serve(stop.clone()));
             own.spawn(stop.clone().run_until_cancelled_owned(health::keep(front.clone())));
         }
-        adopt_primary(&hands, &state.primary, &stop, &own);
+        adopt_primary(&hands, &state, &stop, &own);
         let (machine, handle) = Machine::new(
             hands,
             state,
@@ -421,19 +442,30 @@ fn contract_placement(resource: &Resource, zone: &str) -> contract::Placement {
 
 /// Of names that are safe in file names.
 fn ledger_directory(state: &Path, resource: &str, zone: &str) -> std::path::PathBuf {
-    state.join(DRIVERS).join(format!("{resource}@{zone}"))
+    drivers_directory(state).join(format!("{resource}@{zone}"))
+}
+
+/// Where drivers outside have their ledgers.
+pub fn drivers_directory(state: &Path) -> std::path::PathBuf {
+    state.join(DRIVERS)
 }
 
 /// The primary's own processes run on without us; what died meanwhile is started again.
-fn adopt_primary(hands: &Arc<Hands>, primary: &Zone, stop: &CancellationToken, tasks: &TaskTracker) {
+fn adopt_primary(hands: &Arc<Hands>, state: &State, stop: &CancellationToken, tasks: &TaskTracker) {
+    let (primary, generation) = (&state.primary, state.generation);
     let Some(driver) = hands.drivers.get(&*primary.0).cloned() else { return };
     let workers = hands.workers(primary, Capacity::Full);
-    let (zone, name) = (primary.clone(), hands.resource.name.clone());
+    let (zone, name, hands) = (primary.clone(), hands.resource.name.clone(), Arc::clone(hands));
     // Nobody who drops the resource waits for its driver.
     tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
         let operation = Operation { id: format!("adopt-{}", crate::rng::id()), deadline: driver.deadline };
         match driver.does.provision(&operation, &Wanted::from(workers)).await {
-            Ok(status) => tracing::info!(resource = %name, %zone, ready = status.ready, "primary adopted"),
+            Ok(status) => {
+                tracing::info!(resource = %name, %zone, ready = status.ready, "primary adopted");
+                if let Err(why) = hands.find_primary(&zone, generation).await {
+                    tracing::error!(resource = %name, %zone, %why, "where the primary is is not known");
+                }
+            }
             Err(error) => {
                 let why = chain(error);
                 tracing::error!(resource = %name, %zone, %why, "the primary's driver failed");
@@ -446,6 +478,15 @@ fn adopt_primary(hands: &Arc<Hands>, primary: &Zone, stop: &CancellationToken, t
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::drivers::Endpoint;
+    use crate::drivers::ledger::Made;
+
+    const CONFIG: &str = "node: { name: n, zone: near, state: state, lease: 3s }\n\
+                          zones: { near: { location: [53, -6] }, far: { location: [52, 4] }, farther: { location: [40, 20] } }\n\
+                          drivers: { fleet: { exec: { argv: [\"/bin/false\"] } } }\n\
+                          resources: { orders: { location: flexible, driver: fleet, fronts: { http: { listen: \"127.0.0.1:1\" } }, \
+                          primary: near, policy: p, placements: { near: { http: [\"127.0.0.1:2\"], \
+                          postgres: { dsn: \"postgres://x@127.0.0.1:1/x\" } } } } }\n";
 
     #[test]
     fn an_endpoint_that_is_not_found_keeps_nobody_from_being_served() {
@@ -465,5 +506,42 @@ mod tests {
         let led = lead(&config, &config.resources["shop"], &journal, None, &Recorder::with(None)).unwrap();
         assert_eq!(led.front.unwrap().pool.load().upstreams(), ["127.0.0.1:8001".parse().unwrap()]);
         assert_eq!(led.reaches["east"].not_found(), ["nowhere.invalid:80"]);
+    }
+
+    #[test]
+    fn what_another_node_had_made_and_where_is_known_to_the_next_leader() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("godwit.yaml");
+        std::fs::create_dir(folder.path().join("policies")).unwrap();
+        std::fs::write(folder.path().join("policies/p.yaml"), "mode: observe\n").unwrap();
+        std::fs::write(&file, CONFIG).unwrap();
+        let config = crate::config::load(&file).unwrap();
+        let resource = &config.resources["orders"];
+        let now = clock::now();
+        let chosen = placing::first(&config, resource, None).unwrap().1;
+        let elsewhere = if chosen == "far" { "farther" } else { "far" };
+
+        let left = tempfile::tempdir().unwrap();
+        let other = Journal::open(left.path()).unwrap();
+        let state = State::first("orders", elsewhere.into(), "near".into(), now);
+        other.append(&state, "Tested", now, None).unwrap();
+        let dsn = Some("postgres://y@127.0.0.1:1/y".to_owned());
+        let made =
+            Made { capacity: Some(2), endpoint: Some(Endpoint { http: vec!["127.0.0.1:7".into()], dsn }) };
+        made.keep(&ledger_directory(left.path(), "orders", elsewhere)).unwrap();
+        let made = Made::all(&drivers_directory(left.path()));
+        let legacy = other.leaves(crate::store::Overlay::default(), made).unwrap();
+
+        let journal = Journal::open(&config.node.state).unwrap();
+        journal.inherits(&legacy).unwrap();
+        let name = format!("orders@{elsewhere}");
+        legacy.made[&name].clone().keep(&ledger_directory(&config.node.state, "orders", elsewhere)).unwrap();
+        let led = lead(&config, resource, &journal, None, &Recorder::new()).unwrap();
+        assert_eq!((&*led.state.primary.0, &*led.state.shadow.0), ("near", elsewhere));
+        let known = &led.live.load().placements[elsewhere];
+        assert_eq!(known.http, ["127.0.0.1:7"]);
+        assert_eq!(known.postgres.as_ref().unwrap().dsn.get_user(), Some("y"), "it would not be asked");
+        assert!(led.drivers[elsewhere].does.provisioned().unwrap());
+        assert_eq!(journal.placed("orders").unwrap(), None);
     }
 }

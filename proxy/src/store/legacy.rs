@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use migration::cutover::State;
 use migration::units::Timestamp;
 use rusqlite::types::{Value as Sql, ValueRef};
-use rusqlite::{Connection, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::journal::{Journal, StoreError};
 use super::overlay::Overlay;
+use crate::drivers::ledger::Made;
 
 const VERSION: u32 = 1;
 
@@ -36,7 +37,7 @@ const fn added(name: &'static str, rows: &'static str) -> Table {
 }
 
 /// A decision of many kilobytes stays where it was made. However many runs there were since, that a primary was lost is not forgotten.
-const TABLES: [Table; 6] = [
+const TABLES: [Table; 7] = [
     whole("freeze", "SELECT * FROM freeze"),
     whole("proposal", "SELECT * FROM proposal WHERE ended IS NULL"),
     whole(
@@ -44,6 +45,11 @@ const TABLES: [Table; 6] = [
         "SELECT * FROM approval WHERE proposal IN (SELECT id FROM proposal WHERE ended IS NULL)",
     ),
     whole("retirement", "SELECT * FROM retirement"),
+    whole(
+        "placed",
+        "SELECT resource, json_extract(state, '$.primary') AS primary_zone, json_extract(state, '$.shadow') AS shadow_zone \
+           FROM journal WHERE sequence IN (SELECT max(sequence) FROM journal GROUP BY resource)",
+    ),
     added(
         "run",
         "SELECT id, resource, from_zone, to_zone, trigger, generation, started_ms, ended_ms, outcome, reason, committed_ms, held_ms, fence, \
@@ -68,6 +74,9 @@ pub struct Legacy {
     tables: BTreeMap<String, Vec<Row>>,
     /// What the API changed.
     pub overlay: Overlay,
+    /// What drivers outside have made, by the names of their ledgers' directories.
+    #[serde(default)]
+    pub made: BTreeMap<String, Made>,
 }
 
 impl Legacy {
@@ -95,13 +104,13 @@ impl Journal {
     ///
     /// # Errors
     /// [`StoreError::Database`].
-    pub fn leaves(&self, overlay: Overlay) -> Result<Legacy, StoreError> {
+    pub fn leaves(&self, overlay: Overlay, made: BTreeMap<String, Made>) -> Result<Legacy, StoreError> {
         let read = || {
             let connection = self.connection();
             let rows = |table: &Table| Ok((table.name.to_owned(), rows(&connection, table.rows)?));
             TABLES.iter().map(rows).collect::<rusqlite::Result<_>>()
         };
-        Ok(Legacy { version: VERSION, serial: 0, tables: read().map_err(self.database())?, overlay })
+        Ok(Legacy { version: VERSION, serial: 0, tables: read().map_err(self.database())?, overlay, made })
     }
 
     /// What another node left is this one's from now on.
@@ -126,7 +135,7 @@ impl Journal {
     }
 
     /// Ends the runs of a resource that are not this state's: the node that began them is gone. One that was committed without a fence took over
-    /// from a lost primary.
+    /// from a lost primary. From now on the journal says where the resource is.
     ///
     /// # Errors
     /// [`StoreError::Database`].
@@ -136,9 +145,12 @@ impl Journal {
                      WHEN committed_ms IS NOT NULL AND fence IS NULL THEN 'taken_over' ELSE 'superseded' END, \
                      reason = iif(generation <= ?2, NULL, ?5) \
                    WHERE resource = ?1 AND outcome IS NULL AND id IS NOT ?3";
-        let ended =
-            self.connection().execute(sql, params![state.resource, state.generation.0, own, now.0, LOST]);
-        ended.map(drop).map_err(self.database())
+        let write = || {
+            let connection = self.connection();
+            connection.execute(sql, params![state.resource, state.generation.0, own, now.0, LOST])?;
+            connection.execute("DELETE FROM placed WHERE resource = ?1", [&state.resource]).map(drop)
+        };
+        write().map_err(self.database())
     }
 
     /// The shadow of this state was lost as a primary, which another node had known: that run is in the history, unless it is there.
@@ -152,6 +164,17 @@ impl Journal {
         let State { resource, shadow, primary, generation, .. } = state;
         let values = params![crate::rng::id(), resource, &*shadow.0, &*primary.0, generation.0, now.0];
         self.connection().execute(sql, values).map(drop).map_err(self.database())
+    }
+
+    /// In which zones another node had the resource last: its primary and its shadow.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub fn placed(&self, resource: &str) -> Result<Option<[String; 2]>, StoreError> {
+        let sql = "SELECT primary_zone, shadow_zone FROM placed WHERE resource = ?1";
+        let zones = |row: &rusqlite::Row<'_>| Ok([row.get(0)?, row.get(1)?]);
+        let found = self.connection().query_row(sql, [resource], zones);
+        found.optional().map_err(self.database())
     }
 }
 
@@ -257,7 +280,7 @@ mod tests {
             "shadow",
             Some(Change::new("ann", Timestamp(5), serde_json::json!({"enabled": false}))),
         );
-        let left = serde_json::to_string(&one.leaves(overlay.clone()).unwrap()).unwrap();
+        let left = serde_json::to_string(&one.leaves(overlay.clone(), BTreeMap::new()).unwrap()).unwrap();
         let legacy = Legacy::read(&left).unwrap();
         assert_eq!(legacy.overlay, overlay);
         for _ in 0..2 {
@@ -270,10 +293,14 @@ mod tests {
             runs.into_iter().map(|run| (run.id, run.outcome)).collect::<Vec<_>>()
         };
         assert_eq!(ids(&other), vec![("m0".into(), None), ("m1".into(), None)]);
-        assert_eq!(other.leaves(overlay).unwrap().tables["retirement"], legacy.tables["retirement"]);
+        let again = other.leaves(overlay, BTreeMap::new()).unwrap();
+        assert_eq!(again.tables["retirement"], legacy.tables["retirement"]);
+        assert_eq!(other.placed("orders").unwrap(), Some(["near".to_owned(), "far".to_owned()]));
+        assert_eq!(other.placed("cart").unwrap(), None);
         // It goes on from where the first one was committed.
         (state.generation, state.run) = (state.generation.next(), None);
         other.end_others(&state, Timestamp(20)).unwrap();
+        assert_eq!(other.placed("orders").unwrap(), None, "its own journal says that now");
         let superseded = Some("superseded".to_owned());
         assert_eq!(ids(&other), vec![("m0".into(), superseded.clone()), ("m1".into(), superseded)]);
     }
@@ -313,7 +340,7 @@ mod tests {
                 );
                 one.connection().execute(&row, []).unwrap();
             }
-            other.inherits(&one.leaves(Overlay::default()).unwrap()).unwrap();
+            other.inherits(&one.leaves(Overlay::default(), BTreeMap::new()).unwrap()).unwrap();
             other.end_others(&state, Timestamp(100)).unwrap();
             let lost = |zone: &str| other.is_lost("orders", &Zone::from(zone), state.generation).unwrap();
             assert!(lost("near") && !lost("far"), "{ends}: {:?}", other.run("m1").unwrap());

@@ -38,6 +38,11 @@ CREATE TABLE IF NOT EXISTS retirement (
   run TEXT NOT NULL,
   done INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS placed (
+  resource TEXT PRIMARY KEY,
+  primary_zone TEXT NOT NULL,
+  shadow_zone TEXT NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS answered_to (
   who TEXT NOT NULL,
   key TEXT NOT NULL,
