@@ -24,6 +24,7 @@ use crate::error::chain;
 use crate::error::{Cause, Error, ErrorKind};
 use crate::link::{Dial, Link, Peer, memory};
 use crate::postgres::Dsn;
+use crate::postgres::slot::Lane;
 use crate::spill::Spill;
 use crate::status::{OpenWork, Phase, StreamStatus};
 use crate::wire::{Frame, Hello, Role, Speaks};
@@ -131,10 +132,25 @@ pub async fn start(
     }
 }
 
+/// Slot, publication and origin must be those of a lane of the resource: who may take part is said by resource, and another's may be in
+/// the same database.
+fn own_names(spec: &StreamSpec) -> Result<(), String> {
+    let StreamSpec { resource, generation, slot, publication, origin, .. } = spec;
+    let own = |lane: Lane| {
+        *slot == lane.slot_name(resource, *generation)
+            && *publication == lane.publication_name(resource)
+            && *origin == lane.origin_name(resource)
+    };
+    if own(Lane::Main) || own(Lane::Critical) {
+        return Ok(());
+    }
+    Err(format!("slot {slot}, publication {publication}, origin {origin}: no lane of {resource} has these"))
+}
+
 /// Answers on a link that the other side opened: asks `resolve` what to do for its hello, and does it.
 ///
 /// `resolve` also gets the authenticated other side (`None` inside one process); its error text goes to the other side.
-/// What the other side's certificate does not let it do is refused before. A half that does not fit the role asked for is refused here.
+/// What the other side's certificate does not let it do, and names that are not its resource's, are refused before. A half that does not fit the role asked for is refused here.
 pub async fn serve_link(
     link: Box<dyn Link>,
     resolve: impl Fn(&Hello, Option<&Peer>) -> Result<Answer, String> + Send,
@@ -152,6 +168,7 @@ pub async fn serve_link(
         if let Some(peer) = &peer {
             peer.may(&hello.spec.resource, there, scoped)?;
         }
+        own_names(&hello.spec)?;
         let answer = resolve(&hello, peer.as_ref())?;
         if answer.end.role() == hello.role {
             return Err("both sides have the same half of the stream".into());

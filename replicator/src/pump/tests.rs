@@ -114,22 +114,47 @@ async fn over_links_that_are_cut_each_transaction_lands_once() {
     assert_eq!(store.marker, Some(2));
 }
 
-#[tokio::test]
-async fn both_sides_with_the_same_half_are_refused() {
-    let spec = StreamSpec {
+fn spec() -> StreamSpec {
+    StreamSpec {
         resource: "r".into(),
         generation: 1,
-        slot: "s".into(),
-        publication: "p".into(),
-        origin: "o".into(),
+        slot: "godwit_r_g1".into(),
+        publication: "godwit_r".into(),
+        origin: "godwit_r".into(),
         source_zone: "a".into(),
         target_zone: "b".into(),
         synchronous: false,
-    };
+    }
+}
+
+#[tokio::test]
+async fn both_sides_with_the_same_half_are_refused() {
     let end = LocalEnd::Target { dsn: Dsn::default() };
     let peer = LocalPeer::new(end.clone(), memory::Options::default());
     let link = peer.dial().await.expect("memory");
     let status = watch::Sender::new(StreamStatus::default());
-    let result = start(&end, &spec, link, &status, &CancellationToken::new()).await;
+    let result = start(&end, &spec(), link, &status, &CancellationToken::new()).await;
     assert!(matches!(result, Err(Error::Unready(why)) if why.contains("same half")));
+}
+
+#[tokio::test]
+async fn a_stream_with_names_of_another_resource_is_refused_before_anybody_is_asked() {
+    let end = LocalEnd::Target { dsn: Dsn::default() };
+    let changes: [fn(&mut StreamSpec); 4] = [
+        |spec| spec.slot = "godwit_orders_g1".into(),
+        |spec| spec.slot = "godwit_r_g2".into(),
+        |spec| spec.publication = "godwit_orders".into(),
+        |spec| spec.origin = "godwit_r.critical".into(),
+    ];
+    for change in changes {
+        let mut spec = spec();
+        change(&mut spec);
+        let (near, far, _cut) = memory::pair(memory::Options::default());
+        let status = watch::Sender::new(StreamStatus::default());
+        let stop = CancellationToken::new();
+        let answering = serve_link(Box::new(far), |_, _| panic!("asked for {spec:?}"));
+        let (dialed, answered) = tokio::join!(start(&end, &spec, Box::new(near), &status, &stop), answering);
+        assert!(matches!(dialed, Err(Error::Unready(why)) if why.contains("no lane of r")), "{spec:?}");
+        assert!(answered.is_err(), "{spec:?}");
+    }
 }
