@@ -1,7 +1,7 @@
 //! Two lanes in a database: which tables are critical, how their commits are made to wait, and how a table changes lanes.
 //!
-//! The critical publication is the truth: the main one holds every other user table
-//! ([`crate::postgres::slot::ensure_publication`]). A BEFORE STATEMENT trigger on each critical table raises
+//! The critical publication is the truth: the main one holds every other user table that is replicated
+//! ([`crate::postgres::slot::ensure_publication`] before the copy, [`crate::drift`] after it). A BEFORE STATEMENT trigger on each critical table raises
 //! `synchronous_commit` to `on` for the transaction that writes it; the database's default is `local`. The trigger does not
 //! fire for the applier (replica role).
 //!
@@ -162,7 +162,11 @@ async fn room(client: &Client) -> Result<Vec<Finding>, Error> {
 
 /// The tables that the critical publication holds, quoted; none: there is no such publication.
 pub async fn members(client: &Client, resource: &str) -> Result<Option<BTreeSet<String>>, Error> {
-    let name = Lane::Critical.publication_name(resource);
+    held(client, &Lane::Critical.publication_name(resource)).await
+}
+
+/// The same of any publication.
+async fn held(client: &Client, name: &str) -> Result<Option<BTreeSet<String>>, Error> {
     let answer = client
         .query(
             "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication p \
@@ -294,9 +298,11 @@ impl<'a> Handover<'a> {
         let context = "hand tables over to their lanes";
         let critical = resolve(client, tables).await?;
         let members = open_publication(client, resource).await?;
-        // What is new since the last session of the stream is in neither publication yet.
-        slot::ensure_publication(client, &Lane::Main.publication_name(resource)).await?;
-        let change = Change::between(&members, &critical.leaves);
+        // What neither lane carries is not published here: its rows from before would be missing (`crate::drift` fills it).
+        let main = held(client, &Lane::Main.publication_name(resource)).await?.unwrap_or_default();
+        let carried = |table: &&String| members.contains(*table) || main.contains(*table);
+        let wanted = critical.leaves.iter().filter(carried).cloned().collect();
+        let change = Change::between(&members, &wanted);
         let mut sql = change.sql(resource);
         sql.extend(triggers(client, &critical.triggered).await?);
         if change.is_empty() {

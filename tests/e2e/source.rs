@@ -9,6 +9,7 @@ use godwit_tests::postgres::{SUPERUSER, TestCluster, bin_directory, other_major}
 use replicator::change::{Cell, Change, OldRow, Transaction};
 use replicator::copy::{self, TableToCopy};
 use replicator::error::Cause;
+use replicator::lanes::{self, Handover};
 use replicator::postgres::slot::{create_slot, drop_slot, ensure_publication, slot_info};
 use replicator::postgres::stream::{ExportedSlot, Feedback, ReplicationStream, StreamEvent};
 use replicator::spill::{Committed, OpenTransactions, Spill};
@@ -186,6 +187,29 @@ async fn the_publication_follows_the_tables() -> Result<()> {
         client.batch_execute("CREATE PUBLICATION everything FOR ALL TABLES").await?;
         assert!(matches!(ensure_publication(&client, "everything").await, Err(Error::Unready(_))));
     }
+    Ok(())
+}
+
+/// Its rows from before would be missing on the shadow, and nothing would tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_gets_a_key_is_published_by_no_handover() -> Result<()> {
+    let cluster = TestCluster::start(15)?;
+    let tables = "CREATE TABLE log (at int); CREATE TABLE audit (at int); CREATE TABLE payments (id int PRIMARY KEY)";
+    let client = cluster.create_database_of_superuser("app", tables).await?;
+    replicator::fence::install(&client, "orders", 1).await?;
+    lanes::publish(&client, "orders", &[]).await?;
+    client
+        .batch_execute(
+            "INSERT INTO log VALUES (1); ALTER TABLE log ADD PRIMARY KEY (at); ALTER TABLE audit ADD PRIMARY KEY (at)",
+        )
+        .await?;
+    let critical = ["public.payments".to_owned(), "public.audit".to_owned()];
+    let handover = Handover::begin(&client, "orders", &critical, PATIENCE).await?;
+    handover.context("payments change lanes")?.finish().await?;
+    let published = "SELECT pubname || ': ' || tablename FROM pg_publication_tables ORDER BY 1";
+    let published: Vec<String> = client.query(published, &[]).await?.iter().map(|row| row.get(0)).collect();
+    assert_eq!(published, ["godwit_orders.critical: payments"]);
+    assert!(Handover::begin(&client, "orders", &critical, PATIENCE).await?.is_none(), "nothing is left to do");
     Ok(())
 }
 
