@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{DATABASE, Options, Playground, RESOURCE, SUPERUSER, Zone};
+use replicator::postgres::slot::slot_name;
 use replicator::{lanes, verify};
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
@@ -208,6 +209,28 @@ async fn a_commit_waits_for_the_shadow_but_never_for_ever() -> Result<()> {
         .get(0);
     ensure!(left == 0, "{left} rows or guards are left");
     Ok(())
+}
+
+/// A standby that is gone is taken out by hand, and one is put in: neither is undone, and the shadow is waited for beside what is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_operator_sets_stays_and_is_joined() -> Result<()> {
+    let playground =
+        Playground::start(&playground("{mode: sync, fallback: {after: 2s, back: 1s}}", false)?).await?;
+    let [near, _] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    effective(&mut leader, "sync").await?;
+    let slot = slot_name(RESOURCE, 1);
+    let (alone, beside) = (format!("FIRST 1 (\"{slot}\")"), format!("FIRST 2 (\"{slot}\", \"b\")"));
+    until_setting(near, &alone).await?;
+    let operator = client(near).await?;
+    for (sets, joined) in
+        [("SET synchronous_standby_names = 'b'", beside), ("RESET synchronous_standby_names", alone)]
+    {
+        operator.batch_execute(&format!("ALTER SYSTEM {sets}")).await?;
+        operator.batch_execute("SELECT pg_reload_conf()").await?;
+        until_setting(near, &joined).await.with_context(|| sets.to_owned())?;
+    }
+    effective(&mut leader, "sync").await
 }
 
 /// A server shows a walsender as synchronous before commits wait for it: that is when its checkpointer has read the setting, which may be

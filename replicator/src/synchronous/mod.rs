@@ -288,22 +288,14 @@ async fn commits_wait(prober: &Client, slot: &str) -> Result<bool, Error> {
 pub async fn leave(client: &Client, slot: &str) -> Result<(), Error> {
     let context = "let commits go on without the shadow";
     let noted = Before::read(client, slot).await?;
-    let setting = setting(client).await?;
-    let names = StandbyNames::parse(&setting).ok();
-    let named = names.as_ref().is_some_and(|names| names.contains(slot));
-    if noted.is_none() && !named {
+    let undo = undo(noted.as_ref(), &setting(client).await?, slot);
+    if noted.is_none() && undo.is_none() {
         return Ok(());
     }
-    let undo = match (&noted, names) {
-        (Some(before), _) if !named || setting == before.joined => before.restore(),
-        (_, Some(names)) => format!(
-            "ALTER SYSTEM SET synchronous_standby_names = {}",
-            literal(&names.without(slot).to_string())
-        ),
-        (_, None) => return Err(Error::Unready(format!("synchronous_standby_names is {setting:?}"))),
-    };
-    client.batch_execute(&undo).await.map_err(refused(context))?;
-    client.batch_execute("SELECT pg_reload_conf()").await.map_err(refused(context))?;
+    if let Some(undo) = undo {
+        client.batch_execute(&undo).await.map_err(refused(context))?;
+        client.batch_execute("SELECT pg_reload_conf()").await.map_err(refused(context))?;
+    }
     let deadline = crate::clock::now() + EFFECT;
     while StandbyNames::parse(&self::setting(client).await?).is_ok_and(|names| names.contains(slot)) {
         if crate::clock::now() > deadline {
@@ -319,6 +311,21 @@ pub async fn leave(client: &Client, slot: &str) -> Result<(), Error> {
         client.batch_execute(&forget).await.map_err(refused(context))?;
     }
     Ok(())
+}
+
+/// What takes `slot` out of the setting; none: it is not in there, and what is was set since we joined.
+fn undo(noted: Option<&Before>, setting: &str, slot: &str) -> Option<String> {
+    let names = StandbyNames::parse(setting).ok().filter(|names| names.contains(slot));
+    match (names, noted) {
+        (Some(_), Some(before)) if setting == before.joined => Some(before.restore()),
+        (Some(names), _) => Some(format!(
+            "ALTER SYSTEM SET synchronous_standby_names = {}",
+            literal(&names.without(slot).to_string())
+        )),
+        // A guard took it out, or no session has seen it yet.
+        (None, Some(before)) if setting == before.setting => Some(before.restore()),
+        (None, _) => None,
+    }
 }
 
 /// The slots of `resource` that are in the setting, or were to be: all but `keep`.
@@ -466,4 +473,39 @@ async fn end_guards(client: &Client, slot: &str, keep: &[i32]) -> Result<(), Err
         .await
         .map(drop)
         .map_err(Error::database("end the guards of synchronous replication"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_set_since_the_lane_joined_stays() {
+        let before = |setting: &str, persisted, joined: &str| Before {
+            setting: setting.into(),
+            persisted,
+            joined: joined.into(),
+        };
+        let (reset, set) =
+            ("ALTER SYSTEM RESET synchronous_standby_names", "ALTER SYSTEM SET synchronous_standby_names = ");
+        let alone = before("", false, "FIRST 1 (\"us\")");
+        let beside = before("a", true, "FIRST 2 (\"us\", \"a\")");
+        for (noted, setting, expected) in [
+            (&alone, "FIRST 1 (\"us\")", Some(reset.to_owned())),
+            (&beside, "FIRST 2 (\"us\", \"a\")", Some(format!("{set}'a'"))),
+            // Somebody added a standby to ours.
+            (&alone, "FIRST 2 (\"us\", \"b\")", Some(format!("{set}'FIRST 1 (\"b\")'"))),
+            // The guard was here, or nobody has read what we wrote.
+            (&alone, "", Some(reset.to_owned())),
+            (&beside, "a", Some(format!("{set}'a'"))),
+            // Somebody took a standby out that is gone, or put one in, and us out with that.
+            (&beside, "", None),
+            (&alone, "b", None),
+            (&beside, "FIRST 1 (c)", None),
+        ] {
+            assert_eq!(undo(Some(noted), setting, "us"), expected, "{setting:?} after {:?}", noted.joined);
+        }
+        assert_eq!(undo(None, "a", "us"), None);
+        assert_eq!(undo(None, "us", "us"), Some(format!("{set}''")));
+    }
 }
