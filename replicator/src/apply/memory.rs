@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -34,6 +35,8 @@ pub struct Store {
     pub tables: BTreeMap<(String, String), CopiedTable>,
     /// Positions of those that were copied at a later point than the checkpoint has passed.
     pub late: BTreeMap<(String, String), Lsn>,
+    /// How long what a copy left for later takes.
+    pub late_takes: Duration,
     /// The next so many calls of `apply` do their work and then fail.
     pub lose_replies: u32,
     /// Sessions that took it over so far; only the newest may write.
@@ -184,8 +187,16 @@ impl Target for MemoryTarget {
             Resume { applied, copied, marker, source, settled: window.settled(), ..Resume::default() };
         drop(store);
         *self = Self { session, expected: applied, window, ..Self::new(Arc::clone(&self.store)) };
-        self.settle();
         Ok(resume)
+    }
+
+    async fn late(&mut self) -> Result<(), Error> {
+        let takes = self.store().late_takes;
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
+        self.settle();
+        Ok(())
     }
 
     async fn source(&mut self, id: SourceId) -> Result<(), Error> {

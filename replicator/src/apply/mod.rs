@@ -35,6 +35,11 @@ pub trait Target: Send {
     /// Takes the stream over from any earlier session, and tells where it stands; that is durable.
     async fn resume(&mut self) -> Result<Resume, Error>;
 
+    /// Does what a copy had to leave for later, where its time has come; asked after [`Target::resume`], where that says it is copied. May take long.
+    async fn late(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Everything after this comes from cluster `id`: refuses ([`Error::AnotherSource`]) when the checkpoint belongs to another
     /// one, remembers it with the checkpoint when it belongs to none yet.
     async fn source(&mut self, id: SourceId) -> Result<(), Error>;

@@ -35,7 +35,7 @@ pub use crate::wire::StreamSpec;
 /// How often heartbeats, lag and silence are looked at.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How long the other side may take over its part of the opening.
+/// How long either side may take over its part of the opening, and the other say nothing meanwhile.
 const OPENING: Duration = Duration::from_secs(30);
 
 /// Waits between attempts: doubled from the first to the last.

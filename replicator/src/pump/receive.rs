@@ -10,9 +10,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::TICK;
 use super::progress::CopyProgress;
 use super::transport::{Joined, closed, write};
+use super::{OPENING, TICK};
 use crate::apply::{GROUP_BYTES, GROUP_CHANGES, GROUP_TIME, Target};
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
@@ -51,16 +51,16 @@ const ALONE: Duration = Duration::from_millis(1);
 pub(super) async fn run(
     mut target: Box<dyn Target>,
     synchronous: bool,
-    joined: Joined,
+    mut joined: Joined,
     status: &watch::Sender<StreamStatus>,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
     status.send_modify(|status| status.phase = Phase::Connecting);
-    let Joined { mut framing, mut sender, receiver } = joined;
     let resume = tokio::select! {
         () = cancel.cancelled() => return Ok(()),
-        resume = resume(&mut *target) => resume,
+        resume = joined.meanwhile(resume(&mut *target)) => resume?,
     };
+    let Joined { mut framing, mut sender, receiver } = joined;
     let (resume, kept) = match resume {
         Ok(resume) => resume,
         Err(error) => {
@@ -110,8 +110,17 @@ pub(super) async fn run(
 }
 
 async fn resume(target: &mut dyn Target) -> Result<(Resume, Vec<KeptTable>), Error> {
-    let resume = target.resume().await?;
-    let kept = if resume.copied { Vec::new() } else { target.kept().await? };
+    let stands = async {
+        let resume = target.resume().await?;
+        let kept = if resume.copied { Vec::new() } else { target.kept().await? };
+        Ok((resume, kept))
+    };
+    let stands = tokio::time::timeout(OPENING, stands).await;
+    let (resume, kept) = stands
+        .unwrap_or_else(|_| Err(Error::Link("the target does not say in time where it stands".into())))?;
+    if resume.copied {
+        target.late().await?;
+    }
     Ok((resume, kept))
 }
 

@@ -51,17 +51,10 @@ pub(super) async fn run(
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
     status.send_modify(|status| status.phase = Phase::Connecting);
-    let resume = match joined.hear(OPENING).await? {
-        Frame::Resume(resume) => resume,
-        other => return Err(Error::Protocol(format!("frame kind {} for a resume", other.kind()))),
+    let (resume, kept) = tokio::select! {
+        () = cancel.cancelled() => return Ok(()),
+        resume = resume(&mut joined) => resume?,
     };
-    let mut kept = Vec::new();
-    for _ in 0..resume.kept {
-        match joined.hear(OPENING).await? {
-            Frame::Kept(table) => kept.push(table),
-            other => return Err(Error::Protocol(format!("frame kind {} for a kept table", other.kind()))),
-        }
-    }
     let (outgoing, queue) = mpsc::unbounded_channel();
     let mut pump = Pump {
         machine: Sender::new(joined.framing, resume),
@@ -90,6 +83,22 @@ pub(super) async fn run(
         let _ = tokio::time::timeout(Duration::from_secs(1), writer).await;
     }
     result
+}
+
+/// Where the target stands.
+async fn resume(joined: &mut Joined) -> Result<(Resume, Vec<KeptTable>), Error> {
+    let resume = match joined.hear(OPENING).await? {
+        Frame::Resume(resume) => resume,
+        other => return Err(Error::Protocol(format!("frame kind {} for a resume", other.kind()))),
+    };
+    let mut kept = Vec::new();
+    for _ in 0..resume.kept {
+        match joined.hear(OPENING).await? {
+            Frame::Kept(table) => kept.push(table),
+            other => return Err(Error::Protocol(format!("frame kind {} for a kept table", other.kind()))),
+        }
+    }
+    Ok((resume, kept))
 }
 
 struct Pump<'a> {

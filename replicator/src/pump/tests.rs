@@ -114,6 +114,23 @@ async fn over_links_that_are_cut_each_transaction_lands_once() {
     assert_eq!(store.marker, Some(2));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_target_that_has_to_finish_a_copy_first_is_waited_for() {
+    let history: Vec<_> = (1..=3).map(|n| transaction(n * 10, false)).collect();
+    let store = Store { copied: true, late_takes: OPENING * 4, ..Store::default() };
+    let store = std::sync::Arc::new(Mutex::new(store));
+    let target = Box::new(MemoryTarget::new(std::sync::Arc::clone(&store)));
+    let (near, far, _cut) = memory::pair(memory::Options::default());
+    let (status, cancel) = (watch::Sender::new(StreamStatus::default()), CancellationToken::new());
+    let spill = Spill::default();
+    let receiving = receive::run(target, false, Joined::new(Box::new(far)), &status, &cancel);
+    tokio::select! {
+        played = play(Box::new(near), &history, &spill) => played.expect("it waits"),
+        received = receiving => panic!("the target's half ended: {received:?}"),
+    }
+    assert_eq!(store.lock().expect("not poisoned").applied, history);
+}
+
 fn spec() -> StreamSpec {
     StreamSpec {
         resource: "r".into(),

@@ -1,5 +1,6 @@
 //! A link with a session's framing on it.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,8 @@ use tokio::time::timeout;
 
 use crate::error::Error;
 use crate::link::{Link, LinkRecv, LinkSend};
-use crate::session::Framing;
+use crate::lsn::Lsn;
+use crate::session::{Framing, HEARTBEAT};
 use crate::wire::Frame;
 
 /// Before the halves run on their own.
@@ -32,18 +34,27 @@ impl Joined {
         Ok(())
     }
 
-    /// The next frame that is not a heartbeat.
+    /// The next frame that is not a heartbeat; without one of those for so long, an error.
     pub(super) async fn hear(&mut self, patience: Duration) -> Result<Frame, Error> {
-        let next = async {
-            loop {
-                let message = self.receiver.recv().await?.ok_or_else(closed)?;
-                match self.framing.open(message, crate::clock::now())? {
-                    Frame::Heartbeat { .. } => {}
-                    frame => return Ok(frame),
-                }
+        loop {
+            let message = timeout(patience, self.receiver.recv()).await;
+            let message = message.map_err(|_| Error::Link("no answer in time".into()))??;
+            match self.framing.open(message.ok_or_else(closed)?, crate::clock::now())? {
+                Frame::Heartbeat { .. } => {}
+                frame => return Ok(frame),
             }
-        };
-        timeout(patience, next).await.map_err(|_| Error::Link("no answer in time".into()))?
+        }
+    }
+
+    /// Waits for `work`; the other side, which waits for what comes of it, hears that we live.
+    pub(super) async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Error> {
+        let mut work = pin!(work);
+        loop {
+            match timeout(HEARTBEAT, &mut work).await {
+                Ok(done) => return Ok(done),
+                Err(_) => self.say(&Frame::Heartbeat { source: Lsn::ZERO }).await?,
+            }
+        }
     }
 
     pub(super) async fn close(&mut self) {

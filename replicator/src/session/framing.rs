@@ -65,6 +65,11 @@ impl Framing {
         Ok(())
     }
 
+    /// The other side had nothing to say until now: it waited for us.
+    pub(super) fn was_awaited(&mut self, now: Instant) {
+        self.heard = now;
+    }
+
     /// Queues a frame.
     pub fn push(&mut self, frame: &Frame, now: Instant) {
         match wire::encode_as(self.version, self.compressor.as_mut(), self.sent, frame) {

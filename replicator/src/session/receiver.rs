@@ -94,6 +94,7 @@ impl Receiver {
         for table in kept {
             framing.push(&Frame::Kept(table), now);
         }
+        framing.was_awaited(now);
         Self::after_resume(framing, resume, window, now)
     }
 

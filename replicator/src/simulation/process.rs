@@ -89,6 +89,9 @@ impl TargetProcess {
         let resuming = async move {
             let resume = target.resume().await?;
             let kept = if resume.copied { Vec::new() } else { target.kept().await? };
+            if resume.copied {
+                target.late().await?;
+            }
             Ok((Box::new(target) as Box<dyn Target>, resume, kept))
         };
         let state = TargetState::Resuming(Some(Box::new(framing)), Box::pin(resuming));

@@ -91,6 +91,11 @@ impl Target for GatedTarget {
         done
     }
 
+    async fn late(&mut self) -> Result<(), Error> {
+        self.gate.pass("late: not done").await?;
+        self.inner.late().await
+    }
+
     async fn source(&mut self, id: SourceId) -> Result<(), Error> {
         self.inner.source(id).await
     }

@@ -316,10 +316,13 @@ impl Target for PostgresTarget {
         let client = &self.session.insert(Session::open(client).await?).client;
         if resume.copied {
             self.window = window::read(client, &self.spec.slot).await?;
-            self.settle().await?;
             resume.settled = self.window.settled();
         }
         Ok(resume)
+    }
+
+    async fn late(&mut self) -> Result<(), Error> {
+        self.settle().await
     }
 
     async fn source(&mut self, id: SourceId) -> Result<(), Error> {
