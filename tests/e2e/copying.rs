@@ -381,6 +381,63 @@ async fn blockers(pair: &Pair) -> Result<Vec<Finding>> {
     Ok(found)
 }
 
+/// A release that is under way while the copy begins: it is waited for by the slot, or not seen by its snapshot and waited for by the locks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn columns_that_change_while_a_copy_begins_are_copied_as_they_are() -> Result<()> {
+    const TABLES: &str = "CREATE TABLE released (id int PRIMARY KEY, x int); INSERT INTO released SELECT i, i FROM generate_series(1, 9) i";
+    const RELEASE: &str = "ALTER TABLE released DROP COLUMN x; ALTER TABLE released ADD COLUMN c int DEFAULT 7; \
+        ALTER TABLE released ALTER COLUMN c DROP DEFAULT";
+    const BEGIN: &str = "BEGIN; SELECT txid_current()";
+    for seen in [false, true] {
+        let pair = Pair::start(15, other_major()).await?;
+        pair.from.batch_execute(TABLES).await?;
+        let watch = pair.source.connect(DATABASE).await?;
+        let pid = async |client: &Client| -> Result<i32> {
+            Ok(client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0))
+        };
+        let [first, second, third] = [
+            pair.source.connect(DATABASE).await?,
+            pair.source.connect(DATABASE).await?,
+            pair.source.connect(DATABASE).await?,
+        ];
+        let waits = async |holder: &Client, query: &str| {
+            let holder = pid(holder).await?;
+            let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid)) AND query LIKE $2)";
+            until(query, async || Ok(watch.query_one(sql, &[&holder, &query]).await?.get(0))).await
+        };
+        let dumps = async || {
+            let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'godwit schema' AND backend_xmin IS NOT NULL)";
+            Ok(watch.query_one(sql, &[]).await?.get(0))
+        };
+        first.batch_execute(BEGIN).await?;
+        let stream = copy(&pair);
+        // A slot waits for those that it found, then for those that began meanwhile; its snapshot shows no later ones.
+        until("the dump's snapshot", dumps).await?;
+        waits(&first, "%REPLICATION_SLOT%").await?;
+        second.batch_execute(BEGIN).await?;
+        if seen {
+            second.batch_execute(RELEASE).await?;
+        }
+        first.batch_execute("COMMIT").await?;
+        waits(&second, "%REPLICATION_SLOT%").await?;
+        if seen {
+            second.batch_execute("COMMIT").await?;
+        } else {
+            third.batch_execute(&format!("{BEGIN}; {RELEASE}")).await?;
+            second.batch_execute("COMMIT").await?;
+            waits(&third, "LOCK TABLE ONLY%").await?;
+            third.batch_execute("COMMIT").await?;
+        }
+        stream.wait(|status| status.phase == Phase::Streaming).await.with_context(|| format!("seen: {seen}"))?;
+        pair.caught_up(&stream).await?;
+        let whole = "SELECT count(*) FROM released WHERE c = 7";
+        let whole: i64 = pair.to.query_one(whole, &[]).await?.get(0);
+        ensure!(whole == 9, "seen: {seen}: {whole} rows have what the source's have");
+        stream.stop().await?;
+    }
+    Ok(())
+}
+
 fn copy(pair: &Pair) -> Running {
     Running::start(LocalPeer::new(pair.target_end(), Options::default()), spec(1), pair.source_end())
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
 use tokio_postgres::Client;
 
-use super::{Part, TableToCopy, cut, snapshot_sql, tables};
+use super::{Columns, Part, TableToCopy, columns, cut, snapshot_sql, tables};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::slot::USER_TABLES;
@@ -32,6 +32,8 @@ pub struct Held {
     pub tables: Vec<TableToCopy>,
     /// What is read under it, numbered by place.
     pub parts: Vec<Part>,
+    /// Of the tables that are read: they stay so.
+    pub(crate) columns: Columns,
 }
 
 impl std::fmt::Debug for Held {
@@ -47,7 +49,8 @@ impl Held {
     /// Takes the snapshot over from the slot that made it, and cuts the tables that `wanted` says.
     ///
     /// Locks the tables (ACCESS SHARE) for as long as it lives: parts are ranges of blocks, and what rewrites a table moves
-    /// its rows to others. A table that was rewritten before the lock is an error that passes.
+    /// its rows to others. A table that was rewritten before the lock is an error that passes, and so is one whose columns the snapshot shows
+    /// otherwise than the server has them: rows are read by the columns of now.
     pub async fn open(
         dsn: &Dsn,
         name: &str,
@@ -61,6 +64,7 @@ impl Held {
             .map_err(Error::database(format!("use snapshot {}", exported.snapshot)))?;
         let position = exported.consistent_point;
         let all = tables(&client).await?;
+        let before = columns(&client).await?;
         let to_copy: Vec<TableToCopy> = all.iter().filter(|table| wanted(table)).cloned().collect();
         if !to_copy.is_empty() {
             let names: Vec<String> =
@@ -85,12 +89,21 @@ impl Held {
                 row.get::<_, &str>(0)
             )));
         }
+        let columns = columns(&connect(dsn, name).await?).await?;
+        let key = |table: &TableToCopy| (table.schema.clone(), table.name.clone());
+        if let Some(table) = to_copy.iter().find(|table| before.get(&key(table)) != columns.get(&key(table)))
+        {
+            return Err(Error::Link(format!(
+                "the columns of table {} changed while the copy began: it begins again",
+                table.sql_name()
+            )));
+        }
         let row = client
             .query_one("SELECT pg_catalog.pg_export_snapshot()", &[])
             .await
             .map_err(Error::database("keep the snapshot"))?;
         drop(exported);
-        Ok(Self { client, snapshot: row.get(0), position, tables: all, parts: cut(to_copy) })
+        Ok(Self { client, snapshot: row.get(0), position, tables: all, parts: cut(to_copy), columns })
     }
 
     /// Whether it can still be imported.

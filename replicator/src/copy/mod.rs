@@ -6,6 +6,8 @@ mod part;
 mod reader;
 mod writer;
 
+use std::collections::HashMap;
+
 use tokio_postgres::Client;
 
 pub use held::{HOLD, Held, Lease, Snapshots};
@@ -122,6 +124,18 @@ pub async fn tables(client: &Client) -> Result<Vec<TableToCopy>, Error> {
             bytes: row.get::<_, i64>(6).unsigned_abs(),
         })
         .collect())
+}
+
+/// A hash of what each table's rows are made of, columns with their defaults, by schema and name.
+pub(crate) type Columns = HashMap<(String, String), i64>;
+
+/// As the client's snapshot shows them. Of what the server computes from newer catalogs nothing is asked: it would not fit.
+pub(crate) async fn columns(client: &Client) -> Result<Columns, Error> {
+    let sql = format!(
+        "SELECT n.nspname::text, c.relname::text, pg_catalog.md5(concat(c.oid, ' ', pg_catalog.string_agg(             concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated, d.adbin), ',' ORDER BY a.attnum)))          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace          LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped          LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum          WHERE {USER_TABLES} GROUP BY 1, 2, c.oid"
+    );
+    let rows = client.query(&sql, &[]).await.map_err(Error::database("read the columns to copy"))?;
+    Ok(rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect())
 }
 
 /// Begins a transaction that sees what `snapshot` saw, with the text output and time-outs that copying needs.

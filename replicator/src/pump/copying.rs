@@ -44,11 +44,15 @@ pub(super) async fn produce(
     slot::ensure_publication(&client, &spec.publication).await?;
     drift::dumped(&client, !kept.is_empty()).await?;
     let there = if resumable { usable_slot(&client, &spec.slot).await? } else { None };
-    let (consistent_point, dump) = tokio::try_join!(
+    let (consistent_point, mut dump) = tokio::try_join!(
         hold(dsn, &client, spec, kept, there, lease),
         schema::dump(dsn, source.bin.as_deref())
     )?;
     let held = lease.held().ok_or_else(|| Error::Protocol("a copy without a snapshot".into()))?;
+    if held.parts.iter().map(key).any(|table| dump.columns.get(&table) != held.columns.get(&table)) {
+        // It was begun while the slot waited for whoever changed them. Now they are locked.
+        dump = schema::dump(dsn, source.bin.as_deref()).await?;
+    }
     let stays: Vec<&KeptTable> =
         kept.iter().filter(|table| table.stays(consistent_point, held.position)).collect();
     let named = held.parts.iter().map(|part| (&*part.table.schema, &*part.table.name));
