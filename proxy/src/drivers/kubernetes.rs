@@ -161,7 +161,10 @@ impl Kubernetes {
 
     async fn look(&self, request: &Request) -> Result<Outcome, DriverError> {
         let mut outcome = self.place(request);
-        (outcome.ready, outcome.capacity, outcome.database) = (Some(0), Some(0), Some(true));
+        // Without a workload they are somebody else's, and as many as there are to be.
+        let ends = request.verb == "deprovision";
+        let unscaled = if ends { 0 } else { request.capacity.unwrap_or(request.placement.full) };
+        (outcome.ready, outcome.capacity, outcome.database) = (Some(unscaled), Some(unscaled), Some(true));
         if let Some((api, name)) = self.workload().await? {
             let scale = api.get_scale(name).await.map_err(|error| of_api(name, &error))?;
             let object = api.get(name).await.map_err(|error| of_api(name, &error))?;

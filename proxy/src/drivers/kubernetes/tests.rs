@@ -8,7 +8,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 
 use super::super::contract::DatabaseNames;
-use super::super::{Action, Operation, Provisioning, Wanted};
+use super::super::{Action, Operation, PlacementStatus, Provisioning, Wanted};
 use super::*;
 use crate::config::model::Workload;
 
@@ -62,6 +62,11 @@ impl Server {
     }
 
     async fn driver(&self, home: &std::path::Path) -> Outside {
+        let workload = Workload { kind: WorkloadKind::Deployment, name: "orders".into() };
+        self.driver_of(Some(workload), home).await
+    }
+
+    async fn driver_of(&self, workload: Option<Workload>, home: &std::path::Path) -> Outside {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let scaled = |object: &Value| {
@@ -113,7 +118,7 @@ impl Server {
             kubeconfig: None,
             context: None,
             namespace: "shop".into(),
-            workload: Some(Workload { kind: WorkloadKind::Deployment, name: "orders".into() }),
+            workload,
             cluster: Some("orders-db".into()),
             instances: 1,
             http: vec!["10.0.0.1:8000".into()],
@@ -182,4 +187,17 @@ async fn what_serves_somebody_else_or_is_not_there_is_refused() {
     let driver = nothing.driver(home.path()).await;
     let error = driver.provision(&Operation::new("op"), &1.into()).await.unwrap_err();
     assert!(error.kind() == DriverErrorKind::Refused && error.to_string().contains("not found"), "{error}");
+}
+
+#[tokio::test]
+async fn without_a_workload_only_the_cluster_is_waited_for() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::with(&[cluster()]);
+    let driver = server.driver_of(None, home.path()).await;
+    let status = |ready| PlacementStatus { ready, capacity: ready, database: true };
+    assert_eq!(driver.provision(&Operation::new("op-1"), &1.into()).await.unwrap(), status(1));
+    assert_eq!(driver.scale(&Operation::new("op-2"), 3).await.unwrap(), status(3));
+    assert_eq!(driver.status().await.unwrap(), status(4), "whoever runs them runs all");
+    driver.deprovision(&Operation::new("op-3")).await.unwrap();
+    assert_eq!(server.object("orders-db")["metadata"]["annotations"][HIBERNATION], "on");
 }
