@@ -42,6 +42,14 @@ pub enum ClusterError {
         /// The data directory.
         data: PathBuf,
     },
+    /// A cluster was made, and its data directory is not there, or empty.
+    #[error(
+        "the cluster that was made in {data} is not there any more: mount its data again, or deprovision the placement"
+    )]
+    Gone {
+        /// The data directory.
+        data: PathBuf,
+    },
     /// Running as root, and there is no user `postgres` to drop to.
     #[error("PostgreSQL does not run as root and there is no user \"postgres\" to run it as")]
     NoUser,
@@ -137,6 +145,11 @@ impl Cluster {
     /// True once `initdb` has finished in the data directory.
     pub fn exists(&self) -> bool {
         self.data.join("godwit.ready").exists()
+    }
+
+    /// Refuses where one that was made is gone: an empty one would take its place.
+    pub fn check_there(&self) -> Result<(), ClusterError> {
+        if self.exists() { Ok(()) } else { Err(ClusterError::Gone { data: self.data.clone() }) }
     }
 
     /// Creates the cluster (superuser `postgres`, trust on loopback) with `extra` settings lines.

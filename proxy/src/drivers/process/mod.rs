@@ -149,6 +149,9 @@ impl ProcessProvisioning {
                 return Ok(shared.observe(&ledger, &mut turn.workers).await);
             }
             if let (Action::Provision, Some(settings)) = (action, &shared.settings.cluster) {
+                if ledger.capacity.is_some() {
+                    cluster_of(settings).check_there()?;
+                }
                 start_cluster(cluster_of(settings), settings::lines(&wanted.settings)).await?;
                 shared.prepare_database(settings).await?;
             }
@@ -316,7 +319,8 @@ impl Shared {
         let database = match &self.settings.cluster {
             Some(settings) if !connects(settings.listen).await => {
                 tracing::warn!(listen = %settings.listen, "the database does not accept connections: starting it");
-                start_cluster(cluster_of(settings), String::new()).await?;
+                let cluster = cluster_of(settings);
+                blocking(move || cluster.check_there().and_then(|()| cluster.start())).await?;
                 true
             }
             _ => false,
@@ -401,5 +405,44 @@ fn try_lock(directory: &Path) -> Result<Option<File>, DriverError> {
         Ok(()) => Ok(Some(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(failed(error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cluster_whose_data_is_gone_is_not_made_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let data = home.path().join("volume/data");
+        let bin = home.path().join("bin");
+        let driver = ProcessProvisioning::new(ProcessDriver {
+            directory: home.path().join("driver"),
+            argv: Vec::new(),
+            listen: vec![closed],
+            service_dsn: String::new(),
+            ready: "/healthz".into(),
+            cluster: Some(ProcessCluster { bin, data: data.clone(), listen: closed }),
+        });
+        driver.shared.claim().unwrap();
+        let mut ledger = Ledger::new();
+        ledger.capacity = Some(0);
+        ledger.write(&driver.shared.settings.directory).unwrap();
+        for mounted in [false, true] {
+            if mounted {
+                // The place of the volume, without it.
+                std::fs::create_dir_all(&data).unwrap();
+            }
+            let looked = driver.status().await.unwrap_err().to_string();
+            let asked = driver.provision(&"again".into(), &0.into()).await.unwrap_err();
+            assert!(crate::causes::chain(&asked).contains("mount its data again"), "{asked}");
+            assert_eq!(looked, asked.to_string());
+            assert_eq!(data.exists(), mounted);
+        }
+        assert!(!home.path().join("volume/data.half-made").exists(), "initdb was tried");
+        driver.deprovision(&"end".into()).await.unwrap();
+        assert_eq!(driver.status().await.unwrap().capacity, 0);
     }
 }
