@@ -381,6 +381,38 @@ async fn blockers(pair: &Pair) -> Result<Vec<Finding>> {
     Ok(found)
 }
 
+/// One of them was made by somebody else meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_copy_left_for_later_is_done_before_the_stream_goes_on() -> Result<()> {
+    let pair = Pair::start(15, other_major()).await?;
+    let tables = "CREATE TABLE owner (id int PRIMARY KEY); CREATE TABLE owned (id int PRIMARY KEY, \
+        first int CONSTRAINT owned_first REFERENCES owner, second int CONSTRAINT owned_second REFERENCES owner)";
+    pair.from.batch_execute(tables).await?;
+    let stream = copy(&pair);
+    stream.wait(|status| status.phase == Phase::Streaming).await?;
+    stream.stop().await?;
+    let administrator = pair.target.connect(DATABASE).await?;
+    administrator.batch_execute("ALTER TABLE owned DROP CONSTRAINT owned_second").await?;
+    let slot = spec(1).slot;
+    let part = "INSERT INTO godwit.copied_parts (stream, schema_name, table_name, part, parts, position, rows, bytes) \
+        VALUES ($1, 'public', 'owned', 0, 1, '0/1', 0, 0)";
+    pair.to.execute(part, &[&slot]).await?;
+    for (place, key) in [(1_i64, "first"), (2, "second")] {
+        let late = format!(
+            "ALTER TABLE public.owned ADD CONSTRAINT owned_{key} FOREIGN KEY ({key}) REFERENCES public.owner"
+        );
+        let note = "INSERT INTO godwit.copied_statements (stream, place, statement, done) VALUES ($1, $2, $3, false)";
+        pair.to.execute(note, &[&slot, &place, &late]).await?;
+    }
+    let stream = copy(&pair);
+    stream.wait(|status| status.phase == Phase::Streaming).await?;
+    let left = "SELECT (SELECT count(*) FROM godwit.copied_statements) + (SELECT count(*) FROM godwit.copied_parts), \
+        (SELECT count(*) FROM pg_constraint WHERE conname LIKE 'owned\\_%' AND contype = 'f' AND convalidated)";
+    let left = pair.to.query_one(left, &[]).await?;
+    ensure!((left.get::<_, i64>(0), left.get::<_, i64>(1)) == (0, 2), "{left:?}");
+    stream.stop().await
+}
+
 /// A release that is under way while the copy begins: it is waited for by the slot, or not seen by its snapshot and waited for by the locks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn columns_that_change_while_a_copy_begins_are_copied_as_they_are() -> Result<()> {
@@ -428,7 +460,10 @@ async fn columns_that_change_while_a_copy_begins_are_copied_as_they_are() -> Res
             waits(&third, "LOCK TABLE ONLY%").await?;
             third.batch_execute("COMMIT").await?;
         }
-        stream.wait(|status| status.phase == Phase::Streaming).await.with_context(|| format!("seen: {seen}"))?;
+        stream
+            .wait(|status| status.phase == Phase::Streaming)
+            .await
+            .with_context(|| format!("seen: {seen}"))?;
         pair.caught_up(&stream).await?;
         let whole = "SELECT count(*) FROM released WHERE c = 7";
         let whole: i64 = pair.to.query_one(whole, &[]).await?.get(0);

@@ -194,7 +194,8 @@ async fn the_publication_follows_the_tables() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_gets_a_key_is_published_by_no_handover() -> Result<()> {
     let cluster = TestCluster::start(15)?;
-    let tables = "CREATE TABLE log (at int); CREATE TABLE audit (at int); CREATE TABLE payments (id int PRIMARY KEY)";
+    let tables =
+        "CREATE TABLE log (at int); CREATE TABLE audit (at int); CREATE TABLE payments (id int PRIMARY KEY)";
     let client = cluster.create_database_of_superuser("app", tables).await?;
     replicator::fence::install(&client, "orders", 1).await?;
     lanes::publish(&client, "orders", &[]).await?;
@@ -209,7 +210,10 @@ async fn a_table_that_gets_a_key_is_published_by_no_handover() -> Result<()> {
     let published = "SELECT pubname || ': ' || tablename FROM pg_publication_tables ORDER BY 1";
     let published: Vec<String> = client.query(published, &[]).await?.iter().map(|row| row.get(0)).collect();
     assert_eq!(published, ["godwit_orders.critical: payments"]);
-    assert!(Handover::begin(&client, "orders", &critical, PATIENCE).await?.is_none(), "nothing is left to do");
+    assert!(
+        Handover::begin(&client, "orders", &critical, PATIENCE).await?.is_none(),
+        "nothing is left to do"
+    );
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
+use super::session::has_code;
 use super::{AS_IT_IS, PostgresTarget, not_open, open};
 use crate::error::Error;
 use crate::postgres::connection::settings_sql;
@@ -257,8 +258,13 @@ impl PostgresTarget {
         for row in client.query(late, &[slot]).await.map_err(failed())? {
             let (place, sql): (i64, &str) = (row.get(0), row.get(1));
             client.batch_execute("BEGIN").await.map_err(failed())?;
-            let context = format!("finish a copy that broke, at: {sql}");
-            client.batch_execute(sql).await.map_err(Error::database(context))?;
+            match client.batch_execute(sql).await {
+                // The schema's sync was here first, or a person.
+                Err(error) if has_code(&error, &["42710"]) => {
+                    client.batch_execute("ROLLBACK; BEGIN").await.map_err(failed())?;
+                }
+                ran => ran.map_err(Error::database(format!("finish a copy that broke, at: {sql}")))?,
+            }
             let done = "DELETE FROM godwit.copied_statements WHERE stream = $1 AND place = $2 AND NOT done";
             client.execute(done, &[slot, &place]).await.map_err(failed())?;
             client.batch_execute("COMMIT").await.map_err(failed())?;
