@@ -410,11 +410,15 @@ fn shown(state: &AdminState, caller: &Caller) -> Vec<FreezeView> {
 }
 
 fn lift(state: &AdminState, resource: Option<&str>, caller: &Caller) -> Answer<Json<Vec<FreezeView>>> {
-    if !state.freezes.lift(resource).map_err(Problem::from)? {
+    let lifted = state.freezes.lift(resource).map_err(Problem::from)?;
+    if lifted.is_empty() {
         let what = resource.map_or("nothing is frozen as a whole".into(), |id| {
             format!("{id} is not frozen by itself: godwit freezes lists what is, GET /api/v1/freezes as well")
         });
         return Err(Problem::new(StatusCode::CONFLICT, "conflict", what));
+    }
+    for FreezeRow { scope, by, why, .. } in lifted {
+        tracing::info!(scope, by, why, lifted_by = caller.name, "a freeze is lifted");
     }
     Ok(Json(shown(state, caller)))
 }

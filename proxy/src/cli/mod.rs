@@ -208,9 +208,9 @@ enum Command {
     },
     /// List the freezes that operators ordered and that are in effect.
     Freezes,
-    /// Lift a freeze that an operator ordered.
+    /// Lift the freezes that were ordered, whoever did; it says which.
     Unfreeze {
-        /// That of this one; default: that of every resource.
+        /// Those of this one; default: those of every resource as a whole.
         resource: Option<String>,
     },
     /// Show what the node logs, or change that while it runs.

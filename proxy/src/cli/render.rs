@@ -440,6 +440,11 @@ pub(super) fn freezes(freezes: &[FreezeView]) -> String {
     table(&["FROZEN", "BY", "SINCE", "UNTIL", "WHY"], &rows)
 }
 
+/// Who lifts more than they thought of reads it.
+pub(super) fn lifted(freezes: &[FreezeView]) -> String {
+    freezes.iter().map(|freeze| format!("lifted: by {}: {}\n", freeze.by, freeze.why)).collect()
+}
+
 pub(super) fn plan(plan: &Plan) -> String {
     let mut text = format!("{} → {}\n", plan.from, plan.to);
     for (index, step) in plan.steps.iter().enumerate() {

@@ -254,9 +254,11 @@ pub(super) fn freezes(client: &Client, output: Output) -> Result<ExitCode> {
 }
 
 pub(super) fn unfreeze(client: &Client, resource: Option<&str>, output: Output) -> Result<ExitCode> {
+    let mut lifted: Vec<FreezeView> = client.get("/api/v1/freezes")?;
     let answer = client.delete(&freezes_path(resource))?;
     let freezes: Vec<FreezeView> = serde_json::from_slice(&answer)?;
-    show(output, &freezes, |freezes| render::freezes(freezes))?;
+    lifted.retain(|freeze| freeze.resource.as_deref() == resource && !freezes.contains(freeze));
+    show(output, &freezes, |freezes| render::lifted(&lifted) + &render::freezes(freezes))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -66,22 +66,21 @@ impl Freezes {
         ordered.into_iter().chain(windows.iter().filter_map(|window| window.at(now))).collect()
     }
 
-    /// Orders one, in place of an earlier one of the same scope. It is stored before it counts.
+    /// Orders one, in place of an earlier one of the same scope and by the same; those of others stay. It is stored before it counts.
     pub fn order(&self, row: FreezeRow) -> Result<(), StoreError> {
         let mut ordered = self.ordered();
         self.journal.freeze(&row)?;
-        ordered.retain(|other| other.scope != row.scope);
+        ordered.retain(|other| (&other.scope, &other.by) != (&row.scope, &row.by));
         ordered.push(row);
         Ok(())
     }
 
-    /// Lifts one; false: there is none.
-    pub fn lift(&self, resource: Option<&str>) -> Result<bool, StoreError> {
+    /// Lifts those of a scope, whoever ordered them; which.
+    pub fn lift(&self, resource: Option<&str>) -> Result<Vec<FreezeRow>, StoreError> {
         let scope = resource.unwrap_or(EVERY_RESOURCE);
         let mut ordered = self.ordered();
-        let was = self.journal.unfreeze(scope)?;
-        ordered.retain(|other| other.scope != scope);
-        Ok(was)
+        self.journal.unfreeze(scope)?;
+        Ok(ordered.extract_if(.., |row| row.scope == scope).collect())
     }
 
     /// Those in effect at `now`.
@@ -125,8 +124,44 @@ mod tests {
         let freezes = Freezes::open(journal).expect("open");
         let count = |resource: &str, now| freezes.at(resource, &[], Timestamp(now)).len();
         assert_eq!((count("orders", 50), count("orders", 100), count("other", 50)), (2, 1, 1));
-        assert!(freezes.lift(None).expect("stored"));
+        assert_eq!(freezes.lift(None).expect("stored"), [row(EVERY_RESOURCE, None)]);
         assert_eq!((count("orders", 50), count("other", 50)), (1, 0));
-        assert!(!freezes.lift(None).expect("nothing there"));
+        assert_eq!(freezes.lift(None).expect("nothing there"), []);
+    }
+
+    #[test]
+    fn a_freeze_does_not_end_that_of_another_one() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Arc::new(Journal::open(directory.path()).expect("open"));
+        let freezes = Freezes::open(journal).expect("open");
+        let order = |by: &str, until: Option<u64>| {
+            let row = FreezeRow {
+                scope: "orders".into(),
+                by: by.into(),
+                why: "tested".into(),
+                at: Timestamp(1),
+                until: until.map(Timestamp),
+            };
+            freezes.order(row).expect("stored");
+        };
+        let by = |now| {
+            let mut by: Vec<_> =
+                freezes.at("orders", &[], Timestamp(now)).into_iter().map(|freeze| freeze.by).collect();
+            by.sort();
+            by
+        };
+        order("godwit", None);
+        order("ann", Some(100));
+        assert_eq!(
+            (by(50), by(200)),
+            (vec!["ann".to_owned(), "godwit".to_owned()], vec!["godwit".to_owned()])
+        );
+        // One's own is another one from then on.
+        order("ann", Some(150));
+        assert_eq!((by(120).len(), by(150).len()), (2, 1));
+        freezes.reload().expect("read");
+        assert_eq!((by(120).len(), by(150).len()), (2, 1), "the store has them, too");
+        assert_eq!(freezes.lift(Some("orders")).expect("stored").len(), 2);
+        assert_eq!(by(120).len(), 0);
     }
 }

@@ -188,13 +188,13 @@ impl Journal {
             .map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
         let path = directory.join("godwit.db");
         let prepare = || -> rusqlite::Result<Connection> {
-            let connection = Connection::open(&path)?;
+            let mut connection = Connection::open(&path)?;
             connection.busy_timeout(std::time::Duration::from_secs(5))?;
             connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.execute_batch(SCHEMA)?;
-            connection.execute_batch(super::notes::SCHEMA)?;
+            super::notes::prepare(&mut connection)?;
             Ok(connection)
         };
         match prepare() {

@@ -5,13 +5,14 @@ use rusqlite::{Connection, params};
 
 use super::journal::{Journal, StoreError};
 
-pub(super) const SCHEMA: &str = "
+const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS freeze (
-  scope TEXT PRIMARY KEY,
+  scope TEXT NOT NULL,
   by_whom TEXT NOT NULL,
   why TEXT NOT NULL,
   at_ms INTEGER NOT NULL,
-  until_ms INTEGER
+  until_ms INTEGER,
+  PRIMARY KEY (scope, by_whom)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS proposal (
   id TEXT PRIMARY KEY,
@@ -69,6 +70,25 @@ CREATE TABLE IF NOT EXISTS ledger (
   steps INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 ";
+
+/// A scope had one freeze once, whoever ordered it.
+const ONE_OF_A_SCOPE: &str = "SELECT count(*) = 1 FROM pragma_table_info('freeze') WHERE pk > 0";
+
+/// The tables, also in a store that an earlier program made.
+pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(SCHEMA)?;
+    if connection.query_row(ONE_OF_A_SCOPE, [], |row| row.get(0))? {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch("ALTER TABLE freeze RENAME TO freeze_of_a_scope")?;
+        transaction.execute_batch(SCHEMA)?;
+        transaction.execute_batch(
+            "INSERT INTO freeze SELECT scope, by_whom, why, at_ms, until_ms FROM freeze_of_a_scope;
+             DROP TABLE freeze_of_a_scope;",
+        )?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
 
 /// The scope of a freeze of every resource.
 pub const EVERY_RESOURCE: &str = "*";
@@ -176,18 +196,17 @@ pub struct LedgerRow {
 }
 
 impl Journal {
-    /// A freeze begins, or is replaced.
+    /// A freeze begins, or that of the same scope and person is replaced.
     pub fn freeze(&self, row: &FreezeRow) -> Result<(), StoreError> {
         self.note(
             "INSERT INTO freeze (scope, by_whom, why, at_ms, until_ms) VALUES (?, ?, ?, ?, ?)
-             ON CONFLICT (scope) DO UPDATE SET by_whom = excluded.by_whom, why = excluded.why, at_ms = excluded.at_ms,
-               until_ms = excluded.until_ms",
+             ON CONFLICT (scope, by_whom) DO UPDATE SET why = excluded.why, at_ms = excluded.at_ms, until_ms = excluded.until_ms",
             params![row.scope, row.by, row.why, row.at.0, row.until.map(|at| at.0)],
         )
         .map(drop)
     }
 
-    /// A freeze ends; false: there was none.
+    /// A scope's freezes end; false: there was none.
     pub fn unfreeze(&self, scope: &str) -> Result<bool, StoreError> {
         Ok(self.note("DELETE FROM freeze WHERE scope = ?", [scope])? > 0)
     }
@@ -196,8 +215,9 @@ impl Journal {
     pub fn freezes(&self) -> Result<Vec<FreezeRow>, StoreError> {
         let read = || {
             let connection = self.connection();
-            let mut statement = connection
-                .prepare_cached("SELECT scope, by_whom, why, at_ms, until_ms FROM freeze ORDER BY scope")?;
+            let mut statement = connection.prepare_cached(
+                "SELECT scope, by_whom, why, at_ms, until_ms FROM freeze ORDER BY scope, by_whom",
+            )?;
             let rows = statement.query_map([], |row| {
                 Ok(FreezeRow {
                     scope: row.get(0)?,
@@ -483,5 +503,32 @@ mod tests {
         assert_eq!(journal.ledger("m1").expect("read"), Some(worth));
         assert!(journal.unfreeze("orders").expect("write"));
         assert!(!journal.unfreeze("orders").expect("write"));
+    }
+
+    #[test]
+    fn a_store_whose_scopes_had_one_freeze_each_keeps_them_and_takes_more() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let old = "DROP TABLE freeze;
+            CREATE TABLE freeze (scope TEXT PRIMARY KEY, by_whom TEXT NOT NULL, why TEXT NOT NULL, at_ms INTEGER NOT NULL,
+              until_ms INTEGER) STRICT;
+            INSERT INTO freeze VALUES ('orders', 'godwit', 'it was taken back', 5, NULL)";
+        {
+            let journal = Journal::open(directory.path()).expect("open");
+            journal.connection().execute_batch(old).expect("as it was");
+        }
+        let freeze = FreezeRow {
+            scope: "orders".into(),
+            by: "ann".into(),
+            why: "release".into(),
+            at: Timestamp(6),
+            until: Some(Timestamp(9)),
+        };
+        for _ in 0..2 {
+            let journal = Journal::open(directory.path()).expect("open again");
+            journal.freeze(&freeze).expect("write");
+            let by: Vec<_> =
+                journal.freezes().expect("read").into_iter().map(|row| (row.by, row.until)).collect();
+            assert_eq!(by, [("ann".to_owned(), freeze.until), ("godwit".to_owned(), None)]);
+        }
     }
 }
