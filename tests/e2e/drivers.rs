@@ -429,6 +429,19 @@ async fn an_old_primary_is_given_back_only_when_nobody_uses_it() -> Result<()> {
     let mut node = fleet.start()?;
     let view = until(&mut node, &client, RESOURCE, "it serves", |view| view.decision.is_some()).await?;
     ensure!(view.phase == "idle" && view.primary == near, "{view:#?}");
+    // And after a reload that has nothing to do with it, until a person says otherwise.
+    let made = fleet.asked("provision").len();
+    let other = policy("").replace("retire: {after: 100ms", "retire: {then: deprovision, after: 200ms");
+    std::fs::write(folder_of(&fleet.config).join("policies/playground.yaml"), other)?;
+    let done: Reloaded = serde_json::from_slice(&client.send("/api/v1/config/reload", &json!({})).await?)?;
+    ensure!(done.applied == ["policies.playground.retire.after"] && done.refused.is_empty(), "{done:#?}");
+    let view: ResourceView = client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await?;
+    ensure!(view.phase == "idle" && fleet.asked("provision").len() == made, "{view:#?}");
+    let shadow = format!("/api/v1/resources/{RESOURCE}/shadow");
+    let (_, tag) = client.fetch_tagged::<Value>(&shadow).await?;
+    let wanted = json!({ "enabled": true, "capacity": "50%" });
+    let _: SectionView = client.replace(&shadow, &wanted, &tag).await?;
+    until(&mut node, &client, RESOURCE, "a shadow is made again", |view| view.phase != "idle").await?;
     Ok(())
 }
 

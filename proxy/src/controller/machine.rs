@@ -570,8 +570,8 @@ impl Machine {
                 let _ = reply.send(self.slots.reseed(&self.hands, &self.state, &by));
                 self.publish();
             }
-            Command::Reconfigure { settings, persist, reply } => {
-                let _ = reply.send(self.reconfigure(&settings, persist));
+            Command::Reconfigure { settings, shadow, persist, reply } => {
+                let _ = reply.send(self.reconfigure(&settings, shadow, persist));
             }
             Command::Leave { reply } => self.leave(reply),
             Command::Approve { id, by, reply } => {

@@ -88,6 +88,8 @@ pub enum Command {
     Reconfigure {
         /// All of them.
         settings: Box<Resource>,
+        /// A person said just now whether there is to be a shadow.
+        shadow: bool,
         /// Writes them down, once it is clear that they can be taken; none: they are.
         persist: Option<Persist>,
         /// The answer: they are in force.

@@ -28,8 +28,14 @@ impl Machine {
         front.mirror.aim(&zone.0, rules, targets, self.hands.endpoints.reach(&zone.0));
     }
 
-    /// Takes these settings, or says why not now. A migration under way goes on with what it began with, but for its soak.
-    pub(super) fn reconfigure(&mut self, next: &Resource, persist: Option<Persist>) -> Result<(), Denied> {
+    /// Takes these settings, or says why not now. A migration under way goes on with what it began with, but for its soak. A shadow that
+    /// was given back comes again only when a person says so: with `shadow`, or where none was wanted before.
+    pub(super) fn reconfigure(
+        &mut self,
+        next: &Resource,
+        shadow: bool,
+        persist: Option<Persist>,
+    ) -> Result<(), Denied> {
         let old = self.hands.settings();
         let (was, is) = (&old.policy, &next.policy);
         let capacity = |resource: &Resource| -> Vec<u32> {
@@ -49,7 +55,10 @@ impl Machine {
         self.hands.resource.replace(next);
         if ends {
             self.take(Event::ShadowDisabled);
-        } else if is.shadow_enabled && self.state.phase == Phase::Idle {
+        } else if is.shadow_enabled
+            && self.state.phase == Phase::Idle
+            && (shadow || !was.shadow_enabled || !self.given_up())
+        {
             self.keep_a_shadow_again();
             self.take(Event::ShadowEnabled);
         }

@@ -303,6 +303,7 @@ impl Changes {
         let answer = handle
             .ask(|reply| Command::Reconfigure {
                 settings: Box::new(next.clone()),
+                shadow: section == "shadow",
                 persist: Some(persist),
                 reply,
             })
@@ -355,7 +356,12 @@ impl Changes {
                 continue;
             }
             let answer = handle
-                .ask(|reply| Command::Reconfigure { settings: Box::new(next.clone()), persist: None, reply })
+                .ask(|reply| Command::Reconfigure {
+                    settings: Box::new(next.clone()),
+                    shadow: false,
+                    persist: None,
+                    reply,
+                })
                 .await;
             match answer {
                 Some(Ok(())) => self.adopt(name, &next),
