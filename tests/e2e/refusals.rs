@@ -211,11 +211,18 @@ async fn a_move_that_needs_two_people_waits_for_the_second() -> Result<()> {
     let shown = leader.ready().await?.proposal.context("the proposal is still open")?;
     ensure!(shown.asked_by.as_deref() == Some("ann") && shown.to == view.shadow, "{shown:?}");
 
+    // Whose approval is refused has not approved.
+    let freeze = format!("/api/v1/resources/{RESOURCE}/freeze");
+    leader.client.send(&freeze, &json!({ "why": "the release of today" })).await?;
+    let frozen = asks(&leader, "eve", &approve).await.expect_err("it is frozen").to_string();
+    ensure!(frozen.contains("the release of today"), "{frozen}");
+    leader.client.call_with(http::Method::DELETE, &freeze, None, &[]).await?;
+
     let begun = asks(&leader, "bob", &approve).await?;
     let id = begun.id.context("it begins")?;
     leader.until("it is served from the other zone", |now| now.primary == view.shadow).await?;
     let run = leader.migration(&id).await?;
-    ensure!(run.trigger.contains("ann, bob"), "the history knows both: {run:#?}");
+    ensure!(run.trigger == "ann, bob", "the history knows both: {run:#?}");
     let over = asks(&leader, "eve", &approve).await.expect_err("it is over");
     ensure!(over.downcast_ref::<Refusal>().is_some_and(|Refusal(problem)| problem.status == 409), "{over:?}");
     Ok(())

@@ -405,6 +405,8 @@ impl Machine {
             if next.phase == Phase::Committed {
                 // What an earlier move would give back is something else from here on.
                 self.retiring = Retiring::default();
+                // Of a proposal that began this one nothing is open any more.
+                self.proposals.withdraw(now);
                 self.read_moves();
                 self.worth = Worth::of_last_move(&self.hands.journal, &next);
             }

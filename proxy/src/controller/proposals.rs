@@ -118,7 +118,7 @@ impl Proposals {
         now: Timestamp,
     ) -> Result<(), Denied> {
         match &self.open {
-            Some(row) if now < row.expires && row.to == to => return self.approve(by, now).map(drop),
+            Some(row) if now < row.expires && row.to == to => return self.wish(by, now),
             Some(row) if now < row.expires => {
                 return Err(Denied::Conflict(format!("a move to {} is proposed ({})", row.to, row.id)));
             }
@@ -130,15 +130,24 @@ impl Proposals {
         self.note(by, true, now).map_err(written)
     }
 
-    /// One more person wants the open one; how many do now.
+    /// One more person wants the open one; who does, once that are as many as are `needed`.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn approve(&mut self, by: &str, now: Timestamp) -> Result<usize, Denied> {
-        if !self.approvals.iter().any(|approval| approval.person == by) {
-            self.note(by, false, now).map_err(|error| Denied::Journal(chain(error)))?;
+    pub fn approve(&mut self, by: &str, needed: u32, now: Timestamp) -> Result<Option<Vec<String>>, Denied> {
+        // Alone, whoever approves is the one.
+        if needed <= 1 && self.approvals.is_empty() {
+            return Ok(Some(vec![by.to_owned()]));
         }
-        Ok(self.approvals.len())
+        self.wish(by, now)?;
+        Ok((self.approvals.len() as u64 >= u64::from(needed)).then(|| self.approved_by()))
+    }
+
+    fn wish(&mut self, by: &str, now: Timestamp) -> Result<(), Denied> {
+        if self.approvals.iter().any(|approval| approval.person == by) {
+            return Ok(());
+        }
+        self.note(by, false, now).map_err(|error| Denied::Journal(chain(error)))
     }
 
     fn note(&mut self, by: &str, asked: bool, now: Timestamp) -> Result<(), StoreError> {
@@ -217,6 +226,14 @@ impl Proposals {
         }
     }
 
+    /// The service is elsewhere by now: what was wanted of another place ends, and everybody's word for it.
+    pub fn withdraw(&mut self, now: Timestamp) {
+        if let Some(row) = &self.open {
+            tracing::info!(resource = %self.resource, id = %row.id, to = %row.to, "a proposal ends, the service has moved");
+        }
+        self.end("withdrawn", None, now);
+    }
+
     /// It was approved and the move has begun.
     pub fn approved(&mut self, by: &str, now: Timestamp) {
         self.end("approved", Some(by), now);
@@ -287,7 +304,7 @@ mod tests {
         let mut proposals = Proposals::open("orders", journal.clone());
         proposals.ask("b", "ann", Some(&stay), minute, Timestamp(1000)).expect("written");
         let id = proposals.view().expect("asked").id;
-        assert_eq!(proposals.approve("ann", Timestamp(1500)), Ok(1), "nobody counts twice");
+        assert_eq!(proposals.approve("ann", 2, Timestamp(1500)), Ok(None), "nobody counts twice");
         proposals.follow(&stay, minute, Timestamp(2000));
 
         let mut proposals = Proposals::open("orders", journal);
@@ -304,5 +321,39 @@ mod tests {
         assert_eq!(proposals.view(), None, "it expires like any other");
         proposals.ask("b", "bob", None, minute, Timestamp(62_000)).expect("written");
         assert_eq!(proposals.approved_by(), ["bob"], "and what was said of it goes with it");
+    }
+
+    #[test]
+    fn a_wish_is_for_the_move_that_it_was_said_of() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Arc::new(Journal::open(directory.path()).expect("open"));
+        let minute = Duration::from_secs(60);
+        let mut proposals = Proposals::open("orders", journal.clone());
+        proposals.ask("b", "ann", None, minute, Timestamp(1000)).expect("written");
+        let id = proposals.view().expect("asked").id;
+        proposals.withdraw(Timestamp(2000));
+        assert_eq!((proposals.view(), proposals.approved_by()), (None, Vec::new()));
+        let over = proposals.check(Some(&id), None, Timestamp(3000)).expect_err("over").to_string();
+        assert!(over.starts_with(&format!("proposal {id} is withdrawn")), "{over}");
+        assert_eq!(Proposals::open("orders", journal).view(), None, "also after a restart");
+        proposals.ask("b", "bob", None, minute, Timestamp(4000)).expect("written");
+        assert_eq!(proposals.approve("bob", 2, Timestamp(4000)), Ok(None), "hers was for another one");
+    }
+
+    #[test]
+    fn everybody_who_wanted_a_move_is_named_also_where_one_would_do_by_now() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Arc::new(Journal::open(directory.path()).expect("open"));
+        let mut proposals = Proposals::open("orders", journal.clone());
+        let minute = Duration::from_secs(60);
+        let approve =
+            |proposals: &mut Proposals, by: &str, needed| proposals.approve(by, needed, Timestamp(2000));
+        proposals.follow(&report(Verdict::Propose { to: "b".into() }), minute, Timestamp(1000));
+        assert_eq!(approve(&mut proposals, "ann", 1), Ok(Some(vec!["ann".into()])), "it was the score's");
+        assert_eq!(proposals.approved_by(), Vec::<String>::new(), "and may be refused yet");
+        assert_eq!(approve(&mut proposals, "ann", 3), Ok(None));
+        assert_eq!(approve(&mut proposals, "bob", 1), Ok(Some(vec!["ann".into(), "bob".into()])));
+        let noted: Vec<_> = Proposals::open("orders", journal).approved_by();
+        assert_eq!(noted, ["ann", "bob"]);
     }
 }

@@ -16,10 +16,7 @@ impl Machine {
             return self.migrate(to, by, false);
         }
         let plan = self.migrate(to, by, true)?;
-        let (_, event) = self.request(plan.to.as_str().into(), Trigger::Operator(by.to_owned()));
-        let now = self.moment();
-        let next = step(&self.state, event, now);
-        self.may_begin(next)?;
+        self.could_begin(&plan.to, by)?;
         let report = self.decision.as_ref().map(|(report, _)| report);
         self.proposals.ask(&plan.to, by, report, policy.proposal_expires, clock::now())?;
         self.begin_if_approved(by)
@@ -45,21 +42,28 @@ impl Machine {
         if refusals.is_empty() { Ok(()) } else { Err(Denied::Guards(refusals)) }
     }
 
+    fn could_begin(&mut self, to: &str, by: &str) -> Result<(), Denied> {
+        let (_, event) = self.request(to.into(), Trigger::Operator(by.to_owned()));
+        let now = self.moment();
+        let next = step(&self.state, event, now);
+        self.may_begin(next)
+    }
+
     fn begin_if_approved(&mut self, by: &str) -> Result<Plan, Denied> {
         let needed = self.hands.policy().approvals;
         let Some(proposal) = self.proposals.view() else {
             return Err(Denied::Conflict("no proposal is open".into()));
         };
-        // Alone, whoever approves is the one; a move that is refused leaves the proposal as it was.
-        if needed > 1 && (self.proposals.approve(by, clock::now())? as u64) < u64::from(needed) {
+        // A move that is refused leaves the proposal as it was: nobody's word counts later that was refused now.
+        self.could_begin(&proposal.to, by)?;
+        let Some(people) = self.proposals.approve(by, needed, clock::now())? else {
             let mut plan = self.migrate(Some(&proposal.to), by, true)?;
             let approved_by = self.proposals.approved_by();
             plan.approval = Some(ApprovalView { proposal: proposal.id, approved_by, needed });
             self.publish();
             return Ok(plan);
-        }
-        let people = self.proposals.approved_by();
-        let people = if people.is_empty() { by.to_owned() } else { people.join(", ") };
+        };
+        let people = people.join(", ");
         let plan = self.migrate(Some(&proposal.to), &people, false)?;
         self.proposals.approved(&people, clock::now());
         self.publish();
