@@ -1,6 +1,6 @@
 //! An old primary soaks until the policy says, or until a person ends that.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use godwit::controller::verification::{Standing, VerificationView};
 use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{Playground, RESOURCE};
@@ -98,5 +98,36 @@ async fn nobody_waits_for_the_next_step() -> Result<()> {
         leader.until("it follows", |view| view.replication.state == "streaming").await?;
         leader.ready().await?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_ends_a_soak_goes_by_the_clock_of_now() -> Result<()> {
+    const HOUR_MS: u64 = 3_600_000;
+    let mut options = options(false)?;
+    options.policy = options.policy.replace("retire: {after: 100ms", "retire: {after: 10h");
+    let playground = Playground::start(&options).await?;
+    let clock = playground.directory.join("clock");
+    std::fs::write(&clock, "0")?;
+    let mut leader = Leader::start(&playground, &[("GODWIT_TEST_CLOCK", &clock.display().to_string())])?;
+    let view = leader.ready().await?;
+    let committed = async |leader: &Leader<'_>, id: &str| {
+        leader.migration(id).await?.committed_ms.context("it is committed")
+    };
+    let there = leader.migrate(&view.shadow).await?;
+    leader.until("the old primary soaks", |now| now.soak.is_some()).await?;
+    let before = committed(&leader, &there).await?;
+    // It was an hour behind, and is set.
+    std::fs::write(&clock, HOUR_MS.to_string())?;
+    leader
+        .until("the clock is another one", |now| {
+            let at = now.decision.as_ref().map_or(0, |decision| decision.at_ms);
+            at >= before + HOUR_MS && now.replication.state == "streaming" && now.soak.is_some()
+        })
+        .await?;
+    let back = leader.migrate(&view.primary).await?;
+    leader.until("the other soaks", |now| now.primary == view.primary && now.soak.is_some()).await?;
+    let after = committed(&leader, &back).await?;
+    ensure!(after >= before + HOUR_MS, "the cooldown counts from {after}, the move before was at {before}");
     Ok(())
 }

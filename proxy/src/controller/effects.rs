@@ -26,7 +26,7 @@ use super::streams::Streams;
 use super::unlogged::UnloggedRows;
 use crate::audit::Audit;
 use crate::causes::chain;
-use crate::clock;
+use crate::clock::{self, Steady};
 use crate::config::model::{Placement, Resource};
 use crate::drivers::{Endpoint, Operation, Plan, Provisioning, Wanted};
 use crate::feeds::external::Secret;
@@ -80,6 +80,8 @@ pub struct Hands {
     pub(super) fenced: watch::Sender<Fenced>,
     /// When the gate began to close for the run under way.
     pub(super) held_since: std::sync::Mutex<Option<Instant>>,
+    /// Of the migration under way: its deadlines pass whatever the wall clock does.
+    pub(super) steady: std::sync::Mutex<Steady>,
     /// Held while a fence goes up, so that undoing it never overtakes it.
     pub(super) fencing: Mutex<()>,
     /// Who was still inside when half of the time for a drain had passed.
@@ -138,6 +140,7 @@ impl Hands {
             held_since: std::sync::Mutex::default(),
             fencing: Mutex::default(),
             undrained: std::sync::Mutex::default(),
+            steady: std::sync::Mutex::new(Steady::begin()),
             compared: Mutex::default(),
             marker_snapshot: Mutex::default(),
             comparison: Mutex::default(),

@@ -104,8 +104,6 @@ pub struct Machine {
 
     gate_closed_at: Option<Instant>,
     last_step: Instant,
-    /// Of the migration under way: its deadlines pass whatever the wall clock does.
-    steady: Steady,
     journal_fails: Option<String>,
     /// Facts that the journal could not take, and that nobody will tell again.
     unwritten: Vec<Event>,
@@ -173,7 +171,6 @@ impl Machine {
             after_loss: false,
             gate_closed_at: None,
             last_step: clock::monotonic(),
-            steady: Steady::begin(),
             journal_fails: None,
             unwritten: Vec::new(),
             retiring,
@@ -293,10 +290,11 @@ impl Machine {
 
     /// Wall time; while a migration is under way it does not jump.
     fn moment(&mut self) -> Timestamp {
+        let mut steady = lock(&self.hands.steady);
         if self.state.run.is_none() {
-            self.steady = Steady::begin();
+            *steady = Steady::begin();
         }
-        self.steady.now()
+        steady.now()
     }
 
     fn tick(&mut self) {
@@ -327,8 +325,11 @@ impl Machine {
     /// One event through the machine. The new state is durable before any effect of it starts.
     pub(super) fn take(&mut self, event: Event) {
         let name = event.name();
+        // A migration has a clock of its own, also one that ends the soak of the last one.
+        let begins = matches!(event, Event::MigrateRequested { .. } | Event::TakeOverRequested { .. });
+        let steady = Steady::begin();
         // One moment for the state and its record: a phase ends when the next begins.
-        let now = self.moment();
+        let now = if begins { steady.now() } else { self.moment() };
         match step(&self.state, event.clone(), now) {
             Ok((next, effects)) => {
                 let end = effects.iter().find_map(|effect| match effect {
@@ -338,6 +339,9 @@ impl Machine {
                 if let Err(why) = self.adopt(next, name, now, end) {
                     self.journal_failed(&why, event);
                     return;
+                }
+                if begins {
+                    *lock(&self.hands.steady) = steady;
                 }
                 for effect in effects {
                     self.start(effect);

@@ -12,6 +12,7 @@ use super::databases::Purpose;
 use super::effects::{Failure, Hands};
 use crate::causes::chain;
 use crate::clock;
+use crate::lock::lock;
 
 /// How long caches are filled at most.
 const CACHES: Duration = Duration::from_mins(5);
@@ -87,7 +88,7 @@ impl Hands {
         if policy.caches == Caches::Fill {
             // The last, so that nothing takes them again. A cold cache is slow and not wrong: it ends no migration.
             let within = state.deadline().map_or(CACHES, |deadline| {
-                CACHES.min(deadline.since(crate::clock::now()).saturating_sub(REST))
+                CACHES.min(deadline.since(lock(&self.steady).now()).saturating_sub(REST))
             });
             let resource = &self.resource.name;
             match caches::fill(&primary, &client, within).await {
