@@ -165,6 +165,11 @@ async fn a_frozen_service_stays_and_says_why() -> Result<()> {
     let view = leader.ready().await?;
     let freeze = format!("/api/v1/resources/{RESOURCE}/freeze");
     leader.client.send(&freeze, &json!({ "why": "the release of today" })).await?;
+    let dry_run = json!({ "to": view.shadow, "dry_run": true });
+    let plan = leader.client.send(&format!("/api/v1/resources/{RESOURCE}/migrations"), &dry_run).await?;
+    let plan: Plan = serde_json::from_slice(&plan)?;
+    let frozen = plan.guards.iter().find(|guard| guard.name == "not frozen").context("the guard")?;
+    ensure!(!frozen.passed, "a plan is of now: {plan:#?}");
     // It outlives the process.
     drop(leader);
     let mut leader = Leader::start(&playground, &[])?;

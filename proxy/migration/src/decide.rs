@@ -349,14 +349,10 @@ pub fn guarded(fact: GuardedFact, world: &World) -> Fact<f64> {
 }
 
 fn extra(guard: &ExtraGuard, world: &World) -> Guard {
-    let meets = |value: f64| match guard.bound {
-        Bound::Below(limit) => value < limit,
-        Bound::Above(limit) => value > limit,
-    };
     let fact = guarded(guard.fact, world);
     Guard {
         name: guard.fact.name(),
-        passed: fact.value().is_some_and(|value| meets(*value)),
+        passed: fact.value().is_some_and(|value| guard.bound.admits(*value)),
         value: match &fact {
             Fact::Known { value, .. } => value.to_string(),
             Fact::Unknown { why } => format!("unknown: {why}"),

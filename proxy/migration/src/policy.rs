@@ -318,6 +318,17 @@ pub enum Bound {
     Above(f64),
 }
 
+impl Bound {
+    /// Whether this value is on that side.
+    #[must_use]
+    pub fn admits(self, value: f64) -> bool {
+        match self {
+            Self::Below(limit) => value < limit,
+            Self::Above(limit) => value > limit,
+        }
+    }
+}
+
 /// A further condition: an unknown fact does not meet it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExtraGuard {

@@ -17,6 +17,7 @@ use migration::cutover::{Effect, Event, Limits, Outcome, Phase, Refused, Run, St
 use migration::decide::decide;
 use migration::report::{DecisionReport, Verdict};
 use migration::units::{Timestamp, Zone};
+use migration::world::Freeze;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
@@ -26,7 +27,6 @@ use self::taking_back::TakenBack;
 use self::tasks::Tasks;
 use super::audited;
 use super::effects::{Hands, Report};
-use super::events::MigrationEvent;
 use super::forecast::ForecastView;
 use super::freezes::Freezes;
 use super::ledger::{self, Worth};
@@ -84,9 +84,9 @@ pub struct Machine {
     running: Tasks,
     /// Consecutive failures by effect name.
     failures: HashMap<&'static str, (u32, String)>,
-    decision: Option<(DecisionReport, u64)>,
-    /// The phase it was made in.
-    judged: Phase,
+    pub(super) decision: Option<(DecisionReport, u64)>,
+    /// The phase it was made in, and what was frozen then.
+    judged: (Phase, Vec<Freeze>),
     /// The decision that the audit has last.
     audited: Option<audited::Gist>,
     freezes: Arc<Freezes>,
@@ -158,7 +158,7 @@ impl Machine {
             running: Tasks::default(),
             failures: HashMap::new(),
             decision: None,
-            judged: Phase::Idle,
+            judged: (Phase::Idle, Vec::new()),
             audited: None,
             freezes,
             proposals,
@@ -430,26 +430,6 @@ impl Machine {
         Ok(())
     }
 
-    /// Who listens hears of each phase of a migration, and that it was verified.
-    fn tell_step(&self, before: &State, left: &StepView, now: Timestamp) {
-        let moved = self.state.phase != before.phase;
-        let same = |run: &Run| before.run.as_ref().is_some_and(|old| old.id == run.id);
-        if let Some(run) = &self.state.run {
-            let verified = run.verified && before.run.as_ref().is_some_and(|old| !old.verified);
-            if moved || verified || !same(run) {
-                // The phase before the first one is the resource's, not the migration's.
-                let left = Some(left.clone()).filter(|_| moved && same(run));
-                self.hands.events.migration(&MigrationEvent::of(&self.state, run, now, left));
-            }
-        }
-    }
-
-    fn tell_end(&self, run: &Run, outcome: &Outcome, left: StepView, now: Timestamp) {
-        telemetry::migration_ended(&self.state.resource, outcome);
-        let event = MigrationEvent::of(&self.state, run, now, Some(left));
-        self.hands.events.migration(&MigrationEvent { outcome: Some(outcome.name().into()), ..event });
-    }
-
     /// The journal cannot be written: nothing new is done. A gate that closed before any fence opens again at once. What
     /// happened is not told again: it is tried once more, or, where time presses, the run is undone.
     fn journal_failed(&mut self, why: &str, event: Event) {
@@ -566,6 +546,8 @@ impl Machine {
         match command {
             Command::Migrate { to, by, dry_run, reply } => {
                 let answer = if dry_run {
+                    self.decide();
+                    self.judge_anew();
                     self.migrate(to.as_deref(), &by, true)
                 } else {
                     self.ask(to.as_deref(), &by)
@@ -721,15 +703,15 @@ impl Machine {
         self.publish();
     }
 
-    fn decide(&mut self) {
+    pub(super) fn decide(&mut self) {
         let now = clock::now();
         let policy = &self.hands.policy();
         let age = self.last_step.elapsed();
-        let freezes = self.freezes.at(&self.state.resource, &self.hands.settings().freeze, now);
+        let freezes = self.frozen();
+        self.judged = (self.state.phase, freezes.clone());
         let world = self.signals.world(policy, &self.state, self.moves.clone(), freezes, age, now);
         self.expected = ledger::expected(&world);
         self.decision = Some((decide(policy, &world, now), now.0));
-        self.judged = self.state.phase;
     }
 
     /// A step after a move goes into its ledger entry.

@@ -69,6 +69,10 @@ impl Machine {
             self.adjust();
         }
         self.soak_as_configured();
+        if self.decision.is_some() {
+            // What is shown goes by the settings of now.
+            self.decide();
+        }
         tracing::info!(resource = %next.name, scaling, replication, "settings changed");
         self.publish();
         Ok(())

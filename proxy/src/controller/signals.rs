@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use migration::aftermath::Answers;
 use migration::cutover::State;
-use migration::policy::Policy;
+use migration::policy::{GuardedFact, Policy};
 use migration::units::{ByteCount, Timestamp, Zone};
 use migration::world::{Fact, Freeze, Maintenance, Outlook, Path, Service, Undone, World};
 use predictor::{Ensemble, Forecaster, Inputs, Outlook as Forecast, Settings};
@@ -206,16 +206,22 @@ impl Signals {
         self.measured = measured;
     }
 
-    /// What is known by now of the lag, of what stands in the way, and of the shadow's service; whether that says something else.
+    /// What is known by now of the lag, of what stands in the way, and of the shadow's service; whether that says something else to the
+    /// guards of this policy.
     pub fn correct(
         &mut self,
         lag: Option<Result<u64, String>>,
         blockers: Vec<String>,
         service: Service,
-        most: ByteCount,
+        policy: &Policy,
     ) -> bool {
+        let passes = |bytes: u64| -> Vec<bool> {
+            let guards = policy.guards.iter().filter(|guard| guard.fact == GuardedFact::LagBytes);
+            let extra = guards.map(|guard| guard.bound.admits(bytes as f64));
+            extra.chain([bytes <= policy.max_lag.0]).collect()
+        };
         let near = |lag: &Option<Result<u64, String>>| match lag {
-            Some(Ok(bytes)) => Ok(*bytes <= most.0),
+            Some(Ok(bytes)) => Ok(passes(*bytes)),
             Some(Err(why)) => Err(Some(why.clone())),
             None => Err(None),
         };
@@ -480,7 +486,7 @@ fn outlook(forecaster: &dyn Forecaster, policy: &Policy, age: Duration, source: 
 mod tests {
     use migration::cutover::Phase;
     use migration::decide::decide;
-    use migration::policy::PolicyParts;
+    use migration::policy::{Bound, ExtraGuard, PolicyParts};
 
     use super::*;
 
@@ -535,5 +541,27 @@ mod tests {
             let world = signals.world(&policy, &state, moves, Vec::new(), Duration::ZERO, Timestamp(1));
             assert_eq!(world.shadow_probe.why_unknown(), Some(why));
         }
+    }
+
+    #[test]
+    fn a_lag_says_something_else_where_any_guard_judges_it_otherwise() {
+        let fact = GuardedFact::LagBytes;
+        let guard = |bound| ExtraGuard { fact, bound, binds_operator: true };
+        let guards = vec![guard(Bound::Below(100.0))];
+        let policy = |guards| {
+            let parts = PolicyParts { guards, max_lag: ByteCount(1000), ..PolicyParts::default() };
+            Policy::new(parts).expect("valid")
+        };
+        let (strict, plain) = (policy(guards), policy(Vec::new()));
+        let mut signals = Signals::new(0, Duration::from_secs(1), None);
+        let mut changes =
+            |lag: u64, policy: &Policy| signals.correct(Some(Ok(lag)), Vec::new(), Service::Answers, policy);
+        changes(50, &strict);
+        assert_eq!(
+            [60, 500, 600, 2000, 2001].map(|lag| changes(lag, &strict)),
+            [false, true, false, true, false]
+        );
+        changes(50, &plain);
+        assert_eq!([500, 2000].map(|lag| changes(lag, &plain)), [false, true]);
     }
 }

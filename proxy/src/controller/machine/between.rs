@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use migration::world::Service;
+use migration::world::{Freeze, Service};
 
 use super::Machine;
+use crate::clock;
 
 /// How often it is looked, where the steps are further apart.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
@@ -18,13 +19,20 @@ impl Machine {
         }
     }
 
-    /// Decides anew where the phase, the lag or what stands in the way is not what the last decision was made of. Only a step moves.
+    /// Decides anew where the phase, the lag, what is frozen or what stands in the way is not what the last decision was made of. Only a step
+    /// moves.
     pub(super) fn judge_anew(&mut self) {
         let (lag, blockers, service) = self.facts();
-        let changed = self.signals.correct(lag, blockers, service, self.hands.policy().max_lag);
-        if self.decision.is_some() && (changed || self.judged != self.state.phase) {
+        let changed = self.signals.correct(lag, blockers, service, &self.hands.policy());
+        let judged = (self.state.phase, self.frozen());
+        if self.decision.is_some() && (changed || self.judged != judged) {
             self.decide();
         }
+    }
+
+    /// What is frozen now.
+    pub(super) fn frozen(&self) -> Vec<Freeze> {
+        self.freezes.at(&self.state.resource, &self.hands.settings().freeze, clock::now())
     }
 
     /// Bytes that the shadow is behind, or why that is unknown; everything that stands in the way of a move; and the shadow's service.

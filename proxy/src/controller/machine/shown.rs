@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use migration::cutover::Phase;
+use migration::cutover::{Outcome, Phase, Run, State};
+use migration::units::Timestamp;
 use replicator::postgres::slot::Lane;
 use replicator::status::{Phase as StreamPhase, StreamStatus};
 
 use super::Machine;
 use crate::clock;
+use crate::controller::events::MigrationEvent;
 use crate::controller::forecast::ForecastView;
 use crate::controller::view::{
-    DecisionView, GateView, ModeView, ReplicationView, ResourceView, SessionsView, SoakView,
+    DecisionView, GateView, ModeView, ReplicationView, ResourceView, SessionsView, SoakView, StepView,
 };
 use crate::telemetry::metrics as telemetry;
 
@@ -25,6 +27,26 @@ impl Machine {
         if self.failures.remove(effect).is_some() {
             self.publish();
         }
+    }
+
+    /// Who listens hears of each phase of a migration, and that it was verified.
+    pub(super) fn tell_step(&self, before: &State, left: &StepView, now: Timestamp) {
+        let moved = self.state.phase != before.phase;
+        let same = |run: &Run| before.run.as_ref().is_some_and(|old| old.id == run.id);
+        if let Some(run) = &self.state.run {
+            let verified = run.verified && before.run.as_ref().is_some_and(|old| !old.verified);
+            if moved || verified || !same(run) {
+                // The phase before the first one is the resource's, not the migration's.
+                let left = Some(left.clone()).filter(|_| moved && same(run));
+                self.hands.events.migration(&MigrationEvent::of(&self.state, run, now, left));
+            }
+        }
+    }
+
+    pub(super) fn tell_end(&self, run: &Run, outcome: &Outcome, left: StepView, now: Timestamp) {
+        telemetry::migration_ended(&self.state.resource, outcome);
+        let event = MigrationEvent::of(&self.state, run, now, Some(left));
+        self.hands.events.migration(&MigrationEvent { outcome: Some(outcome.name().into()), ..event });
     }
 
     pub(in crate::controller) fn publish(&mut self) {
