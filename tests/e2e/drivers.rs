@@ -382,6 +382,43 @@ async fn a_zone_that_is_moved_back_to_is_not_scaled_down_any_more() -> Result<()
     Ok(())
 }
 
+/// The driver refuses to scale down after an undone move, once: nobody would ask it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shadow_of_an_undone_move_does_not_keep_its_workers() -> Result<()> {
+    let fleet = Fleet::new(&policy("")).await?;
+    let client = fleet.client();
+    let mut node = fleet.start()?;
+    until(&mut node, &client, RESOURCE, "the shadow is ready", movable).await?;
+    let (hold, broken) = (fleet.home.join("hold"), fleet.home.join("broken"));
+    std::fs::write(&hold, "")?;
+    migrate(&client, RESOURCE, "far").await?;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !fleet.scaled().ends_with(&[2]) {
+        node.check()?;
+        ensure!(tokio::time::Instant::now() < deadline, "not scaled up\n{}", node.tail(40));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // What is asked from here on fails, and the guards stop the move.
+    std::fs::write(&broken, "")?;
+    let freeze = format!("/api/v1/resources/{RESOURCE}/freeze");
+    client.send(&freeze, &json!({ "why": "a release" })).await?;
+    std::fs::remove_file(&hold)?;
+    until(&mut node, &client, RESOURCE, "it is undone, and the driver refuses", |view| {
+        view.phase == "shadowing"
+            && view.problems.iter().any(|problem| problem.starts_with("scale_down failed"))
+    })
+    .await?;
+    std::fs::remove_file(&broken)?;
+    let view = until(&mut node, &client, RESOURCE, "the shadow has its share of workers", |view| {
+        let shadow = view.placements.iter().find(|placement| placement.zone == "far");
+        shadow.is_some_and(|shadow| shadow.capacity == Some(1))
+            && !view.problems.iter().any(|problem| problem.starts_with("scale_down failed"))
+    })
+    .await?;
+    ensure!(view.phase == "shadowing" && fleet.scaled().ends_with(&[2, 1, 1]), "{:?}", fleet.scaled());
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_primary_is_given_back_only_when_nobody_uses_it() -> Result<()> {
     let fleet = Fleet::new(&policy("").replace("retire: {", "retire: {then: deprovision, ")).await?;

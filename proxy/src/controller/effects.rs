@@ -424,28 +424,24 @@ impl Hands {
         Ok(())
     }
 
-    /// Brings workers of both placements to the numbers of now. Nobody is sent to a worker that is about to end.
-    pub(super) async fn adjust(&self, state: &State) -> Result<(), Failure> {
-        for (zone, capacity) in [(&state.primary, Capacity::Full), (&state.shadow, Capacity::Shadow)] {
-            let Some(driver) = self.driver(zone) else { continue };
-            if capacity == Capacity::Shadow && state.phase == Phase::Idle {
-                continue;
+    /// Brings workers of a placement to the number of now: the primary's are at full capacity. Nobody is sent to a worker that is about to
+    /// end.
+    pub(super) async fn adjust(&self, zone: &Zone, capacity: Capacity, state: &State) -> Result<(), Failure> {
+        let Some(driver) = self.driver(zone) else { return Ok(()) };
+        let workers = self.workers(zone, capacity);
+        let upstreams = self.upstreams(zone, capacity);
+        let front = self.front.as_ref().filter(|_| capacity == Capacity::Full);
+        let fewer = front.is_some_and(|front| upstreams.len() < front.pool.load().upstreams().len());
+        if let Some(front) = front.filter(|_| fewer) {
+            let gone = front.pool.set_upstreams(state.generation.0, &upstreams).map_err(chain)?;
+            for endpoint in gone {
+                endpoint.idle().await;
             }
-            let workers = self.workers(zone, capacity);
-            let upstreams = self.upstreams(zone, capacity);
-            let front = self.front.as_ref().filter(|_| capacity == Capacity::Full);
-            let fewer = front.is_some_and(|front| upstreams.len() < front.pool.load().upstreams().len());
-            if let Some(front) = front.filter(|_| fewer) {
-                let gone = front.pool.set_upstreams(state.generation.0, &upstreams).map_err(chain)?;
-                for endpoint in gone {
-                    endpoint.idle().await;
-                }
-            }
-            let id = format!("adjust-{}-{zone}-{workers}-{}", state.resource, crate::rng::id());
-            driver.does.scale(&Operation { id, deadline: driver.deadline }, workers).await.map_err(chain)?;
-            if let Some(front) = front.filter(|_| !fewer) {
-                front.pool.set_upstreams(state.generation.0, &upstreams).map_err(chain)?;
-            }
+        }
+        let id = format!("adjust-{}-{zone}-{workers}-{}", state.resource, crate::rng::id());
+        driver.does.scale(&Operation { id, deadline: driver.deadline }, workers).await.map_err(chain)?;
+        if let Some(front) = front.filter(|_| !fewer) {
+            front.pool.set_upstreams(state.generation.0, &upstreams).map_err(chain)?;
         }
         Ok(())
     }

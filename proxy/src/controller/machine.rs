@@ -73,7 +73,7 @@ pub struct Machine {
     pub(super) hands: Arc<Hands>,
     pub(super) state: State,
     signals: Signals,
-    measure: Measure,
+    pub(super) measure: Measure,
     slots: SlotGuard,
     verifications: Arc<Verifications>,
     reports: mpsc::UnboundedReceiver<Report>,
@@ -83,7 +83,7 @@ pub struct Machine {
     history: History,
     running: Tasks,
     /// Consecutive failures by effect name.
-    failures: HashMap<&'static str, (u32, String)>,
+    pub(super) failures: HashMap<&'static str, (u32, String)>,
     pub(super) decision: Option<(DecisionReport, u64)>,
     /// The phase it was made in, and what was frozen then.
     judged: (Phase, Vec<Freeze>),
@@ -100,7 +100,9 @@ pub struct Machine {
     regret: Option<String>,
     moves: Moves,
     /// The shadow is a primary that was lost.
-    after_loss: bool,
+    pub(super) after_loss: bool,
+    /// Since when, or since it was last asked for fewer, the shadow has had too many workers.
+    pub(super) crowded: Option<Instant>,
 
     gate_closed_at: Option<Instant>,
     last_step: Instant,
@@ -169,6 +171,7 @@ impl Machine {
             regret: None,
             moves: Moves::default(),
             after_loss: false,
+            crowded: None,
             gate_closed_at: None,
             last_step: clock::monotonic(),
             journal_fails: None,
@@ -677,6 +680,7 @@ impl Machine {
             self.is_no_problem("drop_reverse_slot");
         }
         self.retire_step();
+        self.thin_out();
         let Some((report, at)) = self.decision.clone() else { return };
         let gist = audited::gist(&report);
         if self.audited.as_ref() != Some(&gist) {

@@ -366,6 +366,12 @@ impl Measure {
         }
     }
 
+    /// Workers that the driver of this zone was asked for last, as it says; none: there is none, or it does not say.
+    pub(super) fn asked_for(&self, zone: &Zone) -> Option<u32> {
+        let watched = lock(&self.watched);
+        watched.placements.get(&*zone.0)?.as_ref().ok().map(|status| status.capacity)
+    }
+
     /// Tells the probes who serves, if anybody does.
     pub fn told(&self, state: &State) {
         let key = PlacementKey::new(&self.resource.name, &*state.primary.0);

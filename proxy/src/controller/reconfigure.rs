@@ -4,15 +4,20 @@ use std::time::Duration;
 
 use migration::cutover::{Capacity, Effect, Event, Phase, Run};
 use migration::policy::MirrorRules;
+use migration::units::Zone;
 use tokio::sync::oneshot;
 
 use super::machine::Machine;
 use super::retirement::Aside;
 use super::{Denied, Persist};
+use crate::clock;
 use crate::config::model::Resource;
 
-/// Key of the task that brings workers to their numbers.
+/// Keys of the tasks that bring workers to their numbers.
 const ADJUST: &str = "adjust";
+pub(super) const ADJUST_SHADOW: &str = "adjust_shadow";
+/// How long a shadow may have more workers than it should: they may be ending, and its driver is asked every few seconds.
+const CROWDED: Duration = Duration::from_secs(20);
 
 impl Machine {
     /// Reads are mirrored while there is a shadow that follows, and to as many workers as it has.
@@ -107,22 +112,52 @@ impl Machine {
 
     /// Workers of both placements come to the numbers of now.
     pub(super) fn adjust(&mut self) {
+        self.bring(ADJUST, self.state.primary.clone(), Capacity::Full);
+        if self.state.phase != Phase::Idle {
+            self.bring(ADJUST_SHADOW, self.state.shadow.clone(), Capacity::Shadow);
+        }
+    }
+
+    fn bring(&mut self, key: &'static str, zone: Zone, capacity: Capacity) {
         let (hands, state, tell) = (self.hands.clone(), self.state.clone(), self.asides.clone());
         let task = tokio::spawn(async move {
-            match hands.adjust(&state).await {
+            match hands.adjust(&zone, capacity, &state).await {
                 Ok(()) => {
-                    // What an undone move could not give up again has its number now, too.
-                    for effect in [ADJUST, "scale_down"] {
-                        let _ = tell.send(Aside::Done(effect));
-                    }
+                    let _ = tell.send(Aside::Done(key));
                 }
                 Err(why) => {
-                    tracing::warn!(resource = %state.resource, %why, "workers could not be adjusted");
-                    hands.report(None, Event::EffectFailed { effect: ADJUST, why });
+                    tracing::warn!(resource = %state.resource, %zone, %why, "workers could not be adjusted");
+                    hands.report(None, Event::EffectFailed { effect: key, why });
                 }
             }
         });
-        self.replace_task(ADJUST, task);
+        self.replace_task(key, task);
+    }
+
+    /// A shadow that keeps more workers than it should has fewer again: after an undone move its driver may have refused, or this process
+    /// may not have been there to ask. A primary that was lost is left as it is.
+    pub(super) fn thin_out(&mut self) {
+        let follows = self.state.phase == Phase::Shadowing && self.state.run.is_none() && !self.after_loss;
+        let zone = self.state.shadow.clone();
+        let Some(asked) = self.measure.asked_for(&zone).filter(|_| follows) else {
+            self.crowded = None;
+            return;
+        };
+        let most = self.hands.workers(&zone, Capacity::Shadow);
+        if asked <= most {
+            if self.crowded.take().is_some() {
+                let scaled_down = Effect::Scale { zone, capacity: Capacity::Shadow }.name();
+                self.is_no_problem(scaled_down);
+                self.is_no_problem(ADJUST_SHADOW);
+            }
+            return;
+        }
+        let now = clock::monotonic();
+        if now.duration_since(*self.crowded.get_or_insert(now)) >= CROWDED {
+            tracing::info!(resource = %self.state.resource, %zone, asked, most, "the shadow has too many workers");
+            self.crowded = Some(now);
+            self.bring(ADJUST_SHADOW, zone, Capacity::Shadow);
+        }
     }
 
     /// Ends the shadow and deprovisions it; only where the service is in the zone that it was reserved for.

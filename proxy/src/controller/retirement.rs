@@ -17,6 +17,7 @@ use super::Denied;
 use super::databases::Purpose;
 use super::effects::Hands;
 use super::machine::Machine;
+use super::reconfigure::ADJUST_SHADOW;
 use crate::causes::chain;
 use crate::drivers::Operation;
 use crate::store::{Journal, RetirementRow, StoreError};
@@ -115,6 +116,7 @@ impl Machine {
     /// asked for nothing else from here on.
     pub(super) fn do_not_end(&mut self, run: &Run, phase: Phase) {
         self.abort_task(END);
+        self.abort_task(ADJUST_SHADOW);
         if let Some(reply) = self.retiring.leaving.take() {
             let _ = reply.send(Err(Denied::Running { id: run.id.clone(), phase: phase.name() }));
         }
