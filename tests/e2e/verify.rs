@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use godwit::controller::compare;
 use godwit_tests::postgres::{TestCluster, other_major};
-use replicator::verify::{differences, digest};
+use replicator::verify::{begin_snapshot, differences, digest, digest_snapshot};
 
 const SCHEMA: &str = r#"
     CREATE TYPE mood AS ENUM ('sad', 'ok');
@@ -125,5 +125,21 @@ async fn live_data_is_compared_while_every_table_changes() -> Result<()> {
             "public.more: only on the target",
         ]
     );
+    Ok(())
+}
+
+/// It takes as long as it takes, also where the database ends long transactions (PostgreSQL 17 and newer).
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_ends_a_digest_for_its_length() -> Result<()> {
+    let cluster = TestCluster::start(other_major())?;
+    let client = cluster.create_database("shop", "CREATE TABLE heap (id int, note text)").await?;
+    client.batch_execute("SET transaction_timeout = '1h'").await?;
+    let limit = async || -> Result<String> {
+        Ok(client.query_one("SELECT current_setting('transaction_timeout')", &[]).await?.get(0))
+    };
+    begin_snapshot(&client).await?;
+    assert_eq!(limit().await?, "0");
+    digest_snapshot(&client).await?;
+    assert_eq!(limit().await?, "1h", "it is the session's again");
     Ok(())
 }

@@ -22,7 +22,9 @@ use bytes::{Buf, Bytes};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connection::{Connection, HEADER, Purpose, TextRow, server_error, text_row, unexpected, within};
+use super::connection::{
+    Connection, HEADER, Purpose, TextRow, server_error, settings_sql, text_row, unexpected, within,
+};
 use super::rows::SIGNATURE;
 use super::{CONNECT_TIMEOUT, Dsn, quote_ident, quote_literal};
 use crate::change::LargeHeader;
@@ -168,8 +170,9 @@ impl Backlog {
             }
             copied => copied?,
         };
-        // What a chunk comes to usually stays in memory.
-        connection.query("SET work_mem = '64MB'", &context).await?;
+        // What a chunk comes to usually stays in memory; a statement takes as long as it is decoded and taken.
+        let settings = settings_sql(&[("transaction_timeout", "0"), ("work_mem", "64MB")], false);
+        connection.query(&settings, &context).await?;
         let (tell, reads) = mpsc::unbounded_channel();
         let (durable, durable_seen) = watch::channel(from);
         let reading = Reading {

@@ -84,6 +84,10 @@ SET LOCAL xmloption = 'content';
 SET LOCAL lc_monetary = 'C';
 SET LOCAL row_security = off";
 
+/// From 17 on a server can end long transactions. Asked so, since somebody may be held meanwhile: `pg_settings` takes its time.
+const WITHOUT_TIMEOUT: &str = "SELECT set_config('transaction_timeout', '0', true) \
+    WHERE current_setting('server_version_num')::int >= 170000";
+
 struct Table {
     /// Quoted, with its schema.
     name: String,
@@ -106,7 +110,7 @@ pub async fn digest(client: &Client) -> Result<Vec<TableDigest>, Error> {
 /// Fixes what the connection sees: a read-only transaction whose snapshot is of now. One round trip.
 pub async fn begin_snapshot(client: &Client) -> Result<(), Error> {
     // SET takes no snapshot; the SELECT does.
-    let sql = format!("{SESSION};\nSELECT 1 FROM pg_class LIMIT 1");
+    let sql = format!("{SESSION};\n{WITHOUT_TIMEOUT};\nSELECT 1 FROM pg_class LIMIT 1");
     client.batch_execute(&sql).await.map_err(refused("cannot start the verification"))
 }
 
