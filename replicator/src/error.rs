@@ -231,7 +231,7 @@ impl Cause {
             Self::WalRemoved => (
                 Operator,
                 "wal_removed",
-                "seed the target anew, and raise max_slot_wal_keep_size on the source",
+                "seed the target anew, and raise max_slot_wal_keep_size on the source, or idle_replication_slot_timeout",
             ),
             Self::SlotGone => {
                 (Operator, "slot_gone", "seed the target anew: without its slot changes are missing")

@@ -611,6 +611,17 @@ async fn what_slots_keep_back_is_told() -> Result<()> {
         let found = retention(&client).await?;
         expect(&found, Severity::Warning, "max_slot_wal_keep_size", "unlimited", "ALTER SYSTEM SET");
         assert_eq!(found.len(), 1, "{major}");
+        if major >= 18 {
+            client.batch_execute("ALTER SYSTEM SET idle_replication_slot_timeout = '1h'").await?;
+            client.batch_execute("SELECT pg_reload_conf()").await?;
+            let name = "idle_replication_slot_timeout";
+            let set = "SELECT setting::int > 0 FROM pg_settings WHERE name = $1";
+            while !client.query_one(set, &[&name]).await?.get::<_, bool>(0) {}
+            expect(&retention(&client).await?, Severity::Warning, name, "is 3600 s", "ALTER SYSTEM SET");
+            client.batch_execute("ALTER SYSTEM RESET idle_replication_slot_timeout").await?;
+            client.batch_execute("SELECT pg_reload_conf()").await?;
+            while client.query_one(set, &[&name]).await?.get::<_, bool>(0) {}
+        }
 
         // Three steps: one simple query is one transaction, and ALTER SYSTEM cannot be in one.
         client.batch_execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'").await?;

@@ -155,11 +155,8 @@ enum Standing {
 }
 
 fn judge(slots: &[SlotInfo], rules: &SlotRules, zone: &str) -> Standing {
-    if let Some(lost) = slots.iter().find(|slot| slot.wal_status == "lost") {
-        return Standing::Lost(format!(
-            "slot {} on {zone} is lost: its WAL is over max_slot_wal_keep_size",
-            lost.name
-        ));
+    if let Some((lost, why)) = slots.iter().find_map(|slot| Some((slot, slot.lost()?))) {
+        return Standing::Lost(format!("slot {} on {zone} is lost: {why}", lost.name));
     }
     let Some(most) = slots.iter().max_by_key(|slot| slot.retained_bytes) else { return Standing::Fine };
     let kept = ByteCount(most.retained_bytes);
@@ -480,7 +477,27 @@ mod tests {
             retained_bytes: kept,
             unconfirmed_bytes: kept,
             wal_status: status.into(),
+            invalidated: None,
         }
+    }
+
+    #[test]
+    fn why_a_slot_is_lost_is_told_as_the_server_says_it() {
+        let rules = SlotRules {
+            budget: ByteCount(1),
+            alarm: Ratio::new(0.5).expect("a share"),
+            reseed: Reseed::Manual,
+        };
+        let judged = |reason: Option<&str>| {
+            let invalidated = reason.map(str::to_owned);
+            match judge(&[SlotInfo { invalidated, ..slot("s", 0, "lost") }], &rules, "far") {
+                Standing::Lost(why) => why,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(judged(None), "slot s on far is lost: its WAL is over max_slot_wal_keep_size");
+        assert!(judged(Some("idle_timeout")).contains("idle_replication_slot_timeout"));
+        assert!(judged(Some("wal_level_insufficient")).ends_with("wal_level_insufficient"));
     }
 
     #[test]

@@ -114,6 +114,23 @@ pub struct SlotInfo {
     pub unconfirmed_bytes: u64,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: String,
+    /// Why the server has invalidated it, where it says so (from 17 on).
+    pub invalidated: Option<String>,
+}
+
+impl SlotInfo {
+    /// Why nothing can be read from it any more; none: it can.
+    pub fn lost(&self) -> Option<String> {
+        (self.wal_status == "lost").then(|| why_lost(self.invalidated.as_deref()))
+    }
+}
+
+fn why_lost(invalidated: Option<&str>) -> String {
+    match invalidated {
+        None | Some("wal_removed") => "its WAL is over max_slot_wal_keep_size".into(),
+        Some("idle_timeout") => "nobody has read it for idle_replication_slot_timeout".into(),
+        Some(other) => format!("the server has invalidated it: {other}"),
+    }
 }
 
 /// Name of the slot of a resource's stream in this generation.
@@ -216,8 +233,9 @@ async fn existing_slot(client: &Client, name: &str) -> Result<Option<Lsn>, Error
     let row = client
         .query_opt(
             "SELECT coalesce(plugin::text, ''), coalesce(database::text, ''), current_database()::text, \
-                    coalesce(wal_status, ''), confirmed_flush_lsn::text \
-             FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
+                    coalesce(wal_status, ''), confirmed_flush_lsn::text, \
+                    pg_catalog.to_jsonb(s) ->> 'invalidation_reason' \
+             FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1",
             &[&name],
         )
         .await
@@ -231,10 +249,8 @@ async fn existing_slot(client: &Client, name: &str) -> Result<Option<Lsn>, Error
         )));
     }
     if row.get::<_, &str>(3) == "lost" {
-        return Err(Error::Unready(format!(
-            "slot {name} is lost: the server has removed WAL that it needed (max_slot_wal_keep_size); \
-             drop it and copy again"
-        )));
+        let why = why_lost(row.get(5));
+        return Err(Error::Unready(format!("slot {name} is lost: {why}; drop it and copy again")));
     }
     match row.get::<_, Option<&str>>(4) {
         Some(text) => lsn(text).map(Some),
@@ -328,8 +344,9 @@ async fn look(client: &Client, condition: &str) -> Result<Vec<SlotInfo>, Error> 
     let sql = format!(
         "SELECT active, confirmed_flush_lsn, restart_lsn, coalesce(wal_status, 'reserved'), \
                 coalesce(greatest(pg_catalog.pg_wal_lsn_diff(tip, restart_lsn), 0), 0)::bigint, slot_name, \
-                coalesce(greatest(pg_catalog.pg_wal_lsn_diff(tip, confirmed_flush_lsn), 0), 0)::bigint \
-         FROM pg_catalog.pg_replication_slots, \
+                coalesce(greatest(pg_catalog.pg_wal_lsn_diff(tip, confirmed_flush_lsn), 0), 0)::bigint, \
+                pg_catalog.to_jsonb(s) ->> 'invalidation_reason' \
+         FROM pg_catalog.pg_replication_slots s, \
               (SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
                            ELSE pg_catalog.pg_current_wal_lsn() END AS tip) AS w \
          WHERE {condition} ORDER BY slot_name"
@@ -348,6 +365,7 @@ async fn look(client: &Client, condition: &str) -> Result<Vec<SlotInfo>, Error> 
                 retained_bytes: text(4).parse().unwrap_or_default(),
                 unconfirmed_bytes: text(6).parse().unwrap_or_default(),
                 wal_status: text(3).to_owned(),
+                invalidated: row.get(7).map(str::to_owned),
             })
         };
         Some(info())

@@ -3,6 +3,11 @@ SELECT 'warning', name, 'is unlimited: a stream that stands still keeps WAL unti
        'ALTER SYSTEM SET max_slot_wal_keep_size = ''64GB''; SELECT pg_reload_conf()'
 FROM pg_settings WHERE name = 'max_slot_wal_keep_size' AND setting::bigint < 0
 UNION ALL
+-- From 18 on.
+SELECT 'warning', name, format('is %s s: a slot that nobody reads for so long is lost, and during a copy nobody reads the slot', setting),
+       'ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf()'
+FROM pg_settings WHERE name = 'idle_replication_slot_timeout' AND setting::bigint > 0
+UNION ALL
 SELECT 'warning', slot_name::text,
        CASE wal_status WHEN 'lost' THEN 'the slot is lost: nothing can stream from it any more, whoever did must start anew'
          ELSE 'the slot is about to be lost: it needs WAL over max_slot_wal_keep_size' END,

@@ -378,11 +378,11 @@ async fn examine(client: &Client, spec: &StreamSpec, resume: Resume) -> Result<(
             message: format!("replication slot \"{}\" does not exist", spec.slot),
         });
     };
-    if slot.wal_status == "lost" {
+    if let Some(why) = slot.lost() {
         return Err(Error::Server {
             context: "resume".into(),
             sqlstate: "55000".into(),
-            message: format!("can no longer get changes from replication slot \"{}\"", spec.slot),
+            message: format!("can no longer get changes from replication slot \"{}\": {why}", spec.slot),
         });
     }
     if let Some(confirmed) = slot.confirmed_flush.filter(|confirmed| *confirmed > resume.applied) {
