@@ -296,7 +296,11 @@ impl Run<'_> {
             Way::Buckets | Way::Multiset => match sweep::sweep(self.reader, table, &self.brakes).await {
                 Ok(swept) => {
                     self.progress.rows += swept.rows;
-                    self.walk(table, Walk::of_keys(self.stride(), swept.keys)).await
+                    let mut stride = self.stride();
+                    if table.way == Way::Multiset {
+                        stride.patience = stride.patience.of_several();
+                    }
+                    self.walk(table, Walk::of_keys(stride, swept.keys)).await
                 }
                 Err(error) => Err(error),
             },

@@ -17,12 +17,16 @@
 //! source; a commit that waits for a synchronous standby is not, though the stream may have carried it. Readings
 //! say whether that was made sure ([`Answer::decisive`]); one that could not proves nothing but equality.
 //!
+//! Where several equal rows may be under one key (a table without one, where the key is the content) there is one more question: how many. The
+//! versions of all of them rest together, and yet one more may have come and gone in between; nor does a held row keep another from
+//! coming. So nothing is held, and the second line needs that the target had *fewer* at A₁, the third that the source had fewer at L₂.
+//!
 //! A key that never rests is held for one reading. What cannot be held (a row that comes and goes) and does not rest either
 //! is given up after a bound: *unsettled*, told apart from equal and from different.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::range::{Key, Pair};
+use super::range::{Key, Pair, RowMark};
 
 /// What is found out about a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,11 +50,21 @@ pub struct Patience {
     pub hold_after: Option<u32>,
     /// Readings after which a key is given up.
     pub give_up_after: u32,
+    /// Several rows may be under one key.
+    pub several: bool,
+}
+
+impl Patience {
+    /// The same for rows without a key.
+    #[must_use]
+    pub fn of_several(self) -> Self {
+        Self { hold_after: None, several: true, ..self }
+    }
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { hold_after: Some(12), give_up_after: 60 }
+        Self { hold_after: Some(12), give_up_after: 60, several: false }
     }
 }
 
@@ -147,7 +161,7 @@ impl Settle {
         for (key, pair) in keys.into_iter().zip(&answer.pairs) {
             let Some(candidate) = self.open.get_mut(&key) else { continue };
             candidate.rounds += 1;
-            match judge(candidate.last.as_ref(), pair, answer) {
+            match judge(candidate.last.as_ref(), pair, answer, self.patience.several) {
                 Some(verdict) => settled.push((key, verdict)),
                 None if candidate.rounds >= self.patience.give_up_after => {
                     settled.push((key, Verdict::Unsettled));
@@ -173,7 +187,7 @@ impl Settle {
     }
 }
 
-fn judge(last: Option<&Pair>, now: &Pair, answer: &Answer) -> Option<Verdict> {
+fn judge(last: Option<&Pair>, now: &Pair, answer: &Answer, several: bool) -> Option<Verdict> {
     if now.equal() {
         return Some(Verdict::Equal);
     }
@@ -181,10 +195,19 @@ fn judge(last: Option<&Pair>, now: &Pair, answer: &Answer) -> Option<Verdict> {
         return Some(differs(now));
     }
     let last = last.filter(|_| answer.decisive)?;
-    let same_version = |before: Option<&super::RowMark>, now: Option<&super::RowMark>| matches!((before, now), (Some(before), Some(now)) if before.version == now.version);
-    let source_rested = same_version(last.source.as_ref(), now.source.as_ref()) && !last.equal();
-    let target_rested = same_version(last.target.as_ref(), now.target.as_ref());
+    let same_version = |before: Option<&RowMark>, now: Option<&RowMark>| matches!((before, now), (Some(before), Some(now)) if before.version == now.version);
+    let fewer = |one: Option<&RowMark>, other: Option<&RowMark>| !several || copies(one) < copies(other);
+    let source_rested = same_version(last.source.as_ref(), now.source.as_ref())
+        && !last.equal()
+        && fewer(last.target.as_ref(), last.source.as_ref());
+    let target_rested = same_version(last.target.as_ref(), now.target.as_ref())
+        && fewer(now.source.as_ref(), now.target.as_ref());
     (source_rested || target_rested).then(|| differs(now))
+}
+
+/// Rows under one key.
+fn copies(row: Option<&RowMark>) -> usize {
+    row.map_or(0, |row| row.version.split(' ').count())
 }
 
 fn differs(pair: &Pair) -> Verdict {
@@ -197,7 +220,6 @@ fn differs(pair: &Pair) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::super::RowMark;
     use super::*;
 
     #[allow(clippy::unnecessary_wraps, reason = "as readings have it")]
@@ -218,7 +240,7 @@ mod tests {
     }
 
     fn open(seen: Option<Pair>) -> Settle {
-        let mut settle = Settle::new(Patience { hold_after: Some(4), give_up_after: 6 });
+        let mut settle = Settle::new(Patience { hold_after: Some(4), give_up_after: 6, several: false });
         assert!(settle.add(vec!["k".into()], seen.clone()));
         assert!(!settle.add(vec!["k".into()], seen), "a key is open once");
         settle
@@ -273,5 +295,34 @@ mod tests {
             assert_eq!(read(&mut settle, pair(None, row(2, &round.to_string())), true), None);
         }
         assert_eq!(read(&mut settle, pair(None, row(2, "t")), true), Some(Verdict::Unsettled));
+    }
+    #[test]
+    fn of_equal_rows_one_more_that_came_and_went_is_no_difference() {
+        let rows = |count: usize, version: &str| {
+            let mark = |_| RowMark { hash: 1, version: version.into() };
+            (0..count).map(mark).reduce(RowMark::with)
+        };
+        let open = || {
+            let mut settle =
+                Settle::new(Patience { hold_after: Some(1), ..Patience::default() }.of_several());
+            settle.add(vec!["k".into()], None);
+            settle
+        };
+        let mut settle = open();
+        // The target shows what was there between the two readings of the source.
+        assert_eq!(read(&mut settle, pair(rows(2, "s"), rows(3, "t")), true), None);
+        assert_eq!(read(&mut settle, pair(rows(2, "s"), rows(4, "t")), true), None);
+        assert_eq!(settle.open.len(), 1, "and nothing is held");
+        assert_eq!(read(&mut settle, pair(rows(2, "s"), rows(2, "t")), true), Some(Verdict::Equal));
+        let mut settle = open();
+        assert_eq!(read(&mut settle, pair(rows(2, "s"), rows(1, "t")), true), None);
+        assert_eq!(
+            read(&mut settle, pair(rows(2, "s"), rows(1, "u")), true),
+            Some(Verdict::Changed),
+            "one is missing"
+        );
+        let mut settle = open();
+        assert_eq!(read(&mut settle, pair(rows(1, "s"), rows(2, "t")), true), None);
+        assert_eq!(read(&mut settle, pair(None, rows(2, "t")), true), Some(Verdict::Extra));
     }
 }

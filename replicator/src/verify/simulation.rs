@@ -305,7 +305,7 @@ fn simulate(seed: u64, damages: usize, scrambled: bool, stop_and_resume: bool) -
         list: 1 + luck.below(6) as u64,
         window: 1 + luck.below(3),
         keys: 1 + luck.below(5),
-        patience: Patience { hold_after: Some(6), give_up_after: 40 },
+        patience: Patience { hold_after: Some(6), give_up_after: 40, several: false },
     };
     let mut walk = Walk::new(stride, None);
     let mut readings: Vec<Reading> = Vec::new();
@@ -412,6 +412,173 @@ proptest! {
                 found.ever.contains(key) || (*verdict == Verdict::Unsettled && COMING_AND_GOING.contains(key)),
                 "key {} was not damaged and is {:?}", key, verdict
             );
+        }
+    }
+}
+
+/// Equal rows of a table without a key, by their content: they come and go one by one, and commits show late.
+mod copies {
+    use proptest::prelude::*;
+
+    use super::super::settle::{Answer, Patience, Settle, Verdict};
+    use super::{BTreeMap, BTreeSet, Key, Luck, Pair, RowMark, number, text};
+
+    const CONTENTS: usize = 6;
+    /// Contents that writers use; the others rest.
+    const WRITTEN: usize = 3;
+
+    #[derive(Clone, Copy)]
+    enum Change {
+        Insert,
+        /// Of the source's row of this version.
+        Delete(u64),
+    }
+
+    #[derive(Default)]
+    struct Heap {
+        log: Vec<(usize, Change)>,
+        /// Commits that the source does not show yet.
+        hidden: BTreeSet<usize>,
+        source: BTreeMap<usize, BTreeSet<u64>>,
+        target: BTreeMap<usize, BTreeSet<u64>>,
+        applied: usize,
+        versions: u64,
+    }
+
+    impl Heap {
+        fn version(&mut self) -> u64 {
+            self.versions += 1;
+            self.versions
+        }
+
+        fn write(&mut self, luck: &mut Luck) {
+            let content = luck.below(WRITTEN);
+            let locked: BTreeSet<u64> = self
+                .hidden
+                .iter()
+                .filter_map(|commit| match self.log[*commit].1 {
+                    Change::Delete(version) => Some(version),
+                    Change::Insert => None,
+                })
+                .collect();
+            let free: Vec<u64> = self.source[&content].difference(&locked).copied().collect();
+            let change = match free.len() {
+                0 | 1 => Change::Insert,
+                count if count > 4 || luck.one_in(2) => Change::Delete(free[luck.below(count)]),
+                _ => Change::Insert,
+            };
+            self.log.push((content, change));
+            self.hidden.insert(self.log.len() - 1);
+            if !luck.one_in(4) {
+                self.show(self.log.len() - 1);
+            }
+        }
+
+        fn show(&mut self, commit: usize) {
+            self.hidden.remove(&commit);
+            let (content, change) = self.log[commit];
+            let version = self.version();
+            let rows = self.source.entry(content).or_default();
+            match change {
+                Change::Insert => rows.insert(version),
+                Change::Delete(version) => rows.remove(&version),
+            };
+        }
+
+        fn apply(&mut self, commits: usize) {
+            let until = (self.applied + commits).min(self.log.len());
+            for (content, change) in self.log[self.applied..until].to_vec() {
+                let version = self.version();
+                let rows = self.target.entry(content).or_default();
+                match change {
+                    Change::Insert => drop(rows.insert(version)),
+                    Change::Delete(_) => drop(rows.pop_first()),
+                }
+            }
+            self.applied = until;
+        }
+    }
+
+    fn marks(side: &BTreeMap<usize, BTreeSet<u64>>, keys: &[Key]) -> Vec<Option<RowMark>> {
+        let mark = |version: &u64| RowMark { hash: 1, version: version.to_string() };
+        let rows = |key: &Key| side.get(&number(key)).into_iter().flatten();
+        keys.iter().map(|key| rows(key).map(mark).reduce(RowMark::with)).collect()
+    }
+
+    /// What is found where, at first, the target has so many rows more or fewer of a content.
+    fn simulate(seed: u64, damage: &BTreeMap<usize, i32>) -> BTreeMap<usize, Verdict> {
+        let mut luck = Luck(seed | 1);
+        let mut heap = Heap::default();
+        let mut settle = Settle::new(Patience { give_up_after: 40, ..Patience::default() }.of_several());
+        for content in 0..CONTENTS {
+            let count = 2 + luck.below(2) as i32;
+            let more = damage.get(&content).copied().unwrap_or_default();
+            let rows = |count: i32, heap: &mut Heap| (0..count).map(|_| heap.version()).collect();
+            let (source, target) = (rows(count, &mut heap), rows(count + more, &mut heap));
+            heap.source.insert(content, source);
+            heap.target.insert(content, target);
+            settle.add(text(content), None);
+        }
+        let mut found = BTreeMap::new();
+        // The keys, commits that must show first and for how long they are awaited; and what the source showed, where.
+        let mut asked: Option<(Vec<Key>, BTreeSet<usize>, usize)> = None;
+        let mut read: Option<(usize, Vec<Option<RowMark>>, bool)> = None;
+        for step in 0.. {
+            assert!(step < 200_000, "it does not end: {settle:?}");
+            match luck.below(6) {
+                0 | 1 => heap.write(&mut luck),
+                2 => {
+                    let hidden = heap.hidden.iter().copied().nth(luck.below(heap.hidden.len()));
+                    if let Some(commit) = hidden {
+                        heap.show(commit);
+                    }
+                }
+                3 => heap.apply(1 + luck.below(4)),
+                _ => match (&mut asked, &read) {
+                    (None, _) => match settle.poll(3) {
+                        Some(ask) => asked = Some((ask.keys, heap.hidden.clone(), luck.below(200))),
+                        None => break,
+                    },
+                    (Some((keys, commits, patience)), None) => {
+                        let quiet = commits.is_disjoint(&heap.hidden);
+                        *patience = patience.saturating_sub(1);
+                        if quiet || *patience == 0 {
+                            read = Some((heap.log.len(), marks(&heap.source, keys), quiet));
+                        }
+                    }
+                    (Some((keys, ..)), Some((position, source, decisive))) if *position <= heap.applied => {
+                        let target = marks(&heap.target, keys);
+                        let pairs = source.iter().cloned().zip(target);
+                        let pairs = pairs.map(|(source, target)| Pair { source, target }).collect();
+                        let answer = Answer { pairs, decisive: *decisive, held: false };
+                        found.extend(
+                            settle.handle(&answer).iter().map(|(key, verdict)| (number(key), *verdict)),
+                        );
+                        (asked, read) = (None, None);
+                    }
+                    _ => {}
+                },
+            }
+        }
+        found
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+        #[test]
+        fn equal_rows_that_come_and_go_are_never_accused(seed in any::<u64>()) {
+            for (content, verdict) in simulate(seed, &BTreeMap::new()) {
+                let moving = content < WRITTEN && verdict == Verdict::Unsettled;
+                prop_assert!(verdict == Verdict::Equal || moving, "content {content} is {verdict:?}");
+            }
+        }
+
+        #[test]
+        fn a_row_too_many_or_too_few_of_those_that_rest_is_found(seed in any::<u64>(), more in prop_oneof![-2..0, 1..3]) {
+            let found = simulate(seed, &BTreeMap::from([(WRITTEN, more)]));
+            prop_assert!(matches!(found[&WRITTEN], Verdict::Changed | Verdict::Missing), "{found:?}");
+            prop_assert_eq!(found[&(WRITTEN + 1)], Verdict::Equal);
         }
     }
 }
