@@ -146,7 +146,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The same on both sides, the target at least as far as the source was.
-    pub(super) async fn both(
+    async fn both(
         &self,
         sql: &str,
         context: &str,
@@ -363,8 +363,18 @@ pub(super) fn by_bucket(rows: &[SimpleQueryRow]) -> Result<Vec<(u32, Sum)>, Erro
 }
 
 /// Rows as listed: hash, version, key.
-pub(super) fn marks(rows: &[SimpleQueryRow], table: &Table) -> Result<BTreeMap<Key, RowMark>, Error> {
-    let mut marks: BTreeMap<Key, RowMark> = BTreeMap::new();
+fn marks(rows: &[SimpleQueryRow], table: &Table) -> Result<BTreeMap<Key, RowMark>, Error> {
+    let mut marks = BTreeMap::new();
+    add_marks(&mut marks, rows, table)?;
+    Ok(marks)
+}
+
+/// The same, to those that were listed before.
+pub(super) fn add_marks(
+    marks: &mut BTreeMap<Key, RowMark>,
+    rows: &[SimpleQueryRow],
+    table: &Table,
+) -> Result<(), Error> {
     for row in rows {
         let mark = mark(row, 0)?;
         let key = key(row, 2, table);
@@ -374,7 +384,7 @@ pub(super) fn marks(rows: &[SimpleQueryRow], table: &Table) -> Result<BTreeMap<K
         };
         marks.insert(key, mark);
     }
-    Ok(marks)
+    Ok(())
 }
 
 fn mark(row: &SimpleQueryRow, from: usize) -> Result<RowMark, Error> {

@@ -186,27 +186,39 @@ fn bucket(table: &Table, buckets: u32) -> String {
     format!("('x' || substr({hash}, 25, 8))::bit(32)::bigint % {buckets}")
 }
 
+/// Row `t` is in pages `from..until`.
+fn in_pages(from: u64, until: Option<u64>) -> String {
+    let end = until.map(|until| format!(" AND t.ctid < '({until},0)'::tid")).unwrap_or_default();
+    format!("t.ctid >= '({from},0)'::tid{end}")
+}
+
 /// Bucket, rows and sums of the rows in pages `from..until`.
 pub(super) fn buckets(table: &Table, buckets: u32, from: u64, until: Option<u64>) -> String {
-    let end = until.map(|until| format!(" AND t.ctid < '({until},0)'::tid")).unwrap_or_default();
     format!(
-        "SELECT b, count(h), {}, {} FROM (SELECT {} AS b, {} AS h FROM ONLY {} t
-           WHERE t.ctid >= '({from},0)'::tid{end}) s GROUP BY b",
+        "SELECT b, count(h), {}, {} FROM (SELECT {} AS b, {} AS h FROM ONLY {} t WHERE {}) s GROUP BY b",
         half(1),
         half(17),
         bucket(table, buckets),
         row_hash(table),
         table.name,
+        in_pages(from, until),
     )
 }
 
-/// Hash, version and key of every row in these buckets.
-pub(super) fn list_buckets(table: &Table, buckets: u32, wanted: &[u32]) -> String {
+/// Hash, version and key of every row in pages `from..until` that is in these buckets.
+pub(super) fn list_buckets(
+    table: &Table,
+    buckets: u32,
+    wanted: &[u32],
+    from: u64,
+    until: Option<u64>,
+) -> String {
     format!(
-        "SELECT {}, {VERSION}, {} FROM ONLY {} t WHERE {} IN ({})",
+        "SELECT {}, {VERSION}, {} FROM ONLY {} t WHERE {} AND {} IN ({})",
         row_hash(table),
         key_texts(table),
         table.name,
+        in_pages(from, until),
         bucket(table, buckets),
         list(wanted, ToString::to_string)
     )
