@@ -39,6 +39,7 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
         });
         let tables: Vec<&str> = tables.collect();
         let mut together = None;
+        let mut renews = false;
         for difference in wanted {
             let mended = match &difference.mend {
                 Mend::Add(sql) | Mend::Drop(sql) => {
@@ -72,7 +73,10 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                 _ => mended,
             };
             match mended {
-                Ok(line) => done.extend(line),
+                Ok(line) => {
+                    renews |= is_of_appliers(&difference.mend);
+                    done.extend(line);
+                }
                 Err(error) => {
                     failed.push(difference);
                     if !anew.contains(difference.subject.as_str()) {
@@ -80,6 +84,9 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                     }
                 }
             }
+        }
+        if renews && let Err(error) = fill::end_appliers(shadow).await {
+            failure.get_or_insert(refused("have the tables looked at anew")(error));
         }
         if failed.len() == before {
             break;
@@ -128,6 +135,23 @@ fn rank(mend: &Mend) -> usize {
 
 fn is_grant_on_schema(sql: &str) -> bool {
     sql.starts_with("GRANT ") && sql.contains(" ON SCHEMA ")
+}
+
+/// Whether it makes or takes away what tells a row, or what acts on each change: appliers go by what there was when they met the table.
+fn is_of_appliers(mend: &Mend) -> bool {
+    const TELLS: [&str; 6] = [
+        " UNIQUE ",
+        " PRIMARY KEY ",
+        " DROP CONSTRAINT ",
+        " REPLICA IDENTITY ",
+        " ENABLE ALWAYS ",
+        " ENABLE REPLICA ",
+    ];
+    let (Mend::Add(sql) | Mend::Drop(sql)) = mend else { return false };
+    let begins = |words: &&str| sql.starts_with(words);
+    ["CREATE UNIQUE INDEX ", "DROP INDEX "].iter().any(begins)
+        || (["ALTER TABLE ", "CREATE OR REPLACE TRIGGER "].iter().any(begins)
+            && TELLS.iter().any(|words| sql.contains(words)))
 }
 
 async fn add(shadow: &Client, subject: &str, sql: &str) -> Result<(), Error> {
@@ -192,4 +216,36 @@ async fn index_beside_writers(shadow: &Client, table: &str, sql: &str) -> Result
         shadow.batch_execute(row.get(0)).await.map_err(refused(&context))?;
     }
     Err(refused(&context)(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn appliers_look_at_a_table_anew_where_what_they_know_of_it_changes() {
+        let add = |sql: &str| is_of_appliers(&Mend::Add(sql.into()));
+        let drop = |sql: &str| is_of_appliers(&Mend::Drop(sql.into()));
+        assert!(add("CREATE UNIQUE INDEX by_mail ON public.people (mail)"));
+        assert!(add("ALTER TABLE public.people ADD CONSTRAINT people_key UNIQUE (mail)"));
+        assert!(add("ALTER TABLE public.people REPLICA IDENTITY USING INDEX by_mail"));
+        assert!(drop("DROP INDEX IF EXISTS public.by_mail"));
+        assert!(drop("ALTER TABLE public.people DROP CONSTRAINT IF EXISTS people_key"));
+        let trigger = |how: &str| {
+            format!(
+                "CREATE OR REPLACE TRIGGER t BEFORE INSERT ON public.people FOR EACH ROW EXECUTE FUNCTION f(); \
+                 ALTER TABLE public.people {how} TRIGGER t"
+            )
+        };
+        assert!(add(&trigger("ENABLE ALWAYS")) && add(&trigger("ENABLE REPLICA")));
+        // They fire for none of an applier's changes.
+        assert!(
+            !add(&trigger("ENABLE"))
+                && !add("CREATE OR REPLACE RULE r AS ON INSERT TO public.people DO ALSO NOTIFY n")
+        );
+        assert!(!add("CREATE INDEX by_name ON public.people (name)"));
+        assert!(!add("ALTER TABLE public.people ADD CONSTRAINT c CHECK (age > 0)"));
+        assert!(!add("CREATE OR REPLACE FUNCTION f() RETURNS text LANGUAGE sql RETURN ' UNIQUE '"));
+        assert!(!is_of_appliers(&Mend::Table("public.people".into())));
+    }
 }
