@@ -25,8 +25,9 @@ pub(super) struct Table {
     pub(super) columns: Vec<TargetColumn>,
     /// Indexes of the columns that tell a row; empty when nothing does.
     pub(super) key: Vec<usize>,
-    /// The stream brings every column that is not generated: a row can be deleted and inserted again without loss.
-    pub(super) complete: bool,
+    /// Quoted names of columns that the stream does not bring, but for generated ones. None: a row can be deleted and inserted again without
+    /// loss.
+    pub(super) others: Vec<String>,
     /// Something on the target acts on each change (triggers that are enabled for replicas): nothing is reordered.
     pub(super) watched: bool,
     /// It has partitions of its own, which `ONLY` would leave out.
@@ -194,8 +195,11 @@ impl Table {
             // The stream marks every column as key, or none: a unique index finds rows faster and once.
             ReplicaIdentity::Full | ReplicaIdentity::Nothing => best,
         };
-        let complete = known.values().all(|found| found.generated);
-        Ok(Some(Self { relation, sql_name, label, columns, key, complete, watched, partitioned }))
+        let others = known.into_values().filter(|found| !found.generated);
+        let mut others: Vec<String> = others.map(|found| found.column.sql_name).collect();
+        // The same statement each time.
+        others.sort();
+        Ok(Some(Self { relation, sql_name, label, columns, key, others, watched, partitioned }))
     }
 }
 

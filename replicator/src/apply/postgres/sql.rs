@@ -42,13 +42,14 @@ pub(super) fn statement(table: &Table, kind: &Kind) -> String {
             by_key(table, "t"),
         )),
         Kind::Replace(set) => {
-            let values: Vec<String> = every
-                .iter()
-                .map(|at| match set.iter().position(|column| column == at) {
-                    Some(place) => value(table, *at, table.key.len() + place),
-                    None => format!("d.{}", table.columns[*at].sql_name),
-                })
-                .collect();
+            let brought = every.iter().map(|at| match set.iter().position(|column| column == at) {
+                Some(place) => value(table, *at, table.key.len() + place),
+                None => format!("d.{}", table.columns[*at].sql_name),
+            });
+            let values: Vec<String> =
+                brought.chain(table.others.iter().map(|name| format!("d.{name}"))).collect();
+            let columns = table.columns.iter().map(|column| &column.sql_name).chain(&table.others);
+            let columns: Vec<&str> = columns.map(String::as_str).collect();
             let source = keyed(set);
             counted_with(
                 &format!(
@@ -58,7 +59,7 @@ pub(super) fn statement(table: &Table, kind: &Kind) -> String {
                 ),
                 &format!(
                     "INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM d JOIN {source} ON {} RETURNING 1",
-                    names(table, &every),
+                    columns.join(", "),
                     values.join(", "),
                     by_key(table, "d"),
                 ),

@@ -204,7 +204,7 @@ impl<'a> Lane<'a> {
             merge(&mut known, whole);
             whole = known;
         }
-        if self.table.complete && !self.table.watched && !whole.contains(&Cell::Unchanged) {
+        if self.table.others.is_empty() && !self.table.watched && !whole.contains(&Cell::Unchanged) {
             return Ok(match self.remove(old, lsn)? {
                 Put::Done => self.add(whole, lsn)?,
                 Put::CloseFirst => Put::CloseFirst,

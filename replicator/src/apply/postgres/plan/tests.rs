@@ -32,7 +32,7 @@ fn table(relation: &Arc<Relation>, key: Vec<usize>) -> Table {
             column("v", "pg_catalog.text", Transport::Text),
         ],
         key,
-        complete: true,
+        others: Vec::new(),
         watched: false,
         partitioned: false,
         relation: Arc::clone(relation),
@@ -167,7 +167,7 @@ fn rows_without_a_key_are_counted() {
     ];
     let net = show(&changes, Order::Net, vec![table(&a, vec![])]);
     // With a column that the stream does not bring, a row must be updated where it is.
-    let partial = Table { complete: false, ..table(&a, vec![]) };
+    let partial = Table { others: vec!["\"own\"".into()], ..table(&a, vec![]) };
     insta::assert_snapshot!(format!("{net}\n\n{}", show(&changes[3..4], Order::Net, vec![partial])));
 }
 
@@ -200,4 +200,14 @@ fn many_rows_go_by_copy() {
     let statements = planned(&changes, Order::Net, vec![table(&a, vec![0])]);
     assert_eq!(statements.len(), 1);
     assert!(matches!(&statements[0].data, Data::Copy(rows) if rows.concat().starts_with(b"0\tv\n1\tv\n")));
+}
+
+#[test]
+fn a_row_that_is_made_anew_for_its_identity_keeps_what_only_the_target_has() {
+    let a = relation(1, ReplicaIdentity::Default);
+    let mut partial = Table { others: vec!["\"own\"".into()], ..table(&a, vec![0]) };
+    partial.columns[1].always_identity = true;
+    let sql = sql::statement(&partial, &Kind::Replace(vec![1]));
+    assert!(sql.contains("(\"id\", \"v\", \"own\") OVERRIDING SYSTEM VALUE SELECT d.\"id\", "), "{sql}");
+    assert!(sql.contains(", d.\"own\" FROM d JOIN "), "{sql}");
 }
