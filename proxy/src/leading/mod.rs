@@ -486,7 +486,7 @@ mod tests {
                           drivers: { fleet: { exec: { argv: [\"/bin/false\"] } } }\n\
                           resources: { orders: { location: flexible, driver: fleet, fronts: { http: { listen: \"127.0.0.1:1\" } }, \
                           primary: near, policy: p, placements: { near: { http: [\"127.0.0.1:2\"], \
-                          postgres: { dsn: \"postgres://x@127.0.0.1:1/x\" } } } } }\n";
+                          postgres: { dsn: \"postgres://x@127.0.0.1:3/x\" } } } } }\n";
 
     #[test]
     fn an_endpoint_that_is_not_found_keeps_nobody_from_being_served() {
