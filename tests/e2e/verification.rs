@@ -231,7 +231,10 @@ async fn the_newest_commit_is_no_difference_before_the_source_shows_it() -> Resu
     let snapshot: String = watcher.query_one("SELECT pg_current_snapshot()::text", &[]).await?.get(0);
     ensure!(snapshot.ends_with(':'), "the snapshot lists it: {snapshot}");
 
-    let options = Options { patience: Patience { hold_after: None, give_up_after: 2, ..Patience::default() }, ..quick() };
+    let options = Options {
+        patience: Patience { hold_after: None, give_up_after: 2, ..Patience::default() },
+        ..quick()
+    };
     let (_, told) = verify(&source, &target, &Still, &options).await?;
     assert_eq!(told.lines(), set(&["public.t 7 Unsettled"]), "nothing is proven of it");
     watcher.execute("SELECT pg_cancel_backend($1)", &[&pid]).await?;

@@ -127,12 +127,17 @@ pub async fn tables(client: &Client) -> Result<Vec<TableToCopy>, Error> {
 }
 
 /// A hash of what each table's rows are made of, columns with their defaults, by schema and name.
-pub(crate) type Columns = HashMap<(String, String), i64>;
+pub(crate) type Columns = HashMap<(String, String), String>;
 
 /// As the client's snapshot shows them. Of what the server computes from newer catalogs nothing is asked: it would not fit.
 pub(crate) async fn columns(client: &Client) -> Result<Columns, Error> {
     let sql = format!(
-        "SELECT n.nspname::text, c.relname::text, pg_catalog.md5(concat(c.oid, ' ', pg_catalog.string_agg(             concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated, d.adbin), ',' ORDER BY a.attnum)))          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace          LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped          LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum          WHERE {USER_TABLES} GROUP BY 1, 2, c.oid"
+        "SELECT n.nspname::text, c.relname::text, pg_catalog.md5(concat(c.oid, ' ', pg_catalog.string_agg( \
+             concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated, d.adbin), ',' ORDER BY a.attnum))) \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
+         WHERE {USER_TABLES} GROUP BY 1, 2, c.oid"
     );
     let rows = client.query(&sql, &[]).await.map_err(Error::database("read the columns to copy"))?;
     Ok(rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect())
