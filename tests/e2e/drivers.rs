@@ -659,7 +659,7 @@ async fn a_resource_whose_driver_never_answers_is_dropped_all_the_same() -> Resu
     let resource = |port: u16, more: &Value| {
         let mut one = json!({
             "fronts": { "http": { "listen": format!("127.0.0.1:{port}") } }, "primary": near, "policy": "playground",
-            "placements": { near: { "http": ["127.0.0.1:1"] }, "far": { "http": ["127.0.0.1:2"] } },
+            "placements": { near: { "http": ["127.0.0.1:1", "127.0.0.1:3"] }, "far": { "http": ["127.0.0.1:2", "127.0.0.1:4"] } },
         });
         if let (Some(placement), Some(more)) = (one["placements"][near].as_object_mut(), more.as_object()) {
             placement.extend(more.clone());
@@ -680,7 +680,7 @@ async fn a_resource_whose_driver_never_answers_is_dropped_all_the_same() -> Resu
     client.call_with(Method::DELETE, "/api/v1/resources/cart", None, &[]).await?;
     let path = "/api/v1/resources/other/scaling";
     let (_, tag) = client.fetch_tagged::<Value>(path).await?;
-    let _: SectionView = client.replace(path, &json!({ "capacity": { near: 2, "far": 2 } }), &tag).await?;
+    let _: SectionView = client.replace(path, &json!({ "capacity": { near: 1, "far": 1 } }), &tag).await?;
     node.check()
 }
 
@@ -765,7 +765,7 @@ async fn changed(fleet: &Fleet, node: &mut Node, client: &Client) -> Result<()> 
     let broken = fleet.home.join("broken");
     std::fs::write(&broken, "")?;
     let fails =
-        |view: &ResourceView| view.problems.iter().any(|problem| problem.starts_with("adjust failed"));
+        |view: &ResourceView| view.problems.iter().any(|problem| problem.starts_with("adjust_shadow failed"));
     let fewer = json!({ "capacity": { "far": 1 } });
     client.replace::<Value>("/api/v1/resources/cart/scaling", &fewer, &scaling).await?;
     until(node, client, "cart", "the driver fails", fails).await?;

@@ -296,9 +296,10 @@ fn further(line: &Line, text: &str, length: SignedDuration) -> Result<(Moment, S
     let moment = |text: &str| time_in(line, text, &TimeZone::UTC).map(|(at, _)| at.timestamp());
     let Some((start, end)) = text.split_once('/') else { return Ok((moment(text)?, length)) };
     let start = moment(start)?;
-    let length = match end.trim_start().starts_with(['P', 'p', '+']) {
-        true => duration(line, end)?,
-        false => moment(end)?.duration_since(start),
+    let length = if end.trim_start().starts_with(['P', 'p', '+']) {
+        duration(line, end)?
+    } else {
+        moment(end)?.duration_since(start)
     };
     if length.is_negative() { Err(backwards(line)) } else { Ok((start, length)) }
 }

@@ -165,7 +165,7 @@ async fn what_has_not_changed_is_understood_anew() {
     let until = |fact: Box<dyn Fn(&FeedState) -> bool>| {
         tokio::time::timeout(Duration::from_secs(20), board.until("prices", fact))
     };
-    let first = said(&*until(Box::new(move |state| said(state).is_some())).await.unwrap()).unwrap();
+    let first = said(until(Box::new(move |state| said(state).is_some())).await.unwrap().as_ref()).unwrap();
     until(Box::new(move |state| said(state) > Some(first))).await.expect("it is of another moment");
     stop.cancel();
     assert!(server.asked()[1..].iter().all(|request| request.contains("if-none-match: \"v1\"")));
