@@ -457,7 +457,8 @@ async fn columns_that_change_while_a_copy_begins_are_copied_as_they_are() -> Res
         } else {
             third.batch_execute(&format!("{BEGIN}; {RELEASE}")).await?;
             second.batch_execute("COMMIT").await?;
-            waits(&third, "LOCK TABLE ONLY%").await?;
+            // What lists the tables asks how large they are, which waits for their locks as well.
+            waits(&third, "%pg_relation_size%").await?;
             third.batch_execute("COMMIT").await?;
         }
         stream

@@ -204,6 +204,8 @@ async fn what_a_feed_says_changes_the_score_until_it_is_stale() -> Result<()> {
             .await?;
     ensure!(term(&busy, "utilization").source == "feed busy", "{busy:#?}");
 
+    // The shadow has its tables by then.
+    leader.ready().await?;
     // The service breaks: what it said stands for a while, then the configured costs do, and say why.
     service.say(|says| says.broken = true);
     let stale = decision(&mut leader, "the configured cost is back", |d| near(term(d, "cost"), 0.2)).await?;

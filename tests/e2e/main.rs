@@ -42,6 +42,7 @@ mod prometheus;
 mod refusals;
 mod regression;
 mod releases;
+mod reservations;
 mod schema;
 mod services;
 mod slots;

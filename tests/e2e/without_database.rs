@@ -187,7 +187,7 @@ async fn nobody_is_moved_to_where_nothing_answers() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_leads_nowhere_keeps_nobody_from_being_served() -> Result<()> {
-    let shop = Shop::start("score: {step: 200ms}\n").await?;
+    let shop = Shop::start("score: {step: 200ms, horizon: 10s}\n").await?;
     let Shop { front, admin, east, config, node, client, .. } = shop;
     drop(node);
     let (text, east) = (std::fs::read_to_string(&config)?, east.address.to_string());

@@ -617,7 +617,7 @@ mod tests {
     #[test]
     fn what_no_forecast_can_answer_is_refused() {
         let with = |step: Duration, horizon: Duration, confidence: f64| {
-            let parts = PolicyParts { step, horizon, confidence, ..PolicyParts::default() };
+            let parts = PolicyParts { horizon, step, confidence, ..PolicyParts::default() };
             Policy::new(parts)
                 .map(drop)
                 .map_err(|broken| broken.into_iter().map(|rule| rule.key).collect::<Vec<_>>())

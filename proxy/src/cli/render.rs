@@ -442,7 +442,8 @@ pub(super) fn freezes(freezes: &[FreezeView]) -> String {
 
 /// Who lifts more than they thought of reads it.
 pub(super) fn lifted(freezes: &[FreezeView]) -> String {
-    freezes.iter().map(|freeze| format!("lifted: by {}: {}\n", freeze.by, freeze.why)).collect()
+    let lifted = freezes.iter().map(|freeze| format!("lifted: by {}: {}", freeze.by, freeze.why));
+    lifted.map(|line| line + "\n").collect()
 }
 
 pub(super) fn plan(plan: &Plan) -> String {

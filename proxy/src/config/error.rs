@@ -105,6 +105,10 @@ impl Report {
         Self { file: file.into(), problems: RefCell::default() }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.problems.borrow().is_empty()
+    }
+
     pub(super) fn note(
         &self,
         at: Position,

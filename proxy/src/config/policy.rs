@@ -74,10 +74,25 @@ pub(super) fn read(stem: &str, text: &str, report: &Report) -> ReadPolicy {
     match Policy::new(parts) {
         Ok(policy) => ReadPolicy { name, policy: Some(policy), freeze: filled.freeze, at },
         Err(broken) => {
+            let mut left_out = Vec::new();
             for error in broken {
-                // A rule about a key that was not read has been reported as something else already.
-                if let Some(item) = filled.items.iter().find(|item| item.key == error.key) {
-                    item.wrong("is out of range", error.what);
+                match filled.items.iter().find(|item| item.key == error.key) {
+                    Some(item) => item.wrong("is out of range", error.what),
+                    None => left_out.push(error),
+                }
+            }
+            // A key that was not read has been reported as something else already, or is not here: then it has its usual value.
+            if report.is_empty() {
+                for error in left_out {
+                    let section = error.key.split_once('.').map_or(error.key, |(section, _)| section);
+                    let beside = filled.items.iter().find(|item| item.key.starts_with(section));
+                    let at = beside.map_or(Position::START, Item::at);
+                    report.note(
+                        at,
+                        error.key,
+                        "is left out, and its usual value does not fit here",
+                        error.what,
+                    );
                 }
             }
             ReadPolicy { name, policy: None, freeze: Vec::new(), at }
@@ -366,4 +381,28 @@ fn warm_up<'a>(section: &mut Section<'a>, filled: &mut Filled<'a>, parts: &mut P
     filled.take(section, "caches", &mut parts.caches, |item| {
         item.choice(&[("fill", Caches::Fill), ("leave", Caches::Leave)])
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::error::ConfigErrors;
+
+    #[test]
+    fn what_is_left_out_has_to_fit_as_well() {
+        let wrong = |text: &str| {
+            let report = Report::new("p.yaml");
+            let read = read("p", text, &report);
+            assert!(read.policy.is_none(), "{text}");
+            ConfigErrors::of(report).to_string()
+        };
+        let text = wrong("mode: auto\nscore: {step: 200ms}\n");
+        assert!(
+            text.contains("p.yaml:2:15  score.horizon  is left out, and its usual value does not fit here"),
+            "{text}"
+        );
+        assert!(wrong("score: {step: 2h}\n").contains("score.sustain"));
+        let text = wrong("score: {step: 200ms, horizon: soon}\n");
+        assert!(text.contains("soon") && !text.contains("left out"), "{text}");
+    }
 }
