@@ -458,7 +458,7 @@ async fn columns_that_change_while_a_copy_begins_are_copied_as_they_are() -> Res
             third.batch_execute(&format!("{BEGIN}; {RELEASE}")).await?;
             second.batch_execute("COMMIT").await?;
             // What lists the tables asks how large they are, which waits for their locks as well.
-            waits(&third, "%pg_relation_size%").await?;
+            waits(&third, "SELECT n.nspname::text, c.relname::text, greatest%").await?;
             third.batch_execute("COMMIT").await?;
         }
         stream

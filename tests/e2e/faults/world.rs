@@ -11,6 +11,7 @@ use godwit::demo::load::Load;
 use godwit::demo::node::Node;
 use godwit::demo::zone::{Options, Playground, RESOURCE, Zone};
 use godwit_tests::postgres::wal_position;
+use godwit_tests::waiting::until;
 use replicator::lsn::Lsn;
 use replicator::verify;
 use rustix::process::Signal;
@@ -146,9 +147,18 @@ impl<'a> World<'a> {
         }
         if phase == "aborting" {
             let id = self.reached("fenced").await?;
-            drop(self.ask(&format!("migrations/{id}/abort"), json!({})));
-            // It is taken as soon as the controller goes on, before anything that it begins then can answer.
-            sleep(Duration::from_millis(100)).await;
+            let abort = format!("migrations/{id}/abort");
+            drop(self.ask(&abort, json!({})));
+            // Noted right before it is carried out, it is taken as soon as the controller goes on, before anything that this begins can answer.
+            let is_it = |record: &serde_json::Value| {
+                record["path"].as_str().is_some_and(|path| path.ends_with(&abort))
+            };
+            let heard = async || {
+                let newest: Vec<serde_json::Value> =
+                    self.leader.client.fetch("/api/v1/audit?limit=20").await?;
+                Ok(newest.iter().any(is_it))
+            };
+            until("the node has heard that it is to abort", heard).await?;
             std::fs::remove_file(stops(self.playground).join("fenced.reached"))?;
         }
         let id = self.reached(phase).await?;
