@@ -482,11 +482,12 @@ mod tests {
     use crate::drivers::ledger::Made;
 
     const CONFIG: &str = "node: { name: n, zone: near, state: state, lease: 3s }\n\
-                          zones: { near: { location: [53, -6] }, far: { location: [52, 4] }, farther: { location: [40, 20] } }\n\
+                          zones: { near: { grid: west, location: [53, -6] }, far: { grid: central, location: [52, 4] }, \
+                          farther: { grid: east, location: [40, 20] } }\n\
                           drivers: { fleet: { exec: { argv: [\"/bin/false\"] } } }\n\
-                          resources: { orders: { location: flexible, driver: fleet, fronts: { http: { listen: \"127.0.0.1:1\" } }, \
+                          resources: { orders: { location: flexible, driver: fleet, fronts: { http: { listen: \"127.0.0.1:9\" } }, \
                           primary: near, policy: p, placements: { near: { http: [\"127.0.0.1:2\"], \
-                          postgres: { dsn: \"postgres://x@127.0.0.1:3/x\" } } } } }\n";
+                          postgres: { dsn: \"postgres://x@127.0.0.1:1/x\" } } } } }\n";
 
     #[test]
     fn an_endpoint_that_is_not_found_keeps_nobody_from_being_served() {
