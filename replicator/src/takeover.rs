@@ -46,8 +46,22 @@ pub async fn cut_off(client: &Client, streams: &[String], generation: u64) -> Re
     Ok(first.map(|row| Lsn(row.get::<_, PgLsn>(1).into())))
 }
 
+/// Ends what Godwit still does beside the stream to a shadow that takes over, such as a pass of large objects that waits for a primary that is
+/// gone: it holds the row that says whose generation this is, and would keep it for hours.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn clear_the_way(client: &Client) -> Result<(), Error> {
+    let end = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
+        WHERE a.datname = pg_catalog.current_database() AND a.application_name LIKE 'godwit%' AND a.usename = current_user \
+          AND a.pid <> pg_catalog.pg_backend_pid() AND EXISTS (SELECT FROM pg_catalog.pg_locks l \
+            WHERE l.pid = a.pid AND l.relation = 'godwit.epoch'::regclass AND l.mode = 'RowShareLock' AND l.granted)";
+    client.query(end, &[]).await.map(drop).map_err(refused("end what is under way beside the stream"))
+}
+
 /// Puts every sequence that is in use ahead: of the highest value in the columns that draw from it, and [`SKIPPED`] numbers further, or a
-/// tenth of what is left of it. Those that cycle stay. May be repeated; then it skips again.
+/// tenth of what is left of it. Values that it cannot give say nothing of it, and nobody could put it there. Those that cycle stay. May be
+/// repeated; then it skips again.
 ///
 /// # Errors
 /// [`Error::Database`].
@@ -74,11 +88,12 @@ pub async fn advance_sequences(client: &Client) -> Result<(), Error> {
              FOREACH one IN ARRAY s.columns LOOP \
                DECLARE found bigint; BEGIN \
                  EXECUTE one INTO found; \
+                 CONTINUE WHEN found IS NULL OR found NOT BETWEEN s.seqmin AND s.seqmax; \
                  seen := CASE WHEN s.step > 0 THEN greatest(seen, found) ELSE least(seen, found) END; \
                END; \
              END LOOP; \
              CONTINUE WHEN seen IS NULL; \
-                          room := CASE WHEN s.step > 0 THEN s.seqmax::numeric - seen ELSE seen::numeric - s.seqmin END; \
+             room := CASE WHEN s.step > 0 THEN s.seqmax::numeric - seen ELSE seen::numeric - s.seqmin END; \
              PERFORM pg_catalog.setval(s.oid::regclass, \
                (seen + sign(s.step) * least(abs(s.step::numeric) * {SKIPPED}, trunc(room / 10)))::bigint, true); \
            END LOOP; \

@@ -7,7 +7,7 @@ use godwit::cli::client::Refusal;
 use godwit::controller::Plan;
 use godwit::controller::view::ResourceView;
 use godwit::demo::load::Load;
-use godwit::demo::zone::{DATABASE, Playground, RESOURCE, SERVICE_ROLE, Zone};
+use godwit::demo::zone::{DATABASE, GODWIT_ROLE, Playground, RESOURCE, SERVICE_ROLE, Zone};
 use godwit_tests::waiting::until;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -70,6 +70,10 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
     let playground = Playground::start(&options).await?;
     let _agent = agent(&playground)?;
     let [near, far] = &playground.zones;
+    // Columns with what their sequences cannot give: far above, and below where that begins.
+    let beyond = "CREATE TABLE wide (id serial PRIMARY KEY); ALTER TABLE wide ALTER id TYPE bigint; INSERT INTO wide VALUES (1000000000000000);
+        CREATE TABLE high (id int PRIMARY KEY); CREATE SEQUENCE high_ids MINVALUE 100000 OWNED BY high.id; INSERT INTO high VALUES (5)";
+    connect(near).await?.batch_execute(beyond).await?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.until("commits wait", |view| view.replication.mode.effective == "sync").await?;
     let load = load(&playground, 80.0, "lost");
@@ -98,6 +102,9 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
     ensure!(why.contains("tables whole: rows are missing in public.orders"), "{why}");
     shadow.batch_execute("DELETE FROM godwit.unfilled").await?;
     ensure!(load.snapshot().in_flight > 20, "some requests should hang there");
+    // As what was written beside the stream and waits for more of it.
+    let waits = replicator::postgres::connect(&far.dsn(GODWIT_ROLE), "godwit-large-objects").await?;
+    waits.batch_execute("BEGIN; SELECT FROM godwit.epoch FOR SHARE").await?;
     let plan = take_over(&leader, &json!({"accept_loss": true})).await?;
     let id = plan.id.context("an id")?;
     leader.until("it has taken over", |view| view.primary == far.name && view.phase == "shadowing").await?;

@@ -168,6 +168,7 @@ impl Hands {
         self.cut_requests().await;
         self.streams.abandon(before).await;
         let client = self.control(zone).await?;
+        takeover::clear_the_way(&client).await.map_err(chain)?;
         // First: whatever comes late is of an older generation.
         fence::guard(&client, resource, generation.0).await.map_err(chain)?;
         // Where it was the primary before: nothing waits for its shadow of then any more.

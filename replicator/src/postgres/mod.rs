@@ -28,6 +28,10 @@ const COMMITS: &str = "-c synchronous_commit=local";
 /// Time-outs of a session: what it waits for Godwit gives up by itself. `transaction_timeout` is unknown before 17: [`without_transaction_timeout`].
 const TIME_OUTS: [&str; 4] =
     ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"];
+/// That the other side is gone each of the two notices within a minute, also where nothing is under way between them.
+const KEEPALIVES: &str = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3";
+/// Of a connection whose parameters say nothing of it.
+const USUAL_IDLE: Duration = Duration::from_hours(2);
 /// What a session begins with besides, whatever the database and the role say: values and SQL mean the same everywhere. A database that somebody made
 /// read-only stays so. What is asked of the catalogs of a large database is dear enough to be compiled, which takes seconds of the server's CPU.
 const OPTIONS: &str = "\
@@ -108,8 +112,12 @@ async fn apart(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, 
 async fn open(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, Driver), Error> {
     let mut parameters = dsn.negotiated();
     parameters.application_name(application_name);
-    let options = format!("{} {own}", parameters.get_options().unwrap_or_default());
+    let options = format!("{KEEPALIVES} {} {own}", parameters.get_options().unwrap_or_default());
     parameters.options(options.trim_start());
+    if parameters.get_keepalives_idle() == USUAL_IDLE {
+        parameters.keepalives_idle(Duration::from_secs(30));
+        parameters.keepalives_interval(Duration::from_secs(10)).keepalives_retries(3);
+    }
     if parameters.get_connect_timeout().is_none() {
         parameters.connect_timeout(CONNECT_TIMEOUT);
     }
