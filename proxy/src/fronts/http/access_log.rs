@@ -8,6 +8,7 @@ use std::io::{self, BufWriter, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
@@ -161,7 +162,7 @@ pub struct Access {
     /// Of 2^64.
     threshold: u64,
     queue: Option<SyncSender<Left>>,
-    lost: AtomicU64,
+    lost: Arc<AtomicU64>,
 }
 
 /// What is left for the thread.
@@ -172,19 +173,20 @@ enum Left {
 }
 
 impl Access {
-    /// Opens the file and starts the thread; without a file lines go to the log of this process.
+    /// Starts the thread that opens the file, now or as soon as that can be; without a file lines go to the log of this process.
     pub fn open(settings: &AccessLog) -> io::Result<Self> {
+        let lost = Arc::new(AtomicU64::new(0));
         let queue = match &settings.file {
             Some(path) => {
                 let (queue, lines) = sync_channel(QUEUE);
-                let mut file = LogFile::open(path)?;
+                let mut file = LogFile::open(path, lost.clone());
                 std::thread::Builder::new().name("access log".into()).spawn(move || file.write(&lines))?;
                 Some(queue)
             }
             None => None,
         };
         let threshold = (settings.sample.get() * u64::MAX as f64) as u64;
-        Ok(Self { threshold, queue, lost: AtomicU64::new(0) })
+        Ok(Self { threshold, queue, lost })
     }
 
     /// Whether a request is logged; an error always is.
@@ -232,13 +234,18 @@ impl Access {
 
 struct LogFile {
     path: PathBuf,
-    file: BufWriter<File>,
+    /// None: it could not be opened so far, which keeps nobody from being served.
+    file: Option<BufWriter<File>>,
     failed: bool,
+    lost: Arc<AtomicU64>,
 }
 
 impl LogFile {
-    fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), file: append(path)?, failed: false })
+    fn open(path: &Path, lost: Arc<AtomicU64>) -> Self {
+        let mut file = Self { path: path.to_owned(), file: None, failed: false, lost };
+        let opened = file.follow();
+        file.noted(opened);
+        file
     }
 
     /// Until nobody can leave a line any more.
@@ -246,42 +253,64 @@ impl LogFile {
         let mut due = now() + FLUSH;
         loop {
             let mut written = match left.recv_timeout(due.saturating_duration_since(now())) {
-                Ok(Left::Line(line)) => self.file.write_all(&line),
+                Ok(Left::Line(line)) => self.append(&line),
                 Ok(Left::All(told)) => {
-                    let written = self.file.flush();
+                    let written = self.flush();
                     let _ = told.try_send(());
                     written
                 }
                 Err(RecvTimeoutError::Timeout) => Ok(()),
                 Err(RecvTimeoutError::Disconnected) => {
                     // Nobody is left to tell.
-                    let _ = self.file.flush();
+                    let _ = self.flush();
                     return;
                 }
             };
             // Where lines come all the time there is never a pause.
             if now() >= due {
-                written = written.and(self.file.flush()).and_then(|()| self.follow());
+                written = written.and(self.flush()).and_then(|()| self.follow());
                 due = now() + FLUSH;
             }
-            match written {
-                Ok(()) => self.failed = false,
-                Err(error) if !self.failed => {
-                    tracing::warn!(path = %self.path.display(), %error, "the access log cannot be written");
-                    self.failed = true;
-                }
-                Err(_) => {}
+            // Between two looks nothing tells whether it could be opened by now.
+            if written.is_err() || self.file.is_some() {
+                self.noted(written);
             }
         }
     }
 
+    fn noted(&mut self, written: io::Result<()>) {
+        match written {
+            Ok(()) => self.failed = false,
+            Err(error) if !self.failed => {
+                tracing::error!(path = %self.path.display(), %error, "the access log cannot be written");
+                self.failed = true;
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        let Some(file) = &mut self.file else {
+            self.lost.fetch_add(1, Relaxed);
+            return Ok(());
+        };
+        file.write_all(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), BufWriter::flush)
+    }
+
     /// Opens the file again if another is there under its name, or none.
     fn follow(&mut self) -> io::Result<()> {
-        let own = self.file.get_ref().metadata()?;
-        let there = std::fs::metadata(&self.path).ok();
-        if there.is_none_or(|there| (there.dev(), there.ino()) != (own.dev(), own.ino())) {
-            self.file = append(&self.path)?;
+        if let Some(file) = &self.file {
+            let own = file.get_ref().metadata()?;
+            let there = std::fs::metadata(&self.path).ok();
+            if there.is_some_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())) {
+                return Ok(());
+            }
         }
+        self.file = Some(append(&self.path)?);
         Ok(())
     }
 }
@@ -381,6 +410,26 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
         assert_eq!(last["status"], 503);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_keeps_nobody_from_being_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("later/access");
+        let settings = AccessLog { file: Some(path.clone()), sample: Ratio::new(1.0).unwrap() };
+        let access = Access::open(&settings).unwrap();
+        access.leave(&line(200));
+        access.write_out(Duration::from_secs(30));
+        assert_eq!(access.lost.load(Relaxed), 1);
+        std::fs::create_dir(folder.path().join("later")).unwrap();
+        for _ in 0..1000 {
+            if path.exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        access.leave(&line(503));
+        assert_eq!(read(&path, 1)[0]["status"], 503);
     }
 
     #[test]
