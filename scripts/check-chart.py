@@ -39,6 +39,10 @@ def main(rendered, folder):
         wanted = monitor["spec"]["selector"]["matchLabels"].items()
         chosen = [one for one in found["Service"] if wanted <= one["metadata"]["labels"].items()]
         assert len(chosen) == 1, f"the ServiceMonitor chooses {len(chosen)} services"
+        label = monitor["spec"]["jobLabel"]
+        job = chosen[0]["metadata"]["labels"][label]
+        alerts = pathlib.Path(__file__).parent.parent / "config/prometheus/alerts.yml"
+        assert f'up{{job="{job}"}}' in alerts.read_text(), f"no alert is about the job {job}"
         offered = {port["name"] for port in chosen[0]["spec"]["ports"]}
         assert {one["port"] for one in monitor["spec"]["endpoints"]} <= offered
     for key, text in config["data"].items():

@@ -670,7 +670,11 @@ impl Machine {
         self.see_aftermath(measured.answers, moving, now);
         self.freeze_after_taking_back(now);
         self.read_moves();
+        let served = self.signals.served_by().to_owned();
         self.signals.observe(&self.state.primary.0, measured, moving, now);
+        if !served.is_empty() && served != self.signals.served_by() {
+            telemetry::forecasts_end(&self.state.resource, &served, &self.signals);
+        }
         self.decide();
         self.publish_forecast();
         if let Some(event) = self.slots.step(&self.hands, &self.state, self.last_step) {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use migration::policy::{KeptByExtensions, Policy, ReplicationMode};
 use migration::units::{Generation, Zone};
 use replicator::drift::Filling;
+use replicator::error::Cause;
 use replicator::postgres::slot::{self, Lane};
 use replicator::status::{Phase, StreamStatus};
 use replicator::{Lsn, extensions, fence, identity, lanes, synchronous};
@@ -26,6 +27,7 @@ use crate::causes::chain;
 use crate::links::Links;
 use crate::lock::lock;
 use crate::store::Journal;
+use crate::telemetry::metrics as telemetry;
 
 /// Near enough to the tip to call a stream up.
 const NEAR_BYTES: u64 = 1 << 20;
@@ -39,6 +41,8 @@ pub(super) struct Running {
     /// It was told that commits wait for it, or that none do.
     synchronous: bool,
     status: watch::Receiver<StreamStatus>,
+    /// Its failures that are in the metrics.
+    counted: BTreeMap<Cause, u64>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -355,7 +359,9 @@ impl Streams {
             lanes: BTreeMap::new(),
             keeper: None,
         });
-        if let Some(old) = stream.lanes.insert(lane, Running { synchronous, status, stop, task }) {
+        if let Some(old) =
+            stream.lanes.insert(lane, Running { synchronous, status, counted: BTreeMap::new(), stop, task })
+        {
             old.stop.cancel();
         }
     }
@@ -411,6 +417,19 @@ impl Streams {
         let lanes = stream.lanes.values().map(|lane| lane.status.borrow().clone());
         let together = lanes.reduce(together)?;
         Some((stream.source.to_string(), stream.target.to_string(), together))
+    }
+
+    /// Puts the failures that have come since the last time into the metrics.
+    pub fn count_failures(&self) {
+        for lane in self.running().values_mut().flat_map(|stream| stream.lanes.values_mut()) {
+            for (cause, count) in &lane.status.borrow().failures {
+                let counted = lane.counted.entry(*cause).or_default();
+                if count > counted {
+                    telemetry::stream_failures(&self.resource, *cause, count - *counted);
+                    *counted = *count;
+                }
+            }
+        }
     }
 
     /// Which commits wait, and what each lane says of itself.
@@ -593,6 +612,9 @@ fn together(one: StreamStatus, other: StreamStatus) -> StreamStatus {
     both.heard = both.heard.min(other.heard);
     both.applied_marker = both.applied_marker.min(other.applied_marker);
     both.rows_after_marker += other.rows_after_marker;
+    for (cause, count) in other.failures {
+        *both.failures.entry(cause).or_default() += count;
+    }
     both.transactions += other.transactions;
     both.changes += other.changes;
     both

@@ -157,6 +157,9 @@ impl Verifications {
             view.state = Standing::Stopped;
             view.why = "godwit was stopped".into();
         }
+        if view.ended_ms.is_some() {
+            telemetry::verification(streams.resource(), &view);
+        }
         Self {
             databases,
             streams,

@@ -115,19 +115,46 @@ pub fn decision(resource: &str, report: &DecisionReport, signals: &Signals, poli
             .set(f64::from(u8::from(guard.passed)));
     }
     quality(resource, signals);
-    let Some(forecast) = signals.request_forecast(policy) else { return };
+    let forecast = signals.request_forecast(policy);
     let last = policy.horizon_steps().saturating_sub(1);
-    for (label, step) in [("first", 0), ("last", last)] {
+    fan(resource, signals.served_by(), |first, level| {
+        let forecast = forecast.as_ref()?;
+        Some(forecast.quantile(if first { 0 } else { last }, level) / 1000.0)
+    });
+}
+
+/// A forecast's quantiles, seconds, of its first step and of its last; NaN where there is none.
+fn fan(resource: &str, zone: &str, quantile: impl Fn(bool, f64) -> Option<f64>) {
+    for (label, first) in [("first", true), ("last", false)] {
         for level in predictor::LEVELS {
             gauge!(
                 names::FORECAST,
                 names::RESOURCE => resource.to_owned(),
-                names::ZONE => signals.served_by().to_owned(),
+                names::ZONE => zone.to_owned(),
                 names::QUANTILE => level.to_string(),
                 names::STEP => label
             )
-            .set(forecast.quantile(step, level) / 1000.0);
+            .set(quantile(first, level).unwrap_or(f64::NAN));
         }
+    }
+}
+
+/// The service is another zone's by now: nothing is forecast of this one any more, and what was is not true for ever.
+pub fn forecasts_end(resource: &str, zone: &str, signals: &Signals) {
+    let labels = |name: &'static str, value: String| {
+        [(names::RESOURCE, resource.to_owned()), (names::ZONE, zone.to_owned()), (name, value)]
+    };
+    fan(resource, zone, |_, _| None);
+    for (ahead, _) in signals.requests().quality() {
+        for name in [names::FORECAST_COVERAGE, names::FORECAST_LOSS] {
+            gauge!(name, &labels(names::STEP, ahead.to_string())).set(f64::NAN);
+        }
+    }
+    for horizon in predictor::event::EVENT_HORIZONS {
+        gauge!(names::FORECAST_WORSE, &labels(names::STEP, horizon.to_string())).set(f64::NAN);
+    }
+    for reason in predictor::Reason::ALL {
+        gauge!(names::FORECAST_ABSTAINED, &labels(names::REASON, reason.label().to_owned())).set(f64::NAN);
     }
 }
 
@@ -198,14 +225,19 @@ pub fn replication(resource: &str, behind: &Behind, status: Option<&StreamStatus
         gauge!(names::OPEN_BYTES, names::RESOURCE => resource.to_owned(), names::PLACE => place)
             .set(bytes as f64);
     }
-    for (cause, count) in &status.failures {
-        counter!(
-            names::STREAM_FAILURES,
-            names::RESOURCE => resource.to_owned(),
-            names::CAUSE => cause.policy().label
-        )
-        .absolute(*count);
+}
+
+/// There is no shadow: nothing is behind, and nothing is to be up.
+pub fn no_replication(resource: &str) {
+    for name in [names::LAG_BYTES, names::LAG_SECONDS, names::REPLICATION_UP] {
+        gauge!(name, names::RESOURCE => resource.to_owned()).set(f64::NAN);
     }
+}
+
+/// So often more has a stream broken.
+pub fn stream_failures(resource: &str, cause: Cause, more: u64) {
+    counter!(names::STREAM_FAILURES, names::RESOURCE => resource.to_owned(), names::CAUSE => cause.policy().label)
+        .increment(more);
 }
 
 /// WAL that the slots of a resource keep in a zone.

@@ -44,7 +44,7 @@ pub const GATE_CLOSED: &str = "godwit_gate_closed_seconds";
 pub const LAG_BYTES: &str = "godwit_replication_lag_bytes";
 /// Gauge, seconds: age of the oldest change not applied; while the stream is down, since the shadow was last known to have caught up. NaN: not since this node started. Label: resource.
 pub const LAG_SECONDS: &str = "godwit_replication_lag_seconds";
-/// Gauge: 1 while a stream copies to the shadow or follows the primary, 0 while none does. Label: resource.
+/// Gauge: 1 while a stream copies to the shadow or follows the primary, 0 while none does. NaN: there is no shadow. Label: resource.
 pub const REPLICATION_UP: &str = "godwit_replication_up";
 /// Gauge: 1 for the replication mode in effect, 0 for the others. Labels: resource, mode.
 pub const REPLICATION_MODE: &str = "godwit_replication_mode";
