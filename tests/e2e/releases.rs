@@ -247,6 +247,7 @@ async fn a_column_keeps_its_values_when_its_default_is_dropped_again() -> Result
         same_rows([&primary, &shadow], table).await.context(release)?;
     }
     // The way back knows what was written anew, too.
+    leader.ready().await?;
     leader.migrate(&far.name).await?;
     leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
     shadow

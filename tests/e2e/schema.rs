@@ -32,7 +32,10 @@ async fn sync(leader: &Leader<'_>, dry_run: bool) -> Result<SchemaView> {
 async fn a_schema_that_drifted_is_named_brought_up_and_moves() -> Result<()> {
     let playground = Playground::start(&options(false)?).await?;
     let [near, far] = &playground.zones;
-    connect(near).await?.batch_execute("CREATE TABLE quiet (id int PRIMARY KEY)").await?;
+    connect(near)
+        .await?
+        .batch_execute("CREATE TABLE quiet (id int PRIMARY KEY); INSERT INTO quiet VALUES (1)")
+        .await?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
     let (primary, shadow) = (connect(near).await?, connect(far).await?);
