@@ -20,7 +20,7 @@ pub(super) enum Command {
     Create {
         /// Who or what it is for.
         name: String,
-        /// What it may do: viewer reads, operator also moves, admin also gives rights.
+        /// What it may do: viewer reads, operator also moves, takes over, freezes and seeds anew, admin also reserves, reloads and gives rights.
         #[arg(long, value_parser = role, default_value = "viewer", value_name = "ROLE")]
         role: Role,
         /// Only for this resource; may be repeated. Default: all.

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 pub enum Role {
     /// Reads.
     Viewer,
-    /// Also starts, undoes, verifies.
+    /// Also does all that is done with a resource: moves, takeovers, freezes, verifications, seeding anew, its sections.
     Operator,
-    /// Also changes who may do what, and reads the audit.
+    /// Also reserves and releases, reloads, changes who may do what, and reads the audit.
     Admin,
 }
 

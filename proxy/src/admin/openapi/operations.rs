@@ -287,7 +287,7 @@ fn node() -> Vec<Line> {
             .takes_object("As the feed's `map` reads it: docs/feeds.md")
             .hears(
                 crate::feeds::external::webhook::HEADER,
-                "`sha256=` and the HMAC of the body, in hexadecimal.",
+                "`t=SECONDS,v1=HEX`: when it is posted (Unix time), and the HMAC-SHA256 of `SECONDS.BODY` with the feed's secret (docs/feeds.md).",
             )
             .gives_objects(ACCEPTED, false)
             .refuses(&[UNPROCESSABLE]),
