@@ -418,6 +418,34 @@ async fn a_locked_table_or_prepared_transaction_leaves_everything_as_it_was() ->
     .await
 }
 
+/// As pg_restore does it that loads data: the fence sees the trigger, waits for the table, and gets it without.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_switched_off_or_made_while_a_fence_waits_refuses_all_the_same() -> Result<()> {
+    both(|major| async move {
+        let setup = Setup::new(major).await?;
+        setup.admin.batch_execute("SELECT godwit.put_trigger('public', 'orders')").await?;
+        let loads = connect(setup.cluster.config_as(SUPERUSER, "shop").application_name("loads")).await?;
+        loads
+            .batch_execute("BEGIN; ALTER TABLE orders DISABLE TRIGGER USER; CREATE TABLE late (id int)")
+            .await?;
+        let ends = async {
+            let waits = "SELECT count(*) FROM pg_locks WHERE relation = 'orders'::regclass AND NOT granted";
+            let waits = async || Ok(loads.query_one(waits, &[]).await?.get::<_, i64>(0) == 1);
+            until("the fence waits", waits).await?;
+            anyhow::Ok(loads.batch_execute("COMMIT").await?)
+        };
+        let (guarded, ended) = tokio::join!(fence::guard(&setup.admin, "orders", 2), ends);
+        ended.and(Ok(guarded?))?;
+        for sql in ["INSERT INTO orders (writer) VALUES (1)", "INSERT INTO late VALUES (1)"] {
+            let error = loads.batch_execute(sql).await.expect_err(sql);
+            assert_eq!(sqlstate(&error), "25006", "{sql}: {error:?}");
+        }
+        assert_eq!(setup.triggers().await?, i64::from(TABLES) + 1);
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn install_is_safe_from_several_nodes_at_once() -> Result<()> {
     both(|major| async move {

@@ -9,7 +9,8 @@
 //! Every trigger calls one function, the switch: refusing, it raises SQLSTATE 25006 in every session but those with
 //! `session_replication_role = replica` (the applier). To turn it is one change of the catalog, however many tables there are (docs/adr/0032).
 //! What [`close`] does for each table is a lock, the drain barrier: once it is held on a table, every earlier writer of that table has ended, and
-//! a later one gets its own only with the news of what the switch is.
+//! a later one gets its own only with the news of what the switch is. Then it looks once more: a trigger that such a writer has switched off or
+//! dropped is put again, and a table that came meanwhile gets one.
 //! `default_transaction_read_only` is no fence (a session can turn it off), a lease is none either.
 //!
 //! Each call is one round trip: the session settings, the call and their reset go out together, and everything that
