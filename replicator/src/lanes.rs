@@ -1,15 +1,15 @@
 //! Two lanes in a database: which tables are critical, how their commits are made to wait, and how a table changes lanes.
 //!
 //! The critical publication is the truth: the main one holds every other user table that is replicated
-//! ([`crate::postgres::slot::ensure_publication`] before the copy, [`crate::drift`] after it). A BEFORE STATEMENT trigger on each critical table raises
-//! `synchronous_commit` to `on` for the transaction that writes it; the database's default is `local`. The trigger does not
-//! fire for the applier (replica role).
+//! ([`crate::postgres::slot::ensure_publication`] before the copy, [`crate::drift`] after it). A BEFORE STATEMENT trigger on each critical table, and on
+//! what it may be written through, raises `synchronous_commit` to `on` for the transaction that writes it; the database's default is `local`. The trigger
+//! does not fire for the applier (replica role).
 //!
 //! A table changes lanes in one transaction that holds its writers off ([`Handover`]): what was written before has been
 //! applied by its old lane when the publications change, what is written after travels in the new one. `pgoutput` reads
 //! publications as they were at each change, so that this is exact whatever the lanes still have to decode.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -40,7 +40,7 @@ fn quoted(schema: &str, table: &str) -> String {
 pub struct Critical {
     /// Plain tables and leaf partitions, quoted: what the publication holds.
     pub leaves: BTreeSet<String>,
-    /// The same and partitioned parents: what carries the trigger.
+    /// The same, and whatever they are partitions or children of: what carries the trigger. It fires only of the table that a statement names.
     pub triggered: BTreeSet<String>,
     /// Names that stand for nothing here.
     pub missing: Vec<String>,
@@ -61,10 +61,16 @@ pub async fn resolve(client: &Client, tables: &[String]) -> Result<Critical, Err
                  ), tree AS ( \
                    SELECT name, oid FROM named \
                    UNION SELECT tree.name, i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid \
+                 ), above AS ( \
+                   SELECT oid FROM tree \
+                   UNION SELECT i.inhparent FROM above JOIN pg_catalog.pg_inherits i ON i.inhrelid = above.oid \
+                 ), family AS ( \
+                   SELECT name, oid, true AS critical FROM tree \
+                   UNION ALL SELECT '', oid, false FROM above WHERE oid NOT IN (SELECT oid FROM tree WHERE oid IS NOT NULL) \
                  ) \
-                 SELECT tree.name, n.nspname::text, c.relname::text, coalesce({}, false) \
-                 FROM tree LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace) \
-                   ON c.oid = tree.oid ORDER BY 1, 2, 3",
+                 SELECT f.name, n.nspname::text, c.relname::text, f.critical AND coalesce({}, false) \
+                 FROM family f LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace) \
+                   ON c.oid = f.oid ORDER BY 1, 2, 3",
                 slot::USER_TABLES
             ),
             &[&names],
@@ -253,25 +259,27 @@ impl Change {
     }
 }
 
-/// What puts the trigger on exactly these tables.
+/// What puts the trigger on exactly these tables, also where somebody has switched it off.
 async fn triggers(client: &Client, tables: &BTreeSet<String>) -> Result<Vec<String>, Error> {
     let carrying = client
         .query(
-            "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_trigger t \
+            "SELECT n.nspname::text, c.relname::text, t.tgenabled = 'O' FROM pg_catalog.pg_trigger t \
              JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
              WHERE t.tgname = $1",
             &[&TRIGGER],
         )
         .await
         .map_err(Error::database("look for the triggers of critical tables"))?;
-    let carrying: BTreeSet<String> = carrying.iter().map(|row| quoted(row.get(0), row.get(1))).collect();
-    let put = tables.difference(&carrying).map(|table| {
+    let carrying: BTreeMap<String, bool> =
+        carrying.iter().map(|row| (quoted(row.get(0), row.get(1)), row.get(2))).collect();
+    let put = tables.iter().filter(|table| carrying.get(*table) != Some(&true)).map(|table| {
         format!(
-            "CREATE TRIGGER {TRIGGER} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table} \
+            "CREATE OR REPLACE TRIGGER {TRIGGER} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table} \
              FOR EACH STATEMENT EXECUTE FUNCTION godwit.wait_for_shadow()"
         )
     });
-    let take = carrying.difference(tables).map(|table| format!("DROP TRIGGER {TRIGGER} ON {table}"));
+    let take = carrying.keys().filter(|table| !tables.contains(*table));
+    let take = take.map(|table| format!("DROP TRIGGER {TRIGGER} ON {table}"));
     Ok(put.chain(take).collect())
 }
 
@@ -305,19 +313,18 @@ impl<'a> Handover<'a> {
         let change = Change::between(&members, &wanted);
         let mut sql = change.sql(resource);
         sql.extend(triggers(client, &critical.triggered).await?);
+        let patience =
+            format!("SET LOCAL lock_timeout = {}", patience.as_millis().clamp(1, i32::MAX as u128));
         if change.is_empty() {
             if !sql.is_empty() {
-                client.batch_execute(&sql.join("; ")).await.map_err(refused(context))?;
+                let sql = format!("{patience}; {}", sql.join("; "));
+                client.batch_execute(&sql).await.map_err(refused(context))?;
             }
             return Ok(None);
         }
         let moved: Vec<String> =
             change.to_critical.iter().chain(&change.to_main).map(|table| format!("ONLY {table}")).collect();
-        let begin = format!(
-            "BEGIN; SET LOCAL lock_timeout = {}; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE",
-            patience.as_millis().clamp(1, i32::MAX as u128),
-            moved.join(", ")
-        );
+        let begin = format!("BEGIN; {patience}; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", moved.join(", "));
         let locked = async {
             client.batch_execute(&begin).await.map_err(refused(context))?;
             let answer = client.simple_query("SELECT pg_catalog.pg_current_wal_insert_lsn()").await;

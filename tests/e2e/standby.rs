@@ -6,12 +6,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use godwit_tests::postgres::{TestCluster, other_major};
 use godwit_tests::waiting;
+use replicator::fence;
+use replicator::lanes::{self, Handover};
 use replicator::pgoutput::Event;
 use replicator::postgres::Dsn;
 use replicator::postgres::slot::{self, Lane};
 use replicator::postgres::stream::{Feedback, ReplicationStream, StreamEvent};
 use replicator::synchronous::{self, Armed};
-use replicator::{fence, lanes};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_util::task::AbortOnDropHandle;
@@ -206,11 +207,17 @@ async fn critical(major: u32) -> Result<()> {
              CREATE TABLE parts_low PARTITION OF parts FOR VALUES FROM (0) TO (10);
              CREATE TABLE parts_high PARTITION OF parts FOR VALUES FROM (10) TO (20);
              CREATE TABLE refers (id int PRIMARY KEY REFERENCES \"Odd name\");
+             CREATE TABLE days (id int, day int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+             CREATE TABLE days_new PARTITION OF days FOR VALUES FROM (10) TO (20);
+             CREATE TABLE days_old PARTITION OF days FOR VALUES FROM (0) TO (10) PARTITION BY RANGE (id);
+             CREATE TABLE days_old_1 PARTITION OF days_old FOR VALUES FROM (0) TO (10);
+             CREATE TABLE base (id int PRIMARY KEY); CREATE TABLE heir (PRIMARY KEY (id)) INHERITS (base);
              GRANT ALL ON ALL TABLES IN SCHEMA public TO app",
         )
         .await?;
     fence::install(&client, "shop", 1).await?;
-    let tables = ["public.parts", "public.Odd name", "public.gone"].map(str::to_owned);
+    let tables = ["public.parts", "public.Odd name", "public.days_old_1", "public.heir", "public.gone"];
+    let tables = tables.map(str::to_owned);
     let found = lanes::findings(&client, &tables).await?;
     let text_of = format!("{found:?}");
     ensure!(found.len() == 2 && text_of.contains("public.gone") && text_of.contains("refers"), "{found:#?}");
@@ -221,12 +228,14 @@ async fn critical(major: u32) -> Result<()> {
     let members = lanes::members(&client, "shop").await?.context("a publication")?;
     let names: Vec<&str> = members.iter().map(String::as_str).collect();
     ensure!(
-        names == ["\"public\".\"Odd name\"", "\"public\".\"parts_high\"", "\"public\".\"parts_low\""],
+        names
+            == ["Odd name", "days_old_1", "heir", "parts_high", "parts_low"]
+                .map(|name| format!("\"public\".\"{name}\"")),
         "{names:?}"
     );
     ensure!(
-        slot::ensure_publication(&client, &Lane::Main.publication_name("shop")).await? == 2,
-        "plain, refers"
+        slot::ensure_publication(&client, &Lane::Main.publication_name("shop")).await? == 4,
+        "base, days_new, plain, refers"
     );
 
     let dsn = server.config_as("app", DATABASE);
@@ -240,12 +249,32 @@ async fn critical(major: u32) -> Result<()> {
         ("DELETE FROM \"Odd name\"", "on"),
         ("TRUNCATE parts_high", "on"),
         ("SET LOCAL synchronous_commit = remote_apply; INSERT INTO parts VALUES (3)", "remote_apply"),
+        ("INSERT INTO days VALUES (1, 1)", "on"),
+        ("UPDATE days_old SET id = 2", "on"),
+        ("INSERT INTO days_new VALUES (1, 11)", "local"),
+        ("UPDATE base SET id = 2", "on"),
     ] {
         app.batch_execute(&format!("BEGIN; {sql}")).await?;
         ensure!(text(&app, level).await? == expected, "{sql}");
         app.batch_execute("COMMIT").await?;
         ensure!(text(&app, level).await? == "local", "{sql}: the level outlives its transaction");
     }
+
+    // As a session that loads data does it, and forgets to switch them on.
+    client
+        .batch_execute("ALTER TABLE days DISABLE TRIGGER USER; ALTER TABLE parts DISABLE TRIGGER USER")
+        .await?;
+    ensure!(Handover::begin(&client, "shop", &tables, PATIENCE).await?.is_none(), "no table changes lanes");
+    for sql in ["INSERT INTO days VALUES (3, 3)", "INSERT INTO parts VALUES (5)"] {
+        app.batch_execute(&format!("BEGIN; {sql}")).await?;
+        ensure!(text(&app, level).await? == "on", "switched off: {sql}");
+        app.batch_execute("COMMIT").await?;
+    }
+    // Off the list: what it was written through waits no more.
+    lanes::publish(&client, "shop", &tables[..2]).await?;
+    app.batch_execute("BEGIN; INSERT INTO days VALUES (4, 4)").await?;
+    ensure!(text(&app, level).await? == "local", "it is not critical any more");
+    app.batch_execute("COMMIT").await?;
 
     lanes::publish(&client, "shop", &[]).await?;
     lanes::commit_as_before(&client).await?;
