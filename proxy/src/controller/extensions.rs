@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked whether there is a stream to follow.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// Of which generation, when, and what the shadow was given.
+type Known = (u64, Instant, Option<Rows>);
+
 /// Carries what one resource's extensions keep.
 pub struct ExtensionRows {
     live: Arc<Live>,
@@ -31,7 +34,7 @@ pub struct ExtensionRows {
     /// The stream's generation, what there is to be carried under the hold, and what the shadow has of it.
     left: Mutex<Option<(u64, All, Rows)>>,
     /// Held while the shadow's follow: what is put in place under a hold, nobody takes away late.
-    following: tokio::sync::Mutex<()>,
+    following: tokio::sync::Mutex<Option<Known>>,
 }
 
 impl ExtensionRows {
@@ -48,15 +51,13 @@ impl ExtensionRows {
     pub(super) fn follow(self: &Arc<Self>, view: Arc<ArcSwap<ResourceView>>, stop: &CancellationToken) {
         let this = self.clone();
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
-            // Of which generation, when, and what the shadow has.
-            let mut known: Option<(u64, Instant, Option<Rows>)> = None;
             loop {
                 // A move that begins from here on waits.
-                let following = this.following.lock().await;
+                let mut known = this.following.lock().await;
                 let now = view.load_full();
                 if drift::stands_in_the_way(&now).is_some() || now.replication.state != "streaming" {
                     // What a move that was undone has left there goes.
-                    known = None;
+                    *known = None;
                 } else if this.carried() {
                     let at = clock::monotonic();
                     let last = known.take_if(|(of, when, _)| {
@@ -74,10 +75,10 @@ impl ExtensionRows {
                             // What is not allowed, or too much, is a finding.
                             tracing::debug!(resource = now.name, why, "what extensions keep does not follow");
                         }
-                        known = Some((now.generation, at, brought.ok().map(|(_, rows)| rows).or(before)));
+                        *known = Some((now.generation, at, brought.ok().map(|(_, rows)| rows).or(before)));
                     }
                 }
-                drop(following);
+                drop(known);
                 tokio::time::sleep(LOOK).await;
             }
         }));
@@ -108,8 +109,8 @@ impl ExtensionRows {
         if !self.carried() {
             return Ok(());
         }
-        // The view tells of the move by now: what follows later finds it in the way.
-        drop(self.following.lock().await);
+        // The view tells of the move by now: what follows later finds it in the way, or what it leaves if it is undone between two looks.
+        *self.following.lock().await = None;
         let (all, rows) = self.bring(zones, generation, Purpose::Control, None).await?;
         *lock(&self.left) = Some((generation, all, rows));
         Ok(())
@@ -125,5 +126,33 @@ impl ExtensionRows {
                 all.settle(sides, &rows, &before).await
             })
             .await
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = "node: { name: n, zone: near, state: s }\n\
+                          zones: { near: {}, far: {} }\n\
+                          resources: { orders: { fronts: { http: { listen: \"127.0.0.1:1\" } }, primary: near, policy: p, \
+                          placements: { near: { http: [\"127.0.0.1:2\"] }, far: { http: [\"127.0.0.1:3\"] } } } }\n";
+
+    /// It may be over before the shadow's follow again, and has put there what a shadow must not act on.
+    #[tokio::test]
+    async fn a_move_that_is_prepared_leaves_nothing_known_of_the_shadow() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("godwit.yaml");
+        std::fs::create_dir(folder.path().join("policies")).unwrap();
+        std::fs::write(folder.path().join("policies/p.yaml"), "mode: observe\n").unwrap();
+        std::fs::write(&file, CONFIG).unwrap();
+        let live = Live::new(crate::config::load(&file).unwrap().resources.remove("orders").unwrap());
+        let rows = ExtensionRows::new(live.clone(), Arc::new(Databases::new(live)));
+        assert!(rows.carried());
+        *rows.following.lock().await = Some((1, clock::monotonic(), Some(Rows::default())));
+        // There is no database to prepare.
+        rows.prepare(["near", "far"], 1).await.unwrap_err();
+        assert!(rows.following.lock().await.is_none());
     }
 }
