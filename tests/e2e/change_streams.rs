@@ -7,12 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use anyhow::{Context, Result, bail, ensure};
 use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{DATABASE, Playground, SERVICE_ROLE, Zone};
+use godwit::fronts::postgres::protocol::message;
 use godwit_tests::postgres::{TestCluster, other_major};
 use godwit_tests::waiting::{PAUSE, until};
 use replicator::Lsn;
 use replicator::postgres::Dsn;
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -220,6 +223,59 @@ async fn who_was_away_misses_nothing() -> Result<()> {
     let reads =
         |view: &ResourceView| view.change_streams.iter().all(|stream| !stream.unread && stream.active);
     leader.until("it is told who reads", reads).await?;
+    Ok(())
+}
+
+/// The next message of this type; what came before it goes.
+async fn message_of(socket: &mut TcpStream, wanted: u8) -> Result<Vec<u8>> {
+    loop {
+        let tag = socket.read_u8().await?;
+        let mut body = vec![0; usize::try_from(socket.read_u32().await?)?.saturating_sub(4)];
+        socket.read_exact(&mut body).await?;
+        if tag == wanted {
+            return Ok(body);
+        }
+        ensure!(tag != b'E', "{}", String::from_utf8_lossy(&body));
+    }
+}
+
+/// The rest is read at the old primary by Godwit's own role; what its client asks besides is asked of the new one, as the client.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_the_rest_asks_nothing_by_godwits_role() -> Result<()> {
+    let setup = Setup::start().await?;
+    let [near, far] = &setup.playground.zones;
+    let mut leader = Leader::start(&setup.playground, &[])?;
+    leader.ready().await?;
+    let there = setup.subscribe().await?;
+    same(&there, near).await?;
+    there.batch_execute("ALTER SUBSCRIPTION warehouse DISABLE").await?;
+    superuser(near).await?.batch_execute("INSERT INTO events (note) VALUES ('before')").await?;
+    moved(&mut leader, far).await?;
+    ensure!(slots(near).await? == ["warehouse"], "{:?}", slots(near).await?);
+
+    let mut socket =
+        TcpStream::connect(setup.playground.postgres_front.context("a PostgreSQL front")?).await?;
+    let mut out = Vec::new();
+    let parameters = [("user", READER), ("database", DATABASE), ("replication", "database")];
+    message::startup(&mut out, parameters.into_iter());
+    socket.write_all(&out).await?;
+    message_of(&mut socket, b'Z').await?;
+    let begin =
+        "START_REPLICATION SLOT \"warehouse\" LOGICAL 0/0 (proto_version '1', publication_names 'outbox')";
+    let mut out = Vec::new();
+    message::query(&mut out, begin.as_bytes());
+    socket.write_all(&out).await?;
+    message_of(&mut socket, b'W').await?;
+    // In one write: the end of the stream is not awaited.
+    let mut out = Vec::new();
+    message::write(&mut out, b'c', |_| {});
+    message::query(&mut out, b"SELECT session_user || ' ' || inet_server_port()");
+    socket.write_all(&out).await?;
+    message_of(&mut socket, b'Z').await?;
+    let row = message_of(&mut socket, b'D').await?;
+    let who = message::row(&row).and_then(|row| row.first().copied().flatten()).context("a value")?;
+    let wanted = format!("{READER} {}", far.database.port());
+    ensure!(who == wanted.as_bytes(), "{} instead of {wanted}", String::from_utf8_lossy(who));
     Ok(())
 }
 

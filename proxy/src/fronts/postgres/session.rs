@@ -763,3 +763,7 @@ fn unreachable_fault(front: &PostgresFront, error: &NoBackend) -> Fault {
         _ => "The front could not connect to it; its log says why.",
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -136,6 +136,13 @@ impl Replica {
                             self.client.talk().send(&out).await.map_err(|_| End::Client)?;
                             continue;
                         }
+                        // The answers would come by another connection than the stream.
+                        Command::Start(_) if !asked.is_empty() => {
+                            return Err(End::Fault(Fault::fatal(
+                                "0A000",
+                                "START_REPLICATION before the answer to what was sent earlier",
+                            )));
+                        }
                         Command::Start(start) => {
                             backend = Box::pin(self.stream(&start, backend)).await?;
                             continue;
@@ -146,7 +153,8 @@ impl Replica {
                             asked.push_back(Asked::Position(1));
                         }
                         Command::Tables => asked.push_back(Asked::Tables),
-                        Command::Other if tag == b'Q' => asked.push_back(Asked::Other),
+                        // These end with a ReadyForQuery, each.
+                        Command::Other if matches!(tag, b'Q' | b'F' | b'S') => asked.push_back(Asked::Other),
                         Command::Other => {}
                     }
                     send(backend.talk(), tag, &body).await.map_err(|_| lost())?;
@@ -201,7 +209,7 @@ impl Replica {
                 self.whence.settle(before.clone(), start.slot.clone());
             }
         }
-        let mut now = if let Some((before, (rest, both))) = rest {
+        let now = if let Some((before, (rest, both))) = rest {
             send(self.client.talk(), b'W', &both).await.map_err(|_| End::Client)?;
             let ahead = before.ahead;
             let next = Some((before, Box::new(Next { backend, positions })));
@@ -220,6 +228,12 @@ impl Replica {
             }
             Now { backend, ahead: positions.ahead, passed: Passed::new(pgoutput), next: None }
         };
+        self.pass(start, pgoutput, now).await
+    }
+
+    /// Passes on what it reads now and then what comes next. The connection that it gives back is one of the client's own role: of one that reads the
+    /// rest with Godwit's nothing is asked but changes.
+    async fn pass(&mut self, start: &Start, pgoutput: bool, mut now: Now) -> Result<Backend, End> {
         let mut prior: Option<Prior> = None;
         let mut unsure: Option<Vec<u8>> = None;
         let mut kept = start.from;
@@ -228,11 +242,15 @@ impl Replica {
         turns.mark_changed();
         let mut tick = tokio::time::interval(ASK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // One side has ended it: what the client says then is for the connection that it goes on by.
+        let mut over = false;
         loop {
             let event = tokio::select! {
                 biased;
                 _ = self.shutdown.changed() => return Err(leaving()),
-                message = message_of(self.client.talk()) => Event::Client(message.map_err(|_| End::Client)?),
+                message = message_of(self.client.talk()), if !over => {
+                    Event::Client(message.map_err(|_| End::Client)?)
+                }
                 changed = turns.changed() => changed.map(|()| Event::Turn).map_err(|_| leaving())?,
                 message = of_prior(&mut prior) => Event::Prior(message.ok()),
                 message = message_of(now.backend.talk()) => Event::Server(message.map_err(|_| lost())?),
@@ -266,8 +284,13 @@ impl Replica {
                     send(now.backend.talk(), b'd', &theirs).await.map_err(|_| lost())?;
                 }
                 Event::Client((b'X', _)) => return Err(End::Client),
-                Event::Client((tag, body)) => {
-                    send(now.backend.talk(), tag, &body).await.map_err(|_| lost())?;
+                Event::Client((b'c', body)) => {
+                    over = true;
+                    send(now.backend.talk(), b'c', &body).await.map_err(|_| lost())?;
+                }
+                // A server refuses it, too.
+                Event::Client(_) => {
+                    return Err(not_understood(&streaming::Malformed("neither CopyData nor CopyDone")));
                 }
                 Event::Server((b'd', body)) => {
                     let end = now.next.as_ref().map(|(before, _)| before.end.0);
@@ -288,7 +311,10 @@ impl Replica {
                             break;
                         }
                     }
-                    if ended && let Some((before, next)) = now.next.take() {
+                    if ended
+                        && !over
+                        && let Some((before, next)) = now.next.take()
+                    {
                         let Next { mut backend, positions } = *next;
                         let begun = began(&mut backend, start, before.start.0, pgoutput).await;
                         begun.map_err(|error| match error {
@@ -317,8 +343,11 @@ impl Replica {
                 }
                 Event::Server((tag, body)) => {
                     send(self.client.talk(), tag, &body).await.map_err(|_| End::Client)?;
+                    over |= tag == b'E';
                     if tag == b'Z' {
-                        return Ok(now.backend);
+                        let Some((_, next)) = now.next else { return Ok(now.backend) };
+                        now.backend.close().await;
+                        return Ok(next.backend);
                     }
                 }
                 Event::Prior(Some((b'd', body))) => {
@@ -550,3 +579,7 @@ fn unknown(error: &dyn std::error::Error) -> End {
     let fault = Fault::fatal("08001", "it cannot be found out how the database numbers changes");
     End::Fault(fault.detail(chain(error)))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

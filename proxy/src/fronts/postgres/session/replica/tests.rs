@@ -1,0 +1,111 @@
+//! A client that reads changes, between two pipes.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+use super::super::super::login::Greeted;
+use super::super::tests::front;
+use super::*;
+use crate::config::model::PostgresAuth;
+
+const QUERY: &[u8] = b"Q\0\0\0\x18SELECT session_user\0";
+const DONE: &[u8] = b"c\0\0\0\x04";
+const READY: &[u8] = b"Z\0\0\0\x05I";
+
+async fn replica() -> (Replica, DuplexStream, tokio::sync::watch::Sender<bool>) {
+    let front = front(PostgresAuth::Trust, Duration::from_secs(10), 1);
+    let (mut client, theirs) = tokio::io::duplex(1 << 16);
+    let mut out = Vec::new();
+    message::startup(&mut out, [("user", "cdc"), ("replication", "database")].into_iter());
+    client.write_all(&out).await.unwrap();
+    let Ok(Greeted::Session(greeted, _)) = Client::greet(Box::new(theirs), None).await else {
+        panic!("not greeted");
+    };
+    let (ends, shutdown) = tokio::sync::watch::channel(false);
+    let (guest, _) = front.come();
+    let identity = Identity { user: "cdc".into(), parameters: Vec::new(), secret: Secret::None };
+    let whence = Whence { front, identity };
+    (Replica { whence, client: greeted, shutdown, created: false, _guest: guest }, client, ends)
+}
+
+fn backend(zone: &str) -> (Backend, DuplexStream) {
+    let (ours, theirs) = tokio::io::duplex(1 << 16);
+    let backend = Backend {
+        socket: Box::new(ours),
+        received: Vec::new(),
+        pid: 1,
+        secret: Vec::new(),
+        parameters: Arc::default(),
+        aside: Vec::new(),
+        generation: 0,
+        zone: zone.into(),
+    };
+    (backend, theirs)
+}
+
+fn start() -> Start {
+    Start { slot: "warehouse".into(), from: 0, options: String::new() }
+}
+
+/// It reads the rest of what the old primary has.
+fn rest(old: Backend, new: Backend) -> Now {
+    let before = Before { zone: "old".into(), ahead: 0, end: Lsn(100), start: Lsn(10) };
+    let positions = Positions { ahead: 0, before: Some(before.clone()) };
+    let next = Some((before, Box::new(Next { backend: new, positions })));
+    Now { backend: old, ahead: 0, passed: Passed::new(false), next }
+}
+
+#[tokio::test]
+async fn a_connection_of_godwits_role_is_sent_nothing_but_the_stream_and_is_not_given_back() {
+    let (mut replica, mut client, _ends) = replica().await;
+    let ((old, mut server), (new, mut other)) = (backend("old"), backend("new"));
+    // Both at once: the second is for whoever answers when the stream is over.
+    client.write_all(&[DONE, QUERY].concat()).await.unwrap();
+    let start = start();
+    let passing = async {
+        let passed = replica.pass(&start, false, rest(old, new)).await;
+        passed.ok().map(|backend| Arc::clone(&backend.zone))
+    };
+    let answering = async {
+        let mut heard = Vec::new();
+        while !heard.windows(DONE.len()).any(|part| part == DONE) {
+            assert!(server.read_buf(&mut heard).await.unwrap() > 0);
+        }
+        server.write_all(&[DONE, READY].concat()).await.unwrap();
+        server.read_to_end(&mut heard).await.unwrap();
+        heard
+    };
+    let (zone, heard) = tokio::join!(passing, answering);
+    assert_eq!(zone.as_deref(), Some("new"));
+    assert!(!heard.windows(6).any(|part| part == b"SELECT"), "{heard:?}");
+    let mut told = vec![0; 64];
+    let count = client.read(&mut told).await.unwrap();
+    assert_eq!(told[..count], [DONE, READY].concat());
+    // The query is still to be asked.
+    let (tag, _) = message_of(replica.client.talk()).await.unwrap();
+    assert_eq!(tag, b'Q');
+    let mut asked = Vec::new();
+    assert_eq!(other.read_to_end(&mut asked).await.unwrap(), 0, "{asked:?}");
+}
+
+#[tokio::test]
+async fn what_is_no_part_of_a_stream_is_refused() {
+    let (mut replica, mut client, _ends) = replica().await;
+    let ((old, mut server), (new, _other)) = (backend("old"), backend("new"));
+    client.write_all(QUERY).await.unwrap();
+    let passed = replica.pass(&start(), false, rest(old, new)).await;
+    assert!(matches!(passed, Err(End::Fault(fault)) if fault.sqlstate == "08P01"));
+    let mut heard = Vec::new();
+    server.read_to_end(&mut heard).await.unwrap();
+    assert!(!heard.windows(6).any(|part| part == b"SELECT"), "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_stream_does_not_begin_behind_an_open_question() {
+    let (mut replica, mut client, _ends) = replica().await;
+    let (here, _server) = backend("a");
+    let mut begin = Vec::new();
+    message::query(&mut begin, start().sql(0).as_bytes());
+    client.write_all(&[QUERY, &begin].concat()).await.unwrap();
+    let Err(ended) = replica.run(here).await;
+    assert!(matches!(ended, End::Fault(fault) if fault.sqlstate == "0A000"));
+}
