@@ -64,6 +64,8 @@ impl Tracker {
     pub fn sent(&mut self, tag: u8) -> Sent {
         match tag {
             b'Q' | b'F' => {
+                // A batch without a Sync ends with it, as at the server: JDBC closes a statement so.
+                self.batch = false;
                 self.owed.push_back(Unit::Simple);
                 return Sent::Unit;
             }
@@ -170,6 +172,17 @@ mod tests {
         assert!(!tracker.ready(Status::Idle));
         assert!(tracker.ready(Status::Idle));
         assert!(tracker.at_boundary());
+    }
+
+    #[test]
+    fn a_query_ends_a_batch_without_a_sync() {
+        for unit in [b"CQ", b"CF"] {
+            let mut tracker = Tracker::default();
+            send(&mut tracker, unit);
+            assert!(!tracker.at_boundary());
+            assert!(tracker.ready(Status::Idle));
+            assert!(tracker.at_boundary());
+        }
     }
 
     #[test]
