@@ -128,6 +128,39 @@ async fn what_a_client_sets_goes_with_it_and_not_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_sees_what_another_has_set_however_it_is_written() {
+    let setup = sharing(POOL).await;
+    let (one, two) = (setup.connect().await, setup.connect().await);
+    for round in 0..2 {
+        for quoted in ["SET \"app.tenant\" = '7'", "SET SESSION \"app\" . tenant = '7'"] {
+            one.batch_execute(quoted).await.unwrap();
+            assert_eq!(setting(&two, "app.tenant").await, "", "{quoted}");
+            assert_eq!(setting(&one, "app.tenant").await, "7", "{quoted}");
+            one.batch_execute("RESET app.tenant").await.unwrap();
+        }
+        // Names that cannot be read go with nobody.
+        one.execute("SELECT set_config($1, $2, false)", &[&"app.region", &"north"]).await.unwrap();
+        assert_eq!(setting(&two, "app.region").await, "");
+        one.batch_execute("SET /* where */ app.region = 'north'").await.unwrap();
+        assert_eq!(setting(&two, "app.region").await, "");
+        one.batch_execute(&format!("SELECT '{}'; SET app.region = 'north'", "x".repeat(20 << 10)))
+            .await
+            .unwrap();
+        assert_eq!(setting(&two, "app.region").await, "");
+        if round == 0 {
+            setup.cutover().await;
+        }
+    }
+    // Of more names than are kept.
+    for number in 0..300 {
+        one.batch_execute(&format!("SET many.name_{number} = 'one'")).await.unwrap();
+    }
+    for number in 0..300 {
+        assert_eq!(setting(&two, &format!("many.name_{number}")).await, "", "{number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_shared_keeps_its_client_on_a_connection() {
     let setup = sharing(PostgresPool { wait: Duration::from_millis(200), ..POOL }).await;
     for (keeps, ends) in [

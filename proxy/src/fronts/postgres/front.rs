@@ -1,7 +1,7 @@
 //! The front of one resource: where its sessions go, who may come, whom a cancel request means.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
@@ -65,6 +65,8 @@ pub struct PostgresFront {
     /// The last number of a session that is not a server's own.
     numbers: AtomicU32,
     custom: Mutex<BTreeSet<String>>,
+    /// There were more of them than are kept.
+    forgets: AtomicBool,
     numbered: Mutex<Numbered>,
     asked: Asked,
     /// Whether sessions are to end.
@@ -135,6 +137,7 @@ impl PostgresFront {
             keys: Mutex::default(),
             numbers: AtomicU32::new(0),
             custom: Mutex::new(settings.settings.iter().map(|name| name.to_ascii_lowercase()).collect()),
+            forgets: AtomicBool::new(false),
             numbered: Mutex::default(),
             asked: Asked::default(),
             ends: watch::Sender::new(false),
@@ -281,9 +284,22 @@ impl PostgresFront {
     /// A statement sets this custom setting. What the function that it is set in hides must be configured.
     pub(super) fn learn(&self, name: &str) {
         let mut custom = lock(&self.custom);
-        if custom.len() < NAMES + self.settings.settings.len() && !custom.contains(name) {
-            custom.insert(name.to_owned());
+        if custom.contains(name) {
+            return;
         }
+        if custom.len() < NAMES + self.settings.settings.len() {
+            custom.insert(name.to_owned());
+        } else if !self.forgets.swap(true, SeqCst) {
+            tracing::warn!(
+                resource = %self.name, name, kept = custom.len(),
+                "a custom setting does not go with its session: too many others were set; those that must are named in settings"
+            );
+        }
+    }
+
+    /// Whether sessions may have custom settings whose names are not among [`Self::custom`].
+    pub(super) fn forgets(&self) -> bool {
+        self.forgets.load(SeqCst)
     }
 
     /// A session's key, as its client is told; it means that server session until it is moved or dropped.

@@ -2,14 +2,26 @@
 //! and tells their values only to who asks by name.
 
 /// How much of a statement is looked at.
-pub const LOOK: usize = 8 << 10;
+pub const LOOK: usize = 64 << 10;
 /// The longest name that is kept.
 const LONGEST: usize = 128;
+/// What follows `set` in the function's name.
+const CONFIG: &[u8] = b"_config";
 
-/// Calls `found` with each name that `SET` or `set_config('…'` is followed by, lower case. A name that is in a string or a comment
-/// is found too: asking for one that nobody set does no harm.
-pub fn find(statement: &[u8], mut found: impl FnMut(&str)) {
+/// What is set.
+enum Set {
+    /// Nothing, or what the server lists.
+    Listed,
+    Custom(String),
+    /// A name that cannot be read here: a parameter, an expression, a comment in it.
+    Unread,
+}
+
+/// Calls `found` with each custom name that `SET` or `set_config('…'` is followed by, lower case; false: it may set others, too. A name that is in
+/// a string or a comment is found too: asking for one that nobody set does no harm.
+pub fn find(statement: &[u8], mut found: impl FnMut(&str)) -> bool {
     let text = &statement[..statement.len().min(LOOK)];
+    let mut all = statement.len() <= LOOK;
     let mut at = 0;
     while let Some(step) = text[at..].iter().position(|byte| matches!(byte, b's' | b'S')) {
         let begin = at + step;
@@ -19,17 +31,23 @@ pub fn find(statement: &[u8], mut found: impl FnMut(&str)) {
         {
             continue;
         }
-        let name = if word[3].is_ascii_whitespace() {
+        let set = if is_space(word[3]) || matches!(word[3], b'"' | b'/' | b'-') {
             set(&word[3..])
-        } else if word.len() > 10 && word[3..10].eq_ignore_ascii_case(b"_config") {
-            set_config(&word[10..])
+        } else if let Some((config, rest)) = word[3..].split_at_checked(CONFIG.len())
+            && config.eq_ignore_ascii_case(CONFIG)
+            && !rest.first().is_some_and(|byte| is_part(*byte))
+        {
+            set_config(rest)
         } else {
-            None
+            Set::Listed
         };
-        if let Some(name) = name.filter(|name| is_custom(name)) {
-            found(&name.to_ascii_lowercase());
+        match set {
+            Set::Custom(name) => found(&name),
+            Set::Unread => all = false,
+            Set::Listed => {}
         }
     }
+    all
 }
 
 /// Two parts at least, of letters, digits, `_` and `$`.
@@ -45,22 +63,74 @@ fn is_part(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$') || byte >= 0x80
 }
 
-fn set(after: &[u8]) -> Option<&str> {
-    let after = after.trim_ascii_start();
-    let after = match after.get(..8) {
-        Some(word) if word[..7].eq_ignore_ascii_case(b"session") && word[7].is_ascii_whitespace() => {
-            after[8..].trim_ascii_start()
-        }
-        _ => after,
-    };
-    let end = after.iter().position(|byte| !is_part(*byte) && *byte != b'.').unwrap_or(after.len());
-    std::str::from_utf8(&after[..end]).ok()
+fn is_space(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || byte == 0x0b
 }
 
-fn set_config(after: &[u8]) -> Option<&str> {
-    let after = after.trim_ascii_start().strip_prefix(b"(")?.trim_ascii_start().strip_prefix(b"'")?;
-    let end = after.iter().position(|byte| *byte == b'\'')?;
-    std::str::from_utf8(&after[..end]).ok()
+fn trimmed(text: &[u8]) -> &[u8] {
+    &text[text.iter().take_while(|byte| is_space(**byte)).count()..]
+}
+
+fn is_comment(text: &[u8]) -> bool {
+    text.starts_with(b"--") || text.starts_with(b"/*")
+}
+
+/// Behind a keyword that stands before what is set; a setting may begin with it, too (`session.user`).
+fn behind<'t>(text: &'t [u8], keyword: &str) -> Option<&'t [u8]> {
+    let (word, rest) = text.split_at_checked(keyword.len())?;
+    let ends =
+        word.eq_ignore_ascii_case(keyword.as_bytes()) && !rest.first().is_some_and(|byte| is_part(*byte));
+    Some(trimmed(rest)).filter(|rest| ends && !rest.starts_with(b"."))
+}
+
+fn set(after: &[u8]) -> Set {
+    let mut text = trimmed(after);
+    // What lasts for a transaction only is nobody's afterwards.
+    if behind(text, "local").is_some() {
+        return Set::Listed;
+    }
+    text = behind(text, "session").unwrap_or(text);
+    let mut name = Vec::new();
+    loop {
+        let (part, rest) = if let Some(quoted) = text.strip_prefix(b"\"") {
+            let Some(end) = quoted.iter().position(|byte| *byte == b'"') else { return Set::Unread };
+            (&quoted[..end], &quoted[end + 1..])
+        } else {
+            text.split_at(text.iter().take_while(|byte| is_part(**byte)).count())
+        };
+        name.extend(part);
+        let next = trimmed(rest);
+        // U&"…" says it by numbers, and "" is one in a name.
+        if is_comment(next) || rest.starts_with(b"\"") || rest.starts_with(b"&\"") {
+            return Set::Unread;
+        }
+        match next.strip_prefix(b".") {
+            Some(more) => text = trimmed(more),
+            None => return named(&name),
+        }
+        name.push(b'.');
+    }
+}
+
+fn set_config(after: &[u8]) -> Set {
+    let literal = trimmed(after).strip_prefix(b"(").and_then(|text| trimmed(text).strip_prefix(b"'"));
+    let Some(literal) = literal else { return Set::Unread };
+    let Some(end) = literal.iter().position(|byte| *byte == b'\'') else { return Set::Unread };
+    if !trimmed(&literal[end + 1..]).starts_with(b",") {
+        return Set::Unread;
+    }
+    match named(&literal[..end]) {
+        Set::Listed if !literal[..end].iter().all(|byte| is_part(*byte)) => Set::Unread,
+        set => set,
+    }
+}
+
+fn named(name: &[u8]) -> Set {
+    if !name.contains(&b'.') {
+        return Set::Listed;
+    }
+    let name = std::str::from_utf8(name).ok().filter(|name| is_custom(name));
+    name.map_or(Set::Unread, |name| Set::Custom(name.to_ascii_lowercase()))
 }
 
 #[cfg(test)]
@@ -81,11 +151,18 @@ mod tests {
         assert_eq!(names("set session App.Tenant to 7; SET\n a.b.c=1"), ["app.tenant", "a.b.c"]);
         assert_eq!(names("SELECT set_config( 'app.user', $1, false)"), ["app.user"]);
         assert_eq!(names("SELECT pg_catalog.SET_CONFIG('app.user', 'x', true)"), ["app.user"]);
+        assert_eq!(
+            names("SET \"App.tenant\" = '7'; SET SESSION \"app\" . user TO 7"),
+            ["app.tenant", "app.user"]
+        );
+        assert_eq!(names("SET\"app\".\"tenant\"='7'; SET session.id = 7"), ["app.tenant", "session.id"]);
+        assert_eq!(names(&format!("SELECT '{}'; SET app.tenant = 7", "x".repeat(20 << 10))), ["app.tenant"]);
         for none in [
             "SET work_mem = '1MB'",
             "UPDATE t SET a = b.c",
             "RESET app.tenant",
             "SELECT set_config($1, $2, false)",
+            "SET LOCAL app.tenant = 7",
             "set",
             "SET ",
             "SET 1a.b = 2",
@@ -93,6 +170,43 @@ mod tests {
             "SET a. = 1",
         ] {
             assert_eq!(names(none), [""; 0], "{none}");
+        }
+    }
+
+    #[test]
+    fn what_may_set_others_is_known() {
+        let all = |statement: &str| find(statement.as_bytes(), |_| {});
+        for unread in [
+            "SELECT set_config($1, $2, false)",
+            "SELECT set_config('app.' || 'tenant', '7', false)",
+            "SELECT set_config(E'app\\x2etenant', '7', false)",
+            "SELECT set_config('app\\056tenant', '7', false)",
+            "SELECT set_config(/* which */ 'app.tenant', '7', false)",
+            "SELECT \"set_config\"('app.tenant', '7', false)",
+            "select set_config",
+            "SET /* which */ app.tenant = '7'",
+            "SET/**/app.tenant = '7'",
+            "SET app-- which\n.tenant = '7'",
+            "SET SESSION -- which\n app.tenant = '7'",
+            "SET U&\"app\\002etenant\" = '7'",
+            "SET \"app.ten\"\"ant\" = '7'",
+            "SET \"my-app.tenant\" = '7'",
+        ] {
+            assert!(!all(unread), "{unread}");
+        }
+        assert!(!all(&"x".repeat(LOOK + 1)), "what was not looked at");
+        for read in [
+            "SET app.tenant = '7'; SET \"app\".\"tenant\" TO '7'",
+            "SELECT set_config('app.tenant', $1, false), set_config('search_path' , $2, true)",
+            "SET LOCAL \"app.tenant\" = '7'",
+            "SET SESSION AUTHORIZATION clerk; SET ROLE \"clerk\"; SET TIME ZONE 'UTC'; SET LOCAL work_mem = 1",
+            "UPDATE t SET a = 1 - 2, b = $1 /* why */ WHERE c = 'set'",
+            "UPDATE t SET (a, b) = (1, 2)",
+            "ALTER TABLE t ALTER c SET STATISTICS -1, ALTER d SET DATA TYPE \"my type\"",
+            "ON DELETE SET NULL",
+            "SELECT set_config_id FROM set_configs",
+        ] {
+            assert!(all(read), "{read}");
         }
     }
 

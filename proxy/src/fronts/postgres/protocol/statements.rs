@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, Weak};
 use super::frame::HEADER;
 use super::message::{self, read_text, write};
 use super::oids::{FIRST_OWN, retyped};
-use super::traces;
+use super::{names, traces};
 use crate::lock::lock;
 
 /// What every name of ours begins with.
@@ -38,8 +38,23 @@ pub struct Prepared {
     name: String,
     /// A Parse message's body without the name.
     tail: Box<[u8]>,
-    /// What it does may leave a trace in the session.
-    leaves: bool,
+    leaves: Leaves,
+}
+
+/// What running a text may leave in the session.
+#[derive(Clone, Copy, Debug, Default)]
+struct Leaves {
+    /// Something that is to be looked for.
+    traces: bool,
+    /// A setting that is not found then, since its name is not known.
+    hidden: bool,
+}
+
+impl Leaves {
+    /// `whole`: there is no more of it.
+    fn of(text: &[u8], whole: bool) -> Self {
+        Self { traces: !whole || traces::in_text(text), hidden: !whole || !names::find(text, |_| {}) }
+    }
 }
 
 /// The statements of all clients of a front.
@@ -79,7 +94,7 @@ impl Registry {
             id: known.next,
             name: format!("{PREFIX}{}", known.next),
             tail: tail.into(),
-            leaves: traces::in_text(text),
+            leaves: Leaves::of(text, true),
         });
         known.by_hash.entry(hash).or_default().push(Arc::downgrade(&prepared));
         prepared
@@ -94,6 +109,8 @@ pub struct Has {
     now: u64,
     /// The unnamed statement is that of the client who has it now.
     unnamed: bool,
+    /// Somebody may have set there what is not found when it is looked for: it is to be reset before another has it.
+    pub hides: bool,
 }
 
 impl Has {
@@ -141,8 +158,7 @@ pub struct Statements {
     names: HashMap<Box<[u8]>, Arc<Prepared>>,
     /// Its Parse message of the unnamed statement.
     unnamed: Option<Vec<u8>>,
-    /// What that one does may leave a trace in the session.
-    unnamed_leaves: bool,
+    unnamed_leaves: Leaves,
     /// Of the connection that it has now.
     pub has: Has,
     owed: VecDeque<Owed>,
@@ -166,7 +182,7 @@ impl Statements {
             limit: limit.max(1),
             names: HashMap::new(),
             unnamed: None,
-            unnamed_leaves: false,
+            unnamed_leaves: Leaves::default(),
             has: Has::default(),
             owed: VecDeque::new(),
             touched: false,
@@ -193,7 +209,7 @@ impl Statements {
             Some(b'C') => Ok(self.close(body, out)),
             Some(b'Q') => {
                 let text = read_text(body).map_or(body, |(text, _)| text);
-                self.touched |= !whole || traces::in_text(text);
+                self.runs(Leaves::of(text, whole));
                 (self.has.unnamed, self.unnamed) = (false, None);
                 let Some(instead) = whole.then(|| self.deallocated(text)).flatten() else {
                     return Ok(Rewritten::Same);
@@ -202,7 +218,7 @@ impl Statements {
                 Ok(Rewritten::Changed)
             }
             Some(b'F') => {
-                self.touched = true;
+                self.runs(Leaves { traces: true, hidden: true });
                 Ok(Rewritten::Same)
             }
             _ => Ok(Rewritten::Same),
@@ -238,7 +254,7 @@ impl Statements {
         if name.is_empty() {
             self.unnamed = (whole && bytes.len() <= UNNAMED).then(|| bytes.to_vec());
             let text = read_text(tail).map_or(tail, |(text, _)| text);
-            self.unnamed_leaves = !whole || traces::in_text(text);
+            self.unnamed_leaves = Leaves::of(text, whole);
             self.parse_unnamed(false);
             return Ok(Rewritten::Same);
         }
@@ -273,6 +289,11 @@ impl Statements {
         Ok(Rewritten::Changed)
     }
 
+    fn runs(&mut self, leaves: Leaves) {
+        self.touched |= leaves.traces;
+        self.has.hides |= leaves.hidden;
+    }
+
     fn parse_unnamed(&mut self, ours: bool) {
         self.has.unnamed = true;
         // Skipped, it leaves another client's.
@@ -284,7 +305,10 @@ impl Statements {
     fn refer(&mut self, bytes: &[u8], at: usize, out: &mut Vec<u8>) -> Rewritten {
         let Some((name, rest)) = bytes.get(at..).and_then(read_text) else { return Rewritten::Same };
         // It may come long after its Parse, which has run nothing.
-        self.touched |= name.is_empty() && self.unnamed_leaves && bytes.first() == Some(&b'B');
+        let binds = bytes.first() == Some(&b'B');
+        if name.is_empty() && binds {
+            self.runs(self.unnamed_leaves);
+        }
         if name.is_empty() && self.has.unnamed {
             return Rewritten::Same;
         }
@@ -301,7 +325,9 @@ impl Statements {
         }
         // One that SQL made, or none.
         let Some(prepared) = self.names.get(name).cloned() else { return Rewritten::Same };
-        self.touched |= prepared.leaves && bytes.first() == Some(&b'B');
+        if binds {
+            self.runs(prepared.leaves);
+        }
         self.need(&prepared, out);
         renamed(out, bytes, at, &prepared.name, rest);
         Rewritten::Changed

@@ -191,6 +191,7 @@ impl Session {
         let profile = state.take_profile();
         let pinned = !state.is_empty();
         let (Some(share), Some(shared)) = (&mut self.share, &mut self.relay.shared) else { return };
+        shared.has.hides |= self.front.forgets();
         if profile != *share.on {
             share.profile = Arc::new(over(&share.base, profile.clone()));
             share.on = Arc::new(profile);
@@ -310,15 +311,15 @@ async fn lying(
     profile: &Arc<State>,
 ) -> Result<Option<(Backend, Has)>, Unprepared> {
     let turn = front.turnstile.turn_number();
-    while let Some(lying) = shelf.take(front.active().generation, profile) {
+    while let Some(mut lying) = shelf.take(front.active().generation, profile) {
         let Some(mut backend) = lying.backend.living() else { continue };
         // A fence may have come between that its socket does not tell of yet.
         if lying.turn != turn && !backend.answers().await {
             continue;
         }
-        if lying.profile != *profile {
+        if lying.profile != *profile || lying.has.hides {
             match backend.become_of(profile).await {
-                Ok(lost) if lost.is_empty() => {}
+                Ok(lost) if lost.is_empty() => lying.has.hides = false,
                 Ok(lost) => {
                     backend.close().await;
                     return Err(Unprepared::Lost(lost));

@@ -324,6 +324,30 @@ fn what_may_leave_a_trace_is_told_when_it_runs() {
     }
 }
 
+/// What is set under a name that is not known is not found when it is looked for.
+#[test]
+fn what_may_be_hidden_is_told_of_the_connection_that_it_runs_on() {
+    let registry = Arc::new(Registry::default());
+    let mut client = Client::new(&registry, 10);
+    let mut hides = |unit: &[Vec<u8>]| {
+        let (mut server, mut has) = (Server::default(), Has::default());
+        client.run(&mut server, &mut has, unit);
+        has.hides
+    };
+    assert!(!hides(&[query("SET app.tenant = '7'")]));
+    assert!(hides(&[query("SET /* whose */ app.tenant = '7'")]));
+    for name in ["", "s"] {
+        assert!(!hides(&[parse(name, "SELECT set_config($1, '7', false)"), sync()]), "nothing has run");
+        assert!(hides(&[bind(name), sync()]), "on another connection");
+        assert!(!hides(&[
+            close(name),
+            parse(name, "SELECT set_config('app.tenant', $1, false)"),
+            bind(name),
+            sync()
+        ]));
+    }
+}
+
 #[test]
 fn what_the_server_skipped_was_not_done() {
     let registry = Arc::new(Registry::default());
