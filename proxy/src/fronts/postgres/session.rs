@@ -24,6 +24,7 @@ use super::protocol::statements::Has;
 use super::protocol::tracker::Status;
 use super::relay::{Answered, Event, Relay, Watch};
 use super::turnstile::{Held, Refused, Seat, Turn};
+use super::verifiers::Unknown;
 use crate::causes::chain;
 use crate::clock;
 use crate::config::model::PostgresAuth;
@@ -122,12 +123,20 @@ async fn let_in(
     let (client, keys) = if front.settings.auth == PostgresAuth::Trust {
         (client, None)
     } else {
-        let verifier = match front.verifier(user).await {
+        // The rest of its time is for the client, which is to hear of it.
+        let asking = tokio::time::timeout(front.settings.startup / 2, front.verifier(user));
+        let asked = asking.await.unwrap_or(Err(Unknown::NoAnswer));
+        if let Err(error) = &asked {
+            let error = chain(error);
+            tracing::warn!(resource = %front.name, user, error, "a role's verifier is not known");
+        }
+        let verifier = match asked {
             Ok(verifier) => verifier,
-            Err(error) => {
-                let error = chain(error);
-                tracing::warn!(resource = %front.name, user, error, "a role's verifier is not known");
-                None
+            // No password is right for it.
+            Err(Unknown::OtherKind) => None,
+            Err(_) => {
+                let fault = Fault::fatal("08001", "the role's verifier cannot be asked for now");
+                return Err(client.fault(fault.hint("Try again in a moment.")));
             }
         };
         let doomed = verifier.is_none();

@@ -1,9 +1,10 @@
-//! A front without a database.
+//! Who is let in, by a front without a database.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use migration::policy::{Policy, PolicyParts};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::front::Active;
 use super::*;
@@ -49,4 +50,38 @@ pub(super) fn front(auth: PostgresAuth, startup: Duration, port: u16) -> Arc<Pos
     let hold = HoldLimits { requests: 10, bytes: 1 << 20, time: Duration::from_secs(30) };
     let active = Active { generation: 0, zone: "a".into() };
     PostgresFront::new(&resource, &settings, hold, active, &Recorder::new()).unwrap()
+}
+
+/// What a client is told that wants in.
+async fn told(front: &Arc<PostgresFront>) -> String {
+    let (mut client, theirs) = tokio::io::duplex(1 << 16);
+    let mut out = Vec::new();
+    message::startup(&mut out, [("user", "app"), ("database", "shop")].into_iter());
+    client.write_all(&out).await.unwrap();
+    let (_ends, shutdown) = watch::channel(false);
+    let mut said = Vec::new();
+    let (read, ()) =
+        tokio::join!(client.read_to_end(&mut said), serve(Arc::clone(front), Box::new(theirs), shutdown));
+    read.unwrap();
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+#[tokio::test]
+async fn who_cannot_be_asked_about_is_not_told_of_a_wrong_password() {
+    let startup = Duration::from_secs(10);
+    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let folder = tempfile::tempdir().unwrap();
+    for auth in [PostgresAuth::Query(None), PostgresAuth::File(folder.path().join("nothing"))] {
+        let said = told(&front(auth, startup, nobody)).await;
+        assert!(said.contains("C08001") && !said.contains("SCRAM"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn who_logs_in_at_a_database_that_says_nothing_is_told_before_its_time_is_over() {
+    // Connections to it are made, and nobody takes them.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let said = told(&front(PostgresAuth::Query(None), Duration::from_millis(200), port)).await;
+    assert!(said.contains("C08001"), "{said}");
 }
