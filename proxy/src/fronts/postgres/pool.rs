@@ -80,11 +80,18 @@ pub(super) struct Shelf {
     settings: PostgresPool,
     places: Arc<Semaphore>,
     idle: Mutex<Vec<Lying>>,
-    greetings: Mutex<Vec<(Arc<State>, Parameters)>>,
+    greetings: Mutex<Vec<Greeting>>,
     waiting: AtomicUsize,
     pinned: AtomicUsize,
     /// Somebody closes those that lie too long.
     tidied: Mutex<bool>,
+}
+
+/// How the primary of a generation greets a session with this profile.
+struct Greeting {
+    generation: u64,
+    profile: Arc<State>,
+    parameters: Parameters,
 }
 
 /// A connection that nobody has.
@@ -184,20 +191,23 @@ impl Shelf {
         }
     }
 
-    /// How a server greets a session with this profile, if one did.
-    pub(super) fn greeting(&self, profile: &Arc<State>) -> Option<Parameters> {
+    /// How this generation's primary greets a session with this profile, if it did: another server may say other things of itself.
+    pub(super) fn greeting(&self, generation: u64, profile: &Arc<State>) -> Option<Parameters> {
         let greetings = lock(&self.greetings);
-        greetings.iter().find(|(of, _)| of == profile).map(|(_, greeting)| Arc::clone(greeting))
+        let known =
+            greetings.iter().find(|known| known.generation == generation && known.profile == *profile);
+        known.map(|known| Arc::clone(&known.parameters))
     }
 
     /// So it does.
-    pub(super) fn greets(&self, profile: &Arc<State>, greeting: &Parameters) {
+    pub(super) fn greets(&self, generation: u64, profile: &Arc<State>, parameters: &Parameters) {
         let mut greetings = lock(&self.greetings);
-        greetings.retain(|(of, _)| of != profile);
+        greetings.retain(|known| known.profile != *profile);
         if greetings.len() >= GREETINGS {
             greetings.remove(0);
         }
-        greetings.push((Arc::clone(profile), Arc::clone(greeting)));
+        let (profile, parameters) = (Arc::clone(profile), Arc::clone(parameters));
+        greetings.push(Greeting { generation, profile, parameters });
     }
 
     /// How long a client may wait.
@@ -243,5 +253,23 @@ impl<'c> Waiting<'c> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_greeting_is_of_one_primary() {
+        let pool = Pool::new(PostgresPool::default());
+        let shelf = pool.shelf("ann", None);
+        let profile = Arc::new(State::default());
+        let of = |version: &[u8]| Arc::new(vec![(Box::from(&b"server_version"[..]), Box::from(version))]);
+        shelf.greets(1, &profile, &of(b"15.4"));
+        assert_eq!(shelf.greeting(1, &profile), Some(of(b"15.4")));
+        assert_eq!(shelf.greeting(2, &profile), None, "another server is the primary");
+        shelf.greets(2, &profile, &of(b"18.0"));
+        assert_eq!(shelf.greeting(2, &profile), Some(of(b"18.0")));
     }
 }

@@ -47,7 +47,7 @@ impl Session {
         let shelf = pool.shelf(&identity.user, identity.options());
         let base = Arc::new(base);
         let mut seat = front.turnstile.sit();
-        let greeting = match shelf.greeting(&base) {
+        let greeting = match shelf.greeting(front.active().generation, &base) {
             Some(greeting) => greeting,
             None => match greeting(front, &identity, &shelf, &base, &mut seat).await {
                 Ok(greeting) => greeting,
@@ -285,7 +285,7 @@ async fn greeting(
         Unprepared::Lost(what) => written(&unset(&what)),
     })?;
     let greeting = Arc::clone(&backend.parameters);
-    shelf.greets(profile, &greeting);
+    shelf.greets(backend.generation, profile, &greeting);
     shelf.lay(backend, has, Arc::clone(profile), front.turnstile.turn_number());
     seat.park();
     Ok(greeting)
