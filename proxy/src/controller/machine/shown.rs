@@ -145,12 +145,14 @@ impl Machine {
             problems,
         };
         self.aim_mirror(&resource.policy.mirror);
-        if resource.has_database() && self.state.phase != Phase::Idle {
-            telemetry::replication(&resource.name, &behind, stream.as_ref().map(|(.., status)| status));
-        } else {
-            telemetry::no_replication(&resource.name);
+        if resource.has_database() {
+            if self.state.phase == Phase::Idle {
+                telemetry::no_replication(&resource.name);
+            } else {
+                telemetry::replication(&resource.name, &behind, stream.as_ref().map(|(.., status)| status));
+            }
+            self.hands.streams.count_failures();
         }
-        self.hands.streams.count_failures();
         telemetry::change_streams(&resource.name, &self.view.load().change_streams, &view.change_streams);
         telemetry::replication_mode(&resource.name, mode.effective);
         telemetry::standing(&self.state, view.problems.len(), clock::now());
