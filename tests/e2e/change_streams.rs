@@ -239,6 +239,17 @@ async fn message_of(socket: &mut TcpStream, wanted: u8) -> Result<Vec<u8>> {
     }
 }
 
+/// A subscriber that was away when something was written, and since before the move that followed.
+async fn away(setup: &Setup, leader: &mut Leader<'_>) -> Result<Client> {
+    let [near, far] = &setup.playground.zones;
+    let there = setup.subscribe().await?;
+    same(&there, near).await?;
+    there.batch_execute("ALTER SUBSCRIPTION warehouse DISABLE").await?;
+    superuser(near).await?.batch_execute("INSERT INTO events (note) VALUES ('before')").await?;
+    moved(leader, far).await?;
+    Ok(there)
+}
+
 /// The rest is read at the old primary by Godwit's own role; what its client asks besides is asked of the new one, as the client.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_reads_the_rest_asks_nothing_by_godwits_role() -> Result<()> {
@@ -246,11 +257,7 @@ async fn who_reads_the_rest_asks_nothing_by_godwits_role() -> Result<()> {
     let [near, far] = &setup.playground.zones;
     let mut leader = Leader::start(&setup.playground, &[])?;
     leader.ready().await?;
-    let there = setup.subscribe().await?;
-    same(&there, near).await?;
-    there.batch_execute("ALTER SUBSCRIPTION warehouse DISABLE").await?;
-    superuser(near).await?.batch_execute("INSERT INTO events (note) VALUES ('before')").await?;
-    moved(&mut leader, far).await?;
+    away(&setup, &mut leader).await?;
     ensure!(slots(near).await? == ["warehouse"], "{:?}", slots(near).await?);
 
     let mut socket =
@@ -286,11 +293,7 @@ async fn who_was_away_for_too_long_begins_anew() -> Result<()> {
     let [near, far] = &setup.playground.zones;
     let mut leader = Leader::start(&setup.playground, &[])?;
     leader.ready().await?;
-    let there = setup.subscribe().await?;
-    same(&there, near).await?;
-    there.batch_execute("ALTER SUBSCRIPTION warehouse DISABLE").await?;
-    superuser(near).await?.batch_execute("INSERT INTO events (note) VALUES ('before')").await?;
-    moved(&mut leader, far).await?;
+    let there = away(&setup, &mut leader).await?;
     superuser(near).await?.execute("SELECT pg_drop_replication_slot('warehouse')", &[]).await?;
     there
         .batch_execute("ALTER SUBSCRIPTION warehouse SET (slot_name = NONE); DROP SUBSCRIPTION warehouse; TRUNCATE events")

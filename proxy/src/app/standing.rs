@@ -212,9 +212,7 @@ mod tests {
     fn node(folder: &Path) -> Belongings {
         let file = folder.join("godwit.yaml");
         if !file.exists() {
-            std::fs::create_dir(folder.join("policies")).unwrap();
-            std::fs::write(folder.join("policies/p.yaml"), "mode: observe\n").unwrap();
-            std::fs::write(&file, CONFIG).unwrap();
+            config::samples::write(folder, CONFIG);
         }
         config::load(&file).unwrap();
         let state = folder.join("state");

@@ -39,4 +39,7 @@ pub use load::{load, load_policy, load_with};
 #[cfg(test)]
 mod drivers_tests;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod samples;
+#[cfg(test)]
 mod tests;

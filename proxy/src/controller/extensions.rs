@@ -134,20 +134,10 @@ impl ExtensionRows {
 mod tests {
     use super::*;
 
-    const CONFIG: &str = "node: { name: n, zone: near, state: s }\n\
-                          zones: { near: {}, far: {} }\n\
-                          resources: { orders: { fronts: { http: { listen: \"127.0.0.1:1\" } }, primary: near, policy: p, \
-                          placements: { near: { http: [\"127.0.0.1:2\"] }, far: { http: [\"127.0.0.1:3\"] } } } }\n";
-
     /// It may be over before the shadow's follow again, and has put there what a shadow must not act on.
     #[tokio::test]
     async fn a_move_that_is_prepared_leaves_nothing_known_of_the_shadow() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("godwit.yaml");
-        std::fs::create_dir(folder.path().join("policies")).unwrap();
-        std::fs::write(folder.path().join("policies/p.yaml"), "mode: observe\n").unwrap();
-        std::fs::write(&file, CONFIG).unwrap();
-        let live = Live::new(crate::config::load(&file).unwrap().resources.remove("orders").unwrap());
+        let live = Live::new(crate::config::samples::orders());
         let rows = ExtensionRows::new(live.clone(), Arc::new(Databases::new(live)));
         assert!(rows.carried());
         *rows.following.lock().await = Some((1, clock::monotonic(), Some(Rows::default())));

@@ -478,6 +478,7 @@ fn adopt_primary(hands: &Arc<Hands>, state: &State, stop: &CancellationToken, ta
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::config::samples;
     use crate::drivers::Endpoint;
     use crate::drivers::ledger::Made;
 
@@ -492,17 +493,14 @@ mod tests {
     #[test]
     fn an_endpoint_that_is_not_found_keeps_nobody_from_being_served() {
         let folder = tempfile::tempdir().unwrap();
-        let (file, state) = (folder.path().join("godwit.yaml"), folder.path().join("state"));
-        std::fs::create_dir(folder.path().join("policies")).unwrap();
-        std::fs::write(folder.path().join("policies/quick.yaml"), "name: quick\n").unwrap();
+        let state = folder.path().join("state");
         let text = format!(
             "node: {{name: edge, zone: west, state: {}}}\nzones: {{west: {{country: IE}}, east: {{country: DE}}}}\n\
-             resources:\n  shop:\n    fronts: {{http: {{listen: \"127.0.0.1:8000\"}}}}\n    primary: west\n    policy: quick\n    \
+             resources:\n  shop:\n    fronts: {{http: {{listen: \"127.0.0.1:8000\"}}}}\n    primary: west\n    policy: p\n    \
              placements:\n      west: {{http: [\"127.0.0.1:8001\"]}}\n      east: {{http: [\"nowhere.invalid:80\"]}}\n",
             state.display()
         );
-        std::fs::write(&file, text).unwrap();
-        let config = crate::config::load(&file).unwrap();
+        let config = crate::config::load(&samples::write(folder.path(), &text)).unwrap();
         let journal = Journal::open(&state).unwrap();
         let led = lead(&config, &config.resources["shop"], &journal, None, &Recorder::with(None)).unwrap();
         assert_eq!(led.front.unwrap().pool.load().upstreams(), ["127.0.0.1:8001".parse().unwrap()]);
@@ -512,11 +510,7 @@ mod tests {
     #[test]
     fn what_another_node_had_made_and_where_is_known_to_the_next_leader() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("godwit.yaml");
-        std::fs::create_dir(folder.path().join("policies")).unwrap();
-        std::fs::write(folder.path().join("policies/p.yaml"), "mode: observe\n").unwrap();
-        std::fs::write(&file, CONFIG).unwrap();
-        let config = crate::config::load(&file).unwrap();
+        let config = crate::config::load(&samples::write(folder.path(), CONFIG)).unwrap();
         let resource = &config.resources["orders"];
         let now = clock::now();
         let chosen = placing::first(&config, resource, None).unwrap().1;

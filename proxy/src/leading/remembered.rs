@@ -240,24 +240,10 @@ mod tests {
 
     use super::*;
 
-    const CONFIG: &str = "node: { name: n, zone: near, state: s }\n\
-                          zones: { near: {}, far: {} }\n\
-                          resources: { orders: { fronts: { http: { listen: \"127.0.0.1:1\" } }, primary: near, policy: p, \
-                          placements: { near: { http: [\"127.0.0.1:2\"] }, far: { http: [\"127.0.0.1:3\"] } } } }\n";
-
-    fn resource() -> Resource {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("godwit.yaml");
-        std::fs::create_dir(folder.path().join("policies")).unwrap();
-        std::fs::write(folder.path().join("policies/p.yaml"), "mode: observe\n").unwrap();
-        std::fs::write(&file, CONFIG).unwrap();
-        crate::config::load(&file).unwrap().resources.remove("orders").unwrap()
-    }
-
     /// The old primary is there again and open, and the one that took over does not answer for a moment.
     #[tokio::test]
     async fn a_primary_that_was_lost_is_not_gone_back_to() {
-        let (resource, now) = (resource(), Timestamp(1));
+        let (resource, now) = (crate::config::samples::orders(), Timestamp(1));
         let limits = Limits::of(&resource.policy);
         let walk = |events: Vec<Event>| {
             let first = State::first("orders", "near".into(), "far".into(), now);

@@ -92,6 +92,23 @@ pub(super) enum NoBackend {
 }
 
 impl Backend {
+    /// One whose server a test is, at the other end.
+    #[cfg(test)]
+    pub(super) fn by_hand(zone: &str) -> (Self, tokio::io::DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let backend = Self {
+            socket: Box::new(ours),
+            received: Vec::new(),
+            pid: 1,
+            secret: Vec::new(),
+            parameters: Arc::default(),
+            aside: Vec::new(),
+            generation: 0,
+            zone: zone.into(),
+        };
+        (backend, theirs)
+    }
+
     /// Connects and logs in.
     pub(super) async fn open(
         dsn: &Dsn,
@@ -399,17 +416,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_question_that_was_canceled_is_asked_again_without_the_limit() {
-        let (socket, mut server) = tokio::io::duplex(1 << 16);
-        let mut backend = Backend {
-            socket: Box::new(socket),
-            received: Vec::new(),
-            pid: 1,
-            secret: Vec::new(),
-            parameters: Arc::default(),
-            aside: Vec::new(),
-            generation: 0,
-            zone: "a".into(),
-        };
+        let (mut backend, mut server) = Backend::by_hand("a");
         let mut canceled = Vec::new();
         message::write(&mut canceled, b'E', |out| out.extend(b"SERROR\0C57014\0Mcanceling statement\0\0"));
         let mut told = Vec::new();

@@ -27,21 +27,6 @@ async fn replica() -> (Replica, DuplexStream, tokio::sync::watch::Sender<bool>) 
     (Replica { whence, client: greeted, shutdown, created: false, _guest: guest }, client, ends)
 }
 
-fn backend(zone: &str) -> (Backend, DuplexStream) {
-    let (ours, theirs) = tokio::io::duplex(1 << 16);
-    let backend = Backend {
-        socket: Box::new(ours),
-        received: Vec::new(),
-        pid: 1,
-        secret: Vec::new(),
-        parameters: Arc::default(),
-        aside: Vec::new(),
-        generation: 0,
-        zone: zone.into(),
-    };
-    (backend, theirs)
-}
-
 fn start() -> Start {
     Start { slot: "warehouse".into(), from: 0, options: String::new() }
 }
@@ -57,7 +42,7 @@ fn rest(old: Backend, new: Backend) -> Now {
 #[tokio::test]
 async fn a_connection_of_godwits_role_is_sent_nothing_but_the_stream_and_is_not_given_back() {
     let (mut replica, mut client, _ends) = replica().await;
-    let ((old, mut server), (new, mut other)) = (backend("old"), backend("new"));
+    let ((old, mut server), (new, mut other)) = (Backend::by_hand("old"), Backend::by_hand("new"));
     // Both at once: the second is for whoever answers when the stream is over.
     client.write_all(&[DONE, QUERY].concat()).await.unwrap();
     let start = start();
@@ -90,7 +75,7 @@ async fn a_connection_of_godwits_role_is_sent_nothing_but_the_stream_and_is_not_
 #[tokio::test]
 async fn what_is_no_part_of_a_stream_is_refused() {
     let (mut replica, mut client, _ends) = replica().await;
-    let ((old, mut server), (new, _other)) = (backend("old"), backend("new"));
+    let ((old, mut server), (new, _other)) = (Backend::by_hand("old"), Backend::by_hand("new"));
     client.write_all(QUERY).await.unwrap();
     let passed = replica.pass(&start(), false, rest(old, new)).await;
     assert!(matches!(passed, Err(End::Fault(fault)) if fault.sqlstate == "08P01"));
@@ -102,7 +87,7 @@ async fn what_is_no_part_of_a_stream_is_refused() {
 #[tokio::test]
 async fn a_stream_does_not_begin_behind_an_open_question() {
     let (mut replica, mut client, _ends) = replica().await;
-    let (here, _server) = backend("a");
+    let (here, _server) = Backend::by_hand("a");
     let mut begin = Vec::new();
     message::query(&mut begin, start().sql(0).as_bytes());
     client.write_all(&[QUERY, &begin].concat()).await.unwrap();
