@@ -36,6 +36,8 @@ pub enum Kind {
     GSingle,
     /// G2: a circle with several anti-dependencies (write skew).
     G2,
+    /// A circle that the clients' clocks close: what was answered before another began comes after it.
+    RealTime,
 }
 
 /// Something that must not be.
@@ -119,7 +121,7 @@ pub fn check(history: &History) -> Verdict {
     let mut found = Vec::new();
     let orders = Orders::of(history, &mut found);
     after_the_answer(history, &orders, &mut found);
-    Graph::of(&orders, history.transactions.len()).circles(&mut found);
+    Graph::of(&orders, history).circles(&mut found);
     found.sort_by_key(|anomaly| anomaly.kind);
     verdict.anomalies = found;
     verdict

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::check::{Anomaly, Kind};
 use super::orders::Orders;
+use super::{Fate, History};
 
 /// Why one transaction comes before another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,17 +15,22 @@ pub(super) enum Because {
     WriteRead,
     /// It read the version before the other's write.
     ReadWrite,
+    /// Its client had the answer before the other's client asked.
+    RealTime,
 }
 
-/// Edges between transactions, by index.
+/// Edges between transactions, by index; behind them the moments at which answers came, each before the next: a transaction
+/// leads to the moment of its answer, and the newest moment before a transaction began leads to it.
 #[derive(Debug)]
 pub(super) struct Graph {
     edges: Vec<BTreeSet<(usize, Because)>>,
+    transactions: usize,
 }
 
 impl Graph {
-    pub(super) fn of(orders: &Orders, transactions: usize) -> Self {
-        let mut graph = Self { edges: vec![BTreeSet::new(); transactions] };
+    pub(super) fn of(orders: &Orders, history: &History) -> Self {
+        let transactions = history.transactions.len();
+        let mut graph = Self { edges: vec![BTreeSet::new(); transactions], transactions };
         let writer = |list: u64, at: usize| -> Option<usize> {
             let value = orders.versions.get(&list)?.get(at)?;
             Some(orders.writes.get(&(list, *value))?.by)
@@ -46,7 +52,33 @@ impl Graph {
                 graph.add(read.by, by, Because::ReadWrite);
             }
         }
+        graph.clocks(history);
         graph
+    }
+
+    /// Who was answered before another was sent.
+    fn clocks(&mut self, history: &History) {
+        let answered = |at: usize| {
+            let transaction = &history.transactions[at];
+            transaction.ended.filter(|_| transaction.fate == Fate::Committed)
+        };
+        let mut moments: Vec<u64> = (0..self.transactions).filter_map(answered).collect();
+        moments.sort_unstable();
+        moments.dedup();
+        let first = self.transactions;
+        let node = |moment: usize| first + moment;
+        self.edges.resize(node(moments.len()), BTreeSet::new());
+        for later in 1..moments.len() {
+            self.add(node(later - 1), node(later), Because::RealTime);
+        }
+        for (at, transaction) in history.transactions.iter().enumerate() {
+            if let Some(place) = answered(at).and_then(|moment| moments.binary_search(&moment).ok()) {
+                self.add(at, node(place), Because::RealTime);
+            }
+            if let Some(last) = moments.partition_point(|moment| *moment < transaction.began).checked_sub(1) {
+                self.add(node(last), at, Because::RealTime);
+            }
+        }
     }
 
     fn add(&mut self, from: usize, to: usize, because: Because) {
@@ -71,7 +103,15 @@ impl Graph {
             if knot.iter().any(|node| told.contains(node)) {
                 continue;
             }
+            told.extend(&knot);
             found.push(self.with_reads(&knot));
+        }
+        // A read that misses what was acknowledged is told by itself.
+        told.extend(found.iter().flat_map(|anomaly| &anomaly.transactions));
+        for knot in self.knots(Because::RealTime) {
+            if !knot.iter().any(|node| told.contains(node)) {
+                found.push(self.circle(Kind::RealTime, &knot, Because::RealTime));
+            }
         }
     }
 
@@ -106,13 +146,14 @@ impl Graph {
     }
 
     fn tell(&self, kind: Kind, way: &[usize]) -> Anomaly {
+        let way: Vec<usize> = way.iter().copied().filter(|node| *node < self.transactions).collect();
         let because = |pair: &[usize]| {
             let edge = self.edges[pair[0]].iter().find(|(to, _)| *to == pair[1]);
             match edge.map(|(_, because)| because) {
                 Some(Because::WriteWrite) => "ww",
                 Some(Because::WriteRead) => "wr",
                 Some(Because::ReadWrite) => "rw",
-                None => "?",
+                Some(Because::RealTime) | None => "rt",
             }
         };
         let steps: Vec<String> =

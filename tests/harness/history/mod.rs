@@ -4,8 +4,8 @@
 //! Clients run transactions that append values, each given once in the whole history, to lists and read whole lists. Since a
 //! list shows the order in which it was written, reads give the order of versions, and from that follows who must have come
 //! before whom: `ww` (wrote the version before), `wr` (read what the other wrote), `rw` (read the version before the other's
-//! write). A circle is an anomaly; so is what breaks with the clients' own knowledge: a write that was acknowledged before a
-//! read began and that the read does not see.
+//! write), and from the clients' clocks `rt` (its answer was there before the other was sent). A circle is an anomaly; so is a
+//! write that was acknowledged before a read began and that the read does not see.
 //!
 //! - `orders` versions of each list;
 //! - `graph` who came before whom, and circles;

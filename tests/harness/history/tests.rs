@@ -146,6 +146,22 @@ fn g2_is_found() {
 }
 
 #[test]
+fn what_was_seen_and_goes_is_found_though_nobody_acknowledged_it() {
+    let mut history = in_turn(&[&[append(1, 1)], &[read(1, &[1])], &[read(1, &[])]]);
+    (history.transactions[0].fate, history.transactions[0].ended) = (Fate::Unknown, None);
+    assert_eq!(kinds(&history), [Kind::RealTime], "{}", check(&history));
+    // Nothing is wrong as long as the two reads overlap.
+    history.transactions[2].began = history.transactions[1].began;
+    assert_eq!(kinds(&history), []);
+}
+
+#[test]
+fn appends_in_the_wrong_order_are_found() {
+    let history = in_turn(&[&[append(1, 1)], &[append(1, 2)], &[read(1, &[2, 1])]]);
+    assert_eq!(kinds(&history), [Kind::RealTime]);
+}
+
+#[test]
 fn a_value_given_twice_proves_nothing() {
     assert!(check(&together(&[&[append(1, 1)], &[append(1, 1)]])).has(Kind::BadTest));
 }
@@ -229,6 +245,27 @@ proptest! {
         prop_assume!(!acknowledged.is_empty());
         let (value, ended) = acknowledged[pick.index(acknowledged.len())];
         forget(&mut history, value, ended);
+        prop_assert!(!check(&history).accepts());
+    }
+
+    /// Whatever its own client was told.
+    #[test]
+    fn what_somebody_read_and_goes_is_missed(plans in plans(), pick in any::<prop::sample::Index>()) {
+        let mut history = serial(&plans);
+        let last = history.transactions.len() - 1;
+        let read: Vec<(u64, u64)> = history.transactions[..last]
+            .iter()
+            .filter(|transaction| transaction.fate == Fate::Committed)
+            .flat_map(|transaction| transaction.ops.iter().map(|op| (op, transaction.ended)))
+            .filter_map(|(op, ended)| match op {
+                Op::Read { seen: Some(seen), .. } => Some((*seen.last()?, ended?)),
+                _ => None,
+            })
+            .collect();
+        prop_assume!(!read.is_empty());
+        let (value, ended) = read[pick.index(read.len())];
+        prop_assume!(ended < history.transactions[last].began);
+        forget(&mut history, value, ended + 1);
         prop_assert!(!check(&history).accepts());
     }
 
