@@ -52,6 +52,8 @@ pub(crate) struct Failed {
     pub(crate) what: String,
     /// Nothing came at all.
     pub(crate) silent: bool,
+    /// It was answered, and neither with what was asked nor with an error of the server.
+    pub(crate) wrong: bool,
 }
 
 #[derive(Default)]
@@ -155,7 +157,7 @@ impl ListClient {
             let (fate, ops) = match answered.unwrap_or_else(|_| Err("no answer in time".into())) {
                 Ok((200, body)) => match seen(&ops, &body) {
                     Some(ops) => (Fate::Committed, ops),
-                    None => self.failed(format!("200 {body}"), false, Fate::Unknown, ops),
+                    None => self.failed(Failed::answered(200, &body), Fate::Unknown, ops),
                 },
                 Ok((409, _)) => {
                     lock(&self.kept).crowded += 1;
@@ -163,10 +165,10 @@ impl ListClient {
                 }
                 // What says that nothing was done is taken at its word.
                 Ok((503, body)) if nothing_done(&body) => {
-                    self.failed(format!("503 {body}"), false, Fate::Aborted, ops)
+                    self.failed(Failed::answered(503, &body), Fate::Aborted, ops)
                 }
-                Ok((status, body)) => self.failed(format!("{status} {body}"), false, Fate::Unknown, ops),
-                Err(why) => self.failed(why, silent, Fate::Unknown, ops),
+                Ok((status, body)) => self.failed(Failed::answered(status, &body), Fate::Unknown, ops),
+                Err(what) => self.failed(Failed { what, silent, wrong: false }, Fate::Unknown, ops),
             };
             if fate == Fate::Committed {
                 self.committed.fetch_add(1, Ordering::Relaxed);
@@ -177,8 +179,8 @@ impl ListClient {
         }
     }
 
-    fn failed(&self, what: String, silent: bool, fate: Fate, ops: Vec<Op>) -> (Fate, Vec<Op>) {
-        lock(&self.kept).failed.push(Failed { what, silent });
+    fn failed(&self, failed: Failed, fate: Fate, ops: Vec<Op>) -> (Fate, Vec<Op>) {
+        lock(&self.kept).failed.push(failed);
         (fate, ops)
     }
 
@@ -215,6 +217,17 @@ impl ListClient {
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.map_err(|error| broke(&error))?.to_bytes();
         Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
+    }
+}
+
+/// Whether an answer that is not the one asked for says so by its status: only what a server could not do, whoever is to blame.
+pub(crate) fn is_plain_failure(status: u16) -> bool {
+    (500..=599).contains(&status)
+}
+
+impl Failed {
+    fn answered(status: u16, body: &Value) -> Self {
+        Self { what: format!("{status} {body}"), silent: false, wrong: !is_plain_failure(status) }
     }
 }
 

@@ -8,12 +8,17 @@ use anyhow::{Context, Result, ensure};
 use godwit::demo::zone::{LEADER, Playground, Zone};
 use godwit::drivers::process::cluster::{Cluster, DropTo};
 
+use rustix::process::Signal;
+
 use super::fault::{Disk, Side};
 use super::world::{Scene, World};
 use crate::leader::connect;
 
 /// What takes the space.
 const FILLER: &str = "filler";
+
+/// A log of this size is soon written from its start (1,000 pages).
+const LONG: u64 = 2 << 20;
 
 /// Mounted file systems; unmounted when dropped, before the playground removes its directory.
 pub(crate) struct Mounts {
@@ -83,12 +88,28 @@ impl Mounts {
 
 pub(super) fn directory(world: &World<'_>, scene: &Scene, disk: Disk) -> PathBuf {
     match disk {
-        Disk::Journal => world.playground.directory.join("state").join(LEADER),
+        Disk::Journal => journal(world),
         Disk::Database(side) => {
             let name = if side == Side::Primary { &scene.from } else { &scene.to };
             world.zone(name).cluster.data.clone()
         }
     }
+}
+
+/// SQLite writes a long log again from its start, which needs no room: a process that ends leaves none.
+pub(super) async fn short_journal(world: &mut World<'_>) -> Result<()> {
+    let log = journal(world).join("godwit.db-wal");
+    if log.metadata().is_ok_and(|log| log.len() > LONG) {
+        world.signal_leader(Signal::TERM)?;
+        world.restart_leader()?;
+        world.leader.ready().await?;
+        world.failures()?;
+    }
+    Ok(())
+}
+
+fn journal(world: &World<'_>) -> PathBuf {
+    world.playground.directory.join("state").join(LEADER)
 }
 
 /// Not a byte is left. Of a database also the segments of the log that lie ready are written full.

@@ -95,6 +95,8 @@ pub(crate) struct Struck {
     sessions: Vec<Client>,
     keys: Vec<String>,
     pub(crate) refused: bool,
+    alarms: usize,
+    refusals: usize,
 }
 
 impl Fault {
@@ -179,9 +181,13 @@ impl Fault {
                 struck.keys.push(name);
             }
             Self::WriteRoundTheFence => {
-                let sql = "SET session_replication_role = replica; \
-                     UPDATE customers SET name = name WHERE id = 3; RESET session_replication_role";
-                connect(world.zone(&scene.from)).await?.batch_execute(sql).await?;
+                let name = format!("round the fence {}", scene.id);
+                let sql = format!(
+                    "SET session_replication_role = replica; UPDATE customers SET name = '{name}' WHERE id = 3"
+                );
+                connect(world.zone(&scene.from)).await?.batch_execute(&sql).await?;
+                struck.keys.push(name);
+                struck.alarms = alarms(world);
             }
             Self::ClientsLeave => {
                 let mut sockets = Vec::new();
@@ -215,6 +221,7 @@ impl Fault {
                 }
             }
             Self::DiskFull(disk) => {
+                struck.refusals = refusals(world);
                 super::disk::fill(world, &super::disk::directory(world, scene, disk)).await?;
             }
         }
@@ -233,7 +240,7 @@ impl Fault {
     }
 
     /// While the run goes on.
-    pub(crate) async fn heal(self, world: &mut World<'_>, scene: &Scene) -> Result<()> {
+    pub(crate) async fn heal(self, world: &mut World<'_>, scene: &Scene, struck: &Struck) -> Result<()> {
         let of = |side: Side| if side == Side::Primary { &*scene.from } else { &*scene.to };
         match self {
             Self::Crash(side) => revive(world.zone(of(side))).await?,
@@ -245,6 +252,11 @@ impl Fault {
             }
             Self::DiskFull(disk) => {
                 sleep(TOO_LONG).await;
+                if disk == Disk::Journal {
+                    let before = struck.refusals;
+                    let tried = async || Ok(refusals(world) > before);
+                    until("the leader says that its disk is full", tried).await?;
+                }
                 super::disk::empty(&super::disk::directory(world, scene, disk))?;
                 if let Disk::Database(side) = disk {
                     revive(world.zone(of(side))).await?;
@@ -274,6 +286,19 @@ impl Fault {
                 ensure!(found == 1, "{name} is not on the primary any more");
                 world.sync_schema().await?;
             }
+            Self::WriteRoundTheFence => {
+                let name = struck.keys.first().context("what was written")?;
+                for zone in [&scene.from, &scene.to] {
+                    let client = connect(world.zone(zone)).await?;
+                    let sql = "SELECT name FROM customers WHERE id = 3";
+                    let there = async || Ok(client.query_one(sql, &[]).await?.get::<_, String>(0) == *name);
+                    until(&format!("{name} is in {zone}"), there).await?;
+                }
+                // Behind the fence's end marker it is an alarm.
+                let behind = ["fenced", "committed", "swapped"].contains(&scene.phase);
+                let alarms = alarms(world) - struck.alarms;
+                ensure!(alarms == usize::from(behind), "{alarms} alarms\n{}", world.leader.node.tail(30));
+            }
             Self::Reload(Setting::Capacity) => {
                 // What stood still before the first effect of its end has let nothing else in.
                 ensure!(struck.refused || scene.phase == "soaking", "taken while a migration ran");
@@ -290,6 +315,20 @@ impl Fault {
         }
         Ok(())
     }
+}
+
+/// How often the leader has said that a client goes round the fence.
+fn alarms(world: &World<'_>) -> usize {
+    said(world, "rows were written to the old primary after its fence")
+}
+
+/// How often the leader could not write its state.
+fn refusals(world: &World<'_>) -> usize {
+    said(world, "database or disk is full")
+}
+
+fn said(world: &World<'_>, what: &str) -> usize {
+    world.leader.node.tail(usize::MAX).matches(what).count()
 }
 
 impl Struck {

@@ -36,7 +36,7 @@ async fn a_hold_that_overflows_is_undone() -> Result<()> {
     let run = world.ended(&scene).await?;
     let reason = run.reason.clone().unwrap_or_default();
     ensure!(run.state == "aborted" && reason.contains("the gate nearly holds all it may"), "{run:#?}");
-    STRUCK.heal(&mut world, &scene).await?;
+    STRUCK.heal(&mut world, &scene, &struck).await?;
     STRUCK.clean(&mut world, &scene, struck).await?;
     let client = connect(world.zone(&scene.from)).await?;
     for (mut stream, key) in waiting {

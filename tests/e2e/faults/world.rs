@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use godwit::cli::client::Client;
 use godwit::controller::view::{MigrationView, ResourceView};
-use godwit::demo::load::Load;
+use godwit::demo::load::{Failure, Load};
 use godwit::demo::node::Node;
 use godwit::demo::zone::{Options, Playground, RESOURCE, Zone};
 use godwit_tests::postgres::wal_position;
@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::clients::{Bypass, ListClients, prepare};
+use super::clients::{Bypass, ListClients, is_plain_failure, prepare};
 use crate::leader::{Leader, PATIENCE, agent, connect, load};
 
 /// How often files and views are looked at.
@@ -263,12 +263,15 @@ impl<'a> World<'a> {
     }
 
     /// Failures that clients saw since the last look; a request that got no answer at all is a fault in any
-    /// case but one (`unheard`, for this look).
+    /// case but one (`unheard`, for this look), and one that got a wrong answer always.
     pub(crate) fn failures(&mut self) -> Result<Vec<String>> {
         let lists = self.lists.take_failures();
         let unheard = std::mem::take(&mut self.unheard);
         if let Some(silent) = lists.iter().find(|failed| failed.silent && !unheard) {
             bail!("a client got no answer: {silent:?}");
+        }
+        if let Some(wrong) = lists.iter().find(|failed| failed.wrong) {
+            bail!("a client was answered wrongly: {wrong:?}");
         }
         let total = self.load.snapshot().failed;
         let kept = self.load.failures();
@@ -276,6 +279,10 @@ impl<'a> World<'a> {
         let new = &kept[kept.len().saturating_sub(new)..];
         if let Some(silent) = new.iter().find(|failure| failure.body == "no answer in time" && !unheard) {
             bail!("a client got no answer: {silent:?}");
+        }
+        let wrong = |failure: &&Failure| failure.status.is_some_and(|status| !is_plain_failure(status));
+        if let Some(wrong) = new.iter().find(wrong) {
+            bail!("a client was answered wrongly: {wrong:?}");
         }
         self.looked_at = total;
         let orders = new.iter().map(|failure| format!("{:?} {}", failure.status, failure.body));
