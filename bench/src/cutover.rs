@@ -20,6 +20,7 @@ use godwit::drivers::process::cluster::installed;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// How long one step may take before the run gives up.
@@ -95,26 +96,31 @@ async fn measure(options: &Options) -> Result<()> {
         run: "bench".into(),
     });
     let (waits, stop) = (Waits::default(), CancellationToken::new());
+    let mut probes = JoinSet::new();
     for number in 1..=PROBES {
         let (waits, front) = (waits.clone(), playground.front);
-        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
-            if let Err(error) = probe(front, number, &waits).await {
-                eprintln!("a probing client failed: {error:#}");
-            }
-        }));
+        probes
+            .spawn(stop.clone().run_until_cancelled_owned(async move { probe(front, number, &waits).await }));
     }
     let mut rounds = Vec::new();
+    // What was asked before the first round is what is usual.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     for number in 0..options.rounds {
         let view = ready(&client, &mut nodes).await?;
         let began = clock::monotonic();
-        let usual = longest(&waits, began.checked_sub(Duration::from_millis(500)), Some(began), 0.5);
+        let usual = longest(&waits, began.checked_sub(Duration::from_millis(500)), Some(began), 0.5)?;
         let id = migrate(&client, &view.shadow).await?;
         let run = finished(&client, &mut nodes, &id).await?;
         ensure!(run.committed_ms.is_some(), "cutover {number} was rolled back: {:?}", run.reason);
+        while let Some(ended) = probes.try_join_next() {
+            if let Some(answered) = ended? {
+                answered.context("a probing client failed")?;
+            }
+        }
         rounds.push(Round {
             direction: format!("{} → {}", run.from, run.to),
             closed_ms: run.held_ms.unwrap_or_default(),
-            waited: longest(&waits, Some(began), None, 1.0),
+            waited: longest(&waits, Some(began), None, 1.0)?,
             usual,
             phases: under_hold(&run),
         });
@@ -181,7 +187,7 @@ async fn probe(front: std::net::SocketAddr, customer: u32, waits: &Waits) -> Res
         let asked = clock::monotonic();
         stream.get_mut().write_all(request.as_bytes()).await?;
         let status = answer(&mut stream).await?;
-        ensure!(status == 200, "the answer was {status}");
+        ensure!(status == 200, "the answer was {status} after {} ms", asked.elapsed().as_millis());
         waits.lock().unwrap_or_else(PoisonError::into_inner).push((asked, asked.elapsed()));
         tokio::time::sleep(PROBE_PAUSE).await;
     }
@@ -206,8 +212,8 @@ async fn answer(stream: &mut BufReader<TcpStream>) -> Result<u16> {
     Ok(status)
 }
 
-/// A quantile of the waits of requests that were sent in this span; zero when there was none.
-fn longest(waits: &Waits, from: Option<Instant>, until: Option<Instant>, quantile: f64) -> Duration {
+/// A quantile of the waits of requests that were sent in this span.
+fn longest(waits: &Waits, from: Option<Instant>, until: Option<Instant>, quantile: f64) -> Result<Duration> {
     let waits = waits.lock().unwrap_or_else(PoisonError::into_inner);
     let mut within: Vec<Duration> = waits
         .iter()
@@ -216,7 +222,7 @@ fn longest(waits: &Waits, from: Option<Instant>, until: Option<Instant>, quantil
         .collect();
     within.sort_unstable();
     let last = within.len().saturating_sub(1) as f64;
-    within.get((last * quantile).round() as usize).copied().unwrap_or_default()
+    within.get((last * quantile).round() as usize).copied().context("no probing client has asked")
 }
 
 /// The phases in which the gate is closed.
