@@ -115,3 +115,29 @@ fn sources(path: &Path) -> Vec<PathBuf> {
     files.dedup();
     files
 }
+#[test]
+fn a_loss_is_not_forgiven_because_it_did_not_happen_again() {
+    let forgiven = |said: &str| {
+        let report = tempfile::NamedTempFile::new().expect("a file");
+        let text = format!(
+            "<testsuites><testsuite><testcase name=\"a\" classname=\"e2e\"><flakyFailure message=\"Error\">\
+             <system-err>{said}</system-err></flakyFailure></testcase></testsuite></testsuites>"
+        );
+        std::fs::write(report.path(), text).expect("written");
+        let script = Command::new(root().join("scripts/check-flaky.py")).arg(report.path()).output();
+        script.expect("python3 runs").status.code()
+    };
+    let slow = "Error: disks\n\nCaused by:\n    0: heal\n    1: waited in vain: it serves\n    2: deadline has elapsed";
+    assert_eq!(forgiven(slow), Some(0));
+    // What a log says below is not why.
+    assert_eq!(forgiven(&format!("{slow}\nStack backtrace:\n   0: lost\n")), Some(0));
+    assert_eq!(forgiven("Error: kills\n\nCaused by:\n    public.t: 3 acknowledged rows are lost"), Some(1));
+    assert_eq!(
+        forgiven("thread 'a' (7) panicked at a.rs:1:5:\norder 3 was acknowledged and is gone"),
+        Some(1)
+    );
+    assert_eq!(
+        forgiven("Error: 10 committed, 0 unknown; 4 appends, 6 reads: 1 anomalies\n  Lost [1]: x"),
+        Some(1)
+    );
+}
