@@ -32,6 +32,8 @@ pub enum Bug {
     NotForestalled,
     /// A node that does not lead any more may still fence.
     LeaseUnchecked,
+    /// A node that takes the lead amid a run lets requests through before it has opened the database.
+    LeadsWithAnOpenGate,
     /// What an effect outside a run answers counts for the run that has begun since: what the controller did until this
     /// model found it.
     AnswersWithoutRun,
@@ -51,7 +53,7 @@ impl Bug {
         Self::TimeoutAssumedDone,
     ];
     /// Those of a node that takes the lead from another.
-    pub const LEADING: [Self; 2] = [Self::NotForestalled, Self::LeaseUnchecked];
+    pub const LEADING: [Self; 3] = [Self::NotForestalled, Self::LeaseUnchecked, Self::LeadsWithAnOpenGate];
     /// Those that this model found in Godwit itself.
     pub const FOUND: [Self; 3] = [Self::AnyRunUndoes, Self::AnyRunDropsTheWayBack, Self::AnswersWithoutRun];
 
@@ -64,7 +66,9 @@ impl Bug {
             Self::GenerationUnchecked => Budget { crashes: 1, late: 1, ..one },
             Self::AnyRunUndoes => Budget { writes: 0, moves: 2, failures: 1, late: 1, ..one },
             Self::AnyRunDropsTheWayBack | Self::AnswersWithoutRun => Budget { moves: 2, ..one },
-            Self::NotForestalled | Self::LeaseUnchecked => Budget { leads: 1, ..one },
+            Self::NotForestalled | Self::LeaseUnchecked | Self::LeadsWithAnOpenGate => {
+                Budget { leads: 1, ..one }
+            }
             _ => one,
         }
     }
@@ -78,7 +82,7 @@ impl Bug {
             | Self::UnfenceWithoutJournal
             | Self::NotForestalled
             | Self::AnyRunUndoes => "one writer at a time",
-            Self::GenerationUnchecked | Self::ReleaseBeforeSwap => {
+            Self::GenerationUnchecked | Self::ReleaseBeforeSwap | Self::LeadsWithAnOpenGate => {
                 "nobody who was let through is turned away"
             }
             Self::ReverseSlotAfterSwap | Self::AnyRunDropsTheWayBack => "every write can go the way back",
@@ -102,6 +106,7 @@ impl Bug {
             Self::TimeoutAssumedDone => "timeout assumed done",
             Self::NotForestalled => "not forestalled",
             Self::LeaseUnchecked => "lease unchecked",
+            Self::LeadsWithAnOpenGate => "leads with an open gate",
             Self::AnyRunUndoes => "any run undoes any fence",
             Self::AnyRunDropsTheWayBack => "any run drops the way back",
             Self::AnswersWithoutRun => "answers without a run count for the next",

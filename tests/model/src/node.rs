@@ -509,7 +509,7 @@ impl Node {
     /// A process starts from the journal.
     pub fn restart(&mut self, bug: Option<Bug>, left: &mut Vec<(Job, u8)>) {
         let state = self.journal.clone();
-        self.gate_closed = state.starts_closed();
+        self.gate_closed = state.starts_closed() && bug != Some(Bug::LeadsWithAnOpenGate);
         self.pool = state.generation.0 as u8;
         self.memory = Some(state);
         self.take(Event::Restarted, bug, left);

@@ -307,8 +307,10 @@ impl Cutover {
             Action::Writes(at) => match system.nodes[at].in_flight.take() {
                 Some(zone) => {
                     let turned_away = system.budget.writes > 0 && !Self::write(&mut system, zone);
-                    // Of two nodes that both move a service, the one that is late has to turn its clients away.
-                    system.memory.turned_away |= turned_away && system.nodes.len() == 1;
+                    // Who does not lead any more has to turn its clients away, and so has the late one of two that both move a service.
+                    let alone = system.nodes.len() == 1;
+                    let leads = alone || self.budget.leads > 0 && system.leads == at;
+                    system.memory.turned_away |= turned_away && leads;
                     true
                 }
                 None => false,
