@@ -132,7 +132,7 @@ SELECT 'rule', t.name, r.rulename::text, pg_catalog.pg_get_ruledef(r.oid),
        regexp_replace(rtrim(pg_catalog.pg_get_ruledef(r.oid), ';'), '^CREATE RULE', 'CREATE OR REPLACE RULE')
 FROM ours t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.oid WHERE r.rulename <> '_RETURN'
 UNION ALL
-SELECT 'row security', t.name, '', CASE WHEN relforcerowsecurity THEN 'forced' ELSE 'enabled' END,
+SELECT 'row security', t.name, '', concat_ws(', ', CASE WHEN relrowsecurity THEN 'enabled' ELSE 'disabled' END, CASE WHEN relforcerowsecurity THEN 'forced' END),
        format('ALTER TABLE %s %s ROW LEVEL SECURITY, %s FORCE ROW LEVEL SECURITY', name,
          CASE WHEN relrowsecurity THEN 'ENABLE' ELSE 'DISABLE' END, CASE WHEN relforcerowsecurity THEN '' ELSE 'NO' END)
 FROM ours t WHERE t.relkind IN ('r', 'p') AND (relrowsecurity OR relforcerowsecurity)
