@@ -5,10 +5,12 @@ use godwit::controller::drift::{DifferenceView, SchemaView};
 use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{OWNER_ROLE, Playground, RESOURCE, SUPERUSER, Zone};
 use godwit_tests::waiting::until;
+use replicator::fence;
 use replicator::preflight::{Side, check};
 use serde_json::json;
 use tokio_postgres::Client;
 
+use crate::fence::{Setup, spec};
 use crate::leader::{Leader, PATIENCE, connect, load, options};
 
 async fn digest(client: &Client) -> Result<Vec<String>> {
@@ -650,4 +652,61 @@ async fn what_is_changed_while_it_is_copied_is_followed() -> Result<()> {
     ensure!(found.iter().all(|finding| !finding.problem.contains("primary key")), "{found:#?}");
     until("the view is followed", defined).await?;
     leader.ready().await.map(drop)
+}
+
+/// What is compared before a hold must be found changed under it, if it is; and nothing else, or no cutover would come to its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stamp_changes_with_the_schema_and_with_nothing_else() -> Result<()> {
+    let setup = Setup::new(15).await?;
+    let client = &setup.admin;
+    client
+        .batch_execute(
+            "CREATE MATERIALIZED VIEW sums AS SELECT 1; CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1';
+             CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE TYPE pair AS (a int, b int)",
+        )
+        .await?;
+    let mut last = fence::schema_stamp(client).await?;
+    for (sql, changes) in [
+        ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 2'", true),
+        ("CREATE VIEW v AS SELECT id FROM orders", true),
+        ("CREATE OR REPLACE VIEW v AS SELECT id FROM orders WHERE id > 1", true),
+        ("CREATE POLICY p ON orders USING (true)", true),
+        ("ALTER POLICY p ON orders USING (false)", true),
+        ("ALTER TABLE orders ENABLE ROW LEVEL SECURITY", true),
+        ("ALTER TABLE orders FORCE ROW LEVEL SECURITY", true),
+        ("ALTER TABLE orders DISABLE ROW LEVEL SECURITY", true),
+        ("GRANT SELECT ON orders TO other", true),
+        ("REVOKE SELECT ON orders FROM other", true),
+        ("GRANT USAGE ON SEQUENCE orders_id_seq TO other", true),
+        ("ALTER TABLE orders OWNER TO other", true),
+        ("ALTER TABLE orders REPLICA IDENTITY FULL", true),
+        ("ALTER VIEW v SET (security_invoker = true)", true),
+        ("ALTER TYPE mood OWNER TO other", true),
+        ("REVOKE USAGE ON TYPE pair FROM PUBLIC", true),
+        ("GRANT CREATE ON SCHEMA public TO other", true),
+        ("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO other", true),
+        ("CREATE FUNCTION t() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'", true),
+        ("CREATE TRIGGER t BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION t()", true),
+        ("ALTER TABLE orders DISABLE TRIGGER t", true),
+        ("DROP VIEW v", true),
+        ("CREATE PUBLICATION feed FOR TABLE orders", true),
+        ("ALTER PUBLICATION feed SET TABLE orders (id)", true),
+        ("CREATE PUBLICATION godwit_orders FOR TABLE orders", false),
+        ("REFRESH MATERIALIZED VIEW sums", false),
+        ("CREATE TEMP TABLE basket (id int); CREATE TEMP VIEW own AS SELECT 1", false),
+        ("CREATE FUNCTION pg_temp.own() RETURNS int LANGUAGE sql AS 'SELECT 1'", false),
+        ("INSERT INTO orders (note) VALUES ('new'); ANALYZE", false),
+        ("VACUUM", false),
+        ("VACUUM FULL orders", false),
+        ("REINDEX TABLE orders", false),
+    ] {
+        client.batch_execute(sql).await?;
+        let now = fence::schema_stamp(client).await?;
+        assert_eq!(now != last, changes, "{sql}");
+        last = now;
+    }
+    // A fence has triggers of its own.
+    fence::close(client, &spec(2)).await?;
+    assert_eq!(fence::schema_stamp(client).await?, last);
+    Ok(())
 }

@@ -304,7 +304,7 @@ pub(super) async fn spare(
     Ok(())
 }
 
-/// What changes when the schemas of these zones do, but for rights, owners and what is rarely changed; none: it cannot be told.
+/// What changes when the schemas of these zones do, but for what is rarely changed; none: it cannot be told.
 pub(super) async fn stamps(databases: &Databases, zones: [&str; 2]) -> Option<[(String, String); 2]> {
     let read = async {
         let [source, shadow] = databases.both(zones, Purpose::Schema).await?;

@@ -599,17 +599,19 @@ BEGIN
   INTO report FROM godwit.known_sequences k JOIN pg_catalog.pg_class c ON c.oid = k.id JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
 END $$;
 
--- Changes with every DDL on a user's table, type, sequence, view, function, trigger or policy, and with nothing else: how many rows the
--- catalogs have about them, which transactions wrote those, and what relations are called. No more than a few milliseconds for a thousand tables.
+-- Changes with every DDL on a user's table, type, sequence, view, function, trigger, policy or schema, with whose they are and who may do what with
+-- them, and with nothing else: how many rows the catalogs have about them, which transactions wrote those, and what is said of relations. No more
+-- than a few milliseconds for a thousand tables.
 CREATE OR REPLACE FUNCTION godwit.schema_stamp() RETURNS text LANGUAGE sql STABLE AS $$
   WITH schemas AS MATERIALIZED (
-    SELECT n.oid FROM pg_catalog.pg_namespace n
+    SELECT n.oid, n.xmin FROM pg_catalog.pg_namespace n
     WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
   ), ours AS MATERIALIZED (
     SELECT c.oid FROM pg_catalog.pg_class c
     WHERE c.relkind IN ('r', 'p', 'c', 'v') AND c.relpersistence <> 't' AND c.relnamespace IN (SELECT oid FROM schemas)
-  ), domains AS MATERIALIZED (
-    SELECT y.oid, y.xmin FROM pg_catalog.pg_type y WHERE y.typtype = 'd' AND y.typnamespace IN (SELECT oid FROM schemas)
+  ), types AS MATERIALIZED (
+    SELECT y.oid, y.xmin FROM pg_catalog.pg_type y
+    WHERE (y.typtype IN ('e', 'd', 'r') OR y.typrelid IN (SELECT oid FROM ours)) AND y.typnamespace IN (SELECT oid FROM schemas)
   ), publications AS MATERIALIZED (
     SELECT p.oid, p.xmin FROM pg_catalog.pg_publication p WHERE p.pubname !~ '^godwit_'
   ), written AS (
@@ -625,14 +627,18 @@ CREATE OR REPLACE FUNCTION godwit.schema_stamp() RETURNS text LANGUAGE sql STABL
     UNION ALL SELECT 8, g.xmin::text::bigint FROM pg_catalog.pg_trigger g
       WHERE NOT g.tgisinternal AND g.tgname !~ '^godwit_' AND g.tgrelid IN (SELECT oid FROM ours)
     UNION ALL SELECT 9, p.xmin::text::bigint FROM pg_catalog.pg_policy p WHERE p.polrelid IN (SELECT oid FROM ours)
-    UNION ALL SELECT 10, y.xmin::text::bigint FROM domains y
-    UNION ALL SELECT 11, k.xmin::text::bigint FROM pg_catalog.pg_constraint k WHERE k.contypid IN (SELECT oid FROM domains)
+    UNION ALL SELECT 10, y.xmin::text::bigint FROM types y
+    UNION ALL SELECT 11, k.xmin::text::bigint FROM pg_catalog.pg_constraint k WHERE k.contypid IN (SELECT oid FROM types)
     UNION ALL SELECT 12, q.xmin::text::bigint FROM pg_catalog.pg_sequence q JOIN pg_catalog.pg_class c ON c.oid = q.seqrelid
       WHERE c.relnamespace IN (SELECT oid FROM schemas)
     -- Their rows are written for other reasons, too.
-    UNION ALL SELECT 13, hashtext(format('%s.%s', c.relnamespace, c.relname)) FROM pg_catalog.pg_class c WHERE c.relnamespace IN (SELECT oid FROM schemas)
+    UNION ALL SELECT 13, hashtext(format('%s.%s %s %s %s %s %s %s %s', c.relnamespace, c.relname, c.relowner, c.relacl, c.relrowsecurity, c.relforcerowsecurity,
+      c.relpersistence, c.relreplident, CASE WHEN c.relkind IN ('v', 'm') THEN c.reloptions END))
+      FROM pg_catalog.pg_class c WHERE c.relnamespace IN (SELECT oid FROM schemas)
     UNION ALL SELECT 14, p.xmin::text::bigint FROM publications p
     UNION ALL SELECT 15, r.xmin::text::bigint FROM pg_catalog.pg_publication_rel r WHERE r.prpubid IN (SELECT oid FROM publications)
+    UNION ALL SELECT 16, n.xmin::text::bigint FROM schemas n
+    UNION ALL SELECT 17, d.xmin::text::bigint FROM pg_catalog.pg_default_acl d
   )
   SELECT coalesce(string_agg(stamp, ' ' ORDER BY of), '')
   FROM (SELECT of, count(*) || '/' || sum(writer) AS stamp FROM written GROUP BY of) s
