@@ -52,7 +52,7 @@ async fn dumped(bin: &Path, zone: &Zone) -> Result<Vec<String>> {
 }
 
 /// What releases do to a schema, step by step; nothing that `pg_dump` knows of is forgotten, and no row is another.
-const RELEASES: [&str; 14] = [
+const RELEASES: [&str; 15] = [
     "CREATE TABLE tasks (id int PRIMARY KEY, flow int NOT NULL, parent int REFERENCES tasks, org int REFERENCES orgs);
      CREATE TABLE flows (id int PRIMARY KEY, now int UNIQUE REFERENCES tasks DEFERRABLE INITIALLY DEFERRED);
      ALTER TABLE tasks ADD FOREIGN KEY (flow) REFERENCES flows DEFERRABLE INITIALLY DEFERRED;
@@ -103,6 +103,7 @@ const RELEASES: [&str; 14] = [
     "CREATE POLICY readers ON orgs FOR SELECT TO orders_app USING (id > 0); ALTER TABLE orgs FORCE ROW LEVEL SECURITY",
     "ALTER TABLE orgs ENABLE ROW LEVEL SECURITY",
     "ALTER TABLE orgs DISABLE ROW LEVEL SECURITY",
+    "CREATE DOMAIN loud AS tone DEFAULT 'high'; ALTER DOMAIN mild SET DEFAULT 'high'",
 ];
 
 /// The service's tables, its rows, and what hangs on them.
@@ -121,6 +122,8 @@ const SERVICE: &str = "
     CREATE TABLE loose (a int PRIMARY KEY, c int GENERATED ALWAYS AS (a * 2) STORED); INSERT INTO loose VALUES (1);
     CREATE MATERIALIZED VIEW sums AS SELECT count(*) AS c FROM users;
     CREATE AGGREGATE summed (int) (sfunc = int4pl, stype = int, initcond = '0'); CREATE TYPE floats AS RANGE (subtype = float8, subtype_diff = float8mi);
+    CREATE TYPE tone AS ENUM ('low', 'high'); CREATE DOMAIN mild AS tone DEFAULT 'low';
+    CREATE FUNCTION first() RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE DOMAIN numbered AS int DEFAULT first();
     CREATE TEXT SEARCH CONFIGURATION plain (COPY = simple); CREATE COLLATION in_order (provider = icu, locale = 'en-u-kn-true')";
 
 /// The shadow follows, and `pg_dump` says the same of both.

@@ -34,7 +34,8 @@ WITH ours AS (
     CASE a.aggkind WHEN 'h' THEN 'HYPOTHETICAL' END) AS sums
   FROM pg_catalog.pg_aggregate a WHERE a.aggfnoid >= 16384::oid
 ), types AS (
-  SELECT y.*, format('%I.%I', n.nspname, y.typname) AS name
+  -- `typdefault` is worded by the search_path of whoever made it.
+  SELECT y.*, format('%I.%I', n.nspname, y.typname) AS name, pg_catalog.pg_get_expr(y.typdefaultbin, 'pg_catalog.pg_type'::regclass) AS value
   FROM pg_catalog.pg_type y JOIN schemas n ON n.oid = y.typnamespace LEFT JOIN pg_catalog.pg_class c ON c.oid = y.typrelid
   WHERE (y.typtype IN ('e', 'd', 'r') OR y.typtype = 'c' AND c.relkind = 'c')
     AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
@@ -163,14 +164,14 @@ SELECT CASE WHEN of IS NULL THEN 'sequence' ELSE 'its sequence' END, coalesce(of
 FROM counters
 UNION ALL
 SELECT 'type', y.name, '', CASE y.typtype WHEN 'e' THEN 'enum' WHEN 'c' THEN format('(%s)', s.columns)
-         WHEN 'd' THEN concat_ws(' ', 'domain over', pg_catalog.format_type(y.typbasetype, y.typtypmod), 'DEFAULT ' || y.typdefault,
+         WHEN 'd' THEN concat_ws(' ', 'domain over', pg_catalog.format_type(y.typbasetype, y.typtypmod), 'DEFAULT ' || y.value,
            CASE WHEN y.typnotnull THEN 'NOT NULL' END)
          ELSE 'range of ' || (SELECT pg_catalog.format_type(r.rngsubtype, NULL) FROM pg_catalog.pg_range r WHERE r.rngtypid = y.oid) END,
        CASE y.typtype WHEN 'e' THEN format('CREATE TYPE %s AS ENUM (%s)', y.name, (SELECT string_agg(quote_literal(enumlabel), ', ' ORDER BY enumsortorder)
                                                                                   FROM pg_catalog.pg_enum e WHERE e.enumtypid = y.oid))
          WHEN 'c' THEN format('CREATE TYPE %s AS (%s)', y.name, s.columns)
          WHEN 'd' THEN concat_ws(' ', format('CREATE DOMAIN %s AS %s', y.name, pg_catalog.format_type(y.typbasetype, y.typtypmod)),
-           'DEFAULT ' || y.typdefault, CASE WHEN y.typnotnull THEN 'NOT NULL' END,
+           'DEFAULT ' || y.value, CASE WHEN y.typnotnull THEN 'NOT NULL' END,
            (SELECT string_agg(format('CONSTRAINT %I ', k.conname) || pg_catalog.pg_get_constraintdef(k.oid), ' ' ORDER BY k.conname)
             FROM pg_catalog.pg_constraint k WHERE k.contypid = y.oid AND k.contype = 'c'))
          -- A canonical function must be made between the type's name and the type.
