@@ -169,19 +169,24 @@ async fn what_stands_around_the_tables_is_brought_up_as_well() -> Result<()> {
         .await?;
     ensure!(leader.migrate(&far.name).await.is_err(), "a service would miss it over there");
     // What only the shadow has and nobody meets stops nothing.
-    shadow.batch_execute("CREATE FUNCTION of_a_monitor() RETURNS int LANGUAGE sql AS 'SELECT 1'").await?;
+    shadow
+        .batch_execute(
+            "CREATE FUNCTION of_a_monitor() RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE STATISTICS of_a_person ON word, id FROM secrets",
+        )
+        .await?;
     let after = sync(&leader, false).await?;
     ensure!(after.differences.is_empty(), "{after:#?}");
     let row = shadow.query_one("SELECT tax(8), (SELECT count(*) FROM reports.daily)", &[]).await?;
     ensure!((row.get::<_, i32>(0), row.get::<_, i64>(1)) == (2, 1));
 
     // Gone again on the primary: what would still act over there stops a move, with the SQL for a person.
-    primary.batch_execute("DROP TRIGGER stamps ON secrets; REVOKE SELECT ON reports.daily FROM orders_app; DROP VIEW a_first").await?;
+    primary.batch_execute("DROP TRIGGER stamps ON secrets; REVOKE SELECT ON reports.daily FROM orders_app; DROP VIEW a_first; DROP STATISTICS secrets_both").await?;
     let left = sync(&leader, false).await?.differences;
     let drop_trigger = "DROP TRIGGER \"stamps\" ON public.secrets";
     let told: Vec<_> = left.iter().map(|left| (left.sql.as_deref(), left.additive, left.stops)).collect();
     let view = (Some("DROP VIEW public.a_first"), false, false);
-    ensure!(told == [view, (Some(drop_trigger), false, true)], "{left:#?}");
+    let statistics = (Some("DROP STATISTICS public.\"secrets_both\""), false, false);
+    ensure!(told == [view, statistics, (Some(drop_trigger), false, true)], "{left:#?}");
     owner(shadow).await?.batch_execute(drop_trigger).await?;
     leader.ready().await?;
 

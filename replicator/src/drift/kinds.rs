@@ -51,7 +51,7 @@ pub(super) const LONG: [&str; 11] = [
     "comment",
 ];
 /// What does no harm where only the shadow has it; it stops no move, but would be in the way of what is made under its name later.
-pub(super) const HARMLESS: [&str; 18] = [
+pub(super) const HARMLESS: [&str; 19] = [
     "view",
     "materialized view",
     "query",
@@ -70,6 +70,8 @@ pub(super) const HARMLESS: [&str; 18] = [
     "publication",
     "publication owner",
     "cast",
+    // Goes with what it owns.
+    "owner",
 ];
 /// What the SQL that makes it also makes otherwise: nothing is lost by it.
 pub(super) const REPLACED: [&str; 11] = [

@@ -114,6 +114,8 @@ fn every_difference_is_named_with_what_mends_it() {
         ("right on table", "public.orders", "SELECT to everybody", "granted", None),
         ("right on table", "public.orders", "SELECT to godwit_there", "granted", None),
         ("trigger", "public.orders", "spy", "CREATE TRIGGER", None),
+        ("statistics", "public.orders", "both", "CREATE STATISTICS ON id, total FROM public.orders", None),
+        ("owner", "public.orders", "of statistics both", "postgres", None),
     ]);
     let seen = ("function".into(), "public.was_on_both()".into(), String::new());
     let pairs = Some([(seen, (String::new(), String::new()))].into());
