@@ -129,8 +129,11 @@ WHERE NOT g.tgisinternal AND g.tgparentid = 0 AND g.tgname !~ '^godwit_'
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
                   WHERE p.oid = g.tgfoid AND n.nspname = 'repack' AND p.proname = 'repack_trigger')
 UNION ALL
-SELECT 'rule', t.name, r.rulename::text, pg_catalog.pg_get_ruledef(r.oid),
-       regexp_replace(rtrim(pg_catalog.pg_get_ruledef(r.oid), ';'), '^CREATE RULE', 'CREATE OR REPLACE RULE')
+SELECT 'rule', t.name, r.rulename::text, pg_catalog.pg_get_ruledef(r.oid)
+         || CASE r.ev_enabled WHEN 'D' THEN ', disabled' WHEN 'A' THEN ', always' WHEN 'R' THEN ', on replicas' ELSE '' END,
+       concat_ws('; ', regexp_replace(rtrim(pg_catalog.pg_get_ruledef(r.oid), ';'), '^CREATE RULE', 'CREATE OR REPLACE RULE'),
+         CASE WHEN t.relkind <> 'v' THEN format('ALTER TABLE %s %s RULE %I', t.name, CASE r.ev_enabled WHEN 'D' THEN 'DISABLE'
+           WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END, r.rulename) END)
 FROM ours t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.oid WHERE r.rulename <> '_RETURN'
 UNION ALL
 SELECT 'row security', t.name, '', concat_ws(', ', CASE WHEN relrowsecurity THEN 'enabled' ELSE 'disabled' END, CASE WHEN relforcerowsecurity THEN 'forced' END),
