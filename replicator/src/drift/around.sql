@@ -35,15 +35,21 @@ WITH ours AS (
   FROM pg_catalog.pg_aggregate a WHERE a.aggfnoid >= 16384::oid
 ), types AS (
   -- `typdefault` is worded by the search_path of whoever made it.
-  SELECT y.*, format('%I.%I', n.nspname, y.typname) AS name, pg_catalog.pg_get_expr(y.typdefaultbin, 'pg_catalog.pg_type'::regclass) AS value
+  SELECT y.*, format('%I.%I', n.nspname, y.typname) AS name, pg_catalog.pg_get_expr(y.typdefaultbin, 'pg_catalog.pg_type'::regclass) AS value,
+         pg_catalog.format_type(y.typbasetype, y.typtypmod) || coalesce((
+           SELECT format(' COLLATE %I.%I', cn.nspname, co.collname) FROM pg_catalog.pg_type b JOIN pg_catalog.pg_collation co ON co.oid = y.typcollation
+           JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace WHERE b.oid = y.typbasetype AND b.typcollation <> y.typcollation), '') AS base
   FROM pg_catalog.pg_type y JOIN schemas n ON n.oid = y.typnamespace LEFT JOIN pg_catalog.pg_class c ON c.oid = y.typrelid
   WHERE (y.typtype IN ('e', 'd', 'r') OR y.typtype = 'c' AND c.relkind = 'c')
     AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
                     WHERE d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = y.oid AND d.deptype = 'e')
 ), shaped AS (
   -- Columns of views and composite types.
-  SELECT c.oid, string_agg(format('%I %s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum) AS columns
+  SELECT c.oid, string_agg(format('%I %s', a.attname, CASE c.relkind WHEN 'c' THEN {{kind}} ELSE pg_catalog.format_type(a.atttypid, a.atttypmod) END), ', '
+           ORDER BY a.attnum) AS columns
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
+  LEFT JOIN (pg_catalog.pg_collation co JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace) ON co.oid = a.attcollation
   WHERE c.relkind IN ('v', 'm', 'c') AND c.oid >= 16384 GROUP BY c.oid
 ), views AS (
   SELECT v.*, coalesce(s.columns, '') AS columns, rtrim(pg_catalog.pg_get_viewdef(v.oid), ';') AS query,
@@ -167,13 +173,13 @@ SELECT CASE WHEN of IS NULL THEN 'sequence' ELSE 'its sequence' END, coalesce(of
 FROM counters
 UNION ALL
 SELECT 'type', y.name, '', CASE y.typtype WHEN 'e' THEN 'enum' WHEN 'c' THEN format('(%s)', s.columns)
-         WHEN 'd' THEN concat_ws(' ', 'domain over', pg_catalog.format_type(y.typbasetype, y.typtypmod), 'DEFAULT ' || y.value,
+         WHEN 'd' THEN concat_ws(' ', 'domain over', y.base, 'DEFAULT ' || y.value,
            CASE WHEN y.typnotnull THEN 'NOT NULL' END)
          ELSE 'range of ' || (SELECT pg_catalog.format_type(r.rngsubtype, NULL) FROM pg_catalog.pg_range r WHERE r.rngtypid = y.oid) END,
        CASE y.typtype WHEN 'e' THEN format('CREATE TYPE %s AS ENUM (%s)', y.name, (SELECT string_agg(quote_literal(enumlabel), ', ' ORDER BY enumsortorder)
                                                                                   FROM pg_catalog.pg_enum e WHERE e.enumtypid = y.oid))
          WHEN 'c' THEN format('CREATE TYPE %s AS (%s)', y.name, s.columns)
-         WHEN 'd' THEN concat_ws(' ', format('CREATE DOMAIN %s AS %s', y.name, pg_catalog.format_type(y.typbasetype, y.typtypmod)),
+         WHEN 'd' THEN concat_ws(' ', format('CREATE DOMAIN %s AS %s', y.name, y.base),
            'DEFAULT ' || y.value, CASE WHEN y.typnotnull THEN 'NOT NULL' END,
            (SELECT string_agg(format('CONSTRAINT %I ', k.conname) || pg_catalog.pg_get_constraintdef(k.oid), ' ' ORDER BY k.conname)
             FROM pg_catalog.pg_constraint k WHERE k.contypid = y.oid AND k.contype = 'c'))

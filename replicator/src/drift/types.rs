@@ -73,6 +73,17 @@ mod tests {
             ("domain over text DEFAULT 'a' NOT NULL", "domain over text", "t SET DEFAULT 'a'"),
             ("domain over text", "domain over text DEFAULT 'a'", "t DROP DEFAULT"),
             ("domain over integer", "domain over text", "-"),
+            ("domain over text COLLATE public.folded", "domain over text", "-"),
+            (
+                "domain over text COLLATE public.folded",
+                "domain over text COLLATE public.folded DEFAULT 'a'",
+                "t DROP DEFAULT",
+            ),
+            (
+                "(a text, b text COLLATE public.folded)",
+                "(a text)",
+                "t ADD ATTRIBUTE b text COLLATE public.folded",
+            ),
             ("(a text, b numeric(10,2))", "(a text)", "t ADD ATTRIBUTE b numeric(10,2)"),
             ("(a text, \"b, c\" text)", "(a text)", "t ADD ATTRIBUTE \"b, c\" text"),
             ("(a text, c text)", "(a text, b text)", "-"),
