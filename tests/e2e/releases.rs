@@ -52,7 +52,7 @@ async fn dumped(bin: &Path, zone: &Zone) -> Result<Vec<String>> {
 }
 
 /// What releases do to a schema, step by step; nothing that `pg_dump` knows of is forgotten, and no row is another.
-const RELEASES: [&str; 17] = [
+const RELEASES: [&str; 19] = [
     "CREATE TABLE tasks (id int PRIMARY KEY, flow int NOT NULL, parent int REFERENCES tasks, org int REFERENCES orgs);
      CREATE TABLE flows (id int PRIMARY KEY, now int UNIQUE REFERENCES tasks DEFERRABLE INITIALLY DEFERRED);
      ALTER TABLE tasks ADD FOREIGN KEY (flow) REFERENCES flows DEFERRABLE INITIALLY DEFERRED;
@@ -107,7 +107,11 @@ const RELEASES: [&str; 17] = [
      CREATE DOMAIN nick AS varchar(9) COLLATE folded DEFAULT 'x' NOT NULL; CREATE TYPE named AS (a text COLLATE \"C\", b int);
      CREATE RULE kept AS ON DELETE TO flows DO INSTEAD NOTHING; ALTER TABLE flows DISABLE RULE kept",
     "ALTER TABLE flows ENABLE ALWAYS RULE kept; ALTER TYPE named ADD ATTRIBUTE c text COLLATE folded; ALTER DOMAIN nick DROP DEFAULT",
-    "ALTER TABLE flows DISABLE RULE kept",
+    "ALTER TABLE flows DISABLE RULE kept; CREATE TABLE hours (h int PRIMARY KEY) PARTITION BY RANGE (h);
+     CREATE TABLE hours_0 PARTITION OF hours FOR VALUES FROM (0) TO (9); CREATE TABLE hours_1 PARTITION OF hours FOR VALUES FROM (9) TO (20);
+     CREATE TRIGGER stamps BEFORE INSERT ON hours FOR EACH ROW EXECUTE FUNCTION stamp(); ALTER TABLE hours_1 DISABLE TRIGGER stamps",
+    "ALTER TABLE hours DISABLE TRIGGER stamps; ALTER TABLE hours_0 ENABLE ALWAYS TRIGGER stamps",
+    "ALTER TABLE hours ENABLE TRIGGER stamps",
 ];
 
 /// The service's tables, its rows, and what hangs on them.

@@ -74,7 +74,7 @@ pub(super) const HARMLESS: [&str; 19] = [
     "owner",
 ];
 /// What the SQL that makes it also makes otherwise: nothing is lost by it.
-pub(super) const REPLACED: [&str; 11] = [
+pub(super) const REPLACED: [&str; 12] = [
     "replica identity",
     "view",
     "query",
@@ -83,6 +83,7 @@ pub(super) const REPLACED: [&str; 11] = [
     "rule",
     "policy",
     "row security",
+    "own state of trigger",
     "owner",
     "mapping",
     DEFAULTS,

@@ -1,4 +1,4 @@
--- What is rarer around the tables: collations, text search, operators, casts. As around.sql; the last column takes a part of something away.
+-- What is rarer around the tables: collations, text search, operators, casts, triggers that a partition has otherwise than its parent. As around.sql; the last column takes a part of something away.
 WITH schemas AS (
   SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace n
   WHERE n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
@@ -43,6 +43,8 @@ WITH schemas AS (
   FROM objects o JOIN pg_catalog.pg_ts_config c USING (oid) JOIN pg_catalog.pg_ts_config_map m ON m.mapcfg = c.oid,
   LATERAL (SELECT format('%I', y.alias) AS alias FROM pg_catalog.ts_token_type(c.cfgparser) y WHERE y.tokid = m.maptokentype) t
   WHERE o.kind = 'text search configuration' GROUP BY o.name, t.alias
+), states(of, state, verb) AS (
+  VALUES ('O'::"char", 'enabled', 'ENABLE'), ('D', 'disabled', 'DISABLE'), ('A', 'always', 'ENABLE ALWAYS'), ('R', 'on replicas', 'ENABLE REPLICA')
 )
 SELECT kind, name, '', definition, format('CREATE %s %s (%s)', upper(kind), name, definition), NULL::text FROM defined
 UNION ALL
@@ -83,3 +85,11 @@ FROM (
            WHEN 'i' THEN 'WITH INOUT' ELSE 'WITHOUT FUNCTION' END,
          CASE castcontext WHEN 'a' THEN 'AS ASSIGNMENT' WHEN 'i' THEN 'AS IMPLICIT' END) AS definition
 ) d
+UNION ALL
+SELECT 'own state of trigger', format('%I.%I', n.nspname, c.relname), g.tgname::text, own.state,
+       format('ALTER TABLE ONLY %I.%I %s TRIGGER %I', n.nspname, c.relname, own.verb, g.tgname),
+       format('ALTER TABLE ONLY %I.%I %s TRIGGER %I', n.nspname, c.relname, usual.verb, g.tgname)
+FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_trigger p ON p.oid = g.tgparentid AND p.tgenabled <> g.tgenabled AND NOT p.tgisinternal
+JOIN states own ON own.of = g.tgenabled JOIN states usual ON usual.of = p.tgenabled
+JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE g.tgname !~ '^godwit_' AND {{own}}

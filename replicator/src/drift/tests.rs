@@ -79,6 +79,13 @@ fn every_difference_is_named_with_what_mends_it() {
             Some("CREATE SEQUENCE public.numbers INCREMENT BY 2"),
         ),
         (
+            "own state of trigger",
+            "public.new_day",
+            "stamps",
+            "disabled",
+            Some("ALTER TABLE ONLY public.new_day DISABLE TRIGGER stamps"),
+        ),
+        (
             "right on table",
             "public.orders",
             "SELECT to app",
@@ -95,6 +102,7 @@ fn every_difference_is_named_with_what_mends_it() {
         ("column", "public.gone", "id", "bigint", None),
         ("table", "public.days", "", "partitioned by RANGE (day)", None),
         ("table", "public.new_day", "", "plain", None),
+        ("own state of trigger", "public.new_day", "stamps", "always", None),
         ("table", "public.old_day", "", "plain", None),
         ("partition of", "public.old_day", "public.days", "DEFAULT", None),
         ("column", "public.days", "relaxed", "text NOT NULL", None),
