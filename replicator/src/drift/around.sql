@@ -92,7 +92,7 @@ WITH ours AS (
          CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE format('%I', pg_catalog.pg_get_userbyid(x.grantee)) END AS grantee
   FROM granted g, pg_catalog.aclexplode(g.acl) x
   -- An owner has what its version gives him.
-  WHERE x.grantee <> g.owner AND x.privilege_type <> 'MAINTAIN'
+  WHERE x.grantee <> g.owner
 ), defaults AS (
   -- The others' are a superuser's affair (doctor).
   SELECT * FROM ({{defaults}}) d WHERE mine

@@ -313,10 +313,12 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     let has = |side: &Fingerprint, kind: &str, name: &str| {
         side.things.contains_key(&(kind.to_owned(), name.to_owned(), String::new()))
     };
-    // What Godwit may do is told elsewhere, and it may have another name at each side.
+    // What Godwit may do is told elsewhere, and it may have another name at each side. A server before 17 has no MAINTAIN.
+    let unknown = source.major.min(shadow.major) < 17;
     let ours = |kind: &str, name: &str| {
-        let role = whose(name).map_or("", |(_, role)| role);
-        kind.starts_with(RIGHT) && (role == source.role || role == shadow.role)
+        let (what, role) = whose(name).unwrap_or_default();
+        kind.starts_with(RIGHT)
+            && (role == source.role || role == shadow.role || unknown && what == "MAINTAIN")
     };
     // Whose a schema is, and who may use it: what is made in a new one needs that as soon as it is there.
     let needed =

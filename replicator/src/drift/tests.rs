@@ -144,3 +144,26 @@ fn every_difference_is_named_with_what_mends_it() {
     assert_eq!(whose("SELECT to app"), Some(("SELECT", "app")));
     assert_eq!(whose(r#"SELECT ("up to") to "to to""#), Some((r#"SELECT ("up to")"#, r#""to to""#)));
 }
+
+#[test]
+fn a_right_that_a_server_does_not_know_is_no_difference() {
+    let right = |role: &str| {
+        let sql = format!("GRANT MAINTAIN ON TABLE public.t TO {role}");
+        let name = format!("MAINTAIN to {role}");
+        side(&[
+            ("table", "public.t", "", "plain", None),
+            ("right on table", "public.t", &name, "granted", Some(&sql)),
+        ])
+    };
+    let told = |majors: [u32; 2]| {
+        let [source, shadow] = [("app", majors[0]), ("clerk", majors[1])]
+            .map(|(role, major)| Fingerprint { major, ..right(role) });
+        compare(&source, &shadow, ["a", "b"]).into_iter().map(|found| found.mend).collect::<Vec<_>>()
+    };
+    let both = [
+        Mend::Add("GRANT MAINTAIN ON TABLE public.t TO app".into()),
+        Mend::Add("REVOKE MAINTAIN ON TABLE public.t FROM clerk".into()),
+    ];
+    assert_eq!(told([17, 18]), both);
+    assert_eq!((told([18, 15]), told([15, 18])), (vec![], vec![]));
+}
