@@ -61,5 +61,8 @@ UNION ALL
 SELECT 'compression', owner, name, compression, format('%sSET COMPRESSION %s', alter, compression), alter || 'SET COMPRESSION default'
 FROM columns WHERE compression IS NOT NULL
 UNION ALL
+SELECT 'cluster index', t.name, '', x.relname, format('ALTER TABLE %s CLUSTER ON %I', t.name, x.relname), format('ALTER TABLE %s SET WITHOUT CLUSTER', t.name)
+FROM ours t JOIN pg_catalog.pg_index i ON i.indrelid = t.oid AND i.indisclustered JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+UNION ALL
 SELECT 'comment', identity, '', description, format('COMMENT ON %s IS %L', what, description), format('COMMENT ON %s IS NULL', what)
 FROM described

@@ -92,12 +92,13 @@ pub(super) const REPLACED: [&str; 12] = [
 /// What goes before it is made as it should be.
 pub(super) const MADE_ANEW: [&str; 3] = ["constraint", "domain constraint", "index"];
 /// What changes nothing that a service reads or writes, and stops no move.
-pub(super) const ASIDE: [&str; 11] = [
+pub(super) const ASIDE: [&str; 12] = [
     "option",
     "column option",
     "statistics target",
     "storage",
     "compression",
+    "cluster index",
     "publication",
     "option list",
     "table list",
