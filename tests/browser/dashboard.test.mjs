@@ -232,6 +232,33 @@ describe('a migration', { concurrency: false }, () => {
     await close(page);
   });
 
+  test('that soaks lets the way back begin and an older one be looked at', async () => {
+    await shadowing();
+    const [older] = await node.get('/api/v1/resources/orders/migrations');
+    const page = await resource();
+    await page.locator('#history').getByRole('button', { name: `Show ${older.id}` }).waitFor();
+    const [button, badge, timeline] = ['button.primary', '#state-title .badge', '#timeline'];
+    // All at one moment: the demo's soak lasts some seconds.
+    const soaking = page.waitForFunction(([id, ...where]) => {
+      const [way, phase, shown] = where.map((one) => document.querySelector(one));
+      if (phase.textContent !== 'soaking') return false;
+      if (shown.textContent.includes(id)) return { disabled: way.disabled };
+      [...document.querySelectorAll('#history button')].find((one) => one.textContent.includes(id)).click();
+      return false;
+    }, [older.id, button, badge, timeline], { polling: 'raf' });
+    const migrated = await fetch(new URL('/api/v1/resources/orders/migrations', node.url), { method: 'POST' });
+    const { id } = await migrated.json();
+    assert.deepEqual(await (await soaking).jsonValue(), { disabled: false });
+    await shadowing();
+    // What begins then is shown.
+    const back = await fetch(new URL('/api/v1/resources/orders/migrations', node.url), { method: 'POST' });
+    const { id: next } = await back.json();
+    assert.notEqual(next, id);
+    await page.locator('#timeline').getByText(next).waitFor();
+    await shadowing();
+    await close(page);
+  });
+
   test('that is refused says why, where it was asked for', async () => {
     const page = await resource();
     const detail = 'replication lag: 20MiB (needs at most 16MiB)';

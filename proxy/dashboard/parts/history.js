@@ -8,7 +8,7 @@ const KIND = { retired: 'ok', superseded: 'ok', aborted: 'bad', taken_over: 'war
 
 export function History({ view, runs }) {
   const pick = (run) => {
-    picked.value = { ...picked.value, [view.name]: run.id };
+    picked.value = { ...picked.value, [view.name]: { id: run.id, newest: runs[0].id } };
     document.getElementById('timeline').scrollIntoView({ block: 'start' });
   };
   const row = (run) => [

@@ -30,7 +30,8 @@ const MEANS = {
 export function State({ view, run }) {
   const [dialog, setDialog] = useState(false);
   const [aborting, abort] = useAction(() => post(at(view.name, `/migrations/${view.migration}/abort`)));
-  const moving = Boolean(view.migration);
+  // While it soaks the next one may begin: the way back.
+  const moving = view.migration && view.phase !== 'soaking';
   const kind = HOLDS.includes(view.phase) ? 'warn' : view.phase === 'aborting' ? 'bad' : moving ? 'info' : 'ok';
   return html`<section class="card wide state" aria-labelledby="state-title">
     <div class="card-head">

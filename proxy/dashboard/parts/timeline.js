@@ -5,7 +5,7 @@ import { ABORTABLE, HOLDS, skew } from '../store.js';
 import { ms, time, words } from '../format.js';
 import { Badge, Card, Figure, Time, html, useWidth } from '../ui.js';
 
-/** The migration that somebody asked to see, by resource; none: the newest. */
+/** The migration that somebody asked to see, by resource, until a newer one begins; none: the newest. */
 export const picked = signal({});
 
 const POINT = 'point of no return';
@@ -13,8 +13,9 @@ const LIVE = 100;
 
 export function Timeline({ view, runs }) {
   const current = runs.find((run) => run.id === view.migration);
-  const run = current ?? runs.find((one) => one.id === picked.value[view.name]) ?? runs[0];
-  const ticking = Boolean(current) && view.phase !== 'soaking';
+  const { id, newest } = picked.value[view.name] ?? {};
+  const run = (newest === runs[0]?.id && runs.find((one) => one.id === id)) || current || runs[0];
+  const ticking = run && run === current && view.phase !== 'soaking';
   const [now, setNow] = useState(Date.now());
   useEffect(() => {
     if (!ticking) return undefined;

@@ -107,7 +107,7 @@ fn prepared(path: &str, plain: &'static [u8]) -> Vec<u8> {
     match path {
         ENTRY => join::join(ENTRY, LATER, &text_of).into_bytes(),
         _ if LATER.contains(&path) => join::later(path, ENTRY, &text_of).into_bytes(),
-        "style.css" => text_of(path).map_or_else(|| plain.to_vec(), |text| join::lean(text).into_bytes()),
+        "style.css" => text_of(path).map_or_else(|| plain.to_vec(), |text| join::tight(text).into_bytes()),
         _ => plain.to_vec(),
     }
 }
