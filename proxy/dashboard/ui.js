@@ -81,6 +81,22 @@ export function useAction(action) {
   return [state, run];
 }
 
+/** What most who look at the page do not open: what it takes to is asked for when they do. */
+export function Later({ id, kind, title, load, view }) {
+  const [asked, ask] = useAction(load);
+  const [times, setTimes] = useState(0);
+  const open = ({ target }) => {
+    if (!target.open) return;
+    setTimes(times + 1);
+    asked.result || ask();
+  };
+  return html`<details class=${kind} id=${id} onToggle=${open}>
+    <summary>${title}</summary>
+    <${Failure} error=${asked.error} />
+    ${asked.result ? html`<${asked.result} view=${view} times=${times} />` : ''}
+  </details>`;
+}
+
 /** A modal dialogue: the browser keeps the focus inside and gives it back. */
 export function Dialog({ title, onClose, children }) {
   const ref = useRef(null);

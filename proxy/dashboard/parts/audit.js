@@ -1,21 +1,18 @@
-// What was asked for, decided and done, as the node's audit has it: for whoever may read it.
-import { get, who } from '../api.js';
+// Loaded when it is opened. What was asked for, decided and done, as the node's audit has it.
+import { useEffect } from '../vendor/preact-hooks.js';
+import { get } from '../api.js';
 import { ms, words } from '../format.js';
 import { Badge, Failure, Table, Time, html, useAction } from '../ui.js';
 
-const RECORDS = 100;
-
-export function Audit({ view }) {
-  const [state, read] = useAction(() => get(`/api/v1/audit?limit=${RECORDS}&resource=${encodeURIComponent(view.name)}`));
-  if (who.value?.role !== 'admin' || who.value.resources) return null;
-  return html`<details id="audit" onToggle=${(event) => event.target.open && read()}>
-    <summary>Audit: the last ${RECORDS} records</summary>
-    <${Failure} error=${state.error} />
+/** Read each time it is opened. */
+export function Records({ view, times }) {
+  const [state, read] = useAction(() => get(`/api/v1/audit?limit=100&resource=${encodeURIComponent(view.name)}`));
+  useEffect(() => void read(), [times]);
+  return html`<${Failure} error=${state.error} />
     ${state.result
       ? html`<${Table} label="Audit" head=${['When', 'Kind', 'What', 'Who']} empty="no record yet"
           rows=${state.result.map((record) => [html`<${Time} at=${Date.parse(record.at)} />`, kind(record), said(record), record.who?.name ?? record.trigger ?? ''])} />`
-      : ''}
-  </details>`;
+      : ''}`;
 }
 
 const kind = (record) => html`<${Badge} kind=${record.kind === 'refused' || record.error ? 'bad' : ''}>${record.kind}<//>`;

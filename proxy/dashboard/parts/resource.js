@@ -1,6 +1,6 @@
 // The page of one resource: what is true now first, then why, then what was.
 import { useEffect } from '../vendor/preact-hooks.js';
-import { Failure, html, useAction } from '../ui.js';
+import { Later, html } from '../ui.js';
 import { runs } from '../store.js';
 import { readRuns } from '../live.js';
 import { State } from './state.js';
@@ -13,17 +13,6 @@ import { Cost } from './cost.js';
 import { Checks } from './checks.js';
 import { History } from './history.js';
 
-/** Most who look at the page change nothing: what it takes to is asked for when it is opened. */
-function Settings({ view }) {
-  const [asked, load] = useAction(async () => (await import('/dashboard/parts/settings.js')).Forms);
-  const open = ({ target }) => target.open && !asked.result && load();
-  return html`<details class="card wide" id="settings" onToggle=${open}>
-    <summary>Settings</summary>
-    <${Failure} error=${asked.error} />
-    ${asked.result ? html`<${asked.result} view=${view} />` : ''}
-  </details>`;
-}
-
 export function Resource({ view }) {
   const read = runs.value[view.name];
   useEffect(() => void (read || readRuns(view.name).catch(() => {})), [view.name, !read]);
@@ -35,7 +24,7 @@ export function Resource({ view }) {
     <div class="column"><${Score} view=${view} /><${Cost} view=${view} /></div>
     <div class="column"><${Latency} view=${view} marks=${marks} /><${Replication} view=${view} marks=${marks} /></div>
     <div class="column pair"><${Zones} view=${view} /><${Checks} view=${view} /></div>
-    <${Settings} view=${view} />
+    <${Later} id="settings" kind="card wide" title="Settings" view=${view} load=${async () => (await import('/dashboard/parts/settings.js')).Forms} />
     <${History} view=${view} runs=${list} />
   </div>`;
 }

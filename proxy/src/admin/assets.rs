@@ -1,4 +1,4 @@
-//! The dashboard: the files of `proxy/dashboard`, inside the program; its modules joined and all of it compressed once, when
+//! The dashboard: the files of `proxy/dashboard`, inside the program; its modules joined, its styles too, and all of it compressed once, when
 //! the first is asked for.
 
 mod join;
@@ -79,12 +79,19 @@ struct Asset {
 }
 
 /// Modules that the page asks for when they are wanted, and that share the others with [`ENTRY`].
-const LATER: &[&str] = &["parts/settings.js"];
+const LATER: &[&str] = &["parts/audit.js", "parts/settings.js"];
 
 static ASSETS: LazyLock<BTreeMap<&str, Asset>> = LazyLock::new(|| {
-    let served = FILES.iter().filter(|(path, _)| *path == ENTRY || !part_of_entry(path));
+    let served = FILES.iter().filter(|(path, _)| match *path {
+        ENTRY => true,
+        CHARTS_STYLE => false,
+        path => !part_of_entry(path),
+    });
     served.map(|(path, plain)| (*path, Asset::of(path, prepared(path, plain)))).collect()
 });
+
+/// Goes before the page's own style, in one file.
+const CHARTS_STYLE: &str = "vendor/uplot.css";
 
 /// The module that all others are joined to.
 const ENTRY: &str = "app.js";
@@ -107,7 +114,12 @@ fn prepared(path: &str, plain: &'static [u8]) -> Vec<u8> {
     match path {
         ENTRY => join::join(ENTRY, LATER, &text_of).into_bytes(),
         _ if LATER.contains(&path) => join::later(path, ENTRY, &text_of).into_bytes(),
-        "style.css" => text_of(path).map_or_else(|| plain.to_vec(), |text| join::tight(text).into_bytes()),
+        "style.css" => [CHARTS_STYLE, path]
+            .iter()
+            .filter_map(|path| text_of(path))
+            .map(join::tight)
+            .collect::<String>()
+            .into_bytes(),
         _ => plain.to_vec(),
     }
 }

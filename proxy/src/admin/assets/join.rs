@@ -129,7 +129,17 @@ pub(super) fn lean(text: &str) -> String {
 
 /// A style sheet without what only people read.
 pub(super) fn tight(style: &str) -> String {
-    let narrow = [("\n", " "), (" {", "{"), ("{ ", "{"), ("; ", ";"), (": ", ":"), (", ", ","), (" }", "}"), ("} ", "}"), (";}", "}")];
+    let narrow = [
+        ("\n", " "),
+        (" {", "{"),
+        ("{ ", "{"),
+        ("; ", ";"),
+        (": ", ":"),
+        (", ", ","),
+        (" }", "}"),
+        ("} ", "}"),
+        (";}", "}"),
+    ];
     narrow.iter().fold(lean(style), |style, (from, to)| style.replace(from, to))
 }
 
@@ -140,7 +150,10 @@ mod tests {
     #[test]
     fn a_tight_style_says_the_same() {
         let style = "/* Of it. */\na:hover, .b > c {\n  margin: 0 calc(1px - 2px);\n  color: red;\n}\n\n@media (min-width: 9px) {\n  d { top: 0; }\n}\n";
-        assert_eq!(tight(style), "a:hover,.b > c{margin:0 calc(1px - 2px);color:red}@media (min-width:9px){d{top:0}}");
+        assert_eq!(
+            tight(style),
+            "a:hover,.b > c{margin:0 calc(1px - 2px);color:red}@media (min-width:9px){d{top:0}}"
+        );
     }
 
     #[test]
