@@ -3,43 +3,67 @@ import { effect } from './vendor/signals.js';
 import { all, at, get, locked, optional, who } from './api.js';
 import { link, resources, runs, skew, trails, withDecision, withPoint, withProblems, withResource, withStep } from './store.js';
 
-let source = null;
+/** Longer than the node is silent: ms. */
+const SILENCE = 40_000;
+
+let source, silence;
 
 /** Connects; again after the browser gave up, or after a login. */
 export function connect() {
   source?.close();
-  link.value = 'connecting';
   source = new EventSource('/api/v1/events');
-  source.addEventListener('reset', () => reload());
-  source.addEventListener('resource', ({ data }) => {
-    const view = JSON.parse(data);
+  heard();
+  const on = (name, then) => source.addEventListener(name, ({ data }) => {
+    heard();
+    then(JSON.parse(data));
+  });
+  on('alive', () => {});
+  on('reset', reload);
+  on('resource', (view) => {
     resources.value = withResource(resources.peek(), view);
     trail(view);
   });
-  source.addEventListener('decision', ({ data }) => {
-    const decision = JSON.parse(data);
+  on('decision', (decision) => {
     skew.value = decision.at_ms - Date.now();
     resources.value = withDecision(resources.peek(), decision);
   });
-  source.addEventListener('problem', ({ data }) => {
-    resources.value = withProblems(resources.peek(), JSON.parse(data));
-  });
-  source.addEventListener('migration', ({ data }) => migration(JSON.parse(data)));
+  on('problem', (problem) => (resources.value = withProblems(resources.peek(), problem)));
+  on('migration', migration);
   source.onopen = () => (link.value = 'live');
-  source.onerror = async () => {
+  source.onerror = async ({ target }) => {
     link.value = 'lost';
     // The browser tries again by itself unless it was refused: then it is to be found out why.
-    if (source.readyState !== EventSource.CLOSED) return;
+    if (target.readyState !== EventSource.CLOSED) return;
     await get('/api/v1/resources').catch((why) => (link.value = why.message));
-    if (!locked.peek()) setTimeout(connect, 2000);
+    again(connect, target);
   };
+}
+
+/** Nothing says that the other end of a connection is gone. */
+function heard() {
+  clearTimeout(silence);
+  silence = setTimeout(() => {
+    link.value = 'lost';
+    connect();
+  }, SILENCE);
+}
+
+/** In a while, unless there is another connection by then, or none is wanted. */
+function again(what, of) {
+  setTimeout(() => source === of && what(), 2000);
+}
+
+function leave() {
+  source?.close();
+  clearTimeout(silence);
+  source = null;
+  link.value = 'connecting';
 }
 
 /** Whoever is not let in any more sees nothing of what was there before. */
 effect(() => {
   if (!locked.value) return;
-  source?.close();
-  link.value = 'connecting';
+  leave();
   resources.value = null;
   [runs.value, trails.value] = [{}, {}];
 });
@@ -50,15 +74,18 @@ function trail(view) {
 }
 
 /** Reads everything. */
-export async function reload() {
+async function reload() {
+  const of = source;
   try {
     who.value = (await optional('/api/v1/whoami')) ?? undefined;
     const views = await all('/api/v1/resources');
     resources.value = Object.fromEntries(views.map((view) => [view.name, view]));
     views.forEach(trail);
     runs.value = {};
-  } catch {
-    // Locked: the login view is shown. Gone: the stream says so and comes again.
+    if (source?.readyState === EventSource.OPEN) link.value = 'live';
+  } catch (why) {
+    link.value = why.message;
+    again(reload, of);
   }
 }
 

@@ -38,6 +38,9 @@ async function close(page) {
   await page.context().close();
 }
 
+/** What a node answers that cannot now. */
+const problem = (detail) => ({ status: 503, contentType: 'application/problem+json', body: JSON.stringify({ type: 'about:blank#busy', status: 503, detail }) });
+
 const shadowing = () => node.until((view) => view.phase === 'shadowing' && !view.migration);
 
 describe('the page', { concurrency: false }, () => {
@@ -147,6 +150,73 @@ describe('the page', { concurrency: false }, () => {
     assert.ok(third.x > first.x + first.width, 'three columns');
     await close(page);
   });
+});
+
+describe('the connection', { concurrency: false }, () => {
+  /** Remembers the page's streams; what comes on them is not heard while `window.deaf`. */
+  async function listening(page) {
+    await page.clock.install();
+    await page.addInitScript(() => {
+      window.sources = [];
+      window.EventSource = class extends EventSource {
+        constructor(...what) {
+          super(...what);
+          window.sources.push(this);
+        }
+        addEventListener(name, then) {
+          super.addEventListener(name, (event) => (window.deaf && event.isTrusted) || then(event));
+        }
+      };
+    });
+  }
+
+  test('that is silent is given up for another', async () => {
+    const page = await resource({ before: listening });
+    await page.evaluate(() => (window.deaf = true));
+    await page.clock.fastForward(41_000);
+    await page.waitForFunction(() => window.sources.length > 1 && window.sources[0].readyState === EventSource.CLOSED);
+    await page.evaluate(() => (window.deaf = false));
+    await page.locator('[data-link=live]').waitFor();
+    await close(page);
+  });
+
+  test('over which a read fails says why and reads again', async () => {
+    const failed = new Set();
+    const once = async (route) => {
+      const { pathname } = new URL(route.request().url());
+      if (failed.has(pathname)) return route.continue();
+      failed.add(pathname);
+      return route.fulfill(problem(`${pathname} is busy`));
+    };
+    const page = await open(browser, node.url, {
+      before: async (fresh) => {
+        await fresh.route('**/api/v1/resources?*', once);
+        await fresh.route('**/orders/migrations?*', once);
+      },
+    });
+    await page.locator('.link').filter({ hasText: 'resources is busy' }).waitFor();
+    await page.locator('#timeline').getByText('migrations is busy').waitFor();
+    await page.locator('[data-link=live]').waitFor();
+    await page.locator('#timeline').getByText(/has not moved yet|held ·/).waitFor();
+    page.wrong = page.wrong.filter((what) => !what.includes('503'));
+    await close(page);
+  });
+
+  test('over which the progress of a verification is lost once goes on asking', async () => {
+    const last = await node.get('/api/v1/resources/orders/verification');
+    const answers = [
+      { json: { ...last, state: 'running', differences: [], notes: [], started_ms: 1, ended_ms: null } },
+      problem('busy'),
+    ];
+    const page = await resource({
+      before: (fresh) => fresh.route('**/verification', (route) => (answers.length ? route.fulfill(answers.shift()) : route.continue())),
+    });
+    await page.locator('#checks').getByRole('button', { name: 'Verify' }).waitFor();
+    assert.equal(answers.length, 0);
+    page.wrong = page.wrong.filter((what) => !what.includes('503'));
+    await close(page);
+  });
+
 });
 
 describe('a migration', { concurrency: false }, () => {
@@ -348,8 +418,12 @@ describe('a setting', { concurrency: false }, () => {
 
   test('freezes the resource until it is lifted', async () => {
     await shadowing();
-    const page = await settings();
+    const page = await resource();
+    await page.route('**/api/v1/freezes', (route) => route.fulfill(problem('busy')), { times: 1 });
+    await page.locator('#settings > summary').click();
     const form = page.getByRole('form', { name: 'Freeze' });
+    await form.getByRole('alert').filter({ hasText: 'busy' }).waitFor();
+    assert.equal(await form.getByText('It may move.').count(), 0, 'nobody knows');
     await form.getByLabel('Why').fill('quarter end');
     await form.getByRole('button', { name: 'Freeze' }).click();
     await form.getByText('quarter end, says dashboard').waitFor();
@@ -357,6 +431,7 @@ describe('a setting', { concurrency: false }, () => {
     assert.equal(migrated.status, 409);
     await form.getByRole('button', { name: 'Lift' }).click();
     await form.getByText('It may move.').waitFor();
+    page.wrong = page.wrong.filter((what) => !what.includes('503'));
     await close(page);
   });
 });

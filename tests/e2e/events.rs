@@ -42,7 +42,7 @@ impl Stream {
         Ok((response.status(), Self { body: response.into_body(), text: String::new() }))
     }
 
-    /// The next event; comments are passed over. `None`: the stream has ended.
+    /// The next event; that the connection lives is passed over. `None`: the stream has ended.
     async fn next(&mut self) -> Result<Option<Told>> {
         loop {
             while let Some((block, rest)) = self.text.split_once("\n\n") {
@@ -56,7 +56,7 @@ impl Stream {
                     }
                 }
                 self.text = String::from(rest);
-                if !told.event.is_empty() {
+                if !told.event.is_empty() && told.event != "alive" {
                     return Ok(Some(told));
                 }
             }
@@ -138,7 +138,8 @@ async fn what_cannot_be_heard_is_said_and_the_stream_ends_with_the_node() -> Res
     assert_eq!(unknown, StatusCode::NOT_FOUND);
     let (wrong, _) = Stream::open(&playground, "", Some("yesterday")).await?;
     assert_eq!(wrong, StatusCode::BAD_REQUEST);
-    let (_, mut stream) = Stream::open(&playground, &format!("?resource={RESOURCE}"), Some("12")).await?;
+    let (_, mut stream) =
+        Stream::open(&playground, &format!("?resource={RESOURCE}"), Some("12")).await?;
     let first = stream.next().await?.context("the first event")?;
     assert_eq!(first.event, "reset");
     assert_eq!(serde_json::from_str::<Reset>(&first.data)?.why, "gap");

@@ -17,7 +17,7 @@ export function Checks({ view }) {
 function Verification({ view }) {
   const path = at(view.name, '/verification');
   const [last, setLast] = useState(null);
-  const read = () => optional(path).then(setLast, () => {});
+  const read = () => optional(path).then(setLast, () => setLast((old) => old && { ...old }));
   useEffect(() => void read(), [view.name, view.migration]);
   useEffect(() => {
     if (last?.state !== 'running') return undefined;

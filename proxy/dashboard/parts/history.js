@@ -6,7 +6,7 @@ import { picked } from './timeline.js';
 
 const KIND = { retired: 'ok', superseded: 'ok', aborted: 'bad', taken_over: 'warn' };
 
-export function History({ view, runs }) {
+export function History({ view, runs, unread }) {
   const pick = (run) => {
     picked.value = { ...picked.value, [view.name]: { id: run.id, newest: runs[0].id } };
     document.getElementById('timeline').scrollIntoView({ block: 'start' });
@@ -23,7 +23,7 @@ export function History({ view, runs }) {
   ];
   return html`<${Card} id="history" title="History" span="wide">
     <${Table} label="Migrations" head=${['Started', 'Move', 'By', 'State', 'Held', 'Compared', 'Reason', html`<span class="sr">Show</span>`]}
-      numbers=${[4]} rows=${runs.map(row)} empty="no migration yet" />
+      numbers=${[4]} rows=${runs.map(row)} empty=${unread || 'no migration yet'} />
     ${who.value?.role === 'admin' && !who.value.resources
       ? html`<${Later} id="audit" title="Audit: the last 100 records" view=${view} load=${async () => (await import('/dashboard/parts/audit.js')).Records} />`
       : ''}

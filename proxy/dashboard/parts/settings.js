@@ -94,7 +94,7 @@ function Field({ field, value, busy, onChange }) {
 }
 
 function Freeze({ view }) {
-  const [freezes, setFreezes] = useState([]);
+  const [freezes, setFreezes] = useState(null);
   const ours = (all) => setFreezes(all.filter(({ resource }) => !resource || resource === view.name));
   const [reading, read] = useAction(async () => ours(await get('/api/v1/freezes')));
   const [ordering, order] = useAction(async (body) => ours(await post(at(view.name, '/freeze'), body)));
@@ -109,15 +109,15 @@ function Freeze({ view }) {
   };
   return html`<form class="part" aria-labelledby="settings-freeze" onSubmit=${submit}>
     <h3 id="settings-freeze">Freeze</h3>
-    ${freezes.map((freeze) => html`<p><${Badge} kind="warn">${freeze.resource ? 'frozen' : 'all frozen'}<//> ${freeze.why}, says ${freeze.by}${freeze.until_ms ? html`, until <${Time} at=${freeze.until_ms} />` : ', until it is lifted'}</p>`)}
-    ${freezes.length ? '' : html`<p class="muted">It may move.</p>`}
+    ${freezes?.map((freeze) => html`<p><${Badge} kind="warn">${freeze.resource ? 'frozen' : 'all frozen'}<//> ${freeze.why}, says ${freeze.by}${freeze.until_ms ? html`, until <${Time} at=${freeze.until_ms} />` : ', until it is lifted'}</p>`)}
+    ${freezes?.length === 0 ? html`<p class="muted">It may move.</p>` : ''}
     <${Failure} error=${ordering.error ?? lifting.error ?? reading.error} />
     ${mayOperate()
       ? html`<label>Why <input name="why" required autocomplete="off" /></label>
           <label>For <select name="hours"><option value="1">an hour</option><option value="24">a day</option><option value="">until it is lifted</option></select></label>
           <div class="tools">
             <button type="submit" disabled=${ordering.busy}>Freeze</button>
-            ${freezes.some(({ resource }) => resource) ? html`<button type="button" disabled=${lifting.busy} onClick=${() => lift()}>Lift</button>` : ''}
+            ${freezes?.some(({ resource }) => resource) ? html`<button type="button" disabled=${lifting.busy} onClick=${() => lift()}>Lift</button>` : ''}
           </div>`
       : ''}
   </form>`;

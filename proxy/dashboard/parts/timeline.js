@@ -11,7 +11,7 @@ export const picked = signal({});
 const POINT = 'point of no return';
 const LIVE = 100;
 
-export function Timeline({ view, runs }) {
+export function Timeline({ view, runs, unread }) {
   const current = runs.find((run) => run.id === view.migration);
   const { id, newest } = picked.value[view.name] ?? {};
   const run = (newest === runs[0]?.id && runs.find((one) => one.id === id)) || current || runs[0];
@@ -23,7 +23,7 @@ export function Timeline({ view, runs }) {
     return () => clearInterval(timer);
   }, [ticking]);
   if (!run) {
-    return html`<${Card} id="timeline" title="Migration" span="wide"><p class="waiting">${view.name} has not moved yet</p><//>`;
+    return html`<${Card} id="timeline" title="Migration" span="wide"><p class="waiting">${unread || `${view.name} has not moved yet`}</p><//>`;
   }
   const parts = spans(run, Math.max(now, Date.now()) + skew.value);
   const held = hold(run, parts);

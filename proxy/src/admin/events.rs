@@ -17,7 +17,7 @@ use super::{AdminState, Problem, lead};
 use crate::clock;
 use crate::controller::events::Message;
 
-/// A comment after so long without an event: whoever is between the two ends sees that the connection lives.
+/// An event of its own after so long without one: the listener, and whoever is in between, sees that the connection lives.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long a client waits before it connects again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -72,14 +72,18 @@ pub(super) async fn stream(
         };
         Some((Ok::<_, Infallible>(event), (listener, None)))
     });
-    let alive = KeepAlive::new().interval(HEARTBEAT).text("still here");
-    let mut response = Sse::new(events).keep_alive(alive).into_response();
+    let mut response = Sse::new(events).keep_alive(alive()).into_response();
     // Not to be kept, nor to be gathered up, by a proxy in between.
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
         .headers_mut()
         .insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     Ok(response)
+}
+
+/// Scripts in a browser do not see comments, nor events without data.
+fn alive() -> KeepAlive {
+    KeepAlive::new().interval(HEARTBEAT).event(Event::default().event("alive").data("{}"))
 }
 
 fn event(message: Message) -> Event {
@@ -91,5 +95,19 @@ fn event(message: Message) -> Event {
             let data = serde_json::to_string(&reset).unwrap_or_default();
             Event::default().id(id.to_string()).event("reset").data(data)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt as _;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_hears_that_the_connection_lives() {
+        let silent = stream::pending::<Result<Event, Infallible>>();
+        let mut body = Sse::new(silent).keep_alive(alive()).into_response().into_body();
+        let told = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(told, "event: alive\ndata: {}\n\n");
     }
 }
