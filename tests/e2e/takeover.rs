@@ -15,7 +15,7 @@ use tokio_postgres::Client;
 
 use crate::cutover::died_or_finished;
 use crate::faults::fault::{freeze, signal_all};
-use crate::leader::{Leader, agent, connect, load, options};
+use crate::leader::{Leader, PROGRAM, agent, connect, load, options};
 
 pub(crate) async fn take_over(leader: &Leader<'_>, body: &Value) -> Result<Plan> {
     let answer = leader.client.send(&format!("/api/v1/resources/{RESOURCE}/takeover"), body).await?;
@@ -93,6 +93,16 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
     let failed: Vec<&str> =
         plan.guards.iter().filter(|guard| !guard.passed).map(|guard| guard.name.as_str()).collect();
     ensure!(plan.id.is_none() && failed == ["loss accepted"], "{plan:#?}");
+    let asked = tokio::process::Command::new(PROGRAM)
+        .args(["--admin", &playground.admin.to_string(), "takeover", RESOURCE, "--dry-run"])
+        .output()
+        .await?;
+    let text = String::from_utf8(asked.stdout)?;
+    ensure!(
+        asked.status.code() == Some(4) && text.contains("it would be refused"),
+        "{}: {text}",
+        asked.status
+    );
     let why = refused(&leader, &json!({})).await?;
     ensure!(why.contains("loss accepted: no"), "{why}");
     // As while one of its tables is filled beside the stream.

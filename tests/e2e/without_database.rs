@@ -1,6 +1,7 @@
 //! A service without a database of its own: its requests move.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::leader::{PROGRAM, until_answer};
+use crate::leader::{PATIENCE, PROGRAM, until_answer};
 
 /// Answers every request with `name`.
 async fn serve(name: &'static str) -> Result<Service> {
@@ -256,6 +257,17 @@ async fn exit_codes_say_what_the_readme_says() -> Result<()> {
     expect("freezes", 0, "release").await?;
     expect("log inof", 1, "did you mean `info`?").await?;
     expect("log info", 0, "info").await?;
+    // Nobody reads: that is no error, and `--watch` ends.
+    for arguments in [&["zones", "--catalogue"][..], &["status", "--watch"], &["completions", "bash"]] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let mut asked = Command::new(PROGRAM);
+        asked.args(["--admin", &admin]).args(arguments).kill_on_drop(true);
+        let asked = asked.stdout(writer).stderr(Stdio::piped()).spawn()?;
+        let output = tokio::time::timeout(PATIENCE, asked.wait_with_output()).await??;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success() && errors.is_empty(), "{arguments:?}: {} {errors}", output.status);
+    }
 
     let text = std::fs::read_to_string(&config)?;
     std::fs::write(&config, text.replace("policy: quick", "policy: quack"))?;

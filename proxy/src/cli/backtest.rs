@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Output;
+use super::verbs::show;
 use crate::backtest::{self, Report, Way, data};
 use crate::config;
 
@@ -56,10 +57,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode> {
         bar.set_position(step as u64);
     });
     bar.finish_and_clear();
-    match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Output::Table => print!("{}", table(&report)),
-    }
+    show(output, &report, table)?;
     Ok(ExitCode::SUCCESS)
 }
 

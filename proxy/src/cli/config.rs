@@ -7,7 +7,9 @@ use clap::Subcommand;
 
 use super::check::Format;
 use super::client::Client;
-use super::verbs::REFUSED;
+use super::out;
+use super::verbs::{self, REFUSED};
+use crate::config::entries::Entry;
 use crate::leading::changes::Reloaded;
 use crate::leading::comparison::ConfigView;
 
@@ -41,22 +43,21 @@ pub(super) fn run(client: &Client, command: &Config, output: Format) -> Result<E
 fn show(client: &Client, origin: bool, prefix: Option<&str>, output: Format) -> Result<ExitCode> {
     let mut view: ConfigView = client.get("/api/v1/config")?;
     view.entries.retain(|entry| prefix.is_none_or(|prefix| entry.key.starts_with(prefix)));
-    if output == Format::Json {
-        println!("{}", serde_json::to_string_pretty(&view.entries)?);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let width = view.entries.iter().map(|entry| entry.key.len()).max().unwrap_or(0);
-    for entry in &view.entries {
-        let place = if origin { format!("  # {}", entry.origin) } else { String::new() };
-        println!("{:width$}  {}{place}", entry.key, entry.value);
-    }
+    verbs::show(output, &view.entries, |entries| {
+        let width = entries.iter().map(|entry| entry.key.len()).max().unwrap_or(0);
+        let line = |entry: &Entry| {
+            let place = if origin { format!("  # {}", entry.origin) } else { String::new() };
+            format!("{:width$}  {}{place}\n", entry.key, entry.value)
+        };
+        entries.iter().map(line).collect()
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn diff(client: &Client, output: Format) -> Result<ExitCode> {
     let view: ConfigView = client.get("/api/v1/config")?;
     if output == Format::Json {
-        println!("{}", serde_json::to_string_pretty(&view.differences)?);
+        out(serde_json::to_string_pretty(&view.differences)? + "\n")?;
     }
     let invalid = view.unreadable.as_ref().or(view.invalid.as_ref());
     if let Some(why) = invalid {
@@ -66,16 +67,24 @@ fn diff(client: &Client, output: Format) -> Result<ExitCode> {
     if output == Format::Json {
         return Ok(ExitCode::SUCCESS);
     }
+    let mut said = String::new();
     if view.differences.is_empty() {
-        println!("the node runs with what the files say");
+        said += "the node runs with what the files say\n";
     }
     for one in &view.differences {
         let text = |value: &Option<serde_json::Value>| {
             value.as_ref().map_or("(not there)".into(), ToString::to_string)
         };
         let how = effect(&one.key, one.live);
-        println!("{}  {} -> {}  # {how}; {}", one.key, text(&one.running), text(&one.written), one.origin);
+        said += &format!(
+            "{}  {} -> {}  # {how}; {}\n",
+            one.key,
+            text(&one.running),
+            text(&one.written),
+            one.origin
+        );
     }
+    out(said)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -100,21 +109,23 @@ fn reload(client: &Client, output: Format) -> Result<ExitCode> {
         other => other?,
     };
     let done: Reloaded = serde_json::from_slice(&body)?;
-    if output == Format::Json {
-        println!("{}", serde_json::to_string_pretty(&done)?);
-        return Ok(ExitCode::SUCCESS);
-    }
+    verbs::show(output, &done, reloaded)?;
+    Ok(if done.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
+}
+
+fn reloaded(done: &Reloaded) -> String {
+    let mut text = String::new();
     for key in &done.applied {
-        println!("applied: {key}");
+        text += &format!("applied: {key}\n");
     }
     for key in &done.needs_restart {
-        println!("{}: {key}", effect(key, false));
+        text += &format!("{}: {key}\n", effect(key, false));
     }
     for key in &done.refused {
-        println!("not now: {key}");
+        text += &format!("not now: {key}\n");
     }
-    if done == (Reloaded { applied: vec![], needs_restart: vec![], refused: vec![] }) {
-        println!("nothing has changed");
+    if text.is_empty() {
+        text += "nothing has changed\n";
     }
-    Ok(if done.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
+    text
 }

@@ -11,6 +11,7 @@ use migration::units::Timestamp;
 
 use super::client::Client;
 use super::render::table;
+use super::verbs::show;
 use super::{Output, check};
 use crate::clock;
 use crate::feeds::external::Source;
@@ -51,11 +52,12 @@ pub(super) fn run(client: &Client, command: &Feeds, output: Output) -> Result<Ex
 
 fn list(client: &Client, output: Output) -> Result<ExitCode> {
     let feeds: Vec<FeedView> = client.get("/api/v1/feeds")?;
-    match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&feeds)?),
-        Output::Table if feeds.is_empty() => println!("no feed is configured (feeds: in godwit.yaml)"),
-        Output::Table => print!("{}", listed(&feeds, clock::now())),
-    }
+    show(output, &feeds, |feeds| {
+        if feeds.is_empty() {
+            return "no feed is configured (feeds: in godwit.yaml)\n".into();
+        }
+        listed(feeds, clock::now())
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -78,10 +80,7 @@ fn test(name: &str, fixture: Option<&Path>, config: &Path, output: Output) -> Re
     let trial = runtime.block_on(trial::run(&Arc::new(feed.clone()), &reach, fixture, now));
     // A program that never ends must not keep the command.
     runtime.shutdown_background();
-    match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&trial)?),
-        Output::Table => print!("{}", tried(&trial, now)),
-    }
+    show(output, &trial, |trial| tried(trial, now))?;
     if let Some(error) = &trial.error {
         eprintln!("godwit: feed {name}: {}: {}", error.stage, error.what);
         return Ok(ExitCode::from(1));

@@ -75,7 +75,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode> {
         )],
         (None, None) => bail!("name a resource or --database"),
     };
-    print!("{}", text(&needs, output)?);
+    super::out(text(&needs, output)?)?;
     Ok(ExitCode::SUCCESS)
 }
 

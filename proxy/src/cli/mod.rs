@@ -1,6 +1,8 @@
 //! The command line. Exit codes: 0 ok, 1 error, 2 usage, 3 configuration invalid, 4 refused (by a guard, or by what is under way), 5 rolled back,
 //! 6 the shadow differs from its primary.
 
+#![warn(clippy::print_stdout, reason = "it panics where the reader has gone: out() does not")]
+
 mod audit;
 mod backtest;
 pub mod check;
@@ -17,6 +19,7 @@ mod token;
 mod verbs;
 mod verify;
 
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -379,7 +382,7 @@ pub fn main() -> ExitCode {
         }
         Command::DemoDriver(options) => demo_driver(options),
         Command::Pki(Pki::Init { directory, nodes, resources }) => pki::init(&directory, &nodes, &resources),
-        Command::Completions { shell } => Ok(shell::completions(shell)),
+        Command::Completions { shell } => shell::completions(shell),
         Command::Man { directory } => shell::man(directory.as_deref()),
         Command::Audit(command) => audit::run(&client, command, output),
         Command::Token(command) => token::run(&client, command, output),
@@ -394,6 +397,18 @@ pub fn main() -> ExitCode {
 /// What the API said, when it did not do what was asked.
 fn problem(error: &anyhow::Error) -> Option<&Problem> {
     error.downcast_ref::<client::Refusal>().map(|client::Refusal(problem)| problem)
+}
+
+/// Writes an answer to standard output; whether anybody reads on. One who has enough (`| head`) changes nothing about the answer.
+fn out(text: impl AsRef<[u8]>) -> anyhow::Result<bool> {
+    write(&mut std::io::stdout().lock(), text.as_ref())
+}
+
+fn write(to: &mut impl Write, text: &[u8]) -> anyhow::Result<bool> {
+    match to.write_all(text).and_then(|()| to.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("cannot write the answer"),
+    }
 }
 
 /// Says on standard error what went wrong, and for programs on standard output.
@@ -412,7 +427,8 @@ fn tell(error: &anyhow::Error, output: Output) {
                 serde_json::json!({ "type": "about:blank#command", "title": "the command failed", "detail": format!("{error:#}") })
             }
         };
-        println!("{value:#}");
+        // There is nobody left to tell.
+        let _ = out(format!("{value:#}\n"));
     }
 }
 
@@ -474,5 +490,29 @@ fn run_node(path: &std::path::Path, output: Output) -> ExitCode {
             eprintln!("godwit: {error:#}");
             ExitCode::from(1)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Gone(ErrorKind);
+
+    impl Write for Gone {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_who_has_enough_is_no_error_and_a_full_disk_is() {
+        assert!(write(&mut Vec::new(), b"one").unwrap());
+        assert!(!write(&mut Gone(ErrorKind::BrokenPipe), b"one").unwrap());
+        assert!(write(&mut Gone(ErrorKind::StorageFull), b"one").is_err());
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn init(directory: &Path, nodes: &[String], resources: &[String]) -> 
         }
     }
     for path in made {
-        println!("{}", path.display());
+        super::out(format!("{}\n", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::check::Format;
 use super::client::Client;
-use super::verbs::done;
+use super::verbs::{done, show};
 use crate::leading::changes::Reservation;
 
 #[derive(Debug, Subcommand)]
@@ -49,20 +49,22 @@ pub(super) fn reserve(client: &Client, arguments: &Reserve, output: Format) -> R
     let query = if arguments.dry_run { "?dry_run=true" } else { "" };
     let body = client.post(&format!("/api/v1/resources{query}"), &spec)?;
     let made: Reservation = serde_json::from_slice(&body)?;
-    if output == Format::Json {
-        println!("{}", serde_json::to_string_pretty(&made)?);
-        return Ok(ExitCode::SUCCESS);
-    }
+    show(output, &made, |made| made_text(made, arguments.dry_run))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn made_text(made: &Reservation, dry_run: bool) -> String {
     let Reservation { resource, primary, shadow, capacity, candidates, steps } = made;
-    let verb = if arguments.dry_run { "would be" } else { "is" };
-    println!("{resource}: served in {primary}; its shadow {verb} in {shadow} with {capacity} workers");
+    let verb = if dry_run { "would be" } else { "is" };
+    let mut text =
+        format!("{resource}: served in {primary}; its shadow {verb} in {shadow} with {capacity} workers\n");
     for one in candidates {
-        println!("  {:12} {:8} {:.3}  {}", one.zone, one.verdict, one.burden, one.why.join("; "));
+        text += &format!("  {:12} {:8} {:.3}  {}\n", one.zone, one.verdict, one.burden, one.why.join("; "));
     }
     for step in steps {
-        println!("  would: {step}");
+        text += &format!("  would: {step}\n");
     }
-    Ok(ExitCode::SUCCESS)
+    text
 }
 
 fn read(file: &Path) -> Result<Value> {
@@ -92,13 +94,9 @@ pub(super) fn shadow(client: &Client, command: &Shadow, output: Format) -> Resul
         }
         now = client.put(&path, &now, &tag)?;
     }
-    if output == Format::Json {
-        println!("{}", serde_json::to_string_pretty(&now)?);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let text = |key: &str| now.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |key: &str| now.get(key).and_then(Value::as_str).unwrap_or_default();
     let on = now.get("enabled").and_then(Value::as_bool).unwrap_or(false);
     let what = if on { "is kept" } else { "is not kept" };
-    println!("{resource}: a shadow in {} {what}, at {} ({})", text("zone"), text("capacity"), text("origin"));
-    Ok(ExitCode::SUCCESS)
+    let (zone, capacity, origin) = (text("zone"), text("capacity"), text("origin"));
+    done(output, &now, &format!("{resource}: a shadow in {zone} {what}, at {capacity} ({origin})"))
 }

@@ -1,6 +1,5 @@
 //! What a shell and `man` want to know of the command line.
 
-use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -8,12 +7,14 @@ use anyhow::{Context, Result};
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::Arguments;
+use super::{Arguments, out};
 
 /// Prints the completions for a shell.
-pub(super) fn completions(shell: Shell) -> ExitCode {
-    clap_complete::generate(shell, &mut Arguments::command(), "godwit", &mut std::io::stdout());
-    ExitCode::SUCCESS
+pub(super) fn completions(shell: Shell) -> Result<ExitCode> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "godwit", &mut text);
+    out(text)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the manual page of `godwit`, or writes one for it and for each command into a directory.
@@ -23,7 +24,7 @@ pub(super) fn man(directory: Option<&Path>) -> Result<ExitCode> {
     let Some(directory) = directory else {
         let mut page = Vec::new();
         clap_mangen::Man::new(command).render(&mut page)?;
-        std::io::stdout().write_all(&page)?;
+        out(page)?;
         return Ok(ExitCode::SUCCESS);
     };
     let cannot = || format!("cannot write manual pages into {}", directory.display());

@@ -9,7 +9,7 @@ use clap::Subcommand;
 use super::client::Client;
 use super::render;
 use super::verbs::{done, show};
-use super::{Output, some_time};
+use super::{Output, out, some_time};
 use crate::admin::access::Role;
 use crate::clock;
 use crate::store::{Issued, NewToken, TokenView, Tokens};
@@ -69,16 +69,16 @@ pub(super) fn run(client: &Client, command: Command, output: Output) -> Result<E
                 None => serde_json::from_slice(&client.post("/api/v1/tokens", &serde_json::to_value(new)?)?)?,
             };
             match output {
-                Output::Json => println!("{}", serde_json::to_string_pretty(&issued)?),
+                Output::Json => out(serde_json::to_string_pretty(&issued)? + "\n")?,
                 // Only the token on standard output, for scripts.
                 Output::Table => {
                     eprintln!(
                         "token {} for {}, {}. It is not shown again:",
                         issued.view.id, issued.view.name, issued.view.role
                     );
-                    println!("{}", issued.token);
+                    out(format!("{}\n", issued.token))?
                 }
-            }
+            };
         }
         Command::List { on } => {
             let tokens: Vec<TokenView> = match &on.state {

@@ -6,9 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::Output;
 use super::client::Client;
-use super::render;
+use super::{Output, out, render};
 use crate::admin::LeadView;
 use crate::config::catalogue;
 use crate::controller::Plan;
@@ -27,21 +26,21 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// The exit code of a move that was rolled back.
 const ROLLED_BACK: u8 = 5;
 
+/// Prints an answer; whether anybody reads on.
 pub(super) fn show<T: serde::Serialize>(
     output: Output,
     value: &T,
     table: impl FnOnce(&T) -> String,
-) -> Result<()> {
-    match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(value)?),
-        Output::Table => print!("{}", table(value)),
-    }
-    Ok(())
+) -> Result<bool> {
+    out(match output {
+        Output::Json => serde_json::to_string_pretty(value)? + "\n",
+        Output::Table => table(value),
+    })
 }
 
 /// Whether the node takes requests; or, with `live`, whether it runs.
 pub(super) fn ready(client: &Client, live: bool) -> Result<ExitCode> {
-    print!("{}", client.text(if live { "/livez" } else { "/readyz" })?);
+    out(client.text(if live { "/livez" } else { "/readyz" })?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -56,8 +55,8 @@ pub(super) fn status(
             Some(name) => vec![client.get(&format!("/api/v1/resources/{name}"))?],
             None => client.get_all("/api/v1/resources?limit=250")?,
         };
-        show(output, &views, |views| render::resources(views))?;
-        if !watch {
+        let read = show(output, &views, |views| render::resources(views))?;
+        if !watch || !read {
             return Ok(ExitCode::SUCCESS);
         }
         std::thread::sleep(Duration::from_secs(1));
@@ -70,7 +69,7 @@ pub(super) fn explain(client: &Client, resource: &str, output: Output) -> Result
     if output == Output::Table {
         let stream: ReplicationView = client.get(&format!("/api/v1/resources/{resource}/replication"))?;
         let forecast: ForecastView = client.get(&format!("/api/v1/resources/{resource}/forecast"))?;
-        print!("\n{}\n{}", super::history::trust(&forecast), render::mode(&stream.mode));
+        out(format!("\n{}\n{}", super::history::trust(&forecast), render::mode(&stream.mode)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -79,8 +78,13 @@ pub(super) fn plan(client: &Client, resource: &str, to: Option<&str>, output: Ou
     let body = serde_json::json!({ "to": to, "dry_run": true });
     let answer = client.post(&format!("/api/v1/resources/{resource}/migrations"), &body)?;
     let plan: Plan = serde_json::from_slice(&answer)?;
+    planned(&plan, output)
+}
+
+/// What would happen, and whether it would be refused.
+fn planned(plan: &Plan, output: Output) -> Result<ExitCode> {
     let stopped = plan.guards.iter().any(|guard| guard.binds_operator && !guard.passed);
-    show(output, &plan, render::plan)?;
+    show(output, plan, render::plan)?;
     Ok(if stopped { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS })
 }
 
@@ -152,13 +156,11 @@ pub(super) fn take_over(
 ) -> Result<ExitCode> {
     let answer = client.post(&format!("/api/v1/resources/{resource}/takeover"), body)?;
     let plan: Plan = serde_json::from_slice(&answer)?;
-    match &plan.id {
-        None => show(output, &plan, render::plan)?,
-        Some(id) if wait => return follow(client, resource, id, output),
-        Some(id) => show(output, &plan, |plan| {
-            format!("{} takes over from {} (migration {id})\n", plan.to, plan.from)
-        })?,
+    let Some(id) = &plan.id else { return planned(&plan, output) };
+    if wait {
+        return follow(client, resource, id, output);
     }
+    show(output, &plan, |plan| format!("{} takes over from {} (migration {id})\n", plan.to, plan.from))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use replicator::verify::Difference;
 
 use super::client::Client;
+use super::verbs::show;
 use super::{Output, render};
 use crate::controller::verification::{Request, Standing, VerificationView};
 
@@ -67,10 +68,7 @@ pub(super) fn run(client: &Client, arguments: &Arguments, output: Output) -> Res
         Some(answer) => serde_json::from_slice(&answer?)?,
     };
     let ended = if arguments.detach || arguments.stop { begun } else { follow(client, &path, begun)? };
-    match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&ended)?),
-        Output::Table => print!("{}", render::verification(&ended, &arguments.resource)),
-    }
+    show(output, &ended, |ended| render::verification(ended, &arguments.resource))?;
     Ok(match ended.state {
         Standing::Done if ended.equal() => ExitCode::SUCCESS,
         Standing::Running => ExitCode::SUCCESS,
