@@ -162,6 +162,13 @@ async fn what_a_feed_says_changes_the_score_until_it_is_stale() -> Result<()> {
         decision(&mut leader, "the feed's cost is in the score", |d| near(term(d, "cost"), 0.75)).await?;
     let cost = term(&fresh, "cost");
     ensure!(cost.source == "feed prices" && cost.age_ms.is_some_and(|age| age < 3000), "{cost:#?}");
+    // One worker's, as the dashboard shows it.
+    for placement in leader.view().await?.placements {
+        let price = if placement.zone == west { 0.8 } else { 0.2 };
+        let cost = &placement.cost;
+        ensure!(cost.value.is_some_and(|value| (value - price).abs() < 1e-9), "{placement:#?}");
+        ensure!(cost.source == "feed prices", "{placement:#?}");
+    }
 
     // A window of the target is a guard.
     let begun = godwit::clock::now().0 / 1000 - 60;

@@ -1,6 +1,6 @@
 // What it costs now, of that the shadow, and what it would cost after a move.
 import { zoneColour } from '../store.js';
-import { signed } from '../format.js';
+import { signed, span } from '../format.js';
 import { Card, Figure, html, useWidth } from '../ui.js';
 
 const money = (value) => `${value.toFixed(2)}/h`;
@@ -8,10 +8,10 @@ const money = (value) => `${value.toFixed(2)}/h`;
 export function Cost({ view }) {
   const [primary, shadow] = ['primary', 'shadow'].map((role) => view.placements.find((placement) => placement.role === role));
   if (!primary || !shadow) return null;
-  if ([primary, shadow].some((placement) => placement.cost_per_hour === null)) {
-    return html`<${Card} id="cost" title="Cost"><p class="waiting">no cost is configured for ${[primary, shadow].filter((p) => p.cost_per_hour === null).map((p) => p.zone).join(' and ')}</p><//>`;
-  }
-  const cost = (placement, workers) => ({ zone: placement.zone, workers, value: placement.cost_per_hour * workers });
+  const from = ({ zone, cost }) => `${zone}: ${cost.source}${cost.age_ms ? `, ${span(cost.age_ms)} old` : ''}`;
+  const said = [primary, shadow].map(from).join('; ');
+  if ([primary, shadow].some(({ cost }) => cost.value === null)) return html`<${Card} id="cost" title="Cost"><p class="waiting">${said}</p><//>`;
+  const cost = (placement, workers) => ({ zone: placement.zone, workers, value: placement.cost.value * workers });
   const rows = [
     { name: 'now', parts: [cost(primary, primary.capacity ?? primary.capacity_full), cost(shadow, shadow.capacity ?? shadow.capacity_shadow)] },
     { name: 'shadow alone', parts: [cost(shadow, shadow.capacity ?? shadow.capacity_shadow)] },
@@ -22,7 +22,7 @@ export function Cost({ view }) {
   return html`<${Card} id="cost" title="Cost">
     <p class="figure-line"><span class="big">${money(now.sum)}</span>
       <span class="muted">now; after a move <b>${money(after.sum)}</b> (${signed(after.sum - now.sum)})</span></p>
-    <${Figure} id="cost-chart" label="cost" note="by zone, per hour"
+    <${Figure} id="cost-chart" label="cost" note=${`by zone, per hour; ${said}`}
       chart=${() => html`<${Bars} view=${view} rows=${rows} label=${label} />`}
       table=${() => ({
         head: ['When', 'Zone', 'Workers', 'Each', 'Cost'],

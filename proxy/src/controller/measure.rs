@@ -17,7 +17,7 @@ use super::databases::{Databases, Purpose};
 use super::effects::{Hands, ZoneDriver};
 use super::live::Live;
 use super::signals::{Measured, Mirrored, Signals};
-use super::view::{PathView, PhaseView, PlacementView, ResourceView};
+use super::view::{FactView, PathView, PhaseView, PlacementView, ResourceView};
 use super::{drift, preflight};
 use crate::causes::chain;
 use crate::config::model::Resource;
@@ -452,6 +452,7 @@ impl Measure {
                     capacity_full: full,
                     capacity_shadow: policy.shadow_capacity.of(full).min(full),
                     cost_per_hour: placement.and_then(|placement| placement.cost_per_hour),
+                    cost: FactView::of(&signals.cost(&zone.0).map(|all| all / f64::from(full.max(1)))),
                     ready: status.map(|status| status.ready),
                     capacity: status.map(|status| status.capacity),
                     http_probe,

@@ -392,9 +392,10 @@ impl Signals {
 
     /// Cost of `zone` at full capacity, per hour: what a feed says, else what is configured.
     pub fn cost(&self, zone: &str) -> Fact<f64> {
-        let configured = || match self.measured.cost.get(zone).copied().flatten() {
-            Some(value) => Fact::known(value, Duration::ZERO, "configuration"),
-            None => Fact::unknown(format!("no cost is configured for {zone}")),
+        let configured = || match self.measured.cost.get(zone).copied() {
+            Some(Some(value)) => Fact::known(value, Duration::ZERO, "configuration"),
+            None => Fact::unknown(format!("the cost of {zone} was not looked up yet")),
+            Some(None) => Fact::unknown(format!("no cost is configured for {zone}")),
         };
         self.measured.fed.cost.get(zone).cloned().unwrap_or_else(configured)
     }

@@ -147,9 +147,12 @@ pub struct PlacementView {
     /// Workers as a shadow.
     #[serde(default)]
     pub capacity_shadow: u32,
-    /// What one worker costs per hour, in the currency of the configuration.
+    /// What one worker costs per hour as it is configured, in the currency of the configuration.
     #[serde(default)]
     pub cost_per_hour: Option<f64>,
+    /// The same as decisions take it: what a feed says, else what is configured.
+    #[serde(default)]
+    pub cost: FactView,
     /// Last HTTP probe, microseconds, or why it failed.
     #[schema(value_type = Option<crate::admin::openapi::Probe>)]
     pub http_probe: Option<Result<u64, String>>,
@@ -207,7 +210,7 @@ pub struct FactView {
 }
 
 impl FactView {
-    fn of(fact: &Fact<f64>) -> Self {
+    pub(super) fn of(fact: &Fact<f64>) -> Self {
         match fact {
             Fact::Known { value, age, source } => {
                 Self { value: Some(*value), source: source.clone(), age_ms: Some(millis(*age)) }
