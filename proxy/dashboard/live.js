@@ -1,7 +1,7 @@
 // The node's events: the only thing that moves the page. A `reset` says that something was missed: then all is read anew.
 import { effect } from './vendor/signals.js';
-import { all, at, get, locked, optional, who } from './api.js';
-import { link, resources, runs, skew, trails, withDecision, withPoint, withProblems, withResource, withStep } from './store.js';
+import { all, at, forget, get, locked, optional, who } from './api.js';
+import { link, resources, runs, skew, trails, withDecision, withPoint, withProblems, withResource, withStep, without } from './store.js';
 
 /** Longer than the node is silent: ms. */
 const SILENCE = 40_000;
@@ -29,6 +29,11 @@ export function connect() {
   });
   on('problem', (problem) => (resources.value = withProblems(resources.peek(), problem)));
   on('migration', migration);
+  on('gone', ({ resource }) => {
+    // One that is reserved under this name again may have what this one had not.
+    forget();
+    for (const kept of [resources, runs, trails]) kept.value = without(kept.peek(), resource);
+  });
   source.onopen = () => (link.value = 'live');
   source.onerror = async ({ target }) => {
     link.value = 'lost';
@@ -69,8 +74,8 @@ effect(() => {
 });
 
 function trail(view) {
-  const { [view.name]: old, ...others } = trails.peek();
-  trails.value = { ...others, [view.name]: withPoint(old, view, Date.now() + skew.peek()) };
+  const old = trails.peek();
+  trails.value = { ...old, [view.name]: withPoint(old[view.name], view, Date.now() + skew.peek()) };
 }
 
 /** Reads everything. */

@@ -30,6 +30,12 @@ export function withDecision(all, { resource, ...decision }) {
   return view ? { ...all, [resource]: { ...view, decision } } : all;
 }
 
+/** All but one. */
+export function without(all, name) {
+  const { [name]: gone, ...others } = all ?? {};
+  return others;
+}
+
 export function withProblems(all, { resource, problems }) {
   const view = all?.[resource];
   return view ? { ...all, [resource]: { ...view, problems } } : all;

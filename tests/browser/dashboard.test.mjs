@@ -217,6 +217,15 @@ describe('the connection', { concurrency: false }, () => {
     await close(page);
   });
 
+  test('tells of a resource that is gone', async () => {
+    const page = await resource({ url: `${node.url}#/orders`, before: listening });
+    await page.evaluate(() => {
+      window.deaf = true;
+      window.sources[0].dispatchEvent(new MessageEvent('gone', { data: '{"resource":"orders","at_ms":1}' }));
+    });
+    await page.getByText('There is no resource “orders” here').waitFor();
+    await close(page);
+  });
 });
 
 describe('a migration', { concurrency: false }, () => {

@@ -15,22 +15,26 @@ use hyper_util::rt::TokioExecutor;
 use super::leader::{Leader, PATIENCE, options};
 
 #[derive(Debug, Default, PartialEq)]
-struct Told {
+pub(crate) struct Told {
     id: u64,
-    event: String,
-    data: String,
+    pub(crate) event: String,
+    pub(crate) data: String,
 }
 
 /// A stream of events.
-struct Stream {
+pub(crate) struct Stream {
     body: Incoming,
     text: String,
 }
 
 impl Stream {
-    async fn open(playground: &Playground, query: &str, last: Option<&str>) -> Result<(StatusCode, Self)> {
+    pub(crate) async fn open(
+        admin: impl std::fmt::Display,
+        query: &str,
+        last: Option<&str>,
+    ) -> Result<(StatusCode, Self)> {
         let client: HttpClient<_, Empty<Bytes>> = HttpClient::builder(TokioExecutor::new()).build_http();
-        let mut request = Request::get(format!("http://{}/api/v1/events{query}", playground.admin));
+        let mut request = Request::get(format!("http://{admin}/api/v1/events{query}"));
         if let Some(last) = last {
             request = request.header("last-event-id", last);
         }
@@ -68,7 +72,7 @@ impl Stream {
         }
     }
 
-    async fn until(&mut self, what: &str, reached: impl Fn(&Told) -> bool) -> Result<Vec<Told>> {
+    pub(crate) async fn until(&mut self, what: &str, reached: impl Fn(&Told) -> bool) -> Result<Vec<Told>> {
         let mut all = Vec::new();
         while let Some(told) = self.next().await? {
             let last = reached(&told);
@@ -95,7 +99,7 @@ async fn a_migration_is_told_as_the_history_has_it_and_again_to_who_comes_back()
     let playground = Playground::start(&options(false)?).await?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
-    let (status, mut stream) = Stream::open(&playground, "", None).await?;
+    let (status, mut stream) = Stream::open(playground.admin, "", None).await?;
     ensure!(status == StatusCode::OK);
     let first = stream.next().await?.context("the first event")?;
     assert_eq!(first.event, "reset");
@@ -124,7 +128,7 @@ async fn a_migration_is_told_as_the_history_has_it_and_again_to_who_comes_back()
 
     // Who comes back hears the same from there.
     let begun = told.iter().position(|told| told.event == "migration").context("the first step")?;
-    let (_, mut again) = Stream::open(&playground, "", Some(&told[begun].id.to_string())).await?;
+    let (_, mut again) = Stream::open(playground.admin, "", Some(&told[begun].id.to_string())).await?;
     assert_eq!(again.until("the end, again", ended).await?, told[begun + 1..]);
     Ok(())
 }
@@ -134,12 +138,12 @@ async fn what_cannot_be_heard_is_said_and_the_stream_ends_with_the_node() -> Res
     let playground = Playground::start(&options(false)?).await?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
-    let (unknown, _) = Stream::open(&playground, "?resource=nobody", None).await?;
+    let (unknown, _) = Stream::open(playground.admin, "?resource=nobody", None).await?;
     assert_eq!(unknown, StatusCode::NOT_FOUND);
-    let (wrong, _) = Stream::open(&playground, "", Some("yesterday")).await?;
+    let (wrong, _) = Stream::open(playground.admin, "", Some("yesterday")).await?;
     assert_eq!(wrong, StatusCode::BAD_REQUEST);
     let (_, mut stream) =
-        Stream::open(&playground, &format!("?resource={RESOURCE}"), Some("12")).await?;
+        Stream::open(playground.admin, &format!("?resource={RESOURCE}"), Some("12")).await?;
     let first = stream.next().await?.context("the first event")?;
     assert_eq!(first.event, "reset");
     assert_eq!(serde_json::from_str::<Reset>(&first.data)?.why, "gap");

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::drivers::{Fleet, PATIENCE, folder_of, movable, policy, problem, until};
+use crate::events::Stream;
 use crate::leader::{connect, load};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,7 +102,10 @@ async fn a_resource_is_reserved_changed_and_dropped_by_the_api() -> Result<()> {
     // Clients that are connected may end what they have begun.
     let (idle, busy) = (session(ports[2]).await?, session(ports[2]).await?);
     busy.batch_execute("BEGIN; SELECT 1").await?;
+    let (_, mut told) = Stream::open(&fleet.admin, "?resource=cart", None).await?;
     client.call_with(Method::DELETE, "/api/v1/resources/cart", None, &[]).await?;
+    told.until("it is told that it is gone", |told| told.event == "gone" && told.data.contains("\"cart\""))
+        .await?;
     ensure!(count(&idle).await.is_err(), "a session went on");
     ensure!(count(&busy).await? > 0, "a transaction was cut off");
     busy.batch_execute("COMMIT").await?;

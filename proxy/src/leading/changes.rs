@@ -265,6 +265,8 @@ impl Changes {
         tokio::task::block_in_place(|| self.fronts.leave(name));
         self.running.leaves(name);
         self.leading.end(name).await;
+        // After the last that its controller says.
+        self.leading.shared().events.released(name, clock::now());
         let mut next = Config::clone(&self.running.config());
         next.resources.remove(name);
         self.running.replace(Arc::new(next));

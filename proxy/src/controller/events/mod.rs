@@ -64,6 +64,12 @@ impl Events {
         self.append(Kind::Migration, &step.resource, shapes::json(step));
     }
 
+    /// Tells that there is no such resource any more.
+    pub fn released(&self, resource: &str, at: Timestamp) {
+        let data = serde_json::json!({ "resource": resource, "at_ms": at.0 });
+        self.append(Kind::Released, resource, data.to_string());
+    }
+
     fn append(&self, kind: Kind, resource: &str, data: String) {
         let newest = self.ring().append(kind, resource, data);
         // Two controllers may come here in the other order.

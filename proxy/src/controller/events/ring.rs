@@ -14,6 +14,8 @@ pub enum Kind {
     Migration,
     /// The list of what is wrong.
     Problem,
+    /// The resource is not led any more, and not configured.
+    Released,
 }
 
 impl Kind {
@@ -24,6 +26,7 @@ impl Kind {
             Self::Decision => "decision",
             Self::Migration => "migration",
             Self::Problem => "problem",
+            Self::Released => "gone",
         }
     }
 }

@@ -44,6 +44,17 @@ async fn a_listener_starts_with_a_reset_and_hears_what_follows() {
 }
 
 #[tokio::test]
+async fn that_a_resource_is_released_is_told_to_who_listens_to_it() {
+    let events = events();
+    let mut one = events.listen(Some(["orders".into()].into()), Some(7_000)).unwrap();
+    events.released("other", Timestamp(8));
+    events.released("orders", Timestamp(9));
+    let heard = heard(&mut one).await;
+    let [Message::Event(event)] = &heard[..] else { panic!("{heard:?}") };
+    assert_eq!((event.kind.name(), event.data.as_str()), ("gone", r#"{"at_ms":9,"resource":"orders"}"#));
+}
+
+#[tokio::test]
 async fn listening_goes_on_after_the_last_event_and_only_to_one_resource() {
     let events = events();
     for phase in 0..100 {
