@@ -15,6 +15,8 @@ export class Refusal extends Error {
   }
 }
 
+export const EVENTS = '/api/v1/events';
+
 /** Asks `path`; the parsed body, or null. Throws a Refusal, or an Error when nobody answers. */
 export const ask = async (...what) => (await exchange(...what)).value;
 
@@ -27,13 +29,18 @@ export async function exchange(method, path, body, headers = {}) {
     init.headers['Content-Type'] = 'application/json';
     init.body = JSON.stringify(body);
   }
+  // The databases are examined in up to 20 s. What the browser has no connection for is never sent.
+  const most = path.endsWith('/doctor') ? 30 : 10;
+  init.signal = AbortSignal.timeout(most * 1000);
   let response;
+  let text;
   try {
     response = await fetch(path, init);
-  } catch {
-    throw new Error('the node does not answer');
+    // Of a stream only this is asked: whether there is one.
+    text = response.ok && path === EVENTS ? void response.body.cancel() : await response.text();
+  } catch (why) {
+    throw new Error(why.name === 'TimeoutError' ? `no answer within ${most} s: look at the state before you try again, and close other tabs of this node` : 'the node does not answer');
   }
-  const text = await response.text();
   let parsed = null;
   try {
     parsed = text ? JSON.parse(text) : null;

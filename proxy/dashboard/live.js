@@ -1,17 +1,19 @@
 // The node's events: the only thing that moves the page. A `reset` says that something was missed: then all is read anew.
 import { effect } from './vendor/signals.js';
-import { all, at, forget, get, locked, optional, who } from './api.js';
+import { EVENTS, all, at, forget, get, locked, optional, who } from './api.js';
 import { link, resources, runs, skew, trails, withDecision, withPoint, withProblems, withResource, withStep, without } from './store.js';
 
 /** Longer than the node is silent: ms. */
 const SILENCE = 40_000;
+/** How long the page may be out of sight before its connection is given to others: a browser has six to a node. */
+const UNSEEN = 10_000;
 
-let source, silence;
+let source, silence, unseen;
 
 /** Connects; again after the browser gave up, or after a login. */
 export function connect() {
   source?.close();
-  source = new EventSource('/api/v1/events');
+  source = new EventSource(EVENTS);
   heard();
   const on = (name, then) => source.addEventListener(name, ({ data }) => {
     heard();
@@ -39,7 +41,7 @@ export function connect() {
     link.value = 'lost';
     // The browser tries again by itself unless it was refused: then it is to be found out why.
     if (target.readyState !== EventSource.CLOSED) return;
-    await get('/api/v1/resources').catch((why) => (link.value = why.message));
+    await get(EVENTS).catch((why) => (link.value = why.message));
     again(connect, target);
   };
 }
@@ -64,6 +66,12 @@ function leave() {
   source = null;
   link.value = 'connecting';
 }
+
+addEventListener('visibilitychange', () => {
+  clearTimeout(unseen);
+  if (document.hidden) unseen = setTimeout(leave, UNSEEN);
+  else if (!source && !locked.peek()) connect();
+});
 
 /** Whoever is not let in any more sees nothing of what was there before. */
 effect(() => {

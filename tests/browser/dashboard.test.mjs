@@ -180,6 +180,32 @@ describe('the connection', { concurrency: false }, () => {
     await close(page);
   });
 
+  test('is left to others while nobody sees the page', async () => {
+    const page = await resource({ before: listening });
+    const seen = (hidden) => page.evaluate((value) => {
+      Object.defineProperty(document, 'hidden', { value, configurable: true });
+      document.dispatchEvent(new Event('visibilitychange', { bubbles: true }));
+    }, hidden);
+    await seen(true);
+    await page.clock.fastForward(11_000);
+    await page.waitForFunction(() => window.sources[0].readyState === EventSource.CLOSED);
+    await seen(false);
+    await page.locator('[data-link=live]').waitFor();
+    assert.equal(await page.evaluate(() => window.sources.length), 2);
+    await close(page);
+  });
+
+  test('that is refused says why', async () => {
+    const page = await open(browser, node.url, {
+      before: (fresh) => fresh.route('**/api/v1/events', (route) => route.fulfill(problem('as many listen as may'))),
+    });
+    await page.locator('.link').filter({ hasText: 'as many listen as may' }).waitFor();
+    await page.unroute('**/api/v1/events');
+    await page.locator('[data-link=live]').waitFor();
+    page.wrong = page.wrong.filter((what) => !what.includes('503'));
+    await close(page);
+  });
+
   test('over which a read fails says why and reads again', async () => {
     const failed = new Set();
     const once = async (route) => {
@@ -214,6 +240,16 @@ describe('the connection', { concurrency: false }, () => {
     await page.locator('#checks').getByRole('button', { name: 'Verify' }).waitFor();
     assert.equal(answers.length, 0);
     page.wrong = page.wrong.filter((what) => !what.includes('503'));
+    await close(page);
+  });
+
+  test('over which nothing is answered says so', async () => {
+    const page = await resource();
+    const kept = [];
+    await page.route('**/migrations', (route) => kept.push(route));
+    await page.getByRole('button', { name: 'Migrate…' }).click();
+    await page.locator('dialog').getByRole('alert').filter({ hasText: 'no answer within 10 s' }).waitFor();
+    assert.equal(kept.length, 1);
     await close(page);
   });
 
