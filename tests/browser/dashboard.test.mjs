@@ -532,6 +532,10 @@ describe('the node', { concurrency: false }, () => {
       };
       await enter(locked.token('vera', '--role', 'viewer'));
       await page.getByText('vera (viewer)').waitFor();
+      // Why, for whoever has no pointer; and what changes each second is read out to nobody.
+      await page.locator('.placement .bad-text').filter({ hasText: /^failed: \S/ }).first().waitFor();
+      assert.match(await page.locator('.lead [role=status]').innerText(), /^here serves; [^,]+$/);
+      assert.match(await page.locator('.lead').innerText(), /, for \d/);
       assert.equal(await page.getByRole('button', { name: 'Migrate…' }).count(), 0);
       assert.deepEqual(await findings(page), []);
       await page.getByRole('button', { name: 'Log out' }).click();

@@ -45,8 +45,8 @@ export function State({ view, run }) {
           : ''}
       </div>
     </div>
-    <p class="lead" role="status">
-      <strong>${view.primary}</strong> serves; ${MEANS[view.phase] ?? words(view.phase)}${run ? html` (${run.from} → ${run.to})` : ''},
+    <p class="lead">
+      <span role="status"><strong>${view.primary}</strong> serves; ${MEANS[view.phase] ?? words(view.phase)}${run ? html` (${run.from} → ${run.to})` : ''}</span>,
       for ${span(now() - view.since_ms)}.
     </p>
     <${Failure} error=${aborting.error} />
@@ -71,8 +71,8 @@ export function State({ view, run }) {
 function Proposal({ view }) {
   const { id, to, expires_ms, asked_by, approved_by } = view.proposal;
   const [approving, approve] = useAction(() => post(at(view.name, `/proposals/${encodeURIComponent(id)}/approve`)));
-  return html`<div class="proposal" role="status">
-    <p>${asked_by ?? 'The score'} proposes a move to <strong>${to}</strong>${approved_by.length ? `, approved by ${approved_by.join(', ')}` : ''}; it can be approved for ${span(Math.max(0, expires_ms - now()))} more.</p>
+  return html`<div class="proposal">
+    <p><span role="status">${asked_by ?? 'The score'} proposes a move to <strong>${to}</strong>${approved_by.length ? `, approved by ${approved_by.join(', ')}` : ''}</span>; it can be approved for ${span(Math.max(0, expires_ms - now()))} more.</p>
     ${mayOperate() ? html`<button type="button" class="primary" disabled=${approving.busy} onClick=${() => approve()}>Approve</button>` : ''}
     <${Failure} error=${approving.error} />
   </div>`;
@@ -80,7 +80,7 @@ function Proposal({ view }) {
 
 function reading(probe, phases = []) {
   if (!probe) return '–';
-  if ('Err' in probe) return html`<span class="bad-text" title=${probe.Err}>failed</span>`;
+  if ('Err' in probe) return html`<span class="bad-text">failed: ${probe.Err}</span>`;
   const each = phases.map(({ phase, us }) => `${phase.replace('_', ' ')} ${ms(us / 1000)}`).join(', ');
   return html`<span title=${each}>${ms(probe.Ok / 1000)}</span>`;
 }
