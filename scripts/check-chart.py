@@ -6,12 +6,39 @@ import sys
 import yaml
 
 
+def check_hooks(hooks, config, node, found):
+    """Before an upgrade the very configuration is checked, as the node's own first container does it."""
+    (checked,), (job,) = hooks["ConfigMap"], hooks["Job"]
+    assert checked["data"] == config["data"], "another configuration is checked than the node's"
+    notes = [one["metadata"]["annotations"] for one in (checked, job)]
+    for each in notes:
+        assert {"pre-install", "pre-upgrade"} == set(each["helm.sh/hook"].split(","))
+    before, after = (int(each["helm.sh/hook-weight"]) for each in notes)
+    assert before < after, "the job comes before its ConfigMap"
+    template = job["spec"]["template"]
+    (container,), (first,) = template["spec"]["containers"], node["spec"]["template"]["spec"]["initContainers"]
+    for key in {*container, *first} - {"resources"}:
+        assert container.get(key) == first.get(key), f"the job's {key} is not the node's"
+    volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+    assert volumes["config"]["configMap"]["name"] == checked["metadata"]["name"]
+    for volume in node["spec"]["template"]["spec"]["volumes"]:
+        assert volume["name"] == "config" or volumes[volume["name"]] == volume
+    assert template["spec"]["securityContext"] == node["spec"]["template"]["spec"]["securityContext"]
+    account = template["spec"].get("serviceAccountName")
+    assert account not in {one["metadata"]["name"] for one in found.get("ServiceAccount", [])}, "its account is not there yet"
+    for one in [node["spec"]["selector"]["matchLabels"], *(service["spec"]["selector"] for service in found["Service"])]:
+        assert not one.items() <= template["metadata"]["labels"].items(), f"{one} chooses the job's pod"
+
+
 def main(rendered, folder):
     documents = [one for one in yaml.safe_load_all(pathlib.Path(rendered).read_text()) if one]
-    found = {}
+    found, hooks = {}, {}
     for one in documents:
-        found.setdefault(one["kind"], []).append(one)
+        hook = "helm.sh/hook" in one["metadata"].get("annotations", {})
+        (hooks if hook else found).setdefault(one["kind"], []).append(one)
     (config,), (node,) = found["ConfigMap"], found["StatefulSet"]
+    assert node["spec"]["podManagementPolicy"] == "Parallel", "a pod that does not start would be in the way of a rollback"
     spec = node["spec"]["template"]["spec"]
     labels = node["spec"]["template"]["metadata"]["labels"]
     selector = node["spec"]["selector"]["matchLabels"]
@@ -33,6 +60,7 @@ def main(rendered, folder):
         keys = {mount["subPath"] for mount in one["volumeMounts"] if "subPath" in mount}
         assert keys == set(config["data"]), f"mounted {keys}, in the map {set(config['data'])}"
     assert spec["securityContext"]["runAsNonRoot"]
+    check_hooks(hooks, config, node, found)
     accounts = {one["metadata"]["name"] for one in found.get("ServiceAccount", [])}
     assert not accounts or spec["serviceAccountName"] in accounts
     for monitor in found.get("ServiceMonitor", []):

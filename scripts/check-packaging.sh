@@ -33,6 +33,7 @@ for values in packaging/helm/examples/*.yaml; do
   env PGPASSWORD_ORDERS=x "$godwit" check "$work/$name/godwit.yaml" || wrong "the configuration of $name"
 done
 least=(--values packaging/helm/examples/least.yaml)
+[ -z "$(helm template x "$chart" "${least[@]}" --set checkBeforeUpgrade=false | grep helm.sh/hook)" ] || wrong "checkBeforeUpgrade: false leaves a hook"
 refused() { ! helm template x "$chart" "${least[@]}" "$@" >/dev/null 2>&1 || wrong "the chart takes $*"; }
 refused --set replicas=2
 refused --set image.pullPolicy=Sometimes

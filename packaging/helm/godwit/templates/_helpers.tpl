@@ -51,3 +51,75 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - { name: secret-{{ $i }}, mountPath: {{ $one.path | quote }}, readOnly: true }
 {{- end }}
 {{- end }}
+
+{{- /* What the ConfigMap has, and the one that is checked before an upgrade. */ -}}
+{{- define "godwit.files" -}}
+godwit.yaml: |
+  {{- include "godwit.config" . | nindent 2 }}
+{{- range $name, $policy := .Values.policies }}
+policy-{{ $name }}.yaml: |
+  {{- toYaml $policy | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- /* The container that checks the configuration; what it anchors, the node's own container has too. */ -}}
+{{- define "godwit.check" -}}
+name: check
+image: &image {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+args: [check, /etc/godwit/godwit.yaml]
+securityContext: &locked
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: { drop: [ALL] }
+{{- with .Values.env }}
+env: &env
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+volumeMounts: &mounts
+  {{- include "godwit.volumeMounts" . | nindent 2 }}
+{{- end }}
+
+{{- /* Volumes but for the state. */ -}}
+{{- define "godwit.volumes" -}}
+- name: tmp
+  emptyDir: {}
+{{- if .Values.admin.tls.secret }}
+- name: tls
+  secret: { secretName: {{ .Values.admin.tls.secret }}, defaultMode: 0440 }
+{{- end }}
+{{- range $i, $one := .Values.secrets }}
+- name: secret-{{ $i }}
+  secret: { secretName: {{ $one.secret }}, defaultMode: 0440 }
+{{- end }}
+{{- end }}
+
+{{- /* Who a pod is, where it may run and who pulls its image. */ -}}
+{{- define "godwit.pod" -}}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: { type: RuntimeDefault }
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
