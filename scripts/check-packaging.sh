@@ -33,6 +33,16 @@ for values in packaging/helm/examples/*.yaml; do
   env PGPASSWORD_ORDERS=x "$godwit" check "$work/$name/godwit.yaml" || wrong "the configuration of $name"
 done
 least=(--values packaging/helm/examples/least.yaml)
+# From one node to two and back is an upgrade: of a StatefulSet only what is left out here can be changed.
+for replicas in 1 2; do
+  helm template x "$chart" --values packaging/helm/examples/several.yaml --set replicas=$replicas --show-only templates/statefulset.yaml >"$work/of-$replicas.yaml"
+done
+"$cache/packaging/bin/python3" - "$work/of-1.yaml" "$work/of-2.yaml" <<'PY' || wrong "one node cannot become two by an upgrade"
+import sys, yaml
+one, two = ({key: value for key, value in yaml.safe_load(open(path))["spec"].items() if key not in ("replicas", "template", "updateStrategy")}
+            for path in sys.argv[1:])
+assert one == two, f"{one} is not {two}"
+PY
 [ -z "$(helm template x "$chart" "${least[@]}" --set checkBeforeUpgrade=false | grep helm.sh/hook)" ] || wrong "checkBeforeUpgrade: false leaves a hook"
 refused() { ! helm template x "$chart" "${least[@]}" "$@" >/dev/null 2>&1 || wrong "the chart takes $*"; }
 refused --set replicas=2
