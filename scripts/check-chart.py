@@ -73,6 +73,13 @@ def main(rendered, folder):
         assert f'up{{job="{job}"}}' in alerts.read_text(), f"no alert is about the job {job}"
         offered = {port["name"] for port in chosen[0]["spec"]["ports"]}
         assert {one["port"] for one in monitor["spec"]["endpoints"]} <= offered
+        clients = yaml.safe_load(config["data"]["godwit.yaml"])["node"]["admin"].get("clients")
+        for one in monitor["spec"]["endpoints"]:
+            certified = {"cert", "keySecret"} <= set(one["tlsConfig"])
+            assert certified != ("authorization" in one), "a token or a certificate, one of them"
+            # Each node has tokens of its own.
+            assert certified or node["spec"]["replicas"] == 1, "a token for several nodes"
+            assert clients or not certified, "no client's certificate counts"
     for key, text in config["data"].items():
         place = key if key == "godwit.yaml" else f"policies/{key.removeprefix('policy-')}"
         (pathlib.Path(folder) / place).write_text(text)

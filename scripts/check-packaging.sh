@@ -35,7 +35,8 @@ done
 least=(--values packaging/helm/examples/least.yaml)
 # From one node to two and back is an upgrade: of a StatefulSet only what is left out here can be changed.
 for replicas in 1 2; do
-  helm template x "$chart" --values packaging/helm/examples/several.yaml --set replicas=$replicas --show-only templates/statefulset.yaml >"$work/of-$replicas.yaml"
+  helm template x "$chart" --values packaging/helm/examples/several.yaml --set replicas=$replicas --show-only templates/statefulset.yaml >"$work/of-$replicas.yaml" ||
+    wrong "helm template with $replicas replicas"
 done
 "$cache/packaging/bin/python3" - "$work/of-1.yaml" "$work/of-2.yaml" <<'PY' || wrong "one node cannot become two by an upgrade"
 import sys, yaml
@@ -44,11 +45,22 @@ one, two = ({key: value for key, value in yaml.safe_load(open(path))["spec"].ite
 assert one == two, f"{one} is not {two}"
 PY
 [ -z "$(helm template x "$chart" "${least[@]}" --set checkBeforeUpgrade=false | grep helm.sh/hook)" ] || wrong "checkBeforeUpgrade: false leaves a hook"
+taken() { helm template x "$chart" "${least[@]}" "$@" >/dev/null || wrong "the chart refuses $*"; }
 refused() { ! helm template x "$chart" "${least[@]}" "$@" >/dev/null 2>&1 || wrong "the chart takes $*"; }
 refused --set replicas=2
 refused --set image.pullPolicy=Sometimes
 refused --set ports[0].name=orders,ports[0].port=0
 refused --set serviceMonitor.enabled=true
+metrics=(--set serviceMonitor.enabled=true,admin.tls.secret=x,admin.tls.clientCa=true)
+clients=(--set config.node.admin.clients[0].name=prometheus.example,config.node.admin.clients[0].role=viewer)
+taken "${metrics[@]}" --set serviceMonitor.token.secret=x
+taken "${metrics[@]}" "${clients[@]}" --set serviceMonitor.certificate.secret=x
+taken "${metrics[@]}" "${clients[@]}" --set serviceMonitor.certificate.secret=x,replicas=2,config.node.lease=10s
+refused "${metrics[@]}"
+refused "${metrics[@]}" --set serviceMonitor.certificate.secret=x
+refused "${metrics[@]}" "${clients[@]}" --set serviceMonitor.certificate.secret=x,admin.tls.clientCa=false
+refused "${metrics[@]}" "${clients[@]}" --set serviceMonitor.certificate.secret=x,serviceMonitor.token.secret=x
+refused "${metrics[@]}" "${clients[@]}" --set serviceMonitor.token.secret=x,replicas=2,config.node.lease=10s
 refused --set state.accessModes[0]=ReadWriteMany
 refused --set config.resources=null
 refused --set replicaCount=2
