@@ -65,7 +65,7 @@ if [ -z "${INSTALL:-}" ] || [ $failed -ne 0 ]; then exit $failed; fi
 
 # ---- Installed.
 status=$(dpkg-query --show --showformat '${db:Status-Status}' godwit 2>/dev/null || true)
-if [ -n "$status" ] && [ "$status" != not-installed ] || [ -e /etc/godwit ] || [ -e /var/lib/godwit ]; then
+if [ -n "$status" ] && [ "$status" != not-installed ] || [ -e /etc/godwit ] || [ -e /var/lib/godwit ] || [ -e /var/log/godwit ]; then
   wrong "godwit is on this machine already: nothing was installed"
   exit 1
 fi
@@ -163,10 +163,12 @@ kill -TERM "$node"
 wait "$node" || wrong "the node ended with $?"
 node=
 
-# ---- Purged.
+# ---- Purged. Its log folder is made by systemd, which is played.
+install -d -o godwit -g godwit /var/log/godwit
+touch /var/log/godwit/access.log
 PATH=$work/bin:$PATH dpkg --purge godwit >/dev/null
 installed=
-for path in /usr/bin/godwit /etc/godwit /var/lib/godwit /lib/systemd/system/godwit.service /usr/share/doc/godwit; do
+for path in /usr/bin/godwit /etc/godwit /var/lib/godwit /var/log/godwit /lib/systemd/system/godwit.service /usr/share/doc/godwit; do
   [ ! -e "$path" ] || wrong "$path is left after a purge"
 done
 [ $failed -eq 0 ] && echo "check-deb: installed, upgraded twice under a node, purged: $(basename "$deb")"
