@@ -82,11 +82,12 @@ api-fuzz: setup ## the API against its own description, by schemathesis: make ap
 model: ## every state of the cutover within stated bounds, and nine seeded bugs caught (minutes)
 	$(CARGO) run --quiet --package godwit-model
 
-check: setup ## formatting, lints, docs, dependency licences and advisories
+check: setup ## formatting, lints, docs, dependency licences and advisories, the set-up on other machines
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --features godwit/kubernetes -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --features godwit/kubernetes --no-deps --quiet
 	scripts/check-dependencies.sh
+	scripts/check-setup.sh
 
 bench: setup ## side by side with peers; prints medians and ratios
 	$(CARGO) build --release --package godwit-bench --package godwit
