@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod driver;
+mod leftover;
 pub mod load;
 pub mod node;
 pub mod orders;

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::fmt::Write;
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
@@ -15,6 +16,7 @@ use std::time::Duration;
 use replicator::grants::{Needs, grants};
 use replicator::postgres::Dsn;
 
+use super::leftover;
 use super::orders::schema::{self, Seed};
 use super::relay::{Path, Relay};
 use crate::config::model::{ProcessCluster, ProcessDriver};
@@ -192,12 +194,15 @@ pub struct Playground {
     /// The zones, the primary first.
     pub zones: [Zone; 2],
     _relays: Vec<Relay>,
+    /// Until the directory is removed.
+    _held: Option<File>,
 }
 
 /// Removes what was built so far when a later step fails.
 struct Remains {
     directory: PathBuf,
     drivers: Vec<ProcessProvisioning>,
+    held: Option<File>,
 }
 
 impl Drop for Remains {
@@ -218,6 +223,7 @@ impl Drop for Playground {
         drop(Remains {
             directory: std::mem::take(&mut self.directory),
             drivers: self.zones.iter().map(|zone| zone.provisioning.clone()).collect(),
+            held: None,
         });
     }
 }
@@ -225,8 +231,9 @@ impl Drop for Playground {
 impl Playground {
     /// Builds both zones: returns when the service answers in the first one.
     pub async fn start(options: &Options) -> Result<Self, PlaygroundError> {
-        let mut remains = Remains { directory: temporary()?, drivers: Vec::new() };
+        let mut remains = Remains { directory: temporary()?, drivers: Vec::new(), held: None };
         let directory = remains.directory.clone();
+        remains.held = Some(leftover::hold(&directory).map_err(io("hold the temporary directory"))?);
         let count = options.workers as usize;
         let mut ports = free_ports(10 + 4 * count)?.into_iter();
         let mut next = || SocketAddr::from((Ipv4Addr::LOCALHOST, ports.next().unwrap_or_default()));
@@ -335,6 +342,7 @@ impl Playground {
 
         // From here on the playground itself removes everything.
         remains.drivers.clear();
+        let held = remains.held.take();
         std::mem::forget(remains);
         Ok(Self {
             directory,
@@ -346,6 +354,7 @@ impl Playground {
             agent_admin: options.agent.then_some(agent_admin),
             zones,
             _relays: relays,
+            _held: held,
         })
     }
 }
@@ -409,7 +418,7 @@ fn io(doing: &'static str) -> impl Fn(std::io::Error) -> PlaygroundError {
 /// A new directory that the database's user can walk into.
 fn temporary() -> Result<PathBuf, PlaygroundError> {
     let failed = io("make a temporary directory");
-    let directory = tempfile::Builder::new().prefix("godwit-playground-").tempdir().map_err(&failed)?;
+    let directory = tempfile::Builder::new().prefix(leftover::PREFIX).tempdir().map_err(&failed)?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(directory.path(), mode).map_err(&failed)?;
     Ok(directory.keep())

@@ -1,5 +1,6 @@
 //! `godwit demo`: a storm comes, the service moves by itself, the storm passes, it comes back. Every claim is checked.
 
+mod end;
 mod proof;
 mod screen;
 
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use replicator::Lsn;
 
+use super::leftover::Leftover;
 use super::load::{Load, Options as LoadOptions};
 use super::node::Node;
 use super::orders::schema::Seed;
@@ -19,6 +21,7 @@ use crate::clock;
 use crate::controller::view::{MigrationView, ResourceView};
 use crate::drivers::process::cluster::installed;
 
+use end::End;
 use screen::Screen;
 
 /// Quiet seconds before the storm: what is usual must be known.
@@ -60,23 +63,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// Until it is done, or somebody ends it before.
-async fn or_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+async fn or_interrupted<T>(end: &mut End, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::select! {
         biased;
         done = work => done,
-        stopped = interrupted() => { stopped?; bail!("interrupted") }
+        () = end.heard() => bail!("interrupted"),
     }
-}
-
-/// Ctrl-C or a polite end.
-async fn interrupted() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        stopped = tokio::signal::ctrl_c() => stopped?,
-        _ = terminate.recv() => {}
-    }
-    Ok(())
 }
 
 struct Stage<'a> {
@@ -87,14 +79,18 @@ struct Stage<'a> {
 }
 
 impl Stage<'_> {
+    /// Fails when a node has ended, and when nobody looks any more.
+    fn check(&mut self) -> Result<()> {
+        self.screen.check()?;
+        self.nodes.iter_mut().try_for_each(Node::check)
+    }
+
     /// Shows how it goes until `reached` holds.
     async fn until(&mut self, what: &str, reached: impl Fn(&ResourceView) -> bool) -> Result<ResourceView> {
         let deadline = clock::monotonic() + STAGE;
         let mut last = None;
         loop {
-            for node in self.nodes.iter_mut() {
-                node.check()?;
-            }
+            self.check()?;
             // A node that is still starting does not answer yet.
             if let Ok(view) =
                 self.client.fetch::<ResourceView>(&format!("/api/v1/resources/{RESOURCE}")).await
@@ -123,10 +119,10 @@ impl Stage<'_> {
     }
 
     /// Shows how it goes until somebody ends it, which ends it well at any moment: in the middle of a look at the node too.
-    async fn stay(&mut self) -> Result<()> {
+    async fn stay(&mut self, end: &mut End) -> Result<()> {
         tokio::select! {
             biased;
-            stopped = interrupted() => stopped,
+            () = end.heard() => Ok(()),
             failed = self.watch() => failed.map(|never| match never {}),
         }
     }
@@ -134,9 +130,7 @@ impl Stage<'_> {
     /// Shows how it goes as long as the nodes run.
     async fn watch(&mut self) -> Result<Infallible> {
         loop {
-            for node in self.nodes.iter_mut() {
-                node.check()?;
-            }
+            self.check()?;
             if let Ok(view) = self.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await {
                 self.screen.show(&view, self.load.as_ref().map(Load::snapshot).as_ref());
             }
@@ -157,7 +151,12 @@ async fn story(options: &Options) -> Result<bool> {
         Some(bin) => (bin, 18),
         None => (near.clone(), 15),
     };
+    // From here on: what nobody hears would end the demo, and leave what it has started.
+    let mut end = End::begin()?;
     let mut screen = Screen::new(began);
+    for left in Leftover::find(&std::env::temp_dir()) {
+        screen.say(&left.said());
+    }
     screen.say(&format!(
         "two zones on loopback, {} ms apart each way: eu-west with PostgreSQL 15, eu-central with PostgreSQL {far_major}{}",
         options.wan_ms,
@@ -173,7 +172,7 @@ async fn story(options: &Options) -> Result<bool> {
     if options.calm {
         zones.policy = zones.policy.replace("mode: auto", "mode: observe");
     }
-    let playground = or_interrupted(async { Ok(Playground::start(&zones).await?) }).await?;
+    let playground = or_interrupted(&mut end, async { Ok(Playground::start(&zones).await?) }).await?;
     screen.say(&format!(
         "the order service runs in {} with {} workers",
         playground.zones[0].name, options.workers
@@ -184,7 +183,7 @@ async fn story(options: &Options) -> Result<bool> {
         nodes.push(Node::start(&program, config, &[])?);
     }
     nodes.insert(0, Node::start(&program, &playground.config, &[])?);
-    let proven = scenes(options, &playground, &mut nodes, &mut screen).await;
+    let proven = scenes(options, &playground, &mut nodes, &mut screen, &mut end).await;
     drop(nodes);
     drop(playground);
     screen.say(&format!("everything stopped and removed, {:.0} s in all", began.elapsed().as_secs_f64()));
@@ -196,14 +195,15 @@ async fn scenes(
     playground: &Playground,
     nodes: &mut [Node],
     screen: &mut Screen,
+    end: &mut End,
 ) -> Result<bool> {
     let client = Client::new(&playground.admin.to_string());
     let [near, far] = &playground.zones;
     let mut stage = Stage { client: &client, nodes, screen, load: None };
-    let proven = or_interrupted(acts(&mut stage, options, playground, [near, far])).await?;
+    let proven = or_interrupted(end, acts(&mut stage, options, playground, [near, far])).await?;
     if options.stay || options.calm {
         // Whoever stays is ended by the same signal, and well: nothing else may wait for it.
-        stage.stay().await?;
+        stage.stay(end).await?;
     }
     Ok(proven)
 }
@@ -261,7 +261,7 @@ async fn acts(
             view.replication.applied_lsn.parse::<Lsn>().is_ok_and(|applied| applied >= written)
         })
         .await?;
-    let proven = proof::print(playground, &outcome, &migrations).await?;
+    let proven = proof::print(playground, &outcome, &migrations, stage.screen).await?;
     if options.stay {
         stage.load = Some(start_load(options, playground, "stay"));
         stage.screen.say("the load goes on; Ctrl-C ends and removes everything");

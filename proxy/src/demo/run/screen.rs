@@ -3,6 +3,8 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
+
 use super::super::load::Snapshot;
 use crate::clock;
 use crate::controller::view::ResourceView;
@@ -18,6 +20,8 @@ pub(super) struct Screen {
     /// A renewable line stands on the terminal.
     open: bool,
     phase: String,
+    /// Why nobody reads it any more: the terminal was closed, say.
+    unread: Option<std::io::Error>,
 }
 
 impl Screen {
@@ -28,13 +32,31 @@ impl Screen {
             shown: None,
             open: false,
             phase: String::new(),
+            unread: None,
         }
+    }
+
+    /// Fails once nobody reads it any more.
+    pub(super) fn check(&mut self) -> Result<()> {
+        self.unread.take().map_or(Ok(()), Err).context("nobody reads what is said")
+    }
+
+    fn write(&mut self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            self.unread.get_or_insert(error);
+        }
+    }
+
+    /// A line as it is.
+    pub(super) fn line(&mut self, line: &str) {
+        self.write(&format!("{line}\n"));
     }
 
     /// A line that stays.
     pub(super) fn say(&mut self, line: &str) {
         self.clear();
-        println!("{:>6.1} s  {line}", self.began.elapsed().as_secs_f64());
+        self.line(&format!("{:>6.1} s  {line}", self.began.elapsed().as_secs_f64()));
     }
 
     /// How it goes now.
@@ -47,12 +69,11 @@ impl Screen {
         } else if self.terminal {
             self.clear();
             let width = 150;
-            print!(
+            self.write(&format!(
                 "{:>6.1} s  {}",
                 self.began.elapsed().as_secs_f64(),
                 line.chars().take(width).collect::<String>()
-            );
-            let _ = std::io::stdout().flush();
+            ));
             self.open = true;
         } else if self.shown.is_none_or(|shown| shown.elapsed() >= PLAIN) {
             self.say(&line);
@@ -62,7 +83,7 @@ impl Screen {
 
     fn clear(&mut self) {
         if self.open {
-            print!("\r\x1b[2K");
+            self.write("\r\x1b[2K");
             self.open = false;
         }
     }
