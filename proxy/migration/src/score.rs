@@ -88,7 +88,14 @@ fn cost(weight: f64, world: &World) -> Term {
             return term("cost", weight, Fact::unknown(why.clone()), None, String::new());
         }
     };
-    let difference = if primary > 0.0 { (primary - shadow) / primary } else { 0.0 };
+    let difference = if primary > 0.0 {
+        (primary - shadow) / primary
+    } else if shadow > 0.0 {
+        // Any price is infinitely more than none.
+        -RAW_LIMIT
+    } else {
+        0.0
+    };
     let detail = format!("{primary:.2}/h in {}, {shadow:.2}/h in {}", world.primary, world.shadow);
     term("cost", weight, both(&world.primary_cost, &world.shadow_cost, difference), None, detail)
 }

@@ -154,6 +154,18 @@ fn reports() {
 }
 
 #[test]
+fn a_primary_that_costs_nothing_is_not_left_for_one_that_does() {
+    let policy = policy(|_| {});
+    let raw = |primary, shadow| {
+        let world = World { primary_cost: known(primary), shadow_cost: known(shadow), ..world() };
+        let [_, cost, _] = score(&policy.weights, &world).terms;
+        (cost.raw.value().copied(), decide(&policy, &world, NOW).verdict != Verdict::Stay)
+    };
+    assert_eq!(raw(0.0, 0.01), (Some(-10.0), false));
+    assert_eq!(raw(0.0, 0.0), (Some(0.0), true));
+}
+
+#[test]
 fn pauses_after_undone_moves_grow_up_to_the_cooldown() {
     let policy = policy(|parts| parts.cooldown = Duration::from_mins(10));
     let pause = |count| {
@@ -205,6 +217,10 @@ fn maybe_outlook(range: std::ops::Range<f64>) -> impl Strategy<Value = Fact<Outl
     maybe(range).prop_map(|fact| fact.map(|median| outlook(*median)))
 }
 
+fn maybe_cost() -> impl Strategy<Value = Fact<f64>> {
+    prop_oneof![4 => maybe(0.1..5.0), 1 => Just(known(0.0))]
+}
+
 prop_compose! {
     fn any_world()(
         baseline_ms in maybe(1.0..50.0),
@@ -212,7 +228,7 @@ prop_compose! {
         primary_probe in maybe_outlook(1.0..100.0),
         shadow_probe in maybe_outlook(1.0..100.0),
         mirrored in (maybe_outlook(1.0..100.0), maybe_outlook(1.0..100.0)),
-        costs in (maybe(0.1..5.0), maybe(0.1..5.0)),
+        costs in (maybe_cost(), maybe_cost()),
         use_ in (maybe(0.0..1.0), maybe(0.0..1.0)),
         lag in maybe(0.0..4e7),
         above in proptest::option::of(0_u64..400_000),
@@ -278,6 +294,18 @@ proptest! {
         let sped = |fact: &Fact<Outlook>| fact.map(|now| outlook(now.median_ms / more));
         let faster = World { shadow_probe: sped(&world.shadow_probe), shadow_mirrored: sped(&world.shadow_mirrored), ..world };
         prop_assert!(moves_in(&faster), "a faster shadow");
+    }
+
+    /// What speaks against moving never makes a move of staying.
+    #[test]
+    fn a_price_that_speaks_against_it_never_starts_a_move(world in eager_world(), more in 1.0_f64..3.0) {
+        prop_assume!(!moves_in(&world));
+        let dearer = World { shadow_cost: world.shadow_cost.map(|cost| cost * more + more), ..world.clone() };
+        prop_assert!(!moves_in(&dearer), "a dearer shadow");
+        let cheaper = World { primary_cost: world.primary_cost.map(|cost| cost / more), ..world.clone() };
+        prop_assert!(!moves_in(&cheaper), "a cheaper primary");
+        let free = World { primary_cost: world.primary_cost.map(|_| 0.0), ..world };
+        prop_assert!(!moves_in(&free), "a primary that costs nothing");
     }
 
     /// A term of which something is unknown gives no points; an unknown that a guard needs stops the move.
