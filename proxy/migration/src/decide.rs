@@ -23,6 +23,13 @@ pub fn above_since(policy: &Policy, world: &World, now: Timestamp) -> Option<Tim
     }
 }
 
+/// Whether the score stays above only by its latency term: where no request came there is nothing that says so still.
+pub fn rests_on_latency(policy: &Policy, world: &World) -> bool {
+    let score = score(&policy.weights, world);
+    let [latency, ..] = &score.terms;
+    score.lower - latency.points_lower <= needed(policy) - policy.hysteresis
+}
+
 /// What the lower bound of the score must clear.
 pub fn needed(policy: &Policy) -> f64 {
     policy.threshold + policy.disruption

@@ -186,7 +186,8 @@ pub struct World {
     pub undone: Undone,
     /// Freezes in effect now.
     pub freezes: Vec<Freeze>,
-    /// Since when the score has been above the threshold without a break.
+    /// Since when the score has been above the threshold without a break: the time that was counted, back from the moment of this
+    /// world.
     pub above_since: Option<Timestamp>,
 }
 

@@ -106,6 +106,8 @@ pub struct Machine {
 
     gate_closed_at: Option<Instant>,
     last_step: Instant,
+    /// Counts the steps.
+    pub(super) paced: Steady,
     journal_fails: Option<String>,
     /// Facts that the journal could not take, and that nobody will tell again.
     unwritten: Vec<Event>,
@@ -174,6 +176,7 @@ impl Machine {
             crowded: None,
             gate_closed_at: None,
             last_step: clock::monotonic(),
+            paced: Steady::begin(),
             journal_fails: None,
             unwritten: Vec::new(),
             retiring,
@@ -671,7 +674,7 @@ impl Machine {
         self.freeze_after_taking_back(now);
         self.read_moves();
         let served = self.signals.served_by().to_owned();
-        self.signals.observe(&self.state.primary.0, measured, moving, now);
+        self.signals.observe(&self.state.primary.0, measured, moving, self.paced.now());
         if !served.is_empty() && served != self.signals.served_by() {
             telemetry::forecasts_end(&self.state.resource, &served, &self.signals);
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use migration::aftermath::Answers;
 use migration::cutover::State;
+use migration::decide::{above_since, rests_on_latency};
 use migration::policy::{GuardedFact, Policy};
 use migration::units::{ByteCount, Timestamp, Zone};
 use migration::world::{Fact, Freeze, Maintenance, Outlook, Path, Service, Undone, World};
@@ -24,6 +25,8 @@ const BASELINE_MINIMUM: usize = 12;
 const LONGEST_DAY: u128 = 20_000;
 /// Steps that are put away while the history is replayed, at most.
 const MEANWHILE: usize = 4096;
+/// A step that comes later than so many after the one before counts as so many.
+const LATEST: u32 = 2;
 /// A forecaster makes an example to learn from at every so many steps.
 const EXAMPLES_EVERY: usize = 8;
 
@@ -102,7 +105,8 @@ pub struct Signals {
     settings: Settings,
     learner: Option<Learner>,
     pace: Duration,
-    step: u64,
+    /// The newest step, and when it ended.
+    newest: Option<(u64, Timestamp)>,
     /// Request path, by the zone that served: a new series begins with each move.
     requests: Ensemble,
     served_by: String,
@@ -110,14 +114,14 @@ pub struct Signals {
     /// Mirrored reads, between the zones of now.
     mirrored: Option<SameReads>,
     history: VecDeque<f64>,
-    /// From where, where to, and since when the score of that move has cleared what is needed.
-    above_since: Option<([Zone; 2], Timestamp)>,
+    /// From where, where to, and for how long the score of that move has cleared what is needed, as counted at each step.
+    above: Option<([Zone; 2], Duration)>,
+    /// What the newest step is worth of that; none: it is counted.
+    uncounted: Option<Duration>,
     measured: Measured,
     request: Option<f64>,
     /// Steps that were taken while the history is replayed; none: it is not.
     meanwhile: Option<Vec<Taken>>,
-    /// The newest step of a replay, until the first one after it.
-    resumes: Option<(u64, Timestamp)>,
     replayed: usize,
 }
 
@@ -134,7 +138,7 @@ impl Signals {
         };
         Self {
             pace: step,
-            step: 0,
+            newest: None,
             requests: Ensemble::new(settings.clone()),
             settings,
             learner,
@@ -142,11 +146,11 @@ impl Signals {
             probes: BTreeMap::new(),
             mirrored: None,
             history: VecDeque::new(),
-            above_since: None,
+            above: None,
+            uncounted: None,
             measured: Measured::default(),
             request: None,
             meanwhile: None,
-            resumes: None,
             replayed: 0,
         }
     }
@@ -171,7 +175,7 @@ impl Signals {
         }
         self.probes = warm.probes;
         self.history = warm.usual;
-        self.resumes = Some(warm.newest);
+        self.newest = Some(warm.newest);
         for taken in meanwhile {
             self.take(taken);
         }
@@ -187,9 +191,12 @@ impl Signals {
         self.replayed
     }
 
-    /// Takes the measurements of the step that ends at `at`. `moving`: the gate was closed in it, and its latencies are not
-    /// the zone's.
+    /// Takes the measurements of the step that ends at `at`, by a clock that does not jump. `moving`: the gate was closed in it, and its
+    /// latencies are not the zone's.
     pub fn observe(&mut self, primary: &str, measured: Measured, moving: bool, at: Timestamp) {
+        let passed = self.newest.map_or(Duration::ZERO, |(_, before)| at.since(before));
+        // In a pause nobody looked.
+        self.uncounted = Some(passed.min(self.pace.saturating_mul(LATEST)));
         self.request = measured.request_p95_ms.filter(|_| !moving);
         let probe =
             |(zone, value): (&String, &Result<f64, String>)| (zone.clone(), value.as_ref().ok().copied());
@@ -235,21 +242,19 @@ impl Signals {
     }
 
     fn take(&mut self, taken: Taken) {
-        self.step = match self.resumes.take() {
-            Some((newest, at)) => {
-                let pace = u64::try_from(self.pace.as_millis()).unwrap_or(u64::MAX).max(1);
-                let passed = taken.at.0.saturating_sub(at.0).saturating_add(pace / 2) / pace;
-                newest + passed.max(1)
-            }
-            None => self.step + 1,
-        };
+        let step = self.newest.map_or(1, |(newest, at)| {
+            let pace = u64::try_from(self.pace.as_millis()).unwrap_or(u64::MAX).max(1);
+            let passed = taken.at.0.saturating_sub(at.0).saturating_add(pace / 2) / pace;
+            newest + passed.max(1)
+        });
+        self.newest = Some((step, taken.at));
         if self.served_by != taken.primary {
             self.requests = Ensemble::new(self.settings.clone());
             self.replayed = 0;
             taken.primary.clone_into(&mut self.served_by);
         }
         let foreseen = |zone: &str| taken.foreseen.get(zone).map_or(&[][..], Vec::as_slice);
-        self.requests.observe_knowing(self.step, taken.request, foreseen(&taken.primary));
+        self.requests.observe_knowing(step, taken.request, foreseen(&taken.primary));
         if let Some(value) = taken.request {
             self.history.push_back(value);
             if self.history.len() > BASELINE_STEPS {
@@ -260,12 +265,12 @@ impl Signals {
             self.probes
                 .entry(zone.clone())
                 .or_insert_with(|| Ensemble::new(self.settings.clone()))
-                .observe_knowing(self.step, *value, foreseen(zone));
+                .observe_knowing(step, *value, foreseen(zone));
         }
         SameReads::take(
             &mut self.mirrored,
             &self.settings,
-            self.step,
+            step,
             &taken.primary,
             taken.mirrored.as_ref(),
             foreseen,
@@ -383,11 +388,26 @@ impl Signals {
             above_since: None,
         };
         world.baseline_ms = baseline(&world);
-        let way = [state.primary.clone(), state.shadow.clone()];
-        world.above_since = self.above_since.take().and_then(|(of, since)| (of == way).then_some(since));
-        world.above_since = migration::decide::above_since(policy, &world, now);
-        self.above_since = world.above_since.map(|since| (way, since));
+        self.count_above(policy, &mut world, age, now);
         world
+    }
+
+    /// For how long the score has cleared what is needed. Only a step begins that, and each adds what it is worth once, if it brought what
+    /// says so; between two of them it grows up to the next.
+    fn count_above(&mut self, policy: &Policy, world: &mut World, age: Duration, now: Timestamp) {
+        let way = [world.primary.clone(), world.shadow.clone()];
+        let before = self.above.take().filter(|(of, _)| *of == way).map(|(_, time)| time);
+        let (counts, begins) = (self.uncounted.take(), before.is_none());
+        if begins && counts.is_none() {
+            return;
+        }
+        let told = self.request.is_some() || !rests_on_latency(policy, world);
+        let time = before.map(|time| time + counts.filter(|_| told).unwrap_or_default());
+        let shown =
+            time.map(|time| u64::try_from((time + age.min(self.pace)).as_millis()).unwrap_or(u64::MAX));
+        world.above_since = shown.map(|ms| Timestamp(now.0.saturating_sub(ms)));
+        world.above_since = above_since(policy, world, now);
+        self.above = world.above_since.map(|_| (way, time.unwrap_or_default()));
     }
 
     /// Cost of `zone` at full capacity, per hour: what a feed says, else what is configured.
@@ -525,6 +545,102 @@ mod tests {
         assert_eq!(world.mirrored_different.value(), None);
         assert!(world.expected_from_shadow().is_none());
         assert!(world.above_since.is_none_or(|since| since == now), "that was of the way there");
+    }
+
+    /// Slow in the west, better in the east.
+    fn slow(requests: bool) -> Measured {
+        Measured {
+            request_p95_ms: requests.then_some(300.0),
+            probes_ms: [("west".to_owned(), Ok(280.0)), ("east".to_owned(), Ok(10.0))].into(),
+            ..Measured::default()
+        }
+    }
+
+    /// A resource that is looked at every 10 s, and whose score must last for three minutes.
+    struct Looked {
+        signals: Signals,
+        state: State,
+        policy: Policy,
+        /// Of the clock that does not jump, milliseconds.
+        at: u64,
+    }
+
+    impl Looked {
+        fn new() -> Self {
+            let policy = Policy::new(PolicyParts::default()).expect("valid");
+            let mut state = State::first("orders", "west".into(), "east".into(), Timestamp(0));
+            state.phase = Phase::Shadowing;
+            Self { signals: Signals::new(1, policy.step, None), state, policy, at: 100_000_000 }
+        }
+
+        fn steps(&mut self, count: usize, requests: bool) {
+            for _ in 0..count {
+                self.at += 10_000;
+                self.signals.observe("west", slow(requests), false, Timestamp(self.at));
+                self.sustained(0, 0);
+            }
+        }
+
+        /// For how long the score counts as above, in seconds, when the wall clock is `off`, so many seconds after the step; none: it
+        /// is not.
+        fn sustained(&mut self, off: i64, age: u64) -> Option<u64> {
+            let now = Timestamp(self.at.saturating_add_signed(off * 1000) + age * 1000);
+            let age = Duration::from_secs(age);
+            let world = self.signals.world(&self.policy, &self.state, Moves::default(), Vec::new(), age, now);
+            world.above_since.map(|since| now.since(since).as_secs())
+        }
+    }
+
+    #[test]
+    fn a_score_lasts_by_its_steps_and_not_by_the_wall_clock() {
+        let mut looked = Looked::new();
+        looked.steps(40, true);
+        let before = looked.sustained(0, 0).expect("above");
+        assert!(before >= 180, "{before}");
+        assert_eq!(looked.sustained(-3600, 0), Some(before), "the clock was put back");
+        assert_eq!(looked.sustained(3600, 0), Some(before), "the clock was put forward");
+        assert_eq!(looked.sustained(0, 4), Some(before + 4), "between two steps");
+        assert_eq!(looked.sustained(0, 3600), Some(before + 10), "the next step is late");
+        looked.steps(2, true);
+        assert_eq!(looked.sustained(0, 0), Some(before + 20));
+    }
+
+    #[test]
+    fn a_pause_is_a_gap_and_no_time_in_which_a_score_lasted() {
+        let mut looked = Looked::new();
+        looked.steps(40, true);
+        let before = looked.sustained(0, 0).expect("above");
+        // The process stood still for 5 minutes.
+        looked.at += 300_000;
+        looked.steps(1, true);
+        assert_eq!(looked.sustained(0, 0), Some(before + 20));
+        looked.at += 3_600_000;
+        looked.steps(1, false);
+        assert_eq!(looked.signals.requests().abstentions().of_late(predictor::Reason::Stale), 1);
+        assert_eq!(looked.sustained(0, 0), None, "no forecast says so any more");
+    }
+
+    #[test]
+    fn what_nobody_asked_for_does_not_last() {
+        let mut looked = Looked::new();
+        looked.steps(40, true);
+        let before = looked.sustained(0, 0).expect("above");
+        looked.steps(20, false);
+        assert_eq!(looked.sustained(0, 0), Some(before), "the forecast stands, and nothing confirms it");
+        looked.steps(1, true);
+        assert_eq!(looked.sustained(0, 0), Some(before + 10));
+        let mut parts = (*looked.policy).clone();
+        parts.weights.cost = 1.0;
+        looked.policy = Policy::new(parts).expect("valid");
+        let before = looked.sustained(0, 0).expect("above");
+        looked.at += 10_000;
+        let cost = [("west".to_owned(), Some(2.0)), ("east".to_owned(), Some(1.0))].into();
+        looked.signals.observe("west", Measured { cost, ..slow(false) }, false, Timestamp(looked.at));
+        assert_eq!(
+            looked.sustained(0, 0),
+            Some(before + 10),
+            "the price says so whether anybody asks or not"
+        );
     }
 
     #[test]
