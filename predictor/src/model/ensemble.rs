@@ -229,6 +229,11 @@ impl Ensemble {
         weights.iter().enumerate().map(|(place, at)| (Panel::name(place), at[LEVELS.len() / 2])).collect()
     }
 
+    /// How many steps ago the newest value came; `None` before there was one.
+    pub fn age(&self) -> Option<usize> {
+        self.freshness.age()
+    }
+
     /// What is foreseen of the level; `None` before there is one, or where it is too old.
     pub fn events(&self) -> Option<Events> {
         self.check().ok().and(self.events)

@@ -43,11 +43,28 @@ impl<T> Fact<T> {
         }
     }
 
+    /// How old it is, if known.
+    pub fn age(&self) -> Option<Duration> {
+        match self {
+            Self::Known { age, .. } => Some(*age),
+            Self::Unknown { .. } => None,
+        }
+    }
+
     /// Why it is unknown.
     pub fn why_unknown(&self) -> Option<&str> {
         match self {
             Self::Known { .. } => None,
             Self::Unknown { why } => Some(why),
+        }
+    }
+
+    /// The same, so much later.
+    #[must_use]
+    pub fn aged(self, by: Duration) -> Self {
+        match self {
+            Self::Known { value, age, source } => Self::Known { value, age: age.saturating_add(by), source },
+            unknown @ Self::Unknown { .. } => unknown,
         }
     }
 
@@ -113,6 +130,16 @@ pub struct Path {
 }
 
 impl Path {
+    /// The same, so much later.
+    #[must_use]
+    pub fn aged(self, by: Duration) -> Self {
+        Self {
+            rtt_ms: self.rtt_ms.aged(by),
+            loss: self.loss.aged(by),
+            route_age_ms: self.route_age_ms.aged(by),
+        }
+    }
+
     /// Nothing is known of it.
     pub fn unknown(why: &str) -> Self {
         Self { rtt_ms: Fact::unknown(why), loss: Fact::unknown(why), route_age_ms: Fact::unknown(why) }

@@ -37,7 +37,7 @@ pub(super) fn step(
         keep(series::UTILIZATION, zone, busy.value().copied());
     }
     for zone in measured.cost.keys() {
-        keep(series::COST, zone, signals.cost(zone).value().copied());
+        keep(series::COST, zone, signals.cost(zone, Duration::ZERO).value().copied());
     }
     for (zone, foreseen) in &measured.fed.foreseen {
         // The first is this step's own.

@@ -113,7 +113,8 @@ pub struct Signals {
     probes: BTreeMap<String, Ensemble>,
     /// Mirrored reads, between the zones of now.
     mirrored: Option<SameReads>,
-    history: VecDeque<f64>,
+    /// The newest values of the request path, by step, whichever zone served.
+    history: VecDeque<(u64, f64)>,
     /// From where, where to, and for how long the score of that move has cleared what is needed, as counted at each step.
     above: Option<([Zone; 2], Duration)>,
     /// What the newest step is worth of that; none: it is counted.
@@ -256,7 +257,7 @@ impl Signals {
         let foreseen = |zone: &str| taken.foreseen.get(zone).map_or(&[][..], Vec::as_slice);
         self.requests.observe_knowing(step, taken.request, foreseen(&taken.primary));
         if let Some(value) = taken.request {
-            self.history.push_back(value);
+            self.history.push_back((step, value));
             if self.history.len() > BASELINE_STEPS {
                 self.history.pop_front();
             }
@@ -342,7 +343,7 @@ impl Signals {
         let mirrored = |side: usize, zone: &str| {
             let reads = self.mirrored.as_ref().and_then(|reads| reads.between(&primary, &shadow));
             match reads {
-                Some(sides) => outlook(&sides[side], policy, age, format!("mirrored reads in {zone}")),
+                Some(sides) => self.outlook(&sides[side], policy, age, format!("mirrored reads in {zone}")),
                 None => Fact::unknown("no reads were mirrored yet"),
             }
         };
@@ -361,15 +362,14 @@ impl Signals {
                 Some(share) => Fact::known(share, age, "mirrored reads"),
                 None => Fact::unknown("hardly any reads were mirrored of late"),
             },
-            primary_cost: self.cost(&primary),
-            shadow_cost: self.cost(&shadow),
+            primary_cost: self.cost(&primary, age),
+            shadow_cost: self.cost(&shadow, age),
             primary_utilization: self.utilization(&primary, &primary, age),
             shadow_utilization: self.utilization(&shadow, &primary, age),
-            shadow_path: fed
-                .paths
-                .get(&shadow)
-                .cloned()
-                .unwrap_or_else(|| Path::unknown(&format!("no feed of use path speaks of {shadow}"))),
+            shadow_path: fed.paths.get(&shadow).map_or_else(
+                || Path::unknown(&format!("no feed of use path speaks of {shadow}")),
+                |path| path.clone().aged(age),
+            ),
             lag: match &self.measured.lag {
                 Some(Ok(bytes)) => Fact::known(ByteCount(*bytes), age, "replication stream"),
                 Some(Err(why)) => Fact::unknown(why.clone()),
@@ -410,14 +410,14 @@ impl Signals {
         self.above = world.above_since.map(|_| (way, time.unwrap_or_default()));
     }
 
-    /// Cost of `zone` at full capacity, per hour: what a feed says, else what is configured.
-    pub fn cost(&self, zone: &str) -> Fact<f64> {
+    /// Cost of `zone` at full capacity, per hour: what a feed says, else what is configured. `age` is how long ago the last step ended.
+    pub fn cost(&self, zone: &str, age: Duration) -> Fact<f64> {
         let configured = || match self.measured.cost.get(zone).copied() {
             Some(Some(value)) => Fact::known(value, Duration::ZERO, "configuration"),
             None => Fact::unknown(format!("the cost of {zone} was not looked up yet")),
             Some(None) => Fact::unknown(format!("no cost is configured for {zone}")),
         };
-        self.measured.fed.cost.get(zone).cloned().unwrap_or_else(configured)
+        self.measured.fed.cost.get(zone).map_or_else(configured, |cost| cost.clone().aged(age))
     }
 
     /// How busy `zone` is while `primary` serves: what a feed says, else what was counted.
@@ -428,7 +428,7 @@ impl Signals {
             Some(Err(why)) => Fact::unknown(why.clone()),
             None => Fact::unknown(format!("the utilisation of {zone} was not measured yet")),
         };
-        self.measured.fed.utilization.get(zone).cloned().unwrap_or_else(counted)
+        self.measured.fed.utilization.get(zone).map_or_else(counted, |busy| busy.clone().aged(age))
     }
 
     /// Median forecast of a zone's probe, milliseconds.
@@ -455,20 +455,42 @@ impl Signals {
                 self.history.len()
             ));
         }
-        let mut sorted: Vec<f64> = self.history.iter().copied().collect();
+        let mut sorted: Vec<f64> = self.history.iter().map(|(_, value)| *value).collect();
         sorted.sort_by(f64::total_cmp);
+        let newest =
+            self.newest.zip(self.history.back()).map(|((now, _), (then, _))| now.saturating_sub(*then));
+        let age = self.since(newest, age);
         Fact::known(sorted[sorted.len() / 4], age, "usual on the request path")
     }
 
+    /// How old a value is that came so many steps before the newest, which ended `age` ago.
+    fn since(&self, steps: Option<u64>, age: Duration) -> Duration {
+        let steps = u32::try_from(steps.unwrap_or(0)).unwrap_or(u32::MAX);
+        age.saturating_add(self.pace.saturating_mul(steps))
+    }
+
+    fn outlook(
+        &self,
+        forecaster: &Ensemble,
+        policy: &Policy,
+        age: Duration,
+        source: String,
+    ) -> Fact<Outlook> {
+        let steps = forecaster.age().and_then(|steps| u64::try_from(steps).ok());
+        outlook(forecaster, policy, self.since(steps, age), source)
+    }
+
     fn request_outlook(&self, policy: &Policy, age: Duration) -> Fact<Outlook> {
-        outlook(&self.requests, policy, age, format!("request path in {}", self.served_by))
+        self.outlook(&self.requests, policy, age, format!("request path in {}", self.served_by))
     }
 
     fn probe_outlook(&self, zone: &str, policy: &Policy, age: Duration) -> Fact<Outlook> {
         let probe = if self.measured.probed_by_sql { "SQL probe" } else { "HTTP probe" };
         match (self.measured.probes_ms.get(zone), self.probes.get(zone)) {
             (Some(Err(why)), _) => Fact::unknown(format!("the {probe} of {zone} fails: {why}")),
-            (Some(Ok(_)), Some(forecaster)) => outlook(forecaster, policy, age, format!("{probe} of {zone}")),
+            (Some(Ok(_)), Some(forecaster)) => {
+                self.outlook(forecaster, policy, age, format!("{probe} of {zone}"))
+            }
             _ => Fact::unknown(format!("{zone} was not probed yet")),
         }
     }
@@ -482,8 +504,11 @@ fn not_since<T>(primary: &str) -> Fact<T> {
 /// usual while a better one stands by.
 fn baseline(world: &World) -> Fact<f64> {
     match (&world.baseline_ms, world.expected_from_shadow()) {
-        (Fact::Known { value, age, .. }, Some((there, by))) if there < *value => {
-            Fact::known(there, *age, format!("expected from the shadow by {by}"))
+        (Fact::Known { value, .. }, Some((there, by))) if there < *value => {
+            let both = world.side_by_side();
+            let by_forecasts = [&world.latency, both.primary, both.shadow];
+            let age = by_forecasts.into_iter().filter_map(Fact::age).max().unwrap_or_default();
+            Fact::known(there, age, format!("expected from the shadow by {by}"))
         }
         (usual, _) => usual.clone(),
     }
@@ -641,6 +666,30 @@ mod tests {
             Some(before + 10),
             "the price says so whether anybody asks or not"
         );
+    }
+
+    #[test]
+    fn a_fact_is_as_old_as_the_value_that_it_rests_on() {
+        let mut looked = Looked::new();
+        looked.steps(20, true);
+        looked.steps(30, false);
+        let fed = Fact::known(0.5, Duration::from_secs(60), "feed");
+        looked.signals.measured.fed.utilization.insert("east".into(), fed.clone());
+        looked.signals.measured.fed.cost.insert("east".into(), fed);
+        let (now, age) = (Timestamp(looked.at + 4000), Duration::from_secs(4));
+        let world =
+            looked.signals.world(&looked.policy, &looked.state, Moves::default(), Vec::new(), age, now);
+        let seconds = |age: Option<Duration>| age.expect("known").as_secs();
+        assert_eq!(seconds(world.latency.age()), 304);
+        assert_eq!(
+            seconds(world.baseline_ms.age()),
+            304,
+            "expected from the shadow by what is forecast here"
+        );
+        assert_eq!(seconds(looked.signals.usual(age).age()), 304);
+        assert_eq!(seconds(world.primary_probe.age()), 4, "it was probed in the last step");
+        assert_eq!(seconds(world.shadow_utilization.age()), 64);
+        assert_eq!(seconds(world.shadow_cost.age()), 64);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub struct Warm {
     pub(super) served_by: String,
     pub(super) requests: Ensemble,
     pub(super) probes: BTreeMap<String, Ensemble>,
-    pub(super) usual: VecDeque<f64>,
+    pub(super) usual: VecDeque<(u64, f64)>,
     /// The newest step that they have seen, and when it was.
     pub(super) newest: (u64, Timestamp),
     /// Values of the request path that were replayed.
@@ -118,7 +118,7 @@ mod tests {
             at: at(end - 1),
             requests: steps(1.0),
             probes: vec![("west".into(), steps(2.0))],
-            usual: (0..end).map(value).collect(),
+            usual: steps(1.0),
             ..Replay::default()
         }
     }

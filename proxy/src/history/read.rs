@@ -296,8 +296,7 @@ impl Reader {
             here.retain(|(at, _)| elsewhere.is_none_or(|other| *at > other));
             replay.requests = numbered(&here, anchor, step_ms, shorter);
             usual.sort_by_key(|(at, _)| *at);
-            replay.usual =
-                numbered(&usual, anchor, step_ms, shorter).into_iter().map(|(_, value)| value).collect();
+            replay.usual = numbered(&usual, anchor, step_ms, shorter);
             for series in probes {
                 let samples = self.samples(series.id, from)?;
                 if !samples.is_empty() {

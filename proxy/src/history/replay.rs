@@ -29,8 +29,8 @@ pub struct Replay {
     pub requests: Vec<(u64, f64)>,
     /// Each zone's HTTP probe, by step.
     pub probes: Vec<(String, Vec<(u64, f64)>)>,
-    /// The request path whichever zone served: for what is usual.
-    pub usual: Vec<f64>,
+    /// The request path whichever zone served, by step: for what is usual.
+    pub usual: Vec<(u64, f64)>,
     /// What was told of each zone's steps beforehand; a zone of which nothing was is missing.
     pub told: BTreeMap<String, Told>,
 }
