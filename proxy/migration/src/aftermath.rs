@@ -10,9 +10,9 @@ use std::time::Duration;
 use crate::policy::TakeBack;
 use crate::units::{Generation, Timestamp};
 
-/// How much of the time before a move counts.
+/// How much of the time before a move counts, back from the last step of the old primary; that one counts however long it was.
 const BEFORE: Duration = Duration::from_secs(300);
-/// How much of the time since it.
+/// How much of the time since it, back from the last step.
 const SINCE: Duration = Duration::from_secs(60);
 /// Fewer failures than these are nobody's fault.
 const FEWEST: u64 = 5;
@@ -47,10 +47,10 @@ pub struct Aftermath {
 }
 
 impl Aftermath {
-    /// What was answered in the step that ends `now`, in which nobody was held. `generation`: of the primary.
+    /// What was answered in the step that ends `now`, by a clock that does not jump, in which nobody was held. `generation`: of the primary.
     pub fn observe(&mut self, generation: Generation, answers: Answers, now: Timestamp) {
         if self.generation.is_some_and(|known| known != generation) {
-            self.moved = Some((now, self.lately(BEFORE, now)));
+            self.moved = Some((now, self.lately(BEFORE)));
             self.recent.clear();
         }
         self.generation = Some(generation);
@@ -63,13 +63,15 @@ impl Aftermath {
     /// Whether more fails since the last move than before; none: no, nobody can tell, or it is too long ago.
     pub fn worse(&self, rules: TakeBack, now: Timestamp) -> Option<Worse> {
         let (_, before) = self.moved.filter(|(at, _)| now.since(*at) < rules.within)?;
-        let since = self.lately(SINCE, now);
+        let since = self.lately(SINCE);
         let more = since.bounds().0 > before.bounds().1 + rules.failures.get();
         (more && since.failed >= FEWEST).then_some(Worse { before, since })
     }
 
-    fn lately(&self, span: Duration, now: Timestamp) -> Answers {
-        let recent = self.recent.iter().filter(|(at, _)| now.since(*at) <= span);
+    /// At least the last step, which may be longer than `span`.
+    fn lately(&self, span: Duration) -> Answers {
+        let Some((newest, _)) = self.recent.back() else { return Answers::default() };
+        let recent = self.recent.iter().filter(|(at, _)| newest.since(*at) <= span);
         recent.fold(Answers::default(), |sum, (_, answers)| Answers {
             all: sum.all + answers.all,
             failed: sum.failed + answers.failed,
@@ -127,11 +129,15 @@ mod tests {
 
     /// What it comes to after these steps of the old primary and those of the new one.
     fn after(before: &[(u64, u64)], since: &[(u64, u64)]) -> Option<Worse> {
+        after_steps_of(STEP, before, since)
+    }
+
+    fn after_steps_of(step: u64, before: &[(u64, u64)], since: &[(u64, u64)]) -> Option<Worse> {
         let mut aftermath = Aftermath::default();
         let mut now = Timestamp(1);
         for (generation, steps) in [(1, before), (2, since)] {
             for (all, failed) in steps {
-                now = Timestamp(now.0 + STEP);
+                now = Timestamp(now.0 + step);
                 aftermath.observe(Generation(generation), Answers { all: *all, failed: *failed }, now);
             }
         }
@@ -162,6 +168,15 @@ mod tests {
             (&[(3, 0)], &[(3, 3)]),
         ] {
             assert_eq!(after(before, since), None, "{before:?} {since:?}");
+        }
+    }
+
+    #[test]
+    fn steps_longer_than_what_counts_count_as_a_whole() {
+        for step in [120_000, 300_000, 600_000] {
+            let worse = after_steps_of(step, &[(100, 0); 3], &[(100, 100)]);
+            assert!(worse.is_some_and(|worse| worse.before.all >= 100), "{step}: {worse:?}");
+            assert_eq!(after_steps_of(step, &[(100, 100); 3], &[(100, 100)]), None, "{step}");
         }
     }
 

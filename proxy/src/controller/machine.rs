@@ -668,13 +668,13 @@ impl Machine {
         let (lag, blockers, service) = self.facts();
         (measured.lag, measured.blockers, measured.shadow_service) = (lag, blockers, Some(service));
         self.last_step = clock::monotonic();
-        let now = clock::now();
+        let (now, at) = (clock::now(), self.paced.now());
         self.measure_worth(&measured, moving);
-        self.see_aftermath(measured.answers, moving, now);
+        self.see_aftermath(measured.answers, moving, at);
         self.freeze_after_taking_back(now);
         self.read_moves();
         let served = self.signals.served_by().to_owned();
-        self.signals.observe(&self.state.primary.0, measured, moving, self.paced.now());
+        self.signals.observe(&self.state.primary.0, measured, moving, at);
         if !served.is_empty() && served != self.signals.served_by() {
             telemetry::forecasts_end(&self.state.resource, &served, &self.signals);
         }

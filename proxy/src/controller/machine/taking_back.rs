@@ -39,10 +39,10 @@ fn command(resource: &str, to: &Zone) -> String {
 }
 
 impl Machine {
-    /// What was answered in the step that ends `now`; `moving`: not all of it as the primary would.
-    pub(super) fn see_aftermath(&mut self, answers: Answers, moving: bool, now: Timestamp) {
+    /// What was answered in the step that ends `at`, as steps are counted; `moving`: not all of it as the primary would.
+    pub(super) fn see_aftermath(&mut self, answers: Answers, moving: bool, at: Timestamp) {
         if !moving {
-            self.aftermath.observe(self.state.generation, answers, now);
+            self.aftermath.observe(self.state.generation, answers, at);
         }
     }
 
@@ -78,9 +78,8 @@ impl Machine {
         let policy = self.hands.policy();
         let waits = self.state.run.is_none() || self.state.phase == Phase::Soaking;
         let itself = self.taken_back.as_ref().is_some_and(|taken| taken.generation == self.state.generation);
-        let Some(worse) = self.aftermath.worse(policy.take_back, now).filter(|_| waits && !itself) else {
-            return;
-        };
+        let worse = self.aftermath.worse(policy.take_back, self.paced.now());
+        let Some(worse) = worse.filter(|_| waits && !itself) else { return };
         let (here, there) = (self.state.primary.clone(), self.state.shadow.clone());
         let why = worse.to_string();
         if policy.mode != Mode::Auto {
