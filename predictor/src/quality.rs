@@ -1,11 +1,11 @@
-//! How good the forecasts of one series have been of late: over the last [`WINDOW`] steps, older ones count for nothing.
+//! How good the forecasts of one series have been of late: the last [`WINDOW`] that a value judged, older ones count for nothing.
 
 use std::collections::VecDeque;
 
 use crate::forecast::{LEVELS, Quantiles, Reason};
 use crate::sample;
 
-/// Steps over which forecasts are judged: two hours of 10 s.
+/// Forecasts that are looked at, and steps in which there may have been none: two hours of 10 s.
 pub const WINDOW: usize = 720;
 
 /// The figures at one distance ahead.

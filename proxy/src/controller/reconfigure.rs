@@ -12,6 +12,7 @@ use super::retirement::Aside;
 use super::{Denied, Persist};
 use crate::clock;
 use crate::config::model::Resource;
+use crate::telemetry::metrics as telemetry;
 
 /// Keys of the tasks that bring workers to their numbers.
 const ADJUST: &str = "adjust";
@@ -58,6 +59,7 @@ impl Machine {
             persist.write().map_err(Denied::Journal)?;
         }
         self.hands.resource.replace(next);
+        telemetry::guards_end(&self.state.resource, was, is);
         if ends {
             self.take(Event::ShadowDisabled);
         } else if is.shadow_enabled

@@ -111,8 +111,10 @@ pub fn decision(resource: &str, report: &DecisionReport, signals: &Signals, poli
         .set(report.score.lower);
     gauge!(names::THRESHOLD, names::RESOURCE => resource.to_owned()).set(report.needed);
     for guard in &report.guards {
+        // Two guards of one fact are a band: it has to be within both.
+        let passed = report.guards.iter().filter(|same| same.name == guard.name).all(|same| same.passed);
         gauge!(names::GUARD, names::RESOURCE => resource.to_owned(), names::GUARD_NAME => guard.name)
-            .set(f64::from(u8::from(guard.passed)));
+            .set(f64::from(u8::from(passed)));
     }
     quality(resource, signals);
     let forecast = signals.request_forecast(policy);
@@ -121,6 +123,15 @@ pub fn decision(resource: &str, report: &DecisionReport, signals: &Signals, poli
         let forecast = forecast.as_ref()?;
         Some(forecast.quantile(if first { 0 } else { last }, level) / 1000.0)
     });
+}
+
+/// Another policy: of a guard that it does not have nothing passes or fails any more.
+pub fn guards_end(resource: &str, before: &Policy, now: &Policy) {
+    let kept = |fact| now.guards.iter().any(|guard| guard.fact == fact);
+    for gone in before.guards.iter().filter(|guard| !kept(guard.fact)) {
+        gauge!(names::GUARD, names::RESOURCE => resource.to_owned(), names::GUARD_NAME => gone.fact.name())
+            .set(f64::NAN);
+    }
 }
 
 /// A forecast's quantiles, seconds, of its first step and of its last; NaN where there is none.
@@ -158,7 +169,7 @@ pub fn forecasts_end(resource: &str, zone: &str, signals: &Signals) {
     }
 }
 
-/// How good the forecasts were of late, and what is foreseen of the level.
+/// How good the forecasts were of late, and what is foreseen of the level; NaN where nothing is.
 fn quality(resource: &str, signals: &Signals) {
     let labels = |step: usize| {
         [
@@ -169,17 +180,14 @@ fn quality(resource: &str, signals: &Signals) {
     };
     let requests = signals.requests();
     for (ahead, quality) in requests.quality() {
-        if quality.scored > 0 {
-            gauge!(names::FORECAST_COVERAGE, &labels(ahead)).set(quality.coverage);
-        }
-        if let Some(ratio) = quality.against_last_value() {
-            gauge!(names::FORECAST_LOSS, &labels(ahead)).set(ratio);
-        }
+        let coverage = if quality.scored > 0 { quality.coverage } else { f64::NAN };
+        gauge!(names::FORECAST_COVERAGE, &labels(ahead)).set(coverage);
+        gauge!(names::FORECAST_LOSS, &labels(ahead)).set(quality.against_last_value().unwrap_or(f64::NAN));
     }
-    if let Some(events) = requests.events() {
-        for (horizon, probability) in predictor::event::EVENT_HORIZONS.into_iter().zip(events.worse) {
-            gauge!(names::FORECAST_WORSE, &labels(horizon)).set(probability);
-        }
+    let worse = requests.events().map(|events| events.worse);
+    for (place, horizon) in predictor::event::EVENT_HORIZONS.into_iter().enumerate() {
+        let probability = worse.map_or(f64::NAN, |worse| worse[place]);
+        gauge!(names::FORECAST_WORSE, &labels(horizon)).set(probability);
     }
     let abstentions = requests.abstentions();
     for reason in predictor::Reason::ALL {
@@ -319,7 +327,92 @@ pub fn feed_ages(board: &FeedBoard, now: Timestamp) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use migration::decide::decide;
+    use migration::policy::{Bound, ExtraGuard, GuardedFact, PolicyParts};
+    use migration::world::{Fact, World};
+
     use super::*;
+    use crate::controller::signals::Measured;
+
+    /// Gauges by name and labels.
+    fn gauges(tell: impl FnOnce()) -> BTreeMap<String, f64> {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, tell);
+        let shown = recorder.handle().render();
+        let lines = shown.lines().filter(|line| !line.starts_with('#'));
+        let number =
+            |line: &str| Some((line.rsplit_once(' ')?.0.to_owned(), line.rsplit_once(' ')?.1.parse().ok()?));
+        lines.filter_map(number).collect()
+    }
+
+    fn guarded(guards: &[(GuardedFact, Bound)]) -> Policy {
+        let guard = |(fact, bound): &(GuardedFact, Bound)| ExtraGuard {
+            fact: *fact,
+            bound: *bound,
+            binds_operator: false,
+        };
+        let guards = guards.iter().map(guard).collect();
+        Policy::new(PolicyParts { guards, ..PolicyParts::default() }).expect("valid")
+    }
+
+    #[test]
+    fn a_band_passes_where_both_of_its_guards_do_and_a_guard_that_is_gone_does_neither() {
+        let band =
+            [(GuardedFact::ShadowCost, Bound::Below(2.0)), (GuardedFact::ShadowCost, Bound::Above(1.0))];
+        let before = guarded(&[band[0], band[1], (GuardedFact::ShadowLoss, Bound::Below(0.1))]);
+        let passes = |cost: f64, policy: &Policy| {
+            let mut world = World::unknown("west", "east", "test");
+            world.shadow_cost = Fact::known(cost, Duration::ZERO, "test");
+            let report = decide(policy, &world, Timestamp(1));
+            let signals = Signals::new(1, policy.step, None);
+            gauges(|| {
+                decision("orders", &report, &signals, policy);
+                guards_end("orders", &before, policy);
+            })
+        };
+        let line =
+            |fact: &str| format!("godwit_migration_guard_passed{{resource=\"orders\",guard=\"{fact}\"}}");
+        for (cost, expected) in [(0.5, 0.0), (1.5, 1.0), (2.5, 0.0)] {
+            let found = passes(cost, &before);
+            assert!((found[&line("shadow_cost")] - expected).abs() < 1e-9, "{cost}");
+            assert!(found[&line("shadow_loss")].abs() < 1e-9, "it is not known");
+        }
+        let found = passes(1.5, &guarded(&band[..1]));
+        assert!(found[&line("shadow_loss")].is_nan() && !found[&line("shadow_cost")].is_nan());
+    }
+
+    #[test]
+    fn what_is_not_foreseen_any_more_is_no_number() {
+        let policy = guarded(&[]);
+        let report = decide(&policy, &World::unknown("west", "east", "test"), Timestamp(1));
+        let mut signals = Signals::new(1, policy.step, None);
+        let mut at = 0;
+        let mut told = |steps: u64, request_p95_ms: Option<f64>| {
+            for step in 0..steps {
+                at += 10_000;
+                let request_p95_ms = request_p95_ms.map(|ms| ms + (step % 5) as f64);
+                signals.observe(
+                    "west",
+                    Measured { request_p95_ms, ..Measured::default() },
+                    false,
+                    Timestamp(at),
+                );
+            }
+            gauges(|| decision("orders", &report, &signals, &policy))
+        };
+        let of =
+            |name: &str, step: u32| format!("{name}{{resource=\"orders\",zone=\"west\",step=\"{step}\"}}");
+        let judged = [of("godwit_forecast_coverage_ratio", 4), of("godwit_forecast_loss_ratio", 4)];
+        let worse = of("godwit_forecast_worse_probability", 12);
+        let first = told(1, Some(20.0));
+        assert!(judged.iter().chain([&worse]).all(|name| first[name].is_nan()), "{first:?}");
+        let known = told(200, Some(20.0));
+        assert!(judged.iter().chain([&worse]).all(|name| known[name].is_finite()), "{known:?}");
+        let silent = told(70, None);
+        assert!(silent[&worse].is_nan(), "{silent:?}");
+    }
 
     #[test]
     fn counters_of_alerts_are_there_before_their_first_event() {

@@ -80,15 +80,15 @@ pub const FEED_AGE: &str = "godwit_feed_age_seconds";
 pub const FEED_FAILURES: &str = "godwit_feed_failures_total";
 /// Gauge, seconds: forecast of the request path's p95. Labels: resource, zone, quantile, step (`first`, `last`).
 pub const FORECAST: &str = "godwit_forecast_latency_seconds";
-/// Gauge: share of values that the 90 % band covered in the last 720 steps. Labels: resource, zone, step (1, 4, 16, 48 ahead).
+/// Gauge: share of values that the 90 % band covered, of the last 720 forecasts that were judged; NaN: none was. Labels: resource, zone, step (1, 4, 16, 48 ahead).
 pub const FORECAST_COVERAGE: &str = "godwit_forecast_coverage_ratio";
-/// Gauge: quantile loss of the last 720 steps as a share of the last value's. Labels: resource, zone, step.
+/// Gauge: quantile loss of the last 720 forecasts that were judged, as a share of the last value's; NaN: none was, or that never missed. Labels: resource, zone, step.
 pub const FORECAST_LOSS: &str = "godwit_forecast_loss_ratio";
 /// Counter: steps without a forecast. Labels: resource, zone, reason (`too_few`, `stale`, `other`).
 pub const FORECAST_ABSTENTIONS: &str = "godwit_forecast_abstentions_total";
 /// Gauge: share of the last 720 steps without a forecast. Labels: resource, zone, reason.
 pub const FORECAST_ABSTAINED: &str = "godwit_forecast_abstained_ratio";
-/// Gauge: probability that the median of the next steps is worse than now. Labels: resource, zone, step (12, 48).
+/// Gauge: probability that the median of the next steps is worse than now; NaN: nothing is foreseen. Labels: resource, zone, step (12, 48).
 pub const FORECAST_WORSE: &str = "godwit_forecast_worse_probability";
 /// Gauge: loss of the network trained here as a share of the shipped one's.
 pub const TRAINING_LOSS: &str = "godwit_forecast_training_loss_ratio";
@@ -102,7 +102,7 @@ pub const HISTORY_BYTES: &str = "godwit_history_bytes";
 pub const SCORE: &str = "godwit_migration_score";
 /// Gauge: what the score's lower bound must clear. Label: resource.
 pub const THRESHOLD: &str = "godwit_migration_threshold";
-/// Gauge: 1 where a guard lets a move through, 0 where it does not. Labels: resource, guard.
+/// Gauge: 1 where a guard (all guards of one fact together) lets a move through, 0 where it does not; NaN: the policy does not have it any more. Labels: resource, guard.
 pub const GUARD: &str = "godwit_migration_guard_passed";
 /// Counter: ended migrations. Labels: resource, outcome.
 pub const MIGRATIONS: &str = "godwit_migrations_total";
