@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::cutover::Phase;
-use crate::flip::flips;
+use crate::flip::{flips, shown};
 use crate::policy::{Bound, ExtraGuard, GuardedFact, Mode, Policy};
 use crate::report::{Awaited, DecisionReport, Guard, Verdict};
 use crate::score::{Score, score};
@@ -357,16 +357,17 @@ pub fn guarded(fact: GuardedFact, world: &World) -> Fact<f64> {
 
 fn extra(guard: &ExtraGuard, world: &World) -> Guard {
     let fact = guarded(guard.fact, world);
+    let unit = guard.fact.unit();
     Guard {
         name: guard.fact.name(),
         passed: fact.value().is_some_and(|value| guard.bound.admits(*value)),
         value: match &fact {
-            Fact::Known { value, .. } => value.to_string(),
+            Fact::Known { value, .. } => shown(*value, unit),
             Fact::Unknown { why } => format!("unknown: {why}"),
         },
         limit: match guard.bound {
-            Bound::Below(limit) => format!("below {limit}"),
-            Bound::Above(limit) => format!("above {limit}"),
+            Bound::Below(limit) => format!("below {}", shown(limit, unit)),
+            Bound::Above(limit) => format!("above {}", shown(limit, unit)),
         },
         binds_operator: guard.binds_operator,
     }

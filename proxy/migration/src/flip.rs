@@ -42,12 +42,40 @@ fn flip(of: &'static str, unit: &str, from: f64, to: f64, then: String) -> Flip 
     Flip { of, from: shown(from, unit), to: shown(to, unit), size, then }
 }
 
-fn shown(value: f64, unit: &str) -> String {
+/// A number with its unit, as precise as [`finest`].
+pub(crate) fn shown(value: f64, unit: &str) -> String {
     match unit {
-        "%" => format!("{:.1}%", value * 100.0),
+        "%" => format!("{:.2}%", value * 100.0),
         "/h" => format!("{value:.3}/h"),
-        _ => format!("{value:.1} {unit}").trim_end().to_owned(),
+        "bytes" => format!("{value:.0} bytes"),
+        _ => format!("{value:.1} {unit}"),
     }
+}
+
+/// The smallest difference that is shown.
+fn finest(unit: &str) -> f64 {
+    match unit {
+        "%" => 0.0001,
+        "/h" => 0.001,
+        "bytes" => 1.0,
+        _ => 0.1,
+    }
+}
+
+/// The number nearest to the border that can be shown and is on the side that is wanted.
+fn beside(bound: Bound, pass: bool, unit: &str) -> f64 {
+    let (Bound::Below(limit) | Bound::Above(limit)) = bound;
+    let steps = limit / finest(unit);
+    // A limit that can be shown is a whole number but for what floats leave.
+    let exact = (steps - steps.round()).abs() < 1e-6;
+    let (floor, ceil) = if exact { (steps.round(), steps.round()) } else { (steps.floor(), steps.ceil()) };
+    let steps = match (bound, pass) {
+        (Bound::Below(_), true) => ceil - 1.0,
+        (Bound::Above(_), true) => floor + 1.0,
+        (Bound::Below(_), false) => ceil,
+        (Bound::Above(_), false) => floor,
+    };
+    steps * finest(unit)
 }
 
 /// One failed guard: what would let it pass.
@@ -141,23 +169,15 @@ fn by_lag(world: &World, to: f64, then: &str) -> Vec<Flip> {
     lag.map(|from| flip(name::LAG, "bytes", from, to, then.into())).into_iter().collect()
 }
 
-/// The guards on the fact `of`: to its border, and over it.
+/// The guards on the fact `of`: to the first number that is on the other side of the border.
 fn by_extra(policy: &Policy, world: &World, of: &'static str, pass: bool, then: &str) -> Vec<Flip> {
     let guards = policy.guards.iter().filter(|guard| guard.fact.name() == of);
     guards
         .filter_map(|guard| {
             let from = *guarded(guard.fact, world).value()?;
-            let inside = |value: f64| match guard.bound {
-                Bound::Below(limit) => value < limit,
-                Bound::Above(limit) => value > limit,
-            };
-            let step = |limit: f64| (limit.abs() * OVER).max(f64::MIN_POSITIVE);
-            let to = match (guard.bound, pass) {
-                (Bound::Below(limit), true) => limit - step(limit),
-                (Bound::Above(limit), true) => limit + step(limit),
-                (Bound::Below(limit) | Bound::Above(limit), false) => limit,
-            };
-            (inside(from) != pass).then(|| flip(of, "", from, to, then.into()))
+            let unit = guard.fact.unit();
+            let to = beside(guard.bound, pass, unit);
+            (guard.bound.admits(from) != pass).then(|| flip(of, unit, from, to, then.into()))
         })
         .collect()
 }

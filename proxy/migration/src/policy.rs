@@ -290,6 +290,23 @@ impl GuardedFact {
             Self::ShadowRouteAge => "shadow_route_age_ms",
         }
     }
+
+    /// What its numbers are of; a share is `%`.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::LagBytes => "bytes",
+            Self::MirroredDifferent
+            | Self::PrimaryUtilization
+            | Self::ShadowUtilization
+            | Self::ShadowLoss => "%",
+            Self::PrimaryCost | Self::ShadowCost => "/h",
+            Self::LatencyMs
+            | Self::PrimaryProbeMs
+            | Self::ShadowProbeMs
+            | Self::ShadowRttMs
+            | Self::ShadowRouteAge => "ms",
+        }
+    }
 }
 
 /// How requests that were held are released: so many at once, and twice as many again after each pause, in order of arrival.

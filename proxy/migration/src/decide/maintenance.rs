@@ -114,15 +114,15 @@ fn a_policy_may_keep_off_a_way_that_loses_packets_or_has_just_changed() {
     let because = |path: Path| decide(&policy, &World { shadow_path: path, ..world() }, NOW);
     assert!(matches!(because(good.clone()).verdict, Verdict::Move { .. }));
     for (path, why) in [
-        (Path { loss: known(0.05), ..good.clone() }, "shadow_loss: 0.05 (needs below 0.02)"),
+        (Path { loss: known(0.05), ..good.clone() }, "shadow_loss: 5.00% (needs below 2.00%)"),
         (
             Path { route_age_ms: known(90_000.0), ..good.clone() },
-            "shadow_route_age_ms: 90000 (needs above 600000)",
+            "shadow_route_age_ms: 90000.0 ms (needs above 600000.0 ms)",
         ),
-        (Path { rtt_ms: known(200.0), ..good.clone() }, "shadow_rtt_ms: 200 (needs below 80)"),
+        (Path { rtt_ms: known(200.0), ..good.clone() }, "shadow_rtt_ms: 200.0 ms (needs below 80.0 ms)"),
         (
             Path { loss: Fact::unknown("the newest of feed links is 20 s old, 15 s are allowed"), ..good },
-            "shadow_loss: unknown: the newest of feed links is 20 s old, 15 s are allowed (needs below 0.02)",
+            "shadow_loss: unknown: the newest of feed links is 20 s old, 15 s are allowed (needs below 2.00%)",
         ),
     ] {
         let report = because(path);

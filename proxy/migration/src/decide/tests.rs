@@ -209,6 +209,34 @@ fn once_above_it_may_dip_by_the_hysteresis() {
     assert_eq!(decide(&policy, &dipped, NOW).verdict, Verdict::Stay);
 }
 
+#[test]
+fn what_would_flip_an_extra_guard_is_on_the_right_side_as_it_is_shown() {
+    use GuardedFact::{LagBytes, MirroredDifferent, ShadowCost, ShadowRttMs};
+    // The world has a lag of 4096, costs of 1.5, 22 ms, and 7 % of answers that differ.
+    for (fact, bound, to) in [
+        (MirroredDifferent, Bound::Below(0.01), "0.99%"),
+        (MirroredDifferent, Bound::Below(0.010_05), "1.00%"),
+        (MirroredDifferent, Bound::Above(0.29), "29.01%"),
+        (MirroredDifferent, Bound::Below(0.57), "57.00%"),
+        (MirroredDifferent, Bound::Above(0.000_55), "0.05%"),
+        (ShadowCost, Bound::Below(0.4), "0.399/h"),
+        (ShadowCost, Bound::Above(1.7), "1.701/h"),
+        (LagBytes, Bound::Below(1024.0), "1023 bytes"),
+        (LagBytes, Bound::Below(8192.0), "8192 bytes"),
+        (ShadowRttMs, Bound::Below(20.0), "19.9 ms"),
+        (ShadowRttMs, Bound::Above(21.05), "21.0 ms"),
+    ] {
+        let guards = vec![ExtraGuard { fact, bound, binds_operator: false }];
+        let world = World { mirrored_different: known(0.07), ..world() };
+        let report = decide(&policy(|parts| parts.guards = guards), &world, NOW);
+        let flip = report.flips.iter().find(|flip| flip.of == fact.name()).expect("one of the guard");
+        assert_eq!(flip.to, to, "{bound:?}");
+        let number: f64 = to.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().expect("a number");
+        let number = if fact == MirroredDifferent { number / 100.0 } else { number };
+        assert_eq!(bound.admits(number), report.verdict == Verdict::Stay, "{bound:?}: {to}");
+    }
+}
+
 fn maybe(range: std::ops::Range<f64>) -> impl Strategy<Value = Fact<f64>> {
     prop_oneof![4 => range.prop_map(known), 1 => Just(Fact::unknown("not measured"))]
 }
