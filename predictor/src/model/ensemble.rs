@@ -223,6 +223,16 @@ impl Ensemble {
         self.collector.resolve(step, &self.window, self.settings.worse);
     }
 
+    /// A value of before the first step that is observed: what is usual at its time of day is learned from it, and nothing else. Steps
+    /// between two of them are no gaps.
+    pub fn recall(&mut self, step: u64, value: f64) {
+        if self.freshness.is_new()
+            && let Some(value) = usable(Some(value))
+        {
+            self.panel.recall(step, value);
+        }
+    }
+
     /// Each expert's name and its weight on the median of the step `ahead`, the network's last.
     pub fn weights(&self, ahead: usize) -> Vec<(&'static str, f64)> {
         let weights = self.hedges[bucket_of(ahead)].weights(|_| true);

@@ -25,6 +25,11 @@ impl Freshness {
         Some(skipped)
     }
 
+    /// Whether no step came yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.newest.is_none()
+    }
+
     /// How many steps ago the newest value came.
     pub(crate) fn age(&self) -> Option<usize> {
         Some(usize::try_from(self.newest? - self.valued?).unwrap_or(usize::MAX))

@@ -75,6 +75,13 @@ impl Panel {
         self.analog.learn(step, value, known.now());
     }
 
+    /// A value of long before what it observes: of its time of day alone there is something to learn.
+    pub(crate) fn recall(&mut self, step: u64, value: f64) {
+        for season in self.seasons.iter_mut().flatten() {
+            season.observe(step, Some(value));
+        }
+    }
+
     /// `known` begins with the present step.
     pub(crate) fn present(&self, known: &Known) -> Present {
         let flat = std::array::from_fn(|place| match self.windows.get(place) {
@@ -122,5 +129,29 @@ impl Panel {
             "analog",
         ];
         NAMES.get(place).copied().unwrap_or("network")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_recalled_tells_of_the_time_of_day_only() {
+        let (day, begin) = (8640, 3 * 8640);
+        let value = |step: u64| if step % day < day / 2 { 20.0 } else { 40.0 };
+        for recalled in [true, false] {
+            let mut panel = Panel::new(Some(8640));
+            for step in (0..begin).step_by(30).filter(|_| recalled) {
+                panel.recall(step, value(step));
+            }
+            for step in begin..begin + 300 {
+                panel.observe(step, Some(value(step)), &Known::of(&[]));
+            }
+            let said = panel.at(&panel.present(&Known::of(&[])), 5000);
+            let season = said[SEASON].map(|quantiles| quantiles[2].round());
+            assert_eq!(season, recalled.then_some(40.0));
+            assert_eq!(said[LEVEL].map(|quantiles| quantiles[2]), Some(20.0), "nothing else has heard of it");
+        }
     }
 }

@@ -13,7 +13,8 @@ use super::signals::BASELINE_STEPS;
 use crate::history::replay::Replay;
 use crate::history::{History, HistoryError, told};
 
-/// Steps that are replayed at most: six hours of 10 s. What lies further back hardly moves a forecast.
+/// Steps that are replayed at most: six hours of 10 s. What lies further back hardly moves a forecast, but for the shape of a day, for which
+/// means are enough.
 const STEPS: u64 = 2_160;
 
 /// How to make forecasters of a resource.
@@ -44,8 +45,11 @@ impl Warmer {
 
     /// Feeds a replay.
     pub fn feed(&self, primary: &str, replay: &Replay) -> Warm {
-        let fed = |zone: &str, values: &[(u64, f64)]| {
+        let fed = |zone: &str, before: &[(u64, f64)], values: &[(u64, f64)]| {
             let mut forecaster = Ensemble::new(self.settings.clone());
+            for (step, mean) in before {
+                forecaster.recall(*step, *mean);
+            }
             let told = replay.told.get(zone);
             for (step, value) in values {
                 // What was foreseen then is not kept: what was told of those steps when they came stands for it.
@@ -55,11 +59,14 @@ impl Warmer {
             }
             forecaster
         };
+        let before = |zone: &str| replay.days.probes.get(zone).map_or(&[][..], Vec::as_slice);
+        let probe =
+            |(zone, values): &(String, Vec<(u64, f64)>)| (zone.clone(), fed(zone, before(zone), values));
         let recent = replay.usual.len().saturating_sub(BASELINE_STEPS);
         Warm {
             served_by: primary.to_owned(),
-            requests: fed(primary, &replay.requests),
-            probes: replay.probes.iter().map(|(zone, values)| (zone.clone(), fed(zone, values))).collect(),
+            requests: fed(primary, &replay.days.requests, &replay.requests),
+            probes: replay.probes.iter().map(probe).collect(),
             usual: replay.usual[recent..].iter().copied().collect(),
             newest: (replay.newest, replay.at),
             replayed: replay.requests.len(),
@@ -141,6 +148,36 @@ mod tests {
         observe(&mut restarted, 205..300);
         assert_eq!(forecasts(&restarted), forecasts(&never_stopped));
         assert_eq!(restarted.replayed(), 200);
+    }
+
+    #[test]
+    fn the_shape_of_a_day_is_there_after_a_restart() {
+        // Every day it becomes slower until noon, and quicker after; the node ends at 9:00 of the fourth.
+        let (day, now) = (8_640_u64, 3 * 8_640 + 3_240);
+        let first = crate::history::replay::number(at(0), 10_000).next_multiple_of(day);
+        let value = |step: u64| {
+            let phase = (step % day) as f64 / day as f64;
+            220.0 - 400.0 * (phase - 0.5).abs() + (step * 7_919 % 13) as f64 / 10.0
+        };
+        let mut kept = Replay {
+            newest: first + now,
+            at: Timestamp((first + now) * 10_000),
+            requests: (now - 2_159..=now).map(|step| (first + step, value(first + step))).collect(),
+            ..Replay::default()
+        };
+        let off_in_an_hour = |replay: &Replay| {
+            let mut signals = Signals::new(1, STEP, None);
+            let warmer = signals.warmer();
+            signals.adopt(warmer.feed("west", replay));
+            let outlook = signals.requests().forecast(360);
+            let foreseen = outlook.forecast().expect("a forecast").quantile(359, 0.5);
+            (foreseen - value(first + now + 360)).abs()
+        };
+        let without = off_in_an_hour(&kept);
+        kept.days.requests =
+            (15..now - 2_160).step_by(30).map(|step| (first + step, value(first + step))).collect();
+        let with = off_in_an_hour(&kept);
+        assert!(with < without * 0.8, "{with} {without}");
     }
 
     /// A storm now and then, which makes everything slow, and which is known beforehand.

@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use migration::units::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
-use super::replay::{Pace, Replay, Samples, fits_from, number, numbered};
+use super::replay::{DAYS_MS, Pace, Replay, Samples, fits_from, number, numbered};
 use super::store::decode;
 use super::tier::{Resolution, Retention};
 use super::{HistoryError, rollup, series, spikes, told};
@@ -281,25 +281,33 @@ impl Reader {
             let from = Timestamp(end.0.saturating_sub(steps.saturating_mul(step_ms))).max(fits);
             let anchor = (number(end, step_ms), end);
             let mut replay = Replay { newest: anchor.0, at: end, ..Replay::default() };
-            let mut here = Samples::new();
+            let days = Timestamp(end.0.saturating_sub(DAYS_MS)).max(fits);
+            let (mut here, mut here_before) = (Samples::new(), Samples::new());
             let mut elsewhere = None;
             let mut usual = Samples::new();
             for series in requests {
                 let samples = self.samples(series.id, from)?;
+                let before = self.means(series.id, (days, from))?;
                 usual.extend(&samples);
                 if series.zone == primary {
-                    here = samples;
+                    (here, here_before) = (samples, before);
                 } else {
-                    elsewhere = elsewhere.max(samples.last().map(|(at, _)| *at));
+                    elsewhere = elsewhere.max(before.iter().chain(&samples).next_back().map(|(at, _)| *at));
                 }
             }
-            here.retain(|(at, _)| elsewhere.is_none_or(|other| *at > other));
+            for samples in [&mut here, &mut here_before] {
+                samples.retain(|(at, _)| elsewhere.is_none_or(|other| *at > other));
+            }
+            // These are numbered by when they were.
+            replay.days.requests = numbered(&here_before, anchor, step_ms, true);
             replay.requests = numbered(&here, anchor, step_ms, shorter);
             usual.sort_by_key(|(at, _)| *at);
             replay.usual = numbered(&usual, anchor, step_ms, shorter);
             for series in probes {
                 let samples = self.samples(series.id, from)?;
                 if !samples.is_empty() {
+                    let before = self.means(series.id, (days, from))?;
+                    replay.days.probes.insert(series.zone.clone(), numbered(&before, anchor, step_ms, true));
                     replay.probes.push((series.zone, numbered(&samples, anchor, step_ms, shorter)));
                 }
             }
@@ -332,6 +340,19 @@ impl Reader {
         )?;
         let rows =
             select.query_map(params![series, from.0], |row| Ok((Timestamp(row.get(0)?), row.get(1)?)))?;
+        rows.collect()
+    }
+
+    /// The means of the medium resolution that lie within this time, each in its middle.
+    fn means(&self, series: i64, (from, to): (Timestamp, Timestamp)) -> rusqlite::Result<Samples> {
+        let tier = Resolution::Medium;
+        let mut select = self.connection.prepare_cached(
+            "SELECT at_ms, total / samples FROM value WHERE series = ? AND tier = ? AND at_ms >= ? AND at_ms <= ? ORDER BY at_ms",
+        )?;
+        let last = to.0.saturating_sub(tier.bucket_ms());
+        let rows = select.query_map(params![series, tier.number(), from.0, last], |row| {
+            Ok((Timestamp(row.get::<_, u64>(0)? + tier.bucket_ms() / 2), row.get(1)?))
+        })?;
         rows.collect()
     }
 

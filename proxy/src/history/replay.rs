@@ -9,6 +9,18 @@ use super::told::Told;
 /// Values of one series, oldest first: when, and what.
 pub type Samples = Vec<(Timestamp, f64)>;
 
+/// How far back the shape of a day is looked for, milliseconds.
+pub const DAYS_MS: u64 = 3 * 86_400_000;
+
+/// Means of five minutes, by the step in their middle.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Days {
+    /// The request path of the primary.
+    pub requests: Vec<(u64, f64)>,
+    /// Each zone's probe.
+    pub probes: BTreeMap<String, Vec<(u64, f64)>>,
+}
+
 /// From when on a resource's steps had which length, oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
@@ -31,6 +43,8 @@ pub struct Replay {
     pub probes: Vec<(String, Vec<(u64, f64)>)>,
     /// The request path whichever zone served, by step: for what is usual.
     pub usual: Vec<(u64, f64)>,
+    /// What is kept of the days before these steps.
+    pub days: Days,
     /// What was told of each zone's steps beforehand; a zone of which nothing was is missing.
     pub told: BTreeMap<String, Told>,
 }

@@ -388,6 +388,34 @@ fn a_replay_is_what_the_present_primary_served_since_the_last_move() {
 }
 
 #[test]
+fn a_replay_has_the_means_of_the_days_before_its_steps() {
+    let mut kept = Kept::new(Retention { fine: Duration::from_hours(200), ..Retention::default() });
+    let minutes = 5 * 1_440;
+    let place = |step: u64| if step == 3 * 1_440 { "east" } else { "west" };
+    let entries: Vec<Entry> = (0..minutes)
+        .map(|minute| {
+            let probe = Value::new(series::PROBE, "west", minute as f64);
+            let request = Value::new(series::REQUEST_P95, place(minute), minute as f64);
+            let (at, step) = (Timestamp(NOW + minute * 60_000), Duration::from_mins(1));
+            Entry::Step(Step { resource: "orders".into(), at, step, values: vec![probe, request] })
+        })
+        .collect();
+    let end = NOW + minutes * 60_000;
+    kept.put(&entries, end);
+    kept.store.roll_up(Timestamp(end + 20_000)).unwrap();
+    let replay = kept.reader().replay("orders", "west", 60_000, 1_440).unwrap();
+    let (before, fine) = (&replay.days.probes["west"], &replay.probes[0].1);
+    assert!(fine.len() > 1_400 && before.last().unwrap().0 < fine[0].0, "{:?} {:?}", before.last(), fine[0]);
+    assert!((570..=576).contains(&before.len()), "two of three days: {}", before.len());
+    assert!(before.windows(2).all(|pair| pair[0].0 + 5 == pair[1].0));
+    // A value says in which minute it was.
+    let shift = fine[0].0 as f64 - fine[0].1;
+    assert!(before.iter().all(|(step, mean)| (*step as f64 - mean - shift).abs() < 3.0));
+    let requests = &replay.days.requests;
+    assert!((285..=288).contains(&requests.len()), "{}: since the other zone served", requests.len());
+}
+
+#[test]
 fn spikes_are_counted_from_the_five_minute_means() {
     let mut kept = Kept::new(Retention::default());
     let end = NOW + 2 * 86_400_000;
