@@ -202,7 +202,8 @@ pub async fn publish(client: &Client, resource: &str, tables: &[String]) -> Resu
     };
     slot::ensure_publication(client, &Lane::Main.publication_name(resource)).await?;
     let mut sql = Change::between(&members, &critical.leaves).sql(resource);
-    sql.extend(triggers(client, &critical.triggered).await?);
+    let triggers = triggers(client, &critical.triggered).await?;
+    sql.extend(triggers.put.into_iter().chain(triggers.take));
     if !sql.is_empty() {
         client.batch_execute(&sql.join("; ")).await.map_err(refused("publish the critical tables"))?;
     }
@@ -259,8 +260,14 @@ impl Change {
     }
 }
 
-/// What puts the trigger on exactly these tables, also where somebody has switched it off.
-async fn triggers(client: &Client, tables: &BTreeSet<String>) -> Result<Vec<String>, Error> {
+/// What puts the trigger on exactly these tables.
+struct Triggers {
+    /// Also where somebody has switched it off.
+    put: Vec<String>,
+    take: Vec<String>,
+}
+
+async fn triggers(client: &Client, tables: &BTreeSet<String>) -> Result<Triggers, Error> {
     let carrying = client
         .query(
             "SELECT n.nspname::text, c.relname::text, t.tgenabled = 'O' FROM pg_catalog.pg_trigger t \
@@ -280,7 +287,20 @@ async fn triggers(client: &Client, tables: &BTreeSet<String>) -> Result<Vec<Stri
     });
     let take = carrying.keys().filter(|table| !tables.contains(*table));
     let take = take.map(|table| format!("DROP TRIGGER {TRIGGER} ON {table}"));
-    Ok(put.chain(take).collect())
+    Ok(Triggers { put: put.collect(), take: take.collect() })
+}
+
+/// Runs each in a transaction of its own: who writes through a parent has a lock of that when it waits for one of the partition.
+async fn one_by_one(client: &Client, statements: &[String], patience: &str) -> Result<(), Error> {
+    for sql in statements {
+        let context = "put the triggers of critical tables in order";
+        client.batch_execute(&format!("{patience}; {sql}")).await.map_err(refused(context))?;
+    }
+    Ok(())
+}
+
+fn lock_timeout(patience: Duration) -> String {
+    format!("SET LOCAL lock_timeout = {}", patience.as_millis().clamp(1, i32::MAX as u128))
 }
 
 /// Tables on their way from one lane to the other: their writers wait until this is finished or dropped.
@@ -289,6 +309,9 @@ async fn triggers(client: &Client, tables: &BTreeSet<String>) -> Result<Vec<Stri
 pub struct Handover<'a> {
     client: &'a Client,
     sql: Vec<String>,
+    /// What takes triggers away that nothing needs any more.
+    take: Vec<String>,
+    patience: String,
     /// Both lanes must have been applied up to here before [`Handover::finish`].
     pub position: Lsn,
 }
@@ -311,17 +334,15 @@ impl<'a> Handover<'a> {
         let carried = |table: &&String| members.contains(*table) || main.contains(*table);
         let wanted = critical.leaves.iter().filter(carried).cloned().collect();
         let change = Change::between(&members, &wanted);
-        let mut sql = change.sql(resource);
-        sql.extend(triggers(client, &critical.triggered).await?);
-        let patience =
-            format!("SET LOCAL lock_timeout = {}", patience.as_millis().clamp(1, i32::MAX as u128));
+        let patience = lock_timeout(patience);
+        let Triggers { put, take } = triggers(client, &critical.triggered).await?;
+        // Before any table is locked. A trigger that comes too early, or stays, makes a commit wait that need not.
+        one_by_one(client, &put, &patience).await?;
         if change.is_empty() {
-            if !sql.is_empty() {
-                let sql = format!("{patience}; {}", sql.join("; "));
-                client.batch_execute(&sql).await.map_err(refused(context))?;
-            }
+            one_by_one(client, &take, &patience).await?;
             return Ok(None);
         }
+        let sql = change.sql(resource);
         let moved: Vec<String> =
             change.to_critical.iter().chain(&change.to_main).map(|table| format!("ONLY {table}")).collect();
         let begin = format!("BEGIN; {patience}; LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", moved.join(", "));
@@ -333,7 +354,7 @@ impl<'a> Handover<'a> {
             position.ok_or_else(|| Error::Protocol(format!("{context}: no position")))
         };
         match locked.await {
-            Ok(position) => Ok(Some(Self { client, sql, position })),
+            Ok(position) => Ok(Some(Self { client, sql, take, patience, position })),
             Err(error) => {
                 client.batch_execute("ROLLBACK").await.map_err(refused(context))?;
                 Err(error)
@@ -341,14 +362,16 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// Changes the publications and lets the writers go on.
+    /// Changes the publications and lets the writers go on. Where a trigger that is not needed any more cannot be taken away the tables have
+    /// changed lanes all the same, and the next [`Handover::begin`] tries again.
     pub async fn finish(self) -> Result<(), Error> {
         let sql = format!("{}; COMMIT", self.sql.join("; "));
         let result = self.client.batch_execute(&sql).await;
         if result.is_err() {
             self.client.batch_execute("ROLLBACK").await.map_err(refused("give a handover up"))?;
         }
-        result.map_err(refused("hand tables over to their lanes"))
+        result.map_err(refused("hand tables over to their lanes"))?;
+        one_by_one(self.client, &self.take, &self.patience).await
     }
 
     /// Leaves everything as it was.
@@ -360,7 +383,7 @@ impl<'a> Handover<'a> {
 /// Removes the critical publication, which must be empty, and the triggers: the resource has one lane again.
 pub async fn close(client: &Client, resource: &str) -> Result<(), Error> {
     let name = Lane::Critical.publication_name(resource);
-    let mut sql = triggers(client, &BTreeSet::new()).await?;
+    let mut sql = triggers(client, &BTreeSet::new()).await?.take;
     sql.push(format!("DROP PUBLICATION IF EXISTS {}", quote_ident(&name)));
     client.batch_execute(&sql.join("; ")).await.map_err(refused("close the critical lane"))
 }

@@ -285,6 +285,32 @@ async fn critical(major: u32) -> Result<()> {
     Ok(())
 }
 
+/// It has a lock of the parent when it waits for one of the partition.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_writes_through_a_parent_waits_for_a_handover_and_not_the_other_way_round() -> Result<()> {
+    let server = TestCluster::start(15)?;
+    server.connect("postgres").await?.batch_execute("CREATE ROLE app LOGIN").await?;
+    let tables = "CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
+         CREATE TABLE parts_low PARTITION OF parts FOR VALUES FROM (0) TO (10);
+         GRANT ALL ON ALL TABLES IN SCHEMA public TO app";
+    let client = server.create_database(DATABASE, tables).await?;
+    fence::install(&client, "shop", 1).await?;
+    lanes::publish(&client, "shop", &[]).await?;
+    for (id, critical) in [(1, &["public.parts".to_owned()][..]), (2, &[])] {
+        let app = application(&server.config_as("app", DATABASE)).await?;
+        let handover = Handover::begin(&client, "shop", critical, PATIENCE).await?.context("a handover")?;
+        let sql = format!("INSERT INTO parts VALUES ({id})");
+        let writes = AbortOnDropHandle::new(tokio::spawn(async move { app.batch_execute(&sql).await }));
+        until("a writer that waits", &client, "EXISTS (SELECT FROM pg_locks WHERE NOT granted)").await?;
+        handover.finish().await?;
+        tokio::time::timeout(PATIENCE, writes).await???;
+        let carries = "EXISTS (SELECT FROM pg_trigger WHERE tgname = 'godwit_critical' AND tgrelid = 'parts'::regclass)";
+        let carries: bool = client.query_one(&format!("SELECT {carries}"), &[]).await?.get(0);
+        ensure!(carries == !critical.is_empty(), "{critical:?}");
+    }
+    Ok(())
+}
+
 /// A session as an application has it.
 async fn application(dsn: &tokio_postgres::Config) -> Result<Client> {
     let (client, connection) = dsn.connect(tokio_postgres::NoTls).await?;
