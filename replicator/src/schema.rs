@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::copy::{self, Columns};
 use crate::error::Error;
 use crate::postgres::connection::{Address, addresses};
-use crate::postgres::{Authority, Dsn, connect, place, quote_literal, without_transaction_timeout};
+use crate::postgres::{Authority, Dsn, connect, place, quote_literal};
 use statements::{Kind, Statement, joined, statements};
 
 /// Settings of the receiving session that a dump changes; [`load`] puts them back.
@@ -91,8 +91,6 @@ pub async fn dump(dsn: &Dsn, bin: Option<&Path>) -> Result<SchemaDump, Error> {
             program.display()
         )));
     }
-    // It is open until pg_dump has read all.
-    without_transaction_timeout(&client).await?;
     client
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .await

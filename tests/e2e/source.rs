@@ -190,6 +190,29 @@ async fn the_publication_follows_the_tables() -> Result<()> {
     Ok(())
 }
 
+/// The database's limit (PostgreSQL 17 and newer) is for the application's transactions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_session_of_ours_is_ended_for_the_length_of_a_transaction() -> Result<()> {
+    for major in majors() {
+        let cluster = TestCluster::start(major)?;
+        let client = cluster.create_database_of_superuser("app", "").await?;
+        let limit = async |client: &Client| -> Result<String> {
+            let sql = "SELECT coalesce(current_setting('transaction_timeout', true), 'unknown')";
+            Ok(client.query_one(sql, &[]).await?.get(0))
+        };
+        let (none, theirs) = if major < 17 { ("unknown", "unknown") } else { ("0", "5min") };
+        if major >= 17 {
+            client.batch_execute("ALTER DATABASE app SET transaction_timeout = '5min'").await?;
+        }
+        let dsn = cluster.config_as(SUPERUSER, "app");
+        assert_eq!(limit(&postgres::connect(&dsn, "a").await?).await?, none);
+        assert_eq!(limit(&postgres::connect_unseen(&dsn, "b").await?).await?, none);
+        assert_eq!(limit(&postgres::connect_unhurried(&dsn, "c").await?).await?, none);
+        assert_eq!(limit(&postgres::connect_untouched(&dsn, "d").await?).await?, theirs);
+    }
+    Ok(())
+}
+
 /// Its rows from before would be missing on the shadow, and nothing would tell.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_gets_a_key_is_published_by_no_handover() -> Result<()> {

@@ -5,7 +5,6 @@ use std::time::Duration;
 use migration::cutover::State;
 use migration::policy::{Caches, MaterializedViews, OnDrainTimeout, Policy};
 use migration::units::Zone;
-use replicator::postgres::without_transaction_timeout;
 use replicator::{caches, fence, statistics, views};
 
 use super::databases::Purpose;
@@ -66,7 +65,6 @@ impl Hands {
 
     pub(super) async fn warm_up(&self, zone: &Zone, state: &State) -> Result<(), Failure> {
         let client = self.databases.take(&zone.0, Purpose::WarmUp).await.map_err(chain)?;
-        without_transaction_timeout(&client).await.map_err(chain)?;
         let primary = self.control(&state.primary).await?;
         let policy = self.policy();
         // Under the hold only what comes since then is left.

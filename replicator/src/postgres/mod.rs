@@ -12,6 +12,7 @@ mod tls;
 use std::pin::Pin;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio_postgres::{Client, NoTls};
 
 pub use connection::{Dialed, Socket, dial};
@@ -25,9 +26,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Godwit's own commits never wait for the shadow that it is bringing up; the applier sets its own level.
 const COMMITS: &str = "-c synchronous_commit=local";
-/// Time-outs of a session: what it waits for Godwit gives up by itself. `transaction_timeout` is unknown before 17: [`without_transaction_timeout`].
+/// Time-outs of a session: what it waits for Godwit gives up by itself.
 const TIME_OUTS: [&str; 4] =
     ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"];
+/// The same of one that servers before 17 do not know: they end a connection that begins with it.
+const TIME_OUT_SINCE_17: &str = "SET transaction_timeout = 0";
 /// That the other side is gone each of the two notices within a minute, also where nothing is under way between them.
 const KEEPALIVES: &str = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3";
 /// Of a connection whose parameters say nothing of it.
@@ -59,14 +62,17 @@ pub async fn connect_unseen(dsn: &Dsn, application_name: &str) -> Result<Client,
 
 /// The same with nothing set that the database, the role or the server says otherwise: for who asks what sessions begin with.
 pub async fn connect_untouched(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
-    Ok(driven(open(dsn, application_name, COMMITS).await?))
+    let (client, driver, _) = open(dsn, application_name, COMMITS).await?;
+    Ok(driven((client, driver)))
 }
 
 /// The same, but that nothing cuts the session short; what others begin with is `reset_val`.
 pub async fn connect_unhurried(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
-    let client = connect_untouched(dsn, application_name).await?;
+    let (client, driver, recent) = open(dsn, application_name, COMMITS).await?;
+    let client = driven((client, driver));
     let time_outs = TIME_OUTS.map(|name| format!("SET {name} = 0")).join("; ");
-    let set = format!("{time_outs}; SET jit = off");
+    let since_17 = if recent { TIME_OUT_SINCE_17 } else { "" };
+    let set = format!("{time_outs}; SET jit = off; {since_17}");
     client.batch_execute(&set).await.map_err(Error::database("set a session's time-outs"))?;
     Ok(client)
 }
@@ -79,12 +85,6 @@ fn driven((client, driver): (Client, Driver)) -> Client {
         }
     });
     client
-}
-
-/// For what may take long: from 17 on a server can end transactions of one statement, too.
-pub async fn without_transaction_timeout(client: &Client) -> Result<(), Error> {
-    let sql = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
-    client.execute(sql, &[]).await.map(drop).map_err(Error::database("set a session's time-outs"))
 }
 
 /// Drives a connection until its client is gone and the last answer is there.
@@ -106,10 +106,17 @@ pub async fn connect_for(
 
 async fn apart(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, Driver), Error> {
     let time_outs = TIME_OUTS.map(|name| format!("-c {name}=0")).join(" ");
-    open(dsn, application_name, &format!("{COMMITS} {time_outs} {OPTIONS} {own}")).await
+    let (client, driver, recent) =
+        open(dsn, application_name, &format!("{COMMITS} {time_outs} {OPTIONS} {own}")).await?;
+    if recent {
+        // It goes out before whatever the caller asks, and nobody waits for the answer.
+        let _ = client.batch_execute(TIME_OUT_SINCE_17).now_or_never();
+    }
+    Ok((client, driver))
 }
 
-async fn open(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, Driver), Error> {
+/// Also says whether the server is of version 17 or newer.
+async fn open(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, Driver, bool), Error> {
     let mut parameters = dsn.negotiated();
     parameters.application_name(application_name);
     let options = format!("{KEEPALIVES} {} {own}", parameters.get_options().unwrap_or_default());
@@ -126,14 +133,16 @@ async fn open(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, D
     let connecting: Pin<Box<dyn Future<Output = _> + Send>> = if dsn.tls.mode == TlsMode::Disable {
         Box::pin(async {
             let (client, connection) = parameters.connect(NoTls).await?;
-            Ok((client, Box::pin(connection) as Driver))
+            let recent = is_recent(connection.parameter("server_version"));
+            Ok((client, Box::pin(connection) as Driver, recent))
         })
     } else {
         let connector = tls::Connector::new(&dsn.tls)?;
         let parameters = &parameters;
         Box::pin(async move {
             let (client, connection) = parameters.connect(connector).await?;
-            Ok((client, Box::pin(connection) as Driver))
+            let recent = is_recent(connection.parameter("server_version"));
+            Ok((client, Box::pin(connection) as Driver, recent))
         })
     };
     tokio::time::timeout(patience, connecting)
@@ -144,6 +153,12 @@ async fn open(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, D
             )
         })?
         .map_err(Error::database(context()))
+}
+
+/// Whether this is version 17 or newer.
+fn is_recent(version: Option<&str>) -> bool {
+    let major = version.and_then(|version| version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
+    major.is_some_and(|major: u32| major >= 17)
 }
 
 /// `host:port/database`, for messages; never the password.
@@ -172,6 +187,12 @@ pub fn quote_literal(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_says_what_it_knows_by_its_version() {
+        assert!(["17.2 (Debian 17.2-1.pgdg12+1)", "18beta1", "19devel"].map(Some).into_iter().all(is_recent));
+        assert!(![Some("16.9"), Some("9.6.24"), Some(""), None].into_iter().any(is_recent));
+    }
 
     #[test]
     fn quotes_as_postgres_does() {

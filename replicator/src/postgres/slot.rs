@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::{quote_ident, quote_literal, without_transaction_timeout};
+use super::{quote_ident, quote_literal};
 use crate::error::Error;
 use crate::fence::rows;
 use crate::lsn::Lsn;
@@ -213,7 +213,6 @@ pub async fn create_slot(client: &Client, name: &str) -> Result<Lsn, Error> {
     if let Some(position) = existing_slot(client, name).await? {
         return Ok(position);
     }
-    without_transaction_timeout(client).await?;
     let created = client
         .query_one(
             "SELECT lsn::text FROM pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')",

@@ -15,7 +15,6 @@ use super::walk::{Found, Read};
 use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::lsn::Lsn;
-use crate::postgres::without_transaction_timeout;
 use crate::status::{Phase, StreamStatus};
 
 /// The stream between the two databases.
@@ -81,9 +80,7 @@ impl<'a> Reader<'a> {
             statement_timeout.as_millis().max(1)
         );
         let prepare = async |client: &Client| {
-            client.batch_execute(&settings).await.map_err(refused("cannot start the verification"))?;
-            // A sweep reads a whole table in one.
-            without_transaction_timeout(client).await
+            client.batch_execute(&settings).await.map_err(refused("cannot start the verification"))
         };
         tokio::try_join!(prepare(source), prepare(target))?;
         let wal = "SELECT setting FROM pg_settings WHERE name IN ('wal_block_size', 'wal_segment_size') ORDER BY name";
