@@ -12,6 +12,7 @@ use tokio_postgres::Client;
 
 use crate::fence::{Setup, spec};
 use crate::leader::{Leader, PATIENCE, connect, load, options};
+use crate::slots::metrics;
 
 async fn digest(client: &Client) -> Result<Vec<String>> {
     let mut all = Vec::new();
@@ -555,6 +556,38 @@ async fn a_value_is_written_by_its_new_name_at_once() -> Result<()> {
     let merry = "SELECT count(*) FROM moods WHERE feels = 'merry'";
     let there = async || Ok(shadow.query_one(merry, &[]).await?.get::<_, i64>(0) == 200);
     until("all are there by the new name", there).await
+}
+
+/// Rows of such a table are deleted and inserted again with all columns that the shadow has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_is_dropped_later_on_the_shadow_stops_no_stream() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    let table = "CREATE TABLE numbered (id int PRIMARY KEY, n bigint GENERATED ALWAYS AS IDENTITY, gone int); \
+        INSERT INTO numbered (id) VALUES (1)";
+    primary.batch_execute(table).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let shadow = owner(far).await?;
+    let count = "UPDATE numbered SET n = DEFAULT RETURNING n";
+    for drops in [false, true] {
+        if drops {
+            let path = format!("/api/v1/resources/{RESOURCE}/schema/sync");
+            leader.client.send(&path, &json!({ "dry_run": false, "drop": true })).await?;
+            ensure!(differences(&leader).await?.is_empty(), "the column is gone");
+        } else {
+            primary.batch_execute("ALTER TABLE numbered DROP COLUMN gone").await?;
+        }
+        let n: i64 = primary.query_one(count, &[]).await?.get(0);
+        let there = async || Ok(shadow.query_one("SELECT n FROM numbered", &[]).await?.get::<_, i64>(0) == n);
+        until("it came", there).await?;
+    }
+    let all = metrics(&playground).await?;
+    let broken =
+        |line: &&str| line.starts_with("godwit_replication_failures_total{") && line.contains("\"schema\"");
+    ensure!(all.lines().find(broken).context("a count")?.ends_with(" 0"), "the stream stood still");
+    Ok(())
 }
 
 /// What somebody broke in some tables of the shadow's is mended by copying those again, while they are written; the others stay.

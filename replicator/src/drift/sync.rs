@@ -137,15 +137,20 @@ fn is_grant_on_schema(sql: &str) -> bool {
     sql.starts_with("GRANT ") && sql.contains(" ON SCHEMA ")
 }
 
-/// Whether it makes or takes away what tells a row, or what acts on each change: appliers go by what there was when they met the table.
+/// Whether it makes or takes away what tells a row, or what acts on each change, or changes what its columns are: appliers go by what there was when
+/// they met the table.
 fn is_of_appliers(mend: &Mend) -> bool {
-    const TELLS: [&str; 6] = [
+    const TELLS: [&str; 10] = [
         " UNIQUE ",
         " PRIMARY KEY ",
         " DROP CONSTRAINT ",
         " REPLICA IDENTITY ",
         " ENABLE ALWAYS ",
         " ENABLE REPLICA ",
+        " DROP COLUMN ",
+        " TYPE ",
+        " SET GENERATED ",
+        " DROP EXPRESSION",
     ];
     let (Mend::Add(sql) | Mend::Drop(sql)) = mend else { return false };
     let begins = |words: &&str| sql.starts_with(words);
@@ -231,6 +236,10 @@ mod tests {
         assert!(add("ALTER TABLE public.people REPLICA IDENTITY USING INDEX by_mail"));
         assert!(drop("DROP INDEX IF EXISTS public.by_mail"));
         assert!(drop("ALTER TABLE public.people DROP CONSTRAINT IF EXISTS people_key"));
+        assert!(drop("ALTER TABLE public.people DROP COLUMN IF EXISTS nick"));
+        for change in ["TYPE bigint", "SET GENERATED ALWAYS", "DROP EXPRESSION"] {
+            assert!(add(&format!("ALTER TABLE public.people ALTER COLUMN id {change}")), "{change}");
+        }
         let trigger = |how: &str| {
             format!(
                 "CREATE OR REPLACE TRIGGER t BEFORE INSERT ON public.people FOR EACH ROW EXECUTE FUNCTION f(); \
@@ -242,6 +251,10 @@ mod tests {
         assert!(
             !add(&trigger("ENABLE"))
                 && !add("CREATE OR REPLACE RULE r AS ON INSERT TO public.people DO ALSO NOTIFY n")
+        );
+        assert!(
+            !add("ALTER TABLE public.people ALTER COLUMN id SET DEFAULT 1")
+                && !add("ALTER TYPE mood ADD VALUE 'ok'")
         );
         assert!(!add("CREATE INDEX by_name ON public.people (name)"));
         assert!(!add("ALTER TABLE public.people ADD CONSTRAINT c CHECK (age > 0)"));
