@@ -580,7 +580,7 @@ async fn bring_up(
         Phase::Failed { error, .. } => NEEDS.into_iter().any(|state| error.contains(state)),
         _ => false,
     });
-    let (mut all, mut waits, mut failed) = (Vec::new(), false, None);
+    let (mut all, mut waits, mut failed, mut unaware) = (Vec::new(), false, None, None);
     // What belongs to a thing that was missing (its owner, who may use it) is seen when it is there.
     for _ in 0..ROUNDS {
         let wanted = || sides.differences.iter().filter(|left| request.wants(left));
@@ -602,8 +602,9 @@ async fn bring_up(
         // New tables need the fence as well, whatever failed.
         let guarded = fence::guard(&sides.shadow, &resource.name, generation.0).await.map_err(chain);
         guarded.map_err(Denied::Conflict)?;
-        let drift::Synced { done, failure } = done;
+        let drift::Synced { done, failure, unaware: old } = done;
         failed = failure;
+        unaware = old.or(unaware);
         let idle = done.is_empty();
         if !idle {
             tracing::info!(
@@ -623,7 +624,7 @@ async fn bring_up(
     // What failed may have been done by the rest.
     let failed = failed.filter(|_| left.clone().any(|left| !(waits && left.when != When::Now)));
     waits &= left.any(|left| left.when != When::Now);
-    let failed = failed.map(|error| Denied::Conflict(chain(error)));
+    let failed = unaware.or(failed).map(|error| Denied::Conflict(chain(error)));
     Ok((shown(resource, pair, FillingView::now(streams), sides.differences, all, waits), failed))
 }
 

@@ -17,6 +17,22 @@ pub struct Synced {
     pub done: Vec<String>,
     /// Why not all of it was.
     pub failure: Option<Error>,
+    /// Why appliers may still go by what a table was before.
+    pub unaware: Option<Error>,
+}
+
+/// Appliers are to look at the tables anew, until they do.
+#[derive(Debug, Default)]
+struct Renewal {
+    owed: bool,
+    failure: Option<Error>,
+}
+
+impl Renewal {
+    fn tried(&mut self, ended: Result<(), Error>) {
+        self.owed = ended.is_err();
+        self.failure = ended.err();
+    }
 }
 
 /// Applies these differences, as far as they need nobody to decide. What fails is tried again after the rest, as long as anything goes:
@@ -29,6 +45,8 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
     wanted.sort_by_key(|difference| rank(&difference.mend));
     let mut done = Vec::new();
     let mut failure = None;
+    let mut renewal = Renewal::default();
+    let renew = async || fill::end_appliers(shadow).await.map_err(refused("have the tables looked at anew"));
     while !wanted.is_empty() {
         let before = wanted.len();
         failure = None;
@@ -39,7 +57,6 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
         });
         let tables: Vec<&str> = tables.collect();
         let mut together = None;
-        let mut renews = false;
         for difference in wanted {
             let mended = match &difference.mend {
                 Mend::Add(sql) | Mend::Drop(sql) => {
@@ -66,6 +83,7 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                 }
                 Mend::Anew(_) | Mend::Person(_) => Ok(None),
             };
+            renewal.owed |= mended.is_ok() && is_of_appliers(&difference.mend);
             let mended = match (&difference.mend, &difference.made) {
                 (Mend::Add(_), Some((key, of))) if mended.is_ok() => {
                     worded::made(shadow, key, of).await.and(mended)
@@ -73,10 +91,7 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                 _ => mended,
             };
             match mended {
-                Ok(line) => {
-                    renews |= is_of_appliers(&difference.mend);
-                    done.extend(line);
-                }
+                Ok(line) => done.extend(line),
                 Err(error) => {
                     failed.push(difference);
                     if !anew.contains(difference.subject.as_str()) {
@@ -85,15 +100,19 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                 }
             }
         }
-        if renews && let Err(error) = fill::end_appliers(shadow).await {
-            failure.get_or_insert(refused("have the tables looked at anew")(error));
+        if renewal.owed {
+            renewal.tried(renew().await);
         }
         if failed.len() == before {
             break;
         }
         wanted = failed;
     }
-    Synced { done, failure }
+    if renewal.owed {
+        // The next sync will not see that it is.
+        renewal.tried(renew().await);
+    }
+    Synced { done, failure, unaware: renewal.failure }
 }
 
 /// Writes a message to the source's WAL: even an idle source has something to bring then, and all before it is durable.
@@ -260,5 +279,14 @@ mod tests {
         assert!(!add("ALTER TABLE public.people ADD CONSTRAINT c CHECK (age > 0)"));
         assert!(!add("CREATE OR REPLACE FUNCTION f() RETURNS text LANGUAGE sql RETURN ' UNIQUE '"));
         assert!(!is_of_appliers(&Mend::Table("public.people".into())));
+    }
+
+    #[test]
+    fn appliers_are_ended_until_they_are() {
+        let mut renewal = Renewal { owed: true, failure: None };
+        renewal.tried(Err(Error::Link("cut".into())));
+        assert!(renewal.owed && renewal.failure.is_some());
+        renewal.tried(Ok(()));
+        assert!(!renewal.owed && renewal.failure.is_none());
     }
 }
