@@ -16,15 +16,18 @@ pub enum CopyStage {
     Indexes,
     /// A copy that broke went on under a later snapshot: changes bring its tables to one point.
     Settling,
+    /// They are at one point: the target makes what had to wait for that.
+    Finishing,
 }
 
 impl CopyStage {
-    /// `rows`, `indexes` or `settling`.
+    /// `rows`, `indexes`, `settling` or `finishing`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Rows => "rows",
             Self::Indexes => "indexes",
             Self::Settling => "settling",
+            Self::Finishing => "finishing",
         }
     }
 }

@@ -688,6 +688,7 @@ resources:
             shown(copy("rows", 4_100_000, Some(0))),
             shown(copy("indexes", 4_000_000, None)),
             shown(copy("settling", 4_000_000, None)),
+            shown(copy("finishing", 0, None)),
         ];
         insta::assert_snapshot!(lines.join("\n"));
     }

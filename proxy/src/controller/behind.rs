@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use migration::units::Timestamp;
-use replicator::status::{Phase, StreamStatus};
+use replicator::status::{CopyStage, Phase, StreamStatus};
 
 use super::view::ReplicationView;
 
@@ -33,6 +33,7 @@ impl Behind {
     /// What the stream says, or, while it is down, what the primary shows and how long ago it was up.
     pub fn of(status: Option<&StreamStatus>, kept: Option<Kept>, now: Instant, wall: Timestamp) -> Self {
         if let Some(status) = status
+            && !matches!(status.phase, Phase::Copying { stage: CopyStage::Finishing, .. })
             && matches!(status.phase, Phase::Streaming | Phase::Copying { .. })
         {
             return Self { bytes: Some(status.lag_bytes), time: Some(status.lag), ..Self::default() };
@@ -115,7 +116,19 @@ mod tests {
     #[test]
     fn what_was_never_heard_of_is_unknown() {
         let now = crate::clock::monotonic();
-        for status in [None, Some(failed(None)), Some(StreamStatus::default())] {
+        // The stream has said nothing yet.
+        let finishing = Phase::Copying {
+            stage: CopyStage::Finishing,
+            tables_done: 0,
+            tables: 0,
+            rows: 0,
+            bytes: 0,
+            rows_estimate: 0,
+            bytes_estimate: 0,
+            remaining: None,
+        };
+        let finishing = StreamStatus { phase: finishing, ..failed(None) };
+        for status in [None, Some(failed(None)), Some(StreamStatus::default()), Some(finishing)] {
             let unknown = Behind::of(status.as_ref(), None, now, WALL);
             assert_eq!(unknown, Behind::default(), "{status:?}");
             assert_eq!(unknown.text(), "an unknown number of bytes / an unknown time behind");

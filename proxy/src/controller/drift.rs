@@ -411,8 +411,9 @@ pub(super) fn stands_in_the_way(view: &ResourceView) -> Option<String> {
 
 /// The shadow has a copy: a stream that begins again has one, or begins with it.
 pub(super) fn copied(view: &ResourceView) -> bool {
+    let finishes = view.replication.copy.as_ref().is_some_and(|copy| copy.stage == "finishing");
     !matches!(view.phase.as_str(), "" | "idle" | "preparing")
-        && matches!(view.replication.state.as_str(), "streaming" | "failed" | "connecting")
+        && (finishes || matches!(view.replication.state.as_str(), "streaming" | "failed" | "connecting"))
 }
 
 /// Whether the shadow says itself that the stream has a copy there to go on from.

@@ -287,7 +287,7 @@ pub struct LargeObjectsView {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CopyView {
     /// `rows`; `indexes`: the rows are there; `settling`: changes bring tables that were copied at different times to one
-    /// point.
+    /// point; `finishing`: what had to wait for that is made.
     pub stage: String,
     /// Tables whose rows are there.
     pub tables_done: u32,
@@ -352,6 +352,7 @@ impl CopyView {
         match &*self.stage {
             "indexes" => format!("{rows} rows are there; builds indexes and constraints"),
             "settling" => format!("{rows} rows are there; brings its tables to one point"),
+            "finishing" => "finishes what the copy left: foreign keys, materialized views".into(),
             _ => format!(
                 "{tables_done} of {tables} tables, {rows}{} rows, {} copied{}",
                 if *rows_estimate > 0 { format!(" of about {rows_estimate}") } else { String::new() },

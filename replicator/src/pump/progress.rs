@@ -39,6 +39,11 @@ impl CopyProgress {
         }
     }
 
+    /// The target finishes an earlier copy before anything else.
+    pub(super) fn finishing(now: Instant) -> Phase {
+        Self { stage: CopyStage::Finishing, ..Self::default() }.phase(now)
+    }
+
     pub(super) fn phase(&self, now: Instant) -> Phase {
         Phase::Copying {
             stage: self.stage,

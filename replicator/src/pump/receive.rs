@@ -58,7 +58,7 @@ pub(super) async fn run(
     status.send_modify(|status| status.phase = Phase::Connecting);
     let resume = tokio::select! {
         () = cancel.cancelled() => return Ok(()),
-        resume = joined.meanwhile(resume(&mut *target)) => resume?,
+        resume = joined.meanwhile(resume(&mut *target, status)) => resume?,
     };
     let Joined { mut framing, mut sender, receiver } = joined;
     let (resume, kept) = match resume {
@@ -109,7 +109,10 @@ pub(super) async fn run(
     result
 }
 
-async fn resume(target: &mut dyn Target) -> Result<(Resume, Vec<KeptTable>), Error> {
+async fn resume(
+    target: &mut dyn Target,
+    status: &watch::Sender<StreamStatus>,
+) -> Result<(Resume, Vec<KeptTable>), Error> {
     let stands = async {
         let resume = target.resume().await?;
         let kept = if resume.copied { Vec::new() } else { target.kept().await? };
@@ -119,6 +122,9 @@ async fn resume(target: &mut dyn Target) -> Result<(Resume, Vec<KeptTable>), Err
     let (resume, kept) = stands
         .unwrap_or_else(|_| Err(Error::Link("the target does not say in time where it stands".into())))?;
     if resume.copied {
+        if resume.settled > Lsn::ZERO && resume.applied >= resume.settled {
+            status.send_modify(|status| status.phase = CopyProgress::finishing(crate::clock::now()));
+        }
         target.late().await?;
     }
     Ok((resume, kept))

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::FusedFuture;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -53,7 +53,7 @@ pub(super) async fn run(
     status.send_modify(|status| status.phase = Phase::Connecting);
     let (resume, kept) = tokio::select! {
         () = cancel.cancelled() => return Ok(()),
-        resume = resume(&mut joined) => resume?,
+        resume = resume(&mut joined, status) => resume?,
     };
     let (outgoing, queue) = mpsc::unbounded_channel();
     let mut pump = Pump {
@@ -86,8 +86,21 @@ pub(super) async fn run(
 }
 
 /// Where the target stands.
-async fn resume(joined: &mut Joined) -> Result<(Resume, Vec<KeptTable>), Error> {
-    let resume = match joined.hear(OPENING).await? {
+pub(super) async fn resume(
+    joined: &mut Joined,
+    status: &watch::Sender<StreamStatus>,
+) -> Result<(Resume, Vec<KeptTable>), Error> {
+    let first = {
+        let mut hearing = pin!(joined.hear(OPENING));
+        if let Ok(heard) = timeout(OPENING, &mut hearing).await {
+            heard?
+        } else {
+            // It lives, and would have given up by now if it did not know where it stands.
+            status.send_modify(|status| status.phase = CopyProgress::finishing(crate::clock::now()));
+            hearing.await?
+        }
+    };
+    let resume = match first {
         Frame::Resume(resume) => resume,
         other => return Err(Error::Protocol(format!("frame kind {} for a resume", other.kind()))),
     };

@@ -1,3 +1,4 @@
+use std::pin::pin;
 use std::sync::Mutex;
 
 use super::*;
@@ -8,6 +9,8 @@ use crate::lsn::Lsn;
 use crate::pgoutput::Event;
 use crate::session::Sender;
 use crate::spill::{Committed, LargeTransaction, OpenTransactions};
+use crate::status::{CopyStage, Phase};
+use crate::wire::Resume;
 
 fn transaction(end: u64, marker: bool) -> Transaction {
     let change = if marker {
@@ -117,18 +120,50 @@ async fn over_links_that_are_cut_each_transaction_lands_once() {
 #[tokio::test(start_paused = true)]
 async fn a_target_that_has_to_finish_a_copy_first_is_waited_for() {
     let history: Vec<_> = (1..=3).map(|n| transaction(n * 10, false)).collect();
-    let store = Store { copied: true, late_takes: OPENING * 4, ..Store::default() };
+    let left = ("public".to_owned(), "late".to_owned());
+    let store = Store {
+        copied: true,
+        checkpoint: Lsn(5),
+        late: [(left, Lsn(5))].into(),
+        late_takes: OPENING * 4,
+        ..Store::default()
+    };
     let store = std::sync::Arc::new(Mutex::new(store));
     let target = Box::new(MemoryTarget::new(std::sync::Arc::clone(&store)));
     let (near, far, _cut) = memory::pair(memory::Options::default());
     let (status, cancel) = (watch::Sender::new(StreamStatus::default()), CancellationToken::new());
     let spill = Spill::default();
-    let receiving = receive::run(target, false, Joined::new(Box::new(far)), &status, &cancel);
-    tokio::select! {
-        played = play(Box::new(near), &history, &spill) => played.expect("it waits"),
-        received = receiving => panic!("the target's half ended: {received:?}"),
+    let mut receiving = pin!(receive::run(target, false, Joined::new(Box::new(far)), &status, &cancel));
+    let mut played = pin!(play(Box::new(near), &history, &spill));
+    let mut seen = status.subscribe();
+    let mut told = false;
+    loop {
+        tokio::select! {
+            played = &mut played => break played.expect("it waits"),
+            received = &mut receiving => panic!("the target's half ended: {received:?}"),
+            _ = seen.changed() => {
+                let phase = &seen.borrow_and_update().phase;
+                told |= matches!(phase, Phase::Copying { stage: CopyStage::Finishing, .. });
+            }
+        }
     }
+    assert!(told, "what takes so long is said");
     assert_eq!(store.lock().expect("not poisoned").applied, history);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_says_what_its_target_takes_so_long_for() {
+    let (near, far, _cut) = memory::pair(memory::Options::default());
+    let (mut source, mut target) = (Joined::new(Box::new(near)), Joined::new(Box::new(far)));
+    let status = watch::Sender::new(StreamStatus::default());
+    let answers = async {
+        target.meanwhile(tokio::time::sleep(OPENING * 2)).await?;
+        assert!(matches!(status.borrow().phase, Phase::Copying { stage: CopyStage::Finishing, .. }));
+        target.say(&Frame::Resume(Resume { copied: true, ..Resume::default() })).await
+    };
+    let (resumed, answered) = tokio::join!(send::resume(&mut source, &status), answers);
+    answered.expect("the link is there");
+    assert!(resumed.expect("it was waited for").0.copied);
 }
 
 fn spec() -> StreamSpec {

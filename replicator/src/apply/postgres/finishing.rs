@@ -257,6 +257,7 @@ impl PostgresTarget {
         let late = "SELECT place, statement FROM godwit.copied_statements WHERE stream = $1 AND NOT done ORDER BY place";
         for row in client.query(late, &[slot]).await.map_err(failed())? {
             let (place, sql): (i64, &str) = (row.get(0), row.get(1));
+            tracing::info!(stream = slot, statement = sql, "finishes what the copy left; may take long");
             client.batch_execute("BEGIN").await.map_err(failed())?;
             match client.batch_execute(sql).await {
                 // The schema's sync was here first, or a person.
