@@ -299,6 +299,14 @@ async fn one_by_one(client: &Client, statements: &[String], patience: &str) -> R
     Ok(())
 }
 
+/// Puts the trigger where it is missing or switched off; on how many tables. One that stays locked for longer than `patience` is an error (55P03).
+pub async fn arm(client: &Client, tables: &[String], patience: Duration) -> Result<usize, Error> {
+    let critical = resolve(client, tables).await?;
+    let Triggers { put, .. } = triggers(client, &critical.triggered).await?;
+    one_by_one(client, &put, &lock_timeout(patience)).await?;
+    Ok(put.len())
+}
+
 fn lock_timeout(patience: Duration) -> String {
     format!("SET LOCAL lock_timeout = {}", patience.as_millis().clamp(1, i32::MAX as u128))
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{DATABASE, Options, Playground, RESOURCE, SUPERUSER, Zone};
+use godwit_tests::waiting::until;
 use replicator::postgres::slot::slot_name;
 use replicator::{lanes, verify};
 use rustix::process::Signal;
@@ -448,6 +449,12 @@ async fn only_commits_of_critical_tables_wait_and_only_for_their_lane() -> Resul
     holder.batch_execute("ROLLBACK").await?;
     waiting.returns().await?;
 
+    // As one who loads data does it, and forgets to switch them on.
+    client(near).await?.batch_execute("ALTER TABLE payments DISABLE TRIGGER USER").await?;
+    let primary = connect(near).await?;
+    let on = "SELECT count(*) FROM pg_trigger WHERE tgname = 'godwit_critical' AND tgrelid = 'payments'::regclass AND tgenabled = 'O'";
+    until("the trigger is on again", async || Ok(count(&primary, on).await? == 1)).await?;
+
     // While the shadow has not applied what a table's old lane carries, the table stays there.
     drop(leader);
     let holder = hold(far, "orders").await?;
@@ -461,7 +468,6 @@ async fn only_commits_of_critical_tables_wait_and_only_for_their_lane() -> Resul
     leader
         .until("the handover is put off", |view| view.replication.mode.why.contains("was not caught up"))
         .await?;
-    let primary = connect(near).await?;
     let members = lanes::members(&primary, RESOURCE).await?.context("a publication")?;
     ensure!(members.len() == 1, "customers changed lanes before its old lane was through: {members:?}");
     Commit::start(near, "UPDATE customers SET balance = 8 WHERE id = 1").await?.returns().await?;

@@ -270,6 +270,15 @@ async fn critical(major: u32) -> Result<()> {
         ensure!(text(&app, level).await? == "on", "switched off: {sql}");
         app.batch_execute("COMMIT").await?;
     }
+    client
+        .batch_execute("ALTER TABLE parts DISABLE TRIGGER USER; DROP TRIGGER godwit_critical ON heir")
+        .await?;
+    for put in [2, 0] {
+        ensure!(lanes::arm(&client, &tables, PATIENCE).await? == put, "{put} triggers to be put");
+    }
+    app.batch_execute("BEGIN; INSERT INTO parts VALUES (6)").await?;
+    ensure!(text(&app, level).await? == "on", "it waits again");
+    app.batch_execute("COMMIT").await?;
     // Off the list: what it was written through waits no more.
     lanes::publish(&client, "shop", &tables[..2]).await?;
     app.batch_execute("BEGIN; INSERT INTO days VALUES (4, 4)").await?;

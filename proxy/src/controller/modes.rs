@@ -36,6 +36,8 @@ const CHANGE: Duration = Duration::from_secs(10);
 const HANDOVER: Duration = Duration::from_secs(2);
 /// How long such a table may stay locked by others.
 const LOCK: Duration = Duration::from_millis(400);
+/// How often triggers of critical tables are looked for, which somebody may switch off.
+const TRIGGERS: Duration = Duration::from_secs(10);
 /// Pause before the database is brought in line again.
 const AGAIN: Duration = Duration::from_secs(3);
 /// Caught up: at most so many bytes and so much time behind.
@@ -156,7 +158,10 @@ impl Work {
             }
         }
         if let Some(lane) = waited_for(self.streams.policy().replication) {
-            self.drive(lane).await;
+            tokio::select! {
+                () = self.drive(lane) => {}
+                () = self.keep_triggers() => {}
+            }
         } else {
             self.explain(String::new());
         }
@@ -220,6 +225,31 @@ impl Work {
             Err(_) => {
                 handover.abandon().await.map_err(chain)?;
                 Err(format!("the shadow was not caught up within {HANDOVER:?}: tables stay in their lanes"))
+            }
+        }
+    }
+
+    /// Without its trigger a critical table's commits do not wait. Never ends.
+    async fn keep_triggers(&self) {
+        let (resource, policy) = (self.streams.resource(), self.streams.policy());
+        if policy.replication != ReplicationMode::Hybrid {
+            return std::future::pending().await;
+        }
+        let mut ticks = interval(TRIGGERS);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            // That it cannot be reached is told by who looks at it.
+            let Ok(client) = self.primary().await else { continue };
+            match lanes::arm(&client, &policy.critical, LOCK).await.map_err(chain) {
+                Ok(0) => {}
+                Ok(tables) => {
+                    let told = "the triggers of critical tables were gone or switched off, whose commits did not wait; they are put again";
+                    tracing::warn!(resource, tables, "{told}");
+                }
+                Err(why) => {
+                    tracing::warn!(resource, %why, "the triggers of critical tables are not known to be there");
+                }
             }
         }
     }
