@@ -429,8 +429,14 @@ impl Measure {
         problems
     }
 
-    /// Both placements as shown.
-    pub fn placements(&self, state: &State, signals: &Signals, policy: &Policy) -> Vec<PlacementView> {
+    /// Both placements as shown, so long after the last step ended.
+    pub fn placements(
+        &self,
+        state: &State,
+        signals: &Signals,
+        policy: &Policy,
+        since: Duration,
+    ) -> Vec<PlacementView> {
         let resource = self.resource.load();
         let oldest = oldest_probe(resource.policy.step);
         let watched = lock(&self.watched);
@@ -452,7 +458,7 @@ impl Measure {
                     capacity_full: full,
                     capacity_shadow: policy.shadow_capacity.of(full).min(full),
                     cost_per_hour: placement.and_then(|placement| placement.cost_per_hour),
-                    cost: FactView::of(&signals.cost(&zone.0).map(|all| all / f64::from(full.max(1)))),
+                    cost: FactView::of(&signals.cost(&zone.0, since).map(|all| all / f64::from(full.max(1)))),
                     ready: status.map(|status| status.ready),
                     capacity: status.map(|status| status.capacity),
                     http_probe,
