@@ -4,10 +4,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit_tests::postgres::{OWNER_ROLE, other_major};
+use godwit_tests::postgres::{GODWIT_ROLE, OWNER_ROLE, other_major};
 use godwit_tests::waiting::until;
 use replicator::copy::CopyOptions;
-use replicator::drift::{Mend, compare as differences, fingerprint};
+use replicator::drift::{Difference, Mend, compare as differences, fingerprint};
 use replicator::link::memory::Options;
 use replicator::preflight::{Finding, Severity, Side, check, compare};
 use replicator::pump::{LocalEnd, LocalPeer};
@@ -303,6 +303,62 @@ async fn default_privileges_are_compared() -> Result<()> {
         let again = mend().await?;
         ensure!(again.is_empty(), "{sql}: {again:#?}");
     }
+    Ok(())
+}
+
+/// What releases do with tables of another server.
+const AFAR: [&str; 5] = [
+    "CREATE SERVER afar VERSION '9' FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host 'it''s');
+     CREATE FOREIGN TABLE afar (id int OPTIONS (column_name 'Id'), note varchar(9) COLLATE \"C\" DEFAULT 'x') SERVER afar OPTIONS (table_name 'f')",
+    "ALTER FOREIGN TABLE afar ADD day date OPTIONS (column_name 'Day') NOT NULL, ADD CONSTRAINT positive CHECK (id > 0) NOT VALID;
+     ALTER FOREIGN TABLE afar ALTER note DROP DEFAULT, ALTER id TYPE bigint; GRANT SELECT ON afar TO PUBLIC",
+    "CREATE FOREIGN TABLE afar_1 PARTITION OF afar_parts FOR VALUES FROM (0) TO (10) SERVER afar",
+    "CREATE FOREIGN TABLE afar_child () INHERITS (afar_mother) SERVER afar; ALTER TABLE afar_mother ADD more int",
+    "ALTER TABLE afar_parts DETACH PARTITION afar_1; ALTER FOREIGN TABLE afar_child NO INHERIT afar_mother",
+];
+
+/// Tables of another server that were made since, or changed, would be missed after a move.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn foreign_tables_are_compared() -> Result<()> {
+    let pair = Pair::start(15, other_major()).await?;
+    let before = format!(
+        "CREATE EXTENSION postgres_fdw; GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO {OWNER_ROLE}, {GODWIT_ROLE};
+         SET ROLE {OWNER_ROLE}; CREATE TABLE afar_parts (id int NOT NULL, day int CHECK (day > 0)) PARTITION BY RANGE (id);
+         CREATE TABLE afar_mother (id int)"
+    );
+    for cluster in [&pair.source, &pair.target] {
+        cluster.connect(DATABASE).await?.batch_execute(&before).await?;
+    }
+    let administrator = pair.source.connect(DATABASE).await?;
+    administrator.batch_execute(&format!("SET ROLE {OWNER_ROLE}")).await?;
+    let compared = async || {
+        let (one, other) = (fingerprint(&pair.from).await?, fingerprint(&pair.to).await?);
+        let found = differences(&one, &other, ["here", "there"]);
+        // Nothing is published here.
+        let of_it =
+            |found: &Difference| found.subject.contains("afar") && !found.what.contains("not published");
+        anyhow::Ok(found.into_iter().filter(of_it).collect::<Vec<_>>())
+    };
+    ensure!(compared().await?.is_empty(), "{:#?}", compared().await?);
+    for release in AFAR {
+        administrator.batch_execute(release).await.context(release)?;
+        let mut found = compared().await?;
+        ensure!(!found.is_empty() && found.iter().all(|found| found.stops), "{release}: {found:#?}");
+        for _ in 0..4 {
+            for difference in &found {
+                let Mend::Add(sql) = &difference.mend else { bail!("{release}: {difference:?}") };
+                pair.to.batch_execute(sql).await.with_context(|| sql.clone())?;
+            }
+            found = compared().await?;
+        }
+        ensure!(found.is_empty(), "{release}: {found:#?}");
+    }
+    administrator.batch_execute(&format!("CREATE USER MAPPING FOR {OWNER_ROLE} SERVER afar")).await?;
+    let found = compared().await?;
+    ensure!(matches!(&found[..], [one] if one.stops && one.mend == Mend::Person(None)), "{found:#?}");
+    administrator.batch_execute("DROP SERVER afar CASCADE").await?;
+    let found = compared().await?;
+    ensure!(found.is_empty(), "nobody meets them: {found:#?}");
     Ok(())
 }
 

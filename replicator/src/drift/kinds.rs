@@ -4,7 +4,7 @@ use super::{Key, identities};
 use crate::postgres::quote_ident;
 
 /// Things that stand for themselves; any other is part of the one that it names.
-pub(super) const WHOLE: [&str; 16] = [
+pub(super) const WHOLE: [&str; 18] = [
     "table",
     "view",
     "materialized view",
@@ -20,10 +20,12 @@ pub(super) const WHOLE: [&str; 16] = [
     "cast",
     "publication",
     "comment",
+    "server",
+    "foreign table",
     DEFAULTS,
 ];
 /// What one major version words otherwise than another, with the same meaning.
-pub(super) const WORDED: [&str; 11] = [
+pub(super) const WORDED: [&str; 12] = [
     "constraint",
     "index",
     "query",
@@ -35,9 +37,10 @@ pub(super) const WORDED: [&str; 11] = [
     "domain constraint",
     "row filter",
     "collation",
+    OPTIONS,
 ];
 /// What is too long to be told where it differs.
-pub(super) const LONG: [&str; 11] = [
+pub(super) const LONG: [&str; 12] = [
     "view",
     "materialized view",
     "query",
@@ -49,9 +52,10 @@ pub(super) const LONG: [&str; 11] = [
     "table list",
     "row filter",
     "comment",
+    OPTIONS,
 ];
 /// What does no harm where only the shadow has it; it stops no move, but would be in the way of what is made under its name later.
-pub(super) const HARMLESS: [&str; 19] = [
+pub(super) const HARMLESS: [&str; 23] = [
     "view",
     "materialized view",
     "query",
@@ -72,6 +76,10 @@ pub(super) const HARMLESS: [&str; 19] = [
     "cast",
     // Goes with what it owns.
     "owner",
+    "server",
+    "foreign table",
+    "user mapping",
+    OPTIONS,
 ];
 /// What the SQL that makes it also makes otherwise: nothing is lost by it.
 pub(super) const REPLACED: [&str; 12] = [
@@ -113,6 +121,8 @@ pub(super) const APART: [&str; 2] = ["partition of", "child of"];
 pub(super) const STRICT: [&str; 4] = ["constraint", "domain constraint", "partition of", "child of"];
 /// What others may do with what a role makes from now on.
 pub(super) const DEFAULTS: &str = "default privileges";
+/// Where and as what another server has it: each zone may have its own.
+pub(super) const OPTIONS: &str = "foreign options";
 
 /// SQL that takes away what does no harm; none of what is a part of something else, or may be an operator's own.
 pub(super) fn drop_harmless((kind, owner, name): &Key) -> Option<String> {
@@ -129,7 +139,8 @@ pub(super) fn drop_harmless((kind, owner, name): &Key) -> Option<String> {
         | "text search dictionary"
         | "text search configuration"
         | "operator"
-        | "cast" => Some(format!("DROP {} {owner}", kind.to_uppercase())),
+        | "cast"
+        | "foreign table" => Some(format!("DROP {} {owner}", kind.to_uppercase())),
         _ => None,
     }
 }

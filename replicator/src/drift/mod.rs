@@ -1,5 +1,5 @@
 //! Whether both databases have the same schema: tables (`fingerprint.sql`), what stands around them (`around.sql`: views,
-//! functions, triggers, privileges, …; `objects.sql`: what is rarer), how they are stored and described (`aside.sql`), and by what others read
+//! functions, triggers, privileges, …; `objects.sql`: what is rarer; `foreign.sql`: what others have), how they are stored and described (`aside.sql`), and by what others read
 //! their changes (`publications.sql`). Logical decoding carries no DDL.
 //!
 //! [`fingerprint`] reads one side, [`compare`] is pure, [`sync`] makes on the shadow what only the source has. What could lose a
@@ -214,9 +214,14 @@ pub async fn remember(clients: [&Client; 2], of: [&Fingerprint; 2]) -> Result<()
 /// Reads the schema. One round trip, or some more where it is changed meanwhile.
 pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
     let around = include_str!("around.sql").replace("{{defaults}}", DEFAULT_PRIVILEGES);
-    let [objects, aside, stamps] =
-        [include_str!("objects.sql"), include_str!("aside.sql"), include_str!("stamps.sql")];
-    of(client, &[include_str!("fingerprint.sql"), &around, objects, aside, stamps, PUBLICATIONS]).await
+    let [objects, foreign, aside, stamps] = [
+        include_str!("objects.sql"),
+        include_str!("foreign.sql"),
+        include_str!("aside.sql"),
+        include_str!("stamps.sql"),
+    ];
+    let queries = [include_str!("fingerprint.sql"), &around, objects, foreign, aside, stamps, PUBLICATIONS];
+    of(client, &queries).await
 }
 
 /// Reads what others read changes by, and nothing else.
@@ -418,8 +423,9 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     }
     for (key, shape) in shadow.things.iter().filter(|(key, _)| !source.things.contains_key(*key)) {
         let (kind, owner, name) = key;
-        // A partition that is gone may leave its rows to another, which is to take them here as well.
-        let part = !WHOLE.contains(&kind.as_str()) && kind != "partition of";
+        // A partition that is gone may leave its rows to another, which is to take them here as well. Another's rows are its parent's no more.
+        let apart = kind == "partition of" || kind == "child of" && has(shadow, "foreign table", owner);
+        let part = !WHOLE.contains(&kind.as_str()) && !apart;
         if kind == "published"
             || part && !there(source, owner)
             || ours(kind, name)

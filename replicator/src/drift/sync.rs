@@ -124,9 +124,10 @@ pub async fn mark(source: &Client) -> Result<(), Error> {
 
 /// What others may need comes first.
 fn rank(mend: &Mend) -> usize {
-    const FIRST: [&str; 7] = [
+    const FIRST: [&str; 8] = [
         "CREATE SCHEMA ",
         "CREATE EXTENSION ",
+        "CREATE SERVER ",
         "CREATE COLLATION ",
         "CREATE TEXT SEARCH ",
         "CREATE TYPE ",

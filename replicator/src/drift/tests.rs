@@ -167,3 +167,18 @@ fn a_right_that_a_server_does_not_know_is_no_difference() {
     assert_eq!(told([17, 18]), both);
     assert_eq!((told([18, 15]), told([15, 18])), (vec![], vec![]));
 }
+
+/// Rows of a parent come of it as well.
+#[test]
+fn a_foreign_table_that_is_gone_is_no_child_any_more() {
+    let table = ("table", "s.mother", "", "plain", None);
+    let shadow = side(&[
+        table,
+        ("foreign table", "s.t", "", "of server afar", None),
+        ("column", "s.t", "id", "integer", None),
+        ("child of", "s.t", "s.mother", "it", None),
+    ]);
+    let found = compare(&side(&[table]), &shadow, ["near", "far"]);
+    let mends: Vec<_> = found.into_iter().map(|difference| difference.mend).collect();
+    assert_eq!(mends, [Mend::Add("ALTER TABLE s.t NO INHERIT s.mother".into())]);
+}

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
-use super::kinds::{self, WORDED};
+use super::kinds::{self, OPTIONS, WORDED};
 use super::{Fingerprint, Key, Shape, is_prepared, wording};
 use crate::error::Error;
 use crate::fence::refused;
@@ -94,13 +94,16 @@ pub(super) async fn read(shadow: &Client) -> Result<Option<Pairs>, Error> {
 
 /// Whether these two mean the same, as far as is known.
 pub(super) fn is_alike([source, shadow]: [&Fingerprint; 2], key: &Key, here: &Shape, there: &Shape) -> bool {
+    let of_zone = key.0 == OPTIONS;
     let Some((of_source, of_shadow)) = shadow.pairs.as_ref().and_then(|pairs| pairs.get(key)) else {
         let copied = source.dumped.get(key).map(|copied| *copied == digest(&here.definition));
         // Of one major version they say the same of what nobody copied or made.
-        return copied.unwrap_or(source.major != shadow.major);
+        return copied.unwrap_or(of_zone || source.major != shadow.major);
     };
     match (says(of_source, here), says(of_shadow, there)) {
-        (true, same) => same || of_shadow.is_empty(),
+        (true, same) => same || of_zone || of_shadow.is_empty(),
+        // The shadow's was changed after it.
+        (false, false) if of_zone => true,
         // Where both say something else of what they had, what it speaks of has another name. Of one major version they say that alike.
         (false, false) => {
             source.major != shadow.major
@@ -255,6 +258,29 @@ mod tests {
             news(&source, &shadow).0.len()
         };
         assert_eq!((copied("SELECT t.y"), copied("SELECT t.v")), (1, 0));
+    }
+
+    #[test]
+    fn a_zone_has_its_own_servers_until_the_source_has_others() {
+        let key = (OPTIONS.to_owned(), "afar".to_owned(), String::new());
+        let of = |host: &str| {
+            let shape = Shape { definition: host.into(), sql: None, undo: None };
+            Fingerprint { things: [(key.clone(), shape)].into(), major: 18, ..Fingerprint::default() }
+        };
+        let prepared = |host: &str, pairs: &Pairs| Fingerprint { pairs: Some(pairs.clone()), ..of(host) };
+        let alike = |source: &Fingerprint, shadow: &Fingerprint| {
+            is_alike([source, shadow], &key, &source.things[&key], &shadow.things[&key])
+        };
+        let none = Pairs::new();
+        assert!(alike(&of("near"), &prepared("far", &none)), "as an older Godwit left them");
+        let dumped = [(key.clone(), digest("old"))].into();
+        let since = Fingerprint { dumped, ..of("near") };
+        assert!(!alike(&since, &prepared("far", &none)), "changed since it was copied");
+        let (new, _) = news(&of("near"), &prepared("near", &none));
+        let pairs: Pairs = new.into_iter().map(|(key, here, there)| (key, (here, there))).collect();
+        assert!(alike(&of("near"), &prepared("far", &pairs)), "the shadow's own");
+        assert!(!alike(&of("nearer"), &prepared("near", &pairs)), "changed on the source");
+        assert!(alike(&of("nearer"), &prepared("farther", &pairs)), "and then on the shadow");
     }
 
     #[test]

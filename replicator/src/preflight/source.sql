@@ -82,7 +82,7 @@ SELECT 'warning', s.subname::text, 'a subscription writes to this database, and 
        format('ALTER SUBSCRIPTION %I DISABLE', s.subname)
 FROM pg_subscription s WHERE s.subdbid = (SELECT oid FROM here) AND s.subenabled
 UNION ALL
-SELECT 'warning', subject, 'a foreign table is not replicated: only its definition moves', NULL
+SELECT 'warning', subject, 'a foreign table is not replicated: only its definition moves, and is followed', NULL
 FROM ours WHERE relkind = 'f'
 UNION ALL
 SELECT 'warning', format('%s.%I', t.subject, a.attname),
