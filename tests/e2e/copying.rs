@@ -294,6 +294,11 @@ async fn default_privileges_are_compared() -> Result<()> {
         ("FOR ROLE keeper IN SCHEMA public GRANT DELETE ON TABLES TO reader WITH GRANT OPTION", 1),
         ("FOR ROLE keeper REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC", 1),
         ("FOR ROLE keeper GRANT USAGE ON SEQUENCES TO reader", 1),
+        ("FOR ROLE keeper IN SCHEMA public REVOKE INSERT ON TABLES FROM reader", 1),
+        ("FOR ROLE keeper IN SCHEMA public REVOKE GRANT OPTION FOR DELETE ON TABLES FROM reader", 1),
+        ("FOR ROLE keeper IN SCHEMA public REVOKE ALL ON TABLES FROM reader, \"a TO b; c\"", 1),
+        ("FOR ROLE keeper GRANT EXECUTE ON FUNCTIONS TO PUBLIC", 1),
+        ("FOR ROLE keeper REVOKE ALL ON SEQUENCES FROM reader", 1),
         ("FOR ROLE postgres GRANT USAGE ON SEQUENCES TO reader", 0),
     ] {
         let sql = format!("ALTER DEFAULT PRIVILEGES {}", sql.replace("keeper", OWNER_ROLE));

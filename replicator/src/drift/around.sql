@@ -93,9 +93,6 @@ WITH ours AS (
   FROM granted g, pg_catalog.aclexplode(g.acl) x
   -- An owner has what its version gives him.
   WHERE x.grantee <> g.owner
-), defaults AS (
-  -- The others' are a superuser's affair (doctor).
-  SELECT * FROM ({{defaults}}) d WHERE mine
 )
 SELECT 'schema', format('%I', nspname), '', 'present', format('CREATE SCHEMA %I', nspname) FROM schemas
 UNION ALL
@@ -224,8 +221,6 @@ UNION ALL
 SELECT 'owner', t.name, format('of statistics %s', s.stxname), pg_catalog.pg_get_userbyid(s.stxowner)::text,
        format('ALTER STATISTICS %I.%I OWNER TO %I', n.nspname, s.stxname, pg_catalog.pg_get_userbyid(s.stxowner))
 FROM ours t JOIN pg_catalog.pg_statistic_ext s ON s.stxrelid = t.oid JOIN pg_catalog.pg_namespace n ON n.oid = s.stxnamespace
-UNION ALL
-SELECT 'default privileges', name, '', rights, sql FROM defaults
 UNION ALL
 -- The same may be granted by several.
 SELECT 'right on ' || kind, name, format('%s to %s', what, grantee), CASE WHEN bool_or(is_grantable) THEN 'granted with grant option' ELSE 'granted' END,

@@ -213,14 +213,14 @@ pub async fn remember(clients: [&Client; 2], of: [&Fingerprint; 2]) -> Result<()
 
 /// Reads the schema. One round trip, or some more where it is changed meanwhile.
 pub async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
-    let around = include_str!("around.sql").replace("{{defaults}}", DEFAULT_PRIVILEGES);
-    let [objects, foreign, aside, stamps] = [
-        include_str!("objects.sql"),
+    let objects = include_str!("objects.sql").replace("{{defaults}}", DEFAULT_PRIVILEGES);
+    let [around, foreign, aside, stamps] = [
+        include_str!("around.sql"),
         include_str!("foreign.sql"),
         include_str!("aside.sql"),
         include_str!("stamps.sql"),
     ];
-    let queries = [include_str!("fingerprint.sql"), &around, objects, foreign, aside, stamps, PUBLICATIONS];
+    let queries = [include_str!("fingerprint.sql"), around, &objects, foreign, aside, stamps, PUBLICATIONS];
     of(client, &queries).await
 }
 
@@ -591,6 +591,16 @@ fn changed(
                 // It goes with the column's identity.
                 (None, Some(_)) => None,
             };
+        }
+        kinds::DEFAULTS => {
+            let steps: Vec<&str> =
+                [there.undo.as_deref(), wanted.sql.as_deref()].into_iter().flatten().collect();
+            return Some((Mend::Add(steps.join("; ")), When::Now));
+        }
+        of if of.starts_with(RIGHT) && there.definition.ends_with(" with grant option") => {
+            // Who had it from there loses it on the source as well, or gets it of the owner.
+            let option = drop_sql(key)?.replacen("REVOKE ", "REVOKE GRANT OPTION FOR ", 1) + " CASCADE";
+            return Some((Mend::Add(option), When::Now));
         }
         _ => {}
     }

@@ -93,3 +93,6 @@ FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_trigger p ON p.oid = g.tgparenti
 JOIN states own ON own.of = g.tgenabled JOIN states usual ON usual.of = p.tgenabled
 JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE g.tgname !~ '^godwit_' AND {{own}}
+UNION ALL
+-- The others' are a superuser's affair (doctor).
+SELECT 'default privileges', name, '', rights, sql, undo FROM ({{defaults}}) d WHERE mine

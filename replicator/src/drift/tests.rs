@@ -168,6 +168,31 @@ fn a_right_that_a_server_does_not_know_is_no_difference() {
     assert_eq!((told([18, 15]), told([15, 18])), (vec![], vec![]));
 }
 
+#[test]
+fn what_is_taken_away_goes_before_what_is_left_is_given() {
+    let found = |source: Fingerprint, shadow: Fingerprint| {
+        let found = compare(&source, &shadow, ["near", "far"]);
+        found.into_iter().map(|difference| difference.mend).collect::<Vec<_>>()
+    };
+    let right = |definition: &str, sql: &str| {
+        let table = ("table", "s.t", "", "plain", None);
+        side(&[table, ("right on table", "s.t", "SELECT (id) to app", definition, Some(sql))])
+    };
+    let [with, without] = [right("granted with grant option", "GRANT … OPTION"), right("granted", "GRANT …")];
+    let taken = "REVOKE GRANT OPTION FOR SELECT (id) ON TABLE s.t FROM app CASCADE";
+    assert_eq!(found(without.clone(), with.clone()), [Mend::Add(taken.into())]);
+    assert_eq!(found(with, without), [Mend::Add("GRANT … OPTION".into())]);
+
+    let privileges = |rights: &str, sql: &str, undo: &str| {
+        let mut side = side(&[("default privileges", "role app: new tables", "", rights, Some(sql))]);
+        side.things.values_mut().for_each(|shape| shape.undo = Some(undo.into()));
+        side
+    };
+    let [fewer, more] = [privileges("SELECT to b", "GIVE b", "TAKE b"), privileges("…", "GIVE", "TAKE a, b")];
+    assert_eq!(found(fewer, more.clone()), [Mend::Add("TAKE a, b; GIVE b".into())]);
+    assert_eq!(found(side(&[]), more), [Mend::Add("TAKE a, b".into())]);
+}
+
 /// Rows of a parent come of it as well.
 #[test]
 fn a_foreign_table_that_is_gone_is_no_child_any_more() {
