@@ -88,8 +88,9 @@ const RELEASES: [&str; 19] = [
     "ALTER TYPE addr RENAME ATTRIBUTE zip TO postcode; ALTER TYPE addr DROP ATTRIBUTE street; INSERT INTO homes VALUES (2, ('b', 'c'))",
     "DROP VIEW all_mails; DROP VIEW mails; CREATE VIEW mails AS SELECT email FROM users; CREATE VIEW all_mails AS SELECT email FROM mails;
      DROP VIEW ones; DROP FUNCTION one(int); CREATE FUNCTION one(b int) RETURNS bigint LANGUAGE sql AS 'SELECT b::bigint'; ALTER FUNCTION one(int) COST 500;
-     CREATE VIEW ones AS SELECT one(1); GRANT SELECT ON ones TO orders_app; ALTER TRIGGER stamps ON users RENAME TO stamped;
+     CREATE VIEW ones AS SELECT one(1); GRANT SELECT ON ones TO orders_app; ALTER VIEW mails ALTER COLUMN email SET DEFAULT 'c@d'; ALTER TRIGGER stamps ON users RENAME TO stamped;
      DROP MATERIALIZED VIEW sums; CREATE MATERIALIZED VIEW sums AS SELECT count(*) AS c, 1 AS d FROM users; CREATE INDEX sums_d ON sums (d);
+     CREATE RULE quiet AS ON DELETE TO loose DO ALSO NOTIFY quiet; ALTER TABLE loose DISABLE RULE quiet;
      CREATE OR REPLACE AGGREGATE counted (*) (sfunc = int8inc, stype = int8, initcond = '5')",
     "CREATE SCHEMA old; CREATE TYPE old.state AS ENUM ('new', 'paid'); CREATE SEQUENCE old.counts;
      CREATE TABLE old.bills (id int PRIMARY KEY, state old.state, how varchar(9) CHECK (how IN ('card', 'cash')),

@@ -135,7 +135,7 @@ UNION ALL
 SELECT 'rule', t.name, r.rulename::text, pg_catalog.pg_get_ruledef(r.oid)
          || CASE r.ev_enabled WHEN 'D' THEN ', disabled' WHEN 'A' THEN ', always' WHEN 'R' THEN ', on replicas' ELSE '' END,
        concat_ws('; ', regexp_replace(rtrim(pg_catalog.pg_get_ruledef(r.oid), ';'), '^CREATE RULE', 'CREATE OR REPLACE RULE'),
-         CASE WHEN t.relkind <> 'v' THEN format('ALTER TABLE %s %s RULE %I', t.name, CASE r.ev_enabled WHEN 'D' THEN 'DISABLE'
+         CASE WHEN t.relkind IN ('r', 'p') THEN format('ALTER TABLE %s %s RULE %I', t.name, CASE r.ev_enabled WHEN 'D' THEN 'DISABLE'
            WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END, r.rulename) END)
 FROM ours t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.oid WHERE r.rulename <> '_RETURN'
 UNION ALL

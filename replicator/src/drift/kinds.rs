@@ -82,7 +82,7 @@ pub(super) const HARMLESS: [&str; 23] = [
     OPTIONS,
 ];
 /// What the SQL that makes it also makes otherwise: nothing is lost by it.
-pub(super) const REPLACED: [&str; 12] = [
+pub(super) const REPLACED: [&str; 13] = [
     "replica identity",
     "view",
     "query",
@@ -94,6 +94,7 @@ pub(super) const REPLACED: [&str; 12] = [
     "own state of trigger",
     "owner",
     "mapping",
+    "view default",
     DEFAULTS,
 ];
 

@@ -94,5 +94,14 @@ JOIN states own ON own.of = g.tgenabled JOIN states usual ON usual.of = p.tgenab
 JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE g.tgname !~ '^godwit_' AND {{own}}
 UNION ALL
+SELECT 'view default', v.name, v.part, v.value, format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', v.name, v.part, v.value),
+       format('ALTER VIEW %s ALTER COLUMN %I DROP DEFAULT', v.name, v.part)
+FROM (
+  SELECT format('%I.%I', n.nspname, c.relname) AS name, a.attname::text AS part, pg_catalog.pg_get_expr(d.adbin, d.adrelid) AS value
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN pg_catalog.pg_attrdef d ON d.adrelid = c.oid
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.adnum
+  WHERE c.relkind = 'v' AND {{own}}
+) v
+UNION ALL
 -- The others' are a superuser's affair (doctor).
 SELECT 'default privileges', name, '', rights, sql, undo FROM ({{defaults}}) d WHERE mine

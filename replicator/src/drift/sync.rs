@@ -134,7 +134,7 @@ fn rank(mend: &Mend) -> usize {
         "CREATE DOMAIN ",
         "ALTER TYPE ",
     ];
-    const LAST: [&str; 4] = ["CREATE OR REPLACE ", "DROP POLICY ", "GRANT ", "REVOKE "];
+    const LAST: [&str; 5] = ["CREATE OR REPLACE ", "ALTER VIEW ", "DROP POLICY ", "GRANT ", "REVOKE "];
     match mend {
         Mend::Add(sql) if FIRST.iter().any(|word| sql.starts_with(word)) => 0,
         // What follows is not done to what is no part of it any more.
@@ -175,7 +175,7 @@ fn is_of_appliers(mend: &Mend) -> bool {
     let (Mend::Add(sql) | Mend::Drop(sql)) = mend else { return false };
     let begins = |words: &&str| sql.starts_with(words);
     ["CREATE UNIQUE INDEX ", "DROP INDEX "].iter().any(begins)
-        || (["ALTER TABLE ", "CREATE OR REPLACE TRIGGER "].iter().any(begins)
+        || (["ALTER TABLE ", "CREATE OR REPLACE TRIGGER ", "CREATE OR REPLACE RULE "].iter().any(begins)
             && TELLS.iter().any(|words| sql.contains(words)))
 }
 
@@ -267,6 +267,7 @@ mod tests {
             )
         };
         assert!(add(&trigger("ENABLE ALWAYS")) && add(&trigger("ENABLE REPLICA")));
+        assert!(add("CREATE OR REPLACE RULE r AS …; ALTER TABLE public.people ENABLE ALWAYS RULE r"));
         // They fire for none of an applier's changes.
         assert!(
             !add(&trigger("ENABLE"))
