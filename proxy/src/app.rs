@@ -155,12 +155,13 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         lead = Some(Lead::keep(election, belongings, anew.clone(), leaving.clone(), runtime.handle()));
     }
 
-    let led = config
+    let begun = config
         .resources
         .values()
         .filter(|resource| resource.has_front())
-        .map(|resource| leading::lead(&config, resource, &journal, None, &recorder))
+        .map(|resource| leading::lead(&config, resource, &journal, None))
         .collect::<Result<Vec<_>>>()?;
+    let led = begun.into_iter().map(|begun| begun.build(&config, &recorder)).collect::<Result<Vec<_>>>()?;
     let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
     let routes = Routes::new(&fronts)?;
     let postgres: Vec<_> = led.iter().filter_map(|led| led.postgres.clone()).collect();

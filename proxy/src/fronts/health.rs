@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -36,8 +37,12 @@ async fn resolve(front: &ResourceFront) {
         let lost = front.pool.reaches().any(|(_, reach)| !reach.not_found().is_empty());
         tokio::time::sleep(spread(if lost { AGAIN } else { RESOLVE })).await;
         // A driver may have given a placement its names meanwhile.
-        for (zone, reach) in front.pool.reaches().filter(|(_, reach)| reach.has_names()) {
-            let why = reach.resolve().await.err().map(|error| format!("{error:#}"));
+        let named = front.pool.reaches().filter(|(_, reach)| reach.has_names());
+        // At once: a zone whose names are lost keeps none of another's.
+        let resolved =
+            join_all(named.map(|(zone, reach)| async move { (zone, reach.resolve().await) })).await;
+        for (zone, resolved) in resolved {
+            let why = resolved.err().map(|error| format!("{error:#}"));
             if said.insert(zone, why.clone()).flatten() != why
                 && let Some(error) = why
             {

@@ -48,7 +48,7 @@ use crate::feeds::external::board::FeedBoard;
 use crate::feeds::learning::Learner;
 use crate::fronts::health;
 use crate::fronts::latencies::Recorder;
-use crate::fronts::pools::{Pool, Reach};
+use crate::fronts::pools::{LookingUp, Pool, Reach};
 use crate::fronts::postgres::{Active, PostgresFront};
 use crate::fronts::routes::ResourceFront;
 use crate::history::History;
@@ -83,14 +83,23 @@ impl Led {
     }
 }
 
-/// Reads where the resource stands and builds its front for that: closed where a database may be fenced.
+/// A resource whose front is yet to be built: its endpoints are being looked up.
+pub struct Begun {
+    live: Arc<Live>,
+    state: State,
+    unheard: bool,
+    drivers: BTreeMap<String, ZoneDriver>,
+    looking: BTreeMap<String, LookingUp>,
+}
+
+/// Reads where the resource stands, and begins to look its endpoints up. Where there are several all are to begin before one is built: names that
+/// are lost are then waited for once.
 pub fn lead(
     config: &Config,
     resource: &Resource,
     journal: &Journal,
     feeds: Option<&FeedBoard>,
-    recorder: &Arc<Recorder>,
-) -> Result<Led> {
+) -> Result<Begun> {
     let name = &resource.name;
     let known = journal.latest(name)?;
     // Where another node may have led it, a journal of one's own may be old.
@@ -139,11 +148,11 @@ pub fn lead(
     if lost {
         journal.note_lost(&state, now)?;
     }
-    build(config, resource, state, recorder).map(|led| Led { unheard, ..led })
+    begin(config, resource, state).map(|begun| Begun { unheard, ..begun })
 }
 
-/// As [`lead`], for a resource that was just reserved. One that had its name before left its generation behind: databases
-/// may know it.
+/// As [`lead`] for a resource that was just reserved, and builds it. One that had its name before left its generation behind:
+/// databases may know it.
 pub fn lead_anew(
     config: &Config,
     resource: &Resource,
@@ -166,7 +175,7 @@ pub fn lead_anew(
         state.generation = before.generation;
     }
     journal.append(&state, "Reserved", now, None)?;
-    build(config, resource, state, recorder)
+    begin(config, resource, state)?.build(config, recorder)
 }
 
 /// The resource with what its drivers' ledgers know of where those zones' placements are.
@@ -190,47 +199,58 @@ fn learn(live: &Live, drivers: &BTreeMap<String, ZoneDriver>) -> Result<()> {
     Ok(())
 }
 
-fn build(config: &Config, resource: &Resource, state: State, recorder: &Arc<Recorder>) -> Result<Led> {
-    let name = &resource.name;
+fn begin(config: &Config, resource: &Resource, state: State) -> Result<Begun> {
     let resource = settle(config, resource, &state.primary.0, &state.shadow.0)?;
     let drivers = drivers_of(config, &resource)?;
     let live = Live::new(resource);
     learn(&live, &drivers)?;
-    let settings = live.load();
-    let mut reaches = BTreeMap::new();
-    for (zone, placement) in &settings.placements {
-        let context = || format!("resource {name}, zone {zone}");
-        let reach = Reach::looked_up(&placement.upstream, &placement.http).with_context(context)?;
-        reaches.insert(zone.clone(), Arc::new(reach));
+    let placements = live.load().placements.clone();
+    let looking = placements.into_iter().map(|(zone, placement)| (zone, LookingUp::begin(&placement.http)));
+    Ok(Begun { looking: looking.collect(), live, state, unheard: false, drivers })
+}
+
+impl Begun {
+    /// Builds its front for where it stands: closed where a database may be fenced.
+    pub fn build(self, config: &Config, recorder: &Arc<Recorder>) -> Result<Led> {
+        let Self { live, state, unheard, drivers, mut looking } = self;
+        let settings = live.load();
+        let name = &settings.name;
+        let mut reaches = BTreeMap::new();
+        for (zone, placement) in &settings.placements {
+            let Some(looking) = looking.remove(zone) else { continue };
+            let context = || format!("resource {name}, zone {zone}");
+            let reach = Reach::looked_up(&placement.upstream, looking).with_context(context)?;
+            reaches.insert(zone.clone(), Arc::new(reach));
+        }
+        let front = settings.http.as_ref().map(|http| {
+            let mut upstreams = reaches.get(&*state.primary.0).map(|reach| reach.endpoints()).unwrap_or_default();
+            // A driver runs as many workers as there are to be: the first ones.
+            let primary = settings.placements.get(&*state.primary.0).filter(|_| drivers.contains_key(&*state.primary.0));
+            if let Some(placement) = primary {
+                upstreams.truncate(placement.capacity as usize);
+            }
+            let pool = Pool::new(state.generation.0, &*state.primary.0, &upstreams);
+            let reaches = reaches.iter().map(|(zone, reach)| (zone.as_str().into(), reach.clone())).collect();
+            let front = ResourceFront::reaching(name.as_str(), http, config.node.hold, pool, reaches)
+                .with_context(|| format!("resource {name}: the access log cannot be opened"))?;
+            if state.starts_closed() {
+                tracing::warn!(resource = %name, phase = state.phase.name(), "starting with the gate closed: a cutover was under way");
+                front.gate.close();
+            }
+            anyhow::Ok(front)
+        });
+        let postgres = settings.postgres.as_ref().map(|front| {
+            let active = Active { generation: state.generation.0, zone: state.primary.0.clone() };
+            let front = PostgresFront::new(&settings, front, config.node.hold, active, recorder)
+                .with_context(|| format!("resource {name}, the PostgreSQL front"))?;
+            if state.starts_closed() {
+                front.turnstile.close();
+            }
+            anyhow::Ok(front)
+        });
+        let (front, postgres) = (front.transpose()?, postgres.transpose()?);
+        Ok(Led { live, state, unheard, front, postgres, reaches, drivers })
     }
-    let front = settings.http.as_ref().map(|http| {
-        let mut upstreams = reaches.get(&*state.primary.0).map(|reach| reach.endpoints()).unwrap_or_default();
-        // A driver runs as many workers as there are to be: the first ones.
-        let primary = settings.placements.get(&*state.primary.0).filter(|_| drivers.contains_key(&*state.primary.0));
-        if let Some(placement) = primary {
-            upstreams.truncate(placement.capacity as usize);
-        }
-        let pool = Pool::new(state.generation.0, &*state.primary.0, &upstreams);
-        let reaches = reaches.iter().map(|(zone, reach)| (zone.as_str().into(), reach.clone())).collect();
-        let front = ResourceFront::reaching(name.as_str(), http, config.node.hold, pool, reaches)
-            .with_context(|| format!("resource {name}: the access log cannot be opened"))?;
-        if state.starts_closed() {
-            tracing::warn!(resource = %name, phase = state.phase.name(), "starting with the gate closed: a cutover was under way");
-            front.gate.close();
-        }
-        anyhow::Ok(front)
-    });
-    let postgres = settings.postgres.as_ref().map(|front| {
-        let active = Active { generation: state.generation.0, zone: state.primary.0.clone() };
-        let front = PostgresFront::new(&settings, front, config.node.hold, active, recorder)
-            .with_context(|| format!("resource {name}, the PostgreSQL front"))?;
-        if state.starts_closed() {
-            front.turnstile.close();
-        }
-        anyhow::Ok(front)
-    });
-    let (front, postgres) = (front.transpose()?, postgres.transpose()?);
-    Ok(Led { live, state, unheard: false, front, postgres, reaches, drivers })
 }
 
 /// What every resource's controller uses.
@@ -502,7 +522,8 @@ mod tests {
         );
         let config = crate::config::load(&samples::write(folder.path(), &text)).unwrap();
         let journal = Journal::open(&state).unwrap();
-        let led = lead(&config, &config.resources["shop"], &journal, None, &Recorder::with(None)).unwrap();
+        let begun = lead(&config, &config.resources["shop"], &journal, None).unwrap();
+        let led = begun.build(&config, &Recorder::with(None)).unwrap();
         assert_eq!(led.front.unwrap().pool.load().upstreams(), ["127.0.0.1:8001".parse().unwrap()]);
         assert_eq!(led.reaches["east"].not_found(), ["nowhere.invalid:80"]);
     }
@@ -531,7 +552,7 @@ mod tests {
         journal.inherits(&legacy).unwrap();
         let name = format!("orders@{elsewhere}");
         legacy.made[&name].clone().keep(&ledger_directory(&config.node.state, "orders", elsewhere)).unwrap();
-        let led = lead(&config, resource, &journal, None, &Recorder::new()).unwrap();
+        let led = lead(&config, resource, &journal, None).unwrap().build(&config, &Recorder::new()).unwrap();
         assert_eq!((&*led.state.primary.0, &*led.state.shadow.0), ("near", elsewhere));
         let known = &led.live.load().placements[elsewhere];
         assert_eq!(known.http, ["127.0.0.1:7"]);

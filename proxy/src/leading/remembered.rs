@@ -51,7 +51,7 @@ pub(super) fn state(
     now: Timestamp,
 ) -> Result<Option<Remembered>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let found = runtime.block_on(async {
         for _ in 0..LOOKS {
                         let seen = ask(resource, true).await;
             if others {
@@ -72,7 +72,10 @@ pub(super) fn state(
             }
         }
         bail!("resource {}: its databases say something else each time: another node moves it", resource.name)
-    })
+    });
+    // A look-up without an answer is not waited for.
+    runtime.shutdown_background();
+    found
 }
 
 /// What another node had begun to read is ours to read now.

@@ -11,6 +11,7 @@
 pub mod asking;
 pub mod connections;
 pub mod endpoint;
+pub mod looking_up;
 pub mod reach;
 pub mod upgrading;
 
@@ -25,6 +26,7 @@ use pingora::connectors::L4Connect;
 use super::http::settings::Ejection;
 use connections::Connection;
 pub use endpoint::Endpoint;
+pub use looking_up::LookingUp;
 pub use reach::Reach;
 use upgrading::Upgrading;
 

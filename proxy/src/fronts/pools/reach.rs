@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use pingora::protocols::tls::CaType;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 use rustls::{ClientConfig, RootCertStore};
 
+use super::looking_up::LookingUp;
 use crate::causes::chain;
 use crate::fronts::http::settings::Upstream;
 use crate::tls::{self, Watched};
@@ -75,21 +77,18 @@ impl Reach {
         Ok(reach)
     }
 
-    /// As [`Reach::new`]. Looks the endpoints up, and waits for that; a name that leads nowhere now may do so later.
-    pub fn looked_up(upstream: &Upstream, names: &[String]) -> Result<Self> {
+    /// As [`Reach::new`]. Waits for what is looked up; a name that leads nowhere now may do so later.
+    pub fn looked_up(upstream: &Upstream, looking: LookingUp) -> Result<Self> {
         let reach = Self::new(upstream, &[], &[])?;
-        let found = names.iter().map(|name| name.to_socket_addrs().map(|mut found| found.next()));
-        reach.place_found(names, found.collect());
+        let (names, found) = looking.found();
+        reach.place_found(&names, found);
         Ok(reach)
     }
 
     /// The placement's driver says that these are its endpoints.
     pub async fn learn(&self, names: &[String]) {
-        let mut found = Vec::with_capacity(names.len());
-        for name in names {
-            found.push(tokio::net::lookup_host(name).await.map(|mut found| found.next()));
-        }
-        self.place_found(names, found);
+        let found = join_all(names.iter().map(tokio::net::lookup_host)).await;
+        self.place_found(names, found.into_iter().map(|found| found.map(|mut found| found.next())).collect());
     }
 
     fn place_found(&self, names: &[String], found: Vec<io::Result<Option<SocketAddr>>>) {
@@ -189,29 +188,25 @@ impl Reach {
     /// Asks for every name again, also those not found so far. One that leads to where it is reached now keeps that address, whatever the order of the
     /// answer; one that leads nowhere keeps it too. Returns the first failure.
     pub async fn resolve(&self) -> Result<()> {
-        let mut failed = None;
-        for (first, name) in &self.places.load_full().names {
-            let now = self.reached_at(*first);
-            match tokio::net::lookup_host(name).await {
-                Ok(found) => {
-                    let found: Vec<_> = found.collect();
-                    if let Some(next) = found.first().filter(|_| !found.contains(&now)) {
-                        tracing::info!(%name, from = %now, to = %next, "an endpoint has moved");
-                        self.places.rcu(|places| {
-                            let mut places = Places::clone(places);
-                            places.moved.insert(*first, *next);
-                            places
-                        });
-                    }
-                }
-                Err(error) => {
-                    failed.get_or_insert_with(|| {
-                        anyhow::Error::new(error).context(format!("cannot resolve {name}"))
-                    });
-                }
-            }
+        let places = self.places.load_full();
+        // At once: one without an answer keeps nobody else where it was.
+        let resolved = join_all(places.names.iter().map(|(first, name)| self.follow(*first, name))).await;
+        resolved.into_iter().collect::<Result<()>>().context("names of endpoints stay as they were")
+    }
+
+    async fn follow(&self, first: SocketAddr, name: &str) -> Result<()> {
+        let found = tokio::net::lookup_host(name).await;
+        let found: Vec<_> = found.with_context(|| format!("cannot resolve {name}"))?.collect();
+        let now = self.reached_at(first);
+        if let Some(next) = found.first().filter(|_| !found.contains(&now)) {
+            tracing::info!(%name, from = %now, to = %next, "an endpoint has moved");
+            self.places.rcu(|places| {
+                let mut places = Places::clone(places);
+                places.moved.insert(first, *next);
+                places
+            });
         }
-        failed.map_or(Ok(()), Err).context("names of endpoints stay as they were")
+        Ok(())
     }
 }
 
@@ -276,8 +271,11 @@ mod tests {
     async fn a_name_that_leads_nowhere_is_looked_up_until_it_leads_somewhere() {
         let names =
             ["nowhere.invalid:80".to_owned(), "192.0.2.2:80".to_owned(), "never.invalid:80".to_owned()];
-        let reach =
-            Reach::looked_up(&Upstream { weights: vec![3, 1, 2], ..Upstream::default() }, &names).unwrap();
+        let reach = Reach::looked_up(
+            &Upstream { weights: vec![3, 1, 2], ..Upstream::default() },
+            LookingUp::begin(&names),
+        )
+        .unwrap();
         let [lost, fixed, never] = reach.endpoints().try_into().unwrap();
         assert_eq!(fixed, "192.0.2.2:80".parse().unwrap());
         assert!(
