@@ -68,7 +68,7 @@ pub struct PostgresFront {
     /// There were more of them than are kept.
     forgets: AtomicBool,
     numbered: Mutex<Numbered>,
-    asked: Asked,
+    asked: Arc<Asked>,
     /// Whether sessions are to end.
     ends: watch::Sender<bool>,
     /// The end of the process reaches them, too.
@@ -139,7 +139,7 @@ impl PostgresFront {
             custom: Mutex::new(settings.settings.iter().map(|name| name.to_ascii_lowercase()).collect()),
             forgets: AtomicBool::new(false),
             numbered: Mutex::default(),
-            asked: Asked::default(),
+            asked: Arc::default(),
             ends: watch::Sender::new(false),
             follows: Once::new(),
             name,
@@ -237,7 +237,7 @@ impl PostgresFront {
     /// A connection of Godwit's own to the database of this zone, where sessions are.
     pub(super) async fn control(&self, active: &Active) -> Result<Arc<Client>, Unknown> {
         let dsn = self.dsn(&active.zone).ok_or(Unknown::NoAnswer)?;
-        Ok(self.asked.client(&active.zone, dsn).await?)
+        self.asked.client(&active.zone, dsn).await
     }
 
     /// Before a move to `zone`: asks the databases there and here how they number types and tables, so that clients can go on with
