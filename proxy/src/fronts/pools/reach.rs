@@ -59,6 +59,13 @@ struct Places {
     moved: HashMap<SocketAddr, SocketAddr>,
 }
 
+impl Places {
+    /// By what the endpoint of this name is known.
+    fn known_by(&self, name: &str) -> Option<SocketAddr> {
+        self.names.iter().find(|(_, known)| known == name).map(|(first, _)| *first)
+    }
+}
+
 impl Reach {
     /// As configured; `names` and `addresses` are the placement's endpoints, in order. Reads the PEM file.
     pub fn new(upstream: &Upstream, names: &[String], addresses: &[SocketAddr]) -> Result<Self> {
@@ -87,8 +94,12 @@ impl Reach {
 
     /// The placement's driver says that these are its endpoints.
     pub async fn learn(&self, names: &[String]) {
-        let found = join_all(names.iter().map(tokio::net::lookup_host)).await;
-        self.place_found(names, found.into_iter().map(|found| found.map(|mut found| found.next())).collect());
+        let found = join_all(names.iter().map(|name| async move {
+            let found: Vec<_> = tokio::net::lookup_host(name).await?.collect();
+            let now = self.places.load().known_by(name).map(|first| self.reached_at(first));
+            io::Result::Ok(now.filter(|now| found.contains(now)).or(found.first().copied()))
+        }));
+        self.place_found(names, found.await);
     }
 
     fn place_found(&self, names: &[String], found: Vec<io::Result<Option<SocketAddr>>>) {
@@ -115,13 +126,26 @@ impl Reach {
             let mut unused = (0..)
                 .map(nowhere)
                 .filter(|address| !before.known.contains(address) && !before.moved.contains_key(address));
+            // What each is known by already, or is itself.
+            let own: Vec<_> =
+                names.iter().map(|name| before.known_by(name).or_else(|| name.parse().ok())).collect();
             for (name, address) in names.iter().zip(addresses) {
-                let as_before = before.names.iter().find(|(_, known)| known == name).map(|(first, _)| *first);
-                let free = address.filter(|address| !before.moved.contains_key(address));
-                let first = as_before.or(free).or_else(|| unused.next()).unwrap_or(nowhere(0));
-                if let Some(address) = address.filter(|_| as_before.is_none() && free.is_none()) {
-                    // Its address is what another is known by, which is elsewhere now.
-                    next.moved.insert(first, address);
+                // An address by which another is known, wherever that is now, would make one of both.
+                let anothers = |address: &SocketAddr| {
+                    before.moved.contains_key(address)
+                        || next.known.contains(address)
+                        || names.iter().zip(&own).any(|(other, own)| other != name && *own == Some(*address))
+                };
+                let free = address.filter(|address| !anothers(address));
+                let twice =
+                    names.iter().zip(&next.known).find(|(other, _)| *other == name).map(|(_, first)| *first);
+                let known = twice.or_else(|| before.known_by(name));
+                let first = known.or(free).or_else(|| unused.next()).unwrap_or(nowhere(0));
+                if let Some(address) = *address {
+                    next.moved.remove(&first);
+                    if address != first {
+                        next.moved.insert(first, address);
+                    }
                 }
                 if name.parse::<SocketAddr>().is_err() {
                     next.names.push((first, name.clone()));
@@ -266,6 +290,32 @@ mod tests {
         reach.learn(&["192.0.2.2:80".to_owned(), given[0].clone()]).await;
         assert_eq!(reach.endpoints(), ["192.0.2.2:80".parse().unwrap(), old]);
         assert_eq!(reach.reached_at(old), now);
+    }
+    #[test]
+    fn an_address_that_another_has_left_is_no_double() {
+        let [x, y] = ["192.0.2.1:80", "192.0.2.2:80"].map(|address| address.parse().unwrap());
+        for reversed in [false, true] {
+            let reach = Reach::new(&Upstream::default(), &["a:80".to_owned()], &[x]).unwrap();
+            let mut now = [("a:80".to_owned(), Some(y)), ("b:80".to_owned(), Some(x))];
+            if reversed {
+                now.reverse();
+            }
+            let (names, addresses): (Vec<_>, Vec<_>) = now.into_iter().unzip();
+            reach.place(&names, &addresses);
+            let known = reach.endpoints();
+            assert!(known.contains(&x) && known[0] != known[1], "{known:?}");
+            let reached: Vec<_> = known.iter().map(|first| Some(reach.reached_at(*first))).collect();
+            assert_eq!(reached, addresses);
+            reach.place(&names, &[Some(x), Some(y)]);
+            assert_eq!(reach.endpoints(), known, "each stays what it was");
+            assert_eq!((reach.reached_at(known[0]), reach.reached_at(known[1])), (x, y));
+        }
+        let both = ["a:80", "b:80"].map(str::to_owned);
+        let reach = Reach::new(&Upstream::default(), &both, &[x, x]).unwrap();
+        let [a, b] = reach.endpoints().try_into().unwrap();
+        assert!(a != b && reach.reached_at(b) == x);
+        reach.place(&["a:80", "a:80"].map(str::to_owned), &[Some(x), Some(x)]);
+        assert_eq!(reach.endpoints(), [a, a], "a name is one endpoint");
     }
     #[tokio::test]
     async fn a_name_that_leads_nowhere_is_looked_up_until_it_leads_somewhere() {
