@@ -195,7 +195,8 @@ impl FeedBoard {
                 let fresh = state.stale(feed, now).is_none();
                 for finding in &state.understood.findings {
                     let Finding::Event(event) = finding else { continue };
-                    let ends = ends(event, fresh, now);
+                    let goes_on = || fresh && under_way(event, &state.understood.findings, now);
+                    let ends = event.ends.filter(|ends| now <= *ends || !goes_on());
                     if !event.zones.iter().any(|named| named == zone) || over(event.starts, ends, said, now) {
                         continue;
                     }
@@ -225,9 +226,14 @@ fn unread(feed: &Feed, notes: &[String]) -> Option<String> {
     Some(format!("feed {} was not read as a whole: {}{more}", feed.name, notes[0]))
 }
 
-/// When it ends, as far as that is known: what a feed says is under way has outlasted an end that has passed.
-fn ends(event: &Event, fresh: bool, now: Timestamp) -> Option<Timestamp> {
-    event.ends.filter(|ends| now <= *ends || !(fresh && event.under_way))
+/// Whether its feed says that it goes on, whatever end was planned. A calendar says so of every occurrence of an event: the newest one that has begun
+/// is meant.
+fn under_way(event: &Event, said: &[Finding], now: Timestamp) -> bool {
+    let newer = |finding: &Finding| {
+        matches!(finding, Finding::Event(other) if other.under_way && other.id == event.id
+            && other.starts > event.starts && other.starts <= now)
+    };
+    event.under_way && (event.id.is_none() || !said.iter().any(newer))
 }
 
 /// `said`: when its feed last had it.

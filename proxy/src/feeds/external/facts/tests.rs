@@ -184,6 +184,35 @@ fn maintenance_goes_on_while_a_fresh_feed_says_so() {
 }
 
 #[test]
+fn of_a_recurring_notice_the_newest_occurrence_is_under_way() {
+    let at = |hours: i64| Timestamp(NOW.0.saturating_add_signed(hours * 3_600_000));
+    let night = |hours: i64| {
+        Finding::Event(Event {
+            zones: vec!["west".into()],
+            title: "links".into(),
+            starts: at(hours),
+            ends: Some(at(hours + 4)),
+            under_way: true,
+            id: Some("links@example.org".into()),
+            ..Event::default()
+        })
+    };
+    let week = 7 * 24;
+    let nights = (-3..2).map(|nth| night(nth * week - 1)).collect();
+    let board =
+        FeedBoard::new([Feed { serves: Use::Maintenance, stale_after: 24 * 60 * MINUTE, ..feed("prices") }]);
+    let understood = Understood { findings: nights, ..Understood::default() };
+    board.change("prices", |state| state.succeeded(understood.clone(), 10, NOW));
+    let seen = |now: Timestamp| -> Vec<_> {
+        let (windows, _) = board.maintenance("orders", &["west"], now);
+        windows.into_iter().map(|window| (window.starts, window.ends)).collect()
+    };
+    let next = (at(week - 1), Some(at(week + 3)));
+    assert_eq!(seen(NOW), [(at(-1), Some(at(3))), next]);
+    assert_eq!(seen(at(5)), [(at(-1), None), next], "it goes on");
+}
+
+#[test]
 fn what_a_calendar_has_beside_what_was_read_is_not_known() {
     let board =
         FeedBoard::new(["works", "calls"].map(|name| Feed { serves: Use::Maintenance, ..feed(name) }));
