@@ -26,6 +26,8 @@ const LONGEST: usize = 1 << 30;
 const ASK: Duration = Duration::from_millis(50);
 /// How long a slot may stay in the hands of a session that is over, and when it is looked again.
 const RELEASE: Duration = Duration::from_secs(10);
+/// How long a server may say nothing in a stream that is over: as long as it waits itself for who reads.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Physical replication is a server's, not a database's.
 pub(super) fn physical(what: &str) -> Fault {
@@ -242,20 +244,24 @@ impl Replica {
         turns.mark_changed();
         let mut tick = tokio::time::interval(ASK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // One side has ended it: what the client says then is for the connection that it goes on by.
-        let mut over = false;
+        // One side has ended it: what the client says then is for the connection that it goes on by. Until when the server is to say more.
+        let mut over = None;
         loop {
             let event = tokio::select! {
                 biased;
                 _ = self.shutdown.changed() => return Err(leaving()),
-                message = message_of(self.client.talk()), if !over => {
+                message = message_of(self.client.talk()), if over.is_none() => {
                     Event::Client(message.map_err(|_| End::Client)?)
                 }
                 changed = turns.changed() => changed.map(|()| Event::Turn).map_err(|_| leaving())?,
                 message = of_prior(&mut prior) => Event::Prior(message.ok()),
                 message = message_of(now.backend.talk()) => Event::Server(message.map_err(|_| lost())?),
+                () = passed(over) => return Err(lost()),
                 _ = tick.tick(), if now.next.is_some() => Event::Tick,
             };
+            if over.is_some() && matches!(event, Event::Server(_)) {
+                over = Some(clock::tick() + SILENCE);
+            }
             // Before it is passed on: what was read now may be of after the end.
             if now.next.is_none() && now.backend.generation != self.whence.front.active().generation {
                 now.next = Some(self.whence.next(&Arc::clone(&now.backend.zone), now.ahead).await?);
@@ -285,7 +291,7 @@ impl Replica {
                 }
                 Event::Client((b'X', _)) => return Err(End::Client),
                 Event::Client((b'c', body)) => {
-                    over = true;
+                    over = Some(clock::tick() + SILENCE);
                     send(now.backend.talk(), b'c', &body).await.map_err(|_| lost())?;
                 }
                 // A server refuses it, too.
@@ -312,7 +318,7 @@ impl Replica {
                         }
                     }
                     if ended
-                        && !over
+                        && over.is_none()
                         && let Some((before, next)) = now.next.take()
                     {
                         let Next { mut backend, positions } = *next;
@@ -343,7 +349,9 @@ impl Replica {
                 }
                 Event::Server((tag, body)) => {
                     send(self.client.talk(), tag, &body).await.map_err(|_| End::Client)?;
-                    over |= tag == b'E';
+                    if tag == b'E' {
+                        over = Some(clock::tick() + SILENCE);
+                    }
                     if tag == b'Z' {
                         let Some((_, next)) = now.next else { return Ok(now.backend) };
                         now.backend.close().await;
@@ -488,6 +496,14 @@ fn own(dsn: &Dsn) -> Identity {
 async fn of_prior(prior: &mut Option<Prior>) -> std::io::Result<Message> {
     match prior {
         Some(prior) => message_of(prior.backend.talk()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns when that is over; never, if there is no end.
+async fn passed(end: Option<tokio::time::Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end).await,
         None => std::future::pending().await,
     }
 }

@@ -84,6 +84,20 @@ async fn what_is_no_part_of_a_stream_is_refused() {
     assert!(!heard.windows(6).any(|part| part == b"SELECT"), "{heard:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_server_that_never_ends_a_stream_is_not_waited_for() {
+    let (mut replica, mut client, _ends) = replica().await;
+    let ((old, mut server), (new, _other)) = (Backend::by_hand("old"), Backend::by_hand("new"));
+    client.write_all(DONE).await.unwrap();
+    // It hears of the end and says nothing more; nobody listens any more.
+    drop(client);
+    let passed = replica.pass(&start(), false, rest(old, new)).await;
+    assert!(matches!(passed, Err(End::Fault(fault)) if fault.sqlstate == "08006"));
+    let mut heard = Vec::new();
+    server.read_to_end(&mut heard).await.unwrap();
+    assert!(heard.windows(DONE.len()).any(|part| part == DONE), "{heard:?}");
+}
+
 #[tokio::test]
 async fn a_stream_does_not_begin_behind_an_open_question() {
     let (mut replica, mut client, _ends) = replica().await;
