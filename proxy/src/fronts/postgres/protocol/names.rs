@@ -13,7 +13,7 @@ enum Set {
     /// Nothing, or what the server lists.
     Listed,
     Custom(String),
-    /// A name that cannot be read here: a parameter, an expression, a comment in it.
+    /// A name that cannot be read here: a parameter, an expression, a comment in it, one that is put together.
     Unread,
 }
 
@@ -27,8 +27,9 @@ pub fn find(statement: &[u8], mut found: impl FnMut(&str)) -> bool {
         let begin = at + step;
         at = begin + 1;
         let word = &text[begin..];
-        if word.len() < 4 || !word[..3].eq_ignore_ascii_case(b"set") || begin > 0 && is_part(text[begin - 1])
-        {
+        // `$` may end the quote that a text begins with.
+        let within = begin > 0 && text[begin - 1] != b'$' && is_part(text[begin - 1]);
+        if within || word.len() < 4 || !word[..3].eq_ignore_ascii_case(b"set") {
             continue;
         }
         let set = if is_space(word[3]) || matches!(word[3], b'"' | b'/' | b'-') {
@@ -104,6 +105,12 @@ fn set(after: &[u8]) -> Set {
         if is_comment(next) || rest.starts_with(b"\"") || rest.starts_with(b"&\"") {
             return Set::Unread;
         }
+        // It is put together where it stands in a string that ends in it, or is a pattern: `'SET ' || …`, `'SET %I = …'`.
+        let cut = part.starts_with(b"$") || part.ends_with(b"$") || rest.starts_with(b"'");
+        let nothing = name.is_empty() && !matches!(next.first(), None | Some(b'('));
+        if cut || nothing || rest.starts_with(b"%") {
+            return Set::Unread;
+        }
         match next.strip_prefix(b".") {
             Some(more) => text = trimmed(more),
             None => return named(&name),
@@ -157,6 +164,7 @@ mod tests {
         );
         assert_eq!(names("SET\"app\".\"tenant\"='7'; SET session.id = 7"), ["app.tenant", "session.id"]);
         assert_eq!(names(&format!("SELECT '{}'; SET app.tenant = 7", "x".repeat(20 << 10))), ["app.tenant"]);
+        assert_eq!(names("DO $a$BEGIN EXECUTE $$SET app.tenant = 7$$; END$a$"), ["app.tenant"]);
         for none in [
             "SET work_mem = '1MB'",
             "UPDATE t SET a = b.c",
@@ -191,6 +199,12 @@ mod tests {
             "SET U&\"app\\002etenant\" = '7'",
             "SET \"app.ten\"\"ant\" = '7'",
             "SET \"my-app.tenant\" = '7'",
+            "DO $$BEGIN EXECUTE format('SET %I = %L', 'app.tenant', '7'); END$$",
+            "DO $$BEGIN EXECUTE format('SET SESSION app%s = %L', '.tenant', '7'); END$$",
+            "DO $$BEGIN EXECUTE 'SET ' || n || ' = 7'; END$$",
+            "DO $$BEGIN EXECUTE 'SET app' || n || ' = 7'; END$$",
+            "DO $a$BEGIN EXECUTE $b$SET $b$ || n; END$a$",
+            "DO $a$BEGIN EXECUTE $$SET app.ten$$ || n; END$a$",
         ] {
             assert!(!all(unread), "{unread}");
         }
