@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use migration::cutover::{Capacity, State};
+use migration::units::{Generation, Timestamp, Zone};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -54,7 +55,7 @@ use crate::fronts::routes::ResourceFront;
 use crate::history::History;
 use crate::links::Links;
 use crate::lock::lock;
-use crate::store::Journal;
+use crate::store::{Journal, PlacedRow};
 
 pub use anew::Anew;
 pub use placing::{Placed, candidates, settle};
@@ -105,11 +106,20 @@ pub fn lead(
     // Where another node may have led it, a journal of one's own may be old.
     let others = config.node.lease.is_some();
     let placed = if others { journal.placed(name)? } else { None };
-    let fits = |[primary, shadow]: &[String; 2]| settle(config, resource, primary, shadow).is_ok();
-    let (primary, shadow) = match (placed.filter(fits), &known) {
+    let fits = |placed: &PlacedRow| settle(config, resource, &placed.primary, &placed.shadow).is_ok();
+    // Not the newest that was left may be what could be read of it.
+    let newer = |placed: &PlacedRow| {
+        placed.generation == 0 || known.as_ref().is_none_or(|known| placed.generation >= known.generation.0)
+    };
+    let placed = placed.filter(|placed| fits(placed) && newer(placed));
+    let (primary, shadow) = match (placed.clone(), &known) {
         // Which of the two serves, the databases say.
-        (Some([primary, shadow]), _) if shadow == resource.primary => (shadow, primary),
-        (Some([primary, shadow]), _) => (primary, shadow),
+        (Some(PlacedRow { primary, shadow, .. }), _)
+            if resource.has_database() && shadow == resource.primary =>
+        {
+            (shadow, primary)
+        }
+        (Some(PlacedRow { primary, shadow, .. }), _) => (primary, shadow),
         (None, Some(state)) => (state.primary.to_string(), state.shadow.to_string()),
         (None, None) => placing::first(config, resource, feeds)?,
     };
@@ -130,10 +140,11 @@ pub fn lead(
     let unheard = found.as_ref().is_some_and(|found| found.unheard);
     let ends_others = others || found.is_some();
     let lost = found.as_ref().is_some_and(|found| found.lost);
-    let state = match (found, known) {
-        (Some(found), _) => {
-            journal.append(&found.state, "Adopted", now, None)?;
-            found.state
+    let elsewhere = placed.and_then(|placed| elsewhere(resource, placed, known.as_ref(), now));
+    let state = match (found.map(|found| found.state).or(elsewhere), known) {
+        (Some(state), _) => {
+            journal.append(&state, "Adopted", now, None)?;
+            state
         }
         (None, Some(state)) => state,
         (None, None) => {
@@ -149,6 +160,35 @@ pub fn lead(
         journal.note_lost(&state, now)?;
     }
     begin(config, resource, state).map(|begun| Begun { unheard, ..begun })
+}
+
+/// Where another node had the resource, if its databases did not say, and the journal (`known`) says something else.
+fn elsewhere(resource: &Resource, placed: PlacedRow, known: Option<&State>, now: Timestamp) -> Option<State> {
+    let PlacedRow { primary, shadow, generation } = placed;
+    let [primary, shadow] = [primary, shadow].map(|zone| Zone::from(zone.as_str()));
+    let first =
+        |primary: &Zone, shadow: &Zone| State::first(&resource.name, primary.clone(), shadow.clone(), now);
+    if resource.has_database() {
+        // Who serves, the databases say; where a move was under way, the journal knows where to.
+        let known =
+            known.filter(|known| known.run.is_none() && ![&primary, &shadow].contains(&&known.shadow))?;
+        let other = if known.primary == primary {
+            shadow
+        } else if known.primary == shadow {
+            primary
+        } else {
+            return None;
+        };
+        return Some(State { generation: known.generation, ..first(&known.primary, &other) });
+    }
+    let mut state = first(&primary, &shadow);
+    state.generation = state.generation.max(Generation(generation));
+    let Some(known) = known else { return Some(state) };
+    state.generation = state.generation.max(known.generation);
+    let same = |known: &State| {
+        (known.generation, &known.primary, &known.shadow) == (state.generation, &primary, &shadow)
+    };
+    (!same(known)).then_some(state)
 }
 
 /// As [`lead`] for a resource that was just reserved, and builds it. One that had its name before left its generation behind:
@@ -171,10 +211,15 @@ pub fn lead_anew(
     };
     let now = clock::now();
     let mut state = State::first(name, resource.primary.as_str().into(), shadow.as_str().into(), now);
-    if let Some(before) = before {
-        state.generation = before.generation;
-    }
+    let others = config.node.lease.is_some();
+    let placed = if others { journal.placed(name)? } else { None };
+    let placed = placed.map(|placed| Generation(placed.generation));
+    let before = before.map(|before| before.generation).into_iter().chain(placed);
+    state.generation = before.fold(state.generation, Generation::max);
     journal.append(&state, "Reserved", now, None)?;
+    if others {
+        journal.end_others(&state, now)?;
+    }
     begin(config, resource, state)?.build(config, recorder)
 }
 
@@ -506,7 +551,9 @@ mod tests {
                           zones: { near: { grid: west, location: [53, -6] }, far: { grid: central, location: [52, 4] }, \
                           farther: { grid: east, location: [40, 20] } }\n\
                           drivers: { fleet: { exec: { argv: [\"/bin/false\"] } } }\n\
-                          resources: { orders: { location: flexible, driver: fleet, fronts: { http: { listen: \"127.0.0.1:9\" } }, \
+                          resources: { web: { fronts: { http: { listen: \"127.0.0.1:10\" } }, primary: near, policy: p, \
+                          placements: { near: { http: [\"127.0.0.1:3\"] }, far: { http: [\"127.0.0.1:4\"] } } }, \
+                          orders: { location: flexible, driver: fleet, fronts: { http: { listen: \"127.0.0.1:9\" } }, \
                           primary: near, policy: p, placements: { near: { http: [\"127.0.0.1:2\"], \
                           postgres: { dsn: \"postgres://x@127.0.0.1:1/x\" } } } } }\n";
 
@@ -559,5 +606,73 @@ mod tests {
         assert_eq!(known.postgres.as_ref().unwrap().dsn.get_user(), Some("y"), "it would not be asked");
         assert!(led.drivers[elsewhere].does.provisioned().unwrap());
         assert_eq!(journal.placed("orders").unwrap(), None);
+    }
+
+    #[test]
+    fn a_service_without_a_database_stays_where_another_node_has_moved_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = crate::config::load(&samples::write(folder.path(), CONFIG)).unwrap();
+        let resource = &config.resources["web"];
+        let now = clock::now();
+        let at = |primary: &str, shadow: &str, generation| State {
+            generation: Generation(generation),
+            ..State::first("web", primary.into(), shadow.into(), now)
+        };
+        let (moved, back, first) = (at("far", "near", 2), at("near", "far", 3), at("near", "far", 1));
+        let left = tempfile::tempdir().unwrap();
+        let other = Journal::open(left.path()).unwrap();
+        other.append(&moved, "Tested", now, None).unwrap();
+        let legacy = other.leaves(crate::store::Overlay::default(), BTreeMap::new()).unwrap();
+        let mut of_before = serde_json::to_value(&legacy).unwrap();
+        of_before["tables"]["placed"][0].as_object_mut().unwrap().remove("generation").unwrap();
+        let of_before = crate::store::Legacy::read(&of_before.to_string()).unwrap();
+        for (known, legacy, expected) in [
+            (None, &legacy, &moved),
+            (Some(&first), &legacy, &moved),
+            (Some(&moved), &legacy, &moved),
+            // The newest that was left could not be read.
+            (Some(&back), &legacy, &back),
+            (None, &of_before, &at("far", "near", 1)),
+            (Some(&first), &of_before, &at("far", "near", 1)),
+        ] {
+            let own = tempfile::tempdir().unwrap();
+            let journal = Journal::open(own.path()).unwrap();
+            if let Some(known) = known {
+                journal.append(known, "Tested", now, None).unwrap();
+            }
+            journal.inherits(legacy).unwrap();
+            let led = lead(&config, resource, &journal, None, &Recorder::with(None)).unwrap();
+            let stands = |state: &State| (state.generation, state.primary.clone(), state.shadow.clone());
+            assert_eq!(stands(&led.state), stands(expected), "{known:?}");
+            assert_eq!(led.front.unwrap().pool.load().zone, expected.primary.0);
+            assert_eq!(journal.latest("web").unwrap().as_ref().map(stands), Some(stands(expected)));
+            assert_eq!(journal.placed("web").unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn a_shadow_is_where_another_node_has_it_if_the_databases_do_not_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = crate::config::load(&samples::write(folder.path(), CONFIG)).unwrap();
+        let placed = |primary: &str, shadow: &str| PlacedRow {
+            primary: primary.into(),
+            shadow: shadow.into(),
+            generation: 4,
+        };
+        let now = clock::now();
+        let known =
+            State { generation: Generation(3), ..State::first("orders", "near".into(), "far".into(), now) };
+        let shadow = |placed, known| {
+            let state = elsewhere(&config.resources["orders"], placed, known, now)?;
+            assert_eq!((&*state.primary.0, state.generation), ("near", Generation(3)));
+            Some(state.shadow.to_string())
+        };
+        assert_eq!(shadow(placed("near", "farther"), Some(&known)).as_deref(), Some("farther"));
+        assert_eq!(shadow(placed("farther", "near"), Some(&known)).as_deref(), Some("farther"));
+        assert_eq!(shadow(placed("far", "near"), Some(&known)), None);
+        assert_eq!(shadow(placed("far", "near"), None), None);
+        let limits = migration::cutover::Limits::of(&config.resources["orders"].policy);
+        let moving = known.clone().undoing("m1", limits, "x", now);
+        assert_eq!(shadow(placed("near", "farther"), Some(&moving)), None);
     }
 }

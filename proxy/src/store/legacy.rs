@@ -47,7 +47,8 @@ const TABLES: [Table; 7] = [
     whole("retirement", "SELECT * FROM retirement"),
     whole(
         "placed",
-        "SELECT resource, json_extract(state, '$.primary') AS primary_zone, json_extract(state, '$.shadow') AS shadow_zone \
+        "SELECT resource, json_extract(state, '$.primary') AS primary_zone, json_extract(state, '$.shadow') AS shadow_zone, \
+           json_extract(state, '$.generation') AS generation \
            FROM journal WHERE sequence IN (SELECT max(sequence) FROM journal GROUP BY resource)",
     ),
     added(
@@ -63,6 +64,17 @@ const TABLES: [Table; 7] = [
 ];
 
 type Row = BTreeMap<String, Value>;
+
+/// Where another node had a resource last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacedRow {
+    /// Its primary's zone.
+    pub primary: String,
+    /// Its shadow's.
+    pub shadow: String,
+    /// Of which generation it was; 0: that node did not say.
+    pub generation: u64,
+}
 
 /// What is left.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -166,14 +178,16 @@ impl Journal {
         self.connection().execute(sql, values).map(drop).map_err(self.database())
     }
 
-    /// In which zones another node had the resource last: its primary and its shadow.
+    /// Where another node had the resource last, until this one leads it.
     ///
     /// # Errors
     /// [`StoreError::Database`].
-    pub fn placed(&self, resource: &str) -> Result<Option<[String; 2]>, StoreError> {
-        let sql = "SELECT primary_zone, shadow_zone FROM placed WHERE resource = ?1";
-        let zones = |row: &rusqlite::Row<'_>| Ok([row.get(0)?, row.get(1)?]);
-        let found = self.connection().query_row(sql, [resource], zones);
+    pub fn placed(&self, resource: &str) -> Result<Option<PlacedRow>, StoreError> {
+        let sql = "SELECT primary_zone, shadow_zone, generation FROM placed WHERE resource = ?1";
+        let placed = |row: &rusqlite::Row<'_>| {
+            Ok(PlacedRow { primary: row.get(0)?, shadow: row.get(1)?, generation: row.get(2)? })
+        };
+        let found = self.connection().query_row(sql, [resource], placed);
         found.optional().map_err(self.database())
     }
 }
@@ -295,7 +309,8 @@ mod tests {
         assert_eq!(ids(&other), vec![("m0".into(), None), ("m1".into(), None)]);
         let again = other.leaves(overlay, BTreeMap::new()).unwrap();
         assert_eq!(again.tables["retirement"], legacy.tables["retirement"]);
-        assert_eq!(other.placed("orders").unwrap(), Some(["near".to_owned(), "far".to_owned()]));
+        let placed = PlacedRow { primary: "near".into(), shadow: "far".into(), generation: 1 };
+        assert_eq!(other.placed("orders").unwrap(), Some(placed));
         assert_eq!(other.placed("cart").unwrap(), None);
         // It goes on from where the first one was committed.
         (state.generation, state.run) = (state.generation.next(), None);

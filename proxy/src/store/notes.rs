@@ -42,7 +42,8 @@ CREATE TABLE IF NOT EXISTS retirement (
 CREATE TABLE IF NOT EXISTS placed (
   resource TEXT PRIMARY KEY,
   primary_zone TEXT NOT NULL,
-  shadow_zone TEXT NOT NULL
+  shadow_zone TEXT NOT NULL,
+  generation INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE IF NOT EXISTS answered_to (
   who TEXT NOT NULL,
@@ -74,6 +75,10 @@ CREATE TABLE IF NOT EXISTS ledger (
 /// A scope had one freeze once, whoever ordered it.
 const ONE_OF_A_SCOPE: &str = "SELECT count(*) = 1 FROM pragma_table_info('freeze') WHERE pk > 0";
 
+/// An earlier program did not keep of which generation a resource was.
+const WITHOUT_GENERATION: &str =
+    "SELECT count(*) = 0 FROM pragma_table_info('placed') WHERE name = 'generation'";
+
 /// The tables, also in a store that an earlier program made.
 pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.execute_batch(SCHEMA)?;
@@ -86,6 +91,9 @@ pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
              DROP TABLE freeze_of_a_scope;",
         )?;
         transaction.commit()?;
+    }
+    if connection.query_row(WITHOUT_GENERATION, [], |row| row.get(0))? {
+        connection.execute_batch("ALTER TABLE placed ADD COLUMN generation INTEGER NOT NULL DEFAULT 0")?;
     }
     Ok(())
 }
