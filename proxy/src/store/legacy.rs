@@ -47,9 +47,12 @@ const TABLES: [Table; 7] = [
     whole("retirement", "SELECT * FROM retirement"),
     whole(
         "placed",
-        "SELECT resource, json_extract(state, '$.primary') AS primary_zone, json_extract(state, '$.shadow') AS shadow_zone, \
-           json_extract(state, '$.generation') AS generation \
-           FROM journal WHERE sequence IN (SELECT max(sequence) FROM journal GROUP BY resource)",
+        // What another node said is newer than a journal of one's own, until that is led here.
+        "SELECT resource, primary_zone, shadow_zone, generation FROM placed UNION ALL \
+           SELECT resource, json_extract(state, '$.primary'), json_extract(state, '$.shadow'), json_extract(state, '$.generation') \
+           FROM journal WHERE sequence IN (SELECT max(sequence) FROM journal GROUP BY resource) \
+             AND resource NOT IN (SELECT resource FROM placed) \
+           ORDER BY resource",
     ),
     added(
         "run",
@@ -243,7 +246,7 @@ fn insert(connection: &Connection, table: &str, known: &[String], row: &Row) -> 
 mod tests {
     use migration::cutover::{Event, Limits, Outcome, Trigger, step};
     use migration::policy::{Policy, PolicyParts};
-    use migration::units::Zone;
+    use migration::units::{Generation, Zone};
 
     use super::*;
     use crate::store::journal::Ended;
@@ -318,6 +321,40 @@ mod tests {
         assert_eq!(other.placed("orders").unwrap(), None, "its own journal says that now");
         let superseded = Some("superseded".to_owned());
         assert_eq!(ids(&other), vec![("m0".into(), superseded.clone()), ("m1".into(), superseded)]);
+    }
+
+    #[test]
+    fn where_a_resource_was_last_is_left_on_until_it_is_led() {
+        let at = |resource: &str, primary: &str, shadow: &str| {
+            State::first(resource, Zone::from(primary), Zone::from(shadow), Timestamp(1))
+        };
+        let written = |states: &[State]| {
+            let directory = tempfile::tempdir().unwrap();
+            let journal = Journal::open(directory.path()).unwrap();
+            for state in states {
+                journal.append(state, "Tested", Timestamp(1), None).unwrap();
+            }
+            (directory, journal)
+        };
+        let leaves = |journal: &Journal| journal.leaves(Overlay::default(), BTreeMap::new()).unwrap();
+        let moved = State { generation: Generation(2), ..at("orders", "far", "near") };
+        let (_one, one) = written(&[at("cart", "near", "far"), moved.clone()]);
+        let legacy = leaves(&one);
+        let rows = |legacy: &Legacy| legacy.tables["placed"].clone();
+        assert_eq!(rows(&legacy).len(), 2);
+        // It knew one of them before, and knows a third.
+        let web = at("web", "near", "far");
+        let (_other, other) = written(&[at("orders", "near", "far"), web.clone()]);
+        other.inherits(&legacy).unwrap();
+        let left = rows(&leaves(&other));
+        assert_eq!(left[..2], rows(&legacy), "the next one would go back");
+        assert_eq!(left.len(), 3);
+        let further = State { generation: Generation(3), ..at("orders", "near", "far") };
+        other.append(&further, "Tested", Timestamp(2), None).unwrap();
+        other.end_others(&further, Timestamp(2)).unwrap();
+        let (_third, third) = written(&[at("cart", "far", "near"), further.clone(), web]);
+        assert_eq!(rows(&leaves(&other))[1..], rows(&leaves(&third))[1..]);
+        assert_eq!(rows(&leaves(&other))[0], rows(&legacy)[0]);
     }
 
     /// A shadow takes over; how far the node came with it.
