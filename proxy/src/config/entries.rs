@@ -190,6 +190,11 @@ pub fn diff(running: &[Entry], written: &[Entry]) -> Vec<Difference> {
     };
     let (running, written) = (by_key(running), by_key(written));
     let keys: BTreeSet<&str> = running.keys().chain(written.keys()).copied().collect();
+    let resources = |entries: &BTreeMap<&str, _>| -> BTreeSet<String> {
+        entries.keys().filter_map(|key| resource_of(key)).map(str::to_owned).collect()
+    };
+    // One that comes or goes does so at a restart.
+    let stays = &resources(&running) & &resources(&written);
     keys.into_iter()
         .filter_map(|key| {
             let (old, new) = (running.get(key), written.get(key));
@@ -199,10 +204,14 @@ pub fn diff(running: &[Entry], written: &[Entry]) -> Vec<Difference> {
                 origin: new.or(old).map(|entry| entry.origin.clone()).unwrap_or_default(),
                 running: old.map(|entry| entry.value.clone()),
                 written: new.map(|entry| entry.value.clone()),
-                live: is_live(key),
+                live: is_live(key) && resource_of(key).is_none_or(|name| stays.contains(name)),
             })
         })
         .collect()
+}
+
+fn resource_of(key: &str) -> Option<&str> {
+    key.strip_prefix("resources.")?.split('.').next()
 }
 
 /// Whether a change of this key can be applied while the node runs.
@@ -250,10 +259,18 @@ mod tests {
     fn differences_say_whether_a_reload_applies_them() {
         let entry =
             |key: &str, value: i64| Entry { key: key.into(), value: value.into(), origin: "f:1:1".into() };
-        let running = [entry("node.threads", 2), entry("policies.p.score.threshold", 1), entry("same", 1)];
+        let running = [
+            entry("node.threads", 2),
+            entry("policies.p.score.threshold", 1),
+            entry("resources.gone.policy", 1),
+            entry("resources.here.policy", 1),
+            entry("same", 1),
+        ];
         let written = [
             entry("node.threads", 4),
             entry("policies.p.score.threshold", 2),
+            entry("resources.comes.policy", 1),
+            entry("resources.here.policy", 2),
             entry("same", 1),
             entry("new", 1),
         ];
@@ -265,6 +282,9 @@ mod tests {
         new None -> Some(Number(1)) live false
         node.threads Some(Number(2)) -> Some(Number(4)) live false
         policies.p.score.threshold Some(Number(1)) -> Some(Number(2)) live true
+        resources.comes.policy None -> Some(Number(1)) live false
+        resources.gone.policy Some(Number(1)) -> None live false
+        resources.here.policy Some(Number(1)) -> Some(Number(2)) live true
         ");
         assert!(!is_live("policies.p.score.step") && !is_live("resources.orders.fronts.http.listen"));
         assert!(is_live("resources.orders.placements.eu-west.capacity"));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use migration::policy::{Policy, PolicyError, Reseed};
+use migration::policy::{Policy, PolicyError, PolicyParts, Reseed};
 use migration::units::{ByteCount, Ratio};
 use serde_json::{Value, json};
 
@@ -68,11 +68,15 @@ pub fn same(a: &Resource, b: &Resource) -> bool {
 }
 
 /// `next`, but with the step of `now`: forecasters and histories are built for one step.
-pub fn keeping_the_step(next: &Policy, now: &Policy) -> Policy {
-    let mut parts = (**next).clone();
-    parts.step = now.step;
-    // A policy whose horizon or sustain does not fit the step stays as it was.
-    Policy::new(parts).unwrap_or_else(|_| now.clone())
+///
+/// # Errors
+/// In words: what of `next` does not fit that step.
+pub fn keeping_the_step(next: &Policy, now: &Policy) -> Result<Policy, String> {
+    let parts = PolicyParts { step: now.step, ..(**next).clone() };
+    Policy::new(parts).map_err(|broken| {
+        let words: Vec<String> = broken.iter().map(ToString::to_string).collect();
+        format!("score.step stays {} until a restart, and with that {}", span(now.step), words.join("; "))
+    })
 }
 
 /// `now` with this section as `next` has it; what else differs in `next` is not in force before the files are read anew.
@@ -131,8 +135,6 @@ fn bytes(count: ByteCount) -> String {
 
 #[cfg(test)]
 mod tests {
-    use migration::policy::PolicyParts;
-
     use super::*;
     use crate::config;
 
@@ -192,15 +194,19 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_does_not_fit_the_step_stays_as_it_was() {
+    fn a_policy_that_does_not_fit_the_step_is_refused() {
         let policy = |step: u64, horizon: u64| {
             let [step, horizon] = [step, horizon].map(Duration::from_secs);
-            let parts = migration::policy::PolicyParts { step, horizon, ..Default::default() };
+            let parts = PolicyParts { step, horizon, ..PolicyParts::default() };
             Policy::new(parts).unwrap()
         };
         let now = policy(1, 600);
-        assert_eq!(keeping_the_step(&policy(10, 3_600), &now), policy(1, 3_600));
-        assert_eq!(keeping_the_step(&policy(10, 36_000), &now), now, "no forecast reaches further");
+        assert_eq!(keeping_the_step(&policy(10, 3_600), &now), Ok(policy(1, 3_600)));
+        let refused = keeping_the_step(&policy(10, 36_000), &now).expect_err("no forecast reaches further");
+        assert!(
+            refused.starts_with("score.step stays 1s until a restart, and with that score.horizon: "),
+            "{refused}"
+        );
         let (reaches, furthest) = (predictor::MAX_HORIZON, predictor::LEVELS[predictor::LEVELS.len() - 1]);
         assert_eq!(reaches, migration::policy::MOST_STEPS);
         assert!((furthest - migration::policy::MOST_CONFIDENCE).abs() < f64::EPSILON);

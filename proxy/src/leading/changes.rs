@@ -348,12 +348,26 @@ impl Changes {
         let overlay = self.overlay.content();
         let config = self.read(&overlay, "\0", &Value::Null).await?;
         let differences = self.comparison.differences().map_err(ChangeError::Files)?;
-        let (live, rest): (Vec<_>, Vec<_>) = differences.into_iter().partition(|one| one.live);
+        let resources = self.running.resources();
+        let reached = |key: &str| {
+            of_resource(key).is_none_or(|(name, of)| {
+                let led = resources.get(name).map(|handle| handle.live.load());
+                led.zip(config.resources.get(name)).is_some_and(|(led, next)| is_reached(of, &led, next))
+            })
+        };
+        let (live, rest): (Vec<_>, Vec<_>) =
+            differences.into_iter().partition(|one| one.live && reached(&one.key));
         let mut refused: BTreeMap<String, String> = BTreeMap::new();
-        for (name, handle) in self.running.resources().iter() {
+        for (name, handle) in resources.iter() {
             let Some(next) = config.resources.get(name) else { continue };
             let settings = handle.live.load();
-            let next = live_parts(&settings, next);
+            let next = match live_parts(&settings, next) {
+                Ok(next) => next,
+                Err(why) => {
+                    refused.insert(name.clone(), why);
+                    continue;
+                }
+            };
             if parameters::same(&settings, &next) {
                 continue;
             }
@@ -432,10 +446,27 @@ impl Changes {
     }
 }
 
-/// `settings` with what of `next` can change while the resource is led.
-fn live_parts(settings: &Resource, next: &Resource) -> Resource {
+/// The resource that a key is of, and what of it. One with a dot in its name has no key that a reload applies.
+fn of_resource(key: &str) -> Option<(&str, &str)> {
+    key.strip_prefix("resources.")?.split_once('.')
+}
+
+/// Whether a reload can apply this key of a resource as a whole: a policy with another step is not, nor what is of a zone that it is not in.
+fn is_reached(key: &str, led: &Resource, next: &Resource) -> bool {
+    let is_in = |place: &str| {
+        let mut zones = led.placements.keys().filter_map(|zone| place.strip_prefix(zone.as_str()));
+        zones.any(|rest| rest.starts_with('.'))
+    };
+    match key.strip_prefix("placements.") {
+        Some(place) => is_in(place),
+        None => key != "policy" || led.policy.step == next.policy.step,
+    }
+}
+
+/// `settings` with what of `next` can change while the resource is led; the error says why it cannot be put together.
+fn live_parts(settings: &Resource, next: &Resource) -> Result<Resource, String> {
     let mut changed = settings.clone();
-    changed.policy = parameters::keeping_the_step(&next.policy, &settings.policy);
+    changed.policy = parameters::keeping_the_step(&next.policy, &settings.policy)?;
     changed.freeze.clone_from(&next.freeze);
     for (zone, placement) in &mut changed.placements {
         if let Some(next) = next.placements.get(zone) {
@@ -443,7 +474,7 @@ fn live_parts(settings: &Resource, next: &Resource) -> Resource {
             placement.cost_per_hour = next.cost_per_hour;
         }
     }
-    changed
+    Ok(changed)
 }
 
 /// The JSON pointer of a dotted key below `body`. Names may have dots of their own: the longest that is there counts.

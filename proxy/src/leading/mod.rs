@@ -12,6 +12,8 @@ mod placing;
 mod probing;
 mod remembered;
 pub mod running;
+#[cfg(test)]
+mod whole;
 
 use std::collections::BTreeMap;
 use std::path::Path;

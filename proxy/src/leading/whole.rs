@@ -1,0 +1,170 @@
+//! Tests with controllers that run, of services without a database.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use migration::cutover::State;
+use migration::policy::Mode;
+use migration::units::Generation;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::changes::{self, Changes};
+use super::comparison::Comparison;
+use super::fronts::Fronts;
+use super::running::Running;
+use super::{Anew, Leading, Shared, lead, ledger_directory};
+use crate::audit::{self, Audit};
+use crate::clock;
+use crate::config::samples;
+use crate::controller::events::Events;
+use crate::controller::freezes::Freezes;
+use crate::controller::view::ResourceView;
+use crate::controller::{Command, ResourceHandle};
+use crate::drivers::Endpoint;
+use crate::drivers::ledger::Made;
+use crate::feeds::external::board::FeedBoard;
+use crate::feeds::learning::Learner;
+use crate::fronts::latencies::Recorder;
+use crate::fronts::routes::{ResourceFront, Routes};
+use crate::history::History;
+use crate::links::Links;
+use crate::store::{Journal, OverlayFile};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A node that leads `shop`; nothing listens at its front.
+struct Whole {
+    runtime: Runtime,
+    changes: Changes,
+    shop: ResourceHandle,
+    front: Arc<ResourceFront>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Whole {
+    /// `placements` is of `shop`, which stands where `state` says; `driver` is what the driver `fleet` does, for `sh`.
+    fn start(folder: &Path, placements: &str, driver: &str, policy: &str, state: &State) -> Self {
+        let (script, states) = (folder.join("driver.sh"), folder.join("state"));
+        let text = format!(
+            "node: {{ name: n, zone: near, state: {} }}\nzones: {{ near: {{}}, far: {{}} }}\n\
+             drivers: {{ fleet: {{ exec: {{ argv: [\"/bin/sh\", \"{}\"], every: 200ms }} }} }}\n\
+             resources: {{ shop: {{ fronts: {{ http: {{ listen: \"127.0.0.1:9\" }} }}, primary: near, policy: p, \
+             placements: {placements} }} }}\n",
+            states.display(),
+            script.display()
+        );
+        let file = samples::write(folder, &text);
+        std::fs::write(&script, driver).unwrap();
+        std::fs::write(folder.join("policies/p.yaml"), policy).unwrap();
+        let config = Arc::new(changes::load(&file).unwrap());
+        let journal = Arc::new(Journal::open(&states).unwrap());
+        journal.append(state, "Tested", clock::now(), None).unwrap();
+        let recorder = Recorder::with(None);
+        let led = lead(&config, &config.resources["shop"], &journal, None, &recorder).unwrap();
+        let front = led.front.clone().unwrap();
+        let runtime = Runtime::new().unwrap();
+        let inside = runtime.enter();
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let audited = audit::Settings { directory: states.join("audit"), node: "n".into(), rotate: 1 << 20 };
+        let leading = Arc::new(Leading::new(Shared {
+            recorder,
+            links: Arc::new(Links::new(&config).unwrap()),
+            learner: Learner::start(&states, 1).unwrap(),
+            audit: Audit::start(audited).unwrap(),
+            events: Arc::new(Events::new(clock::now(), stop.clone())),
+            history: History::start(&states, config.node.history).unwrap(),
+            freezes: Arc::new(Freezes::open(journal.clone()).unwrap()),
+            feeds: FeedBoard::new([]),
+            journal,
+            config: config.clone(),
+            holder: None,
+            anew: Arc::new(Anew::default()),
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        }));
+        let running = Running::new(config);
+        let shop = leading.start(led);
+        running.joins("shop", shop.clone());
+        let overlay = Arc::new(OverlayFile::open(&states).unwrap());
+        let comparison = Arc::new(Comparison::new(file.clone(), overlay.clone()));
+        let fronts = vec![front.clone()];
+        let fronts = Fronts::new(Routes::new(&fronts).unwrap(), fronts, Vec::new(), 1, Arc::default());
+        let changes = Changes::new(file, overlay, running, leading, fronts, comparison);
+        drop(inside);
+        Self { runtime, changes, shop, front, stop, tasks }
+    }
+
+    /// Waits until that is so of its view.
+    fn until(&self, what: &str, is_so: impl Fn(&ResourceView) -> bool) {
+        self.runtime.block_on(async {
+            let looks = async {
+                while !is_so(&self.shop.view.load()) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            let seen = tokio::time::timeout(PATIENCE, looks).await;
+            assert!(seen.is_ok(), "{what}: {:#?}", self.shop.view.load());
+        });
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.runtime.block_on(self.tasks.wait());
+    }
+}
+
+fn at(primary: &str, shadow: &str, generation: u64) -> State {
+    let first = State::first("shop", primary.into(), shadow.into(), clock::now());
+    State { generation: Generation(generation), ..first }
+}
+
+const BOTH: &str = "{ near: { http: [\"127.0.0.1:2\"] }, far: { http: [\"127.0.0.1:3\"] } }";
+const DRIVEN: &str = "{ near: { http: [\"127.0.0.1:2\"] }, far: { driver: fleet } }";
+
+#[test]
+fn a_reload_does_not_say_that_it_applied_what_does_not_fit_the_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = |mode: &str, step: &str, horizon: &str| {
+        format!("mode: {mode}\nscore: {{ step: {step}, horizon: {horizon} }}\n")
+    };
+    let whole = Whole::start(folder.path(), BOTH, "", &policy("auto", "1s", "1h"), &at("near", "far", 1));
+    let reload = |policies: &[(&str, String)]| {
+        for (name, text) in policies {
+            std::fs::write(folder.path().join(format!("policies/{name}.yaml")), text).unwrap();
+        }
+        whole.runtime.block_on(whole.changes.reload()).unwrap()
+    };
+    let mode = || whole.shop.live.load().policy.mode;
+    let differ = || whole.changes.config().differences.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
+    let done = reload(&[("p", policy("observe", "10s", "6h"))]);
+    assert!(done.applied.is_empty(), "{done:?}");
+    assert_eq!(done.needs_restart, ["policies.p.score.step"]);
+    assert!(done.refused[0].starts_with("shop: score.step stays 1s until a restart"), "{done:?}");
+    assert_eq!(mode(), Mode::Auto);
+    assert_eq!(differ(), ["policies.p.mode", "policies.p.score.horizon", "policies.p.score.step"]);
+
+    let done = reload(&[("p", policy("observe", "10s", "1h"))]);
+    assert_eq!((done.applied, done.refused), (vec!["policies.p.mode".to_owned()], vec![]));
+    assert_eq!(mode(), Mode::Observe);
+
+    // Another policy with another step, and a service that nobody leads.
+    let file = folder.path().join("godwit.yaml");
+    let text = std::fs::read_to_string(&file).unwrap().replace("policy: p", "policy: q");
+    let more = format!(
+        "  {{ till: {{ fronts: {{ http: {{ listen: \"127.0.0.1:8\" }} }}, primary: near, policy: q, placements: {BOTH} }}, shop:"
+    );
+    std::fs::write(&file, text.replace("{ shop:", &more)).unwrap();
+    let done = reload(&[("q", policy("advise", "10s", "1h"))]);
+    assert_eq!(mode(), Mode::Advise);
+    assert!(done.applied.iter().all(|key| key.starts_with("policies.q.")), "{done:?}");
+    for key in ["resources.shop.policy", "resources.till.policy", "policies.p.score.step"] {
+        assert!(done.needs_restart.iter().any(|one| one == key), "{done:?}");
+    }
+}
