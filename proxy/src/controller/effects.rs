@@ -398,15 +398,17 @@ impl Hands {
         self.learn(zone, &endpoint, driver.password.as_ref()).await
     }
 
-    /// Requests go to where the primary's driver says that it is, where no ledger knew it.
+    /// Requests go to where the primary's driver says that it is.
     pub async fn find_primary(&self, zone: &Zone, generation: Generation) -> Result<(), Failure> {
         let Some(driver) = self.driver(zone) else { return Ok(()) };
         self.locate(zone, driver).await?;
-        let Some(front) = self.front.as_ref().filter(|front| front.pool.load().upstreams().is_empty()) else {
-            return Ok(());
-        };
+        let Some(front) = &self.front else { return Ok(()) };
+        let (pool, upstreams) = (front.pool.load(), self.upstreams(zone, Capacity::Full));
         // After a move it is another one's pool.
-        front.pool.set_upstreams(generation.0, &self.upstreams(zone, Capacity::Full)).map(drop).map_err(chain)
+        if pool.generation != generation.0 || pool.upstreams() == upstreams {
+            return Ok(());
+        }
+        front.pool.set_upstreams(generation.0, &upstreams).map(drop).map_err(chain)
     }
 
     /// What the driver says of where the placement is counts from now on.

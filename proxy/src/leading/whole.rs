@@ -168,3 +168,20 @@ fn a_reload_does_not_say_that_it_applied_what_does_not_fit_the_step() {
         assert!(done.needs_restart.iter().any(|one| one == key), "{done:?}");
     }
 }
+
+#[test]
+fn requests_go_to_where_the_driver_says_by_now_that_the_primary_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
+    let made = Made { capacity: Some(1), endpoint: Some(known) };
+    made.keep(&ledger_directory(&folder.path().join("state"), "shop", "far")).unwrap();
+    // It says so as soon as it may.
+    let driver = "until [ -e \"$0.go\" ]; do sleep 0.01; done\n\
+                  echo '{\"result\": {\"ready\": 1, \"capacity\": 1, \"database\": true, \"http\": [\"127.0.0.1:7\"]}}'\n";
+    let policy = "mode: observe\nshadow: { enabled: false }\n";
+    let whole = Whole::start(folder.path(), DRIVEN, driver, policy, &at("far", "near", 2));
+    let upstreams = || whole.front.pool.load().upstreams();
+    assert_eq!(upstreams(), ["127.0.0.1:6".parse().unwrap()]);
+    std::fs::write(folder.path().join("driver.sh.go"), "").unwrap();
+    whole.until("it is elsewhere", |_| upstreams() == ["127.0.0.1:7".parse().unwrap()]);
+}
