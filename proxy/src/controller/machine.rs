@@ -32,6 +32,7 @@ use super::freezes::Freezes;
 use super::ledger::{self, Worth};
 use super::measure::Measure;
 use super::proposals::Proposals;
+use super::reconfigure::Crowded;
 use super::retirement::{Aside, Retiring};
 use super::sequences;
 use super::signals::{Measured, Moves, Signals};
@@ -101,8 +102,8 @@ pub struct Machine {
     moves: Moves,
     /// The shadow is a primary that was lost.
     pub(super) after_loss: bool,
-    /// Since when, or since it was last asked for fewer, the shadow has had too many workers.
-    pub(super) crowded: Option<Instant>,
+    /// The shadow has too many workers.
+    pub(super) crowded: Crowded,
 
     gate_closed_at: Option<Instant>,
     last_step: Instant,
@@ -173,7 +174,7 @@ impl Machine {
             regret: None,
             moves: Moves::default(),
             after_loss: false,
-            crowded: None,
+            crowded: Crowded::default(),
             gate_closed_at: None,
             last_step: clock::monotonic(),
             paced: Steady::begin(),

@@ -1,6 +1,6 @@
 //! Other settings while the resource is led: the shadow on or off, which commits wait, how many workers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migration::cutover::{Capacity, Effect, Event, Phase, Run};
 use migration::policy::MirrorRules;
@@ -19,6 +19,38 @@ const ADJUST: &str = "adjust";
 pub(super) const ADJUST_SHADOW: &str = "adjust_shadow";
 /// How long a shadow may have more workers than it should: they may be ending, and its driver is asked every few seconds.
 const CROWDED: Duration = Duration::from_secs(20);
+
+/// What is known of a shadow with too many workers.
+#[derive(Debug, Default)]
+pub(super) struct Crowded {
+    /// Since when it has them, or since its driver was last asked for fewer.
+    since: Option<Instant>,
+    /// How many it had and was to have when that was asked, and whether it was done.
+    asked: Option<(u32, u32, bool)>,
+}
+
+impl Crowded {
+    /// Whether its driver is to be asked for fewer now. One that does so and says the same afterwards has its reasons, and is left alone.
+    fn is_due(&mut self, has: u32, most: u32, now: Instant) -> bool {
+        if let Some((had, was_to_have, true)) = self.asked {
+            if (had, was_to_have) == (has, most) {
+                return false;
+            }
+            *self = Self::default();
+        }
+        let due = now.duration_since(*self.since.get_or_insert(now)) >= CROWDED;
+        if due {
+            *self = Self { since: Some(now), asked: Some((has, most, false)) };
+        }
+        due
+    }
+
+    fn is_done(&mut self) {
+        if let Some((.., done)) = &mut self.asked {
+            *done = true;
+        }
+    }
+}
 
 impl Machine {
     /// Reads are mirrored while there is a shadow that follows, and to as many workers as it has.
@@ -142,24 +174,26 @@ impl Machine {
         let follows = self.state.phase == Phase::Shadowing && self.state.run.is_none() && !self.after_loss;
         let zone = self.state.shadow.clone();
         let Some(asked) = self.measure.asked_for(&zone).filter(|_| follows) else {
-            self.crowded = None;
+            self.crowded = Crowded::default();
             return;
         };
         let most = self.hands.workers(&zone, Capacity::Shadow);
         if asked <= most {
-            if self.crowded.take().is_some() {
+            if std::mem::take(&mut self.crowded).since.is_some() {
                 let scaled_down = Effect::Scale { zone, capacity: Capacity::Shadow }.name();
                 self.is_no_problem(scaled_down);
                 self.is_no_problem(ADJUST_SHADOW);
             }
-            return;
-        }
-        let now = clock::monotonic();
-        if now.duration_since(*self.crowded.get_or_insert(now)) >= CROWDED {
+        } else if !self.is_running(ADJUST_SHADOW) && self.crowded.is_due(asked, most, clock::monotonic()) {
             tracing::info!(resource = %self.state.resource, %zone, asked, most, "the shadow has too many workers");
-            self.crowded = Some(now);
             self.bring(ADJUST_SHADOW, zone, Capacity::Shadow);
         }
+    }
+
+    /// The shadow's driver has brought its workers to the number of now.
+    pub(super) fn is_thinned_out(&mut self) {
+        self.crowded.is_done();
+        self.is_no_problem(ADJUST_SHADOW);
     }
 
     /// Ends the shadow and deprovisions it; only where the service is in the zone that it was reserved for.
@@ -180,5 +214,28 @@ impl Machine {
             return;
         }
         self.end_for(reply);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_keeps_a_number_of_its_own_is_asked_once() {
+        let mut crowded = Crowded::default();
+        let begin = clock::monotonic();
+        let at = |times: u32| begin + CROWDED * times;
+        assert!(!crowded.is_due(5, 2, begin), "they may be ending");
+        assert!(crowded.is_due(5, 2, at(1)));
+        assert!(!crowded.is_due(5, 2, at(1)), "it was asked just now");
+        assert!(crowded.is_due(5, 2, at(2)), "that was refused");
+        crowded.is_done();
+        assert!(!crowded.is_due(5, 2, at(9)), "it says the same whatever it did");
+        for (has, most, since) in [(4, 2, 10), (4, 1, 12)] {
+            assert!(!crowded.is_due(has, most, at(since)), "they may be ending");
+            assert!(crowded.is_due(has, most, at(since + 1)), "it is another number");
+            crowded.is_done();
+        }
     }
 }

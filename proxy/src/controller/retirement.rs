@@ -196,6 +196,7 @@ impl Machine {
         match aside {
             Aside::MayEnd(generation, checked) => self.end_if(generation, checked),
             Aside::Ended(done) => self.ended(done),
+            Aside::Done(ADJUST_SHADOW) => self.is_thinned_out(),
             Aside::Done(effect) => self.is_no_problem(effect),
         }
     }
