@@ -179,11 +179,8 @@ impl Machine {
         };
         let most = self.hands.workers(&zone, Capacity::Shadow);
         if asked <= most {
-            if std::mem::take(&mut self.crowded).since.is_some() {
-                let scaled_down = Effect::Scale { zone, capacity: Capacity::Shadow }.name();
-                self.is_no_problem(scaled_down);
-                self.is_no_problem(ADJUST_SHADOW);
-            }
+            self.crowded = Crowded::default();
+            self.has_no_more();
         } else if !self.is_running(ADJUST_SHADOW) && self.crowded.is_due(asked, most, clock::monotonic()) {
             tracing::info!(resource = %self.state.resource, %zone, asked, most, "the shadow has too many workers");
             self.bring(ADJUST_SHADOW, zone, Capacity::Shadow);
@@ -193,6 +190,13 @@ impl Machine {
     /// The shadow's driver has brought its workers to the number of now.
     pub(super) fn is_thinned_out(&mut self) {
         self.crowded.is_done();
+        self.has_no_more();
+    }
+
+    /// However it came to that: what failed on the way is no problem any more.
+    fn has_no_more(&mut self) {
+        let zone = self.state.shadow.clone();
+        self.is_no_problem(Effect::Scale { zone, capacity: Capacity::Shadow }.name());
         self.is_no_problem(ADJUST_SHADOW);
     }
 

@@ -185,3 +185,31 @@ fn requests_go_to_where_the_driver_says_by_now_that_the_primary_is() {
     std::fs::write(folder.path().join("driver.sh.go"), "").unwrap();
     whole.until("it is elsewhere", |_| upstreams() == ["127.0.0.1:7".parse().unwrap()]);
 }
+
+#[test]
+fn that_a_shadow_could_not_be_scaled_down_is_over_when_it_has_no_more_than_it_should() {
+    let folder = tempfile::tempdir().unwrap();
+    // From the first move on it says nothing and does nothing, until it may.
+    let driver = "read -r request\n\
+                  no() { echo '{\"error\": {\"kind\": \"failed\", \"message\": \"not now\"}}'; exit; }\n\
+                  case \"$request\" in\n\
+                  *'\"scale\"'*) rm -f \"$0.told\"; touch \"$0.broken\"; until [ -e \"$0.told\" ]; do sleep 0.01; done; no ;;\n\
+                  *'\"status\"'*) if [ -e \"$0.broken\" ] && [ ! -e \"$0.go\" ]; then touch \"$0.told\"; no; fi ;;\n\
+                  esac\n\
+                  echo '{\"result\": {\"ready\": 1, \"capacity\": 1, \"database\": true, \"http\": [\"127.0.0.1:7\"]}}'\n";
+    let whole = Whole::start(
+        folder.path(),
+        DRIVEN,
+        driver,
+        "mode: observe\nscore: { step: 200ms, horizon: 10s, sustain: 1s }\n",
+        &at("near", "far", 1),
+    );
+    let failed =
+        |view: &ResourceView| view.problems.iter().any(|problem| problem.starts_with("scale_down failed"));
+    whole.until("there is a shadow", |view| view.phase == "shadowing" && view.decision.is_some());
+    let migrate = |reply| Command::Migrate { to: None, by: "ann".into(), dry_run: false, reply };
+    whole.runtime.block_on(whole.shop.ask(migrate)).unwrap().unwrap();
+    whole.until("the move is undone", failed);
+    std::fs::write(folder.path().join("driver.sh.go"), "").unwrap();
+    whole.until("all is as it should be", |view| !failed(view));
+}
