@@ -643,7 +643,10 @@ mod tests {
                 journal.append(known, "Tested", now, None).unwrap();
             }
             journal.inherits(legacy).unwrap();
-            let led = lead(&config, resource, &journal, None, &Recorder::with(None)).unwrap();
+            let led = lead(&config, resource, &journal, None)
+                .unwrap()
+                .build(&config, &Recorder::with(None))
+                .unwrap();
             let stands = |state: &State| (state.generation, state.primary.clone(), state.shadow.clone());
             assert_eq!(stands(&led.state), stands(expected), "{known:?}");
             assert_eq!(led.front.unwrap().pool.load().zone, expected.primary.0);

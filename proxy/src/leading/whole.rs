@@ -64,7 +64,10 @@ impl Whole {
         let journal = Arc::new(Journal::open(&states).unwrap());
         journal.append(state, "Tested", clock::now(), None).unwrap();
         let recorder = Recorder::with(None);
-        let led = lead(&config, &config.resources["shop"], &journal, None, &recorder).unwrap();
+        let led = lead(&config, &config.resources["shop"], &journal, None)
+            .unwrap()
+            .build(&config, &recorder)
+            .unwrap();
         let front = led.front.clone().unwrap();
         let runtime = Runtime::new().unwrap();
         let inside = runtime.enter();

@@ -126,7 +126,12 @@ impl Machine {
                     refused_total: stats.refused_total,
                 }
             }),
-            placements: self.measure.placements(&self.state, &self.signals, &resource.policy, self.last_step.elapsed()),
+            placements: self.measure.placements(
+                &self.state,
+                &self.signals,
+                &resource.policy,
+                self.last_step.elapsed(),
+            ),
             replication: (match &stream {
                 Some((source, target, status)) => ReplicationView::of(source, target, status),
                 None => {
