@@ -57,7 +57,8 @@ async fn is_taken_back(killed: bool) -> Result<()> {
 
     let id = leader.migrate(&far.name).await?;
     if killed {
-        leader.until("it has moved", |view| view.primary == far.name).await?;
+        // The stop is meant for the way back.
+        leader.until("it has moved", |view| view.primary == far.name && view.phase != "committed").await?;
         std::fs::write(stops.join("committed"), "")?;
         let reached = stops.join("committed.reached");
         until("the way back is committed", async || Ok(reached.exists())).await?;
