@@ -31,18 +31,21 @@ SELECT name, beside FROM ( \
  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm') m \
 WHERE name = ANY($1) ORDER BY depth, name";
 
-/// Fills each materialized view of `target` that holds something at `source`, in the order in which they read each other: how many.
+fn unread(error: tokio_postgres::Error) -> Error {
+    Error::database("cannot read which materialized views there are")(error)
+}
+
+/// The materialized views of `source` that hold something.
+pub async fn filled(source: &Client) -> Result<Vec<String>, Error> {
+    let filled = source.query(FILLED, &[]).await.map_err(unread)?;
+    filled.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(unread)
+}
+
+/// Fills each of these materialized views of `target`, in the order in which they read each other: how many.
 ///
 /// One with a unique index stays readable meanwhile. Needs to be a member of their owners. The first that cannot be filled ends it,
 /// named, with the server's words; those before it are filled.
-pub async fn refresh(source: &Client, target: &Client) -> Result<usize, Error> {
-    let unread = |error| Error::database("cannot read which materialized views there are")(error);
-    let filled = source.query(FILLED, &[]).await.map_err(unread)?;
-    let filled: Vec<&str> =
-        filled.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(unread)?;
-    if filled.is_empty() {
-        return Ok(0);
-    }
+pub async fn refresh(target: &Client, filled: &[String]) -> Result<usize, Error> {
     let views = target.query(IN_ORDER, &[&filled]).await.map_err(unread)?;
     for view in &views {
         let (name, beside) = (view.try_get(0).map_err(unread)?, view.try_get(1).map_err(unread)?);

@@ -3,10 +3,11 @@
 use anyhow::{Context, Result, ensure};
 use godwit::demo::zone::{OWNER_ROLE, Playground, SUPERUSER, Zone};
 use godwit_tests::postgres::{TestCluster, other_major};
-use replicator::views::refresh;
+use godwit_tests::waiting::until;
+use replicator::{Error, views};
 use tokio_postgres::Client;
 
-use crate::leader::{Leader, options};
+use crate::leader::{Leader, options, superuser};
 
 /// Each reads what its name comes after; one through a plain view.
 const SCHEMA: &str = "CREATE TABLE sales (id int PRIMARY KEY, price int NOT NULL);
@@ -19,6 +20,10 @@ const SCHEMA: &str = "CREATE TABLE sales (id int PRIMARY KEY, price int NOT NULL
 
 async fn sum(client: &Client) -> Result<Option<i64>> {
     Ok(client.query_one("SELECT sum::bigint FROM a_top", &[]).await?.get(0))
+}
+
+async fn refresh(source: &Client, target: &Client) -> Result<usize, Error> {
+    views::refresh(target, &views::filled(source).await?).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,9 +84,16 @@ async fn a_move_shows_nothing_older() -> Result<()> {
     leader.ready().await?;
     here.batch_execute("INSERT INTO sales VALUES (1, 42); REFRESH MATERIALIZED VIEW a_top").await?;
     ensure!(sum(&there).await?.is_none(), "as old as the copy");
+    // The shadow is behind when the move begins.
+    there.batch_execute("BEGIN; LOCK TABLE sales IN SHARE MODE").await?;
+    here.batch_execute("INSERT INTO sales VALUES (2, 1)").await?;
     let id = leader.migrate(&far.name).await?;
+    let watched = superuser(near).await?;
+    let asked = "SELECT count(*) > 0 FROM pg_stat_activity WHERE query = 'SELECT pg_current_wal_lsn()::text'";
+    until("it is waited for", async || Ok(watched.query_one(asked, &[]).await?.get(0))).await?;
+    there.batch_execute("COMMIT").await?;
     leader.until("it has moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
     ensure!(leader.migration(&id).await?.state == "retired");
-    ensure!(sum(&there).await? == Some(42));
+    ensure!(sum(&there).await? == Some(43));
     Ok(())
 }

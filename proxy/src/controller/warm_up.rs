@@ -5,7 +5,8 @@ use std::time::Duration;
 use migration::cutover::State;
 use migration::policy::{Caches, MaterializedViews, OnDrainTimeout, Policy};
 use migration::units::Zone;
-use replicator::{caches, fence, statistics, views};
+use replicator::{caches, drift, fence, statistics, views};
+use tokio_postgres::Client;
 
 use super::databases::Purpose;
 use super::effects::{Failure, Hands};
@@ -70,12 +71,7 @@ impl Hands {
         // Under the hold only what comes since then is left.
         self.large_objects.carry([&state.primary.0, &zone.0], state.generation.0).await?;
         if policy.materialized_views == MaterializedViews::Refresh {
-            let filled = views::refresh(&primary, &client)
-                .await
-                .map_err(|error| format!("in {zone}: {}", chain(error)))?;
-            if filled > 0 {
-                tracing::info!(resource = %self.resource.name, %zone, views = filled, "materialized views are refreshed");
-            }
+            self.refresh_views(&client, zone, state).await?;
         }
         // The planner must not meet them with the statistics of an empty table.
         for error in
@@ -85,9 +81,7 @@ impl Hands {
         }
         if policy.caches == Caches::Fill {
             // The last, so that nothing takes them again. A cold cache is slow and not wrong: it ends no migration.
-            let within = state.deadline().map_or(CACHES, |deadline| {
-                CACHES.min(deadline.since(lock(&self.steady).now()).saturating_sub(REST))
-            });
+            let within = self.left(state).map_or(CACHES, |left| CACHES.min(left));
             let resource = &self.resource.name;
             match caches::fill(&primary, &client, within).await {
                 Ok(Some(filled)) => {
@@ -99,6 +93,41 @@ impl Hands {
                 }
                 Err(error) => tracing::warn!(%resource, %zone, why = chain(error), "caches are not filled"),
             }
+        }
+        Ok(())
+    }
+
+    /// Of the step's time, but for what comes after what takes long; none: it has no end.
+    fn left(&self, state: &State) -> Option<Duration> {
+        Some(state.deadline()?.since(lock(&self.steady).now()).saturating_sub(REST))
+    }
+
+    /// The shadow's materialized views show what the primary has now, or more.
+    async fn refresh_views(&self, shadow: &Client, zone: &Zone, state: &State) -> Result<(), Failure> {
+        let told = |error: replicator::Error| format!("in {zone}: {}", chain(error));
+        let primary = self.databases.take(&state.primary.0, Purpose::WarmUp).await.map_err(chain)?;
+        let filled = views::filled(&primary).await.map_err(told)?;
+        if filled.is_empty() {
+            return Ok(());
+        }
+        let comes_up = async {
+            // An idle primary has something to bring then, too.
+            drift::mark(&primary).await.map_err(chain)?;
+            self.streams.caught_up(state.generation, &primary).await
+        };
+        let came_up = match self.left(state) {
+            Some(left) => tokio::time::timeout(left, comes_up)
+                .await
+                .unwrap_or_else(|_| Err(format!("it has not within {} s", left.as_secs()))),
+            None => comes_up.await,
+        };
+        let from = &state.primary;
+        came_up.map_err(|why| {
+            format!("in {zone}: materialized views wait for what {from} had when the move began: {why}")
+        })?;
+        let views = views::refresh(shadow, &filled).await.map_err(told)?;
+        if views > 0 {
+            tracing::info!(resource = %self.resource.name, %zone, views, "materialized views are refreshed");
         }
         Ok(())
     }
