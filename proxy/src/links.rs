@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use self::certificates::Renewal;
 use crate::causes::chain;
-use crate::config::model::{Config, Database, Resource, Zone};
+use crate::config::model::{Config, Database, Zone};
 use crate::controller::databases::Databases;
 use crate::lock::lock;
 
@@ -30,28 +30,8 @@ pub struct Links {
     /// Nodes of other zones, by zone.
     peers: BTreeMap<String, Arc<Connector>>,
     spill: Spill,
-    copies: Copies,
-}
-
-/// How each resource's initial copy is made; the snapshots behind it are this process's.
-#[derive(Clone, Default)]
-struct Copies(HashMap<String, CopyOptions>);
-
-impl Copies {
-    fn new(config: &Config) -> Self {
-        let snapshots = Snapshots::default();
-        let options = |policy: &Policy| CopyOptions {
-            sessions: policy.copy_sessions,
-            bytes_per_second: policy.copy_rate.map(|rate| rate.0),
-            snapshots: snapshots.clone(),
-        };
-        let of = |resource: &Resource| (resource.name.clone(), options(&resource.policy));
-        Self(config.resources.values().map(of).collect())
-    }
-
-    fn of(&self, resource: &str) -> CopyOptions {
-        self.0.get(resource).cloned().unwrap_or_default()
-    }
+    /// Of initial copies.
+    snapshots: Snapshots,
 }
 
 impl Links {
@@ -69,7 +49,7 @@ impl Links {
                 peers.insert(zone.clone(), Arc::new(connector));
             }
         }
-        Ok(Self { peers, spill: config.node.spill.clone(), copies: Copies::new(config) })
+        Ok(Self { peers, spill: config.node.spill.clone(), snapshots: Snapshots::default() })
     }
 
     /// What opens links to the node of `zone`, if there is one.
@@ -77,17 +57,23 @@ impl Links {
         self.peers.get(zone)
     }
 
+    /// How an initial copy is made by this policy.
+    pub fn copying(&self, policy: &Policy) -> CopyOptions {
+        copying(policy, &self.snapshots)
+    }
+
     /// Keeps a stream running until told to stop; an error means it must not run again under its generation.
     pub async fn run(
         &self,
         databases: &Databases,
         spec: &StreamSpec,
+        copy: &CopyOptions,
         publish: &watch::Sender<StreamStatus>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
         let source = || {
             let database = databases.settings(&spec.source_zone)?;
-            Ok::<_, Error>(source_end(&database, self.spill.clone(), self.copies.of(&spec.resource)))
+            Ok::<_, Error>(source_end(&database, self.spill.clone(), copy.clone()))
         };
         let target = || databases.settings(&spec.target_zone).map(|database| target_end(&database));
         match (self.peers.get(&spec.source_zone), self.peers.get(&spec.target_zone)) {
@@ -119,7 +105,7 @@ impl Links {
             listener: listener.clone(),
         };
         tasks.spawn(stop.clone().run_until_cancelled_owned(renewal.run()));
-        let local = Arc::new(Local::new(config, self.copies.clone()));
+        let local = Arc::new(Local::new(config, &self.snapshots));
         let (tasks, stop) = (tasks.clone(), stop.clone());
         tasks.clone().spawn(async move {
             while let Some(incoming) =
@@ -151,21 +137,22 @@ struct Local {
     zone: String,
     /// The nodes of each zone that has any.
     nodes: BTreeMap<String, Vec<String>>,
-    databases: HashMap<String, Database>,
+    /// By resource: its database here, and how it is copied from there.
+    databases: HashMap<String, (Database, CopyOptions)>,
     spill: Spill,
-    copies: Copies,
     /// The newest session of each stream: a peer that dials again has lost the older one.
     sessions: Mutex<HashMap<String, CancellationToken>>,
 }
 
 impl Local {
-    fn new(config: &Config, copies: Copies) -> Self {
+    fn new(config: &Config, snapshots: &Snapshots) -> Self {
         let databases = config
             .resources
             .values()
             .filter_map(|resource| {
                 let placement = resource.placements.get(&config.node.zone)?;
-                Some((resource.name.clone(), placement.postgres.clone()?))
+                let database = placement.postgres.clone()?;
+                Some((resource.name.clone(), (database, copying(&resource.policy, snapshots))))
             })
             .collect();
         let nodes = |(zone, settings): (&String, &Zone)| (zone.clone(), settings.nodes().cloned().collect());
@@ -175,7 +162,6 @@ impl Local {
             nodes: config.zones.iter().map(nodes).collect(),
             databases,
             spill: config.node.spill.clone(),
-            copies,
             sessions: Mutex::default(),
         }
     }
@@ -192,15 +178,13 @@ impl Local {
                 return Err(format!("the node of {theirs} is {}, not {}", nodes.join(" or "), peer.name));
             }
         }
-        let database = self
+        let (database, copy) = self
             .databases
             .get(&spec.resource)
             .ok_or_else(|| format!("resource {} has no database in {} here", spec.resource, self.zone))?;
         let (end, zone) = match hello.role {
             Role::Push => (target_end(database), &spec.target_zone),
-            Role::Pull => {
-                (source_end(database, self.spill.clone(), self.copies.of(&spec.resource)), &spec.source_zone)
-            }
+            Role::Pull => (source_end(database, self.spill.clone(), copy.clone()), &spec.source_zone),
         };
         if *zone != self.zone {
             return Err(format!("this node is in {}, not in {zone}", self.zone));
@@ -211,6 +195,14 @@ impl Local {
             older.cancel();
         }
         Ok(Answer { end, status: watch::Sender::new(StreamStatus::default()), cancel })
+    }
+}
+
+fn copying(policy: &Policy, snapshots: &Snapshots) -> CopyOptions {
+    CopyOptions {
+        sessions: policy.copy_sessions,
+        bytes_per_second: policy.copy_rate.map(|rate| rate.0),
+        snapshots: snapshots.clone(),
     }
 }
 

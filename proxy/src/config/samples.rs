@@ -5,6 +5,12 @@ use std::path::{Path, PathBuf};
 use super::load;
 use super::model::Resource;
 
+/// What has [`orders`].
+pub(crate) const ORDERS: &str = "node: { name: n, zone: near, state: s }\n\
+    zones: { near: {}, far: {} }\n\
+    resources: { orders: { fronts: { http: { listen: \"127.0.0.1:1\" } }, primary: near, policy: p, \
+    placements: { near: { http: [\"127.0.0.1:2\"] }, far: { http: [\"127.0.0.1:3\"] } } } }\n";
+
 /// Writes this configuration, and beside it the policy `p`, which only looks on. Its file.
 pub(crate) fn write(folder: &Path, text: &str) -> PathBuf {
     let file = folder.join("godwit.yaml");
@@ -17,9 +23,5 @@ pub(crate) fn write(folder: &Path, text: &str) -> PathBuf {
 /// `orders`, which is served in `near` and has no database.
 pub(crate) fn orders() -> Resource {
     let folder = tempfile::tempdir().unwrap();
-    let text = "node: { name: n, zone: near, state: s }\n\
-                zones: { near: {}, far: {} }\n\
-                resources: { orders: { fronts: { http: { listen: \"127.0.0.1:1\" } }, primary: near, policy: p, \
-                placements: { near: { http: [\"127.0.0.1:2\"] }, far: { http: [\"127.0.0.1:3\"] } } } }\n";
-    load(&write(folder.path(), text)).unwrap().resources.remove("orders").unwrap()
+    load(&write(folder.path(), ORDERS)).unwrap().resources.remove("orders").unwrap()
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use migration::policy::{KeptByExtensions, Policy, ReplicationMode};
 use migration::units::{Generation, Zone};
+use replicator::copy::CopyOptions;
 use replicator::drift::Filling;
 use replicator::error::Cause;
 use replicator::postgres::slot::{self, Lane};
@@ -345,8 +346,9 @@ impl Streams {
         };
         let synchronous = spec.synchronous;
         let (databases, links, stopped) = (self.databases.clone(), self.links.clone(), stop.clone());
+        let copy = self.copying();
         let task = tokio::spawn(async move {
-            if let Err(error) = links.run(&databases, &spec, &publish, &stopped).await {
+            if let Err(error) = links.run(&databases, &spec, &copy, &publish, &stopped).await {
                 let why = chain(error);
                 tracing::error!(resource = %spec.resource, stream = %spec.slot, %why, "stream ended: a person must look");
                 publish.send_modify(|status| status.phase = Phase::Failed { error: why, retrying: false });
@@ -364,6 +366,11 @@ impl Streams {
         {
             old.stop.cancel();
         }
+    }
+
+    /// How its next copy is made.
+    fn copying(&self) -> CopyOptions {
+        self.links.copying(&self.policy())
     }
 
     /// Whether commits are to wait for this lane.
@@ -625,4 +632,36 @@ pub(crate) async fn copied(target: &Client, name: &str) -> Result<Option<bool>, 
     let row = target.query_opt("SELECT copied FROM godwit.progress WHERE stream = $1", &[&name]).await;
     let row = row.map_err(|error| format!("cannot read the checkpoint of {name}: {error}"))?;
     Ok(row.map(|row| row.get(0)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use migration::policy::PolicyParts;
+
+    use super::*;
+    use crate::config::model::Resource;
+    use crate::config::{self, samples};
+
+    #[test]
+    fn a_copy_is_made_by_the_policy_of_when_it_begins() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config::load(&samples::write(folder.path(), samples::ORDERS)).unwrap();
+        // Reserved since.
+        let orders = config.resources.remove("orders").unwrap();
+        let links = Arc::new(Links::new(&config).unwrap());
+        let live = Live::new(orders.clone());
+        let journal = Arc::new(Journal::open(folder.path()).unwrap());
+        let streams = Streams::new(live.clone(), Arc::new(Databases::new(live.clone())), links, journal);
+        for (sessions, rate) in [(7, Some(5 << 20)), (2, None)] {
+            let parts = PolicyParts {
+                copy_sessions: sessions,
+                copy_rate: rate.map(migration::units::ByteCount),
+                ..(*orders.policy).clone()
+            };
+            live.replace(&Resource { policy: Policy::new(parts).unwrap(), ..orders.clone() });
+            let options = streams.copying();
+            assert_eq!((options.sessions, options.bytes_per_second), (sessions, rate));
+        }
+    }
 }
