@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use migration::cutover::{Capacity, Effect, Event, Phase, Run};
-use migration::policy::MirrorRules;
+use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
+use migration::policy::{MirrorRules, Policy};
 use migration::units::Zone;
 use tokio::sync::oneshot;
 
@@ -76,17 +76,9 @@ impl Machine {
     ) -> Result<(), Denied> {
         let old = self.hands.settings();
         let (was, is) = (&old.policy, &next.policy);
-        let capacity = |resource: &Resource| -> Vec<u32> {
-            resource.placements.values().map(|placement| placement.capacity).collect()
-        };
-        let scaling = capacity(&old) != capacity(next) || was.shadow_capacity != is.shadow_capacity;
-        let replication = was.replication != is.replication
-            || was.critical != is.critical
-            || (was.fallback_after, was.fallback_back) != (is.fallback_after, is.fallback_back);
+        let (scaling, replication) = (is_scaled(&old, next), is_streamed(was, is));
         let ends = !is.shadow_enabled && self.state.phase != Phase::Idle;
-        if let Some(run) = self.state.run.as_ref().filter(|_| scaling || replication || ends) {
-            return Err(Denied::under_way(&self.state, run));
-        }
+        may_change(&self.state, &old, next, persist.is_some())?;
         if let Some(persist) = persist {
             persist.write().map_err(Denied::Journal)?;
         }
@@ -221,9 +213,82 @@ impl Machine {
     }
 }
 
+fn is_scaled(was: &Resource, is: &Resource) -> bool {
+    let capacity = |resource: &Resource| -> Vec<u32> {
+        resource.placements.values().map(|placement| placement.capacity).collect()
+    };
+    capacity(was) != capacity(is) || was.policy.shadow_capacity != is.policy.shadow_capacity
+}
+
+/// Its stream's keeper must begin anew.
+fn is_streamed(was: &Policy, is: &Policy) -> bool {
+    let of = |policy: &Policy| (policy.replication, policy.fallback_after, policy.fallback_back);
+    of(was) != of(is) || was.critical != is.critical
+}
+
+/// Why these settings must wait for the migration under way, if they must. Of a person who changes a section all of it waits.
+fn may_change(state: &State, was: &Resource, is: &Resource, section: bool) -> Result<(), Denied> {
+    let Some(run) = &state.run else { return Ok(()) };
+    let scaling = is_scaled(was, is);
+    let (was, is) = (&was.policy, &is.policy);
+    // What a move carries over was seen to before it began, or is in some step of it.
+    let of = |policy: &Policy| (policy.unlogged, policy.extensions, policy.keyless, policy.schema);
+    let carried = state.phase != Phase::Soaking && of(was) != of(is);
+    let waits = scaling || is_streamed(was, is) || !is.shadow_enabled || carried || section && was != is;
+    if waits { Err(Denied::under_way(state, run)) } else { Ok(()) }
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use migration::cutover::{Limits, Trigger, step};
+    use migration::policy::{KeptByExtensions, PolicyParts, SlotRules, UnloggedTables};
+    use migration::units::{ByteCount, Timestamp};
+
     use super::*;
+
+    #[test]
+    fn a_migration_goes_on_with_the_replication_that_it_began_with() {
+        let was = crate::config::samples::orders();
+        let now = Timestamp(1);
+        let mut state = State::first("orders", "near".into(), "far".into(), now);
+        let changed = |change: &dyn Fn(&mut PolicyParts)| {
+            let mut parts = (*was.policy).clone();
+            change(&mut parts);
+            let is = Resource { policy: Policy::new(parts).unwrap(), ..was.clone() };
+            assert!(is.policy != was.policy);
+            is
+        };
+        let carried = [
+            changed(&|parts| parts.unlogged = UnloggedTables::Carry),
+            changed(&|parts| parts.extensions = KeptByExtensions::Leave),
+        ];
+        let others = [
+            changed(&|parts| parts.slot = SlotRules { budget: ByteCount(1 << 30), ..parts.slot }),
+            changed(&|parts| parts.copy_sessions += 1),
+        ];
+        let refused = |state: &State, is: &Resource, section| may_change(state, &was, is, section).is_err();
+        let all = || carried.iter().chain(&others);
+        assert!(all().all(|is| !refused(&state, is, true)), "nothing is under way");
+        let request = Event::MigrateRequested {
+            id: "m".into(),
+            to: "far".into(),
+            trigger: Trigger::Score,
+            limits: Limits::of(&was.policy),
+        };
+        for event in [Event::ShadowEnabled, Event::StreamUp, request] {
+            (state, _) = step(&state, event, now).unwrap();
+        }
+        assert_eq!(state.phase, Phase::Requested);
+        for is in all() {
+            assert!(matches!(may_change(&state, &was, is, true), Err(Denied::Running { .. })));
+        }
+        assert!(!refused(&state, &was, true), "nothing differs");
+        assert!(carried.iter().all(|is| refused(&state, is, false)));
+        assert!(others.iter().all(|is| !refused(&state, is, false)), "the files are another matter");
+        state.phase = Phase::Soaking;
+        assert!(all().all(|is| refused(&state, is, true) && !refused(&state, is, false)));
+    }
 
     #[test]
     fn a_driver_that_keeps_a_number_of_its_own_is_asked_once() {
