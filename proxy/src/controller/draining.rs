@@ -3,13 +3,18 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use migration::policy::{OnDrainTimeout, ReadsDuringHold};
+use migration::policy::{OnDrainTimeout, Policy, ReadsDuringHold};
 use migration::units::Zone;
 use replicator::fence;
 
 use super::effects::{Failure, Hands};
 use crate::causes::chain;
 use crate::lock::lock;
+
+/// How long a hold waits for who is inside, at most.
+pub(super) fn longest(policy: &Policy) -> Duration {
+    policy.drain_timeout.min(policy.max_hold)
+}
 
 impl Hands {
     /// Nobody is inside `primary` any more. Where that takes more than half of its time, who is still there is noted: a move that is undone
@@ -54,8 +59,7 @@ impl Hands {
     }
 
     async fn note_undrained(&self, primary: &Zone) -> Infallible {
-        let policy = self.policy();
-        let half = policy.drain_timeout.min(policy.max_hold) / 2;
+        let half = longest(&self.policy()) / 2;
         tokio::time::sleep(half).await;
         let inside = self.inside(primary, half).await;
         tracing::warn!(resource = %self.resource.name, inside, "the hold waits");

@@ -9,6 +9,7 @@ use replicator::{caches, drift, fence, statistics, views};
 use tokio_postgres::Client;
 
 use super::databases::Purpose;
+use super::draining::longest;
 use super::effects::{Failure, Hands};
 use crate::causes::chain;
 use crate::clock;
@@ -38,8 +39,7 @@ pub(super) fn words(policy: &Policy) -> String {
 }
 
 impl Hands {
-    /// Until no transaction is open that a hold would wait for in vain, for as long as a hold may wait. What began shortly before may end in
-    /// time; it is the drain's.
+    /// Until no transaction is open that a hold would wait for in vain. What began shortly before may end in time; it is the drain's.
     pub(super) async fn clear_way(&self, primary: &Zone) -> Result<(), Failure> {
         let client = self.control(primary).await?;
         let policy = self.policy();
@@ -49,8 +49,7 @@ impl Hands {
             // Those of its own clients the front waits for, or ends.
             let ours = self.postgres.as_ref().map(|front| front.processes(&primary.0)).unwrap_or_default();
             let awaited = policy.on_drain_timeout == OnDrainTimeout::Abort;
-            let found =
-                fence::in_the_way(&client, policy.drain_timeout, &ours, awaited).await.map_err(chain)?;
+            let found = fence::in_the_way(&client, longest(&policy), &ours, awaited).await.map_err(chain)?;
             if found.is_empty() {
                 return Ok(());
             }
