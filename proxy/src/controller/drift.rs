@@ -16,12 +16,14 @@ use tokio_postgres::Client;
 
 use super::Denied;
 use super::databases::{Databases, Purpose};
+use super::seeds;
 use super::streams::{self, Streams};
 use super::view::ResourceView;
 use crate::audit::{Audit, Entry};
 use crate::causes::chain;
 use crate::config::model::{Database, Resource};
 use crate::fronts::postgres::PostgresFront;
+use crate::store::Journal;
 
 /// How long reading both schemas may take.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -426,10 +428,15 @@ async fn has_copy(shadow: &Client, resource: &Resource, generation: Generation) 
 }
 
 /// When a table was seeded anew by itself, so that it is not done again and again.
-#[derive(Default)]
 pub(super) struct Seeded(BTreeMap<String, Instant>);
 
 impl Seeded {
+    /// As far as the journal knows.
+    pub(super) fn known(journal: &Journal, resource: &str) -> Self {
+        let seeds = seeds::of(journal, resource).into_iter();
+        Self(seeds.filter_map(|(table, when)| Some((table?, when))).collect())
+    }
+
     /// The tables among these that are to be seeded anew by themselves.
     fn due(&mut self, policy: &Policy, differences: &[Difference], now: Instant) -> Vec<String> {
         self.0.retain(|_, when| now.saturating_duration_since(*when) < policy.cooldown);
@@ -478,6 +485,9 @@ pub(super) async fn follow(
         // What is written down now is filled below with what is missing.
         drift::seed_anew(&shadow, &anew).await.map_err(chain).map_err(Denied::Conflict)?;
         tracing::info!(resource = resource.name, tables = ?anew, "tables of the shadow are seeded anew");
+        for table in &anew {
+            seeds::note(streams.journal(), &resource.name, Some(table));
+        }
         seeded.0.extend(anew.into_iter().map(|table| (table, now)));
     }
     // Whoever else does it does what is wanted here.

@@ -146,6 +146,7 @@ impl Machine {
         let worth = Worth::of_last_move(&hands.journal, &state);
         let taken_back = TakenBack::found(&state);
         let retiring = Self::retiring_from(&hands.journal, &state);
+        let slots = SlotGuard::new(slots, &hands.journal, &hands.resource.name);
         let (asides, said_aside) = mpsc::unbounded_channel();
         let signals = Signals::new(seed, hands.policy().step, learner);
         let mut machine = Self {
@@ -153,7 +154,7 @@ impl Machine {
             state,
             signals,
             measure,
-            slots: SlotGuard::new(slots),
+            slots,
             verifications,
             reports,
             commands,

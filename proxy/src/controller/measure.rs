@@ -174,7 +174,7 @@ impl Measure {
             let mut alike = None;
             // What the shadow's server lacks, when that was looked at, and whether there was a copy.
             let mut lacks: Option<(Instant, bool, Vec<String>)> = None;
-            let mut seeded = drift::Seeded::default();
+            let mut seeded = drift::Seeded::known(streams.journal(), &resource.name);
             // Tables that are published and have lost their keys.
             let mut keyless = Vec::new();
             // What could not be followed, and how long that rests.

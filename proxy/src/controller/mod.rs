@@ -39,6 +39,7 @@ mod recording;
 mod retirement;
 mod same_reads;
 mod seeding;
+mod seeds;
 mod sequences;
 pub mod signals;
 pub mod slots;

@@ -24,10 +24,12 @@ use super::Denied;
 use super::behind::{Behind, Kept};
 use super::databases::{Databases, Purpose};
 use super::effects::Hands;
+use super::seeds;
 use super::view::ChangeStreamView;
 use crate::causes::chain;
 use crate::clock;
 use crate::lock::lock;
+use crate::store::Journal;
 use crate::telemetry::metrics as telemetry;
 
 /// Pause before a seed that failed is tried again by itself.
@@ -225,13 +227,14 @@ pub(super) struct SlotGuard {
 }
 
 impl SlotGuard {
-    pub(super) fn new(watch: SlotWatch) -> Self {
+    /// Knows when the shadow was last seeded anew.
+    pub(super) fn new(watch: SlotWatch, journal: &Journal, resource: &str) -> Self {
         Self {
             watch,
             alarm: None,
             failed: None,
             work: None,
-            seeded: None,
+            seeded: seeds::of(journal, resource).remove(&None),
             tried: None,
             tidied: None,
             untidy: None,
@@ -455,6 +458,7 @@ impl Work {
         if let Err(error) = hands.journal.note_seeded(&state.resource, generation) {
             tracing::warn!(error = chain(error), "that the shadow was seeded anew is not in the history");
         }
+        seeds::note(&hands.journal, &state.resource, None);
         hands.report(None, Event::StreamUp);
         Ok(Some(true))
     }
@@ -498,6 +502,34 @@ mod tests {
         assert_eq!(judged(None), "slot s on far is lost: its WAL is over max_slot_wal_keep_size");
         assert!(judged(Some("idle_timeout")).contains("idle_replication_slot_timeout"));
         assert!(judged(Some("wal_level_insufficient")).ends_with("wal_level_insufficient"));
+    }
+
+    #[test]
+    fn a_restart_does_not_make_the_next_seed_come_sooner() {
+        use migration::policy::PolicyParts;
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Journal::open(directory.path()).expect("open");
+        let slot = SlotRules { reseed: Reseed::Auto, ..PolicyParts::default().slot };
+        let policy = Policy::new(PolicyParts { slot, ..PolicyParts::default() }).expect("a policy");
+        let mut state = State::first("orders", "a".into(), "b".into(), Timestamp(1));
+        state.phase = Phase::Shadowing;
+        let restarted = |journal: &Journal| SlotGuard::new(SlotWatch::default(), journal, "orders");
+        let begun = clock::monotonic();
+        for (resource, table) in [("other", None), ("orders", Some("public.items"))] {
+            seeds::note(&journal, resource, table);
+        }
+        assert!(restarted(&journal).due(&policy, &state, begun), "another was seeded");
+        seeds::note(&journal, "orders", None);
+        let guard = restarted(&journal);
+        let ends = clock::monotonic() + policy.cooldown;
+        assert!(!guard.due(&policy, &state, begun));
+        assert!(guard.due(&policy, &state, ends));
+        // As a clock has it that was set back since.
+        let ahead = clock::now().after(policy.cooldown * 10);
+        journal.note_seed("orders", None, ahead).expect("write");
+        let guard = restarted(&journal);
+        assert!(!guard.due(&policy, &state, begun));
+        assert!(guard.due(&policy, &state, clock::monotonic() + policy.cooldown));
     }
 
     #[test]

@@ -45,6 +45,13 @@ CREATE TABLE IF NOT EXISTS placed (
   shadow_zone TEXT NOT NULL,
   generation INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+-- Of no table, the empty name: the whole shadow.
+CREATE TABLE IF NOT EXISTS seeded (
+  resource TEXT NOT NULL,
+  of_table TEXT NOT NULL,
+  at_ms INTEGER NOT NULL,
+  PRIMARY KEY (resource, of_table)
+) STRICT;
 CREATE TABLE IF NOT EXISTS answered_to (
   who TEXT NOT NULL,
   key TEXT NOT NULL,
@@ -388,6 +395,30 @@ impl Journal {
     /// A shadow is wanted again.
     pub fn forget_retirement(&self, resource: &str) -> Result<(), StoreError> {
         self.note("DELETE FROM retirement WHERE resource = ?", [resource]).map(drop)
+    }
+
+    /// The shadow, or a table of it, was seeded anew.
+    pub fn note_seed(&self, resource: &str, table: Option<&str>, at: Timestamp) -> Result<(), StoreError> {
+        self.note(
+            "INSERT OR REPLACE INTO seeded (resource, of_table, at_ms) VALUES (?, ?, ?)",
+            params![resource, table.unwrap_or_default(), at.0],
+        )
+        .map(drop)
+    }
+
+    /// When the shadow and tables of it were last seeded anew.
+    pub fn seeds(&self, resource: &str) -> Result<Vec<(Option<String>, Timestamp)>, StoreError> {
+        let read = || {
+            let connection = self.connection();
+            let mut statement =
+                connection.prepare_cached("SELECT of_table, at_ms FROM seeded WHERE resource = ?")?;
+            let rows = statement.query_map([resource], |row| {
+                let table = row.get::<_, String>(0)?;
+                Ok((Some(table).filter(|table| !table.is_empty()), Timestamp(row.get(1)?)))
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        read().map_err(self.database())
     }
 
     /// Keeps an answer, and forgets those from before `until`.
