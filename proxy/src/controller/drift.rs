@@ -246,8 +246,7 @@ pub(super) async fn lacks(
         _ => Vec::new(),
     };
     if let Some(front) = front {
-        let tried = tokio::time::timeout(PATIENCE, front.rehearse(zones[1])).await;
-        found.extend(tried.unwrap_or_default());
+        found.extend(front.rehearse(zones[1], PATIENCE).await);
     }
     found
 }

@@ -1,7 +1,11 @@
 //! Whether the clients of one primary could log in at the next: tried beforehand, with what they proved themselves by here.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
 
 use super::backend::{Backend, Identity, NoBackend};
 use super::front::PostgresFront;
@@ -10,6 +14,8 @@ use crate::lock::lock;
 
 /// So many roles are remembered.
 const ROLES: usize = 256;
+/// So many are tried at a time.
+const AT_A_TIME: usize = 8;
 /// A fence leaves a login as it is, and takes the right to connect.
 const FENCED: &str = "42501";
 /// What it proved itself by is not what the server knows.
@@ -17,63 +23,104 @@ const WRONG: &str = "28P01";
 
 /// Each role that has logged in, as it did last.
 #[derive(Debug, Default)]
-pub(super) struct Roles(Mutex<BTreeMap<String, Identity>>);
+pub(super) struct Roles(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// How many logins there were.
+    logins: u64,
+    /// With which of them was its last.
+    roles: BTreeMap<String, (u64, Identity)>,
+}
 
 impl Roles {
-    /// It could log in.
+    /// It could log in. Of too many the one is forgotten that did so longest ago.
     pub(super) fn learn(&self, identity: &Identity) {
         let mut known = lock(&self.0);
-        let full = known.len() >= ROLES;
-        match known.get_mut(&identity.user) {
-            Some(last) if last.secret == identity.secret => {}
-            Some(last) => *last = identity.clone(),
-            None if full => {}
-            None => {
-                known.insert(identity.user.clone(), identity.clone());
+        let Known { logins, roles } = &mut *known;
+        *logins += 1;
+        if let Some((last, same)) = roles.get_mut(&identity.user) {
+            *last = *logins;
+            if same.secret != identity.secret {
+                *same = identity.clone();
+            }
+            return;
+        }
+        if roles.len() >= ROLES {
+            let oldest = roles.iter().min_by_key(|(_, (last, _))| *last).map(|(role, _)| role.clone());
+            if let Some(role) = oldest {
+                roles.remove(&role);
             }
         }
+        roles.insert(identity.user.clone(), (*logins, identity.clone()));
     }
 
     fn forget(&self, identity: &Identity) {
         let mut known = lock(&self.0);
-        if known.get(&identity.user).is_some_and(|last| last.secret == identity.secret) {
-            known.remove(&identity.user);
+        if known.roles.get(&identity.user).is_some_and(|(_, last)| last.secret == identity.secret) {
+            known.roles.remove(&identity.user);
         }
+    }
+
+    fn all(&self) -> Vec<Identity> {
+        lock(&self.0).roles.values().map(|(_, identity)| identity.clone()).collect()
     }
 }
 
+/// What was found by those of them that ended in time, a few at a time; and how many did.
+async fn in_time<T>(tries: Vec<impl Future<Output = Option<T>>>, within: Duration) -> (Vec<T>, usize) {
+    let (mut found, mut ended) = (Vec::new(), 0);
+    let mut outcomes = pin!(stream::iter(tries).buffer_unordered(AT_A_TIME));
+    let all = async {
+        while let Some(outcome) = outcomes.next().await {
+            ended += 1;
+            found.extend(outcome);
+        }
+    };
+    let _ = tokio::time::timeout(within, all).await;
+    (found, ended)
+}
+
 impl PostgresFront {
-    /// What would keep the front's clients out of `zone`'s database after a move there; one line for each role. Logs in there as each
-    /// role that has logged in here, one after the other, and leaves at once.
-    pub async fn rehearse(&self, zone: &str) -> Vec<String> {
-        let roles: Vec<Identity> = lock(&self.roles.0).values().cloned().collect();
-        let mut found = Vec::new();
-        for identity in roles {
-            let Some(error) = self.keeps_out(&identity, zone).await else { continue };
-            // What has changed since, here as well, or a role that is gone, is no matter of the move.
-            let here = self.active();
-            if self.keeps_out(&identity, &here.zone).await.is_some() {
-                self.roles.forget(&identity);
-                continue;
-            }
-            // What it proves itself by is another there: a password, or its salt.
-            let mend = match &error {
-                NoBackend::Login(_) => true,
-                NoBackend::Refused(error, _) => error.sqlstate == WRONG,
-                _ => false,
-            };
-            let (role, from) = (&identity.user, &here.zone);
-            let mend = if mend {
-                format!(
-                    " (mend: give role {role} at {zone} the password line that pg_dumpall --roles-only has at {from})"
-                )
-            } else {
-                String::new()
-            };
-            let why = chain(error);
-            found.push(format!("role {role} cannot log in at {zone} as it does at {from}: {why}{mend}"));
+    /// What would keep the front's clients out of `zone`'s database after a move there; one line for each role, and one for those that there
+    /// was no time for. Logs in there as each role that has logged in here, and leaves at once.
+    pub async fn rehearse(&self, zone: &str, within: Duration) -> Vec<String> {
+        let roles = self.roles.all();
+        let tries = roles.iter().map(|identity| self.is_kept_out(identity, zone)).collect();
+        let (mut found, tried) = in_time(tries, within).await;
+        found.sort();
+        if tried < roles.len() {
+            let (left, of) = (roles.len() - tried, roles.len());
+            found.push(format!("{left} of {of} roles could not be tried at {zone} in time"));
         }
         found
+    }
+
+    /// What keeps this role out there and not here, for a person.
+    async fn is_kept_out(&self, identity: &Identity, zone: &str) -> Option<String> {
+        let error = self.keeps_out(identity, zone).await?;
+        // What has changed since, here as well, or a role that is gone, is no matter of the move.
+        let here = self.active();
+        if self.keeps_out(identity, &here.zone).await.is_some() {
+            self.roles.forget(identity);
+            return None;
+        }
+        // What it proves itself by is another there: a password, or its salt.
+        let mend = match &error {
+            NoBackend::Login(_) => true,
+            NoBackend::Refused(error, _) => error.sqlstate == WRONG,
+            _ => false,
+        };
+        let (role, from) = (&identity.user, &here.zone);
+        let mend = if mend {
+            format!(
+                " (mend: give role {role} at {zone} the password line that pg_dumpall --roles-only has at {from})"
+            )
+        } else {
+            String::new()
+        };
+        let why = chain(error);
+        Some(format!("role {role} cannot log in at {zone} as it does at {from}: {why}{mend}"))
     }
 
     /// Why this role cannot log in there; none: it can, or nobody could say.
@@ -89,5 +136,43 @@ impl PostgresFront {
             Err(NoBackend::Unreachable(_) | NoBackend::Lost(_) | NoBackend::TimedOut) => None,
             Err(error) => Some(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::protocol::scram::Secret;
+    use super::*;
+
+    fn role(user: &str, secret: &str) -> Identity {
+        Identity { user: user.into(), parameters: Vec::new(), secret: Secret::Password(secret.into()) }
+    }
+
+    #[test]
+    fn who_logged_in_longest_ago_is_forgotten_first() {
+        let roles = Roles::default();
+        for number in 0..ROLES {
+            roles.learn(&role(&format!("r{number:03}"), "s"));
+        }
+        roles.learn(&role("r000", "s"));
+        roles.learn(&role("a", "s"));
+        let known: Vec<_> = roles.all().into_iter().map(|identity| identity.user).collect();
+        assert_eq!(known.len(), ROLES);
+        assert!(["a", "r000", "r002", "r255"].iter().all(|role| known.iter().any(|known| known == role)));
+        assert!(!known.iter().any(|known| known == "r001"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_found_is_told_where_others_do_not_answer() {
+        let outcome = |number: usize| async move {
+            match number {
+                0 => std::future::pending().await,
+                1 => None,
+                _ => Some(number),
+            }
+        };
+        let (mut found, ended) = in_time((0..20).map(outcome).collect(), Duration::from_secs(1)).await;
+        found.sort_unstable();
+        assert_eq!((found, ended), ((2..20).collect(), 19));
     }
 }
