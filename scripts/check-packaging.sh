@@ -44,6 +44,7 @@ one, two = ({key: value for key, value in yaml.safe_load(open(path))["spec"].ite
             for path in sys.argv[1:])
 assert one == two, f"{one} is not {two}"
 PY
+"$cache/packaging/bin/python3" scripts/check-steps.py "$chart" packaging/helm/examples/several.yaml || wrong "its steps to several nodes and back"
 [ -z "$(helm template x "$chart" "${least[@]}" --set checkBeforeUpgrade=false | grep helm.sh/hook)" ] || wrong "checkBeforeUpgrade: false leaves a hook"
 taken() { helm template x "$chart" "${least[@]}" "$@" >/dev/null || wrong "the chart refuses $*"; }
 refused() { ! helm template x "$chart" "${least[@]}" "$@" >/dev/null 2>&1 || wrong "the chart takes $*"; }

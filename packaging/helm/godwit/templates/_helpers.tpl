@@ -123,3 +123,23 @@ affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{- /* Refuses an upgrade that would have two nodes lead: one that runs without a lease knows of no other, and leaves nothing to it. */ -}}
+{{- define "godwit.steps" -}}
+{{- $name := include "godwit.name" . -}}
+{{- $files := lookup "v1" "ConfigMap" .Release.Namespace $name -}}
+{{- $set := lookup "apps/v1" "StatefulSet" .Release.Namespace $name -}}
+{{- if and $files $set -}}
+{{- $had := dig "node" "lease" "" (dig "data" "godwit.yaml" "" $files | fromYaml) -}}
+{{- $several := gt (int .Values.replicas) 1 -}}
+{{- $were := max (dig "spec" "replicas" 0 $set | int) (dig "status" "replicas" 0 $set | int) -}}
+{{- $settled := and (eq (dig "metadata" "generation" 0 $set | int) (dig "status" "observedGeneration" 0 $set | int)) (eq (dig "status" "currentRevision" "" $set) (dig "status" "updateRevision" "" $set)) -}}
+{{- if and $several (not $had) -}}
+{{- fail "replicas: the node that runs has no lease, and would lead beside another: first an upgrade to config.node.lease with replicas: 1, then one to more" -}}
+{{- else if and $several (lt $were 2) (not $settled) -}}
+{{- fail (printf "replicas: %s-0 is not restarted yet since the last upgrade, and may have no lease: again when it is" $name) -}}
+{{- else if and (gt $were 1) (not (dig "node" "lease" "" .Values.config)) -}}
+{{- fail "config.node.lease: without it what another node has led would be lost: first an upgrade to replicas: 1, then, when the pod is ready, one without the lease" -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
