@@ -4,7 +4,6 @@
 //! One at a time. First all is checked, then it is written down (the overlay), then it is done; a process that dies in
 //! between does it when it starts again.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -357,47 +356,45 @@ impl Changes {
         };
         let (live, rest): (Vec<_>, Vec<_>) =
             differences.into_iter().partition(|one| one.live && reached(&one.key));
-        let mut refused: BTreeMap<String, String> = BTreeMap::new();
+        let mut waiting: Vec<Waiting> = Vec::new();
         for (name, handle) in resources.iter() {
             let Some(next) = config.resources.get(name) else { continue };
             let settings = handle.live.load();
-            let next = match live_parts(&settings, next) {
-                Ok(next) => next,
-                Err(why) => {
-                    refused.insert(name.clone(), why);
+            let policies = [settings.policy.name.clone(), next.policy.name.clone()];
+            let waits = |all, why| Waiting { resource: name.clone(), policies, all, why };
+            let (next, unfit) = live_parts(&settings, next);
+            if !parameters::same(&settings, &next) {
+                let answer = handle
+                    .ask(|reply| Command::Reconfigure {
+                        settings: Box::new(next.clone()),
+                        shadow: false,
+                        persist: None,
+                        reply,
+                    })
+                    .await;
+                let denied = match answer {
+                    Some(Ok(())) => None,
+                    Some(Err(denied)) => Some(denied.to_string()),
+                    None => Some("its controller is gone".into()),
+                };
+                if let Some(why) = denied {
+                    waiting.push(waits(true, why));
                     continue;
                 }
-            };
-            if parameters::same(&settings, &next) {
-                continue;
+                self.adopt(name, &next);
             }
-            let answer = handle
-                .ask(|reply| Command::Reconfigure {
-                    settings: Box::new(next.clone()),
-                    shadow: false,
-                    persist: None,
-                    reply,
-                })
-                .await;
-            match answer {
-                Some(Ok(())) => self.adopt(name, &next),
-                Some(Err(denied)) => drop(refused.insert(name.clone(), denied.to_string())),
-                None => drop(refused.insert(name.clone(), "its controller is gone".into())),
-            }
+            waiting.extend(unfit.map(|why| waits(false, why)));
         }
-        // A policy may be of several resources: while one of them waits, its keys are not all in force.
-        let waits = |key: &str| match key.split_once('.') {
-            Some(("resources", rest)) => refused
-                .keys()
-                .any(|name| rest.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'))),
-            _ => !refused.is_empty(),
-        };
+        let view = self.comparison.view();
+        let written = rest.iter().filter_map(|one| Some((&one.key, one.written.as_ref()?)));
+        let names: Vec<_> = view.entries.iter().map(|one| (&one.key, &one.value)).chain(written).collect();
+        let waits = |key: &str| waiting.iter().any(|one| one.holds_back(key, &names));
         let applied: Vec<String> = live.into_iter().map(|one| one.key).filter(|key| !waits(key)).collect();
         self.comparison.adopt(|key| applied.iter().any(|applied| applied == key));
         Ok(Reloaded {
             applied,
             needs_restart: rest.into_iter().map(|one| one.key).collect(),
-            refused: refused.into_iter().map(|(name, why)| format!("{name}: {why}")).collect(),
+            refused: waiting.into_iter().map(|one| format!("{}: {}", one.resource, one.why)).collect(),
         })
     }
 
@@ -463,18 +460,59 @@ fn is_reached(key: &str, led: &Resource, next: &Resource) -> bool {
     }
 }
 
-/// `settings` with what of `next` can change while the resource is led; the error says why it cannot be put together.
-fn live_parts(settings: &Resource, next: &Resource) -> Result<Resource, String> {
+/// A resource of which something waits.
+struct Waiting {
+    resource: String,
+    /// Names of the one that it has, and of the one that is written.
+    policies: [String; 2],
+    /// All of it waits; else only its policy, without the times in which nothing is moved.
+    all: bool,
+    why: String,
+}
+
+impl Waiting {
+    /// Whether this key is not in force for it. A policy may be of several resources: while it waits for one of them, it is not in force as a
+    /// whole. `values` has what is written in policies' files, where they may give themselves a name.
+    fn holds_back(&self, key: &str, values: &[(&String, &Value)]) -> bool {
+        if let Some(rest) = key.strip_prefix("resources.") {
+            let of = rest.strip_prefix(self.resource.as_str()).and_then(|rest| rest.strip_prefix('.'));
+            return of.is_some_and(|of| {
+                self.all || !["placements.", "scaling."].iter().any(|one| of.starts_with(one))
+            });
+        }
+        let Some((stem, of)) = key.strip_prefix("policies.").and_then(|rest| rest.split_once('.')) else {
+            return self.all;
+        };
+        let named = format!("policies.{stem}.name");
+        let given = values.iter().filter(|(key, _)| **key == named).filter_map(|(_, name)| name.as_str());
+        let has = given.chain([stem]).any(|name| self.policies.iter().any(|policy| policy == name));
+        has && (self.all || of != "limits.freeze")
+    }
+}
+
+/// `settings` with what of `next` can change while the resource is led, and why its policy cannot.
+fn live_parts(settings: &Resource, next: &Resource) -> (Resource, Option<String>) {
     let mut changed = settings.clone();
-    changed.policy = parameters::keeping_the_step(&next.policy, &settings.policy)?;
-    changed.freeze.clone_from(&next.freeze);
+    let unfit = match parameters::keeping_the_step(&next.policy, &settings.policy) {
+        Ok(policy) => {
+            changed.policy = policy;
+            None
+        }
+        Err(why) => Some(why),
+    };
+    if unfit.is_none() || settings.policy.name == next.policy.name {
+        changed.freeze.clone_from(&next.freeze);
+    } else {
+        // The policy that it keeps still has its own.
+        changed.freeze.extend(next.freeze.iter().filter(|one| !settings.freeze.contains(one)).cloned());
+    }
     for (zone, placement) in &mut changed.placements {
         if let Some(next) = next.placements.get(zone) {
             placement.capacity = next.capacity;
             placement.cost_per_hour = next.cost_per_hour;
         }
     }
-    Ok(changed)
+    (changed, unfit)
 }
 
 /// The JSON pointer of a dotted key below `body`. Names may have dots of their own: the longest that is there counts.

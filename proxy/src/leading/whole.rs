@@ -35,7 +35,7 @@ use crate::store::{Journal, OverlayFile};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A node that leads `shop`; nothing listens at its front.
+/// A node that leads `shop`, and what else is in its configuration; nothing listens at its front.
 struct Whole {
     runtime: Runtime,
     changes: Changes,
@@ -64,11 +64,11 @@ impl Whole {
         let journal = Arc::new(Journal::open(&states).unwrap());
         journal.append(state, "Tested", clock::now(), None).unwrap();
         let recorder = Recorder::with(None);
-        let led = lead(&config, &config.resources["shop"], &journal, None)
-            .unwrap()
-            .build(&config, &recorder)
-            .unwrap();
-        let front = led.front.clone().unwrap();
+        let begun =
+            config.resources.values().map(|resource| lead(&config, resource, &journal, None).unwrap());
+        let led: Vec<_> = begun.map(|begun| begun.build(&config, &recorder).unwrap()).collect();
+        let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
+        let front = fronts.iter().find(|front| *front.name == *"shop").unwrap().clone();
         let runtime = Runtime::new().unwrap();
         let inside = runtime.enter();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -90,11 +90,13 @@ impl Whole {
             tasks: tasks.clone(),
         }));
         let running = Running::new(config);
-        let shop = leading.start(led);
-        running.joins("shop", shop.clone());
+        for led in led {
+            let name = led.name().to_owned();
+            running.joins(&name, leading.start(led));
+        }
+        let shop = running.resources()["shop"].clone();
         let overlay = Arc::new(OverlayFile::open(&states).unwrap());
         let comparison = Arc::new(Comparison::new(file.clone(), overlay.clone()));
-        let fronts = vec![front.clone()];
         let fronts = Fronts::new(Routes::new(&fronts).unwrap(), fronts, Vec::new(), 1, Arc::default());
         let changes = Changes::new(file, overlay, running, leading, fronts, comparison);
         drop(inside);
@@ -170,6 +172,39 @@ fn a_reload_does_not_say_that_it_applied_what_does_not_fit_the_step() {
     for key in ["resources.shop.policy", "resources.till.policy", "policies.p.score.step"] {
         assert!(done.needs_restart.iter().any(|one| one == key), "{done:?}");
     }
+}
+
+#[test]
+fn a_policy_that_does_not_fit_the_step_holds_back_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        std::fs::write(folder.path().join(format!("policies/{name}.yaml")), text).unwrap();
+    };
+    std::fs::create_dir(folder.path().join("policies")).unwrap();
+    write("q", "mode: auto\nname: of-desk\n");
+    let desk = format!(
+        "fronts: {{ http: {{ listen: \"127.0.0.1:8\" }} }}, primary: near, policy: of-desk, placements: {BOTH}"
+    );
+    let placements = format!("{BOTH} }}, desk: {{ {desk}");
+    let policy = "mode: auto\nscore: { step: 1s, horizon: 1h }\n";
+    let whole = Whole::start(folder.path(), &placements, "", policy, &at("near", "far", 1));
+    let freeze = "limits: { freeze: [{ from: \"0 8 * * FRI\", for: 2h, zone: Europe/Berlin, why: x }] }\n";
+    write("p", &format!("mode: observe\nscore: {{ step: 10s, horizon: 6h }}\n{freeze}"));
+    write("q", "mode: observe\nname: of-desk\n");
+    let file = folder.path().join("godwit.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("127.0.0.1:3\"]", "127.0.0.1:3\"], cost: 3/h", 2)).unwrap();
+    let done = whole.runtime.block_on(whole.changes.reload()).unwrap();
+    let costs = ["desk", "shop"].map(|name| format!("resources.{name}.placements.far.cost"));
+    let applied: Vec<_> =
+        ["policies.p.limits.freeze", "policies.q.mode"].map(str::to_owned).into_iter().chain(costs).collect();
+    assert_eq!(done.applied, applied, "{done:?}");
+    assert_eq!(done.refused.len(), 1, "{done:?}");
+    let shop = whole.shop.live.load();
+    assert_eq!((shop.policy.mode, shop.freeze.len()), (Mode::Auto, 1));
+    assert_eq!(shop.placements["far"].cost_per_hour, Some(3.0));
+    let differ = whole.changes.config().differences.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
+    assert_eq!(differ, ["policies.p.mode", "policies.p.score.horizon", "policies.p.score.step"]);
 }
 
 #[test]
