@@ -21,7 +21,7 @@ pub(super) const ADJUST_SHADOW: &str = "adjust_shadow";
 const CROWDED: Duration = Duration::from_secs(20);
 
 /// What is known of a shadow with too many workers.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Crowded {
     /// Since when it has them, or since its driver was last asked for fewer.
     since: Option<Instant>,
@@ -140,6 +140,7 @@ impl Machine {
     pub(super) fn adjust(&mut self) {
         self.bring(ADJUST, self.state.primary.clone(), Capacity::Full);
         if self.state.phase != Phase::Idle {
+            self.crowded = Crowded::default();
             self.bring(ADJUST_SHADOW, self.state.shadow.clone(), Capacity::Shadow);
         }
     }
@@ -171,8 +172,9 @@ impl Machine {
         };
         let most = self.hands.workers(&zone, Capacity::Shadow);
         if asked <= most {
-            self.crowded = Crowded::default();
-            self.has_no_more();
+            // With fewer than it should have, what failed may have been to give it more.
+            let had_more = std::mem::take(&mut self.crowded) != Crowded::default();
+            self.has_no_more(had_more || asked == most);
         } else if !self.is_running(ADJUST_SHADOW) && self.crowded.is_due(asked, most, clock::monotonic()) {
             tracing::info!(resource = %self.state.resource, %zone, asked, most, "the shadow has too many workers");
             self.bring(ADJUST_SHADOW, zone, Capacity::Shadow);
@@ -182,14 +184,16 @@ impl Machine {
     /// The shadow's driver has brought its workers to the number of now.
     pub(super) fn is_thinned_out(&mut self) {
         self.crowded.is_done();
-        self.has_no_more();
+        self.has_no_more(true);
     }
 
     /// However it came to that: what failed on the way is no problem any more.
-    fn has_no_more(&mut self) {
+    fn has_no_more(&mut self, adjusted: bool) {
         let zone = self.state.shadow.clone();
         self.is_no_problem(Effect::Scale { zone, capacity: Capacity::Shadow }.name());
-        self.is_no_problem(ADJUST_SHADOW);
+        if adjusted {
+            self.is_no_problem(ADJUST_SHADOW);
+        }
     }
 
     /// Ends the shadow and deprovisions it; only where the service is in the zone that it was reserved for.

@@ -225,6 +225,38 @@ fn requests_go_to_where_the_driver_says_by_now_that_the_primary_is() {
 }
 
 #[test]
+fn that_a_shadow_could_not_be_given_more_workers_is_said_until_it_has_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let driver = "read -r request\n\
+                  case \"$request\" in\n\
+                  *'\"scale\"'*) echo '{\"error\": {\"kind\": \"failed\", \"message\": \"no room\"}}'; exit ;;\n\
+                  esac\n\
+                  has=1; [ ! -e \"$0.go\" ] || has=4\n\
+                  echo \"{\\\"result\\\": {\\\"ready\\\": $has, \\\"capacity\\\": $has, \\\"database\\\": true, \\\"http\\\": [\\\"127.0.0.1:7\\\"]}}\"\n";
+    let policy = |share: &str| {
+        format!(
+            "mode: observe\nscore: {{ step: 200ms, horizon: 10s, sustain: 1s }}\nshadow: {{ capacity: {share} }}\n"
+        )
+    };
+    let placements = "{ near: { http: [\"127.0.0.1:2\"] }, far: { driver: fleet, capacity: 4 } }";
+    let whole = Whole::start(folder.path(), placements, driver, &policy("25%"), &at("near", "far", 1));
+    let failed =
+        |view: &ResourceView| view.problems.iter().any(|problem| problem.starts_with("adjust_shadow failed"));
+    let decided = |view: &ResourceView| view.decision.as_ref().map(|decision| decision.at_ms);
+    whole.until("there is a shadow", |view| view.phase == "shadowing" && decided(view).is_some());
+    std::fs::write(folder.path().join("policies/p.yaml"), policy("100%")).unwrap();
+    whole.runtime.block_on(whole.changes.reload()).unwrap();
+    whole.until("it is refused", failed);
+    for _ in 0..3 {
+        let before = decided(&whole.shop.view.load());
+        whole.until("a step later", |view| decided(view) > before);
+        assert!(failed(&whole.shop.view.load()), "it has one worker still");
+    }
+    std::fs::write(folder.path().join("driver.sh.go"), "").unwrap();
+    whole.until("it has them", |view| !failed(view));
+}
+
+#[test]
 fn that_a_shadow_could_not_be_scaled_down_is_over_when_it_has_no_more_than_it_should() {
     let folder = tempfile::tempdir().unwrap();
     // From the first move on it says nothing and does nothing, until it may.
