@@ -161,7 +161,13 @@ pub fn lead(
     if lost {
         journal.note_lost(&state, now)?;
     }
-    begin(config, resource, state).map(|begun| Begun { unheard, ..begun })
+    let mut begun = begin(config, resource, state)?;
+    if resource.http.is_some()
+        && let Some(looking) = begun.looking.get_mut(&*begun.state.primary.0)
+    {
+        looking.needs_one();
+    }
+    Ok(Begun { unheard, ..begun })
 }
 
 /// Where another node had the resource, if its databases did not say, and the journal (`known`) says something else.
