@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 use tokio_postgres::SimpleQueryMessage;
 
-use super::{Fetched, Validators};
+use super::{Fetched, Validators, seconds};
 use crate::causes::chain;
 use crate::feeds::external::{Failure, Reason};
 
@@ -24,12 +24,32 @@ pub struct Databases {
     pub query: String,
 }
 
-/// Asks all at once, each for at most `limit`; `{"ZONE": NUMBER, …}` of those that answered. None of them: why not.
+/// Asks all at once, each for a little less than `limit`, so that one that hangs takes nobody else's answer with it; `{"ZONE": NUMBER, …}` of those
+/// that answered. None of them: why not.
 pub(super) async fn numbers(asked: &Databases, limit: Duration) -> Result<Fetched, Failure> {
-    let mut asking = JoinSet::new();
-    for (zone, dsn) in asked.databases.clone() {
+    let limit = limit * 9 / 10;
+    let asking = asked.databases.iter().cloned().map(|(zone, dsn)| {
         let query = asked.query.clone();
-        asking.spawn(async move { (zone, number(&dsn, &query, limit).await) });
+        (zone, async move { number(&dsn, &query, limit).await })
+    });
+    let found = gather(asking, limit).await?;
+    let bytes = Value::Object(found).to_string().into_bytes();
+    Ok(Fetched::Bytes { bytes, at: None, validators: Validators::default() })
+}
+
+async fn gather<A>(
+    asked: impl Iterator<Item = (String, A)>,
+    limit: Duration,
+) -> Result<Map<String, Value>, Failure>
+where
+    A: Future<Output = Result<f64, String>> + Send + 'static,
+{
+    let mut asking = JoinSet::new();
+    for (zone, answer) in asked {
+        asking.spawn(async move {
+            let late = |_| Err(format!("no answer within {}", seconds(limit)));
+            (zone, tokio::time::timeout(limit, answer).await.unwrap_or_else(late))
+        });
     }
     let (mut found, mut failed) = (Map::new(), Vec::new());
     while let Some(answer) = asking.join_next().await {
@@ -43,8 +63,7 @@ pub(super) async fn numbers(asked: &Databases, limit: Duration) -> Result<Fetche
         failed.sort();
         return Err(Failure::source(Reason::Database, failed.join("; ")));
     }
-    let bytes = Value::Object(found).to_string().into_bytes();
-    Ok(Fetched::Bytes { bytes, at: None, validators: Validators::default() })
+    Ok(found)
 }
 
 async fn number(dsn: &Dsn, query: &str, limit: Duration) -> Result<f64, String> {
@@ -73,4 +92,41 @@ async fn number(dsn: &Dsn, query: &str, limit: Duration) -> Result<f64, String> 
     number.ok_or_else(|| {
         format!("the query gives {:?}, not a number", text.chars().take(40).collect::<String>())
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_database_that_hangs_takes_no_other_answer_with_it() {
+        let hangs = |hangs: bool| async move {
+            if hangs {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, String>(0.5)
+        };
+        let asked = |all: [(&'static str, bool); 2]| {
+            all.into_iter().map(move |(zone, one)| (zone.to_owned(), hangs(one)))
+        };
+        let limit = Duration::from_millis(50);
+        let found = gather(asked([("a", false), ("b", true)]), limit).await.unwrap();
+        assert_eq!(Value::Object(found), json!({"a": 0.5}));
+        let failure = gather(asked([("b", true), ("a", true)]), limit).await.unwrap_err();
+        let said = failure.to_string();
+        assert!(said.contains("a: no answer within 0.05 s; b: no answer within 0.05 s"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn each_is_given_less_time_than_the_feed_has() {
+        // It accepts and says nothing.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let dsn = format!("postgres://u@{}/d", silent.local_addr().unwrap()).parse().unwrap();
+        let databases = vec![("a".to_owned(), dsn)];
+        let limit = Duration::from_millis(500);
+        let asked = Databases { databases, query: "select 1".into() };
+        let failure = numbers(&asked, limit).await.unwrap_err();
+        assert!(failure.to_string().contains("a: no answer within 0.45 s"), "{failure}");
+    }
 }
