@@ -1,7 +1,7 @@
 //! Which of several nodes leads: the one that holds the lease in its resources' databases ([`replicator::lead`]); the others stand by.
 //!
-//! A lease is taken or renewed for `node.lease`, and looked at by the others ten times as often. A node that leads and can reach no
-//! database goes on: nobody else can take the lease of one that it cannot reach either, and requests may not need it. It ends when it sees that
+//! A lease is taken or renewed for `node.lease`, and looked at by the others ten times as often, and once a second at least. A node that leads and
+//! can reach no database goes on: nobody else can take the lease of one that it cannot reach either, and requests may not need it. It ends when it sees that
 //! another leads. Nothing depends on that being at once: a fence is raised by the holder only, and a run that another node left under its
 //! fence is undone or carried on by what the databases say (`remembered`).
 
@@ -32,6 +32,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// In how many parts of a lease it is renewed, and looked at by who stands by.
 const RENEWALS: u32 = 5;
 const LOOKS: u32 = 10;
+/// How soon who stands by sees that a lease was ended, however long it was.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What a node that stands by says, and what it may be told.
 pub struct Standing {
@@ -165,7 +167,7 @@ impl Election {
                 Err(why) => standing.say(&why),
             }
             // What it is told, it does at once.
-            let _ = tokio::time::timeout(self.within / LOOKS, told.changed()).await;
+            let _ = tokio::time::timeout(looks_after(self.within), told.changed()).await;
         }
     }
 
@@ -407,6 +409,11 @@ impl Seat {
     }
 }
 
+/// When who stands by looks again.
+fn looks_after(within: Duration) -> Duration {
+    (within / LOOKS).min(LOOK)
+}
+
 /// By what the databases know the node of this state directory: made the first time.
 fn holder(state: &Path) -> Result<String> {
     let file = state.join(HOLDER);
@@ -501,6 +508,12 @@ mod tests {
         for far in [lease(Some((1, false)), ""), lease(None, "me"), silent()] {
             assert!(matches!(verdict(silent(), far.clone()), Verdict::Unknown(_)), "{far:?}");
         }
+    }
+
+    #[test]
+    fn that_a_lease_was_ended_is_seen_within_a_second() {
+        let after = |within| looks_after(Duration::from_secs(within)).as_millis();
+        assert_eq!([3, 10, 300].map(after), [300, 1000, 1000]);
     }
 
     #[test]
