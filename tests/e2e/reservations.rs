@@ -194,12 +194,15 @@ async fn count(client: &tokio_postgres::Client) -> Result<i64> {
 async fn refusals(client: &Client, spec: &Value) -> Result<()> {
     let path = "/api/v1/resources";
     let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let edits: [(&str, Value, u16, &str); 7] = [
+    let mut logged = spec["fronts"]["http"].clone();
+    logged["access_log"] = json!({"file": "audit/000000000001.jsonl", "sample": "100%"});
+    let edits: [(&str, Value, u16, &str); 8] = [
         ("/primary", "nowhere".into(), 422, "/primary"),
         ("/policy", "brave".into(), 422, "/policy"),
         ("/driver", "fleeet".into(), 422, "/driver"),
         ("/fronts/http/listen", ":80".into(), 422, "/fronts/http/listen"),
         ("/fronts/postgres/listen", taken.local_addr()?.to_string().into(), 422, "/fronts/postgres/listen"),
+        ("/fronts/http", logged, 422, "/fronts/http/access_log/file"),
         ("/name", "other".into(), 409, ""),
         ("/name", 7.into(), 422, "/name"),
     ];

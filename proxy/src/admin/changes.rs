@@ -116,7 +116,6 @@ pub(super) async fn reserve(
     let Some(Value::String(name)) = name else {
         return Err(wrong("/name", "is missing, or is not text", "the resource's name"));
     };
-    programs(&spec)?;
     let reservation = changes.reserve(&name, &spec, &caller.name, dry_run).await?;
     if dry_run {
         return Ok(Json(reservation).into_response());
@@ -141,18 +140,6 @@ pub(super) async fn reserve(
     let mut response = again(row);
     response.headers_mut().remove("idempotent-replayed");
     Ok(response)
-}
-
-/// What would run programs is only in the file, which its owner alone can write.
-fn programs(spec: &Value) -> Answer<()> {
-    let placements = spec.get("placements").and_then(Value::as_object).into_iter().flatten();
-    for (zone, placement) in placements {
-        if placement.pointer("/postgres/bin").is_some() {
-            let pointer = format!("/placements/{}/postgres/bin", zone.replace('~', "~0").replace('/', "~1"));
-            return Err(wrong(&pointer, "names a directory with programs", "leave it out: found on PATH"));
-        }
-    }
-    Ok(())
 }
 
 fn key(headers: &HeaderMap) -> Answer<Option<String>> {

@@ -185,6 +185,10 @@ impl Changes {
         let resource = config.resources.get(name).cloned();
         let resource =
             resource.ok_or_else(|| ChangeError::Failed("the reservation was not understood".into()))?;
+        let kept_back = only_in_the_files(&resource);
+        if !kept_back.is_empty() {
+            return Err(ChangeError::Invalid(kept_back));
+        }
         let now = self.running.config();
         let placed = self.place(&now, &resource)?;
         let settled = placing::settle(&now, &resource, &resource.primary, &placed.zone)
@@ -515,13 +519,44 @@ fn live_parts(settings: &Resource, next: &Resource) -> (Resource, Option<String>
     (changed, unfit)
 }
 
+/// What a reservation may not say: it would have the node run programs, or write where it is told to.
+fn only_in_the_files(resource: &Resource) -> Vec<Wrong> {
+    let wrong = |pointer: String, detail: &str, right: &str| Wrong {
+        pointer,
+        detail: detail.into(),
+        right: right.into(),
+    };
+    let placements = resource.placements.iter();
+    let programs = placements
+        .filter(|(_, placement)| placement.postgres.as_ref().is_some_and(|database| database.bin.is_some()));
+    let mut found: Vec<_> = programs
+        .map(|(zone, _)| {
+            let pointer = format!("/placements/{}/postgres/bin", escaped(zone));
+            wrong(pointer, "names a directory with programs", "leave it out: found on PATH")
+        })
+        .collect();
+    let log = resource.http.as_ref().and_then(|front| front.settings.access_log.as_ref());
+    if log.is_some_and(|log| log.file.is_some()) {
+        let pointer = "/fronts/http/access_log/file".to_owned();
+        found.push(wrong(
+            pointer,
+            "names a file that the node would write",
+            "leave it out: this process's log",
+        ));
+    }
+    found
+}
+
+fn escaped(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
 /// The JSON pointer of a dotted key below `body`. Names may have dots of their own: the longest that is there counts.
 fn pointer(body: &Value, dotted: &str) -> String {
     let rest = dotted.trim_start_matches('.');
     if rest.is_empty() {
         return String::new();
     }
-    let escaped = |name: &str| name.replace('~', "~0").replace('/', "~1");
     if let Some(inside) = rest.strip_prefix('[')
         && let Some((index, after)) = inside.split_once(']')
     {
@@ -564,7 +599,51 @@ pub fn load(file: &std::path::Path) -> Result<Config, ConfigErrors> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::config::samples;
+
+    #[test]
+    fn what_runs_programs_or_writes_files_is_not_taken_by_the_api() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "node: { name: n, zone: near, state: s }\n\
+                    zones: { near: {}, far: {} }\n\
+                    resources: { orders: { fronts: { http: { listen: \"127.0.0.1:6\" } }, primary: near, policy: p, \
+                    placements: { near: { http: [\"127.0.0.1:7\"] }, far: { http: [\"127.0.0.1:8\"] } } } }\n";
+        let file = samples::write(folder.path(), text);
+        let refused = |http: Value, postgres: Value| {
+            let value = json!({
+                "fronts": {"http": http}, "primary": "near", "policy": "p",
+                "placements": {"near": {"http": ["127.0.0.1:2"], "postgres": postgres}, "far": {"http": ["127.0.0.1:3"],
+                    "postgres": {"dsn": "postgres://godwit@127.0.0.1:5/cart"}}},
+            });
+            let text = json!({"version": 1, "reserved": {"cart": {"by": "ann", "at_ms": 1, "value": value}}});
+            let overlay = OverlayText { path: folder.path().join("overlay.json"), text: text.to_string() };
+            let config =
+                config::load_with(&file, Some(&overlay)).map_err(|errors| errors.to_string()).unwrap();
+            let found = only_in_the_files(&config.resources["cart"]);
+            found.into_iter().map(|one| one.pointer).collect::<Vec<_>>()
+        };
+        let (listen, dsn) = ("127.0.0.1:1", "postgres://godwit@127.0.0.1:4/cart");
+        let log = "/fronts/http/access_log/file";
+        let bin = "/placements/near/postgres/bin";
+        for (http, postgres, expected) in [
+            (json!({"access_log": {"sample": "1%"}}), json!({}), vec![]),
+            (json!({"access_log": {"sample": "1%", "file": "/audit/1.jsonl"}}), json!({}), vec![log]),
+            (json!({}), json!({"bin": "/tmp/mine"}), vec![bin]),
+            (
+                json!({"access_log": {"sample": "1%", "file": "/audit/1.jsonl"}}),
+                json!({"bin": "/tmp/mine"}),
+                vec![bin, log],
+            ),
+        ] {
+            let (mut http, mut postgres) = (http, postgres);
+            http["listen"] = listen.into();
+            postgres["dsn"] = dsn.into();
+            assert_eq!(refused(http.clone(), postgres), expected, "{http}");
+        }
+    }
 
     #[test]
     fn keys_become_pointers_into_the_body() {
