@@ -168,7 +168,12 @@ fn again(row: AnsweredRow) -> Response {
     response
 }
 
-pub(super) async fn release(State(state): State<AdminState>, Path(id): Path<String>) -> Answer<StatusCode> {
+pub(super) async fn release(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    caller: Caller,
+) -> Answer<StatusCode> {
+    everything(&caller, "the end of a reservation")?;
     changes(&state)?.release(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -452,24 +452,15 @@ async fn freeze_all(
     caller: Caller,
     body: Result<Json<FreezeRequest>, JsonRejection>,
 ) -> Answer<Json<Vec<FreezeView>>> {
-    of_all(&caller)?;
+    everything(&caller, "a freeze of everything")?;
     lead::leads(&state)?;
     order(&state, EVERY_RESOURCE, &caller, body)
 }
 
 async fn unfreeze_all(State(state): State<AdminState>, caller: Caller) -> Answer<Json<Vec<FreezeView>>> {
-    of_all(&caller)?;
+    everything(&caller, "a freeze of everything")?;
     lead::leads(&state)?;
     lift(&state, None, &caller)
-}
-
-/// Who may operate only some resources does not freeze the others.
-fn of_all(caller: &Caller) -> Answer<()> {
-    if matches!(caller.scope, Scope::All) {
-        return Ok(());
-    }
-    let what = "this freezes every resource; freeze those that you may operate one by one";
-    Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", what))
 }
 
 async fn migrate(
@@ -618,10 +609,7 @@ async fn audit(
     caller: Caller,
 ) -> Answer<Json<Vec<serde_json::Value>>> {
     let Query(page) = page.map_err(query)?;
-    if caller.scope != Scope::All {
-        let what = "the audit is of the whole node: it needs a token for all resources";
-        return Err(Problem::new(StatusCode::FORBIDDEN, "scope", what));
-    }
+    everything(&caller, "the audit of the node")?;
     let directory = state.audit.directory().to_owned();
     let wanted = Wanted {
         limit: page.limit.clamp(1, 1000) as usize,

@@ -148,6 +148,43 @@ async fn every_route_asks_for_what_it_needs() {
 }
 
 #[tokio::test]
+async fn what_is_of_the_whole_node_is_not_for_a_token_of_some_resources() {
+    const WHOLE: [(Method, &str); 12] = [
+        (Method::POST, "/api/v1/resources"),
+        (Method::DELETE, "/api/v1/resources/{id}"),
+        (Method::POST, "/api/v1/freezes"),
+        (Method::DELETE, "/api/v1/freezes"),
+        (Method::GET, "/api/v1/config"),
+        (Method::POST, "/api/v1/config/reload"),
+        (Method::POST, "/api/v1/lead"),
+        (Method::GET, "/api/v1/log"),
+        (Method::PUT, "/api/v1/log"),
+        (Method::DELETE, "/api/v1/log"),
+        (Method::GET, "/api/v1/audit"),
+        (Method::GET, "/metrics"),
+    ];
+    let api = Api::new(true);
+    let token = format!("Bearer {}", api.token(Role::Admin, &["orders"]));
+    let (_, table) = routes().finish();
+    let mut seen = 0;
+    for (pattern, methods) in table.iter() {
+        let path = pattern.replace("{id}", "orders").replace("{mid}", "m1");
+        for (method, _) in methods {
+            let (status, answer) = api.ask(method, &path, &[("authorization", &token)], "").await;
+            let whole = WHOLE.contains(&(method.clone(), *pattern));
+            assert_eq!(status == 403, whole, "{method} {path}: {status}");
+            if whole {
+                let body = answer.into_body().collect().await.expect("a body").to_bytes();
+                let problem: Problem = serde_json::from_slice(&body).expect("a problem");
+                assert!(problem.kind.ends_with("#scope"), "{method} {path}: {problem:?}");
+                seen += 1;
+            }
+        }
+    }
+    assert_eq!(seen, WHOLE.len());
+}
+
+#[tokio::test]
 async fn a_refusal_says_what_is_wrong() {
     let api = Api::new(true);
     let (status, response) = api.ask(&Method::GET, "/api/v1/whoami", &[], "").await;
