@@ -146,9 +146,11 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         let standing = standing::until_it_leads(&mut election, &belongings, state.clone(), &sockets, heard);
         if !runtime.block_on(standing)? {
             tracing::info!("godwit ends");
+            runtime.block_on(written_down(&audit));
             return Ok(());
         }
         if belongings.are_others() {
+            runtime.block_on(written_down(&audit));
             let error = upgrade.execute(upgrade::nothing_handed_over()?);
             return Err(error).context("the program cannot be executed anew");
         }
@@ -247,6 +249,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         stop: stop.clone(),
         tasks: tasks.clone(),
         history: history.clone(),
+        audit: audit.clone(),
         runtime: runtime.handle().clone(),
     });
     let signals = Signals::new(&upgrade, &sockets, node, heard, &anew, leaving);
@@ -274,7 +277,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     if anew.why().is_some() {
         stop.cancel();
         tasks.close();
-        runtime.block_on(ended(&tasks, &history));
+        runtime.block_on(ended(&tasks, &history, &audit));
         let error = upgrade.execute(upgrade::nothing_handed_over()?);
         return Err(error).context("the program cannot be executed anew");
     }
@@ -291,7 +294,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
     notify::tell(notify::State::Stopping);
     stop.cancel();
     tasks.close();
-    runtime.block_on(ended(&tasks, &history));
+    runtime.block_on(ended(&tasks, &history, &audit));
     drop(lead);
     if let Some(traces) = traces {
         traces.end(LAST_WRITE);
@@ -340,13 +343,20 @@ fn identities(config: &Config) -> Result<Arc<Identities>> {
     Ok(Arc::new(identities.with_oidc(oidc)))
 }
 
-/// Waits for the parts of the node, which were told to end, and for the history to be written.
-async fn ended(tasks: &TaskTracker, history: &History) {
+/// Waits for the parts of the node, which were told to end, and for the history and the audit to be written.
+async fn ended(tasks: &TaskTracker, history: &History, audit: &Audit) {
     if tokio::time::timeout(SHUTDOWN, tasks.wait()).await.is_err() {
         tracing::warn!("some tasks did not end in time");
     }
     if !history.flush(LAST_WRITE) {
         tracing::warn!("the last moments are not in the history");
+    }
+    written_down(audit).await;
+}
+
+async fn written_down(audit: &Audit) {
+    if !audit.flush(LAST_WRITE).await {
+        tracing::warn!("the last records are not in the audit");
     }
 }
 
@@ -357,6 +367,7 @@ struct Settling {
     stop: CancellationToken,
     tasks: TaskTracker,
     history: History,
+    audit: Audit,
     /// Where the parts run; signals come on another.
     runtime: tokio::runtime::Handle,
 }
@@ -379,9 +390,9 @@ impl upgrade::Node for Settling {
     async fn settle(&self) {
         self.stop.cancel();
         self.tasks.close();
-        let (tasks, history) = (self.tasks.clone(), self.history.clone());
+        let (tasks, history, audit) = (self.tasks.clone(), self.history.clone(), self.audit.clone());
         // A panic in there was reported there.
-        let _ = self.runtime.spawn(async move { ended(&tasks, &history).await }).await;
+        let _ = self.runtime.spawn(async move { ended(&tasks, &history, &audit).await }).await;
     }
 
     fn in_flight(&self) -> usize {

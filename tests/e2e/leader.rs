@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit::audit::verify::verify;
+use godwit::audit::verify::{Findings, verify};
 use godwit::cli::client::{Client, Refusal};
 use godwit::controller::view::{MigrationView, ResourceView};
 use godwit::demo::load::{Load, Options as LoadOptions};
@@ -158,6 +158,11 @@ impl<'a> Leader<'a> {
 
     /// Reads the node's audit again: it must be whole. All its records, oldest first.
     pub(crate) async fn audit(&self) -> Result<Vec<serde_json::Value>> {
+        Ok(self.audited().await?.0)
+    }
+
+    /// The same, and what was found.
+    pub(crate) async fn audited(&self) -> Result<(Vec<serde_json::Value>, Findings)> {
         let newest: Vec<serde_json::Value> = self.client.fetch("/api/v1/audit?limit=1000").await?;
         let opened = newest.first().context("no record")?;
         ensure!(opened["node"].is_string(), "{opened}");
@@ -165,7 +170,7 @@ impl<'a> Leader<'a> {
             self.playground.config.with_file_name("state").join(opened["node"].as_str().unwrap_or_default());
         let findings = verify(&directory.join("audit"), &[], None)?;
         ensure!(findings.broken.is_none() && findings.records > 0, "{findings:?}");
-        Ok(newest.into_iter().rev().collect())
+        Ok((newest.into_iter().rev().collect(), findings))
     }
 
     pub(crate) fn zone(&self, name: &str) -> &'a Zone {

@@ -240,7 +240,8 @@ async fn no_request_fails_while_the_program_is_replaced() -> Result<()> {
     let run = leader.migrate("eu-central").await?;
     leader.until("it moved", |view| view.primary == "eu-central").await?;
     ensure!(leader.migration(&run).await?.committed_ms.is_some(), "it is committed");
-    leader.audit().await?;
+    let (_, audit) = leader.audited().await?;
+    ensure!(audit.checkpoints >= 3, "each program signs what it has written before the next one: {audit:?}");
     Ok(())
 }
 

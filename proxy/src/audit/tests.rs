@@ -9,7 +9,7 @@ use super::chain::{self, Tip};
 use super::checkpoint::Signer;
 use super::folder::{self, Open};
 use super::verify::{Findings, verify};
-use super::writer::Writer;
+use super::writer::{QUEUE, Writer};
 use super::{Audit, Entry, Settings};
 
 fn effect(name: &str) -> Entry {
@@ -325,6 +325,51 @@ async fn while_the_disk_takes_nothing_calls_are_refused_and_the_rest_is_kept() {
         .collect();
     assert_eq!(effects, ["kept", "written"]);
     assert_eq!(broken(&folder_path), None);
+}
+
+/// Every record of the folder's first file.
+fn records(directory: &Path) -> Vec<serde_json::Value> {
+    let path = folder::files(directory).expect("files")[0].clone();
+    let text = std::fs::read_to_string(path).expect("the file");
+    text.lines().map(|line| serde_json::from_str(line).expect("a record")).collect()
+}
+
+#[tokio::test]
+async fn records_that_a_disk_that_hangs_leaves_no_room_for_are_said_to_be_lost() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let (audit, mut writer, messages) = Audit::with_writer(settings(directory.path(), 64 << 20));
+    writer.catch_up().expect("written");
+    for index in 0..=QUEUE {
+        audit.note(effect(&format!("effect {index}")));
+    }
+    std::thread::spawn(move || writer.run(&messages));
+    assert!(audit.flush(Duration::from_secs(60)).await);
+    let records = records(directory.path());
+    assert_eq!((&records[0]["kind"], &records[1]["kind"]), (&"opened".into(), &"lost".into()));
+    assert_eq!((&records[1]["records"], records.len()), (&1.into(), 2 + QUEUE));
+    assert_eq!(records[QUEUE + 1]["effect"], format!("effect {}", QUEUE - 1));
+    assert_eq!(broken(directory.path()), None);
+}
+
+#[tokio::test]
+async fn what_was_noted_right_before_the_end_is_there_with_a_checkpoint() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let audit = Audit::start(settings(directory.path(), 64 << 20)).expect("a thread");
+    for index in 0..600 {
+        audit.note(effect(&format!("effect {index}")));
+    }
+    assert!(audit.flush(Duration::from_secs(60)).await);
+    assert_eq!(records(directory.path()).len(), 601);
+    let checkpoints = std::fs::read_to_string(directory.path().join(folder::CHECKPOINTS)).expect("the file");
+    let last: serde_json::Value =
+        serde_json::from_str(checkpoints.lines().last().expect("one")).expect("a checkpoint");
+    assert_eq!(last["seq"], 601);
+    // Where the disk takes none, it says so.
+    let taken = directory.path().join("taken");
+    std::fs::write(&taken, "in the way").expect("write");
+    let audit = Audit::start(settings(&taken, 64 << 20)).expect("a thread");
+    audit.note(effect("kept"));
+    assert!(!audit.flush(Duration::from_secs(60)).await);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -19,7 +20,7 @@ use crate::clock;
 use crate::telemetry::names;
 
 /// Records on their way to the disk, at most.
-const QUEUE: usize = 4096;
+pub(super) const QUEUE: usize = 4096;
 /// Records that one sync takes, at most.
 const BATCH: usize = 256;
 /// Records that are kept while the disk takes none.
@@ -29,6 +30,8 @@ const CHECKPOINT_RECORDS: u64 = 1000;
 const CHECKPOINT_TIME: Duration = Duration::from_secs(60);
 /// How often a disk that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often a full queue is tried again by who waits for its end.
+const FULL: Duration = Duration::from_millis(5);
 
 /// Where and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,11 +54,14 @@ pub struct AuditError(pub String);
 pub struct Audit {
     sender: Sender<Message>,
     failing: Arc<ArcSwapOption<String>>,
+    /// Records that found the queue full, and of which there is no record.
+    overflowed: Arc<AtomicU64>,
     directory: PathBuf,
 }
 
-struct Message {
-    entry: Entry,
+pub(super) struct Message {
+    /// None: whoever waits for the answer waits for what came before, and for its checkpoint.
+    entry: Option<Entry>,
     at: Timestamp,
     answer: Option<oneshot::Sender<Result<(), AuditError>>>,
 }
@@ -64,20 +70,26 @@ impl Audit {
     /// Opens the folder and starts the thread. A folder that cannot be used does not stop a node: its audit is then failing, and
     /// says why.
     pub fn start(settings: Settings) -> io::Result<Self> {
-        let (sender, messages) = bounded(QUEUE);
-        let mut writer = Writer::new(settings);
-        let directory = writer.settings.directory.clone();
-        let audit = Self { sender, failing: writer.failing.clone(), directory };
+        let (audit, mut writer, messages) = Self::with_writer(settings);
         // Its error is in the state.
         let _ = writer.catch_up();
         std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&messages))?;
         Ok(audit)
     }
 
+    /// With its writer, which has not begun, and what waits for that.
+    pub(super) fn with_writer(settings: Settings) -> (Self, Writer, Receiver<Message>) {
+        let (sender, messages) = bounded(QUEUE);
+        let writer = Writer::new(settings);
+        let (failing, overflowed) = (writer.failing.clone(), writer.overflowed.clone());
+        (Self { sender, failing, overflowed, directory: writer.settings.directory.clone() }, writer, messages)
+    }
+
     /// Leaves a record without waiting for the disk; while that takes none, it is kept for later.
     pub fn note(&self, entry: Entry) {
-        let message = Message { entry, at: clock::now(), answer: None };
+        let message = Message { entry: Some(entry), at: clock::now(), answer: None };
         if let Err(TrySendError::Full(_)) = self.sender.try_send(message) {
+            self.overflowed.fetch_add(1, Ordering::Relaxed);
             metrics::counter!(names::AUDIT_LOST).increment(1);
             tracing::error!("a record of the audit was lost: its writer does not keep up");
         }
@@ -86,11 +98,26 @@ impl Audit {
     /// Writes a record and returns when it is on disk. Safe to cancel: the record may then be written or not.
     pub async fn write(&self, entry: Entry) -> Result<(), AuditError> {
         let (answer, written) = oneshot::channel();
-        let message = Message { entry, at: clock::now(), answer: Some(answer) };
+        let message = Message { entry: Some(entry), at: clock::now(), answer: Some(answer) };
         if self.sender.try_send(message).is_err() {
             return Err(AuditError("its writer does not keep up".to_owned()));
         }
         written.await.unwrap_or_else(|_| Err(AuditError("its writer has ended".to_owned())))
+    }
+
+    /// Waits until what was noted before is on disk, with a checkpoint; false where it is not after `patience`.
+    pub async fn flush(&self, patience: Duration) -> bool {
+        let (answer, written) = oneshot::channel();
+        let mut message = Message { entry: None, at: clock::now(), answer: Some(answer) };
+        let flushed = async {
+            while let Err(refused) = self.sender.try_send(message) {
+                let TrySendError::Full(back) = refused else { return false };
+                message = back;
+                tokio::time::sleep(FULL).await;
+            }
+            matches!(written.await, Ok(Ok(())))
+        };
+        tokio::time::timeout(patience, flushed).await.unwrap_or(false)
     }
 
     /// Why it cannot be written now; none: it can.
@@ -116,6 +143,7 @@ pub(super) struct Writer {
     /// What the disk did not take.
     kept: VecDeque<(Entry, Timestamp)>,
     lost: u64,
+    overflowed: Arc<AtomicU64>,
     since_checkpoint: u64,
     last_checkpoint: Instant,
 }
@@ -132,12 +160,13 @@ impl Writer {
             cut: 0,
             kept: VecDeque::new(),
             lost: 0,
+            overflowed: Arc::default(),
             since_checkpoint: 0,
             last_checkpoint: clock::monotonic(),
         }
     }
 
-    fn run(mut self, messages: &Receiver<Message>) {
+    pub(super) fn run(mut self, messages: &Receiver<Message>) {
         loop {
             match messages.recv_timeout(RETRY) {
                 Ok(first) => {
@@ -145,12 +174,7 @@ impl Writer {
                     batch.extend(messages.try_iter().take(BATCH - 1));
                     self.take(batch);
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    if self.failing.load().is_some() {
-                        // Its error is in the state.
-                        let _ = self.catch_up();
-                    }
-                }
+                Err(RecvTimeoutError::Timeout) => self.take(Vec::new()),
                 Err(RecvTimeoutError::Disconnected) => {
                     self.checkpoint();
                     return;
@@ -165,20 +189,30 @@ impl Writer {
     }
 
     fn take(&mut self, batch: Vec<Message>) {
+        self.lost += self.overflowed.swap(0, Ordering::Relaxed);
         // What could not be written before comes before.
         let ready = if self.failing.load().is_some() { self.catch_up() } else { Ok(()) };
         let written = ready.and_then(|()| {
-            let entries: Vec<_> = batch.iter().map(|message| (&message.entry, message.at)).collect();
-            self.append(&entries)
+            let lost = Entry::Lost { records: self.lost };
+            let lost = (self.lost > 0).then(|| (&lost, clock::now()));
+            let records = batch.iter().filter_map(|message| Some((message.entry.as_ref()?, message.at)));
+            let entries: Vec<_> = lost.into_iter().chain(records).collect();
+            if entries.is_empty() { Ok(()) } else { self.append(&entries) }
         });
+        if written.is_ok() {
+            self.lost = 0;
+            if batch.iter().any(|message| message.entry.is_none()) {
+                self.checkpoint();
+            }
+        }
         for message in batch {
-            match (message.answer, &written) {
-                (Some(answer), written) => {
+            match (message.answer, message.entry, &written) {
+                (Some(answer), _, written) => {
                     // Whoever waited may have gone.
                     let _ = answer.send(written.clone().map_err(AuditError));
                 }
-                (None, Err(_)) => self.keep(message.entry, message.at),
-                (None, Ok(())) => {}
+                (None, Some(entry), Err(_)) => self.keep(entry, message.at),
+                (None, ..) => {}
             }
         }
     }
