@@ -119,10 +119,16 @@ impl Writer {
 
     fn broke(&mut self, source: rusqlite::Error) {
         let spoilt = damaged(&source).then(|| source.to_string());
+        // These pass by themselves.
+        let passes =
+            matches!(source.sqlite_error_code(), Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy));
         self.failed(&HistoryError::Database { path: self.path.to_path_buf(), source });
+        if passes {
+            return;
+        }
+        self.store = None;
+        self.opened = clock::monotonic();
         if let Some(why) = spoilt {
-            self.store = None;
-            self.opened = clock::monotonic();
             match Store::replace(&self.path, &why, self.retention, clock::now()) {
                 Ok(store) => self.store = Some(store),
                 Err(error) => self.failed(&error),
@@ -190,6 +196,21 @@ mod tests {
         let rows = "SELECT count(DISTINCT at_ms) FROM value";
         let store = writer.store.as_ref().unwrap();
         assert_eq!(store.connection.query_row(rows, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
+    }
+
+    #[test]
+    fn after_an_error_that_does_not_pass_the_file_is_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let problem = Arc::new(ArcSwapOption::empty());
+        let path = folder.path().join("history.db");
+        let mut writer = Writer::new(path.into(), Retention::default(), problem.clone());
+        writer.write(&[step(1)]);
+        writer.store.as_ref().unwrap().connection.execute_batch("PRAGMA query_only = 1").unwrap();
+        writer.write(&[step(2)]);
+        assert!(problem.load().is_some());
+        writer.opened -= REOPEN;
+        writer.write(&[step(3)]);
+        assert!(problem.load().is_none());
     }
 
     #[test]
