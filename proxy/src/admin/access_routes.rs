@@ -83,8 +83,9 @@ pub(super) async fn create_token(
     body: Result<Json<NewToken>, JsonRejection>,
 ) -> Answer<Response> {
     let Json(new) = body.map_err(rejected)?;
-    check(&new, &state)?;
+    // First: what is wrong with names would tell which resources there are.
     within(&new, &caller)?;
+    check(&new, &state)?;
     let issued: Issued =
         state.identities.tokens().create(new, &caller.name, clock::now()).map_err(Problem::from)?;
     Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, NO_STORE)], Json(issued)).into_response())

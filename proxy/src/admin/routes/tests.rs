@@ -218,6 +218,11 @@ async fn a_scope_hides_what_is_outside() {
     let with = [("authorization", bearer.as_str())];
     let make = |body: &'static str| api.ask(&Method::POST, "/api/v1/tokens", &with, body);
     assert_eq!(make("{\"name\":\"x\",\"role\":\"viewer\"}").await.0, 403);
+    // Whether the others are there is not told.
+    for other in ["billing", "none"] {
+        let body = format!("{{\"name\":\"x\",\"role\":\"viewer\",\"resources\":[\"{other}\"]}}");
+        assert_eq!(api.ask(&Method::POST, "/api/v1/tokens", &with, &body).await.0, 403, "{other}");
+    }
     assert_eq!(make("{\"name\":\"x\",\"role\":\"admin\",\"resources\":[\"orders\"]}").await.0, 201);
     assert_eq!(api.status(&Method::GET, "/api/v1/resources", Some(&token)).await, 200);
     // Nor are the others' tokens there, zones and moves.
