@@ -127,7 +127,7 @@ impl Guard {
         if !caller.may(needs) {
             let role = needs.role().map_or("", Role::name);
             let what = format!("{} is {}; this needs the role {role}", caller.name, caller.role);
-            if !request.method().is_safe() {
+            if changes {
                 recorded::refused(&self.audit, &caller, request, &what);
             }
             return Err(Problem::new(StatusCode::FORBIDDEN, "role", what));
@@ -136,6 +136,10 @@ impl Guard {
         if let Some((_, id)) = params.iter().find(|(name, _)| of_resource && *name == "id")
             && !caller.knows(id)
         {
+            if changes {
+                let what = format!("{} is let in for other resources", caller.name);
+                recorded::refused(&self.audit, &caller, request, &what);
+            }
             // As if it did not exist: names are not given away.
             return Err(Problem::not_found("resource", id));
         }

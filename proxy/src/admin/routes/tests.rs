@@ -380,16 +380,19 @@ async fn a_change_is_in_the_audit_before_it_is_made() {
     };
     // The outcome is noted, not waited for.
     let mut records = list().await;
-    while records.len() < 4 {
+    while records.len() < 5 {
         tokio::task::yield_now().await;
         records = list().await;
     }
     let said: Vec<String> = records.iter().rev().map(|record| record["kind"].to_string()).collect();
-    assert_eq!(said, ["\"opened\"", "\"call\"", "\"outcome\"", "\"refused\""]);
-    let (call, outcome) = (&records[2], &records[1]);
+    assert_eq!(said, ["\"opened\"", "\"call\"", "\"outcome\"", "\"refused\"", "\"refused\""]);
+    let (call, outcome) = (&records[3], &records[2]);
+    assert_eq!(records[0]["why"], "admin is let in for other resources");
     assert_eq!((&call["who"]["name"], &call["body"]["name"]), (&"admin".into(), &"ci".into()));
     assert_eq!((&outcome["call"], &outcome["status"]), (&call["call"], &201.into()));
     assert_eq!(outcome["answer"]["token"], "(not recorded)");
+    let billing = api.token(Role::Admin, &["billing"]);
+    assert_eq!(api.status(&Method::DELETE, "/api/v1/resources/orders", Some(&billing)).await, 404);
     assert_eq!(api.status(&Method::GET, "/api/v1/audit?limit=x", None).await, 401);
     assert_eq!(api.ask(&Method::GET, "/api/v1/audit?limit=x", &as_admin, "").await.0, 400);
 }
