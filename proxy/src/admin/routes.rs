@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -17,8 +17,8 @@ use super::access::guard::{self, Guard};
 use super::access::{Caller, Permission, Routes, Scope};
 use super::access_routes as access;
 use super::{
-    AdminState, BODY_LIMIT, Problem, assets, changes, events, feeds, history as past, lead, log, openapi,
-    sent,
+    AdminState, BODY_LIMIT, Peer, Problem, assets, changes, events, feeds, history as past, lead, log,
+    openapi, sent,
 };
 use crate::audit::read::{Wanted, newest};
 use crate::controller::drift::{self, SchemaView, SyncRequest, TablesRequest};
@@ -639,26 +639,50 @@ async fn metrics(State(state): State<AdminState>, caller: Caller) -> Response {
     }
 }
 
-async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
+/// Says to anybody whether it is ready; what it is ready with, to those who may read that.
+async fn ready(
+    State(state): State<AdminState>,
+    peer: Option<Extension<ConnectInfo<Peer>>>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
     if let Some(standby) = lead::standby(&state) {
         return (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", standby.detail)).into_response();
     }
-    let mut text = String::new();
-    let mut ready = true;
-    for (name, handle) in state.running.resources().iter() {
-        let view = handle.view.load();
+    let verbose = uri.query().is_some_and(|query| query.split('&').any(|key| key == "verbose"));
+    let caller = if verbose {
+        let peer = peer.map(|Extension(ConnectInfo(peer))| peer);
+        state.identities.caller(&headers, peer.as_ref()).await.ok()
+    } else {
+        None
+    };
+    let resources = state.running.resources();
+    let views = resources.iter().map(|(name, handle)| (name.as_str(), handle.view.load_full()));
+    let (ready, text) = readiness(views, caller.as_ref());
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let brief = if ready { "ok\n" } else { "holding\n" };
+    (status, text.unwrap_or_else(|| brief.to_owned())).into_response()
+}
+
+/// Whether all of these serve, and a line for each that the caller may read; none: nobody proves who asks.
+fn readiness<'a>(
+    views: impl Iterator<Item = (&'a str, Arc<ResourceView>)>,
+    caller: Option<&Caller>,
+) -> (bool, Option<String>) {
+    let (mut ready, mut text) = (true, String::new());
+    for (name, view) in views {
         // The service is reachable as long as its gate is open; a shadow in trouble is a warning, not an outage.
         let open = view.gate.as_ref().is_none_or(|gate| !gate.closed);
         ready &= open;
+        if !caller.is_some_and(|caller| caller.knows(name)) {
+            continue;
+        }
         text.push_str(&format!("{} {name} {}\n", if open { "ok  " } else { "hold" }, view.phase));
         for problem in &view.problems {
             text.push_str(&format!("warn {name} {problem}\n"));
         }
     }
-    let verbose = uri.query().is_some_and(|query| query.split('&').any(|key| key == "verbose"));
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let brief = if ready { "ok\n" } else { "holding\n" };
-    (status, if verbose { text } else { brief.to_owned() }).into_response()
+    (ready, caller.map(|_| text))
 }
 
 #[cfg(test)]

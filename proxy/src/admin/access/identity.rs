@@ -58,7 +58,11 @@ impl Identities {
     }
 
     /// Who sent this; 401 where that must be known and is not, 429 for an address that guesses. May ask the issuer for its keys.
-    pub(super) async fn caller(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Caller, Problem> {
+    pub(in crate::admin) async fn caller(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<&Peer>,
+    ) -> Result<Caller, Problem> {
         if let Some(value) = headers.get(header::AUTHORIZATION) {
             let Some(token) = bearer(value) else {
                 return Err(unauthorized("Authorization must be: Bearer TOKEN"));

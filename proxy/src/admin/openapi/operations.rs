@@ -356,7 +356,7 @@ fn pages() -> Vec<Line> {
             .refuses(&[StatusCode::NOT_FOUND]),
         get("/livez", "livez", "The process lives").says(OK, "text/plain"),
         get("/readyz", "readyz", "Every gate is open")
-            .asks("verbose", Text, "A line for each resource.")
+            .asks("verbose", Text, "A line for each resource that the caller may read.")
             .says(OK, "text/plain")
             .says(UNAVAILABLE, "text/plain"),
     ]

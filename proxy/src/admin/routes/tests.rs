@@ -9,7 +9,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::admin::access::oidc::Oidc;
-use crate::admin::access::{Identities, Role};
+use crate::admin::access::{Identities, Role, Via};
 use crate::audit::{Audit, Settings};
 use crate::clock;
 use crate::config;
@@ -259,6 +259,24 @@ async fn a_scope_hides_what_is_outside() {
     assert_eq!(read("/api/v1/history?resource=orders", root).await.len(), 2);
 }
 
+#[test]
+fn a_probe_names_what_its_caller_may_read() {
+    let view = |phase: &str, problems: &[&str]| {
+        let problems = problems.iter().map(ToString::to_string).collect();
+        Arc::new(ResourceView { phase: phase.into(), problems, ..ResourceView::default() })
+    };
+    let asked = |scope: Option<Scope>| {
+        let views = [("billing", view("idle", &["no shadow"])), ("orders", view("shadowing", &[]))];
+        let caller = |scope| Caller { name: "ann".into(), role: Role::Viewer, scope, via: Via::Token };
+        readiness(views.into_iter(), scope.map(caller).as_ref())
+    };
+    let orders = Scope::Resources(["orders".to_owned()].into());
+    assert_eq!(asked(None), (true, None));
+    assert_eq!(asked(Some(orders)), (true, Some("ok   orders shadowing\n".into())));
+    let all = "ok   billing idle\nwarn billing no shadow\nok   orders shadowing\n";
+    assert_eq!(asked(Some(Scope::All)), (true, Some(all.into())));
+}
+
 fn id_of(token: &str) -> &str {
     token.split('_').nth(1).expect("an id")
 }
@@ -372,6 +390,8 @@ async fn a_change_is_in_the_audit_before_it_is_made() {
     let body = "{\"name\":\"ci\",\"role\":\"viewer\"}";
     assert_eq!(api.ask(&Method::POST, "/api/v1/tokens", &as_admin, body).await.0, 201);
     assert_eq!(api.ask(&Method::POST, "/api/v1/tokens", &as_viewer, body).await.0, 403);
+    let billing = api.token(Role::Admin, &["billing"]);
+    assert_eq!(api.status(&Method::DELETE, "/api/v1/resources/orders", Some(&billing)).await, 404);
     let list = || async {
         let (_, answer) = api.ask(&Method::GET, "/api/v1/audit", &as_admin, "").await;
         let body = answer.into_body().collect().await.expect("a body").to_bytes();
@@ -391,8 +411,6 @@ async fn a_change_is_in_the_audit_before_it_is_made() {
     assert_eq!((&call["who"]["name"], &call["body"]["name"]), (&"admin".into(), &"ci".into()));
     assert_eq!((&outcome["call"], &outcome["status"]), (&call["call"], &201.into()));
     assert_eq!(outcome["answer"]["token"], "(not recorded)");
-    let billing = api.token(Role::Admin, &["billing"]);
-    assert_eq!(api.status(&Method::DELETE, "/api/v1/resources/orders", Some(&billing)).await, 404);
     assert_eq!(api.status(&Method::GET, "/api/v1/audit?limit=x", None).await, 401);
     assert_eq!(api.ask(&Method::GET, "/api/v1/audit?limit=x", &as_admin, "").await.0, 400);
 }
