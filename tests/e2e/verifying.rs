@@ -69,6 +69,11 @@ async fn a_person_verifies_stops_resumes_and_sees_what_differs() -> Result<()> {
     ensure!(status.code() == Some(1), "{status} {err}");
     let failed = view(&leader).await?;
     ensure!(failed.state == Standing::Failed && failed.why.contains("public.nowhere"), "{failed:#?}");
+    let (status, out, err) = godwit(&leader, &["--table", "orders"]).await?;
+    ensure!(status.success(), "{status} {out} {err}");
+    let metrics = scrape(&leader).await?;
+    let differ = "godwit_verification_differences{resource=\"orders\"} 2";
+    ensure!(metrics.contains(differ), "nothing says that those rows are equal by now: {metrics}");
 
     // Stopped, the node killed meanwhile, and resumed: what was done is not done again.
     let (status, _, err) = godwit(&leader, &["--rate", "150", "--detach"]).await?;

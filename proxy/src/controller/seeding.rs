@@ -44,6 +44,7 @@ impl Streams {
                 reseed::empty(&from, &to, &what).await.map_err(chain)
             })
             .await?;
+            self.note_emptied();
             self.allow();
         }
         self.run(generation, source, target).await

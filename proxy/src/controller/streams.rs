@@ -2,6 +2,7 @@
 //! or two.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -84,6 +85,8 @@ pub struct Streams {
     running: Mutex<BTreeMap<u64, Stream>>,
     /// The generation whose stream was given up, and why.
     given_up: Mutex<Option<(u64, String)>>,
+    /// How often the shadow was emptied to be seeded anew.
+    emptied: AtomicU64,
     /// Held while a stream is made ready or taken down.
     turn: tokio::sync::Mutex<()>,
     /// Held while the shadow's schema is brought up.
@@ -93,6 +96,15 @@ pub struct Streams {
 }
 
 impl Streams {
+    /// How often the shadow was emptied to be seeded anew.
+    pub(super) fn emptied(&self) -> u64 {
+        self.emptied.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_emptied(&self) {
+        self.emptied.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// None runs.
     pub fn new(live: Arc<Live>, databases: Arc<Databases>, links: Arc<Links>, journal: Arc<Journal>) -> Self {
         Self {
@@ -103,6 +115,7 @@ impl Streams {
             journal,
             running: Mutex::default(),
             given_up: Mutex::default(),
+            emptied: AtomicU64::new(0),
             turn: tokio::sync::Mutex::default(),
             schema: tokio::sync::Mutex::default(),
             filling: watch::Sender::default(),

@@ -127,6 +127,49 @@ impl VerificationView {
     }
 }
 
+/// What is known of the shadow that there is now, by all verifications of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Known {
+    /// Of the stream to it; 0: there is none.
+    generation: u64,
+    /// How often it was emptied by this process.
+    #[serde(skip)]
+    emptied: u64,
+    /// The most that was found to differ since all of it was last compared; none: it never was, and nothing was found.
+    pub differences: Option<u64>,
+    /// When all of it was last compared, Unix milliseconds.
+    pub verified_ms: Option<u64>,
+}
+
+impl Known {
+    fn is_of(&self, generation: u64, emptied: u64) -> bool {
+        (self.generation, self.emptied) == (generation, emptied)
+    }
+
+    /// Only one of everything, at its end, says that there are fewer differences than an earlier one found.
+    fn take(&mut self, view: &VerificationView) {
+        if view.generation != self.generation {
+            return;
+        }
+        let found = view.progress.differences;
+        if view.state == Standing::Done && view.request.tables.is_empty() {
+            (self.differences, self.verified_ms) = (Some(found), view.ended_ms);
+        } else if found > 0 {
+            self.differences = self.differences.max(Some(found));
+        }
+    }
+}
+
+/// What the file has.
+#[derive(Default, Serialize, Deserialize)]
+struct Kept {
+    #[serde(flatten)]
+    view: VerificationView,
+    /// None: an earlier program wrote it.
+    known: Option<Known>,
+}
+
 /// The verifications of one resource.
 pub struct Verifications {
     databases: Arc<Databases>,
@@ -134,6 +177,7 @@ pub struct Verifications {
     large_objects: Arc<LargeObjects>,
     file: PathBuf,
     view: watch::Sender<VerificationView>,
+    known: Mutex<Known>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -146,19 +190,24 @@ impl Verifications {
         large_objects: Arc<LargeObjects>,
     ) -> Self {
         let file = state.join(format!("verification-{}.json", streams.resource()));
-        let mut view = match read(&file) {
-            Ok(view) => view.unwrap_or_default(),
+        let Kept { mut view, known } = match read(&file) {
+            Ok(kept) => kept.unwrap_or_default(),
             Err(why) => {
                 tracing::warn!(file = %file.display(), %why, "the last verification cannot be read: it is forgotten");
-                VerificationView::default()
+                Kept::default()
             }
         };
+        let known = known.unwrap_or_else(|| {
+            let mut known = Known { generation: view.generation, ..Known::default() };
+            known.take(&view);
+            known
+        });
         if view.state == Standing::Running {
             view.state = Standing::Stopped;
             view.why = "godwit was stopped".into();
         }
         if view.ended_ms.is_some() {
-            telemetry::verification(streams.resource(), &view);
+            telemetry::verification(streams.resource(), Some(view.progress.rows), &known);
         }
         Self {
             databases,
@@ -166,6 +215,7 @@ impl Verifications {
             large_objects,
             file,
             view: watch::Sender::new(view),
+            known: Mutex::new(known),
             task: Mutex::default(),
         }
     }
@@ -254,9 +304,32 @@ impl Verifications {
                 view.ended_ms = Some(clock::now().0);
             }
         });
-        let (file, view) = (self.file.clone(), self.view());
-        drop(tokio::spawn(save(file, view)));
+        drop(tokio::spawn(save(self.file.clone(), self.tell())));
         stopped
+    }
+
+    /// There is this shadow now, or none: what was known of another one, or before it was seeded anew, is not known of it.
+    pub(super) fn stands(&self, generation: Option<Generation>) {
+        let (generation, emptied) = (generation.map_or(0, |generation| generation.0), self.streams.emptied());
+        if lock(&self.known).is_of(generation, emptied) {
+            return;
+        }
+        self.stop("the shadow that it looked at is no more");
+        let known = Known { generation, emptied, ..Known::default() };
+        telemetry::verification(self.streams.resource(), None, &known);
+        let before = std::mem::replace(&mut *lock(&self.known), known.clone());
+        if before.differences.or(before.verified_ms).is_some() {
+            drop(tokio::spawn(save(self.file.clone(), Kept { view: self.view(), known: Some(known) })));
+        }
+    }
+
+    /// Brings the metrics up; what is to be kept.
+    fn tell(&self) -> Kept {
+        let view = self.view();
+        let mut known = lock(&self.known);
+        known.take(&view);
+        telemetry::verification(self.streams.resource(), Some(view.progress.rows), &known);
+        Kept { view, known: Some(known.clone()) }
     }
 
     async fn run(self: Arc<Self>, begun: VerificationView, resume: Option<Progress>) {
@@ -268,8 +341,8 @@ impl Verifications {
             () = work => {}
             never = self.keep_saving() => match never {},
         }
-        let view = self.view();
-        telemetry::verification(self.streams.resource(), &view);
+        let kept = self.tell();
+        let view = &kept.view;
         let (resource, differences, why) =
             (self.streams.resource(), view.progress.differences, view.why.as_str());
         match view.state {
@@ -279,7 +352,7 @@ impl Verifications {
             Standing::Done => tracing::info!(resource, rows = view.progress.rows, "verification: equal"),
             _ => tracing::warn!(resource, why, "verification failed"),
         }
-        save(self.file.clone(), view).await;
+        save(self.file.clone(), kept).await;
     }
 
     /// Changes the view, if it still is of the verification that `begun` describes.
@@ -338,9 +411,8 @@ impl Verifications {
     async fn keep_saving(&self) -> std::convert::Infallible {
         let mut news = self.view.subscribe();
         loop {
-            let view = news.borrow_and_update().clone();
-            telemetry::verification(self.streams.resource(), &view);
-            save(self.file.clone(), view).await;
+            drop(news.borrow_and_update());
+            save(self.file.clone(), self.tell()).await;
             tokio::time::sleep(SAVE_EVERY).await;
             if news.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -367,7 +439,7 @@ impl Follower for Streaming {
     }
 }
 
-fn read(file: &Path) -> Result<Option<VerificationView>, String> {
+fn read(file: &Path) -> Result<Option<Kept>, String> {
     match std::fs::read(file) {
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(chain),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -376,9 +448,9 @@ fn read(file: &Path) -> Result<Option<VerificationView>, String> {
 }
 
 /// Replaces the file; a verification whose state cannot be kept goes on all the same.
-async fn save(file: PathBuf, view: VerificationView) {
+async fn save(file: PathBuf, kept: Kept) {
     let partial = file.with_extension("partial");
-    let written = match serde_json::to_vec(&view) {
+    let written = match serde_json::to_vec(&kept) {
         Ok(bytes) => async {
             tokio::fs::write(&partial, bytes).await?;
             tokio::fs::rename(&partial, &file).await
@@ -389,5 +461,92 @@ async fn save(file: PathBuf, view: VerificationView) {
     };
     if let Err(why) = written {
         tracing::warn!(file = %file.display(), %why, "where the verification stands cannot be kept");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    fn view(state: Standing, tables: &[&str], differences: u64) -> VerificationView {
+        VerificationView {
+            state,
+            request: Request {
+                tables: tables.iter().map(|&table| table.to_owned()).collect(),
+                ..Request::default()
+            },
+            generation: 3,
+            ended_ms: (state != Standing::Running).then_some(9_000),
+            progress: Progress { differences, rows: 5, ..Progress::default() },
+            ..VerificationView::default()
+        }
+    }
+
+    #[test]
+    fn what_was_found_to_differ_does_until_all_of_it_is_found_equal() {
+        let mut known = Known { generation: 3, ..Known::default() };
+        let mut after = |view: &VerificationView| {
+            known.take(view);
+            (known.differences, known.verified_ms)
+        };
+        assert_eq!(after(&view(Standing::Running, &[], 0)), (None, None));
+        assert_eq!(after(&view(Standing::Done, &["clean"], 0)), (None, None));
+        assert_eq!(after(&view(Standing::Running, &["damaged"], 1)), (Some(1), None));
+        assert_eq!(after(&view(Standing::Done, &["damaged"], 2)), (Some(2), None));
+        for (state, tables, found) in [
+            (Standing::Running, &[][..], 0),
+            (Standing::Failed, &["nowhere"], 0),
+            (Standing::Done, &["clean"], 0),
+            (Standing::Done, &["other"], 1),
+            (Standing::Stopped, &[], 1),
+        ] {
+            assert_eq!(after(&view(state, tables, found)), (Some(2), None), "{state:?} {tables:?}");
+        }
+        let other = VerificationView { generation: 2, ..view(Standing::Done, &[], 0) };
+        assert_eq!(after(&other), (Some(2), None), "that was another shadow");
+        assert_eq!(after(&view(Standing::Done, &[], 1)), (Some(1), Some(9_000)));
+        assert_eq!(after(&view(Standing::Done, &[], 0)), (Some(0), Some(9_000)));
+        assert_eq!(after(&view(Standing::Running, &[], 0)), (Some(0), Some(9_000)));
+    }
+
+    #[tokio::test]
+    async fn it_outlives_the_process_and_is_of_one_shadow() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("verification-orders.json");
+        let known = Known { generation: 3, emptied: 1, differences: Some(2), verified_ms: Some(7) };
+        let kept = Kept { view: view(Standing::Done, &["clean"], 0), known: Some(known) };
+        save(file.clone(), kept).await;
+        let kept = read(&file).expect("readable").expect("there");
+        assert_eq!(kept.view, view(Standing::Done, &["clean"], 0));
+        let known = kept.known.expect("kept");
+        assert_eq!((known.differences, known.verified_ms), (Some(2), Some(7)));
+        assert!(known.is_of(3, 0) && !known.is_of(3, 1) && !known.is_of(4, 0));
+        let of_before = serde_json::to_vec(&kept.view).expect("written");
+        std::fs::write(&file, of_before).expect("written");
+        let kept = read(&file).expect("readable").expect("there");
+        assert!(kept.known.is_none() && kept.view == view(Standing::Done, &["clean"], 0));
+    }
+
+    #[test]
+    fn what_is_not_known_is_no_number() {
+        let shown = |rows, known: &Known| {
+            let recorder = PrometheusBuilder::new().build_recorder();
+            metrics::with_local_recorder(&recorder, || telemetry::verification("orders", rows, known));
+            recorder.handle().render()
+        };
+        let nothing = shown(None, &Known::default());
+        let all = ["rows", "differences", "completed_timestamp_seconds"];
+        for name in all {
+            let line = format!("godwit_verification_{name}{{resource=\"orders\"}} NaN");
+            assert!(nothing.contains(&line), "{nothing}");
+        }
+        let known = Known { differences: Some(2), verified_ms: Some(7_000), ..Known::default() };
+        let told = shown(Some(5), &known);
+        for (name, value) in all.into_iter().zip([5, 2, 7]) {
+            let line = format!("godwit_verification_{name}{{resource=\"orders\"}} {value}");
+            assert!(told.contains(&line), "{told}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use replicator::status::{Phase as Stream, StreamStatus};
 use super::names;
 use crate::controller::behind::Behind;
 use crate::controller::signals::Signals;
-use crate::controller::verification::{Standing, VerificationView};
+use crate::controller::verification::Known;
 use crate::controller::view::ChangeStreamView;
 use crate::feeds::Probe;
 use crate::feeds::external::Reason;
@@ -89,14 +89,14 @@ pub fn migration_ended(resource: &str, outcome: &Outcome) {
         .increment(1);
 }
 
-/// How far a verification is, and what it found.
-pub fn verification(resource: &str, view: &VerificationView) {
-    let label = || resource.to_owned();
-    gauge!(names::VERIFIED_ROWS, names::RESOURCE => label()).set(view.progress.rows as f64);
-    gauge!(names::VERIFICATION_DIFFERENCES, names::RESOURCE => label()).set(view.progress.differences as f64);
-    if let Some(ended) = view.ended_ms.filter(|_| view.state == Standing::Done) {
-        gauge!(names::VERIFIED_AT, names::RESOURCE => label()).set(ended as f64 / 1000.0);
-    }
+/// How far a verification is, and what is known by all of them; NaN: nothing is.
+pub fn verification(resource: &str, rows: Option<u64>, known: &Known) {
+    let tell = |name: &'static str, value: Option<f64>| {
+        gauge!(name, names::RESOURCE => resource.to_owned()).set(value.unwrap_or(f64::NAN));
+    };
+    tell(names::VERIFIED_ROWS, rows.map(|rows| rows as f64));
+    tell(names::VERIFICATION_DIFFERENCES, known.differences.map(|found| found as f64));
+    tell(names::VERIFIED_AT, known.verified_ms.map(|at| at as f64 / 1000.0));
 }
 
 /// The newest decision and the forecast behind it.

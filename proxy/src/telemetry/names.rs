@@ -58,11 +58,11 @@ pub const CHANGE_STREAM_ACTIVE: &str = "godwit_change_stream_active";
 pub const OPEN_BYTES: &str = "godwit_replication_open_bytes";
 /// Counter: how often the stream to the shadow broke. Labels: resource, cause (see `replicator::error::Cause`).
 pub const STREAM_FAILURES: &str = "godwit_replication_failures_total";
-/// Gauge, rows: rows that the last verification of the shadow has looked at. Label: resource.
+/// Gauge, rows: rows that the last verification of the shadow has looked at. NaN: there was none. Label: resource.
 pub const VERIFIED_ROWS: &str = "godwit_verification_rows";
-/// Gauge: what the last verification found to differ. Label: resource.
+/// Gauge: what verifications found to differ; only one of all tables, at its end, lowers it. NaN: not known of this shadow. Label: resource.
 pub const VERIFICATION_DIFFERENCES: &str = "godwit_verification_differences";
-/// Gauge, seconds since the epoch: when the shadow was last verified to its end. Label: resource.
+/// Gauge, seconds since the epoch: when all tables of the shadow were last verified to the end. NaN: never. Label: resource.
 pub const VERIFIED_AT: &str = "godwit_verification_completed_timestamp_seconds";
 /// Histogram, seconds: phases that probes completed. Labels: zone, probe (`http`, `sql`, `heartbeat`), phase (`dns`, `connect`, `tls`, `first_byte`, `body`, `total`; `query`; `write`).
 pub const PROBE: &str = "godwit_probe_duration_seconds";
@@ -224,8 +224,8 @@ pub fn describe() {
     );
     describe_counter!(STREAM_FAILURES, "How often the stream to the shadow broke, by cause");
     describe_gauge!(VERIFIED_ROWS, "Rows that the last verification of the shadow has looked at");
-    describe_gauge!(VERIFICATION_DIFFERENCES, "What the last verification of the shadow found to differ");
-    describe_gauge!(VERIFIED_AT, seconds, "When the shadow was last verified to its end, Unix time");
+    describe_gauge!(VERIFICATION_DIFFERENCES, "What verifications of the shadow found to differ");
+    describe_gauge!(VERIFIED_AT, seconds, "When all tables of the shadow were last verified, Unix time");
     describe_histogram!(PROBE, seconds, "Phases of active probes");
     describe_counter!(PROBE_FAILURES, "Active probes that failed, by the phase that they failed in");
     describe_counter!(MIRRORED, "Reads that the shadow was asked as well, by outcome");

@@ -157,6 +157,7 @@ impl Machine {
                 telemetry::replication(&resource.name, &behind, stream.as_ref().map(|(.., status)| status));
             }
             self.hands.streams.count_failures();
+            self.verifications.stands((self.state.phase != Phase::Idle).then_some(self.state.generation));
         }
         telemetry::change_streams(&resource.name, &self.view.load().change_streams, &view.change_streams);
         telemetry::replication_mode(&resource.name, mode.effective);
