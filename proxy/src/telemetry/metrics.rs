@@ -228,10 +228,13 @@ pub fn replication(resource: &str, behind: &Behind, status: Option<&StreamStatus
     gauge!(names::LAG_SECONDS, names::RESOURCE => resource.to_owned()).set(seconds);
     let up = status.is_some_and(|status| matches!(status.phase, Stream::Streaming | Stream::Copying { .. }));
     gauge!(names::REPLICATION_UP, names::RESOURCE => resource.to_owned()).set(f64::from(u8::from(up)));
-    let Some(status) = status else { return };
-    for (place, bytes) in [("memory", status.open.memory_bytes), ("disk", status.open.disk_bytes)] {
-        gauge!(names::OPEN_BYTES, names::RESOURCE => resource.to_owned(), names::PLACE => place)
-            .set(bytes as f64);
+    let open = status.map(|status| &status.open);
+    open_bytes(resource, open.map(|open| [open.memory_bytes, open.disk_bytes].map(|bytes| bytes as f64)));
+}
+
+fn open_bytes(resource: &str, bytes: Option<[f64; 2]>) {
+    for (place, bytes) in ["memory", "disk"].into_iter().zip(bytes.unwrap_or([f64::NAN; 2])) {
+        gauge!(names::OPEN_BYTES, names::RESOURCE => resource.to_owned(), names::PLACE => place).set(bytes);
     }
 }
 
@@ -240,6 +243,7 @@ pub fn no_replication(resource: &str) {
     for name in [names::LAG_BYTES, names::LAG_SECONDS, names::REPLICATION_UP] {
         gauge!(name, names::RESOURCE => resource.to_owned()).set(f64::NAN);
     }
+    open_bytes(resource, None);
 }
 
 /// So often more has a stream broken.
@@ -412,6 +416,25 @@ mod tests {
         assert!(judged.iter().chain([&worse]).all(|name| known[name].is_finite()), "{known:?}");
         let silent = told(70, None);
         assert!(silent[&worse].is_nan(), "{silent:?}");
+    }
+
+    #[test]
+    fn a_stream_that_is_gone_keeps_nothing_open() {
+        let mut status = StreamStatus::default();
+        (status.open.memory_bytes, status.open.disk_bytes) = (7, 9);
+        let behind = Behind::default();
+        let ended: [fn(&Behind); 2] =
+            [|behind| replication("orders", behind, None), |_| no_replication("orders")];
+        for ended in ended {
+            let found = gauges(|| {
+                replication("orders", &behind, Some(&status));
+                ended(&behind);
+            });
+            for place in ["memory", "disk"] {
+                let line = format!("godwit_replication_open_bytes{{resource=\"orders\",place=\"{place}\"}}");
+                assert!(found[&line].is_nan(), "{found:?}");
+            }
+        }
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub const SLOT_RETAINED: &str = "godwit_slot_retained_wal_bytes";
 pub const CHANGE_STREAM_BEHIND: &str = "godwit_change_stream_behind_bytes";
 /// Gauge: whether somebody reads changes by a slot now; NaN: there is no such slot any more. Labels: resource, slot.
 pub const CHANGE_STREAM_ACTIVE: &str = "godwit_change_stream_active";
-/// Gauge, bytes: changes of transactions of the source that have not ended yet. Labels: resource, place (`memory`, `disk`).
+/// Gauge, bytes: changes of transactions of the source that have not ended yet. NaN: no stream runs. Labels: resource, place (`memory`, `disk`).
 pub const OPEN_BYTES: &str = "godwit_replication_open_bytes";
 /// Counter: how often the stream to the shadow broke. Labels: resource, cause (see `replicator::error::Cause`).
 pub const STREAM_FAILURES: &str = "godwit_replication_failures_total";
