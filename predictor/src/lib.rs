@@ -31,7 +31,7 @@ pub mod window;
 
 pub use event::{Events, Worse};
 pub use forecast::{Abstained, Forecast, LEVELS, MAX_HORIZON, Outlook, Quantiles, Reason};
-pub use model::{Ensemble, Forecaster, Settings, default_forecaster};
+pub use model::{Ensemble, Forecaster, LAGS, Settings, default_forecaster};
 pub use network::{Inputs, Trainer, TrainerSettings, Weights};
 pub use quality::{Abstentions, Quality};
 pub use shift::Shift;

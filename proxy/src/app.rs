@@ -222,15 +222,6 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         tasks.spawn(admin::serve(listener, state, stop.clone()));
 
         let (routes, recorder) = (routes.clone(), recorder.clone());
-        let counted = postgres.clone();
-        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
-            loop {
-                for front in &counted {
-                    front.measure();
-                }
-                tokio::time::sleep(REPORT).await;
-            }
-        }));
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             report(&routes, &recorder, REPORT).await;
         }));

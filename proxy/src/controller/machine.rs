@@ -678,7 +678,7 @@ impl Machine {
         let served = self.signals.served_by().to_owned();
         self.signals.observe(&self.state.primary.0, measured, moving, at);
         if !served.is_empty() && served != self.signals.served_by() {
-            telemetry::forecasts_end(&self.state.resource, &served, &self.signals);
+            telemetry::forecasts_end(&self.state.resource, &served);
         }
         self.decide();
         self.publish_forecast();

@@ -77,11 +77,9 @@ impl SlotWatch {
             tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
                 loop {
                     let found = look(&resource, &zone, &databases).await;
-                    if let Ok(look) = &found {
-                        let most =
-                            look.slots.iter().map(|slot| slot.retained_bytes).max().unwrap_or_default();
-                        telemetry::slot_retained(&resource, &zone, most);
-                    }
+                    let retained = |look: &Look| look.slots.iter().map(|slot| slot.retained_bytes).max();
+                    let most = found.as_ref().ok().map(|look| retained(look).unwrap_or_default());
+                    telemetry::slot_retained(&resource, &zone, most);
                     note(&mut lock(&seen), &zone, found);
                     tokio::time::sleep(pace).await;
                 }

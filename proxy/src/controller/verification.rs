@@ -132,10 +132,10 @@ impl VerificationView {
 #[serde(default)]
 pub struct Known {
     /// Of the stream to it; 0: there is none.
-    generation: u64,
+    pub generation: u64,
     /// How often it was emptied by this process.
     #[serde(skip)]
-    emptied: u64,
+    pub emptied: u64,
     /// The most that was found to differ since all of it was last compared; none: it never was, and nothing was found.
     pub differences: Option<u64>,
     /// When all of it was last compared, Unix milliseconds.

@@ -152,7 +152,7 @@ impl Changes {
         self.comparison.view()
     }
 
-    /// Sets the gauges of the fronts that joined.
+    /// Sets the gauges of fronts that are read, not counted.
     pub fn measure(&self) {
         self.fronts.measure();
     }
@@ -258,7 +258,8 @@ impl Changes {
                 ChangeError::Unknown(name.to_owned())
             });
         }
-        if let Some(handle) = self.running.resources().get(name).cloned() {
+        let handle = self.running.resources().get(name).cloned();
+        if let Some(handle) = &handle {
             let answer = handle.ask(|reply| Command::Leave { reply }).await;
             answer.ok_or_else(|| ChangeError::Failed("godwit is stopping".into()))??;
         }
@@ -268,6 +269,10 @@ impl Changes {
         tokio::task::block_in_place(|| self.fronts.leave(name));
         self.running.leaves(name);
         self.leading.end(name).await;
+        if let Some(handle) = handle {
+            let live = handle.live.load();
+            telemetry::resource_ends(name, live.placements.keys(), &handle.view.load());
+        }
         // After the last that its controller says.
         self.leading.shared().events.released(name, clock::now());
         let mut next = Config::clone(&self.running.config());

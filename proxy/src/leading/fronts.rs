@@ -198,9 +198,10 @@ impl Fronts {
         }
     }
 
-    /// Sets the gauges of the fronts that joined.
+    /// Sets the gauges of the fronts that joined, and of PostgreSQL's that are still there.
     pub fn measure(&self) {
         let state = self.state();
+        state.sessions.iter().for_each(|front| front.measure());
         for joined in state.joined.values() {
             joined.routes.look();
         }

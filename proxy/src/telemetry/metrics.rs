@@ -15,7 +15,7 @@ use super::names;
 use crate::controller::behind::Behind;
 use crate::controller::signals::Signals;
 use crate::controller::verification::Known;
-use crate::controller::view::ChangeStreamView;
+use crate::controller::view::{ChangeStreamView, ResourceView};
 use crate::feeds::Probe;
 use crate::feeds::external::Reason;
 use crate::feeds::external::board::FeedBoard;
@@ -99,6 +99,49 @@ pub fn verification(resource: &str, rows: Option<u64>, known: &Known) {
     tell(names::VERIFIED_AT, known.verified_ms.map(|at| at as f64 / 1000.0));
 }
 
+/// A resource is led no more, whose last view this is: what was measured of it is not true for ever.
+pub fn resource_ends<'a>(resource: &str, zones: impl Iterator<Item = &'a String>, view: &ResourceView) {
+    let nothing = |name: &'static str, labels: &[(&'static str, &str)]| {
+        let labels = labels.iter().map(|(label, value)| (*label, (*value).to_owned()));
+        let labels: Vec<_> = std::iter::once((names::RESOURCE, resource.to_owned())).chain(labels).collect();
+        gauge!(name, &labels).set(f64::NAN);
+    };
+    for name in [
+        names::HELD_REQUESTS,
+        names::STREAMS,
+        names::POSTGRES_SESSIONS,
+        names::POSTGRES_HELD,
+        names::POSTGRES_POOL_WAITING,
+        names::THRESHOLD,
+        names::PROBLEMS,
+    ] {
+        nothing(name, &[]);
+    }
+    no_replication(resource);
+    verification(resource, None, &Known::default());
+    change_streams(resource, &view.change_streams, &[]);
+    for state in ["used", "idle", "pinned"] {
+        nothing(names::POSTGRES_POOL_CONNECTIONS, &[(names::STATE, state)]);
+    }
+    for mode in MODES {
+        nothing(names::REPLICATION_MODE, &[(names::MODE, mode.name())]);
+    }
+    for phase in Phase::ALL {
+        nothing(names::PHASE_AGE, &[(names::STEP, phase.name())]);
+    }
+    for zone in zones {
+        slot_retained(resource, zone, None);
+        forecasts_end(resource, zone);
+    }
+    let Some(decision) = &view.decision else { return };
+    for term in decision.terms.iter().map(|term| term.name.as_str()).chain(["total", "lower_bound"]) {
+        nothing(names::SCORE, &[(names::TERM, term)]);
+    }
+    for guard in &decision.guards {
+        nothing(names::GUARD, &[(names::GUARD_NAME, &guard.name)]);
+    }
+}
+
 /// The newest decision and the forecast behind it.
 pub fn decision(resource: &str, report: &DecisionReport, signals: &Signals, policy: &Policy) {
     for term in &report.score.terms {
@@ -151,12 +194,12 @@ fn fan(resource: &str, zone: &str, quantile: impl Fn(bool, f64) -> Option<f64>) 
 }
 
 /// The service is another zone's by now: nothing is forecast of this one any more, and what was is not true for ever.
-pub fn forecasts_end(resource: &str, zone: &str, signals: &Signals) {
+pub fn forecasts_end(resource: &str, zone: &str) {
     let labels = |name: &'static str, value: String| {
         [(names::RESOURCE, resource.to_owned()), (names::ZONE, zone.to_owned()), (name, value)]
     };
     fan(resource, zone, |_, _| None);
-    for (ahead, _) in signals.requests().quality() {
+    for ahead in predictor::LAGS {
         for name in [names::FORECAST_COVERAGE, names::FORECAST_LOSS] {
             gauge!(name, &labels(names::STEP, ahead.to_string())).set(f64::NAN);
         }
@@ -252,10 +295,10 @@ pub fn stream_failures(resource: &str, cause: Cause, more: u64) {
         .increment(more);
 }
 
-/// WAL that the slots of a resource keep in a zone.
-pub fn slot_retained(resource: &str, zone: &str, bytes: u64) {
+/// WAL that the slots of a resource keep in a zone; none: that is not known now.
+pub fn slot_retained(resource: &str, zone: &str, bytes: Option<u64>) {
     gauge!(names::SLOT_RETAINED, names::RESOURCE => resource.to_owned(), names::ZONE => zone.to_owned())
-        .set(bytes as f64);
+        .set(bytes.map_or(f64::NAN, |bytes| bytes as f64));
 }
 
 /// Readers of changes, as they were and as they are.
@@ -274,9 +317,11 @@ pub fn change_streams(resource: &str, before: &[ChangeStreamView], now: &[Change
     }
 }
 
+const MODES: [ReplicationMode; 3] = [ReplicationMode::Async, ReplicationMode::Sync, ReplicationMode::Hybrid];
+
 /// The replication mode in effect.
 pub fn replication_mode(resource: &str, effective: ReplicationMode) {
-    for mode in [ReplicationMode::Async, ReplicationMode::Sync, ReplicationMode::Hybrid] {
+    for mode in MODES {
         gauge!(names::REPLICATION_MODE, names::RESOURCE => resource.to_owned(), names::MODE => mode.name())
             .set(if mode == effective { 1.0 } else { 0.0 });
     }
@@ -339,6 +384,7 @@ mod tests {
 
     use super::*;
     use crate::controller::signals::Measured;
+    use crate::controller::view::DecisionView;
 
     /// Gauges by name and labels.
     fn gauges(tell: impl FnOnce()) -> BTreeMap<String, f64> {
@@ -385,6 +431,42 @@ mod tests {
         }
         let found = passes(1.5, &guarded(&band[..1]));
         assert!(found[&line("shadow_loss")].is_nan() && !found[&line("shadow_cost")].is_nan());
+    }
+
+    #[test]
+    fn of_a_resource_that_is_gone_nothing_is_a_number() {
+        let policy = guarded(&[(GuardedFact::ShadowCost, Bound::Below(2.0))]);
+        let report = decide(&policy, &World::unknown("west", "east", "test"), Timestamp(1));
+        let mut signals = Signals::new(1, policy.step, None);
+        signals.observe("west", Measured::default(), false, Timestamp(10_000));
+        let stream = ChangeStreamView { slot: "cdc".into(), ..ChangeStreamView::default() };
+        let view = ResourceView {
+            decision: Some(DecisionView::of(&report, 1)),
+            change_streams: vec![stream],
+            ..ResourceView::default()
+        };
+        let state = State::first("orders", "west".into(), "east".into(), Timestamp(1));
+        let lead = || {
+            decision("orders", &report, &signals, &policy);
+            replication("orders", &Behind::default(), Some(&StreamStatus::default()));
+            replication_mode("orders", ReplicationMode::Async);
+            change_streams("orders", &[], &view.change_streams);
+            slot_retained("orders", "west", Some(7));
+            verification("orders", Some(5), &Known { differences: Some(2), ..Known::default() });
+            standing(&state, 1, Timestamp(2));
+            for name in [names::HELD_REQUESTS, names::POSTGRES_SESSIONS] {
+                gauge!(name, names::RESOURCE => "orders").set(3.0);
+            }
+        };
+        let finite = |found: BTreeMap<String, f64>| found.values().filter(|value| value.is_finite()).count();
+        assert!(finite(gauges(lead)) > 20);
+        let ended = gauges(|| {
+            lead();
+            resource_ends("orders", ["west".to_owned(), "east".to_owned()].iter(), &view);
+        });
+        let left: Vec<_> = ended.iter().filter(|(_, value)| value.is_finite()).collect();
+        let counted = |name: &&(&String, &f64)| name.0.starts_with(names::FORECAST_ABSTENTIONS);
+        assert!(left.iter().all(|left| counted(&left)), "{left:?}");
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub const LAG_SECONDS: &str = "godwit_replication_lag_seconds";
 pub const REPLICATION_UP: &str = "godwit_replication_up";
 /// Gauge: 1 for the replication mode in effect, 0 for the others. Labels: resource, mode.
 pub const REPLICATION_MODE: &str = "godwit_replication_mode";
-/// Gauge, bytes: WAL that the resource's slot keeps in a zone, the slot that keeps most. Labels: resource, zone.
+/// Gauge, bytes: WAL that the resource's slot keeps in a zone, the slot that keeps most. NaN: its database did not answer the last look. Labels: resource, zone.
 pub const SLOT_RETAINED: &str = "godwit_slot_retained_wal_bytes";
 /// Gauge, bytes: WAL that the primary has written since what a reader of changes has confirmed; NaN: there is no such slot any more. Labels: resource, slot.
 pub const CHANGE_STREAM_BEHIND: &str = "godwit_change_stream_behind_bytes";
