@@ -36,7 +36,8 @@ const fn added(name: &'static str, rows: &'static str) -> Table {
     Table { name, rows, whole: false }
 }
 
-/// A decision of many kilobytes stays where it was made. However many runs there were since, that a primary was lost is not forgotten.
+/// A decision of many kilobytes stays where it was made. However many runs there were since, that a primary was lost is not forgotten, nor
+/// is what a policy's cooldown and limits count: a resource's newest move, and a day up to the last that it did.
 const TABLES: [Table; 7] = [
     whole("freeze", "SELECT * FROM freeze"),
     whole("proposal", "SELECT * FROM proposal WHERE ended IS NULL"),
@@ -58,7 +59,10 @@ const TABLES: [Table; 7] = [
         "run",
         "SELECT id, resource, from_zone, to_zone, trigger, generation, started_ms, ended_ms, outcome, reason, committed_ms, held_ms, fence, \
            verified, comparison FROM run WHERE outcome IS NULL OR outcome = 'taken_over' \
-           OR id IN (SELECT id FROM run ORDER BY started_ms DESC LIMIT 50)",
+           OR id IN (SELECT id FROM run ORDER BY started_ms DESC LIMIT 50) \
+           OR (resource, committed_ms) IN (SELECT resource, max(committed_ms) FROM run GROUP BY resource) \
+           OR id IN (SELECT id FROM (SELECT id, last, max(last) OVER (PARTITION BY resource) AS newest FROM (SELECT id, resource, \
+             max(started_ms, coalesce(committed_ms, 0), coalesce(ended_ms, 0)) AS last FROM run)) WHERE last >= newest - 86400000)",
     ),
     added(
         "ledger",
@@ -409,6 +413,35 @@ mod tests {
                 assert!(!journal.is_lost("orders", &Zone::from("near"), state.generation).unwrap());
             }
         }
+    }
+
+    #[test]
+    fn what_limits_of_a_policy_count_goes_with_the_lead() {
+        const HOUR: u64 = 3_600_000;
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (one, other) = (Journal::open(one.path()).unwrap(), Journal::open(other.path()).unwrap());
+        let write = |id: &str, resource: &str, started: u64, committed: Option<u64>, outcome: &str| {
+            let sql = "INSERT INTO run (id, resource, from_zone, to_zone, trigger, generation, started_ms, ended_ms, outcome, committed_ms) \
+                       VALUES (?1, ?2, 'a', 'b', 'score', 9, ?3, ?3 + 9, ?5, ?4)";
+            one.connection().execute(sql, params![id, resource, started, committed, outcome]).unwrap();
+        };
+        let now = 100 * HOUR;
+        write("o1", "orders", now - 23 * HOUR, Some(now - 23 * HOUR + 5), "retired");
+        write("o2", "orders", now - 9 * HOUR, Some(now - 9 * HOUR + 5), "retired");
+        write("o3", "orders", now - 8 * HOUR, None, "aborted");
+        write("w1", "web", now - 60 * HOUR, Some(now - 60 * HOUR + 5), "retired");
+        write("w2", "web", now - 5 * HOUR, None, "aborted");
+        for number in 0..60 {
+            write(&format!("c{number}"), "cart", now - HOUR + number, None, "aborted");
+        }
+        other.inherits(&one.leaves(Overlay::default(), BTreeMap::new()).unwrap()).unwrap();
+        for resource in ["orders", "web", "cart"] {
+            let [known, left] = [&one, &other]
+                .map(|journal| journal.commits_since(resource, Timestamp(now - 24 * HOUR)).unwrap());
+            assert_eq!((known.recent, known.last), (left.recent, left.last), "{resource}");
+            assert_eq!(known.undone, left.undone, "{resource}");
+        }
+        assert_eq!(other.commits_since("orders", Timestamp(now - 24 * HOUR)).unwrap().recent.len(), 2);
     }
 
     #[test]
