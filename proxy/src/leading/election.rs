@@ -34,6 +34,8 @@ const RENEWALS: u32 = 5;
 const LOOKS: u32 = 10;
 /// How soon who stands by sees that a lease was ended, however long it was.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often what moves were worth is left while nothing else changes.
+const WORTH_EVERY: Duration = Duration::from_mins(1);
 
 /// What a node that stands by says, and what it may be told.
 pub struct Standing {
@@ -258,7 +260,7 @@ impl Election {
                 }));
             }
         }
-        let mut left: Option<Legacy> = None;
+        let mut left: Option<(Legacy, Instant)> = None;
         let mut pace = tokio::time::interval(self.within / RENEWALS);
         loop {
             tokio::select! {
@@ -269,11 +271,11 @@ impl Election {
                     }
                 }
                 _ = pace.tick() => match estate.leaves() {
-                    Ok(now) if left.as_ref() == Some(&now) => {}
+                    Ok(now) if !is_left_anew(left.as_ref(), &now, clock::monotonic()) => {}
                     Ok(now) => {
                         self.serial += 1;
                         text.send_replace(serde_json::to_string(&now.clone().numbered(self.serial)).unwrap_or_default().into());
-                        left = Some(now);
+                        left = Some((now, clock::monotonic()));
                     }
                     Err(why) => tracing::warn!(why, "nothing is left to the next leader"),
                 },
@@ -414,6 +416,13 @@ fn looks_after(within: Duration) -> Duration {
     (within / LOOKS).min(LOOK)
 }
 
+/// Whether all of it goes to every database again: what is measured for a day after each move changes every few seconds, and can wait.
+fn is_left_anew(left: Option<&(Legacy, Instant)>, now: &Legacy, at: Instant) -> bool {
+    left.is_none_or(|(before, since)| {
+        before != now && (!before.differs_only_in_worth(now) || at.duration_since(*since) >= WORTH_EVERY)
+    })
+}
+
 /// By what the databases know the node of this state directory: made the first time.
 fn holder(state: &Path) -> Result<String> {
     let file = state.join(HOLDER);
@@ -514,6 +523,25 @@ mod tests {
     fn that_a_lease_was_ended_is_seen_within_a_second() {
         let after = |within| looks_after(Duration::from_secs(within)).as_millis();
         assert_eq!([3, 10, 300].map(after), [300, 1000, 1000]);
+    }
+
+    #[test]
+    fn what_moves_were_worth_is_not_left_at_each_tick() {
+        let legacy = |worth: u32, frozen: &str| {
+            let text = format!(
+                r#"{{"version": 1, "serial": 0, "overlay": {{"version": 1}}, "tables": {{
+                    "ledger": [{{"run": "m1", "steps": {worth}}}], "freeze": [{{"scope": "{frozen}"}}]}}}}"#
+            );
+            Legacy::read(&text).unwrap()
+        };
+        let begun = clock::monotonic();
+        let left = (legacy(1, "orders"), begun);
+        let anew = |now: &Legacy, later| is_left_anew(Some(&left), now, begun + later);
+        let (soon, later) = (Duration::from_secs(59), WORTH_EVERY);
+        assert!(is_left_anew(None, &left.0, begun));
+        assert!(!anew(&left.0, soon) && !anew(&left.0, later));
+        assert!(!anew(&legacy(2, "orders"), soon) && anew(&legacy(2, "orders"), later));
+        assert!(anew(&legacy(1, "cart"), Duration::ZERO) && anew(&legacy(2, "cart"), Duration::ZERO));
     }
 
     #[test]

@@ -15,6 +15,8 @@ use super::overlay::Overlay;
 use crate::drivers::ledger::Made;
 
 const VERSION: u32 = 1;
+/// The table of what moves were worth.
+const WORTH: &str = "ledger";
 
 /// Why a run ended that another node had begun.
 const LOST: &str = "the node that led was lost";
@@ -64,10 +66,7 @@ const TABLES: [Table; 7] = [
            OR id IN (SELECT id FROM (SELECT id, last, max(last) OVER (PARTITION BY resource) AS newest FROM (SELECT id, resource, \
              max(started_ms, coalesce(committed_ms, 0), coalesce(ended_ms, 0)) AS last FROM run)) WHERE last >= newest - 86400000)",
     ),
-    added(
-        "ledger",
-        "SELECT * FROM ledger WHERE run IN (SELECT id FROM run ORDER BY started_ms DESC LIMIT 50)",
-    ),
+    added(WORTH, "SELECT * FROM ledger WHERE run IN (SELECT id FROM run ORDER BY started_ms DESC LIMIT 50)"),
 ];
 
 type Row = BTreeMap<String, Value>;
@@ -103,6 +102,15 @@ impl Legacy {
     #[must_use]
     pub fn numbered(self, serial: u64) -> Self {
         Self { serial, ..self }
+    }
+
+    /// Whether nothing else differs than what moves were worth so far.
+    pub fn differs_only_in_worth(&self, other: &Self) -> bool {
+        let rest = |legacy: &Self| {
+            let tables = legacy.tables.iter().filter(|(name, _)| *name != WORTH);
+            tables.map(|(name, rows)| (name.clone(), rows.clone())).collect::<BTreeMap<_, _>>()
+        };
+        (&self.overlay, &self.made, rest(self)) == (&other.overlay, &other.made, rest(other))
     }
 
     /// Reads one.
