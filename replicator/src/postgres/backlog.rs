@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connection::{
-    Connection, HEADER, Purpose, TextRow, server_error, settings_sql, text_row, unexpected, within,
+    Connection, HEADER, Purpose, TextRow, notice, server_error, settings_sql, text_row, unexpected, within,
 };
 use super::rows::SIGNATURE;
 use super::{CONNECT_TIMEOUT, Dsn, quote_ident, quote_literal};
@@ -342,7 +342,8 @@ impl Reading {
                     b'D' => self.stands(&text_row(frame.body)?)?,
                     b'Z' => return Ok(()),
                     b'E' => return Err(server_error(&self.context(), frame.body)),
-                    b'H' | b'c' | b'C' | b'T' | b'N' | b'S' => {}
+                    b'N' => notice(&self.context(), frame.body)?,
+                    b'H' | b'c' | b'C' | b'T' | b'S' => {}
                     tag => return Err(unexpected(tag, &self.context())),
                 },
             }

@@ -34,7 +34,7 @@ const READ_SIZE: usize = 256 * 1024;
 
 /// Settings that make the text output of values independent of the server's, the database's and the role's defaults,
 /// and keep the server from cutting a long wait short.
-pub(crate) const SESSION_SETTINGS: [(&str, &str); 13] = [
+pub(crate) const SESSION_SETTINGS: [(&str, &str); 14] = [
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
@@ -49,6 +49,8 @@ pub(crate) const SESSION_SETTINGS: [(&str, &str); 13] = [
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
+    // See `notice`.
+    ("client_min_messages", "warning"),
 ];
 
 /// SQL that sets [`SESSION_SETTINGS`] and `more`, with `local` until the end of the transaction. A setting that this server does not
@@ -558,6 +560,25 @@ pub(crate) fn server_error(context: &str, body: Bytes) -> Error {
     Error::Server { context: context.to_owned(), sqlstate, message }
 }
 
+/// What the server's NoticeResponse means where it decodes changes. From 18 on it only warns that a publication was not there when they were made, and
+/// leaves them out: an error here, as before 18.
+pub(crate) fn notice(context: &str, body: Bytes) -> Result<(), Error> {
+    let mut reader = Reader::new("notice", body.clone());
+    while let Ok(field @ 1..) = reader.u8("field") {
+        let Ok(text) = reader.text("text") else { break };
+        // The words are in the server's language.
+        if field == b'R' && text == "LoadPublications" {
+            let mut error = server_error(context, body);
+            if let Error::Server { sqlstate, message, .. } = &mut error {
+                *message = format!("publication does not exist: {message}");
+                "42704".clone_into(sqlstate);
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn text_row(body: Bytes) -> Result<TextRow, Error> {
     let mut reader = Reader::new("row", body);
     let count = usize::from(reader.u16("column count")?);
@@ -613,6 +634,18 @@ mod tests {
         assert_eq!((sqlstate.as_str(), message.as_str()), ("55006", "slot is active: by process 1"));
         // Nonsense is still an error with a context, not a panic.
         assert!(matches!(server_error("start", Bytes::from_static(b"Cxx")), Error::Server { .. }));
+    }
+
+    #[test]
+    fn a_warning_that_changes_are_left_out_is_an_error() {
+        let words = "Laden der Publikation \u{bb}p\u{ab} ausgelassen";
+        let body =
+            |routine: &str| format!("SWARNUNG\0VWARNING\0C55000\0M{words}\0Fpgoutput.c\0R{routine}\0\0");
+        let error = notice("stream", body("LoadPublications").into()).expect_err("a gap");
+        assert_eq!(error.cause(), crate::error::Cause::PublicationGone, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+        assert!(notice("stream", body("pgoutput_startup").into()).is_ok());
+        assert!(notice("stream", Bytes::from_static(b"Rxx")).is_ok());
     }
 
     /// What authenticating against these messages of a server ends with.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::time::{Sleep, sleep};
 
-use super::connection::{Connection, Purpose, server_error, within};
+use super::connection::{Connection, Purpose, notice, server_error, within};
 use super::{CONNECT_TIMEOUT, Dsn, quote_ident, quote_literal};
 use crate::error::Error;
 use crate::identity::{self, SourceId};
@@ -119,7 +119,8 @@ impl ReplicationStream {
                 b'E' => return Err(server_error("stream changes", frame.body)),
                 // CopyDone, CommandComplete: the server is shutting down.
                 b'c' | b'C' => return Err(ended("the server ended the replication stream")),
-                b'N' | b'S' => {}
+                b'N' => notice("stream changes", frame.body)?,
+                b'S' => {}
                 tag => {
                     return Err(Error::Protocol(format!(
                         "unexpected message {:?} in the replication stream",
