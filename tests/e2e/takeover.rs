@@ -156,6 +156,11 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
         .await?;
     let run = leader.migration(&id).await?;
     ensure!(run.reason.as_deref() == Some("the old primary was seeded anew since"), "{run:#?}");
+    until("nothing keeps the WAL of the one that was lost", async || {
+        let slots = replicator::postgres::slot::slots_of(&connect(near).await?, RESOURCE).await?;
+        Ok(slots.is_empty())
+    })
+    .await?;
     let outcome = load.stop().await;
     // Those that hung in the lost zone were ended: when that was back, nobody was told that a write of theirs was done.
     let ended = outcome.failures.iter().filter(|failure| failure.status == Some(502)).count();

@@ -1,7 +1,7 @@
 //! What the slots of a resource keep of the primary's WAL, and what is done about it: an alarm, then the slot is dropped before
 //! the disk is full, then, if the policy says so, the shadow is seeded anew.
 //!
-//! What a move that was undone left on the shadow goes, too.
+//! What a move that was undone left on the shadow goes, too, and what the streams of lost primaries left.
 //!
 //! `judge`, `may` and `left_over` decide; `SlotGuard` acts. Never drops a slot while a cutover could still need it: that is aborted
 //! first, and past its commit nothing is dropped until it soaks. A way back that is lost right after the commit is seeded anew.
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use migration::cutover::{Event, Phase, State};
 use migration::policy::{Policy, Reseed, SlotRules};
-use migration::units::{ByteCount, Timestamp};
+use migration::units::{ByteCount, Timestamp, Zone};
 use replicator::changes::{self, Reader};
 use replicator::fence;
 use replicator::postgres::slot::{self, Lane, SlotInfo};
@@ -34,8 +34,8 @@ use crate::telemetry::metrics as telemetry;
 
 /// Pause before a seed that failed is tried again by itself.
 const AGAIN: Duration = Duration::from_secs(10);
-/// What is done about slots on the shadow that no move will use.
-const TIDYING: &str = "slots that an undone move has left are being dropped";
+/// What is done about slots that no stream and no move will use.
+const TIDYING: &str = "slots that no stream reads any more are being dropped";
 /// How long one look may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -174,15 +174,20 @@ fn judge(slots: &[SlotInfo], rules: &SlotRules, zone: &str) -> Standing {
     }
 }
 
-/// Slots among the shadow's that an undone move made for its way back, once it has had time to drop them itself.
-fn left_over(shadow: &[SlotInfo], state: &State, now: Timestamp) -> Vec<String> {
+/// The slots among a zone's that an undone move made for its way back, once it has had time to drop them itself, or that a stream had which a takeover
+/// ended without its source: but those of the stream that there is.
+fn left_over(slots: &[SlotInfo], zone: &Zone, state: &State, now: Timestamp) -> Vec<String> {
     if !is_over(state, now) {
         return Vec::new();
     }
-    let ahead = |slot: &&SlotInfo| {
-        slot::generation_of(&slot.name, &state.resource).is_some_and(|of| of > state.generation.0)
-    };
-    shadow.iter().filter(ahead).map(|slot| slot.name.clone()).collect()
+    let ours = slots.iter().filter(|slot| slot::is_slot_of(&slot.name, &state.resource));
+    let left = ours.filter(|slot| *zone != state.primary || !is_of_stream(slot, state));
+    left.map(|slot| slot.name.clone()).collect()
+}
+
+/// Whether a slot on the primary is of the stream that there is.
+fn is_of_stream(slot: &SlotInfo, state: &State) -> bool {
+    slot::generation_of(&slot.name, &state.resource) == Some(state.generation.0)
 }
 
 /// An undone move has had time to drop what it made.
@@ -243,7 +248,9 @@ impl SlotGuard {
     pub(super) fn step(&mut self, hands: &Arc<Hands>, state: &State, now: Instant) -> Option<Event> {
         self.settle(now);
         let policy = &hands.policy();
-        let slots = self.watch.of(&state.primary.0)?;
+        let mut slots = self.watch.of(&state.primary.0)?;
+        // What others keep goes with them: to give this stream up would be for nothing.
+        slots.retain(|slot| is_of_stream(slot, state));
         let standing = judge(&slots, &policy.slot, &state.primary.0);
         let told = self.alarm.is_some();
         self.alarm = match &standing {
@@ -279,15 +286,26 @@ impl SlotGuard {
         }
     }
 
-    /// An undone move drops the slots of its way back, unless the shadow could not be reached then, or this process ended.
+    /// An undone move drops the slots of its way back, unless the shadow could not be reached then, or this process ended. Of a takeover, those of the
+    /// lost primary are there when that is back.
     fn tidy(&mut self, hands: &Arc<Hands>, state: &State, now: Instant) {
-        let Some(slots) = self.watch.of(&state.shadow.0) else { return };
-        let left = left_over(&slots, state, clock::now());
+        let mut left = Vec::new();
+        for zone in [&state.primary, &state.shadow] {
+            let slots = self.watch.of(&zone.0).unwrap_or_default();
+            let slots = left_over(&slots, zone, state, clock::now());
+            if !slots.is_empty() {
+                left.push((zone.clone(), slots));
+            }
+        }
         if left.is_empty() {
-            self.untidy = None;
+            if self.watch.of(&state.shadow.0).is_some() {
+                self.untidy = None;
+            }
         } else if self.tidied.is_none_or(|at| now.duration_since(at) >= AGAIN) {
             self.tidied = Some(now);
-            tracing::warn!(resource = %state.resource, zone = %state.shadow, slots = left.join(", "), TIDYING);
+            for (zone, slots) in &left {
+                tracing::warn!(resource = %state.resource, %zone, slots = slots.join(", "), TIDYING);
+            }
             self.begin(hands, state, Work::Tidy(left));
         }
     }
@@ -295,7 +313,8 @@ impl SlotGuard {
     /// It was looked, and nothing of an undone move's way back is left at the shadow.
     pub(super) fn is_tidy(&self, state: &State) -> bool {
         let (slots, now) = (self.watch.of(&state.shadow.0), clock::now());
-        is_over(state, now) && slots.is_some_and(|slots| left_over(&slots, state, now).is_empty())
+        is_over(state, now)
+            && slots.is_some_and(|slots| left_over(&slots, &state.shadow, state, now).is_empty())
     }
 
     fn due(&self, policy: &Policy, state: &State, now: Instant) -> bool {
@@ -408,8 +427,8 @@ type Done = Result<Option<bool>, String>;
 enum Work {
     /// Drop the slots, with the reason.
     GiveUp(String),
-    /// Drop slots on the shadow that an undone move has left.
-    Tidy(Vec<String>),
+    /// Drop slots that are left over, by zone.
+    Tidy(Vec<(Zone, Vec<String>)>),
     /// Seed the shadow anew.
     Seed,
     /// The same where the stream cannot go on, and the source is the right one.
@@ -435,13 +454,17 @@ impl Work {
                 );
                 return streams.give_up(generation, &state.primary, why).await.map(|()| None);
             }
-            Self::Tidy(slots) => {
-                let dropping = async {
-                    let client = hands.control(&state.shadow).await?;
-                    let holder = hands.holder.as_deref();
-                    fence::drop_left_over(&client, &state.resource, holder, slots).await.map_err(chain)
-                };
-                return streams.bounded(dropping).await.map(|()| None);
+            Self::Tidy(left) => {
+                let mut done = Ok(None);
+                for (zone, slots) in left {
+                    let dropping = async {
+                        let client = hands.control(zone).await?;
+                        let holder = hands.holder.as_deref();
+                        fence::drop_left_over(&client, &state.resource, holder, slots).await.map_err(chain)
+                    };
+                    done = done.and(streams.bounded(dropping).await.map(|()| None));
+                }
+                return done;
             }
             // What a lost primary has, and nobody else, is for a person to give up.
             Self::SeedIfDue
@@ -552,21 +575,37 @@ mod tests {
     }
 
     #[test]
-    fn what_an_undone_move_has_left_is_of_a_generation_that_is_not_there_yet() {
+    fn what_is_left_over_is_of_no_stream_that_there_is() {
         let slots = [
             slot("godwit_orders_g1", 0, "reserved"),
             slot("godwit_orders_g2", 0, "reserved"),
             slot("godwit_orders_g2_critical", 0, "lost"),
-            slot("godwit_other_g3", 0, "reserved"),
+            slot("godwit_orders_g3", 0, "reserved"),
+            slot("godwit_other_g4", 0, "reserved"),
+            slot("readers", 0, "reserved"),
         ];
         let mut state = State::first("orders", "a".into(), "b".into(), Timestamp(1_000));
-        let later = Timestamp(1_000).after(AGAIN);
-        assert!(left_over(&slots, &state, later).is_empty(), "there is no shadow");
-        state.phase = Phase::Shadowing;
-        assert!(left_over(&slots, &state, Timestamp(2_000)).is_empty(), "it may be about to drop them");
-        assert_eq!(left_over(&slots, &state, later), ["godwit_orders_g2", "godwit_orders_g2_critical"]);
         state.generation = migration::units::Generation(2);
-        assert!(left_over(&slots, &state, later).is_empty());
+        let (here, there) = (state.primary.clone(), state.shadow.clone());
+        let later = Timestamp(1_000).after(AGAIN);
+        assert!(left_over(&slots, &there, &state, later).is_empty(), "there is no shadow");
+        state.phase = Phase::Shadowing;
+        assert!(
+            left_over(&slots, &there, &state, Timestamp(2_000)).is_empty(),
+            "it may be about to drop them"
+        );
+        let all = ["godwit_orders_g1", "godwit_orders_g2", "godwit_orders_g2_critical", "godwit_orders_g3"];
+        assert_eq!(left_over(&slots, &there, &state, later), all, "no stream begins there");
+        assert_eq!(left_over(&slots, &here, &state, later), ["godwit_orders_g1", "godwit_orders_g3"]);
+    }
+
+    #[test]
+    fn a_stream_is_given_up_for_its_own_slots_alone() {
+        let mut state = State::first("orders", "a".into(), "b".into(), Timestamp(1_000));
+        state.generation = migration::units::Generation(3);
+        let of = |name: &str| is_of_stream(&slot(name, 0, "lost"), &state);
+        assert!(of("godwit_orders_g3") && of("godwit_orders_g3_critical"));
+        assert!(!["godwit_orders_g1", "godwit_orders_g1_critical", "godwit_orders_g33"].into_iter().any(of));
     }
 
     #[test]

@@ -167,6 +167,10 @@ impl Hands {
         let before = Generation(generation.0 - 1);
         self.cut_requests().await;
         self.streams.abandon(before).await;
+        // Where a move had just begun to go the other way, and its stream was not at its end yet.
+        if let Some(older) = before.0.checked_sub(1) {
+            self.streams.abandon(Generation(older)).await;
+        }
         let client = self.control(zone).await?;
         takeover::clear_the_way(&client).await.map_err(chain)?;
         // First: whatever comes late is of an older generation.
