@@ -15,6 +15,8 @@ use super::view::ResourceView;
 
 /// How often they are looked at.
 const EVERY: Duration = Duration::from_secs(10);
+/// How long that may take: the sessions have no time-outs.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Brings them on while there is a copy and nothing is moved; ends with `stop`.
 pub(super) fn follow(databases: Arc<Databases>, view: Arc<ArcSwap<ResourceView>>, stop: &CancellationToken) {
@@ -28,7 +30,8 @@ pub(super) fn follow(databases: Arc<Databases>, view: Arc<ArcSwap<ResourceView>>
                 }
                 let zones = [&*now.primary, &*now.shadow];
                 let follow = async |sides: Sides<'_>| takeover::follow_sequences(sides, &known).await;
-                match databases.beside(zones, now.generation, Purpose::Schema, follow).await {
+                let following = databases.beside(zones, now.generation, Purpose::Schema, follow);
+                match within(&databases, zones, following).await {
                     Ok(states) => known = states,
                     // One that is missing there is a difference of the schemas; that a database cannot be reached is told elsewhere.
                     Err(why) => {
@@ -39,4 +42,34 @@ pub(super) fn follow(databases: Arc<Databases>, view: Arc<ArcSwap<ResourceView>>
             tokio::time::sleep(EVERY).await;
         }
     }));
+}
+
+/// Connections that brought no answer are not used again.
+async fn within<T>(
+    databases: &Databases,
+    zones: [&str; 2],
+    doing: impl Future<Output = Result<T, String>>,
+) -> Result<T, String> {
+    let Ok(done) = tokio::time::timeout(PATIENCE, doing).await else {
+        for zone in zones {
+            databases.forget(zone, Purpose::Schema).await;
+        }
+        return Err(format!("no answer within {} s", PATIENCE.as_secs()));
+    };
+    done
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::live::Live;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_database_that_has_fallen_silent_is_not_waited_for() {
+        let databases = Databases::new(Live::new(crate::config::samples::orders()));
+        let silent = std::future::pending::<Result<(), _>>();
+        let why = within(&databases, ["near", "far"], silent).await.unwrap_err();
+        assert_eq!(why, "no answer within 20 s");
+    }
 }

@@ -33,6 +33,8 @@ const TIME_OUTS: [&str; 4] =
 const TIME_OUT_SINCE_17: &str = "SET transaction_timeout = 0";
 /// That the other side is gone each of the two notices within a minute, also where nothing is under way between them.
 const KEEPALIVES: &str = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3";
+/// The same where something is under way, which keepalives do not look at.
+const UNHEARD: Duration = Duration::from_mins(1);
 /// Of a connection whose parameters say nothing of it.
 const USUAL_IDLE: Duration = Duration::from_hours(2);
 /// What a session begins with besides, whatever the database and the role say: values and SQL mean the same everywhere. A database that somebody made
@@ -124,6 +126,9 @@ async fn open(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, D
     if parameters.get_keepalives_idle() == USUAL_IDLE {
         parameters.keepalives_idle(Duration::from_secs(30));
         parameters.keepalives_interval(Duration::from_secs(10)).keepalives_retries(3);
+    }
+    if parameters.get_tcp_user_timeout().is_none() {
+        parameters.tcp_user_timeout(UNHEARD);
     }
     if parameters.get_connect_timeout().is_none() {
         parameters.connect_timeout(CONNECT_TIMEOUT);
