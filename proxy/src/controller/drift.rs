@@ -283,10 +283,12 @@ pub(super) async fn spare(
     databases: &Databases,
     zones: [&str; 2],
     before: &mut Vec<String>,
+    streams: &Streams,
     audit: &Audit,
 ) -> Result<(), String> {
     let source = databases.get(zones[0], Purpose::Schema).await.map_err(chain)?;
     identify(resource, &source, zones[0], audit).await?;
+    note_unpublished(resource, databases, zones, &source, streams).await?;
     let found = drift::published_keyless(&source, &resource.name).await.map_err(chain)?;
     let (lost, new): (Vec<_>, Vec<_>) = found.into_iter().partition(|table| before.contains(table));
     *before = new;
@@ -301,6 +303,31 @@ pub(super) async fn spare(
             zone: zones[0].to_owned(),
             done: done.collect(),
         });
+    }
+    Ok(())
+}
+
+/// Writes down which of the shadow's tables are not published: whoever publishes one again does not bring back what was written meanwhile.
+async fn note_unpublished(
+    resource: &Resource,
+    databases: &Databases,
+    zones: [&str; 2],
+    source: &Client,
+    streams: &Streams,
+) -> Result<(), String> {
+    // One that is just being filled is published at the end.
+    let Ok(_turn) = streams.schema().try_lock() else { return Ok(()) };
+    let tables = drift::not_published(source, &resource.name).await.map_err(chain)?;
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let shadow = databases.get(zones[1], Purpose::Schema).await.map_err(chain)?;
+    for table in &tables {
+        match drift::seed_anew(&shadow, std::slice::from_ref(table)).await {
+            // One that the shadow lacks is copied whole in any case.
+            Ok(_) | Err(replicator::Error::Unready(_)) => {}
+            Err(error) => return Err(chain(error)),
+        }
     }
     Ok(())
 }

@@ -213,7 +213,8 @@ impl Measure {
                 }
                 if drift::stands_in_the_way(&view.load()).is_none() {
                     let spared =
-                        drift::spare(&resource.load(), &databases, zones, &mut keyless, &audit).await;
+                        drift::spare(&resource.load(), &databases, zones, &mut keyless, &streams, &audit)
+                            .await;
                     if let Err(why) = spared {
                         tracing::debug!(
                             resource = resource.load().name,

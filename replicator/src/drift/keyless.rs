@@ -55,6 +55,20 @@ pub async fn published_keyless(source: &Client, resource: &str) -> Result<Vec<St
     Ok(found.iter().map(|row| row.get(0)).collect())
 }
 
+/// Those of the source's that may be published for this resource and are not, as `schema.table`.
+pub async fn unpublished(source: &Client, resource: &str) -> Result<Vec<String>, Error> {
+    let names = LANES.map(|lane| lane.publication_name(resource));
+    let sql = format!(
+        "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE {USER_TABLES} AND NOT {KEYLESS} \
+         AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+           WHERE r.prrelid = c.oid AND p.pubname = ANY ($1)) ORDER BY 1"
+    );
+    let found = source.query(&sql, &[&names.as_slice()]).await;
+    let found = found.map_err(refused("look for tables that are not published"))?;
+    Ok(found.iter().map(|row| row.get(0)).collect())
+}
+
 /// Publishes these tables no more: they lost their keys. Their rows are to be copied anew once they have a key; that is written down first.
 pub async fn unpublish(
     source: &Client,

@@ -36,7 +36,7 @@ use identities::{Index, Known, Number};
 use kinds::{APART, ASIDE, HARMLESS, LONG, MADE_ANEW, REPLACED, STRICT, WHOLE};
 
 pub use fill::{Filling, Sides, seed_anew};
-pub use keyless::{identify, published_keyless, unpublish};
+pub use keyless::{identify, published_keyless, unpublish, unpublished as not_published};
 pub use sync::{Synced, mark, sync};
 
 /// Of `pg_class c` and `pg_namespace n`: whether it is the service's, no extension's and nothing of Godwit's, and not only passing.
@@ -335,8 +335,9 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     found.extend(values);
     let (others, told_too) = names::renamed(source, shadow, zones[0]);
     found.extend(others.into_iter().filter(|other| !touched.contains(&other.subject)));
-    // What is left alone is said below.
-    let unfilled = shadow.unfilled.iter().filter(|table| published(source, table) != Some(KEYLESS));
+    // What is left alone, or not published, is said below.
+    let said = |table: &String| matches!(published(source, table), Some(KEYLESS | "no"));
+    let unfilled = shadow.unfilled.iter().filter(|table| !said(table));
     found.extend(unfilled.map(|table| {
         let what = format!("its rows on {} are not whole", zones[1]);
         Difference::new(table, what, Mend::Table(table.clone()))
