@@ -117,6 +117,40 @@ async fn compared(leader: &Leader<'_>) -> Result<SchemaView> {
     leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}/schema")).await
 }
 
+/// What the applier goes on with is older than the column: rows that it deletes and inserts again keep that as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_comes_before_older_changes_is_kept_by_them() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let primary = connect(near).await?;
+    primary
+        .batch_execute(
+            "CREATE TABLE marks (id int PRIMARY KEY, place int GENERATED ALWAYS AS IDENTITY, n int DEFAULT 0);
+             INSERT INTO marks (id) SELECT generate_series(1, 9)",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let (shadow, somebody) = (connect(far).await?, connect(far).await?);
+    let equal = async || {
+        let rows = "SELECT string_agg(m::text, ' ' ORDER BY id) FROM marks m";
+        let all = async |client: &Client| anyhow::Ok(client.query_one(rows, &[]).await?.get::<_, String>(0));
+        Ok(all(&primary).await? == all(&shadow).await?)
+    };
+    primary.batch_execute("UPDATE marks SET n = 1").await?;
+    until("the applier has met the table", equal).await?;
+    // It can begin nothing.
+    somebody.batch_execute("BEGIN; SELECT FROM godwit.progress FOR UPDATE").await?;
+    primary.batch_execute("UPDATE marks SET place = DEFAULT").await?;
+    primary.batch_execute("ALTER TABLE marks ADD COLUMN note text DEFAULT 'a'").await?;
+    primary.batch_execute("ALTER TABLE marks ALTER COLUMN note DROP DEFAULT").await?;
+    let after = sync(&leader, false).await?;
+    ensure!(after.done.iter().any(|done| done.contains(" ADD COLUMN ")), "{after:#?}");
+    somebody.batch_execute("COMMIT").await?;
+    until("both have the same rows", equal).await?;
+    leader.ready().await.map(drop)
+}
+
 /// Views, functions, triggers and what a role may do: a service misses them as it would a column.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_stands_around_the_tables_is_brought_up_as_well() -> Result<()> {

@@ -43,6 +43,8 @@ const MOMENT: &str = "100ms";
 const APPLICATION: &str = "godwit-fill";
 /// Whoever fills a table of the shadow's holds this lock there until it is committed.
 pub(crate) const FILLS: i64 = 7_221_037_481_926_144_002;
+/// Whoever ends appliers within a transaction holds this lock until it is committed: those that begin anew wait for it.
+const ENDS: i64 = 7_221_037_481_926_144_003;
 
 /// So many bytes are let through together.
 const AT_ONCE: u64 = 64 << 10;
@@ -81,6 +83,14 @@ pub(crate) async fn over(shadow: &Client) -> Result<(), Error> {
         "SELECT pg_catalog.pg_advisory_lock_shared({FILLS}), pg_catalog.pg_advisory_unlock_shared({FILLS})"
     );
     shadow.batch_execute(&wait).await.map_err(Error::database("wait until a table is filled"))
+}
+
+/// Waits while somebody ends appliers there: who looks at a table afterwards sees what it has become.
+pub(crate) async fn begun(shadow: &Client) -> Result<(), Error> {
+    let wait = format!(
+        "SELECT pg_catalog.pg_advisory_lock_shared({ENDS}), pg_catalog.pg_advisory_unlock_shared({ENDS})"
+    );
+    shadow.batch_execute(&wait).await.map_err(Error::database("wait until a table is altered"))
 }
 
 /// Makes the table where it is missing, fills it, and publishes it where it is not published; how many rows it has. None: its rows are not
@@ -185,9 +195,20 @@ async fn record(
 
 /// Ends the sessions that apply streams in this database; they begin anew.
 pub(crate) async fn end_appliers(shadow: &Client) -> Result<(), tokio_postgres::Error> {
-    let end = "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity \
-        WHERE starts_with(application_name, $1) AND datname = current_database() AND usename = current_user";
-    shadow.execute(end, &[&APPLIES]).await.map(drop)
+    shadow.batch_execute(&ending()).await
+}
+
+fn ending() -> String {
+    format!(
+        "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity \
+         WHERE starts_with(application_name, {}) AND datname = current_database() AND usename = current_user",
+        quote_literal(APPLIES)
+    )
+}
+
+/// SQL that does this and ends the appliers before it is committed: none of them writes by what the table was before.
+pub(super) fn unseen(sql: &str) -> String {
+    format!("{sql}; SELECT pg_catalog.pg_advisory_xact_lock({ENDS}); {}", ending())
 }
 
 /// Within the open transaction.

@@ -60,10 +60,14 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
         for difference in wanted {
             let mended = match &difference.mend {
                 Mend::Add(sql) | Mend::Drop(sql) => {
-                    add(shadow, &difference.subject, sql).await.map(|()| Some(sql.clone()))
+                    let of_appliers = is_of_appliers(&difference.mend);
+                    let added = add(shadow, &difference.subject, sql, of_appliers).await;
+                    renewal.owed |= added.is_ok() && of_appliers && is_index(sql);
+                    added.map(|()| Some(sql.clone()))
                 }
+                // Before anything else can have its name.
                 Mend::Rename(sql) => {
-                    rename(shadow, &difference.subject, sql).await.map(|()| Some(sql.clone()))
+                    add(shadow, &difference.subject, sql, true).await.map(|()| Some(sql.clone()))
                 }
                 Mend::Table(name) => {
                     if together.is_none() {
@@ -83,7 +87,6 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                 }
                 Mend::Anew(_) | Mend::Person(_) => Ok(None),
             };
-            renewal.owed |= mended.is_ok() && is_of_appliers(&difference.mend);
             let mended = match (&difference.mend, &difference.made) {
                 (Mend::Add(_), Some((key, of))) if mended.is_ok() => {
                     worded::made(shadow, key, of).await.and(mended)
@@ -160,13 +163,14 @@ fn is_grant_on_schema(sql: &str) -> bool {
 /// Whether it makes or takes away what tells a row, or what acts on each change, or changes what its columns are: appliers go by what there was when
 /// they met the table.
 fn is_of_appliers(mend: &Mend) -> bool {
-    const TELLS: [&str; 10] = [
+    const TELLS: [&str; 11] = [
         " UNIQUE ",
         " PRIMARY KEY ",
         " DROP CONSTRAINT ",
         " REPLICA IDENTITY ",
         " ENABLE ALWAYS ",
         " ENABLE REPLICA ",
+        " ADD COLUMN ",
         " DROP COLUMN ",
         " TYPE ",
         " SET GENERATED ",
@@ -179,16 +183,21 @@ fn is_of_appliers(mend: &Mend) -> bool {
             && TELLS.iter().any(|words| sql.contains(words)))
 }
 
-async fn add(shadow: &Client, subject: &str, sql: &str) -> Result<(), Error> {
-    let index = ["CREATE INDEX ", "CREATE UNIQUE INDEX "].iter().any(|words| sql.starts_with(words));
-    if index && index_beside_writers(shadow, subject, sql).await? {
+fn is_index(sql: &str) -> bool {
+    ["CREATE INDEX ", "CREATE UNIQUE INDEX "].iter().any(|words| sql.starts_with(words))
+}
+
+/// Of appliers: those that know what it changes end with it, and begin anew.
+async fn add(shadow: &Client, subject: &str, sql: &str, of_appliers: bool) -> Result<(), Error> {
+    if is_index(sql) && index_beside_writers(shadow, subject, sql).await? {
         return Ok(());
     }
     // A value of an enum may not be added in a transaction with other things. The body of a function may speak of what comes later.
     let settings =
         format!("SET search_path = ''; SET check_function_bodies = off; SET lock_timeout = '{PATIENCE}'; ");
     let settings = if sql.starts_with("ALTER TYPE") { String::new() } else { settings };
-    let Err(error) = shadow.batch_execute(&format!("{settings}{sql}")).await else { return Ok(()) };
+    let all = if of_appliers { fill::unseen(sql) } else { sql.to_owned() };
+    let Err(error) = shadow.batch_execute(&format!("{settings}{all}")).await else { return Ok(()) };
     // Another type of what a function returns, another column of a view.
     let is_another = [SqlState::INVALID_FUNCTION_DEFINITION, SqlState::INVALID_TABLE_DEFINITION]
         .iter()
@@ -214,12 +223,6 @@ fn dropped(subject: &str, sql: &str) -> Option<String> {
 async fn derived(shadow: &Client, subject: &str) -> Result<bool, tokio_postgres::Error> {
     let row = shadow.query_one(include_str!("derived.sql"), &[&subject]).await?;
     Ok(row.get(0))
-}
-
-/// Gives what is there another name. Appliers that know it by the old one end before anything else can have that, and begin anew.
-async fn rename(shadow: &Client, subject: &str, sql: &str) -> Result<(), Error> {
-    add(shadow, subject, sql).await?;
-    fill::end_appliers(shadow).await.map_err(refused(&format!("{subject}: {sql}")))
 }
 
 /// Makes an index of this table while the applier goes on writing; whether that is possible (not of a partitioned table).
@@ -257,6 +260,7 @@ mod tests {
         assert!(drop("DROP INDEX IF EXISTS public.by_mail"));
         assert!(drop("ALTER TABLE public.people DROP CONSTRAINT IF EXISTS people_key"));
         assert!(drop("ALTER TABLE public.people DROP COLUMN IF EXISTS nick"));
+        assert!(add("ALTER TABLE public.people ADD COLUMN nick text DEFAULT 'none'"));
         for change in ["TYPE bigint", "SET GENERATED ALWAYS", "DROP EXPRESSION"] {
             assert!(add(&format!("ALTER TABLE public.people ALTER COLUMN id {change}")), "{change}");
         }

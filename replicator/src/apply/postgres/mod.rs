@@ -34,6 +34,7 @@ use self::session::{Checkpoint, Failure, PART, Session, halves, has_code};
 use super::Target;
 use super::window::Window;
 use crate::change::{Change, LargeHeader, Transaction};
+use crate::drift::fill;
 use crate::error::{Error, ErrorKind};
 use crate::identity::SourceId;
 use crate::lsn::Lsn;
@@ -281,6 +282,7 @@ impl Target for PostgresTarget {
         (self.known, self.source) = (None, None);
         self.tables = Tables::default();
         let client = open(&self.dsn, &self.application()).await?;
+        fill::begun(&client).await?;
         self.take_origin(&client).await?;
         // Written again, so that what an older session did not flush is durable with it.
         let row = client
