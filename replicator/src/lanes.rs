@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::fence::{refused, rows};
 use crate::lsn::Lsn;
 use crate::postgres::quote_ident;
@@ -23,6 +23,10 @@ use crate::preflight::{Finding, Severity};
 
 /// Name of the trigger on critical tables.
 const TRIGGER: &str = "godwit_critical";
+/// How long a table may stay locked by others where nobody says: so long may its readers wait behind them.
+const MOMENT: Duration = Duration::from_millis(400);
+/// The same where it is tried again all the time.
+const GLIMPSE: Duration = Duration::from_millis(50);
 
 /// Installs the trigger's function and what the database's default was before.
 async fn install(client: &Client) -> Result<(), Error> {
@@ -201,13 +205,18 @@ pub async fn publish(client: &Client, resource: &str, tables: &[String]) -> Resu
         _ => open_publication(client, resource).await?,
     };
     slot::ensure_publication(client, &Lane::Main.publication_name(resource)).await?;
-    let mut sql = Change::between(&members, &critical.leaves).sql(resource);
-    let triggers = triggers(client, &critical.triggered).await?;
-    sql.extend(triggers.put.into_iter().chain(triggers.take));
+    let sql = Change::between(&members, &critical.leaves).sql(resource);
+    let Triggers { put, take } = triggers(client, &critical.triggered).await?;
+    let patience = lock_timeout(MOMENT);
+    one_by_one(client, &put, &patience).await?;
     if !sql.is_empty() {
         client.batch_execute(&sql.join("; ")).await.map_err(refused("publish the critical tables"))?;
     }
-    if tables.is_empty() { close(client, resource).await } else { Ok(()) }
+    if tables.is_empty() {
+        return close(client, resource).await;
+    }
+    taken(client, &take, &patience).await;
+    Ok(())
 }
 
 /// Creates the critical publication, empty, if it is not there; gives what it holds.
@@ -299,11 +308,26 @@ async fn one_by_one(client: &Client, statements: &[String], patience: &str) -> R
     Ok(())
 }
 
+/// Takes triggers away that nothing needs; whether all are gone. Where one stays, for now, commits wait that need not.
+async fn taken(client: &Client, take: &[String], patience: &str) -> bool {
+    let mut all = true;
+    for sql in take {
+        if let Err(error) = one_by_one(client, std::slice::from_ref(sql), patience).await {
+            all = false;
+            let error = chain(&error);
+            tracing::warn!(sql, %error, "the trigger of a table that is not critical stays for now");
+        }
+    }
+    all
+}
+
 /// Puts the trigger where it is missing or switched off; on how many tables. One that stays locked for longer than `patience` is an error (55P03).
+/// Takes it away where it was left on a table that is not critical.
 pub async fn arm(client: &Client, tables: &[String], patience: Duration) -> Result<usize, Error> {
     let critical = resolve(client, tables).await?;
-    let Triggers { put, .. } = triggers(client, &critical.triggered).await?;
+    let Triggers { put, take } = triggers(client, &critical.triggered).await?;
     one_by_one(client, &put, &lock_timeout(patience)).await?;
+    taken(client, &take, &lock_timeout(patience.min(GLIMPSE))).await;
     Ok(put.len())
 }
 
@@ -347,7 +371,7 @@ impl<'a> Handover<'a> {
         // Before any table is locked. A trigger that comes too early, or stays, makes a commit wait that need not.
         one_by_one(client, &put, &patience).await?;
         if change.is_empty() {
-            one_by_one(client, &take, &patience).await?;
+            taken(client, &take, &patience).await;
             return Ok(None);
         }
         let sql = change.sql(resource);
@@ -371,7 +395,7 @@ impl<'a> Handover<'a> {
     }
 
     /// Changes the publications and lets the writers go on. Where a trigger that is not needed any more cannot be taken away the tables have
-    /// changed lanes all the same, and the next [`Handover::begin`] tries again.
+    /// changed lanes all the same, and [`arm`] and the next [`Handover::begin`] try again.
     pub async fn finish(self) -> Result<(), Error> {
         let sql = format!("{}; COMMIT", self.sql.join("; "));
         let result = self.client.batch_execute(&sql).await;
@@ -379,7 +403,8 @@ impl<'a> Handover<'a> {
             self.client.batch_execute("ROLLBACK").await.map_err(refused("give a handover up"))?;
         }
         result.map_err(refused("hand tables over to their lanes"))?;
-        one_by_one(self.client, &self.take, &self.patience).await
+        taken(self.client, &self.take, &self.patience).await;
+        Ok(())
     }
 
     /// Leaves everything as it was.
@@ -388,12 +413,16 @@ impl<'a> Handover<'a> {
     }
 }
 
-/// Removes the critical publication, which must be empty, and the triggers: the resource has one lane again.
+/// Removes the critical publication, which must be empty, and the triggers: the resource has one lane again. Where a table is locked by others
+/// its trigger stays, and so does the publication: it can be closed again.
 pub async fn close(client: &Client, resource: &str) -> Result<(), Error> {
     let name = Lane::Critical.publication_name(resource);
-    let mut sql = triggers(client, &BTreeSet::new()).await?.take;
-    sql.push(format!("DROP PUBLICATION IF EXISTS {}", quote_ident(&name)));
-    client.batch_execute(&sql.join("; ")).await.map_err(refused("close the critical lane"))
+    let take = triggers(client, &BTreeSet::new()).await?.take;
+    if !taken(client, &take, &lock_timeout(MOMENT)).await {
+        return Ok(());
+    }
+    let drop = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(&name));
+    client.batch_execute(&drop).await.map_err(refused("close the critical lane"))
 }
 
 /// Makes `synchronous_commit = local` the default of new sessions in this database, and remembers what it was.

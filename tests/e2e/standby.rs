@@ -294,6 +294,34 @@ async fn critical(major: u32) -> Result<()> {
     Ok(())
 }
 
+/// Its other readers would wait behind whoever takes its trigger away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_read_leaves_its_lane_and_loses_its_trigger_later() -> Result<()> {
+    let server = TestCluster::start(15)?;
+    let client = server.create_database(DATABASE, "CREATE TABLE plain (id int PRIMARY KEY)").await?;
+    fence::install(&client, "shop", 1).await?;
+    lanes::publish(&client, "shop", &["public.plain".to_owned()]).await?;
+    let carries = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgname = 'godwit_critical')::text";
+
+    let reader = server.connect(DATABASE).await?;
+    reader.batch_execute("BEGIN; SELECT FROM plain").await?;
+    let moment = Duration::from_millis(20);
+    let handover = Handover::begin(&client, "shop", &[], moment).await?.context("a handover")?;
+    handover.finish().await?;
+    ensure!(lanes::members(&client, "shop").await?.is_some_and(|members| members.is_empty()), "it has left");
+    ensure!(Handover::begin(&client, "shop", &[], moment).await?.is_none(), "no table changes lanes");
+    ensure!(lanes::arm(&client, &[], moment).await? == 0 && text(&client, carries).await? == "true");
+    lanes::publish(&client, "shop", &[]).await?;
+    ensure!(lanes::members(&client, "shop").await?.is_some(), "it is there to be closed again");
+
+    reader.batch_execute("COMMIT").await?;
+    lanes::arm(&client, &[], PATIENCE).await?;
+    ensure!(text(&client, carries).await? == "false", "it was tried again");
+    lanes::publish(&client, "shop", &[]).await?;
+    ensure!(lanes::members(&client, "shop").await?.is_none());
+    Ok(())
+}
+
 /// It has a lock of the parent when it waits for one of the partition.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_writes_through_a_parent_waits_for_a_handover_and_not_the_other_way_round() -> Result<()> {

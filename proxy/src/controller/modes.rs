@@ -198,7 +198,9 @@ impl Work {
         if hybrid {
             return lanes::commit_locally(&client).await.map_err(chain);
         }
-        if self.streams.lane(self.stage.generation, Lane::Critical).is_some() {
+        let lane = self.streams.lane(self.stage.generation, Lane::Critical);
+        // One that was ended may not have been closed.
+        if lane.is_some() || lanes::members(&client, resource).await.map_err(chain)?.is_some() {
             self.streams.close_critical(self.stage.generation, &client).await?;
         }
         lanes::commit_as_before(&client).await.map_err(chain)
