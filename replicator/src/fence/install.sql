@@ -601,7 +601,7 @@ END $$;
 
 -- Changes with every DDL on a user's table, type, sequence, view, function, trigger, policy, schema, foreign table or server, with whose they are and
 -- who may do what with them, and with nothing else: how many rows the catalogs have about them, which transactions wrote those, and what is said of
--- relations. No more than a few milliseconds for a thousand tables.
+-- relations. Some 20 ms of a core for a thousand tables with two indexes each, most of that for their columns.
 CREATE OR REPLACE FUNCTION godwit.schema_stamp() RETURNS text LANGUAGE sql STABLE AS $$
   WITH schemas AS MATERIALIZED (
     SELECT n.oid, n.xmin FROM pg_catalog.pg_namespace n
