@@ -40,7 +40,7 @@ pub(super) const WORDED: [&str; 12] = [
     OPTIONS,
 ];
 /// What is too long to be told where it differs.
-pub(super) const LONG: [&str; 12] = [
+pub(super) const LONG: [&str; 11] = [
     "view",
     "materialized view",
     "query",
@@ -52,7 +52,6 @@ pub(super) const LONG: [&str; 12] = [
     "table list",
     "row filter",
     "comment",
-    OPTIONS,
 ];
 /// What does no harm where only the shadow has it; it stops no move, but would be in the way of what is made under its name later.
 pub(super) const HARMLESS: [&str; 23] = [
@@ -100,8 +99,8 @@ pub(super) const REPLACED: [&str; 13] = [
 
 /// What goes before it is made as it should be.
 pub(super) const MADE_ANEW: [&str; 3] = ["constraint", "domain constraint", "index"];
-/// What changes nothing that a service reads or writes, and stops no move.
-pub(super) const ASIDE: [&str; 12] = [
+/// What changes nothing that a service reads or writes, or is for each zone to say, and stops no move.
+pub(super) const ASIDE: [&str; 13] = [
     "option",
     "column option",
     "statistics target",
@@ -114,6 +113,7 @@ pub(super) const ASIDE: [&str; 12] = [
     "row filter",
     "publication owner",
     "comment",
+    OPTIONS,
 ];
 
 /// What ties a table to another: it loses no row where it is taken from that.

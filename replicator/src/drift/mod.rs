@@ -33,7 +33,7 @@ use crate::postgres::slot::{KEYLESS_OF_T, PASSING};
 
 use columns::Step;
 use identities::{Index, Known, Number};
-use kinds::{APART, ASIDE, HARMLESS, LONG, MADE_ANEW, REPLACED, STRICT, WHOLE};
+use kinds::{APART, ASIDE, HARMLESS, LONG, MADE_ANEW, OPTIONS, REPLACED, STRICT, WHOLE};
 
 pub use fill::{Filling, Sides, seed_anew};
 pub use keyless::{identify, published_keyless, unpublish, unpublished as not_published};
@@ -410,7 +410,12 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             Some(there) => {
                 let Some((mend, when)) = changed(source, key, shape, there, shadow.major) else { continue };
                 let called = called(kind, name);
-                let what = if LONG.contains(&kind.as_str()) {
+                let what = if kind == OPTIONS {
+                    format!(
+                        "{called} were changed on {}, and are each zone's own: told until those on {} are changed, too",
+                        zones[0], zones[1]
+                    )
+                } else if LONG.contains(&kind.as_str()) {
                     format!("{called} is not the same on {} and on {}", zones[0], zones[1])
                 } else {
                     let (here, there) = (&shape.definition, &there.definition);

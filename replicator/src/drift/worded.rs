@@ -192,6 +192,7 @@ async fn write(client: &Client, new: &[(Key, String, String)], gone: &[Key]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drift::Mend;
 
     fn side(major: u32, definitions: &[(&str, &str)]) -> Fingerprint {
         let thing = |(name, definition): &(&str, &str)| {
@@ -281,6 +282,11 @@ mod tests {
         assert!(alike(&of("near"), &prepared("far", &pairs)), "the shadow's own");
         assert!(!alike(&of("nearer"), &prepared("near", &pairs)), "changed on the source");
         assert!(alike(&of("nearer"), &prepared("farther", &pairs)), "and then on the shadow");
+        // A person may have changed the shadow's first, or want it as it is.
+        let told = crate::drift::compare(&of("nearer"), &prepared("near", &pairs), ["one", "other"]);
+        let [told] = told.as_slice() else { panic!("{told:#?}") };
+        assert!(!told.stops && told.mend == Mend::Person(None), "{told:#?}");
+        assert!(told.what.ends_with("told until those on other are changed, too"), "{}", told.what);
     }
 
     #[test]
