@@ -76,6 +76,7 @@ def main(chart, values):
         (("10s", 2, False), ("10s", 2), None),
         (("10s", 2, True), ("10s", 1), None),
         (("10s", 2, True), (None, 1), "would be lost"),
+        (("10s", 1, False), (None, 1), "is not restarted yet"),
         (("10s", 1, True), (None, 1), None),
     ]:
         server.cluster = cluster(*there)

@@ -131,6 +131,7 @@ affinity:
 {{- $set := lookup "apps/v1" "StatefulSet" .Release.Namespace $name -}}
 {{- if and $files $set -}}
 {{- $had := dig "node" "lease" "" (dig "data" "godwit.yaml" "" $files | fromYaml) -}}
+{{- $wants := dig "node" "lease" "" .Values.config -}}
 {{- $several := gt (int .Values.replicas) 1 -}}
 {{- $were := max (dig "spec" "replicas" 0 $set | int) (dig "status" "replicas" 0 $set | int) -}}
 {{- $settled := and (eq (dig "metadata" "generation" 0 $set | int) (dig "status" "observedGeneration" 0 $set | int)) (eq (dig "status" "currentRevision" "" $set) (dig "status" "updateRevision" "" $set)) -}}
@@ -138,8 +139,10 @@ affinity:
 {{- fail "replicas: the node that runs has no lease, and would lead beside another: first an upgrade to config.node.lease with replicas: 1, then one to more" -}}
 {{- else if and $several (lt $were 2) (not $settled) -}}
 {{- fail (printf "replicas: %s-0 is not restarted yet since the last upgrade, and may have no lease: again when it is" $name) -}}
-{{- else if and (gt $were 1) (not (dig "node" "lease" "" .Values.config)) -}}
+{{- else if and (gt $were 1) (not $wants) -}}
 {{- fail "config.node.lease: without it what another node has led would be lost: first an upgrade to replicas: 1, then, when the pod is ready, one without the lease" -}}
+{{- else if and $had (not $wants) (not $settled) -}}
+{{- fail (printf "config.node.lease: %s-0 is not restarted yet since the last upgrade, and may not have what another node has led: again when it is ready" $name) -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
