@@ -495,7 +495,9 @@ impl Waiting {
         let named = format!("policies.{stem}.name");
         let given = values.iter().filter(|(key, _)| **key == named).filter_map(|(_, name)| name.as_str());
         let has = given.chain([stem]).any(|name| self.policies.iter().any(|policy| policy == name));
-        has && (self.all || of != "limits.freeze")
+        // Of two policies the times of both count, and whether one was taken away cannot be told.
+        let [kept, written] = &self.policies;
+        has && (self.all || of != "limits.freeze" || kept != written)
     }
 }
 

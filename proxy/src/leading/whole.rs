@@ -208,6 +208,32 @@ fn a_policy_that_does_not_fit_the_step_holds_back_nothing_else() {
 }
 
 #[test]
+fn the_freezes_of_a_policy_that_waits_count_and_are_not_called_applied() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("policies")).unwrap();
+    let write = |name: &str, text: &str| {
+        std::fs::write(folder.path().join(format!("policies/{name}.yaml")), text).unwrap();
+    };
+    let other = "mode: observe\nscore: { step: 10s, horizon: 6h }\n";
+    let freeze = "limits: { freeze: [{ from: \"0 8 * * FRI\", for: 2h, zone: Europe/Berlin, why: x }] }\n";
+    write("q", other);
+    let policy = "mode: auto\nscore: { step: 1s, horizon: 1h }\n";
+    let whole = Whole::start(folder.path(), BOTH, "", policy, &at("near", "far", 1));
+    let file = folder.path().join("godwit.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("policy: p", "policy: q", 1)).unwrap();
+    write("q", &format!("{other}{freeze}"));
+    for _ in 0..2 {
+        let done = whole.runtime.block_on(whole.changes.reload()).unwrap();
+        assert_eq!((done.applied.len(), done.refused.len()), (0, 1), "{done:?}");
+        let shop = whole.shop.live.load();
+        assert_eq!((shop.policy.name.as_str(), shop.freeze.len()), ("p", 1));
+        // What was taken away counts until a restart, and that it does not yet is no secret.
+        write("q", other);
+    }
+}
+
+#[test]
 fn requests_go_to_where_the_driver_says_by_now_that_the_primary_is() {
     let folder = tempfile::tempdir().unwrap();
     let known = Endpoint { http: vec!["127.0.0.1:6".into()], dsn: None };
