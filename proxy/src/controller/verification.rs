@@ -4,6 +4,7 @@
 //! there. A migration ends it when it begins: nothing may read in the databases while requests are held. Once it soaks it is in nobody's way.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -168,6 +169,16 @@ struct Kept {
     view: VerificationView,
     /// None: an earlier program wrote it.
     known: Option<Known>,
+    /// Later ones have higher numbers.
+    #[serde(skip)]
+    number: u64,
+}
+
+/// Where it is kept, across the process's end.
+struct Shelf {
+    file: PathBuf,
+    /// Number of the newest that is there.
+    newest: tokio::sync::Mutex<u64>,
 }
 
 /// The verifications of one resource.
@@ -175,9 +186,11 @@ pub struct Verifications {
     databases: Arc<Databases>,
     streams: Arc<Streams>,
     large_objects: Arc<LargeObjects>,
-    file: PathBuf,
+    shelf: Arc<Shelf>,
     view: watch::Sender<VerificationView>,
     known: Mutex<Known>,
+    /// How often something was taken to be kept.
+    taken: AtomicU64,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -190,7 +203,7 @@ impl Verifications {
         large_objects: Arc<LargeObjects>,
     ) -> Self {
         let file = state.join(format!("verification-{}.json", streams.resource()));
-        let Kept { mut view, known } = match read(&file) {
+        let Kept { mut view, known, .. } = match read(&file) {
             Ok(kept) => kept.unwrap_or_default(),
             Err(why) => {
                 tracing::warn!(file = %file.display(), %why, "the last verification cannot be read: it is forgotten");
@@ -206,16 +219,17 @@ impl Verifications {
             view.state = Standing::Stopped;
             view.why = "godwit was stopped".into();
         }
-        if view.ended_ms.is_some() {
+        if view.ended_ms.or(known.differences).or(known.verified_ms).is_some() {
             telemetry::verification(streams.resource(), Some(view.progress.rows), &known);
         }
         Self {
             databases,
             streams,
             large_objects,
-            file,
+            shelf: Arc::new(Shelf { file, newest: tokio::sync::Mutex::new(0) }),
             view: watch::Sender::new(view),
             known: Mutex::new(known),
+            taken: AtomicU64::new(0),
             task: Mutex::default(),
         }
     }
@@ -293,8 +307,17 @@ impl Verifications {
 
     /// Ends the one that runs; `false`: none does.
     pub fn stop(&self, why: &str) -> bool {
+        let ended = self.end(why);
+        if ended.is_some() {
+            drop(tokio::spawn(save(self.shelf.clone(), self.tell())));
+        }
+        ended.unwrap_or_default()
+    }
+
+    /// None: there is no task to end; else whether it was amid its work.
+    fn end(&self, why: &str) -> Option<bool> {
         let mut task = lock(&self.task);
-        let Some(task) = task.take().filter(|task| !task.is_finished()) else { return false };
+        let task = task.take().filter(|task| !task.is_finished())?;
         task.abort();
         let mut stopped = false;
         self.view.send_modify(|view| {
@@ -304,8 +327,7 @@ impl Verifications {
                 view.ended_ms = Some(clock::now().0);
             }
         });
-        drop(tokio::spawn(save(self.file.clone(), self.tell())));
-        stopped
+        Some(stopped)
     }
 
     /// There is this shadow now, or none: what was known of another one, or before it was seeded anew, is not known of it.
@@ -314,13 +336,19 @@ impl Verifications {
         if lock(&self.known).is_of(generation, emptied) {
             return;
         }
-        self.stop("the shadow that it looked at is no more");
-        let known = Known { generation, emptied, ..Known::default() };
+        let ended = self.end("the shadow that it looked at is no more");
+        let mut known = lock(&self.known);
+        let before = std::mem::replace(&mut *known, Known { generation, emptied, ..Known::default() });
         telemetry::verification(self.streams.resource(), None, &known);
-        let before = std::mem::replace(&mut *lock(&self.known), known.clone());
-        if before.differences.or(before.verified_ms).is_some() {
-            drop(tokio::spawn(save(self.file.clone(), Kept { view: self.view(), known: Some(known) })));
+        if ended.is_some() || before.differences.or(before.verified_ms).is_some() {
+            drop(tokio::spawn(save(self.shelf.clone(), self.kept(self.view(), &known))));
         }
+    }
+
+    /// `known` is locked, so that what is taken later is newer.
+    fn kept(&self, view: VerificationView, known: &Known) -> Kept {
+        let number = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
+        Kept { view, known: Some(known.clone()), number }
     }
 
     /// Brings the metrics up; what is to be kept.
@@ -329,7 +357,7 @@ impl Verifications {
         let mut known = lock(&self.known);
         known.take(&view);
         telemetry::verification(self.streams.resource(), Some(view.progress.rows), &known);
-        Kept { view, known: Some(known.clone()) }
+        self.kept(view, &known)
     }
 
     async fn run(self: Arc<Self>, begun: VerificationView, resume: Option<Progress>) {
@@ -352,7 +380,7 @@ impl Verifications {
             Standing::Done => tracing::info!(resource, rows = view.progress.rows, "verification: equal"),
             _ => tracing::warn!(resource, why, "verification failed"),
         }
-        save(self.file.clone(), kept).await;
+        save(self.shelf.clone(), kept).await;
     }
 
     /// Changes the view, if it still is of the verification that `begun` describes.
@@ -412,7 +440,7 @@ impl Verifications {
         let mut news = self.view.subscribe();
         loop {
             drop(news.borrow_and_update());
-            save(self.file.clone(), self.tell()).await;
+            save(self.shelf.clone(), self.tell()).await;
             tokio::time::sleep(SAVE_EVERY).await;
             if news.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -447,13 +475,19 @@ fn read(file: &Path) -> Result<Option<Kept>, String> {
     }
 }
 
-/// Replaces the file; a verification whose state cannot be kept goes on all the same.
-async fn save(file: PathBuf, kept: Kept) {
+/// Replaces the file, unless a newer one is there; a verification whose state cannot be kept goes on all the same.
+async fn save(shelf: Arc<Shelf>, kept: Kept) {
+    let mut newest = shelf.newest.lock().await;
+    if kept.number <= *newest {
+        return;
+    }
+    *newest = kept.number;
+    let file = &shelf.file;
     let partial = file.with_extension("partial");
     let written = match serde_json::to_vec(&kept) {
         Ok(bytes) => async {
             tokio::fs::write(&partial, bytes).await?;
-            tokio::fs::rename(&partial, &file).await
+            tokio::fs::rename(&partial, file).await
         }
         .await
         .map_err(chain),
@@ -516,8 +550,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("verification-orders.json");
         let known = Known { generation: 3, emptied: 1, differences: Some(2), verified_ms: Some(7) };
-        let kept = Kept { view: view(Standing::Done, &["clean"], 0), known: Some(known) };
-        save(file.clone(), kept).await;
+        let shelf = Arc::new(Shelf { file: file.clone(), newest: tokio::sync::Mutex::new(0) });
+        let kept = Kept { view: view(Standing::Done, &["clean"], 0), known: Some(known), number: 2 };
+        save(shelf.clone(), kept).await;
+        // What was taken before comes late.
+        save(shelf, Kept { number: 1, ..Kept::default() }).await;
         let kept = read(&file).expect("readable").expect("there");
         assert_eq!(kept.view, view(Standing::Done, &["clean"], 0));
         let known = kept.known.expect("kept");
