@@ -1,21 +1,24 @@
 //! Whether the clients of one primary could log in at the next: tried beforehand, with what they proved themselves by here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 
 use super::backend::{Backend, Identity, NoBackend};
 use super::front::PostgresFront;
 use crate::causes::chain;
+use crate::clock;
 use crate::lock::lock;
 
 /// So many roles are remembered.
 const ROLES: usize = 256;
 /// So many are tried at a time.
 const AT_A_TIME: usize = 8;
+/// For so long it is believed that one could log in.
+const BELIEVED: Duration = Duration::from_mins(10);
 /// A fence leaves a login as it is, and takes the right to connect.
 const FENCED: &str = "42501";
 /// What it proved itself by is not what the server knows.
@@ -31,13 +34,15 @@ struct Known {
     logins: u64,
     /// With which of them was its last.
     roles: BTreeMap<String, (u64, Identity)>,
+    /// By zone and role: when it was last found to be let in, and with what.
+    fine: BTreeMap<(String, String), (Instant, Identity)>,
 }
 
 impl Roles {
     /// It could log in. Of too many the one is forgotten that did so longest ago.
     pub(super) fn learn(&self, identity: &Identity) {
         let mut known = lock(&self.0);
-        let Known { logins, roles } = &mut *known;
+        let Known { logins, roles, fine } = &mut *known;
         *logins += 1;
         if let Some((last, same)) = roles.get_mut(&identity.user) {
             *last = *logins;
@@ -50,6 +55,7 @@ impl Roles {
             let oldest = roles.iter().min_by_key(|(_, (last, _))| *last).map(|(role, _)| role.clone());
             if let Some(role) = oldest {
                 roles.remove(&role);
+                fine.retain(|(_, of), _| *of != role);
             }
         }
         roles.insert(identity.user.clone(), (*logins, identity.clone()));
@@ -62,18 +68,35 @@ impl Roles {
         }
     }
 
-    fn all(&self) -> Vec<Identity> {
-        lock(&self.0).roles.values().map(|(_, identity)| identity.clone()).collect()
+    /// Each with when it was last found fine there as it logs in now, the longest untried first.
+    fn all(&self, zone: &str) -> Vec<(Option<Instant>, Identity)> {
+        let known = lock(&self.0);
+        let when = |identity: &Identity| {
+            let (at, same) = known.fine.get(&(zone.to_owned(), identity.user.clone()))?;
+            (same.secret == identity.secret).then_some(*at)
+        };
+        let roles = known.roles.values();
+        let mut all: Vec<_> = roles.map(|(_, identity)| (when(identity), identity.clone())).collect();
+        all.sort_by_key(|(at, _)| *at);
+        all
+    }
+
+    fn is_fine(&self, identity: &Identity, zone: &str) {
+        let key = (zone.to_owned(), identity.user.clone());
+        lock(&self.0).fine.insert(key, (clock::monotonic(), identity.clone()));
     }
 }
 
-/// What was found by those of them that ended in time, a few at a time; and how many did.
-async fn in_time<T>(tries: Vec<impl Future<Output = Option<T>>>, within: Duration) -> (Vec<T>, usize) {
-    let (mut found, mut ended) = (Vec::new(), 0);
+/// What was found by those of them that ended in time, a few at a time; and which did.
+async fn in_time<T>(
+    tries: Vec<impl Future<Output = (usize, Option<T>)>>,
+    within: Duration,
+) -> (Vec<T>, BTreeSet<usize>) {
+    let (mut found, mut ended) = (Vec::new(), BTreeSet::new());
     let mut outcomes = pin!(stream::iter(tries).buffer_unordered(AT_A_TIME));
     let all = async {
-        while let Some(outcome) = outcomes.next().await {
-            ended += 1;
+        while let Some((number, outcome)) = outcomes.next().await {
+            ended.insert(number);
             found.extend(outcome);
         }
     };
@@ -83,14 +106,25 @@ async fn in_time<T>(tries: Vec<impl Future<Output = Option<T>>>, within: Duratio
 
 impl PostgresFront {
     /// What would keep the front's clients out of `zone`'s database after a move there; one line for each role, and one for those that there
-    /// was no time for. Logs in there as each role that has logged in here, and leaves at once.
+    /// was no time for and that are not known to be let in. Logs in there as each role that has logged in here, and leaves at once.
     pub async fn rehearse(&self, zone: &str, within: Duration) -> Vec<String> {
-        let roles = self.roles.all();
-        let tries = roles.iter().map(|identity| self.is_kept_out(identity, zone)).collect();
-        let (mut found, tried) = in_time(tries, within).await;
+        let roles = self.roles.all(zone);
+        let tries = roles.iter().enumerate().map(async |(number, (_, identity))| {
+            let outcome = self.is_kept_out(identity, zone).await;
+            if outcome.is_none() {
+                self.roles.is_fine(identity, zone);
+            }
+            (number, outcome)
+        });
+        let (mut found, tried) = in_time(tries.collect(), within).await;
         found.sort();
-        if tried < roles.len() {
-            let (left, of) = (roles.len() - tried, roles.len());
+        let now = clock::monotonic();
+        let is_open = |(number, (at, _)): &(usize, &(Option<Instant>, Identity))| {
+            !tried.contains(number) && at.is_none_or(|at| now.duration_since(at) > BELIEVED)
+        };
+        let left = roles.iter().enumerate().filter(is_open).count();
+        if left > 0 {
+            let of = roles.len();
             found.push(format!("{left} of {of} roles could not be tried at {zone} in time"));
         }
         found
@@ -156,7 +190,7 @@ mod tests {
         }
         roles.learn(&role("r000", "s"));
         roles.learn(&role("a", "s"));
-        let known: Vec<_> = roles.all().into_iter().map(|identity| identity.user).collect();
+        let known: Vec<_> = roles.all("b").into_iter().map(|(_, identity)| identity.user).collect();
         assert_eq!(known.len(), ROLES);
         assert!(["a", "r000", "r002", "r255"].iter().all(|role| known.iter().any(|known| known == role)));
         assert!(!known.iter().any(|known| known == "r001"));
@@ -167,12 +201,30 @@ mod tests {
         let outcome = |number: usize| async move {
             match number {
                 0 => std::future::pending().await,
-                1 => None,
-                _ => Some(number),
+                1 => (number, None),
+                _ => (number, Some(number)),
             }
         };
         let (mut found, ended) = in_time((0..20).map(outcome).collect(), Duration::from_secs(1)).await;
         found.sort_unstable();
-        assert_eq!((found, ended), ((2..20).collect(), 19));
+        assert_eq!((found, ended), ((2..20).collect(), (1..20).collect()));
+    }
+
+    #[test]
+    fn who_was_not_tried_for_long_is_tried_first() {
+        let roles = Roles::default();
+        for user in ["a", "b", "c"] {
+            roles.learn(&role(user, "s"));
+        }
+        let order = || roles.all("far").into_iter().map(|(_, identity)| identity.user).collect::<Vec<_>>();
+        roles.is_fine(&role("a", "s"), "far");
+        roles.is_fine(&role("b", "s"), "far");
+        roles.is_fine(&role("c", "s"), "near");
+        assert_eq!(order(), ["c", "a", "b"]);
+        roles.is_fine(&role("a", "s"), "far");
+        assert_eq!(order(), ["c", "b", "a"]);
+        // It logs in otherwise since then.
+        roles.learn(&role("a", "t"));
+        assert_eq!(order(), ["a", "c", "b"]);
     }
 }
