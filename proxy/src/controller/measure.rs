@@ -20,6 +20,7 @@ use super::signals::{Measured, Mirrored, Signals};
 use super::view::{FactView, PathView, PhaseView, PlacementView, ResourceView};
 use super::{drift, preflight};
 use crate::causes::chain;
+use crate::clock;
 use crate::config::model::Resource;
 use crate::drivers::PlacementStatus;
 use crate::feeds::external::board::FeedBoard;
@@ -76,6 +77,8 @@ fn pace(took: Duration) -> Duration {
 #[derive(Default)]
 struct Watched {
     placements: BTreeMap<String, Result<PlacementStatus, String>>,
+    /// By zone: when its driver was asked for that.
+    looked: BTreeMap<String, Instant>,
     /// By zone: what stands in the way, or why that is unknown.
     blockers: BTreeMap<String, Result<Vec<String>, String>>,
     /// What stands in the way of a move: differences between the schemas of both zones, and what the shadow's server lacks.
@@ -132,8 +135,13 @@ impl Measure {
             let (zone, driver, watched) = (zone.clone(), driver.does.clone(), self.watched.clone());
             tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
                 loop {
+                    let asked = clock::monotonic();
                     let status = driver.status().await.map_err(chain);
-                    lock(&watched).placements.insert(zone.clone(), status);
+                    {
+                        let mut watched = lock(&watched);
+                        watched.placements.insert(zone.clone(), status);
+                        watched.looked.insert(zone.clone(), asked);
+                    }
                     tokio::time::sleep(driver.pace()).await;
                 }
             }));
@@ -368,9 +376,10 @@ impl Measure {
     }
 
     /// Workers that the driver of this zone was asked for last, as it says; none: there is none, or it does not say.
-    pub(super) fn asked_for(&self, zone: &Zone) -> Option<u32> {
+    pub(super) fn asked_for(&self, zone: &Zone) -> Option<(u32, Instant)> {
         let watched = lock(&self.watched);
-        watched.placements.get(&*zone.0)?.as_ref().ok().map(|status| status.capacity)
+        let status = watched.placements.get(&*zone.0)?.as_ref().ok()?;
+        Some((status.capacity, *watched.looked.get(&*zone.0)?))
     }
 
     /// Tells the probes who serves, if anybody does.

@@ -27,6 +27,8 @@ pub(super) struct Crowded {
     since: Option<Instant>,
     /// How many it had and was to have when that was asked, and whether it was done.
     asked: Option<(u32, u32, bool)>,
+    /// How often scaling it has failed, and when that was seen.
+    failed: Option<(u32, Instant)>,
 }
 
 impl Crowded {
@@ -36,13 +38,32 @@ impl Crowded {
             if (had, was_to_have) == (has, most) {
                 return false;
             }
-            *self = Self::default();
+            self.calm();
         }
         let due = now.duration_since(*self.since.get_or_insert(now)) >= CROWDED;
         if due {
-            *self = Self { since: Some(now), asked: Some((has, most, false)) };
+            (self.since, self.asked) = (Some(now), Some((has, most, false)));
         }
         due
+    }
+
+    /// It has no more than it should; whether it had.
+    fn calm(&mut self) -> bool {
+        let (since, asked) = (self.since.take(), self.asked.take());
+        since.is_some() || asked.is_some()
+    }
+
+    fn has_failed(&mut self, times: u32, now: Instant) {
+        if times == 0 {
+            self.failed = None;
+        } else if self.failed.is_none_or(|(before, _)| before != times) {
+            self.failed = Some((times, now));
+        }
+    }
+
+    /// Whether what its driver said when it was asked then comes after what failed.
+    fn is_after(&self, looked: Instant) -> bool {
+        self.failed.is_none_or(|(_, failed)| looked >= failed)
     }
 
     fn is_done(&mut self) {
@@ -166,15 +187,21 @@ impl Machine {
     pub(super) fn thin_out(&mut self) {
         let follows = self.state.phase == Phase::Shadowing && self.state.run.is_none() && !self.after_loss;
         let zone = self.state.shadow.clone();
-        let Some(asked) = self.measure.asked_for(&zone).filter(|_| follows) else {
-            self.crowded = Crowded::default();
+        let scale_down = Effect::Scale { zone: zone.clone(), capacity: Capacity::Shadow }.name();
+        let times = [scale_down, ADJUST_SHADOW].into_iter().filter_map(|effect| self.failures.get(effect));
+        let times = times.map(|(times, _)| times).sum();
+        self.crowded.has_failed(times, clock::monotonic());
+        let Some((asked, looked)) = self.measure.asked_for(&zone).filter(|_| follows) else {
+            self.crowded.calm();
             return;
         };
         let most = self.hands.workers(&zone, Capacity::Shadow);
         if asked <= most {
             // With fewer than it should have, what failed may have been to give it more.
-            let had_more = std::mem::take(&mut self.crowded) != Crowded::default();
-            self.has_no_more(had_more || asked == most);
+            let had_more = self.crowded.calm();
+            if self.crowded.is_after(looked) {
+                self.has_no_more(had_more || asked == most);
+            }
         } else if !self.is_running(ADJUST_SHADOW) && self.crowded.is_due(asked, most, clock::monotonic()) {
             tracing::info!(resource = %self.state.resource, %zone, asked, most, "the shadow has too many workers");
             self.bring(ADJUST_SHADOW, zone, Capacity::Shadow);
@@ -310,5 +337,21 @@ mod tests {
             assert!(crowded.is_due(has, most, at(since + 1)), "it is another number");
             crowded.is_done();
         }
+    }
+
+    #[test]
+    fn what_a_driver_said_before_something_failed_does_not_mend_it() {
+        let mut crowded = Crowded::default();
+        let begin = clock::monotonic();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        assert!(crowded.is_after(at(1)), "nothing has failed");
+        for (times, seen) in [(1, 5), (1, 6), (2, 8)] {
+            crowded.has_failed(times, at(seen));
+        }
+        assert!(!crowded.is_after(at(7)) && crowded.is_after(at(8)));
+        crowded.calm();
+        assert!(!crowded.is_after(at(7)));
+        crowded.has_failed(0, at(9));
+        assert!(crowded.is_after(at(1)));
     }
 }
