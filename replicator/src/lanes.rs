@@ -25,6 +25,8 @@ use crate::preflight::{Finding, Severity};
 const TRIGGER: &str = "godwit_critical";
 /// How long a table may stay locked by others where nobody says: so long may its readers wait behind them.
 const MOMENT: Duration = Duration::from_millis(400);
+/// The same where no client reads or writes: autovacuum gives way after a second, and an applier when its transaction ends.
+const UNHURRIED: Duration = Duration::from_secs(20);
 /// The same where it is tried again all the time.
 const GLIMPSE: Duration = Duration::from_millis(50);
 
@@ -207,15 +209,14 @@ pub async fn publish(client: &Client, resource: &str, tables: &[String]) -> Resu
     slot::ensure_publication(client, &Lane::Main.publication_name(resource)).await?;
     let sql = Change::between(&members, &critical.leaves).sql(resource);
     let Triggers { put, take } = triggers(client, &critical.triggered).await?;
-    let patience = lock_timeout(MOMENT);
-    one_by_one(client, &put, &patience).await?;
+    one_by_one(client, &put, &lock_timeout(UNHURRIED)).await?;
     if !sql.is_empty() {
         client.batch_execute(&sql.join("; ")).await.map_err(refused("publish the critical tables"))?;
     }
     if tables.is_empty() {
         return close(client, resource).await;
     }
-    taken(client, &take, &patience).await;
+    taken(client, &take, &lock_timeout(MOMENT)).await;
     Ok(())
 }
 

@@ -167,7 +167,8 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<u64, Erro
     alike(shadow, name, reader).await.map_err(failed)?;
     let rows = copied(sides, name, table, reader).await?;
     whole(shadow, &[name]).await.map_err(failed)?;
-    shadow.batch_execute("COMMIT").await.map_err(failed)?;
+    // Those that came since have looked at the columns that it had.
+    shadow.batch_execute(&format!("{}; COMMIT", ends())).await.map_err(failed)?;
     Ok(rows)
 }
 
@@ -208,7 +209,12 @@ fn ending() -> String {
 
 /// SQL that does this and ends the appliers before it is committed: none of them writes by what the table was before.
 pub(super) fn unseen(sql: &str) -> String {
-    format!("{sql}; SELECT pg_catalog.pg_advisory_xact_lock({ENDS}); {}", ending())
+    format!("{sql}; {}", ends())
+}
+
+/// Ends appliers right before a transaction's end; those that begin meanwhile wait for that.
+fn ends() -> String {
+    format!("SELECT pg_catalog.pg_advisory_xact_lock({ENDS}); {}", ending())
 }
 
 /// Within the open transaction.
