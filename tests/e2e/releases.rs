@@ -8,7 +8,7 @@ use godwit::demo::zone::{DATABASE, Playground, SUPERUSER, Zone};
 use godwit_tests::waiting::until;
 use tokio_postgres::Client;
 
-use crate::leader::{Leader, options, superuser};
+use crate::leader::{Leader, connect, options, superuser};
 use crate::schema::{differences, followed, owner, replicated, seed_anew};
 
 /// What `pg_dump` says of the service's schema.
@@ -474,4 +474,42 @@ async fn tables_without_a_key_are_given_an_identity() -> Result<()> {
         until("both have the same rows", async || Ok(sums(&primary).await? == sums(&shadow).await?)).await?;
     }
     Ok(())
+}
+
+/// An applier that begins while the table is copied anew looks at the columns that it still has, and waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_of_another_type_takes_all_of_what_is_written_while_its_table_is_copied_anew() -> Result<()>
+{
+    let playground = replicated("mode: async, schema: all, copy: {rate: 2MiB}").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary
+        .batch_execute(
+            "CREATE TABLE days (id int PRIMARY KEY, at date, text text);
+             INSERT INTO days SELECT n, '2026-01-01', repeat(md5(n::text), 16) FROM generate_series(1, 15000) n",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let shadow = connect(far).await?;
+    primary.batch_execute("ALTER TABLE days ALTER at TYPE timestamp").await?;
+    let locked = "SELECT count(*) FROM pg_locks WHERE relation = 'days'::regclass AND mode = 'AccessExclusiveLock' AND granted";
+    let waits = "SELECT count(*) FROM pg_locks WHERE relation = 'days'::regclass AND mode = 'RowExclusiveLock' AND NOT granted";
+    let some = async |sql: &str| anyhow::Ok(shadow.query_one(sql, &[]).await?.get::<_, i64>(0) > 0);
+    let meanwhile = async {
+        until("it is copied anew", async || some(locked).await).await?;
+        primary.batch_execute("INSERT INTO days VALUES (0, '2026-11-30 13:45', 'during')").await?;
+        until("an applier waits for it", async || some(waits).await).await?;
+        ensure!(some(locked).await?, "the copy was too quick to show anything");
+        Ok(())
+    };
+    tokio::try_join!(seed_anew(&leader, &["public.days"]), meanwhile)?;
+    followed(&mut leader).await?;
+    primary.batch_execute("INSERT INTO days VALUES (-1, '2026-11-30 14:15', 'after')").await?;
+    let here = "SELECT string_agg(at::text, ' ' ORDER BY id) FROM days WHERE id < 1";
+    let all =
+        async |client: &Client| anyhow::Ok(client.query_one(here, &[]).await?.get::<_, Option<String>>(0));
+    until("both have the same", async || Ok(all(&primary).await? == all(&shadow).await?)).await?;
+    ensure!(all(&shadow).await?.is_some_and(|both| both == "2026-11-30 14:15:00 2026-11-30 13:45:00"));
+    leader.ready().await.map(drop)
 }
