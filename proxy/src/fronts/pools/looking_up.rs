@@ -84,6 +84,12 @@ mod tests {
         names.map(str::to_owned)
     }
 
+    /// Names without an answer for as long as that is locked.
+    fn silent(held: &Arc<Mutex<()>>) -> impl Fn(&str) -> Found + Clone + Send + 'static {
+        let held = held.clone();
+        move |_: &str| held.lock().map(|_| None).map_err(|_| io::ErrorKind::Other.into())
+    }
+
     #[test]
     fn names_of_all_placements_are_looked_up_at_once() {
         let all = Arc::new(Barrier::new(4));
@@ -102,15 +108,13 @@ mod tests {
     #[test]
     fn a_name_without_an_answer_is_not_waited_for() {
         let silence = Arc::new(Mutex::new(()));
-        let silent = silence.lock().unwrap();
-        let held = silence.clone();
-        let ask = move |_: &str| held.lock().map(|_| None).map_err(|_| io::ErrorKind::Other.into());
-        let looking = LookingUp::by(&names(["lost:80", "192.0.2.7:80"]), Duration::ZERO, ask);
+        let lost = silence.lock().unwrap();
+        let looking = LookingUp::by(&names(["lost:80", "192.0.2.7:80"]), Duration::ZERO, silent(&silence));
         let (asked, found) = looking.found();
         assert_eq!(asked, ["lost:80", "192.0.2.7:80"]);
         assert_eq!(found[0].as_ref().unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert_eq!(*found[1].as_ref().unwrap(), Some("192.0.2.7:80".parse().unwrap()));
-        drop(silent);
+        drop(lost);
     }
 
     #[test]
@@ -137,12 +141,11 @@ mod tests {
         );
 
         let silence = Arc::new(Mutex::new(()));
-        let silent = silence.lock().unwrap();
-        let held = silence.clone();
-        let ask = move |_: &str| held.lock().map(|_| None).map_err(|_| io::ErrorKind::Other.into());
-        let mut looking = LookingUp::by(&names(["lost:80", "192.0.2.7:80"]), Duration::ZERO, ask);
+        let lost = silence.lock().unwrap();
+        let mut looking =
+            LookingUp::by(&names(["lost:80", "192.0.2.7:80"]), Duration::ZERO, silent(&silence));
         looking.needs_one_within(Duration::from_secs(3600));
         assert!(looking.found().1[0].is_err(), "there is one");
-        drop(silent);
+        drop(lost);
     }
 }

@@ -95,9 +95,7 @@ impl Reach {
     /// The placement's driver says that these are its endpoints.
     pub async fn learn(&self, names: &[String]) {
         let found = join_all(names.iter().map(|name| async move {
-            let found: Vec<_> = tokio::net::lookup_host(name).await?.collect();
-            let now = self.places.load().known_by(name).map(|first| self.reached_at(first));
-            io::Result::Ok(now.filter(|now| found.contains(now)).or(found.first().copied()))
+            leads_to(name, || self.places.load().known_by(name).map(|first| self.reached_at(first))).await
         }));
         self.place_found(names, found.await);
     }
@@ -219,14 +217,14 @@ impl Reach {
     }
 
     async fn follow(&self, first: SocketAddr, name: &str) -> Result<()> {
-        let found = tokio::net::lookup_host(name).await;
-        let found: Vec<_> = found.with_context(|| format!("cannot resolve {name}"))?.collect();
+        let next = leads_to(name, || Some(self.reached_at(first))).await;
+        let next = next.with_context(|| format!("cannot resolve {name}"))?;
         let now = self.reached_at(first);
-        if let Some(next) = found.first().filter(|_| !found.contains(&now)) {
+        if let Some(next) = next.filter(|next| *next != now) {
             tracing::info!(%name, from = %now, to = %next, "an endpoint has moved");
             self.places.rcu(|places| {
                 let mut places = Places::clone(places);
-                places.moved.insert(first, *next);
+                places.moved.insert(first, next);
                 places
             });
         }
@@ -247,6 +245,12 @@ fn client(roots: RootCertStore) -> Result<Arc<ClientConfig>> {
     let builder =
         ClientConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()?;
     Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+}
+
+/// Where a name leads: where it is reached `now` while it still leads there as well.
+async fn leads_to(name: &str, now: impl FnOnce() -> Option<SocketAddr>) -> io::Result<Option<SocketAddr>> {
+    let found: Vec<_> = tokio::net::lookup_host(name).await?.collect();
+    Ok(now().filter(|now| found.contains(now)).or(found.first().copied()))
 }
 
 /// What an endpoint is known by that was not found. Nobody listens on a group's address: to connect there fails at once.
