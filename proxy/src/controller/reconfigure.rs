@@ -21,7 +21,7 @@ pub(super) const ADJUST_SHADOW: &str = "adjust_shadow";
 const CROWDED: Duration = Duration::from_secs(20);
 
 /// What is known of a shadow with too many workers.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct Crowded {
     /// Since when it has them, or since its driver was last asked for fewer.
     since: Option<Instant>,
@@ -187,8 +187,8 @@ impl Machine {
     pub(super) fn thin_out(&mut self) {
         let follows = self.state.phase == Phase::Shadowing && self.state.run.is_none() && !self.after_loss;
         let zone = self.state.shadow.clone();
-        let scale_down = Effect::Scale { zone: zone.clone(), capacity: Capacity::Shadow }.name();
-        let times = [scale_down, ADJUST_SHADOW].into_iter().filter_map(|effect| self.failures.get(effect));
+        let times =
+            [scale_down(&zone), ADJUST_SHADOW].into_iter().filter_map(|effect| self.failures.get(effect));
         let times = times.map(|(times, _)| times).sum();
         self.crowded.has_failed(times, clock::monotonic());
         let Some((asked, looked)) = self.measure.asked_for(&zone).filter(|_| follows) else {
@@ -216,8 +216,8 @@ impl Machine {
 
     /// However it came to that: what failed on the way is no problem any more.
     fn has_no_more(&mut self, adjusted: bool) {
-        let zone = self.state.shadow.clone();
-        self.is_no_problem(Effect::Scale { zone, capacity: Capacity::Shadow }.name());
+        let effect = scale_down(&self.state.shadow);
+        self.is_no_problem(effect);
         if adjusted {
             self.is_no_problem(ADJUST_SHADOW);
         }
@@ -242,6 +242,11 @@ impl Machine {
         }
         self.end_for(reply);
     }
+}
+
+/// By this name an effect fails that gives a shadow its share of workers.
+fn scale_down(zone: &Zone) -> &'static str {
+    Effect::Scale { zone: zone.clone(), capacity: Capacity::Shadow }.name()
 }
 
 fn is_scaled(was: &Resource, is: &Resource) -> bool {

@@ -35,6 +35,15 @@ use crate::store::{Journal, OverlayFile};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A policy whose step stays until a restart.
+const QUICK: &str = "mode: auto\nscore: { step: 1s, horizon: 1h }\n";
+const FREEZE: &str =
+    "limits: { freeze: [{ from: \"0 8 * * FRI\", for: 2h, zone: Europe/Berlin, why: x }] }\n";
+
+fn write_policy(folder: &Path, name: &str, text: &str) {
+    std::fs::write(folder.join(format!("policies/{name}.yaml")), text).unwrap();
+}
+
 /// A node that leads `shop`, and what else is in its configuration; nothing listens at its front.
 struct Whole {
     runtime: Runtime,
@@ -59,7 +68,7 @@ impl Whole {
         );
         let file = samples::write(folder, &text);
         std::fs::write(&script, driver).unwrap();
-        std::fs::write(folder.join("policies/p.yaml"), policy).unwrap();
+        write_policy(folder, "p", policy);
         let config = Arc::new(changes::load(&file).unwrap());
         let journal = Arc::new(Journal::open(&states).unwrap());
         journal.append(state, "Tested", clock::now(), None).unwrap();
@@ -142,7 +151,7 @@ fn a_reload_does_not_say_that_it_applied_what_does_not_fit_the_step() {
     let whole = Whole::start(folder.path(), BOTH, "", &policy("auto", "1s", "1h"), &at("near", "far", 1));
     let reload = |policies: &[(&str, String)]| {
         for (name, text) in policies {
-            std::fs::write(folder.path().join(format!("policies/{name}.yaml")), text).unwrap();
+            write_policy(folder.path(), name, text);
         }
         whole.runtime.block_on(whole.changes.reload()).unwrap()
     };
@@ -177,19 +186,15 @@ fn a_reload_does_not_say_that_it_applied_what_does_not_fit_the_step() {
 #[test]
 fn a_policy_that_does_not_fit_the_step_holds_back_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| {
-        std::fs::write(folder.path().join(format!("policies/{name}.yaml")), text).unwrap();
-    };
+    let write = |name: &str, text: &str| write_policy(folder.path(), name, text);
     std::fs::create_dir(folder.path().join("policies")).unwrap();
     write("q", "mode: auto\nname: of-desk\n");
     let desk = format!(
         "fronts: {{ http: {{ listen: \"127.0.0.1:8\" }} }}, primary: near, policy: of-desk, placements: {BOTH}"
     );
     let placements = format!("{BOTH} }}, desk: {{ {desk}");
-    let policy = "mode: auto\nscore: { step: 1s, horizon: 1h }\n";
-    let whole = Whole::start(folder.path(), &placements, "", policy, &at("near", "far", 1));
-    let freeze = "limits: { freeze: [{ from: \"0 8 * * FRI\", for: 2h, zone: Europe/Berlin, why: x }] }\n";
-    write("p", &format!("mode: observe\nscore: {{ step: 10s, horizon: 6h }}\n{freeze}"));
+    let whole = Whole::start(folder.path(), &placements, "", QUICK, &at("near", "far", 1));
+    write("p", &format!("mode: observe\nscore: {{ step: 10s, horizon: 6h }}\n{FREEZE}"));
     write("q", "mode: observe\nname: of-desk\n");
     let file = folder.path().join("godwit.yaml");
     let text = std::fs::read_to_string(&file).unwrap();
@@ -211,18 +216,14 @@ fn a_policy_that_does_not_fit_the_step_holds_back_nothing_else() {
 fn the_freezes_of_a_policy_that_waits_count_and_are_not_called_applied() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("policies")).unwrap();
-    let write = |name: &str, text: &str| {
-        std::fs::write(folder.path().join(format!("policies/{name}.yaml")), text).unwrap();
-    };
+    let write = |name: &str, text: &str| write_policy(folder.path(), name, text);
     let other = "mode: observe\nscore: { step: 10s, horizon: 6h }\n";
-    let freeze = "limits: { freeze: [{ from: \"0 8 * * FRI\", for: 2h, zone: Europe/Berlin, why: x }] }\n";
     write("q", other);
-    let policy = "mode: auto\nscore: { step: 1s, horizon: 1h }\n";
-    let whole = Whole::start(folder.path(), BOTH, "", policy, &at("near", "far", 1));
+    let whole = Whole::start(folder.path(), BOTH, "", QUICK, &at("near", "far", 1));
     let file = folder.path().join("godwit.yaml");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replacen("policy: p", "policy: q", 1)).unwrap();
-    write("q", &format!("{other}{freeze}"));
+    write("q", &format!("{other}{FREEZE}"));
     for _ in 0..2 {
         let done = whole.runtime.block_on(whole.changes.reload()).unwrap();
         assert_eq!((done.applied.len(), done.refused.len()), (0, 1), "{done:?}");
@@ -270,7 +271,7 @@ fn that_a_shadow_could_not_be_given_more_workers_is_said_until_it_has_them() {
         |view: &ResourceView| view.problems.iter().any(|problem| problem.starts_with("adjust_shadow failed"));
     let decided = |view: &ResourceView| view.decision.as_ref().map(|decision| decision.at_ms);
     whole.until("there is a shadow", |view| view.phase == "shadowing" && decided(view).is_some());
-    std::fs::write(folder.path().join("policies/p.yaml"), policy("100%")).unwrap();
+    write_policy(folder.path(), "p", &policy("100%"));
     whole.runtime.block_on(whole.changes.reload()).unwrap();
     whole.until("it is refused", failed);
     for _ in 0..3 {
