@@ -27,7 +27,6 @@ demo: setup ## two zones, a live service, a storm: watch it move and come back (
 test: setup ## every test: unit, property, snapshot, end to end with real PostgreSQL, dashboard in a browser
 	@scripts/setup.sh tests
 	scripts/test.sh $(TEST_ARGS)
-	$(if $(TEST_ARGS),,scripts/test-browser.sh tested)
 
 test-browser: setup ## the dashboard in a real Chromium against a real node (in `make test` too)
 	scripts/test-browser.sh

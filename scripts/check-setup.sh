@@ -107,6 +107,15 @@ says "  apt-get install postgresql-common ca-certificates && $pgdg -y"
 last "  apt-get install build-essential postgresql-15 postgresql-client-15"
 did ""
 
+machine without-pip
+printf '#!/bin/sh\necho 1000\n' | play id
+printf '#!/bin/sh\necho "No module named pip" >&2\nexit 1\n' | play python3
+mkdir -p "$root/usr/lib/postgresql/15/bin"
+for one in "$bin/cc" "$root/usr/lib/postgresql/15/bin/"{initdb,pg_dump}; do echo >"$one" && chmod 755 "$one"; done
+ends 0
+last "setup: the wheel cannot be had; both zones will run PostgreSQL 15"
+did ""
+
 machine debian-12
 printf 'postgresql-15\npostgresql-client-15\n' >"$home/known"
 ends 0

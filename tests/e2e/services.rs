@@ -13,9 +13,10 @@ use godwit::demo::load::{self, Load};
 use godwit::demo::orders;
 use godwit::demo::orders::schema::{self, Seed};
 use godwit::demo::zone::{self, Playground};
+use godwit::drivers::process::cluster::installed;
 use godwit::drivers::process::{ProcessProvisioning, Timeouts};
 use godwit::drivers::{DriverErrorKind, PlacementStatus, Provisioning};
-use godwit_tests::postgres::{TestCluster, bin_directory, other_major};
+use godwit_tests::postgres::{TestCluster, other_major};
 use godwit_tests::waiting::until;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client as HttpClient;
@@ -45,7 +46,7 @@ fn settings(home: &Path, workers: usize, ports: &[u16]) -> Result<ProcessDriver>
         service_dsn: format!("postgres://orders_app@{database}/orders"),
         ready: "/readyz".into(),
         cluster: Some(ProcessCluster {
-            bin: bin_directory(15).context("PostgreSQL 15")?,
+            bin: installed(15).context("PostgreSQL 15")?,
             data: home.join("data"),
             listen: database,
         }),
@@ -602,7 +603,7 @@ async fn the_load_generator_finds_what_was_lost_or_doubled() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_playground_serves_through_its_relays_and_leaves_nothing() -> Result<()> {
-    let bins = [bin_directory(15), bin_directory(other_major())].map(Option::unwrap_or_default);
+    let bins = [installed(15), installed(other_major())].map(Option::unwrap_or_default);
     let mut options = zone::Options::new(PROGRAM.into(), bins);
     options.agent = true;
     options.seed = Seed { customers: 50, orders: 100 };

@@ -4,5 +4,6 @@ pub mod history;
 pub mod http;
 pub mod network;
 pub mod postgres;
+pub mod programs;
 pub mod tls;
 pub mod waiting;

@@ -5,12 +5,13 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 pub use godwit::demo::zone::{GODWIT_ROLE, OWNER_ROLE, SUPERUSER};
-pub use godwit::drivers::process::cluster::installed as bin_directory;
 use godwit::drivers::process::cluster::{Cluster, DropTo};
 use replicator::Lsn;
 use replicator::grants::{Needs, grants};
 use replicator::postgres::Dsn;
 use tokio_postgres::Client;
+
+pub use crate::programs::bin_directory;
 
 /// A running cluster in a temporary directory.
 pub struct TestCluster {
