@@ -1,8 +1,9 @@
 //! Playgrounds whose process was killed: their nodes, databases and workers run on, and nobody would end them.
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What a playground's directory begins with.
@@ -26,14 +27,24 @@ pub(super) struct Leftover {
 }
 
 impl Leftover {
-    /// Those in this directory that this user may read.
+    /// Those in this directory that are this user's. Anybody may make what looks like one: its name goes into a command to be
+    /// typed, and what is opened in it must be a file.
     pub(super) fn find(parent: &Path) -> Vec<Self> {
         let Ok(entries) = std::fs::read_dir(parent) else { return Vec::new() };
-        let playgrounds =
-            entries.flatten().filter(|entry| entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()));
-        let nobodys =
-            |directory: &PathBuf| File::open(directory.join(HELD)).is_ok_and(|file| file.try_lock().is_ok());
-        let left = playgrounds.map(|entry| entry.path()).filter(nobodys);
+        let named = |entry: &DirEntry| {
+            let name = entry.file_name();
+            let rest = name.as_bytes().strip_prefix(PREFIX.as_bytes());
+            rest.is_some_and(|rest| rest.iter().all(u8::is_ascii_alphanumeric))
+        };
+        let me = rustix::process::geteuid().as_raw();
+        let mine = |path: &Path| path.symlink_metadata().ok().filter(|found| found.uid() == me);
+        let nobodys = |directory: &PathBuf| {
+            let held = directory.join(HELD);
+            mine(directory).is_some_and(|found| found.is_dir())
+                && mine(&held).is_some_and(|found| found.is_file())
+                && File::open(held).is_ok_and(|file| file.try_lock().is_ok())
+        };
+        let left = entries.flatten().filter(named).map(|entry| entry.path()).filter(nobodys);
         left.map(|directory| Self { processes: processes(&directory), directory }).collect()
     }
 
@@ -87,6 +98,12 @@ mod tests {
         let directory = parent.path().join(format!("{PREFIX}x"));
         std::fs::create_dir(&directory).unwrap();
         std::fs::create_dir(parent.path().join("another")).unwrap();
+        // Made by somebody else, to have it opened for ever or its name typed.
+        for (name, make) in [("y", "mkfifo"), ("z;date", "touch")] {
+            let directory = parent.path().join(format!("{PREFIX}{name}"));
+            std::fs::create_dir(&directory).unwrap();
+            assert!(Command::new(make).arg(directory.join(HELD)).status().unwrap().success());
+        }
         assert_eq!(Leftover::find(parent.path()), [], "it is being made");
         let held = hold(&directory).unwrap();
         assert_eq!(Leftover::find(parent.path()), [], "somebody holds it");
