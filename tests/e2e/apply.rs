@@ -1,6 +1,8 @@
 //! The PostgreSQL target by itself: what a real source says, applied in groups and parts of any size, comes to the source's
 //! contents; what does not fit stops with table, key and position.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail, ensure};
 use godwit_tests::postgres::{OWNER_ROLE, TestCluster, other_major};
 use rand::rngs::StdRng;
@@ -543,6 +545,39 @@ async fn triggers_and_rules_for_replicas_see_every_change() -> Result<()> {
         ],
         "{seen:?}"
     );
+    Ok(())
+}
+
+/// A server that executes takes nothing in: a client's kernel with a time-out for what it sent ends the connection, however well the server is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_may_take_longer_than_a_silent_server_is_waited_for() -> Result<()> {
+    let schema = "CREATE TABLE slow (id int PRIMARY KEY, seconds int); CREATE TABLE many (id int PRIMARY KEY, v text);
+        CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(NEW.seconds); RETURN NEW; END $$;
+        CREATE TRIGGER wait BEFORE UPDATE ON slow FOR EACH ROW EXECUTE FUNCTION wait();";
+    let mut pair = Pair::start(15, other_major(), schema).await?;
+    let rows =
+        "INSERT INTO slow VALUES (1, 0); INSERT INTO many SELECT g, '' FROM generate_series(1, 10000) g";
+    pair.from.batch_execute(&format!("ALTER TABLE slow DISABLE TRIGGER wait; {rows}")).await?;
+    pair.to.batch_execute("ALTER TABLE slow ENABLE ALWAYS TRIGGER wait").await?;
+    let all = pair.read().await?;
+    pair.target.apply(&all, false).await?;
+    pair.from
+        .batch_execute("BEGIN; UPDATE slow SET seconds = 70; UPDATE many SET v = repeat('x', 200); COMMIT")
+        .await?;
+    let all = pair.read().await?;
+
+    // What the connection parameters say counts.
+    let mut dsn = pair.to_cluster.config("apply");
+    dsn.tcp_user_timeout(Duration::from_secs(1));
+    let mut hasty = PostgresTarget::new(dsn, spec())?;
+    hasty.resume().await?;
+    let ended = hasty.apply(&all, false).await;
+    ensure!(ended.as_ref().is_err_and(|error| error.kind() != ErrorKind::Operator), "{ended:?}");
+
+    pair.target.resume().await?;
+    pair.target.apply(&all, false).await?;
+    let written = "SELECT count(*) FROM many WHERE length(v) = 200";
+    ensure!(pair.to.query_one(written, &[]).await?.get::<_, i64>(0) == 10_000);
     Ok(())
 }
 

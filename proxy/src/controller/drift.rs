@@ -387,10 +387,16 @@ async fn connect(resource: &Resource, zone: &str) -> Result<Client, String> {
     replicator::postgres::connect_unseen(&database(resource, zone)?.dsn, APPLICATION).await.map_err(chain)
 }
 
+/// The same where tables may be filled.
+async fn connect_to_write(resource: &Resource, zone: &str) -> Result<Client, String> {
+    let dsn = &database(resource, zone)?.dsn;
+    replicator::postgres::connect_unseen_to_write(dsn, APPLICATION).await.map_err(chain)
+}
+
 async fn read(resource: &Resource, pair: Pair<'_>) -> Result<Sides, Denied> {
     let read = async {
         let (source, shadow) =
-            (connect(resource, pair.primary).await?, connect(resource, pair.shadow).await?);
+            (connect(resource, pair.primary).await?, connect_to_write(resource, pair.shadow).await?);
         let differences = compared([&source, &shadow], pair.zones()).await.map_err(chain)?;
         Ok::<_, String>(Sides { source, shadow, differences })
     };

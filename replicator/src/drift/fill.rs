@@ -65,7 +65,8 @@ pub struct Filling {
 pub struct Sides<'a> {
     /// The source: how to reach it, and a session there.
     pub source: (&'a Dsn, &'a Client),
-    /// The shadow: how to reach it, and a session there, of no transaction.
+    /// The shadow: how to reach it, and a session there, of no transaction, that rows are written by
+    /// ([`crate::postgres::connect_unseen_to_write`]).
     pub shadow: (&'a Dsn, &'a Client),
     /// The resource.
     pub resource: &'a str,

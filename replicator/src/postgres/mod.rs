@@ -33,7 +33,8 @@ const TIME_OUTS: [&str; 4] =
 const TIME_OUT_SINCE_17: &str = "SET transaction_timeout = 0";
 /// That the other side is gone each of the two notices within a minute, also where nothing is under way between them.
 const KEEPALIVES: &str = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3";
-/// The same where something is under way, which keepalives do not look at.
+/// The same where something is under way, which keepalives do not look at. Linux also counts how long a server that is well takes nothing more, as it
+/// does while it executes a statement: only for sessions that have little to send behind one.
 const UNHEARD: Duration = Duration::from_mins(1);
 /// Of a connection whose parameters say nothing of it.
 const USUAL_IDLE: Duration = Duration::from_hours(2);
@@ -52,10 +53,26 @@ pub async fn connect(dsn: &Dsn, application_name: &str) -> Result<Client, Error>
     Ok(driven(connect_apart(dsn, application_name).await?))
 }
 
+/// The same for who sends more than the server takes in while it executes a statement, which may last as long as it likes. That the server has fallen
+/// silent is noticed within a minute where nothing is under way, else when the kernel gives up what it sent, after about 15 min, or as soon as the
+/// server is there again: it does not know the connection. `tcp_user_timeout` of `dsn` counts here, too.
+pub async fn connect_to_write(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
+    let (client, driver) = apart(dsn, application_name, "", None).await?;
+    Ok(driven((client, driver)))
+}
+
 /// The same for who changes schemas: the application's event triggers are for its own DDL. What they write may be fenced, and what they forbid is not
 /// meant. A role that may not have it so goes without.
 pub async fn connect_unseen(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
-    let client = connect(dsn, application_name).await?;
+    unseen(connect(dsn, application_name).await?).await
+}
+
+/// The same for who also writes rows, as [`connect_to_write`].
+pub async fn connect_unseen_to_write(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
+    unseen(connect_to_write(dsn, application_name).await?).await
+}
+
+async fn unseen(client: Client) -> Result<Client, Error> {
     let sql = "DO $$ BEGIN PERFORM pg_catalog.set_config('session_replication_role', 'replica', false); \
         EXCEPTION WHEN insufficient_privilege THEN NULL; END $$";
     client.batch_execute(sql).await.map_err(Error::database("prepare a session"))?;
@@ -64,13 +81,13 @@ pub async fn connect_unseen(dsn: &Dsn, application_name: &str) -> Result<Client,
 
 /// The same with nothing set that the database, the role or the server says otherwise: for who asks what sessions begin with.
 pub async fn connect_untouched(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
-    let (client, driver, _) = open(dsn, application_name, COMMITS).await?;
+    let (client, driver, _) = open(dsn, application_name, COMMITS, Some(UNHEARD)).await?;
     Ok(driven((client, driver)))
 }
 
 /// The same, but that nothing cuts the session short; what others begin with is `reset_val`.
 pub async fn connect_unhurried(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
-    let (client, driver, recent) = open(dsn, application_name, COMMITS).await?;
+    let (client, driver, recent) = open(dsn, application_name, COMMITS, Some(UNHEARD)).await?;
     let client = driven((client, driver));
     let time_outs = TIME_OUTS.map(|name| format!("SET {name} = 0")).join("; ");
     let since_17 = if recent { TIME_OUT_SINCE_17 } else { "" };
@@ -94,7 +111,7 @@ pub type Driver = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>>
 
 /// The same for callers that drive the connection themselves, and can so end it while the server owes an answer.
 pub async fn connect_apart(dsn: &Dsn, application_name: &str) -> Result<(Client, Driver), Error> {
-    apart(dsn, application_name, "").await
+    apart(dsn, application_name, "", Some(UNHEARD)).await
 }
 
 /// The same for who gives up after `limit`: the server would go on with what it was asked, since it does not see that nobody waits.
@@ -103,13 +120,19 @@ pub async fn connect_for(
     application_name: &str,
     limit: Duration,
 ) -> Result<(Client, Driver), Error> {
-    apart(dsn, application_name, &format!("-c statement_timeout={}", limit.as_millis().max(1))).await
+    let own = format!("-c statement_timeout={}", limit.as_millis().max(1));
+    apart(dsn, application_name, &own, Some(UNHEARD)).await
 }
 
-async fn apart(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, Driver), Error> {
+async fn apart(
+    dsn: &Dsn,
+    application_name: &str,
+    own: &str,
+    unheard: Option<Duration>,
+) -> Result<(Client, Driver), Error> {
     let time_outs = TIME_OUTS.map(|name| format!("-c {name}=0")).join(" ");
-    let (client, driver, recent) =
-        open(dsn, application_name, &format!("{COMMITS} {time_outs} {OPTIONS} {own}")).await?;
+    let own = format!("{COMMITS} {time_outs} {OPTIONS} {own}");
+    let (client, driver, recent) = open(dsn, application_name, &own, unheard).await?;
     if recent {
         // It goes out before whatever the caller asks, and nobody waits for the answer.
         let _ = client.batch_execute(TIME_OUT_SINCE_17).now_or_never();
@@ -117,8 +140,13 @@ async fn apart(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, 
     Ok((client, driver))
 }
 
-/// Also says whether the server is of version 17 or newer.
-async fn open(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, Driver, bool), Error> {
+/// What a session is opened with. `unheard`: how long what was sent may stay unacknowledged, where `dsn` does not say; none: as the kernel has it.
+fn parameters(
+    dsn: &Dsn,
+    application_name: &str,
+    own: &str,
+    unheard: Option<Duration>,
+) -> tokio_postgres::Config {
     let mut parameters = dsn.negotiated();
     parameters.application_name(application_name);
     let options = format!("{KEEPALIVES} {} {own}", parameters.get_options().unwrap_or_default());
@@ -127,12 +155,23 @@ async fn open(dsn: &Dsn, application_name: &str, own: &str) -> Result<(Client, D
         parameters.keepalives_idle(Duration::from_secs(30));
         parameters.keepalives_interval(Duration::from_secs(10)).keepalives_retries(3);
     }
-    if parameters.get_tcp_user_timeout().is_none() {
-        parameters.tcp_user_timeout(UNHEARD);
+    if let Some(unheard) = unheard.filter(|_| parameters.get_tcp_user_timeout().is_none()) {
+        parameters.tcp_user_timeout(unheard);
     }
     if parameters.get_connect_timeout().is_none() {
         parameters.connect_timeout(CONNECT_TIMEOUT);
     }
+    parameters
+}
+
+/// Also says whether the server is of version 17 or newer.
+async fn open(
+    dsn: &Dsn,
+    application_name: &str,
+    own: &str,
+    unheard: Option<Duration>,
+) -> Result<(Client, Driver, bool), Error> {
+    let parameters = parameters(dsn, application_name, own, unheard);
     let patience = parameters.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
     let context = || format!("connect to {}", place(dsn));
     let connecting: Pin<Box<dyn Future<Output = _> + Send>> = if dsn.tls.mode == TlsMode::Disable {
@@ -197,6 +236,18 @@ mod tests {
     fn a_server_says_what_it_knows_by_its_version() {
         assert!(["17.2 (Debian 17.2-1.pgdg12+1)", "18beta1", "19devel"].map(Some).into_iter().all(is_recent));
         assert!(![Some("16.9"), Some("9.6.24"), Some(""), None].into_iter().any(is_recent));
+    }
+
+    #[test]
+    fn who_sends_much_waits_for_a_server_that_takes_nothing_more() {
+        let dsn: Dsn = "postgres://u@h/d".parse().expect("a dsn");
+        let of = |dsn: &Dsn, unheard| parameters(dsn, "a", "", unheard).get_tcp_user_timeout().copied();
+        assert_eq!(of(&dsn, Some(UNHEARD)), Some(UNHEARD));
+        assert_eq!(of(&dsn, None), None);
+        let said: Dsn = "postgres://u@h/d?tcp_user_timeout=5".parse().expect("a dsn");
+        for unheard in [Some(UNHEARD), None] {
+            assert_eq!(of(&said, unheard), Some(Duration::from_secs(5)));
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ use crate::error::{Error, ErrorKind};
 use crate::identity::SourceId;
 use crate::lsn::Lsn;
 use crate::postgres::connection::settings_sql;
-use crate::postgres::{Dsn, connect};
+use crate::postgres::{Dsn, connect_to_write};
 use crate::wire::{CopyStart, CopyTable, KeptTable, Resume, StreamSpec};
 
 /// What the sessions that apply a stream are called by; its slot follows.
@@ -244,7 +244,7 @@ const AS_IT_IS: [(&str, &str); 5] = [
 
 /// A session that writes what the source has, as it is.
 async fn open(dsn: &Dsn, application: &str) -> Result<Client, Error> {
-    let client = connect(dsn, application).await?;
+    let client = connect_to_write(dsn, application).await?;
     client
         .batch_execute(&settings_sql(&AS_IT_IS, false))
         .await
