@@ -322,14 +322,20 @@ async fn taken(client: &Client, take: &[String], patience: &str) -> bool {
     all
 }
 
-/// Puts the trigger where it is missing or switched off; on how many tables. One that stays locked for longer than `patience` is an error (55P03).
-/// Takes it away where it was left on a table that is not critical.
+/// Puts the trigger where it is missing or switched off; on how many tables. One that stays locked for longer than `patience` is an error (55P03),
+/// which tells how many lacked it; the others have it by then. Takes it away where it was left on a table that is not critical.
 pub async fn arm(client: &Client, tables: &[String], patience: Duration) -> Result<usize, Error> {
     let critical = resolve(client, tables).await?;
     let Triggers { put, take } = triggers(client, &critical.triggered).await?;
-    one_by_one(client, &put, &lock_timeout(patience)).await?;
+    // The others must not go without for the sake of one.
+    let mut failed = None;
+    for sql in &put {
+        let done = client.batch_execute(&format!("{}; {sql}", lock_timeout(patience))).await;
+        failed = failed.or(done.err());
+    }
     taken(client, &take, &lock_timeout(patience.min(GLIMPSE))).await;
-    Ok(put.len())
+    let context = format!("put the triggers of critical tables, which {} lacked", put.len());
+    failed.map_or(Ok(put.len()), |error| Err(refused(&context)(error)))
 }
 
 fn lock_timeout(patience: Duration) -> String {

@@ -322,6 +322,34 @@ async fn a_table_that_is_read_leaves_its_lane_and_loses_its_trigger_later() -> R
     Ok(())
 }
 
+/// One table that somebody writes for long leaves no other without its trigger.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_critical_table_that_is_locked_holds_up_no_others_trigger() -> Result<()> {
+    let server = TestCluster::start(15)?;
+    let tables = ["public.first".to_owned(), "public.second".to_owned()];
+    let sql = "CREATE TABLE first (id int PRIMARY KEY); CREATE TABLE second (id int PRIMARY KEY)";
+    let client = server.create_database(DATABASE, sql).await?;
+    fence::install(&client, "shop", 1).await?;
+    lanes::publish(&client, "shop", &tables).await?;
+    let off = "ALTER TABLE first DISABLE TRIGGER USER; ALTER TABLE second DISABLE TRIGGER USER";
+    client.batch_execute(off).await?;
+    let armed = "SELECT string_agg(tgrelid::regclass::text, ' ') FROM pg_trigger \
+                 WHERE tgname = 'godwit_critical' AND tgenabled = 'O'";
+
+    let writer = server.connect(DATABASE).await?;
+    writer.batch_execute("BEGIN; INSERT INTO first VALUES (1)").await?;
+    let refused = lanes::arm(&client, &tables, Duration::from_millis(20)).await.expect_err("it is locked");
+    ensure!(
+        matches!(&refused, replicator::Error::Server { sqlstate, .. } if sqlstate == "55P03")
+            && refused.to_string().contains("which 2 lacked"),
+        "{refused}"
+    );
+    ensure!(text(&client, armed).await? == "second", "{refused}");
+    writer.batch_execute("COMMIT").await?;
+    ensure!(lanes::arm(&client, &tables, PATIENCE).await? == 1);
+    Ok(())
+}
+
 /// It has a lock of the parent when it waits for one of the partition.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_writes_through_a_parent_waits_for_a_handover_and_not_the_other_way_round() -> Result<()> {
