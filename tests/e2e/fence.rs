@@ -756,3 +756,23 @@ async fn the_way_back_belongs_to_the_newest_migration() -> Result<()> {
     })
     .await
 }
+
+/// Whose state is old takes the slot of the stream that there is for one that is left over.
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_of_a_later_generation_are_not_left_over() -> Result<()> {
+    both(|major| async move {
+        let setup = Setup::new(major).await?;
+        let slots = ["godwit_orders_g2".to_owned()];
+        let there =
+            || setup.count("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'godwit_orders_g2'");
+        create_slot(&setup.admin, &slots[0]).await?;
+        fence::open(&setup.admin, "orders", 2, None).await?;
+        let refused = fence::drop_left_over(&setup.admin, "orders", 1, None, &slots).await;
+        assert!(matches!(refused, Err(Error::Fenced(_))), "{refused:?}");
+        assert_eq!(there().await?, 1);
+        fence::drop_left_over(&setup.admin, "orders", 2, None, &slots).await?;
+        assert_eq!(there().await?, 0);
+        Ok(())
+    })
+    .await
+}

@@ -460,7 +460,9 @@ impl Work {
                     let dropping = async {
                         let client = hands.control(zone).await?;
                         let holder = hands.holder.as_deref();
-                        fence::drop_left_over(&client, &state.resource, holder, slots).await.map_err(chain)
+                        let dropped =
+                            fence::drop_left_over(&client, &state.resource, generation.0, holder, slots);
+                        dropped.await.map_err(chain)
                     };
                     done = done.and(streams.bounded(dropping).await.map(|()| None));
                 }

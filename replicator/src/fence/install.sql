@@ -910,10 +910,11 @@ BEGIN
 END $$;
 
 -- Slots that wait for a stream which will not come; false: a later run has taken them over. Without a run they are whoever's, which the node that
--- leads knows to be over. A session that is still making one would bring it to its end, and is ended.
+-- leads knows to be over, if it knows of this database's generation. A session that is still making one would bring it to its end, and is ended.
 CREATE OR REPLACE FUNCTION godwit.drop_way_back(args jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
   slots name[] := ARRAY(SELECT jsonb_array_elements_text(args -> 'slots'))::name[];
+  known bigint;
   used text;
 BEGIN
   PERFORM FROM godwit.way_back w WHERE w.resource = args ->> 'resource' AND (w.run = args ->> 'run') IS NOT FALSE FOR UPDATE;
@@ -921,6 +922,10 @@ BEGIN
     RETURN false;
   ELSIF args ->> 'run' IS NULL THEN
     PERFORM godwit.refuse_node(args ->> 'resource', args ->> 'holder');
+    SELECT e.generation INTO known FROM godwit.epoch e WHERE e.resource = args ->> 'resource';
+    IF known > (args ->> 'generation')::bigint THEN
+      RAISE EXCEPTION 'generation % is over: this database is at generation %', args ->> 'generation', known USING ERRCODE = 'ZG002';
+    END IF;
   END IF;
   PERFORM pg_terminate_backend(s.active_pid, 5000) FROM pg_catalog.pg_replication_slots s
   WHERE s.slot_name = ANY (slots) AND s.active_pid <> pg_backend_pid() AND s.confirmed_flush_lsn IS NULL;

@@ -317,17 +317,21 @@ pub async fn drop_way_back(
     drop_slots(client, &serde_json::json!({ "resource": resource, "run": run, "slots": slots })).await
 }
 
-/// Drops `slots` of ways back whoever made them, for the node that leads (`holder`, see [`FenceSpec::holder`]) and that knows of no run.
+/// Drops `slots` of ways back whoever made them, for the node that leads (`holder`, see [`FenceSpec::holder`]) and that knows of no run at
+/// `generation`.
 ///
 /// # Errors
-/// [`Error::Fenced`] where another node leads; [`Error::Server`] as for [`drop_way_back`].
+/// [`Error::Fenced`] where another node leads, or the database is at a later generation: the slots may be of its stream. [`Error::Server`] as for
+/// [`drop_way_back`].
 pub async fn drop_left_over(
     client: &Client,
     resource: &str,
+    generation: u64,
     holder: Option<&str>,
     slots: &[String],
 ) -> Result<(), Error> {
-    let arguments = serde_json::json!({ "resource": resource, "holder": holder, "slots": slots });
+    let generation = sql_generation(generation)?;
+    let arguments = serde_json::json!({ "resource": resource, "generation": generation, "holder": holder, "slots": slots });
     drop_slots(client, &arguments).await.map(drop)
 }
 
