@@ -103,6 +103,44 @@ async fn a_lost_journal_is_made_up_for_by_the_databases() -> Result<()> {
     Ok(())
 }
 
+/// Its name was changed in the files, and so nobody knows it: the database of the configured primary is the other name's, which has moved away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_resource_does_not_go_back_to_where_it_began() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let near = &playground.zones[0];
+    let client = connect(near).await?;
+    replicator::fence::install(&client, RESOURCE, 1).await?;
+    replicator::fence::guard(&client, RESOURCE, 2).await?;
+    let as_it_is = std::fs::read_to_string(&playground.config)?;
+    let renamed = as_it_is.replace(&format!("\n  {RESOURCE}:\n"), "\n  shop:\n");
+    ensure!(renamed != as_it_is, "{as_it_is}");
+    std::fs::write(&playground.config, renamed)?;
+
+    let mut leader = Leader::start(&playground, &[])?;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while leader.node.ended()?.is_none() {
+        ensure!(tokio::time::Instant::now() < deadline, "it leads:\n{}", leader.node.tail(20));
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let (said, zone) = (leader.node.tail(20), &near.name);
+    let named = format!("its database in {zone} is fenced by resource {RESOURCE}, generation 2");
+    ensure!(said.contains(&named), "{said}");
+    drop(leader);
+
+    // That one is gone for good (docs/operations.md).
+    client
+        .batch_execute(&format!(
+            r#"SELECT godwit.open_fence('{{"resource": "{RESOURCE}", "generation": 2, "lock_timeout_ms": 5000}}');
+               DELETE FROM godwit.epoch WHERE resource = '{RESOURCE}'"#
+        ))
+        .await?;
+    let leader = Leader::start(&playground, &[])?;
+    let serving = load(&playground, 60.0, "renamed");
+    until("it serves", async || Ok(serving.snapshot().acknowledged > 20)).await?;
+    drop((leader, serving.stop().await));
+    Ok(())
+}
+
 /// In the middle of a move, committed or not: it cannot be known, and need not be.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_whose_journal_is_lost_is_undone() -> Result<()> {

@@ -157,7 +157,7 @@ fn connection(item: &Item<'_>, tls_apart: bool, around: &Surroundings<'_>) -> Op
 }
 
 /// Whether two connection strings mean the same database of the same server, as far as the text tells.
-pub(super) fn same(a: &Database, b: &Database) -> bool {
+pub(crate) fn same(a: &Database, b: &Database) -> bool {
     a.dsn.get_hosts() == b.dsn.get_hosts()
         && port(&a.dsn) == port(&b.dsn)
         && a.dsn.get_dbname() == b.dsn.get_dbname()

@@ -32,6 +32,7 @@ pub mod units;
 mod validate;
 mod walk;
 
+pub(crate) use database::same as same_database;
 pub(crate) use error::suggest;
 pub use error::{ConfigErrors, Problem};
 pub use load::{load, load_policy, load_with};

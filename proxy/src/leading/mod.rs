@@ -11,6 +11,7 @@ pub mod fronts;
 mod placing;
 mod probing;
 mod remembered;
+mod renamed;
 pub mod running;
 #[cfg(test)]
 mod whole;
@@ -135,7 +136,11 @@ pub fn lead(
     let now = clock::now();
     let found = if known.is_none() || others {
         let located = located(config, resource, &primary, &shadow)?;
-        remembered::state(&located, [&primary, &shadow], known.as_ref(), others, now)?
+        let found = remembered::state(&located, [&primary, &shadow], known.as_ref(), others, now)?;
+        if known.is_none() && found.is_none() && placed.is_none() {
+            renamed::refuse(config, &located, &primary)?;
+        }
+        found
     } else {
         None
     };

@@ -372,6 +372,38 @@ pub async fn state(client: &Client, resource: &str) -> Result<Option<EpochState>
     parsed().map(Some).ok_or_else(|| Error::Protocol("the epoch row cannot be read".into()))
 }
 
+/// Another resource that a database remembers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherResource {
+    /// Its name.
+    pub name: String,
+    /// Newest generation that the database heard of.
+    pub generation: u64,
+    /// Only its applier may write.
+    pub fenced: bool,
+}
+
+/// Resources of other names that have fenced this database or moved here, the newest generation first; none where it knows `resource`, or Godwit
+/// was never installed.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn others(client: &Client, resource: &str) -> Result<Vec<OtherResource>, Error> {
+    let sql = "SELECT resource, generation, fenced FROM godwit.epoch WHERE (fenced OR generation > 1) \
+               AND NOT EXISTS (SELECT FROM godwit.epoch WHERE resource = $1) ORDER BY generation DESC, resource";
+    let found = match client.query(sql, &[&resource]).await {
+        Ok(found) => found,
+        Err(error) if not_installed(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(Error::database("ask which resources a database knows")(error)),
+    };
+    let other = |row: &tokio_postgres::Row| OtherResource {
+        name: row.get(0),
+        generation: row.get::<_, i64>(1).unsigned_abs(),
+        fenced: row.get(2),
+    };
+    Ok(found.iter().map(other).collect())
+}
+
 /// Whether a table of Godwit's is missing, or all of its schema.
 pub(crate) fn not_installed(error: &tokio_postgres::Error) -> bool {
     matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME))
