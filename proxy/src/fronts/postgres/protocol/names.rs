@@ -5,6 +5,8 @@
 pub const LOOK: usize = 64 << 10;
 /// The longest name that is kept.
 const LONGEST: usize = 128;
+/// The longest escape in a string: `\U0000000a`.
+const ESCAPE: usize = 10;
 /// What follows `set` in the function's name.
 const CONFIG: &[u8] = b"_config";
 
@@ -27,13 +29,14 @@ pub fn find(statement: &[u8], mut found: impl FnMut(&str)) -> bool {
         let begin = at + step;
         at = begin + 1;
         let word = &text[begin..];
-        // `$` may end the quote that a text begins with.
-        let within = begin > 0 && text[begin - 1] != b'$' && is_part(text[begin - 1]);
-        if within || word.len() < 4 || !word[..3].eq_ignore_ascii_case(b"set") {
+        if is_within(&text[..begin]) || word.len() < 4 || !word[..3].eq_ignore_ascii_case(b"set") {
             continue;
         }
         let set = if is_space(word[3]) || matches!(word[3], b'"' | b'/' | b'-') {
             set(&word[3..])
+        } else if matches!(word[3], b'\'' | b'$' | b'\\' | b'%') {
+            // A string ends there, or goes on: `'SET' || …`, `format('%s %I = %L', 'set', …)`, `E'SET\t…'`, `'SET%s'`.
+            Set::Unread
         } else if let Some((config, rest)) = word[3..].split_at_checked(CONFIG.len())
             && config.eq_ignore_ascii_case(CONFIG)
             && !rest.first().is_some_and(|byte| is_part(*byte))
@@ -49,6 +52,17 @@ pub fn find(statement: &[u8], mut found: impl FnMut(&str)) -> bool {
         }
     }
     all
+}
+
+/// Whether a word goes on behind this text.
+fn is_within(before: &[u8]) -> bool {
+    // `$` may end the quote that a text begins with.
+    if before.last().is_none_or(|byte| *byte == b'$' || !is_part(*byte)) {
+        return false;
+    }
+    // `E'\nSET …'`, `E'\u000aSET …'`
+    let near = &before[before.len().saturating_sub(ESCAPE)..];
+    near.iter().rposition(|byte| !is_part(*byte)).is_none_or(|at| near[at] != b'\\')
 }
 
 /// Two parts at least, of letters, digits, `_` and `$`.
@@ -165,6 +179,10 @@ mod tests {
         assert_eq!(names("SET\"app\".\"tenant\"='7'; SET session.id = 7"), ["app.tenant", "session.id"]);
         assert_eq!(names(&format!("SELECT '{}'; SET app.tenant = 7", "x".repeat(20 << 10))), ["app.tenant"]);
         assert_eq!(names("DO $a$BEGIN EXECUTE $$SET app.tenant = 7$$; END$a$"), ["app.tenant"]);
+        for escape in ["n", "t", "x0a", "012", "u000a", "U0000000a"] {
+            let sql = format!("DO $$BEGIN EXECUTE E'\\{escape}SET app.tenant = 7'; END$$");
+            assert_eq!(names(&sql), ["app.tenant"], "{sql}");
+        }
         for none in [
             "SET work_mem = '1MB'",
             "UPDATE t SET a = b.c",
@@ -205,6 +223,13 @@ mod tests {
             "DO $$BEGIN EXECUTE 'SET app' || n || ' = 7'; END$$",
             "DO $a$BEGIN EXECUTE $b$SET $b$ || n; END$a$",
             "DO $a$BEGIN EXECUTE $$SET app.ten$$ || n; END$a$",
+            "DO $$BEGIN EXECUTE 'SET' || ' app.tenant = 7'; END$$",
+            "DO $a$BEGIN EXECUTE $$SET$$ || ' app.tenant = 7'; END$a$",
+            "DO $$BEGIN EXECUTE concat_ws(' ', 'SET', n, '=', '7'); END$$",
+            "DO $$BEGIN EXECUTE format('%s %I = %L', 'set', 'app.tenant', '7'); END$$",
+            "DO $$BEGIN EXECUTE format('SET%sapp.tenant = 7', ' '); END$$",
+            "DO $$BEGIN EXECUTE E'SET\\tapp.tenant = 7'; END$$",
+            "DO $$BEGIN EXECUTE E'\\nSET ' || n || ' = 7'; END$$",
         ] {
             assert!(!all(unread), "{unread}");
         }
@@ -214,7 +239,7 @@ mod tests {
             "SELECT set_config('app.tenant', $1, false), set_config('search_path' , $2, true)",
             "SET LOCAL \"app.tenant\" = '7'",
             "SET SESSION AUTHORIZATION clerk; SET ROLE \"clerk\"; SET TIME ZONE 'UTC'; SET LOCAL work_mem = 1",
-            "UPDATE t SET a = 1 - 2, b = $1 /* why */ WHERE c = 'set'",
+            "UPDATE t SET a = 1 - 2, b = $1 /* why */ WHERE c = 'settled'",
             "UPDATE t SET (a, b) = (1, 2)",
             "ALTER TABLE t ALTER c SET STATISTICS -1, ALTER d SET DATA TYPE \"my type\"",
             "ON DELETE SET NULL",
