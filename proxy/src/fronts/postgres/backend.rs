@@ -275,7 +275,8 @@ impl Backend {
         self.say(out, steps).await
     }
 
-    /// Brings one that another client has had to a state; what could not be carried, and why.
+    /// Brings one that another client has had to a state; what could not be carried, and why. An error says nothing of the state: the
+    /// connection could not be rid of what the other client had, whose limits count until then.
     pub(super) async fn become_of(&mut self, state: &State) -> Result<Vec<String>, NoBackend> {
         let mut out = Vec::new();
         let mut steps = VecDeque::from([State::reset(&mut out)]);
@@ -294,7 +295,7 @@ impl Backend {
                 match tag {
                     b'E' => {
                         let error = ServerError::read(&body);
-                        if error.fatal {
+                        if error.fatal || *step == Step::Reset {
                             return Err(refused(&body));
                         }
                         if *step != Step::Unnamed {
@@ -419,6 +420,18 @@ mod tests {
         let (mut backend, mut server) = Backend::by_hand("a");
         let mut canceled = Vec::new();
         message::write(&mut canceled, b'E', |out| out.extend(b"SERROR\0C57014\0Mcanceling statement\0\0"));
+    #[tokio::test]
+    async fn what_one_client_left_is_not_told_the_next() {
+        let (mut backend, mut server) = Backend::by_hand("a");
+        let mut answer = Vec::new();
+        message::write(&mut answer, b'E', |out| out.extend(b"SERROR\0C57014\0Mcanceling statement\0\0"));
+        message::ready(&mut answer);
+        server.write_all(&answer).await.unwrap();
+        let became = backend.become_of(&State::default()).await;
+        let Err(NoBackend::Refused(error, _)) = became else { panic!("{became:?}") };
+        assert_eq!(error.sqlstate, CANCELED);
+    }
+
         let mut told = Vec::new();
         message::write(&mut told, b'D', |out| {
             out.extend(b"\0\x04\0\0\0\x07channel\0\0\0\x04news\0\0\0\0\0\0\0\0");
