@@ -239,6 +239,18 @@ async fn who_logs_in_and_waits_for_a_connection_keeps_nobody_from_moving() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_prepared_statement_hides_is_hidden_after_a_move_too() {
+    let setup = sharing(POOL).await;
+    let (one, two) = (setup.connect().await, setup.connect().await);
+    one.batch_execute("PREPARE tenant AS SELECT set_config($1, $2, false)").await.unwrap();
+    setup.cutover().await;
+    one.batch_execute("EXECUTE tenant('app.tenant', '7')").await.unwrap();
+    assert_eq!(setting(&one, "app.tenant").await, "7");
+    one.batch_execute("DEALLOCATE tenant").await.unwrap();
+    assert_eq!(setting(&two, "app.tenant").await, "", "the connection was reset");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_goes_leaves_nothing_behind() {
     let setup = sharing(POOL).await;
     let (gone, stays) = (setup.session().await, setup.connect().await);

@@ -504,7 +504,8 @@ impl Session {
                 }
             },
         };
-        let placed = self.place(backend, Has::default());
+        let has = self.relay.shared.as_ref().map_or_else(Has::default, |shared| shared.has.elsewhere());
+        let placed = self.place(backend, has);
         self.front.meters.moved(if placed.is_ok() { Moved::Carried } else { Moved::Ended });
         placed
     }

@@ -119,6 +119,11 @@ impl Has {
         self.unnamed = false;
     }
 
+    /// Another connection, on which its client does anew what it did by SQL on this one: it may hide as much.
+    pub fn elsewhere(&self) -> Self {
+        Self { hides: self.hides, ..Self::default() }
+    }
+
     fn oldest(&self) -> Option<u64> {
         self.statements.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)
     }
