@@ -237,7 +237,7 @@ fn sort(series: &mut HashMap<Key, Series>, sample: &Sample) {
     match sample.outcome {
         Outcome::Cancelled => {}
         Outcome::Status(status) => series.answers.count(status >= 500),
-        Outcome::Aborted => series.answers.count(true),
+        Outcome::Refused | Outcome::Aborted => series.answers.count(true),
     }
     let Some(segments) = &sample.segments else { return };
     for segment in Segment::ALL {
@@ -290,16 +290,22 @@ mod tests {
         assert_eq!(one.take("orders", "a", Segment::Upstream).len(), 0);
         assert_eq!(one.take("orders", "b", Segment::Upstream).len(), 0);
         let bad = |outcome| Sample { segments: None, outcome, ..sample(Duration::ZERO) };
-        for outcome in [Outcome::Status(502), Outcome::Status(404), Outcome::Aborted, Outcome::Cancelled] {
+        for outcome in [
+            Outcome::Status(502),
+            Outcome::Status(404),
+            Outcome::Refused,
+            Outcome::Aborted,
+            Outcome::Cancelled,
+        ] {
             recorder.record(bad(outcome));
         }
         let answers = |reader: &Latencies| reader.take_of("orders", "a", Segment::Upstream).1;
-        assert_eq!(answers(&one), Answers { all: 4, failed: 2 });
+        assert_eq!(answers(&one), Answers { all: 5, failed: 3 });
         assert_eq!(answers(&one), Answers::default());
         recorder.record(sample(Duration::from_millis(20)));
         assert_eq!(two.take("orders", "a", Segment::FirstByte).len(), 2);
         assert_eq!(one.take("orders", "a", Segment::FirstByte).len(), 1);
-        assert_eq!(answers(&two), Answers { all: 5, failed: 2 });
+        assert_eq!(answers(&two), Answers { all: 6, failed: 3 });
     }
 
     #[test]

@@ -53,6 +53,8 @@ impl Segment {
 pub enum Outcome {
     /// A response with this status was sent whole.
     Status(u16),
+    /// A database refused the statement: an error of 4xx that may be the move's doing (a table that is missing there, say).
+    Refused,
     /// The client left before.
     Cancelled,
     /// The response was cut short by us or the upstream.
@@ -66,7 +68,7 @@ impl Outcome {
             Self::Status(100..=199) => "1xx",
             Self::Status(200..=299) => "2xx",
             Self::Status(300..=399) => "3xx",
-            Self::Status(400..=499) => "4xx",
+            Self::Status(400..=499) | Self::Refused => "4xx",
             Self::Status(_) => "5xx",
             Self::Cancelled => "cancelled",
             Self::Aborted => "aborted",

@@ -2,7 +2,7 @@
 
 /// Histogram, seconds: a segment of a request. Labels: resource, zone, route, code, segment.
 pub const REQUEST_DURATION: &str = "godwit_request_duration_seconds";
-/// Counter: requests. Labels: resource, zone, route, code (class of the status, `cancelled` or `aborted`).
+/// Counter: requests. Labels: resource, zone, route, code (class of the status, `cancelled` or `aborted`; of a database's statements: 2xx, 5xx for errors of the server or the connection, 4xx for all others).
 pub const REQUESTS: &str = "godwit_requests_total";
 /// Counter: requests of which no sample could be kept.
 pub const REQUEST_SAMPLES_LOST: &str = "godwit_request_samples_lost_total";

@@ -8,7 +8,7 @@ use super::pool::Filled;
 use super::relay::Answered;
 use super::turnstile::Stats;
 use crate::fronts::latencies::{Recorder, Sample};
-use crate::fronts::stopwatch::{Outcome, Stopwatch};
+use crate::fronts::stopwatch::Stopwatch;
 use crate::lock::lock;
 use crate::telemetry::names;
 
@@ -87,7 +87,7 @@ impl Meters {
             resource: Some(Arc::clone(&self.name)),
             zone: Some(Arc::clone(zone)),
             route: None,
-            outcome: Outcome::Status(if answered.failed { 500 } else { 200 }),
+            outcome: answered.outcome,
             held: None,
             segments: watch.finish(answered.sent + answered.whole),
         });

@@ -28,6 +28,7 @@ use super::protocol::oids::Oids;
 use super::protocol::statements::{Rewritten, Statements, TooLong, UNNAMED};
 use super::protocol::tracker::{Sent, Status, Tracker};
 use crate::fronts::now;
+use crate::fronts::stopwatch::Outcome;
 
 /// The thread's buffer.
 const SCRATCH: usize = 64 << 10;
@@ -41,6 +42,9 @@ const NAMED: usize = 1 << 20;
 const AHEAD: usize = 8 << 10;
 /// How long the end of a session may take.
 const LINGER: Duration = Duration::from_secs(5);
+/// How a unit ends that has no error, and one whose error is the server's.
+const WORKED: Outcome = Outcome::Status(200);
+const FAILED: Outcome = Outcome::Status(500);
 /// A buffer that grew beyond this is given back once it is empty.
 const KEPT: usize = 1 << 10;
 
@@ -101,8 +105,8 @@ pub(super) struct Answered {
     pub(super) first_byte: Duration,
     /// From then to the last.
     pub(super) whole: Duration,
-    /// It ended with an error.
-    pub(super) failed: bool,
+    /// Whether it ended with an error, and whose that is.
+    pub(super) outcome: Outcome,
 }
 
 /// What the relay tells as it goes.
@@ -161,7 +165,7 @@ pub(super) struct Relay {
     backend_flush: bool,
     sent: Option<Instant>,
     first_byte: Option<Instant>,
-    failed: bool,
+    outcome: Outcome,
 }
 
 impl Relay {
@@ -203,7 +207,7 @@ impl Relay {
             backend_flush: false,
             sent: None,
             first_byte: None,
-            failed: false,
+            outcome: WORKED,
         }
     }
 
@@ -428,8 +432,9 @@ impl Relay {
             }
             b'E' => {
                 self.tracker.failed();
-                self.failed = true;
-                self.told |= ServerError::read(body).fatal;
+                let error = ServerError::read(body);
+                self.outcome = if error.is_of_server() { FAILED } else { Outcome::Refused };
+                self.told |= error.fatal;
             }
             b'G' | b'W' => {
                 self.tracker.copy_begins();
@@ -455,10 +460,10 @@ impl Relay {
 
     fn measure(&mut self, watch: &impl Watch) {
         let (sent, first_byte) = (self.sent.take(), self.first_byte.take());
-        let failed = std::mem::take(&mut self.failed);
+        let outcome = std::mem::replace(&mut self.outcome, WORKED);
         if let (Some(sent), Some(first_byte)) = (sent, first_byte) {
             let since = |moment: Instant| moment.saturating_duration_since(sent);
-            watch.answered(Answered { sent, first_byte: since(first_byte), whole: since(now()), failed });
+            watch.answered(Answered { sent, first_byte: since(first_byte), whole: since(now()), outcome });
         }
     }
 
@@ -570,7 +575,7 @@ impl Relay {
             Sent::Unit if alone => {
                 self.sent = Some(now());
                 self.first_byte = None;
-                self.failed = false;
+                self.outcome = WORKED;
             }
             // Units that share the session are not measured.
             Sent::Unit => self.sent = None,
@@ -621,7 +626,7 @@ impl Relay {
         self.to_backend = Vec::new();
         self.backend_flush = false;
         self.told = false;
-        self.failed = false;
+        self.outcome = WORKED;
     }
 
     /// A client that listens to itself knows itself by the number that it was given.

@@ -103,6 +103,12 @@ pub struct ServerError {
 impl ServerError {
     /// Reads an ErrorResponse's body; what is not there stays empty.
     pub fn read(mut body: &[u8]) -> Self {
+    /// Whether the server or the connection is to blame, not the statement. A cancel, or the client's own limit, is the client's.
+    pub fn is_of_server(&self) -> bool {
+        let class = self.sqlstate.get(..2).unwrap_or_default();
+        matches!(class, "08" | "53" | "57" | "58" | "XX") && self.sqlstate != "57014"
+    }
+
         let mut error = Self::default();
         while let [field, rest @ ..] = body {
             // The list ends with a field of type zero, where no text follows.

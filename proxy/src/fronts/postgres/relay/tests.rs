@@ -11,7 +11,7 @@ use crate::fronts::postgres::protocol::oids::Catalogue;
 #[derive(Default)]
 struct Eyes {
     closed: AtomicBool,
-    answered: Mutex<Vec<bool>>,
+    answered: Mutex<Vec<Outcome>>,
     names: Mutex<Vec<String>>,
     wanted: AtomicBool,
 }
@@ -22,7 +22,7 @@ impl Watch for Eyes {
     }
 
     fn answered(&self, answered: Answered) {
-        self.answered.lock().unwrap().push(answered.failed);
+        self.answered.lock().unwrap().push(answered.outcome);
     }
 
     fn names(&self, name: &str) {
@@ -98,9 +98,32 @@ async fn bytes_pass_both_ways_however_they_come() {
     assert!(settle(&mut relay, &eyes, false).await.is_none());
     assert_eq!(heard(&mut client).await, [&row, READY].concat());
     assert!(relay.at_boundary());
-    assert_eq!(*eyes.answered.lock().unwrap(), [false]);
+    assert_eq!(*eyes.answered.lock().unwrap(), [WORKED]);
     let holds = relay.from_backend.capacity() + relay.from_client.capacity() + relay.to_client.capacity();
     assert!(holds <= 3 * KEPT, "an idle session holds {holds} bytes");
+}
+
+/// Applications run into errors by design: an insert that is there already, a lock that is not waited for.
+#[tokio::test]
+async fn whose_an_error_is_can_be_told() {
+    let (mut relay, mut client, mut backend) = session();
+    let eyes = Eyes::default();
+    let own = ["23505", "55P03", "40001", "42P01", "57014"];
+    let servers = ["57P01", "53300", "08006", "58030", "XX000"];
+    for sqlstate in own.into_iter().chain(servers) {
+        client.write_all(QUERY).await.unwrap();
+        settle(&mut relay, &eyes, false).await;
+        let mut answer = Vec::new();
+        message::write(&mut answer, b'E', |out| {
+            out.extend(format!("SERROR\0C{sqlstate}\0Mno\0\0").as_bytes())
+        });
+        backend.write_all(&[answer, READY.to_vec()].concat()).await.unwrap();
+        settle(&mut relay, &eyes, false).await;
+    }
+    let answered = eyes.answered.lock().unwrap();
+    assert_eq!(answered[..own.len()], [Outcome::Refused; 5]);
+    assert_eq!(answered[own.len()..], [FAILED; 5]);
+    assert_eq!((Outcome::Refused.label(), FAILED.label()), ("4xx", "5xx"));
 }
 
 #[tokio::test]
