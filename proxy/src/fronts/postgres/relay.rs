@@ -248,6 +248,8 @@ impl Relay {
     /// Up to what size a message that begins so is awaited whole.
     fn awaited(&self, bytes: &[u8]) -> usize {
         match bytes.first() {
+            // A longer one begins with as much of it as is looked at.
+            Some(b'Q' | b'P') if bytes.len() < HEADER + names::LOOK => usize::MAX,
             Some(b'P') if self.shared.is_some() => NAMED,
             Some(b'B') if self.oids.reads_binds() => NAMED,
             Some(b'P') => UNNAMED,

@@ -103,6 +103,39 @@ async fn bytes_pass_both_ways_however_they_come() {
     assert!(holds <= 3 * KEPT, "an idle session holds {holds} bytes");
 }
 
+/// However little of it comes at first.
+#[tokio::test]
+async fn the_beginning_of_a_statement_is_looked_at() {
+    let query = |length: usize| {
+        let mut out = Vec::new();
+        message::query(&mut out, format!("SELECT '{}'; SET app.x = 1", "x".repeat(length)).as_bytes());
+        out
+    };
+    let longer = |length: usize| {
+        let text = format!("SET app.y = '{}'", "x".repeat(length));
+        let (mut asked, mut prepared) = (Vec::new(), Vec::new());
+        message::query(&mut asked, text.as_bytes());
+        message::parse(&mut prepared, b"", text.as_bytes(), &[]);
+        [asked, prepared]
+    };
+    let [asked, prepared] = longer(300 << 10);
+    for (sent, name) in
+        [(query(20 << 10), "app.x"), (query(60 << 10), "app.x"), (asked, "app.y"), (prepared, "app.y")]
+    {
+        let (mut relay, mut client, mut backend) = session();
+        let eyes = Eyes::default();
+        let mut passed = Vec::new();
+        for part in [&sent[..10], &sent[10..]] {
+            client.write_all(part).await.unwrap();
+            assert!(settle(&mut relay, &eyes, false).await.is_none());
+            assert!(settle(&mut relay, &eyes, false).await.is_none());
+            passed.extend(heard(&mut backend).await);
+        }
+        assert!(passed == sent, "{} of {} bytes", passed.len(), sent.len());
+        assert_eq!(*eyes.names.lock().unwrap(), [name]);
+    }
+}
+
 /// Applications run into errors by design: an insert that is there already, a lock that is not waited for.
 #[tokio::test]
 async fn whose_an_error_is_can_be_told() {
