@@ -10,6 +10,7 @@ mod moves;
 mod oids;
 mod pooled;
 mod protocol;
+mod rehearsal;
 mod rounds;
 pub(crate) mod suite;
 mod tls;

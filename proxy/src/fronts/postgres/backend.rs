@@ -46,6 +46,11 @@ impl Identity {
         (identity, State { settings, ..State::default() })
     }
 
+    /// It reads changes.
+    pub(super) fn replicates(&self) -> bool {
+        self.parameters.iter().any(|(name, _)| name == "replication")
+    }
+
     /// `options` of its startup packet.
     pub(super) fn options(&self) -> Option<&str> {
         self.parameters.iter().find(|(name, _)| name == "options").map(|(_, value)| value.as_str())
@@ -416,11 +421,6 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_question_that_was_canceled_is_asked_again_without_the_limit() {
-        let (mut backend, mut server) = Backend::by_hand("a");
-        let mut canceled = Vec::new();
-        message::write(&mut canceled, b'E', |out| out.extend(b"SERROR\0C57014\0Mcanceling statement\0\0"));
-    #[tokio::test]
     async fn what_one_client_left_is_not_told_the_next() {
         let (mut backend, mut server) = Backend::by_hand("a");
         let mut answer = Vec::new();
@@ -432,6 +432,11 @@ mod tests {
         assert_eq!(error.sqlstate, CANCELED);
     }
 
+    #[tokio::test]
+    async fn a_question_that_was_canceled_is_asked_again_without_the_limit() {
+        let (mut backend, mut server) = Backend::by_hand("a");
+        let mut canceled = Vec::new();
+        message::write(&mut canceled, b'E', |out| out.extend(b"SERROR\0C57014\0Mcanceling statement\0\0"));
         let mut told = Vec::new();
         message::write(&mut told, b'D', |out| {
             out.extend(b"\0\x04\0\0\0\x07channel\0\0\0\x04news\0\0\0\0\0\0\0\0");

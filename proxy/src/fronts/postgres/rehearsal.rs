@@ -9,6 +9,7 @@ use futures_util::{StreamExt, stream};
 
 use super::backend::{Backend, Identity, NoBackend};
 use super::front::PostgresFront;
+use super::protocol::message::ServerError;
 use crate::causes::chain;
 use crate::clock;
 use crate::lock::lock;
@@ -19,10 +20,21 @@ const ROLES: usize = 256;
 const AT_A_TIME: usize = 8;
 /// For so long it is believed that one could log in.
 const BELIEVED: Duration = Duration::from_mins(10);
-/// A fence leaves a login as it is, and takes the right to connect.
-const FENCED: &str = "42501";
+/// It lacks a right.
+const DENIED: &str = "42501";
+/// Says so of the right to connect, which is what a fence takes; it leaves a login as it is.
+const FENCE: &str = "CheckMyDatabase";
+/// Says so of a role that is to read changes.
+const STREAMS: &str = "InitPostgres";
 /// What it proved itself by is not what the server knows.
 const WRONG: &str = "28P01";
+
+/// A role, and whether it reads changes: a server asks more of it then.
+type Login = (String, bool);
+
+fn login(identity: &Identity) -> Login {
+    (identity.user.clone(), identity.replicates())
+}
 
 /// Each role that has logged in, as it did last.
 #[derive(Debug, Default)]
@@ -33,9 +45,9 @@ struct Known {
     /// How many logins there were.
     logins: u64,
     /// With which of them was its last.
-    roles: BTreeMap<String, (u64, Identity)>,
-    /// By zone and role: when it was last found to be let in, and with what.
-    fine: BTreeMap<(String, String), (Instant, Identity)>,
+    roles: BTreeMap<Login, (u64, Identity)>,
+    /// By zone: when it was last found to be let in, and with what.
+    fine: BTreeMap<(String, Login), (Instant, Identity)>,
 }
 
 impl Roles {
@@ -44,7 +56,8 @@ impl Roles {
         let mut known = lock(&self.0);
         let Known { logins, roles, fine } = &mut *known;
         *logins += 1;
-        if let Some((last, same)) = roles.get_mut(&identity.user) {
+        let login = login(identity);
+        if let Some((last, same)) = roles.get_mut(&login) {
             *last = *logins;
             if same.secret != identity.secret {
                 *same = identity.clone();
@@ -58,13 +71,16 @@ impl Roles {
                 fine.retain(|(_, of), _| *of != role);
             }
         }
-        roles.insert(identity.user.clone(), (*logins, identity.clone()));
+        roles.insert(login, (*logins, identity.clone()));
     }
 
     fn forget(&self, identity: &Identity) {
         let mut known = lock(&self.0);
-        if known.roles.get(&identity.user).is_some_and(|(_, last)| last.secret == identity.secret) {
-            known.roles.remove(&identity.user);
+        let Known { roles, fine, .. } = &mut *known;
+        let login = login(identity);
+        if roles.get(&login).is_some_and(|(_, last)| last.secret == identity.secret) {
+            roles.remove(&login);
+            fine.retain(|(_, of), _| *of != login);
         }
     }
 
@@ -72,7 +88,7 @@ impl Roles {
     fn all(&self, zone: &str) -> Vec<(Option<Instant>, Identity)> {
         let known = lock(&self.0);
         let when = |identity: &Identity| {
-            let (at, same) = known.fine.get(&(zone.to_owned(), identity.user.clone()))?;
+            let (at, same) = known.fine.get(&(zone.to_owned(), login(identity)))?;
             (same.secret == identity.secret).then_some(*at)
         };
         let roles = known.roles.values();
@@ -82,21 +98,34 @@ impl Roles {
     }
 
     fn is_fine(&self, identity: &Identity, zone: &str) {
-        let key = (zone.to_owned(), identity.user.clone());
-        lock(&self.0).fine.insert(key, (clock::monotonic(), identity.clone()));
+        let mut known = lock(&self.0);
+        let login = login(identity);
+        // It may have been forgotten meanwhile.
+        if known.roles.contains_key(&login) {
+            known.fine.insert((zone.to_owned(), login), (clock::monotonic(), identity.clone()));
+        }
     }
 }
 
-/// What was found by those of them that ended in time, a few at a time; and which did.
+/// What a login came to.
+enum Tried {
+    /// It is let in, or will be once a fence is lifted.
+    In,
+    Out(NoBackend),
+    /// Nobody could say.
+    Unknown,
+}
+
+/// What was found by those of them that ended in time, a few at a time; and which of them know what they were to find.
 async fn in_time<T>(
-    tries: Vec<impl Future<Output = (usize, Option<T>)>>,
+    tries: Vec<impl Future<Output = (Option<usize>, Option<T>)>>,
     within: Duration,
 ) -> (Vec<T>, BTreeSet<usize>) {
     let (mut found, mut ended) = (Vec::new(), BTreeSet::new());
     let mut outcomes = pin!(stream::iter(tries).buffer_unordered(AT_A_TIME));
     let all = async {
         while let Some((number, outcome)) = outcomes.next().await {
-            ended.insert(number);
+            ended.extend(number);
             found.extend(outcome);
         }
     };
@@ -105,19 +134,23 @@ async fn in_time<T>(
 }
 
 impl PostgresFront {
-    /// What would keep the front's clients out of `zone`'s database after a move there; one line for each role, and one for those that there
-    /// was no time for and that are not known to be let in. Logs in there as each role that has logged in here, and leaves at once.
+    /// What would keep the front's clients out of `zone`'s database after a move there; one line for each role, and one for those that could
+    /// not be tried, or not in time, and that are not known to be let in. Logs in there as each role that has logged in here, and leaves at once.
     pub async fn rehearse(&self, zone: &str, within: Duration) -> Vec<String> {
         let roles = self.roles.all(zone);
         let tries = roles.iter().enumerate().map(async |(number, (_, identity))| {
-            let outcome = self.is_kept_out(identity, zone).await;
-            if outcome.is_none() {
-                self.roles.is_fine(identity, zone);
+            match self.log_in(identity, zone).await {
+                Tried::In => {
+                    self.roles.is_fine(identity, zone);
+                    (Some(number), None)
+                }
+                Tried::Out(error) => (Some(number), self.keeps_out(identity, zone, error).await),
+                Tried::Unknown => (None, None),
             }
-            (number, outcome)
         });
         let (mut found, tried) = in_time(tries.collect(), within).await;
         found.sort();
+        found.dedup();
         let now = clock::monotonic();
         let is_open = |(number, (at, _)): &(usize, &(Option<Instant>, Identity))| {
             !tried.contains(number) && at.is_none_or(|at| now.duration_since(at) > BELIEVED)
@@ -125,51 +158,71 @@ impl PostgresFront {
         let left = roles.iter().enumerate().filter(is_open).count();
         if left > 0 {
             let of = roles.len();
-            found.push(format!("{left} of {of} roles could not be tried at {zone} in time"));
+            found.push(format!("{left} of {of} roles could not be tried at {zone}"));
         }
         found
     }
 
     /// What keeps this role out there and not here, for a person.
-    async fn is_kept_out(&self, identity: &Identity, zone: &str) -> Option<String> {
-        let error = self.keeps_out(identity, zone).await?;
-        // What has changed since, here as well, or a role that is gone, is no matter of the move.
+    async fn keeps_out(&self, identity: &Identity, zone: &str, error: NoBackend) -> Option<String> {
+        // What has changed since, here as well, or a role that is gone, is no matter of the move. Whatever else there is here (no room for
+        // another connection of the role, say) is of this moment.
         let here = self.active();
-        if self.keeps_out(identity, &here.zone).await.is_some() {
+        if matches!(self.log_in(identity, &here.zone).await, Tried::Out(error) if refuses_login(&error)) {
             self.roles.forget(identity);
             return None;
         }
-        // What it proves itself by is another there: a password, or its salt.
-        let mend = match &error {
-            NoBackend::Login(_) => true,
-            NoBackend::Refused(error, _) => error.sqlstate == WRONG,
-            _ => false,
-        };
         let (role, from) = (&identity.user, &here.zone);
-        let mend = if mend {
+        let password = || {
             format!(
                 " (mend: give role {role} at {zone} the password line that pg_dumpall --roles-only has at {from})"
             )
-        } else {
-            String::new()
+        };
+        let mend = match &error {
+            // What it proves itself by is another there: a password, or its salt.
+            NoBackend::Login(_) => password(),
+            NoBackend::Refused(error, _) if error.sqlstate == WRONG => password(),
+            NoBackend::Refused(error, _) if is_denied(error) && error.routine == STREAMS => {
+                format!(" (mend: ALTER ROLE {role} REPLICATION at {zone})")
+            }
+            _ => String::new(),
         };
         let why = chain(error);
         Some(format!("role {role} cannot log in at {zone} as it does at {from}: {why}{mend}"))
     }
 
-    /// Why this role cannot log in there; none: it can, or nobody could say.
-    async fn keeps_out(&self, identity: &Identity, zone: &str) -> Option<NoBackend> {
+    /// Logs in there as this role, and leaves.
+    async fn log_in(&self, identity: &Identity, zone: &str) -> Tried {
         let zone: Arc<str> = zone.into();
-        match Backend::open(self.dsn(&zone)?, identity, 0, &zone).await {
+        let Some(dsn) = self.dsn(&zone) else { return Tried::Unknown };
+        match Backend::open(dsn, identity, 0, &zone).await {
             Ok(backend) => {
                 backend.close().await;
-                None
+                Tried::In
             }
-            Err(NoBackend::Refused(error, _)) if error.sqlstate == FENCED => None,
-            // Whether it is there at all is watched elsewhere.
-            Err(NoBackend::Unreachable(_) | NoBackend::Lost(_) | NoBackend::TimedOut) => None,
-            Err(error) => Some(error),
+            // Where the server does not say who says so, it is taken for the fence.
+            Err(NoBackend::Refused(error, _))
+                if is_denied(&error) && matches!(&*error.routine, FENCE | "") =>
+            {
+                Tried::In
+            }
+            Err(NoBackend::Unreachable(_) | NoBackend::Lost(_) | NoBackend::TimedOut) => Tried::Unknown,
+            Err(error) => Tried::Out(error),
         }
+    }
+}
+
+fn is_denied(error: &ServerError) -> bool {
+    error.sqlstate == DENIED
+}
+
+/// Whether a role that is kept out so is so at any time: by what it proves itself by, or by what it may do.
+fn refuses_login(error: &NoBackend) -> bool {
+    match error {
+        NoBackend::Login(_) | NoBackend::Method(_) => true,
+        // Invalid authorization; of rights, the one to connect was not what it lacks.
+        NoBackend::Refused(error, _) => error.sqlstate.starts_with("28") || is_denied(error),
+        _ => false,
     }
 }
 
@@ -196,18 +249,43 @@ mod tests {
         assert!(!known.iter().any(|known| known == "r001"));
     }
 
+    #[test]
+    fn a_role_that_reads_changes_is_another_login() {
+        let roles = Roles::default();
+        let parameters = vec![("replication".into(), "database".into())];
+        roles.learn(&role("cdc", "s"));
+        roles.learn(&Identity { parameters, ..role("cdc", "s") });
+        let replicates =
+            || roles.all("b").iter().map(|(_, identity)| identity.replicates()).collect::<Vec<_>>();
+        assert_eq!(replicates(), [false, true]);
+        roles.forget(&role("cdc", "s"));
+        assert_eq!(replicates(), [true]);
+    }
+
+    #[test]
+    fn of_a_role_that_is_forgotten_nothing_stays() {
+        let roles = Roles::default();
+        roles.learn(&role("gone", "s"));
+        roles.is_fine(&role("gone", "s"), "b");
+        roles.forget(&role("gone", "s"));
+        roles.is_fine(&role("gone", "s"), "b");
+        assert!(lock(&roles.0).fine.is_empty());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_was_found_is_told_where_others_do_not_answer() {
         let outcome = |number: usize| async move {
             match number {
                 0 => std::future::pending().await,
-                1 => (number, None),
-                _ => (number, Some(number)),
+                1 => (Some(number), None),
+                2 => (None, None),
+                _ => (Some(number), Some(number)),
             }
         };
         let (mut found, ended) = in_time((0..20).map(outcome).collect(), Duration::from_secs(1)).await;
         found.sort_unstable();
-        assert_eq!((found, ended), ((2..20).collect(), (1..20).collect()));
+        let told: Vec<_> = (3..20).collect();
+        assert_eq!((found, ended), (told.clone(), told.into_iter().chain([1]).collect()));
     }
 
     #[test]

@@ -98,17 +98,19 @@ pub struct ServerError {
     pub message: String,
     /// It ends the session.
     pub fatal: bool,
+    /// The server's function that says so.
+    pub routine: String,
 }
 
 impl ServerError {
-    /// Reads an ErrorResponse's body; what is not there stays empty.
-    pub fn read(mut body: &[u8]) -> Self {
     /// Whether the server or the connection is to blame, not the statement. A cancel, or the client's own limit, is the client's.
     pub fn is_of_server(&self) -> bool {
         let class = self.sqlstate.get(..2).unwrap_or_default();
         matches!(class, "08" | "53" | "57" | "58" | "XX") && self.sqlstate != "57014"
     }
 
+    /// Reads an ErrorResponse's body; what is not there stays empty.
+    pub fn read(mut body: &[u8]) -> Self {
         let mut error = Self::default();
         while let [field, rest @ ..] = body {
             // The list ends with a field of type zero, where no text follows.
@@ -117,6 +119,7 @@ impl ServerError {
             match field {
                 b'C' => error.sqlstate = value(),
                 b'M' => error.message = value(),
+                b'R' => error.routine = value(),
                 b'V' => error.fatal = matches!(value().as_str(), "FATAL" | "PANIC"),
                 _ => {}
             }
@@ -276,7 +279,15 @@ mod tests {
         Fault::fatal("57P01", "moved").detail("a temporary table").write(&mut out);
         assert_eq!(&out[..5], [b'E', 0, 0, 0, (out.len() - 1) as u8]);
         let read = ServerError::read(&out[5..]);
-        assert_eq!(read, ServerError { sqlstate: "57P01".into(), message: "moved".into(), fatal: true });
+        assert_eq!(
+            read,
+            ServerError {
+                sqlstate: "57P01".into(),
+                message: "moved".into(),
+                fatal: true,
+                ..ServerError::default()
+            }
+        );
         assert!(out.windows(19).any(|part| part == b"Da temporary table\0"));
         assert!(!out.windows(2).any(|part| part == b"H\0"));
         assert_eq!(ServerError::read(b"C42"), ServerError::default());

@@ -78,6 +78,17 @@ async fn who_cannot_be_asked_about_is_not_told_of_a_wrong_password() {
 }
 
 #[tokio::test]
+async fn where_nobody_could_say_it_is_not_known_who_is_let_in() {
+    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let front = front(PostgresAuth::Trust, Duration::from_secs(10), nobody);
+    front.roles.learn(&Identity { user: "app".into(), parameters: Vec::new(), secret: Secret::None });
+    for _ in 0..2 {
+        let found = front.rehearse("a", Duration::from_secs(10)).await;
+        assert_eq!(found, ["1 of 1 roles could not be tried at a"]);
+    }
+}
+
+#[tokio::test]
 async fn who_logs_in_at_a_database_that_says_nothing_is_told_before_its_time_is_over() {
     // Connections to it are made, and nobody takes them.
     let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
