@@ -1,5 +1,6 @@
 //! Who could log in at the other side, by what it proved itself by here.
 
+use super::pooled::POOL_OF_FIVE;
 use super::*;
 
 async fn rehearse(setup: &Setup) -> Vec<String> {
@@ -12,6 +13,19 @@ async fn run(cluster: &TestCluster, sql: &str) {
 
 fn is_app_alone(told: &[String]) -> bool {
     matches!(told, [one] if one.starts_with("role app cannot log in at b as it does at a"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_shares_connections_is_tried_with_the_password_it_has_now() {
+    let setup = Setup::with(HOLD, |settings| settings.pool = Some(POOL_OF_FIVE), "").await;
+    setup.connect().await.batch_execute("SELECT 1").await.unwrap();
+    assert_eq!(rehearse(&setup).await, [""; 0]);
+    run(&setup.clusters[0], "ALTER ROLE app PASSWORD 'another'").await;
+    let mut config = setup.config();
+    config.password("another");
+    Session::start(&config).await.client.batch_execute("SELECT 1").await.unwrap();
+    let told = rehearse(&setup).await;
+    assert!(is_app_alone(&told), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
