@@ -102,21 +102,19 @@ pub async fn advance_sequences(client: &Client) -> Result<(), Error> {
     client.batch_execute(&advance).await.map_err(refused("put the sequences ahead"))
 }
 
-/// Brings the shadow's sequences on to where the primary's are, and none back: what is read here may be old when it is written. What was
-/// read; `known` is what was read the last time, and not written again.
+/// Brings the shadow's sequences on to where the primary's are, and none back: what is read here may be old when it is written. The
+/// shadow says itself where its own are: it may have been emptied since the last look, or not have had one then.
 ///
 /// # Errors
 /// [`Error::Fenced`] where the database is another generation's by now; [`Error::Database`].
-pub async fn follow_sequences(
-    sides: Sides<'_>,
-    known: &[SequenceState],
-) -> Result<Vec<SequenceState>, Error> {
-    let now = sequences::read(sides.source).await?;
-    let known: HashSet<&SequenceState> = known.iter().collect();
-    let moved: Vec<&SequenceState> = now.iter().filter(|state| !known.contains(state)).collect();
+pub async fn follow_sequences(sides: Sides<'_>) -> Result<(), Error> {
+    let (there, here) = tokio::try_join!(sequences::read(sides.source), sequences::read(sides.shadow))?;
+    let here: HashSet<&SequenceState> = here.iter().collect();
+    let moved: Vec<&SequenceState> =
+        there.iter().filter(|state| state.is_called && !here.contains(state)).collect();
     if !moved.is_empty() {
         let sql = format!("{}{}", sides.guard_sql()?, sequences::forward_sql(&moved));
         sides.shadow.batch_execute(&sql).await.map_err(refused("bring the sequences on"))?;
     }
-    Ok(now)
+    Ok(())
 }

@@ -72,7 +72,8 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
     let [near, far] = &playground.zones;
     // Columns with what their sequences cannot give: far above, and below where that begins.
     let beyond = "CREATE TABLE wide (id serial PRIMARY KEY); ALTER TABLE wide ALTER id TYPE bigint; INSERT INTO wide VALUES (1000000000000000);
-        CREATE TABLE high (id int PRIMARY KEY); CREATE SEQUENCE high_ids MINVALUE 100000 OWNED BY high.id; INSERT INTO high VALUES (5)";
+        CREATE TABLE high (id int PRIMARY KEY); CREATE SEQUENCE high_ids MINVALUE 100000 OWNED BY high.id; INSERT INTO high VALUES (5);
+        CREATE SEQUENCE invoices; SELECT setval('invoices', 5000)";
     connect(near).await?.batch_execute(beyond).await?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.until("commits wait", |view| view.replication.mode.effective == "sync").await?;
@@ -80,6 +81,17 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
     writes(&load).await?;
     let why = refused(&leader, &json!({"accept_loss": true})).await?;
     ensure!(why.contains("eu-west answers"), "{why}");
+
+    // No column says what was drawn of it; a shadow that was emptied has it where it begins.
+    let shadow = connect(far).await?;
+    for _ in 0..2 {
+        until("the sequence follows", async || {
+            let last = shadow.query_one("SELECT last_value FROM invoices", &[]).await?;
+            Ok(last.get::<_, i64>(0) == 5000)
+        })
+        .await?;
+        shadow.batch_execute("SELECT setval('invoices', 1, false)").await?;
+    }
 
     // A client of the front, idle and known to the lost server.
     let front = playground.postgres_front.context("a front")?;

@@ -106,8 +106,16 @@ async fn unlogged_tables_are_carried_under_the_hold() -> Result<()> {
         .await?;
     leader.until("it is too much", |view| told(view, "at most 16 MB are carried under a hold")).await?;
     ensure!(leader.migrate(&far.name).await.is_err(), "that would be a long hold");
-    owner(near).await?.batch_execute("TRUNCATE fresh").await?;
-    moved(&mut leader, far).await
+    // From now on it has a stream; what the move before last left of it is not among its rows.
+    let logged = "DELETE FROM fresh WHERE id > 12; ALTER TABLE fresh SET LOGGED";
+    owner(near).await?.batch_execute(logged).await?;
+    followed(&mut leader).await?;
+    owner(near).await?.batch_execute("DELETE FROM fresh WHERE id < 3").await?;
+    moved(&mut leader, far).await?;
+    let fresh = connect(far).await?.query_one("SELECT array_agg(id ORDER BY id) FROM fresh", &[]).await?;
+    let fresh: Vec<i32> = fresh.get(0);
+    ensure!(fresh == (3..=12).collect::<Vec<_>>(), "{fresh:?}");
+    Ok(())
 }
 
 /// Refused where the policy says nothing; empty after each move where it says so.

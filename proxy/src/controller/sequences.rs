@@ -21,22 +21,15 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Brings them on while there is a copy and nothing is moved; ends with `stop`.
 pub(super) fn follow(databases: Arc<Databases>, view: Arc<ArcSwap<ResourceView>>, stop: &CancellationToken) {
     tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
-        let (mut of, mut known) = (0, Vec::new());
         loop {
             let now = view.load_full();
             if drift::stands_in_the_way(&now).is_none() && now.replication.state == "streaming" {
-                if of != now.generation {
-                    (of, known) = (now.generation, Vec::new());
-                }
                 let zones = [&*now.primary, &*now.shadow];
-                let follow = async |sides: Sides<'_>| takeover::follow_sequences(sides, &known).await;
+                let follow = async |sides: Sides<'_>| takeover::follow_sequences(sides).await;
                 let following = databases.beside(zones, now.generation, Purpose::Schema, follow);
-                match within(&databases, zones, following).await {
-                    Ok(states) => known = states,
-                    // One that is missing there is a difference of the schemas; that a database cannot be reached is told elsewhere.
-                    Err(why) => {
-                        tracing::debug!(resource = now.name, why, "the shadow's sequences stay behind");
-                    }
+                // One that is missing there is a difference of the schemas; that a database cannot be reached is told elsewhere.
+                if let Err(why) = within(&databases, zones, following).await {
+                    tracing::debug!(resource = now.name, why, "the shadow's sequences stay behind");
                 }
             }
             tokio::time::sleep(EVERY).await;

@@ -146,7 +146,7 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<u64, Erro
     is_whole &= shadow.query_opt(&any, &[]).await.map_err(failed)?.is_some();
     if is_whole {
         return Err(Error::Unready(format!(
-            "fill table {name}: the shadow's has rows that nobody knows: seed it anew (godwit reseed RESOURCE --table {name})"
+            "fill table {name}: the shadow's has rows that nobody knows: seed it anew (godwit reseed with --table {name})"
         )));
     }
     // Until its rows are committed nobody takes it for whole.

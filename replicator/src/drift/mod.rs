@@ -563,6 +563,11 @@ fn changed(
                 Step::Anew => Some((anew(source, owner), When::Now)),
             };
         }
+        // Its rows there were of no stream; it is filled once it is published.
+        "table" if (wanted.definition.as_str(), there.definition.as_str()) == ("plain", "plain unlogged") => {
+            let sql = format!("DELETE FROM ONLY {owner}; ALTER TABLE {owner} SET LOGGED");
+            return Some((Mend::Add(sql), When::Now));
+        }
         "type" => return Some(types::step(owner, &wanted.definition, &there.definition)),
         "constraint" | "domain constraint"
             if constraints::is_validated(&wanted.definition, &there.definition) =>

@@ -207,3 +207,16 @@ fn a_foreign_table_that_is_gone_is_no_child_any_more() {
     let mends: Vec<_> = found.into_iter().map(|difference| difference.mend).collect();
     assert_eq!(mends, [Mend::Add("ALTER TABLE s.t NO INHERIT s.mother".into())]);
 }
+
+#[test]
+fn a_table_that_is_logged_by_now_is_made_so_and_holds_nothing() {
+    let [logged, unlogged] = ["plain", "plain unlogged"].map(|how| side(&[("table", "s.t", "", how, None)]));
+    let found = |source: &Fingerprint, shadow: &Fingerprint| {
+        let found = compare(source, shadow, ["near", "far"]);
+        found.into_iter().map(|difference| difference.mend).collect::<Vec<_>>()
+    };
+    let made = Mend::Add("DELETE FROM ONLY s.t; ALTER TABLE s.t SET LOGGED".into());
+    assert_eq!(found(&logged, &unlogged), [made]);
+    // PostgreSQL refuses that of a table that is published.
+    assert_eq!(found(&unlogged, &logged), [Mend::Person(None)]);
+}

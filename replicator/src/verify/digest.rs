@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::FutureExt;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, StreamExt};
 use tokio_postgres::Client;
 
 use super::range::add_halves;
@@ -68,6 +68,9 @@ enum Detail {
 
 /// Rows per query: keeps each one short, so that the digest can be cancelled and never holds a long-running query.
 const CHUNK_ROWS: u64 = 50_000;
+
+/// How often the tables are listed anew where one of them is dropped meanwhile.
+const LISTS: u32 = 5;
 
 /// Tables that are asked for ahead.
 const AHEAD: usize = 16;
@@ -137,9 +140,17 @@ async fn end_snapshot<T>(client: &Client, read: Result<T, Error>) -> Result<T, E
 
 /// Reads every user table, or `only` some, as of one moment. As [`digest`], in a transaction of its own.
 pub async fn buckets(client: &Client, only: Option<&BTreeSet<String>>) -> Result<Vec<TableBuckets>, Error> {
-    begin_snapshot(client).await?;
-    let read = read_tables(client, only, Detail::Buckets).await;
-    end_snapshot(client, read).await
+    let mut tries = LISTS;
+    loop {
+        tries -= 1;
+        begin_snapshot(client).await?;
+        let read = read_tables(client, only, Detail::Buckets).await;
+        match end_snapshot(client, read).await {
+            // Dropped after the list was read.
+            Err(error) if tries > 0 && error.sqlstate() == Some("42P01") => {}
+            read => return read,
+        }
+    }
 }
 
 /// One readable line for every table that is not the same on both sides; empty when all are equal.
@@ -177,7 +188,22 @@ async fn read_tables(
     all.retain(|table| only.is_none_or(|only| only.contains(&table.name)));
     // The server answers one after the other; nobody waits for the way there and back of each.
     let reads: Vec<_> = all.iter().map(|table| read_table(client, table, detail).boxed()).collect();
-    stream::iter(reads).buffered(AHEAD).try_collect().await
+    let mut reads = stream::iter(reads).buffered(AHEAD);
+    let (mut read, mut failed) = (Vec::with_capacity(all.len()), None);
+    while let Some(table) = reads.next().await {
+        match table {
+            Ok(table) => read.push(table),
+            // What was asked for after one that fails is refused, also for a table before that one: the one that failed by itself says why.
+            Err(error) => {
+                let by_itself = error.sqlstate() != Some("25P02");
+                failed = Some(error);
+                if by_itself {
+                    break;
+                }
+            }
+        }
+    }
+    failed.map_or(Ok(read), Err)
 }
 
 async fn tables(client: &Client) -> Result<Vec<Table>, Error> {
