@@ -1,5 +1,5 @@
 //! What the databases remember of a resource: where the journal does not know it (a state directory that was lost, or moved away, must not
-//! make the configuration's first primary serve again), or another node may have led it since.
+//! make the configuration's first primary serve again), or is older than they are (one from a backup, or another node has led since).
 //!
 //! What follows from it is decided in [`migration::cutover::memory`]. A move that is to be undone is forestalled in its target first
 //! ([`fence::forestall`]).
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use futures_util::future::join_all;
-use migration::cutover::memory::{Found, Said, judge};
+use migration::cutover::memory::{Found, Said, is_old, judge};
 use migration::cutover::{Limits, Phase, State};
 use migration::units::{Generation, Timestamp, Zone};
 use replicator::fence;
@@ -21,6 +21,8 @@ use crate::controller::streams;
 
 /// How long a database may take to say what it remembers.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long, where the journal is old only if it was brought back from somewhere: clients wait meanwhile.
+const BRIEFLY: Duration = Duration::from_secs(2);
 /// How often a primary that did not answer is asked again.
 const AGAIN: Duration = Duration::from_secs(2);
 /// How often what the databases say may change while it is looked at.
@@ -39,7 +41,8 @@ pub(super) struct Remembered {
 }
 
 /// The state to begin with, where the databases know of another one than the configuration's, or than the journal's (`known`); none: they do
-/// not, or cannot be asked. Where there are `others` that led before, what they read ends.
+/// not, or cannot be asked. Where there are `others` that led before, what they read ends; where there are none, a journal that is not old knows
+/// more than the databases.
 ///
 /// # Errors
 /// What they say fits no state that can be gone on from.
@@ -53,16 +56,16 @@ pub(super) fn state(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let found = runtime.block_on(async {
         for _ in 0..LOOKS {
-                        let seen = ask(resource, true).await;
+            let alone = known.is_some() && !others;
+            let seen = ask(resource, !alone, if alone { BRIEFLY } else { PATIENCE }).await;
             if others {
                 end_readers(resource, &seen).await;
             }
-            let found = match judge(&Zone::from(resource.primary.as_str()), &seen.said) {
-                Ok(found) => found,
-                // The journal knew it before they did.
-                Err(_) if known.is_some() => return Ok(None),
+            let found = match told(&resource.primary, known, others, &seen.said) {
+                Ok(Some(found)) => found,
+                Ok(None) => return Ok(None),
                 Err(why) => bail!(
-                    "resource {}: the journal does not know it, and {why}. Start godwit with the state directory that knows \
+                    "resource {}: the journal does not know it, or is older than its databases, and {why}. Start godwit with the state directory that knows \
                      (node.state), or see docs/operations.md, \"A lost state directory\"",
                     resource.name
                 ),
@@ -76,6 +79,23 @@ pub(super) fn state(
     // A look-up without an answer is not waited for.
     runtime.shutdown_background();
     found
+}
+
+/// What follows from what they said; none: the journal knew it before they did.
+fn told(
+    configured: &str,
+    known: Option<&State>,
+    others: bool,
+    said: &[Said],
+) -> Result<Option<Found>, String> {
+    let knows = known.is_some_and(|known| !is_old(known, said));
+    if knows && !others {
+        return Ok(None);
+    }
+    match judge(&Zone::from(configured), said) {
+        Err(_) if knows => Ok(None),
+        found => found.map(Some),
+    }
 }
 
 /// What another node had begun to read is ours to read now.
@@ -150,7 +170,8 @@ async fn settle(
             Ok(adopted(stands(from, generation).undoing(&run, limits, WHY, now), false))
         }
         Found::Shadow { zone, generation } => {
-            if known.is_some_and(|state| state.generation == generation) {
+            // Of one that is adopted nothing is known but where it is.
+            if known.is_some_and(|state| state.generation == generation && state.phase != Phase::Idle) {
                 return Ok(Settled::Yes(None));
             }
             let primary = other(&zone);
@@ -166,16 +187,21 @@ async fn settle(
 pub(super) async fn heard(resource: &Resource, state: &State) -> Result<(), String> {
     loop {
         tokio::time::sleep(AGAIN).await;
-        let seen = ask(resource, false).await;
+        let seen = ask(resource, false, PATIENCE).await;
         let Some(said) = seen.said.iter().find(|said| said.zone == state.primary) else { continue };
-        // One that was lost is fenced when it is back: then the journal knows more than this.
-        let unfinished = said.run.is_some() && said.generation == state.generation.next();
-        return if unfinished {
-            Err(format!("resource {}: {} was in the middle of a move", resource.name, state.primary))
-        } else {
-            Ok(())
-        };
+        return contradicts(state, said)
+            .map_or(Ok(()), |why| Err(format!("resource {}: {why}", resource.name)));
     }
+}
+
+/// Why this is not what its primary says; one that was lost is fenced when it is back: then the journal knows more than that one.
+fn contradicts(state: &State, said: &Said) -> Option<String> {
+    if said.run.is_some() && said.generation == state.generation.next() {
+        return Some(format!("{} was in the middle of a move", state.primary));
+    }
+    // Whoever said that it was committed has not opened it.
+    let committed = said.generation < state.generation;
+    committed.then(|| format!("{} does not know of generation {}", state.primary, state.generation.0))
 }
 
 /// What the databases that answer remember.
@@ -187,21 +213,20 @@ struct Seen {
 }
 
 /// Asks each of them; `first`, where nothing of ours runs yet, a fence that a process which is gone was raising ends before.
-async fn ask(resource: &Resource, first: bool) -> Seen {
+async fn ask(resource: &Resource, first: bool, patience: Duration) -> Seen {
     let asked = resource.placements.values().map(async |placement| {
         let settings = placement.postgres.as_ref()?;
         let zone = Zone::from(placement.zone.as_str());
-        let answer = tokio::time::timeout(PATIENCE, async {
+        let answer = tokio::time::timeout(patience, async {
             let client = replicator::postgres::connect(&settings.dsn, "godwit-control").await?;
             if first {
                 Purpose::Fence.end_sessions(&client).await.map_err(anyhow::Error::msg)?;
             }
             let said = said(&client, &resource.name, &zone).await?;
-            let took_over = fence::took_over(&client, &resource.name).await?;
-            anyhow::Ok((client, said, took_over))
+            anyhow::Ok((client, said))
         });
         match answer.await {
-            Ok(Ok((client, said, took_over))) => Some((zone, client, said, took_over)),
+            Ok(Ok((client, said))) => Some((zone, client, said)),
             Ok(Err(error)) => {
                 tracing::debug!(resource = %resource.name, %zone, %error, "the database cannot be asked what it remembers");
                 None
@@ -210,15 +235,13 @@ async fn ask(resource: &Resource, first: bool) -> Seen {
         }
     });
     let mut seen = Seen { said: Vec::new(), clients: Vec::new(), took_over: None };
-    for (zone, client, said, took_over) in join_all(asked).await.into_iter().flatten() {
+    for (zone, client, said) in join_all(asked).await.into_iter().flatten() {
         seen.said.extend(said);
-        if took_over {
-            seen.took_over = Some(zone.clone());
-        }
         seen.clients.push((zone, client));
     }
     let seeded = seen.said.iter().any(|said| said.fenced && said.copy);
-    seen.took_over = seen.took_over.filter(|_| !seeded);
+    let took_over = seen.said.iter().filter(|said| said.took_over && !seeded).map(|said| said.zone.clone());
+    seen.took_over = took_over.last();
     let alone = seen.clients.len() == 1;
     seen.said.iter_mut().for_each(|said| said.copy &= alone);
     seen
@@ -233,6 +256,7 @@ async fn said(client: &Client, resource: &str, zone: &Zone) -> Result<Option<Sai
         fenced: epoch.fenced,
         copy: streams::copied(client, &stream).await.map_err(anyhow::Error::msg)? == Some(true),
         run: epoch.run.filter(|_| epoch.fenced && epoch.marker.is_some()),
+        took_over: fence::took_over(client, resource).await?,
     }))
 }
 
@@ -243,10 +267,103 @@ mod tests {
 
     use super::*;
 
+    const NOW: Timestamp = Timestamp(1);
+
+    fn at(primary: &str, shadow: &str, generation: u64) -> State {
+        let first = State::first("orders", primary.into(), shadow.into(), NOW);
+        State { generation: Generation(generation), ..first }
+    }
+
+    /// Zone, generation, whether it is fenced; `*` behind a zone: it took over.
+    fn said(zones: &[(&str, u64, bool)]) -> Vec<Said> {
+        let one = |(zone, generation, fenced): &(&str, u64, bool)| Said {
+            zone: Zone::from(zone.trim_end_matches('*')),
+            generation: Generation(*generation),
+            fenced: *fenced,
+            run: None,
+            copy: false,
+            took_over: zone.ends_with('*'),
+        };
+        zones.iter().map(one).collect()
+    }
+
+    /// The first primary was lost, the other one took over, and both are open; or it was moved, and only the old primary answers.
+    #[test]
+    fn an_old_journal_is_not_gone_on_with() {
+        let open = |zone: &str, generation| {
+            Ok(Some(Found::Open { zone: zone.into(), generation: Generation(generation) }))
+        };
+        let lost = [("near", 1, false), ("far*", 2, false)];
+        let both = [("near", 1, false), ("far", 2, false)];
+        let moved = [("near", 2, true), ("far", 2, false)];
+        let (first, second) = (at("near", "far", 1), at("far", "near", 2));
+        let limits = Limits::of(&crate::config::samples::orders().policy);
+        let moving = State { phase: Phase::Drained, ..first.clone().undoing("m1", limits, WHY, NOW) };
+        let mut fenced = said(&[("near", 2, true)]);
+        fenced[0].run = Some("m1".into());
+        for (known, others, said, expected) in [
+            (Some(&first), true, said(&lost), open("far", 2)),
+            (Some(&first), false, said(&lost), open("far", 2)),
+            (None, false, said(&lost), open("far", 2)),
+            (Some(&second), true, said(&lost), open("far", 2)),
+            (Some(&second), false, said(&lost), Ok(None)),
+            (Some(&first), true, said(&both), Err(())),
+            (Some(&first), false, said(&both), Err(())),
+            (Some(&second), true, said(&both), Ok(None)),
+            (Some(&first), true, said(&moved), open("far", 2)),
+            (Some(&first), false, said(&moved), open("far", 2)),
+            (Some(&first), true, said(&moved[..1]), Err(())),
+            (Some(&first), false, said(&moved[..1]), Err(())),
+            (Some(&second), true, said(&moved[..1]), Ok(None)),
+            (Some(&second), false, said(&moved[..1]), Ok(None)),
+            (Some(&second), false, said(&[]), Ok(None)),
+            (Some(&second), true, said(&[]), Ok(Some(Found::Nothing))),
+            // Its own fence, and its shadow does not answer.
+            (Some(&moving), true, fenced.clone(), Ok(None)),
+            (Some(&moving), false, fenced.clone(), Ok(None)),
+            (Some(&first), true, fenced.clone(), Err(())),
+        ] {
+            let found = told("near", known, others, &said);
+            assert_eq!(found.map_err(drop), expected, "{known:?}, {others}: {said:?}");
+        }
+    }
+
+    /// Then it can take over from the one that was lost.
+    #[tokio::test]
+    async fn a_finished_copy_is_the_shadow_of_whom_another_node_knew() {
+        let resource = crate::config::samples::orders();
+        let seen = Seen { said: Vec::new(), clients: Vec::new(), took_over: None };
+        let following = State { phase: Phase::Shadowing, ..at("far", "near", 2) };
+        for (known, adopts) in
+            [(at("far", "near", 2), true), (following, false), (at("near", "far", 1), true)]
+        {
+            let found = Found::Shadow { zone: "near".into(), generation: Generation(2) };
+            let settled = settle(&resource, ["near", "far"], Some(&known), &seen, found, NOW).await.unwrap();
+            let Settled::Yes(adopted) = settled else { panic!("{known:?}: it has not changed meanwhile") };
+            assert_eq!(adopted.is_some(), adopts, "{known:?}");
+            let Some(Remembered { state, unheard, .. }) = adopted.map(|adopted| *adopted) else { continue };
+            assert_eq!((&*state.primary.0, state.phase, unheard), ("far", Phase::Shadowing, true));
+        }
+    }
+
+    #[test]
+    fn a_primary_that_is_heard_at_last_may_be_none() {
+        let state = at("far", "near", 2);
+        let one = |generation, fenced, run: Option<&str>| {
+            let mut said = said(&[("far", generation, fenced)]).remove(0);
+            said.run = run.map(str::to_owned);
+            contradicts(&state, &said).is_some()
+        };
+        assert!(!one(2, false, None));
+        assert!(!one(3, true, None), "its shadow has taken over");
+        assert!(one(3, true, Some("m2")), "it was moved");
+        assert!(one(1, true, None), "it was never opened");
+    }
+
     /// The old primary is there again and open, and the one that took over does not answer for a moment.
     #[tokio::test]
     async fn a_primary_that_was_lost_is_not_gone_back_to() {
-        let (resource, now) = (crate::config::samples::orders(), Timestamp(1));
+        let (resource, now) = (crate::config::samples::orders(), NOW);
         let limits = Limits::of(&resource.policy);
         let walk = |events: Vec<Event>| {
             let first = State::first("orders", "near".into(), "far".into(), now);

@@ -267,6 +267,7 @@ impl Node {
                 _ => None,
             },
             copy: false,
+            took_over: false,
         };
         Some(judge(&Zone::from("a"), &[said("a", a), said("b", b)]))
     }

@@ -1,9 +1,11 @@
 //! Who serves, by what the databases remember: for a node that does not have the journal, or an old one.
 //!
 //! A fence is raised in the old primary before the new one takes writes, and both keep the generation. So a database that is
-//! not fenced and knows the newest generation is the primary. Where none is open, a node went in the middle of a move; nothing was ever written
+//! not fenced and knows the newest generation is the primary. A primary that was lost is not fenced when it is back: the one that took over
+//! from it says so. Where none is open, a node went in the middle of a move; nothing was ever written
 //! in its target, which is not open: once it is made sure of there that this stays so, the move can be undone.
 
+use crate::cutover::State;
 use crate::units::{Generation, Zone};
 
 /// What one database answers.
@@ -19,6 +21,8 @@ pub struct Said {
     pub run: Option<String>,
     /// It is a finished copy of this generation's primary, and that one does not answer.
     pub copy: bool,
+    /// It took over from a primary that was lost, which may be open still.
+    pub took_over: bool,
 }
 
 /// What follows.
@@ -67,7 +71,9 @@ pub fn judge(configured: &Zone, said: &[Said]) -> Result<Found, String> {
         _ if never_moved && open.iter().any(|one| one.zone == *configured) => {
             Ok(Found::Open { zone: configured.clone(), generation: newest })
         }
-        ([one], _) if open.len() == 1 => Ok(Found::Open { zone: one.zone.clone(), generation: newest }),
+        ([one], _) if open.len() == 1 || one.took_over => {
+            Ok(Found::Open { zone: one.zone.clone(), generation: newest })
+        }
         ([], [one, other]) if open.is_empty() => {
             let (old, new) = if one.generation > other.generation { (one, other) } else { (other, one) };
             match &old.run {
@@ -87,6 +93,16 @@ pub fn judge(configured: &Zone, said: &[Said]) -> Result<Found, String> {
     }
 }
 
+/// Whether a journal is older than the databases: one knows a newer generation, and not by the fence of that journal's own run. Of what
+/// is done, the journal of who does it knows first.
+pub fn is_old(journal: &State, said: &[Said]) -> bool {
+    let own = |one: &Said| {
+        let run = journal.run.as_ref().filter(|run| one.fenced && run.generation == one.generation);
+        run.is_some_and(|run| one.run.as_ref().is_none_or(|id| *id == run.id))
+    };
+    said.iter().any(|one| one.generation > journal.generation && !own(one))
+}
+
 fn unclear(said: &[Said]) -> String {
     let said = said.iter().map(|one| {
         let fenced = if one.fenced { "fenced" } else { "open" };
@@ -102,6 +118,9 @@ fn unclear(said: &[Said]) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::cutover::{Limits, Phase};
+    use crate::policy::{Policy, PolicyParts};
+    use crate::units::Timestamp;
 
     /// Zone, generation, whether it is fenced.
     fn said(zones: &[(&str, u64, bool)]) -> Vec<Said> {
@@ -111,6 +130,7 @@ mod tests {
             fenced: *fenced,
             run: None,
             copy: false,
+            took_over: false,
         };
         zones.iter().map(one).collect()
     }
@@ -164,6 +184,59 @@ mod tests {
         assert_eq!(judge(&"far".into(), &zones).unwrap(), unfinished);
         zones.remove(0);
         assert!(judge(&near(), &zones).is_err(), "the other one may be open by now");
+    }
+
+    #[test]
+    fn a_primary_that_was_lost_and_is_back_is_none() {
+        let mut zones = said(&[("near", 1, false), ("far", 2, false)]);
+        assert!(judge(&near(), &zones).is_err(), "nobody knows why both are open");
+        zones[1].took_over = true;
+        assert_eq!(judge(&near(), &zones).unwrap(), open("far", 2));
+        // It was lost in its turn.
+        zones[0] = Said { took_over: true, ..said(&[("near", 3, false)]).remove(0) };
+        assert_eq!(judge(&near(), &zones).unwrap(), open("near", 3));
+        zones[1].generation = Generation(3);
+        assert!(judge(&near(), &zones).is_err(), "two at the newest");
+    }
+
+    #[test]
+    fn a_journal_is_old_where_a_database_knows_what_is_not_its_own() {
+        let first = State::first("r", near(), "far".into(), Timestamp(1));
+        let mut moves = first.clone().undoing(
+            "m7",
+            Limits::of(&Policy::new(PolicyParts::default()).unwrap()),
+            "",
+            Timestamp(1),
+        );
+        moves.phase = Phase::Drained;
+        let moved =
+            State { generation: Generation(2), primary: "far".into(), shadow: near(), ..moves.clone() };
+        let fenced_by = |run: Option<&str>| {
+            let mut zones = said(&[("near", 2, true), ("far", 1, true)]);
+            zones[0].run = run.map(str::to_owned);
+            zones
+        };
+        for (journal, zones, old) in [
+            (&first, said(&[]), false),
+            (&first, said(&[("near", 1, false), ("far", 1, true)]), false),
+            (&first, said(&[("near", 2, true), ("far", 2, false)]), true),
+            (&first, said(&[("near", 1, false), ("far", 2, false)]), true),
+            (&first, said(&[("near", 2, true)]), true),
+            (&first, fenced_by(Some("m7")), true),
+            // Its own fence, before and after it is known to be up.
+            (&moves, said(&[("near", 1, false), ("far", 1, true)]), false),
+            (&moves, fenced_by(None), false),
+            (&moves, fenced_by(Some("m7")), false),
+            (&moves, fenced_by(Some("m8")), true),
+            (&moves, said(&[("near", 2, true), ("far", 2, false)]), true),
+            (&moves, said(&[("near", 3, true), ("far", 2, false)]), true),
+            // The commit is in the journal before anything of it is done.
+            (&moved, fenced_by(Some("m7")), false),
+            (&moved, said(&[("near", 2, true), ("far", 2, false)]), false),
+            (&moved, said(&[("near", 3, false), ("far", 3, true)]), true),
+        ] {
+            assert_eq!(is_old(journal, &zones), old, "{journal:?}: {zones:?}");
+        }
     }
 
     #[test]
