@@ -157,12 +157,7 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         lead = Some(Lead::keep(election, belongings, anew.clone(), leaving.clone(), runtime.handle()));
     }
 
-    let begun = config
-        .resources
-        .values()
-        .filter(|resource| resource.has_front())
-        .map(|resource| leading::lead(&config, resource, &journal, None))
-        .collect::<Result<Vec<_>>>()?;
+    let begun = leading::lead_all(&config, &journal)?;
     let led = begun.into_iter().map(|begun| begun.build(&config, &recorder)).collect::<Result<Vec<_>>>()?;
     let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
     let routes = Routes::new(&fronts)?;

@@ -141,6 +141,36 @@ async fn a_renamed_resource_does_not_go_back_to_where_it_began() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_from_a_backup_is_made_up_for_by_the_databases() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [_, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    drop(leader);
+    let (kept, backup) = (state(&playground), playground.directory.join("backup"));
+    let copied = std::process::Command::new("cp").arg("-a").args([&kept, &backup]).status()?;
+    ensure!(copied.success(), "{copied}");
+
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let load = load(&playground, 60.0, "backup");
+    leader.migrate(&far.name).await?;
+    leader.until("it moves", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    drop(leader);
+    std::fs::remove_dir_all(&kept).context("the state directory")?;
+    std::fs::rename(&backup, &kept).context("the backup")?;
+
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader.ready().await?;
+    ensure!(view.primary == far.name && view.generation == 2, "{view:#?}");
+    let served = load.snapshot().acknowledged;
+    leader.until("it serves", |_| load.snapshot().acknowledged > served + 20).await?;
+    let report = load.stop().await.check(&connect(far).await?).await?;
+    ensure!(report.acknowledged > 0 && report.clean(), "{report}: {report:?}");
+    Ok(())
+}
+
 /// In the middle of a move, committed or not: it cannot be known, and need not be.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_whose_journal_is_lost_is_undone() -> Result<()> {

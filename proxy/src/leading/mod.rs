@@ -17,6 +17,7 @@ pub mod running;
 mod whole;
 
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -96,25 +97,35 @@ pub struct Begun {
     looking: BTreeMap<String, LookingUp>,
 }
 
-/// Reads where the resource stands, and begins to look its endpoints up. Where there are several all are to begin before one is built: names that
-/// are lost are then waited for once.
-pub fn lead(
-    config: &Config,
-    resource: &Resource,
-    journal: &Journal,
-    feeds: Option<&FeedBoard>,
-) -> Result<Begun> {
+/// Reads where each resource stands that has a front, and begins to look its endpoints up. Databases and names that are lost are waited for
+/// once, side by side.
+pub fn lead_all(config: &Config, journal: &Journal) -> Result<Vec<Begun>> {
+    std::thread::scope(|scope| {
+        let fronted = config.resources.values().filter(|resource| resource.has_front());
+        let begin = |resource| scope.spawn(move || lead(config, resource, journal));
+        let beginning: Vec<_> = fronted.map(begin).collect();
+        let begun = beginning.into_iter().map(|one| one.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        begun.collect()
+    })
+}
+
+/// As [`lead_all`], of one.
+fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Begun> {
     let name = &resource.name;
     let known = journal.latest(name)?;
+    let now = clock::now();
     // Where another node may have led it, a journal of one's own may be old.
     let others = config.node.lease.is_some();
     let placed = if others { journal.placed(name)? } else { None };
     let fits = |placed: &PlacedRow| settle(config, resource, &placed.primary, &placed.shadow).is_ok();
     // Not the newest that was left may be what could be read of it.
     let newer = |placed: &PlacedRow| {
-        placed.generation == 0 || known.as_ref().is_none_or(|known| placed.generation >= known.generation.0)
+        let unheard_of = |known: &State| !resource.has_database() && known.run.is_some();
+        let not_older = |known: &State| placed.generation >= known.generation.0 || unheard_of(known);
+        placed.generation == 0 || known.as_ref().is_none_or(not_older)
     };
     let placed = placed.filter(|placed| fits(placed) && newer(placed));
+    let left = placed.as_ref().and_then(|placed| left_newer(resource, placed, known.as_ref(), now));
     let (primary, shadow) = match (placed.clone(), &known) {
         // Which of the two serves, the databases say.
         (Some(PlacedRow { primary, shadow, .. }), _)
@@ -124,7 +135,7 @@ pub fn lead(
         }
         (Some(PlacedRow { primary, shadow, .. }), _) => (primary, shadow),
         (None, Some(state)) => (state.primary.to_string(), state.shadow.to_string()),
-        (None, None) => placing::first(config, resource, feeds)?,
+        (None, None) => placing::first(config, resource, None)?,
     };
     for zone in [&primary, &shadow] {
         if resource.flexible.is_none() && !resource.placements.contains_key(zone) {
@@ -133,22 +144,17 @@ pub fn lead(
             );
         }
     }
-    let now = clock::now();
-    let found = if known.is_none() || others {
-        let located = located(config, resource, &primary, &shadow)?;
-        let found = remembered::state(&located, [&primary, &shadow], known.as_ref(), others, now)?;
-        if known.is_none() && found.is_none() && placed.is_none() {
-            renamed::refuse(config, &located, &primary)?;
-        }
-        found
-    } else {
-        None
-    };
-    let unheard = found.as_ref().is_some_and(|found| found.unheard);
+    let located = located(config, resource, &primary, &shadow)?;
+    let newest = left.as_ref().or(known.as_ref());
+    let found = remembered::state(&located, [&primary, &shadow], newest, others, now)?;
+    if known.is_none() && found.is_none() && placed.is_none() {
+        renamed::refuse(config, &located, &primary)?;
+    }
+    let unheard = found.as_ref().map_or(left.is_some(), |found| found.unheard);
     let ends_others = others || found.is_some();
     let lost = found.as_ref().is_some_and(|found| found.lost);
     let elsewhere = placed.and_then(|placed| elsewhere(resource, placed, known.as_ref(), now));
-    let state = match (found.map(|found| found.state).or(elsewhere), known) {
+    let state = match (found.map(|found| found.state).or(left).or(elsewhere), known) {
         (Some(state), _) => {
             journal.append(&state, "Adopted", now, None)?;
             state
@@ -175,6 +181,21 @@ pub fn lead(
     Ok(Begun { unheard, ..begun })
 }
 
+/// Where another node had a resource with a database, if that is newer than the journal (`known`), or than a first start. Only its primary
+/// knows more: it is to be heard.
+fn left_newer(
+    resource: &Resource,
+    placed: &PlacedRow,
+    known: Option<&State>,
+    now: Timestamp,
+) -> Option<State> {
+    let newest = known.map_or(Generation(1), |known| known.generation);
+    let generation = Generation(placed.generation);
+    let [primary, shadow] = [&placed.primary, &placed.shadow].map(|zone| Zone::from(zone.as_str()));
+    (resource.has_database() && generation > newest)
+        .then(|| State { generation, ..State::first(&resource.name, primary, shadow, now) })
+}
+
 /// Where another node had the resource, if its databases did not say, and the journal (`known`) says something else.
 fn elsewhere(resource: &Resource, placed: PlacedRow, known: Option<&State>, now: Timestamp) -> Option<State> {
     let PlacedRow { primary, shadow, generation } = placed;
@@ -198,6 +219,10 @@ fn elsewhere(resource: &Resource, placed: PlacedRow, known: Option<&State>, now:
     state.generation = state.generation.max(Generation(generation));
     let Some(known) = known else { return Some(state) };
     state.generation = state.generation.max(known.generation);
+    // Nobody has heard of that move, or it would be there.
+    if known.run.is_some() && known.primary != primary && known.generation == state.generation {
+        state.generation = state.generation.next();
+    }
     let same = |known: &State| {
         (known.generation, &known.primary, &known.shadow) == (state.generation, &primary, &shadow)
     };
@@ -215,7 +240,9 @@ pub fn lead_anew(
 ) -> Result<Led> {
     let name = &resource.name;
     let before = journal.latest(name)?;
-    if before.as_ref().is_some_and(|state| state.run.is_some()) {
+    let others = config.node.lease.is_some();
+    // Another node may have ended it.
+    if !others && before.as_ref().is_some_and(|state| state.run.is_some()) {
         bail!("resource {name}: the journal has a migration of it under way; start godwit with it as it was");
     }
     let shadow = match shadow {
@@ -224,7 +251,6 @@ pub fn lead_anew(
     };
     let now = clock::now();
     let mut state = State::first(name, resource.primary.as_str().into(), shadow.as_str().into(), now);
-    let others = config.node.lease.is_some();
     let placed = if others { journal.placed(name)? } else { None };
     let placed = placed.map(|placed| Generation(placed.generation));
     let before = before.map(|before| before.generation).into_iter().chain(placed);
@@ -555,6 +581,8 @@ fn adopt_primary(hands: &Arc<Hands>, state: &State, stop: &CancellationToken, ta
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use migration::cutover::{Phase, Run};
+
     use super::*;
     use crate::config::samples;
     use crate::drivers::Endpoint;
@@ -570,6 +598,19 @@ mod tests {
                           primary: near, policy: p, placements: { near: { http: [\"127.0.0.1:2\"], \
                           postgres: { dsn: \"postgres://x@127.0.0.1:1/x\" } } } } }\n";
 
+    /// Moved from there, and nothing else of it is done.
+    fn committed(
+        State { primary, shadow, generation, since, resource: name, .. }: State,
+        resource: &Resource,
+    ) -> State {
+        let limits = migration::cutover::Limits::of(&resource.policy);
+        let before = State { generation, ..State::first(&name, primary.clone(), shadow.clone(), since) };
+        let run = before.undoing("m1", limits, "x", since).run;
+        let run = run.map(|run| Run { taken_over: true, held_since: Some(since), ..run });
+        let first = State::first(&name, shadow, primary, since);
+        State { generation: generation.next(), phase: Phase::Committed, run, ..first }
+    }
+
     #[test]
     fn an_endpoint_that_is_not_found_keeps_nobody_from_being_served() {
         let folder = tempfile::tempdir().unwrap();
@@ -582,7 +623,7 @@ mod tests {
         );
         let config = crate::config::load(&samples::write(folder.path(), &text)).unwrap();
         let journal = Journal::open(&state).unwrap();
-        let begun = lead(&config, &config.resources["shop"], &journal, None).unwrap();
+        let begun = lead(&config, &config.resources["shop"], &journal).unwrap();
         let led = begun.build(&config, &Recorder::with(None)).unwrap();
         assert_eq!(led.front.unwrap().pool.load().upstreams(), ["127.0.0.1:8001".parse().unwrap()]);
         assert_eq!(led.reaches["east"].not_found(), ["nowhere.invalid:80"]);
@@ -612,7 +653,7 @@ mod tests {
         journal.inherits(&legacy).unwrap();
         let name = format!("orders@{elsewhere}");
         legacy.made[&name].clone().keep(&ledger_directory(&config.node.state, "orders", elsewhere)).unwrap();
-        let led = lead(&config, resource, &journal, None).unwrap().build(&config, &Recorder::new()).unwrap();
+        let led = lead(&config, resource, &journal).unwrap().build(&config, &Recorder::new()).unwrap();
         assert_eq!((&*led.state.primary.0, &*led.state.shadow.0), ("near", elsewhere));
         let known = &led.live.load().placements[elsewhere];
         assert_eq!(known.http, ["127.0.0.1:7"]);
@@ -634,8 +675,12 @@ mod tests {
         let (moved, back, first) = (at("far", "near", 2), at("near", "far", 3), at("near", "far", 1));
         let left = tempfile::tempdir().unwrap();
         let other = Journal::open(left.path()).unwrap();
+        other.append(&first, "Tested", now, None).unwrap();
+        let leaves = || other.leaves(crate::store::Overlay::default(), BTreeMap::new()).unwrap();
+        let not_heard_of_it = leaves();
         other.append(&moved, "Tested", now, None).unwrap();
-        let legacy = other.leaves(crate::store::Overlay::default(), BTreeMap::new()).unwrap();
+        let legacy = leaves();
+        let committed = committed(first.clone(), resource);
         let mut of_before = serde_json::to_value(&legacy).unwrap();
         of_before["tables"]["placed"][0].as_object_mut().unwrap().remove("generation").unwrap();
         let of_before = crate::store::Legacy::read(&of_before.to_string()).unwrap();
@@ -645,6 +690,9 @@ mod tests {
             (Some(&moved), &legacy, &moved),
             // The newest that was left could not be read.
             (Some(&back), &legacy, &back),
+            (Some(&committed), &legacy, &moved),
+            // Its move was not left, and another node has led since: it was served where it was before.
+            (Some(&committed), &not_heard_of_it, &back),
             (None, &of_before, &at("far", "near", 1)),
             (Some(&first), &of_before, &at("far", "near", 1)),
         ] {
@@ -654,15 +702,71 @@ mod tests {
                 journal.append(known, "Tested", now, None).unwrap();
             }
             journal.inherits(legacy).unwrap();
-            let led = lead(&config, resource, &journal, None)
-                .unwrap()
-                .build(&config, &Recorder::with(None))
-                .unwrap();
+            let led =
+                lead(&config, resource, &journal).unwrap().build(&config, &Recorder::with(None)).unwrap();
             let stands = |state: &State| (state.generation, state.primary.clone(), state.shadow.clone());
             assert_eq!(stands(&led.state), stands(expected), "{known:?}");
             assert_eq!(led.front.unwrap().pool.load().zone, expected.primary.0);
             assert_eq!(journal.latest("web").unwrap().as_ref().map(stands), Some(stands(expected)));
             assert_eq!(journal.placed("web").unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn a_primary_is_where_another_node_had_it_if_no_database_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = crate::config::load(&samples::write(folder.path(), CONFIG)).unwrap();
+        let resource = &config.resources["orders"];
+        let now = clock::now();
+        let at = |primary: &str, shadow: &str, generation| State {
+            generation: Generation(generation),
+            ..State::first("orders", primary.into(), shadow.into(), now)
+        };
+        let (first, moved, back) = (at("near", "far", 1), at("far", "near", 2), at("near", "far", 3));
+        let left = tempfile::tempdir().unwrap();
+        let other = Journal::open(left.path()).unwrap();
+        other.append(&moved, "Tested", now, None).unwrap();
+        let legacy = other.leaves(crate::store::Overlay::default(), BTreeMap::new()).unwrap();
+        for (known, expected, unheard) in [
+            (None, &moved, true),
+            (Some(&first), &moved, true),
+            (Some(&moved), &moved, false),
+            (Some(&back), &back, false),
+        ] {
+            let own = tempfile::tempdir().unwrap();
+            let journal = Journal::open(own.path()).unwrap();
+            if let Some(known) = known {
+                journal.append(known, "Tested", now, None).unwrap();
+            }
+            journal.inherits(&legacy).unwrap();
+            let begun = lead(&config, resource, &journal).unwrap();
+            let stands = |state: &State| (state.generation, state.primary.clone(), state.shadow.clone());
+            assert_eq!((stands(&begun.state), begun.unheard), (stands(expected), unheard), "{known:?}");
+            assert_eq!(journal.latest("orders").unwrap().as_ref().map(stands), Some(stands(expected)));
+        }
+    }
+
+    /// Another node has led since, which ended it and gave the name back.
+    #[test]
+    fn a_name_whose_run_may_have_ended_elsewhere_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = clock::now();
+        for lease in [true, false] {
+            let text = if lease { CONFIG.to_owned() } else { CONFIG.replace(", lease: 3s", "") };
+            let config = crate::config::load(&samples::write(folder.path(), &text)).unwrap();
+            let resource = &config.resources["web"];
+            let first = State::first("web", "near".into(), "far".into(), now);
+            let moved = committed(State { generation: Generation(3), ..first }, resource);
+            let own = tempfile::tempdir().unwrap();
+            let journal = Journal::open(own.path()).unwrap();
+            journal.append(&moved, "Tested", now, None).unwrap();
+            let led = lead_anew(&config, resource, &journal, None, &Recorder::with(None));
+            assert_eq!(led.is_ok(), lease, "{:?}", led.err());
+            let Some(led) = led.ok() else { continue };
+            assert_eq!(
+                (&*led.state.primary.0, led.state.generation, &led.state.run),
+                ("near", Generation(4), &None)
+            );
         }
     }
 

@@ -73,8 +73,7 @@ impl Whole {
         let journal = Arc::new(Journal::open(&states).unwrap());
         journal.append(state, "Tested", clock::now(), None).unwrap();
         let recorder = Recorder::with(None);
-        let begun =
-            config.resources.values().map(|resource| lead(&config, resource, &journal, None).unwrap());
+        let begun = config.resources.values().map(|resource| lead(&config, resource, &journal).unwrap());
         let led: Vec<_> = begun.map(|begun| begun.build(&config, &recorder).unwrap()).collect();
         let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
         let front = fronts.iter().find(|front| *front.name == *"shop").unwrap().clone();
