@@ -43,6 +43,7 @@ mod refusals;
 mod regression;
 mod releases;
 mod reservations;
+mod retyped;
 mod schema;
 mod services;
 mod slots;

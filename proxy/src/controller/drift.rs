@@ -322,14 +322,7 @@ async fn note_unpublished(
         return Ok(());
     }
     let shadow = databases.get(zones[1], Purpose::Schema).await.map_err(chain)?;
-    for table in &tables {
-        match drift::seed_anew(&shadow, std::slice::from_ref(table)).await {
-            // One that the shadow lacks is copied whole in any case.
-            Ok(_) | Err(replicator::Error::Unready(_)) => {}
-            Err(error) => return Err(chain(error)),
-        }
-    }
-    Ok(())
+    drift::not_whole(source, &shadow, &tables).await.map_err(chain)
 }
 
 /// What changes when the schemas of these zones do, but for what is rarely changed; none: it cannot be told.

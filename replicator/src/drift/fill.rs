@@ -332,6 +332,26 @@ async fn published(
            FOREACH one IN ARRAY ARRAY[{}]::text[] LOOP \
              FOR n IN 1 .. pg_catalog.cardinality(tries) LOOP \
                BEGIN \
+/// Writes down on the shadow that the rows of these tables of the source's (each as `schema.table`) are not whole there. One that the shadow lacks is
+/// copied whole in any case; what has its name there may be another of the source's, which was renamed since.
+pub async fn not_whole(source: &Client, shadow: &Client, tables: &[String]) -> Result<(), Error> {
+    let failed = |error| refused("write down which tables are not whole")(error);
+    let numbers = "SELECT name, pg_catalog.to_regclass(name)::oid FROM unnest($1::text[]) name WHERE pg_catalog.to_regclass(name) IS NOT NULL";
+    let numbers = source.query(numbers, &[&tables]).await.map_err(failed)?;
+    let (names, numbers): (Vec<&str>, Vec<u32>) =
+        numbers.iter().map(|row| (row.get::<_, &str>(0), row.get::<_, u32>(1))).unzip();
+    let mark = "INSERT INTO godwit.unfilled (target_table) \
+        SELECT DISTINCT c.oid FROM unnest($1::text[], $2::oid[]) AS t (name, number) \
+        JOIN pg_catalog.pg_class c ON c.relkind = 'r' AND c.relpersistence = 'p' AND CASE \
+          WHEN EXISTS (SELECT FROM godwit.identities i JOIN pg_catalog.pg_class k ON k.oid = i.target_table \
+                       WHERE i.source_table = t.number AND i.source_column = 0) \
+          THEN c.oid IN (SELECT i.target_table FROM godwit.identities i WHERE i.source_table = t.number AND i.source_column = 0) \
+          ELSE c.oid = pg_catalog.to_regclass(t.name) \
+            AND NOT EXISTS (SELECT FROM godwit.identities i WHERE i.target_table = c.oid AND i.source_column = 0) END \
+        ON CONFLICT DO NOTHING";
+    shadow.execute(mark, &[&names, &numbers]).await.map_err(failed).map(drop)
+}
+
                  PERFORM pg_catalog.set_config('lock_timeout', tries[n], true); \
                  EXECUTE 'LOCK TABLE ONLY ' || one || ' IN SHARE ROW EXCLUSIVE MODE'; \
                  IF NOT (SELECT {KEYLESS} FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(one)) THEN \

@@ -4,7 +4,7 @@
 
 use tokio_postgres::Client;
 
-use super::fill::seed_anew;
+use super::fill::not_whole;
 use crate::error::Error;
 use crate::fence::refused;
 use crate::postgres::slot::{KEYLESS, Lane, TELLING_INDEX, USER_TABLES};
@@ -76,14 +76,10 @@ pub async fn unpublish(
     resource: &str,
     tables: &[String],
 ) -> Result<(), Error> {
+    if let Some(shadow) = shadow {
+        not_whole(source, shadow, tables).await?;
+    }
     for table in tables {
-        if let Some(shadow) = shadow {
-            match seed_anew(shadow, std::slice::from_ref(table)).await {
-                // One that the shadow lacks is copied whole in any case.
-                Ok(_) | Err(Error::Unready(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
         for lane in LANES {
             let publication = quote_ident(&lane.publication_name(resource));
             let drop = format!(

@@ -35,7 +35,7 @@ use columns::Step;
 use identities::{Index, Known, Number};
 use kinds::{APART, ASIDE, HARMLESS, LONG, MADE_ANEW, OPTIONS, REPLACED, STRICT, WHOLE};
 
-pub use fill::{Filling, Sides, seed_anew};
+pub use fill::{Filling, Sides, not_whole, seed_anew};
 pub use keyless::{identify, published_keyless, unpublish, unpublished as not_published};
 pub use sync::{Synced, mark, sync};
 

@@ -1,0 +1,56 @@
+//! Releases that give columns another type, other names to tables, and what stands in the way of that on the shadow.
+
+use anyhow::{Context, Result, ensure};
+use godwit_tests::waiting::until;
+use tokio_postgres::Client;
+
+use crate::leader::Leader;
+use crate::schema::{followed, owner, replicated};
+
+async fn text(client: &Client, sql: &str) -> Result<String> {
+    Ok(client.query_one(sql, &[]).await.context(sql.to_owned())?.get(0))
+}
+
+/// Until both answer this alike.
+async fn alike(clients: [&Client; 2], sql: &str) -> Result<()> {
+    let equal = async || Ok(text(clients[0], sql).await? == text(clients[1], sql).await?);
+    if let Err(error) = until("both say the same", equal).await {
+        let (one, other) = (text(clients[0], sql).await?, text(clients[1], sql).await?);
+        return Err(error.context(format!("{sql}: {one} {other}")));
+    }
+    Ok(())
+}
+
+/// What a table has by its old name is another table, and nothing of either is copied again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_makes_room_for_a_new_one_keeps_its_rows() -> Result<()> {
+    let playground = replicated("mode: async, schema: additions").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary
+        .batch_execute(
+            "CREATE TABLE events (id int PRIMARY KEY, word text); INSERT INTO events SELECT n, 'old' FROM generate_series(1, 1000) n;
+             CREATE TABLE days (id int, day int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+             CREATE TABLE days_0 PARTITION OF days FOR VALUES FROM (0) TO (10); CREATE TABLE days_1 PARTITION OF days DEFAULT",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    followed(&mut leader).await?;
+    let shadow = owner(far).await?;
+    let file = "SELECT pg_relation_filenode(coalesce(to_regclass('events_2026'), 'events'))::text";
+    let before = text(&shadow, file).await?;
+    primary
+        .batch_execute(
+            "BEGIN; ALTER TABLE events RENAME TO events_2026; CREATE TABLE events (LIKE events_2026 INCLUDING ALL);
+             INSERT INTO events VALUES (1, 'new'); COMMIT",
+        )
+        .await?;
+    primary.batch_execute("INSERT INTO events_2026 VALUES (2000, 'late')").await?;
+    followed(&mut leader).await?;
+    let rows = "SELECT concat_ws(' ', count(*), max(id), (SELECT string_agg(word, ' ') FROM events)) FROM events_2026";
+    alike([&primary, &shadow], rows).await?;
+    ensure!(text(&shadow, file).await? == before, "it was copied again");
+    ensure!(text(&shadow, "SELECT count(*)::text FROM events").await? == "1");
+    leader.ready().await.map(drop)
+}
