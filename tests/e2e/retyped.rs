@@ -54,3 +54,24 @@ async fn a_table_that_makes_room_for_a_new_one_keeps_its_rows() -> Result<()> {
     ensure!(text(&shadow, "SELECT count(*)::text FROM events").await? == "1");
     leader.ready().await.map(drop)
 }
+
+/// The primary refuses to update and delete rows of a published table without a key, whoever can be reached.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_lost_its_key_is_published_no_more_without_the_shadow() -> Result<()> {
+    let mut playground = replicated("mode: async, schema: additions").await?;
+    let primary = owner(&playground.zones[0]).await?;
+    primary.batch_execute("CREATE TABLE pairs (one int PRIMARY KEY); INSERT INTO pairs VALUES (1)").await?;
+    {
+        let mut leader = Leader::start(&playground, &[])?;
+        leader.ready().await?;
+    }
+    playground.zones[1].cluster.stop("fast")?;
+    primary.batch_execute("CREATE TABLE new (id int PRIMARY KEY)").await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader
+        .until("it tries", |view| view.replication.state != "streaming" && !view.problems.is_empty())
+        .await?;
+    primary.batch_execute("ALTER TABLE pairs DROP CONSTRAINT pairs_pkey").await?;
+    let change = "UPDATE pairs SET one = -one";
+    until("it is published no more", async || Ok(primary.batch_execute(change).await.is_ok())).await
+}

@@ -288,7 +288,6 @@ pub(super) async fn spare(
 ) -> Result<(), String> {
     let source = databases.get(zones[0], Purpose::Schema).await.map_err(chain)?;
     identify(resource, &source, zones[0], audit).await?;
-    note_unpublished(resource, databases, zones, &source, streams).await?;
     let found = drift::published_keyless(&source, &resource.name).await.map_err(chain)?;
     let (lost, new): (Vec<_>, Vec<_>) = found.into_iter().partition(|table| before.contains(table));
     *before = new;
@@ -304,7 +303,8 @@ pub(super) async fn spare(
             done: done.collect(),
         });
     }
-    Ok(())
+    // Last: where the shadow cannot be reached, the service's writes go on all the same.
+    note_unpublished(resource, databases, zones, &source, streams).await
 }
 
 /// Writes down which of the shadow's tables are not published: whoever publishes one again does not bring back what was written meanwhile.
