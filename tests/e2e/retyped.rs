@@ -52,6 +52,15 @@ async fn a_table_that_makes_room_for_a_new_one_keeps_its_rows() -> Result<()> {
     alike([&primary, &shadow], rows).await?;
     ensure!(text(&shadow, file).await? == before, "it was copied again");
     ensure!(text(&shadow, "SELECT count(*)::text FROM events").await? == "1");
+
+    primary.batch_execute("CREATE INDEX \"by \"\"day\"\" only\" ON days (day)").await?;
+    followed(&mut leader).await?;
+    let valid = "SELECT string_agg(indisvalid::text, ' ') FROM pg_index WHERE indrelid IN ('days'::regclass, 'days_0'::regclass, 'days_1'::regclass)";
+    ensure!(
+        text(&shadow, valid).await? == "true true true true true true",
+        "{}",
+        text(&shadow, valid).await?
+    );
     leader.ready().await.map(drop)
 }
 

@@ -103,7 +103,7 @@ SELECT CASE relkind WHEN 'v' THEN 'view' ELSE 'materialized view' END, name, '',
 UNION ALL
 SELECT 'query', name, '', query, sql FROM made
 UNION ALL
-SELECT 'index', t.name, x.relname::text, regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), '^CREATE (UNIQUE )?INDEX \S+ ', 'CREATE \1INDEX '),
+SELECT 'index', t.name, x.relname::text, regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), '^CREATE (UNIQUE )?INDEX ("([^"]|"")+"|\S+) ', 'CREATE \1INDEX '),
        pg_catalog.pg_get_indexdef(i.indexrelid)
 FROM ours t JOIN pg_catalog.pg_index i ON i.indrelid = t.oid JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid WHERE t.relkind = 'm' AND i.indisvalid
 UNION ALL

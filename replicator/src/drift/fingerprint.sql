@@ -86,10 +86,10 @@ SELECT 'constraint', t.name, k.conname::text, pg_catalog.pg_get_constraintdef(k.
 FROM ours t JOIN pg_catalog.pg_constraint k ON k.conrelid = t.oid
 WHERE k.contype IN ('p', 'u', 'f', 'c', 'x') AND (k.contype <> 'f' OR k.conparentid = 0)
 UNION ALL
-SELECT 'index', t.name, x.relname::text, regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), '^CREATE (UNIQUE )?INDEX \S+ ', 'CREATE \1INDEX '),
+SELECT 'index', t.name, x.relname::text, regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), '^CREATE (UNIQUE )?INDEX ("([^"]|"")+"|\S+) ', 'CREATE \1INDEX '),
        CASE WHEN NOT EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhrelid = i.indexrelid)
             -- Of a partitioned table it says ONLY, which leaves the index invalid.
-            THEN regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), '^(CREATE (UNIQUE )?INDEX \S+ ON )ONLY ', '\1') END
+            THEN regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), '^(CREATE (UNIQUE )?INDEX ("([^"]|"")+"|\S+) ON )ONLY ', '\1') END
 FROM ours t JOIN pg_catalog.pg_index i ON i.indrelid = t.oid JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
 WHERE i.indisvalid
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'))
