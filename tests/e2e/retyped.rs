@@ -1,10 +1,12 @@
 //! Releases that give columns another type, other names to tables, and what stands in the way of that on the shadow.
 
 use anyhow::{Context, Result, ensure};
+use godwit::demo::zone::Playground;
+use godwit_tests::postgres::other_major;
 use godwit_tests::waiting::until;
 use tokio_postgres::Client;
 
-use crate::leader::Leader;
+use crate::leader::{Leader, options};
 use crate::schema::{followed, owner, replicated};
 
 async fn text(client: &Client, sql: &str) -> Result<String> {
@@ -67,7 +69,7 @@ async fn a_table_that_makes_room_for_a_new_one_keeps_its_rows() -> Result<()> {
 /// The primary refuses to update and delete rows of a published table without a key, whoever can be reached.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_lost_its_key_is_published_no_more_without_the_shadow() -> Result<()> {
-    let mut playground = replicated("mode: async, schema: additions").await?;
+    let playground = replicated("mode: async, schema: additions").await?;
     let primary = owner(&playground.zones[0]).await?;
     primary.batch_execute("CREATE TABLE pairs (one int PRIMARY KEY); INSERT INTO pairs VALUES (1)").await?;
     {
@@ -83,4 +85,41 @@ async fn a_table_that_lost_its_key_is_published_no_more_without_the_shadow() -> 
     primary.batch_execute("ALTER TABLE pairs DROP CONSTRAINT pairs_pkey").await?;
     let change = "UPDATE pairs SET one = -one";
     until("it is published no more", async || Ok(primary.batch_execute(change).await.is_ok())).await
+}
+
+/// From PostgreSQL 18 on `NOT NULL` may be of new rows only, and of the others later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_older_rows_may_leave_empty_is_followed() -> Result<()> {
+    if other_major() < 18 {
+        return Ok(());
+    }
+    let mut options = options(false)?;
+    options.bins = [options.bins[1].clone(), options.bins[1].clone()];
+    options.policy =
+        options.policy.replace("replication: {mode: async}", "replication: {mode: async, schema: additions}");
+    let playground = Playground::start(&options).await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary
+        .batch_execute(
+            "CREATE TABLE people (id int PRIMARY KEY, mail text, nick text); INSERT INTO people VALUES (1, NULL, NULL);
+             CREATE UNIQUE INDEX people_mail ON people (mail)",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    followed(&mut leader).await?;
+    let shadow = owner(far).await?;
+    let state = "SELECT string_agg(concat_ws(' ', attname, attnotnull, (SELECT convalidated FROM pg_constraint WHERE conrelid = attrelid AND contype = 'n' AND conkey[1] = attnum)),
+        ', ' ORDER BY attname) FROM pg_attribute WHERE attrelid = 'people'::regclass AND attname IN ('mail', 'nick')";
+    for release in [
+        "ALTER TABLE people ADD CONSTRAINT mailed NOT NULL mail NOT VALID, ADD CONSTRAINT nicked NOT NULL nick NOT VALID",
+        "ALTER TABLE people ALTER nick DROP NOT NULL; UPDATE people SET mail = 'a'; ALTER TABLE people VALIDATE CONSTRAINT mailed;
+         INSERT INTO people VALUES (2, 'b', NULL)",
+    ] {
+        primary.batch_execute(release).await.context(release)?;
+        followed(&mut leader).await.context(release)?;
+        alike([&primary, &shadow], state).await.context(release)?;
+    }
+    alike([&primary, &shadow], "SELECT string_agg(p::text, ' ' ORDER BY id) FROM people p").await
 }

@@ -160,6 +160,11 @@ pub(super) fn is_demanded(definition: &str) -> bool {
     matches!(Parts::of(definition), Parts { value: Value::Nothing, filled: true, .. })
 }
 
+/// Whether a column is `NOT NULL`.
+pub(super) fn is_filled(definition: &str) -> bool {
+    Parts::of(definition).filled
+}
+
 /// Whether a column is computed of the others.
 pub(super) fn is_generated(definition: &str) -> bool {
     matches!(Parts::of(definition).value, Value::Generated(..))

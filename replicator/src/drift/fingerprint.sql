@@ -18,7 +18,7 @@ WITH RECURSIVE ours AS (
   SELECT t.oid, t.name AS owner, a.attname::text AS name, a.attnum,
          {{kind}} AS kind,
          -- From 17 on a partition has the identity columns of what it is a part of.
-         a.attnotnull AS filled, a.attgenerated::text AS generated,
+         {{filled}} AS filled, a.attgenerated::text AS generated,
          CASE WHEN t.relpartbound IS NULL THEN a.attidentity::text ELSE '' END AS identity,
          pg_catalog.pg_get_expr(d.adbin, d.adrelid) AS value, a.attinhcount > 0 AS inherited,
          CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] ELSE (g.missing::text[])[1] END AS missing,
@@ -85,6 +85,12 @@ SELECT 'constraint', t.name, k.conname::text, pg_catalog.pg_get_constraintdef(k.
        CASE WHEN k.conislocal THEN format('ALTER TABLE %s ADD CONSTRAINT %I %s', t.name, k.conname, pg_catalog.pg_get_constraintdef(k.oid)) END
 FROM ours t JOIN pg_catalog.pg_constraint k ON k.conrelid = t.oid
 WHERE k.contype IN ('p', 'u', 'f', 'c', 'x') AND (k.contype <> 'f' OR k.conparentid = 0)
+UNION ALL
+-- One that the rows that were there need not satisfy. What a part has of it is its parent's.
+SELECT 'unvalidated not null', t.name, a.attname::text, 'present',
+       format('ALTER TABLE %s ADD CONSTRAINT %I %s', t.name, k.conname, pg_catalog.pg_get_constraintdef(k.oid))
+FROM ours t JOIN pg_catalog.pg_constraint k ON k.conrelid = t.oid AND k.contype = 'n' AND NOT k.convalidated AND k.coninhcount = 0
+JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.conkey[1]
 UNION ALL
 SELECT 'index', t.name, x.relname::text, regexp_replace(pg_catalog.pg_get_indexdef(i.indexrelid), '^CREATE (UNIQUE )?INDEX ("([^"]|"")+"|\S+) ', 'CREATE \1INDEX '),
        CASE WHEN NOT EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhrelid = i.indexrelid)

@@ -19,7 +19,7 @@ WITH servers AS (
            || CASE WHEN a.attgenerated <> '' THEN format(' GENERATED ALWAYS AS (%s) %s', pg_catalog.pg_get_expr(d.adbin, d.adrelid),
                      CASE a.attgenerated WHEN 'v' THEN 'VIRTUAL' ELSE 'STORED' END)
                    ELSE coalesce(' DEFAULT ' || pg_catalog.pg_get_expr(d.adbin, d.adrelid), '') END
-           || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END AS definition, o.options,
+           || CASE WHEN {{filled}} THEN ' NOT NULL' ELSE '' END AS definition, o.options,
          format('; ALTER FOREIGN TABLE %s ALTER COLUMN %I OPTIONS (', t.name, a.attname) || o.options || ')' AS more
   FROM ours t
   JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped

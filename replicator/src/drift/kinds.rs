@@ -119,7 +119,10 @@ pub(super) const ASIDE: [&str; 13] = [
 /// What ties a table to another: it loses no row where it is taken from that.
 pub(super) const APART: [&str; 2] = ["partition of", "child of"];
 /// What rows from before it was added may not satisfy.
-pub(super) const STRICT: [&str; 4] = ["constraint", "domain constraint", "partition of", "child of"];
+pub(super) const STRICT: [&str; 5] =
+    ["constraint", "domain constraint", "partition of", "child of", UNVALIDATED];
+/// `NOT NULL` of new rows only, named by its column; servers before 18 have none.
+pub(super) const UNVALIDATED: &str = "unvalidated not null";
 /// What others may do with what a role makes from now on.
 pub(super) const DEFAULTS: &str = "default privileges";
 /// Where and as what another server has it: each zone may have its own.

@@ -29,11 +29,11 @@ use tokio_postgres::error::SqlState;
 use crate::error::Error;
 use crate::fence::{refused, rows};
 use crate::postgres::connection::SESSION_SETTINGS;
-use crate::postgres::slot::{KEYLESS_OF_T, PASSING};
+use crate::postgres::slot::{KEYLESS_OF_T, PASSING, filled};
 
 use columns::Step;
 use identities::{Index, Known, Number};
-use kinds::{APART, ASIDE, HARMLESS, LONG, MADE_ANEW, OPTIONS, REPLACED, STRICT, WHOLE};
+use kinds::{APART, ASIDE, HARMLESS, LONG, MADE_ANEW, OPTIONS, REPLACED, STRICT, UNVALIDATED, WHOLE};
 
 pub use fill::{Filling, Sides, not_whole, seed_anew};
 pub use keyless::{identify, published_keyless, unpublish, unpublished as not_published};
@@ -246,7 +246,8 @@ async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
     .replace("{{kind}}", KIND)
     .replace("{{own}}", OWN)
     .replace("{{passing}}", PASSING)
-    .replace("{{keyless}}", KEYLESS_OF_T);
+    .replace("{{keyless}}", KEYLESS_OF_T)
+    .replace("{{filled}}", filled!());
     let mut tries = 0;
     let answer = loop {
         let answer = client.simple_query(&sql).await;
@@ -379,7 +380,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             }
             continue;
         }
-        if ours(kind, name) || told(key) {
+        if ours(kind, name) || told(key) || kind == UNVALIDATED && shadow.major < 18 {
             continue;
         }
         let whole = WHOLE.contains(&kind.as_str());
@@ -428,6 +429,10 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         }
     }
     for (key, shape) in shadow.things.iter().filter(|(key, _)| !source.things.contains_key(*key)) {
+    let is_filled = |table: &String, column: &String| {
+        let shape = source.things.get(&("column".to_owned(), table.clone(), column.clone()));
+        shape.is_some_and(|shape| columns::is_filled(&shape.definition))
+    };
         let (kind, owner, name) = key;
         // A partition that is gone may leave its rows to another, which is to take them here as well. Another's rows are its parent's no more.
         let apart = kind == "partition of" || kind == "child of" && has(shadow, "foreign table", owner);
@@ -438,6 +443,8 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             || told(key)
             || touched.contains(owner)
         {
+            // Its column says that.
+            || kind == UNVALIDATED && is_filled(owner, name)
             continue;
         }
         if HARMLESS.contains(&kind.as_str()) {
@@ -460,7 +467,11 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             Some(sql) => Mend::Add(sql.clone()),
             None => match drop_sql(key) {
                 // No row is lost by it, and what is made anew may be used by everybody.
-                Some(sql) if kind.starts_with(RIGHT) || APART.contains(&kind.as_str()) => Mend::Add(sql),
+                Some(sql)
+                    if kind.starts_with(RIGHT) || kind == UNVALIDATED || APART.contains(&kind.as_str()) =>
+                {
+                    Mend::Add(sql)
+                }
                 // New rows come without it.
                 Some(_) if kind == "column" && columns::is_demanded(&shape.definition) => {
                     Mend::Add(nullable(owner, name))
@@ -662,6 +673,7 @@ fn drop_sql((kind, owner, name): &Key) -> Option<String> {
         "partition of" => return Some(format!("ALTER TABLE {name} DETACH PARTITION {owner}")),
         "child of" => return Some(format!("ALTER TABLE {owner} NO INHERIT {name}")),
         _ => {}
+        UNVALIDATED => return Some(nullable(owner, name)),
     }
     let name = crate::postgres::quote_ident(name);
     match kind.as_str() {

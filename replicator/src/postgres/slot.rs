@@ -66,6 +66,15 @@ macro_rules! keyless {
     };
 }
 
+/// Whether no row has NULL in the column `a` of `pg_attribute`: a constraint may be for new rows only (from 18 on).
+macro_rules! filled {
+    () => {
+        "(a.attnotnull AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint nn WHERE nn.conrelid = a.attrelid AND nn.contype = 'n' \
+           AND nn.conkey[1] = a.attnum AND NOT nn.convalidated))"
+    };
+}
+pub(crate) use filled;
+
 /// The name of an index of this one of `pg_class` which does what a key would: of columns that are never NULL, as few as may be.
 macro_rules! telling_index {
     ($of:literal) => {
@@ -77,7 +86,9 @@ macro_rules! telling_index {
                AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = ",
             $of,
             ".oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
-                 AND (NOT a.attnotnull OR a.attgenerated <> '')) \
+                 AND (NOT ",
+            filled!(),
+            " OR a.attgenerated <> '')) \
              ORDER BY i.indnkeyatts, x.relname LIMIT 1)"
         )
     };

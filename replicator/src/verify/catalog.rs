@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 
 use crate::error::Error;
 use crate::fence::{refused, rows};
+use crate::postgres::slot::filled;
 
 /// A table as one side describes it.
 #[derive(Clone, Debug, Deserialize)]
@@ -85,7 +86,8 @@ pub(super) struct Catalog {
 }
 
 /// What describes a collation across versions: the catalogue's columns changed their names.
-const SQL: &str = "WITH c AS (
+const SQL: &str = concat!(
+    "WITH c AS (
   SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name, c.relpersistence, c.reltuples, c.reltoastrelid
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   WHERE c.relkind = 'r' AND c.relpersistence <> 't'
@@ -108,7 +110,9 @@ keys AS (
       SELECT FROM generate_series(0, i.indnkeyatts - 1) AS k
       JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k]
       JOIN pg_opclass o ON o.oid = i.indclass[k]
-      WHERE NOT a.attnotnull OR NOT o.opcdefault OR i.indcollation[k] <> a.attcollation)
+      WHERE NOT ",
+    filled!(),
+    " OR NOT o.opcdefault OR i.indcollation[k] <> a.attcollation)
   ORDER BY i.indrelid, i.indisprimary DESC, i.indisreplident DESC, i.indnkeyatts, i.indexrelid),
 key AS (
   SELECT k.indrelid, json_agg(json_build_object('name', a.attname, 'quoted', format('%I', a.attname),
@@ -133,7 +137,8 @@ SELECT json_build_object('name', c.name, 'persistence', c.relpersistence, 'rows'
   'toast_bytes', CASE c.reltoastrelid WHEN 0 THEN 0 ELSE pg_relation_size(c.reltoastrelid) END,
   'columns', coalesce(columns.list, '[]'), 'key', key.list)
 FROM c LEFT JOIN columns ON columns.attrelid = c.oid LEFT JOIN key ON key.indrelid = c.oid
-WHERE pg_relation_size(c.oid) IS NOT NULL";
+WHERE pg_relation_size(c.oid) IS NOT NULL"
+);
 
 /// Describes every table of a database.
 pub(super) async fn describe(client: &Client) -> Result<BTreeMap<String, Description>, Error> {

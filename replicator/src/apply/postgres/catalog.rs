@@ -13,6 +13,7 @@ use crate::drift::fill;
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::quote_ident;
+use crate::postgres::slot::filled;
 
 /// A table of the stream, matched with the target's.
 #[derive(Debug)]
@@ -95,7 +96,8 @@ impl Transport {
 
 /// The table is the one that is known to be the source's (`godwit.identities`), whatever it is called; one that is not known is found by its name.
 /// Columns (one row without a name if there are none); for each whether it is in the key of the best unique index (its replica identity, where it has one), and the equality of a unique index that it is in.
-const COLUMNS: &str = "\
+const COLUMNS: &str = concat!(
+    "\
 WITH known AS (SELECT i.target_table AS oid FROM godwit.identities i JOIN pg_catalog.pg_class c ON c.oid = i.target_table \
                WHERE i.source_table = $3::oid AND i.source_column = 0 LIMIT 1), \
 c AS (SELECT c.oid, c.relkind, c.relreplident, n.nspname, c.relname \
@@ -106,7 +108,9 @@ c AS (SELECT c.oid, c.relkind, c.relreplident, n.nspname, c.relname \
 best AS (SELECT i.indkey::int2[] AS attnums, i.indnkeyatts FROM c JOIN pg_catalog.pg_index i ON i.indrelid = c.oid \
          WHERE i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
            AND NOT EXISTS (SELECT FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS k(attnum) \
-             JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE NOT a.attnotnull) \
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE NOT ",
+    filled!(),
+    ") \
          ORDER BY CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END DESC, i.indnkeyatts, i.indexrelid \
          LIMIT 1), \
 watched AS (SELECT EXISTS (SELECT FROM c JOIN pg_catalog.pg_trigger t ON t.tgrelid = c.oid \
@@ -134,7 +138,8 @@ LEFT JOIN LATERAL ( \
     AND ao.amoprighttype = oc.opcintype AND ao.amopstrategy = 3 \
   JOIN pg_catalog.pg_operator o ON o.oid = ao.amopopr JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace \
   WHERE i.indrelid = c.oid AND i.indisunique AND k.attnum = a.attnum \
-  ORDER BY i.indisprimary DESC, i.indexrelid LIMIT 1) equality ON true";
+  ORDER BY i.indisprimary DESC, i.indexrelid LIMIT 1) equality ON true"
+);
 
 struct Found {
     column: TargetColumn,
