@@ -87,6 +87,52 @@ async fn a_table_that_lost_its_key_is_published_no_more_without_the_shadow() -> 
     until("it is published no more", async || Ok(primary.batch_execute(change).await.is_ok())).await
 }
 
+/// What uses a column on the shadow is made again with its new type.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_is_widened_whatever_uses_it() -> Result<()> {
+    let playground = replicated("mode: async, schema: additions").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    let views = "CREATE VIEW \"sold things\" AS SELECT id, amount FROM sales; CREATE VIEW dear AS SELECT amount FROM \"sold things\" WHERE amount > 5;
+        CREATE MATERIALIZED VIEW sums AS SELECT max(amount) AS sum FROM sales; CREATE UNIQUE INDEX sums_sum ON sums (sum);
+        GRANT SELECT ON dear TO orders_app; COMMENT ON VIEW dear IS 'dear'";
+    let rest = "CREATE TRIGGER stamps BEFORE UPDATE OF amount ON sales FOR EACH ROW EXECUTE FUNCTION stamp(); ALTER TABLE sales ENABLE ALWAYS TRIGGER stamps;
+        CREATE POLICY small ON sales USING (amount < 5000000000); ALTER TABLE sales ADD twice bigint GENERATED ALWAYS AS (amount::bigint * 2) STORED;
+        CREATE RULE kept AS ON DELETE TO sales WHERE old.amount = 7 DO INSTEAD NOTHING;
+        CREATE FUNCTION most() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT max(amount) FROM sales; END";
+    primary
+        .batch_execute(&format!(
+            "CREATE TABLE sales (id int PRIMARY KEY, amount int NOT NULL, left_over int); INSERT INTO sales VALUES (1, 10), (2, 20);
+             CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; {views}; {rest}"
+        ))
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    followed(&mut leader).await?;
+    let shadow = owner(far).await?;
+    let release = format!(
+        "BEGIN; DROP MATERIALIZED VIEW sums; DROP VIEW dear; DROP VIEW \"sold things\"; DROP TRIGGER stamps ON sales; DROP POLICY small ON sales;
+         DROP RULE kept ON sales; DROP FUNCTION most(); ALTER TABLE sales DROP twice; ALTER TABLE sales ALTER amount TYPE bigint; {views}; {rest}; COMMIT;
+         INSERT INTO sales VALUES (3, 4000000000)"
+    );
+    primary.batch_execute(&release).await?;
+    followed(&mut leader).await?;
+    let all = "SELECT concat_ws(' ', pg_typeof((SELECT amount FROM dear LIMIT 1)), (SELECT sum(twice) FROM sales), (SELECT max(amount) FROM dear), most(),
+        has_table_privilege('orders_app', 'dear', 'SELECT'), obj_description('dear'::regclass), to_regclass('sums_sum'),
+        (SELECT string_agg(tgname || tgenabled, ' ') FROM pg_trigger WHERE tgrelid = 'sales'::regclass AND tgname !~ 'godwit'),
+        (SELECT string_agg(polname, ' ') FROM pg_policy), (SELECT string_agg(rulename, ' ') FROM pg_rewrite WHERE ev_class = 'sales'::regclass))";
+    alike([&primary, &shadow], all).await?;
+
+    // What a person alone can make again is left, and named.
+    shadow.batch_execute("CREATE VIEW own AS SELECT left_over FROM sales; CREATE TABLE kept (x own)").await?;
+    primary.batch_execute("ALTER TABLE sales ALTER left_over TYPE bigint").await?;
+    let named = |lines: &[String]| lines.iter().any(|line| line.contains("DROP VIEW IF EXISTS public.own)"));
+    leader.until("it is named", |view| named(&view.problems)).await?;
+    shadow.batch_execute("DROP TABLE kept; DROP VIEW own").await?;
+    let wide = "SELECT format_type(atttypid, -1) FROM pg_attribute WHERE attrelid = 'sales'::regclass AND attname = 'left_over'";
+    until("it follows", async || Ok(text(&shadow, wide).await? == "bigint")).await
+}
+
 /// From PostgreSQL 18 on `NOT NULL` may be of new rows only, and of the others later.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_column_that_older_rows_may_leave_empty_is_followed() -> Result<()> {

@@ -10,6 +10,7 @@ mod constraints;
 mod enums;
 pub(crate) mod fill;
 mod identities;
+mod in_the_way;
 mod keyless;
 mod kinds;
 mod names;
@@ -428,11 +429,11 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             }
         }
     }
-    for (key, shape) in shadow.things.iter().filter(|(key, _)| !source.things.contains_key(*key)) {
     let is_filled = |table: &String, column: &String| {
         let shape = source.things.get(&("column".to_owned(), table.clone(), column.clone()));
         shape.is_some_and(|shape| columns::is_filled(&shape.definition))
     };
+    for (key, shape) in shadow.things.iter().filter(|(key, _)| !source.things.contains_key(*key)) {
         let (kind, owner, name) = key;
         // A partition that is gone may leave its rows to another, which is to take them here as well. Another's rows are its parent's no more.
         let apart = kind == "partition of" || kind == "child of" && has(shadow, "foreign table", owner);
@@ -442,9 +443,9 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             || ours(kind, name)
             || told(key)
             || touched.contains(owner)
-        {
             // Its column says that.
             || kind == UNVALIDATED && is_filled(owner, name)
+        {
             continue;
         }
         if HARMLESS.contains(&kind.as_str()) {
@@ -672,8 +673,8 @@ fn drop_sql((kind, owner, name): &Key) -> Option<String> {
     match kind.as_str() {
         "partition of" => return Some(format!("ALTER TABLE {name} DETACH PARTITION {owner}")),
         "child of" => return Some(format!("ALTER TABLE {owner} NO INHERIT {name}")),
-        _ => {}
         UNVALIDATED => return Some(nullable(owner, name)),
+        _ => {}
     }
     let name = crate::postgres::quote_ident(name);
     match kind.as_str() {

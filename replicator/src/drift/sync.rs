@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::fill::{self, PATIENCE, Sides};
-use super::{Difference, Mend, worded};
+use super::{Difference, Mend, in_the_way, worded};
 use crate::error::Error;
 use crate::fence::refused;
 
@@ -209,7 +209,24 @@ async fn add(shadow: &Client, subject: &str, sql: &str, of_appliers: bool) -> Re
         };
         return made.await.map_err(refused(&format!("{subject}: {drop}; {sql}")));
     }
+    if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED)
+        && let Some(column) = retyped(subject, sql)
+    {
+        let drops = in_the_way::dropped(shadow, subject, column).await?;
+        if !drops.is_empty() {
+            let drops = drops.join("; ");
+            tracing::info!(sql, drops, "what uses a column is dropped, to be made again with its new type");
+            let made = shadow.batch_execute(&format!("{settings}{drops}; {all}")).await;
+            return made.map_err(refused(&format!("{subject}: {drops}; {sql}")));
+        }
+    }
     Err(refused(&format!("{subject}: {sql}"))(error))
+}
+
+/// What gives a column of this table another type, from its name on.
+fn retyped<'s>(table: &str, sql: &'s str) -> Option<&'s str> {
+    let column = sql.strip_prefix("ALTER TABLE ")?.strip_prefix(table)?.strip_prefix(" ALTER COLUMN ")?;
+    column.contains(" TYPE ").then_some(column)
 }
 
 /// What takes away that which this would replace; none: it replaces nothing.
@@ -285,6 +302,18 @@ mod tests {
         assert!(!add("ALTER TABLE public.people ADD CONSTRAINT c CHECK (age > 0)"));
         assert!(!add("CREATE OR REPLACE FUNCTION f() RETURNS text LANGUAGE sql RETURN ' UNIQUE '"));
         assert!(!is_of_appliers(&Mend::Table("public.people".into())));
+    }
+
+    #[test]
+    fn a_column_that_gets_another_type_is_told() {
+        let of = |sql| retyped("public.people", sql);
+        assert_eq!(
+            of("ALTER TABLE public.people ALTER COLUMN \"a b\" TYPE bigint"),
+            Some("\"a b\" TYPE bigint")
+        );
+        assert_eq!(of("ALTER TABLE public.people ALTER COLUMN id SET NOT NULL"), None);
+        assert_eq!(of("ALTER TABLE public.people ADD COLUMN n int"), None);
+        assert_eq!(of("ALTER TABLE public.people_2 ALTER COLUMN id TYPE bigint"), None);
     }
 
     #[test]
