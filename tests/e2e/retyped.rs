@@ -1,13 +1,13 @@
 //! Releases that give columns another type, other names to tables, and what stands in the way of that on the shadow.
 
 use anyhow::{Context, Result, ensure};
-use godwit::demo::zone::Playground;
+use godwit::demo::zone::{Playground, RESOURCE};
 use godwit_tests::postgres::other_major;
 use godwit_tests::waiting::until;
 use tokio_postgres::Client;
 
 use crate::leader::{Leader, options};
-use crate::schema::{followed, owner, replicated};
+use crate::schema::{differences, followed, owner, replicated, seed_anew};
 
 async fn text(client: &Client, sql: &str) -> Result<String> {
     Ok(client.query_one(sql, &[]).await.context(sql.to_owned())?.get(0))
@@ -131,6 +131,44 @@ async fn a_column_is_widened_whatever_uses_it() -> Result<()> {
     shadow.batch_execute("DROP TABLE kept; DROP VIEW own").await?;
     let wide = "SELECT format_type(atttypid, -1) FROM pg_attribute WHERE attrelid = 'sales'::regclass AND attname = 'left_over'";
     until("it follows", async || Ok(text(&shadow, wide).await? == "bigint")).await
+}
+
+/// Tables get columns of another type, whatever those are on the shadow and whoever refers to them.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_whose_keys_get_another_type_are_seeded_anew() -> Result<()> {
+    let playground = replicated("mode: async, schema: additions").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary
+        .batch_execute(
+            "CREATE TABLE bills (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY CHECK (id > 0), twice bigint GENERATED ALWAYS AS (id * 2) STORED);
+             CREATE TABLE lines (n int PRIMARY KEY, bill bigint REFERENCES bills); INSERT INTO bills DEFAULT VALUES; INSERT INTO bills DEFAULT VALUES;
+             INSERT INTO lines VALUES (1, 1), (2, 2), (3, 2); CREATE VIEW billed AS SELECT bill FROM lines",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    followed(&mut leader).await?;
+    let shadow = owner(far).await?;
+    primary
+        .batch_execute(
+            "BEGIN; DROP VIEW billed; ALTER TABLE lines DROP CONSTRAINT lines_bill_fkey; ALTER TABLE bills DROP twice, DROP CONSTRAINT bills_id_check, ALTER id DROP IDENTITY;
+             ALTER TABLE bills ALTER id TYPE uuid USING lpad(id::text, 32, '0')::uuid; ALTER TABLE lines ALTER bill TYPE uuid USING lpad(bill::text, 32, '0')::uuid;
+             ALTER TABLE lines ADD CONSTRAINT lines_bill_fkey FOREIGN KEY (bill) REFERENCES bills; CREATE VIEW billed AS SELECT bill FROM lines; COMMIT",
+        )
+        .await?;
+    let told = async || Ok(differences(&leader).await?.iter().filter(|left| left.reseed).count() >= 2);
+    until("it is told", told).await?;
+    seed_anew(&leader, &["public.bills", "public.lines"]).await?;
+    let path = format!("/api/v1/resources/{RESOURCE}/schema/sync");
+    leader.client.send(&path, &serde_json::json!({ "dry_run": false, "drop": true })).await?;
+    followed(&mut leader).await?;
+    primary.batch_execute("INSERT INTO bills VALUES ('00000000-0000-0000-0000-000000000009'); UPDATE lines SET bill = '00000000-0000-0000-0000-000000000009' WHERE n = 3").await?;
+    let all = "SELECT concat_ws(' ', (SELECT string_agg(b::text, ' ' ORDER BY id) FROM bills b), (SELECT string_agg(l::text, ' ' ORDER BY n) FROM lines l),
+        (SELECT string_agg(bill::text, ' ' ORDER BY bill) FROM billed),
+        (SELECT string_agg(conname, ' ' ORDER BY conname) FROM pg_constraint WHERE conrelid IN ('bills'::regclass, 'lines'::regclass) AND contype <> 'n'))";
+    alike([&primary, &shadow], all).await?;
+    leader.ready().await.map(drop)
 }
 
 /// From PostgreSQL 18 on `NOT NULL` may be of new rows only, and of the others later.

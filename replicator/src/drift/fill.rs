@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::PgLsn;
 
-use super::{KIND, columns, is_prepared};
+use super::{KIND, columns, in_the_way, is_prepared};
 use crate::apply::postgres::APPLICATION as APPLIES;
 use crate::copy::{self, Pace, TableToCopy};
 use crate::error::Error;
@@ -155,6 +155,9 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<u64, Erro
     let _told = Told(sides.filling);
     let lock = format!("LOCK TABLE ONLY {name} IN ACCESS EXCLUSIVE MODE");
     shadow.batch_execute(&lock).await.map_err(failed)?;
+    // What fails of this, the source's writers and the stream do not notice.
+    empty(shadow, name).await.map_err(failed)?;
+    alike(shadow, name, reader).await?;
     let (position, _) = published(sides, &[name], Locks::Waits, reader).await.map_err(failed)?;
     let tables = described(&[name], reader).await?;
     let [(_, table)] = tables.as_slice() else {
@@ -164,8 +167,6 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<u64, Erro
     let aside = connect(shadow_dsn, APPLICATION).await?;
     record(&aside, &tables, position, reader).await.map_err(failed)?;
     end_appliers(&aside).await.map_err(failed)?;
-    empty(shadow, name).await.map_err(failed)?;
-    alike(shadow, name, reader).await.map_err(failed)?;
     let rows = copied(sides, name, table, reader).await?;
     whole(shadow, &[name]).await.map_err(failed)?;
     // Those that came since have looked at the columns that it had.
@@ -229,8 +230,16 @@ async fn empty(shadow: &Client, name: &str) -> Result<(), tokio_postgres::Error>
     shadow.batch_execute(&format!("ROLLBACK TO SAVEPOINT emptied; DELETE FROM ONLY {name}")).await
 }
 
+/// Constraints that a column's type is part of: its table's, and what refers to it. They are made again by the next comparison.
+const CONSTRAINTS: &str = "SELECT format('ALTER TABLE %I.%I DROP CONSTRAINT IF EXISTS %I', n.nspname, c.relname, k.conname) \
+    FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = pg_catalog.to_regclass($1) AND a.attname = $2::text \
+    WHERE k.contype IN ('f', 'c') AND k.conparentid = 0 AND k.conislocal \
+      AND (k.conrelid = a.attrelid AND a.attnum = ANY (k.conkey) OR k.confrelid = a.attrelid AND a.attnum = ANY (k.confkey)) ORDER BY 1";
+
 /// Within the open transaction: gives the empty table the columns that the source's has, of the types that they have there.
-async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), tokio_postgres::Error> {
+async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), Error> {
+    let failed = |error| refused(&format!("give table {name} its columns"))(error);
     let columns = format!(
         "SELECT a.attname::text, {KIND}, CASE WHEN a.attgenerated <> '' THEN format(' GENERATED ALWAYS AS (%s) %s', pg_catalog.pg_get_expr(d.adbin, d.adrelid), \
             CASE a.attgenerated WHEN 'v' THEN 'VIRTUAL' ELSE 'STORED' END) ELSE '' END \
@@ -239,22 +248,43 @@ async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), tokio
         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
         WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attinhcount = 0 ORDER BY a.attnum"
     );
+    let read = async |client: &Client| -> Result<Vec<[String; 3]>, Error> {
+        let found = client.query(&columns, &[&name]).await.map_err(failed)?;
+        Ok(found.iter().map(|row| [row.get(0), row.get(1), row.get(2)]).collect())
+    };
     // Every name is qualified, and both say it alike.
-    let (here, there) = (reader.query(&columns, &[&name]).await?, shadow.query(&columns, &[&name]).await?);
-    for column in &here {
-        let (called, kind, generated): (&str, &str, &str) = (column.get(0), column.get(1), column.get(2));
+    let (here, there) = (read(reader).await?, read(shadow).await?);
+    let retyped: Vec<_> = here
+        .iter()
+        .filter(|[called, kind, generated]| {
+            there.iter().any(|[other, old, computed]| other == called && old != kind && computed == generated)
+        })
+        .collect();
+    if !retyped.is_empty() {
+        // Whoever waits for this table may hold one that refers to it.
+        end_appliers(shadow).await.map_err(failed)?;
+    }
+    for [called, kind, _] in &retyped {
         let quoted = quote_ident(called);
-        let add = format!("ALTER TABLE {name} ADD COLUMN {quoted} {kind}{generated}");
-        let sql = match there.iter().find(|other| other.get::<_, &str>(0) == called) {
+        let constraints = shadow.query(CONSTRAINTS, &[&name, called]).await.map_err(failed)?;
+        let mut steps: Vec<String> = constraints.iter().map(|row| row.get(0)).collect();
+        steps.extend(in_the_way::dropped(shadow, name, &format!("{quoted} TYPE {kind}")).await?);
+        let alter = format!("ALTER TABLE {name} ALTER COLUMN {quoted}");
+        steps.push(format!(
+            "{alter} DROP IDENTITY IF EXISTS; {alter} DROP DEFAULT; {alter} TYPE {kind} USING NULL"
+        ));
+        shadow.batch_execute(&steps.join("; ")).await.map_err(failed)?;
+    }
+    // Columns that are computed of those are gone by now.
+    let there = read(shadow).await?;
+    for [called, kind, generated] in &here {
+        let add = format!("ALTER TABLE {name} ADD COLUMN {} {kind}{generated}", quote_ident(called));
+        let sql = match there.iter().find(|[other, ..]| other == called) {
             None => add,
-            Some(other) if other.get::<_, &str>(2) != generated => columns::made_anew(name, called, &add),
-            Some(other) if other.get::<_, &str>(1) != kind => format!(
-                "ALTER TABLE {name} ALTER COLUMN {quoted} DROP DEFAULT; \
-                 ALTER TABLE {name} ALTER COLUMN {quoted} TYPE {kind} USING NULL"
-            ),
+            Some([.., computed]) if computed != generated => columns::made_anew(name, called, &add),
             Some(_) => continue,
         };
-        shadow.batch_execute(&sql).await?;
+        shadow.batch_execute(&sql).await.map_err(failed)?;
     }
     Ok(())
 }
@@ -302,6 +332,26 @@ pub async fn seed_anew(shadow: &Client, tables: &[String]) -> Result<Vec<String>
     Ok(names)
 }
 
+/// Writes down on the shadow that the rows of these tables of the source's (each as `schema.table`) are not whole there. One that the shadow lacks is
+/// copied whole in any case; what has its name there may be another of the source's, which was renamed since.
+pub async fn not_whole(source: &Client, shadow: &Client, tables: &[String]) -> Result<(), Error> {
+    let failed = |error| refused("write down which tables are not whole")(error);
+    let numbers = "SELECT name, pg_catalog.to_regclass(name)::oid FROM unnest($1::text[]) name WHERE pg_catalog.to_regclass(name) IS NOT NULL";
+    let numbers = source.query(numbers, &[&tables]).await.map_err(failed)?;
+    let (names, numbers): (Vec<&str>, Vec<u32>) =
+        numbers.iter().map(|row| (row.get::<_, &str>(0), row.get::<_, u32>(1))).unzip();
+    let mark = "INSERT INTO godwit.unfilled (target_table) \
+        SELECT DISTINCT c.oid FROM unnest($1::text[], $2::oid[]) AS t (name, number) \
+        JOIN pg_catalog.pg_class c ON c.relkind = 'r' AND c.relpersistence = 'p' AND CASE \
+          WHEN EXISTS (SELECT FROM godwit.identities i JOIN pg_catalog.pg_class k ON k.oid = i.target_table \
+                       WHERE i.source_table = t.number AND i.source_column = 0) \
+          THEN c.oid IN (SELECT i.target_table FROM godwit.identities i WHERE i.source_table = t.number AND i.source_column = 0) \
+          ELSE c.oid = pg_catalog.to_regclass(t.name) \
+            AND NOT EXISTS (SELECT FROM godwit.identities i WHERE i.target_table = c.oid AND i.source_column = 0) END \
+        ON CONFLICT DO NOTHING";
+    shadow.execute(mark, &[&names, &numbers]).await.map_err(failed).map(drop)
+}
+
 /// How tables of the source are locked for the moment in which they are published. One that is gone is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Locks {
@@ -332,26 +382,6 @@ async fn published(
            FOREACH one IN ARRAY ARRAY[{}]::text[] LOOP \
              FOR n IN 1 .. pg_catalog.cardinality(tries) LOOP \
                BEGIN \
-/// Writes down on the shadow that the rows of these tables of the source's (each as `schema.table`) are not whole there. One that the shadow lacks is
-/// copied whole in any case; what has its name there may be another of the source's, which was renamed since.
-pub async fn not_whole(source: &Client, shadow: &Client, tables: &[String]) -> Result<(), Error> {
-    let failed = |error| refused("write down which tables are not whole")(error);
-    let numbers = "SELECT name, pg_catalog.to_regclass(name)::oid FROM unnest($1::text[]) name WHERE pg_catalog.to_regclass(name) IS NOT NULL";
-    let numbers = source.query(numbers, &[&tables]).await.map_err(failed)?;
-    let (names, numbers): (Vec<&str>, Vec<u32>) =
-        numbers.iter().map(|row| (row.get::<_, &str>(0), row.get::<_, u32>(1))).unzip();
-    let mark = "INSERT INTO godwit.unfilled (target_table) \
-        SELECT DISTINCT c.oid FROM unnest($1::text[], $2::oid[]) AS t (name, number) \
-        JOIN pg_catalog.pg_class c ON c.relkind = 'r' AND c.relpersistence = 'p' AND CASE \
-          WHEN EXISTS (SELECT FROM godwit.identities i JOIN pg_catalog.pg_class k ON k.oid = i.target_table \
-                       WHERE i.source_table = t.number AND i.source_column = 0) \
-          THEN c.oid IN (SELECT i.target_table FROM godwit.identities i WHERE i.source_table = t.number AND i.source_column = 0) \
-          ELSE c.oid = pg_catalog.to_regclass(t.name) \
-            AND NOT EXISTS (SELECT FROM godwit.identities i WHERE i.target_table = c.oid AND i.source_column = 0) END \
-        ON CONFLICT DO NOTHING";
-    shadow.execute(mark, &[&names, &numbers]).await.map_err(failed).map(drop)
-}
-
                  PERFORM pg_catalog.set_config('lock_timeout', tries[n], true); \
                  EXECUTE 'LOCK TABLE ONLY ' || one || ' IN SHARE ROW EXCLUSIVE MODE'; \
                  IF NOT (SELECT {KEYLESS} FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(one)) THEN \
