@@ -7,7 +7,8 @@ use std::fmt;
 
 use tokio_postgres::Client;
 
-use crate::error::Error;
+use crate::error::{Error, chain};
+use crate::fence::{self, not_installed};
 use crate::lsn::Lsn;
 use crate::postgres::connection::{Connection, TextRow};
 
@@ -68,14 +69,69 @@ impl Identified {
         if let Some(known) = known {
             known.expect(self.id, stream)?;
         }
-        if applied > self.position {
-            let what = format!(
-                "its WAL ends at {}, before what the target has already ({applied}): it was restored from an older copy",
+        let Some(what) = self.behind(applied) else { return Ok(()) };
+        Err(Error::AnotherSource { stream: stream.to_owned(), what })
+    }
+
+    /// Why its history ends before `applied`, if it does. A server that has lost nothing but what was not durable is never behind: only what is
+    /// durable is sent.
+    fn behind(&self, applied: Lsn) -> Option<String> {
+        (applied > self.position).then(|| {
+            format!(
+                "its WAL ended at {}, before what the target has already ({applied}): it was restored from an older copy",
                 self.position
-            );
-            return Err(Error::AnotherSource { stream: stream.to_owned(), what });
-        }
-        Ok(())
+            )
+        })
+    }
+}
+
+/// [`Identified::check`] at the beginning of a session. One that was behind it once is not the right one either when its WAL has grown past
+/// it, with other changes: that is written down there, until a new copy begins ([`forgive`]).
+pub(crate) async fn check_history(
+    source: &Client,
+    found: &Identified,
+    known: Option<SourceId>,
+    applied: Lsn,
+    stream: &str,
+) -> Result<(), Error> {
+    if let Some(known) = known {
+        known.expect(found.id, stream)?;
+    }
+    let context = || format!("ask whether the source has all of {stream}");
+    let seen = "SELECT why FROM godwit.fallen_behind WHERE stream = $1";
+    let seen = match source.query_opt(seen, &[&stream]).await {
+        Err(error) if not_installed(&error) => None,
+        row => row.map_err(Error::database(context()))?.map(|row| row.get(0)),
+    };
+    if let Some(what) = seen {
+        return Err(Error::AnotherSource { stream: stream.to_owned(), what });
+    }
+    if let Some(what) = found.behind(applied)
+        && let Err(error) = note_behind(source, stream, &what).await
+    {
+        // Tried again with the next session.
+        tracing::warn!(
+            stream,
+            error = chain(&error),
+            "that the source is an older copy cannot be written down there"
+        );
+    }
+    found.check(known, applied, stream)
+}
+
+async fn note_behind(source: &Client, stream: &str, why: &str) -> Result<(), Error> {
+    // An older version may have prepared it.
+    fence::install_schema(source).await?;
+    let sql = "INSERT INTO godwit.fallen_behind (stream, why) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    let noted = source.execute(sql, &[&stream, &why]).await;
+    noted.map(drop).map_err(Error::database("note that the source is an older copy"))
+}
+
+/// A new copy is made of this source: whatever it lacked, the target does not have any more.
+pub(crate) async fn forgive(source: &Client, stream: &str) -> Result<(), Error> {
+    match source.execute("DELETE FROM godwit.fallen_behind WHERE stream = $1", &[&stream]).await {
+        Err(error) if not_installed(&error) => Ok(()),
+        done => done.map(drop).map_err(Error::database("begin anew with this source")),
     }
 }
 

@@ -152,6 +152,16 @@ async fn a_stream_never_goes_on_from_another_cluster() -> Result<()> {
     drop(stream);
     older.cluster.start()?;
     refuses(&older, &target, &to, "restored from an older copy").await?;
+    // It serves on, and what it has where the shadow's position was is something else.
+    let grown = older.connect(DATABASE).await?;
+    grown.batch_execute("INSERT INTO things (name) SELECT repeat('of the older', 90000)").await?;
+    while wal_position(&grown).await? <= wal_position(&from).await? {
+        grown
+            .batch_execute("SELECT pg_switch_wal(); INSERT INTO things (name) VALUES ('of the older')")
+            .await?;
+    }
+    refuses(&older, &target, &to, "restored from an older copy").await?;
+    drop(grown);
 
     // And the right one goes on as if nothing had been.
     let stream = Stream::start(&source, &target);

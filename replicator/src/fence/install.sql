@@ -157,6 +157,9 @@ CREATE TABLE IF NOT EXISTS godwit.change_positions (
   start pg_lsn
 );
 
+-- Streams that this server was seen not to have all of: it is an older copy of itself. That stays so when its log has grown past what they have.
+CREATE TABLE IF NOT EXISTS godwit.fallen_behind (stream text PRIMARY KEY, why text NOT NULL);
+
 -- Slots that somebody reads through the front; by which publications, and whether what the last move left of it at the old primary was read.
 CREATE TABLE IF NOT EXISTS godwit.change_streams (
   resource text NOT NULL,

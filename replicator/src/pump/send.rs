@@ -20,7 +20,7 @@ use super::transport::{Joined, closed, write};
 use super::{OPENING, TICK, copying};
 use crate::copy::{CopyOptions, Lease};
 use crate::error::Error;
-use crate::identity::{SourceId, identify};
+use crate::identity::{self, SourceId, identify};
 use crate::link::LinkRecv;
 use crate::lsn::Lsn;
 use crate::pgoutput::Event;
@@ -171,13 +171,14 @@ impl Pump<'_> {
         let found = identify(&client).await?;
         if resume.copied {
             // Before anything is asked of its slots: another cluster's may have the same names.
-            found.check(resume.source, resume.applied, &spec.slot)?;
+            identity::check_history(&client, &found, resume.source, resume.applied, &spec.slot).await?;
         }
         self.machine.handle_identity(found.id, crate::clock::now());
         let from = if resume.copied {
             examine(&client, spec, resume).await?;
             resume.applied
         } else {
+            identity::forgive(&client, &spec.slot).await?;
             self.copy(source, spec, kept).await?
         };
         drop(client);
