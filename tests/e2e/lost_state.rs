@@ -1,16 +1,21 @@
 //! A node whose state directory is gone: the databases know who serves, and what they do not know nobody guesses.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{LEADER, Playground, RESOURCE};
+use godwit_tests::postgres::wal_position;
 use godwit_tests::waiting::until;
+use replicator::postgres::slot;
 use replicator::verify;
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::faults::fault::{freeze, signal_all};
 use crate::leader::{Leader, PATIENCE, connect, load, options};
+use crate::takeover::take_over;
 
 fn state(playground: &Playground) -> PathBuf {
     playground.directory.join("state").join(LEADER)
@@ -264,5 +269,123 @@ async fn a_primary_that_answers_late_says_what_was_under_way() -> Result<()> {
     leader.ready().await?;
     let report = load.stop().await.check(&connect(near).await?).await?;
     ensure!(report.acknowledged > 0 && report.clean(), "{report}: {report:?}");
+    Ok(())
+}
+
+/// A way back whose shadow was set back: what its slot has told already is not told again, so that nothing but a new copy makes it whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_that_went_back_in_time_is_not_taken_for_whole() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    leader.migrate(&far.name).await?;
+    leader.until("it moves", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    leader.ready().await?;
+    drop(leader);
+    let stream = slot::slot_name(RESOURCE, 2);
+    near.cluster.stop("fast")?;
+    let (data, older) = (near.cluster.data.display().to_string(), playground.directory.join("older"));
+    let copied = Command::new("cp").arg("-a").arg(&data).arg(&older).status()?;
+    ensure!(copied.success(), "the shadow's files cannot be copied");
+    near.cluster.start()?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let load = load(&playground, 60.0, "forgotten");
+    leader.until("the load runs", |_| load.snapshot().acknowledged > 50).await?;
+    ensure!(load.stop().await.totals.failed == 0);
+    leader.until("it has caught up", |view| view.replication.lag_bytes == Some(0)).await?;
+    // The slot is told of it at the next checkpoint.
+    let (primary, written) = (connect(far).await?, wal_position(&connect(far).await?).await?);
+    until("the slot has told all", async || {
+        let slot = slot::slot_info(&primary, &stream).await?;
+        Ok(slot.and_then(|slot| slot.confirmed_flush).is_some_and(|at| at >= written))
+    })
+    .await?;
+    drop(leader);
+    near.cluster.stop("immediate")?;
+    std::fs::remove_dir_all(&near.cluster.data)?;
+    std::fs::rename(&older, &near.cluster.data)?;
+    near.cluster.start()?;
+
+    let needs = |what: &'static str| {
+        move |view: &ResourceView| view.problems.iter().any(|problem| problem.contains(what))
+    };
+    let mut leader = Leader::start(&playground, &[])?;
+    let view = leader.until("it says so", needs("the target needs a new copy")).await?;
+    ensure!(view.replication.state != "streaming", "{view:#?}");
+    ensure!(leader.migrate(&near.name).await.is_err(), "rows that are missing there would be lost");
+    drop(leader);
+
+    // As before its stream began: the fence's marker is there, and no checkpoint.
+    let shadow = connect(near).await?;
+    let forget = format!("DELETE FROM godwit.progress WHERE stream = '{stream}'");
+    shadow.batch_execute(&forget).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let anew = needs("has no checkpoint of slot");
+    let view = leader.until("it does not begin in the middle", &anew).await?;
+    ensure!(view.replication.state != "streaming", "{view:#?}");
+    drop(leader);
+    // As before the move: open, and of the generation before.
+    let restored = "UPDATE godwit.epoch SET generation = 1, fenced = false, marker_lsn = NULL";
+    shadow.batch_execute(restored).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.until("nor from there", &anew).await?;
+    until("nobody takes it for the primary", async || {
+        let epoch = replicator::fence::state(&shadow, RESOURCE).await?;
+        Ok(epoch.is_some_and(|epoch| epoch.fenced && epoch.generation == 2))
+    })
+    .await?;
+    let plan =
+        take_over(&leader, &json!({"accept_loss": true, "primary_answers": true, "dry_run": true})).await?;
+    let whole = plan.guards.iter().find(|guard| guard.name == "shadow whole").context("the guard")?;
+    ensure!(!whole.passed, "{plan:#?}");
+
+    let path = format!("/api/v1/resources/{RESOURCE}/reseed");
+    until("a new seed is taken up", async || Ok(leader.client.send(&path, &json!({})).await.is_ok())).await?;
+    leader.until("it is mended", |view| view.problems.is_empty()).await?;
+    leader.ready().await?;
+    let differences =
+        verify::differences(&verify::digest(&primary).await?, &verify::digest(&connect(near).await?).await?);
+    ensure!(differences.is_empty(), "{differences:?}");
+    Ok(())
+}
+
+/// What an unread slot of a way back begins with, the shadow need not know of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_begins_although_its_node_died_before_it_did() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let (leader, reached) = stops_at_a_commit(&playground).await?;
+    leader.migrate(&far.name).await?;
+    until("it is committed", async || Ok(reached.exists())).await?;
+    leader.node.signal(Signal::KILL)?;
+    drop(leader);
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.until("it goes on", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    let stream = slot::slot_name(RESOURCE, 2);
+    let (shadow, primary) = (connect(near).await?, connect(far).await?);
+    let opened = replicator::fence::opened(&primary, RESOURCE, 2).await?.context("where it was opened")?;
+    drop(leader);
+    // As it was right after the move, with a slot that nobody has read.
+    let forget = format!("DELETE FROM godwit.progress WHERE stream = '{stream}'");
+    shadow.batch_execute(&forget).await?;
+    let unread = format!("UPDATE godwit.opened SET at = pg_current_wal_insert_lsn() WHERE at = '{opened}'");
+    primary.batch_execute(&unread).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    drop(leader);
+    // A checkpoint of before the slot, as an earlier life of the resource leaves it, is moved on.
+    let older = format!("UPDATE godwit.progress SET applied_lsn = '0/1' WHERE stream = '{stream}'; ");
+    shadow.batch_execute(&older).await?;
+    primary.batch_execute("UPDATE godwit.opened SET at = pg_current_wal_insert_lsn()").await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    drop(leader);
+    // Opened by a version that did not note where.
+    shadow.batch_execute(&forget).await?;
+    primary.batch_execute("DELETE FROM godwit.opened").await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
     Ok(())
 }

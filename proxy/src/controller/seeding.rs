@@ -91,9 +91,7 @@ impl Streams {
             // The old primary of the cutover that committed this generation, and the way back to it is lost.
             None => {
                 let epoch = fence::state(target, self.resource()).await.map_err(chain)?;
-                Ok(epoch.is_some_and(|epoch| {
-                    epoch.fenced && epoch.generation == generation.0 && epoch.marker.is_some()
-                }))
+                Ok(epoch.is_some_and(|epoch| epoch.is_left_by(generation.0)))
             }
         }
     }

@@ -279,18 +279,22 @@ impl Streams {
         // "Not copied" says that the shadow waits for a new copy, whatever generation it is.
         if generation.0 > 1 && copied != Some(false) {
             let info = slot::slot_info(&from, &name).await.map_err(chain)?;
-            let Some(start) = info.and_then(|info| info.confirmed_flush) else {
-                if epoch.is_some_and(|epoch| epoch.generation < generation.0) {
-                    // A primary that was lost and is back: nobody may take it for one. What was never ours is not touched.
-                    fence::guard(&to, &self.resource, generation.0).await.map_err(chain)?;
+            let why = match info.and_then(|info| info.confirmed_flush) {
+                None => format!("slot {name} is gone from {source}"),
+                Some(start) if self.begins_at(generation, start, [&from, &to], copied).await? => {
+                    return replicator::apply::seed_progress(&to, &name, start, generation.0, found)
+                        .await
+                        .map_err(chain);
                 }
-                return Err(format!(
-                    "slot {name} is gone from {source}: the shadow in {target} must be made anew"
-                ));
+                // Whether the slot still has what comes next is for the stream to see.
+                Some(_) if copied.is_some() => return Ok(()),
+                Some(_) => without_checkpoint(&name, target),
             };
-            return replicator::apply::seed_progress(&to, &name, start, generation.0, found)
-                .await
-                .map_err(chain);
+            if epoch.is_some_and(|epoch| epoch.generation < generation.0) {
+                // A primary that was lost, or restored as it was before the move: nobody may take it for one. What was never ours is not touched.
+                fence::guard(&to, &self.resource, generation.0).await.map_err(chain)?;
+            }
+            return Err(format!("{why}: the shadow in {target} must be made anew"));
         }
         if copied == Some(true) {
             return Ok(());
@@ -300,6 +304,24 @@ impl Streams {
             .await
             .map_err(chain)?;
         lanes::publish(&from, &self.resource, &[]).await.map_err(chain)
+    }
+
+    /// Whether a way back begins at `start`, where its slot is: the target is as the move has left it, and what clients have written since has not
+    /// been read from the slot. Anything else is a shadow that was restored, or a slot that was made again.
+    async fn begins_at(
+        &self,
+        generation: Generation,
+        start: Lsn,
+        [from, to]: [&Client; 2],
+        copied: Option<bool>,
+    ) -> Result<bool, String> {
+        let epoch = fence::state(to, &self.resource).await.map_err(chain)?;
+        if !epoch.is_some_and(|epoch| epoch.is_left_by(generation.0)) {
+            return Ok(false);
+        }
+        let opened = fence::opened(from, &self.resource, generation.0).await.map_err(chain)?;
+        // An older version, which did not note it, may have been replaced between the move and its first look at the slot.
+        Ok(opened.map_or(copied.is_none(), |opened| start <= opened))
     }
 
     /// Starts the lane of the critical tables where the policy or the database has one, once there is a copy.
@@ -317,25 +339,33 @@ impl Streams {
         let name = Lane::Critical.slot_name(&self.resource, generation.0);
         let there = slot::slot_info(&from, &name).await.map_err(chain)?;
         let members = lanes::members(&from, &self.resource).await.map_err(chain)?;
-        let start = match (&there, members) {
-            (None, Some(members)) if !members.is_empty() => {
+        let is_empty = members.is_none_or(|members| members.is_empty());
+        let start = match &there {
+            None if !is_empty => {
                 return Err(format!(
                     "slot {name} is gone from {source}: the shadow in {target} must be made anew"
                 ));
             }
-            (None, _) if self.policy().replication != ReplicationMode::Hybrid => return Ok(()),
+            None if self.policy().replication != ReplicationMode::Hybrid => return Ok(()),
             _ if copied(&to, &slot::slot_name(&self.resource, generation.0)).await? != Some(true) => {
                 return Ok(());
             }
-            (None, _) => {
+            None => {
                 // Holds nothing yet: the keeper hands the tables over.
                 lanes::open_publication(&from, &self.resource).await.map_err(chain)?;
                 slot::create_slot(&from, &name).await.map_err(chain)?
             }
-            (Some(info), _) => info.confirmed_flush.ok_or_else(|| format!("slot {name} has no position"))?,
+            Some(info) => info.confirmed_flush.ok_or_else(|| format!("slot {name} has no position"))?,
         };
-        let source_id = identity::of(&from).await.map_err(chain)?;
-        replicator::apply::seed_progress(&to, &name, start, generation.0, source_id).await.map_err(chain)?;
+        let known = copied(&to, &name).await?;
+        // A lane that holds nothing begins wherever its slot is, also where it was closed before.
+        if is_empty || self.begins_at(generation, start, [&from, &to], known).await? {
+            let found = identity::of(&from).await.map_err(chain)?;
+            replicator::apply::seed_progress(&to, &name, start, generation.0, found).await.map_err(chain)?;
+        } else if known.is_none() {
+            let why = without_checkpoint(&name, target);
+            return Err(format!("{why}: the shadow in {target} must be made anew"));
+        }
         self.start(generation, Lane::Critical, source, target);
         Ok(())
     }
@@ -638,6 +668,12 @@ fn together(one: StreamStatus, other: StreamStatus) -> StreamStatus {
     both.transactions += other.transactions;
     both.changes += other.changes;
     both
+}
+
+fn without_checkpoint(slot: &str, target: &Zone) -> String {
+    format!(
+        "the database in {target} has no checkpoint of slot {slot}, and is not as the move left it (was it restored?)"
+    )
 }
 
 /// Whether the target holds a copy that the stream `name` goes on from; none: it knows nothing of the stream.

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use migration::cutover::{Capacity, State};
+use migration::cutover::{Capacity, Phase, State};
 use migration::policy::KeptByExtensions;
 use migration::units::{Generation, Zone};
 use replicator::postgres::slot::Lane;
@@ -42,7 +42,7 @@ pub async fn plan(streams: &Streams, view: &ResourceView, said: Said) -> Plan {
     let generation = Generation(view.generation);
     let lost = streams.there(from).await;
     let shadow = match streams.there(to).await {
-        Ok(client) => streams.is_whole(generation, &client).await,
+        Ok(client) => streams.is_whole(view, &client).await,
         Err(why) => Err(why),
     };
     let unfilled = shadow.as_ref().map(|(_, unfilled)| unfilled.join(", ")).unwrap_or_default();
@@ -70,7 +70,7 @@ pub async fn plan(streams: &Streams, view: &ResourceView, said: Said) -> Plan {
             "shadow whole",
             matches!(shadow, Ok((Some(_), _))),
             match &shadow {
-                Ok((Some(applied), _)) => format!("{to} has what {from} committed up to {applied}"),
+                Ok((Some(has), _)) => has.clone(),
                 Ok((None, _)) => format!("{to} has no whole copy"),
                 Err(why) => format!("{to} does not answer: {why}"),
             },
@@ -120,22 +120,30 @@ impl Streams {
         asked.unwrap_or_else(|_| Err(format!("no answer within {} s", THERE.as_secs())))
     }
 
-    /// Up to where the shadow has all of its primary (none: it has no whole copy), and which of its tables are still being filled.
+    /// What the shadow has, all of it up to some point (none: it has no whole copy), and which of its tables are still being filled.
     async fn is_whole(
         &self,
-        generation: Generation,
+        view: &ResourceView,
         shadow: &Client,
     ) -> Result<(Option<String>, Vec<String>), String> {
+        let (generation, from, to) = (Generation(view.generation), &view.primary, &view.shadow);
         let name = Lane::Main.slot_name(self.resource(), generation.0);
         let copied = "SELECT applied_lsn::text FROM godwit.progress WHERE stream = $1 AND copied";
         if let Some(row) = shadow.query_opt(copied, &[&name]).await.map_err(chain)? {
             let unfilled = takeover::unfilled(shadow).await.map_err(chain)?;
-            return Ok((Some(row.get(0)), unfilled));
+            let applied: &str = row.get(0);
+            return Ok((Some(format!("{to} has what {from} committed up to {applied}")), unfilled));
         }
-        // The old primary of the cutover that has made this generation, before its stream began.
+        // The old primary of the cutover that has made this generation, before its stream began. Later there is a checkpoint, unless that and more was
+        // lost with a restore.
+        let before = [Phase::Committed, Phase::Swapped, Phase::Released].map(Phase::name);
         let epoch = fence::state(shadow, self.resource()).await.map_err(chain)?;
-        let marker = epoch.filter(|epoch| epoch.fenced && epoch.generation == generation.0);
-        Ok((marker.and_then(|epoch| epoch.marker).map(|marker| marker.to_string()), Vec::new()))
+        let is_left =
+            before.contains(&&*view.phase) && epoch.is_some_and(|epoch| epoch.is_left_by(generation.0));
+        let has = || {
+            format!("{to} has what it committed itself before generation {generation}, and nothing of {from}")
+        };
+        Ok((is_left.then(has), Vec::new()))
     }
 
     /// Ends the lanes of a stream whose source is lost, here.

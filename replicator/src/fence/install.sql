@@ -157,6 +157,13 @@ CREATE TABLE IF NOT EXISTS godwit.change_positions (
   start pg_lsn
 );
 
+-- Where this server's log was when it was opened as the primary of a generation: what clients have written since comes after.
+CREATE TABLE IF NOT EXISTS godwit.opened (
+  resource text PRIMARY KEY,
+  generation bigint NOT NULL,
+  at pg_lsn NOT NULL
+);
+
 -- Streams that this server was seen not to have all of: it is an older copy of itself. That stays so when its log has grown past what they have.
 CREATE TABLE IF NOT EXISTS godwit.fallen_behind (stream text PRIMARY KEY, why text NOT NULL);
 
@@ -880,6 +887,9 @@ BEGIN
   IF undo IS NOT NULL THEN
     DELETE FROM godwit.undone u WHERE u.at < now() - interval '7 days';
     INSERT INTO godwit.undone (run) VALUES (undo) ON CONFLICT DO NOTHING;
+  ELSE
+    INSERT INTO godwit.opened AS o (resource, generation, at) VALUES (args ->> 'resource', wanted, pg_current_wal_insert_lsn())
+    ON CONFLICT (resource) DO UPDATE SET generation = EXCLUDED.generation, at = EXCLUDED.at WHERE o.generation < EXCLUDED.generation;
   END IF;
     -- Who takes over after a move has all of the large objects that its source had; whoever opens it by hand does not say so.
   IF (args ->> 'moved')::boolean THEN

@@ -32,6 +32,7 @@ pub use way::in_the_way;
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::error::Error;
@@ -100,6 +101,13 @@ pub struct EpochState {
     pub marker: Option<Lsn>,
     /// The migration that closed it.
     pub run: Option<String>,
+}
+
+impl EpochState {
+    /// The old primary of the move that made `generation`, as [`close`] left it: with everything of the generation before.
+    pub fn is_left_by(&self, generation: u64) -> bool {
+        self.fenced && self.generation == generation && self.marker.is_some()
+    }
 }
 
 /// Bound on lock waits of [`guard`] and [`open`], which have no budget of their own.
@@ -290,6 +298,22 @@ pub async fn took_over(client: &Client, resource: &str) -> Result<bool, Error> {
         Err(error) if not_installed(&error) => Ok(false),
         Err(error) => Err(Error::database("ask whether a shadow took over")(error)),
     }
+}
+
+/// Where the log of this server was when it was opened as the primary of `generation`: everything that clients have written in that comes
+/// after. None: an older version opened it, or nobody has. Needs schema `godwit`.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn opened(client: &Client, resource: &str, generation: u64) -> Result<Option<Lsn>, Error> {
+    let sql = format!(
+        "SELECT at FROM godwit.opened WHERE resource = {} AND generation = {}",
+        literal(resource),
+        sql_generation(generation)?
+    );
+    let row = client.query_opt(&sql, &[]).await;
+    let row = row.map_err(Error::database("ask where a primary was opened"))?;
+    Ok(row.map(|row| Lsn(row.get::<_, PgLsn>(0).into())))
 }
 
 /// The slots of the way back belong to `run`, which began at `begun_ms` (Unix milliseconds), unless a later run has them: call

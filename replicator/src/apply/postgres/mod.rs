@@ -52,8 +52,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Puts a stream's checkpoint in place where nothing is copied: the reverse stream of a cutover.
 ///
-/// Idempotent: a checkpoint that is further already stays, and so does one that waits for a copy. `source` is the cluster
-/// that `lsn` is a position of, where that is known.
+/// Idempotent: a checkpoint that is further already stays, and so does one that waits for a copy; one of before, such as of a lane that was
+/// closed, is moved on. So only where nothing that the target lacks lies before `lsn`. `source` is the cluster that `lsn` is a position of, where
+/// that is known.
 pub async fn seed_progress(
     client: &Client,
     stream: &str,
