@@ -96,6 +96,11 @@ impl Abstentions {
         self.window.iter().filter(|of| **of == Some(reason)).count()
     }
 
+    /// Why the newest step has no forecast; none: it has one, or there is no step.
+    pub fn newest(&self) -> Option<Reason> {
+        self.window.back().copied().flatten()
+    }
+
     /// Steps without a forecast for this reason since the beginning.
     pub fn ever(&self, reason: Reason) -> u64 {
         self.ever[reason as usize]
@@ -146,5 +151,8 @@ mod tests {
         abstentions.note(None);
         assert_eq!((abstentions.of_late(Reason::TooFew), abstentions.of_late(Reason::Stale)), (0, 1));
         assert_eq!((abstentions.ever(Reason::TooFew), abstentions.total()), (1, 2));
+        assert_eq!(abstentions.newest(), None);
+        abstentions.note(Some(Reason::Stale));
+        assert_eq!(abstentions.newest(), Some(Reason::Stale));
     }
 }

@@ -142,7 +142,7 @@ pub fn resource_ends<'a>(resource: &str, zones: impl Iterator<Item = &'a String>
     }
 }
 
-/// The newest decision and the forecast behind it.
+/// The newest decision and the forecast behind it; once a step.
 pub fn decision(resource: &str, report: &DecisionReport, signals: &Signals, policy: &Policy) {
     for term in &report.score.terms {
         gauge!(names::SCORE, names::RESOURCE => resource.to_owned(), names::TERM => term.name)
@@ -239,7 +239,9 @@ fn quality(resource: &str, signals: &Signals) {
             (names::ZONE, signals.served_by().to_owned()),
             (names::REASON, reason.label().to_owned()),
         ];
-        counter!(names::FORECAST_ABSTENTIONS, &labels).absolute(abstentions.ever(reason));
+        // A zone that serves again has a new forecaster, and its counter goes on.
+        counter!(names::FORECAST_ABSTENTIONS, &labels)
+            .increment(u64::from(abstentions.newest() == Some(reason)));
         let share = abstentions.of_late(reason) as f64 / abstentions.steps().max(1) as f64;
         gauge!(names::FORECAST_ABSTAINED, &labels).set(share);
     }
@@ -467,6 +469,31 @@ mod tests {
         let left: Vec<_> = ended.iter().filter(|(_, value)| value.is_finite()).collect();
         let counted = |name: &&(&String, &f64)| name.0.starts_with(names::FORECAST_ABSTENTIONS);
         assert!(left.iter().all(|left| counted(&left)), "{left:?}");
+    }
+
+    #[test]
+    fn steps_without_a_forecast_are_counted_on_where_a_zone_serves_again() {
+        let policy = guarded(&[]);
+        let report = decide(&policy, &World::unknown("west", "east", "test"), Timestamp(1));
+        let mut signals = Signals::new(1, policy.step, None);
+        let found = gauges(|| {
+            let zones = [["west"; 5].as_slice(), &["east"; 2], &["west"; 3]].concat();
+            for (step, zone) in (1..).zip(zones) {
+                let measured = Measured { request_p95_ms: Some(20.0), ..Measured::default() };
+                signals.observe(zone, measured, false, Timestamp(step * 10_000));
+                decision("orders", &report, &signals, &policy);
+            }
+        });
+        let counted = |zone: &str, reason: &str| {
+            found[&format!(
+                "godwit_forecast_abstentions_total{{resource=\"orders\",zone=\"{zone}\",reason=\"{reason}\"}}"
+            )]
+        };
+        let all = [("west", "too_few", 8.0), ("east", "too_few", 2.0), ("west", "stale", 0.0)];
+        assert!(
+            all.iter().all(|(zone, reason, count)| (counted(zone, reason) - count).abs() < 1e-9),
+            "{found:?}"
+        );
     }
 
     #[test]
