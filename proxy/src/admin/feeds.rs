@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use super::access::Caller;
 use super::{AdminState, Problem};
 use crate::clock;
-use crate::feeds::external::Feed;
 use crate::feeds::external::runner::{PostRefused, receive};
 use crate::feeds::external::view::{self, FeedView};
 use crate::feeds::external::webhook;
+use crate::feeds::external::{Feed, Source};
 
 /// Feeds about a resource that the caller may not know are not there for it.
 fn knows(caller: &Caller, feed: &Feed) -> bool {
@@ -41,7 +41,9 @@ pub(super) async fn post(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
-    let limit = state.feeds.get(&name).map_or(0, |(feed, _)| feed.max_bytes);
+    let takes = |feed: &Feed| matches!(feed.source, Source::Webhook(_)).then_some(feed.max_bytes);
+    let limit = state.feeds.get(&name).and_then(|(feed, _)| takes(feed));
+    let limit = limit.ok_or_else(|| refused(PostRefused::NoWebhook(name.clone())))?;
     // No more is read than the feed takes.
     let body = to_bytes(body, usize::try_from(limit).unwrap_or(usize::MAX))
         .await

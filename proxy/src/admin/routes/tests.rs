@@ -206,6 +206,19 @@ async fn a_refusal_says_what_is_wrong() {
 }
 
 #[tokio::test]
+async fn a_feed_that_is_asked_and_one_that_is_not_there_take_no_post() {
+    let api = Api::new(true);
+    for name in ["prices", "nowhere"] {
+        let path = format!("/api/v1/feeds/{name}");
+        let (status, response) = api.ask(&Method::POST, &path, &[], "said").await;
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        let problem: Problem = serde_json::from_slice(&body).expect("a problem");
+        let expected = format!("feed {name:?} is not posted to: it has no `webhook` in the configuration");
+        assert_eq!((status, problem.detail), (404, expected));
+    }
+}
+
+#[tokio::test]
 async fn a_scope_hides_what_is_outside() {
     let api = Api::new(true);
     let token = api.token(Role::Admin, &["billing"]);
