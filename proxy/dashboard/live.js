@@ -9,15 +9,20 @@ const SILENCE = 40_000;
 const UNSEEN = 10_000;
 
 let source, silence, unseen;
+/** What is said while everything is read: its answer may be older. */
+let held;
 
 /** Connects; again after the browser gave up, or after a login. */
 export function connect() {
   source?.close();
   source = new EventSource(EVENTS);
   heard();
+  look();
   const on = (name, then) => source.addEventListener(name, ({ data }) => {
     heard();
-    then(JSON.parse(data));
+    const said = () => then(JSON.parse(data));
+    if (held && name !== 'reset') held.push(said);
+    else said();
   });
   on('alive', () => {});
   on('reset', reload);
@@ -67,10 +72,15 @@ function leave() {
   link.value = 'connecting';
 }
 
-addEventListener('visibilitychange', () => {
+/** A page that was never seen has no turn to be hidden. */
+function look() {
   clearTimeout(unseen);
   if (document.hidden) unseen = setTimeout(leave, UNSEEN);
-  else if (!source && !locked.peek()) connect();
+}
+
+addEventListener('visibilitychange', () => {
+  look();
+  if (!document.hidden && !source && !locked.peek()) connect();
 });
 
 /** Whoever is not let in any more sees nothing of what was there before. */
@@ -89,9 +99,11 @@ function trail(view) {
 /** Reads everything. */
 async function reload() {
   const of = source;
+  const later = (held = []);
   try {
     who.value = (await optional('/api/v1/whoami')) ?? undefined;
     const views = await all('/api/v1/resources');
+    if (held !== later) return;
     resources.value = Object.fromEntries(views.map((view) => [view.name, view]));
     views.forEach(trail);
     runs.value = {};
@@ -100,6 +112,9 @@ async function reload() {
     link.value = why.message;
     again(reload, of);
   }
+  if (held !== later) return;
+  held = null;
+  later.forEach((said) => said());
 }
 
 /** For the page of this resource: others' are not kept. */

@@ -195,6 +195,24 @@ describe('the connection', { concurrency: false }, () => {
     await close(page);
   });
 
+  test('is left to others where nobody has seen the page yet', async () => {
+    const page = await resource({
+      before: async (fresh) => {
+        await listening(fresh);
+        await fresh.addInitScript(() => Object.defineProperty(document, 'hidden', { value: true, configurable: true }));
+      },
+    });
+    await page.clock.fastForward(11_000);
+    await page.waitForFunction(() => window.sources[0].readyState === EventSource.CLOSED);
+    await page.evaluate(() => {
+      Object.defineProperty(document, 'hidden', { value: false, configurable: true });
+      document.dispatchEvent(new Event('visibilitychange', { bubbles: true }));
+    });
+    await page.locator('[data-link=live]').waitFor();
+    assert.equal(await page.evaluate(() => window.sources.length), 2);
+    await close(page);
+  });
+
   test('that is refused says why', async () => {
     const page = await open(browser, node.url, {
       before: (fresh) => fresh.route('**/api/v1/events', (route) => route.fulfill(problem('as many listen as may'))),
