@@ -90,10 +90,12 @@ fn diff(client: &Client, output: Format) -> Result<ExitCode> {
 
 /// What becomes of a key that is written otherwise by now.
 fn effect(key: &str, live: bool) -> &'static str {
-    let of_resource = key.strip_prefix("resources.").and_then(|rest| rest.split_once('.'));
-    match of_resource {
+    // Names may have dots, those of zones in `placements` stand in the middle.
+    match key.strip_prefix("resources.") {
         _ if live => "a reload applies it",
-        Some((_, "primary")) => "only where nothing is known of the resource yet: godwit migrate moves it",
+        Some(of) if of.ends_with(".primary") => {
+            "only where nothing is known of the resource yet: godwit migrate moves it"
+        }
         _ => "needs a restart",
     }
 }

@@ -23,6 +23,9 @@ const SECRETIVE: [&str; 3] = ["headers", "env", "parameters"];
 pub struct Entry {
     /// Dotted; keys of policy files begin with `policies.NAME.`.
     pub key: String,
+    /// The same, part by part: names may have dots of their own. Only where the files are read.
+    #[serde(skip)]
+    pub parts: Vec<String>,
     /// As it is written, as JSON.
     pub value: serde_json::Value,
     /// `file:line:col`; of what the API changed also who and when.
@@ -33,7 +36,7 @@ pub struct Entry {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Texts {
     /// Each file with what its keys begin with.
-    files: Vec<(PathBuf, String, Result<String, String>)>,
+    files: Vec<(PathBuf, Vec<String>, Result<String, String>)>,
     overlay: Option<OverlayText>,
 }
 
@@ -43,10 +46,10 @@ impl Texts {
         let (policies, _) = load::policy_files_beside(path);
         let policies = policies.into_iter().map(|file| {
             let stem = file.file_stem().and_then(std::ffi::OsStr::to_str).unwrap_or_default().to_owned();
-            (file, format!("policies.{stem}"))
+            (file, vec!["policies".to_owned(), stem])
         });
-        let files = std::iter::once((path.to_owned(), String::new())).chain(policies);
-        let read = |(file, prefix): (PathBuf, String)| {
+        let files = std::iter::once((path.to_owned(), Vec::new())).chain(policies);
+        let read = |(file, prefix): (PathBuf, Vec<String>)| {
             let text = load::text(&file);
             (file, prefix, text)
         };
@@ -86,7 +89,7 @@ impl Texts {
 
 fn flatten(
     node: &Node,
-    key: &str,
+    parts: &[String],
     secretive: bool,
     place: &dyn Fn(Position) -> String,
     found: &mut Vec<Entry>,
@@ -96,17 +99,17 @@ fn flatten(
     {
         for (name, value) in entries {
             let Value::Text(name) = &name.value else { continue };
-            let dotted = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            let below: Vec<String> = parts.iter().chain([name]).cloned().collect();
             let reference = matches!(name.as_str(), "file" | "env") && secretive;
             let inside = (secretive || SECRETIVE.contains(&name.as_str())) && !reference;
-            flatten(value, &dotted, inside, place, found);
+            flatten(value, &below, inside, place, found);
         }
         return;
     }
     let text = matches!(node.value, Value::Text(_) | Value::List(_));
     let value =
         if secretive && text { HIDDEN.into() } else { node.json().map_or_else(|| HIDDEN.into(), shown) };
-    found.push(Entry { key: key.to_owned(), value, origin: place(node.at) });
+    found.push(Entry { key: parts.join("."), parts: parts.to_vec(), value, origin: place(node.at) });
 }
 
 /// A query of a URL may hold a key.
@@ -122,7 +125,7 @@ fn shown(value: serde_json::Value) -> serde_json::Value {
 
 /// The overlay's entries under the keys that they change.
 fn changes(document: &Node, overlay: &OverlayText, found: &mut Vec<Entry>) {
-    let mut change = |node: &Node, prefix: &str| {
+    let mut change = |node: &Node, prefix: &[&str]| {
         let by = match child(node, "by").map(|node| &node.value) {
             Some(Value::Text(by)) => by.as_str(),
             _ => "",
@@ -137,15 +140,16 @@ fn changes(document: &Node, overlay: &OverlayText, found: &mut Vec<Entry>) {
         let file = overlay.path.display();
         let place = |at: Position| format!("{file}:{}:{} ({by}{since})", at.line, at.column);
         if let Some(value) = child(node, "value") {
-            flatten(value, prefix, false, &place, found);
+            let prefix: Vec<String> = prefix.iter().map(|part| (*part).to_owned()).collect();
+            flatten(value, &prefix, false, &place, found);
         }
     };
     for (name, node) in child(document, "reserved").into_iter().flat_map(children) {
-        change(node, &format!("resources.{name}"));
+        change(node, &["resources", name]);
     }
     for (name, sections) in child(document, "changed").into_iter().flat_map(children) {
         for (section, node) in children(sections) {
-            change(node, &format!("resources.{name}.{section}"));
+            change(node, &["resources", name, section]);
         }
     }
 }
@@ -171,6 +175,9 @@ fn child<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
 pub struct Difference {
     /// The key.
     pub key: String,
+    /// The same, part by part. Only where the files are read.
+    #[serde(skip)]
+    pub parts: Vec<String>,
     /// As it runs; none: the key is new.
     pub running: Option<serde_json::Value>,
     /// As it is written; none: the key is gone.
@@ -184,45 +191,63 @@ pub struct Difference {
 /// Keys whose values differ, sorted.
 pub fn diff(running: &[Entry], written: &[Entry]) -> Vec<Difference> {
     // Of a key that is there more than once the last counts.
-    let by_key = |entries| -> BTreeMap<&str, &Entry> {
+    let by_key = |entries| -> BTreeMap<&[String], &Entry> {
         let entries: &[Entry] = entries;
-        entries.iter().map(|entry| (entry.key.as_str(), entry)).collect()
+        entries.iter().map(|entry| (&*entry.parts, entry)).collect()
     };
     let (running, written) = (by_key(running), by_key(written));
-    let keys: BTreeSet<&str> = running.keys().chain(written.keys()).copied().collect();
-    let resources = |entries: &BTreeMap<&str, _>| -> BTreeSet<String> {
-        entries.keys().filter_map(|key| resource_of(key)).map(str::to_owned).collect()
+    let keys: BTreeSet<&[String]> = running.keys().chain(written.keys()).copied().collect();
+    let named = |entries: &BTreeMap<&[String], _>| -> BTreeSet<[String; 2]> {
+        entries.keys().filter_map(|parts| named_of(parts)).map(|named| named.map(str::to_owned)).collect()
     };
     // One that comes or goes does so at a restart.
-    let stays = &resources(&running) & &resources(&written);
+    let stays = &named(&running) & &named(&written);
     keys.into_iter()
-        .filter_map(|key| {
-            let (old, new) = (running.get(key), written.get(key));
-            let same = old.map(|entry| &entry.value) == new.map(|entry| &entry.value);
+        .filter_map(|parts| {
+            let (old, new) = (running.get(parts), written.get(parts));
+            let same = old.map(|entry| &entry.value) == new.map(|entry| &entry.value)
+                || (old.is_none() && only_holds(new, &running))
+                || (new.is_none() && only_holds(old, &written));
+            let stays =
+                named_of(parts).is_none_or(|[of, name]| stays.contains(&[of.to_owned(), name.to_owned()]));
             (!same).then(|| Difference {
-                key: key.to_owned(),
+                key: parts.join("."),
+                parts: parts.to_vec(),
                 origin: new.or(old).map(|entry| entry.origin.clone()).unwrap_or_default(),
                 running: old.map(|entry| entry.value.clone()),
                 written: new.map(|entry| entry.value.clone()),
-                live: is_live(key) && resource_of(key).is_none_or(|name| stays.contains(name)),
+                live: is_live(parts) && stays,
             })
         })
         .collect()
 }
 
-fn resource_of(key: &str) -> Option<&str> {
-    key.strip_prefix("resources.")?.split('.').next()
+/// Whether this is an empty mapping of which `others` have keys: those are the difference.
+fn only_holds(entry: Option<&&Entry>, others: &BTreeMap<&[String], &Entry>) -> bool {
+    entry.is_some_and(|entry| {
+        entry.value.as_object().is_some_and(serde_json::Map::is_empty)
+            && others.keys().any(|parts| parts.starts_with(&entry.parts))
+    })
+}
+
+/// The section and the name of what can come and go.
+fn named_of(parts: &[String]) -> Option<[&str; 2]> {
+    match parts {
+        [of, name, ..] if of == "resources" || of == "zones" => Some([of, name]),
+        _ => None,
+    }
 }
 
 /// Whether a change of this key can be applied while the node runs.
-pub fn is_live(key: &str) -> bool {
-    let parts: Vec<&str> = key.split('.').collect();
+fn is_live(parts: &[String]) -> bool {
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     match parts.as_slice() {
         ["policies", _, "score", "step"] | ["policies", _, "name"] => false,
         ["policies", _, ..]
         | ["resources", _, "policy"]
         | ["resources", _, "shadow" | "replication" | "scaling", ..]
-        | ["resources", _, "placements", .., "capacity" | "cost"] => true,
+        | ["resources", _, "placements", _, "capacity" | "cost"]
+        | ["zones", _, "cost"] => true,
         _ => false,
     }
 }
@@ -230,6 +255,10 @@ pub fn is_live(key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parts(key: &str) -> Vec<String> {
+        key.split('.').map(str::to_owned).collect()
+    }
 
     #[test]
     fn every_key_has_its_place_and_no_secret() {
@@ -257,8 +286,12 @@ mod tests {
 
     #[test]
     fn differences_say_whether_a_reload_applies_them() {
-        let entry =
-            |key: &str, value: i64| Entry { key: key.into(), value: value.into(), origin: "f:1:1".into() };
+        let entry = |key: &str, value: i64| Entry {
+            key: key.into(),
+            parts: parts(key),
+            value: value.into(),
+            origin: "f:1:1".into(),
+        };
         let running = [
             entry("node.threads", 2),
             entry("policies.p.score.threshold", 1),
@@ -286,7 +319,43 @@ mod tests {
         resources.gone.policy Some(Number(1)) -> None live false
         resources.here.policy Some(Number(1)) -> Some(Number(2)) live true
         ");
-        assert!(!is_live("policies.p.score.step") && !is_live("resources.orders.fronts.http.listen"));
-        assert!(is_live("resources.orders.placements.eu-west.capacity"));
+        let live = |key: &str| is_live(&parts(key));
+        assert!(!live("policies.p.score.step") && !live("resources.orders.fronts.http.listen"));
+        assert!(live("resources.orders.placements.eu-west.capacity"));
+    }
+
+    #[test]
+    fn names_may_have_dots_and_an_empty_mapping_is_no_difference_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("godwit.yaml");
+        std::fs::create_dir(folder.path().join("policies")).unwrap();
+        let entries = |text: &str, step: u32, overlay: &str| {
+            let policy = format!("score: {{ step: {step}s, threshold: {step} }}\n");
+            std::fs::write(folder.path().join("policies/p.v2.yaml"), policy).unwrap();
+            std::fs::write(&path, text).unwrap();
+            let overlay = OverlayText { path: "overlay.json".into(), text: overlay.into() };
+            Texts::read(&path, Some(overlay)).entries().unwrap()
+        };
+        let running = entries(
+            "zones: { far: {}, gone: { cost: 1/h } }\nresources: { shop.eu: { policy: p, primary: near } }\n",
+            1,
+            "{}",
+        );
+        let written = entries(
+            "zones: { far: { cost: 2/h } }\nresources: { shop.eu: { policy: q, primary: far } }\n",
+            2,
+            r#"{"changed": {"shop.eu": {"scaling": {"by": "ann", "at_ms": 0, "value": {"capacity": {"far": 2}}}}}}"#,
+        );
+        let found: Vec<String> =
+            diff(&running, &written).iter().map(|one| format!("{} live {}", one.key, one.live)).collect();
+        insta::assert_snapshot!(found.join("\n"), @r"
+        policies.p.v2.score.step live false
+        policies.p.v2.score.threshold live true
+        resources.shop.eu.policy live true
+        resources.shop.eu.primary live false
+        resources.shop.eu.scaling.capacity.far live true
+        zones.far.cost live true
+        zones.gone.cost live false
+        ");
     }
 }

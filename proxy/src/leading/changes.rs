@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::comparison::{Comparison, ConfigView};
 use super::fronts::Fronts;
 use super::running::Running;
-use super::{Leading, Placed, lead_anew, placing};
+use super::{Leading, Led, Placed, lead_anew, note_reserved, placing};
 use crate::audit::Entry as Audited;
 use crate::causes::chain;
 use crate::clock;
@@ -24,6 +24,7 @@ use crate::config::{self, ConfigErrors};
 use crate::controller::parameters;
 use crate::controller::{Command, Denied, Persist};
 use crate::drivers::Action;
+use crate::fronts::routes::Routes;
 use crate::store::{Change, Overlay, OverlayFile};
 use crate::telemetry::metrics as telemetry;
 
@@ -179,7 +180,8 @@ impl Changes {
         if self.running.config().resources.contains_key(name) {
             return Err(ChangeError::Conflict(format!("there is a resource {name:?} already")));
         }
-        let mut overlay = self.overlay.content();
+        let before = self.overlay.content();
+        let mut overlay = before.clone();
         overlay.reserved.insert(name.to_owned(), Change::new(by, clock::now(), spec.clone()));
         let config = self.read(&overlay, &format!("reserved.{name}.value"), spec).await?;
         let resource = config.resources.get(name).cloned();
@@ -211,17 +213,34 @@ impl Changes {
                 right: "an address that is free".into(),
             }])
         })?;
+        let shared = self.leading.shared();
+        // All files that it names are read before it is written down: a node that cannot read one does not start.
+        let led = lead_anew(&now, &resource, &shared.journal, &placed.zone, &shared.recorder)
+            .map_err(|error| failed(&error))?;
+        led.front.as_ref().map_or(Ok(()), |front| {
+            Routes::new(std::slice::from_ref(front))
+                .map(drop)
+                .map_err(|error| ChangeError::Failed(chain(error)))
+        })?;
         if dry_run {
-            let drivers = super::drivers_of(&now, &settled).map_err(|error| failed(&error))?;
-            if let Some(driver) = drivers.get(&placed.zone) {
+            if let Some(driver) = led.drivers.get(&placed.zone) {
                 let plan = driver.does.plan(Action::Provision, &capacity.into()).await;
                 reservation.steps = plan.map_err(|error| ChangeError::Failed(chain(error)))?.steps;
             }
             return Ok(reservation);
         }
         self.overlay.write(overlay)?;
-        self.join(&now, resource, Some(&placed.zone))?;
-        self.comparison.adopt(|key| key.starts_with(&format!("resources.{name}.")));
+        if let Err(error) = self.join(&now, resource, led) {
+            if let Err(why) = self.overlay.write(before) {
+                tracing::error!(
+                    resource = name,
+                    why = chain(why),
+                    "a reservation that was refused is still written down"
+                );
+            }
+            return Err(error);
+        }
+        self.comparison.adopt(|parts| is_of(parts, name));
         Ok(reservation)
     }
 
@@ -230,12 +249,11 @@ impl Changes {
             .map_err(|error| ChangeError::Conflict(format!("{error:#}")))
     }
 
-    /// Builds and starts a resource that was not led before.
-    fn join(&self, now: &Config, resource: Resource, shadow: Option<&str>) -> Result<(), ChangeError> {
+    /// Starts a resource that was not led before.
+    fn join(&self, now: &Config, resource: Resource, led: Led) -> Result<(), ChangeError> {
         let shared = self.leading.shared();
         let name = resource.name.clone();
-        let led = lead_anew(now, &resource, &shared.journal, shadow, &shared.recorder)
-            .map_err(|error| failed(&error))?;
+        note_reserved(now, &led, &shared.journal).map_err(|error| failed(&error))?;
         self.fronts.join(&led, &shared.recorder).map_err(ChangeError::Failed)?;
         let mut next = now.clone();
         next.resources.insert(name.clone(), resource);
@@ -278,7 +296,7 @@ impl Changes {
         let mut next = Config::clone(&self.running.config());
         next.resources.remove(name);
         self.running.replace(Arc::new(next));
-        self.comparison.adopt(|key| key.starts_with(&format!("resources.{name}.")));
+        self.comparison.adopt(|parts| is_of(parts, name));
         Ok(())
     }
 
@@ -304,10 +322,24 @@ impl Changes {
         let read = self.read(&overlay, &place, value.unwrap_or(&Value::Null)).await?;
         let next = read.resources.get(name).ok_or_else(|| ChangeError::Unknown(name.to_owned()))?;
         // The rest of the files may have changed since they were read: that waits for somebody who has them read anew.
-        let next = parameters::with(&settings, next, section).map_err(|broken| {
+        let mut next = parameters::with(&settings, next, section).map_err(|broken| {
             let words: Vec<String> = broken.iter().map(ToString::to_string).collect();
             ChangeError::Conflict(format!("it does not fit the policy that runs: {}", words.join("; ")))
         })?;
+        let now = self.running.config();
+        for (zone, placement) in &mut next.placements {
+            let has = settings.placements.get(zone).map_or(placement.capacity, |led| led.capacity);
+            if placement.capacity == has || counts_alike(name, zone, &now, &read) {
+                continue;
+            }
+            if value.is_some_and(|value| value["capacity"].get(zone).is_some()) {
+                let what = format!(
+                    "{zone} has other endpoints or another driver in the files by now: restart first"
+                );
+                return Err(ChangeError::Conflict(what));
+            }
+            placement.capacity = has;
+        }
         let after = parameters::of(&next, section);
         let persist = self.persist(overlay);
         let answer = handle
@@ -320,7 +352,7 @@ impl Changes {
             .await;
         answer.ok_or_else(|| ChangeError::Failed("godwit is stopping".into()))??;
         self.adopt(name, &next);
-        self.comparison.adopt(|key| key.starts_with(&format!("resources.{name}.{section}")));
+        self.comparison.adopt(|parts| is_of(parts, name) && parts.get(2).is_some_and(|of| of == section));
         self.leading.shared().audit.note(Audited::Changed {
             resource: name.to_owned(),
             by: by.to_owned(),
@@ -356,22 +388,23 @@ impl Changes {
         let overlay = self.overlay.content();
         let config = self.read(&overlay, "\0", &Value::Null).await?;
         let differences = self.comparison.differences().map_err(ChangeError::Files)?;
-        let resources = self.running.resources();
-        let reached = |key: &str| {
-            of_resource(key).is_none_or(|(name, of)| {
+        let (resources, now) = (self.running.resources(), self.running.config());
+        let reached = |parts: &[String]| {
+            let [of, name, of_it @ ..] = parts else { return true };
+            of != "resources" || {
                 let led = resources.get(name).map(|handle| handle.live.load());
-                led.zip(config.resources.get(name)).is_some_and(|(led, next)| is_reached(of, &led, next))
-            })
+                led.is_some_and(|led| is_reached(of_it, &led, name, &now, &config))
+            }
         };
         let (live, rest): (Vec<_>, Vec<_>) =
-            differences.into_iter().partition(|one| one.live && reached(&one.key));
+            differences.into_iter().partition(|one| one.live && reached(&one.parts));
         let mut waiting: Vec<Waiting> = Vec::new();
         for (name, handle) in resources.iter() {
             let Some(next) = config.resources.get(name) else { continue };
             let settings = handle.live.load();
             let policies = [settings.policy.name.clone(), next.policy.name.clone()];
             let waits = |all, why| Waiting { resource: name.clone(), policies, all, why };
-            let (next, unfit) = live_parts(&settings, next);
+            let (next, unfit) = live_parts(&settings, next, &now, &config);
             if !parameters::same(&settings, &next) {
                 let answer = handle
                     .ask(|reply| Command::Reconfigure {
@@ -394,14 +427,17 @@ impl Changes {
             }
             waiting.extend(unfit.map(|why| waits(false, why)));
         }
+        if !waiting.iter().any(|one| one.all) {
+            self.adopt_costs(&config);
+        }
         let view = self.comparison.view();
-        let written = rest.iter().filter_map(|one| Some((&one.key, one.written.as_ref()?)));
-        let names: Vec<_> = view.entries.iter().map(|one| (&one.key, &one.value)).chain(written).collect();
-        let waits = |key: &str| waiting.iter().any(|one| one.holds_back(key, &names));
-        let applied: Vec<String> = live.into_iter().map(|one| one.key).filter(|key| !waits(key)).collect();
-        self.comparison.adopt(|key| applied.iter().any(|applied| applied == key));
+        let written = rest.iter().filter_map(|one| Some((&*one.parts, one.written.as_ref()?)));
+        let names: Vec<_> = view.entries.iter().map(|one| (&*one.parts, &one.value)).chain(written).collect();
+        let waits = |parts: &[String]| waiting.iter().any(|one| one.holds_back(parts, &names));
+        let applied: Vec<_> = live.into_iter().filter(|one| !waits(&one.parts)).collect();
+        self.comparison.adopt(|parts| applied.iter().any(|applied| applied.parts == parts));
         Ok(Reloaded {
-            applied,
+            applied: applied.into_iter().map(|one| one.key).collect(),
             needs_restart: rest.into_iter().map(|one| one.key).collect(),
             refused: waiting.into_iter().map(|one| format!("{}: {}", one.resource, one.why)).collect(),
         })
@@ -450,23 +486,54 @@ impl Changes {
         }
         self.running.replace(Arc::new(next));
     }
-}
 
-/// The resource that a key is of, and what of it. One with a dot in its name has no key that a reload applies.
-fn of_resource(key: &str) -> Option<(&str, &str)> {
-    key.strip_prefix("resources.")?.split_once('.')
-}
-
-/// Whether a reload can apply this key of a resource as a whole: a policy with another step is not, nor what is of a zone that it is not in.
-fn is_reached(key: &str, led: &Resource, next: &Resource) -> bool {
-    let is_in = |place: &str| {
-        let mut zones = led.placements.keys().filter_map(|zone| place.strip_prefix(zone.as_str()));
-        zones.any(|rest| rest.starts_with('.'))
-    };
-    match key.strip_prefix("placements.") {
-        Some(place) => is_in(place),
-        None => key != "policy" || led.policy.step == next.policy.step,
+    /// The configuration of the node with what workers cost in its zones by `written`.
+    fn adopt_costs(&self, written: &Config) {
+        let mut next = Config::clone(&self.running.config());
+        for (name, zone) in &mut next.zones {
+            if let Some(written) = written.zones.get(name) {
+                zone.cost_per_hour = written.cost_per_hour;
+            }
+        }
+        self.running.replace(Arc::new(next));
     }
+}
+
+/// Whether a key is of this resource.
+fn is_of(parts: &[String], resource: &str) -> bool {
+    matches!(parts, [of, name, ..] if of == "resources" && name == resource)
+}
+
+/// Whether a reload can apply this key of a resource as a whole: a policy with another step is not, nor what is of a zone that it is not in, nor
+/// how many workers it has where a restart gives them other places.
+fn is_reached(key: &[String], led: &Resource, name: &str, now: &Config, written: &Config) -> bool {
+    let Some(next) = written.resources.get(name) else { return false };
+    let key: Vec<&str> = key.iter().map(String::as_str).collect();
+    match key.as_slice() {
+        ["policy"] => led.policy.step == next.policy.step,
+        ["placements", zone, "capacity"] | ["scaling", "capacity", zone] => {
+            led.placements.contains_key(*zone) && counts_alike(name, zone, now, written)
+        }
+        ["placements", zone, ..] => led.placements.contains_key(*zone),
+        _ => true,
+    }
+}
+
+/// Whether a placement's workers are counted by the same as when the node started: by its endpoints, its driver and that driver's addresses, and
+/// where it has them from the primary by the primary's.
+fn counts_alike(name: &str, zone: &str, now: &Config, written: &Config) -> bool {
+    let counted = |config: &Config, zone: &str| {
+        let placement = config.resources.get(name)?.placements.get(zone)?;
+        let driver = placement.driver.as_ref();
+        let most = driver.and_then(|name| config.drivers.get(name)?.most());
+        Some((placement.http.len(), driver.cloned(), most, placement.provided.http))
+    };
+    let alike = |zone: &str| counted(now, zone) == counted(written, zone);
+    let primary = |config: &Config| config.resources.get(name).map(|resource| resource.primary.clone());
+    let provided = counted(written, zone).is_some_and(|(.., provided)| provided);
+    alike(zone)
+        && (!provided
+            || primary(now).is_some_and(|zone| Some(&zone) == primary(written).as_ref() && alike(&zone)))
 }
 
 /// A resource of which something waits.
@@ -482,27 +549,31 @@ struct Waiting {
 impl Waiting {
     /// Whether this key is not in force for it. A policy may be of several resources: while it waits for one of them, it is not in force as a
     /// whole. `values` has what is written in policies' files, where they may give themselves a name.
-    fn holds_back(&self, key: &str, values: &[(&String, &Value)]) -> bool {
-        if let Some(rest) = key.strip_prefix("resources.") {
-            let of = rest.strip_prefix(self.resource.as_str()).and_then(|rest| rest.strip_prefix('.'));
-            return of.is_some_and(|of| {
-                self.all || !["placements.", "scaling."].iter().any(|one| of.starts_with(one))
-            });
+    fn holds_back(&self, key: &[String], values: &[(&[String], &Value)]) -> bool {
+        let [of, name, rest @ ..] = key else { return self.all };
+        if of == "resources" {
+            return *name == self.resource
+                && (self.all || !rest.first().is_some_and(|of| of == "placements" || of == "scaling"));
         }
-        let Some((stem, of)) = key.strip_prefix("policies.").and_then(|rest| rest.split_once('.')) else {
+        if of != "policies" {
             return self.all;
-        };
-        let named = format!("policies.{stem}.name");
-        let given = values.iter().filter(|(key, _)| **key == named).filter_map(|(_, name)| name.as_str());
-        let has = given.chain([stem]).any(|name| self.policies.iter().any(|policy| policy == name));
+        }
+        let is_name = |key: &[String]| matches!(key, [of, stem, key] if of == "policies" && stem == name && key == "name");
+        let given = values.iter().filter(|(key, _)| is_name(key)).filter_map(|(_, name)| name.as_str());
+        let has = given.chain([name.as_str()]).any(|name| self.policies.iter().any(|policy| policy == name));
         // Of two policies the times of both count, and whether one was taken away cannot be told.
         let [kept, written] = &self.policies;
-        has && (self.all || of != "limits.freeze" || kept != written)
+        has && (self.all || *rest != ["limits", "freeze"] || kept != written)
     }
 }
 
-/// `settings` with what of `next` can change while the resource is led, and why its policy cannot.
-fn live_parts(settings: &Resource, next: &Resource) -> (Resource, Option<String>) {
+/// `settings` with what of `next`, as the files of `written` have it, can change while the resource is led, and why its policy cannot.
+fn live_parts(
+    settings: &Resource,
+    next: &Resource,
+    now: &Config,
+    written: &Config,
+) -> (Resource, Option<String>) {
     let mut changed = settings.clone();
     let unfit = match parameters::keeping_the_step(&next.policy, &settings.policy) {
         Ok(policy) => {
@@ -518,9 +589,16 @@ fn live_parts(settings: &Resource, next: &Resource) -> (Resource, Option<String>
         changed.freeze.extend(next.freeze.iter().filter(|one| !settings.freeze.contains(one)).cloned());
     }
     for (zone, placement) in &mut changed.placements {
-        if let Some(next) = next.placements.get(zone) {
+        let next = next.placements.get(zone);
+        if let Some(next) = next.filter(|_| counts_alike(&settings.name, zone, now, written)) {
             placement.capacity = next.capacity;
+        }
+        let is_chosen =
+            !now.resources.get(&settings.name).is_some_and(|now| now.placements.contains_key(zone));
+        if let Some(next) = next {
             placement.cost_per_hour = next.cost_per_hour;
+        } else if is_chosen {
+            placement.cost_per_hour = written.zones.get(zone).and_then(|zone| zone.cost_per_hour);
         }
     }
     (changed, unfit)

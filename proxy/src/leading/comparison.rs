@@ -96,12 +96,12 @@ impl Comparison {
         Ok(diff(&lock(&self.running), &written))
     }
 
-    /// The node runs with these keys as they are written now.
-    pub fn adopt(&self, which: impl Fn(&str) -> bool) {
+    /// The node runs with these keys, given part by part, as they are written now.
+    pub fn adopt(&self, which: impl Fn(&[String]) -> bool) {
         let Ok(written) = self.texts().entries() else { return };
         let mut running = lock(&self.running);
-        let kept = running.iter().filter(|entry| !which(&entry.key)).cloned();
-        *running = Arc::new(kept.chain(written.into_iter().filter(|entry| which(&entry.key))).collect());
+        let kept = running.iter().filter(|entry| !which(&entry.parts)).cloned();
+        *running = Arc::new(kept.chain(written.into_iter().filter(|entry| which(&entry.parts))).collect());
     }
 
     fn texts(&self) -> Texts {
@@ -138,7 +138,7 @@ mod tests {
         std::fs::write(folder.path().join("policies/p.yaml"), "mode: observe\n").unwrap();
         assert_eq!(keys(), ["node.name", "node.threads", "policies.p.mode"]);
         assert!(comparison.rewritten().is_err(), "there is no resource");
-        comparison.adopt(|key| key.starts_with("policies."));
+        comparison.adopt(|parts| parts[0] == "policies");
         assert_eq!(keys(), ["node.name", "node.threads"]);
 
         write("node: {\n");

@@ -229,13 +229,13 @@ fn elsewhere(resource: &Resource, placed: PlacedRow, known: Option<&State>, now:
     (!same(known)).then_some(state)
 }
 
-/// As [`lead`] for a resource that was just reserved, and builds it. One that had its name before left its generation behind:
+/// As [`lead`] for a resource that is to be reserved, and builds it; writes nothing down. One that had its name before left its generation behind:
 /// databases may know it.
 pub fn lead_anew(
     config: &Config,
     resource: &Resource,
     journal: &Journal,
-    shadow: Option<&str>,
+    shadow: &str,
     recorder: &Arc<Recorder>,
 ) -> Result<Led> {
     let name = &resource.name;
@@ -245,21 +245,22 @@ pub fn lead_anew(
     if !others && before.as_ref().is_some_and(|state| state.run.is_some()) {
         bail!("resource {name}: the journal has a migration of it under way; start godwit with it as it was");
     }
-    let shadow = match shadow {
-        Some(zone) => zone.to_owned(),
-        None => placing::first(config, resource, None)?.1,
-    };
-    let now = clock::now();
-    let mut state = State::first(name, resource.primary.as_str().into(), shadow.as_str().into(), now);
+    let mut state = State::first(name, resource.primary.as_str().into(), shadow.into(), clock::now());
     let placed = if others { journal.placed(name)? } else { None };
     let placed = placed.map(|placed| Generation(placed.generation));
     let before = before.map(|before| before.generation).into_iter().chain(placed);
     state.generation = before.fold(state.generation, Generation::max);
-    journal.append(&state, "Reserved", now, None)?;
-    if others {
-        journal.end_others(&state, now)?;
-    }
     begin(config, resource, state)?.build(config, recorder)
+}
+
+/// Writes down where a resource that is reserved stands.
+pub fn note_reserved(config: &Config, led: &Led, journal: &Journal) -> Result<()> {
+    let now = clock::now();
+    journal.append(&led.state, "Reserved", now, None)?;
+    if config.node.lease.is_some() {
+        journal.end_others(&led.state, now)?;
+    }
+    Ok(())
 }
 
 /// The resource with what its drivers' ledgers know of where those zones' placements are.

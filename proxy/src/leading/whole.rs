@@ -7,11 +7,12 @@ use std::time::Duration;
 use migration::cutover::State;
 use migration::policy::Mode;
 use migration::units::Generation;
+use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::changes::{self, Changes};
+use super::changes::{self, ChangeError, Changes};
 use super::comparison::Comparison;
 use super::fronts::Fronts;
 use super::running::Running;
@@ -47,6 +48,7 @@ fn write_policy(folder: &Path, name: &str, text: &str) {
 /// A node that leads `shop`, and what else is in its configuration; nothing listens at its front.
 struct Whole {
     runtime: Runtime,
+    running: Arc<Running>,
     changes: Changes,
     shop: ResourceHandle,
     front: Arc<ResourceFront>,
@@ -57,18 +59,30 @@ struct Whole {
 impl Whole {
     /// `placements` is of `shop`, which stands where `state` says; `driver` is what the driver `fleet` does, for `sh`.
     fn start(folder: &Path, placements: &str, driver: &str, policy: &str, state: &State) -> Self {
+        Self::with(folder, placements, driver, ("p", policy), state)
+    }
+
+    /// As [`Self::start`], of a resource that has another name where `state` says so, and with a policy of this name.
+    fn with(
+        folder: &Path,
+        placements: &str,
+        driver: &str,
+        (policy_name, policy): (&str, &str),
+        state: &State,
+    ) -> Self {
+        let name = state.resource.as_str();
         let (script, states) = (folder.join("driver.sh"), folder.join("state"));
         let text = format!(
             "node: {{ name: n, zone: near, state: {} }}\nzones: {{ near: {{}}, far: {{}} }}\n\
              drivers: {{ fleet: {{ exec: {{ argv: [\"/bin/sh\", \"{}\"], every: 200ms }} }} }}\n\
-             resources: {{ shop: {{ fronts: {{ http: {{ listen: \"127.0.0.1:9\" }} }}, primary: near, policy: p, \
+             resources: {{ {name}: {{ fronts: {{ http: {{ listen: \"127.0.0.1:9\" }} }}, primary: near, policy: {policy_name}, \
              placements: {placements} }} }}\n",
             states.display(),
             script.display()
         );
         let file = samples::write(folder, &text);
         std::fs::write(&script, driver).unwrap();
-        write_policy(folder, "p", policy);
+        write_policy(folder, policy_name, policy);
         let config = Arc::new(changes::load(&file).unwrap());
         let journal = Arc::new(Journal::open(&states).unwrap());
         journal.append(state, "Tested", clock::now(), None).unwrap();
@@ -76,7 +90,7 @@ impl Whole {
         let begun = config.resources.values().map(|resource| lead(&config, resource, &journal).unwrap());
         let led: Vec<_> = begun.map(|begun| begun.build(&config, &recorder).unwrap()).collect();
         let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
-        let front = fronts.iter().find(|front| *front.name == *"shop").unwrap().clone();
+        let front = fronts.iter().find(|front| *front.name == *name).unwrap().clone();
         let runtime = Runtime::new().unwrap();
         let inside = runtime.enter();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -102,13 +116,13 @@ impl Whole {
             let name = led.name().to_owned();
             running.joins(&name, leading.start(led));
         }
-        let shop = running.resources()["shop"].clone();
+        let shop = running.resources()[name].clone();
         let overlay = Arc::new(OverlayFile::open(&states).unwrap());
         let comparison = Arc::new(Comparison::new(file.clone(), overlay.clone()));
         let fronts = Fronts::new(Routes::new(&fronts).unwrap(), fronts, Vec::new(), 1, Arc::default());
-        let changes = Changes::new(file, overlay, running, leading, fronts, comparison);
+        let changes = Changes::new(file, overlay, running.clone(), leading, fronts, comparison);
         drop(inside);
-        Self { runtime, changes, shop, front, stop, tasks }
+        Self { runtime, running, changes, shop, front, stop, tasks }
     }
 
     /// Waits until that is so of its view.
@@ -143,43 +157,159 @@ const DRIVEN: &str = "{ near: { http: [\"127.0.0.1:2\"] }, far: { driver: fleet 
 
 #[test]
 fn a_reload_does_not_say_that_it_applied_what_does_not_fit_the_step() {
-    let folder = tempfile::tempdir().unwrap();
-    let policy = |mode: &str, step: &str, horizon: &str| {
-        format!("mode: {mode}\nscore: {{ step: {step}, horizon: {horizon} }}\n")
-    };
-    let whole = Whole::start(folder.path(), BOTH, "", &policy("auto", "1s", "1h"), &at("near", "far", 1));
-    let reload = |policies: &[(&str, String)]| {
-        for (name, text) in policies {
-            write_policy(folder.path(), name, text);
+    for [shop, p, q] in [["shop", "p", "q"], ["shop.eu", "p.v2", "q.v2"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let policy = |mode: &str, step: &str, horizon: &str| {
+            format!("mode: {mode}\nscore: {{ step: {step}, horizon: {horizon} }}\n")
+        };
+        let state = State { resource: shop.into(), ..at("near", "far", 1) };
+        let first = policy("auto", "1s", "1h");
+        let whole = Whole::with(folder.path(), BOTH, "", (p, &first), &state);
+        let reload = |policies: &[(&str, String)]| {
+            for (name, text) in policies {
+                write_policy(folder.path(), name, text);
+            }
+            whole.runtime.block_on(whole.changes.reload()).unwrap()
+        };
+        let mode = || whole.shop.live.load().policy.mode;
+        let differ =
+            || whole.changes.config().differences.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
+        let of_p = |keys: &[&str]| keys.iter().map(|key| format!("policies.{p}.{key}")).collect::<Vec<_>>();
+        let done = reload(&[(p, policy("observe", "10s", "6h"))]);
+        assert!(done.applied.is_empty(), "{done:?}");
+        assert_eq!(done.needs_restart, of_p(&["score.step"]));
+        let why = format!("{shop}: score.step stays 1s until a restart");
+        assert!(done.refused[0].starts_with(&why), "{done:?}");
+        assert_eq!(mode(), Mode::Auto);
+        assert_eq!(differ(), of_p(&["mode", "score.horizon", "score.step"]));
+
+        let done = reload(&[(p, policy("observe", "10s", "1h"))]);
+        assert_eq!((done.applied, done.refused), (of_p(&["mode"]), vec![]));
+        assert_eq!(mode(), Mode::Observe);
+
+        // Another policy with another step, and a service that nobody leads.
+        let file = folder.path().join("godwit.yaml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let text = text.replace(&format!("policy: {p}"), &format!("policy: {q}"));
+        let more = format!(
+            "  {{ till: {{ fronts: {{ http: {{ listen: \"127.0.0.1:8\" }} }}, primary: near, policy: {q}, placements: {BOTH} }}, {shop}:"
+        );
+        std::fs::write(&file, text.replace(&format!("{{ {shop}:"), &more)).unwrap();
+        let done = reload(&[(q, policy("advise", "10s", "1h"))]);
+        assert_eq!(mode(), Mode::Advise);
+        assert!(done.applied.iter().all(|key| key.starts_with(&format!("policies.{q}."))), "{done:?}");
+        assert!(!done.applied.is_empty() && done.refused.is_empty(), "{done:?}");
+        let waits = ["resources.till.policy".to_owned(), format!("resources.{shop}.policy")];
+        for key in waits.into_iter().chain(of_p(&["score.step"])) {
+            assert!(done.needs_restart.contains(&key), "{done:?}");
         }
+    }
+}
+
+#[test]
+fn workers_that_a_restart_gives_other_places_keep_their_number_until_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let driver = "read -r request\necho \"$request\" >> \"$0.log\"\n\
+                  echo '{\"result\": {\"ready\": 2, \"capacity\": 2, \"database\": true}}'\n";
+    let policy = "mode: observe\nshadow: { enabled: false }\n";
+    let (two, one) = ("http: [\"127.0.0.1:3\", \"127.0.0.1:4\"]", "http: [\"127.0.0.1:3\"]");
+    let placements = format!("{{ near: {{ http: [\"127.0.0.1:2\"] }}, far: {{ driver: fleet, {two} }} }}");
+    let whole = Whole::start(folder.path(), &placements, driver, policy, &at("far", "near", 2));
+    let file = folder.path().join("godwit.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let reload = |http: &str| {
+        std::fs::write(&file, text.replace(two, http)).unwrap();
         whole.runtime.block_on(whole.changes.reload()).unwrap()
     };
-    let mode = || whole.shop.live.load().policy.mode;
-    let differ = || whole.changes.config().differences.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
-    let done = reload(&[("p", policy("observe", "10s", "6h"))]);
-    assert!(done.applied.is_empty(), "{done:?}");
-    assert_eq!(done.needs_restart, ["policies.p.score.step"]);
-    assert!(done.refused[0].starts_with("shop: score.step stays 1s until a restart"), "{done:?}");
-    assert_eq!(mode(), Mode::Auto);
-    assert_eq!(differ(), ["policies.p.mode", "policies.p.score.horizon", "policies.p.score.step"]);
+    let has = || {
+        let configured = whole.running.config().resources["shop"].placements["far"].capacity;
+        assert_eq!(whole.shop.live.load().placements["far"].capacity, configured);
+        configured
+    };
+    let key = |of: &str| format!("resources.shop.placements.far.{of}");
+    let done = reload(one);
+    assert_eq!((done.applied, done.needs_restart), (vec![], vec![key("http")]));
+    assert_eq!(has(), 2);
+    let done = reload(&format!("{one}, capacity: 1"));
+    assert_eq!((done.applied, done.needs_restart), (vec![], vec![key("capacity"), key("http")]));
+    assert_eq!(has(), 2);
+    let scale = |zone: &str| {
+        let value = json!({ "capacity": { zone: 1 } });
+        whole.runtime.block_on(whole.changes.set("shop", "scaling", Some(&value), "ann", |_| Ok(())))
+    };
+    assert!(matches!(scale("far"), Err(ChangeError::Conflict(why)) if why.contains("restart")));
+    assert_eq!(scale("near").unwrap().after, json!({ "capacity": { "far": 2, "near": 1 } }));
+    let log = std::fs::read_to_string(folder.path().join("driver.sh.log")).unwrap_or_default();
+    assert!(!log.contains("\"scale\""), "{log}");
 
-    let done = reload(&[("p", policy("observe", "10s", "1h"))]);
-    assert_eq!((done.applied, done.refused), (vec!["policies.p.mode".to_owned()], vec![]));
-    assert_eq!(mode(), Mode::Observe);
+    let done = reload(&format!("{two}, capacity: 1"));
+    assert_eq!((done.applied, done.needs_restart), (vec![key("capacity")], vec![]));
+    assert_eq!(has(), 1);
+}
 
-    // Another policy with another step, and a service that nobody leads.
+#[test]
+fn what_workers_of_a_zone_cost_is_applied_and_said_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = Whole::start(folder.path(), BOTH, "", QUICK, &at("near", "far", 1));
     let file = folder.path().join("godwit.yaml");
-    let text = std::fs::read_to_string(&file).unwrap().replace("policy: p", "policy: q");
-    let more = format!(
-        "  {{ till: {{ fronts: {{ http: {{ listen: \"127.0.0.1:8\" }} }}, primary: near, policy: q, placements: {BOTH} }}, shop:"
-    );
-    std::fs::write(&file, text.replace("{ shop:", &more)).unwrap();
-    let done = reload(&[("q", policy("advise", "10s", "1h"))]);
-    assert_eq!(mode(), Mode::Advise);
-    assert!(done.applied.iter().all(|key| key.starts_with("policies.q.")), "{done:?}");
-    for key in ["resources.shop.policy", "resources.till.policy", "policies.p.score.step"] {
-        assert!(done.needs_restart.iter().any(|one| one == key), "{done:?}");
+    let text = std::fs::read_to_string(&file).unwrap();
+    for (far, cost) in [("far: { cost: 2/h }", Some(2.0)), ("far: { country: IE }", None)] {
+        std::fs::write(&file, text.replacen("far: {}", far, 1)).unwrap();
+        let done = whole.runtime.block_on(whole.changes.reload()).unwrap();
+        let rest: &[&str] = if cost.is_some() { &[] } else { &["zones.far.country"] };
+        assert_eq!(done.applied, ["zones.far.cost"]);
+        assert_eq!(done.needs_restart, rest);
+        assert_eq!(whole.shop.live.load().placements["far"].cost_per_hour, cost);
+        assert_eq!(whole.running.config().zones["far"].cost_per_hour, cost);
     }
+}
+
+#[test]
+fn a_reservation_that_is_refused_is_not_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = || Whole::start(folder.path(), BOTH, "", QUICK, &at("near", "far", 1));
+    let whole = start();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let spec = |listen: &str, upstream: serde_json::Value| {
+        json!({
+            "fronts": {"http": {"listen": listen}}, "primary": "near", "policy": "p",
+            "placements": {"near": {"http": ["127.0.0.1:4"]}, "far": {"http": ["127.0.0.1:5"], "upstream": upstream}},
+        })
+    };
+    let reserve = |spec: &serde_json::Value, dry_run| {
+        whole.runtime.block_on(async {
+            let reserved = whole.changes.reserve("till", spec, "ann", dry_run).await;
+            reserved.map(drop).map_err(|error| error.to_string())
+        })
+    };
+    let refused = |spec: &serde_json::Value, why: &str| {
+        let told = reserve(spec, false).unwrap_err();
+        assert!(told.contains(why), "{told}");
+        assert!(!whole.changes.reserved("till"));
+        assert!(!whole.running.config().resources.contains_key("till"));
+    };
+    let (listen, plain) = (free.to_string(), json!({}));
+    let unreadable = spec(&listen, json!({"tls": {"ca": "nowhere.pem", "name": "till.example"}}));
+    assert!(reserve(&unreadable, true).unwrap_err().contains("nowhere.pem"));
+    refused(&unreadable, "nowhere.pem");
+    let mut fronts = spec(&listen, plain.clone());
+    fronts["fronts"]["http"]["tls"] = json!({"certificates": [{"cert": "no.pem", "key": "no.key"}]});
+    assert!(reserve(&fronts, true).is_err());
+    refused(&fronts, "no.pem");
+    // Nothing that is written is in the way, what runs is.
+    let file = folder.path().join("godwit.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("127.0.0.1:9", "127.0.0.1:8")).unwrap();
+    refused(&spec("127.0.0.1:9", plain.clone()), "127.0.0.1:9");
+    drop(whole);
+
+    let whole = start();
+    assert!(!whole.changes.reserved("till"));
+    let fits = spec(&listen, plain);
+    whole.runtime.block_on(whole.changes.reserve("till", &fits, "ann", false)).unwrap();
+    assert!(whole.changes.reserved("till"));
+    drop(whole);
+    assert!(start().running.resources().contains_key("till"));
 }
 
 #[test]
