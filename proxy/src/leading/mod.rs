@@ -761,7 +761,7 @@ mod tests {
             let own = tempfile::tempdir().unwrap();
             let journal = Journal::open(own.path()).unwrap();
             journal.append(&moved, "Tested", now, None).unwrap();
-            let led = lead_anew(&config, resource, &journal, None, &Recorder::with(None));
+            let led = lead_anew(&config, resource, &journal, "far", &Recorder::with(None));
             assert_eq!(led.is_ok(), lease, "{:?}", led.err());
             let Some(led) = led.ok() else { continue };
             assert_eq!(
