@@ -240,8 +240,9 @@ async fn ask(resource: &Resource, first: bool, patience: Duration) -> Seen {
         seen.clients.push((zone, client));
     }
     let seeded = seen.said.iter().any(|said| said.fenced && said.copy);
-    let took_over = seen.said.iter().filter(|said| said.took_over && !seeded).map(|said| said.zone.clone());
-    seen.took_over = took_over.last();
+    let mut took_over =
+        seen.said.iter().filter(|said| said.took_over && !seeded).map(|said| said.zone.clone());
+    seen.took_over = took_over.next_back();
     let alone = seen.clients.len() == 1;
     seen.said.iter_mut().for_each(|said| said.copy &= alone);
     seen

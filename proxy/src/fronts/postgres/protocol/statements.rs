@@ -120,6 +120,7 @@ impl Has {
     }
 
     /// Another connection, on which its client does anew what it did by SQL on this one: it may hide as much.
+    #[must_use]
     pub fn elsewhere(&self) -> Self {
         Self { hides: self.hides, ..Self::default() }
     }

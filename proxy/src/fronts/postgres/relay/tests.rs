@@ -148,7 +148,7 @@ async fn whose_an_error_is_can_be_told() {
         settle(&mut relay, &eyes, false).await;
         let mut answer = Vec::new();
         message::write(&mut answer, b'E', |out| {
-            out.extend(format!("SERROR\0C{sqlstate}\0Mno\0\0").as_bytes())
+            out.extend(format!("SERROR\0C{sqlstate}\0Mno\0\0").as_bytes());
         });
         backend.write_all(&[answer, READY.to_vec()].concat()).await.unwrap();
         settle(&mut relay, &eyes, false).await;
