@@ -46,7 +46,12 @@ WITH schemas AS (
 ), states(of, state, verb) AS (
   VALUES ('O'::"char", 'enabled', 'ENABLE'), ('D', 'disabled', 'DISABLE'), ('A', 'always', 'ENABLE ALWAYS'), ('R', 'on replicas', 'ENABLE REPLICA')
 )
-SELECT kind, name, '', definition, format('CREATE %s %s (%s)', upper(kind), name, definition), NULL::text FROM defined
+SELECT kind, name, '', definition,
+       -- A configuration without its mappings finds no words, and who is computed by it would be empty.
+       concat_ws('; ', format('CREATE %s %s (%s)', upper(kind), name, definition),
+         (SELECT string_agg(format('ALTER TEXT SEARCH CONFIGURATION %s ADD MAPPING FOR %s WITH %s', name, m.alias, m.dictionaries), '; ' ORDER BY m.alias)
+          FROM mapped m WHERE kind = 'text search configuration' AND m.name = defined.name)), NULL::text
+FROM defined
 UNION ALL
 SELECT 'mapping', name, alias, dictionaries,
        format('ALTER TEXT SEARCH CONFIGURATION %s DROP MAPPING IF EXISTS FOR %s; ALTER TEXT SEARCH CONFIGURATION %s ADD MAPPING FOR %s WITH %s',

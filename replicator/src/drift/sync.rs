@@ -57,7 +57,13 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
         });
         let tables: Vec<&str> = tables.collect();
         let mut together = None;
+        // What could not be changed yet, by name without arguments.
+        let mut old: Vec<&str> = Vec::new();
         for difference in wanted {
+            if matches!(&difference.mend, Mend::Add(sql) if is_computed_by(sql, &old)) {
+                failed.push(difference);
+                continue;
+            }
             let mended = match &difference.mend {
                 Mend::Add(sql) | Mend::Drop(sql) => {
                     let of_appliers = is_of_appliers(&difference.mend);
@@ -97,6 +103,9 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                 Ok(line) => done.extend(line),
                 Err(error) => {
                     failed.push(difference);
+                    if matches!(&difference.mend, Mend::Add(sql) if computes(sql)) {
+                        old.extend(difference.subject.split('(').next());
+                    }
                     if !anew.contains(difference.subject.as_str()) {
                         failure.get_or_insert(error);
                     }
@@ -132,7 +141,7 @@ fn rank(mend: &Mend) -> usize {
         "CREATE EXTENSION ",
         "CREATE SERVER ",
         "CREATE COLLATION ",
-        "CREATE TEXT SEARCH ",
+        "CREATE TEXT SEARCH DICTIONARY ",
         "CREATE TYPE ",
         "CREATE DOMAIN ",
         "ALTER TYPE ",
@@ -145,15 +154,34 @@ fn rank(mend: &Mend) -> usize {
         // What is made in a schema may need what its owner may do there.
         Mend::Add(sql) if sql.starts_with("ALTER SCHEMA ") || is_grant_on_schema(sql) => 1,
         Mend::Add(sql) if sql.starts_with("CREATE SEQUENCE ") => 1,
-        Mend::Table(_) => 2,
-        Mend::Add(sql) if sql.contains(" ADD COLUMN ") => 3,
-        Mend::Add(sql) if sql.contains(" FOREIGN KEY ") => 5,
-        Mend::Add(sql) => LAST.iter().position(|word| sql.starts_with(word)).map_or(4, |place| 6 + place),
+        // Values that the old one computed would stay.
+        Mend::Add(sql) if computes(sql) => 2,
+        Mend::Table(_) => 3,
+        Mend::Add(sql) if sql.contains(" ADD COLUMN ") => 4,
+        Mend::Add(sql) if sql.contains(" FOREIGN KEY ") => 6,
+        Mend::Add(sql) => LAST.iter().position(|word| sql.starts_with(word)).map_or(5, |place| 7 + place),
         Mend::Rename(_) => 0,
         // What stood in its way is changed by then.
-        Mend::Drop(_) => 10,
-        Mend::Anew(_) | Mend::Person(_) => 11,
+        Mend::Drop(_) => 12,
+        Mend::Anew(_) | Mend::Person(_) => 13,
     }
+}
+
+/// Whether it makes or changes what columns and indexes are computed by.
+fn computes(sql: &str) -> bool {
+    const COMPUTES: [&str; 5] = [
+        "CREATE OR REPLACE FUNCTION ",
+        "CREATE OR REPLACE PROCEDURE ",
+        "CREATE OR REPLACE AGGREGATE ",
+        "CREATE TEXT SEARCH CONFIGURATION ",
+        "ALTER TEXT SEARCH ",
+    ];
+    COMPUTES.iter().any(|words| sql.starts_with(words))
+}
+
+/// Whether it would have values computed by one of these, which are not yet what they should be.
+fn is_computed_by(sql: &str, old: &[&str]) -> bool {
+    (is_index(sql) || sql.contains(" ADD COLUMN ")) && old.iter().any(|name| sql.contains(name))
 }
 
 fn is_grant_on_schema(sql: &str) -> bool {
@@ -314,6 +342,33 @@ mod tests {
         assert_eq!(of("ALTER TABLE public.people ALTER COLUMN id SET NOT NULL"), None);
         assert_eq!(of("ALTER TABLE public.people ADD COLUMN n int"), None);
         assert_eq!(of("ALTER TABLE public.people_2 ALTER COLUMN id TYPE bigint"), None);
+    }
+
+    #[test]
+    fn what_computes_is_changed_before_what_is_computed_by_it() {
+        let add = |sql: &str| Mend::Add(sql.into());
+        let mut all = [
+            add("CREATE OR REPLACE VIEW s.v AS SELECT s.f(t) FROM s.t"),
+            add("CREATE INDEX i ON s.t (s.f(t))"),
+            Mend::Table("s.new".into()),
+            add("ALTER TABLE s.t ADD COLUMN c text GENERATED ALWAYS AS (s.f(t)) STORED"),
+            add("CREATE OR REPLACE FUNCTION s.f(text) …"),
+            add("ALTER TEXT SEARCH CONFIGURATION s.words ADD MAPPING FOR word WITH s.plain"),
+            add("CREATE TEXT SEARCH CONFIGURATION s.words (PARSER = pg_catalog.\"default\"); …"),
+            add("CREATE TEXT SEARCH DICTIONARY s.plain (TEMPLATE = pg_catalog.simple)"),
+        ];
+        let before = all.clone();
+        all.sort_by_key(rank);
+        let places: Vec<_> = all.iter().map(|mend| before.iter().position(|other| other == mend)).collect();
+        assert_eq!(places, [7, 4, 5, 6, 2, 3, 1, 0].map(Some));
+
+        assert!(is_computed_by("CREATE INDEX i ON s.t (s.f(t))", &["s.f"]), "it waits for the function");
+        assert!(is_computed_by(
+            "ALTER TABLE s.t ADD COLUMN c text GENERATED ALWAYS AS (s.f(t)) STORED",
+            &["s.f"]
+        ));
+        assert!(!is_computed_by("CREATE INDEX i ON s.t (s.g(t))", &["s.f"]));
+        assert!(!is_computed_by("CREATE OR REPLACE VIEW s.v AS SELECT s.f(t) FROM s.t", &["s.f"]));
     }
 
     #[test]
