@@ -4,7 +4,7 @@
 //! name changes. So a table or column that was renamed is told from one that was added, and two tables that changed names from two
 //! that changed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tokio_postgres::Client;
 
@@ -142,14 +142,35 @@ pub(super) fn renamed(
         alive: source.numbers.values().copied().collect(),
     };
     let (mut found, mut touched) = (Vec::new(), HashSet::new());
-    let tables = source.numbers.iter().filter(|((_, column), _)| column.is_empty());
-    for (key @ (table, _), number) in tables {
+    let tables = || source.numbers.iter().filter(|((_, column), _)| column.is_empty());
+    let moves: BTreeMap<&str, &str> = tables()
+        .filter_map(|((table, _), number)| {
+            let (name, _) = sides.name_there(*number).filter(|(name, _)| name != table)?;
+            Some((name.as_str(), table.as_str()))
+        })
+        .collect();
+    for (key @ (table, _), number) in tables() {
         match sides.name_there(*number) {
             Some((name, _)) if name != table => {
                 touched.extend([name.clone(), table.clone()]);
                 let (word, _) = sides.words(table);
-                let what = format!("{} {name} was renamed so on {zone}", word.to_lowercase());
-                found.push(Difference::new(table, what, Mend::Rename(rename_table(word, name, table))));
+                let kind = word.to_lowercase();
+                if sides.another(key) == Some(false) {
+                    // Once that is gone, the name is free.
+                    let what = format!("{kind} was dropped on {zone}, and {name} has its name there");
+                    found.push(sides.dropped(table, what));
+                    continue;
+                }
+                let ring = ring(&moves, name);
+                if ring.is_empty() {
+                    let what = format!("{kind} {name} was renamed so on {zone}");
+                    let sql = rename_table(word, name, table);
+                    found.push(Difference::new(table, what, Mend::Rename(sql)));
+                } else if ring.iter().all(|other| name.as_str() <= *other) {
+                    // All of them at once, and told once.
+                    let what = format!("{kind}s {} exchanged their names on {zone}", ring.join(", "));
+                    found.push(Difference::new(name, what, Mend::Rename(sides.exchange(&ring, &moves))));
+                }
             }
             Some(_) => {
                 let (columns, any) = sides.columns(table);
@@ -160,14 +181,8 @@ pub(super) fn renamed(
                 let Some(alive) = sides.another(key) else { continue };
                 touched.insert(table.clone());
                 if !alive {
-                    let (word, _) = sides.words(table);
-                    let what = format!("{} was dropped and made anew on {zone}", word.to_lowercase());
-                    let mend = match word {
-                        "TABLE" => Mend::Drop(format!("DROP TABLE IF EXISTS {table}")),
-                        // There are tables of it.
-                        _ => Mend::Person(None),
-                    };
-                    found.push(Difference { when: When::CaughtUp, ..Difference::new(table, what, mend) });
+                    let kind = sides.words(table).0.to_lowercase();
+                    found.push(sides.dropped(table, format!("{kind} was dropped and made anew on {zone}")));
                 }
             }
         }
@@ -201,6 +216,30 @@ impl Sides<'_> {
     fn words(&self, name: &str) -> (&'static str, &'static str) {
         let of_type = ("type".to_owned(), name.to_owned(), String::new());
         if self.source.things.contains_key(&of_type) { ("TYPE", "ATTRIBUTE") } else { ("TABLE", "COLUMN") }
+    }
+
+    /// What the shadow has by this name the source has no more.
+    fn dropped(&self, table: &str, what: String) -> Difference {
+        let mend = match self.words(table).0 {
+            "TABLE" => Mend::Drop(format!("DROP TABLE IF EXISTS {table}")),
+            // There are tables of it.
+            _ => Mend::Person(None),
+        };
+        Difference { when: When::CaughtUp, ..Difference::new(table, what, mend) }
+    }
+
+    /// Gives each of these the name of the next, by way of a name that none has.
+    fn exchange(&self, ring: &[&str], moves: &BTreeMap<&str, &str>) -> String {
+        let Some((first, others)) = ring.split_first() else { return String::new() };
+        let schema = split(first).0;
+        let number =
+            self.source.numbers.get(&((*first).to_owned(), String::new())).map_or(0, |number| number.0);
+        let aside = format!("{schema}.godwit_{number}");
+        let rename = |from: &str, to: &str, of: &str| rename_table(self.words(of).0, from, to);
+        let mut steps = vec![rename(first, &aside, moves[first])];
+        steps.extend(others.iter().rev().map(|from| rename(from, moves[from], moves[from])));
+        steps.push(rename(&aside, moves[first], moves[first]));
+        steps.join("; ")
     }
 
     /// What makes a column anew of which the stream tells nothing: it is computed of the others, on both sides.
@@ -257,6 +296,20 @@ impl Sides<'_> {
         }
         (found, any)
     }
+}
+
+/// Names that go round, each to the next, beginning with this one; none where one of them is free.
+fn ring<'n>(moves: &BTreeMap<&'n str, &'n str>, name: &'n str) -> Vec<&'n str> {
+    let mut ring = vec![name];
+    let mut at = name;
+    while let Some(next) = moves.get(at) {
+        if *next == name {
+            return ring;
+        }
+        ring.push(next);
+        at = next;
+    }
+    Vec::new()
 }
 
 fn rename_table(word: &str, from: &str, to: &str) -> String {
@@ -335,6 +388,26 @@ mod tests {
                 "s.t: column x was dropped and made anew on a: seed the table anew Anew(\"s.t\")",
                 r#"s.u: table was dropped and made anew on a Drop("DROP TABLE IF EXISTS s.u")"#
             ]
+        );
+        let exchanged = [("s.t", "", (2, 0)), ("s.u", "", (1, 0))];
+        assert_eq!(
+            told(&before, &exchanged),
+            ["s.t: tables s.t, s.u exchanged their names on a Rename(\"ALTER TABLE s.t RENAME TO godwit_2; \
+                 ALTER TABLE s.u RENAME TO t; ALTER TABLE s.godwit_2 RENAME TO u\")"]
+        );
+        let three = [("s.a", "", (1, 0)), ("s.b", "", (2, 0)), ("s.c", "", (3, 0)), ("s.d", "", (4, 0))];
+        let round = [("s.b", "", (1, 0)), ("s.c", "", (2, 0)), ("s.a", "", (3, 0)), ("s.e", "", (4, 0))];
+        assert_eq!(
+            told(&three, &round),
+            [
+                "s.a: tables s.a, s.b, s.c exchanged their names on a Rename(\"ALTER TABLE s.a RENAME TO godwit_3; \
+                 ALTER TABLE s.c RENAME TO a; ALTER TABLE s.b RENAME TO c; ALTER TABLE s.godwit_3 RENAME TO b\")",
+                "s.e: table s.d was renamed so on a Rename(\"ALTER TABLE s.d RENAME TO e\")"
+            ]
+        );
+        assert_eq!(
+            told(&before, &[("s.t", "", (2, 0))]),
+            ["s.t: table was dropped on a, and s.u has its name there Drop(\"DROP TABLE IF EXISTS s.t\")"]
         );
         let tables = [("s.u", "", (1, 0)), ("\"s.\".t", "", (2, 0))];
         assert_eq!(

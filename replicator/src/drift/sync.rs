@@ -65,6 +65,9 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                 continue;
             }
             let mended = match &difference.mend {
+                Mend::Drop(sql) if is_table(sql) => {
+                    drop_table(shadow, &difference.subject, sql).await.map(|()| Some(sql.clone()))
+                }
                 Mend::Add(sql) | Mend::Drop(sql) => {
                     let of_appliers = is_of_appliers(&difference.mend);
                     let added = add(shadow, &difference.subject, sql, of_appliers).await;
@@ -106,8 +109,11 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                     if matches!(&difference.mend, Mend::Add(sql) if computes(sql)) {
                         old.extend(difference.subject.split('(').next());
                     }
-                    if !anew.contains(difference.subject.as_str()) {
-                        failure.get_or_insert(error);
+                    // What hangs on an old table waits for its end, and fails for that.
+                    let first =
+                        failure.is_none() || matches!(&difference.mend, Mend::Drop(sql) if is_table(sql));
+                    if first && !anew.contains(difference.subject.as_str()) {
+                        failure = Some(error);
                     }
                 }
             }
@@ -257,6 +263,26 @@ fn retyped<'s>(table: &str, sql: &'s str) -> Option<&'s str> {
     column.contains(" TYPE ").then_some(column)
 }
 
+fn is_table(drop: &str) -> bool {
+    drop.starts_with("DROP TABLE ")
+}
+
+/// With what hangs on it, where that is made again.
+async fn drop_table(shadow: &Client, table: &str, sql: &str) -> Result<(), Error> {
+    let settings = format!("SET lock_timeout = '{PATIENCE}'");
+    let tried = async |rest: &str| shadow.batch_execute(&format!("{settings}; {sql}{rest}")).await;
+    let dropped = match tried("").await {
+        Err(error)
+            if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST)
+                && derived(shadow, table).await.unwrap_or(false) =>
+        {
+            tried(" CASCADE").await
+        }
+        dropped => dropped,
+    };
+    dropped.map_err(refused(&format!("{table}: {sql}")))
+}
+
 /// What takes away that which this would replace; none: it replaces nothing.
 fn dropped(subject: &str, sql: &str) -> Option<String> {
     let made = sql.strip_prefix("CREATE OR REPLACE ")?;
@@ -264,7 +290,7 @@ fn dropped(subject: &str, sql: &str) -> Option<String> {
     Some(format!("DROP {kind}{subject}"))
 }
 
-/// Whether all that hangs on a view or a function is compared, holds no rows, and so is made anew after it.
+/// Whether all that hangs on a view, a function or a table is compared, holds no rows, and so is made anew after it.
 async fn derived(shadow: &Client, subject: &str) -> Result<bool, tokio_postgres::Error> {
     let row = shadow.query_one(include_str!("derived.sql"), &[&subject]).await?;
     Ok(row.get(0))
