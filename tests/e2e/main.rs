@@ -42,6 +42,7 @@ mod prometheus;
 mod refusals;
 mod regression;
 mod releases;
+mod replaced;
 mod reservations;
 mod retyped;
 mod schema;

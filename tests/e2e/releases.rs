@@ -149,7 +149,7 @@ async fn alike(leader: &mut Leader<'_>, bin: &Path) -> Result<()> {
 }
 
 /// Until both have the same rows.
-async fn same_rows([one, other]: [&Client; 2], table: &str) -> Result<()> {
+pub(crate) async fn same_rows([one, other]: [&Client; 2], table: &str) -> Result<()> {
     let rows = format!("SELECT coalesce(string_agg(t::text, E'\\n' ORDER BY t::text), '') FROM {table} t");
     let all = async |client: &Client| anyhow::Ok(client.query_one(&rows, &[]).await?.get::<_, String>(0));
     let equal = async || Ok(all(one).await? == all(other).await?);

@@ -7,6 +7,7 @@
 //!
 //! Several are filled together where the shadow lacks them: as if they were one.
 
+mod enums;
 pub(super) mod new;
 
 use std::collections::BTreeMap;
@@ -157,7 +158,9 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<u64, Erro
     shadow.batch_execute(&lock).await.map_err(failed)?;
     // What fails of this, the source's writers and the stream do not notice.
     empty(shadow, name).await.map_err(failed)?;
+    enums::exchange(shadow, name, reader).await.map_err(failed)?;
     alike(shadow, name, reader).await?;
+    enums::tidy(shadow).await.map_err(failed)?;
     let (position, _) = published(sides, &[name], Locks::Waits, reader).await.map_err(failed)?;
     let tables = described(&[name], reader).await?;
     let [(_, table)] = tables.as_slice() else {

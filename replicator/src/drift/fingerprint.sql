@@ -1,5 +1,5 @@
 -- What a database's schema consists of, one row for each thing that both sides must have alike: kind, table or type, name,
--- definition (NULL: it was dropped since the reading began, and does not count), and the SQL that makes it elsewhere (NULL: pg_dump knows); and what tables, types and their columns have as numbers ('#'), tables as files ('@') and values of enums as places ('='). search_path is empty: every name is qualified.
+-- definition (NULL: it was dropped since the reading began, and does not count), and the SQL that makes it elsewhere (NULL: pg_dump knows); and what tables, types and their columns have as numbers ('#'), tables as files ('@') and values of enums as places and numbers ('='). search_path is empty: every name is qualified.
 WITH RECURSIVE ours AS (
   SELECT c.oid, c.relkind, c.relreplident, c.relpersistence, c.relpartbound, c.relfilenode, format('%I.%I', n.nspname, c.relname) AS name
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -37,7 +37,7 @@ WITH RECURSIVE ours AS (
     || CASE WHEN filled THEN ' NOT NULL' ELSE '' END AS definition
   FROM columns
 ), labels AS (
-  SELECT format('%I.%I', n.nspname, y.typname) AS owner, e.enumlabel::text AS label,
+  SELECT format('%I.%I', n.nspname, y.typname) AS owner, e.enumlabel::text AS label, e.oid AS number,
          row_number() OVER w AS place, lag(e.enumlabel::text) OVER w AS before
   FROM pg_catalog.pg_enum e JOIN pg_catalog.pg_type y ON y.oid = e.enumtypid JOIN pg_catalog.pg_namespace n ON n.oid = y.typnamespace
   WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'godwit')
@@ -108,7 +108,7 @@ SELECT 'replica identity', t.name, '', CASE t.relreplident WHEN 'd' THEN 'defaul
                                         WHERE i.indrelid = t.oid AND i.indisreplident)) END)
 FROM ours t WHERE t.relkind = 'r'
 UNION ALL
-SELECT '=', owner, label, place::text, NULL FROM labels
+SELECT '=', owner, label, place || ' ' || number, NULL FROM labels
 UNION ALL
 SELECT 'enum value', owner, label, 'present',
        format('ALTER TYPE %s ADD VALUE IF NOT EXISTS %L', owner, label) || coalesce(' AFTER ' || quote_literal(before), '')

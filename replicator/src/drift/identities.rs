@@ -1,4 +1,5 @@
-//! Which table and which column of the source is which on the shadow, whatever either is called; and which composite type.
+//! Which table and which column of the source is which on the shadow, whatever either is called; and which composite type, and value of an
+//! enum.
 //!
 //! What both called the same when it was first seen is the same from then on (`godwit.identities`, on the shadow): numbers stay when a
 //! name changes. So a table or column that was renamed is told from one that was added, and two tables that changed names from two
@@ -15,6 +16,14 @@ use crate::postgres::quote_ident;
 
 /// A table (column 0) or a column of it, by its server's numbers.
 pub(super) type Number = (u32, i16);
+
+/// What stands for the column of a value of an enum, which has one number.
+const VALUE: i16 = -1;
+
+/// A value of an enum, by its server's number.
+pub(super) fn value(number: u32) -> Number {
+    (number, VALUE)
+}
 
 /// What is known of who is who: source, shadow, and a name that it has or had on the source.
 pub(super) type Known = Vec<(Number, Number, String)>;
@@ -73,7 +82,8 @@ pub(super) struct Index {
 
 impl Index {
     pub(super) fn new(shadow: &Fingerprint) -> Self {
-        let there: HashSet<Number> = shadow.numbers.values().copied().collect();
+        let values = shadow.places.values().map(|(_, number)| value(*number));
+        let there: HashSet<Number> = shadow.numbers.values().copied().chain(values).collect();
         let known = || shadow.known.iter().flatten().filter(|(_, of, _)| there.contains(of));
         Self {
             of_source: known().map(|(source, shadow, _)| (*source, *shadow)).collect(),
@@ -89,6 +99,11 @@ impl Index {
     /// Whether a table or column of the source is known to be one of the shadow's.
     pub(super) fn has(&self, of_source: Number) -> bool {
         self.of_source.contains_key(&of_source)
+    }
+
+    /// Which value of the source's enums this one of the shadow's is known to be.
+    pub(super) fn value(&self, of_shadow: u32) -> Option<u32> {
+        self.of_shadow.get(&value(of_shadow)).map(|(number, _)| *number)
     }
 
     /// Nothing that is known says that these are not the same.
@@ -120,6 +135,14 @@ fn unknown(source: &Fingerprint, shadow: &Fingerprint) -> Known {
         };
         if is_new {
             new.push((*here, *there, name.clone()));
+        }
+    }
+    let alive: HashSet<u32> = source.places.values().map(|(_, number)| *number).collect();
+    for (key, (_, here)) in &source.places {
+        let Some((_, there)) = shadow.places.get(key) else { continue };
+        // Of a type that was made anew and kept its values, they are the same.
+        if !index.has(value(*here)) && index.value(*there).is_none_or(|known| !alive.contains(&known)) {
+            new.push((value(*here), value(*there), key.1.clone()));
         }
     }
     new

@@ -86,8 +86,8 @@ pub struct Fingerprint {
     files: BTreeMap<String, u32>,
     /// What was written down of those; none: it was not prepared.
     noted: Option<rewritten::Files>,
-    /// The place of each value of an enum among its others.
-    places: BTreeMap<(String, String), u32>,
+    /// The place of each value of an enum among its others, and the server's number of it.
+    places: BTreeMap<(String, String), (u32, u32)>,
     /// Of a shadow that was prepared: which of the source's each is.
     known: Option<Known>,
     /// Of a shadow that was prepared: what both servers said of what they word otherwise.
@@ -290,7 +290,11 @@ async fn of(client: &Client, queries: &[&str]) -> Result<Fingerprint, Error> {
             continue;
         }
         if text(0) == "=" {
-            let place = text(3).parse().map_err(|_| Error::Protocol("read the schema: no place".into()))?;
+            let place = text(3);
+            let place = place
+                .split_once(' ')
+                .and_then(|(place, number)| Some((place.parse().ok()?, number.parse().ok()?)));
+            let place = place.ok_or_else(|| Error::Protocol("read the schema: no place".into()))?;
             places.insert((text(1), text(2)), place);
             continue;
         }
@@ -333,8 +337,8 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
     let there = |side: &Fingerprint, name: &str| WHOLE.iter().any(|kind| has(side, kind, name));
     let index = Index::new(shadow);
     let (mut found, touched) = identities::renamed(source, shadow, &index, zones[0]);
-    let (values, told) = enums::renamed(source, shadow, zones[0]);
-    found.extend(values);
+    let (values, told) = enums::renamed(source, shadow, &index, zones[0]);
+    found.extend(values.into_iter().filter(|value| !touched.contains(&value.subject)));
     let (others, told_too) = names::renamed(source, shadow, zones[0]);
     found.extend(others.into_iter().filter(|other| !touched.contains(&other.subject)));
     // What is left alone, or not published, is said below.

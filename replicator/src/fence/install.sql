@@ -108,7 +108,8 @@ CREATE TABLE IF NOT EXISTS godwit.copied_statements (
 -- So that it can be written where a publication has all tables.
 ALTER TABLE godwit.copied_statements REPLICA IDENTITY FULL;
 
--- Which table and column of the source is which here, whatever they are called: a line for each name that it had there. Column 0: the table.
+-- Which table and column of the source is which here, whatever they are called: a line for each name that it had there. Column 0: the table; -1: a value of an
+-- enum, by its number in pg_enum.
 CREATE TABLE IF NOT EXISTS godwit.identities (
   source_table oid NOT NULL,
   source_column smallint NOT NULL,

@@ -1,0 +1,101 @@
+//! What a release replaces under its name, and what is computed by that: the shadow's rows are the primary's.
+
+use anyhow::{Context, Result, ensure};
+use godwit_tests::waiting::until;
+
+use crate::leader::Leader;
+use crate::releases::same_rows;
+use crate::schema::{followed, owner, replicated};
+
+const SERVICE: &str = "
+    CREATE TABLE texts (id int PRIMARY KEY, t text); INSERT INTO texts SELECT n, 'Some Words ' || n FROM generate_series(1, 50) n;
+    CREATE FUNCTION slug(t text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT pg_catalog.lower(t)';
+    CREATE TABLE blue (id int PRIMARY KEY, n int); INSERT INTO blue VALUES (1, 1);
+    CREATE TABLE green (id int PRIMARY KEY, n int); INSERT INTO green VALUES (2, 2);
+    CREATE TABLE one (id int PRIMARY KEY); CREATE TABLE two (id int PRIMARY KEY, n int); CREATE TABLE three (id int PRIMARY KEY, m int);
+    CREATE TABLE old (id int PRIMARY KEY, n int); INSERT INTO old VALUES (1, 1); CREATE VIEW olds AS SELECT n FROM old;
+    CREATE TABLE old_new (id int PRIMARY KEY, n int, more text); INSERT INTO old_new VALUES (1, 1, 'more'), (2, 2, 'more');
+    CREATE TABLE viewed (id int PRIMARY KEY, a int, twice int GENERATED ALWAYS AS (a * 2) STORED); INSERT INTO viewed VALUES (1, 1);
+    CREATE VIEW views AS SELECT a FROM viewed; CREATE VIEW views_of AS SELECT a FROM views; CREATE TABLE refers (id int PRIMARY KEY REFERENCES viewed);
+    CREATE TYPE kind AS ENUM ('a', 'b', 'c'); CREATE TABLE kinds (id int PRIMARY KEY, k kind DEFAULT 'a', ks kind[]);
+    INSERT INTO kinds VALUES (1, 'a', '{a,b}'), (2, 'b', '{c}'), (3, 'c', NULL);
+    CREATE TABLE kinds_too (id int PRIMARY KEY, k kind NOT NULL); CREATE INDEX by_kind ON kinds_too (k);
+    INSERT INTO kinds_too SELECT n, 'b' FROM generate_series(1, 100) n;
+    CREATE TYPE fewer AS ENUM ('none', 'some', 'all'); CREATE TABLE fewers (id int PRIMARY KEY, f fewer); INSERT INTO fewers VALUES (1, 'some');
+    CREATE TYPE last AS ENUM ('one', 'two', 'three'); CREATE TABLE lasts (id int PRIMARY KEY, l last); INSERT INTO lasts VALUES (1, 'three')";
+
+/// What each does, and the tables that are to be alike then.
+const RELEASES: [(&str, &[&str]); 3] = [
+    (
+        "BEGIN; CREATE TEXT SEARCH CONFIGURATION plainly (COPY = simple);
+         ALTER TABLE texts ADD found tsvector GENERATED ALWAYS AS (to_tsvector('plainly', t)) STORED;
+         CREATE OR REPLACE FUNCTION slug(t text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT pg_catalog.upper(t)';
+         ALTER TABLE texts ADD s text GENERATED ALWAYS AS (slug(t)) STORED; CREATE INDEX by_slug ON texts (slug(t)); COMMIT",
+        &["texts"],
+    ),
+    (
+        "BEGIN; ALTER TABLE blue RENAME TO aside; ALTER TABLE green RENAME TO blue; ALTER TABLE aside RENAME TO green;
+         ALTER TABLE one RENAME TO aside; ALTER TABLE three RENAME TO one; ALTER TABLE two RENAME TO three; ALTER TABLE aside RENAME TO two;
+         DROP TABLE old CASCADE; ALTER TABLE old_new RENAME TO old; CREATE VIEW olds AS SELECT n FROM old;
+         DROP TABLE viewed CASCADE; CREATE TABLE viewed (id int PRIMARY KEY, b int); INSERT INTO viewed VALUES (1, 7);
+         CREATE VIEW views AS SELECT b FROM viewed; CREATE VIEW views_of AS SELECT b FROM views;
+         ALTER TABLE refers ADD FOREIGN KEY (id) REFERENCES viewed; COMMIT;
+         INSERT INTO blue VALUES (3, 3); INSERT INTO green VALUES (4, 4); INSERT INTO two VALUES (1); INSERT INTO three VALUES (1, 1);
+         INSERT INTO one (id, m) VALUES (1, 2); INSERT INTO old VALUES (3, 3, 'new')",
+        &["blue", "green", "one", "two", "three", "old", "olds", "viewed", "views_of"],
+    ),
+    (
+        "BEGIN; CREATE TYPE kind_new AS ENUM ('a', 'x', 'c'); ALTER TABLE kinds ALTER k DROP DEFAULT;
+         ALTER TABLE kinds ALTER k TYPE kind_new USING (CASE k WHEN 'b' THEN 'a' ELSE k::text END)::kind_new, ALTER ks TYPE kind_new[] USING '{x}';
+         ALTER TABLE kinds_too ALTER k TYPE kind_new USING (CASE k WHEN 'b' THEN 'a' ELSE k::text END)::kind_new;
+         ALTER TYPE kind RENAME TO kind_old; ALTER TYPE kind_new RENAME TO kind; DROP TYPE kind_old; ALTER TABLE kinds ALTER k SET DEFAULT 'a';
+         CREATE TYPE fewer_new AS ENUM ('none', 'all'); ALTER TABLE fewers ALTER f TYPE fewer_new USING 'all'; DROP TYPE fewer;
+         ALTER TYPE fewer_new RENAME TO fewer; ALTER TYPE last ADD VALUE 'four'; ALTER TYPE last RENAME VALUE 'three' TO 'drei'; COMMIT;
+         INSERT INTO kinds VALUES (4, 'x', '{a}'); INSERT INTO fewers VALUES (2, 'none'); INSERT INTO lasts VALUES (2, 'four'), (3, 'drei')",
+        &["kinds", "kinds_too", "fewers", "lasts"],
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_release_replaces_under_its_name_is_followed() -> Result<()> {
+    let playground = replicated("mode: async, schema: all, slot: {reseed: auto}").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary.batch_execute(SERVICE).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    followed(&mut leader).await?;
+    let shadow = owner(far).await?;
+    for (release, tables) in RELEASES {
+        primary.batch_execute(release).await.context(release)?;
+        followed(&mut leader).await.context(release)?;
+        for table in tables {
+            same_rows([&primary, &shadow], table).await.context(release)?;
+        }
+    }
+    let by_index = "SET enable_seqscan = off; SELECT count(*) FROM texts WHERE slug(t) = upper(t)";
+    let found = shadow.simple_query(by_index).await?;
+    let count = found.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    ensure!(count == Some("50"), "the index is of the old function: {count:?}");
+    let left = "SELECT count(*) FROM pg_type WHERE typnamespace = 'godwit'::regnamespace AND typtype = 'e'";
+    ensure!(shadow.query_one(left, &[]).await?.get::<_, i64>(0) == 0, "an old type is left");
+
+    // The way back knows which value is which as well.
+    leader.migrate(&far.name).await?;
+    leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    leader.ready().await?;
+    shadow
+        .batch_execute(
+            "ALTER TYPE kind RENAME VALUE 'x' TO 'z'; INSERT INTO kinds VALUES (5, 'z'); INSERT INTO lasts VALUES (4, 'one')",
+        )
+        .await?;
+    followed(&mut leader).await?;
+    for table in ["kinds", "lasts"] {
+        same_rows([&shadow, &primary], table).await?;
+    }
+    let renamed = "SELECT count(*) FROM kinds WHERE k = 'z'";
+    until("it is called so", async || Ok(primary.query_one(renamed, &[]).await?.get::<_, i64>(0) == 2)).await
+}
