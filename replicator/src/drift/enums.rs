@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::identities::{Index, value};
+use super::identities::Index;
 use super::{Difference, Fingerprint, Mend, When, anew};
 use crate::postgres::quote_literal;
 
@@ -190,6 +190,7 @@ fn is_of(definition: &str, of: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::Shape;
+    use super::super::identities::value;
     use super::*;
 
     /// Type `s.e` with these values, numbered from this on.
