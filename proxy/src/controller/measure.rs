@@ -10,14 +10,14 @@ use migration::policy::Policy;
 use migration::units::Zone;
 use replicator::drift::Difference;
 use replicator::preflight::Side;
-use replicator::status::Phase as StreamPhase;
+use replicator::status::{CopyStage, Phase as StreamPhase};
 use tokio_util::sync::CancellationToken;
 
 use super::databases::{Databases, Purpose};
 use super::effects::{Hands, ZoneDriver};
 use super::live::Live;
 use super::signals::{Measured, Mirrored, Signals};
-use super::view::{FactView, PathView, PhaseView, PlacementView, ResourceView};
+use super::view::{CopyView, FactView, PathView, PhaseView, PlacementView, ResourceView};
 use super::{drift, preflight};
 use crate::causes::chain;
 use crate::clock;
@@ -83,29 +83,36 @@ struct Watched {
     blockers: BTreeMap<String, Result<Vec<String>, String>>,
     /// What stands in the way of a move: differences between the schemas of both zones, and what the shadow's server lacks.
     drift: Vec<String>,
-    /// Differences that the shadow is just following in, and since when.
-    follows: Option<(Instant, Vec<String>)>,
+    /// Differences that the shadow is just following in, and since when each is there.
+    follows: Vec<(Instant, Difference)>,
     /// Whose schema counts.
     primary: String,
 }
 
 impl Watched {
-    fn differ(&mut self, copied: bool, drift: Vec<String>, follows: Vec<String>, now: Instant) {
+    fn differ(&mut self, copied: bool, drift: Vec<String>, follows: Vec<Difference>, now: Instant) {
         self.drift = if copied { drift } else { Vec::new() };
-        let since = self.follows.as_ref().map_or(now, |(since, _)| *since);
-        self.follows = Some((since, follows)).filter(|(_, follows)| copied && !follows.is_empty());
+        let before = std::mem::take(&mut self.follows);
+        let since = |difference: &Difference| {
+            let is_it = |(_, other): &&(Instant, Difference)| {
+                (&other.subject, &other.what) == (&difference.subject, &difference.what)
+            };
+            before.iter().find(is_it).map_or(now, |(since, _)| *since)
+        };
+        if copied {
+            self.follows = follows.into_iter().map(|difference| (since(&difference), difference)).collect();
+        }
     }
 
-    /// What stops a move, and what is in work and does not yet.
-    fn drift(&self, now: Instant) -> [impl Iterator<Item = &String>; 2] {
-        let (late, following) = match &self.follows {
-            Some((since, what)) if now.saturating_duration_since(*since) < drift::FOLLOWS => {
-                (&[][..], &what[..])
-            }
-            Some((_, what)) => (&what[..], &[][..]),
-            None => (&[][..], &[][..]),
-        };
-        [self.drift.iter().chain(late), following.iter().chain(&[])]
+    /// What stops a move of this resource, and what is in work and does not yet.
+    fn drift(&self, resource: &str, now: Instant) -> [Vec<String>; 2] {
+        let is_late = |since: &Instant| now.saturating_duration_since(*since) >= drift::FOLLOWS;
+        let [late, following] = [true, false].map(|late| {
+            let these = self.follows.iter().filter(|(since, _)| is_late(since) == late);
+            let these: Vec<Difference> = these.map(|(_, difference)| difference.clone()).collect();
+            drift::named(resource, &these)
+        });
+        [self.drift.iter().cloned().chain(late).collect(), following]
     }
 }
 
@@ -241,7 +248,8 @@ impl Measure {
                     Ok(differences)
                         if in_vain.is_none() && drift::are_followed(&resource.load().policy, differences) =>
                     {
-                        follows = drift::named(&resource.load().name, differences);
+                        follows.clone_from(differences);
+                        follows.retain(|difference| difference.stops);
                         Vec::new()
                     }
                     Ok(differences) => drift::named(&resource.load().name, differences),
@@ -335,7 +343,7 @@ impl Measure {
         hands.streams.status(state.generation).map(|(.., status)| match status.phase {
             StreamPhase::Streaming => Ok(status.lag_bytes),
             StreamPhase::Failed { error, .. } => Err(error),
-            other => Err(format!("the stream is not up: {other:?}")),
+            other => Err(not_up(&other)),
         })
     }
 
@@ -350,8 +358,8 @@ impl Measure {
             }
         }
         if seeded(hands, state) {
-            let [stops, _] = watched.drift(crate::clock::monotonic());
-            blockers.extend(stops.cloned());
+            let [stops, _] = watched.drift(&self.resource.name, crate::clock::monotonic());
+            blockers.extend(stops);
             blockers.extend(hands.large_objects.problems(state.generation.0).0);
         }
         blockers
@@ -421,10 +429,10 @@ impl Measure {
         }
         if seeded(hands, state) {
             let (stops, progress) = hands.large_objects.problems(state.generation.0);
-            let [differ, follows] = watched.drift(crate::clock::monotonic());
-            let stops = differ.chain(&stops);
+            let [differ, follows] = watched.drift(&self.resource.name, crate::clock::monotonic());
+            let stops = differ.into_iter().chain(stops);
             problems.extend(stops.map(|what| format!("not migratable: {what}")));
-            problems.extend(follows.map(|what| format!("the shadow is just following: {what}")));
+            problems.extend(follows.into_iter().map(|what| format!("the shadow is just following: {what}")));
             problems.extend(progress);
         }
         problems.extend(drift::filling(&hands.streams));
@@ -519,6 +527,22 @@ fn mirrored(hands: &Hands, measured: &mut Measured) {
     measured.mirrored_different = front.mirror.different();
 }
 
+/// Why a stream that did not fail says not how far its shadow is.
+fn not_up(phase: &StreamPhase) -> String {
+    let does = match phase {
+        StreamPhase::Copying { stage: CopyStage::Settling, .. } => {
+            "it brings the shadow's tables to one point".to_owned()
+        }
+        StreamPhase::Copying { .. } => {
+            let line = CopyView::of(phase).map(|copy| copy.line()).unwrap_or_default();
+            format!("the shadow is being copied ({line})")
+        }
+        StreamPhase::Stopped => "it was stopped".to_owned(),
+        _ => "it is connecting".to_owned(),
+    };
+    format!("the stream is not up: {does}")
+}
+
 /// There is a copy whose schema can be compared.
 fn seeded(hands: &Hands, state: &State) -> bool {
     hands.streams.status(state.generation).is_some_and(|(.., status)| {
@@ -545,6 +569,8 @@ async fn examine(databases: &Databases, resource: &Resource, zone: &str) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use replicator::drift::Mend;
+
     use super::*;
 
     #[test]
@@ -559,6 +585,41 @@ mod tests {
         assert_eq!(again(Some(&second), "b", true).rest, EXAMINE, "something else");
         assert_eq!(again(Some(&second), "a", false).rest, EXAMINE, "what fails may succeed any time");
         assert!(!second.rested(now + EXAMINE, &[]) && second.rested(now + EXAMINE * 2, &[]));
+    }
+
+    #[test]
+    fn each_difference_has_its_own_time_to_be_followed_in() {
+        let added = |table: &str| Difference::new(table, "table added".into(), Mend::Table(table.into()));
+        let begin = crate::clock::monotonic();
+        let mut watched = Watched::default();
+        // Jobs that make and drop a table each second.
+        for second in 0..30 {
+            let now = begin + AGAIN * second;
+            let job = added(&format!("s.job_{second}"));
+            watched.differ(true, Vec::new(), vec![added("s.lasts"), job], now);
+            let [stops, follows] = watched.drift("orders", now);
+            let lasts = "s.lasts: table added".to_owned();
+            let late = AGAIN * second >= drift::FOLLOWS;
+            assert_eq!((stops.contains(&lasts), follows.contains(&lasts)), (late, !late), "{second}");
+            assert_eq!((stops.len(), follows.len()), (usize::from(late), 2 - usize::from(late)), "{second}");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_not_up_is_told_in_words() {
+        let settling = StreamPhase::Copying {
+            stage: CopyStage::Settling,
+            tables_done: 0,
+            tables: 0,
+            rows: 0,
+            bytes: 0,
+            rows_estimate: 0,
+            bytes_estimate: 0,
+            remaining: None,
+        };
+        let told = [StreamPhase::Connecting, StreamPhase::Stopped, settling].map(|phase| not_up(&phase));
+        let words = ["it is connecting", "it was stopped", "it brings the shadow's tables to one point"];
+        assert_eq!(told, words.map(|words| format!("the stream is not up: {words}")));
     }
 
     #[test]

@@ -155,7 +155,8 @@ pub struct Difference {
 }
 
 impl Difference {
-    fn new(subject: impl Into<String>, what: String, mend: Mend) -> Self {
+    /// One that stops moves, and may be mended at once.
+    pub fn new(subject: impl Into<String>, what: String, mend: Mend) -> Self {
         Self { subject: subject.into(), what, mend, when: When::Now, stops: true, made: None }
     }
 
