@@ -1,11 +1,12 @@
 //! Empties a shadow so that it can be seeded anew: everything that a schema dump would bring goes, schema `godwit` stays.
 //!
-//! Only ever a database that says itself that it is a copy: fenced with a finished copy in it, or with a copy that did not
-//! end; or the old primary of before this generation, fenced for it: by the cutover that committed it, or when it was back after a
+//! Only ever a database that says itself that it is a copy: fenced with a finished copy in it, with a copy that did not
+//! end, or emptied for one that has not begun; or the old primary of before this generation, fenced for it: by the cutover that committed it, or when it was back after a
 //! shadow had taken over. The checkpoint stays as "not copied", in the same transaction: from then on nothing but a copy may fill it.
 
 use tokio_postgres::Client;
 
+use crate::drift;
 use crate::drift::fill::FILLS;
 use crate::error::Error;
 use crate::fence::{literal, refused, sql_generation};
@@ -44,6 +45,7 @@ pub async fn empty(source: &Client, target: &Client, what: &Reseed<'_>) -> Resul
         .replace("{{stream}}", &literal(what.stream))
         .replace("{{critical}}", &literal(what.critical))
         .replace("{{fills}}", &FILLS.to_string())
+        .replace("{{schema}}", &literal(drift::APPLICATION))
         .replace("{{generation}}", &sql_generation(what.generation)?.to_string());
     target.batch_execute(&sql).await.map_err(refused("empty the shadow"))
 }

@@ -20,15 +20,19 @@ BEGIN
       USING ERRCODE = 'ZG002';
   END IF;
     -- A primary is not fenced; a database that somebody else filled has no copy of ours. An old primary whose way back was lost has none
-  -- either, nor has one that was lost and is back: they are fenced for the generation that replaced them.
+  -- either, nor has one that was lost and is back: they are fenced for the generation that replaced them. What was emptied and waits for its copy
+  -- has nothing that was there before.
   IF NOT EXISTS (SELECT FROM godwit.copying WHERE stream = {{stream}})
      AND NOT coalesce(epoch_row.fenced AND (epoch_row.generation = {{generation}}
        OR EXISTS (SELECT FROM godwit.progress WHERE stream = {{stream}} AND copied)), false)
+     AND NOT EXISTS (SELECT FROM godwit.progress WHERE stream = {{stream}} AND NOT copied AND generation = {{generation}})
      AND EXISTS (SELECT FROM godwit.user_tables()) THEN
     RAISE EXCEPTION 'this database does not say that it is the shadow of %', {{resource}} USING
       ERRCODE = 'ZG001', DETAIL = 'it is not fenced, or holds no copy; use an empty database, or drop its tables';
   END IF;
-  -- A table that is just being filled would come after all that.
+  -- What is just being made of the schema, or filled, would come after all that.
+  PERFORM pg_terminate_backend(a.pid, 5000) FROM pg_stat_activity a
+    WHERE a.application_name = {{schema}} AND a.datname = current_database() AND a.usename = current_user AND a.pid <> pg_backend_pid();
   PERFORM pg_terminate_backend(l.pid, 5000) FROM pg_locks l
     WHERE l.locktype = 'advisory' AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
       AND l.classid = ({{fills}} >> 32)::oid AND l.objid = ({{fills}} & 4294967295)::oid AND l.objsubid = 1 AND l.granted;

@@ -37,14 +37,14 @@ const AGAIN: Duration = Duration::from_millis(100);
 const ANSWERS: Duration = Duration::from_secs(15);
 /// Why nothing is made on a shadow that is to be copied first.
 const NO_COPY: &str = "there is no copy on the shadow yet: wait for its end";
+/// The same of one whose tables are of different times.
+const SETTLES: &str = "changes are bringing the shadow's tables to one point: wait until the stream is up";
 /// How often what is left is looked at again.
 const ROUNDS: usize = 3;
 /// Of what a stream says that stands still at a value that its shadow's type does not have, or of a column that the shadow computes.
 const NEEDS: [&str; 3] = ["(SQLSTATE 22P02)", "(SQLSTATE 428C9)", "(SQLSTATE 42P10)"];
 /// So many differences are named among the problems.
 const NAMED: usize = 10;
-/// What the server shows in `pg_stat_activity`.
-const APPLICATION: &str = "godwit-schema";
 
 /// A difference between the schemas.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -377,7 +377,9 @@ fn database<'a>(resource: &'a Resource, zone: &str) -> Result<&'a Database, Stri
 }
 
 async fn connect(resource: &Resource, zone: &str) -> Result<Client, String> {
-    replicator::postgres::connect_unseen(&database(resource, zone)?.dsn, APPLICATION).await.map_err(chain)
+    replicator::postgres::connect_unseen(&database(resource, zone)?.dsn, drift::APPLICATION)
+        .await
+        .map_err(chain)
 }
 
 /// The same where tables may be filled.
@@ -433,7 +435,8 @@ pub(super) fn stands_in_the_way(view: &ResourceView) -> Option<String> {
         return Some(format!("migration {id} is under way: wait for its end, or abort it"));
     }
     // What is made before a copy stands in its way.
-    (!copied(view)).then(|| NO_COPY.into())
+    let settles = view.replication.copy.as_ref().is_some_and(|copy| copy.stage == "settling");
+    (!copied(view)).then(|| if settles { SETTLES } else { NO_COPY }.into())
 }
 
 /// The shadow has a copy: a stream that begins again has one, or begins with it.
@@ -595,8 +598,20 @@ async fn answered(
     failed.map_or(Ok(shown), Err)
 }
 
-/// The same; also what was done before something failed.
+/// The same; also what was done before something failed. Ends when the shadow is to be emptied.
 async fn bring_up(
+    resource: &Resource,
+    pair: Pair<'_>,
+    streams: &Streams,
+    request: Wanted,
+) -> Result<(SchemaView, Option<Denied>), Denied> {
+    tokio::select! {
+        done = brought_up(resource, pair, streams, request) => done,
+        () = streams.to_be_emptied() => Err(Denied::Conflict(NO_COPY.into())),
+    }
+}
+
+async fn brought_up(
     resource: &Resource,
     pair: Pair<'_>,
     streams: &Streams,
@@ -609,20 +624,26 @@ async fn bring_up(
         let shown = shown(resource, pair, FillingView::now(streams), sides.differences, Vec::new(), false);
         return Ok((shown, None));
     }
-    has_copy(&sides.shadow, resource, generation).await?;
     let database = database(resource, pair.primary).map_err(Denied::Conflict)?;
     let there = self::database(resource, pair.shadow).map_err(Denied::Conflict)?;
-    let stands = streams.status(generation).is_some_and(|(.., status)| match status.phase {
-        Phase::Failed { error, .. } => NEEDS.into_iter().any(|state| error.contains(state)),
-        _ => false,
+    let failure = streams.status(generation).and_then(|(.., status)| match status.phase {
+        Phase::Failed { error, .. } => Some(error),
+        _ => None,
     });
+    let stands = failure.as_ref().is_some_and(|error| NEEDS.into_iter().any(|state| error.contains(state)));
     let (mut all, mut waits, mut failed, mut unaware) = (Vec::new(), false, None, None);
     // What belongs to a thing that was missing (its owner, who may use it) is seen when it is there.
-    for _ in 0..ROUNDS {
+    for round in 0..=ROUNDS {
+        has_copy(&sides.shadow, resource, generation).await?;
         let wanted = || sides.differences.iter().filter(|left| request.wants(left));
         let waits_for =
             |left: &Difference| left.when == When::CaughtUp || left.when == When::Needed && !stands;
-        waits = wanted().any(waits_for) && !sides.caught_up(streams, generation).await?;
+        // The stream may stand still at what need not wait: that is made first. Where nothing was, it stands still yet.
+        let first = round == 0 && wanted().any(|left| !waits_for(left)) && wanted().any(waits_for);
+        waits = wanted().any(waits_for)
+            && (first
+                || failure.is_some() && all.is_empty()
+                || !sides.caught_up(streams, generation).await?);
         let now = wanted().filter(|left| !(waits && waits_for(left))).collect();
         let between = drift::Sides {
             source: (&database.dsn, &sides.source),
@@ -652,7 +673,7 @@ async fn bring_up(
         let again = done.iter().any(|done| all.contains(done));
         all.extend(done);
         sides = read(resource, pair).await?;
-        if idle || again || !sides.differences.iter().any(|left| request.wants(left)) {
+        if idle && !first || again || !sides.differences.iter().any(|left| request.wants(left)) {
             break;
         }
     }

@@ -1,15 +1,40 @@
 //! Giving a stream up, and starting it from a new copy.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use migration::units::{Generation, Zone};
+use replicator::copy::COPIES_INTO_EMPTY;
 use replicator::postgres::slot::{self, Lane};
 use replicator::reseed::{self, Reseed};
+use replicator::status::Phase;
 use replicator::{fence, identity, lanes};
+use tokio::sync::watch;
 
 use super::databases::Purpose;
 use super::streams::Streams;
 use crate::causes::chain;
+
+/// How often a shadow is emptied that is filled again before its copy begins.
+const TRIES: usize = 3;
+/// How often it is looked whether it is.
+const LOOKS: Duration = Duration::from_secs(1);
+
+/// The shadow is being emptied while this lives.
+struct Emptying<'a>(&'a watch::Sender<bool>);
+
+impl<'a> Emptying<'a> {
+    fn begin(of: &'a watch::Sender<bool>) -> Self {
+        of.send_replace(true);
+        Self(of)
+    }
+}
+
+impl Drop for Emptying<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
+}
 
 impl Streams {
     /// Ends the stream and drops its slots. It does not run again under this generation until [`Self::reseed`].
@@ -27,27 +52,57 @@ impl Streams {
         source: &Zone,
         target: &Zone,
     ) -> Result<(), String> {
-        {
-            let _turn = self.turn().await;
-            self.end(generation, source).await?;
-            self.bounded(async {
-                let from = self.databases().get(&source.0, Purpose::Control).await.map_err(chain)?;
-                let to = self.databases().get(&target.0, Purpose::Control).await.map_err(chain)?;
-                lanes::publish(&from, self.resource(), &[]).await.map_err(chain)?;
-                let name = |lane: Lane| lane.slot_name(self.resource(), generation.0);
-                let what = Reseed {
-                    resource: self.resource(),
-                    stream: &name(Lane::Main),
-                    critical: &name(Lane::Critical),
-                    generation: generation.0,
-                };
-                reseed::empty(&from, &to, &what).await.map_err(chain)
-            })
-            .await?;
-            self.note_emptied();
-            self.allow();
+        for left in (0..TRIES).rev() {
+            self.empty(generation, source, target).await?;
+            tokio::select! {
+                up = self.run(generation, source, target) => return up,
+                () = self.is_filled(generation), if left > 0 => {
+                    tracing::warn!(resource = self.resource(), "the shadow was filled before its copy began: it is emptied again");
+                }
+            }
         }
-        self.run(generation, source, target).await
+        Ok(())
+    }
+
+    async fn empty(&self, generation: Generation, source: &Zone, target: &Zone) -> Result<(), String> {
+        let _turn = self.turn().await;
+        self.end(generation, source).await?;
+        self.bounded(async {
+            let _emptying = Emptying::begin(&self.emptying);
+            let _schema = self.schema().lock().await;
+            let from = self.databases().get(&source.0, Purpose::Control).await.map_err(chain)?;
+            let to = self.databases().get(&target.0, Purpose::Control).await.map_err(chain)?;
+            lanes::publish(&from, self.resource(), &[]).await.map_err(chain)?;
+            let name = |lane: Lane| lane.slot_name(self.resource(), generation.0);
+            let what = Reseed {
+                resource: self.resource(),
+                stream: &name(Lane::Main),
+                critical: &name(Lane::Critical),
+                generation: generation.0,
+            };
+            reseed::empty(&from, &to, &what).await.map_err(chain)
+        })
+        .await?;
+        self.note_emptied();
+        self.allow();
+        Ok(())
+    }
+
+    /// Returns when the shadow that was emptied is found to hold tables before its copy has begun.
+    async fn is_filled(&self, generation: Generation) {
+        loop {
+            let status = self.status(generation).map(|(.., status)| status.phase);
+            if matches!(status, Some(Phase::Failed { error, .. }) if error.contains(COPIES_INTO_EMPTY)) {
+                return;
+            }
+            tokio::time::sleep(LOOKS).await;
+        }
+    }
+
+    /// Returns when the shadow is to be emptied.
+    pub(super) async fn to_be_emptied(&self) {
+        // It ends with these streams only.
+        let _ = self.emptying.subscribe().wait_for(|emptying| *emptying).await;
     }
 
     /// Whether there is a copy whose stream can never go on, from the source that it belongs to.

@@ -91,6 +91,8 @@ pub struct Streams {
     turn: tokio::sync::Mutex<()>,
     /// Held while the shadow's schema is brought up.
     schema: tokio::sync::Mutex<()>,
+    /// The shadow is to be emptied: whoever brings its schema up ends.
+    pub(super) emptying: watch::Sender<bool>,
     /// The table that is being filled beside them.
     filling: watch::Sender<Option<Filling>>,
 }
@@ -118,6 +120,7 @@ impl Streams {
             emptied: AtomicU64::new(0),
             turn: tokio::sync::Mutex::default(),
             schema: tokio::sync::Mutex::default(),
+            emptying: watch::Sender::default(),
             filling: watch::Sender::default(),
         }
     }

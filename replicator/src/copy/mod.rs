@@ -26,6 +26,9 @@ pub const SESSIONS: u32 = 4;
 /// Most sessions.
 pub const MOST_SESSIONS: u32 = 32;
 
+/// What is said of a target that holds tables before the copy begins.
+pub const COPIES_INTO_EMPTY: &str = "the copy goes into an empty database only";
+
 /// How a source makes the initial copy.
 #[derive(Clone, Debug)]
 pub struct CopyOptions {

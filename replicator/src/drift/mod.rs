@@ -52,6 +52,9 @@ const KIND: &str = "pg_catalog.format_type(a.atttypid, a.atttypmod) \
 /// Default privileges as a query.
 pub(crate) const DEFAULT_PRIVILEGES: &str = include_str!("defaults.sql");
 
+/// What sessions are called by that bring a shadow's schema up: whoever empties the shadow ends them.
+pub const APPLICATION: &str = "godwit-schema";
+
 /// What others read changes by.
 pub(crate) const PUBLICATIONS: &str = include_str!("publications.sql");
 

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::finishing::{Work, analyze, taken_over};
 use super::{PostgresTarget, not_open, window};
-use crate::copy::Writer;
+use crate::copy::{COPIES_INTO_EMPTY, Writer};
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::{quote_ident, quote_literal};
@@ -255,7 +255,7 @@ impl PostgresTarget {
         let there = copy::tables(client).await?;
         if let Some(table) = there.first() {
             return Err(Error::Unready(format!(
-                "the target already holds {} tables ({}.{} …): the copy goes into an empty database only",
+                "the target already holds {} tables ({}.{} …): {COPIES_INTO_EMPTY}",
                 there.len(),
                 table.schema,
                 table.name
