@@ -22,6 +22,7 @@ mod faults;
 mod feeds;
 mod fence;
 mod front;
+mod gone;
 mod heartbeat;
 mod history;
 mod identity;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use migration::cutover::{Capacity, Phase, State};
 use migration::policy::Policy;
-use migration::units::Zone;
+use migration::units::{Generation, Zone};
 use replicator::drift::Difference;
 use replicator::preflight::Side;
 use replicator::status::{CopyStage, Phase as StreamPhase};
@@ -18,7 +18,7 @@ use super::effects::{Hands, ZoneDriver};
 use super::live::Live;
 use super::signals::{Measured, Mirrored, Signals};
 use super::view::{CopyView, FactView, PathView, PhaseView, PlacementView, ResourceView};
-use super::{drift, preflight};
+use super::{drift, gone, preflight};
 use crate::causes::chain;
 use crate::clock;
 use crate::config::model::Resource;
@@ -201,6 +201,15 @@ impl Measure {
                 if streams.filling().borrow().is_some() {
                     tokio::time::sleep(AGAIN).await;
                     continue;
+                }
+                let generation = Generation(view.load().generation);
+                let passed = gone::pass_over(&resource.name, generation, &databases, &streams, &audit).await;
+                if let Err(why) = passed {
+                    tracing::debug!(
+                        resource = resource.name,
+                        why,
+                        "tables that are gone may keep the stream"
+                    );
                 }
                 let looked = crate::clock::monotonic();
                 let stamps = drift::stamps(&databases, zones).await;

@@ -24,6 +24,7 @@ mod fed;
 mod fencing;
 pub mod forecast;
 pub mod freezes;
+mod gone;
 pub mod large_objects;
 pub mod ledger;
 pub mod live;

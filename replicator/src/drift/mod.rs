@@ -9,6 +9,7 @@ mod columns;
 mod constraints;
 mod enums;
 pub(crate) mod fill;
+pub mod gone;
 mod identities;
 mod in_the_way;
 mod keyless;

@@ -180,6 +180,15 @@ CREATE TABLE IF NOT EXISTS godwit.change_streams (
 -- Tables here whose rows are to be copied anew: what they have is not what the source has.
 CREATE TABLE IF NOT EXISTS godwit.unfilled (target_table oid PRIMARY KEY);
 
+-- Tables of the source's that changes are of which could not be applied here. Those that are gone there get a position in copied_parts, under no
+-- name: what came before that is skipped.
+CREATE TABLE IF NOT EXISTS godwit.stands_at (
+  stream text NOT NULL,
+  source_table oid NOT NULL,
+  name text NOT NULL,
+  PRIMARY KEY (stream, source_table)
+);
+
 -- How sequences were when a move was prepared, and whether its fence has told of them since. Lost in a crash: then all are told of.
 CREATE UNLOGGED TABLE IF NOT EXISTS godwit.known_sequences (
   id oid PRIMARY KEY,

@@ -5,7 +5,7 @@
 //! origin: a second session of the same stream waits for it, so nobody reads a checkpoint that an older session is
 //! about to move.
 //!
-//! It never skips a change: what cannot be applied is an [`Error::Conflict`].
+//! It never skips a change of a table that the source has ([`crate::drift::gone`]): what cannot be applied is an [`Error::Conflict`].
 
 mod catalog;
 mod copying;
@@ -17,6 +17,7 @@ mod session;
 mod sql;
 mod window;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ use super::Target;
 use super::window::Window;
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::drift::fill;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Cause, Error, ErrorKind, chain};
 use crate::identity::SourceId;
 use crate::lsn::Lsn;
 use crate::postgres::connection::settings_sql;
@@ -179,6 +180,35 @@ impl PostgresTarget {
             .await
             .map_err(Error::database("remember the source"))?;
         Ok(())
+    }
+
+    /// Writes down which tables these changes are of, where that they do not go in does not pass: what is gone at the source need
+    /// not ([`crate::drift::gone`]).
+    async fn stand_at(&self, why: &Error, changes: impl Iterator<Item = &Change>) {
+        // A value that does not fit the column's type here is seen before it is sent.
+        if !splits(why) && why.cause() != Cause::Protocol {
+            return;
+        }
+        let tables: BTreeMap<u32, String> = changes
+            .flat_map(Change::relations)
+            .map(|relation| (relation.id, format!("{}.{}", relation.schema, relation.name)))
+            .collect();
+        let (numbers, names): (Vec<u32>, Vec<String>) = tables.into_iter().unzip();
+        let note = "INSERT INTO godwit.stands_at (stream, source_table, name) \
+            SELECT $1, number, name FROM unnest($2::oid[], $3::text[]) t (number, name) ON CONFLICT DO NOTHING";
+        let noted = async {
+            // The session's transaction is not to be committed.
+            let client = open(&self.dsn, &self.application()).await?;
+            let noted = client.execute(note, &[&self.spec.slot, &numbers, &names]).await;
+            noted.map_err(Error::database("note what the stream stands at"))
+        };
+        if let Err(error) = noted.await {
+            tracing::debug!(
+                stream = self.spec.slot,
+                error = chain(&error),
+                "what the stream stands at is not noted"
+            );
+        }
     }
 
     fn step(&self, to: Lsn, marker: Option<i64>, flush: bool) -> Checkpoint {
@@ -339,10 +369,14 @@ impl Target for PostgresTarget {
     }
 
     async fn apply(&mut self, group: &[Transaction], flush: bool) -> Result<(), Error> {
-        match self.apply_group(group, flush).await {
+        let applied = match self.apply_group(group, flush).await {
             Err(error) if splits(&error) && group.len() > 1 => self.apply_in_parts(group, flush).await,
             result => result,
-        }?;
+        };
+        if let Err(error) = &applied {
+            self.stand_at(error, group.iter().flat_map(|transaction| &transaction.changes)).await;
+        }
+        applied?;
         self.settle().await
     }
 
@@ -358,7 +392,11 @@ impl Target for PostgresTarget {
         if self.tables.missing(of_one(&changes, commit), &self.window).is_some() {
             let session = large.session().await?;
             let all = of_one(&changes, commit);
-            self.tables.look_up(&session.client, &self.spec.slot, &mut self.window, all).await?;
+            let found = self.tables.look_up(&session.client, &self.spec.slot, &mut self.window, all).await;
+            if let Err(error) = found {
+                self.stand_at(&error, changes.iter()).await;
+                return Err(error);
+            }
             large.go_on(session);
         }
         let changes = if self.window.is_open() { self.window.filter(&changes, commit) } else { changes };

@@ -1,0 +1,91 @@
+//! Tables that are altered, written and dropped before the shadow has followed, and a shadow that is emptied while it follows.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use godwit::demo::zone::RESOURCE;
+use serde_json::json;
+
+use crate::leader::Leader;
+use crate::schema::{followed, owner, replicated};
+
+/// What is left of them in the stream fits nowhere, and the shadow's are only dropped once the stream has brought it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_a_table_that_is_gone_keeps_no_stream() -> Result<()> {
+    let playground = replicated("mode: async, schema: all").await?;
+    let [near, far] = &playground.zones;
+    let (primary, shadow) = (owner(near).await?, owner(far).await?);
+    let tables = "CREATE TABLE wider (id int PRIMARY KEY); CREATE TABLE worded (id int PRIMARY KEY, n int); \
+        CREATE TABLE anew (id int PRIMARY KEY); CREATE TABLE stays (id int PRIMARY KEY)";
+    primary.batch_execute(tables).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    followed(&mut leader).await?;
+
+    // Each in a transaction of its own.
+    let releases = [
+        "ALTER TABLE wider ADD COLUMN c int",
+        "ALTER TABLE worded ALTER COLUMN n TYPE text",
+        "ALTER TABLE anew ADD COLUMN c int",
+        "ALTER TABLE stays ADD COLUMN c int",
+        "INSERT INTO wider VALUES (1, 1)",
+        "INSERT INTO worded VALUES (1, 'one')",
+        "INSERT INTO anew VALUES (1, 1), (2, 2)",
+        "INSERT INTO stays VALUES (1, 1)",
+        "DROP TABLE wider",
+        "DROP TABLE worded",
+        "DROP TABLE anew",
+        "CREATE TABLE anew (id int PRIMARY KEY)",
+        "INSERT INTO anew VALUES (7)",
+        "INSERT INTO stays VALUES (2, 2)",
+    ];
+    for release in releases {
+        primary.batch_execute(release).await?;
+    }
+    followed(&mut leader).await?;
+    primary.batch_execute("INSERT INTO anew VALUES (8); INSERT INTO stays VALUES (3, 3)").await?;
+    let rows = "SELECT (SELECT string_agg(a::text, ' ' ORDER BY id) FROM anew a) || (SELECT string_agg(s::text, ' ' ORDER BY id) FROM stays s) \
+        || concat(to_regclass('wider'), to_regclass('worded'))";
+    let there =
+        async || Ok(shadow.query_one(rows, &[]).await?.get::<_, String>(0) == "(7) (8)(1,1) (2,2) (3,3)");
+    godwit_tests::waiting::until("the shadow has the rows of what lives", there).await?;
+    let told = leader.audit().await?;
+    ensure!(told.iter().any(|record| record.to_string().contains("is gone on")), "{told:#?}");
+    leader.migrate(&far.name).await?;
+    leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    Ok(())
+}
+
+/// Whatever is being made there: it is empty when the copy begins.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_is_emptied_while_its_schema_is_brought_up() -> Result<()> {
+    let playground = replicated("mode: async, schema: all").await?;
+    let [near, far] = &playground.zones;
+    let (primary, shadow) = (owner(near).await?, owner(far).await?);
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    for round in 0..3u32 {
+        let things = format!(
+            "DO $$ BEGIN FOR n IN 1..150 LOOP \
+               EXECUTE format('CREATE TYPE kind_{round}_%s AS ENUM (''a'')', n); \
+               EXECUTE format('CREATE TABLE t_{round}_%s (id int PRIMARY KEY, kind kind_{round}_%s); CREATE INDEX ON t_{round}_%s (kind)', n, n, n); \
+             END LOOP; END $$"
+        );
+        primary.batch_execute(&things).await?;
+        // When the sync is at work.
+        let begun = format!("SELECT to_regtype('kind_{round}_1') IS NOT NULL");
+        let begun = async || Ok(shadow.query_one(&begun, &[]).await?.get::<_, bool>(0));
+        godwit_tests::waiting::until("the sync has begun", begun).await?;
+        tokio::time::sleep(Duration::from_millis(u64::from(150 * round))).await;
+        leader.client.send(&format!("/api/v1/resources/{RESOURCE}/reseed"), &json!({})).await?;
+        let seeded = |view: &godwit::controller::view::ResourceView| {
+            view.replication.state == "streaming"
+                && !view.problems.iter().any(|line| line.contains("seeded anew"))
+        };
+        leader.until("it is seeded anew", seeded).await?;
+        followed(&mut leader).await?;
+        let last = format!("SELECT to_regclass('t_{round}_150') IS NOT NULL");
+        ensure!(shadow.query_one(&last, &[]).await?.get::<_, bool>(0), "round {round}");
+    }
+    Ok(())
+}
