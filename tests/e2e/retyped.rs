@@ -119,7 +119,7 @@ async fn a_column_is_widened_whatever_uses_it() -> Result<()> {
     followed(&mut leader).await?;
     let all = "SELECT concat_ws(' ', pg_typeof((SELECT amount FROM dear LIMIT 1)), (SELECT sum(twice) FROM sales), (SELECT max(amount) FROM dear), most(),
         has_table_privilege('orders_app', 'dear', 'SELECT'), obj_description('dear'::regclass), to_regclass('sums_sum'),
-        (SELECT string_agg(tgname || tgenabled, ' ') FROM pg_trigger WHERE tgrelid = 'sales'::regclass AND tgname !~ 'godwit'),
+        (SELECT string_agg(tgname || tgenabled::text, ' ' ORDER BY tgname) FROM pg_trigger WHERE tgrelid = 'sales'::regclass AND tgname !~ 'godwit'),
         (SELECT string_agg(polname, ' ') FROM pg_policy), (SELECT string_agg(rulename, ' ') FROM pg_rewrite WHERE ev_class = 'sales'::regclass))";
     alike([&primary, &shadow], all).await?;
 

@@ -271,7 +271,12 @@ pub(crate) async fn followed(leader: &mut Leader<'_>) -> Result<()> {
     };
     if let Err(error) = until("the schema was followed", followed).await {
         let view: ResourceView = leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}")).await?;
-        return Err(error.context(format!("{:#?}\n{:#?}", view.problems, differences(leader).await?)));
+        let said = leader.node.tail(20);
+        return Err(error.context(format!(
+            "{:#?}\n{:#?}\n{said}",
+            view.problems,
+            differences(leader).await?
+        )));
     }
     leader.ready().await.map(drop)
 }

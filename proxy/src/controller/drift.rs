@@ -385,7 +385,7 @@ async fn connect(resource: &Resource, zone: &str) -> Result<Client, String> {
 /// The same where tables may be filled.
 async fn connect_to_write(resource: &Resource, zone: &str) -> Result<Client, String> {
     let dsn = &database(resource, zone)?.dsn;
-    replicator::postgres::connect_unseen_to_write(dsn, APPLICATION).await.map_err(chain)
+    replicator::postgres::connect_unseen_to_write(dsn, drift::APPLICATION).await.map_err(chain)
 }
 
 async fn read(resource: &Resource, pair: Pair<'_>) -> Result<Sides, Denied> {
