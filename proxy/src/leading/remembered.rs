@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use futures_util::future::join_all;
-use migration::cutover::memory::{Found, Said, is_old, judge};
+use migration::cutover::memory::{Found, Said, contradicts, knows_more, told};
 use migration::cutover::{Limits, Phase, State};
 use migration::units::{Generation, Timestamp, Zone};
 use replicator::fence;
@@ -61,7 +61,7 @@ pub(super) fn state(
             if others {
                 end_readers(resource, &seen).await;
             }
-            let found = match told(&resource.primary, known, others, &seen.said) {
+            let found = match told(&Zone::from(resource.primary.as_str()), known, others, &seen.said) {
                 Ok(Some(found)) => found,
                 Ok(None) => return Ok(None),
                 Err(why) => bail!(
@@ -79,23 +79,6 @@ pub(super) fn state(
     // A look-up without an answer is not waited for.
     runtime.shutdown_background();
     found
-}
-
-/// What follows from what they said; none: the journal knew it before they did.
-fn told(
-    configured: &str,
-    known: Option<&State>,
-    others: bool,
-    said: &[Said],
-) -> Result<Option<Found>, String> {
-    let knows = known.is_some_and(|known| !is_old(known, said));
-    if knows && !others {
-        return Ok(None);
-    }
-    match judge(&Zone::from(configured), said) {
-        Err(_) if knows => Ok(None),
-        found => found.map(Some),
-    }
 }
 
 /// What another node had begun to read is ours to read now.
@@ -138,18 +121,8 @@ async fn settle(
     match found {
         Found::Nothing => Ok(Settled::Yes(None)),
         Found::Open { zone, generation } => {
-            let same = |state: &State| state.primary == zone && state.generation == generation;
-            // A shadow that takes over does so without asking the primary, and a database that was open at a newer generation has what this one
-            // does not have, also while it does not answer. A commit that was not opened yet may have been undone by another node.
-            let newer = |state: &State| {
-                state.generation > generation
-                    && state
-                        .run
-                        .as_ref()
-                        .is_none_or(|run| run.taken_over || run.opened && state.phase.past_commit())
-            };
             let first = known.is_none() && generation.0 <= 1 && *zone.0 == resource.primary;
-            if first || known.is_some_and(|state| same(state) || newer(state)) {
+            if first || known.is_some_and(|journal| knows_more(journal, &zone, generation)) {
                 return Ok(Settled::Yes(None));
             }
             tracing::warn!(resource = %name, primary = %zone, %generation, "the databases know who serves: going on from there");
@@ -192,16 +165,6 @@ pub(super) async fn heard(resource: &Resource, state: &State) -> Result<(), Stri
         return contradicts(state, said)
             .map_or(Ok(()), |why| Err(format!("resource {}: {why}", resource.name)));
     }
-}
-
-/// Why this is not what its primary says; one that was lost is fenced when it is back: then the journal knows more than that one.
-fn contradicts(state: &State, said: &Said) -> Option<String> {
-    if said.run.is_some() && said.generation == state.generation.next() {
-        return Some(format!("{} was in the middle of a move", state.primary));
-    }
-    // Whoever said that it was committed has not opened it.
-    let committed = said.generation < state.generation;
-    committed.then(|| format!("{} does not know of generation {}", state.primary, state.generation.0))
 }
 
 /// What the databases that answer remember.
@@ -324,7 +287,7 @@ mod tests {
             (Some(&moving), false, fenced.clone(), Ok(None)),
             (Some(&first), true, fenced.clone(), Err(())),
         ] {
-            let found = told("near", known, others, &said);
+            let found = told(&"near".into(), known, others, &said);
             assert_eq!(found.map_err(drop), expected, "{known:?}, {others}: {said:?}");
         }
     }
@@ -356,7 +319,7 @@ mod tests {
             contradicts(&state, &said).is_some()
         };
         assert!(!one(2, false, None));
-        assert!(!one(3, true, None), "its shadow has taken over");
+        assert!(one(3, true, None), "another node has gone on");
         assert!(one(3, true, Some("m2")), "it was moved");
         assert!(one(1, true, None), "it was never opened");
     }

@@ -5,7 +5,7 @@
 //! from it says so. Where none is open, a node went in the middle of a move; nothing was ever written
 //! in its target, which is not open: once it is made sure of there that this stays so, the move can be undone.
 
-use crate::cutover::State;
+use crate::cutover::{Run, State};
 use crate::units::{Generation, Zone};
 
 /// What one database answers.
@@ -101,6 +101,50 @@ pub fn is_old(journal: &State, said: &[Said]) -> bool {
         run.is_some_and(|run| one.run.as_ref().is_none_or(|id| *id == run.id))
     };
     said.iter().any(|one| one.generation > journal.generation && !own(one))
+}
+
+/// What follows from what they said where there is a journal (`known`), too; none: it knew it before they did. Where there are no `others` that
+/// may have led since, only an old one is not gone on with.
+///
+/// # Errors
+/// They do not say who serves, and the journal is old, or there is none; in words.
+pub fn told(
+    configured: &Zone,
+    known: Option<&State>,
+    others: bool,
+    said: &[Said],
+) -> Result<Option<Found>, String> {
+    let knows = known.is_some_and(|known| !is_old(known, said));
+    if knows && !others {
+        return Ok(None);
+    }
+    match judge(configured, said) {
+        Err(_) if knows => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+/// Whether a journal knows as much as a database in `zone` that is open at `generation`, or more.
+pub fn knows_more(journal: &State, zone: &Zone, generation: Generation) -> bool {
+    let same = journal.primary == *zone && journal.generation == generation;
+    // A shadow that takes over does so without asking the primary, and a database that was open at a newer generation has what this one
+    // does not have, also while it does not answer. A commit that was not opened yet may have been undone by another node.
+    let went_on = |run: &Run| run.taken_over || run.opened && journal.phase.past_commit();
+    same || journal.generation > generation && journal.run.as_ref().is_none_or(went_on)
+}
+
+/// Why `journal`, of a node that did not hear its primary, is not what that one says. Where the node has taken over from it meanwhile, its journal
+/// is not this one any more.
+pub fn contradicts(journal: &State, said: &Said) -> Option<String> {
+    if said.run.is_some() && said.generation == journal.generation.next() {
+        return Some(format!("{} was in the middle of a move", journal.primary));
+    }
+    if said.fenced && said.generation > journal.generation {
+        return Some(format!("{} knows of generation {}", journal.primary, said.generation.0));
+    }
+    // Whoever said that it was committed has not opened it.
+    let committed = said.generation < journal.generation;
+    committed.then(|| format!("{} does not know of generation {}", journal.primary, journal.generation.0))
 }
 
 fn unclear(said: &[Said]) -> String {
@@ -236,6 +280,18 @@ mod tests {
             (&moved, said(&[("near", 3, false), ("far", 3, true)]), true),
         ] {
             assert_eq!(is_old(journal, &zones), old, "{journal:?}: {zones:?}");
+        }
+    }
+
+    #[test]
+    fn a_primary_that_is_heard_at_last_may_have_been_moved_on_from() {
+        let journal =
+            State { generation: Generation(2), ..State::first("r", near(), "far".into(), Timestamp(1)) };
+        for (generation, fenced, contradicted) in
+            [(2, false, false), (2, true, false), (3, true, true), (4, true, true), (1, true, true)]
+        {
+            let said = said(&[("near", generation, fenced)]).remove(0);
+            assert_eq!(contradicts(&journal, &said).is_some(), contradicted, "{generation}, {fenced}");
         }
     }
 
