@@ -34,6 +34,18 @@ pub enum Bug {
     LeaseUnchecked,
     /// A node that takes the lead amid a run lets requests through before it has opened the database.
     LeadsWithAnOpenGate,
+    /// Who takes over does not raise the generation of its database.
+    GenerationNotRaised,
+    /// A lost primary that is back is not guarded.
+    LostNotGuarded,
+    /// A node that takes the lead goes on from its own journal, whatever the databases say.
+    OldJournalBelieved,
+    /// A takeover does not end the stream of the lost primary.
+    OldStreamGoesOn,
+    /// A takeover does not put sequences ahead.
+    SequencesNotAhead,
+    /// A database does not say that it took over: what [`judge`](migration::cutover::memory::judge) did not ask before.
+    TookOverUnsaid,
     /// What an effect outside a run answers counts for the run that has begun since: what the controller did until this
     /// model found it.
     AnswersWithoutRun,
@@ -54,6 +66,15 @@ impl Bug {
     ];
     /// Those of a node that takes the lead from another.
     pub const LEADING: [Self; 3] = [Self::NotForestalled, Self::LeaseUnchecked, Self::LeadsWithAnOpenGate];
+    /// Those of a takeover.
+    pub const TAKING_OVER: [Self; 6] = [
+        Self::GenerationNotRaised,
+        Self::LostNotGuarded,
+        Self::OldJournalBelieved,
+        Self::OldStreamGoesOn,
+        Self::SequencesNotAhead,
+        Self::TookOverUnsaid,
+    ];
     /// Those that this model found in Godwit itself.
     pub const FOUND: [Self; 3] = [Self::AnyRunUndoes, Self::AnyRunDropsTheWayBack, Self::AnswersWithoutRun];
 
@@ -69,6 +90,14 @@ impl Bug {
             Self::NotForestalled | Self::LeaseUnchecked | Self::LeadsWithAnOpenGate => {
                 Budget { leads: 1, ..one }
             }
+            Self::LostNotGuarded => Budget { writes: 0, moves: 0, losses: 1, takeovers: 1, ..one },
+            Self::OldStreamGoesOn | Self::SequencesNotAhead => {
+                Budget { writes: 2, moves: 0, losses: 1, takeovers: 1, ..one }
+            }
+            Self::GenerationNotRaised | Self::OldJournalBelieved => {
+                Budget { writes: 0, moves: 0, losses: 1, takeovers: 1, leads: 1, old_journal: true, ..one }
+            }
+            Self::TookOverUnsaid => Budget { writes: 0, moves: 0, losses: 1, takeovers: 1, leads: 1, ..one },
             _ => one,
         }
     }
@@ -81,6 +110,8 @@ impl Bug {
             | Self::JournalAfterEffect
             | Self::UnfenceWithoutJournal
             | Self::NotForestalled
+            | Self::GenerationNotRaised
+            | Self::OldJournalBelieved
             | Self::AnyRunUndoes => "one writer at a time",
             Self::GenerationUnchecked | Self::ReleaseBeforeSwap | Self::LeadsWithAnOpenGate => {
                 "nobody who was let through is turned away"
@@ -88,7 +119,9 @@ impl Bug {
             Self::ReverseSlotAfterSwap | Self::AnyRunDropsTheWayBack => "every write can go the way back",
             Self::AbortAfterCommit => "no abort after the commit",
             Self::AnswersWithoutRun => "nothing is retired before both sides are equal",
-            Self::LeaseUnchecked => "every run ends",
+            Self::OldStreamGoesOn => "nothing reaches a database that clients write to",
+            Self::SequencesNotAhead => "no number of a sequence is given twice",
+            Self::LeaseUnchecked | Self::LostNotGuarded | Self::TookOverUnsaid => "every run ends",
         }
     }
 
@@ -107,6 +140,12 @@ impl Bug {
             Self::NotForestalled => "not forestalled",
             Self::LeaseUnchecked => "lease unchecked",
             Self::LeadsWithAnOpenGate => "leads with an open gate",
+            Self::GenerationNotRaised => "generation not raised by a takeover",
+            Self::LostNotGuarded => "lost primary not guarded",
+            Self::OldJournalBelieved => "old journal believed",
+            Self::OldStreamGoesOn => "old stream goes on after a takeover",
+            Self::SequencesNotAhead => "sequences not put ahead",
+            Self::TookOverUnsaid => "took over, and does not say so",
             Self::AnyRunUndoes => "any run undoes any fence",
             Self::AnyRunDropsTheWayBack => "any run drops the way back",
             Self::AnswersWithoutRun => "answers without a run count for the next",

@@ -2,9 +2,13 @@
 //! `replicator/src/fence/install.sql` and the applier do, each call in one transaction.
 
 use crate::bugs::Bug;
+use crate::node::Heard;
 
 /// Highest generation that fits.
 pub const GENERATIONS: usize = 6;
+
+/// How many numbers a sequence skips when its shadow takes over: more than are drawn here.
+const SKIPPED: u8 = 8;
 
 /// What the triggers let through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +58,8 @@ pub struct Database {
     pub progress: [Option<u8>; GENERATIONS],
     /// The last number that its sequence gave.
     pub sequence: u8,
+    /// The generation as of which it took over from a lost primary; 0: it did not.
+    pub took_over: u8,
 }
 
 /// A call is refused: its generation or its run is over.
@@ -77,6 +83,7 @@ impl Database {
             claimed: 0,
             progress: [None; GENERATIONS],
             sequence: 0,
+            took_over: 0,
         }
     }
 
@@ -142,6 +149,30 @@ impl Database {
         self.epoch = generation;
         self.fence = Fence::Guarded;
         Ok(())
+    }
+
+    /// What a shadow does that takes over: `guard_fence`, no checkpoint of the old stream, no slot of a way back, and its sequence ahead of
+    /// its rows and of what may have been drawn since.
+    pub fn take_over(&mut self, generation: u8, bug: Option<Bug>) -> Result<(), Stale> {
+        self.guard(generation, bug)?;
+        if bug != Some(Bug::OldStreamGoesOn) {
+            self.progress[..usize::from(generation)].fill(None);
+        }
+        self.slots[usize::from(generation)] = None;
+        if bug != Some(Bug::SequencesNotAhead) {
+            self.sequence = self.sequence.max(self.rows.count_ones() as u8) + SKIPPED;
+        }
+        Ok(())
+    }
+
+    /// What a node that begins to lead is told.
+    pub fn remembers(&self) -> Heard {
+        Heard::Said {
+            epoch: self.epoch,
+            fence: self.fence,
+            copy: self.progress[usize::from(self.epoch)].is_some(),
+            took_over: self.is_open() && self.took_over == self.epoch,
+        }
     }
 
     /// `godwit.forestall`: the run never opens this one; false: it is at that generation.

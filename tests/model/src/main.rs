@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         good &= broken.is_empty() && unseen.is_empty();
     }
     println!("{states} states in all\n");
-    for bug in Bug::SEEDED.into_iter().chain(Bug::LEADING).chain(Bug::FOUND) {
+    for bug in Bug::SEEDED.into_iter().chain(Bug::LEADING).chain(Bug::TAKING_OVER).chain(Bug::FOUND) {
         match catch(bug) {
             Some(broken) => {
                 println!("caught: {} breaks \"{}\"", bug.name(), broken.property);

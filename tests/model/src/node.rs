@@ -1,7 +1,7 @@
 //! A node: the production `step()` in the shell's order. Journal, then effects, then their answers as events, as in
 //! `proxy/src/controller/machine.rs`; a gate and a pool as in `proxy/src/fronts`.
 
-use migration::cutover::memory::{Found, Said, judge};
+use migration::cutover::memory::{Found, Said, contradicts, told};
 use migration::cutover::step::{Refused, outstanding};
 use migration::cutover::{Capacity, Effect, Event, Limits, Phase, State, Trigger, step};
 use migration::policy::{Policy, PolicyParts};
@@ -47,8 +47,10 @@ pub enum Job {
     AwaitMarker(u8),
     /// On the shadow of the run that commits the generation: generation, number.
     SetSequences(u8, u8),
-    /// The primary of this generation takes writes.
-    Lift(u8),
+    /// Nothing of the lost primary reaches the shadow any more, which has this generation.
+    TakeOver(u8),
+    /// The primary of this generation takes writes; whether it took over from a lost one.
+    Lift(u8, bool),
     /// The same, to undo the run that would have committed the next.
     Undo(u8),
     /// The front's pool.
@@ -71,8 +73,7 @@ impl Job {
                 Self::ScaleDown(usize::from(&*zone.0 == "b"))
             }
             Effect::CheckGuards => Self::CheckGuards,
-            // Nobody asks for it here: it is a person's, who accepts a loss.
-            Effect::TakeOver { .. } => return None,
+            Effect::TakeOver { generation, .. } => Self::TakeOver(number(generation)),
             Effect::MakeReverseSlot { generation, .. } => Self::MakeReverseSlot(number(generation)),
             Effect::DropReverseSlot { generation, run, .. } => {
                 Self::DropReverseSlot(number(generation), run.parse().unwrap_or(0))
@@ -85,7 +86,9 @@ impl Job {
             Effect::LiftFence { generation, .. } if state.phase == Phase::Aborting => {
                 Self::Undo(number(generation))
             }
-            Effect::LiftFence { generation, .. } => Self::Lift(number(generation)),
+            Effect::LiftFence { generation, .. } => {
+                Self::Lift(number(generation), state.run.as_ref().is_some_and(|run| run.taken_over))
+            }
             Effect::SwapPool { generation, .. } => Self::SwapPool(number(generation)),
             Effect::Compare => Self::Compare(state.generation.0 as u8),
             Effect::CloseGate
@@ -111,7 +114,8 @@ impl Job {
             Self::Fence(_) => "fence",
             Self::AwaitMarker(_) => "await_marker",
             Self::SetSequences(..) => "set_sequences",
-            Self::Lift(_) | Self::Undo(_) => "lift_fence",
+            Self::TakeOver(_) => "take_over",
+            Self::Lift(..) | Self::Undo(_) => "lift_fence",
             Self::SwapPool(_) => "swap_pool",
             Self::GateOpened => "open_gate",
             Self::Compare(_) => "compare",
@@ -128,9 +132,28 @@ impl Job {
             | Self::DropReverseSlot(..)
             | Self::Fence(_)
             | Self::SetSequences(..)
-            | Self::Lift(_)
+            | Self::TakeOver(_)
+            | Self::Lift(..)
             | Self::Undo(_) => Some(self),
             _ => None,
+        }
+    }
+
+    /// The databases that it needs.
+    pub fn needs(self) -> [bool; 2] {
+        let at = |zone: usize| [zone == 0, zone == 1];
+        match self {
+            Self::Stream(_) | Self::Compare(_) => [true; 2],
+            Self::Guard(generation) => at(1 - primary_of(generation)),
+            Self::Fence(generation) => at(primary_of(generation - 1)),
+            Self::EndStream(generation)
+            | Self::MakeReverseSlot(generation)
+            | Self::DropReverseSlot(generation, _)
+            | Self::SetSequences(generation, _)
+            | Self::TakeOver(generation)
+            | Self::Lift(generation, _)
+            | Self::Undo(generation) => at(primary_of(generation)),
+            _ => [false; 2],
         }
     }
 
@@ -162,6 +185,24 @@ pub struct Task {
     pub stage: Stage,
 }
 
+/// What asking a database came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Heard {
+    /// It does not answer.
+    Nothing,
+    /// What it remembers.
+    Said {
+        /// Newest generation that it heard of.
+        epoch: u8,
+        /// Its triggers.
+        fence: Fence,
+        /// It has a finished copy of this generation's primary.
+        copy: bool,
+        /// It took over from a lost one.
+        took_over: bool,
+    },
+}
+
 /// One node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
@@ -186,7 +227,9 @@ pub struct Node {
     /// A run was retired before both sides were found equal.
     pub unverified: bool,
     /// What the databases told it, one after the other, since it has the lease.
-    pub seen: [Option<(u8, Fence)>; 2],
+    pub seen: [Option<Heard>; 2],
+    /// The generation of what the shadow said, from which it goes on: the primary was not heard yet.
+    pub unheard: Option<Generation>,
     /// It has led before: its journal knows something.
     pub known: bool,
 }
@@ -204,6 +247,18 @@ fn timeless(mut state: State) -> State {
         run.aborted = run.aborted.as_ref().map(|_| String::new());
     }
     state
+}
+
+impl Heard {
+    fn said(self, zone: &str) -> Option<Said> {
+        let Self::Said { epoch, fence, copy, took_over } = self else { return None };
+        let run = match fence {
+            Fence::Closed { run, .. } => Some(run.to_string()),
+            _ => None,
+        };
+        let (zone, generation) = (Zone::from(zone), Generation(u64::from(epoch)));
+        Some(Said { zone, generation, fenced: fence != Fence::Open, run, copy, took_over })
+    }
 }
 
 impl Node {
@@ -227,6 +282,7 @@ impl Node {
             next_run: first_run,
             unverified: false,
             seen: [None; 2],
+            unheard: None,
             known: true,
         }
     }
@@ -239,37 +295,49 @@ impl Node {
         node
     }
 
-    /// Whether its journal knows more of this than the databases.
-    pub fn knows(&self, found: &Found, undone: impl Fn(u8) -> bool) -> bool {
-        self.known
-            && match found {
-                Found::Open { zone, generation } => {
-                    self.journal.primary == *zone && self.journal.generation == *generation
-                }
-                Found::Unfinished { run, .. } => {
-                    let run = run.parse().unwrap_or(0);
-                    run_of(&self.journal) == run && !undone(run)
-                }
-                Found::Nothing | Found::Shadow { .. } => true,
-            }
+    /// Its journal, if it has led before.
+    pub fn known(&self) -> Option<&State> {
+        self.known.then_some(&self.journal)
     }
 
-    /// What both databases told; none: it has not asked both.
-    pub fn told(&mut self) -> Option<Result<Found, String>> {
+    /// What follows from what both databases told, and from the journal; none: it has not asked both.
+    pub fn told(&mut self, bug: Option<Bug>) -> Option<Result<Option<Found>, String>> {
         let [Some(a), Some(b)] = self.seen else { return None };
         self.seen = [None; 2];
-        let said = |zone: &str, (generation, fence): (u8, Fence)| Said {
-            zone: Zone::from(zone),
-            generation: Generation(u64::from(generation)),
-            fenced: fence != Fence::Open,
-            run: match fence {
-                Fence::Closed { run, .. } => Some(run.to_string()),
-                _ => None,
-            },
-            copy: false,
-            took_over: false,
-        };
-        Some(judge(&Zone::from("a"), &[said("a", a), said("b", b)]))
+        let alone = a == Heard::Nothing || b == Heard::Nothing;
+        let mut said: Vec<Said> =
+            [("a", a), ("b", b)].into_iter().filter_map(|(at, one)| one.said(at)).collect();
+        for one in &mut said {
+            one.copy &= alone;
+        }
+        if bug == Some(Bug::OldJournalBelieved) && self.known {
+            return Some(Ok(None));
+        }
+        Some(told(&Zone::from("a"), self.known(), true, &said))
+    }
+
+    /// Its primary answers at last: whether that one contradicts what the shadow said. Not where a run has begun since.
+    pub fn hears(&mut self, heard: Heard) -> bool {
+        let same = self.unheard.take() == Some(self.journal.generation) && self.journal.run.is_none();
+        let said = heard.said(&self.journal.primary.0);
+        same && said.is_some_and(|said| contradicts(&self.journal, &said).is_some())
+    }
+
+    /// Goes on from what a shadow alone told.
+    pub fn follows(
+        &mut self,
+        shadow: &Zone,
+        generation: Generation,
+        bug: Option<Bug>,
+        left: &mut Vec<(Job, u8)>,
+    ) {
+        let primary = Zone::from(if &*shadow.0 == "a" { "b" } else { "a" });
+        let mut state = State::first("r", primary, shadow.clone(), NOW);
+        (state.generation, state.phase) = (generation, Phase::Shadowing);
+        self.journal = timeless(state);
+        self.known = true;
+        self.restart(bug, left);
+        self.unheard = Some(generation);
     }
 
     /// Goes on from what the databases told: a run is to be undone.
@@ -304,6 +372,12 @@ impl Node {
         self.memory.as_ref().map_or(0, run_of)
     }
 
+    /// A takeover is under way, and has not cut off yet what was let through before.
+    pub fn takes_over(&self) -> bool {
+        let run = self.memory.as_ref().and_then(|state| state.run.as_ref());
+        run.is_some_and(|run| run.taken_over && !run.sequenced)
+    }
+
     /// A migration to the shadow is asked for.
     pub fn migrate(&mut self, bug: Option<Bug>, left: &mut Vec<(Job, u8)>) -> bool {
         let Some(state) = &self.memory else { return false };
@@ -312,6 +386,23 @@ impl Node {
             id: self.next_run.to_string(),
             to: state.shadow.clone(),
             trigger: Trigger::Score,
+            limits: Limits::of(&policy),
+        };
+        if step(state, event.clone(), NOW).is_err() {
+            return false;
+        }
+        self.next_run += 1;
+        self.take(event, bug, left);
+        true
+    }
+
+    /// An operator says that the primary is lost.
+    pub fn take_over(&mut self, bug: Option<Bug>, left: &mut Vec<(Job, u8)>) -> bool {
+        let Some(state) = &self.memory else { return false };
+        let policy = Policy::new(PolicyParts::default()).expect("the default is valid");
+        let event = Event::TakeOverRequested {
+            id: self.next_run.to_string(),
+            trigger: Trigger::Operator(String::new()),
             limits: Limits::of(&policy),
         };
         if step(state, event.clone(), NOW).is_err() {
@@ -372,13 +463,20 @@ impl Node {
 
     fn adopt(&mut self, next: State, effects: &[Effect], bug: Option<Bug>, left: &mut Vec<(Job, u8)>) {
         let next = timeless(next);
-        let before = self.memory.replace(next.clone()).map(|state| state.phase);
+        let before = self.memory.replace(next.clone());
+        let begins = run_of(&next) != before.as_ref().map_or(0, run_of);
+        let before = before.map(|state| state.phase);
         // Durable before any of it is done.
         if bug != Some(Bug::JournalAfterEffect) {
             self.journal = next.clone();
         }
         if next.phase == Phase::Aborting && before != Some(Phase::Aborting) {
             self.cancel(left);
+        }
+        // What a move leaves to be done may be done while the next one begins; a takeover does not wait for what needs the lost one.
+        if begins && next.run.as_ref().is_some_and(|run| run.taken_over) {
+            self.cancel(left);
+            self.tasks.retain(|task| !matches!(task.job, Job::Stream(_)));
         }
         for effect in effects {
             self.start(effect, &next);
@@ -422,6 +520,8 @@ impl Node {
             Effect::CloseRun { outcome: migration::cutover::Outcome::Retired, .. } => {}
             _ => {
                 let Some(job) = Job::of(effect, state, self.sequence) else { return };
+                // Who was let through before the takeover is cut off by it.
+                self.gate_closed |= matches!(job, Job::TakeOver(_));
                 if let Job::SwapPool(generation) = job {
                     self.pool = self.pool.max(generation);
                 }
@@ -434,9 +534,9 @@ impl Node {
     }
 
     fn push(&mut self, job: Job, state: &State, stage: Stage) {
-        if !self.tasks.iter().any(|task| task.job == job) {
-            // A stream belongs to the resource, whatever run it is begun in.
-            let run = if matches!(job, Job::Stream(_)) { 0 } else { run_of(state) };
+        // A stream belongs to the resource, whatever run it is begun in.
+        let run = if matches!(job, Job::Stream(_)) { 0 } else { run_of(state) };
+        if !self.tasks.iter().any(|task| task.job == job && task.run == run) {
             self.tasks.push(Task { job, run, stage });
         }
     }
@@ -459,7 +559,8 @@ impl Node {
             Job::Fence(_) => Event::FenceUp { marker: Position(u64::from(told)) },
             Job::AwaitMarker(_) => Event::MarkerApplied,
             Job::SetSequences(..) => Event::SequencesSet,
-            Job::Lift(_) | Job::Undo(_) => Event::FenceLifted,
+            Job::TakeOver(_) => Event::TakenOver,
+            Job::Lift(..) | Job::Undo(_) => Event::FenceLifted,
             Job::SwapPool(_) => Event::PoolSwapped,
             Job::GateOpened => Event::GateOpened,
             Job::Compare(_) => Event::Compared { equal: told == 1 },
@@ -503,7 +604,7 @@ impl Node {
         self.memory = None;
         self.in_flight = None;
         self.streams = [false; GENERATIONS];
-        self.sequence = None;
+        (self.sequence, self.unheard) = (None, None);
         (self.gate_closed, self.pool) = (true, 0);
     }
 

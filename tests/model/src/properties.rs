@@ -2,10 +2,9 @@
 
 use stateright::{Model, Property};
 
-use crate::bugs::Bug;
 use crate::database::Database;
 use crate::node::primary_of;
-use crate::system::{Action, Cutover, System};
+use crate::system::{Action, Cutover, Memory, System};
 
 impl Model for Cutover {
     type State = System;
@@ -26,8 +25,16 @@ impl Model for Cutover {
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
             Property::<Self>::always("no acknowledged write is lost", |model, system| {
-                let holds =
-                    |database: &Database| (0..system.memory.writes).all(|number| database.holds(number));
+                let Memory { writes, told, lost, .. } = system.memory;
+                let holds = |database: &Database| {
+                    (0..writes).all(|number| database.holds(number) || told & 1 << number != 0)
+                };
+                // What a lost primary has is what was told.
+                if let Some(lost) = lost
+                    && system.databases[1 - lost].is_open()
+                {
+                    return holds(&system.databases[1 - lost]);
+                }
                 // Where a node may have committed what another forestalls, it counts who takes writes.
                 if model.budget.leads > 0 {
                     let mut open = system.databases.iter().filter(|database| database.is_open());
@@ -35,8 +42,18 @@ impl Model for Cutover {
                 }
                 holds(&system.databases[primary_of(system.memory.committed)])
             }),
+            // A lost primary that is back is open until it is seen; but who leads does not serve from it.
             Property::<Self>::always("one writer at a time", |_, system| {
-                !(system.databases[0].is_open() && system.databases[1].is_open())
+                let both = system.databases[0].is_open() && system.databases[1].is_open();
+                let Memory { lost, guarded, .. } = system.memory;
+                let leader = &system.nodes[system.leads];
+                let serves =
+                    |zone| leader.memory.is_some() && !leader.gate_closed && primary_of(leader.pool) == zone;
+                let there = |zone| system.down != Some(zone);
+                !both || !guarded && lost.is_some_and(|lost| !(serves(lost) && there(lost)))
+            }),
+            Property::<Self>::always("nothing reaches a database that clients write to", |_, system| {
+                !system.memory.mixed
             }),
             Property::<Self>::always("no abort after the commit", |_, system| !system.memory.uncommitted),
             Property::<Self>::always("a generation is committed once", |model, system| {
@@ -58,8 +75,8 @@ impl Model for Cutover {
         ];
         // With a mistake switched on, safety is what it must break. Of two nodes that both move a service one has to give
         // up, perhaps until a person comes.
-        let leading = self.bug == Some(Bug::LeaseUnchecked);
-        if self.bug.is_none() && self.budget.stale_moves == 0 || leading {
+        let ends = self.bug.is_some_and(|bug| bug.breaks() == "every run ends");
+        if self.bug.is_none() && self.budget.stale_moves == 0 || ends {
             properties.push(Property::<Self>::always("every run ends", Self::ends));
         }
         // Coverage: a model in which none of this happens proves nothing.
@@ -73,6 +90,13 @@ impl Model for Cutover {
                 let state = &system.nodes[0].journal;
                 state.generation.0 > 1 && state.run.is_none()
             }),
+            Property::<Self>::sometimes("a lost primary is back and fenced", |_, system| {
+                system.memory.guarded && system.down.is_none()
+            }),
+            Property::<Self>::sometimes(
+                "a lost primary is back and open beside who took over",
+                |_, system| system.memory.lost.is_some() && system.databases.iter().all(Database::is_open),
+            ),
         ]);
         properties
     }

@@ -22,51 +22,84 @@ const NOTHING: Budget = Budget::NOTHING;
 /// Coverage that needs something late.
 const LATE: &str = "a late effect is refused";
 
+/// Coverage that needs a takeover.
+const BACK: [&str; 2] =
+    ["a lost primary is back and fenced", "a lost primary is back and open beside who took over"];
+/// Coverage that needs a move.
+const MOVED: [&str; 2] = ["a client that goes round the gate meets the fence", "a fence is undone"];
+
 /// Bounds that are looked at in seconds.
-pub const SMALL: [Scenario; 3] = [
+pub const SMALL: [Scenario; 6] = [
     Scenario {
         name: "one move, each fault once",
         budget: Budget { writes: 1, moves: 1, crashes: 1, failures: 1, late: 1, aborts: 1, ..NOTHING },
-        unseen: &[],
+        unseen: &BACK,
     },
     Scenario {
         name: "there and back, undisturbed",
         budget: Budget { writes: 1, moves: 2, ..NOTHING },
-        unseen: &[LATE],
+        unseen: &[LATE, BACK[0], BACK[1]],
     },
     Scenario {
         name: "another node leads, undisturbed",
         budget: Budget { writes: 1, moves: 1, leads: 1, ..NOTHING },
-        unseen: &[],
+        unseen: &BACK,
+    },
+    Scenario {
+        name: "a takeover",
+        budget: Budget { writes: 2, losses: 1, takeovers: 1, crashes: 1, ..NOTHING },
+        unseen: &MOVED,
+    },
+    Scenario {
+        name: "a takeover, and a node with an old journal leads",
+        budget: Budget { writes: 1, losses: 1, takeovers: 1, leads: 1, old_journal: true, ..NOTHING },
+        unseen: &MOVED,
+    },
+    Scenario {
+        name: "a takeover, and a node without a journal leads",
+        budget: Budget { writes: 1, losses: 1, takeovers: 1, leads: 1, ..NOTHING },
+        unseen: &MOVED,
     },
 ];
 
 /// Bounds that are looked at in minutes.
-pub const FULL: [Scenario; 6] = [
+pub const FULL: [Scenario; 10] = [
     SMALL[0],
     Scenario {
         name: "one move, more clients",
         budget: Budget { writes: 2, moves: 1, crashes: 1, failures: 1, late: 1, ..NOTHING },
-        unseen: &[],
+        unseen: &BACK,
     },
     Scenario {
         name: "one move, more crashes",
         budget: Budget { writes: 1, moves: 1, crashes: 2, late: 2, ..NOTHING },
-        unseen: &[],
+        unseen: &BACK,
     },
     Scenario {
         name: "there and back",
         budget: Budget { writes: 1, moves: 2, failures: 1, late: 1, ..NOTHING },
-        unseen: &[],
+        unseen: &BACK,
     },
     Scenario {
         name: "another node leads",
         budget: Budget { writes: 1, moves: 1, crashes: 1, late: 1, leads: 1, ..NOTHING },
-        unseen: &[],
+        unseen: &BACK,
     },
     Scenario {
         name: "a node left behind",
         budget: Budget { writes: 1, moves: 1, stale_moves: 1, ..NOTHING },
+        unseen: &BACK,
+    },
+    SMALL[4],
+    SMALL[5],
+    Scenario {
+        name: "a takeover, each fault once",
+        budget: Budget { writes: 2, losses: 1, takeovers: 1, crashes: 1, failures: 1, late: 1, ..NOTHING },
+        unseen: &MOVED,
+    },
+    Scenario {
+        name: "a takeover amid a move",
+        budget: Budget { writes: 1, moves: 1, losses: 1, takeovers: 1, crashes: 1, late: 1, ..NOTHING },
         unseen: &[],
     },
 ];
@@ -159,6 +192,10 @@ fn line(action: Action, before: &System, after: &System) -> String {
         Action::TakesTheLead(at) => format!("{}takes the lead", node(at)),
         Action::Asks(at, of) => format!("{}asks {} what it remembers", node(at), zone(of)),
         Action::StepsDown(at) => format!("{}sees that another leads", node(at)),
+        Action::Hears(at) => format!("{}its primary answers", node(at)),
+        Action::TakeOver(at) => format!("{}an operator orders the takeover", node(at)),
+        Action::Lost(zone_at) => format!("{} is lost", zone(zone_at)),
+        Action::Back(zone_at) => format!("{} is back", zone(zone_at)),
         Action::JournalWritten(at) => format!("{}the journal is written", node(at)),
         Action::DoneLate(job, run) => format!("{job:?} of run {run} is done late"),
         Action::Applied(generation) => format!("stream {generation} applies a transaction"),

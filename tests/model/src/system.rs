@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
 use migration::cutover::Phase;
-use migration::cutover::memory::Found;
+use migration::cutover::memory::{Found, knows_more};
 
 use crate::bugs::Bug;
 use crate::database::{Database, Fence, GENERATIONS};
-use crate::node::{Job, Node, Stage, Task, primary_of};
+use crate::node::{Heard, Job, Node, Stage, Task, primary_of};
 
 /// How much may happen. Every combination within it is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,12 +29,29 @@ pub struct Budget {
     pub aborts: u8,
     /// Nodes that take the lead from the one that has it, whether that is still there or not. They may move the service, too.
     pub leads: u8,
+    /// Such a node has a journal of generation 1, of when it led before; else none.
+    pub old_journal: bool,
+    /// Primaries that are lost: they answer nobody of ours, for good or until they are back as they were.
+    pub losses: u8,
+    /// Takeovers that an operator asks for.
+    pub takeovers: u8,
 }
 
 impl Budget {
     /// Nothing happens.
-    pub const NOTHING: Self =
-        Self { writes: 0, moves: 0, stale_moves: 0, crashes: 0, failures: 0, late: 0, aborts: 0, leads: 0 };
+    pub const NOTHING: Self = Self {
+        writes: 0,
+        moves: 0,
+        stale_moves: 0,
+        crashes: 0,
+        failures: 0,
+        late: 0,
+        aborts: 0,
+        leads: 0,
+        old_journal: false,
+        losses: 0,
+        takeovers: 0,
+    };
 }
 
 /// What the model remembers beyond the system's own state, to judge it.
@@ -58,6 +75,15 @@ pub struct Memory {
     pub one_way: bool,
     /// A journal went back from a commit.
     pub uncommitted: bool,
+    /// The zone whose primary was lost, once a takeover is committed.
+    pub lost: Option<usize>,
+    /// It was guarded since.
+    pub guarded: bool,
+    /// Writes that the operator was told may be lost, one bit each: what the shadow did not have when the takeover was asked for, and what
+    /// goes to the lost one afterwards but through the front of who leads.
+    pub told: u16,
+    /// A change was brought to a database that clients write to.
+    pub mixed: bool,
     /// Coverage: a fence refused a client that goes round the gate.
     pub held_off: bool,
     /// Coverage: a database refused something of an old generation or run.
@@ -75,6 +101,8 @@ pub struct System {
     pub leads: usize,
     /// What may still be done although nobody waits for it, with its run; sorted.
     pub late: Vec<(Job, u8)>,
+    /// The zone whose database does not answer.
+    pub down: Option<usize>,
     /// What is left to happen.
     pub budget: Budget,
     /// To judge it.
@@ -108,6 +136,14 @@ pub enum Action {
     Asks(usize, usize),
     /// A node sees that another leads, and ends.
     StepsDown(usize),
+    /// The primary that a node had not heard answers.
+    Hears(usize),
+    /// An operator says that the primary is lost.
+    TakeOver(usize),
+    /// The database of a zone is lost.
+    Lost(usize),
+    /// It is back, as it was.
+    Back(usize),
     /// The journal is written late: only with a bug.
     JournalWritten(usize),
     /// Something that nobody waits for is done after all.
@@ -156,13 +192,14 @@ impl Cutover {
             nodes.push(Node::new(9));
         }
         if self.budget.leads > 0 {
-            nodes.push(Node::standing_by(9));
+            nodes.push(Node { known: self.budget.old_journal, ..Node::standing_by(9) });
         }
         System {
             databases: [primary, shadow],
             nodes,
             leads: 0,
             late: Vec::new(),
+            down: None,
             budget: self.budget,
             memory: Memory { committed: 1, ..Memory::default() },
         }
@@ -184,6 +221,12 @@ impl Cutover {
             if leading && system.leads != at {
                 actions.push(Action::StepsDown(at));
             }
+            if node.unheard.is_some() {
+                actions.push(Action::Hears(at));
+            }
+            if budget.takeovers > 0 && (!leading || system.leads == at) {
+                actions.push(Action::TakeOver(at));
+            }
             for task in &node.tasks {
                 match task.stage {
                     Stage::Done(_) => actions.push(Action::Answered(at, *task)),
@@ -198,7 +241,9 @@ impl Cutover {
             }
             actions.extend([Action::DeadlinePasses(at), Action::JournalWritten(at)]);
             let moves = if at == 0 || leading { budget.moves } else { budget.stale_moves };
-            if moves > 0 && matches!(state.phase, Phase::Shadowing | Phase::Soaking) {
+            // Its guards refuse it where no shadow follows.
+            let follows = system.memory.lost.is_none();
+            if moves > 0 && follows && matches!(state.phase, Phase::Shadowing | Phase::Soaking) {
                 actions.push(Action::Migrate(at));
             }
             if budget.aborts > 0 && state.phase.may_abort() {
@@ -214,6 +259,10 @@ impl Cutover {
                 actions.push(Action::Writes(at));
             }
         }
+        actions.extend(match system.down {
+            Some(zone) => Some(Action::Back(zone)),
+            None => (budget.losses > 0).then(|| Action::Lost(primary_of(system.memory.committed))),
+        });
         actions.extend((1..GENERATIONS as u8).map(Action::Applied));
         actions.extend(system.late.iter().map(|(job, run)| Action::DoneLate(*job, *run)));
         if budget.writes > 0 {
@@ -261,6 +310,24 @@ impl Cutover {
                 system.nodes[at].crash(&mut left);
                 true
             }
+            Action::Lost(zone) => {
+                system.budget.losses -= 1;
+                system.down = Some(zone);
+                true
+            }
+            Action::Back(_) => system.down.take().is_some(),
+            Action::TakeOver(at) => self.take_over(&mut system, at, &mut left),
+            Action::Hears(at) => {
+                let node = &mut system.nodes[at];
+                let primary = usize::from(&*node.journal.primary.0 == "b");
+                let there = system.down != Some(primary);
+                // Its journal is forgotten, and it begins anew.
+                if there && node.hears(system.databases[primary].remembers()) {
+                    node.crash(&mut left);
+                    node.known = false;
+                }
+                there
+            }
             Action::Restart(at) => {
                 if bug == Some(Bug::UnfenceWithoutJournal) {
                     let configured = &mut system.databases[0];
@@ -270,7 +337,13 @@ impl Cutover {
                 true
             }
             Action::TakesTheLead(at) => {
-                let free = system.budget.leads > 0;
+                // Who lost the lease after its takeover was committed, and before its target knew of it, goes on with it all the same: that is open
+                // (docs/model.md), and not looked at here.
+                let begun = system
+                    .memory
+                    .lost
+                    .is_some_and(|lost| system.databases[1 - lost].epoch < system.memory.committed);
+                let free = system.budget.leads > 0 && !begun;
                 if free {
                     system.budget.leads -= 1;
                     system.leads = at;
@@ -283,6 +356,7 @@ impl Cutover {
                 true
             }
             Action::JournalWritten(at) => system.nodes[at].persist(),
+            Action::DoneLate(job, _) if system.misses(job) || system.fences_who_took_over(job) => false,
             Action::DoneLate(job, run) => {
                 system.budget.late -= 1;
                 system.late.retain(|other| *other != (job, run));
@@ -294,29 +368,42 @@ impl Cutover {
             }
             Action::Applied(generation) => {
                 let runs = system.nodes.iter().any(|node| node.streams[usize::from(generation)]);
-                let source = primary_of(generation);
+                let source_zone = primary_of(generation);
                 let [a, b] = &mut system.databases;
-                let (source, target) = if source == 0 { (a, b) } else { (b, a) };
-                runs && target.apply(generation, source)
+                let (source, target) = if source_zone == 0 { (a, b) } else { (b, a) };
+                let changes = |database: &Database| database.rows;
+                let before = changes(target);
+                let applied = system.down.is_none() && runs && target.apply(generation, source);
+                let changed = applied && changes(target) != before;
+                // Nobody is sent to a lost one.
+                let lost = system.memory.lost == Some(1 - source_zone);
+                system.memory.mixed |= changed && !lost && target.is_open();
+                applied
             }
             Action::LetThrough(at) => {
                 let node = &mut system.nodes[at];
-                node.in_flight = Some(primary_of(node.pool));
-                true
+                let zone = primary_of(node.pool);
+                node.in_flight = Some(zone);
+                system.down != Some(zone)
             }
             Action::Writes(at) => match system.nodes[at].in_flight.take() {
+                // Nobody answers it.
+                Some(zone) if system.down == Some(zone) => true,
                 Some(zone) => {
-                    let turned_away = system.budget.writes > 0 && !Self::write(&mut system, zone);
+                    let led =
+                        (self.budget.leads == 0 || system.leads == at) && !system.nodes[at].takes_over();
+                    let turned_away = system.budget.writes > 0 && !Self::write(&mut system, zone, led);
                     // Who does not lead any more has to turn its clients away, and so has the late one of two that both move a service.
                     let alone = system.nodes.len() == 1;
                     let leads = alone || self.budget.leads > 0 && system.leads == at;
-                    system.memory.turned_away |= turned_away && leads;
+                    // Who goes by the shadow serves from a primary that may be fenced, until it is heard.
+                    system.memory.turned_away |= turned_away && leads && system.nodes[at].unheard.is_none();
                     true
                 }
                 None => false,
             },
             Action::GoesRound(zone) => {
-                let written = Self::write(&mut system, zone);
+                let written = Self::write(&mut system, zone, false);
                 let fenced = matches!(system.databases[zone].fence, Fence::Closed { .. });
                 system.memory.held_off |= fenced;
                 written || fenced
@@ -341,33 +428,47 @@ impl Cutover {
         if node.seen[zone].is_some() {
             return false;
         }
-        node.seen[zone] = Some((system.databases[zone].epoch, system.databases[zone].fence));
-        let told = node.told();
-        if let Some(Ok(found)) = &told
-            && node.knows(found, |run| system.databases.iter().any(|database| database.has_undone(run)))
-        {
-            node.restart(self.bug, left);
-            return true;
-        }
+        let answers = system.down != Some(zone);
+        node.seen[zone] = Some(if answers { system.databases[zone].remembers() } else { Heard::Nothing });
+        let Some(told) = node.told(self.bug) else { return true };
+        let (known, bug) = (node.known(), self.bug);
         match told {
-            Some(Ok(Found::Open { zone, generation })) => {
-                node.goes_on(&zone, generation, None, self.bug, left);
-            }
-            Some(Ok(Found::Unfinished { from, to, generation, run })) => {
-                let target = &mut system.databases[usize::from(&*to.0 == "b")];
-                if self.bug == Some(Bug::NotForestalled)
-                    || target.forestall(generation.next().0 as u8, run.parse().unwrap_or(0))
-                {
-                    node.goes_on(&from, generation, Some(&run), self.bug, left);
+            Ok(None) => node.restart(bug, left),
+            Ok(Some(Found::Nothing)) if known.is_some() => node.restart(bug, left),
+            // It does not start, and is started again.
+            Err(_) | Ok(Some(Found::Nothing)) => {}
+            Ok(Some(Found::Open { zone, generation })) => {
+                if known.is_some_and(|known| knows_more(known, &zone, generation)) {
+                    node.restart(bug, left);
+                } else {
+                    node.goes_on(&zone, generation, None, bug, left);
                 }
             }
-            Some(Ok(Found::Nothing | Found::Shadow { .. }) | Err(_)) | None => {}
+            Ok(Some(Found::Unfinished { from, to, generation, run })) => {
+                let target = &mut system.databases[usize::from(&*to.0 == "b")];
+                let number = run.parse().unwrap_or(0);
+                let own = known.and_then(|known| known.run.as_ref()).is_some_and(|known| known.id == run);
+                if own && !target.has_undone(number) {
+                    node.restart(bug, left);
+                } else if bug == Some(Bug::NotForestalled)
+                    || target.forestall(generation.next().0 as u8, number)
+                {
+                    node.goes_on(&from, generation, Some(&run), bug, left);
+                }
+            }
+            Ok(Some(Found::Shadow { zone, generation })) => {
+                if known.is_some_and(|known| known.generation == generation && known.phase != Phase::Idle) {
+                    node.restart(bug, left);
+                } else {
+                    node.follows(&zone, generation, bug, left);
+                }
+            }
         }
         true
     }
 
-    /// A client writes; the answer is the acknowledgement.
-    fn write(system: &mut System, zone: usize) -> bool {
+    /// A client writes, through the front of who leads (`led`) or not; the answer is the acknowledgement.
+    fn write(system: &mut System, zone: usize, led: bool) -> bool {
         let database = &mut system.databases[zone];
         let memory = &mut system.memory;
         if !database.write(memory.writes) {
@@ -375,12 +476,17 @@ impl Cutover {
         }
         memory.writes += 1;
         system.budget.writes -= 1;
+        if memory.lost == Some(zone) {
+            // Numbers that it gives from now on are of another history.
+            memory.told |= u16::from(!led) << (memory.writes - 1);
+            return true;
+        }
         memory.reused |= database.sequence <= memory.given;
         memory.given = memory.given.max(database.sequence);
         if memory.committed > 1 && zone == primary_of(memory.committed) {
             let here = (database.log.len() - 1) as u8;
             let slot = database.slots[usize::from(memory.committed)];
-            memory.one_way |= slot.is_none_or(|from| from > here);
+            memory.one_way |= memory.lost.is_none() && slot.is_none_or(|from| from > here);
         }
         true
     }
@@ -391,6 +497,10 @@ impl Cutover {
             Tried::Stage(stage) => {
                 let node = &mut system.nodes[at];
                 let task = node.remove(task);
+                if let Job::TakeOver(generation) = task.job {
+                    // Of the lost one it is tried, and nobody waits for that.
+                    left.push((Job::Guard(generation), 0));
+                }
                 node.tasks.push(Task { stage, ..task });
                 node.tasks.sort_unstable();
                 true
@@ -407,6 +517,9 @@ impl Cutover {
 
     fn try_job(&self, system: &mut System, at: Option<usize>, task: Task) -> Tried {
         let bug = self.bug;
+        if system.misses(task.job) {
+            return Tried::Waits;
+        }
         let node = at.map(|at| &mut system.nodes[at]);
         let (databases, holder) = (&mut system.databases, system.leads);
         let done = Tried::Stage(Stage::Done(0));
@@ -419,7 +532,13 @@ impl Cutover {
                 let (source, target) = (primary_of(generation), 1 - primary_of(generation));
                 let index = usize::from(generation);
                 if generation > 1 {
-                    let Some(start) = databases[source].slots[index] else { return Tried::Refused };
+                    let Some(start) = databases[source].slots[index] else {
+                        // A primary that was lost and is back: nobody may take it for one.
+                        if databases[target].epoch < generation && bug != Some(Bug::LostNotGuarded) {
+                            let _ = databases[target].guard(generation, bug);
+                        }
+                        return Tried::Refused;
+                    };
                     databases[target].progress[index].get_or_insert(start);
                 }
                 if let Some(node) = node {
@@ -468,8 +587,25 @@ impl Cutover {
                 databases[primary_of(generation)].sequence = number;
                 done
             }
-            Job::Lift(generation) => {
-                by(databases[primary_of(generation)].open_committed(generation, task.run, bug))
+            Job::TakeOver(generation) => {
+                if let Some(node) = node {
+                    // Its streams end, and so does what was let through.
+                    node.streams[..usize::from(generation)].fill(bug == Some(Bug::OldStreamGoesOn));
+                    node.in_flight = None;
+                }
+                by(databases[primary_of(generation)].take_over(generation, bug))
+            }
+            Job::Lift(generation, took_over) => {
+                let database = &mut databases[primary_of(generation)];
+                let before = database.epoch;
+                let opened = database.open_committed(generation, task.run, bug);
+                if took_over && opened.is_ok() {
+                    database.took_over = if bug == Some(Bug::TookOverUnsaid) { 0 } else { generation };
+                    if bug == Some(Bug::GenerationNotRaised) {
+                        (database.epoch, database.took_over) = (before.min(generation - 1), 0);
+                    }
+                }
+                by(opened)
             }
             Job::Undo(generation) => {
                 let fencing = |node: &Node| {
@@ -537,7 +673,7 @@ impl Cutover {
         let mut actions = Vec::new();
         self.possible(system, &mut actions);
         let turn = |action: &Action| match action {
-            Action::Restart(_) | Action::StepsDown(_) | Action::Asks(..) => 0,
+            Action::Restart(_) | Action::StepsDown(_) | Action::Asks(..) | Action::Hears(_) => 0,
             Action::JournalWritten(_) => 1,
             Action::Answered(..) => 2,
             Action::Done(..) => 3,
@@ -556,9 +692,12 @@ impl Cutover {
         let several = self.budget.leads > 0;
         let leader = &system.nodes[if several { system.leads } else { system.memory.by }];
 
+        // Who took over has no shadow until it is seeded anew; the lost one is fenced, if it is back.
+        let lost = system.memory.lost.filter(|lost| *lost != primary_of(leader.pool));
+        let alone = lost.is_some_and(|lost| system.down == Some(lost) || !system.databases[lost].is_open());
         let idle = leader.memory.as_ref().is_some_and(|state| state.run.is_none());
         let serves = system.databases[primary_of(leader.pool)].is_open();
-        let streams = leader.streams[usize::from(leader.pool)];
+        let streams = alone || leader.streams[usize::from(leader.pool)];
         let newest = several || leader.pool == system.memory.committed;
         idle && !leader.gate_closed && serves && streams && newest
     }
@@ -578,12 +717,25 @@ impl Cutover {
                 break;
             }
             if road.contains(&print) || road.len() > LONGEST {
+                // It asks again and again, and does not know whom to serve from.
+                if road.len() <= LONGEST && self.waits_for_what_is_down(&now) {
+                    now.down = None;
+                    continue;
+                }
                 return false;
             }
             road.push(print);
+            if self.is_left_to_a_person(&now) {
+                break;
+            }
             match self.calmly(&now) {
                 Some(next) => now = next,
-                None if self.at_rest(&now) => break,
+                // It ends without the lost one, and when that is back.
+                None if self.at_rest(&now) => match now.down.take() {
+                    Some(_) => {}
+                    None => break,
+                },
+                None if self.waits_for_what_is_down(&now) => now.down = None,
                 None => return false,
             }
         }
@@ -604,10 +756,19 @@ fn remember(last: &System, system: &mut System) {
         let memory = &mut system.memory;
         memory.uncommitted |= new < old;
         if new > old {
+            let run = node.journal.run.as_ref().filter(|run| run.taken_over);
+            let lost = run.map(|run| usize::from(&*run.from.0 == "b"));
+            // Another node may have committed the same one, and be gone.
+            if new > memory.committed || lost.is_some() {
+                memory.lost = lost;
+            }
             memory.twice |= new <= memory.committed;
             if new > memory.committed {
                 (memory.committed, memory.by) = (new, at);
             }
         }
     }
+    let lost = system.memory.lost.map(|lost| &system.databases[lost]);
+    system.memory.guarded |=
+        lost.is_some_and(|lost| lost.fence == Fence::Guarded && lost.epoch == system.memory.committed);
 }
