@@ -105,6 +105,8 @@ pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Option<u64>, E
     }
     // Reads under the snapshot while the other session lets writers go on.
     let reader = connect(sides.source.0, APPLICATION).await?;
+    // What it says of types goes into SQL for the shadow, whose session has no path either.
+    reader.batch_execute("SET search_path = ''").await.map_err(failed)?;
     let result = anew(sides, name, &reader).await;
     if result.is_err() {
         undo(sides).await;
@@ -125,7 +127,7 @@ async fn begin(shadow: &Client) -> Result<(), tokio_postgres::Error> {
     let settings =
         settings_sql(&[("session_replication_role", "replica"), ("transaction_timeout", "0")], true);
     let begin = format!(
-        "BEGIN; {settings}; SET LOCAL lock_timeout = '{PATIENCE}'; SELECT pg_catalog.pg_advisory_xact_lock({FILLS})"
+        "BEGIN; {settings}; SET LOCAL search_path = ''; SET LOCAL lock_timeout = '{PATIENCE}'; SELECT pg_catalog.pg_advisory_xact_lock({FILLS})"
     );
     shadow.batch_execute(&begin).await
 }

@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use super::fill::{self, PATIENCE, Sides};
 use super::{Difference, Mend, in_the_way, worded};
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::fence::refused;
 
 /// What a sync did.
@@ -112,7 +112,13 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                     // What hangs on an old table waits for its end, and fails for that.
                     let first =
                         failure.is_none() || matches!(&difference.mend, Mend::Drop(sql) if is_table(sql));
-                    if first && !anew.contains(difference.subject.as_str()) {
+                    if anew.contains(difference.subject.as_str()) {
+                        tracing::info!(
+                            table = difference.subject,
+                            error = chain(&error),
+                            "what is to be seeded anew is not yet as its source's"
+                        );
+                    } else if first {
                         failure = Some(error);
                     }
                 }
