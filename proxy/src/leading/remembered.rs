@@ -144,8 +144,15 @@ async fn settle(
         }
         Found::Shadow { zone, generation } => {
             // Of one that is adopted nothing is known but where it is.
-            if known.is_some_and(|state| state.generation == generation && state.phase != Phase::Idle) {
-                return Ok(Settled::Yes(None));
+            if let Some(state) =
+                known.filter(|state| state.generation == generation && state.phase != Phase::Idle)
+            {
+                // Another node may have fenced its primary for a move: that one says so when it is heard. What is of its own run, it knows.
+                return Ok(state
+                    .run
+                    .is_none()
+                    .then(|| adopted(state.clone(), true))
+                    .unwrap_or(Settled::Yes(None)));
             }
             let primary = other(&zone);
             tracing::warn!(resource = %name, %primary, %generation, "the primary does not answer: its shadow says which it is of");
@@ -298,8 +305,10 @@ mod tests {
         let resource = crate::config::samples::orders();
         let seen = Seen { said: Vec::new(), clients: Vec::new(), took_over: None };
         let following = State { phase: Phase::Shadowing, ..at("far", "near", 2) };
+        let limits = Limits::of(&resource.policy);
+        let moving = State { phase: Phase::Drained, ..following.clone().undoing("m3", limits, WHY, NOW) };
         for (known, adopts) in
-            [(at("far", "near", 2), true), (following, false), (at("near", "far", 1), true)]
+            [(at("far", "near", 2), true), (following, true), (moving, false), (at("near", "far", 1), true)]
         {
             let found = Found::Shadow { zone: "near".into(), generation: Generation(2) };
             let settled = settle(&resource, ["near", "far"], Some(&known), &seen, found, NOW).await.unwrap();

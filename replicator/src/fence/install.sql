@@ -841,6 +841,12 @@ BEGIN
   ELSIF epoch_row.generation > wanted THEN
     RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted, epoch_row.generation
       USING ERRCODE = 'ZG002';
+  ELSIF (args ->> 'takes_over')::boolean THEN
+    -- A node that stood still meanwhile takes nothing over, and a call that was held up does not close what the next one has opened.
+    PERFORM godwit.refuse_node(args ->> 'resource', args ->> 'holder');
+    IF epoch_row.generation = wanted AND NOT epoch_row.fenced THEN
+      RAISE EXCEPTION 'this database has taken over: it is open at generation %', wanted USING ERRCODE = 'ZG002';
+    END IF;
   END IF;
   fenced_tables := godwit.put_fence(args ->> 'resource', wanted, budget_ms);
   PERFORM godwit.restore_connect();

@@ -234,6 +234,22 @@ pub async fn guard(client: &Client, resource: &str, generation: u64) -> Result<(
     call(client, &sql, "cannot guard the database").await.map(drop)
 }
 
+/// [`guard`] of a shadow that takes over: of its primary's next generation, until it is opened. `holder`: the lease of the node that leads, where
+/// there are several.
+///
+/// # Errors
+/// Also [`Error::Fenced`] where another node leads by now, or it was opened as this generation already.
+pub async fn guard_to_take_over(
+    client: &Client,
+    resource: &str,
+    generation: u64,
+    holder: Option<&str>,
+) -> Result<(), Error> {
+    let of = Of { takes_over: true, holder, ..Of::default() };
+    let sql = format!("SELECT godwit.guard_fence({}::jsonb)", arguments(resource, generation, of)?);
+    call(client, &sql, "cannot guard the database").await.map(drop)
+}
+
 /// Lets everybody write, gives CONNECT back and sets the epoch row to `generation`, not fenced.
 ///
 /// Drops the triggers, unless there are more than a hundred; one of a table that a reader holds stays too (dropping needs an exclusive lock):
@@ -499,6 +515,8 @@ struct Of<'a> {
     undo: Option<&'a str>,
     moved: bool,
     taken_over: bool,
+    takes_over: bool,
+    holder: Option<&'a str>,
     end: Option<Lsn>,
 }
 
@@ -510,6 +528,8 @@ fn arguments(resource: &str, generation: u64, of: Of<'_>) -> Result<String, Erro
         "undo": of.undo,
         "moved": of.moved,
         "taken_over": of.taken_over,
+        "takes_over": of.takes_over,
+        "holder": of.holder,
         "before_end": of.end.map(|end| end.to_string()),
         "lock_timeout_ms": millis(LOCK_TIMEOUT),
     });

@@ -72,7 +72,7 @@ pub async fn seed_progress(
              ON CONFLICT (stream) DO UPDATE SET applied_lsn = EXCLUDED.applied_lsn, \
                generation = EXCLUDED.generation, marker_generation = NULL, updated_at = now(), \
                source_system = EXCLUDED.source_system, source_timeline = EXCLUDED.source_timeline \
-             WHERE p.copied AND p.applied_lsn < EXCLUDED.applied_lsn",
+             WHERE p.copied AND p.applied_lsn < EXCLUDED.applied_lsn AND p.generation <= EXCLUDED.generation",
             &[&stream, &PgLsn::from(lsn.0), &generation, &system, &timeline],
         )
         .await
