@@ -148,11 +148,8 @@ async fn settle(
                 known.filter(|state| state.generation == generation && state.phase != Phase::Idle)
             {
                 // Another node may have fenced its primary for a move: that one says so when it is heard. What is of its own run, it knows.
-                return Ok(state
-                    .run
-                    .is_none()
-                    .then(|| adopted(state.clone(), true))
-                    .unwrap_or(Settled::Yes(None)));
+                let own = state.run.is_some();
+                return Ok(if own { Settled::Yes(None) } else { adopted(state.clone(), true) });
             }
             let primary = other(&zone);
             tracing::warn!(resource = %name, %primary, %generation, "the primary does not answer: its shadow says which it is of");
