@@ -12,11 +12,11 @@ import xml.etree.ElementTree as ElementTree
 BROKEN = re.compile(
     r"acknowledged|anomal|twice|doubled|altered|answered wrongly|\blost\b|\bgone\b|missing: |not strictly|took writes"
     r"|open are \[|stay different|differs?: |after its commit|not there once|nobody wrote|number of rows|on the primary any more"
-    r"|was forwarded although|was written to",
+    r"|was forwarded although|was written to|have the same rows|has every event",
     re.IGNORECASE,
 )
 # What was awaited did not come in time; its words say what that is, not what happened.
-AWAITED = re.compile(r"waited in vain: .*")
+AWAITED = re.compile(r"waited in vain: (?!both have the same rows|the subscriber has every event).*")
 REASON = re.compile(r"^(Error: |Caused by:|thread .*panicked at |\s+\d+: )")
 BACKTRACE = re.compile(r"^(stack backtrace:|note: )", re.IGNORECASE | re.MULTILINE)
 

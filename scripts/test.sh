@@ -14,6 +14,8 @@ fi
 
 if [ $# -eq 0 ]; then
   cargo nextest run --profile whole "${targets[@]}" --no-run
+  # In the foreground: it may ask for a password.
+  scripts/test-browser.sh prepare
   browsed=$(mktemp)
   # A group of its own: Ctrl-C does not reach what runs beside, and all of it has to end.
   set -m

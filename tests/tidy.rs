@@ -151,6 +151,7 @@ fn a_loss_is_not_forgiven_because_it_did_not_happen_again() {
         "Error: order 7 is not on the primary any more",
         "Error: order-9 was forwarded although its client had left",
         "Error: the shadow in eu-west was written to",
+        "Error: anew\n\nCaused by:\n    0: waited in vain: both have the same rows\n    1: deadline has elapsed",
     ] {
         assert_eq!(forgiven(broken), Some(1), "{broken}");
     }

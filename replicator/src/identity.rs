@@ -128,7 +128,10 @@ async fn note_behind(source: &Client, stream: &str, why: &str) -> Result<(), Err
 }
 
 /// A new copy is made of this source: whatever it lacked, the target does not have any more.
-pub(crate) async fn forgive(source: &Client, stream: &str) -> Result<(), Error> {
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn forgive(source: &Client, stream: &str) -> Result<(), Error> {
     match source.execute("DELETE FROM godwit.fallen_behind WHERE stream = $1", &[&stream]).await {
         Err(error) if not_installed(&error) => Ok(()),
         done => done.map(drop).map_err(Error::database("begin anew with this source")),

@@ -157,10 +157,10 @@ pub(crate) async fn died_or_finished(leader: &mut Leader<'_>, to: &str) -> Resul
 
 /// What sessions begin with in a database that was set up oddly: they are cut short, and write and read values otherwise.
 const ODD: [(&str, &str); 18] = [
-    ("statement_timeout", "15ms"),
-    ("lock_timeout", "15ms"),
-    ("idle_in_transaction_session_timeout", "15ms"),
-    ("idle_session_timeout", "15ms"),
+    ("statement_timeout", "150ms"),
+    ("lock_timeout", "150ms"),
+    ("idle_in_transaction_session_timeout", "150ms"),
+    ("idle_session_timeout", "150ms"),
     ("default_transaction_isolation", "serializable"),
     ("DateStyle", "German"),
     ("IntervalStyle", "sql_standard"),

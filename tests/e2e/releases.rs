@@ -493,14 +493,14 @@ async fn a_column_of_another_type_takes_all_of_what_is_written_while_its_table_i
     leader.ready().await?;
     let shadow = connect(far).await?;
     primary.batch_execute("ALTER TABLE days ALTER at TYPE timestamp").await?;
-    let locked = "SELECT count(*) FROM pg_locks WHERE relation = 'days'::regclass AND mode = 'AccessExclusiveLock' AND granted";
+    let copied = "SELECT count(*) FROM pg_stat_progress_copy WHERE relid = 'days'::regclass";
     let waits = "SELECT count(*) FROM pg_locks WHERE relation = 'days'::regclass AND mode = 'RowExclusiveLock' AND NOT granted";
     let some = async |sql: &str| anyhow::Ok(shadow.query_one(sql, &[]).await?.get::<_, i64>(0) > 0);
     let meanwhile = async {
-        until("it is copied anew", async || some(locked).await).await?;
+        until("it is copied anew", async || some(copied).await).await?;
         primary.batch_execute("INSERT INTO days VALUES (0, '2026-11-30 13:45', 'during')").await?;
         until("an applier waits for it", async || some(waits).await).await?;
-        ensure!(some(locked).await?, "the copy was too quick to show anything");
+        ensure!(some(copied).await?, "the copy was too quick to show anything");
         Ok(())
     };
     tokio::try_join!(seed_anew(&leader, &["public.days"]), meanwhile)?;

@@ -20,7 +20,9 @@ const SERVICE: &str = "
     CREATE TYPE kind AS ENUM ('a', 'b', 'c'); CREATE TABLE kinds (id int PRIMARY KEY, k kind DEFAULT 'a', ks kind[]);
     INSERT INTO kinds VALUES (1, 'a', '{a,b}'), (2, 'b', '{c}'), (3, 'c', NULL);
     CREATE TABLE kinds_too (id int PRIMARY KEY, k kind NOT NULL); CREATE INDEX by_kind ON kinds_too (k);
-    INSERT INTO kinds_too SELECT n, 'b' FROM generate_series(1, 100) n;
+    INSERT INTO kinds_too SELECT n, 'b' FROM generate_series(1, 100) n; CREATE INDEX of_c ON kinds_too (id) WHERE k = 'c';
+    CREATE TABLE q (id int, day int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day); CREATE TABLE q1 PARTITION OF q FOR VALUES FROM (0) TO (10);
+    INSERT INTO q SELECT n, n % 10 FROM generate_series(1, 100) n;
     CREATE TYPE fewer AS ENUM ('none', 'some', 'all'); CREATE TABLE fewers (id int PRIMARY KEY, f fewer); INSERT INTO fewers VALUES (1, 'some');
     CREATE TYPE last AS ENUM ('one', 'two', 'three'); CREATE TABLE lasts (id int PRIMARY KEY, l last); INSERT INTO lasts VALUES (1, 'three')";
 
@@ -39,16 +41,20 @@ const RELEASES: [(&str, &[&str]); 3] = [
          DROP TABLE old CASCADE; ALTER TABLE old_new RENAME TO old; CREATE VIEW olds AS SELECT n FROM old;
          DROP TABLE viewed CASCADE; CREATE TABLE viewed (id int PRIMARY KEY, b int); INSERT INTO viewed VALUES (1, 7);
          CREATE VIEW views AS SELECT b FROM viewed; CREATE VIEW views_of AS SELECT b FROM views;
-         ALTER TABLE refers ADD FOREIGN KEY (id) REFERENCES viewed; COMMIT;
+         ALTER TABLE refers ADD FOREIGN KEY (id) REFERENCES viewed;
+         ALTER TABLE q RENAME TO q_old; CREATE TABLE q (id int, day int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+         ALTER TABLE q_old DETACH PARTITION q1; ALTER TABLE q ATTACH PARTITION q1 FOR VALUES FROM (0) TO (20); DROP TABLE q_old; COMMIT;
+         INSERT INTO q VALUES (200, 15);
          INSERT INTO blue VALUES (3, 3); INSERT INTO green VALUES (4, 4); INSERT INTO two VALUES (1); INSERT INTO three VALUES (1, 1);
          INSERT INTO one (id, m) VALUES (1, 2); INSERT INTO old VALUES (3, 3, 'new')",
-        &["blue", "green", "one", "two", "three", "old", "olds", "viewed", "views_of"],
+        &["blue", "green", "one", "two", "three", "old", "olds", "viewed", "views_of", "q", "q1"],
     ),
     (
-        "BEGIN; CREATE TYPE kind_new AS ENUM ('a', 'x', 'c'); ALTER TABLE kinds ALTER k DROP DEFAULT;
+        "BEGIN; DROP INDEX of_c; CREATE TYPE kind_new AS ENUM ('a', 'x', 'c'); ALTER TABLE kinds ALTER k DROP DEFAULT;
          ALTER TABLE kinds ALTER k TYPE kind_new USING (CASE k WHEN 'b' THEN 'a' ELSE k::text END)::kind_new, ALTER ks TYPE kind_new[] USING '{x}';
          ALTER TABLE kinds_too ALTER k TYPE kind_new USING (CASE k WHEN 'b' THEN 'a' ELSE k::text END)::kind_new;
          ALTER TYPE kind RENAME TO kind_old; ALTER TYPE kind_new RENAME TO kind; DROP TYPE kind_old; ALTER TABLE kinds ALTER k SET DEFAULT 'a';
+         CREATE INDEX of_c ON kinds_too (id) WHERE k = 'c';
          CREATE TYPE fewer_new AS ENUM ('none', 'all'); ALTER TABLE fewers ALTER f TYPE fewer_new USING 'all'; DROP TYPE fewer;
          ALTER TYPE fewer_new RENAME TO fewer; ALTER TYPE last ADD VALUE 'four'; ALTER TYPE last RENAME VALUE 'three' TO 'drei'; COMMIT;
          INSERT INTO kinds VALUES (4, 'x', '{a}'); INSERT INTO fewers VALUES (2, 'none'); INSERT INTO lasts VALUES (2, 'four'), (3, 'drei')",
@@ -66,6 +72,8 @@ async fn what_a_release_replaces_under_its_name_is_followed() -> Result<()> {
     leader.ready().await?;
     followed(&mut leader).await?;
     let shadow = owner(far).await?;
+    let file = "SELECT pg_relation_filenode('q1')::text";
+    let of_q1 = shadow.query_one(file, &[]).await?.get::<_, String>(0);
     for (release, tables) in RELEASES {
         primary.batch_execute(release).await.context(release)?;
         followed(&mut leader).await.context(release)?;
@@ -73,6 +81,10 @@ async fn what_a_release_replaces_under_its_name_is_followed() -> Result<()> {
             same_rows([&primary, &shadow], table).await.context(release)?;
         }
     }
+    ensure!(
+        of_q1 == shadow.query_one(file, &[]).await?.get::<_, String>(0),
+        "the partition was copied again"
+    );
     let by_index = "SET enable_seqscan = off; SELECT count(*) FROM texts WHERE slug(t) = upper(t)";
     let found = shadow.simple_query(by_index).await?;
     let count = found.iter().find_map(|message| match message {

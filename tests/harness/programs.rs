@@ -1,5 +1,6 @@
 //! PostgreSQL's programs for tests: `initdb` copies what it made once. A suite makes hundreds of clusters that begin alike.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -42,11 +43,13 @@ pub fn bin_directory(major: u32) -> Option<PathBuf> {
     }))
 }
 
-/// Made once in the cache folder, and anew after an upgrade of PostgreSQL.
+/// Made once in the cache folder, and anew after an upgrade of PostgreSQL or where another script makes them.
 fn with_templates(bin: &Path, major: u32) -> Result<PathBuf> {
     let home = cache().context("no cache folder")?.join("tests");
     let server = std::fs::metadata(bin.join("postgres"))?;
-    let folder = home.join(format!("{major}-{}-{}", server.mtime(), server.size()));
+    let mut script = DefaultHasher::new();
+    INITDB.hash(&mut script);
+    let folder = home.join(format!("{major}-{}-{:x}", server.mtime(), script.finish()));
     if folder.exists() {
         return Ok(folder.join("bin"));
     }

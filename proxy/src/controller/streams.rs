@@ -303,9 +303,10 @@ impl Streams {
             return Ok(());
         }
         // The copy is of everything, in one lane.
-        slot::drop_slot(&from, &Lane::Critical.slot_name(&self.resource, generation.0))
-            .await
-            .map_err(chain)?;
+        let critical = Lane::Critical.slot_name(&self.resource, generation.0);
+        slot::drop_slot(&from, &critical).await.map_err(chain)?;
+        // It makes no copy of its own that would.
+        identity::forgive(&from, &critical).await.map_err(chain)?;
         lanes::publish(&from, &self.resource, &[]).await.map_err(chain)
     }
 

@@ -36,12 +36,16 @@ impl From<Lsn> for Position {
 impl Window {
     /// Of tables by schema and name, and the position of the snapshot that each was read under.
     pub(crate) fn new<P: Into<Position>>(positions: impl IntoIterator<Item = ((String, String), P)>) -> Self {
-        let positions: HashMap<_, _> =
+        let positions: HashMap<_, Position> =
             positions.into_iter().map(|(name, position)| (name, position.into())).collect();
-        let known = positions
-            .values()
-            .filter_map(|position: &Position| Some((position.table?, position.at)))
-            .collect();
+        // One that was filled under two names has all of the later one.
+        let mut known: HashMap<u32, Lsn> = HashMap::new();
+        for position in positions.values() {
+            if let Some(table) = position.table {
+                let latest = known.entry(table).or_default();
+                *latest = (*latest).max(position.at);
+            }
+        }
         Self { positions, known }
     }
 

@@ -174,7 +174,10 @@ fn exchanged(
         return vec![Difference { when: When::CaughtUp, ..Difference::new(of, what, mend) }];
     }
     let table = |(table, column): (&str, &str)| {
-        Difference::new(table, format!("column {column}: {what}: seed the table anew"), anew(source, table))
+        let mend = anew(source, table);
+        // A partition's columns are its parent's.
+        let all = if matches!(mend, Mend::Anew(_)) { "the table" } else { "the shadow, all of it," };
+        Difference::new(table, format!("column {column}: {what}: seed {all} anew"), mend)
     };
     tables.into_iter().map(table).collect()
 }

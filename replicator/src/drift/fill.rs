@@ -235,12 +235,27 @@ async fn empty(shadow: &Client, name: &str) -> Result<(), tokio_postgres::Error>
     shadow.batch_execute(&format!("ROLLBACK TO SAVEPOINT emptied; DELETE FROM ONLY {name}")).await
 }
 
-/// Constraints that a column's type is part of: its table's, and what refers to it. They are made again by the next comparison.
+/// What a column's type is part of: constraints of its table and of what refers to it, indexes and statistics of expressions or conditions. They
+/// are made again by the next comparison.
 const CONSTRAINTS: &str = "SELECT format('ALTER TABLE %I.%I DROP CONSTRAINT IF EXISTS %I', n.nspname, c.relname, k.conname) \
     FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     JOIN pg_catalog.pg_attribute a ON a.attrelid = pg_catalog.to_regclass($1) AND a.attname = $2::text \
-    WHERE k.contype IN ('f', 'c') AND k.conparentid = 0 AND k.conislocal \
-      AND (k.conrelid = a.attrelid AND a.attnum = ANY (k.conkey) OR k.confrelid = a.attrelid AND a.attnum = ANY (k.confkey)) ORDER BY 1";
+    WHERE k.contype IN ('f', 'c', 'x') AND k.conparentid = 0 AND k.conislocal \
+      AND (k.conrelid = a.attrelid AND a.attnum = ANY (k.conkey) OR k.confrelid = a.attrelid AND a.attnum = ANY (k.confkey)) \
+    UNION ALL SELECT format('DROP INDEX IF EXISTS %I.%I', n.nspname, c.relname) \
+    FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attname = $2::text \
+    WHERE i.indrelid = pg_catalog.to_regclass($1) AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL) AND NOT c.relispartition \
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conindid = i.indexrelid AND k.conrelid = i.indrelid) \
+      AND EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = i.indexrelid \
+                    AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum) \
+    UNION ALL SELECT format('DROP STATISTICS IF EXISTS %I.%I', n.nspname, s.stxname) \
+    FROM pg_catalog.pg_statistic_ext s JOIN pg_catalog.pg_namespace n ON n.oid = s.stxnamespace \
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = s.stxrelid AND a.attname = $2::text \
+    WHERE s.stxrelid = pg_catalog.to_regclass($1) AND s.stxexprs IS NOT NULL \
+      AND EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_statistic_ext'::regclass AND d.objid = s.oid \
+                    AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = s.stxrelid AND d.refobjsubid = a.attnum) \
+    ORDER BY 1";
 
 /// Within the open transaction: gives the empty table the columns that the source's has, of the types that they have there.
 async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), Error> {

@@ -273,10 +273,17 @@ fn is_table(drop: &str) -> bool {
     drop.starts_with("DROP TABLE ")
 }
 
-/// With what hangs on it, where that is made again.
+/// With what hangs on it, where that is made again. Without its partitions: they may be another's on the source by now, with all their rows.
 async fn drop_table(shadow: &Client, table: &str, sql: &str) -> Result<(), Error> {
+    let failed = |error| refused(&format!("{table}: {sql}"))(error);
+    let dropped = sql.trim_start_matches("DROP TABLE ").trim_start_matches("IF EXISTS ");
+    let partitions = "SELECT format('ALTER TABLE %s DETACH PARTITION %I.%I; ', $1::text, n.nspname, c.relname) \
+        FROM pg_catalog.pg_inherits h JOIN pg_catalog.pg_class c ON c.oid = h.inhrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+        WHERE h.inhparent = pg_catalog.to_regclass($1) AND c.relispartition ORDER BY 1";
+    let partitions = shadow.query(partitions, &[&dropped]).await.map_err(failed)?;
+    let detach: String = partitions.iter().map(|row| row.get::<_, &str>(0)).collect();
     let settings = format!("SET lock_timeout = '{PATIENCE}'");
-    let tried = async |rest: &str| shadow.batch_execute(&format!("{settings}; {sql}{rest}")).await;
+    let tried = async |rest: &str| shadow.batch_execute(&format!("{settings}; {detach}{sql}{rest}")).await;
     let dropped = match tried("").await {
         Err(error)
             if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST)
@@ -286,7 +293,7 @@ async fn drop_table(shadow: &Client, table: &str, sql: &str) -> Result<(), Error
         }
         dropped => dropped,
     };
-    dropped.map_err(refused(&format!("{table}: {sql}")))
+    dropped.map_err(failed)
 }
 
 /// What takes away that which this would replace; none: it replaces nothing.

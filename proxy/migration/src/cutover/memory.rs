@@ -118,10 +118,17 @@ pub fn told(
     if knows && !others {
         return Ok(None);
     }
+    // What another node left may be of a takeover that it did not bring to its end.
+    let is_shut = |known: &State| known.run.is_none() && said.iter().any(|one| is_shut(known, one));
     match judge(configured, said) {
-        Err(_) if knows => Ok(None),
+        Err(_) if knows && !known.is_some_and(is_shut) => Ok(None),
         found => found.map(Some),
     }
+}
+
+/// Whether a database that is said to be the primary takes no writes, and nobody knows of a run that would open it.
+fn is_shut(known: &State, said: &Said) -> bool {
+    said.zone == known.primary && said.generation == known.generation && said.fenced
 }
 
 /// Whether a journal knows as much as a database in `zone` that is open at `generation`, or more.
@@ -141,6 +148,9 @@ pub fn contradicts(journal: &State, said: &Said) -> Option<String> {
     }
     if said.fenced && said.generation > journal.generation {
         return Some(format!("{} knows of generation {}", journal.primary, said.generation.0));
+    }
+    if journal.run.is_none() && is_shut(journal, said) {
+        return Some(format!("{} was not opened at generation {}", journal.primary, said.generation.0));
     }
     // Whoever said that it was committed has not opened it.
     let committed = said.generation < journal.generation;
@@ -288,7 +298,7 @@ mod tests {
         let journal =
             State { generation: Generation(2), ..State::first("r", near(), "far".into(), Timestamp(1)) };
         for (generation, fenced, contradicted) in
-            [(2, false, false), (2, true, false), (3, true, true), (4, true, true), (1, true, true)]
+            [(2, false, false), (2, true, true), (3, true, true), (4, true, true), (1, true, true)]
         {
             let said = said(&[("near", generation, fenced)]).remove(0);
             assert_eq!(contradicts(&journal, &said).is_some(), contradicted, "{generation}, {fenced}");

@@ -216,12 +216,12 @@ fn is_denied(error: &ServerError) -> bool {
     error.sqlstate == DENIED
 }
 
-/// Whether a role that is kept out so is so at any time: by what it proves itself by, or by what it may do.
+/// Whether a role that is kept out so is so at any time: by what it proves itself by, what it may do, or what it asks to begin with.
 fn refuses_login(error: &NoBackend) -> bool {
     match error {
         NoBackend::Login(_) | NoBackend::Method(_) => true,
-        // Invalid authorization; of rights, the one to connect was not what it lacks.
-        NoBackend::Refused(error, _) => error.sqlstate.starts_with("28") || is_denied(error),
+        // Of this moment: no room for it, a server that starts or ends, one that is broken.
+        NoBackend::Refused(error, _) => !error.is_of_server() && !error.sqlstate.starts_with("55"),
         _ => false,
     }
 }

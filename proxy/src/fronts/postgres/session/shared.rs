@@ -44,8 +44,6 @@ impl Session {
     pub(super) async fn open_shared(front: &Arc<PostgresFront>, pool: &Pool, begun: Begun) -> Option<Self> {
         let Begun { mut client, identity, guest, .. } = begun;
         let (identity, base) = identity.shared();
-        // Whether it needs a connection or not: it has proven itself by this.
-        front.roles.learn(&identity);
         let shelf = pool.shelf(&identity.user, identity.options());
         let base = Arc::new(base);
         let mut seat = front.turnstile.sit();
@@ -59,6 +57,8 @@ impl Session {
                 }
             },
         };
+        // Whether it needs a connection or not: it has proven itself by this, and a server takes what it asks for.
+        front.roles.learn(&identity);
         let key = front.register_shared();
         if !welcome(&mut client, &greeting, key.key(), &mut Vec::new()).await {
             return None;
