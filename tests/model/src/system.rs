@@ -337,8 +337,8 @@ impl Cutover {
                 true
             }
             Action::TakesTheLead(at) => {
-                // Who lost the lease after its takeover was committed, and before its target knew of it, goes on with it all the same: that is open
-                // (docs/model.md), and not looked at here.
+                // Who lost the lease after its takeover was committed, and before its target knew of it, is refused by that target, which asks for
+                // the lease: that is not modelled (docs/model.md).
                 let begun = system
                     .memory
                     .lost

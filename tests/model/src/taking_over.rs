@@ -53,8 +53,8 @@ impl Cutover {
 }
 
 impl System {
-    /// A takeover that is done once more, late, when the database is open already: it is not refused, and fences it. That is open
-    /// (docs/model.md), and not looked at here.
+    /// A takeover that is done once more, late, when the database is open already. The database refuses that (`takes_over` of
+    /// `godwit.guard_fence`), which is not modelled (docs/model.md).
     pub(crate) fn fences_who_took_over(&self, job: Job) -> bool {
         let Job::TakeOver(generation) = job else { return false };
         let database = &self.databases[primary_of(generation)];
