@@ -323,11 +323,7 @@ async fn what_only_a_superuser_can_make_is_told_before_the_copy_stops_at_it() ->
 
 /// Programs that read both.
 fn newest(one: &TestCluster, other: &TestCluster) -> std::path::PathBuf {
-    let of = |cluster: &TestCluster| {
-        cluster.cluster.bin.parent().map(|major| major.to_string_lossy().into_owned())
-    };
-    let fifteen = |cluster: &TestCluster| of(cluster).is_some_and(|of| of.contains("/15"));
-    if fifteen(one) { other.cluster.bin.clone() } else { one.cluster.bin.clone() }
+    if one.major() < other.major() { other.cluster.bin.clone() } else { one.cluster.bin.clone() }
 }
 
 /// What some server cannot make, for its version or for how it was built, and what is said of it.

@@ -106,7 +106,7 @@ impl Pair {
 
     pub(crate) fn source_end(&self) -> LocalEnd {
         // The newer pg_dump reads both.
-        let newer = if self.source.cluster.bin.ends_with("15/bin") && other_major() != 15 {
+        let newer = if self.source.major() == Some(15) && other_major() != 15 {
             &self.target.cluster.bin
         } else {
             &self.source.cluster.bin

@@ -90,6 +90,11 @@ impl TestCluster {
         Ok(Self { cluster, directory })
     }
 
+    /// Its major version, as its files say.
+    pub fn major(&self) -> Option<u32> {
+        std::fs::read_to_string(self.cluster.data.join("PG_VERSION")).ok()?.trim().parse().ok()
+    }
+
     /// Where the cluster lives.
     pub fn directory(&self) -> &Path {
         &self.directory
