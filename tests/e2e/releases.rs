@@ -509,7 +509,12 @@ async fn a_column_of_another_type_takes_all_of_what_is_written_while_its_table_i
     let here = "SELECT string_agg(at::text, ' ' ORDER BY id) FROM days WHERE id < 1";
     let all =
         async |client: &Client| anyhow::Ok(client.query_one(here, &[]).await?.get::<_, Option<String>>(0));
-    until("both have the same", async || Ok(all(&primary).await? == all(&shadow).await?)).await?;
+    if let Err(error) =
+        until("both have the same", async || Ok(all(&primary).await? == all(&shadow).await?)).await
+    {
+        let both = [all(&primary).await?, all(&shadow).await?];
+        return Err(error.context(format!("{both:?} differ\n{}", leader.node.tail(30))));
+    }
     ensure!(all(&shadow).await?.is_some_and(|both| both == "2026-11-30 14:15:00 2026-11-30 13:45:00"));
     leader.ready().await.map(drop)
 }

@@ -44,7 +44,7 @@ const RELEASES: [(&str, &[&str]); 3] = [
          ALTER TABLE refers ADD FOREIGN KEY (id) REFERENCES viewed;
          ALTER TABLE q RENAME TO q_old; CREATE TABLE q (id int, day int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
          ALTER TABLE q_old DETACH PARTITION q1; ALTER TABLE q ATTACH PARTITION q1 FOR VALUES FROM (0) TO (20); DROP TABLE q_old; COMMIT;
-         INSERT INTO q VALUES (200, 15);
+         INSERT INTO q VALUES (200, 5);
          INSERT INTO blue VALUES (3, 3); INSERT INTO green VALUES (4, 4); INSERT INTO two VALUES (1); INSERT INTO three VALUES (1, 1);
          INSERT INTO one (id, m) VALUES (1, 2); INSERT INTO old VALUES (3, 3, 'new')",
         &["blue", "green", "one", "two", "three", "old", "olds", "viewed", "views_of", "q", "q1"],

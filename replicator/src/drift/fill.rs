@@ -208,7 +208,8 @@ pub(crate) async fn end_appliers(shadow: &Client) -> Result<(), tokio_postgres::
 
 fn ending() -> String {
     format!(
-        "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity \
+        // A transaction that has asked who is there before would hear of the same sessions again.
+        "SELECT pg_catalog.pg_stat_clear_snapshot(); SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity \
          WHERE starts_with(application_name, {}) AND datname = current_database() AND usename = current_user",
         quote_literal(APPLIES)
     )
