@@ -229,7 +229,7 @@ fn elsewhere(resource: &Resource, placed: PlacedRow, known: Option<&State>, now:
     (!same(known)).then_some(state)
 }
 
-/// As [`lead`] for a resource that is to be reserved, and builds it; writes nothing down. One that had its name before left its generation behind:
+/// As [`lead_all`] for a resource that is to be reserved, and builds it; writes nothing down. One that had its name before left its generation behind:
 /// databases may know it.
 pub fn lead_anew(
     config: &Config,
