@@ -283,7 +283,7 @@ impl Streams {
         if generation.0 > 1 && copied != Some(false) {
             let info = slot::slot_info(&from, &name).await.map_err(chain)?;
             let why = match info.and_then(|info| info.confirmed_flush) {
-                None => format!("slot {name} is gone from {source}"),
+                None => without_slot(&name, source),
                 Some(start) if self.begins_at(generation, start, [&from, &to], copied).await? => {
                     return replicator::apply::seed_progress(&to, &name, start, generation.0, found)
                         .await
@@ -297,7 +297,7 @@ impl Streams {
                 // A primary that was lost, or restored as it was before the move: nobody may take it for one. What was never ours is not touched.
                 fence::guard(&to, &self.resource, generation.0).await.map_err(chain)?;
             }
-            return Err(format!("{why}: the shadow in {target} must be made anew"));
+            return Err(made_anew(&why, target));
         }
         if copied == Some(true) {
             return Ok(());
@@ -346,9 +346,7 @@ impl Streams {
         let is_empty = members.is_none_or(|members| members.is_empty());
         let start = match &there {
             None if !is_empty => {
-                return Err(format!(
-                    "slot {name} is gone from {source}: the shadow in {target} must be made anew"
-                ));
+                return Err(made_anew(&without_slot(&name, source), target));
             }
             None if self.policy().replication != ReplicationMode::Hybrid => return Ok(()),
             _ if copied(&to, &slot::slot_name(&self.resource, generation.0)).await? != Some(true) => {
@@ -367,8 +365,7 @@ impl Streams {
             let found = identity::of(&from).await.map_err(chain)?;
             replicator::apply::seed_progress(&to, &name, start, generation.0, found).await.map_err(chain)?;
         } else if known.is_none() {
-            let why = without_checkpoint(&name, target);
-            return Err(format!("{why}: the shadow in {target} must be made anew"));
+            return Err(made_anew(&without_checkpoint(&name, target), target));
         }
         self.start(generation, Lane::Critical, source, target);
         Ok(())
@@ -672,6 +669,14 @@ fn together(one: StreamStatus, other: StreamStatus) -> StreamStatus {
     both.transactions += other.transactions;
     both.changes += other.changes;
     both
+}
+
+fn made_anew(why: &str, target: &Zone) -> String {
+    format!("{why}: the shadow in {target} must be made anew")
+}
+
+fn without_slot(slot: &str, source: &Zone) -> String {
+    format!("slot {slot} is gone from {source}")
 }
 
 fn without_checkpoint(slot: &str, target: &Zone) -> String {

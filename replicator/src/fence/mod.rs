@@ -229,9 +229,7 @@ fn unexpected(function: &str, report: &serde_json::Value) -> Error {
 ///
 /// Idempotent. One round trip. An older generation than the epoch row's: [`Error::Fenced`].
 pub async fn guard(client: &Client, resource: &str, generation: u64) -> Result<(), Error> {
-    let of = Of::default();
-    let sql = format!("SELECT godwit.guard_fence({}::jsonb)", arguments(resource, generation, of)?);
-    call(client, &sql, "cannot guard the database").await.map(drop)
+    guard_as(client, resource, generation, Of::default()).await
 }
 
 /// [`guard`] of a shadow that takes over: of its primary's next generation, until it is opened. `holder`: the lease of the node that leads, where
@@ -245,7 +243,10 @@ pub async fn guard_to_take_over(
     generation: u64,
     holder: Option<&str>,
 ) -> Result<(), Error> {
-    let of = Of { takes_over: true, holder, ..Of::default() };
+    guard_as(client, resource, generation, Of { takes_over: true, holder, ..Of::default() }).await
+}
+
+async fn guard_as(client: &Client, resource: &str, generation: u64, of: Of<'_>) -> Result<(), Error> {
     let sql = format!("SELECT godwit.guard_fence({}::jsonb)", arguments(resource, generation, of)?);
     call(client, &sql, "cannot guard the database").await.map(drop)
 }

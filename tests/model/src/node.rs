@@ -185,6 +185,10 @@ pub struct Task {
     pub stage: Stage,
 }
 
+fn limits() -> Limits {
+    Limits::of(&Policy::new(PolicyParts::default()).expect("the default is valid"))
+}
+
 /// What asking a database came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Heard {
@@ -381,30 +385,28 @@ impl Node {
     /// A migration to the shadow is asked for.
     pub fn migrate(&mut self, bug: Option<Bug>, left: &mut Vec<(Job, u8)>) -> bool {
         let Some(state) = &self.memory else { return false };
-        let policy = Policy::new(PolicyParts::default()).expect("the default is valid");
         let event = Event::MigrateRequested {
             id: self.next_run.to_string(),
             to: state.shadow.clone(),
             trigger: Trigger::Score,
-            limits: Limits::of(&policy),
+            limits: limits(),
         };
-        if step(state, event.clone(), NOW).is_err() {
-            return false;
-        }
-        self.next_run += 1;
-        self.take(event, bug, left);
-        true
+        self.begins(event, bug, left)
     }
 
     /// An operator says that the primary is lost.
     pub fn take_over(&mut self, bug: Option<Bug>, left: &mut Vec<(Job, u8)>) -> bool {
-        let Some(state) = &self.memory else { return false };
-        let policy = Policy::new(PolicyParts::default()).expect("the default is valid");
         let event = Event::TakeOverRequested {
             id: self.next_run.to_string(),
             trigger: Trigger::Operator(String::new()),
-            limits: Limits::of(&policy),
+            limits: limits(),
         };
+        self.begins(event, bug, left)
+    }
+
+    /// A run that is asked for, if the state allows it.
+    fn begins(&mut self, event: Event, bug: Option<Bug>, left: &mut Vec<(Job, u8)>) -> bool {
+        let Some(state) = &self.memory else { return false };
         if step(state, event.clone(), NOW).is_err() {
             return false;
         }

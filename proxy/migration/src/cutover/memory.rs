@@ -119,16 +119,16 @@ pub fn told(
         return Ok(None);
     }
     // What another node left may be of a takeover that it did not bring to its end.
-    let is_shut = |known: &State| known.run.is_none() && said.iter().any(|one| is_shut(known, one));
+    let shut = known.is_some_and(|known| said.iter().any(|one| is_shut(known, one)));
     match judge(configured, said) {
-        Err(_) if knows && !known.is_some_and(is_shut) => Ok(None),
+        Err(_) if knows && !shut => Ok(None),
         found => found.map(Some),
     }
 }
 
 /// Whether a database that is said to be the primary takes no writes, and nobody knows of a run that would open it.
 fn is_shut(known: &State, said: &Said) -> bool {
-    said.zone == known.primary && said.generation == known.generation && said.fenced
+    known.run.is_none() && said.zone == known.primary && said.generation == known.generation && said.fenced
 }
 
 /// Whether a journal knows as much as a database in `zone` that is open at `generation`, or more.
@@ -149,7 +149,7 @@ pub fn contradicts(journal: &State, said: &Said) -> Option<String> {
     if said.fenced && said.generation > journal.generation {
         return Some(format!("{} knows of generation {}", journal.primary, said.generation.0));
     }
-    if journal.run.is_none() && is_shut(journal, said) {
+    if is_shut(journal, said) {
         return Some(format!("{} was not opened at generation {}", journal.primary, said.generation.0));
     }
     // Whoever said that it was committed has not opened it.
