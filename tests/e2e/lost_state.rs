@@ -1,12 +1,11 @@
 //! A node whose state directory is gone: the databases know who serves, and what they do not know nobody guesses.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use godwit::controller::view::ResourceView;
 use godwit::demo::zone::{LEADER, Playground, RESOURCE};
-use godwit_tests::postgres::wal_position;
+use godwit_tests::postgres::{copy_files, wal_position};
 use godwit_tests::waiting::until;
 use replicator::postgres::slot;
 use replicator::verify;
@@ -29,6 +28,15 @@ async fn stops_at_a_commit(playground: &Playground) -> Result<(Leader<'_>, PathB
     let mut leader = Leader::start(playground, &[("GODWIT_TEST_STOPS", &stops.to_string_lossy())])?;
     leader.ready().await?;
     Ok((leader, stops.join("committed.reached")))
+}
+
+/// A node that was killed when a move to the other zone was committed, before anything of that was done.
+async fn killed_at_a_commit(playground: &Playground) -> Result<Leader<'_>> {
+    let (leader, reached) = stops_at_a_commit(playground).await?;
+    leader.migrate(&playground.zones[1].name).await?;
+    until("it is committed", async || Ok(reached.exists())).await?;
+    leader.node.signal(Signal::KILL)?;
+    Ok(leader)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,8 +162,7 @@ async fn a_journal_from_a_backup_is_made_up_for_by_the_databases() -> Result<()>
     leader.ready().await?;
     drop(leader);
     let (kept, backup) = (state(&playground), playground.directory.join("backup"));
-    let copied = std::process::Command::new("cp").arg("-a").args([&kept, &backup]).status()?;
-    ensure!(copied.success(), "{copied}");
+    copy_files(&kept, &backup)?;
 
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
@@ -248,11 +255,8 @@ async fn a_shadow_is_known_by_what_it_is_of() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_answers_late_says_what_was_under_way() -> Result<()> {
     let playground = Playground::start(&options(false)?).await?;
-    let [near, far] = &playground.zones;
-    let (leader, reached) = stops_at_a_commit(&playground).await?;
-    leader.migrate(&far.name).await?;
-    until("it is committed", async || Ok(reached.exists())).await?;
-    leader.node.signal(Signal::KILL)?;
+    let [near, _] = &playground.zones;
+    let leader = killed_at_a_commit(&playground).await?;
     let frozen = freeze(near)?;
     drop(leader);
     std::fs::remove_dir_all(state(&playground)).context("the state directory")?;
@@ -285,9 +289,8 @@ async fn a_shadow_that_went_back_in_time_is_not_taken_for_whole() -> Result<()> 
     drop(leader);
     let stream = slot::slot_name(RESOURCE, 2);
     near.cluster.stop("fast")?;
-    let (data, older) = (near.cluster.data.display().to_string(), playground.directory.join("older"));
-    let copied = Command::new("cp").arg("-a").arg(&data).arg(&older).status()?;
-    ensure!(copied.success(), "the shadow's files cannot be copied");
+    let older = playground.directory.join("older");
+    copy_files(&near.cluster.data, &older)?;
     near.cluster.start()?;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
@@ -356,10 +359,7 @@ async fn a_shadow_that_went_back_in_time_is_not_taken_for_whole() -> Result<()> 
 async fn a_way_back_begins_although_its_node_died_before_it_did() -> Result<()> {
     let playground = Playground::start(&options(false)?).await?;
     let [near, far] = &playground.zones;
-    let (leader, reached) = stops_at_a_commit(&playground).await?;
-    leader.migrate(&far.name).await?;
-    until("it is committed", async || Ok(reached.exists())).await?;
-    leader.node.signal(Signal::KILL)?;
+    let leader = killed_at_a_commit(&playground).await?;
     drop(leader);
     let mut leader = Leader::start(&playground, &[])?;
     leader.until("it goes on", |view| view.primary == far.name && view.phase == "shadowing").await?;

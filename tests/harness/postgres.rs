@@ -25,6 +25,14 @@ pub fn free_port() -> Result<u16> {
     godwit::demo::zone::free_ports(1)?.pop().context("no free port")
 }
 
+/// Copies a directory with everything in it, as it is.
+pub fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    let mut copy = Command::new("cp");
+    copy.arg("-a").args([from, to]);
+    anyhow::ensure!(copy.status()?.success(), "{copy:?} failed");
+    Ok(())
+}
+
 /// The newest major on this machine other than 15, or 15: the other side of a migration.
 pub fn other_major() -> u32 {
     [18, 17, 16].into_iter().find(|major| bin_directory(*major).is_some()).unwrap_or(15)
@@ -72,10 +80,7 @@ impl TestCluster {
     /// A copy of this cluster's files, slots included, as a snapshot of the disk would be. This one must be stopped.
     pub fn snapshot(&self) -> Result<Self> {
         let this = self.sibling()?;
-        let files = |cluster: &Cluster| cluster.data.display().to_string();
-        let mut copy = Command::new("cp");
-        copy.arg("-a").arg(files(&self.cluster)).arg(files(&this.cluster));
-        anyhow::ensure!(copy.status()?.success(), "{copy:?} failed");
+        copy_files(&self.cluster.data, &this.cluster.data)?;
         Ok(this)
     }
 
