@@ -305,6 +305,64 @@ async fn a_large_post_that_nobody_saw_is_refused_as_such() {
     assert!(text.contains("not processed"), "{text}");
 }
 
+/// Answers the first request of each connection, and resets the connection when it has read the header of the second, before its
+/// kernel has acknowledged any of that. Returns how many requests it has read, and how many it reset.
+fn resetting(listener: TcpListener) -> (Arc<AtomicU64>, Arc<AtomicU64>) {
+    let (seen, reset) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let counted = (seen.clone(), reset.clone());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (seen, reset) = counted.clone();
+            tokio::spawn(async move {
+                for turn in 0..2 {
+                    let mut request = Vec::new();
+                    while !request.windows(4).any(|four| four == b"\r\n\r\n") {
+                        if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                    seen.fetch_add(1, SeqCst);
+                    if turn == 0 {
+                        // The rest of it.
+                        while request.starts_with(b"POST / ") && !request.ends_with(b"body") {
+                            stream.read_buf(&mut request).await.unwrap();
+                        }
+                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                        rustix::net::sockopt::set_tcp_quickack(&stream, false).unwrap();
+                    }
+                }
+                reset.fetch_add(1, SeqCst);
+                rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+            });
+        }
+    });
+    (seen, reset)
+}
+
+/// An endpoint that reads a POST, all of it or only its header, and resets the connection may have carried it out: it is not sent again,
+/// although nothing of it was acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_that_is_answered_with_a_reset_is_not_sent_again() {
+    for (path, body) in [("/empty", ""), ("/", "body")] {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let pool = Pool::new(0, "a", &[listener.local_addr().unwrap()]);
+        let (seen, reset) = resetting(listener);
+        let front = Front::start(&[], WIDE, pool).await;
+        let (mut sent, mut last) = (0, None);
+        until("one was reset", async || {
+            last = Some(
+                front.send(front.request(Method::POST, path, Bytes::from_static(body.as_bytes()))).await,
+            );
+            sent += 1;
+            reset.load(SeqCst) > 0
+        })
+        .await;
+        let (status, _, text) = last.unwrap();
+        assert_eq!((seen.load(SeqCst), status), (sent, StatusCode::BAD_GATEWAY), "{text}");
+        assert!(text.contains("may have been processed"), "{text}");
+    }
+}
+
 /// Connections of the old generation are closed by the swap, not when the keep-alive pool thinks of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_swap_closes_what_is_kept() {

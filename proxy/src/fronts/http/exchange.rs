@@ -1,5 +1,6 @@
 //! What the front remembers of one request while it passes.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -128,9 +129,12 @@ impl Exchange {
         self.place.as_ref().is_some_and(Place::was_ended)
     }
 
-    /// Whether the other end's kernel has taken nothing of it: a kept connection that had died.
-    pub(super) fn is_untouched(&self) -> bool {
-        self.kept.as_ref().is_some_and(|(connection, before)| connection.taken() == Some(*before))
+    /// Whether the endpoint has seen nothing of it: it had closed the kept connection, and until then its kernel had taken nothing.
+    pub(super) fn is_untouched(&self, error: &Error) -> bool {
+        let untaken = |(connection, before): &(Arc<Connection>, u64)| {
+            !connection.was_ended() && connection.taken() == Some(*before)
+        };
+        closed_by_endpoint(error) && self.kept.as_ref().is_some_and(untaken)
     }
 
     pub(super) fn has_other_endpoint(&self) -> bool {
@@ -220,5 +224,33 @@ impl Exchange {
             held: Some(self.watch.hold()).filter(|held| !held.is_zero()),
             segments: whole.then(|| self.watch.finish(now())).flatten(),
         }
+    }
+}
+
+/// Whether a connection broke because the endpoint had closed it in order, which acknowledges what it had been sent until then. Anything
+/// else says nothing of that: an endpoint's kernel waits before it acknowledges, and a reset, or a silence, may come after the whole
+/// request was read.
+fn closed_by_endpoint(error: &Error) -> bool {
+    match error.root_cause().downcast_ref::<io::Error>() {
+        // While writing; while reading through TLS.
+        Some(error) => matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof),
+        None => *error.root_etype() == ErrorType::ConnectionClosed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_end_in_order_says_what_was_taken() {
+        let writing = |kind: io::ErrorKind| {
+            let error = Error::because(ErrorType::WriteError, "while writing body", io::Error::from(kind));
+            closed_by_endpoint(&error.into_up().more_context("sending"))
+        };
+        assert!(writing(io::ErrorKind::BrokenPipe) && writing(io::ErrorKind::UnexpectedEof));
+        assert!(!writing(io::ErrorKind::ConnectionReset) && !writing(io::ErrorKind::TimedOut));
+        assert!(closed_by_endpoint(&Error::explain(ErrorType::ConnectionClosed, "while reading")));
+        assert!(!closed_by_endpoint(&Error::explain(ErrorType::WriteTimedout, "while writing")));
     }
 }

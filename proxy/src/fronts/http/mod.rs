@@ -260,7 +260,7 @@ impl ProxyHttp for HttpFront {
             && !matches!(error.etype(), ErrorType::InvalidH2);
         error.retry.decide_reuse(client_reused);
         let unanswered = session.response_written().is_none();
-        let untouched = fault == Fault::BadAnswer && (refused || unanswered && exchange.is_untouched());
+        let untouched = fault == Fault::BadAnswer && (refused || unanswered && exchange.is_untouched(&error));
         let broken = retries::Broken {
             method: &session.req_header().method,
             reused: client_reused,

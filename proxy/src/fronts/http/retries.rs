@@ -1,8 +1,8 @@
 //! What is sent again, and how often: the rule is pure, the budget bounds it.
 //!
 //! A request is repeated only if that cannot do anything twice: it found no connection; or its method is safe; or its method
-//! is idempotent and a kept connection had died; or the other end's kernel took not one byte of it, which it tells
-//! ([`Connection::taken`](crate::fronts::pools::connections::Connection::taken)).
+//! is idempotent and a kept connection had died; or the endpoint had closed the connection in order before its kernel took one byte
+//! of it, which the kernel tells ([`Connection::taken`](crate::fronts::pools::connections::Connection::taken)).
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -22,7 +22,7 @@ pub(super) struct Broken<'a> {
     pub(super) reused: bool,
     /// The proxy library says that the endpoint refused it unseen (HTTP/2), or that a kept connection had died.
     pub(super) refused: bool,
-    /// The endpoint's kernel took nothing of it.
+    /// The endpoint closed the connection before its kernel took anything of it.
     pub(super) untouched: bool,
     /// Nothing was answered, and the body is still known.
     pub(super) repeatable: bool,

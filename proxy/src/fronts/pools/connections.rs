@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
@@ -33,6 +33,8 @@ pub struct Connection {
     socket: OwnedFd,
     /// Long streams on it.
     pub(super) streams: AtomicUsize,
+    /// It was ended from here.
+    ended: AtomicBool,
 }
 
 impl Connections {
@@ -65,7 +67,7 @@ impl Connections {
         let descriptor = stream.as_raw_fd();
         let socket =
             stream.as_fd().try_clone_to_owned().or_err(ErrorType::InternalError, "no descriptor is free")?;
-        let connection = Connection { socket, streams: AtomicUsize::new(0) };
+        let connection = Connection { socket, streams: AtomicUsize::new(0), ended: AtomicBool::new(false) };
         self.open().insert(descriptor, Arc::new(connection));
         Ok(Tracer(Box::new(Ended { connections: Arc::clone(self), descriptor })))
     }
@@ -78,11 +80,23 @@ impl Connections {
 impl Connection {
     /// Ends it for whoever uses it.
     pub fn end(&self) {
+        // Said first: whoever sees the end finds whose it was.
+        self.ended.store(true, SeqCst);
+        self.shut();
+    }
+
+    /// Whether it was ended from here while somebody used it.
+    pub fn was_ended(&self) -> bool {
+        self.ended.load(SeqCst)
+    }
+
+    fn shut(&self) {
         // It may have ended by itself.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
 
-    /// Bytes that the other end's kernel has taken since the connection began; none where the kernel does not say.
+    /// Bytes that the other end's kernel has acknowledged since the connection began; none where the kernel does not say. It may have
+    /// taken more: it acknowledges a little later, or together with its end of the connection.
     pub fn taken(&self) -> Option<u64> {
         ext::get_tcp_info(self.socket.as_raw_fd()).ok().map(|info| info.tcpi_bytes_acked)
     }
@@ -132,7 +146,7 @@ impl Tracing for Ended {
         if let Some(connection) = gone
             && Arc::strong_count(&connection) > 1
         {
-            connection.end();
+            connection.shut();
         }
     }
 
