@@ -204,7 +204,8 @@ impl Exchange {
     /// Leaves the gate and the endpoint, and returns what is kept of it.
     pub(super) fn finish(&mut self, session: &Session, error: Option<&Error>) -> Sample {
         drop(self.admission.take());
-        let stream = self.place.take();
+        // Before its claim on the endpoint: with more streams there than requests, those that are not would be ended.
+        let streamed = self.place.take().is_some();
         let zone = self.pick.take().map(|pick| Arc::clone(pick.zone())).or_else(|| self.zone.take());
         let status = session.response_written().map(|header| header.status.as_u16());
         let outcome = match (error, self.fault, status) {
@@ -215,7 +216,7 @@ impl Exchange {
             (_, Some(fault), None) => Outcome::Status(fault.status()),
         };
         // How long a stream lasted says nothing of how long anybody waited.
-        let whole = error.is_none() && stream.is_none();
+        let whole = error.is_none() && !streamed;
         Sample {
             resource: self.front.as_ref().map(|front| Arc::clone(&front.name)),
             zone,

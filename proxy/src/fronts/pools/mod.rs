@@ -265,10 +265,11 @@ impl Pick {
 
     /// From now on it is a long stream, on this connection if that is known.
     pub fn streams(&self, connection: Option<Arc<Connection>>) -> Streaming {
-        self.endpoint().stream_began();
+        // Before the endpoint's: once that has nothing but streams, the connections without one are ended.
         if let Some(connection) = &connection {
             connection.streams.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         }
+        self.endpoint().stream_began();
         Streaming { endpoint: Arc::clone(self.endpoint()), connection }
     }
 }
