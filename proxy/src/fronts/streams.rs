@@ -1,7 +1,7 @@
 //! Long streams (WebSocket, server-sent events, gRPC streams): what becomes of them when their resource moves.
 //!
-//! A stream is not a request in flight: it may last for days, and a drain must not wait for it. Once a response is known to
-//! be one, it leaves the gate (unless its rule is *block*) and is kept here. After a swap, streams of an older generation are
+//! A stream is not a request in flight: it may last for days, and a drain must not wait for it, nor for its beginning. Once a request
+//! or its response is known to be one, it leaves the gate (unless its rule is *block*) and is kept here. After a swap, streams of an older generation are
 //! ended: soon and spread over the jitter (*close*), or at the deadline (*finish*, *block*). Ending one is ending its
 //! connection to the endpoint, and all that share it; what their clients then get, the front decides.
 //!
@@ -40,7 +40,7 @@ struct Kept {
     ended: Arc<AtomicBool>,
 }
 
-/// A response that is a stream, or may turn out to be one.
+/// A request that is a stream, or may turn out to be one.
 pub struct Arrival {
     /// Of its pool.
     pub generation: u64,
@@ -144,6 +144,14 @@ impl Kept {
 }
 
 impl Place {
+    /// Its right to be inside, if it still has that and was not ended.
+    pub fn take_back(&self) -> Option<Admission> {
+        if self.was_ended() {
+            return None;
+        }
+        self.streams.open().streams.get_mut(&self.id)?.admission.take()
+    }
+
     /// Whether it was ended from here.
     pub fn was_ended(&self) -> bool {
         self.ended.load(SeqCst)
@@ -157,9 +165,9 @@ impl Drop for Place {
     }
 }
 
-/// How long after its response's header a gRPC call counts as a stream: a call with one answer sends it together with the
-/// header, a stream sends the header first.
-pub const GRPC_CERTAIN: Duration = Duration::from_millis(250);
+/// How long until what may be a stream counts as one: a request that asks for a stream, after it was sent, if it is not answered with
+/// something else by then; a gRPC call after its response's header, as one with a single answer sends that together with the header.
+pub const CERTAIN: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -241,6 +249,11 @@ mod tests {
         assert_eq!(maybe.1.endpoint().streams(), 2);
         drop(maybe);
         assert_eq!(world.pool.load().endpoints()[0].streams(), 1);
+        let (place, _pick) = world.begin(AtCutover::Close, Duration::from_secs(3));
+        let back = place.take_back();
+        world.look(1, 3);
+        assert!(back.is_some() && place.take_back().is_none());
+        assert_eq!(inside(), 1, "it was taken back before it left");
     }
 
     #[test]

@@ -306,6 +306,49 @@ async fn streams_that_block_are_waited_for() {
     drop(events);
 }
 
+/// Endpoints that begin their answers late: a drain does not wait for what is a stream by its route, or by what its client asks for. After
+/// the swap those that may be sent again are, and of the others the client is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_have_not_begun_are_not_waited_for() {
+    let (silent, new) = (TcpListener::bind(("127.0.0.1", 0)).await.unwrap(), Streamer::start().await);
+    let mut plain = HttpFront::plain(free(), &[]);
+    plain.settings.streams = rules(AtCutover::Close);
+    plain.settings.routes =
+        vec![Route { name: "feed".into(), path: "/feed".into(), at_cutover: None, stream: true }];
+    let pool = Pool::new(0, "a", &[silent.local_addr().unwrap()]);
+    let front = Arc::new(Front::of(plain, WIDE, pool).await);
+    let post = tokio::spawn({
+        let front = Arc::clone(&front);
+        async move { front.send(front.request(Method::POST, "/feed", Bytes::from_static(b"body"))).await }
+    });
+    let _first = silent.accept().await.unwrap();
+    let mut events = Listener { stream: TcpStream::connect(front.address).await.unwrap(), got: Vec::new() };
+    let request = b"GET /events HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\n\r\n";
+    events.stream.write_all(request).await.unwrap();
+    let _second = silent.accept().await.unwrap();
+    swap(&front, 1, new.address).await;
+    let (status, headers, text) = post.await.unwrap();
+    assert_eq!((status, &headers["retry-after"]), (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().unwrap()));
+    assert!(text.contains("may have been processed"), "{text}");
+    events.piece("/events").await;
+    until("it is the only stream", async || front.resource.streams.count() == 1).await;
+}
+
+/// What asks for a stream and is answered at once with something else is an ordinary request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ordinary_answer_to_who_asks_for_a_stream_keeps_its_connection() {
+    let upstream = super::raw::Raw::start().await;
+    let front = front(upstream.address(), rules(AtCutover::Close)).await;
+    for _ in 0..3 {
+        let mut request = front.get("/");
+        request.headers_mut().insert("accept", "text/event-stream".parse().unwrap());
+        let (status, headers, _) = front.send(request).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(headers["connection"], "keep-alive");
+    }
+    until("none is left", async || front.resource.streams.count() == 0).await;
+}
+
 type Body = BoxBody<Bytes, std::convert::Infallible>;
 
 /// A gRPC server: `/one` answers once, with trailers; anything else begins a stream and leaves it open.

@@ -127,6 +127,11 @@ impl Fault {
                 Some("1"),
                 r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the connection to the service ended before it took the request, which was not processed; try again"}"#,
             ),
+            Self::Moved => (
+                503,
+                Some("1"),
+                r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the service has moved before it answered; the request may have been processed"}"#,
+            ),
             Self::UriTooLong => (
                 414,
                 None,
@@ -147,7 +152,7 @@ impl Fault {
                 None,
                 r#"{"type":"about:blank","title":"Bad Request","status":400,"detail":"the request is not valid HTTP"}"#,
             ),
-            Self::ClientLeft | Self::Moved => return None,
+            Self::ClientLeft => return None,
             Self::Internal => (
                 500,
                 None,
@@ -281,7 +286,7 @@ mod tests {
         uri_too_long   414 - the target of the request is longer than it may be
         header_too_large 431 - the header of the request is larger than it may be
         body_too_large 413 - the body of the request is larger than it may be
-        moved          -
+        moved          503 1 the service has moved before it answered; the request may have been processed
         client_left    -
         internal       500 - the proxy failed
         ");

@@ -4,10 +4,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, UPGRADE};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, UPGRADE};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
@@ -20,7 +21,7 @@ use crate::fronts::pools::connections::Connection;
 use crate::fronts::pools::upgrading::Upgrading;
 use crate::fronts::routes::ResourceFront;
 use crate::fronts::stopwatch::{Outcome, Stopwatch};
-use crate::fronts::streams::{Arrival, GRPC_CERTAIN, Place};
+use crate::fronts::streams::{Arrival, CERTAIN, Place};
 use crate::telemetry::names;
 use crate::traces;
 
@@ -96,11 +97,14 @@ impl Exchange {
         }
     }
 
-    /// It is sent, or tried to be: once more begins with its first byte, and forgets why the time before came to nothing.
+    /// It is sent, or tried to be: once more begins with its first byte, and forgets why the time before came to nothing. One that had
+    /// left the gate as a stream has to enter it anew.
     pub(super) fn again(&mut self) {
         self.attempts += 1;
         self.body_bytes = 0;
         self.fault = None;
+        self.comes_back();
+        self.place = None;
     }
 
     /// Notes what it is known by.
@@ -162,13 +166,42 @@ impl Exchange {
             self.is_stream = route.stream;
             self.route = Some(Arc::clone(name));
         }
-        let begins = |name, with: &[u8]| {
-            request.headers.get(name).is_some_and(|value: &HeaderValue| value.as_bytes().starts_with(with))
-        };
         self.may_be_silent = self.is_stream
             || request.headers.contains_key(UPGRADE)
-            || begins(ACCEPT, b"text/event-stream")
-            || begins(CONTENT_TYPE, b"application/grpc");
+            || begins(request, &ACCEPT, b"text/event-stream")
+            || begins(request, &CONTENT_TYPE, b"application/grpc");
+    }
+
+    /// It is being sent: one whose route or client says that it is a stream may be answered late, and a drain must not wait for that.
+    pub(super) fn is_sent(&mut self, request: &RequestHeader) {
+        let asked = request.method.is_safe()
+            && (self.upgrading.is_some() || begins(request, &ACCEPT, b"text/event-stream"));
+        if self.is_stream || asked {
+            let now = now();
+            self.stream(now + CERTAIN, now);
+        }
+    }
+
+    /// It is a long stream, for certain from then on.
+    fn stream(&mut self, certain: Instant, now: Instant) {
+        let Some((front, pick)) = self.front.as_ref().zip(self.pick.as_ref()) else { return };
+        let connection = pick.endpoint().connections().get(self.descriptor);
+        let arrival = Arrival {
+            generation: pick.generation(),
+            at_cutover: self.at_cutover,
+            certain,
+            admission: self.admission.take(),
+            streaming: pick.streams(connection),
+        };
+        self.place = Some(front.streams.begin(arrival, now));
+    }
+
+    /// It is no stream (yet) after all: back inside, unless it has left the gate.
+    fn comes_back(&mut self) {
+        self.admission = self.admission.take().or_else(|| self.place.as_ref()?.take_back());
+        if self.admission.is_some() {
+            self.place = None;
+        }
     }
 
     /// The endpoint answered: what that says of it, and whether this is a long stream.
@@ -179,25 +212,20 @@ impl Exchange {
         let status = response.status;
         let well = !matches!(status.as_u16(), 502..=504);
         pick.answered(self.watch.waiting(now), well, front.settings.ejection.as_ref(), now);
+        self.comes_back();
         let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
         let kind = response.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         let certain =
             if upgraded || self.is_stream && status.is_success() || kind.starts_with(b"text/event-stream") {
                 now
             } else if kind.starts_with(b"application/grpc") {
-                now + GRPC_CERTAIN
+                now + CERTAIN
             } else {
                 return;
             };
-        let connection = pick.endpoint().connections().get(self.descriptor);
-        let arrival = Arrival {
-            generation: pick.generation(),
-            at_cutover: self.at_cutover,
-            certain,
-            admission: self.admission.take(),
-            streaming: pick.streams(connection),
-        };
-        self.place = Some(front.streams.begin(arrival, now));
+        if self.place.is_none() {
+            self.stream(certain, now);
+        }
         self.frames = upgraded.then(Frames::default);
     }
 
@@ -226,6 +254,11 @@ impl Exchange {
             segments: whole.then(|| self.watch.finish(now())).flatten(),
         }
     }
+}
+
+/// Whether a field of its header begins so.
+fn begins(request: &RequestHeader, name: &HeaderName, with: &[u8]) -> bool {
+    request.headers.get(name).is_some_and(|value| value.as_bytes().starts_with(with))
 }
 
 /// Whether a connection broke because the endpoint had closed it in order, which acknowledges what it had been sent until then. Anything

@@ -103,9 +103,17 @@ impl ProxyHttp for HttpFront {
         session: &mut Session,
         exchange: &mut Box<Exchange>,
     ) -> Result<Box<HttpPeer>> {
+        exchange.again();
+        if exchange.admission.is_none()
+            && let Some(front) = exchange.front.clone()
+        {
+            exchange.admission = match client::enter(&front.gate, session).await {
+                Ok(admission) => Some(admission),
+                Err(fault) => return exchange.fail(fault),
+            };
+        }
         let now = now();
         exchange.watch.chosen(now);
-        exchange.again();
         let Some(front) = &exchange.front else { return exchange.fail(Fault::Internal) };
         let pick = match front.pool.pick(&exchange.tried, now) {
             Ok(pick) => pick,
@@ -144,6 +152,7 @@ impl ProxyHttp for HttpFront {
             upgrading.connected();
         }
         exchange.kept = None;
+        exchange.is_sent(session.req_header());
         let Some(pick) = &exchange.pick else { return Ok(()) };
         if !reused {
             pick.connected();
@@ -289,9 +298,11 @@ impl ProxyHttp for HttpFront {
     ) -> FailToProxy {
         if exchange.was_ended() {
             exchange.fault = Some(Fault::Moved);
-            let close = exchange.frames.as_ref().is_some_and(websocket::Frames::may_close);
-            ending::end_stream(session, close).await;
-            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+            if session.response_written().is_some() {
+                let close = exchange.frames.as_ref().is_some_and(websocket::Frames::may_close);
+                ending::end_stream(session, close).await;
+                return FailToProxy { error_code: 0, can_reuse_downstream: false };
+            }
         }
         let fault = *exchange.fault.get_or_insert_with(|| Fault::of(error));
         if fault.is_ours() {
