@@ -64,6 +64,7 @@ pub(crate) mod openapi;
 mod problem;
 mod routes;
 mod sent;
+mod serving;
 
 use std::sync::Arc;
 
@@ -125,12 +126,10 @@ pub struct AdminState {
 }
 
 /// Serves until cancelled.
-pub async fn serve(listener: Listener, state: AdminState, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(listener: Listener, state: AdminState, stop: CancellationToken) {
     let calls = TaskTracker::new();
-    let service = routes::router(state, calls.clone()).into_make_service_with_connect_info::<Peer>();
-    let served = axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await;
+    serving::serve(listener, routes::router(state, calls.clone()), stop).await;
     // Those whose callers have gone.
     calls.close();
     calls.wait().await;
-    served
 }
