@@ -294,15 +294,25 @@ impl Journal {
         record::decode(&text).map(Some).map_err(damaged)
     }
 
-    /// Forgets where a resource stands, if it still stands there with no migration: the databases are to be asked anew. False: it does not.
+    /// Forgets where a resource stands, if it still stands there with no migration: the databases of its two zones are to be asked anew. False: it does
+    /// not.
     pub fn forget(&self, state: &State) -> Result<bool, StoreError> {
         let stands = |now: &State| now.generation == state.generation && now.run.is_none();
         if !self.latest(&state.resource)?.as_ref().is_some_and(stands) {
             return Ok(false);
         }
-        let forgotten =
-            self.connection().execute("DELETE FROM journal WHERE resource = ?", [&state.resource]);
-        forgotten.map(|_| true).map_err(self.database())
+        let write = || {
+            let mut connection = self.connection();
+            let transaction = connection.transaction()?;
+            transaction.execute("DELETE FROM journal WHERE resource = ?", [&state.resource])?;
+            // Of no generation: which of them serves is what is not known.
+            transaction.execute(
+                "INSERT OR REPLACE INTO placed (resource, primary_zone, shadow_zone, generation) VALUES (?, ?, ?, 0)",
+                params![state.resource, &*state.primary.0, &*state.shadow.0],
+            )?;
+            transaction.commit()
+        };
+        write().map(|()| true).map_err(self.database())
     }
 
     /// The records of a run, oldest first.
@@ -578,6 +588,23 @@ mod tests {
             )
             .expect("tamper");
         assert!(matches!(journal.latest("orders"), Err(StoreError::Damaged { .. })));
+    }
+
+    #[test]
+    fn where_the_databases_are_is_known_when_who_serves_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(directory.path()).unwrap();
+        let now = Timestamp(10);
+        let state = State {
+            generation: Generation(2),
+            ..State::first("orders", Zone::from("far"), Zone::from("near"), now)
+        };
+        journal.append(&state, "Adopted", now, None).unwrap();
+        assert!(journal.forget(&state).unwrap());
+        assert_eq!(journal.latest("orders").unwrap(), None);
+        let placed = journal.placed("orders").unwrap().unwrap();
+        assert_eq!((&*placed.primary, &*placed.shadow, placed.generation), ("far", "near", 0));
+        assert!(!journal.forget(&state).unwrap());
     }
 
     #[test]
