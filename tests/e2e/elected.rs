@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use godwit::admin::{LeadView, SectionView};
 
 use godwit::cli::client::Client;
@@ -20,10 +20,12 @@ use http::Method;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use replicator::fence;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::leader::{Leader, PATIENCE, PROGRAM, connect, load, of_node, options, until_answer};
+use crate::takeover::take_over;
 
 const LEASE: &str = "lease: 3s";
 
@@ -245,6 +247,59 @@ async fn a_node_that_stood_still_in_a_move_begins_anew() -> Result<()> {
     one.migrate(&view.shadow).await?;
     one.until("it moves", |now| now.primary == view.shadow && now.phase == "shadowing").await?;
     lost_nothing(&playground, &view.shadow, &outcome).await
+}
+
+/// Committed in the journal of a node that was lost before it began, a takeover is what nobody else goes on with, nor that one once another has led:
+/// the primary is there, and acknowledges.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_that_never_began_is_undone_where_the_primary_answers() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let members = [Member::new(&playground, "one", &[])?, Member::new(&playground, "other", &[])?];
+    let stops = playground.directory.join("stops");
+    std::fs::create_dir(&stops)?;
+    std::fs::write(stops.join("committed"), "")?;
+    let mut one = members[0].start(&[("GODWIT_TEST_STOPS", &stops.to_string_lossy())])?;
+    one.ready().await?;
+    let said = json!({ "accept_loss": true, "primary_answers": true });
+    tokio::select! {
+        answer = take_over(&one, &said) => bail!("it was answered: {answer:?}"),
+        committed = until("it is committed", async || Ok(stops.join("committed.reached").exists())) => committed?,
+    }
+    one.node.signal(Signal::KILL)?;
+    // It may have left by then that it was done.
+    let leave = "UPDATE godwit.leader SET legacy = jsonb_set(legacy::jsonb, '{tables,placed}', $1::text::jsonb)::text";
+    let placed = json!([{ "resource": RESOURCE, "primary_zone": far.name, "shadow_zone": near.name, "generation": 2 }]);
+    for zone in &playground.zones {
+        connect(zone).await?.execute(leave, &[&placed.to_string()]).await?;
+    }
+    let mut other = members[1].start(&[])?;
+    leads(&mut other).await?;
+    let view = other.ready().await?;
+    ensure!((&view.primary, view.generation) == (&near.name, 1), "{view:#?}");
+    let load = load(&playground, 60.0, "not begun");
+    other.until("it serves", |_| load.snapshot().acknowledged > 20).await?;
+    other.node.signal(Signal::TERM)?;
+    let mut one = members[0].start(&[])?;
+    leads(&mut one).await?;
+    let view = one.ready().await?;
+    ensure!((&view.primary, view.generation) == (&near.name, 1), "{view:#?}");
+    let runs = format!("/api/v1/resources/{RESOURCE}/migrations");
+    let runs: Vec<MigrationView> = one.client.fetch(&runs).await?;
+    let [MigrationView { id, state, .. }] = &runs[..] else { bail!("{runs:#?}") };
+    ensure!(state == "aborted", "{runs:#?}");
+    let shadow = connect(far).await?;
+    ensure!(fence::is_undone(&shadow, id).await?, "it could begin late");
+    let late = fence::guard_to_take_over(&shadow, RESOURCE, 2, id, None).await;
+    ensure!(late.is_err(), "it begins late");
+    let served = load.snapshot().acknowledged;
+    one.until("it serves", |_| load.snapshot().acknowledged > served + 20).await?;
+    let outcome = load.stop().await;
+    lost_nothing(&playground, &near.name, &outcome).await?;
+    one.ready().await?;
+    one.migrate(&far.name).await?;
+    one.until("it moves", |now| now.primary == far.name && now.phase == "shadowing").await?;
+    lost_nothing(&playground, &far.name, &outcome).await
 }
 
 /// Killed after any record of its journal, which the next one does not have: `KILLS` of them (`SEED` repeats their order), in replication mode `MODE`.

@@ -718,6 +718,10 @@ async fn what_an_undone_migration_sends_late_is_refused() -> Result<()> {
         fence::guard(&setup.admin, "orders", 2).await?;
         stale(fence::open(&setup.admin, "orders", 1, Some("m2")).await, "undoing what is committed");
         assert_eq!(setup.triggers().await?, i64::from(TABLES));
+        assert!(fence::forestall(&setup.admin, "orders", 3, "m4").await?);
+        let takes_over = async |run| fence::guard_to_take_over(&setup.admin, "orders", 3, run, None).await;
+        stale(takes_over("m4").await, "a takeover that was forestalled");
+        takes_over("m5").await?;
         Ok(())
     })
     .await

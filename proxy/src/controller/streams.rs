@@ -293,8 +293,11 @@ impl Streams {
                 Some(_) if copied.is_some() => return Ok(()),
                 Some(_) => without_checkpoint(&name, target),
             };
-            if epoch.is_some_and(|epoch| epoch.generation < generation.0) {
-                // A primary that was lost, or restored as it was before the move: nobody may take it for one. What was never ours is not touched.
+            let is_at = fence::state(&from, &self.resource).await.map_err(chain)?;
+            let is_primary = is_at.is_some_and(|epoch| epoch.generation >= generation.0);
+            if is_primary && epoch.is_some_and(|epoch| epoch.generation < generation.0) {
+                // A primary that was lost, or restored as it was before the move: nobody may take it for one. What was never ours is not touched, nor
+                // what may be the primary, where the source was never opened as one.
                 fence::guard(&to, &self.resource, generation.0).await.map_err(chain)?;
             }
             return Err(made_anew(&why, target));

@@ -182,8 +182,8 @@ impl Hands {
         let client = self.control(zone).await?;
         takeover::clear_the_way(&client).await.map_err(chain)?;
         // First: whatever comes late is of an older generation.
-        let holder = self.holder.as_deref();
-        fence::guard_to_take_over(&client, resource, generation.0, holder).await.map_err(chain)?;
+        let (run, holder) = (state.run.as_ref().map_or("", |run| &run.id), self.holder.as_deref());
+        fence::guard_to_take_over(&client, resource, generation.0, run, holder).await.map_err(chain)?;
         // Where it was the primary before: nothing waits for its shadow of then any more.
         for slot in synchronous::left_over(&client, resource, None).await.map_err(chain)? {
             synchronous::leave(&client, &slot).await.map_err(chain)?;

@@ -124,6 +124,7 @@ fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Begun
         let not_older = |known: &State| placed.generation >= known.generation.0 || unheard_of(known);
         placed.generation == 0 || known.as_ref().is_none_or(not_older)
     };
+    let went_on = placed.iter().zip(&known).any(|(placed, known)| placed.generation < known.generation.0);
     let placed = placed.filter(|placed| fits(placed) && newer(placed));
     let left = placed.as_ref().and_then(|placed| left_newer(resource, placed, known.as_ref(), now));
     let (primary, shadow) = match (placed.clone(), &known) {
@@ -146,7 +147,7 @@ fn lead(config: &Config, resource: &Resource, journal: &Journal) -> Result<Begun
     }
     let located = located(config, resource, &primary, &shadow)?;
     let newest = left.as_ref().or(known.as_ref());
-    let found = remembered::state(&located, [&primary, &shadow], newest, others, now)?;
+    let found = remembered::state(&located, [&primary, &shadow], newest, others, went_on, now)?;
     if known.is_none() && found.is_none() && placed.is_none() {
         renamed::refuse(config, &located, &primary)?;
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use futures_util::future::join_all;
-use migration::cutover::memory::{Found, Said, contradicts, knows_more, told};
-use migration::cutover::{Limits, Phase, State};
+use migration::cutover::memory::{Found, Said, contradicts, knows_more, takeover_to_begin, told};
+use migration::cutover::{Limits, Phase, Run, State};
 use migration::units::{Generation, Timestamp, Zone};
 use replicator::fence;
 use replicator::postgres::slot::{self, Lane};
@@ -42,7 +42,7 @@ pub(super) struct Remembered {
 
 /// The state to begin with, where the databases know of another one than the configuration's, or than the journal's (`known`); none: they do
 /// not, or cannot be asked. Where there are `others` that led before, what they read ends; where there are none, a journal that is not old knows
-/// more than the databases.
+/// more than the databases. `went_on`: one of them has led since the journal's newest generation, without it.
 ///
 /// # Errors
 /// What they say fits no state that can be gone on from.
@@ -51,6 +51,7 @@ pub(super) fn state(
     zones: [&str; 2],
     known: Option<&State>,
     others: bool,
+    went_on: bool,
     now: Timestamp,
 ) -> Result<Option<Remembered>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -70,7 +71,7 @@ pub(super) fn state(
                     resource.name
                 ),
             };
-            if let Settled::Yes(remembered) = settle(resource, zones, known, &seen, found, now).await? {
+            if let Settled::Yes(remembered) = settle(resource, zones, known, went_on, &seen, found, now).await? {
                 return Ok(remembered.map(|remembered| *remembered));
             }
         }
@@ -102,6 +103,7 @@ async fn settle(
     resource: &Resource,
     zones: [&str; 2],
     known: Option<&State>,
+    went_on: bool,
     seen: &Seen,
     found: Found,
     now: Timestamp,
@@ -122,15 +124,24 @@ async fn settle(
         Found::Nothing => Ok(Settled::Yes(None)),
         Found::Open { zone, generation } => {
             let first = known.is_none() && generation.0 <= 1 && *zone.0 == resource.primary;
-            if first || known.is_some_and(|journal| knows_more(journal, &zone, generation)) {
+            if first {
                 return Ok(Settled::Yes(None));
+            }
+            if let Some(journal) = known.filter(|known| knows_more(known, &zone, generation, &seen.said)) {
+                match takeover_to_begin(journal, &seen.said).filter(|_| went_on) {
+                    Some(run) if !forestall(resource, seen, run).await? => return Ok(Settled::Again),
+                    Some(_) => {}
+                    None if journal.run.is_none() && seen.of(&journal.primary).is_none() => {
+                        return Ok(adopted(journal.clone(), true));
+                    }
+                    None => return Ok(Settled::Yes(None)),
+                }
             }
             tracing::warn!(resource = %name, primary = %zone, %generation, "the databases know who serves: going on from there");
             Ok(adopted(stands(zone, generation), false))
         }
         Found::Unfinished { from, to, generation, run } => {
-            let client = seen.clients.iter().find_map(|(zone, client)| (*zone == to).then_some(client));
-            let Some(client) = client else { return Ok(Settled::Again) };
+            let Some(client) = seen.client(&to) else { return Ok(Settled::Again) };
             let own = known.and_then(|state| state.run.as_ref()).is_some_and(|known| known.id == run);
             if own && !fence::is_undone(client, &run).await? {
                 return Ok(Settled::Yes(None));
@@ -151,6 +162,15 @@ async fn settle(
                 let own = state.run.is_some();
                 return Ok(if own { Settled::Yes(None) } else { adopted(state.clone(), true) });
             }
+            let taking_over = known.filter(|known| known.generation == generation.next());
+            if let Some(run) = taking_over.and_then(|known| takeover_to_begin(known, &seen.said)) {
+                if !went_on {
+                    return Ok(Settled::Yes(None));
+                }
+                if !forestall(resource, seen, run).await? {
+                    return Ok(Settled::Again);
+                }
+            }
             let primary = other(&zone);
             tracing::warn!(resource = %name, %primary, %generation, "the primary does not answer: its shadow says which it is of");
             let mut state = stands(primary, generation);
@@ -160,12 +180,22 @@ async fn settle(
     }
 }
 
+/// Makes sure that a takeover of this node's own, without which another has led since, never begins; false: it has, or its database is away.
+async fn forestall(resource: &Resource, seen: &Seen, run: &Run) -> Result<bool> {
+    let Some(client) = seen.client(&run.to) else { return Ok(false) };
+    let forestalled = fence::forestall(client, &resource.name, run.generation.0, &run.id).await?;
+    if forestalled {
+        tracing::warn!(resource = %resource.name, run = run.id, "another node has led since this takeover, which had not begun: it is undone");
+    }
+    Ok(forestalled)
+}
+
 /// Waits until the primary that did not answer does; the error says that it is another one than was thought.
 pub(super) async fn heard(resource: &Resource, state: &State) -> Result<(), String> {
     loop {
         tokio::time::sleep(AGAIN).await;
         let seen = ask(resource, false, PATIENCE).await;
-        let Some(said) = seen.said.iter().find(|said| said.zone == state.primary) else { continue };
+        let Some(said) = seen.of(&state.primary) else { continue };
         return contradicts(state, said)
             .map_or(Ok(()), |why| Err(format!("resource {}: {why}", resource.name)));
     }
@@ -177,6 +207,16 @@ struct Seen {
     clients: Vec<(Zone, Client)>,
     /// Where clients may write since its primary was lost, unless that is known to be seeded anew.
     took_over: Option<Zone>,
+}
+
+impl Seen {
+    fn of(&self, zone: &Zone) -> Option<&Said> {
+        self.said.iter().find(|said| said.zone == *zone)
+    }
+
+    fn client(&self, zone: &Zone) -> Option<&Client> {
+        self.clients.iter().find_map(|(of, client)| (of == zone).then_some(client))
+    }
 }
 
 /// Asks each of them; `first`, where nothing of ours runs yet, a fence that a process which is gone was raising ends before.
@@ -308,7 +348,8 @@ mod tests {
             [(at("far", "near", 2), true), (following, true), (moving, false), (at("near", "far", 1), true)]
         {
             let found = Found::Shadow { zone: "near".into(), generation: Generation(2) };
-            let settled = settle(&resource, ["near", "far"], Some(&known), &seen, found, NOW).await.unwrap();
+            let settled = settle(&resource, ["near", "far"], Some(&known), false, &seen, found, NOW);
+            let settled = settled.await.unwrap();
             let Settled::Yes(adopted) = settled else { panic!("{known:?}: it has not changed meanwhile") };
             assert_eq!(adopted.is_some(), adopts, "{known:?}");
             let Some(Remembered { state, unheard, .. }) = adopted.map(|adopted| *adopted) else { continue };
@@ -371,10 +412,56 @@ mod tests {
         ] {
             let known = walk(events);
             assert_eq!(known.generation, Generation(2), "{known:?}");
-            let seen = Seen { said: Vec::new(), clients: Vec::new(), took_over: None };
-            let settled = settle(&resource, ["far", "near"], Some(&known), &seen, open(), now).await.unwrap();
-            let Settled::Yes(adopted) = settled else { panic!("{known:?}: it has not changed meanwhile") };
-            assert_eq!(adopted.is_some(), goes_back, "{known:?}");
+            let seen = Seen { said: said(&[("near", 1, false)]), clients: Vec::new(), took_over: None };
+            let settled = settle(&resource, ["far", "near"], Some(&known), false, &seen, open(), now);
+            let Settled::Yes(adopted) = settled.await.unwrap() else {
+                panic!("{known:?}: it has not changed meanwhile")
+            };
+            let Some(Remembered { state, unheard, .. }) = adopted.map(|adopted| *adopted) else {
+                assert!(known.run.is_some() && !goes_back, "{known:?}: it is to be heard");
+                continue;
+            };
+            // One that goes on without a run waits to hear whether that is so.
+            assert_eq!((&*state.primary.0 == "near", unheard), (goes_back, !goes_back), "{known:?}");
         }
+    }
+
+    /// The database that would take over does not know of it. Where no other node has led since, it begins; where one has, and here nobody
+    /// can say there that it does not begin, all are asked again.
+    #[tokio::test]
+    async fn a_takeover_that_has_not_begun_is_gone_on_with_if_no_other_node_went_on() {
+        let resource = crate::config::samples::orders();
+        let asked = Event::TakeOverRequested {
+            id: "m1".into(),
+            trigger: Trigger::Operator("ann".into()),
+            limits: Limits::of(&resource.policy),
+        };
+        let first = State { phase: Phase::Shadowing, ..at("near", "far", 1) };
+        let takes = step(&first, asked, NOW).unwrap().0;
+        let (near, far) = (("near", 1, false), ("far", 1, true));
+        let open = Found::Open { zone: "near".into(), generation: Generation(1) };
+        let shadow = Found::Shadow { zone: "far".into(), generation: Generation(1) };
+        for (answers, found) in [(&[near, far][..], open.clone()), (&[far], shadow)] {
+            let seen = Seen { said: said(answers), clients: Vec::new(), took_over: None };
+            for went_on in [false, true] {
+                let settled =
+                    settle(&resource, ["far", "near"], Some(&takes), went_on, &seen, found.clone(), NOW);
+                let settled = settled.await.unwrap();
+                let as_expected = match went_on {
+                    false => matches!(settled, Settled::Yes(None)),
+                    true => matches!(settled, Settled::Again),
+                };
+                assert!(as_expected, "{answers:?}, {went_on}");
+            }
+        }
+        // What another node has left of it, without a run.
+        let seen = Seen { said: said(&[near, far]), clients: Vec::new(), took_over: None };
+        let left = at("far", "near", 2);
+        let settled = settle(&resource, ["far", "near"], Some(&left), false, &seen, open, NOW);
+        let Settled::Yes(Some(adopted)) = settled.await.unwrap() else { panic!("near is the primary") };
+        assert_eq!(
+            (&*adopted.state.primary.0, adopted.state.generation.0, adopted.unheard),
+            ("near", 1, false)
+        );
     }
 }

@@ -846,6 +846,8 @@ BEGIN
     PERFORM godwit.refuse_node(args ->> 'resource', args ->> 'holder');
     IF epoch_row.generation = wanted AND NOT epoch_row.fenced THEN
       RAISE EXCEPTION 'this database has taken over: it is open at generation %', wanted USING ERRCODE = 'ZG002';
+    ELSIF EXISTS (SELECT FROM godwit.undone u WHERE u.run = args ->> 'run') THEN
+      RAISE EXCEPTION 'migration % was undone', args ->> 'run' USING ERRCODE = 'ZG002';
     END IF;
   END IF;
   fenced_tables := godwit.put_fence(args ->> 'resource', wanted, budget_ms);

@@ -232,18 +232,20 @@ pub async fn guard(client: &Client, resource: &str, generation: u64) -> Result<(
     guard_as(client, resource, generation, Of::default()).await
 }
 
-/// [`guard`] of a shadow that takes over: of its primary's next generation, until it is opened. `holder`: the lease of the node that leads, where
-/// there are several.
+/// [`guard`] of a shadow that takes over by `run`: of its primary's next generation, until it is opened. `holder`: the lease of the node that leads,
+/// where there are several.
 ///
 /// # Errors
-/// Also [`Error::Fenced`] where another node leads by now, or it was opened as this generation already.
+/// Also [`Error::Fenced`] where another node leads by now, it was opened as this generation already, or the run was undone ([`forestall`]).
 pub async fn guard_to_take_over(
     client: &Client,
     resource: &str,
     generation: u64,
+    run: &str,
     holder: Option<&str>,
 ) -> Result<(), Error> {
-    guard_as(client, resource, generation, Of { takes_over: true, holder, ..Of::default() }).await
+    let of = Of { run: Some(run), takes_over: true, holder, ..Of::default() };
+    guard_as(client, resource, generation, of).await
 }
 
 async fn guard_as(client: &Client, resource: &str, generation: u64, of: Of<'_>) -> Result<(), Error> {

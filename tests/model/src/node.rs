@@ -265,6 +265,11 @@ impl Heard {
     }
 }
 
+/// What those of two that answer say.
+pub fn said([a, b]: [Heard; 2]) -> Vec<Said> {
+    [("a", a), ("b", b)].into_iter().filter_map(|(at, one)| one.said(at)).collect()
+}
+
 impl Node {
     /// Serves from zone `a` in generation 1, with a shadow in `b`; its runs are numbered from `first_run`.
     pub fn new(first_run: u8) -> Self {
@@ -309,8 +314,7 @@ impl Node {
         let [Some(a), Some(b)] = self.seen else { return None };
         self.seen = [None; 2];
         let alone = a == Heard::Nothing || b == Heard::Nothing;
-        let mut said: Vec<Said> =
-            [("a", a), ("b", b)].into_iter().filter_map(|(at, one)| one.said(at)).collect();
+        let mut said = said([a, b]);
         for one in &mut said {
             one.copy &= alone;
         }

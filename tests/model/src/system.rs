@@ -8,7 +8,7 @@ use migration::cutover::memory::{Found, knows_more};
 
 use crate::bugs::Bug;
 use crate::database::{Database, Fence, GENERATIONS};
-use crate::node::{Heard, Job, Node, Stage, Task, primary_of};
+use crate::node::{Heard, Job, Node, Stage, Task, primary_of, said};
 
 /// How much may happen. Every combination within it is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -430,6 +430,7 @@ impl Cutover {
         }
         let answers = system.down != Some(zone);
         node.seen[zone] = Some(if answers { system.databases[zone].remembers() } else { Heard::Nothing });
+        let heard = node.seen.map(|heard| heard.unwrap_or(Heard::Nothing));
         let Some(told) = node.told(self.bug) else { return true };
         let (known, bug) = (node.known(), self.bug);
         match told {
@@ -438,7 +439,7 @@ impl Cutover {
             // It does not start, and is started again.
             Err(_) | Ok(Some(Found::Nothing)) => {}
             Ok(Some(Found::Open { zone, generation })) => {
-                if known.is_some_and(|known| knows_more(known, &zone, generation)) {
+                if known.is_some_and(|known| knows_more(known, &zone, generation, &said(heard))) {
                     node.restart(bug, left);
                 } else {
                     node.goes_on(&zone, generation, None, bug, left);

@@ -131,13 +131,26 @@ fn is_shut(known: &State, said: &Said) -> bool {
     known.run.is_none() && said.zone == known.primary && said.generation == known.generation && said.fenced
 }
 
-/// Whether a journal knows as much as a database in `zone` that is open at `generation`, or more.
-pub fn knows_more(journal: &State, zone: &Zone, generation: Generation) -> bool {
+/// Whether a journal knows as much as a database in `zone` that is open at `generation`, or more, by what all that answer `said`.
+pub fn knows_more(journal: &State, zone: &Zone, generation: Generation, said: &[Said]) -> bool {
     let same = journal.primary == *zone && journal.generation == generation;
     // A shadow that takes over does so without asking the primary, and a database that was open at a newer generation has what this one
     // does not have, also while it does not answer. A commit that was not opened yet may have been undone by another node.
     let went_on = |run: &Run| run.taken_over || run.opened && journal.phase.past_commit();
-    same || journal.generation > generation && journal.run.as_ref().is_none_or(went_on)
+    // One that was never opened there is what another node meant to do, and has left.
+    let known = journal.run.as_ref().map_or(!is_behind(journal, said), went_on);
+    same || journal.generation > generation && known
+}
+
+/// The takeover of a journal that has not begun in the database which takes over, by what that one `said`.
+pub fn takeover_to_begin<'a>(journal: &'a State, said: &[Said]) -> Option<&'a Run> {
+    let run = journal.run.as_ref().filter(|run| run.taken_over && !run.sequenced);
+    run.filter(|_| is_behind(journal, said))
+}
+
+/// Whether the primary of a journal answers, and does not know of that generation.
+fn is_behind(journal: &State, said: &[Said]) -> bool {
+    said.iter().any(|one| one.zone == journal.primary && one.generation < journal.generation)
 }
 
 /// Why `journal`, of a node that did not hear its primary, is not what that one says. Where the node has taken over from it meanwhile, its journal
@@ -153,8 +166,8 @@ pub fn contradicts(journal: &State, said: &Said) -> Option<String> {
         return Some(format!("{} was not opened at generation {}", journal.primary, said.generation.0));
     }
     // Whoever said that it was committed has not opened it.
-    let committed = said.generation < journal.generation;
-    committed.then(|| format!("{} does not know of generation {}", journal.primary, journal.generation.0))
+    is_behind(journal, std::slice::from_ref(said))
+        .then(|| format!("{} does not know of generation {}", journal.primary, journal.generation.0))
 }
 
 fn unclear(said: &[Said]) -> String {
@@ -302,6 +315,34 @@ mod tests {
         {
             let said = said(&[("near", generation, fenced)]).remove(0);
             assert_eq!(contradicts(&journal, &said).is_some(), contradicted, "{generation}, {fenced}");
+        }
+    }
+
+    /// Another node has left that it would take over, or the journal that it has.
+    #[test]
+    fn a_takeover_that_its_database_has_not_heard_of_has_not_begun() {
+        let first = State::first("r", near(), "far".into(), Timestamp(1));
+        let limits = Limits::of(&Policy::new(PolicyParts::default()).unwrap());
+        let run = first.undoing("m7", limits, "", Timestamp(1)).run.unwrap();
+        let left =
+            State { generation: Generation(2), ..State::first("r", "far".into(), near(), Timestamp(1)) };
+        let takes = State {
+            phase: Phase::Committed,
+            run: Some(Run { taken_over: true, aborted: None, lift_fence: false, ..run }),
+            ..left.clone()
+        };
+        let mut taken = takes.clone();
+        taken.run.as_mut().unwrap().sequenced = true;
+        for (zones, goes_on, begins) in [
+            (&[("near", 1, false)][..], true, false),
+            (&[("near", 1, false), ("far", 1, true)], false, true),
+            (&[("near", 1, false), ("far", 2, true)], true, false),
+        ] {
+            let said = said(zones);
+            let knows = |journal: &State| knows_more(journal, &near(), Generation(1), &said);
+            assert_eq!((knows(&left), knows(&takes)), (goes_on, true), "{zones:?}");
+            assert_eq!(takeover_to_begin(&takes, &said).is_some(), begins, "{zones:?}");
+            assert_eq!([&left, &taken].map(|journal| takeover_to_begin(journal, &said)), [None; 2]);
         }
     }
 
