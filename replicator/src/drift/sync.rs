@@ -191,9 +191,19 @@ fn computes(sql: &str) -> bool {
     COMPUTES.iter().any(|words| sql.starts_with(words))
 }
 
-/// Whether it would have values computed by one of these, which are not yet what they should be.
+/// Whether it would have values computed by one of these, which are not yet what they should be. A default waits for nobody: older rows
+/// have what they have on the source, and the stream brings the others.
 fn is_computed_by(sql: &str, old: &[&str]) -> bool {
-    (is_index(sql) || sql.contains(" ADD COLUMN ")) && old.iter().any(|name| sql.contains(name))
+    let computed = is_index(sql) || sql.contains(" ADD COLUMN ") && sql.contains(" GENERATED ");
+    computed && old.iter().any(|name| calls(sql, name))
+}
+
+/// Whether it calls a function of this name, or uses a text search configuration or dictionary of it, as servers word that. Names of other things
+/// may begin or end so.
+fn calls(sql: &str, name: &str) -> bool {
+    let is_part = |character: char| character.is_alphanumeric() || ['_', '$', '"', '.'].contains(&character);
+    sql.match_indices(name)
+        .any(|(at, _)| !sql[..at].ends_with(is_part) && sql[at + name.len()..].starts_with(['(', '\'']))
 }
 
 fn is_grant_on_schema(sql: &str) -> bool {
@@ -406,7 +416,19 @@ mod tests {
             "ALTER TABLE s.t ADD COLUMN c text GENERATED ALWAYS AS (s.f(t)) STORED",
             &["s.f"]
         ));
+        assert!(is_computed_by(
+            "ALTER TABLE s.t ADD COLUMN c tsvector GENERATED ALWAYS AS (to_tsvector('s.words'::regconfig, t)) STORED",
+            &["s.words"]
+        ));
         assert!(!is_computed_by("CREATE INDEX i ON s.t (s.g(t))", &["s.f"]));
+        assert!(!is_computed_by("CREATE INDEX i ON s.t (s.f_too(t), a_s.f(t))", &["s.f"]));
+        assert!(!is_computed_by("CREATE INDEX i ON s.found USING btree (n)", &["s.f", "s.found"]));
+        // The function may wait for the column.
+        assert!(!is_computed_by("ALTER TABLE s.found ADD COLUMN c int", &["s.f"]));
+        assert!(!is_computed_by(
+            "ALTER TABLE s.t ADD COLUMN c int; ALTER TABLE s.t ALTER COLUMN c SET DEFAULT s.f()",
+            &["s.f"]
+        ));
         assert!(!is_computed_by("CREATE OR REPLACE VIEW s.v AS SELECT s.f(t) FROM s.t", &["s.f"]));
     }
 
