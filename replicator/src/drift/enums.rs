@@ -2,12 +2,12 @@
 //!
 //! No value is ever dropped: where one is gone, another type has the name of the one that had it, and what its rows became nothing tells.
 //! So it is where an order changed, or a name passed from one value to another. Then the tables of the type are filled anew, which
-//! exchanges it ([`super::fill`]).
+//! exchanges it ([`super::fill`]). Not where another type is made of it, which would go on with the old one.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::identities::Index;
-use super::{Difference, Fingerprint, Mend, When, anew};
+use super::{Difference, Fingerprint, Mend, When, anew, types};
 use crate::postgres::quote_literal;
 
 /// A label, and the number that the value has on the source, where it is known.
@@ -120,7 +120,8 @@ pub(super) fn renamed(
             let mend = Mend::Rename(rename(of, old, new));
             found.push(Difference { when: When::Needed, ..Difference::new(of, what, mend) });
         }
-        found.extend(unsure(of, ours, &pairing, zone));
+        let seeding = if made_of(shadow, of).is_some() { "the shadow, all of it," } else { "its tables" };
+        found.extend(unsure(of, ours, &pairing, zone, seeding));
     }
     (found, told)
 }
@@ -130,14 +131,20 @@ fn rename(of: &str, old: &str, new: &str) -> String {
 }
 
 /// Values of which nothing is known, by their place among those of the same name.
-fn unsure<'l>(of: &'l str, ours: &[(&'l str, u32)], pairing: &Pairing<'l>, zone: &str) -> Vec<Difference> {
+fn unsure<'l>(
+    of: &'l str,
+    ours: &[(&'l str, u32)],
+    pairing: &Pairing<'l>,
+    zone: &str,
+    seeding: &str,
+) -> Vec<Difference> {
     let ours: Vec<&str> = ours.iter().map(|(label, _)| *label).collect();
     let ((_, new), (_, old)) = (gaps(&ours, &pairing.called), gaps(&pairing.called, &ours));
     let mut found = Vec::new();
     for (new, old) in new.iter().zip(&old).filter(|(_, old)| !old.is_empty()) {
         let list = |labels: &[&str]| if labels.is_empty() { "gone".to_owned() } else { labels.join(", ") };
         let what = format!(
-            "enum values {} are {} on {zone}: which is which cannot be told (seeding its tables anew makes them so)",
+            "enum values {} are {} on {zone}: which is which cannot be told (seeding {seeding} anew makes them so)",
             list(old),
             list(new)
         );
@@ -159,6 +166,10 @@ fn exchanged(
 ) -> Vec<Difference> {
     let list = |values: &[(&str, u32)]| values.iter().map(|(label, _)| *label).collect::<Vec<_>>().join(", ");
     let what = format!("enum {of} is another on {zone}, of {}, and was of {}", list(ours), list(theirs));
+    if let Some(other) = made_of(shadow, of) {
+        let what = format!("{what}; {other} is made of it: seed the shadow, all of it, anew");
+        return vec![Difference::new(of, what, Mend::Person(None))];
+    }
     let columns = source.things.iter().filter(|(key, shape)| {
         key.0 == "column"
             && [Some(*shape), shadow.things.get(*key)]
@@ -182,6 +193,15 @@ fn exchanged(
     tables.into_iter().map(table).collect()
 }
 
+/// A domain, range or composite type that is made of this type, or of arrays of it.
+fn made_of<'s>(side: &'s Fingerprint, of: &str) -> Option<&'s str> {
+    let first = ("type".to_owned(), String::new(), String::new());
+    let mut types = side.things.range(first..).take_while(|(key, _)| key.0 == "type");
+    let (key, _) =
+        types.find(|(_, shape)| types::parts(&shape.definition).into_iter().any(|part| is_of(part, of)))?;
+    Some(&key.1)
+}
+
 /// Whether a column is of this type, or of arrays of it.
 fn is_of(definition: &str, of: &str) -> bool {
     definition.strip_prefix(of).is_some_and(|rest| {
@@ -192,8 +212,8 @@ fn is_of(definition: &str, of: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Shape;
     use super::super::identities::value;
+    use super::super::{Key, Shape};
     use super::*;
 
     /// Type `s.e` with these values, numbered from this on.
@@ -218,10 +238,23 @@ mod tests {
 
     /// What is told of a source that has these values, of a shadow that was like `before`, with the same numbers and a hundred more.
     fn told(source: &[(&str, u32)], before: &[&str], is_known: bool) -> Vec<String> {
+        told_with(source, before, is_known, None)
+    }
+
+    /// The same, of a shadow that has this type as well.
+    fn told_with(
+        source: &[(&str, u32)],
+        before: &[&str],
+        is_known: bool,
+        made: Option<(Key, &str)>,
+    ) -> Vec<String> {
         let before = of_source(before, 1);
         let there: Vec<(&str, u32)> =
             before.iter().map(|(label, number)| (label.as_str(), number + 100)).collect();
         let mut shadow = side(&there);
+        shadow
+            .things
+            .extend(made.map(|(key, is)| (key, Shape { definition: is.into(), sql: None, undo: None })));
         let known = before.iter().filter(|_| is_known);
         shadow.known =
             Some(known.map(|(label, number)| (value(*number), value(number + 100), label.clone())).collect());
@@ -260,6 +293,18 @@ mod tests {
         assert_eq!(told(&[("a", 11), ("c", 13)]), anew("a, c"));
         assert_eq!(told(&[("b", 11), ("a", 12), ("c", 13)]), anew("b, a, c"));
         assert_eq!(told(&[("b", 1), ("a", 2), ("c", 3)]), anew("b, a, c"), "two exchanged their names");
+    }
+
+    #[test]
+    fn an_enum_that_another_type_is_made_of_is_not_exchanged() {
+        let whole = "s.e: enum s.e is another on a, of a, c, and was of a, b, c; s.d is made of it: seed the shadow, all of it, anew Person(None)";
+        for definition in ["domain over s.e[] NOT NULL", "(a text, b s.e)", "range of s.e"] {
+            let made = ("type".to_owned(), "s.d".to_owned(), String::new());
+            assert_eq!(
+                told_with(&[("a", 11), ("c", 13)], &["a", "b", "c"], true, Some((made, definition))),
+                [whole]
+            );
+        }
     }
 
     #[test]

@@ -160,7 +160,7 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<u64, Erro
     shadow.batch_execute(&lock).await.map_err(failed)?;
     // What fails of this, the source's writers and the stream do not notice.
     empty(shadow, name).await.map_err(failed)?;
-    enums::exchange(shadow, name, reader).await.map_err(failed)?;
+    enums::exchange(shadow, name, reader).await?;
     alike(shadow, name, reader).await?;
     enums::tidy(shadow).await.map_err(failed)?;
     let (position, _) = published(sides, &[name], Locks::Waits, reader).await.map_err(failed)?;

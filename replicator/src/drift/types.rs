@@ -6,6 +6,17 @@ use super::{Mend, When};
 /// What a domain's definition begins with, as `around.sql` words it; the rest is like a column's.
 const DOMAIN: &str = "domain over ";
 
+/// The same of a range's.
+const RANGE: &str = "range of ";
+
+/// The types that one of this definition is made of: what a domain is over, a range's bounds, a composite type's attributes.
+pub(super) fn parts(definition: &str) -> Vec<&str> {
+    match definition.strip_prefix(DOMAIN).or_else(|| definition.strip_prefix(RANGE)) {
+        Some(of) => vec![of],
+        None => attributes(definition).into_iter().flatten().map(|(_, kind)| kind).collect(),
+    }
+}
+
 /// Attributes of a composite type, each with its name and its type.
 fn attributes(definition: &str) -> Option<Vec<(&str, &str)>> {
     let list = definition.strip_prefix('(')?.strip_suffix(')')?;
@@ -64,6 +75,18 @@ pub(super) fn step(name: &str, wanted: &str, there: &str) -> (Mend, When) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_type_is_made_of_is_told() {
+        for (definition, made_of) in [
+            ("domain over s.e[] NOT NULL", vec!["s.e[] NOT NULL"]),
+            ("range of s.e", vec!["s.e"]),
+            ("(\"a, b\" s.e, c numeric(10,2))", vec!["s.e", "numeric(10,2)"]),
+            ("enum", vec![]),
+        ] {
+            assert_eq!(parts(definition), made_of, "{definition}");
+        }
+    }
 
     #[test]
     fn a_type_is_brought_up_step_by_step() {
