@@ -16,6 +16,7 @@ async fn what_is_left_of_a_table_that_is_gone_keeps_no_stream() -> Result<()> {
     let [near, far] = &playground.zones;
     let (primary, shadow) = (owner(near).await?, owner(far).await?);
     let tables = "CREATE TABLE wider (id int PRIMARY KEY); CREATE TABLE worded (id int PRIMARY KEY, n int); \
+        CREATE TABLE heavy (id int PRIMARY KEY, n int); CREATE TABLE doubled (id int PRIMARY KEY, n text); CREATE UNIQUE INDEX once ON doubled (n); \
         CREATE TABLE anew (id int PRIMARY KEY); CREATE TABLE stays (id int PRIMARY KEY)";
     primary.batch_execute(tables).await?;
     let mut leader = Leader::start(&playground, &[])?;
@@ -26,14 +27,21 @@ async fn what_is_left_of_a_table_that_is_gone_keeps_no_stream() -> Result<()> {
     let releases = [
         "ALTER TABLE wider ADD COLUMN c int",
         "ALTER TABLE worded ALTER COLUMN n TYPE text",
+        "ALTER TABLE heavy ALTER COLUMN n TYPE text",
+        "DROP INDEX once",
         "ALTER TABLE anew ADD COLUMN c int",
         "ALTER TABLE stays ADD COLUMN c int",
         "INSERT INTO wider VALUES (1, 1)",
         "INSERT INTO worded VALUES (1, 'one')",
+        // So much travels in pieces; what does not fit is seen before it is sent, or by the server.
+        "INSERT INTO heavy SELECT n, repeat('one', 1000) FROM generate_series(1, 3000) n",
+        "INSERT INTO doubled SELECT n, repeat('one', 500) FROM generate_series(1, 6000) n",
         "INSERT INTO anew VALUES (1, 1), (2, 2)",
         "INSERT INTO stays VALUES (1, 1)",
         "DROP TABLE wider",
         "DROP TABLE worded",
+        "DROP TABLE heavy",
+        "DROP TABLE doubled",
         "DROP TABLE anew",
         "CREATE TABLE anew (id int PRIMARY KEY)",
         "INSERT INTO anew VALUES (7)",
@@ -45,7 +53,7 @@ async fn what_is_left_of_a_table_that_is_gone_keeps_no_stream() -> Result<()> {
     followed(&mut leader).await?;
     primary.batch_execute("INSERT INTO anew VALUES (8); INSERT INTO stays VALUES (3, 3)").await?;
     let rows = "SELECT (SELECT string_agg(a::text, ' ' ORDER BY id) FROM anew a) || (SELECT string_agg(s::text, ' ' ORDER BY id) FROM stays s) \
-        || concat(to_regclass('wider'), to_regclass('worded'))";
+        || concat(to_regclass('wider'), to_regclass('worded'), to_regclass('heavy'), to_regclass('doubled'))";
     let there =
         async || Ok(shadow.query_one(rows, &[]).await?.get::<_, String>(0) == "(7) (8)(1,1) (2,2) (3,3)");
     godwit_tests::waiting::until("the shadow has the rows of what lives", there).await?;

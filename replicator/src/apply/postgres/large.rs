@@ -6,6 +6,7 @@
 
 use tokio_util::task::AbortOnDropHandle;
 
+use super::Met;
 use super::catalog::Tables;
 use super::plan::{self, Item, Order, Statement};
 use super::session::{Checkpoint, Failure, Session};
@@ -14,6 +15,8 @@ use crate::error::Error;
 use crate::lsn::Lsn;
 
 pub(super) struct Large {
+    /// The tables that it changes, as far as it has come.
+    pub(super) met: Met,
     header: LargeHeader,
     marker: Option<u64>,
     state: State,
@@ -30,7 +33,7 @@ impl Large {
     /// Opens the transaction.
     pub(super) async fn begin(session: Session, header: LargeHeader) -> Result<Self, Error> {
         session.begin().await?;
-        Ok(Self { header, marker: None, state: State::Free(Box::new(session)) })
+        Ok(Self { met: Met::new(), header, marker: None, state: State::Free(Box::new(session)) })
     }
 
     pub(super) fn end_lsn(&self) -> Lsn {

@@ -51,6 +51,9 @@ const TAKE_OVER: Duration = Duration::from_secs(20);
 /// After so long the older session is told to end.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Tables of the source's: by their numbers, what each is called.
+type Met = BTreeMap<u32, String>;
+
 /// Puts a stream's checkpoint in place where nothing is copied: the reverse stream of a cutover.
 ///
 /// Idempotent: a checkpoint that is further already stays, and so does one that waits for a copy; one of before, such as of a lane that was
@@ -182,18 +185,15 @@ impl PostgresTarget {
         Ok(())
     }
 
-    /// Writes down which tables these changes are of, where that they do not go in does not pass: what is gone at the source need
+    /// Writes down which tables these are whose changes do not go in, where that does not pass: what is gone at the source need
     /// not ([`crate::drift::gone`]).
-    async fn stand_at(&self, why: &Error, changes: impl Iterator<Item = &Change>) {
+    async fn stand_at(&self, why: &Error, tables: &Met) {
         // A value that does not fit the column's type here is seen before it is sent.
         if !splits(why) && why.cause() != Cause::Protocol {
             return;
         }
-        let tables: BTreeMap<u32, String> = changes
-            .flat_map(Change::relations)
-            .map(|relation| (relation.id, format!("{}.{}", relation.schema, relation.name)))
-            .collect();
-        let (numbers, names): (Vec<u32>, Vec<String>) = tables.into_iter().unzip();
+        let (numbers, names): (Vec<u32>, Vec<&str>) =
+            tables.iter().map(|(number, name)| (*number, name.as_str())).unzip();
         let note = "INSERT INTO godwit.stands_at (stream, source_table, name) \
             SELECT $1, number, name FROM unnest($2::oid[], $3::text[]) t (number, name) ON CONFLICT DO NOTHING";
         let noted = async {
@@ -209,6 +209,19 @@ impl PostgresTarget {
                 "what the stream stands at is not noted"
             );
         }
+    }
+
+    async fn apply_to_large(&mut self, changes: Vec<Change>) -> Result<(), Error> {
+        let large = self.large.as_mut().ok_or_else(not_open)?;
+        let commit = large.commit_lsn();
+        if self.tables.missing(of_one(&changes, commit), &self.window).is_some() {
+            let session = large.session().await?;
+            let all = of_one(&changes, commit);
+            self.tables.look_up(&session.client, &self.spec.slot, &mut self.window, all).await?;
+            large.go_on(session);
+        }
+        let changes = if self.window.is_open() { self.window.filter(&changes, commit) } else { changes };
+        large.part(changes, &self.tables).await
     }
 
     fn step(&self, to: Lsn, marker: Option<i64>, flush: bool) -> Checkpoint {
@@ -293,6 +306,12 @@ fn changes(group: &[Transaction]) -> impl Iterator<Item = (Lsn, &Change)> + Clon
     group.iter().flat_map(|transaction| of_one(&transaction.changes, transaction.commit_lsn))
 }
 
+/// The tables that these changes are of.
+fn met<'c>(changes: impl IntoIterator<Item = &'c Change>) -> Met {
+    let relations = changes.into_iter().flat_map(Change::relations);
+    relations.map(|relation| (relation.id, format!("{}.{}", relation.schema, relation.name))).collect()
+}
+
 /// Whether a part of a group may go in where all of it does not.
 fn splits(error: &Error) -> bool {
     error.kind() == ErrorKind::Operator
@@ -374,7 +393,7 @@ impl Target for PostgresTarget {
             result => result,
         };
         if let Err(error) = &applied {
-            self.stand_at(error, group.iter().flat_map(|transaction| &transaction.changes)).await;
+            self.stand_at(error, &met(group.iter().flat_map(|transaction| &transaction.changes))).await;
         }
         applied?;
         self.settle().await
@@ -388,26 +407,24 @@ impl Target for PostgresTarget {
 
     async fn apply_part(&mut self, changes: Vec<Change>) -> Result<(), Error> {
         let large = self.large.as_mut().ok_or_else(not_open)?;
-        let commit = large.commit_lsn();
-        if self.tables.missing(of_one(&changes, commit), &self.window).is_some() {
-            let session = large.session().await?;
-            let all = of_one(&changes, commit);
-            let found = self.tables.look_up(&session.client, &self.spec.slot, &mut self.window, all).await;
-            if let Err(error) = found {
-                self.stand_at(&error, changes.iter()).await;
-                return Err(error);
-            }
-            large.go_on(session);
+        large.met.extend(met(&changes));
+        let applied = self.apply_to_large(changes).await;
+        // What fails may be the part before.
+        if let (Err(error), Some(large)) = (&applied, &self.large) {
+            self.stand_at(error, &large.met).await;
         }
-        let changes = if self.window.is_open() { self.window.filter(&changes, commit) } else { changes };
-        large.part(changes, &self.tables).await
+        applied
     }
 
     async fn end_large(&mut self) -> Result<(), Error> {
         let large = self.large.take().ok_or_else(not_open)?;
-        let (to, marker) = (large.end_lsn(), large.marker());
+        let (to, marker, met) = (large.end_lsn(), large.marker(), large.met.clone());
         let step = self.step(to, marker.map(signed).transpose()?, true);
-        self.session = Some(large.end(&step).await?);
+        let ended = large.end(&step).await;
+        if let Err(error) = &ended {
+            self.stand_at(error, &met).await;
+        }
+        self.session = Some(ended?);
         self.expected = to;
         self.settle().await
     }
