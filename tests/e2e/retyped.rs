@@ -133,6 +133,34 @@ async fn a_column_is_widened_whatever_uses_it() -> Result<()> {
     until("it follows", async || Ok(text(&shadow, wide).await? == "bigint")).await
 }
 
+/// What a parent's column gets in a release, the rows of those that inherit it get on the source: they are copied again as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_inherits_a_column_that_cannot_be_told_is_copied_again_too() -> Result<()> {
+    let playground = replicated("mode: async, schema: all, slot: {reseed: auto}").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary
+        .batch_execute(
+            "CREATE TABLE things (id int PRIMARY KEY, c int); CREATE TABLE cars (PRIMARY KEY (id)) INHERITS (things); CREATE TABLE vans (PRIMARY KEY (id)) INHERITS (cars);
+             INSERT INTO things VALUES (1, 1); INSERT INTO cars VALUES (2, 2), (3, 3); INSERT INTO vans VALUES (4, 4)",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    followed(&mut leader).await?;
+    let shadow = owner(far).await?;
+    let rows = "SELECT string_agg(concat_ws(' ', tableoid::regclass, t), ', ' ORDER BY id) FROM things t";
+    for release in [
+        "ALTER TABLE things ALTER c TYPE text USING 'number ' || c",
+        "ALTER TABLE things ADD COLUMN u uuid DEFAULT gen_random_uuid()",
+    ] {
+        primary.batch_execute(release).await?;
+        followed(&mut leader).await.context(release)?;
+        alike([&primary, &shadow], rows).await.context(release)?;
+    }
+    Ok(())
+}
+
 /// Tables get columns of another type, whatever those are on the shadow and whoever refers to them.
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_whose_keys_get_another_type_are_seeded_anew() -> Result<()> {

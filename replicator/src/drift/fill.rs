@@ -258,7 +258,15 @@ const CONSTRAINTS: &str = "SELECT format('ALTER TABLE %I.%I DROP CONSTRAINT IF E
                     AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = s.stxrelid AND d.refobjsubid = a.attnum) \
     ORDER BY 1";
 
-/// Within the open transaction: gives the empty table the columns that the source's has, of the types that they have there.
+/// What inherits from a table, at whatever remove, has rows of its own: nothing is in a column of theirs that their parent just got.
+const HEIRS: &str = "WITH RECURSIVE heirs AS ( \
+      SELECT inhrelid AS oid FROM pg_catalog.pg_inherits WHERE inhparent = pg_catalog.to_regclass($1) \
+      UNION SELECT h.inhrelid FROM heirs JOIN pg_catalog.pg_inherits h ON h.inhparent = heirs.oid) \
+    INSERT INTO godwit.unfilled (target_table) \
+    SELECT c.oid FROM heirs JOIN pg_catalog.pg_class c USING (oid) WHERE c.relkind = 'r' AND c.relpersistence = 'p' ON CONFLICT DO NOTHING";
+
+/// Within the open transaction: gives the empty table the columns that the source's has, of the types that they have there. What inherits them is
+/// not whole from then on.
 async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), Error> {
     let failed = |error| refused(&format!("give table {name} its columns"))(error);
     let columns = format!(
@@ -298,6 +306,7 @@ async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), Error
     }
     // Columns that are computed of those are gone by now.
     let there = read(shadow).await?;
+    let mut emptied = !retyped.is_empty();
     for [called, kind, generated] in &here {
         let add = format!("ALTER TABLE {name} ADD COLUMN {} {kind}{generated}", quote_ident(called));
         let sql = match there.iter().find(|[other, ..]| other == called) {
@@ -306,6 +315,11 @@ async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), Error
             Some(_) => continue,
         };
         shadow.batch_execute(&sql).await.map_err(failed)?;
+        // What is computed, heirs compute of their own.
+        emptied |= generated.is_empty();
+    }
+    if emptied {
+        shadow.execute(HEIRS, &[&name]).await.map_err(failed)?;
     }
     Ok(())
 }
