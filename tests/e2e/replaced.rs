@@ -23,6 +23,7 @@ const SERVICE: &str = "
     INSERT INTO kinds_too SELECT n, 'b' FROM generate_series(1, 100) n; CREATE INDEX of_c ON kinds_too (id) WHERE k = 'c';
     CREATE TABLE q (id int, day int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day); CREATE TABLE q1 PARTITION OF q FOR VALUES FROM (0) TO (10);
     INSERT INTO q SELECT n, n % 10 FROM generate_series(1, 100) n;
+    CREATE TABLE of_q (id int PRIMARY KEY, day int, CONSTRAINT its_q FOREIGN KEY (id, day) REFERENCES q); INSERT INTO of_q VALUES (1, 1), (2, 2);
     CREATE TYPE fewer AS ENUM ('none', 'some', 'all'); CREATE TABLE fewers (id int PRIMARY KEY, f fewer); INSERT INTO fewers VALUES (1, 'some');
     CREATE TYPE last AS ENUM ('one', 'two', 'three'); CREATE TABLE lasts (id int PRIMARY KEY, l last); INSERT INTO lasts VALUES (1, 'three')";
 
@@ -42,12 +43,13 @@ const RELEASES: [(&str, &[&str]); 3] = [
          DROP TABLE viewed CASCADE; CREATE TABLE viewed (id int PRIMARY KEY, b int); INSERT INTO viewed VALUES (1, 7);
          CREATE VIEW views AS SELECT b FROM viewed; CREATE VIEW views_of AS SELECT b FROM views;
          ALTER TABLE refers ADD FOREIGN KEY (id) REFERENCES viewed;
-         ALTER TABLE q RENAME TO q_old; CREATE TABLE q (id int, day int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
-         ALTER TABLE q_old DETACH PARTITION q1; ALTER TABLE q ATTACH PARTITION q1 FOR VALUES FROM (0) TO (20); DROP TABLE q_old; COMMIT;
+         ALTER TABLE of_q DROP CONSTRAINT its_q; ALTER TABLE q RENAME TO q_old; CREATE TABLE q (id int, day int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+         ALTER TABLE q_old DETACH PARTITION q1; ALTER TABLE q ATTACH PARTITION q1 FOR VALUES FROM (0) TO (20); DROP TABLE q_old;
+         ALTER TABLE of_q ADD CONSTRAINT its_q FOREIGN KEY (id, day) REFERENCES q; COMMIT;
          INSERT INTO q VALUES (200, 5);
          INSERT INTO blue VALUES (3, 3); INSERT INTO green VALUES (4, 4); INSERT INTO two VALUES (1); INSERT INTO three VALUES (1, 1);
          INSERT INTO one (id, m) VALUES (1, 2); INSERT INTO old VALUES (3, 3, 'new')",
-        &["blue", "green", "one", "two", "three", "old", "olds", "viewed", "views_of", "q", "q1"],
+        &["blue", "green", "one", "two", "three", "old", "olds", "viewed", "views_of", "q", "q1", "of_q"],
     ),
     (
         "BEGIN; DROP INDEX of_c; CREATE TYPE kind_new AS ENUM ('a', 'x', 'c'); ALTER TABLE kinds ALTER k DROP DEFAULT;

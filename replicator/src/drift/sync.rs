@@ -293,13 +293,26 @@ async fn drop_table(shadow: &Client, table: &str, sql: &str) -> Result<(), Error
     let partitions = shadow.query(partitions, &[&dropped]).await.map_err(failed)?;
     let detach: String = partitions.iter().map(|row| row.get::<_, &str>(0)).collect();
     let settings = format!("SET lock_timeout = '{PATIENCE}'");
-    let tried = async |rest: &str| shadow.batch_execute(&format!("{settings}; {detach}{sql}{rest}")).await;
-    let dropped = match tried("").await {
+    let tried = async |first: &str, rest: &str| {
+        shadow.batch_execute(&format!("{settings}; {first}{detach}{sql}{rest}")).await
+    };
+    let dropped = match tried("", "").await {
         Err(error)
             if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST)
                 && derived(shadow, table).await.unwrap_or(false) =>
         {
-            tried(" CASCADE").await
+            tried("", " CASCADE").await
+        }
+        // Rows refer to those of its partitions.
+        Err(error)
+            if error.code() == Some(&SqlState::FOREIGN_KEY_VIOLATION)
+                && derived(shadow, table).await.unwrap_or(false) =>
+        {
+            let keys = "SELECT coalesce(string_agg(format('ALTER TABLE %I.%I DROP CONSTRAINT %I; ', n.nspname, c.relname, k.conname), '' ORDER BY k.oid), '') \
+                FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                WHERE k.contype = 'f' AND k.confrelid = pg_catalog.to_regclass($1) AND k.conparentid = 0";
+            let keys = shadow.query_one(keys, &[&dropped]).await.map_err(failed)?;
+            tried(keys.get(0), " CASCADE").await
         }
         dropped => dropped,
     };
