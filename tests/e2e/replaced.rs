@@ -5,7 +5,7 @@ use godwit_tests::waiting::until;
 
 use crate::leader::Leader;
 use crate::releases::same_rows;
-use crate::schema::{followed, owner, replicated};
+use crate::schema::{differences, followed, owner, replicated, seed_anew};
 
 const SERVICE: &str = "
     CREATE TABLE texts (id int PRIMARY KEY, t text); INSERT INTO texts SELECT n, 'Some Words ' || n FROM generate_series(1, 50) n;
@@ -112,4 +112,41 @@ async fn what_a_release_replaces_under_its_name_is_followed() -> Result<()> {
     }
     let renamed = "SELECT count(*) FROM kinds WHERE k = 'z'";
     until("it is called so", async || Ok(primary.query_one(renamed, &[]).await?.get::<_, i64>(0) == 2)).await
+}
+
+/// A domain over an enum would go on with the old one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_release_replaces_stays_where_another_type_is_made_of_it() -> Result<()> {
+    let playground = replicated("mode: async, schema: additions").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    primary
+        .batch_execute(
+            "CREATE TYPE kind AS ENUM ('a', 'b'); CREATE DOMAIN sort AS kind; CREATE TABLE kinds (id int PRIMARY KEY, k kind); INSERT INTO kinds VALUES (1, 'a')",
+        )
+        .await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    followed(&mut leader).await?;
+    primary
+        .batch_execute(
+            "BEGIN; DROP DOMAIN sort; ALTER TYPE kind RENAME TO kind_old; CREATE TYPE kind AS ENUM ('a', 'x');
+             ALTER TABLE kinds ALTER k TYPE kind USING 'a'; DROP TYPE kind_old; CREATE DOMAIN sort AS kind; COMMIT",
+        )
+        .await?;
+    let is_told = |what: &str| what.contains("public.sort is made of it: seed the shadow, all of it, anew");
+    let told =
+        async || Ok(differences(&leader).await?.iter().any(|left| is_told(&left.what) && !left.reseed));
+    until("it is told", told).await?;
+    // Asked for all the same.
+    let refused = seed_anew(&leader, &["public.kinds"])
+        .await
+        .err()
+        .map(|error| format!("{error:#}"))
+        .unwrap_or_default();
+    ensure!(is_told(&refused), "{refused}");
+    let over = "SELECT format_type(typbasetype, NULL) FROM pg_type WHERE typname = 'sort'";
+    let over: String = owner(far).await?.query_one(over, &[]).await?.get(0);
+    ensure!(over == "kind", "{over}");
+    Ok(())
 }
