@@ -100,10 +100,11 @@ async fn a_column_is_widened_whatever_uses_it() -> Result<()> {
         CREATE POLICY small ON sales USING (amount < 5000000000); ALTER TABLE sales ADD twice bigint GENERATED ALWAYS AS (amount::bigint * 2) STORED;
         CREATE RULE kept AS ON DELETE TO sales WHERE old.amount = 7 DO INSTEAD NOTHING;
         CREATE FUNCTION most() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT max(amount) FROM sales; END";
+    let published = "CREATE PUBLICATION large FOR TABLE sales WHERE (amount > 15); CREATE PUBLICATION sums FOR TABLE sales (id, amount)";
     primary
         .batch_execute(&format!(
             "CREATE TABLE sales (id int PRIMARY KEY, amount int NOT NULL, left_over int); INSERT INTO sales VALUES (1, 10), (2, 20);
-             CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; {views}; {rest}"
+             CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; {views}; {rest}; {published}"
         ))
         .await?;
     let mut leader = Leader::start(&playground, &[])?;
@@ -112,7 +113,7 @@ async fn a_column_is_widened_whatever_uses_it() -> Result<()> {
     let shadow = owner(far).await?;
     let release = format!(
         "BEGIN; DROP MATERIALIZED VIEW sums; DROP VIEW dear; DROP VIEW \"sold things\"; DROP TRIGGER stamps ON sales; DROP POLICY small ON sales;
-         DROP RULE kept ON sales; DROP FUNCTION most(); ALTER TABLE sales DROP twice; ALTER TABLE sales ALTER amount TYPE bigint; {views}; {rest}; COMMIT;
+         DROP RULE kept ON sales; DROP FUNCTION most(); DROP PUBLICATION large; DROP PUBLICATION sums; ALTER TABLE sales DROP twice; ALTER TABLE sales ALTER amount TYPE bigint; {views}; {rest}; {published}; COMMIT;
          INSERT INTO sales VALUES (3, 4000000000)"
     );
     primary.batch_execute(&release).await?;
@@ -122,6 +123,9 @@ async fn a_column_is_widened_whatever_uses_it() -> Result<()> {
         (SELECT string_agg(tgname || tgenabled::text, ' ' ORDER BY tgname) FROM pg_trigger WHERE tgrelid = 'sales'::regclass AND tgname !~ 'godwit'),
         (SELECT string_agg(polname, ' ') FROM pg_policy), (SELECT string_agg(rulename, ' ') FROM pg_rewrite WHERE ev_class = 'sales'::regclass))";
     alike([&primary, &shadow], all).await?;
+    let listed = "SELECT string_agg(concat_ws(' ', pubname, rowfilter, CASE pubname WHEN 'sums' THEN attnames::text END), ', ' ORDER BY pubname) FROM pg_publication_tables WHERE pubname !~ '^godwit_'";
+    alike([&primary, &shadow], listed).await?;
+    ensure!(text(&shadow, listed).await?.contains("large"), "{}", text(&shadow, listed).await?);
 
     // What a person alone can make again is left, and named.
     shadow.batch_execute("CREATE VIEW own AS SELECT left_over FROM sales; CREATE TABLE kept (x own)").await?;

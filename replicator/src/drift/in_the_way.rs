@@ -1,4 +1,5 @@
-//! What keeps a column of the shadow's from getting another type: views, triggers, policies, rules, functions and columns that use it.
+//! What keeps a column of the shadow's from getting another type: views, triggers, policies, rules, functions, columns and publications that
+//! use it.
 
 use tokio_postgres::Client;
 

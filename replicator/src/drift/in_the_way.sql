@@ -26,7 +26,7 @@ WITH RECURSIVE tables AS (
     WHEN 'pg_catalog.pg_attrdef'::regclass THEN first_class = class OR (SELECT a.attgenerated = '' FROM pg_catalog.pg_attrdef f
       JOIN pg_catalog.pg_attribute a ON a.attrelid = f.adrelid AND a.attnum = f.adnum WHERE f.oid = id)
     ELSE class IN ('pg_catalog.pg_rewrite'::regclass, 'pg_catalog.pg_trigger'::regclass, 'pg_catalog.pg_policy'::regclass,
-                   'pg_catalog.pg_constraint'::regclass) END) AS yes
+                   'pg_catalog.pg_constraint'::regclass, 'pg_catalog.pg_publication_rel'::regclass) END) AS yes
   FROM hangs GROUP BY first
 )
 SELECT sql, coalesce(yes, false) FROM (
@@ -50,6 +50,12 @@ SELECT sql, coalesce(yes, false) FROM (
   SELECT 2, p.oid, format('DROP POLICY IF EXISTS %I ON %I.%I', p.polname, n.nspname, c.relname)
   FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_class c ON c.oid = p.polrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   WHERE p.oid IN (SELECT id FROM uses WHERE class = 'pg_catalog.pg_policy'::regclass)
+  UNION ALL
+  -- One that lists the column, or has it in a row filter.
+  SELECT 2, r.oid, format('ALTER PUBLICATION %I DROP TABLE ONLY %I.%I', p.pubname, n.nspname, c.relname)
+  FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+  JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  WHERE r.oid IN (SELECT id FROM uses WHERE class = 'pg_catalog.pg_publication_rel'::regclass)
   UNION ALL
   SELECT 3, f.oid, format('ALTER TABLE %I.%I DROP COLUMN IF EXISTS %I', n.nspname, c.relname, a.attname)
   FROM pg_catalog.pg_attrdef f JOIN pg_catalog.pg_attribute a ON a.attrelid = f.adrelid AND a.attnum = f.adnum
