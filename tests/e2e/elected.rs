@@ -24,7 +24,8 @@ use replicator::fence;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::leader::{Leader, PATIENCE, PROGRAM, connect, load, of_node, options, until_answer};
+use crate::installing::READ_ALL;
+use crate::leader::{Leader, PATIENCE, PROGRAM, connect, load, of_node, options, superuser, until_answer};
 use crate::takeover::take_over;
 
 const LEASE: &str = "lease: 3s";
@@ -155,6 +156,31 @@ async fn another_node_leads_when_the_first_is_gone() -> Result<()> {
     let answered = outcome.failures.iter().find(|failure| failure.status.is_some());
     ensure!(answered.is_none(), "{answered:?}: only connections may fail, while nobody listens");
     lost_nothing(&playground, &near.name, &outcome).await
+}
+
+/// A dump keeps them for as long as it takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_node_leads_while_somebody_reads_all_of_godwits_tables() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let members = [Member::new(&playground, "one", &[])?, Member::new(&playground, "other", &[])?];
+    let mut one = members[0].start(&[])?;
+    one.ready().await?;
+    let mut other = members[1].start(&[])?;
+    stands_by(&mut other, "one").await?;
+    let mut readers = Vec::new();
+    for zone in &playground.zones {
+        let reader = superuser(zone).await?;
+        reader.batch_execute(READ_ALL).await?;
+        readers.push(reader);
+    }
+    one.node.signal(Signal::KILL)?;
+    leads(&mut other).await?;
+    other.ready().await?;
+    for reader in &readers {
+        // They are there until now.
+        reader.batch_execute("COMMIT").await?;
+    }
+    Ok(())
 }
 
 /// They are read when it is told to, and in any case when it leads.

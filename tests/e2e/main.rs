@@ -26,6 +26,7 @@ mod gone;
 mod heartbeat;
 mod history;
 mod identity;
+mod installing;
 mod kills;
 mod large;
 mod large_objects;

@@ -1,7 +1,7 @@
 -- What Godwit keeps in each database: tables, trigger function, and the server's half of close, guard and open.
 -- Runs as one simple query, so as one transaction. Safe to repeat and to run from several nodes at once.
--- What the client calls takes and returns jsonb, so that its signature never changes between versions; a helper whose
--- result changes needs a DROP before its CREATE OR REPLACE.
+-- What the client calls takes and returns jsonb, so that its signature never changes between versions. A helper's result never changes either: a
+-- new result gets a new name. A DROP before its CREATE OR REPLACE would do for the newer program only; the older one's script would fail.
 -- SQLSTATE ZG001: an operator must change something. ZG002: fenced off by a newer generation. ZG003: a newer attempt has taken over.
 SET LOCAL client_min_messages = warning;
 SET LOCAL search_path = pg_catalog;
@@ -12,7 +12,11 @@ DO $$ BEGIN
 EXCEPTION WHEN insufficient_privilege THEN
   NULL;
 END $$;
+-- Nobody waits for ever here: the session would stay when its client has given up. For another node that does the same; then, less, for who
+-- uses Godwit's tables: everybody else waits behind this one.
+SET LOCAL lock_timeout = '5s';
 SELECT pg_advisory_xact_lock(7221037481926144001);
+SET LOCAL lock_timeout = '1s';
 
 CREATE SCHEMA IF NOT EXISTS godwit;
 REVOKE ALL ON SCHEMA godwit FROM PUBLIC;
@@ -26,7 +30,6 @@ CREATE TABLE IF NOT EXISTS godwit.epoch (
   run text,
   updated_at timestamptz NOT NULL DEFAULT now()
 );
-ALTER TABLE godwit.epoch ADD COLUMN IF NOT EXISTS run text;
 
 -- Who leads a resource where several nodes may: a lease, by this server's clock; and what that node leaves to the next. What keeps nodes apart are generation and run; a lease only
 -- says who begins a move.
@@ -47,6 +50,7 @@ CREATE TABLE IF NOT EXISTS godwit.parked (resource text PRIMARY KEY, generation 
 -- The run that the slots of the way back belong to, and when it began: an earlier one neither claims nor drops them.
 CREATE TABLE IF NOT EXISTS godwit.way_back (resource text PRIMARY KEY, run text NOT NULL, begun_ms bigint NOT NULL);
 
+-- source_system, source_timeline: the cluster whose WAL applied_lsn is a position in. NULL: not known yet.
 CREATE TABLE IF NOT EXISTS godwit.progress (
   stream text PRIMARY KEY,
   applied_lsn pg_lsn NOT NULL,
@@ -58,14 +62,6 @@ CREATE TABLE IF NOT EXISTS godwit.progress (
   source_timeline bigint
 );
 
--- The cluster whose WAL applied_lsn is a position in. NULL: not known yet. Altered only where it must be: the lock waits for the
--- applier.
-DO $$ BEGIN
-  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'godwit.progress'::regclass AND attname = 'source_system') THEN
-    ALTER TABLE godwit.progress ADD COLUMN source_system bigint, ADD COLUMN source_timeline bigint;
-  END IF;
-END $$;
-
 -- A copy that has begun and not ended: which try it is, and the schema that it loaded.
 CREATE TABLE IF NOT EXISTS godwit.copying (
   stream text PRIMARY KEY,
@@ -74,7 +70,7 @@ CREATE TABLE IF NOT EXISTS godwit.copying (
 );
 
 -- Parts of tables that such a copy has written, and the position of the snapshot that they are of. After the copy: tables
--- whose changes up to there are skipped.
+-- whose changes up to there are skipped. source_table: the source's, where it was filled beside a stream: what comes from before may call it otherwise.
 CREATE TABLE IF NOT EXISTS godwit.copied_parts (
   stream text NOT NULL,
   schema_name text NOT NULL,
@@ -84,10 +80,9 @@ CREATE TABLE IF NOT EXISTS godwit.copied_parts (
   position pg_lsn NOT NULL,
   rows bigint NOT NULL,
   bytes bigint NOT NULL,
+  source_table oid,
   PRIMARY KEY (stream, schema_name, table_name, part)
 );
--- The source's table, where it was filled beside a stream: what comes from before may call it otherwise.
-ALTER TABLE godwit.copied_parts ADD COLUMN IF NOT EXISTS source_table oid;
 
 -- Takes part in a copy: what follows in this transaction commits only while this is its newest attempt.
 CREATE OR REPLACE FUNCTION godwit.take_part(wanted_stream text, wanted_attempt bigint) RETURNS void LANGUAGE plpgsql AS $$
@@ -105,8 +100,6 @@ CREATE TABLE IF NOT EXISTS godwit.copied_statements (
   statement text NOT NULL,
   done boolean NOT NULL
 );
--- So that it can be written where a publication has all tables.
-ALTER TABLE godwit.copied_statements REPLICA IDENTITY FULL;
 
 -- Which table and column of the source is which here, whatever they are called: a line for each name that it had there. Column 0: the table; -1: a value of an
 -- enum, by its number in pg_enum.
@@ -118,7 +111,41 @@ CREATE TABLE IF NOT EXISTS godwit.identities (
   name text NOT NULL,
   PRIMARY KEY (source_table, source_column, name)
 );
-CREATE INDEX IF NOT EXISTS identities_target ON godwit.identities (target_table);
+
+-- What these lack that came later. Only where it is lacking, IF NOT EXISTS is not enough: the lock comes first, and waits for whoever uses the table (a
+-- dump, the applier), with everybody else behind it. Full identity: so that it can be written where a publication has all tables.
+DO $$
+DECLARE
+  lacks record;
+  held_by text;
+BEGIN
+  FOR lacks IN
+    SELECT c.tbl, format('ALTER TABLE %s %s', c.tbl, c.change) AS change
+    FROM (VALUES
+      ('godwit.epoch'::regclass, 'run', 'ADD COLUMN run text'),
+      ('godwit.progress', 'source_system', 'ADD COLUMN source_system bigint, ADD COLUMN source_timeline bigint'),
+      ('godwit.copied_parts', 'source_table', 'ADD COLUMN source_table oid')
+    ) c (tbl, name, change)
+    WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.tbl AND a.attname = c.name)
+    UNION ALL
+    SELECT c.oid::regclass, format('ALTER TABLE %s REPLICA IDENTITY FULL', c.oid::regclass)
+    FROM pg_class c WHERE c.oid = 'godwit.copied_statements'::regclass AND c.relreplident <> 'f'
+    UNION ALL
+    SELECT 'godwit.identities', 'CREATE INDEX identities_target ON godwit.identities (target_table)'
+    WHERE to_regclass('godwit.identities_target') IS NULL
+  LOOP
+    BEGIN
+      EXECUTE lacks.change;
+    EXCEPTION WHEN lock_not_available THEN
+      SELECT string_agg(format('pid %s (%s, application %s)', l.pid, coalesce(a.usename, '?'), quote_literal(coalesce(a.application_name, ''))), ', ')
+      INTO held_by FROM (SELECT DISTINCT pid FROM pg_locks WHERE relation = lacks.tbl AND granted AND pid <> pg_backend_pid()
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) l
+      LEFT JOIN pg_stat_activity a USING (pid);
+      RAISE EXCEPTION 'table % stayed locked', lacks.tbl USING
+        ERRCODE = 'lock_not_available', DETAIL = format('held by %s; wanted for: %s', coalesce(held_by, 'a session that has gone'), lacks.change);
+    END;
+  END LOOP;
+END $$;
 
 -- In which file (relfilenode) the rows of each table here were when the other side was last seen to have all of its columns.
 CREATE TABLE IF NOT EXISTS godwit.files (
