@@ -319,9 +319,40 @@ async fn a_restart_within_the_patience_keeps_commits_waiting() -> Result<()> {
     let mode = leader.view().await?.replication.mode;
     ensure!(mode.changes.iter().all(|change| change.mode == "sync"), "it fell back in between: {mode:#?}");
     let guards = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'godwit guard%'";
-    let guards: i64 = client(near).await?.query_one(guards, &[]).await?.get(0);
-    ensure!(guards == 2, "{guards} guards: those of the dead process must be gone");
-    Ok(())
+    let look = client(near).await?;
+    until("the guards of the dead process are gone, and its own are there", async || {
+        let joined = leader.view().await?.replication.mode.since_ms.is_some();
+        Ok(joined && count(&look, guards).await? == 2)
+    })
+    .await
+}
+
+/// The machine of the primary and of Godwit restarts: the setting is on its disk, and what guards it was a session.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_restarts_with_godwit_does_not_wait_for_a_shadow_that_is_away() -> Result<()> {
+    let sync = "{mode: sync, fallback: {after: 2s, back: 1s}}";
+    let playground = Playground::start(&playground(sync, false)?).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    for next in [sync, "{mode: async}"] {
+        effective(&mut leader, "sync").await?;
+        near.cluster.stop("immediate")?;
+        leader.node.signal(Signal::KILL)?;
+        drop(leader);
+        far.path.cut();
+        near.cluster.start()?;
+        let waiting = Commit::start(near, WRITE).await?;
+        waiting.waits().await?;
+        rewrite(&playground, next)?;
+        leader = Leader::start(&playground, &[])?;
+        waiting.returns().await.with_context(|| format!("{next}\n{}", leader.node.tail(30)))?;
+        until_setting(near, "").await?;
+        ensure!(far.path.is_cut(), "the shadow was to be away all the time");
+        effective(&mut leader, "async").await?;
+        Commit::start(near, WRITE).await?.returns().await?;
+        far.path.restore();
+    }
+    leader.ready().await.map(drop)
 }
 
 /// Moves there and back under load, commits waiting on either side; nothing fails, nothing is lost.

@@ -350,6 +350,8 @@ pub(super) fn mode(mode: &ModeView) -> String {
     let mut text = format!("replication mode: {}", mode.effective);
     if mode.effective != mode.wanted {
         let _ = write!(text, " (the policy wants {}: {})", mode.wanted, mode.why);
+    } else if !mode.why.is_empty() {
+        let _ = write!(text, " ({})", mode.why);
     }
     if mode.wanted != "async" {
         let _ = write!(text, "; falls back after {} ms, {} commits wait now", mode.after_ms, mode.waiting);

@@ -1,8 +1,9 @@
 //! Sees to it that the right commits wait for the shadow: one keeper for each running stream.
 //!
-//! First it brings the database in line with the policy (which tables are critical, what the default of
-//! `synchronous_commit` is), then it drives the machine of [`replicator::synchronous`] until the stream ends. It ends by
-//! letting commits go on without the shadow: whoever ends a stream must not leave them waiting.
+//! It drives the machine of [`replicator::synchronous`] until the stream ends, from before the stream is up: what an earlier process left waiting is let
+//! go, whether the shadow can be reached or not. Meanwhile, once the shadow follows, it brings the database in line with the policy (which tables are
+//! critical, what the default of `synchronous_commit` is); before that is done commits do not begin to wait. It ends by letting commits go on without
+//! the shadow: whoever ends a stream must not leave them waiting.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use replicator::postgres::slot::Lane;
 use replicator::status::Phase;
 use replicator::synchronous::machine::{Action, Facts, Machine, Settings, State};
 use replicator::synchronous::{self, Armed, Observation};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Client;
@@ -42,6 +44,8 @@ const TRIGGERS: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(3);
 /// Caught up: at most so many bytes and so much time behind.
 const CAUGHT_UP: (u64, Duration) = (1 << 20, Duration::from_millis(500));
+/// Why commits do not wait before the stream is up.
+const NOT_YET: &str = "the shadow does not follow yet";
 /// Changes of the mode that are kept for the view.
 const KEPT: usize = 10;
 
@@ -65,7 +69,7 @@ pub struct ModeState {
     pub effective: ReplicationMode,
     /// Since when; none: this process has not seen it begin.
     pub since: Option<Timestamp>,
-    /// Why it is not the policy's; empty: it is.
+    /// Why it is not the policy's, or commits wait for a shadow that does not follow; empty: neither.
     pub why: String,
     /// Sessions whose commits wait now.
     pub waiting: u32,
@@ -80,7 +84,7 @@ impl ModeState {
     pub(super) fn not_yet(wanted: ReplicationMode) -> Self {
         let why = match wanted {
             ReplicationMode::Async => String::new(),
-            _ => "the shadow does not follow yet".into(),
+            _ => NOT_YET.into(),
         };
         Self {
             wanted,
@@ -104,6 +108,8 @@ pub(super) struct Stage {
 /// A running keeper.
 pub(super) struct Keeper {
     state: Arc<Mutex<ModeState>>,
+    /// The shadow follows.
+    follows: Arc<Notify>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -117,8 +123,21 @@ impl Keeper {
             Err(error) => tracing::warn!(error = chain(error), "earlier changes of the mode cannot be read"),
         }
         let state = Arc::new(Mutex::new(state));
-        let work = Work { streams, stage, state: state.clone(), stop: stop.clone() };
-        Self { state, stop, task: tokio::spawn(work.run()) }
+        let (follows, lacks) = (Arc::new(Notify::new()), Mutex::new(Some(NOT_YET.to_owned())));
+        let work = Work {
+            streams,
+            stage,
+            state: state.clone(),
+            follows: follows.clone(),
+            lacks,
+            stop: stop.clone(),
+        };
+        Self { state, follows, stop, task: tokio::spawn(work.run()) }
+    }
+
+    /// The stream is up: from now on commits may come to wait for it.
+    pub(super) fn follow(&self) {
+        self.follows.notify_one();
     }
 
     pub(super) fn state(&self) -> ModeState {
@@ -139,32 +158,49 @@ struct Work {
     streams: Arc<Streams>,
     stage: Stage,
     state: Arc<Mutex<ModeState>>,
+    follows: Arc<Notify>,
+    /// Why commits cannot begin to wait: the database is not in line with the policy.
+    lacks: Mutex<Option<String>>,
     stop: CancellationToken,
 }
 
 impl Work {
     async fn run(self) {
-        loop {
-            let aligned = tokio::select! {
-                () = self.stop.cancelled() => return,
-                aligned = self.align() => aligned,
-            };
-            let Err(why) = aligned else { break };
-            tracing::warn!(resource = self.streams.resource(), %why, "the replication mode is not in place yet");
-            self.explain(why);
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = tokio::time::sleep(AGAIN) => {}
-            }
-        }
         if let Some(lane) = waited_for(self.streams.policy().replication) {
+            let beside = async {
+                self.place().await;
+                self.keep_triggers().await;
+            };
+            let beside = async {
+                self.stop.run_until_cancelled(beside).await;
+                // What commits wait for is let go first.
+                std::future::pending::<()>().await;
+            };
             tokio::select! {
                 () = self.drive(lane) => {}
-                () = self.keep_triggers() => {}
+                () = beside => {}
             }
-        } else {
+        } else if self.stop.run_until_cancelled(self.place()).await.is_some() {
             self.explain(String::new());
         }
+    }
+
+    /// Brings the database in line with the policy.
+    async fn place(&self) {
+        for follows in [false, true] {
+            if follows {
+                self.follows.notified().await;
+            }
+            loop {
+                let done = if follows { self.align().await } else { self.let_go().await };
+                let Err(why) = done else { break };
+                tracing::warn!(resource = self.streams.resource(), %why, "the replication mode is not in place yet");
+                *lock(&self.lacks) = Some(why.clone());
+                self.explain(why);
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+        *lock(&self.lacks) = None;
     }
 
     async fn primary(&self) -> Result<Arc<Client>, String> {
@@ -176,16 +212,24 @@ impl Work {
         lane.slot_name(self.streams.resource(), self.stage.generation.0)
     }
 
-    /// Tables in their lanes, the database's default, and nobody waiting for a lane that is not the mode's.
+    /// Nobody waits any more for a lane that is not the mode's. Needs the primary only, and changes nothing else there.
+    async fn let_go(&self) -> Result<(), String> {
+        let client = self.primary().await?;
+        let waited = waited_for(self.streams.policy().replication).map(|lane| self.slot(lane));
+        let resource = self.streams.resource();
+        for slot in synchronous::left_over(&client, resource, waited.as_deref()).await.map_err(chain)? {
+            synchronous::leave(&client, &slot).await.map_err(chain)?;
+            tracing::info!(resource, slot, "commits do not wait for it any more");
+        }
+        Ok(())
+    }
+
+    /// Tables in their lanes, and the database's default.
     async fn align(&self) -> Result<(), String> {
         let policy = self.streams.policy();
         let resource = self.streams.resource();
+        self.let_go().await?;
         let client = self.primary().await?;
-        let waited = waited_for(policy.replication).map(|lane| self.slot(lane));
-        let left = synchronous::left_over(&client, resource, waited.as_deref()).await.map_err(chain)?;
-        for slot in left {
-            synchronous::leave(&client, &slot).await.map_err(chain)?;
-        }
         let hybrid = policy.replication == ReplicationMode::Hybrid;
         if hybrid || lanes::members(&client, resource).await.map_err(chain)?.is_some() {
             self.hand_over().await?;
@@ -312,6 +356,7 @@ impl Work {
             streaming,
             caught_up: streaming
                 && seen.is_some()
+                && lock(&self.lacks).is_none()
                 && status.is_some_and(|status| status.lag_bytes <= CAUGHT_UP.0 && status.lag <= CAUGHT_UP.1),
             named: seen.map(|seen| seen.named),
             guarded: seen.map(|_| guarded),
@@ -395,14 +440,25 @@ impl Work {
     }
 
     fn show(&self, machine: &Machine, seen: Option<&Observation>) {
+        let lacks = lock(&self.lacks).clone();
         let why = match machine.state() {
             State::Synchronous { .. } => String::new(),
-            State::Following { why: Some(why), .. } => why.clone(),
-            State::Following { .. } | State::Joining => "the shadow is catching up".into(),
+            State::Following { why: Some(why), .. }
+                if lacks.as_deref().is_none_or(|lacks| lacks == NOT_YET) =>
+            {
+                why.clone()
+            }
+            State::Following { .. } | State::Joining => {
+                lacks.unwrap_or_else(|| "the shadow is catching up".into())
+            }
             State::Inherited { .. } => "commits wait for a stream that is not up yet".into(),
             State::Leaving { why, .. } => format!("falling back: {why}"),
         };
         self.edit(|state| {
+            if matches!(machine.state(), State::Inherited { .. }) {
+                // This process has not seen it begin.
+                state.effective = state.wanted;
+            }
             state.why = why;
             state.waiting = seen.map_or(0, |seen| seen.waiting);
         });

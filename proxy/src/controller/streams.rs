@@ -75,6 +75,12 @@ struct Stream {
     keeper: Option<Keeper>,
 }
 
+impl Stream {
+    fn new(source: &Zone, target: &Zone) -> Self {
+        Self { source: source.clone(), target: target.clone(), lanes: BTreeMap::new(), keeper: None }
+    }
+}
+
 /// The streams of one resource.
 pub struct Streams {
     resource: String,
@@ -192,6 +198,8 @@ impl Streams {
             if let Some(why) = self.given_up(generation) {
                 return Err(why);
             }
+            // Before anything needs the target, which may be away: commits may be waiting for it since before this process began.
+            self.keep(generation, source, target);
             if !self.alive(generation, Lane::Main) {
                 self.bounded(self.prepare(generation, source, target)).await?;
                 self.start(generation, Lane::Main, source, target);
@@ -209,7 +217,7 @@ impl Streams {
             fence::guard(&client, &self.resource, generation.0).await.map_err(chain)
         })
         .await?;
-        self.keep(generation, source);
+        self.follow(generation);
         Ok(())
     }
 
@@ -402,12 +410,7 @@ impl Streams {
             }
         });
         let mut running = self.running();
-        let stream = running.entry(generation.0).or_insert_with(|| Stream {
-            source: source.clone(),
-            target: target.clone(),
-            lanes: BTreeMap::new(),
-            keeper: None,
-        });
+        let stream = running.entry(generation.0).or_insert_with(|| Stream::new(source, target));
         if let Some(old) =
             stream.lanes.insert(lane, Running { synchronous, status, counted: BTreeMap::new(), stop, task })
         {
@@ -438,13 +441,24 @@ impl Streams {
         Some(self.running().get(&generation.0)?.lanes.get(&lane)?.status.clone())
     }
 
-    fn keep(self: &Arc<Self>, generation: Generation, source: &Zone) {
+    /// Sees to it that no commit waits for what is away; commits may begin to wait for this stream once it is told to [`Self::follow`].
+    fn keep(self: &Arc<Self>, generation: Generation, source: &Zone, target: &Zone) {
         let mut running = self.running();
-        let Some(stream) = running.get_mut(&generation.0) else { return };
-        if stream.keeper.is_none() {
-            let stage = Stage { generation, source: source.clone() };
-            stream.keeper = Some(Keeper::start(self.clone(), stage));
+        let stream = running.entry(generation.0).or_insert_with(|| Stream::new(source, target));
+        self.keeper_of(generation, stream);
+    }
+
+    /// The stream is up.
+    fn follow(self: &Arc<Self>, generation: Generation) {
+        if let Some(stream) = self.running().get_mut(&generation.0) {
+            self.keeper_of(generation, stream).follow();
         }
+    }
+
+    /// The one that it has, or a new one.
+    fn keeper_of<'a>(self: &Arc<Self>, generation: Generation, stream: &'a mut Stream) -> &'a Keeper {
+        let stage = Stage { generation, source: stream.source.clone() };
+        stream.keeper.get_or_insert_with(|| Keeper::start(self.clone(), stage))
     }
 
     /// What keeps commits waiting for this generation's stream ends; the next `run` starts another one.

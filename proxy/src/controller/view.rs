@@ -372,7 +372,7 @@ pub struct ModeView {
     pub effective: String,
     /// Since when, Unix milliseconds; none: this process has not seen it begin.
     pub since_ms: Option<u64>,
-    /// Why it is not the policy's; empty: it is.
+    /// Why it is not the policy's, or commits wait for a shadow that does not follow; empty: neither.
     pub why: String,
     /// Sessions whose commits wait now.
     pub waiting: u32,

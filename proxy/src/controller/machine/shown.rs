@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use migration::cutover::{Outcome, Phase, Run, State};
+use migration::policy::ReplicationMode;
 use migration::units::Timestamp;
 use replicator::postgres::slot::Lane;
 use replicator::status::{Phase as StreamPhase, StreamStatus};
@@ -85,6 +86,8 @@ impl Machine {
                 mode.wanted.name(),
                 mode.why
             ));
+        } else if mode.effective != ReplicationMode::Async && !mode.why.is_empty() {
+            problems.push(format!("replication mode: {}", mode.why));
         }
         problems.extend(
             self.hands
