@@ -21,7 +21,7 @@ use tokio_postgres::Client;
 use crate::causes::chain;
 use crate::clock;
 use crate::config::model::Config;
-use crate::store::Legacy;
+use crate::store::{Legacy, Unreadable};
 
 /// What the server shows in `pg_stat_activity`.
 const APPLICATION: &str = "godwit-lead";
@@ -222,16 +222,11 @@ impl Election {
             .resources
             .iter_mut()
             .map(async |one| join_all(one.seats.iter_mut().map(|seat| seat.legacy(&one.resource))).await);
-        let found = join_all(reading).await.into_iter().flatten().flatten();
-        let newest = found.max_by_key(|(_, legacy)| legacy.serial);
-        let Some((holder, legacy)) = newest else { return Ok(()) };
-        self.serial = legacy.serial;
-        if holder != self.id {
-            estate
-                .inherits(&legacy)
-                .map_err(|why| format!("what the last leader left cannot be kept: {why}"))?;
-        }
-        Ok(())
+        let found: Vec<_> = join_all(reading).await.into_iter().flatten().flatten().collect();
+        let (serial, legacy) = newest(&self.id, &found)?;
+        self.serial = self.serial.max(serial);
+        let Some(legacy) = legacy else { return Ok(()) };
+        estate.inherits(&legacy).map_err(|why| format!("what the last leader left cannot be kept: {why}"))
     }
 
     /// Renews the leases until another node leads; returns its name. Each database at its own pace: one that does not answer keeps no other waiting.
@@ -366,16 +361,9 @@ impl Seat {
         taken.map(drop).map_err(|why| format!("{resource} in {}: {why}", self.zone))
     }
 
-    async fn legacy(&mut self, resource: &str) -> Option<(String, Legacy)> {
-        let found = self.ask(async |client| lead::legacy(client, resource).await).await;
-        let (holder, text) = found.ok()??;
-        match Legacy::read(&text) {
-            Ok(legacy) => Some((holder, legacy)),
-            Err(why) => {
-                tracing::warn!(resource, zone = self.zone, why, "what the last leader left cannot be read");
-                None
-            }
-        }
+    /// Who left something there, and what.
+    async fn legacy(&mut self, resource: &str) -> Option<(String, String)> {
+        self.ask(async |client| lead::legacy(client, resource).await).await.ok()?
     }
 
     /// False: it is not there, and is to be tried again.
@@ -409,6 +397,34 @@ impl Seat {
         self.client = Some(client);
         Ok(said)
     }
+}
+
+/// The highest number of what leaders left (who, and what), and what the newest of them did if that is not `mine`.
+///
+/// # Errors
+/// A newer program left it: who leads without it has none of its decisions, and leaves its own over them.
+fn newest(mine: &str, found: &[(String, String)]) -> Result<(u64, Option<Legacy>), String> {
+    let mut all: Vec<_> = found
+        .iter()
+        .map(|(holder, text)| (Legacy::serial_of(text).unwrap_or_default(), holder, text))
+        .collect();
+    all.sort_by_key(|(serial, ..)| std::cmp::Reverse(*serial));
+    let highest = all.first().map_or(0, |(serial, ..)| *serial);
+    for (_, holder, text) in all {
+        if holder == mine {
+            break;
+        }
+        match Legacy::read(text) {
+            Ok(legacy) => return Ok((highest, Some(legacy))),
+            Err(why @ Unreadable::Newer(_)) => {
+                return Err(format!(
+                    "what the last leader left cannot be read: {why}; a node of that version can lead"
+                ));
+            }
+            Err(Unreadable::Broken(why)) => tracing::warn!(why, "what a leader left cannot be read"),
+        }
+    }
+    Ok((highest, None))
 }
 
 /// When who stands by looks again.
@@ -517,6 +533,29 @@ mod tests {
         for far in [lease(Some((1, false)), ""), lease(None, "me"), silent()] {
             assert!(matches!(verdict(silent(), far.clone()), Verdict::Unknown(_)), "{far:?}");
         }
+    }
+
+    #[test]
+    fn what_a_newer_program_left_is_not_led_without() {
+        let left = |version: u32, serial: u64| {
+            format!(
+                r#"{{"version": {version}, "serial": {serial}, "tables": {{}}, "overlay": {{"version": 1}}}}"#
+            )
+        };
+        let newest = |found: &[(&str, String)]| {
+            let found: Vec<_> = found.iter().map(|(who, text)| ((*who).to_owned(), text.clone())).collect();
+            newest("me", &found).map(|(highest, legacy)| (highest, legacy.map(|legacy| legacy.serial)))
+        };
+        let refused = newest(&[("you", left(1, 6)), ("you", left(2, 7))]).unwrap_err();
+        assert!(refused.contains("version 2"), "{refused}");
+        // Someone has led with it since; or it is this node's own, whose state directory has it all.
+        assert_eq!(newest(&[("you", left(2, 7)), ("they", left(1, 8))]), Ok((8, Some(8))));
+        assert_eq!(newest(&[("they", left(1, 6)), ("me", left(2, 7))]), Ok((7, None)));
+        // Whatever is wrong with it, what comes next has a higher number.
+        let broken = r#"{"version": 1, "serial": 9}"#.to_owned();
+        assert_eq!(newest(&[("you", broken), ("they", left(1, 3))]), Ok((9, Some(3))));
+        assert_eq!(newest(&[("you", "{".into())]), Ok((0, None)));
+        assert_eq!(newest(&[]), Ok((0, None)));
     }
 
     #[test]

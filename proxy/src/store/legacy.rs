@@ -97,7 +97,30 @@ pub struct Legacy {
     pub made: BTreeMap<String, Made>,
 }
 
+/// What of one can be read whichever version left it.
+#[derive(Deserialize)]
+struct Heading {
+    version: u32,
+    serial: u64,
+}
+
+/// Why one cannot be read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// A newer program left it.
+    #[error("it is of version {0}, and this program reads {VERSION}")]
+    Newer(u32),
+    /// It is none.
+    #[error("{0}")]
+    Broken(String),
+}
+
 impl Legacy {
+    /// The number of one, whether the rest can be read or not; none: that has none.
+    pub fn serial_of(text: &str) -> Option<u64> {
+        serde_json::from_str(text).ok().map(|heading: Heading| heading.serial)
+    }
+
     /// The same, by this number.
     #[must_use]
     pub fn numbered(self, serial: u64) -> Self {
@@ -117,12 +140,14 @@ impl Legacy {
     ///
     /// # Errors
     /// It is none, or of a newer program.
-    pub fn read(text: &str) -> Result<Self, String> {
-        let legacy: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        if legacy.version > VERSION {
-            return Err(format!("it is of version {}, and this program reads {VERSION}", legacy.version));
+    pub fn read(text: &str) -> Result<Self, Unreadable> {
+        let broken = |error: serde_json::Error| Unreadable::Broken(error.to_string());
+        // First: what a newer one says besides may be of another shape.
+        let Heading { version, .. } = serde_json::from_str(text).map_err(broken)?;
+        if version > VERSION {
+            return Err(Unreadable::Newer(version));
         }
-        Ok(legacy)
+        serde_json::from_str(text).map_err(broken)
     }
 }
 
@@ -455,8 +480,12 @@ mod tests {
     #[test]
     fn what_a_newer_program_left_is_not_guessed_at() {
         assert!(Legacy::read("{").is_err());
-        let newer = r#"{"version": 2, "serial": 3, "tables": {}, "overlay": {"version": 1}}"#;
-        assert!(Legacy::read(newer).unwrap_err().contains("version 2"));
+        for newer in
+            [r#"{"version": 2, "serial": 3, "tables": {}, "overlay": {}}"#, r#"{"version": 2, "serial": 3}"#]
+        {
+            assert_eq!(Legacy::read(newer).unwrap_err(), Unreadable::Newer(2));
+            assert_eq!(Legacy::serial_of(newer), Some(3));
+        }
         let directory = tempfile::tempdir().unwrap();
         let journal = Journal::open(directory.path()).unwrap();
         let row = r#"{"scope": "orders", "by_whom": "ann", "why": "x", "at_ms": 1, "until_ms": null, "colour": "red"}"#;

@@ -13,7 +13,7 @@ mod tokens;
 mod torn;
 
 pub use journal::{AFTER_APPEND, Commits, Ended, Journal, JournalRow, RunRow, StoreError};
-pub use legacy::{Legacy, PlacedRow};
+pub use legacy::{Legacy, PlacedRow, Unreadable};
 pub use notes::{AnsweredRow, ApprovalRow, EVERY_RESOURCE, FreezeRow, LedgerRow, ProposalRow, RetirementRow};
 pub use overlay::{Change, Overlay, OverlayFile};
 pub use tokens::{Issued, NewToken, Rejected, TokenView, Tokens};
