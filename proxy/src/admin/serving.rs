@@ -219,7 +219,7 @@ mod tests {
     async fn who_reads_nothing_loses_its_seat() -> Result<()> {
         let (seat, left) = oneshot::channel::<()>();
         let endless = stream::unfold(seat, async |seat| {
-            Some((Ok::<_, Infallible>(Bytes::from_static(&[b'x'; 1 << 16])), seat))
+            Some((Ok::<_, Infallible>(Bytes::from(vec![b'x'; 1 << 16])), seat))
         });
         let body = Arc::new(Mutex::new(Some(Body::from_stream(endless))));
         let events = async move || lock(&body).take().unwrap_or_default();

@@ -447,9 +447,10 @@ mod tests {
                 let settled =
                     settle(&resource, ["far", "near"], Some(&takes), went_on, &seen, found.clone(), NOW);
                 let settled = settled.await.unwrap();
-                let as_expected = match went_on {
-                    false => matches!(settled, Settled::Yes(None)),
-                    true => matches!(settled, Settled::Again),
+                let as_expected = if went_on {
+                    matches!(settled, Settled::Again)
+                } else {
+                    matches!(settled, Settled::Yes(None))
                 };
                 assert!(as_expected, "{answers:?}, {went_on}");
             }
