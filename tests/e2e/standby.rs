@@ -195,6 +195,94 @@ async fn an_operators_own_standby_is_waited_for_before_during_and_after() -> Res
     Ok(())
 }
 
+/// A resource with a database of its own, and whoever acknowledges its stream.
+struct Resource {
+    client: Client,
+    dsn: Dsn,
+    slot: String,
+    publication: String,
+}
+
+impl Resource {
+    async fn new(server: &TestCluster, name: &str) -> Result<Self> {
+        drop(server.create_database(name, "CREATE TABLE t (id serial PRIMARY KEY)").await?);
+        let dsn = server.config(name);
+        let client = replicator::postgres::connect(&dsn, "test").await?;
+        fence::install(&client, name, 1).await?;
+        let (slot, publication) = (slot::slot_name(name, 1), slot::publication_name(name));
+        slot::ensure_publication(&client, &publication).await?;
+        slot::create_slot(&client, &slot).await?;
+        Ok(Self { client, dsn, slot, publication })
+    }
+
+    async fn join(&self, after: Duration) -> Result<(Armed, Consumer)> {
+        let consumer = consume(&self.dsn, &self.slot, &self.publication).await?;
+        Ok((Armed::join(&self.client, &self.dsn, &self.slot, after).await?, consumer))
+    }
+
+    async fn leave(&self) -> Result<()> {
+        Ok(synchronous::leave(&self.client, &self.slot).await?)
+    }
+}
+
+/// There is one setting for all resources of a server, and each takes out what it put in: by itself, by its guard, in whichever order.
+#[tokio::test(flavor = "multi_thread")]
+async fn resources_of_one_server_wait_together_and_none_leaves_anothers_name() -> Result<()> {
+    let server = TestCluster::start(15)?;
+    let (shop, books) = (Resource::new(&server, DATABASE).await?, Resource::new(&server, "books").await?);
+    let admin = server.connect("postgres").await?;
+    let seen = "current_setting('synchronous_standby_names') =";
+    let alone = |slot: &str| format!("{seen} 'FIRST 1 (\"{slot}\")'");
+    let both = format!("{seen} 'FIRST 2 (\"{}\", \"{}\")'", books.slot, shop.slot);
+
+    for first in [&shop, &books] {
+        let of_shop = shop.join(AFTER).await?;
+        let of_books = books.join(AFTER).await?;
+        until("both are waited for", &admin, &both).await?;
+        first.leave().await?;
+        let second = if first.slot == shop.slot { &books } else { &shop };
+        until("the other is waited for", &admin, &alone(&second.slot)).await?;
+        second.leave().await?;
+        let file = std::fs::read_to_string(server.cluster.data.join("postgresql.auto.conf"))?;
+        ensure!(!file.contains("synchronous_standby_names"), "{file}");
+        drop((of_shop, of_books));
+    }
+
+    // Nobody streams any more: the guard of who joined first is the first to let go.
+    let of_shop = shop.join(Duration::from_secs(1)).await?;
+    let of_books = books.join(Duration::from_secs(2)).await?;
+    until("both are waited for", &admin, &both).await?;
+    drop((of_shop, of_books));
+    let commit = async |writer: Client| {
+        let sql = "SELECT pg_logical_emit_message(true, 'x', 'y')";
+        let done = tokio::time::timeout(PATIENCE / 3, writer.query(sql, &[])).await;
+        done.context("a commit of another database hangs")?.map(drop).context("a commit")
+    };
+    commit(server.connect("postgres").await?).await?;
+    let watching = "NOT EXISTS (SELECT FROM pg_stat_activity WHERE state = 'active' \
+                    AND query LIKE 'CALL godwit.guard_synchronous(%\"release\":false%')";
+    until("both guards have let go", &admin, watching).await?;
+    until("nobody is waited for", &admin, &format!("{seen} ''")).await?;
+    commit(server.connect("postgres").await?).await?;
+    tokio::try_join!(shop.leave(), books.leave())?;
+
+    // A name that nobody guards, of one whose guard has just taken it out, say: it does not stay.
+    admin.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'godwit_gone_g3'").await?;
+    admin.batch_execute("SELECT pg_reload_conf()").await?;
+    until("the name is there", &shop.client, &format!("{seen} 'godwit_gone_g3'")).await?;
+    let _of_shop = shop.join(AFTER).await?;
+    until("who is there is waited for", &admin, &alone(&shop.slot)).await?;
+    let left =
+        format!("ALTER SYSTEM SET synchronous_standby_names = 'FIRST 2 (\"{}\", godwit_gone_g3)'", shop.slot);
+    admin.batch_execute(&left).await?;
+    admin.batch_execute("SELECT pg_reload_conf()").await?;
+    until("the name is there", &shop.client, "current_setting('synchronous_standby_names') LIKE '%gone%'")
+        .await?;
+    shop.leave().await?;
+    until("nobody is waited for", &admin, &format!("{seen} ''")).await?;
+    commit(server.connect("postgres").await?).await
+}
+
 /// The transaction that writes a critical table waits, whichever way it is written, and only that one.
 async fn critical(major: u32) -> Result<()> {
     let server = TestCluster::start(major)?;

@@ -195,6 +195,13 @@ pub fn is_slot_of(slot: &str, resource: &str) -> bool {
     generation_of(slot, resource).is_some()
 }
 
+/// Whether `slot` is named as those that Godwit makes, of whatever resource.
+pub fn is_own(slot: &str) -> bool {
+    let rest = slot.strip_suffix(CRITICAL_SLOT).unwrap_or(slot);
+    let parts = rest.strip_prefix("godwit_").and_then(|rest| rest.rsplit_once("_g"));
+    parts.is_some_and(|(resource, generation)| !resource.is_empty() && generation.parse::<u64>().is_ok())
+}
+
 /// The generation of `resource` that Godwit made `slot` for, if it did.
 pub fn generation_of(slot: &str, resource: &str) -> Option<u64> {
     let prefix = format!("godwit_{}_g", name_part(resource));

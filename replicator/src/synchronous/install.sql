@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS godwit.synchronous (
 -- ALTER SYSTEM behind the call (a function cannot run it): the server reads it when the loop is over, client or not.
 -- With "release" it never returns: a second session reloads the configuration, which the first one may not come to, since its
 -- second answer to a dead client ends it. Should commits still wait after that, it cancels their wait (they have committed;
--- the client gets a warning), but only where nobody but us is waited for ("alone").
+-- the client gets a warning), but only where the operator has no standbys that are waited for as well ("alone").
 -- COMMIT in each round: a procedure in one transaction would hold back vacuum.
 CREATE OR REPLACE PROCEDURE godwit.guard_synchronous(args jsonb) LANGUAGE plpgsql AS $$
 DECLARE

@@ -5,7 +5,7 @@
 //! Following ──────────────────────────► Joining ──────► Synchronous
 //!     ▲  ▲                                │ refused         │ nobody streams for `after`,
 //!     │  └────────────────────────────────┘                 │ or the name is gone from the setting
-//!     └──────────── left ───────────── Leaving ◄────────────┘
+//!     └──────────── left ───────────── Leaving ◄────────────┘   (and from Following, where the name is in the setting)
 //!                                         ▲
 //!           Inherited ── `after` is over ─┘   (the name was there when we started: as Synchronous, but unguarded;
 //!               └─ caught up ─► Joining        caught up, it gets its guards)
@@ -135,7 +135,15 @@ impl Machine {
             }
         }
         match &mut self.state {
-            State::Following { calm, .. } => {
+            State::Following { calm, why } => {
+                if facts.named == Some(true) {
+                    // No guard of ours watches over it. Another resource's lane wrote what it had read before we left, for one.
+                    let why = why.clone();
+                    let why =
+                        why.unwrap_or_else(|| "synchronous_standby_names was to be without it".to_owned());
+                    self.state = State::Leaving { why, pause: None, under_way: true };
+                    return Some(Action::Leave);
+                }
                 if !facts.caught_up {
                     *calm = None;
                     return None;
@@ -282,6 +290,18 @@ mod tests {
         assert_eq!(run.after(0.3, &facts(true, false)), None, "counted from the last gap");
         assert_eq!(run.after(0.6, &facts(true, false)), Some(Action::Join));
         assert_eq!(run.after(0.6, &facts(true, false)), None, "once");
+    }
+
+    #[test]
+    fn a_name_that_somebody_puts_back_is_taken_out() {
+        let mut run = Run::new();
+        assert_eq!(run.after(0.0, &facts(true, false)), None);
+        let expected = Some(Action::Leave);
+        assert_eq!(run.after(0.1, &facts(false, true)), expected, "whether or not it streams");
+        assert!(run.machine.may_wait(), "until it has left");
+        run.machine.handle_left(Ok(()), run.now);
+        assert_eq!(run.after(0.1, &facts(true, false)), None);
+        assert_eq!(run.after(0.6, &facts(true, false)), Some(Action::Join), "it was no setback");
     }
 
     #[test]

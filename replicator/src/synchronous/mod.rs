@@ -13,6 +13,12 @@
 //! path to it, and takes the name out when nobody streams, or a commit has waited, for longer than the policy allows. It does
 //! not survive a restart of the server, nor an operator who ends its sessions.
 //!
+//! # Several resources of one server
+//! There is one setting for all of them, no lock that they could share (advisory locks are of one database), and what a guard
+//! will write is fixed before it watches. So a guard takes every name of Godwit's out and leaves the operator's: the others fall
+//! back early, and come back. And whoever writes the setting looks afterwards whether each name in it has a guard that watches: one
+//! that has none may have been read just before its guard took it out, and would be waited for for ever.
+//!
 //! # Rights
 //! A superuser; or, from PostgreSQL 15 on, `ALTER SYSTEM ON PARAMETER synchronous_standby_names`, `EXECUTE` on
 //! `pg_reload_conf()`, `pg_monitor` and `pg_signal_backend`: see [`findings`].
@@ -36,6 +42,8 @@ use crate::preflight::{Finding, Severity};
 const EFFECT: Duration = Duration::from_secs(5);
 /// How often it is looked for.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long the lanes of other resources may take to put up their guards, and to take notice of each other.
+const OTHERS: Duration = Duration::from_secs(1);
 /// One commit may come back late by chance; not so many.
 const PROOFS: usize = 5;
 /// Where the way is long, fewer will do: nobody is late by chance for so long.
@@ -207,24 +215,33 @@ impl Armed {
             second.run(vec![arguments(true)]),
         ];
         end_guards(client, slot, &pids).await?;
-        client
-            .batch_execute(&format!(
-                "ALTER SYSTEM SET synchronous_standby_names = {}",
-                literal(&before.joined)
-            ))
-            .await
-            .map_err(refused(context))?;
-        client.batch_execute("SELECT pg_reload_conf()").await.map_err(refused(context))?;
+        write(client, &set(&before.joined)).await?;
+        let mut written = crate::clock::now();
         let prober = connect(dsn, PROBES).await?;
-        let deadline = crate::clock::now() + EFFECT;
+        let deadline = written + EFFECT;
         loop {
             let now = observe(client, slot).await?;
             let counts = now.named && matches!(now.state.as_deref(), Some("sync" | "quorum"));
-            if counts && commits_wait(&prober, slot).await? {
+            let mut unguarded = unguarded(client, &now.setting).await?;
+            if counts && unguarded.is_empty() && commits_wait(&prober, slot).await? {
                 return Ok(Self { guards });
             }
+            let guarded = !unguarded.iter().any(|name| name == slot);
+            unguarded.retain(|name| name != slot);
+            if written.elapsed() > OTHERS && !(now.named && unguarded.is_empty()) {
+                // Another resource's lane wrote what it had read before, or left its name behind.
+                written = crate::clock::now();
+                if now.named {
+                    write(client, &set(&without(&now.setting, &unguarded)?)).await?;
+                } else {
+                    let before = Before::note(client, slot).await?;
+                    write(client, &set(&before.joined)).await?;
+                }
+            }
             if crate::clock::now() > deadline {
-                let why = if counts {
+                let why = if counts && !guarded {
+                    "its guard does not watch".to_owned()
+                } else if counts {
                     "commits do not wait yet, since the server's checkpointer has not read the setting"
                         .to_owned()
                 } else {
@@ -244,6 +261,36 @@ impl Armed {
     pub fn guarded(&self) -> bool {
         self.guards.iter().all(|guard| !guard.is_finished())
     }
+}
+
+/// SQL that puts `setting` into `postgresql.auto.conf`.
+fn set(setting: &str) -> String {
+    format!("ALTER SYSTEM SET synchronous_standby_names = {}", literal(setting))
+}
+
+async fn write(client: &Client, alter: &str) -> Result<(), Error> {
+    let context = "change synchronous_standby_names";
+    client.batch_execute(alter).await.map_err(refused(context))?;
+    client.batch_execute("SELECT pg_reload_conf()").await.map_err(refused(context))
+}
+
+fn without(setting: &str, slots: &[String]) -> Result<String, Error> {
+    let names = StandbyNames::parse(setting).map_err(Error::Unready)?;
+    Ok(slots.iter().fold(names, |names, slot| names.without(slot)).to_string())
+}
+
+/// The slots of Godwit's in `setting` that no guard watches which would take them out; of all databases.
+async fn unguarded(client: &Client, setting: &str) -> Result<Vec<String>, Error> {
+    let mut slots = StandbyNames::parse(setting).map_err(Error::Unready)?.own();
+    if slots.is_empty() {
+        return Ok(slots);
+    }
+    // The second guard goes on for ever, and the first session stays connected when its loop is over.
+    let watching = "SELECT application_name FROM pg_catalog.pg_stat_activity WHERE application_name LIKE 'godwit guard %' \
+                    AND (state = 'disabled' OR state = 'active' AND query LIKE 'CALL godwit.guard_synchronous(%\"release\":false%')";
+    let watching = rows(client.simple_query(watching).await.map_err(refused("look for guards"))?);
+    slots.retain(|slot| !watching.iter().any(|row| row.get(0) == Some(&guard_name(slot))));
+    Ok(slots)
 }
 
 /// SQL: of `pg_stat_replication r`, whoever streams from `slot`.
@@ -284,7 +331,7 @@ async fn commits_wait(prober: &Client, slot: &str) -> Result<bool, Error> {
 /// Takes `slot` out of the setting, puts back what was there before, and ends the guards; returns when a session of the
 /// server no longer sees it. Idempotent: where nothing is to be undone, nothing is done.
 ///
-/// Commits that wait for nobody else are released. What the operator changed meanwhile is kept.
+/// Commits that wait for nobody else are released. What the operator changed meanwhile is kept, and so are other resources' slots.
 pub async fn leave(client: &Client, slot: &str) -> Result<(), Error> {
     let context = "let commits go on without the shadow";
     let noted = Before::read(client, slot).await?;
@@ -292,18 +339,27 @@ pub async fn leave(client: &Client, slot: &str) -> Result<(), Error> {
     if noted.is_none() && undo.is_none() {
         return Ok(());
     }
-    if let Some(undo) = undo {
-        client.batch_execute(&undo).await.map_err(refused(context))?;
-        client.batch_execute("SELECT pg_reload_conf()").await.map_err(refused(context))?;
+    if let Some(undo) = &undo {
+        write(client, undo).await?;
     }
     let deadline = crate::clock::now() + EFFECT;
-    while StandbyNames::parse(&self::setting(client).await?).is_ok_and(|names| names.contains(slot)) {
+    let left = loop {
+        let now = setting(client).await?;
+        if !StandbyNames::parse(&now).is_ok_and(|names| names.contains(slot)) {
+            break now;
+        }
         if crate::clock::now() > deadline {
             return Err(Error::Unready(format!(
                 "{context}: the server does not read its configuration again"
             )));
         }
         sleep(LOOK).await;
+    };
+    if undo.is_some() && StandbyNames::parse(&left).is_ok() {
+        let unguarded = unguarded(client, &left).await?;
+        if !unguarded.is_empty() {
+            write(client, &set(&without(&left, &unguarded)?)).await?;
+        }
     }
     end_guards(client, slot, &[]).await?;
     if noted.is_some() {
@@ -316,12 +372,11 @@ pub async fn leave(client: &Client, slot: &str) -> Result<(), Error> {
 /// What takes `slot` out of the setting; none: it is not in there, and what is was set since we joined.
 fn undo(noted: Option<&Before>, setting: &str, slot: &str) -> Option<String> {
     let names = StandbyNames::parse(setting).ok().filter(|names| names.contains(slot));
-    match (names, noted) {
-        (Some(_), Some(before)) if setting == before.joined => Some(before.restore()),
-        (Some(names), _) => Some(format!(
-            "ALTER SYSTEM SET synchronous_standby_names = {}",
-            literal(&names.without(slot).to_string())
-        )),
+    match (names.map(|names| names.without(slot)), noted) {
+        (Some(rest), Some(before)) if StandbyNames::parse(&before.setting).is_ok_and(|was| was == rest) => {
+            Some(before.restore())
+        }
+        (Some(rest), _) => Some(set(&rest.to_string())),
         // A guard took it out, or no session has seen it yet.
         (None, Some(before)) if setting == before.setting => Some(before.restore()),
         (None, _) => None,
@@ -351,8 +406,15 @@ async fn setting(client: &Client) -> Result<String, Error> {
     Ok(answer.first().and_then(|row| row.get(0)).unwrap_or_default().to_owned())
 }
 
+/// What the operator has in `setting`, where Godwit has put something there.
+fn of_operator(setting: &str) -> Option<String> {
+    let names = StandbyNames::parse(setting).ok()?;
+    (!names.own().is_empty()).then(|| names.of_operator().to_string())
+}
+
 /// What the setting was before a lane joined it.
 struct Before {
+    /// Without Godwit's names: those of other resources have their own guards.
     setting: String,
     /// It came from `postgresql.auto.conf`.
     persisted: bool,
@@ -380,14 +442,11 @@ impl Before {
         let persisted = origin
             .first()
             .is_some_and(|row| row.get(1).is_some_and(|file| file.ends_with("postgresql.auto.conf")));
-        let without = names.without(slot);
-        // As the operator wrote it, if we are not in it.
-        let before = if names.contains(slot) { without.to_string() } else { now };
-        let this = Self {
-            // Where we are in it already, the entry is ours.
-            persisted: if names.contains(slot) { !before.is_empty() } else { persisted },
-            setting: before,
-            joined: without.with(slot).map_err(Error::Unready)?.to_string(),
+        let joined = names.without(slot).with(slot).map_err(Error::Unready)?.to_string();
+        let this = match of_operator(&now) {
+            // The entry is Godwit's.
+            Some(setting) => Self { persisted: !setting.is_empty(), setting, joined },
+            None => Self { setting: now, persisted, joined },
         };
         let note = format!(
             "INSERT INTO godwit.synchronous (slot, before, persisted, joined) VALUES ({}, {}, {}, {}) \
@@ -415,13 +474,15 @@ impl Before {
         let answer = rows(client.simple_query(&sql).await.map_err(refused(context))?);
         Ok(answer.first().map(|row| {
             let text = |at: usize| row.get(at).unwrap_or_default().to_owned();
-            Self { setting: text(0), persisted: row.get(1) == Some("t"), joined: text(2) }
+            let setting = text(0);
+            let setting = of_operator(&setting).unwrap_or(setting);
+            Self { setting, persisted: row.get(1) == Some("t"), joined: text(2) }
         }))
     }
 
     fn restore(&self) -> String {
         if self.persisted {
-            format!("ALTER SYSTEM SET synchronous_standby_names = {}", literal(&self.setting))
+            set(&self.setting)
         } else {
             "ALTER SYSTEM RESET synchronous_standby_names".into()
         }
@@ -490,6 +551,7 @@ mod tests {
             ("ALTER SYSTEM RESET synchronous_standby_names", "ALTER SYSTEM SET synchronous_standby_names = ");
         let alone = before("", false, "FIRST 1 (\"us\")");
         let beside = before("a", true, "FIRST 2 (\"us\", \"a\")");
+        let later = before("", false, "FIRST 2 (\"us\", \"godwit_x_g1\")");
         for (noted, setting, expected) in [
             (&alone, "FIRST 1 (\"us\")", Some(reset.to_owned())),
             (&beside, "FIRST 2 (\"us\", \"a\")", Some(format!("{set}'a'"))),
@@ -502,6 +564,10 @@ mod tests {
             (&beside, "", None),
             (&alone, "b", None),
             (&beside, "FIRST 1 (c)", None),
+            // Another resource joined, before or since.
+            (&alone, "FIRST 2 (\"us\", \"godwit_x_g1\")", Some(format!("{set}'FIRST 1 (\"godwit_x_g1\")'"))),
+            (&later, "FIRST 2 (\"us\", \"godwit_x_g1\")", Some(format!("{set}'FIRST 1 (\"godwit_x_g1\")'"))),
+            (&later, "FIRST 1 (\"us\")", Some(reset.to_owned())),
         ] {
             assert_eq!(undo(Some(noted), setting, "us"), expected, "{setting:?} after {:?}", noted.joined);
         }

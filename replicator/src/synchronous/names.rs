@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::postgres::slot::is_own;
+
 /// Which of the listed standbys a commit waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Method {
@@ -63,6 +65,17 @@ impl StandbyNames {
     /// The listed names.
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// The listed names that Godwit gave: of slots of whatever resource.
+    pub fn own(&self) -> Vec<String> {
+        self.names.iter().filter(|name| is_own(name)).cloned().collect()
+    }
+
+    /// The setting without any of those: what the operator has there.
+    #[must_use]
+    pub fn of_operator(&self) -> Self {
+        self.own().iter().fold(self.clone(), |names, own| names.without(own))
     }
 
     /// The setting under which a commit waits for `name` as well as for whatever it waits for now.
@@ -210,6 +223,28 @@ mod tests {
         for refused in ["a, b", "ANY 1 (a, b)", "*", "FIRST 2 (a, b, c)"] {
             let why = read(refused).with("us").expect_err(refused);
             assert!(why.contains("stand in for"), "{why}");
+        }
+    }
+
+    #[test]
+    fn what_the_operator_has_is_told_from_what_godwit_put_there() {
+        let both = "\"godwit_a_g1\", \"godwit_b_g17_critical\"";
+        for (setting, own, rest) in [
+            (format!("FIRST 2 ({both})"), 2, ""),
+            (format!("FIRST 3 ({both}, a)"), 2, "FIRST 1 (\"a\")"),
+            (format!("ANY 4 ({both}, a, b)"), 2, "ANY 2 (\"a\", \"b\")"),
+            (
+                "godwit_standby, godwit_g1, godwit_a_g".into(),
+                0,
+                "FIRST 1 (\"godwit_standby\", \"godwit_g1\", \"godwit_a_g\")",
+            ),
+        ] {
+            let names = read(&setting);
+            assert_eq!(
+                (names.own().len(), names.of_operator().to_string()),
+                (own, rest.to_owned()),
+                "{setting}"
+            );
         }
     }
 
