@@ -23,6 +23,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) const DATABASE: &str = "shop";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a server may take to stop: it has next to nothing to write.
+const STOPS: Duration = Duration::from_secs(20);
 
 pub(crate) const SCHEMA: &str = r#"
 CREATE TYPE mood AS ENUM ('glad', 'sad');
@@ -549,6 +551,39 @@ pub(crate) fn agent(listener: Listener, end: LocalEnd) -> AbortOnDropHandle<()> 
             });
         }
     }))
+}
+
+/// A server that is told to stop waits until its standbys have flushed all that it has, what no commit stands behind included.
+async fn stops_while_it_is_followed(source: u32, synchronous: bool) -> Result<()> {
+    let pair = Pair::start(source, 15).await?;
+    let peer = LocalPeer::new(pair.target_end(), Options { delay: Duration::from_millis(20) });
+    let stream = Running::start(peer, StreamSpec { synchronous, ..spec(1) }, pair.source_end());
+    stream.wait(|status| status.phase == Phase::Streaming).await?;
+    pair.from.batch_execute("INSERT INTO words VALUES ('last', 1)").await?;
+    pair.caught_up(&stream).await?;
+    for sql in [
+        "SELECT pg_logical_emit_message(false, 'x', 'y')",
+        "BEGIN; INSERT INTO words VALUES ('never', 2); ROLLBACK",
+    ] {
+        pair.from.batch_execute(sql).await?;
+        let now = wal_position(&pair.from).await?;
+        stream
+            .wait(|status| status.applied_lsn >= now)
+            .await
+            .context("follow what no commit stands behind")?;
+    }
+    let cluster = pair.source.cluster.clone();
+    let stopped = tokio::task::spawn_blocking(move || cluster.stop("fast"));
+    let stopped = tokio::time::timeout(STOPS, stopped).await;
+    stopped.with_context(|| format!("a primary of version {source} that is followed does not stop"))???;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_stops_while_it_is_followed() -> Result<()> {
+    stops_while_it_is_followed(15, false).await?;
+    stops_while_it_is_followed(other_major(), false).await?;
+    stops_while_it_is_followed(15, true).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

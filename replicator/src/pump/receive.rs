@@ -292,7 +292,7 @@ impl Applier {
                         self.copy(frame).await?;
                         self.tell(Done::Held(held));
                     }
-                    Work::Position(lsn) => group.position = Some(lsn),
+                    Work::Position(lsn) => group.stand_at(lsn),
                     Work::Transaction { transaction, bytes } => group.add(transaction, bytes),
                     Work::LargeBegin(header) => {
                         // What came before it has a transaction of its own.
@@ -407,7 +407,7 @@ impl Applier {
     }
 
     async fn apply(&mut self, group: Group) -> Result<(), Error> {
-        let Group { transactions, bytes, position, .. } = group;
+        let Group { transactions, bytes, position, again, .. } = group;
         if let Some(last) = transactions.last() {
             let flush = self.must_flush(&transactions);
             self.target.apply(&transactions, flush).await?;
@@ -418,13 +418,15 @@ impl Applier {
             }
             self.tell(Done::Held(bytes));
         }
-        if let Some(lsn) = position.filter(|lsn| *lsn > self.progress.applied) {
+        if let Some(lsn) = position.filter(|lsn| *lsn >= self.progress.applied && *lsn > self.checkpoint) {
+            // Told again: the source waits for it.
+            let again = again || lsn == self.progress.applied;
             self.progress.applied = lsn;
             let step = lsn.bytes_since(self.checkpoint);
             let pause = if step < SMALL_STEP { CHECKPOINT_SMALL } else { CHECKPOINT_EVERY };
             let settles = self.checkpoint < self.settled && lsn >= self.settled;
             let due = crate::clock::now().duration_since(self.checkpointed) >= pause;
-            if settles || due || self.overdue() {
+            if again || settles || due || self.overdue() {
                 self.checkpoint(lsn).await?;
             }
         } else if transactions.is_empty() {
@@ -522,6 +524,8 @@ struct Group {
     changes: usize,
     bytes: u64,
     position: Option<Lsn>,
+    /// It was told twice.
+    again: bool,
 }
 
 impl Group {
@@ -529,6 +533,11 @@ impl Group {
         self.changes += transaction.changes.len().max(1);
         self.bytes += bytes;
         self.transactions.push(transaction);
+    }
+
+    fn stand_at(&mut self, lsn: Lsn) {
+        self.again |= self.position == Some(lsn);
+        self.position = Some(lsn);
     }
 
     /// How long to wait for more, if at all, so long after it began.

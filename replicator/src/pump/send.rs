@@ -297,7 +297,11 @@ impl Pump<'_> {
                                 }
                             }
                             Found::Live(StreamEvent::Keepalive { wal_end, reply_requested }) => {
-                                self.position(wal_end)?;
+                                if reply_requested {
+                                    self.machine.handle_demanded_position(wal_end, crate::clock::now())?;
+                                } else {
+                                    self.position(wal_end)?;
+                                }
                                 reply |= reply_requested;
                             }
                             Found::Retained(Retained::Event(event)) => self.forward(event, &mut changes)?,

@@ -1,13 +1,16 @@
 use std::pin::pin;
 use std::sync::Mutex;
 
+use tokio::sync::mpsc;
+
 use super::*;
+use crate::apply::Target;
 use crate::apply::memory::{MemoryTarget, Store};
 use crate::change::{Change, LargeHeader, MARKER_PREFIX, PgTimestamp, Transaction};
 use crate::link::LinkRecv;
 use crate::lsn::Lsn;
 use crate::pgoutput::Event;
-use crate::session::Sender;
+use crate::session::{Sender, Work};
 use crate::spill::{Committed, LargeTransaction, OpenTransactions};
 use crate::status::{CopyStage, Phase};
 use crate::wire::Resume;
@@ -209,4 +212,27 @@ async fn a_stream_with_names_of_another_resource_is_refused_before_anybody_is_as
         assert!(matches!(dialed, Err(Error::Unready(why)) if why.contains("no lane of r")), "{spec:?}");
         assert!(answered.is_err(), "{spec:?}");
     }
+}
+
+/// A server that shuts down asks for the same position until it is durable.
+#[tokio::test(start_paused = true)]
+async fn a_position_that_is_told_twice_is_made_durable_at_once() {
+    let store = Store { copied: true, checkpoint: Lsn(10), ..Store::default() };
+    let mut target = Box::new(MemoryTarget::new(std::sync::Arc::new(Mutex::new(store))));
+    let resume = target.resume().await.expect("memory");
+    let (done, mut finished) = mpsc::unbounded_channel();
+    let (work, todo) = mpsc::unbounded_channel();
+    let running = tokio::spawn(receive::Applier::new(target, false, resume, done).run(todo));
+    let mut told = async |positions: &[u64]| {
+        for lsn in positions {
+            work.send(Work::Position(Lsn(*lsn))).expect("it runs");
+        }
+        let Some(receive::Done::Applied(progress)) = finished.recv().await else { panic!("it applies") };
+        (progress.applied, progress.durable)
+    };
+    assert_eq!(told(&[100]).await, (Lsn(100), Lsn(10)));
+    assert_eq!(told(&[100]).await, (Lsn(100), Lsn(100)));
+    assert_eq!(told(&[200, 200]).await, (Lsn(200), Lsn(200)), "together");
+    drop(work);
+    running.await.expect("no panic").expect("nothing fails");
 }

@@ -43,6 +43,8 @@ pub struct Sender {
     expected: Lsn,
     /// A newer position that somebody may wait for, and that waits itself until that is durable.
     awaited: Option<Lsn>,
+    /// The newest position that was told twice.
+    repeated: Lsn,
 }
 
 impl Sender {
@@ -69,6 +71,7 @@ impl Sender {
             copied: resume.copied,
             expected: resume.applied,
             awaited: None,
+            repeated: resume.applied,
         }
     }
 
@@ -194,6 +197,22 @@ impl Sender {
             changes: Vec::new(),
         };
         self.handle_transaction(&nothing, now)
+    }
+
+    /// As [`Self::handle_position`], where the source wants an answer: a server that shuts down asks until what it has sent is durable, and
+    /// sends nothing new. Where the target has heard of it, telling it again says so; a target that does not know that ignores it.
+    pub fn handle_demanded_position(&mut self, lsn: Lsn, now: Instant) -> Result<(), Error> {
+        if lsn > self.handed {
+            return self.handle_awaited_position(lsn, now);
+        }
+        let to_come = self.expected.max(self.progress.durable).max(self.repeated);
+        if lsn > to_come {
+            self.repeated = self.handed;
+            self.close_batch();
+            self.waiting.push_back(Frame::Position { lsn: self.handed });
+            self.spend(now);
+        }
+        Ok(())
     }
 
     /// The newest position of the source, whatever is there.

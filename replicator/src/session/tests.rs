@@ -263,3 +263,30 @@ fn both_sides_show_life() {
     assert!(it.towards_receiver());
     assert!(it.towards_sender());
 }
+
+#[test]
+fn a_position_that_the_source_asks_for_again_is_told_again_once() {
+    let mut it = Simulation::new(vec![transaction(10, 1, None)]);
+    it.reconnect(0);
+    while it.towards_sender() {}
+    it.source();
+    let told = |it: &mut Simulation| {
+        while it.towards_receiver() {}
+        it.pending.iter().filter(|work| matches!(work, Work::Position(Lsn(20)))).count()
+    };
+    it.sender.handle_demanded_position(Lsn(10), it.now).expect("a transaction ends there");
+    it.sender.handle_position(Lsn(20), it.now);
+    assert_eq!(told(&mut it), 1);
+    for _ in 0..3 {
+        it.sender.handle_demanded_position(Lsn(20), it.now).expect("small");
+        assert_eq!(told(&mut it), 2);
+    }
+    it.apply();
+    while it.towards_sender() {}
+    // A new one goes as what a commit waits for.
+    it.sender.handle_demanded_position(Lsn(30), it.now).expect("small");
+    while it.towards_receiver() {}
+    assert!(
+        matches!(&it.pending[..], [Work::Transaction { transaction, .. }] if transaction.end_lsn == Lsn(30))
+    );
+}

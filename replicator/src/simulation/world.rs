@@ -323,6 +323,8 @@ impl World {
                     } else {
                         sender.handle_transaction(transaction, now()).map_err(|error| error.to_string())?;
                     }
+                } else if self.rng.random_bool(0.2) {
+                    sender.handle_demanded_position(self.end, now()).map_err(|error| error.to_string())?;
                 } else if self.synchronous {
                     sender.handle_awaited_position(self.end, now()).map_err(|error| error.to_string())?;
                 } else {

@@ -192,7 +192,7 @@ pub enum Frame {
     },
     /// That was the transaction: it is committed.
     LargeEnd,
-    /// Nothing for the target happened between the last transaction and here.
+    /// Nothing for the target happened between the last transaction and here. Told twice: the source waits until it is durable.
     Position {
         /// Up to where.
         lsn: Lsn,
