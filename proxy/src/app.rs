@@ -8,6 +8,7 @@ mod standing;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -135,13 +136,14 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
         overlay: overlay.clone(),
         comparison: comparison.clone(),
         changed: Arc::default(),
+        settled: Arc::default(),
     };
     let leaving = CancellationToken::new();
     let mut lead = None;
 
     let mut holder = None;
     if let Some(mut election) = Election::of(&config)? {
-        holder = Some(election.id.clone());
+        holder = Some(election.me.clone());
         let heard = (&mut heard, &mut hang_up);
         let standing = standing::until_it_leads(&mut election, &belongings, state.clone(), &sockets, heard);
         if !runtime.block_on(standing)? {
@@ -154,10 +156,12 @@ pub fn run(config: Config, file: &Path) -> Result<()> {
             let error = upgrade.execute(upgrade::nothing_handed_over()?);
             return Err(error).context("the program cannot be executed anew");
         }
-        lead = Some(Lead::keep(election, belongings, anew.clone(), leaving.clone(), runtime.handle()));
+        lead =
+            Some(Lead::keep(election, belongings.clone(), anew.clone(), leaving.clone(), runtime.handle()));
     }
 
     let begun = leading::lead_all(&config, &journal)?;
+    belongings.settled.store(true, Ordering::Release);
     let led = begun.into_iter().map(|begun| begun.build(&config, &recorder)).collect::<Result<Vec<_>>>()?;
     let fronts: Vec<_> = led.iter().filter_map(|led| led.front.clone()).collect();
     let routes = Routes::new(&fronts)?;

@@ -31,6 +31,17 @@ pub struct Holder {
     pub left: Duration,
 }
 
+/// A node that may lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// See [`Holder::id`].
+    pub id: String,
+    /// The node's name.
+    pub node: String,
+    /// How long its lease is.
+    pub within: Duration,
+}
+
 /// Who leads, by this database. One round trip.
 ///
 /// # Errors
@@ -53,22 +64,26 @@ pub async fn look(client: &Client, resource: &str) -> Result<Lease, Error> {
     Ok(Lease { epoch: generation.map(|generation| (generation, row.get(1))), holder })
 }
 
-/// Takes the lease, or renews it, for `within` from now; false: another holds it. Needs [`crate::fence::install_schema`].
+/// Takes the lease, or renews it, from now on; false: another holds it. Needs [`crate::fence::install_schema`].
+///
+/// `leads`: the generation of the primary whose lease the node has; a lease in that one's shadow is then another's no more, over or not.
 ///
 /// # Errors
 /// [`Error::Database`].
 pub async fn take(
     client: &Client,
     resource: &str,
-    id: &str,
-    node: &str,
-    within: Duration,
+    node: &Candidate,
+    leads: Option<u64>,
 ) -> Result<bool, Error> {
+    let Candidate { id, node, within } = node;
+    let leads = leads.map(fence::sql_generation).transpose()?;
     let sql = "INSERT INTO godwit.leader AS l (resource, holder, node, until) \
                  VALUES ($1, $2, $3, pg_catalog.clock_timestamp() + $4::float8 * interval '1 second') \
                ON CONFLICT (resource) DO UPDATE SET holder = EXCLUDED.holder, node = EXCLUDED.node, until = EXCLUDED.until \
-               WHERE l.holder = EXCLUDED.holder OR l.until <= pg_catalog.clock_timestamp()";
-    let taken = client.execute(sql, &[&resource, &id, &node, &within.as_secs_f64()]).await;
+               WHERE l.holder = EXCLUDED.holder OR l.until <= pg_catalog.clock_timestamp() OR EXISTS ( \
+                 SELECT FROM godwit.epoch e WHERE e.resource = EXCLUDED.resource AND e.fenced AND e.generation <= $5::bigint)";
+    let taken = client.execute(sql, &[&resource, &id, &node, &within.as_secs_f64(), &leads]).await;
     taken.map(|rows| rows == 1).map_err(Error::database("take the lease of who leads"))
 }
 

@@ -12,7 +12,8 @@ use godwit::controller::view::{MigrationView, ResourceView};
 
 use godwit::demo::load::Outcome;
 use godwit::demo::node::Node;
-use godwit::demo::zone::{AGENT, LEADER, Playground, RESOURCE};
+use godwit::demo::relay::{Path as RelayPath, Relay};
+use godwit::demo::zone::{AGENT, GODWIT_ROLE, LEADER, Playground, RESOURCE};
 use godwit::leading::comparison::ConfigView;
 use godwit_tests::postgres::free_port;
 use godwit_tests::waiting::until;
@@ -326,6 +327,51 @@ async fn a_takeover_that_never_began_is_undone_where_the_primary_answers() -> Re
     one.migrate(&far.name).await?;
     one.until("it moves", |now| now.primary == far.name && now.phase == "shadowing").await?;
     lost_nothing(&playground, &far.name, &outcome).await
+}
+
+/// Cut off from the primary alone, it could go on for ever by the shadow's lease, and have the next move's target.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_cut_off_from_the_primary_alone_stands_by() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    // The other one is far away from it, so that the shadow answers first.
+    let (cut, slow) = (RelayPath::new(Duration::ZERO), RelayPath::new(Duration::from_millis(60)));
+    let mut relays = Vec::new();
+    let mut through = Vec::new();
+    for path in [&cut, &slow] {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let relay = Relay::tcp(listen, near.database, path.clone()).await?;
+        through
+            .push((format!("{GODWIT_ROLE}@{}", near.database), format!("{GODWIT_ROLE}@{}", relay.listen())));
+        relays.push(relay);
+    }
+    let front = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+    let elsewhere = (format!("listen: \"{}\"", playground.front), format!("listen: \"{front}\""));
+    let members = [
+        Member::new(&playground, "one", &through[..1])?,
+        Member::new(&playground, "other", &[through[1].clone(), elsewhere])?,
+    ];
+    let mut one = members[0].start(&[])?;
+    one.ready().await?;
+    let mut other = members[1].start(&[])?;
+    stands_by(&mut other, "one").await?;
+    cut.cut();
+    cut.reset_connections();
+    leads(&mut other).await?;
+    stands_by(&mut one, "other").await?;
+    let view = other.ready().await?;
+    ensure!((&view.primary, view.generation) == (&near.name, 1), "{view:#?}");
+    other.migrate(&far.name).await?;
+    other.until("it moves", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    let begun = other.node.tail(5000).matches("this node leads").count();
+    ensure!(begun == 1, "it began to lead {begun} times");
+    stands_by(&mut one, "other").await?;
+    cut.restore();
+    other.node.signal(Signal::TERM)?;
+    leads(&mut one).await?;
+    let view = one.ready().await?;
+    ensure!((&view.primary, view.generation) == (&far.name, 2), "{view:#?}");
+    Ok(())
 }
 
 /// Killed after any record of its journal, which the next one does not have: `KILLS` of them (`SEED` repeats their order), in replication mode `MODE`.

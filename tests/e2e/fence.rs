@@ -60,7 +60,7 @@ impl Setup {
         connect(self.cluster.config_as("app", "shop").application_name(name)).await
     }
 
-    async fn count(&self, query: &str) -> Result<i64> {
+    pub(crate) async fn count(&self, query: &str) -> Result<i64> {
         Ok(self.admin.query_one(query, &[]).await?.get(0))
     }
 
@@ -97,7 +97,7 @@ fn sqlstate(error: &tokio_postgres::Error) -> &str {
     error.code().map_or("", |code| code.code())
 }
 
-async fn both<F: Future<Output = Result<()>>>(test: impl Fn(u32) -> F) -> Result<()> {
+pub(crate) async fn both<F: Future<Output = Result<()>>>(test: impl Fn(u32) -> F) -> Result<()> {
     for major in [15, other_major()] {
         test(major).await.with_context(|| format!("PostgreSQL {major}"))?;
     }
@@ -734,14 +734,18 @@ async fn the_way_back_belongs_to_the_newest_migration() -> Result<()> {
         let slots = ["godwit_orders_g2".to_owned()];
         let there =
             || setup.count("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'godwit_orders_g2'");
-        fence::claim_way_back(&setup.admin, "orders", "m1", 1000).await?;
+        let claim = async |run, begun_ms| {
+            fence::claim_way_back(&setup.admin, "orders", 2, (run, begun_ms), None).await
+        };
+        let dropped = async |run| fence::drop_way_back(&setup.admin, "orders", 2, run, &slots).await;
+        claim("m1", 1000).await?;
         create_slot(&setup.admin, &slots[0]).await?;
-        fence::claim_way_back(&setup.admin, "orders", "m2", 2000).await?;
+        claim("m2", 2000).await?;
         // Both come late.
-        fence::claim_way_back(&setup.admin, "orders", "m1", 1000).await?;
-        assert!(!fence::drop_way_back(&setup.admin, "orders", "m1", &slots).await?);
+        claim("m1", 1000).await?;
+        assert!(!dropped("m1").await?);
         assert_eq!(there().await?, 1);
-        assert!(fence::drop_way_back(&setup.admin, "orders", "m2", &slots).await?);
+        assert!(dropped("m2").await?);
         assert_eq!(there().await?, 0);
 
         // One that is still being made would come to be when that is over.
@@ -752,7 +756,7 @@ async fn the_way_back_belongs_to_the_newest_migration() -> Result<()> {
         let maker = session().await?;
         let making = tokio::spawn(async move { create_slot(&maker, "godwit_orders_g2").await.map(drop) });
         until("it is being made", async || Ok(there().await? == 1)).await?;
-        assert!(fence::drop_way_back(&setup.admin, "orders", "m2", &slots).await?);
+        assert!(dropped("m2").await?);
         assert!(making.await?.is_err(), "who made it was not ended");
         writer.batch_execute("ROLLBACK").await?;
         assert_eq!(there().await?, 0);

@@ -31,6 +31,7 @@ mod kills;
 mod large;
 mod large_objects;
 mod leader;
+mod leases;
 mod link;
 mod lost_state;
 mod manager;

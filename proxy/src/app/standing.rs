@@ -38,6 +38,8 @@ pub(super) struct Belongings {
     pub(super) comparison: Arc<Comparison>,
     /// Its configuration has become another one.
     pub(super) changed: Arc<AtomicBool>,
+    /// The journal says where its resources stand: the databases were asked.
+    pub(super) settled: Arc<AtomicBool>,
 }
 
 impl Belongings {
@@ -114,6 +116,13 @@ impl Estate for Belongings {
         }
         self.takes(&legacy.overlay).map_err(chain)
     }
+
+    fn generation(&self, resource: &str) -> Option<u64> {
+        if !self.settled.load(Ordering::Acquire) {
+            return None;
+        }
+        Some(self.journal.latest(resource).ok()??.generation.0)
+    }
 }
 
 /// How long answers under way may take when it begins to lead.
@@ -177,7 +186,7 @@ impl Lead {
         let ended = ends.clone();
         let kept = runtime.spawn(async move {
             match ended.run_until_cancelled(election.keep(&estate)).await {
-                Some(node) => anew.begin(format!("node {node} leads now")),
+                Some(why) => anew.begin(why),
                 None => election.resign().await,
             }
         });
@@ -222,6 +231,7 @@ mod tests {
             freezes: Arc::new(Freezes::open(journal.clone()).unwrap()),
             comparison: Arc::new(Comparison::new(file.clone(), overlay.clone())),
             changed: Arc::default(),
+            settled: Arc::default(),
             file,
             state,
             journal,
@@ -258,6 +268,11 @@ mod tests {
         other.inherits(&legacy).unwrap();
         let fits: Vec<String> = other.overlay.content().resources().into_iter().collect();
         assert_eq!(fits, ["orders"]);
+        let first = migration::cutover::State::first("orders", "here".into(), "there".into(), Timestamp(1));
+        other.journal.append(&first, "Tested", Timestamp(1), None).unwrap();
+        assert_eq!(other.generation("orders"), None, "the databases were not asked yet");
+        other.settled.store(true, Ordering::Release);
+        assert_eq!(other.generation("orders"), Some(1));
         assert_eq!(other.leaves().unwrap().overlay, overlay);
         drop(other);
 

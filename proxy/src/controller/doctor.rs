@@ -72,6 +72,10 @@ pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> Doctor
                 Ok(findings) => found.extend(views(&both, findings)),
                 Err(error) => found.push(unexamined(&both, chain(error))),
             }
+            match preflight::leases(&source, &target, &resource.name).await {
+                Ok(finding) => found.extend(views(shadow, finding)),
+                Err(error) => found.push(unexamined(&both, chain(error))),
+            }
             if resource.policy.caches == Caches::Fill {
                 match caches::lacking(&target, LARGE).await {
                     Ok(finding) => found.extend(views(shadow, finding)),

@@ -251,6 +251,17 @@ pub(super) async fn lacks(
     found
 }
 
+/// That another node has the shadow's lease, if it is so.
+pub(super) async fn leases(databases: &Databases, zones: [&str; 2], resource: &str) -> Vec<String> {
+    let read = async {
+        let [source, shadow] = databases.both(zones, Purpose::Schema).await?;
+        super::preflight::leases(&source, &shadow, resource).await
+    };
+    // Who cannot be asked now is asked again, and looked at for more.
+    let found = tokio::time::timeout(PATIENCE, read).await.ok().and_then(Result::ok).flatten();
+    super::preflight::worded(found.into_iter().collect(), zones[1])
+}
+
 /// Gives tables without a key a replica identity where the policy has it so. What was done, one line each.
 pub(super) async fn identified(
     policy: &Policy,

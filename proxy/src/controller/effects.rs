@@ -9,6 +9,7 @@ use migration::cutover::{Capacity, Effect, Event, Phase, Run, State};
 use migration::policy::Policy;
 use migration::units::{Generation, Zone};
 use replicator::beside::Sides;
+use replicator::lead::Candidate;
 use replicator::{Lsn, changes, fence};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_postgres::Client;
@@ -73,8 +74,8 @@ pub struct Hands {
     pub audit: Audit,
     /// Who listens hears of changes here.
     pub events: Arc<Events>,
-    /// By what the databases know this node, where several may lead.
-    pub(super) holder: Option<String>,
+    /// This node, where several may lead.
+    pub(super) me: Option<Candidate>,
     reports: mpsc::UnboundedSender<Report>,
     /// What the last fence told so far: the sequences to set.
     pub(super) fenced: watch::Sender<Fenced>,
@@ -117,7 +118,7 @@ impl Hands {
         journal: Arc<Journal>,
         audit: Audit,
         events: Arc<Events>,
-        holder: Option<String>,
+        me: Option<Candidate>,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
         Self {
@@ -134,7 +135,7 @@ impl Hands {
             journal,
             audit,
             events,
-            holder,
+            me,
             reports,
             fenced: watch::Sender::default(),
             held_since: std::sync::Mutex::default(),
@@ -145,6 +146,11 @@ impl Hands {
             marker_snapshot: Mutex::default(),
             comparison: Mutex::default(),
         }
+    }
+
+    /// By what the databases know this node, where several may lead.
+    pub(super) fn holder(&self) -> Option<&str> {
+        self.me.as_ref().map(|me| &*me.id)
     }
 
     /// The policy now.
@@ -485,8 +491,9 @@ impl Hands {
         let resource = self.resource.load();
         let stamp =
             super::drift::followed(&resource, pair, &self.databases, &self.streams, &self.audit).await?;
-        let lacks =
+        let mut lacks =
             super::drift::lacks(&self.databases, zones, &self.policy(), self.postgres.as_deref()).await;
+        lacks.extend(super::drift::leases(&self.databases, zones, &resource.name).await);
         if !lacks.is_empty() {
             return Err(lacks.join("; "));
         }
@@ -506,8 +513,9 @@ impl Hands {
 
     async fn make_reverse_slot(&self, generation: Generation, zone: &Zone, run: &Run) -> Result<(), Failure> {
         let client = self.control(zone).await?;
-        let begun_ms = run.started.0;
-        fence::claim_way_back(&client, &self.resource.name, &run.id, begun_ms).await.map_err(chain)?;
+        let (name, claims) = (&self.resource.name, (&*run.id, run.started.0));
+        let claimed = fence::claim_way_back(&client, name, generation.0, claims, self.holder()).await;
+        claimed.map_err(chain)?;
         self.streams.make_slots(generation, &client).await?;
         // Under the hold no handshake may be needed: the connections of the fence and the snapshot are made now.
         if let Some(source) = self.resource.load().other(&zone.0) {

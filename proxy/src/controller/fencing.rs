@@ -64,7 +64,7 @@ impl Hands {
             resource: self.resource.name.clone(),
             generation: generation.0,
             run: run.id.clone(),
-            holder: self.holder.clone(),
+            holder: self.holder().map(str::to_owned),
             app_roles: settings.app_roles.clone(),
             // Under the server's deadlock_timeout: the application must not become the victim of a deadlock with the fence.
             lock_timeout: (self.policy().max_hold / 2).min(Duration::from_millis(500)),
@@ -149,7 +149,7 @@ impl Hands {
             let end = run.filter(|run| !run.taken_over).and_then(|run| run.fence).map(|marker| Lsn(marker.0));
             let run = run.map_or("", |run| &run.id);
             let (opened, ()) = tokio::join!(
-                fence::open_committed(&client, &self.resource.name, generation.0, run, end),
+                fence::open_committed(&client, &self.resource.name, generation.0, run, end, self.me.as_ref()),
                 self.take_marker_snapshot(zone, generation)
             );
             return opened.map_err(chain);

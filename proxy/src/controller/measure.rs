@@ -270,6 +270,8 @@ impl Measure {
                 }
                 found.extend(in_vain.iter().map(|in_vain| in_vain.why.clone()));
                 found.extend(lacks.iter().flat_map(|(.., lacks)| lacks.iter().cloned()));
+                // It may be over in a moment.
+                found.extend(drift::leases(&databases, zones, &resource.name).await);
                 let is_alike = found.is_empty() && follows.is_empty() && keyless.is_empty();
                 alike = stamps.filter(|_| is_alike).map(|stamps| (stamps, now));
                 let pause = if is_alike { often } else { AGAIN };

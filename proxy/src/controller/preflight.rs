@@ -3,6 +3,7 @@
 use migration::policy::{KeptByExtensions, KeylessTables, Policy};
 use replicator::Error;
 use replicator::grants::verifiers_granted;
+use replicator::lead::{self, Holder};
 use replicator::preflight::{Allowed, Finding, Severity, Side, check_for, compare_for};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -67,6 +68,26 @@ pub(super) async fn compared(
     compare_for(source, shadow, policy.extensions == KeptByExtensions::Carry, logins).await
 }
 
+/// That the shadow's lease is another node's than the primary's: a move would leave it to the databases which of the two leads.
+pub(super) async fn leases(
+    source: &Client,
+    shadow: &Client,
+    resource: &str,
+) -> Result<Option<Finding>, Error> {
+    let here = lead::look(source, resource).await?.holder;
+    Ok(another_leads(here, lead::look(shadow, resource).await?.holder))
+}
+
+fn another_leads(here: Option<Holder>, there: Option<Holder>) -> Option<Finding> {
+    let (here, there) = here.zip(there).filter(|(here, there)| here.id != there.id)?;
+    Some(Finding {
+        severity: Severity::Blocker,
+        subject: "lease".into(),
+        problem: format!("node {} has it, and node {} the primary's, which leads", there.node, here.node),
+        remedy: None,
+    })
+}
+
 /// The first of these, and how many more there are.
 pub(super) fn first(mut found: Vec<String>, resource: &str) -> Vec<String> {
     const NAMED: usize = 10;
@@ -85,4 +106,26 @@ pub(super) fn worded(findings: Vec<Finding>, zone: &str) -> Vec<String> {
             format!("{zone}: {}: {}{remedy}", finding.subject, finding.problem)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn nobody_is_moved_to_where_another_node_has_the_lease() {
+        let holder = |id: &str| {
+            Some(Holder { id: id.into(), node: format!("node-{id}"), left: Duration::from_secs(1) })
+        };
+        for (here, there) in [(holder("a"), holder("a")), (holder("a"), None), (None, holder("b"))] {
+            assert!(another_leads(here, there).is_none());
+        }
+        let found: Vec<_> = another_leads(holder("a"), holder("b")).into_iter().collect();
+        assert_eq!(
+            worded(found, "far"),
+            ["far: lease: node node-b has it, and node node-a the primary's, which leads"]
+        );
+    }
 }

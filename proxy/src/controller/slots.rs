@@ -459,7 +459,7 @@ impl Work {
                 for (zone, slots) in left {
                     let dropping = async {
                         let client = hands.control(zone).await?;
-                        let holder = hands.holder.as_deref();
+                        let holder = hands.holder();
                         let dropped =
                             fence::drop_left_over(&client, &state.resource, generation.0, holder, slots);
                         dropped.await.map_err(chain)

@@ -588,7 +588,8 @@ impl Streams {
         client: &Client,
     ) -> Result<(), String> {
         let slots = [Lane::Critical, Lane::Main].map(|lane| lane.slot_name(&self.resource, generation.0));
-        fence::drop_way_back(client, &self.resource, run, &slots).await.map(drop).map_err(chain)
+        let dropped = fence::drop_way_back(client, &self.resource, generation.0, run, &slots).await;
+        dropped.map(drop).map_err(chain)
     }
 
     /// The lanes that run of this generation, which are nobody's then.

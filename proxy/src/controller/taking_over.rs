@@ -182,7 +182,7 @@ impl Hands {
         let client = self.control(zone).await?;
         takeover::clear_the_way(&client).await.map_err(chain)?;
         // First: whatever comes late is of an older generation.
-        let (run, holder) = (state.run.as_ref().map_or("", |run| &run.id), self.holder.as_deref());
+        let (run, holder) = (state.run.as_ref().map_or("", |run| &run.id), self.holder());
         fence::guard_to_take_over(&client, resource, generation.0, run, holder).await.map_err(chain)?;
         // Where it was the primary before: nothing waits for its shadow of then any more.
         for slot in synchronous::left_over(&client, resource, None).await.map_err(chain)? {

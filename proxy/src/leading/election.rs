@@ -2,7 +2,7 @@
 //!
 //! A lease is taken or renewed for `node.lease`, and looked at by the others ten times as often, and once a second at least. A node that leads and
 //! can reach no database goes on: nobody else can take the lease of one that it cannot reach either, and requests may not need it. It ends when it sees that
-//! another leads. Nothing depends on that being at once: a fence is raised by the holder only, and a run that another node left under its
+//! another leads: also one that cannot reach the primary any more, since who has the primary's lease takes the shadow's whoever has it. Nothing depends on that being at once: a fence is raised by the holder only, and a run that another node left under its
 //! fence is undone or carried on by what the databases say (`remembered`).
 
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures_util::future::join_all;
-use replicator::lead::{self, Lease};
+use replicator::lead::{self, Candidate, Lease};
 use replicator::postgres::Dsn;
 use replicator::{Error, fence};
 use tokio::sync::{mpsc, watch};
@@ -92,14 +92,33 @@ struct Kept {
     /// The configured primary.
     primary: String,
     seats: Vec<Seat>,
+    /// What each of them said when it was looked at.
+    seen: Vec<Seen>,
+}
+
+/// What a database said last of its lease.
+#[derive(Clone, Debug)]
+struct Seen {
+    zone: String,
+    lease: Result<Lease, String>,
+    /// Until then nobody else can have taken it.
+    mine_until: Option<Instant>,
+}
+
+impl Seen {
+    /// It may be silent for a moment: that changes nothing while nobody else can have taken the lease.
+    fn hear(&mut self, news: Self, now: Instant) {
+        let holds = self.mine_until.is_some_and(|until| now < until);
+        if news.lease.is_ok() || !holds {
+            *self = news;
+        }
+    }
 }
 
 /// A node among those that may lead.
 pub struct Election {
-    /// Of the state directory.
-    pub id: String,
-    node: String,
-    within: Duration,
+    /// This one; its id is of the state directory.
+    pub me: Candidate,
     resources: Vec<Kept>,
     /// The number of what was left last.
     serial: u64,
@@ -117,6 +136,8 @@ pub trait Estate: Send + Sync {
     /// # Errors
     /// In words.
     fn inherits(&self, legacy: &Legacy) -> Result<(), String>;
+    /// The generation at which it leads the resource; none: that is being found out.
+    fn generation(&self, resource: &str) -> Option<u64>;
 }
 
 /// Who leads a resource, by what its databases say.
@@ -148,13 +169,14 @@ impl Election {
                     Some(Seat { zone: placement.zone.clone(), dsn, client: None, installed: false })
                 })
                 .collect(),
+            seen: Vec::new(),
         });
         let resources = resources.collect();
         let id = holder(&config.node.state).context("who this node is cannot be kept in node.state")?;
         // Nodes of one name are told apart by their machines.
         let host = rustix::system::uname();
         let node = format!("{} on {}", config.node.name, host.nodename().to_string_lossy());
-        Ok(Some(Self { id, node, within, resources, serial: 0 }))
+        Ok(Some(Self { me: Candidate { id, node, within }, resources, serial: 0 }))
     }
 
     /// Waits until this node leads, and has what the one before left.
@@ -169,7 +191,7 @@ impl Election {
                 Err(why) => standing.say(&why),
             }
             // What it is told, it does at once.
-            let _ = tokio::time::timeout(looks_after(self.within), told.changed()).await;
+            let _ = tokio::time::timeout(looks_after(self.me.within), told.changed()).await;
         }
     }
 
@@ -193,7 +215,7 @@ impl Election {
             _ => None,
         });
         if let Some(why) = unknown.filter(|_| !without_primary) {
-            *not_before = clock::monotonic() + self.within / RENEWALS * 2;
+            *not_before = clock::monotonic() + self.me.within / RENEWALS * 2;
             return Err(why);
         }
         let mine = verdicts.iter().all(|(_, verdict)| *verdict == Verdict::Mine);
@@ -223,47 +245,50 @@ impl Election {
             .iter_mut()
             .map(async |one| join_all(one.seats.iter_mut().map(|seat| seat.legacy(&one.resource))).await);
         let found: Vec<_> = join_all(reading).await.into_iter().flatten().flatten().collect();
-        let (serial, legacy) = newest(&self.id, &found)?;
+        let (serial, legacy) = newest(&self.me.id, &found)?;
         self.serial = self.serial.max(serial);
         let Some(legacy) = legacy else { return Ok(()) };
         estate.inherits(&legacy).map_err(|why| format!("what the last leader left cannot be kept: {why}"))
     }
 
-    /// Renews the leases until another node leads; returns its name. Each database at its own pace: one that does not answer keeps no other waiting.
+    /// Renews the leases until another node leads; returns why this one does no more. Each database at its own pace: one that does not answer keeps
+    /// no other waiting. What they said when it took the lead counts until each has said something else.
     pub async fn keep(&mut self, estate: &dyn Estate) -> String {
         let (text, _) = watch::channel(Arc::from(""));
         let (tell, mut told) = mpsc::unbounded_channel();
         let mut renewals = JoinSet::new();
-        let mut seen: Vec<Vec<(String, Result<Lease, String>)>> = Vec::new();
+        let mut leads = Vec::new();
         for (at, one) in self.resources.iter_mut().enumerate() {
-            seen.push(Vec::new());
-            for seat in &mut one.seats {
-                let number = seen[at].len();
-                seen[at].push((seat.zone.clone(), Err("not asked yet".into())));
+            leads.push(watch::Sender::new(leads_at(&one.primary, &one.seen)));
+            for (number, seat) in one.seats.iter_mut().enumerate() {
                 let tell = tell.clone();
                 let renewal = Renewal {
                     seat: seat.moved(),
                     resource: one.resource.clone(),
-                    id: self.id.clone(),
-                    node: self.node.clone(),
-                    within: self.within,
+                    me: self.me.clone(),
+                    leads: leads[at].subscribe(),
                     text: text.subscribe(),
                 };
-                renewals.spawn(renewal.run(move |lease| {
+                renewals.spawn(renewal.run(move |seen| {
                     // Nobody listens any more when it ends.
-                    let _ = tell.send((at, number, lease));
+                    let _ = tell.send((at, number, seen));
                 }));
             }
         }
         let mut left: Option<(Legacy, Instant)> = None;
-        let mut pace = tokio::time::interval(self.within / RENEWALS);
+        let mut pace = tokio::time::interval(self.me.within / RENEWALS);
         loop {
             tokio::select! {
-                Some((at, number, lease)) = told.recv() => {
-                    seen[at][number].1 = lease;
-                    if let Verdict::Held(node, _) = judge(&self.resources[at].primary, &self.id, &seen[at]) {
-                        return node;
+                Some((at, number, news)) = told.recv() => {
+                    let Kept { resource, primary, seen, .. } = &mut self.resources[at];
+                    seen[number].hear(news, clock::monotonic());
+                    if let Verdict::Held(node, _) = judge(primary, &self.me.id, seen) {
+                        return format!("node {node} leads now");
                     }
+                    if let Some(why) = outrun(resource, seen, || estate.generation(resource)) {
+                        return why;
+                    }
+                    leads[at].send_replace(leads_at(primary, seen));
                 }
                 _ = pace.tick() => match estate.leaves() {
                     Ok(now) if !is_left_anew(left.as_ref(), &now, clock::monotonic()) => {}
@@ -280,7 +305,7 @@ impl Election {
 
     /// Ends what leases this node has: another may lead at once.
     pub async fn resign(&mut self) {
-        let id = &self.id;
+        let id = &self.me.id;
         let ending = self.resources.iter_mut().map(async |one| {
             join_all(one.seats.iter_mut().map(|seat| seat.give_up(&one.resource, id))).await
         });
@@ -289,19 +314,19 @@ impl Election {
 
     /// Who leads each resource.
     async fn look(&mut self) -> Vec<(String, Verdict)> {
-        let id = &self.id;
+        let id = &self.me.id;
         let looking = self.resources.iter_mut().map(async |one| {
-            let seen = join_all(one.seats.iter_mut().map(|seat| seat.look(&one.resource))).await;
-            (one.resource.clone(), judge(&one.primary, id, &seen))
+            one.seen = join_all(one.seats.iter_mut().map(|seat| seat.look(&one.resource, id))).await;
+            (one.resource.clone(), judge(&one.primary, id, &one.seen))
         });
         join_all(looking).await
     }
 
     /// The error is of one that cannot be taken.
     async fn take(&mut self) -> Result<(), String> {
-        let (id, node, within) = (&self.id, &self.node, self.within);
+        let me = &self.me;
         let taking = self.resources.iter_mut().map(async |one| {
-            join_all(one.seats.iter_mut().map(|seat| seat.take(&one.resource, id, node, within))).await
+            join_all(one.seats.iter_mut().map(|seat| seat.take(&one.resource, me, None))).await
         });
         join_all(taking).await.into_iter().flatten().collect()
     }
@@ -311,35 +336,44 @@ impl Election {
 struct Renewal {
     seat: Seat,
     resource: String,
-    id: String,
-    node: String,
-    within: Duration,
+    me: Candidate,
+    /// See [`leads_at`].
+    leads: watch::Receiver<Option<(u64, Instant)>>,
     /// What is left to the next leader.
     text: watch::Receiver<Arc<str>>,
 }
 
 impl Renewal {
-    async fn run(mut self, tell: impl Fn(Result<Lease, String>)) {
+    async fn run(mut self, tell: impl Fn(Seen)) {
         let mut left: Arc<str> = Arc::from("");
         loop {
-            let resource = self.resource.as_str();
-            if let Err(why) = self.seat.take(resource, &self.id, &self.node, self.within).await {
+            let (resource, me) = (self.resource.as_str(), &self.me);
+            let leads = self.leads.borrow().filter(|(_, until)| clock::monotonic() < *until);
+            if let Err(why) = self.seat.take(resource, me, leads.map(|(generation, _)| generation)).await {
                 tracing::debug!(resource, why, "the lease cannot be renewed now");
             }
-            tell(self.seat.look(resource).await.1);
+            let seen = self.seat.look(resource, &me.id).await;
+            if seen.mine_until.is_none() {
+                // Another one may have left something else there.
+                left = Arc::from("");
+            }
+            tell(seen);
             let text = self.text.borrow_and_update().clone();
-            if text != left && self.seat.leave(resource, &self.id, &text).await {
+            if text != left && self.seat.leave(resource, &me.id, &text).await {
                 left = text;
             }
-            let _ = tokio::time::timeout(self.within / RENEWALS, self.text.changed()).await;
+            let _ = tokio::time::timeout(me.within / RENEWALS, self.text.changed()).await;
         }
     }
 }
 
 impl Seat {
-    async fn look(&mut self, resource: &str) -> (String, Result<Lease, String>) {
-        let said = self.ask(async |client| lead::look(client, resource).await).await;
-        (self.zone.clone(), said)
+    async fn look(&mut self, resource: &str, id: &str) -> Seen {
+        let asked = clock::monotonic();
+        let lease = self.ask(async |client| lead::look(client, resource).await).await;
+        let holder = lease.as_ref().ok().and_then(|lease| lease.holder.as_ref());
+        let mine_until = holder.filter(|holder| holder.id == id).map(|holder| asked + holder.left);
+        Seen { zone: self.zone.clone(), lease, mine_until }
     }
 
     /// The same, with the session if there is one.
@@ -348,13 +382,13 @@ impl Seat {
         Self { zone: self.zone.clone(), dsn: self.dsn.clone(), client, installed: self.installed }
     }
 
-    async fn take(&mut self, resource: &str, id: &str, node: &str, within: Duration) -> Result<(), String> {
+    async fn take(&mut self, resource: &str, me: &Candidate, leads: Option<u64>) -> Result<(), String> {
         let installed = self.installed;
         let taken = self.ask(async |client| {
             if !installed {
                 fence::install_schema(client).await?;
             }
-            lead::take(client, resource, id, node, within).await
+            lead::take(client, resource, me, leads).await
         });
         let taken = taken.await;
         self.installed = taken.is_ok();
@@ -453,22 +487,44 @@ fn holder(state: &Path) -> Result<String> {
     Ok(id)
 }
 
+/// The database that clients may write to, of the newest generation, and that one.
+fn open<'a>(primary: &str, seen: &'a [Seen]) -> Option<(u64, &'a Seen)> {
+    let open = seen.iter().filter_map(|seen| match seen.lease.as_ref().ok()?.epoch? {
+        (generation, true) => Some((generation, seen)),
+        (_, false) => None,
+    });
+    open.max_by_key(|(generation, seen)| (*generation, seen.zone == primary))
+}
+
+/// The generation of the primary whose lease this node has, and until when nobody else can have it.
+fn leads_at(primary: &str, seen: &[Seen]) -> Option<(u64, Instant)> {
+    let (generation, seen) = open(primary, seen)?;
+    Some((generation, seen.mine_until?))
+}
+
+/// Why a node that leads the resource at a generation does so no more: another one has moved it meanwhile, though the lease is still its own where
+/// that could be seen.
+fn outrun(resource: &str, seen: &[Seen], leads: impl FnOnce() -> Option<u64>) -> Option<String> {
+    let (generation, seen) = open("", seen)?;
+    let leads = leads().filter(|leads| *leads < generation)?;
+    let zone = &seen.zone;
+    Some(format!(
+        "{resource} is served in {zone} at generation {generation}, and this node led it at {leads}"
+    ))
+}
+
 /// The lease of the database that clients may write to decides: of the newest generation, and before the first move of the configured
 /// primary. Where none is open (a move was under way), all of them do.
-fn judge(primary: &str, mine: &str, seen: &[(String, Result<Lease, String>)]) -> Verdict {
-    let answers = || seen.iter().filter_map(|(zone, said)| Some((zone, said.as_ref().ok()?)));
-    let silent = seen.iter().find_map(|(zone, said)| Some((zone, said.as_ref().err()?)));
+fn judge(primary: &str, mine: &str, seen: &[Seen]) -> Verdict {
+    let answers = || seen.iter().filter_map(|seen| Some((&seen.zone, seen.lease.as_ref().ok()?)));
+    let silent = seen.iter().find_map(|seen| Some((&seen.zone, seen.lease.as_ref().err()?)));
     let of = |lease: &Lease| match &lease.holder {
         None => Verdict::Free,
         Some(holder) if holder.id == mine => Verdict::Mine,
         Some(holder) => Verdict::Held(holder.node.clone(), holder.left),
     };
-    let open = answers().filter_map(|(zone, lease)| match lease.epoch {
-        Some((generation, true)) => Some(((generation, zone == primary), lease)),
-        _ => None,
-    });
     let first = || answers().find(|(zone, lease)| *zone == primary && lease.epoch.is_none());
-    let decides = open.max_by_key(|(order, _)| *order).map(|(_, lease)| lease);
+    let decides = open(primary, seen).and_then(|(_, seen)| seen.lease.as_ref().ok());
     if let Some(lease) = decides.or_else(|| first().map(|(_, lease)| lease)) {
         return of(lease);
     }
@@ -499,9 +555,14 @@ mod tests {
         Lease { epoch, holder }
     }
 
+    fn said(zone: &str, lease: Option<Lease>) -> Seen {
+        let mine = lease.as_ref().and_then(|lease| lease.holder.as_ref()).filter(|holder| holder.id == "me");
+        let mine_until = mine.map(|holder| clock::monotonic() + holder.left);
+        Seen { zone: zone.into(), lease: lease.ok_or_else(|| "refused".to_owned()), mine_until }
+    }
+
     fn verdict(near: Option<Lease>, far: Option<Lease>) -> Verdict {
-        let [near, far] = [near, far].map(|lease| lease.ok_or_else(|| "refused".to_owned()));
-        judge("near", "me", &[("near".into(), near), ("far".into(), far)])
+        judge("near", "me", &[said("near", near), said("far", far)])
     }
 
     #[test]
@@ -556,6 +617,46 @@ mod tests {
         assert_eq!(newest(&[("you", broken), ("they", left(1, 3))]), Ok((9, Some(3))));
         assert_eq!(newest(&[("you", "{".into())]), Ok((0, None)));
         assert_eq!(newest(&[]), Ok((0, None)));
+    }
+
+    #[test]
+    fn a_primary_that_is_silent_for_a_moment_leaves_the_lead_where_it_is() {
+        let mut seen = [said("near", Some(lease(Some((1, true)), "me"))), said("far", None)];
+        let before = clock::monotonic();
+        let until = before + Duration::from_secs(1);
+        seen[0].mine_until = Some(until);
+        // The one that led before has the shadow's lease for a while.
+        seen[1].hear(said("far", Some(lease(Some((1, false)), "you"))), before);
+        assert_eq!(judge("near", "me", &seen), Verdict::Mine, "the primary was not asked since");
+        assert_eq!(leads_at("near", &seen), Some((1, until)));
+        seen[0].hear(said("near", None), before);
+        assert_eq!(judge("near", "me", &seen), Verdict::Mine);
+        seen[0].hear(said("near", None), until);
+        assert!(matches!(judge("near", "me", &seen), Verdict::Held(..)), "its lease is over");
+        assert_eq!(leads_at("near", &seen), None);
+        seen[0].hear(said("near", Some(lease(Some((1, true)), "me"))), until);
+        assert_eq!(judge("near", "me", &seen), Verdict::Mine);
+        seen[0].hear(said("near", Some(lease(Some((1, true)), "you"))), until);
+        assert!(matches!(judge("near", "me", &seen), Verdict::Held(..)), "it is another's");
+        assert_eq!(leads_at("near", &seen), None);
+    }
+
+    #[test]
+    fn a_node_that_led_an_older_generation_leads_no_more() {
+        let outrun = |near, far, leads| {
+            let lease = |epoch| Some(lease(epoch, "me"));
+            outrun("orders", &[said("near", lease(near)), said("far", lease(far))], || leads)
+        };
+        assert_eq!(outrun(Some((8, true)), Some((8, false)), Some(8)), None);
+        // A move: the old primary is fenced as the next generation, and may be opened again.
+        assert_eq!(outrun(Some((9, false)), Some((8, false)), Some(8)), None);
+        // Its own, written down before that.
+        assert_eq!(outrun(Some((9, false)), Some((9, true)), Some(9)), None);
+        assert_eq!(outrun(Some((9, false)), Some((9, true)), None), None, "it is being found out");
+        assert_eq!(
+            outrun(Some((9, false)), Some((9, true)), Some(8)).as_deref(),
+            Some("orders is served in far at generation 9, and this node led it at 8")
+        );
     }
 
     #[test]

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, bail};
 use migration::cutover::{Capacity, State};
 use migration::units::{Generation, Timestamp, Zone};
+use replicator::lead::Candidate;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -362,7 +363,7 @@ pub struct Shared {
     /// The node's state directory is in it.
     pub config: Arc<Config>,
     /// By what the databases know this node, where several may lead.
-    pub holder: Option<String>,
+    pub holder: Option<Candidate>,
     /// Has the node begin anew.
     pub anew: Arc<Anew>,
     /// Ends everything.

@@ -47,8 +47,13 @@ CREATE TABLE IF NOT EXISTS godwit.undone (run text PRIMARY KEY, at timestamptz N
 -- What a shadow's extensions are to act on once it is the primary: the statements that say so to them, as of this generation.
 CREATE TABLE IF NOT EXISTS godwit.parked (resource text PRIMARY KEY, generation bigint NOT NULL, statements text NOT NULL);
 
--- The run that the slots of the way back belong to, and when it began: an earlier one neither claims nor drops them.
+-- The run that the slots of the way back belong to, and when it began by the clock of its node: an earlier one neither claims nor drops them.
 CREATE TABLE IF NOT EXISTS godwit.way_back (resource text PRIMARY KEY, run text NOT NULL, begun_ms bigint NOT NULL);
+DO $$ BEGIN
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'godwit.way_back'::regclass AND attname = 'holder') THEN
+    ALTER TABLE godwit.way_back ADD COLUMN generation bigint, ADD COLUMN holder text;
+  END IF;
+END $$;
 
 -- source_system, source_timeline: the cluster whose WAL applied_lsn is a position in. NULL: not known yet.
 CREATE TABLE IF NOT EXISTS godwit.progress (
@@ -960,6 +965,13 @@ BEGIN
     ON CONFLICT (resource) DO UPDATE SET generation = EXCLUDED.generation, ahead = EXCLUDED.ahead, start = EXCLUDED.start,
       before_zone = NULL, before_ahead = NULL, before_end = NULL;
   END IF;
+  -- Whose move it is leads on: from here on this database says so. What another node has left here is not this one's.
+  IF args ->> 'node' IS NOT NULL THEN
+    UPDATE godwit.leader l SET holder = args ->> 'holder', node = args ->> 'node',
+      until = clock_timestamp() + (args ->> 'lease_ms')::bigint * interval '1 millisecond',
+      legacy = CASE WHEN l.holder = args ->> 'holder' THEN l.legacy END
+    WHERE l.resource = args ->> 'resource';
+  END IF;
   PERFORM godwit.turn_fence(NULL, NULL), godwit.drop_fence();
   PERFORM godwit.restore_connect();
   UPDATE godwit.epoch e SET generation = wanted, fenced = false, marker_lsn = NULL, tables = NULL, run = NULL,
@@ -967,8 +979,28 @@ BEGIN
   WHERE e.resource = args ->> 'resource';
 END $$;
 
--- Slots that wait for a stream which will not come; false: a later run has taken them over. Without a run they are whoever's, which the node that
--- leads knows to be over, if it knows of this database's generation. A session that is still making one would bring it to its end, and is ended.
+-- The slots of the way back, which is of this generation, are the run's, unless a later one of the same node has them: what another node began is
+-- over, whatever its clock says. Not of a node that does not lead, or that has not heard of who serves by now: its slots would be the stream's.
+CREATE OR REPLACE FUNCTION godwit.claim_way_back(args jsonb) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  wanted bigint := (args ->> 'generation')::bigint;
+  known bigint;
+BEGIN
+  PERFORM godwit.refuse_node(args ->> 'resource', args ->> 'holder');
+  SELECT e.generation INTO known FROM godwit.epoch e WHERE e.resource = args ->> 'resource' FOR SHARE;
+  IF known >= wanted THEN
+    RAISE EXCEPTION 'generation % is over: this database is at generation %', wanted - 1, known USING ERRCODE = 'ZG002';
+  END IF;
+  INSERT INTO godwit.way_back AS w (resource, run, begun_ms, generation, holder)
+  VALUES (args ->> 'resource', args ->> 'run', (args ->> 'begun_ms')::bigint, wanted, args ->> 'holder')
+  ON CONFLICT (resource) DO UPDATE
+    SET run = EXCLUDED.run, begun_ms = EXCLUDED.begun_ms, generation = EXCLUDED.generation, holder = EXCLUDED.holder
+  WHERE w.generation IS NULL OR w.generation < EXCLUDED.generation OR w.holder IS DISTINCT FROM EXCLUDED.holder
+    OR w.begun_ms <= EXCLUDED.begun_ms;
+END $$;
+
+-- Slots that wait for a stream which will not come; false: a later run has taken them over, or clients write here and the stream has come. Without a
+-- run they are whoever's, which the node that leads knows to be over, if it knows of this database's generation. A session that is still making one would bring it to its end, and is ended.
 CREATE OR REPLACE FUNCTION godwit.drop_way_back(args jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
   slots name[] := ARRAY(SELECT jsonb_array_elements_text(args -> 'slots'))::name[];
@@ -976,7 +1008,9 @@ DECLARE
   used text;
 BEGIN
   PERFORM FROM godwit.way_back w WHERE w.resource = args ->> 'resource' AND (w.run = args ->> 'run') IS NOT FALSE FOR UPDATE;
-  IF NOT FOUND AND args ->> 'run' IS NOT NULL THEN
+  IF args ->> 'run' IS NOT NULL AND (NOT FOUND OR EXISTS (SELECT FROM godwit.epoch e
+    WHERE e.resource = args ->> 'resource' AND NOT e.fenced AND e.generation >= (args ->> 'generation')::bigint))
+  THEN
     RETURN false;
   ELSIF args ->> 'run' IS NULL THEN
     PERFORM godwit.refuse_node(args ->> 'resource', args ->> 'holder');

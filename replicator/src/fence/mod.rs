@@ -37,6 +37,7 @@ use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::error::Error;
 use crate::large_objects;
+use crate::lead::Candidate;
 use crate::lsn::Lsn;
 use crate::sequences::SequenceState;
 
@@ -266,19 +267,29 @@ pub async fn open(client: &Client, resource: &str, generation: u64, undo: Option
 }
 
 /// [`open`] after the commit of `run`, unless another node has made sure that it is undone ([`forestall`]): then [`Error::Fenced`]. `end`: the
-/// marker, where what the generation before wrote ends; none: its primary is lost.
+/// marker, where what the generation before wrote ends; none: its primary is lost. `leads`: who moves, where several nodes may lead; a lease that
+/// another has here ([`crate::lead`]) is that one's in the same transaction.
 pub async fn open_committed(
     client: &Client,
     resource: &str,
     generation: u64,
     run: &str,
     end: Option<Lsn>,
+    leads: Option<&Candidate>,
 ) -> Result<(), Error> {
     open_as(
         client,
         resource,
         generation,
-        Of { run: Some(run), moved: true, taken_over: end.is_none(), end, ..Of::default() },
+        Of {
+            run: Some(run),
+            moved: true,
+            taken_over: end.is_none(),
+            end,
+            holder: leads.map(|node| &*node.id),
+            lease: leads.map(|node| (&*node.node, node.within)),
+            ..Of::default()
+        },
     )
     .await
 }
@@ -335,29 +346,43 @@ pub async fn opened(client: &Client, resource: &str, generation: u64) -> Result<
     Ok(row.map(|row| Lsn(row.get::<_, PgLsn>(0).into())))
 }
 
-/// The slots of the way back belong to `run`, which began at `begun_ms` (Unix milliseconds), unless a later run has them: call
-/// it before they are looked for or made.
-pub async fn claim_way_back(client: &Client, resource: &str, run: &str, begun_ms: u64) -> Result<(), Error> {
-    let sql = "INSERT INTO godwit.way_back AS w (resource, run, begun_ms) VALUES ($1, $2, $3) \
-               ON CONFLICT (resource) DO UPDATE SET run = EXCLUDED.run, begun_ms = EXCLUDED.begun_ms \
-               WHERE w.begun_ms <= EXCLUDED.begun_ms";
+/// The slots of the way back, whose stream is of `generation`, belong to `run`, which began at `begun_ms` (Unix milliseconds), unless a later run
+/// of the same node (`holder`, see [`FenceSpec::holder`]) has them: call it before they are looked for or made.
+///
+/// # Errors
+/// [`Error::Fenced`] where another node leads, or the database is at that generation already: the slots may be of its stream.
+pub async fn claim_way_back(
+    client: &Client,
+    resource: &str,
+    generation: u64,
+    (run, begun_ms): (&str, u64),
+    holder: Option<&str>,
+) -> Result<(), Error> {
+    let generation = sql_generation(generation)?;
     let begun_ms = i64::try_from(begun_ms).unwrap_or(i64::MAX);
-    let claimed = client.execute(sql, &[&resource, &run, &begun_ms]).await;
-    claimed.map(drop).map_err(Error::database("cannot claim the way back"))
+    let arguments = serde_json::json!({
+        "resource": resource, "generation": generation, "run": run, "begun_ms": begun_ms, "holder": holder,
+    });
+    let sql = format!("SELECT godwit.claim_way_back({}::jsonb)", literal(&arguments.to_string()));
+    call(client, &sql, "cannot claim the way back").await.map(drop)
 }
 
-/// Drops `slots`, which no stream reads, if they still belong to `run`; false: a later run has them. One that is still being made goes with
-/// the session that makes it.
+/// Drops `slots` of `generation`, which no stream reads, if they still belong to `run`; false: a later run has them, or clients write to this
+/// database since that generation. One that is still being made goes with the session that makes it.
 ///
 /// # Errors
 /// [`Error::Server`] where one is still in use: it is there, and may be tried again.
 pub async fn drop_way_back(
     client: &Client,
     resource: &str,
+    generation: u64,
     run: &str,
     slots: &[String],
 ) -> Result<bool, Error> {
-    drop_slots(client, &serde_json::json!({ "resource": resource, "run": run, "slots": slots })).await
+    let generation = sql_generation(generation)?;
+    let arguments =
+        serde_json::json!({ "resource": resource, "generation": generation, "run": run, "slots": slots });
+    drop_slots(client, &arguments).await
 }
 
 /// Drops `slots` of ways back whoever made them, for the node that leads (`holder`, see [`FenceSpec::holder`]) and that knows of no run at
@@ -520,6 +545,8 @@ struct Of<'a> {
     taken_over: bool,
     takes_over: bool,
     holder: Option<&'a str>,
+    /// The holder's name, and for how long it is to lead.
+    lease: Option<(&'a str, Duration)>,
     end: Option<Lsn>,
 }
 
@@ -533,6 +560,8 @@ fn arguments(resource: &str, generation: u64, of: Of<'_>) -> Result<String, Erro
         "taken_over": of.taken_over,
         "takes_over": of.takes_over,
         "holder": of.holder,
+        "node": of.lease.map(|(node, _)| node),
+        "lease_ms": of.lease.map(|(_, within)| millis(within)),
         "before_end": of.end.map(|end| end.to_string()),
         "lock_timeout_ms": millis(LOCK_TIMEOUT),
     });
