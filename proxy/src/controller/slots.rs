@@ -36,6 +36,8 @@ use crate::telemetry::metrics as telemetry;
 const AGAIN: Duration = Duration::from_secs(10);
 /// What is done about slots that no stream and no move will use.
 const TIDYING: &str = "slots that no stream reads any more are being dropped";
+/// What it only looks at: nothing is wrong, and nothing need wait for it.
+const LOOKING: &str = "whether the shadow must be made anew is being looked at";
 /// How long one look may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -221,6 +223,8 @@ pub(super) struct SlotGuard {
     alarm: Option<String>,
     failed: Option<String>,
     work: Option<(&'static str, oneshot::Receiver<Done>)>,
+    /// It was looked, and the stream cannot go on.
+    must: bool,
     /// When the shadow was last seeded anew, and when that was last tried in vain.
     seeded: Option<Instant>,
     tried: Option<Instant>,
@@ -237,6 +241,7 @@ impl SlotGuard {
             alarm: None,
             failed: None,
             work: None,
+            must: false,
             seeded: seeds::of(journal, resource).remove(&None),
             tried: None,
             tidied: None,
@@ -247,6 +252,8 @@ impl SlotGuard {
     /// Looks at the primary's slots and does what has to be done. An event is for the machine: the run must be undone first.
     pub(super) fn step(&mut self, hands: &Arc<Hands>, state: &State, now: Instant) -> Option<Event> {
         self.settle(now);
+        // Of what was then: a move may have begun since.
+        let must = std::mem::take(&mut self.must);
         let policy = &hands.policy();
         let mut slots = self.watch.of(&state.primary.0)?;
         // What others keep goes with them: to give this stream up would be for nothing.
@@ -268,7 +275,7 @@ impl SlotGuard {
             Standing::Fine | Standing::Alarm(_) => {
                 let main = slot::slot_name(&state.resource, state.generation.0);
                 if slots.iter().all(|slot| slot.name != main) && self.due(policy, state, now) {
-                    self.begin(hands, state, Work::SeedIfDue);
+                    self.begin(hands, state, if must { Work::Seed } else { Work::Look });
                 } else {
                     self.tidy(hands, state, now);
                 }
@@ -346,8 +353,8 @@ impl SlotGuard {
     pub(super) fn free(&mut self) -> Result<(), Denied> {
         self.settle(clock::monotonic());
         match &self.work {
+            Some((LOOKING, _)) | None => Ok(()),
             Some((what, _)) => Err(Denied::Conflict(format!("{what}: wait until that is done"))),
-            None => Ok(()),
         }
     }
 
@@ -369,6 +376,7 @@ impl SlotGuard {
             Ok(answer) if *what == TIDYING => {
                 self.untidy = answer.err().map(|why| format!("{TIDYING}: {why}"));
             }
+            Ok(Ok(Some(true))) if *what == LOOKING => self.must = true,
             Ok(Ok(seeded)) => {
                 self.failed = None;
                 if seeded == Some(true) {
@@ -413,14 +421,15 @@ impl SlotGuard {
         let generation = state.generation;
         let unread = self.unread(&state.primary.0).map(|what| format!("not migratable: {what}"));
         let given_up = hands.streams.given_up(generation);
-        let seeding = self.work.as_ref().map(|(what, _)| format!("{what} …"));
+        let seeding = self.work.as_ref().filter(|(what, _)| *what != LOOKING);
+        let seeding = seeding.map(|(what, _)| format!("{what} …"));
         let (failed, untidy) = (self.failed.clone(), self.untidy.clone());
         let own = [self.alarm.clone(), given_up, failed, untidy, seeding, unread].into_iter().flatten();
         own.chain(self.watch.held_up()).collect()
     }
 }
 
-/// Whether the shadow was seeded; none: that was not the question.
+/// Whether the shadow was seeded, or must be; none: that was not the question.
 type Done = Result<Option<bool>, String>;
 
 /// What runs beside the controller.
@@ -431,8 +440,8 @@ enum Work {
     Tidy(Vec<(Zone, Vec<String>)>),
     /// Seed the shadow anew.
     Seed,
-    /// The same where the stream cannot go on, and the source is the right one.
-    SeedIfDue,
+    /// Look whether it must be: the stream cannot go on, and the source is the right one.
+    Look,
 }
 
 impl Work {
@@ -440,7 +449,8 @@ impl Work {
         match self {
             Self::GiveUp(_) => "the slot is being dropped",
             Self::Tidy(_) => TIDYING,
-            Self::Seed | Self::SeedIfDue => "the shadow is being seeded anew",
+            Self::Seed => "the shadow is being seeded anew",
+            Self::Look => LOOKING,
         }
     }
 
@@ -469,13 +479,13 @@ impl Work {
                 return done;
             }
             // What a lost primary has, and nobody else, is for a person to give up.
-            Self::SeedIfDue
-                if hands.journal.is_lost(&state.resource, &state.shadow, generation).map_err(chain)?
-                    || !streams.cannot_go_on(generation, &state.primary, &state.shadow).await? =>
-            {
-                return Ok(Some(false));
+            Self::Look => {
+                let lost = hands.journal.is_lost(&state.resource, &state.shadow, generation);
+                let must = !lost.map_err(chain)?
+                    && streams.cannot_go_on(generation, &state.primary, &state.shadow).await?;
+                return Ok(Some(must));
             }
-            Self::Seed | Self::SeedIfDue => {}
+            Self::Seed => {}
         }
         streams.reseed(generation, &state.primary, &state.shadow).await?;
         if let Err(error) = hands.journal.note_seeded(&state.resource, generation) {
@@ -553,6 +563,25 @@ mod tests {
         let guard = restarted(&journal);
         assert!(!guard.due(&policy, &state, begun));
         assert!(guard.due(&policy, &state, clock::monotonic() + policy.cooldown));
+    }
+
+    #[test]
+    fn a_look_at_the_shadow_stops_no_move() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let journal = Journal::open(directory.path()).expect("open");
+        let mut guard = SlotGuard::new(SlotWatch::default(), &journal, "orders");
+        let (done, answer) = oneshot::channel();
+        guard.work = Some((Work::Look.name(), answer));
+        assert!(guard.free().is_ok(), "it looks");
+        done.send(Ok(Some(true))).expect("the guard");
+        assert!(guard.free().is_ok() && guard.must && guard.work.is_none());
+        assert!(guard.seeded.is_none(), "nothing was seeded yet");
+        let (done, answer) = oneshot::channel();
+        guard.work = Some((Work::Seed.name(), answer));
+        let Err(Denied::Conflict(why)) = guard.free() else { panic!("it seeds") };
+        assert!(why.starts_with("the shadow is being seeded anew: "), "{why}");
+        done.send(Ok(Some(true))).expect("the guard");
+        assert!(guard.free().is_ok() && guard.seeded.is_some());
     }
 
     #[test]
