@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::access::Caller;
+use super::lead::standby;
 use super::routes::{Answer, as_json, everything, find, query};
 use super::{AdminState, Problem};
 use crate::audit::chain::hex;
@@ -74,7 +75,7 @@ impl From<ChangeError> for Problem {
 fn changes(state: &AdminState) -> Answer<&Arc<Changes>> {
     state.changes.as_ref().ok_or_else(|| {
         let what = "this process leads nothing that could be changed";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no-changes", what)
+        standby(state).unwrap_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no-changes", what))
     })
 }
 
@@ -316,5 +317,9 @@ pub(super) async fn config(State(state): State<AdminState>, caller: Caller) -> A
 
 pub(super) async fn reload(State(state): State<AdminState>, caller: Caller) -> Answer<Json<Reloaded>> {
     everything(&caller, "reading the configuration anew")?;
+    if let Some(mut standby) = standby(&state) {
+        standby.detail += "; it reads its files when it leads";
+        return Err(standby);
+    }
     Ok(Json(changes(&state)?.reload().await?))
 }

@@ -49,10 +49,17 @@ pub(super) async fn lead(
     let Some(standing) = &state.standing else {
         return Err(Problem::new(StatusCode::CONFLICT, "leads", "this node leads already"));
     };
+    let mut view = view(&state);
     if without_primary {
         standing.lead_without_primary();
+        let told = |why: String| {
+            format!(
+                "it was told to lead all the same, and will in a moment unless another node does (it said: {why})"
+            )
+        };
+        view.why = view.why.map(told);
     }
-    Ok((StatusCode::ACCEPTED, Json(view(&state))).into_response())
+    Ok((StatusCode::ACCEPTED, Json(view)).into_response())
 }
 
 /// What a node answers that leads nothing.

@@ -328,6 +328,17 @@ async fn who_stands_by_decides_nothing() {
         assert_eq!((status, problem.kind.ends_with("#standby")), (503, true), "{method} {path}: {problem:?}");
     }
     assert_eq!(api.state.freezes.views(clock::now()).len(), 1, "none came, none was lifted");
+    let answered = async |path: &str, body: &str| {
+        let (status, response) = api.ask(&Method::POST, path, &[], body).await;
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        (status, serde_json::from_slice::<serde_json::Value>(&body).expect("JSON"))
+    };
+    let (status, refused) = answered("/api/v1/config/reload", "{}").await;
+    let detail = "this node stands by: starts; it reads its files when it leads";
+    assert_eq!((status, refused["detail"].as_str()), (503, Some(detail)));
+    let (status, told) = answered("/api/v1/lead", "{\"without_primary\":true}").await;
+    let why = told["why"].as_str().expect("why");
+    assert!(status == 202 && why.starts_with("it was told to lead all the same, "), "{status} {why}");
 }
 
 #[tokio::test]
