@@ -379,6 +379,34 @@ fn failed(status: &StreamStatus, words: &[&str]) -> bool {
     matches!(&status.phase, Phase::Failed { error, retrying: true } if words.iter().all(|word| error.contains(word)))
 }
 
+/// A release that alters one table again and again, and writes it in each shape, in one transaction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_shows_a_table_in_any_number_of_shapes() -> Result<()> {
+    let pair = Pair::start(15, other_major()).await?;
+    let column = |number: i64| format!("ALTER TABLE small ADD COLUMN c{number} int DEFAULT 0; ");
+    pair.to.batch_execute(&(0..40).map(column).collect::<String>()).await?;
+    let directory = tempfile::tempdir()?;
+    let (_peer, stream) = pair.stream(Spill { directory: directory.path().into(), memory: 64 << 10 });
+    stream.wait("streaming", |status| status.phase == Phase::Streaming).await?;
+    // The other one comes while it runs, and is too large to be kept in memory.
+    for (shapes, before) in [(0..20, 1), (20..40, 5_000)] {
+        let first = shapes.start * 10_000;
+        let mut sql = format!(
+            "BEGIN; INSERT INTO small SELECT n, 1 FROM generate_series({first}, {first} + {before}) n; "
+        );
+        for number in shapes {
+            let id = first + 8_000 + number;
+            sql += &format!("{} INSERT INTO small (id, n, c{number}) VALUES ({id}, 2, 3); ", column(number));
+        }
+        pair.from.batch_execute(&(sql + "COMMIT")).await?;
+        let now = wal_position(&pair.from).await?;
+        stream.wait("it is applied", |status| status.applied_lsn >= now).await?;
+        pair.equal().await?;
+    }
+    ensure!(stream.status.borrow().failures.is_empty(), "{:?}", stream.status.borrow().failures);
+    stream.stop().await
+}
+
 /// The target's table is locked for much longer than `wal_sender_timeout`, while the source writes far more than fits on the
 /// way.
 async fn blocked(source: &str, held: Duration) -> Result<()> {

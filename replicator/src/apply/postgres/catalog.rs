@@ -224,7 +224,7 @@ fn found(row: &tokio_postgres::Row) -> Found {
     }
 }
 
-/// Descriptions of one table that are kept: one group of changes does not see more.
+/// Descriptions of one table that are kept from one group of changes to the next.
 const DESCRIPTIONS: usize = 8;
 
 /// The tables that the stream has touched in this session.
@@ -277,6 +277,7 @@ impl Tables {
         if self.missing(changes.clone(), window).is_none() {
             return Ok(());
         }
+        self.forget();
         let mut waited = false;
         loop {
             // Whoever sees a table sees its position.
@@ -296,13 +297,17 @@ impl Tables {
         }
     }
 
-    /// Remembers a table, for this description of it.
+    /// Remembers a table, for this description of it. None is forgotten for that: one transaction may have altered a table any number of times,
+    /// and what it needs must be there together.
     pub(super) fn know(&mut self, table: Arc<Table>) {
-        let known = self.by_id.entry(table.relation.id).or_default();
-        if known.len() >= DESCRIPTIONS {
-            known.remove(0);
+        self.by_id.entry(table.relation.id).or_default().push(table);
+    }
+
+    /// Before a group is looked up: all but the newest descriptions of each table.
+    fn forget(&mut self) {
+        for known in self.by_id.values_mut() {
+            known.drain(..known.len().saturating_sub(DESCRIPTIONS));
         }
-        known.push(table);
     }
 }
 
@@ -326,5 +331,37 @@ mod tests {
         assert!(tables.missing(before.into_iter(), &window).is_none(), "its rows have both");
         let after = [(Lsn(50), &change), (Lsn(100), &change)];
         assert_eq!(tables.missing(after.into_iter(), &window), Some(&relation));
+    }
+
+    #[test]
+    fn all_shapes_that_a_table_has_in_one_transaction_are_known_together() {
+        let shape = |number: usize| {
+            Arc::new(Relation {
+                id: 1,
+                schema: "public".into(),
+                name: format!("t{number}"),
+                identity: ReplicaIdentity::Default,
+                columns: Vec::new(),
+            })
+        };
+        let shapes: Vec<_> = (0..3 * DESCRIPTIONS).map(shape).collect();
+        let mut tables = Tables::default();
+        for relation in &shapes {
+            let table = Table {
+                relation: Arc::clone(relation),
+                sql_name: String::new(),
+                label: String::new(),
+                columns: Vec::new(),
+                key: Vec::new(),
+                others: Vec::new(),
+                watched: false,
+                partitioned: false,
+            };
+            tables.know(Arc::new(table));
+        }
+        assert!(shapes.iter().all(|shape| tables.find(shape).is_some()));
+        tables.forget();
+        let known = shapes.iter().map(|shape| tables.find(shape).is_some());
+        assert!(known.eq((0..shapes.len()).map(|number| number >= shapes.len() - DESCRIPTIONS)));
     }
 }
