@@ -111,7 +111,7 @@ pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Option<u64>, E
     if result.is_err() {
         undo(sides).await;
     }
-    result.map(Some)
+    result
 }
 
 /// Ends what a failure left open.
@@ -141,7 +141,7 @@ async fn whole(shadow: &Client, names: &[&str]) -> Result<(), tokio_postgres::Er
 }
 
 /// The table is there: its rows are taken away and copied anew.
-async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<u64, Error> {
+async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<Option<u64>, Error> {
     let (shadow_dsn, shadow) = sides.shadow;
     let failed = |error| refused(&format!("fill table {name}"))(error);
     let mut is_whole = unfilled(shadow).await?.into_iter().all(|table| table != name);
@@ -154,6 +154,9 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<u64, Erro
     }
     // Until its rows are committed nobody takes it for whole.
     seed_anew(shadow, &[name.to_owned()]).await?;
+    if !keeps_order([reader, shadow], name).await? {
+        return new::again(sides, name).await;
+    }
     begin(shadow).await.map_err(failed)?;
     let _told = Told(sides.filling);
     let lock = format!("LOCK TABLE ONLY {name} IN ACCESS EXCLUSIVE MODE");
@@ -176,7 +179,7 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<u64, Erro
     whole(shadow, &[name]).await.map_err(failed)?;
     // Those that came since have looked at the columns that it had.
     shadow.batch_execute(&format!("{}; COMMIT", ends())).await.map_err(failed)?;
-    Ok(rows)
+    Ok(Some(rows))
 }
 
 /// Writes down what the tables' rows are of, for each stream that may still bring what they show already: by their numbers at the source, which
@@ -265,10 +268,8 @@ const HEIRS: &str = "WITH RECURSIVE heirs AS ( \
     INSERT INTO godwit.unfilled (target_table) \
     SELECT c.oid FROM heirs JOIN pg_catalog.pg_class c USING (oid) WHERE c.relkind = 'r' AND c.relpersistence = 'p' ON CONFLICT DO NOTHING";
 
-/// Within the open transaction: gives the empty table the columns that the source's has, of the types that they have there. What inherits them is
-/// not whole from then on.
-async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), Error> {
-    let failed = |error| refused(&format!("give table {name} its columns"))(error);
+/// The columns that a table has of its own, in their order: name, type, and what computes it.
+async fn columns_of(client: &Client, name: &str) -> Result<Vec<[String; 3]>, tokio_postgres::Error> {
     let columns = format!(
         "SELECT a.attname::text, {KIND}, CASE WHEN a.attgenerated <> '' THEN format(' GENERATED ALWAYS AS (%s) %s', pg_catalog.pg_get_expr(d.adbin, d.adrelid), \
             CASE a.attgenerated WHEN 'v' THEN 'VIRTUAL' ELSE 'STORED' END) ELSE '' END \
@@ -277,10 +278,30 @@ async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), Error
         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
         WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attinhcount = 0 ORDER BY a.attnum"
     );
-    let read = async |client: &Client| -> Result<Vec<[String; 3]>, Error> {
-        let found = client.query(&columns, &[&name]).await.map_err(failed)?;
-        Ok(found.iter().map(|row| [row.get(0), row.get(1), row.get(2)]).collect())
+    let found = client.query(&columns, &[&name]).await?;
+    Ok(found.iter().map(|row| [row.get(0), row.get(1), row.get(2)]).collect())
+}
+
+/// Whether the shadow's table has its columns in the source's order once [`alike`] has added what it lacks. One with children is taken as it
+/// is: they would have to go with it.
+async fn keeps_order([source, shadow]: [&Client; 2], name: &str) -> Result<bool, Error> {
+    let failed = |error| refused(&format!("read the columns of {name}"))(error);
+    let children =
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent = pg_catalog.to_regclass($1))";
+    let (here, there) = (columns_of(source, name), columns_of(shadow, name));
+    let (here, there) = tokio::try_join!(here, there).map_err(failed)?;
+    let place = |[called, _, computed]: &[String; 3]| {
+        let same = |[other, _, theirs]: &[String; 3]| other == called && theirs == computed;
+        there.iter().position(same).unwrap_or(there.len())
     };
+    Ok(here.iter().is_sorted_by_key(place)
+        || shadow.query_one(children, &[&name]).await.map_err(failed)?.get(0))
+}
+
+/// Within the open transaction: gives the empty table the columns that the source's has, of the types that they have there.
+async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), Error> {
+    let failed = |error| refused(&format!("give table {name} its columns"))(error);
+    let read = async |client: &Client| columns_of(client, name).await.map_err(failed);
     // Every name is qualified, and both say it alike.
     let (here, there) = (read(reader).await?, read(shadow).await?);
     let retyped: Vec<_> = here

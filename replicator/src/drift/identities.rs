@@ -306,7 +306,10 @@ impl Sides<'_> {
                     }
                     if let Some(sql) = self.computed(key) {
                         let what = format!("{called} {column} was dropped and made anew on {zone}");
-                        found.push(Difference::new(table, what, Mend::Add(sql)));
+                        found.push(Difference {
+                            place: number.1,
+                            ..Difference::new(table, what, Mend::Add(sql))
+                        });
                     } else {
                         // The stream has told both by the same name: which values are of the new one cannot be told.
                         let what = format!(

@@ -15,6 +15,7 @@ mod in_the_way;
 mod keyless;
 mod kinds;
 mod names;
+mod order;
 mod rewritten;
 mod sync;
 #[cfg(test)]
@@ -141,7 +142,7 @@ impl When {
     }
 }
 
-/// One difference. Sorts by what it is about.
+/// One difference. Sorts by what it is about, and columns by their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// Table or type.
@@ -156,12 +157,14 @@ pub struct Difference {
     pub stops: bool,
     /// What the shadow's is made of, where its server words it otherwise: the thing, and the digest of the source's definition.
     made: Option<(Key, String)>,
+    /// Of a column: its number on the source. Those of a table are added in this order.
+    place: i16,
 }
 
 impl Difference {
     /// One that stops moves, and may be mended at once.
     pub fn new(subject: impl Into<String>, what: String, mend: Mend) -> Self {
-        Self { subject: subject.into(), what, mend, when: When::Now, stops: true, made: None }
+        Self { subject: subject.into(), what, mend, when: When::Now, stops: true, made: None, place: 0 }
     }
 
     /// Whether [`sync`] does something about it; `gone`: what is gone on the source goes.
@@ -434,10 +437,12 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
                 };
                 let stops = !ASIDE.contains(&kind.as_str());
                 let made = worded::of(key, shape);
-                found.push(Difference { when, stops, made, ..Difference::new(owner, what, mend) });
+                let place = order::place(source, key);
+                found.push(Difference { when, stops, made, place, ..Difference::new(owner, what, mend) });
             }
         }
     }
+    found.extend(order::differences(source, shadow, &touched, zones));
     let is_filled = |table: &String, column: &String| {
         let shape = source.things.get(&("column".to_owned(), table.clone(), column.clone()));
         shape.is_some_and(|shape| columns::is_filled(&shape.definition))
@@ -499,7 +504,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
             ..Difference::new(owner, format!("{} is only on {}", called(kind, name), zones[1]), mend)
         });
     }
-    found.sort_by(|a, b| (&a.subject, &a.what).cmp(&(&b.subject, &b.what)));
+    found.sort_by(|a, b| (&a.subject, a.place, &a.what).cmp(&(&b.subject, b.place, &b.what)));
     found
 }
 
@@ -557,6 +562,7 @@ fn added(source: &Fingerprint, key @ (kind, owner, name): &Key, shape: &Shape, z
         when: When::caught_up(strict),
         stops,
         made: worded::of(key, shape),
+        place: order::place(source, key),
         ..Difference::new(owner, format!("{} added on {zone}", called(kind, name)), mend)
     }
 }

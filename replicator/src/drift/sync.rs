@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use super::fill::{self, PATIENCE, Sides};
 use super::{Difference, Mend, in_the_way, worded};
-use crate::error::{Error, chain};
+use crate::error::{Error, ErrorKind, chain};
 use crate::fence::refused;
 
 /// What a sync did.
@@ -59,8 +59,13 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
         let mut together = None;
         // What could not be changed yet, by name without arguments.
         let mut old: Vec<&str> = Vec::new();
+        // Tables that wait for a column: those that follow it wait as well, so that they come in the source's order.
+        let mut behind: BTreeSet<&str> = BTreeSet::new();
         for difference in wanted {
-            if matches!(&difference.mend, Mend::Add(sql) if is_computed_by(sql, &old)) {
+            let is_column = matches!(&difference.mend, Mend::Add(sql) if adds_column(sql));
+            if matches!(&difference.mend, Mend::Add(sql) if is_computed_by(sql, &old))
+                || is_column && behind.contains(difference.subject.as_str())
+            {
                 failed.push(difference);
                 continue;
             }
@@ -106,6 +111,10 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                 Ok(line) => done.extend(line),
                 Err(error) => {
                     failed.push(difference);
+                    // What does not pass by itself is not waited for: the stream may need the others.
+                    if is_column && error.kind() != ErrorKind::Operator {
+                        behind.insert(&difference.subject);
+                    }
                     if matches!(&difference.mend, Mend::Add(sql) if computes(sql)) {
                         old.extend(difference.subject.split('(').next());
                     }
@@ -169,7 +178,7 @@ fn rank(mend: &Mend) -> usize {
         // Values that the old one computed would stay.
         Mend::Add(sql) if computes(sql) => 2,
         Mend::Table(_) => 3,
-        Mend::Add(sql) if sql.contains(" ADD COLUMN ") => 4,
+        Mend::Add(sql) if adds_column(sql) => 4,
         Mend::Add(sql) if sql.contains(" FOREIGN KEY ") => 6,
         Mend::Add(sql) => LAST.iter().position(|word| sql.starts_with(word)).map_or(5, |place| 7 + place),
         Mend::Rename(_) => 0,
@@ -177,6 +186,10 @@ fn rank(mend: &Mend) -> usize {
         Mend::Drop(_) => 12,
         Mend::Anew(_) | Mend::Person(_) => 13,
     }
+}
+
+fn adds_column(sql: &str) -> bool {
+    sql.contains(" ADD COLUMN ")
 }
 
 /// Whether it makes or changes what columns and indexes are computed by.
@@ -194,7 +207,7 @@ fn computes(sql: &str) -> bool {
 /// Whether it would have values computed by one of these, which are not yet what they should be. A default waits for nobody: older rows
 /// have what they have on the source, and the stream brings the others.
 fn is_computed_by(sql: &str, old: &[&str]) -> bool {
-    let computed = is_index(sql) || sql.contains(" ADD COLUMN ") && sql.contains(" GENERATED ");
+    let computed = is_index(sql) || adds_column(sql) && sql.contains(" GENERATED ");
     computed && old.iter().any(|name| calls(sql, name))
 }
 
@@ -327,7 +340,7 @@ fn dropped(subject: &str, sql: &str) -> Option<String> {
 }
 
 /// Whether all that hangs on a view, a function or a table is compared, holds no rows, and so is made anew after it.
-async fn derived(shadow: &Client, subject: &str) -> Result<bool, tokio_postgres::Error> {
+pub(super) async fn derived(shadow: &Client, subject: &str) -> Result<bool, tokio_postgres::Error> {
     let row = shadow.query_one(include_str!("derived.sql"), &[&subject]).await?;
     Ok(row.get(0))
 }

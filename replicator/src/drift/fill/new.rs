@@ -7,10 +7,14 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
 
-use super::{APPLICATION, Locks, Sides, Told, begin, copied, described, published, record, undo, whole};
+use super::{
+    APPLICATION, Locks, Sides, Told, begin, copied, described, end_appliers, ends, published, record, undo,
+    whole,
+};
+use crate::drift::sync::derived;
 use crate::error::{Error, chain};
 use crate::fence::refused;
-use crate::postgres::connect;
+use crate::postgres::{connect, quote_literal};
 use crate::schema;
 use crate::schema::statements::{Kind, Statement, joined, statements};
 
@@ -25,7 +29,16 @@ pub(in crate::drift) type Made = BTreeMap<String, Option<u64>>;
 
 /// Makes one table, which the shadow lacks.
 pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Option<u64>, Error> {
-    let mut made = made(sides, &[name], Locks::Waits).await?;
+    only(made(sides, &[name], Locks::Waits, false).await?, name)
+}
+
+/// Makes one table in the place of the shadow's, whose columns are in another order than its source's. What hangs on that, and holds no rows, is
+/// made again by the next comparison.
+pub(super) async fn again(sides: Sides<'_>, name: &str) -> Result<Option<u64>, Error> {
+    only(made(sides, &[name], Locks::Waits, true).await?, name)
+}
+
+fn only(mut made: Made, name: &str) -> Result<Option<u64>, Error> {
     made.remove(name).ok_or_else(|| Error::Unready(format!("fill table {name}: it is none that is copied")))
 }
 
@@ -44,7 +57,7 @@ pub(in crate::drift) async fn tables(sides: Sides<'_>, names: &[&str]) -> Made {
     };
     let small: Vec<&str> = small.iter().map(String::as_str).collect();
     for some in small.chunks(AT_ONCE).filter(|some| some.len() > 1) {
-        match made(sides, some, Locks::Tries).await {
+        match made(sides, some, Locks::Tries, false).await {
             Ok(made) => done.extend(made),
             Err(error) => {
                 tracing::info!(error = chain(&error), tables = some.len(), "tables are made one by one");
@@ -67,11 +80,11 @@ async fn small(sides: Sides<'_>, names: &[&str]) -> Result<Vec<String>, Error> {
     Ok(small.iter().map(|row| row.get(0)).collect())
 }
 
-/// Makes these tables, and fills those whose rows are published; gives which of them are whole.
-async fn made(sides: Sides<'_>, names: &[&str], locks: Locks) -> Result<Made, Error> {
+/// Makes these tables, and fills those whose rows are published; gives which of them are whole. `again`: the shadow's go first.
+async fn made(sides: Sides<'_>, names: &[&str], locks: Locks, again: bool) -> Result<Made, Error> {
     let dump = schema::dump_tables(sides.source.0, sides.bin, names).await?;
     let reader = connect(sides.source.0, APPLICATION).await?;
-    let made = loaded(sides, names, &dump, &reader, locks).await;
+    let made = loaded(sides, names, &dump, (&reader, locks), again).await;
     if made.is_err() {
         undo(sides).await;
     }
@@ -82,8 +95,8 @@ async fn loaded(
     sides: Sides<'_>,
     names: &[&str],
     dump: &str,
-    reader: &Client,
-    locks: Locks,
+    (reader, locks): (&Client, Locks),
+    again: bool,
 ) -> Result<Made, Error> {
     let shadow = sides.shadow.1;
     let failed = |error| {
@@ -99,6 +112,9 @@ async fn loaded(
     let plain: Vec<&str> = names.iter().copied().filter(|name| !made.contains_key(*name)).collect();
     begin(shadow).await.map_err(failed)?;
     let _told = Told(sides.filling);
+    for name in names.iter().filter(|_| again) {
+        dropped(shadow, name).await.map_err(failed)?;
+    }
     // What is in the dump is there soon.
     let dump = without_dangling(shadow, names, dump).await.map_err(failed)?;
     schema::load(shadow, &dump).await?;
@@ -119,8 +135,25 @@ async fn loaded(
             SELECT c.oid FROM unnest($1::text[]) name JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(name)";
         shadow.execute(unfilled, &[&rest]).await.map_err(failed)?;
     }
-    shadow.batch_execute("COMMIT").await.map_err(failed)?;
+    // Appliers that knew a table by this name before it was dropped would bring what the new one's rows show already.
+    let met = "SELECT EXISTS (SELECT FROM godwit.identities WHERE source_column = 0 AND name = ANY ($1))";
+    let met = shadow.query_one(met, &[&names]).await.map_err(failed)?.get(0);
+    let end = if met { format!("{}; COMMIT", ends()) } else { "COMMIT".into() };
+    shadow.batch_execute(&end).await.map_err(failed)?;
     Ok(made)
+}
+
+/// Within the open transaction: takes a table away that is to be made anew.
+async fn dropped(shadow: &Client, name: &str) -> Result<(), tokio_postgres::Error> {
+    shadow.batch_execute(&format!("LOCK TABLE ONLY {name} IN ACCESS EXCLUSIVE MODE")).await?;
+    // Whoever waits for this table may hold one that refers to it.
+    end_appliers(shadow).await?;
+    let rest = if derived(shadow, name).await? { "CASCADE" } else { "RESTRICT" };
+    let whole = format!(
+        "DELETE FROM godwit.unfilled WHERE target_table = pg_catalog.to_regclass({})",
+        quote_literal(name)
+    );
+    shadow.batch_execute(&format!("{whole}; DROP TABLE {name} {rest}")).await
 }
 
 /// Which of these tables have any, under the reader's snapshot.
