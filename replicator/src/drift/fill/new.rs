@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 
 use super::{
-    APPLICATION, Locks, Sides, Told, begin, copied, described, end_appliers, ends, published, record, undo,
-    whole,
+    APPLICATION, Locks, Sides, Told, begin, copied, described, end_appliers, ends, enums, published, record,
+    undo, whole,
 };
 use crate::drift::sync::derived;
 use crate::error::{Error, chain};
@@ -113,7 +113,7 @@ async fn loaded(
     begin(shadow).await.map_err(failed)?;
     let _told = Told(sides.filling);
     for name in names.iter().filter(|_| again) {
-        dropped(shadow, name).await.map_err(failed)?;
+        dropped(shadow, name, reader).await.map_err(failed)?;
     }
     // What is in the dump is there soon.
     let dump = without_dangling(shadow, names, dump).await.map_err(failed)?;
@@ -143,17 +143,19 @@ async fn loaded(
     Ok(made)
 }
 
-/// Within the open transaction: takes a table away that is to be made anew.
-async fn dropped(shadow: &Client, name: &str) -> Result<(), tokio_postgres::Error> {
+/// Within the open transaction: takes a table away that is to be made anew, and its types where the source's are others by now.
+async fn dropped(shadow: &Client, name: &str, reader: &Client) -> Result<(), tokio_postgres::Error> {
     shadow.batch_execute(&format!("LOCK TABLE ONLY {name} IN ACCESS EXCLUSIVE MODE")).await?;
     // Whoever waits for this table may hold one that refers to it.
     end_appliers(shadow).await?;
+    enums::exchange(shadow, name, reader).await?;
     let rest = if derived(shadow, name).await? { "CASCADE" } else { "RESTRICT" };
     let whole = format!(
         "DELETE FROM godwit.unfilled WHERE target_table = pg_catalog.to_regclass({})",
         quote_literal(name)
     );
-    shadow.batch_execute(&format!("{whole}; DROP TABLE {name} {rest}")).await
+    shadow.batch_execute(&format!("{whole}; DROP TABLE {name} {rest}")).await?;
+    enums::tidy(shadow).await
 }
 
 /// Which of these tables have any, under the reader's snapshot.
