@@ -99,6 +99,7 @@ pub struct Machine {
     taken_back: Option<TakenBack>,
     /// Why the last move should be taken back, where it is not.
     regret: Option<String>,
+    stood: shown::Stood,
     moves: Moves,
     /// The shadow is a primary that was lost.
     pub(super) after_loss: bool,
@@ -173,6 +174,7 @@ impl Machine {
             aftermath: Aftermath::default(),
             taken_back,
             regret: None,
+            stood: shown::Stood::default(),
             moves: Moves::default(),
             after_loss: false,
             crowded: Crowded::default(),

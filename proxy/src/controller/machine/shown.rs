@@ -1,10 +1,12 @@
 //! What the API, the metrics and the events are told of a resource.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use migration::cutover::{Outcome, Phase, Run, State};
 use migration::policy::ReplicationMode;
 use migration::units::Timestamp;
+use replicator::Lsn;
 use replicator::postgres::slot::Lane;
 use replicator::status::{Phase as StreamPhase, StreamStatus};
 
@@ -16,6 +18,26 @@ use crate::controller::view::{
     DecisionView, GateView, ModeView, ReplicationView, ResourceView, SessionsView, SoakView, StepView,
 };
 use crate::telemetry::metrics as telemetry;
+
+/// A stream that is up and applies nothing for so long, while something is to be applied, is a problem.
+const STANDS: Duration = Duration::from_mins(5);
+
+/// Up to where the stream had applied, and since when that is so.
+#[derive(Debug, Default)]
+pub(super) struct Stood(Option<(Lsn, Instant)>);
+
+impl Stood {
+    /// Where it stands, if it has done so for long.
+    fn long(&mut self, status: &StreamStatus, now: Instant) -> Option<Lsn> {
+        let at = status.applied_lsn;
+        if self.0.is_none_or(|(before, _)| before != at) {
+            self.0 = Some((at, now));
+        }
+        let (_, since) = self.0?;
+        let waits = status.phase == StreamPhase::Streaming && status.lag >= STANDS;
+        (waits && now.saturating_duration_since(since) >= STANDS).then_some(at)
+    }
+}
 
 impl Machine {
     pub(super) fn publish_forecast(&self) {
@@ -70,6 +92,14 @@ impl Machine {
         }));
         if let Some((_, target, StreamStatus { phase: StreamPhase::Failed { error, .. }, .. })) = &stream {
             problems.push(format!("the stream to {target} stands still: {error}"));
+        }
+        if let Some((_, target, status)) = &stream
+            && let Some(at) = self.stood.long(status, clock::monotonic())
+        {
+            problems.push(format!(
+                "the stream to {target} has stood at {at} for more than {} minutes while changes wait",
+                STANDS.as_secs() / 60
+            ));
         }
         if self.after_loss && stream.is_none() {
             let (resource, primary, lost) = (&self.state.resource, &self.state.primary, &self.state.shadow);
@@ -168,5 +198,28 @@ impl Machine {
         let view = Arc::new(view);
         let before = self.view.swap(view.clone());
         self.hands.events.view(&before, &view, clock::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_is_up_and_stands_is_told() {
+        let (mut stood, began) = (Stood::default(), clock::monotonic());
+        let status = |lsn, lag| StreamStatus {
+            phase: StreamPhase::Streaming,
+            applied_lsn: Lsn(lsn),
+            lag,
+            ..StreamStatus::default()
+        };
+        assert_eq!(stood.long(&status(7, STANDS), began), None, "it is seen for the first time");
+        assert_eq!(stood.long(&status(7, Duration::ZERO), began + STANDS), None, "nothing is to be applied");
+        assert_eq!(stood.long(&status(7, STANDS), began + STANDS), Some(Lsn(7)));
+        let down = StreamPhase::Failed { error: "cut".into(), retrying: true };
+        let down = StreamStatus { phase: down, ..status(7, STANDS) };
+        assert_eq!(stood.long(&down, began + STANDS), None, "that is told otherwise");
+        assert_eq!(stood.long(&status(8, STANDS), began + 2 * STANDS), None, "it goes on, if slowly");
     }
 }

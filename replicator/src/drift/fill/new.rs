@@ -113,7 +113,7 @@ async fn loaded(
     begin(shadow).await.map_err(failed)?;
     let _told = Told(sides.filling);
     for name in names.iter().filter(|_| again) {
-        dropped(shadow, name, reader).await.map_err(failed)?;
+        dropped(shadow, name, reader).await?;
     }
     // What is in the dump is there soon.
     let dump = without_dangling(shadow, names, dump).await.map_err(failed)?;
@@ -144,18 +144,20 @@ async fn loaded(
 }
 
 /// Within the open transaction: takes a table away that is to be made anew, and its types where the source's are others by now.
-async fn dropped(shadow: &Client, name: &str, reader: &Client) -> Result<(), tokio_postgres::Error> {
-    shadow.batch_execute(&format!("LOCK TABLE ONLY {name} IN ACCESS EXCLUSIVE MODE")).await?;
+async fn dropped(shadow: &Client, name: &str, reader: &Client) -> Result<(), Error> {
+    let failed = |error| refused(&format!("make table {name} anew"))(error);
+    let lock = format!("LOCK TABLE ONLY {name} IN ACCESS EXCLUSIVE MODE");
+    shadow.batch_execute(&lock).await.map_err(failed)?;
     // Whoever waits for this table may hold one that refers to it.
-    end_appliers(shadow).await?;
+    end_appliers(shadow).await.map_err(failed)?;
     enums::exchange(shadow, name, reader).await?;
-    let rest = if derived(shadow, name).await? { "CASCADE" } else { "RESTRICT" };
+    let rest = if derived(shadow, name).await.map_err(failed)? { "CASCADE" } else { "RESTRICT" };
     let whole = format!(
         "DELETE FROM godwit.unfilled WHERE target_table = pg_catalog.to_regclass({})",
         quote_literal(name)
     );
-    shadow.batch_execute(&format!("{whole}; DROP TABLE {name} {rest}")).await?;
-    enums::tidy(shadow).await
+    shadow.batch_execute(&format!("{whole}; DROP TABLE {name} {rest}")).await.map_err(failed)?;
+    enums::tidy(shadow).await.map_err(failed)
 }
 
 /// Which of these tables have any, under the reader's snapshot.
