@@ -54,7 +54,7 @@ async fn what_cannot_be_told_of_a_table_is_copied_again_by_itself() -> Result<()
 async fn order_of(client: &Client, table: &str) -> Result<String> {
     let sql = "SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute \
         WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
-    Ok(client.query_one(sql, &[&table]).await?.get(0))
+    Ok(client.query_one(sql, &[&table]).await?.try_get(0)?)
 }
 
 /// INSERT without names of columns goes by their order: that is the primary's on the shadow, or no move is made.

@@ -384,13 +384,13 @@ fn failed(status: &StreamStatus, words: &[&str]) -> bool {
 async fn a_transaction_shows_a_table_in_any_number_of_shapes() -> Result<()> {
     let pair = Pair::start(15, other_major()).await?;
     let column = |number: i64| format!("ALTER TABLE small ADD COLUMN c{number} int DEFAULT 0; ");
-    pair.to.batch_execute(&(0..40).map(column).collect::<String>()).await?;
     let directory = tempfile::tempdir()?;
     let (_peer, stream) = pair.stream(Spill { directory: directory.path().into(), memory: 64 << 10 });
     stream.wait("streaming", |status| status.phase == Phase::Streaming).await?;
     // The other one comes while it runs, and is too large to be kept in memory.
     for (shapes, before) in [(0..20, 1), (20..40, 5_000)] {
         let first = shapes.start * 10_000;
+        pair.to.batch_execute(&shapes.clone().map(column).collect::<String>()).await?;
         let mut sql = format!(
             "BEGIN; INSERT INTO small SELECT n, 1 FROM generate_series({first}, {first} + {before}) n; "
         );

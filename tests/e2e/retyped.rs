@@ -191,6 +191,7 @@ async fn tables_whose_keys_get_another_type_are_seeded_anew() -> Result<()> {
         .await?;
     let told = async || Ok(differences(&leader).await?.iter().filter(|left| left.reseed).count() >= 2);
     until("it is told", told).await?;
+    leader.until("it streams", |view| view.replication.state == "streaming").await?;
     seed_anew(&leader, &["public.bills", "public.lines"]).await?;
     let path = format!("/api/v1/resources/{RESOURCE}/schema/sync");
     leader.client.send(&path, &serde_json::json!({ "dry_run": false, "drop": true })).await?;
