@@ -9,11 +9,30 @@ use replicator::fence;
 
 use super::effects::{Failure, Hands};
 use crate::causes::chain;
+use crate::clock;
+use crate::fronts::routes::ResourceFront;
 use crate::lock::lock;
+
+/// How often it is looked, under the hold, whether who is inside counts as a stream by now: the regular look comes too seldom for that.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// How long a hold waits for who is inside, at most.
 pub(super) fn longest(policy: &Policy) -> Duration {
     policy.drain_timeout.min(policy.max_hold)
+}
+
+/// Every request has left, or is a stream.
+async fn no_requests(front: &ResourceFront) {
+    let leaving = async {
+        loop {
+            front.streams.leave(clock::monotonic());
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        () = front.gate.drained() => {}
+        never = leaving => match never {},
+    }
 }
 
 impl Hands {
@@ -30,7 +49,7 @@ impl Hands {
     /// Nobody is inside any more: HTTP first, then PostgreSQL, whose sessions get ready for `next`.
     async fn drained(&self, next: Option<&Zone>) -> Result<(), Failure> {
         if let Some(front) = &self.front {
-            front.gate.drained().await;
+            no_requests(front).await;
         }
         let Some(front) = &self.postgres else { return Ok(()) };
         let turnstile = &front.turnstile;
@@ -88,5 +107,39 @@ impl Hands {
             }
         }
         inside.join("; ")
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::config::model::{HoldLimits, HttpFront};
+    use crate::fronts::http::settings::AtCutover;
+    use crate::fronts::pools::Pool;
+    use crate::fronts::streams::{Arrival, UNANSWERED};
+
+    /// Nobody looks at the streams but the drain.
+    #[tokio::test]
+    async fn who_asked_for_a_stream_just_now_is_waited_for_for_a_small_part_of_the_hold() {
+        const HOLD: HoldLimits = HoldLimits { requests: 9, bytes: 9, time: Duration::from_secs(9) };
+        let listen = SocketAddr::from(([127, 0, 0, 1], 1));
+        let front =
+            ResourceFront::new("a", &HttpFront::plain(listen, &[]), HOLD, Pool::new(0, "z", &[listen]));
+        let now = clock::monotonic();
+        let pick = front.pool.pick(&[], now).unwrap();
+        let arrival = Arrival {
+            generation: 0,
+            at_cutover: AtCutover::Finish,
+            certain: now + UNANSWERED,
+            admission: front.gate.try_enter(),
+            streaming: pick.streams(None),
+        };
+        let _place = front.streams.begin(arrival, now);
+        front.gate.close();
+        let drained = tokio::time::timeout(Duration::from_secs(20), no_requests(&front)).await;
+        assert!(drained.is_ok() && clock::monotonic() >= now + UNANSWERED);
     }
 }

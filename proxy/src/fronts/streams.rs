@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::gate::Admission;
+use super::gate::{Admission, Gate};
 use super::http::settings::{AtCutover, StreamRules};
 use super::pools::Streaming;
 use crate::lock::lock;
@@ -89,7 +89,15 @@ impl Streams {
         Place { streams: Arc::clone(self), id, ended }
     }
 
-    /// Lets those go out of the gate that count as streams by now, and ends those whose time has come. `generation` is that
+    /// Lets those go out of the gate that count as streams by now.
+    pub fn leave(&self, now: Instant) {
+        let mut open = self.open();
+        let left: Vec<_> = open.streams.values_mut().filter_map(|kept| kept.leave(now)).collect();
+        // The gate's waiters are told outside of the lock.
+        drop((open, left));
+    }
+
+    /// As [`Self::leave`], and ends those whose time has come. `generation` is that
     /// of the active pool; `luck` spreads the ends, each from 0 to 1.
     pub fn look(&self, generation: u64, now: Instant, mut luck: impl FnMut() -> f64) {
         let mut left = Vec::new();
@@ -144,12 +152,13 @@ impl Kept {
 }
 
 impl Place {
-    /// Its right to be inside, if it still has that and was not ended.
-    pub fn take_back(&self) -> Option<Admission> {
+    /// Its right to be inside: what it still has of that, or a new one while the gate is open; none if it was ended.
+    pub fn come_back(&self, gate: &Arc<Gate>) -> Option<Admission> {
         if self.was_ended() {
             return None;
         }
-        self.streams.open().streams.get_mut(&self.id)?.admission.take()
+        let kept = self.streams.open().streams.get_mut(&self.id)?.admission.take();
+        kept.or_else(|| gate.try_enter())
     }
 
     /// Whether it was ended from here.
@@ -165,9 +174,12 @@ impl Drop for Place {
     }
 }
 
-/// How long until what may be a stream counts as one: a request that asks for a stream, after it was sent, if it is not answered with
-/// something else by then; a gRPC call after its response's header, as one with a single answer sends that together with the header.
+/// How long until a gRPC call counts as a stream after its response's header: one with a single answer sends that together with the header.
 pub const CERTAIN: Duration = Duration::from_millis(250);
+
+/// How long until a request that asks for a stream counts as one after it was sent, unless it is answered with something else by then. Of a
+/// hold this is a small part; and who leaves so early comes back.
+pub const UNANSWERED: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -176,7 +188,6 @@ mod tests {
 
     use tokio::io::AsyncReadExt as _;
 
-    use super::super::gate::Gate;
     use super::super::now;
     use super::super::pools::connections::Connection;
     use super::super::pools::{ActivePool, Pick, Pool};
@@ -250,10 +261,14 @@ mod tests {
         drop(maybe);
         assert_eq!(world.pool.load().endpoints()[0].streams(), 1);
         let (place, _pick) = world.begin(AtCutover::Close, Duration::from_secs(3));
-        let back = place.take_back();
+        let back = place.come_back(&world.gate);
         world.look(1, 3);
-        assert!(back.is_some() && place.take_back().is_none());
-        assert_eq!(inside(), 1, "it was taken back before it left");
+        assert!(back.is_some());
+        assert_eq!(inside(), 1, "it came back before it left");
+        drop(back);
+        assert!(place.come_back(&world.gate).is_some(), "through the open gate");
+        world.gate.close();
+        assert!(place.come_back(&world.gate).is_none());
     }
 
     #[test]

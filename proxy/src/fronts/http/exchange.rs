@@ -21,7 +21,7 @@ use crate::fronts::pools::connections::Connection;
 use crate::fronts::pools::upgrading::Upgrading;
 use crate::fronts::routes::ResourceFront;
 use crate::fronts::stopwatch::{Outcome, Stopwatch};
-use crate::fronts::streams::{Arrival, CERTAIN, Place};
+use crate::fronts::streams::{Arrival, CERTAIN, Place, UNANSWERED};
 use crate::telemetry::names;
 use crate::traces;
 
@@ -97,14 +97,13 @@ impl Exchange {
         }
     }
 
-    /// It is sent, or tried to be: once more begins with its first byte, and forgets why the time before came to nothing. One that had
-    /// left the gate as a stream has to enter it anew.
+    /// It is sent, or tried to be: once more begins with its first byte, and forgets why the time before came to nothing. One that was
+    /// ended as a stream has to enter the gate anew.
     pub(super) fn again(&mut self) {
         self.attempts += 1;
         self.body_bytes = 0;
         self.fault = None;
-        self.comes_back();
-        self.place = None;
+        self.is_no_stream();
     }
 
     /// Notes what it is known by.
@@ -122,6 +121,8 @@ impl Exchange {
 
     /// The endpoint it is at could not be used: leaves it, and avoids it from now on.
     pub(super) fn give_up_endpoint(&mut self) -> Option<Pick> {
+        // Before its claim on the endpoint: with more streams there than requests, those that are not would be ended.
+        self.is_no_stream();
         let pick = self.pick.take()?;
         self.tried.push(pick.address());
         self.zone = Some(Arc::clone(pick.zone()));
@@ -167,18 +168,21 @@ impl Exchange {
             self.route = Some(Arc::clone(name));
         }
         self.may_be_silent = self.is_stream
-            || request.headers.contains_key(UPGRADE)
+            || asks_for_websocket(request)
             || begins(request, &ACCEPT, b"text/event-stream")
             || begins(request, &CONTENT_TYPE, b"application/grpc");
     }
 
-    /// It is being sent: one whose route or client says that it is a stream may be answered late, and a drain must not wait for that.
+    /// It is being sent: one whose route or client says that it is a stream may be answered late, and a drain must not wait for that. What a
+    /// client asks for may still be answered at once with something else.
     pub(super) fn is_sent(&mut self, request: &RequestHeader) {
         let asked = request.method.is_safe()
-            && (self.upgrading.is_some() || begins(request, &ACCEPT, b"text/event-stream"));
-        if self.is_stream || asked {
-            let now = now();
-            self.stream(now + CERTAIN, now);
+            && (asks_for_websocket(request) || begins(request, &ACCEPT, b"text/event-stream"));
+        let now = now();
+        if self.is_stream {
+            self.stream(now, now);
+        } else if asked {
+            self.stream(now + UNANSWERED, now);
         }
     }
 
@@ -196,12 +200,19 @@ impl Exchange {
         self.place = Some(front.streams.begin(arrival, now));
     }
 
-    /// It is no stream (yet) after all: back inside, unless it has left the gate.
+    /// It is no stream (yet) after all: back inside, unless it was ended, or has left the gate and that is closed.
     fn comes_back(&mut self) {
-        self.admission = self.admission.take().or_else(|| self.place.as_ref()?.take_back());
+        let Some((place, front)) = self.place.as_ref().zip(self.front.as_ref()) else { return };
+        self.admission = place.come_back(&front.gate);
         if self.admission.is_some() {
             self.place = None;
         }
+    }
+
+    /// It goes to another endpoint, or once more to this one.
+    fn is_no_stream(&mut self) {
+        self.comes_back();
+        self.place = None;
     }
 
     /// The endpoint answered: what that says of it, and whether this is a long stream.
@@ -256,6 +267,11 @@ impl Exchange {
     }
 }
 
+/// Whether it asks for the only upgrade that is passed on.
+pub(super) fn asks_for_websocket(request: &RequestHeader) -> bool {
+    request.headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
 /// Whether a field of its header begins so.
 fn begins(request: &RequestHeader, name: &HeaderName, with: &[u8]) -> bool {
     request.headers.get(name).is_some_and(|value| value.as_bytes().starts_with(with))
@@ -273,8 +289,78 @@ fn closed_by_endpoint(error: &Error) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::config::model::{HoldLimits, HttpFront};
+    use crate::fronts::pools::Pool;
+
+    const HOLD: HoldLimits = HoldLimits { requests: 9, bytes: 9, time: Duration::from_secs(9) };
+
+    /// A request that has entered the gate and is at its endpoint.
+    fn at_endpoint(is_stream: bool) -> (Exchange, Arc<ResourceFront>) {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 1));
+        let front =
+            ResourceFront::new("a", &HttpFront::plain(listen, &[]), HOLD, Pool::new(0, "z", &[listen]));
+        let mut exchange = Exchange::start();
+        exchange.is_stream = is_stream;
+        exchange.admission = front.gate.try_enter();
+        exchange.pick = front.pool.pick(&[], now()).ok();
+        exchange.front = Some(Arc::clone(&front));
+        (exchange, front)
+    }
+
+    fn request(method: &str, fields: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = RequestHeader::build(method, b"/", None).unwrap();
+        for (name, value) in fields {
+            request.insert_header(*name, *value).unwrap();
+        }
+        request
+    }
+
+    #[test]
+    fn a_stream_by_its_route_is_outside_until_something_else_is_answered() {
+        for (closes, inside) in [(false, 1), (true, 0)] {
+            let (mut exchange, front) = at_endpoint(true);
+            exchange.is_sent(&request("POST", &[]));
+            assert_eq!((front.gate.stats().in_flight, front.streams.count()), (0, 1));
+            if closes {
+                front.gate.close();
+            }
+            exchange.answered(&ResponseHeader::build(404, None).unwrap());
+            let streams = usize::from(closes);
+            assert_eq!((front.gate.stats().in_flight, front.streams.count()), (inside, streams));
+        }
+    }
+
+    #[test]
+    fn only_websocket_and_events_are_asked_for_as_streams() {
+        for (method, fields, streams) in [
+            ("GET", &[("upgrade", "WebSocket")][..], 1),
+            ("GET", &[("accept", "text/event-stream")], 1),
+            ("GET", &[("upgrade", "h2c")], 0),
+            ("POST", &[("accept", "text/event-stream")], 0),
+        ] {
+            let (mut exchange, front) = at_endpoint(false);
+            let request = request(method, fields);
+            exchange.classify(&request, &front);
+            exchange.is_sent(&request);
+            assert_eq!(front.streams.count(), streams, "{method} {fields:?}");
+            assert_eq!(exchange.may_be_silent, fields[0].1 != "h2c", "{method} {fields:?}");
+        }
+    }
+
+    /// There are never more streams at an endpoint than requests.
+    #[test]
+    fn who_gives_an_endpoint_up_is_no_stream_there() {
+        let (mut exchange, front) = at_endpoint(true);
+        exchange.is_sent(&request("GET", &[]));
+        let pick = exchange.give_up_endpoint().unwrap();
+        assert_eq!((pick.endpoint().in_flight(), pick.endpoint().streams()), (1, 0));
+        assert_eq!(front.gate.stats().in_flight, 1, "it is inside again");
+    }
 
     #[test]
     fn only_an_end_in_order_says_what_was_taken() {

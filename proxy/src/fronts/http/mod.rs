@@ -127,7 +127,7 @@ impl ProxyHttp for HttpFront {
             }
         };
         let upgrades = !pick.reach().http2
-            && session.req_header().headers.contains_key(http::header::UPGRADE)
+            && exchange::asks_for_websocket(session.req_header())
             && session.downstream_session.is_body_empty();
         exchange.upgrading = upgrades.then(|| pick.upgrading());
         let (timeouts, upgrading) = (&front.settings.timeouts, exchange.upgrading.as_ref());
@@ -279,7 +279,9 @@ impl ProxyHttp for HttpFront {
             moved: !exchange.tried.is_empty(),
             elsewhere: exchange.has_other_endpoint(),
         };
-        let again = fault == Fault::BadAnswer && broken.again() && exchange.may_repeat();
+        // What a move ended says nothing of how the endpoints do: it leaves the budget to what does.
+        let moved = exchange.was_ended() && broken.method.is_safe();
+        let again = fault == Fault::BadAnswer && broken.again() && (moved || exchange.may_repeat());
         if !again && untouched && exchange.fault.is_none() {
             exchange.fault = Some(Fault::NotSent);
         }
