@@ -374,6 +374,30 @@ async fn a_leader_that_is_cut_off_from_the_primary_alone_stands_by() -> Result<(
     Ok(())
 }
 
+/// It took over, as the last leader has left, and its database is empty by now: what there is, the other one has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_was_made_anew_is_not_led_from() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let members = [Member::new(&playground, "one", &[])?, Member::new(&playground, "other", &[])?];
+    let mut one = members[0].start(&[])?;
+    one.ready().await?;
+    one.node.signal(Signal::KILL)?;
+    drop(one);
+    let leave = "UPDATE godwit.leader SET legacy = jsonb_set(legacy::jsonb, '{tables,placed}', $1::text::jsonb)::text";
+    let placed = json!([{ "resource": RESOURCE, "primary_zone": far.name, "shadow_zone": near.name, "generation": 2 }]);
+    connect(near).await?.execute(leave, &[&placed.to_string()]).await?;
+    connect(far).await?.batch_execute("DROP SCHEMA godwit CASCADE").await?;
+    let mut other = members[1].start(&[])?;
+    leads(&mut other).await?;
+    other.until("it goes on", |view| (&view.primary, view.generation) == (&near.name, 1)).await?;
+    let load = load(&playground, 60.0, "made anew");
+    other.until("it serves", |_| load.snapshot().acknowledged > 20).await?;
+    let epoch = fence::state(&connect(near).await?, RESOURCE).await?;
+    ensure!(epoch.as_ref().is_some_and(|epoch| !epoch.fenced && epoch.generation == 1), "{epoch:?}");
+    lost_nothing(&playground, &near.name, &load.stop().await).await
+}
+
 /// Killed after any record of its journal, which the next one does not have: `KILLS` of them (`SEED` repeats their order), in replication mode `MODE`.
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_a_leader_was_killed_in_the_next_one_goes_on() -> Result<()> {

@@ -251,6 +251,38 @@ async fn a_shadow_is_known_by_what_it_is_of() -> Result<()> {
     Ok(())
 }
 
+/// A single node goes by its journal, and its primary is an empty database: the other one, which was lost and is back, may have all that is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_was_made_anew_has_nobody_fenced_as_its_shadow() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    leader.migrate(&far.name).await?;
+    leader.until("it moves", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    leader.ready().await?;
+    drop(leader);
+    let (lost, empty) = (connect(near).await?, connect(far).await?);
+    lost.batch_execute(
+        "UPDATE godwit.epoch SET generation = 1, marker_lsn = NULL, run = NULL; DELETE FROM godwit.progress",
+    )
+    .await?;
+    replicator::fence::open(&lost, RESOURCE, 1, None).await?;
+    let stream = slot::slot_name(RESOURCE, 2);
+    until("its slot is gone", async || Ok(slot::drop_slot(&empty, &stream).await.is_ok())).await?;
+    empty.batch_execute("DROP SCHEMA godwit CASCADE").await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let never = |view: &ResourceView| {
+        view.problems.iter().any(|problem| problem.contains("was never the primary of generation 2"))
+    };
+    leader.until("it says so", never).await?;
+    let epoch = replicator::fence::state(&lost, RESOURCE).await?;
+    ensure!(epoch.as_ref().is_some_and(|epoch| !epoch.fenced && epoch.generation == 1), "{epoch:?}");
+    let epoch = replicator::fence::state(&empty, RESOURCE).await?;
+    ensure!(epoch.is_none(), "{epoch:?}");
+    Ok(())
+}
+
 /// The primary that did not answer was in the middle of a move: nobody would have opened it again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_answers_late_says_what_was_under_way() -> Result<()> {

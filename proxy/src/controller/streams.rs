@@ -280,6 +280,12 @@ impl Streams {
         if let (Some(known), Some(found)) = (known, found) {
             known.expect(found, &name).map_err(chain)?;
         }
+        let is_at = fence::state(&from, &self.resource).await.map_err(chain)?;
+        let is_behind = epoch.is_some_and(|epoch| epoch.generation < generation.0);
+        if is_behind && is_at.is_none() && copied(&to, &name).await?.is_none() {
+            // Nothing may say of it that it is open, nor of the target that it is none: the target may be the only one that has anything.
+            return Err(never_opened(source, generation, target));
+        }
         fence::install(&from, &self.resource, generation.0).await.map_err(chain)?;
         // An applier's commits must not wait for the stream that goes the other way.
         for slot in synchronous::left_over(&to, &self.resource, None).await.map_err(chain)? {
@@ -301,9 +307,8 @@ impl Streams {
                 Some(_) if copied.is_some() => return Ok(()),
                 Some(_) => without_checkpoint(&name, target),
             };
-            let is_at = fence::state(&from, &self.resource).await.map_err(chain)?;
-            let is_primary = is_at.is_some_and(|epoch| epoch.generation >= generation.0);
-            if is_primary && epoch.is_some_and(|epoch| epoch.generation < generation.0) {
+            let is_primary = is_at.is_some_and(|epoch| epoch.generation >= generation.0 && !epoch.fenced);
+            if is_primary && is_behind {
                 // A primary that was lost, or restored as it was before the move: nobody may take it for one. What was never ours is not touched, nor
                 // what may be the primary, where the source was never opened as one.
                 fence::guard(&to, &self.resource, generation.0).await.map_err(chain)?;
@@ -691,6 +696,13 @@ fn together(one: StreamStatus, other: StreamStatus) -> StreamStatus {
 
 fn made_anew(why: &str, target: &Zone) -> String {
     format!("{why}: the shadow in {target} must be made anew")
+}
+
+fn never_opened(source: &Zone, generation: Generation, target: &Zone) -> String {
+    format!(
+        "the database in {source} was never the primary of generation {generation} (was it made anew?), and what is in {target} may be nowhere \
+         else: see docs/operations.md, \"A lost state directory\""
+    )
 }
 
 fn without_slot(slot: &str, source: &Zone) -> String {

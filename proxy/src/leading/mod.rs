@@ -396,18 +396,11 @@ impl Leading {
         let shared = &self.shared;
         let (stop, own) = (shared.stop.child_token(), TaskTracker::new());
         let resource = live.load();
-        if unheard {
-            let (resource, state) = (resource.clone(), state.clone());
+        // Another node may have opened what a takeover that has not begun is to open.
+        if unheard || state.run.as_ref().is_some_and(|run| run.taken_over && !run.sequenced) {
             let (journal, anew) = (shared.journal.clone(), shared.anew.clone());
-            own.spawn(stop.clone().run_until_cancelled_owned(async move {
-                let Err(why) = remembered::heard(&resource, &state).await else { return };
-                match journal.forget(&state) {
-                    Ok(true) => anew.begin(why),
-                    // The shadow has taken over meanwhile.
-                    Ok(false) => {}
-                    Err(error) => tracing::error!(resource = %resource.name, why, why_not = chain(error), "where it stands is not known"),
-                }
-            }));
+            let hears = remembered::hear(resource.clone(), state.clone(), journal, anew);
+            own.spawn(stop.clone().run_until_cancelled_owned(hears));
         }
         let databases = Arc::new(Databases::new(live.clone()));
         let streams = Arc::new(Streams::new(

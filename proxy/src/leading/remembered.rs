@@ -4,20 +4,26 @@
 //! What follows from it is decided in [`migration::cutover::memory`]. A move that is to be undone is forestalled in its target first
 //! ([`fence::forestall`]).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use futures_util::future::join_all;
-use migration::cutover::memory::{Found, Said, contradicts, knows_more, takeover_to_begin, told};
+use migration::cutover::memory::{
+    Found, Said, contradicts, is_overtaken, knows_more, takeover_to_begin, told,
+};
 use migration::cutover::{Limits, Phase, Run, State};
 use migration::units::{Generation, Timestamp, Zone};
 use replicator::fence;
 use replicator::postgres::slot::{self, Lane};
 use tokio_postgres::Client;
 
+use super::Anew;
+use crate::causes::chain;
 use crate::config::model::Resource;
 use crate::controller::databases::Purpose;
 use crate::controller::streams;
+use crate::store::Journal;
 
 /// How long a database may take to say what it remembers.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -131,6 +137,8 @@ async fn settle(
                 match takeover_to_begin(journal, &seen.said).filter(|_| went_on) {
                     Some(run) if !forestall(resource, seen, run).await? => return Ok(Settled::Again),
                     Some(_) => {}
+                    // It answers, and was made anew since, or was never opened.
+                    None if journal.run.is_none() && seen.unknown.contains(&journal.primary) => {}
                     None if journal.run.is_none() && seen.of(&journal.primary).is_none() => {
                         return Ok(adopted(journal.clone(), true));
                     }
@@ -155,9 +163,11 @@ async fn settle(
         }
         Found::Shadow { zone, generation } => {
             // Of one that is adopted nothing is known but where it is.
-            if let Some(state) =
-                known.filter(|state| state.generation == generation && state.phase != Phase::Idle)
-            {
+            let as_known = |state: &&State| {
+                let overtaken = is_overtaken(state, &seen.said);
+                state.generation == generation && state.phase != Phase::Idle && !overtaken
+            };
+            if let Some(state) = known.filter(as_known) {
                 // Another node may have fenced its primary for a move: that one says so when it is heard. What is of its own run, it knows.
                 let own = state.run.is_some();
                 return Ok(if own { Settled::Yes(None) } else { adopted(state.clone(), true) });
@@ -190,21 +200,44 @@ async fn forestall(resource: &Resource, seen: &Seen, run: &Run) -> Result<bool> 
     Ok(forestalled)
 }
 
-/// Waits until the primary that did not answer does; the error says that it is another one than was thought.
-pub(super) async fn heard(resource: &Resource, state: &State) -> Result<(), String> {
+/// Waits until the primary that did not answer does, or the database that takes over; where what was thought of it is not so, the node begins anew.
+pub(super) async fn hear(resource: Arc<Resource>, state: State, journal: Arc<Journal>, anew: Arc<Anew>) {
+    let Err(why) = heard(&resource, &state).await else { return };
+    // A run is ended by whoever asks the databases anew.
+    let forgotten = if let Some(run) = &state.run {
+        let begins = |now: &Run| now.id == run.id && !now.sequenced;
+        journal.latest(&state.resource).map(|now| now.and_then(|now| now.run).as_ref().is_some_and(begins))
+    } else {
+        journal.forget(&state)
+    };
+    match forgotten {
+        Ok(true) => anew.begin(why),
+        // The shadow has taken over meanwhile, by what this node does.
+        Ok(false) => {}
+        Err(error) => {
+            let why_not = chain(error);
+            tracing::error!(resource = %resource.name, why, why_not, "where it stands is not known");
+        }
+    }
+}
+
+async fn heard(resource: &Resource, state: &State) -> Result<(), String> {
     loop {
         tokio::time::sleep(AGAIN).await;
         let seen = ask(resource, false, PATIENCE).await;
-        let Some(said) = seen.of(&state.primary) else { continue };
-        return contradicts(state, said)
-            .map_or(Ok(()), |why| Err(format!("resource {}: {why}", resource.name)));
+        if let Some(answer) = seen.answer(state) {
+            return answer.map_or(Ok(()), |why| Err(format!("resource {}: {why}", resource.name)));
+        }
     }
 }
 
 /// What the databases that answer remember.
+#[derive(Default)]
 struct Seen {
     said: Vec<Said>,
     clients: Vec<(Zone, Client)>,
+    /// Those that answer, and have never heard of the resource.
+    unknown: Vec<Zone>,
     /// Where clients may write since its primary was lost, unless that is known to be seeded anew.
     took_over: Option<Zone>,
 }
@@ -212,6 +245,19 @@ struct Seen {
 impl Seen {
     fn of(&self, zone: &Zone) -> Option<&Said> {
         self.said.iter().find(|said| said.zone == *zone)
+    }
+
+    /// Whether the primary of this state is heard, and then why it is none, if so.
+    fn answer(&self, state: &State) -> Option<Option<String>> {
+        let primary = &state.primary;
+        if let Some(said) = self.of(primary) {
+            return Some(contradicts(state, said));
+        }
+        // Where no other one takes writes, there is nobody to go back to.
+        let made_anew = state.run.is_none()
+            && self.unknown.contains(primary)
+            && self.said.iter().any(|said| !said.fenced);
+        made_anew.then(|| Some(format!("{primary} does not know of the resource: it was made anew")))
     }
 
     fn client(&self, zone: &Zone) -> Option<&Client> {
@@ -241,8 +287,11 @@ async fn ask(resource: &Resource, first: bool, patience: Duration) -> Seen {
             Err(_) => None,
         }
     });
-    let mut seen = Seen { said: Vec::new(), clients: Vec::new(), took_over: None };
+    let mut seen = Seen::default();
     for (zone, client, said) in join_all(asked).await.into_iter().flatten() {
+        if said.is_none() {
+            seen.unknown.push(zone.clone());
+        }
         seen.said.extend(said);
         seen.clients.push((zone, client));
     }
@@ -340,7 +389,7 @@ mod tests {
     #[tokio::test]
     async fn a_finished_copy_is_the_shadow_of_whom_another_node_knew() {
         let resource = crate::config::samples::orders();
-        let seen = Seen { said: Vec::new(), clients: Vec::new(), took_over: None };
+        let seen = Seen::default();
         let following = State { phase: Phase::Shadowing, ..at("far", "near", 2) };
         let limits = Limits::of(&resource.policy);
         let moving = State { phase: Phase::Drained, ..following.clone().undoing("m3", limits, WHY, NOW) };
@@ -412,7 +461,7 @@ mod tests {
         ] {
             let known = walk(events);
             assert_eq!(known.generation, Generation(2), "{known:?}");
-            let seen = Seen { said: said(&[("near", 1, false)]), clients: Vec::new(), took_over: None };
+            let seen = Seen { said: said(&[("near", 1, false)]), ..Seen::default() };
             let settled = settle(&resource, ["far", "near"], Some(&known), false, &seen, open(), now);
             let Settled::Yes(adopted) = settled.await.unwrap() else {
                 panic!("{known:?}: it has not changed meanwhile")
@@ -442,7 +491,7 @@ mod tests {
         let open = Found::Open { zone: "near".into(), generation: Generation(1) };
         let shadow = Found::Shadow { zone: "far".into(), generation: Generation(1) };
         for (answers, found) in [(&[near, far][..], open.clone()), (&[far], shadow)] {
-            let seen = Seen { said: said(answers), clients: Vec::new(), took_over: None };
+            let seen = Seen { said: said(answers), ..Seen::default() };
             for went_on in [false, true] {
                 let settled =
                     settle(&resource, ["far", "near"], Some(&takes), went_on, &seen, found.clone(), NOW);
@@ -456,7 +505,7 @@ mod tests {
             }
         }
         // What another node has left of it, without a run.
-        let seen = Seen { said: said(&[near, far]), clients: Vec::new(), took_over: None };
+        let seen = Seen { said: said(&[near, far]), ..Seen::default() };
         let left = at("far", "near", 2);
         let settled = settle(&resource, ["far", "near"], Some(&left), false, &seen, open, NOW);
         let Settled::Yes(Some(adopted)) = settled.await.unwrap() else { panic!("near is the primary") };
@@ -464,5 +513,40 @@ mod tests {
             (&*adopted.state.primary.0, adopted.state.generation.0, adopted.unheard),
             ("near", 1, false)
         );
+        // The other node has it take over, or moves there: that is the same generation, and the run of before can never open it.
+        let open = Found::Open { zone: "far".into(), generation: Generation(2) };
+        for (answers, went_on) in
+            [(&[("far", 2, false)][..], false), (&[("near", 2, true), ("far", 2, false)], true)]
+        {
+            let seen = Seen { said: said(answers), ..Seen::default() };
+            let settled = settle(&resource, ["far", "near"], Some(&takes), went_on, &seen, open.clone(), NOW);
+            let Settled::Yes(Some(adopted)) = settled.await.unwrap() else { panic!("far is the primary") };
+            assert_eq!((&*adopted.state.primary.0, adopted.state.generation.0), ("far", 2), "{answers:?}");
+            assert_eq!((adopted.state.run.as_ref(), adopted.unheard), (None, false), "{answers:?}");
+            // It may answer only after that.
+            assert!(seen.answer(&takes).flatten().is_some(), "{answers:?}");
+        }
+        for answers in [&[near, far][..], &[near, ("far", 2, true)]] {
+            let seen = Seen { said: said(answers), ..Seen::default() };
+            assert_eq!(seen.answer(&takes), Some(None), "{answers:?}: it is yet to begin");
+        }
+    }
+
+    /// An empty database that answers is not one that is away.
+    #[tokio::test]
+    async fn a_primary_that_was_made_anew_is_not_gone_on_with_where_another_one_is_open() {
+        let resource = crate::config::samples::orders();
+        let taken = at("far", "near", 2);
+        let open = Found::Open { zone: "near".into(), generation: Generation(1) };
+        for (unknown, primary) in [(vec![], "far"), (vec![Zone::from("far")], "near")] {
+            let answers = !unknown.is_empty();
+            let seen = Seen { said: said(&[("near", 1, false)]), unknown, ..Seen::default() };
+            let settled = settle(&resource, ["far", "near"], Some(&taken), false, &seen, open.clone(), NOW);
+            let Settled::Yes(Some(adopted)) = settled.await.unwrap() else { panic!("{answers}") };
+            assert_eq!((&*adopted.state.primary.0, adopted.unheard), (primary, !answers));
+            assert_eq!(seen.answer(&taken).flatten().is_some(), answers);
+        }
+        let alone = Seen { said: said(&[("near", 2, true)]), unknown: vec!["far".into()], ..Seen::default() };
+        assert_eq!(alone.answer(&taken), None, "nobody else takes writes");
     }
 }

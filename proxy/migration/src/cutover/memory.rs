@@ -100,7 +100,17 @@ pub fn is_old(journal: &State, said: &[Said]) -> bool {
         let run = journal.run.as_ref().filter(|run| one.fenced && run.generation == one.generation);
         run.is_some_and(|run| one.run.as_ref().is_none_or(|id| *id == run.id))
     };
-    said.iter().any(|one| one.generation > journal.generation && !own(one))
+    is_overtaken(journal, said) || said.iter().any(|one| one.generation > journal.generation && !own(one))
+}
+
+/// Whether a takeover of a journal that has not begun never will: another node's run has opened the database that takes over as that generation,
+/// or seeded it as a shadow of that. A takeover of one's own is known to have begun before it opens anything.
+pub fn is_overtaken(journal: &State, said: &[Said]) -> bool {
+    let of_another = |one: &Said| {
+        let same = one.zone == journal.primary && one.generation == journal.generation;
+        same && (!one.fenced || one.copy)
+    };
+    not_begun(journal).is_some() && said.iter().any(of_another)
 }
 
 /// What follows from what they said where there is a journal (`known`), too; none: it knew it before they did. Where there are no `others` that
@@ -133,7 +143,7 @@ fn is_shut(known: &State, said: &Said) -> bool {
 
 /// Whether a journal knows as much as a database in `zone` that is open at `generation`, or more, by what all that answer `said`.
 pub fn knows_more(journal: &State, zone: &Zone, generation: Generation, said: &[Said]) -> bool {
-    let same = journal.primary == *zone && journal.generation == generation;
+    let same = journal.primary == *zone && journal.generation == generation && !is_overtaken(journal, said);
     // A shadow that takes over does so without asking the primary, and a database that was open at a newer generation has what this one
     // does not have, also while it does not answer. A commit that was not opened yet may have been undone by another node.
     let went_on = |run: &Run| run.taken_over || run.opened && journal.phase.past_commit();
@@ -144,8 +154,11 @@ pub fn knows_more(journal: &State, zone: &Zone, generation: Generation, said: &[
 
 /// The takeover of a journal that has not begun in the database which takes over, by what that one `said`.
 pub fn takeover_to_begin<'a>(journal: &'a State, said: &[Said]) -> Option<&'a Run> {
-    let run = journal.run.as_ref().filter(|run| run.taken_over && !run.sequenced);
-    run.filter(|_| is_behind(journal, said))
+    not_begun(journal).filter(|_| is_behind(journal, said))
+}
+
+fn not_begun(journal: &State) -> Option<&Run> {
+    journal.run.as_ref().filter(|run| run.taken_over && !run.sequenced)
 }
 
 /// Whether the primary of a journal answers, and does not know of that generation.
@@ -156,6 +169,12 @@ fn is_behind(journal: &State, said: &[Said]) -> bool {
 /// Why `journal`, of a node that did not hear its primary, is not what that one says. Where the node has taken over from it meanwhile, its journal
 /// is not this one any more.
 pub fn contradicts(journal: &State, said: &Said) -> Option<String> {
+    if journal.run.is_some() {
+        // Everything else that it may say of the generation before, or of this one, is of what the run has yet to do, or has done.
+        return is_overtaken(journal, std::slice::from_ref(said)).then(|| {
+            format!("{} was opened at generation {} by another run", journal.primary, journal.generation.0)
+        });
+    }
     if said.run.is_some() && said.generation == journal.generation.next() {
         return Some(format!("{} was in the middle of a move", journal.primary));
     }
@@ -333,6 +352,21 @@ mod tests {
         };
         let mut taken = takes.clone();
         taken.run.as_mut().unwrap().sequenced = true;
+        // Another node has led since, and has opened it at that generation.
+        let opened = said(&[("near", 2, true), ("far", 2, false)]);
+        assert_eq!(judge(&near(), &opened).unwrap(), open("far", 2));
+        for (journal, own) in [(&takes, false), (&taken, true), (&left, true)] {
+            assert_eq!(is_overtaken(journal, &opened), !own, "{journal:?}");
+            assert_eq!(is_old(journal, &opened), !own, "{journal:?}");
+            assert_eq!(knows_more(journal, &"far".into(), Generation(2), &opened), own, "{journal:?}");
+            assert_eq!(contradicts(journal, &opened[1]).is_some(), !own, "{journal:?}");
+            assert_eq!(told(&near(), Some(journal), false, &opened).unwrap().is_some(), !own, "{journal:?}");
+        }
+        // Or it is the shadow of that generation's primary, in a third zone.
+        let mut seeded = said(&[("far", 2, true)]);
+        assert!(!is_overtaken(&takes, &seeded), "its own guard");
+        seeded[0].copy = true;
+        assert!(is_overtaken(&takes, &seeded));
         for (zones, goes_on, begins) in [
             (&[("near", 1, false)][..], true, false),
             (&[("near", 1, false), ("far", 1, true)], false, true),
