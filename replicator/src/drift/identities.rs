@@ -78,14 +78,19 @@ async fn write(client: &Client, new: &Known) -> Result<(), Error> {
 pub(super) struct Index {
     of_source: HashMap<Number, Number>,
     of_shadow: HashMap<Number, Number>,
+    /// What of the source's had its like in this table of the shadow's, which has it no more.
+    gone: HashSet<(Number, u32)>,
 }
 
 impl Index {
     pub(super) fn new(shadow: &Fingerprint) -> Self {
         let values = shadow.places.values().map(|(_, number)| value(*number));
         let there: HashSet<Number> = shadow.numbers.values().copied().chain(values).collect();
-        let known = || shadow.known.iter().flatten().filter(|(_, of, _)| there.contains(of));
+        let (known, gone): (Vec<_>, Vec<_>) =
+            shadow.known.iter().flatten().partition(|(_, of, _)| there.contains(of));
+        let known = || known.iter();
         Self {
+            gone: gone.iter().map(|(source, (table, _), _)| (*source, *table)).collect(),
             of_source: known().map(|(source, shadow, _)| (*source, *shadow)).collect(),
             of_shadow: known().map(|(source, shadow, _)| (*shadow, *source)).collect(),
         }
@@ -99,6 +104,12 @@ impl Index {
     /// Whether a table or column of the source is known to be one of the shadow's.
     pub(super) fn has(&self, of_source: Number) -> bool {
         self.of_source.contains_key(&of_source)
+    }
+
+    /// Whether the shadow had this column of the source's, and its table, which is still there, has it no more.
+    fn is_gone(&self, of_source: Number) -> bool {
+        let table = self.of_source.get(&(of_source.0, 0));
+        !self.has(of_source) && table.is_some_and(|(table, _)| self.gone.contains(&(of_source, *table)))
     }
 
     /// Which value of the source's enums this one of the shadow's is known to be.
@@ -119,17 +130,22 @@ fn unknown(source: &Fingerprint, shadow: &Fingerprint) -> Known {
     let names: HashSet<(Number, &str)> =
         known.iter().map(|(source, _, name)| (*source, name.as_str())).collect();
     let mut new = Vec::new();
+    let alive: HashSet<Number> = source.numbers.values().copied().collect();
     // Each table comes before its columns, which are only where it is.
-    let mut at_home = false;
+    let (mut at_home, mut again) = (false, false);
     for (key @ (table, column), here) in &source.numbers {
         let there = shadow.numbers.get(key);
         if column.is_empty() {
-            at_home = there.is_some_and(|there| index.agrees(*here, *there));
+            again = there.and_then(|there| index.of_shadow.get(there)).is_some_and(|of| !alive.contains(of))
+                && is_same_type(source, shadow, table);
+            at_home = there.is_some_and(|there| again || index.agrees(*here, *there));
         }
         let Some(there) = there else { continue };
         let name = if column.is_empty() { table } else { column };
         let is_new = match index.of_source.get(here) {
-            None => at_home && !index.knows(*there),
+            // What somebody put in its place does not have its values.
+            None if index.is_gone(*here) && is_kept(source, key) => false,
+            None => at_home && (again || !index.knows(*there)),
             // By another name.
             Some(known) => known == there && !names.contains(&(*here, name)),
         };
@@ -148,19 +164,36 @@ fn unknown(source: &Fingerprint, shadow: &Fingerprint) -> Known {
     new
 }
 
+/// Whether values of it are only where a row has them: it is no column that is computed, and its table is one that is filled.
+fn is_kept(source: &Fingerprint, (table, column): &(String, String)) -> bool {
+    let definition = |kind: &str, name: &str| {
+        let shape = source.things.get(&(kind.to_owned(), table.clone(), name.to_owned()));
+        shape.map_or("", |shape| shape.definition.as_str())
+    };
+    definition("table", "") == "plain" && !columns::is_generated(definition("column", column))
+}
+
+/// Whether both have a composite type of this name with the same attributes: values are told by their place, whichever of two such they are of.
+fn is_same_type(source: &Fingerprint, shadow: &Fingerprint, name: &str) -> bool {
+    let of_type = ("type".to_owned(), name.to_owned(), String::new());
+    let definition = |side: &Fingerprint| side.things.get(&of_type).map(|shape| shape.definition.clone());
+    definition(source).is_some() && definition(source) == definition(shadow)
+}
+
 /// What has another name on the source than on the shadow, or is another thing of the same name; and the tables whose other
 /// differences mean nothing until that is mended.
 pub(super) fn renamed(
     source: &Fingerprint,
     shadow: &Fingerprint,
     index: &Index,
-    zone: &str,
+    [zone, far]: [&str; 2],
 ) -> (Vec<Difference>, HashSet<String>) {
     let sides = Sides {
         source,
         shadow,
         index,
         zone,
+        far,
         names_there: shadow.numbers.iter().map(|(key, number)| (*number, key)).collect(),
         alive: source.numbers.values().copied().collect(),
     };
@@ -202,6 +235,9 @@ pub(super) fn renamed(
             }
             None => {
                 let Some(alive) = sides.another(key) else { continue };
+                if !alive && is_same_type(source, shadow, table) {
+                    continue;
+                }
                 touched.insert(table.clone());
                 if !alive {
                     let kind = sides.words(table).0.to_lowercase();
@@ -217,7 +253,10 @@ struct Sides<'f> {
     source: &'f Fingerprint,
     shadow: &'f Fingerprint,
     index: &'f Index,
+    /// The source's.
     zone: &'f str,
+    /// The shadow's.
+    far: &'f str,
     names_there: HashMap<Number, &'f (String, String)>,
     /// What the source has.
     alive: HashSet<Number>,
@@ -245,8 +284,8 @@ impl Sides<'_> {
     fn dropped(&self, table: &str, what: String) -> Difference {
         let mend = match self.words(table).0 {
             "TABLE" => Mend::Drop(format!("DROP TABLE IF EXISTS {table}")),
-            // There are tables of it.
-            _ => Mend::Person(None),
+            // Tables that have it on the shadow go before, or are in its way.
+            _ => Mend::Drop(format!("DROP TYPE IF EXISTS {table}")),
         };
         Difference { when: When::CaughtUp, ..Difference::new(table, what, mend) }
     }
@@ -299,7 +338,15 @@ impl Sides<'_> {
                 }
                 Some(_) => {}
                 None => {
-                    let Some(alive) = self.another(key) else { continue };
+                    let Some(alive) = self.another(key) else {
+                        if self.index.is_gone(*number) && is_kept(self.source, key) {
+                            any = true;
+                            let what =
+                                format!("{called} {column} is gone from {}: seed the table anew", self.far);
+                            found.push(Difference::new(table, what, anew()));
+                        }
+                        continue;
+                    };
                     any = true;
                     if alive {
                         continue;
@@ -362,6 +409,7 @@ pub(super) fn split(name: &str) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Shape;
     use super::*;
 
     fn side(numbers: &[(&str, &str, Number)]) -> Fingerprint {
@@ -381,7 +429,7 @@ mod tests {
         assert_eq!(known.len(), before.len());
         shadow.known = Some(known);
         assert!(unknown(&side(before), &shadow).is_empty());
-        let (found, _) = renamed(&side(source), &shadow, &Index::new(&shadow), "a");
+        let (found, _) = renamed(&side(source), &shadow, &Index::new(&shadow), ["a", "b"]);
         found.iter().map(|found| format!("{}: {} {:?}", found.subject, found.what, found.mend)).collect()
     }
 
@@ -443,6 +491,65 @@ mod tests {
                 r#"s.u: table s.t was renamed so on a Rename("ALTER TABLE s.t RENAME TO u")"#
             ]
         );
+    }
+
+    /// The same, with what they are: `(kind, name, column, definition)`.
+    fn shaped(numbers: &[(&str, &str, Number)], things: &[[&str; 4]]) -> Fingerprint {
+        let thing = |[kind, name, column, definition]: &[&str; 4]| {
+            let shape = Shape { definition: (*definition).into(), sql: None, undo: None };
+            (((*kind).into(), (*name).into(), (*column).into()), shape)
+        };
+        Fingerprint { things: things.iter().map(thing).collect(), ..side(numbers) }
+    }
+
+    fn mends(source: &Fingerprint, shadow: &Fingerprint) -> Vec<(String, Mend)> {
+        let (found, _) = renamed(source, shadow, &Index::new(shadow), ["a", "b"]);
+        found.into_iter().map(|found| (found.what, found.mend)).collect()
+    }
+
+    #[test]
+    fn a_column_that_the_shadow_had_is_not_added_empty() {
+        let things = [
+            ["table", "s.t", "", "plain"],
+            ["column", "s.t", "x", "text"],
+            ["column", "s.t", "y", "text GENERATED ALWAYS AS (x) STORED"],
+        ];
+        let source = shaped(&[("s.t", "", (1, 0)), ("s.t", "x", (1, 2)), ("s.t", "y", (1, 3))], &things);
+        let known =
+            vec![((1, 0), (9, 0), "s.t".into()), ((1, 2), (9, 2), "x".into()), ((1, 3), (9, 3), "y".into())];
+        let gone = [("column x is gone from b: seed the table anew".to_owned(), Mend::Anew("s.t".into()))];
+        for (numbers, told, new) in [
+            // What is computed is computed again.
+            (&[("s.t", "", (9, 0))][..], &gone[..], 0),
+            // Somebody has put another in its place.
+            (&[("s.t", "", (9, 0)), ("s.t", "x", (9, 4)), ("s.t", "y", (9, 5))], &gone, 1),
+            // The table itself was made anew, and so filled.
+            (&[("s.t", "", (10, 0)), ("s.t", "x", (10, 1)), ("s.t", "y", (10, 2))], &[], 3),
+        ] {
+            let shadow = Fingerprint { known: Some(known.clone()), ..shaped(numbers, &things) };
+            assert_eq!(mends(&source, &shadow), told, "{numbers:?}");
+            assert_eq!(unknown(&source, &shadow).len(), new, "{numbers:?}");
+        }
+    }
+
+    #[test]
+    fn a_composite_type_that_was_made_anew_alike_is_the_same() {
+        let known = Some(vec![((1, 0), (9, 0), "s.t".into()), ((1, 1), (9, 1), "a".into())]);
+        let of = |number, column, definition| {
+            shaped(
+                &[("s.t", "", (number, 0)), ("s.t", column, (number, 1))],
+                &[["type", "s.t", "", definition]],
+            )
+        };
+        let shadow = Fingerprint { known, ..of(9, "a", "(a integer)") };
+        let source = of(2, "a", "(a integer)");
+        assert!(mends(&source, &shadow).is_empty());
+        let new = unknown(&source, &shadow);
+        assert_eq!(new, [((2, 0), (9, 0), "s.t".into()), ((2, 1), (9, 1), "a".into())]);
+        let other = of(2, "b", "(b text)");
+        assert!(unknown(&other, &shadow).is_empty());
+        let what = "type was dropped and made anew on a".to_owned();
+        assert_eq!(mends(&other, &shadow), [(what, Mend::Drop("DROP TYPE IF EXISTS s.t".into()))]);
     }
 
     #[test]

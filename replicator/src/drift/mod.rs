@@ -344,7 +344,7 @@ pub fn compare(source: &Fingerprint, shadow: &Fingerprint, zones: [&str; 2]) -> 
         |kind: &str, name: &str| ["owner", "right on schema"].contains(&kind) && has(source, "schema", name);
     let there = |side: &Fingerprint, name: &str| WHOLE.iter().any(|kind| has(side, kind, name));
     let index = Index::new(shadow);
-    let (mut found, touched) = identities::renamed(source, shadow, &index, zones[0]);
+    let (mut found, touched) = identities::renamed(source, shadow, &index, zones);
     let (values, told) = enums::renamed(source, shadow, &index, zones[0]);
     found.extend(values.into_iter().filter(|value| !touched.contains(&value.subject)));
     let (others, told_too) = names::renamed(source, shadow, zones[0]);
