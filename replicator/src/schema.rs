@@ -74,23 +74,7 @@ pub async fn dump(dsn: &Dsn, bin: Option<&Path>) -> Result<SchemaDump, Error> {
     let context = || format!("dump the schema of {}", place(dsn));
     let client = connect(dsn, "godwit schema").await?;
     let program = program(bin);
-    let server = server_version(&client).await?;
-    let major = dump_version(&program).await?;
-    if major < server / 10_000 {
-        return Err(Error::Unready(format!(
-            "{} is version {major} and cannot dump the PostgreSQL {} server at {}: install pg_dump {} or newer",
-            program.display(),
-            server / 10_000,
-            place(dsn),
-            server / 10_000
-        )));
-    }
-    if major < 16 && dsn.tls.ca == Some(Authority::System) {
-        return Err(Error::Unready(format!(
-            "{} is version {major} and does not know sslrootcert=system: name a PEM file, or install pg_dump 16 or newer",
-            program.display()
-        )));
-    }
+    let major = able(&program, dsn, server_version(&client).await?).await?;
     client
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .await
@@ -117,10 +101,44 @@ pub async fn dump(dsn: &Dsn, bin: Option<&Path>) -> Result<SchemaDump, Error> {
     Ok(SchemaDump { pre_data, post_data: PostData(post_data), columns })
 }
 
+/// Whether `pg_dump` in `bin` can dump the server of this session, which `dsn` leads to; what is made there later is dumped by it as well.
+///
+/// # Errors
+/// [`Error::Unready`] with what mends it where it cannot, or where there is no such program.
+pub async fn can_dump(dsn: &Dsn, bin: Option<&Path>, client: &Client) -> Result<(), Error> {
+    able(&program(bin), dsn, server_version(client).await?).await.map(drop)
+}
+
+/// The program's major version; a server is of `server_version_num`.
+async fn able(program: &Path, dsn: &Dsn, server: u32) -> Result<u32, Error> {
+    let (major, server) = (dump_version(program).await?, server / 10_000);
+    if major < server {
+        return Err(Error::Unready(format!(
+            "{} is version {major} and cannot dump the PostgreSQL {server} server at {}: install pg_dump {server} or newer, and name \
+             its folder as postgres.bin of that zone's placement",
+            program.display(),
+            place(dsn)
+        )));
+    }
+    if major < 16 && dsn.tls.ca == Some(Authority::System) {
+        return Err(Error::Unready(format!(
+            "{} is version {major} and does not know sslrootcert=system: name a PEM file, or install pg_dump 16 or newer",
+            program.display()
+        )));
+    }
+    Ok(major)
+}
+
 /// The SQL that makes tables (each `schema.table`, quoted where it must be) with their indexes, constraints and own sequences.
-pub async fn dump_tables(dsn: &Dsn, bin: Option<&Path>, tables: &[&str]) -> Result<String, Error> {
+/// `client` is a session of the server that `dsn` leads to, which a `pg_dump` that is older is refused for.
+pub async fn dump_tables(
+    dsn: &Dsn,
+    bin: Option<&Path>,
+    client: &Client,
+    tables: &[&str],
+) -> Result<String, Error> {
     let program = program(bin);
-    let major = dump_version(&program).await?;
+    let major = able(&program, dsn, server_version(client).await?).await?;
     let mut command = command(&program, dsn, major);
     command.arg("--schema-only");
     for table in tables {
@@ -602,6 +620,29 @@ fn statement_at(sql: &str, position: u32) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_pg_dump_that_is_too_old_is_named_with_what_mends_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let dsn: Dsn = "postgres://godwit@east.db/shop".parse().unwrap();
+        let refused = async |server| {
+            let program = program(Some(folder.path()));
+            able(&program, &dsn, server).await.err().map(|error| error.to_string())
+        };
+        assert!(refused(150_000).await.is_some(), "there is none");
+        let file = folder.path().join("pg_dump");
+        std::fs::write(&file, "#!/bin/sh\necho 'pg_dump (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)'\n")
+            .unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(refused(150_014).await, None);
+        let why = refused(180_001).await.expect("it is too old");
+        let told = "is version 15 and cannot dump the PostgreSQL 18 server at";
+        assert!(
+            why.contains(told) && why.contains("install pg_dump 18") && why.contains("postgres.bin"),
+            "{why}"
+        );
+    }
 
     #[test]
     fn an_inherited_column_is_not_null_on_older_servers_too() {

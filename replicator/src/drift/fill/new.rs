@@ -82,7 +82,7 @@ async fn small(sides: Sides<'_>, names: &[&str]) -> Result<Vec<String>, Error> {
 
 /// Makes these tables, and fills those whose rows are published; gives which of them are whole. `again`: the shadow's go first.
 async fn made(sides: Sides<'_>, names: &[&str], locks: Locks, again: bool) -> Result<Made, Error> {
-    let dump = schema::dump_tables(sides.source.0, sides.bin, names).await?;
+    let dump = schema::dump_tables(sides.source.0, sides.bin, sides.source.1, names).await?;
     let reader = connect(sides.source.0, APPLICATION).await?;
     let made = loaded(sides, names, &dump, (&reader, locks), again).await;
     if made.is_err() {
