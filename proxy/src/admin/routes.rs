@@ -226,7 +226,8 @@ async fn examination(
 ) -> Answer<Json<doctor::DoctorView>> {
     let handle = find(&state, &id)?;
     let (view, resource) = (handle.view.load_full(), &handle.live.load());
-    Ok(Json(Box::pin(doctor::examine(resource, &view.primary, &view.shadow)).await))
+    let zones = [&*view.primary, &*view.shadow];
+    Ok(Json(Box::pin(doctor::examine(resource, zones, handle.verifications.differing())).await))
 }
 
 #[derive(Deserialize)]

@@ -1,5 +1,6 @@
 //! Whether a resource can move, on both databases and between them: every finding, with what mends it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use migration::policy::Caches;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
 use super::drift::reseed_command;
-use super::{answering, preflight};
+use super::{answering, preflight, verification};
 use crate::causes::chain;
 use crate::config::model::{PostgresAuth, Resource};
 
@@ -57,9 +58,15 @@ pub struct DoctorView {
 }
 
 /// Examines both services, and both databases over connections of its own. What cannot be examined is a blocker: it is not known to be well.
-pub async fn examine(resource: &Resource, primary: &str, shadow: &str) -> DoctorView {
+/// `differing`: tables whose rows a verification found to differ.
+pub async fn examine(
+    resource: &Resource,
+    [primary, shadow]: [&str; 2],
+    differing: BTreeSet<String>,
+) -> DoctorView {
     let both = format!("{primary}, {shadow}");
-    let mut found = Vec::new();
+    let mut found: Vec<FindingView> =
+        differing.into_iter().map(|table| differs(&resource.name, &both, table)).collect();
     let work = async {
         if !resource.has_database() {
             return;
@@ -138,6 +145,16 @@ async fn services(resource: &Resource, [primary, shadow]: [&str; 2]) -> Vec<Find
     here.into_iter().chain(there).collect()
 }
 
+fn differs(resource: &str, zone: &str, table: String) -> FindingView {
+    FindingView {
+        severity: "blocker".into(),
+        zone: zone.into(),
+        problem: verification::DIFFER.into(),
+        remedy: Some(verification::mend(resource, &table)),
+        subject: table,
+    }
+}
+
 /// The connection, when there is one.
 async fn database(
     resource: &Resource,
@@ -166,7 +183,8 @@ async fn database(
         answers.push(replicator::lanes::findings(&client, &resource.policy.critical).await);
     }
     let verifiers = preflight::verifiers(&client, resource, zone).await;
-    answers.push(Ok(verifiers.into_iter().collect()));
+    let dumps = preflight::dumps(&client, resource, zone).await;
+    answers.push(Ok(verifiers.into_iter().chain(dumps).collect()));
     for answer in answers {
         match answer {
             Ok(findings) => found.extend(views(zone, findings)),

@@ -23,6 +23,7 @@ use crate::audit::{Audit, Entry};
 use crate::causes::chain;
 use crate::config::model::{Database, Resource};
 use crate::fronts::postgres::PostgresFront;
+use crate::lock::lock;
 use crate::store::Journal;
 
 /// How long reading both schemas may take.
@@ -523,6 +524,7 @@ pub(super) async fn follow(
         has_copy(&shadow, resource, Generation(view.generation)).await?;
         // What is written down now is filled below with what is missing.
         drift::seed_anew(&shadow, &anew).await.map_err(chain).map_err(Denied::Conflict)?;
+        lock(&streams.seeded).extend(anew.iter().cloned());
         tracing::info!(resource = resource.name, tables = ?anew, "tables of the shadow are seeded anew");
         for table in &anew {
             seeds::note(streams.journal(), &resource.name, Some(table));
@@ -583,6 +585,8 @@ pub async fn seed_anew(
     let shadow = connect(&resource, &view.shadow).await.map_err(Denied::Conflict)?;
     has_copy(&shadow, &resource, Generation(view.generation)).await?;
     let tables = drift::seed_anew(&shadow, &tables).await.map_err(chain).map_err(Denied::Conflict)?;
+    // From here on no move is made until they are whole.
+    lock(&streams.seeded).extend(tables.iter().cloned());
     answered(resource, view, streams, Wanted::Tables(tables)).await
 }
 

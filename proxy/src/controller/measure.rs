@@ -38,6 +38,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 const RESTS: Duration = Duration::from_hours(1);
 /// How long schemas that were found alike need not be read again, as long as nothing tells that they changed.
 const COMPARE: Duration = Duration::from_mins(1);
+/// Of a schema that has just been brought up, until it is looked at again.
+const FOLLOWED: &str = "the shadow is just following its primary's schema: try again in some seconds";
 /// How long one examination may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A probe older than this says nothing; where they come more seldom, one older than two of them.
@@ -101,6 +103,13 @@ impl Watched {
         };
         if copied {
             self.follows = follows.into_iter().map(|difference| (since(&difference), difference)).collect();
+        }
+    }
+
+    /// What was seen before the shadow followed is told no more; whether that was all, the next look says, which comes at once.
+    fn followed(&mut self) {
+        if !self.drift.is_empty() {
+            self.drift = vec![FOLLOWED.to_owned()];
         }
     }
 
@@ -291,6 +300,7 @@ impl Measure {
                         Ok(drift::Followed::Nothing) => None,
                         Ok(drift::Followed::Some) => {
                             in_vain = None;
+                            lock(&watched).followed();
                             continue;
                         }
                         Ok(drift::Followed::InVain(why)) => Some((why, true)),
@@ -568,8 +578,9 @@ async fn examine(databases: &Databases, resource: &Resource, zone: &str) -> Resu
         // Either side may be the source of the next move: both must fulfil what a source must.
         let found = preflight::blockers(&client, Side::Source, &resource.policy, zone).await?;
         let verifiers = preflight::verifiers(&client, resource, zone).await;
-        let verifiers = preflight::worded(verifiers.into_iter().collect(), zone);
-        Ok(preflight::first(verifiers.into_iter().chain(found).collect(), &resource.name))
+        let dumps = preflight::dumps(&client, resource, zone).await;
+        let first = preflight::worded(verifiers.into_iter().chain(dumps).collect(), zone);
+        Ok(preflight::first(first.into_iter().chain(found).collect(), &resource.name))
     };
     let found = tokio::time::timeout(PATIENCE, blockers).await;
     if !matches!(found, Ok(Ok(_))) {
@@ -614,6 +625,19 @@ mod tests {
             assert_eq!((stops.contains(&lasts), follows.contains(&lasts)), (late, !late), "{second}");
             assert_eq!((stops.len(), follows.len()), (usize::from(late), 2 - usize::from(late)), "{second}");
         }
+    }
+
+    #[test]
+    fn what_was_mended_is_not_told_until_the_next_look() {
+        let now = crate::clock::monotonic();
+        let mut watched = Watched::default();
+        watched.followed();
+        assert_eq!(watched.drift("orders", now), [vec![], Vec::<String>::new()], "nothing stood in the way");
+        watched.differ(true, vec!["s.t: table added".into()], Vec::new(), now);
+        watched.followed();
+        assert_eq!(watched.drift("orders", now)[0], [FOLLOWED]);
+        watched.differ(true, Vec::new(), Vec::new(), now);
+        assert!(watched.drift("orders", now)[0].is_empty());
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! What stands in the way in a database, in words that an operator can act on.
 
-use migration::policy::{KeptByExtensions, KeylessTables, Policy};
+use migration::policy::{KeptByExtensions, KeylessTables, Policy, SchemaFollows};
 use replicator::Error;
 use replicator::grants::verifiers_granted;
 use replicator::lead::{self, Holder};
 use replicator::preflight::{Allowed, Finding, Severity, Side, check_for, compare_for};
+use replicator::schema;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -55,6 +56,20 @@ pub(super) async fn verifiers(client: &Client, resource: &Resource, zone: &str) 
         subject: "PostgreSQL front".into(),
         problem: format!("nobody can log in while this database is primary: {}", chain(why)),
         remedy: granted.then(|| verifiers_granted(role)),
+    })
+}
+
+/// Why nothing that the service makes while this database is primary could follow, nor a copy be made: `pg_dump` does not dump it. The shadow
+/// follows by itself, or a person has it follow.
+pub(super) async fn dumps(client: &Client, resource: &Resource, zone: &str) -> Option<Finding> {
+    let database = resource.placements.get(zone)?.postgres.as_ref()?;
+    let why = schema::can_dump(&database.dsn, database.bin.as_deref(), client).await.err()?;
+    let by_itself = resource.policy.schema != SchemaFollows::Manual;
+    Some(Finding {
+        severity: if by_itself { Severity::Blocker } else { Severity::Warning },
+        subject: "pg_dump".into(),
+        problem: format!("no new table could follow while this database is primary: {}", chain(why)),
+        remedy: None,
     })
 }
 

@@ -93,6 +93,8 @@ pub struct Streams {
     given_up: Mutex<Option<(u64, String)>>,
     /// How often the shadow was emptied to be seeded anew.
     emptied: AtomicU64,
+    /// Tables of the shadow that were to be copied anew since that was last asked for.
+    pub(super) seeded: Mutex<Vec<String>>,
     /// Held while a stream is made ready or taken down.
     turn: tokio::sync::Mutex<()>,
     /// Held while the shadow's schema is brought up.
@@ -124,6 +126,7 @@ impl Streams {
             running: Mutex::default(),
             given_up: Mutex::default(),
             emptied: AtomicU64::new(0),
+            seeded: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             schema: tokio::sync::Mutex::default(),
             emptying: watch::Sender::default(),

@@ -3,6 +3,7 @@
 //! Where a run stands is kept in a file under the node's state, so that one that was stopped, or whose node was, goes on from
 //! there. A migration ends it when it begins: nothing may read in the databases while requests are held. Once it soaks it is in nobody's way.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use migration::units::Generation;
 use replicator::status::Phase;
-use replicator::verify::{self, Difference, Follower, Go, Happening, Options, Pace, Progress};
+use replicator::verify::{self, Difference, Follower, Go, Happening, Kind, Options, Pace, Progress};
 use replicator::{Error, Lsn};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -19,6 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::Denied;
 use super::databases::{Databases, Purpose};
+use super::drift::reseed_command;
 use super::large_objects::LargeObjects;
 use super::streams::Streams;
 use super::view::ResourceView;
@@ -29,6 +31,10 @@ use crate::telemetry::metrics as telemetry;
 
 /// Differences that are listed; further ones are counted.
 const LISTED: usize = 1_000;
+/// So many tables are named among what stands in the way.
+const NAMED: usize = 10;
+/// What they are called where tables are named.
+const LARGE_OBJECTS: &str = "large objects";
 /// How often the file is written while a run goes on.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -141,11 +147,54 @@ pub struct Known {
     pub differences: Option<u64>,
     /// When all of it was last compared, Unix milliseconds.
     pub verified_ms: Option<u64>,
+    /// Tables whose rows were found to differ, until they are copied anew or found equal. They still do when the service has moved: the zone that it
+    /// left has the others.
+    pub differing: BTreeSet<String>,
+    /// Those of the verification that was begun last.
+    pub found: BTreeSet<String>,
 }
 
 impl Known {
+    /// Differences between the schemas are told where those are compared, and what moved at every reading is none.
+    fn differs(&mut self, found: &Difference) {
+        if matches!(found.kind, Kind::Missing | Kind::Extra | Kind::Changed) {
+            self.differing.insert(found.table.clone());
+            self.found.insert(found.table.clone());
+        }
+    }
+
+    /// Of tables that are copied anew nothing is known any more.
+    fn seeded(&mut self, tables: &[String]) -> bool {
+        let before = self.differing.len();
+        for table in tables {
+            self.found.remove(table);
+            self.differing.remove(table);
+        }
+        self.differing.len() != before
+    }
+
+    /// All that was asked for has been looked at: what was not found to differ is equal.
+    fn done(&mut self, view: &VerificationView) {
+        if view.state != Standing::Done || view.generation != self.generation {
+            return;
+        }
+        let tables = &view.request.tables;
+        let is_looked_at = |table: &String| {
+            tables.is_empty()
+                || tables.contains(table)
+                || table.strip_prefix("public.").is_some_and(|table| tables.iter().any(|it| it == table))
+        };
+        self.differing.retain(|table| self.found.contains(table) || !is_looked_at(table));
+    }
+
     fn is_of(&self, generation: u64, emptied: u64) -> bool {
         (self.generation, self.emptied) == (generation, emptied)
+    }
+
+    /// What is known of the shadow of this stream.
+    fn of_another(&self, generation: u64, emptied: u64) -> Self {
+        let differing = if emptied == self.emptied { self.differing.clone() } else { BTreeSet::new() };
+        Self { generation, emptied, differing, ..Self::default() }
     }
 
     /// Only one of everything, at its end, says that there are fewer differences than an earlier one found.
@@ -299,6 +348,7 @@ impl Verifications {
             (view.progress, view.differences, view.notes) = (last.progress, last.differences, last.notes);
         } else {
             view.request = request;
+            lock(&self.known).found.clear();
         }
         self.view.send_replace(view.clone());
         *task = Some(tokio::spawn(self.clone().run(view.clone(), resume)));
@@ -338,11 +388,36 @@ impl Verifications {
         }
         let ended = self.end("the shadow that it looked at is no more");
         let mut known = lock(&self.known);
-        let before = std::mem::replace(&mut *known, Known { generation, emptied, ..Known::default() });
+        let before = known.clone();
+        *known = before.of_another(generation, emptied);
         telemetry::verification(self.streams.resource(), None, &known);
-        if ended.is_some() || before.differences.or(before.verified_ms).is_some() {
+        if ended.is_some()
+            || before.differences.or(before.verified_ms).is_some()
+            || before.differing != known.differing
+        {
             drop(tokio::spawn(save(self.shelf.clone(), self.kept(self.view(), &known))));
         }
+    }
+
+    /// Tables whose rows were found to differ: whoever is moved to the other zone meets others there. `large objects` are among them.
+    pub fn differing(&self) -> BTreeSet<String> {
+        let seeded = std::mem::take(&mut *lock(&self.streams.seeded));
+        let mut known = lock(&self.known);
+        if known.seeded(&seeded) {
+            drop(tokio::spawn(save(self.shelf.clone(), self.kept(self.view(), &known))));
+        }
+        known.differing.clone()
+    }
+
+    /// The same as it stands in the way of a move: the first few of them.
+    pub(super) fn blockers(&self) -> Vec<String> {
+        let (resource, found) = (self.streams.resource(), self.differing());
+        let line = |table: &String| format!("{table}: {DIFFER} (mend: {})", mend(resource, table));
+        let mut lines: Vec<String> = found.iter().take(NAMED).map(line).collect();
+        if found.len() > NAMED {
+            lines.push(format!("{} more tables: {DIFFER}: godwit doctor {resource}", found.len() - NAMED));
+        }
+        lines
     }
 
     /// `known` is locked, so that what is taken later is newer.
@@ -369,6 +444,7 @@ impl Verifications {
             () = work => {}
             never = self.keep_saving() => match never {},
         }
+        lock(&self.known).done(&self.view());
         let kept = self.tell();
         let view = &kept.view;
         let (resource, differences, why) =
@@ -414,6 +490,12 @@ impl Verifications {
         };
         let (_go_on, go) = watch::channel(Go::Run);
         let mut happening = |happening| {
+            if let Happening::Difference(found) = &happening {
+                let mut known = lock(&self.known);
+                if known.generation == begun.generation {
+                    known.differs(found);
+                }
+            }
             self.change(begun, |view| view.take(happening));
             Ok(())
         };
@@ -426,7 +508,7 @@ impl Verifications {
                 progress.differences += 1;
                 let key = vec![("oid".into(), number.to_string())];
                 happening(Happening::Difference(Difference {
-                    table: "large objects".into(),
+                    table: LARGE_OBJECTS.into(),
                     key,
                     kind,
                     columns: Vec::new(),
@@ -447,6 +529,17 @@ impl Verifications {
             }
         }
     }
+}
+
+/// What is told of a table whose rows were found to differ.
+pub(super) const DIFFER: &str = "godwit verify found rows that differ";
+
+/// What mends that.
+pub(super) fn mend(resource: &str, table: &str) -> String {
+    if table == LARGE_OBJECTS {
+        return format!("godwit verify {resource}");
+    }
+    format!("{}, or godwit verify {resource} where they are equal by now", reseed_command(resource, table))
 }
 
 /// The stream of one generation, in all its lanes.
@@ -545,11 +638,55 @@ mod tests {
         assert_eq!(after(&view(Standing::Running, &[], 0)), (Some(0), Some(9_000)));
     }
 
+    #[test]
+    fn a_table_that_differs_does_until_it_is_copied_anew_or_found_equal() {
+        let found = |kind, table: &str| Difference {
+            table: table.into(),
+            key: Vec::new(),
+            kind,
+            columns: Vec::new(),
+        };
+        let mut known = Known { generation: 3, ..Known::default() };
+        for (kind, table) in [
+            (Kind::Changed, "public.a"),
+            (Kind::Missing, "public.b"),
+            (Kind::Extra, "s.c"),
+            (Kind::Unsettled, "public.moves"),
+            (Kind::TableMissing, "public.gone"),
+        ] {
+            known.differs(&found(kind, table));
+        }
+        let tables = |known: &Known| known.differing.iter().cloned().collect::<Vec<_>>();
+        known.done(&view(Standing::Done, &[], 3));
+        assert_eq!(tables(&known), ["public.a", "public.b", "s.c"]);
+        // The next one finds what is found anew.
+        known.found.clear();
+        known.done(&view(Standing::Stopped, &[], 0));
+        known.done(&VerificationView { generation: 2, ..view(Standing::Done, &[], 0) });
+        known.done(&view(Standing::Done, &["a", "c"], 0));
+        assert_eq!(tables(&known), ["public.b", "s.c"], "found equal");
+        assert_eq!(tables(&known.of_another(4, 0)), ["public.b", "s.c"], "the service has moved");
+        assert!(tables(&known.of_another(3, 1)).is_empty(), "all of it is copied anew");
+        assert!(!known.seeded(&["public.a".into()]) && known.seeded(&["s.c".into()]));
+        assert_eq!(tables(&known), ["public.b"]);
+        let kept: Known = serde_json::from_str(&serde_json::to_string(&known).unwrap()).unwrap();
+        assert_eq!(tables(&kept), ["public.b"]);
+        known.done(&view(Standing::Done, &[], 0));
+        assert!(tables(&known).is_empty());
+        assert!(crate::cli::parses(&mend("shop", "public.a").split(',').next().unwrap()));
+    }
+
     #[tokio::test]
     async fn it_outlives_the_process_and_is_of_one_shadow() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("verification-orders.json");
-        let known = Known { generation: 3, emptied: 1, differences: Some(2), verified_ms: Some(7) };
+        let known = Known {
+            generation: 3,
+            emptied: 1,
+            differences: Some(2),
+            verified_ms: Some(7),
+            ..Known::default()
+        };
         let shelf = Arc::new(Shelf { file: file.clone(), newest: tokio::sync::Mutex::new(0) });
         let kept = Kept { view: view(Standing::Done, &["clean"], 0), known: Some(known), number: 2 };
         save(shelf.clone(), kept).await;

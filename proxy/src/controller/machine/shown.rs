@@ -108,6 +108,8 @@ impl Machine {
                  empties it of what only it has"
             ));
         }
+        problems
+            .extend(self.verifications.blockers().into_iter().map(|what| format!("not migratable: {what}")));
         problems.extend(self.slots.problems(&self.hands, &self.state));
         problems.extend(mode.problems.iter().map(|what| format!("replication mode: {what}")));
         if mode.effective != mode.wanted && stream.is_some() {
