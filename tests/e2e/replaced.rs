@@ -150,3 +150,58 @@ async fn what_a_release_replaces_stays_where_another_type_is_made_of_it() -> Res
     ensure!(over == "kind", "{over}");
     Ok(())
 }
+
+/// As a restore does that cleans up before; and what somebody takes from the shadow is not given back empty.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_is_followed_and_what_only_the_shadow_lost_is_copied_again() -> Result<()> {
+    let playground = replicated("mode: async, schema: all").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    let restored = |other: &str, rows: &str| {
+        format!(
+            "CREATE SCHEMA m; CREATE TYPE m.pair AS (a int, b text); CREATE TYPE m.other AS ({other});
+             CREATE TABLE m.pairs (id int PRIMARY KEY, p m.pair, o m.other); INSERT INTO m.pairs VALUES {rows}"
+        )
+    };
+    primary.batch_execute(&restored("a int", "(1, '(1,x)', '(1)')")).await?;
+    let noted = "CREATE TABLE noted (id int PRIMARY KEY, note text); INSERT INTO noted SELECT n, 'note ' || n FROM generate_series(1, 100) n";
+    primary.batch_execute(noted).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    followed(&mut leader).await?;
+    let shadow = owner(far).await?;
+    for (other, rows) in [("a int", "(2, '(2,y)', '(2)')"), ("z text, a int", "(3, '(3,z)', '(z,3)')")] {
+        primary
+            .batch_execute(&format!("BEGIN; DROP SCHEMA m CASCADE; {}; COMMIT", restored(other, rows)))
+            .await?;
+        followed(&mut leader).await.context(other)?;
+        same_rows([&primary, &shadow], "m.pairs").await?;
+    }
+
+    shadow.batch_execute("ALTER TABLE noted DROP COLUMN note").await?;
+    let told = format!(
+        "not migratable: public.noted: column note is gone from {}: seed the table anew (mend: godwit reseed orders --table 'public.noted')",
+        far.name
+    );
+    leader.until("it is told", |view| view.problems.contains(&told)).await?;
+    ensure!(leader.migrate(&far.name).await.is_err(), "its values would be lost");
+    seed_anew(&leader, &["public.noted"]).await?;
+    followed(&mut leader).await?;
+    same_rows([&primary, &shadow], "noted").await?;
+    // Another in its place does not have them, either.
+    shadow
+        .batch_execute("ALTER TABLE noted DROP COLUMN note; ALTER TABLE noted ADD COLUMN note text")
+        .await?;
+    leader.until("it is told again", |view| view.problems.contains(&told)).await?;
+    seed_anew(&leader, &["public.noted"]).await?;
+    followed(&mut leader).await?;
+    same_rows([&primary, &shadow], "noted").await?;
+    shadow.batch_execute("DROP TABLE noted").await?;
+    until("it is copied again", async || {
+        let there = "SELECT pg_catalog.to_regclass('noted') IS NOT NULL";
+        Ok(shadow.query_one(there, &[]).await?.get::<_, bool>(0))
+    })
+    .await?;
+    followed(&mut leader).await?;
+    same_rows([&primary, &shadow], "noted").await
+}
