@@ -373,12 +373,14 @@ impl Machine {
         if next == self.state {
             return Ok(());
         }
-        // Nobody else asked for it.
-        if (self.state.phase, next.phase, event) == (Phase::Held, Phase::Aborting, "Tick")
+        // Nobody else asked for it. Also later in the hold: what it waited for then is what the rest has not.
+        if (Phase::Held..=Phase::Sequenced).contains(&self.state.phase)
+            && (next.phase, event) == (Phase::Aborting, "Tick")
             && let Some(why) = next.run.as_mut().and_then(|run| run.aborted.as_mut())
             && let Some(inside) = lock(&self.hands.undrained).take()
         {
-            *why = format!("{why}: {inside}");
+            let waited = if self.state.phase == Phase::Held { "" } else { "it waited first, since " };
+            *why = format!("{why}: {waited}{inside}");
         }
         let ends = self.state.run.as_ref().zip(end);
         let gives_back = ends.map_or(Ok(None), |(run, outcome)| self.gives_back(run, outcome));

@@ -472,10 +472,24 @@ fn due(state: &State, now: Timestamp) -> Option<Effect> {
 
 fn tick(state: &State, now: Timestamp) -> (State, Vec<Effect>) {
     if state.phase.may_abort() && state.deadline().is_some_and(|deadline| now >= deadline) {
-        let spent = now.since(state.since).as_millis();
-        return abort(state, format!("phase {} was not over after {spent} ms", state.phase.name()), now);
+        return abort(state, overdue(state, now), now);
     }
     (state.clone(), due(state, now).into_iter().collect())
+}
+
+/// What took too long: a phase, or the whole hold, of which the present phase is only the last part.
+fn overdue(state: &State, now: Timestamp) -> String {
+    let phase = state.phase.name();
+    match state.run.as_ref().and_then(|run| Some((run.held_since?, run.limits.hold))) {
+        Some((held, limit)) if state.phase > Phase::Held => {
+            let (spent, before) = (now.since(held).as_millis(), state.since.since(held).as_millis());
+            let limit = limit.as_millis();
+            format!(
+                "held for {spent} ms, over max_hold of {limit} ms, in phase {phase} ({before} ms of it before that phase)"
+            )
+        }
+        _ => format!("phase {phase} was not over after {} ms", now.since(state.since).as_millis()),
+    }
 }
 
 fn restarted(state: &State, now: Timestamp) -> (State, Vec<Effect>) {

@@ -240,6 +240,25 @@ fn an_abort_before_the_fence_touches_no_database() {
     }
 }
 
+/// A hold that waited long for who was inside has little left for the phases after that.
+#[test]
+fn a_hold_that_is_over_names_the_whole_of_it() {
+    let after = |ms| START.after(Duration::from_millis(ms));
+    let armed = road().into_iter().find(|state| state.phase == Phase::Armed).expect("on the road");
+    let why = |state: &State, at| {
+        let (next, _) = step(state, Event::Tick, at).expect("time passes");
+        assert_eq!(next.phase, Phase::Aborting);
+        next.run.and_then(|run| run.aborted).expect("a reason")
+    };
+    let (held, _) = step(&armed, Event::GateClosed, after(1)).expect("closed");
+    assert_eq!(why(&held, after(501)), "phase held was not over after 500 ms");
+    let (drained, _) = step(&held, Event::DrainFinished, after(480)).expect("drained");
+    assert_eq!(
+        why(&drained, after(528)),
+        "held for 528 ms, over max_hold of 500 ms, in phase drained (480 ms of it before that phase)"
+    );
+}
+
 /// What the outside world looks like if every effect is carried out at once, to check who may write.
 #[derive(Default)]
 struct Outside {
