@@ -79,6 +79,7 @@ pub struct Allowed {
 /// The same where these tables are no reason to stay.
 pub async fn check_for(client: &Client, side: Side, allowed: Allowed) -> Result<Vec<Finding>, Error> {
     let mut found = findings(client, &filled(include_str!("common.sql"))).await?;
+    found.extend(libraries(client).await?);
     found.extend(parameters(client).await?);
     found.extend(match side {
         Side::Source => {
@@ -146,6 +147,35 @@ async fn findings(client: &Client, sql: &str) -> Result<Vec<Finding>, Error> {
         .ok_or_else(|| Error::Protocol("a finding cannot be read".into()))
 }
 
+/// Whether a session that begins now can load what the server's functions are in. Only one that has not loaded it yet finds that out.
+async fn libraries(client: &Client) -> Result<Option<Finding>, Error> {
+    match client.batch_execute("DO 'BEGIN END'").await {
+        Ok(()) => Ok(None),
+        Err(error) => match error.as_db_error() {
+            Some(said) => Ok(unloaded(said.message())),
+            None => Err(refused("cannot check the database")(error)),
+        },
+    }
+}
+
+/// What it means that a server says this. Other reasons than a file of its own are no concern of this.
+fn unloaded(said: &str) -> Option<Finding> {
+    let is_file = [
+        "could not load library",
+        "could not access file",
+        "incompatible library",
+        "could not find function",
+    ];
+    is_file.iter().any(|words| said.starts_with(words)).then(|| Finding {
+        severity: Severity::Blocker,
+        subject: "server".into(),
+        problem: format!(
+            "new sessions cannot run functions, as when its program files were changed under it: {said}"
+        ),
+        remedy: Some("restart the server".into()),
+    })
+}
+
 /// Tried rather than looked up: `has_parameter_privilege` exists since 15 only.
 async fn parameters(client: &Client) -> Result<Vec<Finding>, Error> {
     let mut found = Vec::new();
@@ -206,4 +236,21 @@ async fn holds(client: &Client, table: &str, like: &str) -> Result<bool, Error> 
 async fn strings(client: &Client, sql: &str) -> Result<Vec<String>, Error> {
     let answer = client.simple_query(sql).await.map_err(refused("cannot check the database"))?;
     Ok(rows(answer).iter().filter_map(|row| row.get(0).map(str::to_owned)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unloaded;
+
+    #[test]
+    fn a_server_whose_files_were_changed_is_to_be_restarted() {
+        let upgraded = "could not load library \"/usr/lib/postgresql/15/lib/plpgsql.so\": undefined symbol: get_rte_attribute";
+        let found = unloaded(upgraded).expect("a finding");
+        assert!(found.problem.ends_with(upgraded) && found.remedy.as_deref() == Some("restart the server"));
+        assert!(unloaded("could not access file \"$libdir/plpgsql\": No such file or directory").is_some());
+        assert!(
+            unloaded("permission denied for language plpgsql").is_none(),
+            "whose right that is, is told elsewhere"
+        );
+    }
 }
