@@ -1,5 +1,6 @@
 //! Digests of equal and unequal databases on two major versions.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
@@ -84,6 +85,11 @@ async fn equal_across_versions_and_every_difference_is_named() -> Result<()> {
     Ok(())
 }
 
+/// The target's schema is the source's.
+async fn alike() -> Result<BTreeMap<String, String>, String> {
+    Ok(BTreeMap::new())
+}
+
 /// Between any two reads every table changes: a new row, a hot row, and a bulk of others.
 #[tokio::test(flavor = "multi_thread")]
 async fn live_data_is_compared_while_every_table_changes() -> Result<()> {
@@ -106,23 +112,85 @@ async fn live_data_is_compared_while_every_table_changes() -> Result<()> {
             b.batch_execute(&sql).await.map_err(|error| error.to_string())
         }
     };
-    let same = compare::live(&reader, &a, change).await.map_err(anyhow::Error::msg)?;
+    let same = compare::live([&reader, &a], None, change, alike).await.map_err(anyhow::Error::msg)?;
     assert!(same.equal(), "{same}");
     assert_eq!(same.tables, 2);
 
-    let both = compare::live(&reader, &b, change).await.map_err(anyhow::Error::msg)?;
+    let both = compare::live([&reader, &b], None, change, alike).await.map_err(anyhow::Error::msg)?;
     assert!(both.equal(), "{both}");
     b.batch_execute(
         "DELETE FROM heap WHERE id = 2999; UPDATE keyed SET n = -n WHERE id = 2999; CREATE TABLE more ()",
     )
     .await?;
-    let found = compare::live(&reader, &b, change).await.map_err(anyhow::Error::msg)?;
+    let found = compare::live([&reader, &b], None, change, alike).await.map_err(anyhow::Error::msg)?;
     assert_eq!(
         found.differences,
         [
             "public.heap: 1 of 4096 buckets of rows were equal in none of 10 looks",
             "public.keyed: 2 of 4096 buckets of rows were equal in none of 10 looks",
             "public.more: only on the target",
+        ]
+    );
+    Ok(())
+}
+
+/// A service goes on while both sides are compared as they were at the marker: what it dropped, emptied or renamed since is looked at as it is now,
+/// and where the other side has not followed yet nothing is said of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_go_during_the_comparison_are_no_difference() -> Result<()> {
+    let (old, new) = (TestCluster::start(15)?, TestCluster::start(other_major())?);
+    let mut schema: String =
+        ["dropped", "emptied", "rotated", "swapped", "other"].map(|name| format!(
+            "CREATE TABLE {name} (id int PRIMARY KEY, of text); INSERT INTO {name} SELECT g, '{name}' FROM generate_series(1, 100) g;"
+        )).concat();
+    // More than are asked for ahead, and one that is read in several steps meanwhile.
+    for at in 0..40 {
+        let rows = if at == 3 { 120_000 } else { 10 };
+        schema += &format!(
+            "CREATE TABLE kept_{at} (id int PRIMARY KEY); INSERT INTO kept_{at} SELECT generate_series(1, {rows});"
+        );
+    }
+    let (a, b) = (old.create_database("shop", &schema).await?, new.create_database("shop", &schema).await?);
+    let (here, there) = (old.connect("shop").await?, new.connect("shop").await?);
+    begin_snapshot(&here).await?;
+    begin_snapshot(&there).await?;
+    let changes = "DROP TABLE dropped; TRUNCATE emptied; INSERT INTO emptied VALUES (7, 'x');
+        ALTER TABLE swapped RENAME TO third; ALTER TABLE other RENAME TO swapped; ALTER TABLE third RENAME TO other;
+        ALTER TABLE rotated RENAME TO rotated_1; CREATE TABLE rotated (id int PRIMARY KEY, more int)";
+    a.batch_execute(changes).await?;
+    // The other side follows in some of it.
+    b.batch_execute("TRUNCATE emptied; INSERT INTO emptied VALUES (7, 'x')").await?;
+    let (found, lost) = compare::snapshots(&here, &there).await.map_err(anyhow::Error::msg)?;
+    assert!(found.equal(), "{found}");
+    assert_eq!((found.tables, found.rows), (40, 120_390));
+    let names = |names: &[&str]| names.iter().map(|name| format!("public.{name}")).collect::<BTreeSet<_>>();
+    assert_eq!(lost, names(&["dropped", "emptied", "other", "rotated", "rotated_1", "swapped"]));
+
+    let at_once = async || Ok(());
+    let follows =
+        async || Ok(lost.iter().map(|table| (table.clone(), "it was changed".to_owned())).collect());
+    let live = async |sides| {
+        let found = compare::live(sides, Some(&lost), at_once, follows).await.map_err(anyhow::Error::msg)?;
+        anyhow::Ok((found.equal(), found))
+    };
+    let (equal, found) = live([&here, &there]).await?;
+    assert!(!equal && found.differences.is_empty(), "what is to follow is neither: {found}");
+    assert_eq!(found.gone, names(&["dropped"]));
+    let tables: Vec<_> = found.undecided.iter().filter_map(|line| line.split(':').next()).collect();
+    assert_eq!(tables, ["public.other", "public.rotated", "public.rotated_1", "public.swapped"]);
+    b.batch_execute(&changes.replace("TRUNCATE emptied; INSERT INTO emptied VALUES (7, 'x');", "")).await?;
+    let (equal, found) = live([&here, &there]).await?;
+    assert!(equal, "{found}");
+    assert_eq!(found.gone, names(&["dropped"]), "{found}");
+    // What is not followed any more is a difference.
+    b.batch_execute("DELETE FROM other WHERE id = 5; DROP TABLE rotated").await?;
+    let found =
+        compare::live([&here, &there], Some(&lost), at_once, alike).await.map_err(anyhow::Error::msg)?;
+    assert_eq!(
+        found.differences,
+        [
+            "public.other: 1 of 4096 buckets of rows were equal in none of 10 looks",
+            "public.rotated: missing on the target",
         ]
     );
     Ok(())

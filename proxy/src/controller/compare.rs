@@ -27,6 +27,10 @@ pub struct Comparison {
     pub hash: u128,
     /// Every table that is not equal, in words.
     pub differences: Vec<String>,
+    /// Tables that are not equal while the target's schema is still to follow in them, in words: what they are shows when it has.
+    pub undecided: Vec<String>,
+    /// Tables that the source has no more.
+    pub gone: BTreeSet<String>,
 }
 
 impl Comparison {
@@ -36,22 +40,41 @@ impl Comparison {
             rows: source.iter().map(|table| table.rows).sum(),
             hash: source.iter().fold(0, |sum, table| sum ^ table.hash),
             differences: verify::differences(source, target),
+            ..Self::default()
         }
     }
 
-    /// No difference was found.
+    /// No difference was found, and nothing is undecided.
     pub fn equal(&self) -> bool {
-        self.differences.is_empty()
+        self.differences.is_empty() && self.undecided.is_empty()
+    }
+
+    /// This, and what was found of other tables.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.tables += other.tables;
+        self.rows += other.rows;
+        self.hash ^= other.hash;
+        self.differences.extend(other.differences);
+        self.undecided.extend(other.undecided);
+        self.gone.extend(other.gone);
+        self
     }
 }
 
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.equal() {
-            write!(f, "{} tables, {} rows, hash {:032x} equal", self.tables, self.rows, self.hash)
+        let found: Vec<&str> = self.differences.iter().chain(&self.undecided).map(String::as_str).collect();
+        if found.is_empty() {
+            write!(f, "{} tables, {} rows, hash {:032x} equal", self.tables, self.rows, self.hash)?;
         } else {
-            write!(f, "{}", self.differences.join("; "))
+            write!(f, "{}", found.join("; "))?;
         }
+        if !self.gone.is_empty() {
+            let gone: Vec<&str> = self.gone.iter().map(String::as_str).collect();
+            write!(f, " (left out, since they are gone: {})", gone.join(", "))?;
+        }
+        Ok(())
     }
 }
 
@@ -60,35 +83,54 @@ pub async fn begin(client: &Client) -> Result<(), String> {
     verify::begin_snapshot(client).await.map_err(chain)
 }
 
-/// Compares two snapshots that [`begin`] fixed.
-pub async fn snapshots(source: &Client, target: &Client) -> Result<Comparison, String> {
+/// Compares two snapshots that [`begin`] fixed, and names the tables that one of them cannot tell any more, since they were dropped, emptied or
+/// renamed after it: those are left to [`live`].
+pub async fn snapshots(source: &Client, target: &Client) -> Result<(Comparison, BTreeSet<String>), String> {
     let (source, target) = tokio::join!(verify::digest_snapshot(source), verify::digest_snapshot(target));
-    Ok(Comparison::of(&source.map_err(chain)?, &target.map_err(chain)?))
+    let (mut source, mut target) = (source.map_err(chain)?, target.map_err(chain)?);
+    let lost = &source.lost | &target.lost;
+    for side in [&mut source.tables, &mut target.tables] {
+        side.retain(|digest| !lost.contains(&digest.table));
+    }
+    Ok((Comparison::of(&source.tables, &target.tables), lost))
 }
 
-/// Compares live data: reads the source, waits until the target has applied that much (`caught_up`), reads the target;
-/// again while buckets differ, since rows may have moved in between.
-pub async fn live<F>(
-    source: &Client,
-    target: &Client,
+/// Compares live data, of all tables or `only` some: reads the source, waits until the target has applied that much (`caught_up`), reads the
+/// target; again while buckets differ, since rows may have moved in between. Before it is looked for the last time, `follows` says in which
+/// tables the target's schema is still to follow the source's, and in what.
+pub async fn live<F, D>(
+    [source, target]: [&Client; 2],
+    only: Option<&BTreeSet<String>>,
     caught_up: impl Fn() -> F,
+    follows: impl Fn() -> D,
 ) -> Result<Comparison, String>
 where
     F: Future<Output = Result<(), String>>,
+    D: Future<Output = Result<BTreeMap<String, String>, String>>,
 {
     let mut looks = Looks::default();
-    for _ in 0..TRIES {
-        let only = looks.open_tables();
-        let from = verify::buckets(source, only.as_ref()).await.map_err(chain)?;
+    let mut following = BTreeMap::new();
+    for look in 1..=TRIES {
+        let open = looks.open_tables();
+        let these = open.as_ref().or(only);
+        if look == TRIES {
+            // Before the look: whatever it has followed in until then is seen by that.
+            following = follows().await?;
+        }
+        let from = verify::buckets(source, these).await.map_err(chain)?;
         caught_up().await?;
-        let to = verify::buckets(target, only.as_ref()).await.map_err(chain)?;
+        let to = verify::buckets(target, these).await.map_err(chain)?;
         looks.take(&from, &to);
         if looks.open.is_empty() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    Ok(looks.comparison())
+    let mut found = looks.comparison(&following);
+    // What nobody has any more is not seen at all.
+    let seen = |table: &&String| !looks.seen.contains_key(*table) && !looks.open.contains_key(*table);
+    found.gone.extend(only.into_iter().flatten().filter(seen).cloned());
+    Ok(found)
 }
 
 /// What looks at live data have found so far.
@@ -103,8 +145,10 @@ struct Looks {
 enum Open {
     /// These buckets differed in every look.
     Buckets(BTreeSet<u16>),
-    /// In words.
-    OneSide(&'static str),
+    /// The target does not have it.
+    Missing,
+    /// The source does not have it.
+    Extra,
 }
 
 impl Looks {
@@ -119,7 +163,7 @@ impl Looks {
         for one in source {
             self.seen.insert(one.table.clone(), (one.rows(), one.hash()));
             let open = match target.iter().find(|other| other.table == one.table) {
-                None => Open::OneSide("missing on the target"),
+                None => Open::Missing,
                 Some(other) => {
                     let mut buckets = one.differing(other);
                     if let Some(Open::Buckets(differed)) = before.get(&one.table) {
@@ -134,25 +178,35 @@ impl Looks {
             self.open.insert(one.table.clone(), open);
         }
         for other in target.iter().filter(|other| source.iter().all(|one| one.table != other.table)) {
-            self.open.insert(other.table.clone(), Open::OneSide("only on the target"));
+            self.open.insert(other.table.clone(), Open::Extra);
         }
     }
 
-    fn comparison(&self) -> Comparison {
-        let line = |(table, open): (&String, &Open)| match open {
-            Open::Buckets(buckets) => {
-                format!(
-                    "{table}: {} of 4096 buckets of rows were equal in none of {TRIES} looks",
-                    buckets.len()
-                )
-            }
-            Open::OneSide(why) => format!("{table}: {why}"),
-        };
-        Comparison {
+    fn comparison(&self, following: &BTreeMap<String, String>) -> Comparison {
+        let mut found = Comparison {
             tables: self.seen.len(),
             rows: self.seen.values().map(|(rows, _)| rows).sum(),
             hash: self.seen.values().fold(0, |sum, (_, hash)| sum ^ hash),
-            differences: self.open.iter().map(line).collect(),
+            ..Comparison::default()
+        };
+        for (table, open) in &self.open {
+            let what = match open {
+                Open::Buckets(buckets) => {
+                    format!("{} of 4096 buckets of rows were equal in none of {TRIES} looks", buckets.len())
+                }
+                Open::Missing => "missing on the target".into(),
+                Open::Extra => "only on the target".into(),
+            };
+            match (open, following.get(table)) {
+                (Open::Extra, Some(_)) => {
+                    found.gone.insert(table.clone());
+                }
+                (_, Some(why)) => {
+                    found.undecided.push(format!("{table}: {what}, and the schema is to follow: {why}"));
+                }
+                (_, None) => found.differences.push(format!("{table}: {what}")),
+            }
         }
+        found
     }
 }

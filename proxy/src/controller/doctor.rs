@@ -210,6 +210,7 @@ fn mended(resource: &str, mend: Mend) -> Option<String> {
         Mend::Table(_) => Some(sync),
         Mend::Drop(sql) => Some(format!("{sync} --drop; or on the shadow: {sql}")),
         Mend::Anew(table) => Some(reseed_command(resource, &table)),
+        Mend::Identity(sql) => sql.map(|sql| format!("on the primary: {sql}")),
         Mend::Person(sql) => sql.map(|sql| format!("on the shadow: {sql}")),
     }
 }

@@ -166,7 +166,7 @@ impl DifferenceView {
         let sql = match difference.mend {
             Mend::Add(sql) | Mend::Drop(sql) | Mend::Rename(sql) => Some(sql),
             Mend::Table(_) | Mend::Anew(_) => None,
-            Mend::Person(sql) => sql,
+            Mend::Identity(sql) | Mend::Person(sql) => sql,
         };
         Self {
             subject: difference.subject,
@@ -202,6 +202,21 @@ pub(super) async fn differences(databases: &Databases, zones: [&str; 2]) -> Resu
         }
     }
     found
+}
+
+/// In what the shadow's schema is not its primary's yet, by table or type: their rows cannot be the same.
+pub(super) async fn follows(
+    databases: &Databases,
+    streams: &Streams,
+    zones: [&str; 2],
+) -> Result<BTreeMap<String, String>, String> {
+    // Whoever asks for definitions waits for the lock of the table that is being filled.
+    if let Some(filling) = filling(streams) {
+        return Err(filling);
+    }
+    let found = differences(databases, zones).await?;
+    let stop = found.into_iter().filter(|difference| difference.stops);
+    Ok(stop.map(|difference| (difference.subject, difference.what)).collect())
 }
 
 /// What seeds this table of the shadow's anew.
@@ -700,11 +715,15 @@ async fn brought_up(
     Ok((shown(resource, pair, FillingView::now(streams), sides.differences, all, waits), failed))
 }
 
-/// The policy has the shadow follow in each of these that stops a move.
+/// The policy has the shadow follow in each of these that stops a move, or the primary's table given what it needs for that.
 pub(super) fn are_followed(policy: &Policy, differences: &[Difference]) -> bool {
     let drop = policy.schema == SchemaFollows::All;
     let mut stop = differences.iter().filter(|difference| difference.stops);
-    policy.schema != SchemaFollows::Manual && stop.all(|difference| difference.is_mended(drop))
+    let identified = |difference: &Difference| {
+        policy.keyless == KeylessTables::Identify && matches!(difference.mend, Mend::Identity(_))
+    };
+    policy.schema != SchemaFollows::Manual
+        && stop.all(|difference| difference.is_mended(drop) || identified(difference))
 }
 
 /// What the primary's schema was like when the shadow's was alike: where that was changed shortly before, the shadow follows now.

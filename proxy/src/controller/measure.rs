@@ -591,6 +591,7 @@ async fn examine(databases: &Databases, resource: &Resource, zone: &str) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use migration::policy::{KeylessTables, PolicyParts, SchemaFollows};
     use replicator::drift::Mend;
 
     use super::*;
@@ -625,6 +626,22 @@ mod tests {
             assert_eq!((stops.contains(&lasts), follows.contains(&lasts)), (late, !late), "{second}");
             assert_eq!((stops.len(), follows.len()), (usize::from(late), 2 - usize::from(late)), "{second}");
         }
+    }
+
+    /// A table without a key that was just made gets its identity within a moment, where the policy has it so.
+    #[test]
+    fn a_table_that_is_to_be_identified_is_followed() {
+        let made = || Difference::new("s.new", "table added".into(), Mend::Table("s.new".into()));
+        let unkeyed =
+            || Difference::new("s.log", "nothing tells its rows apart".into(), Mend::Identity(None));
+        let followed = |schema, keyless| {
+            let parts = PolicyParts { schema, keyless, ..PolicyParts::default() };
+            drift::are_followed(&Policy::new(parts).expect("a policy"), &[made(), unkeyed()])
+        };
+        assert!(followed(SchemaFollows::All, KeylessTables::Identify));
+        assert!(followed(SchemaFollows::Additions, KeylessTables::Identify));
+        assert!(!followed(SchemaFollows::All, KeylessTables::default()), "nobody gives it one");
+        assert!(!followed(SchemaFollows::Manual, KeylessTables::Identify));
     }
 
     #[test]

@@ -673,7 +673,7 @@ mod tests {
         assert_eq!(tables(&kept), ["public.b"]);
         known.done(&view(Standing::Done, &[], 0));
         assert!(tables(&known).is_empty());
-        assert!(crate::cli::parses(&mend("shop", "public.a").split(',').next().unwrap()));
+        assert!(crate::cli::parses(mend("shop", "public.a").split(',').next().unwrap()));
     }
 
     #[tokio::test]

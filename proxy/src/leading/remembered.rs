@@ -226,7 +226,7 @@ async fn heard(resource: &Resource, state: &State) -> Result<(), String> {
         tokio::time::sleep(AGAIN).await;
         let seen = ask(resource, false, PATIENCE).await;
         if let Some(answer) = seen.answer(state) {
-            return answer.map_or(Ok(()), |why| Err(format!("resource {}: {why}", resource.name)));
+            return answer.map_err(|why| format!("resource {}: {why}", resource.name));
         }
     }
 }
@@ -248,16 +248,16 @@ impl Seen {
     }
 
     /// Whether the primary of this state is heard, and then why it is none, if so.
-    fn answer(&self, state: &State) -> Option<Option<String>> {
+    fn answer(&self, state: &State) -> Option<Result<(), String>> {
         let primary = &state.primary;
         if let Some(said) = self.of(primary) {
-            return Some(contradicts(state, said));
+            return Some(contradicts(state, said).map_or(Ok(()), Err));
         }
         // Where no other one takes writes, there is nobody to go back to.
         let made_anew = state.run.is_none()
             && self.unknown.contains(primary)
             && self.said.iter().any(|said| !said.fenced);
-        made_anew.then(|| Some(format!("{primary} does not know of the resource: it was made anew")))
+        made_anew.then(|| Err(format!("{primary} does not know of the resource: it was made anew")))
     }
 
     fn client(&self, zone: &Zone) -> Option<&Client> {
@@ -524,11 +524,11 @@ mod tests {
             assert_eq!((&*adopted.state.primary.0, adopted.state.generation.0), ("far", 2), "{answers:?}");
             assert_eq!((adopted.state.run.as_ref(), adopted.unheard), (None, false), "{answers:?}");
             // It may answer only after that.
-            assert!(seen.answer(&takes).flatten().is_some(), "{answers:?}");
+            assert!(seen.answer(&takes).is_some_and(|answer| answer.is_err()), "{answers:?}");
         }
         for answers in [&[near, far][..], &[near, ("far", 2, true)]] {
             let seen = Seen { said: said(answers), ..Seen::default() };
-            assert_eq!(seen.answer(&takes), Some(None), "{answers:?}: it is yet to begin");
+            assert_eq!(seen.answer(&takes), Some(Ok(())), "{answers:?}: it is yet to begin");
         }
     }
 
@@ -544,7 +544,7 @@ mod tests {
             let settled = settle(&resource, ["far", "near"], Some(&taken), false, &seen, open.clone(), NOW);
             let Settled::Yes(Some(adopted)) = settled.await.unwrap() else { panic!("{answers}") };
             assert_eq!((&*adopted.state.primary.0, adopted.unheard), (primary, !answers));
-            assert_eq!(seen.answer(&taken).flatten().is_some(), answers);
+            assert_eq!(seen.answer(&taken).is_some_and(|answer| answer.is_err()), answers);
         }
         let alone = Seen { said: said(&[("near", 2, true)]), unknown: vec!["far".into()], ..Seen::default() };
         assert_eq!(alone.answer(&taken), None, "nobody else takes writes");

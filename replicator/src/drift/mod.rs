@@ -121,6 +121,8 @@ pub enum Mend {
     Rename(String),
     /// This table of the shadow's is to be filled anew ([`seed_anew`]), which a person decides: its values cannot be told otherwise.
     Anew(String),
+    /// This SQL, on the source: nothing tells the table's rows apart ([`identify`]).
+    Identity(Option<String>),
     /// A person decides: this SQL on the shadow would do it, where it can be told.
     Person(Option<String>),
 }
@@ -172,7 +174,7 @@ impl Difference {
         match self.mend {
             Mend::Add(_) | Mend::Table(_) | Mend::Rename(_) => true,
             Mend::Drop(_) => gone,
-            Mend::Anew(_) | Mend::Person(_) => false,
+            Mend::Anew(_) | Mend::Identity(_) | Mend::Person(_) => false,
         }
     }
 }
@@ -519,7 +521,7 @@ fn keyless(table: &str, there: bool, shape: &Shape, zone: &str) -> Difference {
     let what = format!(
         "{how} {zone}, and its changes are not published: nothing tells its rows apart, and updates and deletes would fail"
     );
-    Difference::new(table, what, Mend::Person(shape.sql.clone()))
+    Difference::new(table, what, Mend::Identity(shape.sql.clone()))
 }
 
 fn unpublished(table: &str, zone: &str) -> Difference {

@@ -99,7 +99,7 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                         })
                     })
                 }
-                Mend::Anew(_) | Mend::Person(_) => Ok(None),
+                Mend::Anew(_) | Mend::Identity(_) | Mend::Person(_) => Ok(None),
             };
             let mended = match (&difference.mend, &difference.made) {
                 (Mend::Add(_), Some((key, of))) if mended.is_ok() => {
@@ -184,7 +184,7 @@ fn rank(mend: &Mend) -> usize {
         Mend::Rename(_) => 0,
         // What stood in its way is changed by then.
         Mend::Drop(_) => 12,
-        Mend::Anew(_) | Mend::Person(_) => 13,
+        Mend::Anew(_) | Mend::Identity(_) | Mend::Person(_) => 13,
     }
 }
 

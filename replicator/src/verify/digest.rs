@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::FutureExt;
 use futures_util::stream::{self, StreamExt};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryRow};
 
 use super::range::add_halves;
 use crate::error::Error;
@@ -59,6 +59,16 @@ impl TableBuckets {
     }
 }
 
+/// What a snapshot holds, as far as it can still be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotDigest {
+    /// Every table that is still what it was, and large objects.
+    pub tables: Vec<TableDigest>,
+    /// Tables that were dropped, emptied, renamed or rewritten since: the rows of then are not to be had. Under the names that they had and that
+    /// they have.
+    pub lost: BTreeSet<String>,
+}
+
 /// How many rows of a table are told apart by.
 #[derive(Clone, Copy)]
 enum Detail {
@@ -104,10 +114,10 @@ struct Table {
 ///
 /// The snapshot holds back vacuum for as long as it takes. Use a connection of its own: when the future is dropped midway,
 /// the connection is left inside that transaction. A table without a primary key of built-in types is
-/// one query.
+/// one query. What is dropped or emptied meanwhile is left out.
 pub async fn digest(client: &Client) -> Result<Vec<TableDigest>, Error> {
     begin_snapshot(client).await?;
-    digest_snapshot(client).await
+    Ok(digest_snapshot(client).await?.tables)
 }
 
 /// Fixes what the connection sees: a read-only transaction whose snapshot is of now. One round trip.
@@ -118,17 +128,17 @@ pub async fn begin_snapshot(client: &Client) -> Result<(), Error> {
 }
 
 /// Digests what the snapshot of [`begin_snapshot`] sees, large objects too, and ends it.
-pub async fn digest_snapshot(client: &Client) -> Result<Vec<TableDigest>, Error> {
+pub async fn digest_snapshot(client: &Client) -> Result<SnapshotDigest, Error> {
     let read = async {
-        let tables = read_tables(client, None, Detail::Whole).await?;
-        Ok((tables, large_objects::digest(client).await?))
+        let read = read_what_is_left(client).await?;
+        Ok((read, large_objects::digest(client).await?))
     };
-    let (tables, objects) = end_snapshot(client, read.await).await?;
+    let ((tables, lost), objects) = end_snapshot(client, read.await).await?;
     let digest = |table: TableBuckets| {
         let (rows, hash) = (table.rows(), table.hash());
         TableDigest { table: table.table, rows, hash }
     };
-    Ok(tables.into_iter().map(digest).chain(objects).collect())
+    Ok(SnapshotDigest { tables: tables.into_iter().map(digest).chain(objects).collect(), lost })
 }
 
 async fn end_snapshot<T>(client: &Client, read: Result<T, Error>) -> Result<T, Error> {
@@ -186,10 +196,22 @@ async fn read_tables(
 ) -> Result<Vec<TableBuckets>, Error> {
     let mut all = tables(client).await?;
     all.retain(|table| only.is_none_or(|only| only.contains(&table.name)));
+    let mut read = Vec::with_capacity(all.len());
+    read_into(&mut read, client, &all.iter().collect::<Vec<_>>(), detail).await?;
+    Ok(read)
+}
+
+/// Reads these tables, or up to the first that fails.
+async fn read_into(
+    read: &mut Vec<TableBuckets>,
+    client: &Client,
+    tables: &[&Table],
+    detail: Detail,
+) -> Result<(), Error> {
     // The server answers one after the other; nobody waits for the way there and back of each.
-    let reads: Vec<_> = all.iter().map(|table| read_table(client, table, detail).boxed()).collect();
+    let reads: Vec<_> = tables.iter().map(|table| read_table(client, table, detail).boxed()).collect();
     let mut reads = stream::iter(reads).buffered(AHEAD);
-    let (mut read, mut failed) = (Vec::with_capacity(all.len()), None);
+    let mut failed = None;
     while let Some(table) = reads.next().await {
         match table {
             Ok(table) => read.push(table),
@@ -203,11 +225,63 @@ async fn read_tables(
             }
         }
     }
-    failed.map_or(Ok(read), Err)
+    failed.map_or(Ok(()), Err)
 }
 
+/// Reads every table as the snapshot has it, but those that are not what they were: these are named.
+async fn read_what_is_left(client: &Client) -> Result<(Vec<TableBuckets>, BTreeSet<String>), Error> {
+    let step = async |sql: &str| client.batch_execute(sql).await.map_err(refused("cannot go on reading"));
+    let all = tables(client).await?;
+    step("SAVEPOINT godwit").await?;
+    let (mut read, mut gone) = (Vec::with_capacity(all.len()), BTreeSet::new());
+    loop {
+        let done: BTreeSet<&str> = read.iter().map(|table: &TableBuckets| table.table.as_str()).collect();
+        let is_left = |table: &&Table| !done.contains(table.name.as_str()) && !gone.contains(&table.name);
+        let left: Vec<&Table> = all.iter().filter(is_left).collect();
+        match read_into(&mut read, client, &left, Detail::Whole).await {
+            Ok(()) => break,
+            // Dropped, or another one of that name has other columns. The snapshot stays.
+            Err(error) if error.sqlstate().is_some() => {
+                step("ROLLBACK TO SAVEPOINT godwit").await?;
+                let before = gone.len();
+                gone.extend(lost(client).await?);
+                if gone.len() == before {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    // Also those that could be read: what was emptied or made anew seems to have no rows.
+    gone.extend(lost(client).await?);
+    read.retain(|table| !gone.contains(&table.table));
+    Ok((read, gone))
+}
+
+/// The snapshot's tables that are not what they were, and what those are called by now that are there. What functions tell of a table is
+/// of now, and what is selected is of the snapshot.
+async fn lost(client: &Client) -> Result<Vec<String>, Error> {
+    let sql = format!(
+        "SELECT format('%I.%I', n.nspname, c.relname), \
+           CASE WHEN pg_relation_filenode(c.oid) IS NOT NULL THEN c.oid::regclass::text END \
+         FROM {TABLES} AND (to_regclass(format('%I.%I', n.nspname, c.relname)) IS DISTINCT FROM c.oid::regclass \
+           OR pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode)"
+    );
+    let answer = client.simple_query(&sql).await.map_err(refused("cannot list the tables"))?;
+    let names = |row: SimpleQueryRow| [0, 1].map(|at| row.get(at).map(str::to_owned));
+    Ok(rows(answer).into_iter().flat_map(names).flatten().collect())
+}
+
+/// Those that are compared: `pg_class c` with its `pg_namespace n`, and a condition.
+const TABLES: &str = "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relkind = 'r' AND c.relpersistence = 'p' \
+      AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)' \
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
+                      AND d.objid = c.oid AND d.deptype = 'e')";
+
 async fn tables(client: &Client) -> Result<Vec<Table>, Error> {
-    let sql = "SELECT format('%I.%I', n.nspname, c.relname),
+    let sql = format!(
+        "SELECT format('%I.%I', n.nspname, c.relname),
            (SELECT string_agg(format('%I', a.attname), ', ' ORDER BY a.attname COLLATE \"C\") FROM pg_attribute a
             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
            (SELECT json_agg(json_build_array(format('%I', a.attname), format_type(a.atttypid, a.atttypmod)) ORDER BY k.place)
@@ -218,13 +292,10 @@ async fn tables(client: &Client) -> Result<Vec<Table>, Error> {
             -- A type from elsewhere may have operators that this search path does not find: no chunks then.
             HAVING bool_and(EXISTS (SELECT FROM pg_type t WHERE t.oid = a.atttypid
               AND (t.typtype = 'e' OR t.typnamespace = 'pg_catalog'::regnamespace))))
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE c.relkind = 'r' AND c.relpersistence = 'p'
-           AND n.nspname <> ALL ('{pg_catalog,information_schema,godwit}') AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
-           AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
-                           AND d.objid = c.oid AND d.deptype = 'e')
-         ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\"";
-    let answer = client.simple_query(sql).await.map_err(refused("cannot list the tables"))?;
+         FROM {TABLES}
+         ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\""
+    );
+    let answer = client.simple_query(&sql).await.map_err(refused("cannot list the tables"))?;
     rows(answer)
         .iter()
         .map(|row| {

@@ -33,7 +33,9 @@ mod sql;
 mod sweep;
 mod walk;
 
-pub use digest::{TableBuckets, TableDigest, begin_snapshot, buckets, differences, digest, digest_snapshot};
+pub use digest::{
+    SnapshotDigest, TableBuckets, TableDigest, begin_snapshot, buckets, differences, digest, digest_snapshot,
+};
 pub use pace::Pace;
 pub use range::{Key, Pair, Range, RowMark, Side, Sum};
 pub use reader::Follower;
