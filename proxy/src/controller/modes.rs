@@ -69,7 +69,7 @@ pub struct ModeState {
     pub effective: ReplicationMode,
     /// Since when; none: this process has not seen it begin.
     pub since: Option<Timestamp>,
-    /// Why it is not the policy's, or commits wait for a shadow that does not follow; empty: neither.
+    /// Why it is not the policy's, commits wait for a shadow that does not follow, or the database is not in line with it; empty: none of them.
     pub why: String,
     /// Sessions whose commits wait now.
     pub waiting: u32,
@@ -381,7 +381,10 @@ impl Work {
                 }
                 let next = machine.handle_joined(result, clock::monotonic());
                 if next.is_none() && !again {
-                    self.changed(self.streams.policy().replication, "the shadow has caught up");
+                    let mode = self.streams.policy().replication;
+                    let inherited = lock(&self.state).effective == mode;
+                    let why = if inherited { "the stream is up again" } else { "the shadow has caught up" };
+                    self.changed(mode, why);
                 }
                 next
             }
@@ -441,17 +444,16 @@ impl Work {
 
     fn show(&self, machine: &Machine, seen: Option<&Observation>) {
         let lacks = lock(&self.lacks).clone();
+        let failed = lacks.clone().filter(|lacks| lacks != NOT_YET);
         let why = match machine.state() {
-            State::Synchronous { .. } => String::new(),
-            State::Following { why: Some(why), .. }
-                if lacks.as_deref().is_none_or(|lacks| lacks == NOT_YET) =>
-            {
-                why.clone()
-            }
+            State::Synchronous { .. } => failed.unwrap_or_default(),
+            State::Following { why: Some(why), .. } if failed.is_none() => why.clone(),
             State::Following { .. } | State::Joining => {
                 lacks.unwrap_or_else(|| "the shadow is catching up".into())
             }
-            State::Inherited { .. } => "commits wait for a stream that is not up yet".into(),
+            State::Inherited { .. } => {
+                failed.unwrap_or_else(|| "commits wait for a stream that is not up yet".into())
+            }
             State::Leaving { why, .. } => format!("falling back: {why}"),
         };
         self.edit(|state| {

@@ -372,7 +372,7 @@ pub struct ModeView {
     pub effective: String,
     /// Since when, Unix milliseconds; none: this process has not seen it begin.
     pub since_ms: Option<u64>,
-    /// Why it is not the policy's, or commits wait for a shadow that does not follow; empty: neither.
+    /// Why it is not the policy's, commits wait for a shadow that does not follow, or the database is not in line with it; empty: none of them.
     pub why: String,
     /// Sessions whose commits wait now.
     pub waiting: u32,

@@ -8,7 +8,7 @@
 //!     └──────────── left ───────────── Leaving ◄────────────┘   (and from Following, where the name is in the setting)
 //!                                         ▲
 //!           Inherited ── `after` is over ─┘   (the name was there when we started: as Synchronous, but unguarded;
-//!               └─ caught up ─► Joining        caught up, it gets its guards)
+//!               └─ streams ─► Joining          once it streams it gets its guards, which bound each wait)
 //! ```
 //! Hysteresis: after each fall-back the stream must have been caught up for `back`, twice as long for each fall-back in
 //! a row, before commits wait again.
@@ -156,14 +156,15 @@ impl Machine {
                 Some(Action::Join)
             }
             State::Inherited { silent } => {
-                if facts.caught_up {
-                    self.state = State::Joining;
-                    return Some(Action::Join);
-                }
                 if facts.named == Some(false) {
                     return Some(self.fall_back("the name was taken out of synchronous_standby_names", now));
                 }
                 if facts.streaming {
+                    // Caught up or not: commits wait already, and maybe without guards.
+                    if facts.named == Some(true) {
+                        self.state = State::Joining;
+                        return Some(Action::Join);
+                    }
                     *silent = now;
                 }
                 (now.duration_since(*silent) >= self.settings.after)
@@ -376,6 +377,18 @@ mod tests {
         assert_eq!(run.after(0.0, &facts(false, true)), None);
         assert!(run.machine.may_wait());
         assert_eq!(run.after(5.0, &facts(false, true)), Some(Action::Leave));
+    }
+
+    #[test]
+    fn what_an_earlier_process_left_gets_guards_however_far_the_shadow_is_behind() {
+        let slow = Facts { caught_up: false, ..facts(true, true) };
+        let unseen = Facts { named: None, guarded: None, ..slow.clone() };
+        let mut run = Run::new();
+        assert_eq!(run.after(0.0, &facts(false, true)), None);
+        assert_eq!(run.after(6.0, &unseen), None, "it streams, but the server does not answer");
+        assert_eq!(run.after(6.0, &slow), Some(Action::Join));
+        assert_eq!(run.machine.handle_joined(Ok(()), run.now), None);
+        assert_eq!(run.after(60.0, &slow), None, "its guards see to it that no commit waits for long");
     }
 
     #[test]
