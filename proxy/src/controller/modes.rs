@@ -145,12 +145,18 @@ impl Keeper {
     }
 
     /// Commits do not wait any more when this returns, if the primary can be reached; its guards see to it otherwise.
-    pub(super) async fn end(self) {
+    pub(super) async fn end(mut self) {
         self.stop.cancel();
-        let mut task = self.task;
-        if tokio::time::timeout(CHANGE, &mut task).await.is_err() {
-            task.abort();
+        if tokio::time::timeout(CHANGE, &mut self.task).await.is_err() {
+            self.task.abort();
         }
+    }
+}
+
+impl Drop for Keeper {
+    /// Nobody knows of it any more: it must not go on looking for a primary that may be lost.
+    fn drop(&mut self) {
+        self.stop.cancel();
     }
 }
 

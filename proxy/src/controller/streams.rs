@@ -475,15 +475,18 @@ impl Streams {
     }
 
     async fn end_keepers(&self, which: impl Fn(u64) -> bool) {
-        let keepers: Vec<Keeper> = self
-            .running()
+        for keeper in self.keepers_taken(which) {
+            keeper.end().await;
+        }
+    }
+
+    /// Whoever takes them ends them.
+    pub(super) fn keepers_taken(&self, which: impl Fn(u64) -> bool) -> Vec<Keeper> {
+        self.running()
             .iter_mut()
             .filter(|(generation, _)| which(**generation))
             .filter_map(|(_, stream)| stream.keeper.take())
-            .collect();
-        for keeper in keepers {
-            keeper.end().await;
-        }
+            .collect()
     }
 
     /// What a stream says of itself, all lanes together, with its source and target.
@@ -734,16 +737,39 @@ mod tests {
     use crate::config::model::Resource;
     use crate::config::{self, samples};
 
-    #[test]
-    fn a_copy_is_made_by_the_policy_of_when_it_begins() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut config = config::load(&samples::write(folder.path(), samples::ORDERS)).unwrap();
+    fn streams(folder: &std::path::Path) -> (Streams, Arc<Live>, Resource) {
+        let mut config = config::load(&samples::write(folder, samples::ORDERS)).unwrap();
         // Reserved since.
         let orders = config.resources.remove("orders").unwrap();
         let links = Arc::new(Links::new(&config).unwrap());
         let live = Live::new(orders.clone());
-        let journal = Arc::new(Journal::open(folder.path()).unwrap());
-        let streams = Streams::new(live.clone(), Arc::new(Databases::new(live.clone())), links, journal);
+        let journal = Arc::new(Journal::open(folder).unwrap());
+        let databases = Arc::new(Databases::new(live.clone()));
+        (Streams::new(live.clone(), databases, links, journal), live, orders)
+    }
+
+    #[tokio::test]
+    async fn nothing_keeps_on_looking_for_a_primary_that_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let (streams, live, orders) = streams(folder.path());
+        let parts = PolicyParts { replication: ReplicationMode::Sync, ..(*orders.policy).clone() };
+        live.replace(&Resource { policy: Policy::new(parts).unwrap(), ..orders });
+        let streams = Arc::new(streams);
+        streams.keep(Generation(1), &Zone("a".into()), &Zone("b".into()));
+        streams.abandon(Generation(1)).await;
+        let ended = async {
+            // Whoever goes on holds it.
+            while Arc::strong_count(&streams) > 1 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap();
+    }
+
+    #[test]
+    fn a_copy_is_made_by_the_policy_of_when_it_begins() {
+        let folder = tempfile::tempdir().unwrap();
+        let (streams, live, orders) = streams(folder.path());
         for (sessions, rate) in [(7, Some(5 << 20)), (2, None)] {
             let parts = PolicyParts {
                 copy_sessions: sessions,

@@ -147,10 +147,11 @@ impl Streams {
     }
 
     /// Ends the lanes of a stream whose source is lost, here.
-    async fn abandon(self: &Arc<Self>, generation: Generation) {
+    pub(super) async fn abandon(&self, generation: Generation) {
         // It may be waiting for the lost one: nothing here depends on it.
-        let this = Arc::clone(self);
-        tokio::spawn(async move { this.end_keeper(generation).await });
+        for keeper in self.keepers_taken(|of| of == generation.0) {
+            tokio::spawn(keeper.end());
+        }
         for lane in self.taken(generation) {
             lane.end().await;
         }
