@@ -355,6 +355,28 @@ async fn a_primary_that_restarts_with_godwit_does_not_wait_for_a_shadow_that_is_
     leader.ready().await.map(drop)
 }
 
+/// Godwit's own table is another one for a while, so that it cannot be asked what commits wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_commits_from_being_let_go_is_told_until_it_is_over() -> Result<()> {
+    let playground = Playground::start(&playground("{mode: async}", false)?).await?;
+    let [near, far] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    leader.node.signal(Signal::KILL)?;
+    drop(leader);
+    far.path.cut();
+    let look = client(near).await?;
+    look.batch_execute("CREATE TABLE godwit.synchronous (another text)").await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    let tells = |view: &ResourceView| view.problems.iter().any(|told| told.contains("earlier generations"));
+    leader.until("commits that cannot be let go are a problem", tells).await?;
+    look.batch_execute("DROP TABLE godwit.synchronous").await?;
+    let over = |view: &ResourceView| view.replication.mode.why.is_empty() && !tells(view);
+    leader.until("it is over", over).await?;
+    ensure!(far.path.is_cut(), "the shadow was to be away all the time");
+    Ok(())
+}
+
 /// Moves there and back under load, commits waiting on either side; nothing fails, nothing is lost.
 async fn moves_keep_the_mode(replication: &str, mode: &str) -> Result<()> {
     let playground = Playground::start(&playground(replication, true)?).await?;

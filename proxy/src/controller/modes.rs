@@ -96,6 +96,17 @@ impl ModeState {
             changes: Vec::new(),
         }
     }
+
+    /// What an operator should know of it, beside what critical tables lack; `streams`: a stream runs.
+    pub(super) fn problem(&self, streams: bool) -> Option<String> {
+        if self.effective == self.wanted {
+            return (!self.why.is_empty()).then(|| format!("replication mode: {}", self.why));
+        }
+        let (wanted, why) = (self.wanted.name(), &self.why);
+        let told =
+            || format!("commits do not wait for the shadow, as {wanted} replication would have it: {why}");
+        streams.then(told)
+    }
 }
 
 /// The stream that a keeper belongs to.
@@ -195,6 +206,9 @@ impl Work {
     async fn place(&self) {
         for follows in [false, true] {
             if follows {
+                // What the first steps failed by at first is over.
+                *lock(&self.lacks) = Some(NOT_YET.to_owned());
+                self.explain(ModeState::not_yet(self.streams.policy().replication).why);
                 self.follows.notified().await;
             }
             loop {
@@ -491,5 +505,25 @@ impl Work {
             let surplus = state.changes.len().saturating_sub(KEPT);
             state.changes.drain(..surplus);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_mode_lacks_is_told_in_each_of_them() {
+        let mut state = ModeState::not_yet(ReplicationMode::Async);
+        assert_eq!(state.problem(true), None);
+        // Commits may be waiting for a lane that cannot be let go.
+        state.why = "permission denied".into();
+        assert_eq!(state.problem(false).as_deref(), Some("replication mode: permission denied"));
+        let mut state = ModeState::not_yet(ReplicationMode::Sync);
+        assert_eq!(state.problem(false), None, "there is nothing to wait for");
+        let told = "commits do not wait for the shadow, as sync replication would have it: the shadow does not follow yet";
+        assert_eq!(state.problem(true).as_deref(), Some(told));
+        state.effective = ReplicationMode::Sync;
+        assert!(state.problem(true).is_some(), "commits wait for what is not up");
     }
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migration::cutover::{Outcome, Phase, Run, State};
-use migration::policy::ReplicationMode;
 use migration::units::Timestamp;
 use replicator::Lsn;
 use replicator::postgres::slot::Lane;
@@ -112,15 +111,7 @@ impl Machine {
             .extend(self.verifications.blockers().into_iter().map(|what| format!("not migratable: {what}")));
         problems.extend(self.slots.problems(&self.hands, &self.state));
         problems.extend(mode.problems.iter().map(|what| format!("replication mode: {what}")));
-        if mode.effective != mode.wanted && stream.is_some() {
-            problems.push(format!(
-                "commits do not wait for the shadow, as {} replication would have it: {}",
-                mode.wanted.name(),
-                mode.why
-            ));
-        } else if mode.effective != ReplicationMode::Async && !mode.why.is_empty() {
-            problems.push(format!("replication mode: {}", mode.why));
-        }
+        problems.extend(mode.problem(stream.is_some()));
         problems.extend(
             self.hands
                 .audit
