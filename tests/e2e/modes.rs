@@ -355,6 +355,24 @@ async fn a_primary_that_restarts_with_godwit_does_not_wait_for_a_shadow_that_is_
     leader.ready().await.map(drop)
 }
 
+/// As where a standby takes the primary's place that was made while commits waited.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_comes_back_is_taken_out_in_async_mode_too() -> Result<()> {
+    let playground = Playground::start(&playground("{mode: async}", false)?).await?;
+    let [near, _] = &playground.zones;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    let name = slot_name(RESOURCE, 1);
+    let look = client(near).await?;
+    look.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '\"{name}_critical\"'"))
+        .await?;
+    look.batch_execute("SELECT pg_reload_conf()").await?;
+    let waiting = Commit::start(near, WRITE).await?;
+    waiting.waits().await?;
+    waiting.returns().await?;
+    until_setting(near, "").await
+}
+
 /// Godwit's own table is another one for a while, so that it cannot be asked what commits wait for.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_keeps_commits_from_being_let_go_is_told_until_it_is_over() -> Result<()> {

@@ -40,6 +40,8 @@ const HANDOVER: Duration = Duration::from_secs(2);
 const LOCK: Duration = Duration::from_millis(400);
 /// How often triggers of critical tables are looked for, which somebody may switch off.
 const TRIGGERS: Duration = Duration::from_secs(10);
+/// How often it is looked whether commits wait for a lane that is not the mode's.
+const LEFT_OVER: Duration = Duration::from_secs(10);
 /// Pause before the database is brought in line again.
 const AGAIN: Duration = Duration::from_secs(3);
 /// Caught up: at most so many bytes and so much time behind.
@@ -186,7 +188,7 @@ impl Work {
         if let Some(lane) = waited_for(self.streams.policy().replication) {
             let beside = async {
                 self.place().await;
-                self.keep_triggers().await;
+                tokio::join!(self.keep_let_go(), self.keep_triggers());
             };
             let beside = async {
                 self.stop.run_until_cancelled(beside).await;
@@ -197,8 +199,13 @@ impl Work {
                 () = self.drive(lane) => {}
                 () = beside => {}
             }
-        } else if self.stop.run_until_cancelled(self.place()).await.is_some() {
-            self.explain(String::new());
+        } else {
+            let placed = async {
+                self.place().await;
+                self.explain(String::new());
+                self.keep_let_go().await;
+            };
+            self.stop.run_until_cancelled(placed).await;
         }
     }
 
@@ -209,7 +216,10 @@ impl Work {
                 // What the first steps failed by at first is over.
                 *lock(&self.lacks) = Some(NOT_YET.to_owned());
                 self.explain(ModeState::not_yet(self.streams.policy().replication).why);
-                self.follows.notified().await;
+                tokio::select! {
+                    () = self.follows.notified() => {}
+                    () = self.keep_let_go() => {}
+                }
             }
             loop {
                 let done = if follows { self.align().await } else { self.let_go().await };
@@ -242,6 +252,27 @@ impl Work {
             tracing::info!(resource, slot, "commits do not wait for it any more");
         }
         Ok(())
+    }
+
+    /// A standby that took the primary's place may have the setting of another day, which no guard watches. Never ends.
+    async fn keep_let_go(&self) {
+        let mut ticks = interval(LEFT_OVER);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await;
+        loop {
+            ticks.tick().await;
+            // That it cannot be reached is told by who looks at it.
+            if self.primary().await.is_err() {
+                continue;
+            }
+            let why = self.let_go().await.err().unwrap_or_default();
+            if !why.is_empty() {
+                tracing::warn!(resource = self.streams.resource(), %why, "commits may wait for a lane that is not the mode's");
+            }
+            if waited_for(self.streams.policy().replication).is_none() {
+                self.explain(why);
+            }
+        }
     }
 
     /// Tables in their lanes, and the database's default.
