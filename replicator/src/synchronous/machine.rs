@@ -141,8 +141,7 @@ impl Machine {
                     let why = why.clone();
                     let why =
                         why.unwrap_or_else(|| "synchronous_standby_names was to be without it".to_owned());
-                    self.state = State::Leaving { why, pause: None, under_way: true };
-                    return Some(Action::Leave);
+                    return Some(self.leave(why));
                 }
                 if !facts.caught_up {
                     *calm = None;
@@ -157,7 +156,11 @@ impl Machine {
             }
             State::Inherited { silent } => {
                 if facts.named == Some(false) {
-                    return Some(self.fall_back("the name was taken out of synchronous_standby_names", now));
+                    // A guard of the earlier process: no setback of ours, which would keep commits from waiting for `back`.
+                    let why = facts.fell_back.clone();
+                    let why = why
+                        .unwrap_or_else(|| "the name was taken out of synchronous_standby_names".to_owned());
+                    return Some(self.leave(why));
                 }
                 if facts.streaming {
                     // Caught up or not: commits wait already, and maybe without guards.
@@ -211,7 +214,11 @@ impl Machine {
             self.setbacks = 0;
         }
         self.setbacks = self.setbacks.saturating_add(1);
-        self.state = State::Leaving { why: why.to_owned(), pause: None, under_way: true };
+        self.leave(why.to_owned())
+    }
+
+    fn leave(&mut self, why: String) -> Action {
+        self.state = State::Leaving { why, pause: None, under_way: true };
         Action::Leave
     }
 
@@ -389,6 +396,22 @@ mod tests {
         assert_eq!(run.after(6.0, &slow), Some(Action::Join));
         assert_eq!(run.machine.handle_joined(Ok(()), run.now), None);
         assert_eq!(run.after(60.0, &slow), None, "its guards see to it that no commit waits for long");
+    }
+
+    #[test]
+    fn a_guard_that_lets_go_as_we_start_is_no_setback_of_ours() {
+        let mut run = Run::new();
+        assert_eq!(run.after(0.0, &facts(false, true)), None);
+        let fell_back = Facts { fell_back: Some("nobody streamed".into()), ..facts(true, false) };
+        assert_eq!(run.after(0.1, &fell_back), Some(Action::Leave));
+        assert!(matches!(run.machine.state(), State::Leaving { why, .. } if why == "nobody streamed"));
+        run.machine.handle_left(Ok(()), run.now);
+        assert_eq!(run.after(0.1, &facts(true, false)), None);
+        assert_eq!(
+            run.after(0.6, &facts(true, false)),
+            Some(Action::Join),
+            "it comes back as after any start"
+        );
     }
 
     #[test]
