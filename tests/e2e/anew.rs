@@ -78,28 +78,36 @@ async fn columns_stand_in_the_primarys_order() -> Result<()> {
     leader.ready().await?;
     followed(&mut leader).await?;
     primary
-        .batch_execute("BEGIN; ALTER TABLE ord ADD zip text; ALTER TABLE ord ADD city text; ALTER TABLE days ADD v int, ADD u int; COMMIT")
+        .batch_execute("BEGIN; ALTER TABLE ord ADD zip text; ALTER TABLE ord ADD place text GENERATED ALWAYS AS (zip || '!') STORED; ALTER TABLE ord ADD city text; ALTER TABLE days ADD v int, ADD u int; COMMIT")
         .await?;
     followed(&mut leader).await?;
-    ensure!(order_of(&shadow, "ord").await? == "id name zip city", "{}", order_of(&shadow, "ord").await?);
+    ensure!(
+        order_of(&shadow, "ord").await? == "id name zip place city",
+        "{}",
+        order_of(&shadow, "ord").await?
+    );
     ensure!(order_of(&shadow, "days_1").await? == "day id v u", "{}", order_of(&shadow, "days_1").await?);
 
     // Somebody's hand, or an older Godwit. It is made anew while it is written.
-    let moved = "ALTER TABLE ord DROP COLUMN zip; ALTER TABLE ord ADD COLUMN zip text";
+    let moved = "ALTER TABLE ord DROP COLUMN place; ALTER TABLE ord ADD COLUMN place text GENERATED ALWAYS AS (zip || '!') STORED";
     superuser(far).await?.batch_execute(moved).await?;
     let writing = Writing::start(owner(near).await?, |n| {
         format!(
             "INSERT INTO ord (name, zip, city) VALUES ('{n}', '8000', 'Zurich'); UPDATE ord SET zip = '1' WHERE id = {n}; INSERT INTO days VALUES ({n} + 1000, 15)"
         )
     });
-    let told = "zip comes before city on";
+    let told = "place comes before city on";
     let named = |lines: &[String]| lines.iter().any(|line| line.contains(told));
     leader.until("the order is told", |view| named(&view.problems)).await?;
     let found = differences(&leader).await?;
     ensure!(found.iter().any(|left| left.what.contains(told) && left.reseed && left.stops), "{found:#?}");
     seed_anew(&leader, &["public.ord"]).await?;
     followed(&mut leader).await?;
-    ensure!(order_of(&shadow, "ord").await? == "id name zip city", "{}", order_of(&shadow, "ord").await?);
+    ensure!(
+        order_of(&shadow, "ord").await? == "id name zip place city",
+        "{}",
+        order_of(&shadow, "ord").await?
+    );
     // A part that a person drops is made anew as well.
     shadow.batch_execute("DROP TABLE days_1").await?;
     until("it is made", async || {
@@ -117,7 +125,7 @@ async fn columns_stand_in_the_primarys_order() -> Result<()> {
 
     leader.migrate(&far.name).await?;
     leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
-    let zip = "INSERT INTO ord VALUES (100000, 'x', '5678', 'Basel') RETURNING zip";
+    let zip = "INSERT INTO ord VALUES (100000, 'x', '5678', DEFAULT, 'Basel') RETURNING zip";
     ensure!(shadow.query_one(zip, &[]).await?.get::<_, String>(0) == "5678");
     Ok(())
 }

@@ -358,7 +358,7 @@ async fn a_primary_that_restarts_with_godwit_does_not_wait_for_a_shadow_that_is_
 /// As where a standby takes the primary's place that was made while commits waited.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_comes_back_is_taken_out_in_async_mode_too() -> Result<()> {
-    let playground = Playground::start(&playground("{mode: async}", false)?).await?;
+    let playground = Playground::start(&options(false)?).await?;
     let [near, _] = &playground.zones;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;
@@ -376,7 +376,7 @@ async fn a_name_that_comes_back_is_taken_out_in_async_mode_too() -> Result<()> {
 /// Godwit's own table is another one for a while, so that it cannot be asked what commits wait for.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_keeps_commits_from_being_let_go_is_told_until_it_is_over() -> Result<()> {
-    let playground = Playground::start(&playground("{mode: async}", false)?).await?;
+    let playground = Playground::start(&options(false)?).await?;
     let [near, far] = &playground.zones;
     let mut leader = Leader::start(&playground, &[])?;
     leader.ready().await?;

@@ -9,7 +9,7 @@ use godwit::demo::zone::{Playground, RESOURCE};
 use serde_json::Value;
 
 use crate::leader::{Leader, PATIENCE, PROGRAM, connect, load, options};
-use crate::schema::seed_anew;
+use crate::schema::{owner, seed_anew};
 
 /// Runs the command line as a person would.
 pub(crate) async fn godwit(leader: &Leader<'_>, arguments: &[&str]) -> Result<(ExitStatus, String, String)> {
@@ -31,6 +31,9 @@ async fn view(leader: &Leader<'_>) -> Result<VerificationView> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_person_verifies_stops_resumes_and_sees_what_differs() -> Result<()> {
     let playground = Playground::start(&options(false)?).await?;
+    // The load does not write to them.
+    let apart = "INSERT INTO customers (id, name) VALUES (8007, 'to be damaged'), (8008, 'to be gone')";
+    owner(&playground.zones[0]).await?.batch_execute(apart).await?;
     let mut leader = Leader::start(&playground, &[])?;
     let ready = leader.ready().await?;
     let load = load(&playground, 100.0, "verify");
@@ -49,13 +52,13 @@ async fn a_person_verifies_stops_resumes_and_sees_what_differs() -> Result<()> {
     // A damaged row, by its key; and no other.
     let shadow = connect(leader.zone(&ready.shadow)).await?;
     let damaged = "SET session_replication_role = replica;
-        UPDATE customers SET name = 'somebody else' WHERE id = 7; DELETE FROM customers WHERE id = 8";
+        UPDATE customers SET name = 'somebody else' WHERE id = 8007; DELETE FROM customers WHERE id = 8008";
     shadow.batch_execute(damaged).await?;
     let (status, out, err) = godwit(&leader, &["--table", "customers", "--values"]).await?;
     ensure!(status.code() == Some(6), "{status} {out} {err}");
-    ensure!(out.contains("public.customers (id = 8): missing on the target"), "{out}");
+    ensure!(out.contains("public.customers (id = 8008): missing on the target"), "{out}");
     ensure!(
-        out.contains("public.customers (id = 7): differs: name (") && out.contains("\"somebody else\""),
+        out.contains("public.customers (id = 8007): differs: name (") && out.contains("\"somebody else\""),
         "{out}"
     );
     ensure!(out.contains(": 2 differences: 1 of 1 tables"), "{out}");
@@ -101,6 +104,7 @@ async fn a_person_verifies_stops_resumes_and_sees_what_differs() -> Result<()> {
     drop(leader);
     let mut leader = Leader::start(&playground, &[])?;
     leader.until("it still does", is_told).await?;
+    leader.until("it streams", |view| view.replication.state == "streaming").await?;
     seed_anew(&leader, &["public.customers"]).await?;
     leader.ready().await?;
     let again = view(&leader).await?;
