@@ -283,6 +283,35 @@ async fn resources_of_one_server_wait_together_and_none_leaves_anothers_name() -
     commit(server.connect("postgres").await?).await
 }
 
+/// What a resource's guards leave behind when their client is gone lets nobody go who waits for another resource's shadow.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guard_that_was_left_behind_lets_nobody_go_who_waits_for_another_shadow() -> Result<()> {
+    let server = TestCluster::start(15)?;
+    let (shop, books) = (Resource::new(&server, DATABASE).await?, Resource::new(&server, "books").await?);
+    let admin = server.connect("postgres").await?;
+    // Nobody calls leave for it: its second guard stays.
+    drop(shop.join(Duration::from_secs(1)).await?);
+    let released = format!(
+        "(SELECT fell_back IS NOT NULL FROM godwit.synchronous WHERE slot = '{}') \
+         AND current_setting('synchronous_standby_names') = ''",
+        shop.slot
+    );
+    until("its guard has let go", &shop.client, &released).await?;
+
+    let (_armed, consumer) = books.join(AFTER).await?;
+    consumer.acknowledges.send_replace(false);
+    let writer = server.connect("books").await?;
+    let commit = tokio::spawn(async move { writer.execute("INSERT INTO t DEFAULT VALUES", &[]).await });
+    let waits = "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')";
+    until("the commit waits", &admin, waits).await?;
+    // Two seconds after it let go a guard begins to look whether commits still wait.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(!commit.is_finished(), "acknowledged without the shadow");
+    books.leave().await?;
+    tokio::time::timeout(PATIENCE, commit).await???;
+    shop.leave().await
+}
+
 /// The transaction that writes a critical table waits, whichever way it is written, and only that one.
 async fn critical(major: u32) -> Result<()> {
     let server = TestCluster::start(major)?;

@@ -20,7 +20,9 @@ CREATE TABLE IF NOT EXISTS godwit.synchronous (
 -- ALTER SYSTEM behind the call (a function cannot run it): the server reads it when the loop is over, client or not.
 -- With "release" it never returns: a second session reloads the configuration, which the first one may not come to, since its
 -- second answer to a dead client ends it. Should commits still wait after that, it cancels their wait (they have committed;
--- the client gets a warning), but only where the operator has no standbys that are waited for as well ("alone").
+-- the client gets a warning), but only where the operator has no standbys that are waited for as well ("alone"), while no other
+-- resource's guard watches (commits wait for that one's shadow, and it lets everybody go itself), and for a while: it may be
+-- left behind, and what comes to be waited for later is none of its business.
 -- COMMIT in each round: a procedure in one transaction would hold back vacuum.
 CREATE OR REPLACE PROCEDURE godwit.guard_synchronous(args jsonb) LANGUAGE plpgsql AS $$
 DECLARE
@@ -72,7 +74,11 @@ BEGIN
       IF rounds < 50 AND rounds % 3 = 1 THEN
         PERFORM pg_reload_conf();
       END IF;
-      IF rounds > 20 AND why IS NOT NULL AND (args ->> 'alone')::boolean THEN
+      IF rounds BETWEEN 21 AND 100 AND why IS NOT NULL AND (args ->> 'alone')::boolean AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_stat_activity a
+        WHERE a.application_name LIKE 'godwit guard %' AND a.application_name <> current_setting('application_name')
+        AND (a.state = 'disabled' OR a.state = 'active' AND a.query LIKE 'CALL godwit.guard_synchronous(%"release":false%')
+      ) THEN
         PERFORM pg_cancel_backend(w) FROM unnest(waiting) w WHERE w = ANY (waited);
       END IF;
       rounds := rounds + 1;
