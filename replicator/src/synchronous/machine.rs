@@ -11,7 +11,7 @@
 //!               └─ streams ─► Joining          once it streams it gets its guards, which bound each wait)
 //! ```
 //! Hysteresis: after each fall-back the stream must have been caught up for `back`, twice as long for each fall-back in
-//! a row, before commits wait again.
+//! a row, before commits wait again. That somebody else took the name out makes it no longer.
 
 use std::time::{Duration, Instant};
 
@@ -176,10 +176,15 @@ impl Machine {
             State::Joining => None,
             State::Synchronous { silent, .. } => {
                 // A guard's word counts before the setting does: sessions see a change of it a moment later.
-                if facts.named == Some(false) || facts.fell_back.is_some() {
-                    let why = facts.fell_back.clone();
-                    let why = why.unwrap_or_else(|| "somebody changed synchronous_standby_names".to_owned());
-                    return Some(self.fall_back(&why, now));
+                if let Some(why) = &facts.fell_back {
+                    return Some(self.fall_back(why, now));
+                }
+                if facts.named == Some(false) {
+                    // Another resource's guard, or an operator: it says nothing of this lane's shadow.
+                    let before = self.setbacks;
+                    let action = self.fall_back("somebody changed synchronous_standby_names", now);
+                    self.setbacks = self.setbacks.min(before.max(1));
+                    return Some(action);
                 }
                 if facts.streaming {
                     *silent = None;
@@ -331,8 +336,9 @@ mod tests {
     #[test]
     fn the_way_back_gets_longer_with_each_setback_and_short_again() {
         let mut run = Run::synchronous();
+        let fell_back = Facts { fell_back: Some("a commit waited".into()), ..facts(true, false) };
         for needed in [10.0, 20.0, 40.0] {
-            assert_eq!(run.after(0.1, &facts(true, false)), Some(Action::Leave), "a guard took it out");
+            assert_eq!(run.after(0.1, &fell_back), Some(Action::Leave), "its guard took it out");
             run.machine.handle_left(Ok(()), run.now);
             assert_eq!(run.after(0.0, &facts(true, false)), None);
             assert_eq!(run.after(needed - 0.1, &facts(true, false)), None);
@@ -340,8 +346,21 @@ mod tests {
             run.machine.handle_joined(Ok(()), run.now);
         }
         assert_eq!(run.after(101.0, &facts(true, true)), None);
-        assert_eq!(run.after(0.1, &facts(true, false)), Some(Action::Leave));
+        assert_eq!(run.after(0.1, &fell_back), Some(Action::Leave));
         assert_eq!(run.machine.calm_needed(), SETTINGS.back);
+    }
+
+    #[test]
+    fn what_others_take_out_does_not_make_the_way_back_longer() {
+        let mut run = Run::synchronous();
+        for _ in 0..3 {
+            assert_eq!(run.after(0.1, &facts(true, false)), Some(Action::Leave), "not its own guard");
+            run.machine.handle_left(Ok(()), run.now);
+            assert_eq!(run.after(0.0, &facts(true, false)), None);
+            assert_eq!(run.after(9.9, &facts(true, false)), None);
+            assert_eq!(run.after(0.2, &facts(true, false)), Some(Action::Join));
+            run.machine.handle_joined(Ok(()), run.now);
+        }
     }
 
     #[test]
