@@ -312,6 +312,26 @@ async fn a_guard_that_was_left_behind_lets_nobody_go_who_waits_for_another_shado
     shop.leave().await
 }
 
+/// Nobody would let go who waits for a name that comes back after its guard.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_its_guard_took_out_while_it_joined_stays_out() -> Result<()> {
+    let server = TestCluster::start(15)?;
+    let shop = Resource::new(&server, DATABASE).await?;
+    let admin = server.connect("postgres").await?;
+    let consumer = consume(&shop.dsn, &shop.slot, &shop.publication).await?;
+    // A standby that never said anything does not count.
+    let said = "EXISTS (SELECT FROM pg_stat_replication WHERE flush_lsn IS NOT NULL)";
+    until("the stream is up", &admin, said).await?;
+    consumer.acknowledges.send_replace(false);
+    let refused = Armed::join(&shop.client, &shop.dsn, &shop.slot, Duration::from_secs(1)).await;
+    let refused = refused.expect_err("nobody acknowledges").to_string();
+    ensure!(refused.contains("a commit waited"), "{refused}");
+    ensure!(text(&admin, "SHOW synchronous_standby_names").await?.is_empty(), "it is there again");
+    let commit = admin.query("SELECT pg_logical_emit_message(true, 'x', 'y')", &[]);
+    tokio::time::timeout(PATIENCE / 6, commit).await.context("a commit of another database hangs")??;
+    shop.leave().await
+}
+
 /// The transaction that writes a critical table waits, whichever way it is written, and only that one.
 async fn critical(major: u32) -> Result<()> {
     let server = TestCluster::start(major)?;

@@ -221,6 +221,10 @@ impl Armed {
         let deadline = written + EFFECT;
         loop {
             let now = observe(client, slot).await?;
+            if let Some(why) = now.fell_back {
+                // Its own guard took it out: nobody would let go who waits for it now.
+                return Err(Error::Unready(format!("{context}: {why}")));
+            }
             let counts = now.named && matches!(now.state.as_deref(), Some("sync" | "quorum"));
             let mut unguarded = unguarded(client, &now.setting).await?;
             if counts && unguarded.is_empty() && commits_wait(&prober, slot).await? {
