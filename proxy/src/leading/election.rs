@@ -496,9 +496,20 @@ fn open<'a>(primary: &str, seen: &'a [Seen]) -> Option<(u64, &'a Seen)> {
     open.max_by_key(|(generation, seen)| (*generation, seen.zone == primary))
 }
 
+/// Where none is open: the database of the newest generation, which a move has fenced, and that one. None where it may be another: one does not answer.
+fn fenced(seen: &[Seen]) -> Option<(u64, &Seen)> {
+    if seen.iter().any(|seen| seen.lease.is_err()) {
+        return None;
+    }
+    let generation = |seen: &Seen| Some(seen.lease.as_ref().ok()?.epoch?.0);
+    let newest = seen.iter().filter_map(generation).max()?;
+    let mut of_it = seen.iter().filter(|seen| generation(seen) == Some(newest));
+    of_it.next().filter(|_| of_it.next().is_none()).map(|seen| (newest, seen))
+}
+
 /// The generation of the primary whose lease this node has, and until when nobody else can have it.
 fn leads_at(primary: &str, seen: &[Seen]) -> Option<(u64, Instant)> {
-    let (generation, seen) = open(primary, seen)?;
+    let (generation, seen) = open(primary, seen).or_else(|| fenced(seen))?;
     Some((generation, seen.mine_until?))
 }
 
@@ -514,7 +525,8 @@ fn outrun(resource: &str, seen: &[Seen], leads: impl FnOnce() -> Option<u64>) ->
 }
 
 /// The lease of the database that clients may write to decides: of the newest generation, and before the first move of the configured
-/// primary. Where none is open (a move was under way), all of them do.
+/// primary. Where none is open (a move was under way), that of the one that was fenced last does, and all of them where that may be one that does
+/// not answer.
 fn judge(primary: &str, mine: &str, seen: &[Seen]) -> Verdict {
     let answers = || seen.iter().filter_map(|seen| Some((&seen.zone, seen.lease.as_ref().ok()?)));
     let silent = seen.iter().find_map(|seen| Some((&seen.zone, seen.lease.as_ref().err()?)));
@@ -525,7 +537,8 @@ fn judge(primary: &str, mine: &str, seen: &[Seen]) -> Verdict {
     };
     let first = || answers().find(|(zone, lease)| *zone == primary && lease.epoch.is_none());
     let decides = open(primary, seen).and_then(|(_, seen)| seen.lease.as_ref().ok());
-    if let Some(lease) = decides.or_else(|| first().map(|(_, lease)| lease)) {
+    let fenced = || fenced(seen)?.1.lease.as_ref().ok();
+    if let Some(lease) = decides.or_else(|| first().map(|(_, lease)| lease)).or_else(fenced) {
         return of(lease);
     }
     let all: Vec<Verdict> = answers().map(|(_, lease)| of(lease)).collect();
@@ -585,7 +598,12 @@ mod tests {
             (silent(), lease(Some((2, true)), "me"), Verdict::Mine),
             // In the middle of one.
             (lease(Some((2, false)), ""), lease(Some((1, false)), "me"), Verdict::Free),
-            (lease(Some((2, false)), ""), lease(Some((1, false)), "you"), held("you")),
+            // Who is cut off from the primary renews the shadow's for ever.
+            (lease(Some((2, false)), ""), lease(Some((1, false)), "you"), Verdict::Free),
+            (lease(Some((2, false)), "me"), lease(Some((1, false)), "you"), Verdict::Mine),
+            (silent(), lease(Some((1, false)), "you"), held("you")),
+            (lease(Some((2, false)), ""), silent(), Verdict::Unknown("far does not answer: refused".into())),
+            (lease(Some((1, false)), ""), lease(Some((1, false)), "you"), held("you")),
             (lease(Some((2, false)), "you"), lease(Some((1, false)), ""), held("you")),
             (lease(Some((2, false)), "me"), lease(Some((1, false)), "me"), Verdict::Mine),
         ] {
@@ -638,6 +656,15 @@ mod tests {
         assert_eq!(judge("near", "me", &seen), Verdict::Mine);
         seen[0].hear(said("near", Some(lease(Some((1, true)), "you"))), until);
         assert!(matches!(judge("near", "me", &seen), Verdict::Held(..)), "it is another's");
+        assert_eq!(leads_at("near", &seen), None);
+        // The fence is up: the shadow's lease goes with that of the database that was fenced.
+        let mut seen = [
+            said("near", Some(lease(Some((2, false)), "me"))),
+            said("far", Some(lease(Some((1, false)), "you"))),
+        ];
+        seen[0].mine_until = Some(until);
+        assert_eq!(leads_at("near", &seen), Some((2, until)));
+        seen[0].mine_until = None;
         assert_eq!(leads_at("near", &seen), None);
     }
 
