@@ -1,13 +1,14 @@
 //! Connections of the admin listener from their first request to their last: who is slow keeps neither a seat nor the node from its end.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Bytes, HttpBody};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{ConnectInfo, Request};
 use axum::response::Response;
 use axum::serve::Listener as _;
@@ -18,14 +19,14 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::listener::{Listener, Peer, Stream};
 
-/// Connections at a time; one more waits in the kernel.
+/// Connections at a time; one more ends the oldest that has no request under way.
 const CONNECTIONS: usize = 512;
 /// How long a connection may be silent before a request, and how long its header may take.
 const HEADER: Duration = Duration::from_secs(20);
@@ -38,17 +39,17 @@ const LAST: Duration = Duration::from_secs(3);
 
 /// Serves until cancelled, and a moment longer what was begun.
 pub(super) async fn serve(mut listener: Listener, router: Router, stop: CancellationToken) {
-    let (seats, connections) = (Arc::new(Semaphore::new(CONNECTIONS)), TaskTracker::new());
-    loop {
-        let next = async {
-            let seat = Arc::clone(&seats).acquire_owned().await;
-            (listener.accept().await, seat)
-        };
-        let Some(((stream, peer), seat)) = stop.run_until_cancelled(next).await else { break };
+    let (mut seats, connections) = (Seats::of(CONNECTIONS), TaskTracker::new());
+    while let Some((stream, peer)) = stop.run_until_cancelled(listener.accept()).await {
+        let (address, seat) = (peer.address, seats.take());
         let (router, stop) = (router.clone(), stop.clone());
         connections.spawn(async move {
-            connection(stream, peer, router, stop).await;
-            drop(seat);
+            tokio::select! {
+                () = connection(stream, peer, router, seat.requests, stop) => {}
+                Ok(()) = seat.wanted => {
+                    tracing::debug!(%address, "too many connections of the admin listener: the oldest was ended");
+                }
+            }
         });
     }
     drop(listener);
@@ -56,13 +57,52 @@ pub(super) async fn serve(mut listener: Listener, router: Router, stop: Cancella
     connections.wait().await;
 }
 
-async fn connection(stream: Stream, peer: Peer, router: Router, stop: CancellationToken) {
+/// Who is connected, the oldest first.
+struct Seats {
+    most: usize,
+    taken: VecDeque<(oneshot::Sender<()>, Weak<()>)>,
+}
+
+/// What a connection holds while it is there.
+struct Seat {
+    /// Resolves when another one is to have it.
+    wanted: oneshot::Receiver<()>,
+    /// Held by each request that is under way, too.
+    requests: Arc<()>,
+}
+
+impl Seats {
+    fn of(most: usize) -> Self {
+        Self { most, taken: VecDeque::new() }
+    }
+
+    fn take(&mut self) -> Seat {
+        self.taken.retain(|(wanted, _)| !wanted.is_closed());
+        if self.taken.len() >= self.most {
+            let idle = self.taken.iter().position(|(_, requests)| requests.strong_count() <= 1);
+            if let Some((wanted, _)) = self.taken.remove(idle.unwrap_or(0)) {
+                // It may have gone by itself.
+                let _ = wanted.send(());
+            }
+        }
+        let (sender, wanted) = oneshot::channel();
+        let requests = Arc::new(());
+        self.taken.push_back((sender, Arc::downgrade(&requests)));
+        Seat { wanted, requests }
+    }
+}
+
+async fn connection(stream: Stream, peer: Peer, router: Router, requests: Arc<()>, stop: CancellationToken) {
     let address = peer.address;
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(|body| Hurried { body, end: None });
         request.extensions_mut().insert(ConnectInfo(peer.clone()));
         let answer = TowerToHyperService::new(router.clone()).call(request);
-        async { answer.await as Result<Response, Infallible> }
+        let request = Arc::clone(&requests);
+        async {
+            let answer: Result<Response, Infallible> = answer.await;
+            answer.map(|answer| answer.map(|body| Answer { body, _request: request }))
+        }
     });
     let stream = TokioIo::new(Impatient { stream, end: None });
     let mut http = http1::Builder::new();
@@ -100,6 +140,32 @@ impl HttpBody for Hurried {
         }
         let end = self.end.get_or_insert_with(|| Box::pin(sleep(BODY)));
         end.as_mut().poll(cx).map(|()| Some(Err("it took too long".into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of an answer, until whose end its request is under way.
+struct Answer {
+    body: Body,
+    _request: Arc<()>,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -161,12 +227,11 @@ mod tests {
     use std::sync::Mutex;
 
     use anyhow::{Context as _, Result};
-    use axum::body::{Body, to_bytes};
+    use axum::body::to_bytes;
     use axum::routing::{get, post};
     use futures_util::stream;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
-    use tokio::sync::oneshot;
     use tokio::task::JoinHandle;
 
     use super::*;
@@ -183,6 +248,26 @@ mod tests {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(request.as_bytes()).await?;
         Ok(stream)
+    }
+
+    /// Whoever can connect could keep all others, probes among them, from an answer.
+    #[test]
+    fn who_asks_nothing_makes_room() {
+        let is_wanted = |seat: &mut Seat| seat.wanted.try_recv().is_ok();
+        let mut seats = Seats::of(3);
+        let [mut busy, mut idle, mut later] = [(); 3].map(|()| seats.take());
+        let request = Arc::clone(&busy.requests);
+        let mut new = seats.take();
+        assert_eq!([&mut busy, &mut idle, &mut later, &mut new].map(is_wanted), [false, true, false, false]);
+        // Who has gone has left a place.
+        drop(later);
+        let mut newer = seats.take();
+        assert_eq!([&mut busy, &mut new, &mut newer].map(is_wanted), [false; 3]);
+        // All are at work: the oldest.
+        let _requests = [&new, &newer].map(|seat| Arc::clone(&seat.requests));
+        let _newest = seats.take();
+        assert_eq!([&mut busy, &mut new, &mut newer].map(is_wanted), [true, false, false]);
+        drop(request);
     }
 
     #[tokio::test(start_paused = true)]
