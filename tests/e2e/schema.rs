@@ -262,7 +262,7 @@ pub(crate) async fn replicated(how: &str) -> Result<Playground> {
     Ok(Playground::start(&options).await?)
 }
 
-/// Until the shadow has followed.
+/// Until the shadow has followed, and the stream is up.
 pub(crate) async fn followed(leader: &mut Leader<'_>) -> Result<()> {
     // None is told while a table is being filled.
     let followed = async || {
@@ -278,6 +278,7 @@ pub(crate) async fn followed(leader: &mut Leader<'_>) -> Result<()> {
             differences(leader).await?
         )));
     }
+    leader.until("the stream is up", |view| view.replication.state == "streaming").await?;
     leader.ready().await.map(drop)
 }
 

@@ -91,8 +91,8 @@ pub struct Hands {
     pub(super) compared: Mutex<Option<(String, String)>>,
     /// Snapshot of the new primary at the end marker.
     marker_snapshot: Mutex<Option<(Generation, Arc<Client>)>>,
-    /// Snapshots of both sides at the end marker: the old primary's first.
-    comparison: Mutex<Option<MarkerSnapshots>>,
+    /// The generation that was committed, and what there is of its end marker.
+    comparison: Mutex<Option<(Generation, AtMarker)>>,
 }
 
 pub(super) type Failure = String;
@@ -100,8 +100,13 @@ pub(super) type Failure = String;
 /// How long the release waits for sessions of the database that are still getting ready.
 const READY: Duration = Duration::from_secs(1);
 
-/// The generation that was committed, and sessions whose snapshots are of its end marker: old primary, new primary.
-type MarkerSnapshots = (Generation, Arc<Client>, Arc<Client>);
+/// What there is of both sides as they were at the end marker.
+enum AtMarker {
+    /// The old primary's and the new one's.
+    Snapshots(Arc<Client>, Arc<Client>),
+    /// How those compared, and the tables that only live data can tell.
+    Found(Comparison, BTreeSet<String>),
+}
 
 impl Hands {
     /// Nothing is done yet.
@@ -574,7 +579,9 @@ impl Hands {
         }
         match self.databases.take(&old.0, Purpose::Snapshot).await.map_err(chain) {
             Ok(client) => match compare::begin(&client).await {
-                Ok(()) => *self.comparison.lock().await = Some((generation, client, new)),
+                Ok(()) => {
+                    *self.comparison.lock().await = Some((generation, AtMarker::Snapshots(client, new)));
+                }
                 Err(why) => {
                     tracing::warn!(zone = %old, %why, "no snapshot of the old primary at the end marker");
                 }
@@ -587,18 +594,22 @@ impl Hands {
 
     async fn compare(&self, state: &State) -> Result<bool, Failure> {
         let Some(run) = &state.run else { return Ok(false) };
-        let kept = self.comparison.lock().await.take();
-        let (comparison, at) = match kept {
-            Some((generation, old, new)) if generation == state.generation => {
-                let (found, lost) = compare::snapshots(&old, &new).await?;
-                let rest = if lost.is_empty() {
-                    Comparison::default()
-                } else {
-                    self.live(run, state, Some(&lost)).await?
-                };
-                (found.and(rest), "at the end marker")
+        let kept =
+            self.comparison.lock().await.take().filter(|(generation, _)| *generation == state.generation);
+        let found = match kept {
+            Some((_, AtMarker::Snapshots(old, new))) => Some(compare::snapshots(&old, &new).await?),
+            Some((_, AtMarker::Found(found, lost))) => Some((found, lost)),
+            None => None,
+        };
+        let (comparison, at) = match found {
+            Some((found, lost)) if lost.is_empty() => (found, "at the end marker"),
+            Some((found, lost)) => {
+                // Where these cannot be told yet, nothing else is looked at again.
+                let at_marker = AtMarker::Found(found.clone(), lost.clone());
+                *self.comparison.lock().await = Some((state.generation, at_marker));
+                (found.and(self.live(run, state, Some(&lost)).await?), "at the end marker")
             }
-            _ => (self.live(run, state, None).await?, "on live data"),
+            None => (self.live(run, state, None).await?, "on live data"),
         };
         if comparison.differences.is_empty() && !comparison.undecided.is_empty() {
             // It is looked again.

@@ -230,6 +230,8 @@ impl Hands {
                 // One that was let in before the gate closed may connect only now.
                 front.pool.load().end_connections();
                 if tokio::time::timeout(CUT, drained.as_mut()).await.is_ok() {
+                    // A stream is outside as soon as it is one: the last of them may have connected since.
+                    front.pool.load().end_connections();
                     return;
                 }
             }

@@ -150,17 +150,18 @@ pub struct Known {
     /// Tables whose rows were found to differ, until they are copied anew or found equal. They still do when the service has moved: the zone that it
     /// left has the others.
     pub differing: BTreeSet<String>,
-    /// Those of the verification that was begun last.
+    /// Those that the verification that was begun last did not find equal.
     pub found: BTreeSet<String>,
 }
 
 impl Known {
-    /// Differences between the schemas are told where those are compared, and what moved at every reading is none.
+    /// Differences between the schemas are told where those are compared, and what moved at every reading is none; but neither says that what
+    /// was found before is over.
     fn differs(&mut self, found: &Difference) {
         if matches!(found.kind, Kind::Missing | Kind::Extra | Kind::Changed) {
             self.differing.insert(found.table.clone());
-            self.found.insert(found.table.clone());
         }
+        self.found.insert(found.table.clone());
     }
 
     /// Of tables that are copied anew nothing is known any more.
@@ -537,7 +538,7 @@ pub(super) const DIFFER: &str = "godwit verify found rows that differ";
 /// What mends that.
 pub(super) fn mend(resource: &str, table: &str) -> String {
     if table == LARGE_OBJECTS {
-        return format!("godwit verify {resource}");
+        return format!("godwit reseed {resource}, or godwit verify {resource} where they are equal by now");
     }
     format!("{}, or godwit verify {resource} where they are equal by now", reseed_command(resource, table))
 }
@@ -661,6 +662,12 @@ mod tests {
         assert_eq!(tables(&known), ["public.a", "public.b", "s.c"]);
         // The next one finds what is found anew.
         known.found.clear();
+        for kind in [Kind::Unsettled, Kind::ColumnsMissing] {
+            known.differs(&found(kind, "public.b"));
+            known.done(&view(Standing::Done, &["b"], 1));
+            assert_eq!(tables(&known), ["public.a", "public.b", "s.c"], "it was not looked at to its end");
+        }
+        known.found.clear();
         known.done(&view(Standing::Stopped, &[], 0));
         known.done(&VerificationView { generation: 2, ..view(Standing::Done, &[], 0) });
         known.done(&view(Standing::Done, &["a", "c"], 0));
@@ -673,7 +680,9 @@ mod tests {
         assert_eq!(tables(&kept), ["public.b"]);
         known.done(&view(Standing::Done, &[], 0));
         assert!(tables(&known).is_empty());
-        assert!(crate::cli::parses(mend("shop", "public.a").split(',').next().unwrap()));
+        for table in ["public.a", LARGE_OBJECTS] {
+            assert!(crate::cli::parses(mend("shop", table).split(',').next().unwrap()), "{table}");
+        }
     }
 
     #[tokio::test]

@@ -152,13 +152,18 @@ impl Kept {
 }
 
 impl Place {
-    /// Its right to be inside: what it still has of that, or a new one while the gate is open; none if it was ended.
+    /// Its right to be inside: what it still has of that, or a new one while the gate is open; none if it was ended, or is of an older
+    /// generation, whose end stays as it is.
     pub fn come_back(&self, gate: &Arc<Gate>) -> Option<Admission> {
         if self.was_ended() {
             return None;
         }
-        let kept = self.streams.open().streams.get_mut(&self.id)?.admission.take();
-        kept.or_else(|| gate.try_enter())
+        let (kept, is_old) = {
+            let mut open = self.streams.open();
+            let kept = open.streams.get_mut(&self.id)?;
+            (kept.admission.take(), kept.end_at.is_some())
+        };
+        kept.or_else(|| if is_old { None } else { gate.try_enter() })
     }
 
     /// Whether it was ended from here.
@@ -177,8 +182,8 @@ impl Drop for Place {
 /// How long until a gRPC call counts as a stream after its response's header: one with a single answer sends that together with the header.
 pub const CERTAIN: Duration = Duration::from_millis(250);
 
-/// How long until a request that asks for a stream counts as one after it was sent, unless it is answered with something else by then. Of a
-/// hold this is a small part; and who leaves so early comes back.
+/// How long until a request that asks for a stream, or whose route has streams, counts as one after it was sent, unless it is answered with
+/// something else by then. Of a hold this is a small part; and who leaves so early comes back.
 pub const UNANSWERED: Duration = Duration::from_millis(50);
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod window;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
 use crate::change::{Change, LargeHeader, Transaction};
 use crate::error::Error;
@@ -34,6 +35,11 @@ pub const GROUP_TIME: std::time::Duration = std::time::Duration::from_millis(200
 pub trait Target: Send {
     /// Takes the stream over from any earlier session, and tells where it stands; that is durable.
     async fn resume(&mut self) -> Result<Resume, Error>;
+
+    /// Cancelled once the session of [`Target::resume`] has ended, which nothing else tells while nothing is applied.
+    fn ended(&self) -> CancellationToken {
+        CancellationToken::new()
+    }
 
     /// Does what a copy had to leave for later, where its time has come; asked after [`Target::resume`], where that says it is copied. May take long.
     async fn late(&mut self) -> Result<(), Error> {

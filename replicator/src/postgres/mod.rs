@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio_postgres::{Client, NoTls};
+use tokio_util::sync::CancellationToken;
 
 pub use connection::{Dialed, Socket, dial};
 pub use dsn::{Authority, ClientCertificate, Dsn, DsnError, Tls, TlsMode};
@@ -57,8 +58,22 @@ pub async fn connect(dsn: &Dsn, application_name: &str) -> Result<Client, Error>
 /// silent is noticed within a minute where nothing is under way, else when the kernel gives up what it sent, after about 15 min, or as soon as the
 /// server is there again: it does not know the connection. `tcp_user_timeout` of `dsn` counts here, too.
 pub async fn connect_to_write(dsn: &Dsn, application_name: &str) -> Result<Client, Error> {
+    Ok(connect_to_write_watched(dsn, application_name).await?.0)
+}
+
+/// The same, with what is cancelled once the session has ended: who asks nothing of it learns that from nothing else.
+pub async fn connect_to_write_watched(
+    dsn: &Dsn,
+    application_name: &str,
+) -> Result<(Client, CancellationToken), Error> {
     let (client, driver) = apart(dsn, application_name, "", None).await?;
-    Ok(driven((client, driver)))
+    let ended = CancellationToken::new();
+    let told = ended.clone().drop_guard();
+    let driver = Box::pin(async move {
+        let _told = told;
+        driver.await
+    });
+    Ok((driven((client, driver)), ended))
 }
 
 /// The same for who changes schemas: the application's event triggers are for its own DDL. What they write may be fenced, and what they forbid is not

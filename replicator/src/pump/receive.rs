@@ -321,7 +321,8 @@ impl Applier {
         Ok(())
     }
 
-    /// The next work. Where none comes, what is not durable is made so meanwhile.
+    /// The next work. Where none comes, what is not durable is made so meanwhile, and a target that is gone is not waited with: whoever ended
+    /// its session has it look at tables anew, say, and the stream is to be up again before somebody needs it.
     async fn next(&mut self, todo: &mut mpsc::UnboundedReceiver<Work>) -> Result<Option<Work>, Error> {
         if self.unflushed.is_some() {
             match tokio::time::timeout(QUIET, todo.recv()).await {
@@ -330,7 +331,14 @@ impl Applier {
             }
             self.tell(Done::Applied(self.progress));
         }
-        Ok(todo.recv().await)
+        let ended = self.target.ended();
+        tokio::select! {
+            biased;
+            work = todo.recv() => Ok(work),
+            () = ended.cancelled() => {
+                Err(Error::io("the target's session has ended")(std::io::ErrorKind::ConnectionAborted.into()))
+            }
+        }
     }
 
     /// The checkpoint is there, and if `durable` will stay there whatever becomes of the target.

@@ -313,6 +313,8 @@ async fn streams_that_have_not_begun_are_not_waited_for() {
     let (silent, new) = (TcpListener::bind(("127.0.0.1", 0)).await.unwrap(), Streamer::start().await);
     let mut plain = HttpFront::plain(free(), &[]);
     plain.settings.streams = rules(AtCutover::Close);
+    // What a move ended needs none.
+    plain.settings.retries.budget = migration::units::Ratio::default();
     plain.settings.routes =
         vec![Route { name: "feed".into(), path: "/feed".into(), at_cutover: None, stream: true }];
     let pool = Pool::new(0, "a", &[silent.local_addr().unwrap()]);

@@ -28,13 +28,13 @@ pub(super) struct Stood(Option<(Lsn, Instant)>);
 impl Stood {
     /// Where it stands, if it has done so for long.
     fn long(&mut self, status: &StreamStatus, now: Instant) -> Option<Lsn> {
-        let at = status.applied_lsn;
-        if self.0.is_none_or(|(before, _)| before != at) {
+        let (at, is_up) = (status.applied_lsn, status.phase == StreamPhase::Streaming);
+        if !is_up || self.0.is_none_or(|(before, _)| before != at) {
             self.0 = Some((at, now));
         }
         let (_, since) = self.0?;
-        let waits = status.phase == StreamPhase::Streaming && status.lag >= STANDS;
-        (waits && now.saturating_duration_since(since) >= STANDS).then_some(at)
+        let waits = status.lag >= STANDS && now.saturating_duration_since(since) >= STANDS;
+        waits.then_some(at)
     }
 }
 
@@ -213,6 +213,7 @@ mod tests {
         let down = StreamPhase::Failed { error: "cut".into(), retrying: true };
         let down = StreamStatus { phase: down, ..status(7, STANDS) };
         assert_eq!(stood.long(&down, began + STANDS), None, "that is told otherwise");
+        assert_eq!(stood.long(&status(7, STANDS), began + STANDS), None, "it has just come up");
         assert_eq!(stood.long(&status(8, STANDS), began + 2 * STANDS), None, "it goes on, if slowly");
     }
 }

@@ -173,15 +173,13 @@ impl Exchange {
             || begins(request, &CONTENT_TYPE, b"application/grpc");
     }
 
-    /// It is being sent: one whose route or client says that it is a stream may be answered late, and a drain must not wait for that. What a
-    /// client asks for may still be answered at once with something else.
+    /// It is being sent: one whose route or client says that it is a stream may be answered late, and a drain must not wait for that. It may
+    /// still be answered at once with something else, and a short write is waited for.
     pub(super) fn is_sent(&mut self, request: &RequestHeader) {
         let asked = request.method.is_safe()
             && (asks_for_websocket(request) || begins(request, &ACCEPT, b"text/event-stream"));
-        let now = now();
-        if self.is_stream {
-            self.stream(now, now);
-        } else if asked {
+        if self.is_stream || asked {
+            let now = now();
             self.stream(now + UNANSWERED, now);
         }
     }
@@ -325,6 +323,8 @@ mod tests {
         for (closes, inside) in [(false, 1), (true, 0)] {
             let (mut exchange, front) = at_endpoint(true);
             exchange.is_sent(&request("POST", &[]));
+            assert_eq!((front.gate.stats().in_flight, front.streams.count()), (1, 1), "a short write, say");
+            front.streams.leave(now() + UNANSWERED);
             assert_eq!((front.gate.stats().in_flight, front.streams.count()), (0, 1));
             if closes {
                 front.gate.close();

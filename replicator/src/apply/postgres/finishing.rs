@@ -43,7 +43,7 @@ pub(super) struct Work {
 
 impl Work {
     pub(super) async fn connect(&self) -> Result<Client, Error> {
-        let client = open(&self.dsn, &self.application).await?;
+        let (client, _) = open(&self.dsn, &self.application).await?;
         // The checkpoint's commit makes everything durable with it: it comes later in the WAL.
         client
             .batch_execute("SET synchronous_commit = off")

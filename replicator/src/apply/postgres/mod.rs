@@ -25,6 +25,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::catalog::Tables;
@@ -40,7 +41,7 @@ use crate::error::{Cause, Error, ErrorKind, chain};
 use crate::identity::SourceId;
 use crate::lsn::Lsn;
 use crate::postgres::connection::settings_sql;
-use crate::postgres::{Dsn, connect_to_write};
+use crate::postgres::{Dsn, connect_to_write_watched};
 use crate::wire::{CopyStart, CopyTable, KeptTable, Resume, StreamSpec};
 
 /// What the sessions that apply a stream are called by; its slot follows.
@@ -94,6 +95,7 @@ pub struct PostgresTarget {
     generation: i64,
     expected: Lsn,
     session: Option<Session>,
+    ended: CancellationToken,
     tables: Tables,
     /// Has the session while a large transaction is open.
     large: Option<Large>,
@@ -118,6 +120,7 @@ impl PostgresTarget {
             generation,
             expected: Lsn::ZERO,
             session: None,
+            ended: CancellationToken::new(),
             tables: Tables::default(),
             large: None,
             copying: None,
@@ -198,7 +201,7 @@ impl PostgresTarget {
             SELECT $1, number, name FROM unnest($2::oid[], $3::text[]) t (number, name) ON CONFLICT DO NOTHING";
         let noted = async {
             // The session's transaction is not to be committed.
-            let client = open(&self.dsn, &self.application()).await?;
+            let (client, _) = open(&self.dsn, &self.application()).await?;
             let noted = client.execute(note, &[&self.spec.slot, &numbers, &names]).await;
             noted.map_err(Error::database("note what the stream stands at"))
         };
@@ -286,14 +289,14 @@ const AS_IT_IS: [(&str, &str); 5] = [
     ("jit", "off"),
 ];
 
-/// A session that writes what the source has, as it is.
-async fn open(dsn: &Dsn, application: &str) -> Result<Client, Error> {
-    let client = connect_to_write(dsn, application).await?;
+/// A session that writes what the source has, as it is; and what is cancelled once it has ended.
+async fn open(dsn: &Dsn, application: &str) -> Result<(Client, CancellationToken), Error> {
+    let (client, ended) = connect_to_write_watched(dsn, application).await?;
     client
         .batch_execute(&settings_sql(&AS_IT_IS, false))
         .await
         .map_err(Error::database("prepare the apply session"))?;
-    Ok(client)
+    Ok((client, ended))
 }
 
 /// These changes, of a transaction that committed there.
@@ -331,7 +334,8 @@ impl Target for PostgresTarget {
         self.window = Window::default();
         (self.known, self.source) = (None, None);
         self.tables = Tables::default();
-        let client = open(&self.dsn, &self.application()).await?;
+        let (client, ended) = open(&self.dsn, &self.application()).await?;
+        self.ended = ended;
         fill::begun(&client).await?;
         self.take_origin(&client).await?;
         // Written again, so that what an older session did not flush is durable with it.
@@ -371,6 +375,10 @@ impl Target for PostgresTarget {
             resume.settled = self.window.settled();
         }
         Ok(resume)
+    }
+
+    fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 
     async fn late(&mut self) -> Result<(), Error> {

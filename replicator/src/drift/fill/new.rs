@@ -33,9 +33,29 @@ pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Option<u64>, E
 }
 
 /// Makes one table in the place of the shadow's, whose columns are in another order than its source's. What hangs on that, and holds no rows, is
-/// made again by the next comparison.
+/// made again by the next comparison, and so are foreign keys: while it is filled, they would keep what they join locked.
 pub(super) async fn again(sides: Sides<'_>, name: &str) -> Result<Option<u64>, Error> {
+    let untied = untied(sides.shadow.1, name).await;
+    if untied.is_err() {
+        undo(sides).await;
+    }
+    untied?;
     only(made(sides, &[name], Locks::Waits, true).await?, name)
+}
+
+/// Takes a table's foreign keys away, to others and from others.
+async fn untied(shadow: &Client, name: &str) -> Result<(), Error> {
+    let failed = |error| refused(&format!("take the foreign keys of table {name} away"))(error);
+    begin(shadow).await.map_err(failed)?;
+    let ties = "SELECT format('ALTER TABLE %s DROP CONSTRAINT %I; ', conrelid::regclass, conname) FROM pg_catalog.pg_constraint \
+        WHERE contype = 'f' AND conparentid = 0 AND conrelid <> confrelid AND pg_catalog.to_regclass($1) IN (conrelid, confrelid)";
+    let ties = shadow.query(ties, &[&name]).await.map_err(failed)?;
+    if !ties.is_empty() {
+        // Whoever waits for one of these tables may hold another.
+        end_appliers(shadow).await.map_err(failed)?;
+    }
+    let dropped: String = ties.iter().map(|row| row.get::<_, &str>(0)).collect();
+    shadow.batch_execute(&format!("{dropped}COMMIT")).await.map_err(failed)
 }
 
 fn only(mut made: Made, name: &str) -> Result<Option<u64>, Error> {
@@ -116,8 +136,12 @@ async fn loaded(
         dropped(shadow, name, reader).await?;
     }
     // What is in the dump is there soon.
-    let dump = without_dangling(shadow, names, dump).await.map_err(failed)?;
+    let dump = without_dangling(shadow, names, dump, again).await.map_err(failed)?;
     schema::load(shadow, &dump).await?;
+    // No client may write there, also while others are still to be made.
+    let fence = "SELECT godwit.put_trigger(of.schema, of.name) FROM godwit.fenced_tables() of \
+        JOIN unnest($1::text[]) made ON of.id = pg_catalog.to_regclass(made) WHERE NOT of.done";
+    shadow.query(fence, &[&names]).await.map_err(failed)?;
     if !plain.is_empty() {
         let (position, locked) = published(sides, &plain, locks, reader).await.map_err(failed)?;
         let found = described(&locked, reader).await?;
@@ -135,9 +159,14 @@ async fn loaded(
             SELECT c.oid FROM unnest($1::text[]) name JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(name)";
         shadow.execute(unfilled, &[&rest]).await.map_err(failed)?;
     }
-    // Appliers that knew a table by this name before it was dropped would bring what the new one's rows show already.
-    let met = "SELECT EXISTS (SELECT FROM godwit.identities WHERE source_column = 0 AND name = ANY ($1))";
-    let met = shadow.query_one(met, &[&names]).await.map_err(failed)?.get(0);
+    // Appliers that knew the source's table before the shadow's was dropped would bring what the new one's rows show already. Another table
+    // that has got its name they look up.
+    let numbers = "SELECT c.oid FROM unnest($1::text[]) name JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(name)";
+    let numbers = sides.source.1.query(numbers, &[&names]).await.map_err(failed)?;
+    let numbers: Vec<u32> = numbers.iter().map(|row| row.get(0)).collect();
+    let met =
+        "SELECT EXISTS (SELECT FROM godwit.identities WHERE source_column = 0 AND source_table = ANY ($1))";
+    let met = shadow.query_one(met, &[&numbers]).await.map_err(failed)?.get(0);
     let end = if met { format!("{}; COMMIT", ends()) } else { "COMMIT".into() };
     shadow.batch_execute(&end).await.map_err(failed)?;
     Ok(made)
@@ -169,11 +198,12 @@ async fn with_rows(reader: &Client, names: &[String]) -> Result<Vec<String>, tok
 }
 
 /// The dump of tables without their foreign keys to others that the shadow lacks: two new ones may refer to each other. They are made once both
-/// are there, as any that is missing.
+/// are there, as any that is missing. Of tables that are made `again`, without all to others.
 async fn without_dangling(
     shadow: &Client,
     names: &[&str],
     dump: &str,
+    again: bool,
 ) -> Result<String, tokio_postgres::Error> {
     let statements = statements(dump);
     let refers_to = |statement: &Statement| match &statement.kind {
@@ -189,7 +219,7 @@ async fn without_dangling(
     let missing = "SELECT name FROM unnest($1::text[]) name WHERE pg_catalog.to_regclass(name) IS NULL \
         AND pg_catalog.parse_ident(name) <> ALL (SELECT pg_catalog.parse_ident(made) FROM unnest($2::text[]) made)";
     let missing = shadow.query(missing, &[&others, &names]).await?;
-    let missing: Vec<String> = missing.iter().map(|row| row.get(0)).collect();
+    let missing: Vec<String> = if again { others } else { missing.iter().map(|row| row.get(0)).collect() };
     if missing.is_empty() {
         return Ok(dump.to_owned());
     }
