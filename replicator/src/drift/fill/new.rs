@@ -35,11 +35,7 @@ pub(super) async fn table(sides: Sides<'_>, name: &str) -> Result<Option<u64>, E
 /// Makes one table in the place of the shadow's, whose columns are in another order than its source's. What hangs on that, and holds no rows, is
 /// made again by the next comparison, and so are foreign keys: while it is filled, they would keep what they join locked.
 pub(super) async fn again(sides: Sides<'_>, name: &str) -> Result<Option<u64>, Error> {
-    let untied = untied(sides.shadow.1, name).await;
-    if untied.is_err() {
-        undo(sides).await;
-    }
-    untied?;
+    untied(sides.shadow.1, name).await?;
     only(made(sides, &[name], Locks::Waits, true).await?, name)
 }
 
@@ -132,8 +128,10 @@ async fn loaded(
     let plain: Vec<&str> = names.iter().copied().filter(|name| !made.contains_key(*name)).collect();
     begin(shadow).await.map_err(failed)?;
     let _told = Told(sides.filling);
-    for name in names.iter().filter(|_| again) {
-        dropped(shadow, name, reader).await?;
+    if again {
+        for name in names {
+            dropped(shadow, name, reader).await?;
+        }
     }
     // What is in the dump is there soon.
     let dump = without_dangling(shadow, names, dump, again).await.map_err(failed)?;
@@ -218,11 +216,14 @@ async fn without_dangling(
     }
     let missing = "SELECT name FROM unnest($1::text[]) name WHERE pg_catalog.to_regclass(name) IS NULL \
         AND pg_catalog.parse_ident(name) <> ALL (SELECT pg_catalog.parse_ident(made) FROM unnest($2::text[]) made)";
-    let missing = shadow.query(missing, &[&others, &names]).await?;
-    let missing: Vec<String> = if again { others } else { missing.iter().map(|row| row.get(0)).collect() };
-    if missing.is_empty() {
+    let left_out: Vec<String> = if again {
+        others
+    } else {
+        shadow.query(missing, &[&others, &names]).await?.iter().map(|row| row.get(0)).collect()
+    };
+    if left_out.is_empty() {
         return Ok(dump.to_owned());
     }
-    let stays = |one: &Statement| refers_to(one).is_none_or(|to| !missing.contains(&to));
+    let stays = |one: &Statement| refers_to(one).is_none_or(|to| !left_out.contains(&to));
     Ok(joined(statements.into_iter().filter(stays)))
 }
