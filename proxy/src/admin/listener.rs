@@ -1,6 +1,5 @@
 //! Connections of the admin listener, in the clear or over TLS, and who is at their other end.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -14,11 +13,12 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::serving::Seats;
 use crate::config::model::{Admin, AdminTls};
 use crate::fronts::sockets::Sockets;
 use crate::tls::{self, Watched};
@@ -145,15 +145,15 @@ async fn accept(
     config: Arc<Watched<ServerConfig>>,
     done: mpsc::Sender<(Stream, Peer)>,
 ) {
-    let mut places = Places::default();
+    let mut seats = Seats::of(HANDSHAKES);
     loop {
         let (stream, address) = next(&listener).await;
         let (acceptor, done) = (TlsAcceptor::from(config.current()), done.clone());
-        let place = places.take();
+        let seat = seats.take();
         tokio::spawn(async move {
             let handshake = tokio::select! {
                 handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)) => handshake,
-                _ = place => {
+                Ok(()) = seat.wanted => {
                     tracing::debug!(%address, "too many TLS handshakes of the admin listener: the oldest was ended");
                     return;
                 }
@@ -171,23 +171,6 @@ async fn accept(
                 Err(_) => tracing::debug!(%address, "TLS handshake of the admin listener took too long"),
             }
         });
-    }
-}
-
-/// The handshakes under way, the oldest first.
-#[derive(Default)]
-struct Places(VecDeque<oneshot::Sender<()>>);
-
-impl Places {
-    /// Whoever does a handshake holds what is returned; it resolves when that has to end.
-    fn take(&mut self) -> oneshot::Receiver<()> {
-        self.0.retain(|under_way| !under_way.is_closed());
-        if self.0.len() >= HANDSHAKES {
-            self.0.pop_front();
-        }
-        let (sender, place) = oneshot::channel();
-        self.0.push_back(sender);
-        place
     }
 }
 

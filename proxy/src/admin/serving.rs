@@ -58,25 +58,25 @@ pub(super) async fn serve(mut listener: Listener, router: Router, stop: Cancella
 }
 
 /// Who is connected, the oldest first.
-struct Seats {
+pub(super) struct Seats {
     most: usize,
     taken: VecDeque<(oneshot::Sender<()>, Weak<()>)>,
 }
 
 /// What a connection holds while it is there.
-struct Seat {
+pub(super) struct Seat {
     /// Resolves when another one is to have it.
-    wanted: oneshot::Receiver<()>,
+    pub(super) wanted: oneshot::Receiver<()>,
     /// Held by each request that is under way, too.
     requests: Arc<()>,
 }
 
 impl Seats {
-    fn of(most: usize) -> Self {
+    pub(super) fn of(most: usize) -> Self {
         Self { most, taken: VecDeque::new() }
     }
 
-    fn take(&mut self) -> Seat {
+    pub(super) fn take(&mut self) -> Seat {
         self.taken.retain(|(wanted, _)| !wanted.is_closed());
         if self.taken.len() >= self.most {
             let idle = self.taken.iter().position(|(_, requests)| requests.strong_count() <= 1);

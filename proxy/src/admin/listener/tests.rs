@@ -4,6 +4,9 @@ use rustls::RootCertStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
 
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::super::serving::Seat;
 use super::*;
 use crate::admin::access::{Identities, Role, Scope};
 use crate::admin::access_routes::WhoView;
@@ -159,16 +162,15 @@ async fn a_clients_certificate_gives_the_role_it_is_configured_for() -> Result<(
 
 #[test]
 fn one_handshake_too_many_ends_the_oldest() {
-    let mut places = Places::default();
-    let mut taken: VecDeque<_> = (0..HANDSHAKES).map(|_| places.take()).collect();
-    let ended =
-        |place: &mut oneshot::Receiver<()>| place.try_recv() == Err(oneshot::error::TryRecvError::Closed);
+    let mut places = Seats::of(HANDSHAKES);
+    let mut taken: Vec<_> = (0..HANDSHAKES).map(|_| places.take()).collect();
+    let ended = |place: &mut Seat| place.wanted.try_recv() != Err(TryRecvError::Empty);
     assert!(!taken.iter_mut().any(ended));
-    taken.push_back(places.take());
+    taken.push(places.take());
     assert_eq!(taken.iter_mut().map(ended).collect::<Vec<_>>().as_slice()[..3], [true, false, false]);
     // One that is done leaves its place.
-    taken.pop_back();
-    taken.push_back(places.take());
+    taken.pop();
+    taken.push(places.take());
     assert_eq!(taken.iter_mut().map(ended).filter(|ended| *ended).count(), 1);
 }
 
