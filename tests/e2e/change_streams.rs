@@ -213,7 +213,7 @@ async fn who_was_away_misses_nothing() -> Result<()> {
         stream.slot == "warehouse" && stream.unread && !stream.active && stream.behind_bytes > 0,
         "{stream:?}"
     );
-    ensure!(leader.migrate(&near.name).await.is_err(), "it moved");
+    ensure!(leader.ask_to_migrate(&near.name).await.is_err(), "it moved");
     ensure!(slots(near).await? == ["warehouse"], "{:?}", slots(near).await?);
 
     there.batch_execute("ALTER SUBSCRIPTION warehouse ENABLE").await?;

@@ -127,7 +127,7 @@ async fn another_node_leads_when_the_first_is_gone() -> Result<()> {
     ensure!(now.value == scaling.value && now.changed_ms == scaling.changed_ms, "{now:?}, after {scaling:?}");
     let run: MigrationView = other.client.fetch(&orders(&format!("migrations/{aborted}"))).await?;
     ensure!(run.state == "aborted", "{run:#?}");
-    let frozen = other.migrate(&far.name).await.err().context("it is frozen")?.to_string();
+    let frozen = other.ask_to_migrate(&far.name).await.err().context("it is frozen")?.to_string();
     ensure!(frozen.contains("a sale"), "{frozen}");
     other.client.call_with(Method::DELETE, &orders("freeze"), None, &[]).await?;
     other.ready().await?;
@@ -437,7 +437,7 @@ async fn whatever_a_leader_was_killed_in_the_next_one_goes_on() -> Result<()> {
             if let Ok(view) = leader.view().await
                 && view.phase == "shadowing"
             {
-                let _ = leader.migrate(&view.shadow).await;
+                let _ = leader.ask_to_migrate(&view.shadow).await;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

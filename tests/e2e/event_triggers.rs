@@ -39,7 +39,7 @@ async fn they_are_made_by_a_superuser_and_see_the_applications_ddl_only() -> Res
             view.phase == "shadowing" && view.problems.iter().filter(is_of).count() == 2
         })
         .await?;
-    ensure!(leader.migrate(&far.name).await.is_err(), "they would be lost");
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "they would be lost");
     for problem in view.problems.iter().filter(is_of) {
         let (_, remedy) = problem.split_once("(mend: ").context("a remedy")?;
         let (sql, _) = remedy.split_once(" on the target").context("where")?;

@@ -122,7 +122,7 @@ async fn what_they_act_on_is_where_the_primary_is() -> Result<()> {
             view.phase == "shadowing" && view.problems.iter().any(|problem| problem.contains(unread))
         })
         .await?;
-    ensure!(leader.migrate(&far.name).await.is_err(), "they would be lost");
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "they would be lost");
     for zone in [near, far] {
         superuser(zone)
             .await?

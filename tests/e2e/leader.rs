@@ -135,7 +135,21 @@ impl<'a> Leader<'a> {
         .await
     }
 
+    /// What was told to have been followed may be known so only in a moment: what stands in the way for that is waited for.
     pub(crate) async fn migrate(&self, to: &str) -> Result<String> {
+        let mut asked = self.ask_to_migrate(to).await;
+        let again = async {
+            while asked.as_ref().is_err_and(|error| error.to_string().contains("databases ready: ")) {
+                tokio::time::sleep(PAUSE).await;
+                asked = self.ask_to_migrate(to).await;
+            }
+        };
+        let _ = tokio::time::timeout(PATIENCE / 6, again).await;
+        asked
+    }
+
+    /// The same once, whatever is answered.
+    pub(crate) async fn ask_to_migrate(&self, to: &str) -> Result<String> {
         let body = self
             .client
             .send(&format!("/api/v1/resources/{RESOURCE}/migrations"), &json!({ "to": to }))
@@ -146,7 +160,7 @@ impl<'a> Leader<'a> {
 
     /// The same of a node that may be killed before it can answer.
     pub(crate) async fn migrate_or_die(&self, to: &str) -> Result<()> {
-        match self.migrate(to).await {
+        match self.ask_to_migrate(to).await {
             Err(error) if error.downcast_ref::<Refusal>().is_some() => Err(error),
             _ => Ok(()),
         }

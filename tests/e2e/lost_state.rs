@@ -349,7 +349,7 @@ async fn a_shadow_that_went_back_in_time_is_not_taken_for_whole() -> Result<()> 
     let mut leader = Leader::start(&playground, &[])?;
     let view = leader.until("it says so", needs("the target needs a new copy")).await?;
     ensure!(view.replication.state != "streaming", "{view:#?}");
-    ensure!(leader.migrate(&near.name).await.is_err(), "rows that are missing there would be lost");
+    ensure!(leader.ask_to_migrate(&near.name).await.is_err(), "rows that are missing there would be lost");
     drop(leader);
 
     // As before its stream began: the fence's marker is there, and no checkpoint.

@@ -27,7 +27,7 @@ async fn a_database_that_is_not_ready_is_named_before_anything_changes() -> Resu
         })
         .await?;
     ensure!(view.phase == "preparing" && view.primary == playground.zones[0].name, "{view:#?}");
-    let refused = leader.migrate(&view.shadow).await.expect_err("a migration must be refused");
+    let refused = leader.ask_to_migrate(&view.shadow).await.expect_err("a migration must be refused");
     ensure!(refused.downcast_ref::<Refusal>().is_some_and(|Refusal(p)| p.status == 409), "{refused:?}");
     for zone in &playground.zones {
         let made: bool = connect(zone)
@@ -71,7 +71,7 @@ async fn an_unreachable_shadow_keeps_the_service_on_the_primary() -> Result<()> 
     far.path.cut();
     far.path.reset_connections();
     leader.until("the stream is seen broken", |view| view.replication.state != "streaming").await?;
-    ensure!(leader.migrate(&far.name).await.is_err(), "a shadow out of reach must not be migrated to");
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "a shadow out of reach must not be migrated to");
     serves(&playground, &mut leader, "serves3").await?;
     far.path.restore();
     leader.ready().await?;
@@ -91,7 +91,7 @@ async fn a_second_migration_is_refused_with_the_id_of_the_first() -> Result<()> 
 
     let load = load(&playground, 50.0, "second");
     let first = leader.migrate(&view.shadow).await?;
-    let refused = leader.migrate(&view.shadow).await.expect_err("one at a time");
+    let refused = leader.ask_to_migrate(&view.shadow).await.expect_err("one at a time");
     let Refusal(problem) = refused.downcast_ref().context("a problem document")?;
     ensure!(problem.status == 409 && problem.migration.as_deref() == Some(first.as_str()), "{problem:?}");
     ensure!(problem.detail.contains(&first), "{problem:?}");
@@ -181,7 +181,7 @@ async fn a_frozen_service_stays_and_says_why() -> Result<()> {
                 .any(|guard| guard.name == "not frozen" && !guard.passed && guard.binds_operator)
         })
         .await?;
-    let refused = leader.migrate(&view.shadow).await.expect_err("frozen");
+    let refused = leader.ask_to_migrate(&view.shadow).await.expect_err("frozen");
     let Refusal(problem) = refused.downcast_ref().context("a problem document")?;
     ensure!(problem.status == 409 && problem.detail.contains("the release of today"), "{problem:?}");
     let none = format!("/api/v1/resources/{RESOURCE}/proposals/p0/approve");

@@ -277,7 +277,7 @@ async fn a_column_keeps_its_values_when_its_default_is_dropped_again() -> Result
         view.problems.iter().any(|line| line.contains("public.days: column drawn added on"))
     };
     leader.until("it is told", told).await?;
-    ensure!(leader.migrate(&near.name).await.is_err(), "what was drawn would be gone");
+    ensure!(leader.ask_to_migrate(&near.name).await.is_err(), "what was drawn would be gone");
     Ok(())
 }
 

@@ -184,7 +184,7 @@ async fn a_restore_is_followed_and_what_only_the_shadow_lost_is_copied_again() -
         far.name
     );
     leader.until("it is told", |view| view.problems.contains(&told)).await?;
-    ensure!(leader.migrate(&far.name).await.is_err(), "its values would be lost");
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "its values would be lost");
     seed_anew(&leader, &["public.noted"]).await?;
     followed(&mut leader).await?;
     same_rows([&primary, &shadow], "noted").await?;

@@ -57,7 +57,7 @@ async fn a_schema_that_drifted_is_named_brought_up_and_moves() -> Result<()> {
     primary.batch_execute("CREATE INDEX orders_note ON orders (note)").await?;
     let named = format!("not migratable: public.orders: column note added on {}", near.name);
     leader.until("the drift is named", |view| view.problems.contains(&named)).await?;
-    ensure!(leader.migrate(&far.name).await.is_err(), "a drifted shadow must not take over");
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "a drifted shadow must not take over");
 
     let view: SchemaView = leader.client.fetch(&format!("/api/v1/resources/{RESOURCE}/schema")).await?;
     let find =
@@ -202,7 +202,7 @@ async fn what_stands_around_the_tables_is_brought_up_as_well() -> Result<()> {
             view.problems.iter().any(|line| line.contains("the schemas differ in"))
         })
         .await?;
-    ensure!(leader.migrate(&far.name).await.is_err(), "a service would miss it over there");
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "a service would miss it over there");
     // What only the shadow has and nobody meets stops nothing.
     shadow
         .batch_execute(
@@ -482,7 +482,7 @@ async fn what_is_renamed_keeps_its_rows() -> Result<()> {
     shadow.batch_execute("ALTER TABLE persons DROP note; ALTER TABLE persons ADD note text").await?;
     let told = "column note was dropped and made anew";
     leader.until("it is told", |view| view.problems.iter().any(|line| line.contains(told))).await?;
-    ensure!(leader.migrate(&near.name).await.is_err(), "old values would come back");
+    ensure!(leader.ask_to_migrate(&near.name).await.is_err(), "old values would come back");
     Ok(())
 }
 
@@ -550,7 +550,7 @@ async fn a_table_of_many_rows_is_filled_beside_the_stream() -> Result<()> {
     );
     leader.until("what broke is told", |view| view.problems.contains(&published)).await?;
     leader.until("it is being filled again", far_along).await?;
-    ensure!(leader.migrate(&far.name).await.is_err(), "the shadow lacks a table");
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "the shadow lacks a table");
     followed(&mut leader).await?;
     writing.stop().await?;
     leader.migrate(&far.name).await?;

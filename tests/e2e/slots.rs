@@ -95,7 +95,7 @@ async fn a_slot_over_its_budget_is_dropped_and_the_shadow_seeded_anew() -> Resul
     let order = format!("must be seeded anew (godwit reseed {RESOURCE})");
     leader.until("the slot is given up", |view| says(view, &order)).await?;
     ensure!(slot::slots_of(&primary, RESOURCE).await?.is_empty(), "the slot is still there");
-    ensure!(leader.migrate(&far.name).await.is_err(), "nothing to move to");
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "nothing to move to");
 
     // It stays so, also when the shadow is back, until somebody orders it.
     far.path.restore();

@@ -85,7 +85,7 @@ async fn is_taken_back(killed: bool) -> Result<()> {
     let freeze = freezes.first().context("a freeze")?;
     let why = format!("the move to {} was taken back: ", far.name);
     ensure!(freeze.by == "godwit" && freeze.why.starts_with(&why) && freeze.until_ms.is_none(), "{freeze:?}");
-    ensure!(leader.migrate(&far.name).await.is_err(), "until a person lifts it: {view:#?}");
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "until a person lifts it: {view:#?}");
     let failed = load.snapshot().failed;
     answered(&load, 100).await?;
     let outcome = load.stop().await;

@@ -142,7 +142,7 @@ async fn a_shadow_takes_over_with_all_that_was_acknowledged() -> Result<()> {
     leader.until("it is told", |view| told(view, "eu-west was lost and eu-central took over")).await?;
     let why = refused(&leader, &json!({"accept_loss": true, "primary_answers": true})).await?;
     ensure!(why.contains("shadow whole: eu-west does not answer"), "{why}");
-    ensure!(leader.migrate(&near.name).await.is_err(), "there is nothing to move to");
+    ensure!(leader.ask_to_migrate(&near.name).await.is_err(), "there is nothing to move to");
 
     // It is back, and takes no writes; nobody empties it unasked.
     signal_all(&frozen, Signal::CONT)?;

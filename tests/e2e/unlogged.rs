@@ -105,7 +105,7 @@ async fn unlogged_tables_are_carried_under_the_hold() -> Result<()> {
         )
         .await?;
     leader.until("it is too much", |view| told(view, "at most 16 MB are carried under a hold")).await?;
-    ensure!(leader.migrate(&far.name).await.is_err(), "that would be a long hold");
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "that would be a long hold");
     // From now on it has a stream; what the move before last left of it is not among its rows.
     let logged = "DELETE FROM fresh WHERE id > 12; ALTER TABLE fresh SET LOGGED";
     owner(near).await?.batch_execute(logged).await?;
@@ -130,7 +130,7 @@ async fn unlogged_tables_are_refused_or_empty_after_a_move() -> Result<()> {
             told(view, "public.sessions: its rows are not in the WAL (unlogged)")
         })
         .await?;
-    ensure!(leader.migrate(&far.name).await.is_err(), "their rows would be gone");
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "their rows would be gone");
     let policy = playground.directory.join("policies/playground.yaml");
     let text = std::fs::read_to_string(&policy)?;
     std::fs::write(&policy, text.replace("{mode: async}", "{mode: async, unlogged: empty}"))?;

@@ -84,7 +84,7 @@ async fn a_person_verifies_stops_resumes_and_sees_what_differs() -> Result<()> {
     let told = "not migratable: public.customers: godwit verify found rows that differ (mend: godwit reseed orders --table";
     let is_told = |view: &ResourceView| view.problems.iter().any(|line| line.starts_with(told));
     leader.until("it stands in the way", is_told).await?;
-    let refused = leader.migrate(&ready.shadow).await.err().context("the shadow has other rows")?;
+    let refused = leader.ask_to_migrate(&ready.shadow).await.err().context("the shadow has other rows")?;
     ensure!(format!("{refused:#}").contains("found rows that differ"), "{refused:#}");
 
     // Stopped, the node killed meanwhile, and resumed: what was done is not done again.

@@ -214,7 +214,7 @@ async fn the_link_is_a_fact_with_its_age_until_it_is_cut() -> Result<()> {
     ensure!(guard.value.starts_with("unknown: the newest of feed links is "), "{guard:#?}");
     let links: FeedView = leader.client.fetch("/api/v1/feeds/links").await?;
     ensure!(links.state == "stale" && links.last_error.is_some(), "{links:#?}");
-    let refused = leader.migrate(&far.name).await;
+    let refused = leader.ask_to_migrate(&far.name).await;
     ensure!(refused.is_err(), "a move to where nobody knows the way");
 
     far.path.restore();

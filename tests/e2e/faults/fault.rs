@@ -205,7 +205,7 @@ impl Fault {
                     sleep(Duration::from_millis(50)).await;
                     world.release()
                 };
-                let (refused, released) = tokio::join!(world.leader.migrate(&scene.to), goes_on);
+                let (refused, released) = tokio::join!(world.leader.ask_to_migrate(&scene.to), goes_on);
                 released?;
                 let refused = refused.expect_err("one at a time");
                 ensure!(refused.to_string().contains(&scene.id), "{refused:#}");

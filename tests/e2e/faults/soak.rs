@@ -74,7 +74,7 @@ async fn there_and_back(world: &mut World<'_>, account: &mut Account) -> Result<
     let there = world.begin().await?;
     let deadline = Instant::now() + PATIENCE;
     let id = loop {
-        if let Ok(id) = world.leader.migrate(&there.from).await {
+        if let Ok(id) = world.leader.ask_to_migrate(&there.from).await {
             break id;
         }
         ensure!(Instant::now() < deadline, "it is not let back: {:#?}", world.leader.view().await);

@@ -27,7 +27,7 @@ async fn who_may_not_be_asked_for_them_is_told() -> Result<()> {
     };
     let [near, far] = &playground.zones;
     leader.until("both are told", |view| told(view, &near.name) && told(view, &far.name)).await?;
-    ensure!(leader.migrate(&far.name).await.is_err(), "nobody could log in there");
+    ensure!(leader.ask_to_migrate(&far.name).await.is_err(), "nobody could log in there");
     let grant = "GRANT SELECT ON pg_catalog.pg_authid TO \"godwit\"";
     let (code, said, _) = godwit(&leader, &["doctor", RESOURCE]).await?;
     ensure!(code != Some(0) && said.contains(grant), "{said}");
