@@ -1,5 +1,6 @@
 //! A stream between real databases of different versions: copy, follow, break, resume, come back.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -584,6 +585,37 @@ async fn a_primary_stops_while_it_is_followed() -> Result<()> {
     stops_while_it_is_followed(15, false).await?;
     stops_while_it_is_followed(other_major(), false).await?;
     stops_while_it_is_followed(15, true).await
+}
+
+/// Whatever of a name's addresses comes first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_goes_over_either_version_of_ip() -> Result<()> {
+    let authority = Authority::new()?;
+    let (here, there) = (authority.identity("edge-a")?, authority.identity("edge-b")?);
+    for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        if std::net::UdpSocket::bind((loopback, 0)).is_err() {
+            eprintln!("this machine has no {loopback}");
+            continue;
+        }
+        let listener = Listener::bind(&there, (loopback, 0).into(), &["edge-a".into()])?;
+        let port = listener.local_address()?.port();
+        let answers = tokio::spawn(async move {
+            while let Some(accepted) = listener.accept().await {
+                tokio::spawn(accepted.finish());
+            }
+        });
+        for host in ["localhost".to_owned(), SocketAddr::from((loopback, port)).to_string()] {
+            let address = if host == "localhost" { format!("localhost:{port}") } else { host };
+            // Where the machine's file knows only one of them by the name, the other cannot be met.
+            let known = tokio::net::lookup_host(&address).await?.any(|found| found.ip() == loopback);
+            if known {
+                let way = Connector::new(&here, &address, "edge-b")?.measure().await;
+                ensure!(way.is_ok(), "{address} ({loopback}): {:?}", way.err());
+            }
+        }
+        answers.abort();
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

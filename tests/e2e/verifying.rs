@@ -9,7 +9,7 @@ use godwit::demo::zone::{Playground, RESOURCE};
 use serde_json::Value;
 
 use crate::leader::{Leader, PATIENCE, PROGRAM, connect, load, options};
-use crate::schema::{owner, seed_anew};
+use crate::schema::{followed, owner, replicated, seed_anew};
 
 /// Runs the command line as a person would.
 pub(crate) async fn godwit(leader: &Leader<'_>, arguments: &[&str]) -> Result<(ExitStatus, String, String)> {
@@ -132,4 +132,40 @@ async fn scrape(leader: &Leader<'_>) -> Result<String> {
     let url = format!("http://{}/metrics", leader.playground.admin);
     let output = tokio::process::Command::new("curl").args(["-sS", &url]).output().await?;
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Nobody could copy it anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_differed_and_is_gone_stops_no_move() -> Result<()> {
+    let playground = replicated("mode: async, schema: all").await?;
+    let [near, far] = &playground.zones;
+    let primary = owner(near).await?;
+    let tables = "CREATE TABLE dropped (id int PRIMARY KEY); CREATE TABLE renamed (id int PRIMARY KEY);
+        INSERT INTO dropped VALUES (1); INSERT INTO renamed VALUES (1)";
+    primary.batch_execute(tables).await?;
+    let mut leader = Leader::start(&playground, &[])?;
+    leader.ready().await?;
+    followed(&mut leader).await?;
+    let shadow = connect(far).await?;
+    shadow
+        .batch_execute("SET session_replication_role = replica; DELETE FROM dropped; DELETE FROM renamed")
+        .await?;
+    let (status, out, err) = godwit(&leader, &["--table", "dropped", "--table", "renamed"]).await?;
+    ensure!(status.code() == Some(6), "{status} {out} {err}");
+    let told = |view: &ResourceView, table: &str| {
+        view.problems
+            .iter()
+            .any(|line| line.starts_with(&format!("not migratable: public.{table}: godwit verify")))
+    };
+    leader.until("they stand in the way", |view| told(view, "dropped") && told(view, "renamed")).await?;
+    primary.batch_execute("DROP TABLE dropped; ALTER TABLE renamed RENAME TO other").await?;
+    let view = leader
+        .until("only the one that is left does", |view| !told(view, "dropped") && told(view, "other"))
+        .await?;
+    ensure!(!told(&view, "renamed"), "{:#?}", view.problems);
+    primary.batch_execute("DROP TABLE other").await?;
+    leader.until("none does", |view| !told(view, "other")).await?;
+    leader.migrate(&far.name).await?;
+    leader.until("moved", |view| view.primary == far.name && view.phase == "shadowing").await?;
+    Ok(())
 }

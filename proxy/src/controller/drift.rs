@@ -662,6 +662,7 @@ async fn brought_up(
     });
     let stands = failure.as_ref().is_some_and(|error| NEEDS.into_iter().any(|state| error.contains(state)));
     let (mut all, mut waits, mut failed, mut unaware) = (Vec::new(), false, None, None);
+    let unfilled = unfilled(&sides.differences);
     // What belongs to a thing that was missing (its owner, who may use it) is seen when it is there.
     for round in 0..=ROUNDS {
         has_copy(&sides.shadow, resource, generation).await?;
@@ -707,12 +708,23 @@ async fn brought_up(
             break;
         }
     }
+    // What was found in their old rows before they had new ones says nothing of these.
+    lock(&streams.seeded).extend(unfilled.difference(&self::unfilled(&sides.differences)).cloned());
     let mut left = sides.differences.iter().filter(|left| request.wants(left));
     // What failed may have been done by the rest.
     let failed = failed.filter(|_| left.clone().any(|left| !(waits && left.when != When::Now)));
     waits &= left.any(|left| left.when != When::Now);
     let failed = unaware.or(failed).map(|error| Denied::Conflict(chain(error)));
     Ok((shown(resource, pair, FillingView::now(streams), sides.differences, all, waits), failed))
+}
+
+/// The tables whose rows are yet to be copied.
+fn unfilled(differences: &[Difference]) -> BTreeSet<String> {
+    let tables = differences.iter().filter_map(|difference| match &difference.mend {
+        Mend::Table(table) | Mend::Anew(table) => Some(table.clone()),
+        _ => None,
+    });
+    tables.collect()
 }
 
 /// The policy has the shadow follow in each of these that stops a move, or the primary's table given what it needs for that.

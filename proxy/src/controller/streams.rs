@@ -321,6 +321,8 @@ impl Streams {
         if copied == Some(true) {
             return Ok(());
         }
+        // Whatever was known of the rows of another shadow is not known of this one.
+        self.note_emptied();
         // The copy is of everything, in one lane.
         let critical = Lane::Critical.slot_name(&self.resource, generation.0);
         slot::drop_slot(&from, &critical).await.map_err(chain)?;

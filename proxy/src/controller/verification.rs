@@ -3,6 +3,8 @@
 //! Where a run stands is kept in a file under the node's state, so that one that was stopped, or whose node was, goes on from
 //! there. A migration ends it when it begins: nothing may read in the databases while requests are held. Once it soaks it is in nobody's way.
 
+mod gone;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -242,6 +244,7 @@ pub struct Verifications {
     /// How often something was taken to be kept.
     taken: AtomicU64,
     task: Mutex<Option<JoinHandle<()>>>,
+    looked: Mutex<gone::Looked>,
 }
 
 impl Verifications {
@@ -281,6 +284,7 @@ impl Verifications {
             known: Mutex::new(known),
             taken: AtomicU64::new(0),
             task: Mutex::default(),
+            looked: Mutex::default(),
         }
     }
 

@@ -4,7 +4,7 @@
 //! It never accepts a side whose name is not asked for, and has no switch to turn verification off. Certificates and authority
 //! may be renewed at any time: open links go on, new ones use what is there then.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -154,6 +154,8 @@ fn transport() -> Result<Arc<quinn::TransportConfig>, Error> {
 /// Opens links to one address and accepts only one name there.
 pub struct Connector {
     endpoint: quinn::Endpoint,
+    /// For IPv6, where this machine has it.
+    six: Option<quinn::Endpoint>,
     current: Mutex<Current>,
     address: String,
     name: String,
@@ -181,10 +183,18 @@ impl Connector {
         if ServerName::try_from(name).is_err() {
             return Err(Error::Unready(format!("link: {name:?} cannot be a certificate name")));
         }
-        let any = SocketAddr::from(([0, 0, 0, 0], 0));
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let endpoint = quinn::Endpoint::client(any).map_err(Error::io("open a UDP socket"))?;
+        let six = quinn::Endpoint::client(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))).ok();
         let current = Current { config: identity.client()?, scoped: identity.scoped }.into();
-        Ok(Self { endpoint, current, address: address.into(), name: name.into(), meters: Mutex::default() })
+        Ok(Self {
+            endpoint,
+            six,
+            current,
+            address: address.into(),
+            name: name.into(),
+            meters: Mutex::default(),
+        })
     }
 
     /// Opens links with this identity from now on; open ones go on with what they have.
@@ -216,14 +226,28 @@ impl Connector {
     }
 
     async fn handshake(&self) -> Result<quinn::Connection, Error> {
-        let address = tokio::net::lookup_host(&self.address)
+        let found = tokio::net::lookup_host(&self.address)
             .await
-            .map_err(Error::io(format!("resolve {}", self.address)))?
-            .find(SocketAddr::is_ipv4)
-            .ok_or_else(|| Error::Link(format!("{} has no IPv4 address", self.address)))?;
+            .map_err(Error::io(format!("resolve {}", self.address)))?;
+        let found: Vec<SocketAddr> = found.collect();
+        let mut failure = self.failed("the name has no address");
+        // One that is dead leaves time for the others.
+        let each = OPEN_TIMEOUT / u32::try_from(found.len().max(1)).unwrap_or(u32::MAX);
+        for address in found {
+            match tokio::time::timeout(each, self.shake_hands(address)).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => failure = error,
+                Err(_) => failure = self.failed(&format!("no answer from {address}")),
+            }
+        }
+        Err(failure)
+    }
+
+    async fn shake_hands(&self, address: SocketAddr) -> Result<quinn::Connection, Error> {
+        let endpoint = if address.is_ipv4() { Some(&self.endpoint) } else { self.six.as_ref() };
+        let endpoint = endpoint.ok_or_else(|| self.failed(&format!("no IPv6 here, for {address}")))?;
         let config = self.current.lock().unwrap_or_else(PoisonError::into_inner).config.clone();
-        let connecting = self
-            .endpoint
+        let connecting = endpoint
             .connect_with(config, address, &self.name)
             .map_err(|error| self.failed(&error.to_string()))?;
         connecting.await.map_err(|error| self.failed(&error.to_string()))

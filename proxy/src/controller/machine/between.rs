@@ -40,6 +40,7 @@ impl Machine {
         let mut blockers = self.measure.blockers(&self.hands, &self.state);
         // What nobody could account for later is not begun.
         blockers.extend(self.hands.audit.failing().map(|why| format!("the audit cannot be written: {why}")));
+        self.verifications.look_after(&self.state.primary.0, &self.state.shadow.0);
         blockers.extend(self.verifications.blockers());
         blockers.extend(self.slots.unread(&self.state.primary.0));
         let service = self.measure.shadow_service(&self.hands, &self.state);
