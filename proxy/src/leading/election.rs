@@ -338,7 +338,7 @@ struct Renewal {
     resource: String,
     me: Candidate,
     /// See [`leads_at`].
-    leads: watch::Receiver<Option<(u64, Instant)>>,
+    leads: watch::Receiver<Option<Decides>>,
     /// What is left to the next leader.
     text: watch::Receiver<Arc<str>>,
 }
@@ -348,8 +348,8 @@ impl Renewal {
         let mut left: Arc<str> = Arc::from("");
         loop {
             let (resource, me) = (self.resource.as_str(), &self.me);
-            let leads = self.leads.borrow().filter(|(_, until)| clock::monotonic() < *until);
-            if let Err(why) = self.seat.take(resource, me, leads.map(|(generation, _)| generation)).await {
+            let leads = takes_by(self.leads.borrow().as_ref(), &self.seat.zone, clock::monotonic());
+            if let Err(why) = self.seat.take(resource, me, leads).await {
                 tracing::debug!(resource, why, "the lease cannot be renewed now");
             }
             let seen = self.seat.look(resource, &me.id).await;
@@ -507,10 +507,25 @@ fn fenced(seen: &[Seen]) -> Option<(u64, &Seen)> {
     of_it.next().filter(|_| of_it.next().is_none()).map(|seen| (newest, seen))
 }
 
-/// The generation of the primary whose lease this node has, and until when nobody else can have it.
-fn leads_at(primary: &str, seen: &[Seen]) -> Option<(u64, Instant)> {
+/// The lease that decides, while this node has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Decides {
+    zone: String,
+    /// Of the primary there.
+    generation: u64,
+    /// Nobody else can have it before.
+    until: Instant,
+}
+
+fn leads_at(primary: &str, seen: &[Seen]) -> Option<Decides> {
     let (generation, seen) = open(primary, seen).or_else(|| fenced(seen))?;
-    Some((generation, seen.mine_until?))
+    Some(Decides { zone: seen.zone.clone(), generation, until: seen.mine_until? })
+}
+
+/// The generation by which the lease in this zone is this node's, whoever has it. Never that of the one that decides: in the middle of a move its
+/// database is fenced, too, and a renewal that was on its way for longer than the lease would take it from the node that leads by then.
+fn takes_by(decides: Option<&Decides>, zone: &str, now: Instant) -> Option<u64> {
+    decides.filter(|decides| decides.zone != zone && now < decides.until).map(|decides| decides.generation)
 }
 
 /// Why a node that leads the resource at a generation does so no more: another one has moved it meanwhile, though the lease is still its own where
@@ -646,7 +661,8 @@ mod tests {
         // The one that led before has the shadow's lease for a while.
         seen[1].hear(said("far", Some(lease(Some((1, false)), "you"))), before);
         assert_eq!(judge("near", "me", &seen), Verdict::Mine, "the primary was not asked since");
-        assert_eq!(leads_at("near", &seen), Some((1, until)));
+        let decides = |generation| Some(Decides { zone: "near".into(), generation, until });
+        assert_eq!(leads_at("near", &seen), decides(1));
         seen[0].hear(said("near", None), before);
         assert_eq!(judge("near", "me", &seen), Verdict::Mine);
         seen[0].hear(said("near", None), until);
@@ -663,7 +679,10 @@ mod tests {
             said("far", Some(lease(Some((1, false)), "you"))),
         ];
         seen[0].mine_until = Some(until);
-        assert_eq!(leads_at("near", &seen), Some((2, until)));
+        let leads = leads_at("near", &seen);
+        assert_eq!(leads, decides(2));
+        let taken = |zone, now| takes_by(leads.as_ref(), zone, now);
+        assert_eq!([taken("near", before), taken("far", before), taken("far", until)], [None, Some(2), None]);
         seen[0].mine_until = None;
         assert_eq!(leads_at("near", &seen), None);
     }
