@@ -23,12 +23,19 @@ pub struct Lease {
 /// Who holds a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// Of one state directory: unique.
+    /// Of one state directory; one that was copied has the same, on a node of another name.
     pub id: String,
     /// The node's name.
     pub node: String,
     /// For how long, if it does not renew it.
     pub left: Duration,
+}
+
+impl Holder {
+    /// Whether it is this node, and not one with a copy of its state directory.
+    pub fn is(&self, node: &Candidate) -> bool {
+        (&self.id, &self.node) == (&node.id, &node.node)
+    }
 }
 
 /// A node that may lead.
@@ -81,20 +88,19 @@ pub async fn take(
     let sql = "INSERT INTO godwit.leader AS l (resource, holder, node, until) \
                  VALUES ($1, $2, $3, pg_catalog.clock_timestamp() + $4::float8 * interval '1 second') \
                ON CONFLICT (resource) DO UPDATE SET holder = EXCLUDED.holder, node = EXCLUDED.node, until = EXCLUDED.until \
-               WHERE l.holder = EXCLUDED.holder OR l.until <= pg_catalog.clock_timestamp() OR EXISTS ( \
+               WHERE (l.holder, l.node) = (EXCLUDED.holder, EXCLUDED.node) OR l.until <= pg_catalog.clock_timestamp() OR EXISTS ( \
                  SELECT FROM godwit.epoch e WHERE e.resource = EXCLUDED.resource AND e.fenced AND e.generation <= $5::bigint)";
     let taken = client.execute(sql, &[&resource, &id, &node, &within.as_secs_f64(), &leads]).await;
     taken.map(|rows| rows == 1).map_err(Error::database("take the lease of who leads"))
 }
 
-/// Ends the lease of `id`, if it has it: another may take it at once.
+/// Ends the lease of `node`, if it has it: another may take it at once.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub async fn give_up(client: &Client, resource: &str, id: &str) -> Result<(), Error> {
-    let sql =
-        "UPDATE godwit.leader SET until = pg_catalog.clock_timestamp() WHERE resource = $1 AND holder = $2";
-    let ended = client.execute(sql, &[&resource, &id]).await;
+pub async fn give_up(client: &Client, resource: &str, node: &Candidate) -> Result<(), Error> {
+    let sql = "UPDATE godwit.leader SET until = pg_catalog.clock_timestamp() WHERE resource = $1 AND (holder, node) = ($2, $3)";
+    let ended = client.execute(sql, &[&resource, &node.id, &node.node]).await;
     ended.map(drop).map_err(Error::database("end the lease of who leads"))
 }
 
@@ -111,12 +117,13 @@ pub async fn legacy(client: &Client, resource: &str) -> Result<Option<(String, S
     }
 }
 
-/// Leaves this to the next holder, while `id` has the lease; false: it does not.
+/// Leaves this to the next holder, while `node` has the lease; false: it does not.
 ///
 /// # Errors
 /// [`Error::Database`].
-pub async fn leave(client: &Client, resource: &str, id: &str, legacy: &str) -> Result<bool, Error> {
-    let sql = "UPDATE godwit.leader SET legacy = $3 WHERE resource = $1 AND holder = $2 AND until > pg_catalog.clock_timestamp()";
-    let left = client.execute(sql, &[&resource, &id, &legacy]).await;
+pub async fn leave(client: &Client, resource: &str, node: &Candidate, legacy: &str) -> Result<bool, Error> {
+    let sql = "UPDATE godwit.leader SET legacy = $4 \
+               WHERE resource = $1 AND (holder, node) = ($2, $3) AND until > pg_catalog.clock_timestamp()";
+    let left = client.execute(sql, &[&resource, &node.id, &node.node, &legacy]).await;
     left.map(|rows| rows == 1).map_err(Error::database("leave something to the next leader"))
 }

@@ -29,7 +29,7 @@ async fn the_way_back_is_of_the_node_that_leads_and_of_no_generation_that_is_ove
         assert!(lead::take(admin, "orders", &node("a"), None).await?);
         stale(claim(2, "m9", 1000, "b").await);
         claim(2, "m1", 5000, "a").await?;
-        lead::give_up(admin, "orders", "a").await?;
+        lead::give_up(admin, "orders", &node("a")).await?;
         assert!(lead::take(admin, "orders", &node("b"), None).await?);
         stale(claim(2, "m1", 5000, "a").await);
         // Its clock is behind the other's.
@@ -54,7 +54,7 @@ async fn who_has_the_primarys_lease_has_its_shadows_and_who_moves_leads_on() -> 
         let admin = &setup.admin;
         let leads = async || anyhow::Ok(lead::look(admin, "orders").await?.holder.map(|holder| holder.node));
         assert!(lead::take(admin, "orders", &node("cut-off"), None).await?);
-        assert!(lead::leave(admin, "orders", "cut-off", "old").await?);
+        assert!(lead::leave(admin, "orders", &node("cut-off"), "old").await?);
         // It is open: this lease decides.
         assert!(!lead::take(admin, "orders", &node("next"), Some(1)).await?);
         fence::guard(admin, "orders", 1).await?;
@@ -68,6 +68,28 @@ async fn who_has_the_primarys_lease_has_its_shadows_and_who_moves_leads_on() -> 
         assert_eq!(leads().await?.as_deref(), Some("node-next"));
         assert_eq!(lead::legacy(admin, "orders").await?, None, "what the other one left is not its own");
         assert!(!lead::take(admin, "orders", &node("cut-off"), Some(2)).await?);
+        Ok(())
+    })
+    .await
+}
+
+/// The machine was cloned, or its disk is another one's backup: both know themselves by the same id.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_a_copy_of_the_leaders_state_directory_has_not_its_lease() -> Result<()> {
+    both(|major| async move {
+        let setup = Setup::new(major).await?;
+        let admin = &setup.admin;
+        let [first, copy] = ["first", "copy"].map(|name| Candidate { node: name.into(), ..node("a") });
+        assert!(lead::take(admin, "orders", &first, None).await?);
+        assert!(!lead::take(admin, "orders", &copy, None).await?);
+        assert!(!lead::leave(admin, "orders", &copy, "old").await?);
+        lead::give_up(admin, "orders", &copy).await?;
+        assert!(lead::look(admin, "orders").await?.holder.is_some_and(|holder| holder.is(&first)));
+        assert!(lead::leave(admin, "orders", &first, "new").await?);
+        // When it is over, it is as free as any other one's; so it is for a node that was started again under another name.
+        lead::give_up(admin, "orders", &first).await?;
+        assert!(lead::take(admin, "orders", &copy, None).await?);
+        assert!(!lead::take(admin, "orders", &first, None).await?);
         Ok(())
     })
     .await

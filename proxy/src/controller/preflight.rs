@@ -94,7 +94,8 @@ pub(super) async fn leases(
 }
 
 fn another_leads(here: Option<Holder>, there: Option<Holder>) -> Option<Finding> {
-    let (here, there) = here.zip(there).filter(|(here, there)| here.id != there.id)?;
+    let (here, there) =
+        here.zip(there).filter(|(here, there)| (&here.id, &here.node) != (&there.id, &there.node))?;
     Some(Finding {
         severity: Severity::Blocker,
         subject: "lease".into(),

@@ -37,6 +37,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How often what moves were worth is left while nothing else changes.
 const WORTH_EVERY: Duration = Duration::from_mins(1);
 
+/// What is said of another node that the databases know by the same id.
+const COPIED: &str = "it has this node's holder id: one state directory is a copy of the other, or this node had that name before";
+
 /// What a node that stands by says, and what it may be told.
 pub struct Standing {
     says: watch::Sender<String>,
@@ -282,7 +285,7 @@ impl Election {
                 Some((at, number, news)) = told.recv() => {
                     let Kept { resource, primary, seen, .. } = &mut self.resources[at];
                     seen[number].hear(news, clock::monotonic());
-                    if let Verdict::Held(node, _) = judge(primary, &self.me.id, seen) {
+                    if let Verdict::Held(node, _) = judge(primary, &self.me, seen) {
                         return format!("node {node} leads now");
                     }
                     if let Some(why) = outrun(resource, seen, || estate.generation(resource)) {
@@ -305,19 +308,19 @@ impl Election {
 
     /// Ends what leases this node has: another may lead at once.
     pub async fn resign(&mut self) {
-        let id = &self.me.id;
+        let me = &self.me;
         let ending = self.resources.iter_mut().map(async |one| {
-            join_all(one.seats.iter_mut().map(|seat| seat.give_up(&one.resource, id))).await
+            join_all(one.seats.iter_mut().map(|seat| seat.give_up(&one.resource, me))).await
         });
         join_all(ending).await;
     }
 
     /// Who leads each resource.
     async fn look(&mut self) -> Vec<(String, Verdict)> {
-        let id = &self.me.id;
+        let me = &self.me;
         let looking = self.resources.iter_mut().map(async |one| {
-            one.seen = join_all(one.seats.iter_mut().map(|seat| seat.look(&one.resource, id))).await;
-            (one.resource.clone(), judge(&one.primary, id, &one.seen))
+            one.seen = join_all(one.seats.iter_mut().map(|seat| seat.look(&one.resource, me))).await;
+            (one.resource.clone(), judge(&one.primary, me, &one.seen))
         });
         join_all(looking).await
     }
@@ -352,14 +355,14 @@ impl Renewal {
             if let Err(why) = self.seat.take(resource, me, leads).await {
                 tracing::debug!(resource, why, "the lease cannot be renewed now");
             }
-            let seen = self.seat.look(resource, &me.id).await;
+            let seen = self.seat.look(resource, me).await;
             if seen.mine_until.is_none() {
                 // Another one may have left something else there.
                 left = Arc::from("");
             }
             tell(seen);
             let text = self.text.borrow_and_update().clone();
-            if text != left && self.seat.leave(resource, &me.id, &text).await {
+            if text != left && self.seat.leave(resource, me, &text).await {
                 left = text;
             }
             let _ = tokio::time::timeout(me.within / RENEWALS, self.text.changed()).await;
@@ -368,11 +371,11 @@ impl Renewal {
 }
 
 impl Seat {
-    async fn look(&mut self, resource: &str, id: &str) -> Seen {
+    async fn look(&mut self, resource: &str, me: &Candidate) -> Seen {
         let asked = clock::monotonic();
         let lease = self.ask(async |client| lead::look(client, resource).await).await;
         let holder = lease.as_ref().ok().and_then(|lease| lease.holder.as_ref());
-        let mine_until = holder.filter(|holder| holder.id == id).map(|holder| asked + holder.left);
+        let mine_until = holder.filter(|holder| holder.is(me)).map(|holder| asked + holder.left);
         Seen { zone: self.zone.clone(), lease, mine_until }
     }
 
@@ -401,16 +404,16 @@ impl Seat {
     }
 
     /// False: it is not there, and is to be tried again.
-    async fn leave(&mut self, resource: &str, id: &str, text: &str) -> bool {
-        let left = self.ask(async |client| lead::leave(client, resource, id, text).await).await;
+    async fn leave(&mut self, resource: &str, me: &Candidate, text: &str) -> bool {
+        let left = self.ask(async |client| lead::leave(client, resource, me, text).await).await;
         left.unwrap_or_else(|why| {
             tracing::debug!(resource, zone = self.zone, why, "nothing is left there now");
             false
         })
     }
 
-    async fn give_up(&mut self, resource: &str, id: &str) {
-        if let Err(why) = self.ask(async |client| lead::give_up(client, resource, id).await).await {
+    async fn give_up(&mut self, resource: &str, me: &Candidate) {
+        if let Err(why) = self.ask(async |client| lead::give_up(client, resource, me).await).await {
             tracing::debug!(resource, zone = self.zone, why, "the lease ends by itself only");
         }
     }
@@ -542,12 +545,15 @@ fn outrun(resource: &str, seen: &[Seen], leads: impl FnOnce() -> Option<u64>) ->
 /// The lease of the database that clients may write to decides: of the newest generation, and before the first move of the configured
 /// primary. Where none is open (a move was under way), that of the one that was fenced last does, and all of them where that may be one that does
 /// not answer.
-fn judge(primary: &str, mine: &str, seen: &[Seen]) -> Verdict {
+fn judge(primary: &str, me: &Candidate, seen: &[Seen]) -> Verdict {
     let answers = || seen.iter().filter_map(|seen| Some((&seen.zone, seen.lease.as_ref().ok()?)));
     let silent = seen.iter().find_map(|seen| Some((&seen.zone, seen.lease.as_ref().err()?)));
     let of = |lease: &Lease| match &lease.holder {
         None => Verdict::Free,
-        Some(holder) if holder.id == mine => Verdict::Mine,
+        Some(holder) if holder.is(me) => Verdict::Mine,
+        Some(holder) if holder.id == me.id => {
+            Verdict::Held(format!("{} ({COPIED})", holder.node), holder.left)
+        }
         Some(holder) => Verdict::Held(holder.node.clone(), holder.left),
     };
     let first = || answers().find(|(zone, lease)| *zone == primary && lease.epoch.is_none());
@@ -574,6 +580,10 @@ mod tests {
 
     use super::*;
 
+    fn me() -> Candidate {
+        Candidate { id: "me".into(), node: "node-me".into(), within: Duration::from_secs(1) }
+    }
+
     fn lease(epoch: Option<(u64, bool)>, holder: &str) -> Lease {
         let holder = (!holder.is_empty()).then(|| Holder {
             id: holder.into(),
@@ -590,7 +600,7 @@ mod tests {
     }
 
     fn verdict(near: Option<Lease>, far: Option<Lease>) -> Verdict {
-        judge("near", "me", &[said("near", near), said("far", far)])
+        judge("near", &me(), &[said("near", near), said("far", far)])
     }
 
     #[test]
@@ -630,6 +640,19 @@ mod tests {
     }
 
     #[test]
+    fn a_node_with_a_copy_of_this_ones_state_directory_is_another_node() {
+        let of = |node: &str| {
+            let mut lease = lease(Some((1, true)), "me");
+            lease.holder.as_mut().unwrap().node = node.into();
+            verdict(Some(lease), None)
+        };
+        assert_eq!(of("node-me"), Verdict::Mine);
+        let Verdict::Held(said, left) = of("node-clone") else { panic!("both would lead") };
+        assert_eq!((said.split(' ').next(), left), (Some("node-clone"), Duration::from_secs(1)));
+        assert!(said.contains("is a copy"), "{said}");
+    }
+
+    #[test]
     fn what_a_newer_program_left_is_not_led_without() {
         let left = |version: u32, serial: u64| {
             format!(
@@ -660,18 +683,18 @@ mod tests {
         seen[0].mine_until = Some(until);
         // The one that led before has the shadow's lease for a while.
         seen[1].hear(said("far", Some(lease(Some((1, false)), "you"))), before);
-        assert_eq!(judge("near", "me", &seen), Verdict::Mine, "the primary was not asked since");
+        assert_eq!(judge("near", &me(), &seen), Verdict::Mine, "the primary was not asked since");
         let decides = |generation| Some(Decides { zone: "near".into(), generation, until });
         assert_eq!(leads_at("near", &seen), decides(1));
         seen[0].hear(said("near", None), before);
-        assert_eq!(judge("near", "me", &seen), Verdict::Mine);
+        assert_eq!(judge("near", &me(), &seen), Verdict::Mine);
         seen[0].hear(said("near", None), until);
-        assert!(matches!(judge("near", "me", &seen), Verdict::Held(..)), "its lease is over");
+        assert!(matches!(judge("near", &me(), &seen), Verdict::Held(..)), "its lease is over");
         assert_eq!(leads_at("near", &seen), None);
         seen[0].hear(said("near", Some(lease(Some((1, true)), "me"))), until);
-        assert_eq!(judge("near", "me", &seen), Verdict::Mine);
+        assert_eq!(judge("near", &me(), &seen), Verdict::Mine);
         seen[0].hear(said("near", Some(lease(Some((1, true)), "you"))), until);
-        assert!(matches!(judge("near", "me", &seen), Verdict::Held(..)), "it is another's");
+        assert!(matches!(judge("near", &me(), &seen), Verdict::Held(..)), "it is another's");
         assert_eq!(leads_at("near", &seen), None);
         // The fence is up: the shadow's lease goes with that of the database that was fenced.
         let mut seen = [
