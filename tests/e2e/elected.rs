@@ -15,7 +15,7 @@ use godwit::demo::node::Node;
 use godwit::demo::relay::{Path as RelayPath, Relay};
 use godwit::demo::zone::{AGENT, GODWIT_ROLE, LEADER, Playground, RESOURCE};
 use godwit::leading::comparison::ConfigView;
-use godwit_tests::postgres::free_port;
+use godwit_tests::postgres::{copy_files, free_port};
 use godwit_tests::waiting::until;
 use http::Method;
 use rand::SeedableRng;
@@ -157,6 +157,43 @@ async fn another_node_leads_when_the_first_is_gone() -> Result<()> {
     let answered = outcome.failures.iter().find(|failure| failure.status.is_some());
     ensure!(answered.is_none(), "{answered:?}: only connections may fail, while nobody listens");
     lost_nothing(&playground, &near.name, &outcome).await
+}
+
+/// One is put back from a backup, and another node has a copy of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_state_directory_and_a_copied_one_undo_no_decision() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let [near, far] = &playground.zones;
+    let members = [Member::new(&playground, "one", &[])?, Member::new(&playground, "other", &[])?];
+    let states = playground.directory.join("state");
+    let (state, backup) = (states.join("one"), states.join("backup"));
+    let mut one = members[0].start(&[])?;
+    one.ready().await?;
+    drop(one);
+    for copy in [&backup, &states.join("other")] {
+        copy_files(&state, copy)?;
+    }
+    let mut one = members[0].start(&[])?;
+    one.ready().await?;
+    let mut other = members[1].start(&[])?;
+    stands_by(&mut other, "one").await?;
+    let says = other.client.fetch::<LeadView>("/api/v1/lead").await?.why.unwrap_or_default();
+    ensure!(says.contains("is a copy"), "{says}");
+    one.client.send(&format!("/api/v1/resources/{RESOURCE}/freeze"), &json!({ "why": "a sale" })).await?;
+    let primary = connect(near).await?;
+    until("it is left to the next one", async || {
+        let left = "SELECT EXISTS (SELECT FROM godwit.leader WHERE legacy ~ 'a sale')";
+        Ok(primary.query_one(left, &[]).await?.get::<_, bool>(0))
+    })
+    .await?;
+    drop((other, one));
+    std::fs::remove_dir_all(&state)?;
+    copy_files(&backup, &state)?;
+    let mut one = members[0].start(&[])?;
+    one.ready().await?;
+    let frozen = one.ask_to_migrate(&far.name).await.err().context("it is frozen")?.to_string();
+    ensure!(frozen.contains("a sale"), "{frozen}");
+    Ok(())
 }
 
 /// A dump keeps them for as long as it takes.

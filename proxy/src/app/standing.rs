@@ -114,7 +114,16 @@ impl Estate for Belongings {
             }
             made.clone().keep(&directory.join(name)).map_err(chain)?;
         }
-        self.takes(&legacy.overlay).map_err(chain)
+        self.takes(&legacy.overlay).map_err(chain)?;
+        self.note_serial(legacy.serial)
+    }
+
+    fn serial(&self) -> Result<Option<u64>, String> {
+        self.journal.serial().map_err(chain)
+    }
+
+    fn note_serial(&self, serial: u64) -> Result<(), String> {
+        self.journal.note_serial(serial).map_err(chain)
     }
 
     fn generation(&self, resource: &str) -> Option<u64> {

@@ -139,6 +139,16 @@ pub trait Estate: Send + Sync {
     /// # Errors
     /// In words.
     fn inherits(&self, legacy: &Legacy) -> Result<(), String>;
+    /// The number of what it left or inherited last; none: it does not know of any.
+    ///
+    /// # Errors
+    /// In words.
+    fn serial(&self) -> Result<Option<u64>, String>;
+    /// It has what was left by this number, or leaves it next.
+    ///
+    /// # Errors
+    /// In words: it is not to be left.
+    fn note_serial(&self, serial: u64) -> Result<(), String>;
     /// The generation at which it leads the resource; none: that is being found out.
     fn generation(&self, resource: &str) -> Option<u64>;
 }
@@ -248,8 +258,9 @@ impl Election {
             .iter_mut()
             .map(async |one| join_all(one.seats.iter_mut().map(|seat| seat.legacy(&one.resource))).await);
         let found: Vec<_> = join_all(reading).await.into_iter().flatten().flatten().collect();
-        let (serial, legacy) = newest(&self.me.id, &found)?;
-        self.serial = self.serial.max(serial);
+        let own = estate.serial()?;
+        let (serial, legacy) = newest(&self.me.id, own, &found)?;
+        self.serial = self.serial.max(serial).max(own.unwrap_or_default());
         let Some(legacy) = legacy else { return Ok(()) };
         estate.inherits(&legacy).map_err(|why| format!("what the last leader left cannot be kept: {why}"))
     }
@@ -293,17 +304,32 @@ impl Election {
                     }
                     leads[at].send_replace(leads_at(primary, seen));
                 }
-                _ = pace.tick() => match estate.leaves() {
-                    Ok(now) if !is_left_anew(left.as_ref(), &now, clock::monotonic()) => {}
-                    Ok(now) => {
-                        self.serial += 1;
+                _ = pace.tick() => match self.leaves_anew(estate, left.as_ref()) {
+                    Ok(Some(now)) => {
                         text.send_replace(serde_json::to_string(&now.clone().numbered(self.serial)).unwrap_or_default().into());
                         left = Some((now, clock::monotonic()));
                     }
+                    Ok(None) => {}
                     Err(why) => tracing::warn!(why, "nothing is left to the next leader"),
                 },
             }
         }
+    }
+
+    /// What is to be left now by the next number, if it is not what was left before. The state directory has that number first: one with a lower number
+    /// than what was left from it is older.
+    fn leaves_anew(
+        &mut self,
+        estate: &dyn Estate,
+        left: Option<&(Legacy, Instant)>,
+    ) -> Result<Option<Legacy>, String> {
+        let now = estate.leaves()?;
+        if !is_left_anew(left, &now, clock::monotonic()) {
+            return Ok(None);
+        }
+        estate.note_serial(self.serial + 1)?;
+        self.serial += 1;
+        Ok(Some(now))
     }
 
     /// Ends what leases this node has: another may lead at once.
@@ -436,19 +462,20 @@ impl Seat {
     }
 }
 
-/// The highest number of what leaders left (who, and what), and what the newest of them did if that is not `mine`.
+/// The highest number of what leaders left (who, and what), and what the newest of them did, unless this node (`mine`) has all of it: it left that
+/// itself, and its state directory is not older (`own` is the number in there; none: an earlier program kept none).
 ///
 /// # Errors
 /// A newer program left it: who leads without it has none of its decisions, and leaves its own over them.
-fn newest(mine: &str, found: &[(String, String)]) -> Result<(u64, Option<Legacy>), String> {
+fn newest(mine: &str, own: Option<u64>, found: &[(String, String)]) -> Result<(u64, Option<Legacy>), String> {
     let mut all: Vec<_> = found
         .iter()
         .map(|(holder, text)| (Legacy::serial_of(text).unwrap_or_default(), holder, text))
         .collect();
     all.sort_by_key(|(serial, ..)| std::cmp::Reverse(*serial));
     let highest = all.first().map_or(0, |(serial, ..)| *serial);
-    for (_, holder, text) in all {
-        if holder == mine {
+    for (serial, holder, text) in all {
+        if holder == mine && own.is_none_or(|own| serial <= own) {
             break;
         }
         match Legacy::read(text) {
@@ -659,15 +686,22 @@ mod tests {
                 r#"{{"version": {version}, "serial": {serial}, "tables": {{}}, "overlay": {{"version": 1}}}}"#
             )
         };
-        let newest = |found: &[(&str, String)]| {
+        let newest_for = |own, found: &[(&str, String)]| {
             let found: Vec<_> = found.iter().map(|(who, text)| ((*who).to_owned(), text.clone())).collect();
-            newest("me", &found).map(|(highest, legacy)| (highest, legacy.map(|legacy| legacy.serial)))
+            newest("me", own, &found).map(|(highest, legacy)| (highest, legacy.map(|legacy| legacy.serial)))
         };
+        let newest = |found: &[(&str, String)]| newest_for(Some(7), found);
         let refused = newest(&[("you", left(1, 6)), ("you", left(2, 7))]).unwrap_err();
         assert!(refused.contains("version 2"), "{refused}");
         // Someone has led with it since; or it is this node's own, whose state directory has it all.
         assert_eq!(newest(&[("you", left(2, 7)), ("they", left(1, 8))]), Ok((8, Some(8))));
         assert_eq!(newest(&[("they", left(1, 6)), ("me", left(2, 7))]), Ok((7, None)));
+        // The state directory is one from a backup: it has not all of what was left from it since.
+        for (own, inherited) in [(Some(5), Some(7)), (Some(7), None), (Some(8), None), (None, None)] {
+            let found = [("they", left(1, 6)), ("me", left(1, 7))];
+            assert_eq!(newest_for(own, &found), Ok((7, inherited)), "{own:?}");
+        }
+        assert!(newest_for(Some(5), &[("me", left(2, 7))]).is_err(), "by a newer program");
         // Whatever is wrong with it, what comes next has a higher number.
         let broken = r#"{"version": 1, "serial": 9}"#.to_owned();
         assert_eq!(newest(&[("you", broken), ("they", left(1, 3))]), Ok((9, Some(3))));

@@ -186,6 +186,24 @@ impl Journal {
         write().map_err(self.database())
     }
 
+    /// The number of what this node left or inherited last; none: it never did, or by an earlier program.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub fn serial(&self) -> Result<Option<u64>, StoreError> {
+        let found = self.connection().query_row("SELECT serial FROM left_last", [], |row| row.get(0));
+        found.optional().map_err(self.database())
+    }
+
+    /// From now on it is this one.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub fn note_serial(&self, serial: u64) -> Result<(), StoreError> {
+        let sql = "INSERT OR REPLACE INTO left_last (one, serial) VALUES (1, ?)";
+        self.connection().execute(sql, [serial]).map(drop).map_err(self.database())
+    }
+
     /// Ends the runs of a resource that are not this state's: the node that began them is gone. One that was committed without a fence took over
     /// from a lost primary. From now on the journal says where the resource is.
     ///
@@ -347,6 +365,11 @@ mod tests {
             runs.into_iter().map(|run| (run.id, run.outcome)).collect::<Vec<_>>()
         };
         assert_eq!(ids(&other), vec![("m0".into(), None), ("m1".into(), None)]);
+        assert_eq!(other.serial().unwrap(), None);
+        for serial in [7, 8] {
+            other.note_serial(serial).unwrap();
+            assert_eq!(other.serial().unwrap(), Some(serial));
+        }
         let again = other.leaves(overlay, BTreeMap::new()).unwrap();
         assert_eq!(again.tables["retirement"], legacy.tables["retirement"]);
         let placed = PlacedRow { primary: "near".into(), shadow: "far".into(), generation: 1 };

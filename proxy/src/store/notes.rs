@@ -45,6 +45,11 @@ CREATE TABLE IF NOT EXISTS placed (
   shadow_zone TEXT NOT NULL,
   generation INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+-- One row: the number of what was left to the next leader last.
+CREATE TABLE IF NOT EXISTS left_last (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  serial INTEGER NOT NULL
+) STRICT;
 -- Of no table, the empty name: the whole shadow.
 CREATE TABLE IF NOT EXISTS seeded (
   resource TEXT NOT NULL,
