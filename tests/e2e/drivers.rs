@@ -306,41 +306,81 @@ async fn a_chosen_zone_is_provisioned_once_moved_to_and_back() -> Result<()> {
     Ok(())
 }
 
-/// Where only the driver knows it: by its word to the node that led before.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_zone_that_was_moved_to_is_known_to_the_next_leader() -> Result<()> {
-    let fleet = Fleet::new(&policy("")).await?;
+/// A second node beside the fleet's, with a lease for both. By itself it would choose another zone.
+fn other(fleet: &Fleet) -> Result<(PathBuf, Client)> {
     let lease = |text: String| text.replace("threads: 2}", "threads: 2, lease: 3s}");
     std::fs::write(&fleet.config, lease(fleet.text(true)))?;
     let other = fleet.config.with_file_name("other.yaml");
     let admin = format!("127.0.0.1:{}", free_ports(1)?[0]);
-    // By itself it would choose another zone.
     let text = fleet.text(true).replace("cost: 0.60/h", "cost: 0.01/h").replace(&fleet.admin, &admin);
     std::fs::write(
         &other,
         lease(text.replace("name: edge", "name: other").replace("/state", "/state-other")),
     )?;
+    Ok((other, Client::new(&admin)))
+}
+
+/// Waits until the first database has what the next leader is to know: its legacy contains this, by `@>`.
+async fn left(fleet: &Fleet, known: &Value) -> Result<()> {
+    let database = connect(fleet.near()).await?;
+    godwit_tests::waiting::until("it is left to the next one", async || {
+        let sql =
+            "SELECT EXISTS (SELECT FROM godwit.leader WHERE legacy::jsonb -> 'tables' @> $1::text::jsonb)";
+        Ok(database.query_one(sql, &[&known.to_string()]).await?.get::<_, bool>(0))
+    })
+    .await
+}
+
+/// Where only the driver knows it: by its word to the node that led before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zone_that_was_moved_to_is_known_to_the_next_leader() -> Result<()> {
+    let fleet = Fleet::new(&policy("")).await?;
+    let (other, next) = other(&fleet)?;
     let client = fleet.client();
     let mut node = fleet.start()?;
     until(&mut node, &client, RESOURCE, "the shadow is ready", movable).await?;
     migrate(&client, RESOURCE, "far").await?;
     let moved = |view: &ResourceView| view.primary == "far" && movable(view);
     until(&mut node, &client, RESOURCE, "it is served from the chosen zone", moved).await?;
-    let left = connect(fleet.near()).await?;
-    godwit_tests::waiting::until("it is left to the next one", async || {
-        let sql = "SELECT EXISTS (SELECT FROM godwit.leader WHERE legacy::jsonb #>> '{tables,placed,0,primary_zone}' = 'far')";
-        Ok(left.query_one(sql, &[]).await?.get::<_, bool>(0))
-    })
-    .await?;
+    left(&fleet, &json!({ "placed": [{ "primary_zone": "far" }] })).await?;
     node.signal(Signal::KILL)?;
     drop(node);
     let mut node = Node::start(Path::new(PROGRAM), &other, &[])?;
-    let client = Client::new(&admin);
-    until(&mut node, &client, RESOURCE, "the next one knows", moved).await?;
+    until(&mut node, &next, RESOURCE, "the next one knows", moved).await?;
     let load = load(&fleet.playground, 50.0, "fleet");
-    until(&mut node, &client, RESOURCE, "it serves", |_| load.snapshot().acknowledged > 20).await?;
+    until(&mut node, &next, RESOURCE, "it serves", |_| load.snapshot().acknowledged > 20).await?;
     let outcome = load.stop().await;
     ensure!(outcome.totals.failed == 0, "{:#?}", outcome.failures);
+    Ok(())
+}
+
+/// Nobody compares both sides at its end marker any more: that it is not given back is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_primary_is_kept_where_the_leader_was_lost_in_its_soak() -> Result<()> {
+    let gives = policy("").replace("retire: {after: 100ms", "retire: {then: deprovision, after: 1h");
+    let fleet = Fleet::new(&gives).await?;
+    let (other, next) = other(&fleet)?;
+    let client = fleet.client();
+    let near = fleet.near().name.clone();
+    let mut node = fleet.start()?;
+    until(&mut node, &client, RESOURCE, "the shadow is ready", movable).await?;
+    migrate(&client, RESOURCE, "far").await?;
+    let soaks = |view: &ResourceView| view.primary == "far" && view.phase == "soaking";
+    let view = until(&mut node, &client, RESOURCE, "it soaks", soaks).await?;
+    let id = view.migration.context("a migration")?;
+    left(&fleet, &json!({ "placed": [{ "primary_zone": "far" }], "run": [{ "id": id }] })).await?;
+    node.signal(Signal::KILL)?;
+    drop(node);
+    let why = "the node that led was lost before the old primary was retired";
+    let kept = format!("{near} is kept: {why}");
+    // It says so after a restart, too.
+    for _ in 0..2 {
+        let mut node = Node::start(Path::new(PROGRAM), &other, &[])?;
+        let says = |view: &ResourceView| view.primary == "far" && view.problems.contains(&kept);
+        until(&mut node, &next, RESOURCE, "it says what is kept", says).await?;
+        let run: Value = next.fetch(&format!("/api/v1/resources/{RESOURCE}/migrations/{id}")).await?;
+        ensure!((&run["state"], &run["reason"]) == (&json!("superseded"), &json!(why)), "{run:#}");
+    }
     Ok(())
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Retiring {
     refused: u32,
     /// Why it was not, the last time.
     problem: Option<String>,
+    /// Why the old primary of this generation's move is not given back: another node led then, and was lost.
+    kept: Option<(Generation, String)>,
     /// Who drops the resource, and waits for the end of its shadow.
     leaving: Option<oneshot::Sender<Result<(), Denied>>>,
 }
@@ -209,8 +211,12 @@ impl Machine {
                 row.done || journal.run(&row.run)?.is_some_and(|run| run.generation == state.generation.0);
             Ok::<_, StoreError>(goes_on.then_some(row))
         };
-        match read() {
-            Ok(row) => Retiring { row, ..Retiring::default() },
+        let kept = || {
+            let why = journal.why_unretired(state)?;
+            Ok::<_, StoreError>(why.map(|why| (state.generation, format!("{} is kept: {why}", state.shadow))))
+        };
+        match read().and_then(|row| Ok((row, kept()?))) {
+            Ok((row, kept)) => Retiring { row, kept, ..Retiring::default() },
             Err(error) => Retiring { problem: Some(chain(error)), ..Retiring::default() },
         }
     }
@@ -261,7 +267,9 @@ impl Machine {
 
     /// What is wrong with it, in words.
     pub(super) fn retirement_problem(&self) -> Option<String> {
-        self.retiring.problem.clone()
+        let kept = self.retiring.kept.as_ref().filter(|(of, _)| *of == self.state.generation);
+        let kept = kept.filter(|_| self.gives_back_at_all()).map(|(_, why)| why);
+        self.retiring.problem.as_ref().or(kept).cloned()
     }
 }
 

@@ -673,7 +673,7 @@ pub struct MigrationView {
     pub generation: u64,
     /// The phase it is in, or `retired`, `superseded`, `aborted`, `taken_over`.
     pub state: String,
-    /// Why it was aborted.
+    /// Why it was aborted, or ended without its old primary being retired or being one any more.
     pub reason: Option<String>,
     /// When it was accepted, Unix milliseconds.
     pub started_ms: u64,

@@ -91,7 +91,7 @@ pub struct RunRow {
     pub ended: Option<Timestamp>,
     /// `retired`, `superseded`, `aborted`; none while it runs.
     pub outcome: Option<String>,
-    /// Why it was aborted.
+    /// Why it was aborted, or ended without its old primary being retired or being one any more.
     pub reason: Option<String>,
     /// When it was committed.
     pub committed: Option<Timestamp>,

@@ -20,6 +20,8 @@ const WORTH: &str = "ledger";
 
 /// Why a run ended that another node had begun.
 const LOST: &str = "the node that led was lost";
+/// What it came to where it was committed: nobody compares both sides at its end marker any more.
+const LOST_IN_SOAK: &str = "the node that led was lost before the old primary was retired";
 
 /// A table of the store.
 struct Table {
@@ -213,14 +215,28 @@ impl Journal {
         let own = state.run.as_ref().map(|run| run.id.as_str());
         let sql = "UPDATE run SET ended_ms = ?4, outcome = CASE WHEN generation > ?2 THEN 'aborted' \
                      WHEN committed_ms IS NOT NULL AND fence IS NULL THEN 'taken_over' ELSE 'superseded' END, \
-                     reason = iif(generation <= ?2, NULL, ?5) \
+                     reason = CASE WHEN generation > ?2 THEN ?5 \
+                     WHEN generation = ?2 AND (committed_ms IS NULL OR fence IS NOT NULL) THEN ?6 END \
                    WHERE resource = ?1 AND outcome IS NULL AND id IS NOT ?3";
         let write = || {
             let connection = self.connection();
-            connection.execute(sql, params![state.resource, state.generation.0, own, now.0, LOST])?;
+            connection
+                .execute(sql, params![state.resource, state.generation.0, own, now.0, LOST, LOST_IN_SOAK])?;
             connection.execute("DELETE FROM placed WHERE resource = ?1", [&state.resource]).map(drop)
         };
         write().map_err(self.database())
+    }
+
+    /// Why the move that left the shadow of this state has not retired it, if the node that led was lost before that.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub fn why_unretired(&self, state: &State) -> Result<Option<String>, StoreError> {
+        let sql = "SELECT reason FROM run WHERE resource = ?1 AND generation = ?2 AND from_zone = ?3 AND to_zone = ?4 \
+                     AND outcome = 'superseded' AND reason IS NOT NULL LIMIT 1";
+        let State { resource, shadow, primary, generation, .. } = state;
+        let values = params![resource, generation.0, &*shadow.0, &*primary.0];
+        self.connection().query_row(sql, values, |row| row.get(0)).optional().map_err(self.database())
     }
 
     /// The shadow of this state was lost as a primary, which another node had known: that run is in the history, unless it is there.
@@ -381,6 +397,36 @@ mod tests {
         assert_eq!(other.placed("orders").unwrap(), None, "its own journal says that now");
         let superseded = Some("superseded".to_owned());
         assert_eq!(ids(&other), vec![("m0".into(), superseded.clone()), ("m1".into(), superseded)]);
+    }
+
+    /// Committed and not retired, or not in the journal of the next leader as that; undone; and one of before.
+    #[test]
+    fn that_an_old_primary_was_not_retired_is_known_to_the_next_leader() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(directory.path()).unwrap();
+        let state = begun(&journal, "m1");
+        let moved = State {
+            generation: Generation(2),
+            primary: state.shadow.clone(),
+            shadow: state.primary.clone(),
+            run: None,
+            ..state.clone()
+        };
+        let back = State { generation: Generation(3), run: None, ..state.clone() };
+        for (set, ends_as, why) in [
+            ("committed_ms = 11, fence = 5", &moved, Some(LOST_IN_SOAK)),
+            ("committed_ms = NULL, fence = NULL", &moved, Some(LOST_IN_SOAK)),
+            ("committed_ms = 11, fence = NULL", &moved, None),
+            ("committed_ms = NULL, fence = 5", &State { run: None, ..state.clone() }, None),
+            ("committed_ms = 11, fence = 5", &back, None),
+        ] {
+            let again = format!("UPDATE run SET outcome = NULL, reason = NULL, ended_ms = NULL, {set}");
+            journal.connection().execute(&again, []).unwrap();
+            journal.end_others(ends_as, Timestamp(20)).unwrap();
+            assert_eq!(journal.why_unretired(ends_as).unwrap().as_deref(), why, "{set}, {ends_as:?}");
+            let run = journal.run("m1").unwrap().unwrap();
+            assert_eq!(run.reason.as_deref() == Some(LOST_IN_SOAK), why.is_some(), "{run:?}");
+        }
     }
 
     #[test]
