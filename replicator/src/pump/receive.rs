@@ -134,7 +134,7 @@ struct Pump<'a> {
     machine: Receiver,
     incoming: Box<dyn LinkRecv>,
     outgoing: mpsc::UnboundedSender<Bytes>,
-    /// Bounded by the credit that the machine gives.
+    /// Bounded by the credit that the machine gives; of positions, which hold none, a sender tells the next one when the last is applied.
     work: mpsc::UnboundedSender<Work>,
     copy: CopyProgress,
     /// Not committed yet.

@@ -9,7 +9,7 @@
 //! both → Heartbeat, at least each second; either → Failed
 //! ```
 //! Order: frames are numbered, a gap ends the session. Duplicates: a transaction at or before the resume point is
-//! dropped by the receiver. Memory: the sender sends no more bulk bytes than it has credit for.
+//! dropped by the receiver. Memory: the sender sends no more bulk bytes than it has credit for, and a position when the one before is applied.
 
 mod framing;
 mod receiver;

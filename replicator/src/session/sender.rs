@@ -39,6 +39,10 @@ pub struct Sender {
     unapplied: VecDeque<(Lsn, Instant)>,
     progress: Progress,
     copied: bool,
+    /// The newest position that went out without a transaction.
+    told: Lsn,
+    /// A newer one, which waits until that is applied: positions hold no credit, and a server tells thousands a second of others' writes.
+    next: Option<Lsn>,
     /// The end of the newest transaction that went out: the target makes it durable without being asked again.
     expected: Lsn,
     /// A newer position that somebody may wait for, and that waits itself until that is durable.
@@ -69,6 +73,8 @@ impl Sender {
                 ..Progress::default()
             },
             copied: resume.copied,
+            told: resume.applied,
+            next: None,
             expected: resume.applied,
             awaited: None,
             repeated: resume.applied,
@@ -106,7 +112,7 @@ impl Sender {
         let start = self.batch.len();
         self.batch.put_u32(0);
         self.encoder.append(&mut self.batch, transaction)?;
-        (self.handed, self.expected) = (end, end);
+        self.handed_over(end);
         self.unapplied.push_back((end, now));
         let length = self.batch.len() - start - 4;
         if self.framing.version() >= Version::V4 && length <= BATCHED {
@@ -128,6 +134,11 @@ impl Sender {
         Ok(())
     }
 
+    /// A transaction with this end goes out, which says all that a position before it would.
+    fn handed_over(&mut self, end: Lsn) {
+        (self.handed, self.expected, self.next) = (end, end, None);
+    }
+
     /// A transaction that does not travel whole: its pieces follow. False: it is not for the other side, drop it.
     pub fn handle_large(&mut self, header: &LargeHeader, now: Instant) -> bool {
         let end = header.end_lsn;
@@ -139,7 +150,7 @@ impl Sender {
             self.handle_position(end, now);
             return false;
         }
-        (self.handed, self.expected) = (end, end);
+        self.handed_over(end);
         self.unapplied.push_back((end, now));
         self.close_batch();
         self.waiting.push_back(Frame::LargeBegin(header.clone()));
@@ -165,14 +176,19 @@ impl Sender {
         if lsn <= self.handed {
             return;
         }
-        self.handed = lsn;
-        self.close_batch();
-        if let Some(Frame::Position { lsn: last }) = self.waiting.back_mut() {
-            *last = lsn;
-        } else {
-            self.waiting.push_back(Frame::Position { lsn });
+        (self.handed, self.next) = (lsn, Some(lsn));
+        if self.told <= self.progress.applied {
+            self.tell_next(now);
         }
-        self.spend(now);
+    }
+
+    fn tell_next(&mut self, now: Instant) {
+        if let Some(lsn) = self.next.take() {
+            self.told = lsn;
+            self.close_batch();
+            self.waiting.push_back(Frame::Position { lsn });
+            self.spend(now);
+        }
     }
 
     /// As [`Self::handle_position`], where a commit may wait for it: it travels as a transaction without changes, so that
@@ -208,6 +224,7 @@ impl Sender {
         let to_come = self.expected.max(self.progress.durable).max(self.repeated);
         if lsn > to_come {
             self.repeated = self.handed;
+            self.tell_next(now);
             self.close_batch();
             self.waiting.push_back(Frame::Position { lsn: self.handed });
             self.spend(now);
@@ -232,6 +249,9 @@ impl Sender {
                 self.progress = progress;
                 while self.unapplied.front().is_some_and(|(end, _)| *end <= progress.applied) {
                     self.unapplied.pop_front();
+                }
+                if self.told <= progress.applied {
+                    self.tell_next(now);
                 }
                 if let Some(lsn) = self.awaited {
                     self.handle_awaited_position(lsn, now)?;

@@ -264,6 +264,43 @@ fn both_sides_show_life() {
     assert!(it.towards_sender());
 }
 
+/// They hold no credit, and a server with other databases tells thousands a second.
+#[test]
+fn positions_do_not_pile_up_at_a_target_that_is_busy() {
+    let mut it = Simulation::new(vec![transaction(150_005, 1, None), transaction(150_015, 1, None)]);
+    it.reconnect(0);
+    while it.towards_sender() {}
+    let tell = |it: &mut Simulation, ends: std::ops::RangeInclusive<u64>| {
+        for end in ends {
+            it.sender.handle_position(Lsn(end), it.now);
+            while it.towards_receiver() {}
+        }
+    };
+    tell(&mut it, 1..=100_000);
+    assert!(it.pending.len() <= 2, "{} wait", it.pending.len());
+    for _ in 0..2 {
+        it.apply();
+        while it.towards_sender() {}
+        while it.towards_receiver() {}
+    }
+    assert_eq!(it.sender.progress().applied, Lsn(100_000), "the newest comes when there is time");
+    // A server that shuts down asks for the newest, which waits.
+    tell(&mut it, 100_001..=150_000);
+    it.sender.handle_demanded_position(Lsn(150_000), it.now).expect("small");
+    tell(&mut it, 150_001..=150_002);
+    let positions: Vec<_> = it.pending.iter().collect();
+    let position = |lsn| Work::Position(Lsn(lsn));
+    assert_eq!(positions, [&position(100_001), &position(150_000), &position(150_000)]);
+    // None comes after a transaction that ends behind it, or in the middle of it.
+    it.source();
+    it.source();
+    it.apply();
+    while it.towards_sender() {}
+    while it.towards_receiver() {}
+    it.apply();
+    assert_eq!(it.applied, [Lsn(150_005), Lsn(150_015)]);
+}
+
 #[test]
 fn a_position_that_the_source_asks_for_again_is_told_again_once() {
     let mut it = Simulation::new(vec![transaction(10, 1, None)]);
