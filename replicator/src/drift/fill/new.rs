@@ -157,15 +157,15 @@ async fn loaded(
             SELECT c.oid FROM unnest($1::text[]) name JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(name)";
         shadow.execute(unfilled, &[&rest]).await.map_err(failed)?;
     }
-    // Appliers that knew the source's table before the shadow's was dropped would bring what the new one's rows show already. Another table
-    // that has got its name they look up.
+    // Appliers that knew the source's table before the shadow's was dropped would bring what the new one's rows show already: also those that knew it
+    // by a number that it has no more, and wait for what was just dropped here. Another table that has got its name they look up.
     let numbers = "SELECT c.oid FROM unnest($1::text[]) name JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(name)";
     let numbers = sides.source.1.query(numbers, &[&names]).await.map_err(failed)?;
     let numbers: Vec<u32> = numbers.iter().map(|row| row.get(0)).collect();
     let met =
         "SELECT EXISTS (SELECT FROM godwit.identities WHERE source_column = 0 AND source_table = ANY ($1))";
-    let met = shadow.query_one(met, &[&numbers]).await.map_err(failed)?.get(0);
-    let end = if met { format!("{}; COMMIT", ends()) } else { "COMMIT".into() };
+    let met: bool = shadow.query_one(met, &[&numbers]).await.map_err(failed)?.get(0);
+    let end = if again || met { format!("{}; COMMIT", ends()) } else { "COMMIT".into() };
     shadow.batch_execute(&end).await.map_err(failed)?;
     Ok(made)
 }
