@@ -87,6 +87,20 @@ async fn columns_stand_in_the_primarys_order() -> Result<()> {
         order_of(&shadow, "ord").await?
     );
     ensure!(order_of(&shadow, "days_1").await? == "day id v u", "{}", order_of(&shadow, "days_1").await?);
+    // Whose type or function is made after what needs it.
+    primary
+        .batch_execute(
+            "BEGIN; CREATE TYPE currency AS ENUM ('CHF'); CREATE TYPE amount AS (value numeric, unit currency);
+             CREATE FUNCTION is_mail(text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$SELECT $1 ~ '@'$$; CREATE DOMAIN email AS text CHECK (is_mail(VALUE));
+             ALTER TABLE ord ADD total amount, ADD note text; ALTER TABLE lines ADD contact email, ADD phone text; COMMIT",
+        )
+        .await?;
+    followed(&mut leader).await?;
+    let orders = (order_of(&shadow, "ord").await?, order_of(&shadow, "lines").await?);
+    ensure!(
+        orders.0 == "id name zip place city total note" && orders.1 == "n ord contact phone",
+        "{orders:?}"
+    );
 
     // Somebody's hand, or an older Godwit. It is made anew while it is written.
     let moved = "ALTER TABLE ord DROP COLUMN place; ALTER TABLE ord ADD COLUMN place text GENERATED ALWAYS AS (zip || '!') STORED";
@@ -104,7 +118,7 @@ async fn columns_stand_in_the_primarys_order() -> Result<()> {
     seed_anew(&leader, &["public.ord"]).await?;
     followed(&mut leader).await?;
     ensure!(
-        order_of(&shadow, "ord").await? == "id name zip place city",
+        order_of(&shadow, "ord").await? == "id name zip place city total note",
         "{}",
         order_of(&shadow, "ord").await?
     );

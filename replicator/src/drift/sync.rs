@@ -1,6 +1,6 @@
 //! Makes on the shadow what only the source has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -46,6 +46,8 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
     let mut done = Vec::new();
     let mut failure = None;
     let mut renewal = Renewal::default();
+    // Columns wait for those before them, as long as that may help.
+    let mut in_order = true;
     let renew = async || fill::end_appliers(shadow).await.map_err(refused("have the tables looked at anew"));
     while !wanted.is_empty() {
         let before = wanted.len();
@@ -59,13 +61,17 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
         let mut together = None;
         // What could not be changed yet, by name without arguments.
         let mut old: Vec<&str> = Vec::new();
-        // Tables that wait for a column: those that follow it wait as well, so that they come in the source's order.
-        let mut behind: BTreeSet<&str> = BTreeSet::new();
+        // Tables that wait for a column, and whether it passes by itself: those that follow it wait as well, so that they come in the source's order.
+        let mut behind: BTreeMap<&str, bool> = BTreeMap::new();
+        let mut held = false;
         for difference in wanted {
             let is_column = matches!(&difference.mend, Mend::Add(sql) if adds_column(sql));
-            if matches!(&difference.mend, Mend::Add(sql) if is_computed_by(sql, &old))
-                || is_column && behind.contains(difference.subject.as_str())
-            {
+            let follows = behind.get(difference.subject.as_str()).filter(|_| is_column).copied();
+            if follows.is_some() || matches!(&difference.mend, Mend::Add(sql) if is_computed_by(sql, &old)) {
+                held |= follows == Some(false);
+                if is_column && in_order {
+                    behind.entry(&difference.subject).or_insert(false);
+                }
                 failed.push(difference);
                 continue;
             }
@@ -111,9 +117,10 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
                 Ok(line) => done.extend(line),
                 Err(error) => {
                     failed.push(difference);
-                    // What does not pass by itself is not waited for: the stream may need the others.
-                    if is_column && error.kind() != ErrorKind::Operator {
-                        behind.insert(&difference.subject);
+                    let passes = error.kind() != ErrorKind::Operator;
+                    // The others may pass as soon as their types and functions are there.
+                    if is_column && (passes || in_order) {
+                        behind.insert(&difference.subject, passes);
                     }
                     if matches!(&difference.mend, Mend::Add(sql) if computes(sql)) {
                         old.extend(difference.subject.split('(').next());
@@ -137,7 +144,11 @@ pub async fn sync(sides: Sides<'_>, mut wanted: Vec<&Difference>, anew: &BTreeSe
             renewal.tried(renew().await);
         }
         if failed.len() == before {
-            break;
+            if !(held && in_order) {
+                break;
+            }
+            // What does not pass is not waited for: the stream may need the others.
+            in_order = false;
         }
         wanted = failed;
     }
