@@ -145,7 +145,7 @@ async fn what_inherits_a_column_that_cannot_be_told_is_copied_again_too() -> Res
     let primary = owner(near).await?;
     primary
         .batch_execute(
-            "CREATE TABLE things (id int PRIMARY KEY, c int); CREATE TABLE cars (PRIMARY KEY (id)) INHERITS (things); CREATE TABLE vans (PRIMARY KEY (id)) INHERITS (cars);
+            "CREATE TABLE things (id int PRIMARY KEY, c int NOT NULL); CREATE TABLE cars (PRIMARY KEY (id)) INHERITS (things); CREATE TABLE vans (PRIMARY KEY (id)) INHERITS (cars);
              INSERT INTO things VALUES (1, 1); INSERT INTO cars VALUES (2, 2), (3, 3); INSERT INTO vans VALUES (4, 4)",
         )
         .await?;
@@ -157,8 +157,10 @@ async fn what_inherits_a_column_that_cannot_be_told_is_copied_again_too() -> Res
     for release in [
         "ALTER TABLE things ALTER c TYPE text USING 'number ' || c",
         "ALTER TABLE things ADD COLUMN u uuid DEFAULT gen_random_uuid()",
+        "ALTER TABLE things ALTER id TYPE text USING 'thing ' || id",
     ] {
         primary.batch_execute(release).await?;
+        primary.batch_execute("UPDATE vans SET c = c || '0'").await?;
         followed(&mut leader).await.context(release)?;
         alike([&primary, &shadow], rows).await.context(release)?;
     }

@@ -164,19 +164,32 @@ async fn anew(sides: Sides<'_>, name: &str, reader: &Client) -> Result<Option<u6
     // What fails of this, the source's writers and the stream do not notice.
     empty(shadow, name).await.map_err(failed)?;
     enums::exchange(shadow, name, reader).await?;
-    alike(shadow, name, reader).await?;
+    // Those are filled together with it: the stream is to find their rows.
+    let heirs = alike(shadow, name, reader).await?;
+    for heir in &heirs {
+        enums::exchange(shadow, heir, reader).await?;
+        alike(shadow, heir, reader).await?;
+    }
     enums::tidy(shadow).await.map_err(failed)?;
-    let (position, _) = published(sides, &[name], Locks::Waits, reader).await.map_err(failed)?;
-    let tables = described(&[name], reader).await?;
-    let [(_, table)] = tables.as_slice() else {
+    let mut names = vec![name];
+    names.extend(heirs.iter().map(String::as_str));
+    let (position, locked) = published(sides, &names, Locks::Waits, reader).await.map_err(failed)?;
+    // What the stream brings nothing of stays empty, and is not whole.
+    names.retain(|one| *one == name || locked.iter().any(|locked| locked == one));
+    let tables = described(&names, reader).await?;
+    if tables.iter().all(|(of, _)| of != name) {
         return Err(Error::Unready(format!("fill table {name}: it is none that is copied")));
-    };
+    }
     // Appliers that do not know of it end: what they wait to write, the snapshot shows already.
     let aside = connect(shadow_dsn, APPLICATION).await?;
     record(&aside, &tables, position, reader).await.map_err(failed)?;
     end_appliers(&aside).await.map_err(failed)?;
-    let rows = copied(sides, name, table, reader).await?;
-    whole(shadow, &[name]).await.map_err(failed)?;
+    let mut rows = 0;
+    for (of, table) in &tables {
+        rows += copied(sides, of, table, reader).await?;
+    }
+    let names: Vec<&str> = tables.iter().map(|(of, _)| of.as_str()).collect();
+    whole(shadow, &names).await.map_err(failed)?;
     // Those that came since have looked at the columns that it had.
     shadow.batch_execute(&format!("{}; COMMIT", ends())).await.map_err(failed)?;
     Ok(Some(rows))
@@ -261,12 +274,12 @@ const CONSTRAINTS: &str = "SELECT format('ALTER TABLE %I.%I DROP CONSTRAINT IF E
                     AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = s.stxrelid AND d.refobjsubid = a.attnum) \
     ORDER BY 1";
 
-/// What inherits from a table, at whatever remove, has rows of its own: nothing is in a column of theirs that their parent just got.
+/// What inherits from a table, at whatever remove, and has rows of its own.
 const HEIRS: &str = "WITH RECURSIVE heirs AS ( \
       SELECT inhrelid AS oid FROM pg_catalog.pg_inherits WHERE inhparent = pg_catalog.to_regclass($1) \
       UNION SELECT h.inhrelid FROM heirs JOIN pg_catalog.pg_inherits h ON h.inhparent = heirs.oid) \
-    INSERT INTO godwit.unfilled (target_table) \
-    SELECT c.oid FROM heirs JOIN pg_catalog.pg_class c USING (oid) WHERE c.relkind = 'r' AND c.relpersistence = 'p' ON CONFLICT DO NOTHING";
+    SELECT format('%I.%I', n.nspname, c.relname) FROM heirs JOIN pg_catalog.pg_class c USING (oid) \
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence = 'p' ORDER BY 1";
 
 /// The columns that a table has of its own, in their order: name, type, and what computes it.
 async fn columns_of(client: &Client, name: &str) -> Result<Vec<[String; 3]>, tokio_postgres::Error> {
@@ -298,8 +311,9 @@ async fn keeps_order([source, shadow]: [&Client; 2], name: &str) -> Result<bool,
         || shadow.query_one(children, &[&name]).await.map_err(failed)?.get(0))
 }
 
-/// Within the open transaction: gives the empty table the columns that the source's has, of the types that they have there.
-async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), Error> {
+/// Within the open transaction: gives the empty table the columns that the source's has, of the types that they have there. Which of its heirs are
+/// empty now as well, and not whole.
+async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<Vec<String>, Error> {
     let failed = |error| refused(&format!("give table {name} its columns"))(error);
     let read = async |client: &Client| columns_of(client, name).await.map_err(failed);
     // Every name is qualified, and both say it alike.
@@ -310,14 +324,23 @@ async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), Error
             there.iter().any(|[other, old, computed]| other == called && old != kind && computed == generated)
         })
         .collect();
+    let heirs = shadow.query(HEIRS, &[&name]).await.map_err(failed)?;
+    let heirs: Vec<String> = heirs.iter().map(|row| row.get(0)).collect();
     if !retyped.is_empty() {
         // Whoever waits for this table may hold one that refers to it.
         end_appliers(shadow).await.map_err(failed)?;
+        // Their columns get the type with it, and may have to have a value, or one that tells their rows.
+        for heir in &heirs {
+            empty(shadow, heir).await.map_err(failed)?;
+        }
     }
     for [called, kind, _] in &retyped {
         let quoted = quote_ident(called);
-        let constraints = shadow.query(CONSTRAINTS, &[&name, called]).await.map_err(failed)?;
-        let mut steps: Vec<String> = constraints.iter().map(|row| row.get(0)).collect();
+        let mut steps = Vec::new();
+        for table in [name].into_iter().chain(heirs.iter().map(String::as_str)) {
+            let constraints = shadow.query(CONSTRAINTS, &[&table, called]).await.map_err(failed)?;
+            steps.extend(constraints.iter().map(|row| row.get::<_, String>(0)));
+        }
         steps.extend(in_the_way::dropped(shadow, name, &format!("{quoted} TYPE {kind}")).await?);
         let alter = format!("ALTER TABLE {name} ALTER COLUMN {quoted}");
         steps.push(format!(
@@ -340,9 +363,10 @@ async fn alike(shadow: &Client, name: &str, reader: &Client) -> Result<(), Error
         emptied |= generated.is_empty();
     }
     if emptied {
-        shadow.execute(HEIRS, &[&name]).await.map_err(failed)?;
+        // Nothing is in a column of theirs that their parent just got.
+        seed_anew(shadow, &heirs).await?;
     }
-    Ok(())
+    Ok(if retyped.is_empty() { Vec::new() } else { heirs })
 }
 
 /// The shadow's tables whose rows are not whole, as `schema.table`.
