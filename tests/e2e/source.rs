@@ -467,7 +467,7 @@ async fn the_copy_and_the_stream_meet_without_gap_or_overlap() -> Result<()> {
         let client = source(
             &cluster,
             "CREATE TABLE t (id int PRIMARY KEY, \"odd \"\"col\" text, g int GENERATED ALWAYS AS (id) STORED);
-             INSERT INTO t SELECT i, 'first' FROM generate_series(1, 5000) i; ANALYZE t",
+             INSERT INTO t SELECT i, 'first' FROM generate_series(1, 5000) i; ANALYZE t; CREATE TABLE u (id int PRIMARY KEY, i interval[])",
         )
         .await?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -493,7 +493,11 @@ async fn the_copy_and_the_stream_meet_without_gap_or_overlap() -> Result<()> {
             blocks: tables[0].blocks,
             bytes: tables[0].bytes,
         };
-        assert_eq!(tables, [expected]);
+        assert_eq!(tables[0], expected);
+        assert!(
+            tables.len() == 2 && !tables[1].binary,
+            "infinite intervals are not the same on every server"
+        );
         // As text, to be read here.
         let parts = copy::cut(vec![TableToCopy { binary: false, ..tables[0].clone() }]);
         let mut reader = copy::Reader::open(&config, "test copy", &slot.snapshot).await?;

@@ -81,7 +81,7 @@ impl TableToCopy {
 ///
 /// Built-in types that are listed, arrays of them, domains over them, and enums (their binary form is the label). Not:
 /// arrays of user-defined types and composites (they hold OIDs), types of extensions (the form is their version's),
-/// `money` (its scale is the locale's), `xml` and `reg*`. One such column makes its table go as text: COPY knows one
+/// `money` (its scale is the locale's), `interval` (a server before 17 takes an infinite one for a long one), `xml` and `reg*`. One such column makes its table go as text: COPY knows one
 /// format for all columns.
 const BINARY: &str = "EXISTS (\
     WITH RECURSIVE base AS ( \
@@ -92,7 +92,7 @@ const BINARY: &str = "EXISTS (\
     SELECT FROM base b WHERE b.typtype = 'e' \
       OR (b.oid < 10000 AND ltrim(b.typname, '_') = ANY (ARRAY['bool', 'bytea', 'char', 'name', 'int2', 'int4', 'int8', 'oid', \
         'text', 'varchar', 'bpchar', 'float4', 'float8', 'numeric', 'date', 'time', 'timetz', 'timestamp', \
-        'timestamptz', 'interval', 'uuid', 'json', 'jsonb', 'inet', 'cidr', 'macaddr', 'macaddr8', 'bit', 'varbit', \
+        'timestamptz', 'uuid', 'json', 'jsonb', 'inet', 'cidr', 'macaddr', 'macaddr8', 'bit', 'varbit', \
         'point', 'line', 'lseg', 'box', 'path', 'polygon', 'circle', 'pg_lsn', 'xid8', 'tsvector', \
         'int4range', 'int8range', 'numrange', 'tsrange', 'tstzrange', 'daterange'])))";
 
