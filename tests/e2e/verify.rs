@@ -134,6 +134,33 @@ async fn live_data_is_compared_while_every_table_changes() -> Result<()> {
     Ok(())
 }
 
+/// A value that was renamed is another in every row that has it, until the other side follows.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_type_that_is_to_follow_are_no_difference() -> Result<()> {
+    let (old, new) = (TestCluster::start(15)?, TestCluster::start(other_major())?);
+    let schema = "CREATE TYPE mood AS ENUM ('good', 'bad'); CREATE DOMAIN kind AS mood; CREATE TYPE pair AS (a int, b kind[]);
+        CREATE TABLE plain (id int PRIMARY KEY, m mood); INSERT INTO plain VALUES (1, 'bad');
+        CREATE TABLE nested (id int PRIMARY KEY, p pair); INSERT INTO nested VALUES (1, ROW(1, '{bad}'));
+        CREATE TABLE other (id int PRIMARY KEY, n text); INSERT INTO other VALUES (1, 'bad')";
+    let a = old.create_database("shop", schema).await?;
+    let b = new.create_database("shop", schema).await?;
+    a.batch_execute("ALTER TYPE mood RENAME VALUE 'bad' TO 'worse'").await?;
+    let at_once = async || Ok(());
+    let follows = async || {
+        let why = |what: &str| ("public.".to_owned() + what, "it was changed".to_owned());
+        Ok(["mood", "what(integer)"].map(why).into())
+    };
+    let live = async || compare::live([&a, &b], None, at_once, follows).await.map_err(anyhow::Error::msg);
+    let found = live().await?;
+    assert!(found.differences.is_empty(), "{found}");
+    assert_eq!(found.undecided.len(), 2, "{found}");
+    assert!(found.to_string().contains("is to follow: public.mood: it was changed"), "{found}");
+    a.batch_execute("UPDATE other SET n = 'worse'").await?;
+    let found = live().await?;
+    assert_eq!((found.differences.len(), found.undecided.len()), (1, 2), "{found}");
+    Ok(())
+}
+
 /// A service goes on while both sides are compared as they were at the marker: what it dropped, emptied or renamed since is looked at as it is now,
 /// and where the other side has not followed yet nothing is said of it.
 #[tokio::test(flavor = "multi_thread")]

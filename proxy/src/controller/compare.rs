@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use replicator::drift;
 use replicator::verify::{self, TableBuckets, TableDigest};
 use tokio_postgres::Client;
 
@@ -97,7 +98,7 @@ pub async fn snapshots(source: &Client, target: &Client) -> Result<(Comparison, 
 
 /// Compares live data, of all tables or `only` some: reads the source, waits until the target has applied that much (`caught_up`), reads the
 /// target; again while buckets differ, since rows may have moved in between. Before it is looked for the last time, `follows` says in which
-/// tables the target's schema is still to follow the source's, and in what.
+/// tables and types the target's schema is still to follow the source's, and in what.
 pub async fn live<F, D>(
     [source, target]: [&Client; 2],
     only: Option<&BTreeSet<String>>,
@@ -115,7 +116,7 @@ where
         let these = open.as_ref().or(only);
         if look == TRIES {
             // Before the look: whatever it has followed in until then is seen by that.
-            following = follows().await?;
+            following = with_tables(source, follows().await?).await?;
         }
         let from = verify::buckets(source, these).await.map_err(chain)?;
         caught_up().await?;
@@ -131,6 +132,21 @@ where
     let seen = |table: &&String| !looks.seen.contains_key(*table) && !looks.open.contains_key(*table);
     found.gone.extend(only.into_iter().flatten().filter(seen).cloned());
     Ok(found)
+}
+
+/// Where a type is still to follow, the tables with columns of it are.
+async fn with_tables(
+    source: &Client,
+    mut following: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, String> {
+    let subjects: Vec<&str> = following.keys().map(String::as_str).collect();
+    let tables = drift::tables_of(source, &subjects).await.map_err(chain)?;
+    for (table, of) in tables {
+        if let Some(why) = following.get(&of).map(|why| format!("{of}: {why}")) {
+            following.entry(table).or_insert(why);
+        }
+    }
+    Ok(following)
 }
 
 /// What looks at live data have found so far.

@@ -41,6 +41,7 @@ use kinds::{APART, ASIDE, HARMLESS, LONG, MADE_ANEW, OPTIONS, REPLACED, STRICT, 
 pub use fill::{Filling, Sides, not_whole, seed_anew};
 pub use keyless::{identify, published_keyless, unpublish, unpublished as not_published};
 pub use sync::{Synced, mark, sync};
+pub use types::tables_of;
 
 /// Of `pg_class c` and `pg_namespace n`: whether it is the service's, no extension's and nothing of Godwit's, and not only passing.
 const OWN: &str = "c.relpersistence <> 't' \

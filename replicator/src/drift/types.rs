@@ -1,13 +1,38 @@
 //! What makes a domain or a composite type of the shadow's like its source's, a step at a time.
 
+use tokio_postgres::Client;
+
 use super::columns::{self, Step};
 use super::{Mend, When};
+use crate::error::Error;
+use crate::fence::refused;
 
 /// What a domain's definition begins with, as `around.sql` words it; the rest is like a column's.
 const DOMAIN: &str = "domain over ";
 
 /// The same of a range's.
 const RANGE: &str = "range of ";
+
+/// Tables with columns of these types, or of what is made of them, each with the name of that type. What else has such a name is of none.
+const TABLES_OF: &str = "\
+WITH RECURSIVE made AS ( \
+  SELECT y.oid, name FROM unnest($1::text[]) name \
+  JOIN (pg_catalog.pg_type y JOIN pg_catalog.pg_namespace n ON n.oid = y.typnamespace) ON format('%I.%I', n.nspname, y.typname) = name \
+  UNION SELECT y.oid, m.name FROM made m JOIN pg_catalog.pg_type y ON m.oid IN (y.typelem, y.typbasetype) \
+    OR y.typrelid IN (SELECT a.attrelid FROM pg_catalog.pg_attribute a WHERE a.atttypid = m.oid AND a.attnum > 0 AND NOT a.attisdropped) \
+    OR y.oid IN (SELECT unnest(ARRAY[r.rngtypid, r.rngmultitypid]) FROM pg_catalog.pg_range r WHERE r.rngsubtype = m.oid)) \
+SELECT DISTINCT ON (c.oid) format('%I.%I', n.nspname, c.relname), m.name \
+FROM made m JOIN pg_catalog.pg_attribute a ON a.atttypid = m.oid AND a.attnum > 0 AND NOT a.attisdropped \
+JOIN pg_catalog.pg_class c ON c.oid = a.attrelid AND c.relkind = 'r' JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace ORDER BY c.oid, m.name";
+
+/// Which tables have columns of these types (each as `schema.type`), or of what is made of them: each with one such type.
+pub async fn tables_of(client: &Client, types: &[&str]) -> Result<Vec<(String, String)>, Error> {
+    if types.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found = client.query(TABLES_OF, &[&types]).await.map_err(refused("look for columns of a type"))?;
+    Ok(found.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
 
 /// The types that one of this definition is made of: what a domain is over, a range's bounds, a composite type's attributes.
 pub(super) fn parts(definition: &str) -> Vec<&str> {
