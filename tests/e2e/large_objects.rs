@@ -48,6 +48,7 @@ const KEPT: &str = "
     INSERT INTO documents (body) SELECT lo_from_bytea(0, convert_to(repeat(md5(n::text), n), 'UTF8')) FROM generate_series(1, 500) n;
         SELECT lo_create(100001), lo_put(lo_create(100002), 9000, 'after a hole'); SELECT lo_from_bytea(o, decode(repeat('00ff', 400000), 'hex')) FROM generate_series(100003, 100004) o;
     COMMENT ON LARGE OBJECT 100001 IS 'it''s \\ empty';
+    DO $$ BEGIN EXECUTE format('COMMENT ON LARGE OBJECT %s IS ''for a while''', (SELECT body FROM documents WHERE id = 4)); END $$;
     GRANT SELECT ON LARGE OBJECT 100002 TO PUBLIC;
     REVOKE UPDATE ON LARGE OBJECT 100003 FROM orders_app; GRANT UPDATE ON LARGE OBJECT 100003 TO orders_owner WITH GRANT OPTION";
 
@@ -62,7 +63,9 @@ const CHANGED: &str = "
     SELECT lo_put(100004, 5000, 'some page'), lo_put(100004, 790000, repeat('longer', 5000)::bytea);
     SELECT lo_unlink(body) FROM documents WHERE id % 11 = 0; DELETE FROM documents WHERE id % 11 = 0;
     SELECT lo_unlink(100001), lo_from_bytea(100001, 'made anew');
-    REVOKE SELECT ON LARGE OBJECT 100002 FROM PUBLIC; COMMENT ON LARGE OBJECT 100002 IS 'with a hole'";
+    REVOKE SELECT ON LARGE OBJECT 100002 FROM PUBLIC; 
+    DO $$ BEGIN EXECUTE format('COMMENT ON LARGE OBJECT %s IS ''nothing else changes''', (SELECT body FROM documents WHERE id = 3)); END $$;
+    DO $$ BEGIN EXECUTE format('COMMENT ON LARGE OBJECT %s IS NULL', (SELECT body FROM documents WHERE id = 4)); END $$";
 
 /// Makes and changes documents until its session ends or it is told to, and says which were acknowledged.
 pub(crate) fn writing(

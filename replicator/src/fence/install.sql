@@ -333,7 +333,7 @@ CREATE OR REPLACE FUNCTION godwit.changed_sequences(wanted_run text) RETURNS jso
 $$;
 
 -- How many large objects there are, the oldest transaction that runs, whether this role may read them, and which of them transactions from `since` on
--- have written. What has gone round counts as new.
+-- have written, or their comments: what took one away is not seen. What has gone round counts as new.
 CREATE OR REPLACE FUNCTION godwit.large_objects_since(since bigint, OUT objects bigint, OUT horizon bigint, OUT readable boolean, OUT written oid[])
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -351,6 +351,8 @@ BEGIN
   SELECT coalesce(array_agg(w.id ORDER BY w.id), '{}') INTO written FROM (
     SELECT l.loid AS id FROM pg_catalog.pg_largeobject l WHERE (upto - l.xmin::text::bigint) & 4294967295 <= upto - since
     UNION SELECT m.oid FROM pg_catalog.pg_largeobject_metadata m WHERE (upto - m.xmin::text::bigint) & 4294967295 <= upto - since
+    UNION SELECT d.objoid FROM pg_catalog.pg_description d
+      WHERE d.classoid = 'pg_catalog.pg_largeobject'::regclass AND (upto - d.xmin::text::bigint) & 4294967295 <= upto - since
   ) w;
 END $$;
 

@@ -7,7 +7,8 @@
 //! What was written is compared, object by object, and what differs is written. Without a horizon, everything is compared. The last pass is made while nobody
 //! writes, under a fence ([`crate::fence::close`] tells what came since the one before), so that then nothing is missing.
 //!
-//! An object's number, pages, owner, rights and comment are what is carried. On both sides the role must be allowed to read
+//! An object's number, pages, owner, rights and comment are what is carried; a comment that is taken away, which leaves no trace, by a digest of all that
+//! each pass compares. On both sides the role must be allowed to read
 //! `pg_largeobject` ([`crate::grants`]).
 //!
 //! Source: PostgreSQL documentation, "Large Objects", `pg_largeobject`, "System Columns"; `inv_api.c` (each `lo_truncate` writes a page).
@@ -58,6 +59,8 @@ struct Seen {
     horizon: u64,
     /// Objects that were written since the horizon that was asked for; none: nothing was asked for.
     written: Option<Vec<Oid>>,
+    /// A digest of all comments.
+    comments: String,
 }
 
 /// How far a pass is.
@@ -155,6 +158,10 @@ enum Compare {
 }
 
 const READ: &str = "read large objects";
+/// A digest of all comments, as an expression: an object whose comment was taken away does not look as if it was written.
+const COMMENTS: &str = "(SELECT pg_catalog.concat_ws(' ', count(*), sum(pg_catalog.hashtextextended( \
+    pg_catalog.concat_ws(' ', d.objoid, d.description), 0)::numeric)) \
+    FROM pg_catalog.pg_description d WHERE d.classoid = 'pg_catalog.pg_largeobject'::pg_catalog.regclass)";
 
 /// From which transaction of the source on something may be missing on the shadow; none: anything may.
 async fn horizon(sides: Sides<'_>) -> Result<Option<u64>, Error> {
@@ -179,11 +186,12 @@ async fn horizon(sides: Sides<'_>) -> Result<Option<u64>, Error> {
 }
 
 async fn seen(client: &Client, since: Option<u64>) -> Result<Seen, Error> {
-    let sql = "SELECT objects, horizon, readable, written FROM godwit.large_objects_since($1)";
+    let sql =
+        format!("SELECT objects, horizon, readable, written, {COMMENTS} FROM godwit.large_objects_since($1)");
     let since = since.map(u64::cast_signed);
     let since: [(&(dyn ToSql + Sync), _); 1] = [(&since, Type::INT8)];
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-    let (begun, row) = tokio::join!(client.batch_execute(begin), client.query_typed_one(sql, &since));
+    let (begun, row) = tokio::join!(client.batch_execute(begin), client.query_typed_one(&sql, &since));
     begun.map_err(refused(READ))?;
     let row = row.map_err(refused(READ))?;
     let [objects, horizon] = [0, 1].map(|at| row.get::<_, i64>(at).cast_unsigned());
@@ -192,7 +200,7 @@ async fn seen(client: &Client, since: Option<u64>) -> Result<Seen, Error> {
             "there are {objects} large objects, and the role may not read pg_largeobject"
         )));
     }
-    Ok(Seen { objects, horizon, written: row.get(3) })
+    Ok(Seen { objects, horizon, written: row.get(3), comments: row.get(4) })
 }
 
 async fn pass(
@@ -217,8 +225,12 @@ async fn pass(
             // Nothing was written: the horizon that is written down does as well.
             let note = (progress.of > 0).then_some(seen.horizon);
             // The shadow has all of the source's by now: where it has as many, it has no others.
-            if write::note(sides, note).await? != seen.objects {
+            let (objects, comments) = write::note(sides, note).await?;
+            if objects != seen.objects {
                 changed += by_number(sides, pace).await?;
+            }
+            if comments != seen.comments {
+                changed += by_comment(sides, pace).await?;
             }
         }
         None => {
@@ -275,6 +287,25 @@ async fn by_number(sides: Sides<'_>, pace: &mut Pace) -> Result<u64, Error> {
         changed += alike(sides, &[], some, Compare::All, pace).await?;
     }
     for some in missing.chunks(AT_ONCE) {
+        changed += alike(sides, some, &[], Compare::All, pace).await?;
+    }
+    Ok(changed)
+}
+
+/// Makes alike what has another comment.
+async fn by_comment(sides: Sides<'_>, pace: &mut Pace) -> Result<u64, Error> {
+    let comments = async |client: &Client| -> Result<BTreeSet<(Oid, String)>, Error> {
+        let sql = "SELECT objoid, pg_catalog.md5(description) FROM pg_catalog.pg_description \
+            WHERE classoid = 'pg_catalog.pg_largeobject'::pg_catalog.regclass";
+        let rows = client.query(sql, &[]).await.map_err(refused(READ))?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    };
+    let (here, there) = tokio::join!(comments(sides.source), comments(sides.shadow));
+    let (here, there) = (here?, there?);
+    let differ: BTreeSet<Oid> = here.symmetric_difference(&there).map(|(number, _)| *number).collect();
+    let differ: Vec<Oid> = differ.into_iter().collect();
+    let mut changed = 0;
+    for some in differ.chunks(AT_ONCE) {
         changed += alike(sides, some, &[], Compare::All, pace).await?;
     }
     Ok(changed)

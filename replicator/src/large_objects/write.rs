@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::TryStreamExt;
 use tokio_postgres::types::{Oid, ToSql, Type};
 
-use super::{Object, READ};
+use super::{COMMENTS, Object, READ};
 use crate::beside::Sides;
 use crate::clock;
 use crate::copy::Pace;
@@ -75,8 +75,9 @@ pub(super) async fn carry_out(sides: Sides<'_>, plan: &Plan, pace: &mut Pace) ->
     Ok(touched)
 }
 
-/// Writes down what the shadow has: all that a snapshot with this horizon showed, if there is one. How many objects it has.
-pub(super) async fn note(sides: Sides<'_>, horizon: Option<u64>) -> Result<u64, Error> {
+/// Writes down what the shadow has: all that a snapshot with this horizon showed, if there is one. How many objects it has, and a digest of
+/// their comments.
+pub(super) async fn note(sides: Sides<'_>, horizon: Option<u64>) -> Result<(u64, String), Error> {
     let mut sql = String::new();
     if let Some(horizon) = horizon {
         // Whatever writes here later has a higher number.
@@ -89,10 +90,10 @@ pub(super) async fn note(sides: Sides<'_>, horizon: Option<u64>) -> Result<u64, 
             sql_generation(sides.generation)?
         );
     }
-    sql.push_str("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata");
+    sql.push_str(&format!("SELECT count(*), {COMMENTS} FROM pg_catalog.pg_largeobject_metadata"));
     let found = rows(sides.shadow.simple_query(&sql).await.map_err(refused(WRITE))?);
-    let count = found.last().and_then(|row| row.get(0)).and_then(|count| count.parse().ok());
-    count.ok_or_else(|| Error::Protocol("the server does not count its large objects".into()))
+    let told = found.last().and_then(|row| Some((row.get(0)?.parse().ok()?, row.get(1)?.to_owned())));
+    told.ok_or_else(|| Error::Protocol("the server does not count its large objects".into()))
 }
 
 /// Begins a transaction, in which the database is the shadow of this generation until it ends; or fails, if it is not.
