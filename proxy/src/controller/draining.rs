@@ -133,6 +133,7 @@ mod tests {
         let arrival = Arrival {
             generation: 0,
             at_cutover: AtCutover::Finish,
+            client: None,
             certain: now + UNANSWERED,
             admission: front.gate.try_enter(),
             streaming: pick.streams(None),

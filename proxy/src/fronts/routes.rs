@@ -1,7 +1,7 @@
 //! Routes: which resource a request is for, by listener and host. The request path reads a snapshot without a lock.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -193,13 +193,20 @@ impl Routes {
         self.table.load().fronts().any(|front| front.gate.is_closed() || front.gate.stats().held > 0)
     }
 
-    /// Connections that have a request, or may have one soon; those of long streams are not counted.
+    /// Connections that have a request, or may have one soon. One that has a long stream is none, whatever else is on it; the requests
+    /// that are inside, on whichever connections, are the least.
     pub fn busy(&self) -> usize {
-        let table = self.table.load();
+        let (now, table) = (super::now(), self.table.load());
         // A front with several names is there once for each.
-        let streams: BTreeMap<&str, usize> =
-            table.fronts().map(|front| (&*front.name, front.streams.count())).collect();
-        self.clients.connected().saturating_sub(streams.values().sum())
+        let fronts: BTreeMap<&str, _> = table.fronts().map(|front| (&*front.name, front)).collect();
+        let (mut clients, mut inside) = (HashSet::new(), 0);
+        for front in fronts.values() {
+            let streams = front.streams.certain(now);
+            inside += front.gate.stats().in_flight.saturating_sub(streams.inside);
+            clients.extend(streams.clients);
+        }
+        let inside = usize::try_from(inside).unwrap_or(usize::MAX);
+        self.clients.connected().saturating_sub(clients.len()).max(inside)
     }
 
     /// Replaces them. A listener that no service was built for is never connected to: new ones need a restart. One whose last
@@ -398,8 +405,11 @@ pub async fn report(routes: &Routes, recorder: &super::latencies::Recorder, ever
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use pingora::listeners::ConnectionFilter as _;
+
     use super::*;
-    use crate::fronts::http::settings::ListenerTls;
+    use crate::fronts::http::settings::{AtCutover, ListenerTls};
+    use crate::fronts::streams::{Arrival, UNANSWERED};
 
     const HOLD: HoldLimits = HoldLimits { requests: 1, bytes: 1, time: Duration::from_secs(1) };
 
@@ -480,6 +490,43 @@ mod tests {
         let every = Routes::new(&[front("a", "127.0.0.1:80", &[]), front("b", "127.0.0.1:80", &[])]);
         assert_eq!(every.err().unwrap().to_string(), "a and b both serve every host on 127.0.0.1:80");
     }
+
+    /// A client of HTTP/2 has as many streams open as there are connections.
+    #[tokio::test]
+    async fn streams_hide_no_request_of_another_client() {
+        let listen = "127.0.0.1:80".parse().unwrap();
+        let plain = HttpFront::plain(listen, &["a.example", "b.example"]);
+        let front = ResourceFront::new("a", &plain, HOLD, Pool::new(0, "z", &[listen]));
+        let routes = Routes::new(&[front.clone()]).unwrap();
+        let (clients, now) = (routes.clients(), super::super::now());
+        let begin = |client: u16, at_cutover, certain| {
+            let pick = front.pool.pick(&[], now).unwrap();
+            let arrival = Arrival {
+                generation: 0,
+                at_cutover,
+                client: Some(([127, 0, 0, 1], client).into()),
+                certain,
+                admission: front.gate.try_enter(),
+                streaming: pick.streams(None),
+            };
+            (front.streams.begin(arrival, now), pick)
+        };
+        for _ in 0..3 {
+            clients.should_accept(None).await;
+        }
+        let rules = [AtCutover::Finish, AtCutover::Close, AtCutover::Block];
+        let _streams = rules.map(|at_cutover| begin(1, at_cutover, now));
+        assert_eq!(routes.busy(), 2, "two have none");
+        let post = begin(2, AtCutover::Finish, now + UNANSWERED * 10_000);
+        assert_eq!(routes.busy(), 2, "it may be a stream, and is none yet");
+        for _ in 0..2 {
+            drop(clients.connection());
+        }
+        assert_eq!(routes.busy(), 1, "one on the connection of the streams");
+        drop(post);
+        assert_eq!(routes.busy(), 0);
+    }
+
     #[test]
     fn certificates_that_do_not_fit_now_keep_nobody_from_leaving_or_joining() {
         let folder = tempfile::tempdir().unwrap();

@@ -7,7 +7,8 @@
 //!
 //! Nothing here asks for the time or sleeps: whoever reports looks now and then ([`Streams::look`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ struct Open {
 struct Kept {
     generation: u64,
     at_cutover: AtCutover,
+    client: Option<SocketAddr>,
     /// From then on it counts as a stream.
     certain: Instant,
     admission: Option<Admission>,
@@ -46,12 +48,23 @@ pub struct Arrival {
     pub generation: u64,
     /// What becomes of it.
     pub at_cutover: AtCutover,
+    /// Its client: all that the same one has open are on one connection of it.
+    pub client: Option<SocketAddr>,
     /// From then on it counts as a stream.
     pub certain: Instant,
     /// Its right to be inside, which it loses once it counts as a stream.
     pub admission: Option<Admission>,
     /// Its claim on a connection.
     pub streaming: Streaming,
+}
+
+/// Those that count as streams at a moment.
+#[derive(Debug, Default)]
+pub struct Certain {
+    /// Their clients, that is the connections of clients that they are on.
+    pub clients: HashSet<SocketAddr>,
+    /// How many are inside the gate all the same (*block*).
+    pub inside: u64,
 }
 
 /// A stream's place; dropping it says that it ended.
@@ -70,10 +83,11 @@ impl Streams {
     /// Keeps one; at once out of the gate where it is certain `now`.
     pub fn begin(self: &Arc<Self>, arrival: Arrival, now: Instant) -> Place {
         let ended = Arc::new(AtomicBool::new(false));
-        let Arrival { generation, at_cutover, certain, admission, streaming } = arrival;
+        let Arrival { generation, at_cutover, client, certain, admission, streaming } = arrival;
         let mut kept = Kept {
             generation,
             at_cutover,
+            client,
             certain,
             admission,
             streaming,
@@ -137,6 +151,16 @@ impl Streams {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.open().streams.len()
+    }
+
+    /// Those that count as streams `now`.
+    pub fn certain(&self, now: Instant) -> Certain {
+        let mut certain = Certain::default();
+        for kept in self.open().streams.values().filter(|kept| kept.certain <= now) {
+            certain.clients.extend(kept.client);
+            certain.inside += u64::from(kept.admission.is_some());
+        }
+        certain
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -237,6 +261,7 @@ mod tests {
             let arrival = Arrival {
                 generation: pick.generation(),
                 at_cutover,
+                client: None,
                 certain: self.start + certain,
                 admission: self.gate.try_enter(),
                 streaming: pick.streams(connection),

@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use godwit_tests::tls::connector;
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Empty, StreamBody};
+use hyper::body::Frame;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
@@ -107,4 +108,38 @@ async fn clients_of_tls_and_of_http2_do_not_notice() -> Result<()> {
         ensure!(connections > 3, "{name}: each upgrade ends its connection: {connections}");
     }
     Ok(())
+}
+
+/// Long streams on one connection of HTTP/2, more than there are connections: whoever else has a request is waited for all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_on_one_connection_cut_off_no_request_on_another() -> Result<()> {
+    let playground = Playground::start(&options(false)?).await?;
+    let routes = "h2c: true, routes: [{ name: feed, path: /lists, stream: true }]";
+    std::fs::write(&playground.config, listening(&playground, routes)?)?;
+    let installed = Installed::new()?;
+    let mut leader = installed.leader(&playground)?;
+    leader.ready().await?;
+
+    let socket = TokioIo::new(TcpStream::connect(playground.front).await?);
+    let (mut requests, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), socket).await?;
+    let _driven = tokio::spawn(connection);
+    for _ in 0..3 {
+        // The endpoint waits for a body that does not come.
+        let body = futures_util::stream::pending::<Result<Frame<Bytes>, std::convert::Infallible>>();
+        let stream = Request::post(format!("http://{NAME}/lists")).header("content-type", "application/json");
+        requests.ready().await?;
+        tokio::spawn(requests.send_request(stream.body(StreamBody::new(body))?));
+    }
+    // They count as streams.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let request = in_flight(&mut leader).await?;
+    leader.node.signal(Signal::QUIT)?;
+    logged(&mut leader, "the program is replaced", 1).await?;
+    // It could go on at once if nothing was in flight.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let answer = finish(request).await.with_context(|| leader.node.tail(30))?;
+    ensure!(answer.last, "it was not told that the connection closes");
+    logged(&mut leader, "the sockets of the program before are taken over", 1).await?;
+    leader.ready().await.map(drop)
 }

@@ -34,6 +34,8 @@ use super::websocket::Frames;
 pub struct Exchange {
     pub(super) watch: Stopwatch,
     pub(super) front: Option<Arc<ResourceFront>>,
+    /// Its client.
+    pub(super) client: Option<SocketAddr>,
     /// The configured route.
     pub(super) route: Option<Arc<str>>,
     /// What becomes of it at a cutover, should it be a long stream.
@@ -76,6 +78,7 @@ impl Exchange {
         Self {
             watch: Stopwatch::start(now()),
             front: None,
+            client: None,
             route: None,
             at_cutover: AtCutover::Finish,
             is_stream: false,
@@ -191,6 +194,7 @@ impl Exchange {
         let arrival = Arrival {
             generation: pick.generation(),
             at_cutover: self.at_cutover,
+            client: self.client,
             certain,
             admission: self.admission.take(),
             streaming: pick.streams(connection),

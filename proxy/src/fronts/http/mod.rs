@@ -79,6 +79,7 @@ impl ProxyHttp for HttpFront {
             exchange.front = Some(front);
             return exchange.fail(fault);
         }
+        exchange.client = inet(session.client_addr());
         exchange.classify(session.req_header(), &front);
         match arrival::introduce(session, &front.settings, self.recorder.traces()) {
             Ok(identity) => exchange.known_by(identity),
