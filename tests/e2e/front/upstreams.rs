@@ -240,12 +240,17 @@ impl Dead {
     }
 }
 
-/// A kept connection dies under a POST of which the endpoint took nothing: it is sent again, on a new one, once.
+/// A kept connection dies under a POST of which the endpoint took nothing: it is sent again, on a new one, once; and it is one request,
+/// where the endpoint may have no more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_post_that_nobody_saw_is_sent_again() {
     let mut dead = Dead::start().await;
-    let front = Arc::new(Front::start(&[], WIDE, Pool::new(0, "a", &[dead.address])).await);
+    let way = Way { limit: Some(1), ..Way::default() };
+    let reach = Arc::new(Reach::new(&way, &[dead.address.to_string()], &[dead.address]).unwrap());
+    let (plain, pool) = (HttpFront::plain(free(), &[]), Pool::new(0, "a", &[dead.address]));
+    let front = Arc::new(Front::reaching(plain, WIDE, pool, HashMap::from([("a".into(), reach)])).await);
     assert_eq!(front.send(front.get("/")).await.0, StatusCode::OK);
+    until("it has left", async || front.resource.pool.load().endpoints()[0].in_flight() == 0).await;
     dead.says("request").await;
     dead.says("deaf").await;
     let post = tokio::spawn({

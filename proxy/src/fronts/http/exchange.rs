@@ -100,13 +100,13 @@ impl Exchange {
         }
     }
 
-    /// It is sent, or tried to be: once more begins with its first byte, and forgets why the time before came to nothing. One that was
-    /// ended as a stream has to enter the gate anew.
+    /// It is sent, or tried to be: once more begins with its first byte, counts once at the endpoints, and forgets why the time before came
+    /// to nothing. One that was ended as a stream has to enter the gate anew.
     pub(super) fn again(&mut self) {
         self.attempts += 1;
         self.body_bytes = 0;
         self.fault = None;
-        self.is_no_stream();
+        drop(self.leave_endpoint());
     }
 
     /// Notes what it is known by.
@@ -124,10 +124,15 @@ impl Exchange {
 
     /// The endpoint it is at could not be used: leaves it, and avoids it from now on.
     pub(super) fn give_up_endpoint(&mut self) -> Option<Pick> {
+        let pick = self.leave_endpoint()?;
+        self.tried.push(pick.address());
+        Some(pick)
+    }
+
+    fn leave_endpoint(&mut self) -> Option<Pick> {
         // Before its claim on the endpoint: with more streams there than requests, those that are not would be ended.
         self.is_no_stream();
         let pick = self.pick.take()?;
-        self.tried.push(pick.address());
         self.zone = Some(Arc::clone(pick.zone()));
         Some(pick)
     }
