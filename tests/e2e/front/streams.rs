@@ -336,6 +336,70 @@ async fn streams_that_have_not_begun_are_not_waited_for() {
     until("it is the only stream", async || front.resource.streams.count() == 1).await;
 }
 
+/// A front whose `/feed` has streams, which a swap ends.
+async fn feed(at: SocketAddr) -> Front {
+    let mut plain = HttpFront::plain(free(), &[]);
+    plain.settings.streams = rules(AtCutover::Close);
+    plain.settings.routes =
+        vec![Route { name: "feed".into(), path: "/feed".into(), at_cutover: None, stream: true }];
+    Front::of(plain, WIDE, Pool::new(0, "a", &[at])).await
+}
+
+/// The next request on a connection, up to the end of its header.
+async fn header(stream: &mut TcpStream) -> String {
+    let mut request = Vec::new();
+    let read = async {
+        while !request.ends_with(b"\r\n\r\n") {
+            assert!(stream.read_buf(&mut request).await.unwrap() > 0, "no request");
+        }
+    };
+    tokio::time::timeout(DEADLINE, read).await.expect("a request");
+    String::from_utf8(request).unwrap()
+}
+
+/// The old side may have carried out what it was slow to answer, and somebody else's request may have followed at the new one: what is not
+/// safe is not sent there, on a kept connection either, whose death would mean that nobody saw it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_that_a_move_ended_is_not_sent_to_the_new_side() {
+    let (old, new) = (TcpListener::bind(("127.0.0.1", 0)).await.unwrap(), Upstream::start(1).await);
+    let front = Arc::new(feed(old.local_addr().unwrap()).await);
+    let send = |method: Method, path: &'static str| {
+        let front = Arc::clone(&front);
+        tokio::spawn(async move { front.send(front.request(method, path, Bytes::new())).await })
+    };
+    let first = send(Method::GET, "/");
+    let (mut kept, _) = old.accept().await.unwrap();
+    header(&mut kept).await;
+    kept.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    assert_eq!(first.await.unwrap().0, StatusCode::OK);
+    until("it is kept", async || front.resource.pool.load().endpoints()[0].in_flight() == 0).await;
+    let put = send(Method::PUT, "/feed");
+    assert!(header(&mut kept).await.starts_with("PUT /feed "));
+    swap(&front, 1, new.address()).await;
+    let (status, headers, text) = put.await.unwrap();
+    assert_eq!((status, &headers["retry-after"]), (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().unwrap()));
+    assert!(text.contains("may have been processed"), "{text}");
+    assert_eq!(new.seen(), 0);
+}
+
+/// Both zones name the service's one address: what is safe and was not answered yet goes there once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_has_not_begun_goes_to_the_same_address_after_a_move() {
+    let both = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = both.local_addr().unwrap();
+    let front = feed(address).await;
+    let mut events = Listener { stream: TcpStream::connect(front.address).await.unwrap(), got: Vec::new() };
+    events.stream.write_all(b"GET /feed HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let (mut old, _) = both.accept().await.unwrap();
+    header(&mut old).await;
+    swap(&front, 1, address).await;
+    let (mut new, _) = tokio::time::timeout(DEADLINE, both.accept()).await.expect("once more").unwrap();
+    header(&mut new).await;
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: 1\n\n";
+    new.write_all(answer).await.unwrap();
+    events.piece("/feed").await;
+}
+
 /// What asks for a stream and is answered at once with something else is an ordinary request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ordinary_answer_to_who_asks_for_a_stream_keeps_its_connection() {

@@ -254,8 +254,8 @@ impl ProxyHttp for HttpFront {
         exchange: &mut Box<Exchange>,
         client_reused: bool,
     ) -> Box<Error> {
-        let fault = Fault::of(&error);
-        let breaks = matches!(fault, Fault::BadAnswer | Fault::TimedOut) && !exchange.was_ended();
+        let (fault, ended) = (Fault::of(&error), exchange.was_ended());
+        let breaks = matches!(fault, Fault::BadAnswer | Fault::TimedOut) && !ended;
         if breaks
             && let Some((front, pick)) = exchange.front.as_ref().zip(exchange.pick.as_ref())
             && let Some(rules) = &front.settings.ejection
@@ -280,13 +280,21 @@ impl ProxyHttp for HttpFront {
             moved: !exchange.tried.is_empty(),
             elsewhere: exchange.has_other_endpoint(),
         };
-        // What a move ended says nothing of how the endpoints do: it leaves the budget to what does.
-        let moved = exchange.was_ended() && broken.method.is_safe();
-        let again = fault == Fault::BadAnswer && broken.again() && (moved || exchange.may_repeat());
+        let again = fault == Fault::BadAnswer
+            && if ended {
+                // The end was ours: it says nothing of how the endpoints do, so the budget is left to what does, and nothing of what they
+                // have done, on a kept connection either.
+                broken.repeatable && broken.method.is_safe()
+            } else {
+                broken.again() && exchange.may_repeat()
+            };
         if !again && untouched && exchange.fault.is_none() {
             exchange.fault = Some(Fault::NotSent);
         }
-        if again && !client_reused {
+        if again && ended {
+            // The new side may be where the old one was.
+            exchange.tried.clear();
+        } else if again && !client_reused {
             exchange.give_up_endpoint();
         }
         error.set_retry(again);
