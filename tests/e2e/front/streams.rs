@@ -382,6 +382,23 @@ async fn a_put_that_a_move_ended_is_not_sent_to_the_new_side() {
     assert_eq!(new.seen(), 0);
 }
 
+/// What the old side had to say ahead of its answer is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_that_a_move_ended_after_early_hints_is_answered() {
+    let (old, new) = (TcpListener::bind(("127.0.0.1", 0)).await.unwrap(), Upstream::start(1).await);
+    let front = feed(old.local_addr().unwrap()).await;
+    let mut client = Listener { stream: TcpStream::connect(front.address).await.unwrap(), got: Vec::new() };
+    client.stream.write_all(b"POST /feed HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    let (mut endpoint, _) = old.accept().await.unwrap();
+    header(&mut endpoint).await;
+    endpoint.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").await.unwrap();
+    client.until(b"\r\n\r\n").await;
+    swap(&front, 1, new.address()).await;
+    client.until(b"HTTP/1.1 503 Service Unavailable\r\n").await;
+    client.until(b"may have been processed").await;
+    assert_eq!(new.seen(), 0);
+}
+
 /// Both zones name the service's one address: what is safe and was not answered yet goes there once more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_has_not_begun_goes_to_the_same_address_after_a_move() {

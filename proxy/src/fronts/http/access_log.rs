@@ -21,7 +21,7 @@ use serde::Serialize;
 use super::error::Fault;
 use super::exchange::Exchange;
 use super::settings::AccessLog;
-use super::{entrance, inet};
+use super::{ending, entrance, inet};
 use crate::fronts::latencies::Sample;
 use crate::fronts::now;
 use crate::fronts::stopwatch::Segment;
@@ -92,7 +92,7 @@ pub(super) fn line<'a>(
             _ => "HTTP/1.1",
         },
         route: exchange.route.as_deref(),
-        status: session.response_written().map(|header| header.status.as_u16()),
+        status: ending::response(session).map(|header| header.status.as_u16()),
         fault: exchange.fault.map(Fault::label),
         request_bytes: session.body_bytes_read(),
         response_bytes: session.body_bytes_sent(),

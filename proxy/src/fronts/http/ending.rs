@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
 use super::websocket::RESTART;
@@ -10,11 +12,17 @@ use super::websocket::RESTART;
 /// How much of a refused request's body is read so that the client gets to see the reply, and for how long.
 const LINGER: (usize, Duration) = (1 << 20, Duration::from_millis(500));
 
+/// The response whose header was sent. An informational one before it is none, but that of an upgrade is.
+pub(super) fn response(session: &Session) -> Option<&ResponseHeader> {
+    let is_final = |status: StatusCode| !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS;
+    session.response_written().filter(|header| is_final(header.status))
+}
+
 /// Ends a long stream that has to go, so that its client takes it for an end and comes again: a gRPC status, or the regular
 /// end of a body. A WebSocket mostly got its close frame when the endpoint's connection was ended; where that broke instead, it
 /// gets it here if a frame may follow (`close`).
 pub(super) async fn end_stream(session: &mut Session, close: bool) {
-    let Some(written) = session.response_written() else { return };
+    let Some(written) = response(session) else { return };
     let grpc = written
         .headers
         .get(CONTENT_TYPE)

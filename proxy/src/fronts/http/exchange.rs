@@ -25,6 +25,7 @@ use crate::fronts::streams::{Arrival, CERTAIN, Place, UNANSWERED};
 use crate::telemetry::names;
 use crate::traces;
 
+use super::ending;
 use super::error::Fault;
 use super::forwarded::Identity;
 use super::settings::AtCutover;
@@ -253,7 +254,7 @@ impl Exchange {
         // Before its claim on the endpoint: with more streams there than requests, those that are not would be ended.
         let streamed = self.place.take().is_some();
         let zone = self.pick.take().map(|pick| Arc::clone(pick.zone())).or_else(|| self.zone.take());
-        let status = session.response_written().map(|header| header.status.as_u16());
+        let status = ending::response(session).map(|header| header.status.as_u16());
         let outcome = match (error, self.fault, status) {
             (None, _, Some(status)) | (_, Some(Fault::Moved), Some(status)) => Outcome::Status(status),
             (_, Some(Fault::ClientLeft), _) | (_, None, None) => Outcome::Cancelled,

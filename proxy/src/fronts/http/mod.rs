@@ -309,7 +309,7 @@ impl ProxyHttp for HttpFront {
     ) -> FailToProxy {
         if exchange.was_ended() {
             exchange.fault = Some(Fault::Moved);
-            if session.response_written().is_some() {
+            if ending::response(session).is_some() {
                 let close = exchange.frames.as_ref().is_some_and(websocket::Frames::may_close);
                 ending::end_stream(session, close).await;
                 return FailToProxy { error_code: 0, can_reuse_downstream: false };
