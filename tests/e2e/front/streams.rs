@@ -399,6 +399,22 @@ async fn a_post_that_a_move_ended_after_early_hints_is_answered() {
     assert_eq!(new.seen(), 0);
 }
 
+/// A download that a move cut does not look whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_stream_of_events_is_broken_off() {
+    let (old, new) = (TcpListener::bind(("127.0.0.1", 0)).await.unwrap(), Upstream::start(1).await);
+    let front = feed(old.local_addr().unwrap()).await;
+    let mut client = Listener { stream: TcpStream::connect(front.address).await.unwrap(), got: Vec::new() };
+    client.stream.write_all(b"GET /feed/export HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let (mut endpoint, _) = old.accept().await.unwrap();
+    header(&mut endpoint).await;
+    let half = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n2\r\n1\n\r\n";
+    endpoint.write_all(half).await.unwrap();
+    client.until(b"\r\n\r\n2\r\n1\n\r\n").await;
+    swap(&front, 1, new.address()).await;
+    assert_eq!(client.rest().await.escape_ascii().to_string(), "", "no last chunk");
+}
+
 /// Both zones name the service's one address: what is safe and was not answered yet goes there once more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_has_not_begun_goes_to_the_same_address_after_a_move() {

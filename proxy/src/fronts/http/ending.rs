@@ -19,14 +19,13 @@ pub(super) fn response(session: &Session) -> Option<&ResponseHeader> {
 }
 
 /// Ends a long stream that has to go, so that its client takes it for an end and comes again: a gRPC status, or the regular
-/// end of a body. A WebSocket mostly got its close frame when the endpoint's connection was ended; where that broke instead, it
-/// gets it here if a frame may follow (`close`).
+/// end of a body of events. Of any other body the client must see that a part is missing: the library breaks it off. A WebSocket mostly got its
+/// close frame when the endpoint's connection was ended; where that broke instead, it gets it here if a frame may follow (`close`).
 pub(super) async fn end_stream(session: &mut Session, close: bool) {
     let Some(written) = response(session) else { return };
-    let grpc = written
-        .headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let kind = written.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let grpc = kind.starts_with(b"application/grpc");
+    let open = written.status == StatusCode::SWITCHING_PROTOCOLS || kind.starts_with(b"text/event-stream");
     let ended = if grpc && session.is_http2() {
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", HeaderValue::from_static("14"));
@@ -34,8 +33,10 @@ pub(super) async fn end_stream(session: &mut Session, close: bool) {
         session.downstream_session.write_response_trailers(trailers).await
     } else if close {
         session.downstream_session.write_response_body(RESTART, true).await
-    } else {
+    } else if open {
         session.downstream_session.finish_body().await
+    } else {
+        return;
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a stream that has to go could not be told so");
