@@ -143,6 +143,11 @@ impl Stopwatch {
         self.body_sent.get_or_insert(now);
     }
 
+    /// Whether the last piece of the request's body was handed to the upstream.
+    pub fn is_body_sent(&self) -> bool {
+        self.body_sent.is_some()
+    }
+
     /// The response's header came back.
     pub fn answered(&mut self, now: Instant) {
         self.answered.get_or_insert(now);

@@ -194,6 +194,59 @@ async fn a_silent_endpoint_is_given_up_but_by_streams() {
     assert_eq!((status, &*text), (StatusCode::OK, "event"));
 }
 
+/// A front without patience, whose only endpoint is out after one failure.
+async fn strict(at: SocketAddr) -> Arc<Front> {
+    let mut plain = HttpFront::plain(free(), &[]);
+    plain.listener.h2c = true;
+    plain.settings.timeouts.answer = Duration::from_millis(200);
+    let most = migration::units::Ratio::new(1.0).unwrap();
+    plain.settings.ejection = Some(Ejection { failures: 1, time: DEADLINE * 10, most });
+    Arc::new(Front::of(plain, WIDE, Pool::new(0, "a", &[at])).await)
+}
+
+fn is_out(front: &Front) -> bool {
+    front.resource.pool.load().endpoints()[0].is_ejected(godwit::clock::monotonic())
+}
+
+/// A client that says nothing more in the middle of its body, on HTTP/2, where the proxy library has no time for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_stalls_is_no_failure_of_the_endpoint() {
+    let raw = super::raw::Raw::start().await;
+    let front = strict(raw.address()).await;
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build(HttpConnector::new());
+    let piece = hyper::body::Frame::data(Bytes::from_static(b"x"));
+    let pieces = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(piece)]);
+    let body = futures_util::StreamExt::chain(pieces, futures_util::stream::pending());
+    let request = Request::post(format!("http://{}/", front.address))
+        .header("content-length", "10")
+        .body(http_body_util::StreamBody::new(body))
+        .unwrap();
+    let answer = tokio::time::timeout(DEADLINE, client.request(request)).await.expect("an end");
+    assert!(answer.is_err(), "{answer:?}");
+    until("a part of it has come", async || !raw.take_broken().is_empty()).await;
+    until("it has ended", async || front.gate().stats().in_flight == 0).await;
+    assert!(!is_out(&front));
+}
+
+/// An endpoint that reads nothing of a body, and one that does not let its client send it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_takes_no_body_has_failed() {
+    const LENGTH: usize = 64 << 20;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    for (expects, length) in [("", LENGTH), ("expect: 100-continue\r\n", 0)] {
+        let front = strict(listener.local_addr().unwrap()).await;
+        let mut client = TcpStream::connect(front.address).await.unwrap();
+        let head = format!("POST / HTTP/1.1\r\nhost: a\r\n{expects}content-length: {LENGTH}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        let sending = tokio::spawn(async move {
+            let _ = client.write_all(&vec![0; length]).await;
+            client
+        });
+        until("it is out", async || is_out(&front)).await;
+        sending.abort();
+    }
+}
+
 /// `dead.py`.
 struct Dead {
     child: Child,

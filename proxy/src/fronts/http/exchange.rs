@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, UPGRADE};
+use http::header::{ACCEPT, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue, UPGRADE};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
-use pingora::{Error, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use crate::fronts::gate::Admission;
 use crate::fronts::latencies::Sample;
@@ -30,6 +30,9 @@ use super::error::Fault;
 use super::forwarded::Identity;
 use super::settings::AtCutover;
 use super::websocket::Frames;
+
+/// As many bytes of a body an endpoint of HTTP/2 has room for from the start (RFC 9113, section 6.9.2).
+const WINDOW: u64 = 65_535;
 
 /// One request and its response. Dropping it leaves the gate and ends the claim on an endpoint, whatever happened.
 pub struct Exchange {
@@ -149,6 +152,22 @@ impl Exchange {
             !connection.was_ended() && connection.taken() == Some(*before)
         };
         closed_by_endpoint(error) && self.kept.as_ref().is_some_and(untaken)
+    }
+
+    /// Whether the time of an answer ran out although the endpoint had all that its client has sent, and waits for the rest of the body. One
+    /// that does not read is another matter (a write that takes too long), and so is one that does not say `100` to who asks for it.
+    pub(super) fn waits_for_client(&self, session: &Session, error: &Error) -> bool {
+        let Some(pick) = &self.pick else { return false };
+        // There the time does not begin anew with each piece that is written, and a piece may wait until the endpoint makes room for it.
+        let taken = !pick.reach().http2 || self.body_bytes <= WINDOW;
+        let asked = self.body_bytes > 0
+            || session.response_written().is_some()
+            || !session.req_header().headers.contains_key(EXPECT);
+        *error.etype() == ErrorType::ReadTimedout
+            && error.esource() == &ErrorSource::Upstream
+            && !self.watch.is_body_sent()
+            && taken
+            && asked
     }
 
     pub(super) fn has_other_endpoint(&self) -> bool {

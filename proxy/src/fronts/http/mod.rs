@@ -255,7 +255,11 @@ impl ProxyHttp for HttpFront {
         client_reused: bool,
     ) -> Box<Error> {
         let (fault, ended) = (Fault::of(&error), exchange.was_ended());
-        let breaks = matches!(fault, Fault::BadAnswer | Fault::TimedOut) && !ended;
+        let stalled = exchange.waits_for_client(session, &error);
+        if stalled {
+            exchange.fault = Some(Fault::ClientLeft);
+        }
+        let breaks = matches!(fault, Fault::BadAnswer | Fault::TimedOut) && !ended && !stalled;
         if breaks
             && let Some((front, pick)) = exchange.front.as_ref().zip(exchange.pick.as_ref())
             && let Some(rules) = &front.settings.ejection
