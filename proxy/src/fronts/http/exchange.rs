@@ -392,6 +392,17 @@ mod tests {
     }
 
     #[test]
+    fn who_is_sent_again_is_at_no_endpoint_meanwhile() {
+        let (mut exchange, front) = at_endpoint(true);
+        exchange.is_sent(&request("GET", &[]));
+        exchange.again();
+        let pool = front.pool.load();
+        let endpoint = &pool.endpoints()[0];
+        assert_eq!((endpoint.in_flight(), endpoint.streams(), front.gate.stats().in_flight), (0, 0, 1));
+        assert_eq!(exchange.zone.as_deref(), Some("z"));
+    }
+
+    #[test]
     fn only_an_end_in_order_says_what_was_taken() {
         let writing = |kind: io::ErrorKind| {
             let error = Error::because(ErrorType::WriteError, "while writing body", io::Error::from(kind));
