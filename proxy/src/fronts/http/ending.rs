@@ -14,7 +14,8 @@ const LINGER: (usize, Duration) = (1 << 20, Duration::from_millis(500));
 
 /// The response whose header was sent. An informational one before it is none, but that of an upgrade is.
 pub(super) fn response(session: &Session) -> Option<&ResponseHeader> {
-    let is_final = |status: StatusCode| !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS;
+    let is_final =
+        |status: StatusCode| !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS;
     session.response_written().filter(|header| is_final(header.status))
 }
 
