@@ -76,6 +76,11 @@ fn diff(client: &Client, output: Format) -> Result<ExitCode> {
             value.as_ref().map_or("(not there)".into(), ToString::to_string)
         };
         let how = effect(&one.key, one.live);
+        if one.secret {
+            said +=
+                &format!("{}  {} has another secret  # {how}; {}\n", one.key, text(&one.written), one.origin);
+            continue;
+        }
         said += &format!(
             "{}  {} -> {}  # {how}; {}\n",
             one.key,

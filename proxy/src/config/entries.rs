@@ -3,7 +3,10 @@
 //! Secrets are not in these files, only where they are; values that may hold one all the same are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,11 +14,15 @@ use super::error::{ConfigErrors, Position, Report};
 use super::load;
 use super::overlay::OverlayText;
 use super::raw::{self, Node, Value};
+use super::secret;
 
 /// Shown instead of what may be a secret.
 const HIDDEN: &str = "…";
 /// Under these keys text may be a secret.
 const SECRETIVE: [&str; 3] = ["headers", "env", "parameters"];
+/// What points at a secret: `KEY: {file: PATH}` with one of these, or under one of those.
+const SECRETS: [&str; 4] = ["password", "secret", "bearer", "dsn"];
+const OF_SECRETS: [&str; 3] = ["headers", "env", "passwords"];
 
 /// One key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -30,14 +37,41 @@ pub struct Entry {
     pub value: serde_json::Value,
     /// `file:line:col`; of what the API changed also who and when.
     pub origin: String,
+    /// What is in the file that it names, if that is a secret. Only where the files are read.
+    #[serde(skip)]
+    pub content: Option<Content>,
 }
 
-/// The text of the files, of `path`, of the policies beside it and of the overlay. Equal texts have equal entries.
+/// Tells whether a file has what it had, and nothing of what that is: keyed with what only this process knows, and not shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Content(u64);
+
+impl Content {
+    /// Of the secret in `path`; one that cannot be read is another one than any that can.
+    fn of(path: &Path) -> Self {
+        static KEY: OnceLock<RandomState> = OnceLock::new();
+        let text = load::text(path).map(|text| secret::in_file(&text).to_owned());
+        Self(KEY.get_or_init(RandomState::new).hash_one(text.ok()))
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(HIDDEN)
+    }
+}
+
+/// The text of the files, of `path`, of the policies beside it and of the overlay, and whether the secrets that they name are the same. Equal
+/// texts have equal entries.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Texts {
     /// Each file with what its keys begin with.
     files: Vec<(PathBuf, Vec<String>, Result<String, String>)>,
     overlay: Option<OverlayText>,
+    /// Of each file with a secret, by its path.
+    secrets: BTreeMap<PathBuf, Content>,
+    /// Paths in the files begin here.
+    folder: PathBuf,
 }
 
 impl Texts {
@@ -53,11 +87,32 @@ impl Texts {
             let text = load::text(&file);
             (file, prefix, text)
         };
-        Self { files: files.map(read).collect(), overlay }
+        let folder = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
+        let mut texts = Self { files: files.map(read).collect(), overlay, secrets: BTreeMap::new(), folder };
+        let entries = texts.written().unwrap_or_default();
+        let paths = entries.iter().filter_map(|entry| texts.secret(entry));
+        texts.secrets = paths.map(|path| (Content::of(&path), path)).map(|(of, path)| (path, of)).collect();
+        texts
     }
 
     /// Every key, in the order of the files. Only syntax is checked.
     pub fn entries(&self) -> Result<Vec<Entry>, ConfigErrors> {
+        let mut found = self.written()?;
+        for entry in &mut found {
+            entry.content = self.secret(entry).and_then(|path| self.secrets.get(&path).copied());
+        }
+        Ok(found)
+    }
+
+    /// The file with a secret that an entry names.
+    fn secret(&self, entry: &Entry) -> Option<PathBuf> {
+        let [.., above, key, file] = entry.parts.as_slice() else { return None };
+        let is_secret = SECRETS.contains(&key.as_str()) || OF_SECRETS.contains(&above.as_str());
+        let path = entry.value.as_str().filter(|_| file == "file" && is_secret)?;
+        Some(self.folder.join(path))
+    }
+
+    fn written(&self) -> Result<Vec<Entry>, ConfigErrors> {
         let mut found = Vec::new();
         let mut reports = Vec::new();
         for (file, prefix, text) in &self.files {
@@ -109,7 +164,13 @@ fn flatten(
     let text = matches!(node.value, Value::Text(_) | Value::List(_));
     let value =
         if secretive && text { HIDDEN.into() } else { node.json().map_or_else(|| HIDDEN.into(), shown) };
-    found.push(Entry { key: parts.join("."), parts: parts.to_vec(), value, origin: place(node.at) });
+    found.push(Entry {
+        key: parts.join("."),
+        parts: parts.to_vec(),
+        value,
+        origin: place(node.at),
+        content: None,
+    });
 }
 
 /// A query of a URL may hold a key.
@@ -186,6 +247,9 @@ pub struct Difference {
     pub origin: String,
     /// A reload applies it; else it needs a restart.
     pub live: bool,
+    /// The file with the secret is the same, and another secret is in it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub secret: bool,
 }
 
 /// Keys whose values differ, sorted.
@@ -205,7 +269,9 @@ pub fn diff(running: &[Entry], written: &[Entry]) -> Vec<Difference> {
     keys.into_iter()
         .filter_map(|parts| {
             let (old, new) = (running.get(parts), written.get(parts));
-            let same = old.map(|entry| &entry.value) == new.map(|entry| &entry.value)
+            let alike = old.map(|entry| &entry.value) == new.map(|entry| &entry.value);
+            let secret = alike && old.map(|entry| entry.content) != new.map(|entry| entry.content);
+            let same = alike && !secret
                 || (old.is_none() && only_holds(new, &running))
                 || (new.is_none() && only_holds(old, &written));
             let stays =
@@ -217,6 +283,7 @@ pub fn diff(running: &[Entry], written: &[Entry]) -> Vec<Difference> {
                 running: old.map(|entry| entry.value.clone()),
                 written: new.map(|entry| entry.value.clone()),
                 live: is_live(parts) && stays,
+                secret,
             })
         })
         .collect()
@@ -291,6 +358,7 @@ mod tests {
             parts: parts(key),
             value: value.into(),
             origin: "f:1:1".into(),
+            content: None,
         };
         let running = [
             entry("node.threads", 2),
@@ -322,6 +390,42 @@ mod tests {
         let live = |key: &str| is_live(&parts(key));
         assert!(!live("policies.p.score.step") && !live("resources.orders.fronts.http.listen"));
         assert!(live("resources.orders.placements.eu-west.capacity"));
+    }
+
+    #[test]
+    fn another_secret_in_the_same_file_is_a_difference_that_does_not_say_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("godwit.yaml");
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let text = "resources: { shop: { placements: { near: { postgres: { password: { file: pg } } } },\n  \
+                    fronts: { http: { access_log: { file: log } } } } }\n\
+                    feeds: { a: { headers: { x-key: { file: key } } }, b: { file: figures }, c: { bearer: { env: HOME } } }\n";
+        write("godwit.yaml", text);
+        for name in ["pg", "key", "log", "figures"] {
+            write(name, "hunter2\n");
+        }
+        let first = Texts::read(&path, None);
+        let found = || {
+            let found = diff(&first.entries().unwrap(), &Texts::read(&path, None).entries().unwrap());
+            let told = format!("{found:?}{first:?}");
+            assert!(!told.contains("hunter2") && !told.contains("hunter3"), "{told}");
+            found.into_iter().map(|one| (one.key, one.secret, one.live)).collect::<Vec<_>>()
+        };
+        write("pg", "hunter2");
+        assert_eq!((found(), first == Texts::read(&path, None)), (vec![], true));
+        write("log", "more");
+        write("figures", "more");
+        assert_eq!(
+            (found(), first == Texts::read(&path, None)),
+            (vec![], true),
+            "these are read while it runs"
+        );
+        write("pg", "hunter3\n");
+        std::fs::remove_file(folder.path().join("key")).unwrap();
+        let expected =
+            ["feeds.a.headers.x-key.file", "resources.shop.placements.near.postgres.password.file"];
+        assert_eq!(found(), expected.map(|key| (key.to_owned(), true, false)));
+        assert!(first != Texts::read(&path, None));
     }
 
     #[test]

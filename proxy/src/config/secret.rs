@@ -50,8 +50,7 @@ pub(super) fn read(item: &Item<'_>, around: &Surroundings<'_>) -> Option<String>
 fn from_file(item: &Item<'_>, path: &Path, around: &Surroundings<'_>) -> Option<String> {
     match (around.read)(path) {
         Ok(text) => {
-            // Editors end a file with a newline; the secret does not have one.
-            let secret = text.trim_end_matches(['\n', '\r']);
+            let secret = in_file(&text);
             if secret.is_empty() {
                 item.wrong(format!("{} is empty", path.display()), "a file that holds the secret");
                 return None;
@@ -64,6 +63,11 @@ fn from_file(item: &Item<'_>, path: &Path, around: &Surroundings<'_>) -> Option<
             None
         }
     }
+}
+
+/// Editors end a file with a newline; the secret does not have one.
+pub(super) fn in_file(text: &str) -> &str {
+    text.trim_end_matches(['\n', '\r'])
 }
 
 /// The system's words without the number, which differs between systems.

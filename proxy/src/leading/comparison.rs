@@ -150,4 +150,31 @@ mod tests {
         write("node: { threads: 2 }\n");
         assert_eq!(keys(), Vec::<String>::new());
     }
+
+    #[test]
+    fn another_secret_is_a_difference_for_which_no_text_has_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("godwit.yaml");
+        let fleet =
+            ", drivers: { fleet: { exec: { argv: [\"/bin/false\"], password: { file: pg } } } }, zones";
+        let text = format!("{{ {} }}", crate::config::samples::ORDERS.trim_end().replace('\n', ", "));
+        std::fs::write(folder.path().join("pg"), "hunter2\n").unwrap();
+        crate::config::samples::write(folder.path(), &text.replace(", zones", fleet));
+        let overlay = Arc::new(OverlayFile::open(folder.path()).unwrap());
+        let comparison = Comparison::new(file, overlay);
+        assert!(!comparison.rewritten().unwrap() && comparison.view().differences.is_empty());
+        std::fs::write(folder.path().join("pg"), "hunter3\n").unwrap();
+        assert!(comparison.rewritten().unwrap(), "a node that leads from now on needs it");
+        let seen = comparison.view();
+        for found in [&seen.differences, &comparison.differences().unwrap()] {
+            let [one] = found.as_slice() else { panic!("{found:?}") };
+            let told = serde_json::to_string(one).unwrap();
+            assert!(
+                one.key == "drivers.fleet.exec.password.file" && !one.live && !told.contains("hunter"),
+                "{told}"
+            );
+        }
+        std::fs::write(folder.path().join("pg"), "hunter2").unwrap();
+        assert!(comparison.view().differences.is_empty());
+    }
 }
